@@ -1,0 +1,43 @@
+"""The one place that reads the time, so that tests can hand over a clock of their own."""
+
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Protocol
+
+
+class Clock(Protocol):
+    """Two readings: seconds since 1970 for people, and a monotonic one for durations."""
+
+    def now_s(self) -> float: ...
+    def monotonic_s(self) -> float: ...
+
+
+class SystemClock:
+    """The machine's own clock."""
+
+    now_s = staticmethod(time.time)  # noqa: TID251 - this is the one place
+    monotonic_s = staticmethod(time.monotonic)
+
+
+@dataclass
+class FakeClock:
+    """A clock that moves when told to: for tests of decisions that depend on time."""
+
+    at_s: float = 1_800_000_000.0
+    elapsed_s: float = field(default=0.0)
+
+    def now_s(self) -> float:
+        return self.at_s + self.elapsed_s
+
+    def monotonic_s(self) -> float:
+        return self.elapsed_s
+
+    def advance(self, seconds: float) -> None:
+        self.elapsed_s += seconds
+
+
+def rfc3339(at_s: float, *, fraction_digits: int = 6) -> str:
+    """Render seconds since 1970 as RFC 3339 in UTC, `2026-11-20T10:11:12.123456Z`."""
+    text = datetime.fromtimestamp(at_s, UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")
+    return text[: -(6 - fraction_digits)] + "Z" if fraction_digits < 6 else text + "Z"

@@ -1,0 +1,53 @@
+"""All metric families of the appliance, in one registry that is built in `app.py` and handed over.
+
+Hot paths ask for a child once (`requests.labels(…)`) and keep it; `labels()` on every request costs more than the rest.
+"""
+
+from functools import lru_cache
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+
+
+class Metrics:
+    """Every family, by its short name; names and labels are part of the product's interface."""
+
+    content_type = CONTENT_TYPE_LATEST
+
+    def __init__(self) -> None:
+        r = self.registry = CollectorRegistry()
+        p = "appliance_"
+        self.requests = Counter(p + "requests", "Requests answered", ["route", "status"], registry=r)
+        self.request_seconds = Histogram(p + "request_duration_seconds", "Time from request to the last byte of the answer",
+                                         ["route"], buckets=SECONDS, registry=r)
+        self.first_byte_seconds = Histogram(p + "time_to_first_byte_seconds", "Time from request to the first byte of the answer",
+                                            ["route"], buckets=SECONDS, registry=r)
+        self.in_flight = Gauge(p + "requests_in_flight", "Requests being answered at this moment", registry=r)
+        self.connections = Gauge(p + "connections", "Open client connections", registry=r)
+        self.connections_refused = Counter(p + "connections_refused", "Connections turned away", ["reason"], registry=r)
+        self.stream_events = Counter(p + "stream_events", "Events sent in streams", ["backend"], registry=r)
+        self.tokens = Counter(p + "tokens", "Tokens as reported by whoever answered", ["backend", "kind"], registry=r)
+        self.upstream_attempts = Counter(p + "upstream_attempts", "Attempts to get an answer", ["backend", "endpoint", "outcome"], registry=r)
+        self.upstream_seconds = Histogram(p + "upstream_first_byte_seconds", "Time until the upstream's first byte",
+                                          ["backend"], buckets=SECONDS, registry=r)
+        self.upstream_connections = Gauge(p + "upstream_connections", "Open upstream connections", ["state"], registry=r)
+        self.breaker_open = Gauge(p + "upstream_breaker_open", "1 while an endpoint is rested", ["backend", "endpoint"], registry=r)
+        self.gpu_info = Gauge(p + "gpu_info", "One per GPU that nvidia-smi reports here; simulated=true means made up",
+                              ["index", "name", "uuid", "simulated"], registry=r)
+        self.worker_up = Gauge(p + "worker_up", "1 while the worker runs", registry=r)
+        self.worker_restarts = Counter(p + "worker_restarts", "Restarts of the worker", registry=r)
+        self.step_ok = Gauge(p + "prepare_step_ok", "1 when a step of the machine's preparation was done or not needed",
+                             ["step"], registry=r)
+        self.build_info = Gauge(p + "build_info", "Version of the appliance", ["version", "python"], registry=r)
+
+    def render(self) -> bytes:
+        """Give all families in Prometheus' text format."""
+        return generate_latest(self.registry)
+
+    @lru_cache(maxsize=512)  # noqa: B019 - one registry lives as long as the process
+    def request_children(self, route: str, status: int) -> tuple[Any, Any, Any]:
+        """Give the three children a finished request touches, looked up once per route and status."""
+        return (self.requests.labels(route, str(status)), self.request_seconds.labels(route), self.first_byte_seconds.labels(route))

@@ -1,0 +1,5 @@
+"""Trade floor: who answers a request, and how to speak to it.
+
+types (the words that cross rooms) · router (the one entrance) · aliases · receipts · pacing (one piece → a stream)
+chunks (OpenAI-shaped streams, read and written) · backends/ (contract, table, hosted, demo)
+"""

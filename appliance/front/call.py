@@ -1,0 +1,44 @@
+"""What a handler takes and gives, whichever server stands outside: hot handlers know neither aiohttp nor a socket."""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from appliance.engines.receipts import Receipt
+
+
+@dataclass(slots=True)
+class Call:
+    """One request, read whole.
+
+    Takes   headers: lower-case names; body: all bytes (b"" if none); peer: address of the caller or "unix";
+            query: the raw query string; params: parts of the path by name (`{model}`)
+    The handler runs in a task that is cancelled when the client leaves.
+    """
+
+    method: str
+    path: str
+    headers: dict[str, str]
+    body: bytes
+    peer: str
+    id: str
+    receipt: Receipt
+    route: str = ""
+    query: str = ""
+    params: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Answer:
+    """One answer: `body` in one piece, or `pieces` as they come (each written and flushed at once; aclose ends all below).
+
+    headers: extra headers, names in the spelling to send; Content-Type apart in `content_type`.
+    `on_error` renders an error that struck after the first piece into a last piece of the dialect.
+    """
+
+    status: int = 200
+    body: bytes = b""
+    content_type: str = "application/json"
+    pieces: AsyncIterator[bytes] | None = None
+    headers: list[tuple[str, str]] = field(default_factory=list)
+    on_error: Any = None            # Callable[[ApplianceError], bytes] | None

@@ -1,0 +1,1 @@
+"""Shared by all tests: nothing here talks to anything but this machine."""
