@@ -1,0 +1,62 @@
+"""Settings of the engines room: the hosted backend, model names, streaming."""
+
+from typing import Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field, SecretStr, field_validator
+
+from appliance.base.settings import CommaList, RoomSettings, SemicolonList, Switch
+
+RELOAD = {"reload": True}
+
+
+class EngineSettings(RoomSettings):
+    """Who answers, under which names, and how streams are made."""
+
+    novita_api_key: SecretStr = Field(
+        SecretStr(""), description="Key of the hosted API; without one the built-in demo engine answers", json_schema_extra=RELOAD)
+    novita_openai_endpoints: SemicolonList = Field(
+        ["https://api.novita.ai/openai/v1", "https://api.novita.ai/v3/openai"],
+        description="Base addresses of the hosted API, tried in order (semicolon list)",
+        json_schema_extra=RELOAD | {"separator": ";", "allowed": "http(s) addresses separated by semicolons"})
+    upstream_base_model: str = Field("meta-llama/llama-3.2-3b-instruct", min_length=1,
+                                     description="The model asked of the hosted API", json_schema_extra=RELOAD)
+    public_model: str = Field("meta-llama/llama-3.2-3b-instruct/fp-16-fast-vllm-1", min_length=1,
+                              description="The model name that clients see", json_schema_extra=RELOAD)
+    model_aliases: CommaList = Field(
+        ["llama3.2-3b-instruct", "llama-3.2-3b-instruct", "meta-llama-llama-3.2-3b-instruct"],
+        description="Further names for the same model (comma list)", json_schema_extra=RELOAD | {"allowed": "names separated by commas"})
+    model_strict: Switch = Field(False, description="1 = unknown model names get 404; 0 = any name is answered by PUBLIC_MODEL",
+                                 json_schema_extra=RELOAD)
+    upstream_streaming: Literal["auto", "relay", "simulate"] = Field(
+        "auto", description="auto = ask for a real stream, pace out what comes in one piece; relay = real streams only; "
+        "simulate = always ask for one piece and pace it out", json_schema_extra=RELOAD)
+    stream_chunk_size: int = Field(64, ge=1, le=4096, description="Simulated streams: characters per piece", json_schema_extra=RELOAD)
+    stream_delay_ms: float = Field(30, ge=0, le=10_000, description="Simulated streams: milliseconds between pieces",
+                                   json_schema_extra=RELOAD)
+    upstream_connect_timeout_s: float = Field(5.0, gt=0, le=120, description="Seconds to reach an endpoint (DNS, TCP, TLS)",
+                                              json_schema_extra=RELOAD)
+    upstream_first_byte_timeout_s: float = Field(
+        120.0, gt=0, le=3600, description="Seconds until an endpoint's first byte", json_schema_extra=RELOAD)
+    upstream_idle_timeout_s: float = Field(60.0, gt=0, le=3600, description="Seconds an endpoint may be silent in a stream",
+                                           json_schema_extra=RELOAD)
+    upstream_total_timeout_s: float = Field(
+        300.0, gt=0, le=86_400, description="Seconds for all attempts of one request together", json_schema_extra=RELOAD)
+    upstream_max_connections: int = Field(1024, ge=1, le=65_535, description="Most connections to the endpoints at a time")
+    breaker_failures: int = Field(3, ge=1, le=100, description="Failures in a row after which an endpoint is rested",
+                                  json_schema_extra=RELOAD)
+    breaker_rest_s: float = Field(15.0, gt=0, le=3600, description="Seconds an endpoint is rested before one request tries it again",
+                                  json_schema_extra=RELOAD)
+
+    @field_validator("novita_openai_endpoints")
+    @classmethod
+    def _endpoints(cls, value: list[str]) -> list[str]:
+        for address in value:
+            parts = urlsplit(address)
+            if parts.scheme not in {"http", "https"} or not parts.hostname:
+                raise ValueError(f"{address!r} is no http(s) address")
+            if parts.username or parts.password:
+                raise ValueError("put no credentials into an address; set NOVITA_API_KEY")
+        if not value:
+            raise ValueError("name at least one address")
+        return value
