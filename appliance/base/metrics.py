@@ -30,7 +30,8 @@ class Metrics:
         self.connections_refused = Counter(p + "connections_refused", "Connections turned away", ["reason"], registry=r)
         self.stream_events = Counter(p + "stream_events", "Events sent in streams", ["backend"], registry=r)
         self.tokens = Counter(p + "tokens", "Tokens as reported by whoever answered", ["backend", "kind"], registry=r)
-        self.upstream_attempts = Counter(p + "upstream_attempts", "Attempts to get an answer", ["backend", "endpoint", "outcome"], registry=r)
+        self.upstream_attempts = Counter(p + "upstream_attempts", "Attempts to get an answer", ["backend", "endpoint", "outcome"],
+                                         registry=r)
         self.upstream_seconds = Histogram(p + "upstream_first_byte_seconds", "Time until the upstream's first byte",
                                           ["backend"], buckets=SECONDS, registry=r)
         self.upstream_connections = Gauge(p + "upstream_connections", "Open upstream connections", ["state"], registry=r)

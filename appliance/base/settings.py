@@ -134,8 +134,8 @@ def allowed_text(field: FieldInfo) -> str:
     kinds = _flat(annotation)
     bounds: dict[str, Any] = {}
     for meta in field.metadata:
-        for kind, word in ((annotated_types.Ge, "ge"), (annotated_types.Gt, "gt"), (annotated_types.Le, "le"), (annotated_types.Lt, "lt")):
-            if isinstance(meta, kind):
+        for word in ("ge", "gt", "le", "lt"):
+            if isinstance(meta, getattr(annotated_types, word.capitalize())):
                 bounds[word] = getattr(meta, word)
     if bool in kinds:
         return "0 or 1"
@@ -161,6 +161,8 @@ def _literals(annotation: Any) -> list[Any]:
 
 
 def _show(field: FieldInfo, value: Any) -> str:
+    if isinstance(value, SecretStr):
+        value = value.get_secret_value()
     if value is None or value == "" or value == []:
         return ""
     if is_secret(field):
@@ -240,8 +242,8 @@ def describe(room: str, model: type[RoomSettings], current: RoomSettings | None,
         value = getattr(current, name) if current is not None else default
         rows.append(Described(
             variable=variable, room=room,
-            default=str(_extra(field).get("default_text") or _show(field, default.get_secret_value() if isinstance(default, SecretStr) else default)),
-            value=_show(field, value.get_secret_value() if isinstance(value, SecretStr) else value),
+            default=str(_extra(field).get("default_text") or _show(field, default)),
+            value=_show(field, value),
             allowed=allowed_text(field), help=field.description or "", is_secret=is_secret(field),
             is_set=bool(environ.get(variable) or environ.get(f"{variable}_FILE")),
             is_reloadable=bool(_extra(field).get("reload")),

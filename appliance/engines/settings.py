@@ -1,13 +1,13 @@
 """Settings of the engines room: the hosted backend, model names, streaming."""
 
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator
 
 from appliance.base.settings import CommaList, RoomSettings, SemicolonList, Switch
 
-RELOAD = {"reload": True}
+RELOAD: dict[str, Any] = {"reload": True}
 
 
 class EngineSettings(RoomSettings):

@@ -1,10 +1,12 @@
 """Settings of the HTTP door: where it listens, who may call, what is bounded."""
 
+from typing import Any
+
 from pydantic import Field, SecretStr, field_validator
 
 from appliance.base.settings import CommaList, RoomSettings, Switch
 
-RELOAD = {"reload": True}
+RELOAD: dict[str, Any] = {"reload": True}
 
 
 class FrontSettings(RoomSettings):
