@@ -42,3 +42,4 @@ class Answer:
     pieces: AsyncIterator[bytes] | None = None
     headers: list[tuple[str, str]] = field(default_factory=list)
     on_error: Any = None            # Callable[[ApplianceError], bytes] | None
+    heartbeat: bytes = b""          # sent between pieces while nothing else is, every HEARTBEAT_S; b"" = never

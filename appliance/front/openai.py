@@ -1,0 +1,152 @@
+"""OpenAI's dialect: models, chat, completions, embeddings. The client's bytes travel on; only `model` is changed in them."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from functools import partial
+from typing import Any
+
+from appliance.base import jsons
+from appliance.base.errors import Invalid, NoSuchModel
+from appliance.engines.router import Router
+from appliance.engines.types import EngineReply, EngineRequest, ModelCard, Operation
+from appliance.front.body import OPENAI_TYPES, check_messages, check_types, read_object
+from appliance.front.call import Answer, Call
+from appliance.front.errors import error_event
+
+SSE = "text/event-stream; charset=utf-8"
+SSE_HEADERS = [("Cache-Control", "no-cache"), ("X-Accel-Buffering", "no")]
+HEARTBEAT = b": heartbeat\n\n"
+
+
+class OpenAIDoor:
+    """The handlers of `/v1`. `heartbeat_s`: after so long without an answer a streaming client gets its headers and comments."""
+
+    def __init__(self, router: Router, *, heartbeat_s: float) -> None:
+        self._router = router
+        self.heartbeat_s = heartbeat_s
+
+    async def chat(self, call: Call) -> Answer:
+        """POST /v1/chat/completions."""
+        body = read_object(call.body)
+        check_types(body, OPENAI_TYPES)
+        check_messages(body.get("messages"))
+        return await self._ask(Operation.CHAT, body, call)
+
+    async def completions(self, call: Call) -> Answer:
+        """POST /v1/completions."""
+        body = read_object(call.body)
+        check_types(body, OPENAI_TYPES)
+        _check_prompt("prompt", body)
+        return await self._ask(Operation.COMPLETION, body, call)
+
+    async def embeddings(self, call: Call) -> Answer:
+        """POST /v1/embeddings."""
+        body = read_object(call.body)
+        check_types(body, OPENAI_TYPES)
+        _check_prompt("input", body)
+        if body.get("encoding_format") not in (None, "float", "base64"):
+            raise Invalid("`encoding_format` must be \"float\" or \"base64\".", param="encoding_format", code="invalid_value")
+        return await self._ask(Operation.EMBEDDING, body, call)
+
+    async def models(self, call: Call) -> Answer:
+        """GET /v1/models: `{object:"list", data:[model…]}`."""
+        return Answer(body=jsons.dumps({"object": "list", "data": [_model(card) for card in self._router.cards()]}))
+
+    async def model(self, call: Call) -> Answer:
+        """GET /v1/models/{id}; ids may hold slashes. A name that no card has is not a model, whatever MODEL_STRICT says."""
+        wanted = call.params["model"]
+        for card in self._router.cards():
+            if wanted == card.id or wanted in card.aliases:
+                return Answer(body=jsons.dumps(_model(card)))
+        raise NoSuchModel(f"The model {wanted!r} does not exist here.", param="model")
+
+    async def _ask(self, operation: Operation, body: dict[str, Any], call: Call) -> Answer:
+        is_stream = bool(body.get("stream")) and operation is not Operation.EMBEDDING
+        request = EngineRequest(operation, body, call.body, body.get("model") or "", is_stream, call.receipt)
+        if not is_stream:
+            reply = await self._router.answer(request)
+            return Answer(reply.status, reply.body or b"", reply.content_type)
+        return await stream_answer(self._router, request, heartbeat_s=self.heartbeat_s)
+
+
+async def stream_answer(router: Router, request: EngineRequest, *, heartbeat_s: float) -> Answer:
+    """Ask for a stream; while nobody has answered after `heartbeat_s`, begin the answer with heartbeats.
+
+    1. answered in time           → the stream, or a real error status
+    2. the upstream takes longer  → 200 and comments until it answers; an error then is an event in the stream
+    """
+    if not heartbeat_s:
+        return _streaming(await router.answer(request))
+    waiting = asyncio.ensure_future(router.answer(request))  # noqa: TID251 - awaited or cancelled below, in both cases
+    try:
+        done, _ = await asyncio.wait({waiting}, timeout=heartbeat_s)
+    except asyncio.CancelledError:
+        await _give_up(waiting)
+        raise
+    if done:                                                                                # 1
+        return _streaming(waiting.result())
+    return Answer(content_type=SSE, headers=SSE_HEADERS, pieces=_Waiting(waiting, heartbeat_s),  # 2
+                  on_error=partial(error_event, dialect="openai"))
+
+
+def _streaming(reply: EngineReply) -> Answer:
+    if reply.events is None:
+        return Answer(reply.status, reply.body or b"", reply.content_type)
+    return Answer(content_type=SSE, headers=SSE_HEADERS, pieces=reply.events, on_error=partial(error_event, dialect="openai"),
+                  heartbeat=HEARTBEAT)
+
+
+class _Waiting:
+    """Comments until the upstream answers, then its events."""
+
+    def __init__(self, waiting: "asyncio.Future[EngineReply]", heartbeat_s: float) -> None:
+        self._waiting = waiting
+        self._heartbeat_s = heartbeat_s
+        self._events: AsyncIterator[bytes] | None = None
+        self._is_first = True
+
+    def __aiter__(self) -> "_Waiting":
+        return self
+
+    async def __anext__(self) -> bytes:
+        if self._is_first:
+            self._is_first = False
+            return HEARTBEAT
+        if self._events is None:
+            done, _ = await asyncio.wait({self._waiting}, timeout=self._heartbeat_s)
+            if not done:
+                return HEARTBEAT
+            reply = self._waiting.result()
+            if reply.events is None:
+                raise Invalid(f"The upstream answered with status {reply.status}.") if reply.status >= 400 else StopAsyncIteration
+            self._events = reply.events
+        return await anext(self._events)
+
+    async def aclose(self) -> None:
+        await _give_up(self._waiting)
+
+
+async def _give_up(waiting: "asyncio.Future[EngineReply]") -> None:
+    """Cancel a call that nobody waits for, and close its stream if it had begun."""
+    if not waiting.done():
+        waiting.cancel()
+        await asyncio.wait({waiting})
+    if waiting.cancelled() or waiting.exception() is not None:
+        return
+    events = waiting.result().events
+    if events is not None:
+        await events.aclose()  # type: ignore[attr-defined]
+
+
+def _check_prompt(name: str, body: dict[str, Any]) -> None:
+    value = body.get(name)
+    if value is None:
+        raise Invalid(f"`{name}` is required.", param=name, code="missing_required_parameter")
+    if not isinstance(value, (str, list)) or value == []:
+        raise Invalid(f"`{name}` must be a string or an array that is not empty.", param=name, code="invalid_type")
+
+
+def _model(card: ModelCard) -> dict[str, Any]:
+    return {"id": card.id, "object": "model", "created": card.created_s, "owned_by": card.owned_by}
+
+
