@@ -52,3 +52,8 @@ class Metrics:
     def request_children(self, route: str, status: int) -> tuple[Any, Any, Any]:
         """Give the three children a finished request touches, looked up once per route and status."""
         return (self.requests.labels(route, str(status)), self.request_seconds.labels(route), self.first_byte_seconds.labels(route))
+
+    @lru_cache(maxsize=256)  # noqa: B019 - one registry lives as long as the process
+    def engine_children(self, backend: str) -> tuple[Any, Any, Any]:
+        """Give the children a finished answer of `backend` touches: prompt tokens, completion tokens, stream events."""
+        return (self.tokens.labels(backend, "prompt"), self.tokens.labels(backend, "completion"), self.stream_events.labels(backend))

@@ -26,6 +26,8 @@ class Call:
     route: str = ""
     query: str = ""
     params: dict[str, str] = field(default_factory=dict)
+    began_s: float = 0.0            # monotonic
+    first_byte_s: float = 0.0       # monotonic; 0 = nothing was sent yet
 
 
 @dataclass(slots=True)

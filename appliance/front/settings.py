@@ -22,7 +22,8 @@ class FrontSettings(RoomSettings):
         "of APPLIANCE_API_KEYS", json_schema_extra=RELOAD | {"allowed": "keys of at least 8 characters, separated by commas or lines"})
     cors_origins: CommaList = Field([], description="Web origins that browsers may call from (comma list, * = all)",
                                     json_schema_extra=RELOAD | {"allowed": "origins such as https://app.example, or *"})
-    max_body_bytes: int = Field(33_554_432, ge=1024, le=1_073_741_824, description="Largest request body in bytes", json_schema_extra=RELOAD)
+    max_body_bytes: int = Field(33_554_432, ge=1024, le=1_073_741_824, description="Largest request body in bytes",
+                                json_schema_extra=RELOAD)
     max_header_bytes: int = Field(32_768, ge=1024, le=1_048_576, description="Largest request head in bytes")
     max_connections: int = Field(10_000, ge=1, le=1_000_000, description="Most open client connections")
     header_timeout_s: float = Field(15.0, gt=0, le=600, description="Seconds a client has to send a request's head")

@@ -1,0 +1,144 @@
+"""`python -m appliance VERB`: check, prepare, serve, settings, healthcheck, version, ctl.
+
+Verbs import what they need when they are called: a health check must not cost what a server costs.
+"""
+
+import os
+import sys
+
+from appliance import __version__
+
+USAGE = """usage: appliance VERB [ARGUMENT…]
+
+  serve         serve HTTP and the control API (what the container does)
+  check         read the environment; name every problem with its remedy; exit 78 if there is one
+  prepare       ready the machine: machine-id, GPU identity, nvidia-smi, port 14444
+  settings      every variable: room, default, current value, help   [--json | --env-example | --markdown]
+  healthcheck   ask the running appliance whether it is well; exit 0 or 1
+  ctl           drive a running appliance over its control API (`ctl --help`)
+  version       print the version
+"""
+EX_CONFIG = 78      # sysexits.h: something was found in an unconfigured or misconfigured state
+
+
+def check() -> int:
+    """Print every problem of the environment; give 78 if one is fatal, else 0."""
+    from appliance.settings import load
+
+    settings, problems = load()
+    for problem in problems:
+        print(f"{'error' if problem.is_fatal else 'warning'}: {problem}", file=sys.stderr)
+    fatal = sum(p.is_fatal for p in problems)
+    if settings is None:
+        print(f"{fatal} problem{'s' if fatal != 1 else ''} found; the appliance does not start like this.", file=sys.stderr)
+        return EX_CONFIG
+    print("The settings are fine.", file=sys.stderr)
+    return 0
+
+
+def prepare() -> int:
+    """Run the machine's steps; give 1 when a mandatory one failed."""
+    from appliance.base import logs
+    from appliance.host.prepare import run_prepare
+    from appliance.settings import learn_secrets, load_or_raise
+
+    settings, _ = load_or_raise()
+    learn_secrets(settings)
+    logs.configure(level=settings.general.log_level, form=settings.general.log_format, stream=sys.stderr)
+    steps = run_prepare(settings.host, proxy_port=settings.front.proxy_port, environ=settings.environ)
+    return 1 if any(step.outcome == "failed" and step.is_mandatory for step in steps) else 0
+
+
+def show_settings(arguments: list[str]) -> int:
+    """Print every variable in the form that is asked for."""
+    from appliance.base import jsons
+    from appliance.describe import as_env_example, as_markdown, as_text
+    from appliance.settings import described, effective_environ, load
+
+    settings, _ = load()
+    rows = described(settings, effective_environ(os.environ)[0])
+    match arguments:
+        case ["--json"]:
+            from dataclasses import asdict
+            print(jsons.dumps_pretty([asdict(row) for row in rows]))
+        case ["--env-example"]:
+            print(as_env_example(rows), end="")
+        case ["--markdown"]:
+            print(as_markdown(rows), end="")
+        case []:
+            print(as_text(rows), end="")
+        case _:
+            print(f"settings: unknown argument {arguments[0]!r}; use --json, --env-example or --markdown.", file=sys.stderr)
+            return 2
+    return 0
+
+
+def healthcheck() -> int:
+    """Ask /healthz on this machine; give 0 when it says that all is well."""
+    import http.client
+    import json
+
+    host = os.environ.get("PROXY_HOST") or "127.0.0.1"
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    try:
+        port = int(os.environ.get("PROXY_PORT") or 14000)
+        connection = http.client.HTTPConnection(host, port, timeout=4)
+        connection.request("GET", "/healthz")
+        answer = connection.getresponse()
+        state = json.loads(answer.read()).get("state", "?")
+    except (OSError, ValueError, http.client.HTTPException) as exc:
+        print(f"unhealthy: {host} does not answer: {exc}", file=sys.stderr)
+        return 1
+    print(f"{'healthy' if answer.status == 200 else 'unhealthy'}: {state}")
+    return 0 if answer.status == 200 else 1
+
+
+def serve() -> int:
+    """Serve until told to stop; give the exit code."""
+    import uvloop
+
+    from appliance.app import serve as serve_until_stopped
+
+    return uvloop.run(serve_until_stopped())
+
+
+def ctl(arguments: list[str]) -> int:
+    """Hand the arguments to the control command line."""
+    from appliance.cli.ctl import main as ctl_main
+
+    return ctl_main(arguments)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the verb; settings that cannot be used end every verb in the same way: exit 78."""
+    arguments = sys.argv[1:] if argv is None else argv
+    verb, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
+    if verb == "ctl":
+        return ctl(rest)
+    if verb == "settings":
+        return show_settings(rest)
+    verbs = {"check": check, "prepare": prepare, "serve": serve, "healthcheck": healthcheck}
+    if verb in {"version", "--version"}:
+        print(__version__)
+        return 0
+    if verb in {"", "-h", "--help", "help"}:
+        print(USAGE, end="", file=sys.stderr if not verb else sys.stdout)
+        return 2 if not verb else 0
+    if verb not in verbs or rest:
+        print(f"appliance: unknown {'argument ' + repr(rest[0]) if verb in verbs else 'verb ' + repr(verb)}.\n\n{USAGE}",
+              end="", file=sys.stderr)
+        return 2
+    if verb in {"prepare", "serve"}:
+        from appliance.base.settings import BadSettings
+
+        try:
+            return verbs[verb]()
+        except BadSettings as exc:
+            for problem in exc.problems:
+                print(f"error: {problem}", file=sys.stderr)
+            return EX_CONFIG
+    return verbs[verb]()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

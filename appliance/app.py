@@ -1,0 +1,319 @@
+"""The wiring: builds the parts, joins them, opens them in order and closes them in reverse. Nothing is global."""
+
+import asyncio
+import platform
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import asdict
+from typing import Any
+
+import structlog
+
+from appliance import __version__
+from appliance.base import logs
+from appliance.base.clock import SystemClock, rfc3339
+from appliance.base.lines import LineRing
+from appliance.base.metrics import Metrics
+from appliance.base.settings import BadSettings
+from appliance.base.tasks import Tasks
+from appliance.base.watch import Watched
+from appliance.base.wire import Wire, WireLimits
+from appliance.control.parts import ControlParts
+from appliance.control.server import serving_control
+from appliance.engines.backends.contract import Backend
+from appliance.engines.backends.demo import DemoBackend
+from appliance.engines.backends.hosted import HostedBackend
+from appliance.engines.receipts import Receipt, Receipts
+from appliance.engines.router import Router
+from appliance.front.access_log import AccessLog
+from appliance.front.desk import Desk
+from appliance.front.ollama import OllamaDoor
+from appliance.front.openai import OpenAIDoor
+from appliance.front.responses import ResponsesDoor
+from appliance.front.routes import all_routes
+from appliance.front.server import Server, serving_http
+from appliance.front.system import SystemDoor
+from appliance.host.prepare import Prepared, prepared_or_now
+from appliance.host.worker import Worker
+from appliance.reload import Reloader
+from appliance.settings import WORKER_PORT, Settings, learn_secrets, load_or_raise
+
+log = structlog.get_logger("appliance")
+
+
+class Appliance:
+    """The whole house while it stands: its parts, its state, and the verbs that doors may call."""
+
+    def __init__(self, settings: Settings, warnings: list[str]) -> None:
+        self.settings = settings
+        self.clock = SystemClock()
+        self.started_s = self.clock.now_s()
+        self.metrics = Metrics()
+        self.receipts = Receipts()
+        self.lines = LineRing()
+        self.changed: Watched[int] = Watched(0)
+        self.tasks = Tasks(on_death=self._task_died)
+        self.warnings = warnings
+        self.state = "starting"
+        self.stop_asked = asyncio.Event()
+        self.hurry = asyncio.Event()
+        self.grace_s: float | None = None
+        self.exit_code = 0
+        self.http_addresses: list[tuple[str, int]] = []
+        self.control_addresses: list[str] = []
+        self.worker: Worker | None = None
+        self.prepared: Prepared | None = None
+        self.router = Router(settings.engines, build_backends(settings, self), clock=self.clock)
+        self.metrics.build_info.labels(__version__, platform.python_version()).set(1)
+
+    # ---- what doors may ask
+
+    def status(self) -> dict[str, Any]:
+        """Give the object that /healthz and GetStatus show: system A's fields and ours. No secrets."""
+        engines = self.router.settings
+        cards = self.router.cards()
+        prepared = self.prepared
+        return {
+            "ok": self.state == "serving", "state": self.state, "version": __version__, "started_at": rfc3339(self.started_s),
+            "started_at_s": self.started_s, "uptime_s": round(self.clock.now_s() - self.started_s, 3), "demo": self.router.is_demo,
+            "engine": "demo (built in, no model behind it)" if self.router.is_demo else "hosted",
+            "public_model": engines.public_model, "upstream_base": engines.upstream_base_model,
+            "aliases": list(cards[0].aliases) if cards else [], "novita_endpoints": list(engines.novita_openai_endpoints),
+            "backends": [asdict(state) for state in self.router.states()],
+            "gpu": prepared.gpu if prepared else {}, "nat": prepared.nat if prepared else {},
+            "worker": self.worker.as_dict() if self.worker else {"state": "off"},
+            "steps": [step.as_dict() for step in prepared.steps] if prepared else [],
+            "machine_id": prepared.machine_id if prepared else "",
+            "in_flight": self.desk.in_flight, "warnings": list(self.warnings),
+        }
+
+    def identity(self) -> dict[str, Any]:
+        """Give what GetIdentity shows: machine_id, hostname, gpu."""
+        prepared = self.prepared
+        return {"machine_id": prepared.machine_id if prepared else "", "hostname": socket.gethostname(),
+                "gpu": prepared.gpu if prepared else {}}
+
+    def set_state(self, state: str) -> None:
+        if state != self.state:
+            log.info("state", state=state)
+            self.state = state
+            self.bump()
+
+    def bump(self) -> None:
+        """Tell followers of the status that it changed."""
+        self.changed.set(self.changed.value + 1)
+
+    def drain(self) -> None:
+        """Take no new requests; running ones go on."""
+        if self.state == "serving":
+            self.set_state("draining")
+
+    def resume(self) -> None:
+        if self.state == "draining":
+            self.set_state("serving")
+
+    def shutdown(self, grace_s: float | None = None) -> None:
+        """Begin the end; a second call hurries it."""
+        if self.stop_asked.is_set():
+            self.hurry.set()
+        self.grace_s = grace_s
+        self.stop_asked.set()
+
+    def finish(self, receipt: Receipt) -> None:
+        """Settle a request that came by another door than HTTP."""
+        self.receipts.add(receipt)
+        self.desk.count_engine(receipt, 0)
+        self.metrics.requests.labels(receipt.route, str(receipt.status)).inc()
+
+    def _task_died(self, name: str, error: BaseException) -> None:
+        self.warnings.append(f"the background task {name} died: {error!r}")
+        self.exit_code = 1
+        self.shutdown()
+
+    # ---- building
+
+    def build_front(self, access_log: AccessLog) -> Server:
+        """Build the HTTP door with all its addresses."""
+        settings = self.settings.front
+        self.desk = Desk(settings, receipts=self.receipts, metrics=self.metrics, access_log=access_log, clock=self.clock,
+                         is_draining=lambda: self.state in {"draining", "stopping"})
+        self.openai = OpenAIDoor(self.router, heartbeat_s=settings.heartbeat_s)
+        system = SystemDoor(status=self.status, metrics=self.metrics, receipts=self.receipts)
+        routes = all_routes(self.openai, ResponsesDoor(self.router, clock=self.clock),
+                            OllamaDoor(self.router, clock=self.clock), system)
+        return Server(routes, self.desk, clock=self.clock)
+
+    def control_parts(self, reloader: Reloader) -> ControlParts:
+        return ControlParts(
+            router=self.router, receipts=self.receipts, worker=self.worker, status=self.status, changed=self.changed,
+            identity=self.identity, settings=reloader.described, reload=reloader.reload, drain=self.drain, resume=self.resume,
+            shutdown=self.shutdown, lines=self.lines, new_receipt=self.desk.new_receipt, finish=self.finish,
+            is_draining=lambda: self.state != "serving")
+
+
+def build_backends(settings: Settings, appliance: Appliance) -> list[Backend]:
+    """Build who answers: the hosted API where there is a key, else the demo engine."""
+    engines = settings.engines
+    if not engines.novita_api_key.get_secret_value():
+        aliases = appliance_names(settings)
+        return [DemoBackend(engines.public_model, aliases, appliance.clock)]
+    wire = Wire(WireLimits(
+        connect_s=engines.upstream_connect_timeout_s, first_byte_s=engines.upstream_first_byte_timeout_s,
+        idle_s=engines.upstream_idle_timeout_s, total_s=None, max_connections=engines.upstream_max_connections))
+    return [HostedBackend(engines, wire=wire, clock=appliance.clock, metrics=appliance.metrics)]
+
+
+def appliance_names(settings: Settings) -> tuple[str, ...]:
+    from appliance.engines.aliases import Names
+
+    engines = settings.engines
+    return Names(upstream=engines.upstream_base_model, public=engines.public_model, aliases=engines.model_aliases).reported
+
+
+@asynccontextmanager
+async def running(settings: Settings, *, warnings: list[str] | None = None) -> AsyncIterator[Appliance]:
+    """Open every part in order; leave them in reverse order, also when one of them cannot be opened.
+
+    engines → machine's state → front → control → worker (once /healthz answers)
+    """
+    appliance = Appliance(settings, warnings or [])
+    configure_logs(settings, appliance)
+    access_log = AccessLog(clock=appliance.clock, form=settings.general.log_format,
+                           also=lambda line: appliance.lines.add(appliance.clock.now_s(), "appliance.access", line))
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(appliance.tasks)
+        stack.push_async_callback(close_backends, appliance)
+        server = appliance.build_front(access_log)
+        front = settings.front
+        appliance.http_addresses = await stack.enter_async_context(serving_http(
+            server, [(front.proxy_host, front.proxy_port)], hurry=appliance.hurry, tasks=appliance.tasks,
+            grace_s=lambda: front.shutdown_grace_s if appliance.grace_s is None else appliance.grace_s))
+        port = appliance.http_addresses[0][1]
+        appliance.prepared = prepared = await asyncio.to_thread(
+            prepared_or_now, settings.host, proxy_port=port, environ=settings.environ)
+        if prepared.needs_listener:
+            await open_worker_port(server, appliance, stack)
+        report_machine(appliance, prepared)
+        appliance.worker = Worker(
+            settings.host, environ=settings.environ, is_gpu_simulated=bool(prepared.gpu.get("simulated")),
+            is_ready=lambda: answers_health(appliance), lines=appliance.lines, clock=appliance.clock, metrics=appliance.metrics)
+        reloader = Reloader(appliance)
+        if settings.control.control:
+            appliance.control_addresses = await stack.enter_async_context(
+                serving_control(settings.control, appliance.control_parts(reloader)))
+        stack.push_async_callback(appliance.worker.close)
+        await appliance.worker.start()
+        appliance.tasks.start(follow_worker(appliance), name="worker-status")
+        appliance.set_state("serving")
+        try:
+            yield appliance
+        finally:
+            appliance.set_state("stopping")
+
+
+async def serve(environ: Mapping[str, str] | None = None) -> int:
+    """Serve until SIGTERM, SIGINT or control's Shutdown; give the exit code."""
+    settings, problems = load_or_raise(environ)
+    warnings = [str(p) for p in problems]
+    loop = asyncio.get_running_loop()
+    try:
+        async with running(settings, warnings=warnings) as appliance:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, appliance.shutdown)
+            announce(appliance)
+            await appliance.stop_asked.wait()
+            log.info("stopping", grace_s=settings.front.shutdown_grace_s if appliance.grace_s is None else appliance.grace_s)
+        log.info("stopped")
+        return appliance.exit_code
+    except BadSettings as exc:
+        for problem in exc.problems:
+            print(f"error: {problem}", file=sys.stderr)  # noqa: T201 - the log is not up yet
+        return 78
+    except OSError as exc:
+        log.error("cannot_start", reason=str(exc))
+        return 1
+
+
+def configure_logs(settings: Settings, appliance: Appliance) -> None:
+    learn_secrets(settings)
+    logs.configure(level=settings.general.log_level, form=settings.general.log_format,
+                   also=lambda line: appliance.lines.add(appliance.clock.now_s(), "appliance", line))
+
+
+async def close_backends(appliance: Appliance) -> None:
+    for backend in appliance.router.replace(appliance.router.settings, []):
+        await backend.close()
+
+
+async def open_worker_port(server: Server, appliance: Appliance, stack: AsyncExitStack) -> None:
+    """Without the privilege for a NAT rule, a second listener on loopback has the same effect for local callers."""
+    from appliance.front.server import listening
+
+    try:
+        await stack.enter_async_context(listening(server, [("127.0.0.1", WORKER_PORT)]))
+        log.info("second_listener", address=f"127.0.0.1:{WORKER_PORT}")
+    except OSError as exc:
+        appliance.warnings.append(f"port {WORKER_PORT} could not be opened: {exc}")
+        log.warning("second_listener_failed", reason=str(exc))
+
+
+def report_machine(appliance: Appliance, prepared: Prepared) -> None:
+    """Log and measure what the machine's preparation gave; a simulated GPU is announced in plain words."""
+    for step in prepared.steps:
+        appliance.metrics.step_ok.labels(step.name).set(0 if step.outcome == "failed" else 1)
+        if step.outcome == "failed":
+            appliance.warnings.append(f"{step.name}: {step.detail}")
+    gpu = prepared.gpu
+    for row in gpu.get("gpus", []):
+        appliance.metrics.gpu_info.labels(str(row["index"]), row["name"], row["uuid"], str(bool(gpu.get("simulated"))).lower()).set(1)
+    if gpu.get("simulated"):
+        appliance.warnings.append("The GPU that nvidia-smi reports here is simulated (GPU_MODE=simulated).")
+        log.warning("simulated_gpu", names=[row["name"] for row in gpu["gpus"]])
+
+
+async def answers_health(appliance: Appliance) -> bool:
+    """Ask our own /healthz as the worker's machine would see it."""
+    host, port = appliance.http_addresses[0]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    try:
+        reader, writer = await asyncio.wait_for(asyncio.open_connection(host, port), 2)
+        try:
+            writer.write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            line = await asyncio.wait_for(reader.readline(), 2)
+        finally:
+            writer.close()
+    except (OSError, TimeoutError):
+        return False
+    return b" 200 " in line
+
+
+async def follow_worker(appliance: Appliance) -> None:
+    assert appliance.worker is not None
+    async for _ in appliance.worker.status.follow():
+        appliance.bump()
+
+
+def announce(appliance: Appliance) -> None:
+    """Say where we listen and who answers; with the demo engine, three commands to try."""
+    host, port = appliance.http_addresses[0]
+    log.info("serving", http=[f"{h}:{p}" for h, p in appliance.http_addresses], control=appliance.control_addresses,
+             demo=appliance.router.is_demo, model=appliance.router.settings.public_model, version=__version__)
+    for warning in appliance.warnings:
+        log.warning("notice", text=warning)
+    if not appliance.router.is_demo:
+        return
+    log.warning("demo_engine", text="No NOVITA_API_KEY is set: the built-in demo engine answers. No model stands behind it.")
+    base = f"http://{'127.0.0.1' if host in {'0.0.0.0', '::', '127.0.0.1'} else host}:{port}"
+    print(f"""
+The demo engine answers every model. Three commands to try:
+
+  curl {base}/v1/chat/completions -H 'content-type: application/json' \\
+       -d '{{"messages": [{{"role": "user", "content": "Hello"}}]}}'
+  curl -N {base}/api/chat -d '{{"model": "demo", "messages": [{{"role": "user", "content": "Hello"}}]}}'
+  curl {base}/healthz
+""", file=sys.stderr)  # noqa: T201 - for the person at the terminal
+
+

@@ -1,0 +1,53 @@
+"""One rich line per request. Lines are gathered and written together, a few times a second: a write per request costs more
+than the rest of the line."""
+
+import sys
+from collections.abc import Callable
+from typing import TextIO
+
+from appliance.base import jsons
+from appliance.base.clock import Clock, rfc3339
+from appliance.base.logs import SECRETS
+from appliance.engines.receipts import Receipt
+
+GATHER = 256
+
+
+class AccessLog:
+    """Writes the lines. `flush` is called by the server's ticker and at the end."""
+
+    def __init__(self, *, clock: Clock, form: str = "json", stream: TextIO | None = None,
+                 also: Callable[[str], None] | None = None) -> None:
+        self._clock = clock
+        self._stream = stream or sys.stdout
+        self._is_console = form == "console" or (form == "auto" and self._stream.isatty())
+        self._also = also
+        self._lines: list[str] = []
+
+    def write(self, receipt: Receipt, *, method: str, path: str, peer: str, sent_bytes: int) -> None:
+        """Put one request's line: JSON with the receipt's facts, or a short text on a terminal. Never a body, never a key."""
+        at = rfc3339(self._clock.now_s(), fraction_digits=3)
+        if self._is_console:
+            line = (f"{at} {peer} {method} {path} {receipt.status} {receipt.total_ms:.1f}ms"
+                    f" model={receipt.model or '-'} backend={receipt.backend or '-'} {receipt.error}").rstrip()
+        else:
+            line = jsons.dumps_text({
+                "event": "request", "level": "info", "ts": at, "id": receipt.id, "peer": peer, "method": method, "path": path,
+                "status": receipt.status, "finish": receipt.finish, "ms": round(receipt.total_ms, 2), "bytes": sent_bytes,
+                "stream": receipt.streamed, "model": receipt.model, "served_model": receipt.served_model, "backend": receipt.backend,
+                "endpoint": receipt.endpoint, "attempts": len(receipt.attempts), "upstream_ms": round(receipt.upstream_ms, 2),
+                "prompt_tokens": receipt.prompt_tokens, "completion_tokens": receipt.completion_tokens, "error": receipt.error,
+            })
+        line = SECRETS.blank(line)
+        self._lines.append(line)
+        if self._also is not None:
+            self._also(line)
+        if len(self._lines) >= GATHER:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what was gathered."""
+        if self._lines:
+            lines, self._lines = self._lines, []
+            self._stream.write("\n".join(lines) + "\n")
+            self._stream.flush()

@@ -1,0 +1,337 @@
+"""The HTTP server: sockets whose connections begin in the fast lane, and aiohttp behind it for everything that is not hot."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from email.utils import formatdate
+from typing import Any
+
+import structlog
+from aiohttp import web
+
+from appliance.base.clock import Clock
+from appliance.base.errors import ApplianceError, Invalid, NotFound, TimedOut
+from appliance.base.tasks import Tasks
+from appliance.front.call import Answer, Call
+from appliance.front.desk import Desk, too_large
+from appliance.front.lane import Lane
+from appliance.front.routes import Route
+from appliance.front.settings import FrontSettings
+
+log = structlog.get_logger("front")
+TICK_S = 0.5
+
+
+class Server:
+    """One HTTP door: its connections, its ticker, its addresses."""
+
+    def __init__(self, routes: list[Route], desk: Desk, *, clock: Clock) -> None:
+        self.desk = desk
+        self.now_s = clock.monotonic_s
+        self.clock = clock
+        self.hot = {f"POST {route.path} HTTP/1.1".encode(): route for route in routes if route.is_hot}
+        self.lanes: set[Lane] = set()
+        self.is_stopping = False
+        self.date_line = b""
+        self.tick_s = 0.0
+        self.loop = asyncio.get_running_loop()
+        self._routes = routes
+        self._runner = web.AppRunner(
+            self._application(), handle_signals=False, access_log=None, handler_cancellation=True,
+            keepalive_timeout=desk.settings.keepalive_timeout_s, max_line_size=min(8190, desk.settings.max_header_bytes),
+            max_field_size=min(8190, desk.settings.max_header_bytes))
+        self._open = desk.metrics.connections
+        self._refused = desk.metrics.connections_refused
+
+    @property
+    def settings(self) -> FrontSettings:
+        return self.desk.settings
+
+    # ---- connections
+
+    def admit(self, lane: Lane) -> bool:
+        """Count a new connection in, unless there are too many or the server stops."""
+        if self.is_stopping or len(self.lanes) >= self.settings.max_connections:
+            self._refused.labels("stopping" if self.is_stopping else "too_many").inc()
+            return False
+        self.lanes.add(lane)
+        self._open.set(len(self.lanes))
+        return True
+
+    def forget(self, lane: Lane) -> None:
+        self.lanes.discard(lane)
+        self._open.set(len(self.lanes))
+
+    def aiohttp_protocol(self) -> Any:
+        """Give a fresh aiohttp protocol for a connection that leaves the fast lane."""
+        server = self._runner.server
+        assert server is not None
+        return server()
+
+    async def tick(self) -> None:
+        """Do what needs the clock: the Date header, heartbeats, time-outs, the gathered log lines."""
+        self.tick_s = self.now_s()
+        self.date_line = f"Date: {formatdate(self.clock.now_s(), usegmt=True)}\r\n".encode()
+        self.desk.metrics.in_flight.set(self.desk.in_flight)
+        self.desk.access_log.flush()
+        for lane in list(self.lanes):
+            lane.tick(self.tick_s)
+
+    # ---- life
+
+    async def start(self) -> None:
+        await self._runner.setup()
+        await self.tick()
+
+    async def stop(self, grace_s: float, hurry: asyncio.Event) -> None:
+        """Take no new request, let running answers end for `grace_s` seconds (or until `hurry`), then cut them."""
+        self.is_stopping = True
+        for lane in list(self.lanes):
+            lane.stop()
+        deadline = self.now_s() + grace_s
+        while self.desk.in_flight and self.now_s() < deadline and not hurry.is_set():
+            with suppress(TimeoutError):
+                await asyncio.wait_for(hurry.wait(), 0.05)
+        if self.desk.in_flight:
+            log.warning("answers_cut_off", count=self.desk.in_flight, grace_s=grace_s)
+        for lane in list(self.lanes):
+            lane.cut()
+        await asyncio.sleep(0)      # the cancelled answers get their turn, so that each is closed at the desk
+        await self._runner.cleanup()
+        self.desk.access_log.flush()
+
+    # ---- aiohttp's part
+
+    def _application(self) -> web.Application:
+        app = web.Application(client_max_size=self.desk.settings.max_body_bytes)
+        for route in self._routes:
+            for method in route.methods:
+                app.router.add_route(method, route.path, self._adapter(route))
+        app.router.add_route("*", "/{rest:.*}", self._unknown)
+        return app
+
+    def _adapter(self, route: Route) -> Callable[[web.Request], Any]:
+        async def handler(request: web.Request) -> web.StreamResponse:
+            return await self._serve(request, route)
+        return handler
+
+    async def _serve(self, request: web.Request, route: Route) -> web.StreamResponse:
+        """Serve one request of aiohttp's: the same desk, the same handlers."""
+        desk = self.desk
+        call = desk.open(route, method=request.method, path=request.path, headers=_headers(request), body=b"",
+                         peer=_peer(request), query=request.query_string, params=dict(request.match_info))
+        lane = self._lane_of(request)
+        if lane is not None:
+            lane.busy += 1
+        finish, sent, events = "client_left", 0, 0
+        try:
+            try:
+                desk.keys.check(route.access, call.headers, call.peer)      # before a body is read, not after
+                call.body = await self._read_body(request)
+            except ApplianceError as error:
+                answer = desk.refusal(error, route.dialect, call.receipt)
+                call.receipt.status = answer.status
+                answer.headers.append(("x-request-id", call.id))
+                response = await self._send_whole(request, answer)
+                if not request.content.at_eof():
+                    response.force_close()
+            else:
+                answer = await desk.handle(route, call)
+                if answer.pieces is None:
+                    desk.first_byte(call)
+                    response = await self._send_whole(request, answer)
+                else:
+                    response, finish, sent, events = await self._send_stream(request, answer, call)
+                    return response
+            finish, sent = "done", len(answer.body)
+            return response
+        except (ConnectionResetError, asyncio.CancelledError):
+            finish = "client_left"
+            raise
+        finally:
+            desk.close(call, finish=finish, sent_bytes=sent, events=events)
+            if lane is not None:
+                lane.busy -= 1
+                lane.unmark()
+
+    def _lane_of(self, request: web.Request) -> Lane | None:
+        transport = request.transport
+        protocol = transport.get_protocol() if transport is not None else None
+        return protocol if isinstance(protocol, Lane) else None
+
+    async def _read_body(self, request: web.Request) -> bytes:
+        """Read a body of any framing, within its limits of size and patience."""
+        limit = self.settings.max_body_bytes
+        if (request.content_length or 0) > limit:
+            raise too_large(limit)
+        if not request.body_exists:
+            return b""
+        pieces, size = [], 0
+        while True:
+            try:
+                piece = await asyncio.wait_for(request.content.readany(), self.settings.body_timeout_s)
+            except TimeoutError:
+                raise TimedOut("The request's body did not arrive in time (BODY_TIMEOUT_S).", code="body_timeout") from None
+            except (web.HTTPException, ValueError) as exc:
+                raise Invalid(f"The request's body cannot be read: {exc}.") from None
+            if not piece:
+                return b"".join(pieces)
+            size += len(piece)
+            if size > limit:
+                raise too_large(limit)
+            pieces.append(piece)
+
+    async def _send_whole(self, request: web.Request, answer: Answer) -> web.Response:
+        response = web.Response(status=answer.status, body=answer.body)
+        response.headers["Content-Type"] = answer.content_type
+        for name, value in answer.headers:
+            response.headers[name] = value
+        if self.is_stopping:
+            response.force_close()
+        return response
+
+    async def _send_stream(self, request: web.Request, answer: Answer, call: Call) -> tuple[web.StreamResponse, str, int, int]:
+        """Write pieces as they come.
+
+        Gives   (response, finish, bytes, pieces)
+        """
+        pieces = answer.pieces
+        assert pieces is not None
+        response = web.StreamResponse(status=answer.status)
+        response.headers["Content-Type"] = answer.content_type
+        for name, value in answer.headers:
+            response.headers[name] = value
+        finish, sent, events = "done", 0, 0
+        try:
+            await response.prepare(request)
+            beat = self.settings.heartbeat_s if answer.heartbeat else 0
+            async for piece in beating(pieces, answer.heartbeat, beat) if beat else pieces:
+                if not sent:
+                    self.desk.first_byte(call)
+                await response.write(piece)
+                sent += len(piece)
+                events += 1
+        except ApplianceError as error:
+            call.receipt.error = f"{error.kind.value}: {error.message}"
+            finish = "cut_off" if sent else "error"
+            await response.write(answer.on_error(error))
+        except (ConnectionResetError, asyncio.CancelledError):
+            raise
+        except Exception as error:
+            internal = self.desk.unexpected(error, call)
+            call.receipt.error = f"{internal.kind.value}: {internal.message}"
+            finish = "cut_off" if sent else "error"
+            await response.write(answer.on_error(internal))
+        finally:
+            await pieces.aclose()  # type: ignore[attr-defined]
+        await response.write_eof()
+        return response, finish, sent, events
+
+    async def _unknown(self, request: web.Request) -> web.StreamResponse:
+        """Answer for addresses that are not in the table, a wrong method, and a browser's preflight."""
+        path = request.path
+        dialect = "ollama" if path.startswith("/api/") else "openai"
+        call = self.desk.open(None, method=request.method, path=path, headers=_headers(request), body=b"", peer=_peer(request))
+        methods = sorted({m for route in self._routes if _fits(route.path, path) for m in route.methods})
+        if request.method == "OPTIONS" and methods:
+            answer = Answer(204, headers=self._preflight(request, methods))
+        elif methods:
+            answer = self.desk.refusal(Invalid(f"{path} does not take {request.method}; it takes {', '.join(methods)}.",
+                                               code="method_not_allowed"), dialect, call.receipt)
+            answer.status = 405
+            answer.headers.append(("Allow", ", ".join(methods)))
+        else:
+            answer = self.desk.refusal(NotFound(f"There is nothing at {path}."), dialect, call.receipt)
+        call.receipt.status = answer.status
+        answer.headers.append(("x-request-id", call.id))
+        response = await self._send_whole(request, answer)
+        self.desk.close(call, finish="done", sent_bytes=len(answer.body))
+        return response
+
+    def _preflight(self, request: web.Request, methods: list[str]) -> list[tuple[str, str]]:
+        headers = self.desk.cors_headers(request.headers.get("Origin", ""))
+        if any(name == "Access-Control-Allow-Origin" for name, _ in headers):
+            asked = request.headers.get("Access-Control-Request-Headers", "")
+            allowed = asked if asked and asked.isprintable() and asked.isascii() else "authorization, content-type"
+            headers += [("Access-Control-Allow-Methods", ", ".join(methods)), ("Access-Control-Allow-Headers", allowed),
+                        ("Access-Control-Max-Age", "600")]
+        return headers
+
+
+async def beating(pieces: AsyncIterator[bytes], heartbeat: bytes, every_s: float) -> AsyncIterator[bytes]:
+    """Give the pieces, and `heartbeat` whenever none came for `every_s` seconds."""
+    waiting: asyncio.Future[bytes] | None = None
+    try:
+        while True:
+            waiting = asyncio.ensure_future(anext(pieces))  # type: ignore[arg-type]  # noqa: TID251 - awaited or cancelled here
+            while not (await asyncio.wait({waiting}, timeout=every_s))[0]:
+                yield heartbeat
+            try:
+                piece = waiting.result()
+            except StopAsyncIteration:
+                return
+            yield piece
+    finally:
+        if waiting is not None and not waiting.done():
+            waiting.cancel()
+            await asyncio.wait({waiting})
+
+
+def _headers(request: web.Request) -> dict[str, str]:
+    headers: dict[str, str] = {}
+    for name, value in request.headers.items():
+        key = name.lower()
+        headers[key] = f"{headers[key]}, {value}" if key in headers else value
+    return headers
+
+
+def _peer(request: web.Request) -> str:
+    return request.remote or "unix"
+
+
+def _fits(pattern: str, path: str) -> bool:
+    """Whether `path` is one of the pattern's: `{name}` is one piece, `{name:.+}` any rest."""
+    wanted, given = pattern.split("/"), path.split("/")
+    for number, piece in enumerate(wanted):
+        if piece.endswith(":.+}"):
+            return len(given) > number and bool(given[number])
+        if number >= len(given) or not (piece.startswith("{") or piece == given[number]):
+            return False
+    return len(wanted) == len(given)
+
+
+@asynccontextmanager
+async def serving_http(server: Server, addresses: list[tuple[str, int]], *, hurry: asyncio.Event,
+                       tasks: Tasks) -> AsyncIterator[list[tuple[str, int]]]:
+    """Listen on `addresses` while the context is open.
+
+    Takes   addresses: (host, port), port 0 = any free one; hurry: set when the end should come at once
+    Gives   the addresses that are really listened on
+    Raises  OSError with the address in its text when one cannot be had
+    """
+    await server.start()
+    listeners = []
+    try:
+        bound: list[tuple[str, int]] = []
+        for host, port in addresses:
+            try:
+                listener = await server.loop.create_server(lambda: Lane(server), host, port, backlog=4096, reuse_address=True)
+            except OSError as exc:
+                raise OSError(exc.errno, f"cannot listen on {host}:{port}: {exc.strerror or exc}") from exc
+            listeners.append(listener)
+            for sock in listener.sockets:
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                bound.append(sock.getsockname()[:2])
+        ticker = tasks.every(TICK_S, server.tick, name="front-ticker")
+        try:
+            yield bound
+        finally:
+            for listener in listeners:
+                listener.close()
+            await server.stop(server.settings.shutdown_grace_s, hurry)
+            ticker.cancel()
+    except BaseException:
+        for listener in listeners:
+            listener.close()
+        raise

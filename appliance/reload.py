@@ -1,0 +1,121 @@
+"""Reload: read the settings again, say what would change, put it in place without touching running answers, or put it back."""
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import structlog
+
+from appliance.base import logs
+from appliance.base.settings import Described, Problem
+from appliance.control.parts import Change, ReloadResult
+from appliance.settings import Settings, described, learn_secrets, load
+
+if TYPE_CHECKING:
+    from appliance.app import Appliance
+
+log = structlog.get_logger("reload")
+PATIENCE_S = 3600       # an old backend's running answers get this long before its connections are closed
+
+
+class Reloader:
+    """Takes one reload at a time. Overrides of earlier reloads stay until the process ends."""
+
+    def __init__(self, appliance: "Appliance") -> None:
+        self._appliance = appliance
+        self._environ = dict(appliance.settings.environ)
+        self._given = dict(appliance.settings.given)
+        self._lock = asyncio.Lock()
+
+    def described(self) -> list[Described]:
+        return described(self._appliance.settings, self._appliance.settings.environ)
+
+    async def reload(self, overrides: dict[str, str], dry_run: bool) -> ReloadResult:
+        """Read everything again, with `overrides` on top.
+
+        Takes   overrides: variable → value ("" = back to the default); dry_run: only say what would change
+        Gives   ReloadResult: changes (secrets hidden), problems, applied
+        """
+        async with self._lock:
+            given = {**self._given, **overrides}
+            wanted, problems = load(given)
+            fatal = tuple(p for p in problems if p.is_fatal)
+            unknown = _unknown(overrides, self.described())
+            if wanted is None or unknown:
+                return ReloadResult((), (*fatal, *unknown), False, "Nothing was changed: the new settings have problems.")
+            changes = self._changes(wanted)
+            if dry_run or not changes:
+                return ReloadResult(changes, (), False, "Nothing was changed: a dry run." if dry_run else "Nothing differs.")
+            try:
+                self._apply(self._reloadable_only(wanted, changes))
+            except Exception as exc:
+                log.error("reload_failed", error=repr(exc), exc_info=exc)
+                problem = Problem("reload", "", "settings that can be put in place", f"{exc}. The former settings are in place again.")
+                return ReloadResult(changes, (problem,), False, "Nothing was changed: putting the new settings in place failed.")
+            self._given = given
+            late = [c.variable for c in changes if c.needs_restart]
+            message = "Applied." if not late else f"Applied, but for {', '.join(late)}: those need a restart."
+            log.info("reloaded", changes=[c.variable for c in changes], need_restart=late)
+            return ReloadResult(changes, (), True, message)
+
+    def _changes(self, wanted: Settings) -> tuple[Change, ...]:
+        old = {row.variable: row for row in self.described()}
+        changes = []
+        for row in described(wanted, wanted.environ):
+            before = old[row.variable]
+            if row.value != before.value or (row.is_secret and _secret(wanted, row) != _secret(self._appliance.settings, row)):
+                changes.append(Change(row.variable, before.value, row.value, needs_restart=not row.is_reloadable))
+        return tuple(changes)
+
+    def _reloadable_only(self, wanted: Settings, changes: tuple[Change, ...]) -> Settings:
+        """Keep what needs a restart as it is, so that the settings shown are those in force."""
+        kept = {c.variable.lower() for c in changes if c.needs_restart}
+        now = self._appliance.settings
+        rooms = {}
+        for name in ("general", "host", "engines", "front", "control"):
+            present, new = getattr(now, name), getattr(wanted, name)
+            stay = {field: getattr(present, field) for field in type(present).model_fields if field in kept}
+            rooms[name] = new.model_copy(update=stay)
+        return Settings(**rooms, environ=wanted.environ, given=wanted.given)
+
+    def _apply(self, settings: Settings) -> None:
+        """Put settings in place; on failure put the former ones back and raise."""
+        from appliance.app import build_backends
+
+        appliance, former = self._appliance, self._appliance.settings
+        learn_secrets(settings)
+        new = build_backends(settings, appliance) if settings.engines != former.engines else None
+        try:
+            appliance.desk.apply(settings.front)
+            appliance.openai.heartbeat_s = settings.front.heartbeat_s
+            logs.set_level(settings.general.log_level)
+            if new is not None:
+                old = appliance.router.replace(settings.engines, new)
+                appliance.tasks.start(_close_when_idle(old), name="close-old-backends")
+            appliance.settings = settings
+        except BaseException:
+            appliance.desk.apply(former.front)
+            appliance.openai.heartbeat_s = former.front.heartbeat_s
+            logs.set_level(former.general.log_level)
+            raise
+        appliance.bump()
+
+
+async def _close_when_idle(backends: list) -> None:  # type: ignore[type-arg]
+    """Close replaced backends once their running answers have ended."""
+    waited_s = 0.0
+    while any(backend.state().in_flight for backend in backends) and waited_s < PATIENCE_S:
+        await asyncio.sleep(0.2)
+        waited_s += 0.2
+    for backend in backends:
+        await backend.close()
+
+
+def _secret(settings: Settings, row: Described) -> str:
+    value = getattr(getattr(settings, row.room), row.variable.lower())
+    return str(value.get_secret_value() if hasattr(value, "get_secret_value") else value)
+
+
+def _unknown(overrides: dict[str, str], rows: list[Described]) -> tuple[Problem, ...]:
+    known = {row.variable for row in rows} | {f"{row.variable}_FILE" for row in rows if row.is_secret}
+    return tuple(Problem(name, "", "a variable that exists", "There is no such variable; see `appliance settings`.")
+                 for name in sorted(overrides) if name not in known)

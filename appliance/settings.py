@@ -1,0 +1,147 @@
+"""All rooms' settings together: read once, every problem at once, described for people."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr
+
+from appliance.base.logs import SECRETS
+from appliance.base.settings import BadSettings, Described, Problem, RoomSettings, describe, read, unknown_variables
+from appliance.control.guard import problems as control_problems
+from appliance.control.settings import ControlSettings
+from appliance.engines.settings import EngineSettings
+from appliance.front.access import is_loopback
+from appliance.front.settings import FrontSettings, split_keys
+from appliance.host.settings import HostSettings
+
+WORKER_PORT = 14444         # where worker CLIs call; redirected to PROXY_PORT
+
+
+class GeneralSettings(RoomSettings):
+    """What belongs to no room."""
+
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="How much is logged", json_schema_extra={"reload": True})
+    log_format: Literal["auto", "json", "console"] = Field(
+        "auto", description="json = one JSON object a line; console = for people; auto = console on a terminal, else json")
+    appliance_env_file: Path | None = Field(
+        None, description="A file of NAME=value lines, read below the environment (which wins) at start and at each reload",
+        json_schema_extra={"allowed": "a readable text file"})
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The settings of every room. `environ` is the mapping they were read from."""
+
+    general: GeneralSettings
+    host: HostSettings
+    engines: EngineSettings
+    front: FrontSettings
+    control: ControlSettings
+    environ: Mapping[str, str]
+
+    @property
+    def is_reachable(self) -> bool:
+        """Whether the HTTP door listens beyond this machine."""
+        return not is_loopback(self.front.proxy_host if self.front.proxy_host != "localhost" else "127.0.0.1")
+
+
+ROOMS: dict[str, type[RoomSettings]] = {
+    "general": GeneralSettings, "host": HostSettings, "engines": EngineSettings, "front": FrontSettings, "control": ControlSettings,
+}
+
+
+def effective_environ(environ: Mapping[str, str]) -> tuple[dict[str, str], list[Problem]]:
+    """Lay the environment over the lines of APPLIANCE_ENV_FILE."""
+    name = environ.get("APPLIANCE_ENV_FILE", "")
+    if not name:
+        return dict(environ), []
+    try:
+        text = Path(name).read_text()
+    except (OSError, UnicodeDecodeError) as exc:
+        return dict(environ), [Problem("APPLIANCE_ENV_FILE", name, "a readable text file", f"It cannot be read: {exc}.")]
+    values: dict[str, str] = {}
+    problems = []
+    for number, line in enumerate(text.splitlines(), 1):
+        line = line.strip().removeprefix("export ")
+        if not line or line.startswith("#"):
+            continue
+        variable, equals, value = line.partition("=")
+        if not equals or not variable.strip().isidentifier():
+            problems.append(Problem("APPLIANCE_ENV_FILE", name, "NAME=value lines, and comments that begin with #",
+                                    f"Line {number} is neither."))
+            continue
+        value = value.strip()
+        if len(value) >= 2 and value[0] == value[-1] and value[0] in "\"'":
+            value = value[1:-1]
+        values[variable.strip()] = value
+    return {**values, **{k: v for k, v in environ.items() if v or k not in values}}, problems
+
+
+def load(environ: Mapping[str, str] | None = None) -> tuple[Settings | None, list[Problem]]:
+    """Read every room's settings.
+
+    Takes   environ: default os.environ
+    Gives   (settings or None, problems); those with is_fatal=False are warnings and do not stop anything
+    """
+    given, problems = effective_environ(os.environ if environ is None else environ)
+    rooms: dict[str, RoomSettings] = {}
+    for name, model in ROOMS.items():
+        value, found = read(model, given)
+        problems += found
+        if value is not None:
+            rooms[name] = value
+    problems += unknown_variables(known_variables(), given)
+    if len(rooms) < len(ROOMS):
+        return None, problems
+    settings = Settings(**rooms, environ=given)  # type: ignore[arg-type]
+    problems += _across_rooms(settings)
+    return (None if any(p.is_fatal for p in problems) else settings), problems
+
+
+def load_or_raise(environ: Mapping[str, str] | None = None) -> tuple[Settings, list[Problem]]:
+    """Read every room's settings; raise BadSettings when they cannot be used."""
+    settings, problems = load(environ)
+    if settings is None:
+        raise BadSettings([p for p in problems if p.is_fatal])
+    return settings, problems
+
+
+def known_variables() -> set[str]:
+    """Every variable of every room, and those read by the shim and the entrypoint alone."""
+    return {name.upper() for model in ROOMS.values() for name in model.model_fields} | {"APPLIANCE_HOME", "CONTROL_ADDRESS"}
+
+
+def _across_rooms(settings: Settings) -> list[Problem]:
+    """What only shows when two rooms are seen together."""
+    front, control = settings.front, settings.control
+    problems = list(control_problems(control))
+    if control.control and control.control_port == front.proxy_port:
+        problems.append(Problem("CONTROL_PORT", str(control.control_port), "another port than PROXY_PORT",
+                                "Both doors cannot listen on one port; change one of them."))
+    if settings.is_reachable and not split_keys(front.appliance_api_keys):
+        problems.append(Problem(
+            "PROXY_HOST", front.proxy_host, "any address",
+            f"Port {front.proxy_port} is open: everybody who reaches it can use the models and spend the hosted key's credit. "
+            "Set APPLIANCE_API_KEYS, or publish the port on 127.0.0.1 only.", is_fatal=False))
+    return problems
+
+
+def described(settings: Settings | None, environ: Mapping[str, str]) -> list[Described]:
+    """Say everything about every variable, room by room."""
+    return [row for name, model in ROOMS.items()
+            for row in describe(name, model, getattr(settings, name) if settings else None, environ)]
+
+
+def learn_secrets(settings: Settings) -> None:
+    """Teach the log every secret of these settings, so that it can blank them."""
+    for room in fields(settings):
+        value = getattr(settings, room.name)
+        if isinstance(value, RoomSettings):
+            for name in type(value).model_fields:
+                secret = getattr(value, name)
+                if isinstance(secret, SecretStr):
+                    SECRETS.learn([secret.get_secret_value(), *split_keys(secret)])
