@@ -106,7 +106,7 @@ def ctl(arguments: list[str]) -> int:
     """Hand the arguments to the control command line."""
     from appliance.cli.ctl import main as ctl_main
 
-    return ctl_main(arguments)
+    return int(ctl_main(arguments))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -36,10 +36,11 @@ from appliance.front.responses import ResponsesDoor
 from appliance.front.routes import all_routes
 from appliance.front.server import Server, serving_http
 from appliance.front.system import SystemDoor
+from appliance.host.nat import WORKER_PORT
 from appliance.host.prepare import Prepared, prepared_or_now
 from appliance.host.worker import Worker
 from appliance.reload import Reloader
-from appliance.settings import WORKER_PORT, Settings, learn_secrets, load_or_raise
+from appliance.settings import Settings, learn_secrets, load_or_raise
 
 log = structlog.get_logger("appliance")
 

@@ -17,8 +17,6 @@ from appliance.front.access import is_loopback
 from appliance.front.settings import FrontSettings, split_keys
 from appliance.host.settings import HostSettings
 
-WORKER_PORT = 14444         # where worker CLIs call; redirected to PROXY_PORT
-
 
 class GeneralSettings(RoomSettings):
     """What belongs to no room."""
@@ -34,7 +32,7 @@ class GeneralSettings(RoomSettings):
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The settings of every room. `environ` is the mapping they were read from."""
+    """The settings of every room. `environ` is the mapping they were read from, APPLIANCE_ENV_FILE laid under it."""
 
     general: GeneralSettings
     host: HostSettings
@@ -42,6 +40,7 @@ class Settings:
     front: FrontSettings
     control: ControlSettings
     environ: Mapping[str, str]
+    given: Mapping[str, str]        # the environment itself, without the lines of APPLIANCE_ENV_FILE
 
     @property
     def is_reachable(self) -> bool:
@@ -87,7 +86,8 @@ def load(environ: Mapping[str, str] | None = None) -> tuple[Settings | None, lis
     Takes   environ: default os.environ
     Gives   (settings or None, problems); those with is_fatal=False are warnings and do not stop anything
     """
-    given, problems = effective_environ(os.environ if environ is None else environ)
+    own = dict(os.environ if environ is None else environ)
+    given, problems = effective_environ(own)
     rooms: dict[str, RoomSettings] = {}
     for name, model in ROOMS.items():
         value, found = read(model, given)
@@ -97,7 +97,7 @@ def load(environ: Mapping[str, str] | None = None) -> tuple[Settings | None, lis
     problems += unknown_variables(known_variables(), given)
     if len(rooms) < len(ROOMS):
         return None, problems
-    settings = Settings(**rooms, environ=given)  # type: ignore[arg-type]
+    settings = Settings(**rooms, environ=given, given=own)  # type: ignore[arg-type]
     problems += _across_rooms(settings)
     return (None if any(p.is_fatal for p in problems) else settings), problems
 

@@ -112,3 +112,8 @@ def _join_standard_logging(level: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [_ToStructlog()]
     root.setLevel(max(getattr(logging, level.upper()), logging.WARNING))
+
+
+def set_level(level: str) -> None:
+    """Change how much is logged, from the next line on."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())))

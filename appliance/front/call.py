@@ -1,6 +1,6 @@
 """What a handler takes and gives, whichever server stands outside: hot handlers know neither aiohttp nor a socket."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,3 +45,22 @@ class Answer:
     headers: list[tuple[str, str]] = field(default_factory=list)
     on_error: Any = None            # Callable[[ApplianceError], bytes] | None
     heartbeat: bytes = b""          # sent between pieces while nothing else is, every HEARTBEAT_S; b"" = never
+
+
+class Derived:
+    """Pieces made from other pieces. Closing it closes both, also when not one piece was taken yet: a generator that was
+    never begun runs no `finally`, and the upstream call below it would go on for nobody."""
+
+    def __init__(self, made: AsyncGenerator[bytes, None], source: Any) -> None:
+        self._made = made
+        self._source = source
+
+    def __aiter__(self) -> "Derived":
+        return self
+
+    async def __anext__(self) -> bytes:
+        return await anext(self._made)
+
+    async def aclose(self) -> None:
+        await self._made.aclose()
+        await self._source.aclose()

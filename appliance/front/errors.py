@@ -42,9 +42,9 @@ OPENAI_TYPE = {
 
 
 def status_of(error: ApplianceError) -> int:
-    """Give the HTTP status; an upstream's own 4xx keeps its number."""
+    """Give the HTTP status; an upstream's own status keeps its number where the backend says so."""
     status = error.details.get("status")
-    return status if isinstance(status, int) and 400 <= status < 500 else HTTP_STATUS[error.kind]
+    return status if isinstance(status, int) and 400 <= status < 600 else HTTP_STATUS[error.kind]
 
 
 def openai_error(error: ApplianceError) -> dict[str, Any]:

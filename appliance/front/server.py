@@ -1,7 +1,6 @@
 """The HTTP server: sockets whose connections begin in the fast lane, and aiohttp behind it for everything that is not hot."""
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from email.utils import formatdate
@@ -133,7 +132,7 @@ class Server:
                 answer = desk.refusal(error, route.dialect, call.receipt)
                 call.receipt.status = answer.status
                 answer.headers.append(("x-request-id", call.id))
-                response = await self._send_whole(request, answer)
+                response: web.StreamResponse = await self._send_whole(request, answer)
                 if not request.content.at_eof():
                     response.force_close()
             else:
@@ -167,7 +166,8 @@ class Server:
             raise too_large(limit)
         if not request.body_exists:
             return b""
-        pieces, size = [], 0
+        pieces: list[bytes] = []
+        size = 0
         while True:
             try:
                 piece = await asyncio.wait_for(request.content.readany(), self.settings.body_timeout_s)
@@ -264,7 +264,7 @@ async def beating(pieces: AsyncIterator[bytes], heartbeat: bytes, every_s: float
     waiting: asyncio.Future[bytes] | None = None
     try:
         while True:
-            waiting = asyncio.ensure_future(anext(pieces))  # type: ignore[arg-type]  # noqa: TID251 - awaited or cancelled here
+            waiting = asyncio.ensure_future(anext(pieces))  # noqa: TID251 - awaited or cancelled here
             while not (await asyncio.wait({waiting}, timeout=every_s))[0]:
                 yield heartbeat
             try:
@@ -302,36 +302,44 @@ def _fits(pattern: str, path: str) -> bool:
 
 
 @asynccontextmanager
-async def serving_http(server: Server, addresses: list[tuple[str, int]], *, hurry: asyncio.Event,
-                       tasks: Tasks) -> AsyncIterator[list[tuple[str, int]]]:
-    """Listen on `addresses` while the context is open.
+async def listening(server: Server, addresses: list[tuple[str, int]]) -> AsyncIterator[list[tuple[str, int]]]:
+    """Listen on `addresses` while the context is open; connections that were made go on after it.
 
-    Takes   addresses: (host, port), port 0 = any free one; hurry: set when the end should come at once
+    Takes   addresses: (host, port), port 0 = any free one
     Gives   the addresses that are really listened on
     Raises  OSError with the address in its text when one cannot be had
     """
-    await server.start()
-    listeners = []
+    listeners: list[asyncio.Server] = []
+    bound: list[tuple[str, int]] = []
     try:
-        bound: list[tuple[str, int]] = []
         for host, port in addresses:
             try:
                 listener = await server.loop.create_server(lambda: Lane(server), host, port, backlog=4096, reuse_address=True)
             except OSError as exc:
                 raise OSError(exc.errno, f"cannot listen on {host}:{port}: {exc.strerror or exc}") from exc
             listeners.append(listener)
-            for sock in listener.sockets:
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                bound.append(sock.getsockname()[:2])
-        ticker = tasks.every(TICK_S, server.tick, name="front-ticker")
-        try:
-            yield bound
-        finally:
-            for listener in listeners:
-                listener.close()
-            await server.stop(server.settings.shutdown_grace_s, hurry)
-            ticker.cancel()
-    except BaseException:
+            bound += [sock.getsockname()[:2] for sock in listener.sockets]
+        yield bound
+    finally:
         for listener in listeners:
             listener.close()
-        raise
+
+
+@asynccontextmanager
+async def serving_http(server: Server, addresses: list[tuple[str, int]], *, hurry: asyncio.Event, tasks: Tasks,
+                       grace_s: Callable[[], float]) -> AsyncIterator[list[tuple[str, int]]]:
+    """Serve on `addresses` while the context is open; at its end running answers get `grace_s()` seconds, or until `hurry`.
+
+    Gives   the addresses that are really listened on
+    Raises  OSError when one cannot be had
+    """
+    await server.start()
+    ticker = None
+    try:
+        async with listening(server, addresses) as bound:
+            ticker = tasks.every(TICK_S, server.tick, name="front-ticker")
+            yield bound
+    finally:
+        await server.stop(grace_s(), hurry)
+        if ticker is not None:
+            ticker.cancel()

@@ -11,6 +11,7 @@ from appliance.base.settings import RoomSettings, Switch
 UUID_SHAPE = re.compile(r"GPU-[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
 BUS_ID_SHAPE = re.compile(r"[0-9A-Fa-f]{8}:[0-9A-Fa-f]{2}:[01][0-9A-Fa-f]\.[0-7]")
 DRIVER_SHAPE = re.compile(r"\d{3}\.\d{2,3}(\.\d{2})?")
+OUR_SECRETS = ("NOVITA_API_KEY", "APPLIANCE_API_KEYS", "OPERATOR_API_KEYS", "CONTROL_TOKEN")
 KUZCO_COMMAND = "inference node start --code {code}"
 SIMULATED_MARK = " (simulated)"
 
@@ -62,6 +63,9 @@ class HostSettings(RoomSettings):
     worker_env: str = Field("", description="Names of further variables the worker may see (comma list; never our own secrets)",
                             json_schema_extra={"allowed": "a comma list of variable names"})
     worker_stop_grace_s: float = Field(10.0, ge=0, le=600, description="Seconds between SIGTERM and SIGKILL when the worker is stopped")
+    worker_restart_min_s: float = Field(5.0, gt=0, le=3600, description="KEEPALIVE=1: the first pause before the worker is started again")
+    worker_restart_max_s: float = Field(300.0, gt=0, le=86_400, description="KEEPALIVE=1: the longest pause")
+    worker_crash_limit: int = Field(10, ge=1, le=1000, description="KEEPALIVE=1: ends within ten minutes after which it is given up")
     worker_allow_simulated_gpu: Switch = Field(
         False, description="1 = start the worker beside a simulated GPU; only for networks that accept one")
 
@@ -70,6 +74,14 @@ class HostSettings(RoomSettings):
     def _absolute(cls, value: Path) -> Path:
         if not value.is_absolute():
             raise ValueError("the path must be absolute, it is used by several processes with different working folders")
+        return value
+
+    @field_validator("worker_env")
+    @classmethod
+    def _no_secrets(cls, value: str) -> str:
+        for name in (piece.strip() for piece in value.split(",")):
+            if any(word in name.upper() for word in OUR_SECRETS):
+                raise ValueError(f"{name} is a secret of the appliance and is never given to a worker; take it off the list")
         return value
 
     @field_validator("gpu_spoof_uuid")

@@ -1,0 +1,23 @@
+"""The result of one step of the machine's preparation."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+Outcome = Literal["done", "skipped", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What a step did. `detail` is a sentence for people; `remedy` what to do when it failed."""
+
+    name: str
+    outcome: Outcome
+    detail: str
+    remedy: str = ""
+    is_mandatory: bool = False
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.outcome}: {self.detail}" + (f" {self.remedy}" if self.remedy else "")
