@@ -44,11 +44,11 @@ def _ask(method: str, request: Any, shown: Any, *, timeout_s: float | None = Non
 def status(watch: Annotated[bool, typer.Option("--watch", help="go on with each change")] = False) -> None:
     """Show how the appliance is."""
     if not watch:
-        _ask("GetStatus", pb.GetStatusRequest(), show.status)
+        _ask("GetStatus", pb.GetStatusRequest(), lambda m: show.status(m.status))
         return
     with calling(_Global.target) as (stub, how):
         for message in stub.WatchStatus(pb.WatchStatusRequest(), **how):
-            show.as_json(message) if _Global.as_json else show.status(message)
+            show.as_json(message) if _Global.as_json else show.status(message.status)
             print(flush=True)
 
 
@@ -61,7 +61,7 @@ def identity() -> None:
 @app.command()
 def settings(set_only: Annotated[bool, typer.Option("--set-only", help="only what is set")] = False) -> None:
     """Show every variable."""
-    _ask("GetSettings", pb.GetSettingsRequest(), lambda m: show.settings(m, set_only=set_only))
+    _ask("GetSettings", pb.GetSettingsRequest(set_only=set_only), show.settings)
 
 
 @app.command()
@@ -82,13 +82,13 @@ def reload(
 @app.command()
 def drain() -> None:
     """Take no new requests; running ones go on."""
-    _ask("Drain", pb.DrainRequest(), show.status)
+    _ask("Drain", pb.DrainRequest(), lambda m: show.status(m.status))
 
 
 @app.command()
 def resume() -> None:
     """Take requests again."""
-    _ask("Resume", pb.ResumeRequest(), show.status)
+    _ask("Resume", pb.ResumeRequest(), lambda m: show.status(m.status))
 
 
 @app.command()
@@ -123,15 +123,15 @@ def logs(
 @app.command()
 def chat(text: str, model: Annotated[str, typer.Option("-m", help="the model's name; empty = the default")] = "") -> None:
     """Ask the model, and print its answer as it comes."""
-    request = pb.ChatRequest(model=model, stream=True, messages=[pb.Message(role="user", content=text)])
+    request = pb.ChatRequest(model=model, stream=True, messages=[pb.ChatMessage(role="user", content=text)])
     with calling(_Global.target) as (stub, how):
         for event in stub.Chat(request, **how):
-            kind = event.WhichOneof("event")
-            if _Global.as_json and kind != "delta":
+            if _Global.as_json:
                 show.as_json(event)
-            elif kind == "delta" and not _Global.as_json:
-                print(event.delta, end="", flush=True)
-    print()
+            else:
+                print(event.delta.text, end="", flush=True)
+    if not _Global.as_json:
+        print()
 
 
 @app.command()

@@ -8,6 +8,8 @@ from google.protobuf import json_format
 from rich.console import Console
 from rich.table import Table
 
+from appliance.control.v1 import control_pb2 as pb
+
 console = Console(highlight=False, soft_wrap=True)
 
 
@@ -31,21 +33,23 @@ def table(columns: list[str], rows: list[list[str]]) -> None:
 
 def status(message: Any) -> None:
     """Print a status: what it is first, what is wrong with it last."""
-    gpu = ", ".join(d.name for d in message.gpu.devices) or f"none ({message.gpu.reason})"
-    rows = [["state", message.state], ["version", message.version], ["up", f"{message.uptime_s:.0f} s"], ["engine", message.engine],
+    state = pb.ApplianceState.Name(message.state).removeprefix("APPLIANCE_STATE_").lower()
+    worker = pb.WorkerState.Name(message.worker.state).removeprefix("WORKER_STATE_").lower()
+    gpu = ", ".join(d.name for d in message.gpu.gpus) or f"none ({message.gpu.reason})"
+    rows = [["state", state], ["version", message.version], ["up", f"{message.uptime_s:.0f} s"], ["engine", message.engine],
             ["model", message.public_model], ["upstream", message.upstream_base], ["gpu", gpu], ["port 14444", message.nat.detail],
-            ["worker", f"{message.worker.state} {message.worker.reason}".strip()], ["machine-id", message.machine_id],
+            ["worker", f"{worker} {message.worker.reason}".strip()], ["machine-id", message.machine_id],
             ["in flight", str(message.in_flight)]]
     table(["", ""], rows + [["warning", text] for text in message.warnings])
 
 
-def settings(message: Any, *, set_only: bool) -> None:
-    table(["variable", "value", "default", "room"], [[s.variable, s.value, s.default, s.room] for s in message.settings if s.is_set or not set_only])
+def settings(message: Any) -> None:
+    table(["variable", "value", "default", "room"], [[s.variable, s.value, s.default_value, s.room] for s in message.settings])
 
 
 def reload(message: Any) -> None:
     table(["variable", "old", "new", ""],
-          [[c.variable, c.old or "(empty)", c.new or "(empty)", "needs a restart" if c.needs_restart else ""] for c in message.changes])
+          [[c.variable, c.old_value or "(empty)", c.new_value or "(empty)", "needs a restart" if c.needs_restart else ""] for c in message.changes])
     for problem in message.problems:
         print(f"problem: {problem.variable}: allowed: {problem.allowed}. {problem.remedy}", file=sys.stderr)
     print(message.message)

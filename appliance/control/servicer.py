@@ -24,18 +24,18 @@ class Servicer:
         self._parts = parts
 
     def _status(self) -> pb.Status:
-        return convert.status(self._parts.status())
+        return convert.status(self._parts.status(), self._parts.router.states())
 
     async def GetStatus(self, request: Any, context: Any) -> pb.Status:
         return self._status()
 
-    async def WatchStatus(self, request: Any, context: Any) -> AsyncIterator[pb.Status]:
+    async def WatchStatus(self, request: Any, context: Any) -> AsyncIterator[pb.WatchStatusResponse]:
         if request.interval_s < 0:
             raise Invalid("`interval_s` must not be negative.", param="interval_s")
         every_s = max(request.interval_s, 0.1) if request.interval_s else None
         changes = self._parts.changed.follow()
         await anext(changes)
-        yield self._status()
+        yield pb.WatchStatusResponse(status=self._status())
         following = asyncio.ensure_future(anext(changes))  # noqa: TID251 - cancelled below
         try:
             while True:
@@ -43,28 +43,29 @@ class Servicer:
                 if done:
                     following = asyncio.ensure_future(anext(changes))  # noqa: TID251
                 status = self._status()
-                yield status
-                if status.state == "stopping":
+                yield pb.WatchStatusResponse(status=status)
+                if status.state == pb.APPLIANCE_STATE_STOPPING:
                     return
         finally:
             following.cancel()
 
-    async def GetIdentity(self, request: Any, context: Any) -> pb.Identity:
+    async def GetIdentity(self, request: Any, context: Any) -> pb.GetIdentityResponse:
         return convert.identity(self._parts.identity())
 
     async def GetSettings(self, request: Any, context: Any) -> pb.GetSettingsResponse:
-        return pb.GetSettingsResponse(settings=[convert.setting(row) for row in self._parts.settings()])
+        return pb.GetSettingsResponse(settings=[
+            convert.setting(row) for row in self._parts.settings() if row.is_set or not request.set_only])
 
     async def Reload(self, request: Any, context: Any) -> pb.ReloadResponse:
         return convert.reload_result(await self._parts.reload(dict(request.overrides), request.dry_run))
 
-    async def Drain(self, request: Any, context: Any) -> pb.Status:
+    async def Drain(self, request: Any, context: Any) -> pb.DrainResponse:
         self._parts.drain()
-        return self._status()
+        return pb.DrainResponse(status=self._status())
 
-    async def Resume(self, request: Any, context: Any) -> pb.Status:
+    async def Resume(self, request: Any, context: Any) -> pb.ResumeResponse:
         self._parts.resume()
-        return self._status()
+        return pb.ResumeResponse(status=self._status())
 
     async def Shutdown(self, request: Any, context: Any) -> pb.ShutdownResponse:
         grace_s = request.grace_s if request.HasField("grace_s") else None
@@ -105,7 +106,7 @@ class Servicer:
 
     # ---- what happened
 
-    async def TailLogs(self, request: Any, context: Any) -> AsyncIterator[pb.LogLine]:
+    async def TailLogs(self, request: Any, context: Any) -> AsyncIterator[pb.TailLogsResponse]:
         lines = self._parts.lines
         last = lines.tail(1)
         after = last[0].number if last else 0
@@ -122,14 +123,14 @@ class Servicer:
         found = self._parts.receipts.get(request.id)
         if found is None:
             raise NotFound(f"There is no receipt {request.id!r}; the last thousand are kept.", param="id")
-        return convert.receipt(found)
+        return pb.GetReceiptResponse(receipt=convert.receipt(found))
 
     async def ListReceipts(self, request: Any, context: Any) -> pb.ListReceiptsResponse:
         return pb.ListReceiptsResponse(receipts=[convert.receipt(r) for r in self._parts.receipts.latest(request.count or 100)])
 
     # ---- a chat
 
-    async def Chat(self, request: Any, context: Any) -> AsyncIterator[pb.ChatEvent]:
+    async def Chat(self, request: Any, context: Any) -> AsyncIterator[pb.ChatResponse]:
         if self._parts.is_draining():
             raise Unavailable("The appliance takes no new requests at present.", code="draining", retry_after_s=5)
         asked = _engine_request(request, self._parts.new_receipt("grpc Chat"))
@@ -138,11 +139,11 @@ class Servicer:
             reply = await self._parts.router.answer(asked)
             receipt.status = 200
             if reply.events is None:
-                yield _whole(jsons.loads(reply.body or b"{}"))
+                yield convert.reply(jsons.loads(reply.body or b"{}"))
             else:
                 events = reply.events
                 async for piece in events:
-                    for message in _messages(piece):
+                    for message in convert.deltas(piece):
                         yield message
             receipt.finish = "done"
         except ApplianceError as error:
@@ -154,15 +155,19 @@ class Servicer:
             receipt.finish = receipt.finish or "client_left"
             receipt.status = receipt.status or (499 if receipt.finish == "client_left" else 500)
             self._parts.finish(receipt)
-        yield pb.ChatEvent(receipt=convert.receipt(receipt))
+        yield pb.ChatResponse(receipt=convert.receipt(receipt))
 
 
 def _engine_request(request: Any, receipt: Receipt) -> EngineRequest:
-    body = json_format.MessageToDict(request.options) if request.HasField("options") else {}
-    body = {name: int(v) if isinstance(v, float) and v.is_integer() else v for name, v in body.items()}    # Struct knows floats alone
+    """Build the OpenAI body: openai_json, then options, then the message's own fields on top."""
+    body: dict[str, Any] = read_json(request.openai_json) if request.openai_json else {}
+    if request.HasField("options"):
+        options = json_format.MessageToDict(request.options)        # a Struct knows floats alone
+        body |= {name: int(v) if isinstance(v, float) and v.is_integer() else v for name, v in options.items()}
     if request.messages:
         body["messages"] = [{"role": m.role or "user", "content": m.content} for m in request.messages]
-    if not isinstance(body.get("messages"), list) or not body["messages"]:
+    messages = body.get("messages")
+    if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) for m in messages):
         raise Invalid("`messages` must have at least one message.", param="messages")
     if request.model:
         body["model"] = request.model
@@ -172,25 +177,11 @@ def _engine_request(request: Any, receipt: Receipt) -> EngineRequest:
     return EngineRequest(Operation.CHAT, body, None, str(body.get("model") or ""), request.stream, receipt)
 
 
-def _object(value: dict[str, Any]) -> pb.ChatEvent:
-    event = pb.ChatEvent()
-    event.object.update(value)
-    return event
-
-
-def _whole(value: dict[str, Any]) -> pb.ChatEvent:
-    return _object(value)
-
-
-def _messages(piece: bytes) -> list[pb.ChatEvent]:
-    """Give the messages of some whole SSE events: each chunk's text as a delta, then the chunk; comments and [DONE] give none."""
-    found = []
-    for event in piece.split(b"\n\n"):
-        if not event.startswith(b"data:") or event.endswith(b"[DONE]"):
-            continue
-        value = jsons.loads(event[5:])
-        for choice in (value.get("choices") or [])[:1]:
-            if text := (choice.get("delta") or {}).get("content"):
-                found.append(pb.ChatEvent(delta=text))
-        found.append(_object(value))
-    return found
+def read_json(data: bytes) -> dict[str, Any]:
+    try:
+        value = jsons.loads(data)
+    except jsons.BadJson as exc:
+        raise Invalid(f"`openai_json` is no valid JSON: {exc}.", param="openai_json") from None
+    if not isinstance(value, dict):
+        raise Invalid("`openai_json` must be a JSON object.", param="openai_json")
+    return value
