@@ -26,8 +26,8 @@ class Servicer:
     def _status(self) -> pb.Status:
         return convert.status(self._parts.status(), self._parts.router.states())
 
-    async def GetStatus(self, request: Any, context: Any) -> pb.Status:
-        return self._status()
+    async def GetStatus(self, request: Any, context: Any) -> pb.GetStatusResponse:
+        return pb.GetStatusResponse(status=self._status())
 
     async def WatchStatus(self, request: Any, context: Any) -> AsyncIterator[pb.WatchStatusResponse]:
         if request.interval_s < 0:
@@ -82,27 +82,28 @@ class Servicer:
             raise Conflict("No worker is configured. Set WORKER=kuzco and CODE, or WORKER_COMMAND.", code="no_worker")
         return worker
 
-    async def GetWorker(self, request: Any, context: Any) -> pb.WorkerState:
+    async def GetWorker(self, request: Any, context: Any) -> pb.GetWorkerResponse:
         worker = self._parts.worker
-        return convert.worker(worker.as_dict() if worker is not None else {"state": "off"})
+        return pb.GetWorkerResponse(worker=convert.worker(worker.as_dict() if worker is not None else {"state": "off"}))
 
-    async def StartWorker(self, request: Any, context: Any) -> pb.WorkerState:
+    async def StartWorker(self, request: Any, context: Any) -> pb.StartWorkerResponse:
+        return pb.StartWorkerResponse(worker=await self._started())
+
+    async def _started(self) -> pb.Worker:
         worker = self._worker()
         await worker.start()
-        state = convert.worker(worker.as_dict())
-        if state.state == "refused":
-            raise Conflict(state.reason, code="worker_refused")
-        return state
-
-    async def StopWorker(self, request: Any, context: Any) -> pb.WorkerState:
-        worker = self._worker()
-        await worker.stop()
+        if worker.as_dict()["state"] == "refused":
+            raise Conflict(worker.as_dict()["reason"], code="worker_refused")
         return convert.worker(worker.as_dict())
 
-    async def RestartWorker(self, request: Any, context: Any) -> pb.WorkerState:
+    async def StopWorker(self, request: Any, context: Any) -> pb.StopWorkerResponse:
         worker = self._worker()
         await worker.stop()
-        return await self.StartWorker(request, context)
+        return pb.StopWorkerResponse(worker=convert.worker(worker.as_dict()))
+
+    async def RestartWorker(self, request: Any, context: Any) -> pb.RestartWorkerResponse:
+        await self._worker().stop()
+        return pb.RestartWorkerResponse(worker=await self._started())
 
     # ---- what happened
 
@@ -119,7 +120,7 @@ class Servicer:
     async def ListBackends(self, request: Any, context: Any) -> pb.ListBackendsResponse:
         return pb.ListBackendsResponse(backends=[convert.backend(state) for state in self._parts.router.states()])
 
-    async def GetReceipt(self, request: Any, context: Any) -> pb.Receipt:
+    async def GetReceipt(self, request: Any, context: Any) -> pb.GetReceiptResponse:
         found = self._parts.receipts.get(request.id)
         if found is None:
             raise NotFound(f"There is no receipt {request.id!r}; the last thousand are kept.", param="id")
