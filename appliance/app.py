@@ -10,22 +10,18 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict
 from typing import Any
 
-import structlog
-
 from appliance import __version__
 from appliance.base import logs
 from appliance.base.clock import SystemClock, rfc3339
 from appliance.base.lines import LineRing
+from appliance.base.logs import get_logger
 from appliance.base.metrics import Metrics
 from appliance.base.settings import BadSettings
 from appliance.base.tasks import Tasks
 from appliance.base.watch import Watched
-from appliance.base.wire import Wire, WireLimits
+from appliance.build import build_backends
 from appliance.control.parts import ControlParts
 from appliance.control.server import serving_control
-from appliance.engines.backends.contract import Backend
-from appliance.engines.backends.demo import DemoBackend
-from appliance.engines.backends.hosted import HostedBackend
 from appliance.engines.receipts import Receipt, Receipts
 from appliance.engines.router import Router
 from appliance.front.access_log import AccessLog
@@ -42,7 +38,7 @@ from appliance.host.worker import Worker
 from appliance.reload import Reloader
 from appliance.settings import Settings, learn_secrets, load_or_raise
 
-log = structlog.get_logger("appliance")
+log = get_logger("appliance")
 
 
 class Appliance:
@@ -67,7 +63,7 @@ class Appliance:
         self.control_addresses: list[str] = []
         self.worker: Worker | None = None
         self.prepared: Prepared | None = None
-        self.router = Router(settings.engines, build_backends(settings, self), clock=self.clock)
+        self.router = Router(settings.engines, build_backends(settings.engines, clock=self.clock, metrics=self.metrics), clock=self.clock)
         self.metrics.build_info.labels(__version__, platform.python_version()).set(1)
 
     # ---- what doors may ask
@@ -153,25 +149,6 @@ class Appliance:
             identity=self.identity, settings=reloader.described, reload=reloader.reload, drain=self.drain, resume=self.resume,
             shutdown=self.shutdown, lines=self.lines, new_receipt=self.desk.new_receipt, finish=self.finish,
             is_draining=lambda: self.state != "serving")
-
-
-def build_backends(settings: Settings, appliance: Appliance) -> list[Backend]:
-    """Build who answers: the hosted API where there is a key, else the demo engine."""
-    engines = settings.engines
-    if not engines.novita_api_key.get_secret_value():
-        aliases = appliance_names(settings)
-        return [DemoBackend(engines.public_model, aliases, appliance.clock)]
-    wire = Wire(WireLimits(
-        connect_s=engines.upstream_connect_timeout_s, first_byte_s=engines.upstream_first_byte_timeout_s,
-        idle_s=engines.upstream_idle_timeout_s, total_s=None, max_connections=engines.upstream_max_connections))
-    return [HostedBackend(engines, wire=wire, clock=appliance.clock, metrics=appliance.metrics)]
-
-
-def appliance_names(settings: Settings) -> tuple[str, ...]:
-    from appliance.engines.aliases import Names
-
-    engines = settings.engines
-    return Names(upstream=engines.upstream_base_model, public=engines.public_model, aliases=engines.model_aliases).reported
 
 
 @asynccontextmanager

@@ -3,17 +3,17 @@
 import asyncio
 from typing import TYPE_CHECKING
 
-import structlog
-
 from appliance.base import logs
+from appliance.base.logs import get_logger
 from appliance.base.settings import Described, Problem
+from appliance.build import build_backends
 from appliance.control.parts import Change, ReloadResult
 from appliance.settings import Settings, described, learn_secrets, load
 
 if TYPE_CHECKING:
     from appliance.app import Appliance
 
-log = structlog.get_logger("reload")
+log = get_logger("reload")
 PATIENCE_S = 3600       # an old backend's running answers get this long before its connections are closed
 
 
@@ -79,11 +79,9 @@ class Reloader:
 
     def _apply(self, settings: Settings) -> None:
         """Put settings in place; on failure put the former ones back and raise."""
-        from appliance.app import build_backends
-
         appliance, former = self._appliance, self._appliance.settings
         learn_secrets(settings)
-        new = build_backends(settings, appliance) if settings.engines != former.engines else None
+        new = build_backends(settings.engines, clock=appliance.clock, metrics=appliance.metrics) if settings.engines != former.engines else None
         try:
             appliance.desk.apply(settings.front)
             appliance.openai.heartbeat_s = settings.front.heartbeat_s

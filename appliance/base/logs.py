@@ -114,6 +114,11 @@ def _join_standard_logging(level: str) -> None:
     root.setLevel(max(getattr(logging, level.upper()), logging.WARNING))
 
 
+def get_logger(name: str) -> Any:
+    """Give a logger; every room takes it from here."""
+    return structlog.get_logger(name)
+
+
 def set_level(level: str) -> None:
     """Change how much is logged, from the next line on."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())))

@@ -4,9 +4,9 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
-import structlog
+from appliance.base.logs import get_logger
 
-log = structlog.get_logger("tasks")
+log = get_logger("tasks")
 
 
 class Tasks:

@@ -9,13 +9,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-import structlog
-
 from appliance.base.errors import ApplianceError, Internal, Unauthenticated
+from appliance.base.logs import get_logger
 from appliance.base.settings import Problem
 from appliance.control.settings import ControlSettings
 
-log = structlog.get_logger("control")
+log = get_logger("control")
 OPEN_SERVICES = ("/grpc.health.v1.Health/",)        # a probe has no token
 LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 

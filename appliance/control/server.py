@@ -8,15 +8,14 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import structlog
-
+from appliance.base.logs import get_logger
 from appliance.base.settings import BadSettings
 from appliance.base.tasks import Tasks
 from appliance.control.guard import Guard, problems
 from appliance.control.parts import ControlParts
 from appliance.control.settings import ControlSettings
 
-log = structlog.get_logger("control")
+log = get_logger("control")
 SERVICE = "appliance.control.v1.Control"
 MOST_CALLS = 256
 MOST_BYTES = 16 * 1024 * 1024

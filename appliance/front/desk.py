@@ -8,10 +8,9 @@ import os
 import re
 from collections.abc import Callable
 
-import structlog
-
 from appliance.base.clock import Clock
 from appliance.base.errors import ApplianceError, Internal, TooLarge, Unavailable
+from appliance.base.logs import get_logger
 from appliance.base.metrics import Metrics
 from appliance.engines.receipts import Receipt, Receipts
 from appliance.front.access import Keys
@@ -21,7 +20,7 @@ from appliance.front.errors import error_body, error_headers, status_of
 from appliance.front.routes import Route
 from appliance.front.settings import FrontSettings
 
-log = structlog.get_logger("front")
+log = get_logger("front")
 _GOOD_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 

@@ -8,11 +8,10 @@ from contextlib import aclosing
 from functools import partial
 from typing import Any
 
-import structlog
-
 from appliance.base import jsons
 from appliance.base.clock import Clock, rfc3339
 from appliance.base.errors import Invalid, NoSuchModel, Unsupported, UpstreamFailed
+from appliance.base.logs import get_logger
 from appliance.engines.router import Router
 from appliance.engines.types import EngineReply, EngineRequest, ModelCard, Operation
 from appliance.front.body import check_types, read_object, type_word
@@ -32,7 +31,7 @@ from appliance.front.ollama_translate import (
 )
 from appliance.front.sse_read import events_of
 
-log = structlog.get_logger("ollama")
+log = get_logger("ollama")
 API_VERSION = "0.13.0"      # the level of Ollama's API that is spoken here; clients compare it
 NDJSON = "application/x-ndjson"
 TYPES = {"model": str, "stream": bool, "raw": bool, "messages": list, "images": list, "context": list, "tools": list}

@@ -6,11 +6,11 @@ from contextlib import asynccontextmanager, suppress
 from email.utils import formatdate
 from typing import Any
 
-import structlog
 from aiohttp import web
 
 from appliance.base.clock import Clock
 from appliance.base.errors import ApplianceError, Invalid, NotFound, TimedOut
+from appliance.base.logs import get_logger
 from appliance.base.tasks import Tasks
 from appliance.front.call import Answer, Call
 from appliance.front.desk import Desk, too_large
@@ -18,7 +18,7 @@ from appliance.front.lane import Lane
 from appliance.front.routes import Route
 from appliance.front.settings import FrontSettings
 
-log = structlog.get_logger("front")
+log = get_logger("front")
 TICK_S = 0.5
 
 

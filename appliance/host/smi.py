@@ -163,7 +163,7 @@ def output_of(given):
         yield sys.stdout
         return
     try:
-        file = open(given["file"], "w", encoding="utf-8")
+        file = open(given["file"], "w", encoding="utf-8")  # noqa: SIM115 - closed below
     except OSError:
         raise Refused(f"Error: cannot open file {given['file']} for writing.\n", BAD_ARGUMENT) from None
     with file:

@@ -5,6 +5,10 @@ Source: the field list of the real tool (drivers 550 to 610). A cell is a text, 
 
 import time
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:           # typing is too slow to load in a tool that is polled
+    from typing import Any
+
 NA = "[N/A]"
 PAGE = "Requested functionality has been deprecated"
 IDLE_W, LIMIT_W, USED_MIB, RESERVED_MIB = 21.5, 450.0, 1, 436
@@ -131,7 +135,7 @@ _RETIRED = [*_APPS[:5], ("retired_pages.address", (), "", ""), ("retired_pages.t
 _REMAPPED = [*_APPS[:5], ("remapped_rows.correctable", ("remapped_rows.sbe",), "", ""),
              ("remapped_rows.uncorrectable", ("remapped_rows.dbe",), "", ""), ("remapped_rows.pending", (), "", ""),
              ("remapped_rows.failure", (), "", "")]
-QUERIES = {"gpu": _PLAIN, "compute-apps": _APPS, "accounted-apps": _ACCOUNTED, "retired-pages": _RETIRED, "remapped-rows": _REMAPPED}
+QUERIES: "dict[str, list[tuple[Any, ...]]]" = {"gpu": _PLAIN, "compute-apps": _APPS, "accounted-apps": _ACCOUNTED, "retired-pages": _RETIRED, "remapped-rows": _REMAPPED}
 
 
 def find(query, name):

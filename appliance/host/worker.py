@@ -14,18 +14,16 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import structlog
-
 from appliance.base.clock import Clock
 from appliance.base.lines import LineRing
-from appliance.base.logs import SECRETS
+from appliance.base.logs import SECRETS, get_logger
 from appliance.base.metrics import Metrics
 from appliance.base.tasks import Tasks
 from appliance.base.watch import Watched
 from appliance.host.restarts import Restarts
 from appliance.host.settings import KUZCO_COMMAND, HostSettings
 
-log = structlog.get_logger("worker")
+log = get_logger("worker")
 PASSED = {"PATH", "HOME", "LANG", "LANGUAGE", "TZ", "TERM", "HOSTNAME", "TMPDIR", "USER", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY",
           "http_proxy", "https_proxy", "no_proxy", "SSL_CERT_FILE", "SSL_CERT_DIR", "STATE_DIR", "GPU_MODE", "NVIDIA_VISIBLE_DEVICES",
           "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH"}

@@ -1,0 +1,81 @@
+"""The whole appliance on loopback, as a user runs it: in this process, on free ports, against the demo engine or a stand-in."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+
+import pytest
+
+from appliance.app import Appliance, running
+from appliance.settings import load_or_raise
+from tests.fakes.hosted_api import KEY, HostedApi
+
+
+@dataclass
+class Running:
+    """A running appliance with its addresses."""
+
+    appliance: Appliance
+    base_url: str
+    control_address: str
+
+    @property
+    def v1(self) -> str:
+        return self.base_url + "/v1"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+Start = Callable[..., Awaitable[Running]]
+
+
+@pytest.fixture
+async def start(tmp_path) -> AsyncIterator[Start]:
+    """Start appliances with given variables; all end with the test."""
+    async with AsyncExitStack() as stack:
+        async def begin(**variables: str) -> Running:
+            socket_path = tmp_path / f"control-{free_port()}.sock"
+            environ = {
+                "PROXY_PORT": str(free_port()), "CONTROL_PORT": "0", "CONTROL_SOCKET": str(socket_path), "STATE_DIR": str(tmp_path / "state"),
+                "MACHINE_ID_PATH": str(tmp_path / "machine-id"), "GPU_SPOOF_STATE_DIR": str(tmp_path / "gpu"), "NAT_REDIRECT": "off",
+                "LOG_FORMAT": "json", "SHUTDOWN_GRACE_S": "2", "PATH": "/usr/bin:/bin", **variables}
+            settings, _ = load_or_raise(environ)
+            appliance = await stack.enter_async_context(running(settings))
+            host, port = appliance.http_addresses[0]
+            return Running(appliance, f"http://{host}:{port}", f"unix:{socket_path}")
+        yield begin
+
+
+@pytest.fixture
+async def hosted() -> AsyncIterator[HostedApi]:
+    async with HostedApi() as api:
+        yield api
+
+
+@pytest.fixture(params=["demo", "hosted"])
+async def anyone(request: pytest.FixtureRequest, start: Start, hosted: HostedApi) -> Running:
+    """The appliance with the demo engine, and with a hosted stand-in: what holds for clients must hold with both."""
+    if request.param == "demo":
+        return await start()
+    return await start(NOVITA_API_KEY=KEY, NOVITA_OPENAI_ENDPOINTS=hosted.base_url)
+
+
+@pytest.fixture
+async def relay(start: Start, hosted: HostedApi) -> Running:
+    """The appliance that relays to the stand-in."""
+    return await start(NOVITA_API_KEY=KEY, NOVITA_OPENAI_ENDPOINTS=hosted.base_url)
+
+
+async def until(condition: Callable[[], bool], *, seconds: float = 5.0) -> bool:
+    """Wait until something holds; give whether it came to hold."""
+    for _ in range(int(seconds / 0.02)):
+        if condition():
+            return True
+        await asyncio.sleep(0.02)
+    return condition()
