@@ -42,7 +42,8 @@ RUN apt-get update \
  && groupadd --gid 10001 appliance \
  && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin appliance \
  && install -d -o 10001 -g 10001 -m 0755 /var/lib/appliance \
- && rm -f /etc/machine-id /var/lib/dbus/machine-id
+ && rm -rf /etc/machine-id /var/lib/dbus/machine-id /usr/local/bin/pip* /usr/bin/pip* /usr/lib/python3/dist-packages/pip* \
+        /usr/local/lib/python3*/site-packages/pip*
 COPY --from=build /opt/appliance /opt/appliance
 COPY --from=build /opt/worker /opt/worker
 COPY --chmod=755 shims/nvidia-smi /opt/appliance/shims/nvidia-smi

@@ -77,7 +77,7 @@ class Problem:
 
     def __str__(self) -> str:
         shown = f"{self.variable}={self.value}" if self.value else self.variable
-        return f"{shown}: allowed: {self.allowed}. {self.remedy}"
+        return f"{shown}: allowed: {self.allowed}. {self.remedy}" if self.is_fatal else f"{shown}: {self.remedy}"
 
 
 class BadSettings(Exception):

@@ -207,7 +207,7 @@ class HostedBackend:
         """Wait for the first whole event, so that until then another endpoint may still answer."""
         relay = StreamRelay(self.names.public)
         first = b""
-        while not first.strip() or first.startswith(b":"):
+        while b"data:" not in first:            # comments are not yet an answer
             data = await response.next_piece()
             if data is None:
                 raise _Failed("empty_stream", "the stream ended before its first event")

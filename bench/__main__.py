@@ -1,0 +1,262 @@
+"""The measurements: the appliance with everything switched on beside nginx as plain reverse proxy, over the same upstream.
+
+One core for the subject, the other for upstream and load. Figures per core are per second of the subject's own processor time,
+read from /proc. Bounded in count and time; loopback only.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+SUBJECT_CPU, LOAD_CPU = "0", "1"
+TICKS = os.sysconf("SC_CLK_TCK")
+CHAT = {"model": "m", "messages": [{"role": "system", "content": "You are a helpful assistant."}, {"role": "user", "content": "What does the fox do?"}],
+        "temperature": 0.7, "max_tokens": 64}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def tree(pid: int) -> list[int]:
+    """Give a process and all below it."""
+    found = [pid]
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        found += tree(int(child))
+    return found
+
+
+def cpu_s(pid: int) -> float:
+    total = 0.0
+    for one in tree(pid):
+        fields = Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()
+        total += (int(fields[11]) + int(fields[12])) / TICKS
+    return total
+
+
+def rss_mb(pid: int) -> float:
+    total = 0
+    for one in tree(pid):
+        for line in Path(f"/proc/{one}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                total += int(line.split()[1])
+    return total / 1024
+
+
+def wait_port(port: int, seconds: float = 10) -> None:
+    for _ in range(int(seconds / 0.02)):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.02)
+    raise SystemExit(f"nothing listens on {port}")
+
+
+@contextmanager
+def program(command: list[str], cpu: str, **more):
+    process = subprocess.Popen(["taskset", "-c", cpu, *command], **more)
+    try:
+        yield process
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+class Bench:
+    """Holds the folder, the compiled helpers and the results."""
+
+    def __init__(self, quick: bool) -> None:
+        self.dir = Path(tempfile.mkdtemp(prefix="bench-"))
+        self.seconds = 3 if quick else 8
+        self.rounds = 1 if quick else 3
+        self.results: dict[str, dict[str, float]] = {}
+        for name in ("upstream", "load"):
+            subprocess.run(["gcc", "-O2", "-w", "-o", self.dir / name, HERE / f"{name}.c"], check=True)
+        (self.dir / "chat.json").write_text(json.dumps(CHAT))
+        (self.dir / "stream.json").write_text(json.dumps({**CHAT, "stream": True}))
+
+    @contextmanager
+    def upstream(self, events: int = 200, pace_ms: int = 0):
+        port = free_port()
+        with program([str(self.dir / "upstream"), str(port), str(events), str(pace_ms)], LOAD_CPU, stdout=subprocess.DEVNULL):
+            wait_port(port)
+            yield port
+
+    @contextmanager
+    def nginx(self, upstream: int):
+        port = free_port()
+        (self.dir / "nginx.conf").write_text(f"""
+            worker_processes 1; pid {self.dir}/nginx.pid; error_log {self.dir}/nginx.err; daemon off; worker_rlimit_nofile 16384;
+            events {{ worker_connections 8192; }}
+            http {{ access_log off; client_body_temp_path {self.dir}/b; proxy_temp_path {self.dir}/p; fastcgi_temp_path {self.dir}/f;
+              uwsgi_temp_path {self.dir}/u; scgi_temp_path {self.dir}/s; keepalive_requests 1000000000;
+              upstream up {{ server 127.0.0.1:{upstream}; keepalive 1200; keepalive_requests 1000000000; }}
+              server {{ listen 127.0.0.1:{port} backlog=4096; location / {{ proxy_pass http://up; proxy_http_version 1.1;
+                proxy_set_header Connection ""; proxy_buffering off; proxy_read_timeout 300s; }} }} }}""")
+        with program(["nginx", "-c", str(self.dir / "nginx.conf"), "-p", str(self.dir)], SUBJECT_CPU, stderr=subprocess.DEVNULL) as process:
+            wait_port(port)
+            yield process.pid, port
+
+    @contextmanager
+    def appliance(self, upstream: int):
+        port = free_port()
+        environ = {**os.environ, "NOVITA_API_KEY": "sk_bench_000000000", "NOVITA_OPENAI_ENDPOINTS": f"http://127.0.0.1:{upstream}/v1",
+                   "PROXY_PORT": str(port), "CONTROL_PORT": str(free_port()), "STATE_DIR": str(self.dir / "state"), "LOG_FORMAT": "json",
+                   "MACHINE_ID_PATH": str(self.dir / "machine-id"), "NAT_REDIRECT": "off", "UPSTREAM_MAX_CONNECTIONS": "4096"}
+        with open(self.dir / "appliance.log", "w") as out, \
+                program([sys.executable, "-m", "appliance", "serve"], SUBJECT_CPU, env=environ, stdout=out, stderr=out) as process:
+            wait_port(port, 20)
+            time.sleep(1)
+            yield process.pid, port
+
+    def load(self, mode: str, port: int, number: int, seconds: float, body: str = "chat.json") -> dict[str, float]:
+        done = subprocess.run(["taskset", "-c", LOAD_CPU, str(self.dir / "load"), mode, str(port), str(number), str(seconds), str(self.dir / body)],
+                              check=True, capture_output=True, text=True, timeout=seconds + 60)
+        found = {k: float(v) for k, _, v in (pair.partition("=") for pair in done.stdout.split())}
+        if found["bad"]:
+            print(f"    {int(found['bad'])} bad answers: {done.stderr[:300]}")
+        return found
+
+    def put(self, subject: str, name: str, value: float) -> None:
+        self.results.setdefault(name, {})[subject] = value
+
+    def per_core(self, mode: str, pid: int, port: int, number: int, body: str, what: str) -> float:
+        """Give `what` per second of the subject's processor time, the median of the rounds."""
+        self.load(mode, port, number, 1, body)
+        values = []
+        for _ in range(self.rounds):
+            before = cpu_s(pid)
+            found = self.load(mode, port, number, self.seconds, body)
+            values.append(found[what] / max(cpu_s(pid) - before, 1e-9))
+        return sorted(values)[len(values) // 2]
+
+    def subjects(self, upstream: int):
+        yield "nginx", self.nginx(upstream)
+        yield "appliance", self.appliance(upstream)
+
+    def run(self) -> None:
+        with self.upstream() as upstream:
+            for subject, opened in self.subjects(upstream):
+                with opened as (pid, port):
+                    say(f"{subject}: requests and streams")
+                    self.put(subject, "memory idle, MB", rss_mb(pid))
+                    for number in (64, 1024):
+                        self.put(subject, f"requests per core second, {number} connections", self.per_core("closed", pid, port, number, "chat.json", "done"))
+                    self.put(subject, "stream events per core second, 64 streams", self.per_core("stream", pid, port, 64, "stream.json", "events"))
+                    rate = self.load("rate", port, 500, self.seconds)
+                    self.put(subject, "p50 at 500/s, ms", rate["p50_ms"])
+                    self.put(subject, "p99 at 500/s, ms", rate["p99_ms"])
+                    if subject == "appliance":
+                        self.memory_growth(pid, port)
+            rate = self.load("rate", upstream, 500, self.seconds)
+            self.put("direct", "p50 at 500/s, ms", rate["p50_ms"])
+            self.put("direct", "p99 at 500/s, ms", rate["p99_ms"])
+        self.slow_streams()
+        self.start_up()
+
+    def memory_growth(self, pid: int, port: int) -> None:
+        done, marks = 0.0, []
+        for _ in range(2):
+            goal = done + 50_000
+            while done < goal:
+                done += self.load("closed", port, 64, 5)["done"]
+            marks.append(rss_mb(pid))
+            say(f"appliance: {marks[-1]:.1f} MB after {done:.0f} requests")
+        self.put("appliance", "memory after 50,000 more requests, MB", marks[0])
+        self.put("appliance", "memory after 100,000 more requests, MB", marks[1])
+
+    def slow_streams(self) -> None:
+        with self.upstream(events=100, pace_ms=100) as upstream:
+            for subject, opened in self.subjects(upstream):
+                with opened as (pid, port):
+                    say(f"{subject}: open streams")
+                    before = rss_mb(pid)
+                    load = subprocess.Popen(["taskset", "-c", LOAD_CPU, str(self.dir / "load"), "hold", str(port), "1000", "8", str(self.dir / "stream.json")],
+                                            stdout=subprocess.PIPE, text=True)
+                    time.sleep(5)
+                    self.put(subject, "memory per 1,000 open streams, MB", rss_mb(pid) - before)
+                    load.communicate(timeout=60)
+                    found = self.load("stream", port, 8, 4, "stream.json")
+                    self.put(subject, "time to first token, p50, ms", found["ttft_p50_ms"])
+            found = self.load("stream", upstream, 8, 4, "stream.json")
+            self.put("direct", "time to first token, p50, ms", found["ttft_p50_ms"])
+
+    def start_up(self) -> None:
+        say("appliance: start")
+        times = []
+        for _ in range(5):
+            port = free_port()
+            environ = {**os.environ, "PROXY_PORT": str(port), "CONTROL_PORT": str(free_port()), "STATE_DIR": str(self.dir / "state"),
+                       "MACHINE_ID_PATH": str(self.dir / "machine-id"), "LOG_FORMAT": "json", "NAT_REDIRECT": "off"}
+            request = (b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 52\r\n\r\n"
+                       b'{"messages": [{"role": "user", "content": "Hello!"}]}'[:52 + 200])
+            body = b'{"messages":[{"role":"user","content":"Hello!"}]}'
+            request = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+            began = time.monotonic()
+            process = subprocess.Popen([sys.executable, "-m", "appliance", "serve"], env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            try:
+                while time.monotonic() - began < 15:
+                    try:
+                        with socket.create_connection(("127.0.0.1", port), 1) as one:
+                            one.sendall(request)
+                            if one.recv(15).startswith(b"HTTP/1.1 200"):
+                                times.append(time.monotonic() - began)
+                                break
+                    except OSError:
+                        pass
+                    time.sleep(0.005)
+            finally:
+                process.terminate()
+                process.wait(10)
+        self.put("appliance", "first answer after start, s", sorted(times)[len(times) // 2])
+
+    def show(self) -> None:
+        print(f"\n{platform.python_implementation()} {platform.python_version()}, {os.cpu_count()} cores, one for the subject\n")
+        print(f"{'':52}{'nginx':>12}{'appliance':>12}{'direct':>10}{'ratio':>8}")
+        for name, row in self.results.items():
+            ratio = row["appliance"] / row["nginx"] if {"appliance", "nginx"} <= set(row) and row["nginx"] else None
+            cells = "".join(f"{row[s]:>{w}.{2 if row[s] < 100 else 0}f}" if s in row else " " * w for s, w in (("nginx", 12), ("appliance", 12), ("direct", 10)))
+            print(f"{name:52}{cells}{'' if ratio is None else f'{ratio:>8.2f}'}")
+        folder = HERE / "results"
+        folder.mkdir(exist_ok=True)
+        (folder / f"{time.strftime('%Y%m%d-%H%M%S')}.json").write_text(json.dumps(self.results, indent=1))
+
+
+def say(text: str) -> None:
+    print(f"  {text}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench", description="Measure the appliance beside nginx.")
+    parser.add_argument("--quick", action="store_true", help="one short round of each")
+    arguments = parser.parse_args()
+    for tool in ("nginx", "gcc", "taskset"):
+        if shutil.which(tool) is None:
+            raise SystemExit(f"{tool} is missing; `make bench` installs it")
+    bench = Bench(arguments.quick)
+    try:
+        bench.run()
+        bench.show()
+    finally:
+        shutil.rmtree(bench.dir, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()
