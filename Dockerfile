@@ -58,5 +58,5 @@ VOLUME /var/lib/appliance
 EXPOSE 14000
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=5s --start-period=15s --retries=3 CMD ["python3", "-m", "appliance", "healthcheck"]
-ENTRYPOINT ["/usr/bin/tini", "--", "/usr/local/bin/entrypoint.sh"]
+ENTRYPOINT ["/usr/local/bin/entrypoint.sh"]
 CMD ["serve"]

@@ -14,18 +14,24 @@ has_capability() {              # has_capability NUMBER: is it in this shell's e
     (( 0x$set >> $1 & 1 ))
 }
 
+# An init reaps the worker's orphans and passes signals on. It must be of the same user as what it starts: root without
+# CAP_KILL may not signal another user's process.
+init=()
+if [[ $$ == 1 ]] && command -v tini >/dev/null; then init=(tini --); fi
+
 step_down() {                   # step_down COMMAND…: become the service user, without any capability or a way back
     local bounding=()
     if has_capability 8; then bounding=(--bounding-set=-all); fi     # SETPCAP: without it setpriv would fail
     export HOME=/tmp
     exec setpriv --reuid="$SERVICE_UID" --regid="$SERVICE_UID" --clear-groups --inh-caps=-all --ambient-caps=-all \
-        "${bounding[@]}" --no-new-privs -- "$@"
+        "${bounding[@]}" --no-new-privs -- "${init[@]}" "$@"
 }
 
 main() {
     [[ $# -gt 0 ]] || set -- serve
     if [[ "$VERBS" == *" $1 "* ]]; then exec python3 -m appliance "$@"; fi
-    [[ "$1" == serve ]] || exec "$@"
+    [[ "$1" == serve ]] || exec "${init[@]}" "$@"
+    trap 'exit 143' TERM        # until the init is there, this shell is process 1 and would ignore it
 
     appliance check             # names every problem at once, exits 78
     if [[ "$(id -u)" == 0 ]]; then
@@ -33,7 +39,7 @@ main() {
         step_down python3 -m appliance serve
     fi
     export HOME=/tmp            # an arbitrary user id has no home
-    exec python3 -m appliance serve
+    exec "${init[@]}" python3 -m appliance serve
 }
 
 [[ "${BASH_SOURCE[0]}" != "$0" ]] || main "$@"

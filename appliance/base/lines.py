@@ -24,6 +24,7 @@ class LineRing:
         self._next = 1
         self._longest = longest
         self._changed = asyncio.Event()
+        self._followers = 0
 
     def add(self, at_s: float, source: str, text: str) -> None:
         """Put one line; texts over `longest` characters are cut with an ellipsis."""
@@ -31,8 +32,9 @@ class LineRing:
             text = text[: self._longest] + "…"
         self._lines.append(Line(self._next, at_s, source, text))
         self._next += 1
-        self._changed.set()
-        self._changed = asyncio.Event()
+        if self._followers:
+            self._changed.set()
+            self._changed = asyncio.Event()
 
     def tail(self, count: int, *, source: str = "") -> list[Line]:
         """Give up to `count` latest lines, oldest first; `source` keeps those whose source begins with it."""
@@ -43,11 +45,15 @@ class LineRing:
     async def follow(self, *, after: int | None = None, source: str = "") -> AsyncIterator[Line]:
         """Give lines newer than number `after` (None = from now on), for ever."""
         seen = self._next - 1 if after is None else after
-        while True:
-            changed = self._changed
-            for line in [x for x in self._lines if x.number > seen]:
-                seen = line.number
-                if line.source.startswith(source):
-                    yield line
-            if changed is self._changed:
-                await changed.wait()
+        self._followers += 1
+        try:
+            while True:
+                changed = self._changed
+                for line in [x for x in self._lines if x.number > seen]:
+                    seen = line.number
+                    if line.source.startswith(source):
+                        yield line
+                if changed is self._changed:
+                    await changed.wait()
+        finally:
+            self._followers -= 1

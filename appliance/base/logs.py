@@ -8,6 +8,7 @@ import logging
 import re
 import sys
 from collections.abc import Callable, Iterable, MutableMapping
+from functools import lru_cache
 from typing import Any, TextIO
 
 import structlog
@@ -27,10 +28,12 @@ class Secrets:
     def __init__(self) -> None:
         self._known: set[str] = set()
         self._pattern: re.Pattern[str] | None = None
+        self._blank_short = lru_cache(maxsize=2048)(self.blank)
 
     def learn(self, values: Iterable[str]) -> None:
         """Remember secrets; texts shorter than 6 characters are too common to blank."""
         self._known |= {v for v in values if len(v) >= 6}
+        self._blank_short.cache_clear()
         longest_first = sorted(self._known, key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
 
@@ -38,6 +41,10 @@ class Secrets:
         if self._pattern is not None:
             text = self._pattern.sub(BLANK, text)
         return _LOOKS_SECRET.sub(lambda m: (m.group(1) or m.group(3) or "") + BLANK, text)
+
+    def blank_name(self, text: str) -> str:
+        """Blank a short text that comes again and again (a model's name, a path): looked at once, then remembered."""
+        return self._blank_short(text) if len(text) <= 256 else self.blank(text)
 
 
 SECRETS = Secrets()

@@ -22,10 +22,10 @@ class StreamRelay:
     """Turns bytes as they arrive into pieces of whole events with the public model name.
 
     After feeding: `events` counted, `usage` the last usage object seen, `is_done` after `[DONE]`, `error` a top-level
-    error event's object, `has_finished` whether a finish_reason came.
+    error event's object.
     """
 
-    __slots__ = ("_new", "_old", "_rest", "error", "events", "has_finished", "is_done", "usage")
+    __slots__ = ("_last", "_new", "_old", "_rest", "error", "events", "is_done", "usage")
 
     def __init__(self, public_model: str) -> None:
         self._new = b'"model":' + jsons.dumps(public_model)
@@ -35,7 +35,7 @@ class StreamRelay:
         self.usage: dict[str, Any] | None = None
         self.is_done = False
         self.error: dict[str, Any] | None = None
-        self.has_finished = False
+        self._last = b""
 
     def feed(self, data: bytes) -> bytes:
         """Take bytes; give the whole events that are ready (may be b"")."""
@@ -56,22 +56,28 @@ class StreamRelay:
         return self._rewrite(whole)
 
     def _rewrite(self, whole: bytes) -> bytes:
-        count = whole.count(b"\n\n")
-        self.events += count
+        """Make the model public. A piece is plain when each event is one line with one model field, but for [DONE]; only the
+        others are looked at event by event."""
         if self._old is None:
             self._learn(whole)
         out = whole.replace(self._old, self._new) if self._old else whole
         if b"[DONE]" in whole[-24:] and whole.rstrip().endswith((b"data: [DONE]", b"data:[DONE]")):
             self.is_done = True
-            count -= 1
-        if out.count(self._new) != count:
+        count = out.count(self._new)
+        if whole.count(b"\n") != 2 * (count + self.is_done):
             out = self._rewrite_each(out)
-        if not self.has_finished and b'"finish_reason"' in whole:
-            self.has_finished = _FINISHED.search(whole) is not None
+            count = out.count(b"\n\n") - self.is_done
+        self.events += count
+        self._last = whole
         at = whole.rfind(b'"usage"')
         if at >= 0 and b"{" in whole[at + 7: at + 12]:
             self._read_usage(whole, at)
         return out
+
+    @property
+    def has_finished(self) -> bool:
+        """Whether the stream's latest events hold a finish_reason."""
+        return _FINISHED.search(self._last) is not None
 
     def _learn(self, whole: bytes) -> None:
         found = _MODEL_FIELD.search(whole)

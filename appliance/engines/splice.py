@@ -25,6 +25,7 @@ def with_model(raw: bytes, body: dict[str, Any], model: str) -> bytes:
         rest = raw.lstrip()[1:]
         comma = b"" if not body else b","
         return b'{"model":' + jsons.dumps(model) + comma + rest
-    if raw.count(b'"model"') == 1 and (found := _MODEL.search(raw)):                    # 2
+    at = raw.find(b'"model"')
+    if at >= 0 and raw.find(b'"model"', at + 7) < 0 and (found := _MODEL.match(raw, at)):    # 2
         return raw[: found.start()] + b'"model":' + jsons.dumps(model) + raw[found.end():]
     return jsons.dumps({**body, "model": model})                                        # 3

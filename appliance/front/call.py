@@ -55,6 +55,11 @@ class Derived:
         self._made = made
         self._source = source
 
+    @property
+    def events(self) -> int:
+        """How many events of the source have gone in, where it counts them."""
+        return int(getattr(self._source, "events", 0))
+
     def __aiter__(self) -> "Derived":
         return self
 

@@ -35,6 +35,8 @@ class Desk:
         self._clock = clock
         self._is_draining = is_draining
         self.in_flight = 0
+        self._start = os.urandom(8).hex()
+        self._count = 0
         self.apply(settings)
 
     def apply(self, settings: FrontSettings) -> None:
@@ -46,7 +48,10 @@ class Desk:
     def new_receipt(self, route: str, wanted_id: str = "") -> Receipt:
         """Begin a receipt; the caller's own id is kept when it is a plain one of up to 128 characters."""
         is_good = bool(wanted_id) and _GOOD_ID.fullmatch(wanted_id) is not None
-        return Receipt(wanted_id if is_good else "req_" + os.urandom(12).hex(), self._clock.now_s(), route)
+        if not is_good:
+            self._count += 1        # unique in this process by the counter, among processes by the random start
+            wanted_id = f"req_{self._start}{self._count:08x}"
+        return Receipt(wanted_id, self._clock.now_s(), route)
 
     def open(self, route: Route | None, *, method: str, path: str, headers: dict[str, str], body: bytes, peer: str,
              query: str = "", params: dict[str, str] | None = None) -> Call:

@@ -259,7 +259,7 @@ class Lane(asyncio.Protocol):
     async def _write_stream(self, answer: Answer, route: Route, call: Call) -> tuple[str, int, int]:
         """Write pieces as they come, each as one chunk.
 
-        Gives   (finish, bytes, pieces)
+        Gives   (finish, bytes, events)
         """
         desk, pieces = self._server.desk, answer.pieces
         assert pieces is not None
@@ -277,7 +277,6 @@ class Lane(asyncio.Protocol):
                 else:
                     write(b"%x\r\n%b\r\n" % (len(piece), piece))
                 sent += len(piece)
-                events += piece.count(b"\n\n")
                 self.wrote_s = self._server.tick_s
                 if self._is_paused and not await self._may_write():
                     return "client_left", sent, events
@@ -294,6 +293,7 @@ class Lane(asyncio.Protocol):
             head = b""
         finally:
             self.heartbeat = b""
+            events = getattr(pieces, "events", 0)
             await pieces.aclose()  # type: ignore[attr-defined]
         write(head + b"0\r\n\r\n")
         return finish, sent, events

@@ -194,7 +194,7 @@ class Server:
     async def _send_stream(self, request: web.Request, answer: Answer, call: Call) -> tuple[web.StreamResponse, str, int, int]:
         """Write pieces as they come.
 
-        Gives   (response, finish, bytes, pieces)
+        Gives   (response, finish, bytes, events)
         """
         pieces = answer.pieces
         assert pieces is not None
@@ -211,7 +211,6 @@ class Server:
                     self.desk.first_byte(call)
                 await response.write(piece)
                 sent += len(piece)
-                events += 1
         except ApplianceError as error:
             call.receipt.error = f"{error.kind.value}: {error.message}"
             finish = "cut_off" if sent else "error"
@@ -224,6 +223,7 @@ class Server:
             finish = "cut_off" if sent else "error"
             await response.write(answer.on_error(internal))
         finally:
+            events = getattr(pieces, "events", 0)
             await pieces.aclose()  # type: ignore[attr-defined]
         await response.write_eof()
         return response, finish, sent, events

@@ -3,6 +3,7 @@
 The identity of a simulated GPU and the shim's decisions live in `simulated.py`, which the shim can load without anything else.
 """
 
+import ctypes
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -68,6 +69,10 @@ def find_gpus(settings: HostSettings, environ: Mapping[str, str]) -> GpuReport:
 
 def real_gpus() -> tuple[tuple[Gpu, ...], str]:
     """Ask NVML for the machine's GPUs; give them, or none and the reason."""
+    try:        # the library first: where there is none, the bindings are not worth their seven megabytes
+        ctypes.CDLL("libnvidia-ml.so.1")
+    except OSError:
+        return (), "NVML Shared Library Not Found"
     try:
         import pynvml
     except ImportError:

@@ -249,7 +249,11 @@ class _Events:
         self._relay = relay
         self._request = request
         self._is_closed = False
-        self.events = 0
+
+    @property
+    def events(self) -> int:
+        """How many events have gone through."""
+        return self._relay.events
 
     def __aiter__(self) -> "_Events":
         return self
