@@ -12,6 +12,7 @@ from appliance.control.convert import from_struct, to_receipt
 from appliance.control.errors import error_of_reply, http_status_of
 from appliance.control.parts import ControlParts
 from appliance.control.v1 import control_pb2 as pb
+from appliance.control.writing import sending, write
 from appliance.engines.receipts import Receipt
 from appliance.engines.types import EngineRequest, Operation
 
@@ -30,7 +31,8 @@ async def answer_chat(parts: ControlParts, request: pb.ChatRequest, context: Any
     structlog.contextvars.bind_contextvars(id=receipt.id)
     sent = _Sent(context)
     try:
-        await context.send_initial_metadata((("x-request-id", receipt.id),))
+        with sending():
+            await context.send_initial_metadata((("x-request-id", receipt.id),))
         if parts.is_draining():
             raise Unavailable("The appliance takes no new requests at present.", code="draining", retry_after_s=5)
         await _answer(parts, engine_request(request, receipt), sent)
@@ -48,7 +50,7 @@ async def answer_chat(parts: ControlParts, request: pb.ChatRequest, context: Any
     finally:
         receipt.total_ms = (clock() - began_s) * 1000
         parts.finish(receipt)
-    await context.write(pb.ChatResponse(receipt=to_receipt(receipt)))
+    await write(context, pb.ChatResponse(receipt=to_receipt(receipt)))
 
 
 class _Sent:
@@ -60,7 +62,7 @@ class _Sent:
 
     async def write(self, message: pb.ChatResponse) -> None:
         self.messages += 1
-        await self._context.write(message)
+        await write(self._context, message)
 
 
 async def _answer(parts: ControlParts, request: EngineRequest, sent: _Sent) -> None:

@@ -9,6 +9,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from appliance.base import jsons
 from appliance.base.errors import ApplianceError, Forbidden, Invalid, Kind, NotFound, UpstreamFailed
+from appliance.control.writing import sending
 from appliance.engines.types import EngineReply
 
 DOMAIN = "appliance"
@@ -99,12 +100,13 @@ def rich_status(error: ApplianceError, *, request_id: str = "") -> status_pb2.St
 
 
 async def abort(context: Any, error: ApplianceError, *, request_id: str = "") -> None:
-    """End a call with the error's code, text and details. Raises what ends the handler."""
+    """End a call with the error's code, text and details. Raises what ends the handler, always."""
     status = rich_status(error, request_id=request_id)
     trailers = [(DETAILS_KEY, status.SerializeToString())]
     if request_id:
         trailers.append(("x-request-id", request_id))
-    await context.abort(code_of(error), status.message, tuple(trailers))
+    with sending():
+        await context.abort(code_of(error), status.message, tuple(trailers))
 
 
 def error_of_reply(reply: EngineReply) -> ApplianceError:

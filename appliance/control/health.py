@@ -10,6 +10,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from appliance.control.follow import followed
 from appliance.control.parts import ControlParts
 from appliance.control.v1 import control_pb2
+from appliance.control.writing import write
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -59,7 +60,7 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
                 status = UNKNOWN if status is None else status
                 if status != told:
                     told = status
-                    await context.write(health_pb2.HealthCheckResponse(status=status))
+                    await write(context, health_pb2.HealthCheckResponse(status=status))
         last = self.status_of(request.service)
         if last != told and last is not None:
-            await context.write(health_pb2.HealthCheckResponse(status=last))
+            await write(context, health_pb2.HealthCheckResponse(status=last))

@@ -7,10 +7,12 @@ from typing import Any
 import grpc
 import grpc.aio
 import structlog
+from google.protobuf.message import DecodeError
 
-from appliance.base.errors import ApplianceError, Internal
+from appliance.base.errors import ApplianceError, Internal, Invalid
 from appliance.control.errors import abort, code_of
 from appliance.control.guard import Guard
+from appliance.control.writing import write
 
 log = structlog.get_logger("control")
 OPEN_PREFIX = "/grpc.health.v1.Health/"         # liveness probes carry no token
@@ -29,17 +31,20 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         return self._wrapped(handler, details.method, tuple(details.invocation_metadata or ()))
 
     def _wrapped(self, handler: Any, method: str, metadata: tuple[tuple[str, str | bytes], ...]) -> Any:
-        """Give a handler of the same shape around the real one."""
+        """Give a handler of the same shape around the real one. Single requests come as bytes: nobody's are read before the token."""
         inner = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
         is_generator = inspect.isasyncgenfunction(inner)
+        is_streamed = handler.request_streaming
 
         async def run(request: Any, context: Any) -> Any:
             if not method.startswith(OPEN_PREFIX):
                 self._guard.check(metadata)
+            if not is_streamed:
+                request = _read(handler.request_deserializer, request)
             if not is_generator:
                 return await inner(request, context)
             async for message in inner(request, context):
-                await context.write(message)
+                await write(context, message)
             return None
 
         async def guarded(request: Any, context: Any) -> Any:
@@ -48,7 +53,15 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         kinds = {(False, False): grpc.unary_unary_rpc_method_handler, (False, True): grpc.unary_stream_rpc_method_handler,
                  (True, False): grpc.stream_unary_rpc_method_handler, (True, True): grpc.stream_stream_rpc_method_handler}
         make = kinds[(handler.request_streaming, handler.response_streaming)]
-        return make(guarded, request_deserializer=handler.request_deserializer, response_serializer=handler.response_serializer)
+        return make(guarded, request_deserializer=handler.request_deserializer if is_streamed else None,
+                    response_serializer=handler.response_serializer)
+
+
+def _read(deserialize: Any, data: bytes) -> Any:
+    try:
+        return deserialize(data)
+    except DecodeError:
+        raise Invalid("The request is no message of the type that this call takes.", code="invalid_message") from None
 
 
 async def _told(run: Any, request: Any, context: Any, *, method: str) -> Any:

@@ -24,6 +24,7 @@ from appliance.control.follow import followed
 from appliance.control.parts import ControlParts, ReloadResult, WorkerLike
 from appliance.control.v1 import control_pb2 as pb
 from appliance.control.v1 import control_pb2_grpc
+from appliance.control.writing import write
 
 MOST_LINES = 2000
 MOST_RECEIPTS = 1000
@@ -46,8 +47,8 @@ class Servicer(control_pb2_grpc.ControlServicer):  # type: ignore[misc]
         every_s = _within("interval_s", request.interval_s, 1, 3600) if request.interval_s else None
         async with aclosing(followed(self._parts.changed.follow(), stopping=self._stopping, every_s=every_s)) as changes:
             async for _ in changes:
-                await context.write(pb.WatchStatusResponse(status=self._status()))
-        await context.write(pb.WatchStatusResponse(status=self._status()))
+                await write(context, pb.WatchStatusResponse(status=self._status()))
+        await write(context, pb.WatchStatusResponse(status=self._status()))
 
     async def GetIdentity(self, request: Any, context: Any) -> Any:
         return to_identity(self._parts.identity())
@@ -123,14 +124,14 @@ class Servicer(control_pb2_grpc.ControlServicer):  # type: ignore[misc]
         lines = self._parts.lines
         tail = lines.tail(count, source=request.source)
         for line in tail:
-            await context.write(to_line(line))
+            await write(context, to_line(line))
         if not request.follow:
             return
         source = lines.follow(after=tail[-1].number if tail else None, source=request.source)
         async with aclosing(followed(source, stopping=self._stopping)) as more:
             async for new in more:
                 if new is not None:
-                    await context.write(to_line(new))
+                    await write(context, to_line(new))
 
     # ---- engines
 
