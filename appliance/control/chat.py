@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from time import perf_counter  # the loop's own clock is too coarse for a short call
 from typing import Any
 
 import structlog
@@ -25,8 +26,7 @@ async def answer_chat(parts: ControlParts, request: pb.ChatRequest, context: Any
     Raises  Invalid: the request cannot be read · Unavailable: draining · what Router.answer raises. Cancelled: the upstream call
             is closed before this ends, and the books are settled in every case.
     """
-    clock = asyncio.get_running_loop().time
-    began_s = clock()
+    began_s = perf_counter()
     receipt = parts.new_receipt(ROUTE)
     structlog.contextvars.bind_contextvars(id=receipt.id)
     sent = _Sent(context)
@@ -48,7 +48,7 @@ async def answer_chat(parts: ControlParts, request: pb.ChatRequest, context: Any
         receipt.finish, receipt.status, receipt.error = "error", 500, f"internal: {type(exc).__name__}"
         raise
     finally:
-        receipt.total_ms = (clock() - began_s) * 1000
+        receipt.total_ms = (perf_counter() - began_s) * 1000
         parts.finish(receipt)
     await write(context, pb.ChatResponse(receipt=to_receipt(receipt)))
 
