@@ -1,0 +1,72 @@
+#!/usr/bin/env bash
+# The container's start: check the settings, ready the machine, step down from root, serve.
+#
+# Works as root and under any --user. One of our verbs is run as it is; any other command is become: `docker run IMAGE bash`.
+# Sourcing this file runs nothing, so that tests can call its functions.
+#
+# tini comes after the step down, not before: as root without the KILL capability it could not hand a signal to the server.
+# Like this the container's first process, too, has no privilege left.
+set -Eeuo pipefail
+
+readonly SERVICE_USER=10001
+readonly SETGID=6 SETUID=7 SETPCAP=8        # numbers of capabilities(7)
+
+say() { printf 'appliance: %s\n' "$*" >&2; }
+
+appliance() { python3 -m appliance "$@"; }
+
+become() { exec tini -s -- "$@"; }       # tini reaps what others leave behind and hands signals on; -s: it need not be process 1
+
+has_capability() {              # has_capability NUMBER: does this process have it in effect?
+    local name value
+    while read -r name value; do
+        if [[ "$name" == CapEff: ]]; then (( 16#$value >> $1 & 1 )); return; fi
+    done </proc/self/status
+    return 1
+}
+
+service_user() {                # service_user COMMAND…: become it as the service user, with no capability and no way back
+    local sets=(--inh-caps=-all --ambient-caps=-all)
+    if has_capability "$SETPCAP"; then sets+=(--bounding-set=-all); fi      # without SETPCAP nobody may change that set
+    exec setpriv --reuid="$SERVICE_USER" --regid="$SERVICE_USER" --init-groups --no-new-privs "${sets[@]}" -- "$@"
+}
+
+settle_home() {                 # a home that can be written: a worker keeps its files there, and an arbitrary user has none
+    HOME=${STATE_DIR:-/var/lib/appliance}/home
+    mkdir -p "$HOME" 2>/dev/null && [[ -w "$HOME" ]] || HOME=/tmp
+    export HOME
+}
+
+become_server() {
+    if [[ "$(id -u)" == 0 ]]; then say "the server does not run as root; start the container with \`serve\`."; exit 77; fi
+    settle_home
+    become python3 -m appliance serve
+}
+
+serve_as_root() {
+    if ! { has_capability "$SETUID" && has_capability "$SETGID"; }; then
+        say "root cannot step down here. Add --cap-add SETUID --cap-add SETGID, or run with --user $SERVICE_USER:$SERVICE_USER."
+        exit 77                 # sysexits.h: not permitted
+    fi
+    (service_user python3 -m appliance check)       # sees what the server will see: a secret that only root reads is no use
+    appliance prepare           # machine-id, GPU, nvidia-smi, port 14444
+    service_user "$0" become-server
+}
+
+serve_as_is() {
+    appliance check
+    appliance prepare           # what needs no privilege; the rest is done another way or said
+    become_server
+}
+
+main() {
+    trap 'exit 143' TERM INT        # the first process of a container has no default way to die; from `become` on it is tini's
+    case ${1:-serve} in
+        serve) if [[ "$(id -u)" == 0 ]]; then serve_as_root; else serve_as_is; fi ;;
+        become-server) become_server ;;
+        check | prepare | settings | healthcheck | ctl | version | help | -*) become python3 -m appliance "$@" ;;
+        *) become "$@" ;;
+    esac
+}
+
+if [[ "${BASH_SOURCE[0]}" == "$0" ]]; then main "$@"; fi
