@@ -150,7 +150,8 @@ class Appliance:
             router=self.router, receipts=self.receipts, worker=self.worker, status=self.status, changed=self.changed,
             identity=self.identity, settings=reloader.described, reload=reloader.reload, drain=self.drain, resume=self.resume,
             shutdown=self.shutdown, lines=self.lines, new_receipt=self.desk.new_receipt, finish=self.finish,
-            is_draining=lambda: self.state != "serving")
+            is_draining=lambda: self.state != "serving",
+            grace_s=lambda: self.settings.front.shutdown_grace_s if self.grace_s is None else self.grace_s, hurry=self.hurry)
 
 
 @asynccontextmanager

@@ -1,171 +1,343 @@
-"""`appliance ctl …`: drive a running appliance from a terminal, over its control API."""
+"""`appliance ctl`: see and steer a running appliance from a terminal, over its gRPC control API."""
 
+import os
 import sys
+from collections.abc import Callable
+from contextlib import closing
+from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ParamSpec
 
 import typer
 
 from appliance.cli import show
-from appliance.cli.calls import DEFAULT_ADDRESS, Failed, Target, calling
-from appliance.control.v1 import control_pb2 as pb
+from appliance.cli.calls import OTHER, USAGE, CallFailed, Calls, Where, default_address, read_token
+from appliance.cli.show import Screen
 
-app = typer.Typer(help="Drive a running appliance over its control API.", no_args_is_help=True, add_completion=False, rich_markup_mode=None,
-                  pretty_exceptions_enable=False)
+WORKER_PATIENCE_S = 90.0        # a worker may take WORKER_STOP_GRACE_S to end
+RELOAD_PATIENCE_S = 30.0
+INTERRUPTED = 130
+P = ParamSpec("P")
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+                  help="See and steer a running appliance. The token comes from CONTROL_TOKEN or CONTROL_TOKEN_FILE.")
+worker_app = typer.Typer(invoke_without_command=True, help="See, start, stop or restart the worker.")
+app.add_typer(worker_app, name="worker")
+
+# Options of all commands; they may stand before or after the command's name.
+WITH_VALUE = {"--address", "--tls-ca", "--tls-cert", "--tls-key", "--timeout"}
+WITHOUT_VALUE = {"--json"}
 
 
-class _Global:
-    target = Target()
-    as_json = False
+class Session:
+    """What one run of the command needs: the connection and the screen."""
+
+    def __init__(self, calls: Calls, screen: Screen) -> None:
+        self.calls = calls
+        self.screen = screen
+
+    def show(self, answer: Any, people: Callable[[Screen], None]) -> None:
+        """Show an answer as JSON where asked for, else as `people` does."""
+        if self.screen.is_json:
+            self.screen.object(show.as_object(answer))
+        else:
+            people(self.screen)
+
+
+def told(command: Callable[P, None]) -> Callable[P, None]:
+    """Turn a failed call into one sentence on stderr and its exit code."""
+
+    @wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except CallFailed as failure:
+            print(f"error: {show.clean(failure.message)}", file=sys.stderr)
+            raise typer.Exit(failure.exit_code) from None
+        except KeyboardInterrupt:
+            raise typer.Exit(INTERRUPTED) from None
+
+    return run
 
 
 @app.callback()
+@told
 def options(
-    address: Annotated[str, typer.Option(envvar="CONTROL_ADDRESS", help="host:port, or unix:/path")] = DEFAULT_ADDRESS,
-    timeout: Annotated[float, typer.Option(help="seconds to wait for an answer")] = 10.0,
-    tls_ca: Annotated[Path | None, typer.Option(help="CA of the server's certificate (PEM)")] = None,
-    tls_cert: Annotated[Path | None, typer.Option(help="own certificate, for mutual TLS (PEM)")] = None,
-    tls_key: Annotated[Path | None, typer.Option(help="own key, for mutual TLS (PEM)")] = None,
-    json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    ctx: typer.Context,
+    address: Annotated[str, typer.Option(help="host:port or unix:/path; else CONTROL_ADDRESS, or 127.0.0.1:50051.")] = "",
+    tls_ca: Annotated[Path | None, typer.Option(help="CA of the appliance's certificate (PEM); turns TLS on.")] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="Our certificate (PEM), for mutual TLS.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its private key (PEM).")] = None,
+    json: Annotated[bool, typer.Option("--json", help="JSON for programs; streams give one object a line.")] = False,
+    timeout: Annotated[float | None, typer.Option(min=0.001, help="Seconds to wait for the answer; for streams, until they end.")] = None,
 ) -> None:
-    """The token is read from CONTROL_TOKEN or CONTROL_TOKEN_FILE: an argument would show in `ps`."""
-    _Global.target = Target(address, timeout, tls_ca, tls_cert, tls_key)
-    _Global.as_json = json
-
-
-def _ask(method: str, request: Any, shown: Any, *, timeout_s: float | None = None) -> Any:
-    with calling(_Global.target) as (stub, how):
-        answer = getattr(stub, method)(request, timeout=timeout_s or _Global.target.timeout_s, **how)
-        show.as_json(answer) if _Global.as_json or shown is None else shown(answer)
-        return answer
+    where = Where(address or default_address(os.environ), read_token(os.environ), tls_ca, tls_cert, tls_key, timeout)
+    ctx.obj = Session(ctx.with_resource(Calls(where)), Screen(is_json=json))
 
 
 @app.command()
-def status(watch: Annotated[bool, typer.Option("--watch", help="go on with each change")] = False) -> None:
-    """Show how the appliance is."""
+@told
+def status(
+    ctx: typer.Context,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Go on with each change, until the appliance stops.")] = False,
+    interval: Annotated[float, typer.Option(min=0, help="With --watch: also after so many seconds without a change.")] = 0.0,
+) -> None:
+    """Show what the appliance is doing."""
+    session: Session = ctx.obj
     if not watch:
-        _ask("GetStatus", pb.GetStatusRequest(), lambda m: show.status(m.status))
+        answer = session.calls.ask("GetStatus").status
+        session.show(answer, lambda screen: screen.pairs(show.status_pairs(answer)))
         return
-    with calling(_Global.target) as (stub, how):
-        for message in stub.WatchStatus(pb.WatchStatusRequest(), **how):
-            show.as_json(message) if _Global.as_json else show.status(message.status)
-            print(flush=True)
+    request = session.calls.messages.WatchStatusRequest(interval_s=interval)
+    with closing(session.calls.stream("WatchStatus", request)) as answers:
+        for answer in answers:
+            if session.screen.is_json:
+                session.screen.object(show.as_object(answer.status), is_one_of_many=True)
+            else:
+                session.screen.say(show.status_line(answer.status))
 
 
 @app.command()
-def identity() -> None:
-    """Show machine-id, host name and GPUs."""
-    _ask("GetIdentity", pb.GetIdentityRequest(), None)
+@told
+def identity(ctx: typer.Context) -> None:
+    """Show which machine this is: machine-id, host name, GPUs."""
+    session: Session = ctx.obj
+    answer = session.calls.ask("GetIdentity")
+    session.show(answer, lambda screen: screen.pairs(show.identity_pairs(answer)))
 
 
 @app.command()
-def settings(set_only: Annotated[bool, typer.Option("--set-only", help="only what is set")] = False) -> None:
-    """Show every variable."""
-    _ask("GetSettings", pb.GetSettingsRequest(set_only=set_only), show.settings)
+@told
+def settings(
+    ctx: typer.Context, set_only: Annotated[bool, typer.Option("--set-only", help="Only those that are set.")] = False,
+) -> None:
+    """List the settings in force; secrets are hidden."""
+    session: Session = ctx.obj
+    answer = session.calls.ask("GetSettings", set_only=set_only)
+    rows = [[s.room, s.variable, s.value, s.default_value, "yes" if s.is_reloadable else "restart"] for s in answer.settings]
+    session.show(answer, lambda screen: screen.table(["ROOM", "VARIABLE", "VALUE", "DEFAULT", "RELOAD"], rows))
 
 
 @app.command()
+@told
 def reload(
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would change")] = False,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="NAME=VALUE, laid over the environment")] = None,
+    ctx: typer.Context,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would change, and what is wrong.")] = False,
+    overrides: Annotated[list[str] | None, typer.Option(
+        "--set", metavar="NAME=VALUE", help="Lay a value over the environment (NAME= is the default again). May be repeated. For a "
+        "secret set NAME_FILE instead: arguments can be read by everybody on the machine.")] = None,
 ) -> None:
     """Read the settings again and put them in place."""
-    pairs = [text.partition("=") for text in set_ or []]
-    if any(not equals for _, equals, _ in pairs):
-        raise typer.BadParameter("write --set NAME=VALUE")
-    request = pb.ReloadRequest(dry_run=dry_run, overrides={name: value for name, _, value in pairs})
-    answer = _ask("Reload", request, show.reload)
+    session: Session = ctx.obj
+    answer = session.calls.ask("Reload", patience_s=RELOAD_PATIENCE_S, dry_run=dry_run, overrides=parse_overrides(overrides or []))
+
+    def people(screen: Screen) -> None:
+        if answer.changes:
+            screen.table(["VARIABLE", "OLD", "NEW", "TAKES EFFECT"], [
+                [c.variable, c.old_value, c.new_value, "at the next start" if c.needs_restart else "now"] for c in answer.changes])
+        for problem in answer.problems:
+            screen.say(f"problem: {problem.variable}={problem.value}: allowed: {problem.allowed}. {problem.remedy}")
+        screen.say(answer.message)
+
+    session.show(answer, people)
     if answer.problems:
-        raise typer.Exit(1)
+        raise typer.Exit(OTHER)
+
+
+def parse_overrides(texts: list[str]) -> dict[str, str]:
+    """Read NAME=VALUE pairs; raise CallFailed (usage) for one that is none."""
+    found = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name.isidentifier():
+            raise CallFailed(f"--set {name}: write NAME=VALUE.", USAGE)
+        found[name] = value
+    return found
 
 
 @app.command()
-def drain() -> None:
+@told
+def drain(ctx: typer.Context) -> None:
     """Take no new requests; running ones go on."""
-    _ask("Drain", pb.DrainRequest(), lambda m: show.status(m.status))
+    _say_state(ctx.obj, "Drain")
 
 
 @app.command()
-def resume() -> None:
+@told
+def resume(ctx: typer.Context) -> None:
     """Take requests again."""
-    _ask("Resume", pb.ResumeRequest(), lambda m: show.status(m.status))
+    _say_state(ctx.obj, "Resume")
+
+
+def _say_state(session: Session, method: str) -> None:
+    answer = session.calls.ask(method).status
+    session.show(answer, lambda screen: screen.say(show.status_line(answer)))
 
 
 @app.command()
-def shutdown(grace: Annotated[float | None, typer.Option(help="seconds for running answers")] = None) -> None:
-    """End the appliance."""
-    _ask("Shutdown", pb.ShutdownRequest(grace_s=grace), lambda _: print("It is ending."))
-
-
-@app.command()
-def worker(action: Annotated[str, typer.Argument(help="show, start, stop or restart")] = "show") -> None:
-    """Show or steer the worker."""
-    calls = {"show": ("GetWorker", pb.GetWorkerRequest), "start": ("StartWorker", pb.StartWorkerRequest),
-             "stop": ("StopWorker", pb.StopWorkerRequest), "restart": ("RestartWorker", pb.RestartWorkerRequest)}
-    if action not in calls:
-        raise typer.BadParameter("use show, start, stop or restart")
-    method, request = calls[action]
-    _ask(method, request(), None, timeout_s=max(_Global.target.timeout_s, 60.0))
-
-
-@app.command()
-def logs(
-    count: Annotated[int, typer.Option("-n", help="so many of the latest lines", min=0)] = 50,
-    follow: Annotated[bool, typer.Option("-f", help="go on with the lines to come")] = False,
-    source: Annotated[str, typer.Option(help="appliance, worker, worker.stdout …")] = "",
+@told
+def shutdown(
+    ctx: typer.Context,
+    grace: Annotated[float | None, typer.Option(min=0, max=3600, help="Seconds for running answers; else SHUTDOWN_GRACE_S.")] = None,
 ) -> None:
-    """Show the log's and the worker's lines."""
-    with calling(_Global.target) as (stub, how):
-        for line in stub.TailLogs(pb.TailLogsRequest(count=count, follow=follow, source=source), **how):
-            show.as_json(line) if _Global.as_json else print(f"{line.source}: {line.text}", flush=True)
+    """End the appliance; a second time hurries it."""
+    session: Session = ctx.obj
+    answer = session.calls.ask("Shutdown", **({} if grace is None else {"grace_s": grace}))
+    session.show(answer, lambda screen: screen.say("stopping"))
+
+
+@worker_app.callback()
+def worker(ctx: typer.Context) -> None:
+    """See, start, stop or restart the worker."""
+    if ctx.invoked_subcommand is None:
+        worker_show(ctx)
+
+
+@worker_app.command("show")
+@told
+def worker_show(ctx: typer.Context) -> None:
+    """Show what the worker is doing."""
+    _show_worker(ctx.obj, "GetWorker")
+
+
+@worker_app.command("start")
+@told
+def worker_start(ctx: typer.Context) -> None:
+    """Start the worker."""
+    _show_worker(ctx.obj, "StartWorker")
+
+
+@worker_app.command("stop")
+@told
+def worker_stop(ctx: typer.Context) -> None:
+    """End the worker and all its children."""
+    _show_worker(ctx.obj, "StopWorker")
+
+
+@worker_app.command("restart")
+@told
+def worker_restart(ctx: typer.Context) -> None:
+    """Stop the worker, then start it."""
+    _show_worker(ctx.obj, "RestartWorker")
+
+
+def _show_worker(session: Session, method: str) -> None:
+    answer = session.calls.ask(method, patience_s=WORKER_PATIENCE_S).worker
+    session.show(answer, lambda screen: screen.pairs(show.worker_pairs(answer)))
 
 
 @app.command()
-def chat(text: str, model: Annotated[str, typer.Option("-m", help="the model's name; empty = the default")] = "") -> None:
-    """Ask the model, and print its answer as it comes."""
-    request = pb.ChatRequest(model=model, stream=True, messages=[pb.ChatMessage(role="user", content=text)])
-    with calling(_Global.target) as (stub, how):
-        for event in stub.Chat(request, **how):
-            if _Global.as_json:
-                show.as_json(event)
+@told
+def logs(
+    ctx: typer.Context,
+    count: Annotated[int, typer.Option("--lines", "-n", min=0, max=2000, help="How many of the latest lines to begin with.")] = 50,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with new lines.")] = False,
+    source: Annotated[str, typer.Option(help="Only lines of this source: appliance, worker, worker.stderr …")] = "",
+) -> None:
+    """Show the latest lines of the log, the worker's too."""
+    session: Session = ctx.obj
+    request = session.calls.messages.TailLogsRequest(count=count, follow=follow, source=source)
+    with closing(session.calls.stream("TailLogs", request)) as lines:
+        for line in lines:
+            if session.screen.is_json:
+                session.screen.object(show.as_object(line), is_one_of_many=True)
             else:
-                print(event.delta.text, end="", flush=True)
-    if not _Global.as_json:
-        print()
+                session.screen.say(f"{line.at.ToDatetime():%H:%M:%S} {line.source}: {line.text}")
 
 
 @app.command()
-def backends() -> None:
-    """Show who answers, and how they are."""
-    _ask("ListBackends", pb.ListBackendsRequest(), show.backends)
+@told
+def chat(
+    ctx: typer.Context,
+    text: Annotated[str, typer.Argument(help="What to say; - reads it from standard input.")],
+    model: Annotated[str, typer.Option("--model", "-m", help="The model's name; else the default one.")] = "",
+    system: Annotated[str, typer.Option(help="What to tell the model first.")] = "",
+    is_streamed: Annotated[bool, typer.Option("--stream/--no-stream", help="Show the answer as it is made.")] = True,
+) -> None:
+    """Ask a model; the answer appears as it is made."""
+    session: Session = ctx.obj
+    said = sys.stdin.read() if text == "-" else text
+    messages = [{"role": "system", "content": system}] if system else []
+    request = session.calls.messages.ChatRequest(model=model, messages=[*messages, {"role": "user", "content": said}], stream=is_streamed)
+    is_begun = False
+    try:
+        with closing(session.calls.stream("Chat", request)) as parts:
+            for part in parts:
+                is_begun = True
+                _show_part(session.screen, part)
+    except CallFailed:
+        if is_begun:
+            session.screen.say("")      # the error begins on a line of its own
+        raise
+
+
+def _show_part(screen: Screen, part: Any) -> None:
+    from appliance.base import jsons
+
+    kind = part.WhichOneof("part")
+    value = getattr(part, kind)
+    if screen.is_json:
+        screen.object({kind: show.as_object(value) if kind == "receipt" else jsons.loads(value.openai_json)}, is_one_of_many=True)
+    elif kind == "receipt":
+        screen.say("")
+        if screen.is_terminal:
+            print(f"[{value.served_model or value.backend}, {value.total_ms:.0f} ms, receipt {value.id}]", file=sys.stderr)
+    else:
+        screen.say(value.text, end="")
 
 
 @app.command()
-def receipt(id: str) -> None:
+@told
+def backends(ctx: typer.Context) -> None:
+    """List who can answer requests."""
+    session: Session = ctx.obj
+    answer = session.calls.ask("ListBackends")
+    session.show(answer, lambda screen: screen.table(
+        ["NAME", "KIND", "STATE", "IN FLIGHT", "MODELS", "ENDPOINT", "NOTE"], show.backend_rows(answer.backends)))
+
+
+@app.command()
+@told
+def receipt(ctx: typer.Context, receipt_id: Annotated[str, typer.Argument(metavar="ID", help="The request's id (x-request-id).")]) -> None:
     """Show what was decided for one request, and why."""
-    _ask("GetReceipt", pb.GetReceiptRequest(id=id), None)
+    session: Session = ctx.obj
+    answer = session.calls.ask("GetReceipt", id=receipt_id).receipt
+    session.show(answer, lambda screen: screen.pairs(show.receipt_pairs(answer)))
 
 
 @app.command()
-def receipts(count: Annotated[int, typer.Option("-n", min=1, max=1000)] = 20) -> None:
-    """Show the latest receipts."""
-    _ask("ListReceipts", pb.ListReceiptsRequest(count=count), show.receipts)
+@told
+def receipts(
+    ctx: typer.Context, count: Annotated[int, typer.Option("--lines", "-n", min=1, max=1000, help="How many.")] = 20,
+) -> None:
+    """List the latest requests, newest first."""
+    session: Session = ctx.obj
+    answer = session.calls.ask("ListReceipts", count=count)
+    headers = ["AT", "ID", "ROUTE", "MODEL", "STATUS", "FINISH", "MS", "TOKENS"]
+    session.show(answer, lambda screen: screen.table(headers, [show.receipt_row(r) for r in answer.receipts]))
+
+
+def hoist(arguments: list[str]) -> list[str]:
+    """Bring the options of all commands to the front, wherever they stand; nothing after `--` is touched."""
+    cut = arguments.index("--") if "--" in arguments else len(arguments)
+    front: list[str] = []
+    rest: list[str] = []
+    words = iter(arguments[:cut])
+    for word in words:
+        name, equals, _ = word.partition("=")
+        if name in WITH_VALUE:
+            front += [word] if equals else [word, *[value for value in [next(words, None)] if value is not None]]
+        elif word in WITHOUT_VALUE:
+            front.append(word)
+        else:
+            rest.append(word)
+    return [*front, *rest, *arguments[cut:]]
 
 
 def main(arguments: list[str]) -> int:
-    """Run a command; give its exit code: 2 usage, 3 unreachable, 4 refused, 1 anything else."""
+    """Run `appliance ctl` with `arguments`; give the exit code: 0 done, 1 refused, 2 wrong usage, 3 not reached, 4 not allowed."""
     try:
-        result = app(arguments, prog_name="appliance ctl", standalone_mode=False)
-    except Failed as exc:
-        print(f"appliance ctl: {exc}", file=sys.stderr)
-        return exc.code
-    except typer.Exit as exc:
-        return exc.exit_code
-    except KeyboardInterrupt:
-        return 130
-    except Exception as exc:
-        if hasattr(exc, "format_message"):
-            print(f"appliance ctl: {exc.format_message()}", file=sys.stderr)
-            return int(getattr(exc, "exit_code", 2))
-        raise
-    return int(result or 0)
+        app(args=hoist(arguments), prog_name="appliance ctl")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else OTHER if end.code else 0
+    return 0

@@ -1,68 +1,212 @@
-"""Messages as people read them: tables on a terminal, plain lines in a pipe, JSON when asked."""
+"""Answers for people and for programs: tables on a terminal, tab-separated lines elsewhere, JSON where asked for.
 
-import json
+What comes over the wire is shown with its control characters taken out: a log line must not be able to steer a terminal.
+"""
+
 import sys
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, TextIO
 
-from google.protobuf import json_format
-from rich.console import Console
-from rich.table import Table
+from appliance.base import jsons
 
-from appliance.control.v1 import control_pb2 as pb
-
-console = Console(highlight=False, soft_wrap=True)
+_KEPT = {"\n", "\t"}
+Row = Sequence[str]
 
 
-def as_json(message: Any) -> None:
-    """Print a message as JSON, under the protocol's own names."""
-    value = json_format.MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
-    print(json.dumps(value, indent=2, ensure_ascii=False))  # noqa: TID251 - people and jq read it
+def clean(text: str) -> str:
+    """Take control characters out, but for line ends and tabs."""
+    if text.isprintable():
+        return text
+    return "".join(char for char in text if char in _KEPT or (char >= " " and not "\x7f" <= char <= "\x9f"))
 
 
-def table(columns: list[str], rows: list[list[str]]) -> None:
-    """Print rows: a table on a terminal, tab-separated lines elsewhere."""
-    if not sys.stdout.isatty():
+def as_object(message: Any) -> dict[str, Any]:
+    """Give a message as a plain object, its fields named as in the .proto file, none left out but absent optional ones."""
+    from google.protobuf import json_format
+
+    found: dict[str, Any] = json_format.MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+    return found
+
+
+def word_of(message: Any, field: str) -> str:
+    """Give an enum field's value as a word: APPLIANCE_STATE_SERVING → serving."""
+    enum = message.DESCRIPTOR.fields_by_name[field].enum_type
+    names = [value.name for value in enum.values]
+    prefix = names[0].removesuffix("UNSPECIFIED")
+    found = enum.values_by_number.get(getattr(message, field))
+    return str(found.name).removeprefix(prefix).lower() if found is not None else "unknown"
+
+
+def time_of(stamp: Any) -> str:
+    """Give a Timestamp as `2026-11-20 10:11:12Z`."""
+    return f"{stamp.ToDatetime():%Y-%m-%d %H:%M:%S}Z"
+
+
+def duration(seconds: float) -> str:
+    """Give seconds in the largest fitting units: 3d 4h, 5m 6s, 7.8s."""
+    whole = int(seconds)
+    days, hours, minutes = whole // 86_400, whole // 3600 % 24, whole // 60 % 60
+    if days:
+        return f"{days}d {hours}h"
+    if hours:
+        return f"{hours}h {minutes}m"
+    return f"{minutes}m {whole % 60}s" if minutes else f"{seconds:.1f}s"
+
+
+class Screen:
+    """Where answers go."""
+
+    def __init__(self, *, is_json: bool = False, out: TextIO | None = None) -> None:
+        self.is_json = is_json
+        self.out = out or sys.stdout
+        self.is_terminal = self.out.isatty()
+
+    def say(self, text: str, *, end: str = "\n") -> None:
+        """Write a text at once."""
+        self.out.write(clean(text) + end)
+        self.out.flush()
+
+    def object(self, value: Any, *, is_one_of_many: bool = False) -> None:
+        """Write one JSON value; those of a stream on one line each."""
+        self.out.write((jsons.dumps_text(value) if is_one_of_many else jsons.dumps_pretty(value)) + "\n")
+        self.out.flush()
+
+    def pairs(self, rows: Iterable[tuple[str, str]]) -> None:
+        """Write names and values, those without a value left out."""
+        kept = [(name, value) for name, value in rows if value]
+        if not self.is_terminal:
+            for name, value in kept:
+                self.say(f"{name}\t{_one_line(value)}")
+            return
+        table = self._grid()
+        for name, value in kept:
+            table.add_row(_plain(name, "bold"), _plain(value))
+        self._print(table)
+
+    def table(self, headers: Row, rows: Iterable[Row]) -> None:
+        """Write a table; without a terminal, tab-separated lines under a line of headers."""
+        if not self.is_terminal:
+            for row in [headers, *rows]:
+                self.say("\t".join(_one_line(cell) for cell in row))
+            return
+        from rich.table import Table
+
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for header in headers:
+            table.add_column(header, overflow="fold")
         for row in rows:
-            print("\t".join(row))
-        return
-    drawn = Table(*columns, box=None, pad_edge=False, header_style="bold")
-    for row in rows:
-        drawn.add_row(*row)
-    console.print(drawn, markup=False)
+            table.add_row(*map(_plain, row))
+        self._print(table)
+
+    def _grid(self) -> Any:
+        from rich.table import Table
+
+        return Table.grid(padding=(0, 2))
+
+    def _print(self, what: Any) -> None:
+        from rich.console import Console
+
+        Console(file=self.out, highlight=False, markup=False).print(what)
 
 
-def status(message: Any) -> None:
-    """Print a status: what it is first, what is wrong with it last."""
-    state = pb.ApplianceState.Name(message.state).removeprefix("APPLIANCE_STATE_").lower()
-    worker = pb.WorkerState.Name(message.worker.state).removeprefix("WORKER_STATE_").lower()
-    gpu = ", ".join(d.name for d in message.gpu.gpus) or f"none ({message.gpu.reason})"
-    rows = [["state", state], ["version", message.version], ["up", f"{message.uptime_s:.0f} s"], ["engine", message.engine],
-            ["model", message.public_model], ["upstream", message.upstream_base], ["gpu", gpu], ["port 14444", message.nat.detail],
-            ["worker", f"{worker} {message.worker.reason}".strip()], ["machine-id", message.machine_id],
-            ["in flight", str(message.in_flight)]]
-    table(["", ""], rows + [["warning", text] for text in message.warnings])
+def _plain(text: str, style: str = "") -> Any:
+    from rich.text import Text
+
+    return Text(clean(text), style=style)
 
 
-def settings(message: Any) -> None:
-    table(["variable", "value", "default", "room"], [[s.variable, s.value, s.default_value, s.room] for s in message.settings])
+def _one_line(text: str) -> str:
+    return text.replace("\n", " ").replace("\t", " ")
 
 
-def reload(message: Any) -> None:
-    table(["variable", "old", "new", ""],
-          [[c.variable, c.old_value or "(empty)", c.new_value or "(empty)", "needs a restart" if c.needs_restart else ""] for c in message.changes])
-    for problem in message.problems:
-        print(f"problem: {problem.variable}: allowed: {problem.allowed}. {problem.remedy}", file=sys.stderr)
-    print(message.message)
+# ---- what is shown of each answer
+
+def status_pairs(status: Any) -> list[tuple[str, str]]:
+    """Give the state of the appliance as names and values."""
+    rows = [
+        ("state", word_of(status, "state")), ("version", status.version),
+        ("started", f"{time_of(status.started_at)} ({duration(status.uptime_s)} ago)" if status.HasField("started_at") else ""),
+        ("engine", status.engine), ("model", status.public_model),
+        ("upstream model", "" if status.demo else status.upstream_base), ("in flight", str(status.in_flight)),
+        ("gpu", gpu_text(status.gpu)), ("nat", _with_note(status.nat.outcome, status.nat.detail)),
+        ("worker", worker_text(status.worker)), ("machine-id", status.machine_id),
+    ]
+    rows += [(f"backend {b.name}", ("up" if b.is_up else "down") + (f": {b.detail}" if b.detail else "")) for b in status.backends]
+    rows += [("failed step", f"{step.name}: {step.detail} {step.remedy}".strip()) for step in status.steps if step.outcome == "failed"]
+    return rows + [("warning", text) for text in status.warnings]
 
 
-def backends(message: Any) -> None:
-    rows = []
-    for b in message.backends:
-        rows.append([b.name, b.kind, "up" if b.is_up else "down", str(b.in_flight), b.detail])
-        rows += [["", "", "rested" if e.rested_s else "in use", "", f"{e.url} {e.last_error}".strip()] for e in b.endpoints]
-    table(["backend", "kind", "state", "in flight", "detail"], rows)
+def status_line(status: Any) -> str:
+    """Give the state on one line, for --watch."""
+    words = [word_of(status, "state"), f"up {duration(status.uptime_s)}", f"{status.in_flight} in flight",
+             f"worker {word_of(status.worker, 'state')}"]
+    if status.warnings:
+        words.append(f"{len(status.warnings)} warning{'s' if len(status.warnings) > 1 else ''}")
+    return ", ".join(words)
 
 
-def receipts(message: Any) -> None:
-    table(["id", "route", "status", "ms", "backend", "model", "finish"],
-          [[r.id, r.route, str(r.status), f"{r.total_ms:.1f}", r.backend, r.model, r.finish] for r in message.receipts])
+def gpu_text(gpu: Any) -> str:
+    names = ", ".join(f"{card.name} {card.uuid}" for card in gpu.gpus)
+    return names or _with_note(gpu.mode, gpu.reason)
+
+
+def _with_note(word: str, note: str) -> str:
+    return f"{word} ({note})" if note else word
+
+
+def identity_pairs(identity: Any) -> list[tuple[str, str]]:
+    """Give which machine this is as names and values."""
+    rows = [("machine-id", identity.machine_id), ("host name", identity.hostname),
+            ("gpu mode", _with_note(identity.gpu.mode, identity.gpu.reason))]
+    for card in identity.gpu.gpus:
+        rows.append((f"gpu {card.index}", f"{card.name}, {card.memory_total_mib} MiB, driver {card.driver}, {card.uuid}, {card.pci_bus_id}"))
+    return rows
+
+
+def worker_text(worker: Any) -> str:
+    """Give the worker in a few words."""
+    return ": ".join(filter(None, (word_of(worker, "state"), worker.reason)))
+
+
+def worker_pairs(worker: Any) -> list[tuple[str, str]]:
+    """Give the worker as names and values."""
+    return [("state", word_of(worker, "state")), ("command", worker.command or "(none)"),
+            ("pid", str(worker.pid) if worker.HasField("pid") else ""),
+            ("started", time_of(worker.started_at) if worker.HasField("started_at") else ""), ("restarts", str(worker.restarts)),
+            ("last exit code", str(worker.exit_code) if worker.HasField("exit_code") else ""), ("reason", worker.reason)]
+
+
+def backend_rows(backends: Iterable[Any]) -> list[Row]:
+    """Give one row per endpoint, and one for a backend without any."""
+    rows: list[Row] = []
+    for b in backends:
+        head = [b.name, b.kind, "up" if b.is_up else "down", str(b.in_flight), ", ".join(b.models)]
+        rows += [[*head, e.url, _endpoint_text(e)] for e in b.endpoints] or [[*head, "", b.detail]]
+    return rows
+
+
+def _endpoint_text(endpoint: Any) -> str:
+    rested = f"rested for {duration(endpoint.rested_s)}" if endpoint.rested_s else ""
+    return "; ".join(filter(None, (rested, endpoint.last_error)))
+
+
+def receipt_row(receipt: Any) -> Row:
+    tokens = f"{receipt.prompt_tokens}+{receipt.completion_tokens}" if receipt.HasField("prompt_tokens") else ""
+    return [time_of(receipt.at), receipt.id, receipt.route, receipt.model, str(receipt.status), receipt.finish,
+            f"{receipt.total_ms:.0f}", tokens]
+
+
+def receipt_pairs(receipt: Any) -> list[tuple[str, str]]:
+    """Give one request's story as names and values."""
+    rows = [("id", receipt.id), ("at", time_of(receipt.at)), ("route", receipt.route), ("model", receipt.model),
+            ("public model", receipt.public_model), ("served model", receipt.served_model), ("backend", receipt.backend),
+            ("endpoint", receipt.endpoint), ("reason", receipt.reason),
+            ("streamed", "yes" if receipt.streamed else "no"), ("queue ms", f"{receipt.queue_ms:.1f}"),
+            ("upstream ms", f"{receipt.upstream_ms:.1f}"), ("total ms", f"{receipt.total_ms:.1f}"),
+            ("prompt tokens", str(receipt.prompt_tokens) if receipt.HasField("prompt_tokens") else ""),
+            ("completion tokens", str(receipt.completion_tokens) if receipt.HasField("completion_tokens") else ""),
+            ("finish", receipt.finish), ("status", str(receipt.status)), ("error", receipt.error)]
+    for number, attempt in enumerate(receipt.attempts, 1):
+        status = f" {attempt.status}" if attempt.HasField("status") else ""
+        rows.append((f"attempt {number}", f"{attempt.endpoint}: {attempt.outcome}{status}, {attempt.ms:.1f} ms {attempt.note}".strip()))
+    return rows

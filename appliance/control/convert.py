@@ -1,103 +1,140 @@
-"""Our objects into messages. Pure."""
+"""Between our objects and the messages of control.proto. Pure; unknown keys are left out, missing ones stay at their default."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from google.protobuf.timestamp_pb2 import Timestamp
+from google.protobuf import struct_pb2, timestamp_pb2
+from google.protobuf.descriptor import FieldDescriptor
 
-from appliance.base import jsons
 from appliance.base.lines import Line
-from appliance.base.settings import Described
-from appliance.control.parts import ReloadResult
+from appliance.base.settings import Described, Problem
+from appliance.control.parts import Change
 from appliance.control.v1 import control_pb2 as pb
-from appliance.engines.receipts import Receipt
+from appliance.engines.receipts import Attempt, Receipt
 from appliance.engines.types import BackendState
 
 
-def timestamp(at_s: float) -> Timestamp:
-    """Seconds since 1970 as the protocol has them."""
-    return Timestamp(seconds=int(at_s), nanos=int(at_s % 1 * 1e9))
+def to_timestamp(at_s: float | None) -> timestamp_pb2.Timestamp | None:
+    """Give seconds since 1970 as a Timestamp; None stays None."""
+    if at_s is None:
+        return None
+    whole = int(at_s // 1)
+    return timestamp_pb2.Timestamp(seconds=whole, nanos=int((at_s - whole) * 1e9))
 
 
-def gpu(value: dict[str, Any]) -> pb.Gpu:
-    return pb.Gpu(mode=value.get("mode", ""), simulated=bool(value.get("simulated")), reason=value.get("reason", ""),
-                  gpus=[pb.GpuCard(**row) for row in value.get("gpus", [])])
+def to_state(word: str) -> int:
+    """Give the enum value of a state's word; 0 for a word that the enum does not have."""
+    return _enum(pb.ApplianceState, f"APPLIANCE_STATE_{word.upper()}")
 
 
-def worker(value: dict[str, Any]) -> pb.Worker:
-    """`value`: Worker.as_dict()."""
-    state = pb.WorkerState.Value(f"WORKER_STATE_{value['state'].upper()}")
-    started = value.get("started_at_s")
-    return pb.Worker(state=state, command=value.get("command", ""), pid=value.get("pid"), restarts=value.get("restarts", 0),
-                     exit_code=value.get("exit_code"), reason=value.get("reason", ""),
-                     started_at=timestamp(started) if started is not None else None)
+def to_worker_state(word: str) -> int:
+    """Give the enum value of a worker state's word; 0 for a word that the enum does not have."""
+    return _enum(pb.WorkerState, f"WORKER_STATE_{word.upper()}")
 
 
-def status(value: dict[str, Any], backends: list[BackendState]) -> pb.Status:
-    """`value`: the object of /healthz."""
-    nat = value.get("nat") or {}
+def _enum(enum: Any, name: str) -> int:
+    found = enum.DESCRIPTOR.values_by_name.get(name)
+    return int(found.number) if found is not None else 0
+
+
+def _picked(message: Any, values: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    """Keep those of `names` that have a value; as text where the message wants one text."""
+    fields = message.DESCRIPTOR.fields_by_name
+    return {name: str(value) if fields[name].type == FieldDescriptor.TYPE_STRING and not isinstance(value, (list, tuple)) else value
+            for name in names if (value := values.get(name)) is not None}
+
+
+def to_gpu(gpu: Mapping[str, Any]) -> pb.Gpu:
+    """Give `{mode, simulated, gpus, reason}` as a message."""
+    cards = [pb.GpuCard(**_picked(pb.GpuCard, row, "index", "name", "uuid", "pci_bus_id", "memory_total_mib", "driver"))
+             for row in gpu.get("gpus", ())]
+    return pb.Gpu(gpus=cards, **_picked(pb.Gpu, gpu, "mode", "simulated", "reason"))
+
+
+def to_worker(worker: Mapping[str, Any]) -> pb.Worker:
+    """Give the worker's `as_dict` as a message."""
+    return pb.Worker(state=to_worker_state(str(worker.get("state", ""))), started_at=to_timestamp(worker.get("started_at_s")),
+                     **_picked(pb.Worker, worker, "command", "pid", "restarts", "exit_code", "reason"))
+
+
+def to_status(status: Mapping[str, Any]) -> pb.Status:
+    """Give the object of GET /healthz as a message."""
     return pb.Status(
-        ok=value["ok"], state=pb.ApplianceState.Value(f"APPLIANCE_STATE_{value['state'].upper()}"), version=value["version"],
-        started_at=timestamp(value["started_at_s"]), uptime_s=value["uptime_s"], demo=value["demo"], engine=value["engine"],
-        public_model=value["public_model"], upstream_base=value["upstream_base"], aliases=value["aliases"],
-        novita_endpoints=value["novita_endpoints"], gpu=gpu(value.get("gpu") or {}),
-        nat=pb.Nat(outcome=nat.get("outcome", ""), keeper=nat.get("keeper", ""), detail=nat.get("detail", "")),
-        worker=worker(value.get("worker") or {"state": "off"}), machine_id=value.get("machine_id", ""),
-        steps=[pb.Step(name=s["name"], outcome=s["outcome"], detail=s["detail"], remedy=s.get("remedy", "")) for s in value.get("steps", [])],
-        in_flight=value["in_flight"], warnings=value["warnings"], backends=[backend(state) for state in backends])
+        state=to_state(str(status.get("state", ""))), started_at=to_timestamp(status.get("started_at_s")),
+        gpu=to_gpu(status.get("gpu") or {}), worker=to_worker(status.get("worker") or {"state": "off"}),
+        nat=pb.Nat(**_picked(pb.Nat, status.get("nat") or {}, "outcome", "keeper", "detail")),
+        steps=[pb.Step(**_picked(pb.Step, step, "name", "outcome", "detail", "remedy")) for step in status.get("steps", ())],
+        backends=[to_backend(row) for row in status.get("backends", ())],
+        **_picked(pb.Status, status, "ok", "version", "uptime_s", "demo", "engine", "public_model", "upstream_base", "aliases",
+                  "novita_endpoints", "machine_id", "in_flight", "warnings"))
 
 
-def identity(value: dict[str, Any]) -> pb.GetIdentityResponse:
-    return pb.GetIdentityResponse(machine_id=value.get("machine_id", ""), hostname=value.get("hostname", ""), gpu=gpu(value.get("gpu") or {}))
+def to_identity(identity: Mapping[str, Any]) -> pb.GetIdentityResponse:
+    return pb.GetIdentityResponse(gpu=to_gpu(identity.get("gpu") or {}),
+                                  **_picked(pb.GetIdentityResponse, identity, "machine_id", "hostname"))
 
 
-def setting(row: Described) -> pb.Setting:
-    fields = asdict(row)
-    return pb.Setting(default_value=fields.pop("default"), **fields)
+def to_backend(state: BackendState | Mapping[str, Any]) -> pb.Backend:
+    """Give a backend's state as a message."""
+    values = asdict(state) if isinstance(state, BackendState) else state
+    endpoints = [pb.Endpoint(**_picked(pb.Endpoint, row, "url", "rested_s", "failed_in_a_row", "last_error"))
+                 for row in values.get("endpoints", ())]
+    return pb.Backend(endpoints=endpoints, **_picked(pb.Backend, values, "name", "kind", "is_up", "detail", "models", "in_flight"))
 
 
-def reload_result(result: ReloadResult) -> pb.ReloadResponse:
-    return pb.ReloadResponse(
-        changes=[pb.Change(variable=c.variable, old_value=c.old, new_value=c.new, needs_restart=c.needs_restart) for c in result.changes],
-        problems=[pb.Problem(variable=p.variable, value=p.value, allowed=p.allowed, remedy=p.remedy) for p in result.problems],
-        applied=result.applied, message=result.message)
+def to_setting(row: Described) -> pb.Setting:
+    return pb.Setting(variable=row.variable, room=row.room, default_value=row.default, value=row.value, allowed=row.allowed,
+                      help=row.help, is_secret=row.is_secret, is_set=row.is_set, is_reloadable=row.is_reloadable)
 
 
-def line(value: Line) -> pb.TailLogsResponse:
-    return pb.TailLogsResponse(number=value.number, at=timestamp(value.at_s), source=value.source, text=value.text)
+def to_change(change: Change) -> pb.Change:
+    return pb.Change(variable=change.variable, old_value=change.old, new_value=change.new, needs_restart=change.needs_restart)
 
 
-def backend(state: BackendState) -> pb.Backend:
-    return pb.Backend(name=state.name, kind=state.kind, is_up=state.is_up, detail=state.detail, models=state.models,
-                      in_flight=state.in_flight, endpoints=[pb.Endpoint(**row) for row in state.endpoints])
+def to_problem(problem: Problem) -> pb.Problem:
+    return pb.Problem(variable=problem.variable, value=problem.value, allowed=problem.allowed, remedy=problem.remedy)
 
 
-def receipt(value: Receipt) -> pb.Receipt:
-    fields = {k: v for k, v in asdict(value).items() if v is not None and k not in {"attempts", "at_s"}}
-    attempts = [pb.Attempt(**{k: v for k, v in asdict(a).items() if v is not None}) for a in value.attempts]
-    return pb.Receipt(**fields, at=timestamp(value.at_s), attempts=attempts)
+def to_line(line: Line) -> pb.TailLogsResponse:
+    return pb.TailLogsResponse(number=line.number, at=to_timestamp(line.at_s), source=line.source, text=_sendable(line.text))
 
 
-def reply(value: dict[str, Any]) -> pb.ChatResponse:
-    """Give the message for a whole chat completion."""
-    choice = (value.get("choices") or [{}])[0]
-    message = choice.get("message") or {}
-    return pb.ChatResponse(reply=pb.ChatReply(
-        text=message.get("content") or "", reasoning=message.get("reasoning_content") or message.get("reasoning") or "",
-        finish_reason=choice.get("finish_reason") or "", openai_json=jsons.dumps(value)))
+def to_receipt(receipt: Receipt) -> pb.Receipt:
+    """Give a receipt as a message; counts that nobody reported stay absent."""
+    fields = ("id", "route", "model", "public_model", "served_model", "backend", "endpoint", "reason", "streamed", "queue_ms",
+              "upstream_ms", "total_ms", "prompt_tokens", "completion_tokens", "finish", "error", "status")
+    values = {name: value for name in fields if (value := getattr(receipt, name)) is not None}
+    values = {name: _sendable(value) if isinstance(value, str) else value for name, value in values.items()}
+    return pb.Receipt(at=to_timestamp(receipt.at_s), attempts=[_to_attempt(a) for a in receipt.attempts], **values)
 
 
-def deltas(piece: bytes) -> list[pb.ChatResponse]:
-    """Give the messages of some whole SSE events, one per chunk; comments and [DONE] give none."""
-    found = []
-    for event in piece.split(b"\n\n"):
-        data = event.removeprefix(b"data:").strip()
-        if not event.startswith(b"data:") or data == b"[DONE]":
-            continue
-        choice = (jsons.loads(data).get("choices") or [{}])[0]
-        delta = choice.get("delta") or {}
-        found.append(pb.ChatResponse(delta=pb.ChatDelta(
-            index=choice.get("index") or 0, text=delta.get("content") or "",
-            reasoning=delta.get("reasoning_content") or delta.get("reasoning") or "",
-            finish_reason=choice.get("finish_reason") or "", openai_json=data)))
-    return found
+def _to_attempt(attempt: Attempt) -> pb.Attempt:
+    return pb.Attempt(endpoint=attempt.endpoint, outcome=attempt.outcome, status=attempt.status, ms=attempt.ms,
+                      note=_sendable(attempt.note))
+
+
+def _sendable(text: str) -> str:
+    """Replace lone surrogates, which UTF-8 and so protobuf cannot carry."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def from_struct(struct: struct_pb2.Struct) -> dict[str, Any]:
+    """Give a Struct as a plain object. Its numbers are all doubles; whole ones become integers again."""
+    return {name: _from_value(value) for name, value in struct.fields.items()}
+
+
+def _from_value(value: struct_pb2.Value) -> Any:
+    match value.WhichOneof("kind"):
+        case "struct_value":
+            return from_struct(value.struct_value)
+        case "list_value":
+            return [_from_value(item) for item in value.list_value.values]
+        case "number_value":
+            number = value.number_value
+            return int(number) if number.is_integer() and abs(number) < 2**53 else number
+        case "string_value":
+            return value.string_value
+        case "bool_value":
+            return value.bool_value
+    return None

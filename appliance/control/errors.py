@@ -1,11 +1,21 @@
-"""Our errors as gRPC status codes with rich details. One row per kind."""
+"""One failure, said in gRPC's words: a status code for every Kind, and google.rpc details that programs can read."""
+
+from math import ceil
+from typing import Any
 
 import grpc
-from google.protobuf import any_pb2, duration_pb2
-from google.rpc import code_pb2, error_details_pb2, status_pb2
-from grpc_status import rpc_status
+from google.protobuf import any_pb2
+from google.rpc import error_details_pb2, status_pb2
 
-from appliance.base.errors import ApplianceError, Kind
+from appliance.base import jsons
+from appliance.base.errors import ApplianceError, Forbidden, Invalid, Kind, NotFound, UpstreamFailed
+from appliance.control.writing import sending
+from appliance.engines.types import EngineReply
+
+DOMAIN = "appliance"
+DETAILS_KEY = "grpc-status-details-bin"
+LONGEST_MESSAGE = 1000          # characters; trailers beyond 8 KiB are cut by peers
+LONGEST_ATTEMPTS = 1500
 
 GRPC_CODE = {
     Kind.INVALID: grpc.StatusCode.INVALID_ARGUMENT,
@@ -14,7 +24,7 @@ GRPC_CODE = {
     Kind.NOT_FOUND: grpc.StatusCode.NOT_FOUND,
     Kind.NO_SUCH_MODEL: grpc.StatusCode.NOT_FOUND,
     Kind.CONFLICT: grpc.StatusCode.FAILED_PRECONDITION,
-    Kind.TOO_LARGE: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    Kind.TOO_LARGE: grpc.StatusCode.RESOURCE_EXHAUSTED,     # as gRPC itself says of a message that is too large
     Kind.EXHAUSTED: grpc.StatusCode.RESOURCE_EXHAUSTED,
     Kind.UNSUPPORTED: grpc.StatusCode.UNIMPLEMENTED,
     Kind.TIMEOUT: grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -23,24 +33,93 @@ GRPC_CODE = {
     Kind.CANCELLED: grpc.StatusCode.CANCELLED,
     Kind.INTERNAL: grpc.StatusCode.INTERNAL,
 }
-DOMAIN = "control.appliance"
+
+# An upstream's own HTTP status, where the backend passes it on (`details["status"]`), says more than the kind.
+CODE_OF_HTTP = {
+    401: grpc.StatusCode.UNAUTHENTICATED, 403: grpc.StatusCode.PERMISSION_DENIED, 404: grpc.StatusCode.NOT_FOUND,
+    409: grpc.StatusCode.ABORTED, 413: grpc.StatusCode.RESOURCE_EXHAUSTED, 429: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    501: grpc.StatusCode.UNIMPLEMENTED, 503: grpc.StatusCode.UNAVAILABLE, 504: grpc.StatusCode.DEADLINE_EXCEEDED,
+}
+
+# What a receipt shows as `status` for a call that failed here. Source: google.rpc.Code, "HTTP Mapping".
+HTTP_OF_CODE = {
+    grpc.StatusCode.OK: 200, grpc.StatusCode.CANCELLED: 499, grpc.StatusCode.INVALID_ARGUMENT: 400,
+    grpc.StatusCode.UNAUTHENTICATED: 401, grpc.StatusCode.PERMISSION_DENIED: 403, grpc.StatusCode.NOT_FOUND: 404,
+    grpc.StatusCode.ABORTED: 409, grpc.StatusCode.FAILED_PRECONDITION: 400, grpc.StatusCode.RESOURCE_EXHAUSTED: 429,
+    grpc.StatusCode.UNIMPLEMENTED: 501, grpc.StatusCode.UNAVAILABLE: 503, grpc.StatusCode.DEADLINE_EXCEEDED: 504,
+    grpc.StatusCode.INTERNAL: 500,
+}
 
 
-def status_of(error: ApplianceError) -> grpc.Status:
-    """Give the gRPC status: code, text, and details (ErrorInfo always; BadRequest with a param; RetryInfo with a time)."""
-    details = [error_details_pb2.ErrorInfo(reason=(error.code or error.kind.value).upper(), domain=DOMAIN)]
-    packed = [_packed(detail) for detail in details]
-    if error.param:
-        violation = error_details_pb2.BadRequest.FieldViolation(field=error.param, description=error.message)
-        packed.append(_packed(error_details_pb2.BadRequest(field_violations=[violation])))
+class RolledBack(ApplianceError):
+    """New settings could not be put in place; the former ones are in place again."""
+
+    kind = Kind.CONFLICT
+    default_code = "reload_rolled_back"
+
+
+def code_of(error: ApplianceError) -> grpc.StatusCode:
+    """Give the status code: a roll-back is ABORTED, an upstream's own status counts, else the kind decides."""
+    if isinstance(error, RolledBack):
+        return grpc.StatusCode.ABORTED
+    return CODE_OF_HTTP.get(error.details.get("status"), GRPC_CODE[error.kind])  # type: ignore[arg-type]
+
+
+def http_status_of(error: ApplianceError) -> int:
+    """Give the HTTP status that a receipt shows for a failed call."""
+    status = error.details.get("status")
+    return status if isinstance(status, int) else HTTP_OF_CODE[code_of(error)]
+
+
+def rich_status(error: ApplianceError, *, request_id: str = "") -> status_pb2.Status:
+    """Give google.rpc.Status with ErrorInfo, and BadRequest and RetryInfo where there is something to say.
+
+    Takes   error: `details["violations"]` may list further (field, description) pairs
+    """
+    metadata = {"kind": error.kind.value}
+    if request_id:
+        metadata["request_id"] = request_id
+    if attempts := error.details.get("attempts"):
+        metadata["attempts"] = jsons.dumps_text(attempts)[:LONGEST_ATTEMPTS]
+    details: list[Any] = [error_details_pb2.ErrorInfo(reason=(error.code or error.kind.value).upper(), domain=DOMAIN, metadata=metadata)]
+    violations = [*([(error.param, error.message)] if error.param else []), *error.details.get("violations", [])]
+    if violations:
+        details.append(error_details_pb2.BadRequest(field_violations=[
+            {"field": name, "description": text[:LONGEST_MESSAGE // 4]} for name, text in violations[:10]]))
     if error.retry_after_s is not None:
-        delay = duration_pb2.Duration(seconds=int(error.retry_after_s), nanos=int(error.retry_after_s % 1 * 1e9))
-        packed.append(_packed(error_details_pb2.RetryInfo(retry_delay=delay)))
-    code = getattr(code_pb2, GRPC_CODE[error.kind].name)
-    return rpc_status.to_status(status_pb2.Status(code=code, message=error.message, details=packed))
+        retry = error_details_pb2.RetryInfo()
+        retry.retry_delay.FromMilliseconds(ceil(error.retry_after_s * 1000))
+        details.append(retry)
+    packed = []
+    for detail in details:
+        box = any_pb2.Any()
+        box.Pack(detail)
+        packed.append(box)
+    message = error.message if len(error.message) <= LONGEST_MESSAGE else error.message[:LONGEST_MESSAGE] + "…"
+    return status_pb2.Status(code=code_of(error).value[0], message=message, details=packed)
 
 
-def _packed(detail: object) -> any_pb2.Any:
-    packed = any_pb2.Any()
-    packed.Pack(detail)
-    return packed
+async def abort(context: Any, error: ApplianceError, *, request_id: str = "") -> None:
+    """End a call with the error's code, text and details. Raises what ends the handler, always."""
+    status = rich_status(error, request_id=request_id)
+    trailers = [(DETAILS_KEY, status.SerializeToString())]
+    if request_id:
+        trailers.append(("x-request-id", request_id))
+    with sending():
+        await context.abort(code_of(error), status.message, tuple(trailers))
+
+
+def error_of_reply(reply: EngineReply) -> ApplianceError:
+    """Turn an error status that the upstream gave into one of our errors, its own words and field kept."""
+    try:
+        value = jsons.loads(reply.body or b"")
+    except jsons.BadJson:
+        value = None
+    said = value.get("error") if isinstance(value, dict) else None
+    said = said if isinstance(said, dict) else {"message": said} if isinstance(said, str) else {}
+    kinds = {403: Forbidden, 404: NotFound}
+    kind = UpstreamFailed if reply.status >= 500 else kinds.get(reply.status, Invalid)
+    param, code = said.get("param"), said.get("code")
+    return kind(str(said.get("message") or f"The upstream answered with status {reply.status}."),
+                param=param if isinstance(param, str) else None, code=code if isinstance(code, str) else None,
+                details={"status": reply.status})

@@ -1,112 +1,147 @@
-"""Who may use control, and how its failures are said: token in constant time, our errors as rich statuses, one log line a call.
+"""Who may call the control API, and whether its settings are safe. Pure but for reading the files that settings name.
 
-`problems` holds the rule that nothing of control is reachable beyond this machine without a token or mutual TLS.
+Imports nothing of gRPC, so that `appliance check` stays quick; `interceptor.py` asks `Guard` on every call.
 """
 
 import hmac
-import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+import ipaddress
+import ssl
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-from appliance.base.errors import ApplianceError, Internal, Unauthenticated
-from appliance.base.logs import get_logger
-from appliance.base.settings import Problem
+from appliance.base.errors import Unauthenticated
+from appliance.base.settings import HIDDEN, Problem
 from appliance.control.settings import ControlSettings
 
-log = get_logger("control")
-OPEN_SERVICES = ("/grpc.health.v1.Health/",)        # a probe has no token
-LOOPBACK = {"127.0.0.1", "::1", "localhost"}
-
-
-def problems(settings: ControlSettings) -> list[Problem]:
-    """Say what is wrong with the control settings taken together.
-
-    1. beyond loopback without a token or mutual TLS   → refused       2. certificate without key, or the reverse → refused
-    3. a client CA without a certificate                → refused       4. a file that cannot be read              → refused
-    5. beyond loopback, token, no TLS                   → a warning     6. nothing to listen on                    → refused
-    """
-    if not settings.control:
-        return []
-    found = []
-    has_token = bool(settings.control_token.get_secret_value())
-    has_tls = settings.control_tls_cert is not None and settings.control_tls_key is not None
-    is_mutual = has_tls and settings.control_tls_client_ca is not None
-    is_beyond = settings.control_port != 0 and settings.control_host not in LOOPBACK and not settings.control_host.startswith("127.")
-    if is_beyond and not has_token and not is_mutual:                                                       # 1
-        found.append(Problem("CONTROL_HOST", settings.control_host, "a loopback address, or any with CONTROL_TOKEN or mutual TLS",
-                             "Whoever reaches the control API can stop the appliance and read its log. Set CONTROL_TOKEN, or "
-                             "CONTROL_TLS_CERT, CONTROL_TLS_KEY and CONTROL_TLS_CLIENT_CA, or use 127.0.0.1 or CONTROL_SOCKET."))
-    if (settings.control_tls_cert is None) != (settings.control_tls_key is None):                           # 2
-        found.append(Problem("CONTROL_TLS_CERT", str(settings.control_tls_cert or ""), "set together with CONTROL_TLS_KEY", "Set both or none."))
-    if settings.control_tls_client_ca is not None and not has_tls:                                          # 3
-        found.append(Problem("CONTROL_TLS_CLIENT_CA", str(settings.control_tls_client_ca), "set together with CONTROL_TLS_CERT and CONTROL_TLS_KEY",
-                             "Set the certificate and its key too."))
-    for name in ("control_tls_cert", "control_tls_key", "control_tls_client_ca"):                           # 4
-        path: Path | None = getattr(settings, name)
-        if path is not None and not os.access(path, os.R_OK):
-            found.append(Problem(name.upper(), str(path), "a readable PEM file", "It cannot be read; mount it there."))
-    if is_beyond and has_token and not has_tls:                                                             # 5
-        found.append(Problem("CONTROL_HOST", settings.control_host, "any address", "The control token travels unencrypted beyond this machine: "
-                             "whoever listens on the way can take it. Set CONTROL_TLS_CERT and CONTROL_TLS_KEY.", is_fatal=False))
-    if settings.control_port == 0 and settings.control_socket is None:                                      # 6
-        found.append(Problem("CONTROL_PORT", "0", "a port, or 0 with CONTROL_SOCKET", "Name a socket, or switch control off with CONTROL=0."))
-    return found
+LONGEST_SOCKET_PATH_BYTES = 107         # sun_path of Linux, less its closing zero
+SHORTEST_TOKEN = 8
 
 
 class Guard:
-    """Wraps every handler of the service."""
+    """Compares a caller's token with ours, in constant time. An empty token lets everybody in who reaches the door."""
 
     def __init__(self, token: str) -> None:
         self._token = token.encode()
 
-    def check(self, metadata: Any) -> None:
-        """Raise Unauthenticated unless the call shows the token (`authorization: Bearer …` or `x-api-key: …`)."""
+    def check(self, metadata: Iterable[tuple[str, str | bytes]]) -> None:
+        """Let a caller pass who shows the token as `authorization: Bearer …` or `x-api-key: …`.
+
+        Raises  Unauthenticated when none of its metadata does
+        """
         if not self._token:
             return
-        fields = dict(metadata or ())
-        scheme, _, given = str(fields.get("authorization", "")).partition(" ")
-        given = given if scheme.lower() == "bearer" else str(fields.get("x-api-key", ""))
-        if not hmac.compare_digest(given.strip().encode(), self._token):
-            raise Unauthenticated("The control token is missing or wrong; send it as `authorization: Bearer TOKEN`.")
-
-    def unary(self, name: str, handler: Callable[[Any, Any], Awaitable[Any]]) -> Callable[[Any, Any], Awaitable[Any]]:
-        async def guarded(request: Any, context: Any) -> Any:
-            try:
-                self.check(context.invocation_metadata())
-                return await handler(request, context)
-            except ApplianceError as error:
-                await refuse(context, name, error)
-            except Exception as error:
-                if _is_abort(error):
-                    raise
-                log.error("unhandled", call=name, error=repr(error), exc_info=error)
-                await refuse(context, name, Internal("Something failed inside the appliance; its log has the details."))
-        return guarded
-
-    def stream(self, name: str, handler: Callable[[Any, Any], AsyncIterator[Any]]) -> Callable[[Any, Any], AsyncIterator[Any]]:
-        async def guarded(request: Any, context: Any) -> AsyncIterator[Any]:
-            try:
-                self.check(context.invocation_metadata())
-                async for message in handler(request, context):
-                    yield message
-            except ApplianceError as error:
-                await refuse(context, name, error)
-            except Exception as error:
-                if _is_abort(error):
-                    raise
-                log.error("unhandled", call=name, error=repr(error), exc_info=error)
-                await refuse(context, name, Internal("Something failed inside the appliance; its log has the details."))
-        return guarded
+        shown = [token for key, value in metadata if (token := _token_in(key, value)) is not None]
+        if not sum(hmac.compare_digest(token, self._token) for token in shown):         # a sum: all are compared, always
+            raise Unauthenticated(
+                "The control API needs its token: send it as metadata `authorization: Bearer <CONTROL_TOKEN>`." if not shown else
+                "The token is not the one of CONTROL_TOKEN.")
 
 
-def _is_abort(error: Exception) -> bool:
-    return type(error).__name__ in {"AbortError", "BaseError"}
+def _token_in(key: str, value: str | bytes) -> bytes | None:
+    data = value.encode() if isinstance(value, str) else value
+    if key == "x-api-key":
+        return data.strip()
+    if key == "authorization":
+        scheme, _, token = data.partition(b" ")
+        return token.strip() if scheme.lower() == b"bearer" else None
+    return None
 
 
-async def refuse(context: Any, name: str, error: ApplianceError) -> None:
-    """End a call with an error's status."""
-    from appliance.control.errors import status_of
+def is_loopback(host: str) -> bool:
+    """Say whether `host` is this machine only: localhost, 127.0.0.0/8 or ::1."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
 
-    log.info("refused", call=name, kind=error.kind.value, reason=error.message)
-    await context.abort_with_status(status_of(error))
+
+def problems(settings: ControlSettings) -> list[Problem]:
+    """Find what is wrong with the settings of the control API, all of it at once.
+
+    Gives   problems; those with is_fatal=False are warnings
+    """
+    if not settings.control:
+        return []
+    return [*_token_problems(settings), *_tls_problems(settings), *_socket_problems(settings), *_reach_problems(settings)]
+
+
+def _token_problems(settings: ControlSettings) -> list[Problem]:
+    token = settings.control_token.get_secret_value()
+    if not token:
+        return []
+    if len(token) < SHORTEST_TOKEN:
+        return [Problem("CONTROL_TOKEN", HIDDEN, f"at least {SHORTEST_TOKEN} characters", "The token is too short; use a long random one.")]
+    if not token.isascii() or not token.isprintable() or " " in token:
+        return [Problem("CONTROL_TOKEN", HIDDEN, "printable ASCII without blanks", "Metadata cannot carry this token; use another.")]
+    return []
+
+
+def _tls_problems(settings: ControlSettings) -> list[Problem]:
+    cert, key, ca = settings.control_tls_cert, settings.control_tls_key, settings.control_tls_client_ca
+    found = []
+    if (cert is None) != (key is None):
+        missing = "CONTROL_TLS_KEY" if key is None else "CONTROL_TLS_CERT"
+        found.append(Problem(missing, "", "a PEM file", "A certificate and its key belong together; set both, or neither."))
+    if ca is not None and cert is None:
+        found.append(Problem("CONTROL_TLS_CERT", "", "a PEM file",
+                             "CONTROL_TLS_CLIENT_CA asks callers for certificates, which needs TLS: set CONTROL_TLS_CERT and _KEY."))
+    files = {"CONTROL_TLS_CERT": cert, "CONTROL_TLS_KEY": key, "CONTROL_TLS_CLIENT_CA": ca}
+    unreadable = [problem for name, path in files.items() if path is not None and (problem := _unreadable(name, path))]
+    if found or unreadable:
+        return [*found, *unreadable]
+    try:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        if cert is not None:
+            context.load_cert_chain(cert, key, password=lambda: "")     # a key with a pass phrase is refused, not asked for
+    except (ssl.SSLError, ValueError):
+        found.append(Problem("CONTROL_TLS_CERT", str(cert), "a certificate (PEM) and its own key, without a pass phrase",
+                             "The two files are no such pair."))
+    try:
+        if ca is not None:
+            context.load_verify_locations(ca)
+    except ssl.SSLError:
+        found.append(Problem("CONTROL_TLS_CLIENT_CA", str(ca), "one or more CA certificates (PEM)", "The file holds none."))
+    return found
+
+
+def _unreadable(name: str, path: Path) -> Problem | None:
+    try:
+        path.read_bytes()
+    except OSError as exc:
+        return Problem(name, str(path), "a readable PEM file", f"It cannot be read: {exc.strerror}.")
+    return None
+
+
+def _socket_problems(settings: ControlSettings) -> list[Problem]:
+    path = settings.control_socket
+    if path is None:
+        return []
+    if not path.is_absolute():
+        return [Problem("CONTROL_SOCKET", str(path), "an absolute path", "Begin it with /.")]
+    if len(str(path).encode()) > LONGEST_SOCKET_PATH_BYTES:
+        return [Problem("CONTROL_SOCKET", str(path), f"at most {LONGEST_SOCKET_PATH_BYTES} bytes",
+                        "The system allows no longer path for a socket; choose a shorter one.")]
+    return []
+
+
+def _reach_problems(settings: ControlSettings) -> list[Problem]:
+    """Judge a door that others than this machine can reach.
+
+    1. loopback, or no port            → nothing to say
+    2. neither token nor mutual TLS    → refused
+    3. a token, but no TLS             → a warning
+    """
+    host = settings.control_host
+    if settings.control_port == 0 or is_loopback(host):                                     # 1
+        return []
+    if not settings.control_token.get_secret_value() and settings.control_tls_client_ca is None:    # 2
+        return [Problem("CONTROL_HOST", host, "a loopback address such as 127.0.0.1, unless callers must prove who they are",
+                        "Whoever reaches this port could stop the appliance and change its settings. Set CONTROL_TOKEN (with "
+                        "CONTROL_TLS_CERT and CONTROL_TLS_KEY), or CONTROL_TLS_CLIENT_CA for mutual TLS, or listen on 127.0.0.1.")]
+    if settings.control_tls_cert is None:                                                   # 3
+        return [Problem("CONTROL_HOST", host, "any address",
+                        "The control API is reachable from other machines without TLS: whoever can read the traffic learns "
+                        "CONTROL_TOKEN and can then steer the appliance. Set CONTROL_TLS_CERT and CONTROL_TLS_KEY.", is_fatal=False)]
+    return []

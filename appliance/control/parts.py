@@ -1,5 +1,6 @@
-"""What the control door is given. The doors never import the wiring; `app.py` fills this in."""
+"""What the gRPC door is given by the wiring: the very objects that the HTTP door uses, and the verbs it may call."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -10,10 +11,12 @@ from appliance.base.watch import Watched
 from appliance.engines.receipts import Receipt, Receipts
 from appliance.engines.router import Router
 
+DEFAULT_GRACE_S = 30.0
+
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One variable that a reload changes; secrets are hidden in both values."""
+    """One variable whose value differs; secrets are hidden in `old` and `new`."""
 
     variable: str
     old: str
@@ -23,7 +26,12 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class ReloadResult:
-    """What a reload came to."""
+    """What a reload came to.
+
+    1. problems, no changes   the new settings cannot be used; nothing was changed
+    2. problems and changes   putting them in place failed; the former ones are in place again
+    3. no problems            `changes` were applied, or would be (dry run)
+    """
 
     changes: tuple[Change, ...]
     problems: tuple[Problem, ...]
@@ -32,7 +40,7 @@ class ReloadResult:
 
 
 class WorkerLike(Protocol):
-    """The worker's supervisor, as far as control uses it."""
+    """The worker as this door needs it. `as_dict` gives {state, command, pid, restarts, exit_code, started_at_s, reason}."""
 
     def as_dict(self) -> dict[str, Any]: ...
     async def start(self) -> Any: ...
@@ -42,7 +50,15 @@ class WorkerLike(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ControlParts:
-    """The objects and verbs behind the control API."""
+    """Everything the door reaches.
+
+    status     the object of GET /healthz; `changed` rises whenever it changed
+    identity   {machine_id, hostname, gpu: {mode, simulated, gpus, reason}}
+    reload     (overrides, dry_run) → ReloadResult
+    shutdown   seconds for running answers, None = as set; returns at once
+    finish     to be called once for each receipt of `new_receipt` (given the route), when its request has ended
+    grace_s    seconds that running calls get when the door closes; `hurry`, when set, takes them away
+    """
 
     router: Router
     receipts: Receipts
@@ -59,3 +75,5 @@ class ControlParts:
     new_receipt: Callable[[str], Receipt]
     finish: Callable[[Receipt], None]
     is_draining: Callable[[], bool]
+    grace_s: Callable[[], float] = lambda: DEFAULT_GRACE_S
+    hurry: asyncio.Event | None = None

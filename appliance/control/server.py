@@ -1,135 +1,172 @@
-"""The gRPC server of the control API: addresses, TLS, health, reflection. Runs on the event loop that HTTP runs on."""
+"""The gRPC server: where it listens, who may call, its bounds, and its end. One event loop with the HTTP door."""
 
+import asyncio
 import os
 import socket
 import stat
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from appliance.base.logs import get_logger
+import grpc
+import grpc.aio
+import structlog
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
 from appliance.base.settings import BadSettings
 from appliance.base.tasks import Tasks
-from appliance.control.guard import Guard, problems
+from appliance.control.guard import Guard, is_loopback, problems
+from appliance.control.health import SERVICE, Health
+from appliance.control.interceptor import Interceptor
 from appliance.control.parts import ControlParts
+from appliance.control.servicer import Servicer
 from appliance.control.settings import ControlSettings
+from appliance.control.v1 import control_pb2_grpc
 
-log = get_logger("control")
-SERVICE = "appliance.control.v1.Control"
-MOST_CALLS = 256
-MOST_BYTES = 16 * 1024 * 1024
-STOP_GRACE_S = 2.0
+log = structlog.get_logger("control")
+MAX_CALLS = 256                             # at the same time, streams included
+MAX_MESSAGE_BYTES = 33_554_432              # as MAX_BODY_BYTES of the HTTP door
+MAX_METADATA_BYTES = 16_384
+OPTIONS = [
+    ("grpc.so_reuseport", 0),               # else a second appliance could take half of the calls unseen
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_metadata_size", MAX_METADATA_BYTES),
+    ("grpc.max_concurrent_streams", MAX_CALLS),
+    ("grpc.keepalive_time_ms", 60_000),     # a caller that vanished without a word is noticed, and its upstream call ended
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+]
 
 
 @asynccontextmanager
-async def serving_control(settings: ControlSettings, parts: ControlParts) -> AsyncIterator[list[str]]:
-    """Serve control while the context is open.
+async def serving_control(settings: ControlSettings, parts: ControlParts, *, max_calls: int = MAX_CALLS) -> AsyncIterator[list[str]]:
+    """Serve the control API while the context lasts.
 
-    Gives   the addresses that are listened on, `127.0.0.1:50051`, `unix:/path`
-    Raises  BadSettings: reachable without a token or mutual TLS · OSError: an address cannot be had
+    Takes   max_calls: calls at the same time; more are refused with RESOURCE_EXHAUSTED
+    Gives   the addresses, `host:port` and `unix:/path`; [] when the settings name none
+    Raises  BadSettings when the door would be open to others, or TLS files cannot be used · OSError when an address is taken
     """
     found = problems(settings)
-    if any(p.is_fatal for p in found):
-        raise BadSettings([p for p in found if p.is_fatal])
-    import grpc
-    from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-    from grpc_reflection.v1alpha import reflection
-
-    from appliance.control.servicer import Servicer
-    from appliance.control.v1 import control_pb2
-
-    server = grpc.aio.server(maximum_concurrent_rpcs=MOST_CALLS, options=[
-        ("grpc.max_receive_message_length", MOST_BYTES), ("grpc.max_send_message_length", MOST_BYTES), ("grpc.so_reuseport", 0)])
-    server.add_generic_rpc_handlers((_handlers(Servicer(parts), Guard(settings.control_token.get_secret_value()), control_pb2),))
-    checks = health.aio.HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(checks, server)
-    reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
-    addresses = _bind(server, settings, grpc)
-    await server.start()
-    if settings.control_socket is not None:
-        os.chmod(settings.control_socket, 0o600)
-    log.info("control", addresses=addresses, token=bool(settings.control_token.get_secret_value()))
-
-    async def follow_state() -> None:
-        async for _ in parts.changed.follow():
-            serving = health_pb2.HealthCheckResponse.SERVING
-            ready = serving if parts.status()["state"] == "serving" else health_pb2.HealthCheckResponse.NOT_SERVING
-            await checks.set("liveness", serving)
-            for name in ("", SERVICE, "readiness"):
-                await checks.set(name, ready)
-
-    async with Tasks() as tasks:
-        tasks.start(follow_state(), name="control-health")
-        try:
-            yield addresses
-        finally:
-            await checks.enter_graceful_shutdown()
-            await server.stop(STOP_GRACE_S)
-            if settings.control_socket is not None:
-                settings.control_socket.unlink(missing_ok=True)
+    if fatal := [p for p in found if p.is_fatal]:
+        raise BadSettings(fatal)
+    if not settings.control or (settings.control_port == 0 and settings.control_socket is None):
+        yield []
+        return
+    for problem in found:
+        log.warning("control_is_exposed", text=str(problem))
+    async with AsyncExitStack() as stack:
+        stopping = asyncio.Event()
+        tasks = await stack.enter_async_context(Tasks())
+        server = _build(settings, parts, stopping=stopping, max_calls=max_calls)
+        addresses = _listen(server, settings, stack)
+        await server.start()
+        stack.push_async_callback(_close, server, parts, stopping, tasks)
+        tasks.start(_watch_for_the_end(parts, stopping), name="control-end")
+        log.info("control_serving", addresses=addresses, tls=settings.control_tls_cert is not None,
+                 mutual_tls=settings.control_tls_client_ca is not None, token=bool(settings.control_token.get_secret_value()))
+        yield addresses
 
 
-def _handlers(servicer: Any, guard: Guard, messages: Any) -> Any:
-    """Wrap each method of the service by the guard; what streams and what does not is read from the protocol itself."""
-    import grpc
-    from google.protobuf import message_factory
-
-    service = messages.DESCRIPTOR.services_by_name["Control"]
-    methods = {}
-    for method in service.methods:
-        takes, gives = (message_factory.GetMessageClass(d) for d in (method.input_type, method.output_type))
-        handler = getattr(servicer, method.name)
-        kind, wrap = ((grpc.unary_stream_rpc_method_handler, guard.stream) if method.server_streaming
-                      else (grpc.unary_unary_rpc_method_handler, guard.unary))
-        methods[method.name] = kind(wrap(method.name, handler), request_deserializer=takes.FromString,
-                                    response_serializer=gives.SerializeToString)
-    return grpc.method_handlers_generic_handler(SERVICE, methods)
+def _build(settings: ControlSettings, parts: ControlParts, *, stopping: asyncio.Event, max_calls: int) -> Any:
+    guard = Guard(settings.control_token.get_secret_value())
+    server = grpc.aio.server(interceptors=[Interceptor(guard)], options=OPTIONS, maximum_concurrent_rpcs=max_calls)
+    control_pb2_grpc.add_ControlServicer_to_server(Servicer(parts, stopping=stopping), server)
+    health_pb2_grpc.add_HealthServicer_to_server(Health(parts, stopping=stopping), server)
+    health = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+    reflection.enable_server_reflection((SERVICE, health, reflection.SERVICE_NAME), server)
+    return server
 
 
-def _bind(server: Any, settings: ControlSettings, grpc: Any) -> list[str]:
+def _listen(server: Any, settings: ControlSettings, stack: AsyncExitStack) -> list[str]:
+    """Open the port and the socket that the settings name."""
     addresses = []
-    credentials = _credentials(settings, grpc)
-    wanted = []
     if settings.control_port:
-        host = f"[{settings.control_host}]" if ":" in settings.control_host else settings.control_host
-        wanted.append(f"{host}:{settings.control_port}")
-    if settings.control_socket is not None:
-        _clear_dead_socket(settings.control_socket)
-        wanted.append(f"unix:{settings.control_socket}")
-    for address in wanted:
-        is_socket = address.startswith("unix:")
+        host, port = settings.control_host.strip("[]"), settings.control_port
+        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        credentials = _tls(settings)
         try:
-            bound = server.add_insecure_port(address) if credentials is None or is_socket else server.add_secure_port(address, credentials)
+            if credentials is None:
+                server.add_insecure_port(address)
+            else:
+                server.add_secure_port(address, credentials)
         except RuntimeError as exc:
-            raise OSError(f"control cannot listen on {address}: it is in use, or not allowed") from exc
-        if not bound:
-            raise OSError(f"control cannot listen on {address}: it is in use, or not allowed")
+            raise OSError(f"The control API cannot listen on {address} (CONTROL_HOST, CONTROL_PORT): the address is taken, "
+                          "or is not one of this machine.") from exc
         addresses.append(address)
+        if not is_loopback(host):
+            log.warning("control_beyond_loopback", address=address)
+    if settings.control_socket is not None:
+        path = settings.control_socket
+        remove_dead_socket(path)
+        former = os.umask(0o177)        # 0600 from the first moment on
+        try:
+            server.add_insecure_port(f"unix:{path}")
+        except RuntimeError as exc:
+            raise OSError(f"The control API cannot listen on {path} (CONTROL_SOCKET): is its folder there, and writable?") from exc
+        finally:
+            os.umask(former)
+        path.chmod(0o600)
+        stack.callback(_remove, path, path.stat().st_ino)
+        addresses.append(f"unix:{path}")
     return addresses
 
 
-def _credentials(settings: ControlSettings, grpc: Any) -> Any:
-    if settings.control_tls_cert is None or settings.control_tls_key is None:
-        return None
-    pair = (settings.control_tls_key.read_bytes(), settings.control_tls_cert.read_bytes())
-    ca = settings.control_tls_client_ca.read_bytes() if settings.control_tls_client_ca is not None else None
-    return grpc.ssl_server_credentials([pair], root_certificates=ca, require_client_auth=ca is not None)
+def remove_dead_socket(path: Path) -> None:
+    """Take away a socket that nobody listens on any more, and nothing else.
 
-
-def _clear_dead_socket(path: Path) -> None:
-    """Remove a socket that nobody listens on any more; anything else at the path is left alone."""
+    Raises  OSError when `path` is not a socket, or somebody answers there
+    """
     try:
-        if not stat.S_ISSOCK(path.stat().st_mode):
-            raise OSError(f"control cannot listen on {path}: there is something else than a socket")
+        mode = path.lstat().st_mode
     except FileNotFoundError:
         return
-    probe = socket.socket(socket.AF_UNIX)
-    try:
-        probe.connect(str(path))
-    except OSError:
-        path.unlink(missing_ok=True)
-    else:
-        raise OSError(f"control cannot listen on {path}: another process does")
-    finally:
-        probe.close()
+    if not stat.S_ISSOCK(mode):
+        raise OSError(f"{path} (CONTROL_SOCKET) is there and is no socket; remove it, or choose another path.")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1)
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink()
+            return
+        except OSError as exc:
+            raise OSError(f"{path} (CONTROL_SOCKET) is there and cannot be tried: {exc}.") from exc
+    raise OSError(f"{path} (CONTROL_SOCKET) is in use: another appliance listens there.")
+
+
+def _remove(path: Path, inode: int) -> None:
+    """Remove our socket, unless it is another one by now."""
+    with suppress(OSError):
+        if path.stat().st_ino == inode:
+            path.unlink()
+
+
+def _tls(settings: ControlSettings) -> Any:
+    cert, key, ca = settings.control_tls_cert, settings.control_tls_key, settings.control_tls_client_ca
+    if cert is None or key is None:
+        return None
+    return grpc.ssl_server_credentials(
+        [(key.read_bytes(), cert.read_bytes())], root_certificates=ca.read_bytes() if ca is not None else None,
+        require_client_auth=ca is not None)
+
+
+async def _watch_for_the_end(parts: ControlParts, stopping: asyncio.Event) -> None:
+    async for _ in parts.changed.follow():
+        if parts.status()["state"] == "stopping":
+            stopping.set()
+            return
+
+
+async def _close(server: Any, parts: ControlParts, stopping: asyncio.Event, tasks: Tasks) -> None:
+    """Take no new calls, let followers end, give the others their grace; then cancel what is left."""
+    stopping.set()
+    closing = tasks.start(server.stop(parts.grace_s()), name="control-stop")
+    if parts.hurry is not None:
+        hurry = tasks.start(parts.hurry.wait(), name="control-hurry")
+        await asyncio.wait({closing, hurry}, return_when=asyncio.FIRST_COMPLETED)
+        if not closing.done():
+            await server.stop(0)
+    await closing

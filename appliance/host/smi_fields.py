@@ -135,7 +135,9 @@ _RETIRED = [*_APPS[:5], ("retired_pages.address", (), "", ""), ("retired_pages.t
 _REMAPPED = [*_APPS[:5], ("remapped_rows.correctable", ("remapped_rows.sbe",), "", ""),
              ("remapped_rows.uncorrectable", ("remapped_rows.dbe",), "", ""), ("remapped_rows.pending", (), "", ""),
              ("remapped_rows.failure", (), "", "")]
-QUERIES: "dict[str, list[tuple[Any, ...]]]" = {"gpu": _PLAIN, "compute-apps": _APPS, "accounted-apps": _ACCOUNTED, "retired-pages": _RETIRED, "remapped-rows": _REMAPPED}
+QUERIES: "dict[str, list[tuple[Any, ...]]]" = {
+    "gpu": _PLAIN, "compute-apps": _APPS, "accounted-apps": _ACCOUNTED, "retired-pages": _RETIRED, "remapped-rows": _REMAPPED,
+}
 
 
 def find(query, name):

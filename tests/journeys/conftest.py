@@ -1,10 +1,16 @@
-"""The whole appliance on loopback, as a user runs it: in this process, on free ports, against the demo engine or a stand-in."""
+"""The whole appliance on loopback, as a user runs it: in this process or in one of its own, against the demo engine or a stand-in."""
 
 import asyncio
+import os
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -79,3 +85,61 @@ async def until(condition: Callable[[], bool], *, seconds: float = 5.0) -> bool:
             return True
         await asyncio.sleep(0.02)
     return condition()
+
+
+@dataclass
+class Process:
+    """An appliance in a process of its own."""
+
+    process: subprocess.Popen[bytes]
+    base_url: str
+    control_address: str
+    log: Path
+
+    def text(self) -> str:
+        return self.log.read_text()
+
+
+Spawn = Callable[..., Process]
+
+
+@pytest.fixture
+def spawn(tmp_path: Path) -> Iterator[Spawn]:
+    """Start `python -m appliance serve` with given variables; wait until it answers; end it with the test."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def begin(*, wait: bool = True, **variables: str) -> Process:
+        port, control = free_port(), free_port()
+        environ = {"PATH": os.environ["PATH"], "PROXY_PORT": str(port), "CONTROL_PORT": str(control), "STATE_DIR": str(tmp_path / "state"),
+                   "MACHINE_ID_PATH": str(tmp_path / "machine-id"), "GPU_SPOOF_STATE_DIR": str(tmp_path / "gpu"), "NAT_REDIRECT": "off",
+                   "LOG_FORMAT": "json", "SHUTDOWN_GRACE_S": "5", **variables}
+        log = tmp_path / f"appliance-{port}.log"
+        with log.open("wb") as out:
+            process = subprocess.Popen([sys.executable, "-m", "appliance", "serve"], env=environ, stdout=out, stderr=out)
+        started.append(process)
+        running = Process(process, f"http://127.0.0.1:{port}", f"127.0.0.1:{control}", log)
+        for _ in range(1500 if wait else 0):
+            if process.poll() is not None:
+                raise AssertionError(f"it ended with {process.returncode}: {running.text()}")
+            try:
+                with urllib.request.urlopen(running.base_url + "/healthz", timeout=1):
+                    break
+            except OSError:
+                time.sleep(0.02)
+        return running
+
+    yield begin
+    for process in started:
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(15)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+@pytest.fixture
+def appliance(spawn: Spawn) -> Process:
+    """An appliance in a process of its own, with the demo engine."""
+    return spawn()

@@ -129,7 +129,7 @@ async def test_models_are_listed_and_found(anyone: Running) -> None:
 ])
 async def test_wrong_fields_are_named(anyone: Running, change: dict, param: str) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
-        await client(anyone).chat.completions.create(**{"model": "m", "messages": HELLO}, extra_body=change)
+        await client(anyone).chat.completions.create(model="m", messages=HELLO, extra_body=change)
     assert caught.value.param == param
 
 
@@ -228,7 +228,7 @@ async def test_when_the_client_leaves_the_upstream_call_ends(relay: Running, hos
     if isinstance(how, Stall) and not streaming:
         how = Slow(3600)
     hosted.script(how)
-    task = asyncio.create_task(_consume(client(relay), streaming))
+    task = asyncio.create_task(_consume(client(relay), streaming))  # noqa: TID251
     assert await until(lambda: bool(hosted.records))
     await asyncio.sleep(0.1)
     task.cancel()

@@ -1,0 +1,102 @@
+"""What happens to every gRPC call: the token, errors into status codes, one line in the log. Handlers raise our errors."""
+
+import asyncio
+import inspect
+from time import perf_counter  # the loop's own clock is too coarse for a short call
+from typing import Any
+
+import grpc
+import grpc.aio
+import structlog
+from google.protobuf.message import DecodeError
+
+from appliance.base.errors import ApplianceError, Internal, Invalid
+from appliance.control.errors import abort, code_of
+from appliance.control.guard import Guard
+from appliance.control.writing import write
+
+log = structlog.get_logger("control")
+OPEN_PREFIX = "/grpc.health.v1.Health/"         # liveness probes carry no token
+
+
+class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+    """Wraps every handler, those of health and reflection too."""
+
+    def __init__(self, guard: Guard) -> None:
+        self._guard = guard
+
+    async def intercept_service(self, continuation: Any, details: Any) -> Any:
+        handler = await continuation(details)
+        if handler is None:
+            return None
+        return self._wrapped(handler, details.method, tuple(details.invocation_metadata or ()))
+
+    def _wrapped(self, handler: Any, method: str, metadata: tuple[tuple[str, str | bytes], ...]) -> Any:
+        """Give a handler of the same shape around the real one. Single requests come as bytes: nobody's are read before the token."""
+        inner = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
+        is_generator = inspect.isasyncgenfunction(inner)
+        is_streamed = handler.request_streaming
+
+        async def run(request: Any, context: Any) -> Any:
+            if not method.startswith(OPEN_PREFIX):
+                self._guard.check(metadata)
+            if not is_streamed:
+                request = _read(handler.request_deserializer, request)
+            if not is_generator:
+                return await inner(request, context)
+            async for message in inner(request, context):
+                await write(context, message)
+            return None
+
+        async def guarded(request: Any, context: Any) -> Any:
+            return await _told(run, request, context, method=method)
+
+        kinds = {(False, False): grpc.unary_unary_rpc_method_handler, (False, True): grpc.unary_stream_rpc_method_handler,
+                 (True, False): grpc.stream_unary_rpc_method_handler, (True, True): grpc.stream_stream_rpc_method_handler}
+        make = kinds[(handler.request_streaming, handler.response_streaming)]
+        return make(guarded, request_deserializer=handler.request_deserializer if is_streamed else None,
+                    response_serializer=handler.response_serializer)
+
+
+def _read(deserialize: Any, data: bytes) -> Any:
+    try:
+        return deserialize(data)
+    except DecodeError:
+        raise Invalid("The request is no message of the type that this call takes.", code="invalid_message") from None
+
+
+async def _told(run: Any, request: Any, context: Any, *, method: str) -> Any:
+    """Run a handler; give its failure a status code, and the call its line in the log.
+
+    1. our own errors         the code and details of their kind
+    2. aborted by a handler   as it said
+    3. cancelled              the caller left, or its deadline passed; gRPC has told it already
+    4. anything else          INTERNAL; the details stay in our log
+    """
+    began_s = perf_counter()
+    code = grpc.StatusCode.OK
+    try:
+        return await run(request, context)
+    except ApplianceError as error:                                                         # 1
+        code = code_of(error)
+        await abort(context, error, request_id=_request_id())
+    except grpc.aio.AbortError:                                                             # 2
+        code = context.code() or grpc.StatusCode.UNKNOWN
+        raise
+    except asyncio.CancelledError:                                                          # 3
+        left_s = context.time_remaining()
+        code = grpc.StatusCode.DEADLINE_EXCEEDED if left_s is not None and left_s <= 0 else grpc.StatusCode.CANCELLED
+        raise
+    except Exception as exc:                                                                # 4
+        code = grpc.StatusCode.INTERNAL
+        log.error("unhandled", method=method, error=repr(exc), exc_info=exc)
+        await abort(context, Internal("Something failed inside the appliance; its log has the details."), request_id=_request_id())
+    finally:
+        level = log.debug if method.startswith(OPEN_PREFIX) else log.info
+        level("control_call", method=method.lstrip("/"), peer=context.peer(), code=getattr(code, "name", str(code)),
+              ms=round((perf_counter() - began_s) * 1000, 1))
+
+
+def _request_id() -> str:
+    """Give the id that the handler bound for the log, if it did."""
+    return str(structlog.contextvars.get_contextvars().get("id", ""))

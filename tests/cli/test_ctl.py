@@ -1,0 +1,269 @@
+"""`appliance ctl` against a real control door: every command, its JSON, its errors and exit codes."""
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+
+from appliance.base import jsons
+from appliance.base.errors import UpstreamFailed
+from appliance.cli import ctl
+from appliance.control.server import serving_control
+from appliance.engines.receipts import Receipt
+from tests.control.standin import House, control_settings, event, free_port
+
+TOKEN = "a-long-random-token"
+
+
+class Terminal:
+    """Runs commands against one house."""
+
+    def __init__(self, house: House, capsys: pytest.CaptureFixture[str]) -> None:
+        self.house = house
+        self._capsys = capsys
+        self.out = self.err = ""
+
+    async def run(self, *arguments: str) -> int:
+        """Run `appliance ctl` with `arguments`; keep what it wrote."""
+        self._capsys.readouterr()
+        code = await asyncio.to_thread(ctl.main, list(arguments))
+        self.out, self.err = self._capsys.readouterr()
+        return code
+
+    async def json(self, *arguments: str) -> Any:
+        assert await self.run(*arguments, "--json") == 0, self.err
+        return jsons.loads(self.out)
+
+
+@pytest.fixture(autouse=True)
+def _quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the door's log off the screen that commands write to, and the environment out of the way."""
+    monkeypatch.setattr("appliance.control.server.log", _Mute())
+    monkeypatch.setattr("appliance.control.interceptor.log", _Mute())
+    for name in ("CONTROL_ADDRESS", "CONTROL_TOKEN", "CONTROL_TOKEN_FILE", "CONTROL_PORT", "CONTROL_SOCKET"):
+        monkeypatch.delenv(name, raising=False)
+
+
+class _Mute:
+    def __getattr__(self, _: str) -> Any:
+        return lambda *_, **__: None
+
+
+@pytest.fixture
+async def terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Terminal]:
+    house = House()
+    path = tmp_path / "c.sock"
+    monkeypatch.setenv("CONTROL_ADDRESS", f"unix:{path}")
+    async with serving_control(control_settings(control_socket=path), house.parts()):
+        yield Terminal(house, capsys)
+
+
+# ---- every command
+
+async def test_status(terminal: Terminal) -> None:
+    assert await terminal.run("status") == 0
+    lines = dict(line.split("\t") for line in terminal.out.splitlines())
+    assert (lines["state"], lines["model"], lines["in flight"]) == ("serving", "house/model", "3")
+    assert lines["gpu"] == "NVIDIA H100 (simulated) GPU-1"
+    assert lines["warning"] == "something to know"
+    assert (await terminal.json("status"))["state"] == "APPLIANCE_STATE_SERVING"
+
+
+async def test_status_is_watched_until_the_appliance_stops(terminal: Terminal) -> None:
+    async def stop() -> None:
+        await asyncio.sleep(0.2)
+        terminal.house.become("stopping")
+
+    code, _ = await asyncio.gather(terminal.run("status", "--watch", "--json"), stop())
+    assert code == 0
+    states = [jsons.loads(line)["state"] for line in terminal.out.splitlines()]
+    assert states[-1] == "APPLIANCE_STATE_STOPPING"
+
+
+async def test_identity(terminal: Terminal) -> None:
+    assert await terminal.run("identity") == 0
+    assert "gpu 0\tNVIDIA H100 (simulated), 81559 MiB, driver 590.1, GPU-1, 00000000:01:00.0" in terminal.out
+    assert (await terminal.json("identity"))["hostname"] == "box"
+
+
+async def test_settings(terminal: Terminal) -> None:
+    assert await terminal.run("settings") == 0
+    assert terminal.out.splitlines()[1:] == ["general\tLOG_LEVEL\tinfo\tinfo\tyes", "control\tCONTROL_TOKEN\t(hidden)\t\trestart"]
+    assert [row["variable"] for row in (await terminal.json("settings", "--set-only"))["settings"]] == ["CONTROL_TOKEN"]
+
+
+async def test_a_reload_is_tried_then_applied(terminal: Terminal) -> None:
+    assert await terminal.run("reload", "--dry-run", "--set", "LOG_LEVEL=debug") == 0
+    assert "LOG_LEVEL\tinfo\tdebug\tnow" in terminal.out
+    assert terminal.house.log_level == "info"
+    assert await terminal.run("reload", "--set", "LOG_LEVEL=debug") == 0
+    assert terminal.house.log_level == "debug"
+    assert (await terminal.json("reload", "--set", "LOG_LEVEL=info"))["applied"] is True
+
+
+async def test_a_reload_with_problems_fails_also_as_a_dry_run(terminal: Terminal) -> None:
+    assert await terminal.run("reload", "--dry-run", "--set", "LOG_LEVEL=loud") == 1
+    assert "problem: LOG_LEVEL=loud" in terminal.out
+    assert await terminal.run("reload", "--set", "LOG_LEVEL=loud") == 1
+    assert terminal.err.startswith("error: Nothing was changed")
+    assert terminal.err.count("\n") == 1
+
+
+async def test_drain_resume_and_shutdown(terminal: Terminal) -> None:
+    assert await terminal.run("drain") == 0
+    assert terminal.out.startswith("draining, up 12.5s, 3 in flight, worker running")
+    assert (await terminal.json("resume"))["state"] == "APPLIANCE_STATE_SERVING"
+    assert await terminal.run("shutdown", "--grace", "0") == 0
+    assert await terminal.run("shutdown") == 0
+    assert terminal.house.shutdowns == [0.0, None]
+
+
+async def test_the_worker(terminal: Terminal) -> None:
+    for arguments in (["worker"], ["worker", "show"]):
+        assert await terminal.run(*arguments) == 0
+        assert "command\twork --fast\npid\t4711" in terminal.out
+    assert await terminal.run("worker", "stop") == 0
+    assert "last exit code\t-15" in terminal.out
+    assert await terminal.run("worker", "start") == 0
+    assert await terminal.run("worker", "restart") == 0
+    assert terminal.house.worker is not None
+    assert terminal.house.worker.did == ["stop", "start", "stop", "start"]
+    terminal.house.worker.refuses = "The GPU here is simulated."
+    assert await terminal.run("worker", "start") == 1
+    assert terminal.err == "error: The GPU here is simulated.\n"
+
+
+async def test_logs(terminal: Terminal) -> None:
+    for number in range(3):
+        terminal.house.lines.add(0, "worker.stdout", f"line {number}\x1b[2J")
+    assert await terminal.run("logs", "-n", "2", "--source", "worker") == 0
+    assert terminal.out == "00:00:00 worker.stdout: line 1[2J\n00:00:00 worker.stdout: line 2[2J\n"
+
+
+async def test_logs_are_followed_until_the_appliance_stops(terminal: Terminal) -> None:
+    async def go_on() -> None:
+        await asyncio.sleep(0.2)
+        terminal.house.lines.add(1, "appliance", "new")
+        await asyncio.sleep(0.2)
+        terminal.house.become("stopping")
+
+    terminal.house.lines.add(0, "appliance", "old")
+    code, _ = await asyncio.gather(terminal.run("logs", "-f", "--json"), go_on())
+    assert code == 0
+    assert [jsons.loads(line)["text"] for line in terminal.out.splitlines()] == ["old", "new"]
+
+
+async def test_chat_shows_the_answer_as_it_is_made(terminal: Terminal) -> None:
+    terminal.house.backend.script = [event({"content": "he"}), event({"content": "llo\nyou"}), b"data: [DONE]\n\n"]
+    assert await terminal.run("chat", "-m", "house", "--system", "be kind", "hi there") == 0
+    assert terminal.out == "hello\nyou\n"
+    asked = terminal.house.backend.asked[0]
+    assert asked.body["messages"] == [{"role": "system", "content": "be kind"}, {"role": "user", "content": "hi there"}]
+    assert (asked.model, asked.stream) == ("house", True)
+
+
+async def test_chat_in_one_piece_and_as_json(terminal: Terminal) -> None:
+    assert await terminal.run("chat", "--no-stream", "--json", "hi") == 0
+    reply, receipt = map(jsons.loads, terminal.out.splitlines())
+    assert reply["reply"]["choices"][0]["message"]["content"] == "hello"
+    assert receipt["receipt"]["finish"] == "done"
+
+
+async def test_chat_that_breaks_off_tells_so_on_a_line_of_its_own(terminal: Terminal) -> None:
+    terminal.house.backend.script = [event({"content": "he"}), UpstreamFailed("It broke off.")]
+    assert await terminal.run("chat", "hi") == 1
+    assert (terminal.out, terminal.err) == ("he\n", "error: It broke off.\n")
+
+
+async def test_backends_and_receipts(terminal: Terminal) -> None:
+    assert await terminal.run("backends") == 0
+    assert terminal.out.splitlines()[1] == "scripted\tscripted\tup\t1\thouse/model\thttp://127.0.0.1:1/v1\trested for 1.5s; connect: refused"
+    terminal.house.receipts.add(Receipt("r1", 0.0, "/v1/chat/completions", model="m", status=200, finish="done", prompt_tokens=3,
+                                        completion_tokens=4))
+    assert await terminal.run("receipts") == 0
+    assert terminal.out.splitlines()[1] == "1970-01-01 00:00:00Z\tr1\t/v1/chat/completions\tm\t200\tdone\t0\t3+4"
+    assert await terminal.run("receipt", "r1") == 0
+    assert "prompt tokens\t3\ncompletion tokens\t4" in terminal.out
+    assert await terminal.run("receipt", "r2") == 1
+    assert terminal.err == "error: There is no receipt 'r2'; the last thousand are kept.\n"
+
+
+# ---- errors and exit codes
+
+@pytest.mark.parametrize("arguments", [
+    ["nonsense"], ["reload", "--set", "NOVALUE"], ["receipt"], ["logs", "-n", "-1"], ["status", "--address", "nowhere"],
+    ["status", "--timeout", "0"], ["status", "--tls-cert", "/x"], ["status", "--tls-ca", "/does/not/exist"]])
+async def test_wrong_usage_is_exit_code_2(terminal: Terminal, arguments: list[str]) -> None:
+    assert await terminal.run(*arguments) == 2
+    assert terminal.err
+    assert not terminal.out
+
+
+async def test_nobody_there_is_exit_code_3_in_one_sentence(terminal: Terminal, tmp_path: Path) -> None:
+    for address in (f"127.0.0.1:{free_port()}", f"unix:{tmp_path / 'none.sock'}"):
+        assert await terminal.run("status", "--address", address) == 3
+        assert terminal.err == f"error: No appliance answers at {address}. Is it running, and is the address right (--address, CONTROL_ADDRESS)?\n"
+
+
+async def test_no_answer_in_time_is_exit_code_3(terminal: Terminal) -> None:
+    terminal.house.backend.script = "hang"
+    assert await terminal.run("chat", "hi", "--timeout", "0.3") == 3
+    assert "did not answer in time" in terminal.err
+
+
+async def test_a_missing_or_wrong_token_is_exit_code_4(
+        tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "c.sock"
+    terminal = Terminal(House(), capsys)
+    async with serving_control(control_settings(control_socket=path, control_token=TOKEN), terminal.house.parts()):
+        assert await terminal.run("status", "--address", str(path)) == 4
+        assert "CONTROL_TOKEN_FILE" in terminal.err
+        monkeypatch.setenv("CONTROL_TOKEN", "a-wrong-token")
+        assert await terminal.run("status", "--address", str(path)) == 4
+        assert "a-wrong-token" not in terminal.err
+        monkeypatch.setenv("CONTROL_TOKEN", TOKEN)
+        assert await terminal.run("status", "--address", str(path)) == 0
+
+
+async def test_mutual_tls(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ca, other = trustme.CA(), trustme.CA()
+    ca.cert_pem.write_to_path(tmp_path / "ca.pem")
+    for name, issuer in (("server", ca), ("client", ca), ("stranger", other)):
+        cert = issuer.issue_cert("127.0.0.1")
+        cert.private_key_pem.write_to_path(tmp_path / f"{name}.key")
+        cert.cert_chain_pems[0].write_to_path(tmp_path / f"{name}.pem")
+    port = free_port()
+    settings = control_settings(control_port=port, control_tls_cert=tmp_path / "server.pem", control_tls_key=tmp_path / "server.key",
+                                control_tls_client_ca=tmp_path / "ca.pem")
+    terminal = Terminal(House(), capsys)
+    there = ["status", "--address", f"127.0.0.1:{port}", "--tls-ca", str(tmp_path / "ca.pem")]
+    async with serving_control(settings, terminal.house.parts()):
+        for name, code in (("client", 0), ("stranger", 3)):
+            pair = ["--tls-cert", str(tmp_path / f"{name}.pem"), "--tls-key", str(tmp_path / f"{name}.key")]
+            assert await terminal.run(*there, *pair) == code
+        assert await terminal.run(*there) == 3
+        assert terminal.err.count("\n") == 1
+
+
+def test_there_is_no_way_to_give_the_token_as_an_argument(capsys: pytest.CaptureFixture[str]) -> None:
+    assert ctl.main(["--token", "x", "status"]) == 2
+
+
+@pytest.mark.parametrize(("given", "expected"), [
+    (["status", "--json"], ["--json", "status"]),
+    (["logs", "-f", "--address", "a:1", "-n", "3"], ["--address", "a:1", "logs", "-f", "-n", "3"]),
+    (["status", "--timeout=3"], ["--timeout=3", "status"]),
+    (["chat", "--", "--json"], ["chat", "--", "--json"]),
+    (["status", "--address"], ["--address", "status"])])
+def test_options_of_all_commands_may_stand_anywhere(given: list[str], expected: list[str]) -> None:
+    assert ctl.hoist(given) == expected
+
+
+def test_the_command_line_loads_grpc_and_rich_only_when_it_needs_them() -> None:
+    code = "import sys, appliance.cli.ctl; print([m for m in ('grpc', 'rich', 'google.protobuf') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

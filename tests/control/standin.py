@@ -1,0 +1,261 @@
+"""A small house for tests of the gRPC door: the real router, receipts and lines; a backend, a worker and a reload by script."""
+
+import asyncio
+import itertools
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+
+from appliance.base import jsons
+from appliance.base.clock import FakeClock
+from appliance.base.errors import ApplianceError
+from appliance.base.lines import LineRing
+from appliance.base.settings import Described, Problem
+from appliance.base.watch import Watched
+from appliance.control.parts import Change, ControlParts, ReloadResult
+from appliance.control.server import serving_control
+from appliance.control.settings import ControlSettings
+from appliance.control.v1 import control_pb2_grpc
+from appliance.engines.receipts import Attempt, Receipt, Receipts
+from appliance.engines.router import Router
+from appliance.engines.settings import EngineSettings
+from appliance.engines.types import BackendState, EngineReply, EngineRequest, ModelCard
+
+
+def completion(text: str) -> bytes:
+    return jsons.dumps({"id": "c1", "object": "chat.completion", "created": 1, "model": "house/model", "choices": [
+        {"index": 0, "message": {"role": "assistant", "content": text, "reasoning_content": "hm"}, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}})
+
+
+def event(delta: dict[str, Any], *, finish: str | None = None, index: int = 0) -> bytes:
+    return b"data: " + jsons.dumps({"id": "c1", "object": "chat.completion.chunk", "model": "house/model", "choices": [
+        {"index": index, "delta": delta, "finish_reason": finish}]}) + b"\n\n"
+
+
+class ScriptedBackend:
+    """Answers as `script` says: bytes = a whole answer, a list = a stream's pieces, an error = raised, `hang` = never."""
+
+    kind = "scripted"
+    name = "scripted"
+
+    def __init__(self) -> None:
+        self.script: Any = completion("hello")
+        self.status = 200
+        self.asked: list[EngineRequest] = []
+        self.begun = asyncio.Event()
+        self.cancelled = asyncio.Event()        # the upstream call was ended from our side
+        self.sent = 0
+
+    def cards(self) -> list[ModelCard]:
+        return [ModelCard("house/model", 1, "house", "upstream/model", ("house",))]
+
+    def serves(self, model: str) -> bool:
+        return model != "no-such"
+
+    def state(self) -> BackendState:
+        return BackendState(self.name, self.kind, True, "by script", (
+            {"url": "http://127.0.0.1:1/v1", "rested_s": 1.5, "failed_in_a_row": 2, "last_error": "connect: refused"},), ("house/model",), 1)
+
+    async def close(self) -> None: ...
+
+    async def send(self, request: EngineRequest) -> EngineReply:
+        self.asked.append(request)
+        receipt = request.receipt
+        receipt.backend, receipt.endpoint, receipt.served_model = self.name, "http://127.0.0.1:1/v1", "upstream/model"
+        receipt.attempts.append(Attempt("http://127.0.0.1:1/v1", "ok", 200, 1.5))
+        receipt.prompt_tokens, receipt.completion_tokens = 3, 2
+        if isinstance(self.script, ApplianceError) or self.script is ZeroDivisionError:
+            raise self.script
+        if self.script == "hang":
+            await self._hang()
+        if isinstance(self.script, bytes):
+            return EngineReply(status=self.status, body=self.script)
+        return EngineReply(events=self._events(self.script), content_type="text/event-stream")
+
+    async def _events(self, pieces: list[Any]) -> AsyncIterator[bytes]:
+        try:
+            for piece in pieces:
+                if isinstance(piece, ApplianceError):
+                    raise piece
+                if piece == "hang":
+                    await self._hang()
+                self.sent += 1
+                yield piece
+        except GeneratorExit:
+            self.cancelled.set()
+            raise
+
+    async def _hang(self) -> None:
+        self.begun.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            self.cancelled.set()
+            raise
+
+
+class ScriptedWorker:
+    """Changes its state when told to; `refuses` makes every start a refusal."""
+
+    def __init__(self) -> None:
+        self.state: dict[str, Any] = {"state": "running", "command": "work --fast", "pid": 4711, "restarts": 2, "exit_code": None,
+                                      "started_at_s": 1_800_000_000.5, "reason": ""}
+        self.refuses = ""
+        self.did: list[str] = []
+
+    def as_dict(self) -> dict[str, Any]:
+        return dict(self.state)
+
+    async def start(self) -> None:
+        self.did.append("start")
+        self.state |= {"state": "refused", "reason": self.refuses} if self.refuses else {"state": "running", "pid": 4712}
+
+    async def stop(self) -> None:
+        self.did.append("stop")
+        self.state |= {"state": "stopped", "pid": None, "exit_code": -15, "reason": "stopped by request"}
+
+    async def restart(self) -> None:
+        await self.stop()
+        await self.start()
+
+
+class House:
+    """Everything behind the door."""
+
+    def __init__(self) -> None:
+        self.clock = FakeClock()
+        self.backend = ScriptedBackend()
+        self.worker: ScriptedWorker | None = ScriptedWorker()
+        self.receipts = Receipts()
+        self.lines = LineRing()
+        self.changed: Watched[int] = Watched(0)
+        self.state = "serving"
+        self.finished: list[Receipt] = []
+        self.settled = asyncio.Event()
+        self.shutdowns: list[float | None] = []
+        self.reloads: list[tuple[dict[str, str], bool]] = []
+        self.log_level = "info"
+        self.is_reload_broken = False
+        self.grace_s = 5.0
+        self.hurry = asyncio.Event()
+        self._ids = itertools.count(1)
+
+    def become(self, state: str) -> None:
+        self.state = state
+        self.changed.set(self.changed.value + 1)
+
+    def status(self) -> dict[str, Any]:
+        return {
+            "ok": self.state == "serving", "state": self.state, "version": "1.2.3", "started_at_s": 1_800_000_000.25, "uptime_s": 12.5,
+            "demo": False, "engine": "hosted", "public_model": "house/model", "upstream_base": "upstream/model", "aliases": ["house"],
+            "novita_endpoints": ["http://127.0.0.1:1/v1"], "gpu": self.gpu(), "worker": self.worker.as_dict() if self.worker else {},
+            "nat": {"outcome": "listener", "keeper": "listener", "detail": "127.0.0.1:14444"}, "machine_id": "ab" * 16,
+            "steps": [{"name": "nat", "outcome": "done", "detail": "a second listener", "remedy": "", "is_mandatory": False}],
+            "in_flight": 3, "warnings": ["something to know"], "backends": [],
+        }
+
+    def gpu(self) -> dict[str, Any]:
+        return {"mode": "simulated", "simulated": True, "reason": "GPU_MODE=simulated", "gpus": [
+            {"index": 0, "name": "NVIDIA H100 (simulated)", "uuid": "GPU-1", "pci_bus_id": "00000000:01:00.0", "memory_total_mib": 81559,
+             "driver": "590.1"}]}
+
+    def settings(self) -> list[Described]:
+        return [Described("LOG_LEVEL", "general", "info", self.log_level, "debug, info", "How much is logged", False, False, True),
+                Described("CONTROL_TOKEN", "control", "", "(hidden)", "text", "Token", True, True, False)]
+
+    async def reload(self, overrides: dict[str, str], dry_run: bool) -> ReloadResult:
+        self.reloads.append((overrides, dry_run))
+        wanted = overrides.get("LOG_LEVEL", "info")
+        if wanted not in {"debug", "info"}:
+            return ReloadResult((), (Problem("LOG_LEVEL", wanted, "debug, info", "Set LOG_LEVEL to an allowed value."),), False,
+                                "Nothing was changed: the new settings have problems.")
+        changes = (Change("LOG_LEVEL", self.log_level, wanted, False),) if wanted != self.log_level else ()
+        if dry_run or not changes:
+            return ReloadResult(changes, (), False, "Nothing was changed.")
+        if self.is_reload_broken:
+            return ReloadResult(changes, (Problem("reload", "", "settings that can be put in place", "It broke."),), False,
+                                "Nothing was changed: putting the new settings in place failed.")
+        self.log_level = wanted
+        return ReloadResult(changes, (), True, "Applied.")
+
+    def new_receipt(self, route: str) -> Receipt:
+        return Receipt(f"req_{next(self._ids)}", self.clock.now_s(), route)
+
+    def finish(self, receipt: Receipt) -> None:
+        self.receipts.add(receipt)
+        self.finished.append(receipt)
+        self.settled.set()
+
+    def drain(self) -> None:
+        if self.state == "serving":
+            self.become("draining")
+
+    def resume(self) -> None:
+        if self.state == "draining":
+            self.become("serving")
+
+    def parts(self) -> ControlParts:
+        return ControlParts(
+            router=Router(EngineSettings(), [self.backend], clock=self.clock), receipts=self.receipts, worker=self.worker,
+            status=self.status, changed=self.changed,
+            identity=lambda: {"machine_id": "ab" * 16, "hostname": "box", "gpu": self.gpu()},
+            settings=self.settings, reload=self.reload, drain=self.drain, resume=self.resume, shutdown=self.shutdowns.append,
+            lines=self.lines, new_receipt=self.new_receipt, finish=self.finish, is_draining=lambda: self.state != "serving",
+            grace_s=lambda: self.grace_s, hurry=self.hurry)
+
+
+def free_port() -> int:
+    """Give a port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def control_settings(**values: Any) -> ControlSettings:
+    """Give settings that listen nowhere unless told to."""
+    return ControlSettings(**{"control_port": 0, **values})
+
+
+class Open:
+    """A door that is open, with a channel to it."""
+
+    def __init__(self, house: House, channel: Any, address: str) -> None:
+        self.house = house
+        self.channel = channel
+        self.address = address
+        self.stub = control_pb2_grpc.ControlStub(channel)
+
+
+@asynccontextmanager
+async def opened(folder: Path, house: House | None = None, *, max_calls: int = 256, **values: Any) -> AsyncIterator[Open]:
+    """Open a door on a unix socket in `folder`, and a channel to it."""
+    house = house or House()
+    settings = control_settings(control_socket=folder / "c.sock", **values)
+    async with serving_control(settings, house.parts(), max_calls=max_calls) as addresses, grpc.aio.insecure_channel(addresses[-1]) as channel:
+        yield Open(house, channel, addresses[-1])
+
+
+async def refused(call: Callable[[], Awaitable[Any]] | Any) -> grpc.aio.AioRpcError:
+    """Give the error with which a call ends; fail when it ends without one."""
+    try:
+        if hasattr(call, "__aiter__"):
+            async for _ in call:
+                pass
+        else:
+            await call
+    except grpc.aio.AioRpcError as error:
+        return error
+    raise AssertionError("the call was not refused")
+
+
+async def rest_of(call: Any) -> list[Any]:
+    """Read a stream's messages to its end."""
+    found = []
+    while (message := await call.read()) is not grpc.aio.EOF:
+        found.append(message)
+    return found

@@ -1,0 +1,246 @@
+"""Chat over gRPC: the same router as HTTP, with deltas, a receipt, cancellation and errors as gRPC users expect."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from appliance.base import jsons
+from appliance.base.errors import Exhausted, Invalid, UpstreamFailed
+from appliance.control.chat import deltas_of, engine_request
+from appliance.control.v1 import control_pb2 as pb
+from appliance.engines.receipts import Receipt
+from tests.control.standin import Open, completion, event, opened, refused, rest_of
+from tests.control.test_servicer import details_of
+
+HELLO = [pb.ChatMessage(role="user", content="hello")]
+
+
+@pytest.fixture
+async def door(tmp_path: Path) -> AsyncIterator[Open]:
+    async with opened(tmp_path) as door:
+        yield door
+
+
+async def test_an_answer_in_one_piece_comes_as_a_reply_and_a_receipt(door: Open) -> None:
+    call = door.stub.Chat(pb.ChatRequest(model="house", messages=HELLO))
+    reply, receipt = await rest_of(call)
+    assert (reply.reply.text, reply.reply.reasoning, reply.reply.finish_reason) == ("hello", "hm", "stop")
+    assert jsons.loads(reply.reply.openai_json)["usage"]["total_tokens"] == 5
+    told = receipt.receipt
+    assert (told.model, told.public_model, told.served_model, told.backend) == ("house", "house/model", "upstream/model", "scripted")
+    assert (told.finish, told.status, told.prompt_tokens, told.completion_tokens, told.reason) == ("done", 200, 3, 2, "alias")
+    assert told.attempts[0].status == 200
+    assert dict(await call.initial_metadata())["x-request-id"] == told.id
+    kept = await door.stub.GetReceipt(pb.GetReceiptRequest(id=told.id))
+    assert kept.receipt == told
+
+
+async def test_a_stream_comes_as_deltas_then_a_receipt(door: Open) -> None:
+    door.house.backend.script = [event({"role": "assistant"}) + event({"content": "hel"}), b": heartbeat\n\n",
+                                 event({"content": "lo", "reasoning_content": "so"}), event({}, finish="stop"), b"data: [DONE]\n\n"]
+    messages = await rest_of(door.stub.Chat(pb.ChatRequest(messages=HELLO, stream=True)))
+    assert [m.WhichOneof("part") for m in messages] == ["delta"] * 4 + ["receipt"]
+    assert "".join(m.delta.text for m in messages) == "hello"
+    assert (messages[2].delta.reasoning, messages[3].delta.finish_reason) == ("so", "stop")
+    assert jsons.loads(messages[0].delta.openai_json)["object"] == "chat.completion.chunk"
+    assert messages[-1].receipt.streamed
+    assert door.house.backend.asked[0].stream
+
+
+async def test_an_answer_in_one_piece_is_streamed_when_a_stream_was_asked_for(door: Open) -> None:
+    messages = await rest_of(door.stub.Chat(pb.ChatRequest(messages=HELLO, stream=True)))
+    assert "".join(m.delta.text for m in messages) == "hello"
+
+
+async def test_a_cancelled_call_ends_the_stream_below_and_settles_the_books(door: Open) -> None:
+    door.house.backend.script = [event({"content": "a"}), "hang"]
+    call = door.stub.Chat(pb.ChatRequest(messages=HELLO, stream=True))
+    assert (await call.read()).delta.text == "a"
+    await door.house.backend.begun.wait()
+    call.cancel()
+    await door.house.backend.cancelled.wait()
+    await door.house.settled.wait()
+    assert (door.house.finished[0].finish, door.house.finished[0].status) == ("client_left", 499)
+
+
+async def test_a_cancelled_call_ends_the_wait_for_an_answer(door: Open) -> None:
+    door.house.backend.script = "hang"
+    call = door.stub.Chat(pb.ChatRequest(messages=HELLO))
+    await door.house.backend.begun.wait()
+    call.cancel()
+    await door.house.backend.cancelled.wait()
+    await door.house.settled.wait()
+    assert door.house.finished[0].finish == "client_left"
+
+
+async def test_a_caller_that_stops_reading_and_leaves_ends_the_stream_below(door: Open) -> None:
+    """The handler then waits in its own write, not in the engines: they must be closed from there too."""
+    door.house.backend.script = [event({"content": "x" * 60_000}) for _ in range(2000)]
+    call = door.stub.Chat(pb.ChatRequest(messages=HELLO, stream=True))
+    await call.read()
+    sent = -1
+    while sent != door.house.backend.sent:          # until flow control holds it
+        sent = door.house.backend.sent
+        await asyncio.sleep(0.1)
+    assert sent < 2000
+    call.cancel()
+    await door.house.backend.cancelled.wait()
+    await door.house.settled.wait()
+    assert door.house.finished[0].finish == "client_left"
+
+
+async def test_a_deadline_ends_the_upstream_call(door: Open) -> None:
+    door.house.backend.script = "hang"
+    error = await refused(door.stub.Chat(pb.ChatRequest(messages=HELLO), timeout=0.2))
+    assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    await door.house.backend.cancelled.wait()
+
+
+async def test_a_failure_of_the_engines_keeps_its_words_and_its_receipt(door: Open) -> None:
+    door.house.backend.script = Exhausted("The queue is full.", retry_after_s=1.5)
+    call = door.stub.Chat(pb.ChatRequest(messages=HELLO))
+    error = await refused(call)
+    assert (error.code(), error.details()) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "The queue is full.")
+    details = details_of(error)
+    assert details["RetryInfo"].retry_delay.ToMilliseconds() == 1500
+    request_id = details["ErrorInfo"].metadata["request_id"]
+    receipt = (await door.stub.GetReceipt(pb.GetReceiptRequest(id=request_id))).receipt
+    assert (receipt.finish, receipt.status, receipt.error) == ("error", 429, "exhausted: The queue is full.")
+    assert dict(error.trailing_metadata())["x-request-id"] == request_id
+
+
+async def test_a_stream_that_breaks_off_ends_with_an_error(door: Open) -> None:
+    door.house.backend.script = [event({"content": "a"}), UpstreamFailed("It broke off.", details={"attempts": [{"url": "u"}]})]
+    call = door.stub.Chat(pb.ChatRequest(messages=HELLO, stream=True))
+    assert (await call.read()).delta.text == "a"
+    error = await refused(call.read())
+    assert error.code() is grpc.StatusCode.UNAVAILABLE
+    assert details_of(error)["ErrorInfo"].metadata["attempts"] == '[{"url":"u"}]'
+    assert door.house.finished[0].finish == "cut_off"
+
+
+async def test_a_mistake_of_ours_is_internal_and_says_nothing_of_itself(door: Open) -> None:
+    door.house.backend.script = ZeroDivisionError
+    error = await refused(door.stub.Chat(pb.ChatRequest(messages=HELLO)))
+    assert error.code() is grpc.StatusCode.INTERNAL
+    assert "ZeroDivision" not in error.details()
+    assert details_of(error)["ErrorInfo"].metadata["request_id"]
+    assert door.house.finished[0].status == 500
+
+
+@pytest.mark.parametrize(("status", "code"), [
+    (400, grpc.StatusCode.INVALID_ARGUMENT), (403, grpc.StatusCode.PERMISSION_DENIED), (404, grpc.StatusCode.NOT_FOUND),
+    (413, grpc.StatusCode.RESOURCE_EXHAUSTED), (422, grpc.StatusCode.INVALID_ARGUMENT), (429, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (500, grpc.StatusCode.UNAVAILABLE)])
+async def test_an_upstreams_own_error_status_becomes_a_code_with_its_words(door: Open, status: int, code: grpc.StatusCode) -> None:
+    door.house.backend.status = status
+    door.house.backend.script = jsons.dumps({"error": {"message": "too hot", "param": "temperature", "code": "hot"}})
+    error = await refused(door.stub.Chat(pb.ChatRequest(messages=HELLO)))
+    assert (error.code(), error.details()) == (code, "too hot")
+    assert details_of(error)["BadRequest"].field_violations[0].field == "temperature"
+    assert door.house.finished[0].status == status
+
+
+async def test_an_unknown_model_is_not_found(door: Open) -> None:
+    error = await refused(door.stub.Chat(pb.ChatRequest(model="no-such", messages=HELLO)))
+    assert error.code() is grpc.StatusCode.NOT_FOUND
+    assert details_of(error)["ErrorInfo"].reason == "MODEL_NOT_FOUND"
+
+
+async def test_a_draining_appliance_takes_no_chat_but_ends_the_running_ones(door: Open) -> None:
+    door.house.backend.script = [event({"content": "a"}), "hang"]
+    running = door.stub.Chat(pb.ChatRequest(messages=HELLO, stream=True))
+    await running.read()
+    await door.stub.Drain(pb.DrainRequest())
+    error = await refused(door.stub.Chat(pb.ChatRequest(messages=HELLO)))
+    assert error.code() is grpc.StatusCode.UNAVAILABLE
+    assert details_of(error)["ErrorInfo"].reason == "DRAINING"
+    assert not running.done()
+    running.cancel()
+
+
+# ---- the request
+
+def read(request: pb.ChatRequest) -> Any:
+    return engine_request(request, Receipt("r"))
+
+
+def test_fields_and_options_become_openais_body() -> None:
+    request = pb.ChatRequest(model="m", messages=HELLO)
+    request.options.update({"temperature": 0.5, "max_tokens": 10, "stop": ["a", None], "response_format": {"type": "json_object"},
+                            "logprobs": True})
+    got = read(request)
+    assert got.body == {"temperature": 0.5, "max_tokens": 10, "stop": ["a", None], "response_format": {"type": "json_object"},
+                        "logprobs": True, "messages": [{"role": "user", "content": "hello"}], "model": "m"}
+    assert isinstance(got.body["max_tokens"], int)
+    assert (got.raw, got.model, got.stream) == (None, "m", False)
+
+
+def test_a_whole_body_travels_as_the_callers_own_bytes() -> None:
+    raw = b'{"model": "m",  "messages": [{"role": "user", "content": "hi"}], "x_new": 1, "stream": true}'
+    got = read(pb.ChatRequest(openai_json=raw))
+    assert (got.raw, got.model, got.stream, got.body["x_new"]) == (raw, "m", True, 1)
+
+
+def test_asking_for_a_stream_beside_a_whole_body_changes_the_body() -> None:
+    got = read(pb.ChatRequest(openai_json=b'{"messages": [{"role": "user", "content": "hi"}]}', stream=True))
+    assert (got.raw, got.stream, got.body["stream"]) == (None, True, True)
+
+
+def test_messages_with_parts_may_stand_in_options() -> None:
+    request = pb.ChatRequest()
+    request.options.update({"messages": [{"role": "user", "content": [{"type": "text", "text": "hi"}]}]})
+    assert read(request).body["messages"][0]["content"][0]["text"] == "hi"
+
+
+def both(**options: Any) -> pb.ChatRequest:
+    request = pb.ChatRequest(messages=HELLO)
+    request.options.update(options)
+    return request
+
+
+@pytest.mark.parametrize(("request_", "param"), [
+    (pb.ChatRequest(), "messages"),
+    (pb.ChatRequest(messages=[pb.ChatMessage(content="no role")]), "messages.0.role"),
+    (pb.ChatRequest(openai_json=b"{}"), "messages"),
+    (pb.ChatRequest(openai_json=b"[1]"), "openai_json"),
+    (pb.ChatRequest(openai_json=b"{"), "openai_json"),
+    (pb.ChatRequest(openai_json=b'{"messages": [1]}'), "messages.0"),
+    (pb.ChatRequest(openai_json=b'{"messages": [{"role": "user", "content": 1}]}'), "messages.0.content"),
+    (pb.ChatRequest(openai_json=b'{"messages": [{"role": "user"}], "model": 1}'), "model"),
+    (pb.ChatRequest(openai_json=b'{"messages": [{"role": "user"}], "stream": "yes"}'), "stream"),
+    (pb.ChatRequest(openai_json=b'{"messages": [{"role": "user"}], "stream_options": 1}'), "stream_options"),
+    (pb.ChatRequest(openai_json=b'{"messages": [{"role": "user"}]}', model="m"), "openai_json"),
+    (both(messages=[{"role": "user", "content": "twice"}]), "messages"),
+])
+def test_a_request_that_cannot_be_read_names_the_field(request_: pb.ChatRequest, param: str) -> None:
+    with pytest.raises(Invalid) as caught:
+        read(request_)
+    assert caught.value.param == param
+
+
+async def test_a_request_that_cannot_be_read_is_an_invalid_argument(door: Open) -> None:
+    error = await refused(door.stub.Chat(pb.ChatRequest()))
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert details_of(error)["BadRequest"].field_violations[0].field == "messages"
+    assert door.house.backend.asked == []
+
+
+def test_an_error_event_is_a_failure() -> None:
+    with pytest.raises(UpstreamFailed, match="went wrong"):
+        deltas_of(b'data: {"error": {"message": "went wrong"}}\n\n')
+
+
+def test_deltas_keep_choices_apart_and_survive_odd_events() -> None:
+    deltas = deltas_of(event({"content": "a"}, index=1) + b'data: {"choices": [], "usage": {}}\n\n' + b"event: x\ndata: {}\n\n")
+    assert [(d.index, d.text) for d in deltas] == [(1, "a"), (0, ""), (0, "")]
+
+
+async def test_a_lone_surrogate_in_an_answer_does_not_break_the_call(door: Open) -> None:
+    door.house.backend.script = completion("x").replace(b'"content":"x"', b'"content":"\\ud800"')
+    reply, _ = await rest_of(door.stub.Chat(pb.ChatRequest(messages=HELLO)))
+    assert reply.reply.text == "?"

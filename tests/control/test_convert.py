@@ -1,0 +1,50 @@
+"""Our objects as messages."""
+
+import pytest
+
+from appliance.base.watch import Watched
+from appliance.control.convert import to_gpu, to_state, to_status, to_timestamp, to_worker, to_worker_state
+from appliance.control.v1 import control_pb2 as pb
+from appliance.host.worker import WorkerStatus
+
+
+def test_an_empty_status_is_no_error() -> None:
+    assert to_status({}) == pb.Status(gpu=pb.Gpu(), worker=pb.Worker(state=pb.WORKER_STATE_OFF), nat=pb.Nat())
+
+
+@pytest.mark.parametrize("word", ["starting", "serving", "draining", "stopping"])
+def test_each_state_has_its_value(word: str) -> None:
+    assert pb.ApplianceState.Name(to_state(word)) == f"APPLIANCE_STATE_{word.upper()}"
+
+
+def test_each_worker_state_has_its_value() -> None:
+    """The words are those that host/worker.py promises in WorkerStatus."""
+    words = (WorkerStatus.__doc__ or "").partition("state")[2].partition("\n")[0].replace("(for our own health)", "").split("|")
+    assert len(words) == 9
+    for word in words:
+        assert to_worker_state(word.strip()) != 0, word
+
+
+def test_a_word_that_the_file_does_not_know_is_unspecified() -> None:
+    assert to_state("dancing") == 0
+    assert to_worker_state("") == 0
+
+
+def test_a_worker_that_never_ran_has_no_pid_no_code_and_no_time() -> None:
+    worker = to_worker(Watched({"state": "off", "pid": None, "exit_code": None, "started_at_s": None}).value)
+    assert [worker.HasField(name) for name in ("pid", "exit_code", "started_at")] == [False, False, False]
+
+
+def test_an_exit_code_of_zero_is_told() -> None:
+    assert to_worker({"state": "exited", "exit_code": 0}).HasField("exit_code")
+
+
+def test_numbers_where_text_is_wanted_become_text() -> None:
+    assert to_gpu({"mode": "real", "gpus": [{"index": 0, "driver": 590}]}).gpus[0].driver == "590"
+
+
+@pytest.mark.parametrize(("at_s", "expected"), [(0.0, (0, 0)), (1.5, (1, 500_000_000)), (1_800_000_000.25, (1_800_000_000, 250_000_000))])
+def test_times_keep_their_fraction(at_s: float, expected: tuple[int, int]) -> None:
+    stamp = to_timestamp(at_s)
+    assert stamp is not None
+    assert (stamp.seconds, stamp.nanos) == expected

@@ -1,0 +1,61 @@
+"""The .proto file itself: every name explained, and named as the usual linters want it."""
+
+import re
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+from google.protobuf import descriptor_pb2
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def parsed(tmp_path_factory: pytest.TempPathFactory) -> descriptor_pb2.FileDescriptorProto:
+    from grpc_tools import protoc
+
+    out = tmp_path_factory.mktemp("proto") / "set.pb"
+    code = protoc.main(["protoc", f"-I{ROOT / 'protos'}", f"-I{files('grpc_tools') / '_proto'}", "--include_source_info",
+                        f"--descriptor_set_out={out}", "appliance/control/v1/control.proto"])
+    assert code == 0
+    return descriptor_pb2.FileDescriptorSet.FromString(out.read_bytes()).file[0]
+
+
+def test_every_call_message_field_and_value_is_explained(parsed: descriptor_pb2.FileDescriptorProto) -> None:
+    explained = {tuple(at.path) for at in parsed.source_code_info.location if at.leading_comments.strip()}
+    wanted: dict[tuple[int, ...], str] = {}
+    for m, message in enumerate(parsed.message_type):
+        wanted[(4, m)] = message.name
+        if not message.options.map_entry:
+            wanted |= {(4, m, 2, f): f"{message.name}.{field.name}" for f, field in enumerate(message.field)}
+    for e, enum in enumerate(parsed.enum_type):
+        wanted[(5, e)] = enum.name
+        wanted |= {(5, e, 2, v): value.name for v, value in enumerate(enum.value)}
+    for s, service in enumerate(parsed.service):
+        wanted[(6, s)] = service.name
+        wanted |= {(6, s, 2, c): method.name for c, method in enumerate(service.method)}
+    assert [name for path, name in wanted.items() if path not in explained] == []
+
+
+def test_requests_and_responses_are_named_after_their_call_and_used_once(parsed: descriptor_pb2.FileDescriptorProto) -> None:
+    service, = parsed.service
+    for method in service.method:
+        assert method.input_type == f".{parsed.package}.{method.name}Request"
+        assert method.output_type == f".{parsed.package}.{method.name}Response"
+
+
+def test_names_follow_the_usual_rules(parsed: descriptor_pb2.FileDescriptorProto) -> None:
+    assert parsed.package == "appliance.control.v1"
+    for enum in parsed.enum_type:
+        prefix = re.sub(r"(?<!^)(?=[A-Z])", "_", enum.name).upper() + "_"
+        assert enum.value[0].name == prefix + "UNSPECIFIED"
+        assert all(value.name.startswith(prefix) for value in enum.value)
+    for message in parsed.message_type:
+        assert all(re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", field.name) for field in message.field)
+
+
+def test_every_call_that_orchestrators_rely_on_is_there(parsed: descriptor_pb2.FileDescriptorProto) -> None:
+    streams = {method.name: method.server_streaming for method in parsed.service[0].method}
+    assert {name for name, is_stream in streams.items() if is_stream} == {"WatchStatus", "TailLogs", "Chat"}
+    assert set(streams) >= {"GetStatus", "GetIdentity", "GetSettings", "Reload", "Drain", "Resume", "Shutdown", "GetWorker", "StartWorker",
+                            "StopWorker", "RestartWorker", "ListBackends", "GetReceipt", "ListReceipts"}

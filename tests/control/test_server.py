@@ -1,0 +1,398 @@
+"""The door itself: where it opens, whom it lets in, its bounds, health and reflection, and how it closes."""
+
+import asyncio
+import socket
+import stat
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+import structlog
+import trustme
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from appliance.base.settings import BadSettings
+from appliance.base.tasks import Tasks
+from appliance.control.server import MAX_MESSAGE_BYTES, remove_dead_socket, serving_control
+from appliance.control.v1 import control_pb2 as pb
+from appliance.control.v1 import control_pb2_grpc
+from tests.control.standin import House, Open, control_settings, event, free_port, opened, refused, rest_of
+
+TOKEN = "a-long-random-token"
+MESSAGES = [pb.ChatMessage(role="user", content="hello")]
+SERVICE = "appliance.control.v1.Control"
+
+
+@pytest.fixture
+async def door(tmp_path: Path) -> AsyncIterator[Open]:
+    async with opened(tmp_path) as door:
+        yield door
+
+
+# ---- where it opens
+
+async def test_it_opens_a_port_and_a_socket_and_tells_both(tmp_path: Path) -> None:
+    port = free_port()
+    settings = control_settings(control_port=port, control_socket=tmp_path / "c.sock")
+    async with serving_control(settings, House().parts()) as addresses:
+        assert addresses == [f"127.0.0.1:{port}", f"unix:{tmp_path / 'c.sock'}"]
+        for address in addresses:
+            async with grpc.aio.insecure_channel(address) as channel:
+                assert (await control_pb2_grpc.ControlStub(channel).GetStatus(pb.GetStatusRequest())).status.ok
+
+
+async def test_it_opens_an_ipv6_address() -> None:
+    with socket.socket(socket.AF_INET6) as probe:
+        probe.bind(("::1", 0))
+        port = probe.getsockname()[1]
+    async with serving_control(control_settings(control_host="::1", control_port=port), House().parts()) as addresses:
+        assert addresses == [f"[::1]:{port}"]
+        async with grpc.aio.insecure_channel(addresses[0]) as channel:
+            assert (await control_pb2_grpc.ControlStub(channel).GetStatus(pb.GetStatusRequest())).status.ok
+
+
+@pytest.mark.parametrize("values", [{}, {"control": False, "control_port": 50051, "control_host": "0.0.0.0"}])
+async def test_it_opens_nothing_when_it_is_off(values: dict[str, Any]) -> None:
+    async with serving_control(control_settings(**values), House().parts()) as addresses:
+        assert addresses == []
+
+
+async def test_it_refuses_to_open_beyond_loopback_without_proof_of_callers() -> None:
+    with pytest.raises(BadSettings, match="CONTROL_TOKEN"):
+        async with serving_control(control_settings(control_host="0.0.0.0", control_port=free_port()), House().parts()):
+            raise AssertionError("it opened")
+
+
+async def test_a_taken_port_is_named() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(OSError, match="CONTROL_PORT"):
+            async with serving_control(control_settings(control_port=taken.getsockname()[1]), House().parts()):
+                raise AssertionError("it opened")
+
+
+async def test_a_port_is_not_shared_with_another_appliance() -> None:
+    settings = control_settings(control_port=free_port())
+    async with serving_control(settings, House().parts()):
+        with pytest.raises(OSError, match="taken"):
+            async with serving_control(settings, House().parts()):
+                raise AssertionError("it opened")
+
+
+async def test_the_socket_is_for_its_owner_alone_and_goes_with_the_door(tmp_path: Path) -> None:
+    path = tmp_path / "c.sock"
+    async with serving_control(control_settings(control_socket=path), House().parts()):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert not path.exists()
+
+
+async def test_a_dead_socket_is_taken_away(tmp_path: Path) -> None:
+    path = tmp_path / "c.sock"
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+    async with serving_control(control_settings(control_socket=path), House().parts()) as addresses:
+        assert addresses == [f"unix:{path}"]
+
+
+async def test_a_socket_in_use_is_left_alone(tmp_path: Path) -> None:
+    async with opened(tmp_path) as door:
+        with pytest.raises(OSError, match="in use"):
+            async with serving_control(control_settings(control_socket=tmp_path / "c.sock"), House().parts()):
+                raise AssertionError("it opened")
+        assert (await door.stub.GetStatus(pb.GetStatusRequest())).status.ok
+
+
+def test_a_file_in_the_sockets_place_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "c.sock"
+    path.write_text("precious")
+    with pytest.raises(OSError, match="no socket"):
+        remove_dead_socket(path)
+    assert path.read_text() == "precious"
+
+
+async def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="CONTROL_SOCKET"):
+        async with serving_control(control_settings(control_socket=tmp_path / "none" / "c.sock"), House().parts()):
+            raise AssertionError("it opened")
+
+
+# ---- whom it lets in
+
+async def test_without_its_token_every_call_but_health_is_refused(tmp_path: Path) -> None:
+    async with opened(tmp_path, control_token=TOKEN) as door:
+        for metadata in (None, (("authorization", "Bearer wrong-token"),)):
+            for call in (door.stub.GetStatus(pb.GetStatusRequest(), metadata=metadata),
+                         door.stub.WatchStatus(pb.WatchStatusRequest(), metadata=metadata),
+                         door.stub.Chat(pb.ChatRequest(messages=MESSAGES), metadata=metadata),
+                         door.stub.Shutdown(pb.ShutdownRequest(), metadata=metadata)):
+                error = await refused(call)
+                assert error.code() is grpc.StatusCode.UNAUTHENTICATED
+        reflecting = reflection_pb2_grpc.ServerReflectionStub(door.channel).ServerReflectionInfo(
+            iter([reflection_pb2.ServerReflectionRequest(list_services="")]))
+        assert (await refused(reflecting)).code() is grpc.StatusCode.UNAUTHENTICATED
+        assert door.house.backend.asked == []
+        assert door.house.shutdowns == []
+        checked = await health_pb2_grpc.HealthStub(door.channel).Check(health_pb2.HealthCheckRequest(service="liveness"))
+        assert checked.status == health_pb2.HealthCheckResponse.SERVING
+
+
+@pytest.mark.parametrize("header", [("authorization", f"Bearer {TOKEN}"), ("x-api-key", TOKEN)])
+async def test_with_its_token_a_call_passes(tmp_path: Path, header: tuple[str, str]) -> None:
+    async with opened(tmp_path, control_token=TOKEN) as door:
+        assert (await door.stub.GetStatus(pb.GetStatusRequest(), metadata=(header,))).status.ok
+        assert len(await rest_of(door.stub.Chat(pb.ChatRequest(messages=MESSAGES), metadata=(header,)))) == 2
+
+
+class Pki:
+    """A CA with a server's pair, a client's pair, and a stranger's."""
+
+    def __init__(self, folder: Path) -> None:
+        ca, other = trustme.CA(), trustme.CA()
+        self.ca = ca.cert_pem.bytes()
+        server = ca.issue_cert("127.0.0.1")
+        server.private_key_pem.write_to_path(folder / "server.key")
+        server.cert_chain_pems[0].write_to_path(folder / "server.pem")
+        ca.cert_pem.write_to_path(folder / "ca.pem")
+        self.client = self._pair(ca.issue_cert("operator@example.org"))
+        self.stranger = self._pair(other.issue_cert("stranger@example.org"))
+        self.settings = {"control_tls_cert": folder / "server.pem", "control_tls_key": folder / "server.key"}
+        self.mutual = {**self.settings, "control_tls_client_ca": folder / "ca.pem"}
+
+    @staticmethod
+    def _pair(cert: trustme.LeafCert) -> tuple[bytes, bytes]:
+        return cert.private_key_pem.bytes(), cert.cert_chain_pems[0].bytes()
+
+
+@pytest.fixture(scope="module")
+def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
+    return Pki(tmp_path_factory.mktemp("pki"))
+
+
+async def ask(port: int, credentials: grpc.ChannelCredentials | None, **call: Any) -> Any:
+    """Ask for the status over a fresh channel."""
+    address = f"127.0.0.1:{port}"
+    channel = grpc.aio.secure_channel(address, credentials) if credentials else grpc.aio.insecure_channel(address)
+    async with channel:
+        return await control_pb2_grpc.ControlStub(channel).GetStatus(pb.GetStatusRequest(), **call)
+
+
+async def test_tls_shows_the_certificate_and_still_asks_for_the_token(pki: Pki) -> None:
+    port = free_port()
+    async with serving_control(control_settings(control_port=port, control_token=TOKEN, **pki.settings), House().parts()):
+        trusted = grpc.ssl_channel_credentials(pki.ca)
+        assert (await ask(port, trusted, metadata=(("x-api-key", TOKEN),))).status.ok
+        assert (await refused(ask(port, trusted))).code() is grpc.StatusCode.UNAUTHENTICATED
+        assert (await refused(ask(port, None))).code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_mutual_tls_lets_in_only_who_shows_a_certificate_of_the_ca(pki: Pki) -> None:
+    port = free_port()
+    async with serving_control(control_settings(control_port=port, **pki.mutual), House().parts()):
+        for key, cert in ((None, None), pki.stranger):
+            error = await refused(ask(port, grpc.ssl_channel_credentials(pki.ca, key, cert)))
+            assert error.code() is grpc.StatusCode.UNAVAILABLE
+        assert (await ask(port, grpc.ssl_channel_credentials(pki.ca, *pki.client))).status.ok
+
+
+# ---- health and reflection
+
+async def test_health_follows_the_state(door: Open) -> None:
+    health = health_pb2_grpc.HealthStub(door.channel)
+
+    async def states() -> dict[str, str]:
+        listed = await health.List(health_pb2.HealthListRequest())
+        found = {}
+        for name, row in listed.statuses.items():
+            one = await health.Check(health_pb2.HealthCheckRequest(service=name))
+            assert one.status == row.status
+            found[name] = health_pb2.HealthCheckResponse.ServingStatus.Name(one.status)
+        return found
+
+    alive = {"": "SERVING", SERVICE: "SERVING", "liveness": "SERVING"}
+    assert await states() == {**alive, "readiness": "SERVING"}
+    await door.stub.Drain(pb.DrainRequest())
+    assert await states() == {**alive, "readiness": "NOT_SERVING"}
+    await door.stub.Resume(pb.ResumeRequest())
+    assert await states() == {**alive, "readiness": "SERVING"}
+    door.house.state = "starting"
+    assert await states() == {**alive, "readiness": "NOT_SERVING"}
+    door.house.state = "stopping"
+    assert set((await states()).values()) == {"NOT_SERVING"}
+
+
+async def test_watched_health_tells_each_change_once_and_ends_with_the_appliance(door: Open) -> None:
+    watch = health_pb2_grpc.HealthStub(door.channel).Watch(health_pb2.HealthCheckRequest(service="readiness"))
+    assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+    door.house.become("serving")            # something else changed
+    door.house.become("draining")
+    assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+    door.house.become("stopping")
+    assert await rest_of(watch) == []
+
+
+async def test_health_of_an_unknown_service(door: Open) -> None:
+    health = health_pb2_grpc.HealthStub(door.channel)
+    error = await refused(health.Check(health_pb2.HealthCheckRequest(service="nonsense")))
+    assert error.code() is grpc.StatusCode.NOT_FOUND
+    watch = health.Watch(health_pb2.HealthCheckRequest(service="nonsense"))
+    assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+    watch.cancel()
+
+
+async def test_reflection_lists_the_services_and_gives_the_file(door: Open) -> None:
+    requests = [reflection_pb2.ServerReflectionRequest(list_services=""),
+                reflection_pb2.ServerReflectionRequest(file_containing_symbol=SERVICE)]
+    stub = reflection_pb2_grpc.ServerReflectionStub(door.channel)
+    listed, file = await rest_of_stream(stub.ServerReflectionInfo(iter(requests)))
+    names = {service.name for service in listed.list_services_response.service}
+    assert names == {SERVICE, "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
+    assert any(b"WatchStatus" in data for data in file.file_descriptor_response.file_descriptor_proto)
+
+
+async def rest_of_stream(call: Any) -> list[Any]:
+    return [message async for message in call]
+
+
+async def test_an_unknown_call_is_unimplemented(door: Open) -> None:
+    call = door.channel.unary_unary(f"/{SERVICE}/Explode")
+    assert (await refused(call(b""))).code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+# ---- bounds
+
+async def test_calls_beyond_the_bound_are_refused_and_room_comes_back(tmp_path: Path) -> None:
+    async with opened(tmp_path, max_calls=2) as door:
+        watches = [door.stub.WatchStatus(pb.WatchStatusRequest()) for _ in range(2)]
+        for watch in watches:
+            await watch.read()
+        error = await refused(door.stub.GetStatus(pb.GetStatusRequest()))
+        assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        watches[0].cancel()
+        code = grpc.StatusCode.RESOURCE_EXHAUSTED
+        while code is grpc.StatusCode.RESOURCE_EXHAUSTED:       # until the cancelled call has ended there too
+            call = door.stub.GetStatus(pb.GetStatusRequest())
+            code = await call.code()
+        assert code is grpc.StatusCode.OK
+        watches[1].cancel()
+
+
+async def test_a_message_that_is_too_large_is_refused(door: Open) -> None:
+    request = pb.ChatRequest(openai_json=b"x" * (MAX_MESSAGE_BYTES + 1))
+    assert (await refused(door.stub.Chat(request))).code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert door.house.backend.asked == []
+
+
+async def test_a_message_that_cannot_be_read_does_not_hurt_the_door(door: Open) -> None:
+    call = door.channel.unary_unary(f"/{SERVICE}/GetReceipt")
+    assert (await refused(call(b"\xff\xff\xff"))).code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert (await door.stub.GetStatus(pb.GetStatusRequest())).status.ok
+
+
+async def test_each_call_leaves_one_line_with_its_code_and_no_token(tmp_path: Path) -> None:
+    with structlog.testing.capture_logs() as logs:
+        async with opened(tmp_path, control_token=TOKEN) as door:
+            await door.stub.GetStatus(pb.GetStatusRequest(), metadata=(("x-api-key", TOKEN),))
+            await refused(door.stub.GetReceipt(pb.GetReceiptRequest(id="x"), metadata=(("x-api-key", TOKEN),)))
+            await refused(door.stub.GetStatus(pb.GetStatusRequest(), metadata=(("x-api-key", "a-wrong-token"),)))
+    calls = [(line["method"], line["code"], line["log_level"]) for line in logs if line["event"] == "control_call"]
+    assert calls == [(f"{SERVICE}/GetStatus", "OK", "info"), (f"{SERVICE}/GetReceipt", "NOT_FOUND", "info"),
+                     (f"{SERVICE}/GetStatus", "UNAUTHENTICATED", "info")]
+    assert TOKEN not in str(logs)
+    assert "a-wrong-token" not in str(logs)
+
+
+async def test_a_strangers_message_is_not_even_read(tmp_path: Path) -> None:
+    async with opened(tmp_path, control_token=TOKEN) as door:
+        call = door.channel.unary_unary(f"/{SERVICE}/GetReceipt")
+        assert (await refused(call(b"\xff\xff\xff"))).code() is grpc.StatusCode.UNAUTHENTICATED
+
+
+# ---- the end
+
+async def test_followers_end_with_the_appliance_and_running_answers_at_the_end_of_their_grace(tmp_path: Path) -> None:
+    house = House()
+    house.backend.script = [event({"content": "a"}), "hang"]
+    house.grace_s = 0.2
+    async with opened(tmp_path, house) as door:
+        chat = door.stub.Chat(pb.ChatRequest(messages=MESSAGES, stream=True))
+        watch = door.stub.WatchStatus(pb.WatchStatusRequest())
+        await chat.read()
+        await watch.read()
+        house.become("stopping")
+        await rest_of(watch)
+        assert not chat.done()
+    assert house.backend.cancelled.is_set()
+    assert house.finished[0].finish == "client_left"
+
+
+async def test_an_answer_that_ends_within_the_grace_arrives_whole(tmp_path: Path) -> None:
+    house = House()
+    release = asyncio.Event()
+
+    async def pieces() -> AsyncIterator[bytes]:
+        yield event({"content": "a"})
+        await release.wait()
+        yield event({"content": "b"}, finish="stop") + b"data: [DONE]\n\n"
+
+    house.backend._events = lambda script: pieces()  # type: ignore[method-assign,assignment]
+    house.backend.script = ["stream"]
+    house.grace_s = 60
+    settings = control_settings(control_socket=tmp_path / "c.sock")
+    leave = asyncio.Event()
+
+    async def serve() -> None:
+        async with serving_control(settings, house.parts()):
+            await leave.wait()
+
+    async with Tasks() as tasks:
+        serving = tasks.start(serve(), name="serve")
+        async with grpc.aio.insecure_channel(f"unix:{tmp_path / 'c.sock'}") as channel:
+            stub = control_pb2_grpc.ControlStub(channel)
+            chat = stub.Chat(pb.ChatRequest(messages=MESSAGES, stream=True), wait_for_ready=True)
+            await chat.read()
+            leave.set()
+            house.become("stopping")
+            release.set()
+            rest = await rest_of(chat)
+            assert [m.WhichOneof("part") for m in rest] == ["delta", "receipt"]
+            await serving
+
+
+async def test_a_second_signal_takes_the_grace_away(tmp_path: Path) -> None:
+    house = House()
+    house.backend.script = [event({"content": "a"}), "hang"]
+    house.grace_s = 3600
+    async with opened(tmp_path, house) as door:
+        chat = door.stub.Chat(pb.ChatRequest(messages=MESSAGES, stream=True))
+        await chat.read()
+        house.hurry.set()
+    assert house.backend.cancelled.is_set()
+    assert house.finished[0].finish == "client_left"
+
+
+async def test_shutdown_is_answered_before_the_door_closes(tmp_path: Path) -> None:
+    house = House()
+    leave = asyncio.Event()
+
+    class Stops(list[float | None]):
+        def append(self, grace_s: float | None) -> None:
+            super().append(grace_s)
+            leave.set()
+
+    house.shutdowns = Stops()
+
+    async def serve() -> None:
+        async with serving_control(control_settings(control_socket=tmp_path / "c.sock"), house.parts()):
+            await leave.wait()
+
+    async with Tasks() as tasks:
+        serving = tasks.start(serve(), name="serve")
+        async with grpc.aio.insecure_channel(f"unix:{tmp_path / 'c.sock'}") as channel:
+            await control_pb2_grpc.ControlStub(channel).Shutdown(pb.ShutdownRequest(), wait_for_ready=True)
+        await serving
+    assert house.shutdowns == [None]

@@ -1,0 +1,277 @@
+"""Each call of the control API, with real gRPC clients over a unix socket."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+from appliance.base.tasks import Tasks
+from appliance.control.v1 import control_pb2 as pb
+from appliance.engines.receipts import Receipt
+from tests.control.standin import House, Open, opened, refused, rest_of
+
+
+@pytest.fixture
+async def door(tmp_path: Path) -> AsyncIterator[Open]:
+    async with opened(tmp_path) as door:
+        yield door
+
+
+def details_of(error: grpc.aio.AioRpcError) -> dict[str, Any]:
+    """Unpack the rich details of an error by their type's name."""
+    status = rpc_status.from_call(error)
+    assert status is not None
+    found = {}
+    for box in status.details:
+        for kind in (error_details_pb2.ErrorInfo, error_details_pb2.BadRequest, error_details_pb2.RetryInfo):
+            if box.Is(kind.DESCRIPTOR):
+                message = kind()
+                box.Unpack(message)
+                found[kind.DESCRIPTOR.name] = message
+    return found
+
+
+# ---- state
+
+async def test_status_carries_everything_healthz_tells(door: Open) -> None:
+    status = (await door.stub.GetStatus(pb.GetStatusRequest())).status
+    assert (status.ok, status.state, status.version, status.uptime_s) == (True, pb.APPLIANCE_STATE_SERVING, "1.2.3", 12.5)
+    assert status.started_at.ToNanoseconds() == 1_800_000_000_250_000_000
+    assert (status.public_model, status.upstream_base, list(status.aliases)) == ("house/model", "upstream/model", ["house"])
+    assert list(status.novita_endpoints) == ["http://127.0.0.1:1/v1"]
+    assert status.gpu.simulated
+    assert status.gpu.gpus[0].name.endswith(" (simulated)")
+    assert status.gpu.gpus[0].memory_total_mib == 81559
+    assert (status.nat.outcome, status.steps[0].name, status.steps[0].outcome) == ("listener", "nat", "done")
+    assert (status.worker.state, status.worker.pid) == (pb.WORKER_STATE_RUNNING, 4711)
+    assert not status.worker.HasField("exit_code")
+    assert (status.machine_id, status.in_flight, list(status.warnings)) == ("ab" * 16, 3, ["something to know"])
+
+
+async def test_watch_tells_the_state_at_once_then_each_change_and_ends_when_the_appliance_stops(door: Open) -> None:
+    call = door.stub.WatchStatus(pb.WatchStatusRequest())
+    assert (await call.read()).status.state == pb.APPLIANCE_STATE_SERVING
+    door.house.become("draining")
+    assert (await call.read()).status.state == pb.APPLIANCE_STATE_DRAINING
+    door.house.become("stopping")
+    rest = [message.status.state for message in await rest_of(call)]
+    assert rest
+    assert set(rest) == {pb.APPLIANCE_STATE_STOPPING}
+    assert await call.code() is grpc.StatusCode.OK
+
+
+async def test_watch_tells_the_state_again_after_the_interval(door: Open) -> None:
+    call = door.stub.WatchStatus(pb.WatchStatusRequest(interval_s=1))
+    first, second = await call.read(), await call.read()
+    assert first.status == second.status
+    call.cancel()
+
+
+@pytest.mark.parametrize("interval_s", [0.5, -1, 3601, float("nan"), float("inf")])
+async def test_watch_refuses_an_interval_out_of_range(door: Open, interval_s: float) -> None:
+    error = await refused(door.stub.WatchStatus(pb.WatchStatusRequest(interval_s=interval_s)))
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert details_of(error)["BadRequest"].field_violations[0].field == "interval_s"
+
+
+async def test_identity_says_that_a_gpu_is_simulated(door: Open) -> None:
+    identity = await door.stub.GetIdentity(pb.GetIdentityRequest())
+    assert (identity.machine_id, identity.hostname, identity.gpu.mode) == ("ab" * 16, "box", "simulated")
+    assert identity.gpu.gpus[0].name == "NVIDIA H100 (simulated)"
+
+
+# ---- settings
+
+async def test_settings_are_listed_with_secrets_hidden(door: Open) -> None:
+    rows = (await door.stub.GetSettings(pb.GetSettingsRequest())).settings
+    assert [(r.variable, r.value, r.is_secret, r.is_reloadable) for r in rows] == [
+        ("LOG_LEVEL", "info", False, True), ("CONTROL_TOKEN", "(hidden)", True, False)]
+    rows = (await door.stub.GetSettings(pb.GetSettingsRequest(set_only=True))).settings
+    assert [r.variable for r in rows] == ["CONTROL_TOKEN"]
+
+
+async def test_a_dry_run_tells_changes_and_changes_nothing(door: Open) -> None:
+    reply = await door.stub.Reload(pb.ReloadRequest(dry_run=True, overrides={"LOG_LEVEL": "debug"}))
+    assert not reply.applied
+    assert [(c.variable, c.old_value, c.new_value, c.needs_restart) for c in reply.changes] == [("LOG_LEVEL", "info", "debug", False)]
+    assert door.house.reloads == [({"LOG_LEVEL": "debug"}, True)]
+    assert door.house.log_level == "info"
+
+
+async def test_a_dry_run_tells_problems(door: Open) -> None:
+    reply = await door.stub.Reload(pb.ReloadRequest(dry_run=True, overrides={"LOG_LEVEL": "loud"}))
+    assert [(p.variable, p.value, p.allowed) for p in reply.problems] == [("LOG_LEVEL", "loud", "debug, info")]
+
+
+async def test_a_reload_is_applied(door: Open) -> None:
+    reply = await door.stub.Reload(pb.ReloadRequest(overrides={"LOG_LEVEL": "debug"}))
+    assert reply.applied
+    assert reply.message == "Applied."
+    assert door.house.log_level == "debug"
+
+
+async def test_a_reload_with_problems_is_an_error_that_names_the_variable(door: Open) -> None:
+    error = await refused(door.stub.Reload(pb.ReloadRequest(overrides={"LOG_LEVEL": "loud"})))
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "LOG_LEVEL=loud" in error.details()
+    details = details_of(error)
+    assert (details["ErrorInfo"].domain, details["ErrorInfo"].reason) == ("appliance", "BAD_SETTINGS")
+    assert details["BadRequest"].field_violations[0].field == "LOG_LEVEL"
+
+
+async def test_a_reload_that_breaks_is_aborted_and_says_that_it_was_rolled_back(door: Open) -> None:
+    door.house.is_reload_broken = True
+    error = await refused(door.stub.Reload(pb.ReloadRequest(overrides={"LOG_LEVEL": "debug"})))
+    assert error.code() is grpc.StatusCode.ABORTED
+    assert details_of(error)["ErrorInfo"].reason == "RELOAD_ROLLED_BACK"
+    assert door.house.log_level == "info"
+
+
+async def test_a_running_stream_survives_a_reload(door: Open) -> None:
+    watch = door.stub.WatchStatus(pb.WatchStatusRequest())
+    await watch.read()
+    await door.stub.Reload(pb.ReloadRequest(overrides={"LOG_LEVEL": "debug"}))
+    door.house.become("serving")
+    assert (await watch.read()).status.ok
+    watch.cancel()
+
+
+# ---- life
+
+async def test_drain_and_resume_tell_the_new_state_and_may_be_repeated(door: Open) -> None:
+    for _ in range(2):
+        assert (await door.stub.Drain(pb.DrainRequest())).status.state == pb.APPLIANCE_STATE_DRAINING
+    for _ in range(2):
+        assert (await door.stub.Resume(pb.ResumeRequest())).status.state == pb.APPLIANCE_STATE_SERVING
+
+
+@pytest.mark.parametrize("verb", ["Drain", "Resume"])
+async def test_a_stopping_appliance_cannot_be_drained_or_resumed(door: Open, verb: str) -> None:
+    door.house.state = "stopping"
+    error = await refused(getattr(door.stub, verb)(getattr(pb, f"{verb}Request")()))
+    assert error.code() is grpc.StatusCode.FAILED_PRECONDITION
+    assert details_of(error)["ErrorInfo"].reason == "IS_STOPPING"
+
+
+async def test_shutdown_hands_the_grace_on(door: Open) -> None:
+    await door.stub.Shutdown(pb.ShutdownRequest())
+    await door.stub.Shutdown(pb.ShutdownRequest(grace_s=0))
+    await door.stub.Shutdown(pb.ShutdownRequest(grace_s=2.5))
+    assert door.house.shutdowns == [None, 0.0, 2.5]
+
+
+async def test_shutdown_refuses_a_grace_out_of_range(door: Open) -> None:
+    error = await refused(door.stub.Shutdown(pb.ShutdownRequest(grace_s=-1)))
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert door.house.shutdowns == []
+
+
+# ---- worker
+
+async def test_the_worker_is_told_started_stopped_and_restarted(door: Open) -> None:
+    worker = (await door.stub.GetWorker(pb.GetWorkerRequest())).worker
+    assert (worker.state, worker.command, worker.restarts) == (pb.WORKER_STATE_RUNNING, "work --fast", 2)
+    worker = (await door.stub.StopWorker(pb.StopWorkerRequest())).worker
+    assert (worker.state, worker.exit_code, worker.HasField("pid")) == (pb.WORKER_STATE_STOPPED, -15, False)
+    assert (await door.stub.StartWorker(pb.StartWorkerRequest())).worker.pid == 4712
+    assert (await door.stub.RestartWorker(pb.RestartWorkerRequest())).worker.state == pb.WORKER_STATE_RUNNING
+    assert door.house.worker is not None
+    assert door.house.worker.did == ["stop", "start", "stop", "start"]
+
+
+@pytest.mark.parametrize("verb", ["StartWorker", "RestartWorker"])
+async def test_a_worker_that_may_not_run_here_is_a_failed_precondition_with_its_reason(door: Open, verb: str) -> None:
+    assert door.house.worker is not None
+    door.house.worker.refuses = "The GPU here is simulated."
+    error = await refused(getattr(door.stub, verb)(getattr(pb, f"{verb}Request")()))
+    assert error.code() is grpc.StatusCode.FAILED_PRECONDITION
+    assert error.details() == "The GPU here is simulated."
+
+
+@pytest.mark.parametrize("verb", ["StartWorker", "StopWorker", "RestartWorker"])
+@pytest.mark.parametrize("is_built", [True, False])
+async def test_without_a_worker_its_verbs_are_refused_and_its_state_is_off(tmp_path: Path, verb: str, is_built: bool) -> None:
+    house = House()
+    if is_built:
+        assert house.worker is not None
+        house.worker.state = {"state": "off", "command": ""}
+    else:
+        house.worker = None
+    async with opened(tmp_path, house) as door:
+        error = await refused(getattr(door.stub, verb)(getattr(pb, f"{verb}Request")()))
+        assert error.code() is grpc.StatusCode.FAILED_PRECONDITION
+        assert "WORKER_COMMAND" in error.details()
+        assert (await door.stub.GetWorker(pb.GetWorkerRequest())).worker.state == pb.WORKER_STATE_OFF
+
+
+# ---- log
+
+async def test_the_tail_gives_the_latest_lines_of_one_source(door: Open) -> None:
+    for number in range(5):
+        door.house.lines.add(1_800_000_000 + number, "worker.stdout" if number % 2 else "appliance", f"line {number}")
+    lines = [line async for line in door.stub.TailLogs(pb.TailLogsRequest(count=2))]
+    assert [line.text for line in lines] == ["line 3", "line 4"]
+    assert lines[0].at.seconds == 1_800_000_003
+    lines = [line async for line in door.stub.TailLogs(pb.TailLogsRequest(count=9, source="worker"))]
+    assert [(line.number, line.source) for line in lines] == [(2, "worker.stdout"), (4, "worker.stdout")]
+
+
+async def test_a_follower_gets_each_line_once_and_ends_when_the_appliance_stops(door: Open) -> None:
+    door.house.lines.add(1, "appliance", "old")
+    call = door.stub.TailLogs(pb.TailLogsRequest(count=10, follow=True))
+    assert (await call.read()).text == "old"
+    for text in ("new 1", "new 2"):
+        door.house.lines.add(2, "appliance", text)
+    assert [(await call.read()).text, (await call.read()).text] == ["new 1", "new 2"]
+    door.house.become("stopping")
+    assert await rest_of(call) == []
+    assert await call.code() is grpc.StatusCode.OK
+
+
+async def test_a_follower_without_a_tail_begins_with_what_comes(door: Open) -> None:
+    door.house.lines.add(1, "appliance", "old")
+    call = door.stub.TailLogs(pb.TailLogsRequest(follow=True, source="worker"))
+    async with Tasks() as tasks:
+        reading = tasks.start(call.read(), name="read")
+        while not reading.done():           # nothing tells when the call has arrived
+            door.house.lines.add(2, "worker.stderr", "new")
+            await asyncio.sleep(0.01)
+        assert (await reading).text == "new"
+        call.cancel()
+
+
+@pytest.mark.parametrize("count", [-1, 2001])
+async def test_the_tail_refuses_a_count_out_of_range(door: Open, count: int) -> None:
+    error = await refused(door.stub.TailLogs(pb.TailLogsRequest(count=count)))
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+# ---- backends and receipts
+
+async def test_backends_are_listed_with_their_endpoints(door: Open) -> None:
+    backend, = (await door.stub.ListBackends(pb.ListBackendsRequest())).backends
+    assert (backend.name, backend.kind, backend.is_up, list(backend.models), backend.in_flight) == (
+        "scripted", "scripted", True, ["house/model"], 1)
+    assert (backend.endpoints[0].url, backend.endpoints[0].rested_s, backend.endpoints[0].failed_in_a_row) == (
+        "http://127.0.0.1:1/v1", 1.5, 2)
+
+
+async def test_receipts_are_listed_newest_first_and_found_by_id(door: Open) -> None:
+    for number in range(3):
+        door.house.receipts.add(Receipt(f"r{number}", 1_800_000_000.0, "/v1/chat/completions", model="m\udce9", total_ms=7.0))
+    listed = (await door.stub.ListReceipts(pb.ListReceiptsRequest(count=2))).receipts
+    assert [r.id for r in listed] == ["r2", "r1"]
+    assert len((await door.stub.ListReceipts(pb.ListReceiptsRequest())).receipts) == 3
+    receipt = (await door.stub.GetReceipt(pb.GetReceiptRequest(id="r1"))).receipt
+    assert (receipt.route, receipt.total_ms, receipt.HasField("prompt_tokens")) == ("/v1/chat/completions", 7.0, False)
+
+
+async def test_a_receipt_that_is_not_kept_is_not_found(door: Open) -> None:
+    assert (await refused(door.stub.GetReceipt(pb.GetReceiptRequest(id="r9")))).code() is grpc.StatusCode.NOT_FOUND
+    assert (await refused(door.stub.GetReceipt(pb.GetReceiptRequest()))).code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert (await refused(door.stub.ListReceipts(pb.ListReceiptsRequest(count=1001)))).code() is grpc.StatusCode.INVALID_ARGUMENT
