@@ -98,7 +98,7 @@ async def test_watch_tells_the_state_and_each_change(channel) -> None:
 
 
 async def test_reload_says_what_would_change_then_changes_it(channel) -> None:
-    running, opened = channel  # noqa: RUF059
+    running, opened = channel
     change = {"STREAM_CHUNK_SIZE": "7", "PROXY_PORT": "15999"}
     dry = await stub(opened).Reload(pb.ReloadRequest(dry_run=True, overrides=change))
     assert {c.variable: (c.new_value, c.needs_restart) for c in dry.changes} == {"STREAM_CHUNK_SIZE": ("7", False), "PROXY_PORT": ("15999", True)}
@@ -112,7 +112,7 @@ async def test_reload_says_what_would_change_then_changes_it(channel) -> None:
 
 @pytest.mark.parametrize("change", [{"STREAM_CHUNK_SIZE": "zero"}, {"NO_SUCH_THING": "1"}])
 async def test_a_bad_reload_changes_nothing_and_says_why(channel, change: dict[str, str]) -> None:
-    running, opened = channel  # noqa: RUF059
+    running, opened = channel
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await stub(opened).Reload(pb.ReloadRequest(overrides=change))
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
@@ -169,11 +169,11 @@ async def test_reflection_lists_the_service(channel) -> None:
 
 
 async def test_logs_can_be_tailed_and_followed(channel) -> None:
-    running, opened = channel  # noqa: RUF059
+    running, opened = channel
     latest = [line async for line in stub(opened).TailLogs(pb.TailLogsRequest(count=5))]
     assert latest
     call = stub(opened).TailLogs(pb.TailLogsRequest(follow=True, source="worker"))
-    reading = asyncio.create_task(call.read())  # noqa: TID251
+    reading = asyncio.create_task(call.read())
     await asyncio.sleep(0.1)
     running.appliance.lines.add(1.0, "appliance", "not this")
     running.appliance.lines.add(2.0, "worker.stdout", "this")

@@ -228,7 +228,7 @@ async def test_when_the_client_leaves_the_upstream_call_ends(relay: Running, hos
     if isinstance(how, Stall) and not streaming:
         how = Slow(3600)
     hosted.script(how)
-    task = asyncio.create_task(_consume(client(relay), streaming))  # noqa: TID251
+    task = asyncio.create_task(_consume(client(relay), streaming))
     assert await until(lambda: bool(hosted.records))
     await asyncio.sleep(0.1)
     task.cancel()
