@@ -60,7 +60,7 @@ async def serving_control(settings: ControlSettings, parts: ControlParts, *, max
     async with AsyncExitStack() as stack:
         stopping = asyncio.Event()
         tasks = await stack.enter_async_context(Tasks())
-        server = _build(settings, parts, stopping=stopping, max_calls=max_calls)
+        server = _build(settings, parts, stopping=stopping, tasks=tasks, max_calls=max_calls)
         addresses = _listen(server, settings, stack)
         await server.start()
         stack.push_async_callback(_close, server, parts, stopping, tasks)
@@ -70,10 +70,10 @@ async def serving_control(settings: ControlSettings, parts: ControlParts, *, max
         yield addresses
 
 
-def _build(settings: ControlSettings, parts: ControlParts, *, stopping: asyncio.Event, max_calls: int) -> Any:
+def _build(settings: ControlSettings, parts: ControlParts, *, stopping: asyncio.Event, tasks: Tasks, max_calls: int) -> Any:
     guard = Guard(settings.control_token.get_secret_value())
     server = grpc.aio.server(interceptors=[Interceptor(guard)], options=OPTIONS, maximum_concurrent_rpcs=max_calls)
-    control_pb2_grpc.add_ControlServicer_to_server(Servicer(parts, stopping=stopping), server)
+    control_pb2_grpc.add_ControlServicer_to_server(Servicer(parts, stopping=stopping, tasks=tasks), server)
     health_pb2_grpc.add_HealthServicer_to_server(Health(parts, stopping=stopping), server)
     health = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
     reflection.enable_server_reflection((SERVICE, health, reflection.SERVICE_NAME), server)

@@ -3,10 +3,12 @@ gives them their status codes."""
 
 import asyncio
 import math
+from collections.abc import Coroutine
 from contextlib import aclosing
-from typing import Any
+from typing import Any, TypeVar
 
 from appliance.base.errors import Conflict, Invalid, NotFound
+from appliance.base.tasks import Tasks
 from appliance.control.chat import answer_chat
 from appliance.control.convert import (
     to_backend,
@@ -26,17 +28,23 @@ from appliance.control.v1 import control_pb2 as pb
 from appliance.control.v1 import control_pb2_grpc
 from appliance.control.writing import write
 
+T = TypeVar("T")
 MOST_LINES = 2000
 MOST_RECEIPTS = 1000
 DEFAULT_RECEIPTS = 100
 
 
 class Servicer(control_pb2_grpc.ControlServicer):  # type: ignore[misc]
-    """One per door. `stopping` ends the calls that would go on for ever."""
+    """One per door. `stopping` ends the calls that would go on for ever; `tasks` finishes what must not stay half done."""
 
-    def __init__(self, parts: ControlParts, *, stopping: asyncio.Event) -> None:
+    def __init__(self, parts: ControlParts, *, stopping: asyncio.Event, tasks: Tasks) -> None:
         self._parts = parts
         self._stopping = stopping
+        self._tasks = tasks
+
+    async def _finished(self, work: Coroutine[Any, Any, T]) -> T:
+        """Wait for `work`; a caller that leaves in the middle does not interrupt it."""
+        return await asyncio.shield(self._tasks.start(work, name="control-verb"))
 
     # ---- state
 
@@ -63,11 +71,14 @@ class Servicer(control_pb2_grpc.ControlServicer):  # type: ignore[misc]
         return pb.GetSettingsResponse(settings=[to_setting(row) for row in rows if row.is_set or not request.set_only])
 
     async def Reload(self, request: Any, context: Any) -> Any:
-        result = await self._parts.reload(dict(request.overrides), request.dry_run)
+        result = await self._finished(self._reload(dict(request.overrides), request.dry_run))
         if result.problems and not request.dry_run:
             raise _refusal(result)
         return pb.ReloadResponse(applied=result.applied, message=result.message, changes=[to_change(c) for c in result.changes],
                                  problems=[to_problem(p) for p in result.problems])
+
+    async def _reload(self, overrides: dict[str, str], dry_run: bool) -> ReloadResult:
+        return await self._parts.reload(overrides, dry_run)
 
     # ---- life
 
@@ -98,17 +109,17 @@ class Servicer(control_pb2_grpc.ControlServicer):  # type: ignore[misc]
 
     async def StartWorker(self, request: Any, context: Any) -> Any:
         worker = self._worker()
-        await worker.start()
+        await self._finished(worker.start())
         return pb.StartWorkerResponse(worker=_started(worker))
 
     async def StopWorker(self, request: Any, context: Any) -> Any:
         worker = self._worker()
-        await worker.stop()
+        await self._finished(worker.stop())
         return pb.StopWorkerResponse(worker=to_worker(worker.as_dict()))
 
     async def RestartWorker(self, request: Any, context: Any) -> Any:
         worker = self._worker()
-        await worker.restart()
+        await self._finished(worker.restart())
         return pb.RestartWorkerResponse(worker=_started(worker))
 
     def _worker(self) -> WorkerLike:

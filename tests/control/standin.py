@@ -107,6 +107,10 @@ class ScriptedWorker:
                                       "started_at_s": 1_800_000_000.5, "reason": ""}
         self.refuses = ""
         self.did: list[str] = []
+        self.is_stopping = asyncio.Event()
+        self.may_stop = asyncio.Event()
+        self.may_stop.set()
+        self.has_stopped = asyncio.Event()
 
     def as_dict(self) -> dict[str, Any]:
         return dict(self.state)
@@ -116,7 +120,10 @@ class ScriptedWorker:
         self.state |= {"state": "refused", "reason": self.refuses} if self.refuses else {"state": "running", "pid": 4712}
 
     async def stop(self) -> None:
+        self.is_stopping.set()
+        await self.may_stop.wait()
         self.did.append("stop")
+        self.has_stopped.set()
         self.state |= {"state": "stopped", "pid": None, "exit_code": -15, "reason": "stopped by request"}
 
     async def restart(self) -> None:

@@ -10,10 +10,14 @@ import pytest
 
 from appliance.base import jsons
 from appliance.base.errors import Exhausted, Invalid, UpstreamFailed
+from appliance.base.metrics import Metrics
+from appliance.base.wire import Wire, WireLimits
 from appliance.control.chat import deltas_of, engine_request
 from appliance.control.v1 import control_pb2 as pb
+from appliance.engines.backends.hosted import HostedBackend
 from appliance.engines.receipts import Receipt
-from tests.control.standin import Open, completion, event, opened, refused, rest_of
+from appliance.engines.settings import EngineSettings
+from tests.control.standin import House, Open, completion, event, opened, refused, rest_of
 from tests.control.test_servicer import details_of
 
 HELLO = [pb.ChatMessage(role="user", content="hello")]
@@ -98,6 +102,35 @@ async def test_a_deadline_ends_the_upstream_call(door: Open) -> None:
     error = await refused(door.stub.Chat(pb.ChatRequest(messages=HELLO), timeout=0.2))
     assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     await door.house.backend.cancelled.wait()
+
+
+async def test_a_cancelled_call_closes_the_connection_to_the_hosted_api(tmp_path: Path) -> None:
+    """With the real backend and its connection pool: what the hosted API sees is the end of its connection."""
+    is_gone = asyncio.Event()
+
+    async def api(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n" + event({"content": "a"}))
+        while await reader.read(65_536):
+            pass
+        is_gone.set()
+        writer.close()
+
+    async with await asyncio.start_server(api, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        house = House()
+        settings = EngineSettings.from_env({"NOVITA_API_KEY": "sk_not_a_real_key", "NOVITA_OPENAI_ENDPOINTS": f"http://127.0.0.1:{port}/v1"})
+        wire = Wire(WireLimits(connect_s=5, first_byte_s=5, idle_s=60, total_s=None, max_connections=4))
+        house.backend = HostedBackend(settings, wire=wire, clock=house.clock, metrics=Metrics())  # type: ignore[assignment]
+        async with opened(tmp_path, house) as door:
+            call = door.stub.Chat(pb.ChatRequest(messages=HELLO, stream=True))
+            assert (await call.read()).delta.text == "a"
+            call.cancel()
+            await is_gone.wait()
+            await house.settled.wait()
+        await wire.close()
+    assert house.finished[0].finish == "client_left"
+    assert house.finished[0].attempts[0].outcome == "ok"
 
 
 async def test_a_failure_of_the_engines_keeps_its_words_and_its_receipt(door: Open) -> None:

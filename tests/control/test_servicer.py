@@ -209,6 +209,21 @@ async def test_without_a_worker_its_verbs_are_refused_and_its_state_is_off(tmp_p
         assert (await door.stub.GetWorker(pb.GetWorkerRequest())).worker.state == pb.WORKER_STATE_OFF
 
 
+async def test_a_caller_that_leaves_does_not_interrupt_the_end_of_the_worker(door: Open) -> None:
+    worker = door.house.worker
+    assert worker is not None
+    worker.may_stop.clear()
+    call = door.stub.StopWorker(pb.StopWorkerRequest())
+    async with Tasks() as tasks:
+        tasks.start(refused(call), name="stop")
+        await worker.is_stopping.wait()
+        call.cancel()
+        await door.stub.GetStatus(pb.GetStatusRequest())        # the cancelled call has been seen by then
+        worker.may_stop.set()
+        await worker.has_stopped.wait()
+    assert worker.did == ["stop"]
+
+
 # ---- log
 
 async def test_the_tail_gives_the_latest_lines_of_one_source(door: Open) -> None:
