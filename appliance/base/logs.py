@@ -17,7 +17,7 @@ from appliance.base import jsons
 
 BLANK = "[secret]"
 _LOOKS_SECRET = re.compile(
-    r"(?i)(bearer\s+)[A-Za-z0-9._~+/=-]{6,}|\b(sk[-_][A-Za-z0-9_-]{6,})|((?:api[-_]?key|token|authorization|password|secret)[\"']?\s*[=:]\s*[\"']?)"
+    r"(?i)(bearer\s+)[A-Za-z0-9._~+/=-]{6,}|\b(sk[-_][A-Za-z0-9_-]{6,})|((?:api[-_]?key|token|authorization|password|secret)[\"']?\s*[=:]\s*[\"']?(?:bearer\s+)?)"
     r"(?!\[secret\])[^\s\"',;&}]{4,}"
 )
 

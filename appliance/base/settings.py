@@ -211,8 +211,14 @@ def read(model: type[Room], environ: Mapping[str, str]) -> tuple[Room | None, li
     try:
         value = model(**raw)
     except ValidationError as exc:
-        for error in exc.errors(include_url=False):
-            problems.append(_problem_of(model, raw, error))
+        errors = exc.errors(include_url=False)
+        problems += [_problem_of(model, raw, error) for error in errors]
+        bad = {str(error["loc"][0]) for error in errors if error["loc"]}
+        if bad:         # checks over several fields run only when each field is fine: ask again without the bad ones
+            try:
+                model(**{name: value for name, value in raw.items() if name not in bad})
+            except ValidationError as again:
+                problems += [_problem_of(model, raw, error) for error in again.errors(include_url=False) if not error["loc"]]
         return None, problems
     return (None, problems) if problems else (value, [])
 
@@ -265,7 +271,7 @@ def unknown_variables(known: Iterable[str], environ: Mapping[str, str], *, prefi
         near = difflib.get_close_matches(variable, names, n=1, cutoff=0.85)
         hint = f"Did you mean {near[0]}?" if near else "See `appliance settings` for the list."
         if variable.startswith(prefix):                                                     # 1
-            near = near or difflib.get_close_matches(variable, names, n=1, cutoff=0.6)
+            near = near or difflib.get_close_matches(variable, names, n=1, cutoff=0.75)
             hint = f"Did you mean {near[0]}?" if near else hint
             found.append(Problem(variable, HIDDEN, "a variable that exists", f"There is no such variable. {hint}"))
         elif near and len(variable) >= 5 and not variable.startswith("_"):                  # 2

@@ -1,0 +1,128 @@
+"""Settings: every problem at once, secrets from files, slips told; and the texts made from them are those in the repository."""
+
+from pathlib import Path
+
+import pytest
+
+from appliance.__main__ import main
+from appliance.base.settings import HIDDEN
+from appliance.describe import as_env_example, as_markdown
+from appliance.settings import described, load
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def problems(**environ: str):
+    settings, found = load(environ)
+    return settings, {p.variable: p for p in found}
+
+
+def test_defaults_are_fine() -> None:
+    settings, found = problems()
+    assert settings is not None
+    assert found == {}
+
+
+def test_every_problem_is_named_at_once_with_range_and_remedy() -> None:
+    settings, found = problems(PROXY_PORT="99999", STREAM_CHUNK_SIZE="zero", GPU_MODE="fake", NOVITA_OPENAI_ENDPOINTS="ftp://x", WORKER="kuzco",
+                               GPU_SPOOF_UUID="GPU-1", CONTROL_HOST="0.0.0.0")
+    assert settings is None
+    assert found["PROXY_PORT"].allowed == "a whole number from 1 to 65535"
+    assert found["GPU_MODE"].allowed == "auto, real, simulated, none"
+    assert {"STREAM_CHUNK_SIZE", "NOVITA_OPENAI_ENDPOINTS", "CODE", "GPU_SPOOF_UUID"} <= set(found)
+    assert all(p.remedy for p in found.values())
+
+
+@pytest.mark.parametrize(("variable", "value"), [
+    ("GPU_SPOOF_PCI_BUS_ID", "0000:1"), ("GPU_SPOOF_DRIVER", "new"), ("GPU_SPOOF_MEMORY_TOTAL", "lots"), ("GPU_SPOOF_NAME", "a,b"), ("GPU_SIM_COUNT", "17"),
+    ("GPU_SPOOF_STATE_DIR", "relative"), ("STREAM_DELAY_MS", "-1"), ("UPSTREAM_STREAMING", "maybe"), ("KEEPALIVE", "perhaps"), ("APPLIANCE_API_KEYS", "short"),
+    ("NOVITA_OPENAI_ENDPOINTS", "https://user:pass@host/v1"), ("HEARTBEAT_S", "-1"), ("MAX_BODY_BYTES", "1"),
+])
+def test_each_bad_value_is_refused(variable: str, value: str) -> None:
+    settings, found = problems(**{variable: value})
+    assert settings is None
+    assert list(found) == [variable]
+
+
+@pytest.mark.parametrize(("variable", "hint", "fatal"), [
+    ("APPLIANCE_API_KEY", "APPLIANCE_API_KEYS", True), ("APPLIANCE_NONSENSE_XYZ", "appliance settings", True), ("NOVITA_API_KEYS", "NOVITA_API_KEY", False),
+    ("STREAM_CHUNKSIZE", "STREAM_CHUNK_SIZE", False),
+])
+def test_slips_are_told(variable: str, hint: str, fatal: bool) -> None:
+    settings, found = problems(**{variable: "value-000"})
+    assert hint in found[variable].remedy
+    assert found[variable].is_fatal is fatal
+    assert (settings is None) is fatal
+    assert "value-000" not in str(found[variable])
+
+
+def test_foreign_variables_are_left_alone() -> None:
+    assert problems(PATH="/bin", HOME="/x", KUBERNETES_SERVICE_HOST="1", PYTHONPATH="x", NO_COLOR="1")[1] == {}
+
+
+def test_secrets_come_from_a_file_or_the_variable_not_both(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("sk_from_file_000\n")
+    settings, _ = problems(NOVITA_API_KEY_FILE=str(tmp_path / "key"))
+    assert settings.engines.novita_api_key.get_secret_value() == "sk_from_file_000"
+    assert "NOVITA_API_KEY_FILE" in problems(NOVITA_API_KEY_FILE=str(tmp_path / "key"), NOVITA_API_KEY="sk_x")[1]
+    assert "cannot be read" in problems(NOVITA_API_KEY_FILE=str(tmp_path / "none"))[1]["NOVITA_API_KEY_FILE"].remedy
+    (tmp_path / "key").write_text("")
+    assert "empty" in problems(NOVITA_API_KEY_FILE=str(tmp_path / "key"))[1]["NOVITA_API_KEY_FILE"].remedy
+
+
+def test_secrets_are_hidden_in_problems_and_descriptions() -> None:
+    _, found = problems(APPLIANCE_API_KEYS="tiny-1")
+    assert "tiny-1" not in str(found["APPLIANCE_API_KEYS"])
+    settings, _ = load({"NOVITA_API_KEY": "sk_secret_000000"})
+    rows = {r.variable: r for r in described(settings, {"NOVITA_API_KEY": "sk_secret_000000"})}
+    assert rows["NOVITA_API_KEY"].value == HIDDEN
+
+
+def test_an_open_door_is_announced() -> None:
+    settings, found = problems(PROXY_HOST="0.0.0.0")
+    assert settings is not None
+    assert "everybody who reaches it" in found["PROXY_HOST"].remedy
+    assert problems(PROXY_HOST="0.0.0.0", APPLIANCE_API_KEYS="long-enough-key")[1] == {}
+
+
+def test_the_environment_file_lies_under_the_environment(tmp_path: Path) -> None:
+    path = tmp_path / "env"
+    path.write_text("# comment\nexport STREAM_CHUNK_SIZE='7'\nSTREAM_DELAY_MS=5\n")
+    settings, _ = problems(APPLIANCE_ENV_FILE=str(path), STREAM_DELAY_MS="9")
+    assert (settings.engines.stream_chunk_size, settings.engines.stream_delay_ms) == (7, 9)
+    path.write_text("no equals sign\n")
+    assert "Line 1" in problems(APPLIANCE_ENV_FILE=str(path))[1]["APPLIANCE_ENV_FILE"].remedy
+
+
+def test_the_example_file_and_the_readme_are_what_the_settings_say() -> None:
+    rows = described(load({})[0], {})
+    assert (ROOT / "etc" / "appliance.env.example").read_text() == as_env_example(rows)
+    assert as_markdown(rows) in (ROOT / "README.md").read_text()
+
+
+def test_the_example_file_can_be_used_as_it_is(tmp_path: Path) -> None:
+    text = (ROOT / "etc" / "appliance.env.example").read_text()
+    lines = [line[1:] for line in text.splitlines() if line.startswith("#") and "=" in line and line[1:2].isupper()]
+    path = tmp_path / "env"
+    path.write_text("\n".join(line for line in lines if not line.startswith("APPLIANCE_ENV_FILE")))
+    settings, found = problems(APPLIANCE_ENV_FILE=str(path))
+    assert settings is not None, found
+
+
+@pytest.mark.parametrize(("words", "code", "text"), [
+    (["version"], 0, "0."), (["--help"], 0, "healthcheck"), ([], 2, ""), (["nonsense"], 2, ""), (["check", "more"], 2, ""),
+    (["settings"], 0, "STREAM_CHUNK_SIZE"), (["settings", "--json"], 0, '"variable"'), (["settings", "--what"], 2, ""),
+])
+def test_the_verbs(capsys: pytest.CaptureFixture[str], words: list[str], code: int, text: str) -> None:
+    assert main(words) == code
+    assert text in capsys.readouterr().out
+
+
+def test_check_ends_with_78(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("PROXY_PORT", "x")
+    monkeypatch.setenv("STREAM_CHUNK_SIZE", "-3")
+    assert main(["check"]) == 78
+    err = capsys.readouterr().err
+    assert "PROXY_PORT=x" in err
+    assert "STREAM_CHUNK_SIZE=-3" in err
+    assert main(["serve"]) == 78

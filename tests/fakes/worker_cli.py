@@ -1,0 +1,30 @@
+"""A worker double: does what its arguments say.  worker_cli.py exit:N | print:TEXT | env | stubborn | child | sleep:S | huge"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+for word in sys.argv[1:]:
+    verb, _, value = word.partition(":")
+    if verb == "print":
+        print(value, flush=True)
+    elif verb == "env":
+        print(json.dumps(dict(os.environ)), flush=True)
+    elif verb == "stubborn":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        print("stubborn", flush=True)
+    elif verb == "child":
+        child = subprocess.Popen([sys.executable, "-c", "import signal,time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"])
+        print(f"child {child.pid}", flush=True)
+    elif verb == "huge":
+        sys.stdout.buffer.write(b"x" * 200_000 + b"\xff\xfe\n")
+        sys.stdout.flush()
+    elif verb == "sleep":
+        time.sleep(float(value))
+    elif verb == "exit":
+        sys.exit(int(value))
+    elif verb == "die":
+        os.kill(os.getpid(), signal.SIGKILL)

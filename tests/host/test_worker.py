@@ -1,0 +1,209 @@
+"""The worker: started when we are ready, watched, ended with its children, told no secrets, refused beside a simulated GPU."""
+
+import asyncio
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from appliance.base.clock import SystemClock
+from appliance.base.lines import LineRing
+from appliance.base.settings import BadSettings
+from appliance.host.restarts import Restarts
+from appliance.host.settings import HostSettings
+from appliance.host.worker import Worker, command_of, environment_for
+from tests.journeys.conftest import until
+
+CLI = Path(__file__).parent.parent / "fakes" / "worker_cli.py"
+
+
+async def ready() -> bool:
+    return True
+
+
+def worker(*words: str, simulated: bool = False, is_ready=ready, restarts: Restarts | None = None, **variables: str) -> tuple[Worker, LineRing]:
+    environ = {"PATH": os.environ["PATH"], "WORKER_COMMAND": " ".join([sys.executable, str(CLI), *words]), "WORKER_STOP_GRACE_S": "0.5", **variables}
+    lines = LineRing()
+    made = Worker(HostSettings.from_env({k: v for k, v in environ.items() if k.lower() in HostSettings.model_fields}), environ=environ,
+                  is_gpu_simulated=simulated, is_ready=is_ready, lines=lines, clock=SystemClock(), restarts=restarts)
+    return made, lines
+
+
+def state(one: Worker) -> str:
+    return one.status.value.state
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+async def test_it_runs_and_its_exit_code_is_told() -> None:
+    one, lines = worker("print:hello", "exit:3")
+    await one.start()
+    assert await until(lambda: state(one) == "exited")
+    assert one.status.value.exit_code == 3
+    assert [(line.source, line.text) for line in lines.tail(5)] == [("worker.stdout", "hello")]
+    await one.close()
+
+
+async def test_it_waits_until_we_are_ready() -> None:
+    asked = 0
+
+    async def later() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked > 2
+
+    one, _ = worker("sleep:60", is_ready=later)
+    await one.start()
+    assert state(one) == "waiting"
+    assert await until(lambda: state(one) == "running")
+    assert asked == 3
+    await one.close()
+
+
+async def test_a_stubborn_worker_and_its_children_are_killed() -> None:
+    one, lines = worker("stubborn", "child", "sleep:60")
+    await one.start()
+    assert await until(lambda: len(lines.tail(5)) == 2)
+    pid, child = one.status.value.pid, int(lines.tail(1)[0].text.split()[1])
+    await one.stop()
+    assert (state(one), one.status.value.exit_code) == ("stopped", -9)
+    assert await until(lambda: not alive(pid) and not alive(child))
+    await one.close()
+
+
+async def test_a_killed_worker_is_told_by_its_signal() -> None:
+    one, _ = worker("die")
+    await one.start()
+    assert await until(lambda: state(one) == "exited")
+    assert one.status.value.exit_code == -9
+    assert "signal 9" in one.status.value.reason
+    await one.close()
+
+
+async def test_keepalive_starts_it_again_and_gives_up_when_it_only_crashes() -> None:
+    one, _ = worker("exit:1", KEEPALIVE="1", restarts=Restarts(first_s=0.01, longest_s=0.02, crash_limit=3))
+    await one.start()
+    assert await until(lambda: state(one) == "failed")
+    assert one.status.value.restarts == 2
+    await one.close()
+
+
+async def test_it_may_be_steered_in_any_state() -> None:
+    one, _ = worker("sleep:60")
+    await one.stop()
+    assert state(one) in {"off", "stopped"}
+    await one.start()
+    await one.start()
+    assert await until(lambda: state(one) == "running")
+    first = one.status.value.pid
+    await one.restart()
+    assert await until(lambda: state(one) == "running" and one.status.value.pid != first)
+    await one.close()
+    assert state(one) == "stopped"
+
+
+async def test_beside_a_simulated_gpu_it_is_refused_with_the_reason() -> None:
+    one, _ = worker("print:x", simulated=True)
+    await one.start()
+    assert state(one) == "refused"
+    assert "WORKER_ALLOW_SIMULATED_GPU=1" in one.status.value.reason
+    allowed, _ = worker("exit:0", simulated=True, WORKER_ALLOW_SIMULATED_GPU="1")
+    await allowed.start()
+    assert await until(lambda: state(allowed) == "exited")
+    await one.close()
+    await allowed.close()
+
+
+async def test_a_command_that_is_not_there_fails_with_a_sentence() -> None:
+    one, _ = worker(WORKER_COMMAND="no-such-program-here --x")
+    await one.start()
+    assert await until(lambda: state(one) == "failed")
+    assert "no-such-program-here" in one.status.value.reason
+    await one.close()
+
+
+async def test_it_sees_an_allow_list_and_no_secret() -> None:
+    secrets = {"NOVITA_API_KEY": "sk_secret_000", "APPLIANCE_API_KEYS": "key-secret-000", "CONTROL_TOKEN": "token-secret", "CODE": "code-secret"}
+    one, lines = worker("env", "exit:0", EXTRA="1", OTHER="2", WORKER_ENV="EXTRA", GPU_MODE="none", **secrets)
+    await one.start()
+    assert await until(lambda: state(one) == "exited")
+    seen = json.loads(lines.tail(1)[0].text)
+    assert seen["EXTRA"] == "1"
+    assert seen["GPU_MODE"] == "none"
+    assert not set(seen) & {*secrets, "OTHER"}
+    await one.close()
+
+
+async def test_huge_and_binary_lines_are_cut_not_fatal() -> None:
+    one, lines = worker("huge", "print:after", "exit:0")
+    await one.start()
+    assert await until(lambda: state(one) == "exited")
+    assert lines.tail(1)[0].text == "after"
+    assert max(len(line.text) for line in lines.tail(50)) <= 8193
+    await one.close()
+
+
+async def test_the_code_is_hidden_wherever_we_print() -> None:
+    one, lines = worker("print:registered-code-424242", "exit:0", CODE="code-424242")
+    await one.start()
+    assert await until(lambda: state(one) == "exited")
+    assert "424242" not in str([line.text for line in lines.tail(9)])
+    kuzco = HostSettings.from_env({"WORKER": "kuzco", "CODE": "code-424242"})
+    assert command_of(kuzco) == ["inference", "node", "start", "--code", "code-424242"]
+    shown = Worker(kuzco, environ={}, is_gpu_simulated=False, is_ready=ready, lines=lines, clock=SystemClock())
+    assert shown.status.value.command == "inference node start --code '[code]'" or "[code]" in shown.status.value.command
+    assert "424242" not in shown.status.value.command
+    await one.close()
+
+
+@pytest.mark.parametrize(("variables", "name"), [
+    ({"WORKER": "kuzco"}, "CODE"), ({"WORKER": "kuzco", "CODE": "x1", "WORKER_COMMAND": "y"}, "WORKER_COMMAND"), ({"WORKER_ENV": "NOVITA_API_KEY"}, "WORKER_ENV"),
+    ({"WORKER": "other"}, "WORKER"),
+])
+def test_settings_that_cannot_be_are_refused(variables: dict[str, str], name: str) -> None:
+    with pytest.raises(BadSettings) as caught:
+        HostSettings.from_env(variables)
+    assert [p.variable for p in caught.value.problems] == [name]
+
+
+def test_secrets_are_not_in_the_environment_for_it() -> None:
+    given = environment_for(HostSettings.from_env({}), {"PATH": "/bin", "NOVITA_API_KEY": "x", "LC_ALL": "C"})
+    assert given == {"PATH": "/bin", "LC_ALL": "C"}
+
+
+@pytest.mark.parametrize(("runs", "pauses"), [
+    ([1, 1, 1, 1], [5.0, 10.0, 20.0, 40.0]), ([1, 1, 100, 1], [5.0, 10.0, 5.0, 10.0]), ([1] * 8, [5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 300.0, 300.0]),
+])
+def test_pauses_grow_and_a_steady_run_resets_them(runs: list[float], pauses: list[float]) -> None:
+    decider, now, found = Restarts(crash_limit=99), 0.0, []
+    for ran_s in runs:
+        now += ran_s
+        pause = decider.next_pause(now_s=now, ran_s=ran_s, jitter=0.5)
+        found.append(pause)
+        now += pause or 0
+    assert found == pauses
+
+
+def test_jitter_spreads_by_a_quarter_and_the_cap_ends_it() -> None:
+    assert Restarts().next_pause(now_s=0, ran_s=0, jitter=0.0) == 3.75
+    assert Restarts().next_pause(now_s=0, ran_s=0, jitter=1.0) == 6.25
+    decider = Restarts(crash_limit=3)
+    assert [decider.next_pause(now_s=i, ran_s=0, jitter=0.5) for i in range(3)][-1] is None
+
+
+async def test_waiting_for_us_can_be_stopped() -> None:
+    async def never() -> bool:
+        return False
+
+    one, _ = worker("exit:0", is_ready=never)
+    await one.start()
+    await asyncio.wait_for(one.stop(), 5)
+    assert state(one) == "stopped"
+    await one.close()
