@@ -50,7 +50,7 @@ serve_as_root() {
     fi
     (service_user python3 -m appliance check)       # sees what the server will see: a secret that only root reads is no use
     appliance prepare           # machine-id, GPU, nvidia-smi, port 14444
-    service_user "$0" become-server
+    service_user "${BASH_SOURCE[0]}" become-server
 }
 
 serve_as_is() {
