@@ -1,62 +1,75 @@
-# Two stages: everything that builds stays in the first one.
+# The appliance as an image. Two stages: everything that builds stays in the first one.
 #
 #   docker build -t appliance .
-#   docker build -t appliance --build-arg WORKER_CLI_URL=https://…/cli.tar.gz --build-arg WORKER_CLI_SHA256=… .
 #
-# The worker CLI (a program, or a .tar.gz with programs at its top) goes to /opt/worker/bin, which is on PATH.
+# A worker CLI (see WORKER_COMMAND) can be put in while the image is built. It is fetched once, and kept only if its SHA-256
+# is the one that was given; a .tar.gz is unpacked, anything else is taken as one program. It goes to /opt/worker/bin, on PATH:
+#
+#   docker build -t appliance --build-arg WORKER_CLI_URL=https://… --build-arg WORKER_CLI_SHA256=… .
+#
+# GPUs: the NVIDIA runtime (--gpus all) mounts the real nvidia-smi into /usr/bin; ours comes first on PATH and passes through.
 
 FROM python:3.13-slim-trixie AS build
 WORKDIR /src
 COPY requirements.lock requirements-dev.lock ./
-# Wheels only, each checked against its hash; the generator of the gRPC code stays in this stage.
+# Wheels alone, each checked against the lock's hash. The generator of the gRPC code comes from the development lock, and by
+# itself; it stays in this stage.
 RUN python3 -m venv /opt/build \
- && /opt/build/bin/pip install -q --disable-pip-version-check --no-cache-dir --require-hashes --only-binary :all: -r requirements-dev.lock \
+ && /opt/build/bin/pip install -q --no-cache-dir --require-hashes --only-binary :all: -r requirements.lock \
+ && awk '/^[^ #]/ {on = /^grpcio-tools==/} on' requirements-dev.lock >generator.lock \
+ && /opt/build/bin/pip install -q --no-cache-dir --require-hashes --only-binary :all: --no-deps -r generator.lock \
  && python3 -m venv --without-pip /opt/appliance \
- && /opt/build/bin/pip --python /opt/appliance/bin/python3 install -q --disable-pip-version-check --no-cache-dir --no-compile \
+ && /opt/build/bin/pip --python /opt/appliance/bin/python3 install -q --no-cache-dir --no-compile \
         --require-hashes --only-binary :all: -r requirements.lock
 COPY protos protos
 COPY appliance appliance
-RUN mkdir -p appliance/control/v1 && /opt/build/bin/python protos/generate.py --force \
+# Left out of the result: stubs, sources and tests of packages, and the C sources that wheels carry along. Compiled ahead,
+# because the root file system may be read-only, and never checked again: nothing here changes.
+RUN /opt/build/bin/python3 protos/generate.py --force \
  && site=$(/opt/appliance/bin/python3 -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])') \
  && cp -r appliance "$site/appliance" \
- && find "$site" -name tests -type d -prune -exec rm -rf {} + \
- && find "$site" -name '*.pyi' -delete \
- && /opt/appliance/bin/python3 -m compileall -q -j 0 "$site" \
+ && find "$site" -type d -name tests -prune -exec rm -rf {} + \
+ && find "$site" -type f -regex '.*\.\(pyi\|pyx\|pxd\|pxi\|c\|h\|proto\)' -delete \
+ && /opt/appliance/bin/python3 -m compileall -q -j 0 --invalidation-mode unchecked-hash "$site" \
  && ln -s "$site/appliance" /opt/appliance/package
 ARG WORKER_CLI_URL=""
 ARG WORKER_CLI_SHA256=""
-COPY tests/tools/fetch_worker.py /tmp/fetch_worker.py
-RUN mkdir -p /opt/worker/bin && python3 /tmp/fetch_worker.py "$WORKER_CLI_URL" "$WORKER_CLI_SHA256" /opt/worker/bin
+COPY etc/fetch_worker_cli.py ./
+RUN mkdir -p /opt/worker/bin && python3 fetch_worker_cli.py "$WORKER_CLI_URL" "$WORKER_CLI_SHA256" /opt/worker/bin
 
 FROM python:3.13-slim-trixie
-ARG VERSION=0.1.0
-ARG REVISION=""
-LABEL org.opencontainers.image.title="Inference Appliance" \
-      org.opencontainers.image.description="One container that gives any machine an inference endpoint" \
-      org.opencontainers.image.licenses="MIT" \
-      org.opencontainers.image.version="$VERSION" \
-      org.opencontainers.image.revision="$REVISION"
+# tini reaps what a worker leaves behind and hands signals on. The installer of packages goes: nothing is installed from here on.
+# The machine-id is each container's own, and its user owns one folder: the state that must last. Group 0 may write there
+# too, for platforms that give every container another user id in that group.
 RUN apt-get update \
- && apt-get install -y --no-install-recommends tini \
- && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/log/apt /var/log/dpkg.log \
+ && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends tini \
+ && (! dpkg -s python3-pip >/dev/null 2>&1 || apt-get purge -y -qq --auto-remove python3-pip python3-venv) \
+ && rm -rf /usr/local/lib/python3*/site-packages/pip* /usr/local/lib/python3*/ensurepip /usr/local/bin/pip* \
+        /var/lib/apt/lists/* /var/cache/apt/* /var/log/apt /var/log/dpkg.log /var/log/alternatives.log \
+        /etc/machine-id /var/lib/dbus/machine-id \
  && groupadd --gid 10001 appliance \
- && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin appliance \
- && install -d -o 10001 -g 10001 -m 0755 /var/lib/appliance \
- && rm -rf /etc/machine-id /var/lib/dbus/machine-id /usr/local/bin/pip* /usr/bin/pip* /usr/lib/python3/dist-packages/pip* \
-        /usr/local/lib/python3*/site-packages/pip*
+ && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /var/lib/appliance --shell /usr/sbin/nologin appliance \
+ && install -d -o 10001 -g 0 -m 0775 /var/lib/appliance
 COPY --from=build /opt/appliance /opt/appliance
 COPY --from=build /opt/worker /opt/worker
-COPY --chmod=755 shims/nvidia-smi /opt/appliance/shims/nvidia-smi
-COPY --chmod=755 entrypoint.sh /usr/local/bin/entrypoint.sh
+COPY shims/nvidia-smi /opt/appliance/shims/nvidia-smi
+COPY entrypoint.sh /usr/local/bin/entrypoint.sh
 ENV PATH=/opt/appliance/shims:/opt/appliance/bin:/opt/worker/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
-    APPLIANCE_HOME=/opt/appliance \
     PROXY_HOST=0.0.0.0 \
     STATE_DIR=/var/lib/appliance
 VOLUME /var/lib/appliance
 EXPOSE 14000
 STOPSIGNAL SIGTERM
-HEALTHCHECK --interval=10s --timeout=5s --start-period=15s --retries=3 CMD ["python3", "-m", "appliance", "healthcheck"]
+HEALTHCHECK --interval=10s --timeout=5s --start-period=20s --retries=3 CMD ["python3", "-m", "appliance", "healthcheck"]
 ENTRYPOINT ["/usr/local/bin/entrypoint.sh"]
 CMD ["serve"]
+# Last, so that another revision rebuilds nothing.
+ARG VERSION=0.1.0
+ARG REVISION=""
+LABEL org.opencontainers.image.title="Inference Appliance" \
+      org.opencontainers.image.description="One container that gives any machine an inference endpoint: OpenAI and Ollama dialects" \
+      org.opencontainers.image.licenses="MIT" \
+      org.opencontainers.image.version="$VERSION" \
+      org.opencontainers.image.revision="$REVISION"

@@ -1,10 +1,15 @@
-# `make` alone lists the commands.
+# Set-up, tests, image, measurements. `make` alone lists the commands; each does all the set-up that it needs.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes
 STATE_DIR ?= $(CURDIR)/.state
 export STATE_DIR
+
+ENGINE := tests/tools/container-engine
+SCRIPTS := $(shell find entrypoint.sh .ci shims tests/tools tests/image -type f -not -name '*.py*' \
+    -exec awk 'FNR == 1 && /^\#!.*sh$$/ {print FILENAME}' {} + 2>/dev/null)
 
 .DEFAULT_GOAL := help
 .PHONY: help run check test lint unit image image-test bench lock proto clean
@@ -12,60 +17,67 @@ export STATE_DIR
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-run: $(VENV)/run.stamp proto  ## serve on http://127.0.0.1:14000 (the demo engine, or NOVITA_API_KEY's models)
-	@$(BIN)/python -m appliance serve
+run: proto  ## serve on http://127.0.0.1:14000: the demo engine, or with NOVITA_API_KEY the hosted models
+	@exec $(BIN)/python -m appliance serve
 
-check: $(VENV)/run.stamp proto  ## read the environment and name every problem
+check: proto  ## read the environment as `run` would, and name every problem
 	@$(BIN)/python -m appliance check
 
-test: lint unit  ## lint, types, import contracts and all tests but the container's
+test: lint unit  ## lint, types, import contracts, and every test but the container's
 
-lint: $(VENV)/dev.stamp proto
+lint: $(VENV)/dev.stamp proto  ## ruff, mypy, import-linter, shellcheck, hadolint
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
-	$(BIN)/shellcheck -x entrypoint.sh .ci/run tests/tools/container-engine tests/tools/setup-machine tests/tools/record_nvidia_smi.sh \
-	    tests/image/run shims/nvidia-smi
-	$(BIN)/hadolint --ignore DL3008 --ignore DL3013 --ignore DL3042 Dockerfile
+	$(BIN)/shellcheck -x $(SCRIPTS)
+	$(BIN)/hadolint Dockerfile
 
 unit: $(VENV)/dev.stamp proto
 	@tests/tools/setup-machine test
-	$(BIN)/python -m pytest -n 2 -q
+	$(BIN)/python -m pytest -n 2 -q -m "not image"
 
-image: proto  ## build the container image `appliance`
-	@tests/tools/container-engine up && tests/tools/container-engine base && \
-	eval "$$(tests/tools/container-engine env)" && docker build -t appliance .
+image:  ## build the container image `appliance`, bringing up a container engine where there is none
+	@$(ENGINE) up && $(ENGINE) base && eval "$$($(ENGINE) env)" && docker build -t appliance \
+	    --build-arg VERSION="$$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)" \
+	    --build-arg REVISION="$$(git rev-parse HEAD 2>/dev/null || true)" .
 
-image-test:  ## build the image, run it hardened, and test it for real
+image-test: $(VENV)/dev.stamp  ## build the image, run it hardened, and test it for real
 	@tests/image/run
 
-bench: $(VENV)/dev.stamp proto  ## measure beside nginx (needs root to install it)
+bench: $(VENV)/dev.stamp proto  ## measure beside nginx
 	@tests/tools/setup-machine bench
 	$(BIN)/python -m bench
 
-lock: $(VENV)/dev.stamp  ## make both lock files anew
-	$(BIN)/pip install -q uv
-	$(BIN)/uv pip compile -q --universal --generate-hashes --no-header --no-emit-index-url --no-emit-find-links \
-	    pyproject.toml -o requirements.lock
-	$(BIN)/uv pip compile -q --universal --generate-hashes --no-header --no-emit-index-url --no-emit-find-links --extra dev \
-	    pyproject.toml -o requirements-dev.lock
-
-proto: $(VENV)/dev.stamp  ## generate the gRPC code where it is missing or old
+proto: $(VENV)/run.stamp  ## generate the gRPC code where it is missing or old
 	@$(BIN)/python protos/generate.py
 
-$(VENV)/bin/python:
-	@tests/tools/setup-machine venv
-	@$(PYTHON) -m venv $(VENV)
-
-# The generator of the gRPC code is in the development lock alone, so `run` needs that one too.
-$(VENV)/run.stamp: $(VENV)/dev.stamp
-	@touch $@
-
-$(VENV)/dev.stamp: requirements-dev.lock | $(VENV)/bin/python
-	@echo "installing the locked packages into $(VENV)"
-	@$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements-dev.lock
-	@touch $@
+lock: $(VENV)/dev.stamp  ## make both lock files anew (the versions that fit today)
+	@$(BIN)/python -m pip install -q --disable-pip-version-check uv
+	$(BIN)/uv pip compile -q --universal --generate-hashes --no-header --no-emit-index-url --no-emit-find-links \
+	    pyproject.toml -o requirements.lock
+	$(BIN)/uv pip compile -q --universal --generate-hashes --no-header --no-emit-index-url --no-emit-find-links \
+	    --extra dev pyproject.toml -o requirements-dev.lock
 
 clean:  ## remove what was made here
-	rm -rf $(VENV) .state .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build bench/results
+	rm -rf $(VENV) .state .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build dist bench/results
 	find appliance/control/v1 -name '*_pb2*.py' -delete
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# ---- set-up. The stamps say for which lock files the environment was filled; a second run finds them and starts at once.
+
+$(BIN)/python:
+	@PYTHON=$(PYTHON) tests/tools/setup-machine venv
+	@$(PYTHON) -m venv $(VENV)
+
+# What the appliance needs, and of the development lock the generator of the gRPC code alone.
+$(VENV)/run.stamp: requirements.lock requirements-dev.lock | $(BIN)/python
+	@echo "installing the locked packages into $(VENV)"
+	@$(PIP) -r requirements.lock
+	@awk '/^[^ #]/ {on = /^grpcio-tools==/} on' requirements-dev.lock >$(VENV)/generator.lock
+	@$(PIP) --no-deps -r $(VENV)/generator.lock
+	@touch $@
+
+$(VENV)/dev.stamp: requirements.lock requirements-dev.lock | $(BIN)/python
+	@echo "installing the locked packages and the development tools into $(VENV)"
+	@$(PIP) -r requirements-dev.lock
+	@touch $(VENV)/run.stamp $@

@@ -1,45 +1,72 @@
 #!/usr/bin/env bash
-# Check the environment, ready the machine, step down from root, serve.
-# Works as root and under any other user id; becomes whatever other command it is given.
+# The container's start: check the settings, ready the machine, step down from root, serve.
+#
+# Works as root and under any --user. One of our verbs is run as it is; any other command is become: `docker run IMAGE bash`.
+# Sourcing this file runs nothing, so that tests can call its functions.
+#
+# tini comes after the step down, not before: as root without the KILL capability it could not hand a signal to the server.
+# Like this the container's first process, too, has no privilege left.
 set -Eeuo pipefail
 
-SERVICE_UID=${SERVICE_UID:-10001}
-VERBS=" check prepare settings healthcheck version ctl "
+readonly SERVICE_USER=10001
+readonly SETGID=6 SETUID=7 SETPCAP=8        # numbers of capabilities(7)
+
+say() { printf 'appliance: %s\n' "$*" >&2; }
 
 appliance() { python3 -m appliance "$@"; }
 
-has_capability() {              # has_capability NUMBER: is it in this shell's effective set?
-    local set
-    set=$(awk '/^CapEff:/ {print $2}' /proc/self/status)
-    (( 0x$set >> $1 & 1 ))
+become() { exec tini -s -- "$@"; }       # tini reaps what others leave behind and hands signals on; -s: it need not be process 1
+
+has_capability() {              # has_capability NUMBER: does this process have it in effect?
+    local name value
+    while read -r name value; do
+        if [[ "$name" == CapEff: ]]; then (( 16#$value >> $1 & 1 )); return; fi
+    done </proc/self/status
+    return 1
 }
 
-# An init reaps the worker's orphans and passes signals on. It must be of the same user as what it starts: root without
-# CAP_KILL may not signal another user's process.
-init=()
-if [[ $$ == 1 ]] && command -v tini >/dev/null; then init=(tini --); fi
+service_user() {                # service_user COMMAND…: become it as the service user, with no capability and no way back
+    local sets=(--inh-caps=-all --ambient-caps=-all)
+    if has_capability "$SETPCAP"; then sets+=(--bounding-set=-all); fi      # without SETPCAP nobody may change that set
+    exec setpriv --reuid="$SERVICE_USER" --regid="$SERVICE_USER" --init-groups --no-new-privs "${sets[@]}" -- "$@"
+}
 
-step_down() {                   # step_down COMMAND…: become the service user, without any capability or a way back
-    local bounding=()
-    if has_capability 8; then bounding=(--bounding-set=-all); fi     # SETPCAP: without it setpriv would fail
-    export HOME=/tmp
-    exec setpriv --reuid="$SERVICE_UID" --regid="$SERVICE_UID" --clear-groups --inh-caps=-all --ambient-caps=-all \
-        "${bounding[@]}" --no-new-privs -- "${init[@]}" "$@"
+settle_home() {                 # a home that can be written: a worker keeps its files there, and an arbitrary user has none
+    HOME=${STATE_DIR:-/var/lib/appliance}/home
+    mkdir -p "$HOME" 2>/dev/null && [[ -w "$HOME" ]] || HOME=/tmp
+    export HOME
+}
+
+become_server() {
+    if [[ "$(id -u)" == 0 ]]; then say "the server does not run as root; start the container with \`serve\`."; exit 77; fi
+    settle_home
+    become python3 -m appliance serve
+}
+
+serve_as_root() {
+    if ! { has_capability "$SETUID" && has_capability "$SETGID"; }; then
+        say "root cannot step down here. Add --cap-add SETUID --cap-add SETGID, or run with --user $SERVICE_USER:$SERVICE_USER."
+        exit 77                 # sysexits.h: not permitted
+    fi
+    (service_user python3 -m appliance check)       # sees what the server will see: a secret that only root reads is no use
+    appliance prepare           # machine-id, GPU, nvidia-smi, port 14444
+    service_user "${BASH_SOURCE[0]}" become-server
+}
+
+serve_as_is() {
+    appliance check
+    appliance prepare           # what needs no privilege; the rest is done another way or said
+    become_server
 }
 
 main() {
-    [[ $# -gt 0 ]] || set -- serve
-    if [[ "$VERBS" == *" $1 "* ]]; then exec python3 -m appliance "$@"; fi
-    [[ "$1" == serve ]] || exec "${init[@]}" "$@"
-    trap 'exit 143' TERM        # until the init is there, this shell is process 1 and would ignore it
-
-    appliance check             # names every problem at once, exits 78
-    if [[ "$(id -u)" == 0 ]]; then
-        appliance prepare       # machine-id, GPU, nvidia-smi, port 14444
-        step_down python3 -m appliance serve
-    fi
-    export HOME=/tmp            # an arbitrary user id has no home
-    exec "${init[@]}" python3 -m appliance serve
+    trap 'exit 143' TERM INT        # the first process of a container has no default way to die; from `become` on it is tini's
+    case ${1:-serve} in
+        serve) if [[ "$(id -u)" == 0 ]]; then serve_as_root; else serve_as_is; fi ;;
+        become-server) become_server ;;
+        check | prepare | settings | healthcheck | ctl | version | help | -*) become python3 -m appliance "$@" ;;
+        *) become "$@" ;;
+    esac
 }
 
-[[ "${BASH_SOURCE[0]}" != "$0" ]] || main "$@"
+if [[ "${BASH_SOURCE[0]}" == "$0" ]]; then main "$@"; fi

@@ -108,7 +108,6 @@ def _listen(server: Any, settings: ControlSettings, stack: AsyncExitStack) -> li
             raise OSError(f"The control API cannot listen on {path} (CONTROL_SOCKET): is its folder there, and writable?") from exc
         finally:
             os.umask(former)
-        path.chmod(0o600)
         stack.callback(_remove, path, path.stat().st_ino)
         addresses.append(f"unix:{path}")
     return addresses

@@ -53,10 +53,15 @@ class Servicer(control_pb2_grpc.ControlServicer):  # type: ignore[misc]
 
     async def WatchStatus(self, request: Any, context: Any) -> None:
         every_s = _within("interval_s", request.interval_s, 1, 3600) if request.interval_s else None
+        told = None
         async with aclosing(followed(self._parts.changed.follow(), stopping=self._stopping, every_s=every_s)) as changes:
             async for _ in changes:
-                await write(context, pb.WatchStatusResponse(status=self._status()))
-        await write(context, pb.WatchStatusResponse(status=self._status()))
+                status = self._status()
+                told = status.state
+                await write(context, pb.WatchStatusResponse(status=status))
+        last = self._status()
+        if last.state != told:
+            await write(context, pb.WatchStatusResponse(status=last))
 
     async def GetIdentity(self, request: Any, context: Any) -> Any:
         return to_identity(self._parts.identity())

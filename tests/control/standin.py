@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,9 @@ class ScriptedBackend:
         self.status = 200
         self.asked: list[EngineRequest] = []
         self.begun = asyncio.Event()
-        self.cancelled = asyncio.Event()        # the upstream call was ended from our side
+        self.cancelled = asyncio.Event()        # waiting for the upstream was ended from our side
+        self.release = asyncio.Event()          # ends a hang
+        self.closed = asyncio.Event()           # the stream was closed
         self.sent = 0
 
     def cards(self) -> list[ModelCard]:
@@ -75,28 +77,43 @@ class ScriptedBackend:
             await self._hang()
         if isinstance(self.script, bytes):
             return EngineReply(status=self.status, body=self.script)
-        return EngineReply(events=self._events(self.script), content_type="text/event-stream")
+        return EngineReply(events=Events(self, iter(self.script)), content_type="text/event-stream")
 
-    async def _events(self, pieces: list[Any]) -> AsyncIterator[bytes]:
-        try:
-            for piece in pieces:
-                if isinstance(piece, ApplianceError):
-                    raise piece
-                if piece == "hang":
-                    await self._hang()
-                self.sent += 1
-                yield piece
-        except GeneratorExit:
-            self.cancelled.set()
-            raise
+    async def next_piece(self, pieces: Iterator[Any]) -> bytes:
+        for piece in pieces:
+            if isinstance(piece, ApplianceError):
+                raise piece
+            if piece == "hang":
+                await self._hang()
+                continue
+            self.sent += 1
+            return bytes(piece)
+        raise StopAsyncIteration
 
     async def _hang(self) -> None:
         self.begun.set()
         try:
-            await asyncio.Event().wait()
+            await self.release.wait()
         except asyncio.CancelledError:
             self.cancelled.set()
             raise
+
+
+class Events:
+    """A stream that must be closed by whoever reads it: nothing else does."""
+
+    def __init__(self, backend: ScriptedBackend, pieces: Iterator[Any]) -> None:
+        self._backend = backend
+        self._pieces = pieces
+
+    def __aiter__(self) -> "Events":
+        return self
+
+    async def __anext__(self) -> bytes:
+        return await self._backend.next_piece(self._pieces)
+
+    async def aclose(self) -> None:
+        self._backend.closed.set()
 
 
 class ScriptedWorker:

@@ -52,6 +52,7 @@ async def test_a_stream_comes_as_deltas_then_a_receipt(door: Open) -> None:
     assert (messages[2].delta.reasoning, messages[3].delta.finish_reason) == ("so", "stop")
     assert jsons.loads(messages[0].delta.openai_json)["object"] == "chat.completion.chunk"
     assert messages[-1].receipt.streamed
+    assert door.house.backend.closed.is_set()
     assert door.house.backend.asked[0].stream
 
 
@@ -67,6 +68,7 @@ async def test_a_cancelled_call_ends_the_stream_below_and_settles_the_books(door
     await door.house.backend.begun.wait()
     call.cancel()
     await door.house.backend.cancelled.wait()
+    await door.house.backend.closed.wait()
     await door.house.settled.wait()
     assert (door.house.finished[0].finish, door.house.finished[0].status) == ("client_left", 499)
 
@@ -92,7 +94,7 @@ async def test_a_caller_that_stops_reading_and_leaves_ends_the_stream_below(door
         await asyncio.sleep(0.1)
     assert sent < 2000
     call.cancel()
-    await door.house.backend.cancelled.wait()
+    await door.house.backend.closed.wait()
     await door.house.settled.wait()
     assert door.house.finished[0].finish == "client_left"
 

@@ -330,17 +330,23 @@ async def test_followers_end_with_the_appliance_and_running_answers_at_the_end_o
     assert house.finished[0].finish == "client_left"
 
 
+async def test_a_follower_does_not_hold_the_door_open(tmp_path: Path) -> None:
+    house = House()
+    house.grace_s = 3600
+    async with grpc.aio.insecure_channel(f"unix:{tmp_path / 'c.sock'}") as channel:
+        async with serving_control(control_settings(control_socket=tmp_path / "c.sock"), house.parts()):
+            watch = control_pb2_grpc.ControlStub(channel).WatchStatus(pb.WatchStatusRequest())
+            await watch.read()
+        await rest_of(watch)
+        assert await watch.code() is grpc.StatusCode.OK
+
+
 async def test_an_answer_that_ends_within_the_grace_arrives_whole(tmp_path: Path) -> None:
     house = House()
     release = asyncio.Event()
 
-    async def pieces() -> AsyncIterator[bytes]:
-        yield event({"content": "a"})
-        await release.wait()
-        yield event({"content": "b"}, finish="stop") + b"data: [DONE]\n\n"
-
-    house.backend._events = lambda script: pieces()  # type: ignore[method-assign,assignment]
-    house.backend.script = ["stream"]
+    house.backend.script = [event({"content": "a"}), "hang", event({"content": "b"}, finish="stop") + b"data: [DONE]\n\n"]
+    house.backend.release = release
     house.grace_s = 60
     settings = control_settings(control_socket=tmp_path / "c.sock")
     leave = asyncio.Event()

@@ -202,3 +202,12 @@ def test_the_command_line_steers_the_whole_appliance(appliance: Any) -> None:
         assert ctl(appliance, "resume").returncode == 0
     assert ctl(appliance, "worker", "start").returncode == 1
     assert "LOG_LEVEL" in ctl(appliance, "settings").stdout
+
+
+def test_a_door_open_to_strangers_is_refused_before_anything_starts() -> None:
+    environ = {**os.environ, "CONTROL_HOST": "0.0.0.0", "CONTROL_TOKEN": ""}
+    for verb in ("check", "serve"):
+        ended = subprocess.run([sys.executable, "-m", "appliance", verb], capture_output=True, text=True, timeout=60, env=environ)
+        assert ended.returncode == 78
+        assert "CONTROL_HOST=0.0.0.0" in ended.stderr
+        assert "CONTROL_TOKEN" in ended.stderr

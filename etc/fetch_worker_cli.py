@@ -1,0 +1,59 @@
+"""Put a worker CLI into the image while it is built: fetch_worker_cli.py URL SHA256 FOLDER. An empty URL does nothing.
+
+Takes a program, or a .tar.gz of programs. Nothing is kept unless its SHA-256 is the one that was given. Standard library only.
+"""
+
+import hashlib
+import io
+import sys
+import tarfile
+import urllib.request
+from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
+
+LIMIT_BYTES = 1 << 30
+
+
+def refuse(sentence: str) -> int:
+    """Say why nothing is kept; give the exit code."""
+    print(f"worker CLI: {sentence}", file=sys.stderr)  # noqa: T201 - the builder's log
+    return 1
+
+
+def main(url: str, sha256: str, folder: str) -> int:
+    """Fetch, check, unpack; give the exit code."""
+    if not url:
+        return refuse("WORKER_CLI_SHA256 is given without WORKER_CLI_URL.") if sha256 else 0
+    parts = urlsplit(url)
+    if parts.scheme not in {"https", "http"} or not parts.hostname:
+        return refuse("WORKER_CLI_URL must be an https (or http) address.")
+    if len(sha256) != 64 or not set(sha256.lower()) <= set("0123456789abcdef"):
+        return refuse("WORKER_CLI_URL needs WORKER_CLI_SHA256, the file's SHA-256 in 64 hexadecimal digits.")
+    try:
+        with urllib.request.urlopen(url, timeout=120) as answer:  # noqa: S310 - the scheme is checked above
+            data: bytes = answer.read(LIMIT_BYTES + 1)
+    except OSError as exc:
+        return refuse(f"{parts.hostname} does not give the file: {exc}.")
+    if len(data) > LIMIT_BYTES:
+        return refuse(f"the file is larger than {LIMIT_BYTES} bytes.")
+    found = hashlib.sha256(data).hexdigest()
+    if found != sha256.lower():
+        return refuse(f"the file's SHA-256 is {found}, not WORKER_CLI_SHA256; it is not kept.")
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    name = PurePosixPath(parts.path).name
+    if name.endswith((".tar.gz", ".tgz")):
+        try:
+            with tarfile.open(fileobj=io.BytesIO(data), mode="r:gz") as archive:
+                archive.extractall(target, filter="data")   # refuses paths and links that lead out of the folder
+        except (tarfile.TarError, OSError) as exc:
+            return refuse(f"the archive cannot be unpacked: {exc}.")
+    else:
+        program = target / (name or "worker")
+        program.write_bytes(data)
+        program.chmod(0o755)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:4]))

@@ -1,0 +1,105 @@
+"""The scripts that ready a machine: each refusal says what to do, and only processes of our own are ended."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+TOOLS = Path(__file__).parent
+ROOT = TOOLS.parents[1]
+
+
+def run(script: Path, *arguments: str, programs: dict[str, str] | None = None, folder: Path, **more: str) -> subprocess.CompletedProcess[str]:
+    """Run a script with stand-ins for some programs."""
+    stand_ins = folder / "bin"
+    stand_ins.mkdir(exist_ok=True)
+    for name, text in (programs or {}).items():
+        (stand_ins / name).write_text("#!/bin/bash\n" + text)
+        (stand_ins / name).chmod(0o755)
+    environ = {"PATH": f"{stand_ins}:{os.environ['PATH']}", "HOME": str(folder), "APPLIANCE_ENGINE_HOME": str(folder / "engine"), **more}
+    return subprocess.run([str(script), *arguments], env=environ, capture_output=True, text=True, timeout=60, check=False,
+                          stdin=subprocess.DEVNULL)
+
+
+NO_ENGINE = {"docker": "exit 1"}
+NOT_ROOT = {"id": "echo 1000"}
+
+
+@pytest.mark.parametrize("script", ["container-engine", "setup-machine"])
+def test_without_a_command_it_explains_itself(script: str, tmp_path: Path) -> None:
+    done = run(TOOLS / script, folder=tmp_path)
+    assert done.returncode == 2
+    assert f"  {script} " in done.stderr
+
+
+def test_an_engine_that_answers_is_taken_as_it_is(tmp_path: Path) -> None:
+    done = run(TOOLS / "container-engine", "up", programs={"docker": "exit 0"} | NOT_ROOT, folder=tmp_path)
+    assert done.returncode == 0
+    assert "using the engine that answers" in done.stderr
+    assert not (tmp_path / "engine").exists()
+
+
+def test_without_an_engine_and_without_root_it_fails_with_the_remedy(tmp_path: Path) -> None:
+    done = run(TOOLS / "container-engine", "up", programs=NO_ENGINE | NOT_ROOT, folder=tmp_path)
+    assert done.returncode == 1
+    assert "start Docker, or run this as root" in done.stderr
+
+
+def test_without_an_engine_there_is_no_base_image_and_no_answer(tmp_path: Path) -> None:
+    done = run(TOOLS / "container-engine", "base", programs=NO_ENGINE, folder=tmp_path)
+    assert (done.returncode, "no container engine answers" in done.stderr) == (1, True)
+    assert run(TOOLS / "container-engine", "answers", programs=NO_ENGINE, folder=tmp_path).returncode != 0
+
+
+def test_down_leaves_a_process_alone_that_only_happens_to_have_the_number(tmp_path: Path) -> None:
+    (tmp_path / "engine" / "run").mkdir(parents=True)
+    with subprocess.Popen(["sleep", "60"]) as stranger:
+        try:
+            for name in ("dockerd", "slirp4netns"):
+                (tmp_path / "engine" / "run" / f"{name}.pid").write_text(f"{stranger.pid}\n")
+            assert run(TOOLS / "container-engine", "down", folder=tmp_path).returncode == 0
+            assert stranger.poll() is None
+            assert list((tmp_path / "engine" / "run").iterdir()) == []
+        finally:
+            stranger.kill()
+
+
+def test_an_image_test_without_an_engine_fails_loudly(tmp_path: Path) -> None:
+    done = run(ROOT / "tests" / "image" / "run", programs=NO_ENGINE | NOT_ROOT, folder=tmp_path)
+    assert done.returncode == 1
+    assert "the image is not tested, because no container engine could be had" in done.stderr
+
+
+def test_a_python_that_is_too_old_is_refused(tmp_path: Path) -> None:
+    done = run(TOOLS / "setup-machine", "venv", programs={"old": '[ "$1" = -V ] && echo "Python 3.9.2"; exit 1'}, folder=tmp_path, PYTHON="old")
+    assert done.returncode == 1
+    assert "Python 3.9.2; Python 3.11 or newer is needed" in done.stderr
+
+
+@pytest.mark.parametrize(("programs", "more", "packages"), [
+    ({"half": '[[ "$2" == *ensurepip* ]] && exit 1; exit 0'}, {"PYTHON": "half"}, "python3-venv"),
+    ({}, {"PYTHON": "no-such-python"}, "python3 python3-venv"),
+], ids=["no venv", "no python"])
+def test_missing_packages_are_named_to_who_cannot_install_them(
+        programs: dict[str, str], more: dict[str, str], packages: str, tmp_path: Path) -> None:
+    done = run(TOOLS / "setup-machine", "venv", programs=programs | NOT_ROOT, folder=tmp_path, **more)
+    assert done.returncode == 1
+    assert f"apt-get install {packages})" in done.stderr
+
+
+
+@pytest.mark.parametrize(("make", "code", "closing"), [
+    ('case $1 in test) echo "12 passed, 2 skipped in 3.45s";; image-test) echo "===== 5 passed in 60.10s (0:01:00) =====";; esac',
+     0, "ci: 17 passed, 0 failed, 2 skipped, "),
+    ('[ "$1" = test ] || exit 9; echo "1 failed, 11 passed in 3.45s"; exit 2', 2, "ci: 11 passed, 1 failed, 0 skipped, "),
+    ('case $1 in test) echo "12 passed in 3.45s";; image-test) echo "x 0 passed, 1 failed in 0s"; exit 2;; esac',
+     2, "ci: 12 passed, 1 failed, 0 skipped, "),
+    ("echo 3 errors in the code; exit 2", 2, "ci: 0 passed, 0 failed, 0 skipped, "),
+], ids=["both pass", "tests fail", "image fails", "lint fails"])
+def test_ci_ends_with_one_line_that_tells_the_whole(make: str, code: int, closing: str, tmp_path: Path) -> None:
+    done = run(ROOT / ".ci" / "run", programs={"make": make}, folder=tmp_path)
+    last = done.stdout.splitlines()[-1]
+    assert done.returncode == code, done.stderr
+    assert last.startswith(closing)
+    assert last.endswith("all is well" if code == 0 else f"FAILED (exit {code})")
