@@ -143,7 +143,8 @@ class Appliance:
         system = SystemDoor(status=self.status, metrics=self.metrics, receipts=self.receipts)
         routes = all_routes(self.openai, ResponsesDoor(self.router, clock=self.clock),
                             OllamaDoor(self.router, clock=self.clock), system)
-        return Server(routes, self.desk, clock=self.clock)
+        self.server = Server(routes, self.desk, clock=self.clock)
+        return self.server
 
     def control_parts(self, reloader: Reloader) -> ControlParts:
         return ControlParts(

@@ -14,7 +14,7 @@ from appliance.base.settings import BadSettings
 from appliance.host.restarts import Restarts
 from appliance.host.settings import HostSettings
 from appliance.host.worker import Worker, command_of, environment_for
-from tests.journeys.conftest import until
+from tests.journeys.running import until
 
 CLI = Path(__file__).parent.parent / "fakes" / "worker_cli.py"
 

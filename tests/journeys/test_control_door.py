@@ -13,7 +13,7 @@ from grpc_status import rpc_status
 from appliance.control.v1 import control_pb2 as pb
 from appliance.control.v1 import control_pb2_grpc
 from tests.fakes.hosted_api import Hang, HostedApi
-from tests.journeys.conftest import Running, Start, until
+from tests.journeys.running import Running, Start, until
 
 HELLO = [pb.ChatMessage(role="user", content="Hello")]
 

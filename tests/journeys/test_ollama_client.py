@@ -7,7 +7,7 @@ import ollama
 import pytest
 
 from tests.fakes.hosted_api import CutStream, HostedApi
-from tests.journeys.conftest import Running, Start
+from tests.journeys.running import Running, Start
 
 HELLO = [{"role": "user", "content": "Hello"}]
 PUBLIC = "meta-llama/llama-3.2-3b-instruct/fp-16-fast-vllm-1"

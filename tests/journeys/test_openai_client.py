@@ -8,7 +8,7 @@ import openai
 import pytest
 
 from tests.fakes.hosted_api import CutStream, Hang, HostedApi, OddStream, OnePiece, Slow, Stall, Status
-from tests.journeys.conftest import Running, Start, until
+from tests.journeys.running import Running, Start, until
 
 HELLO = [{"role": "user", "content": "Hello"}]
 TOOLS = [{"type": "function", "function": {"name": name, "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}}
