@@ -234,10 +234,18 @@ class Connection(asyncio.Protocol):
 
     # ---- the parser's calls
 
+    def on_message_begin(self) -> None:
+        if self._is_complete:
+            self._keep_alive = False
+
     def on_header(self, name: bytes, value: bytes) -> None:
-        self.fields.append((name, value))
+        if not self._is_complete:
+            self.fields.append((name, value))
 
     def on_headers_complete(self) -> None:
+        if self._is_complete:           # a second answer that nobody asked for: it is not read, and the connection ends
+            self._keep_alive = False
+            return
         status = self._parser.get_status_code()
         if status < 200:                # 100 Continue, 103 Early Hints: the answer is still to come
             self.fields = []
@@ -250,6 +258,8 @@ class Connection(asyncio.Protocol):
         self._is_head_done = True
 
     def on_body(self, data: bytes) -> None:
+        if self._is_complete:
+            return
         self._body.append(data)
         self._body_bytes += len(data)
         if self._wants_all or not self._is_paused:
@@ -260,7 +270,7 @@ class Connection(asyncio.Protocol):
                 self._transport.pause_reading()
 
     def on_message_complete(self) -> None:
-        if not self._is_head_done:      # the end of a 1xx
+        if not self._is_head_done or self._is_complete:     # the end of a 1xx, or of what nobody asked for
             return
         self._keep_alive = self._keep_alive and self._parser.should_keep_alive()
         self._is_complete = True

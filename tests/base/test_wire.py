@@ -185,11 +185,21 @@ async def test_the_line_before_a_full_pool_is_fair_and_can_be_left(server: Serve
 
 async def test_a_kept_connection_that_the_server_closed_is_replaced(server: Server, wire: Wire) -> None:
     assert await whole(wire, server) == b"hello"
+    answers = iter([server.say(b"", close=True), server.say(OK)])
+
+    async def next_answer(writer: asyncio.StreamWriter) -> bool | None:
+        return await next(answers)(writer)
+
+    server.answer = next_answer
+    assert await whole(wire, server) == b"hello"
+    assert server.connections == 2
+
+
+async def test_a_fresh_connection_that_closes_without_an_answer_is_not_asked_again(server: Server, wire: Wire) -> None:
     server.answer = server.say(b"", close=True)
-    task = asyncio.ensure_future(whole(wire, server))
-    await until(lambda: len(server.requests) == 2)
-    server.answer = server.say(OK)
-    assert await task == b"hello"
+    with pytest.raises(BrokenAnswer):
+        await whole(wire, server)
+    assert len(server.requests) == 1
 
 
 async def test_a_reader_that_pauses_holds_the_server_back(server: Server, wire: Wire) -> None:

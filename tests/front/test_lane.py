@@ -5,7 +5,6 @@ import json
 
 import pytest
 
-
 from tests.journeys.running import Running, Start, until
 
 BODY = b'{"messages":[{"role":"user","content":"Hello"}]}'

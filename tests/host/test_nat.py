@@ -12,7 +12,6 @@ import pytest
 
 from appliance.host.nat import ensure_redirect, has_capability, is_host_network
 
-SERVER = "import http.server,sys; h=http.server.ThreadingHTTPServer(('::', int(sys.argv[1])), http.server.SimpleHTTPRequestHandler); h.serve_forever()"
 SERVER = ("import socket,sys,http.server\n"
           "class S(http.server.ThreadingHTTPServer):\n"
           "    address_family = socket.AF_INET6\n"

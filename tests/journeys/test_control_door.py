@@ -30,7 +30,7 @@ def stub(opened) -> control_pb2_grpc.ControlStub:
 
 
 async def test_status_identity_and_settings(channel) -> None:
-    running, opened = channel  # noqa: RUF059
+    running, opened = channel
     status = (await stub(opened).GetStatus(pb.GetStatusRequest())).status
     assert (status.ok, status.state, status.demo) == (True, pb.APPLIANCE_STATE_SERVING, True)
     identity = await stub(opened).GetIdentity(pb.GetIdentityRequest())
@@ -42,7 +42,7 @@ async def test_status_identity_and_settings(channel) -> None:
 
 
 async def test_chat_over_grpc_goes_the_same_way_and_leaves_a_receipt(channel) -> None:
-    running, opened = channel  # noqa: RUF059
+    running, opened = channel
     events = [e async for e in stub(opened).Chat(pb.ChatRequest(messages=HELLO, stream=True))]
     text = "".join(e.delta.text for e in events)
     assert text == "[demo engine] You said: Hello"
@@ -54,7 +54,7 @@ async def test_chat_over_grpc_goes_the_same_way_and_leaves_a_receipt(channel) ->
 
 
 async def test_errors_carry_code_and_details(channel) -> None:
-    running, opened = channel  # noqa: RUF059
+    running, opened = channel
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         [e async for e in stub(opened).Chat(pb.ChatRequest())]
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
@@ -71,7 +71,7 @@ async def test_errors_carry_code_and_details(channel) -> None:
 
 
 async def test_drain_refuses_new_requests_and_resume_takes_them(channel) -> None:
-    running, opened = channel  # noqa: RUF059
+    running, opened = channel
     health = health_pb2_grpc.HealthStub(opened)
     await stub(opened).Drain(pb.DrainRequest())
     with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -89,7 +89,7 @@ async def test_drain_refuses_new_requests_and_resume_takes_them(channel) -> None
 
 
 async def test_watch_tells_the_state_and_each_change(channel) -> None:
-    running, opened = channel  # noqa: RUF059
+    running, opened = channel
     call = stub(opened).WatchStatus(pb.WatchStatusRequest())
     assert (await call.read()).status.state == pb.APPLIANCE_STATE_SERVING
     await stub(opened).Drain(pb.DrainRequest())
@@ -161,7 +161,7 @@ async def test_a_token_is_asked_for(start: Start) -> None:
 
 
 async def test_reflection_lists_the_service(channel) -> None:
-    running, opened = channel  # noqa: RUF059
+    running, opened = channel
     call = reflection_pb2_grpc.ServerReflectionStub(opened).ServerReflectionInfo(
         iter([reflection_pb2.ServerReflectionRequest(list_services="")]))
     names = [s.name async for answer in call for s in answer.list_services_response.service]
