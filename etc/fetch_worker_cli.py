@@ -20,6 +20,27 @@ def refuse(sentence: str) -> int:
     return 1
 
 
+def unpack(data: bytes, target: Path) -> None:
+    """Write the archive's folders and plain files below `target`; raise ValueError at anything else, before anything is written."""
+    with tarfile.open(fileobj=io.BytesIO(data), mode="r:gz") as archive:
+        members = archive.getmembers()
+        for member in members:
+            name = PurePosixPath(member.name)
+            if name.is_absolute() or ".." in name.parts:
+                raise ValueError(f"{member.name!r} leads out of the folder")
+            if not (member.isfile() or member.isdir()):
+                raise ValueError(f"{member.name!r} is neither a file nor a folder")
+        for member in members:
+            path = target / member.name
+            if member.isdir():
+                path.mkdir(parents=True, exist_ok=True)
+                continue
+            path.parent.mkdir(parents=True, exist_ok=True)
+            held = archive.extractfile(member)
+            path.write_bytes(held.read() if held else b"")
+            path.chmod(0o755 if member.mode & 0o111 else 0o644)
+
+
 def main(url: str, sha256: str, folder: str) -> int:
     """Fetch, check, unpack; give the exit code."""
     if not url:
@@ -44,9 +65,8 @@ def main(url: str, sha256: str, folder: str) -> int:
     name = PurePosixPath(parts.path).name
     if name.endswith((".tar.gz", ".tgz")):
         try:
-            with tarfile.open(fileobj=io.BytesIO(data), mode="r:gz") as archive:
-                archive.extractall(target, filter="data")   # refuses paths and links that lead out of the folder
-        except (tarfile.TarError, OSError) as exc:
+            unpack(data, target)
+        except (tarfile.TarError, OSError, ValueError) as exc:
             return refuse(f"the archive cannot be unpacked: {exc}.")
     else:
         program = target / (name or "worker")

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import os
 import subprocess
 import sys
 import tarfile
@@ -66,6 +67,7 @@ def test_an_archive_is_unpacked(shelf: tuple[Path, str], tmp_path: Path) -> None
     (shelf[0] / "cli.tar.gz").write_bytes(data)
     assert fetch(f"{shelf[1]}/cli.tar.gz", sha256(data), tmp_path / "bin").returncode == 0
     assert sorted(path.name for path in (tmp_path / "bin").iterdir()) == ["helper", "inference"]
+    assert all(os.access(path, os.X_OK) for path in (tmp_path / "bin").iterdir())
 
 
 def test_an_archive_that_leads_out_of_the_folder_is_refused(shelf: tuple[Path, str], tmp_path: Path) -> None:
@@ -75,6 +77,20 @@ def test_an_archive_that_leads_out_of_the_folder_is_refused(shelf: tuple[Path, s
     assert done.returncode == 1
     assert "cannot be unpacked" in done.stderr
     assert not (tmp_path / "outside").exists()
+
+
+def test_an_archive_with_a_link_is_refused_whole(shelf: tuple[Path, str], tmp_path: Path) -> None:
+    held = io.BytesIO()
+    with tarfile.open(fileobj=held, mode="w:gz") as file:
+        file.addfile(tarfile.TarInfo("empty"))
+        link = tarfile.TarInfo("link")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc"
+        file.addfile(link)
+    (shelf[0] / "cli.tgz").write_bytes(held.getvalue())
+    done = fetch(f"{shelf[1]}/cli.tgz", sha256(held.getvalue()), tmp_path / "bin")
+    assert done.returncode == 1
+    assert "'link' is neither a file nor a folder" in done.stderr
+    assert list((tmp_path / "bin").iterdir()) == []
 
 
 @pytest.mark.parametrize(("path", "checksum", "sentence"), [
