@@ -6,6 +6,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -15,6 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from appliance.base import jsons
 from appliance.control.v1 import control_pb2 as pb
 from appliance.control.v1 import control_pb2_grpc
+from tests.control.standin import free_port
 
 PATIENCE_S = 30
 
@@ -211,3 +213,25 @@ def test_a_door_open_to_strangers_is_refused_before_anything_starts() -> None:
         assert ended.returncode == 78
         assert "CONTROL_HOST=0.0.0.0" in ended.stderr
         assert "CONTROL_TOKEN" in ended.stderr
+
+
+def test_shutdown_is_answered_running_answers_end_and_the_process_leaves_with_0(tmp_path: Path) -> None:
+    path = tmp_path / "c.sock"
+    environ = {k: v for k, v in os.environ.items() if not k.startswith("CONTROL_")}
+    environ |= {"PROXY_PORT": str(free_port()), "CONTROL_PORT": "0", "CONTROL_SOCKET": str(path), "STATE_DIR": str(tmp_path / "state"),
+                "NAT_REDIRECT": "off", "GPU_MODE": "none"}
+    with subprocess.Popen([sys.executable, "-m", "appliance", "serve"], env=environ, stdout=subprocess.DEVNULL) as process:
+        try:
+            with grpc.insecure_channel(f"unix:{path}", [("grpc.initial_reconnect_backoff_ms", 100)]) as channel:
+                stub = control_pb2_grpc.ControlStub(channel)
+                for status in stub.WatchStatus(pb.WatchStatusRequest(), wait_for_ready=True, timeout=PATIENCE_S):
+                    if status.status.ok:
+                        break
+                running = stub.Chat(say("demo: slow 1"), timeout=PATIENCE_S)
+                assert running.initial_metadata()
+                stub.Shutdown(pb.ShutdownRequest(), timeout=PATIENCE_S)
+                assert [part.WhichOneof("part") for part in running] == ["reply", "receipt"]
+            assert process.wait(PATIENCE_S) == 0
+            assert not path.exists()
+        finally:
+            process.kill()
