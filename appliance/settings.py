@@ -122,6 +122,11 @@ def _across_rooms(settings: Settings) -> list[Problem]:
     if control.control and control.control_port == front.proxy_port:
         problems.append(Problem("CONTROL_PORT", str(control.control_port), "another port than PROXY_PORT",
                                 "Both doors cannot listen on one port; change one of them."))
+    has_worker = bool(settings.host.worker or settings.host.worker_command)
+    if has_worker and control.control and control.control_port and not control.control_token.get_secret_value():
+        problems.append(Problem(
+            "CONTROL_TOKEN", "", "a secret", "A worker runs beside a control API without a token: whatever it runs could steer the appliance, "
+            "and send the hosted key elsewhere by a reload. Set CONTROL_TOKEN or CONTROL_TOKEN_FILE, or CONTROL=0.", is_fatal=False))
     if settings.is_reachable and not split_keys(front.appliance_api_keys):
         problems.append(Problem(
             "PROXY_HOST", front.proxy_host, "any address",

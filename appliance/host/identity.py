@@ -34,29 +34,47 @@ def read_machine_id(path: Path) -> str:
     return text.strip() if _VALID.fullmatch(text) and text.strip("0\n") else ""
 
 
-def ensure_machine_id(machine_id_path: Path, state_dir: Path, *, dbus_path: Path = DBUS_PATH) -> MachineId:
+def ensure_machine_id(machine_id_path: Path, state_dir: Path, *, dbus_path: Path | None = None,
+                      is_container: bool | None = None) -> MachineId:
     """Make sure that there is a machine-id which lasts.
 
-    Takes   machine_id_path: where the system looks; state_dir: the folder that lasts
+    Takes   machine_id_path: where the system looks; state_dir: the folder that lasts; dbus_path: its second place (None = the usual
+            one, beside the usual first); is_container: whether the system's files are a container's own (None = look)
     Gives   MachineId
-            1. valid where the system looks, and none or the same kept → keep it
-            2. one in the state folder                                 → restore that one: the container was made anew
-            3. none anywhere                                           → make one
+            1. valid where the system looks, on a machine of its own      → keep it; a machine's own files are never replaced
+            2. valid there, in a container, none or the same kept         → keep it
+            3. one in the state folder                                    → restore that one: the container was made anew
+            4. none anywhere                                              → make one
     """
+    if dbus_path is None and machine_id_path == Path("/etc/machine-id"):
+        dbus_path = DBUS_PATH
+    is_ours = is_in_container() if is_container is None else is_container
     system, kept = read_machine_id(machine_id_path), read_machine_id(state_dir / "machine-id")
     source: Literal["kept", "restored", "made"]
-    if system and kept in {"", system}:                                         # 1
+    if system and (not is_ours or kept in {"", system}):                        # 1, 2
         value, source = system, "kept"
-    elif kept:                                                                  # 2
+    elif kept:                                                                  # 3
         value, source = kept, "restored"
-    else:                                                                       # 3
-        value, source = system or uuid.uuid4().hex, "kept" if system else "made"
+    else:                                                                       # 4
+        value, source = uuid.uuid4().hex, "made"
     value = _keep(state_dir / "machine-id", value) if value != kept else value
     is_kept = read_machine_id(state_dir / "machine-id") == value
-    wrote = [str(path) for path in (machine_id_path, dbus_path)
-             if read_machine_id(path) == value or (path.parent.is_dir() and _write(path, value))]
+    wrote = [str(path) for path in (machine_id_path, dbus_path) if path is not None and _settle(path, value, may_replace=is_ours)]
     where = ", ".join([*wrote, *([str(state_dir / "machine-id")] if is_kept else [])]) or "memory only"
     return MachineId(value, source, is_kept, f"machine-id {source} ({where})")
+
+
+def is_in_container() -> bool:
+    """Whether an engine made this root file system."""
+    return any(Path(path).exists() for path in ("/.dockerenv", "/run/.containerenv")) or bool(os.environ.get("KUBERNETES_SERVICE_HOST"))
+
+
+def _settle(path: Path, value: str, *, may_replace: bool) -> bool:
+    """Put `value` where the system looks; a valid one of a machine's own stays. Give whether it stands there."""
+    present = read_machine_id(path)
+    if present == value:
+        return True
+    return (may_replace or not present) and path.parent.is_dir() and _write(path, value)
 
 
 def _keep(path: Path, value: str) -> str:

@@ -85,6 +85,14 @@ def test_an_open_door_is_announced() -> None:
     assert problems(PROXY_HOST="0.0.0.0", APPLIANCE_API_KEYS="long-enough-key")[1] == {}
 
 
+def test_a_worker_beside_an_open_control_api_is_warned_of() -> None:
+    settings, found = problems(WORKER_COMMAND="true")
+    assert settings is not None
+    assert "send the hosted key elsewhere" in found["CONTROL_TOKEN"].remedy
+    assert problems(WORKER_COMMAND="true", CONTROL_TOKEN="token-0123456789")[1] == {}
+    assert problems(WORKER_COMMAND="true", CONTROL="0")[1] == {}
+
+
 def test_the_environment_file_lies_under_the_environment(tmp_path: Path) -> None:
     path = tmp_path / "env"
     path.write_text("# comment\nexport STREAM_CHUNK_SIZE='7'\nSTREAM_DELAY_MS=5\n")

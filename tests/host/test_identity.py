@@ -12,8 +12,8 @@ from appliance.host.identity import ensure_machine_id, read_machine_id
 GOOD, OTHER = "0123456789abcdef0123456789abcdef", "fedcba9876543210fedcba9876543210"
 
 
-def ensure(folder: Path):
-    return ensure_machine_id(folder / "etc" / "machine-id", folder / "state", dbus_path=folder / "dbus" / "machine-id")
+def ensure(folder: Path, *, is_container: bool = True):
+    return ensure_machine_id(folder / "etc" / "machine-id", folder / "state", dbus_path=folder / "dbus" / "machine-id", is_container=is_container)
 
 
 @pytest.fixture
@@ -64,6 +64,21 @@ def test_without_any_folder_it_is_made_for_this_run_and_says_so(folder: Path) ->
 
 def test_two_processes_at_once_get_the_same(folder: Path) -> None:
     code = ("from pathlib import Path; from appliance.host.identity import ensure_machine_id as e; import sys; f = Path(sys.argv[1]);"
-            "print(e(f/'none'/'machine-id', f/'state', dbus_path=f/'none'/'x').value)")
+            "print(e(f/'none'/'machine-id', f/'state', dbus_path=f/'none'/'x', is_container=True).value)")
     processes = [subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, text=True, env=os.environ) for _ in range(8)]
     assert len({p.communicate()[0] for p in processes}) == 1
+
+
+def test_a_machines_own_files_are_never_replaced(folder: Path) -> None:
+    ensure(folder, is_container=False)
+    (folder / "etc/machine-id").write_text(GOOD)
+    (folder / "dbus/machine-id").write_text(OTHER)
+    result = ensure(folder, is_container=False)
+    assert (result.value, result.source) == (GOOD, "kept")
+    assert read_machine_id(folder / "dbus/machine-id") == OTHER
+    assert read_machine_id(folder / "state/machine-id") == GOOD
+
+
+def test_a_place_of_ones_own_has_no_second_one(folder: Path) -> None:
+    result = ensure_machine_id(folder / "etc" / "machine-id", folder / "state")
+    assert "dbus" not in result.detail
