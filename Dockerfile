@@ -10,6 +10,7 @@
 # GPUs: the NVIDIA runtime (--gpus all) mounts the real nvidia-smi into /usr/bin; ours comes first on PATH and passes through.
 
 FROM python:3.13-slim-trixie AS build
+RUN apt-get update && apt-get install -y -qq --no-install-recommends binutils
 WORKDIR /src
 COPY requirements.lock requirements-dev.lock ./
 # Wheels alone, each checked against the lock's hash. The generator of the gRPC code comes from the development lock, and by
@@ -23,13 +24,14 @@ RUN python3 -m venv /opt/build \
         --require-hashes --only-binary :all: -r requirements.lock
 COPY protos protos
 COPY appliance appliance
-# Left out of the result: stubs, sources and tests of packages, and the C sources that wheels carry along. Compiled ahead,
-# because the root file system may be read-only, and never checked again: nothing here changes.
+# Left out of the result: stubs, sources and tests of packages, the C sources and the debug symbols that wheels carry along.
+# Compiled ahead, because the root file system may be read-only, and never checked again: nothing here changes.
 RUN /opt/build/bin/python3 protos/generate.py --force \
  && site=$(/opt/appliance/bin/python3 -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])') \
  && cp -r appliance "$site/appliance" \
  && find "$site" -type d -name tests -prune -exec rm -rf {} + \
  && find "$site" -type f -regex '.*\.\(pyi\|pyx\|pxd\|pxi\|c\|h\|proto\)' -delete \
+ && find "$site" -type f -name '*.so*' -exec strip --strip-unneeded {} + \
  && /opt/appliance/bin/python3 -m compileall -q -j 0 --invalidation-mode unchecked-hash "$site" \
  && ln -s "$site/appliance" /opt/appliance/package
 ARG WORKER_CLI_URL=""

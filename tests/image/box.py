@@ -1,6 +1,7 @@
 """A running container of the image, and the few things that tests do with one. Speaks to the engine through its command line."""
 
 import json
+import os
 import subprocess
 import time
 import uuid
@@ -46,6 +47,11 @@ def docker(*arguments: str, is_checked: bool = True, text: str = "", timeout_s: 
     return done
 
 
+def fresh_name() -> str:
+    """Give a name for a container, volume, project or image that `tests/image/run` finds again, should we be broken off."""
+    return f"{os.environ.get('APPLIANCE_TEST_RUN', 'appliance-test')}-{uuid.uuid4().hex[:12]}"
+
+
 @dataclass(frozen=True, slots=True)
 class Reply:
     """What an address of the appliance answered."""
@@ -64,7 +70,7 @@ class Box:
 
     def __init__(self, image: str, *arguments: str, command: tuple[str, ...] = ()) -> None:
         self.image = image
-        self.name = f"appliance-test-{uuid.uuid4().hex[:12]}"
+        self.name = fresh_name()
         docker("run", "-d", "--name", self.name, "--health-interval", "1s", *arguments, image, *command)
 
     def close(self) -> None:

@@ -2,12 +2,11 @@
 
 import os
 import shutil
-import uuid
 from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.image.box import BARE, HARDENED, Box, docker
+from tests.image.box import BARE, HARDENED, Box, docker, fresh_name
 
 pytestmark = pytest.mark.image
 
@@ -30,7 +29,7 @@ def image() -> str:
 @pytest.fixture
 def volume() -> Iterator[str]:
     """A named volume of its own."""
-    name = f"appliance-test-{uuid.uuid4().hex[:12]}"
+    name = fresh_name()
     docker("volume", "create", name)
     yield name
     docker("volume", "rm", name)

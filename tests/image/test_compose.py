@@ -3,13 +3,12 @@
 import json
 import os
 import subprocess
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.image.box import WAIT_S, docker
+from tests.image.box import WAIT_S, docker, fresh_name
 
 ROOT = Path(__file__).parents[2]
 Compose = Callable[..., str]
@@ -18,7 +17,7 @@ Compose = Callable[..., str]
 @pytest.fixture
 def compose(image: str) -> Iterator[Compose]:
     """Run compose in a project of its own, on a port that is free, with an environment that holds no settings of ours."""
-    name = f"appliance-test-{uuid.uuid4().hex[:12]}"
+    name = fresh_name()
     environ = {k: v for k, v in os.environ.items() if k.startswith("DOCKER_") or k in {"PATH", "HOME"}}
     environ |= {"APPLIANCE_IMAGE": image, "PUBLISH": "127.0.0.1:0"}
 

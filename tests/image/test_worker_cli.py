@@ -1,13 +1,12 @@
 """The worker's command line gets into the image at build time, by address and checksum."""
 
 import hashlib
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.image.box import WAIT_S, Box, docker
+from tests.image.box import WAIT_S, Box, docker, fresh_name
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = '#!/bin/sh\necho "worker $*"\n'
@@ -35,7 +34,7 @@ def address(start: Callable[..., Box]) -> str:
 @pytest.fixture
 def build() -> Iterator[Callable[[str, str], tuple[int, str, str]]]:
     """Build with the two arguments: (exit code, what the builder said, image)."""
-    name = f"appliance-test-{uuid.uuid4().hex[:12]}"
+    name = fresh_name()
 
     def run(url: str, sha256: str) -> tuple[int, str, str]:
         done = docker("build", "-t", name, "--build-arg", f"WORKER_CLI_URL={url}", "--build-arg", f"WORKER_CLI_SHA256={sha256}", str(ROOT),
