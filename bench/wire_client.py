@@ -30,7 +30,8 @@ async def rate(one: Callable[[], Awaitable[int]]) -> float:
     async def worker() -> None:
         nonlocal total
         while time.monotonic() < ends:
-            total += await one()
+            count = await one()
+            total += count
 
     before = time.process_time()
     await asyncio.gather(*(worker() for _ in range(AT_ONCE)))

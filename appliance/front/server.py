@@ -185,6 +185,7 @@ class Server:
     async def _send_whole(self, request: web.Request, answer: Answer) -> web.Response:
         response = web.Response(status=answer.status, body=answer.body)
         response.headers["Content-Type"] = answer.content_type
+        response.headers["Server"] = "inference-appliance"      # aiohttp would tell its version and Python's
         for name, value in answer.headers:
             response.headers[name] = value
         if self.is_stopping:
@@ -200,6 +201,7 @@ class Server:
         assert pieces is not None
         response = web.StreamResponse(status=answer.status)
         response.headers["Content-Type"] = answer.content_type
+        response.headers["Server"] = "inference-appliance"      # aiohttp would tell its version and Python's
         for name, value in answer.headers:
             response.headers[name] = value
         finish, sent, events = "done", 0, 0
