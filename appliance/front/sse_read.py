@@ -1,4 +1,7 @@
-"""Read OpenAI-shaped event streams at the door, for dialects that must look into each event. Pure but for `events_of`."""
+"""Read OpenAI-shaped event streams at the door, for dialects that must look into each event. Pure but for `events_of`.
+
+Comments (heartbeats) are dropped: what they are good for is the business of the dialect that is written.
+"""
 
 from collections.abc import AsyncIterator
 from typing import Any
@@ -8,7 +11,7 @@ from appliance.base.errors import UpstreamFailed
 
 
 class SseReader:
-    """Takes bytes as they come, gives whole events; comments are dropped."""
+    """Takes bytes as they come, cut anywhere; gives whole events."""
 
     def __init__(self) -> None:
         self._rest = b""
@@ -18,31 +21,45 @@ class SseReader:
 
         Raises  UpstreamFailed: an event is no JSON object
         """
-        text = (self._rest + data).replace(b"\r\n", b"\n")
+        text = self._rest + data
+        if b"\r" in text:
+            text = text.replace(b"\r\n", b"\n")     # a bare CR at the end waits for its LF in the rest
         *events, self._rest = text.split(b"\n\n")
         found: list[dict[str, Any] | None] = []
         for event in events:
-            lines = [line[5:].removeprefix(b" ") for line in event.split(b"\n") if line.startswith(b"data:")]
-            if not lines:
-                continue
-            payload = b"\n".join(lines)
-            if payload.strip() == b"[DONE]":
-                found.append(None)
-                continue
-            try:
-                value = jsons.loads(payload)
-            except jsons.BadJson as exc:
-                raise UpstreamFailed(f"An event of the answer is no JSON: {exc}.", code="upstream_rubbish") from None
-            if not isinstance(value, dict):
-                raise UpstreamFailed("An event of the answer is no JSON object.", code="upstream_rubbish")
-            found.append(value)
+            payload = _payload(event)
+            if payload is not None:
+                found.append(None if payload.strip() == b"[DONE]" else _object(payload))
         return found
+
+    def end(self) -> list[dict[str, Any] | None]:
+        """Say that no more bytes come; give the last event if only the blank line after it was missing, nothing of half an event."""
+        try:
+            return self.feed(b"\n\n") if self._rest.strip() else []
+        except UpstreamFailed:
+            return []
+
+
+def _payload(event: bytes) -> bytes | None:
+    """Give the data of one event, None when it has none (a comment, an id)."""
+    lines = [line[5:].removeprefix(b" ") for line in event.split(b"\n") if line.startswith(b"data:")]
+    return b"\n".join(lines) if lines else None
+
+
+def _object(payload: bytes) -> dict[str, Any]:
+    try:
+        value = jsons.loads(payload)
+    except jsons.BadJson as exc:
+        raise UpstreamFailed(f"An event of the answer is no JSON: {exc}.", code="upstream_rubbish") from None
+    if not isinstance(value, dict):
+        raise UpstreamFailed("An event of the answer is no JSON object.", code="upstream_rubbish")
+    return value
 
 
 async def events_of(pieces: AsyncIterator[bytes]) -> AsyncIterator[dict[str, Any]]:
-    """Give the events of a stream, up to `[DONE]`; closes `pieces` when closed.
+    """Give the events of a stream, up to `[DONE]`; closes `pieces` when it ends or is closed.
 
-    Raises  UpstreamFailed: the stream ended without `[DONE]`, or an event is an error
+    Raises  UpstreamFailed: the stream ended without `[DONE]`, an event is no JSON object, or an event is an error
     """
     reader = SseReader()
     try:
@@ -50,10 +67,20 @@ async def events_of(pieces: AsyncIterator[bytes]) -> AsyncIterator[dict[str, Any
             for event in reader.feed(piece):
                 if event is None:
                     return
-                if event.get("error") and not event.get("choices"):
-                    error = event["error"]
-                    raise UpstreamFailed(str(error.get("message") if isinstance(error, dict) else error))
-                yield event
+                yield _unless_error(event)
+        for event in reader.end():
+            if event is None:
+                return
+            yield _unless_error(event)
         raise UpstreamFailed("The answer was broken off before it was complete.", code="upstream_cut_off")
     finally:
         await pieces.aclose()  # type: ignore[attr-defined]
+
+
+def _unless_error(event: dict[str, Any]) -> dict[str, Any]:
+    """Give the event, or raise what it reports."""
+    error = event.get("error")
+    if error and not event.get("choices"):
+        message = error.get("message") if isinstance(error, dict) else error
+        raise UpstreamFailed(str(message or "The answer ended with an error."), code="upstream_error_event")
+    return event
