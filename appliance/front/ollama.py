@@ -1,40 +1,37 @@
-"""Ollama's dialect: NDJSON streams, durations in nanoseconds, errors as `{error: text}`. Names of a relay, not of a model store."""
+"""Ollama's dialect: NDJSON streams, durations in nanoseconds, errors as `{error: text}`. A relay answers, not a model store.
 
-import base64
+Requests are translated in ollama_translate.py, replies in ollama_reply.py. Replies carry the public model name. Source: Ollama's
+API (level API_VERSION); system A, `/api/tags`, `/api/pull`, `/api/generate` (where the two differ, the union).
+"""
+
 import hashlib
-import struct
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from functools import partial
 from typing import Any
 
+import structlog
+
 from appliance.base import jsons
 from appliance.base.clock import Clock, rfc3339
-from appliance.base.errors import Invalid, NoSuchModel, Unsupported, UpstreamFailed
-from appliance.base.logs import get_logger
+from appliance.base.errors import ApplianceError, Invalid, NoSuchModel, Unsupported, UpstreamFailed
 from appliance.engines.router import Router
 from appliance.engines.types import EngineReply, EngineRequest, ModelCard, Operation
-from appliance.front.body import check_types, read_object, type_word
-from appliance.front.call import Answer, Call, Derived
+from appliance.front.body import check_types, read_object
+from appliance.front.call import Answer, Call
 from appliance.front.errors import error_event
-from appliance.front.ollama_translate import (
-    CallGatherer,
-    calls_down,
-    chat_body,
-    done_reason,
-    generate_body,
-    keep_alive_s,
-    metrics_of,
-    normalised,
-    options_into,
-    thinking_of,
-)
+from appliance.front.ndjson import CONTENT_TYPE, begin, line
+from appliance.front.ollama_context import pack
+from appliance.front.ollama_reply import Teller, Voice, normalised, ns, vectors_of, whole
+from appliance.front.ollama_translate import TYPES, Asked, chat_up, generate_up, keep_alive_s, options_up
 from appliance.front.sse_read import events_of
 
-log = get_logger("ollama")
+log = structlog.get_logger("ollama")
 API_VERSION = "0.13.0"      # the level of Ollama's API that is spoken here; clients compare it
-NDJSON = "application/x-ndjson"
-TYPES = {"model": str, "stream": bool, "raw": bool, "messages": list, "images": list, "context": list, "tools": list}
+FAR_S = 365 * 86_400        # a relayed model does not expire
+CAPABILITIES = ["completion", "tools"]
+DEMO_CAPABILITIES = ["completion", "tools", "insert", "embedding", "thinking"]
+MOST_NAMES_LOGGED = 10
 ROUTES = [
     (("GET", "HEAD"), "/", "root"), (("GET", "HEAD"), "/api/version", "version"), (("GET", "HEAD"), "/api/tags", "tags"),
     (("POST",), "/api/show", "show"), (("GET",), "/api/ps", "ps"), (("POST",), "/api/chat", "chat"),
@@ -55,7 +52,7 @@ class OllamaDoor:
     # ---- about models
 
     async def root(self, call: Call) -> Answer:
-        """GET /."""
+        """GET /: what Ollama's clients look for."""
         return Answer(body=b"Ollama is running", content_type="text/plain; charset=utf-8")
 
     async def version(self, call: Call) -> Answer:
@@ -63,35 +60,35 @@ class OllamaDoor:
         return Answer(body=jsons.dumps({"version": API_VERSION}))
 
     async def tags(self, call: Call) -> Answer:
-        """GET /api/tags: the union of system A's fields and Ollama's."""
+        """GET /api/tags: `{models: [{name, upstream, aliases, model, modified_at, size, digest, details, capabilities, …}]}`."""
         models = [{**self._entry(card), "upstream": card.upstream, "aliases": list(card.aliases),
-                   "modified_at": rfc3339(card.created_s), "capabilities": ["completion", "tools"]} for card in self._router.cards()]
+                   "modified_at": rfc3339(card.created_s), "capabilities": self._capabilities()} for card in self._router.cards()]
         return Answer(body=jsons.dumps({"models": models}))
 
     async def ps(self, call: Call) -> Answer:
-        """GET /api/ps: a relayed model takes no memory here and does not expire."""
-        far = rfc3339(self._clock.now_s() + 365 * 86400)
-        models = [{**self._entry(card), "expires_at": far, "size_vram": 0, "context_length": 0} for card in self._router.cards()]
+        """GET /api/ps: every model is ready, takes no memory here and does not expire."""
+        far = rfc3339(self._clock.now_s() + FAR_S)
+        models = [{**self._entry(card), "expires_at": far, "size_vram": 0} for card in self._router.cards()]
         return Answer(body=jsons.dumps({"models": models}))
 
     async def show(self, call: Call) -> Answer:
-        """POST /api/show: what is known of a relayed model."""
+        """POST /api/show: what is known of a relayed model, by any name that is answered."""
         ask = self._read(call)
         card = self._card(ask, must_name=True)
         return Answer(body=jsons.dumps({
-            "modelfile": f"# {card.id} is relayed to {card.upstream}; there is no model file here\nFROM {card.id}\n", "parameters": "",
-            "template": "", "details": _details(card), "capabilities": ["completion", "tools"], "modified_at": rfc3339(card.created_s),
+            "modelfile": f"# {card.id} is relayed to {card.upstream}; there is no model file here\nFROM {card.id}\n",
+            "parameters": "", "template": "", "details": _details(card), "capabilities": self._capabilities(),
+            "modified_at": rfc3339(card.created_s), **self._remote(card),
             "model_info": {"general.architecture": _family(card), "general.name": card.id, "appliance.upstream": card.upstream}}))
 
     async def pull(self, call: Call) -> Answer:
-        """POST /api/pull: a relayed model is always there; the lines are those of system A, in Ollama's order."""
-        ask = self._read(call)
+        """POST /api/pull: a relayed model is always there; the four lines are system A's, `success` ends them as in Ollama."""
+        ask = self._read(call, may_be_empty=True)
         card = self._card(ask)
-        name = ask.get("model") or ask.get("name") or card.id
         if ask.get("stream") is False:
-            return Answer(body=b'{"status":"success"}')
-        lines = [f"pulling {name}", "verifying sha256", "writing manifest", "success"]
-        return Answer(body=b"".join(jsons.dumps({"status": line}) + b"\n" for line in lines), content_type=NDJSON)
+            return Answer(body=jsons.dumps({"status": "success"}))
+        lines = [f"pulling {_name(ask) or card.id}", "verifying sha256", "writing manifest", "success"]
+        return Answer(body=b"".join(line({"status": status}) for status in lines), content_type=CONTENT_TYPE)
 
     async def unsupported(self, call: Call) -> Answer:
         """Writes to a model store: there is none here."""
@@ -100,87 +97,60 @@ class OllamaDoor:
     # ---- answering
 
     async def chat(self, call: Call) -> Answer:
-        """POST /api/chat."""
+        """POST /api/chat; without messages it only loads, as in Ollama."""
         ask = self._read(call)
-        if ("messages" in ask and not ask["messages"]) or "messages" not in ask:
+        if not ask.get("messages"):
             return self._loaded(ask, {"message": {"role": "assistant", "content": ""}})
-        body, unknown = chat_body(ask)
-        return await self._answer(call, ask, body, unknown, is_chat=True)
+        return await self._answer(call, ask, chat_up(ask), is_chat=True)
 
     async def generate(self, call: Call) -> Answer:
-        """POST /api/generate; an empty prompt only loads, as in Ollama."""
+        """POST /api/generate; without a prompt (or system A's `messages`) it only loads, as in Ollama."""
         ask = self._read(call)
-        if not ask.get("prompt") and not ask.get("messages") and not ask.get("images"):
+        if not any(ask.get(name) for name in ("prompt", "messages", "suffix", "images")):
             return self._loaded(ask, {"response": ""})
-        body, unknown = generate_body(ask)
-        return await self._answer(call, ask, body, unknown, is_chat=False)
+        return await self._answer(call, ask, generate_up(ask), is_chat=False)
 
-    async def _answer(self, call: Call, ask: dict[str, Any], body: dict[str, Any], unknown: list[str], *, is_chat: bool) -> Answer:
-        if unknown:
-            log.warning("unknown_options", id=call.id, options=unknown)
+    async def _answer(self, call: Call, ask: dict[str, Any], asked: Asked, *, is_chat: bool) -> Answer:
+        """Ask the engines, and tell what they say in one piece or line by line."""
+        self._note_ignored(call, asked.ignored)
         card = self._card(ask)
         is_stream = ask.get("stream") is not False
-        body["model"] = ask.get("model") or card.id
+        voice = Voice(card.id, is_chat, shows_thinking=ask.get("think") is not False)
+        memory = None if is_chat or asked.operation is Operation.COMPLETION else asked.body["messages"]
         if is_stream:
-            body |= {"stream": True, "stream_options": {"include_usage": True}}
-        reply = await self._router.answer(EngineRequest(Operation.CHAT, body, None, ask.get("model") or "", is_stream, call.receipt))
-        shows_thinking = ask.get("think") is not False
-        name = ask.get("model") or card.id
+            asked.body |= {"stream": True, "stream_options": {"include_usage": True}}
+        reply = await self._ask(call, ask, card, asked.operation, asked.body, is_stream=is_stream)
         if reply.events is not None:
-            lines = self._lines(reply, call, name, is_chat=is_chat, shows_thinking=shows_thinking)
-            return Answer(content_type=NDJSON, pieces=Derived(lines, reply.events), on_error=partial(error_event, dialect="ollama"))
-        value = jsons.loads(reply.body or b"{}")
-        took_s = self._clock.monotonic_s() - call.began_s
-        choice = (value.get("choices") or [{}])[0]
-        message = choice.get("message") or {}
-        calls = calls_down(message.get("tool_calls") or [])
-        thinking = thinking_of(message) if shows_thinking else ""
-        out = self._part(name, message.get("content") or "", thinking, calls, is_chat=is_chat)
-        out |= {"done": True, "done_reason": done_reason(choice.get("finish_reason"))}
-        if choice.get("logprobs"):
-            out["logprobs"] = choice["logprobs"].get("content")
+            lines = await begin(self._lines(reply, call, Teller(voice), memory), reply.events)
+            return Answer(content_type=CONTENT_TYPE, pieces=lines, on_error=partial(error_event, dialect="ollama"))
+        out, text = whole(_object(reply), voice, at_s=self._clock.now_s(), elapsed_s=self._elapsed_s(call))
         if not is_chat:
             out["upstream_model"] = card.upstream       # system A's field
-        return Answer(body=jsons.dumps(out | metrics_of(value.get("usage"), total_s=took_s, first_s=0.0)))
+        return Answer(body=jsons.dumps(_with_context(out, memory, text)))
 
-    async def _lines(self, reply: EngineReply, call: Call, name: str, *, is_chat: bool, shows_thinking: bool) -> AsyncGenerator[bytes, None]:
-        """Give the NDJSON lines of a stream; tool calls are gathered and sent whole, before the closing line."""
+    async def _lines(self, reply: EngineReply, call: Call, teller: Teller,
+                     memory: list[dict[str, Any]] | None) -> AsyncGenerator[bytes, None]:
+        """Give the lines of a stream, the closing one last."""
         assert reply.events is not None
-        gatherer, usage, finish, first_s = CallGatherer(), None, None, 0.0
+        now_s = self._clock.now_s
         async with aclosing(events_of(reply.events)) as events:  # type: ignore[type-var]
             async for event in events:
-                usage = event.get("usage") or usage
-                for choice in (event.get("choices") or [])[:1]:
-                    delta = choice.get("delta") or {}
-                    gatherer.add(delta.get("tool_calls"))
-                    text, thinking = delta.get("content") or "", thinking_of(delta) if shows_thinking else ""
-                    finish = choice.get("finish_reason") or finish
-                    if text or thinking:
-                        first_s = first_s or self._clock.monotonic_s() - call.began_s
-                        part = self._part(name, text, thinking, [], is_chat=is_chat) | {"done": False}
-                        if choice.get("logprobs"):
-                            part["logprobs"] = choice["logprobs"].get("content")
-                        yield jsons.dumps(part) + b"\n"
-        if calls := gatherer.calls():
-            yield jsons.dumps(self._part(name, "", "", calls, is_chat=is_chat) | {"done": False}) + b"\n"
-        last = self._part(name, "", "", [], is_chat=is_chat) | {"done": True, "done_reason": done_reason(finish)}
-        took_s = self._clock.monotonic_s() - call.began_s
-        yield jsons.dumps(last | metrics_of(usage, total_s=took_s, first_s=first_s)) + b"\n"
-
-    def _part(self, name: str, text: str, thinking: str, calls: list[dict[str, Any]], *, is_chat: bool) -> dict[str, Any]:
-        out: dict[str, Any] = {"model": name, "created_at": rfc3339(self._clock.now_s())}
-        extra = ({"thinking": thinking} if thinking else {}) | ({"tool_calls": calls} if calls else {})
-        if is_chat:
-            return out | {"message": {"role": "assistant", "content": text, **extra}}
-        return out | {"response": text, **extra}
+                part = teller.take(event, at_s=now_s(), elapsed_s=self._elapsed_s(call))
+                if part is not None:
+                    yield line(part)
+        *calls, last = teller.end(at_s=now_s(), elapsed_s=self._elapsed_s(call))
+        for part in calls:
+            yield line(part)
+        yield line(_with_context(last, memory, teller.text))
 
     def _loaded(self, ask: dict[str, Any], empty: dict[str, Any]) -> Answer:
+        """Answer a request that only loads a model, or unloads it (`keep_alive: 0`): both are done already."""
         card = self._card(ask)
         reason = "unload" if keep_alive_s(ask.get("keep_alive")) == 0 else "load"
-        out = {"model": ask.get("model") or card.id, "created_at": rfc3339(self._clock.now_s()), **empty, "done": True,
-               "done_reason": reason}
-        is_stream = ask.get("stream") is not False
-        return Answer(body=jsons.dumps(out) + (b"\n" if is_stream else b""), content_type=NDJSON if is_stream else "application/json")
+        out = {"model": card.id, "created_at": rfc3339(self._clock.now_s()), **empty, "done": True, "done_reason": reason}
+        if ask.get("stream") is False:
+            return Answer(body=jsons.dumps(out))
+        return Answer(body=line(out), content_type=CONTENT_TYPE)
 
     # ---- embeddings
 
@@ -191,44 +161,49 @@ class OllamaDoor:
         inputs = [] if value in (None, "") else [value] if isinstance(value, str) else value
         if not isinstance(inputs, list) or not all(isinstance(text, str) for text in inputs):
             raise Invalid("invalid input type", param="input")
-        vectors, usage = await self._vectors(call, ask, inputs)
-        took_s = self._clock.monotonic_s() - call.began_s
-        out: dict[str, Any] = {"model": ask.get("model") or self._card(ask).id, "embeddings": [normalised(v) for v in vectors],
-                               "total_duration": int(took_s * 1e9), "load_duration": 0}
-        return Answer(body=jsons.dumps(out | {"prompt_eval_count": usage.get("prompt_tokens") or 0}))
+        card = self._card(ask)
+        vectors, count = await self._vectors(call, ask, card, inputs)
+        out: dict[str, Any] = {"model": card.id, "embeddings": [normalised(v) for v in vectors]}
+        numbers = {"total_duration": ns(self._elapsed_s(call)), "prompt_eval_count": count}
+        return Answer(body=jsons.dumps(out | {name: number for name, number in numbers.items() if number}))
 
     async def embeddings(self, call: Call) -> Answer:
-        """POST /api/embeddings, the older shape: `{embedding}`."""
+        """POST /api/embeddings, the older shape: `{embedding}`, as the engine gave it."""
         ask = self._read(call)
-        prompt = ask.get("prompt", "")
-        if not isinstance(prompt, str):
-            raise Invalid(f"`prompt` must be a string, not {type_word(prompt)}.", param="prompt")
-        vectors, _ = await self._vectors(call, ask, [prompt] if prompt else [])
+        prompt = ask.get("prompt")
+        vectors, _ = await self._vectors(call, ask, self._card(ask), [prompt] if prompt else [])
         return Answer(body=jsons.dumps({"embedding": vectors[0] if vectors else []}))
 
-    async def _vectors(self, call: Call, ask: dict[str, Any], inputs: list[str]) -> tuple[list[list[float]], dict[str, Any]]:
+    async def _vectors(self, call: Call, ask: dict[str, Any], card: ModelCard, inputs: list[str]) -> tuple[list[list[float]], int]:
+        """Give one vector a text, and the tokens that were read."""
         keep_alive_s(ask.get("keep_alive"))
-        if (unknown := options_into({}, ask.get("options"))):
-            log.warning("unknown_options", id=call.id, options=unknown)
-        card = self._card(ask)
+        self._note_ignored(call, options_up(ask.get("options"))[1])
         if not inputs:
-            return [], {}
-        body: dict[str, Any] = {"model": ask.get("model") or card.id, "input": inputs}
+            return [], 0
+        body: dict[str, Any] = {"input": inputs}
         if ask.get("dimensions"):
-            if not isinstance(ask["dimensions"], int):
-                raise Invalid(f"`dimensions` must be an integer, not {type_word(ask['dimensions'])}.", param="dimensions")
             body["dimensions"] = ask["dimensions"]
-        reply = await self._router.answer(EngineRequest(Operation.EMBEDDING, body, None, ask.get("model") or "", False, call.receipt))
-        value = jsons.loads(reply.body or b"{}")
-        rows = sorted(value.get("data") or [], key=lambda row: row.get("index", 0))
-        if len(rows) != len(inputs):
-            raise UpstreamFailed(f"The upstream gave {len(rows)} vectors for {len(inputs)} texts.")
-        return [_floats(row["embedding"]) for row in rows], value.get("usage") or {}
+        value = _object(await self._ask(call, ask, card, Operation.EMBEDDING, body, is_stream=False))
+        usage = value.get("usage")
+        return vectors_of(value, len(inputs)), (usage.get("prompt_tokens") or 0) if isinstance(usage, dict) else 0
 
     # ---- shared
 
-    def _read(self, call: Call) -> dict[str, Any]:
+    async def _ask(self, call: Call, ask: dict[str, Any], card: ModelCard, operation: Operation, body: dict[str, Any], *,
+                   is_stream: bool) -> EngineReply:
+        """Ask the engines for the model that was named; an error status of theirs is raised."""
+        name = _name(ask)
+        body["model"] = name or card.id
+        reply = await self._router.answer(EngineRequest(operation, body, None, name, is_stream, call.receipt))
+        if reply.status >= 400:
+            raise _refused(reply)
+        return reply
+
+    def _read(self, call: Call, *, may_be_empty: bool = False) -> dict[str, Any]:
+        """Read the body and check the types of what is known in it."""
         if not call.body.strip():
+            if may_be_empty:
+                return {}
             raise Invalid("missing request body", code="missing_body")
         ask = read_object(call.body)
         check_types(ask, TYPES)
@@ -236,9 +211,7 @@ class OllamaDoor:
 
     def _card(self, ask: dict[str, Any], *, must_name: bool = False) -> ModelCard:
         """Give the model asked for; without a name the default one, as system A does, unless MODEL_STRICT=1."""
-        name = ask.get("model") or ask.get("name") or ""
-        if not isinstance(name, str):
-            raise Invalid(f"`model` must be a string, not {type_word(name)}.", param="model")
+        name = _name(ask)
         if not name and (must_name or self._router.settings.model_strict):
             raise Invalid("model is required", param="model")
         try:
@@ -246,13 +219,38 @@ class OllamaDoor:
         except NoSuchModel:
             raise NoSuchModel(f"model '{name}' not found", param="model") from None
 
+    def _note_ignored(self, call: Call, names: list[str]) -> None:
+        """Warn of what was not used, as Ollama does; the names are the client's, so they are cut."""
+        if names:
+            log.warning("ignored", id=call.id, names=[name[:64] for name in names[:MOST_NAMES_LOGGED]], count=len(names))
+
+    def _elapsed_s(self, call: Call) -> float:
+        return self._clock.monotonic_s() - call.began_s
+
+    def _capabilities(self) -> list[str]:
+        return DEMO_CAPABILITIES if self._router.is_demo else CAPABILITIES
+
     def _entry(self, card: ModelCard) -> dict[str, Any]:
-        return {"name": card.id, "model": card.id, "size": 0, "digest": hashlib.sha256(card.upstream.encode()).hexdigest(),
-                "details": _details(card)}
+        """Give what /api/tags and /api/ps share; nothing of the model lies on this machine, so its size is 0."""
+        return {"name": card.id, "model": card.id, **self._remote(card), "size": 0,
+                "digest": hashlib.sha256(card.upstream.encode()).hexdigest(), "details": _details(card)}
+
+    def _remote(self, card: ModelCard) -> dict[str, str]:
+        """Give the fields by which Ollama says that a model is elsewhere; the demo engine is not."""
+        if self._router.is_demo:
+            return {}
+        return {"remote_model": card.upstream, "remote_host": self._router.settings.novita_openai_endpoints[0]}
+
+
+def _name(ask: dict[str, Any]) -> str:
+    """Give the name asked for, under its present or its older field; "" = none."""
+    return str(ask.get("model") or ask.get("name") or "")
 
 
 def _family(card: ModelCard) -> str:
-    return "llama" if "llama" in card.upstream.lower() else card.upstream.split("/")[-1].split("-")[0].lower()
+    """Guess a model's family from its name: what stands before the first number or dash."""
+    name = card.upstream.rsplit("/", 1)[-1].lower()
+    return "llama" if "llama" in name else name.split("-")[0].rstrip("0123456789.")
 
 
 def _details(card: ModelCard) -> dict[str, Any]:
@@ -260,9 +258,29 @@ def _details(card: ModelCard) -> dict[str, Any]:
             "quantization_level": ""}
 
 
-def _floats(vector: Any) -> list[float]:
-    """Read a vector that came as numbers or as base64 of little-endian 32-bit floats."""
-    if isinstance(vector, str):
-        raw = base64.b64decode(vector)
-        return list(struct.unpack(f"<{len(raw) // 4}f", raw))
-    return [float(x) for x in vector]
+def _object(reply: EngineReply) -> dict[str, Any]:
+    """Read an engine's answer in one piece."""
+    try:
+        value = jsons.loads(reply.body or b"")
+    except jsons.BadJson as exc:
+        raise UpstreamFailed(f"The engine's answer is no JSON: {exc}.", code="upstream_rubbish") from None
+    if not isinstance(value, dict):
+        raise UpstreamFailed("The engine's answer is no JSON object.", code="upstream_rubbish")
+    return value
+
+
+def _refused(reply: EngineReply) -> ApplianceError:
+    """Turn an engine's error status into an error with the same status and sentence."""
+    try:
+        value = jsons.loads(reply.body or b"")
+    except jsons.BadJson:
+        value = None
+    error = value.get("error") if isinstance(value, dict) else None
+    message = error.get("message") if isinstance(error, dict) else error
+    kind = Invalid if reply.status < 500 else UpstreamFailed
+    return kind(str(message or f"The engine refused the request with status {reply.status}."), details={"status": reply.status})
+
+
+def _with_context(last: dict[str, Any], memory: list[dict[str, Any]] | None, text: str) -> dict[str, Any]:
+    """Give a closing object with `context`, so that /api/generate can go on from it; a chat or a completion has none."""
+    return last if memory is None else last | {"context": pack(memory, text)}

@@ -1,225 +1,204 @@
-"""Ollama's requests into OpenAI's, OpenAI's replies into Ollama's. Pure. Source: protocol facts of Ollama's API types."""
+"""Ollama's requests into OpenAI's. Pure: it decides what is asked of the engines and refuses what cannot be read.
 
-import base64
-import binascii
+Source: Ollama's API types and `options`; system A, /api/generate (`messages`, `options.max_tokens`).
+"""
+
 import math
 import re
+from dataclasses import dataclass, field
 from typing import Any
 
-from appliance.base import jsons
 from appliance.base.errors import Invalid
+from appliance.engines.types import Operation
 from appliance.front.body import check_messages, type_word
+from appliance.front.ollama_context import unpack
+from appliance.front.ollama_messages import messages_up, tools_up
 
-OPTIONS = {     # Ollama's option → (OpenAI's field, type)
+TYPES: dict[str, Any] = {       # of every field that some address of this dialect knows
+    "model": str, "name": str, "prompt": str, "system": str, "suffix": str, "template": str, "messages": list, "images": list,
+    "context": list, "tools": list, "stream": bool, "raw": bool, "truncate": bool, "shift": bool, "logprobs": bool,
+    "insecure": bool, "verbose": bool, "top_logprobs": int, "dimensions": int, "options": dict,
+}
+OPTIONS: dict[str, tuple[str, type]] = {        # Ollama's option → (OpenAI's field, type)
     "temperature": ("temperature", float), "top_p": ("top_p", float), "top_k": ("top_k", int), "min_p": ("min_p", float),
     "seed": ("seed", int), "presence_penalty": ("presence_penalty", float), "frequency_penalty": ("frequency_penalty", float),
     "repeat_penalty": ("repetition_penalty", float), "num_predict": ("max_tokens", int), "max_tokens": ("max_tokens", int),
     "stop": ("stop", list),
 }
-LOCAL_OPTIONS = {   # meaningful to a local engine only; accepted and left out
-    "num_ctx", "num_keep", "num_batch", "num_gpu", "main_gpu", "use_mmap", "num_thread", "typical_p", "repeat_last_n", "tfs_z",
-    "mirostat", "mirostat_tau", "mirostat_eta", "penalize_newline", "numa", "low_vram", "vocab_only", "use_mlock",
+LOCAL_OPTIONS: dict[str, type] = {              # about an engine on the same machine; checked and left out
+    "num_ctx": int, "num_keep": int, "num_batch": int, "num_gpu": int, "main_gpu": int, "num_thread": int, "use_mmap": bool,
+    "use_mlock": bool, "numa": bool, "low_vram": bool, "f16_kv": bool, "vocab_only": bool, "logits_all": bool,
+    "embedding_only": bool, "typical_p": float, "repeat_last_n": int, "tfs_z": float, "mirostat": int, "mirostat_tau": float,
+    "mirostat_eta": float, "penalize_newline": bool,
 }
-EFFORTS = {"low", "medium", "high", "max"}
-DONE_REASONS = {"tool_calls": "stop", "content_filter": "stop", "function_call": "stop"}
-_DURATION = re.compile(r"(-?\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h)")
-_UNIT_S = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
-_IMAGE_TYPES = ((b"\x89PNG", "image/png"), (b"\xff\xd8", "image/jpeg"), (b"GIF8", "image/gif"), (b"RIFF", "image/webp"))
+TYPE_NAMES = {float: "float32", int: "integer", bool: "boolean", list: "array"}
+EFFORTS = {"low": "low", "medium": "medium", "high": "high", "max": "high"}     # OpenAI's scale ends at high
+MOST_TOP_LOGPROBS = 20
+RAW_MAX_TOKENS = 512        # where `num_predict` is absent: the completions API would stop after 16; system A's own default
+_DURATION = re.compile(r"[+-]?(?:(?:\d+(?:\.\d*)?|\.\d+)(?:ns|us|µs|μs|ms|s|m|h))+")
+_TERM = re.compile(r"([\d.]+)(ns|us|µs|μs|ms|s|m|h)")
+_UNIT_S = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+@dataclass(slots=True)
+class Asked:
+    """One request of Ollama's, translated.
+
+    body      OpenAI's, without `model` and `stream`
+    ignored   names of what could not be used and was no mistake: unknown options, as Ollama warns about them
+    """
+
+    operation: Operation
+    body: dict[str, Any]
+    ignored: list[str] = field(default_factory=list)
 
 
 def keep_alive_s(value: Any) -> float | None:
-    """Read keep_alive: seconds as a number, or a Go duration; negative = for ever (inf), absent = None."""
+    """Read keep_alive.
+
+    Takes   value: seconds as a number, or a duration such as "5m", "1h30m", "-1s", "0"
+    Gives   seconds; infinity for a negative one; None when absent
+    Raises  Invalid
+    """
     if value is None:
         return None
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return math.inf if value < 0 else float(value)
-    if isinstance(value, str) and (value == "0" or _DURATION.fullmatch(value) or re.fullmatch(rf"(?:{_DURATION.pattern})+", value)):
-        total = sum(float(n) * _UNIT_S[u] for n, u in _DURATION.findall(value))
-        return math.inf if total < 0 or value.startswith("-") else total
+    if isinstance(value, str) and (value.lstrip("+-") == "0" or _DURATION.fullmatch(value)):
+        total = sum(float(number) * _UNIT_S[unit] for number, unit in _TERM.findall(value))
+        return math.inf if value.startswith("-") and total else total
     raise Invalid("`keep_alive` must be seconds as a number, or a duration such as \"5m\" or \"-1s\".", param="keep_alive")
 
 
-def options_into(body: dict[str, Any], options: Any) -> list[str]:
-    """Write `options` into an OpenAI body; give the names nobody knows (a warning, not an error, as in Ollama)."""
-    if options is None:
-        return []
-    if not isinstance(options, dict):
-        raise Invalid(f"`options` must be an object, not {type_word(options)}.", param="options")
+def options_up(options: dict[str, Any] | None) -> tuple[dict[str, Any], list[str]]:
+    """Translate `options`.
+
+    Gives   (fields of OpenAI's, names that nobody knows)
+    Raises  Invalid: a known option of a wrong type, with `options.<name>` as param
+    """
+    fields: dict[str, Any] = {}
     unknown = []
-    for name, value in options.items():
-        if name not in OPTIONS:
-            unknown += [] if name in LOCAL_OPTIONS else [name]
+    for name, value in (options or {}).items():
+        known, kind = OPTIONS.get(name) or ("", LOCAL_OPTIONS.get(name))
+        if kind is None:
+            unknown.append(name)
+        if kind is None or value is None:
             continue
-        field, kind = OPTIONS[name]
-        if value is None:
-            continue
-        if name == "stop" and isinstance(value, str):
-            value = [value]
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not (isinstance(value, list) if kind is list else is_number and (kind is float or float(value).is_integer())):
-            raise Invalid(f"option \"{name}\" must be of type {'array' if kind is list else 'integer' if kind is int else 'float32'}",
-                          param=f"options.{name}")
-        if name == "num_predict" and value < 0:
-            continue        # -1: until it ends, -2: until the context is full; both are OpenAI's default
-        body[field] = int(value) if kind is int else value
-    return unknown
+        value = _option(name, value, kind)
+        if known and not _is_default(name, value):
+            fields[known] = value
+    return fields, unknown
 
 
-def common_into(body: dict[str, Any], ask: dict[str, Any]) -> list[str]:
-    """Write what /api/chat and /api/generate share: options, format, think, log-probabilities; give unknown options."""
-    unknown = options_into(body, ask.get("options"))
+def _option(name: str, value: Any, kind: type) -> Any:
+    """Give a known option's value in its type, or raise."""
+    if kind is list:
+        value = [value] if isinstance(value, str) else value
+        if isinstance(value, list) and all(isinstance(item, str) for item in value):
+            return value
+    elif kind is bool:
+        if isinstance(value, bool):
+            return value
+    elif isinstance(value, (int, float)) and not isinstance(value, bool) and (kind is float or float(value).is_integer()):
+        return int(value) if kind is int else value
+    raise Invalid(f"option \"{name}\" must be of type {TYPE_NAMES[kind]}", param=f"options.{name}")
+
+
+def _is_default(name: str, value: Any) -> bool:
+    """Whether a value says what leaving the field out says.
+
+    1. a limit of 0, -1 or -2: until the answer ends     2. a negative seed: a random one     3. no stop words
+    """
+    if name in {"num_predict", "max_tokens"}:                                                           # 1
+        return bool(value <= 0)
+    if name == "seed":                                                                                  # 2
+        return bool(value < 0)
+    return name == "stop" and not value                                                                 # 3
+
+
+def chat_up(ask: dict[str, Any]) -> Asked:
+    """Translate a request to /api/chat.
+
+    Raises  Invalid: with the field at fault
+    """
+    check_messages(ask["messages"])
+    body: dict[str, Any] = {"messages": messages_up(ask["messages"])}
+    if ask.get("tools"):
+        body["tools"] = tools_up(ask["tools"])
+    fields, ignored = _common(ask)
+    return Asked(Operation.CHAT, body | fields | _logprobs(ask, Operation.CHAT), ignored)
+
+
+def generate_up(ask: dict[str, Any]) -> Asked:
+    """Translate a request to /api/generate.
+
+    1. raw                  → a completion: the prompt goes up as it is
+    2. a suffix             → a completion that fills the gap
+    3. `messages`           → a chat, as in system A
+    4. else                 → a chat: what `context` holds, the system text, the prompt with its images
+
+    Raises  Invalid: with the field at fault
+    """
+    if ask.get("raw") and any(ask.get(name) for name in ("template", "system", "context")):
+        raise Invalid("raw mode does not support template, system, or context", param="raw")
+    if ask.get("template"):
+        raise Invalid("`template` cannot be used here: the engine renders its model's own. Leave it out, or send a prompt that is "
+                      "complete with `raw`.", param="template")
+    fields, ignored = _common(ask)
+    if ask.get("raw") or ask.get("suffix"):                                                             # 1, 2
+        return _completion(ask, fields, ignored)
+    if ask.get("messages"):                                                                             # 3
+        check_messages(ask["messages"])
+        messages = messages_up(ask["messages"])
+    else:                                                                                               # 4
+        messages = unpack(ask["context"]) if ask.get("context") else []
+        messages += messages_up([{"role": "user", "content": ask.get("prompt") or "", "images": ask.get("images")}], where="")
+    if ask.get("system"):
+        messages = [{"role": "system", "content": ask["system"]}, *(m for m in messages if m["role"] != "system")]
+    return Asked(Operation.CHAT, {"messages": messages, **fields, **_logprobs(ask, Operation.CHAT)}, ignored)
+
+
+def _completion(ask: dict[str, Any], fields: dict[str, Any], ignored: list[str]) -> Asked:
+    if ask.get("images"):
+        raise Invalid(f"`images` cannot be used with `{'raw' if ask.get('raw') else 'suffix'}`.", param="images")
+    body: dict[str, Any] = {"prompt": ask.get("prompt") or "", "max_tokens": RAW_MAX_TOKENS, **fields}
+    if ask.get("suffix"):
+        body["suffix"] = ask["suffix"]
+    body.pop("reasoning_effort", None)
+    ignored = ignored + [name for name in ("system", "context") if ask.get(name)]      # a gap has no conversation around it
+    return Asked(Operation.COMPLETION, body | _logprobs(ask, Operation.COMPLETION), ignored)
+
+
+def _common(ask: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Translate what both share: options, format, think; check keep_alive.
+
+    Gives   (fields of OpenAI's, names that were ignored)
+    """
+    fields, unknown = options_up(ask.get("options"))
     keep_alive_s(ask.get("keep_alive"))
     wanted = ask.get("format")
     if wanted == "json":
-        body["response_format"] = {"type": "json_object"}
+        fields["response_format"] = {"type": "json_object"}
     elif isinstance(wanted, dict):
-        body["response_format"] = {"type": "json_schema", "json_schema": {"name": "answer", "schema": wanted}}
+        fields["response_format"] = {"type": "json_schema", "json_schema": {"name": "answer", "schema": wanted}}
     elif wanted not in (None, ""):
         raise Invalid("`format` must be \"json\" or a JSON schema object.", param="format")
     think = ask.get("think")
-    if isinstance(think, str):
-        if think not in EFFORTS:
-            raise Invalid(f"invalid think value: \"{think}\" (must be \"high\", \"medium\", \"low\", \"max\", true, or false)",
-                          param="think")
-        body["reasoning_effort"] = "high" if think == "max" else think
+    if isinstance(think, str) and think in EFFORTS:
+        fields["reasoning_effort"] = EFFORTS[think]
+    elif isinstance(think, str):
+        raise Invalid(f"invalid think value: \"{think[:64]}\" (must be \"high\", \"medium\", \"low\", \"max\", true, or false)",
+                      param="think")
     elif think is not None and not isinstance(think, bool):
-        raise Invalid("`think` must be true, false, or one of low, medium, high, max.", param="think")
-    if ask.get("logprobs"):
-        body["logprobs"] = True
-        top = ask.get("top_logprobs", 0)
-        if not isinstance(top, int) or not 0 <= top <= 20:
-            raise Invalid("top_logprobs must be between 0 and 20", param="top_logprobs")
-        body["top_logprobs"] = top
-    return unknown
+        raise Invalid(f"`think` must be true, false, or one of low, medium, high, max, not {type_word(think)}.", param="think")
+    return fields, unknown
 
 
-def chat_body(ask: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Give OpenAI's body for an /api/chat request, and the options nobody knows."""
-    check_messages(ask.get("messages"))
-    body: dict[str, Any] = {"messages": [_message(m, n) for n, m in enumerate(ask["messages"])]}
-    if ask.get("tools"):
-        if not isinstance(ask["tools"], list):
-            raise Invalid(f"`tools` must be an array, not {type_word(ask['tools'])}.", param="tools")
-        body["tools"] = ask["tools"]
-    return body, common_into(body, ask)
-
-
-def generate_body(ask: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Give OpenAI's chat body for an /api/generate request (system A's `messages` are taken too)."""
-    if ask.get("raw") and any(ask.get(f) for f in ("template", "system", "context")):
-        raise Invalid("raw mode does not support template, system, or context", param="raw")
-    for name in ("prompt", "system", "suffix", "template"):
-        if not isinstance(ask.get(name, ""), (str, type(None))):
-            raise Invalid(f"`{name}` must be a string, not {type_word(ask[name])}.", param=name)
-    if ask.get("suffix"):
-        raise Invalid(f"\"{ask.get('model') or ''}\" does not support insert", param="suffix")
-    if ask.get("messages"):
-        check_messages(ask["messages"])
-        messages = [_message(m, n) for n, m in enumerate(ask["messages"])]
-    else:
-        messages = [{"role": "system", "content": ask["system"]}] if ask.get("system") else []
-        messages.append(_message({"role": "user", "content": ask.get("prompt") or "", "images": ask.get("images")}, 0))
-    body: dict[str, Any] = {"messages": messages}
-    return body, common_into(body, ask)
-
-
-def _message(message: dict[str, Any], number: int) -> dict[str, Any]:
-    """Translate one message: images become data URIs, tool arguments become text, names and ids stay."""
-    out: dict[str, Any] = {"role": message["role"], "content": message.get("content") or ""}
-    images = message.get("images")
-    if images:
-        if not isinstance(images, list):
-            raise Invalid(f"`messages.{number}.images` must be an array of base64 texts.", param=f"messages.{number}.images")
-        parts: list[dict[str, Any]] = [{"type": "text", "text": out["content"]}] if out["content"] else []
-        parts += [{"type": "image_url", "image_url": {"url": _data_uri(i, f"messages.{number}.images.{k}")}} for k, i in enumerate(images)]
-        out["content"] = parts
-    if message.get("thinking"):
-        out["reasoning_content"] = message["thinking"]
-    if message.get("tool_calls"):
-        out["tool_calls"] = [_call_up(call, number, k) for k, call in enumerate(message["tool_calls"])]
-    if message["role"] == "tool":
-        out["tool_call_id"] = message.get("tool_call_id") or f"call_{message.get('tool_name') or number}"
-        if message.get("tool_name"):
-            out["name"] = message["tool_name"]
-    return out
-
-
-def _call_up(call: Any, number: int, index: int) -> dict[str, Any]:
-    function = call.get("function") if isinstance(call, dict) else None
-    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        raise Invalid(f"`messages.{number}.tool_calls.{index}.function.name` is missing.", param=f"messages.{number}.tool_calls.{index}")
-    arguments = function.get("arguments") or {}
-    text = arguments if isinstance(arguments, str) else jsons.dumps_text(arguments)
-    return {"id": call.get("id") or f"call_{function['name']}", "type": "function",
-            "function": {"name": function["name"], "arguments": text}}
-
-
-def _data_uri(image: Any, param: str) -> str:
-    if isinstance(image, str) and image.startswith("data:"):
-        return image
-    try:
-        head = base64.b64decode(image, validate=True)[:16] if isinstance(image, str) else b""
-    except (binascii.Error, ValueError):
-        head = b""
-    if not head:
-        raise Invalid(f"`{param}` is no base64 image.", param=param)
-    kind = next((name for magic, name in _IMAGE_TYPES if head.startswith(magic)), "image/png")
-    return f"data:{kind};base64,{image}"
-
-
-def calls_down(calls: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Translate finished tool calls: arguments become an object."""
-    out = []
-    for index, call in enumerate(calls):
-        function = call.get("function") or {}
-        try:
-            arguments = jsons.loads(function.get("arguments") or "{}")
-        except jsons.BadJson:
-            arguments = {"_raw": function.get("arguments")}
-        row = {"function": {"index": index, "name": function.get("name", ""), "arguments": arguments}}
-        out.append({"id": call["id"], **row} if call.get("id") else row)
-    return out
-
-
-class CallGatherer:
-    """Puts the fragments of streamed tool calls together; Ollama sends each call whole."""
-
-    def __init__(self) -> None:
-        self._calls: dict[int, dict[str, Any]] = {}
-
-    def add(self, fragments: Any) -> None:
-        for fragment in fragments or []:
-            call = self._calls.setdefault(fragment.get("index", 0), {"id": "", "function": {"name": "", "arguments": ""}})
-            call["id"] = fragment.get("id") or call["id"]
-            function = fragment.get("function") or {}
-            call["function"]["name"] += function.get("name") or ""
-            call["function"]["arguments"] += function.get("arguments") or ""
-
-    def calls(self) -> list[dict[str, Any]]:
-        return calls_down([self._calls[i] for i in sorted(self._calls)])
-
-
-def thinking_of(message: dict[str, Any]) -> str:
-    """Give the reasoning text under either of its names."""
-    return str(message.get("reasoning_content") or message.get("reasoning") or "")
-
-
-def done_reason(finish: Any) -> str:
-    return DONE_REASONS.get(finish, finish or "stop")
-
-
-def metrics_of(usage: Any, *, total_s: float, first_s: float) -> dict[str, int]:
-    """Give the closing object's numbers, durations in nanoseconds; those that are zero are left out, as Ollama does."""
-    usage = usage if isinstance(usage, dict) else {}
-    numbers = {
-        "total_duration": int(total_s * 1e9), "load_duration": 0,
-        "prompt_eval_count": usage.get("prompt_tokens") or 0, "prompt_eval_duration": int(first_s * 1e9),
-        "eval_count": usage.get("completion_tokens") or 0, "eval_duration": int(max(0.0, total_s - first_s) * 1e9),
-    }
-    return {name: value for name, value in numbers.items() if value}
-
-
-def normalised(vector: list[float]) -> list[float]:
-    """Give the vector with length 1 (a zero vector stays)."""
-    length = math.sqrt(sum(x * x for x in vector))
-    return [x / length for x in vector] if length else vector
+def _logprobs(ask: dict[str, Any], operation: Operation) -> dict[str, Any]:
+    """Translate log-probabilities, which the two operations spell differently."""
+    top = ask.get("top_logprobs") or 0
+    if not 0 <= top <= MOST_TOP_LOGPROBS:
+        raise Invalid("top_logprobs must be between 0 and 20", param="top_logprobs")
+    if not ask.get("logprobs"):
+        return {}
+    return {"logprobs": top} if operation is Operation.COMPLETION else {"logprobs": True, "top_logprobs": top}

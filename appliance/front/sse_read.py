@@ -33,7 +33,7 @@ class SseReader:
         return found
 
     def end(self) -> list[dict[str, Any] | None]:
-        """Say that no more bytes come; give the last event if only the blank line after it was missing, nothing of half an event."""
+        """Say that no more bytes come; give the last event if only the blank line after it was missing, else nothing."""
         try:
             return self.feed(b"\n\n") if self._rest.strip() else []
         except UpstreamFailed:

@@ -9,7 +9,8 @@ import pytest
 from appliance.base.errors import UpstreamFailed
 from appliance.front.sse_read import SseReader, events_of
 
-STREAM = b': hi\n\ndata: {"a":"x\\ny"}\n\nid: 7\nevent: message\ndata:{"b":"\xf0\x9f\x8e\x89"}\n\ndata: {"c":\ndata: 3}\n\ndata: [DONE]\n\n'
+STREAM = (b': hi\n\ndata: {"a":"x\\ny"}\n\nid: 7\nevent: message\ndata:{"b":"\xf0\x9f\x8e\x89"}\n\n'
+          b'data: {"c":\ndata: 3}\n\ndata: [DONE]\n\n')
 EVENTS = [{"a": "x\ny"}, {"b": "🎉"}, {"c": 3}, None]
 
 
@@ -61,7 +62,8 @@ async def test_a_missing_blank_line_after_done_is_forgiven() -> None:
     assert await read(Pieces(b'data: {"a": 1}\n\n', b"data: [DONE]\n")) == [{"a": 1}]
 
 
-@pytest.mark.parametrize("pieces", [[], [b'data: {"a": 1}\n\n'], [b'data: {"a": 1}\n\n', b'data: {"b":'], [b": only a comment\n\n"]])
+@pytest.mark.parametrize("pieces", [
+    [], [b'data: {"a": 1}\n\n'], [b'data: {"a": 1}\n\n', b'data: {"b":'], [b": only a comment\n\n"]])
 async def test_a_stream_without_done_is_a_failure(pieces: list[bytes]) -> None:
     source = Pieces(*pieces)
     with pytest.raises(UpstreamFailed) as caught:
