@@ -50,7 +50,8 @@ def test_a_chat_is_told_line_by_line_and_closed_with_numbers() -> None:
         {**head, "message": {"role": "assistant", "content": "Hel"}, "done": False},
         {**head, "message": {"role": "assistant", "content": "lo\n"}, "done": False},
         {**head, "message": {"role": "assistant", "content": ""}, "done": True, "done_reason": "length",
-         "total_duration": 6 * 10**9, "prompt_eval_count": 7, "prompt_eval_duration": 2 * 10**9, "eval_count": 3, "eval_duration": 4 * 10**9},
+         "total_duration": 6 * 10**9, "prompt_eval_count": 7, "prompt_eval_duration": 2 * 10**9, "eval_count": 3,
+         "eval_duration": 4 * 10**9},
     ]
 
 
