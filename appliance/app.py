@@ -121,11 +121,19 @@ class Appliance:
         self.grace_s = grace_s
         self.stop_asked.set()
 
+    def begin(self, route: str) -> Receipt:
+        """Begin a request that came by another door than HTTP; `finish` must follow."""
+        self.desk.in_flight += 1
+        return self.desk.new_receipt(route)
+
     def finish(self, receipt: Receipt) -> None:
-        """Settle a request that came by another door than HTTP."""
+        """Settle a request of `begin`: it is counted and kept like one of HTTP's."""
+        self.desk.in_flight -= 1
         self.receipts.add(receipt)
         self.desk.count_engine(receipt, 0)
-        self.metrics.requests.labels(receipt.route, str(receipt.status)).inc()
+        requests, seconds, _ = self.metrics.request_children(receipt.route, receipt.status)
+        requests.inc()
+        seconds.observe(receipt.total_ms / 1000)
 
     def _task_died(self, name: str, error: BaseException) -> None:
         self.warnings.append(f"the background task {name} died: {error!r}")
@@ -150,7 +158,7 @@ class Appliance:
         return ControlParts(
             router=self.router, receipts=self.receipts, worker=self.worker, status=self.status, changed=self.changed,
             identity=self.identity, settings=reloader.described, reload=reloader.reload, drain=self.drain, resume=self.resume,
-            shutdown=self.shutdown, lines=self.lines, new_receipt=self.desk.new_receipt, finish=self.finish,
+            shutdown=self.shutdown, lines=self.lines, new_receipt=self.begin, finish=self.finish,
             is_draining=lambda: self.state != "serving",
             grace_s=lambda: self.settings.front.shutdown_grace_s if self.grace_s is None else self.grace_s, hurry=self.hurry)
 

@@ -145,6 +145,25 @@ def test_it_is_idempotent_and_replaces_a_stale_rule(space: str) -> None:
 
 @pytest.mark.netns
 @needs_namespace
+@pytest.mark.parametrize(("forwarded", "answer"), [(True, "HTTP/1.0 200"), (False, "")])
+def test_traffic_from_another_host_is_redirected_where_asked(space: str, forwarded: bool, answer: str) -> None:
+    other = f"{space}-b"
+    subprocess.run(["ip", "netns", "add", other], check=True)
+    try:
+        subprocess.run(["ip", "link", "add", "near", "netns", space, "type", "veth", "peer", "name", "far", "netns", other], check=True)
+        for name, device, address in ((space, "near", "10.99.0.1/24"), (other, "far", "10.99.0.2/24")):
+            subprocess.run(["ip", "-n", name, "addr", "add", address, "dev", device], check=True)
+            subprocess.run(["ip", "-n", name, "link", "set", device, "up"], check=True)
+        code = f"from appliance.host.nat import ensure_redirect as e; print(e('on', port_to=18000, forwarded={forwarded}).outcome)"
+        assert inside(space, code).stdout.strip() == "rule"
+        assert reached(other, "10.99.0.1") == answer
+        assert reached(space, "127.0.0.1") == "HTTP/1.0 200"
+    finally:
+        subprocess.run(["ip", "netns", "del", other], check=True)
+
+
+@pytest.mark.netns
+@needs_namespace
 @pytest.mark.skipif(shutil.which("setpriv") is None, reason="setpriv takes the privilege away")
 @pytest.mark.parametrize(("asked", "outcome"), [("auto", "listener"), ("on", "failed")])
 def test_without_net_admin_it_does_not_hang(space: str, asked: str, outcome: str) -> None:

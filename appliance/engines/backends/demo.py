@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from appliance.base import jsons
 from appliance.base.clock import Clock
-from appliance.base.errors import Invalid, UpstreamFailed
+from appliance.base.errors import Exhausted, Forbidden, Invalid, NotFound, TimedOut, Unauthenticated, Unavailable, UpstreamFailed
 from appliance.engines.demo_script import DIMENSIONS, Part, last_user_text, play, tokens_of, vector_of
 from appliance.engines.pacing import chunks_of
 from appliance.engines.receipts import Attempt
@@ -169,7 +169,8 @@ def _logprob(word: str, top: int) -> dict[str, Any]:
 
 def _provoked(status: int) -> Exception:
     """Give the error a prompt asked for, with exactly that status."""
-    error: Any = Invalid if status < 500 else UpstreamFailed
+    kinds: dict[int, Any] = {401: Unauthenticated, 403: Forbidden, 404: NotFound, 429: Exhausted, 503: Unavailable, 504: TimedOut}
+    error = kinds.get(status, Invalid if status < 500 else UpstreamFailed)
     raised = error(f"The demo engine answers with status {status}, as it was asked to.", code="demo_error",
                    retry_after_s=1.0 if status in {429, 503} else None)
     raised.details["status"] = status
