@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 HIGH_WATER_BYTES = 64 * 1024
 PIPELINED_BYTES = 256 * 1024
+LINGER_S = 1.0
 REASONS = {
     200: b"OK", 400: b"Bad Request", 401: b"Unauthorized", 403: b"Forbidden", 404: b"Not Found", 408: b"Request Timeout",
     409: b"Conflict", 413: b"Content Too Large", 422: b"Unprocessable Content", 429: b"Too Many Requests",
@@ -331,11 +332,15 @@ class Lane(asyncio.Protocol):
         call = desk.open(route, method="-", path=route.path if route else "-", headers={}, body=b"", peer=self.peer)
         answer = desk.refusal(error, route.dialect if route else "openai", call.receipt)
         answer.status = call.receipt.status = status
+        answer.headers.append(("x-request-id", call.id))
         self._keep_alive = False
         self._is_closing = True
+        self._next, self._body = None, []
         sent = self._write_whole(answer)
         desk.close(call, finish="error", sent_bytes=sent)
-        self.transport.close()
+        # What is still on its way is read and dropped for a moment: closing at once would reset the connection under our answer.
+        self.transport.write_eof()
+        self._server.loop.call_later(LINGER_S, self.transport.abort)
 
     def _refuse_connection(self) -> None:
         error = Internal("Too many connections.", code="too_many_connections")

@@ -91,6 +91,22 @@ async def test_what_cannot_be_taken_is_refused_in_words(start: Start, data: byte
     assert text in out
 
 
+async def test_a_refusal_reaches_a_client_that_is_still_sending(start: Start) -> None:
+    running = await start(MAX_BODY_BYTES="2000")
+    host, port = running.appliance.http_addresses[0]
+    reader, writer = await asyncio.open_connection(host, port)
+    writer.write(HEAD % 3_000_000 + b"\r\n")
+    try:
+        for _ in range(30):
+            writer.write(b" " * 100_000)
+            await writer.drain()
+            await asyncio.sleep(0.01)
+    except ConnectionError:
+        pass
+    assert status(await asyncio.wait_for(reader.read(), 5)) == 413
+    writer.close()
+
+
 async def test_a_large_chunked_body_is_refused_while_it_comes(start: Start) -> None:
     running = await start(MAX_BODY_BYTES="2000")
     out = await talk(running, b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + b"400\r\n" + b" " * 1024 + b"\r\n",
