@@ -1,13 +1,17 @@
 """The official `ollama` client against the whole appliance."""
 
+import asyncio
 import json
 import urllib.request
+from collections.abc import AsyncIterator, Awaitable
+from typing import Any
 
+import httpx
 import ollama
 import pytest
 
-from tests.fakes.hosted_api import CutStream, HostedApi
-from tests.journeys.running import Running, Start
+from tests.fakes.hosted_api import KEY, CutStream, ErrorEvent, Hang, HostedApi, OddStream, OnePiece, Stall, Status
+from tests.journeys.running import Running, Start, until
 
 HELLO = [{"role": "user", "content": "Hello"}]
 PUBLIC = "meta-llama/llama-3.2-3b-instruct/fp-16-fast-vllm-1"
@@ -16,6 +20,12 @@ PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgG
 
 def client(running: Running) -> ollama.AsyncClient:
     return ollama.AsyncClient(host=running.base_url)
+
+
+async def parts_of(call: Awaitable[Any]) -> list[Any]:
+    """Give all parts of an answer, streamed or in one piece."""
+    answer = await call
+    return [part async for part in answer] if isinstance(answer, AsyncIterator) else [answer]
 
 
 async def test_chat_whole_and_streamed_say_the_same(anyone: Running) -> None:
@@ -42,7 +52,8 @@ async def test_an_empty_prompt_only_loads(anyone: Running) -> None:
 
 
 async def test_options_format_think_and_images_go_up(relay: Running, hosted: HostedApi) -> None:
-    await client(relay).chat(model="m", messages=[{"role": "user", "content": "What is it?", "images": [PIXEL]}], format="json", think="low",
+    await client(relay).chat(model="m", messages=[{"role": "user", "content": "What is it?", "images": [PIXEL]}], format="json",
+                             think="low",
                              options={"temperature": 0.1, "num_predict": 9, "stop": ["X"], "num_ctx": 4096, "seed": 3})
     sent = hosted.records[-1].body
     assert (sent["temperature"], sent["max_tokens"], sent["stop"], sent["seed"]) == (0.1, 9, ["X"], 3)
@@ -82,7 +93,8 @@ async def test_list_show_ps_and_pull(anyone: Running) -> None:
     assert lines == [f"pulling {PUBLIC}", "verifying sha256", "writing manifest", "success"]
 
 
-@pytest.mark.parametrize("call", [lambda c: c.push("m"), lambda c: c.create("m", from_="x"), lambda c: c.copy("a", "b"), lambda c: c.delete("m")])
+@pytest.mark.parametrize("call", [
+    lambda c: c.push("m"), lambda c: c.create("m", from_="x"), lambda c: c.copy("a", "b"), lambda c: c.delete("m")])
 async def test_writes_to_a_model_store_are_refused_clearly(anyone: Running, call) -> None:
     with pytest.raises(ollama.ResponseError) as caught:
         await call(client(anyone))
@@ -106,11 +118,10 @@ async def test_unknown_models_when_strict(start: Start) -> None:
     (b'{"messages":[{"role":"user","content":"x"}],"think":"very"}', "invalid think value"),
 ])
 async def test_wrong_input_is_named_in_ollamas_shape(anyone: Running, body: bytes, text: str) -> None:
-    import asyncio
-
     def ask() -> tuple[int, dict]:
         try:
-            with urllib.request.urlopen(urllib.request.Request(anyone.base_url + "/api/chat", data=body, method="POST"), timeout=5) as answer:
+            request = urllib.request.Request(anyone.base_url + "/api/chat", data=body, method="POST")
+            with urllib.request.urlopen(request, timeout=5) as answer:
                 return answer.status, json.loads(answer.read())
         except urllib.error.HTTPError as exc:
             return exc.code, json.loads(exc.read())
@@ -126,3 +137,192 @@ async def test_a_cut_stream_ends_with_an_error_line(relay: Running, hosted: Host
     with pytest.raises(ollama.ResponseError) as caught:
         [p async for p in await client(relay).chat(model="m", messages=HELLO, stream=True)]
     assert "broke off" in caught.value.error
+
+
+@pytest.mark.parametrize("how", [ErrorEvent(), CutStream(after_events=1)])
+async def test_a_stream_that_fails_before_any_text_has_a_real_status(start: Start, hosted: HostedApi, how: object) -> None:
+    running = await start(NOVITA_API_KEY=KEY, NOVITA_OPENAI_ENDPOINTS=hosted.base_url)
+    hosted.reply = "" if isinstance(how, ErrorEvent) else hosted.reply      # no text before the third event
+    hosted.script(how)
+    with pytest.raises(ollama.ResponseError) as caught:
+        [p async for p in await client(running).chat(model="m", messages=HELLO, stream=True)]
+    assert caught.value.status_code == 502
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("status", [400, 403, 422])
+async def test_the_engines_refusals_keep_their_status_and_sentence(relay: Running, hosted: HostedApi, status: int,
+                                                                   stream: bool) -> None:
+    hosted.script(Status(status))
+    with pytest.raises(ollama.ResponseError) as caught:
+        await parts_of(client(relay).chat(model="m", messages=HELLO, stream=stream))
+    assert (caught.value.status_code, caught.value.error) == (status, f"stand-in answers {status}")
+
+
+async def test_a_failing_engine_is_a_502_that_names_its_attempts(relay: Running, hosted: HostedApi) -> None:
+    hosted.script(Status(500))
+    async with httpx.AsyncClient(base_url=relay.base_url) as http:
+        answer = await http.post("/api/generate", json={"model": "m", "prompt": "Hello"})
+    assert answer.status_code == 502
+    assert answer.json()["error"].startswith("novita_upstream_error")
+    assert [attempt["status"] for attempt in answer.json()["attempts"]] == [500]
+    assert KEY not in answer.text
+
+
+async def test_text_comes_while_the_engine_still_speaks_and_leaving_ends_it(relay: Running, hosted: HostedApi) -> None:
+    hosted.script(Stall(after_events=3))
+    async with (httpx.AsyncClient(base_url=relay.base_url) as http,
+                http.stream("POST", "/api/chat", json={"model": "m", "messages": HELLO}, timeout=10) as answer):
+        assert answer.headers["content-type"] == "application/x-ndjson"
+        first = json.loads(await anext(answer.aiter_lines()))
+        assert hosted.reply.startswith(first["message"]["content"])
+        assert (first["done"], hosted.records[-1].is_complete) == (False, False)
+    assert await until(lambda: hosted.records[-1].left_after_s is not None)
+
+
+@pytest.mark.parametrize(("how", "stream"), [(Hang(), False), (Hang(), True), (Stall(after_events=1), True)])
+async def test_leaving_before_the_first_text_ends_the_upstream_call(relay: Running, hosted: HostedApi, how: object,
+                                                                    stream: bool) -> None:
+    hosted.script(how)
+    task = asyncio.get_running_loop().create_task(parts_of(client(relay).chat(model="m", messages=HELLO, stream=stream)))
+    assert await until(lambda: bool(hosted.records))
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert await until(lambda: hosted.records[-1].left_after_s is not None)
+
+
+@pytest.mark.parametrize("how", [OnePiece(), OddStream()])
+async def test_odd_streams_say_the_same(relay: Running, hosted: HostedApi, how: object) -> None:
+    hosted.script(how)
+    parts = [p async for p in await client(relay).chat(model="m", messages=HELLO, stream=True)]
+    assert "".join(p.message.content for p in parts) == hosted.reply
+    assert (parts[-1].prompt_eval_count, parts[-1].eval_count) == (11, 7)
+
+
+async def test_simulated_streams_are_told_line_by_line(start: Start, hosted: HostedApi) -> None:
+    running = await start(NOVITA_API_KEY=KEY, NOVITA_OPENAI_ENDPOINTS=hosted.base_url, UPSTREAM_STREAMING="simulate",
+                          STREAM_CHUNK_SIZE="5", STREAM_DELAY_MS="0")
+    parts = [p async for p in await client(running).chat(model="m", messages=HELLO, stream=True)]
+    assert "".join(p.message.content for p in parts) == hosted.reply
+    assert len(parts) > 4
+    assert "stream" not in hosted.records[-1].body
+
+
+async def test_a_tools_result_goes_back_to_its_call(relay: Running, hosted: HostedApi) -> None:
+    def weather(city: str) -> str:
+        """Tell the weather.
+
+        Args:
+            city: where
+        """
+        return f"sunny in {city}"
+
+    asked = await client(relay).chat(model="m", messages=HELLO, tools=[weather])
+    [call] = asked.message.tool_calls
+    await client(relay).chat(model="m", messages=[
+        *HELLO, asked.message,
+        {"role": "tool", "content": weather(call.function.arguments["city"]), "tool_name": call.function.name}])
+    assistant, tool = hosted.records[-1].body["messages"][1:]
+    assert json.loads(assistant["tool_calls"][0]["function"]["arguments"]) == {"city": "Paris", "n": 0}
+    assert tool["tool_call_id"] == assistant["tool_calls"][0]["id"]
+    assert tool["content"] == "sunny in Paris"
+    assert hosted.records[-2].body["tools"][0]["function"]["name"] == "weather"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_generate_goes_on_from_its_context(relay: Running, hosted: HostedApi, stream: bool) -> None:
+    last = (await parts_of(client(relay).generate(model="m", prompt="One?", stream=stream)))[-1]
+    await client(relay).generate(model="m", prompt="Two?", context=last.context)
+    assert hosted.records[-1].body["messages"] == [
+        {"role": "user", "content": "One?"}, {"role": "assistant", "content": hosted.reply}, {"role": "user", "content": "Two?"}]
+
+
+async def test_raw_and_suffix_are_completions(relay: Running, hosted: HostedApi) -> None:
+    assert (await client(relay).generate(model="m", prompt="[INST] x", raw=True)).response == hosted.reply
+    assert hosted.records[-1].path.endswith("/v1/completions")
+    assert hosted.records[-1].body["prompt"] == "[INST] x"
+    parts = [p async for p in await client(relay).generate(model="m", prompt="def f():", suffix="return 1", stream=True)]
+    assert "".join(p.response for p in parts) == hosted.reply
+    assert hosted.records[-1].body["suffix"] == "return 1"
+
+
+async def test_log_probabilities_come_along(relay: Running) -> None:
+    answer = await client(relay).chat(model="m", messages=HELLO, logprobs=True, top_logprobs=2)
+    assert answer.logprobs[0].logprob == -0.1
+
+
+async def test_images_as_bytes_are_told_by_their_kind(relay: Running, hosted: HostedApi) -> None:
+    await client(relay).generate(model="m", prompt="What?", images=[b"\xff\xd8\xff\xe0 not a whole picture"])
+    assert hosted.records[-1].body["messages"][0]["content"][1]["image_url"]["url"].startswith("data:image/jpeg;base64,")
+
+
+async def test_the_demo_engine_thinks_and_speaks_unicode(start: Start) -> None:
+    running = await start()
+    parts = [p async for p in await client(running).generate(model="m", prompt="demo: think", stream=True)]
+    assert "".join(p.thinking or "" for p in parts).startswith("[demo engine]")
+    parts = [p async for p in await client(running).generate(model="m", prompt="demo: unicode", stream=True)]
+    assert "👩‍👩‍👧‍👦 family" in "".join(p.response for p in parts)
+    assert (await client(running).chat(model="m", messages=HELLO, format="json")).message.content.startswith("{")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_provoked_errors_have_their_status(start: Start, stream: bool) -> None:
+    running = await start()
+    with pytest.raises(ollama.ResponseError) as caught:
+        await parts_of(client(running).generate(model="m", prompt="demo: error 429", stream=stream))
+    assert caught.value.status_code == 429
+
+
+async def test_the_blocking_client_works_too(anyone: Running) -> None:
+    def talk() -> tuple[str, str]:
+        blocking = ollama.Client(host=anyone.base_url)
+        parts = blocking.chat(model="m", messages=HELLO, stream=True)
+        return blocking.chat(model="m", messages=HELLO).message.content, "".join(p.message.content for p in parts)
+
+    one, streamed = await asyncio.to_thread(talk)
+    assert one == streamed != ""
+
+
+async def test_heads_wrong_methods_and_unknown_addresses(anyone: Running) -> None:
+    async with httpx.AsyncClient(base_url=anyone.base_url) as http:
+        for path in ("/", "/api/version", "/api/tags"):
+            assert [(await http.head(path)).status_code, (await http.head(path)).content] == [200, b""], path
+        assert (await http.get("/")).text == "Ollama is running"
+        assert (await http.get("/api/version")).json()["version"].count(".") == 2
+        wrong = await http.get("/api/chat")
+        assert (wrong.status_code, wrong.headers["allow"], list(wrong.json())) == (405, "POST", ["error"])
+        unknown = await http.get("/api/nowhere")
+        assert (unknown.status_code, isinstance(unknown.json()["error"], str)) == (404, True)
+        blob = await http.post("/api/blobs/sha256:" + "0" * 64, content=b"x")
+        assert (blob.status_code, (await http.head("/api/blobs/sha256:" + "0" * 64)).status_code) == (501, 501)
+
+
+async def test_tags_hold_system_as_fields_and_ollamas(relay: Running) -> None:
+    async with httpx.AsyncClient(base_url=relay.base_url) as http:
+        [model] = (await http.get("/api/tags")).json()["models"]
+    assert {"name", "upstream", "aliases", "model", "modified_at", "size", "digest", "details", "capabilities"} <= set(model)
+    assert (model["name"], model["upstream"]) == (PUBLIC, "meta-llama/llama-3.2-3b-instruct")
+    assert "metallamallama3.23binstruct" not in model["aliases"]
+    assert "metallamallama323binstruct" in model["aliases"]
+
+
+async def test_keys_are_asked_for_in_ollamas_shape(start: Start) -> None:
+    running = await start(APPLIANCE_API_KEYS="a-long-client-key")
+    with pytest.raises(ollama.ResponseError) as caught:
+        await client(running).chat(model="m", messages=HELLO)
+    assert caught.value.status_code == 401
+    keyed = ollama.AsyncClient(host=running.base_url, headers={"authorization": "Bearer a-long-client-key"})
+    assert (await keyed.chat(model="m", messages=HELLO)).done
+    async with httpx.AsyncClient(base_url=running.base_url) as http:
+        assert (await http.get("/")).status_code == 200
+        assert isinstance((await http.get("/api/tags")).json()["error"], str)
+
+
+async def test_show_and_pull_of_unknown_models_when_strict(start: Start) -> None:
+    running = await start(MODEL_STRICT="1", NOVITA_API_KEY="sk_test_000000")
+    for call in (client(running).show("nobody"), client(running).pull("nobody")):
+        with pytest.raises(ollama.ResponseError) as caught:
+            await call
+        assert (caught.value.status_code, caught.value.error) == (404, "model 'nobody' not found")
+    assert (await client(running).show("llama-3.2-3b-instruct:latest")).modelinfo["general.name"] == PUBLIC
