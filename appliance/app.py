@@ -148,7 +148,7 @@ class Appliance:
         self.desk = Desk(settings, receipts=self.receipts, metrics=self.metrics, access_log=access_log, clock=self.clock,
                          is_draining=lambda: self.state in {"draining", "stopping"})
         self.openai = OpenAIDoor(self.router, heartbeat_s=settings.heartbeat_s)
-        system = SystemDoor(status=self.status, metrics=self.metrics, receipts=self.receipts)
+        system = SystemDoor(status=self.status, metrics=self.metrics, receipts=self.receipts, measure=self.router.measure)
         routes = all_routes(self.openai, ResponsesDoor(self.router, clock=self.clock),
                             OllamaDoor(self.router, clock=self.clock), system)
         self.server = Server(routes, self.desk, clock=self.clock)

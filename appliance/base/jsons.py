@@ -24,12 +24,6 @@ def loads(data: bytes | str) -> Any:
             raise BadJson(str(exc)) from None
 
 
-def _fallback(value: Any) -> Any:
-    if isinstance(value, int):
-        raise TypeError
-    return str(value)
-
-
 def dumps(value: Any) -> bytes:
     """Write one JSON value as UTF-8 bytes without blanks."""
     try:
@@ -43,4 +37,4 @@ def dumps_text(value: Any) -> str:
 
 
 def dumps_pretty(value: Any) -> str:
-    return orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS, default=_fallback).decode()
+    return orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS, default=str).decode()

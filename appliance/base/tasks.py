@@ -58,8 +58,3 @@ class Tasks:
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
-
-
-async def with_cleanup_shielded(cleanup: Awaitable[None]) -> None:
-    """Finish a clean-up even when the surrounding task is being cancelled."""
-    await asyncio.shield(asyncio.ensure_future(cleanup))  # noqa: TID251 - awaited here, cannot die unseen

@@ -36,6 +36,11 @@ class Router:
     def states(self) -> list[BackendState]:
         return [backend.state() for backend in self._backends]
 
+    def measure(self) -> None:
+        """Bring every backend's gauges up to date."""
+        for backend in self._backends:
+            backend.measure()
+
     def resolve(self, model: str) -> ModelCard:
         """Give the card of the model that `model` means ("" = the default one).
 

@@ -11,12 +11,14 @@ from appliance.front.call import Answer, Call
 
 
 class SystemDoor:
-    """The handlers. `status` gives the object that /healthz shows (and control's GetStatus)."""
+    """The handlers. `status` gives the object that /healthz shows (and control's GetStatus); `measure` brings gauges up to date."""
 
-    def __init__(self, *, status: Callable[[], dict[str, Any]], metrics: Metrics, receipts: Receipts) -> None:
+    def __init__(self, *, status: Callable[[], dict[str, Any]], metrics: Metrics, receipts: Receipts,
+                 measure: Callable[[], None]) -> None:
         self._status = status
         self._metrics = metrics
         self._receipts = receipts
+        self._measure = measure
 
     async def healthz(self, call: Call) -> Answer:
         """GET /healthz: system A's `{ok, public_model, upstream_base, aliases, novita_endpoints}` and more; 503 while not serving."""
@@ -25,6 +27,7 @@ class SystemDoor:
 
     async def metrics(self, call: Call) -> Answer:
         """GET /metrics: Prometheus' text format."""
+        self._measure()
         return Answer(body=self._metrics.render(), content_type=self._metrics.content_type)
 
     async def receipts(self, call: Call) -> Answer:

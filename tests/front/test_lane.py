@@ -201,6 +201,16 @@ async def test_metrics_count_what_happened(start: Start) -> None:
         assert line in text
 
 
+async def test_metrics_show_rested_endpoints_and_the_pool(start: Start, hosted) -> None:
+    running = await start(NOVITA_API_KEY=hosted.key, NOVITA_OPENAI_ENDPOINTS=f"http://127.0.0.1:9/v1;{hosted.base_url}", BREAKER_FAILURES="1")
+    await talk(running, HEAD % len(BODY) + b"\r\n" + BODY)
+    text = (await talk(running, b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")).decode()
+    for line in ('appliance_upstream_breaker_open{backend="hosted",endpoint="http://127.0.0.1:9/v1"} 1.0',
+                 f'appliance_upstream_breaker_open{{backend="hosted",endpoint="{hosted.base_url}"}} 0.0',
+                 'appliance_upstream_connections{state="idle"} 1.0', 'outcome="connect"', "appliance_upstream_first_byte_seconds_count"):
+        assert line in text
+
+
 async def test_while_draining_health_answers_and_the_rest_is_refused(start: Start) -> None:
     running = await start()
     running.appliance.drain()

@@ -44,6 +44,9 @@ class DemoBackend:
     def state(self) -> BackendState:
         return BackendState(self.name, self.kind, True, "built in, no model behind it", (), (self._cards[0].id,), self._in_flight)
 
+    def measure(self) -> None:
+        """Nothing to measure."""
+
     async def close(self) -> None:
         """Nothing is open."""
 

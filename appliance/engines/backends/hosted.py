@@ -83,6 +83,15 @@ class HostedBackend:
         detail = "" if is_up else "every endpoint is rested after failures"
         return BackendState(self.name, self.kind, is_up, detail, rows, (self.names.public,), self.in_flight)
 
+    def measure(self) -> None:
+        """Bring the gauges up to date: rested endpoints, the pool's connections. Called when metrics are read."""
+        now = self._clock.monotonic_s()
+        for endpoint in self._endpoints:
+            self._metrics.breaker_open.labels(self.name, endpoint.address).set(1 if endpoint.breaker.wait_s(now) else 0)
+        stats = self._wire.stats()
+        for state in ("idle", "in_use", "waiting"):
+            self._metrics.upstream_connections.labels(state).set(stats[state])
+
     async def close(self) -> None:
         await self._wire.close()
 
@@ -126,7 +135,8 @@ class HostedBackend:
         attempt = Attempt(endpoint.address, "cancelled")
         request.receipt.attempts.append(attempt)
         try:
-            reply = await self._exchange(endpoint, request, body, attempt, wants_events=wants_events, budget_s=deadline_s - began)
+            reply = await self._exchange(endpoint, request, body, attempt, wants_events=wants_events, began_s=began,
+                                         budget_s=deadline_s - began)
         except (_Failed, WireError, BrokenStream, jsons.BadJson) as exc:
             failed = exc if isinstance(exc, _Failed) else _Failed(getattr(exc, "phase", "rubbish"), str(exc))
             attempt.outcome, attempt.note = failed.outcome, failed.note
@@ -152,17 +162,17 @@ class HostedBackend:
         finally:
             took_s = self._clock.monotonic_s() - began
             attempt.ms = took_s * 1000
-            self._first_byte.observe(took_s)
             self._counter(endpoint.address, attempt.outcome).inc()
 
     async def _exchange(self, endpoint: Endpoint, request: EngineRequest, body: bytes, attempt: Attempt, *, wants_events: bool,
-                        budget_s: float) -> EngineReply:
+                        began_s: float, budget_s: float) -> EngineReply:
         settings = self._settings
         response = await self._wire.send(
             endpoint.target, method=b"POST", path=request.operation.value.encode(), body=body,
             connect_s=min(settings.upstream_connect_timeout_s, budget_s),
             first_byte_s=min(settings.upstream_first_byte_timeout_s, budget_s),
             idle_s=settings.upstream_idle_timeout_s, total_s=None if wants_events else budget_s)
+        self._first_byte.observe(self._clock.monotonic_s() - began_s)
         reply = None
         try:
             attempt.status = response.status
