@@ -21,12 +21,12 @@ from appliance.base.metrics import Metrics
 from appliance.base.settings import BadSettings
 from appliance.base.tasks import Tasks
 from appliance.base.watch import Watched
-from appliance.build import build_backends
+from appliance.build import build_fleet
 from appliance.control.parts import ControlParts
 from appliance.control.server import serving_control
 from appliance.engines.receipts import Receipt, Receipts
-from appliance.engines.router import Router
 from appliance.front.access_log import AccessLog
+from appliance.front.balance import BalanceDoor
 from appliance.front.desk import Desk
 from appliance.front.ollama import OllamaDoor
 from appliance.front.openai import OpenAIDoor
@@ -65,7 +65,8 @@ class Appliance:
         self.control_addresses: list[str] = []
         self.worker: Worker | None = None
         self.prepared: Prepared | None = None
-        self.router = Router(settings.engines, build_backends(settings.engines, clock=self.clock, metrics=self.metrics), clock=self.clock)
+        self.fleet = build_fleet(settings, tasks=self.tasks, clock=self.clock, metrics=self.metrics)
+        self.router = self.fleet.router
         self.metrics.build_info.labels(__version__, platform.python_version()).set(1)
 
     # ---- what doors may ask
@@ -78,7 +79,8 @@ class Appliance:
         return {
             "ok": self.state == "serving", "state": self.state, "version": __version__, "started_at": rfc3339(self.started_s),
             "started_at_s": self.started_s, "uptime_s": round(self.clock.now_s() - self.started_s, 3), "demo": self.router.is_demo,
-            "engine": "demo (built in, no model behind it)" if self.router.is_demo else "hosted",
+            "engine": "demo (built in, no model behind it)" if self.router.is_demo else
+                      ", ".join(dict.fromkeys(backend.kind for backend in self.router.backends())),
             "public_model": engines.public_model, "upstream_base": engines.upstream_base_model,
             "aliases": list(cards[0].aliases) if cards else [], "novita_endpoints": list(engines.novita_openai_endpoints),
             "backends": [asdict(state) for state in self.router.states()],
@@ -148,9 +150,10 @@ class Appliance:
         self.desk = Desk(settings, receipts=self.receipts, metrics=self.metrics, access_log=access_log, clock=self.clock,
                          is_draining=lambda: self.state in {"draining", "stopping"})
         self.openai = OpenAIDoor(self.router, heartbeat_s=settings.heartbeat_s)
-        system = SystemDoor(status=self.status, metrics=self.metrics, receipts=self.receipts, measure=self.router.measure)
+        system = SystemDoor(status=self.status, metrics=self.metrics, receipts=self.receipts, measure=self.fleet.measure)
         routes = all_routes(self.openai, ResponsesDoor(self.router, clock=self.clock),
-                            OllamaDoor(self.router, clock=self.clock), system)
+                            OllamaDoor(self.router, clock=self.clock), system,
+                            BalanceDoor(self.router, clock=self.clock, set_strategy=self.fleet.set_strategy))
         self.server = Server(routes, self.desk, clock=self.clock)
         return self.server
 
@@ -175,7 +178,8 @@ async def running(settings: Settings, *, warnings: list[str] | None = None) -> A
                            also=lambda at_s, line: appliance.lines.add(at_s, "appliance.access", line))
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(appliance.tasks)
-        stack.push_async_callback(close_backends, appliance)
+        stack.push_async_callback(appliance.fleet.close)
+        await appliance.fleet.first_looks()
         server = appliance.build_front(access_log)
         front = settings.front
         appliance.http_addresses = await stack.enter_async_context(serving_http(
@@ -243,11 +247,6 @@ def configure_logs(settings: Settings, appliance: Appliance) -> None:
     learn_secrets(settings)
     logs.configure(level=settings.general.log_level, form=settings.general.log_format,
                    also=lambda line: appliance.lines.add(appliance.clock.now_s(), "appliance", line))
-
-
-async def close_backends(appliance: Appliance) -> None:
-    for backend in appliance.router.replace(appliance.router.settings, []):
-        await backend.close()
 
 
 async def open_worker_port(server: Server, appliance: Appliance, stack: AsyncExitStack) -> None:

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 from appliance.base import logs
 from appliance.base.logs import get_logger
 from appliance.base.settings import Described, Problem
-from appliance.build import build_backends
 from appliance.control.parts import Change, ReloadResult
 from appliance.settings import Settings, described, learn_secrets, load
 
@@ -14,7 +13,6 @@ if TYPE_CHECKING:
     from appliance.app import Appliance
 
 log = get_logger("reload")
-PATIENCE_S = 3600       # an old backend's running answers get this long before its connections are closed
 
 
 class Reloader:
@@ -64,6 +62,7 @@ class Reloader:
             before = old[row.variable]
             if row.value != before.value or (row.is_secret and _secret(wanted, row) != _secret(self._appliance.settings, row)):
                 changes.append(Change(row.variable, before.value, row.value, needs_restart=not row.is_reloadable))
+        changes += [Change("backends", "", said, needs_restart=False) for said in self._appliance.fleet.difference(wanted.fleet)]
         return tuple(changes)
 
     def _reloadable_only(self, wanted: Settings, changes: tuple[Change, ...]) -> Settings:
@@ -75,37 +74,27 @@ class Reloader:
             present, new = getattr(now, name), getattr(wanted, name)
             stay = {field: getattr(present, field) for field in type(present).model_fields if field in kept}
             rooms[name] = new.model_copy(update=stay)
-        return Settings(**rooms, environ=wanted.environ, given=wanted.given)
+        return Settings(**rooms, environ=wanted.environ, given=wanted.given, fleet=wanted.fleet)
 
     def _apply(self, settings: Settings) -> None:
         """Put settings in place; on failure put the former ones back and raise."""
         appliance, former = self._appliance, self._appliance.settings
         learn_secrets(settings)
-        new = build_backends(settings.engines, clock=appliance.clock, metrics=appliance.metrics) if settings.engines != former.engines else None
         try:
             appliance.desk.apply(settings.front)
             appliance.openai.heartbeat_s = settings.front.heartbeat_s
             logs.set_level(settings.general.log_level)
-            if new is not None:
-                old = appliance.router.replace(settings.engines, new)
-                appliance.tasks.start(_close_when_idle(old), name="close-old-backends")
+            if settings.engines != former.engines or settings.fleet != former.fleet:
+                appliance.fleet.apply(settings.engines, settings.fleet, settings.environ)
             appliance.settings = settings
         except BaseException:
             appliance.desk.apply(former.front)
             appliance.openai.heartbeat_s = former.front.heartbeat_s
             logs.set_level(former.general.log_level)
+            if settings.engines != former.engines or settings.fleet != former.fleet:
+                appliance.fleet.apply(former.engines, former.fleet, former.environ)
             raise
         appliance.bump()
-
-
-async def _close_when_idle(backends: list) -> None:  # type: ignore[type-arg]
-    """Close replaced backends once their running answers have ended."""
-    waited_s = 0.0
-    while any(backend.state().in_flight for backend in backends) and waited_s < PATIENCE_S:
-        await asyncio.sleep(0.2)
-        waited_s += 0.2
-    for backend in backends:
-        await backend.close()
 
 
 def _secret(settings: Settings, row: Described) -> str:

@@ -2,17 +2,19 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, SecretStr
 
+from appliance.base.balancing import STRATEGIES
 from appliance.base.logs import SECRETS
 from appliance.base.settings import BadSettings, Described, Problem, RoomSettings, describe, read, unknown_variables
 from appliance.control.guard import problems as control_problems
 from appliance.control.settings import ControlSettings
 from appliance.engines.settings import EngineSettings
+from appliance.engines.specs import FleetSpec, read_fleet
 from appliance.front.access import is_loopback
 from appliance.front.settings import FrontSettings, split_keys
 from appliance.host.settings import HostSettings
@@ -39,8 +41,9 @@ class Settings:
     engines: EngineSettings
     front: FrontSettings
     control: ControlSettings
-    environ: Mapping[str, str]
-    given: Mapping[str, str]        # the environment itself, without the lines of APPLIANCE_ENV_FILE
+    environ: Mapping[str, str] = field(repr=False)      # it holds every secret
+    given: Mapping[str, str] = field(repr=False)        # the environment itself, without the lines of APPLIANCE_ENV_FILE
+    fleet: FleetSpec = field(default_factory=FleetSpec)  # BACKENDS and the configuration file
 
     @property
     def is_reachable(self) -> bool:
@@ -98,7 +101,9 @@ def load(environ: Mapping[str, str] | None = None) -> tuple[Settings | None, lis
     if len(rooms) < len(ROOMS):
         return None, problems
     settings = Settings(**rooms, environ=given, given=own)  # type: ignore[arg-type]
-    problems += _across_rooms(settings)
+    fleet, found = read_fleet(settings.engines, given)
+    settings = replace(settings, fleet=fleet)
+    problems += found + _across_rooms(settings)
     return (None if any(p.is_fatal for p in problems) else settings), problems
 
 
@@ -119,6 +124,9 @@ def _across_rooms(settings: Settings) -> list[Problem]:
     """What only shows when two rooms are seen together."""
     front, control = settings.front, settings.control
     problems = list(control_problems(control))
+    if settings.engines.lb_strategy not in STRATEGIES:
+        problems.append(Problem("LB_STRATEGY", settings.engines.lb_strategy, ", ".join(STRATEGIES),
+                                f"There is no such strategy; round_robin is used. Known: {', '.join(STRATEGIES)}.", is_fatal=False))
     if control.control and control.control_port == front.proxy_port:
         problems.append(Problem("CONTROL_PORT", str(control.control_port), "another port than PROXY_PORT",
                                 "Both doors cannot listen on one port; change one of them."))

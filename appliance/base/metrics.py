@@ -36,6 +36,23 @@ class Metrics:
                                           ["backend"], buckets=SECONDS, registry=r)
         self.upstream_connections = Gauge(p + "upstream_connections", "Open upstream connections", ["state"], registry=r)
         self.breaker_open = Gauge(p + "upstream_breaker_open", "1 while an endpoint is rested", ["backend", "endpoint"], registry=r)
+        self.backend_up = Gauge(p + "backend_up", "1 while requests can be sent to the backend", ["backend", "kind"], registry=r)
+        self.backend_in_flight = Gauge(p + "backend_in_flight", "Our own requests at the backend", ["backend"], registry=r)
+        self.backend_running = Gauge(p + "backend_running", "Requests the engine says that it works on", ["backend"], registry=r)
+        self.backend_waiting = Gauge(p + "backend_waiting", "Requests the engine says that wait inside it", ["backend"], registry=r)
+        self.backend_data_age = Gauge(p + "backend_data_age_seconds", "Age of the engine's own numbers", ["backend"], registry=r)
+        self.backend_breaker = Gauge(p + "backend_breaker", "1 for the state that the backend's breaker is in", ["backend", "state"], registry=r)
+        self.backend_chosen = Counter(p + "backend_chosen", "Requests sent to the backend, by why it was chosen", ["backend", "reason"],
+                                      registry=r)
+        self.backend_errors = Counter(p + "backend_errors", "Failed requests of the backend, by kind", ["backend", "kind"], registry=r)
+        self.backend_seconds = Histogram(p + "backend_duration_seconds", "Time of the backend's complete answers", ["backend"],
+                                         buckets=SECONDS, registry=r)
+        self.queue_length = Gauge(p + "queue_length", "Requests in line because every backend is full", registry=r)
+        self.queue_seconds = Histogram(p + "queue_duration_seconds", "Time in line", ["outcome"], buckets=SECONDS, registry=r)
+        self.retries = Counter(p + "retries", "Requests that were given to another backend, by why", ["reason"], registry=r)
+        self.overflows = Counter(p + "overflows", "Requests answered by a pool's overflow", ["pool", "into", "reason"], registry=r)
+        self.backend_families = (self.backend_up, self.backend_in_flight, self.backend_running, self.backend_waiting, self.backend_data_age,
+                                 self.backend_breaker, self.backend_chosen, self.backend_errors, self.backend_seconds)
         self.gpu_info = Gauge(p + "gpu_info", "One per GPU that nvidia-smi reports here; simulated=true means made up",
                               ["index", "name", "uuid", "simulated"], registry=r)
         self.worker_up = Gauge(p + "worker_up", "1 while the worker runs", registry=r)
@@ -47,6 +64,21 @@ class Metrics:
     def render(self) -> bytes:
         """Give all families in Prometheus' text format."""
         return generate_latest(self.registry)
+
+    def show_backend(self, state: Any) -> None:
+        """Bring one backend's gauges up to date.
+
+        Takes   state: its name, kind, is_up, in_flight, running, waiting, data_age_s (None = not known) and breaker
+        """
+        name = state.name
+        self.backend_up.labels(name, state.kind).set(1 if state.is_up else 0)
+        self.backend_in_flight.labels(name).set(state.in_flight)
+        for family, value in ((self.backend_running, state.running), (self.backend_waiting, state.waiting),
+                              (self.backend_data_age, state.data_age_s)):
+            if value is not None:
+                family.labels(name).set(value)
+        for word in ("closed", "open", "half_open"):
+            self.backend_breaker.labels(name, word).set(1 if state.breaker == word else 0)
 
     @lru_cache(maxsize=512)  # noqa: B019 - one registry lives as long as the process
     def request_children(self, route: str, status: int) -> tuple[Any, Any, Any]:

@@ -9,7 +9,7 @@ import asyncio
 import ssl
 from collections import deque
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -19,6 +19,7 @@ __all__ = ["BrokenAnswer", "Response", "Target", "Unreachable", "UpstreamTimeout
 
 TICK_S = 0.25
 DNS_TTL_S = 30.0
+Origin = tuple[str, int, bool | ssl.SSLContext]     # host, port, whether it is TLS (and by which context, when not the pool's own)
 Resolve = Callable[[str, int], Awaitable[list[str]]]
 
 
@@ -40,15 +41,16 @@ class WireLimits:
 class Target:
     """One base address with everything about it that does not change from call to call, made ready once."""
 
-    origin: tuple[str, int, bool]       # host, port, is TLS
+    origin: Origin
     prefix: bytes                       # the path before each call's own
-    constant: bytes                     # header lines, Host included
+    constant: bytes = field(repr=False)     # header lines, Host included; a key may be among them
 
     @classmethod
-    def parse(cls, address: str, *, headers: dict[str, str] | None = None) -> "Target":
+    def parse(cls, address: str, *, headers: dict[str, str] | None = None, ssl_context: ssl.SSLContext | None = None) -> "Target":
         """Read a base address.
 
-        Takes   address: `http(s)://host[:port][/path]`; headers: sent with every call (a secret in them is never logged)
+        Takes   address: `http(s)://host[:port][/path]`; headers: sent with every call (a secret in them is never logged);
+                ssl_context: this server's own, else the pool's; connections are kept apart by it
         Raises  ValueError: not such an address, or a header with a line break
         """
         parts = urlsplit(address)
@@ -63,7 +65,7 @@ class Target:
             if any(c in key + value for c in "\r\n\0"):
                 raise ValueError(f"the header {key} has a line break in it")
         constant = "".join(f"{key}: {value}\r\n" for key, value in lines.items()).encode("latin-1")
-        return cls((parts.hostname, port, is_tls), parts.path.rstrip("/").encode(), constant)
+        return cls((parts.hostname, port, ssl_context if is_tls and ssl_context else is_tls), parts.path.rstrip("/").encode(), constant)
 
 
 class Wire:
@@ -74,7 +76,7 @@ class Wire:
         self._ssl = ssl_context
         self._resolve = resolve or self._look_up
         self._loop = asyncio.get_running_loop()
-        self._idle: dict[tuple[str, int, bool], deque[Connection]] = {}
+        self._idle: dict[Origin, deque[Connection]] = {}
         self._in_use: set[Connection] = set()
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._open = 0
@@ -128,6 +130,18 @@ class Wire:
                 continue
             return response
 
+    def fail_waiting(self, origin: Origin, reason: str) -> int:
+        """Fail every exchange with `origin` that has no answer yet, and close the idle connections to it.
+
+        Gives   how many exchanges failed: each raises BrokenAnswer (phase lost), so that its caller can go elsewhere
+        """
+        for connection in list(self._idle.get(origin, ())):
+            connection.abort(None)
+        waiting = [c for c in self._in_use if c.origin == origin and c.is_waiting_for_head]
+        for connection in waiting:
+            connection.abort(BrokenAnswer(reason, phase="lost"))
+        return len(waiting)
+
     async def close(self) -> None:
         """End every connection; calls under way fail."""
         self._is_closed = True
@@ -148,7 +162,7 @@ class Wire:
 
     # ---- the pool's own
 
-    def _take_idle(self, origin: tuple[str, int, bool]) -> Connection | None:
+    def _take_idle(self, origin: Origin) -> Connection | None:
         connections = self._idle.get(origin)
         while connections:
             connection = connections.pop()          # the youngest: the least likely to have been closed
@@ -185,7 +199,7 @@ class Wire:
                 waiter.set_result(None)
                 return
 
-    async def _connect(self, origin: tuple[str, int, bool], connect_s: float | None) -> Connection:
+    async def _connect(self, origin: Origin, connect_s: float | None) -> Connection:
         """Open a connection, or take one that comes free while waiting for a place."""
         try:
             async with asyncio.timeout(connect_s):
@@ -207,7 +221,7 @@ class Wire:
             host, port, _ = origin
             raise UpstreamTimeout(f"{host}:{port} was not reached within {connect_s:g} s", phase="connect") from None
 
-    async def _place(self, origin: tuple[str, int, bool]) -> Connection | None:
+    async def _place(self, origin: Origin) -> Connection | None:
         """Wait until there is a place for one more connection (counted at once), or an idle one to the origin."""
         is_first_look = True
         while True:
@@ -236,14 +250,16 @@ class Wire:
                     self._wake()                    # our turn had come: the next one's now
                 raise
 
-    async def _open_one(self, origin: tuple[str, int, bool]) -> Connection:
+    async def _open_one(self, origin: Origin) -> Connection:
         host, port, is_tls = origin
         try:
             addresses = await self._resolve(host, port)
         except OSError as exc:
             raise Unreachable(f"the name {host} cannot be resolved: {exc.strerror or exc}", phase="dns") from exc
         context: Any = None
-        if is_tls:
+        if isinstance(is_tls, ssl.SSLContext):
+            context = is_tls
+        elif is_tls:
             self._ssl = self._ssl or ssl.create_default_context()
             context = self._ssl
         last: Exception | None = None

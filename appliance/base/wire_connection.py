@@ -12,10 +12,11 @@ if TYPE_CHECKING:
 
 UNREAD_BYTES = 256 * 1024           # more than this waiting for the reader, and the socket is not read on
 MAX_HEAD_BYTES = 65_536
+NOTHING_SENT = {"dns", "connect", "tls", "closed"}
 
 
 class WireError(ApplianceError):
-    """A connection or an answer failed. `phase`: dns, connect, tls, first_byte, idle, total, broken, closed."""
+    """A connection or an answer failed. `phase`: dns, connect, tls, first_byte, idle, total, broken, lost, closed."""
 
     kind = Kind.UPSTREAM
     default_code: ClassVar[str | None] = "upstream_error"
@@ -23,6 +24,11 @@ class WireError(ApplianceError):
     def __init__(self, message: str, *, phase: str) -> None:
         super().__init__(message)
         self.phase = phase
+
+    @property
+    def was_sent(self) -> bool:
+        """Whether the server may have read something of the request."""
+        return self.phase not in NOTHING_SENT
 
 
 class Unreachable(WireError):
@@ -55,7 +61,7 @@ class Connection(asyncio.Protocol):
         "_wire", "deadline_s", "fields", "idle_since_s", "is_counted", "origin", "status",
     )
 
-    def __init__(self, wire: "Wire", origin: tuple[str, int, bool], loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, wire: "Wire", origin: Any, loop: asyncio.AbstractEventLoop) -> None:
         self._wire = wire
         self._loop = loop
         self.origin = origin
@@ -151,6 +157,11 @@ class Connection(asyncio.Protocol):
     def is_usable(self) -> bool:
         return not self._is_lost and not self._transport.is_closing()
 
+    @property
+    def is_waiting_for_head(self) -> bool:
+        """Whether a request was sent and its answer has not begun."""
+        return not self._is_head_done and not self._is_lost
+
     def finish(self) -> None:
         """The reader is done: keep the connection if the answer is complete, else close it."""
         if self._is_lost:
@@ -191,6 +202,13 @@ class Connection(asyncio.Protocol):
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
+        if self.deadline_s is not None and self._phase == "idle" and self._idle_s is not None:
+            # Bytes came: the silence that is measured begins anew, also while a body is awaited whole.
+            idle_ends_s = self._loop.time() + self._idle_s
+            if self._ends_s is None or idle_ends_s < self._ends_s:
+                self.deadline_s = idle_ends_s
+            else:
+                self.deadline_s, self._phase = self._ends_s, "total"
         if self._parser is None or self._is_complete:
             self.abort(None)            # bytes that nobody asked for: this connection cannot be trusted
             return
@@ -279,20 +297,21 @@ class Connection(asyncio.Protocol):
 class Response:
     """The answer to one request. Read it whole, or piece by piece; close it in any case."""
 
-    __slots__ = ("_connection", "_headers", "_is_closed", "status")
+    __slots__ = ("_connection", "_headers", "_is_closed", "fields", "status")
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._headers: dict[str, str] | None = None
         self._is_closed = False
         self.status = connection.status
+        self.fields = connection.fields     # this answer's own list: the connection begins a new one with its next exchange
 
     @property
     def headers(self) -> dict[str, str]:
         """The fields by lower-case name; a repeated one is joined by commas."""
         if self._headers is None:
             self._headers = {}
-            for name, value in self._connection.fields:
+            for name, value in self.fields:
                 key, text = name.decode("latin-1").lower(), value.decode("latin-1")
                 self._headers[key] = f"{self._headers[key]}, {text}" if key in self._headers else text
         return self._headers

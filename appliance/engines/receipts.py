@@ -29,6 +29,8 @@ class Receipt:
     backend: str = ""
     endpoint: str = ""
     reason: str = ""            # why this backend
+    pool: str = ""
+    overflow: str = ""          # why the request left the pool that it was meant for; "" = it did not
     streamed: bool = False
     attempts: list[Attempt] = field(default_factory=list)
     queue_ms: float = 0.0

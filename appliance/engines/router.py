@@ -1,81 +1,238 @@
-"""The one entrance to the engines: a model's name → a backend → a reply, with the story in the receipt."""
+"""The one entrance to the engines: a model's name → a route → a reply, with the story in the receipt.
+
+What a name means is decided here, who answers it in dispatch.py, which backends there are in fleet.py.
+"""
+
+import difflib
+from collections.abc import Collection
+from functools import partial
 
 from appliance.base import jsons
+from appliance.base.balancing import STRATEGIES
 from appliance.base.clock import Clock
-from appliance.base.errors import NoSuchModel, Unavailable
+from appliance.base.errors import Invalid, NoSuchModel, NotFound, Unavailable
+from appliance.base.metrics import Metrics
+from appliance.base.watch import Watched
 from appliance.engines.backends.contract import Backend
+from appliance.engines.dispatch import Asking, Dispatcher, Pool, prefixes_of
 from appliance.engines.pacing import paced
+from appliance.engines.place import Place
+from appliance.engines.receipts import Receipt
 from appliance.engines.settings import EngineSettings
-from appliance.engines.types import BackendState, EngineReply, EngineRequest, ModelCard
+from appliance.engines.types import NO_WISHES, BackendState, EngineReply, EngineRequest, ModelCard, Standing, Wishes
 
 WHOLE = 1 << 30         # characters: larger than any answer
+NEAR_NAMES = 3
 
 
 class Router:
-    """Chooses who answers. Holds the backends; `replace` swaps them while requests run."""
+    """Chooses who answers. The fleet puts pools into it (`set_pools`), also while requests run."""
 
-    def __init__(self, settings: EngineSettings, backends: list[Backend], *, clock: Clock) -> None:
+    def __init__(self, settings: EngineSettings, *, clock: Clock, metrics: Metrics) -> None:
         self.settings = settings
-        self._backends = backends
         self._clock = clock
+        self._metrics = metrics
+        self.dispatcher = Dispatcher(settings, clock=clock, metrics=metrics)
+        self.pools: list[Pool] = []
+        self.changed: Watched[int] = Watched(0)         # rises when backends come, go or change their standing
+        self._cards: list[ModelCard] | None = None
+        self._routes: dict[str, tuple[list[Pool], str, ModelCard, str]] = {}
+
+    # ---- the fleet's side
+
+    def apply(self, settings: EngineSettings) -> None:
+        self.settings = settings
+        self.dispatcher.apply(settings)
+        self.refresh()
+
+    def set_pools(self, pools: list[Pool]) -> None:
+        """Put pools in place, in the order in which a name is looked for in them."""
+        self.pools = pools
+        for backend in self.backends():
+            backend.on_room = self._room
+        self.refresh()
+        self._room(None)
+
+    def refresh(self) -> None:
+        """Backends or their models changed."""
+        self._cards = None
+        self._routes = {}
+        for pool in self.pools:
+            pool.refresh()
+        self.bump()
+
+    def bump(self) -> None:
+        self.changed.set(self.changed.value + 1)
+
+    def _room(self, backend: Backend | None) -> None:
+        self.dispatcher.room(backend)
+
+    # ---- what there is
+
+    def backends(self) -> list[Backend]:
+        return [backend for pool in self.pools for backend in pool.backends]
+
+    def backend_names(self) -> list[str]:
+        """Name the backends that are servers of their own (which passage can reach)."""
+        return [backend.name for backend in self._servers()]
+
+    def has_servers(self) -> bool:
+        return any(True for _ in self._servers())
+
+    def _servers(self) -> list[Backend]:
+        return [backend for backend in self.backends() if backend.kind not in {"hosted", "demo"}]
 
     @property
     def is_demo(self) -> bool:
         """Whether the built-in demo engine is what answers."""
-        return all(b.kind == "demo" for b in self._backends)
-
-    def replace(self, settings: EngineSettings, backends: list[Backend]) -> list[Backend]:
-        """Put new backends in place; give the old ones, whose running answers go on until they end."""
-        old, self._backends, self.settings = self._backends, backends, settings
-        return old
+        return all(b.kind == "demo" for b in self.backends())
 
     def cards(self) -> list[ModelCard]:
-        """List the models that are served, each once."""
-        return list({card.id: card for backend in self._backends for card in backend.cards()}.values())
+        """List the models that are served, each once; the first one is the default."""
+        if self._cards is None:
+            self._cards = list({card.id: card for backend in reversed(self.backends()) for card in reversed(backend.cards())}.values())[::-1]
+        return self._cards
 
     def states(self) -> list[BackendState]:
-        return [backend.state() for backend in self._backends]
+        return [backend.state() for backend in self.backends()]
+
+    def state(self, name: str) -> BackendState:
+        return self._backend(name).state()
 
     def measure(self) -> None:
         """Bring every backend's gauges up to date."""
-        for backend in self._backends:
+        for backend in self.backends():
             backend.measure()
+        self._metrics.queue_length.set(self.dispatcher.waiting)
+
+    def _backend(self, name: str) -> Backend:
+        for backend in self.backends():
+            if backend.name == name:
+                return backend
+        raise NotFound(f"There is no backend {name[:200]!r}. Known: {', '.join(b.name for b in self.backends()) or 'none'}.", code="no_such_backend")
+
+    # ---- strategy
+
+    @property
+    def strategy(self) -> str:
+        """The strategy of the first pool: the one that most requests see."""
+        return self.pools[0].balancer.strategy if self.pools else self.settings.lb_strategy
+
+    def set_strategy(self, name: str, pool: str = "") -> None:
+        """Switch the strategy of one pool, or of all; counters stay.
+
+        Raises  Invalid: no such strategy · NotFound: no such pool
+        """
+        if name not in STRATEGIES:
+            raise Invalid(f"Invalid strategy {name[:80]!r}; there are {', '.join(STRATEGIES)}.", param="strategy", code="invalid_strategy")
+        pools = [p for p in self.pools if not pool or p.name == pool]
+        if pool and not pools:
+            raise NotFound(f"There is no pool {pool[:200]!r}. Known: {', '.join(p.name for p in self.pools)}.", code="no_such_pool")
+        for one in pools:
+            one.balancer.strategy = name
+        self.bump()
+
+    # ---- what a name means
 
     def resolve(self, model: str) -> ModelCard:
         """Give the card of the model that `model` means ("" = the default one).
 
-        Raises  NoSuchModel when nobody serves it (MODEL_STRICT=1)
+        Raises  NoSuchModel: nobody serves it · Unavailable: there is no backend, or not all could be asked yet
         """
-        return self._pick(model)[1]
+        return self._route(model)[2]
 
-    def _pick(self, model: str) -> tuple[Backend, ModelCard, str]:
-        """Choose the backend for a name, and say why.
+    def _route(self, model: str) -> tuple[list[Pool], str, ModelCard, str]:
+        """Give (stages, the name that backends know, card, reason) of a name; found ones are remembered until something changes."""
+        found = self._routes.get(model)
+        if found is None:
+            found = self._find(model)
+            if len(self._routes) >= 4096:       # names come from clients
+                self._routes = {}
+            self._routes[model] = found
+        return found
 
-        1. a backend that has the very name or an alias     2. the default backend, which answers any name
+    def _find(self, model: str) -> tuple[list[Pool], str, ModelCard, str]:
+        """Look a name up.
+
+        1. no name                                → the default: the first model there is
+        2. a model or an alias by its very name   → the first pool that serves it
+        3. `name=model` of MODEL_ALIASES          → that model
+        4. the same without `:latest`             → the same
+        5. a backend that answers any name        → that one
+        6. nobody                                 → an error, with near names
         """
-        for backend in self._backends:
-            for card in backend.cards():
-                if model == card.id or model in card.aliases:                                   # 1
-                    return backend, card, "model" if model == card.id else "alias"
-        for backend in self._backends:
-            if backend.serves(model) and (cards := backend.cards()):                            # 2
-                return backend, cards[0], "default" if model else "no model named"
-        if not self._backends:
-            raise Unavailable("No backend is configured. Set NOVITA_API_KEY.")
-        known = ", ".join(card.id for card in self.cards())
-        raise NoSuchModel(f"The model {model!r} does not exist here. Known: {known}.", param="model")
+        if not model:                                                                                   # 1
+            for pool in self.pools:
+                for backend in pool.backends:
+                    if cards := backend.cards():
+                        return self._stages(pool), cards[0].id, cards[0], "no model named"
+        if (found := self._exact(model)) is not None:                                                   # 2
+            return found
+        aliases = dict(alias.split("=", 1) for alias in self.settings.model_aliases if "=" in alias)
+        if model in aliases and (found := self._exact(aliases[model])) is not None:                     # 3
+            return (*found[:3], "alias")
+        plain = model.removesuffix(":latest")
+        if plain != model:                                                                              # 4
+            if (found := self._exact(plain)) is not None:
+                return found
+            if plain in aliases and (found := self._exact(aliases[plain])) is not None:
+                return (*found[:3], "alias")
+        for pool in self.pools:
+            for backend in pool.backends:
+                if model and backend.served(model) is not None:                                         # 5
+                    return self._stages(pool), model, backend.cards()[0], "default"
+        raise self._unknown(model)                                                                      # 6
+
+    def _exact(self, model: str) -> tuple[list[Pool], str, ModelCard, str] | None:
+        for pool in self.pools:
+            for backend in pool.backends:
+                for card in backend.cards():
+                    if model == card.id or model in card.aliases:
+                        return self._stages(pool), model, card, "model" if model == card.id else "alias"
+        return None
+
+    def _stages(self, pool: Pool) -> list[Pool]:
+        """Give a pool and those that it overflows into, in order."""
+        stages = [pool]
+        while stages[-1].overflow:
+            following = next((p for p in self.pools if p.name == stages[-1].overflow), None)
+            if following is None or following in stages:
+                break
+            stages.append(following)
+        return stages
+
+    def _unknown(self, model: str) -> NoSuchModel | Unavailable:
+        if not self.backends():
+            return Unavailable("No backend is configured. Set BACKENDS or NOVITA_API_KEY.")
+        unseen = [b.name for b in self._servers() if getattr(b, "is_unknown", bool)()]
+        if unseen:
+            return Unavailable(f"No known backend serves {model!r}, and {', '.join(unseen[:8])} could not be asked yet." if model else
+                               f"No backend available: {', '.join(unseen[:8])} could not be asked yet.", code="no_backend", retry_after_s=2)
+        names = [card.id for card in self.cards()]
+        near = difflib.get_close_matches(model, names, n=NEAR_NAMES, cutoff=0.5)
+        hint = f"Did you mean {' or '.join(repr(name) for name in near)}? " if near else ""
+        known = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+        return NoSuchModel(f"The model {model[:200]!r} does not exist here. {hint}Known: {known}.", param="model")
+
+    # ---- answering
 
     async def answer(self, request: EngineRequest) -> EngineReply:
         """Answer `request`; if a stream was asked for and the answer came in one piece, pace it out.
 
         Gives   EngineReply: `body`, or `events` when `request.stream` (unless the reply is an error status)
-        Raises  what the backend raises (see Backend.send) · NoSuchModel
+        Raises  what the dispatcher and the backends raise (see Dispatcher.answer) · NoSuchModel
         """
-        receipt, settings = request.receipt, self.settings
-        backend, card, reason = self._pick(request.model)
+        receipt, settings, wishes = request.receipt, self.settings, request.wishes
+        if wishes.pin:
+            stages, wanted, card, reason = self._pinned(wishes.pin, request.model)
+        else:
+            stages, wanted, card, reason = self._route(request.model)
+        request.wanted_model, request.public_model = wanted, card.id
         receipt.model, receipt.public_model, receipt.reason = request.model, card.id, reason
         receipt.streamed = request.stream
-        reply = await backend.send(request)
+        asking = Asking(stages, wanted, reason, wishes, receipt, self._clock.monotonic_s() + settings.backend_timeout_seconds,
+                        partial(prefixes_of, request), is_pinned=bool(wishes.pin))
+        reply = await self.dispatcher.answer(asking, request)
         if request.stream and reply.body is not None and reply.status == 200:
             options = request.body.get("stream_options")
             include_usage = isinstance(options, dict) and bool(options.get("include_usage"))
@@ -84,3 +241,58 @@ class Router:
                            delay_ms=settings.stream_delay_ms if is_paced else 0, include_usage=include_usage)
             return EngineReply(events=events, content_type="text/event-stream; charset=utf-8")
         return reply
+
+    def _pinned(self, name: str, model: str) -> tuple[list[Pool], str, ModelCard, str]:
+        """Give the route to one backend; without a model's name to its first.
+
+        Raises  NotFound: no such backend · NoSuchModel: it does not serve the model
+        """
+        backend = self._backend(name)
+        pool = next(p for p in self.pools if backend in p.backends)
+        cards = backend.cards()
+        wanted = model or (cards[0].id if cards else "")
+        if model:
+            wanted = self._route(model)[1]
+        served = backend.served(wanted)
+        if served is None:
+            raise NoSuchModel(f"The backend {name!r} does not serve the model {model[:200]!r}. It serves: {', '.join(c.id for c in cards)}.",
+                              param="model")
+        return [pool], wanted, served.card, "pinned"
+
+    # ---- for those who speak to a server themselves
+
+    async def lease(self, *, model: str = "", pin: str = "", exclude: Collection[str] = (), receipt: Receipt, flow: str = "",
+                    priority: int = 1, stay_local: bool = False) -> Place:
+        """Give the right to send one request to one server (passage).
+
+        Takes   model: only servers of it ("" = any server); pin: the server's name; exclude: servers not to use
+        Gives   a place with url, headers and ssl; its `done` must be called in any case
+        Raises  NotFound: no such server · NoSuchModel · Unavailable · Exhausted
+        """
+        servers = {id(b) for b in self._servers()}
+        if pin:
+            backend = self._backend(pin)
+            if id(backend) not in servers:
+                raise NotFound(f"The backend {pin!r} is no server that can be reached directly.", code="no_such_backend")
+            stages, wanted, reason = [next(p for p in self.pools if backend in p.backends)], None, "pinned"
+        elif model:
+            stages, wanted, card, reason = self._route(model)
+            receipt.model, receipt.public_model = model, card.id
+        else:
+            stages, wanted, reason = [p for p in self.pools if any(id(b) in servers for b in p.backends)], None, "any"
+        stages = [p for p in stages if any(id(b) in servers for b in p.backends)]
+        if not stages:
+            raise Unavailable("No backend here can be reached directly: the model is served by a hosted API.", code="no_backend")
+        wishes = Wishes(flow=flow, priority=priority, may_leave=not stay_local, pin=pin) if flow or pin or stay_local or priority != 1 else NO_WISHES
+        asking = Asking(stages, wanted, reason, wishes, receipt, self._clock.monotonic_s() + self.settings.backend_timeout_seconds,
+                        tried=set(exclude), is_pinned=bool(pin))
+        place = await self.dispatcher.place(asking)
+        receipt.backend, receipt.endpoint, receipt.reason = place.backend, place.url, receipt.reason or reason
+        receipt.attempts.append(place.attempt)
+        return place
+
+    def health(self) -> list[tuple[BackendState, bool]]:
+        """Give every backend with whether it can answer: what GET /health of system C tells."""
+        return [(state, state.standing == Standing.READY.value) for state in self.states()]
+
+

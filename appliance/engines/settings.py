@@ -1,10 +1,12 @@
-"""Settings of the engines room: the hosted backend, model names, streaming."""
+"""Settings of the engines room: backends and how one is chosen, the hosted API, model names, streaming."""
 
+from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator
 
+from appliance.base.balancing import STRATEGIES
 from appliance.base.settings import CommaList, RoomSettings, SemicolonList, Switch
 
 RELOAD: dict[str, Any] = {"reload": True}
@@ -14,7 +16,8 @@ class EngineSettings(RoomSettings):
     """Who answers, under which names, and how streams are made."""
 
     novita_api_key: SecretStr = Field(
-        SecretStr(""), description="Key of the hosted API; without one the built-in demo engine answers", json_schema_extra=RELOAD)
+        SecretStr(""), description="Key of the hosted API; without one, and without BACKENDS, the built-in demo engine answers",
+        json_schema_extra=RELOAD)
     novita_openai_endpoints: SemicolonList = Field(
         ["https://api.novita.ai/openai/v1", "https://api.novita.ai/v3/openai"],
         description="Base addresses of the hosted API, tried in order (semicolon list)",
@@ -25,7 +28,8 @@ class EngineSettings(RoomSettings):
                               description="The model name that clients see", json_schema_extra=RELOAD)
     model_aliases: CommaList = Field(
         ["llama3.2-3b-instruct", "llama-3.2-3b-instruct", "meta-llama-llama-3.2-3b-instruct"],
-        description="Further names for the same model (comma list)", json_schema_extra=RELOAD | {"allowed": "names separated by commas"})
+        description="Further names for the same model (comma list); `name=model` means a model of a backend",
+        json_schema_extra=RELOAD | {"allowed": "names separated by commas"})
     model_strict: Switch = Field(False, description="1 = unknown model names get 404; 0 = any name is answered by PUBLIC_MODEL",
                                  json_schema_extra=RELOAD)
     upstream_streaming: Literal["auto", "relay", "simulate"] = Field(
@@ -43,6 +47,34 @@ class EngineSettings(RoomSettings):
     upstream_total_timeout_s: float = Field(
         300.0, gt=0, le=86_400, description="Seconds for all attempts of one request together", json_schema_extra=RELOAD)
     upstream_max_connections: int = Field(1024, ge=1, le=65_535, description="Most connections to the endpoints at a time")
+    backends: CommaList = Field(
+        [], description="Servers that answer: llama.cpp, vLLM, SGLang or any OpenAI-compatible one (comma list; `name=address` names one)",
+        json_schema_extra=RELOAD | {"allowed": "addresses such as http://llm-1:8080, separated by commas"})
+    config_path: Path | None = Field(
+        None, description="A JSON file with `backends` and `pools`, for what does not fit into BACKENDS (docs/backends.md)",
+        json_schema_extra=RELOAD | {"allowed": "a readable file"})
+    lb_enabled: Switch = Field(True, description="0 = always the first backend that can take a request, in the order given", json_schema_extra=RELOAD)
+    lb_strategy: str = Field("least_busy", description="How a backend is chosen among those that can take a request; an unknown name means "
+                             "round_robin", json_schema_extra=RELOAD | {"allowed": ", ".join(STRATEGIES)})
+    lb_overflow: str = Field("", description="The pool that is asked when every one of BACKENDS is full or down: `hosted`, or one of the "
+                             "configuration file; empty = none", json_schema_extra=RELOAD | {"allowed": "the name of a pool"})
+    metrics_cache_ttl_seconds: float = Field(3.0, gt=0, le=300, description="Seconds between two looks at a backend's health and metrics",
+                                             json_schema_extra=RELOAD)
+    backend_timeout_seconds: float = Field(300.0, gt=0, le=86_400, description="Seconds until a backend's answer begins, all attempts and the "
+                                           "time in line together", json_schema_extra=RELOAD)
+    max_allowed_request_queue: int = Field(0, ge=0, le=1_000_000, description="Most requests that a backend works on at a time; 0 = llama.cpp: "
+                                           "its slots, others: what they take without making requests wait", json_schema_extra=RELOAD)
+    max_allowed_deferred: int = Field(2, ge=1, le=1_000_000, description="A backend with so many requests waiting inside it gets no more",
+                                      json_schema_extra=RELOAD)
+    backend_startup_grace_s: float = Field(30.0, ge=0, le=3600, description="Seconds after its first mention in which a backend that does not "
+                                           "answer yet is starting, not down", json_schema_extra=RELOAD)
+    slow_start_s: float = Field(10.0, ge=0, le=600, description="Seconds over which a backend that came back gets its full share again; 0 = at once",
+                                json_schema_extra=RELOAD)
+    queue_limit: int = Field(512, ge=0, le=1_000_000, description="Most requests that wait in line while every backend is full; 0 = none waits",
+                             json_schema_extra=RELOAD)
+    queue_timeout_s: float = Field(60.0, gt=0, le=3600, description="Longest time in line in seconds", json_schema_extra=RELOAD)
+    queue_ageing_s: float = Field(10.0, gt=0, le=3600, description="Seconds in line that raise a request's priority by one level",
+                                  json_schema_extra=RELOAD)
     breaker_failures: int = Field(3, ge=1, le=100, description="Failures in a row after which an endpoint is rested",
                                   json_schema_extra=RELOAD)
     breaker_rest_s: float = Field(15.0, gt=0, le=3600, description="Seconds an endpoint is rested before one request tries it again",

@@ -4,7 +4,7 @@ No lower room knows that Ollama exists; a door whose dialect is not OpenAI's tra
 """
 
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
@@ -17,6 +17,27 @@ class Operation(Enum):
     CHAT = "/chat/completions"
     COMPLETION = "/completions"
     EMBEDDING = "/embeddings"
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What a request says about where and when it is answered.
+
+    flow             whose request it is, for turns in the line: a digest of the key, or the address ("" = nobody in particular)
+    priority         0 high, 1 normal, 2 low
+    may_leave        False: it must be answered by this pool's own servers, not by an overflow and not by a hosted API
+    pin              the name of the one backend that is to answer ("" = any)
+    context_tokens   the context that the client counts on; a server known to have less is not asked (0 = any)
+    """
+
+    flow: str = ""
+    priority: int = 1
+    may_leave: bool = True
+    pin: str = ""
+    context_tokens: int = 0
+
+
+NO_WISHES = Wishes()
 
 
 @dataclass(slots=True)
@@ -36,7 +57,9 @@ class EngineRequest:
     model: str
     stream: bool
     receipt: Receipt
-    headers: dict[str, str] = field(default_factory=dict)
+    wishes: Wishes = NO_WISHES
+    public_model: str = ""      # set by the router: the name that the reply carries
+    wanted_model: str = ""      # set by the router: the name by which backends know it
 
 
 @dataclass(slots=True)
@@ -66,11 +89,33 @@ class ModelCard:
     owned_by: str
     upstream: str
     aliases: tuple[str, ...] = ()
+    context_tokens: int = 0     # 0 = not known
+    parent: str = ""            # of an adapter: the model that it belongs to
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A model as one server has it: the name to send to it, and fields to add to the body (an adapter of llama.cpp)."""
+
+    card: ModelCard
+    upstream: str
+    extra: tuple[tuple[str, Any], ...] = ()
+
+
+class Standing(Enum):
+    """Whether a backend can take a request at this moment."""
+
+    READY = "ready"
+    FULL = "full"               # later, perhaps soon
+    STARTING = "starting"       # not seen yet, or its model is being loaded
+    RESTED = "rested"           # its breaker is open after failures
+    DOWN = "down"
+    DRAINING = "draining"       # takes no new requests by the operator's word
 
 
 @dataclass(frozen=True, slots=True)
 class BackendState:
-    """A backend as ListBackends and /healthz tell it."""
+    """A backend as ListBackends, /healthz and /health tell it. What a kind does not know stays at its default."""
 
     name: str
     kind: str
@@ -79,3 +124,22 @@ class BackendState:
     endpoints: tuple[dict[str, Any], ...] = ()
     models: tuple[str, ...] = ()
     in_flight: int = 0
+    url: str = ""
+    pool: str = ""
+    standing: str = "ready"             # a value of Standing
+    running: float | None = None        # as the engine's own metrics said last
+    waiting: float | None = None
+    data_age_s: float | None = None     # of those metrics
+    metrics: str = ""                   # ok | off | what is wrong with the engine's metrics page
+    checked_at_s: float | None = None   # the last look at its health, seconds since 1970
+    limit: int | None = None            # most requests at a time; None = the engine decides
+    context_tokens: int = 0
+    weight: float = 1.0
+    cost: float = 0.0
+    chosen_total: int = 0
+    mean_s: float | None = None         # response time: first sample, then (old + new) / 2
+    last_s: float | None = None
+    last_used_at_s: float | None = None
+    breaker: str = "closed"             # closed | open | half_open
+    errors: tuple[tuple[str, int], ...] = ()
+    origin: str = "configured"          # configured | runtime (gone at a restart) | persisted

@@ -23,11 +23,16 @@ class Keys:
     def __init__(self, settings: FrontSettings) -> None:
         self._client = [_digest(key) for key in split_keys(settings.appliance_api_keys)]
         self._operator = [_digest(key) for key in split_keys(settings.operator_api_keys)]
+        self._staying = [_digest(key) for key in split_keys(settings.stay_local_api_keys)]
 
     @property
     def is_open(self) -> bool:
         """Whether anybody who reaches the port may use the models."""
         return not self._client
+
+    def stays(self, headers: dict[str, str]) -> bool:
+        """Whether the caller's key is one whose requests may not leave this machine's own backends."""
+        return bool(self._staying) and _is_one_of(key_of(headers), self._staying)
 
     def check(self, access: Access, headers: dict[str, str], peer: str) -> None:
         """Let the call pass, or raise.

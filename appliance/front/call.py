@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from appliance.engines.receipts import Receipt
+from appliance.engines.types import NO_WISHES, Wishes
 
 
 @dataclass(slots=True)
@@ -28,6 +29,7 @@ class Call:
     params: dict[str, str] = field(default_factory=dict)
     began_s: float = 0.0            # monotonic
     first_byte_s: float = 0.0       # monotonic; 0 = nothing was sent yet
+    wishes: Wishes = NO_WISHES      # what its headers say about where and when; set at the desk
 
 
 @dataclass(slots=True)

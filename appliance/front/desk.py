@@ -13,12 +13,13 @@ from appliance.base.errors import ApplianceError, Internal, TooLarge, Unavailabl
 from appliance.base.logs import get_logger
 from appliance.base.metrics import Metrics
 from appliance.engines.receipts import Receipt, Receipts
-from appliance.front.access import Keys
+from appliance.front.access import Access, Keys
 from appliance.front.access_log import AccessLog
 from appliance.front.call import Answer, Call
 from appliance.front.errors import error_body, error_headers, status_of
 from appliance.front.routes import Route
 from appliance.front.settings import FrontSettings
+from appliance.front.wishes import wishes_of
 
 log = get_logger("front")
 _GOOD_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
@@ -69,6 +70,9 @@ class Desk:
                 raise Unavailable("The appliance is being drained and takes no new requests.", code="draining", retry_after_s=5)
             if len(call.body) > self.settings.max_body_bytes:
                 raise too_large(self.settings.max_body_bytes)
+            call.wishes = wishes_of(call.headers, call.peer, stays=self.keys.stays(call.headers))
+            if call.wishes.pin:         # whoever chooses the server goes round the balance: operators only
+                self.keys.check(Access.OPERATOR, call.headers, call.peer)
             answer = await route.handler(call)
         except ApplianceError as error:
             answer = self.refusal(error, route.dialect, call.receipt)

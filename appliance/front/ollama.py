@@ -7,6 +7,7 @@ API (level API_VERSION); system A, `/api/tags`, `/api/pull`, `/api/generate` (wh
 import hashlib
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -194,7 +195,12 @@ class OllamaDoor:
         """Ask the engines for the model that was named; an error status of theirs is raised."""
         name = _name(ask)
         body["model"] = name or card.id
-        reply = await self._router.answer(EngineRequest(operation, body, None, name, is_stream, call.receipt))
+        wishes = call.wishes
+        options = ask.get("options")
+        context = options.get("num_ctx") if isinstance(options, dict) else None
+        if isinstance(context, int) and context > 0:        # the client counts on so much: a smaller one would cut what it sends
+            wishes = replace(wishes, context_tokens=context)
+        reply = await self._router.answer(EngineRequest(operation, body, None, name, is_stream, call.receipt, wishes))
         if reply.status >= 400:
             raise _refused(reply)
         return reply
@@ -237,7 +243,7 @@ class OllamaDoor:
 
     def _remote(self, card: ModelCard) -> dict[str, str]:
         """Give the fields by which Ollama says that a model is elsewhere; the demo engine is not."""
-        if self._router.is_demo:
+        if card.owned_by != "novita":
             return {}
         return {"remote_model": card.upstream, "remote_host": self._router.settings.novita_openai_endpoints[0]}
 

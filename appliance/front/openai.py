@@ -62,7 +62,7 @@ class OpenAIDoor:
 
     async def _ask(self, operation: Operation, body: dict[str, Any], call: Call) -> Answer:
         is_stream = bool(body.get("stream")) and operation is not Operation.EMBEDDING
-        request = EngineRequest(operation, body, call.body, body.get("model") or "", is_stream, call.receipt)
+        request = EngineRequest(operation, body, call.body, body.get("model") or "", is_stream, call.receipt, call.wishes)
         if not is_stream:
             reply = await self._router.answer(request)
             return Answer(reply.status, reply.body or b"", reply.content_type)

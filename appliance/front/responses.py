@@ -40,7 +40,7 @@ class ResponsesDoor:
         is_stream = bool(ask.get("stream"))
         if is_stream:
             body |= {"stream": True, "stream_options": {"include_usage": True}}
-        reply = await self._router.answer(EngineRequest(Operation.CHAT, body, None, model, is_stream, call.receipt))
+        reply = await self._router.answer(EngineRequest(Operation.CHAT, body, None, model, is_stream, call.receipt, call.wishes))
         shell = translate.shell_of(ask, response_id=_id("resp"), model=card.id, at_s=int(self._clock.now_s()))
         if reply.events is None:
             return Answer(body=jsons.dumps(self._whole(shell, jsons.loads(reply.body or b"{}"))))

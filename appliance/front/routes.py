@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from appliance.front.access import Access
+from appliance.front.balance import BASE, BalanceDoor
 from appliance.front.call import Answer, Call
 from appliance.front.ollama import ROUTES as OLLAMA_ROUTES
 from appliance.front.ollama import OllamaDoor
@@ -32,11 +33,17 @@ class Route:
     is_open_while_draining: bool = False
 
 
-def all_routes(openai: OpenAIDoor, responses: ResponsesDoor, ollama: OllamaDoor, system: SystemDoor) -> list[Route]:
+def all_routes(openai: OpenAIDoor, responses: ResponsesDoor, ollama: OllamaDoor, system: SystemDoor,
+               balance: BalanceDoor) -> list[Route]:
     """Give the table."""
     hot_ollama = {"/api/chat", "/api/generate"}
     return [
         Route(("GET", "HEAD"), "/healthz", system.healthz, access=Access.PUBLIC, is_open_while_draining=True),
+        Route(("GET", "HEAD"), "/health", balance.health, is_open_while_draining=True),
+        Route(("GET",), f"{BASE}/strategy", balance.strategy),
+        Route(("PUT",), f"{BASE}/strategy", balance.put_strategy, access=Access.OPERATOR),
+        Route(("GET",), f"{BASE}/loads", balance.loads),
+        Route(("GET",), f"{BASE}/load", balance.load),
         Route(("GET",), "/metrics", system.metrics, is_open_while_draining=True),
         Route(("GET",), "/receipts", system.receipts, access=Access.OPERATOR, is_open_while_draining=True),
         Route(("GET",), "/receipts/{id}", system.receipt, access=Access.OPERATOR, is_open_while_draining=True),

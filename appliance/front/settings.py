@@ -20,6 +20,9 @@ class FrontSettings(RoomSettings):
     operator_api_keys: SecretStr = Field(
         SecretStr(""), description="Keys for operator-only addresses (receipts); empty = those are for loopback callers, or any key "
         "of APPLIANCE_API_KEYS", json_schema_extra=RELOAD | {"allowed": "keys of at least 8 characters, separated by commas or lines"})
+    stay_local_api_keys: SecretStr = Field(
+        SecretStr(""), description="Keys among them whose requests are answered by own backends only, never by an overflow or the hosted API",
+        json_schema_extra=RELOAD | {"allowed": "keys of at least 8 characters, separated by commas or lines"})
     cors_origins: CommaList = Field([], description="Web origins that browsers may call from (comma list, * = all)",
                                     json_schema_extra=RELOAD | {"allowed": "origins such as https://app.example, or *"})
     max_body_bytes: int = Field(33_554_432, ge=1024, le=1_073_741_824, description="Largest request body in bytes",
@@ -35,7 +38,7 @@ class FrontSettings(RoomSettings):
     access_log: Switch = Field(True, description="One line in the log per request", json_schema_extra=RELOAD)
     shutdown_grace_s: float = Field(30.0, ge=0, le=3600, description="Seconds that running answers get after SIGTERM")
 
-    @field_validator("appliance_api_keys", "operator_api_keys")
+    @field_validator("appliance_api_keys", "operator_api_keys", "stay_local_api_keys")
     @classmethod
     def _keys(cls, value: SecretStr) -> SecretStr:
         if any(len(key) < 8 for key in split_keys(value)):

@@ -21,9 +21,9 @@ from appliance.control.server import serving_control
 from appliance.control.settings import ControlSettings
 from appliance.control.v1 import control_pb2_grpc
 from appliance.engines.receipts import Attempt, Receipt, Receipts
-from appliance.engines.router import Router
-from appliance.engines.settings import EngineSettings
 from appliance.engines.types import BackendState, EngineReply, EngineRequest, ModelCard
+from tests.fakes.backend import ScriptedBackend as Base
+from tests.fakes.backend import router_of
 
 
 def completion(text: str) -> bytes:
@@ -37,16 +37,13 @@ def event(delta: dict[str, Any], *, finish: str | None = None, index: int = 0) -
         {"index": index, "delta": delta, "finish_reason": finish}]}) + b"\n\n"
 
 
-class ScriptedBackend:
+class ScriptedBackend(Base):
     """Answers as `script` says: bytes = a whole answer, a list = a stream's pieces, an error = raised, `hang` = never."""
 
-    kind = "scripted"
-    name = "scripted"
-
     def __init__(self) -> None:
+        super().__init__(FakeClock())
         self.script: Any = completion("hello")
         self.status = 200
-        self.asked: list[EngineRequest] = []
         self.begun = asyncio.Event()
         self.cancelled = asyncio.Event()        # waiting for the upstream was ended from our side
         self.release = asyncio.Event()          # ends a hang
@@ -65,8 +62,7 @@ class ScriptedBackend:
 
     async def close(self) -> None: ...
 
-    async def send(self, request: EngineRequest) -> EngineReply:
-        self.asked.append(request)
+    async def answer(self, request: EngineRequest) -> EngineReply:
         receipt = request.receipt
         receipt.backend, receipt.endpoint, receipt.served_model = self.name, "http://127.0.0.1:1/v1", "upstream/model"
         receipt.attempts.append(Attempt("http://127.0.0.1:1/v1", "ok", 200, 1.5))
@@ -225,7 +221,7 @@ class House:
 
     def parts(self) -> ControlParts:
         return ControlParts(
-            router=Router(EngineSettings(), [self.backend], clock=self.clock), receipts=self.receipts, worker=self.worker,
+            router=router_of(self.backend, clock=self.clock), receipts=self.receipts, worker=self.worker,
             status=self.status, changed=self.changed,
             identity=lambda: {"machine_id": "ab" * 16, "hostname": "box", "gpu": self.gpu()},
             settings=self.settings, reload=self.reload, drain=self.drain, resume=self.resume, shutdown=self.shutdowns.append,

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 
@@ -10,13 +10,13 @@ from appliance.base import jsons
 from appliance.base.clock import FakeClock
 from appliance.base.errors import ApplianceError, Exhausted, Invalid, NoSuchModel, Unsupported, UpstreamFailed
 from appliance.engines.receipts import Receipt
-from appliance.engines.router import Router
 from appliance.engines.settings import EngineSettings
-from appliance.engines.types import BackendState, EngineReply, EngineRequest, ModelCard, Operation
+from appliance.engines.types import EngineReply, EngineRequest, ModelCard, Operation
 from appliance.front import ollama
 from appliance.front.call import Answer, Call
 from appliance.front.errors import status_of
 from appliance.front.ollama import ROUTES, OllamaDoor
+from tests.fakes.backend import ScriptedBackend, router_of
 
 USER = [{"role": "user", "content": "hi"}]
 WHOLE = jsons.dumps({"choices": [{"message": {"role": "assistant", "content": "hello"}, "finish_reason": "stop"}],
@@ -59,17 +59,13 @@ class Events:
         self.is_closed = True
 
 
-class Scripted:
+class Scripted(ScriptedBackend):
     """Answers with `script`: bytes = one piece with `status`, a list = a stream, an error = raised."""
 
-    kind: ClassVar[str] = "scripted"
-    name = "scripted"
-
     def __init__(self, clock: FakeClock) -> None:
-        self._clock = clock
+        super().__init__(clock)
         self.script: Any = WHOLE
         self.status = 200
-        self.asked: list[EngineRequest] = []
         self.events: Events | None = None
 
     def cards(self) -> list[ModelCard]:
@@ -78,13 +74,7 @@ class Scripted:
     def serves(self, model: str) -> bool:
         return model != "nobody"
 
-    def state(self) -> BackendState:
-        return BackendState(self.name, self.kind, True, "")
-
-    async def close(self) -> None: ...
-
-    async def send(self, request: EngineRequest) -> EngineReply:
-        self.asked.append(request)
+    async def answer(self, request: EngineRequest) -> EngineReply:
         if isinstance(self.script, ApplianceError):
             raise self.script
         if isinstance(self.script, bytes):
@@ -99,7 +89,7 @@ class House:
     def __init__(self, **settings: Any) -> None:
         self.clock = FakeClock()
         self.backend = Scripted(self.clock)
-        self.door = OllamaDoor(Router(EngineSettings(_env_file=None, **settings), [self.backend], clock=self.clock), clock=self.clock)
+        self.door = OllamaDoor(router_of(self.backend, settings=EngineSettings(_env_file=None, **settings), clock=self.clock), clock=self.clock)
 
     async def ask(self, handler: str, ask: Any = None, *, body: bytes | None = None) -> Answer:
         data = body if body is not None else b"" if ask is None else jsons.dumps(ask)

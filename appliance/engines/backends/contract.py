@@ -1,30 +1,62 @@
-"""What every backend promises to the router."""
+"""What every backend promises to the dispatcher, and what every dialect of engine promises to the server that speaks it."""
 
-from typing import ClassVar, Protocol
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
 
-from appliance.engines.types import BackendState, EngineReply, EngineRequest, ModelCard
+from appliance.base.balancing import Member
+from appliance.engines.place import Place
+from appliance.engines.types import BackendState, EngineReply, EngineRequest, ModelCard, Served, Standing
 
 
 class Backend(Protocol):
     """One reachable server (or set of equal endpoints) of some engine."""
 
-    kind: ClassVar[str]
     name: str
+    pool: str
+    member: Member
+    on_room: Callable[[Any], None]
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether a request leaves the operator's own machines here (a hosted API)."""
+        ...
+
+    @property
+    def in_flight(self) -> int: ...
+
+    @property
+    def context_tokens(self) -> int:
+        """The context of one request, in tokens; 0 = not known."""
+        ...
 
     def cards(self) -> list[ModelCard]:
         """List the models it serves, public names first."""
         ...
 
-    def serves(self, model: str) -> bool:
-        """Say whether a request for `model` may be sent here."""
+    def serves_any(self) -> bool:
+        """Whether it answers any model name with what it has."""
         ...
 
-    async def send(self, request: EngineRequest) -> EngineReply:
-        """Answer `request`, or raise.
+    def served(self, model: str) -> Served | None:
+        """Give what `model` is here, or None; a backend of `serves_any` gives what it has for every name."""
+        ...
+
+    def standing(self, now_s: float) -> Standing:
+        """Say whether a request can be sent at this moment (monotonic seconds)."""
+        ...
+
+    def take(self, reason: str) -> Place: ...
+
+    async def send(self, request: EngineRequest, place: Place, *, budget_s: float) -> EngineReply:
+        """Answer `request`, or raise; the place is given back in any case, for a stream when it is closed.
 
         Gives   EngineReply; `request.receipt` has backend, endpoint, served_model, attempts and upstream_ms filled in
-        Raises  UpstreamFailed when all its endpoints failed before the first byte · TimedOut when the time budget is gone
-                · Unavailable while every endpoint is rested. Cancelling the call closes the upstream connection.
+        Raises  AttemptFailed: another backend may try · ApplianceError: nobody else would say otherwise, or (a hosted API, which
+                has several endpoints of its own) all of them failed. Cancelling the call closes the upstream connection.
         """
         ...
 
@@ -37,3 +69,64 @@ class Backend(Protocol):
         ...
 
     async def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """An engine's answer to one of our own questions."""
+
+    status: int
+    body: bytes
+    content_type: str = ""
+
+
+Ask = Callable[[str, float], Awaitable[Heard]]      # (path, seconds) → Heard; raises WireError
+
+
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """What an engine says of itself when asked.
+
+    models           by the name that clients use
+    context_tokens   of one request; 0 = not told
+    slots            requests that it works on at a time; 0 = not told
+    """
+
+    models: dict[str, Served]
+    context_tokens: int = 0
+    slots: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """What a look at an engine's health came to: it is `ready`, or `loading` its model, or neither; and why."""
+
+    is_ready: bool
+    is_loading: bool = False
+    detail: str = ""
+
+
+class Dialect(Protocol):
+    """How one kind of engine is asked about itself. Answers to requests are OpenAI's with all of them."""
+
+    kind: ClassVar[str]
+    running: ClassVar[tuple[str, ...]]      # metric names, without prefix separator's spelling: see normalise.py
+    waiting: ClassVar[tuple[str, ...]]
+
+    async def health(self, ask: Ask) -> Health:
+        """Look at its health. Raises WireError when it cannot be reached."""
+        ...
+
+    async def learn(self, ask: Ask) -> Learned:
+        """Ask for its models and limits. Raises WireError, ValueError (its answer makes no sense)."""
+        ...
+
+    async def recognise(self, ask: Ask) -> bool:
+        """Say whether this kind of engine is what answers there. Raises WireError."""
+        ...
+
+    def refuse(self, status: int, headers: dict[str, str], text: str, label: str) -> Exception:
+        """Give what an error answer means: AttemptFailed (another may try) or ApplianceError (the caller's fault)."""
+        ...
+
+

@@ -13,48 +13,84 @@ from typing import Any, ClassVar
 
 from appliance.base import jsons
 from appliance.base.clock import Clock
-from appliance.base.errors import Exhausted, Forbidden, Invalid, NotFound, TimedOut, Unauthenticated, Unavailable, UpstreamFailed
+from appliance.base.errors import (
+    ApplianceError,
+    Exhausted,
+    Forbidden,
+    Invalid,
+    NotFound,
+    TimedOut,
+    Unauthenticated,
+    Unavailable,
+    UpstreamFailed,
+)
+from appliance.base.metrics import Metrics
 from appliance.engines.demo_script import DIMENSIONS, Part, last_user_text, play, tokens_of, vector_of
 from appliance.engines.pacing import chunks_of
+from appliance.engines.place import Books, Place, Settled
 from appliance.engines.receipts import Attempt
-from appliance.engines.types import BackendState, EngineReply, EngineRequest, ModelCard, Operation
+from appliance.engines.types import BackendState, EngineReply, EngineRequest, ModelCard, Operation, Served, Standing
 
 FINGERPRINT = "demo-engine"
 PIECE_CHARACTERS = 12
 GATHER_BYTES = 16_384       # events that need no pause travel together
 
 
-class DemoBackend:
+class DemoBackend(Books):
     """Answers from a script."""
 
     kind: ClassVar[str] = "demo"
-    name = "demo"
+    is_remote: ClassVar[bool] = False
+    context_tokens: ClassVar[int] = 0
 
-    def __init__(self, public_model: str, aliases: tuple[str, ...], clock: Clock) -> None:
-        self._clock = clock
+    def __init__(self, public_model: str, aliases: tuple[str, ...], *, clock: Clock, metrics: Metrics) -> None:
+        super().__init__("demo", pool="demo", clock=clock, metrics=metrics)
         self._cards = [ModelCard(public_model, int(clock.now_s()), "demo", "demo", aliases)]
-        self._in_flight = 0
+        self._served = Served(self._cards[0], "demo")
 
     def cards(self) -> list[ModelCard]:
         return self._cards
 
-    def serves(self, model: str) -> bool:
+    def serves_any(self) -> bool:
         return True
 
+    def served(self, model: str) -> Served | None:
+        return self._served
+
+    def standing(self, now_s: float) -> Standing:
+        return Standing.READY
+
     def state(self) -> BackendState:
-        return BackendState(self.name, self.kind, True, "built in, no model behind it", (), (self._cards[0].id,), self._in_flight)
+        return BackendState(self.name, self.kind, True, "built in, no model behind it", (), (self._cards[0].id,), self.in_flight,
+                            pool=self.pool, chosen_total=self.member.total, mean_s=self.member.mean_s)
 
     def measure(self) -> None:
-        """Nothing to measure."""
+        """Bring its gauges up to date."""
+        self._metrics.show_backend(self.state())
 
     async def close(self) -> None:
         """Nothing is open."""
 
-    async def send(self, request: EngineRequest) -> EngineReply:
+    async def send(self, request: EngineRequest, place: Place, *, budget_s: float) -> EngineReply:
         """Answer by the script.
 
         Gives   EngineReply as Backend.send; Raises Invalid for shapes it cannot read, and what a prompt provokes
         """
+        reply, outcome = None, "cancelled"
+        try:
+            reply = await self._play(request)
+            outcome = "ok"
+            if reply.events is not None:
+                reply.events = Settled(reply.events, place)
+            return reply
+        except ApplianceError:
+            outcome = "refused"
+            raise
+        finally:
+            if reply is None or reply.events is None:
+                place.done(outcome)
+
+    async def _play(self, request: EngineRequest) -> EngineReply:
         receipt = request.receipt
         receipt.backend, receipt.endpoint, receipt.served_model = self.name, "demo", "demo"
         attempt = Attempt("demo", "ok")
@@ -116,22 +152,18 @@ class DemoBackend:
     async def _events(self, request: EngineRequest, reply: dict[str, Any], part: Part) -> AsyncIterator[bytes]:
         options = request.body.get("stream_options")
         include_usage = isinstance(options, dict) and bool(options.get("include_usage"))
-        self._in_flight += 1
-        try:
-            gathered: list[bytes] = []
-            for number, chunk in enumerate(chunks_of(reply, size=PIECE_CHARACTERS, include_usage=include_usage)):
-                if number == 2 and (part.is_stalling or part.is_cut):
-                    yield b"".join(gathered)
-                    if part.is_cut:
-                        raise UpstreamFailed("The demo engine broke off its answer, as it was asked to.", code="upstream_cut_off")
-                    await asyncio.sleep(3600)
-                gathered.append(b"data: " + jsons.dumps(chunk) + b"\n\n")
-                if sum(map(len, gathered)) > GATHER_BYTES:
-                    yield b"".join(gathered)
-                    gathered = []
-            yield b"".join([*gathered, b"data: [DONE]\n\n"])
-        finally:
-            self._in_flight -= 1
+        gathered: list[bytes] = []
+        for number, chunk in enumerate(chunks_of(reply, size=PIECE_CHARACTERS, include_usage=include_usage)):
+            if number == 2 and (part.is_stalling or part.is_cut):
+                yield b"".join(gathered)
+                if part.is_cut:
+                    raise UpstreamFailed("The demo engine broke off its answer, as it was asked to.", code="upstream_cut_off")
+                await asyncio.sleep(3600)
+            gathered.append(b"data: " + jsons.dumps(chunk) + b"\n\n")
+            if sum(map(len, gathered)) > GATHER_BYTES:
+                yield b"".join(gathered)
+                gathered = []
+        yield b"".join([*gathered, b"data: [DONE]\n\n"])
 
     def _embeddings(self, request: EngineRequest) -> EngineReply:
         body = request.body

@@ -1,0 +1,338 @@
+"""One server of an engine: what is known of its health and load, how full it may get, and how a request is sent to it.
+
+What it knows comes from three sides: looks at its health and metrics (health.py, in the background), the requests that we send
+(counted at once, and their failures noted), and the operator (drain, limits). A request never waits for a look.
+"""
+
+import math
+import ssl
+from collections.abc import Callable
+from typing import ClassVar
+
+from appliance.base import jsons
+from appliance.base.clock import Clock
+from appliance.base.errors import ApplianceError
+from appliance.base.logs import SECRETS, get_logger
+from appliance.base.metrics import Metrics
+from appliance.base.wire import Target, Wire, WireError
+from appliance.engines.backends.contract import Dialect, Health, Heard, Learned
+from appliance.engines.backends.table import AUTO, DIALECTS
+from appliance.engines.breaker import Breaker
+from appliance.engines.exchange import AttemptFailed, Patience, Peer, body_for, exchange
+from appliance.engines.place import UNDECIDED, WELL, Books, Place
+from appliance.engines.relay import BrokenStream
+from appliance.engines.settings import EngineSettings
+from appliance.engines.specs import BackendSpec
+from appliance.engines.types import BackendState, EngineReply, EngineRequest, ModelCard, Served, Standing
+
+log = get_logger("backend")
+UNKNOWN_SLOTS = 4           # llama.cpp's own default, where it does not tell
+FULL_S = 1.0                # a server that said "no room" is left alone so long, unless it said how long
+MISSED_LOOKS = 2            # looks in a row that time out before a server counts as down; one refused connection is enough
+STALE_LOOKS = 2             # metrics older than so many looks fade out of the decision, over as many looks again
+
+
+class Server(Books):
+    """A server and our knowledge of it."""
+
+    is_remote: ClassVar[bool] = False
+
+    def __init__(self, spec: BackendSpec, *, settings: EngineSettings, wire: Wire, clock: Clock, metrics: Metrics, origin: str = "configured",
+                 ssl_context: ssl.SSLContext | None = None) -> None:
+        super().__init__(spec.name, pool=spec.pool, clock=clock, metrics=metrics, weight=spec.share)
+        self.spec = spec
+        self.origin = origin
+        self.settings = settings
+        self.dialect: Dialect | None = DIALECTS.get(spec.kind)      # None = not detected yet
+        self.breaker = Breaker(settings.breaker_failures, settings.breaker_rest_s)
+        self.is_draining = False
+        self.on_suspicion: Callable[[], None] = lambda: None        # the health loop's: look now
+        self.on_models: Callable[[], None] = lambda: None           # the fleet's: the models changed
+        self._wire = wire
+        key = spec.api_key.get_secret_value()
+        if key:
+            SECRETS.learn([key])
+        self.headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self.ssl = ssl_context
+        self.target = Target.parse(spec.url, headers={**self.headers, "Content-Type": "application/json", "User-Agent": "inference-appliance"},
+                                   ssl_context=ssl_context)
+        self._label = f"The backend {spec.name}"
+        self._first_byte = metrics.upstream_seconds.labels(spec.name)
+        self._born_s = clock.monotonic_s()
+        # of its health
+        self.health = Health(False, detail="not looked at yet")
+        self.is_lost = False            # it was ready once, and is down now
+        self.checked_at_s: float | None = None
+        self.missed = 0
+        self._recovered_s: float | None = None
+        # of its load
+        self.running: float | None = None
+        self.waiting: float | None = None
+        self.metrics_note = "off"
+        self._read_s = -math.inf
+        self._others_read = 0.0         # running and waiting, less our own at that moment
+        self._ended_since = 0           # our requests that ended since the metrics were read
+        self._full_until_s = 0.0
+        # of what it serves
+        self.learned = Learned({})
+        self.has_learned = False
+        self._serves = self._configured()
+
+    # ---- what it serves
+
+    @property
+    def kind(self) -> str:
+        return self.dialect.kind if self.dialect else AUTO
+
+    @property
+    def context_tokens(self) -> int:
+        return self.learned.context_tokens
+
+    def cards(self) -> list[ModelCard]:
+        return [served.card for served in self._serves.values()]
+
+    def serves_any(self) -> bool:
+        return False
+
+    def served(self, model: str) -> Served | None:
+        return self._serves.get(model)
+
+    def is_unknown(self) -> bool:
+        """Whether its models are not known, because it was not reached yet and none were configured."""
+        return not self.has_learned and not self.spec.models
+
+    def learn(self, learned: Learned) -> None:
+        """Take what it says of itself; a configured list of models stands, and takes from it what it knows of those."""
+        former = self._serves
+        self.learned, self.has_learned = learned, True
+        if self.spec.models:
+            self._serves = {name: learned.models.get(name, self._configured()[name]) for name in self.spec.models}
+        else:
+            self._serves = learned.models
+        if self._serves != former:
+            self.on_models()
+
+    def _configured(self) -> dict[str, Served]:
+        created = int(self._clock.now_s())
+        return {name: Served(ModelCard(name, created, self.spec.kind if self.spec.kind != AUTO else "backend", name), name)
+                for name in self.spec.models}
+
+    # ---- whether it can take a request
+
+    def limit(self, now_s: float) -> float:
+        """Give the most requests that it works on at a time; infinity = the engine decides."""
+        most: float = self.spec.max_in_flight or self.settings.max_allowed_request_queue
+        if not most:
+            most = (self.learned.slots or UNKNOWN_SLOTS) if self.kind == "llamacpp" else math.inf
+        if self._recovered_s is not None and math.isfinite(most):
+            most = max(1, math.ceil(most * self._ramp(now_s)))
+        return most
+
+    def standing(self, now_s: float) -> Standing:
+        """Say whether a request can be sent at this moment.
+
+        1. the operator drains it                       4. its breaker is open
+        2. not ready: starting while in grace, or down  5. at its limit, or making requests wait inside
+        3. it said a moment ago that it is full         6. ready
+        """
+        if self.is_draining:                                                                            # 1
+            return Standing.DRAINING
+        if not self.health.is_ready:                                                                    # 2
+            is_young = not self.is_lost and now_s - self._born_s < self.settings.backend_startup_grace_s
+            return Standing.STARTING if self.health.is_loading or is_young else Standing.DOWN
+        if now_s < self._full_until_s:                                                                  # 3
+            return Standing.FULL
+        breaker = self.breaker
+        if breaker.open_until_s is not None and (now_s < breaker.open_until_s or breaker.is_probing):   # 4
+            return Standing.RESTED
+        member = self.member
+        member.others = others = self._others(now_s)
+        if self._recovered_s is not None:
+            member.ramp = self._ramp(now_s)
+        if member.active + others >= self.limit(now_s):                                                 # 5
+            return Standing.FULL
+        if self.waiting is not None and self.waiting - self._ended_since >= self.settings.max_allowed_deferred and self._is_fresh(now_s):
+            return Standing.FULL
+        return Standing.READY                                                                           # 6
+
+    def _others(self, now_s: float) -> float:
+        """Estimate the requests at the server that are not ours: as its metrics had them, fading once they are old."""
+        if not self._others_read:
+            return 0.0
+        look_s = self.settings.metrics_cache_ttl_seconds
+        age = (now_s - self._read_s) / look_s - STALE_LOOKS
+        if age <= 0:
+            return self._others_read
+        return max(0.0, self._others_read * (1 - age / STALE_LOOKS))
+
+    def _is_fresh(self, now_s: float) -> bool:
+        return now_s - self._read_s < self.settings.metrics_cache_ttl_seconds * STALE_LOOKS
+
+    def _ramp(self, now_s: float) -> float:
+        """Slow start: from a tenth of its worth to all of it."""
+        assert self._recovered_s is not None
+        slow_s = self.settings.slow_start_s
+        part = (now_s - self._recovered_s) / slow_s if slow_s else 1.0
+        if part >= 1:
+            self._recovered_s = None
+            self.member.ramp = 1.0
+            return 1.0
+        return max(0.1, part)
+
+    # ---- what was seen of it
+
+    def saw_health(self, health: Health, *, is_timeout: bool = False) -> bool:
+        """Take a look's outcome.
+
+        Takes   is_timeout: it did not answer in time, which counts only when it happens again
+        Gives   whether it went from ready to not ready: requests that wait for its answer should go elsewhere
+        """
+        self.checked_at_s = self._clock.now_s()
+        former = self.health
+        self.missed = self.missed + 1 if is_timeout else 0
+        if is_timeout and former.is_ready and self.missed < MISSED_LOOKS:
+            return False
+        self.health = health
+        if health.is_ready and not former.is_ready:
+            if self.is_lost:
+                self._recovered_s = self._clock.monotonic_s()
+                self.breaker.succeeded()
+                log.info("backend_back", backend=self.name)
+            else:
+                log.info("backend_ready", backend=self.name, kind=self.kind)
+            self.is_lost = False
+        is_lost_now = former.is_ready and not health.is_ready
+        if is_lost_now:
+            self.is_lost = not health.is_loading
+            log.warning("backend_lost", backend=self.name, why=health.detail)
+        if health.is_ready != former.is_ready:
+            self.on_room(self)
+        return is_lost_now
+
+    def saw_load(self, running: float | None, waiting: float | None, note: str) -> None:
+        """Take the engine's own numbers; None where it has none (its own counts then decide)."""
+        self.metrics_note = note
+        self.running, self.waiting = running, waiting
+        if running is None and waiting is None:
+            self._others_read = 0.0
+            return
+        self._read_s = self._clock.monotonic_s()
+        self._ended_since = 0
+        self._others_read = max(0.0, (running or 0.0) + (waiting or 0.0) - self.member.active)
+
+    def fail_waiting(self) -> int:
+        """End the exchanges that wait for its answer; each goes to another server. Gives how many."""
+        return self._wire.fail_waiting(self.target.origin, f"{self.name} was found to be down")
+
+    def verdict(self, place: Place, outcome: str, retry_after_s: float | None) -> None:
+        """Learn from a request's end: what the breaker thinks, whether a look is due, whether it is full."""
+        self._ended_since += 1
+        now_s = self._clock.monotonic_s()
+        if outcome in WELL:
+            self.breaker.succeeded()
+        elif outcome in UNDECIDED:
+            self.breaker.abandoned()
+            if outcome == "full":
+                self._full_until_s = now_s + min(retry_after_s or FULL_S, 60.0)
+        else:
+            self.breaker.failed(now_s, retry_after_s=retry_after_s)
+            if outcome == "connect" and self.health.is_ready:       # nobody listens there: no need to wait for the next look
+                self.saw_health(Health(False, detail="connections are refused"))
+            self.on_suspicion()
+
+    # ---- asking it
+
+    async def ask(self, path: str, seconds: float) -> Heard:
+        """Ask one of our own questions.
+
+        Raises  WireError
+        """
+        response = await self._wire.send(self.target, method=b"GET", path=path.encode(), connect_s=min(seconds, 5.0), first_byte_s=seconds,
+                                         idle_s=seconds, total_s=seconds)
+        try:
+            return Heard(response.status, await response.read(), response.headers.get("content-type", ""))
+        finally:
+            response.close()
+
+    def take(self, reason: str) -> Place:
+        """Take a place; where the breaker is half open, this request is its probe."""
+        self.breaker.may_try(self._clock.monotonic_s())
+        place = super().take(reason)
+        place.url, place.headers, place.ssl = self.spec.url, self.headers, self.ssl
+        place.attempt.endpoint = self.spec.url
+        return place
+
+    async def send(self, request: EngineRequest, place: Place, *, budget_s: float) -> EngineReply:
+        """Answer `request` by one attempt (see Backend.send)."""
+        receipt, settings = request.receipt, self.settings
+        served = self.served(request.wanted_model)
+        upstream = served.upstream if served else request.model
+        receipt.backend, receipt.served_model, receipt.endpoint = self.name, upstream, self.spec.url
+        receipt.attempts.append(place.attempt)
+        wants_events = request.stream and settings.upstream_streaming != "simulate"
+        outcome, failed, reply = "cancelled", None, None
+        try:
+            body = body_for(request, upstream, wants_events=wants_events, extra=served.extra if served else ())
+            first_byte_s = min(settings.upstream_first_byte_timeout_s, budget_s) if wants_events else budget_s
+            reply = await exchange(
+                self._peer(), request, body, place.attempt, path=b"/v1" + request.operation.value.encode(), wants_events=wants_events,
+                public_model=request.public_model, on_head=lambda: self._saw_head(place, request), on_end=place.done,
+                patience=Patience(min(settings.upstream_connect_timeout_s, budget_s), first_byte_s, settings.upstream_idle_timeout_s,
+                                  None if wants_events else budget_s))
+            outcome = "ok"
+            return reply
+        except AttemptFailed as exc:
+            outcome, failed = exc.outcome, exc
+            raise
+        except WireError as exc:
+            outcome = exc.phase
+            failed = AttemptFailed(outcome, str(exc), was_sent=exc.was_sent)
+            raise failed from exc
+        except (BrokenStream, jsons.BadJson) as exc:
+            outcome = "rubbish"
+            failed = AttemptFailed(outcome, str(exc))
+            raise failed from exc
+        except ApplianceError:
+            outcome = "refused"
+            raise
+        finally:
+            if reply is None or reply.events is None:       # else the stream holds its place until it is closed
+                place.done(outcome, note=failed.note if failed else "", retry_after_s=failed.retry_after_s if failed else None)
+
+    def _saw_head(self, place: Place, request: EngineRequest) -> None:
+        took_s = self._clock.monotonic_s() - place.began_s
+        self._first_byte.observe(took_s)
+        request.receipt.upstream_ms = took_s * 1000
+
+    def _peer(self) -> Peer:
+        dialect = self.dialect or DIALECTS["openai"]
+        return Peer(self._wire, self.target, self._label, lambda status, headers, text: dialect.refuse(status, headers, text, self._label))
+
+    # ---- telling
+
+    def state(self) -> BackendState:
+        now_s = self._clock.monotonic_s()
+        standing = self.standing(now_s)
+        member, breaker = self.member, self.breaker
+        limit = self.limit(now_s)
+        word = "closed" if breaker.open_until_s is None else "open" if now_s < breaker.open_until_s else "half_open"
+        detail = {Standing.DRAINING: "drained by the operator", Standing.RESTED: "rested after failures", Standing.FULL: "full"}.get(standing, "")
+        return BackendState(
+            self.name, self.kind, standing in {Standing.READY, Standing.FULL}, detail or self.health.detail,
+            ({"url": self.spec.url, "rested_s": round(breaker.wait_s(now_s), 1), "failed_in_a_row": breaker.failed_in_a_row, "last_error": ""},),
+            tuple(self._serves), self.in_flight, url=self.spec.url, pool=self.pool, standing=standing.value, running=self.running,
+            waiting=self.waiting, data_age_s=round(now_s - self._read_s, 3) if math.isfinite(self._read_s) else None, metrics=self.metrics_note,
+            checked_at_s=self.checked_at_s, limit=int(limit) if math.isfinite(limit) else None, context_tokens=self.context_tokens,
+            weight=member.weight, cost=self.spec.cost, chosen_total=member.total, mean_s=member.mean_s, last_s=member.last_s,
+            last_used_at_s=member.last_used_s, breaker=word, errors=tuple(sorted(self.errors.items())), origin=self.origin)
+
+    def measure(self) -> None:
+        """Bring its gauges up to date; called when metrics are read."""
+        state = self.state()
+        self._metrics.show_backend(state)
+        self._metrics.breaker_open.labels(self.name, self.spec.url).set(0 if state.breaker == "closed" else 1)
+
+    async def close(self) -> None:
+        """Its connections belong to the fleet's wire."""
+
+

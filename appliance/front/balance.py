@@ -1,0 +1,80 @@
+"""Addresses about the backends: system C's GET /health, and the load balancer's state under /api/v1 as system B has it."""
+
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import parse_qs
+
+from appliance.base import jsons
+from appliance.base.clock import Clock, rfc3339
+from appliance.base.errors import Invalid, NotFound
+from appliance.engines.router import Router
+from appliance.engines.types import BackendState
+from appliance.front.body import read_object
+from appliance.front.call import Answer, Call
+
+BASE = "/api/v1/loadbalancer"
+UP = {"ready", "full"}      # a full backend is well: it answers soon
+
+
+class BalanceDoor:
+    """The handlers. `set_strategy` switches the strategy of all pools; it raises Invalid for one that does not exist."""
+
+    def __init__(self, router: Router, *, clock: Clock, set_strategy: Callable[[str], None]) -> None:
+        self._router = router
+        self._clock = clock
+        self._set_strategy = set_strategy
+
+    async def health(self, call: Call) -> Answer:
+        """GET /health, always 200: `ok` while every backend is up, `degraded` while one is not."""
+        states = self._router.states()
+        up = [state for state in states if state.standing in UP]
+        now_s = self._clock.now_s()
+        return Answer(body=jsons.dumps({
+            "status": "ok" if states and len(up) == len(states) else "degraded",
+            "available_backends": [state.url or state.name for state in up], "total_backends": len(states), "timestamp": now_s,
+            "details": [_detail(state, now_s) for state in states]}))
+
+    async def strategy(self, call: Call) -> Answer:
+        """GET …/strategy: `{strategy}`."""
+        return Answer(body=jsons.dumps({"strategy": self._router.strategy}))
+
+    async def put_strategy(self, call: Call) -> Answer:
+        """PUT …/strategy `{strategy}`: switches all pools; counters stay (operator)."""
+        name = read_object(call.body).get("strategy")
+        if not isinstance(name, str):
+            raise Invalid("`strategy` must be a string.", param="strategy", code="invalid_type")
+        self._set_strategy(name)
+        return Answer(body=jsons.dumps({"strategy": name, "message": "Load balancing strategy updated"}))
+
+    async def loads(self, call: Call) -> Answer:
+        """GET …/loads: `{strategy, count, loads: {name: load}}`."""
+        states = self._router.states()
+        return Answer(body=jsons.dumps({"strategy": self._router.strategy, "count": len(states),
+                                        "loads": {state.name: _load(state) for state in states}}))
+
+    async def load(self, call: Call) -> Answer:
+        """GET …/load?instance_id=: one load."""
+        name = parse_qs(call.query).get("instance_id", [""])[0]
+        if not name:
+            raise Invalid("The query parameter `instance_id` is required.", param="instance_id", code="missing_required_parameter")
+        for state in self._router.states():
+            if state.name == name:
+                return Answer(body=jsons.dumps(_load(state)))
+        raise NotFound(f"There is no backend {name[:200]!r}.", code="no_such_backend")
+
+
+def _detail(state: BackendState, now_s: float) -> dict[str, Any]:
+    """Give one row of system C's `details`, with ours behind it."""
+    metrics = None
+    if state.running is not None or state.waiting is not None:
+        metrics = {"timestamp": now_s - (state.data_age_s or 0.0), "requests_processing": state.running, "requests_deferred": state.waiting,
+                   "ready": state.standing == "ready"}
+    return {"backend": state.url or state.name, "ready": state.standing == "ready", "metrics": metrics, "name": state.name, "kind": state.kind,
+            "pool": state.pool, "standing": state.standing, "detail": state.detail, "in_flight": state.in_flight}
+
+
+def _load(state: BackendState) -> dict[str, Any]:
+    """Give one backend's load in system B's fields; times are seconds."""
+    return {"instance_id": state.name, "provider": state.kind, "active_connections": state.in_flight, "total_connections": state.chosen_total,
+            "avg_response_time": state.mean_s or 0.0, "last_response_time": state.last_s or 0.0, "weight": state.weight,
+            "last_used": rfc3339(state.last_used_at_s) if state.last_used_at_s else None}

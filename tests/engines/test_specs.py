@@ -1,0 +1,120 @@
+"""Backends as operators write them: what is read, and what is refused with which words; and the engines' words for too long."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from appliance.base.errors import Invalid
+from appliance.engines.normalise import BadMetrics, gauge
+from appliance.engines.refusal import too_long
+from appliance.engines.specs import BackendSpec, parse_backend
+from appliance.settings import load
+
+ROOT = {"PATH": "/usr/bin:/bin"}
+
+
+def read(tmp_path: Path, config: Any = None, **environ: str) -> tuple[Any, str]:
+    """Give (the fleet or None, the fatal problems as text)."""
+    if config is not None:
+        path = tmp_path / "config.json"
+        path.write_text(config if isinstance(config, str) else json.dumps(config))
+        environ["CONFIG_PATH"] = str(path)
+    settings, problems = load(ROOT | environ)
+    return settings.fleet if settings else None, "\n".join(str(p) for p in problems if p.is_fatal)
+
+
+@pytest.mark.parametrize(("address", "name", "url"), [
+    ("http://llm-1:8080", "llm-1:8080", "http://llm-1:8080"), ("http://llm-1:8080/v1/", "llm-1:8080", "http://llm-1:8080"),
+    ("llm-1:8080", "llm-1:8080", "http://llm-1:8080"), ("https://x.example/proxy/v1", "x.example:443", "https://x.example/proxy"),
+    ("http://[::1]:9", "[::1]:9", "http://[::1]:9"), ("big=http://llm-1", "big", "http://llm-1"),
+])
+def test_addresses(tmp_path: Path, address: str, name: str, url: str) -> None:
+    fleet, problems = read(tmp_path, BACKENDS=address)
+    assert not problems
+    assert (fleet.backends[0].name, fleet.backends[0].url) == (name, url)
+
+
+@pytest.mark.parametrize("address", ["ftp://x", "http://", "http://u:p@x", "http://x?y=1", "http://x:99999", "a b=http://x"])
+def test_addresses_that_are_none(tmp_path: Path, address: str) -> None:
+    fleet, problems = read(tmp_path, BACKENDS=address)
+    assert fleet is None
+    assert "BACKENDS" in problems
+
+
+@pytest.mark.parametrize(("config", "said"), [
+    ("{", "no JSON"), ("[]", "one JSON object"), ({"backend": []}, "'backend'"), ({"backends": {}}, "must be a list"),
+    ({"backends": [{}]}, "backends[0]: url"), ({"backends": [{"url": "http://x", "wieght": 1}]}, "wieght"),
+    ({"backends": [{"url": "http://x", "kind": "ollama"}]}, "kind"), ({"backends": [{"url": "http://x", "weight": 0}]}, "weight"),
+    ({"backends": [{"url": "http://x", "api_key_env": "NOT_SET"}]}, "NOT_SET"),
+    ({"backends": [{"url": "http://x", "api_key_file": "/nowhere/key"}]}, "api_key_file"),
+    ({"backends": [{"url": "http://x", "api_key": "k", "api_key_env": "E"}]}, "one of api_key"),
+    ({"backends": [{"url": "https://x", "tls": {"ca_file": "/nowhere/ca"}}]}, "/nowhere/ca"),
+    ({"backends": [{"url": "https://x", "tls": {"cert_file": __file__}}]}, "go together"),
+    ({"backends": [{"url": "http://x"}, {"url": "http://x"}]}, "Two backends"),
+    ({"pools": [{"name": "default", "overflow": "moon"}]}, "does not exist"),
+    ({"pools": [{"name": "default", "overflow": "b"}, {"name": "b", "overflow": "default"}]}, "leads back"),
+    ({"pools": [{"name": "default", "strategy": "best"}]}, "strategy"),
+    ({"pools": [{"name": "default", "overflow": "hosted"}]}, "NOVITA_API_KEY"),
+])
+def test_files_that_cannot_be_used(tmp_path: Path, config: Any, said: str) -> None:
+    fleet, problems = read(tmp_path, config)
+    assert fleet is None
+    assert said in problems
+
+
+def test_a_file_with_everything(tmp_path: Path) -> None:
+    fleet, problems = read(tmp_path, {"models": [], "backends": [{"url": "http://x", "vram_gib": 80, "price_per_hour": 0.5, "api_key_env": "K"}],
+                                      "pools": [{"name": "default", "strategy": "power_of_two"}]}, K="sk_secret_of_x", BACKENDS="http://y")
+    assert not problems
+    assert [b.name for b in fleet.backends] == ["y:80", "x:80"]
+    assert fleet.backends[1].share == pytest.approx(3.6)
+    assert fleet.backends[1].api_key.get_secret_value() == "sk_secret_of_x"
+    assert "sk_secret_of_x" not in repr(fleet)
+
+
+def test_an_unknown_strategy_at_start_is_round_robin_with_a_warning() -> None:
+    settings, problems = load(ROOT | {"LB_STRATEGY": "best"})
+    assert settings is not None
+    assert any("round_robin" in str(p) for p in problems)
+
+
+@pytest.mark.parametrize(("value", "param"), [({}, "url"), ({"url": "http://x", "weight": -1}, "weight"),
+                                              ({"url": "http://x", "api_key_env": "NOT_SET"}, "api_key")])
+def test_a_backend_at_run_time_that_cannot_be_used(value: dict[str, Any], param: str) -> None:
+    with pytest.raises(Invalid) as caught:
+        parse_backend(value, {})
+    assert caught.value.param == param
+
+
+def test_the_key_is_in_no_representation() -> None:
+    assert "sk_hidden" not in repr(BackendSpec(url="http://x", api_key="sk_hidden"))
+
+
+@pytest.mark.parametrize(("text", "numbers"), [
+    ('{"error":{"code":400,"message":"request (9001 tokens) exceeds the available context size (4096 tokens), try increasing it","n_prompt_tokens":9001,'
+     '"n_ctx":4096,"type":"exceed_context_size_error"}}', (9001, 4096)),
+    ("This model's maximum context length is 2048 tokens. However, you requested 3000 tokens (2990 in the messages, 10 in the completion).", (3000, 2048)),
+    ("This model's maximum context length is 2048 tokens. However, your request has 2500 input tokens. Please reduce", (2500, 2048)),
+    ("The input (5000 tokens) is longer than the model's context length (4096 tokens).", (5000, 4096)),
+    ("Requested token count exceeds the model's maximum context length of 4096 tokens. You requested a total of 5000 tokens", (5000, 4096)),
+    ("the request exceeds the available context size. try increasing it", (0, 0)), ("temperature must be positive", None),
+])
+def test_words_for_too_long(text: str, numbers: tuple[int, int] | None) -> None:
+    assert too_long(text) == numbers
+
+
+@pytest.mark.parametrize(("page", "value"), [
+    (b"# TYPE x gauge\nvllm:num_requests_running 3.0\n", 3), (b"vllm_num_requests_running 3\n", 3), (b"vllm:num_requests_running_total 3\n", 3),
+    (b'vllm:num_requests_running{engine="0"} 1.0\nvllm:num_requests_running{engine="1"} 2.0\n', 3), (b"vllm:num_requests_running_more 3\n", None),
+    (b"", None),
+])
+def test_gauges(page: bytes, value: float | None) -> None:
+    assert gauge(page, ("vllm:num_requests_running",)) == value
+
+
+@pytest.mark.parametrize("page", [b"vllm:num_requests_running NaN\n", b"vllm:num_requests_running many\n", b"vllm:num_requests_running -1\n"])
+def test_gauges_that_cannot_be(page: bytes) -> None:
+    with pytest.raises(BadMetrics):
+        gauge(page, ("vllm:num_requests_running",))

@@ -1,0 +1,65 @@
+"""A backend that answers by script, for tests of the doors: everything a router needs of it, and no wire."""
+
+from typing import ClassVar
+
+from appliance.base.clock import Clock
+from appliance.base.metrics import Metrics
+from appliance.engines.dispatch import Pool
+from appliance.engines.place import Books, Place
+from appliance.engines.router import Router
+from appliance.engines.settings import EngineSettings
+from appliance.engines.types import BackendState, EngineReply, EngineRequest, ModelCard, Served, Standing
+
+
+class ScriptedBackend(Books):
+    """Subclasses say what it serves (`cards`) and how it answers (`answer`)."""
+
+    kind: ClassVar[str] = "scripted"
+    is_remote: ClassVar[bool] = False
+    context_tokens: ClassVar[int] = 0
+
+    def __init__(self, clock: Clock, *, name: str = "scripted") -> None:
+        super().__init__(name, pool="default", clock=clock, metrics=Metrics())
+        self.asked: list[EngineRequest] = []
+
+    def cards(self) -> list[ModelCard]:
+        raise NotImplementedError
+
+    def serves(self, model: str) -> bool:
+        return True
+
+    async def answer(self, request: EngineRequest) -> EngineReply:
+        raise NotImplementedError
+
+    def serves_any(self) -> bool:
+        return True
+
+    def served(self, model: str) -> Served | None:
+        card = self.cards()[0]
+        return Served(card, card.upstream) if self.serves(model) else None
+
+    def standing(self, now_s: float) -> Standing:
+        return Standing.READY
+
+    def state(self) -> BackendState:
+        return BackendState(self.name, self.kind, True, "")
+
+    def measure(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+    async def send(self, request: EngineRequest, place: Place, *, budget_s: float) -> EngineReply:
+        self.asked.append(request)
+        try:
+            return await self.answer(request)
+        finally:
+            place.done("ok")
+
+
+def router_of(*backends: object, clock: Clock, settings: EngineSettings | None = None) -> Router:
+    """Give a router with one pool of these backends."""
+    router = Router(settings or EngineSettings(), clock=clock, metrics=Metrics())
+    pool = Pool("default", strategy="least_busy")
+    pool.backends = list(backends)  # type: ignore[arg-type]
+    router.set_pools([pool])
+    return router
