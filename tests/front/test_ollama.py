@@ -69,7 +69,7 @@ class Scripted(ScriptedBackend):
         self.events: Events | None = None
 
     def cards(self) -> list[ModelCard]:
-        return [ModelCard("house/model", 1_700_000_000, "house", "maker/Llama-9b", ("house",))]
+        return [ModelCard("house/model", 1_700_000_000, "novita", "maker/Llama-9b", ("house",))]
 
     def serves(self, model: str) -> bool:
         return model != "nobody"

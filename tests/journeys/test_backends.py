@@ -59,7 +59,8 @@ async def test_each_kind_is_recognised_and_answers(start, engines, kind: str) ->
         assert health["details"][0]["metrics"]["requests_processing"] == 0
     client = openai.AsyncOpenAI(base_url=running.v1, api_key="x", max_retries=0)
     async with client:
-        assert next(m.id async for m in client.models.list()) == "tiny"
+        listed = [m.id async for m in client.models.list()]
+        assert "tiny" in listed
         stream = await client.chat.completions.create(model="tiny", messages=HELLO, stream=True)
         assert "".join([c.choices[0].delta.content or "" async for c in stream]) == "Standing in."
 
