@@ -19,7 +19,7 @@ from appliance.engines.receipts import Attempt
 WELL = {"ok", "refused"}                # it answered; `refused`: the caller's own fault
 LEFT = {"cancelled", "client_left"}
 # Says nothing about the server's health: the caller left, there is no room, the request is not one for this server, nothing was sent.
-UNDECIDED = LEFT | {"full", "context", "key_refused", "status_404", "status_501", "pool"}
+UNDECIDED = LEFT | {"full", "context", "key_refused", "status_404", "unsupported", "pool"}
 
 
 @dataclass(slots=True, eq=False)

@@ -12,6 +12,9 @@ _PROMPT = re.compile(r"""(\d+)\ (?:input\ tokens|in\ the\ messages|in\ the\ prom
 _TOO_LONG = re.compile(r"exceed_context_size|maximum context length|longer than the model's context"
                        r"|exceeds? the (?:available |model's )?(?:maximum )?context|larger than the max context size", re.IGNORECASE)
 
+# llama.cpp answers 500 to requests that it will never be able to take.
+_CANNOT = re.compile(r"(?:image|audio|video) input is not supported|requires --jinja", re.IGNORECASE)
+
 
 def too_long(text: str) -> tuple[int, int] | None:
     """Read an error text about the length of a prompt, as llama.cpp, vLLM and SGLang write it.
@@ -43,7 +46,7 @@ def meaning(status: int, headers: dict[str, str], text: str, label: str) -> Exce
     2. prompt too long    another with more context may answer
     3. 404                it does not have the model, or the address: another may
     4. 429                no room
-    5. 501                it was not started for that (embeddings …): another may
+    5. 501, and llama.cpp's 500 for what it was not started for (embeddings, pictures …): another may
     6. 408, 5xx, 3xx      not well
     7. other 4xx          the caller's: passed on in shape
     """
@@ -59,8 +62,10 @@ def meaning(status: int, headers: dict[str, str], text: str, label: str) -> Exce
             str(client_error_of(404, text, label).message), param="model"))
     if status == 429:                                                                                                       # 4
         return AttemptFailed("full", note, status=429, counts=False, is_full=True, retry_after_s=retry_after_of(headers))
-    if status == 501:                                                                                                       # 5
-        return AttemptFailed("status_501", note, status=501, counts=False, error=Unsupported(client_error_of(501, text, label).message))
+    if status == 501 or (status == 500 and _CANNOT.search(text)):                                                           # 5
+        said = client_error_of(status, text, label).message
+        error = Unsupported(said) if status == 501 else Invalid(said, code="not_supported")
+        return AttemptFailed("unsupported", note, status=status, counts=False, error=error)
     if status == 408 or status >= 500 or status < 400:                                                                      # 6
         return AttemptFailed("loading" if "loading model" in text.lower() else f"status_{status}", note, status=status,
                              retry_after_s=retry_after_of(headers) if status == 503 else None)

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from appliance.base.errors import Invalid
+from appliance.engines.exchange import AttemptFailed
 from appliance.engines.normalise import BadMetrics, gauge
-from appliance.engines.refusal import too_long
+from appliance.engines.refusal import meaning, too_long
 from appliance.engines.specs import BackendSpec, parse_backend
 from appliance.settings import load
 
@@ -103,6 +104,26 @@ def test_the_key_is_in_no_representation() -> None:
 ])
 def test_words_for_too_long(text: str, numbers: tuple[int, int] | None) -> None:
     assert too_long(text) == numbers
+
+
+@pytest.mark.parametrize(("status", "text", "outcome", "counts", "kind"), [
+    (401, "no", "key_refused", False, "upstream"), (403, "no", "key_refused", False, "upstream"), (404, "no such model", "status_404", False, "no_such_model"),
+    (429, "later", "full", False, None), (501, "not supported", "unsupported", False, "unsupported"),
+    (500, '{"error":{"message":"image input is not supported - hint"}}', "unsupported", False, "invalid"), (500, "oops", "status_500", True, None),
+    (503, '{"error":{"message":"Loading model"}}', "loading", True, None), (503, "busy", "status_503", True, None), (302, "", "status_302", True, None),
+    (400, "maximum context length is 5 tokens", "context", False, "invalid"),
+])
+def test_what_an_error_answer_means(status: int, text: str, outcome: str, counts: bool, kind: str | None) -> None:
+    meant = meaning(status, {}, text, "The backend x")
+    assert isinstance(meant, AttemptFailed)
+    assert (meant.outcome, meant.counts, meant.error.kind.value if meant.error else None) == (outcome, counts, kind)
+
+
+@pytest.mark.parametrize("status", [400, 409, 422])
+def test_the_callers_own_fault_is_passed_on(status: int) -> None:
+    meant = meaning(status, {}, '{"error":{"message":"temperature must be positive","param":"temperature"}}', "The backend x")
+    assert isinstance(meant, Invalid)
+    assert (meant.message, meant.param, meant.details["status"]) == ("temperature must be positive", "temperature", status)
 
 
 @pytest.mark.parametrize(("page", "value"), [
