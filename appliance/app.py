@@ -159,7 +159,7 @@ class Appliance:
 
     def control_parts(self, reloader: Reloader) -> ControlParts:
         return ControlParts(
-            router=self.router, receipts=self.receipts, worker=self.worker, status=self.status, changed=self.changed,
+            router=self.router, fleet=self.fleet, receipts=self.receipts, worker=self.worker, status=self.status, changed=self.changed,
             identity=self.identity, settings=reloader.described, reload=reloader.reload, drain=self.drain, resume=self.resume,
             shutdown=self.shutdown, lines=self.lines, new_receipt=self.begin, finish=self.finish,
             is_draining=lambda: self.state != "serving",

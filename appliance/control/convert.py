@@ -80,7 +80,9 @@ def to_backend(state: BackendState | Mapping[str, Any]) -> pb.Backend:
     values = asdict(state) if isinstance(state, BackendState) else state
     endpoints = [pb.Endpoint(**_picked(pb.Endpoint, row, "url", "rested_s", "failed_in_a_row", "last_error"))
                  for row in values.get("endpoints", ())]
-    return pb.Backend(endpoints=endpoints, **_picked(pb.Backend, values, "name", "kind", "is_up", "detail", "models", "in_flight"))
+    return pb.Backend(endpoints=endpoints, **_picked(pb.Backend, values, "name", "kind", "is_up", "detail", "models", "in_flight",
+                                                     "url", "pool", "standing", "running", "waiting", "limit", "weight", "context_tokens",
+                                                     "chosen_total", "mean_s", "breaker", "origin"))
 
 
 def to_setting(row: Described) -> pb.Setting:

@@ -48,6 +48,15 @@ class WorkerLike(Protocol):
     async def restart(self) -> Any: ...
 
 
+class FleetLike(Protocol):
+    """The backends' fleet as this door needs it (see engines/fleet.py)."""
+
+    def add(self, value: dict[str, Any], *, persist: bool = False) -> Any: ...
+    def remove(self, name: str, *, persist: bool = False) -> None: ...
+    def drain(self, name: str, *, resume: bool = False, persist: bool = False) -> Any: ...
+    def set_strategy(self, strategy: str, *, pool: str = "", persist: bool = False) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class ControlParts:
     """Everything the door reaches.
@@ -61,6 +70,7 @@ class ControlParts:
     """
 
     router: Router
+    fleet: FleetLike
     receipts: Receipts
     worker: WorkerLike | None
     status: Callable[[], dict[str, Any]]

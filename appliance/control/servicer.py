@@ -157,6 +157,31 @@ class Servicer(control_pb2_grpc.ControlServicer):  # type: ignore[misc]
     async def ListBackends(self, request: Any, context: Any) -> Any:
         return pb.ListBackendsResponse(backends=[to_backend(state) for state in self._parts.router.states()])
 
+    async def WatchBackends(self, request: Any, context: Any) -> None:
+        every_s = _within("interval_s", request.interval_s, 1, 3600) if request.interval_s else None
+        async with aclosing(followed(self._parts.router.changed.follow(), stopping=self._stopping, every_s=every_s)) as changes:
+            async for _ in changes:
+                await write(context, pb.WatchBackendsResponse(backends=[to_backend(state) for state in self._parts.router.states()]))
+
+    async def AddBackend(self, request: Any, context: Any) -> Any:
+        value: dict[str, Any] = {"url": request.url, "cost": request.cost, "models": list(request.models)}
+        value |= {name: getattr(request, name) for name in ("name", "kind", "pool", "api_key") if getattr(request, name)}
+        value |= {name: getattr(request, name) for name in ("weight", "max_in_flight") if request.HasField(name)}
+        server = self._parts.fleet.add(value, persist=request.persist)
+        return pb.AddBackendResponse(backend=to_backend(server.state()))
+
+    async def RemoveBackend(self, request: Any, context: Any) -> Any:
+        self._parts.fleet.remove(_named(request.name), persist=request.persist)
+        return pb.RemoveBackendResponse()
+
+    async def DrainBackend(self, request: Any, context: Any) -> Any:
+        server = self._parts.fleet.drain(_named(request.name), resume=request.resume, persist=request.persist)
+        return pb.DrainBackendResponse(backend=to_backend(server.state()))
+
+    async def SetStrategy(self, request: Any, context: Any) -> Any:
+        self._parts.fleet.set_strategy(request.strategy, pool=request.pool, persist=request.persist)
+        return pb.SetStrategyResponse(strategy=self._parts.router.strategy)
+
     async def GetReceipt(self, request: Any, context: Any) -> Any:
         if not request.id:
             raise Invalid("`id` is required.", param="id", code="missing_required_parameter")
@@ -168,6 +193,12 @@ class Servicer(control_pb2_grpc.ControlServicer):  # type: ignore[misc]
     async def ListReceipts(self, request: Any, context: Any) -> Any:
         count = int(_within("count", request.count, 0, MOST_RECEIPTS)) or DEFAULT_RECEIPTS
         return pb.ListReceiptsResponse(receipts=[to_receipt(receipt) for receipt in self._parts.receipts.latest(count)])
+
+
+def _named(name: str) -> str:
+    if not name:
+        raise Invalid("`name` is required.", param="name", code="missing_required_parameter")
+    return name
 
 
 def _within(name: str, value: float, low: float, high: float) -> float:

@@ -278,6 +278,7 @@ class Fleet:
                         ssl_context=self._context(spec))
         server.member.cost = spec.cost
         server.on_models = self.router.refresh
+        server.on_change = self.router.bump
         self._servers[spec.name] = server
         looker = Looker(server)
         self._loops[spec.name] = (looker, self._tasks.start(looker.run(), name=f"look-at-{spec.name}"))

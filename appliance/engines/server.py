@@ -47,6 +47,7 @@ class Server(Books):
         self.breaker = Breaker(settings.breaker_failures, settings.breaker_rest_s)
         self.is_draining = False
         self.on_suspicion: Callable[[], None] = lambda: None        # the health loop's: look now
+        self.on_change: Callable[[], None] = lambda: None           # the fleet's: its standing changed
         self.on_models: Callable[[], None] = lambda: None           # the fleet's: the models changed
         self._wire = wire
         key = spec.api_key.get_secret_value()
@@ -206,6 +207,7 @@ class Server(Books):
             self.is_lost = not health.is_loading
             log.warning("backend_lost", backend=self.name, why=health.detail)
         if health.is_ready != former.is_ready:
+            self.on_change()
             self.on_room(self)
         return is_lost_now
 

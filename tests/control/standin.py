@@ -221,7 +221,7 @@ class House:
 
     def parts(self) -> ControlParts:
         return ControlParts(
-            router=router_of(self.backend, clock=self.clock), receipts=self.receipts, worker=self.worker,
+            router=router_of(self.backend, clock=self.clock), fleet=None, receipts=self.receipts, worker=self.worker,
             status=self.status, changed=self.changed,
             identity=lambda: {"machine_id": "ab" * 16, "hostname": "box", "gpu": self.gpu()},
             settings=self.settings, reload=self.reload, drain=self.drain, resume=self.resume, shutdown=self.shutdowns.append,
