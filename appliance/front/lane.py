@@ -237,7 +237,8 @@ class Lane(asyncio.Protocol):
             self.busy = 0
             self.heartbeat = b""
             self._task = None
-        if finish in {"error", "cut_off"} or not self._keep_alive or self._server.is_stopping:
+        # After an error event the body has ended in order: the connection stays, since a client may be using it again already.
+        if not self._keep_alive or self._server.is_stopping:
             self._is_closing = True
             self.transport.close()
         elif not self._is_closing:

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import trustme
 import uvloop
+from appliance.base.wire_dial import Dialer, interleaved
 
 from appliance.base.wire import BrokenAnswer, PoolFull, Response, StaleConnection, Target, Unreachable, UpstreamTimeout, Wire, WireLimits
-from appliance.base.wire_dial import Dialer, interleaved
 from tests.fakes.raw_server import OK, Peer, RawServer, answering, once
 from tests.journeys.running import until
 
@@ -377,7 +377,7 @@ def test_families_take_turns(found: list[str], ordered: list[str]) -> None:
 
 @pytest.fixture(scope="module")
 def authority() -> Iterator[trustme.CA]:
-    yield trustme.CA()
+    return trustme.CA()
 
 
 def serving(authority: trustme.CA, name: str = "localhost") -> ssl.SSLContext:
