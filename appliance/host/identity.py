@@ -57,7 +57,7 @@ def ensure_machine_id(machine_id_path: Path, state_dir: Path, *, dbus_path: Path
         value, source = kept, "restored"
     else:                                                                       # 4
         value, source = uuid.uuid4().hex, "made"
-    value = _keep(state_dir / "machine-id", value) if value != kept else value
+    value = _keep(state_dir / "machine-id", value, instead_of=kept) if value != kept else value
     is_kept = read_machine_id(state_dir / "machine-id") == value
     wrote = [str(path) for path in (machine_id_path, dbus_path) if path is not None and _settle(path, value, may_replace=is_ours)]
     where = ", ".join([*wrote, *([str(state_dir / "machine-id")] if is_kept else [])]) or "memory only"
@@ -77,12 +77,15 @@ def _settle(path: Path, value: str, *, may_replace: bool) -> bool:
     return (may_replace or not present) and path.parent.is_dir() and _write(path, value)
 
 
-def _keep(path: Path, value: str) -> str:
-    """Put `value` into the state folder unless another process was faster; give what stands there."""
+def _keep(path: Path, value: str, *, instead_of: str) -> str:
+    """Put `value` into the state folder unless another process was faster; give what stands there.
+
+    Only the id that the decision was made with (`instead_of`, "" = none) is replaced: another one was put there since.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if read_machine_id(path):
-            return value if _write(path, value) else read_machine_id(path)
+        if present := read_machine_id(path):
+            return value if present == instead_of and _write(path, value) else present
         with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".machine-id.", delete=False) as file:
             file.write(value + "\n")
         os.chmod(file.name, 0o644)

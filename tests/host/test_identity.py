@@ -69,6 +69,22 @@ def test_two_processes_at_once_get_the_same(folder: Path) -> None:
     assert len({p.communicate()[0] for p in processes}) == 1
 
 
+def test_one_that_another_process_kept_after_the_look_is_taken_over(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[Path] = []
+
+    def look(path: Path) -> str:                    # the other process writes right after our look at the state folder
+        found = read_machine_id(path)
+        if path == folder / "state/machine-id" and path not in looked:
+            looked.append(path)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(OTHER + "\n")
+        return found
+
+    monkeypatch.setattr("appliance.host.identity.read_machine_id", look)
+    assert ensure(folder).value == OTHER
+    assert read_machine_id(folder / "state/machine-id") == OTHER
+
+
 def test_a_machines_own_files_are_never_replaced(folder: Path) -> None:
     ensure(folder, is_container=False)
     (folder / "etc/machine-id").write_text(GOOD)
