@@ -1,86 +1,59 @@
-"""The pooled upstream connection of the hot path: HTTP/1.1 on asyncio protocols, parsed by httptools.
+"""The pooled upstream connections of the hot path: HTTP/1.1 on asyncio protocols, parsed by httptools.
 
-Keep-alive with an idle sweep, TLS with verification, one limit over all connections with a fair line before it, four
-time-outs (connect, first byte, idle, total). No redirects, no cookies, no decompression, no HTTP/2: what the hot path does
+Keep-alive with an idle sweep, TLS with verification, one limit over all connections with a first-come line before it, five
+time-outs (pool, connect, first byte, idle, total). No redirects, no cookies, no decompression, no HTTP/2: what the hot path does
 not need. Time-outs are checked by one ticker, four times a second, because a timer per request costs more than it tells.
+
+wire_types (limits, targets, errors) · wire_dial (a connection comes to be) · wire_connection (its protocol) · wire_response
 """
 
 import asyncio
 import ssl
 from collections import deque
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
-from typing import Any
-from urllib.parse import urlsplit
+from math import inf
 
-from appliance.base.wire_connection import BrokenAnswer, Connection, Response, StaleConnection, Unreachable, UpstreamTimeout, WireError
+from appliance.base.wire_connection import SLICE_BYTES, Connection
+from appliance.base.wire_dial import Dialer, Resolve
+from appliance.base.wire_response import Response
+from appliance.base.wire_types import (
+    BrokenAnswer,
+    Origin,
+    PoolFull,
+    PoolKey,
+    StaleConnection,
+    Target,
+    Unreachable,
+    UpstreamTimeout,
+    WireError,
+    WireLimits,
+)
 
-__all__ = ["BrokenAnswer", "Response", "Target", "Unreachable", "UpstreamTimeout", "Wire", "WireError", "WireLimits"]
+__all__ = ["BrokenAnswer", "Origin", "PoolFull", "Response", "StaleConnection", "Target", "Unreachable", "UpstreamTimeout", "Wire", "WireError",
+           "WireLimits"]
 
 TICK_S = 0.25
-DNS_TTL_S = 30.0
-Origin = tuple[str, int, bool | ssl.SSLContext]     # host, port, whether it is TLS (and by which context, when not the pool's own)
-Resolve = Callable[[str, int], Awaitable[list[str]]]
-
-
-@dataclass(frozen=True, slots=True)
-class WireLimits:
-    """What the pool holds itself to. Seconds may be None = no limit; a call can give its own."""
-
-    connect_s: float | None = 5.0
-    first_byte_s: float | None = 120.0
-    idle_s: float | None = 60.0
-    total_s: float | None = None
-    max_connections: int = 1024
-    max_idle_per_origin: int = 256
-    keepalive_s: float = 60.0
-    max_body_bytes: int = 64 * 1024 * 1024      # of answers that are read whole
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """One base address with everything about it that does not change from call to call, made ready once."""
-
-    origin: Origin
-    prefix: bytes                       # the path before each call's own
-    constant: bytes = field(repr=False)     # header lines, Host included; a key may be among them
-
-    @classmethod
-    def parse(cls, address: str, *, headers: dict[str, str] | None = None, ssl_context: ssl.SSLContext | None = None) -> "Target":
-        """Read a base address.
-
-        Takes   address: `http(s)://host[:port][/path]`; headers: sent with every call (a secret in them is never logged);
-                ssl_context: this server's own, else the pool's; connections are kept apart by it
-        Raises  ValueError: not such an address, or a header with a line break
-        """
-        parts = urlsplit(address)
-        if parts.scheme not in {"http", "https"} or not parts.hostname:
-            raise ValueError(f"{address!r} is no http(s) address")
-        is_tls = parts.scheme == "https"
-        default = 443 if is_tls else 80
-        port = parts.port or default
-        name = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-        lines = {"Host": name if port == default else f"{name}:{port}", "Accept": "*/*", "Accept-Encoding": "identity", **(headers or {})}
-        for key, value in lines.items():
-            if any(c in key + value for c in "\r\n\0"):
-                raise ValueError(f"the header {key} has a line break in it")
-        constant = "".join(f"{key}: {value}\r\n" for key, value in lines.items()).encode("latin-1")
-        return cls((parts.hostname, port, ssl_context if is_tls and ssl_context else is_tls), parts.path.rstrip("/").encode(), constant)
+IDEMPOTENT = frozenset({b"GET", b"HEAD", b"PUT", b"DELETE", b"OPTIONS", b"TRACE"})
+BODILESS = frozenset({b"GET", b"HEAD", b"DELETE", b"OPTIONS"})      # an empty body of these is not announced
+MAX_KNOWN_PATHS = 1024
 
 
 class Wire:
-    """The pool. Build it inside the event loop; `close` ends every connection."""
+    """The pool. Build it inside the event loop; `close` ends every connection.
+
+    While anybody stands in line nothing is idle: what comes free is handed to the first in line, so nobody can overtake.
+    """
 
     def __init__(self, limits: WireLimits, *, ssl_context: ssl.SSLContext | None = None, resolve: Resolve | None = None) -> None:
         self.limits = limits
-        self._ssl = ssl_context
-        self._resolve = resolve or self._look_up
         self._loop = asyncio.get_running_loop()
-        self._idle: dict[Origin, deque[Connection]] = {}
+        self._dialer = Dialer(ssl_context=ssl_context, resolve=resolve)
+        self._idle: dict[PoolKey, deque[Connection]] = {}
         self._in_use: set[Connection] = set()
-        self._waiting: deque[asyncio.Future[None]] = deque()
-        self._open = 0
-        self._names: dict[tuple[str, int], tuple[float, list[str]]] = {}
+        self._waiting: deque[tuple[PoolKey, asyncio.Future[Connection | None]]] = deque()
+        self._opening: dict[asyncio.Timeout, PoolKey] = {}      # dials under way, by what ends them early
+        self._lost: dict[asyncio.Timeout, str] = {}             # those that fail_waiting ended, and why
+        self._open = 0                      # places taken: connections, and those being opened
+        self._paths: set[bytes] = set()     # that were found fit to be sent
         self._ticker: asyncio.TimerHandle | None = None
         self._is_closed = False
         self.opened_total = 0
@@ -89,70 +62,108 @@ class Wire:
     def stats(self) -> dict[str, int]:
         """Give the pool's numbers: open, idle, in_use, waiting, opened_total, reused_total."""
         return {"open": self._open, "idle": sum(map(len, self._idle.values())), "in_use": len(self._in_use),
-                "waiting": len(self._waiting), "opened_total": self.opened_total, "reused_total": self.reused_total}
+                "waiting": sum(not waiter.done() for _, waiter in self._waiting), "opened_total": self.opened_total,
+                "reused_total": self.reused_total}
 
     async def send(self, target: Target, *, method: bytes = b"POST", path: bytes = b"", headers: bytes = b"", body: bytes = b"",
-                   connect_s: float | None = None, first_byte_s: float | None = None, idle_s: float | None = None,
-                   total_s: float | None = None) -> Response:
+                   pool_s: float | None = None, connect_s: float | None = None, first_byte_s: float | None = None,
+                   idle_s: float | None = None, total_s: float | None = None, is_repeatable: bool | None = None) -> Response:
         """Send one request and wait for the head of its answer.
 
-        Takes   path: added to the target's; headers: ready header lines, each ended by CR LF; times in seconds, None = the pool's
+        Takes   path: percent-encoded, added to the target's; headers: ready header lines, each ended by CR LF; times in seconds,
+                None = the pool's; is_repeatable: doing it twice does no harm, None = by its method: POST and PATCH are not
         Gives   Response: read() it whole, or take pieces by next_piece(); close() it when done, at any point
-        Raises  Unreachable · UpstreamTimeout (phase connect, first_byte, idle, total) · BrokenAnswer
-        A kept connection that dies without one byte of an answer is replaced by a fresh one, once: the server had closed it.
+        Raises  Unreachable · PoolFull · UpstreamTimeout · BrokenAnswer, StaleConnection, see WireError for `phase` and `was_sent`
+                ValueError: a path or headers that would end the head
+        A kept connection whose end is seen before the request went out is replaced, unnoticed. One that ends after that without
+        one byte of an answer is replaced once if `is_repeatable` (RFC 9110, 9.2.2; RFC 9112, 9.3.1) or if the server cannot have
+        read the request whole; else StaleConnection is raised: it may have begun the work. A fresh one is never replaced.
         Cancelling closes the connection at once.
         """
+        if path not in self._paths:
+            self._learn(path)
+        if headers:
+            _check_lines(headers)
         limits = self.limits
-        message = b"".join((method, b" ", target.prefix, path, b" HTTP/1.1\r\n", target.constant, headers,
-                            b"Content-Length: %d\r\n\r\n" % len(body), body))
+        size = len(body)
+        length = b"Content-Length: %d\r\n\r\n" % size if size or method not in BODILESS else b"\r\n"
+        is_large = size > SLICE_BYTES
+        message = b"".join((method, b" ", target.prefix, path or (b"" if target.prefix else b"/"), b" HTTP/1.1\r\n", target.constant,
+                            headers, length, b"" if is_large else body))
         total_s = limits.total_s if total_s is None else total_s
-        ends_s = None if total_s is None else self._loop.time() + total_s
+        ends_s = inf if total_s is None else self._loop.time() + total_s
         first_byte_s = limits.first_byte_s if first_byte_s is None else first_byte_s
-        idle_s = limits.idle_s if idle_s is None else idle_s
-        may_reuse = True
+        if self._ticker is None:
+            self._ticker = self._loop.call_later(TICK_S, self._tick)
+        may_repeat = method in IDEMPOTENT if is_repeatable is None else is_repeatable
+        is_second = False
         while True:
-            connection = self._take_idle(target.origin) if may_reuse else None
+            connection = None if is_second else self._take_idle(target.key)
             if connection is None:
-                connection = await self._connect(target.origin, limits.connect_s if connect_s is None else connect_s)
-                is_fresh = True
-            else:
+                connection = await self._connect(target.key, limits.pool_s if pool_s is None else pool_s,
+                                                 limits.connect_s if connect_s is None else connect_s, ends_s)
+            is_fresh = connection.is_fresh
+            if not is_fresh:
                 self.reused_total += 1
-                is_fresh = False
-            self._in_use.add(connection)
-            self._tick_on()
+            answer = connection.start(message, is_head=method == b"HEAD", idle_s=limits.idle_s if idle_s is None else idle_s, ends_s=ends_s)
             try:
-                response = await connection.exchange(message, first_byte_s=first_byte_s, idle_s=idle_s, ends_s=ends_s,
-                                                     max_body_bytes=limits.max_body_bytes)
-            except StaleConnection:
-                if is_fresh:
-                    raise BrokenAnswer("the server closed the connection without an answer", phase="first_byte") from None
-                may_reuse = False
-                continue
-            return response
+                if is_large:
+                    await connection.upload(answer, body)
+                if not answer.status and answer.error is None:
+                    await connection.wait(answer, "first_byte", inf if first_byte_s is None else first_byte_s)
+            except BaseException:
+                if answer.connection is not None:
+                    connection.abort(None)
+                raise
+            error = answer.error
+            if error is None or answer.status:      # once the head is there, the reader meets the error
+                return Response(answer)
+            if not isinstance(error, StaleConnection):
+                raise error
+            if is_fresh:
+                raise BrokenAnswer(error.message, phase=error.phase, was_sent=error.was_sent)
+            if is_second or (error.was_sent and not may_repeat):
+                raise error
+            is_second = True
 
-    def fail_waiting(self, origin: Origin, reason: str) -> int:
-        """Fail every exchange with `origin` that has no answer yet, and close the idle connections to it.
+    def fail_waiting(self, origin: Origin, message: str) -> int:
+        """Give up every exchange with `origin` that has not got its answer's head, and its idle connections: the server is dead.
 
-        Gives   how many exchanges failed: each raises BrokenAnswer (phase lost), so that its caller can go elsewhere
+        Takes   origin: `Target.origin`; message: the error's, one sentence
+        Gives   how many were given up; each raises BrokenAnswer, phase lost, was_sent False where nothing had gone out
+        Answers that have begun are left alone: their own silence ends them.
         """
-        for connection in list(self._idle.get(origin, ())):
-            connection.abort(None)
-        waiting = [c for c in self._in_use if c.origin == origin and c.is_waiting_for_head]
-        for connection in waiting:
-            connection.abort(BrokenAnswer(reason, phase="lost"))
-        return len(waiting)
+        count = 0
+        for key, waiter in [w for w in self._waiting if w[0][:3] == origin]:
+            self._waiting.remove((key, waiter))
+            if not waiter.done():
+                waiter.set_exception(BrokenAnswer(message, phase="lost", was_sent=False))
+                count += 1
+        for patience, key in self._opening.items():
+            if key[:3] == origin and not patience.expired() and patience not in self._lost:
+                self._lost[patience] = message
+                patience.reschedule(self._loop.time())
+                count += 1
+        for connection in [c for c in self._in_use if c.key[:3] == origin and c.awaits_head]:
+            connection.abort(BrokenAnswer(message, phase="lost"))
+            count += 1
+        for idle in [c for key, connections in self._idle.items() if key[:3] == origin for c in connections]:
+            idle.abort(None)
+        return count
 
     async def close(self) -> None:
         """End every connection; calls under way fail."""
         self._is_closed = True
         if self._ticker is not None:
             self._ticker.cancel()
+        waiting, self._waiting = self._waiting, deque()
+        for _, waiter in waiting:
+            if not waiter.done():
+                waiter.set_exception(_closed())
         for connections in [*self._idle.values(), self._in_use]:
             for connection in list(connections):
                 connection.abort(BrokenAnswer("the pool was closed", phase="closed"))
-        for waiter in self._waiting:
-            if not waiter.done():
-                waiter.set_exception(Unreachable("the pool was closed", phase="closed"))
+        await asyncio.sleep(0)              # the transports end in the loop's next turn
 
     async def __aenter__(self) -> "Wire":
         return self
@@ -160,149 +171,179 @@ class Wire:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    # ---- the pool's own
-
-    def _take_idle(self, origin: Origin) -> Connection | None:
-        connections = self._idle.get(origin)
-        while connections:
-            connection = connections.pop()          # the youngest: the least likely to have been closed
-            if connection.is_usable:
-                return connection
-        return None
+    # ---- called by connections
 
     def release(self, connection: Connection) -> None:
-        """Take back a connection whose answer was read to its end; called by the connection."""
-        self._in_use.discard(connection)
-        connections = self._idle.setdefault(connection.origin, deque())
+        """Take back a connection whose answer has arrived to its end: to the first in line, else among the idle."""
+        if not connection.is_usable(look=False):
+            connection.abort(None)
+            return
+        while self._waiting:
+            key, waiter = self._waiting[0]
+            if waiter.done():
+                self._waiting.popleft()
+            elif key == connection.key:
+                self._waiting.popleft()
+                waiter.set_result(connection)
+                return
+            else:
+                connection.abort(None)      # its place goes to the first in line, see forget
+                return
+        connections = self._idle.get(connection.key)
+        if connections is None:
+            connections = self._idle[connection.key] = deque()
         if self._is_closed or len(connections) >= self.limits.max_idle_per_origin:
             connection.abort(None)
             return
+        self._in_use.discard(connection)
         connection.idle_since_s = self._loop.time()
         connections.append(connection)
-        self._wake()
 
     def forget(self, connection: Connection) -> None:
-        """Count out a connection that is gone; called by the connection, once."""
-        if not connection.is_counted:
-            return                                  # it never came to be: whoever opened it counts it out
-        self._open -= 1
+        """Count out a connection that is gone."""
+        if not connection.is_member:
+            return                          # it never came to be: whoever opened it gives its place back
+        connection.is_member = False
         self._in_use.discard(connection)
-        connections = self._idle.get(connection.origin)
+        connections = self._idle.get(connection.key)
         if connections and connection in connections:
             connections.remove(connection)
-        self._wake()
+        self._free_place()
 
-    def _wake(self) -> None:
+    # ---- the pool's own
+
+    def _take_idle(self, key: PoolKey) -> Connection | None:
+        connections = self._idle.get(key)
+        while connections:
+            connection = connections[-1]            # the youngest: the least likely to have been closed
+            if connection.is_usable(look=self._loop.time() - connection.idle_since_s > TICK_S):
+                connections.pop()
+                self._in_use.add(connection)
+                return connection
+            connection.abort(None)
+        return None
+
+    def _free_place(self) -> None:
+        """Give a place to the first in line, else back."""
         while self._waiting:
-            waiter = self._waiting.popleft()
+            _, waiter = self._waiting.popleft()
             if not waiter.done():
                 waiter.set_result(None)
                 return
+        self._open -= 1
 
-    async def _connect(self, origin: Origin, connect_s: float | None) -> Connection:
-        """Open a connection, or take one that comes free while waiting for a place."""
-        try:
-            async with asyncio.timeout(connect_s):
-                kept = await self._place(origin)
-                if kept is not None:
-                    self.reused_total += 1
-                    return kept
-                try:
-                    connection = await self._open_one(origin)
-                    if not connection.is_usable:
-                        raise Unreachable(f"{origin[0]}:{origin[1]} closed the connection at once", phase="connect")
-                    connection.is_counted = True
-                    return connection
-                except BaseException:
-                    self._open -= 1
-                    self._wake()
-                    raise
-        except TimeoutError:
-            host, port, _ = origin
-            raise UpstreamTimeout(f"{host}:{port} was not reached within {connect_s:g} s", phase="connect") from None
-
-    async def _place(self, origin: Origin) -> Connection | None:
-        """Wait until there is a place for one more connection (counted at once), or an idle one to the origin."""
-        is_first_look = True
-        while True:
-            if self._is_closed:
-                raise Unreachable("the pool was closed", phase="closed")
-            if is_first_look and self._waiting:
-                pass                                # others stand in line already
-            elif self._open < self.limits.max_connections:
-                self._open += 1
-                return None
-            elif not is_first_look and (kept := self._take_idle(origin)) is not None:
+    async def _connect(self, key: PoolKey, pool_s: float | None, connect_s: float | None, ends_s: float) -> Connection:
+        """Open a connection, or take the one that comes free while standing in line."""
+        is_next = False
+        while (kept := await self._place(key, pool_s, ends_s, is_next=is_next)) is not None:
+            if kept.is_usable(look=False):
                 return kept
-            elif (victim := next((c for cs in self._idle.values() for c in cs), None)) is not None:
-                victim.abort(None)                  # idle to somebody else: its place is worth more
-                continue
-            waiter: asyncio.Future[None] = self._loop.create_future()
-            if is_first_look:
-                self._waiting.append(waiter)
-            else:
-                self._waiting.appendleft(waiter)
-            is_first_look = False
-            try:
-                await waiter
-            except asyncio.CancelledError:
-                if waiter.done() and not waiter.cancelled():
-                    self._wake()                    # our turn had come: the next one's now
-                raise
-
-    async def _open_one(self, origin: Origin) -> Connection:
-        host, port, is_tls = origin
+            kept.abort(None)                # it ended between being handed over and being taken: its turn is not lost
+            is_next = True
         try:
-            addresses = await self._resolve(host, port)
-        except OSError as exc:
-            raise Unreachable(f"the name {host} cannot be resolved: {exc.strerror or exc}", phase="dns") from exc
-        context: Any = None
-        if isinstance(is_tls, ssl.SSLContext):
-            context = is_tls
-        elif is_tls:
-            self._ssl = self._ssl or ssl.create_default_context()
-            context = self._ssl
-        last: Exception | None = None
-        for address in addresses:
-            try:
-                _, connection = await self._loop.create_connection(
-                    lambda: Connection(self, origin, self._loop), address, port, ssl=context,
-                    server_hostname=host if is_tls else None)
-            except ssl.SSLError as exc:
-                reason = getattr(exc, "verify_message", "") or exc.reason or "TLS failed"
-                raise Unreachable(f"{host}:{port} did not prove who it is: {reason}", phase="tls") from exc
-            except OSError as exc:
-                last = exc
-                continue
-            self.opened_total += 1
-            return connection
-        reason = getattr(last, "strerror", None) or str(last or "no address")
-        raise Unreachable(f"{host}:{port} cannot be reached: {reason}", phase="connect") from last
+            connection = await self._dial(key, connect_s, ends_s)
+        except BaseException:
+            self._free_place()
+            raise
+        if not connection.is_usable(look=False) or self._is_closed:
+            connection.abort(None)          # not counted as a member, so that the place is given back here
+            self._free_place()
+            raise _closed() if self._is_closed else Unreachable(f"{key[0]}:{key[1]} closed the connection at once", phase="connect")
+        connection.is_member = True
+        self._in_use.add(connection)
+        self.opened_total += 1
+        return connection
 
-    async def _look_up(self, host: str, port: int) -> list[str]:
-        known = self._names.get((host, port))
-        if known is not None and known[0] > self._loop.time():
-            return known[1]
-        found = await self._loop.getaddrinfo(host, port, type=1)        # SOCK_STREAM
-        addresses = list(dict.fromkeys(str(row[4][0]) for row in found))
-        self._names[(host, port)] = (self._loop.time() + DNS_TTL_S, addresses)
-        return addresses
+    async def _dial(self, key: PoolKey, connect_s: float | None, ends_s: float) -> Connection:
+        """Reach the server; ended early by `connect_s`, the total time, or fail_waiting."""
+        host, port = key[:2]
+        began_s = self._loop.time()
+        by_s = min(inf if connect_s is None else began_s + connect_s, ends_s)
+        patience = asyncio.timeout_at(None if by_s == inf else by_s)
+        self._opening[patience] = key
+        try:
+            async with patience:
+                return await self._dialer.dial(key, lambda: Connection(
+                    self, key, self._loop, max_head_bytes=self.limits.max_head_bytes, max_body_bytes=self.limits.max_body_bytes))
+        except TimeoutError:
+            if patience in self._lost:
+                raise BrokenAnswer(self._lost[patience], phase="lost", was_sent=False) from None
+            phase = "total" if by_s == ends_s else "connect"
+            raise UpstreamTimeout(f"{host}:{port} was not reached within {by_s - began_s:.3g} s", phase=phase, was_sent=False) from None
+        finally:
+            del self._opening[patience]
+            self._lost.pop(patience, None)
 
-    def _tick_on(self) -> None:
-        if self._ticker is None:
-            self._ticker = self._loop.call_later(TICK_S, self._tick)
+    async def _place(self, key: PoolKey, pool_s: float | None, ends_s: float, *, is_next: bool) -> Connection | None:
+        """Take a place for one more connection. `is_next`: stand in front of the line, not behind it.
+
+        1. the pool is closed           → Unreachable
+        2. there is a place             → it is ours, counted at once
+        3. a connection lies idle       → the longest idle makes room: it serves another origin, or ours found none to reuse
+        4. all are in use               → stand in line for a place (None), or a kept connection
+        """
+        if self._is_closed:                                                                         # 1
+            raise _closed()
+        if self._open >= self.limits.max_connections:
+            longest = min((c[0] for c in self._idle.values() if c), key=lambda c: c.idle_since_s, default=None)
+            if longest is None:                                                                     # 4
+                return await self._stand_in_line(key, pool_s, ends_s, is_next=is_next)
+            longest.abort(None)                                                                     # 3
+        self._open += 1                                                                             # 2
+        return None
+
+    async def _stand_in_line(self, key: PoolKey, pool_s: float | None, ends_s: float, *, is_next: bool) -> Connection | None:
+        waiter: asyncio.Future[Connection | None] = self._loop.create_future()
+        if is_next:
+            self._waiting.appendleft((key, waiter))
+        else:
+            self._waiting.append((key, waiter))
+        by_s = min(inf if pool_s is None else self._loop.time() + pool_s, ends_s)
+        try:
+            async with asyncio.timeout_at(None if by_s == inf else by_s):
+                return await waiter
+        except (TimeoutError, asyncio.CancelledError) as exc:
+            if (key, waiter) in self._waiting:
+                self._waiting.remove((key, waiter))
+            if waiter.done() and not waiter.cancelled() and waiter.exception() is None:     # our turn had come in this very moment
+                kept = waiter.result()
+                if kept is None:
+                    self._free_place()
+                else:
+                    self.release(kept)
+            if not isinstance(exc, TimeoutError):
+                raise
+        if by_s == ends_s:
+            raise UpstreamTimeout("no upstream connection came free in time", phase="total", was_sent=False)
+        raise PoolFull(f"all {self.limits.max_connections} upstream connections were in use for {pool_s:g} s", phase="pool")
+
+    def _learn(self, path: bytes) -> None:
+        if any(not 0x21 <= byte <= 0x7E for byte in path) or path[:1] not in {b"", b"/"}:
+            raise ValueError("a path must begin with / and be percent-encoded")
+        if len(self._paths) >= MAX_KNOWN_PATHS:
+            self._paths.clear()
+        self._paths.add(path)
 
     def _tick(self) -> None:
-        """Fail what waited too long; end what was idle too long; go on only while there is something to watch."""
+        """End what waited too long and what was idle too long; go on only while there is something to watch."""
         now = self._loop.time()
-        for connection in list(self._in_use):
-            if connection.deadline_s is not None and now >= connection.deadline_s:
-                connection.time_out()
+        for connection in [c for c in self._in_use if now >= c.deadline_s]:
+            connection.time_out()
         oldest = now - self.limits.keepalive_s
-        for connections in list(self._idle.values()):
+        for key, connections in list(self._idle.items()):
             while connections and connections[0].idle_since_s < oldest:
                 connections[0].abort(None)
-        is_needed = bool(self._in_use) or any(self._idle.values())
+            if not connections:
+                self._idle.pop(key, None)
+        is_needed = bool(self._open)
         self._ticker = self._loop.call_later(TICK_S, self._tick) if is_needed and not self._is_closed else None
 
 
+def _check_lines(headers: bytes) -> None:
+    ends = headers.count(b"\r\n")
+    if headers[-2:] != b"\r\n" or headers[:2] == b"\r\n" or b"\r\n\r\n" in headers or headers.count(b"\n") + headers.count(b"\r") != 2 * ends:
+        raise ValueError("headers must be whole lines, each ended by CR LF")
+
+
+def _closed() -> Unreachable:
+    return Unreachable("the pool was closed", phase="closed", was_sent=False)

@@ -1,341 +1,331 @@
-"""One upstream connection and the answer on it. Used by `wire.Wire` alone; callers hold the `Response`."""
+"""One upstream connection: bytes in, `Answer` filled. Used by `wire.Wire` alone; callers hold a `Response`.
+
+An answer that has arrived to its end gives its connection back at once, also before anybody has read it.
+"""
 
 import asyncio
-from typing import TYPE_CHECKING, Any, ClassVar
+import select
+from math import inf
+from typing import Any, Protocol
 
 import httptools
 
-from appliance.base.errors import ApplianceError, Kind
-
-if TYPE_CHECKING:
-    from appliance.base.wire import Wire
+from appliance.base.wire_types import BrokenAnswer, PoolKey, StaleConnection, UpstreamTimeout, WireError
 
 UNREAD_BYTES = 256 * 1024           # more than this waiting for the reader, and the socket is not read on
-MAX_HEAD_BYTES = 65_536
-NOTHING_SENT = {"dns", "connect", "tls", "closed"}
+SLICE_BYTES = 128 * 1024            # a larger request is written in slices, as the server takes them
+READABLE = select.POLLIN | select.POLLPRI | select.POLLHUP | select.POLLERR
+
+TOO_SLOW = {"first_byte": "sent no answer", "idle": "fell silent in its answer", "upload": "took no more of the request"}
 
 
-class WireError(ApplianceError):
-    """A connection or an answer failed. `phase`: dns, connect, tls, first_byte, idle, total, broken, lost, closed."""
+class Owner(Protocol):
+    """What a connection tells its pool."""
 
-    kind = Kind.UPSTREAM
-    default_code: ClassVar[str | None] = "upstream_error"
-
-    def __init__(self, message: str, *, phase: str) -> None:
-        super().__init__(message)
-        self.phase = phase
-
-    @property
-    def was_sent(self) -> bool:
-        """Whether the server may have read something of the request."""
-        return self.phase not in NOTHING_SENT
+    def release(self, connection: "Connection") -> None: ...
+    def forget(self, connection: "Connection") -> None: ...
 
 
-class Unreachable(WireError):
-    """Nothing was sent: the server was not reached, or is not who it should be."""
+class Answer:
+    """What has arrived of one answer; outlives the connection's part in it, and is never used for another."""
 
+    __slots__ = ("connection", "error", "fields", "is_complete", "max_bytes", "pieces", "size", "status", "waiter", "wants_all")
 
-class UpstreamTimeout(WireError):
-    """The server took too long in `phase`."""
+    def __init__(self, connection: "Connection", max_bytes: int) -> None:
+        self.connection: Connection | None = connection     # None: it has ended, one way or the other
+        self.max_bytes = max_bytes                          # of the body, where it is read whole
+        self.status = 0                                     # 0: the head is not complete
+        self.fields: list[tuple[bytes, bytes]] = []
+        self.pieces: list[bytes] = []                       # unread
+        self.size = 0                                       # bytes in `pieces`
+        self.is_complete = False
+        self.wants_all = False                              # the reader wants no pieces, only the whole
+        self.error: WireError | None = None
+        self.waiter: asyncio.Future[None] | None = None
 
-    kind = Kind.TIMEOUT
+    def too_large(self) -> BrokenAnswer:
+        return BrokenAnswer(f"the answer is larger than {self.max_bytes} bytes", phase="broken", has_begun=True)
 
+    def wake(self) -> None:
+        waiter = self.waiter
+        if waiter is not None:
+            self.waiter = None
+            if not waiter.done():
+                waiter.set_result(None)
 
-class BrokenAnswer(WireError):
-    """The answer ended too early, or is no HTTP."""
-
-    def __init__(self, message: str, *, phase: str = "broken") -> None:
-        super().__init__(message, phase=phase)
-
-
-class StaleConnection(Exception):
-    """A kept connection died without a byte of an answer. Stays inside the pool."""
+    def is_framed(self) -> bool:
+        """Whether the head says where the body ends; if not, it ends with the connection."""
+        for name, value in self.fields:
+            lower = name.lower()
+            if lower == b"content-length" or (lower == b"transfer-encoding" and value.lower().rstrip().endswith(b"chunked")):
+                return True
+        return False
 
 
 class Connection(asyncio.Protocol):
     """Carries one exchange at a time."""
 
     __slots__ = (
-        "_body", "_body_bytes", "_ends_s", "_error", "_head_bytes", "_idle_s", "_is_complete", "_is_framed", "_is_head_done", "_is_lost",
-        "_is_paused", "_keep_alive", "_loop", "_max_body_bytes", "_parser", "_phase", "_transport", "_waiter", "_wants_all",
-        "_wire", "deadline_s", "fields", "idle_since_s", "is_counted", "origin", "status",
+        "_answer", "_ends_s", "_fd", "_idle_s", "_is_full", "_is_head", "_is_last", "_is_lost", "_is_paused", "_is_uploading", "_limit",
+        "_loop", "_max_body_bytes", "_max_head_bytes", "_other_bytes", "_owner", "_parser", "_phase", "_refusal", "_transport",
+        "deadline_s", "idle_since_s", "is_fresh", "is_member", "key",
     )
 
-    def __init__(self, wire: "Wire", origin: Any, loop: asyncio.AbstractEventLoop) -> None:
-        self._wire = wire
+    def __init__(self, owner: Owner, key: PoolKey, loop: asyncio.AbstractEventLoop, *, max_head_bytes: int, max_body_bytes: int) -> None:
+        self._owner = owner
         self._loop = loop
-        self.origin = origin
+        self.key = key
         self.idle_since_s = 0.0
-        self.is_counted = False             # among the pool's open connections
-        self.deadline_s: float | None = None
-        self._transport: Any = None
-        self._is_lost = False
-        self._is_complete = True            # no exchange under way
-        self._error: Exception | None = None
-        self._waiter: asyncio.Future[None] | None = None
-        self._parser: Any = None
-        self._is_paused = False
-        self._is_head_done = False
-
-    # ---- one exchange
-
-    async def exchange(self, message: bytes, *, first_byte_s: float | None, idle_s: float | None, ends_s: float | None,
-                       max_body_bytes: int) -> "Response":
-        """Write `message`, wait for the answer's head."""
-        self.status = 0
-        self.fields: list[tuple[bytes, bytes]] = []
-        self._body: list[bytes] = []
-        self._body_bytes = self._head_bytes = 0
+        self.is_fresh = True                # it has carried no request yet
+        self.is_member = False              # counted among the pool's connections, and to be counted out by `forget`
+        self.deadline_s = inf               # the pool's ticker calls time_out after it
+        self._max_head_bytes = max_head_bytes
         self._max_body_bytes = max_body_bytes
-        self._is_head_done = self._is_complete = self._is_framed = self._wants_all = False
-        self._keep_alive = True
-        self._idle_s, self._ends_s = idle_s, ends_s
+        self._transport: Any = None
+        self._fd = -1
+        self._answer: Answer | None = None
+        self._parser: Any = None
+        self._is_lost = self._is_paused = self._is_full = self._is_last = self._is_uploading = False
+
+    # ---- for the pool
+
+    @property
+    def awaits_head(self) -> bool:
+        """Whether a request is out of whose answer nothing usable has arrived."""
+        return self._answer is not None and not self._answer.status
+
+    def is_usable(self, *, look: bool) -> bool:
+        """Say whether a request can go out on it. `look`: ask the kernel too, for an end that the loop has not seen yet."""
+        if self._is_lost or self._transport.is_closing():
+            return False
+        if look and self._fd >= 0:
+            poll = select.poll()
+            poll.register(self._fd, READABLE)
+            return not poll.poll(0)         # nothing may come in while no request is out
+        return True
+
+    def start(self, message: bytes, *, is_head: bool, idle_s: float | None, ends_s: float) -> Answer:
+        """Write a request, or the first part of one, and give the answer that is to come."""
+        self._answer = answer = Answer(self, self._max_body_bytes)
+        self.is_fresh = False
+        self._is_head = is_head
+        self._idle_s = inf if idle_s is None else idle_s
+        self._ends_s = ends_s
+        self._limit = UNREAD_BYTES
+        self._other_bytes = 0
+        self._refusal = ""
         self._parser = httptools.HttpResponseParser(self)
-        if self._is_lost:
-            raise StaleConnection
         self._transport.write(message)
-        while not self._is_head_done:
-            await self._wait(first_byte_s, "first_byte")
-        return Response(self)
+        return answer
 
-    async def _wait(self, limit_s: float | None, phase: str) -> None:
-        """Wait for something new; raise what ended the exchange. Cancelled while waiting: the connection is closed."""
-        if self._error is not None:
-            raise self._error
-        self._phase = phase
-        self.deadline_s = None if limit_s is None else self._loop.time() + limit_s
-        if self._ends_s is not None and (self.deadline_s is None or self._ends_s < self.deadline_s):
-            self.deadline_s, self._phase = self._ends_s, "total"
-        self._waiter = self._loop.create_future()
-        try:
-            await self._waiter
-        except BaseException:
-            self.abort(None)
-            raise
-        finally:
-            self._waiter = None
-            self.deadline_s = None
-        if self._error is not None:
-            raise self._error
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    async def next_piece(self) -> bytes | None:
-        """Give what has arrived, joined; None at the end."""
-        while not self._body:
-            if self._is_complete:
-                return None
-            await self._wait(self._idle_s, "idle")
-        piece = self._body[0] if len(self._body) == 1 else b"".join(self._body)
-        self._body.clear()
-        self._body_bytes = 0
-        if self._is_paused and not self._is_lost:
-            self._is_paused = False
-            self._transport.resume_reading()
-        return piece
-
-    async def read_all(self) -> bytes:
-        """Give the whole body."""
-        self._wants_all = True
-        if self._is_paused and not self._is_lost:
-            self._is_paused = False
-            self._transport.resume_reading()
-        while not self._is_complete:
-            await self._wait(self._idle_s, "idle")
-        body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
-        self._body.clear()
-        return body
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether the answer has arrived to its end."""
-        return self._is_complete
-
-    @property
-    def is_usable(self) -> bool:
-        return not self._is_lost and not self._transport.is_closing()
-
-    @property
-    def is_waiting_for_head(self) -> bool:
-        """Whether a request was sent and its answer has not begun."""
-        return not self._is_head_done and not self._is_lost
-
-    def finish(self) -> None:
-        """The reader is done: keep the connection if the answer is complete, else close it."""
-        if self._is_lost:
-            return
-        if self._is_complete and self._keep_alive and self._error is None:
-            self._parser = None
-            if self._is_paused:
-                self._is_paused = False
-                self._transport.resume_reading()
-            self._wire.release(self)
+    async def upload(self, answer: Answer, body: bytes) -> None:
+        """Write the rest of a large request slice by slice; stop when the server answers before its end."""
+        self._is_uploading = True
+        rest = memoryview(body)
+        while rest and not answer.status and answer.error is None:
+            if self._is_full:
+                await self.wait(answer, "upload", self._idle_s)
+            else:
+                self._transport.write(rest[:SLICE_BYTES])
+                rest = rest[SLICE_BYTES:]
+        if rest:
+            self._is_last = True            # the server would take the next request for the rest of this one
         else:
-            self.abort(None)
+            self._is_uploading = False
 
-    def abort(self, error: Exception | None) -> None:
-        """Close at once; whoever waits gets `error`."""
-        if error is not None:
-            self._fail(error)
-        if not self._is_lost:
-            self._is_lost = True
-            self._wire.forget(self)
-            if self._transport is not None:
-                self._transport.abort()
+    def wait(self, answer: Answer, phase: str, limit_s: float) -> asyncio.Future[None]:
+        """Set the deadline of the next thing to come and give a future for it."""
+        assert answer.waiter is None, "two readers of one answer"
+        self._phase = phase
+        deadline_s = self._loop.time() + limit_s
+        self.deadline_s = deadline_s if deadline_s < self._ends_s else self._ends_s
+        answer.waiter = waiter = self._loop.create_future()
+        return waiter
 
     def time_out(self) -> None:
-        """The ticker found the deadline passed."""
-        host, port, _ = self.origin
-        what = {"first_byte": "sent no answer", "idle": "fell silent in its answer", "total": "did not finish"}[self._phase]
-        self.abort(UpstreamTimeout(f"{host}:{port} {what} in time", phase=self._phase))
+        """End what took too long; called by the ticker."""
+        host, port = self.key[:2]
+        if self.deadline_s >= self._ends_s:
+            self.abort(UpstreamTimeout(f"{host}:{port} did not finish in time", phase="total"))
+        else:
+            phase = "first_byte" if self._phase == "upload" else self._phase
+            self.abort(UpstreamTimeout(f"{host}:{port} {TOO_SLOW[self._phase]} in time", phase=phase))
 
-    def _fail(self, error: Exception) -> None:
-        if self._error is None:
-            self._error = error
-        self._wake()
+    def abandon(self) -> None:
+        """Abort it from wherever a response was dropped: the garbage collector may run in any thread."""
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self.abort, None)
+
+    def abort(self, error: WireError | None) -> None:
+        """Close at once; who waits for an answer gets `error`."""
+        if self._is_lost:
+            return
+        self._is_lost = True
+        self._part(error or BrokenAnswer("the answer was given up before its end", phase="closed"))
+        self._owner.forget(self)
+        self._transport.abort()
+
+    # ---- for the reader
+
+    def next_thing(self, answer: Answer) -> asyncio.Future[None]:
+        """Give a future for the next piece, the end, or an error."""
+        return self.wait(answer, "idle", self._idle_s)
+
+    def want_all(self, answer: Answer) -> None:
+        """Wake the reader at the end only, and hold up to the pool's limit for it."""
+        answer.wants_all = True
+        self._limit = self._max_body_bytes
+        if answer.size > self._limit:
+            self.abort(answer.too_large())
+        else:
+            self.read_on()
+
+    def read_on(self) -> None:
+        if self._is_paused:
+            self._is_paused = False
+            if not self._transport.is_closing():
+                self._transport.resume_reading()
 
     # ---- the transport's calls
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport
+        sock = transport.get_extra_info("socket")
+        self._fd = -1 if sock is None else sock.fileno()
 
     def data_received(self, data: bytes) -> None:
-        if self.deadline_s is not None and self._phase == "idle" and self._idle_s is not None:
-            # Bytes came: the silence that is measured begins anew, also while a body is awaited whole.
-            idle_ends_s = self._loop.time() + self._idle_s
-            if self._ends_s is None or idle_ends_s < self._ends_s:
-                self.deadline_s = idle_ends_s
-            else:
-                self.deadline_s, self._phase = self._ends_s, "total"
-        if self._parser is None or self._is_complete:
-            self.abort(None)            # bytes that nobody asked for: this connection cannot be trusted
+        answer = self._answer
+        if answer is None:
+            self.abort(None)                # bytes that nobody asked for: this connection cannot be trusted
             return
-        if not self._is_head_done:
-            self._head_bytes += len(data)
+        had_head, size = answer.status, answer.size
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            self.abort(BrokenAnswer("the server wants to switch protocols"))
-            return
+            self._refusal = "the server wants to switch protocols"
         except httptools.HttpParserError as exc:
-            if self._is_complete:       # the answer was whole; what follows it is rubbish, so the connection ends with it
-                self._keep_alive = False
-                self._wake()
-                return
-            self.abort(BrokenAnswer(f"the answer is no HTTP: {exc}"))
-            return
-        if not self._is_head_done and self._head_bytes > MAX_HEAD_BYTES:
-            self.abort(BrokenAnswer("the head of the answer is larger than 64 KiB"))
-        elif self._is_complete or (self._is_head_done and not self._wants_all):
-            self._wake()
+            if answer.is_complete:          # the answer was whole; what follows it is rubbish, so the connection ends with it
+                self._is_last = True
+            else:
+                self._refusal = f"the answer is no HTTP: {exc}"
+        if not had_head or answer.size == size:
+            self._other_bytes += len(data)
+            if self._other_bytes > self._max_head_bytes:
+                self._measure(answer, had_head)
+        else:
+            self._other_bytes = 0
+        if self._refusal:
+            self.abort(BrokenAnswer(self._refusal, phase="broken" if answer.status else "head"))
+        elif answer.is_complete:
+            self._finish(answer)
+        elif answer.status and (answer.size != size or not had_head):
+            if answer.wants_all:            # a whole that keeps coming is not idle
+                self.deadline_s = min(self._loop.time() + self._idle_s, self._ends_s)
+            else:
+                self.deadline_s = self._ends_s      # nobody waits any more: only the total time runs
+                answer.wake()
 
-    def eof_received(self) -> bool | None:
-        return None
+    def pause_writing(self) -> None:
+        self._is_full = True
+
+    def resume_writing(self) -> None:
+        self._is_full = False
+        if self._is_uploading and self._answer is not None:
+            self._answer.wake()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        was_known = self._is_lost
-        self._is_lost = True
-        if not was_known:
-            self._wire.forget(self)
-        if self._is_complete:
+        if self._is_lost:
             return
-        self._keep_alive = False
-        if self._is_head_done and not self._is_framed and exc is None:
-            self._is_complete = True            # such an answer ends with its connection
-            self._wake()
-        elif not self._is_head_done and not self._head_bytes:
-            self._fail(StaleConnection())
-        else:
-            self._fail(BrokenAnswer("the server closed the connection in the middle of its answer"))
+        self._is_lost = True
+        answer = self._answer
+        if answer is not None:
+            if answer.status and exc is None and not answer.is_framed():
+                answer.is_complete = True               # such an answer ends with its connection
+                self._part(None)
+            elif answer.status or self._other_bytes:
+                self._part(BrokenAnswer("the server closed the connection in the middle of its answer",
+                                        phase="broken" if answer.status else "head"))
+            else:
+                # A broken pipe is an end that was there before we wrote: the server cannot have read the request whole.
+                self._part(StaleConnection("the server closed the connection without an answer", phase="first_byte",
+                                           was_sent=not isinstance(exc, BrokenPipeError)))
+        self._owner.forget(self)
 
     # ---- the parser's calls
 
     def on_message_begin(self) -> None:
-        if self._is_complete:
-            self._keep_alive = False
+        if self._answer is None or self._answer.is_complete:
+            self._is_last = True            # a second answer that nobody asked for: it is not read, and the connection ends
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if not self._is_complete:
-            self.fields.append((name, value))
+        answer = self._answer
+        if answer is not None and not answer.status:    # later ones are trailers: they must not pass for headers
+            answer.fields.append((name, value))
 
     def on_headers_complete(self) -> None:
-        if self._is_complete:           # a second answer that nobody asked for: it is not read, and the connection ends
-            self._keep_alive = False
+        answer = self._answer
+        if answer is None or answer.status:
             return
         status = self._parser.get_status_code()
-        if status < 200:                # 100 Continue, 103 Early Hints: the answer is still to come
-            self.fields = []
+        if status < 200:                    # 100 Continue, 103 Early Hints: the answer is still to come
+            answer.fields.clear()
+            if status == 101 or status < 100:
+                self._refusal = f"the server answered with status {status}"
             return
-        self.status = status
-        for name, value in self.fields:
-            lower = name.lower()
-            if lower == b"content-length" or (lower == b"transfer-encoding" and b"chunked" in value.lower()):
-                self._is_framed = True
-        self._is_head_done = True
+        answer.status = status
+        if self._is_head:                   # its head speaks of a body that is not sent
+            answer.is_complete = True
+            self._is_last = self._is_last or not self._parser.should_keep_alive()
 
     def on_body(self, data: bytes) -> None:
-        if self._is_complete:
+        answer = self._answer
+        if answer is None or answer.is_complete:
+            self._is_last = True
             return
-        self._body.append(data)
-        self._body_bytes += len(data)
-        if self._wants_all or not self._is_paused:
-            if self._body_bytes > self._max_body_bytes and self._wants_all:
-                self.abort(BrokenAnswer(f"the answer is larger than {self._max_body_bytes} bytes"))
-            elif self._body_bytes > UNREAD_BYTES and not self._wants_all:
+        answer.pieces.append(data)
+        answer.size += len(data)
+        if answer.size > self._limit:
+            if answer.wants_all:
+                self._refusal = answer.too_large().message
+            elif not self._is_paused:
                 self._is_paused = True
                 self._transport.pause_reading()
 
     def on_message_complete(self) -> None:
-        if not self._is_head_done or self._is_complete:     # the end of a 1xx, or of what nobody asked for
+        answer = self._answer
+        if answer is None or not answer.status or answer.is_complete:       # the end of a 1xx, or of what nobody asked for
             return
-        self._keep_alive = self._keep_alive and self._parser.should_keep_alive()
-        self._is_complete = True
+        answer.is_complete = True
+        if not self._parser.should_keep_alive():
+            self._is_last = True
 
+    # ---- its own
 
-class Response:
-    """The answer to one request. Read it whole, or piece by piece; close it in any case."""
+    def _finish(self, answer: Answer) -> None:
+        """The answer is whole: give the connection back, or end it if no other request may follow."""
+        if self._is_last or self._is_uploading:
+            self._part(None)
+            self.abort(None)
+            return
+        self._part(None)
+        self.read_on()
+        self._owner.release(self)
 
-    __slots__ = ("_connection", "_headers", "_is_closed", "fields", "status")
+    def _part(self, error: WireError | None) -> None:
+        """Let go of the answer under way, and wake its reader."""
+        answer, self._answer, self._parser = self._answer, None, None
+        self.deadline_s = inf
+        if answer is not None:
+            answer.connection = None
+            answer.error = error
+            if error is not None:
+                error.has_begun = answer.status != 0
+            answer.wake()
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-        self._headers: dict[str, str] | None = None
-        self._is_closed = False
-        self.status = connection.status
-        self.fields = connection.fields     # this answer's own list: the connection begins a new one with its next exchange
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """The fields by lower-case name; a repeated one is joined by commas."""
-        if self._headers is None:
-            self._headers = {}
-            for name, value in self.fields:
-                key, text = name.decode("latin-1").lower(), value.decode("latin-1")
-                self._headers[key] = f"{self._headers[key]}, {text}" if key in self._headers else text
-        return self._headers
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether everything has arrived (it may still be unread)."""
-        return self._connection.is_complete
-
-    async def read(self) -> bytes:
-        """Give the whole body; raises as next_piece, and BrokenAnswer above the pool's max_body_bytes."""
-        body = await self._connection.read_all()
-        self.close()
-        return body
-
-    async def next_piece(self) -> bytes | None:
-        """Give what has arrived since the last call, or wait for more; None at the end.
-
-        Raises  UpstreamTimeout (idle, total) · BrokenAnswer
-        """
-        return await self._connection.next_piece()
-
-    def close(self) -> None:
-        """End it: after the whole answer the connection is kept, before that it is closed, which the server sees at once."""
-        if not self._is_closed:
-            self._is_closed = True
-            self._connection.finish()
+    def _measure(self, answer: Answer, had_head: int) -> None:
+        """Refuse too much that is no body; count exactly, for the head and much of the body may have come in one piece."""
+        if answer.status and not had_head:
+            self._other_bytes = sum(len(name) + len(value) + 4 for name, value in answer.fields)
+        if self._other_bytes > self._max_head_bytes:
+            self._refusal = f"the head of the answer is larger than {self._max_head_bytes} bytes"
+        self._other_bytes = 0

@@ -76,7 +76,7 @@ async def exchange(peer: Peer, request: EngineRequest, body: bytes, attempt: Att
     Raises  AttemptFailed · WireError · BrokenStream · jsons.BadJson (all: another server may try) · ApplianceError (the caller's fault)
     """
     response = await peer.wire.send(
-        peer.target, method=b"POST", path=path, body=body, connect_s=patience.connect_s, first_byte_s=patience.first_byte_s,
+        peer.target, is_repeatable=True, method=b"POST", path=path, body=body, connect_s=patience.connect_s, first_byte_s=patience.first_byte_s,
         idle_s=patience.idle_s, total_s=patience.total_s)
     on_head()
     reply = None

@@ -1,0 +1,472 @@
+"""One answer, byte by byte, without a socket: what is read, what is refused, what may follow on the same connection."""
+
+import asyncio
+import random
+import socket
+from math import inf
+from typing import Any
+
+import pytest
+
+from appliance.base.wire import BrokenAnswer, Response, StaleConnection, UpstreamTimeout, WireError
+from appliance.base.wire_connection import UNREAD_BYTES, Connection
+
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
+HEAD = b"HTTP/1.1 200 OK\r\n"
+CHUNKED_HEAD = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
+CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\nX-A: 1\r\n\r\n3;x=y\r\nhel\r\n2\r\nlo\r\n0\r\nTrailer: x\r\nX-A: evil\r\n\r\n"
+
+
+class FakeTransport:
+    """Records what a connection does to its socket."""
+
+    def __init__(self, sock: socket.socket | None = None) -> None:
+        self.sock = sock
+        self.written = bytearray()
+        self.is_reading = True
+        self.is_aborted = False
+
+    def get_extra_info(self, name: str) -> Any:
+        return self.sock
+
+    def write(self, data: bytes) -> None:
+        self.written += data
+
+    def is_closing(self) -> bool:
+        return self.is_aborted
+
+    def abort(self) -> None:
+        self.is_aborted = True
+
+    def pause_reading(self) -> None:
+        self.is_reading = False
+
+    def resume_reading(self) -> None:
+        self.is_reading = True
+
+
+class StoppedLoop:
+    """The running loop with a clock that moves when told to."""
+
+    def __init__(self) -> None:
+        self.at_s = 1000.0
+
+    def time(self) -> float:
+        return self.at_s
+
+    def create_future(self) -> asyncio.Future[None]:
+        return asyncio.get_running_loop().create_future()
+
+
+class Exchange:
+    """A connection with a request under way; `feed` plays the server."""
+
+    def __init__(self, *, is_head: bool = False, max_body_bytes: int = 10_000_000, max_head_bytes: int = 65_536, idle_s: float | None = None,
+                 ends_s: float = inf) -> None:
+        self.released = self.forgotten = 0
+        self.loop = StoppedLoop()
+        self.transport = FakeTransport()
+        self.connection = Connection(self, ("server", 80, False, None), self.loop, max_body_bytes=max_body_bytes,  # type: ignore[arg-type]
+                                     max_head_bytes=max_head_bytes)
+        self.connection.connection_made(self.transport)  # type: ignore[arg-type]
+        self.answer = self.connection.start(b"request", is_head=is_head, idle_s=idle_s, ends_s=ends_s)
+
+    def release(self, connection: Connection) -> None:
+        self.released += 1
+
+    def forget(self, connection: Connection) -> None:
+        self.forgotten += 1
+
+    def feed(self, *pieces: bytes) -> "Exchange":
+        for piece in pieces:
+            if not self.transport.is_aborted and self.answer.connection is not None:
+                self.connection.data_received(piece)
+        return self
+
+    def end(self, exc: Exception | None = None) -> "Exchange":
+        self.connection.connection_lost(exc)
+        return self
+
+    @property
+    def response(self) -> Response:
+        return Response(self.answer)
+
+    @property
+    def error(self) -> WireError | None:
+        return self.answer.error
+
+    @property
+    def is_kept(self) -> bool:
+        return (self.released, self.forgotten, self.transport.is_aborted) == (1, 0, False)
+
+
+@pytest.mark.parametrize("at", range(1, len(CHUNKED)))
+async def test_a_chunked_answer_may_be_cut_anywhere(at: int) -> None:
+    exchange = Exchange().feed(CHUNKED[:at], CHUNKED[at:])
+    assert await exchange.response.read() == b"hello"
+    assert exchange.response.headers == {"transfer-encoding": "chunked", "x-a": "1"}
+    assert exchange.is_kept
+
+
+@pytest.mark.parametrize("answer", [OK, CHUNKED, b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" + CHUNKED])
+async def test_an_answer_may_come_byte_by_byte(answer: bytes) -> None:
+    exchange = Exchange().feed(*(answer[at : at + 1] for at in range(len(answer))))
+    assert await exchange.response.read() == b"hello"
+    assert exchange.is_kept
+
+
+@pytest.mark.parametrize("seed", range(20))
+async def test_any_body_cut_into_any_pieces_comes_through(seed: int) -> None:
+    chance = random.Random(seed)
+    chunks = [chance.randbytes(chance.choice([1, 2, 15, 16, 255, 4096, 70_000])) for _ in range(chance.randint(1, 60))]
+    text = CHUNKED_HEAD + b"".join(b"%x\r\n%b\r\n" % (len(c), c) for c in chunks) + b"0\r\n\r\n"
+    exchange = Exchange()
+    found = b""
+    while text:
+        cut = chance.choice([1, 3, 100, 5000, 262_144])
+        exchange.feed(text[:cut])
+        text = text[cut:]
+        if exchange.answer.pieces and chance.random() < 0.5:
+            found += await exchange.response.next_piece() or b""
+    assert found + await exchange.response.read() == b"".join(chunks)
+    assert exchange.is_kept
+
+
+@pytest.mark.parametrize(("answer", "body", "is_kept"), [
+    (OK, b"hello", True),
+    (CHUNKED, b"hello", True),
+    (HEAD + b"Content-Length: 0\r\n\r\n", b"", True),
+    (b"HTTP/1.1 204 No Content\r\n\r\n", b"", True),
+    (b"HTTP/1.1 304 Not Modified\r\nContent-Length: 100\r\n\r\n", b"", True),
+    (b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" + OK, b"hello", True),
+    (b"HTTP/1.1 200\r\nContent-Length: 2\r\n\r\nhi", b"hi", True),
+    (HEAD + b"Connection: close\r\nContent-Length: 2\r\n\r\nhi", b"hi", False),
+    (b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nhi", b"hi", False),
+    (b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 2\r\n\r\nhi", b"hi", True),
+    (HEAD + b"Upgrade: h2c\r\nConnection: Upgrade\r\nContent-Length: 2\r\n\r\nhi", b"hi", True),       # an offer, not a switch
+    (CHUNKED_HEAD + b"A\r\n0123456789\r\n000\r\n\r\n", b"0123456789", True),
+])
+async def test_every_framing_is_read(answer: bytes, body: bytes, is_kept: bool) -> None:
+    exchange = Exchange().feed(answer)
+    assert await exchange.response.read() == body
+    assert exchange.is_kept is is_kept
+    assert exchange.released + exchange.forgotten == 1
+
+
+@pytest.mark.parametrize("framing", [b"", b"Transfer-Encoding: gzip\r\n", b"Connection: close\r\n"])
+async def test_an_answer_without_a_length_ends_with_its_connection(framing: bytes) -> None:
+    exchange = Exchange().feed(HEAD + framing + b"\r\n", b"until ", b"the end")
+    assert not exchange.response.is_complete
+    exchange.end()
+    assert await exchange.response.read() == b"until the end"
+    assert exchange.forgotten == 1
+
+
+async def test_an_answer_without_a_length_that_is_reset_is_not_whole() -> None:
+    exchange = Exchange().feed(HEAD + b"\r\n", b"until").end(ConnectionResetError())
+    response = exchange.response
+    assert await response.next_piece() == b"until"
+    with pytest.raises(BrokenAnswer):
+        await response.next_piece()
+
+
+@pytest.mark.parametrize("framing", [b"Content-Length: 100\r\n", b"Transfer-Encoding: chunked\r\n"])
+async def test_an_answer_to_head_has_no_body(framing: bytes) -> None:
+    exchange = Exchange(is_head=True).feed(HEAD + framing + b"\r\n")
+    assert await exchange.response.read() == b""
+    assert exchange.is_kept
+
+
+async def test_a_body_that_follows_an_answer_to_head_ends_the_connection() -> None:
+    exchange = Exchange(is_head=True).feed(OK)
+    assert await exchange.response.read() == b""
+    assert exchange.transport.is_aborted
+
+
+@pytest.mark.parametrize("answer", [
+    b"rubbish\r\n\r\n", b"\x16\x03\x01\x00\x02", b"HTTP/2 200\r\n\r\n", b"HTTP/1.1 20 OK\r\n\r\n", b"HTTP/1.1 099 Low\r\n\r\n", b"SSH-2.0-x\r\n",
+    b"HTTP/1.1 101 Switching\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n", b"HTTP/1.1 101 Switching\r\n\r\n",
+    HEAD + b"Content-Length: x\r\n\r\n", HEAD + b"Content-Length: -1\r\n\r\n", HEAD + b"Content-Length: +5\r\n\r\nhello",
+    HEAD + b"Content-Length: 5, 5\r\n\r\nhello", HEAD + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\nhello",
+    HEAD + b"Content-Length: 99999999999999999999999\r\n\r\n",
+    HEAD + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", HEAD + b"Transfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n",
+    HEAD + b"X : y\r\n\r\n", HEAD + b"X\x00: y\r\n\r\n", HEAD + b"X: a\x00b\r\n\r\n", HEAD + b"X: y\nZ: q\r\n\r\n", HEAD + b"no colon\r\n\r\n",
+    HEAD + b"X: a\rb\r\n\r\n",
+    CHUNKED_HEAD + b"zz\r\n", CHUNKED_HEAD + b"-1\r\n", CHUNKED_HEAD + b"0x5\r\nhello\r\n", CHUNKED_HEAD + b"FFFFFFFFFFFFFFFFF\r\n",
+    CHUNKED_HEAD + b"5\nhello\r\n", CHUNKED_HEAD + b"2\r\nhello\r\n", CHUNKED_HEAD + b"5 \r\nhello\r\n",
+    CHUNKED_HEAD + b"5;a\nb\r\nhello\r\n0\r\n\r\n", CHUNKED_HEAD + b"\r\n\r\n",
+], ids=lambda answer: answer[-40:].decode("latin-1").encode("unicode_escape").decode())
+async def test_what_two_readers_could_read_in_two_ways_is_refused(answer: bytes) -> None:
+    exchange = Exchange().feed(answer)
+    assert isinstance(exchange.error, BrokenAnswer)
+    assert exchange.transport.is_aborted
+    assert exchange.forgotten == 1
+    assert not exchange.released
+
+
+@pytest.mark.parametrize("answer", [
+    HEAD, HEAD + b"Content-Length: 10\r\n\r\nhello", CHUNKED[:-2], CHUNKED_HEAD + b"5\r\nhello\r\n", b"H", b"HTTP/1.1 100 Continue\r\n\r\n",
+])
+async def test_an_answer_that_breaks_off_is_an_error(answer: bytes) -> None:
+    exchange = Exchange().feed(answer).end()
+    assert isinstance(exchange.error, BrokenAnswer)
+    assert exchange.error.was_sent
+    with pytest.raises(BrokenAnswer):
+        await exchange.response.read()
+
+
+async def test_what_arrived_before_the_break_is_given_first() -> None:
+    response = Exchange().feed(HEAD + b"Content-Length: 10\r\n\r\nhel", b"lo").end().response
+    assert await response.next_piece() == b"hello"
+    for _ in range(2):
+        with pytest.raises(BrokenAnswer):
+            await response.next_piece()
+
+
+@pytest.mark.parametrize("answer", [
+    HEAD + b"X: " + b"a" * 70_000,                                              # without an end
+    HEAD + b"X: " + b"a" * 70_000 + b"\r\nContent-Length: 0\r\n\r\n",           # whole
+    HEAD + b"X: y\r\n" * 20_000 + b"\r\n",
+    b"HTTP/1.1 100 Continue\r\n\r\n" * 5000,
+    CHUNKED_HEAD + b"1\r\nx\r\n0\r\nX: " + b"a" * 400_000,                      # trailers without an end
+    CHUNKED_HEAD + b"1\r\nx\r\n0\r\n" + b"X: y\r\n" * 80_000,
+    CHUNKED_HEAD + b"1;" + b"a" * 400_000,                                      # a chunk extension without an end
+])
+@pytest.mark.parametrize("cut", [1_000_000, 16_384, 1000])
+async def test_what_is_no_body_is_bounded(answer: bytes, cut: int) -> None:
+    exchange = Exchange().feed(*(answer[at : at + cut] for at in range(0, len(answer), cut)))
+    if cut > len(answer) and answer.startswith(CHUNKED_HEAD):
+        exchange.feed(b"a" * 70_000)        # the piece with body in it counts as body: the kernel gives no larger ones than 256 KiB
+    assert isinstance(exchange.error, BrokenAnswer)
+    assert "65536" in exchange.error.message
+
+
+async def test_a_small_head_before_a_large_body_in_one_piece_is_no_large_head() -> None:
+    exchange = Exchange().feed(HEAD + b"Content-Length: 300000\r\n\r\n" + b"x" * 200_000, b"x" * 100_000)
+    assert len(await exchange.response.read()) == 300_000
+
+
+async def test_a_long_stream_of_small_chunks_is_not_taken_for_a_large_head() -> None:
+    exchange = Exchange().feed(CHUNKED_HEAD)
+    response = exchange.response
+    for _ in range(30_000):
+        exchange.feed(b"5\r\n", b"hello", b"\r\n")         # the size apart from the data, as some servers write it
+        assert await response.next_piece() == b"hello"
+    exchange.feed(b"0\r\n\r\n")
+    assert await response.next_piece() is None
+    assert exchange.is_kept
+
+
+@pytest.mark.parametrize("more", [OK, b"HTTP/1.1 2", b"rubbish", b"H"])
+async def test_bytes_after_an_answer_end_the_connection(more: bytes) -> None:
+    exchange = Exchange().feed(OK + more)
+    assert await exchange.response.read() == b"hello"
+    assert exchange.response.status == 200
+    assert exchange.transport.is_aborted
+    assert (exchange.released, exchange.forgotten) == (0, 1)
+
+
+async def test_bytes_on_an_idle_connection_end_it() -> None:
+    exchange = Exchange().feed(OK)
+    exchange.connection.data_received(b"HTTP/1.1 408 Request Timeout\r\n\r\n")
+    assert exchange.transport.is_aborted
+    assert exchange.forgotten == 1
+
+
+async def test_an_answer_is_not_touched_by_the_next_one_on_its_connection() -> None:
+    exchange = Exchange().feed(HEAD + b"X-N: 1\r\nContent-Length: 3\r\n\r\none")
+    first, first_response = exchange.answer, exchange.response
+    exchange.answer = exchange.connection.start(b"", is_head=False, idle_s=None, ends_s=inf)
+    exchange.feed(b"HTTP/1.1 500 No\r\nX-N: 2\r\nContent-Length: 3\r\n\r\ntwo")
+    first_response.close()
+    assert (first.status, first_response.headers["x-n"], await first_response.read()) == (200, "1", b"one")
+    assert (exchange.response.headers["x-n"], await exchange.response.read()) == ("2", b"two")
+    assert await first_response.next_piece() is None
+    assert exchange.released == 2
+
+
+async def test_repeated_headers_are_joined() -> None:
+    assert Exchange().feed(HEAD + b"Via: a\r\nVIA: b\r\nContent-Length: 0\r\n\r\n").response.headers["via"] == "a, b"
+
+
+async def test_a_whole_answer_is_limited_and_a_stream_is_not() -> None:
+    head = HEAD + b"Content-Length: 300000\r\n\r\n"
+    exchange = Exchange(max_body_bytes=100_000).feed(head + b"x" * 90_000)
+    reading = asyncio.ensure_future(exchange.response.read())
+    await asyncio.sleep(0)
+    exchange.feed(b"x" * 20_000)
+    with pytest.raises(BrokenAnswer, match="100000 bytes"):
+        await reading
+    assert exchange.transport.is_aborted
+
+    before = Exchange(max_body_bytes=100_000).feed(head + b"x" * 110_000)       # it was there before anybody asked for the whole
+    with pytest.raises(BrokenAnswer):
+        await before.response.read()
+    complete = Exchange(max_body_bytes=3).feed(OK)
+    with pytest.raises(BrokenAnswer):
+        await complete.response.read()
+
+    stream = Exchange(max_body_bytes=100_000).feed(head)
+    total = 0
+    for _ in range(3):
+        total += len(await stream.feed(b"x" * 100_000).response.next_piece() or b"")
+    assert total == 300_000
+
+
+async def test_reading_stops_while_much_is_unread_and_goes_on_after() -> None:
+    exchange = Exchange().feed(HEAD + b"Content-Length: 1000000\r\n\r\n", b"x" * UNREAD_BYTES)
+    response = exchange.response
+    assert exchange.transport.is_reading
+    exchange.feed(b"x")
+    assert not exchange.transport.is_reading
+    assert len(await response.next_piece() or b"") == UNREAD_BYTES + 1
+    assert exchange.transport.is_reading
+    exchange.feed(b"x" * (UNREAD_BYTES + 1))
+    assert not exchange.transport.is_reading
+    reading = asyncio.ensure_future(response.read())                            # who wants the whole is not held back
+    await asyncio.sleep(0)
+    assert exchange.transport.is_reading
+    exchange.feed(b"x" * (1_000_000 - 2 * UNREAD_BYTES - 2))
+    assert len(await reading) == 1_000_000 - UNREAD_BYTES - 1
+
+
+async def test_a_connection_held_back_at_the_end_of_its_answer_is_given_back_reading() -> None:
+    exchange = Exchange().feed(HEAD + b"Content-Length: 300000\r\n\r\n" + b"x" * 300_000)
+    assert exchange.is_kept
+    assert exchange.transport.is_reading
+    assert len(await exchange.response.read()) == 300_000
+
+
+async def test_a_whole_that_keeps_coming_is_not_idle() -> None:
+    exchange = Exchange(idle_s=10, ends_s=1100).feed(HEAD + b"Content-Length: 1000\r\n\r\n")
+    reading = asyncio.ensure_future(exchange.response.read())
+    await asyncio.sleep(0)
+    assert exchange.connection.deadline_s == 1010
+    exchange.loop.at_s = 1009
+    exchange.feed(b"x")
+    assert exchange.connection.deadline_s == 1019
+    exchange.loop.at_s = 1095
+    exchange.feed(b"x")
+    assert exchange.connection.deadline_s == 1100
+    exchange.connection.time_out()
+    with pytest.raises(UpstreamTimeout) as caught:
+        await reading
+    assert caught.value.phase == "total"
+
+
+async def test_framing_alone_does_not_keep_a_whole_from_being_idle() -> None:
+    exchange = Exchange(idle_s=10).feed(CHUNKED_HEAD)
+    reading = asyncio.ensure_future(exchange.response.read())
+    await asyncio.sleep(0)
+    exchange.loop.at_s = 1005
+    exchange.feed(b"5;x=")
+    assert exchange.connection.deadline_s == 1010
+    exchange.connection.time_out()
+    with pytest.raises(UpstreamTimeout) as caught:
+        await reading
+    assert caught.value.phase == "idle"
+
+
+async def test_only_the_total_runs_while_nobody_waits() -> None:
+    exchange = Exchange(idle_s=10, ends_s=1100).feed(CHUNKED_HEAD)
+    assert exchange.connection.deadline_s == 1100
+    reading = asyncio.ensure_future(exchange.response.next_piece())
+    await asyncio.sleep(0)
+    assert exchange.connection.deadline_s == 1010
+    exchange.feed(b"1\r\nx\r\n")
+    assert await reading == b"x"
+    assert exchange.connection.deadline_s == 1100
+    exchange.feed(b"0\r\n\r\n")
+    assert exchange.connection.deadline_s == inf
+
+
+async def test_a_reader_that_wakes_late_leaves_the_next_exchange_alone() -> None:
+    exchange = Exchange(idle_s=10).feed(CHUNKED_HEAD)
+    reading = asyncio.ensure_future(exchange.response.next_piece())
+    await asyncio.sleep(0)
+    exchange.feed(b"1\r\nx\r\n0\r\n\r\n")                                       # whole: the connection goes to somebody else at once
+    answer = exchange.connection.start(b"", is_head=False, idle_s=5, ends_s=inf)
+    exchange.connection.wait(answer, "first_byte", 7)
+    assert await reading == b"x"
+    assert exchange.connection.deadline_s == 1007
+
+
+async def test_pieces_that_arrived_together_are_given_together() -> None:
+    exchange = Exchange().feed(CHUNKED_HEAD + b"3\r\nhel\r\n", b"2\r\nlo\r\n")
+    pieces = [piece async for piece in exchange.feed(b"0\r\n\r\n").response.pieces()]
+    assert pieces == [b"hello"]
+
+
+async def test_leaving_the_pieces_closes_the_connection() -> None:
+    exchange = Exchange().feed(CHUNKED_HEAD + b"3\r\nhel\r\n")
+    pieces = exchange.response.pieces()
+    assert await anext(pieces) == b"hel"
+    await pieces.aclose()  # type: ignore[attr-defined]
+    assert exchange.transport.is_aborted
+
+
+async def test_closing_wakes_who_reads_and_what_is_closed_has_no_end() -> None:
+    exchange = Exchange().feed(CHUNKED_HEAD)
+    reading = asyncio.ensure_future(exchange.response.next_piece())
+    await asyncio.sleep(0)
+    exchange.response.close()
+    with pytest.raises(BrokenAnswer) as caught:
+        await reading
+    assert caught.value.phase == "closed"
+    assert exchange.forgotten == 1
+
+
+async def test_two_readers_of_one_answer_are_a_mistake() -> None:
+    exchange = Exchange().feed(CHUNKED_HEAD)
+    reading = asyncio.ensure_future(exchange.response.next_piece())
+    await asyncio.sleep(0)
+    with pytest.raises(AssertionError):
+        await exchange.response.next_piece()
+    reading.cancel()
+
+
+@pytest.mark.parametrize(("exc", "was_sent"), [(None, True), (ConnectionResetError(), True), (BrokenPipeError(), False)])
+async def test_an_end_without_a_byte_is_told_apart(exc: Exception | None, was_sent: bool) -> None:
+    error = Exchange().end(exc).error
+    assert isinstance(error, StaleConnection)
+    assert error.was_sent is was_sent
+    assert (error.phase, error.has_begun) == ("first_byte", False)
+
+
+async def test_an_end_that_only_the_kernel_knows_of_is_seen_when_looked_for() -> None:
+    ours, theirs = socket.socketpair()
+    exchange = Exchange()
+    connection = Connection(exchange, ("server", 80, False, None), exchange.loop, max_body_bytes=1, max_head_bytes=1)  # type: ignore[arg-type]
+    connection.connection_made(FakeTransport(ours))  # type: ignore[arg-type]
+    assert connection.is_usable(look=True)
+    theirs.close()
+    assert connection.is_usable(look=False)
+    assert not connection.is_usable(look=True)
+    ours.close()
+
+
+async def test_a_large_request_waits_for_the_server_to_take_it() -> None:
+    body = bytes(1_000_000)
+    exchange = Exchange()
+    exchange.connection.pause_writing()
+    uploading = asyncio.ensure_future(exchange.connection.upload(exchange.answer, body))
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert bytes(exchange.transport.written) == b"request"
+    exchange.connection.resume_writing()
+    await uploading
+    assert len(exchange.transport.written) == len(b"request") + len(body)
+    assert await exchange.feed(OK).response.read() == b"hello"
+    assert exchange.is_kept
+
+
+async def test_an_answer_to_half_a_request_stops_it_and_ends_the_connection() -> None:
+    exchange = Exchange()
+    exchange.connection.pause_writing()
+    uploading = asyncio.ensure_future(exchange.connection.upload(exchange.answer, bytes(1_000_000)))
+    await asyncio.sleep(0)
+    exchange.feed(b"HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\n\r\nno")
+    await uploading
+    assert (exchange.response.status, await exchange.response.read()) == (413, b"no")
+    assert exchange.released == 0
+    assert exchange.transport.is_aborted
