@@ -30,6 +30,7 @@ from appliance.front.balance import BalanceDoor
 from appliance.front.desk import Desk
 from appliance.front.ollama import OllamaDoor
 from appliance.front.openai import OpenAIDoor
+from appliance.front.passage import Passage
 from appliance.front.responses import ResponsesDoor
 from appliance.front.routes import all_routes
 from appliance.front.server import Server, serving_http
@@ -154,7 +155,7 @@ class Appliance:
         routes = all_routes(self.openai, ResponsesDoor(self.router, clock=self.clock),
                             OllamaDoor(self.router, clock=self.clock), system,
                             BalanceDoor(self.router, clock=self.clock, set_strategy=self.fleet.set_strategy))
-        self.server = Server(routes, self.desk, clock=self.clock)
+        self.server = Server(routes, self.desk, clock=self.clock, passage=Passage(self.router, self.desk))
         return self.server
 
     def control_parts(self, reloader: Reloader) -> ControlParts:

@@ -97,7 +97,7 @@ class Dispatcher:
         self._metrics = metrics
         self._lines: dict[tuple[object, ...], _Line] = {}
         self.waiting = 0
-        self._budget = RetryBudget()
+        self.budget = RetryBudget()
         self._waited = metrics.queue_seconds.labels("served")
         self.apply(settings)
 
@@ -113,7 +113,7 @@ class Dispatcher:
         Raises  Unavailable: nobody can · Exhausted: the line is full · TimedOut · UpstreamFailed: all that were tried failed ·
                 what a backend says of the caller's own fault
         """
-        self._budget.deposit()
+        self.budget.deposit()
         last: Exception | None = None
         while True:
             place = await self.place(asking, last)
@@ -143,7 +143,7 @@ class Dispatcher:
             asking.context_over = max(asking.context_over, failure.context[1], backend.context_tokens)
         elif isinstance(failure, AttemptFailed) and (not failure.was_sent or failure.is_full):              # 4
             pass
-        elif not self._budget.may_retry():                                                                  # 5
+        elif not self.budget.may_retry():                                                                  # 5
             raise self._told(asking, failure)
         if self._candidates(asking):
             self._metrics.retries.labels(reason).inc()

@@ -16,7 +16,7 @@ from appliance.base.metrics import Metrics
 from appliance.engines.receipts import Attempt
 
 # What a place can come to, besides failures of the server (`connect`, `first_byte`, `status_502`, `cut_off` …):
-WELL = {"ok", "refused"}                # it answered; `refused`: the caller's own fault
+WELL = {"ok", "refused", "passed"}      # it answered; `refused`: the caller's own fault; `passed`: through passage, its time says little
 LEFT = {"cancelled", "client_left"}
 # Says nothing about the server's health: the caller left, there is no room, the request is not one for this server, nothing was sent.
 UNDECIDED = LEFT | {"full", "context", "key_refused", "status_404", "unsupported", "pool"}
@@ -36,6 +36,7 @@ class Place:
     url: str = ""
     headers: dict[str, str] = field(default_factory=dict, repr=False)
     ssl: SSLContext | None = None
+    is_visit: bool = False              # takes no room: a question that no slot is needed for
     is_done: bool = False
 
     @property
@@ -82,10 +83,18 @@ class Books:
         counter.inc()
         return Place(self, clock.monotonic_s(), Attempt("", "cancelled"))
 
+    def visit(self) -> Place:
+        """Give a place that takes no room, for a question about the server itself: it is asked also when it is full."""
+        return Place(self, self._clock.monotonic_s(), Attempt("", "cancelled"), is_visit=True)
+
     def settle(self, place: Place, outcome: str, retry_after_s: float | None) -> None:
         """Count a place's end; called by the place, once."""
         took_s = self._clock.monotonic_s() - place.began_s
         place.attempt.ms = took_s * 1000
+        if place.is_visit:
+            if outcome not in WELL and outcome not in UNDECIDED:
+                self.suspect()
+            return
         self.member.ended(took_s if outcome == "ok" else None)
         if outcome == "ok":
             self._seconds.observe(took_s)
@@ -97,6 +106,9 @@ class Books:
 
     def verdict(self, place: Place, outcome: str, retry_after_s: float | None) -> None:
         """What an outcome says about the server; kinds that care about it say so here."""
+
+    def suspect(self) -> None:
+        """Something was wrong with it that no counter should hold against it; kinds that look at their servers look now."""
 
     def forget(self) -> None:
         """Take this backend's rows out of the metrics: it is gone."""

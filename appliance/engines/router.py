@@ -18,6 +18,7 @@ from appliance.engines.dispatch import Asking, Dispatcher, Pool, prefixes_of
 from appliance.engines.pacing import paced
 from appliance.engines.place import Place
 from appliance.engines.receipts import Receipt
+from appliance.engines.server import Server
 from appliance.engines.settings import EngineSettings
 from appliance.engines.types import NO_WISHES, BackendState, EngineReply, EngineRequest, ModelCard, Standing, Wishes
 
@@ -261,35 +262,63 @@ class Router:
 
     # ---- for those who speak to a server themselves
 
-    async def lease(self, *, model: str = "", pin: str = "", exclude: Collection[str] = (), receipt: Receipt, flow: str = "",
-                    priority: int = 1, stay_local: bool = False) -> Place:
+    async def lease(self, *, receipt: Receipt, model: str = "", exclude: Collection[str] = (), wishes: Wishes = NO_WISHES,
+                    is_visit: bool = False) -> Place:
         """Give the right to send one request to one server (passage).
 
-        Takes   model: only servers of it ("" = any server); pin: the server's name; exclude: servers not to use
+        Takes   model: only servers of it ("" = any server); exclude: servers not to use; wishes.pin: the server's name;
+                is_visit: a question that needs none of its slots, asked also while it is full (and, if pinned, whatever its state)
         Gives   a place with url, headers and ssl; its `done` must be called in any case
         Raises  NotFound: no such server · NoSuchModel · Unavailable · Exhausted
         """
+        stages, wanted, reason = self._servers_for(model, wishes.pin, receipt)
+        if is_visit and (place := self._visit(stages, wanted, wishes, exclude)) is not None:
+            receipt.reason = reason
+        else:
+            closed = {b.name for b in self.backends() if b.kind in {"hosted", "demo"}}      # not to be reached directly
+            asking = Asking(stages, wanted, reason, wishes, receipt, self._clock.monotonic_s() + self.settings.backend_timeout_seconds,
+                            tried={*exclude, *closed}, is_pinned=bool(wishes.pin))
+            place = await self.dispatcher.place(asking)
+        if not exclude:
+            self.dispatcher.budget.deposit()
+        receipt.backend, receipt.endpoint = place.backend, place.url
+        receipt.attempts.append(place.attempt)
+        return place
+
+    def may_repeat(self, reason: str) -> bool:
+        """Whether a request that a server failed may go to another one: as long as the retry budget lasts."""
+        if not self.dispatcher.budget.may_retry():
+            return False
+        self._metrics.retries.labels(reason).inc()
+        return True
+
+    def _servers_for(self, model: str, pin: str, receipt: Receipt) -> tuple[list[Pool], str | None, str]:
+        """Give (stages with servers in them, the model's name among backends, reason)."""
         servers = {id(b) for b in self._servers()}
+        wanted: str | None = None
         if pin:
             backend = self._backend(pin)
             if id(backend) not in servers:
-                raise NotFound(f"The backend {pin!r} is no server that can be reached directly.", code="no_such_backend")
-            stages, wanted, reason = [next(p for p in self.pools if backend in p.backends)], None, "pinned"
-        elif model:
+                raise NotFound(f"The backend {pin[:200]!r} is no server that can be reached directly.", code="no_such_backend")
+            return [next(p for p in self.pools if backend in p.backends)], None, "pinned"
+        stages, reason = self.pools, "any"
+        if model:
             stages, wanted, card, reason = self._route(model)
             receipt.model, receipt.public_model = model, card.id
-        else:
-            stages, wanted, reason = [p for p in self.pools if any(id(b) in servers for b in p.backends)], None, "any"
         stages = [p for p in stages if any(id(b) in servers for b in p.backends)]
         if not stages:
             raise Unavailable("No backend here can be reached directly: the model is served by a hosted API.", code="no_backend")
-        wishes = Wishes(flow=flow, priority=priority, may_leave=not stay_local, pin=pin) if flow or pin or stay_local or priority != 1 else NO_WISHES
-        asking = Asking(stages, wanted, reason, wishes, receipt, self._clock.monotonic_s() + self.settings.backend_timeout_seconds,
-                        tried=set(exclude), is_pinned=bool(pin))
-        place = await self.dispatcher.place(asking)
-        receipt.backend, receipt.endpoint, receipt.reason = place.backend, place.url, receipt.reason or reason
-        receipt.attempts.append(place.attempt)
-        return place
+        return stages, wanted, reason
+
+    def _visit(self, stages: list[Pool], model: str | None, wishes: Wishes, exclude: Collection[str]) -> Place | None:
+        """Give a visit to a server: the pinned one, else the least busy one that is up; None = nobody is."""
+        now_s = self._clock.monotonic_s()
+        servers = [b for pool in stages for b in pool.serving(model) if isinstance(b, Server) and b.name not in exclude]
+        if wishes.pin:
+            servers = [b for b in servers if b.name == wishes.pin]
+        else:
+            servers = [b for b in servers if b.standing(now_s) in {Standing.READY, Standing.FULL}]
+        return min(servers, key=lambda b: b.member.active).visit() if servers else None
 
     def health(self) -> list[tuple[BackendState, bool]]:
         """Give every backend with whether it can answer: what GET /health of system C tells."""

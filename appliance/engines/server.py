@@ -242,6 +242,9 @@ class Server(Books):
                 self.saw_health(Health(False, detail="connections are refused"))
             self.on_suspicion()
 
+    def suspect(self) -> None:
+        self.on_suspicion()
+
     # ---- asking it
 
     async def ask(self, path: str, seconds: float) -> Heard:
@@ -259,7 +262,12 @@ class Server(Books):
     def take(self, reason: str) -> Place:
         """Take a place; where the breaker is half open, this request is its probe."""
         self.breaker.may_try(self._clock.monotonic_s())
-        place = super().take(reason)
+        return self._addressed(super().take(reason))
+
+    def visit(self) -> Place:
+        return self._addressed(super().visit())
+
+    def _addressed(self, place: Place) -> Place:
         place.url, place.headers, place.ssl = self.spec.url, self.headers, self.ssl
         place.attempt.endpoint = self.spec.url
         return place

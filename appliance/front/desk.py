@@ -65,14 +65,7 @@ class Desk:
     async def handle(self, route: Route, call: Call) -> Answer:
         """Give the answer to a call; every failure becomes an answer in the route's dialect."""
         try:
-            self.keys.check(route.access, call.headers, call.peer)
-            if self._is_draining() and not route.is_open_while_draining:
-                raise Unavailable("The appliance is being drained and takes no new requests.", code="draining", retry_after_s=5)
-            if len(call.body) > self.settings.max_body_bytes:
-                raise too_large(self.settings.max_body_bytes)
-            call.wishes = wishes_of(call.headers, call.peer, stays=self.keys.stays(call.headers))
-            if call.wishes.pin:         # whoever chooses the server goes round the balance: operators only
-                self.keys.check(Access.OPERATOR, call.headers, call.peer)
+            self.admit(route.access, call, is_open_while_draining=route.is_open_while_draining)
             answer = await route.handler(call)
         except ApplianceError as error:
             answer = self.refusal(error, route.dialect, call.receipt)
@@ -81,8 +74,22 @@ class Desk:
         except Exception as error:
             answer = self.refusal(self.unexpected(error, call), route.dialect, call.receipt)
         call.receipt.status = answer.status
-        answer.headers = [*answer.headers, *self._headers(call)]
+        answer.headers = [*answer.headers, *self.headers_of(call)]
         return answer
+
+    def admit(self, access: Access, call: Call, *, is_open_while_draining: bool = False) -> None:
+        """Let a call in, and read its wishes.
+
+        Raises  Unauthenticated · Forbidden · Unavailable: draining · TooLarge · Invalid: a header has a value that is not known
+        """
+        self.keys.check(access, call.headers, call.peer)
+        if self._is_draining() and not is_open_while_draining:
+            raise Unavailable("The appliance is being drained and takes no new requests.", code="draining", retry_after_s=5)
+        if len(call.body) > self.settings.max_body_bytes:
+            raise too_large(self.settings.max_body_bytes)
+        call.wishes = wishes_of(call.headers, call.peer, stays=self.keys.stays(call.headers))
+        if call.wishes.pin:             # whoever chooses the server goes round the balance: operators only
+            self.keys.check(Access.OPERATOR, call.headers, call.peer)
 
     def refusal(self, error: ApplianceError, dialect: str, receipt: Receipt | None = None) -> Answer:
         """Render an error as an answer, and note it in the receipt."""
@@ -95,7 +102,8 @@ class Desk:
         log.error("unhandled", id=call.id, path=call.path, error=repr(error), exc_info=error)
         return Internal(f"Something failed inside the appliance; its log has the details under {call.id}.")
 
-    def _headers(self, call: Call) -> list[tuple[str, str]]:
+    def headers_of(self, call: Call) -> list[tuple[str, str]]:
+        """Give the headers that every answer carries: the id, the receipt in short, CORS."""
         receipt = call.receipt
         headers = [("x-request-id", receipt.id)]
         if receipt.backend:
@@ -111,6 +119,9 @@ class Desk:
             return [("Vary", "Origin")] if self.settings.cors_origins else []
         return [("Access-Control-Allow-Origin", "*" if self._any_origin else origin), ("Vary", "Origin"),
                 ("Access-Control-Expose-Headers", "x-request-id, x-appliance-receipt, Server-Timing, Retry-After")]
+
+    def now_s(self) -> float:
+        return self._clock.monotonic_s()
 
     def first_byte(self, call: Call) -> None:
         """The answer's first byte goes out now."""

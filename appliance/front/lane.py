@@ -17,6 +17,7 @@ from appliance.base.errors import ApplianceError, Internal, Invalid, TimedOut
 from appliance.front.call import Answer, Call
 from appliance.front.desk import too_large
 from appliance.front.routes import Route
+from appliance.front.tunnel import Tunnel
 
 if TYPE_CHECKING:
     from appliance.front.server import Server
@@ -44,6 +45,20 @@ class _Head:
         key = name.decode("latin-1").lower()
         text = value.decode("latin-1")
         self.headers[key] = f"{self.headers[key]}, {text}" if key in self.headers else text
+
+
+class _Fields(_Head):
+    """Keeps the fields as they came, too."""
+
+    __slots__ = ("fields",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fields: list[tuple[str, str]] = []
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        super().on_header(name, value)
+        self.fields.append((name.decode("latin-1"), value.decode("latin-1")))
 
 
 class Lane(asyncio.Protocol):
@@ -197,11 +212,46 @@ class Lane(asyncio.Protocol):
         self._start(route, headers, body)
 
     def _hand_over(self) -> None:
-        """Make the connection aiohttp's; it gets every byte that was read and not used."""
-        self._inner = self._server.aiohttp_protocol()
+        """Make the connection another reader's: aiohttp's, or a tunnel's where protocols are to be switched.
+
+        It gets every byte that was read and not used.
+        """
+        tunnel = self._tunnel()
+        self._inner = tunnel or self._server.aiohttp_protocol()
         buffer, self._buffer = self._buffer, b""
         self._inner.connection_made(self.transport)
-        self._inner.data_received(buffer)
+        if tunnel is not None:
+            buffer = buffer[buffer.find(b"\r\n\r\n") + 4:]
+        if buffer or tunnel is None:
+            self._inner.data_received(buffer)
+
+    def _tunnel(self) -> Tunnel | None:
+        """Give a tunnel for a request that asks to switch protocols, at an address that is a backend's; None for all others."""
+        buffer = self._buffer
+        end = buffer.find(b"\r\n\r\n") + 4
+        passage = self._server.passage
+        if passage is None or buffer[:4] != b"GET " or b"\nupgrade:" not in buffer[:end].lower():
+            return None
+        head = _Fields()
+        parser = httptools.HttpRequestParser(head)
+        try:
+            parser.feed_data(buffer[:end])
+        except httptools.HttpParserUpgrade:
+            pass                        # as it should be
+        except httptools.HttpParserError:
+            return None                 # aiohttp says what is wrong with it
+        target = buffer[4: buffer.find(b"\r\n")].rpartition(b" ")[0].decode("latin-1")
+        path = target.partition("?")[0]
+        wants = {word.strip().lower() for word in head.headers.get("connection", "").split(",")}
+        if ("upgrade" not in wants or head.headers.get("upgrade", "").lower() == "h2c" or parser.get_http_version() != "1.1"
+                or not passage.takes(path) or self._server.methods_at(path)):
+            return None
+        return Tunnel(self, self._server, passage, target=target, fields=head.fields)
+
+    def write_last(self, answer: Answer) -> int:
+        """Write an answer after which the connection ends; give the size of its body."""
+        self._keep_alive = False
+        return self._write_whole(answer)
 
     def unmark(self) -> None:
         """An answer of aiohttp's has ended: the next byte begins a new head."""

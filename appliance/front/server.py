@@ -14,7 +14,8 @@ from appliance.base.logs import get_logger
 from appliance.base.tasks import Tasks
 from appliance.front.call import Answer, Call
 from appliance.front.desk import Desk, too_large
-from appliance.front.lane import Lane
+from appliance.front.lane import LINGER_S, Lane
+from appliance.front.passage import Passage
 from appliance.front.routes import Route
 from appliance.front.settings import FrontSettings
 
@@ -25,8 +26,9 @@ TICK_S = 0.5
 class Server:
     """One HTTP door: its connections, its ticker, its addresses."""
 
-    def __init__(self, routes: list[Route], desk: Desk, *, clock: Clock) -> None:
+    def __init__(self, routes: list[Route], desk: Desk, *, clock: Clock, passage: Passage | None = None) -> None:
         self.desk = desk
+        self.passage = passage
         self.now_s = clock.monotonic_s
         self.clock = clock
         self.hot = {f"POST {route.path} HTTP/1.1".encode(): route for route in routes if route.is_hot}
@@ -38,7 +40,7 @@ class Server:
         self._routes = routes
         self._runner = web.AppRunner(
             self._application(), handle_signals=False, access_log=None, handler_cancellation=True,
-            keepalive_timeout=desk.settings.keepalive_timeout_s, max_line_size=min(8190, desk.settings.max_header_bytes),
+            keepalive_timeout=desk.settings.keepalive_timeout_s, lingering_time=LINGER_S, max_line_size=min(8190, desk.settings.max_header_bytes),
             max_field_size=min(8190, desk.settings.max_header_bytes))
         self._open = desk.metrics.connections
         self._refused = desk.metrics.connections_refused
@@ -98,6 +100,8 @@ class Server:
             lane.cut()
         await asyncio.sleep(0)      # the cancelled answers get their turn, so that each is closed at the desk
         await self._runner.cleanup()
+        if self.passage is not None:
+            await self.passage.close()
         self.desk.access_log.flush()
 
     # ---- aiohttp's part
@@ -172,7 +176,8 @@ class Server:
             try:
                 piece = await asyncio.wait_for(request.content.readany(), self.settings.body_timeout_s)
             except TimeoutError:
-                raise TimedOut("The request's body did not arrive in time (BODY_TIMEOUT_S).", code="body_timeout") from None
+                raise TimedOut("The request's body did not arrive in time (BODY_TIMEOUT_S).", code="body_timeout",
+                               details={"status": 408}) from None
             except (web.HTTPException, ValueError) as exc:
                 raise Invalid(f"The request's body cannot be read: {exc}.") from None
             if not piece:
@@ -235,7 +240,11 @@ class Server:
         path = request.path
         dialect = "ollama" if path.startswith("/api/") else "openai"
         call = self.desk.open(None, method=request.method, path=path, headers=_headers(request), body=b"", peer=_peer(request))
-        methods = sorted({m for route in self._routes if _fits(route.path, path) for m in route.methods})
+        methods = self.methods_at(path)
+        if self._passes(request, methods):
+            return await self._pass(request, call, dialect)
+        if request.method == "OPTIONS" and not methods and self.passage is not None and self.passage.takes(path):
+            methods = ["DELETE", "GET", "PATCH", "POST", "PUT"]
         if request.method == "OPTIONS" and methods:
             answer = Answer(204, headers=self._preflight(request, methods))
         elif methods:
@@ -250,6 +259,57 @@ class Server:
         response = await self._send_whole(request, answer)
         self.desk.close(call, finish="done", sent_bytes=len(answer.body))
         return response
+
+    def methods_at(self, path: str) -> list[str]:
+        """Give the methods that this door itself answers at `path`, in order; none = it is somebody else's."""
+        return sorted({m for route in self._routes if _fits(route.path, path) for m in route.methods})
+
+    def _passes(self, request: web.Request, methods: list[str]) -> bool:
+        """Whether a request goes through to a backend.
+
+        1. a browser's question whether it may ask   → is answered here
+        2. an address that is not ours               → goes through
+        3. a method that we have not, at the API's   → goes through (engines may have it)
+        """
+        if self.passage is None or not self.passage.takes(request.path):
+            return False
+        if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:      # 1
+            return False
+        return not methods or request.path.startswith("/v1/")                                       # 2, 3
+
+    async def _pass(self, request: web.Request, call: Call, dialect: str) -> web.StreamResponse:
+        """Serve one request by passage; closed at the desk exactly once."""
+        assert self.passage is not None
+        desk, lane = self.desk, self._lane_of(request)
+        call.receipt.route = call.route = "passage"
+        if lane is not None:
+            lane.busy += 1
+        finish, sent = "client_left", 0
+        try:
+            try:
+                response, finish, sent = await self.passage.serve(request, call)
+            except ApplianceError as error:
+                answer = desk.refusal(error, dialect, call.receipt)
+            except (ConnectionResetError, asyncio.CancelledError):
+                raise
+            except Exception as error:
+                answer = desk.refusal(desk.unexpected(error, call), dialect, call.receipt)
+            else:
+                if not request.content.at_eof():
+                    response.force_close()
+                return response
+            call.receipt.status = answer.status
+            answer.headers += desk.headers_of(call)
+            refusal = await self._send_whole(request, answer)
+            if not request.content.at_eof():
+                refusal.force_close()
+            finish, sent = "done", len(answer.body)
+            return refusal
+        finally:
+            desk.close(call, finish=finish, sent_bytes=sent)
+            if lane is not None:
+                lane.busy -= 1
+                lane.unmark()
 
     def _preflight(self, request: web.Request, methods: list[str]) -> list[tuple[str, str]]:
         headers = self.desk.cors_headers(request.headers.get("Origin", ""))

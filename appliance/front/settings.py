@@ -35,6 +35,8 @@ class FrontSettings(RoomSettings):
     write_timeout_s: float = Field(120.0, gt=0, le=3600, description="Seconds a client may stop reading an answer")
     heartbeat_s: float = Field(10.0, ge=0, le=600, description="Seconds between heartbeats to streaming clients that wait; 0 = none",
                                json_schema_extra=RELOAD)
+    passthrough: Switch = Field(True, description="Addresses that are not served here go to a chosen backend as they came; off = 404",
+                                json_schema_extra=RELOAD)
     access_log: Switch = Field(True, description="One line in the log per request", json_schema_extra=RELOAD)
     shutdown_grace_s: float = Field(30.0, ge=0, le=3600, description="Seconds that running answers get after SIGTERM")
 
