@@ -149,9 +149,8 @@ class Server:
                     return response
             finish, sent = "done", len(answer.body)
             return response
-        except (ConnectionResetError, asyncio.CancelledError):
-            finish = "client_left"
-            raise
+        except ConnectionResetError:
+            return web.Response(status=499)     # to nobody; raised, aiohttp would log it as a fault of ours
         finally:
             desk.close(call, finish=finish, sent_bytes=sent, events=events)
             if lane is not None:
@@ -290,8 +289,8 @@ class Server:
                 response, finish, sent = await self.passage.serve(request, call)
             except ApplianceError as error:
                 answer = desk.refusal(error, dialect, call.receipt)
-            except (ConnectionResetError, asyncio.CancelledError):
-                raise
+            except ConnectionResetError:
+                return web.Response(status=499)     # to nobody; raised, aiohttp would log it as a fault of ours
             except Exception as error:
                 answer = desk.refusal(desk.unexpected(error, call), dialect, call.receipt)
             else:

@@ -7,6 +7,7 @@ import asyncio
 import hashlib
 import json
 import socket
+import struct
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -46,9 +47,12 @@ class Mirror(EngineServer):
             return web.json_response({"method": request.method, "target": request.raw_path, "headers": [[k, v] for k, v in request.headers.items()],
                                       "body": hashlib.sha256(body).hexdigest(), "size": len(body), "port": self.port},
                                      headers=[("X-Two", "1"), ("X-Two", "2"), ("Server", "secret/1.2"), ("Access-Control-Allow-Origin", "https://evil.example")])
-        except (asyncio.CancelledError, ConnectionResetError):
+        except asyncio.CancelledError:
             self.gone.set()
             raise
+        except ConnectionResetError:
+            self.gone.set()
+            return web.Response()
 
     async def _upload(self, request: web.Request) -> web.Response:
         size = 0
@@ -81,6 +85,14 @@ class Mirror(EngineServer):
         for _ in range(64):
             await response.write(bytes(1_048_576))
             self.sent += 1
+        return response
+
+    async def _drip(self, request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        for _ in range(20_000):
+            await response.write(b"x")
+            await asyncio.sleep(0)
         return response
 
     async def _gzip(self, request: web.Request) -> web.Response:
@@ -288,6 +300,23 @@ async def test_a_client_that_leaves_ends_the_work_at_once(start, mirrors, sessio
     await asyncio.wait_for(servers[0].gone.wait(), 1)
     assert await until(lambda: running.appliance.desk.in_flight == 0)
     assert running.appliance.router.state("e0").in_flight == 0
+
+
+async def test_a_client_that_leaves_in_the_middle_is_no_fault_of_ours(spawn, mirrors) -> None:
+    """In a process of its own: its event loop tells of a reset in another order than this one's."""
+    servers = await mirrors()
+    process = await asyncio.to_thread(spawn, **named(servers))
+    host, _, port = process.base_url.removeprefix("http://").partition(":")
+    for _ in range(10):
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        writer.write(b"GET /act/drip HTTP/1.1\r\nHost: x\r\n\r\n")
+        await reader.readuntil(b"\r\n\r\n")
+        writer.close()
+        await asyncio.wait_for(servers[0].gone.wait(), 5)
+        servers[0].gone.clear()
+    assert await until(lambda: process.text().count('"finish":"client_left"') == 10)
+    assert '"level":"error"' not in process.text()
 
 
 async def test_an_answer_that_breaks_off_is_no_whole_one(start, mirrors, session) -> None:
