@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from appliance.base.balancing import Balancer, prefix_hashes
 from appliance.base.clock import Clock
-from appliance.base.errors import ApplianceError, Exhausted, Kind, TimedOut, Unavailable, UpstreamFailed
+from appliance.base.errors import ApplianceError, Exhausted, Invalid, Kind, TimedOut, Unavailable, UpstreamFailed
 from appliance.base.fair_queue import FairQueue, Full, Ticket
 from appliance.base.metrics import Metrics
 from appliance.base.retry_budget import RetryBudget
@@ -330,7 +330,10 @@ class Dispatcher:
         if wishes.context_tokens and everyone and not standings:
             largest = max(b.context_tokens for b in everyone)
             if largest and largest < wishes.context_tokens:
-                return context_error(wishes.context_tokens, largest, model=asking.receipt.public_model)
+                return Invalid(
+                    f"The request wants a context of {wishes.context_tokens} tokens (num_ctx); the largest here is {largest} tokens for the "
+                    f"model {asking.receipt.public_model!r}. Ask for less, or leave it out.", code="context_length_exceeded", param="num_ctx",
+                    details={"prompt_tokens": wishes.context_tokens, "context_tokens": largest})
         if not wishes.may_leave and any(b.is_remote for b in everyone):
             return Unavailable("No backend of this machine can answer, and the request may not leave it (x-appliance-stay-local).",
                                code="stay_local", retry_after_s=5)

@@ -12,7 +12,9 @@ from typing import Any
 from appliance.base import jsons
 from appliance.base.errors import ApplianceError, Forbidden, Invalid, UpstreamFailed
 from appliance.base.logs import SECRETS
+from appliance.base.sse import SseReader
 from appliance.base.wire import Response, Target, Wire, WireError
+from appliance.engines.gather import Gathering
 from appliance.engines.receipts import Attempt
 from appliance.engines.relay import BrokenStream, StreamRelay
 from appliance.engines.splice import with_model
@@ -68,10 +70,12 @@ class Peer:
 
 
 async def exchange(peer: Peer, request: EngineRequest, body: bytes, attempt: Attempt, *, path: bytes, wants_events: bool,
-                   public_model: str, patience: Patience, on_head: Callable[[], None], on_end: Callable[[str], None]) -> EngineReply:
+                   public_model: str, patience: Patience, on_head: Callable[[], None], on_end: Callable[[str], None],
+                   gathers: bool = False) -> EngineReply:
     """Send `body` and give the reply.
 
-    Takes   wants_events: whether `body` asks for a stream; on_head: called when the answer's head is there;
+    Takes   wants_events: whether `body` asks for a stream; gathers: its events are to be given as one whole answer;
+            on_head: called when the answer's head is there;
             on_end: called once for a stream, when it ends: ok | cut_off | error_event | client_left (not for whole answers)
     Raises  AttemptFailed · WireError · BrokenStream · jsons.BadJson (all: another server may try) · ApplianceError (the caller's fault)
     """
@@ -85,7 +89,10 @@ async def exchange(peer: Peer, request: EngineRequest, body: bytes, attempt: Att
         if response.status >= 300:
             text = SECRETS.blank((await response.read())[:MOST_ERROR_BYTES].decode("utf-8", "replace"))
             raise peer.refuse(response.status, response.headers, text)
-        if wants_events and "event-stream" in response.headers.get("content-type", ""):
+        is_stream = wants_events and "event-stream" in response.headers.get("content-type", "")
+        if is_stream and gathers:
+            reply = await _gathered(peer, response, request, public_model)
+        elif is_stream:
             reply = await _stream(peer, response, request, public_model, on_end)
         else:
             reply = _whole(await response.read(), request, public_model)
@@ -102,6 +109,45 @@ def _whole(body: bytes, request: EngineRequest, public_model: str) -> EngineRepl
         raise AttemptFailed("rubbish", SECRETS.blank(body[:NOTE_CHARACTERS].decode("utf-8", "replace")))
     take_usage(request, value.get("usage"))
     return EngineReply(body=with_model(body, value, public_model))
+
+
+async def _gathered(peer: Peer, response: Response, request: EngineRequest, public_model: str) -> EngineReply:
+    """Give a stream as one whole answer: until its end another server may still answer."""
+    reader, gathering = SseReader(), Gathering()
+    is_done = False
+    while not is_done:
+        data = await response.next_piece()
+        try:
+            events = reader.feed(data) if data is not None else reader.end()
+        except UpstreamFailed as exc:
+            raise BrokenStream(exc.message) from None
+        for event in events:
+            if event is None:
+                is_done = True
+            elif event.get("error") and not event.get("choices"):
+                raise _failed(peer, event["error"])
+            elif not is_done:
+                gathering.add(event)
+        if data is None:
+            break
+    if is_done and not response.is_complete:
+        try:                            # the closing chunk is usually one packet behind [DONE], see Events.aclose
+            await asyncio.wait_for(response.next_piece(), 0.1)
+        except (TimeoutError, WireError):
+            pass
+    whole = gathering.whole()
+    take_usage(request, whole.get("usage"))
+    return EngineReply(body=jsons.dumps({**whole, "model": public_model}))
+
+
+def _failed(peer: Peer, error: Any) -> Exception:
+    """Give what an error event means: what the same error would have meant as an answer's status."""
+    status = error.get("code") if isinstance(error, dict) else None
+    text = SECRETS.blank(jsons.dumps({"error": error}).decode())
+    if isinstance(status, int) and 400 <= status < 600:
+        return peer.refuse(status, {}, text)
+    message = error.get("message") if isinstance(error, dict) else error
+    return AttemptFailed("error_event", SECRETS.blank(str(message))[:NOTE_CHARACTERS])
 
 
 async def _stream(peer: Peer, response: Response, request: EngineRequest, public_model: str, on_end: Callable[[str], None]) -> EngineReply:
@@ -187,15 +233,18 @@ class Events:
             self._on_end(self._outcome or ("ok" if self._relay.is_done else "client_left"))
 
 
-def body_for(request: EngineRequest, upstream_model: str, *, wants_events: bool, extra: tuple[tuple[str, Any], ...] = ()) -> bytes:
+def body_for(request: EngineRequest, upstream_model: str, *, wants_events: bool, extra: tuple[tuple[str, Any], ...] = (),
+             gathers: bool = False) -> bytes:
     """Give the bytes to send up: the client's own with `model` replaced; written anew where the dialect or `stream` differs, or
-    where `extra` fields are added (the client's own value of such a field wins)."""
+    where `extra` fields are added (the client's own value of such a field wins). `gathers`: the usage must be in the stream."""
     body = request.body
     is_stream = bool(body.get("stream"))
-    if request.raw is not None and is_stream == wants_events and not extra:
+    if request.raw is not None and is_stream == wants_events and not extra and not gathers:
         return with_model(request.raw, body, upstream_model)
     changed = {**dict(extra), **body, "model": upstream_model}
-    if wants_events:
+    if gathers:
+        changed |= {"stream": True, "stream_options": {"include_usage": True}}
+    elif wants_events:
         changed["stream"] = True
     else:
         changed.pop("stream", None)

@@ -88,15 +88,17 @@ class StreamRelay:
         events = []
         for event in out.split(b"\n\n"):
             if self._new not in event and event and not event.startswith(b":"):
-                self._check(event)
+                if not self._check(event):
+                    continue
                 event = _MODEL_FIELD.sub(lambda _: self._new, event, count=1)
             events.append(event)
         return b"\n\n".join(events)
 
-    def _check(self, event: bytes) -> None:
+    def _check(self, event: bytes) -> bool:
+        """Look into an event for what it reports; give whether it is for the client (llama-server sends a `null` now and then)."""
         data = b"\n".join(line[5:].lstrip() for line in event.split(b"\n") if line.startswith(b"data:"))
         if not data or data == b"[DONE]":
-            return
+            return True
         try:
             value = jsons.loads(data)
         except jsons.BadJson as exc:
@@ -104,6 +106,7 @@ class StreamRelay:
         if isinstance(value, dict) and value.get("error") and not value.get("choices"):
             error = value["error"]
             self.error = error if isinstance(error, dict) else {"message": str(error)}
+        return value is not None
 
     def _read_usage(self, whole: bytes, at: int) -> None:
         start = whole.rfind(b"\n\n", 0, at) + 2 if b"\n\n" in whole[:at] else 0

@@ -23,7 +23,7 @@ from appliance.engines.place import UNDECIDED, WELL, Books, Place
 from appliance.engines.relay import BrokenStream
 from appliance.engines.settings import EngineSettings
 from appliance.engines.specs import BackendSpec
-from appliance.engines.types import BackendState, EngineReply, EngineRequest, ModelCard, Served, Standing
+from appliance.engines.types import BackendState, EngineReply, EngineRequest, ModelCard, Operation, Served, Standing
 
 log = get_logger("backend")
 UNKNOWN_SLOTS = 4           # llama.cpp's own default, where it does not tell
@@ -272,6 +272,10 @@ class Server(Books):
         place.attempt.endpoint = self.spec.url
         return place
 
+    def _must_stream(self, request: EngineRequest) -> bool:
+        """Whether an answer that is wanted in one piece is asked for as a stream all the same: see Dialect.notices_leavers."""
+        return self.dialect is not None and not self.dialect.notices_leavers and request.operation is not Operation.EMBEDDING
+
     async def send(self, request: EngineRequest, place: Place, *, budget_s: float) -> EngineReply:
         """Answer `request` by one attempt (see Backend.send)."""
         receipt, settings = request.receipt, self.settings
@@ -280,13 +284,15 @@ class Server(Books):
         receipt.backend, receipt.served_model, receipt.endpoint = self.name, upstream, self.spec.url
         receipt.attempts.append(place.attempt)
         wants_events = request.stream and settings.upstream_streaming != "simulate"
+        gathers = not wants_events and self._must_stream(request)
         outcome, failed, reply = "cancelled", None, None
         try:
-            body = body_for(request, upstream, wants_events=wants_events, extra=served.extra if served else ())
+            body = body_for(request, upstream, wants_events=wants_events, extra=served.extra if served else (), gathers=gathers)
             first_byte_s = min(settings.upstream_first_byte_timeout_s, budget_s) if wants_events else budget_s
             reply = await exchange(
-                self._peer(), request, body, place.attempt, path=b"/v1" + request.operation.value.encode(), wants_events=wants_events,
-                public_model=request.public_model, on_head=lambda: self._saw_head(place, request), on_end=place.done,
+                self._peer(), request, body, place.attempt, path=b"/v1" + request.operation.value.encode(),
+                wants_events=wants_events or gathers, gathers=gathers, public_model=request.public_model,
+                on_head=lambda: self._saw_head(place, request), on_end=place.done,
                 patience=Patience(min(settings.upstream_connect_timeout_s, budget_s), first_byte_s, settings.upstream_idle_timeout_s,
                                   None if wants_events else budget_s))
             outcome = "ok"

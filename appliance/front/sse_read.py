@@ -1,59 +1,10 @@
-"""Read OpenAI-shaped event streams at the door, for dialects that must look into each event. Pure but for `events_of`.
-
-Comments (heartbeats) are dropped: what they are good for is the business of the dialect that is written.
-"""
+"""Read OpenAI-shaped event streams at the door, for dialects that must look into each event. The reader itself: base/sse.py."""
 
 from collections.abc import AsyncIterator
 from typing import Any
 
-from appliance.base import jsons
 from appliance.base.errors import UpstreamFailed
-
-
-class SseReader:
-    """Takes bytes as they come, cut anywhere; gives whole events."""
-
-    def __init__(self) -> None:
-        self._rest = b""
-
-    def feed(self, data: bytes) -> list[dict[str, Any] | None]:
-        """Take bytes; give the events that are complete: objects, None for `[DONE]`.
-
-        Raises  UpstreamFailed: an event is no JSON object
-        """
-        text = self._rest + data
-        if b"\r" in text:
-            text = text.replace(b"\r\n", b"\n")     # a bare CR at the end waits for its LF in the rest
-        *events, self._rest = text.split(b"\n\n")
-        found: list[dict[str, Any] | None] = []
-        for event in events:
-            payload = _payload(event)
-            if payload is not None:
-                found.append(None if payload.strip() == b"[DONE]" else _object(payload))
-        return found
-
-    def end(self) -> list[dict[str, Any] | None]:
-        """Say that no more bytes come; give the last event if only the blank line after it was missing, else nothing."""
-        try:
-            return self.feed(b"\n\n") if self._rest.strip() else []
-        except UpstreamFailed:
-            return []
-
-
-def _payload(event: bytes) -> bytes | None:
-    """Give the data of one event, None when it has none (a comment, an id)."""
-    lines = [line[5:].removeprefix(b" ") for line in event.split(b"\n") if line.startswith(b"data:")]
-    return b"\n".join(lines) if lines else None
-
-
-def _object(payload: bytes) -> dict[str, Any]:
-    try:
-        value = jsons.loads(payload)
-    except jsons.BadJson as exc:
-        raise UpstreamFailed(f"An event of the answer is no JSON: {exc}.", code="upstream_rubbish") from None
-    if not isinstance(value, dict):
-        raise UpstreamFailed("An event of the answer is no JSON object.", code="upstream_rubbish")
-    return value
+from appliance.base.sse import SseReader
 
 
 async def events_of(pieces: AsyncIterator[bytes]) -> AsyncIterator[dict[str, Any]]:

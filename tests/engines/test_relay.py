@@ -60,3 +60,11 @@ def test_an_end_without_done_counts_only_after_a_finish_reason(last: str, finish
     relay.feed((chunk("a") + last).encode())
     assert relay.has_finished is finished
     assert not relay.is_done
+
+
+def test_an_event_that_is_null_is_not_passed_on() -> None:
+    """llama-server begins a stream of several prompts with one; official clients cannot read it."""
+    relay = StreamRelay("public")
+    assert relay.feed(b"data: null\n\n") == b""
+    assert relay.feed(b'data: {"model":"m","choices":[]}\n\ndata: null\n\n') == b'data: {"model":"public","choices":[]}\n\n'
+    assert relay.events == 1

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from appliance.base.errors import UpstreamFailed
-from appliance.front.sse_read import SseReader, events_of
+from appliance.base.sse import SseReader
+from appliance.front.sse_read import events_of
 
 STREAM = (b': hi\n\ndata: {"a":"x\\ny"}\n\nid: 7\nevent: message\ndata:{"b":"\xf0\x9f\x8e\x89"}\n\n'
           b'data: {"c":\ndata: 3}\n\ndata: [DONE]\n\n')
@@ -83,3 +84,7 @@ async def test_who_leaves_early_closes_the_source() -> None:
     async with aclosing(events_of(source)) as events:  # type: ignore[type-var]
         assert await anext(events) == EVENTS[0]
     assert source.is_closed
+
+
+def test_an_event_that_is_null_is_none() -> None:
+    assert SseReader().feed(b'data: null\n\ndata: {"a":1}\n\ndata:null\n\n') == [{"a": 1}]

@@ -112,6 +112,7 @@ class Dialect(Protocol):
     kind: ClassVar[str]
     running: ClassVar[tuple[str, ...]]      # metric names, without prefix separator's spelling: see normalise.py
     waiting: ClassVar[tuple[str, ...]]
+    notices_leavers: ClassVar[bool]         # whether it ends its work when a caller leaves who wanted the answer in one piece
 
     async def health(self, ask: Ask) -> Health:
         """Look at its health. Raises WireError when it cannot be reached."""

@@ -16,6 +16,7 @@ class LlamaCpp:
     kind: ClassVar[str] = "llamacpp"
     running: ClassVar[tuple[str, ...]] = ("llamacpp:requests_processing",)
     waiting: ClassVar[tuple[str, ...]] = ("llamacpp:requests_deferred",)
+    notices_leavers: ClassVar[bool] = False      # seen with 0.7.0: it generates to the end; in a stream it stops at once
 
     async def health(self, ask: Ask) -> Health:
         """200 and `status: ok` is ready; 503 is loading."""

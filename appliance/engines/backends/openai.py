@@ -13,6 +13,7 @@ class OpenAi:
     kind: ClassVar[str] = "openai"
     running: ClassVar[tuple[str, ...]] = ()
     waiting: ClassVar[tuple[str, ...]] = ()
+    notices_leavers: ClassVar[bool] = True
 
     async def health(self, ask: Ask) -> Health:
         """/health where it is known; else a server that lists its models is well."""

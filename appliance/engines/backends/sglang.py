@@ -15,6 +15,7 @@ class Sglang:
     kind: ClassVar[str] = "sglang"
     running: ClassVar[tuple[str, ...]] = ("sglang:num_running_reqs",)
     waiting: ClassVar[tuple[str, ...]] = ("sglang:num_queue_reqs",)
+    notices_leavers: ClassVar[bool] = True
 
     async def health(self, ask: Ask) -> Health:
         """200 is ready; 503 is what it says while it starts."""

@@ -13,6 +13,7 @@ class Vllm:
     kind: ClassVar[str] = "vllm"
     running: ClassVar[tuple[str, ...]] = ("vllm:num_requests_running",)
     waiting: ClassVar[tuple[str, ...]] = ("vllm:num_requests_waiting",)
+    notices_leavers: ClassVar[bool] = True
 
     async def health(self, ask: Ask) -> Health:
         """200 is ready; 500 and 503 mean that its engine is dead."""
