@@ -34,6 +34,7 @@ lint: $(VENV)/dev.stamp proto  ## ruff, mypy, import-linter, shellcheck, hadolin
 
 unit: $(VENV)/dev.stamp proto
 	@tests/tools/setup-machine test
+	@PYTHON=$(BIN)/python tests/tools/llama-server >/dev/null
 	$(BIN)/python -m pytest -n 2 -q -m "not image"
 
 image:  ## build the container image `appliance`, bringing up a container engine where there is none

