@@ -4,8 +4,6 @@ What the models answer stands in tests/tools/tiny_models.py. A server ends with 
 """
 
 import asyncio
-import ctypes
-import functools
 import json
 import os
 import re
@@ -21,18 +19,13 @@ import pytest
 from tests.tools import tiny_models as models
 
 TOOL = Path(__file__).parents[1] / "tools" / "llama-server"
-PR_SET_PDEATHSIG = 1
+DIES_WITH_US = ["setpriv", "--pdeathsig", "KILL", "--"]     # a program, not a function run after the fork: gRPC aborts that one
 HELLO = [{"role": "user", "content": "hello"}]
 
 
 def long_body(n_tokens: int, **more: Any) -> dict[str, Any]:
     """A chat that really generates `n_tokens` tokens: some 0.5 ms each on an idle core, so thousands for one that lasts."""
     return {"model": "tiny", "messages": HELLO, "max_tokens": n_tokens, "ignore_eos": True, "stream": True, **more}
-
-
-def end_with_us(prctl: Callable[..., int]) -> None:
-    """In the new process, before it becomes the program: the kernel kills it when we end."""
-    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class LlamaServer:
@@ -63,8 +56,7 @@ class LlamaServer:
             environ["LLAMA_API_KEY"] = self._api_key            # where `ps` does not show it
         with self.log.open("ab") as out:
             self.process = subprocess.Popen(
-                [*self._command, "--port", str(self.port)], env=environ, stdin=subprocess.DEVNULL, stdout=out, stderr=out,
-                preexec_fn=functools.partial(end_with_us, ctypes.CDLL(None).prctl))
+                [*DIES_WITH_US, *self._command, "--port", str(self.port)], env=environ, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
         for _ in range(int(within_s / 0.02)):
             new = "\n".join(self.text().split("\n")[before:])
             if self.process.poll() is not None:
