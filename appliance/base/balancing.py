@@ -26,6 +26,8 @@ BLOCK_BYTES = 256
 MOST_BLOCKS = 64
 USUAL_PART = 0.03           # of a new sample in `usual_s`: lengths differ a lot, so it takes dozens to tell a slow server
 SLOWER, SLOWEST = 2.0, 8.0  # times as long as at the fastest one: below, it may be chance; above, it is not believed
+ENOUGH = 10                 # samples before `usual_s` is believed: the first requests of a cold server take longer
+NOTICED_S = 0.05            # less than that is nobody's concern
 FORGETTING = 0.998          # per choice that passes an idle slow one over
 
 
@@ -51,7 +53,8 @@ class Member:
     ramp: float = 1.0
     cost: float = 0.0
     turn: float = 0.0           # state of the weighted rotation
-    usual_s: float | None = None    # response time over the last dozens of requests, for least_busy
+    usual_s: float = 0.0        # response time over the last dozens of requests, for least_busy
+    samples: int = 0            # that it was made of
 
     def began(self, now_s: float) -> None:
         """A request is sent to it."""
@@ -63,7 +66,8 @@ class Member:
         """A request ended; None = without a sample (it failed, or was cancelled)."""
         self.active -= 1
         if took_s is not None:
-            self.usual_s = took_s if self.usual_s is None else self.usual_s + (took_s - self.usual_s) * USUAL_PART
+            self.samples += 1
+            self.usual_s += (took_s - self.usual_s) * max(USUAL_PART, 1 / self.samples)
             self.mean_s = took_s if self.mean_s is None else (self.mean_s + took_s) / 2
             self.last_s = took_s
 
@@ -119,13 +123,13 @@ class Balancer:
     def _least_busy(self, members: Sequence[Member]) -> Member:
         fastest, slowest = inf, 0.0
         for member in members:
-            usual = member.usual_s
-            if usual is not None:
+            if member.samples >= ENOUGH:
+                usual = member.usual_s
                 if usual > slowest:
                     slowest = usual
                 if usual < fastest:
                     fastest = usual
-        if slowest > fastest * SLOWER:
+        if slowest > fastest * SLOWER and slowest > fastest + NOTICED_S:
             return self._least_late(members, fastest)
         best, least = members[0], _load(members[0])
         for member in members[1:]:
@@ -138,12 +142,12 @@ class Balancer:
         """Some take clearly longer than others: the fewest requests, this one included, times how much longer they take there."""
         best, least = members[0], inf
         for member in members:
-            slower = (member.usual_s or fastest) / fastest
+            slower = member.usual_s / fastest if member.samples >= ENOUGH else 1.0
             if slower < SLOWER:
                 slower = 1.0
             else:
                 slower = min(slower, SLOWEST)
-                if not member.active and member.usual_s:
+                if not member.active:
                     member.usual_s *= FORGETTING        # what it was is believed less and less, until it is tried again
             late = (member.active + member.others + 1) / (member.weight * member.ramp) * slower
             if late < least or (late == least and _is_before(member, best)):
