@@ -91,10 +91,13 @@ def load(environ: Mapping[str, str] | None = None) -> tuple[Settings | None, lis
     """
     own = dict(os.environ if environ is None else environ)
     given, problems = effective_environ(own)
+    is_port = bool(given.get("PORT")) and not given.get("PROXY_PORT")       # system C's name for it, and many hosts'
+    if is_port:
+        given["PROXY_PORT"] = given["PORT"]
     rooms: dict[str, RoomSettings] = {}
     for name, model in ROOMS.items():
         value, found = read(model, given)
-        problems += found
+        problems += [replace(p, variable="PORT") if is_port and p.variable == "PROXY_PORT" else p for p in found]
         if value is not None:
             rooms[name] = value
     problems += unknown_variables(known_variables(), given)

@@ -1,7 +1,8 @@
 """How one of several equal servers is chosen. Pure: no I/O, no clock; counters live in the members, so that a switch of strategy
 keeps them.
 
-    least_busy            fewest requests per weight, ours and others'; the default
+    least_busy            fewest requests per weight, ours and others', times the server's usual time where one is clearly slower;
+                          the default
     round_robin           in turn
     equal_weighted        the lowest lifetime count
     weighted_round_robin  in turn, shares as the weights, evenly interleaved
@@ -17,11 +18,15 @@ import random
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import inf
 
 BONUS = 2.0                 # requests' worth: a cached beginning outweighs at most so much more load
 REMEMBERED = 8192           # beginnings
 BLOCK_BYTES = 256
 MOST_BLOCKS = 64
+USUAL_PART = 0.03           # of a new sample in `usual_s`: lengths differ a lot, so it takes dozens to tell a slow server
+SLOWER, SLOWEST = 2.0, 8.0  # times as long as at the fastest one: below, it may be chance; above, it is not believed
+FORGETTING = 0.998          # per choice that passes an idle slow one over
 
 
 @dataclass(slots=True, eq=False)
@@ -46,6 +51,7 @@ class Member:
     ramp: float = 1.0
     cost: float = 0.0
     turn: float = 0.0           # state of the weighted rotation
+    usual_s: float | None = None    # response time over the last dozens of requests, for least_busy
 
     def began(self, now_s: float) -> None:
         """A request is sent to it."""
@@ -57,6 +63,7 @@ class Member:
         """A request ended; None = without a sample (it failed, or was cancelled)."""
         self.active -= 1
         if took_s is not None:
+            self.usual_s = took_s if self.usual_s is None else self.usual_s + (took_s - self.usual_s) * USUAL_PART
             self.mean_s = took_s if self.mean_s is None else (self.mean_s + took_s) / 2
             self.last_s = took_s
 
@@ -110,11 +117,37 @@ class Balancer:
     # ---- strategies
 
     def _least_busy(self, members: Sequence[Member]) -> Member:
+        fastest, slowest = inf, 0.0
+        for member in members:
+            usual = member.usual_s
+            if usual is not None:
+                if usual > slowest:
+                    slowest = usual
+                if usual < fastest:
+                    fastest = usual
+        if slowest > fastest * SLOWER:
+            return self._least_late(members, fastest)
         best, least = members[0], _load(members[0])
         for member in members[1:]:
             load = (member.active + member.others) / (member.weight * member.ramp)
             if load < least or (load == least and _is_before(member, best)):
                 best, least = member, load
+        return best
+
+    def _least_late(self, members: Sequence[Member], fastest: float) -> Member:
+        """Some take clearly longer than others: the fewest requests, this one included, times how much longer they take there."""
+        best, least = members[0], inf
+        for member in members:
+            slower = (member.usual_s or fastest) / fastest
+            if slower < SLOWER:
+                slower = 1.0
+            else:
+                slower = min(slower, SLOWEST)
+                if not member.active and member.usual_s:
+                    member.usual_s *= FORGETTING        # what it was is believed less and less, until it is tried again
+            late = (member.active + member.others + 1) / (member.weight * member.ramp) * slower
+            if late < least or (late == least and _is_before(member, best)):
+                best, least = member, late
         return best
 
     def _round_robin(self, members: Sequence[Member]) -> Member:
@@ -173,7 +206,7 @@ class Balancer:
             owner = owners.get(prefix)
             if owner is not None:
                 matched[owner] = number
-        best, least = members[0], float("inf")
+        best, least = members[0], inf
         for member in members:
             score = _load(member) - BONUS * matched.get(member, 0) / len(prefixes)
             if score < least or (score == least and _is_before(member, best)):

@@ -53,7 +53,9 @@ class OllamaDoor:
     # ---- about models
 
     async def root(self, call: Call) -> Answer:
-        """GET /: what Ollama's clients look for."""
+        """GET /: what Ollama's clients look for; for who wants JSON `{message}`, as system C."""
+        if "application/json" in call.headers.get("accept", ""):
+            return Answer(body=jsons.dumps({"message": "The inference appliance is running."}))
         return Answer(body=b"Ollama is running", content_type="text/plain; charset=utf-8")
 
     async def version(self, call: Call) -> Answer:

@@ -13,7 +13,7 @@ class FrontSettings(RoomSettings):
     """What the operator says about the HTTP door."""
 
     proxy_host: str = Field("127.0.0.1", description="Address to listen on; the image sets 0.0.0.0")
-    proxy_port: int = Field(14000, ge=1, le=65_535, description="Port of the HTTP door")
+    proxy_port: int = Field(14000, ge=1, le=65_535, description="Port of the HTTP door; `PORT` does the same where this is not set")
     appliance_api_keys: SecretStr = Field(
         SecretStr(""), description="Keys that clients must show (comma or line list); empty = open to whoever reaches the port",
         json_schema_extra=RELOAD | {"allowed": "keys of at least 8 characters, separated by commas or lines"})

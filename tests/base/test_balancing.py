@@ -176,3 +176,45 @@ def test_retries_are_a_share_of_requests() -> None:
     for _ in range(1000):
         budget.deposit()
     assert sum(budget.may_retry() for _ in range(10)) == 3
+
+
+def test_a_server_that_takes_clearly_longer_gets_less_by_the_default() -> None:
+    """Four times as long: an idle one is worth a fast one that has three requests."""
+    fast, slow = Member("fast", usual_s=1.0), Member("slow", usual_s=4.0)
+    balancer = Balancer("least_busy")
+    for _ in range(10):
+        balancer.choose([slow, fast])[0].began(0)
+    assert (fast.active, slow.active) == (8, 2)
+
+
+@pytest.mark.parametrize("usual_s", [None, 1.9])
+def test_a_little_longer_or_not_known_is_no_reason(usual_s: float | None) -> None:
+    members = [Member("a", usual_s=1.0), Member("b", usual_s=usual_s)]
+    balancer = Balancer("least_busy")
+    for _ in range(64):
+        balancer.choose(members)[0].began(0)
+    assert [member.active for member in members] == [32, 32]
+
+
+def test_a_slow_one_is_tried_again_some_day_and_believed_when_it_is_well() -> None:
+    fast, slow = Member("fast", usual_s=1.0), Member("slow", usual_s=100.0)
+    balancer, tries = Balancer("least_busy"), 0
+    while not slow.total:
+        member, _ = balancer.choose([fast, slow])
+        member.began(0)
+        member.ended(1.0)
+        tries += 1
+    assert 1000 < tries < 5000
+    for _ in range(200):
+        member, _ = balancer.choose([fast, slow])
+        member.began(0)
+        member.ended(1.0)
+    assert slow.total > 80
+
+
+def test_the_usual_time_moves_slowly() -> None:
+    member = Member("a")
+    for took_s in [1.0] * 50 + [20.0]:
+        member.began(0)
+        member.ended(took_s)
+    assert 1.0 < (member.usual_s or 0) < 2.0

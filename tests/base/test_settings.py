@@ -134,3 +134,14 @@ def test_check_ends_with_78(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     assert "PROXY_PORT=x" in err
     assert "STREAM_CHUNK_SIZE=-3" in err
     assert main(["serve"]) == 78
+
+
+def test_port_is_taken_where_proxy_port_is_not_set() -> None:
+    """System C's name for it, and that of many hosts."""
+    for environ, port in (({"PORT": "8888"}, 8888), ({"PORT": "8888", "PROXY_PORT": "9999"}, 9999), ({"PORT": ""}, 14000)):
+        settings, _ = load(environ)
+        assert settings is not None
+        assert settings.front.proxy_port == port
+    settings, problems = load({"PORT": "eighty"})
+    assert settings is None
+    assert [p.variable for p in problems if p.is_fatal] == ["PORT"]
