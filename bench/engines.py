@@ -36,17 +36,21 @@ SPEEDS = (0.30, 0.30, 0.30, 0.075)      # parts of a core
 CYCLE_S = 0.04                          # one turn of stop and go
 RHO = 0.75                              # of what they can do
 TOKENS, SIGMA, MOST_TOKENS = 40, 1.0, 600
+PATIENCE = aiohttp.ClientTimeout(total=60)
 STRATEGIES = ("least_busy", "power_of_two", "least_connections", "prefix_affinity", "least_response_time", "round_robin")
 
 
-def nginx_conf(folder: Path, port: int, upstreams: list[int]) -> str:
-    servers = " ".join(f"server 127.0.0.1:{one};" for one in upstreams)
+def nginx_conf(folder: Path, port: int, upstreams: list[int], *, keeps: bool) -> str:
+    """`keeps`: connections to the upstreams stay open. llama-server ends them after a hundred requests or five idle seconds, which
+    nginx takes for a failure of the server; without, and with max_fails=0, it does its best here."""
+    servers = " ".join(f"server 127.0.0.1:{one} max_fails=0;" for one in upstreams)
+    keepalive = "keepalive 512; keepalive_requests 1000000000;" if keeps else ""
     return f"""
         worker_processes 1; pid {folder}/nginx.pid; error_log {folder}/nginx.err; daemon off; worker_rlimit_nofile 16384;
         events {{ worker_connections 8192; }}
         http {{ access_log off; client_body_temp_path {folder}/b; proxy_temp_path {folder}/p; fastcgi_temp_path {folder}/f;
           uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s; keepalive_requests 1000000000;
-          upstream up {{ least_conn; {servers} keepalive 512; keepalive_requests 1000000000; }}
+          upstream up {{ least_conn; {servers} {keepalive} }}
           server {{ listen 127.0.0.1:{port} backlog=4096; location / {{ proxy_pass http://up; proxy_http_version 1.1;
             proxy_set_header Connection ""; proxy_buffering off; proxy_read_timeout 300s; }} }} }}"""
 
@@ -58,10 +62,10 @@ class Engines:
         self.dir = folder
 
     @contextmanager
-    def nginx(self, upstreams: list[int]) -> Iterator[tuple[int, int]]:
+    def nginx(self, upstreams: list[int], *, keeps: bool = True) -> Iterator[tuple[int, int]]:
         port = free_port()
         conf = self.dir / "nginx.conf"
-        conf.write_text(nginx_conf(self.dir, port, upstreams))
+        conf.write_text(nginx_conf(self.dir, port, upstreams, keeps=keeps))
         with program(["nginx", "-c", str(conf), "-p", str(self.dir)], SUBJECT_CPU, stderr=subprocess.DEVNULL) as process:
             wait_port(port)
             yield process.pid, port
@@ -178,10 +182,12 @@ async def capacity(port: int, seconds: float) -> float:
     async def worker(session: aiohttp.ClientSession) -> None:
         nonlocal done
         while time.monotonic() < ends_s:
-            await one(session, port, lengths(rng, 1)[0])
+            is_good, _ = await one(session, port, lengths(rng, 1)[0])
+            if not is_good:
+                raise SystemExit("an answer failed while the servers' capacity was measured")
             done += time.monotonic() < ends_s
 
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=PATIENCE) as session:
         await asyncio.gather(*(worker(session) for _ in range(8 * SLOTS * len(SPEEDS))))     # the slow one must not be all that is waited for
     return done / seconds
 
@@ -195,13 +201,13 @@ async def arrivals(port: int, plan: list[tuple[float, int]]) -> tuple[list[float
         nonlocal bad
         try:
             is_good, backend = await one(session, port, tokens)
-        except aiohttp.ClientError:
+        except (aiohttp.ClientError, TimeoutError):
             is_good, backend = False, ""
         bad += not is_good
         backends[backend] += 1
         took.append(time.monotonic() - began_s - at_s)
 
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session, asyncio.TaskGroup() as group:
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=PATIENCE) as session, asyncio.TaskGroup() as group:
         began_s = time.monotonic()
         for at_s, tokens in plan:
             await asyncio.sleep(max(0.0, began_s + at_s - time.monotonic()))
@@ -219,7 +225,7 @@ def planned(rate: float, seconds: float, seed: int) -> list[tuple[float, int]]:
 def tail(bench: Bench, *, seconds: float, rounds: int) -> None:
     engines = Engines(bench.dir)
     with llama_servers(bench.dir) as (ports, parts), Slowed(parts):
-        with engines.nginx(ports) as (_, port):
+        with engines.nginx(ports, keeps=False) as (_, port):
             rate = RHO * asyncio.run(capacity(port, 12))
         subjects = ["nginx least_conn", *STRATEGIES]
         results: dict[str, list[float]] = {subject: [] for subject in subjects}
@@ -228,13 +234,14 @@ def tail(bench: Bench, *, seconds: float, rounds: int) -> None:
             plan = planned(rate, seconds, seed=number + 1)
             say(f"round {number + 1} of {rounds}: {len(plan)} requests at {rate:.1f} a second, {sum(tokens for _, tokens in plan) / len(plan):.0f} tokens on average")
             for subject in subjects if number % 2 == 0 else subjects[::-1]:
-                opened = engines.nginx(ports) if subject.startswith("nginx") else \
+                opened = engines.nginx(ports, keeps=False) if subject.startswith("nginx") else \
                     engines.appliance(ports, strategy=subject, kind="llamacpp", model="tiny")
                 with opened as (_, port):
                     took, bad, backends = asyncio.run(arrivals(port, plan))
                 results[subject] += took
                 failed[subject] += bad
                 shares[subject] += backends
+                say(f"    {subject}: p99 {sorted(took)[int(len(took) * 0.99)]:.2f} s, {bad} failed")
     print(f"\n{len(SPEEDS)} llama-servers of {SLOTS} slots, one four times slower, at {RHO:.0%} of what they can do\n")
     print(f"| | p50 | p90 | p99 | longest | failed | to the slow one |\n|{' --- |' * 7}")
     for subject, took in results.items():
