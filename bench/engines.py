@@ -34,8 +34,8 @@ TOOL = Path(__file__).parents[1] / "tests" / "tools" / "llama-server"
 BACKENDS, STREAMS, SLOTS = 4, 256, 2
 SPEEDS = (0.30, 0.30, 0.30, 0.075)      # parts of a core
 CYCLE_S = 0.04                          # one turn of stop and go
-RHO = 0.75                              # of what they can do
-TOKENS, SIGMA, MOST_TOKENS = 40, 1.0, 600
+RHO = 0.85                              # of what they can do
+TOKENS, SIGMA, MOST_TOKENS = 16, 0.9, 150
 PATIENCE = aiohttp.ClientTimeout(total=60)
 STRATEGIES = ("least_busy", "power_of_two", "least_connections", "prefix_affinity", "least_response_time", "round_robin")
 

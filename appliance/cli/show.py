@@ -176,12 +176,24 @@ def worker_pairs(worker: Any) -> list[tuple[str, str]]:
             ("last exit code", str(worker.exit_code) if worker.HasField("exit_code") else ""), ("reason", worker.reason)]
 
 
+def backend_pairs(backend: Any) -> list[tuple[str, str]]:
+    """Give all that is known of one backend as names and values."""
+    def number(field: str, form: str = "{:g}") -> str:
+        return form.format(getattr(backend, field)) if backend.HasField(field) else ""
+
+    return [("name", backend.name), ("kind", backend.kind), ("state", backend.standing), ("note", backend.detail), ("url", backend.url),
+            ("pool", backend.pool), ("models", ", ".join(backend.models)), ("in flight", str(backend.in_flight)), ("limit", number("limit")),
+            ("running there", number("running")), ("waiting there", number("waiting")), ("weight", f"{backend.weight:g}"),
+            ("context", str(backend.context_tokens or "")), ("chosen", str(backend.chosen_total)), ("mean time", number("mean_s", "{:.3f} s")),
+            ("breaker", backend.breaker), ("comes from", backend.origin)]
+
+
 def backend_rows(backends: Iterable[Any]) -> list[Row]:
     """Give one row per endpoint, and one for a backend without any."""
     rows: list[Row] = []
     for b in backends:
-        head = [b.name, b.kind, "up" if b.is_up else "down", str(b.in_flight), ", ".join(b.models)]
-        rows += [[*head, e.url, _endpoint_text(e)] for e in b.endpoints] or [[*head, "", b.detail]]
+        head = [b.name, b.kind, b.standing or ("up" if b.is_up else "down"), str(b.in_flight), ", ".join(b.models)]
+        rows += [[*head, e.url, _endpoint_text(e)] for e in b.endpoints] or [[*head, b.url, b.detail]]
     return rows
 
 

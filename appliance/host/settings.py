@@ -65,7 +65,7 @@ class HostSettings(RoomSettings):
     worker_stop_grace_s: float = Field(10.0, ge=0, le=600, description="Seconds between SIGTERM and SIGKILL when the worker is stopped")
     worker_restart_min_s: float = Field(5.0, gt=0, le=3600, description="KEEPALIVE=1: the first pause before the worker is started again")
     worker_restart_max_s: float = Field(300.0, gt=0, le=86_400, description="KEEPALIVE=1: the longest pause")
-    worker_crash_limit: int = Field(10, ge=1, le=1000, description="KEEPALIVE=1: ends within ten minutes after which it is given up")
+    worker_crash_limit: int = Field(10, ge=1, le=1000, description="KEEPALIVE=1: runs of less than a minute, in a row, after which it is given up")
     worker_allow_simulated_gpu: Switch = Field(
         False, description="1 = start the worker beside a simulated GPU; only for networks that accept one")
 

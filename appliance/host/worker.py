@@ -10,10 +10,13 @@ import random
 import shlex
 import shutil
 import signal
+import sys
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
+from appliance.base import jsons
 from appliance.base.clock import Clock
 from appliance.base.lines import LineRing
 from appliance.base.logs import SECRETS, get_logger
@@ -30,6 +33,10 @@ PASSED = {"PATH", "HOME", "LANG", "LANGUAGE", "TZ", "TERM", "HOSTNAME", "TMPDIR"
 PASSED_PREFIXES = ("LC_", "GPU_SPOOF_", "GPU_SIM_")
 READY_EVERY_S = 0.25
 LONGEST_LINE_BYTES = 65_536
+MOST_LINES = 500                # a second, of each of its two streams
+FLOOD_PAUSE_S = 0.02
+KILLED_S = 5.0
+GUARD = Path(__file__).with_name("worker_guard.py")
 REFUSAL = ("The GPU that nvidia-smi reports here is simulated, and a worker's network must not take it for a real one: the worker is not "
            "started. If its network accepts simulated GPUs, set WORKER_ALLOW_SIMULATED_GPU=1.")
 
@@ -114,7 +121,11 @@ class Worker:
             return self.status.value
 
     async def stop(self) -> WorkerStatus:
-        """End the worker and all its children: SIGTERM to the group, SIGKILL after WORKER_STOP_GRACE_S."""
+        """End the worker and all its children: SIGTERM to each, SIGKILL after WORKER_STOP_GRACE_S."""
+        # The end goes on when whoever asked for it has gone: a worker that is half ended is nobody's.
+        return await asyncio.shield(self._tasks.start(self._stop(), name="worker-stop"))
+
+    async def _stop(self) -> WorkerStatus:
         async with self._turn:
             if self._run is None or self._run.done():
                 if self.status.value.state not in {"off", "refused"} and self._command:
@@ -150,11 +161,11 @@ class Worker:
             if not self._settings.keepalive:
                 self._set(state="exited", pid=None, exit_code=code, reason=f"{reason}; KEEPALIVE=0")
                 return
-            now = self._clock.monotonic_s()
-            pause_s = self._restarts.next_pause(now_s=now, ran_s=now - began_s, jitter=random.random())
+            pause_s = self._restarts.next_pause(ran_s=self._clock.monotonic_s() - began_s, jitter=random.random())
             if pause_s is None:
                 self._set(state="failed", pid=None, exit_code=code,
-                          reason=f"{reason}; it ended {self._restarts.crash_limit} times in a short while and is not started again")
+                          reason=f"{reason}; it ended {self._restarts.crash_limit} times in a row, each in less than "
+                                 f"{self._restarts.steady_s:.0f} s, and is not started again")
                 log.error("worker_failed", reason=self.status.value.reason)
                 return
             self._set(state="backing_off", pid=None, exit_code=code, reason=f"{reason}; the next start in {pause_s:.1f} s")
@@ -173,8 +184,11 @@ class Worker:
             return None
         try:
             process = await asyncio.create_subprocess_exec(
-                program, *self._command[1:], env=environment, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,
+                sys.executable, "-I", "-S", str(GUARD), env=environment, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE, start_new_session=True, limit=LONGEST_LINE_BYTES)
+            assert process.stdin is not None
+            process.stdin.write(jsons.dumps({"command": [program, *self._command[1:]], "parent": os.getpid()}))
+            process.stdin.close()
         except OSError as exc:
             self._set(state="failed", reason=f"{self._command[0]!r} cannot be started: {exc.strerror}")
             log.error("worker_failed", reason=self.status.value.reason)
@@ -190,24 +204,45 @@ class Worker:
             await asyncio.shield(self._end(process))
             raise
         finally:
-            _signal_group(process.pid, signal.SIGKILL)      # children that outlived it
             await asyncio.wait(readers, timeout=2)
             for reader in readers:
                 reader.cancel()
         return code
 
     async def _end(self, process: asyncio.subprocess.Process) -> None:
-        _signal_group(process.pid, signal.SIGTERM)
+        """Ask all of it to end; then have all of it killed, see worker_guard.py."""
+        _signal(process.pid, signal.SIGTERM)
         try:
             await asyncio.wait_for(process.wait(), self._settings.worker_stop_grace_s)
         except TimeoutError:
-            _signal_group(process.pid, signal.SIGKILL)
-            await process.wait()
+            _signal(process.pid, signal.SIGUSR1)
+            try:
+                await asyncio.wait_for(process.wait(), KILLED_S)
+            except TimeoutError:            # the guard itself was stopped: its end ends what it started
+                _signal(process.pid, signal.SIGKILL)
+                await process.wait()
         self._set(exit_code=process.returncode)
 
     async def _read(self, stream: asyncio.StreamReader, name: str) -> None:
-        """Bring the worker's lines into the log and the ring; any bytes, any length, secrets blanked."""
+        """Bring the worker's lines into the log and the ring; any bytes, any length, secrets blanked.
+
+        A flood is read on, since a full pipe would stop the worker, but not kept: what is over MOST_LINES a second is counted.
+        """
+        began_s, count, dropped = self._clock.monotonic_s(), 0, 0
         while True:
+            now_s = self._clock.monotonic_s()
+            if now_s - began_s >= 1:
+                began_s, count = now_s, 0
+                if dropped:
+                    self._tell(name, f"[{dropped} bytes of output dropped: more than {MOST_LINES} lines a second]")
+                    dropped = 0
+            if count >= MOST_LINES:
+                piece = await stream.read(LONGEST_LINE_BYTES)
+                if not piece:
+                    return
+                dropped += len(piece)
+                await asyncio.sleep(FLOOD_PAUSE_S)      # others have their turn, and the worker is slowed down
+                continue
             try:
                 line = await stream.readuntil(b"\n")
             except asyncio.IncompleteReadError as exc:
@@ -216,13 +251,16 @@ class Worker:
                 line = await stream.read(exc.consumed or LONGEST_LINE_BYTES)
             if not line:
                 return
-            text = SECRETS.blank(line.decode("utf-8", "replace").rstrip("\r\n"))
-            self._lines.add(self._clock.now_s(), f"worker.{name}", text)
-            log.info("worker_output", stream=name, text=text)
+            count += 1
+            self._tell(name, SECRETS.blank(line.decode("utf-8", "replace").rstrip("\r\n")))
+
+    def _tell(self, name: str, text: str) -> None:
+        self._lines.add(self._clock.now_s(), f"worker.{name}", text)
+        log.info("worker_output", stream=name, text=text)
 
 
-def _signal_group(pid: int, number: int) -> None:
+def _signal(pid: int, number: int) -> None:
     try:
-        os.killpg(pid, number)
-    except (ProcessLookupError, PermissionError):
+        os.kill(pid, number)
+    except ProcessLookupError:
         pass

@@ -182,7 +182,7 @@ async def test_chat_that_breaks_off_tells_so_on_a_line_of_its_own(terminal: Term
 
 async def test_backends_and_receipts(terminal: Terminal) -> None:
     assert await terminal.run("backends") == 0
-    assert terminal.out.splitlines()[1] == "scripted\tscripted\tup\t1\thouse/model\thttp://127.0.0.1:1/v1\trested for 1.5s; connect: refused"
+    assert terminal.out.splitlines()[1] == "scripted\tscripted\tready\t1\thouse/model\thttp://127.0.0.1:1/v1\trested for 1.5s; connect: refused"
     terminal.house.receipts.add(Receipt("r1", 0.0, "/v1/chat/completions", model="m", status=200, finish="done", prompt_tokens=3,
                                         completion_tokens=4))
     assert await terminal.run("receipts") == 0

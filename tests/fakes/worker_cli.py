@@ -19,6 +19,18 @@ for word in sys.argv[1:]:
     elif verb == "child":
         child = subprocess.Popen([sys.executable, "-c", "import signal,time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"])
         print(f"child {child.pid}", flush=True)
+    elif verb == "escape":          # a grandchild in a session of its own, whose parent ends
+        script = ("import os,sys,time,signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nif os.fork(): sys.exit()\nos.setsid()\n"
+                  "print('escaped', os.getpid(), flush=True)\nos.close(1); os.close(2); time.sleep(600)")
+        subprocess.run([sys.executable, "-c", script], check=True)
+    elif verb == "flood":
+        for _ in range(300_000):
+            sys.stdout.write("a line of the flood\n")
+        sys.stdout.flush()
+    elif verb == "endless":
+        for _ in range(int(value) // 100_000):
+            sys.stdout.write("x" * 100_000)
+        sys.stdout.flush()
     elif verb == "huge":
         sys.stdout.buffer.write(b"x" * 200_000 + b"\xff\xfe\n")
         sys.stdout.flush()

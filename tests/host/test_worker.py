@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from appliance.host.settings import HostSettings
 from appliance.host.worker import Worker, command_of, environment_for
 from tests.journeys.running import until
 
-CLI = Path(__file__).parent.parent / "fakes" / "worker_cli.py"
+ROOT = Path(__file__).parents[2]
+CLI = ROOT / "tests" / "fakes" / "worker_cli.py"
 
 
 async def ready() -> bool:
@@ -76,6 +78,80 @@ async def test_a_stubborn_worker_and_its_children_are_killed() -> None:
     assert (state(one), one.status.value.exit_code) == ("stopped", -9)
     assert await until(lambda: not alive(pid) and not alive(child))
     await one.close()
+
+
+async def test_children_that_went_their_own_way_end_with_it() -> None:
+    """In a session of their own, and with a parent that has ended: by request, and when the worker itself ends."""
+    for words in (("escape", "sleep:60"), ("escape", "exit:0")):
+        one, lines = worker(*words)
+        await one.start()
+        assert await until(lambda lines=lines: bool(lines.tail(5)))
+        escaped = int(lines.tail(1)[0].text.split()[1])
+        if words[-1] == "exit:0":
+            assert await until(lambda one=one: state(one) == "exited")
+            assert one.status.value.exit_code == 0
+        else:
+            assert alive(escaped)
+            await one.stop()
+        assert await until(lambda escaped=escaped: not alive(escaped))
+        await one.close()
+
+
+async def test_the_end_goes_on_when_who_asked_for_it_has_gone() -> None:
+    one, lines = worker("stubborn", "child", "sleep:60")
+    await one.start()
+    assert await until(lambda: len(lines.tail(5)) == 2)
+    child = int(lines.tail(1)[0].text.split()[1])
+    asking = asyncio.create_task(one.stop())
+    await asyncio.sleep(0.05)
+    asking.cancel()
+    await asyncio.gather(asking, return_exceptions=True)
+    assert await until(lambda: state(one) == "stopped" and not alive(child))
+    await one.start()
+    assert await until(lambda: state(one) == "running")
+    await one.close()
+
+
+async def test_a_flood_is_read_but_not_kept_and_nobody_else_waits() -> None:
+    one, lines = worker("flood", "print:after the flood", "exit:0")
+    await one.start()
+    longest_s, last_s = 0.0, asyncio.get_running_loop().time()
+    while state(one) != "exited":
+        await asyncio.sleep(0.005)
+        now_s = asyncio.get_running_loop().time()
+        longest_s, last_s = max(longest_s, now_s - last_s), now_s
+    texts = [line.text for line in lines.tail(2000)]
+    assert any("bytes of output dropped" in text for text in texts)
+    assert longest_s < 1.0
+    await one.close()
+
+
+async def test_a_line_that_never_ends_is_cut_and_read_on() -> None:
+    one, lines = worker("endless:20000000", "exit:0")
+    await one.start()
+    assert await until(lambda: state(one) == "exited", seconds=30)
+    assert max(len(line.text) for line in lines.tail(2000)) <= 8193
+    await one.close()
+
+
+async def test_no_worker_outlives_us(tmp_path: Path) -> None:
+    """Killed without a chance to say anything: the kernel tells the guard."""
+    script = """
+import asyncio, os, signal
+from tests.host.test_worker import state, until, worker
+async def main():
+    one, lines = worker("stubborn", "child", "escape", "sleep:60")
+    await one.start()
+    await until(lambda: len(lines.tail(9)) == 3)
+    print(*[line.text for line in lines.tail(9)], one.status.value.pid, sep="|", flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+asyncio.run(main())
+"""
+    done = await asyncio.to_thread(subprocess.run, [sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=ROOT, timeout=30)
+    assert done.returncode == -9, done.stderr
+    pids = [int(word) for word in done.stdout.strip().splitlines()[-1].replace("child ", "").replace("escaped ", "").split("|")[1:]]
+    assert len(pids) == 3
+    assert await until(lambda: not any(alive(pid) for pid in pids))
 
 
 async def test_a_killed_worker_is_told_by_its_signal() -> None:
@@ -182,20 +258,20 @@ def test_secrets_are_not_in_the_environment_for_it() -> None:
     ([1, 1, 1, 1], [5.0, 10.0, 20.0, 40.0]), ([1, 1, 100, 1], [5.0, 10.0, 5.0, 10.0]), ([1] * 8, [5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 300.0, 300.0]),
 ])
 def test_pauses_grow_and_a_steady_run_resets_them(runs: list[float], pauses: list[float]) -> None:
-    decider, now, found = Restarts(crash_limit=99), 0.0, []
-    for ran_s in runs:
-        now += ran_s
-        pause = decider.next_pause(now_s=now, ran_s=ran_s, jitter=0.5)
-        found.append(pause)
-        now += pause or 0
-    assert found == pauses
+    decider = Restarts(crash_limit=99)
+    assert [decider.next_pause(ran_s=ran_s, jitter=0.5) for ran_s in runs] == pauses
 
 
 def test_jitter_spreads_by_a_quarter_and_the_cap_ends_it() -> None:
-    assert Restarts().next_pause(now_s=0, ran_s=0, jitter=0.0) == 3.75
-    assert Restarts().next_pause(now_s=0, ran_s=0, jitter=1.0) == 6.25
-    decider = Restarts(crash_limit=3)
-    assert [decider.next_pause(now_s=i, ran_s=0, jitter=0.5) for i in range(3)][-1] is None
+    assert Restarts().next_pause(ran_s=0, jitter=0.0) == 3.75
+    assert Restarts().next_pause(ran_s=0, jitter=1.0) == 6.25
+
+
+@pytest.mark.parametrize(("runs", "gives_up_at"), [([1] * 12, 10), ([1] * 9 + [100] + [1] * 12, 19), ([100] * 30, None), ([59] * 12, 10)])
+def test_it_is_given_up_after_so_many_crashes_in_a_row_however_long_the_pauses(runs: list[float], gives_up_at: int | None) -> None:
+    decider = Restarts()
+    pauses = [decider.next_pause(ran_s=ran_s, jitter=0.5) for ran_s in runs]
+    assert (pauses.index(None) + 1 if None in pauses else None) == gives_up_at
 
 
 async def test_waiting_for_us_can_be_stopped() -> None:
