@@ -159,3 +159,21 @@ async def test_verification_can_be_switched_off_and_a_certificate_of_our_own_sho
         with_one = {"ca_file": str(tmp_path / "ca.pem"), "cert_file": str(tmp_path / "cert.pem"), "key_file": str(tmp_path / "key.pem")}
         assert (await ask(await behind_tls(start, tmp_path, server, with_one)))[0] == 200
         assert (await ask(await behind_tls(start, tmp_path, server, {"ca_file": str(tmp_path / "ca.pem")})))[0] == 503
+
+
+async def test_who_waits_in_line_for_a_stream_gets_heartbeats(start) -> None:
+    async with EngineServer("llamacpp", slots=1, token_s=0.4) as engine:
+        running = await start(BACKENDS=f"e0={engine.url}", HEARTBEAT_S="0.2", **QUICK)
+        async with aiohttp.ClientSession() as session:
+            async def text() -> str:
+                async with session.post(running.v1 + "/chat/completions", json={"model": "tiny", "messages": HELLO, "stream": True}) as response:
+                    return await response.text()
+
+            first = asyncio.create_task(text())
+            assert await until(lambda: engine.running == 1)
+            second = asyncio.create_task(text())
+            assert await until(lambda: running.appliance.router.dispatcher.waiting == 1)
+            waited = (await asyncio.gather(first, second))[1]
+    assert waited.startswith(": heartbeat\n\n")
+    assert waited.count(": heartbeat\n\n") >= 3
+    assert waited.rstrip().endswith("data: [DONE]")
