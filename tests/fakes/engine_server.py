@@ -10,6 +10,7 @@ and lets the rest wait, as they do.
 
 import asyncio
 import json
+import ssl
 from typing import Any
 
 from aiohttp import web
@@ -36,12 +37,13 @@ class EngineServer:
         self.running = self.waiting = self.most_running = 0
         self.left = 0                               # callers that left before their answer was complete
         self.port = 0
+        self.ssl_context: ssl.SSLContext | None = None      # set before it starts, it speaks TLS
         self._gate = asyncio.Semaphore(slots)
         self._runner: web.AppRunner | None = None
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"{'https' if self.ssl_context else 'http'}://127.0.0.1:{self.port}"
 
     async def __aenter__(self) -> "EngineServer":
         await self.start()
@@ -56,7 +58,7 @@ class EngineServer:
         app.router.add_route("*", "/{rest:.*}", self._handle)
         self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.01)
         await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", self.port, reuse_address=True).start()
+        await web.TCPSite(self._runner, "127.0.0.1", self.port, reuse_address=True, ssl_context=self.ssl_context).start()
         self.port = self._runner.addresses[0][1]
 
     async def stop(self) -> None:

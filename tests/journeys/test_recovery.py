@@ -1,0 +1,179 @@
+"""Servers that come back, servers that are rested, conversations that stay where they are cached, servers behind TLS."""
+
+import asyncio
+import json
+import ssl
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+import trustme
+
+from tests.fakes.engine_server import EngineServer
+from tests.journeys.running import Running, until
+from tests.journeys.test_backends import HELLO, QUICK, ask, backend
+from tests.journeys.test_passage import Mirror
+
+
+@pytest.fixture
+async def pair():
+    async with EngineServer("vllm", slots=64, token_s=0.05) as first, EngineServer("vllm", slots=64, token_s=0.05) as second:
+        yield first, second
+
+
+def both(pair: tuple[EngineServer, EngineServer], **variables: str) -> dict[str, str]:
+    return QUICK | {"BACKENDS": f"e0={pair[0].url},e1={pair[1].url}"} | variables
+
+
+async def shares(running: Running, count: int) -> Counter[str]:
+    """Ask so many times at the same instant; give who answered."""
+    return Counter(backend(headers) for _, headers, _ in await asyncio.gather(*(ask(running) for _ in range(count))))
+
+
+async def test_one_that_comes_back_is_given_its_share_little_by_little(start, pair) -> None:
+    running = await start(**both(pair, SLOW_START_S="300"))
+    assert await shares(running, 22) == {"e0": 11, "e1": 11}
+    await pair[0].stop()
+    assert set(await shares(running, 4)) == {"e1"}
+    await pair[0].start()
+    assert await until(lambda: running.appliance.router.state("e0").standing == "ready", seconds=10)
+    found = await shares(running, 33)
+    assert 1 <= found["e0"] <= 4                # about a tenth of what the other one is worth, and not nothing
+    assert found["e1"] == 33 - found["e0"]
+
+
+async def test_without_a_slow_start_it_has_its_share_at_once(start, pair) -> None:
+    running = await start(**both(pair, SLOW_START_S="0"))
+    await pair[0].stop()
+    assert set(await shares(running, 4)) == {"e1"}
+    await pair[0].start()
+    assert await until(lambda: running.appliance.router.state("e0").standing == "ready", seconds=10)
+    assert (await shares(running, 20))["e0"] >= 9
+
+
+async def test_one_that_fails_is_rested_and_then_tried_by_one_request(start, pair) -> None:
+    running = await start(**both(pair, BREAKER_FAILURES="2", BREAKER_REST_S="1", LB_STRATEGY="round_robin"))
+    pair[0].faults = ["status_500"] * 3
+    for _ in range(6):
+        assert (await ask(running))[0] == 200   # nobody notices
+    asked = len(pair[0].asked)
+    assert (asked, running.appliance.router.state("e0").breaker) == (2, "open")
+    assert set(await shares(running, 6)) == {"e1"}
+    assert await until(lambda: running.appliance.router.state("e0").breaker != "open", seconds=5)
+    await shares(running, 10)                   # one of them tries it, fails, and is answered by the other
+    assert len(pair[0].asked) == asked + 1
+    assert running.appliance.router.state("e0").breaker == "open"
+    assert await until(lambda: running.appliance.router.state("e0").breaker != "open", seconds=5)
+    await ask(running)
+    await ask(running)                          # well again
+    assert running.appliance.router.state("e0").breaker == "closed"
+    assert (await shares(running, 10))["e0"] >= 4
+
+
+def conversation(number: int, turns: int = 1) -> dict[str, Any]:
+    beginning = [{"role": "system", "content": f"You are the assistant number {number}. " + "Think before you answer. " * 40}]
+    return {"model": "tiny", "messages": beginning + HELLO * turns}
+
+
+async def test_a_conversation_stays_where_its_beginning_is_cached(start, pair) -> None:
+    running = await start(**both(pair, LB_STRATEGY="prefix_affinity"))
+    homes = {number: backend((await ask(running, conversation(number)))[1]) for number in range(6)}
+    assert set(homes.values()) == {"e0", "e1"}
+    for turns in (2, 3):
+        for number, home in homes.items():
+            assert backend((await ask(running, conversation(number, turns)))[1]) == home
+
+
+async def test_affinity_yields_to_load(start, pair) -> None:
+    running = await start(**both(pair, LB_STRATEGY="prefix_affinity"))
+    home = backend((await ask(running, conversation(1)))[1])
+    found = Counter(backend(headers) for _, headers, _ in await asyncio.gather(*(ask(running, conversation(1)) for _ in range(20))))
+    assert set(found) == {"e0", "e1"}
+    assert 10 <= found[home] <= 12              # at most two requests' worth of preference
+
+
+# ---- TLS
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> trustme.CA:
+    ca = trustme.CA()
+    ca.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    return ca
+
+
+async def behind_tls(start, tmp_path: Path, server: EngineServer, tls: dict[str, Any]) -> Running:
+    config = tmp_path / "backends.json"
+    config.write_text(json.dumps({"backends": [{"url": server.url, "name": "e0", "tls": tls}]}))
+    return await start(CONFIG_PATH=str(config), **QUICK)
+
+
+def server_side(ca: trustme.CA, name: str) -> ssl.SSLContext:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    ca.issue_cert(name).configure_cert(context)
+    return context
+
+
+async def test_a_server_of_an_own_authority_answers_and_passes(start, authority: trustme.CA, tmp_path: Path) -> None:
+    server = Mirror("llamacpp")
+    server.ssl_context = server_side(authority, "127.0.0.1")
+    async with server:
+        running = await behind_tls(start, tmp_path, server, {"ca_file": str(tmp_path / "ca.pem")})
+        status, _, value = await ask(running)
+        assert (status, value["choices"][0]["message"]["content"]) == (200, "Standing in.")
+        assert (await ask(running, {"content": "x"}, path="/tokenize"))[2]["method"] == "POST"
+        async with aiohttp.ClientSession() as session, session.ws_connect(running.base_url + "/act/ws") as ws:
+            await ws.send_str("hello")
+            assert await ws.receive_str(timeout=5) == "echo hello"
+
+
+@pytest.mark.parametrize(("name", "trusts"), [("other.example", True), ("127.0.0.1", False)])
+async def test_one_that_is_not_who_it_should_be_gets_no_request(start, authority: trustme.CA, tmp_path: Path, name: str, trusts: bool) -> None:
+    server = EngineServer("llamacpp")
+    server.ssl_context = server_side(authority, name)
+    async with server:
+        running = await behind_tls(start, tmp_path, server, {"ca_file": str(tmp_path / "ca.pem")} if trusts else {})
+        status, _, _ = await ask(running)
+        assert status == 503
+        assert server.asked == []
+        assert await until(lambda: "certificate" in running.appliance.router.state("e0").detail.lower())
+        assert (await ask(running, {"content": "x"}, path="/tokenize"))[0] == 503
+
+
+async def test_verification_can_be_switched_off_and_a_certificate_of_our_own_shown(start, authority: trustme.CA, tmp_path: Path) -> None:
+    server = EngineServer("llamacpp")
+    server.ssl_context = server_side(authority, "other.example")
+    async with server:
+        running = await behind_tls(start, tmp_path, server, {"verify": False})
+        assert (await ask(running))[0] == 200
+    ours = authority.issue_cert("client.example")
+    ours.private_key_pem.write_to_path(str(tmp_path / "key.pem"))
+    ours.cert_chain_pems[0].write_to_path(str(tmp_path / "cert.pem"))
+    server = EngineServer("llamacpp")
+    server.ssl_context = server_side(authority, "127.0.0.1")
+    server.ssl_context.verify_mode = ssl.CERT_REQUIRED
+    authority.configure_trust(server.ssl_context)
+    async with server:
+        with_one = {"ca_file": str(tmp_path / "ca.pem"), "cert_file": str(tmp_path / "cert.pem"), "key_file": str(tmp_path / "key.pem")}
+        assert (await ask(await behind_tls(start, tmp_path, server, with_one)))[0] == 200
+        assert (await ask(await behind_tls(start, tmp_path, server, {"ca_file": str(tmp_path / "ca.pem")})))[0] == 503
+
+
+async def test_who_waits_in_line_for_a_stream_gets_heartbeats(start) -> None:
+    async with EngineServer("llamacpp", slots=1, token_s=0.4) as engine:
+        running = await start(BACKENDS=f"e0={engine.url}", HEARTBEAT_S="0.2", **QUICK)
+        async with aiohttp.ClientSession() as session:
+            async def text() -> str:
+                async with session.post(running.v1 + "/chat/completions", json={"model": "tiny", "messages": HELLO, "stream": True}) as response:
+                    return await response.text()
+
+            first = asyncio.create_task(text())
+            assert await until(lambda: engine.running == 1)
+            second = asyncio.create_task(text())
+            assert await until(lambda: running.appliance.router.dispatcher.waiting == 1)
+            waited = (await asyncio.gather(first, second))[1]
+    assert waited.startswith(": heartbeat\n\n")
+    assert waited.count(": heartbeat\n\n") >= 3
+    assert waited.rstrip().endswith("data: [DONE]")
