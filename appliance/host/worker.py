@@ -13,6 +13,7 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from appliance.base.tasks import Tasks
 from appliance.base.watch import Watched
 from appliance.host.restarts import Restarts
 from appliance.host.settings import KUZCO_COMMAND, HostSettings
+from appliance.host.worker_output import tell_output
 
 log = get_logger("worker")
 PASSED = {"PATH", "HOME", "LANG", "LANGUAGE", "TZ", "TERM", "HOSTNAME", "TMPDIR", "USER", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY",
@@ -32,9 +34,6 @@ PASSED = {"PATH", "HOME", "LANG", "LANGUAGE", "TZ", "TERM", "HOSTNAME", "TMPDIR"
           "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH"}
 PASSED_PREFIXES = ("LC_", "GPU_SPOOF_", "GPU_SIM_")
 READY_EVERY_S = 0.25
-LONGEST_LINE_BYTES = 65_536
-MOST_LINES = 500                # a second, of each of its two streams
-FLOOD_PAUSE_S = 0.02
 KILLED_S = 5.0
 GUARD = Path(__file__).with_name("worker_guard.py")
 REFUSAL = ("The GPU that nvidia-smi reports here is simulated, and a worker's network must not take it for a real one: the worker is not "
@@ -95,7 +94,6 @@ class Worker:
         self.status: Watched[WorkerStatus] = Watched(WorkerStatus(command=self._shown))
         self._tasks = Tasks()
         self._run: asyncio.Task[None] | None = None
-        self._process: asyncio.subprocess.Process | None = None
         self._turn = asyncio.Lock()
 
     def as_dict(self) -> dict[str, Any]:
@@ -139,7 +137,11 @@ class Worker:
             return self.status.value
 
     async def restart(self) -> WorkerStatus:
-        await self.stop()
+        """Stop it and start it; the start follows also when whoever asked has gone."""
+        return await asyncio.shield(self._tasks.start(self._restart(), name="worker-restart"))
+
+    async def _restart(self) -> WorkerStatus:
+        await self._stop()
         return await self.start()
 
     async def close(self) -> None:
@@ -183,22 +185,17 @@ class Worker:
             log.error("worker_failed", reason=self.status.value.reason)
             return None
         try:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable, "-I", "-S", str(GUARD), env=environment, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE, start_new_session=True, limit=LONGEST_LINE_BYTES)
-            assert process.stdin is not None
-            process.stdin.write(jsons.dumps({"command": [program, *self._command[1:]], "parent": os.getpid()}))
-            process.stdin.close()
+            process, report = await _start_guard([program, *self._command[1:]], environment)
         except OSError as exc:
-            self._set(state="failed", reason=f"{self._command[0]!r} cannot be started: {exc.strerror}")
-            log.error("worker_failed", reason=self.status.value.reason)
+            self._cannot_start(exc.strerror or str(exc))
             return None
-        self._process = process
-        self._set(state="running", pid=process.pid, started_at_s=self._clock.now_s(), reason="")
-        log.info("worker_started", pid=process.pid, command=self._shown)
-        readers = [self._tasks.start(self._read(stream, name), name=f"worker-{name}")
+        readers = [self._tasks.start(tell_output(stream, partial(self._tell, name), self._clock.monotonic_s), name=f"worker-{name}")
                    for stream, name in ((process.stdout, "stdout"), (process.stderr, "stderr")) if stream is not None]
         try:
+            pid, _, why = (await report.read()).decode().partition(" ")
+            if not why:
+                self._set(state="running", pid=int(pid) if pid else None, started_at_s=self._clock.now_s(), reason="")
+                log.info("worker_started", pid=pid, command=self._shown)
             code = await process.wait()
         except asyncio.CancelledError:
             await asyncio.shield(self._end(process))
@@ -207,7 +204,14 @@ class Worker:
             await asyncio.wait(readers, timeout=2)
             for reader in readers:
                 reader.cancel()
+        if why:
+            self._cannot_start(why)
+            return None
         return code
+
+    def _cannot_start(self, why: str) -> None:
+        self._set(state="failed", reason=f"{self._command[0]!r} cannot be started: {why}")
+        log.error("worker_failed", reason=self.status.value.reason)
 
     async def _end(self, process: asyncio.subprocess.Process) -> None:
         """Ask all of it to end; then have all of it killed, see worker_guard.py."""
@@ -223,40 +227,34 @@ class Worker:
                 await process.wait()
         self._set(exit_code=process.returncode)
 
-    async def _read(self, stream: asyncio.StreamReader, name: str) -> None:
-        """Bring the worker's lines into the log and the ring; any bytes, any length, secrets blanked.
-
-        A flood is read on, since a full pipe would stop the worker, but not kept: what is over MOST_LINES a second is counted.
-        """
-        began_s, count, dropped = self._clock.monotonic_s(), 0, 0
-        while True:
-            now_s = self._clock.monotonic_s()
-            if now_s - began_s >= 1:
-                began_s, count = now_s, 0
-                if dropped:
-                    self._tell(name, f"[{dropped} bytes of output dropped: more than {MOST_LINES} lines a second]")
-                    dropped = 0
-            if count >= MOST_LINES:
-                piece = await stream.read(LONGEST_LINE_BYTES)
-                if not piece:
-                    return
-                dropped += len(piece)
-                await asyncio.sleep(FLOOD_PAUSE_S)      # others have their turn, and the worker is slowed down
-                continue
-            try:
-                line = await stream.readuntil(b"\n")
-            except asyncio.IncompleteReadError as exc:
-                line = exc.partial
-            except asyncio.LimitOverrunError as exc:
-                line = await stream.read(exc.consumed or LONGEST_LINE_BYTES)
-            if not line:
-                return
-            count += 1
-            self._tell(name, SECRETS.blank(line.decode("utf-8", "replace").rstrip("\r\n")))
-
     def _tell(self, name: str, text: str) -> None:
+        text = SECRETS.blank(text)
         self._lines.add(self._clock.now_s(), f"worker.{name}", text)
-        log.info("worker_output", stream=name, text=text)
+        try:
+            log.info("worker_output", stream=name, text=text)
+        except (OSError, ValueError):       # our own log cannot be written: no reason to stop the worker by not reading it
+            pass
+
+
+async def _start_guard(command: list[str], environment: dict[str, str]) -> tuple[asyncio.subprocess.Process, asyncio.StreamReader]:
+    """Start the guard, and have it start the worker; give the guard and what it reports (see worker_guard.py).
+
+    Raises  OSError
+    """
+    reading, writing = os.pipe()
+    report = asyncio.StreamReader()
+    loop = asyncio.get_running_loop()
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(report), os.fdopen(reading, "rb", 0))
+    try:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-I", "-S", str(GUARD), env=environment, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE, start_new_session=True, pass_fds=(writing,))
+    finally:
+        os.close(writing)
+    assert process.stdin is not None
+    process.stdin.write(jsons.dumps({"command": command, "parent": os.getpid(), "report": writing}))
+    process.stdin.close()
+    return process, report
 
 
 def _signal(pid: int, number: int) -> None:

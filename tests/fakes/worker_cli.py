@@ -1,4 +1,7 @@
-"""A worker double: does what its arguments say.  worker_cli.py exit:N | print:TEXT | env | stubborn | child | sleep:S | huge"""
+"""A worker double: does what its arguments say, one after another.
+
+exit:N | die | print:TEXT | pid | env | sleep:S | stubborn | child | escape | helper:S | huge | flood | endless:BYTES
+"""
 
 import json
 import os
@@ -23,6 +26,12 @@ for word in sys.argv[1:]:
         script = ("import os,sys,time,signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nif os.fork(): sys.exit()\nos.setsid()\n"
                   "print('escaped', os.getpid(), flush=True)\nos.close(1); os.close(2); time.sleep(600)")
         subprocess.run([sys.executable, "-c", script], check=True)
+    elif verb == "pid":
+        print(os.getpid(), flush=True)
+    elif verb == "helper":          # it ends when it is asked to, but takes its time
+        script = (f"import signal,sys,time\ndef end(*_):\n time.sleep({value}); print('helper saved', flush=True); sys.exit()\n"
+                  "signal.signal(signal.SIGTERM, end); print('helper', flush=True); time.sleep(600)")
+        subprocess.Popen([sys.executable, "-c", script])
     elif verb == "flood":
         for _ in range(300_000):
             sys.stdout.write("a line of the flood\n")

@@ -12,6 +12,7 @@ import pytest
 from appliance.base.clock import SystemClock
 from appliance.base.lines import LineRing
 from appliance.base.settings import BadSettings
+from appliance.host import worker_guard
 from appliance.host.restarts import Restarts
 from appliance.host.settings import HostSettings
 from appliance.host.worker import Worker, command_of, environment_for
@@ -121,7 +122,8 @@ async def test_a_flood_is_read_but_not_kept_and_nobody_else_waits() -> None:
         now_s = asyncio.get_running_loop().time()
         longest_s, last_s = max(longest_s, now_s - last_s), now_s
     texts = [line.text for line in lines.tail(2000)]
-    assert any("bytes of output dropped" in text for text in texts)
+    assert texts[-1] == "after the flood" or "bytes of output left out" in texts[-1]
+    assert sum("bytes of output left out" in text for text in texts) >= 1
     assert longest_s < 1.0
     await one.close()
 
@@ -130,7 +132,92 @@ async def test_a_line_that_never_ends_is_cut_and_read_on() -> None:
     one, lines = worker("endless:20000000", "exit:0")
     await one.start()
     assert await until(lambda: state(one) == "exited", seconds=30)
-    assert max(len(line.text) for line in lines.tail(2000)) <= 8193
+    first, *others = [line.text for line in lines.tail(2000)]
+    assert first == "x" * 8192 + "…"
+    assert sum(int(text.split()[0][1:]) for text in others) == 20_000_000 - 8192
+    await one.close()
+
+
+async def test_a_program_that_cannot_be_run_fails_with_the_reason(tmp_path: Path) -> None:
+    script = tmp_path / "worker"
+    script.write_text("#!/nowhere/interpreter\n")
+    script.chmod(0o755)
+    one, _ = worker(WORKER_COMMAND=str(script), KEEPALIVE="1")
+    await one.start()
+    assert await until(lambda: state(one) == "failed")
+    assert one.status.value.reason == f"{str(script)!r} cannot be started: No such file or directory"
+    await one.close()
+
+
+async def test_its_process_is_as_a_program_expects_it() -> None:
+    """Of a session of its own, which a signal to its own group does not leave; no signal ignored or blocked, nothing open but 0 to 2."""
+    command = "sh -c 'trap \"\" HUP; kill -HUP 0; grep -E \"Sig(Blk|Ign)\" /proc/self/status; ls /proc/self/fd; cut -d\" \" -f1,6 /proc/$$/stat; echo $$'"
+    one, lines = worker(WORKER_COMMAND=command)
+    await one.start()
+    assert await until(lambda: state(one) == "exited")
+    texts = [line.text for line in lines.tail(9)]
+    assert one.status.value.exit_code == 0
+    assert texts[:2] == ["SigBlk:\t0000000000000000", "SigIgn:\t0000000000000001"]       # HUP, by its own wish
+    assert texts[2:6] == ["0", "1", "2", "3"]                                              # 3 is the folder that ls reads
+    assert texts[6].split() == [texts[7]] * 2
+    await one.close()
+
+
+async def test_the_process_id_is_the_workers_own() -> None:
+    one, lines = worker("pid", "sleep:60")
+    await one.start()
+    assert await until(lambda: bool(lines.tail(1)))
+    assert lines.tail(1)[0].text == str(one.status.value.pid)
+    await one.close()
+
+
+async def test_those_asked_to_end_get_the_time_for_it() -> None:
+    """A helper that saves its state needs longer than the worker itself, and less than the grace."""
+    one, lines = worker("helper:0.4", "sleep:60", WORKER_STOP_GRACE_S="10")
+    await one.start()
+    assert await until(lambda: len(lines.tail(9)) == 1)
+    began_s = asyncio.get_running_loop().time()
+    await one.stop()
+    assert [line.text for line in lines.tail(1)] == ["helper saved"]
+    assert asyncio.get_running_loop().time() - began_s < 5
+    await one.close()
+
+
+async def test_a_stop_at_any_moment_of_the_start_is_not_lost() -> None:
+    one, _ = worker("sleep:60", WORKER_STOP_GRACE_S="30")
+    for number in range(20):
+        await one.start()
+        await asyncio.sleep(number * 0.003)
+        await asyncio.wait_for(one.stop(), 10)
+        assert state(one) == "stopped"
+    await one.close()
+
+
+async def test_a_restart_goes_on_when_who_asked_for_it_has_gone() -> None:
+    one, lines = worker("stubborn", "sleep:60")
+    await one.start()
+    assert await until(lambda: len(lines.tail(1)) == 1)
+    first = one.status.value.pid
+    asking = asyncio.create_task(one.restart())
+    assert await until(lambda: state(one) == "stopping")
+    asking.cancel()
+    assert await until(lambda: state(one) == "running" and one.status.value.pid != first)
+    await one.close()
+
+
+async def test_our_log_that_cannot_be_written_does_not_stop_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken:
+        def __getattr__(self, _: str):
+            def tell(event: str, **_: object) -> None:
+                if event == "worker_output":
+                    raise BrokenPipeError
+            return tell
+
+    monkeypatch.setattr("appliance.host.worker.log", Broken())
+    one, lines = worker("print:a", "endless:1000000", "print:", "print:b", "exit:0")
+    await one.start()
+    assert await until(lambda: state(one) == "exited")
+    assert "b" in [line.text for line in lines.tail(9)]
     await one.close()
 
 
@@ -152,6 +239,56 @@ asyncio.run(main())
     pids = [int(word) for word in done.stdout.strip().splitlines()[-1].replace("child ", "").replace("escaped ", "").split("|")[1:]]
     assert len(pids) == 3
     assert await until(lambda: not any(alive(pid) for pid in pids))
+
+
+async def test_no_worker_outlives_us_whenever_we_are_killed(tmp_path: Path) -> None:
+    """At a moment of the start, each time another one."""
+    script = """
+import asyncio, os, signal, sys
+from appliance.host.worker import _start_guard
+async def main():
+    await _start_guard(["/bin/sleep", sys.argv[2]], {})
+    await asyncio.sleep(float(sys.argv[1]))
+    os.kill(os.getpid(), signal.SIGKILL)
+asyncio.run(main())
+"""
+    mark = f"600.0{os.getpid()}"
+
+    def left() -> list[str]:
+        found = []
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            try:
+                words = path.read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if words[0] == b"/bin/sleep" and mark.encode() in words:
+                found.append(path.parts[2])
+        return found
+
+    async def one(delay_s: float) -> None:
+        process = await asyncio.create_subprocess_exec(sys.executable, "-c", script, str(delay_s), mark, cwd=ROOT)
+        assert await process.wait() == -9
+
+    for number in range(0, 16, 2):
+        await asyncio.gather(one(number * 0.004), one(number * 0.004 + 0.004))
+    assert await until(lambda: not left())
+
+
+def test_what_is_not_ours_to_kill_does_not_hold_the_guard_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def refuse(pid: int, number: int) -> None:
+        asked.append((pid, number))
+        raise PermissionError
+
+    with subprocess.Popen(["/bin/sleep", "60"]) as child:
+        try:
+            monkeypatch.setattr(worker_guard.os, "kill", refuse)
+            worker_guard.kill_all()
+        finally:
+            monkeypatch.undo()
+            child.kill()
+    assert (child.pid, 9) in asked
 
 
 async def test_a_killed_worker_is_told_by_its_signal() -> None:
@@ -221,7 +358,7 @@ async def test_huge_and_binary_lines_are_cut_not_fatal() -> None:
     one, lines = worker("huge", "print:after", "exit:0")
     await one.start()
     assert await until(lambda: state(one) == "exited")
-    assert lines.tail(1)[0].text == "after"
+    assert [line.text for line in lines.tail(2)] == ["after", f"[{200_002 - 8192} bytes of output left out]"]
     assert max(len(line.text) for line in lines.tail(50)) <= 8193
     await one.close()
 

@@ -1,0 +1,80 @@
+"""What of the worker's output is told: lines of any length, from pieces of any size, and no more than so much a second."""
+
+import asyncio
+
+import pytest
+
+from appliance.base.clock import FakeClock
+from appliance.host.worker_output import LONGEST_BYTES, Allowance, Cutter, tell_output
+
+
+def lines_of(*pieces: bytes, longest: int = 5) -> tuple[list[bytes], int]:
+    cutter = Cutter(longest)
+    told = [line for piece in pieces for line in cutter.cut(piece)]
+    if rest := cutter.rest():
+        told.append(rest)
+    return told, cutter.passed_over
+
+
+@pytest.mark.parametrize(("pieces", "told", "passed_over"), [
+    ([b"one\ntwo\n"], [b"one", b"two"], 0),
+    ([b"o", b"ne\nt", b"wo"], [b"one", b"two"], 0),
+    ([b"a\n\nb\n"], [b"a", b"", b"b"], 0),
+    ([b"12345\n123456\nx\n"], [b"12345", "12345…".encode(), b"x"], 1),
+    ([b"1234", b"5678", b"9", b"0\nnext\n"], ["12345…".encode(), b"next"], 5),
+    ([b"123456789", b"", b"\n", b"\n"], ["12345…".encode(), b""], 4),
+    ([b"\xff\n"], [b"\xff"], 0),
+])
+def test_lines_are_cut_and_every_byte_is_accounted_for(pieces: list[bytes], told: list[bytes], passed_over: int) -> None:
+    assert lines_of(*pieces) == (told, passed_over)
+
+
+def test_what_is_skipped_ends_at_the_end_of_a_line() -> None:
+    cutter = Cutter(100)
+    assert list(cutter.cut(b"one\ntw")) == [b"one"]
+    cutter.skip(b"o\nthr")
+    assert list(cutter.cut(b"ee\nfour\n")) == [b"four"]
+    assert cutter.passed_over == len(b"two\nthr") + len(b"ee")
+    cutter.skip(b"five\n")
+    assert list(cutter.cut(b"six\n")) == [b"six"]
+
+
+def test_the_allowance_is_one_second_s() -> None:
+    allowance = Allowance(most_lines=2, most_bytes=10)
+    allowance.take(b"a")
+    assert not allowance.is_spent
+    allowance.take(b"b")
+    assert allowance.is_spent
+    assert not allowance.turn(0.9)
+    assert allowance.turn(1.0)
+    assert not allowance.is_spent
+    allowance.take(b"x" * 10)
+    assert allowance.is_spent
+
+
+async def test_a_flood_of_any_shape_is_told_in_part_and_counted() -> None:
+    for line in (b"x\n", b"y" * 70 + b"\n", b"z" * 60_000 + b"\n"):
+        clock, told, stream = FakeClock(), [], asyncio.StreamReader()
+        stream.feed_data(line * (2_000_000 // len(line)))
+        stream.feed_eof()
+        await tell_output(stream, told.append, clock.monotonic_s)
+        texts, note = told[:-1], told[-1]
+        assert len(texts) <= 500 + 1024
+        assert sum(map(len, texts)) <= 262_144 + 2 * LONGEST_BYTES
+        assert int(note.split()[0][1:]) > 1_500_000
+
+
+async def test_each_second_has_its_own_allowance_and_says_what_the_last_one_left_out() -> None:
+    clock, told, stream = FakeClock(), [], asyncio.StreamReader()
+    stream.feed_data(b"x\n" * 4000)
+    reading = asyncio.create_task(tell_output(stream, told.append, clock.monotonic_s))
+    while not (told and not stream._buffer):
+        await asyncio.sleep(0.001)
+    before = len(told)
+    clock.advance(1.0)
+    stream.feed_data(b"again\n")
+    stream.feed_eof()
+    await reading
+    assert before < 2500
+    assert told[-1] == "again"
+    assert told[-2] == f"[{8000 - 2 * before} bytes of output left out]"
