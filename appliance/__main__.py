@@ -1,4 +1,4 @@
-"""`python -m appliance VERB`: check, prepare, serve, settings, healthcheck, version, ctl.
+"""`python -m appliance VERB`: check, prepare, serve, settings, models, healthcheck, version, ctl.
 
 Verbs import what they need when they are called: a health check must not cost what a server costs.
 """
@@ -14,6 +14,7 @@ USAGE = """usage: appliance VERB [ARGUMENT…]
   check         read the environment; name every problem with its remedy; exit 78 if there is one
   prepare       ready the machine: machine-id, GPU identity, nvidia-smi, port 14444
   settings      every variable: room, default, current value, help   [--json | --env-example | --markdown]
+  models check  what would be run for each model of the table, and what would not work   [--json]
   healthcheck   ask the running appliance whether it is well; exit 0 or 1
   ctl           drive a running appliance over its control API (`ctl --help`)
   version       print the version
@@ -73,6 +74,28 @@ def show_settings(arguments: list[str]) -> int:
     return 0
 
 
+def models(arguments: list[str]) -> int:
+    """Explain what would be run for each model, without running it; give 78 when something would not work."""
+    from dataclasses import asdict
+
+    from appliance.base import jsons
+    from appliance.models.catalogue import read_catalogue
+    from appliance.models.check import as_text
+    from appliance.models.check import check as check_models
+    from appliance.settings import load_or_raise
+
+    if arguments not in (["check"], ["check", "--json"]):
+        print("usage: appliance models check [--json]", file=sys.stderr)
+        return 2
+    settings, _ = load_or_raise()
+    catalogue, problems = read_catalogue(settings.models, settings.engines.config_path)
+    for problem in problems:
+        print(f"{'error' if problem.is_fatal else 'warning'}: {problem}", file=sys.stderr)
+    report = check_models(catalogue)
+    print(jsons.dumps_pretty(asdict(report)) if "--json" in arguments else as_text(report), end="\n" if "--json" in arguments else "")
+    return 0 if report.is_well and not any(p.is_fatal for p in problems) else EX_CONFIG
+
+
 def healthcheck() -> int:
     """Ask /healthz on this machine; give 0 when it says that all is well."""
     import http.client
@@ -123,6 +146,13 @@ def main(argv: list[str] | None = None) -> int:
         return ctl(rest)
     if verb == "settings":
         return show_settings(rest)
+    if verb == "models":
+        from appliance.base.settings import BadSettings as BadOnes
+
+        try:
+            return models(rest)
+        except BadOnes:
+            return check()
     verbs = {"check": check, "prepare": prepare, "serve": serve, "healthcheck": healthcheck}
     if verb in {"version", "--version"}:
         print(__version__)

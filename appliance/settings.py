@@ -18,6 +18,7 @@ from appliance.engines.specs import FleetSpec, read_fleet
 from appliance.front.access import is_loopback
 from appliance.front.settings import FrontSettings, split_keys
 from appliance.host.settings import HostSettings
+from appliance.models.settings import ModelSettings
 
 
 class GeneralSettings(RoomSettings):
@@ -38,6 +39,7 @@ class Settings:
 
     general: GeneralSettings
     host: HostSettings
+    models: ModelSettings
     engines: EngineSettings
     front: FrontSettings
     control: ControlSettings
@@ -52,7 +54,8 @@ class Settings:
 
 
 ROOMS: dict[str, type[RoomSettings]] = {
-    "general": GeneralSettings, "host": HostSettings, "engines": EngineSettings, "front": FrontSettings, "control": ControlSettings,
+    "general": GeneralSettings, "host": HostSettings, "models": ModelSettings, "engines": EngineSettings, "front": FrontSettings,
+    "control": ControlSettings,
 }
 
 

@@ -1,0 +1,6 @@
+"""Model files and what it takes to run them.
+
+catalogue.py   the table of models: config.json, or a folder of files      gguf.py      what a file says of itself
+estimate.py    the memory that a model will take                           command.py   the command line of a llama-server for it
+check.py       all of that for people, without running anything            settings.py  the room's variables
+"""

@@ -1,0 +1,184 @@
+"""The table of models: `config.json` as system D has it (api, system, models), and every .gguf file of a folder.
+
+An unknown key or an impossible value is refused with its path in the file. Files are looked for here, not read: check.py reads them.
+Source: system D's README and its newest source, whose limits differ; both are taken, and what its README would refuse is warned of.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from appliance.base import jsons
+from appliance.base.settings import Problem
+from appliance.models.settings import ModelSettings
+
+CacheType = Literal["f16", "f32", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"]
+README_CONTEXT = (4096, 8192)       # what system D's README allows for n_ctx
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Api(Section):
+    host: str = Field(default="0.0.0.0")
+    port: int = Field(default=8000, ge=1024, le=65_535)
+    cors_origins: tuple[str, ...] = Field(default=("http://localhost:3000",))
+
+
+class System(Section):
+    llama_server_path: str = Field(default="")
+    base_models_path: str = Field(default="")
+    max_concurrent_models: int = Field(default=3, ge=1, le=10)
+    enable_idle_timeout: bool = Field(default=True)
+    idle_timeout_sec: int = Field(default=300, ge=60, le=86_400)
+    request_timeout_sec: int = Field(default=300, ge=30, le=3600)
+    preload_models: tuple[str, ...] = Field(default=())
+    preload_delay_sec: int = Field(default=5, ge=1, le=120)
+    min_vram_required: int = Field(default=500, ge=200, le=750)         # MB
+    vram_multiplier: float = Field(default=1.1, ge=1.0, le=3.0)
+    keep_warm_models: int = Field(default=2, ge=0)
+    gpu_devices: tuple[int, ...] = Field(default=(0,))
+    parallel_requests: int = Field(default=4, ge=1, le=32)
+    cpu_threads: int = Field(default=8, ge=1, le=64)
+    use_mmap: bool = Field(default=True)
+    flash_attention: Literal["on", "off", "auto"] = Field(default="on")
+    max_queue_size_per_model: int = Field(default=100, ge=10, le=1000)
+    queue_timeout_sec: int = Field(default=300, ge=30, le=600)
+    timeout_warmup_sec: int = Field(default=180, ge=120, le=3600)
+    wait_ready_sec: int = Field(default=120, ge=120, le=3600)
+    http_max_keepalive: int = Field(default=100, ge=10, le=500)
+    http_max_connections: int = Field(default=200, ge=20, le=1000)
+    queue_processor_idle_sec: int = Field(default=120, ge=30, le=600)
+    model_load_max_retries: int = Field(default=2, ge=0, le=5)
+
+
+class Params(Section):
+    n_gpu_layers: int = Field(default=99, ge=-1)
+    n_ctx: int = Field(default=4096, ge=512, le=131_072)
+    n_batch: int = Field(default=256, ge=8, le=512)
+    batch_override: int | None = Field(default=None, ge=128, le=4096)
+    rope_freq_base: float | None = Field(default=None, ge=0)
+    embedding: bool = Field(default=False)
+    chat_template: str | None = Field(default=None)
+    parallel_override: int | None = Field(default=None, ge=1, le=32)
+    type_k: CacheType = Field(default="f16")
+    type_v: CacheType = Field(default="f16")
+
+
+class Entry(Section):
+    """One model of the table."""
+
+    model_path: str
+    params: Params = Field(default=Params())
+
+    @field_validator("model_path")
+    @classmethod
+    def _is_gguf(cls, value: str) -> str:
+        if not value.lower().endswith(".gguf"):
+            raise ValueError("must end with .gguf")
+        return value
+
+
+class _File(Section):
+    api: Api = Field(default=Api())
+    system: System = Field(default=System())
+    models: dict[str, Entry] = Field(default={})
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """One model as it is to be run. `path` is absolute; `origin`: the table, or the folder."""
+
+    alias: str
+    path: Path
+    params: Params
+    origin: Literal["table", "folder"]
+
+
+@dataclass(frozen=True, slots=True)
+class Catalogue:
+    """All models by alias, and how they are run."""
+
+    models: Mapping[str, Model]
+    system: System = field(default_factory=System)
+    api: Api = field(default_factory=Api)
+    llama_server: str = ""          # "" = the one in PATH
+
+
+def read_catalogue(settings: ModelSettings, config_path: Path | None) -> tuple[Catalogue, list[Problem]]:
+    """Read the table and the folder.
+
+    Takes   config_path: the file of CONFIG_PATH; its other sections (`backends`, `pools`) are somebody else's
+    Gives   (what could be read, problems): those with is_fatal mean that it must not be used
+    """
+    found, problems = _read_file(config_path)
+    base = settings.base_models_path or (Path(found.system.base_models_path) if found.system.base_models_path else None)
+    if base is not None and not base.is_dir():
+        problems.append(Problem("BASE_MODELS_PATH", str(base), "a folder", "There is no such folder."))
+    models: dict[str, Model] = {}
+    for path in _files(settings.model_dir, problems):
+        models[path.stem] = Model(path.stem, path, Params(), "folder")
+    for alias, entry in found.models.items():
+        path = Path(entry.model_path)
+        where = path if path.is_absolute() else (base or (config_path.parent if config_path else Path())) / path
+        models[alias] = Model(alias, where.absolute(), entry.params, "table")
+        problems += _warnings(alias, entry.params)
+    for name in found.system.preload_models:
+        if name != "*" and name not in models:
+            problems.append(_problem(config_path, "system.preload_models", f"There is no model {name!r} in the table."))
+    server = str(settings.llama_server_path or "") or found.system.llama_server_path
+    return Catalogue(models, found.system, found.api, server), problems
+
+
+def _read_file(path: Path | None) -> tuple[_File, list[Problem]]:
+    if path is None:
+        return _File(), []
+    try:
+        value: Any = jsons.loads(path.read_bytes())
+    except OSError as exc:
+        return _File(), [_problem(path, "", f"It cannot be read: {exc.strerror or exc}.")]
+    except jsons.BadJson as exc:
+        return _File(), [_problem(path, "", f"It is no JSON: {exc}.")]
+    if not isinstance(value, dict):
+        return _File(), [_problem(path, "", "It must hold one JSON object.")]
+    own = {key: one for key, one in value.items() if key in _File.model_fields}
+    if "models" in own and not own["models"]:
+        return _File(), [_problem(path, "models", "It is empty; name at least one model, or leave it out.")]
+    try:
+        return _File.model_validate(own), []
+    except ValidationError as exc:
+        return _File(), [_problem(path, ".".join(map(str, error["loc"])), _said(error)) for error in exc.errors()]
+
+
+def _said(error: Any) -> str:
+    given = "" if error["type"] in {"missing", "extra_forbidden"} else f", not {str(error.get('input'))[:80]!r}"
+    said = str(error["msg"]).removeprefix("Value error, ")
+    text = {"missing": "It is missing", "extra_forbidden": "This key is not known"}.get(error["type"], said)
+    return f"{text[0].upper()}{text[1:]}{given}."
+
+
+def _problem(path: Path | None, where: str, remedy: str, *, is_fatal: bool = True) -> Problem:
+    shown = f"{path}: {where}" if where else str(path)
+    return Problem("CONFIG_PATH", shown, "a JSON file with `api`, `system` and `models`", remedy, is_fatal=is_fatal)
+
+
+def _files(folder: Path | None, problems: list[Problem]) -> list[Path]:
+    if folder is None:
+        return []
+    if not folder.is_dir():
+        problems.append(Problem("MODEL_DIR", str(folder), "a folder of .gguf files", "There is no such folder."))
+        return []
+    # The later parts of a file in parts are loaded with its first.
+    return sorted(path.absolute() for path in folder.rglob("*.gguf") if path.is_file() and ("-of-" not in path.stem or "-00001-of-" in path.stem))
+
+
+def _warnings(alias: str, params: Params) -> list[Problem]:
+    low, high = README_CONTEXT
+    if low <= params.n_ctx <= high:
+        return []
+    return [Problem("CONFIG_PATH", f"models.{alias}.params.n_ctx={params.n_ctx}", f"{low} to {high}",
+                    f"n_ctx={params.n_ctx} is outside {low} to {high}, which is all that older readers of this file take.", is_fatal=False)]

@@ -1,0 +1,58 @@
+"""The memory that a model will take, from its header and how it is to be run. Pure; bytes throughout.
+
+    weights    the file, as it is mapped or read into the GPU
+    cache      keys and values of every layer for every token of context, in the types that are asked for
+    buffers    what a batch needs while it is computed: above all its scores for the whole vocabulary
+
+System D's rule of thumb (file × multiplier + 50 MB per 1,024 tokens + 150 MB) stands in where a header does not say enough.
+"""
+
+from dataclasses import dataclass
+
+from appliance.models.gguf import Header
+
+MIB = 1 << 20
+# Bytes of one element. The quantised ones hold blocks of 32 with a scale (and a minimum).
+CACHE_TYPES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32, "q4_1": 20 / 32, "iq4_nl": 18 / 32,
+               "q5_0": 22 / 32, "q5_1": 24 / 32}
+BASE_BYTES = 150 * MIB
+MICRO_BATCH = 512           # tokens that llama.cpp computes at once
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Bytes; `is_rough`: by the rule of thumb."""
+
+    weights: int
+    cache: int
+    buffers: int
+    is_rough: bool
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.cache + self.buffers
+
+
+def estimate(header: Header, *, context_tokens: int, type_k: str = "f16", type_v: str = "f16", multiplier: float = 1.1,
+             floor_bytes: int = 0) -> Estimate:
+    """Estimate what a model takes.
+
+    Takes   context_tokens: of all slots together; type_k, type_v: of CACHE_TYPES; multiplier: of the rule of thumb; floor_bytes: never less
+    """
+    heads, kv_heads = header.per_layer("attention.head_count"), header.per_layer("attention.head_count_kv")
+    kv_heads = kv_heads or heads
+    width = header.number("embedding_length")
+    if not kv_heads or not heads or not width:
+        return _rough(header, context_tokens, multiplier, floor_bytes)
+    head = width // max(1, max(heads))
+    key, value = header.number("attention.key_length") or head, header.number("attention.value_length") or head
+    per_token = sum(kv_heads) * (key * CACHE_TYPES[type_k] + value * CACHE_TYPES[type_v])
+    cache = round(per_token * context_tokens)
+    buffers = BASE_BYTES + min(MICRO_BATCH, context_tokens) * (header.vocabulary + 8 * width) * 4
+    short = max(0, floor_bytes - header.size_bytes - cache - buffers)
+    return Estimate(header.size_bytes, cache, buffers + short, False)
+
+
+def _rough(header: Header, context_tokens: int, multiplier: float, floor_bytes: int) -> Estimate:
+    weights, cache = round(header.size_bytes * multiplier), round(context_tokens / 1024 * 50 * MIB)
+    return Estimate(weights, cache, BASE_BYTES + max(0, floor_bytes - weights - cache - BASE_BYTES), True)

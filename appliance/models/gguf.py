@@ -1,0 +1,177 @@
+"""The header of a GGUF file: what a model says of itself, read without loading it. Source: the GGUF specification, versions 2 and 3.
+
+Nothing in a file is believed: every length is held against the file's own before anything is read by it.
+"""
+
+import mmap
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+MAGIC = b"GGUF"
+MOST_KEYS = 65_536
+MOST_TENSORS = 1_000_000
+MOST_KEPT = 1024            # elements of an array that are kept; of longer ones (vocabularies) only how many there are
+_FORMATS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
+_STRING, _ARRAY = 8, 9
+# general.file_type → the name by which people know it (llama.cpp's LLAMA_FTYPE).
+FILE_TYPES = {0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 11: "Q3_K_S", 12: "Q3_K_M", 13: "Q3_K_L",
+              14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S", 17: "Q5_K_M", 18: "Q6_K", 19: "IQ2_XXS", 20: "IQ2_XS", 21: "Q2_K_S",
+              22: "IQ3_XS", 23: "IQ3_XXS", 24: "IQ1_S", 25: "IQ4_NL", 26: "IQ3_S", 27: "IQ3_M", 28: "IQ2_S", 29: "IQ2_M", 30: "IQ4_XS",
+              31: "IQ1_M", 32: "BF16", 36: "TQ1_0", 37: "TQ2_0"}
+
+
+class BadGguf(ValueError):
+    """The file is no GGUF file, is cut off, or says things of itself that cannot be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """A long array, of which only the length is kept."""
+
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a file says of itself. `values`: by key; arrays are lists, long ones a Count."""
+
+    version: int
+    tensors: int
+    values: dict[str, Any]
+    size_bytes: int
+
+    @property
+    def architecture(self) -> str:
+        return str(self.values.get("general.architecture") or "")
+
+    @property
+    def name(self) -> str:
+        return str(self.values.get("general.name") or "")
+
+    @property
+    def quantization(self) -> str:
+        """Q4_K_M and the like; "" = it does not say."""
+        found = self.values.get("general.file_type")
+        return FILE_TYPES.get(found, f"type {found}") if isinstance(found, int) else ""
+
+    @property
+    def context_tokens(self) -> int:
+        """The context that it was trained with; 0 = it does not say."""
+        return self.number("context_length")
+
+    @property
+    def layers(self) -> int:
+        return self.number("block_count")
+
+    @property
+    def vocabulary(self) -> int:
+        tokens = self.values.get("tokenizer.ggml.tokens")
+        return tokens.length if isinstance(tokens, Count) else len(tokens) if isinstance(tokens, list) else self.number("vocab_size")
+
+    @property
+    def is_embedding(self) -> bool:
+        """Whether it is a model for embeddings or scores: it pools, and generates nothing."""
+        return self.values.get(f"{self.architecture}.pooling_type") not in {None, 0}
+
+    def number(self, key: str) -> int:
+        """Give a whole number of the architecture's keys; 0 = it does not say."""
+        value = self.values.get(f"{self.architecture}.{key}")
+        return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
+
+    def per_layer(self, key: str) -> list[int]:
+        """Give a number for each layer: some models have one for all, some a list; [] = it does not say."""
+        value = self.values.get(f"{self.architecture}.{key}")
+        if isinstance(value, list) and all(isinstance(one, int) for one in value):
+            return [max(0, one) for one in value]
+        one = self.number(key)
+        return [one] * self.layers if one else []
+
+
+def read_header(path: Path) -> Header:
+    """Read the header of a model file.
+
+    Raises  BadGguf: with what is wrong · OSError
+    """
+    with path.open("rb") as file:
+        size = file.seek(0, 2)
+        if size < 24:
+            raise BadGguf(f"it has {size} bytes, which is too short for a model")
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return _Reader(data, size).header()
+
+
+class _Reader:
+    """Goes through the bytes once, from the front."""
+
+    def __init__(self, data: mmap.mmap, size: int) -> None:
+        self._data = data
+        self._size = size
+        self._at = 0
+
+    def header(self) -> Header:
+        if self._data[:4] != MAGIC:
+            raise BadGguf(f"it begins with {self._data[:4]!r}, not with {MAGIC!r}: it is no GGUF file")
+        self._at = 4
+        version = self._scalar("<I")
+        if version not in {2, 3}:
+            raise BadGguf(f"it is of GGUF version {version}; 2 and 3 are known" if version < 1 << 16 else "its bytes are in big-endian order")
+        tensors, keys = self._scalar("<Q"), self._scalar("<Q")
+        if keys > MOST_KEYS or tensors > MOST_TENSORS:
+            raise BadGguf(f"it says that it has {tensors} tensors and {keys} keys, which cannot be")
+        values: dict[str, Any] = {}
+        for _ in range(keys):
+            key = self._string()
+            values[key] = self._value(self._scalar("<I"), key)
+        if not values.get("general.architecture"):
+            raise BadGguf("it does not say its architecture")
+        return Header(version, tensors, values, self._size)
+
+    def _value(self, kind: int, key: str) -> Any:
+        if kind == _STRING:
+            return self._string()
+        if kind in _FORMATS:
+            return self._scalar(_FORMATS[kind])
+        if kind == _ARRAY:
+            return self._array(key)
+        raise BadGguf(f"the value of {key!r} is of the unknown type {kind}")
+
+    def _array(self, key: str) -> Any:
+        kind, length = self._scalar("<I"), self._scalar("<Q")
+        if kind in _FORMATS:
+            form = _FORMATS[kind]
+            start = self._skip(struct.calcsize(form) * length, key)
+            return [one for (one,) in struct.iter_unpack(form, self._data[start: self._at])] if length <= MOST_KEPT else Count(length)
+        if kind != _STRING:
+            raise BadGguf(f"the array {key!r} holds values of the unknown type {kind}")
+        if length * 8 > self._size:
+            raise BadGguf(f"the array {key!r} is longer than the file")
+        if length <= MOST_KEPT:
+            return [self._string() for _ in range(length)]
+        data, at, read = self._data, self._at, struct.Struct("<Q").unpack_from
+        try:
+            for _ in range(length):
+                at += 8 + read(data, at)[0]
+        except struct.error:
+            raise BadGguf(f"it ends in the middle of {key!r}") from None
+        self._at = at
+        self._skip(0, key)
+        return Count(length)
+
+    def _string(self) -> str:
+        length = self._scalar("<Q")
+        start = self._skip(length, "a text")
+        return self._data[start: self._at].decode("utf-8", "replace")
+
+    def _scalar(self, form: str) -> Any:
+        start = self._skip(struct.calcsize(form), "its header")
+        return struct.unpack_from(form, self._data, start)[0]
+
+    def _skip(self, length: int, what: str) -> int:
+        """Go on by `length` bytes; give where they began."""
+        start = self._at
+        if start + length > self._size:
+            raise BadGguf(f"it ends in the middle of {what!r}: it was cut off, or is still being written")
+        self._at = start + length
+        return start

@@ -1,0 +1,208 @@
+"""The table of models, the folder, the estimate, the command line: tables; and `appliance models check` on real files and a real server."""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from appliance.models.catalogue import Model, Params, System, read_catalogue
+from appliance.models.command import Flags, command_line, slots_of
+from appliance.models.estimate import MIB, estimate
+from appliance.models.gguf import Header, read_header
+from appliance.models.settings import ModelSettings
+from tests.journeys.llama_servers import LlamaServer
+
+ROOT = Path(__file__).parents[2]
+NEW = "-fa,   --flash-attn [on|off|auto]\n--model FILE --alias --host --port --n-gpu-layers --ctx-size --batch-size --parallel --threads --metrics --slots --jinja\n" \
+      "--no-context-shift --rope-freq-base --no-mmap --embedding --chat-template --cache-type-k --cache-type-v"
+OLD = NEW.replace("[on|off|auto]", "enable flash attention").replace("--jinja", "").replace("--slots", "")
+
+
+def written(folder: Path, value: Any) -> Path:
+    path = folder / "config.json"
+    path.write_text(value if isinstance(value, str) else json.dumps(value))
+    return path
+
+
+def read(folder: Path, value: Any, **settings: Any):
+    return read_catalogue(ModelSettings(**settings), written(folder, value))
+
+
+def test_the_example_is_what_the_table_takes_and_holds_every_default(tmp_path: Path) -> None:
+    example = json.loads((ROOT / "etc" / "models.example.json").read_text())
+    catalogue, problems = read(tmp_path, {**example, "system": {**example["system"], "base_models_path": str(tmp_path)}})
+    assert [str(p) for p in problems] == []
+    assert set(catalogue.models) == {"chat", "embedder"}
+    assert catalogue.models["chat"].path == tmp_path / "chat-7b.Q4_K_M.gguf"
+    shown = catalogue.system.model_dump(mode="json")
+    assert set(shown) == set(example["system"])
+    given = {"llama_server_path", "base_models_path", "preload_models"}
+    assert {k: v for k, v in shown.items() if k not in given} == {k: v for k, v in example["system"].items() if k not in given}
+
+
+@pytest.mark.parametrize(("value", "where", "said"), [
+    ("{", "", "no JSON"), ([1], "", "one JSON object"), ({"models": {}}, "models", "empty"), ({"models": {"a": {}}}, "models.a.model_path", "missing"),
+    ({"models": {"a": {"model_path": "a.bin"}}}, "models.a.model_path", ".gguf"), ({"models": {"a": {"model_path": "a.gguf", "x": 1}}}, "models.a.x", "not known"),
+    ({"models": {"a": {"model_path": "a.gguf", "params": {"n_ctx": 100}}}}, "models.a.params.n_ctx", "512"),
+    ({"models": {"a": {"model_path": "a.gguf", "params": {"type_k": "f8"}}}}, "models.a.params.type_k", "f16"),
+    ({"models": {"a": {"model_path": "a.gguf", "params": {"rope_freq_base": -1}}}}, "models.a.params.rope_freq_base", "0"),
+    ({"system": {"max_concurrent_models": 11}}, "system.max_concurrent_models", "10"), ({"system": {"flash_attention": "yes"}}, "system.flash_attention", "on"),
+    ({"system": {"preload_models": ["b"]}}, "system.preload_models", "'b'"), ({"system": {"oops": 1}}, "system.oops", "not known"),
+    ({"api": {"port": 80}}, "api.port", "1024"), ({"system": {"queue_timeout_sec": "soon"}}, "system.queue_timeout_sec", "integer"),
+])
+def test_what_cannot_be_is_refused_with_its_path(tmp_path: Path, value: Any, where: str, said: str) -> None:
+    _, problems = read(tmp_path, value)
+    fatal = [str(p) for p in problems if p.is_fatal]
+    assert len(fatal) == 1
+    assert where in fatal[0]
+    assert said in fatal[0]
+
+
+def test_variables_win_and_relative_paths_have_a_beginning(tmp_path: Path) -> None:
+    (tmp_path / "env").mkdir()
+    value = {"system": {"base_models_path": "/nowhere", "llama_server_path": "/from/file"}, "models": {"a": {"model_path": "a.gguf"}, "b": {"model_path": "/b.gguf"}}}
+    catalogue, problems = read(tmp_path, value, base_models_path=tmp_path / "env", llama_server_path=Path("/from/env"))
+    assert problems == []
+    assert (catalogue.models["a"].path, catalogue.models["b"].path, catalogue.llama_server) == (tmp_path / "env" / "a.gguf", Path("/b.gguf"), "/from/env")
+    assert [p.variable for p in read(tmp_path, value)[1]] == ["BASE_MODELS_PATH"]
+
+
+def test_a_folder_is_a_table_and_what_is_named_wins(tmp_path: Path, tiny_models: Path) -> None:
+    catalogue, problems = read_catalogue(ModelSettings(model_dir=tiny_models), None)
+    assert problems == []
+    assert {"tiny-chat", "tiny-embed"} <= set(catalogue.models)
+    assert catalogue.models["tiny-chat"].origin == "folder"
+    catalogue, _ = read(tmp_path, {"models": {"tiny-chat": {"model_path": "/other.gguf"}}}, model_dir=tiny_models)
+    assert catalogue.models["tiny-chat"].path == Path("/other.gguf")
+    for name in ("big-00001-of-00003.gguf", "big-00002-of-00003.gguf", "small.gguf"):
+        (tmp_path / name).touch()
+    assert set(read_catalogue(ModelSettings(model_dir=tmp_path), None)[0].models) == {"big-00001-of-00003", "small"}
+    assert [p.variable for p in read_catalogue(ModelSettings(model_dir=tmp_path / "none"), None)[1]] == ["MODEL_DIR"]
+
+
+def test_a_context_that_older_readers_refuse_is_warned_of(tmp_path: Path) -> None:
+    _, problems = read(tmp_path, {"models": {"a": {"model_path": "/a.gguf", "params": {"n_ctx": 16_384}}}})
+    assert [(p.is_fatal, "16384" in str(p)) for p in problems] == [(False, True)]
+
+
+# ---- memory
+
+
+def header(size: int, **values: Any) -> Header:
+    return Header(3, 0, {"general.architecture": "llama", **{f"llama.{key.replace('__', '.')}": value for key, value in values.items()}}, size)
+
+
+def test_the_cache_is_reckoned_from_layers_heads_and_types() -> None:
+    seven_b = header(4_000 * MIB, block_count=32, embedding_length=4096, attention__head_count=32, attention__head_count_kv=8, vocab_size=32_000)
+    made = estimate(seven_b, context_tokens=8192)
+    assert made.cache == 32 * 8 * (128 + 128) * 2 * 8192                # 1 GiB, as llama.cpp says for this model
+    assert estimate(seven_b, context_tokens=8192, type_k="q8_0", type_v="q8_0").cache == round(made.cache * 34 / 64)
+    assert estimate(seven_b, context_tokens=16_384).cache == 2 * made.cache
+    assert made.weights == 4_000 * MIB
+    assert not made.is_rough
+    layers = header(MIB, block_count=2, embedding_length=64, attention__head_count=4, attention__head_count_kv=[4, 1], attention__key_length=32, attention__value_length=16)
+    assert estimate(layers, context_tokens=100).cache == 5 * (32 + 16) * 2 * 100
+
+
+def test_a_header_that_says_too_little_is_reckoned_by_the_rule_of_thumb() -> None:
+    made = estimate(header(1000 * MIB), context_tokens=4096, multiplier=1.1)
+    assert made.is_rough
+    assert made.total == round((1000 * 1.1 + 4 * 50 + 150) * MIB)
+    assert estimate(header(MIB), context_tokens=1024, floor_bytes=500 * MIB).total == 500 * MIB
+
+
+# ---- the command line
+
+
+def model(**params: Any) -> Model:
+    return Model("a", Path("/m/a.gguf"), Params(**params), "table")
+
+
+@pytest.mark.parametrize(("params", "slots"), [
+    ({}, 2), ({"n_ctx": 8192}, 4), ({"n_ctx": 512}, 1), ({"n_ctx": 65_536}, 4), ({"n_ctx": 65_536, "parallel_override": 32}, 32), ({"parallel_override": 1}, 1),
+])
+def test_each_slot_has_context_enough(params: dict[str, Any], slots: int) -> None:
+    assert slots_of(model(**params), System()) == slots
+
+
+def test_flags_that_this_server_does_not_know_are_left_out() -> None:
+    new, old = (command_line("/bin/l", model(), System(), Flags.of_help(text), port=8085) for text in (NEW, OLD))
+    assert " ".join(new[-2:]) == "-fa on"
+    assert old[-1] == "-fa"
+    assert "--jinja" in new
+    assert not {"--jinja", "--slots"} & set(old)
+    assert new[:9] == ["/bin/l", "--model", "/m/a.gguf", "--alias", "a", "--host", "127.0.0.1", "--port", "8085"]
+    assert "-fa" not in command_line("/bin/l", model(), System(flash_attention="off"), Flags.of_help(OLD), port=1)
+
+
+@pytest.mark.parametrize(("made", "system", "header", "has", "has_not"), [
+    (model(embedding=True), System(), None, "--embedding", "--jinja"), (model(), System(use_mmap=False), None, "--no-mmap", "--embedding"),
+    (model(rope_freq_base=1e6), System(), None, "--rope-freq-base 1e+06", "--no-mmap"), (model(chat_template="chatml"), System(), None, "--chat-template chatml", "--no-mmap"),
+    (model(batch_override=1024), System(), None, "--batch-size 1024", "--batch-size 256"), (model(type_k="q8_0"), System(), None, "--cache-type-k q8_0", "--cache-type-v q8_0"),
+    (model(), System(), header(1, attention__sliding_window=4096), "--metrics", "--no-context-shift"), (model(), System(), header(1, pooling_type=1), "--embedding", "--jinja"),
+])
+def test_what_the_table_says_is_in_the_command_line(made: Model, system: System, header: Header | None, has: str, has_not: str) -> None:
+    line = " ".join(command_line("l", made, system, Flags.of_help(NEW), port=1, header=header))
+    assert has in line
+    assert has_not not in line
+
+
+# ---- the verb
+
+
+def run_check(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "appliance", "models", "check", *arguments], env={"PATH": os.environ["PATH"], **environ}, capture_output=True,
+                          text=True, timeout=60, check=False)
+
+
+async def test_what_the_check_prints_really_runs(llama_binary: str, tiny_models: Path, tmp_path: Path) -> None:
+    config = written(tmp_path, {"system": {"cpu_threads": 1}, "models": {
+        "tiny": {"model_path": "tiny-chat.gguf", "params": {"type_k": "q8_0", "type_v": "q8_0"}}, "vectors": {"model_path": "tiny-embed.gguf", "params": {"n_ctx": 512}}}})
+    done = await asyncio.to_thread(run_check, "--json", CONFIG_PATH=str(config), BASE_MODELS_PATH=str(tiny_models), LLAMA_SERVER_PATH=llama_binary)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    for one in report["models"]:
+        words = one["command"]
+        at = words.index("--port")
+        server = LlamaServer(words[:at] + words[at + 2:], tmp_path / f"{one['alias']}.log")
+        try:
+            await server.start()
+            assert server.get("/v1/models")["data"][0]["id"] == one["alias"]
+        finally:
+            server.kill9()
+
+
+def test_the_check_explains_itself_and_names_every_problem(llama_binary: str, tiny_models: Path, tmp_path: Path) -> None:
+    (tmp_path / "broken.gguf").write_text("this is no model at all, but long enough")
+    config = written(tmp_path, {"models": {"good": {"model_path": str(tiny_models / "tiny-chat.gguf"), "params": {"n_ctx": 16_384}},
+                                           "gone": {"model_path": "/nowhere/m.gguf"}, "broken": {"model_path": str(tmp_path / "broken.gguf")}}})
+    done = run_check(CONFIG_PATH=str(config), LLAMA_SERVER_PATH=llama_binary)
+    assert done.returncode == 78
+    assert "PROBLEM: there is no such file" in done.stdout
+    assert "PROBLEM: the file is no model: it begins with" in done.stdout
+    assert "note: n_ctx is more than the 8192 tokens that it was trained with" in done.stdout
+    assert "memory: about" in done.stdout
+    assert f"{llama_binary} --model" in done.stdout
+    assert "warning: " in done.stderr
+    read = read_header(tiny_models / "tiny-chat.gguf")
+    assert f"{read.architecture}" in done.stdout
+
+
+@pytest.mark.parametrize(("environ", "code", "said"), [
+    ({"LLAMA_SERVER_PATH": "/no/such"}, 78, "/no/such is no program"), ({"LLAMA_SERVER_PATH": "/bin/true"}, 78, "does not read like a llama-server's"),
+    ({"CONFIG_PATH": "/no/such.json"}, 78, "/no/such.json"),
+])
+def test_a_server_or_a_table_that_cannot_be_used_is_named(environ: dict[str, str], code: int, said: str) -> None:
+    done = run_check(**environ)
+    assert done.returncode == code
+    assert said in done.stdout + done.stderr
+
+
+def test_wrong_usage_is_told() -> None:
+    done = subprocess.run([sys.executable, "-m", "appliance", "models", "run"], capture_output=True, text=True, check=False)
+    assert (done.returncode, "usage: appliance models check" in done.stderr) == (2, True)
