@@ -44,10 +44,12 @@ async def test_its_models_and_adapters_are_merged_with_the_others(start, engine:
     async with EngineServer("llamacpp", models=("other",)) as other:
         running = await start(BACKENDS=f"e0={engine.url},e1={other.url}", **QUICK)
         rows = {row["id"]: row for row in (await ask(running, path="/v1/models", method="GET"))[2]["data"]}
-        assert set(rows) == {"tiny", "other", "tiny-lora", *(["sql-lora"] if generation.kind == "vllm" else [])}
-        if generation.kind == "vllm":
-            status, headers, value = await ask(running, {"model": "sql-lora", "messages": [{"role": "user", "content": "x"}]})
-            assert (status, backend(headers), value["model"], engine.asked[-1]["model"]) == (200, "e0", "sql-lora", "sql-lora")
+        assert set(rows) == {"tiny", "other", "tiny-lora", *(["sql-lora"] if generation.adapter else [])}
+        for name in ("sql-lora", generation.adapter) if generation.adapter else ():
+            assert (rows["sql-lora"]["parent"], rows["sql-lora"]["max_model_len"], rows["tiny"]["max_model_len"]) == ("tiny", 4096, 4096)
+            status, headers, value = await ask(running, {"model": name, "messages": [{"role": "user", "content": "x"}]})
+            assert (status, backend(headers), value["model"], engine.asked[-1]["model"]) == (200, "e0", "sql-lora", generation.adapter)
+        assert (await ask(running, {"model": "tiny:nobody", "messages": [{"role": "user", "content": "x"}]}))[0] == 404
 
 
 @every_generation
