@@ -73,14 +73,19 @@ VLLM_AT_LEAST = ("This model's maximum context length is {context} tokens. Howev
 SGLANG_INPUT = "The input ({prompt} tokens) is longer than the model's context length ({context} tokens)."
 SGLANG_REQUESTED = ("Requested token count exceeds the model's maximum context length of {context} tokens. You requested a total of {prompt} tokens: "
                     "{prompt} tokens from the input messages and 0 tokens for the completion.")
+VLLM_ENGINE = ("The decoder prompt (length {prompt}) is longer than the maximum model length of {context}. Make sure that `max_model_len` is no smaller "
+               "than the number of text tokens.")
+SGLANG_SCHEDULER = "Input length ({prompt} tokens) exceeds the maximum allowed length ({context} tokens). Use a shorter input or enable --allow-auto-truncate."
 
 GENERATIONS = [
     Generation("vllm 2024", "vllm", VLLM_2024, VLLM_REQUESTED, "vllm", error="flat", adapter="sql-lora"),
     Generation("vllm 2025", "vllm", VLLM_2026, VLLM_INPUT, "vllm", adapter="sql-lora"),
     Generation("vllm 2026", "vllm", VLLM_2026, VLLM_AT_LEAST, "vllm", numbers=False, adapter="sql-lora"),
     Generation("vllm behind an exporter", "vllm", VLLM_2026.replace("vllm:", "vllm_"), VLLM_INPUT, None, adapter="sql-lora"),
+    Generation("vllm whose engine refuses", "vllm", VLLM_2026, VLLM_ENGINE, "vllm", adapter="sql-lora"),
     Generation("sglang 2024", "sglang", SGLANG, SGLANG_INPUT, "sglang", error="flat", information="/get_model_info"),
     Generation("sglang 2026", "sglang", SGLANG, SGLANG_REQUESTED, "sglang", error="flat", information="/model_info", adapter="tiny:sql-lora"),
+    Generation("sglang whose scheduler refuses", "sglang", SGLANG, SGLANG_SCHEDULER, "sglang", error="flat", information="/model_info"),
     Generation("sglang without metrics", "sglang", "", SGLANG_INPUT, None, error="flat", information="/get_model_info"),
 ]
 PROMPT = 9000
