@@ -81,7 +81,7 @@ def healthcheck() -> int:
     host = os.environ.get("PROXY_HOST") or "127.0.0.1"
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     try:
-        port = int(os.environ.get("PROXY_PORT") or 14000)
+        port = int(os.environ.get("PROXY_PORT") or os.environ.get("PORT") or 14000)
         connection = http.client.HTTPConnection(host, port, timeout=4)
         connection.request("GET", "/healthz")
         answer = connection.getresponse()

@@ -16,7 +16,8 @@ from typing import Any
 from aiohttp import web
 
 REPLY = ["Stand", "ing ", "in."]
-FAULTS = {"refuse", "hang", "hang_after_head", "cut", "status_500", "status_502", "status_503", "status_429", "rubbish", "drip", "context"}
+FAULTS = {"refuse", "hang", "hang_after_head", "cut", "status_500", "status_502", "status_503", "status_429", "rubbish", "drip", "context",
+          "event_400", "event_500"}
 MODELS = {"llamacpp": "llamacpp", "vllm": "vllm", "sglang": "sglang", "openai": "somebody"}
 
 
@@ -162,6 +163,11 @@ class EngineServer:
             await asyncio.sleep(3600)
         deltas: list[tuple[dict[str, Any], str | None]] = [({"content": piece}, None) for piece in REPLY]
         for number, (delta, finish) in enumerate([*deltas, ({}, "stop")]):
+            if fault.startswith("event_") and number == 1:
+                error = {"code": int(fault[6:]), "message": f"on purpose: {fault}", "type": "server_error"}
+                await response.write(b"data: " + json.dumps({"error": error}).encode() + b"\n\n")
+                await response.write_eof()
+                return response
             if fault == "cut" and number == 2:
                 assert request.transport is not None
                 request.transport.abort()

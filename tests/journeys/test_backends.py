@@ -127,6 +127,29 @@ async def test_a_failing_server_is_not_noticed(start, engines, fault: str, strea
     assert receipt.attempts[1].outcome == "ok"
 
 
+@pytest.mark.parametrize("fault", ["cut", "event_500", "refuse"])
+async def test_a_whole_answer_that_breaks_in_the_middle_is_made_by_another_server(start, engines, fault: str) -> None:
+    """llama.cpp is asked for a stream also where the client wants one piece: until its end nothing has been sent."""
+    servers = await engines("llamacpp", "llamacpp")
+    running = await start(BACKENDS=named(servers), LB_STRATEGY="round_robin", **QUICK)
+    servers[0].faults = [fault]
+    for _ in range(2):
+        status, headers, value = await ask(running)
+        assert (status, value["choices"][0]["message"]["content"]) == (200, "Standing in.")
+        assert value["object"] == "chat.completion"
+    assert all(body["stream"] for server in servers for body in server.asked)
+    assert sum(len(server.asked) for server in servers) == 3
+
+
+async def test_an_error_event_that_is_the_callers_fault_is_told_as_such(start, engines) -> None:
+    servers = await engines("llamacpp", "llamacpp")
+    running = await start(BACKENDS=named(servers), LB_STRATEGY="round_robin", **QUICK)
+    servers[0].faults = servers[1].faults = ["event_400"]
+    status, _, value = await ask(running)
+    assert (status, value["error"]["message"]) == (400, "on purpose: event_400")
+    assert sum(len(server.asked) for server in servers) == 1
+
+
 @pytest.mark.parametrize(("fault", "settings"), [("hang", {"UPSTREAM_FIRST_BYTE_TIMEOUT_S": "0.3"}), ("hang_after_head", {"UPSTREAM_IDLE_TIMEOUT_S": "0.3"})])
 async def test_a_hanging_server_is_given_up(start, engines, fault: str, settings: dict[str, str]) -> None:
     servers = await engines("vllm", "vllm")
