@@ -3,6 +3,7 @@
 The engines are stand-ins that speak the published pages (tests/fakes/engine_generations.py); a real vLLM is in test_vllm.py.
 """
 
+import json
 from collections import Counter
 from contextlib import AsyncExitStack
 
@@ -91,3 +92,15 @@ async def test_all_of_them_share_one_pool(start) -> None:
         answers = [await ask(running) for _ in range(4 * len(servers))]
         assert {status for status, _, _ in answers} == {200}
         assert set(Counter(backend(headers) for _, headers, _ in answers).values()) == {4}
+
+
+async def test_adapters_that_a_server_does_not_list_can_be_named(start, tmp_path) -> None:
+    """SGLang of 2024 has adapters without telling of them."""
+    generation = next(g for g in GENERATIONS if g.name == "sglang 2024")
+    async with EngineGeneration(generation) as engine:
+        config = tmp_path / "backends.json"
+        config.write_text(json.dumps({"backends": [{"url": engine.url, "name": "e0", "models": ["tiny", "tiny:sql-lora"]}]}))
+        running = await start(CONFIG_PATH=str(config), **QUICK)
+        for name in ("tiny:sql-lora", "tiny"):
+            status, _, value = await ask(running, {"model": name, "messages": [{"role": "user", "content": "x"}]})
+            assert (status, value["model"], engine.asked[-1]["model"]) == (200, name, name)
