@@ -5,14 +5,21 @@ import re
 from appliance.base.errors import ApplianceError, Invalid, NoSuchModel, Unsupported, UpstreamFailed
 from appliance.engines.exchange import NOTE_CHARACTERS, AttemptFailed, client_error_of, retry_after_of
 
-_CONTEXT = re.compile(r"""maximum\ context\ length\D{1,40}?(\d+) | context\ length\ \((\d+) | context\ length\ of\D{1,20}?(\d+)
-                          | "n_ctx"\s*:\s*(\d+) | context\ size\ \((\d+)""", re.IGNORECASE | re.VERBOSE)
+# Sentences of several generations: vLLM's front, its renderer and its engine; SGLang's front and its scheduler; llama.cpp.
+_TOO_LONG = re.compile(r"""exceed_context_size | maximum\ context\ length | longer\ than\ the\ model's\ context
+                           | exceeds?\ the\ (?:available\ |model's\ )?(?:maximum\ )?context | larger\ than\ the\ max\ context\ size
+                           | longer\ than\ the\ maximum\ model\ length | too\ long\ to\ fit\ into\ the\ model
+                           | exceeds\ the\ maximum\ allowed\ length\ \(\d+\ tokens""", re.IGNORECASE | re.VERBOSE)
+_CONTEXT = re.compile(r"""maximum\ context\ length\D{1,40}?(\d+) | context\ length\ \(?(\d+) | context\ length\ of\D{1,20}?(\d+)
+                          | "n_ctx"\s*:\s*(\d+) | context\ size\ \((\d+) | maximum\ model\ length\ of\ (\d+)
+                          | maximum\ allowed\ length\ \((\d+)""", re.IGNORECASE | re.VERBOSE)
 # vLLM counts a long prompt no further than it must ("at least 1025", or by its characters alone): that is no number of tokens.
 _PROMPT = re.compile(r"""(?<!at\ least\ )(?<!bound\ for\ )\b(\d+)\ (?:input\ tokens|in\ the\ messages|in\ the\ prompt)
-                         | (?:requested|input|has)\D{1,24}?(\d+)\ tokens | "n_prompt_tokens"\s*:\s*(\d+) | request\ \((\d+)\ tokens\)""",
-                     re.IGNORECASE | re.VERBOSE)
-_TOO_LONG = re.compile(r"exceed_context_size|maximum context length|longer than the model's context"
-                       r"|exceeds? the (?:available |model's )?(?:maximum )?context|larger than the max context size", re.IGNORECASE)
+                         | (?:requested|input|has)\D{1,24}?(\d+)\ tokens | "n_prompt_tokens"\s*:\s*(\d+) | request\ \((\d+)\ tokens\)
+                         | prompt\ \((?:total\ )?length\ (\d+)\)""", re.IGNORECASE | re.VERBOSE)
+# With the tokens asked for: the sum in words, or vLLM's sum as "(asked > context - prompt)".
+_TOTAL = re.compile(r"for a total of (\d+) tokens", re.IGNORECASE)
+_SUM = re.compile(r"\((\d+) > \d+ - (\d+)\)")
 
 # llama.cpp answers 500 to requests that it will never be able to take.
 _CANNOT = re.compile(r"(?:image|audio|video) input is not supported|requires --jinja", re.IGNORECASE)
@@ -21,14 +28,20 @@ _CANNOT = re.compile(r"(?:image|audio|video) input is not supported|requires --j
 def too_long(text: str) -> tuple[int, int] | None:
     """Read an error text about the length of a prompt, as llama.cpp, vLLM and SGLang write it.
 
-    Gives   (prompt tokens, context tokens), 0 for a number that is not in it; None = the text is about something else
+    Gives   (tokens that the request needs, context tokens), 0 for a number that is not in it; None = the text is about something else
     """
     if not _TOO_LONG.search(text):
         return None
-    context, prompt = _CONTEXT.search(text), _PROMPT.search(text)
-    first = next((int(n) for n in prompt.groups() if n), 0) if prompt else 0
-    second = next((int(n) for n in context.groups() if n), 0) if context else 0
-    return first, second
+    context = _first(_CONTEXT, text)
+    if (parts := _SUM.search(text)) is not None:
+        return int(parts[1]) + int(parts[2]), context
+    return _first(_TOTAL, text) or _first(_PROMPT, text), context
+
+
+def _first(pattern: re.Pattern[str], text: str) -> int:
+    """Give the number that the first match has in one of its groups; 0 = there is none."""
+    found = pattern.search(text)
+    return next((int(number) for number in found.groups() if number), 0) if found else 0
 
 
 def context_error(prompt: int, context: int, *, model: str = "") -> Invalid:

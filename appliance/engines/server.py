@@ -78,6 +78,7 @@ class Server(Books):
         self.learned = Learned({})
         self.has_learned = False
         self._serves = self._configured()
+        self._also: dict[str, Served] = {}      # by their other names
 
     # ---- what it serves
 
@@ -96,7 +97,7 @@ class Server(Books):
         return False
 
     def served(self, model: str) -> Served | None:
-        return self._serves.get(model)
+        return self._serves.get(model) or self._also.get(model)
 
     def is_unknown(self) -> bool:
         """Whether its models are not known, because it was not reached yet and none were configured."""
@@ -110,6 +111,7 @@ class Server(Books):
             self._serves = {name: learned.models.get(name, self._configured()[name]) for name in self.spec.models}
         else:
             self._serves = learned.models
+        self._also = {name: served for served in self._serves.values() for name in served.card.aliases}
         if self._serves != former:
             self.on_models()
 

@@ -147,6 +147,12 @@ def _check_prompt(name: str, body: dict[str, Any]) -> None:
 
 
 def _model(card: ModelCard) -> dict[str, Any]:
-    return {"id": card.id, "object": "model", "created": card.created_s, "owned_by": card.owned_by}
+    """Give a row of the list: OpenAI's fields, and vLLM's and SGLang's two where they are known."""
+    row: dict[str, Any] = {"id": card.id, "object": "model", "created": card.created_s, "owned_by": card.owned_by}
+    if card.context_tokens:
+        row["max_model_len"] = card.context_tokens
+    if card.parent:
+        row["parent"] = card.parent
+    return row
 
 

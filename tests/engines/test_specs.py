@@ -104,6 +104,17 @@ def test_the_key_is_in_no_representation() -> None:
      "upper bound for 1024 input tokens). Please reduce the length of the input prompt. (parameter=input_text, value=40050)", (0, 1024)),
     ("The input (5000 tokens) is longer than the model's context length (4096 tokens).", (5000, 4096)),
     ("Requested token count exceeds the model's maximum context length of 4096 tokens. You requested a total of 5000 tokens", (5000, 4096)),
+    ("This model's maximum context length is 1000 tokens. However, you requested 600 output tokens and your prompt contains 500 input tokens, for a "
+     "total of 1100 tokens. Please reduce the length of the input prompt or the number of requested output tokens.", (1100, 1000)),
+    ("This model's maximum context length is 1000 tokens. However, you requested 600 output tokens and your prompt contains at least 401 input "
+     "tokens, for a total of at least 1001 tokens.", (0, 1000)),
+    ("'max_tokens' or 'max_completion_tokens' is too large: 400. This model's maximum context length is 1000 tokens and your request has 700 input "
+     "tokens (400 > 1000 - 700).", (1100, 1000)),
+    ("The decoder prompt (length 5951) is longer than the maximum model length of 4096. Make sure that `max_model_len` is no smaller than the "
+     "number of text tokens.", (5951, 4096)),
+    ("The prompt (total length 25938) is too long to fit into the model (context length 4096). Make sure that", (25938, 4096)),
+    ("Input length (5000 tokens) exceeds the maximum allowed length (4090 tokens). Use a shorter input or enable --allow-auto-truncate.", (5000, 4090)),
+    ("The name exceeds the maximum allowed length (64 characters).", None),
     ("the request exceeds the available context size. try increasing it", (0, 0)), ("temperature must be positive", None),
 ])
 def test_words_for_too_long(text: str, numbers: tuple[int, int] | None) -> None:

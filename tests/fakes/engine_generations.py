@@ -20,6 +20,7 @@ class Generation:
     information  address of its information page; owner: `owned_by` in the list of models
     error        "nested" {error: {…}} or "flat" {object: "error", …}; too_long: its sentence, with {prompt} and {context}
     numbers      whether that sentence has the prompt's number in it
+    adapter      what `model` must be for its adapter `sql-lora` to answer; "" = it lists none. Else the base model answers, silently
     """
 
     name: str
@@ -31,6 +32,7 @@ class Generation:
     information: str = ""
     health_body: str = ""
     numbers: bool = True
+    adapter: str = ""
 
 
 HISTOGRAM = """# TYPE vllm:e2e_request_latency_seconds histogram
@@ -71,14 +73,19 @@ VLLM_AT_LEAST = ("This model's maximum context length is {context} tokens. Howev
 SGLANG_INPUT = "The input ({prompt} tokens) is longer than the model's context length ({context} tokens)."
 SGLANG_REQUESTED = ("Requested token count exceeds the model's maximum context length of {context} tokens. You requested a total of {prompt} tokens: "
                     "{prompt} tokens from the input messages and 0 tokens for the completion.")
+VLLM_ENGINE = ("The decoder prompt (length {prompt}) is longer than the maximum model length of {context}. Make sure that `max_model_len` is no smaller "
+               "than the number of text tokens.")
+SGLANG_SCHEDULER = "Input length ({prompt} tokens) exceeds the maximum allowed length ({context} tokens). Use a shorter input or enable --allow-auto-truncate."
 
 GENERATIONS = [
-    Generation("vllm 2024", "vllm", VLLM_2024, VLLM_REQUESTED, "vllm", error="flat"),
-    Generation("vllm 2025", "vllm", VLLM_2026, VLLM_INPUT, "vllm"),
-    Generation("vllm 2026", "vllm", VLLM_2026, VLLM_AT_LEAST, "vllm", numbers=False),
-    Generation("vllm behind an exporter", "vllm", VLLM_2026.replace("vllm:", "vllm_"), VLLM_INPUT, None),
+    Generation("vllm 2024", "vllm", VLLM_2024, VLLM_REQUESTED, "vllm", error="flat", adapter="sql-lora"),
+    Generation("vllm 2025", "vllm", VLLM_2026, VLLM_INPUT, "vllm", adapter="sql-lora"),
+    Generation("vllm 2026", "vllm", VLLM_2026, VLLM_AT_LEAST, "vllm", numbers=False, adapter="sql-lora"),
+    Generation("vllm behind an exporter", "vllm", VLLM_2026.replace("vllm:", "vllm_"), VLLM_INPUT, None, adapter="sql-lora"),
+    Generation("vllm whose engine refuses", "vllm", VLLM_2026, VLLM_ENGINE, "vllm", adapter="sql-lora"),
     Generation("sglang 2024", "sglang", SGLANG, SGLANG_INPUT, "sglang", error="flat", information="/get_model_info"),
-    Generation("sglang 2026", "sglang", SGLANG, SGLANG_REQUESTED, "sglang", error="flat", information="/model_info"),
+    Generation("sglang 2026", "sglang", SGLANG, SGLANG_REQUESTED, "sglang", error="flat", information="/model_info", adapter="tiny:sql-lora"),
+    Generation("sglang whose scheduler refuses", "sglang", SGLANG, SGLANG_SCHEDULER, "sglang", error="flat", information="/model_info"),
     Generation("sglang without metrics", "sglang", "", SGLANG_INPUT, None, error="flat", information="/get_model_info"),
 ]
 PROMPT = 9000
@@ -111,8 +118,9 @@ class EngineGeneration(EngineServer):
     async def _models(self) -> web.Response:
         rows: list[dict[str, Any]] = [{"id": name, "object": "model", "created": 1700000000, "root": name, "parent": None, "max_model_len": self.context,
                                        "permission": []} for name in self.models]
-        if self.kind == "vllm":
-            rows.append({"id": "sql-lora", "object": "model", "created": 1700000000, "root": "/adapters/sql", "parent": self.models[0], "permission": []})
+        if self.generation.adapter:     # an adapter's length is not told
+            rows.append({"id": "sql-lora", "object": "model", "created": 1700000000, "root": "/adapters/sql", "parent": self.models[0],
+                         "max_model_len": None, "permission": []})
         owner = {"owned_by": self.generation.owner} if self.generation.owner else {}
         return web.json_response({"object": "list", "data": [row | owner for row in rows]})
 

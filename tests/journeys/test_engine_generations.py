@@ -3,6 +3,7 @@
 The engines are stand-ins that speak the published pages (tests/fakes/engine_generations.py); a real vLLM is in test_vllm.py.
 """
 
+import json
 from collections import Counter
 from contextlib import AsyncExitStack
 
@@ -44,10 +45,12 @@ async def test_its_models_and_adapters_are_merged_with_the_others(start, engine:
     async with EngineServer("llamacpp", models=("other",)) as other:
         running = await start(BACKENDS=f"e0={engine.url},e1={other.url}", **QUICK)
         rows = {row["id"]: row for row in (await ask(running, path="/v1/models", method="GET"))[2]["data"]}
-        assert set(rows) == {"tiny", "other", "tiny-lora", *(["sql-lora"] if generation.kind == "vllm" else [])}
-        if generation.kind == "vllm":
-            status, headers, value = await ask(running, {"model": "sql-lora", "messages": [{"role": "user", "content": "x"}]})
-            assert (status, backend(headers), value["model"], engine.asked[-1]["model"]) == (200, "e0", "sql-lora", "sql-lora")
+        assert set(rows) == {"tiny", "other", "tiny-lora", *(["sql-lora"] if generation.adapter else [])}
+        for name in ("sql-lora", generation.adapter) if generation.adapter else ():
+            assert (rows["sql-lora"]["parent"], rows["sql-lora"]["max_model_len"], rows["tiny"]["max_model_len"]) == ("tiny", 4096, 4096)
+            status, headers, value = await ask(running, {"model": name, "messages": [{"role": "user", "content": "x"}]})
+            assert (status, backend(headers), value["model"], engine.asked[-1]["model"]) == (200, "e0", "sql-lora", generation.adapter)
+        assert (await ask(running, {"model": "tiny:nobody", "messages": [{"role": "user", "content": "x"}]}))[0] == 404
 
 
 @every_generation
@@ -89,3 +92,15 @@ async def test_all_of_them_share_one_pool(start) -> None:
         answers = [await ask(running) for _ in range(4 * len(servers))]
         assert {status for status, _, _ in answers} == {200}
         assert set(Counter(backend(headers) for _, headers, _ in answers).values()) == {4}
+
+
+async def test_adapters_that_a_server_does_not_list_can_be_named(start, tmp_path) -> None:
+    """SGLang of 2024 has adapters without telling of them."""
+    generation = next(g for g in GENERATIONS if g.name == "sglang 2024")
+    async with EngineGeneration(generation) as engine:
+        config = tmp_path / "backends.json"
+        config.write_text(json.dumps({"backends": [{"url": engine.url, "name": "e0", "models": ["tiny", "tiny:sql-lora"]}]}))
+        running = await start(CONFIG_PATH=str(config), **QUICK)
+        for name in ("tiny:sql-lora", "tiny"):
+            status, _, value = await ask(running, {"model": name, "messages": [{"role": "user", "content": "x"}]})
+            assert (status, value["model"], engine.asked[-1]["model"]) == (200, name, name)

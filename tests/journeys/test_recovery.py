@@ -72,6 +72,28 @@ async def test_one_that_fails_is_rested_and_then_tried_by_one_request(start, pai
     assert (await shares(running, 10))["e0"] >= 4
 
 
+async def test_one_whose_metrics_break_is_used_by_our_own_counts_until_they_are_whole_again(start, pair) -> None:
+    """Numbers that were read before are forgotten: what others did there then says nothing about now."""
+    running = await start(**both(pair))
+    state = running.appliance.router.state
+    pair[0].others = 40
+    assert await until(lambda: state("e0").running == 40)
+    assert await shares(running, 10) == {"e1": 10}
+    for page in (b"vllm:num_requests_running many\n", b"<html>", b"\xff\x00"):
+        pair[0].metrics_page = page
+        assert await until(lambda: state("e0").metrics != "ok")
+        assert (state("e0").standing, state("e0").running) == ("ready", None)
+        assert await shares(running, 10) == {"e0": 5, "e1": 5}
+        pair[0].metrics_page = None
+        assert await until(lambda: state("e0").metrics == "ok")
+    pair[0].metrics_status = 500
+    assert await until(lambda: state("e0").metrics == "/metrics answered 500")
+    assert (await shares(running, 10))["e0"] == 5
+    pair[0].metrics_status, pair[0].others = 200, 40
+    assert await until(lambda: state("e0").running == 40)
+    assert await shares(running, 10) == {"e1": 10}
+
+
 def conversation(number: int, turns: int = 1) -> dict[str, Any]:
     beginning = [{"role": "system", "content": f"You are the assistant number {number}. " + "Think before you answer. " * 40}]
     return {"model": "tiny", "messages": beginning + HELLO * turns}

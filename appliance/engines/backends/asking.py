@@ -1,5 +1,6 @@
 """What dialects share: reading an engine's JSON, and the list of models that all of them give."""
 
+from dataclasses import replace
 from typing import Any
 
 from appliance.base import jsons
@@ -49,6 +50,16 @@ def served_of(row: dict[str, Any], *, owner: str, context_tokens: int = 0) -> Se
     card = ModelCard(row["id"], created if isinstance(created, int) else 0, owned if isinstance(owned, str) and owned else owner, row["id"],
                      context_tokens=tokens, parent=parent if isinstance(parent, str) else "")
     return Served(card, row["id"])
+
+
+def with_parents(models: dict[str, Served]) -> dict[str, Served]:
+    """Give adapters the context of their parents: theirs is not told."""
+    grown = dict(models)
+    for name, served in models.items():
+        parent = models.get(served.card.parent)
+        if parent is not None and not served.card.context_tokens:
+            grown[name] = replace(served, card=replace(served.card, context_tokens=parent.card.context_tokens))
+    return grown
 
 
 def longest_of(models: dict[str, Served]) -> int:

@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from appliance.engines.backends.asking import longest_of, owner_of, rows_of_models, served_of
+from appliance.engines.backends.asking import longest_of, owner_of, rows_of_models, served_of, with_parents
 from appliance.engines.backends.contract import Ask, Health, Learned
 from appliance.engines.refusal import meaning
 
@@ -21,11 +21,7 @@ class Vllm:
         return Health(heard.status == 200, False, "" if heard.status == 200 else f"/health answered {heard.status}")
 
     async def learn(self, ask: Ask) -> Learned:
-        models = {row["id"]: served_of(row, owner="vllm") for row in await rows_of_models(ask)}
-        for name, served in list(models.items()):       # an adapter has its parent's context
-            parent = models.get(served.card.parent)
-            if parent is not None and not served.card.context_tokens:
-                models[name] = served_of({"id": name, "max_model_len": parent.card.context_tokens, "parent": parent.card.id}, owner="vllm")
+        models = with_parents({row["id"]: served_of(row, owner="vllm") for row in await rows_of_models(ask)})
         return Learned(models, longest_of(models))
 
     async def recognise(self, ask: Ask) -> bool:
