@@ -7,7 +7,7 @@ from appliance.base import logs
 from appliance.base.logs import get_logger
 from appliance.base.settings import Described, Problem
 from appliance.control.parts import Change, ReloadResult
-from appliance.settings import Settings, described, learn_secrets, load
+from appliance.settings import ROOMS, Settings, described, learn_secrets, load
 
 if TYPE_CHECKING:
     from appliance.app import Appliance
@@ -70,7 +70,7 @@ class Reloader:
         kept = {c.variable.lower() for c in changes if c.needs_restart}
         now = self._appliance.settings
         rooms = {}
-        for name in ("general", "host", "engines", "front", "control"):
+        for name in ROOMS:
             present, new = getattr(now, name), getattr(wanted, name)
             stay = {field: getattr(present, field) for field in type(present).model_fields if field in kept}
             rooms[name] = new.model_copy(update=stay)

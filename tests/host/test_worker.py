@@ -157,7 +157,9 @@ async def test_its_process_is_as_a_program_expects_it() -> None:
     assert await until(lambda: state(one) == "exited")
     texts = [line.text for line in lines.tail(9)]
     assert one.status.value.exit_code == 0
-    assert texts[:2] == ["SigBlk:\t0000000000000000", "SigIgn:\t0000000000000001"]       # HUP, by its own wish
+    # Of the standard signals 1 to 31; those above are the C library's own, and whoever started us may have them ignored.
+    masks = {name: int(mask, 16) & 0x7FFFFFFF for name, mask in (text.split(":\t") for text in texts[:2])}
+    assert masks == {"SigBlk": 0, "SigIgn": 1}                                              # HUP, by its own wish
     assert texts[2:6] == ["0", "1", "2", "3"]                                              # 3 is the folder that ls reads
     assert texts[6].split() == [texts[7]] * 2
     await one.close()
