@@ -8,6 +8,8 @@ from ipaddress import ip_address
 from appliance.base.errors import Forbidden, Unauthenticated
 from appliance.front.settings import FrontSettings, split_keys
 
+OWN_DOMAINS = (".localhost", ".local", ".internal")         # nobody can buy a name there and have it lead here
+
 
 class Access(Enum):
     """Every address has one; what is not listed is closed."""
@@ -23,6 +25,7 @@ class Keys:
     def __init__(self, settings: FrontSettings) -> None:
         self._client = [_digest(key) for key in split_keys(settings.appliance_api_keys)]
         self._operator = [_digest(key) for key in split_keys(settings.operator_api_keys)]
+        self._origins = set(settings.cors_origins)
         self._staying = [_digest(key) for key in split_keys(settings.stay_local_api_keys)]
 
     @property
@@ -41,14 +44,17 @@ class Keys:
         2. client address, no keys set                 → pass
         3. operator address, operator keys set         → one of them
         4. operator address, only client keys set      → one of those
-        5. operator address, no keys at all            → callers on loopback only
+        5. operator address, no keys at all            → callers on loopback only; no page of another site there, and no proxy
         6. client address                              → a client or operator key
         """
         if access is Access.PUBLIC or (access is Access.CLIENT and not self._client):           # 1, 2
             return
         if access is Access.OPERATOR and not self._operator and not self._client:               # 5
-            if is_loopback(peer):
+            if is_loopback(peer) and not self._is_foreign_page(headers) and not _is_forwarded(headers):
                 return
+            if is_loopback(peer):
+                raise Forbidden("Pages of other sites, and what a proxy passes on, may not call this address. Set OPERATOR_API_KEYS and send one.",
+                                code="operator_only")
             raise Forbidden("This address is for callers on this machine, or with a key of OPERATOR_API_KEYS once those are set.",
                             code="operator_only")
         key = key_of(headers)
@@ -62,6 +68,22 @@ class Keys:
         elif _is_one_of(key, self._client + self._operator):                                    # 4, 6
             return
         raise Unauthenticated("The API key is not known here.")
+
+
+    def _is_foreign_page(self, headers: dict[str, str]) -> bool:
+        """Whether a browser says that a page of another site calls: being on this machine is then no sign of trust.
+
+        1. an origin of CORS_ORIGINS                                      → no
+        2. any other origin, or the browser's own word for it             → yes
+        3. a host name that is not this machine's: it was made to lead here → yes
+        """
+        origin, site = headers.get("origin", ""), headers.get("sec-fetch-site", "")
+        if origin and ("*" in self._origins or origin in self._origins):                        # 1
+            return False
+        if origin or site in {"cross-site", "same-site"}:                                       # 2
+            return True
+        name = headers.get("host", "").rpartition(":")[0] or headers.get("host", "")
+        return "." in name and not name.endswith(OWN_DOMAINS) and not _is_address(name.strip("[]"))     # 3
 
 
 def key_of(headers: dict[str, str]) -> str:
@@ -82,6 +104,19 @@ def is_loopback(peer: str) -> bool:
         return False
     mapped = getattr(address, "ipv4_mapped", None)
     return (mapped or address).is_loopback
+
+
+def _is_forwarded(headers: dict[str, str]) -> bool:
+    """Whether a proxy on this machine passes on what somebody else sent."""
+    return any(name in headers for name in ("x-forwarded-for", "forwarded", "x-real-ip", "via"))
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 def _digest(key: str) -> bytes:

@@ -432,6 +432,19 @@ async def test_who_may_send_what(start, mirrors, session, path: str, key: str, s
         assert response.status == status
 
 
+@pytest.mark.parametrize(("headers", "status"), [
+    ({}, 200), ({"Origin": "https://evil.example"}, 403), ({"Sec-Fetch-Site": "cross-site"}, 403), ({"Origin": "https://a.example"}, 200),
+    ({"Origin": "null"}, 403), ({"Sec-Fetch-Site": "none"}, 200), ({"Host": "evil.example:14000"}, 403), ({"Host": "localhost:14000"}, 200),
+    ({"Host": "127.0.0.1"}, 200), ({"X-Forwarded-For": "192.0.2.1"}, 403), ({"Via": "1.1 edge"}, 403),
+])
+async def test_a_page_or_a_proxy_on_this_machine_is_no_operator(start, mirrors, session, headers: dict[str, str], status: int) -> None:
+    servers = await mirrors()
+    running = await start(**named(servers), CORS_ORIGINS="https://a.example")
+    async with session.post(running.base_url + "/slots/0?action=erase", data=b"{}", headers=headers) as response:
+        assert response.status == status
+    assert len(servers[0].seen) == (status == 200)
+
+
 async def test_without_servers_or_with_the_switch_off_there_is_nothing(start, mirrors, session) -> None:
     running = await start()
     async with session.get(running.base_url + "/props") as response:
