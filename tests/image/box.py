@@ -125,9 +125,15 @@ class Box:
                       is_checked=False)
 
     def processes(self) -> list[dict[str, Any]]:
-        """Give /proc/*/status of all processes, with pid and command."""
+        """Give /proc/*/status of the service's processes, with pid and command: of all that come from process 1.
+
+        What the engine brings in from outside (this very look, and a health check at any moment) has no parent in here.
+        """
         rows: list[dict[str, Any]] = json.loads(self.run("python3", "-c", _PROCESSES).stdout)
-        return [row for row in rows if _PROCESSES not in row["command"]]
+        outside = {row["pid"] for row in rows if row["PPid"] == "0" and row["pid"] != 1}
+        while more := {row["pid"] for row in rows if int(row["PPid"]) in outside} - outside:
+            outside |= more
+        return [row for row in rows if row["pid"] not in outside]
 
     def machine_id(self) -> str:
         """Give the machine-id that the appliance itself reports."""
