@@ -97,6 +97,8 @@ class Model:
     path: Path
     params: Params
     origin: Literal["table", "folder"]
+    replicas: int = 1
+    pinned: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,7 @@ class Lessons:
         self._path = path
         self._lessons: dict[str, Lesson] = {}
         self._bytes_per_s = GUESSED_BYTES_PER_S
+        self.version = 0            # rises when there is something to write
 
     def read(self) -> None:
         """Read the file; one that is missing or spoilt is as none (blocks)."""
@@ -67,13 +68,16 @@ class Lessons:
         lesson = self._lessons.setdefault(key, Lesson())
         lesson.load_s = seconds if not lesson.loads else (lesson.load_s + seconds) / 2
         lesson.loads += 1
+        self.version += 1
         if seconds > 0.05 and size_bytes > 1 << 20:
             self._bytes_per_s = (self._bytes_per_s + size_bytes / seconds) / 2
 
     def took(self, key: str, memory_bytes: int) -> None:
         """Take what it was seen to take while it ran."""
         lesson = self._lessons.setdefault(key, Lesson())
-        lesson.memory_bytes = max(lesson.memory_bytes, memory_bytes)
+        if memory_bytes > lesson.memory_bytes * 1.01:       # a page more or less is not worth a write
+            lesson.memory_bytes = memory_bytes
+            self.version += 1
 
     def expected_load_s(self, key: str, size_bytes: int) -> float:
         """Give how long a load is expected to take: as it did, else by the file's size and the speed of other loads."""

@@ -89,6 +89,7 @@ class Process:
         self.exited = asyncio.Event()
         self.exit_code: int | None = None
         self.pid = 0
+        self.is_listening = False           # it answers, be it that it still loads
         self._environ = dict(environ)
         self._tasks = tasks
         self._wire = wire
@@ -155,6 +156,7 @@ class Process:
             return False
         try:
             await response.read()
+            self.is_listening = True
             return response.status == 200
         except WireError:
             return False
