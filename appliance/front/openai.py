@@ -85,7 +85,8 @@ async def stream_answer(router: Router, request: EngineRequest, *, heartbeat_s: 
         raise
     if done:                                                                                # 1
         return _streaming(waiting.result())
-    return Answer(content_type=SSE, headers=SSE_HEADERS, pieces=_Waiting(waiting, heartbeat_s),  # 2
+    told = request.waiting() if request.waiting is not None else []
+    return Answer(content_type=SSE, headers=[*SSE_HEADERS, *told], pieces=_Waiting(waiting, heartbeat_s),  # 2
                   on_error=partial(error_event, dialect="openai"))
 
 
@@ -151,6 +152,8 @@ def _model(card: ModelCard) -> dict[str, Any]:
     row: dict[str, Any] = {"id": card.id, "object": "model", "created": card.created_s, "owned_by": card.owned_by}
     if card.context_tokens:
         row["max_model_len"] = card.context_tokens
+        if card.owned_by == "user":         # of the model table: system D's field
+            row["n_ctx"] = card.context_tokens
     if card.parent:
         row["parent"] = card.parent
     return row

@@ -17,3 +17,11 @@ class ModelSettings(RoomSettings):
                                           json_schema_extra={"allowed": "a folder"})
     model_dir: Path | None = Field(None, description="A folder of .gguf files: each is a model by its file's name",
                                    json_schema_extra={"allowed": "a folder"})
+    model_log_dir: Path | None = Field(None, description="Where each llama-server's log is kept; else `model-logs` in STATE_DIR",
+                                       json_schema_extra={"allowed": "a folder that can be written"})
+    model_swap_wait_s: float = Field(30.0, ge=0, le=3600, description="Longest that requests for a model wait for others to be served together "
+                                     "before a place is cleared for theirs; 0 = at once, as soon as running answers have ended",
+                                     json_schema_extra={"reload": True})
+    model_look_s: float = Field(30.0, gt=0, le=3600, description="Seconds between two looks at the health of each loaded model")
+    model_first_port: int = Field(8085, ge=1024, le=65_535, description="Lowest port on loopback that a llama-server of ours is given")
+    model_last_port: int = Field(8584, ge=1024, le=65_535, description="Highest of them")
