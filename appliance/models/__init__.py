@@ -5,4 +5,5 @@ estimate.py    the memory that a model will take                           comma
 check.py       all of that for people, without running anything            settings.py  the room's variables
 vram.py        the memory where models lie, as the driver says it         views.py     what the manager tells, and who is asked (Board)
 system_memory.py   the same of the system's memory, and what a process takes of it
+measures.py    the router_ metrics, and the report of the last five minutes
 """
