@@ -3,4 +3,7 @@
 catalogue.py   the table of models: config.json, or a folder of files      gguf.py      what a file says of itself
 estimate.py    the memory that a model will take                           command.py   the command line of a llama-server for it
 check.py       all of that for people, without running anything            settings.py  the room's variables
+vram.py        the memory where models lie, as the driver says it         views.py     what the manager tells, and who is asked (Board)
+system_memory.py   the same of the system's memory, and what a process takes of it
+measures.py    the router_ metrics, and the report of the last five minutes
 """
