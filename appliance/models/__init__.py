@@ -3,4 +3,6 @@
 catalogue.py   the table of models: config.json, or a folder of files      gguf.py      what a file says of itself
 estimate.py    the memory that a model will take                           command.py   the command line of a llama-server for it
 check.py       all of that for people, without running anything            settings.py  the room's variables
+details.py     facts about a model, from its file's header                 library.py   gives them, and reads each file once
+digests.py     SHA-256 of the files, kept over restarts                    views.py     what the manager tells
 """
