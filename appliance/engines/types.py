@@ -28,7 +28,8 @@ class Wishes:
     may_leave        False: it must be answered by this pool's own servers, not by an overflow and not by a hosted API
     pin              the name of the one backend that is to answer ("" = any)
     context_tokens   the context that the client counts on; a server known to have less is not asked (0 = any)
-    keep_alive_s     how long a model of the table stays loaded after the request; None = as configured, negative = for ever
+    keep_alive_s     how long a model that runs here stays loaded after this request: 0 = not at all, negative = for ever,
+                     None = as configured
     """
 
     flow: str = ""
