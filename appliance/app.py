@@ -21,7 +21,7 @@ from appliance.base.metrics import Metrics
 from appliance.base.settings import BadSettings
 from appliance.base.tasks import Tasks
 from appliance.base.watch import Watched
-from appliance.build import build_fleet
+from appliance.build import add_manager, build_fleet, build_manager, manager_wire
 from appliance.control.parts import ControlParts
 from appliance.control.server import serving_control
 from appliance.engines.receipts import Receipt, Receipts
@@ -38,6 +38,9 @@ from appliance.front.system import SystemDoor
 from appliance.host.nat import WORKER_PORT
 from appliance.host.prepare import Prepared, prepared_or_now
 from appliance.host.worker import Worker
+from appliance.models.library import Library
+from appliance.models.manager import Manager
+from appliance.models.measures import Measures, measure
 from appliance.reload import Reloader
 from appliance.settings import Settings, learn_secrets, load_or_raise
 
@@ -66,6 +69,8 @@ class Appliance:
         self.control_addresses: list[str] = []
         self.worker: Worker | None = None
         self.prepared: Prepared | None = None
+        self.manager: Manager | None = None
+        self.library: Library | None = None
         self.fleet = build_fleet(settings, tasks=self.tasks, clock=self.clock, metrics=self.metrics)
         self.router = self.fleet.router
         self.metrics.build_info.labels(__version__, platform.python_version()).set(1)
@@ -138,6 +143,12 @@ class Appliance:
         requests.inc()
         seconds.observe(receipt.total_ms / 1000)
 
+    def measure(self) -> None:
+        """Bring all gauges up to date: /metrics is read."""
+        self.fleet.measure()
+        if self.manager is not None:
+            measure(self.manager, self.metrics.router, self.clock.now_s())
+
     def _task_died(self, name: str, error: BaseException) -> None:
         self.warnings.append(f"the background task {name} died: {error!r}")
         self.exit_code = 1
@@ -151,9 +162,9 @@ class Appliance:
         self.desk = Desk(settings, receipts=self.receipts, metrics=self.metrics, access_log=access_log, clock=self.clock,
                          is_draining=lambda: self.state in {"draining", "stopping"})
         self.openai = OpenAIDoor(self.router, heartbeat_s=settings.heartbeat_s)
-        system = SystemDoor(status=self.status, metrics=self.metrics, receipts=self.receipts, measure=self.fleet.measure)
+        system = SystemDoor(status=self.status, metrics=self.metrics, receipts=self.receipts, measure=self.measure)
         routes = all_routes(self.openai, ResponsesDoor(self.router, clock=self.clock),
-                            OllamaDoor(self.router, clock=self.clock), system,
+                            OllamaDoor(self.router, clock=self.clock, board=self.manager, library=self.library), system,
                             BalanceDoor(self.router, clock=self.clock, set_strategy=self.fleet.set_strategy))
         self.server = Server(routes, self.desk, clock=self.clock, passage=Passage(self.router, self.desk))
         return self.server
@@ -167,11 +178,26 @@ class Appliance:
             grace_s=lambda: self.settings.front.shutdown_grace_s if self.grace_s is None else self.grace_s, hurry=self.hurry)
 
 
+async def open_models(appliance: Appliance, stack: AsyncExitStack) -> None:
+    """Open the model manager where there is a table of models."""
+    settings, tasks, clock = appliance.settings, appliance.tasks, appliance.clock
+    if not settings.catalogue.models:
+        return
+    wire = manager_wire()
+    stack.push_async_callback(wire.close)
+    manager = appliance.manager = build_manager(settings, tasks=tasks, clock=clock, wire=wire, measures=Measures(appliance.metrics.router))
+    assert manager is not None
+    appliance.library = Library(lambda: manager.catalogue.models, tasks=tasks, digests_path=settings.host.state_dir / "digests.json")
+    stack.push_async_callback(manager.close)
+    await manager.open()
+    add_manager(appliance.fleet, manager, settings, wire=wire, clock=clock, metrics=appliance.metrics, tasks=tasks)
+
+
 @asynccontextmanager
 async def running(settings: Settings, *, warnings: list[str] | None = None) -> AsyncIterator[Appliance]:
     """Open every part in order; leave them in reverse order, also when one of them cannot be opened.
 
-    engines → machine's state → front → control → worker (once /healthz answers)
+    models → engines → machine's state → front → control → worker (once /healthz answers)
     """
     appliance = Appliance(settings, warnings or [])
     configure_logs(settings, appliance)
@@ -179,6 +205,7 @@ async def running(settings: Settings, *, warnings: list[str] | None = None) -> A
                            also=lambda at_s, line: appliance.lines.add(at_s, "appliance.access", line))
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(appliance.tasks)
+        await open_models(appliance, stack)
         stack.push_async_callback(appliance.fleet.close)
         await appliance.fleet.first_looks()
         server = appliance.build_front(access_log)

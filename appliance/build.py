@@ -10,9 +10,11 @@ from appliance.base.wire import Wire, WireLimits
 from appliance.engines.fleet import Fleet
 from appliance.engines.managed import Managed
 from appliance.engines.router import Router
+from appliance.host.gpu import real_gpus
 from appliance.models.learned import Lessons
 from appliance.models.loading import Loader
 from appliance.models.manager import Manager
+from appliance.models.measures import Measures
 from appliance.models.orphans import Records
 from appliance.models.vram import memory_of
 from appliance.models.watchdog import MEASURE_EVERY_S, Watchdog
@@ -30,18 +32,25 @@ def build_fleet(settings: Settings, *, tasks: Tasks, clock: Clock, metrics: Metr
     return fleet
 
 
-def build_manager(settings: Settings, *, tasks: Tasks, clock: Clock, wire: Wire, is_gpu_simulated: bool) -> Manager | None:
-    """Give the model manager, not yet open; None = there is no table of models. Call it inside the event loop."""
+def build_manager(settings: Settings, *, tasks: Tasks, clock: Clock, wire: Wire, measures: Measures) -> Manager | None:
+    """Give the model manager, not yet open; None = there is no table of models. Call it inside the event loop.
+
+    Raises  Invalid: the table names a GPU that does not exist
+    """
     catalogue = settings.catalogue
     if not catalogue.models:
         return None
     own, state_dir = settings.models, Path(settings.host.state_dir)
-    memory, why = memory_of(catalogue.system.gpu_devices, is_simulated=is_gpu_simulated)
+    is_simulated = settings.host.gpu_mode == "simulated" and not real_gpus()[0]
+    offloads = any(model.params.n_gpu_layers != 0 for model in catalogue.models.values())
+    memory, why = memory_of(catalogue.system.gpu_devices, is_simulated=is_simulated, offloads=offloads)
     log.info("model_memory", devices=[device.name for device in memory.read()], why=why)
     loader = Loader(own.model_log_dir or state_dir / "model-logs", Records(state_dir / "runners"), settings.environ, tasks, wire,
                     first_port=own.model_first_port, last_port=own.model_last_port)
     manager = Manager(catalogue, loader=loader, memory=memory, lessons=Lessons(state_dir / "model-lessons.json"), tasks=tasks, clock=clock,
                       extra_wait_s=own.model_swap_wait_s, ageing_s=settings.engines.queue_ageing_s)
+    manager.on_finished, manager.on_rejected = measures.finished, measures.rejected
+    manager.on_loaded, manager.on_ejected = measures.loaded, measures.ejected
     return manager
 
 

@@ -19,7 +19,7 @@ from appliance.models.loading import Loader
 from appliance.models.process import LoadFailed
 from appliance.models.scheduler import RAM
 from appliance.models.views import Counts, DeviceView, ModelView, Telling
-from appliance.models.vram import Memory
+from appliance.models.vram import Memory, wait_back
 
 log = get_logger("models")
 KEPT_TELLINGS = 1000
@@ -227,16 +227,15 @@ class Keeper:
         """Unload one: wait until it is idle, end its process, see its memory come back."""
         if not at_once:
             await live.idle.wait()
+        before = {device.index: device.free_bytes for device in self.memory.read()}
         await self.loader.stop(live)
-        await self._memory_back(live)
+        # A load right after would else be refused by memory that is only on its way back.
+        await wait_back(self.memory, live.devices, before, sum(live.memory.values()))
         entry = self.entries.get(live.alias)
         self._gone(live, entry)
         self._count(ejects=1)
         self.on_ejected(live.alias)
         self._turn()
-
-    async def _memory_back(self, live: Live) -> None:
-        """Wait until the driver says that the memory is free again: a load right after would be refused by it else."""
 
     def _gone(self, live: Live, entry: Entry | None) -> None:
         if entry is not None and live in entry.lives:

@@ -281,7 +281,7 @@ class Manager(Readings):
             if is_ok:
                 entry.attempts = 0
                 entry.error = ""
-        telling = Telling(live.alias, is_ok, now_s - lease.began_s, prompt_tokens, completion_tokens, lease.waited_s, self._clock.now_s())
+        telling = Telling(live.alias, is_ok, now_s - lease.began_s + lease.waited_s, prompt_tokens, completion_tokens, lease.waited_s, self._clock.now_s())
         self.tellings.append(telling)
         self.on_finished(telling)
         self.bump(entry)
@@ -297,7 +297,7 @@ class Manager(Readings):
 
     def _retry_after_s(self, entry: Entry) -> float:
         """Guess when a place in line is free: by what its requests took lately."""
-        took = [telling.seconds for telling in self.tellings if telling.alias == entry.alias][-20:]
+        took = [telling.seconds - telling.queue_s for telling in self.tellings if telling.alias == entry.alias][-20:]
         each_s = sum(took) / len(took) if took else 1.0
         slots = max(1, sum(live.slots for live in entry.present()))
         return min(300.0, max(1.0, each_s * max(1, len(entry.waiters)) / slots))
