@@ -16,10 +16,10 @@ from appliance.models.entry import Entry, Live
 from appliance.models.files import look_at_file
 from appliance.models.learned import Lessons
 from appliance.models.loading import Loader
-from appliance.models.process import LoadFailed
+from appliance.models.process import LoadFailed, memory_bytes
 from appliance.models.scheduler import RAM
 from appliance.models.views import Counts, DeviceView, ModelView, Telling
-from appliance.models.vram import Memory, wait_back
+from appliance.models.vram import Memory, SystemMemory, wait_back
 
 log = get_logger("models")
 KEPT_TELLINGS = 1000
@@ -48,6 +48,7 @@ class Keeper:
         self._serial = 0
         self._devices: list[DeviceView] = []
         self._devices_at_s = -1e9
+        self.ram = memory if not memory.is_gpu else SystemMemory()
 
     def _turn(self) -> None:
         """Do what must be done now."""
@@ -66,6 +67,10 @@ class Keeper:
         self.changed.set(self.changed.value + 1)
 
     # ---- what is known of a model
+
+    def ram_beside_gpus(self) -> list[DeviceView]:
+        """Give system memory where it is not the only one: for models of which no layer lies on a GPU."""
+        return self.ram.read() if self.memory.is_gpu else []
 
     def _is_on_gpu(self, model: Model) -> bool:
         return self.memory.is_gpu and model.params.n_gpu_layers != 0
@@ -152,10 +157,9 @@ class Keeper:
         process = live.process
         if process is None or not process.pid:
             return
-        live.memory = self.memory.of_process(process.pid)
-        held = sum(live.memory.get(device, 0) for device in live.devices)
-        size = entry.header.size_bytes if entry.header is not None else live.need_bytes
-        progress = min(99, int(100 * held / max(1, size, live.need_bytes if live.devices != (RAM,) else 0)))
+        held = memory_bytes(process.pid)[0]         # the file's pages go through it, wherever they end
+        live.memory = {RAM: held} if RAM in live.devices else self.memory.of_process(process.pid)
+        progress = min(99, int(100 * held / max(1, entry.header.size_bytes if entry.header is not None else live.need_bytes)))
         word = "loading" if process.is_listening else "starting"
         if (progress, word) != (live.progress, live.word):
             live.progress, live.word = max(progress, live.progress), word  # type: ignore[assignment]
@@ -164,6 +168,8 @@ class Keeper:
     def _ready(self, live: Live, entry: Entry) -> None:
         now_s = self._clock.monotonic_s()
         live.phase, live.progress = "ready", 100
+        if not live.memory:             # the driver does not tell (it may hide processes in a container): the estimate stands
+            live.memory = {device: live.need_bytes // len(live.devices) for device in live.devices}
         live.ready_since_s = live.idle_since_s = now_s
         live.load_s = entry.load_s = now_s - live.began_s
         entry.wanted = ""

@@ -281,7 +281,8 @@ class Manager(Readings):
             if is_ok:
                 entry.attempts = 0
                 entry.error = ""
-        telling = Telling(live.alias, is_ok, now_s - lease.began_s + lease.waited_s, prompt_tokens, completion_tokens, lease.waited_s, self._clock.now_s())
+        telling = Telling(live.alias, is_ok, now_s - lease.began_s + lease.waited_s, prompt_tokens, completion_tokens, lease.waited_s,
+                          self._clock.now_s())
         self.tellings.append(telling)
         self.on_finished(telling)
         self.bump(entry)
@@ -337,7 +338,7 @@ class Manager(Readings):
                 facts[entry.alias] = entry.facts(now_s, need_bytes=self.need_bytes(entry), on_gpu=self._is_on_gpu(entry.model),
                                                  load_s=self.expected_load_s(entry), replicas=entry.model.replicas)
         residents = [self._resident(live, self.entries[live.alias], now_s) for live in self.lives() if live.alias in self.entries]
-        devices = self.read_devices(now_s)
+        devices = [*self.read_devices(now_s), *self.ram_beside_gpus()]
         free = {device.index: device.free_bytes for device in devices}
         for live in self.lives():
             for device in live.devices:

@@ -44,7 +44,8 @@ class Watchdog:
 
     def _measure_one(self, live: "Live") -> None:
         assert live.process is not None
-        taken = self._manager.memory.of_process(live.process.pid)
+        memory = self._manager.ram if RAM in live.devices else self._manager.memory
+        taken = memory.of_process(live.process.pid)
         if taken:
             live.memory = taken
         if RAM in live.devices:
