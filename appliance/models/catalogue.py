@@ -1,21 +1,24 @@
-"""The table of models: `config.json` as system D has it (api, system, models), and every .gguf file of a folder.
+"""The table of models: `config.json` as system D has it (api, system, models), with keys of ours, and every .gguf file of a folder.
 
-An unknown key or an impossible value is refused with its path in the file. Files are looked for here, not read: check.py reads them.
+An unknown key or an impossible value is refused with its path in the file. Files of the table are looked for here, not read: check.py
+reads them. One that is missing is only warned of: the other models must still serve.
 Source: system D's README and its newest source, whose limits differ; both are taken, and what its README would refuse is warned of.
+Ours are `replicas`, `pinned`, `lora`, `draft_model_path`, `mmproj_path`, `reranking`, `pooling` of a model and `use_mlock` of the system.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from appliance.base import jsons
 from appliance.base.settings import Problem
 from appliance.models.settings import ModelSettings
 
 CacheType = Literal["f16", "f32", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"]
+Pooling = Literal["none", "mean", "cls", "last", "rank"]
 README_CONTEXT = (4096, 8192)       # what system D's README allows for n_ctx
 
 
@@ -45,6 +48,9 @@ class System(Section):
     parallel_requests: int = Field(default=4, ge=1, le=32)
     cpu_threads: int = Field(default=8, ge=1, le=64)
     use_mmap: bool = Field(default=True)
+    # System D always locks. A container may lock hardly any memory unless it is given CAP_IPC_LOCK or a higher memlock limit: there
+    # llama-server fails to, and says so in its log at each load. And what is locked cannot be taken back when memory gets short.
+    use_mlock: bool = Field(default=False)
     flash_attention: Literal["on", "off", "auto"] = Field(default="on")
     max_queue_size_per_model: int = Field(default=100, ge=10, le=1000)
     queue_timeout_sec: int = Field(default=300, ge=30, le=600)
@@ -69,18 +75,51 @@ class Params(Section):
     type_v: CacheType = Field(default="f16")
 
 
+def _ends_with(*endings: str) -> AfterValidator:
+    def check(value: str) -> str:
+        if not value.lower().endswith(endings):
+            raise ValueError(f"must end with {' or '.join(endings)}")
+        return value
+
+    return AfterValidator(check)
+
+
+GgufPath = Annotated[str, _ends_with(".gguf"), Field(json_schema_extra={"pattern": r"\.[gG][gG][uU][fF]$"})]
+LoraPath = Annotated[str, _ends_with(".gguf", ".bin"), Field(json_schema_extra={"pattern": r"\.([gG][gG][uU][fF]|[bB][iI][nN])$"})]
+
+
+class LoraEntry(Section):
+    """A LoRA adapter: its file, or its file and how strongly it applies."""
+
+    path: LoraPath
+    scale: float = Field(default=1.0, ge=-100, le=100, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _or_path(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value
+
+
 class Entry(Section):
     """One model of the table."""
 
-    model_path: str
+    model_path: GgufPath
     params: Params = Field(default=Params())
+    replicas: int = Field(default=1, ge=1, le=16)
+    pinned: bool = Field(default=False)
+    lora: tuple[LoraEntry, ...] = Field(default=())
+    draft_model_path: GgufPath | None = Field(default=None)
+    mmproj_path: GgufPath | None = Field(default=None)
+    reranking: bool = Field(default=False)
+    pooling: Pooling | None = Field(default=None)
 
-    @field_validator("model_path")
-    @classmethod
-    def _is_gguf(cls, value: str) -> str:
-        if not value.lower().endswith(".gguf"):
-            raise ValueError("must end with .gguf")
-        return value
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        if self.reranking and self.pooling not in {None, "rank"}:
+            raise ValueError(f"reranking goes with pooling rank, not {self.pooling}; leave pooling out")
+        if self.draft_model_path and (self.reranking or self.params.embedding):
+            raise ValueError("draft_model_path is for models that write text, not for embedding or reranking")
+        return self
 
 
 class _File(Section):
@@ -90,13 +129,42 @@ class _File(Section):
 
 
 @dataclass(frozen=True, slots=True)
+class Lora:
+    """An adapter that is loaded with its model. `scale`: how strongly it applies, 0 = not until a request asks for it."""
+
+    path: Path
+    scale: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
 class Model:
-    """One model as it is to be run. `path` is absolute; `origin`: the table, or the folder."""
+    """One model as it is to be run. Paths are absolute; `origin`: the table, or the folder.
+
+    replicas            llama-servers that may run it at the same time
+    pinned              never unloaded for others, nor for idleness
+    draft_model_path    of a small model that guesses ahead what this one then only checks
+    mmproj_path         of the projector that turns images into what the model reads
+    reranking, pooling  False and None = as its file says of itself
+    """
 
     alias: str
     path: Path
     params: Params
     origin: Literal["table", "folder"]
+    replicas: int = 1
+    pinned: bool = False
+    lora: tuple[Lora, ...] = ()
+    draft_model_path: Path | None = None
+    mmproj_path: Path | None = None
+    reranking: bool = False
+    pooling: Pooling | None = None
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """Every file that it is made of, by its key in the table."""
+        found = {"model_path": self.path, "draft_model_path": self.draft_model_path, "mmproj_path": self.mmproj_path,
+                 **{f"lora.{number}.path": one.path for number, one in enumerate(self.lora)}}
+        return {key: path for key, path in found.items() if path is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,15 +191,24 @@ def read_catalogue(settings: ModelSettings, config_path: Path | None) -> tuple[C
     for path in _files(settings.model_dir, problems):
         models[path.stem] = Model(path.stem, path, Params(), "folder")
     for alias, entry in found.models.items():
-        path = Path(entry.model_path)
-        where = path if path.is_absolute() else (base or (config_path.parent if config_path else Path())) / path
-        models[alias] = Model(alias, where.absolute(), entry.params, "table")
-        problems += _warnings(alias, entry.params)
+        models[alias] = _model(alias, entry, base or (config_path.parent if config_path else Path()))
+        problems += _warnings(models[alias])
     for name in found.system.preload_models:
         if name != "*" and name not in models:
             problems.append(_problem(config_path, "system.preload_models", f"There is no model {name!r} in the table."))
     server = str(settings.llama_server_path or "") or found.system.llama_server_path
     return Catalogue(models, found.system, found.api, server), problems
+
+
+def _model(alias: str, entry: Entry, base: Path) -> Model:
+    def whole(path: str) -> Path:
+        return (base / path).absolute()         # base / an absolute path = that path
+
+    return Model(
+        alias, whole(entry.model_path), entry.params, "table", entry.replicas, entry.pinned,
+        tuple(Lora(whole(one.path), one.scale) for one in entry.lora),
+        whole(entry.draft_model_path) if entry.draft_model_path else None, whole(entry.mmproj_path) if entry.mmproj_path else None,
+        entry.reranking, entry.pooling)
 
 
 def _read_file(path: Path | None) -> tuple[_File, list[Problem]]:
@@ -176,9 +253,12 @@ def _files(folder: Path | None, problems: list[Problem]) -> list[Path]:
     return sorted(path.absolute() for path in folder.rglob("*.gguf") if path.is_file() and ("-of-" not in path.stem or "-00001-of-" in path.stem))
 
 
-def _warnings(alias: str, params: Params) -> list[Problem]:
+def _warnings(model: Model) -> list[Problem]:
+    where, n_ctx = f"models.{model.alias}", model.params.n_ctx
     low, high = README_CONTEXT
-    if low <= params.n_ctx <= high:
-        return []
-    return [Problem("CONFIG_PATH", f"models.{alias}.params.n_ctx={params.n_ctx}", f"{low} to {high}",
-                    f"n_ctx={params.n_ctx} is outside {low} to {high}, which is all that older readers of this file take.", is_fatal=False)]
+    found = [] if low <= n_ctx <= high else [
+        Problem("CONFIG_PATH", f"{where}.params.n_ctx={n_ctx}", f"{low} to {high}",
+                f"n_ctx={n_ctx} is outside {low} to {high}, which is all that older readers of this file take.", is_fatal=False)]
+    return found + [Problem("CONFIG_PATH", f"{where}.{key}", "a file", f"There is no file {path}; this model cannot be loaded until there is.",
+                            is_fatal=False)
+                    for key, path in model.files.items() if not path.is_file()]
