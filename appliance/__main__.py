@@ -15,6 +15,7 @@ USAGE = """usage: appliance VERB [ARGUMENT…]
   prepare       ready the machine: machine-id, GPU identity, nvidia-smi, port 14444
   settings      every variable: room, default, current value, help   [--json | --env-example | --markdown]
   models check  what would be run for each model of the table, and what would not work   [--json]
+  models schema the JSON schema of the file of CONFIG_PATH (as etc/models.schema.json)
   healthcheck   ask the running appliance whether it is well; exit 0 or 1
   ctl           drive a running appliance over its control API (`ctl --help`)
   version       print the version
@@ -75,7 +76,7 @@ def show_settings(arguments: list[str]) -> int:
 
 
 def models(arguments: list[str]) -> int:
-    """Explain what would be run for each model, without running it; give 78 when something would not work."""
+    """Explain what would be run for each model, without running it; give 78 when something would not work. Or print the table's schema."""
     from dataclasses import asdict
 
     from appliance.base import jsons
@@ -84,8 +85,13 @@ def models(arguments: list[str]) -> int:
     from appliance.models.check import check as check_models
     from appliance.settings import load_or_raise
 
+    if arguments == ["schema"]:
+        from appliance.models.schema import schema
+
+        print(jsons.dumps_pretty(schema()))
+        return 0
     if arguments not in (["check"], ["check", "--json"]):
-        print("usage: appliance models check [--json]", file=sys.stderr)
+        print("usage: appliance models check [--json] | schema", file=sys.stderr)
         return 2
     settings, _ = load_or_raise()
     catalogue, problems = read_catalogue(settings.models, settings.engines.config_path)

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import subprocess
 import sys
 import urllib.request
@@ -11,11 +12,12 @@ from typing import Any
 
 import pytest
 
-from appliance.models.catalogue import Model, Params, System, read_catalogue
+from appliance.models.catalogue import Entry, Model, Params, System, Table, read_catalogue
 from appliance.models.check import check
 from appliance.models.command import Flags, command_line, slots_of
 from appliance.models.estimate import MIB, estimate
 from appliance.models.gguf import Header, read_header
+from appliance.models.schema import schema
 from appliance.models.settings import ModelSettings
 from tests.journeys.llama_servers import HELLO, LlamaServer
 from tests.tools.tiny_models import LORA_REPLY, REPLY
@@ -49,6 +51,31 @@ def test_the_example_is_what_the_table_takes_and_holds_every_default(tmp_path: P
     assert {k: v for k, v in shown.items() if k not in given} == {k: v for k, v in example["system"].items() if k not in given}
 
 
+def test_the_schema_shipped_is_the_one_printed_and_the_example_obeys_it() -> None:
+    done = subprocess.run([sys.executable, "-m", "appliance", "models", "schema"], capture_output=True, text=True, timeout=60, check=True)
+    shipped = (ROOT / "etc" / "models.schema.json").read_text()
+    assert shipped == done.stdout, "make it new: appliance models schema > etc/models.schema.json"
+    example = json.loads((ROOT / "etc" / "models.example.json").read_text())
+    keys = json.loads(shipped)["properties"]
+    assert set(example) <= set(keys)
+    assert {"backends", "pools"} <= set(keys)
+    assert (ROOT / "etc" / example["$schema"]).is_file()
+    table = Table.model_validate({key: value for key, value in example.items() if key in Table.model_fields})
+    shown = [set(entry.model_fields_set) for entry in table.models.values()]
+    assert set().union(*shown) == set(Entry.model_fields)
+
+
+def test_the_schema_has_the_limits_of_each_key_and_both_forms_of_an_adapter() -> None:
+    kinds = schema()["$defs"]
+    assert (kinds["Entry"]["properties"]["replicas"]["minimum"], kinds["Entry"]["properties"]["replicas"]["maximum"]) == (1, 16)
+    assert re.search(kinds["Entry"]["properties"]["model_path"]["pattern"], "a.GGUF")
+    assert [form["type"] for form in kinds["LoraEntry"]["anyOf"]] == ["string", "object"]
+    assert all(kind.get("additionalProperties", False) is False for kind in kinds.values())
+    assert all("description" in key for kind in kinds.values() for key in kind.get("properties", {}).values())
+    assert schema()["additionalProperties"] is False
+    assert schema()["properties"]["models"]["minProperties"] == 1
+
+
 @pytest.mark.parametrize(("value", "where", "said"), [
     ("{", "", "no JSON"), ([1], "", "one JSON object"), ({"models": {}}, "models", "empty"), ({"models": {"a": {}}}, "models.a.model_path", "missing"),
     ({"models": {"a": {"model_path": "a.bin"}}}, "models.a.model_path", ".gguf"), ({"models": {"a": {"model_path": "a.gguf", "x": 1}}}, "models.a.x", "not known"),
@@ -65,6 +92,7 @@ def test_the_example_is_what_the_table_takes_and_holds_every_default(tmp_path: P
     ({"models": {"a": {"model_path": "a.gguf", "mmproj_path": "b"}}}, "models.a.mmproj_path", ".gguf"),
     ({"models": {"a": {"model_path": "a.gguf", "reranking": True, "pooling": "mean"}}}, "models.a", "pooling rank, not mean"),
     ({"models": {"a": {"model_path": "a.gguf", "reranking": True, "draft_model_path": "b.gguf"}}}, "models.a", "write text"),
+    ({"models": {"a,b": {"model_path": "a.gguf"}}}, "models.a,b", "no comma"), ({"models": {"": {"model_path": "a.gguf"}}}, "models.", "1 to 128"),
     ({"api": {"port": 80}}, "api.port", "1024"), ({"system": {"queue_timeout_sec": "soon"}}, "system.queue_timeout_sec", "integer"),
 ])
 def test_what_cannot_be_is_refused_with_its_path(tmp_path: Path, value: Any, where: str, said: str) -> None:
