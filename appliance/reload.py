@@ -74,7 +74,7 @@ class Reloader:
             present, new = getattr(now, name), getattr(wanted, name)
             stay = {field: getattr(present, field) for field in type(present).model_fields if field in kept}
             rooms[name] = new.model_copy(update=stay)
-        return Settings(**rooms, environ=wanted.environ, given=wanted.given, fleet=wanted.fleet)
+        return Settings(**rooms, environ=wanted.environ, given=wanted.given, fleet=wanted.fleet, catalogue=wanted.catalogue)
 
     def _apply(self, settings: Settings) -> None:
         """Put settings in place; on failure put the former ones back and raise."""

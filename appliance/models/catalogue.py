@@ -6,6 +6,7 @@ Source: system D's README and its newest source, whose limits differ; both are t
 Ours are `replicas`, `pinned`, `lora`, `draft_model_path`, `mmproj_path`, `reranking`, `pooling` of a model and `use_mlock` of the system.
 """
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -219,7 +220,18 @@ def read_catalogue(settings: ModelSettings, config_path: Path | None) -> tuple[C
         if name != "*" and name not in models:
             problems.append(_problem(config_path, "system.preload_models", f"There is no model {name!r} in the table."))
     server = str(settings.llama_server_path or "") or found.system.llama_server_path
+    if models and shutil.which(server or "llama-server") is None:
+        problems.append(_no_server(settings, server))
     return Catalogue(models, found.system, found.api, server), problems
+
+
+def _no_server(settings: ModelSettings, server: str) -> Problem:
+    if not server:
+        return Problem("LLAMA_SERVER_PATH", "", "a program", "There are models, but no llama-server in PATH to run them. Install llama.cpp, or set "
+                       "LLAMA_SERVER_PATH.")
+    if settings.llama_server_path:
+        return Problem("LLAMA_SERVER_PATH", server, "a program", "There is no program here that can be run.")
+    return Problem("CONFIG_PATH", f"system.llama_server_path={server}", "a program", "There is no program here that can be run.")
 
 
 def _model(alias: str, entry: Entry, base: Path) -> Model:

@@ -35,7 +35,7 @@ def written(folder: Path, value: Any) -> Path:
 
 
 def read(folder: Path, value: Any, **settings: Any):
-    return read_catalogue(ModelSettings(**settings), written(folder, value))
+    return read_catalogue(ModelSettings(**{"llama_server_path": Path(sys.executable), **settings}), written(folder, value))
 
 
 def test_the_example_is_what_the_table_takes_and_holds_every_default(tmp_path: Path) -> None:
@@ -107,13 +107,13 @@ def test_variables_win_and_relative_paths_have_a_beginning(tmp_path: Path) -> No
     (tmp_path / "env").mkdir()
     value = {"system": {"base_models_path": "/nowhere", "llama_server_path": "/from/file"}, "models": {"a": {"model_path": "a.gguf"}, "b": {"model_path": "/b.gguf"}}}
     catalogue, problems = read(tmp_path, value, base_models_path=tmp_path / "env", llama_server_path=Path("/from/env"))
-    assert [p.variable for p in problems if p.is_fatal] == []
+    assert [p.value for p in problems if p.is_fatal] == ["/from/env"]
     assert (catalogue.models["a"].path, catalogue.models["b"].path, catalogue.llama_server) == (tmp_path / "env" / "a.gguf", Path("/b.gguf"), "/from/env")
     assert [p.variable for p in read(tmp_path, value)[1] if p.is_fatal] == ["BASE_MODELS_PATH"]
 
 
 def test_a_folder_is_a_table_and_what_is_named_wins(tmp_path: Path, tiny_models: Path) -> None:
-    catalogue, problems = read_catalogue(ModelSettings(model_dir=tiny_models), None)
+    catalogue, problems = read_catalogue(ModelSettings(llama_server_path=Path(sys.executable), model_dir=tiny_models), None)
     assert problems == []
     assert {"tiny-chat", "tiny-embed"} <= set(catalogue.models)
     assert catalogue.models["tiny-chat"].origin == "folder"
@@ -121,8 +121,29 @@ def test_a_folder_is_a_table_and_what_is_named_wins(tmp_path: Path, tiny_models:
     assert catalogue.models["tiny-chat"].path == Path("/other.gguf")
     for name in ("big-00001-of-00003.gguf", "big-00002-of-00003.gguf", "small.gguf"):
         (tmp_path / name).touch()
-    assert set(read_catalogue(ModelSettings(model_dir=tmp_path), None)[0].models) == {"big-00001-of-00003", "small"}
-    assert [p.variable for p in read_catalogue(ModelSettings(model_dir=tmp_path / "none"), None)[1]] == ["MODEL_DIR"]
+    assert set(read_catalogue(ModelSettings(llama_server_path=Path(sys.executable), model_dir=tmp_path), None)[0].models) == {"big-00001-of-00003", "small"}
+    assert [p.variable for p in read_catalogue(ModelSettings(llama_server_path=Path(sys.executable), model_dir=tmp_path / "none"), None)[1]] == ["MODEL_DIR"]
+
+
+@pytest.mark.parametrize(("given", "system", "said"), [
+    ({"llama_server_path": Path("/no/such")}, {}, "LLAMA_SERVER_PATH=/no/such"), ({"llama_server_path": ROOT / "README.md"}, {}, "README.md: allowed: a program"),
+    ({"llama_server_path": None}, {"llama_server_path": "/no/such"}, "system.llama_server_path=/no/such"), ({"llama_server_path": None}, {}, "no llama-server in PATH"),
+])
+def test_models_without_a_program_to_run_them_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, Any], system: dict[str, Any], said: str) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    (tmp_path / "a.gguf").touch()
+    _, problems = read(tmp_path, {"system": system, "models": {"a": {"model_path": "a.gguf"}}}, **given)
+    assert [p.is_fatal for p in problems] == [True]
+    assert said in str(problems[0])
+    assert read(tmp_path, {"system": system}, **given)[1] == []           # nothing to run: no program is missed
+
+
+def test_a_file_that_is_missing_is_only_warned_of_for_the_others_must_serve(tmp_path: Path) -> None:
+    (tmp_path / "a.gguf").touch()
+    catalogue, problems = read(tmp_path, {"models": {"a": {"model_path": "a.gguf", "lora": ["gone.bin"]}, "b": {"model_path": "b.gguf"}}})
+    assert set(catalogue.models) == {"a", "b"}
+    assert [(p.is_fatal, p.value) for p in problems] == [(False, "models.a.lora.0.path"), (False, "models.b.model_path")]
+    assert str(tmp_path / "b.gguf") in str(problems[1])
 
 
 def test_a_context_that_older_readers_refuse_is_warned_of(tmp_path: Path) -> None:
