@@ -15,6 +15,7 @@ USAGE = """usage: appliance VERB [ARGUMENT…]
   prepare       ready the machine: machine-id, GPU identity, nvidia-smi, port 14444
   settings      every variable: room, default, current value, help   [--json | --env-example | --markdown]
   models check  what would be run for each model of the table, and what would not work   [--json]
+  models schema the JSON schema of the file of CONFIG_PATH (as etc/models.schema.json)
   healthcheck   ask the running appliance whether it is well; exit 0 or 1
   ctl           drive a running appliance over its control API (`ctl --help`)
   version       print the version
@@ -75,25 +76,30 @@ def show_settings(arguments: list[str]) -> int:
 
 
 def models(arguments: list[str]) -> int:
-    """Explain what would be run for each model, without running it; give 78 when something would not work."""
+    """Explain what would be run for each model, without running it; give 78 when something would not work. Or print the table's schema."""
     from dataclasses import asdict
 
     from appliance.base import jsons
-    from appliance.models.catalogue import read_catalogue
     from appliance.models.check import as_text
     from appliance.models.check import check as check_models
-    from appliance.settings import load_or_raise
+    from appliance.settings import load
 
+    if arguments == ["schema"]:
+        from appliance.models.schema import schema
+
+        print(jsons.dumps_pretty(schema()))
+        return 0
     if arguments not in (["check"], ["check", "--json"]):
-        print("usage: appliance models check [--json]", file=sys.stderr)
+        print("usage: appliance models check [--json] | schema", file=sys.stderr)
         return 2
-    settings, _ = load_or_raise()
-    catalogue, problems = read_catalogue(settings.models, settings.engines.config_path)
+    settings, problems = load()
     for problem in problems:
         print(f"{'error' if problem.is_fatal else 'warning'}: {problem}", file=sys.stderr)
-    report = check_models(catalogue)
+    if settings is None:
+        return EX_CONFIG
+    report = check_models(settings.catalogue)
     print(jsons.dumps_pretty(asdict(report)) if "--json" in arguments else as_text(report), end="\n" if "--json" in arguments else "")
-    return 0 if report.is_well and not any(p.is_fatal for p in problems) else EX_CONFIG
+    return 0 if report.is_well else EX_CONFIG
 
 
 def healthcheck() -> int:
@@ -147,12 +153,7 @@ def main(argv: list[str] | None = None) -> int:
     if verb == "settings":
         return show_settings(rest)
     if verb == "models":
-        from appliance.base.settings import BadSettings as BadOnes
-
-        try:
-            return models(rest)
-        except BadOnes:
-            return check()
+        return models(rest)
     verbs = {"check": check, "prepare": prepare, "serve": serve, "healthcheck": healthcheck}
     if verb in {"version", "--version"}:
         print(__version__)

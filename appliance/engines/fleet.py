@@ -26,6 +26,7 @@ from appliance.engines.backends.demo import DemoBackend
 from appliance.engines.backends.hosted import HostedBackend
 from appliance.engines.dispatch import Pool
 from appliance.engines.health import Looker
+from appliance.engines.managed import Managed
 from appliance.engines.router import Router
 from appliance.engines.server import Server
 from appliance.engines.settings import EngineSettings
@@ -93,7 +94,7 @@ class Fleet:
         self._loops: dict[str, tuple[Looker, asyncio.Task[Any]]] = {}
         self._leaving: dict[str, Server] = {}
         self._hosted: HostedBackend | None = None
-        self._managed: Backend | None = None
+        self._managed: Managed | None = None
         self._hosted_from: EngineSettings | None = None
         self._wire: Wire | None = None
         self._contexts: dict[Tls, ssl.SSLContext] = {}
@@ -156,10 +157,16 @@ class Fleet:
         rows += [f"the pool {name} goes" for name in former if name not in {pool.name for pool in spec.pools}]
         return rows
 
-    def set_managed(self, backend: Backend) -> None:
+    def set_managed(self, backend: Managed) -> None:
         """Put the model manager's backend in place: the table's models are looked for before everything else."""
         self._managed = backend
         self._put()
+
+    def refresh_managed(self, settings: EngineSettings) -> None:
+        """The table of models, or how requests are sent, changed."""
+        if self._managed is not None:
+            self._managed.apply(settings)
+            self.router.refresh()
 
     async def first_looks(self) -> None:
         """Wait until every server was looked at once, but not for long: one that hangs must not hold up the others."""

@@ -6,6 +6,7 @@ What is to be run
     check.py       all of that for people, without running anything            settings.py   the room's variables
     details.py     facts about a model, from its file's header                 library.py    gives them, and reads each file once
     digests.py     SHA-256 of the files, kept over restarts                    files.py      what a file says, put into its entry
+    schema.py      the JSON schema of the table, for editors                   differences.py   what a reload changes
 What runs
     scheduler.py   what must happen next: decisions only                       manager.py    who waits, and doing what was decided
     keeper.py      the life of each llama-server                               entry.py      what is kept of models, servers, requests

@@ -3,7 +3,7 @@
 from appliance.models.catalogue import System
 from appliance.models.command import slots_of
 from appliance.models.entry import Entry
-from appliance.models.estimate import MIB, estimate
+from appliance.models.estimate import memory_of
 from appliance.models.gguf import BadGguf, read_header
 from appliance.models.learned import key_of
 
@@ -24,7 +24,5 @@ def look_at_file(entry: Entry, system: System) -> None:
     except BadGguf as exc:
         entry.problem = f"the file {model.path} is no model: {exc}"
         return
-    params = model.params
-    entry.estimate = estimate(header, context_tokens=params.n_ctx, type_k=params.type_k, type_v=params.type_v, multiplier=system.vram_multiplier,
-                              floor_bytes=system.min_vram_required * MIB)
+    entry.estimate = memory_of(model, system, header)
     entry.key = key_of(model.path, f"{model!r} {system.cpu_threads} {entry.slots} {system.flash_attention} {system.use_mmap}")

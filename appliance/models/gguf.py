@@ -5,6 +5,7 @@ Nothing in a file is believed: every length is held against the file's own befor
 
 import math
 import mmap
+import re
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +26,10 @@ FILE_TYPES = {0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9:
               14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S", 17: "Q5_K_M", 18: "Q6_K", 19: "IQ2_XXS", 20: "IQ2_XS", 21: "Q2_K_S",
               22: "IQ3_XS", 23: "IQ3_XXS", 24: "IQ1_S", 25: "IQ4_NL", 26: "IQ3_S", 27: "IQ3_M", 28: "IQ2_S", 29: "IQ2_M", 30: "IQ4_XS",
               31: "IQ1_M", 32: "BF16", 36: "TQ1_0", 37: "TQ2_0", 38: "MXFP4"}
+
+
+_PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<ending>\.gguf)", re.IGNORECASE)
+_RANK = 4                   # LLAMA_POOLING_TYPE_RANK: it pools to a score
 
 
 class BadGguf(ValueError):
@@ -80,6 +85,16 @@ class Header:
         """Whether it is a model for embeddings or scores: it pools, and generates nothing."""
         return self.values.get(f"{self.architecture}.pooling_type") not in {None, 0}
 
+    @property
+    def is_reranker(self) -> bool:
+        """Whether it gives a score for a pair of texts."""
+        return self.values.get(f"{self.architecture}.pooling_type") == _RANK
+
+    @property
+    def kind(self) -> str:
+        """`model`, `adapter`, `mmproj`, or another word; older files do not say, but one of the architecture clip is a projector."""
+        return "mmproj" if self.architecture == "clip" else str(self.values.get("general.type") or "model")
+
     def number(self, key: str) -> int:
         """Give a whole number of the architecture's keys; 0 = it does not say."""
         value = self.values.get(f"{self.architecture}.{key}")
@@ -92,6 +107,19 @@ class Header:
             return [max(0, one) for one in value]
         one = self.number(key)
         return [one] * self.layers if one else []
+
+
+def parts_of(path: Path) -> list[Path]:
+    """Give all files of a model: itself, or where its name says `-00001-of-00003`, all parts in their order, there or not."""
+    found = _PART.fullmatch(path.name)
+    if not found:
+        return [path]
+    return [path.with_name(f"{found['stem']}-{number:05}-of-{found['count']}{found['ending']}") for number in range(1, int(found["count"]) + 1)]
+
+
+def size_of(path: Path) -> int:
+    """Give the bytes of a model's files together; those that are not there count nothing."""
+    return sum(part.stat().st_size for part in parts_of(path) if part.is_file())
 
 
 def read_header(path: Path, *, most_kept: int = MOST_KEPT) -> Header:
