@@ -329,7 +329,7 @@ def announce(appliance: Appliance) -> None:
     """Say where we listen and who answers; with the demo engine, three commands to try."""
     host, port = appliance.http_addresses[0]
     log.info("serving", http=[f"{h}:{p}" for h, p in appliance.http_addresses], control=appliance.control_addresses,
-             demo=appliance.router.is_demo, model=appliance.router.settings.public_model, version=__version__)
+             demo=appliance.router.is_demo, model=next((card.id for card in appliance.router.cards()), ""), version=__version__)
     for warning in appliance.warnings:
         log.warning("notice", text=warning)
     if not appliance.router.is_demo:

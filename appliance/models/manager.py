@@ -132,7 +132,7 @@ class Manager(Readings):
     async def load(self, alias: str, *, keep_alive_s: float | None = None) -> ModelView:
         """Load a model and wait until it is ready (see views.Board)."""
         entry = self.entry(alias)
-        self._must_be_possible(entry)
+        await self._must_be_possible(entry)
         for live in entry.present():
             if live.phase == "ready":
                 live.keep_alive_s = keep_alive_s if keep_alive_s is not None else live.keep_alive_s
@@ -203,10 +203,11 @@ class Manager(Readings):
         Raises  NoSuchModel · QueueFull · WaitedTooLong · NoMemory · PlacesPinned · ModelFailed · ShuttingDown
         """
         entry = self.entry(alias)
+        entry.requests += 1
+        if entry.failed or entry.problem or self._status == "shutting_down":
+            await self._must_be_possible(entry)
         now_s = self._clock.monotonic_s()
         entry.demand.add(now_s)
-        entry.requests += 1
-        self._must_be_possible(entry)
         if not entry.waiters and (live := self._free(entry, now_s)) is not None:
             return self._leased(live, entry, now_s, 0.0, keep_alive_s)
         waiter = Waiter(alias, now_s, priority, keep_alive_s, lease=self._loop.create_future())
@@ -249,9 +250,20 @@ class Manager(Readings):
             self.bump(entry)
             self._loop.call_soon(self._turn)        # what was made ready for it may be for others now
 
-    def _must_be_possible(self, entry: Entry) -> None:
+    async def _must_be_possible(self, entry: Entry) -> None:
+        """Refuse what would fail anyway, before anybody gives way for it. A file that was missing or bad is looked at again.
+
+        Raises  ShuttingDown · ModelFailed
+        """
         if self._status == "shutting_down":
             raise ShuttingDown
+        if entry.problem:
+            await asyncio.to_thread(look_at_file, entry, self.catalogue.system)
+            if entry.problem:
+                if not entry.failed:
+                    self._failed(entry, entry.problem, can_retry=False)
+            elif entry.failed:
+                self.reset(entry.alias)
         if entry.failed:
             raise ModelFailed(entry.alias, entry.attempts, entry.failed)
 
