@@ -112,14 +112,21 @@ def parts_of(path: Path) -> list[Path]:
     return [path.with_name(f"{found['stem']}-{number:05}-of-{found['count']}{found['ending']}") for number in range(1, int(found["count"]) + 1)]
 
 
+def stem_of(path: Path) -> str:
+    """Give a file's name without its ending, and without `-00001-of-00003`."""
+    found = _PART.fullmatch(path.name)
+    return found["stem"] if found else path.stem
+
+
 def size_of(path: Path) -> int:
     """Give the bytes of a model's files together; those that are not there count nothing."""
     return sum(part.stat().st_size for part in parts_of(path) if part.is_file())
 
 
-def read_header(path: Path) -> Header:
+def read_header(path: Path, *, is_brief: bool = False) -> Header:
     """Read the header of a model file.
 
+    Takes   is_brief: leave out its vocabulary and what comes after it, which is most of the work
     Raises  BadGguf: with what is wrong · OSError
     """
     with path.open("rb") as file:
@@ -127,7 +134,7 @@ def read_header(path: Path) -> Header:
         if size < 24:
             raise BadGguf(f"it has {size} bytes, which is too short for a model")
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return _Reader(data, size).header()
+            return _Reader(data, size).header(is_brief)
 
 
 class _Reader:
@@ -138,7 +145,7 @@ class _Reader:
         self._size = size
         self._at = 0
 
-    def header(self) -> Header:
+    def header(self, is_brief: bool) -> Header:
         if self._data[:4] != MAGIC:
             raise BadGguf(f"it begins with {self._data[:4]!r}, not with {MAGIC!r}: it is no GGUF file")
         self._at = 4
@@ -151,6 +158,8 @@ class _Reader:
         values: dict[str, Any] = {}
         for _ in range(keys):
             key = self._string()
+            if is_brief and key.startswith("tokenizer.") and "general.architecture" in values:
+                break
             values[key] = self._value(self._scalar("<I"), key)
         if not values.get("general.architecture"):
             raise BadGguf("it does not say its architecture")
