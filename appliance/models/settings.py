@@ -17,3 +17,6 @@ class ModelSettings(RoomSettings):
                                           json_schema_extra={"allowed": "a folder"})
     model_dir: Path | None = Field(None, description="A folder of .gguf files: each is a model by its file's name",
                                    json_schema_extra={"allowed": "a folder"})
+    status_port: int | None = Field(None, ge=1, le=65_535, description="Port that tells the models' status while everything else still "
+                                    "starts (`/health`, `/status`, `/status/stream`), such as 8001; empty = none")
+    status_host: str = Field("127.0.0.1", description="Address of STATUS_PORT; it asks for no key")

@@ -6,8 +6,11 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import httpx
+import pytest
+
 from appliance.app import Appliance
-from appliance.base.clock import Clock, SystemClock
+from appliance.base.clock import Clock, FakeClock, SystemClock
 from appliance.base.errors import NoSuchModel
 from appliance.base.watch import Watched
 from appliance.engines.receipts import Receipts
@@ -77,6 +80,7 @@ class BoardOfValues:
         self.asked: list[tuple[object, ...]] = []
         self.steps: asyncio.Queue[bool] = asyncio.Queue()      # True = go on, False = fail
         self.loads_cut = 0
+        self.refusal: Exception | None = None                   # what the next load raises
 
     def bump(self) -> None:
         self.changed.set(self.changed.value + 1)
@@ -119,6 +123,8 @@ class BoardOfValues:
     async def load(self, alias: str, *, keep_alive_s: float | None = None) -> ModelView:
         view = self.model(alias)
         self.asked.append(("load", alias, keep_alive_s))
+        if self.refusal is not None:
+            raise self.refusal
         if view.status == "ready":
             return view
         try:
@@ -176,3 +182,17 @@ async def door_over(board: BoardOfValues | None, *, door: ModelsDoor | None = No
         async with serving_http(server, [("127.0.0.1", 0)], hurry=parts.hurry, tasks=parts.tasks, grace_s=lambda: 5) as bound:
             yield f"http://127.0.0.1:{bound[0][1]}", parts
         await parts.fleet.close()
+
+
+@pytest.fixture
+def board() -> BoardOfValues:
+    board = BoardOfValues(ready("qwen3-8b"), off("org/gemma-3"), failed("broken"))
+    board.failures["broken"] = FailedView("broken", 3, "llama_model_load: " + "x" * 400)
+    board.lines = [QueueView("qwen3-8b", 2, 10, 7, 1, 1, 0.25), QueueView("org/gemma-3", 0, 3, 3, 0, 0)]
+    return board
+
+
+@pytest.fixture
+async def http(board: BoardOfValues) -> AsyncIterator[httpx.AsyncClient]:
+    async with door_over(board, clock=FakeClock(AT_S)) as (url, _), httpx.AsyncClient(base_url=url) as client:
+        yield client
