@@ -1,6 +1,7 @@
 """The addresses of the model manager, as system D has them: status, lines, memory, health, telemetry, and the operators' verbs.
 
-They are there only where there is a table of models. Shapes: models/status.py, models_readings.py, models_report.py; feeds: models_feed.py.
+They are there only where there is a table of models. Shapes: models/status.py, models_readings.py, models_snapshot.py, models/measures.py;
+feeds: models_feed.py.
 """
 
 import asyncio
@@ -18,9 +19,9 @@ from appliance.front.call import Answer, Call
 from appliance.front.errors import error_body, openai_error
 from appliance.front.models_feed import EVERY_S, SILENCE_S, Feeds, event, loading
 from appliance.front.models_readings import health_of_models, queue_stats, telemetry, vram, vram_of_model, vram_summary
-from appliance.front.models_report import report
 from appliance.front.ollama_translate import keep_alive_s
 from appliance.front.openai import SSE, SSE_HEADERS
+from appliance.models.measures import report
 from appliance.models.status import as_file, as_model, as_status
 from appliance.models.views import Board, ModelView
 

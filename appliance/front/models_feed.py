@@ -10,7 +10,7 @@ from typing import Any
 
 from appliance.base import jsons
 from appliance.base.clock import Clock, rfc3339
-from appliance.front.models_report import snapshot
+from appliance.front.models_snapshot import snapshot
 from appliance.models.status import as_model, as_status, before_board
 from appliance.models.views import Board
 

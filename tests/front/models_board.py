@@ -27,6 +27,7 @@ from appliance.front.server import Server, serving_http
 from appliance.front.system import SystemDoor
 from appliance.models.catalogue import Catalogue, Model, Params
 from appliance.models.errors import ModelFailed
+from appliance.models.measures import measure
 from appliance.models.views import (
     Counts,
     DeviceView,
@@ -173,7 +174,13 @@ async def door_over(board: BoardOfValues | None, *, door: ModelsDoor | None = No
         await parts.fleet.first_looks()
         parts.desk = desk = Desk(settings.front, receipts=Receipts(), metrics=parts.metrics, clock=clock, is_draining=lambda: parts.state != "serving",
                                  access_log=AccessLog(clock=clock, form="json"))
-        system = SystemDoor(status=lambda: {"ok": True}, metrics=parts.metrics, receipts=desk.receipts, measure=parts.fleet.measure)
+
+        def measured() -> None:
+            parts.fleet.measure()
+            if board is not None:
+                measure(board, parts.metrics.router, clock.now_s())
+
+        system = SystemDoor(status=lambda: {"ok": True}, metrics=parts.metrics, receipts=desk.receipts, measure=measured)
         balance = BalanceDoor(parts.router, clock=clock, set_strategy=parts.fleet.set_strategy, board=board)
         models = door or (ModelsDoor(board, clock=clock) if board else None)
         routes = all_routes(OpenAIDoor(parts.router, heartbeat_s=10, board=board), ResponsesDoor(parts.router, clock=clock),

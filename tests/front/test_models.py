@@ -256,10 +256,15 @@ async def test_row_get_vram_models_alias(http: httpx.AsyncClient) -> None:
     assert (idle["status"], idle["vram_usage"]["current_mb"], idle["snapshots"], idle["load_info"]["end_time"]) == ("off", 0, [], None)
 
 
-async def test_row_get_metrics_is_prometheus_text_beside_its_sub_paths(http: httpx.AsyncClient) -> None:
+async def test_row_get_metrics_is_prometheus_text_with_the_routers_families(http: httpx.AsyncClient) -> None:
     answer = await http.get("/metrics")
     assert answer.headers["content-type"].startswith("text/plain")
-    assert "appliance_requests_in_flight" in answer.text
+    samples = dict(line.rsplit(" ", 1) for line in answer.text.splitlines() if not line.startswith("#"))
+    assert float(samples['router_model_status{model="qwen3-8b"}']) == 2
+    assert float(samples['router_model_status{model="broken"}']) == 3
+    assert float(samples['router_queue_depth{model="qwen3-8b"}']) == 2
+    assert float(samples['router_model_vram_bytes{model="qwen3-8b"}']) == 2048 * MIB
+    assert float(samples["router_models_loaded_total"]) == 1
 
 
 async def test_row_get_metrics_report(http: httpx.AsyncClient, board: BoardOfValues) -> None:
@@ -271,14 +276,15 @@ async def test_row_get_metrics_report(http: httpx.AsyncClient, board: BoardOfVal
     assert body["server"] == {"status": "ready", "uptime_seconds": 100.0}
     assert body["gpu"] == {"vram_total_mb": 24576.0, "vram_used_mb": 4096.0, "vram_free_mb": 20480.0, "vram_used_percent": 16.67,
                            "utilization_percent": 37.0, "vram_total_gb": 24.0, "vram_used_gb": 4.0, "vram_free_gb": 20.0}
-    assert [row["alias"] for row in body["models"]] == ["qwen3-8b", "broken"]
+    assert [row["alias"] for row in body["models"]] == ["qwen3-8b", "org/gemma-3", "broken"]
     row = body["models"][0]
     assert row["requests"] == {"total": 1, "success": 1, "errors": 0, "error_rate_percent": 0.0}
-    assert row["latency"] == {"avg_ms": 200.0, "min_ms": 200.0, "max_ms": 200.0, "p95_ms": 200.0}
-    assert (row["tokens"], row["active_requests"], row["vram"]) == ({"total": 600, "per_second": 2.0}, 1, {"used_mb": 2048.0})
+    assert {key: row["latency"][key] for key in ("avg_ms", "min_ms", "max_ms", "p95_ms")} == dict.fromkeys(("avg_ms", "min_ms", "max_ms", "p95_ms"), 200.0)
+    assert (row["tokens"]["output"], row["tokens"]["per_second"]) == (600, 6.0)     # of the 100 s since the start
+    assert (row["active_requests"], row["vram"]) == (1, {"used_mb": 2048.0})
     assert row["queue"] == {"current_depth": 2, "total_requests": 10, "total_processed": 7, "total_rejected": 1}
-    assert body["totals"] == {"requests": 2, "errors": 1, "error_rate_percent": 50.0, "avg_latency_ms": 150.0, "tokens": 600,
-                              "requests_per_minute": 0.4}
+    totals = {key: body["totals"][key] for key in ("requests", "errors", "error_rate_percent", "avg_latency_ms", "requests_per_minute")}
+    assert totals == {"requests": 2, "errors": 1, "error_rate_percent": 50.0, "avg_latency_ms": 150.0, "requests_per_minute": 1.2}
 
 
 async def test_row_get_health_has_the_checks_of_system_d_and_the_details_of_system_c(http: httpx.AsyncClient) -> None:
