@@ -165,7 +165,7 @@ class Appliance:
         settings = self.settings.front
         self.desk = Desk(settings, receipts=self.receipts, metrics=self.metrics, access_log=access_log, clock=self.clock,
                          is_draining=lambda: self.state in {"draining", "stopping"})
-        self.openai = OpenAIDoor(self.router, heartbeat_s=settings.heartbeat_s)
+        self.openai = OpenAIDoor(self.router, heartbeat_s=settings.heartbeat_s, board=self.manager)
         system = SystemDoor(status=self.status, metrics=self.metrics, receipts=self.receipts, measure=self.measure)
         routes = all_routes(self.openai, ResponsesDoor(self.router, clock=self.clock),
                             OllamaDoor(self.router, clock=self.clock, board=self.manager, library=self.library), system,
