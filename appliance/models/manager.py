@@ -23,7 +23,24 @@ from appliance.models.files import look_at_file
 from appliance.models.learned import Lessons
 from appliance.models.loading import Loader
 from appliance.models.readings import Readings
-from appliance.models.scheduler import MIB, RAM, Close, House, Open, Refuse, Resident, Rules, Serve, Start, Step, Stop, Wait, free_slot, next_step
+from appliance.models.scheduler import (
+    MIB,
+    NO_ROOM,
+    RAM,
+    Close,
+    House,
+    Open,
+    Refuse,
+    Resident,
+    Rules,
+    Serve,
+    Start,
+    Step,
+    Stop,
+    Wait,
+    free_slot,
+    next_step,
+)
 from appliance.models.views import Ejected, FailedView, ModelView, ServerStatus, Telling
 from appliance.models.vram import Memory
 
@@ -337,6 +354,8 @@ class Manager(Readings):
                 if isinstance(step, Wait):
                     for alias, reason in step.reasons.items():
                         self.entries[alias].reason = reason
+                        if reason == NO_ROOM and self.entries[alias].wanted == "restore":
+                            self.entries[alias].wanted = ""         # others have its place by now; whoever asks for it, loads it
                     if step.again_s is not None:
                         self._timer = self._loop.call_later(max(0.005, step.again_s), self._turn)
                     return
