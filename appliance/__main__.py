@@ -14,6 +14,7 @@ USAGE = """usage: appliance VERB [ARGUMENT…]
   check         read the environment; name every problem with its remedy; exit 78 if there is one
   prepare       ready the machine: machine-id, GPU identity, nvidia-smi, port 14444
   settings      every variable: room, default, current value, help   [--json | --env-example | --markdown]
+  models        the models of a running appliance: list, show, load, eject, reset, pin, unpin, queue, vram (`models --help`)
   models check  what would be run for each model of the table, and what would not work   [--json]
   healthcheck   ask the running appliance whether it is well; exit 0 or 1
   ctl           drive a running appliance over its control API (`ctl --help`)
@@ -75,6 +76,20 @@ def show_settings(arguments: list[str]) -> int:
 
 
 def models(arguments: list[str]) -> int:
+    """Explain the table of models, or ask the running appliance about its models."""
+    if arguments[:1] != ["check"]:
+        from appliance.cli.models import main as models_main
+
+        return models_main(arguments)
+    from appliance.base.settings import BadSettings
+
+    try:
+        return models_check(arguments[1:])
+    except BadSettings:
+        return check()
+
+
+def models_check(arguments: list[str]) -> int:
     """Explain what would be run for each model, without running it; give 78 when something would not work."""
     from dataclasses import asdict
 
@@ -84,7 +99,7 @@ def models(arguments: list[str]) -> int:
     from appliance.models.check import check as check_models
     from appliance.settings import load_or_raise
 
-    if arguments not in (["check"], ["check", "--json"]):
+    if arguments not in ([], ["--json"]):
         print("usage: appliance models check [--json]", file=sys.stderr)
         return 2
     settings, _ = load_or_raise()
@@ -147,12 +162,7 @@ def main(argv: list[str] | None = None) -> int:
     if verb == "settings":
         return show_settings(rest)
     if verb == "models":
-        from appliance.base.settings import BadSettings as BadOnes
-
-        try:
-            return models(rest)
-        except BadOnes:
-            return check()
+        return models(rest)
     verbs = {"check": check, "prepare": prepare, "serve": serve, "healthcheck": healthcheck}
     if verb in {"version", "--version"}:
         print(__version__)
