@@ -16,6 +16,7 @@ USAGE = """usage: appliance VERB [ARGUMENT…]
   settings      every variable: room, default, current value, help   [--json | --env-example | --markdown]
   models        the models of a running appliance: list, show, load, eject, reset, pin, unpin, queue, vram (`models --help`)
   models check  what would be run for each model of the table, and what would not work   [--json]
+  models schema the JSON schema of the file of CONFIG_PATH (as etc/models.schema.json)
   healthcheck   ask the running appliance whether it is well; exit 0 or 1
   ctl           drive a running appliance over its control API (`ctl --help`)
   version       print the version
@@ -76,17 +77,26 @@ def show_settings(arguments: list[str]) -> int:
 
 
 def models(arguments: list[str]) -> int:
-    """Explain the table of models, or ask the running appliance about its models."""
-    if arguments[:1] != ["check"]:
-        from appliance.cli.models import main as models_main
-
-        return models_main(arguments)
-    from appliance.base.settings import BadSettings
-
-    try:
+    """Explain the table of models, print its schema, or ask the running appliance about its models."""
+    if arguments[:1] == ["check"]:
         return models_check(arguments[1:])
-    except BadSettings:
-        return check()
+    if arguments[:1] == ["schema"]:
+        return models_schema(arguments[1:])
+    from appliance.cli.models import main as models_main
+
+    return models_main(arguments)
+
+
+def models_schema(arguments: list[str]) -> int:
+    """Print the JSON schema of the table."""
+    from appliance.base import jsons
+    from appliance.models.schema import schema
+
+    if arguments:
+        print("usage: appliance models schema", file=sys.stderr)
+        return 2
+    print(jsons.dumps_pretty(schema()))
+    return 0
 
 
 def models_check(arguments: list[str]) -> int:
@@ -94,21 +104,21 @@ def models_check(arguments: list[str]) -> int:
     from dataclasses import asdict
 
     from appliance.base import jsons
-    from appliance.models.catalogue import read_catalogue
     from appliance.models.check import as_text
     from appliance.models.check import check as check_models
-    from appliance.settings import load_or_raise
+    from appliance.settings import load
 
     if arguments not in ([], ["--json"]):
         print("usage: appliance models check [--json]", file=sys.stderr)
         return 2
-    settings, _ = load_or_raise()
-    catalogue, problems = read_catalogue(settings.models, settings.engines.config_path)
+    settings, problems = load()
     for problem in problems:
         print(f"{'error' if problem.is_fatal else 'warning'}: {problem}", file=sys.stderr)
-    report = check_models(catalogue)
+    if settings is None:
+        return EX_CONFIG
+    report = check_models(settings.catalogue)
     print(jsons.dumps_pretty(asdict(report)) if "--json" in arguments else as_text(report), end="\n" if "--json" in arguments else "")
-    return 0 if report.is_well and not any(p.is_fatal for p in problems) else EX_CONFIG
+    return 0 if report.is_well else EX_CONFIG
 
 
 def healthcheck() -> int:
@@ -139,6 +149,8 @@ def serve() -> int:
         ctypes.CDLL(None).mallopt(-8, 2)        # M_ARENA_MAX
     except (AttributeError, OSError):
         pass
+    # The event loop runs fork handlers before it starts a program; gRPC's have nothing to do there and say so on stderr each time.
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     import uvloop
 
     from appliance.app import serve as serve_until_stopped

@@ -21,23 +21,29 @@ from appliance.base.metrics import Metrics
 from appliance.base.settings import BadSettings
 from appliance.base.tasks import Tasks
 from appliance.base.watch import Watched
-from appliance.build import build_fleet
+from appliance.build import add_manager, build_fleet, build_manager, manager_wire
 from appliance.control.parts import ControlParts
 from appliance.control.server import serving_control
 from appliance.engines.receipts import Receipt, Receipts
 from appliance.front.access_log import AccessLog
 from appliance.front.balance import BalanceDoor
 from appliance.front.desk import Desk
+from appliance.front.models import ModelsDoor
 from appliance.front.ollama import OllamaDoor
 from appliance.front.openai import OpenAIDoor
 from appliance.front.passage import Passage
 from appliance.front.responses import ResponsesDoor
 from appliance.front.routes import all_routes
 from appliance.front.server import Server, serving_http
+from appliance.front.status_listener import serving_status
 from appliance.front.system import SystemDoor
 from appliance.host.nat import WORKER_PORT
 from appliance.host.prepare import Prepared, prepared_or_now
 from appliance.host.worker import Worker
+from appliance.models.library import Library
+from appliance.models.manager import Manager
+from appliance.models.measures import Measures, measure
+from appliance.models.status_file import keeping_status_file
 from appliance.reload import Reloader
 from appliance.settings import Settings, learn_secrets, load_or_raise
 
@@ -66,6 +72,9 @@ class Appliance:
         self.control_addresses: list[str] = []
         self.worker: Worker | None = None
         self.prepared: Prepared | None = None
+        self.manager: Manager | None = None
+        self.library: Library | None = None
+        self.models_door: ModelsDoor | None = None
         self.fleet = build_fleet(settings, tasks=self.tasks, clock=self.clock, metrics=self.metrics)
         self.router = self.fleet.router
         self.metrics.build_info.labels(__version__, platform.python_version()).set(1)
@@ -138,6 +147,12 @@ class Appliance:
         requests.inc()
         seconds.observe(receipt.total_ms / 1000)
 
+    def measure(self) -> None:
+        """Bring all gauges up to date: /metrics is read."""
+        self.fleet.measure()
+        if self.manager is not None:
+            measure(self.manager, self.metrics.router, self.clock.now_s())
+
     def _task_died(self, name: str, error: BaseException) -> None:
         self.warnings.append(f"the background task {name} died: {error!r}")
         self.exit_code = 1
@@ -150,11 +165,12 @@ class Appliance:
         settings = self.settings.front
         self.desk = Desk(settings, receipts=self.receipts, metrics=self.metrics, access_log=access_log, clock=self.clock,
                          is_draining=lambda: self.state in {"draining", "stopping"})
-        self.openai = OpenAIDoor(self.router, heartbeat_s=settings.heartbeat_s)
-        system = SystemDoor(status=self.status, metrics=self.metrics, receipts=self.receipts, measure=self.fleet.measure)
+        self.openai = OpenAIDoor(self.router, heartbeat_s=settings.heartbeat_s, board=self.manager)
+        system = SystemDoor(status=self.status, metrics=self.metrics, receipts=self.receipts, measure=self.measure)
         routes = all_routes(self.openai, ResponsesDoor(self.router, clock=self.clock),
-                            OllamaDoor(self.router, clock=self.clock), system,
-                            BalanceDoor(self.router, clock=self.clock, set_strategy=self.fleet.set_strategy))
+                            OllamaDoor(self.router, clock=self.clock, board=self.manager, library=self.library), system,
+                            BalanceDoor(self.router, clock=self.clock, set_strategy=self.fleet.set_strategy, board=self.manager),
+                            self.models_door)
         self.server = Server(routes, self.desk, clock=self.clock, passage=Passage(self.router, self.desk))
         return self.server
 
@@ -164,14 +180,36 @@ class Appliance:
             identity=self.identity, settings=reloader.described, reload=reloader.reload, drain=self.drain, resume=self.resume,
             shutdown=self.shutdown, lines=self.lines, new_receipt=self.begin, finish=self.finish,
             is_draining=lambda: self.state != "serving",
-            grace_s=lambda: self.settings.front.shutdown_grace_s if self.grace_s is None else self.grace_s, hurry=self.hurry)
+            grace_s=lambda: self.settings.front.shutdown_grace_s if self.grace_s is None else self.grace_s, hurry=self.hurry,
+            board=self.manager, clock=self.clock)
+
+
+async def open_models(appliance: Appliance, stack: AsyncExitStack) -> None:
+    """Open the model manager where there is a table of models."""
+    settings, tasks, clock = appliance.settings, appliance.tasks, appliance.clock
+    own = settings.models
+    if own.status_port is not None:
+        await stack.enter_async_context(serving_status(lambda: appliance.manager, host=own.status_host, port=own.status_port, clock=clock))
+    if not settings.catalogue.models:
+        return
+    wire = manager_wire()
+    stack.push_async_callback(wire.close)
+    manager = appliance.manager = build_manager(settings, tasks=tasks, clock=clock, wire=wire, measures=Measures(appliance.metrics.router))
+    assert manager is not None
+    appliance.library = Library(lambda: manager.catalogue.models, tasks=tasks, digests_path=settings.host.state_dir / "digests.json")
+    status_path = settings.host.state_dir / "model_status.json"
+    await stack.enter_async_context(keeping_status_file(manager, status_path, tasks=tasks))
+    stack.push_async_callback(manager.close)
+    await manager.open()
+    appliance.models_door = ModelsDoor(manager, clock=clock, status_path=status_path)
+    add_manager(appliance.fleet, manager, settings, wire=wire, clock=clock, metrics=appliance.metrics, tasks=tasks)
 
 
 @asynccontextmanager
 async def running(settings: Settings, *, warnings: list[str] | None = None) -> AsyncIterator[Appliance]:
     """Open every part in order; leave them in reverse order, also when one of them cannot be opened.
 
-    engines → machine's state → front → control → worker (once /healthz answers)
+    models → engines → machine's state → front → control → worker (once /healthz answers)
     """
     appliance = Appliance(settings, warnings or [])
     configure_logs(settings, appliance)
@@ -179,6 +217,7 @@ async def running(settings: Settings, *, warnings: list[str] | None = None) -> A
                            also=lambda at_s, line: appliance.lines.add(at_s, "appliance.access", line))
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(appliance.tasks)
+        await open_models(appliance, stack)
         stack.push_async_callback(appliance.fleet.close)
         await appliance.fleet.first_looks()
         server = appliance.build_front(access_log)
@@ -207,6 +246,9 @@ async def running(settings: Settings, *, warnings: list[str] | None = None) -> A
             yield appliance
         finally:
             appliance.set_state("stopping")
+            if appliance.manager is not None and appliance.models_door is not None:     # else its followers would use up the grace
+                appliance.manager.announce_end()
+                appliance.models_door.close()
 
 
 async def serve(environ: Mapping[str, str] | None = None) -> int:
@@ -302,7 +344,7 @@ def announce(appliance: Appliance) -> None:
     """Say where we listen and who answers; with the demo engine, three commands to try."""
     host, port = appliance.http_addresses[0]
     log.info("serving", http=[f"{h}:{p}" for h, p in appliance.http_addresses], control=appliance.control_addresses,
-             demo=appliance.router.is_demo, model=appliance.router.settings.public_model, version=__version__)
+             demo=appliance.router.is_demo, model=next((card.id for card in appliance.router.cards()), ""), version=__version__)
     for warning in appliance.warnings:
         log.warning("notice", text=warning)
     if not appliance.router.is_demo:

@@ -3,12 +3,24 @@
 from pathlib import Path
 
 from appliance.base.clock import Clock
+from appliance.base.logs import get_logger
 from appliance.base.metrics import Metrics
 from appliance.base.tasks import Tasks
+from appliance.base.wire import Wire, WireLimits
 from appliance.engines.fleet import Fleet
+from appliance.engines.managed import Managed
 from appliance.engines.router import Router
+from appliance.host.gpu import real_gpus
+from appliance.models.learned import Lessons
+from appliance.models.loading import Loader
+from appliance.models.manager import Manager
+from appliance.models.measures import Measures
+from appliance.models.orphans import Records
+from appliance.models.vram import memory_of
+from appliance.models.watchdog import MEASURE_EVERY_S, Watchdog
 from appliance.settings import Settings
 
+log = get_logger("models")
 CHANGES_FILE = "backends.json"
 
 
@@ -18,3 +30,38 @@ def build_fleet(settings: Settings, *, tasks: Tasks, clock: Clock, metrics: Metr
     fleet = Fleet(router, tasks=tasks, clock=clock, metrics=metrics, changes_path=Path(settings.host.state_dir) / CHANGES_FILE)
     fleet.apply(settings.engines, settings.fleet, settings.environ)
     return fleet
+
+
+def build_manager(settings: Settings, *, tasks: Tasks, clock: Clock, wire: Wire, measures: Measures) -> Manager | None:
+    """Give the model manager, not yet open; None = there is no table of models. Call it inside the event loop.
+
+    Raises  Invalid: the table names a GPU that does not exist
+    """
+    catalogue = settings.catalogue
+    if not catalogue.models:
+        return None
+    own, state_dir = settings.models, Path(settings.host.state_dir)
+    is_simulated = settings.host.gpu_mode == "simulated" and not real_gpus()[0]
+    offloads = any(model.params.n_gpu_layers != 0 for model in catalogue.models.values())
+    memory, why = memory_of(catalogue.system.gpu_devices, is_simulated=is_simulated, offloads=offloads)
+    log.info("model_memory", devices=[device.name for device in memory.read()], why=why)
+    loader = Loader(own.model_log_dir or state_dir / "model-logs", Records(state_dir / "runners"), settings.environ, tasks, wire,
+                    first_port=own.model_first_port, last_port=own.model_last_port)
+    manager = Manager(catalogue, loader=loader, memory=memory, lessons=Lessons(state_dir / "model-lessons.json"), tasks=tasks, clock=clock,
+                      extra_wait_s=own.model_swap_wait_s, ageing_s=settings.engines.queue_ageing_s)
+    manager.on_finished, manager.on_rejected = measures.finished, measures.rejected
+    manager.on_loaded, manager.on_ejected = measures.loaded, measures.ejected
+    return manager
+
+
+def manager_wire() -> Wire:
+    """Give the pool of connections to llama-servers of ours: their number is bounded by slots, not by the pool."""
+    return Wire(WireLimits(connect_s=2.0, first_byte_s=None, idle_s=None, total_s=None, max_connections=4096))
+
+
+def add_manager(fleet: Fleet, manager: Manager, settings: Settings, *, wire: Wire, clock: Clock, metrics: Metrics, tasks: Tasks) -> None:
+    """Join an open manager to those who answer, and watch over what it runs."""
+    fleet.set_managed(Managed(manager, settings=settings.engines, wire=wire, clock=clock, metrics=metrics))
+    watchdog = Watchdog(manager)
+    tasks.every(MEASURE_EVERY_S, watchdog.measure, name="measure-models")
+    tasks.every(settings.models.model_look_s, watchdog.look, name="look-at-models")

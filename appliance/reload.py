@@ -7,6 +7,7 @@ from appliance.base import logs
 from appliance.base.logs import get_logger
 from appliance.base.settings import Described, Problem
 from appliance.control.parts import Change, ReloadResult
+from appliance.models.differences import differences
 from appliance.settings import ROOMS, Settings, described, learn_secrets, load
 
 if TYPE_CHECKING:
@@ -63,6 +64,9 @@ class Reloader:
             if row.value != before.value or (row.is_secret and _secret(wanted, row) != _secret(self._appliance.settings, row)):
                 changes.append(Change(row.variable, before.value, row.value, needs_restart=not row.is_reloadable))
         changes += [Change("backends", "", said, needs_restart=False) for said in self._appliance.fleet.difference(wanted.fleet)]
+        # Without a manager there is nobody yet to run them.
+        changes += [Change("models", "", said, needs_restart=self._appliance.manager is None)
+                    for said in differences(self._appliance.settings.catalogue, wanted.catalogue)]
         return tuple(changes)
 
     def _reloadable_only(self, wanted: Settings, changes: tuple[Change, ...]) -> Settings:
@@ -74,7 +78,7 @@ class Reloader:
             present, new = getattr(now, name), getattr(wanted, name)
             stay = {field: getattr(present, field) for field in type(present).model_fields if field in kept}
             rooms[name] = new.model_copy(update=stay)
-        return Settings(**rooms, environ=wanted.environ, given=wanted.given, fleet=wanted.fleet)
+        return Settings(**rooms, environ=wanted.environ, given=wanted.given, fleet=wanted.fleet, catalogue=wanted.catalogue)
 
     def _apply(self, settings: Settings) -> None:
         """Put settings in place; on failure put the former ones back and raise."""
@@ -86,6 +90,7 @@ class Reloader:
             logs.set_level(settings.general.log_level)
             if settings.engines != former.engines or settings.fleet != former.fleet:
                 appliance.fleet.apply(settings.engines, settings.fleet, settings.environ)
+            self._apply_models(settings)
             appliance.settings = settings
         except BaseException:
             appliance.desk.apply(former.front)
@@ -93,8 +98,18 @@ class Reloader:
             logs.set_level(former.general.log_level)
             if settings.engines != former.engines or settings.fleet != former.fleet:
                 appliance.fleet.apply(former.engines, former.fleet, former.environ)
+            self._apply_models(former)
             raise
         appliance.bump()
+
+    def _apply_models(self, settings: Settings) -> None:
+        manager = self._appliance.manager
+        if manager is None:
+            return
+        manager.extra_wait_s = settings.models.model_swap_wait_s
+        if manager.catalogue != settings.catalogue:
+            manager.apply(settings.catalogue)
+        self._appliance.fleet.refresh_managed(settings.engines)
 
 
 def _secret(settings: Settings, row: Described) -> str:

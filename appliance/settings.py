@@ -18,6 +18,7 @@ from appliance.engines.specs import FleetSpec, read_fleet
 from appliance.front.access import is_loopback
 from appliance.front.settings import FrontSettings, split_keys
 from appliance.host.settings import HostSettings
+from appliance.models.catalogue import Catalogue, read_catalogue
 from appliance.models.settings import ModelSettings
 
 
@@ -46,6 +47,7 @@ class Settings:
     environ: Mapping[str, str] = field(repr=False)      # it holds every secret
     given: Mapping[str, str] = field(repr=False)        # the environment itself, without the lines of APPLIANCE_ENV_FILE
     fleet: FleetSpec = field(default_factory=FleetSpec)  # BACKENDS and the configuration file
+    catalogue: Catalogue = field(default_factory=lambda: Catalogue({}))     # the models to be run: the configuration file and MODEL_DIR
 
     @property
     def is_reachable(self) -> bool:
@@ -104,13 +106,25 @@ def load(environ: Mapping[str, str] | None = None) -> tuple[Settings | None, lis
         if value is not None:
             rooms[name] = value
     problems += unknown_variables(known_variables(), given)
+    fleet, catalogue, found = _tables(rooms, given)
+    problems += found
     if len(rooms) < len(ROOMS):
         return None, problems
-    settings = Settings(**rooms, environ=given, given=own)  # type: ignore[arg-type]
-    fleet, found = read_fleet(settings.engines, given)
-    settings = replace(settings, fleet=fleet)
-    problems += found + _across_rooms(settings)
+    settings = Settings(**rooms, environ=given, given=own, fleet=fleet, catalogue=catalogue)  # type: ignore[arg-type]
+    problems += _across_rooms(settings)
     return (None if any(p.is_fatal for p in problems) else settings), problems
+
+
+def _tables(rooms: Mapping[str, RoomSettings], environ: Mapping[str, str]) -> tuple[FleetSpec, Catalogue, list[Problem]]:
+    """Read the backends and the models, where the settings that name their files could be read."""
+    engines, models = rooms.get("engines"), rooms.get("models")
+    if not isinstance(engines, EngineSettings) or not isinstance(models, ModelSettings):
+        return FleetSpec(), Catalogue({}), []
+    fleet, problems = read_fleet(engines, environ)
+    catalogue, found = read_catalogue(models, engines.config_path)
+    # Both read the configuration file: that it cannot be read is said once.
+    told = {(problem.value, problem.remedy) for problem in problems}
+    return fleet, catalogue, problems + [problem for problem in found if (problem.value, problem.remedy) not in told]
 
 
 def load_or_raise(environ: Mapping[str, str] | None = None) -> tuple[Settings, list[Problem]]:
@@ -136,6 +150,7 @@ def _across_rooms(settings: Settings) -> list[Problem]:
     if control.control and control.control_port == front.proxy_port:
         problems.append(Problem("CONTROL_PORT", str(control.control_port), "another port than PROXY_PORT",
                                 "Both doors cannot listen on one port; change one of them."))
+    problems += _status_port(settings)
     has_worker = bool(settings.host.worker or settings.host.worker_command)
     if has_worker and control.control and control.control_port and not control.control_token.get_secret_value():
         problems.append(Problem(
@@ -146,6 +161,23 @@ def _across_rooms(settings: Settings) -> list[Problem]:
             "PROXY_HOST", front.proxy_host, "any address",
             f"Port {front.proxy_port} is open: everybody who reaches it can use the models and spend the hosted key's credit. "
             "Set APPLIANCE_API_KEYS, or publish the port on 127.0.0.1 only.", is_fatal=False))
+    return problems
+
+
+def _status_port(settings: Settings) -> list[Problem]:
+    """The status listener beside the doors: 1. a port that one of them has   2. readings without a key for other machines."""
+    port, host = settings.models.status_port, settings.models.status_host
+    if port is None:
+        return []
+    problems = []
+    doors = {"PROXY_PORT": settings.front.proxy_port, "CONTROL_PORT": settings.control.control_port if settings.control.control else None}
+    for variable, taken in doors.items():
+        if taken == port:                                                                   # 1
+            problems.append(Problem("STATUS_PORT", str(port), f"another port than {variable}",
+                                    "Both cannot listen on one port; change one of them."))
+    if not is_loopback(host if host != "localhost" else "127.0.0.1"):                       # 2
+        problems.append(Problem("STATUS_HOST", host, "any address", f"Port {port} is open: everybody who reaches it sees which models there "
+                                "are and how busy they are. Set STATUS_HOST=127.0.0.1, or publish the port on 127.0.0.1 only.", is_fatal=False))
     return problems
 
 

@@ -3,11 +3,13 @@
 Hot paths ask for a child once (`requests.labels(…)`) and keep it; `labels()` on every request costs more than the rest.
 """
 
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+from appliance.base.metrics_models import RouterMetrics
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
@@ -60,6 +62,11 @@ class Metrics:
         self.step_ok = Gauge(p + "prepare_step_ok", "1 when a step of the machine's preparation was done or not needed",
                              ["step"], registry=r)
         self.build_info = Gauge(p + "build_info", "Version of the appliance", ["version", "python"], registry=r)
+
+    @cached_property
+    def router(self) -> RouterMetrics:
+        """The families of the model manager; they appear from the first use on, so that only who has a table of models touches this."""
+        return RouterMetrics(self.registry)
 
     def render(self) -> bytes:
         """Give all families in Prometheus' text format."""

@@ -26,6 +26,7 @@ from appliance.engines.backends.demo import DemoBackend
 from appliance.engines.backends.hosted import HostedBackend
 from appliance.engines.dispatch import Pool
 from appliance.engines.health import Looker
+from appliance.engines.managed import Managed
 from appliance.engines.router import Router
 from appliance.engines.server import Server
 from appliance.engines.settings import EngineSettings
@@ -93,6 +94,7 @@ class Fleet:
         self._loops: dict[str, tuple[Looker, asyncio.Task[Any]]] = {}
         self._leaving: dict[str, Server] = {}
         self._hosted: HostedBackend | None = None
+        self._managed: Managed | None = None
         self._hosted_from: EngineSettings | None = None
         self._wire: Wire | None = None
         self._contexts: dict[Tls, ssl.SSLContext] = {}
@@ -154,6 +156,17 @@ class Fleet:
         rows += [f"the pool {pool.name} changes" for pool in spec.pools if former.get(pool.name) != pool]
         rows += [f"the pool {name} goes" for name in former if name not in {pool.name for pool in spec.pools}]
         return rows
+
+    def set_managed(self, backend: Managed) -> None:
+        """Put the model manager's backend in place: the table's models are looked for before everything else."""
+        self._managed = backend
+        self._put()
+
+    def refresh_managed(self, settings: EngineSettings) -> None:
+        """The table of models, or how requests are sent, changed."""
+        if self._managed is not None:
+            self._managed.apply(settings)
+            self.router.refresh()
 
     async def first_looks(self) -> None:
         """Wait until every server was looked at once, but not for long: one that hangs must not hold up the others."""
@@ -337,6 +350,8 @@ class Fleet:
         names = list(dict.fromkeys([DEFAULT_POOL, *(pool.name for pool in self._spec.pools), *(s.pool for s in self._servers.values())]))
         former = {pool.name: pool for pool in self.router.pools}
         pools = []
+        if self._managed is not None:
+            pools.append(self._pool(self._managed.pool, [self._managed], former, settings))
         for name in names:
             members: list[Backend] = [s for s in self._servers.values() if s.pool == name and name != HOSTED_POOL]
             if members:

@@ -87,6 +87,9 @@ class Books:
         """Give a place that takes no room, for a question about the server itself: it is asked also when it is full."""
         return Place(self, self._clock.monotonic_s(), Attempt("", "cancelled"), is_visit=True)
 
+    async def board(self, place: Place, model: str | None, wishes: Any) -> None:
+        """Make a place of passage ready to be spoken to; those who know their address beforehand have nothing to do."""
+
     def settle(self, place: Place, outcome: str, retry_after_s: float | None) -> None:
         """Count a place's end; called by the place, once."""
         took_s = self._clock.monotonic_s() - place.began_s

@@ -276,9 +276,16 @@ class Router:
             receipt.reason = reason
         else:
             closed = {b.name for b in self.backends() if b.kind in {"hosted", "demo"}}      # not to be reached directly
+            if wanted is None and not wishes.pin and any(isinstance(b, Server) for b in self.backends()):
+                closed |= {b.name for b in self.backends() if b.kind == "managed"}          # loading a model for a question that names none
             asking = Asking(stages, wanted, reason, wishes, receipt, self._clock.monotonic_s() + self.settings.backend_timeout_seconds,
                             tried={*exclude, *closed}, is_pinned=bool(wishes.pin))
             place = await self.dispatcher.place(asking)
+            try:
+                await place.owner.board(place, wanted, wishes)
+            except BaseException:
+                place.done("cancelled")
+                raise
         if not exclude:
             self.dispatcher.budget.deposit()
         receipt.backend, receipt.endpoint = place.backend, place.url

@@ -51,7 +51,8 @@ class EngineSettings(RoomSettings):
         [], description="Servers that answer: llama.cpp, vLLM, SGLang or any OpenAI-compatible one (comma list; `name=address` names one)",
         json_schema_extra=RELOAD | {"allowed": "addresses such as http://llm-1:8080, separated by commas"})
     config_path: Path | None = Field(
-        None, description="A JSON file with `backends` and `pools`, for what does not fit into BACKENDS (docs/backends.md)",
+        None, description="A JSON file with `backends` and `pools`, for what does not fit into BACKENDS (docs/backends.md), and with `models` and "
+        "`system` (etc/models.example.json)",
         json_schema_extra=RELOAD | {"allowed": "a readable file"})
     lb_enabled: Switch = Field(True, description="0 = always the first backend that can take a request, in the order given", json_schema_extra=RELOAD)
     lb_strategy: str = Field("least_busy", description="How a backend is chosen among those that can take a request; an unknown name means "

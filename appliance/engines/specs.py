@@ -22,8 +22,8 @@ from appliance.engines.settings import EngineSettings
 
 DEFAULT_POOL = "default"
 HOSTED_POOL = "hosted"
-# Other top-level keys that the same file may have: they are the model manager's.
-OTHER_KEYS = {"api", "system", "models"}
+# Other top-level keys that the same file may have: they are the model manager's, and an editor's.
+OTHER_KEYS = {"api", "system", "models", "$schema"}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:\[\]-]{0,127}")
 
 

@@ -28,6 +28,8 @@ class Wishes:
     may_leave        False: it must be answered by this pool's own servers, not by an overflow and not by a hosted API
     pin              the name of the one backend that is to answer ("" = any)
     context_tokens   the context that the client counts on; a server known to have less is not asked (0 = any)
+    keep_alive_s     how long a model that runs here stays loaded after this request: 0 = not at all, negative = for ever,
+                     None = as configured
     """
 
     flow: str = ""
@@ -35,6 +37,7 @@ class Wishes:
     may_leave: bool = True
     pin: str = ""
     context_tokens: int = 0
+    keep_alive_s: float | None = None
 
 
 NO_WISHES = Wishes()
@@ -60,6 +63,7 @@ class EngineRequest:
     wishes: Wishes = NO_WISHES
     public_model: str = ""      # set by the router: the name that the reply carries
     wanted_model: str = ""      # set by the router: the name by which backends know it
+    waiting: Callable[[], list[tuple[str, str]]] | None = None      # set while it waits for a model: headers that tell how things stand
 
 
 @dataclass(slots=True)

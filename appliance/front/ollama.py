@@ -1,6 +1,7 @@
-"""Ollama's dialect: NDJSON streams, durations in nanoseconds, errors as `{error: text}`. A relay answers, not a model store.
+"""Ollama's dialect: NDJSON streams, durations in nanoseconds, errors as `{error: text}`. Models are answered for, not stored.
 
-Requests are translated in ollama_translate.py, replies in ollama_reply.py. Replies carry the public model name. Source: Ollama's
+Requests are translated in ollama_translate.py, replies in ollama_reply.py; models that run here are told of in ollama_models.py,
+relayed ones in this file. Replies carry the public model name. Source: Ollama's
 API (level API_VERSION); system A, `/api/tags`, `/api/pull`, `/api/generate` (where the two differ, the union).
 """
 
@@ -23,9 +24,12 @@ from appliance.front.call import Answer, Call
 from appliance.front.errors import error_event
 from appliance.front.ndjson import CONTENT_TYPE, begin, line
 from appliance.front.ollama_context import pack
+from appliance.front.ollama_models import LocalModels, not_found
 from appliance.front.ollama_reply import Teller, Voice, normalised, ns, vectors_of, whole
 from appliance.front.ollama_translate import TYPES, Asked, chat_up, generate_up, keep_alive_s, options_up
 from appliance.front.sse_read import events_of
+from appliance.models.library import Library
+from appliance.models.views import Board
 
 log = structlog.get_logger("ollama")
 API_VERSION = "0.13.0"      # the level of Ollama's API that is spoken here; clients compare it
@@ -44,11 +48,12 @@ ROUTES = [
 
 
 class OllamaDoor:
-    """The handlers of `/api`."""
+    """The handlers of `/api`. `board` and `library`: of the models that run here, None = all are relayed."""
 
-    def __init__(self, router: Router, *, clock: Clock) -> None:
+    def __init__(self, router: Router, *, clock: Clock, board: Board | None = None, library: Library | None = None) -> None:
         self._router = router
         self._clock = clock
+        self._local = LocalModels(board, library, clock=clock) if board is not None else None
 
     # ---- about models
 
@@ -64,20 +69,24 @@ class OllamaDoor:
 
     async def tags(self, call: Call) -> Answer:
         """GET /api/tags: `{models: [{name, upstream, aliases, model, modified_at, size, digest, details, capabilities, …}]}`."""
-        models = [{**self._entry(card), "upstream": card.upstream, "aliases": list(card.aliases),
-                   "modified_at": rfc3339(card.created_s), "capabilities": self._capabilities()} for card in self._router.cards()]
+        cards = self._router.cards()
+        local = await self._local.tags(card.id for card in cards) if self._local else {}
+        models = [{**(local.get(card.id) or self._relayed(card)), "upstream": card.upstream, "aliases": list(card.aliases)} for card in cards]
         return Answer(body=jsons.dumps({"models": models}))
 
     async def ps(self, call: Call) -> Answer:
-        """GET /api/ps: every model is ready, takes no memory here and does not expire."""
+        """GET /api/ps: the models that are loaded here; relayed ones are always ready, take no memory here and do not expire."""
         far = rfc3339(self._clock.now_s() + FAR_S)
-        models = [{**self._entry(card), "expires_at": far, "size_vram": 0} for card in self._router.cards()]
-        return Answer(body=jsons.dumps({"models": models}))
+        loaded = await self._local.loaded() if self._local else []
+        relayed = [{**self._entry(card), "expires_at": far, "size_vram": 0} for card in self._router.cards() if not self._is_local(card)]
+        return Answer(body=jsons.dumps({"models": loaded + relayed}))
 
     async def show(self, call: Call) -> Answer:
-        """POST /api/show: what is known of a relayed model, by any name that is answered."""
+        """POST /api/show: what is known of a model, by any name that is answered."""
         ask = self._read(call)
         card = self._card(ask, must_name=True)
+        if self._local and self._is_local(card):
+            return Answer(body=jsons.dumps(await self._local.show(card.id, verbose=bool(ask.get("verbose")))))
         return Answer(body=jsons.dumps({
             "modelfile": f"# {card.id} is relayed to {card.upstream}; there is no model file here\nFROM {card.id}\n",
             "parameters": "", "template": "", "details": _details(card), "capabilities": self._capabilities(),
@@ -103,14 +112,14 @@ class OllamaDoor:
         """POST /api/chat; without messages it only loads, as in Ollama."""
         ask = self._read(call)
         if not ask.get("messages"):
-            return self._loaded(ask, {"message": {"role": "assistant", "content": ""}})
+            return await self._loaded(call, ask, {"message": {"role": "assistant", "content": ""}})
         return await self._answer(call, ask, chat_up(ask), is_chat=True)
 
     async def generate(self, call: Call) -> Answer:
         """POST /api/generate; without a prompt (or system A's `messages`) it only loads, as in Ollama."""
         ask = self._read(call)
         if not any(ask.get(name) for name in ("prompt", "messages", "suffix", "images")):
-            return self._loaded(ask, {"response": ""})
+            return await self._loaded(call, ask, {"response": ""})
         return await self._answer(call, ask, generate_up(ask), is_chat=False)
 
     async def _answer(self, call: Call, ask: dict[str, Any], asked: Asked, *, is_chat: bool) -> Answer:
@@ -146,14 +155,22 @@ class OllamaDoor:
             yield line(part)
         yield line(_with_context(last, memory, teller.text))
 
-    def _loaded(self, ask: dict[str, Any], empty: dict[str, Any]) -> Answer:
-        """Answer a request that only loads a model, or unloads it (`keep_alive: 0`): both are done already."""
+    async def _loaded(self, call: Call, ask: dict[str, Any], empty: dict[str, Any]) -> Answer:
+        """Answer a request that only loads a model, or unloads it (`keep_alive: 0`); for a relayed one both are done already."""
         card = self._card(ask)
-        reason = "unload" if keep_alive_s(ask.get("keep_alive")) == 0 else "load"
-        out = {"model": card.id, "created_at": rfc3339(self._clock.now_s()), **empty, "done": True, "done_reason": reason}
+        stay_s = keep_alive_s(ask.get("keep_alive"))
+        took_s = await self._touch(card, stay_s)
+        out = {"model": card.id, "created_at": rfc3339(self._clock.now_s()), **empty, "done": True,
+               "done_reason": "unload" if stay_s == 0 else "load"}
+        if took_s:
+            out |= {"total_duration": ns(self._elapsed_s(call)), "load_duration": ns(took_s)}
         if ask.get("stream") is False:
             return Answer(body=jsons.dumps(out))
         return Answer(body=line(out), content_type=CONTENT_TYPE)
+
+    async def _touch(self, card: ModelCard, stay_s: float | None) -> float:
+        """Load or unload a model that runs here; give the seconds that loading took."""
+        return await self._local.touch(card.id, stay_s) if self._local and self._is_local(card) else 0.0
 
     # ---- embeddings
 
@@ -179,9 +196,10 @@ class OllamaDoor:
 
     async def _vectors(self, call: Call, ask: dict[str, Any], card: ModelCard, inputs: list[str]) -> tuple[list[list[float]], int]:
         """Give one vector a text, and the tokens that were read."""
-        keep_alive_s(ask.get("keep_alive"))
+        stay_s = keep_alive_s(ask.get("keep_alive"))
         self._note_ignored(call, options_up(ask.get("options"))[1])
         if not inputs:
+            await self._touch(card, stay_s)
             return [], 0
         body: dict[str, Any] = {"input": inputs}
         if ask.get("dimensions"):
@@ -198,6 +216,8 @@ class OllamaDoor:
         name = _name(ask)
         body["model"] = name or card.id
         wishes = call.wishes
+        if (stay_s := keep_alive_s(ask.get("keep_alive"))) is not None:
+            wishes = replace(wishes, keep_alive_s=stay_s)
         options = ask.get("options")
         context = options.get("num_ctx") if isinstance(options, dict) else None
         if isinstance(context, int) and context > 0:        # the client counts on so much: a smaller one would cut what it sends
@@ -225,7 +245,7 @@ class OllamaDoor:
         try:
             return self._router.resolve(name)
         except NoSuchModel:
-            raise NoSuchModel(f"model '{name}' not found", param="model") from None
+            raise not_found(name) from None
 
     def _note_ignored(self, call: Call, names: list[str]) -> None:
         """Warn of what was not used, as Ollama does; the names are the client's, so they are cut."""
@@ -237,6 +257,13 @@ class OllamaDoor:
 
     def _capabilities(self) -> list[str]:
         return DEMO_CAPABILITIES if self._router.is_demo else CAPABILITIES
+
+    def _is_local(self, card: ModelCard) -> bool:
+        return self._local is not None and self._local.has(card.id)
+
+    def _relayed(self, card: ModelCard) -> dict[str, Any]:
+        """Give what /api/tags says of a model that is elsewhere."""
+        return {**self._entry(card), "modified_at": rfc3339(card.created_s), "capabilities": self._capabilities()}
 
     def _entry(self, card: ModelCard) -> dict[str, Any]:
         """Give what /api/tags and /api/ps share; nothing of the model lies on this machine, so its size is 0."""

@@ -3,7 +3,6 @@
 Source: Ollama's API types and `options`; system A, /api/generate (`messages`, `options.max_tokens`).
 """
 
-import math
 import re
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,6 +33,8 @@ LOCAL_OPTIONS: dict[str, type] = {              # about an engine on the same ma
 TYPE_NAMES = {float: "float32", int: "integer", bool: "boolean", list: "array"}
 EFFORTS = {"low": "low", "medium": "medium", "high": "high", "max": "high"}     # OpenAI's scale ends at high
 MOST_TOP_LOGPROBS = 20
+FOREVER = -1.0              # seconds: a stay without an end, as the model manager takes it
+NEVER_AFTER_S = 2**63 / 1e9     # 292 years: the longest time that Ollama can hold, and its way to say never
 RAW_MAX_TOKENS = 512        # where `num_predict` is absent: the completions API would stop after 16; system A's own default
 _DURATION = re.compile(r"[+-]?(?:(?:\d+(?:\.\d*)?|\.\d+)(?:ns|us|µs|μs|ms|s|m|h))+")
 _TERM = re.compile(r"([\d.]+)(ns|us|µs|μs|ms|s|m|h)")
@@ -57,16 +58,16 @@ def keep_alive_s(value: Any) -> float | None:
     """Read keep_alive.
 
     Takes   value: seconds as a number, or a duration such as "5m", "1h30m", "-1s", "0"
-    Gives   seconds; infinity for a negative one; None when absent
+    Gives   seconds; FOREVER for a negative or an endless one; None when absent
     Raises  Invalid
     """
     if value is None:
         return None
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return math.inf if value < 0 else float(value)
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and value == value:     # JSON as it is written may hold a NaN
+        return float(value) if 0 <= value <= NEVER_AFTER_S else FOREVER
     if isinstance(value, str) and (value.lstrip("+-") == "0" or _DURATION.fullmatch(value)):
         total = sum(float(number) * _UNIT_S[unit] for number, unit in _TERM.findall(value))
-        return math.inf if value.startswith("-") and total else total
+        return FOREVER if total > NEVER_AFTER_S or (value.startswith("-") and total) else total
     raise Invalid("`keep_alive` must be seconds as a number, or a duration such as \"5m\" or \"-1s\".", param="keep_alive")
 
 

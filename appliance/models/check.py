@@ -1,18 +1,18 @@
 """What would be run, and what would not work, without running any model: `appliance models check`."""
 
 import shlex
-import shutil
-import subprocess
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from appliance.models.catalogue import Catalogue, Model
-from appliance.models.command import Flags, command_line, slots_of
-from appliance.models.estimate import MIB, estimate
-from appliance.models.gguf import BadGguf, Header, read_header
+from appliance.models.command import BadCommand, Flags, command_line, is_lockable, kind_of, slots_of
+from appliance.models.estimate import MIB, memory_of
+from appliance.models.gguf import BadGguf, Header, parts_of, read_header, size_of
+from appliance.models.loading import look_at_program
 
 FIRST_PORT = 8085           # the lowest of those that runners are given
-HELP_S = 20.0
+DRAFT_TOKENS = 128          # by which llama.cpp lets the vocabularies of a model and of its draft differ
 
 
 @dataclass(slots=True)
@@ -41,59 +41,83 @@ class Report:
 
 def check(catalogue: Catalogue) -> Report:
     """Look at the llama-server and at every model's file."""
-    server, flags, problem = _look_at_server(catalogue.llama_server)
-    return Report(server, problem, [_look_at(model, catalogue, server, flags) for model in catalogue.models.values()])
+    program = look_at_program(catalogue.llama_server)
+    flags = None if program.problem else program.flags
+    return Report(program.path, program.problem, [_look_at(model, catalogue, program.path, flags) for model in catalogue.models.values()])
 
 
-def _look_at_server(wanted: str) -> tuple[str, Flags, str]:
-    """Give (its path, what it takes, what is wrong with it)."""
-    nothing = Flags(frozenset(), False)
-    program = shutil.which(wanted or "llama-server")
-    if program is None:
-        return wanted, nothing, f"{wanted or 'llama-server'} is no program that is found; set LLAMA_SERVER_PATH"
-    try:
-        done = subprocess.run([program, "--help"], capture_output=True, text=True, timeout=HELP_S, check=False, stdin=subprocess.DEVNULL)
-    except (OSError, subprocess.TimeoutExpired) as exc:
-        return program, nothing, f"`{program} --help` does not work: {exc}"
-    flags = Flags.of_help(done.stdout + done.stderr)
-    if "--port" not in flags.names:
-        return program, flags, f"`{program} --help` does not read like a llama-server's (exit code {done.returncode})"
-    return program, flags, ""
-
-
-def _look_at(model: Model, catalogue: Catalogue, server: str, flags: Flags) -> Checked:
+def _look_at(model: Model, catalogue: Catalogue, server: str, flags: Flags | None) -> Checked:
+    """Look at one model's files. `flags` None: the server is of no use, so that there is no command line."""
     found = Checked(model.alias, str(model.path))
-    try:
-        header = read_header(model.path)
-    except FileNotFoundError:
-        found.problem = "there is no such file"
-        return found
-    except OSError as exc:
-        found.problem = f"the file cannot be read: {exc.strerror or exc}"
-        return found
-    except BadGguf as exc:
-        found.problem = f"the file is no model: {exc}"
-        return found
-    found.facts = _facts(model, catalogue, header)
-    found.command = command_line(server or "llama-server", model, catalogue.system, flags, port=FIRST_PORT, header=header)
+    headers: dict[str, Header] = {}
+    for key, path in model.files.items():
+        header, problem = _read(path)
+        if problem:
+            found.problem = problem if key == "model_path" else f"{key}: {path}: {problem}"
+            return found
+        if header is not None:
+            headers[key] = header
+    found.problem = _disagreement(headers)
+    found.facts = _facts(model, catalogue, headers, flags)
+    if flags is not None and not found.problem:
+        try:
+            found.command = command_line(server, model, catalogue.system, flags, port=FIRST_PORT, header=headers["model_path"])
+        except BadCommand as exc:
+            found.problem = str(exc)
     return found
 
 
-def _facts(model: Model, catalogue: Catalogue, header: Header) -> dict[str, Any]:
-    params, system = model.params, catalogue.system
-    memory = estimate(header, context_tokens=params.n_ctx, type_k=params.type_k, type_v=params.type_v, multiplier=system.vram_multiplier,
-                      floor_bytes=system.min_vram_required * MIB)
-    slots = slots_of(model, system)
+def _read(path: Path) -> tuple[Header | None, str]:
+    """Read one file's header; give (it, ""), or (None, what is wrong). Adapters of old, .bin, have none to read."""
+    for part in parts_of(path):
+        if not part.is_file():
+            return None, "there is no such file" if part == path else f"the file is not whole: there is no {part.name}"
+    try:
+        return (read_header(path) if path.suffix.lower() == ".gguf" else None), ""
+    except OSError as exc:
+        return None, f"the file cannot be read: {exc.strerror or exc}"
+    except BadGguf as exc:
+        return None, f"the file is no model: {exc}"
+
+
+def _disagreement(headers: dict[str, Header]) -> str:
+    """Say which file is not what its key says; "" = all are."""
+    main = headers["model_path"]
+    for key, header in headers.items():
+        wanted = {"mmproj_path": "mmproj"}.get(key, "adapter" if key.startswith("lora.") else "model")
+        if header.kind != wanted:
+            return f"{key}: the file says that it is of the kind {header.kind}, not {wanted}"
+        if wanted == "adapter" and header.architecture != main.architecture:
+            return f"{key}: the adapter is for models of the architecture {header.architecture}, this one is {main.architecture}"
+    return ""
+
+
+def _facts(model: Model, catalogue: Catalogue, headers: dict[str, Header], flags: Flags | None) -> dict[str, Any]:
+    header, params = headers["model_path"], model.params
+    memory = memory_of(model, catalogue.system, header)
+    return {"name": header.name, "architecture": header.architecture, "quantization": header.quantization, "size_bytes": size_of(model.path),
+            "kind": kind_of(model, header), "trained_context_tokens": header.context_tokens, "context_tokens": params.n_ctx,
+            "slots": slots_of(model, catalogue.system), "replicas": model.replicas, "pinned": model.pinned,
+            "files": {key: str(path) for key, path in model.files.items() if key != "model_path"},
+            "memory_bytes": memory.total, "weights_bytes": memory.weights, "cache_bytes": memory.cache, "buffers_bytes": memory.buffers,
+            "extras_bytes": memory.extras, "is_rough": memory.is_rough, "notes": _notes(model, catalogue, headers, flags)}
+
+
+def _notes(model: Model, catalogue: Catalogue, headers: dict[str, Header], flags: Flags | None) -> list[str]:
+    """What works, but not as one might think."""
+    header, params, system = headers["model_path"], model.params, catalogue.system
+    slots, wanted = slots_of(model, system), params.parallel_override or system.parallel_requests
     notes = []
     if header.context_tokens and params.n_ctx > header.context_tokens:
         notes.append(f"n_ctx is more than the {header.context_tokens} tokens that it was trained with")
-    wanted = params.parallel_override or system.parallel_requests
     if slots < wanted:
         notes.append(f"{wanted} slots would have less than 2048 tokens each: {slots}")
-    return {"name": header.name, "architecture": header.architecture, "quantization": header.quantization, "size_bytes": header.size_bytes,
-            "trained_context_tokens": header.context_tokens, "context_tokens": params.n_ctx, "slots": slots,
-            "memory_bytes": memory.total, "weights_bytes": memory.weights, "cache_bytes": memory.cache, "buffers_bytes": memory.buffers,
-            "is_rough": memory.is_rough, "notes": notes}
+    draft = headers.get("draft_model_path")
+    if draft and abs(draft.vocabulary - header.vocabulary) > DRAFT_TOKENS:
+        notes.append(f"the draft model knows {draft.vocabulary} tokens and the model {header.vocabulary}: where they differ it cannot draft for it")
+    if system.use_mlock and flags is not None and not is_lockable(flags):
+        notes.append("system.use_mlock is true, but this llama-server cannot lock memory")
+    return notes
 
 
 def as_text(report: Report) -> str:
@@ -103,15 +127,21 @@ def as_text(report: Report) -> str:
         lines += ["", f"{one.alias}  {one.path}"]
         if one.problem:
             lines.append(f"  PROBLEM: {one.problem}")
-            continue
-        facts = one.facts
-        what = " ".join(filter(None, (facts["architecture"], facts["quantization"])))
-        lines.append(f"  {what}, {facts['size_bytes'] / MIB:,.1f} MiB; {facts['context_tokens']} tokens of context in {facts['slots']} slots")
-        about = "about (its header says too little to reckon)" if facts["is_rough"] else "about"
-        lines.append(f"  memory: {about} {facts['memory_bytes'] / MIB:,.0f} MiB = weights {facts['weights_bytes'] / MIB:,.0f} + cache "
-                     f"{facts['cache_bytes'] / MIB:,.0f} + buffers {facts['buffers_bytes'] / MIB:,.0f}")
-        lines += [f"  note: {note}" for note in facts["notes"]]
-        lines.append(f"  {shlex.join(one.command)}")
+        if one.facts:
+            lines += _told(one.facts)
+        if one.command:
+            lines.append(f"  {shlex.join(one.command)}")
     if not report.models:
         lines += ["", "No models: name them in the file of CONFIG_PATH (`models`), or set MODEL_DIR."]
     return "\n".join(lines) + "\n"
+
+
+def _told(facts: dict[str, Any]) -> list[str]:
+    what = " ".join(filter(None, (facts["architecture"], facts["quantization"], facts["kind"])))
+    more = (f"; up to {facts['replicas']} of it" if facts["replicas"] > 1 else "") + ("; pinned" if facts["pinned"] else "")
+    about = "about (its header says too little to reckon)" if facts["is_rough"] else "about"
+    parts = " + ".join(f"{name} {facts[f'{name}_bytes'] / MIB:,.0f}" for name in ("weights", "cache", "buffers", "extras")
+                       if name != "extras" or facts["extras_bytes"])
+    return [f"  {what}, {facts['size_bytes'] / MIB:,.1f} MiB; {facts['context_tokens']} tokens of context in {facts['slots']} slots{more}",
+            f"  memory: {about} {facts['memory_bytes'] / MIB:,.0f} MiB = {parts}",
+            *(f"  with {key}: {path}" for key, path in facts["files"].items()), *(f"  note: {note}" for note in facts["notes"])]

@@ -1,15 +1,18 @@
-"""The memory that a model will take, from its header and how it is to be run. Pure; bytes throughout.
+"""The memory that a model will take, from its header and how it is to be run; bytes throughout.
 
     weights    the file, as it is mapped or read into the GPU
     cache      keys and values of every layer for every token of context, in the types that are asked for
     buffers    what a batch needs while it is computed: above all its scores for the whole vocabulary
+    extras     what runs beside it: a draft model with its own cache, the projector for images, LoRA adapters
 
 System D's rule of thumb (file × multiplier + 50 MB per 1,024 tokens + 150 MB) stands in where a header does not say enough.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
-from appliance.models.gguf import Header
+from appliance.models.catalogue import Model, System
+from appliance.models.gguf import BadGguf, Header, read_header, size_of
 
 MIB = 1 << 20
 # Bytes of one element. The quantised ones hold blocks of 32 with a scale (and a minimum).
@@ -27,10 +30,39 @@ class Estimate:
     cache: int
     buffers: int
     is_rough: bool
+    extras: int = 0
 
     @property
     def total(self) -> int:
-        return self.weights + self.cache + self.buffers
+        return self.weights + self.cache + self.buffers + self.extras
+
+
+def memory_of(model: Model, system: System, header: Header | None) -> Estimate:
+    """Estimate what a model of the table takes, with everything that runs beside it: the one figure for manager and check.
+
+    Takes   header: of the model's file (its first part), None = it could not be read. Looks at the sizes of all its files.
+    """
+    params, size = model.params, size_of(model.path)
+    known = replace(header, size_bytes=max(size, header.size_bytes)) if header else Header(0, 0, {}, size)
+    extras = _draft(model, system) + round(size_of(model.mmproj_path) * system.vram_multiplier if model.mmproj_path else 0)
+    extras += sum(size_of(one.path) for one in model.lora)
+    floor = max(0, system.min_vram_required * MIB - extras)
+    made = estimate(known, context_tokens=params.n_ctx, type_k=params.type_k, type_v=params.type_v, multiplier=system.vram_multiplier,
+                    floor_bytes=floor)
+    return replace(made, extras=extras)
+
+
+def _draft(model: Model, system: System) -> int:
+    """The draft model with a cache for the same context; it shares the process, and so what that takes for itself."""
+    path: Path | None = model.draft_model_path
+    if path is None:
+        return 0
+    try:
+        header = read_header(path)
+    except (OSError, BadGguf):
+        return round(size_of(path) * system.vram_multiplier)
+    made = estimate(replace(header, size_bytes=size_of(path)), context_tokens=model.params.n_ctx, multiplier=system.vram_multiplier)
+    return made.total - BASE_BYTES
 
 
 def estimate(header: Header, *, context_tokens: int, type_k: str = "f16", type_v: str = "f16", multiplier: float = 1.1,

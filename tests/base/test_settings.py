@@ -1,5 +1,6 @@
 """Settings: every problem at once, secrets from files, slips told; and the texts made from them are those in the repository."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,33 @@ def test_the_environment_file_lies_under_the_environment(tmp_path: Path) -> None
     assert (settings.engines.stream_chunk_size, settings.engines.stream_delay_ms) == (7, 9)
     path.write_text("no equals sign\n")
     assert "Line 1" in problems(APPLIANCE_ENV_FILE=str(path))[1]["APPLIANCE_ENV_FILE"].remedy
+
+
+def test_the_table_of_models_is_read_with_everything_else(tmp_path: Path) -> None:
+    config, program = tmp_path / "config.json", {"LLAMA_SERVER_PATH": sys.executable, "CONFIG_PATH": str(tmp_path / "config.json")}
+    (tmp_path / "a.gguf").touch()
+    config.write_text('{"$schema": "x", "backends": [], "models": {"a": {"model_path": "a.gguf"}, "b": {"model_path": "b.gguf"}}}')
+    settings, found = load(program)
+    assert set(settings.catalogue.models) == {"a", "b"}
+    assert [(p.is_fatal, p.value) for p in found] == [(False, "models.b.model_path")]
+    config.write_text('{"oops": 1, "models": {"a": {"model_path": "a.bin"}}, "system": {"cpu_threads": 0}}')
+    settings, found = load({**program, "PROXY_PORT": "99999"})
+    assert settings is None
+    assert [p.variable for p in found] == ["PROXY_PORT", "CONFIG_PATH", "CONFIG_PATH", "CONFIG_PATH"]
+    for said in ("oops", "models.a.model_path", "system.cpu_threads"):
+        assert any(said in str(p) for p in found)
+    config.write_text("{")
+    assert len(load(program)[1]) == 1
+
+
+def test_models_that_nothing_can_run_end_the_start(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODEL_DIR", str(tmp_path))
+    monkeypatch.setenv("LLAMA_SERVER_PATH", "/no/such")
+    assert main(["check"]) == 0                                             # no models, no program needed
+    (tmp_path / "a.gguf").touch()
+    for verb in (["check"], ["serve"], ["models", "check"]):
+        assert main(verb) == 78
+        assert "error: LLAMA_SERVER_PATH=/no/such: allowed: a program. There is no program here" in capsys.readouterr().err
 
 
 def test_the_example_file_and_the_readme_are_what_the_settings_say() -> None:

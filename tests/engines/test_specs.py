@@ -66,7 +66,7 @@ def test_files_that_cannot_be_used(tmp_path: Path, config: Any, said: str) -> No
 
 
 def test_a_file_with_everything(tmp_path: Path) -> None:
-    fleet, problems = read(tmp_path, {"models": [], "backends": [{"url": "http://x", "vram_gib": 80, "price_per_hour": 0.5, "api_key_env": "K"}],
+    fleet, problems = read(tmp_path, {"system": {}, "$schema": "s.json", "backends": [{"url": "http://x", "vram_gib": 80, "price_per_hour": 0.5, "api_key_env": "K"}],
                                       "pools": [{"name": "default", "strategy": "power_of_two"}]}, K="sk_secret_of_x", BACKENDS="http://y")
     assert not problems
     assert [b.name for b in fleet.backends] == ["y:80", "x:80"]

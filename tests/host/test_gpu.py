@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-HERE = Path(__file__).parent.parent
+from tests.tools import fake_nvml
+
 ASK = ("import json,sys; from appliance.host.gpu import find_gpus; from appliance.host.settings import HostSettings;"
        "print(json.dumps(find_gpus(HostSettings.from_env(json.loads(sys.argv[1])), {}).as_dict()))")
 
@@ -18,9 +19,7 @@ ASK = ("import json,sys; from appliance.host.gpu import find_gpus; from applianc
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if shutil.which("gcc") is None:
         pytest.skip("the stand-in for NVML is compiled by gcc")
-    folder = tmp_path_factory.mktemp("nvml")
-    subprocess.run(["gcc", "-shared", "-fPIC", "-o", folder / "libnvidia-ml.so.1", HERE / "tools" / "fake_nvml.c"], check=True)
-    return folder
+    return fake_nvml.compiled(tmp_path_factory.mktemp("nvml"))
 
 
 def find(tmp_path: Path, library: Path | None, mode: str, **environ: str) -> dict:
@@ -35,7 +34,7 @@ def find(tmp_path: Path, library: Path | None, mode: str, **environ: str) -> dic
 def test_a_real_gpu_is_reported_whatever_is_asked_for(tmp_path: Path, library: Path, mode: str) -> None:
     found = find(tmp_path, library, mode, FAKE_NVML_GPUS="2")
     assert (found["mode"], found["simulated"]) == ("real", False)
-    assert [g["name"] for g in found["gpus"]] == ["NVIDIA H200", "NVIDIA H200"]
+    assert [g["name"] for g in found["gpus"]] == ["NVIDIA H200 (stand-in)"] * 2
     assert found["gpus"][1]["pci_bus_id"] == "00000000:02:00.0"
     assert found["gpus"][0]["memory_total_mib"] == 143771
 

@@ -3,19 +3,24 @@
 import asyncio
 import json
 import os
+import re
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from appliance.models.catalogue import Model, Params, System, read_catalogue
+from appliance.models.catalogue import Entry, Model, Params, System, Table, read_catalogue
+from appliance.models.check import check
 from appliance.models.command import Flags, command_line, slots_of
 from appliance.models.estimate import MIB, estimate
 from appliance.models.gguf import Header, read_header
+from appliance.models.schema import schema
 from appliance.models.settings import ModelSettings
-from tests.journeys.llama_servers import LlamaServer
+from tests.journeys.llama_servers import HELLO, LlamaServer
+from tests.tools.tiny_models import LORA_REPLY, REPLY
 
 ROOT = Path(__file__).parents[2]
 NEW = "-fa,   --flash-attn [on|off|auto]\n--model FILE --alias --host --port --n-gpu-layers --ctx-size --batch-size --parallel --threads --metrics --slots --jinja\n" \
@@ -30,19 +35,45 @@ def written(folder: Path, value: Any) -> Path:
 
 
 def read(folder: Path, value: Any, **settings: Any):
-    return read_catalogue(ModelSettings(**settings), written(folder, value))
+    return read_catalogue(ModelSettings(**{"llama_server_path": Path(sys.executable), **settings}), written(folder, value))
 
 
 def test_the_example_is_what_the_table_takes_and_holds_every_default(tmp_path: Path) -> None:
     example = json.loads((ROOT / "etc" / "models.example.json").read_text())
     catalogue, problems = read(tmp_path, {**example, "system": {**example["system"], "base_models_path": str(tmp_path)}})
-    assert [str(p) for p in problems] == []
-    assert set(catalogue.models) == {"chat", "embedder"}
+    assert [(p.is_fatal, p.remedy[:16]) for p in problems] == [(False, "There is no file")] * len(problems)
+    assert len(problems) == 8                                           # files, none of which is here
+    assert set(catalogue.models) == {"chat", "seeing", "embedder", "ranker"}
     assert catalogue.models["chat"].path == tmp_path / "chat-7b.Q4_K_M.gguf"
     shown = catalogue.system.model_dump(mode="json")
     assert set(shown) == set(example["system"])
     given = {"llama_server_path", "base_models_path", "preload_models"}
     assert {k: v for k, v in shown.items() if k not in given} == {k: v for k, v in example["system"].items() if k not in given}
+
+
+def test_the_schema_shipped_is_the_one_printed_and_the_example_obeys_it() -> None:
+    done = subprocess.run([sys.executable, "-m", "appliance", "models", "schema"], capture_output=True, text=True, timeout=60, check=True)
+    shipped = (ROOT / "etc" / "models.schema.json").read_text()
+    assert shipped == done.stdout, "make it new: appliance models schema > etc/models.schema.json"
+    example = json.loads((ROOT / "etc" / "models.example.json").read_text())
+    keys = json.loads(shipped)["properties"]
+    assert set(example) <= set(keys)
+    assert {"backends", "pools"} <= set(keys)
+    assert (ROOT / "etc" / example["$schema"]).is_file()
+    table = Table.model_validate({key: value for key, value in example.items() if key in Table.model_fields})
+    shown = [set(entry.model_fields_set) for entry in table.models.values()]
+    assert set().union(*shown) == set(Entry.model_fields)
+
+
+def test_the_schema_has_the_limits_of_each_key_and_both_forms_of_an_adapter() -> None:
+    kinds = schema()["$defs"]
+    assert (kinds["Entry"]["properties"]["replicas"]["minimum"], kinds["Entry"]["properties"]["replicas"]["maximum"]) == (1, 16)
+    assert re.search(kinds["Entry"]["properties"]["model_path"]["pattern"], "a.GGUF")
+    assert [form["type"] for form in kinds["LoraEntry"]["anyOf"]] == ["string", "object"]
+    assert all(kind.get("additionalProperties", False) is False for kind in kinds.values())
+    assert all("description" in key for kind in kinds.values() for key in kind.get("properties", {}).values())
+    assert schema()["additionalProperties"] is False
+    assert schema()["properties"]["models"]["minProperties"] == 1
 
 
 @pytest.mark.parametrize(("value", "where", "said"), [
@@ -53,6 +84,15 @@ def test_the_example_is_what_the_table_takes_and_holds_every_default(tmp_path: P
     ({"models": {"a": {"model_path": "a.gguf", "params": {"rope_freq_base": -1}}}}, "models.a.params.rope_freq_base", "0"),
     ({"system": {"max_concurrent_models": 11}}, "system.max_concurrent_models", "10"), ({"system": {"flash_attention": "yes"}}, "system.flash_attention", "on"),
     ({"system": {"preload_models": ["b"]}}, "system.preload_models", "'b'"), ({"system": {"oops": 1}}, "system.oops", "not known"),
+    ({"models": {"a": {"model_path": "a.gguf", "replicas": 17}}}, "models.a.replicas", "16"), ({"models": {"a": {"model_path": "a.gguf", "pooling": "max"}}}, "models.a.pooling", "cls"),
+    ({"models": {"a": {"model_path": "a.gguf", "lora": ["b.safetensors"]}}}, "models.a.lora.0.path", ".bin"),
+    ({"models": {"a": {"model_path": "a.gguf", "lora": [{"path": "b.gguf", "scale": "much"}]}}}, "models.a.lora.0.scale", "number"),
+    ({"models": {"a": {"model_path": "a.gguf", "lora": [{"path": "b.gguf", "strength": 1}]}}}, "models.a.lora.0.strength", "not known"),
+    ({"models": {"a": {"model_path": "a.gguf", "draft_model_path": "b.bin"}}}, "models.a.draft_model_path", ".gguf"),
+    ({"models": {"a": {"model_path": "a.gguf", "mmproj_path": "b"}}}, "models.a.mmproj_path", ".gguf"),
+    ({"models": {"a": {"model_path": "a.gguf", "reranking": True, "pooling": "mean"}}}, "models.a", "pooling rank, not mean"),
+    ({"models": {"a": {"model_path": "a.gguf", "reranking": True, "draft_model_path": "b.gguf"}}}, "models.a", "write text"),
+    ({"models": {"a,b": {"model_path": "a.gguf"}}}, "models.a,b", "no comma"), ({"models": {"": {"model_path": "a.gguf"}}}, "models.", "1 to 128"),
     ({"api": {"port": 80}}, "api.port", "1024"), ({"system": {"queue_timeout_sec": "soon"}}, "system.queue_timeout_sec", "integer"),
 ])
 def test_what_cannot_be_is_refused_with_its_path(tmp_path: Path, value: Any, where: str, said: str) -> None:
@@ -67,26 +107,45 @@ def test_variables_win_and_relative_paths_have_a_beginning(tmp_path: Path) -> No
     (tmp_path / "env").mkdir()
     value = {"system": {"base_models_path": "/nowhere", "llama_server_path": "/from/file"}, "models": {"a": {"model_path": "a.gguf"}, "b": {"model_path": "/b.gguf"}}}
     catalogue, problems = read(tmp_path, value, base_models_path=tmp_path / "env", llama_server_path=Path("/from/env"))
-    assert problems == []
+    assert [p.value for p in problems if p.is_fatal] == ["/from/env"]
     assert (catalogue.models["a"].path, catalogue.models["b"].path, catalogue.llama_server) == (tmp_path / "env" / "a.gguf", Path("/b.gguf"), "/from/env")
-    assert [p.variable for p in read(tmp_path, value)[1]] == ["BASE_MODELS_PATH"]
+    assert [p.variable for p in read(tmp_path, value)[1] if p.is_fatal] == ["BASE_MODELS_PATH"]
 
 
 def test_a_folder_is_a_table_and_what_is_named_wins(tmp_path: Path, tiny_models: Path) -> None:
-    catalogue, problems = read_catalogue(ModelSettings(model_dir=tiny_models), None)
+    catalogue, problems = read_catalogue(ModelSettings(llama_server_path=Path(sys.executable), model_dir=tiny_models), None)
     assert problems == []
-    assert {"tiny-chat", "tiny-embed"} <= set(catalogue.models)
+    assert set(catalogue.models) == {"tiny-chat", "tiny-embed", "tiny-rerank"}         # an adapter is no model
     assert catalogue.models["tiny-chat"].origin == "folder"
     catalogue, _ = read(tmp_path, {"models": {"tiny-chat": {"model_path": "/other.gguf"}}}, model_dir=tiny_models)
     assert catalogue.models["tiny-chat"].path == Path("/other.gguf")
-    for name in ("big-00001-of-00003.gguf", "big-00002-of-00003.gguf", "small.gguf"):
-        (tmp_path / name).touch()
-    assert set(read_catalogue(ModelSettings(model_dir=tmp_path), None)[0].models) == {"big-00001-of-00003", "small"}
-    assert [p.variable for p in read_catalogue(ModelSettings(model_dir=tmp_path / "none"), None)[1]] == ["MODEL_DIR"]
+    assert [p.variable for p in read_catalogue(ModelSettings(llama_server_path=Path(sys.executable), model_dir=tmp_path / "none"), None)[1]] == ["MODEL_DIR"]
+
+
+@pytest.mark.parametrize(("given", "system", "said"), [
+    ({"llama_server_path": Path("/no/such")}, {}, "LLAMA_SERVER_PATH=/no/such"), ({"llama_server_path": ROOT / "README.md"}, {}, "README.md: allowed: a program"),
+    ({"llama_server_path": None}, {"llama_server_path": "/no/such"}, "system.llama_server_path=/no/such"), ({"llama_server_path": None}, {}, "no llama-server in PATH"),
+])
+def test_models_without_a_program_to_run_them_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, Any], system: dict[str, Any], said: str) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    (tmp_path / "a.gguf").touch()
+    _, problems = read(tmp_path, {"system": system, "models": {"a": {"model_path": "a.gguf"}}}, **given)
+    assert [p.is_fatal for p in problems] == [True]
+    assert said in str(problems[0])
+    assert read(tmp_path, {"system": system}, **given)[1] == []           # nothing to run: no program is missed
+
+
+def test_a_file_that_is_missing_is_only_warned_of_for_the_others_must_serve(tmp_path: Path) -> None:
+    (tmp_path / "a.gguf").touch()
+    catalogue, problems = read(tmp_path, {"models": {"a": {"model_path": "a.gguf", "lora": ["gone.bin"]}, "b": {"model_path": "b.gguf"}}})
+    assert set(catalogue.models) == {"a", "b"}
+    assert [(p.is_fatal, p.value) for p in problems] == [(False, "models.a.lora.0.path"), (False, "models.b.model_path")]
+    assert str(tmp_path / "b.gguf") in str(problems[1])
 
 
 def test_a_context_that_older_readers_refuse_is_warned_of(tmp_path: Path) -> None:
-    _, problems = read(tmp_path, {"models": {"a": {"model_path": "/a.gguf", "params": {"n_ctx": 16_384}}}})
+    (tmp_path / "a.gguf").touch()
+    _, problems = read(tmp_path, {"models": {"a": {"model_path": "a.gguf", "params": {"n_ctx": 16_384}}}})
     assert [(p.is_fatal, "16384" in str(p)) for p in problems] == [(False, True)]
 
 
@@ -160,12 +219,26 @@ def run_check(*arguments: str, **environ: str) -> subprocess.CompletedProcess[st
                           text=True, timeout=60, check=False)
 
 
-async def test_what_the_check_prints_really_runs(llama_binary: str, tiny_models: Path, tmp_path: Path) -> None:
-    config = written(tmp_path, {"system": {"cpu_threads": 1}, "models": {
-        "tiny": {"model_path": "tiny-chat.gguf", "params": {"type_k": "q8_0", "type_v": "q8_0"}}, "vectors": {"model_path": "tiny-embed.gguf", "params": {"n_ctx": 512}}}})
+RUNNING = {
+    "tiny": {"model_path": "tiny-chat.gguf", "params": {"type_k": "q8_0", "type_v": "q8_0"}, "pinned": True, "replicas": 2},
+    "adapted": {"model_path": "tiny-chat.gguf", "lora": ["tiny-lora.gguf"]},
+    "weakly": {"model_path": "tiny-chat.gguf", "lora": [{"path": "tiny-lora.gguf", "scale": 0}, "tiny-lora.gguf"]},
+    "guessing": {"model_path": "tiny-chat.gguf", "draft_model_path": "tiny-chat.gguf"},
+    "vectors": {"model_path": "tiny-embed.gguf", "params": {"n_ctx": 512}},
+    "pooled": {"model_path": "tiny-embed.gguf", "params": {"n_ctx": 512, "embedding": True}, "pooling": "cls"},
+    "scores": {"model_path": "tiny-rerank.gguf", "params": {"n_ctx": 512}},
+    "ranker": {"model_path": "tiny-rerank.gguf", "params": {"n_ctx": 512}, "reranking": True, "pooling": "rank"},
+}
+SAID = {"adapted": LORA_REPLY, "weakly": LORA_REPLY, "tiny": REPLY, "guessing": REPLY}
+
+
+@pytest.mark.parametrize("system", [{"cpu_threads": 1}, {"cpu_threads": 1, "use_mmap": False, "flash_attention": "auto"}], ids=["as usual", "read into memory"])
+async def test_what_the_check_prints_really_runs(llama_binary: str, tiny_models: Path, tmp_path: Path, system: dict[str, Any]) -> None:
+    config = written(tmp_path, {"system": system, "models": RUNNING})
     done = await asyncio.to_thread(run_check, "--json", CONFIG_PATH=str(config), BASE_MODELS_PATH=str(tiny_models), LLAMA_SERVER_PATH=llama_binary)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
+    assert [one["alias"] for one in report["models"]] == list(RUNNING)
     for one in report["models"]:
         words = one["command"]
         at = words.index("--port")
@@ -173,8 +246,64 @@ async def test_what_the_check_prints_really_runs(llama_binary: str, tiny_models:
         try:
             await server.start()
             assert server.get("/v1/models")["data"][0]["id"] == one["alias"]
+            await asyncio.to_thread(answers, server, one["alias"], one["facts"]["kind"])
         finally:
             server.kill9()
+
+
+def answers(server: LlamaServer, alias: str, kind: str) -> None:
+    """Ask it for what it is for."""
+    if kind == "text":
+        reply = posted(server, "/v1/chat/completions", {"messages": HELLO})
+        assert reply["choices"][0]["message"]["content"] == SAID[alias]
+        assert (reply["timings"].get("draft_n_accepted", 0) > 0) == (alias == "guessing")
+    elif kind == "embedding":
+        text = "word " * 80                                             # 320 of its tokens, more than a batch of other models
+        assert len(posted(server, "/v1/embeddings", {"input": [text, "b"]})["data"][0]["embedding"]) == 64
+    else:
+        assert len(posted(server, "/v1/rerank", {"query": "a", "documents": ["a", "b"]})["results"]) == 2
+
+
+def posted(server: LlamaServer, path: str, body: dict[str, Any]) -> Any:
+    request = urllib.request.Request(server.url + path, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        return json.load(answer)
+
+
+@pytest.mark.parametrize(("entry", "said"), [
+    ({"lora": ["no-such.gguf"]}, "lora.0.path: {}/no-such.gguf: there is no such file"), ({"lora": ["tiny-chat.gguf"]}, "lora.0.path: the file says that it is of the kind model, not adapter"),
+    ({"draft_model_path": "tiny-lora.gguf"}, "draft_model_path: the file says that it is of the kind adapter, not model"),
+    ({"mmproj_path": "tiny-chat.gguf"}, "mmproj_path: the file says that it is of the kind model, not mmproj"),
+    ({"model_path": "tiny-embed.gguf", "lora": ["tiny-lora.gguf"]}, "lora.0.path: the adapter is for models of the architecture llama, this one is bert"),
+    ({"model_path": "big-00001-of-00002.gguf"}, "there is no such file"),
+])
+def test_a_file_that_is_not_what_its_key_says_is_named(tiny_models: Path, tmp_path: Path, llama_binary: str, entry: dict[str, Any], said: str) -> None:
+    config = written(tmp_path, {"models": {"good": {"model_path": "tiny-chat.gguf"}, "bad": {"model_path": "tiny-chat.gguf", **entry}}})
+    catalogue, _ = read_catalogue(ModelSettings(base_models_path=tiny_models, llama_server_path=Path(llama_binary)), config)
+    good, bad = check(catalogue).models
+    assert (good.problem, bad.problem) == ("", said.format(tiny_models))
+    assert good.command
+    assert not bad.command
+
+
+def test_a_server_that_does_not_know_what_the_table_names_is_told_of(tiny_models: Path, tmp_path: Path) -> None:
+    old = tmp_path / "old-llama-server"
+    old.write_text("#!/bin/sh\necho '--model FNAME --host HOST --port PORT --no-mmap'\n")
+    old.chmod(0o755)
+    config = written(tmp_path, {"system": {"use_mlock": True}, "models": {"a": {"model_path": "tiny-chat.gguf", "lora": ["tiny-lora.gguf"], "draft_model_path": "tiny-embed.gguf"}}})
+    done = run_check(CONFIG_PATH=str(config), BASE_MODELS_PATH=str(tiny_models), LLAMA_SERVER_PATH=str(old))
+    assert done.returncode == 78
+    assert "PROBLEM: `lora` needs --lora, which this llama-server does not know" in done.stdout
+    assert "note: system.use_mlock is true, but this llama-server cannot lock memory" in done.stdout
+    assert "note: the draft model knows " in done.stdout
+    assert f"with draft_model_path: {tiny_models}/tiny-embed.gguf" in done.stdout
+    assert " + extras " in done.stdout
+
+
+def test_a_model_of_which_a_part_is_missing_is_told_of(tmp_path: Path) -> None:
+    (tmp_path / "big-00001-of-00002.gguf").touch()
+    catalogue, _ = read(tmp_path, {"models": {"a": {"model_path": "big-00001-of-00002.gguf"}}})
+    assert check(catalogue).models[0].problem == "the file is not whole: there is no big-00002-of-00002.gguf"
 
 
 def test_the_check_explains_itself_and_names_every_problem(llama_binary: str, tiny_models: Path, tmp_path: Path) -> None:
@@ -204,5 +333,5 @@ def test_a_server_or_a_table_that_cannot_be_used_is_named(environ: dict[str, str
 
 
 def test_wrong_usage_is_told() -> None:
-    done = subprocess.run([sys.executable, "-m", "appliance", "models", "run"], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-m", "appliance", "models", "check", "--loud"], capture_output=True, text=True, check=False)
     assert (done.returncode, "usage: appliance models check" in done.stderr) == (2, True)

@@ -1,0 +1,227 @@
+"""The backend whose llama-servers the model manager starts and stops: a request leases one, is sent to it, and gives it back.
+
+To the dispatcher it always has room: who waits, waits in the manager's line, where loading and swapping are decided. A llama-server
+that dies before its first byte costs the request nothing but time: it is given another, or the same one started again.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from appliance.base.clock import Clock
+from appliance.base.errors import Invalid
+from appliance.base.logs import get_logger
+from appliance.base.metrics import Metrics
+from appliance.base.wire import Wire
+from appliance.engines.backends.contract import Health, Learned
+from appliance.engines.exchange import AttemptFailed
+from appliance.engines.place import LEFT, WELL, Books, Place
+from appliance.engines.server import Server
+from appliance.engines.settings import EngineSettings
+from appliance.engines.specs import BackendSpec
+from appliance.engines.types import BackendState, EngineReply, EngineRequest, ModelCard, Served, Standing, Wishes
+from appliance.models.entry import Lease, Live, Waiting
+from appliance.models.manager import Manager
+
+log = get_logger("backend")
+NAME = "models"
+RETRIES = 2
+DEATH_S = 0.5           # a broken connection is the first that is seen of a death; the second is the end of the process
+
+
+class RunnerServer(Server):
+    """One llama-server of the manager's, as the thing that requests are sent to."""
+
+    def __init__(self, live: Live, card: ModelCard, *, settings: EngineSettings, wire: Wire, clock: Clock, metrics: Metrics) -> None:
+        spec = BackendSpec(url=f"http://127.0.0.1:{live.port}", name=NAME, kind="llamacpp", pool=NAME, models=(live.alias,))
+        super().__init__(spec, settings=settings, wire=wire, clock=clock, metrics=metrics, origin="managed")
+        self._label = f"The llama-server of {live.alias}"
+        self.leases: dict[Place, Lease] = {}
+        self.outer: dict[Place, Place] = {}         # of streams: the dispatcher's place, given back at their end
+        self.requests: dict[Place, EngineRequest] = {}
+        self.health = Health(True)
+        self.learn(Learned({live.alias: Served(card, live.alias)}, live.model.params.n_ctx // max(1, live.slots), live.slots))
+
+    def settle(self, place: Place, outcome: str, retry_after_s: float | None) -> None:
+        """A request ended: its slot goes back to the manager."""
+        super().settle(place, outcome, retry_after_s)
+        lease, request, outer = self.leases.pop(place, None), self.requests.pop(place, None), self.outer.pop(place, None)
+        if lease is not None:
+            receipt = request.receipt if request is not None else None
+            lease.done(outcome in WELL or outcome in LEFT, prompt_tokens=(receipt.prompt_tokens or 0) if receipt else 0,
+                       completion_tokens=(receipt.completion_tokens or 0) if receipt else 0)
+        if outer is not None:
+            outer.done(outcome)
+
+
+class Managed(Books):
+    """All models of the table, as one backend."""
+
+    kind = "managed"
+    is_remote = False
+    context_tokens = 0          # each model has its own
+
+    def __init__(self, manager: Manager, *, settings: EngineSettings, wire: Wire, clock: Clock, metrics: Metrics) -> None:
+        super().__init__(NAME, pool=NAME, clock=clock, metrics=metrics)
+        self.manager = manager
+        self._wire = wire
+        self._servers: dict[int, RunnerServer] = {}
+        self._boarded: dict[Place, Lease] = {}
+        self._made_of: Any = None
+        self._served: dict[str, Served] = {}
+        manager.on_gone = lambda live: self._forget(live)
+        self.apply(settings)
+
+    def apply(self, settings: EngineSettings) -> None:
+        """Take new settings; the model table's own times win over those for backends."""
+        seconds = 2.0 * self.manager.catalogue.system.request_timeout_sec
+        self._settings = settings.model_copy(update={"upstream_connect_timeout_s": 2.0, "upstream_first_byte_timeout_s": seconds,
+                                                     "upstream_idle_timeout_s": seconds})
+        self._budget_s = seconds
+
+    # ---- what it serves
+
+    def _all(self) -> dict[str, Served]:
+        catalogue = self.manager.catalogue
+        if self._made_of is not catalogue:
+            created_s = int(self._clock.now_s())
+            self._served = {}
+            for alias, entry in self.manager.entries.items():
+                card = ModelCard(alias, created_s, "user", alias, context_tokens=entry.model.params.n_ctx)
+                self._served[alias] = Served(card, alias)
+            self._made_of = catalogue
+        return self._served
+
+    def cards(self) -> list[ModelCard]:
+        return [served.card for served in self._all().values()]
+
+    def serves_any(self) -> bool:
+        return False
+
+    def served(self, model: str) -> Served | None:
+        return self._all().get(model)
+
+    def standing(self, now_s: float) -> Standing:
+        return Standing.READY
+
+    # ---- answering
+
+    def take(self, reason: str) -> Place:
+        """Take a place; what it comes to is counted where it is sent, see RunnerServer."""
+        self.member.began(self._clock.now_s())
+        return self._place()
+
+    def _place(self) -> Place:
+        return super().visit()
+
+    def settle(self, place: Place, outcome: str, retry_after_s: float | None) -> None:
+        took_s = self._clock.monotonic_s() - place.began_s
+        place.attempt.ms = took_s * 1000
+        self.member.ended(took_s if outcome == "ok" else None)
+        lease = self._boarded.pop(place, None)
+        if lease is not None:
+            lease.done(outcome in WELL or outcome in LEFT)
+        self.on_room(self)
+
+    async def send(self, request: EngineRequest, place: Place, *, budget_s: float) -> EngineReply:
+        """Answer `request` by one of the model's llama-servers (see Backend.send). It may wait longer than `budget_s`: the table's
+        own limits hold, for the line and for the answer."""
+        reply = None
+        try:
+            for left in range(RETRIES, -1, -1):
+                lease = await self._lease(request.wanted_model, request.wishes, request)
+                request.receipt.queue_ms += lease.waited_s * 1000
+                try:
+                    reply = await self._send(request, place, lease)
+                    return reply
+                except AttemptFailed as failure:
+                    if not left or failure.context is not None or failure.is_full or (failure.status or 500) < 500:
+                        raise
+                    log.warning("retried", alias=request.wanted_model, why=failure.outcome, id=request.receipt.id)
+                    await _seen_dead(lease.live)
+            raise AssertionError("unreachable")
+        finally:
+            if reply is None:
+                place.done("refused")       # what it was is in the receipt's attempts
+
+    async def _send(self, request: EngineRequest, place: Place, lease: Lease) -> EngineReply:
+        try:
+            server = self._server(lease.live)
+        except BaseException:
+            lease.done(True)
+            raise
+        inner = server.take("managed")
+        server.leases[inner], server.requests[inner] = lease, request
+        reply = await server.send(request, inner, budget_s=self._budget_s)
+        if reply.events is not None:
+            server.outer[inner] = place
+        else:
+            place.done("ok")
+        return reply
+
+    async def _lease(self, alias: str, wishes: Wishes, request: EngineRequest | None = None) -> Lease:
+        def on_wait(tell: Callable[[], Waiting]) -> None:
+            if request is not None:
+                request.waiting = lambda: waiting_headers(tell())
+        return await self.manager.lease(alias, flow=wishes.flow, priority=wishes.priority, keep_alive_s=wishes.keep_alive_s, on_wait=on_wait)
+
+    async def board(self, place: Place, model: str | None, wishes: Wishes) -> None:
+        """Give a place of passage its llama-server; without a model's name the only one that there is.
+
+        Raises  Invalid: there are several · what Manager.lease raises
+        """
+        if model is None:
+            aliases = list(self.manager.entries)
+            if len(aliases) != 1:
+                raise Invalid(f"Name the model that this is for, in `model` of the body or of the query. There are {', '.join(aliases[:20])}.",
+                              param="model", code="missing_required_parameter")
+            model = aliases[0]
+        lease = await self._lease(model, wishes)
+        self._boarded[place] = lease
+        place.url = place.attempt.endpoint = lease.url
+
+    def _server(self, live: Live) -> RunnerServer:
+        server = self._servers.get(live.serial)
+        if server is None:
+            card = ModelCard(live.alias, int(live.started_at_s), "user", live.alias, context_tokens=live.model.params.n_ctx)
+            server = self._servers[live.serial] = RunnerServer(live, card, settings=self._settings, wire=self._wire, clock=self._clock,
+                                                               metrics=self._metrics)
+        return server
+
+    def _forget(self, live: Live) -> None:
+        self._servers.pop(live.serial, None)
+
+    # ---- telling
+
+    def state(self) -> BackendState:
+        views = self.manager.models()
+        loaded = sum(view.status == "ready" for view in views)
+        return BackendState(NAME, self.kind, True, f"{loaded} of {len(views)} models loaded", (), tuple(view.alias for view in views), self.in_flight,
+                            pool=NAME, waiting=float(sum(queue.queue_length for queue in self.manager.queues())),
+                            running=float(sum(runner.active for view in views for runner in view.runners)), chosen_total=self.member.total,
+                            mean_s=self.member.mean_s, last_s=self.member.last_s, last_used_at_s=self.member.last_used_s, origin="managed")
+
+    def measure(self) -> None:
+        self._metrics.show_backend(self.state())
+
+    async def close(self) -> None:
+        """Its llama-servers belong to the manager."""
+
+
+async def _seen_dead(live: Live) -> None:
+    """Give the end of a process the moment that it takes to be seen: else the next try would be given the same one."""
+    if live.process is not None and live.phase == "ready":
+        try:
+            await asyncio.wait_for(live.process.exited.wait(), DEATH_S)
+        except TimeoutError:
+            pass
+
+
+def waiting_headers(waiting: Waiting) -> list[tuple[str, str]]:
+    """Give what a client that waits is told: its position in line, the model's status, how far it is loaded, seconds until it is ready."""
+    rows = [("X-Queue-Position", str(waiting.position)), ("X-Model-Status", waiting.status)]
+    if waiting.progress is not None:
+        rows.append(("X-Model-Load-Progress", str(waiting.progress)))
+    if waiting.expected_in_s is not None:
+        rows.append(("X-Model-Expected-In", f"{waiting.expected_in_s:g}"))
+    return rows

@@ -1,0 +1,256 @@
+"""The life of the manager's llama-servers: begun, watched while they load and while they run, given up, and seen to be gone.
+
+What is done when is decided elsewhere (manager.py); at the end of whatever takes time it is its turn again.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+
+from appliance.base.clock import Clock
+from appliance.base.logs import get_logger
+from appliance.base.tasks import Tasks
+from appliance.base.watch import Watched
+from appliance.models.catalogue import Catalogue, Model
+from appliance.models.entry import Entry, Live
+from appliance.models.files import look_at_file
+from appliance.models.learned import Lessons
+from appliance.models.loading import Loader
+from appliance.models.process import LoadFailed, memory_bytes
+from appliance.models.scheduler import RAM
+from appliance.models.views import Counts, DeviceView, ModelView, Telling
+from appliance.models.vram import Memory, SystemMemory, wait_back
+
+log = get_logger("models")
+KEPT_TELLINGS = 1000
+BACK_OFF_S = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)      # of a model after its first, second … failure in a row
+CAUTION = 1.05                                          # of a need that was measured
+
+
+class Keeper:
+    """What the manager stands on. `on_finished`, `on_rejected`, `on_loaded`, `on_ejected`: what the metrics want to know; `on_gone`: for
+    whoever keeps something of a llama-server."""
+
+    def __init__(self, catalogue: Catalogue, *, loader: Loader, memory: Memory, lessons: Lessons, tasks: Tasks, clock: Clock) -> None:
+        self.catalogue = catalogue
+        self.changed: Watched[int] = Watched(0)
+        self.entries: dict[str, Entry] = {}
+        self.tellings: deque[Telling] = deque(maxlen=KEPT_TELLINGS)
+        self.totals = Counts()
+        self.loader, self.memory, self.lessons = loader, memory, lessons
+        self.on_finished: Callable[[Telling], None] = lambda _: None
+        self.on_rejected: Callable[[str], None] = lambda _: None
+        self.on_loaded: Callable[[str, float], None] = lambda _alias, _seconds: None
+        self.on_ejected: Callable[[str], None] = lambda _: None
+        self.on_gone: Callable[[Live], None] = lambda _: None
+        self._tasks, self._clock = tasks, clock
+        self.clock = clock
+        self._serial = 0
+        self._devices: list[DeviceView] = []
+        self._devices_at_s = -1e9
+        self.ram = memory if not memory.is_gpu else SystemMemory()
+
+    def _turn(self) -> None:
+        """Do what must be done now."""
+        raise NotImplementedError
+
+    def model(self, alias: str) -> ModelView:
+        raise NotImplementedError
+
+    def lives(self) -> list[Live]:
+        return list({live.serial: live for entry in self.entries.values() for live in entry.lives}.values())
+
+    def bump(self, entry: Entry | None = None) -> None:
+        """Tell followers that something changed."""
+        if entry is not None:
+            entry.updated_at_s = self._clock.now_s()
+        self.changed.set(self.changed.value + 1)
+
+    # ---- what is known of a model
+
+    def ram_beside_gpus(self) -> list[DeviceView]:
+        """Give system memory where it is not the only one: for models of which no layer lies on a GPU."""
+        return self.ram.read() if self.memory.is_gpu else []
+
+    def _is_on_gpu(self, model: Model) -> bool:
+        return self.memory.is_gpu and model.params.n_gpu_layers != 0
+
+    def need_bytes(self, entry: Entry) -> int:
+        """Give what loading a model takes: as it was seen, else as its header lets expect."""
+        lesson = self.lessons.of(entry.key)
+        if lesson is not None and lesson.memory_bytes:
+            return round(lesson.memory_bytes * CAUTION)
+        return entry.estimate.total if entry.estimate is not None else 0
+
+    def expected_load_s(self, entry: Entry) -> float:
+        return self.lessons.expected_load_s(entry.key, entry.header.size_bytes if entry.header is not None else 0)
+
+    def stays_s(self, live: Live, entry: Entry, now_s: float) -> float | None:
+        """Say how much longer an idle one stays.
+
+        1. pinned                             → for ever
+        2. a request said how long            → so long
+        3. of the models that are kept warm   → for ever
+        4. no idle timeout                    → for ever
+        5. else                               → idle_timeout_sec
+        """
+        system = self.catalogue.system
+        if entry.is_pinned:                                                                             # 1
+            return None
+        idle_s = 0.0 if live.active else now_s - live.idle_since_s
+        if live.keep_alive_s is not None:                                                               # 2
+            return None if live.keep_alive_s < 0 else max(0.0, live.keep_alive_s - idle_s)
+        if not system.enable_idle_timeout or entry.alias in self.warm():                                # 3, 4
+            return None
+        return max(0.0, system.idle_timeout_sec - idle_s)                                               # 5
+
+    def warm(self) -> set[str]:
+        """Name the loaded models that are asked for most, as many as keep_warm_models says."""
+        most = self.catalogue.system.keep_warm_models
+        if not most:
+            return set()
+        loaded = sorted((entry for entry in self.entries.values() if entry.requests and entry.present()), key=lambda entry: -entry.requests)
+        return {entry.alias for entry in loaded[:most]}
+
+    # ---- loading
+
+    def _start(self, entry: Entry, devices: tuple[int, ...], now_s: float) -> None:
+        self._serial += 1
+        live = Live(self._serial, entry.alias, entry.model, devices, entry.slots, self.need_bytes(entry), now_s, self._clock.now_s())
+        live.idle.set()
+        entry.lives.append(live)
+        entry.loads += 1
+        self._count(loads=1)
+        log.info("model_loads", alias=entry.alias, devices=devices, needs_mb=live.need_bytes >> 20, waiting=len(entry.waiters))
+        self.bump(entry)
+        self._tasks.start(self._load(live, entry), name=f"load-{entry.alias}")
+
+    async def _load(self, live: Live, entry: Entry) -> None:
+        """Bring one up, and then serve those who wait; or note why it failed."""
+        try:
+            if not entry.key:
+                await asyncio.to_thread(look_at_file, entry, self.catalogue.system)
+            if entry.problem:
+                raise LoadFailed(entry.problem, can_retry=False)
+            await self.loader.load(live, entry, self.catalogue, lambda: self._looked(live, entry))
+        except LoadFailed as exc:
+            self._gave_up(live, entry, exc)
+            return
+        except Exception as exc:            # a fault of ours: the others' models are not to suffer for it
+            log.exception("load_broke", alias=entry.alias)
+            await self.loader.stop(live)
+            self._gave_up(live, entry, LoadFailed(f"an internal error: {exc!r}"))
+            return
+        if live.phase == "loading":
+            self._ready(live, entry)
+        await self._until_it_ends(live, entry)
+
+    def _gave_up(self, live: Live, entry: Entry, failure: LoadFailed) -> None:
+        is_told_to_go = live.is_told_to_go
+        self._gone(live, entry)
+        if not is_told_to_go:
+            self._failed(entry, failure.reason, can_retry=failure.can_retry)
+        self._turn()
+
+    def _looked(self, live: Live, entry: Entry) -> None:
+        """Take note of how far a load is: by the memory that it holds already."""
+        process = live.process
+        if process is None or not process.pid:
+            return
+        held = memory_bytes(process.pid)[0]         # the file's pages go through it, wherever they end
+        live.memory = {RAM: held} if RAM in live.devices else self.memory.of_process(process.pid)
+        progress = min(99, int(100 * held / max(1, entry.header.size_bytes if entry.header is not None else live.need_bytes)))
+        word = "loading" if process.is_listening else "starting"
+        if (progress, word) != (live.progress, live.word):
+            live.progress, live.word = max(progress, live.progress), word  # type: ignore[assignment]
+            self.bump(entry)
+
+    def _ready(self, live: Live, entry: Entry) -> None:
+        now_s = self._clock.monotonic_s()
+        live.phase, live.progress = "ready", 100
+        if not live.memory:             # the driver does not tell (it may hide processes in a container): the estimate stands
+            live.memory = {device: live.need_bytes // len(live.devices) for device in live.devices}
+        live.ready_since_s = live.idle_since_s = now_s
+        live.load_s = entry.load_s = now_s - live.began_s
+        entry.wanted = ""
+        self.lessons.loaded(entry.key, seconds=live.load_s, size_bytes=entry.header.size_bytes if entry.header is not None else 0)
+        self._count(loaded=1)
+        self.on_loaded(entry.alias, live.load_s)
+        log.info("model_ready", alias=entry.alias, port=live.port, pid=live.process.pid if live.process else 0, load_s=round(live.load_s, 3))
+        for waiter, _ in list(entry.waiters.values()):
+            if waiter.is_load:
+                entry.waiters.pop(id(waiter), None)
+                live.keep_alive_s = waiter.keep_alive_s if waiter.keep_alive_s is not None else live.keep_alive_s
+                if waiter.view is not None and not waiter.view.done():
+                    waiter.view.set_result(self.model(entry.alias))
+        self.bump(entry)
+        self._turn()
+
+    async def _until_it_ends(self, live: Live, entry: Entry) -> None:
+        """Watch over one that is ready; one that ends by itself has crashed."""
+        assert live.process is not None
+        await live.process.exited.wait()
+        if live.phase != "ready":
+            return
+        tail = await asyncio.to_thread(live.process.log_tail, 5)
+        code = live.process.exit_code or 0
+        how = f"killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        log.error("model_crashed", alias=entry.alias, port=live.port, pid=live.process.pid, how=how, active=live.active, tail=tail)
+        live.phase = "stopping"
+        await self.loader.stop(live)
+        self._gone(live, entry)
+        self._count(crashes=1)
+        entry.wanted = "restore"
+        self._failed(entry, f"it crashed: {how}" + (f": {tail[-1][:200]}" if tail else ""))
+        self._turn()
+
+    def _failed(self, entry: Entry, reason: str, *, can_retry: bool = True) -> None:
+        """Note a failure: it is tried again after a rest, or not at all."""
+        entry.attempts += 1
+        entry.error = reason
+        retries = self.catalogue.system.model_load_max_retries
+        if not can_retry or entry.attempts > retries:
+            entry.failed = reason
+            entry.wanted = ""
+            log.error("model_failed", alias=entry.alias, attempts=entry.attempts, reason=reason, can_retry=can_retry)
+        else:
+            entry.rest_until_s = self._clock.monotonic_s() + BACK_OFF_S[min(entry.attempts, len(BACK_OFF_S)) - 1]
+            log.warning("model_rests", alias=entry.alias, attempts=entry.attempts, reason=reason)
+        self.bump(entry)
+
+    # ---- unloading
+
+    def _let_go(self, live: Live, *, is_forced: bool = False) -> None:
+        """Unload one once what it has begun has ended; one that is loading, or `is_forced`, at once."""
+        if live.is_going:
+            return
+        at_once = is_forced or live.phase == "loading"
+        live.is_told_to_go = live.is_going = True
+        live.phase = "stopping"
+        self._tasks.start(self._stop(live, at_once=at_once), name=f"stop-{live.port}")
+
+    async def _stop(self, live: Live, *, at_once: bool = False) -> None:
+        """Unload one: wait until it is idle, end its process, see its memory come back."""
+        if not at_once:
+            await live.idle.wait()
+        before = {device.index: device.free_bytes for device in self.memory.read()}
+        await self.loader.stop(live)
+        # A load right after would else be refused by memory that is only on its way back.
+        await wait_back(self.memory, live.devices, before, sum(live.memory.values()))
+        entry = self.entries.get(live.alias)
+        self._gone(live, entry)
+        self._count(ejects=1)
+        self.on_ejected(live.alias)
+        self._turn()
+
+    def _gone(self, live: Live, entry: Entry | None) -> None:
+        if entry is not None and live in entry.lives:
+            entry.lives.remove(live)
+        live.gone.set()
+        self._devices_at_s = -1e9
+        self.on_gone(live)
+        self.bump(entry)
+
+    def _count(self, *, loads: int = 0, loaded: int = 0, ejects: int = 0, crashes: int = 0) -> None:
+        t = self.totals
+        self.totals = Counts(t.loads + loads, t.loaded + loaded, t.ejects + ejects, t.crashes + crashes)

@@ -1,0 +1,441 @@
+"""The model manager: who waits for which model, which llama-servers run, and what is done next. One writer, on the event loop.
+
+    lease          a request asks for a slot: served at once, or in line → _turn
+    _turn          asks the scheduler what must happen next, does it, and asks again, until it says that there is nothing
+    _start, Stop   what takes time (keeper.py); at its end it is somebody's turn again
+
+Decisions are in scheduler.py, processes in process.py and loading.py, readings for doors in readings.py, looks in watchdog.py.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import TypeVar
+
+from appliance.base.clock import Clock
+from appliance.base.errors import NoSuchModel
+from appliance.base.fair_queue import FairQueue, Full
+from appliance.base.logs import get_logger
+from appliance.base.tasks import Tasks
+from appliance.models.catalogue import Catalogue
+from appliance.models.entry import Entry, Lease, Live, Waiter, Waiting
+from appliance.models.errors import ModelFailed, NoMemory, PlacesPinned, QueueFull, ShuttingDown, WaitedTooLong
+from appliance.models.files import look_at_file
+from appliance.models.learned import Lessons
+from appliance.models.loading import Loader
+from appliance.models.readings import Readings
+from appliance.models.scheduler import (
+    MIB,
+    NO_ROOM,
+    RAM,
+    Close,
+    House,
+    Open,
+    Refuse,
+    Resident,
+    Rules,
+    Serve,
+    Start,
+    Step,
+    Stop,
+    Wait,
+    free_slot,
+    next_step,
+)
+from appliance.models.views import Ejected, FailedView, ModelView, ServerStatus, Telling
+from appliance.models.vram import Memory
+
+log = get_logger("models")
+T = TypeVar("T")
+MOST_STEPS = 1000           # of one turn: more would be a decision that undoes itself
+
+
+class Manager(Readings):
+    """Runs models, and tells about them (views.Board). Build it inside the event loop, then `open`.
+
+    Takes   extra_wait_s, ageing_s: see scheduler.Rules
+    """
+
+    def __init__(self, catalogue: Catalogue, *, loader: Loader, memory: Memory, lessons: Lessons, tasks: Tasks, clock: Clock,
+                 extra_wait_s: float = 30.0, ageing_s: float = 10.0) -> None:
+        super().__init__(catalogue, loader=loader, memory=memory, lessons=lessons, tasks=tasks, clock=clock)
+        self.extra_wait_s, self._ageing_s = extra_wait_s, ageing_s
+        self._is_turning = self._is_closed = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._loop = asyncio.get_running_loop()
+        self._put(catalogue)
+
+    # ---- life
+
+    async def open(self) -> None:
+        """End orphans, look at the files, begin to preload."""
+        orphans = await asyncio.to_thread(self.loader.records.end_orphans)
+        if orphans:
+            log.warning("orphans_ended", aliases=[record.get("alias") for record in orphans])
+        await asyncio.to_thread(self.lessons.read)
+        await self._look_at_files(list(self.entries.values()))
+        self._set_status("ready")
+        names = self.catalogue.system.preload_models
+        if names:
+            self._tasks.start(self._preload(list(self.entries) if "*" in names else list(names)), name="preload-models")
+
+    async def _look_at_files(self, entries: list[Entry]) -> None:
+        for entry in entries:
+            await asyncio.to_thread(look_at_file, entry, self.catalogue.system)
+
+    async def _preload(self, aliases: list[str]) -> None:
+        for number, alias in enumerate(aliases):
+            if number:
+                await asyncio.sleep(self.catalogue.system.preload_delay_sec)
+            entry = self.entries.get(alias)
+            if entry is not None and not entry.present():
+                entry.wanted = "preload"
+                self._turn()
+
+    def announce_end(self) -> None:
+        """Tell followers that the end has begun; what runs and waits still gets its grace."""
+        self._set_status("shutting_down")
+
+    async def close(self) -> None:
+        """Take no more requests, and end every llama-server."""
+        self.announce_end()
+        self._is_closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        for entry in self.entries.values():
+            entry.wanted = ""
+            for waiter, _ in list(entry.waiters.values()):
+                waiter.fail(ShuttingDown())
+        lives = self.lives()
+        for live in lives:
+            live.phase, live.is_told_to_go = "stopping", True
+        await asyncio.gather(*(self.loader.stop(live) for live in lives))
+        await asyncio.to_thread(self.lessons.write)
+
+    def apply(self, catalogue: Catalogue) -> None:
+        """Put another table in place: what runs of a model that changed or went ends what it has begun, and goes."""
+        former, self.catalogue = self.entries, catalogue
+        self._put(catalogue)
+        for alias, entry in former.items():
+            if self.entries.get(alias) is entry:
+                continue
+            for live in entry.present():
+                self._let_go(live)
+            heir = self.entries.get(alias)
+            for waiter, _ in list(entry.waiters.values()):
+                waiter.fail(NoSuchModel(f"The model {alias!r} was taken out of the table.", param="model") if heir is None else
+                            ModelFailed(alias, reason="its settings were changed; ask again", attempts=0))
+            if heir is not None:
+                heir.lives = entry.lives
+                heir.is_pinned = heir.is_pinned or entry.is_pinned
+        fresh = [entry for entry in self.entries.values() if entry not in former.values()]
+        self._tasks.start(self._look_at_files(fresh), name="look-at-models")
+        self.bump()
+        self._turn()
+
+    def _put(self, catalogue: Catalogue) -> None:
+        """Make an entry for each model; those that did not change stay as they are."""
+        system, entries = catalogue.system, {}
+        for alias, model in catalogue.models.items():
+            entry = self.entries.get(alias)
+            if entry is None or entry.model != model:
+                entry = Entry(model, FairQueue(system.max_queue_size_per_model, ageing_s=self._ageing_s),
+                              is_pinned=model.pinned, updated_at_s=self._clock.now_s())
+            entry.line.limit = system.max_queue_size_per_model
+            entries[alias] = entry
+        self.entries = entries
+
+    def _set_status(self, status: ServerStatus) -> None:
+        if status != self._status:
+            self._status, self._status_at_s = status, self._clock.now_s()
+            self.bump()
+
+    # ---- what an operator may do
+
+    async def load(self, alias: str, *, keep_alive_s: float | None = None) -> ModelView:
+        """Load a model and wait until it is ready (see views.Board)."""
+        entry = self.entry(alias)
+        await self._must_be_possible(entry)
+        for live in entry.present():
+            if live.phase == "ready":
+                live.keep_alive_s = keep_alive_s if keep_alive_s is not None else live.keep_alive_s
+                live.idle_since_s = self._clock.monotonic_s()
+                self._turn()
+                return self.model(alias)
+        future: asyncio.Future[ModelView] = self._loop.create_future()
+        waiter = Waiter(alias, self._clock.monotonic_s(), 1, keep_alive_s, is_load=True, view=future)
+        entry.waiters[id(waiter)] = (waiter, None)
+        return await self._wait(waiter, entry, future)
+
+    async def eject(self, alias: str, *, force: bool = False) -> Ejected:
+        """Unload a model (see views.Board)."""
+        entry = self.entry(alias)
+        entry.wanted = ""
+        lives = [live for live in entry.lives if force or live.phase != "stopping"]
+        waited_for = sum(live.active for live in lives)
+        for live in lives:
+            if force and live.process is not None:
+                live.is_told_to_go, live.phase = True, "stopping"
+                await self.loader.stop(live)
+            self._let_go(live, is_forced=force)
+        self.bump(entry)
+        for live in lives:
+            await live.gone.wait()
+        return Ejected(alias, bool(lives), waited_for)
+
+    def restore(self, alias: str) -> None:
+        """Load a model again where there is room, though nobody waits for it."""
+        entry = self.entries.get(alias)
+        if entry is not None and not entry.present():
+            entry.wanted = "restore"
+            self._turn()
+
+    def expire(self, alias: str, keep_alive_s: float) -> None:
+        """Let a loaded model's stay end so long after its last request (see views.Board)."""
+        for live in self.entry(alias).present():
+            live.keep_alive_s = keep_alive_s
+        self._turn()
+        self.bump()
+
+    def reset(self, alias: str) -> FailedView | None:
+        """Forget a model's failures (see views.Board)."""
+        entry = self.entry(alias)
+        found = FailedView(alias, entry.attempts, entry.failed or entry.error) if entry.attempts else None
+        entry.failed, entry.error, entry.attempts, entry.rest_until_s = "", "", 0, 0.0
+        entry.key = ""              # its file is looked at again: it may have been mended
+        self.bump(entry)
+        self._turn()
+        return found
+
+    def pin(self, alias: str, *, pinned: bool = True) -> ModelView:
+        """Let a model never be unloaded, or let it again (see views.Board)."""
+        entry = self.entry(alias)
+        entry.is_pinned = pinned
+        self.bump(entry)
+        self._turn()
+        return self.model(alias)
+
+    # ---- asking for a slot
+
+    async def lease(self, alias: str, *, flow: str = "", priority: int = 1, keep_alive_s: float | None = None,
+                    on_wait: Callable[[Callable[[], Waiting]], None] | None = None) -> Lease:
+        """Give the right to send one request to a llama-server of a model; it is loaded if it is not.
+
+        Takes   flow, priority: see FairQueue; keep_alive_s: how long the model stays after it, None = as configured, negative = for ever;
+                on_wait: called once if it must wait, with what tells how things stand
+        Raises  NoSuchModel · QueueFull · WaitedTooLong · NoMemory · PlacesPinned · ModelFailed · ShuttingDown
+        """
+        entry = self.entry(alias)
+        entry.requests += 1
+        if entry.failed or entry.problem or self._is_closed:
+            await self._must_be_possible(entry)
+        now_s = self._clock.monotonic_s()
+        entry.demand.add(now_s)
+        if not entry.waiters and (live := self._free(entry, now_s)) is not None:
+            return self._leased(live, entry, now_s, 0.0, keep_alive_s)
+        waiter = Waiter(alias, now_s, priority, keep_alive_s, lease=self._loop.create_future())
+        try:
+            ticket = entry.line.push(waiter, flow=flow, priority=priority, now_s=now_s)
+        except Full:
+            entry.rejected += 1
+            self.on_rejected(alias)
+            raise QueueFull(alias, limit=entry.line.limit, retry_after_s=self._retry_after_s(entry)) from None
+        entry.waiters[id(waiter)] = (waiter, ticket)
+        if on_wait is not None:
+            on_wait(lambda: self.waiting(waiter))
+        assert waiter.lease is not None
+        return await self._wait(waiter, entry, waiter.lease)
+
+    async def _wait(self, waiter: Waiter, entry: Entry, future: "asyncio.Future[T]") -> T:
+        """Stand in line; whoever leaves takes nothing along."""
+        patience_s = float(self.catalogue.system.queue_timeout_sec)
+        self.bump(entry)
+        self._turn()
+        try:
+            async with asyncio.timeout(patience_s):
+                return await future
+        except TimeoutError:
+            if future.done() and not future.cancelled() and future.exception() is None:       # the turn came in the very moment
+                return future.result()
+            raise WaitedTooLong(entry.alias, waited_s=patience_s, reason=entry.reason, retry_after_s=self._retry_after_s(entry)) from None
+        except asyncio.CancelledError:
+            if future.done() and not future.cancelled() and future.exception() is None and isinstance(lease := future.result(), Lease):
+                lease.done(True)
+            raise
+        finally:
+            self._leave(waiter, entry)
+
+    def _leave(self, waiter: Waiter, entry: Entry) -> None:
+        found = entry.waiters.pop(id(waiter), None)
+        if found is not None:
+            if found[1] is not None:
+                entry.line.remove(found[1])
+            self.bump(entry)
+            self._loop.call_soon(self._turn)        # what was made ready for it may be for others now
+
+    async def _must_be_possible(self, entry: Entry) -> None:
+        """Refuse what would fail anyway, before anybody gives way for it. A file that was missing or bad is looked at again.
+
+        Raises  ShuttingDown · ModelFailed
+        """
+        if self._is_closed:
+            raise ShuttingDown
+        if entry.problem:
+            await asyncio.to_thread(look_at_file, entry, self.catalogue.system)
+            if entry.problem:
+                if not entry.failed:
+                    self._failed(entry, entry.problem, can_retry=False)
+            elif entry.failed:
+                self.reset(entry.alias)
+        if entry.failed:
+            raise ModelFailed(entry.alias, reason=entry.failed, attempts=entry.attempts)
+
+    def _free(self, entry: Entry, now_s: float) -> Live | None:
+        key = free_slot([self._resident(live, entry, now_s) for live in entry.lives])
+        return next((live for live in entry.lives if live.serial == key), None)
+
+    def _leased(self, live: Live, entry: Entry, now_s: float, waited_s: float, keep_alive_s: float | None) -> Lease:
+        live.active += 1
+        live.idle.clear()
+        live.last_used_at_s = entry.last_used_at_s = self._clock.now_s()
+        live.keep_alive_s = keep_alive_s if keep_alive_s is not None else live.keep_alive_s
+        return Lease(live, now_s, waited_s, self._settle)
+
+    def _settle(self, lease: Lease, is_ok: bool, prompt_tokens: int, completion_tokens: int) -> None:
+        """A request ended."""
+        live, now_s = lease.live, self._clock.monotonic_s()
+        live.active -= 1
+        live.last_used_at_s = self._clock.now_s()
+        if not live.active:
+            live.idle_since_s = now_s
+            live.idle.set()
+        entry = self.entries.get(live.alias)
+        if entry is not None:
+            entry.processed += 1
+            entry.last_used_at_s = live.last_used_at_s
+            if is_ok:
+                entry.attempts = 0
+                entry.error = ""
+        telling = Telling(live.alias, is_ok, now_s - lease.began_s + lease.waited_s, prompt_tokens, completion_tokens, lease.waited_s,
+                          self._clock.now_s())
+        self.tellings.append(telling)
+        self.on_finished(telling)
+        self.bump(entry)
+        self._turn()
+
+    def waiting(self, waiter: Waiter) -> Waiting:
+        """Tell somebody in line how things stand."""
+        entry, now_s = self.entry(waiter.alias), self._clock.monotonic_s()
+        found = entry.waiters.get(id(waiter))
+        position = entry.line.position(found[1], now_s) + 1 if found is not None and found[1] is not None else 1
+        view = self.model(waiter.alias)
+        return Waiting(position, view.status, view.load_progress, view.expected_in_s, entry.reason)
+
+    def _retry_after_s(self, entry: Entry) -> float:
+        """Guess when a place in line is free: by what its requests took lately."""
+        took = [telling.seconds - telling.queue_s for telling in self.tellings if telling.alias == entry.alias][-20:]
+        each_s = sum(took) / len(took) if took else 1.0
+        slots = max(1, sum(live.slots for live in entry.present()))
+        return min(300.0, max(1.0, each_s * max(1, len(entry.waiters)) / slots))
+
+    # ---- deciding and doing
+
+    def _turn(self) -> None:
+        """Do what must be done now, and set the clock for what only time will change."""
+        if self._is_turning or self._is_closed:
+            return
+        self._is_turning = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        try:
+            for _ in range(MOST_STEPS):
+                now_s = self._clock.monotonic_s()
+                step = next_step(self._house(now_s))
+                if isinstance(step, Wait):
+                    for alias, reason in step.reasons.items():
+                        self.entries[alias].reason = reason
+                        if reason == NO_ROOM and self.entries[alias].wanted == "restore":
+                            self.entries[alias].wanted = ""         # others have its place by now; whoever asks for it, loads it
+                    if step.again_s is not None:
+                        self._timer = self._loop.call_later(max(0.005, step.again_s), self._turn)
+                    return
+                self._do(step, now_s)
+            log.error("scheduler_does_not_settle", step=repr(step))
+            self._timer = self._loop.call_later(1.0, self._turn)
+        finally:
+            self._is_turning = False
+
+    def _house(self, now_s: float) -> House:
+        lines, facts = [], {}
+        for entry in self.entries.values():
+            line = entry.line_view(now_s)
+            if line is not None:
+                lines.append(line)
+                facts[entry.alias] = entry.facts(now_s, need_bytes=self.need_bytes(entry), on_gpu=self._is_on_gpu(entry.model),
+                                                 load_s=self.expected_load_s(entry), replicas=entry.model.replicas)
+        residents = [self._resident(live, self.entries[live.alias], now_s) for live in self.lives() if live.alias in self.entries]
+        devices = [*self.read_devices(now_s), *self.ram_beside_gpus()]
+        free = {device.index: device.free_bytes for device in devices}
+        for live in self.lives():
+            for device in live.devices:
+                if live.phase == "loading":         # what it has not taken yet is spoken for
+                    free[device] = free.get(device, 0) - max(0, live.need_bytes // len(live.devices) - live.memory.get(device, 0))
+                if device == RAM:
+                    free[device] = free.get(device, 0) - live.file_bytes
+        rules = Rules(self.catalogue.system.max_concurrent_models, self.extra_wait_s, ageing_s=self._ageing_s)
+        return House(lines, residents, facts, free, {device.index: device.total_bytes for device in devices}, rules)
+
+    def _resident(self, live: Live, entry: Entry, now_s: float) -> Resident:
+        return live.resident(now_s, demand=entry.demand.rate(now_s), is_pinned=entry.is_pinned, stays_s=self.stays_s(live, entry, now_s),
+                             expected_load_s=self.expected_load_s(entry))
+
+    def _do(self, step: Step, now_s: float) -> None:
+        if isinstance(step, Serve):
+            self._serve(self.entries[step.alias], self._live(step.key), now_s)
+        elif isinstance(step, Start):
+            self._start(self.entries[step.alias], step.devices, now_s)
+        elif isinstance(step, Stop):
+            live = self._live(step.key)
+            log.info("model_unloads", alias=live.alias, port=live.port, why=step.why, makes_room_for=step.alias or None)
+            live.phase = "stopping"
+            self._tasks.start(self._stop(live), name=f"stop-{live.port}")
+        elif isinstance(step, Close | Open):
+            self._live(step.key).is_closed = isinstance(step, Close)
+        elif isinstance(step, Refuse):
+            self._refuse(self.entries[step.alias], step)
+
+    def _live(self, key: int) -> Live:
+        return next(live for live in self.lives() if live.serial == key)
+
+    def _serve(self, entry: Entry, live: Live, now_s: float) -> None:
+        """Give the next one in line a slot."""
+        while len(entry.line):
+            waiter = entry.line.pop(now_s)
+            entry.waiters.pop(id(waiter), None)
+            if not waiter.is_done and waiter.lease is not None:
+                waiter.lease.set_result(self._leased(live, entry, now_s, now_s - waiter.since_s, waiter.keep_alive_s))
+                return
+        for waiter, _ in list(entry.waiters.values()):      # those who are not in line want no slot; nobody else can be left
+            if not waiter.is_load:
+                entry.waiters.pop(id(waiter), None)
+
+    def _refuse(self, entry: Entry, step: Refuse) -> None:
+        entry.wanted = ""
+        for waiter, _ in list(entry.waiters.values()):
+            waiter.fail(self._refusal(entry, step))
+            entry.waiters.pop(id(waiter), None)
+        while len(entry.line):
+            entry.line.pop(self._clock.monotonic_s())
+        self.bump(entry)
+
+    def _refusal(self, entry: Entry, step: Refuse) -> Exception:
+        if step.why == "failed":
+            return ModelFailed(entry.alias, reason=entry.failed, attempts=entry.attempts)
+        if step.why == "pinned":
+            return PlacesPinned(entry.alias, places=self.catalogue.system.max_concurrent_models,
+                                pinned=[other.alias for other in self.entries.values() if other.is_pinned])
+        loaded = [other.alias for other in self.entries.values() if other.present()]
+        entry.rejected += 1
+        self.on_rejected(entry.alias)
+        return NoMemory(entry.alias, required_mb=step.need_bytes / MIB, available_mb=step.available_bytes / MIB, loaded_models=loaded)
+

@@ -1,0 +1,107 @@
+"""Records of the llama-servers that we started, so that those which outlive us are found and ended at the next start; only ours.
+
+A record is one small file: process id, when it started (the kernel's ticks, and which boot), its command line, and who owns it. A process
+is an orphan when all of that still holds of it, and its owner is gone. Process ids come round again: one alone proves nothing.
+"""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from appliance.base import jsons
+from appliance.base.logs import get_logger
+
+log = get_logger("orphans")
+TERM_S, KILL_S = 5.0, 5.0
+
+
+class Records:
+    """The folder of records."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def add(self, pid: int, *, port: int, alias: str, command: list[str]) -> None:
+        """Note a process that was just started. A folder that cannot be written is logged: then an orphan would not be found."""
+        value = {"pid": pid, "ticks": started_ticks(pid), "boot": _boot(), "command": command, "alias": alias, "port": port,
+                 "owner": os.getpid(), "owner_ticks": started_ticks(os.getpid())}
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            partial = self._folder / f"{pid}.new"
+            partial.write_bytes(jsons.dumps(value))
+            partial.replace(self._folder / f"{pid}.json")
+        except OSError as exc:
+            log.warning("record_not_written", pid=pid, reason=str(exc))
+
+    def remove(self, pid: int) -> None:
+        (self._folder / f"{pid}.json").unlink(missing_ok=True)
+
+    def end_orphans(self, *, sleep: Callable[[float], None] = time.sleep) -> list[dict[str, Any]]:
+        """End what earlier appliances left behind (blocks: not on the event loop).
+
+        Gives   the records of those that were ended
+        """
+        found = []
+        for path in sorted(self._folder.glob("*.json")):
+            try:
+                record = jsons.loads(path.read_bytes())
+                pid, owner = int(record["pid"]), int(record["owner"])
+            except (OSError, jsons.BadJson, KeyError, TypeError, ValueError):
+                path.unlink(missing_ok=True)
+                continue
+            if owner != os.getpid() and record.get("boot") == _boot() and started_ticks(owner) == record.get("owner_ticks"):
+                continue                        # another appliance's, which is alive
+            if is_same(record):
+                log.warning("orphan", pid=pid, alias=record.get("alias"), port=record.get("port"))
+                _end(record, sleep)
+                found.append(record)
+            path.unlink(missing_ok=True)
+        return found
+
+
+def is_same(record: dict[str, Any]) -> bool:
+    """Whether the process of a record is the one that we started."""
+    pid = int(record["pid"])
+    return record.get("boot") == _boot() and started_ticks(pid) == record.get("ticks") and command_of(pid) == record.get("command")
+
+
+def _end(record: dict[str, Any], sleep: Callable[[float], None]) -> None:
+    pid = int(record["pid"])
+    for number, patience_s in ((signal.SIGTERM, TERM_S), (signal.SIGKILL, KILL_S)):
+        try:
+            (os.killpg if os.getpgid(pid) == pid else os.kill)(pid, number)
+        except OSError:
+            return
+        for _ in range(int(patience_s / 0.05)):
+            if not is_same(record):
+                return
+            sleep(0.05)
+    log.error("orphan_does_not_end", pid=pid)
+
+
+def started_ticks(pid: int) -> int | None:
+    """Give when a process started, in the kernel's ticks since boot; None = there is none (or it is a zombie)."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] == b"Z" else int(fields[19])
+
+
+def command_of(pid: int) -> list[str]:
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            return file.read().decode("utf-8", "surrogateescape").split("\0")[:-1]
+    except OSError:
+        return []
+
+
+def _boot() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""

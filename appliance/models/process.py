@@ -1,0 +1,254 @@
+"""One llama-server process: spawned in a session of its own, its output in a file, looked at until it is ready, ended with all its group.
+
+It dies with us where the machine has `setpriv` (the kernel then tells it of our end, also after SIGKILL); whatever outlives us all the
+same is found by its record at the next start, see orphans.py. Its environment holds none of our secrets.
+"""
+
+import asyncio
+import os
+import re
+import shutil
+import signal
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from appliance.base.logs import get_logger
+from appliance.base.tasks import Tasks
+from appliance.base.wire import Target, Wire, WireError
+
+log = get_logger("runner")
+FIRST_PORT, LAST_PORT = 8085, 8584
+POLLS_S = (0.02, 0.02, 0.05, 0.05, 0.1, 0.1, 0.2, 0.3, 0.5, 0.5)       # between looks at its health, then LATER_POLLS_S
+LATER_POLLS_S = 1.0
+LOOK_S = 2.0
+KEPT_LOGS = 3
+MOST_LOG_BYTES = 16 << 20
+TAIL_LINES = 20
+_PASSED = re.compile(r"PATH|HOME|USER|LANG|LC_.*|TZ|TMPDIR|LD_LIBRARY_PATH|CUDA_.*|NVIDIA_.*|GGML_.*|HIP_.*|ROCR_.*|HSA_.*|OMP_.*|GOMP_.*|VK_.*")
+# What no further try can mend. Source: system D's list.
+HOPELESS = tuple(text.lower() for text in (
+    "unsupported cache type", "error while handling argument", "model file not found", "invalid model path", "GGML_ASSERT", "llama_model_load",
+    "unknown argument", "invalid argument", "failed to load model"))
+
+
+class LoadFailed(Exception):
+    """A llama-server did not come to be ready. `can_retry` False: it would fail again in the same way."""
+
+    def __init__(self, reason: str, *, can_retry: bool = True) -> None:
+        super().__init__(reason)
+        self.reason, self.can_retry = reason, can_retry
+
+
+@dataclass(frozen=True, slots=True)
+class StopTimes:
+    """Seconds that a process gets after SIGTERM, and after SIGKILL, before it is given up."""
+
+    term_s: float = 15.0
+    kill_s: float = 5.0
+
+
+def free_port(taken: set[int], first: int = FIRST_PORT, last: int = LAST_PORT) -> int:
+    """Give the lowest port on loopback that nobody listens on.
+
+    Raises  LoadFailed: all are taken
+    """
+    for port in range(first, last + 1):
+        if port in taken:
+            continue
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+                return port
+            except OSError:
+                continue
+    raise LoadFailed(f"all ports from {first} to {last} are taken")
+
+
+def log_name(alias: str, port: int) -> str:
+    """Give the name of a runner's log file; what cannot stand in one is written as an underscore."""
+    return f"{re.sub(r'[^A-Za-z0-9._-]', '_', alias)[:100]}_{port}.log"
+
+
+def environment(environ: Mapping[str, str], devices: Sequence[int]) -> dict[str, str]:
+    """Give what a runner may see of our environment, and the GPUs that it is to use (none for system memory alone)."""
+    passed = {name: value for name, value in environ.items() if _PASSED.fullmatch(name)}
+    gpus = [str(index) for index in devices if index >= 0]
+    if gpus:
+        passed |= {"CUDA_VISIBLE_DEVICES": ",".join(gpus), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}      # as the driver counts them
+    return passed | {"GGML_NO_BACKTRACE": "1"}          # else a crash starts a debugger first
+
+
+class Process:
+    """One llama-server. `exited` is set when it has ended; `exit_code` then is its code, or minus the signal."""
+
+    def __init__(self, command: list[str], *, port: int, log_path: Path, environ: Mapping[str, str], tasks: Tasks, wire: Wire) -> None:
+        self.command, self.port, self.log_path = command, port, log_path
+        self.exited = asyncio.Event()
+        self.exit_code: int | None = None
+        self.pid = 0
+        self.is_listening = False           # it answers, be it that it still loads
+        self._environ = dict(environ)
+        self._tasks = tasks
+        self._wire = wire
+        self._target = Target.parse(f"http://127.0.0.1:{port}")
+        self._process: asyncio.subprocess.Process | None = None
+
+    @property
+    def runs(self) -> bool:
+        return self._process is not None and not self.exited.is_set()
+
+    async def start(self) -> None:
+        """Spawn it.
+
+        Raises  LoadFailed: the program cannot be started, or its log cannot be written
+        """
+        try:
+            out = await asyncio.to_thread(_open_log, self.log_path)
+        except OSError as exc:
+            raise LoadFailed(f"its log {self.log_path} cannot be written: {exc.strerror or exc}", can_retry=False) from None
+        dies_with_us = shutil.which("setpriv")
+        prefix = [dies_with_us, "--pdeathsig", "KILL", "--"] if dies_with_us else []
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                *prefix, *self.command, stdin=asyncio.subprocess.DEVNULL, stdout=out, stderr=out, env=self._environ, start_new_session=True)
+        except OSError as exc:
+            raise LoadFailed(f"{self.command[0]} cannot be started: {exc.strerror or exc}", can_retry=False) from None
+        finally:
+            os.close(out)
+        self.pid = self._process.pid
+        self._tasks.start(self._watch(), name=f"runner-{self.port}")
+
+    async def _watch(self) -> None:
+        assert self._process is not None
+        self.exit_code = await self._process.wait()
+        self.exited.set()
+
+    async def ready(self, limit_s: float, on_look: Callable[[], None]) -> None:
+        """Wait until it answers; `on_look` is called before each look.
+
+        Raises  LoadFailed: it ended (with the end of its log), or was not ready within `limit_s`
+        """
+        loop = asyncio.get_running_loop()
+        until_s, number = loop.time() + limit_s, 0
+        while True:
+            on_look()
+            if await self.answers() and owns_port(self.pid, self.port):
+                return
+            if self.exited.is_set():
+                raise await asyncio.to_thread(self._death)
+            if loop.time() >= until_s:
+                raise LoadFailed(f"it was not ready within {limit_s:g} s (wait_ready_sec)")
+            pause_s = POLLS_S[number] if number < len(POLLS_S) else LATER_POLLS_S
+            number += 1
+            try:
+                await asyncio.wait_for(self.exited.wait(), min(pause_s, max(0.001, until_s - loop.time())))
+            except TimeoutError:
+                pass
+
+    async def answers(self, limit_s: float = LOOK_S) -> bool:
+        """Whether /health says that it is ready."""
+        try:
+            response = await self._wire.send(self._target, method=b"GET", path=b"/health", connect_s=limit_s, first_byte_s=limit_s, total_s=limit_s)
+        except WireError:
+            return False
+        try:
+            await response.read()
+            self.is_listening = True
+            return response.status == 200
+        except WireError:
+            return False
+        finally:
+            response.close()
+
+    def _death(self) -> LoadFailed:
+        """Say why it ended while it loaded, in the words of its log."""
+        tail = self.log_tail()
+        text = "\n".join(tail).lower()
+        how = f"killed by signal {-(self.exit_code or 0)}" if (self.exit_code or 0) < 0 else f"ended with exit code {self.exit_code}"
+        said = next((line for line in reversed(tail) if any(word in line.lower() for word in ("error", "failed", "fail", "invalid"))), "")
+        is_bind = "couldn't bind" in text or "bind: address already in use" in text
+        return LoadFailed(f"it {how}" + (f": {said.strip()[:300]}" if said else ""), can_retry=is_bind or not any(one in text for one in HOPELESS))
+
+    def log_tail(self, lines: int = TAIL_LINES) -> list[str]:
+        """Give the last lines of its log (reads the file: not on the event loop)."""
+        try:
+            with self.log_path.open("rb") as file:
+                file.seek(max(0, file.seek(0, 2) - 65_536))
+                return file.read().decode("utf-8", "replace").splitlines()[-lines:]
+        except OSError:
+            return []
+
+    async def stop(self, times: StopTimes) -> str:
+        """End it and all its group: SIGTERM, then SIGKILL. Gives how: ended, term, kill, or stuck (it is still there)."""
+        if not self.runs:
+            return "ended"
+        for how, number, patience_s in (("term", signal.SIGTERM, times.term_s), ("kill", signal.SIGKILL, times.kill_s)):
+            self._signal(number)
+            try:
+                await asyncio.wait_for(self.exited.wait(), patience_s)
+                self._signal(signal.SIGKILL)        # what of its group is left
+                return how
+            except TimeoutError:
+                log.warning("runner_does_not_end", pid=self.pid, port=self.port, after=how, waited_s=patience_s)
+        return "stuck"
+
+    def _signal(self, number: int) -> None:
+        try:
+            os.killpg(self.pid, number)
+        except (ProcessLookupError, PermissionError):       # it has just ended
+            pass
+
+    def trim_log(self) -> None:
+        """Keep its log within bounds while it runs: what is there goes to `.1` (reads the file: not on the event loop)."""
+        try:
+            if self.log_path.stat().st_size > MOST_LOG_BYTES:
+                shutil.copyfile(self.log_path, f"{self.log_path}.1")
+                os.truncate(self.log_path, 0)               # it writes at the end (O_APPEND), wherever that is
+        except OSError as exc:
+            log.warning("log_not_trimmed", path=str(self.log_path), reason=str(exc))
+
+
+def _open_log(path: Path) -> int:
+    """Open a fresh log; the former ones are kept as .1, .2, .3."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for number in range(KEPT_LOGS - 1, 0, -1):
+        older = Path(f"{path}.{number}")
+        if older.exists():
+            older.replace(f"{path}.{number + 1}")
+    if path.exists():
+        path.replace(f"{path}.1")
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
+
+
+def owns_port(pid: int, port: int) -> bool:
+    """Whether it is this very process that listens on the port: somebody else's answer must not count as ours.
+
+    True as well where the kernel does not tell (no /proc).
+    """
+    wanted = f"0100007F:{port:04X}"
+    try:
+        with open("/proc/net/tcp") as file:
+            inodes = {fields[9] for fields in map(str.split, file) if fields[1] == wanted and fields[3] == "0A"}
+        links = [os.readlink(f"/proc/{pid}/fd/{name}") for name in os.listdir(f"/proc/{pid}/fd")]
+    except FileNotFoundError:
+        return not os.path.isdir("/proc/self")
+    except OSError:
+        return True
+    return any(link == f"socket:[{inode}]" for link in links for inode in inodes)
+
+
+def memory_bytes(pid: int) -> tuple[int, int]:
+    """Give (resident bytes, those of them that are pages of mapped files) of a process; 0 where it has ended."""
+    found = {"VmRSS": 0, "RssFile": 0}
+    try:
+        with open(f"/proc/{pid}/status") as file:
+            for line in file:
+                name, _, value = line.partition(":")
+                if name in found:
+                    found[name] = int(value.split()[0]) * 1024
+    except (OSError, ValueError, IndexError):
+        pass
+    return found["VmRSS"], found["RssFile"]

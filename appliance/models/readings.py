@@ -1,0 +1,143 @@
+"""What the manager tells (views.Board): every reading is made from memory, none waits for anything."""
+
+from collections.abc import Sequence
+
+from appliance.base.clock import Clock
+from appliance.base.errors import NoSuchModel
+from appliance.base.tasks import Tasks
+from appliance.models.catalogue import Catalogue
+from appliance.models.entry import STATISTICS, Entry, Live
+from appliance.models.keeper import Keeper
+from appliance.models.learned import Lessons
+from appliance.models.loading import Loader
+from appliance.models.views import (
+    Counts,
+    DeviceView,
+    FailedView,
+    HealthView,
+    ModelStatus,
+    ModelView,
+    QueueView,
+    RunnerView,
+    ServerStatus,
+    Telling,
+)
+from appliance.models.vram import Memory
+
+MEMORY_FRESH_S = 0.25
+DEGRADED, DOWN = 2, 5           # looks that failed in a row
+
+
+class Readings(Keeper):
+    """The manager's readings."""
+
+    def __init__(self, catalogue: Catalogue, *, loader: Loader, memory: Memory, lessons: Lessons, tasks: Tasks, clock: Clock) -> None:
+        super().__init__(catalogue, loader=loader, memory=memory, lessons=lessons, tasks=tasks, clock=clock)
+        self._status: ServerStatus = "initializing"
+        self._started_at_s = self._status_at_s = clock.now_s()
+
+    @property
+    def server_status(self) -> ServerStatus:
+        return self._status
+
+    @property
+    def server_started_at_s(self) -> float:
+        return self._started_at_s
+
+    @property
+    def server_updated_at_s(self) -> float:
+        return self._status_at_s
+
+    def entry(self, alias: str) -> Entry:
+        """Give a model's entry.
+
+        Raises  NoSuchModel
+        """
+        entry = self.entries.get(alias)
+        if entry is None:
+            known = ", ".join(list(self.entries)[:20])
+            raise NoSuchModel(f"The model {alias[:200]!r} does not exist here. Known: {known}.", param="model")
+        return entry
+
+    def models(self) -> list[ModelView]:
+        return [self._view(entry) for entry in self.entries.values()]
+
+    def model(self, alias: str) -> ModelView:
+        return self._view(self.entry(alias))
+
+    def _view(self, entry: Entry) -> ModelView:
+        now_s = self._clock.monotonic_s()
+        lives = sorted(entry.lives, key=lambda live: ("ready", "loading", "stopping").index(live.phase))
+        first = lives[0] if lives else None
+        lesson = self.lessons.of(entry.key)
+        return ModelView(
+            entry.alias, self._word(entry), entry.path, entry.model.params.n_ctx, entry.slots, entry.model.replicas,
+            port=first.port or None if first else None, started_at_s=first.started_at_s if first else None, last_used_at_s=entry.last_used_at_s,
+            load_progress=first.progress if first else None, error_message=entry.failed or entry.error or ("" if lives else entry.problem),
+            attempts=entry.attempts, expected_in_s=self._expected_in_s(entry, first, now_s), updated_at_s=entry.updated_at_s,
+            is_pinned=entry.is_pinned, is_warm=entry.alias in self.warm(), size_bytes=entry.header.size_bytes if entry.header else 0,
+            estimate_bytes=self.need_bytes(entry), memory_bytes=sum(sum(live.memory.values()) for live in lives),
+            average_bytes=lesson.memory_bytes if lesson else 0, load_s=entry.load_s, loads=entry.loads,
+            runners=tuple(self._runner(live, entry, now_s) for live in lives))
+
+    def _word(self, entry: Entry) -> ModelStatus:
+        """Give the status: of several llama-servers the best."""
+        phases = {live.phase: live for live in entry.lives}
+        if "ready" in phases:
+            return "ready"
+        if "loading" in phases:
+            return phases["loading"].word
+        if "stopping" in phases:
+            return "stopping"
+        return "failed" if entry.failed else "crashed" if entry.attempts else "off"
+
+    def _expected_in_s(self, entry: Entry, live: Live | None, now_s: float) -> float | None:
+        if live is None or live.phase != "loading":
+            return None
+        return round(max(0.0, self.expected_load_s(entry) - (now_s - live.began_s)), 1)
+
+    def _runner(self, live: Live, entry: Entry, now_s: float) -> RunnerView:
+        stays_s = self.stays_s(live, entry, now_s) if live.phase == "ready" else None
+        return RunnerView(
+            live.alias, live.port, live.process.pid if live.process else 0, live.word if live.phase == "loading" else live.phase,
+            live.started_at_s, live.slots, live.active, live.load_s or None, live.last_used_at_s,
+            self._clock.now_s() + stays_s if stays_s is not None else None, sum(live.memory.values()), tuple(live.memory.items()),
+            live.process.log_path if live.process else None)
+
+    def queues(self) -> list[QueueView]:
+        now_s = self._clock.monotonic_s()
+        rows = []
+        for entry in self.entries.values():
+            oldest_s = max((now_s - waiter.since_s for waiter, _ in entry.waiters.values()), default=0.0)
+            rows.append(QueueView(entry.alias, len(entry.waiters), entry.requests, entry.processed, entry.rejected,
+                                  sum(live.active for live in entry.lives), oldest_s, entry.line.limit))
+        return rows
+
+    def devices(self) -> list[DeviceView]:
+        return self.read_devices(self._clock.monotonic_s())
+
+    def read_devices(self, now_s: float) -> list[DeviceView]:
+        """Give the driver's reading, at most MEMORY_FRESH_S old."""
+        if now_s - self._devices_at_s >= MEMORY_FRESH_S:
+            self._devices, self._devices_at_s = self.memory.read(), now_s
+        return self._devices
+
+    def failed(self) -> list[FailedView]:
+        return [FailedView(entry.alias, entry.attempts, entry.failed) for entry in self.entries.values() if entry.failed]
+
+    def health(self) -> list[HealthView]:
+        rows = []
+        for entry in self.entries.values():
+            latest = list(entry.looks)[-STATISTICS:]
+            well = [took_ms for is_well, took_ms in latest if is_well]
+            status = "unknown" if not latest else "down" if entry.misses >= DOWN else "degraded" if entry.misses >= DEGRADED else "healthy"
+            rows.append(HealthView(entry.alias, 100.0 * len(well) / len(latest) if latest else 0.0, entry.misses,
+                                   sum(well) / len(well) if well else 0.0, entry.looked_at_s, status))
+        return rows
+
+    def telemetry(self) -> Sequence[Telling]:
+        return list(self.tellings)
+
+    def counts(self) -> Counts:
+        totals = self.totals
+        return Counts(totals.loads, totals.loaded, totals.ejects, totals.crashes, {entry.alias: entry.loads for entry in self.entries.values()})
