@@ -7,6 +7,11 @@
 #
 #   docker build -t appliance --build-arg WORKER_CLI_URL=https://… --build-arg WORKER_CLI_SHA256=… .
 #
+# So can a llama-server, for models of your own (see docs/models.md): a release of llama.cpp as .tar.gz, or one program. Without it,
+# mount one and name it in LLAMA_SERVER_PATH:
+#
+#   docker build -t appliance --build-arg LLAMA_SERVER_URL=https://… --build-arg LLAMA_SERVER_SHA256=… .
+#
 # GPUs: the NVIDIA runtime (--gpus all) mounts the real nvidia-smi into /usr/bin; ours comes first on PATH and passes through.
 
 FROM python:3.13-slim-trixie AS build
@@ -36,15 +41,19 @@ RUN /opt/build/bin/python3 protos/generate.py --force \
  && ln -s "$site/appliance" /opt/appliance/package
 ARG WORKER_CLI_URL=""
 ARG WORKER_CLI_SHA256=""
-COPY etc/fetch_worker_cli.py ./
-RUN mkdir -p /opt/worker/bin && python3 fetch_worker_cli.py "$WORKER_CLI_URL" "$WORKER_CLI_SHA256" /opt/worker/bin
+COPY etc/fetch_program.py ./
+RUN mkdir -p /opt/worker/bin && python3 fetch_program.py WORKER_CLI "$WORKER_CLI_URL" "$WORKER_CLI_SHA256" /opt/worker/bin
+ARG LLAMA_SERVER_URL=""
+ARG LLAMA_SERVER_SHA256=""
+RUN mkdir -p /opt/llama/bin && python3 fetch_program.py LLAMA_SERVER "$LLAMA_SERVER_URL" "$LLAMA_SERVER_SHA256" /opt/llama/files \
+ && find /opt/llama -type f -name llama-server -exec ln -sf {} /opt/llama/bin/llama-server \;
 
 FROM python:3.13-slim-trixie
-# tini reaps what a worker leaves behind and hands signals on. The installer of packages goes: nothing is installed from here on.
+# tini reaps what a worker leaves behind and hands signals on; libgomp1 is what a llama-server computes with. The installer of packages goes: nothing is installed from here on.
 # The machine-id is each container's own, and its user owns one folder: the state that must last. Group 0 may write there
 # too, for platforms that give every container another user id in that group.
 RUN apt-get update \
- && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends tini \
+ && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends tini libgomp1 \
  && (! dpkg -s python3-pip >/dev/null 2>&1 || apt-get purge -y -qq --auto-remove python3-pip python3-venv) \
  && rm -rf /usr/local/lib/python3*/site-packages/pip* /usr/local/lib/python3*/ensurepip /usr/local/bin/pip* \
         /var/lib/apt/lists/* /var/cache/apt/* /var/log/apt /var/log/dpkg.log /var/log/alternatives.log \
@@ -54,9 +63,10 @@ RUN apt-get update \
  && install -d -o 10001 -g 0 -m 0775 /var/lib/appliance
 COPY --from=build /opt/appliance /opt/appliance
 COPY --from=build /opt/worker /opt/worker
+COPY --from=build /opt/llama /opt/llama
 COPY shims/nvidia-smi /opt/appliance/shims/nvidia-smi
 COPY entrypoint.sh /usr/local/bin/entrypoint.sh
-ENV PATH=/opt/appliance/shims:/opt/appliance/bin:/opt/worker/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
+ENV PATH=/opt/appliance/shims:/opt/appliance/bin:/opt/worker/bin:/opt/llama/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     PROXY_HOST=0.0.0.0 \

@@ -28,12 +28,14 @@ from appliance.engines.receipts import Receipt, Receipts
 from appliance.front.access_log import AccessLog
 from appliance.front.balance import BalanceDoor
 from appliance.front.desk import Desk
+from appliance.front.models import ModelsDoor
 from appliance.front.ollama import OllamaDoor
 from appliance.front.openai import OpenAIDoor
 from appliance.front.passage import Passage
 from appliance.front.responses import ResponsesDoor
 from appliance.front.routes import all_routes
 from appliance.front.server import Server, serving_http
+from appliance.front.status_listener import serving_status
 from appliance.front.system import SystemDoor
 from appliance.host.nat import WORKER_PORT
 from appliance.host.prepare import Prepared, prepared_or_now
@@ -41,6 +43,7 @@ from appliance.host.worker import Worker
 from appliance.models.library import Library
 from appliance.models.manager import Manager
 from appliance.models.measures import Measures, measure
+from appliance.models.status_file import keeping_status_file
 from appliance.reload import Reloader
 from appliance.settings import Settings, learn_secrets, load_or_raise
 
@@ -71,6 +74,7 @@ class Appliance:
         self.prepared: Prepared | None = None
         self.manager: Manager | None = None
         self.library: Library | None = None
+        self.models_door: ModelsDoor | None = None
         self.fleet = build_fleet(settings, tasks=self.tasks, clock=self.clock, metrics=self.metrics)
         self.router = self.fleet.router
         self.metrics.build_info.labels(__version__, platform.python_version()).set(1)
@@ -161,11 +165,12 @@ class Appliance:
         settings = self.settings.front
         self.desk = Desk(settings, receipts=self.receipts, metrics=self.metrics, access_log=access_log, clock=self.clock,
                          is_draining=lambda: self.state in {"draining", "stopping"})
-        self.openai = OpenAIDoor(self.router, heartbeat_s=settings.heartbeat_s)
+        self.openai = OpenAIDoor(self.router, heartbeat_s=settings.heartbeat_s, board=self.manager)
         system = SystemDoor(status=self.status, metrics=self.metrics, receipts=self.receipts, measure=self.measure)
         routes = all_routes(self.openai, ResponsesDoor(self.router, clock=self.clock),
                             OllamaDoor(self.router, clock=self.clock, board=self.manager, library=self.library), system,
-                            BalanceDoor(self.router, clock=self.clock, set_strategy=self.fleet.set_strategy))
+                            BalanceDoor(self.router, clock=self.clock, set_strategy=self.fleet.set_strategy, board=self.manager),
+                            self.models_door)
         self.server = Server(routes, self.desk, clock=self.clock, passage=Passage(self.router, self.desk))
         return self.server
 
@@ -175,12 +180,16 @@ class Appliance:
             identity=self.identity, settings=reloader.described, reload=reloader.reload, drain=self.drain, resume=self.resume,
             shutdown=self.shutdown, lines=self.lines, new_receipt=self.begin, finish=self.finish,
             is_draining=lambda: self.state != "serving",
-            grace_s=lambda: self.settings.front.shutdown_grace_s if self.grace_s is None else self.grace_s, hurry=self.hurry)
+            grace_s=lambda: self.settings.front.shutdown_grace_s if self.grace_s is None else self.grace_s, hurry=self.hurry,
+            board=self.manager, clock=self.clock)
 
 
 async def open_models(appliance: Appliance, stack: AsyncExitStack) -> None:
     """Open the model manager where there is a table of models."""
     settings, tasks, clock = appliance.settings, appliance.tasks, appliance.clock
+    own = settings.models
+    if own.status_port is not None:
+        await stack.enter_async_context(serving_status(lambda: appliance.manager, host=own.status_host, port=own.status_port, clock=clock))
     if not settings.catalogue.models:
         return
     wire = manager_wire()
@@ -188,8 +197,11 @@ async def open_models(appliance: Appliance, stack: AsyncExitStack) -> None:
     manager = appliance.manager = build_manager(settings, tasks=tasks, clock=clock, wire=wire, measures=Measures(appliance.metrics.router))
     assert manager is not None
     appliance.library = Library(lambda: manager.catalogue.models, tasks=tasks, digests_path=settings.host.state_dir / "digests.json")
+    status_path = settings.host.state_dir / "model_status.json"
+    await stack.enter_async_context(keeping_status_file(manager, status_path, tasks=tasks))
     stack.push_async_callback(manager.close)
     await manager.open()
+    appliance.models_door = ModelsDoor(manager, clock=clock, status_path=status_path)
     add_manager(appliance.fleet, manager, settings, wire=wire, clock=clock, metrics=appliance.metrics, tasks=tasks)
 
 
@@ -234,6 +246,9 @@ async def running(settings: Settings, *, warnings: list[str] | None = None) -> A
             yield appliance
         finally:
             appliance.set_state("stopping")
+            if appliance.manager is not None and appliance.models_door is not None:     # else its followers would use up the grace
+                appliance.manager.announce_end()
+                appliance.models_door.close()
 
 
 async def serve(environ: Mapping[str, str] | None = None) -> int:

@@ -150,6 +150,7 @@ def _across_rooms(settings: Settings) -> list[Problem]:
     if control.control and control.control_port == front.proxy_port:
         problems.append(Problem("CONTROL_PORT", str(control.control_port), "another port than PROXY_PORT",
                                 "Both doors cannot listen on one port; change one of them."))
+    problems += _status_port(settings)
     has_worker = bool(settings.host.worker or settings.host.worker_command)
     if has_worker and control.control and control.control_port and not control.control_token.get_secret_value():
         problems.append(Problem(
@@ -160,6 +161,23 @@ def _across_rooms(settings: Settings) -> list[Problem]:
             "PROXY_HOST", front.proxy_host, "any address",
             f"Port {front.proxy_port} is open: everybody who reaches it can use the models and spend the hosted key's credit. "
             "Set APPLIANCE_API_KEYS, or publish the port on 127.0.0.1 only.", is_fatal=False))
+    return problems
+
+
+def _status_port(settings: Settings) -> list[Problem]:
+    """The status listener beside the doors: 1. a port that one of them has   2. readings without a key for other machines."""
+    port, host = settings.models.status_port, settings.models.status_host
+    if port is None:
+        return []
+    problems = []
+    doors = {"PROXY_PORT": settings.front.proxy_port, "CONTROL_PORT": settings.control.control_port if settings.control.control else None}
+    for variable, taken in doors.items():
+        if taken == port:                                                                   # 1
+            problems.append(Problem("STATUS_PORT", str(port), f"another port than {variable}",
+                                    "Both cannot listen on one port; change one of them."))
+    if not is_loopback(host if host != "localhost" else "127.0.0.1"):                       # 2
+        problems.append(Problem("STATUS_HOST", host, "any address", f"Port {port} is open: everybody who reaches it sees which models there "
+                                "are and how busy they are. Set STATUS_HOST=127.0.0.1, or publish the port on 127.0.0.1 only.", is_fatal=False))
     return problems
 
 

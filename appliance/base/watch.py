@@ -19,6 +19,11 @@ class Watched(Generic[T]):
     def value(self) -> T:
         return self._value
 
+    @property
+    def version(self) -> int:
+        """How often the value has changed: a mark for `newer`."""
+        return self._version
+
     def set(self, value: T) -> None:
         """Put a new value; setting an equal one wakes nobody."""
         if value == self._value:
@@ -37,3 +42,9 @@ class Watched(Generic[T]):
                 yield self._value
             else:
                 await self._changed.wait()
+
+    async def newer(self, seen: int) -> int:
+        """Wait until the value was changed after the version `seen`; give the version it has now. May be cancelled at any time."""
+        while self._version == seen:
+            await self._changed.wait()
+        return self._version

@@ -11,6 +11,8 @@ from appliance.engines.router import Router
 from appliance.engines.types import BackendState
 from appliance.front.body import read_object
 from appliance.front.call import Answer, Call
+from appliance.front.models_readings import health_checks
+from appliance.models.views import Board
 
 BASE = "/api/v1/loadbalancer"
 UP = {"ready", "full"}      # a full backend is well: it answers soon
@@ -19,20 +21,31 @@ UP = {"ready", "full"}      # a full backend is well: it answers soon
 class BalanceDoor:
     """The handlers. `set_strategy` switches the strategy of all pools; it raises Invalid for one that does not exist."""
 
-    def __init__(self, router: Router, *, clock: Clock, set_strategy: Callable[[str], None]) -> None:
+    def __init__(self, router: Router, *, clock: Clock, set_strategy: Callable[[str], None], board: Board | None = None) -> None:
         self._router = router
+        self._board = board
         self._clock = clock
         self._set_strategy = set_strategy
 
     async def health(self, call: Call) -> Answer:
-        """GET /health, always 200: `ok` while every backend is up, `degraded` while one is not."""
+        """GET /health: `ok` while every backend is up, `degraded` while one is not; 200 both, as system C has it.
+
+        With models of our own also system D's `checks`; when one of those fails it is 503, and the whole stands under `detail` too.
+        """
         states = self._router.states()
         up = [state for state in states if state.standing in UP]
         now_s = self._clock.now_s()
-        return Answer(body=jsons.dumps({
+        body: dict[str, Any] = {
             "status": "ok" if states and len(up) == len(states) else "degraded",
             "available_backends": [state.url or state.name for state in up], "total_backends": len(states), "timestamp": now_s,
-            "details": [_detail(state, now_s) for state in states]}))
+            "details": [_detail(state, now_s) for state in states]}
+        if self._board is None:
+            return Answer(body=jsons.dumps(body))
+        body["checks"] = checks = health_checks(self._board)
+        if all(check["status"] == "ok" for check in checks.values()):
+            return Answer(body=jsons.dumps(body))
+        body["status"] = "degraded"
+        return Answer(503, jsons.dumps({**body, "detail": body}))
 
     async def strategy(self, call: Call) -> Answer:
         """GET …/strategy: `{strategy}`."""

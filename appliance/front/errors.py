@@ -48,8 +48,13 @@ def status_of(error: ApplianceError) -> int:
 
 
 def openai_error(error: ApplianceError) -> dict[str, Any]:
-    """Give OpenAI's error object, `{message, type, param, code}`; failed attempts are listed as system A does."""
-    body: dict[str, Any] = {"message": error.message, "type": OPENAI_TYPE[error.kind], "param": error.param, "code": error.code}
+    """Give OpenAI's error object, `{message, type, param, code}`; failed attempts are listed as system A does.
+
+    `error_type` of its details takes the type's place, `error_fields` stand beside the four (system D's insufficient_vram_error).
+    """
+    details = error.details
+    body: dict[str, Any] = {"message": error.message, "type": details.get("error_type") or OPENAI_TYPE[error.kind], "param": error.param,
+                            "code": error.code, **details.get("error_fields", {})}
     if "attempts" in error.details:
         body["attempts"] = error.details["attempts"]
     return body

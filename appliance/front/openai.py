@@ -12,6 +12,7 @@ from appliance.engines.types import EngineReply, EngineRequest, ModelCard, Opera
 from appliance.front.body import OPENAI_TYPES, check_messages, check_types, read_object
 from appliance.front.call import Answer, Call
 from appliance.front.errors import error_event
+from appliance.models.views import Board
 
 SSE = "text/event-stream; charset=utf-8"
 SSE_HEADERS = [("Cache-Control", "no-cache"), ("X-Accel-Buffering", "no")]
@@ -19,10 +20,14 @@ HEARTBEAT = b": heartbeat\n\n"
 
 
 class OpenAIDoor:
-    """The handlers of `/v1`. `heartbeat_s`: after so long without an answer a streaming client gets its headers and comments."""
+    """The handlers of `/v1`.
 
-    def __init__(self, router: Router, *, heartbeat_s: float) -> None:
+    Takes   heartbeat_s: after so long without an answer a streaming client gets its headers and comments; board: our own models
+    """
+
+    def __init__(self, router: Router, *, heartbeat_s: float, board: Board | None = None) -> None:
         self._router = router
+        self._board = board
         self.heartbeat_s = heartbeat_s
 
     async def chat(self, call: Call) -> Answer:
@@ -50,15 +55,27 @@ class OpenAIDoor:
 
     async def models(self, call: Call) -> Answer:
         """GET /v1/models: `{object:"list", data:[model…]}`."""
-        return Answer(body=jsons.dumps({"object": "list", "data": [_model(card) for card in self._router.cards()]}))
+        return Answer(body=jsons.dumps({"object": "list", "data": list(self._rows().values())}))
 
     async def model(self, call: Call) -> Answer:
         """GET /v1/models/{id}; ids may hold slashes. A name that no card has is not a model, whatever MODEL_STRICT says."""
         wanted = call.params["model"]
         for card in self._router.cards():
             if wanted == card.id or wanted in card.aliases:
-                return Answer(body=jsons.dumps(_model(card)))
+                return Answer(body=jsons.dumps(self._rows()[card.id]))
+        if self._board is not None and wanted in self._board.catalogue.models:
+            return Answer(body=jsons.dumps(self._rows()[wanted]))
         raise NoSuchModel(f"The model {wanted!r} does not exist here.", param="model")
+
+    def _rows(self) -> dict[str, dict[str, Any]]:
+        """Give every model by its id; ours with system D's fields, loaded or not."""
+        rows = {card.id: _model(card) for card in self._router.cards()}
+        if (board := self._board) is None:
+            return rows
+        for view in board.models():
+            fresh = {"id": view.alias, "object": "model", "created": int(board.server_started_at_s)}
+            rows[view.alias] = {**rows.get(view.alias, fresh), "owned_by": "user", "n_ctx": view.context_tokens}
+        return rows
 
     async def _ask(self, operation: Operation, body: dict[str, Any], call: Call) -> Answer:
         is_stream = bool(body.get("stream")) and operation is not Operation.EMBEDDING

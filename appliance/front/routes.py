@@ -1,11 +1,15 @@
 """Every address of the HTTP door in one table, with who may call it and in which dialect its errors are said."""
 
+import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import cache
 
 from appliance.front.access import Access
 from appliance.front.balance import BASE, BalanceDoor
 from appliance.front.call import Answer, Call
+from appliance.front.models import ROUTES as MODELS_ROUTES
+from appliance.front.models import ModelsDoor
 from appliance.front.ollama import ROUTES as OLLAMA_ROUTES
 from appliance.front.ollama import OllamaDoor
 from appliance.front.openai import OpenAIDoor
@@ -20,8 +24,10 @@ Handler = Callable[[Call], Awaitable[Answer]]
 class Route:
     """One address.
 
-    methods  in upper case; path: `{name}` one piece, `{name:.+}` any rest; dialect: openai | ollama
+    methods  in upper case; path: `{name}` one piece, `{name:.+}` one or more, `{name:a|b}` one of these; the first that fits is taken
+    dialect  openai | ollama: how errors are said
     is_hot   served straight from the socket where the request allows it (see lane.py)
+    is_ours  no engine has this address: a method that we have not is refused there, and does not go through
     """
 
     methods: tuple[str, ...]
@@ -31,11 +37,16 @@ class Route:
     access: Access = Access.CLIENT
     is_hot: bool = False
     is_open_while_draining: bool = False
+    is_ours: bool = False
+
+    def fits(self, path: str) -> bool:
+        """Whether `path` is this address."""
+        return _shape(self.path).fullmatch(path) is not None
 
 
 def all_routes(openai: OpenAIDoor, responses: ResponsesDoor, ollama: OllamaDoor, system: SystemDoor,
-               balance: BalanceDoor) -> list[Route]:
-    """Give the table."""
+               balance: BalanceDoor, models: ModelsDoor | None = None) -> list[Route]:
+    """Give the table. `models` None: no models of our own, so the manager's addresses are not in it."""
     hot_ollama = {"/api/chat", "/api/generate"}
     return [
         Route(("GET", "HEAD"), "/healthz", system.healthz, access=Access.PUBLIC, is_open_while_draining=True),
@@ -48,6 +59,8 @@ def all_routes(openai: OpenAIDoor, responses: ResponsesDoor, ollama: OllamaDoor,
         Route(("GET",), "/receipts", system.receipts, access=Access.OPERATOR, is_open_while_draining=True),
         Route(("GET",), "/receipts/{id}", system.receipt, access=Access.OPERATOR, is_open_while_draining=True),
         Route(("GET",), "/v1/models", openai.models),
+        *(Route((method,), path, getattr(models, name), access=access, is_open_while_draining=method == "GET", is_ours=True)
+          for method, path, name, access in (MODELS_ROUTES if models else [])),
         Route(("GET",), "/v1/models/{model:.+}", openai.model),
         Route(("POST",), "/v1/chat/completions", openai.chat, is_hot=True),
         Route(("POST",), "/v1/completions", openai.completions, is_hot=True),
@@ -58,6 +71,13 @@ def all_routes(openai: OpenAIDoor, responses: ResponsesDoor, ollama: OllamaDoor,
                 access=Access.PUBLIC if path == "/" else Access.CLIENT)
           for methods, path, name in OLLAMA_ROUTES),
     ]
+
+
+@cache
+def _shape(pattern: str) -> re.Pattern[str]:
+    """Give a route's path as an expression: `{name}` is one piece, `{name:expression}` whatever fits it."""
+    pieces = re.split(r"\{\w+(?::([^{}]+))?\}", pattern)       # fixed text and expressions (None = one piece) take turns
+    return re.compile("".join(re.escape(piece or "") if number % 2 == 0 else f"(?:{piece or '[^/]+'})" for number, piece in enumerate(pieces)))
 
 
 def _methods(methods: str | tuple[str, ...] | list[str]) -> tuple[str, ...]:

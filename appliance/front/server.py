@@ -261,20 +261,21 @@ class Server:
 
     def methods_at(self, path: str) -> list[str]:
         """Give the methods that this door itself answers at `path`, in order; none = it is somebody else's."""
-        return sorted({m for route in self._routes if _fits(route.path, path) for m in route.methods})
+        return sorted({m for route in self._routes if route.fits(path) for m in route.methods})
 
     def _passes(self, request: web.Request, methods: list[str]) -> bool:
         """Whether a request goes through to a backend.
 
         1. a browser's question whether it may ask   → is answered here
         2. an address that is not ours               → goes through
-        3. a method that we have not, at the API's   → goes through (engines may have it)
+        3. a method that we have not, at the API's   → goes through (engines may have it), unless the address is ours alone
         """
         if self.passage is None or not self.passage.takes(request.path):
             return False
         if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:      # 1
             return False
-        return not methods or request.path.startswith("/v1/")                                       # 2, 3
+        return not methods or (request.path.startswith("/v1/")                                      # 2, 3
+                               and not any(route.is_ours and route.fits(request.path) for route in self._routes))
 
     async def _pass(self, request: web.Request, call: Call, dialect: str) -> web.StreamResponse:
         """Serve one request by passage; closed at the desk exactly once."""
@@ -349,17 +350,6 @@ def _headers(request: web.Request) -> dict[str, str]:
 
 def _peer(request: web.Request) -> str:
     return request.remote or "unix"
-
-
-def _fits(pattern: str, path: str) -> bool:
-    """Whether `path` is one of the pattern's: `{name}` is one piece, `{name:.+}` any rest."""
-    wanted, given = pattern.split("/"), path.split("/")
-    for number, piece in enumerate(wanted):
-        if piece.endswith(":.+}"):
-            return len(given) > number and bool(given[number])
-        if number >= len(given) or not (piece.startswith("{") or piece == given[number]):
-            return False
-    return len(wanted) == len(given)
 
 
 @asynccontextmanager

@@ -1,4 +1,4 @@
-"""The table of models: `config.json` as system D has it (api, system, models), with keys of ours, and every .gguf file of a folder.
+"""The table of models: `config.json` as system D has it (api, system, models), with keys of ours; and the files of a folder (folder.py).
 
 An unknown key or an impossible value is refused with its path in the file. Files of the table are looked for here, not read: check.py
 reads them. One that is missing is only warned of: the other models must still serve.
@@ -17,6 +17,7 @@ from pydantic_core import CoreSchema
 
 from appliance.base import jsons
 from appliance.base.settings import Problem
+from appliance.models.folder import Found, scan
 from appliance.models.settings import ModelSettings
 
 CacheType = Literal["f16", "f32", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"]
@@ -211,8 +212,8 @@ def read_catalogue(settings: ModelSettings, config_path: Path | None) -> tuple[C
     if base is not None and not base.is_dir():
         problems.append(Problem("BASE_MODELS_PATH", str(base), "a folder", "There is no such folder."))
     models: dict[str, Model] = {}
-    for path in _files(settings.model_dir, problems):
-        models[path.stem] = Model(path.stem, path, Params(), "folder")
+    for one in _files(settings.model_dir, problems):
+        models[one.alias] = Model(one.alias, one.path, Params(), "folder", mmproj_path=one.mmproj_path)
     for alias, entry in found.models.items():
         models[alias] = _model(alias, entry, base or (config_path.parent if config_path else Path()))
         problems += _warnings(models[alias])
@@ -277,14 +278,15 @@ def _problem(path: Path | None, where: str, remedy: str, *, is_fatal: bool = Tru
     return Problem("CONFIG_PATH", shown, "a JSON file with `api`, `system` and `models`", remedy, is_fatal=is_fatal)
 
 
-def _files(folder: Path | None, problems: list[Problem]) -> list[Path]:
+def _files(folder: Path | None, problems: list[Problem]) -> list[Found]:
     if folder is None:
         return []
     if not folder.is_dir():
         problems.append(Problem("MODEL_DIR", str(folder), "a folder of .gguf files", "There is no such folder."))
         return []
-    # The later parts of a file in parts are loaded with its first.
-    return sorted(path.absolute() for path in folder.rglob("*.gguf") if path.is_file() and ("-of-" not in path.stem or "-00001-of-" in path.stem))
+    found, warnings = scan(folder)
+    problems += warnings
+    return found
 
 
 def _warnings(model: Model) -> list[Problem]:

@@ -1,70 +1,82 @@
-"""The ways in which a model cannot be had, in words for the caller. Statuses and codes are system D's: 503, and 504 for a wait too long."""
+"""Why a model cannot answer now: the memory, the line, the patience, the model itself. Raised by the manager, said by every door.
+
+`error_type` and `error_fields` in an error's details are what OpenAI's error object carries beyond its own four fields.
+"""
+
+from collections.abc import Sequence
 
 from appliance.base.errors import TimedOut, Unavailable
 
-MB = 1 << 20
+
+class NoMemory(Unavailable):
+    """The model does not fit beside what is loaded and in use.
+
+    Takes   required_mb, available_mb: mebibytes, the reserve counted in; loaded_models: aliases that hold memory now;
+            retry_after_s: when memory may be free, None = not known
+    Source  system D, `insufficient_vram_error`
+    """
+
+    default_code = "vram_exhausted"
+
+    def __init__(self, model: str, *, required_mb: float, available_mb: float, loaded_models: Sequence[str] = (),
+                 retry_after_s: float | None = None) -> None:
+        loaded = f" beside {', '.join(loaded_models)}" if loaded_models else ""
+        super().__init__(
+            f"There is not enough memory to load {model!r}: it needs {required_mb:.0f} MB, {available_mb:.0f} MB are free{loaded}. "
+            "Try again later, unload a model, or give it less context (n_ctx).",
+            retry_after_s=retry_after_s,
+            details={"error_type": "insufficient_vram_error",
+                     "error_fields": {"model": model, "required_mb": round(required_mb), "available_mb": round(available_mb),
+                                      "loaded_models": list(loaded_models)}})
 
 
 class QueueFull(Unavailable):
-    """A model's line is at max_queue_size_per_model."""
+    """The model's line has all the requests it may have (`max_queue_size_per_model`)."""
 
     default_code = "queue_full"
 
-    def __init__(self, alias: str, limit: int, retry_after_s: float) -> None:
-        super().__init__(f"{limit} requests already wait for the model {alias!r} (max_queue_size_per_model). Try again later.",
-                         param="model", retry_after_s=retry_after_s)
+    def __init__(self, model: str, *, limit: int, retry_after_s: float) -> None:
+        super().__init__(f"{limit} requests wait for {model!r} already; try again in {max(1, round(retry_after_s))} s.",
+                         retry_after_s=retry_after_s, details={"error_fields": {"model": model, "queue_limit": limit}})
 
 
 class WaitedTooLong(TimedOut):
-    """No turn came within queue_timeout_sec."""
+    """The request stood in the model's line for all of its time (`queue_timeout_sec`)."""
 
     default_code = "queue_timeout"
 
-    def __init__(self, alias: str, waited_s: float, reason: str, retry_after_s: float) -> None:
+    def __init__(self, model: str, *, waited_s: float, retry_after_s: float | None = None, reason: str = "") -> None:
         because = f" Last, {reason}." if reason else ""
-        super().__init__(f"The model {alias!r} could not take the request within {waited_s:g} s (queue_timeout_sec).{because}",
-                         param="model", retry_after_s=retry_after_s)
-
-
-class NoMemory(Unavailable):
-    """The model does not fit, even with every model unloaded that may be. Figures in bytes; shown in MB as system D has it."""
-
-    default_code = "vram_exhausted"
-    retryable = False
-
-    def __init__(self, alias: str, *, required_bytes: int, available_bytes: int, loaded: list[str], where: str = "memory") -> None:
-        required_mb, available_mb = round(required_bytes / MB), round(available_bytes / MB)
-        super().__init__(
-            f"The model {alias!r} needs about {required_mb} MB of {where}, and {available_mb} MB can be made free. Let an operator unload or unpin "
-            "models, or give it less context (n_ctx).", param="model", details={
-                "error_type": "insufficient_vram_error",
-                "error_fields": {"model": alias, "required_mb": required_mb, "available_mb": available_mb, "loaded_models": loaded}})
-
-
-class PlacesPinned(Unavailable):
-    """Pinned models hold every place."""
-
-    default_code = "places_pinned"
-    retryable = False
-
-    def __init__(self, alias: str, places: int, pinned: list[str]) -> None:
-        super().__init__(f"The model {alias!r} cannot be loaded: pinned models hold all {places} places (max_concurrent_models): "
-                         f"{', '.join(pinned)}.", param="model")
+        super().__init__(f"The request waited {waited_s:.1f} s for {model!r} and had no turn.{because}", retry_after_s=retry_after_s,
+                         details={"error_fields": {"model": model, "waited_s": round(waited_s, 3)}})
 
 
 class ModelFailed(Unavailable):
-    """It failed to load as often as it is tried; nobody tries it again until it is reset."""
+    """The model could not be loaded, and is not tried again until it is reset; asking again cannot help before."""
 
-    default_code = "model_failed"
     retryable = False
+    default_code = "model_failed"
 
-    def __init__(self, alias: str, attempts: int, reason: str) -> None:
-        super().__init__(f"The model {alias!r} could not be loaded ({attempts} {'attempt' if attempts == 1 else 'attempts'}): {reason[:400]}. "
-                         "It is not tried again until an operator resets it.", param="model")
+    def __init__(self, model: str, *, reason: str, attempts: int) -> None:
+        super().__init__(
+            f"{model!r} could not be loaded ({attempts} attempt{'' if attempts == 1 else 's'}): {reason.strip().rstrip('.')}. When the cause "
+            f"is mended, POST /v1/models/{model}/reset lets it be tried again.",
+            details={"error_fields": {"model": model, "attempts": attempts}})
+
+
+class PlacesPinned(Unavailable):
+    """Pinned models hold every place (`max_concurrent_models`): nothing will change by waiting."""
+
+    retryable = False
+    default_code = "places_pinned"
+
+    def __init__(self, model: str, *, places: int, pinned: Sequence[str]) -> None:
+        super().__init__(f"{model!r} cannot be loaded: pinned models hold all {places} places (max_concurrent_models): {', '.join(pinned)}. "
+                         "Unpin one, or allow more.", details={"error_fields": {"model": model, "pinned_models": list(pinned)}})
 
 
 class ShuttingDown(Unavailable):
-    """The appliance ends."""
+    """The appliance ends; system D's 503."""
 
     default_code = "shutting_down"
 

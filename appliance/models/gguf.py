@@ -117,19 +117,26 @@ def parts_of(path: Path) -> list[Path]:
     return [path.with_name(f"{found['stem']}-{number:05}-of-{found['count']}{found['ending']}") for number in range(1, int(found["count"]) + 1)]
 
 
+def stem_of(path: Path) -> str:
+    """Give a file's name without its ending, and without `-00001-of-00003`."""
+    found = _PART.fullmatch(path.name)
+    return found["stem"] if found else path.stem
+
+
 def size_of(path: Path) -> int:
     """Give the bytes of a model's files together; those that are not there count nothing."""
     return sum(part.stat().st_size for part in parts_of(path) if part.is_file())
 
 
-def read_header(path: Path, *, most_kept: int = MOST_KEPT) -> Header:
+def read_header(path: Path, *, most_kept: int = MOST_KEPT, is_brief: bool = False) -> Header:
     """Read the header of a model file.
 
-    Takes   most_kept: elements up to which an array is kept; of longer ones only how many there are
+    Takes   most_kept: elements up to which an array is kept; of longer ones only how many there are;
+            is_brief: leave out its vocabulary and what comes after it, which is most of the work
     Raises  BadGguf: with what is wrong · OSError
     """
     with _reading(path, most_kept) as reader:
-        return reader.header()
+        return reader.header(is_brief)
 
 
 def count_parameters(path: Path) -> int:
@@ -160,14 +167,14 @@ class _Reader:
         self._most_kept = most_kept
         self._at = 0
 
-    def header(self) -> Header:
-        version, tensors, values = self._values()
+    def header(self, is_brief: bool) -> Header:
+        version, tensors, values = self._values(is_brief)
         if not values.get("general.architecture"):
             raise BadGguf("it does not say its architecture")
         return Header(version, tensors, values, self._size)
 
     def parameters(self) -> int:
-        _, tensors, _ = self._values()
+        _, tensors, _ = self._values(False)
         total = 0
         for _ in range(tensors):
             self._string()
@@ -180,7 +187,7 @@ class _Reader:
             raise BadGguf(f"its tensors would have {total} numbers, for which it is too short")
         return total
 
-    def _values(self) -> tuple[int, int, dict[str, Any]]:
+    def _values(self, is_brief: bool) -> tuple[int, int, dict[str, Any]]:
         """Give (version, how many tensors, values by key)."""
         if self._data[:4] != MAGIC:
             raise BadGguf(f"it begins with {self._data[:4]!r}, not with {MAGIC!r}: it is no GGUF file")
@@ -194,6 +201,8 @@ class _Reader:
         values: dict[str, Any] = {}
         for _ in range(keys):
             key = self._string()
+            if is_brief and key.startswith("tokenizer.") and "general.architecture" in values:
+                break
             values[key] = self._value(self._scalar("<I"), key)
         return version, tensors, values
 

@@ -91,6 +91,8 @@ class Loader:
             tasks=self.tasks, wire=self.wire)
         is_well = False
         try:
+            if live.is_told_to_go:
+                raise LoadFailed("it was told to go before it was started")
             await process.start()
             self.records.add(process.pid, port=port, alias=live.alias, command=command)
             await process.ready(float(catalogue.system.wait_ready_sec), on_look)

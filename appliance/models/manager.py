@@ -23,7 +23,24 @@ from appliance.models.files import look_at_file
 from appliance.models.learned import Lessons
 from appliance.models.loading import Loader
 from appliance.models.readings import Readings
-from appliance.models.scheduler import RAM, Close, House, Open, Refuse, Resident, Rules, Serve, Start, Step, Stop, Wait, free_slot, next_step
+from appliance.models.scheduler import (
+    MIB,
+    NO_ROOM,
+    RAM,
+    Close,
+    House,
+    Open,
+    Refuse,
+    Resident,
+    Rules,
+    Serve,
+    Start,
+    Step,
+    Stop,
+    Wait,
+    free_slot,
+    next_step,
+)
 from appliance.models.views import Ejected, FailedView, ModelView, ServerStatus, Telling
 from appliance.models.vram import Memory
 
@@ -42,7 +59,7 @@ class Manager(Readings):
                  extra_wait_s: float = 30.0, ageing_s: float = 10.0) -> None:
         super().__init__(catalogue, loader=loader, memory=memory, lessons=lessons, tasks=tasks, clock=clock)
         self.extra_wait_s, self._ageing_s = extra_wait_s, ageing_s
-        self._is_turning = False
+        self._is_turning = self._is_closed = False
         self._timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
         self._put(catalogue)
@@ -74,9 +91,14 @@ class Manager(Readings):
                 entry.wanted = "preload"
                 self._turn()
 
+    def announce_end(self) -> None:
+        """Tell followers that the end has begun; what runs and waits still gets its grace."""
+        self._set_status("shutting_down")
+
     async def close(self) -> None:
         """Take no more requests, and end every llama-server."""
-        self._set_status("shutting_down")
+        self.announce_end()
+        self._is_closed = True
         if self._timer is not None:
             self._timer.cancel()
         for entry in self.entries.values():
@@ -101,7 +123,7 @@ class Manager(Readings):
             heir = self.entries.get(alias)
             for waiter, _ in list(entry.waiters.values()):
                 waiter.fail(NoSuchModel(f"The model {alias!r} was taken out of the table.", param="model") if heir is None else
-                            ShuttingDown() if self._status == "shutting_down" else ModelFailed(alias, 0, "its settings were changed; ask again"))
+                            ModelFailed(alias, reason="its settings were changed; ask again", attempts=0))
             if heir is not None:
                 heir.lives = entry.lives
                 heir.is_pinned = heir.is_pinned or entry.is_pinned
@@ -204,7 +226,7 @@ class Manager(Readings):
         """
         entry = self.entry(alias)
         entry.requests += 1
-        if entry.failed or entry.problem or self._status == "shutting_down":
+        if entry.failed or entry.problem or self._is_closed:
             await self._must_be_possible(entry)
         now_s = self._clock.monotonic_s()
         entry.demand.add(now_s)
@@ -216,7 +238,7 @@ class Manager(Readings):
         except Full:
             entry.rejected += 1
             self.on_rejected(alias)
-            raise QueueFull(alias, entry.line.limit, self._retry_after_s(entry)) from None
+            raise QueueFull(alias, limit=entry.line.limit, retry_after_s=self._retry_after_s(entry)) from None
         entry.waiters[id(waiter)] = (waiter, ticket)
         if on_wait is not None:
             on_wait(lambda: self.waiting(waiter))
@@ -234,7 +256,7 @@ class Manager(Readings):
         except TimeoutError:
             if future.done() and not future.cancelled() and future.exception() is None:       # the turn came in the very moment
                 return future.result()
-            raise WaitedTooLong(entry.alias, patience_s, entry.reason, self._retry_after_s(entry)) from None
+            raise WaitedTooLong(entry.alias, waited_s=patience_s, reason=entry.reason, retry_after_s=self._retry_after_s(entry)) from None
         except asyncio.CancelledError:
             if future.done() and not future.cancelled() and future.exception() is None and isinstance(lease := future.result(), Lease):
                 lease.done(True)
@@ -255,7 +277,7 @@ class Manager(Readings):
 
         Raises  ShuttingDown · ModelFailed
         """
-        if self._status == "shutting_down":
+        if self._is_closed:
             raise ShuttingDown
         if entry.problem:
             await asyncio.to_thread(look_at_file, entry, self.catalogue.system)
@@ -265,7 +287,7 @@ class Manager(Readings):
             elif entry.failed:
                 self.reset(entry.alias)
         if entry.failed:
-            raise ModelFailed(entry.alias, entry.attempts, entry.failed)
+            raise ModelFailed(entry.alias, reason=entry.failed, attempts=entry.attempts)
 
     def _free(self, entry: Entry, now_s: float) -> Live | None:
         key = free_slot([self._resident(live, entry, now_s) for live in entry.lives])
@@ -319,7 +341,7 @@ class Manager(Readings):
 
     def _turn(self) -> None:
         """Do what must be done now, and set the clock for what only time will change."""
-        if self._is_turning or self._status == "shutting_down":
+        if self._is_turning or self._is_closed:
             return
         self._is_turning = True
         if self._timer is not None:
@@ -332,6 +354,8 @@ class Manager(Readings):
                 if isinstance(step, Wait):
                     for alias, reason in step.reasons.items():
                         self.entries[alias].reason = reason
+                        if reason == NO_ROOM and self.entries[alias].wanted == "restore":
+                            self.entries[alias].wanted = ""         # others have its place by now; whoever asks for it, loads it
                     if step.again_s is not None:
                         self._timer = self._loop.call_later(max(0.005, step.again_s), self._turn)
                     return
@@ -406,12 +430,12 @@ class Manager(Readings):
 
     def _refusal(self, entry: Entry, step: Refuse) -> Exception:
         if step.why == "failed":
-            return ModelFailed(entry.alias, entry.attempts, entry.failed)
+            return ModelFailed(entry.alias, reason=entry.failed, attempts=entry.attempts)
         if step.why == "pinned":
-            return PlacesPinned(entry.alias, self.catalogue.system.max_concurrent_models, [e.alias for e in self.entries.values() if e.is_pinned])
+            return PlacesPinned(entry.alias, places=self.catalogue.system.max_concurrent_models,
+                                pinned=[other.alias for other in self.entries.values() if other.is_pinned])
         loaded = [other.alias for other in self.entries.values() if other.present()]
         entry.rejected += 1
         self.on_rejected(entry.alias)
-        return NoMemory(entry.alias, required_bytes=step.need_bytes, available_bytes=step.available_bytes, loaded=loaded,
-                        where="GPU memory" if self._is_on_gpu(entry.model) else "memory")
+        return NoMemory(entry.alias, required_mb=step.need_bytes / MIB, available_mb=step.available_bytes / MIB, loaded_models=loaded)
 

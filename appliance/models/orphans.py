@@ -64,8 +64,11 @@ class Records:
 
 def is_same(record: dict[str, Any]) -> bool:
     """Whether the process of a record is the one that we started."""
-    pid = int(record["pid"])
-    return record.get("boot") == _boot() and started_ticks(pid) == record.get("ticks") and command_of(pid) == record.get("command")
+    pid, command = int(record["pid"]), list(record.get("command") or [])
+    if record.get("boot") != _boot() or started_ticks(pid) != record.get("ticks") or len(command) < 2:
+        return False
+    # The program itself may be a script that became another one, or was put before it: the arguments are the same.
+    return command_of(pid)[1 - len(command):] == command[1:]
 
 
 def _end(record: dict[str, Any], sleep: Callable[[float], None]) -> None:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 MIB = 1 << 20
+NO_ROOM = "there is no room for it"
 RAM = -1                        # the index of system memory among devices
 TURN_COSTS = 4.0                # a line is due when it has waited so many times what the swap costs
 STAY_LOADS = 2.0                # a loaded model stays at least so many times what its loading took, while it has work
@@ -301,7 +302,7 @@ def _room_for(line: Line, facts: Facts, mine: list[Resident], house: House, time
             return None, "another model is being loaded", False
         return Start(line.alias, devices), "", False
     if mine or not line.may_evict:                                                                      # 2
-        return None, "there is no room for it", False
+        return None, NO_ROOM, False
     stopping = tuple(one.key for one in house.residents if one.phase == "stopping")
     if stopping and fitting(facts, house, gone=stopping) is not None:                                   # 3
         return None, "room is being made", True

@@ -1,4 +1,4 @@
-"""etc/fetch_worker_cli.py: a worker CLI gets into the image only with the checksum that was given."""
+"""etc/fetch_program.py: a worker CLI, or a llama-server, gets into the image only with the checksum that was given."""
 
 import hashlib
 import io
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[1] / "etc" / "fetch_worker_cli.py"
+SCRIPT = Path(__file__).parents[1] / "etc" / "fetch_program.py"
 PROGRAM = b"#!/bin/sh\necho worker\n"
 
 
@@ -37,7 +37,7 @@ def shelf(tmp_path: Path) -> Iterator[tuple[Path, str]]:
 
 
 def fetch(url: str, sha256: str, target: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, str(SCRIPT), url, sha256, str(target)], capture_output=True, text=True, timeout=60, check=False,
+    return subprocess.run([sys.executable, str(SCRIPT), "WORKER_CLI", url, sha256, str(target)], capture_output=True, text=True, timeout=60, check=False,
                           env={"no_proxy": "127.0.0.1"})
 
 
@@ -79,7 +79,7 @@ def test_an_archive_that_leads_out_of_the_folder_is_refused(shelf: tuple[Path, s
     assert not (tmp_path / "outside").exists()
 
 
-def test_an_archive_with_a_link_is_refused_whole(shelf: tuple[Path, str], tmp_path: Path) -> None:
+def test_an_archive_with_a_link_that_leads_out_is_refused_whole(shelf: tuple[Path, str], tmp_path: Path) -> None:
     held = io.BytesIO()
     with tarfile.open(fileobj=held, mode="w:gz") as file:
         file.addfile(tarfile.TarInfo("empty"))
@@ -89,7 +89,7 @@ def test_an_archive_with_a_link_is_refused_whole(shelf: tuple[Path, str], tmp_pa
     (shelf[0] / "cli.tgz").write_bytes(held.getvalue())
     done = fetch(f"{shelf[1]}/cli.tgz", sha256(held.getvalue()), tmp_path / "bin")
     assert done.returncode == 1
-    assert "'link' is neither a file nor a folder" in done.stderr
+    assert "'link' is a link out of its folder" in done.stderr
     assert list((tmp_path / "bin").iterdir()) == []
 
 
@@ -120,3 +120,33 @@ def test_no_address_means_no_worker_and_a_checksum_alone_is_a_mistake(tmp_path: 
     assert fetch("", "", tmp_path / "bin").returncode == 0
     assert fetch("", "0" * 64, tmp_path / "bin").returncode == 1
     assert not (tmp_path / "bin").exists()
+
+
+def linked(name: str, target: str) -> bytes:
+    """Give an archive of one library and a link to it."""
+    held = io.BytesIO()
+    with tarfile.open(fileobj=held, mode="w:gz") as file:
+        info = tarfile.TarInfo("build/bin/libggml.so.0")
+        info.size, info.mode = len(PROGRAM), 0o755
+        file.addfile(info, io.BytesIO(PROGRAM))
+        link = tarfile.TarInfo(name)
+        link.type, link.linkname = tarfile.SYMTYPE, target
+        file.addfile(link)
+    return held.getvalue()
+
+
+def test_a_librarys_other_names_come_along(shelf: tuple[Path, str], tmp_path: Path) -> None:
+    data = linked("build/bin/libggml.so", "libggml.so.0")
+    (shelf[0] / "llama.tar.gz").write_bytes(data)
+    assert fetch(f"{shelf[1]}/llama.tar.gz", sha256(data), tmp_path / "files").returncode == 0
+    assert (tmp_path / "files/build/bin/libggml.so").read_bytes() == PROGRAM
+
+
+@pytest.mark.parametrize("target", ["/etc/passwd", "../../x", "..", "sub/x"])
+def test_a_link_that_leads_elsewhere_is_refused(shelf: tuple[Path, str], tmp_path: Path, target: str) -> None:
+    data = linked("build/bin/libggml.so", target)
+    (shelf[0] / "llama.tar.gz").write_bytes(data)
+    done = fetch(f"{shelf[1]}/llama.tar.gz", sha256(data), tmp_path / "files")
+    assert done.returncode == 1
+    assert "is a link out of its folder" in done.stderr
+    assert not list((tmp_path / "files").rglob("*.so*"))
