@@ -228,15 +228,26 @@ def runs(pid: int) -> bool:
     return started_ticks(pid) is not None
 
 
-def servers_of(folder: Path) -> set[int]:
-    """Give every process whose command line names this folder and llama-server's `--port`: the llama-servers of one test's models."""
+def parent_of(pid: int) -> int:
+    """Give a process's parent; 0 where it has just ended."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[1])
+    except OSError:
+        return 0
+
+
+def servers_of(folder: Path, *, parent: int = 0) -> set[int]:
+    """Give every process whose command line names this folder and llama-server's `--port`: the llama-servers of one test's models.
+
+    Tests side by side share the folder of tiny models: `parent` leaves only the children of that process.
+    """
     found = set()
     for name in os.listdir("/proc"):
         try:
             words = Path(f"/proc/{name}/cmdline").read_bytes() if name.isdigit() else b""
         except OSError:
             continue
-        if b"--port" in words and bytes(folder) in words and runs(int(name)):
+        if b"--port" in words and bytes(folder) in words and runs(int(name)) and (not parent or parent_of(int(name)) == parent):
             found.add(int(name))
     return found
 
@@ -251,7 +262,7 @@ class Memory:
         self.total_bytes, self.taken_bytes, self.each_bytes = total_bytes, taken_bytes, each_bytes
 
     def read(self) -> list[DeviceView]:
-        used = self.taken_bytes + self.each_bytes * len(servers_of(self._folder) if self.each_bytes else ())
+        used = self.taken_bytes + self.each_bytes * len(servers_of(self._folder, parent=os.getpid()) if self.each_bytes else ())
         return [DeviceView(-1, "system memory", self.total_bytes, used, self.total_bytes - used)]
 
     def of_process(self, pid: int) -> dict[int, int]:
