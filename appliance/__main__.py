@@ -14,6 +14,7 @@ USAGE = """usage: appliance VERB [ARGUMENT…]
   check         read the environment; name every problem with its remedy; exit 78 if there is one
   prepare       ready the machine: machine-id, GPU identity, nvidia-smi, port 14444
   settings      every variable: room, default, current value, help   [--json | --env-example | --markdown]
+  models        the models of a running appliance: list, show, load, eject, reset, pin, unpin, queue, vram (`models --help`)
   models check  what would be run for each model of the table, and what would not work   [--json]
   models schema the JSON schema of the file of CONFIG_PATH (as etc/models.schema.json)
   healthcheck   ask the running appliance whether it is well; exit 0 or 1
@@ -76,7 +77,30 @@ def show_settings(arguments: list[str]) -> int:
 
 
 def models(arguments: list[str]) -> int:
-    """Explain what would be run for each model, without running it; give 78 when something would not work. Or print the table's schema."""
+    """Explain the table of models, print its schema, or ask the running appliance about its models."""
+    if arguments[:1] == ["check"]:
+        return models_check(arguments[1:])
+    if arguments[:1] == ["schema"]:
+        return models_schema(arguments[1:])
+    from appliance.cli.models import main as models_main
+
+    return models_main(arguments)
+
+
+def models_schema(arguments: list[str]) -> int:
+    """Print the JSON schema of the table."""
+    from appliance.base import jsons
+    from appliance.models.schema import schema
+
+    if arguments:
+        print("usage: appliance models schema", file=sys.stderr)
+        return 2
+    print(jsons.dumps_pretty(schema()))
+    return 0
+
+
+def models_check(arguments: list[str]) -> int:
+    """Explain what would be run for each model, without running it; give 78 when something would not work."""
     from dataclasses import asdict
 
     from appliance.base import jsons
@@ -84,13 +108,8 @@ def models(arguments: list[str]) -> int:
     from appliance.models.check import check as check_models
     from appliance.settings import load
 
-    if arguments == ["schema"]:
-        from appliance.models.schema import schema
-
-        print(jsons.dumps_pretty(schema()))
-        return 0
-    if arguments not in (["check"], ["check", "--json"]):
-        print("usage: appliance models check [--json] | schema", file=sys.stderr)
+    if arguments not in ([], ["--json"]):
+        print("usage: appliance models check [--json]", file=sys.stderr)
         return 2
     settings, problems = load()
     for problem in problems:

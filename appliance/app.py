@@ -180,7 +180,8 @@ class Appliance:
             identity=self.identity, settings=reloader.described, reload=reloader.reload, drain=self.drain, resume=self.resume,
             shutdown=self.shutdown, lines=self.lines, new_receipt=self.begin, finish=self.finish,
             is_draining=lambda: self.state != "serving",
-            grace_s=lambda: self.settings.front.shutdown_grace_s if self.grace_s is None else self.grace_s, hurry=self.hurry)
+            grace_s=lambda: self.settings.front.shutdown_grace_s if self.grace_s is None else self.grace_s, hurry=self.hurry,
+            board=self.manager, clock=self.clock)
 
 
 async def open_models(appliance: Appliance, stack: AsyncExitStack) -> None:

@@ -4,7 +4,8 @@ What comes over the wire is shown with its control characters taken out: a log l
 """
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TextIO
 
 from appliance.base import jsons
@@ -53,6 +54,14 @@ def duration(seconds: float) -> str:
     return f"{minutes}m {whole % 60}s" if minutes else f"{seconds:.1f}s"
 
 
+def size(size_bytes: int) -> str:
+    """Give bytes in the largest fitting unit: 5.6 GiB, 512 MiB, 0 B."""
+    for unit, one in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if size_bytes >= one:
+            return f"{size_bytes / one:.1f} {unit}" if unit == "GiB" else f"{size_bytes / one:.0f} {unit}"
+    return f"{size_bytes} B"
+
+
 class Screen:
     """Where answers go."""
 
@@ -89,14 +98,39 @@ class Screen:
             for row in [headers, *rows]:
                 self.say("\t".join(_one_line(cell) for cell in row))
             return
-        from rich.table import Table
+        self._print(_table(headers, rows))
 
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        for header in headers:
-            table.add_column(header, overflow="fold")
-        for row in rows:
-            table.add_row(*map(_plain, row))
-        self._print(table)
+    @contextmanager
+    def refreshing(self) -> Iterator[Callable[[Row, Iterable[Row]], None]]:
+        """Give what writes a table again and again: in place on a terminal, elsewhere one after the other with an empty line between."""
+        if not self.is_terminal:
+            def append(headers: Row, rows: Iterable[Row]) -> None:
+                self.table(headers, rows)
+                self.say("")
+
+            yield append
+            return
+        from rich.live import Live
+
+        with Live(console=self._console(), auto_refresh=False) as live:
+            yield lambda headers, rows: live.update(_table(headers, rows), refresh=True)
+
+    @contextmanager
+    def progress(self) -> Iterator[Callable[[str, float | None, str], None]]:
+        """Give what tells how far something is, (what, percent or None, note): as a bar on a terminal, elsewhere on a line each."""
+        if not self.is_terminal:
+            def line(what: str, percent: float | None, note: str) -> None:
+                self.say(", ".join(filter(None, (what if percent is None else f"{what} {percent:.0f}%", note))))
+
+            yield line
+            return
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+        columns = [TextColumn("{task.description}", markup=False), BarColumn(bar_width=30), TextColumn("{task.percentage:>3.0f}%"),
+                   TimeElapsedColumn(), TextColumn("{task.fields[note]}", markup=False)]
+        with Progress(*columns, console=self._console()) as bars:
+            bar = bars.add_task("", total=100, note="")
+            yield lambda what, percent, note: bars.update(bar, description=clean(what), completed=percent or 0, note=clean(note))
 
     def _grid(self) -> Any:
         from rich.table import Table
@@ -104,9 +138,23 @@ class Screen:
         return Table.grid(padding=(0, 2))
 
     def _print(self, what: Any) -> None:
+        self._console().print(what)
+
+    def _console(self) -> Any:
         from rich.console import Console
 
-        Console(file=self.out, highlight=False, markup=False).print(what)
+        return Console(file=self.out, highlight=False, markup=False)
+
+
+def _table(headers: Row, rows: Iterable[Row]) -> Any:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for header in headers:
+        table.add_column(header, overflow="fold")
+    for row in rows:
+        table.add_row(*map(_plain, row))
+    return table
 
 
 def _plain(text: str, style: str = "") -> Any:

@@ -99,7 +99,7 @@ def to_problem(problem: Problem) -> pb.Problem:
 
 
 def to_line(line: Line) -> pb.TailLogsResponse:
-    return pb.TailLogsResponse(number=line.number, at=to_timestamp(line.at_s), source=line.source, text=_sendable(line.text))
+    return pb.TailLogsResponse(number=line.number, at=to_timestamp(line.at_s), source=line.source, text=sendable(line.text))
 
 
 def to_receipt(receipt: Receipt) -> pb.Receipt:
@@ -107,16 +107,16 @@ def to_receipt(receipt: Receipt) -> pb.Receipt:
     fields = ("id", "route", "model", "public_model", "served_model", "backend", "endpoint", "reason", "streamed", "queue_ms",
               "upstream_ms", "total_ms", "prompt_tokens", "completion_tokens", "finish", "error", "status")
     values = {name: value for name in fields if (value := getattr(receipt, name)) is not None}
-    values = {name: _sendable(value) if isinstance(value, str) else value for name, value in values.items()}
+    values = {name: sendable(value) if isinstance(value, str) else value for name, value in values.items()}
     return pb.Receipt(at=to_timestamp(receipt.at_s), attempts=[_to_attempt(a) for a in receipt.attempts], **values)
 
 
 def _to_attempt(attempt: Attempt) -> pb.Attempt:
     return pb.Attempt(endpoint=attempt.endpoint, outcome=attempt.outcome, status=attempt.status, ms=attempt.ms,
-                      note=_sendable(attempt.note))
+                      note=sendable(attempt.note))
 
 
-def _sendable(text: str) -> str:
+def sendable(text: str) -> str:
     """Replace lone surrogates, which UTF-8 and so protobuf cannot carry."""
     return text.encode("utf-8", "replace").decode()
 

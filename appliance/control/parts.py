@@ -2,14 +2,16 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from appliance.base.clock import Clock, SystemClock
 from appliance.base.lines import LineRing
 from appliance.base.settings import Described, Problem
 from appliance.base.watch import Watched
 from appliance.engines.receipts import Receipt, Receipts
 from appliance.engines.router import Router
+from appliance.models.views import Board
 
 DEFAULT_GRACE_S = 30.0
 
@@ -66,6 +68,7 @@ class ControlParts:
     reload     (overrides, dry_run) → ReloadResult
     shutdown   seconds for running answers, None = as set; returns at once
     finish     to be called once for each receipt of `new_receipt` (given the route), when its request has ended
+    board      the models that this appliance runs itself; None when no table of models is configured
     grace_s    seconds that running calls get when the door closes; `hurry`, when set, takes them away
     """
 
@@ -87,3 +90,5 @@ class ControlParts:
     is_draining: Callable[[], bool]
     grace_s: Callable[[], float] = lambda: DEFAULT_GRACE_S
     hurry: asyncio.Event | None = None
+    board: Board | None = None
+    clock: Clock = field(default_factory=SystemClock)

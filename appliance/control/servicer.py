@@ -1,14 +1,11 @@
 """The calls of `appliance.control.v1.Control`: unpack, call the part that HTTP uses too, pack. Errors are ours; the interceptor
 gives them their status codes."""
 
-import asyncio
-import math
-from collections.abc import Coroutine
 from contextlib import aclosing
-from typing import Any, TypeVar
+from typing import Any
 
 from appliance.base.errors import Conflict, Invalid, NotFound
-from appliance.base.tasks import Tasks
+from appliance.control.calls import every_s, named, within
 from appliance.control.chat import answer_chat
 from appliance.control.convert import (
     to_backend,
@@ -23,28 +20,18 @@ from appliance.control.convert import (
 )
 from appliance.control.errors import RolledBack
 from appliance.control.follow import followed
-from appliance.control.parts import ControlParts, ReloadResult, WorkerLike
+from appliance.control.models import ModelCalls
+from appliance.control.parts import ReloadResult, WorkerLike
 from appliance.control.v1 import control_pb2 as pb
-from appliance.control.v1 import control_pb2_grpc
 from appliance.control.writing import write
 
-T = TypeVar("T")
 MOST_LINES = 2000
 MOST_RECEIPTS = 1000
 DEFAULT_RECEIPTS = 100
 
 
-class Servicer(control_pb2_grpc.ControlServicer):  # type: ignore[misc]
-    """One per door. `stopping` ends the calls that would go on for ever; `tasks` finishes what must not stay half done."""
-
-    def __init__(self, parts: ControlParts, *, stopping: asyncio.Event, tasks: Tasks) -> None:
-        self._parts = parts
-        self._stopping = stopping
-        self._tasks = tasks
-
-    async def _finished(self, work: Coroutine[Any, Any, T]) -> T:
-        """Wait for `work`; a caller that leaves in the middle does not interrupt it."""
-        return await asyncio.shield(self._tasks.start(work, name="control-verb"))
+class Servicer(ModelCalls):
+    """Every call of the service; those about models are in models.py."""
 
     # ---- state
 
@@ -52,9 +39,8 @@ class Servicer(control_pb2_grpc.ControlServicer):  # type: ignore[misc]
         return pb.GetStatusResponse(status=self._status())
 
     async def WatchStatus(self, request: Any, context: Any) -> None:
-        every_s = _within("interval_s", request.interval_s, 1, 3600) if request.interval_s else None
         told = None
-        async with aclosing(followed(self._parts.changed.follow(), stopping=self._stopping, every_s=every_s)) as changes:
+        async with aclosing(followed(self._parts.changed.follow(), stopping=self._stopping, every_s=every_s(request))) as changes:
             async for _ in changes:
                 status = self._status()
                 told = status.state
@@ -102,7 +88,7 @@ class Servicer(control_pb2_grpc.ControlServicer):  # type: ignore[misc]
         return to_status(status)
 
     async def Shutdown(self, request: Any, context: Any) -> Any:
-        grace_s = _within("grace_s", request.grace_s, 0, 3600) if request.HasField("grace_s") else None
+        grace_s = within("grace_s", request.grace_s, 0, 3600) if request.HasField("grace_s") else None
         self._parts.shutdown(grace_s)       # returns at once; the door closes only after this answer has gone
         return pb.ShutdownResponse()
 
@@ -136,7 +122,7 @@ class Servicer(control_pb2_grpc.ControlServicer):  # type: ignore[misc]
     # ---- log
 
     async def TailLogs(self, request: Any, context: Any) -> None:
-        count = int(_within("count", request.count, 0, MOST_LINES))
+        count = int(within("count", request.count, 0, MOST_LINES))
         lines = self._parts.lines
         tail = lines.tail(count, source=request.source)
         for line in tail:
@@ -158,8 +144,7 @@ class Servicer(control_pb2_grpc.ControlServicer):  # type: ignore[misc]
         return pb.ListBackendsResponse(backends=[to_backend(state) for state in self._parts.router.states()])
 
     async def WatchBackends(self, request: Any, context: Any) -> None:
-        every_s = _within("interval_s", request.interval_s, 1, 3600) if request.interval_s else None
-        async with aclosing(followed(self._parts.router.changed.follow(), stopping=self._stopping, every_s=every_s)) as changes:
+        async with aclosing(followed(self._parts.router.changed.follow(), stopping=self._stopping, every_s=every_s(request))) as changes:
             async for _ in changes:
                 await write(context, pb.WatchBackendsResponse(backends=[to_backend(state) for state in self._parts.router.states()]))
 
@@ -171,11 +156,11 @@ class Servicer(control_pb2_grpc.ControlServicer):  # type: ignore[misc]
         return pb.AddBackendResponse(backend=to_backend(server.state()))
 
     async def RemoveBackend(self, request: Any, context: Any) -> Any:
-        self._parts.fleet.remove(_named(request.name), persist=request.persist)
+        self._parts.fleet.remove(named(request.name), persist=request.persist)
         return pb.RemoveBackendResponse()
 
     async def DrainBackend(self, request: Any, context: Any) -> Any:
-        server = self._parts.fleet.drain(_named(request.name), resume=request.resume, persist=request.persist)
+        server = self._parts.fleet.drain(named(request.name), resume=request.resume, persist=request.persist)
         return pb.DrainBackendResponse(backend=to_backend(server.state()))
 
     async def SetStrategy(self, request: Any, context: Any) -> Any:
@@ -191,20 +176,8 @@ class Servicer(control_pb2_grpc.ControlServicer):  # type: ignore[misc]
         return pb.GetReceiptResponse(receipt=to_receipt(receipt))
 
     async def ListReceipts(self, request: Any, context: Any) -> Any:
-        count = int(_within("count", request.count, 0, MOST_RECEIPTS)) or DEFAULT_RECEIPTS
+        count = int(within("count", request.count, 0, MOST_RECEIPTS)) or DEFAULT_RECEIPTS
         return pb.ListReceiptsResponse(receipts=[to_receipt(receipt) for receipt in self._parts.receipts.latest(count)])
-
-
-def _named(name: str) -> str:
-    if not name:
-        raise Invalid("`name` is required.", param="name", code="missing_required_parameter")
-    return name
-
-
-def _within(name: str, value: float, low: float, high: float) -> float:
-    if not math.isfinite(value) or not low <= value <= high:
-        raise Invalid(f"`{name}` must be from {low} to {high}, not {value:g}.", param=name, code="out_of_range")
-    return value
 
 
 def _started(worker: WorkerLike) -> pb.Worker:

@@ -171,6 +171,7 @@ class Keeper:
         live.phase, live.progress = "ready", 100
         if not live.memory:             # the driver does not tell (it may hide processes in a container): the estimate stands
             live.memory = {device: live.need_bytes // len(live.devices) for device in live.devices}
+        self._devices_at_s = -1e9       # the next load is judged by what this one has taken
         live.ready_since_s = live.idle_since_s = now_s
         live.load_s = entry.load_s = now_s - live.began_s
         entry.wanted = ""

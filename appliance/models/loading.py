@@ -60,14 +60,20 @@ class Loader:
     times: StopTimes = field(default_factory=StopTimes)
     program: Program = field(default_factory=lambda: Program("", Flags(frozenset(), False), "it was not looked at yet"))
     _ports: set[int] = field(default_factory=set)
+    _looked_for: str = ""
+
+    async def look(self, catalogue: Catalogue) -> None:
+        """Look at the llama-server, unless this one was found well before: one that is missing may have come meanwhile."""
+        if self.program.problem or self._looked_for != catalogue.llama_server:
+            self._looked_for = catalogue.llama_server
+            self.program = await asyncio.to_thread(look_at_program, catalogue.llama_server)
 
     async def load(self, live: Live, entry: Entry, catalogue: Catalogue, on_look: Callable[[], None]) -> None:
         """Bring one up.
 
         Raises  LoadFailed
         """
-        if self.program.problem:
-            self.program = await asyncio.to_thread(look_at_program, catalogue.llama_server)     # it may have come meanwhile
+        await self.look(catalogue)
         if self.program.problem:
             raise LoadFailed(self.program.problem, can_retry=False)
         for tried in range(PORTS_TRIED):

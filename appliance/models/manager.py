@@ -74,6 +74,7 @@ class Manager(Readings):
         await asyncio.to_thread(self.lessons.read)
         await self._look_at_files(list(self.entries.values()))
         self._set_status("ready")
+        self._tasks.start(self.loader.look(self.catalogue), name="look-at-llama-server")        # else the first request would wait for it
         names = self.catalogue.system.preload_models
         if names:
             self._tasks.start(self._preload(list(self.entries) if "*" in names else list(names)), name="preload-models")

@@ -20,8 +20,7 @@ from appliance.base.wire import Target, Wire, WireError
 
 log = get_logger("runner")
 FIRST_PORT, LAST_PORT = 8085, 8584
-POLLS_S = (0.02, 0.02, 0.05, 0.05, 0.1, 0.1, 0.2, 0.3, 0.5, 0.5)       # between looks at its health, then LATER_POLLS_S
-LATER_POLLS_S = 1.0
+LEAST_PAUSE_S, MOST_PAUSE_S = 0.01, 0.25        # between looks at the health of one that loads
 LOOK_S = 2.0
 KEPT_LOGS = 3
 MOST_LOG_BYTES = 16 << 20
@@ -65,6 +64,11 @@ def free_port(taken: set[int], first: int = FIRST_PORT, last: int = LAST_PORT) -
             except OSError:
                 continue
     raise LoadFailed(f"all ports from {first} to {last} are taken")
+
+
+def pause_after(loads_s: float) -> float:
+    """Give the seconds until the next look at one that has loaded for so long: what a look that comes late adds is a tenth of the load."""
+    return min(MOST_PAUSE_S, max(LEAST_PAUSE_S, loads_s / 10))
 
 
 def log_name(alias: str, port: int) -> str:
@@ -132,7 +136,8 @@ class Process:
         Raises  LoadFailed: it ended (with the end of its log), or was not ready within `limit_s`
         """
         loop = asyncio.get_running_loop()
-        until_s, number = loop.time() + limit_s, 0
+        began_s = loop.time()
+        until_s = began_s + limit_s
         while True:
             on_look()
             if await self.answers() and owns_port(self.pid, self.port):
@@ -141,8 +146,7 @@ class Process:
                 raise await asyncio.to_thread(self._death)
             if loop.time() >= until_s:
                 raise LoadFailed(f"it was not ready within {limit_s:g} s (wait_ready_sec)")
-            pause_s = POLLS_S[number] if number < len(POLLS_S) else LATER_POLLS_S
-            number += 1
+            pause_s = pause_after(loop.time() - began_s)
             try:
                 await asyncio.wait_for(self.exited.wait(), min(pause_s, max(0.001, until_s - loop.time())))
             except TimeoutError:

@@ -22,6 +22,7 @@ from appliance.control.settings import ControlSettings
 from appliance.control.v1 import control_pb2_grpc
 from appliance.engines.receipts import Attempt, Receipt, Receipts
 from appliance.engines.types import BackendState, EngineReply, EngineRequest, ModelCard
+from tests.control.scripted_board import ScriptedBoard
 from tests.fakes.backend import ScriptedBackend as Base
 from tests.fakes.backend import router_of
 
@@ -151,6 +152,7 @@ class House:
         self.clock = FakeClock()
         self.backend = ScriptedBackend()
         self.worker: ScriptedWorker | None = ScriptedWorker()
+        self.board: ScriptedBoard | None = None
         self.receipts = Receipts()
         self.lines = LineRing()
         self.changed: Watched[int] = Watched(0)
@@ -226,7 +228,7 @@ class House:
             identity=lambda: {"machine_id": "ab" * 16, "hostname": "box", "gpu": self.gpu()},
             settings=self.settings, reload=self.reload, drain=self.drain, resume=self.resume, shutdown=self.shutdowns.append,
             lines=self.lines, new_receipt=self.new_receipt, finish=self.finish, is_draining=lambda: self.state != "serving",
-            grace_s=lambda: self.grace_s, hurry=self.hurry)
+            grace_s=lambda: self.grace_s, hurry=self.hurry, board=self.board, clock=self.clock)
 
 
 def free_port() -> int:

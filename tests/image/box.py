@@ -118,11 +118,13 @@ class Box:
         text = "" if body is None else jsons.dumps_text(body)
         return Reply(**json.loads(self.run("python3", "-c", _ASK, host, str(port), method, path, "30", text=text).stdout))
 
-    def ask_from_outside(self, method: str, path: str, *, port: int = 14000) -> subprocess.CompletedProcess[str]:
-        """Send one request from another container of the same network."""
+    def ask_from_outside(self, method: str, path: str, body: Any = None, *, port: int = 14000,
+                         patience_s: int = 5) -> subprocess.CompletedProcess[str]:
+        """Send one request from another container of the same network. What is printed is a Reply in JSON."""
         address = next(iter(self.inspect()["NetworkSettings"]["Networks"].values()))["IPAddress"]
-        return docker("run", "--rm", "-i", "--entrypoint", "python3", self.image, "-c", _ASK, address, str(port), method, path, "5",
-                      is_checked=False)
+        text = "" if body is None else jsons.dumps_text(body)
+        return docker("run", "--rm", "-i", "--entrypoint", "python3", self.image, "-c", _ASK, address, str(port), method, path, str(patience_s),
+                      text=text, is_checked=False)
 
     def processes(self) -> list[dict[str, Any]]:
         """Give /proc/*/status of the service's processes, with pid and command: of all that come from process 1.

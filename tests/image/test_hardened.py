@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.image.box import HARDENED, Box, answer_of, chat, docker
+from tests.image.box import HARDENED, Box, Reply, answer_of, chat, docker
 
 SETS = ("CapInh", "CapPrm", "CapEff", "CapAmb")
 NOTHING = "0000000000000000"
@@ -105,11 +105,14 @@ def test_the_machine_id_lasts_over_a_restart_and_over_recreation_with_the_same_v
 def test_sigterm_lets_a_running_answer_finish_and_ends_with_0(start: Callable[..., Box]) -> None:
     box = start(*HARDENED).wait_health()
     with ThreadPoolExecutor(1) as pool:
-        reply = pool.submit(box.ask, "POST", "/v1/chat/completions", chat("demo: slow 2"))
-        while box.ask("GET", "/healthz").json["in_flight"] < 1:
+        # From outside: a caller inside would be ended together with the container, perhaps before it has told what it got.
+        reply = pool.submit(box.ask_from_outside, "POST", "/v1/chat/completions", chat("demo: slow 4"), patience_s=30)
+        while box.ask("GET", "/healthz").json["in_flight"] < 2:      # the question itself is one
             assert not reply.done(), reply.result()
         docker("stop", "-t", "40", box.name)
-        assert reply.result().status == 200
+        done = reply.result()
+        assert done.returncode == 0, done.stderr
+        assert Reply(**json.loads(done.stdout)).status == 200
     assert box.exit_code == 0, box.logs()
 
 

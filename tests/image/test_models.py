@@ -13,14 +13,18 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def mounts() -> list[str]:
+def mounts(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Arguments that mount a llama-server where it expects its libraries, and a folder of models."""
     done = subprocess.run([str(ROOT / "tests/tools/llama-server")], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
     assert done.returncode == 0, done.stderr
     program = Path(done.stdout.strip())
     tree = program.parents[2] if program.parent.name == "bin" else program.parent
     models = tiny_models.ensure(tiny_models.cached_folder())
-    return ["-v", f"{tree}:{tree}:ro", "-v", f"{models}:/models:ro", "-e", f"LLAMA_SERVER_PATH={program}", "-e", "MODEL_DIR=/models"]
+    # The image's /root is closed to its user; where the tree lies below it, an open one is laid over it.
+    open_home = tmp_path_factory.mktemp("root")
+    open_home.chmod(0o755)
+    opened = ["-v", f"{open_home}:/root"] if tree.is_relative_to("/root") else []
+    return [*opened, "-v", f"{tree}:{tree}:ro", "-v", f"{models}:/models:ro", "-e", f"LLAMA_SERVER_PATH={program}", "-e", "MODEL_DIR=/models"]
 
 
 def test_a_folder_of_models_is_served_by_processes_without_privileges(start: Callable[..., Box], mounts: list[str]) -> None:

@@ -333,5 +333,5 @@ def test_a_server_or_a_table_that_cannot_be_used_is_named(environ: dict[str, str
 
 
 def test_wrong_usage_is_told() -> None:
-    done = subprocess.run([sys.executable, "-m", "appliance", "models", "run"], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-m", "appliance", "models", "check", "--loud"], capture_output=True, text=True, check=False)
     assert (done.returncode, "usage: appliance models check" in done.stderr) == (2, True)

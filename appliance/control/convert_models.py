@@ -1,0 +1,67 @@
+"""Between what the model manager tells and the messages of control.proto. Pure; what is not known stays absent."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from appliance.control.convert import sendable, to_timestamp
+from appliance.control.v1 import control_pb2 as pb
+from appliance.models.views import DeviceView, ModelView, QueueView, RunnerView
+
+
+def to_model_status(word: str) -> int:
+    """Give the enum value of a status's word; 0 for a word that the enum does not have."""
+    found: Any = pb.ModelStatus.DESCRIPTOR.values_by_name.get(f"MODEL_STATUS_{word.upper()}")
+    return int(found.number) if found is not None else 0
+
+
+def to_model(view: ModelView, waiting: Mapping[str, int] | None = None) -> pb.Model:
+    """Give a model as a message.
+
+    Takes   waiting: how many requests wait for each model
+    """
+    return pb.Model(
+        alias=view.alias, status=to_model_status(view.status), path=sendable(str(view.path)), context_tokens=view.context_tokens,
+        slots=view.slots, replicas=view.replicas, port=view.port, started_at=to_timestamp(view.started_at_s),
+        last_used_at=to_timestamp(view.last_used_at_s), expires_at=to_timestamp(_expires_at_s(view)),
+        updated_at=to_timestamp(view.updated_at_s or None), load_progress_percent=view.load_progress, expected_in_s=view.expected_in_s,
+        error_message=sendable(view.error_message), attempts=view.attempts, is_pinned=view.is_pinned, is_warm=view.is_warm,
+        size_bytes=view.size_bytes, estimate_bytes=view.estimate_bytes, memory_bytes=view.memory_bytes, average_bytes=view.average_bytes,
+        load_s=view.load_s, loads=view.loads, active=sum(runner.active for runner in view.runners),
+        queue_length=(waiting or {}).get(view.alias, 0), runners=[_to_runner(runner) for runner in view.runners])
+
+
+def _expires_at_s(view: ModelView) -> float | None:
+    """Give when the last of its processes is unloaded; None when one of them never is, or there is none."""
+    ends = [runner.expires_at_s for runner in view.runners]
+    known = [end for end in ends if end is not None]
+    return max(known) if known and len(known) == len(ends) else None
+
+
+def _to_runner(view: RunnerView) -> pb.Runner:
+    return pb.Runner(
+        port=view.port, pid=view.pid, status=to_model_status(view.status), started_at=to_timestamp(view.started_at_s),
+        last_used_at=to_timestamp(view.last_used_at_s), expires_at=to_timestamp(view.expires_at_s), slots=view.slots, active=view.active,
+        load_s=view.load_s, memory_bytes=view.memory_bytes, log_path=sendable(str(view.log_path or "")),
+        devices=[pb.DeviceMemory(index=index, memory_bytes=taken) for index, taken in view.devices])
+
+
+def to_queue(view: QueueView) -> pb.Queue:
+    """Give one model's line as a message."""
+    return pb.Queue(
+        alias=view.alias, queue_length=view.queue_length, limit=view.limit, oldest_s=view.oldest_s,
+        current_processing=view.current_processing, total_requests=view.total_requests, total_processed=view.total_processed,
+        total_rejected=view.total_rejected)
+
+
+def to_device(view: DeviceView, models: Sequence[ModelView]) -> pb.Device:
+    """Give a device as a message, with the models that take memory there."""
+    taken: dict[str, int] = {}
+    for model in models:
+        for runner in model.runners:
+            for index, size_bytes in runner.devices:
+                if index == view.index:
+                    taken[model.alias] = taken.get(model.alias, 0) + size_bytes
+    return pb.Device(
+        index=view.index, name=view.name, total_bytes=view.total_bytes, used_bytes=view.used_bytes, free_bytes=view.free_bytes,
+        utilization_percent=view.utilization_percent, temperature_celsius=view.temperature_celsius, power_watts=view.power_watts,
+        models=[pb.ModelMemory(alias=alias, memory_bytes=size_bytes) for alias, size_bytes in taken.items()])
