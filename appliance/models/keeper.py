@@ -120,6 +120,7 @@ class Keeper:
         live.idle.set()
         entry.lives.append(live)
         entry.loads += 1
+        entry.is_owed = False
         self._count(loads=1)
         log.info("model_loads", alias=entry.alias, devices=devices, needs_mb=live.need_bytes >> 20, waiting=len(entry.waiters))
         self.bump(entry)

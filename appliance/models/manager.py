@@ -267,6 +267,8 @@ class Manager(Readings):
 
     def _leave(self, waiter: Waiter, entry: Entry) -> None:
         found = entry.waiters.pop(id(waiter), None)
+        if not entry.waiters:
+            entry.is_owed = False
         if found is not None:
             if found[1] is not None:
                 entry.line.remove(found[1])
@@ -400,10 +402,20 @@ class Manager(Readings):
             log.info("model_unloads", alias=live.alias, port=live.port, why=step.why, makes_room_for=step.alias or None)
             live.phase = "stopping"
             self._tasks.start(self._stop(live), name=f"stop-{live.port}")
-        elif isinstance(step, Close | Open):
-            self._live(step.key).is_closed = isinstance(step, Close)
+            if step.why == "room":
+                self._gives_way(live, step.alias, now_s)
+        elif isinstance(step, Close):
+            live = self._live(step.key)
+            live.is_closed = True
+            self._gives_way(live, step.alias, now_s)
+        elif isinstance(step, Open):
+            self._live(step.key).is_closed = False
         elif isinstance(step, Refuse):
             self._refuse(self.entries[step.alias], step)
+
+    def _gives_way(self, live: Live, alias: str, now_s: float) -> None:
+        self.entries[alias].is_owed = True
+        self.entries[live.alias].turn_ended_s = now_s
 
     def _live(self, key: int) -> Live:
         return next(live for live in self.lives() if live.serial == key)
