@@ -18,6 +18,7 @@ from typing import Literal
 from appliance.base.logs import get_logger
 from appliance.base.tasks import Tasks
 from appliance.base.wire import Target, Wire, WireError
+from appliance.models.orphans import family_of
 
 log = get_logger("runner")
 FIRST_PORT, LAST_PORT = 8085, 8584
@@ -236,9 +237,7 @@ def owner_of(port: int, pid: int) -> Literal["ours", "shared", "foreign"]:
     try:
         with open("/proc/net/tcp") as file:
             links = {f"socket:[{fields[9]}]" for fields in map(str.split, file) if fields[1] == wanted and fields[3] == "0A"}
-        # Each of ours leads a session of its own, which whatever it starts belongs to.
-        family = [pid, *(one for one in map(int, filter(str.isdigit, os.listdir("/proc"))) if one != pid and _session(one) == pid)]
-        held = {link for one in family for link in _sockets(one)}
+        held = {link for one in family_of(pid) for link in _sockets(one)}
     except OSError:
         return "ours"
     return "foreign" if not links & held else "ours" if links <= held else "shared"
@@ -255,13 +254,6 @@ def _sockets(pid: int) -> Iterator[str]:
             yield os.readlink(f"/proc/{pid}/fd/{name}")
         except FileNotFoundError:           # closed meanwhile
             pass
-
-
-def _session(pid: int) -> int:
-    try:
-        return os.getsid(pid)
-    except OSError:
-        return 0
 
 
 def memory_bytes(pid: int) -> tuple[int, int]:
