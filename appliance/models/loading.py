@@ -104,7 +104,7 @@ class Loader:
             await process.ready(float(catalogue.system.wait_ready_sec), on_look)
             is_well = True
         except LoadFailed as exc:
-            if "address already in use" in exc.reason.lower() or "couldn't bind" in exc.reason.lower():
+            if exc.is_port:
                 raise PortTaken from None
             raise
         finally:
