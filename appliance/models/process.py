@@ -10,7 +10,7 @@ import re
 import shutil
 import signal
 import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -50,7 +50,7 @@ class StopTimes:
     kill_s: float = 5.0
 
 
-def free_port(taken: set[int], first: int = FIRST_PORT, last: int = LAST_PORT) -> int:
+def free_port(taken: Container[int], first: int = FIRST_PORT, last: int = LAST_PORT) -> int:
     """Give the lowest port on loopback that nobody listens on.
 
     Raises  LoadFailed: all are taken

@@ -128,7 +128,7 @@ class StandinLoader:
         """The latest load of a model comes to ready."""
         next(future for live, future in reversed(list(self.loading.values())) if live.alias == alias and not future.done()).set_result(None)
 
-    def fail(self, alias: str, reason: str = "it did not work", *, can_retry: bool = True) -> None:
+    def fail(self, alias: str, reason: str, *, can_retry: bool) -> None:
         future = next(future for live, future in reversed(list(self.loading.values())) if live.alias == alias and not future.done())
         future.set_exception(LoadFailed(reason, can_retry=can_retry))
 
@@ -189,9 +189,18 @@ class StandinHouse:
 
     async def loaded(self, alias: str) -> None:
         """Wait until it is being loaded, and let that load succeed."""
-        await until(lambda: any(live.alias == alias and not future.done() for live, future in self.loader.loading.values()))
+        await self.loads(alias)
         self.loader.ready(alias)
         await settle()
+
+    async def fails(self, alias: str, reason: str = "no luck", *, can_retry: bool = True) -> None:
+        """Wait until it is being loaded, and let that load fail."""
+        await self.loads(alias)
+        self.loader.fail(alias, reason, can_retry=can_retry)
+        await settle()
+
+    async def loads(self, alias: str) -> None:
+        await until(lambda: any(live.alias == alias and not future.done() for live, future in self.loader.loading.values()))
 
     async def have(self, *aliases: str) -> None:
         """Load these models."""
