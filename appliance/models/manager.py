@@ -114,7 +114,7 @@ class Manager(Readings):
 
     def apply(self, catalogue: Catalogue) -> None:
         """Put another table in place: what runs of a model that changed or went ends what it has begun, and goes."""
-        former, self.catalogue = self.entries, catalogue
+        former, former_system, self.catalogue = self.entries, self.catalogue.system, catalogue
         self._put(catalogue)
         for alias, entry in former.items():
             if self.entries.get(alias) is entry:
@@ -127,8 +127,10 @@ class Manager(Readings):
                             ModelFailed(alias, reason="its settings were changed; ask again", attempts=0))
             if heir is not None:
                 heir.lives = entry.lives
-                heir.is_pinned = heir.is_pinned or entry.is_pinned
-        fresh = [entry for entry in self.entries.values() if entry not in former.values()]
+                if entry.is_pinned != entry.model.pinned:           # by an operator since: that holds on
+                    heir.is_pinned = entry.is_pinned
+        # Slots and memory are reckoned with the system's keys.
+        fresh = [entry for entry in self.entries.values() if entry not in former.values() or catalogue.system != former_system]
         self._tasks.start(self._look_at_files(fresh), name="look-at-models")
         self.bump()
         self._turn()
