@@ -83,6 +83,10 @@ class Router:
     def _servers(self) -> list[Backend]:
         return [backend for backend in self.backends() if backend.kind not in {"hosted", "demo"}]
 
+    def is_managed(self, model: str) -> bool:
+        """Whether a model of the table is named, whose llama-server the manager starts and stops."""
+        return any(backend.kind == "managed" and backend.served(model) is not None for backend in self.backends())
+
     @property
     def is_demo(self) -> bool:
         """Whether the built-in demo engine is what answers."""
@@ -272,7 +276,7 @@ class Router:
         Raises  NotFound: no such server · NoSuchModel · Unavailable · Exhausted
         """
         stages, wanted, reason = self._servers_for(model, wishes.pin, receipt)
-        if is_visit and (place := self._visit(stages, wanted, wishes, exclude)) is not None:
+        if is_visit and not self.is_managed(model) and (place := self._visit(stages, wanted, wishes, exclude)) is not None:
             receipt.reason = reason
         else:
             closed = {b.name for b in self.backends() if b.kind in {"hosted", "demo"}}      # not to be reached directly
@@ -307,7 +311,7 @@ class Router:
             backend = self._backend(pin)
             if id(backend) not in servers:
                 raise NotFound(f"The backend {pin[:200]!r} is no server that can be reached directly.", code="no_such_backend")
-            return [next(p for p in self.pools if backend in p.backends)], None, "pinned"
+            return [next(p for p in self.pools if backend in p.backends)], model if backend.kind == "managed" and model else None, "pinned"
         stages, reason = self.pools, "any"
         if model:
             stages, wanted, card, reason = self._route(model)

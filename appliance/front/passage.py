@@ -148,7 +148,9 @@ class Passage:
             upload = Upload(request, limit_bytes=settings.max_body_bytes, patience_s=settings.body_timeout_s)
             body = b"".join([piece async for piece in upload.pieces()])
         does_work = is_work(call.method, path)
-        model = model_of(body, target) if does_work and not wishes.pin else ""
+        model = model_of(body, target)
+        if not (does_work and not wishes.pin) and not self.router.is_managed(model):
+            model = ""          # a question that any server can answer; one about a model of the table is for that model's own
         fields = [(name.decode("utf-8", "replace"), value.decode("utf-8", "replace")) for name, value in request.raw_headers]
         return Sent(call.method, target, path, fields, body, is_streamed, model, wishes, does_work,
                     not is_streamed and not wishes.pin and (does_work or call.method in SAFE))

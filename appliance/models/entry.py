@@ -1,6 +1,7 @@
 """What the manager keeps of each model of the table (Entry), of each llama-server (Live), and of each request that it let in (Lease)."""
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -53,6 +54,7 @@ class Live:
     memory: dict[int, int] = field(default_factory=dict)
     file_bytes: int = 0                     # of its memory: pages of files, which the kernel counts as available
     idle: asyncio.Event = field(default_factory=asyncio.Event)
+    settled: asyncio.Event = field(default_factory=asyncio.Event)       # its load has come to its end, well or not
     gone: asyncio.Event = field(default_factory=asyncio.Event)
 
     def resident(self, now_s: float, *, demand: float, is_pinned: bool, stays_s: float | None, expected_load_s: float) -> Resident:
@@ -124,6 +126,7 @@ class Entry:
     problem   why its file cannot be loaded ("" = nothing known); estimate None = not reckoned
     wanted    it is to be loaded though nobody waits: preload (at start), restore (it crashed, or was down)
     failed    why it is not tried again ("" = it may be); error: of the latest failure, attempts: failures in a row
+    misfires  loads in a row that failed while another llama-server of it runs: it has fewer replicas for a while, and goes on
     """
 
     model: Model
@@ -139,6 +142,7 @@ class Entry:
     failed: str = ""
     error: str = ""
     attempts: int = 0
+    misfires: int = 0
     rest_until_s: float = 0.0
     is_pinned: bool = False
     demand: Demand = field(default_factory=Demand)
@@ -152,6 +156,8 @@ class Entry:
     looks: "deque[tuple[bool, float]]" = field(default_factory=lambda: deque(maxlen=KEPT_LOOKS))     # (well, milliseconds)
     misses: int = 0
     looked_at_s: float | None = None
+    is_owed: bool = False                   # others gave way for it, and it has not been started since
+    turn_ended_s: float = -math.inf         # when a llama-server of it was last closed or stopped for others
     reason: str = ""                        # what its line waits for, as the scheduler said last
 
     @property
@@ -162,16 +168,25 @@ class Entry:
     def path(self) -> Path:
         return self.model.path
 
+    @property
+    def is_known(self) -> bool:
+        """Whether its file was looked at: before that nothing can be decided about it."""
+        return bool(self.key or self.problem)
+
     def present(self) -> list[Live]:
         return [live for live in self.lives if live.phase != "stopping"]
 
     def line_view(self, now_s: float) -> Line | None:
         """Give its line as the scheduler sees it; None = nobody waits."""
         if not self.waiters:
-            return Line(self.alias, loads=1, may_evict=False) if self.wanted and not self.present() else None
+            return Line(self.alias, loads=1, priority=2, may_evict=False) if self.wanted and not self.present() else None
         waiters = [waiter for waiter, _ in self.waiters.values()]
         loads = sum(waiter.is_load for waiter in waiters)
-        return Line(self.alias, len(waiters) - loads, loads, now_s - waiters[0].since_s, min(waiter.priority for waiter in waiters))
+        return Line(self.alias, len(waiters) - loads, loads, now_s - waiters[0].since_s, min(waiter.priority for waiter in waiters),
+                    is_owed=self.is_owed, since_turn_s=now_s - self.turn_ended_s)
 
     def facts(self, now_s: float, *, need_bytes: int, on_gpu: bool, load_s: float, replicas: int) -> Facts:
-        return Facts(self.alias, need_bytes, on_gpu, load_s, replicas, bool(self.failed), max(0.0, self.rest_until_s - now_s))
+        rest_s = max(0.0, self.rest_until_s - now_s)
+        if rest_s and self.misfires:
+            rest_s, replicas = 0.0, max(1, min(replicas, len(self.present())))
+        return Facts(self.alias, need_bytes, on_gpu, load_s, replicas, bool(self.failed), rest_s)

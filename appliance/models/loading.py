@@ -59,15 +59,21 @@ class Loader:
     last_port: int = 8584
     times: StopTimes = field(default_factory=StopTimes)
     program: Program = field(default_factory=lambda: Program("", Flags(frozenset(), False), "it was not looked at yet"))
-    _ports: set[int] = field(default_factory=set)
+    _ports: dict[int, int] = field(default_factory=dict)        # port → whose it is (Live.serial)
+    _looked_for: str = ""
+
+    async def look(self, catalogue: Catalogue) -> None:
+        """Look at the llama-server, unless this one was found well before: one that is missing may have come meanwhile."""
+        if self.program.problem or self._looked_for != catalogue.llama_server:
+            self._looked_for = catalogue.llama_server
+            self.program = await asyncio.to_thread(look_at_program, catalogue.llama_server)
 
     async def load(self, live: Live, entry: Entry, catalogue: Catalogue, on_look: Callable[[], None]) -> None:
         """Bring one up.
 
         Raises  LoadFailed
         """
-        if self.program.problem:
-            self.program = await asyncio.to_thread(look_at_program, catalogue.llama_server)     # it may have come meanwhile
+        await self.look(catalogue)
         if self.program.problem:
             raise LoadFailed(self.program.problem, can_retry=False)
         for tried in range(PORTS_TRIED):
@@ -80,11 +86,11 @@ class Loader:
 
     async def _try(self, live: Live, entry: Entry, catalogue: Catalogue, on_look: Callable[[], None]) -> None:
         live.port = port = free_port(self._ports, self.first_port, self.last_port)
-        self._ports.add(port)
+        self._ports[port] = live.serial
         try:
             command = command_line(self.program.path, live.model, catalogue.system, self.program.flags, port=port, header=entry.header)
         except ValueError as exc:
-            self._ports.discard(port)
+            self._ports.pop(port)
             raise LoadFailed(str(exc), can_retry=False) from None
         process = live.process = Process(
             command, port=port, log_path=self.log_dir / log_name(live.alias, port), environ=environment(self.environ, live.devices),
@@ -95,6 +101,8 @@ class Loader:
                 raise LoadFailed("it was told to go before it was started")
             await process.start()
             self.records.add(process.pid, port=port, alias=live.alias, command=command)
+            if live.is_told_to_go:
+                raise LoadFailed("it was told to go while it was started")
             await process.ready(float(catalogue.system.wait_ready_sec), on_look)
             is_well = True
         except LoadFailed as exc:
@@ -110,7 +118,8 @@ class Loader:
         process = live.process
         how = await process.stop(self.times) if process is not None else "ended"
         if how != "stuck":
-            self._ports.discard(live.port)
+            if self._ports.get(live.port) == live.serial:       # a second stop must not free what is another's by now
+                self._ports.pop(live.port)
             if process is not None and process.pid:
                 self.records.remove(process.pid)
         else:

@@ -9,6 +9,7 @@ Decisions are in scheduler.py, processes in process.py and loading.py, readings 
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TypeVar
 
 from appliance.base.clock import Clock
@@ -16,7 +17,8 @@ from appliance.base.errors import NoSuchModel
 from appliance.base.fair_queue import FairQueue, Full
 from appliance.base.logs import get_logger
 from appliance.base.tasks import Tasks
-from appliance.models.catalogue import Catalogue
+from appliance.models.catalogue import Catalogue, Model
+from appliance.models.command import slots_of
 from appliance.models.entry import Entry, Lease, Live, Waiter, Waiting
 from appliance.models.errors import ModelFailed, NoMemory, PlacesPinned, QueueFull, ShuttingDown, WaitedTooLong
 from appliance.models.files import look_at_file
@@ -74,6 +76,7 @@ class Manager(Readings):
         await asyncio.to_thread(self.lessons.read)
         await self._look_at_files(list(self.entries.values()))
         self._set_status("ready")
+        self._tasks.start(self.loader.look(self.catalogue), name="look-at-llama-server")        # else the first request would wait for it
         names = self.catalogue.system.preload_models
         if names:
             self._tasks.start(self._preload(list(self.entries) if "*" in names else list(names)), name="preload-models")
@@ -81,6 +84,9 @@ class Manager(Readings):
     async def _look_at_files(self, entries: list[Entry]) -> None:
         for entry in entries:
             await asyncio.to_thread(look_at_file, entry, self.catalogue.system)
+            if entry.problem and entry.waiters and not entry.failed:
+                self._failed(entry, entry.problem, can_retry=False)
+            self._turn()
 
     async def _preload(self, aliases: list[str]) -> None:
         for number, alias in enumerate(aliases):
@@ -108,26 +114,29 @@ class Manager(Readings):
         lives = self.lives()
         for live in lives:
             live.phase, live.is_told_to_go = "stopping", True
-        await asyncio.gather(*(self.loader.stop(live) for live in lives))
+        await asyncio.gather(*(self._end(live) for live in lives))
         await asyncio.to_thread(self.lessons.write)
 
+    async def _end(self, live: Live) -> None:
+        await self.loader.stop(live)
+        await live.settled.wait()       # what was about to be spawned is gone too
+        live.gone.set()
+
     def apply(self, catalogue: Catalogue) -> None:
-        """Put another table in place: what runs of a model that changed or went ends what it has begun, and goes."""
-        former, self.catalogue = self.entries, catalogue
+        """Put another table in place: what runs of a model that changed or went ends what it has begun, and goes. Who waits for one that
+        changed waits on."""
+        former, before = self.entries, self.catalogue.system
+        self.catalogue = catalogue
         self._put(catalogue)
         for alias, entry in former.items():
             if self.entries.get(alias) is entry:
                 continue
             for live in entry.present():
                 self._let_go(live)
-            heir = self.entries.get(alias)
-            for waiter, _ in list(entry.waiters.values()):
-                waiter.fail(NoSuchModel(f"The model {alias!r} was taken out of the table.", param="model") if heir is None else
-                            ModelFailed(alias, reason="its settings were changed; ask again", attempts=0))
-            if heir is not None:
-                heir.lives = entry.lives
-                heir.is_pinned = heir.is_pinned or entry.is_pinned
-        fresh = [entry for entry in self.entries.values() if entry not in former.values()]
+            if alias not in self.entries:
+                for waiter, _ in list(entry.waiters.values()):
+                    waiter.fail(NoSuchModel(f"The model {alias!r} was taken out of the table.", param="model"))
+        fresh = [entry for entry in self.entries.values() if not entry.is_known or catalogue.system != before]
         self._tasks.start(self._look_at_files(fresh), name="look-at-models")
         self.bump()
         self._turn()
@@ -137,12 +146,25 @@ class Manager(Readings):
         system, entries = catalogue.system, {}
         for alias, model in catalogue.models.items():
             entry = self.entries.get(alias)
-            if entry is None or entry.model != model:
+            if entry is None:
                 entry = Entry(model, FairQueue(system.max_queue_size_per_model, ageing_s=self._ageing_s),
                               is_pinned=model.pinned, updated_at_s=self._clock.now_s())
+            elif entry.model != model:
+                entry = self._changed(entry, model)
             entry.line.limit = system.max_queue_size_per_model
+            entry.slots = slots_of(model, system)
             entries[alias] = entry
         self.entries = entries
+
+    def _changed(self, entry: Entry, model: Model) -> Entry:
+        """Give the entry of a model that changed: its line, its counts and its llama-servers stay, what is known of its file does not.
+        What no llama-server needs to know is changed in place."""
+        is_pinned = model.pinned if entry.is_pinned == entry.model.pinned else entry.is_pinned      # else by an operator's word
+        if replace(entry.model, pinned=model.pinned, replicas=model.replicas) == model:
+            entry.model, entry.is_pinned = model, is_pinned
+            return entry
+        return replace(entry, model=model, header=None, problem="", estimate=None, key="", failed="", error="", attempts=0, misfires=0,
+                       rest_until_s=0.0, is_pinned=is_pinned, updated_at_s=self._clock.now_s())
 
     def _set_status(self, status: ServerStatus) -> None:
         if status != self._status:
@@ -153,8 +175,8 @@ class Manager(Readings):
 
     async def load(self, alias: str, *, keep_alive_s: float | None = None) -> ModelView:
         """Load a model and wait until it is ready (see views.Board)."""
+        await self._must_be_possible(self.entry(alias))
         entry = self.entry(alias)
-        await self._must_be_possible(entry)
         for live in entry.present():
             if live.phase == "ready":
                 live.keep_alive_s = keep_alive_s if keep_alive_s is not None else live.keep_alive_s
@@ -170,11 +192,11 @@ class Manager(Readings):
         """Unload a model (see views.Board)."""
         entry = self.entry(alias)
         entry.wanted = ""
-        lives = [live for live in entry.lives if force or live.phase != "stopping"]
+        lives = list(entry.lives)
         waited_for = sum(live.active for live in lives)
         for live in lives:
-            if force and live.process is not None:
-                live.is_told_to_go, live.phase = True, "stopping"
+            if force and live.is_going:         # it waits for its requests to end
+                live.is_told_to_go = True
                 await self.loader.stop(live)
             self._let_go(live, is_forced=force)
         self.bump(entry)
@@ -200,11 +222,16 @@ class Manager(Readings):
         """Forget a model's failures (see views.Board)."""
         entry = self.entry(alias)
         found = FailedView(alias, entry.attempts, entry.failed or entry.error) if entry.attempts else None
-        entry.failed, entry.error, entry.attempts, entry.rest_until_s = "", "", 0, 0.0
+        self._forgive(entry)
         entry.key = ""              # its file is looked at again: it may have been mended
+        self._tasks.start(self._look_at_files([entry]), name=f"look-at-{alias}")
         self.bump(entry)
         self._turn()
         return found
+
+    @staticmethod
+    def _forgive(entry: Entry) -> None:
+        entry.failed, entry.error, entry.attempts, entry.misfires, entry.rest_until_s = "", "", 0, 0, 0.0
 
     def pin(self, alias: str, *, pinned: bool = True) -> ModelView:
         """Let a model never be unloaded, or let it again (see views.Board)."""
@@ -228,6 +255,7 @@ class Manager(Readings):
         entry.requests += 1
         if entry.failed or entry.problem or self._is_closed:
             await self._must_be_possible(entry)
+            entry = self.entry(alias)           # the table may have been changed meanwhile
         now_s = self._clock.monotonic_s()
         entry.demand.add(now_s)
         if not entry.waiters and (live := self._free(entry, now_s)) is not None:
@@ -256,16 +284,19 @@ class Manager(Readings):
         except TimeoutError:
             if future.done() and not future.cancelled() and future.exception() is None:       # the turn came in the very moment
                 return future.result()
+            entry = self.entries.get(entry.alias, entry)
             raise WaitedTooLong(entry.alias, waited_s=patience_s, reason=entry.reason, retry_after_s=self._retry_after_s(entry)) from None
         except asyncio.CancelledError:
             if future.done() and not future.cancelled() and future.exception() is None and isinstance(lease := future.result(), Lease):
-                lease.done(True)
+                self._unused(lease)
             raise
         finally:
             self._leave(waiter, entry)
 
     def _leave(self, waiter: Waiter, entry: Entry) -> None:
         found = entry.waiters.pop(id(waiter), None)
+        if not entry.waiters:
+            entry.is_owed = False
         if found is not None:
             if found[1] is not None:
                 entry.line.remove(found[1])
@@ -284,8 +315,8 @@ class Manager(Readings):
             if entry.problem:
                 if not entry.failed:
                     self._failed(entry, entry.problem, can_retry=False)
-            elif entry.failed:
-                self.reset(entry.alias)
+            else:
+                self._forgive(entry)
         if entry.failed:
             raise ModelFailed(entry.alias, reason=entry.failed, attempts=entry.attempts)
 
@@ -300,14 +331,23 @@ class Manager(Readings):
         live.keep_alive_s = keep_alive_s if keep_alive_s is not None else live.keep_alive_s
         return Lease(live, now_s, waited_s, self._settle)
 
-    def _settle(self, lease: Lease, is_ok: bool, prompt_tokens: int, completion_tokens: int) -> None:
-        """A request ended."""
-        live, now_s = lease.live, self._clock.monotonic_s()
+    def _unused(self, lease: Lease) -> None:
+        """Take a slot back that nothing was sent to: who it was for had just left."""
+        lease.is_done = True
+        self._freed(lease.live)
+        self._turn()
+
+    def _freed(self, live: Live) -> None:
         live.active -= 1
         live.last_used_at_s = self._clock.now_s()
         if not live.active:
-            live.idle_since_s = now_s
+            live.idle_since_s = self._clock.monotonic_s()
             live.idle.set()
+
+    def _settle(self, lease: Lease, is_ok: bool, prompt_tokens: int, completion_tokens: int) -> None:
+        """A request ended."""
+        live, now_s = lease.live, self._clock.monotonic_s()
+        self._freed(live)
         entry = self.entries.get(live.alias)
         if entry is not None:
             entry.processed += 1
@@ -324,7 +364,9 @@ class Manager(Readings):
 
     def waiting(self, waiter: Waiter) -> Waiting:
         """Tell somebody in line how things stand."""
-        entry, now_s = self.entry(waiter.alias), self._clock.monotonic_s()
+        entry, now_s = self.entries.get(waiter.alias), self._clock.monotonic_s()
+        if entry is None:
+            return Waiting(1, "off", None, None, "it was taken out of the table")
         found = entry.waiters.get(id(waiter))
         position = entry.line.position(found[1], now_s) + 1 if found is not None and found[1] is not None else 1
         view = self.model(waiter.alias)
@@ -368,12 +410,12 @@ class Manager(Readings):
     def _house(self, now_s: float) -> House:
         lines, facts = [], {}
         for entry in self.entries.values():
-            line = entry.line_view(now_s)
+            line = entry.line_view(now_s) if entry.is_known else None
             if line is not None:
                 lines.append(line)
                 facts[entry.alias] = entry.facts(now_s, need_bytes=self.need_bytes(entry), on_gpu=self._is_on_gpu(entry.model),
                                                  load_s=self.expected_load_s(entry), replicas=entry.model.replicas)
-        residents = [self._resident(live, self.entries[live.alias], now_s) for live in self.lives() if live.alias in self.entries]
+        residents = [self._resident(live, self.entries.get(live.alias), now_s) for live in self.lives()]
         devices = [*self.read_devices(now_s), *self.ram_beside_gpus()]
         free = {device.index: device.free_bytes for device in devices}
         for live in self.lives():
@@ -385,7 +427,9 @@ class Manager(Readings):
         rules = Rules(self.catalogue.system.max_concurrent_models, self.extra_wait_s, ageing_s=self._ageing_s)
         return House(lines, residents, facts, free, {device.index: device.total_bytes for device in devices}, rules)
 
-    def _resident(self, live: Live, entry: Entry, now_s: float) -> Resident:
+    def _resident(self, live: Live, entry: Entry | None, now_s: float) -> Resident:
+        if entry is None:               # its model was taken out of the table: it only ends what it has begun
+            return live.resident(now_s, demand=0.0, is_pinned=False, stays_s=0.0, expected_load_s=0.0)
         return live.resident(now_s, demand=entry.demand.rate(now_s), is_pinned=entry.is_pinned, stays_s=self.stays_s(live, entry, now_s),
                              expected_load_s=self.expected_load_s(entry))
 
@@ -397,12 +441,21 @@ class Manager(Readings):
         elif isinstance(step, Stop):
             live = self._live(step.key)
             log.info("model_unloads", alias=live.alias, port=live.port, why=step.why, makes_room_for=step.alias or None)
-            live.phase = "stopping"
-            self._tasks.start(self._stop(live), name=f"stop-{live.port}")
-        elif isinstance(step, Close | Open):
-            self._live(step.key).is_closed = isinstance(step, Close)
+            self._unload(live)
+            if step.why == "room":
+                self._gives_way(live, step.alias, now_s)
+        elif isinstance(step, Close):
+            live = self._live(step.key)
+            live.is_closed = True
+            self._gives_way(live, step.alias, now_s)
+        elif isinstance(step, Open):
+            self._live(step.key).is_closed = False
         elif isinstance(step, Refuse):
             self._refuse(self.entries[step.alias], step)
+
+    def _gives_way(self, live: Live, alias: str, now_s: float) -> None:
+        self.entries[alias].is_owed = True
+        self.entries[live.alias].turn_ended_s = now_s
 
     def _live(self, key: int) -> Live:
         return next(live for live in self.lives() if live.serial == key)

@@ -10,7 +10,7 @@ import re
 import shutil
 import signal
 import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -22,8 +22,7 @@ from appliance.models.orphans import family_of
 
 log = get_logger("runner")
 FIRST_PORT, LAST_PORT = 8085, 8584
-POLLS_S = (0.02, 0.02, 0.05, 0.05, 0.1, 0.1, 0.2, 0.3, 0.5, 0.5)       # between looks at its health, then LATER_POLLS_S
-LATER_POLLS_S = 1.0
+LEAST_PAUSE_S, MOST_PAUSE_S = 0.01, 0.25        # between looks at the health of one that loads
 LOOK_S = 2.0
 KEPT_LOGS = 3
 MOST_LOG_BYTES = 16 << 20
@@ -51,7 +50,7 @@ class StopTimes:
     kill_s: float = 5.0
 
 
-def free_port(taken: set[int], first: int = FIRST_PORT, last: int = LAST_PORT) -> int:
+def free_port(taken: Container[int], first: int = FIRST_PORT, last: int = LAST_PORT) -> int:
     """Give the lowest port on loopback that nobody listens on.
 
     Raises  LoadFailed: all are taken
@@ -67,6 +66,11 @@ def free_port(taken: set[int], first: int = FIRST_PORT, last: int = LAST_PORT) -
             except OSError:
                 continue
     raise LoadFailed(f"all ports from {first} to {last} are taken")
+
+
+def pause_after(loads_s: float) -> float:
+    """Give the seconds until the next look at one that has loaded for so long: what a look that comes late adds is a tenth of the load."""
+    return min(MOST_PAUSE_S, max(LEAST_PAUSE_S, loads_s / 10))
 
 
 def log_name(alias: str, port: int) -> str:
@@ -135,7 +139,8 @@ class Process:
         Raises  LoadFailed: it ended (with the end of its log), or was not ready within `limit_s`
         """
         loop = asyncio.get_running_loop()
-        until_s, number = loop.time() + limit_s, 0
+        began_s = loop.time()
+        until_s = began_s + limit_s
         while True:
             on_look()
             if await self.answers():
@@ -148,8 +153,7 @@ class Process:
                 raise await asyncio.to_thread(self._death)
             if loop.time() >= until_s:
                 raise LoadFailed(f"it was not ready within {limit_s:g} s (wait_ready_sec)")
-            pause_s = POLLS_S[number] if number < len(POLLS_S) else LATER_POLLS_S
-            number += 1
+            pause_s = pause_after(loop.time() - began_s)
             try:
                 await asyncio.wait_for(self.exited.wait(), min(pause_s, max(0.001, until_s - loop.time())))
             except TimeoutError:

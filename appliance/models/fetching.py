@@ -1,0 +1,78 @@
+"""What a download is: the words that pass between whoever asks for one (doors, command line) and whoever does it (download.py).
+
+Sources (table.py in sources/): hf://ns/repo and the bare ns/repo, s3://, obs://, pvc://, ms://, https:// and file:// where allowed.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What is to be fetched, and where to.
+
+    source       with its scheme, as the caller wrote it; never with credentials in it
+    output_dir   absolute; made where it is missing
+    max_workers  files (and parts of files) that are fetched at a time
+    config       system E's keys: hf_token, hf_endpoint, hf_revision, ms_token, ms_revision, access_key, secret_key, endpoint; also
+                 `revision`, `include` and `exclude` (patterns, comma list), `checksum` (of a single file, sha256:…), `path_style`
+    """
+
+    source: str
+    output_dir: Path
+    max_workers: int = 8
+    config: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a download is. Bytes; `fetched_bytes`: what came over the network in this run (less than done_bytes when it was resumed)."""
+
+    files: int = 0
+    files_done: int = 0
+    total_bytes: int | None = None
+    done_bytes: int = 0
+    fetched_bytes: int = 0
+    rate_bytes_s: float = 0.0
+    now: tuple[str, ...] = ()           # the files that are being fetched, by their path below output_dir
+    phase: str = "listing"              # waiting (for another process that fetches the same) | listing | fetching | verifying | done
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """What a download came to."""
+
+    output_dir: Path
+    files: int
+    total_bytes: int
+    fetched_bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Flaw:
+    """A file of a folder that is not as it should be: missing, size, checksum or partial."""
+
+    path: str
+    kind: str
+    detail: str
+
+
+OnProgress = Callable[[Progress], None]
+
+
+class Downloader(Protocol):
+    """Fetches. Raises ApplianceError kinds: Invalid (source, config), NotFound, Forbidden, Conflict (no space), UpstreamFailed, TimedOut,
+    each naming the file and the reason, never a credential. Cancelling leaves parts that a later run resumes."""
+
+    async def download(self, wish: Wish, on_progress: OnProgress = lambda _: None) -> Fetched: ...
+
+    async def verify(self, folder: Path) -> list[Flaw]:
+        """Hold a folder against what its download wrote down (sizes and checksums)."""
+        ...
+
+    async def repair(self, folder: Path, on_progress: OnProgress = lambda _: None, config: Mapping[str, str] | None = None) -> Fetched:
+        """Fetch again what verify finds wrong, from the source that was written down."""
+        ...

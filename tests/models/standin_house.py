@@ -1,0 +1,256 @@
+"""The real Manager over stand-ins: no process runs, loads end when the test says so, memory is what the test says, time is the test's.
+
+    house = await open_house("a", "b", places=1)
+    lease = house.ask("a"); await house.loaded("a"); (await lease).done(True)
+"""
+
+import asyncio
+import struct
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from appliance.base.clock import FakeClock
+from appliance.base.tasks import Tasks
+from appliance.models.catalogue import Catalogue, Model, Params, System
+from appliance.models.entry import Entry, Lease, Live
+from appliance.models.learned import Lessons
+from appliance.models.manager import Manager
+from appliance.models.process import LoadFailed
+from appliance.models.scheduler import RAM
+from appliance.models.views import DeviceView, ModelView
+
+MIB = 1 << 20
+NEED = 500 * MIB        # of each model: min_vram_required
+PROMPT_S = 3.0          # whatever is waited for in these tests comes at once, or never
+HEADER = b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", 20) + b"general.architecture" + struct.pack("<IQ", 8, 5) + b"llama"
+
+
+async def settle(turns: int = 30) -> None:
+    """Let everything run that can run now."""
+    for _ in range(turns):
+        await asyncio.sleep(0)
+
+
+async def until(is_so: Callable[[], object]) -> None:
+    """Wait for what a thread has to do with (a look at a file, the end of a log)."""
+    async with asyncio.timeout(PROMPT_S):
+        while not is_so():
+            await asyncio.sleep(0.002)
+    await settle()
+
+
+class StandinProcess:
+    """A llama-server that is none."""
+
+    def __init__(self, log_path: Path) -> None:
+        self.pid = 0
+        self.exited = asyncio.Event()
+        self.exit_code: int | None = None
+        self.is_listening = True
+        self.is_well = True
+        self.log_path = log_path
+        self.tail: list[str] = []
+
+    def end(self, code: int) -> None:
+        self.exit_code = code
+        self.exited.set()
+
+    def log_tail(self, lines: int = 20) -> list[str]:
+        return self.tail[-lines:]
+
+    async def answers(self, limit_s: float = 2.0) -> bool:
+        return self.is_well
+
+    def trim_log(self) -> None:
+        """It writes none."""
+
+
+class NoRecords:
+    def end_orphans(self) -> list[dict[str, Any]]:
+        return []
+
+
+class StandinLoader:
+    """Loads end when the test says so, by `ready` or `fail`. `stops_at_once` False: so do stops, by `stopped`."""
+
+    def __init__(self) -> None:
+        self.records = NoRecords()
+        self.begun: list[str] = []                      # aliases, in the order of loads
+        self.loading: dict[int, tuple[Live, asyncio.Future[None]]] = {}
+        self.running: dict[int, Live] = {}
+        self.ports: set[int] = set()
+        self.stopped: list[str] = []
+        self.killed_with: list[int] = []                # requests that each stop found active
+        self.stops_at_once = True
+        self.may_stop = asyncio.Event()
+
+    async def look(self, catalogue: Catalogue) -> None:
+        """There is no program to look at."""
+
+    async def load(self, live: Live, entry: Entry, catalogue: Catalogue, on_look: Callable[[], None]) -> None:
+        self.begun.append(live.alias)
+        live.port = next(port for port in range(9000, 9999) if port not in self.ports)
+        self.ports.add(live.port)
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.loading[live.serial] = (live, future)
+        process: Any = StandinProcess(Path(f"/nowhere/{live.alias}.log"))
+        live.process = process
+        try:
+            await future
+            self.running[live.serial] = live
+        finally:
+            self.loading.pop(live.serial, None)
+
+    async def stop(self, live: Live) -> str:
+        self.ports.discard(live.port)
+        found = self.loading.get(live.serial)
+        if found is not None:
+            if not found[1].done():
+                found[1].set_exception(LoadFailed("it was stopped"))
+            self.stopped.append(live.alias)
+            return "term"
+        process: Any = live.process
+        if process is None or process.exited.is_set():
+            self.running.pop(live.serial, None)
+            return "ended"
+        self.killed_with.append(live.active)
+        if not self.stops_at_once:
+            await self.may_stop.wait()
+        self.running.pop(live.serial, None)
+        process.end(-15)
+        self.stopped.append(live.alias)
+        return "term"
+
+    def ready(self, alias: str) -> None:
+        """The latest load of a model comes to ready."""
+        next(future for live, future in reversed(list(self.loading.values())) if live.alias == alias and not future.done()).set_result(None)
+
+    def fail(self, alias: str, reason: str, *, can_retry: bool) -> None:
+        future = next(future for live, future in reversed(list(self.loading.values())) if live.alias == alias and not future.done())
+        future.set_exception(LoadFailed(reason, can_retry=can_retry))
+
+    def crash(self, alias: str, code: int = -9, tail: str = "") -> None:
+        live = next(live for live in self.running.values() if live.alias == alias and not live.process.exited.is_set())  # type: ignore[union-attr]
+        process: Any = live.process
+        process.tail = [tail] if tail else []
+        process.end(code)
+
+
+class StandinMemory:
+    """System memory, or GPUs: each process takes what the manager reckoned."""
+
+    def __init__(self, loader: StandinLoader, *, total_bytes: int, devices: tuple[int, ...] = (RAM,)) -> None:
+        self._loader, self.total_bytes, self.indices = loader, total_bytes, devices
+        self.told: dict[int, int] = {}          # what `of_process` tells
+
+    @property
+    def is_gpu(self) -> bool:
+        return self.indices != (RAM,)
+
+    def read(self) -> list[DeviceView]:
+        views = []
+        for index in self.indices:
+            used = sum(live.memory.get(index, 0) for live in self._loader.running.values())
+            views.append(DeviceView(index, f"device {index}", self.total_bytes, used, self.total_bytes - used))
+        return views
+
+    def of_process(self, pid: int) -> dict[int, int]:
+        return dict(self.told)
+
+
+def model(alias: str, folder: Path, *, file: str = "", replicas: int = 1, pinned: bool = False, **params: Any) -> Model:
+    """Give a model whose file is there: a header that says nothing, so that what it needs is NEED."""
+    path = folder / (file or f"{alias}.gguf")
+    if not path.exists():
+        path.write_bytes(HEADER)
+    return Model(alias, path, Params(n_ctx=6144).model_copy(update=params), "table", replicas, pinned)
+
+
+class StandinHouse:
+    """A manager that is open, and everything around it."""
+
+    def __init__(self, manager: Manager, loader: StandinLoader, memory: StandinMemory, clock: FakeClock, tasks: Tasks, deaths: list[str]) -> None:
+        self.manager, self.loader, self.memory, self.clock, self.tasks, self.deaths = manager, loader, memory, clock, tasks, deaths
+        self.asked: list[asyncio.Task[Any]] = []
+
+    def ask(self, alias: str, **how: Any) -> "asyncio.Task[Lease]":
+        """Ask for a slot, in a task of its own."""
+        task = asyncio.create_task(self.manager.lease(alias, **how))
+        self.asked.append(task)
+        return task
+
+    def load(self, alias: str, **how: Any) -> "asyncio.Task[ModelView]":
+        task = asyncio.create_task(self.manager.load(alias, **how))
+        self.asked.append(task)
+        return task
+
+    async def loaded(self, alias: str) -> None:
+        """Wait until it is being loaded, and let that load succeed."""
+        await self.loads(alias)
+        self.loader.ready(alias)
+        await settle()
+
+    async def fails(self, alias: str, reason: str = "no luck", *, can_retry: bool = True) -> None:
+        """Wait until it is being loaded, and let that load fail."""
+        await self.loads(alias)
+        self.loader.fail(alias, reason, can_retry=can_retry)
+        await settle()
+
+    async def loads(self, alias: str) -> None:
+        await until(lambda: any(live.alias == alias and not future.done() for live, future in self.loader.loading.values()))
+
+    async def have(self, *aliases: str) -> None:
+        """Load these models."""
+        for alias in aliases:
+            task = self.load(alias)
+            await self.loaded(alias)
+            await task
+
+    async def later(self, seconds: float) -> None:
+        """Let time go by."""
+        self.clock.advance(seconds)
+        self.manager._turn()
+        await settle()
+
+    def status(self, alias: str) -> str:
+        return self.manager.model(alias).status
+
+    def statuses(self) -> dict[str, str]:
+        return {view.alias: view.status for view in self.manager.models()}
+
+
+Make = Callable[..., Awaitable[StandinHouse]]
+
+
+@pytest.fixture
+async def open_house(tmp_path: Path) -> AsyncIterator[Make]:
+    """Open managers: `await open_house("a", "b", places=3, slots=2, memory_mib=100_000, gpus=(), models=[…], path=None, **system)`."""
+    houses: list[StandinHouse] = []
+
+    async def make(*aliases: str, models: list[Model] | None = None, places: int = 3, slots: int = 2, memory_mib: int = 100_000,
+                   gpus: tuple[int, ...] = (), lessons: Lessons | None = None, extra_wait_s: float = 30.0, **system: Any) -> StandinHouse:
+        how = System().model_copy(update={"max_concurrent_models": places, "parallel_requests": slots, "preload_delay_sec": 0, **system})
+        table = {one.alias: one for one in models or [model(alias, tmp_path) for alias in aliases]}
+        loader, clock, deaths = StandinLoader(), FakeClock(), list[str]()
+        memory = StandinMemory(loader, total_bytes=memory_mib * MIB, devices=gpus or (RAM,))
+        tasks = Tasks(on_death=lambda name, error: deaths.append(f"{name}: {error!r}"))
+        stand: Any = loader
+        manager = Manager(Catalogue(table, how), loader=stand, memory=memory, lessons=lessons or Lessons(None), tasks=tasks, clock=clock,
+                          extra_wait_s=extra_wait_s)
+        house = StandinHouse(manager, loader, memory, clock, tasks, deaths)
+        houses.append(house)
+        await manager.open()
+        return house
+
+    yield make
+    for house in houses:
+        for task in house.asked:
+            task.cancel()
+        await asyncio.gather(*house.asked, return_exceptions=True)
+        house.loader.may_stop.set()
+        await house.manager.close()
+        await house.tasks.close()
+        assert house.deaths == [], "a background task died"
