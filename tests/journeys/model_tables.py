@@ -118,7 +118,7 @@ class House:
         body = None if method == "GET" else {"model": alias} | ({"messages": HELLO} if "chat" in path else {}) | more
         async with self.session.request(method, self.running.base_url + path, json=body, headers=headers) as response:
             text = await response.text()
-            return response.status, dict(response.headers), json.loads(text) if "json" in response.headers["Content-Type"] else text
+            return response.status, dict(response.headers), json.loads(text) if "application/json" in response.headers["Content-Type"] else text
 
     async def said(self, alias: str, **more: Any) -> str:
         """Ask a chat model and give what it said; anything but an answer fails the test."""
