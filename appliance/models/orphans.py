@@ -37,7 +37,7 @@ class Records:
             log.warning("record_not_written", pid=pid, reason=str(exc))
 
     def remove(self, pid: int) -> None:
-        (self._folder / f"{pid}.json").unlink(missing_ok=True)
+        _forget(self._folder / f"{pid}.json")
 
     def end_orphans(self, *, sleep: Callable[[float], None] = time.sleep) -> list[dict[str, Any]]:
         """End what earlier appliances left behind (blocks: not on the event loop).
@@ -49,22 +49,33 @@ class Records:
             try:
                 record = jsons.loads(path.read_bytes())
                 pid, owner = int(record["pid"]), int(record["owner"])
-            except (OSError, jsons.BadJson, KeyError, TypeError, ValueError):
-                path.unlink(missing_ok=True)
+            except (OSError, LookupError, TypeError, ValueError, ArithmeticError):
+                _forget(path)
                 continue
-            if owner != os.getpid() and record.get("boot") == _boot() and started_ticks(owner) == record.get("owner_ticks"):
+            owner_ticks = started_ticks(owner)
+            if owner != os.getpid() and owner_ticks is not None and record.get("boot") == _boot() and owner_ticks == record.get("owner_ticks"):
                 continue                        # another appliance's, which is alive
             if is_same(record):
                 log.warning("orphan", pid=pid, alias=record.get("alias"), port=record.get("port"))
                 _end(record, sleep)
                 found.append(record)
-            path.unlink(missing_ok=True)
+            _forget(path)
         return found
+
+
+def _forget(path: Path) -> None:
+    """Remove a record. Where that cannot be, it is only logged: a record alone harms nobody."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as exc:
+        log.warning("record_not_removed", path=str(path), reason=str(exc))
 
 
 def is_same(record: dict[str, Any]) -> bool:
     """Whether the process of a record is the one that we started."""
-    pid, command = int(record["pid"]), list(record.get("command") or [])
+    pid, command = int(record["pid"]), record.get("command")
+    if not isinstance(command, list) or pid < 2 or started_ticks(pid) is None:
+        return False
     if record.get("boot") != _boot() or started_ticks(pid) != record.get("ticks") or len(command) < 2:
         return False
     # The program itself may be a script that became another one, or was put before it: the arguments are the same.
@@ -75,14 +86,25 @@ def _end(record: dict[str, Any], sleep: Callable[[float], None]) -> None:
     pid = int(record["pid"])
     for number, patience_s in ((signal.SIGTERM, TERM_S), (signal.SIGKILL, KILL_S)):
         try:
-            (os.killpg if os.getpgid(pid) == pid else os.kill)(pid, number)
+            send = os.killpg if os.getpgid(pid) == pid else os.kill
+            send(pid, number)
         except OSError:
             return
         for _ in range(int(patience_s / 0.05)):
             if not is_same(record):
+                if send is os.killpg:
+                    _end_rest(pid)
                 return
             sleep(0.05)
     log.error("orphan_does_not_end", pid=pid)
+
+
+def _end_rest(group: int) -> None:
+    """End what is left of a group whose leader has ended."""
+    try:
+        os.killpg(group, signal.SIGKILL)
+    except OSError:         # nothing is left
+        pass
 
 
 def started_ticks(pid: int) -> int | None:
