@@ -246,6 +246,11 @@ class Keeper:
         live.is_told_to_go = True
         self._unload(live, at_once=at_once)
 
+    async def cut_off(self, live: Live) -> None:
+        """End one at once, whatever it is doing, and wait until it is gone."""
+        self._let_go(live, is_forced=True)
+        await live.gone.wait()
+
     def _unload(self, live: Live, *, at_once: bool = False) -> None:
         live.phase, live.is_going = "stopping", True
         self.bump(self.entries.get(live.alias))
