@@ -102,7 +102,8 @@ async def test_memory_that_is_full_is_told_with_its_figures_until_it_comes_free(
     status, _, value = await house.ask("b")
     assert (status, value["error"]["code"]) == (503, "vram_exhausted")
     error = value["error"]
-    assert (error["type"], error["model"], error["available_mb"], error["loaded_models"]) == ("insufficient_vram_error", "b", 100, ["a"])
+    assert (error["type"], error["model"], error["loaded_models"]) == ("insufficient_vram_error", "b", ["a"])
+    assert 50 < error["available_mb"] <= 100            # but for the pages of a's file, which the kernel counts as free
     assert error["required_mb"] > 200
     assert await house.said("a") == REPLY                   # who is loaded goes on
     memory.taken_bytes = 1000 * MIB
