@@ -11,7 +11,7 @@ from tests.journeys.model_tables import House, Managed, Stopwatch, runs, wrapper
 from tests.journeys.running import until
 from tests.tools.tiny_models import REPLY
 
-LONG = 2000             # tokens: more than a second
+LONG = 1200             # tokens: about a second
 
 
 # ---- at the start
@@ -144,7 +144,7 @@ async def test_a_changed_model_ends_what_it_has_begun_and_then_is_another(manage
     assert (await stream).is_whole
     assert await later == REPLY
     assert await until(lambda: not runs(old))
-    assert [live.slots for live in house.lives("a")] == [1]
+    assert await until(lambda: [live.slots for live in house.lives("a")] == [1])
     status, _, listed = await house.ask("", path="/v1/models", method="GET")
     assert {row["id"] for row in listed["data"]} == {"a", "b", "d"}
 
@@ -157,7 +157,7 @@ async def test_who_waits_for_a_model_that_is_changed_is_served_by_it_as_it_is_no
     assert (await house.change(a={"params": {"parallel_override": 2}}, b=None)).applied
     assert (await stream).is_whole
     assert await waiting[0] == REPLY
-    assert [live.slots for live in house.lives("a")] == [2]
+    assert await until(lambda: [live.slots for live in house.lives("a")] == [2])
     status, _, value = await waiting[1]                 # what was taken out cannot be waited for
     assert (status, value["error"]["code"]) == (404, "model_not_found")
     queue, = house.manager.queues()
