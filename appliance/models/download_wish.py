@@ -21,7 +21,7 @@ LONGEST_SOURCE = 2048
 LEAST_SECRET = 4            # characters: a shorter text is too common to be blanked wherever it stands
 # Keys of `config` that may be seen and kept; any other, known or not, is taken for a secret.
 PUBLIC_KEYS = frozenset({"hf_endpoint", "hf_revision", "ms_revision", "endpoint", "region", "revision", "include", "exclude", "checksum",
-                         "path_style"})
+                         "path_style", "anonymous", "ms_endpoint"})
 # Where the credentials are found when `config` does not have them.
 VARIABLES_OF = {"hf_token": ("HF_AUTH_TOKEN", "HF_TOKEN"), "ms_token": ("MS_TOKEN",), "access_key": ("ACCESS_KEY",), "secret_key": ("SECRET_KEY",)}
 QUERY = "the query of its address"      # as the name of a credential: what stands behind the ? of a signed address
@@ -103,7 +103,7 @@ def read_config(value: Any) -> dict[str, str]:
     if not isinstance(value, Mapping):
         raise Invalid("`config` must be an object, or one as JSON text.", param="config", code="invalid_type")
     found = {str(key): _text(str(key), one) for key, one in value.items() if one is not None and one != ""}
-    for key in ("hf_endpoint", "endpoint"):
+    for key in ("hf_endpoint", "endpoint", "ms_endpoint"):
         if _has_user(found.get(key, "")):
             raise Invalid(f"`config.{key}` has a user or a password in it; give credentials under their own names.", param=f"config.{key}",
                           code="credentials_in_address")

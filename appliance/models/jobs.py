@@ -8,7 +8,8 @@ import asyncio
 import copy
 import secrets
 import threading
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -119,7 +120,7 @@ class Jobs:
     async def start(self, wish: Wish, *, kind: Kind = "download", model: str = "", is_kept: bool = True) -> Job:
         """Begin a job, or join the one that does the same; give it once it is kept.
 
-        Takes   wish: for a repair with source ""; is_kept: it goes on though nobody waits for it (see `wait`)
+        Takes   wish: for a repair with source ""; is_kept: it goes on though nobody waits for it (see `holding`)
         Raises  Conflict: the same runs with other settings · Exhausted: too many · Unavailable: the appliance stops
         """
         if self._is_closing:
@@ -137,20 +138,14 @@ class Jobs:
         return self.get(job.id)
 
     async def wait(self, job_id: str) -> Job:
-        """Wait for a job's end. When the last who waits is cancelled, so is the job, unless it is one that goes on by itself.
+        """Wait for a job's end, and hold it meanwhile (see `holding`).
 
         Gives   the completed job
         Raises  NotFound · why it failed · Conflict: it was cancelled · Unavailable: the appliance stops
         """
-        going = self._going.get(job_id)
-        if going is not None:
-            going.waiters += 1
-            try:
+        with self.holding(job_id):
+            if (going := self._going.get(job_id)) is not None:
                 await asyncio.wait({going.task})
-            finally:
-                going.waiters -= 1
-                if not going.waiters and not going.is_kept and not going.task.done():
-                    _stop(going)
         job = self.get(job_id)
         if job.state == "completed":
             return job
@@ -159,6 +154,21 @@ class Jobs:
         if job.state == "interrupted":
             raise Unavailable(f"The appliance stops; the download {job.id} goes on when it is started again.", code="shutting_down")
         raise self._failures.get(job_id) or Internal(job.error)
+
+    @contextmanager
+    def holding(self, job_id: str) -> Iterator[None]:
+        """Want a job while the context lasts: the last who lets go of it cancels it, unless it is one that goes on by itself."""
+        going = self._going.get(job_id)
+        if going is None:
+            yield
+            return
+        going.waiters += 1
+        try:
+            yield
+        finally:
+            going.waiters -= 1
+            if not going.waiters and not going.is_kept and not going.task.done():
+                _stop(going)
 
     async def cancel(self, job_id: str) -> Job:
         """End a job; its parts stay, and a later job goes on from them. One that has ended already stays as it is.
