@@ -121,10 +121,16 @@ def _tables(rooms: Mapping[str, RoomSettings], environ: Mapping[str, str]) -> tu
     if not isinstance(engines, EngineSettings) or not isinstance(models, ModelSettings):
         return FleetSpec(), Catalogue({}), []
     fleet, problems = read_fleet(engines, environ)
-    catalogue, found = read_catalogue(models, engines.config_path)
+    host = rooms.get("host")
+    catalogue, found = read_catalogue(models, engines.config_path, download_dir(models, host) if isinstance(host, HostSettings) else None)
     # Both read the configuration file: that it cannot be read is said once.
     told = {(problem.value, problem.remedy) for problem in problems}
     return fleet, catalogue, problems + [problem for problem in found if (problem.value, problem.remedy) not in told]
+
+
+def download_dir(models: ModelSettings, host: HostSettings) -> Path:
+    """Give the folder of downloads: DOWNLOAD_DIR, else one in STATE_DIR."""
+    return (models.download_dir or host.state_dir / "models").absolute()
 
 
 def load_or_raise(environ: Mapping[str, str] | None = None) -> tuple[Settings, list[Problem]]:
