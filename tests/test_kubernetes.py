@@ -39,7 +39,7 @@ def test_ours_run_hardened_and_say_what_they_need(container: dict[str, Any]) -> 
 def test_the_sidecars_command_line_is_one() -> None:
     sidecar = next(container for container in OURS if container["name"] == "sidecar")
     words = sidecar["args"]
-    assert words[:4] == ["python3", "-m", "appliance", "sidecar"]
-    options = parse(words[4:])
+    assert words[0] == "sidecar"
+    options = parse(words[1:])
     assert (options.engine, options.port, options.model) == ("vllm", 9000, "qwen")
     assert sidecar["ports"][0]["containerPort"] == options.port
