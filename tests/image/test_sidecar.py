@@ -14,8 +14,7 @@ SETS = ("CapInh", "CapPrm", "CapEff", "CapAmb")
 def sidecar(image: str) -> Iterator[Box]:
     box = Box(image, *HARDENED, command=SIDECAR)
     try:
-        box.wait_log('"event":"sidecar"')
-        yield box
+        yield box.wait_health()         # the image's health check knows a sidecar, too
     finally:
         box.close()
 
