@@ -44,6 +44,7 @@ class Live:
     active: int = 0
     is_closed: bool = False
     is_told_to_go: bool = False
+    misses: int = 0                         # looks at its health that failed in a row
     is_going: bool = False                  # somebody sees to its end already
     idle_since_s: float = 0.0
     ready_since_s: float = 0.0

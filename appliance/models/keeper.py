@@ -49,6 +49,7 @@ class Keeper:
         self._lives: dict[int, Live] = {}       # until they are gone: also of models that the table has no more
         self._devices: list[DeviceView] = []
         self._devices_at_s = -1e9
+        self.ram_beside_gpus: list[DeviceView] = []     # for models of which no layer lies on a GPU; read together with the GPUs
         self.ram = memory if not memory.is_gpu else SystemMemory()
 
     def _turn(self) -> None:
@@ -68,10 +69,6 @@ class Keeper:
         self.changed.set(self.changed.value + 1)
 
     # ---- what is known of a model
-
-    def ram_beside_gpus(self) -> list[DeviceView]:
-        """Give system memory where it is not the only one: for models of which no layer lies on a GPU."""
-        return self.ram.read() if self.memory.is_gpu else []
 
     def _is_on_gpu(self, model: Model) -> bool:
         return self.memory.is_gpu and model.params.n_gpu_layers != 0
@@ -251,6 +248,11 @@ class Keeper:
         at_once = is_forced or live.phase == "loading"
         live.is_told_to_go = True
         self._unload(live, at_once=at_once)
+
+    async def cut_off(self, live: Live) -> None:
+        """End one at once, whatever it is doing, and wait until it is gone."""
+        self._let_go(live, is_forced=True)
+        await live.gone.wait()
 
     def _unload(self, live: Live, *, at_once: bool = False) -> None:
         live.phase, live.is_going = "stopping", True

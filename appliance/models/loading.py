@@ -61,12 +61,14 @@ class Loader:
     program: Program = field(default_factory=lambda: Program("", Flags(frozenset(), False), "it was not looked at yet"))
     _ports: dict[int, int] = field(default_factory=dict)        # port → whose it is (Live.serial)
     _looked_for: str = ""
+    _looking: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def look(self, catalogue: Catalogue) -> None:
         """Look at the llama-server, unless this one was found well before: one that is missing may have come meanwhile."""
-        if self.program.problem or self._looked_for != catalogue.llama_server:
-            self._looked_for = catalogue.llama_server
-            self.program = await asyncio.to_thread(look_at_program, catalogue.llama_server)
+        async with self._looking:
+            if self.program.problem or self._looked_for != catalogue.llama_server:
+                self._looked_for = catalogue.llama_server
+                self.program = await asyncio.to_thread(look_at_program, catalogue.llama_server)
 
     async def load(self, live: Live, entry: Entry, catalogue: Catalogue, on_look: Callable[[], None]) -> None:
         """Bring one up.

@@ -258,7 +258,7 @@ class Manager(Readings):
             entry = self.entry(alias)           # the table may have been changed meanwhile
         now_s = self._clock.monotonic_s()
         entry.demand.add(now_s)
-        if not entry.waiters and (live := self._free(entry, now_s)) is not None:
+        if not entry.waiters and (live := self._free(entry)) is not None:
             return self._leased(live, entry, now_s, 0.0, keep_alive_s)
         waiter = Waiter(alias, now_s, priority, keep_alive_s, lease=self._loop.create_future())
         try:
@@ -320,8 +320,9 @@ class Manager(Readings):
         if entry.failed:
             raise ModelFailed(entry.alias, reason=entry.failed, attempts=entry.attempts)
 
-    def _free(self, entry: Entry, now_s: float) -> Live | None:
-        key = free_slot([self._resident(live, entry, now_s) for live in entry.lives])
+    @staticmethod
+    def _free(entry: Entry) -> Live | None:
+        key = free_slot([Resident(live.serial, live.alias, live.phase, live.slots, live.active, is_closed=live.is_closed) for live in entry.lives])
         return next((live for live in entry.lives if live.serial == key), None)
 
     def _leased(self, live: Live, entry: Entry, now_s: float, waited_s: float, keep_alive_s: float | None) -> Lease:
@@ -410,13 +411,13 @@ class Manager(Readings):
     def _house(self, now_s: float) -> House:
         lines, facts = [], {}
         for entry in self.entries.values():
-            line = entry.line_view(now_s) if entry.is_known else None
+            line = entry.line_view(now_s) if (entry.waiters or entry.wanted) and entry.is_known else None
             if line is not None:
                 lines.append(line)
                 facts[entry.alias] = entry.facts(now_s, need_bytes=self.need_bytes(entry), on_gpu=self._is_on_gpu(entry.model),
                                                  load_s=self.expected_load_s(entry), replicas=entry.model.replicas)
         residents = [self._resident(live, self.entries.get(live.alias), now_s) for live in self.lives()]
-        devices = [*self.read_devices(now_s), *self.ram_beside_gpus()]
+        devices = [*self.read_devices(now_s), *self.ram_beside_gpus]
         free = {device.index: device.free_bytes for device in devices}
         for live in self.lives():
             for device in live.devices:

@@ -37,7 +37,7 @@ class Records:
             log.warning("record_not_written", pid=pid, reason=str(exc))
 
     def remove(self, pid: int) -> None:
-        (self._folder / f"{pid}.json").unlink(missing_ok=True)
+        _forget(self._folder / f"{pid}.json")
 
     def end_orphans(self, *, sleep: Callable[[float], None] = time.sleep) -> list[dict[str, Any]]:
         """End what earlier appliances left behind (blocks: not on the event loop).
@@ -49,17 +49,26 @@ class Records:
             try:
                 record = jsons.loads(path.read_bytes())
                 pid, owner = int(record["pid"]), int(record["owner"])
-            except (OSError, jsons.BadJson, KeyError, TypeError, ValueError):
-                path.unlink(missing_ok=True)
+            except (OSError, LookupError, TypeError, ValueError, ArithmeticError):
+                _forget(path)
                 continue
-            if owner != os.getpid() and record.get("boot") == _boot() and started_ticks(owner) == record.get("owner_ticks"):
+            owner_ticks = started_ticks(owner)
+            if owner != os.getpid() and owner_ticks is not None and record.get("boot") == _boot() and owner_ticks == record.get("owner_ticks"):
                 continue                        # another appliance's, which is alive
             if survivors(record):
                 log.warning("orphan", pid=pid, alias=record.get("alias"), port=record.get("port"))
                 _end(record, sleep)
                 found.append(record)
-            path.unlink(missing_ok=True)
+            _forget(path)
         return found
+
+
+def _forget(path: Path) -> None:
+    """Remove a record. Where that cannot be, it is only logged: a record alone harms nobody."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as exc:
+        log.warning("record_not_removed", path=str(path), reason=str(exc))
 
 
 def survivors(record: dict[str, Any]) -> list[int]:
@@ -67,9 +76,10 @@ def survivors(record: dict[str, Any]) -> list[int]:
 
     It led a session of its own, and a program put before llama-server may have ended while llama-server went on.
     """
-    pid, ticks, arguments = int(record["pid"]), record.get("ticks"), list(record.get("command") or [])[1:]
-    if record.get("boot") != _boot() or ticks is None or not arguments:
+    pid, ticks, command = int(record["pid"]), record.get("ticks"), record.get("command")
+    if not isinstance(command, list) or len(command) < 2 or pid < 2 or ticks is None or record.get("boot") != _boot():
         return []
+    arguments = command[1:]
     # Of the command the program may be another: a script, or what it became.
     return [one for one in family_of(pid) if command_of(one)[-len(arguments):] == arguments
             and (started_ticks(one) == ticks if one == pid else (started_ticks(one) or 0) >= ticks)]
@@ -103,9 +113,18 @@ def _end(record: dict[str, Any], sleep: Callable[[float], None]) -> None:
                 pass                    # it has just ended
         for _ in range(int(patience_s / 0.05)):
             if not survivors(record):
+                _end_rest(pid)
                 return
             sleep(0.05)
     log.error("orphan_does_not_end", pid=pid)
+
+
+def _end_rest(group: int) -> None:
+    """End what is left of a group whose leader has ended."""
+    try:
+        os.killpg(group, signal.SIGKILL)
+    except OSError:         # nothing is left
+        pass
 
 
 def started_ticks(pid: int) -> int | None:

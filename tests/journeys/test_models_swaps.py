@@ -106,7 +106,8 @@ async def test_memory_that_is_full_is_told_with_its_figures_until_it_comes_free(
     assert (status, value["error"]["code"]) == (503, "vram_exhausted")
     error = value["error"]
     assert (error["type"], error["model"], error["loaded_models"]) == ("insufficient_vram_error", "b", ["a"])
-    assert 50 < error["available_mb"] <= 100            # but for the pages of a's file, which the kernel counts as free
+    # The kernel counts the pages of a mapped file as available; those of a loaded model are not, once they have been measured.
+    assert error["available_mb"] in {100, round(100 - house.lives("a")[0].file_bytes / MIB)}
     assert error["required_mb"] > 200
     assert await house.said("a") == REPLY                   # who is loaded goes on
     memory.taken_bytes = 1000 * MIB

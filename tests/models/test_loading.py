@@ -1,5 +1,6 @@
 """Which llama-server is used. Loads themselves are in the journeys."""
 
+import asyncio
 from pathlib import Path
 
 from appliance.base.tasks import Tasks
@@ -28,6 +29,14 @@ async def test_a_llama_server_is_asked_once_for_its_help(tmp_path):
     one = server(tmp_path / "one", knows="--jinja")
     loader = await looked(tmp_path, one, one, one)
     assert "--jinja" in loader.program.flags.names
+    assert Path(f"{one}.asked").read_text() == "x\n"
+
+
+async def test_loads_that_begin_while_it_is_asked_wait_for_that(tmp_path):
+    one = server(tmp_path / "one", knows="--jinja")
+    async with Tasks() as tasks:
+        loader = Loader(tmp_path, Records(tmp_path / "runners"), {}, tasks, Wire(WireLimits()))
+        await asyncio.gather(*(loader.look(Catalogue({}, llama_server=one)) for _ in range(3)))
     assert Path(f"{one}.asked").read_text() == "x\n"
 
 
