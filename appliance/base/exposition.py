@@ -66,6 +66,7 @@ class Family:
 
     name     as the text format's TYPE line has it: of counters with `_total`, where their samples have it
     kind     counter · gauge · histogram · summary · untyped, and OpenMetrics' info · stateset · gaugehistogram
+    samples  may be empty: an engine announces metrics that nothing has happened to yet
     help     as it stands on the page, escaped; created: OpenMetrics' `_created` samples of it
     """
 
@@ -120,7 +121,8 @@ def read(raw: bytes, *, is_openmetrics: bool | None = None) -> Page:
     for first, chunk in _chunks(raw):
         reading.take(first, chunk)
     is_plain = not is_openmetrics and not reading.has_exemplars and reading.is_tidy
-    return Page(raw, is_openmetrics, is_plain, {family.name: family for family in reading.families.values() if family.samples or family.created})
+    seen = {family.name: family for family in reading.families.values() if family.samples or family.kind != "untyped"}
+    return Page(raw, is_openmetrics, is_plain, seen)
 
 
 def _check_text(raw: bytes) -> None:
