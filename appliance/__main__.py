@@ -1,4 +1,4 @@
-"""`python -m appliance VERB`: check, prepare, serve, settings, models, sidecar, healthcheck, version, ctl.
+"""`python -m appliance VERB`: check, prepare, serve, settings, models, sidecar, download, healthcheck, version, ctl.
 
 Verbs import what they need when they are called: a health check must not cost what a server costs.
 """
@@ -17,6 +17,7 @@ USAGE = """usage: appliance VERB [ARGUMENT…]
   models        the models of a running appliance: list, show, load, eject, reset, pin, unpin, queue, vram (`models --help`)
   models check  what would be run for each model of the table, and what would not work   [--json]
   models schema the JSON schema of the file of CONFIG_PATH (as etc/models.schema.json)
+  download      fetch model files: SOURCE [-o DIR] [-w N] [-c JSON] [--verify] [--repair] [--json]   (`download --help`)
   healthcheck   ask the running appliance whether it is well; exit 0 or 1
   sidecar       stand beside one engine: metrics, adapters, downloads, health (`sidecar --help`)
   ctl           drive a running appliance over its control API (`ctl --help`)
@@ -203,6 +204,10 @@ def main(argv: list[str] | None = None) -> int:
         return show_settings(rest)
     if verb == "models":
         return models(rest)
+    if verb == "download":
+        from appliance.fetch import main as download_main
+
+        return download_main(rest)
     verbs = {"check": check, "prepare": prepare, "serve": serve, "healthcheck": healthcheck}
     if verb in {"version", "--version"}:
         print(__version__)
