@@ -17,6 +17,7 @@ from pathlib import Path
 from appliance.base.logs import get_logger
 from appliance.base.tasks import Tasks
 from appliance.base.wire import Target, Wire, WireError
+from appliance.models.system_memory import family
 
 log = get_logger("runner")
 FIRST_PORT, LAST_PORT = 8085, 8584
@@ -31,14 +32,19 @@ _PASSED = re.compile(r"PATH|HOME|USER|LANG|LC_.*|TZ|TMPDIR|LD_LIBRARY_PATH|CUDA_
 HOPELESS = tuple(text.lower() for text in (
     "unsupported cache type", "error while handling argument", "model file not found", "invalid model path", "GGML_ASSERT", "llama_model_load",
     "unknown argument", "invalid argument", "failed to load model"))
+PORT_TAKEN = ("couldn't bind", "address already in use")
+NOT_STARTED = (126, 127)        # as shells, and setpriv, say that there is no such program, or that it cannot be run
+_TELLING = re.compile(r"error|fail|invalid|couldn't|assert|unsupported|unknown|not found", re.IGNORECASE)
+_WARNING = re.compile(r"\bwarn|^\S+ W ", re.IGNORECASE)
 
 
 class LoadFailed(Exception):
-    """A llama-server did not come to be ready. `can_retry` False: it would fail again in the same way."""
+    """A llama-server did not come to be ready. `can_retry` False: it would fail again in the same way; `is_port_taken`: it is well,
+    but somebody else listens where it should."""
 
-    def __init__(self, reason: str, *, can_retry: bool = True) -> None:
+    def __init__(self, reason: str, *, can_retry: bool = True, is_port_taken: bool = False) -> None:
         super().__init__(reason)
-        self.reason, self.can_retry = reason, can_retry
+        self.reason, self.can_retry, self.is_port_taken = reason, can_retry, is_port_taken
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +78,18 @@ def log_name(alias: str, port: int) -> str:
     return f"{re.sub(r'[^A-Za-z0-9._-]', '_', alias)[:100]}_{port}.log"
 
 
-def environment(environ: Mapping[str, str], devices: Sequence[int]) -> dict[str, str]:
-    """Give what a runner may see of our environment, and the GPUs that it is to use (none for system memory alone)."""
+def environment(environ: Mapping[str, str], devices: Sequence[int], *, hides_gpus: bool = False) -> dict[str, str]:
+    """Give what a runner may see of our environment, and the GPUs that it is to use.
+
+    Takes   devices: as the driver counts, negative = system memory; hides_gpus: no layer lies on a GPU, and none is to be used for the
+            rest either: what that takes is reckoned nowhere
+    """
     passed = {name: value for name, value in environ.items() if _PASSED.fullmatch(name)}
     gpus = [str(index) for index in devices if index >= 0]
     if gpus:
         passed |= {"CUDA_VISIBLE_DEVICES": ",".join(gpus), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}      # as the driver counts them
+    elif hides_gpus:
+        passed |= {"CUDA_VISIBLE_DEVICES": "-1", "HIP_VISIBLE_DEVICES": "-1"}
     return passed | {"GGML_NO_BACKTRACE": "1"}          # else a crash starts a debugger first
 
 
@@ -124,6 +136,7 @@ class Process:
     async def _watch(self) -> None:
         assert self._process is not None
         self.exit_code = await self._process.wait()
+        self._signal(signal.SIGKILL)        # what it had started: nobody else would end that
         self.exited.set()
 
     async def ready(self, limit_s: float, on_look: Callable[[], None]) -> None:
@@ -167,10 +180,13 @@ class Process:
         """Say why it ended while it loaded, in the words of its log."""
         tail = self.log_tail()
         text = "\n".join(tail).lower()
-        how = f"killed by signal {-(self.exit_code or 0)}" if (self.exit_code or 0) < 0 else f"ended with exit code {self.exit_code}"
-        said = next((line for line in reversed(tail) if any(word in line.lower() for word in ("error", "failed", "fail", "invalid"))), "")
-        is_bind = "couldn't bind" in text or "bind: address already in use" in text
-        return LoadFailed(f"it {how}" + (f": {said.strip()[:300]}" if said else ""), can_retry=is_bind or not any(one in text for one in HOPELESS))
+        code = self.exit_code or 0
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        # The first complaint is the cause; the later ones say that it was one.
+        said = next((line for line in tail if _TELLING.search(line) and not _WARNING.search(line)), "")
+        is_port_taken = any(one in text for one in PORT_TAKEN)
+        return LoadFailed(f"it {how}" + (f": {said.strip()[:300]}" if said else ""), is_port_taken=is_port_taken,
+                          can_retry=is_port_taken or not (code in NOT_STARTED or any(one in text for one in HOPELESS)))
 
     def log_tail(self, lines: int = TAIL_LINES) -> list[str]:
         """Give the last lines of its log (reads the file: not on the event loop)."""
@@ -189,7 +205,6 @@ class Process:
             self._signal(number)
             try:
                 await asyncio.wait_for(self.exited.wait(), patience_s)
-                self._signal(signal.SIGKILL)        # what of its group is left
                 return how
             except TimeoutError:
                 log.warning("runner_does_not_end", pid=self.pid, port=self.port, after=how, waited_s=patience_s)
@@ -224,7 +239,7 @@ def _open_log(path: Path) -> int:
 
 
 def owns_port(pid: int, port: int) -> bool:
-    """Whether it is this very process that listens on the port: somebody else's answer must not count as ours.
+    """Whether it is this process, or one that it started, that listens on the port: somebody else's answer must not count as ours.
 
     True as well where the kernel does not tell (no /proc).
     """
@@ -232,12 +247,22 @@ def owns_port(pid: int, port: int) -> bool:
     try:
         with open("/proc/net/tcp") as file:
             inodes = {fields[9] for fields in map(str.split, file) if fields[1] == wanted and fields[3] == "0A"}
-        links = [os.readlink(f"/proc/{pid}/fd/{name}") for name in os.listdir(f"/proc/{pid}/fd")]
+        links = [link for one in family(pid) for link in _links(one)]
     except FileNotFoundError:
         return not os.path.isdir("/proc/self")
     except OSError:
         return True
     return any(link == f"socket:[{inode}]" for link in links for inode in inodes)
+
+
+def _links(pid: int) -> list[str]:
+    found = []
+    for name in os.listdir(f"/proc/{pid}/fd"):
+        try:
+            found.append(os.readlink(f"/proc/{pid}/fd/{name}"))
+        except FileNotFoundError:       # closed meanwhile
+            continue
+    return found
 
 
 def memory_bytes(pid: int) -> tuple[int, int]:
