@@ -1,4 +1,4 @@
-"""`python -m appliance VERB`: check, prepare, serve, settings, models, healthcheck, version, ctl.
+"""`python -m appliance VERB`: check, prepare, serve, settings, models, sidecar, healthcheck, version, ctl.
 
 Verbs import what they need when they are called: a health check must not cost what a server costs.
 """
@@ -18,6 +18,7 @@ USAGE = """usage: appliance VERB [ARGUMENT…]
   models check  what would be run for each model of the table, and what would not work   [--json]
   models schema the JSON schema of the file of CONFIG_PATH (as etc/models.schema.json)
   healthcheck   ask the running appliance whether it is well; exit 0 or 1
+  sidecar       stand beside one engine: metrics, adapters, downloads, health (`sidecar --help`)
   ctl           drive a running appliance over its control API (`ctl --help`)
   version       print the version
 """
@@ -171,6 +172,10 @@ def main(argv: list[str] | None = None) -> int:
     verb, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
     if verb == "ctl":
         return ctl(rest)
+    if verb == "sidecar":
+        from appliance.sidecar import main as sidecar_main
+
+        return sidecar_main(rest)
     if verb == "settings":
         return show_settings(rest)
     if verb == "models":

@@ -25,6 +25,7 @@ from appliance.build import add_manager, build_fleet, build_manager, manager_wir
 from appliance.control.parts import ControlParts
 from appliance.control.server import serving_control
 from appliance.engines.receipts import Receipt, Receipts
+from appliance.engines.types import BackendState
 from appliance.front.access_log import AccessLog
 from appliance.front.balance import BalanceDoor
 from appliance.front.desk import Desk
@@ -33,8 +34,9 @@ from appliance.front.ollama import OllamaDoor
 from appliance.front.openai import OpenAIDoor
 from appliance.front.passage import Passage
 from appliance.front.responses import ResponsesDoor
-from appliance.front.routes import all_routes
+from appliance.front.routes import Route, all_routes
 from appliance.front.server import Server, serving_http
+from appliance.front.sidecar import DIALECT, SidecarDoor, sidecar_routes
 from appliance.front.status_listener import serving_status
 from appliance.front.system import SystemDoor
 from appliance.host.nat import WORKER_PORT
@@ -174,6 +176,15 @@ class Appliance:
         self.server = Server(routes, self.desk, clock=self.clock, passage=Passage(self.router, self.desk))
         return self.server
 
+    def sidecar_table(self) -> list[Route]:
+        """Give the addresses of SIDECAR_PORT."""
+        return sidecar_routes(SidecarDoor(self._sidecar_engine))
+
+    def _sidecar_engine(self) -> BackendState | None:
+        wanted = self.settings.front.sidecar_backend
+        servers = [state for state in self.router.states() if state.name in self.router.backend_names()]
+        return next((state for state in servers if not wanted or state.name == wanted), None)
+
     def control_parts(self, reloader: Reloader) -> ControlParts:
         return ControlParts(
             router=self.router, fleet=self.fleet, receipts=self.receipts, worker=self.worker, status=self.status, changed=self.changed,
@@ -226,6 +237,10 @@ async def running(settings: Settings, *, warnings: list[str] | None = None) -> A
             server, [(front.proxy_host, front.proxy_port)], hurry=appliance.hurry, tasks=appliance.tasks,
             grace_s=lambda: front.shutdown_grace_s if appliance.grace_s is None else appliance.grace_s))
         port = appliance.http_addresses[0][1]
+        if front.sidecar_port is not None:
+            await stack.enter_async_context(serving_http(
+                Server(appliance.sidecar_table(), appliance.desk, clock=appliance.clock, dialect=DIALECT), [(front.sidecar_host, front.sidecar_port)],
+                hurry=appliance.hurry, tasks=appliance.tasks, grace_s=lambda: 0.0))      # the doors before it have waited already
         appliance.prepared = prepared = await asyncio.to_thread(
             prepared_or_now, settings.host, proxy_port=port, environ=settings.environ)
         if prepared.needs_listener:

@@ -1,6 +1,7 @@
 """Shared by all tests: nothing here talks to anything but this machine."""
 
 from tests.journeys.llama_servers import llama, llama_binary, tiny_models
+from tests.journeys.model_tables import managed
 from tests.journeys.running import anyone, appliance, hosted, relay, spawn, start
 
-__all__ = ["anyone", "appliance", "hosted", "llama", "llama_binary", "relay", "spawn", "start", "tiny_models"]
+__all__ = ["anyone", "appliance", "hosted", "llama", "llama_binary", "managed", "relay", "spawn", "start", "tiny_models"]

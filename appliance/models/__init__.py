@@ -10,6 +10,7 @@ What is to be run
     schema.py      the JSON schema of the table, for editors
 What runs
     scheduler.py   what must happen next: decisions only                       manager.py    who waits, and doing what was decided
+    house.py       the values that it sees and says                            room.py       where a model fits, and who must leave for it
     keeper.py      the life of each llama-server                               entry.py      what is kept of models, servers, requests
     process.py     one process                                                 loading.py    how one comes to be ready, and goes
     orphans.py     records of ours, and ending what outlived us                learned.py    what loads teach: times and memory

@@ -1,6 +1,7 @@
 """What the manager keeps of each model of the table (Entry), of each llama-server (Live), and of each request that it let in (Lease)."""
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -156,6 +157,8 @@ class Entry:
     looks: "deque[tuple[bool, float]]" = field(default_factory=lambda: deque(maxlen=KEPT_LOOKS))     # (well, milliseconds)
     misses: int = 0
     looked_at_s: float | None = None
+    is_owed: bool = False                   # others gave way for it, and it has not been started since
+    turn_ended_s: float = -math.inf         # when a llama-server of it was last closed or stopped for others
     reason: str = ""                        # what its line waits for, as the scheduler said last
 
     @property
@@ -180,7 +183,8 @@ class Entry:
             return Line(self.alias, loads=1, priority=2, may_evict=False) if self.wanted and not self.present() else None
         waiters = [waiter for waiter, _ in self.waiters.values()]
         loads = sum(waiter.is_load for waiter in waiters)
-        return Line(self.alias, len(waiters) - loads, loads, now_s - waiters[0].since_s, min(waiter.priority for waiter in waiters))
+        return Line(self.alias, len(waiters) - loads, loads, now_s - waiters[0].since_s, min(waiter.priority for waiter in waiters),
+                    is_owed=self.is_owed, since_turn_s=now_s - self.turn_ended_s)
 
     def facts(self, now_s: float, *, need_bytes: int, on_gpu: bool, load_s: float, replicas: int) -> Facts:
         rest_s = max(0.0, self.rest_until_s - now_s)

@@ -60,6 +60,21 @@ class Flaw:
     detail: str
 
 
+@dataclass(frozen=True, slots=True)
+class Offered:
+    """A file that a source has: its path there, its bytes (None = not told), its SHA-256 in hex ("" = not told)."""
+
+    path: str
+    size_bytes: int | None = None
+    sha256: str = ""
+
+
+class Lister(Protocol):
+    """Lists what a source has, without fetching it. Raises as Downloader does."""
+
+    async def __call__(self, source: str, config: Mapping[str, str]) -> list[Offered]: ...
+
+
 OnProgress = Callable[[Progress], None]
 
 

@@ -120,6 +120,7 @@ class Keeper:
         entry.lives.append(live)
         self._lives[live.serial] = live
         entry.loads += 1
+        entry.is_owed = False
         self._count(loads=1)
         log.info("model_loads", alias=entry.alias, devices=devices, needs_mb=live.need_bytes >> 20, waiting=len(entry.waiters))
         self.bump(entry)
@@ -204,11 +205,13 @@ class Keeper:
         await live.process.exited.wait()
         if live.phase != "ready":
             return
+        # Before anything else: the next request must not be sent to it, nor have it loaded again without its rest.
+        live.phase, live.is_going = "stopping", True
+        entry.rest_until_s = self._clock.monotonic_s() + BACK_OFF_S[0]
         tail = await asyncio.to_thread(live.process.log_tail, 5)
         code = live.process.exit_code or 0
         how = f"killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
         log.error("model_crashed", alias=entry.alias, port=live.port, pid=live.process.pid, how=how, active=live.active, tail=tail)
-        live.phase, live.is_going = "stopping", True
         await self.loader.stop(live)
         self._gone(live, entry)
         self._count(crashes=1)

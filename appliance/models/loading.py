@@ -61,17 +61,23 @@ class Loader:
     last_port: int = 8584
     times: StopTimes = field(default_factory=StopTimes)
     program: Program = field(default_factory=lambda: Program("", Flags(frozenset(), False), "it was not looked at yet"))
-    _wanted: str = ""
     _ports: dict[int, int] = field(default_factory=dict)        # port → whose it is (Live.serial)
+    _looked_for: str = ""
+    _looking: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    async def look(self, catalogue: Catalogue) -> None:
+        """Look at the llama-server, unless this one was found well before: one that is missing may have come meanwhile."""
+        async with self._looking:
+            if self.program.problem or self._looked_for != catalogue.llama_server:
+                self._looked_for = catalogue.llama_server
+                self.program = await asyncio.to_thread(look_at_program, catalogue.llama_server)
 
     async def load(self, live: Live, entry: Entry, catalogue: Catalogue, on_look: Callable[[], None]) -> None:
         """Bring one up.
 
         Raises  LoadFailed
         """
-        if self.program.problem or self._wanted != catalogue.llama_server:      # it may have come meanwhile
-            self._wanted = catalogue.llama_server
-            self.program = await asyncio.to_thread(look_at_program, catalogue.llama_server)
+        await self.look(catalogue)
         if self.program.problem:
             raise LoadFailed(self.program.problem, can_retry=False)
         tried: set[int] = set()
@@ -79,7 +85,7 @@ class Loader:
             try:
                 return await self._try(live, entry, catalogue, on_look, tried)
             except LoadFailed as exc:
-                if not exc.is_port_taken:
+                if not exc.is_port:
                     raise
                 log.warning("port_taken", alias=live.alias, port=live.port)
                 tried.add(live.port)

@@ -76,6 +76,7 @@ class Manager(Readings):
         await asyncio.to_thread(self.lessons.read)
         await self._look_at_files(list(self.entries.values()))
         self._set_status("ready")
+        self._tasks.start(self.loader.look(self.catalogue), name="look-at-llama-server")        # else the first request would wait for it
         names = self.catalogue.system.preload_models
         if names:
             self._tasks.start(self._preload(list(self.entries) if "*" in names else list(names)), name="preload-models")
@@ -294,6 +295,8 @@ class Manager(Readings):
 
     def _leave(self, waiter: Waiter, entry: Entry) -> None:
         found = entry.waiters.pop(id(waiter), None)
+        if not entry.waiters:
+            entry.is_owed = False
         if found is not None:
             if found[1] is not None:
                 entry.line.remove(found[1])
@@ -440,10 +443,20 @@ class Manager(Readings):
             live = self._live(step.key)
             log.info("model_unloads", alias=live.alias, port=live.port, why=step.why, makes_room_for=step.alias or None)
             self._unload(live)
-        elif isinstance(step, Close | Open):
-            self._live(step.key).is_closed = isinstance(step, Close)
+            if step.why == "room":
+                self._gives_way(live, step.alias, now_s)
+        elif isinstance(step, Close):
+            live = self._live(step.key)
+            live.is_closed = True
+            self._gives_way(live, step.alias, now_s)
+        elif isinstance(step, Open):
+            self._live(step.key).is_closed = False
         elif isinstance(step, Refuse):
             self._refuse(self.entries[step.alias], step)
+
+    def _gives_way(self, live: Live, alias: str, now_s: float) -> None:
+        self.entries[alias].is_owed = True
+        self.entries[live.alias].turn_ended_s = now_s
 
     def _live(self, key: int) -> Live:
         return next(live for live in self.lives() if live.serial == key)

@@ -10,19 +10,19 @@ import re
 import shutil
 import signal
 import socket
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from appliance.base.logs import get_logger
 from appliance.base.tasks import Tasks
 from appliance.base.wire import Target, Wire, WireError
-from appliance.models.system_memory import family
+from appliance.models.orphans import family_of
 
 log = get_logger("runner")
 FIRST_PORT, LAST_PORT = 8085, 8584
-POLLS_S = (0.02, 0.02, 0.05, 0.05, 0.1, 0.1, 0.2, 0.3, 0.5, 0.5)       # between looks at its health, then LATER_POLLS_S
-LATER_POLLS_S = 1.0
+LEAST_PAUSE_S, MOST_PAUSE_S = 0.01, 0.25        # between looks at the health of one that loads
 LOOK_S = 2.0
 KEPT_LOGS = 3
 MOST_LOG_BYTES = 16 << 20
@@ -39,12 +39,11 @@ _WARNING = re.compile(r"\bwarn|^\S+ W ", re.IGNORECASE)
 
 
 class LoadFailed(Exception):
-    """A llama-server did not come to be ready. `can_retry` False: it would fail again in the same way; `is_port_taken`: it is well,
-    but somebody else listens where it should."""
+    """A llama-server did not come to be ready. `can_retry` False: it would fail again in the same way; is_port: another port may do."""
 
-    def __init__(self, reason: str, *, can_retry: bool = True, is_port_taken: bool = False) -> None:
+    def __init__(self, reason: str, *, can_retry: bool = True, is_port: bool = False) -> None:
         super().__init__(reason)
-        self.reason, self.can_retry, self.is_port_taken = reason, can_retry, is_port_taken
+        self.reason, self.can_retry, self.is_port = reason, can_retry, is_port
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +70,11 @@ def free_port(taken: Container[int], first: int = FIRST_PORT, last: int = LAST_P
             except OSError:
                 continue
     raise LoadFailed(f"all ports from {first} to {last} are taken")
+
+
+def pause_after(loads_s: float) -> float:
+    """Give the seconds until the next look at one that has loaded for so long: what a look that comes late adds is a tenth of the load."""
+    return min(MOST_PAUSE_S, max(LEAST_PAUSE_S, loads_s / 10))
 
 
 def log_name(alias: str, port: int) -> str:
@@ -136,7 +140,7 @@ class Process:
     async def _watch(self) -> None:
         assert self._process is not None
         self.exit_code = await self._process.wait()
-        self._signal(signal.SIGKILL)        # what it had started: nobody else would end that
+        self._signal(signal.SIGKILL)        # what of its group is left, where a program stood before llama-server
         self.exited.set()
 
     async def ready(self, limit_s: float, on_look: Callable[[], None]) -> None:
@@ -145,17 +149,21 @@ class Process:
         Raises  LoadFailed: it ended (with the end of its log), or was not ready within `limit_s`
         """
         loop = asyncio.get_running_loop()
-        until_s, number = loop.time() + limit_s, 0
+        began_s = loop.time()
+        until_s = began_s + limit_s
         while True:
             on_look()
-            if await self.answers() and owns_port(self.pid, self.port):
-                return
+            if await self.answers():
+                whose = owner_of(self.port, self.pid)
+                if whose == "ours":
+                    return
+                if whose == "shared":
+                    raise LoadFailed(f"somebody else listens on port {self.port} as well", is_port=True)
             if self.exited.is_set():
                 raise await asyncio.to_thread(self._death)
             if loop.time() >= until_s:
                 raise LoadFailed(f"it was not ready within {limit_s:g} s (wait_ready_sec)")
-            pause_s = POLLS_S[number] if number < len(POLLS_S) else LATER_POLLS_S
-            number += 1
+            pause_s = pause_after(loop.time() - began_s)
             try:
                 await asyncio.wait_for(self.exited.wait(), min(pause_s, max(0.001, until_s - loop.time())))
             except TimeoutError:
@@ -184,9 +192,9 @@ class Process:
         how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
         # The first complaint is the cause; the later ones say that it was one.
         said = next((line for line in tail if _TELLING.search(line) and not _WARNING.search(line)), "")
-        is_port_taken = any(one in text for one in PORT_TAKEN)
-        return LoadFailed(f"it {how}" + (f": {said.strip()[:300]}" if said else ""), is_port_taken=is_port_taken,
-                          can_retry=is_port_taken or not (code in NOT_STARTED or any(one in text for one in HOPELESS)))
+        is_port = any(one in text for one in PORT_TAKEN)
+        return LoadFailed(f"it {how}" + (f": {said.strip()[:300]}" if said else ""), is_port=is_port,
+                          can_retry=is_port or not (code in NOT_STARTED or any(one in text for one in HOPELESS)))
 
     def log_tail(self, lines: int = TAIL_LINES) -> list[str]:
         """Give the last lines of its log (reads the file: not on the event loop)."""
@@ -238,31 +246,30 @@ def _open_log(path: Path) -> int:
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
 
 
-def owns_port(pid: int, port: int) -> bool:
-    """Whether it is this process, or one that it started, that listens on the port: somebody else's answer must not count as ours.
-
-    True as well where the kernel does not tell (no /proc).
-    """
+def owner_of(port: int, pid: int) -> Literal["ours", "shared", "foreign"]:
+    """Say who listens on a port: the process, or what it started; others as well (SO_REUSEPORT: each gets a part of the connections); or only
+    others. Their answers must not count as ours. Where the kernel does not tell (no /proc, another user's process) it counts as ours."""
     wanted = f"0100007F:{port:04X}"
     try:
         with open("/proc/net/tcp") as file:
-            inodes = {fields[9] for fields in map(str.split, file) if fields[1] == wanted and fields[3] == "0A"}
-        links = [link for one in family(pid) for link in _links(one)]
-    except FileNotFoundError:
-        return not os.path.isdir("/proc/self")
+            links = {f"socket:[{fields[9]}]" for fields in map(str.split, file) if fields[1] == wanted and fields[3] == "0A"}
+        held = {link for one in family_of(pid) for link in _sockets(one)}
     except OSError:
-        return True
-    return any(link == f"socket:[{inode}]" for link in links for inode in inodes)
+        return "ours"
+    return "foreign" if not links & held else "ours" if links <= held else "shared"
 
 
-def _links(pid: int) -> list[str]:
-    found = []
-    for name in os.listdir(f"/proc/{pid}/fd"):
+def _sockets(pid: int) -> Iterator[str]:
+    """Give the links of its open files. Raises PermissionError: they may not be looked at."""
+    try:
+        names = os.listdir(f"/proc/{pid}/fd")
+    except FileNotFoundError:
+        return
+    for name in names:
         try:
-            found.append(os.readlink(f"/proc/{pid}/fd/{name}"))
-        except FileNotFoundError:       # closed meanwhile
-            continue
-    return found
+            yield os.readlink(f"/proc/{pid}/fd/{name}")
+        except FileNotFoundError:           # closed meanwhile
+            pass
 
 
 def memory_bytes(pid: int) -> tuple[int, int]:

@@ -9,159 +9,40 @@ make room. Loading costs time in which nothing is answered, so requests for a lo
     a model that was just loaded stays for a while whatever waits (`stay_s`), else two lines that are both due would only swap
 
 Of the models that could give way the one goes first whose loss is least: how often it is asked for, times how long it takes to load.
+The values are in house.py, memory and places in room.py; what the constants do is measured in docs/scheduling.md.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Literal
 
-MIB = 1 << 20
+from appliance.models.house import (
+    MIB,
+    RAM,
+    Close,
+    Facts,
+    House,
+    Line,
+    Open,
+    Refuse,
+    Resident,
+    Rules,
+    Serve,
+    Start,
+    Step,
+    Stop,
+    Wait,
+)
+from appliance.models.room import Claim, available_bytes, fitting, leaving
+
+__all__ = ["MIB", "NO_ROOM", "RAM", "Close", "Demand", "Facts", "House", "Line", "Open", "Refuse", "Resident", "Rules", "Serve", "Start", "Step",
+           "Stop", "Wait", "due_s", "fitting", "free_slot", "lingers_s", "loss", "next_step", "stay_s"]
+
 NO_ROOM = "there is no room for it"
-RAM = -1                        # the index of system memory among devices
 TURN_COSTS = 4.0                # a line is due when it has waited so many times what the swap costs
 STAY_LOADS = 2.0                # a loaded model stays at least so many times what its loading took, while it has work
 PRIORITY_PATIENCE = {0: 0.5, 1: 1.0, 2: 2.0}        # high, normal, low: how much sooner or later a line is due
 DEMAND_S = 120.0                # requests of so many seconds count as recent
-
-
-@dataclass(frozen=True, slots=True)
-class Rules:
-    """What the operator set.
-
-    places         models that may be loaded at a time
-    extra_wait_s   the longest that a line waits for others to be served together before a place is cleared for it
-    margin_bytes   memory that a load must leave free
-    """
-
-    places: int = 3
-    extra_wait_s: float = 30.0
-    margin_bytes: int = 200 * MIB
-    ageing_s: float = 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """Those who wait for one model. `requests` want a slot, `loads` only that it is loaded; `oldest_s`: the longest wait among them.
-    may_evict False: it is loaded only where there is room (preloading, restoring after a crash)."""
-
-    alias: str
-    requests: int = 0
-    loads: int = 0
-    oldest_s: float = 0.0
-    priority: int = 1
-    may_evict: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Resident:
-    """One llama-server of the house. Memory in bytes by device; times are durations.
-
-    idle_s     since its last request ended (0 while one runs); ready_s: since it was ready
-    demand     requests for its model a second, recently
-    is_closed  takes no more requests: it gives way
-    stays_s    how much longer it stays without a request; None = for ever
-    """
-
-    key: int
-    alias: str
-    phase: Literal["loading", "ready", "stopping"]
-    slots: int = 1
-    active: int = 0
-    memory: Mapping[int, int] = field(default_factory=dict)
-    idle_s: float = 0.0
-    ready_s: float = 0.0
-    load_s: float = 1.0
-    demand: float = 0.0
-    is_pinned: bool = False
-    is_closed: bool = False
-    stays_s: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """What is known of a model that is wanted. `rest_s`: how long it must rest after a crash; `load_s`: expected."""
-
-    alias: str
-    need_bytes: int = 0
-    on_gpu: bool = False
-    load_s: float = 1.0
-    replicas: int = 1
-    is_failed: bool = False
-    rest_s: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class House:
-    """The state that a decision is made from. `free`, `total`: bytes by device, what is loading already taken off."""
-
-    lines: Sequence[Line] = ()
-    residents: Sequence[Resident] = ()
-    facts: Mapping[str, Facts] = field(default_factory=dict)
-    free: Mapping[int, int] = field(default_factory=dict)
-    total: Mapping[int, int] = field(default_factory=dict)
-    rules: Rules = Rules()
-
-
-@dataclass(frozen=True, slots=True)
-class Serve:
-    """The line's next request goes to this llama-server."""
-
-    alias: str
-    key: int
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """Load the model on these devices (several: it is split over them)."""
-
-    alias: str
-    devices: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Stop:
-    """Unload it: it is idle. `why`: idle (its time is over) or room (for `alias`)."""
-
-    key: int
-    why: Literal["idle", "room"]
-    alias: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Close:
-    """Give it no more requests, so that it becomes idle and makes room for `alias`."""
-
-    key: int
-    alias: str
-
-
-@dataclass(frozen=True, slots=True)
-class Open:
-    """It need not give way any more."""
-
-    key: int
-
-
-@dataclass(frozen=True, slots=True)
-class Refuse:
-    """Nothing that may be done would let this model be loaded. Bytes; `why`: failed, memory or pinned."""
-
-    alias: str
-    why: Literal["failed", "memory", "pinned"]
-    need_bytes: int = 0
-    available_bytes: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Wait:
-    """Nothing to do now. `again_s`: when time alone changes that; `reasons`: by model, what its line waits for."""
-
-    again_s: float | None = None
-    reasons: Mapping[str, str] = field(default_factory=dict)
-
-
-Step = Serve | Start | Stop | Close | Open | Refuse | Wait
 
 
 def free_slot(residents: Iterable[Resident]) -> int | None:
@@ -181,80 +62,28 @@ def next_step(house: House) -> Step:
     2. somebody waits for a model that has failed      → Refuse
     3. an idle one's time is over                      → Stop
     4. one is closed, and nobody needs its room        → Open
-    5. somebody waits whose model is not loaded        → Start, Stop, Close or Refuse: see _room_for, the most urgent line first
+    5. somebody waits whose model is not loaded        → Start, Stop, Close or Refuse: see _Look.room, the most urgent line first
     6. nothing of it                                   → Wait
     """
-    by_alias: dict[str, list[Resident]] = {}
-    for one in house.residents:
-        by_alias.setdefault(one.alias, []).append(one)
-    waiting = {line.alias for line in house.lines}
-    for line in house.lines:                                                                            # 1, 2
-        key = free_slot(by_alias.get(line.alias, ())) if line.requests else None
-        if key is not None:
+    look = _Look(house)
+    for line in house.lines:
+        key = free_slot(look.by_alias.get(line.alias, ())) if line.requests else None
+        if key is not None:                                                                             # 1
             return Serve(line.alias, key)
-        if house.facts[line.alias].is_failed:
+        if house.facts[line.alias].is_failed:                                                           # 2
             return Refuse(line.alias, "failed")
-    times: list[float] = []
     for one in house.residents:                                                                         # 3
-        if one.phase == "ready" and not one.active and one.alias not in waiting and not one.is_pinned and one.stays_s is not None:
+        if one.phase == "ready" and not one.active and one.alias not in look.waiting and not one.is_pinned and one.stays_s is not None:
             if one.stays_s <= 0:
                 return Stop(one.key, "idle")
-            times.append(one.stays_s)
-    reasons: dict[str, str] = {}
-    step, is_needed = _first_of_lines(house, by_alias, times, reasons)                                  # 5
-    if not is_needed:
-        for one in house.residents:                                                                     # 4
-            if one.is_closed and one.phase == "ready":
-                return Open(one.key)
-    if step is not None:
+            look.times.append(one.stays_s)
+    step = look.lines()
+    for one in house.residents:                                                                         # 4
+        if one.is_closed and one.phase == "ready" and not look.is_needed(one):
+            return Open(one.key)
+    if step is not None:                                                                                # 5
         return step
-    return Wait(min(times) if times else None, reasons)                                                 # 6
-
-
-def _first_of_lines(house: House, by_alias: Mapping[str, list[Resident]], times: list[float],
-                    reasons: dict[str, str]) -> tuple[Step | None, bool]:
-    """Give (the step of the most urgent line that has one, whether any line needs a closed one's room)."""
-    is_needed = False
-    before: str | None = None           # a line that is due and for which room is being made: nobody may take that room
-    for line in sorted(house.lines, key=lambda line: _urgency(line, house)):
-        facts = house.facts[line.alias]
-        mine = [one for one in by_alias.get(line.alias, ()) if one.phase != "stopping"]
-        reason = _has_its_own(line, facts, mine)
-        if not reason and before is not None:
-            reason = f"{before} goes first"
-        if reason:
-            reasons[line.alias] = reason
-            continue
-        if facts.rest_s > 0 and not mine:
-            times.append(facts.rest_s)
-            reasons[line.alias] = "it rests after a crash"
-            continue
-        step, reason, needs_room = _room_for(line, facts, mine, house, times)
-        is_needed = is_needed or needs_room
-        if step is not None:
-            return step, is_needed
-        reasons[line.alias] = reason
-        if needs_room:
-            before = line.alias
-    return None, is_needed
-
-
-def _has_its_own(line: Line, facts: Facts, mine: list[Resident]) -> str:
-    """Say why a line needs no room: it has what it can have. "" = it needs some."""
-    if any(one.phase == "loading" for one in mine):
-        return "it is being loaded"
-    if any(one.is_closed for one in mine):
-        return "it gave way, and its turn comes again"
-    if mine and (len(mine) >= facts.replicas or not line.requests):
-        return "all its slots are busy"
-    return ""
-
-
-def _urgency(line: Line, house: House) -> tuple[bool, float, int]:
-    """Lines that have waited longest as to their patience go first; of equal ones the longer."""
-    facts = house.facts[line.alias]
-    is_due = line.oldest_s >= due_s(line, facts.load_s, house.rules)
-    return not is_due, line.priority - line.oldest_s / house.rules.ageing_s, -(line.requests + line.loads)
+    return Wait(min(look.times) if look.times else None, look.reasons)                                  # 6
 
 
 def due_s(line: Line, cost_s: float, rules: Rules) -> float:
@@ -282,112 +111,199 @@ def loss(one: Resident) -> float:
     return one.demand * one.load_s
 
 
-# ---- room
+@dataclass(slots=True)
+class _Look:
+    """One look at the house: what is found out while its lines are gone through.
 
-
-def _room_for(line: Line, facts: Facts, mine: list[Resident], house: House, times: list[float]) -> tuple[Step | None, str, bool]:
-    """Say what makes room for one more llama-server of a model, as (step, or None and what it waits for, whether it is due and waits).
-
-    1. there is room, and nothing else is being loaded there → Start
-    2. it would be a further replica, or may not push        → waits
-    3. what is being stopped will be room enough             → waits
-    4. not even with all others gone                         → Refuse
-    5. idle ones can go, and it would not be better to wait  → Stop
-    6. busy ones must go, and the line is due                → Close
-    7. else                                                  → waits, until it is due or they are idle
+    times    seconds after which time alone may change the decision
+    reasons  by model, what its line waits for
+    claims   room that is kept for the lines that were gone through, from those that follow
     """
-    devices = fitting(facts, house, gone=())
-    if devices is not None:                                                                             # 1
-        if any(one.phase == "loading" and set(one.memory) & set(devices) for one in house.residents):
-            return None, "another model is being loaded", False
-        return Start(line.alias, devices), "", False
-    if mine or not line.may_evict:                                                                      # 2
-        return None, NO_ROOM, False
-    stopping = tuple(one.key for one in house.residents if one.phase == "stopping")
-    if stopping and fitting(facts, house, gone=stopping) is not None:                                   # 3
-        return None, "room is being made", True
-    victims = _victims(facts, house)
-    if victims is None:                                                                                 # 4
-        return _refusal(line, facts, house)
-    costs = facts.load_s + max((one.load_s for one in victims), default=0.0)
-    due_in_s = due_s(line, costs, house.rules) - line.oldest_s
-    waited_for = {other.alias for other in house.lines}
-    idle = [one for one in victims if one.phase == "ready" and not one.active and (one.alias not in waited_for or one.is_closed)]
-    busy = [one for one in victims if one not in idle]
-    wait_s = max((lingers_s(one, costs, house.rules) for one in idle), default=0.0)
-    if idle and not busy and (wait_s <= 0 or due_in_s <= 0):                                            # 5
-        return Stop(idle[0].key, "room", line.alias), "", True
-    if busy and due_in_s <= 0:                                                                          # 6
-        for one in busy:
-            left_s = stay_s(one, house.rules) - one.ready_s
-            if one.phase == "ready" and not one.is_closed:
-                if left_s <= 0:
-                    return Close(one.key, line.alias), "", True
-                times.append(left_s)
-        for one in idle:
-            if not busy or all(other.is_closed for other in busy):
-                return Stop(one.key, "room", line.alias), "", True
-        return None, f"{busy[0].alias} ends what it has begun", True
-    times.append(max(0.0, min(due_in_s, wait_s) if idle and not busy else due_in_s))                    # 7
-    names = ", ".join(sorted({one.alias for one in victims}))
-    return None, f"{names} {'is likely to be asked again' if not busy else 'is in use'}", False
+
+    house: House
+    by_alias: dict[str, list[Resident]] = field(default_factory=dict)
+    waiting: set[str] = field(default_factory=set)
+    times: list[float] = field(default_factory=list)
+    reasons: dict[str, str] = field(default_factory=dict)
+    claims: list[Claim] = field(default_factory=list)
+    is_short: bool = False              # somebody whose model is not loaded at all found no room
+
+    def __post_init__(self) -> None:
+        for one in self.house.residents:
+            self.by_alias.setdefault(one.alias, []).append(one)
+        self.waiting = {line.alias for line in self.house.lines}
+
+    def is_needed(self, one: Resident) -> bool:
+        """Say whether it gives way for somebody."""
+        return any(one.key in claim.keys for claim in self.claims)
+
+    def lines(self) -> Step | None:
+        """Give the step of the most urgent line that has one. None = there is none.
+
+        The lines after it are gone through only for what they still need of those that are closed.
+        """
+        step: Step | None = None
+        is_open = not any(one.is_closed and one.phase == "ready" for one in self.house.residents)
+        for line in sorted(self.house.lines, key=self._urgency):
+            found, reason = self._line(line)
+            self.reasons[line.alias] = reason
+            step = step or found
+            if step is not None and is_open:
+                break
+        return step
+
+    def _urgency(self, line: Line) -> tuple[bool, bool, float, int]:
+        """Further replicas come last, lines for which somebody gave way first; then by priority and age; of equal ones the longer.
+
+        What a line waited before its model's last turn ended does not count, else a model with too much to do would always be next again.
+        """
+        is_replica = any(one.phase != "stopping" for one in self.by_alias.get(line.alias, ()))
+        waited_s = min(line.oldest_s, line.since_turn_s)
+        return is_replica, not line.is_owed, line.priority - waited_s / self.house.rules.ageing_s, -(line.requests + line.loads)
+
+    def _line(self, line: Line) -> tuple[Step | None, str]:
+        facts = self.house.facts[line.alias]
+        mine = [one for one in self.by_alias.get(line.alias, ()) if one.phase != "stopping"]
+        reason = _has_its_own(line, facts, mine)
+        if reason:
+            return None, reason
+        if facts.rest_s > 0:
+            self.times.append(facts.rest_s)
+            return None, "it rests after a crash"
+        if mine and self.is_short:
+            return None, "all its slots are busy, and others wait for room"
+        return self.room(line, facts, mine)
+
+    def room(self, line: Line, facts: Facts, mine: list[Resident]) -> tuple[Step | None, str]:
+        """Say what makes room for one more llama-server of a model, as (step or None, what it waits for).
+
+        1. there is room                                         → Start, once nothing else is being loaded there
+        2. it would be a further replica, or may not push        → waits
+        3. not even with all others gone                         → Refuse; but what is going may leave more than is known: waits
+        4. there would be room, but it is kept for others        → waits
+        5. what is being stopped will be room enough             → waits
+        6. it is better to wait: for busy ones until the line is due, for idle ones until they are not expected to be asked again
+        7. idle ones can go                                      → Stop
+        8. busy ones must go                                     → Close, once all of them have stayed long enough
+        """
+        devices = fitting(facts, self.house, claims=self.claims)
+        if devices is not None:                                                                         # 1
+            self._claim(facts, devices)
+            if any(one.phase == "loading" and set(one.memory) & set(devices) for one in self.house.residents):
+                return None, "another model is being loaded"
+            return Start(line.alias, devices), ""
+        if mine:                                                                                        # 2
+            return None, "all its slots are busy"
+        if not line.may_evict:
+            return None, NO_ROOM
+        self.is_short = True
+        going = self._who_goes(facts, self.claims)
+        if going is None:
+            return self._impossible(line, facts)                                                        # 3, 4
+        keys = tuple(one.key for one in going)
+        victims = [one for one in going if one.phase != "stopping"]
+        if not victims:                                                                                 # 5
+            self._claim(facts, fitting(facts, self.house, gone=keys, claims=self.claims) or (), keys)
+            return None, "room is being made"
+        wait_s = self._better_wait_s(line, facts, victims)
+        if wait_s > 0:                                                                                  # 6
+            self.times.append(wait_s)
+            names = ", ".join(sorted({one.alias for one in victims}))
+            return None, f"{names} {'is in use' if any(map(self._is_busy, victims)) else 'is likely to be asked again'}"
+        self._claim(facts, fitting(facts, self.house, gone=keys, claims=self.claims) or (), keys)
+        busy = [one for one in victims if self._is_busy(one)]
+        if not busy:                                                                                    # 7
+            return Stop(victims[0].key, "room", line.alias), ""
+        return self._close(line, busy)                                                                  # 8
+
+    def _close(self, line: Line, busy: list[Resident]) -> tuple[Step | None, str]:
+        """Close all of them together, else one would stand idle for as long as another stays."""
+        names = ", ".join(sorted({one.alias for one in busy}))
+        if any(one.phase == "loading" for one in busy):
+            return None, f"{names} is just being loaded"
+        opened = [one for one in busy if not one.is_closed]
+        left_s = max((self._stays_s(one) for one in opened), default=0.0)
+        if left_s > 0:
+            self.times.append(left_s)
+            return None, f"{names} was just loaded"
+        if opened:
+            return Close(opened[0].key, line.alias), ""
+        return None, f"{names} ends what it has begun"
+
+    def _impossible(self, line: Line, facts: Facts) -> tuple[Step | None, str]:
+        """Refuse what cannot be, for memory or because pinned models hold every place; unless others' claims or those going are why."""
+        if self._who_goes(facts, ()) is not None:
+            return None, f"{self.claims[0].alias} goes first"
+        if any(one.phase == "stopping" for one in self.house.residents):
+            return None, "room is being made"
+        rules = self.house.rules
+        if len({one.alias for one in self.house.residents if one.is_pinned}) >= rules.places:
+            return Refuse(line.alias, "pinned"), ""
+        return Refuse(line.alias, "memory", facts.need_bytes + rules.margin_bytes, available_bytes(facts, self.house)), ""
+
+    def _who_goes(self, facts: Facts, claims: list[Claim] | tuple[()]) -> list[Resident] | None:
+        """Choose who leaves for a model: see _rank. One that is enough alone is taken before several, if less is lost by it."""
+        taken = {key for claim in claims for key in claim.keys}
+        order = sorted((one for one in self.house.residents
+                        if one.key not in taken and (one.phase == "stopping" or not (one.is_pinned or one.alias == facts.alias))),
+                       key=lambda one: self._rank(one, facts))
+        best = leaving(facts, self.house, order, claims)
+        if best is None or len(best) < 2:
+            return best
+        alone = ([one] for one in order if fitting(facts, self.house, gone=(one.key,), claims=claims) is not None)
+        return min((best, *alone), key=lambda going: (max(self._level(one, facts) for one in going), sum(map(self._loss, going)), len(going)))
+
+    def _rank(self, one: Resident, facts: Facts) -> tuple[int, float, float]:
+        """Order who leaves: by level, then the least loss first, then the longest idle."""
+        return self._level(one, facts), self._loss(one), -one.idle_s
+
+    def _level(self, one: Resident, facts: Facts) -> int:
+        """0 leaving anyway · 1 idle · 2 closed already · 3 idle, but likely to be asked again · 4 busy · 5 just loaded · 6 loading"""
+        if one.phase == "stopping":
+            return 0
+        if not self._is_busy(one):
+            return 1 if lingers_s(one, facts.load_s + one.load_s, self.house.rules) <= 0 else 3
+        if one.is_closed:
+            return 2
+        if one.phase == "ready":
+            return 4 if self._stays_s(one) <= 0 else 5
+        return 6
+
+    def _loss(self, one: Resident) -> float:
+        """Give the loss by one of several replicas: they share it. What is going already is lost."""
+        if one.phase == "stopping":
+            return 0.0
+        return loss(one) / sum(other.phase != "stopping" for other in self.by_alias[one.alias])
+
+    def _is_busy(self, one: Resident) -> bool:
+        """Say whether it has work: running answers, its loading, or a line that it is open for."""
+        return one.phase == "loading" or bool(one.active) or (one.alias in self.waiting and not one.is_closed)
+
+    def _stays_s(self, one: Resident) -> float:
+        return stay_s(one, self.house.rules) - one.ready_s
+
+    def _better_wait_s(self, line: Line, facts: Facts, victims: list[Resident]) -> float:
+        """Give how long it is better to wait than to swap; 0 or less = no longer."""
+        rules = self.house.rules
+        cost_s = facts.load_s + max(one.load_s for one in victims)
+        due_in_s = due_s(line, cost_s, rules) - line.oldest_s
+        if any(self._is_busy(one) for one in victims):
+            return due_in_s
+        return min(due_in_s, max(lingers_s(one, cost_s, rules) for one in victims))
+
+    def _claim(self, facts: Facts, devices: tuple[int, ...], keys: tuple[int, ...] = ()) -> None:
+        self.claims.append(Claim(facts.alias, devices, facts.need_bytes, keys))
 
 
-def fitting(facts: Facts, house: House, *, gone: Sequence[int]) -> tuple[int, ...] | None:
-    """Give the devices that a model fits on once `gone` (keys) have left: the one with the most room, or all GPUs together; None = none."""
-    left = {one.alias for one in house.residents if one.key not in gone}
-    if facts.alias not in left and len(left) >= house.rules.places:
-        return None
-    free = dict(house.free)
-    for one in house.residents:
-        if one.key in gone:
-            for device, size in one.memory.items():
-                freed = free.get(device, 0) + size
-                free[device] = min(freed, house.total.get(device, freed))
-    devices = [index for index in free if (index >= 0) == facts.on_gpu]
-    need = facts.need_bytes + house.rules.margin_bytes
-    best = max(devices, key=lambda index: free[index], default=None)
-    if best is not None and free[best] >= need:
-        return (best,)
-    together = [index for index in devices if free[index] > house.rules.margin_bytes]
-    room = sum(free[index] - house.rules.margin_bytes for index in together)
-    if len(together) > 1 and room >= facts.need_bytes and need > max(house.total.get(index, 0) for index in devices):
-        return tuple(sorted(together))
-    return None
-
-
-def _victims(facts: Facts, house: House) -> list[Resident] | None:
-    """Choose who gives way: the idle before the busy, the least loss first, none in vain; None = nobody may, or it would not do."""
-    waited_for = {line.alias for line in house.lines}
-    could = [one for one in house.residents if one.phase != "stopping" and not one.is_pinned and one.alias != facts.alias]
-    could.sort(key=lambda one: (not one.is_closed, one.phase == "loading", bool(one.active) or one.alias in waited_for, loss(one), -one.idle_s))
-    already = [one.key for one in house.residents if one.phase == "stopping"]
-    chosen: list[Resident] = []
-    for one in could:
-        if fitting(facts, house, gone=(*already, *(c.key for c in chosen))) is not None:
-            break
-        chosen.append(one)
-    if fitting(facts, house, gone=(*already, *(c.key for c in chosen))) is None:
-        return None
-    for one in chosen[::-1]:
-        rest = [c for c in chosen if c is not one]
-        if fitting(facts, house, gone=(*already, *(c.key for c in rest))) is not None:
-            chosen = rest
-    return chosen
-
-
-def _refusal(line: Line, facts: Facts, house: House) -> tuple[Step | None, str, bool]:
-    """Refuse what cannot be: for memory, or because pinned models hold every place."""
-    movable = tuple(one.key for one in house.residents if not one.is_pinned)
-    pinned = {one.alias for one in house.residents if one.is_pinned}
-    if len(pinned) >= house.rules.places:
-        return Refuse(line.alias, "pinned"), "", False
-    available = 0
-    for device, free in house.free.items():
-        if (device >= 0) == facts.on_gpu:
-            freed = sum(one.memory.get(device, 0) for one in house.residents if one.key in movable)
-            available = max(available, free + freed)
-    return Refuse(line.alias, "memory", facts.need_bytes + house.rules.margin_bytes, available), "", False
+def _has_its_own(line: Line, facts: Facts, mine: list[Resident]) -> str:
+    """Say why a line needs no room: it has what it can have. "" = it needs some."""
+    if any(one.phase == "loading" for one in mine):
+        return "it is being loaded"
+    if any(one.is_closed for one in mine):
+        return "it gave way, and its turn comes again"
+    if mine and (len(mine) >= facts.replicas or not line.requests):
+        return "all its slots are busy"
+    return ""
 
 
 # ---- demand

@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import Field
 
-from appliance.base.settings import RoomSettings
+from appliance.base.settings import CommaList, RoomSettings, Switch
 
 RELOAD: dict[str, Any] = {"reload": True}
 
@@ -31,3 +31,10 @@ class ModelSettings(RoomSettings):
     status_port: int | None = Field(None, ge=1, le=65_535, description="Port that tells the models' status while everything else still "
                                     "starts (`/health`, `/status`, `/status/stream`), such as 8001; empty = none")
     status_host: str = Field("127.0.0.1", description="Address of STATUS_PORT; it asks for no key")
+    download_dir: Path | None = Field(None, description="Where downloads are put that name no folder; else `models` in STATE_DIR",
+                                      json_schema_extra={"allowed": "a folder that can be written"})
+    download_allowed_dirs: CommaList = Field(
+        [], description="Folders that pvc:// and file:// sources may read, and that downloads may be put in besides DOWNLOAD_DIR",
+        json_schema_extra=RELOAD | {"allowed": "a comma list of absolute paths"})
+    download_jobs: int = Field(2, ge=1, le=32, description="Downloads that run at the same time; further ones wait")
+    download_resume: Switch = Field(True, description="Whether downloads that the end of the appliance cut off go on at its next start")

@@ -99,7 +99,7 @@ async def test_writes_to_a_model_store_are_refused_clearly(anyone: Running, call
     with pytest.raises(ollama.ResponseError) as caught:
         await call(client(anyone))
     assert caught.value.status_code == 501
-    assert "stores none" in caught.value.error
+    assert "takes in no models" in caught.value.error
 
 
 async def test_unknown_models_when_strict(start: Start) -> None:

@@ -88,6 +88,9 @@ class StandinLoader:
         self.stops_at_once = True
         self.may_stop = asyncio.Event()
 
+    async def look(self, catalogue: Catalogue) -> None:
+        """There is no program to look at."""
+
     async def load(self, live: Live, entry: Entry, catalogue: Catalogue, on_look: Callable[[], None]) -> None:
         self.begun.append(live.alias)
         live.port = next(port for port in range(9000, 9999) if port not in self.ports)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from appliance.models.orphans import Records, command_of, is_same, started_ticks
+from appliance.models.orphans import Records, command_of, started_ticks, survivors
 
 pytestmark = pytest.mark.timeout(40)
 SLEEPER = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(60)", "--model", "x.gguf"]
@@ -175,7 +175,7 @@ def test_what_is_read_of_a_process(spawn: Spawn) -> None:
     assert command_of(process.pid) == SLEEPER
     ticks = started_ticks(process.pid)
     assert ticks is not None
-    assert is_same({"pid": process.pid, "ticks": ticks, "boot": boot(), "command": SLEEPER})
+    assert survivors({"pid": process.pid, "ticks": ticks, "boot": boot(), "command": SLEEPER})
     process.kill()
     while Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
         time.sleep(0.01)

@@ -15,12 +15,27 @@ from appliance.base.tasks import Tasks
 from appliance.base.wire import Wire, WireLimits
 from appliance.models import process as room
 from appliance.models.orphans import started_ticks
-from appliance.models.process import LoadFailed, Process, StopTimes, environment, free_port, log_name, memory_bytes, owns_port
+from appliance.models.process import LoadFailed, Process, StopTimes, environment, free_port, log_name, memory_bytes, owner_of, pause_after
 from tests.models.standin_house import until
 from tests.tools.tiny_models import CONTEXT
 
 pytestmark = pytest.mark.timeout(40)
 SOON = StopTimes(term_s=5.0, kill_s=5.0)
+
+@pytest.mark.parametrize("loads_s", [0.05, 0.3, 1.0, 2.0, 5.0, 30.0, 119.0])
+def test_a_ready_model_is_noticed_within_a_tenth_of_its_load_and_a_quarter_second(loads_s):
+    at_s = 0.0
+    while at_s < loads_s:
+        at_s += pause_after(at_s)
+    assert at_s - loads_s <= max(0.01, min(0.25, loads_s / 10)) + 1e-9
+
+
+def test_a_long_load_is_not_looked_at_all_the_time():
+    at_s, looks = 0.0, 0
+    while at_s < 120.0:
+        at_s, looks = at_s + pause_after(at_s), looks + 1
+    assert looks < 600
+
 
 # What a program of these tests is made of: `serve(port)` answers each request with the next of the statuses, the last one for ever.
 COMMON = """
@@ -107,8 +122,8 @@ async def test_somebody_elses_answer_does_not_count(make: Make) -> None:
     process = make("time.sleep(60)", port=other.port, log="second.log")
     await process.start()
     assert (await load_failure(process, 0.3)).can_retry
-    assert owns_port(other.pid, other.port)
-    assert not owns_port(process.pid, other.port)
+    assert owner_of(other.port, other.pid) == "ours"
+    assert owner_of(other.port, process.pid) == "foreign"
 
 
 async def test_a_script_that_starts_the_real_server_is_as_good(make: Make) -> None:
@@ -147,7 +162,7 @@ async def test_what_its_log_says_decides_whether_it_is_tried_again(make: Make, s
     assert failure.reason.startswith("it ended with exit code 1")
     if said and "terminate" not in said:
         assert said in failure.reason                                # the first complaint, not the last
-    assert failure.is_port_taken == ("bind" in said.lower())
+    assert failure.is_port == ("bind" in said.lower())
 
 
 async def test_one_that_is_killed_while_it_loads_is_said_to_be(make: Make) -> None:
@@ -340,7 +355,7 @@ def test_the_lowest_free_port_is_given_and_those_taken_are_left_out() -> None:
 
 
 def test_a_process_that_has_ended_owns_nothing_and_takes_nothing() -> None:
-    assert not owns_port(4_000_000, 1)
+    assert owner_of(1, 4_000_000) == "foreign"
     assert memory_bytes(4_000_000) == (0, 0)
 
 
@@ -358,7 +373,7 @@ async def test_the_real_one_comes_up_takes_memory_and_goes(make: Make, llama_bin
     await process.ready(30, lambda: None)
     resident, of_files = memory_bytes(process.pid)
     assert resident > of_files > 1_000_000
-    assert owns_port(process.pid, port)
+    assert owner_of(port, process.pid) == "ours"
     assert await process.stop(StopTimes()) == "term"
 
 
@@ -384,6 +399,6 @@ async def test_the_real_one_says_that_its_port_is_taken(make: Make, llama_binary
         process = make(command=real(llama_binary, tiny_models, port), port=port)
         await process.start()
         failure: Any = await load_failure(process, 30)
-    assert failure.is_port_taken
+    assert failure.is_port
     assert failure.can_retry
     assert "couldn't bind" in failure.reason

@@ -1,0 +1,242 @@
+"""Many houses at random, each run by a naive manager that does what the scheduler says: what must hold in all of them, whatever happens.
+
+Time is a number that the test moves; nothing sleeps. Each house is made from its number, so that a failing one can be looked at again.
+"""
+
+import random
+from dataclasses import dataclass, field, replace
+
+import pytest
+
+from appliance.models.scheduler import (
+    RAM,
+    Close,
+    Demand,
+    Facts,
+    House,
+    Line,
+    Open,
+    Refuse,
+    Resident,
+    Rules,
+    Serve,
+    Start,
+    Stop,
+    Wait,
+    next_step,
+)
+
+MOST_STEPS = 200            # of one turn
+EVENTS = 60                 # while requests come
+MOST_EVENTS = 3000          # until all are answered
+MARGIN = 1
+
+
+@dataclass
+class Server:
+    resident: Resident
+    ready_at_s: float = 0.0
+    idle_since_s: float = 0.0
+
+
+@dataclass
+class Houseful:
+    """A house, and the manager of it. Memory in single bytes: the numbers stay small."""
+
+    rng: random.Random
+    now_s: float = 1000.0
+    servers: dict[int, Server] = field(default_factory=dict)
+    waiting: dict[str, list[float]] = field(default_factory=dict)
+    owed: set[str] = field(default_factory=set)
+    turn_ended_s: dict[str, float] = field(default_factory=dict)
+    demand: dict[str, Demand] = field(default_factory=dict)
+    answered: int = 0
+    refused: int = 0
+    arrived: int = 0
+
+    def __post_init__(self) -> None:
+        rng = self.rng
+        gpus = rng.choice([0, 0, 1, 2, 3])
+        self.total = {RAM: rng.randint(8, 40)} | {index: rng.randint(8, 24) for index in range(gpus)}
+        self.rules = Rules(rng.randint(1, 4), rng.choice([0.0, 5.0, 30.0]), MARGIN, rng.choice([1.0, 10.0]))
+        self.facts = {}
+        for number in range(rng.randint(2, 7)):
+            alias = f"m{number}"
+            self.facts[alias] = Facts(alias, rng.randint(1, 30), bool(gpus) and rng.random() < 0.7, rng.choice([0.2, 1.0, 8.0, 60.0]),
+                                      rng.choice([1, 1, 1, 2, 3]), rng.random() < 0.05)
+        self.pinned = {alias for alias in self.facts if rng.random() < 0.15}
+        self.evicts = {alias: rng.random() < 0.9 for alias in self.facts}
+        self.priority = {alias: rng.randint(0, 2) for alias in self.facts}
+        self.stays = {alias: rng.choice([None, None, 20.0]) for alias in self.facts}
+        self.foreign = {device: rng.randint(0, 4) for device in self.total}
+
+    # ---- what the scheduler sees
+
+    def free(self) -> dict[int, int]:
+        free = {device: size - self.foreign[device] for device, size in self.total.items()}
+        for server in self.servers.values():
+            for device, size in server.resident.memory.items():
+                free[device] -= size
+        return free
+
+    def house(self) -> House:
+        lines = [Line(alias, len(since), 0, self.now_s - since[0], self.priority[alias], self.evicts[alias], alias in self.owed,
+                      self.now_s - self.turn_ended_s.get(alias, -1e9)) for alias, since in self.waiting.items() if since]
+        return House(lines, [self.seen(server) for server in self.servers.values()], self.facts, self.free(), self.total, self.rules)
+
+    def seen(self, server: Server) -> Resident:
+        one = server.resident
+        idle_s = 0.0 if one.active else self.now_s - server.idle_since_s
+        stays_s = self.stays[one.alias]
+        return replace(one, idle_s=idle_s, ready_s=self.now_s - server.ready_at_s, demand=self.demand[one.alias].rate(self.now_s),
+                       is_pinned=one.alias in self.pinned, stays_s=None if stays_s is None else max(0.0, stays_s - idle_s))
+
+    # ---- what happens
+
+    def ask(self, alias: str) -> None:
+        self.arrived += 1
+        self.demand.setdefault(alias, Demand()).add(self.now_s)
+        self.waiting.setdefault(alias, []).append(self.now_s)
+
+    def change(self, key: int, **how: object) -> None:
+        self.servers[key].resident = replace(self.servers[key].resident, **how)         # type: ignore[arg-type]
+
+    def happens(self) -> bool:
+        """Let one thing happen that takes time: a load, an answer or an unloading ends. False = there is none."""
+        choices = [key for key, server in self.servers.items() if server.resident.phase != "ready" or server.resident.active]
+        if not choices:
+            return False
+        key = self.rng.choice(choices)
+        server = self.servers[key]
+        self.now_s += self.rng.choice([0.0, 0.1, 1.0, 10.0])
+        if server.resident.phase == "loading":
+            self.change(key, phase="ready")
+            server.ready_at_s = server.idle_since_s = self.now_s
+        elif server.resident.phase == "stopping":
+            del self.servers[key]
+        else:
+            self.answered += 1
+            self.change(key, active=server.resident.active - 1)
+            server.idle_since_s = self.now_s
+        return True
+
+    def turn(self) -> Wait:
+        """Do what the scheduler says until it says that there is nothing."""
+        for _ in range(MOST_STEPS):
+            step = next_step(self.house())
+            if isinstance(step, Wait):
+                return step
+            self.do(step)
+        raise AssertionError(f"it does not settle: {step}")
+
+    def do(self, step: Serve | Start | Stop | Close | Open | Refuse) -> None:
+        one = self.servers[step.key].resident if isinstance(step, Serve | Stop | Close | Open) else None
+        if isinstance(step, Serve):
+            assert one is not None
+            assert (one.phase, one.is_closed, one.alias) == ("ready", False, step.alias)
+            assert one.active < one.slots
+            self.waiting[step.alias].pop(0)
+            self.change(step.key, active=one.active + 1)
+        elif isinstance(step, Start):
+            self.start(step)
+        elif isinstance(step, Refuse):
+            self.must_be_impossible(step)
+            self.refused += len(self.waiting.pop(step.alias))
+        else:
+            assert one is not None
+            assert one.phase == "ready"
+            assert one.alias not in self.pinned or isinstance(step, Open)
+            self.give_way(step, one)
+
+    def give_way(self, step: Stop | Close | Open, one: Resident) -> None:
+        if isinstance(step, Stop):
+            assert not one.active, "a running answer was cut off"
+            self.change(step.key, phase="stopping")
+        else:
+            assert one.is_closed == isinstance(step, Open)
+            self.change(step.key, is_closed=isinstance(step, Close))
+        if not isinstance(step, Open) and step.alias:
+            assert self.evicts[step.alias]
+            self.owed.add(step.alias)
+            self.turn_ended_s[one.alias] = self.now_s
+
+    def start(self, step: Start) -> None:
+        facts = self.facts[step.alias]
+        key = max(self.servers, default=0) + 1
+        size = -(-facts.need_bytes // len(step.devices))
+        memory = dict.fromkeys(step.devices, size)
+        if len(step.devices) > 1:           # llama-server splits by what is free
+            left = facts.need_bytes
+            memory = {}
+            for device in step.devices:
+                memory[device] = min(left, self.free()[device] - MARGIN)
+                left -= memory[device]
+        self.servers[key] = Server(Resident(key, step.alias, "loading", self.rng.choice([1, 1, 2, 4]), memory=memory, load_s=facts.load_s))
+        self.owed.discard(step.alias)
+        assert all((device >= 0) == facts.on_gpu for device in step.devices)
+        assert all(self.free()[device] >= MARGIN for device in step.devices), "more memory than there is"
+        assert len({server.resident.alias for server in self.servers.values()}) <= self.rules.places, "more models than places"
+        assert sum(server.resident.alias == step.alias for server in self.servers.values() if server.resident.phase != "stopping") <= facts.replicas
+
+    def must_be_impossible(self, step: Refuse) -> None:
+        facts = self.facts[step.alias]
+        if step.why == "failed":
+            assert facts.is_failed
+            return
+        pinned = [server.resident for server in self.servers.values() if server.resident.alias in self.pinned]
+        if step.why == "pinned":
+            assert len({one.alias for one in pinned}) >= self.rules.places
+            return
+        rooms = [size - self.foreign[device] - sum(one.memory.get(device, 0) for one in pinned) for device, size in self.total.items()
+                 if (device >= 0) == facts.on_gpu]
+        assert step.available_bytes < step.need_bytes
+        assert max(rooms) < facts.need_bytes + MARGIN
+        one_could = facts.need_bytes + MARGIN <= max(size for device, size in self.total.items() if (device >= 0) == facts.on_gpu)
+        assert one_could or sum(max(0, size - MARGIN) for size in rooms) < facts.need_bytes
+
+
+def nobody_waits_for_nothing(full: Houseful, wait: Wait) -> None:
+    """Say that whoever waits has something to wait for: work that ends, or a time that comes."""
+    waiting = [alias for alias, since in full.waiting.items() if since and full.evicts[alias]]
+    works = any(server.resident.phase != "ready" or server.resident.active for server in full.servers.values())
+    assert not waiting or works or wait.again_s is not None
+    assert set(wait.reasons) == {alias for alias, since in full.waiting.items() if since}
+    assert all(wait.reasons.values())
+
+
+@pytest.mark.parametrize("first", range(0, 400, 100))
+def test_a_house_never_breaks_its_rules_and_everybody_is_answered(first: int) -> None:
+    for number in range(first, first + 100):
+        full = Houseful(random.Random(number))
+        for _ in range(EVENTS):
+            if full.rng.random() < 0.6:
+                full.ask(full.rng.choice(list(full.facts)))
+            elif not full.happens():
+                full.now_s += full.rng.choice([0.1, 1.0, 30.0])
+            nobody_waits_for_nothing(full, full.turn())
+        for _ in range(MOST_EVENTS):
+            wait = full.turn()
+            nobody_waits_for_nothing(full, wait)
+            if not full.happens():
+                if wait.again_s is None:
+                    break
+                full.now_s += max(0.005, wait.again_s)
+        left = sum(len(since) for alias, since in full.waiting.items() if full.evicts[alias])
+        assert left == 0, f"house {number}: {full.waiting}"
+        assert full.answered + full.refused + sum(map(len, full.waiting.values())) == full.arrived
+
+
+def test_time_alone_changes_a_decision_only_so_often() -> None:
+    """While nothing ends and nobody comes, the manager is woken a few times for each line and server, and then no more."""
+    for number in range(200):
+        full = Houseful(random.Random(number))
+        for _ in range(20):
+            full.ask(full.rng.choice(list(full.facts)))
+            full.turn()
+            full.happens()
+        wait, woken = full.turn(), 0
+        while wait.again_s is not None:
+            assert wait.again_s > 0
+            full.now_s += max(0.005, wait.again_s)
+            wait, woken = full.turn(), woken + 1
+            assert woken <= 3 * (len(full.facts) + len(full.servers)), f"house {number}"
