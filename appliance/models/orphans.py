@@ -77,7 +77,7 @@ def survivors(record: dict[str, Any]) -> list[int]:
     It led a session of its own, and a program put before llama-server may have ended while llama-server went on.
     """
     pid, ticks, command = int(record["pid"]), record.get("ticks"), record.get("command")
-    if not isinstance(command, list) or len(command) < 2 or pid < 2 or ticks is None or record.get("boot") != _boot():
+    if not isinstance(command, list) or len(command) < 2 or pid < 2 or not isinstance(ticks, int) or record.get("boot") != _boot():
         return []
     arguments = command[1:]
     # Of the command the program may be another: a script, or what it became.

@@ -32,6 +32,10 @@ _PASSED = re.compile(r"PATH|HOME|USER|LANG|LC_.*|TZ|TMPDIR|LD_LIBRARY_PATH|CUDA_
 HOPELESS = tuple(text.lower() for text in (
     "unsupported cache type", "error while handling argument", "model file not found", "invalid model path", "GGML_ASSERT", "llama_model_load",
     "unknown argument", "invalid argument", "failed to load model"))
+PORT_TAKEN = ("couldn't bind", "address already in use")
+NOT_STARTED = (126, 127)        # as shells, and setpriv, say that there is no such program, or that it cannot be run
+_TELLING = re.compile(r"error|fail|invalid|couldn't|assert|unsupported|unknown|not found", re.IGNORECASE)
+_WARNING = re.compile(r"\bwarn|^\S+ W ", re.IGNORECASE)
 
 
 class LoadFailed(Exception):
@@ -78,12 +82,18 @@ def log_name(alias: str, port: int) -> str:
     return f"{re.sub(r'[^A-Za-z0-9._-]', '_', alias)[:100]}_{port}.log"
 
 
-def environment(environ: Mapping[str, str], devices: Sequence[int]) -> dict[str, str]:
-    """Give what a runner may see of our environment, and the GPUs that it is to use (none for system memory alone)."""
+def environment(environ: Mapping[str, str], devices: Sequence[int], *, hides_gpus: bool = False) -> dict[str, str]:
+    """Give what a runner may see of our environment, and the GPUs that it is to use.
+
+    Takes   devices: as the driver counts, negative = system memory; hides_gpus: no layer lies on a GPU, and none is to be used for the
+            rest either: what that takes is reckoned nowhere
+    """
     passed = {name: value for name, value in environ.items() if _PASSED.fullmatch(name)}
     gpus = [str(index) for index in devices if index >= 0]
     if gpus:
         passed |= {"CUDA_VISIBLE_DEVICES": ",".join(gpus), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}      # as the driver counts them
+    elif hides_gpus:
+        passed |= {"CUDA_VISIBLE_DEVICES": "-1", "HIP_VISIBLE_DEVICES": "-1"}
     return passed | {"GGML_NO_BACKTRACE": "1"}          # else a crash starts a debugger first
 
 
@@ -178,11 +188,13 @@ class Process:
         """Say why it ended while it loaded, in the words of its log."""
         tail = self.log_tail()
         text = "\n".join(tail).lower()
-        how = f"killed by signal {-(self.exit_code or 0)}" if (self.exit_code or 0) < 0 else f"ended with exit code {self.exit_code}"
-        said = next((line for line in reversed(tail) if any(word in line.lower() for word in ("error", "failed", "fail", "invalid"))), "")
-        is_port = "couldn't bind" in text or "address already in use" in text
+        code = self.exit_code or 0
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        # The first complaint is the cause; the later ones say that it was one.
+        said = next((line for line in tail if _TELLING.search(line) and not _WARNING.search(line)), "")
+        is_port = any(one in text for one in PORT_TAKEN)
         return LoadFailed(f"it {how}" + (f": {said.strip()[:300]}" if said else ""), is_port=is_port,
-                          can_retry=is_port or not any(one in text for one in HOPELESS))
+                          can_retry=is_port or not (code in NOT_STARTED or any(one in text for one in HOPELESS)))
 
     def log_tail(self, lines: int = TAIL_LINES) -> list[str]:
         """Give the last lines of its log (reads the file: not on the event loop)."""
