@@ -6,7 +6,9 @@ as `unknown`: nothing is lost, and the page stays valid. Source: the OpenMetrics
 """
 
 import math
+import re
 from collections.abc import Iterable
+from operator import itemgetter
 
 from appliance.base.exposition import Family, Sample, pairs_of
 
@@ -14,8 +16,13 @@ TEXT = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 END = b"# EOF\n"
 Key = tuple[tuple[bytes, bytes], ...]
-Groups = dict[Key, list[Sample]]
-_ORDER = {b"_bucket": 0, b"_count": 1, b"_sum": 2, b"_created": 3}
+Row = tuple[bytes, Sample]          # what tells it apart in its group (the value of `le` or `quantile`, else b""), and the sample
+Groups = dict[Key, list[Row]]
+_FIRST = itemgetter(0)
+# Exact: a value has its quotes escaped, so that nothing like this can stand inside of one.
+_LE, _QUANTILE = re.compile(rb'(?:^|,)le="([^"\\]*)"'), re.compile(rb'(?:^|,)quantile="([^"\\]*)"')
+_APART = {"histogram": _LE, "summary": _QUANTILE}
+_BARE = re.compile(rb'(^|,)le="(\d+)"')
 _TEXT_KINDS = {"info": "gauge", "stateset": "gauge", "gaugehistogram": "untyped"}
 
 
@@ -75,10 +82,10 @@ def as_text(families: Iterable[Family]) -> bytes:
         if family.help:
             out.append(b"# HELP %b %b\n" % (name, family.help))
         out.append(b"# TYPE %b %b\n" % (name, kind.encode()))
-        out += [_line(sample.name, sample, sample.stamp) for sample in family.samples]
+        out += [_line(sample.name, sample, b" " + sample.stamp if sample.stamp else b"") for sample in family.samples]
         if family.created:
             out.append(b"# TYPE %b gauge\n" % family.created[0].name)
-            out += [_line(sample.name, sample, sample.stamp) for sample in family.created]
+            out += [_line(sample.name, sample, b" " + sample.stamp if sample.stamp else b"") for sample in family.created]
     return b"".join(out)
 
 
@@ -125,77 +132,97 @@ def _names(family: Family) -> tuple[bytes, set[bytes]]:
     return base, {base + suffix for suffix in suffixes.get(family.kind, (b"",))}
 
 
+class _Grouping:
+    """Puts together what has the same labels, whatever their order, `le` and `quantile` apart."""
+
+    def __init__(self, apart: re.Pattern[bytes] | None) -> None:
+        self._apart = apart
+        self._keys: dict[bytes, Key] = {}
+
+    def key(self, labels: bytes) -> tuple[Key, bytes]:
+        """Give what its group is known by, and what tells it apart there."""
+        one = b""
+        if self._apart is not None and (found := self._apart.search(labels)):
+            begin, end = found.span()
+            one = found[1]
+            labels = labels[:begin] + labels[end:] if begin else labels[end + 1:]
+        key = self._keys.get(labels)
+        if key is None:
+            key = self._keys[labels] = tuple(sorted(pairs_of(labels)))
+        return key, one
+
+
 def _groups(family: Family, created: list[Sample]) -> Groups | None:
-    """Put together what has the same labels (`le` and `quantile` apart); None: OpenMetrics has no such family."""
-    apart = {"histogram": b"le", "summary": b"quantile"}.get(family.kind)
+    """Put together what belongs together; None: OpenMetrics has no such family."""
+    grouping = _Grouping(_APART.get(family.kind))
     groups: Groups = {}
     for sample in family.samples:
-        groups.setdefault(_key(sample.labels, apart), []).append(sample)
+        key, one = grouping.key(sample.labels)
+        rows = groups.get(key)
+        if rows is None:
+            rows = groups[key] = []
+        rows.append((one, sample))
     check = {"histogram": _is_whole, "summary": _is_summary, "counter": _counts, "gaugehistogram": _never}.get(family.kind, _is_one)
     if not all(check(family, rows) for rows in groups.values()):
         return None
     for sample in created:
-        key = _key(sample.labels, apart)
-        if key in groups and not any(row.stamp for row in groups[key]):
-            groups[key].append(sample)
+        key, one = grouping.key(sample.labels)
+        if key in groups and not groups[key][0][1].stamp:
+            groups[key].append((one, sample))
     return groups
 
 
-def _key(labels: bytes, apart: bytes | None) -> Key:
-    """Give labels in one order, without the one that tells a group's samples apart."""
-    return tuple(sorted(pair for pair in pairs_of(labels) if pair[0] != apart)) if labels else ()
-
-
-def _is_one(family: Family, rows: list[Sample]) -> bool:
+def _is_one(family: Family, rows: list[Row]) -> bool:
     return len(rows) == 1 or family.kind == "stateset"
 
 
-def _counts(family: Family, rows: list[Sample]) -> bool:
-    return len(rows) == 1 and _number(rows[0]) >= 0
+def _counts(family: Family, rows: list[Row]) -> bool:
+    return len(rows) == 1 and float(rows[0][1].value) >= 0
 
 
-def _never(family: Family, rows: list[Sample]) -> bool:
+def _never(family: Family, rows: list[Row]) -> bool:
     return False
 
 
-def _number(sample: Sample) -> float:
-    """Give a value; what is no number counts as less than nothing."""
-    value = float(sample.value)
-    return -math.inf if math.isnan(value) else value
-
-
-def _of(labels: bytes, name: bytes) -> float:
-    return next((float(value) for key, value in pairs_of(labels) if key == name), math.nan)
-
-
-def _is_whole(family: Family, rows: list[Sample]) -> bool:
+def _is_whole(family: Family, rows: list[Row]) -> bool:
     """Sort a histogram's samples, and say whether they are one: rising buckets up to +Inf, which is the count, and a sum."""
-    if len({row.stamp for row in rows}) > 1:
+    buckets, others = [], {}
+    bucket = family.name + b"_bucket"
+    for row in rows:
+        if row[1].name == bucket:
+            buckets.append((_float(row[0]), float(row[1].value), row))
+        else:
+            others[row[1].name[len(family.name):]] = row
+    count, total = others.get(b"_count"), others.get(b"_sum")
+    if count is None or total is None or not buckets or len(buckets) + 2 != len(rows):
         return False
-    n = len(family.name)
-    try:
-        rows.sort(key=lambda row: (_ORDER[row.name[n:]], _of(row.labels, b"le") if row.name[n:] == b"_bucket" else 0.0))
-        bounds = [_of(row.labels, b"le") for row in rows if row.name[n:] == b"_bucket"]
-    except (KeyError, ValueError):
-        return False
-    values = [_number(row) for row in rows]
-    buckets = values[:len(bounds)]
-    return (len(rows) == len(bounds) + 2 and bool(bounds) and bounds[-1] == math.inf and bounds[0] >= 0 and len(set(bounds)) == len(bounds)
-            and buckets == sorted(buckets) and buckets[0] >= 0 and all(value.is_integer() for value in values[:-1])
-            and values[-2] == buckets[-1] and values[-1] >= 0)
+    buckets.sort(key=_FIRST)
+    bounds, values = [bound for bound, _, _ in buckets], [value for _, value, _ in buckets]
+    rows[:] = [*(row for _, _, row in buckets), count, total]
+    return (bounds[-1] == math.inf and bounds[0] >= 0 and len(set(bounds)) == len(bounds) and values == sorted(values) and values[0] >= 0
+            and values[-1] == float(count[1].value) and all(map(float.is_integer, values)) and float(total[1].value) >= 0
+            and len({row.stamp for _, row in rows}) == 1)
 
 
-def _is_summary(family: Family, rows: list[Sample]) -> bool:
-    n = len(family.name)
+def _is_summary(family: Family, rows: list[Row]) -> bool:
+    """Sort a summary's samples, and say whether they are one."""
+    quantiles = sorted(((_float(row[0]), row) for row in rows if row[1].name == family.name), key=_FIRST)
+    others = {row[1].name[len(family.name):]: row for row in rows if row[1].name != family.name}
+    bounds = [bound for bound, _ in quantiles]
+    values = [float(row[1].value) for row in others.values()]
+    count = float(others[b"_count"][1].value) if b"_count" in others else 0.0
+    is_good = (len(rows) == len(quantiles) + len(others) and all(0 <= bound <= 1 for bound in bounds) and len(set(bounds)) == len(bounds)
+               and count.is_integer() and all(value >= 0 for value in values) and not any(float(row[1].value) < 0 for _, row in quantiles)
+               and len({row.stamp for _, row in rows}) == 1)
+    rows[:] = [*(row for _, row in quantiles), *others.values()]
+    return is_good
+
+
+def _float(text: bytes) -> float:
     try:
-        rows.sort(key=lambda row: (_ORDER.get(row.name[n:], 0), 0.0 if row.name[n:] else _of(row.labels, b"quantile")))
-        quantiles = [_of(row.labels, b"quantile") for row in rows if not row.name[n:]]
+        return float(text)
     except ValueError:
-        return False
-    others = [row.name[n:] for row in rows if row.name[n:]]
-    return (len({row.stamp for row in rows}) == 1 and all(0 <= q <= 1 for q in quantiles) and len(set(quantiles)) == len(quantiles)
-            and len(set(others)) == len(others) and all(_number(row) >= 0 or (not row.name[n:] and math.isnan(float(row.value))) for row in rows)
-            and all(_number(row).is_integer() for row in rows if row.name[n:] == b"_count"))
+        return math.nan
 
 
 def _write(out: list[bytes], base: bytes, family: Family, groups: Groups) -> None:
@@ -205,21 +232,35 @@ def _write(out: list[bytes], base: bytes, family: Family, groups: Groups) -> Non
         out.append(b"# UNIT %b %b\n" % (base, family.unit))
     if family.help:
         out.append(b"# HELP %b %b\n" % (base, _help(family.help)))
+    names: dict[bytes, bytes] = {}
     for rows in groups.values():
-        for row in rows:
-            name = row.name
-            if kind == "counter":
-                name = base + (b"_created" if name.endswith(b"_created") and name != family.name else b"_total")
-            elif kind == "info":
-                name = base + b"_info"
-            out.append(_line(name, _canonical(row), _seconds(row.stamp), row.exemplar if name.endswith((b"_bucket", b"_total")) else b""))
+        for one, row in rows:
+            name = names.get(row.name) or names.setdefault(row.name, _called(row.name, kind, base, family.name))
+            labels = row.labels if not one.isdigit() or kind != "histogram" else _BARE.sub(_with_point, row.labels)     # `1.0`, not `1`
+            end = b""
+            if row.stamp:
+                end = _seconds(row.stamp)
+            if row.exemplar and name.endswith((b"_bucket", b"_total")):
+                end += b" # " + row.exemplar
+            out.append(b"%b{%b} %b%b\n" % (name, labels, row.value, end) if labels else b"%b %b%b\n" % (name, row.value, end))
+
+
+def _called(name: bytes, kind: str, base: bytes, family: bytes) -> bytes:
+    """Give a sample's name in OpenMetrics."""
+    if kind == "counter":
+        return base + (b"_created" if name.endswith(b"_created") and name != family else b"_total")
+    return base + b"_info" if kind == "info" else name
+
+
+def _with_point(found: re.Match[bytes]) -> bytes:
+    return found[1] + b'le="' + found[2] + b'.0"'
 
 
 def _write_singly(out: list[bytes], family: Family, taken: set[bytes]) -> None:
     """Write what is no OpenMetrics family as samples of no kind, each name for itself; of the same series only the first."""
     by_name: dict[bytes, dict[Key, Sample]] = {}
     for sample in family.samples:
-        by_name.setdefault(sample.name, {}).setdefault(_key(sample.labels, None), sample)
+        by_name.setdefault(sample.name, {}).setdefault(tuple(sorted(pairs_of(sample.labels))), sample)
     for name, rows in by_name.items():
         if name in taken:
             continue
@@ -228,18 +269,8 @@ def _write_singly(out: list[bytes], family: Family, taken: set[bytes]) -> None:
         out += [_line(name, row, _seconds(row.stamp)) for row in rows.values()]
 
 
-def _line(name: bytes, sample: Sample, stamp: bytes, exemplar: bytes = b"") -> bytes:
-    labels = b"{" + sample.labels + b"}" if sample.labels else b""
-    return name + labels + b" " + sample.value + (b" " + stamp if stamp else b"") + (b" # " + exemplar if exemplar else b"") + b"\n"
-
-
-def _canonical(row: Sample) -> Sample:
-    """Write a bound as OpenMetrics wants it: `1.0`, not `1`."""
-    if b'le="' not in row.labels or not row.name.endswith(b"_bucket"):
-        return row
-    pairs = pairs_of(row.labels)
-    labels = b",".join(key + b'="' + (value + b".0" if key == b"le" and value.isdigit() else value) + b'"' for key, value in pairs)
-    return row._replace(labels=labels) if labels != row.labels else row
+def _line(name: bytes, sample: Sample, stamp: bytes) -> bytes:
+    return b"%b%b %b%b\n" % (name, b"{" + sample.labels + b"}" if sample.labels else b"", sample.value, stamp)
 
 
 def _help(text: bytes) -> bytes:
@@ -248,7 +279,4 @@ def _help(text: bytes) -> bytes:
 
 
 def _seconds(stamp: bytes) -> bytes:
-    try:
-        return b"%.3f" % (float(stamp) / 1000) if stamp else b""
-    except ValueError:
-        return b""
+    return b" %.3f" % (_float(stamp) / 1000) if stamp else b""

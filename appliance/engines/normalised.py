@@ -5,6 +5,7 @@ Labels, HELP and the engine's own numbers are taken over as they are; values cha
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from appliance.engines.families import GATEWAY, KINDS, KTHENA, LORA_INFO, OTHER_
 OUT_OF_RANGE, OTHER_KIND, BROKEN = "out_of_range", "other_kind", "broken"
 _FITS = {"gauge": {"gauge", "counter", "untyped"}, "counter": {"counter", "gauge", "untyped"}, "histogram": {"histogram"}}
 _WHOLE = (b"_bucket", b"_sum", b"_count")
+_SAMPLE = Sample._make
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,10 +182,8 @@ def _of(wanted: Wanted, source: Source | None, index: _Index, aside: Aside) -> t
 def renamed(family: Family, name: str, kind: str) -> Family:
     """Give a copy under another name: suffixes of histograms kept, counters' samples called as they are. No exemplars: they are the engine's."""
     new, old = name.encode(), family.name
-    if kind == "histogram":
-        samples = [sample._replace(name=new + sample.name[len(old):], exemplar=b"") for sample in family.samples]
-    else:
-        samples = [sample._replace(name=new, exemplar=b"") for sample in family.samples]
+    names = {one: new + (one[len(old):] if kind == "histogram" else b"") for one in {sample.name for sample in family.samples}}
+    samples = [_SAMPLE((names[one], labels, value, stamp, b"")) for one, labels, value, stamp, _ in family.samples]
     created = [sample._replace(name=new.removesuffix(b"_total") + b"_created") for sample in family.created]
     return Family(new, kind, family.help, samples, created)
 
@@ -192,6 +192,10 @@ def completed(family: Family) -> bool:
     """Put in what can be told of a histogram that lacks +Inf or its count: each is the other. Says whether it is whole now."""
     name = family.name
     buckets, counts, sums = name + b"_bucket", name + b"_count", name + b"_sum"
+    seen_names = Counter(sample.name for sample in family.samples)
+    last = sum(b'le="+Inf"' in sample.labels for sample in family.samples)
+    if seen_names[counts] == seen_names[sums] == last:          # whole, as nearly all are
+        return all(b'le="' in sample.labels for sample in family.samples if sample.name == buckets)
     seen: dict[tuple[tuple[bytes, bytes], ...], dict[bytes, Sample]] = {}
     for sample in family.samples:
         pairs = pairs_of(sample.labels)
