@@ -32,7 +32,7 @@ from appliance.models.download_fetch import Fetching, Job
 from appliance.models.download_part import Part, disk_error
 from appliance.models.download_progress import TELL_S, Meter
 from appliance.models.download_retry import again
-from appliance.models.fetching import Fetched, Flaw, OnProgress, Wish, shown
+from appliance.models.fetching import Fetched, Flaw, Offered, OnProgress, Wish, shown
 from appliance.models.settings import ModelSettings
 from appliance.models.sources.contract import Errand, Listing, Patience, Remote, Source
 from appliance.models.sources.table import open_source, split
@@ -61,6 +61,12 @@ class DownloadEngine:
         Raises  Invalid, NotFound, Forbidden, Conflict (no space, not writable), UpstreamFailed, TimedOut: which file, and why
         """
         return await self._download(wish, on_progress, {})
+
+    async def offered(self, source: str, config: Mapping[str, str]) -> list[Offered]:
+        """List what a source has (fetching.Lister). Raises  as download"""
+        async with self._source(Wish(source, Path(), config=config)) as (opened, _):
+            listing = await again(opened.listing, self._patience, lambda _: None)
+        return [Offered(file.path, file.size_bytes, file.digest.partition("sha256:")[2]) for file in listing.files]
 
     async def verify(self, folder: Path) -> list[Flaw]:
         """Hold a folder against what its downloads wrote down.
@@ -115,6 +121,11 @@ class DownloadEngine:
         if not 1 <= wish.max_workers <= MOST_WORKERS:
             raise Invalid(f"max_workers must be from 1 to {MOST_WORKERS}.", param="max_workers")
         self._rules.check_output(wish.output_dir)
+        async with self._source(wish) as found:
+            yield found
+
+    @asynccontextmanager
+    async def _source(self, wish: Wish) -> AsyncIterator[tuple[Source, dict[str, str]]]:
         scheme, address = split(wish.source)
         config = self._rules.config_of(wish, scheme)
         source = open_source(scheme, Errand(address, config, self._rules.reach_of(scheme, config), self._rules.folders, self._patience, self._ssl))
