@@ -9,6 +9,7 @@ Decisions are in scheduler.py, processes in process.py and loading.py, readings 
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TypeVar
 
 from appliance.base.clock import Clock
@@ -16,7 +17,7 @@ from appliance.base.errors import NoSuchModel
 from appliance.base.fair_queue import FairQueue, Full
 from appliance.base.logs import get_logger
 from appliance.base.tasks import Tasks
-from appliance.models.catalogue import Catalogue
+from appliance.models.catalogue import Catalogue, Lora, Model
 from appliance.models.entry import Entry, Lease, Live, Waiter, Waiting
 from appliance.models.errors import ModelFailed, NoMemory, PlacesPinned, QueueFull, ShuttingDown, WaitedTooLong
 from appliance.models.files import look_at_file
@@ -60,6 +61,7 @@ class Manager(Readings):
         super().__init__(catalogue, loader=loader, memory=memory, lessons=lessons, tasks=tasks, clock=clock)
         self.extra_wait_s, self._ageing_s = extra_wait_s, ageing_s
         self._is_turning = self._is_closed = False
+        self.adapters: dict[str, tuple[Lora, ...]] = {}         # by model, see set_adapters
         self._timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
         self._put(catalogue)
@@ -135,14 +137,38 @@ class Manager(Readings):
     def _put(self, catalogue: Catalogue) -> None:
         """Make an entry for each model; those that did not change stay as they are."""
         system, entries = catalogue.system, {}
-        for alias, model in catalogue.models.items():
-            entry = self.entries.get(alias)
+        for alias, configured in catalogue.models.items():
+            entry, model = self.entries.get(alias), self._with_adapters(configured)
             if entry is None or entry.model != model:
                 entry = Entry(model, FairQueue(system.max_queue_size_per_model, ageing_s=self._ageing_s),
                               is_pinned=model.pinned, updated_at_s=self._clock.now_s())
             entry.line.limit = system.max_queue_size_per_model
             entries[alias] = entry
         self.entries = entries
+
+    def _with_adapters(self, model: Model) -> Model:
+        return replace(model, lora=(*model.lora, *self.adapters.get(model.alias, ())))
+
+    def set_adapters(self, alias: str, adapters: tuple[Lora, ...]) -> bool:
+        """Let a model be run with these adapters besides those of its table. Where that is a change, what runs of it ends what it has
+        begun and goes; who waits keeps the place in line, and is answered by the next one.
+
+        Gives   whether it is a change
+        Raises  NoSuchModel
+        """
+        entry = self.entry(alias)
+        if self.adapters.get(alias, ()) == adapters:
+            return False
+        self.adapters = {**self.adapters, alias: adapters}
+        entry.model = self._with_adapters(self.catalogue.models[alias])
+        was_wanted = bool(entry.present()) or entry.wanted
+        for live in entry.present():
+            self._let_go(live)
+        self.reset(alias)           # what failed with others may work with these
+        if was_wanted:
+            self.restore(alias)
+        log.info("model_adapters", alias=alias, adapters=[one.name for one in adapters])
+        return True
 
     def _set_status(self, status: ServerStatus) -> None:
         if status != self._status:
