@@ -75,6 +75,7 @@ class Managed(Books):
         self._boarded: dict[Place, Lease] = {}
         self._made_of: Any = None
         self._served: dict[str, Served] = {}
+        self.on_models: Callable[[], None] = lambda: None       # the fleet's: what it serves changed
         self.held = Held()          # adapters; each has its base model's entry in the manager
         manager.on_gone = lambda live: self._forget(live)
         self.apply(settings)

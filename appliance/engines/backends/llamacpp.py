@@ -68,7 +68,7 @@ class LlamaCpp:
     async def load_adapter(self, tell: Tell, ask: Ask, name: str, path: str, *, is_pinned: bool = False) -> LoraSaid:
         """It reads no adapter while it runs: there is only what it was started with, found by its file, or by its file's name."""
         rows = await _rows(ask)
-        for _, own in [row for row in rows if row[1] == path] or [row for row in rows if PurePosixPath(row[1]).stem == name]:
+        for _, own in [row for row in rows if row[1] == path] or [row for row in rows if _is_same_file(row[1], path)]:
             return LoraSaid("already", 200, f"The adapter {name!r} is {own}, which it was started with.", known_as=PurePosixPath(own).stem)
         has = ", ".join(own for _, own in rows) or "none"
         return LoraSaid("off", 409, f"llama-server has only the adapters that it was started with: {has}.",
@@ -87,6 +87,11 @@ class LlamaCpp:
         """Seen with b11669: an id that it has not is passed over, and the base model answers."""
         wanted = next((value[0]["id"] for key, value in served.extra if key == "lora"), None)
         return (wanted, served.card.path) in await _rows(ask)
+
+
+def _is_same_file(own: str, path: str) -> bool:
+    """Whether it may be the file that is meant: in a container it may lie in another folder, and the path may be the folder."""
+    return own.startswith(path + "/") or PurePosixPath(own).name == PurePosixPath(path).name
 
 
 async def _rows(ask: Ask) -> list[tuple[int, str]]:
