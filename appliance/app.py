@@ -21,7 +21,7 @@ from appliance.base.metrics import Metrics
 from appliance.base.settings import BadSettings
 from appliance.base.tasks import Tasks
 from appliance.base.watch import Watched
-from appliance.build import add_manager, build_fleet, build_manager, manager_wire
+from appliance.build import add_manager, build_adapters, build_fleet, build_lora_orders, build_manager, manager_wire
 from appliance.control.parts import ControlParts
 from appliance.control.server import serving_control
 from appliance.engines.receipts import Receipt, Receipts
@@ -29,6 +29,7 @@ from appliance.engines.types import BackendState
 from appliance.front.access_log import AccessLog
 from appliance.front.balance import BalanceDoor
 from appliance.front.desk import Desk
+from appliance.front.lora import LoraDoor
 from appliance.front.models import ModelsDoor
 from appliance.front.ollama import OllamaDoor
 from appliance.front.openai import OpenAIDoor
@@ -79,6 +80,8 @@ class Appliance:
         self.models_door: ModelsDoor | None = None
         self.fleet = build_fleet(settings, tasks=self.tasks, clock=self.clock, metrics=self.metrics)
         self.router = self.fleet.router
+        self.adapters = build_adapters(self.router, settings, tasks=self.tasks, clock=self.clock, metrics=self.metrics)
+        self.lora_orders = build_lora_orders(self.adapters, settings, downloader=None, tasks=self.tasks, clock=self.clock)
         self.metrics.build_info.labels(__version__, platform.python_version()).set(1)
 
     # ---- what doors may ask
@@ -152,6 +155,7 @@ class Appliance:
     def measure(self) -> None:
         """Bring all gauges up to date: /metrics is read."""
         self.fleet.measure()
+        self.adapters.measure()
         if self.manager is not None:
             measure(self.manager, self.metrics.router, self.clock.now_s())
 
@@ -172,7 +176,7 @@ class Appliance:
         routes = all_routes(self.openai, ResponsesDoor(self.router, clock=self.clock),
                             OllamaDoor(self.router, clock=self.clock, board=self.manager, library=self.library), system,
                             BalanceDoor(self.router, clock=self.clock, set_strategy=self.fleet.set_strategy, board=self.manager),
-                            self.models_door)
+                            self.models_door, LoraDoor(self.lora_orders))
         self.server = Server(routes, self.desk, clock=self.clock, passage=Passage(self.router, self.desk))
         return self.server
 
@@ -192,7 +196,7 @@ class Appliance:
             shutdown=self.shutdown, lines=self.lines, new_receipt=self.begin, finish=self.finish,
             is_draining=lambda: self.state != "serving",
             grace_s=lambda: self.settings.front.shutdown_grace_s if self.grace_s is None else self.grace_s, hurry=self.hurry,
-            board=self.manager, clock=self.clock)
+            board=self.manager, clock=self.clock, lora=self.lora_orders)
 
 
 async def open_models(appliance: Appliance, stack: AsyncExitStack) -> None:
@@ -211,6 +215,7 @@ async def open_models(appliance: Appliance, stack: AsyncExitStack) -> None:
     status_path = settings.host.state_dir / "model_status.json"
     await stack.enter_async_context(keeping_status_file(manager, status_path, tasks=tasks))
     stack.push_async_callback(manager.close)
+    appliance.adapters.prepare(manager)
     await manager.open()
     appliance.models_door = ModelsDoor(manager, clock=clock, status_path=status_path)
     add_manager(appliance.fleet, manager, settings, wire=wire, clock=clock, metrics=appliance.metrics, tasks=tasks)
@@ -230,6 +235,7 @@ async def running(settings: Settings, *, warnings: list[str] | None = None) -> A
         await stack.enter_async_context(appliance.tasks)
         await open_models(appliance, stack)
         stack.push_async_callback(appliance.fleet.close)
+        appliance.adapters.start()
         await appliance.fleet.first_looks()
         server = appliance.build_front(access_log)
         front = settings.front

@@ -7,10 +7,14 @@ from appliance.base.logs import get_logger
 from appliance.base.metrics import Metrics
 from appliance.base.tasks import Tasks
 from appliance.base.wire import Wire, WireLimits
+from appliance.engines import lora_file
 from appliance.engines.fleet import Fleet
+from appliance.engines.lora import Adapters
+from appliance.engines.lora_orders import Orders
 from appliance.engines.managed import Managed
 from appliance.engines.router import Router
 from appliance.host.gpu import real_gpus
+from appliance.models.fetching import Downloader
 from appliance.models.learned import Lessons
 from appliance.models.loading import Loader
 from appliance.models.manager import Manager
@@ -30,6 +34,20 @@ def build_fleet(settings: Settings, *, tasks: Tasks, clock: Clock, metrics: Metr
     fleet = Fleet(router, tasks=tasks, clock=clock, metrics=metrics, changes_path=Path(settings.host.state_dir) / CHANGES_FILE)
     fleet.apply(settings.engines, settings.fleet, settings.environ)
     return fleet
+
+
+def build_adapters(router: Router, settings: Settings, *, tasks: Tasks, clock: Clock, metrics: Metrics) -> Adapters:
+    """Give the declared LoRA adapters; `start` brings the backends to have them. Call it inside the event loop."""
+    return Adapters(router, tasks=tasks, clock=clock, metrics=metrics, path=Path(settings.host.state_dir) / lora_file.FILE)
+
+
+def build_lora_orders(adapters: Adapters, settings: Settings, *, downloader: Downloader | None, tasks: Tasks, clock: Clock) -> Orders:
+    """Give who takes orders for adapters. `downloader` None: none can be downloaded."""
+    own_folder = Path(settings.host.state_dir) / "adapters"
+    download_dir: Path | None = getattr(settings.models, "download_dir", None)
+    folders = list(map(Path, settings.engines.lora_allowed_dirs)) or [own_folder, *([download_dir] if download_dir else [])]
+    return Orders(adapters, downloader=downloader, folders=folders, own_folder=own_folder if own_folder in folders else folders[0], tasks=tasks,
+                  clock=clock)
 
 
 def build_manager(settings: Settings, *, tasks: Tasks, clock: Clock, wire: Wire, measures: Measures) -> Manager | None:

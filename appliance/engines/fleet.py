@@ -160,6 +160,7 @@ class Fleet:
     def set_managed(self, backend: Managed) -> None:
         """Put the model manager's backend in place: the table's models are looked for before everything else."""
         self._managed = backend
+        backend.on_models = self.router.refresh
         self._put()
 
     def refresh_managed(self, settings: EngineSettings) -> None:
