@@ -32,7 +32,7 @@ from appliance.models.download_fetch import Fetching, Job
 from appliance.models.download_part import Part, disk_error
 from appliance.models.download_progress import TELL_S, Meter
 from appliance.models.download_retry import again
-from appliance.models.fetching import Fetched, Flaw, OnProgress, Wish, shown
+from appliance.models.fetching import Fetched, Flaw, Offered, OnProgress, Wish, shown
 from appliance.models.settings import ModelSettings
 from appliance.models.sources.contract import Errand, Listing, Patience, Remote, Source
 from appliance.models.sources.table import open_source, split
@@ -61,6 +61,17 @@ class DownloadEngine:
         Raises  Invalid, NotFound, Forbidden, Conflict (no space, not writable), UpstreamFailed, TimedOut: which file, and why
         """
         return await self._download(wish, on_progress, {})
+
+    async def offered(self, source: str, config: Mapping[str, str]) -> list[Offered]:
+        """List what a source has, without fetching it (fetching.Lister).
+
+        Raises  as `download`
+        """
+        wish = Wish(source, Path("/"), config=config)
+        async with self._opened(wish, has_output=False) as (opened, _):
+            listing: Listing = await again(opened.listing, self._patience, lambda _: None)
+        return [Offered(file.path, file.size_bytes, file.digest.removeprefix("sha256:") if file.digest.startswith("sha256:") else "")
+                for file in listing.files]
 
     async def verify(self, folder: Path) -> list[Flaw]:
         """Hold a folder against what its downloads wrote down.
@@ -110,11 +121,12 @@ class DownloadEngine:
         return Fetched(wish.output_dir, meter.files, meter.total_bytes or 0, meter.fetched_bytes, self._clock.monotonic_s() - begun)
 
     @asynccontextmanager
-    async def _opened(self, wish: Wish) -> AsyncIterator[tuple[Source, dict[str, str]]]:
+    async def _opened(self, wish: Wish, *, has_output: bool = True) -> AsyncIterator[tuple[Source, dict[str, str]]]:
         """Open a wish's source, once it is seen that it may be fetched."""
         if not 1 <= wish.max_workers <= MOST_WORKERS:
             raise Invalid(f"max_workers must be from 1 to {MOST_WORKERS}.", param="max_workers")
-        self._rules.check_output(wish.output_dir)
+        if has_output:
+            self._rules.check_output(wish.output_dir)
         scheme, address = split(wish.source)
         config = self._rules.config_of(wish, scheme)
         source = open_source(scheme, Errand(address, config, self._rules.reach_of(scheme, config), self._rules.folders, self._patience, self._ssl))
