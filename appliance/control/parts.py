@@ -9,6 +9,7 @@ from appliance.base.clock import Clock, SystemClock
 from appliance.base.lines import LineRing
 from appliance.base.settings import Described, Problem
 from appliance.base.watch import Watched
+from appliance.engines.lora_orders import Orders
 from appliance.engines.receipts import Receipt, Receipts
 from appliance.engines.router import Router
 from appliance.models.download_wish import Folders
@@ -72,6 +73,7 @@ class ControlParts:
     finish     to be called once for each receipt of `new_receipt` (given the route), when its request has ended
     board      the models that this appliance runs itself; None when no table of models is configured
     jobs       downloads; None where nothing can be downloaded; `folders`: where they may go
+    lora       LoRA adapters; None where nobody can have any
     grace_s    seconds that running calls get when the door closes; `hurry`, when set, takes them away
     """
 
@@ -96,4 +98,5 @@ class ControlParts:
     board: Board | None = None
     jobs: Jobs | None = None
     folders: Folders | None = None
+    lora: Orders | None = None
     clock: Clock = field(default_factory=SystemClock)

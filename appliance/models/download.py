@@ -63,10 +63,15 @@ class DownloadEngine:
         return await self._download(wish, on_progress, {})
 
     async def offered(self, source: str, config: Mapping[str, str]) -> list[Offered]:
-        """List what a source has (fetching.Lister). Raises  as download"""
-        async with self._source(Wish(source, Path(), config=config)) as (opened, _):
-            listing = await again(opened.listing, self._patience, lambda _: None)
-        return [Offered(file.path, file.size_bytes, file.digest.partition("sha256:")[2]) for file in listing.files]
+        """List what a source has, without fetching it (fetching.Lister).
+
+        Raises  as `download`
+        """
+        wish = Wish(source, Path("/"), config=config)
+        async with self._opened(wish, has_output=False) as (opened, _):
+            listing: Listing = await again(opened.listing, self._patience, lambda _: None)
+        return [Offered(file.path, file.size_bytes, file.digest.removeprefix("sha256:") if file.digest.startswith("sha256:") else "")
+                for file in listing.files]
 
     async def verify(self, folder: Path) -> list[Flaw]:
         """Hold a folder against what its downloads wrote down.
@@ -116,16 +121,12 @@ class DownloadEngine:
         return Fetched(wish.output_dir, meter.files, meter.total_bytes or 0, meter.fetched_bytes, self._clock.monotonic_s() - begun)
 
     @asynccontextmanager
-    async def _opened(self, wish: Wish) -> AsyncIterator[tuple[Source, dict[str, str]]]:
+    async def _opened(self, wish: Wish, *, has_output: bool = True) -> AsyncIterator[tuple[Source, dict[str, str]]]:
         """Open a wish's source, once it is seen that it may be fetched."""
         if not 1 <= wish.max_workers <= MOST_WORKERS:
             raise Invalid(f"max_workers must be from 1 to {MOST_WORKERS}.", param="max_workers")
-        self._rules.check_output(wish.output_dir)
-        async with self._source(wish) as found:
-            yield found
-
-    @asynccontextmanager
-    async def _source(self, wish: Wish) -> AsyncIterator[tuple[Source, dict[str, str]]]:
+        if has_output:
+            self._rules.check_output(wish.output_dir)
         scheme, address = split(wish.source)
         config = self._rules.config_of(wish, scheme)
         source = open_source(scheme, Errand(address, config, self._rules.reach_of(scheme, config), self._rules.folders, self._patience, self._ssl))
