@@ -41,6 +41,7 @@ from appliance.front.access import Access
 from appliance.front.access_log import AccessLog
 from appliance.front.balance import BalanceDoor
 from appliance.front.desk import Desk
+from appliance.front.downloads import ROUTES as DOWNLOADS_ROUTES
 from appliance.front.downloads import DownloadsDoor
 from appliance.front.lora import LoraDoor
 from appliance.front.models import ModelsDoor
@@ -221,7 +222,8 @@ class Appliance:
 
     def sidecar_table(self) -> list[Route]:
         """Give the addresses of SIDECAR_PORT."""
-        return sidecar_routes(SidecarDoor(self._sidecar_engine))
+        downloads = DownloadsDoor(self.jobs, folders=download_folders(self.settings), is_sidecar=True)
+        return sidecar_routes(SidecarDoor(self._sidecar_engine), [(downloads, DOWNLOADS_ROUTES)])
 
     def _sidecar_engine(self) -> BackendState | None:
         wanted = self.settings.front.sidecar_backend
@@ -308,6 +310,7 @@ async def running(settings: Settings, *, warnings: list[str] | None = None) -> A
             yield appliance
         finally:
             appliance.set_state("stopping")
+            await appliance.jobs.close()        # else whoever waits for a download, or follows one, would use up the grace
             if appliance.manager is not None and appliance.models_door is not None:     # else its followers would use up the grace
                 appliance.manager.announce_end()
                 appliance.models_door.close()
