@@ -59,6 +59,7 @@ from appliance.host.nat import WORKER_PORT
 from appliance.host.prepare import Prepared, prepared_or_now
 from appliance.host.worker import Worker
 from appliance.models.catalogue import read_catalogue
+from appliance.models.download_wish import Folders
 from appliance.models.library import Library
 from appliance.models.manager import Manager
 from appliance.models.measures import Measures, measure
@@ -180,6 +181,10 @@ class Appliance:
         if self.manager is not None:
             measure(self.manager, self.metrics.router, self.clock.now_s())
 
+    def folders(self) -> Folders:
+        """Where downloads may go at the moment."""
+        return download_folders(self.settings)
+
     async def eject(self, alias: str) -> None:
         """Unload a model, where it is one of ours."""
         if self.manager is not None and alias in self.manager.entries:
@@ -216,13 +221,13 @@ class Appliance:
                             OllamaDoor(self.router, clock=self.clock, board=self.manager, library=self.library,
                                        pulls=PullDoor(self.pulls, admit=partial(self.desk.admit, Access.OPERATOR))), system,
                             BalanceDoor(self.router, clock=self.clock, set_strategy=self.fleet.set_strategy, board=self.manager),
-                            self.models_door, DownloadsDoor(self.jobs, folders=download_folders(self.settings)), LoraDoor(self.lora_orders))
+                            self.models_door, DownloadsDoor(self.jobs, folders=self.folders), LoraDoor(self.lora_orders))
         self.server = Server(routes, self.desk, clock=self.clock, passage=Passage(self.router, self.desk))
         return self.server
 
     def sidecar_table(self) -> list[Route]:
         """Give the addresses of SIDECAR_PORT."""
-        downloads = DownloadsDoor(self.jobs, folders=download_folders(self.settings), is_sidecar=True)
+        downloads = DownloadsDoor(self.jobs, folders=self.folders, is_sidecar=True)
         return sidecar_routes(SidecarDoor(self._sidecar_engine), [(downloads, DOWNLOADS_ROUTES)])
 
     def _sidecar_engine(self) -> BackendState | None:
@@ -238,7 +243,7 @@ class Appliance:
             is_draining=lambda: self.state != "serving",
             grace_s=lambda: self.settings.front.shutdown_grace_s if self.grace_s is None else self.grace_s, hurry=self.hurry,
             board=self.manager, clock=self.clock, lora=self.lora_orders, jobs=self.jobs,
-            folders=download_folders(self.settings))
+            folders=self.folders)
 
 
 async def open_models(appliance: Appliance, stack: AsyncExitStack) -> None:

@@ -54,10 +54,15 @@ def build_lora_orders(adapters: Adapters, settings: Settings, *, downloader: Dow
 
 
 def build_downloader(settings: Settings) -> DownloadEngine:
-    """Give who fetches: into the folders for downloads and for adapters, and nowhere else."""
+    """Give who fetches."""
+    return DownloadEngine(settings.models, output_roots=download_roots(settings))
+
+
+def download_roots(settings: Settings) -> tuple[Path, ...]:
+    """Give the folders for downloads and for adapters: nothing is fetched to anywhere else."""
     adapters = list(map(Path, settings.engines.lora_allowed_dirs)) or [Path(settings.host.state_dir) / "adapters"]
     folders = download_folders(settings)
-    return DownloadEngine(settings.models, output_roots=(folders.home, *folders.others, *adapters))
+    return (folders.home, *folders.others, *adapters)
 
 
 def download_folders(settings: Settings) -> Folders:

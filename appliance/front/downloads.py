@@ -38,10 +38,10 @@ ROUTES: list[tuple[str, str, str, Access]] = [
 class DownloadsDoor:
     """The handlers.
 
-    Takes   folders: where downloads may go; is_sidecar: see above; gather_s: of the feed, for tests
+    Takes   folders: gives where downloads may go, as it is at the moment; is_sidecar: see above; gather_s: of the feed, for tests
     """
 
-    def __init__(self, jobs: Jobs, *, folders: Folders, is_sidecar: bool = False, gather_s: float = GATHER_S) -> None:
+    def __init__(self, jobs: Jobs, *, folders: Callable[[], Folders], is_sidecar: bool = False, gather_s: float = GATHER_S) -> None:
         self._is_sidecar = is_sidecar
         self._jobs = jobs
         self._folders = folders
@@ -58,7 +58,7 @@ class DownloadsDoor:
         """
         body = read_object(call.body)
         check_types(body, TYPES)
-        wish = await asyncio.to_thread(read_wish, body.get("source"), body.get("output_dir"), folders=self._folders, config=body.get("config"),
+        wish = await asyncio.to_thread(read_wish, body.get("source"), body.get("output_dir"), folders=self._folders(), config=body.get("config"),
                                        max_workers=body.get("max_workers"))
         is_async = bool(body.get("async_download"))
         job = await self._jobs.start(wish, is_kept=is_async)
@@ -133,7 +133,7 @@ class DownloadsDoor:
         text = body.get("output_dir")
         if not text:
             raise Invalid("`output_dir` is required.", param="output_dir", code="missing_required_parameter")
-        folder = await asyncio.to_thread(self._folders.inside, text)
+        folder = await asyncio.to_thread(self._folders().inside, text)
         going = next((job for job in self._jobs.all() if job.is_going and job.kind == "download" and job.output_dir == folder), None)
         if going is not None:
             raise Conflict(f"{going.source} is being downloaded to {folder} (job {going.id}). Wait for it, or cancel it.", code="download_runs")

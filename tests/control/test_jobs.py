@@ -33,7 +33,7 @@ async def door(tmp_path: Path, downloader: StandinDownloader) -> AsyncIterator[O
     house = House()
     async with Tasks() as tasks:
         house.jobs = Jobs(downloader, tasks=tasks, clock=FakeClock())
-        house.folders = Folders(tmp_path / "home")
+        house.folders = lambda: Folders(tmp_path / "home")
         async with opened(tmp_path, house) as door:
             yield door
         await house.jobs.close()

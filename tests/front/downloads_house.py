@@ -75,7 +75,7 @@ async def downloads_house(home: Path, *, is_sidecar: bool = False, jobs_path: Pa
 
         pulls = Pulls(jobs, home=home, lister=house.list, clock=clock, eject=house.eject, on_change=house.reread)
         system = SystemDoor(status=lambda: {"ok": True}, metrics=parts.metrics, receipts=desk.receipts, measure=parts.measure)
-        door = DownloadsDoor(jobs, folders=Folders(home), is_sidecar=is_sidecar, gather_s=0)
+        door = DownloadsDoor(jobs, folders=lambda: Folders(home), is_sidecar=is_sidecar, gather_s=0)
         if is_sidecar:
             server = Server(sidecar_routes(SidecarDoor(lambda: None), [(door, ROUTES)]), desk, clock=clock, dialect=DIALECT)
         else:

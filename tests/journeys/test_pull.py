@@ -175,3 +175,13 @@ async def test_a_follower_does_not_hold_up_the_end(spawn: Callable[..., Any], hu
         answer, feed = await waiting, await following
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "shutting_down")
         assert feed.text.rstrip().splitlines()[-2] == "event: interrupted"
+
+
+async def test_a_reload_changes_where_downloads_may_go_and_from_where_they_come(start: Callable[..., Any], hub: Hub, tmp_path: Path) -> None:
+    running: Running = await start(HF_ENDPOINT="http://127.0.0.1:9")
+    terminal, folder = Terminal(running), tmp_path / "elsewhere"
+    wanted = ("download", "ns/tiny", "-o", str(folder), "-c", '{"include": "*.md"}')
+    assert await terminal.run(*wanted) == 4
+    assert await terminal.run("reload", "--set", f"DOWNLOAD_ALLOWED_DIRS={folder}", "--set", f"HF_ENDPOINT={hub.url}") == 0, terminal.err
+    assert await terminal.run(*wanted) == 0, terminal.err
+    assert (folder / "README.md").read_bytes() == b"# tiny"
