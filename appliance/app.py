@@ -51,7 +51,7 @@ from appliance.front.passage import Passage
 from appliance.front.responses import ResponsesDoor
 from appliance.front.routes import Route, all_routes
 from appliance.front.server import Server, serving_http
-from appliance.front.sidecar import DIALECT, SidecarDoor, sidecar_routes
+from appliance.front.sidecar import DIALECT, SidecarDoor, sidecar_doors, sidecar_routes
 from appliance.front.status_listener import serving_status
 from appliance.front.system import SystemDoor
 from appliance.host.nat import WORKER_PORT
@@ -221,7 +221,7 @@ class Appliance:
 
     def sidecar_table(self) -> list[Route]:
         """Give the addresses of SIDECAR_PORT."""
-        return sidecar_routes(SidecarDoor(self._sidecar_engine))
+        return sidecar_routes(SidecarDoor(self._sidecar_engine), sidecar_doors(self.lora_orders, self.jobs, download_folders(self.settings)))
 
     def _sidecar_engine(self) -> BackendState | None:
         wanted = self.settings.front.sidecar_backend
