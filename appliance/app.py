@@ -245,7 +245,7 @@ async def open_models(appliance: Appliance, stack: AsyncExitStack) -> None:
     own = settings.models
     if own.status_port is not None:
         await stack.enter_async_context(serving_status(lambda: appliance.manager, host=own.status_host, port=own.status_port, clock=clock))
-    wire = manager_wire()
+    wire = manager_wire(settings.catalogue.system)
     stack.push_async_callback(wire.close)
     manager = appliance.manager = build_manager(settings, tasks=tasks, clock=clock, wire=wire, measures=Measures(appliance.metrics.router))
     if manager is None:
