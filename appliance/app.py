@@ -41,7 +41,6 @@ from appliance.front.access import Access
 from appliance.front.access_log import AccessLog
 from appliance.front.balance import BalanceDoor
 from appliance.front.desk import Desk
-from appliance.front.downloads import ROUTES as DOWNLOADS_ROUTES
 from appliance.front.downloads import DownloadsDoor
 from appliance.front.lora import LoraDoor
 from appliance.front.models import ModelsDoor
@@ -52,7 +51,7 @@ from appliance.front.passage import Passage
 from appliance.front.responses import ResponsesDoor
 from appliance.front.routes import Route, all_routes
 from appliance.front.server import Server, serving_http
-from appliance.front.sidecar import DIALECT, SidecarDoor, sidecar_routes
+from appliance.front.sidecar import DIALECT, SidecarDoor, sidecar_doors, sidecar_routes
 from appliance.front.status_listener import serving_status
 from appliance.front.system import SystemDoor
 from appliance.host.nat import WORKER_PORT
@@ -227,8 +226,7 @@ class Appliance:
 
     def sidecar_table(self) -> list[Route]:
         """Give the addresses of SIDECAR_PORT."""
-        downloads = DownloadsDoor(self.jobs, folders=self.folders, is_sidecar=True)
-        return sidecar_routes(SidecarDoor(self._sidecar_engine), [(downloads, DOWNLOADS_ROUTES)])
+        return sidecar_routes(SidecarDoor(self._sidecar_engine), sidecar_doors(self.lora_orders, self.jobs, self.folders))
 
     def _sidecar_engine(self) -> BackendState | None:
         wanted = self.settings.front.sidecar_backend
@@ -252,7 +250,7 @@ async def open_models(appliance: Appliance, stack: AsyncExitStack) -> None:
     own = settings.models
     if own.status_port is not None:
         await stack.enter_async_context(serving_status(lambda: appliance.manager, host=own.status_host, port=own.status_port, clock=clock))
-    wire = manager_wire()
+    wire = manager_wire(settings.catalogue.system)
     stack.push_async_callback(wire.close)
     manager = appliance.manager = build_manager(settings, tasks=tasks, clock=clock, wire=wire, measures=Measures(appliance.metrics.router))
     if manager is None:

@@ -15,6 +15,7 @@ from appliance.engines.lora_orders import Orders
 from appliance.engines.managed import Managed
 from appliance.engines.router import Router
 from appliance.host.gpu import real_gpus
+from appliance.models.catalogue import System
 from appliance.models.download import DownloadEngine
 from appliance.models.download_wish import Folders
 from appliance.models.fetching import Downloader
@@ -103,9 +104,10 @@ def build_manager(settings: Settings, *, tasks: Tasks, clock: Clock, wire: Wire,
     return manager
 
 
-def manager_wire() -> Wire:
-    """Give the pool of connections to llama-servers of ours: their number is bounded by slots, not by the pool."""
-    return Wire(WireLimits(connect_s=2.0, first_byte_s=None, idle_s=None, total_s=None, max_connections=4096))
+def manager_wire(system: System) -> Wire:
+    """Give the pool of connections to llama-servers of ours, as large as the table says."""
+    return Wire(WireLimits(connect_s=2.0, first_byte_s=None, idle_s=None, total_s=None, max_connections=system.http_max_connections,
+                           max_idle_per_origin=system.http_max_keepalive))
 
 
 def add_manager(fleet: Fleet, manager: Manager, settings: Settings, *, wire: Wire, clock: Clock, metrics: Metrics, tasks: Tasks) -> None:

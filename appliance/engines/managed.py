@@ -194,7 +194,11 @@ class Managed(Books):
         def on_wait(tell: Callable[[], Waiting]) -> None:
             if request is not None:
                 request.waiting = lambda: waiting_headers(tell())
-        return await self.manager.lease(alias, flow=wishes.flow, priority=wishes.priority, keep_alive_s=wishes.keep_alive_s, on_wait=on_wait)
+        try:
+            return await self.manager.lease(alias, flow=wishes.flow, priority=wishes.priority, keep_alive_s=wishes.keep_alive_s, on_wait=on_wait)
+        finally:
+            if request is not None:
+                request.waiting = None
 
     async def board(self, place: Place, model: str | None, wishes: Wishes) -> None:
         """Give a place of passage its llama-server; without a model's name the only one that there is.

@@ -82,6 +82,7 @@ class StandinLoader:
         self.loading: dict[int, tuple[Live, asyncio.Future[None]]] = {}
         self.running: dict[int, Live] = {}
         self.ports: dict[int, int] = {}                 # port → Live.serial
+        self.engines: list[int] = []                    # ports where somebody really listens, for the next loads
         self.stopped: list[str] = []
         self.killed_with: list[int] = []                # requests that each stop found active
         self.cut_off: set[int] = set()                  # llama-servers (Live.serial) that were stopped with requests
@@ -93,7 +94,7 @@ class StandinLoader:
 
     async def load(self, live: Live, entry: Entry, catalogue: Catalogue, on_look: Callable[[], None]) -> None:
         self.begun.append(live.alias)
-        live.port = next(port for port in range(9000, 9999) if port not in self.ports)
+        live.port = self.engines.pop(0) if self.engines else next(port for port in range(9000, 9999) if port not in self.ports)
         self.ports[live.port] = live.serial
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.loading[live.serial] = (live, future)
