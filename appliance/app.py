@@ -9,7 +9,8 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 from appliance import __version__
@@ -21,33 +22,49 @@ from appliance.base.metrics import Metrics
 from appliance.base.settings import BadSettings
 from appliance.base.tasks import Tasks
 from appliance.base.watch import Watched
-from appliance.build import add_manager, build_fleet, build_manager, manager_wire
+from appliance.build import (
+    add_manager,
+    build_adapters,
+    build_downloader,
+    build_fleet,
+    build_jobs,
+    build_lora_orders,
+    build_manager,
+    download_folders,
+    manager_wire,
+)
 from appliance.control.parts import ControlParts
 from appliance.control.server import serving_control
 from appliance.engines.receipts import Receipt, Receipts
 from appliance.engines.types import BackendState
+from appliance.front.access import Access
 from appliance.front.access_log import AccessLog
 from appliance.front.balance import BalanceDoor
 from appliance.front.desk import Desk
+from appliance.front.downloads import DownloadsDoor
+from appliance.front.lora import LoraDoor
 from appliance.front.models import ModelsDoor
 from appliance.front.ollama import OllamaDoor
+from appliance.front.ollama_pull import PullDoor
 from appliance.front.openai import OpenAIDoor
 from appliance.front.passage import Passage
 from appliance.front.responses import ResponsesDoor
 from appliance.front.routes import Route, all_routes
 from appliance.front.server import Server, serving_http
-from appliance.front.sidecar import DIALECT, SidecarDoor, sidecar_routes
+from appliance.front.sidecar import DIALECT, SidecarDoor, sidecar_doors, sidecar_routes
 from appliance.front.status_listener import serving_status
 from appliance.front.system import SystemDoor
 from appliance.host.nat import WORKER_PORT
 from appliance.host.prepare import Prepared, prepared_or_now
 from appliance.host.worker import Worker
+from appliance.models.catalogue import read_catalogue
 from appliance.models.library import Library
 from appliance.models.manager import Manager
 from appliance.models.measures import Measures, measure
+from appliance.models.pulls import Pulls
 from appliance.models.status_file import keeping_status_file
 from appliance.reload import Reloader
-from appliance.settings import Settings, learn_secrets, load_or_raise
+from appliance.settings import Settings, download_dir, learn_secrets, load_or_raise
 
 log = get_logger("appliance")
 
@@ -79,6 +96,12 @@ class Appliance:
         self.models_door: ModelsDoor | None = None
         self.fleet = build_fleet(settings, tasks=self.tasks, clock=self.clock, metrics=self.metrics)
         self.router = self.fleet.router
+        self.adapters = build_adapters(self.router, settings, tasks=self.tasks, clock=self.clock, metrics=self.metrics)
+        self.downloader = build_downloader(settings)
+        self.lora_orders = build_lora_orders(self.adapters, settings, downloader=self.downloader, tasks=self.tasks, clock=self.clock)
+        self.jobs = build_jobs(settings, self.downloader, tasks=self.tasks, clock=self.clock)
+        self.pulls = Pulls(self.jobs, home=download_folders(settings).home, lister=self.downloader.offered, clock=self.clock, eject=self.eject,
+                           on_change=self.reread_models)
         self.metrics.build_info.labels(__version__, platform.python_version()).set(1)
 
     # ---- what doors may ask
@@ -152,8 +175,27 @@ class Appliance:
     def measure(self) -> None:
         """Bring all gauges up to date: /metrics is read."""
         self.fleet.measure()
+        self.adapters.measure()
         if self.manager is not None:
             measure(self.manager, self.metrics.router, self.clock.now_s())
+
+    async def eject(self, alias: str) -> None:
+        """Unload a model, where it is one of ours."""
+        if self.manager is not None and alias in self.manager.entries:
+            await self.manager.eject(alias)
+
+    async def reread_models(self) -> None:
+        """Models were pulled or deleted: let the table have them."""
+        settings = self.settings
+        catalogue, problems = await asyncio.to_thread(
+            read_catalogue, settings.models, settings.engines.config_path, download_dir(settings.models, settings.host))
+        if any(problem.is_fatal for problem in problems):
+            log.error("table_not_read", problems=[str(problem) for problem in problems if problem.is_fatal])
+            return
+        self.settings = replace(settings, catalogue=catalogue)
+        if self.manager is not None:
+            self.manager.apply(catalogue)
+            self.fleet.refresh_managed(settings.engines)
 
     def _task_died(self, name: str, error: BaseException) -> None:
         self.warnings.append(f"the background task {name} died: {error!r}")
@@ -170,15 +212,16 @@ class Appliance:
         self.openai = OpenAIDoor(self.router, heartbeat_s=settings.heartbeat_s, board=self.manager)
         system = SystemDoor(status=self.status, metrics=self.metrics, receipts=self.receipts, measure=self.measure)
         routes = all_routes(self.openai, ResponsesDoor(self.router, clock=self.clock),
-                            OllamaDoor(self.router, clock=self.clock, board=self.manager, library=self.library), system,
+                            OllamaDoor(self.router, clock=self.clock, board=self.manager, library=self.library,
+                                       pulls=PullDoor(self.pulls, admit=partial(self.desk.admit, Access.OPERATOR))), system,
                             BalanceDoor(self.router, clock=self.clock, set_strategy=self.fleet.set_strategy, board=self.manager),
-                            self.models_door)
+                            self.models_door, DownloadsDoor(self.jobs, folders=download_folders(self.settings)), LoraDoor(self.lora_orders))
         self.server = Server(routes, self.desk, clock=self.clock, passage=Passage(self.router, self.desk))
         return self.server
 
     def sidecar_table(self) -> list[Route]:
         """Give the addresses of SIDECAR_PORT."""
-        return sidecar_routes(SidecarDoor(self._sidecar_engine))
+        return sidecar_routes(SidecarDoor(self._sidecar_engine), sidecar_doors(self.lora_orders, self.jobs, download_folders(self.settings)))
 
     def _sidecar_engine(self) -> BackendState | None:
         wanted = self.settings.front.sidecar_backend
@@ -192,7 +235,8 @@ class Appliance:
             shutdown=self.shutdown, lines=self.lines, new_receipt=self.begin, finish=self.finish,
             is_draining=lambda: self.state != "serving",
             grace_s=lambda: self.settings.front.shutdown_grace_s if self.grace_s is None else self.grace_s, hurry=self.hurry,
-            board=self.manager, clock=self.clock)
+            board=self.manager, clock=self.clock, lora=self.lora_orders, jobs=self.jobs,
+            folders=download_folders(self.settings))
 
 
 async def open_models(appliance: Appliance, stack: AsyncExitStack) -> None:
@@ -201,16 +245,16 @@ async def open_models(appliance: Appliance, stack: AsyncExitStack) -> None:
     own = settings.models
     if own.status_port is not None:
         await stack.enter_async_context(serving_status(lambda: appliance.manager, host=own.status_host, port=own.status_port, clock=clock))
-    if not settings.catalogue.models:
-        return
     wire = manager_wire()
     stack.push_async_callback(wire.close)
     manager = appliance.manager = build_manager(settings, tasks=tasks, clock=clock, wire=wire, measures=Measures(appliance.metrics.router))
-    assert manager is not None
+    if manager is None:
+        return
     appliance.library = Library(lambda: manager.catalogue.models, tasks=tasks, digests_path=settings.host.state_dir / "digests.json")
     status_path = settings.host.state_dir / "model_status.json"
     await stack.enter_async_context(keeping_status_file(manager, status_path, tasks=tasks))
     stack.push_async_callback(manager.close)
+    appliance.adapters.prepare(manager)
     await manager.open()
     appliance.models_door = ModelsDoor(manager, clock=clock, status_path=status_path)
     add_manager(appliance.fleet, manager, settings, wire=wire, clock=clock, metrics=appliance.metrics, tasks=tasks)
@@ -230,6 +274,9 @@ async def running(settings: Settings, *, warnings: list[str] | None = None) -> A
         await stack.enter_async_context(appliance.tasks)
         await open_models(appliance, stack)
         stack.push_async_callback(appliance.fleet.close)
+        appliance.adapters.start()
+        stack.push_async_callback(appliance.jobs.close)
+        await appliance.jobs.open()
         await appliance.fleet.first_looks()
         server = appliance.build_front(access_log)
         front = settings.front

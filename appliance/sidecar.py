@@ -21,7 +21,7 @@ from appliance.base.logs import get_logger
 from appliance.base.metrics import Metrics
 from appliance.base.settings import BadSettings, Problem
 from appliance.base.tasks import Tasks
-from appliance.build import build_fleet
+from appliance.build import build_adapters, build_downloader, build_fleet, build_jobs, build_lora_orders, download_folders
 from appliance.engines.receipts import Receipts
 from appliance.engines.specs import BackendSpec, FleetSpec
 from appliance.engines.types import BackendState
@@ -30,7 +30,7 @@ from appliance.front.access_log import AccessLog
 from appliance.front.desk import Desk
 from appliance.front.server import Server, serving_http
 from appliance.front.settings import split_keys
-from appliance.front.sidecar import DIALECT, SidecarDoor, sidecar_routes
+from appliance.front.sidecar import DIALECT, SidecarDoor, sidecar_doors, sidecar_routes
 from appliance.models.catalogue import Catalogue
 from appliance.settings import Settings, learn_secrets, load_or_raise
 
@@ -100,7 +100,15 @@ async def running(options: Options, settings: Settings) -> AsyncIterator[list[tu
         def engine() -> BackendState | None:
             return fleet.router.state(NAME)
 
-        server = Server(sidecar_routes(SidecarDoor(engine)), desk, clock=clock, dialect=DIALECT)
+        downloader = build_downloader(settings)
+        adapters = build_adapters(fleet.router, settings, tasks=tasks, clock=clock, metrics=metrics)
+        adapters.start()
+        orders = build_lora_orders(adapters, settings, downloader=downloader, tasks=tasks, clock=clock)
+        jobs = build_jobs(settings, downloader, tasks=tasks, clock=clock)
+        stack.push_async_callback(jobs.close)
+        await jobs.open()
+        doors = sidecar_doors(orders, jobs, download_folders(settings))
+        server = Server(sidecar_routes(SidecarDoor(engine), doors), desk, clock=clock, dialect=DIALECT)
         yield await stack.enter_async_context(serving_http(
             server, [(options.host, options.port)], hurry=hurry, tasks=tasks, grace_s=lambda: settings.front.shutdown_grace_s))
         is_stopping = True

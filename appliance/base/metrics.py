@@ -49,6 +49,8 @@ class Metrics:
         self.backend_errors = Counter(p + "backend_errors", "Failed requests of the backend, by kind", ["backend", "kind"], registry=r)
         self.backend_seconds = Histogram(p + "backend_duration_seconds", "Time of the backend's complete answers", ["backend"],
                                          buckets=SECONDS, registry=r)
+        self.lora_loaded = Gauge(p + "lora_loaded", "1 for the state of a LoRA adapter on a backend: loaded, loading, pending, failed, down or "
+                                 "unloading", ["adapter", "backend", "state"], registry=r)
         self.queue_length = Gauge(p + "queue_length", "Requests in line because every backend is full", registry=r)
         self.queue_seconds = Histogram(p + "queue_duration_seconds", "Time in line", ["outcome"], buckets=SECONDS, registry=r)
         self.retries = Counter(p + "retries", "Requests that were given to another backend, by why", ["reason"], registry=r)

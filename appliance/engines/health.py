@@ -85,7 +85,7 @@ class Looker:
             if count:
                 log.warning("requests_moved", backend=server.name, count=count)
         self._looks += 1
-        if server.health.is_ready and (not was_ready or not server.has_learned or self._looks % LEARN_EVERY_LOOKS == 0):
+        if server.health.is_ready and (not was_ready or not server.has_learned or not server.is_fresh or self._looks % LEARN_EVERY_LOOKS == 0):
             await self._learn(dialect)
         server.on_room(server)      # limits, slow start and rest times move with the clock
 
@@ -133,7 +133,10 @@ class Looker:
 
     async def _learn(self, dialect: Dialect) -> None:
         server = self._server
+        version = server.held.version
         try:
-            server.learn(await dialect.learn(server.ask))
+            learned = await dialect.learn(server.ask)
+            if server.held.version == version:      # else an adapter came or went meanwhile, and this may be from before
+                server.learn(learned)
         except (WireError, ValueError) as exc:
             log.warning("backend_not_learned", backend=server.name, why=str(exc)[:200])

@@ -19,7 +19,7 @@ from appliance.engines.receipts import Attempt
 WELL = {"ok", "refused", "passed"}      # it answered; `refused`: the caller's own fault; `passed`: through passage, its time says little
 LEFT = {"cancelled", "client_left"}
 # Says nothing about the server's health: the caller left, there is no room, the request is not one for this server, nothing was sent.
-UNDECIDED = LEFT | {"full", "context", "key_refused", "status_404", "unsupported", "pool"}
+UNDECIDED = LEFT | {"full", "context", "key_refused", "status_404", "unsupported", "pool", "adapter_missing"}
 
 
 @dataclass(slots=True, eq=False)

@@ -7,7 +7,7 @@ What it knows comes from three sides: looks at its health and metrics (health.py
 import math
 import ssl
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from appliance.base import jsons
 from appliance.base.clock import Clock
@@ -15,10 +15,11 @@ from appliance.base.errors import ApplianceError
 from appliance.base.logs import SECRETS, get_logger
 from appliance.base.metrics import Metrics
 from appliance.base.wire import Target, Wire, WireError
-from appliance.engines.backends.contract import Dialect, Health, Heard, Learned
+from appliance.engines.backends.contract import Dialect, Health, Heard, Learned, LoraDialect
 from appliance.engines.backends.table import AUTO, DIALECTS
 from appliance.engines.breaker import Breaker
 from appliance.engines.exchange import AttemptFailed, Patience, Peer, body_for, exchange
+from appliance.engines.lora_held import Held, is_missing, missing
 from appliance.engines.place import UNDECIDED, WELL, Books, Place
 from appliance.engines.relay import BrokenStream
 from appliance.engines.settings import EngineSettings
@@ -29,6 +30,7 @@ log = get_logger("backend")
 UNKNOWN_SLOTS = 4           # llama.cpp's own default, where it does not tell
 FULL_S = 1.0                # a server that said "no room" is left alone so long, unless it said how long
 MISSED_LOOKS = 2            # looks in a row that time out before a server counts as down; one refused connection is enough
+TELL_S = 120.0              # for what it is told to do: loading an adapter
 STALE_LOOKS = 2             # metrics older than so many looks fade out of the decision, over as many looks again
 
 
@@ -36,6 +38,7 @@ class Server(Books):
     """A server and our knowledge of it."""
 
     is_remote: ClassVar[bool] = False
+    _asks_first: ClassVar[bool] = True          # whether it may be another process than the one that told of its adapters
 
     def __init__(self, spec: BackendSpec, *, settings: EngineSettings, wire: Wire, clock: Clock, metrics: Metrics, origin: str = "configured",
                  ssl_context: ssl.SSLContext | None = None) -> None:
@@ -77,6 +80,8 @@ class Server(Books):
         # of what it serves
         self.learned = Learned({})
         self.has_learned = False
+        self.is_fresh = False                   # what was learned is of its present life
+        self.held = Held()
         self._serves = self._configured()
         self._also: dict[str, Served] = {}      # by their other names
 
@@ -105,15 +110,23 @@ class Server(Books):
 
     def learn(self, learned: Learned) -> None:
         """Take what it says of itself; a configured list of models stands, and takes from it what it knows of those."""
-        former = self._serves
+        was_fresh, self.is_fresh = self.is_fresh, True
         self.learned, self.has_learned = learned, True
-        if self.spec.models:
-            self._serves = {name: learned.models.get(name, self._configured()[name]) for name in self.spec.models}
-        else:
-            self._serves = learned.models
+        self.held.heard(learned.models)
+        if not self.settle_models() and not was_fresh:
+            self.on_change()
+
+    def settle_models(self) -> bool:
+        """What it serves, or has of adapters, may have changed; give whether it did."""
+        former, learned = self._serves, self.learned
+        models = self._configured() if self.spec.models or not self.has_learned else learned.models
+        if self.spec.models and self.has_learned:
+            models = {name: learned.models.get(name, one) for name, one in models.items()}
+        self._serves = self.held.laid_over(models)
         self._also = {name: served for served in self._serves.values() for name in served.card.aliases}
         if self._serves != former:
             self.on_models()
+        return self._serves != former
 
     def _configured(self) -> dict[str, Served]:
         created = int(self._clock.now_s())
@@ -206,6 +219,9 @@ class Server(Books):
             self.is_lost = False
         is_lost_now = former.is_ready and not health.is_ready
         if is_lost_now:
+            self.is_fresh = False
+            self.held.lost()
+            self.settle_models()
             self.is_lost = not health.is_loading
             log.warning("backend_lost", backend=self.name, why=health.detail)
         if health.is_ready != former.is_ready:
@@ -231,6 +247,7 @@ class Server(Books):
     def verdict(self, place: Place, outcome: str, retry_after_s: float | None) -> None:
         """Learn from a request's end: what the breaker thinks, whether a look is due, whether it is full."""
         self._ended_since += 1
+        self.held.ended(place)
         now_s = self._clock.monotonic_s()
         if outcome in WELL:
             self.breaker.succeeded()
@@ -256,6 +273,18 @@ class Server(Books):
         """
         response = await self._wire.send(self.target, method=b"GET", path=path.encode(), connect_s=min(seconds, 5.0), first_byte_s=seconds,
                                          idle_s=seconds, total_s=seconds)
+        try:
+            return Heard(response.status, await response.read(), response.headers.get("content-type", ""))
+        finally:
+            response.close()
+
+    async def tell(self, path: str, body: dict[str, Any]) -> Heard:
+        """Tell it to do something that may be told twice.
+
+        Raises  WireError
+        """
+        response = await self._wire.send(self.target, path=path.encode(), body=jsons.dumps(body), connect_s=5.0, first_byte_s=TELL_S, idle_s=TELL_S,
+                                         total_s=TELL_S, is_repeatable=True)
         try:
             return Heard(response.status, await response.read(), response.headers.get("content-type", ""))
         finally:
@@ -289,10 +318,11 @@ class Server(Books):
         gathers = not wants_events and self._must_stream(request)
         outcome, failed, reply = "cancelled", None, None
         try:
+            await self._hold(request.wanted_model, served, place)
             body = body_for(request, upstream, wants_events=wants_events, extra=served.extra if served else (), gathers=gathers)
             first_byte_s = min(settings.upstream_first_byte_timeout_s, budget_s) if wants_events else budget_s
             reply = await exchange(
-                self._peer(), request, body, place.attempt, path=b"/v1" + request.operation.value.encode(),
+                self._peer(served), request, body, place.attempt, path=b"/v1" + request.operation.value.encode(),
                 wants_events=wants_events or gathers, gathers=gathers, public_model=request.public_model,
                 on_head=lambda: self._saw_head(place, request), on_end=place.done,
                 patience=Patience(min(settings.upstream_connect_timeout_s, budget_s), first_byte_s, settings.upstream_idle_timeout_s,
@@ -322,9 +352,35 @@ class Server(Books):
         self._first_byte.observe(took_s)
         request.receipt.upstream_ms = took_s * 1000
 
-    def _peer(self) -> Peer:
+    async def _hold(self, name: str, served: Served | None, place: Place) -> None:
+        """See to it that a declared adapter, or one that the body names, is there to answer. Raises AttemptFailed, WireError."""
+        name = served.card.id if served is not None else name
+        if served is not None and served.extra and self._asks_first and isinstance(self.dialect, LoraDialect) \
+                and not await self.dialect.still_has(self.ask, served):
+            self._lost_adapter(name)
+            raise missing(name, self._label)
+        if served is None and name in self.held.gated:
+            raise missing(name, self._label)        # it went since this server was chosen
+        self.held.began(name, place)
+
+    def _lost_adapter(self, name: str) -> bool:
+        """A request met no adapter where one should be: look what there is. Gives whether it is a declared one."""
+        is_declared = self.held.missed(name)
+        self.settle_models()
+        self.is_fresh = False
+        self.on_suspicion()
+        return is_declared
+
+    def _peer(self, served: Served | None = None) -> Peer:
         dialect = self.dialect or DIALECTS["openai"]
-        return Peer(self._wire, self.target, self._label, lambda status, headers, text: dialect.refuse(status, headers, text, self._label))
+        name = served.card.id if served is not None and served.card.parent else ""
+
+        def refuse(status: int, headers: dict[str, str], text: str) -> Exception:
+            if name and is_missing(status, text) and self._lost_adapter(name):
+                return missing(name, self._label, note=text[:200], status=status)
+            return dialect.refuse(status, headers, text, self._label)
+
+        return Peer(self._wire, self.target, self._label, refuse)
 
     # ---- telling
 

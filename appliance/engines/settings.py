@@ -76,10 +76,21 @@ class EngineSettings(RoomSettings):
     queue_timeout_s: float = Field(60.0, gt=0, le=3600, description="Longest time in line in seconds", json_schema_extra=RELOAD)
     queue_ageing_s: float = Field(10.0, gt=0, le=3600, description="Seconds in line that raise a request's priority by one level",
                                   json_schema_extra=RELOAD)
+    lora_allowed_dirs: CommaList = Field(
+        [], description="Folders that LoRA adapters may be loaded from and downloaded to, as the engines see them (comma list); "
+        "empty = `adapters` in STATE_DIR, and DOWNLOAD_DIR", json_schema_extra={"allowed": "absolute paths of folders, separated by commas"})
     breaker_failures: int = Field(3, ge=1, le=100, description="Failures in a row after which an endpoint is rested",
                                   json_schema_extra=RELOAD)
     breaker_rest_s: float = Field(15.0, gt=0, le=3600, description="Seconds an endpoint is rested before one request tries it again",
                                   json_schema_extra=RELOAD)
+
+    @field_validator("lora_allowed_dirs")
+    @classmethod
+    def _folders(cls, value: list[str]) -> list[str]:
+        for folder in value:
+            if not folder.startswith("/") or ".." in folder.split("/") or folder.rstrip("/") == "":
+                raise ValueError(f"{folder!r} is no absolute path of a folder below /")
+        return value
 
     @field_validator("novita_openai_endpoints")
     @classmethod

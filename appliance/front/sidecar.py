@@ -10,10 +10,17 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from appliance.base import jsons
+from appliance.engines.lora_orders import Orders
 from appliance.engines.types import BackendState
 from appliance.front.access import Access
 from appliance.front.call import Answer, Call
+from appliance.front.downloads import ROUTES as DOWNLOADS_ROUTES
+from appliance.front.downloads import DownloadsDoor
+from appliance.front.lora import ROUTES as LORA_ROUTES
+from appliance.front.lora import LoraDoor
 from appliance.front.routes import Route
+from appliance.models.download_wish import Folders
+from appliance.models.jobs import Jobs
 
 DIALECT = "detail"
 UP = {"ready", "full"}
@@ -38,6 +45,11 @@ class SidecarDoor:
         body: dict[str, Any] = {"status": "ready" if is_up else "not_ready", "engine": {"kind": state.kind, "url": state.url,
                                 "standing": state.standing, "models": list(state.models)}, "detail": state.detail}
         return Answer(200 if is_up else 503, jsons.dumps(body))
+
+
+def sidecar_doors(orders: Orders, jobs: Jobs, folders: Folders) -> list[tuple[Any, Sequence[tuple[str, str, str, Access]]]]:
+    """Give the doors that the sidecar shares with the main port, in system E's manner."""
+    return [(LoraDoor(orders, is_sidecar=True), LORA_ROUTES), (DownloadsDoor(jobs, folders=folders, is_sidecar=True), DOWNLOADS_ROUTES)]
 
 
 def sidecar_routes(sidecar: SidecarDoor, doors: Sequence[tuple[Any, Sequence[tuple[str, str, str, Access]]]] = ()) -> list[Route]:

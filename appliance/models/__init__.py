@@ -8,6 +8,10 @@ What is to be run
     details.py     facts about a model, from its file's header                 library.py    gives them, and reads each file once
     digests.py     SHA-256 of the files, kept over restarts                    files.py      what a file says, put into its entry
     schema.py      the JSON schema of the table, for editors
+What is fetched
+    fetching.py   what a download is, and the promises of who does it      download_wish.py   what a caller asks for, read and checked
+    jobs.py       who downloads what to where, over restarts               job.py, jobs_file.py   one of them as a value, and their file
+    pulls.py      a name of Ollama's becomes a download and a model        pull_name.py   what such a name means; pulled.py   their index
 What runs
     scheduler.py   what must happen next: decisions only                       manager.py    who waits, and doing what was decided
     house.py       the values that it sees and says                            room.py       where a model fits, and who must leave for it

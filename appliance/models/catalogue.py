@@ -155,10 +155,12 @@ class Table(Section):
 
 @dataclass(frozen=True, slots=True)
 class Lora:
-    """An adapter that is loaded with its model. `scale`: how strongly it applies, 0 = not until a request asks for it."""
+    """An adapter that is loaded with its model. `scale`: how strongly it applies, 0 = not until a request asks for it; `name`: of one that
+    is a model of its own for requests (engines/lora.py), "" = of the table."""
 
     path: Path
     scale: float = 1.0
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,6 +88,12 @@ def read_source(text: str) -> str:
     return whole.rstrip("/") or whole
 
 
+def default_folder(source: str) -> str:
+    """Give the folder, relative to that for downloads, where a source goes that is given none: `hf/ns/repo`."""
+    scheme, _, rest = public_source(source).partition("://")
+    return "/".join([scheme, *(piece for piece in rest.split("/") if piece not in {"", ".", ".."})])
+
+
 def read_config(value: Any) -> dict[str, str]:
     """Give `config` as texts by name, whether it came as an object or as JSON text; null and empty values are left out.
 

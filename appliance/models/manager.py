@@ -17,7 +17,7 @@ from appliance.base.errors import NoSuchModel
 from appliance.base.fair_queue import FairQueue, Full
 from appliance.base.logs import get_logger
 from appliance.base.tasks import Tasks
-from appliance.models.catalogue import Catalogue, Model
+from appliance.models.catalogue import Catalogue, Lora, Model
 from appliance.models.command import slots_of
 from appliance.models.entry import Entry, Lease, Live, Waiter, Waiting
 from appliance.models.errors import ModelFailed, NoMemory, PlacesPinned, QueueFull, ShuttingDown, WaitedTooLong
@@ -62,6 +62,7 @@ class Manager(Readings):
         super().__init__(catalogue, loader=loader, memory=memory, lessons=lessons, tasks=tasks, clock=clock)
         self.extra_wait_s, self._ageing_s = extra_wait_s, ageing_s
         self._is_turning = self._is_closed = False
+        self.adapters: dict[str, tuple[Lora, ...]] = {}         # by model, see set_adapters
         self._timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
         self._put(catalogue)
@@ -144,8 +145,8 @@ class Manager(Readings):
     def _put(self, catalogue: Catalogue) -> None:
         """Make an entry for each model; those that did not change stay as they are."""
         system, entries = catalogue.system, {}
-        for alias, model in catalogue.models.items():
-            entry = self.entries.get(alias)
+        for alias, configured in catalogue.models.items():
+            entry, model = self.entries.get(alias), self._with_adapters(configured)
             if entry is None:
                 entry = Entry(model, FairQueue(system.max_queue_size_per_model, ageing_s=self._ageing_s),
                               is_pinned=model.pinned, updated_at_s=self._clock.now_s())
@@ -165,6 +166,30 @@ class Manager(Readings):
             return entry
         return replace(entry, model=model, header=None, problem="", estimate=None, key="", failed="", error="", attempts=0, misfires=0,
                        rest_until_s=0.0, is_pinned=is_pinned, updated_at_s=self._clock.now_s())
+
+    def _with_adapters(self, model: Model) -> Model:
+        return replace(model, lora=(*model.lora, *self.adapters.get(model.alias, ())))
+
+    def set_adapters(self, alias: str, adapters: tuple[Lora, ...]) -> bool:
+        """Let a model be run with these adapters besides those of its table. Where that is a change, what runs of it ends what it has
+        begun and goes; who waits keeps the place in line, and is answered by the next one.
+
+        Gives   whether it is a change
+        Raises  NoSuchModel
+        """
+        entry = self.entry(alias)
+        if self.adapters.get(alias, ()) == adapters:
+            return False
+        self.adapters = {**self.adapters, alias: adapters}
+        entry.model = self._with_adapters(self.catalogue.models[alias])
+        was_wanted = bool(entry.present()) or entry.wanted
+        for live in entry.present():
+            self._let_go(live)
+        self.reset(alias)           # what failed with others may work with these
+        if was_wanted:
+            self.restore(alias)
+        log.info("model_adapters", alias=alias, adapters=[one.name for one in adapters])
+        return True
 
     def _set_status(self, status: ServerStatus) -> None:
         if status != self._status:

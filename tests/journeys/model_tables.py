@@ -10,10 +10,11 @@ tests/tools/tiny_models.py: they load in a tenth of a second or so.
 import asyncio
 import json
 import os
+import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from contextlib import AsyncExitStack, ExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import AsyncExitStack, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,18 @@ class House:
         waiting.cancel()
         assert begun.is_set(), task.result() if task.done() else "it said nothing for 10 s"
         return task
+
+    @contextmanager
+    def paused(self, alias: str) -> Iterator[None]:
+        """Stop its llama-servers where they are: what runs there goes on only afterwards, however slow this machine is."""
+        pids = [live.process.pid for live in self.lives(alias) if live.process is not None]
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in filter(runs, pids):
+                os.kill(pid, signal.SIGCONT)
 
     # ---- changing the table
 

@@ -137,11 +137,14 @@ async def working(house: House, alias: str) -> int:
 
 
 async def test_who_leaves_the_line_is_forgotten_and_takes_nobody_along(house: House) -> None:
-    streams = [await house.begun("a", 1500) for _ in range(2)]
-    leaves, stays = asyncio.create_task(house.said("a")), asyncio.create_task(house.said("a"))
-    assert await until(lambda: house.line("a") == 2)
-    leaves.cancel()
-    assert await until(lambda: house.line("a") == 1, seconds=1.0)
+    streams = [await house.begun("a", 1000)]
+    with house.paused("a"):
+        streams.append(asyncio.create_task(house.stream("a", 100)))
+        assert await until(lambda: house.active("a") == 2)
+        leaves, stays = asyncio.create_task(house.said("a")), asyncio.create_task(house.said("a"))
+        assert await until(lambda: house.line("a") == 2)
+        leaves.cancel()
+        assert await until(lambda: house.line("a") == 1, seconds=1.0)
     assert await stays == REPLY
     assert all(told.is_whole for told in await asyncio.gather(*streams))
     assert await house.is_free()

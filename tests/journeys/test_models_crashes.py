@@ -18,7 +18,7 @@ from tests.journeys.model_tables import Managed, Stopwatch, runs, wrapper
 from tests.journeys.running import until
 from tests.tools.tiny_models import REPLY
 
-LONG = 3000             # tokens: more than two seconds
+LONG = 1000             # tokens: nearly a second
 
 
 # ---- killed
@@ -27,9 +27,12 @@ LONG = 3000             # tokens: more than two seconds
 async def test_a_server_killed_while_it_streams_ends_that_stream_with_an_error_and_nothing_else(managed: Managed) -> None:
     house = await managed("a", "b")
     assert await house.said("b") == REPLY
-    broken, other = await house.begun("a", LONG), await house.begun("b", 1000)
-    os.kill(house.pid("a"), signal.SIGKILL)
-    told = await broken
+    broken = await house.begun("a", LONG)
+    with house.paused("a"):
+        other = await house.begun("b", 700)
+        assert not broken.done()
+        os.kill(house.pid("a"), signal.SIGKILL)
+        told = await broken
     assert (told.status, told.end, told.other) == (200, "error", [])
     assert told.error["message"]
     assert str(house.folder) not in told.error["message"]
@@ -128,7 +131,7 @@ async def test_one_that_ignores_sigterm_is_killed_after_the_limit(managed: Manag
 
 async def test_one_that_answers_no_more_is_ended_and_loaded_again(managed: Managed, monkeypatch: pytest.MonkeyPatch) -> None:
     """Five looks in a row without an answer (system D's rule)."""
-    monkeypatch.setattr(watchdog, "LOOK_LIMIT_S", 0.4)
+    monkeypatch.setattr(watchdog, "LOOK_LIMIT_S", 0.3)
     monkeypatch.setattr(watchdog, "RELOAD_AFTER_S", 0.1)
     house = await managed("a", variables={"MODEL_LOOK_S": "0.05"})
     house.manager.loader.times = StopTimes(term_s=0.2, kill_s=2.0)

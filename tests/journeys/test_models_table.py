@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -48,16 +47,20 @@ async def _looked(house: House, alias: str) -> None:
 
 async def test_two_replicas_share_the_load(managed: Managed) -> None:
     house = await managed("a", "b", a={"replicas": 2}, max_concurrent_models=1)
-    streams = [await house.begun("a", LONG) for _ in range(2)]
-    third = asyncio.create_task(house.stream("a", 600))             # both slots are taken: a second llama-server is started
-    assert await until(lambda: [live.active for live in house.lives("a")] == [2, 1])
+    streams = [await house.begun("a", LONG)]
+    with house.paused("a"):
+        streams.append(asyncio.create_task(house.stream("a", 100)))
+        assert await until(lambda: house.active("a") == 2)
+        assert (await house.stream("a", 100)).is_whole              # both slots are taken: a second llama-server is started
+        assert [live.active for live in house.lives("a")] == [2, 0]
+        assert house.manager.counts().by_model["a"] == 2
+        assert len({live.port for live in house.lives("a")}) == 2
+    assert all(told.is_whole for told in await asyncio.gather(*streams))
+    with house.paused("a"):
+        four = [asyncio.create_task(house.said("a")) for _ in range(4)]
+        assert await until(lambda: [live.active for live in house.lives("a")] == [2, 2])
+    assert await asyncio.gather(*four) == [REPLY] * 4
     assert house.manager.counts().by_model["a"] == 2
-    assert len({live.port for live in house.lives("a")}) == 2
-    assert all(told.is_whole for told in await asyncio.gather(third, *streams))
-    await asyncio.gather(*(house.stream("a", 150) for _ in range(12)))
-    where = Counter(receipt.attempts[-1].endpoint for receipt in house.running.appliance.receipts.latest(12))
-    assert len(where) == 2
-    assert min(where.values()) >= 3
     assert len(house.own_servers()) == 2
     assert await house.said("b") == REPLY                           # all of them give way
     assert await until(lambda: len(house.own_servers()) == 1)
@@ -85,10 +88,13 @@ async def test_keep_alive_0_unloads_at_once_and_a_running_answer_ends_first(mana
     assert await until(lambda: house.word("b") == "off", seconds=1)
     stream = await house.begun("a", LONG)
     pid = house.pid("a")
-    status, _, value = await house.ask("a", path="/api/generate", keep_alive=0, stream=False)
+    with house.paused("a"):
+        asked = asyncio.create_task(house.ask("a", path="/api/generate", keep_alive=0, stream=False))
+        assert await until(lambda: house.word("a") == "stopping")
+        assert not stream.done()
+    assert (await stream).is_whole
+    status, _, value = await asked
     assert (status, value["done_reason"]) == (200, "unload")
-    told = await stream
-    assert told.is_whole
     assert await until(lambda: not runs(pid))
     assert house.word("a") == "off"
 
@@ -131,16 +137,17 @@ async def test_a_changed_model_ends_what_it_has_begun_and_then_is_another(manage
     assert await asyncio.gather(*map(house.said, "abc")) == [REPLY] * 3
     stays, old, gone = house.pid("b"), house.pid("a"), house.pid("c")
     stream = await house.begun("a", LONG)
-    result = await house.change(a={"params": {"n_ctx": 4096, "parallel_override": 1}}, c=None, d={})
-    assert result.applied, result
-    assert await house.said("d") == REPLY               # added
-    assert await house.said("b") == REPLY
-    assert house.pid("b") == stays                      # untouched
-    status, _, value = await house.ask("c")             # removed
-    assert (status, value["error"]["code"]) == (404, "model_not_found")
-    assert await until(lambda: not runs(gone))
-    assert runs(old)
-    later = asyncio.create_task(house.said("a"))        # changed: by a llama-server of the new kind
+    with house.paused("a"):
+        result = await house.change(a={"params": {"n_ctx": 4096, "parallel_override": 1}}, c=None, d={})
+        assert result.applied, result
+        assert await house.said("d") == REPLY           # added
+        assert await house.said("b") == REPLY
+        assert house.pid("b") == stays                  # untouched
+        status, _, value = await house.ask("c")         # removed
+        assert (status, value["error"]["code"]) == (404, "model_not_found")
+        assert await until(lambda: not runs(gone))
+        assert runs(old)
+        later = asyncio.create_task(house.said("a"))    # changed: by a llama-server of the new kind
     assert (await stream).is_whole
     assert await later == REPLY
     assert await until(lambda: not runs(old))
@@ -152,9 +159,10 @@ async def test_a_changed_model_ends_what_it_has_begun_and_then_is_another(manage
 async def test_who_waits_for_a_model_that_is_changed_is_served_by_it_as_it_is_now(managed: Managed) -> None:
     house = await managed("a", "b", max_concurrent_models=1, a={"params": {"parallel_override": 1}})
     stream = await house.begun("a", LONG)
-    waiting = [asyncio.create_task(house.said("a")), asyncio.create_task(house.ask("b"))]
-    assert await until(lambda: (house.line("a"), house.line("b")) == (1, 1))
-    assert (await house.change(a={"params": {"parallel_override": 2}}, b=None)).applied
+    with house.paused("a"):
+        waiting = [asyncio.create_task(house.said("a")), asyncio.create_task(house.ask("b"))]
+        assert await until(lambda: (house.line("a"), house.line("b")) == (1, 1))
+        assert (await house.change(a={"params": {"parallel_override": 2}}, b=None)).applied
     assert (await stream).is_whole
     assert await waiting[0] == REPLY
     assert await until(lambda: [live.slots for live in house.lives("a")] == [2])
