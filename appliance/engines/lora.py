@@ -243,7 +243,8 @@ class Adapters(Readings):
                 log.exception("adapter_round_failed", error=repr(error))
                 again_s = 5.0
             try:
-                await asyncio.wait_for(self._router.changed.newer(seen), again_s)
+                async with asyncio.timeout(again_s):        # not wait_for: it can swallow its cancellation (3.11)
+                    await self._router.changed.newer(seen)
             except TimeoutError:
                 pass
 

@@ -268,7 +268,8 @@ class Router:
                     raise
                 began_s = self._clock.monotonic_s()
                 try:
-                    await asyncio.wait_for(self.changed.newer(seen), left_s)
+                    async with asyncio.timeout(left_s):
+                        await self.changed.newer(seen)
                 except TimeoutError:
                     raise absent from None
                 finally:
