@@ -24,6 +24,7 @@ from appliance.base.watch import Watched
 from appliance.build import add_manager, build_fleet, build_manager, manager_wire
 from appliance.control.parts import ControlParts
 from appliance.control.server import serving_control
+from appliance.engines.overview import Overview
 from appliance.engines.receipts import Receipt, Receipts
 from appliance.front.access_log import AccessLog
 from appliance.front.balance import BalanceDoor
@@ -166,7 +167,8 @@ class Appliance:
         self.desk = Desk(settings, receipts=self.receipts, metrics=self.metrics, access_log=access_log, clock=self.clock,
                          is_draining=lambda: self.state in {"draining", "stopping"})
         self.openai = OpenAIDoor(self.router, heartbeat_s=settings.heartbeat_s, board=self.manager)
-        system = SystemDoor(status=self.status, metrics=self.metrics, receipts=self.receipts, measure=self.measure)
+        overview = Overview(self.router, latencies=self.metrics.latencies, tasks=self.tasks, clock=self.clock)
+        system = SystemDoor(status=self.status, metrics=self.metrics, receipts=self.receipts, measure=self.measure, engines=overview.families)
         routes = all_routes(self.openai, ResponsesDoor(self.router, clock=self.clock),
                             OllamaDoor(self.router, clock=self.clock, board=self.manager, library=self.library), system,
                             BalanceDoor(self.router, clock=self.clock, set_strategy=self.fleet.set_strategy, board=self.manager),

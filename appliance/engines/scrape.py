@@ -19,6 +19,7 @@ from appliance.base.logs import SECRETS, get_logger
 from appliance.base.shared import Shared
 from appliance.base.tasks import Tasks
 from appliance.base.wire import Response, Target, Wire, WireError
+from appliance.engines.backends.contract import Ask, Heard
 from appliance.engines.families import PREFIX
 from appliance.engines.normalised import Aside, Normalised, kind_of, kv_usage_of_slots, normalise
 
@@ -148,8 +149,16 @@ class Scraper:
         usage = None
         is_llama = kind_of(Page(b"", False, True, {}), self.kind) == "llamacpp" or (self.kind == "auto" and b"\nllamacpp" in raw[:4096])
         if is_llama and b"kv_cache_usage_ratio" not in raw:
-            usage = await slots_usage(self._wire, self._target)
+            usage = await slots_usage(self._ask)
         return Aside(usage, adapters, most, self._clock.now_s())
+
+    async def _ask(self, path: str, seconds: float) -> Heard:
+        response = await self._wire.send(self._target, method=b"GET", path=path.encode(), connect_s=seconds, first_byte_s=seconds, idle_s=seconds,
+                                         total_s=seconds)
+        try:
+            return Heard(response.status, await response.read())
+        finally:
+            response.close()
 
     def _tell(self, normalised: Normalised) -> None:
         """Log what is missing, when that changes."""
@@ -160,14 +169,10 @@ class Scraper:
                 log.warning("metrics_not_mapped", kind=normalised.kind, missing=list(normalised.missing), invalid=normalised.odd)
 
 
-async def slots_usage(wire: Wire, target: Target) -> float | None:
+async def slots_usage(ask: Ask) -> float | None:
     """Ask llama-server's /slots for the share of its KV cache in use; None = it does not tell, or not in time."""
     try:
-        response = await wire.send(target, method=b"GET", path=b"/slots", connect_s=SLOTS_S, first_byte_s=SLOTS_S, idle_s=SLOTS_S, total_s=SLOTS_S)
-        try:
-            body = await response.read()
-        finally:
-            response.close()
-        return kv_usage_of_slots(jsons.loads(body)) if response.status == 200 else None
+        heard = await ask("/slots", SLOTS_S)
+        return kv_usage_of_slots(jsons.loads(heard.body)) if heard.status == 200 else None
     except (WireError, jsons.BadJson):
         return None
