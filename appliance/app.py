@@ -35,6 +35,7 @@ from appliance.build import (
 )
 from appliance.control.parts import ControlParts
 from appliance.control.server import serving_control
+from appliance.engines.overview import Overview
 from appliance.engines.receipts import Receipt, Receipts
 from appliance.engines.types import BackendState
 from appliance.front.access import Access
@@ -215,7 +216,8 @@ class Appliance:
         self.desk = Desk(settings, receipts=self.receipts, metrics=self.metrics, access_log=access_log, clock=self.clock,
                          is_draining=lambda: self.state in {"draining", "stopping"})
         self.openai = OpenAIDoor(self.router, heartbeat_s=settings.heartbeat_s, board=self.manager)
-        system = SystemDoor(status=self.status, metrics=self.metrics, receipts=self.receipts, measure=self.measure)
+        overview = Overview(self.router, latencies=self.metrics.latencies, tasks=self.tasks, clock=self.clock)
+        system = SystemDoor(status=self.status, metrics=self.metrics, receipts=self.receipts, measure=self.measure, engines=overview.families)
         routes = all_routes(self.openai, ResponsesDoor(self.router, clock=self.clock),
                             OllamaDoor(self.router, clock=self.clock, board=self.manager, library=self.library,
                                        pulls=PullDoor(self.pulls, admit=partial(self.desk.admit, Access.OPERATOR))), system,

@@ -90,6 +90,7 @@ WANTED: tuple[Wanted, ...] = (
     Wanted(PREFIX + "lora_running", "gauge", "LoRA adapters in use (llama-server: loaded)",
            _of(_perhaps("lora_requests_info"), _perhaps("lora_pool_slots_used"))),
 )
+MEASURING = frozenset({"vllm", "sglang"})               # kinds that have these histograms
 LATENCIES = tuple(wanted.name for wanted in WANTED if wanted.kind == "histogram")       # what the appliance can measure itself
 
 

@@ -226,6 +226,11 @@ class Managed(Books):
                                                                metrics=self._metrics)
         return server
 
+    def runners(self) -> list[tuple[str, int, RunnerServer]]:
+        """Give the llama-servers that are ready, with their models and ports."""
+        lives = [live for entry in self.manager.entries.values() for live in entry.lives if live.phase == "ready"]
+        return [(live.alias, live.port, self._server(live)) for live in lives]
+
     def _forget(self, live: Live) -> None:
         self._servers.pop(live.serial, None)
 

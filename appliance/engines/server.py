@@ -7,6 +7,7 @@ What it knows comes from three sides: looks at its health and metrics (health.py
 import math
 import ssl
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from appliance.base import jsons
@@ -19,8 +20,10 @@ from appliance.engines.backends.contract import Dialect, Health, Heard, Learned,
 from appliance.engines.backends.table import AUTO, DIALECTS
 from appliance.engines.breaker import Breaker
 from appliance.engines.exchange import AttemptFailed, Patience, Peer, body_for, exchange
+from appliance.engines.families import MEASURING
 from appliance.engines.lora_held import Held, is_missing, missing
-from appliance.engines.place import UNDECIDED, WELL, Books, Place
+from appliance.engines.normalised import Aside
+from appliance.engines.place import UNDECIDED, WELL, Books, Measured, Place
 from appliance.engines.relay import BrokenStream
 from appliance.engines.settings import EngineSettings
 from appliance.engines.specs import BackendSpec
@@ -32,6 +35,16 @@ FULL_S = 1.0                # a server that said "no room" is left alone so long
 MISSED_LOOKS = 2            # looks in a row that time out before a server counts as down; one refused connection is enough
 TELL_S = 120.0              # for what it is told to do: loading an adapter
 STALE_LOOKS = 2             # metrics older than so many looks fade out of the decision, over as many looks again
+
+
+@dataclass(frozen=True, slots=True)
+class SeenPage:
+    """A server's metrics page as it was seen at `at_s` (monotonic), and what its slots told (llama-server, see normalised.py)."""
+
+    raw: bytes
+    is_openmetrics: bool
+    at_s: float
+    kv_usage: float | None = None
 
 
 class Server(Books):
@@ -73,6 +86,7 @@ class Server(Books):
         self.running: float | None = None
         self.waiting: float | None = None
         self.metrics_note = "off"
+        self.page: SeenPage | None = None
         self._read_s = -math.inf
         self._others_read = 0.0         # running and waiting, less our own at that moment
         self._ended_since = 0           # our requests that ended since the metrics were read
@@ -240,6 +254,15 @@ class Server(Books):
         self._ended_since = 0
         self._others_read = max(0.0, (running or 0.0) + (waiting or 0.0) - self.member.active)
 
+    def saw_page(self, page: SeenPage | None) -> None:
+        """Keep its metrics page for those who read ours; None: it could not be had."""
+        self.page = page
+
+    def aside(self, kv_usage: float | None) -> Aside:
+        """Tell what is known of it beside its page: the cache in use by its slots, and the adapters that it lists."""
+        adapters = tuple(name for name, served in self._serves.items() if served.card.parent)
+        return Aside(kv_usage, adapters or None, len(adapters), self._clock.now_s())
+
     def fail_waiting(self) -> int:
         """End the exchanges that wait for its answer; each goes to another server. Gives how many."""
         return self._wire.fail_waiting(self.target.origin, f"{self.name} was found to be down")
@@ -249,6 +272,10 @@ class Server(Books):
         self._ended_since += 1
         self.held.ended(place)
         now_s = self._clock.monotonic_s()
+        if outcome == "ok" and (taken := place.measured) is not None:
+            receipt = taken.receipt
+            self._metrics.latencies.add(self.name, receipt.served_model, queue_s=receipt.queue_ms / 1000, whole_s=now_s - place.began_s,
+                                        first_s=taken.first_s - place.began_s if taken.first_s else None, tokens=taken.tokens())
         if outcome in WELL:
             self.breaker.succeeded()
         elif outcome in UNDECIDED:
@@ -263,6 +290,9 @@ class Server(Books):
 
     def suspect(self) -> None:
         self.on_suspicion()
+
+    def now_s(self) -> float:
+        return self._clock.monotonic_s()
 
     # ---- asking it
 
@@ -317,6 +347,8 @@ class Server(Books):
         wants_events = request.stream and settings.upstream_streaming != "simulate"
         gathers = not wants_events and self._must_stream(request)
         outcome, failed, reply = "cancelled", None, None
+        if self.takes_times and request.operation is not Operation.EMBEDDING:
+            place.measured = Measured(receipt)
         try:
             await self._hold(request.wanted_model, served, place)
             body = body_for(request, upstream, wants_events=wants_events, extra=served.extra if served else (), gathers=gathers)
@@ -324,10 +356,12 @@ class Server(Books):
             reply = await exchange(
                 self._peer(served), request, body, place.attempt, path=b"/v1" + request.operation.value.encode(),
                 wants_events=wants_events or gathers, gathers=gathers, public_model=request.public_model,
-                on_head=lambda: self._saw_head(place, request), on_end=place.done,
+                on_head=lambda: self._saw_head(place, request), on_first=lambda: self._saw_first(place), on_end=place.done,
                 patience=Patience(min(settings.upstream_connect_timeout_s, budget_s), first_byte_s, settings.upstream_idle_timeout_s,
                                   None if wants_events else budget_s))
             outcome = "ok"
+            if place.measured is not None:
+                place.measured.stream = reply.events
             return reply
         except AttemptFailed as exc:
             outcome, failed = exc.outcome, exc
@@ -370,6 +404,15 @@ class Server(Books):
         self.is_fresh = False
         self.on_suspicion()
         return is_declared
+
+    def _saw_first(self, place: Place) -> None:
+        if place.measured is not None:
+            place.measured.first_s = self._clock.monotonic_s()
+
+    @property
+    def takes_times(self) -> bool:
+        """Whether the times of its answers are taken here: its kind has no histograms, or it has its metrics switched off."""
+        return self.kind not in MEASURING or self.metrics_note == "off"
 
     def _peer(self, served: Served | None = None) -> Peer:
         dialect = self.dialect or DIALECTS["openai"]

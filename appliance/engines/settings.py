@@ -61,6 +61,8 @@ class EngineSettings(RoomSettings):
                              "configuration file; empty = none", json_schema_extra=RELOAD | {"allowed": "the name of a pool"})
     metrics_cache_ttl_seconds: float = Field(3.0, gt=0, le=300, description="Seconds between two looks at a backend's health and metrics",
                                              json_schema_extra=RELOAD)
+    request_timeout: float = Field(30.0, gt=0, le=3600, description="Seconds for a question of the sidecar to its engine, such as a scrape of its "
+                                   "metrics", json_schema_extra=RELOAD)
     backend_timeout_seconds: float = Field(300.0, gt=0, le=86_400, description="Seconds until a backend's answer begins, all attempts and the "
                                            "time in line together", json_schema_extra=RELOAD)
     max_allowed_request_queue: int = Field(0, ge=0, le=1_000_000, description="Most requests that a backend works on at a time; 0 = llama.cpp: "

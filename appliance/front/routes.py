@@ -29,7 +29,7 @@ class Route:
     """One address.
 
     methods  in upper case; path: `{name}` one piece, `{name:.+}` one or more, `{name:a|b}` one of these; the first that fits is taken
-    dialect  openai | ollama: how errors are said
+    dialect  openai | ollama | detail: how errors are said
     is_hot   served straight from the socket where the request allows it (see lane.py)
     is_ours  no engine has this address: a method that we have not is refused there, and does not go through
     """
