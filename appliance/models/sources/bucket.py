@@ -8,13 +8,15 @@ from datetime import timedelta
 from typing import Any
 from urllib.parse import urlsplit
 
-from appliance.base.errors import ApplianceError, Forbidden, Invalid, NotFound, TimedOut, UpstreamFailed
-from appliance.models.sources.contract import Changed, Errand, Interrupted, Listing, Patience, Remote
+from appliance.base.errors import ApplianceError, Forbidden, Invalid, NotFound, TimedOut
+from appliance.models.sources.contract import Errand, Interrupted, Listing, Patience, Remote
 from appliance.models.sources.reach import Reach, look
+from appliance.models.sources.web import failure
 
 PIECE_BYTES = 1 << 20
 TRUE_WORDS = {"1", "true", "yes", "on"}
 FALSE_WORDS = {"0", "false", "no", "off"}
+_STATUS = re.compile(r"status code: (\d{3})")
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,62}")
 
 
@@ -47,6 +49,7 @@ class Bucket:
             async with asyncio.timeout(self._patience.first_byte_s * 4):
                 async for batch in list_objects(self._store, self._prefix or None):
                     files += [remote for row in batch if (remote := self._remote(row)) is not None]
+                files = await self._without_markers(files)
                 if not files and self._prefix:
                     files = [remote for remote in [await self._single()] if remote is not None]
         except Exception as exc:
@@ -56,12 +59,31 @@ class Bucket:
         return Listing(tuple(files), self._pinned)
 
     def _remote(self, row: Any) -> Remote | None:
-        """Give one object, named from the prefix on; markers of folders are none."""
+        """Give one object, named from the prefix on."""
         key = str(row["path"])
         name = key[len(self._prefix):].lstrip("/") if self._prefix else key
-        if not name or key.endswith("/"):
-            return None
-        return Remote(name, int(row["size"]), "", str(row["e_tag"] or "").strip('"'), key)
+        return Remote(name, int(row["size"]), "", str(row["e_tag"] or "").strip('"'), key) if name else None
+
+    async def _without_markers(self, files: list[Remote]) -> list[Remote]:
+        """Leave out the empty objects `folder/` that consoles make; the store's client lists them without the slash: 1. of folders with files
+        2. of empty ones, which do not exist without it."""
+        folders = {path[:at] for path in (file.path for file in files) for at, letter in enumerate(path) if letter == "/"}
+        kept = []
+        for file in files:
+            if file.size_bytes == 0 and (file.path in folders or not await self._exists(file.key)):
+                continue
+            kept.append(file)
+        return kept
+
+    async def _exists(self, key: str) -> bool:
+        from obstore import head_async
+        from obstore.exceptions import NotFoundError
+
+        try:
+            await head_async(self._store, key)
+        except (NotFoundError, FileNotFoundError):
+            return False
+        return True
 
     async def _single(self) -> Remote | None:
         """Give the object whose whole name the prefix is."""
@@ -105,7 +127,7 @@ class Bucket:
             yield piece
 
     def _failure(self, exc: Exception, what: str) -> ApplianceError:
-        """Say what the store's client met: 1. ours   2. keys   3. refused   4. not there   5. another version   6. time   7. a status   8. broken."""
+        """Say what the store's client met: 1. ours   2. a status   3. no such object   4. a name   5. silence   6. anything else, which may pass."""
         from obstore import exceptions as known
 
         if isinstance(exc, ApplianceError):                                                 # 1
@@ -114,24 +136,18 @@ class Bucket:
         for secret in self._hidden:
             text = text.replace(secret, "[secret]")
         where = f"{what} at {self._endpoint or 'S3'}"
-        if isinstance(exc, known.UnauthenticatedError):                                     # 2
-            return Forbidden(f"{where} wants other keys (401). Check access_key and secret_key.", code="source_unauthenticated")
-        if isinstance(exc, (known.PermissionDeniedError, PermissionError)):                 # 3
-            return Forbidden(f"{where} is refused (403). Check access_key and secret_key, and what they may read.", code="source_forbidden")
-        if isinstance(exc, (known.NotFoundError, FileNotFoundError)):                       # 4
+        status = _STATUS.search(text)
+        if status is not None and status[1] in {"401", "403"}:                              # 2
+            return Forbidden(f"{where} is refused ({status[1]}). Check access_key and secret_key, and what they may read.", code="source_forbidden")
+        if status is not None:
+            return failure(int(status[1]), what, self._endpoint or "S3", {})
+        if isinstance(exc, (known.NotFoundError, FileNotFoundError)):                       # 3
             return NotFound(f"{where} does not exist.")
-        if isinstance(exc, known.PreconditionError):                                        # 5
-            return Changed(f"{what} has changed at its source while it was fetched; fetch it again.")
-        if isinstance(exc, TimeoutError):                                                   # 6
-            return TimedOut(f"{where} fell silent")
-        status = re.search(r"\b([45]\d\d)\b", text)                                         # 7
-        if "NoSuchBucket" in text or (status is not None and status[1] == "404"):
-            return NotFound(f"{where} does not exist.")
-        if status is not None and status[1].startswith("4") and status[1] not in {"408", "429"}:
-            return UpstreamFailed(f"{where} answers {status[1]}.")
-        if isinstance(exc, known.InvalidPathError) or "Error parsing Path" in text or "path segment" in text:
+        if isinstance(exc, known.InvalidPathError) or "arsing Path" in text or "path segment" in text:    # 4
             return Invalid(f"{what} holds a name that no file can have here.", code="unsafe_name")
-        return Interrupted(f"{where}: {_reason(text)}")                                     # 8
+        if isinstance(exc, TimeoutError):                                                   # 5
+            return TimedOut(f"{where} fell silent")
+        return Interrupted(f"{where}: {_reason(text)}")                                     # 6
 
     async def close(self) -> None:
         """The store's client closes its connections when it is let go."""
