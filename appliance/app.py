@@ -22,6 +22,7 @@ from appliance.base.metrics import Metrics
 from appliance.base.settings import BadSettings
 from appliance.base.tasks import Tasks
 from appliance.base.watch import Watched
+from appliance.base.wire import Wire, WireLimits
 from appliance.build import (
     add_manager,
     build_adapters,
@@ -37,6 +38,8 @@ from appliance.control.parts import ControlParts
 from appliance.control.server import serving_control
 from appliance.engines.overview import Overview
 from appliance.engines.receipts import Receipt, Receipts
+from appliance.engines.scrape import Engine, Following, Scraper
+from appliance.engines.server import Server as EngineServer
 from appliance.engines.types import BackendState
 from appliance.front.access import Access
 from appliance.front.access_log import AccessLog
@@ -99,6 +102,7 @@ class Appliance:
         self.fleet = build_fleet(settings, tasks=self.tasks, clock=self.clock, metrics=self.metrics)
         self.router = self.fleet.router
         self.adapters = build_adapters(self.router, settings, tasks=self.tasks, clock=self.clock, metrics=self.metrics)
+        self.scrape_wire = Wire(WireLimits())
         self.downloader = build_downloader(settings)
         self.lora_orders = build_lora_orders(self.adapters, settings, downloader=self.downloader, tasks=self.tasks, clock=self.clock)
         self.jobs = build_jobs(settings, self.downloader, tasks=self.tasks, clock=self.clock)
@@ -228,7 +232,17 @@ class Appliance:
 
     def sidecar_table(self) -> list[Route]:
         """Give the addresses of SIDECAR_PORT."""
-        return sidecar_routes(SidecarDoor(self._sidecar_engine), sidecar_doors(self.lora_orders, self.jobs, self.folders))
+        scraper = Following(self._scraped_engine, lambda engine: Scraper(
+            engine.url, wire=self.scrape_wire, tasks=self.tasks, clock=self.clock, kind=engine.kind, headers=dict(engine.headers),
+            ssl_context=engine.ssl_context, timeout_s=self.settings.engines.request_timeout))
+        return sidecar_routes(SidecarDoor(self._sidecar_engine), sidecar_doors(scraper, self.lora_orders, self.jobs, self.folders, clock=self.clock))
+
+    def _scraped_engine(self) -> Engine | None:
+        wanted = self.settings.front.sidecar_backend
+        for backend in self.router.backends():
+            if isinstance(backend, EngineServer) and (not wanted or backend.name == wanted):
+                return Engine(backend.spec.url, backend.kind, tuple(backend.headers.items()), backend.ssl)
+        return None
 
     def _sidecar_engine(self) -> BackendState | None:
         wanted = self.settings.front.sidecar_backend
@@ -281,6 +295,7 @@ async def running(settings: Settings, *, warnings: list[str] | None = None) -> A
         await stack.enter_async_context(appliance.tasks)
         await open_models(appliance, stack)
         stack.push_async_callback(appliance.fleet.close)
+        stack.push_async_callback(appliance.scrape_wire.close)
         appliance.adapters.start()
         stack.push_async_callback(appliance.jobs.close)
         await appliance.jobs.open()

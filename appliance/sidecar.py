@@ -21,8 +21,10 @@ from appliance.base.logs import get_logger
 from appliance.base.metrics import Metrics
 from appliance.base.settings import BadSettings, Problem
 from appliance.base.tasks import Tasks
+from appliance.base.wire import Wire, WireLimits
 from appliance.build import build_adapters, build_downloader, build_fleet, build_jobs, build_lora_orders, download_folders
 from appliance.engines.receipts import Receipts
+from appliance.engines.scrape import Scraper
 from appliance.engines.specs import BackendSpec, FleetSpec
 from appliance.engines.types import BackendState
 from appliance.front.access import is_loopback
@@ -60,7 +62,7 @@ def parse(arguments: list[str]) -> Options:
     parser.add_argument("-P", "--port", type=int, default=9000, help="port (9000)")
     parser.add_argument("-B", "--engine-base-url", default="http://localhost:8000", metavar="URL", help="the engine (http://localhost:8000)")
     parser.add_argument("-M", "--engine-metrics-path", default="/metrics", metavar="PATH", help="its metrics page (/metrics)")
-    parser.add_argument("-I", "--pod", default=os.environ.get("POD_NAME", ""), help="this pod's name; a label of the metrics")
+    parser.add_argument("-I", "--pod", default=os.environ.get("POD_NAME", ""), help="this pod's name, told on /ready (POD_NAME)")
     parser.add_argument("-N", "--model", default="", help="the model's name, where the engine does not tell it")
     found = parser.parse_args(arguments)
     if not 0 <= found.port <= 65_535:
@@ -107,8 +109,12 @@ async def running(options: Options, settings: Settings) -> AsyncIterator[list[tu
         jobs = build_jobs(settings, downloader, tasks=tasks, clock=clock)
         stack.push_async_callback(jobs.close)
         await jobs.open()
-        doors = sidecar_doors(orders, jobs, lambda: download_folders(settings))
-        server = Server(sidecar_routes(SidecarDoor(engine), doors), desk, clock=clock, dialect=DIALECT)
+        wire = Wire(WireLimits())
+        stack.push_async_callback(wire.close)
+        scraper = Scraper(options.base_url, wire=wire, tasks=tasks, clock=clock, path=options.metrics_path, kind=KINDS[options.engine],
+                          timeout_s=settings.engines.request_timeout)
+        doors = sidecar_doors(scraper, orders, jobs, lambda: download_folders(settings), clock=clock)
+        server = Server(sidecar_routes(SidecarDoor(engine, pod=options.pod), doors), desk, clock=clock, dialect=DIALECT)
         yield await stack.enter_async_context(serving_http(
             server, [(options.host, options.port)], hurry=hurry, tasks=tasks, grace_s=lambda: settings.front.shutdown_grace_s))
         is_stopping = True

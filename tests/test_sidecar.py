@@ -72,12 +72,37 @@ async def test_readiness_follows_a_real_engine(llama: Llama, tmp_path: Path) -> 
     server = await llama()
     async with beside(server.url, tmp_path) as url:
         assert await _comes_to(url, 200)
-        _, value = await _get(url + "/ready")
+        value: Any = {}
+        for _ in range(200):                # it is asked for its models right after its health
+            _, value = await _get(url + "/ready")
+            if value["engine"]["models"]:
+                break
+            await asyncio.sleep(0.05)
         assert (value["status"], value["engine"]["kind"], value["engine"]["models"]) == ("ready", "llamacpp", ["tiny"])
         server.kill9()
         assert await _comes_to(url, 503)
         await server.restart()
         assert await _comes_to(url, 200)
+
+
+async def test_a_real_engines_metrics_are_told_under_three_names(llama: Llama, tmp_path: Path) -> None:
+    server = await llama()
+    async with beside(server.url, tmp_path) as url:
+        page = await asyncio.to_thread(_text, url + "/metrics")
+        assert "llamacpp:requests_processing 0" in page
+        assert "kthena:generation_tokens_total 0" in page
+        assert "engine_scrape_up 1" in page
+        server.kill9()
+        assert (await _get(url + "/metrics"))[0] == 502
+
+
+async def test_adapters_and_downloads_have_system_es_addresses(tmp_path: Path) -> None:
+    async with beside(f"http://127.0.0.1:{free_port()}", tmp_path) as url:
+        assert (await _get(url + "/v1/lora_adapters"))[0] == 200
+        assert await _get(url + "/v1/jobs") == (200, {"jobs": []})
+        for path in ("/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/v1/download_model"):
+            status, value = await _get(url + path, "POST")
+            assert (status, list(value)) == (400, ["detail"]), path
 
 
 async def test_errors_are_details(tmp_path: Path) -> None:
@@ -117,3 +142,8 @@ async def _comes_to(url: str, status: int) -> bool:
             return True
         await asyncio.sleep(0.05)
     return False
+
+
+def _text(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=5) as answer:
+        return str(answer.read().decode())

@@ -8,7 +8,7 @@ Source: system E's metrics route (statuses, the time-out of 30 s, redirects foll
 import asyncio
 import ssl
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from urllib.parse import quote, urljoin, urlsplit
 
 from appliance.base import jsons
@@ -176,3 +176,36 @@ async def slots_usage(ask: Ask) -> float | None:
         return kv_usage_of_slots(jsons.loads(heard.body)) if heard.status == 200 else None
     except (WireError, jsons.BadJson):
         return None
+
+
+class Following:
+    """The scraper of whichever server is the engine at the moment: backends come and go while the appliance runs.
+
+    Takes   engine: gives the server as (base address, kind, headers, TLS), None = there is none; make: builds a scraper for it
+    """
+
+    def __init__(self, engine: Callable[[], "Engine | None"], make: Callable[["Engine"], Scraper]) -> None:
+        self._engine, self._make = engine, make
+        self._made: tuple[Engine, Scraper] | None = None
+
+    async def scrape(self) -> Scraped:
+        """Scrape it.
+
+        Raises  as Scraper.scrape · UpstreamFailed: there is no engine
+        """
+        engine = self._engine()
+        if engine is None:
+            raise UpstreamFailed("There is no engine whose metrics could be told.", code="no_engine")
+        if self._made is None or self._made[0] != engine:
+            self._made = (engine, self._make(engine))
+        return await self._made[1].scrape()
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """The server that is scraped. `headers` may hold its key."""
+
+    url: str
+    kind: str
+    headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    ssl_context: ssl.SSLContext | None = None

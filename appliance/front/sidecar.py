@@ -10,7 +10,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from appliance.base import jsons
+from appliance.base.clock import Clock
 from appliance.engines.lora_orders import Orders
+from appliance.engines.scrape import Following, Scraper
 from appliance.engines.types import BackendState
 from appliance.front.access import Access
 from appliance.front.call import Answer, Call
@@ -19,6 +21,8 @@ from appliance.front.downloads import DownloadsDoor
 from appliance.front.lora import ROUTES as LORA_ROUTES
 from appliance.front.lora import LoraDoor
 from appliance.front.routes import Route
+from appliance.front.sidecar_metrics import ROUTES as METRICS_ROUTES
+from appliance.front.sidecar_metrics import SidecarMetricsDoor
 from appliance.models.download_wish import Folders
 from appliance.models.jobs import Jobs
 
@@ -29,30 +33,37 @@ UP = {"ready", "full"}
 class SidecarDoor:
     """The sidecar's own handlers. `engine` gives the state of the engine that it stands beside; None = there is none."""
 
-    def __init__(self, engine: Callable[[], BackendState | None]) -> None:
+    def __init__(self, engine: Callable[[], BackendState | None], *, pod: str = "") -> None:
         self._engine = engine
+        self._pod = pod
 
     async def health(self, call: Call) -> Answer:
         """GET /health: exactly system E's."""
         return Answer(body=jsons.dumps({"status": "healthy", "service": "runtime"}))
 
     async def ready(self, call: Call) -> Answer:
-        """GET /ready: `{status: ready | not_ready, engine, detail}`."""
+        """GET /ready: `{status: ready | not_ready, engine, detail, pod}`."""
         state = self._engine()
         if state is None:
-            return Answer(503, jsons.dumps({"status": "not_ready", "engine": None, "detail": "There is no engine to stand beside."}))
+            return Answer(503, jsons.dumps({"status": "not_ready", "engine": None, "detail": "There is no engine to stand beside.",
+                                            "pod": self._pod}))
         is_up = state.standing in UP
         body: dict[str, Any] = {"status": "ready" if is_up else "not_ready", "engine": {"kind": state.kind, "url": state.url,
-                                "standing": state.standing, "models": list(state.models)}, "detail": state.detail}
+                                "standing": state.standing, "models": list(state.models)}, "detail": state.detail, "pod": self._pod}
         return Answer(200 if is_up else 503, jsons.dumps(body))
 
 
-def sidecar_doors(orders: Orders, jobs: Jobs, folders: Callable[[], Folders]) -> list[tuple[Any, Sequence[tuple[str, str, str, Access]]]]:
-    """Give the doors that the sidecar shares with the main port, in system E's manner."""
-    return [(LoraDoor(orders, is_sidecar=True), LORA_ROUTES), (DownloadsDoor(jobs, folders=folders, is_sidecar=True), DOWNLOADS_ROUTES)]
+Rows = Sequence[tuple[str, str, str, Access]]          # method, path, handler's name, who may call
 
 
-def sidecar_routes(sidecar: SidecarDoor, doors: Sequence[tuple[Any, Sequence[tuple[str, str, str, Access]]]] = ()) -> list[Route]:
+def sidecar_doors(scraper: Scraper | Following, orders: Orders, jobs: Jobs, folders: Callable[[], Folders], *,
+                  clock: Clock) -> list[tuple[Any, Rows]]:
+    """Give the sidecar's doors: the engine's metrics, and what it shares with the main port, in system E's manner."""
+    return [(SidecarMetricsDoor(scraper, clock=clock), METRICS_ROUTES), (LoraDoor(orders, is_sidecar=True), LORA_ROUTES),
+            (DownloadsDoor(jobs, folders=folders, is_sidecar=True), DOWNLOADS_ROUTES)]
+
+
+def sidecar_routes(sidecar: SidecarDoor, doors: Sequence[tuple[Any, Rows]] = ()) -> list[Route]:
     """Give the sidecar's table.
 
     Takes   doors: (door, its rows of method, path, handler's name, access)

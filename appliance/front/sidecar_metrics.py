@@ -6,7 +6,7 @@ page is none.
 
 from appliance.base.clock import Clock
 from appliance.base.exposition_out import OPENMETRICS, TEXT, wants_openmetrics
-from appliance.engines.scrape import Scraper
+from appliance.engines.scrape import Following, Scraper
 from appliance.front.access import Access
 from appliance.front.call import Answer, Call
 
@@ -17,7 +17,7 @@ ROUTES: list[tuple[str, str, str, Access]] = [("GET", "/metrics", "metrics", Acc
 class SidecarMetricsDoor:
     """The handler, over the scraper of the one engine."""
 
-    def __init__(self, scraper: Scraper, *, clock: Clock) -> None:
+    def __init__(self, scraper: Scraper | Following, *, clock: Clock) -> None:
         self._scraper = scraper
         self._clock = clock
 
