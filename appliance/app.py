@@ -58,6 +58,7 @@ from appliance.host.nat import WORKER_PORT
 from appliance.host.prepare import Prepared, prepared_or_now
 from appliance.host.worker import Worker
 from appliance.models.catalogue import read_catalogue
+from appliance.models.download_wish import Folders
 from appliance.models.library import Library
 from appliance.models.manager import Manager
 from appliance.models.measures import Measures, measure
@@ -179,6 +180,10 @@ class Appliance:
         if self.manager is not None:
             measure(self.manager, self.metrics.router, self.clock.now_s())
 
+    def folders(self) -> Folders:
+        """Where downloads may go at the moment."""
+        return download_folders(self.settings)
+
     async def eject(self, alias: str) -> None:
         """Unload a model, where it is one of ours."""
         if self.manager is not None and alias in self.manager.entries:
@@ -215,13 +220,13 @@ class Appliance:
                             OllamaDoor(self.router, clock=self.clock, board=self.manager, library=self.library,
                                        pulls=PullDoor(self.pulls, admit=partial(self.desk.admit, Access.OPERATOR))), system,
                             BalanceDoor(self.router, clock=self.clock, set_strategy=self.fleet.set_strategy, board=self.manager),
-                            self.models_door, DownloadsDoor(self.jobs, folders=download_folders(self.settings)), LoraDoor(self.lora_orders))
+                            self.models_door, DownloadsDoor(self.jobs, folders=self.folders), LoraDoor(self.lora_orders))
         self.server = Server(routes, self.desk, clock=self.clock, passage=Passage(self.router, self.desk))
         return self.server
 
     def sidecar_table(self) -> list[Route]:
         """Give the addresses of SIDECAR_PORT."""
-        return sidecar_routes(SidecarDoor(self._sidecar_engine), sidecar_doors(self.lora_orders, self.jobs, download_folders(self.settings)))
+        return sidecar_routes(SidecarDoor(self._sidecar_engine), sidecar_doors(self.lora_orders, self.jobs, self.folders))
 
     def _sidecar_engine(self) -> BackendState | None:
         wanted = self.settings.front.sidecar_backend
@@ -236,7 +241,7 @@ class Appliance:
             is_draining=lambda: self.state != "serving",
             grace_s=lambda: self.settings.front.shutdown_grace_s if self.grace_s is None else self.grace_s, hurry=self.hurry,
             board=self.manager, clock=self.clock, lora=self.lora_orders, jobs=self.jobs,
-            folders=download_folders(self.settings))
+            folders=self.folders)
 
 
 async def open_models(appliance: Appliance, stack: AsyncExitStack) -> None:
@@ -245,7 +250,7 @@ async def open_models(appliance: Appliance, stack: AsyncExitStack) -> None:
     own = settings.models
     if own.status_port is not None:
         await stack.enter_async_context(serving_status(lambda: appliance.manager, host=own.status_host, port=own.status_port, clock=clock))
-    wire = manager_wire()
+    wire = manager_wire(settings.catalogue.system)
     stack.push_async_callback(wire.close)
     manager = appliance.manager = build_manager(settings, tasks=tasks, clock=clock, wire=wire, measures=Measures(appliance.metrics.router))
     if manager is None:
@@ -308,6 +313,7 @@ async def running(settings: Settings, *, warnings: list[str] | None = None) -> A
             yield appliance
         finally:
             appliance.set_state("stopping")
+            await appliance.jobs.close()        # else whoever waits for a download, or follows one, would use up the grace
             if appliance.manager is not None and appliance.models_door is not None:     # else its followers would use up the grace
                 appliance.manager.announce_end()
                 appliance.models_door.close()

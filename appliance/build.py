@@ -15,6 +15,7 @@ from appliance.engines.lora_orders import Orders
 from appliance.engines.managed import Managed
 from appliance.engines.router import Router
 from appliance.host.gpu import real_gpus
+from appliance.models.catalogue import System
 from appliance.models.download import DownloadEngine
 from appliance.models.download_wish import Folders
 from appliance.models.fetching import Downloader
@@ -54,10 +55,15 @@ def build_lora_orders(adapters: Adapters, settings: Settings, *, downloader: Dow
 
 
 def build_downloader(settings: Settings) -> DownloadEngine:
-    """Give who fetches: into the folders for downloads and for adapters, and nowhere else."""
+    """Give who fetches."""
+    return DownloadEngine(settings.models, output_roots=download_roots(settings))
+
+
+def download_roots(settings: Settings) -> tuple[Path, ...]:
+    """Give the folders for downloads and for adapters: nothing is fetched to anywhere else."""
     adapters = list(map(Path, settings.engines.lora_allowed_dirs)) or [Path(settings.host.state_dir) / "adapters"]
     folders = download_folders(settings)
-    return DownloadEngine(settings.models, output_roots=(folders.home, *folders.others, *adapters))
+    return (folders.home, *folders.others, *adapters)
 
 
 def download_folders(settings: Settings) -> Folders:
@@ -98,9 +104,10 @@ def build_manager(settings: Settings, *, tasks: Tasks, clock: Clock, wire: Wire,
     return manager
 
 
-def manager_wire() -> Wire:
-    """Give the pool of connections to llama-servers of ours: their number is bounded by slots, not by the pool."""
-    return Wire(WireLimits(connect_s=2.0, first_byte_s=None, idle_s=None, total_s=None, max_connections=4096))
+def manager_wire(system: System) -> Wire:
+    """Give the pool of connections to llama-servers of ours, as large as the table says."""
+    return Wire(WireLimits(connect_s=2.0, first_byte_s=None, idle_s=None, total_s=None, max_connections=system.http_max_connections,
+                           max_idle_per_origin=system.http_max_keepalive))
 
 
 def add_manager(fleet: Fleet, manager: Manager, settings: Settings, *, wire: Wire, clock: Clock, metrics: Metrics, tasks: Tasks) -> None:

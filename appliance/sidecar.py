@@ -107,11 +107,12 @@ async def running(options: Options, settings: Settings) -> AsyncIterator[list[tu
         jobs = build_jobs(settings, downloader, tasks=tasks, clock=clock)
         stack.push_async_callback(jobs.close)
         await jobs.open()
-        doors = sidecar_doors(orders, jobs, download_folders(settings))
+        doors = sidecar_doors(orders, jobs, lambda: download_folders(settings))
         server = Server(sidecar_routes(SidecarDoor(engine), doors), desk, clock=clock, dialect=DIALECT)
         yield await stack.enter_async_context(serving_http(
             server, [(options.host, options.port)], hurry=hurry, tasks=tasks, grace_s=lambda: settings.front.shutdown_grace_s))
         is_stopping = True
+        await jobs.close()      # else whoever waits for a download, or follows one, would use up the grace
 
 
 async def serve(options: Options, environ: Mapping[str, str]) -> int:

@@ -112,7 +112,7 @@ async def _get(url: str, method: str = "GET") -> tuple[int, Any]:
 
 
 async def _comes_to(url: str, status: int) -> bool:
-    for _ in range(200):
+    for _ in range(600):
         if (await _get(url + "/ready"))[0] == status:
             return True
         await asyncio.sleep(0.05)

@@ -29,7 +29,7 @@ def job_pairs(job: Any) -> list[tuple[str, str]]:
     return [("job", job.id), ("kind", job.kind), ("state", word_of(job, "state")), ("error", job.error), ("source", job.source),
             ("folder", job.output_dir), ("model", job.model), ("phase", job.phase if word_of(job, "state") == "running" else ""),
             ("done", f"{job.percent:.1f}%" if job.HasField("percent") else ""), ("bytes", _bytes(job)), ("fetched", size(job.fetched_bytes)),
-            ("files", f"{job.files_done} of {job.files}" if job.files else ""), ("rate", rate(job)), ("now", ", ".join(job.now)),
+            ("files", f"{job.files_done} of {job.files}" if job.files else ""), ("rate", rate(job)), ("note", job.note), ("now", ", ".join(job.now)),
             ("workers", str(job.max_workers)), *((f"config {key}", value) for key, value in sorted(job.config.items())),
             ("created", at("created_at")), ("started", at("started_at")), ("ended", at("ended_at")),
             ("took", duration(job.seconds) if job.seconds else "")]
@@ -43,7 +43,7 @@ def job_step(job: Any) -> tuple[str, float | None, str]:
     """Give what a download's progress shows: what, how far in percent, and a note."""
     word = word_of(job, "state")
     word = job.phase if word == "running" else word
-    note = ", ".join(filter(None, (_bytes(job), rate(job))))
+    note = ", ".join(filter(None, (_bytes(job), rate(job), job.note)))
     return f"{job.source or job.output_dir} {word}", job.percent if job.HasField("percent") else None, note
 
 

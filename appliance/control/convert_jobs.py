@@ -24,4 +24,4 @@ def to_job(job: Job) -> pb.Job:
         files=job.files if is_done else progress.files, files_done=job.files if is_done else progress.files_done,
         total_bytes=job.bytes_total if is_done else progress.total_bytes, done_bytes=job.bytes_total if is_done else progress.done_bytes,
         fetched_bytes=progress.fetched_bytes, rate_bytes_s=progress.rate_bytes_s, percent=job.percent, now=map(sendable, progress.now),
-        seconds=job.seconds)
+        seconds=job.seconds, note=sendable(progress.note))

@@ -49,4 +49,4 @@ class JobCalls(Calls):
     def _jobs(self) -> tuple[Jobs, Folders]:
         if self._parts.jobs is None or self._parts.folders is None:
             raise Conflict("Nothing can be downloaded by this appliance.", code="no_downloads")
-        return self._parts.jobs, self._parts.folders
+        return self._parts.jobs, self._parts.folders()

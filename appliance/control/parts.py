@@ -72,7 +72,7 @@ class ControlParts:
     shutdown   seconds for running answers, None = as set; returns at once
     finish     to be called once for each receipt of `new_receipt` (given the route), when its request has ended
     board      the models that this appliance runs itself; None when no table of models is configured
-    jobs       downloads; None where nothing can be downloaded; `folders`: where they may go
+    jobs       downloads; None where nothing can be downloaded; `folders` gives where they may go
     lora       LoRA adapters; None where nobody can have any
     grace_s    seconds that running calls get when the door closes; `hurry`, when set, takes them away
     """
@@ -97,6 +97,6 @@ class ControlParts:
     hurry: asyncio.Event | None = None
     board: Board | None = None
     jobs: Jobs | None = None
-    folders: Folders | None = None
+    folders: Callable[[], Folders] | None = None
     lora: Orders | None = None
     clock: Clock = field(default_factory=SystemClock)

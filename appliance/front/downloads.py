@@ -1,12 +1,11 @@
 """The addresses of downloads: system E's /v1/download_model, and the jobs behind it; also on the sidecar's port.
 
-On the main port failures have their own status in OpenAI's shape. On the sidecar's (`is_sidecar`) they are said as system E says them:
-`{detail}`, and a download that fails is 500 `Download failed: …`.
+On the main port failures have their own status. On the sidecar's (`is_sidecar`), whose routes say errors as `{detail}`, a download that
+fails is 500 `Download failed: …`, as in system E.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from functools import wraps
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from appliance.base.errors import ApplianceError, Conflict, Invalid
 from appliance.front.access import Access
 from appliance.front.body import check_types, read_object
 from appliance.front.call import Answer, Call
-from appliance.front.errors import error_headers, openai_error, status_of
+from appliance.front.errors import openai_error
 from appliance.front.models_feed import event
 from appliance.front.openai import HEARTBEAT, SSE, SSE_HEADERS
 from appliance.models.download_wish import Folders, read_config, read_wish
@@ -34,40 +33,22 @@ ROUTES: list[tuple[str, str, str, Access]] = [
     ("POST", "/v1/downloads/verify", "verify", Access.OPERATOR),
     ("POST", "/v1/downloads/repair", "repair", Access.OPERATOR),
 ]
-Handler = Callable[["DownloadsDoor", Call], Awaitable[Answer]]
-
-
-def told(handler: Handler) -> Handler:
-    """Let a handler's failure be said in the sidecar's shape where the door is the sidecar's."""
-
-    @wraps(handler)
-    async def run(door: "DownloadsDoor", call: Call) -> Answer:
-        try:
-            return await handler(door, call)
-        except ApplianceError as error:
-            if not door.is_sidecar:
-                raise
-            call.receipt.error = f"{error.kind.value}: {error.message}"
-            return Answer(status_of(error), jsons.dumps({"detail": error.message}), headers=error_headers(error))
-
-    return run
 
 
 class DownloadsDoor:
     """The handlers.
 
-    Takes   folders: where downloads may go; is_sidecar: see above; gather_s: of the feed, for tests
+    Takes   folders: gives where downloads may go, as it is at the moment; is_sidecar: see above; gather_s: of the feed, for tests
     """
 
-    def __init__(self, jobs: Jobs, *, folders: Folders, is_sidecar: bool = False, gather_s: float = GATHER_S) -> None:
-        self.is_sidecar = is_sidecar
+    def __init__(self, jobs: Jobs, *, folders: Callable[[], Folders], is_sidecar: bool = False, gather_s: float = GATHER_S) -> None:
+        self._is_sidecar = is_sidecar
         self._jobs = jobs
         self._folders = folders
         self._gather_s = gather_s
 
     # ---- downloading
 
-    @told
     async def download_model(self, call: Call) -> Answer:
         """POST /v1/download_model `{source, output_dir, config?, max_workers?, async_download?}`.
 
@@ -77,7 +58,7 @@ class DownloadsDoor:
         """
         body = read_object(call.body)
         check_types(body, TYPES)
-        wish = await asyncio.to_thread(read_wish, body.get("source"), body.get("output_dir"), folders=self._folders, config=body.get("config"),
+        wish = await asyncio.to_thread(read_wish, body.get("source"), body.get("output_dir"), folders=self._folders(), config=body.get("config"),
                                        max_workers=body.get("max_workers"))
         is_async = bool(body.get("async_download"))
         job = await self._jobs.start(wish, is_kept=is_async)
@@ -92,28 +73,24 @@ class DownloadsDoor:
         try:
             return _json(made(await self._jobs.wait(job.id)))
         except ApplianceError as error:
-            if not self.is_sidecar:
+            if not self._is_sidecar:
                 raise
-            return Answer(500, jsons.dumps({"detail": f"{failure}: {error.message}"}))
+            raise type(error)(f"{failure}: {error.message}", code=error.code, details={"status": 500}) from None
 
     # ---- jobs
 
-    @told
     async def jobs(self, call: Call) -> Answer:
         """GET /v1/jobs: `{jobs: [{id, state, …}]}`, newest first, see as_object."""
         return _json({"jobs": [as_object(job) for job in self._jobs.all()]})
 
-    @told
     async def job(self, call: Call) -> Answer:
         """GET /v1/jobs/{id}: one of them."""
         return _json(as_object(self._jobs.get(call.params["id"])))
 
-    @told
     async def cancel(self, call: Call) -> Answer:
         """DELETE /v1/jobs/{id}: cancels it and gives it as it is then; what was fetched stays for the next time."""
         return _json(as_object(await self._jobs.cancel(call.params["id"])))
 
-    @told
     async def stream(self, call: Call) -> Answer:
         """GET /v1/jobs/{id}/stream: `progress` events (the job object), the last one called completed, failed, cancelled or interrupted."""
         self._jobs.get(call.params["id"])
@@ -127,7 +104,6 @@ class DownloadsDoor:
 
     # ---- folders
 
-    @told
     async def verify(self, call: Call) -> Answer:
         """POST /v1/downloads/verify `{output_dir}`: `{output_dir, ok, flaws: [{path, kind, detail}]}`; kind: missing, size, checksum, partial."""
         body = read_object(call.body)
@@ -136,7 +112,6 @@ class DownloadsDoor:
         rows = [{"path": flaw.path, "kind": flaw.kind, "detail": flaw.detail} for flaw in flaws]
         return _json({"output_dir": str(folder), "ok": not rows, "flaws": rows})
 
-    @told
     async def repair(self, call: Call) -> Answer:
         """POST /v1/downloads/repair `{output_dir, config?, async_download?}`: fetches again what verify finds wrong.
 
@@ -158,7 +133,7 @@ class DownloadsDoor:
         text = body.get("output_dir")
         if not text:
             raise Invalid("`output_dir` is required.", param="output_dir", code="missing_required_parameter")
-        folder = await asyncio.to_thread(self._folders.inside, text)
+        folder = await asyncio.to_thread(self._folders().inside, text)
         going = next((job for job in self._jobs.all() if job.is_going and job.kind == "download" and job.output_dir == folder), None)
         if going is not None:
             raise Conflict(f"{going.source} is being downloaded to {folder} (job {going.id}). Wait for it, or cancel it.", code="download_runs")

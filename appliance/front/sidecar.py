@@ -47,7 +47,7 @@ class SidecarDoor:
         return Answer(200 if is_up else 503, jsons.dumps(body))
 
 
-def sidecar_doors(orders: Orders, jobs: Jobs, folders: Folders) -> list[tuple[Any, Sequence[tuple[str, str, str, Access]]]]:
+def sidecar_doors(orders: Orders, jobs: Jobs, folders: Callable[[], Folders]) -> list[tuple[Any, Sequence[tuple[str, str, str, Access]]]]:
     """Give the doors that the sidecar shares with the main port, in system E's manner."""
     return [(LoraDoor(orders, is_sidecar=True), LORA_ROUTES), (DownloadsDoor(jobs, folders=folders, is_sidecar=True), DOWNLOADS_ROUTES)]
 

@@ -55,6 +55,11 @@ class DownloadEngine:
         self._clock = clock or SystemClock()
         self._ssl = ssl_context
 
+    def apply(self, settings: ModelSettings, *, output_roots: tuple[Path, ...] | None) -> None:
+        """Take new settings; downloads that run keep those that they began with."""
+        self._settings = settings
+        self._rules = Rules(settings, output_roots, self._rules.is_trusted)
+
     async def download(self, wish: Wish, on_progress: OnProgress = lambda _: None) -> Fetched:
         """Fetch what is not there yet.
 

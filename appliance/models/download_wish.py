@@ -23,7 +23,7 @@ LEAST_SECRET = 4            # characters: a shorter text is too common to be bla
 PUBLIC_KEYS = frozenset({"hf_endpoint", "hf_revision", "ms_revision", "endpoint", "region", "revision", "include", "exclude", "checksum",
                          "path_style", "anonymous", "ms_endpoint"})
 # Where the credentials are found when `config` does not have them.
-VARIABLES_OF = {"hf_token": ("HF_AUTH_TOKEN", "HF_TOKEN"), "ms_token": ("MS_TOKEN",), "access_key": ("ACCESS_KEY",), "secret_key": ("SECRET_KEY",)}
+VARIABLES_OF = {"hf_token": ("HF_AUTH_TOKEN",), "ms_token": ("MS_TOKEN",), "access_key": ("ACCESS_KEY",), "secret_key": ("SECRET_KEY",)}
 QUERY = "the query of its address"      # as the name of a credential: what stands behind the ? of a signed address
 
 
@@ -167,6 +167,6 @@ def missing_credentials(needs: tuple[str, ...], has_variable: Callable[[str], bo
     """Say which credentials of an earlier run are not in the environment, with the variables that would have them."""
     def told(name: str) -> str:
         variables = VARIABLES_OF.get(name, ())
-        return f"{name} ({' or '.join(variables[:1])})" if variables else name
+        return f"{name} ({' or '.join(variables)})" if variables else name
 
     return [told(name) for name in needs if not any(has_variable(variable) for variable in VARIABLES_OF.get(name, ()))]

@@ -237,7 +237,7 @@ class Jobs:
             error = self._failures[job_id] = _hidden(outcome, going.secrets)
             over |= {"state": "failed", "error": error.message}
         else:
-            done = replace(job.progress, phase="done", now=(), rate_bytes_s=0.0, fetched_bytes=outcome.fetched_bytes)
+            done = replace(job.progress, phase="done", now=(), note="", rate_bytes_s=0.0, fetched_bytes=outcome.fetched_bytes)
             over |= {"state": "completed", "files": outcome.files, "bytes_total": outcome.total_bytes, "seconds": outcome.seconds, "progress": done}
         self._put(replace(job, **over))
         log.info("download_ended", job=job_id, source=job.source, output_dir=str(job.output_dir), state=over["state"], error=over.get("error", ""))

@@ -32,7 +32,7 @@ async def terminal(tmp_path: Path, downloader: StandinDownloader) -> AsyncIterat
     house, path = House(), tmp_path / "c.sock"
     async with Tasks() as tasks:
         house.jobs = Jobs(downloader, tasks=tasks, clock=FakeClock())
-        house.folders = Folders(tmp_path / "home")
+        house.folders = lambda: Folders(tmp_path / "home")
         async with serving_control(control_settings(control_socket=path), house.parts()):
             yield Terminal(house, ScriptedBoard(), f"unix:{path}")
         await house.jobs.close()

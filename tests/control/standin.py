@@ -156,7 +156,7 @@ class House:
         self.worker: ScriptedWorker | None = ScriptedWorker()
         self.board: ScriptedBoard | None = None
         self.jobs: Jobs | None = None
-        self.folders: Folders | None = None
+        self.folders: Callable[[], Folders] | None = None
         self.receipts = Receipts()
         self.lines = LineRing()
         self.changed: Watched[int] = Watched(0)

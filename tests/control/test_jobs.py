@@ -13,6 +13,7 @@ from appliance.base.tasks import Tasks
 from appliance.control.convert_jobs import to_job_state
 from appliance.control.v1 import control_pb2 as pb
 from appliance.models.download_wish import Folders
+from appliance.models.fetching import Progress
 from appliance.models.job import STATES
 from appliance.models.jobs import Jobs
 from tests.control.standin import House, Open, opened, refused, rest_of
@@ -32,7 +33,7 @@ async def door(tmp_path: Path, downloader: StandinDownloader) -> AsyncIterator[O
     house = House()
     async with Tasks() as tasks:
         house.jobs = Jobs(downloader, tasks=tasks, clock=FakeClock())
-        house.folders = Folders(tmp_path / "home")
+        house.folders = lambda: Folders(tmp_path / "home")
         async with opened(tmp_path, house) as door:
             yield door
         await house.jobs.close()
@@ -52,6 +53,9 @@ async def test_a_download_is_started_and_seen(door: Open, downloader: StandinDow
     run.progress(25)
     now = (await door.stub.GetJob(pb.GetJobRequest(id=job.id))).job
     assert (now.state, now.phase, now.done_bytes, now.total_bytes, now.percent, list(now.now)) == (pb.JOB_STATE_RUNNING, "fetching", 25, 100, 25, ["a.bin"])
+    run.tell(Progress(total_bytes=100, done_bytes=25, now=("a.bin",), phase="fetching", note="again: it broke off"))
+    now = (await door.stub.GetJob(pb.GetJobRequest(id=job.id))).job
+    assert (now.note, now.percent) == ("again: it broke off", 25)
     assert list((await door.stub.ListJobs(pb.ListJobsRequest())).jobs) == [now]
     assert (await started(door, config={"revision": "v1"})).id == job.id
     run.finish()

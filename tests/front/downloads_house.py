@@ -14,7 +14,7 @@ from appliance.front.access_log import AccessLog
 from appliance.front.balance import BalanceDoor
 from appliance.front.call import Call
 from appliance.front.desk import Desk
-from appliance.front.downloads import DownloadsDoor
+from appliance.front.downloads import ROUTES, DownloadsDoor
 from appliance.front.ollama import OllamaDoor
 from appliance.front.ollama_pull import PullDoor
 from appliance.front.openai import OpenAIDoor
@@ -22,6 +22,7 @@ from appliance.front.passage import Passage
 from appliance.front.responses import ResponsesDoor
 from appliance.front.routes import all_routes
 from appliance.front.server import Server, serving_http
+from appliance.front.sidecar import DIALECT, SidecarDoor, sidecar_routes
 from appliance.front.system import SystemDoor
 from appliance.models.download_wish import Folders
 from appliance.models.fetching import Offered
@@ -74,12 +75,15 @@ async def downloads_house(home: Path, *, is_sidecar: bool = False, jobs_path: Pa
 
         pulls = Pulls(jobs, home=home, lister=house.list, clock=clock, eject=house.eject, on_change=house.reread)
         system = SystemDoor(status=lambda: {"ok": True}, metrics=parts.metrics, receipts=desk.receipts, measure=parts.measure)
-        routes = all_routes(
-            OpenAIDoor(parts.router, heartbeat_s=10), ResponsesDoor(parts.router, clock=clock),
-            OllamaDoor(parts.router, clock=clock, pulls=PullDoor(pulls, admit=admit, gather_s=0)), system,
-            BalanceDoor(parts.router, clock=clock, set_strategy=parts.fleet.set_strategy),
-            downloads=DownloadsDoor(jobs, folders=Folders(home), is_sidecar=is_sidecar, gather_s=0))
-        server = Server(routes, desk, clock=clock, passage=Passage(parts.router, desk))
+        door = DownloadsDoor(jobs, folders=lambda: Folders(home), is_sidecar=is_sidecar, gather_s=0)
+        if is_sidecar:
+            server = Server(sidecar_routes(SidecarDoor(lambda: None), [(door, ROUTES)]), desk, clock=clock, dialect=DIALECT)
+        else:
+            routes = all_routes(
+                OpenAIDoor(parts.router, heartbeat_s=10), ResponsesDoor(parts.router, clock=clock),
+                OllamaDoor(parts.router, clock=clock, pulls=PullDoor(pulls, admit=admit, gather_s=0)), system,
+                BalanceDoor(parts.router, clock=clock, set_strategy=parts.fleet.set_strategy), downloads=door)
+            server = Server(routes, desk, clock=clock, passage=Passage(parts.router, desk))
         async with serving_http(server, [("127.0.0.1", 0)], hurry=parts.hurry, tasks=parts.tasks, grace_s=lambda: 5) as bound:
             house.base_url = f"http://127.0.0.1:{bound[0][1]}"
             yield house

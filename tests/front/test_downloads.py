@@ -300,5 +300,5 @@ async def test_credentials_come_back_by_no_address(tmp_path: Path, is_sidecar: b
                 seen += [one.text + repr(one.headers) for one in answers]
         listed = await client.get("/v1/jobs")
         assert len(listed.json()["jobs"]) == 10
-        receipts = await client.get("/receipts")
+        receipts = await client.get("/receipts")            # on the main port
         assert SECRET not in "".join(seen) + listed.text + receipts.text + path.read_text()

@@ -19,7 +19,7 @@ class Run:
     was_cancelled: bool = False
 
     def progress(self, done: int, total: int = 100, *, phase: str = "fetching", now: tuple[str, ...] = ("a.bin",)) -> None:
-        self.tell(Progress(2, 0, total, done, done, 12.5, now, phase))
+        self.tell(Progress(files=2, total_bytes=total, done_bytes=done, fetched_bytes=done, rate_bytes_s=12.5, now=now, phase=phase))
 
     def finish(self) -> None:
         self.over.set_result(None)
