@@ -21,7 +21,6 @@ from appliance.models.catalogue import Catalogue, Lora, Model
 from appliance.models.command import slots_of
 from appliance.models.entry import Entry, Lease, Live, Waiter, Waiting
 from appliance.models.errors import ModelFailed, QueueFull, ShuttingDown, WaitedTooLong
-from appliance.models.files import look_at_file
 from appliance.models.learned import Lessons
 from appliance.models.loading import Loader
 from appliance.models.scheduler import Resident, free_slot
@@ -63,7 +62,7 @@ class Manager(Turns):
 
     async def _look_at_files(self, entries: list[Entry]) -> None:
         for entry in entries:
-            await asyncio.to_thread(look_at_file, entry, self.catalogue.system)
+            await self._look_at(entry)
             if entry.problem and entry.waiters and not entry.failed:
                 self._failed(entry, entry.problem, can_retry=False)
             self._turn()
@@ -226,16 +225,12 @@ class Manager(Turns):
         """Forget a model's failures (see views.Board)."""
         entry = self.entry(alias)
         found = FailedView(alias, entry.attempts, entry.failed or entry.error) if entry.attempts else None
-        self._forgive(entry)
+        entry.forgive()
         entry.key = ""              # its file is looked at again: it may have been mended
         self._tasks.start(self._look_at_files([entry]), name=f"look-at-{alias}")
         self.bump(entry)
         self._turn()
         return found
-
-    @staticmethod
-    def _forgive(entry: Entry) -> None:
-        entry.failed, entry.error, entry.attempts, entry.misfires, entry.rest_until_s = "", "", 0, 0, 0.0
 
     def pin(self, alias: str, *, pinned: bool = True) -> ModelView:
         """Let a model never be unloaded, or let it again (see views.Board)."""
@@ -314,13 +309,12 @@ class Manager(Turns):
         """
         if self._is_closed:
             raise ShuttingDown
+        if any(live.phase == "ready" for live in entry.lives):
+            return
         if entry.problem:
-            await asyncio.to_thread(look_at_file, entry, self.catalogue.system)
-            if entry.problem:
-                if not entry.failed:
-                    self._failed(entry, entry.problem, can_retry=False)
-            else:
-                self._forgive(entry)
+            await self._look_at(entry)
+            if entry.problem and not entry.failed:
+                self._failed(entry, entry.problem, can_retry=False)
         if entry.failed:
             raise ModelFailed(entry.alias, reason=entry.failed, attempts=entry.attempts)
 

@@ -215,3 +215,13 @@ async def test_other_numbers_of_the_system_hold_from_the_next_load_on(open_house
     await house.loaded("b")
     assert (await task).live.slots == 3
     assert house.statuses() == {"a": "ready", "b": "ready"}
+
+
+async def test_a_model_that_runs_serves_on_though_its_file_went(open_house: Make, tmp_path: Path) -> None:
+    house = await open_house("a")
+    await house.have("a")
+    (tmp_path / "a.gguf").unlink()
+    house.manager.reset("a")                            # its file is looked at again
+    await until(lambda: house.manager.entries["a"].problem)
+    (await house.manager.lease("a")).done(True)
+    assert (house.status("a"), house.manager.failed()) == ("ready", [])
