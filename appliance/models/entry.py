@@ -174,6 +174,10 @@ class Entry:
         """Whether its file was looked at: before that nothing can be decided about it."""
         return bool(self.key or self.problem)
 
+    def forgive(self) -> None:
+        """Forget its failures."""
+        self.failed, self.error, self.attempts, self.misfires, self.rest_until_s = "", "", 0, 0, 0.0
+
     def present(self) -> list[Live]:
         return [live for live in self.lives if live.phase != "stopping"]
 

@@ -111,6 +111,15 @@ class Keeper:
         loaded = [entry for entry in map(self.entries.get, aliases) if entry is not None and entry.requests]
         return {entry.alias for entry in sorted(loaded, key=lambda entry: -entry.requests)[:most]}
 
+    async def _look_at(self, entry: Entry) -> None:
+        """Look at a model's file."""
+        while True:
+            model = entry.model
+            look = await asyncio.to_thread(look_at_file, model, self.catalogue.system)
+            if entry.model is model:
+                look.into(entry)
+                return
+
     # ---- loading
 
     def _start(self, entry: Entry, devices: tuple[int, ...], now_s: float) -> None:
@@ -138,7 +147,7 @@ class Keeper:
     async def _bring_up(self, live: Live, entry: Entry) -> None:
         try:
             if not entry.key:
-                await asyncio.to_thread(look_at_file, entry, self.catalogue.system)
+                await self._look_at(entry)
             if entry.problem:
                 raise LoadFailed(entry.problem, can_retry=False)
             await self.loader.load(live, entry, self.catalogue, lambda: self._looked(live, entry))
@@ -185,7 +194,7 @@ class Keeper:
         self._devices_at_s = -1e9       # the next load is judged by what this one has taken
         live.ready_since_s = live.idle_since_s = now_s
         live.load_s = entry.load_s = now_s - live.began_s
-        entry.wanted, entry.misfires = "", 0
+        entry.wanted, entry.failed, entry.misfires = "", "", 0
         self.lessons.loaded(entry.key, seconds=live.load_s, size_bytes=entry.header.size_bytes if entry.header is not None else 0)
         self._count(loaded=1)
         self.on_loaded(entry.alias, live.load_s)

@@ -1,8 +1,8 @@
 """The model manager: who waits for which model, which llama-servers run, and what is done next. One writer, on the event loop.
 
-    lease          a request asks for a slot: served at once, or in line → _turn
-    _turn          asks the scheduler what must happen next, does it, and asks again, until it says that there is nothing
-    _start, Stop   what takes time (keeper.py); at its end it is somebody's turn again
+    lease           a request asks for a slot: served at once, or in line → _turn
+    _turn           asks the scheduler what must happen next, does it, and asks again, until it says that there is nothing (turns.py)
+    _start, _stop   what takes time (keeper.py); at its end it is somebody's turn again
 
 Decisions are in scheduler.py, processes in process.py and loading.py, readings for doors in readings.py, looks in watchdog.py.
 """
@@ -20,38 +20,19 @@ from appliance.base.tasks import Tasks
 from appliance.models.catalogue import Catalogue, Lora, Model
 from appliance.models.command import slots_of
 from appliance.models.entry import Entry, Lease, Live, Waiter, Waiting
-from appliance.models.errors import ModelFailed, NoMemory, PlacesPinned, QueueFull, ShuttingDown, WaitedTooLong
-from appliance.models.files import look_at_file
+from appliance.models.errors import ModelFailed, QueueFull, ShuttingDown, WaitedTooLong
 from appliance.models.learned import Lessons
 from appliance.models.loading import Loader
-from appliance.models.readings import Readings
-from appliance.models.scheduler import (
-    MIB,
-    NO_ROOM,
-    RAM,
-    Close,
-    House,
-    Open,
-    Refuse,
-    Resident,
-    Rules,
-    Serve,
-    Start,
-    Step,
-    Stop,
-    Wait,
-    free_slot,
-    next_step,
-)
-from appliance.models.views import Ejected, FailedView, ModelView, ServerStatus, Telling
+from appliance.models.scheduler import Resident, free_slot
+from appliance.models.turns import Turns
+from appliance.models.views import Ejected, FailedView, ModelView, ServerStatus
 from appliance.models.vram import Memory
 
 log = get_logger("models")
 T = TypeVar("T")
-MOST_STEPS = 1000           # of one turn: more would be a decision that undoes itself
 
 
-class Manager(Readings):
+class Manager(Turns):
     """Runs models, and tells about them (views.Board). Build it inside the event loop, then `open`.
 
     Takes   extra_wait_s, ageing_s: see scheduler.Rules
@@ -59,12 +40,9 @@ class Manager(Readings):
 
     def __init__(self, catalogue: Catalogue, *, loader: Loader, memory: Memory, lessons: Lessons, tasks: Tasks, clock: Clock,
                  extra_wait_s: float = 30.0, ageing_s: float = 10.0) -> None:
-        super().__init__(catalogue, loader=loader, memory=memory, lessons=lessons, tasks=tasks, clock=clock)
-        self.extra_wait_s, self._ageing_s = extra_wait_s, ageing_s
-        self._is_turning = self._is_closed = False
+        super().__init__(catalogue, loader=loader, memory=memory, lessons=lessons, tasks=tasks, clock=clock, extra_wait_s=extra_wait_s,
+                         ageing_s=ageing_s)
         self.adapters: dict[str, tuple[Lora, ...]] = {}         # by model, see set_adapters
-        self._timer: asyncio.TimerHandle | None = None
-        self._loop = asyncio.get_running_loop()
         self._put(catalogue)
 
     # ---- life
@@ -84,7 +62,7 @@ class Manager(Readings):
 
     async def _look_at_files(self, entries: list[Entry]) -> None:
         for entry in entries:
-            await asyncio.to_thread(look_at_file, entry, self.catalogue.system)
+            await self._look_at(entry)
             if entry.problem and entry.waiters and not entry.failed:
                 self._failed(entry, entry.problem, can_retry=False)
             self._turn()
@@ -247,16 +225,12 @@ class Manager(Readings):
         """Forget a model's failures (see views.Board)."""
         entry = self.entry(alias)
         found = FailedView(alias, entry.attempts, entry.failed or entry.error) if entry.attempts else None
-        self._forgive(entry)
+        entry.forgive()
         entry.key = ""              # its file is looked at again: it may have been mended
         self._tasks.start(self._look_at_files([entry]), name=f"look-at-{alias}")
         self.bump(entry)
         self._turn()
         return found
-
-    @staticmethod
-    def _forgive(entry: Entry) -> None:
-        entry.failed, entry.error, entry.attempts, entry.misfires, entry.rest_until_s = "", "", 0, 0, 0.0
 
     def pin(self, alias: str, *, pinned: bool = True) -> ModelView:
         """Let a model never be unloaded, or let it again (see views.Board)."""
@@ -335,13 +309,12 @@ class Manager(Readings):
         """
         if self._is_closed:
             raise ShuttingDown
+        if any(live.phase == "ready" for live in entry.lives):
+            return
         if entry.problem:
-            await asyncio.to_thread(look_at_file, entry, self.catalogue.system)
-            if entry.problem:
-                if not entry.failed:
-                    self._failed(entry, entry.problem, can_retry=False)
-            else:
-                self._forgive(entry)
+            await self._look_at(entry)
+            if entry.problem and not entry.failed:
+                self._failed(entry, entry.problem, can_retry=False)
         if entry.failed:
             raise ModelFailed(entry.alias, reason=entry.failed, attempts=entry.attempts)
 
@@ -349,44 +322,6 @@ class Manager(Readings):
     def _free(entry: Entry) -> Live | None:
         key = free_slot([Resident(live.serial, live.alias, live.phase, live.slots, live.active, is_closed=live.is_closed) for live in entry.lives])
         return next((live for live in entry.lives if live.serial == key), None)
-
-    def _leased(self, live: Live, entry: Entry, now_s: float, waited_s: float, keep_alive_s: float | None) -> Lease:
-        live.active += 1
-        live.idle.clear()
-        live.last_used_at_s = entry.last_used_at_s = self._clock.now_s()
-        live.keep_alive_s = keep_alive_s if keep_alive_s is not None else live.keep_alive_s
-        return Lease(live, now_s, waited_s, self._settle)
-
-    def _unused(self, lease: Lease) -> None:
-        """Take a slot back that nothing was sent to: who it was for had just left."""
-        lease.is_done = True
-        self._freed(lease.live)
-        self._turn()
-
-    def _freed(self, live: Live) -> None:
-        live.active -= 1
-        live.last_used_at_s = self._clock.now_s()
-        if not live.active:
-            live.idle_since_s = self._clock.monotonic_s()
-            live.idle.set()
-
-    def _settle(self, lease: Lease, is_ok: bool, prompt_tokens: int, completion_tokens: int) -> None:
-        """A request ended."""
-        live, now_s = lease.live, self._clock.monotonic_s()
-        self._freed(live)
-        entry = self.entries.get(live.alias)
-        if entry is not None:
-            entry.processed += 1
-            entry.last_used_at_s = live.last_used_at_s
-            if is_ok:
-                entry.attempts = 0
-                entry.error = ""
-        telling = Telling(live.alias, is_ok, now_s - lease.began_s + lease.waited_s, prompt_tokens, completion_tokens, lease.waited_s,
-                          self._clock.now_s())
-        self.tellings.append(telling)
-        self.on_finished(telling)
-        self.bump(entry)
-        self._turn()
 
     def waiting(self, waiter: Waiter) -> Waiting:
         """Tell somebody in line how things stand."""
@@ -404,117 +339,3 @@ class Manager(Readings):
         each_s = sum(took) / len(took) if took else 1.0
         slots = max(1, sum(live.slots for live in entry.present()))
         return min(300.0, max(1.0, each_s * max(1, len(entry.waiters)) / slots))
-
-    # ---- deciding and doing
-
-    def _turn(self) -> None:
-        """Do what must be done now, and set the clock for what only time will change."""
-        if self._is_turning or self._is_closed:
-            return
-        self._is_turning = True
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        try:
-            for _ in range(MOST_STEPS):
-                now_s = self._clock.monotonic_s()
-                step = next_step(self._house(now_s))
-                if isinstance(step, Wait):
-                    for alias, reason in step.reasons.items():
-                        self.entries[alias].reason = reason
-                        if reason == NO_ROOM and self.entries[alias].wanted == "restore":
-                            self.entries[alias].wanted = ""         # others have its place by now; whoever asks for it, loads it
-                    if step.again_s is not None:
-                        self._timer = self._loop.call_later(max(0.005, step.again_s), self._turn)
-                    return
-                self._do(step, now_s)
-            log.error("scheduler_does_not_settle", step=repr(step))
-            self._timer = self._loop.call_later(1.0, self._turn)
-        finally:
-            self._is_turning = False
-
-    def _house(self, now_s: float) -> House:
-        lines, facts = [], {}
-        for entry in self.entries.values():
-            line = entry.line_view(now_s) if (entry.waiters or entry.wanted) and entry.is_known else None
-            if line is not None:
-                lines.append(line)
-                facts[entry.alias] = entry.facts(now_s, need_bytes=self.need_bytes(entry), on_gpu=self._is_on_gpu(entry.model),
-                                                 load_s=self.expected_load_s(entry), replicas=entry.model.replicas)
-        residents = [self._resident(live, self.entries.get(live.alias), now_s) for live in self.lives()]
-        devices = [*self.read_devices(now_s), *self.ram_beside_gpus]
-        free = {device.index: device.free_bytes for device in devices}
-        for live in self.lives():
-            for device in live.devices:
-                if live.phase == "loading":         # what it has not taken yet is spoken for
-                    free[device] = free.get(device, 0) - max(0, live.need_bytes // len(live.devices) - live.memory.get(device, 0))
-                if device == RAM:
-                    free[device] = free.get(device, 0) - live.file_bytes
-        rules = Rules(self.catalogue.system.max_concurrent_models, self.extra_wait_s, ageing_s=self._ageing_s)
-        return House(lines, residents, facts, free, {device.index: device.total_bytes for device in devices}, rules)
-
-    def _resident(self, live: Live, entry: Entry | None, now_s: float) -> Resident:
-        if entry is None:               # its model was taken out of the table: it only ends what it has begun
-            return live.resident(now_s, demand=0.0, is_pinned=False, stays_s=0.0, expected_load_s=0.0)
-        return live.resident(now_s, demand=entry.demand.rate(now_s), is_pinned=entry.is_pinned, stays_s=self.stays_s(live, entry, now_s),
-                             expected_load_s=self.expected_load_s(entry))
-
-    def _do(self, step: Step, now_s: float) -> None:
-        if isinstance(step, Serve):
-            self._serve(self.entries[step.alias], self._live(step.key), now_s)
-        elif isinstance(step, Start):
-            self._start(self.entries[step.alias], step.devices, now_s)
-        elif isinstance(step, Stop):
-            live = self._live(step.key)
-            log.info("model_unloads", alias=live.alias, port=live.port, why=step.why, makes_room_for=step.alias or None)
-            self._unload(live)
-            if step.why == "room":
-                self._gives_way(live, step.alias, now_s)
-        elif isinstance(step, Close):
-            live = self._live(step.key)
-            live.is_closed = True
-            self._gives_way(live, step.alias, now_s)
-        elif isinstance(step, Open):
-            self._live(step.key).is_closed = False
-        elif isinstance(step, Refuse):
-            self._refuse(self.entries[step.alias], step)
-
-    def _gives_way(self, live: Live, alias: str, now_s: float) -> None:
-        self.entries[alias].is_owed = True
-        self.entries[live.alias].turn_ended_s = now_s
-
-    def _live(self, key: int) -> Live:
-        return next(live for live in self.lives() if live.serial == key)
-
-    def _serve(self, entry: Entry, live: Live, now_s: float) -> None:
-        """Give the next one in line a slot."""
-        while len(entry.line):
-            waiter = entry.line.pop(now_s)
-            entry.waiters.pop(id(waiter), None)
-            if not waiter.is_done and waiter.lease is not None:
-                waiter.lease.set_result(self._leased(live, entry, now_s, now_s - waiter.since_s, waiter.keep_alive_s))
-                return
-        for waiter, _ in list(entry.waiters.values()):      # those who are not in line want no slot; nobody else can be left
-            if not waiter.is_load:
-                entry.waiters.pop(id(waiter), None)
-
-    def _refuse(self, entry: Entry, step: Refuse) -> None:
-        entry.wanted = ""
-        for waiter, _ in list(entry.waiters.values()):
-            waiter.fail(self._refusal(entry, step))
-            entry.waiters.pop(id(waiter), None)
-        while len(entry.line):
-            entry.line.pop(self._clock.monotonic_s())
-        self.bump(entry)
-
-    def _refusal(self, entry: Entry, step: Refuse) -> Exception:
-        if step.why == "failed":
-            return ModelFailed(entry.alias, reason=entry.failed, attempts=entry.attempts)
-        if step.why == "pinned":
-            return PlacesPinned(entry.alias, places=self.catalogue.system.max_concurrent_models,
-                                pinned=[other.alias for other in self.entries.values() if other.is_pinned])
-        loaded = [other.alias for other in self.entries.values() if other.present()]
-        entry.rejected += 1
-        self.on_rejected(entry.alias)
-        return NoMemory(entry.alias, required_mb=step.need_bytes / MIB, available_mb=step.available_bytes / MIB, loaded_models=loaded)
-

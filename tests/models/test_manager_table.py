@@ -181,7 +181,7 @@ async def test_who_waits_for_one_whose_new_file_is_missing_is_told_so(open_house
 async def test_a_missing_file_is_refused_at_once_and_found_when_it_has_come(open_house: Make, tmp_path: Path) -> None:
     there = model("a", tmp_path)
     there.path.unlink()
-    house = await open_house(models=[there, model("b", tmp_path)], places=1)
+    house = await open_house(models=[there, model("b", tmp_path)], places=1, slots=3)
     assert (house.status("a"), house.manager.model("a").error_message) == ("off", f"model file not found: {there.path}")
     for ask in (house.manager.lease, house.manager.load, house.manager.lease):
         with pytest.raises(ModelFailed, match="model file not found"):
@@ -190,7 +190,7 @@ async def test_a_missing_file_is_refused_at_once_and_found_when_it_has_come(open
     there.path.write_bytes(HEADER)
     tasks = [house.ask("a") for _ in range(3)]
     await house.loaded("a")
-    for task in tasks[:2]:
+    for task in tasks:
         (await task).done(True)
     assert house.manager.failed() == []
 
@@ -215,3 +215,13 @@ async def test_other_numbers_of_the_system_hold_from_the_next_load_on(open_house
     await house.loaded("b")
     assert (await task).live.slots == 3
     assert house.statuses() == {"a": "ready", "b": "ready"}
+
+
+async def test_a_model_that_runs_serves_on_though_its_file_went(open_house: Make, tmp_path: Path) -> None:
+    house = await open_house("a")
+    await house.have("a")
+    (tmp_path / "a.gguf").unlink()
+    house.manager.reset("a")                            # its file is looked at again
+    await until(lambda: house.manager.entries["a"].problem)
+    (await house.manager.lease("a")).done(True)
+    assert (house.status("a"), house.manager.failed()) == ("ready", [])
