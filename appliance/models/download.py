@@ -118,7 +118,8 @@ class DownloadEngine:
                 async with download_lock.held(wish.output_dir, meter.wait_for) as has_waited:
                     if has_waited:          # that may have taken hours
                         chosen, pinned = await self._list(source, config, wish, meter)
-                    entry = manifest.Entry(asked or shown(wish.source), pinned, config.get("include", ""), config.get("exclude", ""))
+                    name = asked or shown("://".join(split(wish.source)))
+                    entry = manifest.Entry(name, pinned, config.get("include", ""), config.get("exclude", ""))
                     await self._fetch(source, wish, chosen, entry, expected, meter)
             meter.enter("done")
         finally:

@@ -31,8 +31,8 @@ class Checks:
         """Give the rows of files that are there, and the files that are to be fetched."""
         loop = asyncio.get_running_loop()
         kept, wanted = [], []
-        for file, work in [(file, loop.run_in_executor(self._threads, self._row_of, file)) for file in files]:
-            row = await work
+        rows = await asyncio.gather(*(loop.run_in_executor(self._threads, self._row_of, file) for file in files))
+        for file, row in zip(files, rows, strict=True):
             if row is None:
                 wanted.append(file)
                 continue

@@ -36,6 +36,7 @@ class Job:
     expected: str = ""              # SHA-256 that it must have, if that is known from an earlier time
     was_resumed: bool = False
     is_open: bool = False
+    is_whole: bool = False          # the server gives no parts of it
     generation: int = 0
     left: int = 0                   # pieces that are not done
 
@@ -128,18 +129,19 @@ class Fetching:
                 at = await self._stream(piece, at)
                 break
             except WholeOnly:
-                is_whole = True
+                job.is_whole = True
             except ApplianceError as exc:
+                job.is_whole = job.is_whole or not self._source.can_range or piece.end is None
                 at = _reached(job, piece, begun)
-                if at > furthest:           # a server that always breaks off at the same place gets nowhere
+                # A whole file that breaks off at the same place again and again gets nowhere.
+                if at > furthest + (BLOCK_BYTES if job.is_whole else 0):
                     furthest = at
                     retries.progressed()
                 pause = self._pause(job, exc, retries)
-                is_whole = not self._source.can_range or piece.end is None
             await asyncio.sleep(pause)
             self._meter.note = ""
             self._check(piece)
-            if is_whole:
+            if job.is_whole:
                 piece, at = await self._begin_anew(piece), 0
         self._check(piece)
         job.left -= 1
@@ -173,11 +175,16 @@ class Fetching:
                         await self._in_thread(job.part.write, blocks, at)
                         self._meter.fetched(waiting)
                         at, blocks, waiting, written_s = at + waiting, [], 0, self._clock.monotonic_s()
-        finally:
+        except BaseException:
             if waiting and job.generation == piece.generation:
                 job.part.write(blocks, at)          # not in a thread: when it is cancelled nothing could be waited for
                 self._meter.fetched(waiting)
-        at += waiting
+            raise
+        if waiting:
+            self._check(piece)
+            await self._in_thread(job.part.write, blocks, at)
+            self._meter.fetched(waiting)
+            at += waiting
         if piece.end is not None and at < piece.end:
             raise Interrupted(f"the answer ended {piece.end - at} bytes early")
         return at

@@ -202,6 +202,8 @@ class Part:
             self._synced = spans
 
     def _write_state(self) -> None:
+        if self._remote.size_bytes is not None and self._remote.size_bytes <= BLOCK_BYTES:
+            return              # it comes in one block, or it begins anew
         new = self._state.with_suffix(".new")
         new.write_bytes(jsons.dumps(self._identity | {"boot": _boot(), "done": self.done.all, "synced": self._synced}))
         new.replace(self._state)

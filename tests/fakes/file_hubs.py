@@ -70,6 +70,7 @@ class FileServer:
         self.open_now = 0
         self.most_open = 0
         self._runners: list[web.AppRunner] = []
+        self._digests: dict[str, str] = {}
 
     async def __aenter__(self):
         self.url = await self._serve(self.routes())
@@ -100,7 +101,12 @@ class FileServer:
         return await self.give(request, path)
 
     def sha256(self, path: str) -> str:
-        return hashlib.sha256(self.read(path)).hexdigest()
+        if isinstance(data := self.files[path], bytes):
+            return hashlib.sha256(data).hexdigest()
+        if path not in self._digests:               # a large file is read once
+            with data.open("rb") as file:
+                self._digests[path] = hashlib.file_digest(file, "sha256").hexdigest()
+        return self._digests[path]
 
     def read(self, path: str) -> bytes:
         data = self.files[path]
@@ -175,6 +181,7 @@ class Hub(FileServer):
     token = ""
     page = 1000
     is_gated = False
+    is_quick = False            # large files by the kernel's own way, not counted
 
     async def __aenter__(self):
         self.cdn = await self._serve([web.get("/lfs/{oid}", self._lfs)])
@@ -234,6 +241,8 @@ class Hub(FileServer):
                                                  "Location": f"{self.cdn}/lfs/{oid}?X-Amz-Signature=abc&name={quote(path)}"})
 
     async def _lfs(self, request: web.Request) -> web.StreamResponse:
+        if self.is_quick and isinstance(data := self.files[request.query["name"]], Path):
+            return web.FileResponse(data)
         return await self.give(request, request.query["name"])
 
 
