@@ -188,8 +188,8 @@ async def test_names_and_paths_are_checked(start, table, folder: Path, tmp_path:
     assert (status, value["error"]["code"]) == (404, "no_such_adapter")
     status, _, value = await ask(running, {"lora_name": "x"}, path="/v1/load_lora_adapter")
     assert (status, value["error"]["param"]) == (400, "lora_path")
-    status, _, value = await ask(running, {"lora_name": "x", "source": "hf://a/b"}, path="/v1/load_lora_adapter")
-    assert (status, value["error"]["code"]) == (501, "not_supported")
+    status, _, value = await ask(running, {"lora_name": "x", "source": "gopher://a/b", "base_model": "tiny"}, path="/v1/load_lora_adapter")
+    assert (status, value["error"]["param"]) == (400, "source")
 
 
 async def test_another_file_under_the_same_name_is_a_conflict_and_the_same_is_none(start, table, folder: Path) -> None:
