@@ -13,7 +13,6 @@ from appliance.base.wire import UpstreamTimeout, WireError
 from appliance.engines.backends.contract import Dialect, Health, Heard
 from appliance.engines.backends.table import DIALECTS
 from appliance.engines.normalise import BadMetrics, gauge
-from appliance.engines.scrape import slots_usage
 from appliance.engines.server import SeenPage, Server
 
 log = get_logger("health")
@@ -33,7 +32,6 @@ class Looker:
         self._first = asyncio.Event()
         self._looks = 0
         self._hurried = 0
-        self._has_slots = True
         server.on_suspicion = self.hurry
 
     def hurry(self) -> None:
@@ -81,7 +79,6 @@ class Looker:
         assert dialect is not None
         health, _ = await asyncio.gather(self._health(dialect), self._load(dialect))
         was_ready = server.health.is_ready
-        self._has_slots = self._has_slots or not was_ready      # it may have been started anew, with other switches
         is_timeout = health is None
         if server.saw_health(health or Health(False, detail="/health did not answer in time"), is_timeout=is_timeout):
             count = server.fail_waiting()
@@ -127,7 +124,7 @@ class Looker:
                 server.saw_page(None)
                 server.saw_load(None, None, "off" if heard.status in {404, 501} else f"/metrics answered {heard.status}")
                 return
-            await self._keep(heard, dialect)
+            server.saw_page(SeenPage(heard.body, "openmetrics" in heard.content_type, server.now_s()))
             running, waiting = gauge(heard.body, dialect.running), gauge(heard.body, dialect.waiting)
             note = "ok" if running is not None else f"/metrics has no {dialect.running[0]}"
             server.saw_load(running, waiting, note)
@@ -136,16 +133,6 @@ class Looker:
         except WireError as exc:
             server.saw_page(None)
             server.saw_load(None, None, str(exc))
-
-    async def _keep(self, heard: Heard, dialect: Dialect) -> None:
-        """Keep the page for who reads our metrics, and with it what llama-server's slots tell of its cache. (Builds that told it on the
-        page do not tell it there.)"""
-        server = self._server
-        usage = None
-        if dialect.kind == "llamacpp" and self._has_slots and b"kv_cache_usage_ratio" not in heard.body:
-            usage = await slots_usage(server.ask)
-            self._has_slots = usage is not None
-        server.saw_page(SeenPage(heard.body, "openmetrics" in heard.content_type, server.now_s(), usage))
 
     async def _learn(self, dialect: Dialect) -> None:
         server = self._server

@@ -18,7 +18,7 @@ from appliance.base.shared import Shared
 from appliance.base.tasks import Tasks
 from appliance.base.wire import WireError
 from appliance.engines.families import GATEWAY, LATENCIES, LORA_INFO, PREFIX, WANTED
-from appliance.engines.managed import Managed
+from appliance.engines.managed import Managed, RunnerServer
 from appliance.engines.normalised import Aside, Normalised, lora_info
 from appliance.engines.router import Router
 from appliance.engines.scrape import mapped, scrape_families, slots_usage
@@ -32,11 +32,12 @@ _HELP = {wanted.name: wanted.help.encode() for wanted in WANTED}
 
 @dataclass(slots=True)
 class Seen:
-    """One server and its page, mapped; `normalised` None: it has none, or it cannot be read."""
+    """One server and its page, mapped; `normalised` None: it has none, or it cannot be read. `kv_usage`: of llama-server's slots."""
 
     server: Server
     labels: tuple[tuple[bytes, str], ...]
     page: SeenPage | None
+    kv_usage: float | None = None
     normalised: Normalised | None = None
 
 
@@ -45,7 +46,7 @@ class Overview:
 
     def __init__(self, router: Router, *, latencies: Latencies, tasks: Tasks, clock: Clock) -> None:
         self._router, self._latencies, self._clock = router, latencies, clock
-        self._mapped: dict[object, tuple[SeenPage, Normalised | None]] = {}
+        self._mapped: dict[object, tuple[SeenPage, float | None, Normalised | None]] = {}
         self._troubles: dict[object, str] = {}
         self._shared: Shared[list[Family]] = Shared(self._families, tasks, name="overview")
 
@@ -79,35 +80,39 @@ class Overview:
                 for alias, port, runner in backend.runners():
                     labels = ((b"backend", backend.name), (b"model_name", alias), (b"runner", str(port)))
                     found.append(((backend.name, runner), Seen(runner, labels, None)))
-        runners = [seen for key, seen in found if not isinstance(key, str)]
-        for seen, page in zip(runners, await asyncio.gather(*(self._page_of(seen.server) for seen in runners)), strict=True):
-            seen.page = page
+        await asyncio.gather(*(self._ask(seen) for _, seen in found if seen.server.kind == "llamacpp" and seen.server.health.is_ready))
         for key, seen in found:
-            seen.normalised = await self._map(key, seen.server, seen.page)
+            seen.normalised = await self._map(key, seen)
         known = {key for key, _ in found}
         for books in (self._mapped, self._troubles):
             for key in [key for key in books if key not in known]:
                 del books[key]
         return [seen for _, seen in found]
 
-    async def _page_of(self, server: Server) -> SeenPage | None:
-        try:
-            heard = await server.ask("/metrics", RUNNER_S)
-            usage = await slots_usage(server.ask) if b"kv_cache_usage_ratio" not in heard.body else None
-        except WireError:
-            return None
-        return SeenPage(heard.body, False, self._clock.monotonic_s(), usage) if heard.status == 200 else None
+    async def _ask(self, seen: Seen) -> None:
+        """Ask a llama-server for its page, where nobody looks at it in the background, and for what its slots tell of its cache. (Builds
+        that tell it on the page do not tell it there.)"""
+        server = seen.server
+        if isinstance(server, RunnerServer):
+            try:
+                heard = await server.ask("/metrics", RUNNER_S)
+            except WireError:
+                return
+            seen.page = SeenPage(heard.body, False, self._clock.monotonic_s()) if heard.status == 200 else None
+        if seen.page is not None and b"kv_cache_usage_ratio" not in seen.page.raw:
+            seen.kv_usage = await slots_usage(server.ask)
 
-    async def _map(self, key: object, server: Server, page: SeenPage | None) -> Normalised | None:
+    async def _map(self, key: object, seen: Seen) -> Normalised | None:
         """Map a page, or take what was made of the same one before. What is wrong with it is logged when that changes."""
+        server, page = seen.server, seen.page
         if page is None:
             return None
         kept = self._mapped.get(key)
-        if kept is not None and kept[0] is page:
-            return kept[1]
+        if kept is not None and kept[0] is page and kept[1] == seen.kv_usage:
+            return kept[2]
         normalised, trouble = None, ""
         try:
-            normalised = await mapped(page.raw, server.kind, is_openmetrics=page.is_openmetrics, aside=server.aside(page.kv_usage))
+            normalised = await mapped(page.raw, server.kind, is_openmetrics=page.is_openmetrics, aside=server.aside(seen.kv_usage))
             if normalised.missing or normalised.odd:
                 trouble = f"missing {', '.join(normalised.missing) or 'nothing'}; invalid {normalised.odd or 'nothing'}"
         except BadPage as exc:
@@ -115,7 +120,7 @@ class Overview:
         if trouble and self._troubles.get(key) != trouble:
             log.warning("metrics_not_mapped", backend=server.name, why=trouble)
         self._troubles[key] = trouble
-        self._mapped[key] = (page, normalised)
+        self._mapped[key] = (page, seen.kv_usage, normalised)
         return normalised
 
     # ---- one row for all: the appliance as one model server

@@ -27,7 +27,7 @@ log = get_logger("scrape")
 MOST_REDIRECTS = 5
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 INLINE_BYTES = 64 * 1024            # smaller pages cost less than handing them to a thread
-SLOTS_S = 2.0
+SLOTS_S = 1.0
 CONNECT_S = 5.0
 _PATH_SAFE = "/%:@!$&'()*+,;=~?"
 

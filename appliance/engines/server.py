@@ -39,12 +39,11 @@ STALE_LOOKS = 2             # metrics older than so many looks fade out of the d
 
 @dataclass(frozen=True, slots=True)
 class SeenPage:
-    """A server's metrics page as it was seen at `at_s` (monotonic), and what its slots told (llama-server, see normalised.py)."""
+    """A server's metrics page as it was seen at `at_s` (monotonic)."""
 
     raw: bytes
     is_openmetrics: bool
     at_s: float
-    kv_usage: float | None = None
 
 
 class Server(Books):

@@ -1,11 +1,13 @@
 """Metrics pages of every generation come to the same names; what is renamed, of another kind or out of range is reported."""
 
+from pathlib import Path
+
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_of
 from prometheus_client.parser import text_string_to_metric_families as text_of
 
 from appliance.base.exposition import read
-from appliance.engines.families import KTHENA, WANTED
+from appliance.engines.families import GATEWAY, KTHENA, WANTED
 from appliance.engines.normalised import NOTHING, Aside, Normalised, kv_usage_of_slots, normalise
 from tests.fakes.engine_pages import ALL, LLAMA_2024, LLAMA_2026, PAGES, SGLANG_2026, SGLANG_FRESH, VLLM_2024, VLLM_2025, VLLM_2026, PageOf, page
 
@@ -213,3 +215,15 @@ SLOT = {"id": 0, "n_ctx": 8192, "is_processing": True, "n_prompt_tokens": 2048}
 ])
 def test_the_kv_cache_of_llama_server_is_reckoned_from_its_slots(slots: object, share: float | None) -> None:
     assert kv_usage_of_slots(slots) == share
+
+
+def test_the_table_in_the_documentation_is_the_one_in_the_code() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
+    rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("| `engine_")}
+    for wanted in WANTED:
+        row = rows[f"`{wanted.name}`"]
+        assert wanted.kind in row
+        for source in wanted.sources.values():
+            assert all(f"`{name}`" in row for name in source.names), row
+    assert all(f"`{copy.name}`" in text for copy in KTHENA)
+    assert all(f"`{name}`" in text for name, _, _ in GATEWAY)

@@ -9,6 +9,10 @@ from aiohttp import web
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_of
 from prometheus_client.parser import text_string_to_metric_families as text_of
 
+from appliance.base.clock import SystemClock
+from appliance.base.tasks import Tasks
+from appliance.base.wire import Wire, WireLimits
+from appliance.engines.scrape import Scraper
 from tests.fakes.engine_generations import GENERATIONS, EngineGeneration
 from tests.fakes.engine_pages import SGLANG_2026, VLLM_2026, PageOf, page
 from tests.fakes.engine_server import EngineServer
@@ -152,6 +156,18 @@ async def test_a_real_llama_server_maps_and_what_it_does_not_measure_is_measured
     assert each * 17 <= whole + 1e-6        # 18 tokens: 17 pauses between them
     families = (await read(running, openmetrics=True)).families
     assert families["engine_tpot_seconds"].unit == "seconds"
+
+
+async def test_a_real_llama_servers_page_as_the_sidecar_gives_it(llama: Llama) -> None:
+    server = await llama(slots=2)
+    async with Tasks() as tasks, Wire(WireLimits()) as wire:
+        scraped = await Scraper(server.url, wire=wire, tasks=tasks, clock=SystemClock()).scrape()
+    assert (scraped.normalised.kind, scraped.normalised.missing, scraped.normalised.odd) == ("llamacpp", (), {})
+    for openmetrics in (False, True):
+        numbers = Numbers((await scraped.render(0, openmetrics=openmetrics)).decode(), openmetrics=openmetrics)
+        assert numbers.value("engine_generation_tokens_total") == numbers.value("kthena:generation_tokens_total") == 0
+        assert [numbers.value(name) for name in ("vllm:num_requests_waiting", "vllm:num_requests_running", "vllm:kv_cache_usage_perc")] == [0, 0, 0]
+        assert numbers.value("llamacpp:tokens_predicted_total") == 0
 
 
 async def test_the_cache_in_use_of_a_real_llama_server_moves_with_its_work(start, llama: Llama) -> None:

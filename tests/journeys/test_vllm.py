@@ -18,10 +18,16 @@ import aiohttp
 import openai
 import pytest
 
+from appliance.base.clock import SystemClock
+from appliance.base.tasks import Tasks
+from appliance.base.wire import Wire, WireLimits
+from appliance.engines.families import KTHENA, WANTED
+from appliance.engines.scrape import Scraper
 from tests.journeys.llama_servers import HELLO, long_body
 from tests.journeys.running import free_port, until
 from tests.journeys.test_backends import QUICK, ask, backend
 from tests.journeys.test_lora_models import load, say, unload
+from tests.journeys.test_metrics import Numbers, read
 from tests.tools.tiny_models import CONTEXT, LORA_REPLY, REPLY, REPLY_TOKENS
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(300)]        # it takes half a minute to start, and longer beside other work
@@ -284,3 +290,28 @@ async def test_killed_and_restarted_it_gets_its_adapters_again(start, llama, vll
     assert (200, LORA_REPLY) in answers
     assert answers <= {(200, LORA_REPLY), (503, "adapter_not_loaded"), (503, "no_backend"), (502, "upstream_error")}
     assert await say(running, "style", temperature=0) == (200, LORA_REPLY)
+async def test_its_metrics_map_completely_and_stand_beside_the_others(start, vllm: Vllm) -> None:
+    """Its page of today as the sidecar gives it, in both forms, and under our names on the main port."""
+    running = await start(BACKENDS=f"v={vllm.url}", **QUICK)
+    assert (await ask(running))[0] == 200
+    async with Tasks() as tasks, Wire(WireLimits()) as wire:
+        scraped = await Scraper(vllm.url, wire=wire, tasks=tasks, clock=SystemClock()).scrape()
+    done = scraped.normalised
+    assert (done.kind, done.missing, done.odd) == ("vllm", (), {})
+    assert {family.name.decode() for family in done.ours} == {wanted.name for wanted in WANTED}
+    assert {family.name.decode() for family in done.kthena} == {copy.name for copy in KTHENA}
+    assert done.gateway == ()                       # it has the names of the endpoint picker itself
+    text = Numbers((await scraped.render(0, openmetrics=False)).decode())
+    strict = Numbers((await scraped.render(0, openmetrics=True)).decode(), openmetrics=True)
+    for numbers in (text, strict):
+        assert numbers.value("engine_generation_tokens_total") == numbers.value("vllm:generation_tokens_total") == numbers.value(
+            "kthena:generation_tokens_total")
+        assert numbers.value("engine_tpot_seconds_count") == numbers.value("vllm:inter_token_latency_seconds_count")
+        assert (numbers.value("engine_e2e_seconds_count") or 0) >= 1
+        assert numbers.value("engine_lora_running") == 0
+    assert {name for name in text.families if name.startswith("vllm:") and not name.endswith("_created")} == {
+        name for name in strict.families if name.startswith("vllm:")}
+    assert await until(lambda: running.appliance.router.state("v").metrics == "ok")
+    main = await read(running)
+    assert (main.value("engine_requests_running", backend="v"), main.value("engine_mapping_missing", backend="v")) == (0, 0)
+    assert 'measured_at="proxy"' not in main.text
