@@ -10,7 +10,6 @@ import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, replace
-from functools import partial
 from typing import Any
 
 from appliance import __version__
@@ -34,30 +33,16 @@ from appliance.build import (
     download_folders,
     manager_wire,
 )
-from appliance.control.parts import ControlParts
 from appliance.control.server import serving_control
-from appliance.engines.overview import Overview
+from appliance.doors import build_front, control_parts, sidecar_table
 from appliance.engines.receipts import Receipt, Receipts
-from appliance.engines.scrape import Engine, Following, Scraper
-from appliance.engines.server import Server as EngineServer
-from appliance.engines.types import BackendState
-from appliance.front.access import Access
 from appliance.front.access_log import AccessLog
-from appliance.front.balance import BalanceDoor
 from appliance.front.desk import Desk
-from appliance.front.downloads import DownloadsDoor
-from appliance.front.lora import LoraDoor
 from appliance.front.models import ModelsDoor
-from appliance.front.ollama import OllamaDoor
-from appliance.front.ollama_pull import PullDoor
 from appliance.front.openai import OpenAIDoor
-from appliance.front.passage import Passage
-from appliance.front.responses import ResponsesDoor
-from appliance.front.routes import Route, all_routes
 from appliance.front.server import Server, serving_http
-from appliance.front.sidecar import DIALECT, SidecarDoor, sidecar_doors, sidecar_routes
+from appliance.front.sidecar import DIALECT
 from appliance.front.status_listener import serving_status
-from appliance.front.system import SystemDoor
 from appliance.host.nat import WORKER_PORT
 from appliance.host.prepare import Prepared, prepared_or_now
 from appliance.host.worker import Worker
@@ -99,6 +84,9 @@ class Appliance:
         self.manager: Manager | None = None
         self.library: Library | None = None
         self.models_door: ModelsDoor | None = None
+        self.desk: Desk                 # these three from build_front on
+        self.openai: OpenAIDoor
+        self.server: Server
         self.fleet = build_fleet(settings, tasks=self.tasks, clock=self.clock, metrics=self.metrics)
         self.router = self.fleet.router
         self.adapters = build_adapters(self.router, settings, tasks=self.tasks, clock=self.clock, metrics=self.metrics)
@@ -212,53 +200,6 @@ class Appliance:
         self.exit_code = 1
         self.shutdown()
 
-    # ---- building
-
-    def build_front(self, access_log: AccessLog) -> Server:
-        """Build the HTTP door with all its addresses."""
-        settings = self.settings.front
-        self.desk = Desk(settings, receipts=self.receipts, metrics=self.metrics, access_log=access_log, clock=self.clock,
-                         is_draining=lambda: self.state in {"draining", "stopping"})
-        self.openai = OpenAIDoor(self.router, heartbeat_s=settings.heartbeat_s, board=self.manager)
-        overview = Overview(self.router, latencies=self.metrics.latencies, tasks=self.tasks, clock=self.clock)
-        system = SystemDoor(status=self.status, metrics=self.metrics, receipts=self.receipts, measure=self.measure, engines=overview.families)
-        routes = all_routes(self.openai, ResponsesDoor(self.router, clock=self.clock),
-                            OllamaDoor(self.router, clock=self.clock, board=self.manager, library=self.library,
-                                       pulls=PullDoor(self.pulls, admit=partial(self.desk.admit, Access.OPERATOR))), system,
-                            BalanceDoor(self.router, clock=self.clock, set_strategy=self.fleet.set_strategy, board=self.manager),
-                            self.models_door, DownloadsDoor(self.jobs, folders=self.folders), LoraDoor(self.lora_orders))
-        self.server = Server(routes, self.desk, clock=self.clock, passage=Passage(self.router, self.desk))
-        return self.server
-
-    def sidecar_table(self) -> list[Route]:
-        """Give the addresses of SIDECAR_PORT."""
-        scraper = Following(self._scraped_engine, lambda engine: Scraper(
-            engine.url, wire=self.scrape_wire, tasks=self.tasks, clock=self.clock, kind=engine.kind, headers=dict(engine.headers),
-            ssl_context=engine.ssl_context, timeout_s=self.settings.engines.request_timeout))
-        return sidecar_routes(SidecarDoor(self._sidecar_engine), sidecar_doors(scraper, self.lora_orders, self.jobs, self.folders, clock=self.clock))
-
-    def _scraped_engine(self) -> Engine | None:
-        wanted = self.settings.front.sidecar_backend
-        for backend in self.router.backends():
-            if isinstance(backend, EngineServer) and (not wanted or backend.name == wanted):
-                return Engine(backend.spec.url, backend.kind, tuple(backend.headers.items()), backend.ssl)
-        return None
-
-    def _sidecar_engine(self) -> BackendState | None:
-        wanted = self.settings.front.sidecar_backend
-        servers = [state for state in self.router.states() if state.name in self.router.backend_names()]
-        return next((state for state in servers if not wanted or state.name == wanted), None)
-
-    def control_parts(self, reloader: Reloader) -> ControlParts:
-        return ControlParts(
-            router=self.router, fleet=self.fleet, receipts=self.receipts, worker=self.worker, status=self.status, changed=self.changed,
-            identity=self.identity, settings=reloader.described, reload=reloader.reload, drain=self.drain, resume=self.resume,
-            shutdown=self.shutdown, lines=self.lines, new_receipt=self.begin, finish=self.finish,
-            is_draining=lambda: self.state != "serving",
-            grace_s=lambda: self.settings.front.shutdown_grace_s if self.grace_s is None else self.grace_s, hurry=self.hurry,
-            board=self.manager, clock=self.clock, lora=self.lora_orders, jobs=self.jobs,
-            folders=self.folders)
-
 
 async def open_models(appliance: Appliance, stack: AsyncExitStack) -> None:
     """Open the model manager where there is a table of models."""
@@ -300,7 +241,7 @@ async def running(settings: Settings, *, warnings: list[str] | None = None) -> A
         stack.push_async_callback(appliance.jobs.close)
         await appliance.jobs.open()
         await appliance.fleet.first_looks()
-        server = appliance.build_front(access_log)
+        server = build_front(appliance, access_log)
         front = settings.front
         appliance.http_addresses = await stack.enter_async_context(serving_http(
             server, [(front.proxy_host, front.proxy_port)], hurry=appliance.hurry, tasks=appliance.tasks,
@@ -308,7 +249,7 @@ async def running(settings: Settings, *, warnings: list[str] | None = None) -> A
         port = appliance.http_addresses[0][1]
         if front.sidecar_port is not None:
             await stack.enter_async_context(serving_http(
-                Server(appliance.sidecar_table(), appliance.desk, clock=appliance.clock, dialect=DIALECT), [(front.sidecar_host, front.sidecar_port)],
+                Server(sidecar_table(appliance), appliance.desk, clock=appliance.clock, dialect=DIALECT), [(front.sidecar_host, front.sidecar_port)],
                 hurry=appliance.hurry, tasks=appliance.tasks, grace_s=lambda: 0.0))      # the doors before it have waited already
         appliance.prepared = prepared = await asyncio.to_thread(
             prepared_or_now, settings.host, proxy_port=port, environ=settings.environ)
@@ -321,7 +262,7 @@ async def running(settings: Settings, *, warnings: list[str] | None = None) -> A
         reloader = Reloader(appliance)
         if settings.control.control:
             appliance.control_addresses = await stack.enter_async_context(
-                serving_control(settings.control, appliance.control_parts(reloader)))
+                serving_control(settings.control, control_parts(appliance, reloader)))
         stack.push_async_callback(appliance.worker.close)
         await appliance.worker.start()
         appliance.tasks.start(follow_worker(appliance), name="worker-status")

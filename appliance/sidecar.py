@@ -23,8 +23,10 @@ from appliance.base.settings import BadSettings, Problem
 from appliance.base.tasks import Tasks
 from appliance.base.wire import Wire, WireLimits
 from appliance.build import build_adapters, build_downloader, build_fleet, build_jobs, build_lora_orders, download_folders
+from appliance.doors import loaded_adapters
 from appliance.engines.receipts import Receipts
 from appliance.engines.scrape import Scraper
+from appliance.engines.server import Server as EngineServer
 from appliance.engines.specs import BackendSpec, FleetSpec
 from appliance.engines.types import BackendState
 from appliance.front.access import is_loopback
@@ -102,6 +104,9 @@ async def running(options: Options, settings: Settings) -> AsyncIterator[list[tu
         def engine() -> BackendState | None:
             return fleet.router.state(NAME)
 
+        def engine_server() -> EngineServer:
+            return next(one for one in fleet.router.backends() if isinstance(one, EngineServer))
+
         downloader = build_downloader(settings)
         adapters = build_adapters(fleet.router, settings, tasks=tasks, clock=clock, metrics=metrics)
         adapters.start()
@@ -112,7 +117,7 @@ async def running(options: Options, settings: Settings) -> AsyncIterator[list[tu
         wire = Wire(WireLimits())
         stack.push_async_callback(wire.close)
         scraper = Scraper(options.base_url, wire=wire, tasks=tasks, clock=clock, path=options.metrics_path, kind=KINDS[options.engine],
-                          timeout_s=settings.engines.request_timeout)
+                          timeout_s=settings.engines.request_timeout, adapters=lambda: (loaded_adapters(engine_server()), 0))
         doors = sidecar_doors(scraper, orders, jobs, lambda: download_folders(settings), clock=clock)
         server = Server(sidecar_routes(SidecarDoor(engine, pod=options.pod), doors), desk, clock=clock, dialect=DIALECT)
         yield await stack.enter_async_context(serving_http(
