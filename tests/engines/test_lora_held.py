@@ -23,7 +23,7 @@ def test_a_declared_name_is_served_only_once_it_was_seen_to_be_there() -> None:
     assert set(held.laid_over(MODELS)) == {"tiny", "other"}
     held.put("style", Own(STYLE, "style", True))
     assert held.laid_over(MODELS) == {"tiny": TINY, "other": OTHER, "style": STYLE}
-    assert list(held.laid_over(MODELS))[0] == "tiny"        # the default stays the base model
+    assert next(iter(held.laid_over(MODELS))) == "tiny"        # the default stays the base model
     held.lost()
     assert set(held.laid_over(MODELS)) == {"tiny", "other"}
 
