@@ -88,12 +88,14 @@ class ServerHost:
             server.suspect()
 
     async def unload(self, adapter: Adapter, more: dict[str, Any]) -> LoraSaid:
-        if adapter.name in self.held.has:
+        server, was_held = self.server, adapter.name in self.held.has
+        if was_held:
             self.held.drop(adapter.name)        # no new request gets it
             self.settle()
             await self.held.unused(adapter.name, DRAIN_S)
-        server = self.server
         said = await self._dialect().unload_adapter(server.tell, server.ask, adapter.name, more)
+        if was_held and said.outcome == "off":      # what it was started with it keeps; requests for its model do not meet it
+            said = LoraSaid("done", 200, f"The adapter {adapter.name!r} is declared no longer. {said.text}")
         if said.is_rid:
             server.learned = replace(server.learned, models={name: one for name, one in server.learned.models.items() if name != adapter.name})
             await self._learn()

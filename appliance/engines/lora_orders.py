@@ -106,15 +106,17 @@ class Orders:
         return order, Adapter(order.name, path, base, shown, order.backend, order.is_pinned)
 
     async def _done(self, order: Order, adapter: Adapter) -> Changed:
-        if order.source:
-            assert self._downloader is not None
-            self._note(order, adapter, "downloading")
-            try:
-                await self._downloader.download(Wish(order.source, Path(adapter.path), order.max_workers, order.config),
-                                                lambda progress: self._note(order, adapter, "downloading", progress))
-            finally:
-                self.pending.pop(order.name, None)
-        return await self.adapters.load(adapter, partial=order.is_partial)
+        if not order.source:
+            return await self.adapters.load(adapter, partial=order.is_partial)
+        assert self._downloader is not None
+        self._note(order, adapter, "downloading")
+        try:
+            await self._downloader.download(Wish(order.source, Path(adapter.path), order.max_workers, order.config),
+                                            lambda progress: self._note(order, adapter, "downloading", progress))
+            self._note(order, adapter, "loading")
+            return await self.adapters.load(adapter, partial=order.is_partial)
+        finally:
+            self.pending.pop(order.name, None)
 
     async def _quietly(self, order: Order, adapter: Adapter) -> None:
         error: ApplianceError | None = None

@@ -21,6 +21,7 @@ from appliance.engines.backends.table import AUTO, DIALECTS
 from appliance.engines.breaker import Breaker
 from appliance.engines.exchange import AttemptFailed, Patience, Peer, body_for, exchange
 from appliance.engines.families import MEASURING
+from appliance.engines.hearing import hear
 from appliance.engines.lora_held import Held, is_missing, missing
 from appliance.engines.normalised import Aside
 from appliance.engines.place import UNDECIDED, WELL, Books, Measured, Place
@@ -296,28 +297,12 @@ class Server(Books):
     # ---- asking it
 
     async def ask(self, path: str, seconds: float) -> Heard:
-        """Ask one of our own questions.
-
-        Raises  WireError
-        """
-        response = await self._wire.send(self.target, method=b"GET", path=path.encode(), connect_s=min(seconds, 5.0), first_byte_s=seconds,
-                                         idle_s=seconds, total_s=seconds)
-        try:
-            return Heard(response.status, await response.read(), response.headers.get("content-type", ""))
-        finally:
-            response.close()
+        """Ask one of our own questions. Raises WireError."""
+        return await hear(self._wire, self.target, b"GET", path, seconds=seconds)
 
     async def tell(self, path: str, body: dict[str, Any]) -> Heard:
-        """Tell it to do something that may be told twice.
-
-        Raises  WireError
-        """
-        response = await self._wire.send(self.target, path=path.encode(), body=jsons.dumps(body), connect_s=5.0, first_byte_s=TELL_S, idle_s=TELL_S,
-                                         total_s=TELL_S, is_repeatable=True)
-        try:
-            return Heard(response.status, await response.read(), response.headers.get("content-type", ""))
-        finally:
-            response.close()
+        """Tell it to do something that may be told twice. Raises WireError."""
+        return await hear(self._wire, self.target, b"POST", path, body=jsons.dumps(body), seconds=TELL_S)
 
     def take(self, reason: str) -> Place:
         """Take a place; where the breaker is half open, this request is its probe."""
@@ -349,7 +334,8 @@ class Server(Books):
         if self.takes_times and request.operation is not Operation.EMBEDDING:
             place.measured = Measured(receipt)
         try:
-            await self._hold(request.wanted_model, served, place)
+            if served is None or served.extra or self.held.gated:
+                await self._hold(request.wanted_model, served, place)
             body = body_for(request, upstream, wants_events=wants_events, extra=served.extra if served else (), gathers=gathers)
             first_byte_s = min(settings.upstream_first_byte_timeout_s, budget_s) if wants_events else budget_s
             reply = await exchange(

@@ -274,6 +274,12 @@ async def test_a_llama_server_of_others_has_what_it_was_started_with_and_no_more
     assert (await unload(running))[0] == 200
     assert await say(running, "style") == (404, "model_not_found")
     assert await say(running, "tiny-lora") == (200, LORA_REPLY)
+    status, value = await unload(running, "tiny-lora")
+    assert (status, value["error"]["code"]) == (409, "lora_not_enabled")        # not declared, and nobody can unload it
+    assert (await unload(running, "nobody"))[0] == 404
+    assert (await load(running, tiny_models / "tiny-lora.gguf", "tiny-lora"))[0] == 200
+    assert (await unload(running, "tiny-lora"))[0] == 200
+    assert await say(running, "tiny-lora") == (200, LORA_REPLY)
 
 
 async def test_a_llama_server_that_comes_back_without_its_adapter_does_not_answer_in_its_place(start, llama: Llama, tiny_models: Path) -> None:

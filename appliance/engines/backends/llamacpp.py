@@ -75,10 +75,10 @@ class LlamaCpp:
                         remedy=f"Start it with --lora-scaled {path}:0, or let the appliance run the model itself (CONFIG_PATH, MODEL_DIR).")
 
     async def unload_adapter(self, tell: Tell, ask: Ask, name: str, more: dict[str, Any]) -> LoraSaid:
-        """It keeps what it was started with; who asks for the model by its own name does not meet the adapter."""
-        is_its_own = any(PurePosixPath(own).stem == name for _, own in await _rows(ask))
-        return LoraSaid("done", 200, f"{name!r} is declared no longer." + (
-            " llama-server was started with an adapter of that name, and keeps it." if is_its_own else ""))
+        """It keeps what it was started with."""
+        if any(PurePosixPath(own).stem == name for _, own in await _rows(ask)):
+            return LoraSaid("off", 409, f"llama-server was started with the adapter {name!r}, and keeps it.", remedy="Start it without.")
+        return LoraSaid("unknown", 404, f"llama-server has no adapter {name!r}.")
 
     def as_served(self, base: Served, name: str, path: str) -> Served:
         raise OddAnswer("llama-server lists its adapters; this one is not among them")
