@@ -14,6 +14,9 @@ What runs
     process.py     one process                                                 loading.py    how one comes to be ready, and goes
     orphans.py     records of ours, and ending what outlived us                learned.py    what loads teach: times and memory
     watchdog.py    looks at what runs                                          errors.py     the ways in which a model cannot be had
+What is fetched
+    fetching.py    what a download is, in words                                download.py    the engine; its parts are download_*.py
+    sources/       where files come from
 What is told
     views.py       the values, and who is asked (Board)                        readings.py   the manager's answers
     vram.py        the memory where models lie, as the driver says it          system_memory.py   the same of the system's

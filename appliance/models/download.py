@@ -55,6 +55,12 @@ class DownloadEngine:
         self._clock = clock or SystemClock()
         self._ssl = ssl_context
 
+    @classmethod
+    def for_callers(cls, settings: ModelSettings, state_dir: Path) -> "DownloadEngine":
+        """Give the engine for those who ask a running appliance: what they may write and read is what the settings list."""
+        own = [download_dir(settings, state_dir), settings.model_dir, settings.base_models_path, *map(Path, settings.download_allowed_dirs)]
+        return cls(settings, output_roots=tuple(path.absolute() for path in own if path is not None))
+
     async def download(self, wish: Wish, on_progress: OnProgress = lambda _: None) -> Fetched:
         """Fetch what is not there yet.
 
@@ -163,6 +169,11 @@ class DownloadEngine:
             raise disk_error(exc.filename or folder, exc) from exc
         finally:
             threads.shutdown(wait=False)
+
+
+def download_dir(settings: ModelSettings, state_dir: Path) -> Path:
+    """Give the folder for downloads that name none."""
+    return settings.download_dir or state_dir / "models"
 
 
 def _check_space(folder: Path, jobs: list[Job]) -> None:
