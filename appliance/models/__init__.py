@@ -20,6 +20,9 @@ What runs
     process.py     one process                                                 learned.py    what loads teach: times and memory
     orphans.py     records of ours, and ending what outlived us                errors.py     the ways in which a model cannot be had
     watchdog.py    looks at what runs
+What is fetched
+    fetching.py    what a download is, in words                                download.py    the engine; its parts are download_*.py
+    sources/       where files come from
 What is told
     views.py       the values, and who is asked (Board)                        readings.py   the manager's answers
     vram.py        the memory where models lie, as the driver says it          system_memory.py   the same of the system's

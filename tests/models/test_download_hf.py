@@ -2,11 +2,12 @@
 
 import asyncio
 import json
+import os
 from pathlib import Path
 
 import pytest
 
-from appliance.base.errors import Forbidden, Invalid, NotFound, UpstreamFailed
+from appliance.base.errors import Conflict, Forbidden, Invalid, NotFound, TimedOut, UpstreamFailed
 from appliance.models.download_part import BLOCK_BYTES
 from tests.fakes.file_hubs import COMMIT, Cut, Hub, Stall, Status
 from tests.models.downloads import MIB, Story, engine, held, leftovers, noise, wish
@@ -210,3 +211,39 @@ async def test_cancelling_leaves_parts_that_are_gone_on_with(tmp_path: Path) -> 
     assert done.fetched_bytes < 16 * MIB
     assert done.fetched_bytes <= hub.sent["model.gguf"] - before
     assert held(out) == {"model.gguf": hub.files["model.gguf"]}
+
+
+async def test_a_server_that_stays_silent_is_given_up_as_late(tmp_path: Path) -> None:
+    async with Hub({"model.gguf": FILES["model.gguf"]}) as hub:
+        hub.faults["model.gguf"] = [Stall(0)] * 9
+        with pytest.raises(TimedOut, match=r"model\.gguf.*silent.*tried 3 times"):
+            await engine(tmp_path, hf_endpoint=hub.url).download(wish("ns/repo", tmp_path / "out", workers=1))
+
+
+async def test_a_slow_server_is_waited_for_as_long_as_it_sends(tmp_path: Path) -> None:
+    async with Hub({"model.gguf": noise(2 * MIB)}) as hub:
+        hub.drip_s = 0.12           # longer in all than the patience with silence
+        await engine(tmp_path, hf_endpoint=hub.url).download(wish("ns/repo", tmp_path / "out", workers=1))
+    assert held(tmp_path / "out") == hub.files
+
+
+async def test_too_little_room_is_seen_first_and_needs_only_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.statvfs(tmp_path)
+    room = [3 * MIB]
+    monkeypatch.setattr(os, "statvfs", lambda _: os.statvfs_result((*real[:1], 1, *real[2:4], room[0], *real[5:])))
+    async with Hub({"model.gguf": noise(4 * MIB), "first": noise(MIB)}) as hub:
+        fetcher = engine(tmp_path, hf_endpoint=hub.url)
+        with pytest.raises(Conflict, match="has room for 3,145,728 more bytes, and 5,242,880 are to be fetched") as caught:
+            await fetcher.download(wish("ns/repo", tmp_path / "out"))
+        assert (caught.value.code, hub.asked) == ("no_space", [])
+        await fetcher.download(wish("ns/repo", tmp_path / "out", {"include": "first"}))
+        room[0] = 4 * MIB
+        await fetcher.download(wish("ns/repo", tmp_path / "out"))
+    assert held(tmp_path / "out") == hub.files
+
+
+async def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("a file stands here")
+    async with Hub({"config.json": b"{}"}) as hub:
+        with pytest.raises(Conflict, match=r"out.* cannot be written"):
+            await engine(tmp_path, hf_endpoint=hub.url).download(wish("ns/repo", tmp_path / "out"))

@@ -8,6 +8,7 @@ from appliance.base.clock import FakeClock
 from appliance.base.errors import Forbidden, Invalid, NotFound, TimedOut, UpstreamFailed
 from appliance.models import download_manifest as manifest
 from appliance.models import download_part
+from appliance.models.download import DownloadEngine
 from appliance.models.download_config import Rules
 from appliance.models.download_names import check_names, wanted, why_unsafe
 from appliance.models.download_part import Part, Spans
@@ -151,6 +152,18 @@ async def test_a_wish_that_cannot_be_is_refused(tmp_path: Path) -> None:
             await engine(tmp_path).download(wish("ns/repo", tmp_path, workers=workers))
     with pytest.raises(NotFound, match="nothing is known"):
         await engine(tmp_path).verify(tmp_path)
+
+
+async def test_callers_of_a_running_appliance_write_where_the_settings_say(tmp_path: Path) -> None:
+    source = f"file://{tmp_path}/allowed/model"
+    (tmp_path / "allowed").mkdir()
+    (tmp_path / "allowed" / "model").write_bytes(b"x")
+    fetcher = DownloadEngine(settings(download_allowed_dirs=tmp_path / "allowed"), output_roots=(tmp_path / "state/models", tmp_path / "allowed"))
+    for folder in ("state/models/one", "allowed/two"):
+        assert (await fetcher.download(wish(source, tmp_path / folder))).files == 1
+    for folder in ("state/other", "elsewhere"):
+        with pytest.raises(Forbidden, match="DOWNLOAD_DIR"):
+            await fetcher.download(wish(source, tmp_path / folder))
 
 
 def test_spans_are_joined_and_their_gaps_known() -> None:
