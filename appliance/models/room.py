@@ -75,13 +75,16 @@ def _freed(house: House, free: dict[int, int], gone: Collection[int]) -> dict[in
 
 
 def leaving(facts: Facts, house: House, order: Sequence[Resident], claims: Sequence[Claim] = ()) -> list[Resident] | None:
-    """Choose who must leave for a model: the first of `order` before the later ones, none in vain. None = not even all were enough."""
+    """Choose who must leave for a model that does not fit: the first of `order` before the later ones, none in vain.
+
+    None = not even all were enough.
+    """
     chosen: list[Resident] = []
     for one in order:
+        chosen.append(one)
         if fitting(facts, house, gone=[c.key for c in chosen], claims=claims) is not None:
             break
-        chosen.append(one)
-    if fitting(facts, house, gone=[c.key for c in chosen], claims=claims) is None:
+    else:
         return None
     for one in chosen[::-1]:
         rest = [c for c in chosen if c is not one]
@@ -97,4 +100,4 @@ def available_bytes(facts: Facts, house: House) -> int:
     rooms = [size for index, size in free.items() if (index >= 0) == facts.on_gpu]
     if len(rooms) > 1 and facts.need_bytes + margin > most_bytes(facts, house):
         return margin + sum(max(0, size - margin) for size in rooms)
-    return max(rooms, default=0)
+    return max([0, *rooms])

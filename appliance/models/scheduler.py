@@ -3,13 +3,14 @@
 A house has few places (by count, and by memory on each device) and more models that are wanted. No running answer is ever cut off to
 make room. Loading costs time in which nothing is answered, so requests for a loaded model are served together before it gives way:
 
-    an idle model stays as long as it is likely to be asked again before a swap would have paid for itself (`lingers_s`)
     a busy model goes on until the line before it is due (`due_s`), at most Rules.extra_wait_s; then it is closed: what runs ends,
     what comes waits for its next turn
+    an idle model gives way at once, unless it is asked so often that it is better to wait for a moment (`lingers_s`)
     a model that was just loaded stays for a while whatever waits (`stay_s`), else two lines that are both due would only swap
 
 Of the models that could give way the one goes first whose loss is least: how often it is asked for, times how long it takes to load.
-The values are in house.py, memory and places in room.py; what the constants do is measured in docs/scheduling.md.
+Loads on one device follow each other, and nobody gives way for a load that could not begin yet. What gives way for one line is kept for it.
+The values are in house.py, memory and places in room.py; the constants were chosen by bench/swaps.py, see docs/scheduling.md.
 """
 
 import math
@@ -35,14 +36,16 @@ from appliance.models.house import (
 )
 from appliance.models.room import Claim, available_bytes, fitting, leaving
 
-__all__ = ["MIB", "NO_ROOM", "RAM", "Close", "Demand", "Facts", "House", "Line", "Open", "Refuse", "Resident", "Rules", "Serve", "Start", "Step",
-           "Stop", "Wait", "due_s", "fitting", "free_slot", "lingers_s", "loss", "next_step", "stay_s"]
+__all__ = ["LOADS_FIRST", "MIB", "NO_ROOM", "RAM", "Close", "Demand", "Facts", "House", "Line", "Open", "Refuse", "Resident", "Rules", "Serve",
+           "Start", "Step", "Stop", "Wait", "due_s", "fitting", "free_slot", "lingers_s", "loss", "next_step", "stay_s", "waited_s"]
 
 NO_ROOM = "there is no room for it"
-TURN_COSTS = 4.0                # a line is due when it has waited so many times what the swap costs
+LOADS_FIRST = "another model is being loaded"
+TURN_COSTS = 2.0                # a line is due when it has waited so many times what the swap costs
 STAY_LOADS = 2.0                # a loaded model stays at least so many times what its loading took, while it has work
+LINGER_COSTS = 0.2              # an idle model is kept for so much of what a swap costs, if it is likely to be asked within that
+DEMAND_S = 60.0                 # requests of so many seconds count as recent
 PRIORITY_PATIENCE = {0: 0.5, 1: 1.0, 2: 2.0}        # high, normal, low: how much sooner or later a line is due
-DEMAND_S = 120.0                # requests of so many seconds count as recent
 
 
 def free_slot(residents: Iterable[Resident]) -> int | None:
@@ -99,16 +102,25 @@ def stay_s(one: Resident, rules: Rules) -> float:
 def lingers_s(one: Resident, cost_s: float, rules: Rules) -> float:
     """Give how much longer an idle model is better kept than given up for a swap that costs `cost_s`.
 
-    Asked for so often that a request is expected before the swap would be done, it is kept; but no longer than the swap takes.
+    It is kept for a part of that time after its last request, if that often a request comes within it.
     """
-    if one.is_closed or one.demand * cost_s < 1.0:
+    longest_s = min(LINGER_COSTS * cost_s, rules.extra_wait_s)
+    if one.is_closed or one.demand * longest_s < 1.0:
         return 0.0
-    return max(0.0, min(cost_s, rules.extra_wait_s) - one.idle_s)
+    return max(0.0, longest_s - one.idle_s)
 
 
 def loss(one: Resident) -> float:
     """Give the seconds of loading a second that are expected from giving it up."""
     return one.demand * one.load_s
+
+
+def waited_s(line: Line) -> float:
+    """Give what counts of a line's wait: what came before the end of its model's last turn does not.
+
+    Else a model with more to do than it can would be due again at once, and be next before all others.
+    """
+    return min(line.oldest_s, line.since_turn_s)
 
 
 @dataclass(slots=True)
@@ -118,6 +130,8 @@ class _Look:
     times    seconds after which time alone may change the decision
     reasons  by model, what its line waits for
     claims   room that is kept for the lines that were gone through, from those that follow
+    loading  devices on which something is being loaded, or will be next
+    is_short somebody whose model is not loaded at all found no room
     """
 
     house: House
@@ -126,11 +140,14 @@ class _Look:
     times: list[float] = field(default_factory=list)
     reasons: dict[str, str] = field(default_factory=dict)
     claims: list[Claim] = field(default_factory=list)
-    is_short: bool = False              # somebody whose model is not loaded at all found no room
+    loading: set[int] = field(default_factory=set)
+    is_short: bool = False
 
     def __post_init__(self) -> None:
         for one in self.house.residents:
             self.by_alias.setdefault(one.alias, []).append(one)
+            if one.phase == "loading":
+                self.loading |= set(one.memory)
         self.waiting = {line.alias for line in self.house.lines}
 
     def is_needed(self, one: Resident) -> bool:
@@ -153,13 +170,9 @@ class _Look:
         return step
 
     def _urgency(self, line: Line) -> tuple[bool, bool, float, int]:
-        """Further replicas come last, lines for which somebody gave way first; then by priority and age; of equal ones the longer.
-
-        What a line waited before its model's last turn ended does not count, else a model with too much to do would always be next again.
-        """
+        """Further replicas come last, lines for which somebody gave way first; then by priority and age; of equal ones the longer."""
         is_replica = any(one.phase != "stopping" for one in self.by_alias.get(line.alias, ()))
-        waited_s = min(line.oldest_s, line.since_turn_s)
-        return is_replica, not line.is_owed, line.priority - waited_s / self.house.rules.ageing_s, -(line.requests + line.loads)
+        return is_replica, not line.is_owed, line.priority - waited_s(line) / self.house.rules.ageing_s, -(line.requests + line.loads)
 
     def _line(self, line: Line) -> tuple[Step | None, str]:
         facts = self.house.facts[line.alias]
@@ -181,17 +194,15 @@ class _Look:
         2. it would be a further replica, or may not push        → waits
         3. not even with all others gone                         → Refuse; but what is going may leave more than is known: waits
         4. there would be room, but it is kept for others        → waits
-        5. what is being stopped will be room enough             → waits
-        6. it is better to wait: for busy ones until the line is due, for idle ones until they are not expected to be asked again
-        7. idle ones can go                                      → Stop
+        5. it is better to wait (see _better_wait_s)             → waits
+        6. what is being stopped will be room enough             → waits
+        7. the load could not begin yet                          → waits
         8. busy ones must go                                     → Close, once all of them have stayed long enough
+        9. idle ones can go                                      → Stop
         """
         devices = fitting(facts, self.house, claims=self.claims)
         if devices is not None:                                                                         # 1
-            self._claim(facts, devices)
-            if any(one.phase == "loading" and set(one.memory) & set(devices) for one in self.house.residents):
-                return None, "another model is being loaded"
-            return Start(line.alias, devices), ""
+            return (None, LOADS_FIRST) if self._claim(facts, devices) else (Start(line.alias, devices), "")
         if mine:                                                                                        # 2
             return None, "all its slots are busy"
         if not line.may_evict:
@@ -200,39 +211,35 @@ class _Look:
         going = self._who_goes(facts, self.claims)
         if going is None:
             return self._impossible(line, facts)                                                        # 3, 4
-        keys = tuple(one.key for one in going)
         victims = [one for one in going if one.phase != "stopping"]
-        if not victims:                                                                                 # 5
-            self._claim(facts, fitting(facts, self.house, gone=keys, claims=self.claims) or (), keys)
-            return None, "room is being made"
-        wait_s = self._better_wait_s(line, facts, victims)
-        if wait_s > 0:                                                                                  # 6
-            self.times.append(wait_s)
-            names = ", ".join(sorted({one.alias for one in victims}))
-            return None, f"{names} {'is in use' if any(map(self._is_busy, victims)) else 'is likely to be asked again'}"
-        self._claim(facts, fitting(facts, self.house, gone=keys, claims=self.claims) or (), keys)
         busy = [one for one in victims if self._is_busy(one)]
-        if not busy:                                                                                    # 7
-            return Stop(victims[0].key, "room", line.alias), ""
-        return self._close(line, busy)                                                                  # 8
+        wait_s = self._better_wait_s(line, facts, victims, busy)
+        if wait_s > 0:                                                                                  # 5
+            self.times.append(wait_s)
+            return None, f"{_names(victims)} {'is in use' if busy else 'is likely to be asked again'}"
+        has_to_wait = self._claim_after(facts, going, is_next=not busy)
+        if not victims:                                                                                 # 6
+            return None, "room is being made"
+        if has_to_wait:                                                                                 # 7
+            return None, LOADS_FIRST
+        return self._close(line, busy) if busy else (Stop(victims[0].key, "room", line.alias), "")      # 8, 9
 
     def _close(self, line: Line, busy: list[Resident]) -> tuple[Step | None, str]:
         """Close all of them together, else one would stand idle for as long as another stays."""
-        names = ", ".join(sorted({one.alias for one in busy}))
         if any(one.phase == "loading" for one in busy):
-            return None, f"{names} is just being loaded"
+            return None, f"{_names(busy)} is just being loaded"
         opened = [one for one in busy if not one.is_closed]
         left_s = max((self._stays_s(one) for one in opened), default=0.0)
         if left_s > 0:
             self.times.append(left_s)
-            return None, f"{names} was just loaded"
+            return None, f"{_names(busy)} was just loaded"
         if opened:
             return Close(opened[0].key, line.alias), ""
-        return None, f"{names} ends what it has begun"
+        return None, f"{_names(busy)} ends what it has begun"
 
     def _impossible(self, line: Line, facts: Facts) -> tuple[Step | None, str]:
         """Refuse what cannot be, for memory or because pinned models hold every place; unless others' claims or those going are why."""
-        if self._who_goes(facts, ()) is not None:
+        if fitting(facts, self.house) is not None or self._who_goes(facts, []) is not None:
             return None, f"{self.claims[0].alias} goes first"
         if any(one.phase == "stopping" for one in self.house.residents):
             return None, "room is being made"
@@ -241,8 +248,8 @@ class _Look:
             return Refuse(line.alias, "pinned"), ""
         return Refuse(line.alias, "memory", facts.need_bytes + rules.margin_bytes, available_bytes(facts, self.house)), ""
 
-    def _who_goes(self, facts: Facts, claims: list[Claim] | tuple[()]) -> list[Resident] | None:
-        """Choose who leaves for a model: see _rank. One that is enough alone is taken before several, if less is lost by it."""
+    def _who_goes(self, facts: Facts, claims: list[Claim]) -> list[Resident] | None:
+        """Choose who leaves for a model: see _rank. One that is enough alone is taken before several, if no more is lost by it."""
         taken = {key for claim in claims for key in claim.keys}
         order = sorted((one for one in self.house.residents
                         if one.key not in taken and (one.phase == "stopping" or not (one.is_pinned or one.alias == facts.alias))),
@@ -250,8 +257,11 @@ class _Look:
         best = leaving(facts, self.house, order, claims)
         if best is None or len(best) < 2:
             return best
-        alone = ([one] for one in order if fitting(facts, self.house, gone=(one.key,), claims=claims) is not None)
-        return min((best, *alone), key=lambda going: (max(self._level(one, facts) for one in going), sum(map(self._loss, going)), len(going)))
+        level, lost = max(self._level(one, facts) for one in best), sum(map(self._loss, best))
+        for one in order:
+            if (self._level(one, facts), self._loss(one)) <= (level, lost) and fitting(facts, self.house, gone=(one.key,), claims=claims) is not None:
+                return [one]
+        return best
 
     def _rank(self, one: Resident, facts: Facts) -> tuple[int, float, float]:
         """Order who leaves: by level, then the least loss first, then the longest idle."""
@@ -282,17 +292,30 @@ class _Look:
     def _stays_s(self, one: Resident) -> float:
         return stay_s(one, self.house.rules) - one.ready_s
 
-    def _better_wait_s(self, line: Line, facts: Facts, victims: list[Resident]) -> float:
-        """Give how long it is better to wait than to swap; 0 or less = no longer."""
+    def _better_wait_s(self, line: Line, facts: Facts, victims: list[Resident], busy: list[Resident]) -> float:
+        """Give how long it is better to wait than to swap: for busy ones until the line is due, for idle ones until they linger no longer."""
+        if not victims:
+            return 0.0
         rules = self.house.rules
         cost_s = facts.load_s + max(one.load_s for one in victims)
-        due_in_s = due_s(line, cost_s, rules) - line.oldest_s
-        if any(self._is_busy(one) for one in victims):
-            return due_in_s
-        return min(due_in_s, max(lingers_s(one, cost_s, rules) for one in victims))
+        due_in_s = due_s(line, cost_s, rules) - waited_s(line)
+        return due_in_s if busy else min(due_in_s, max(lingers_s(one, cost_s, rules) for one in victims))
 
-    def _claim(self, facts: Facts, devices: tuple[int, ...], keys: tuple[int, ...] = ()) -> None:
+    def _claim(self, facts: Facts, devices: tuple[int, ...], keys: tuple[int, ...] = (), *, is_next: bool = True) -> bool:
+        """Keep room for a model, and say whether a load on its devices comes before its own. `is_next`: it will be loaded very soon."""
         self.claims.append(Claim(facts.alias, devices, facts.need_bytes, keys))
+        has_to_wait = bool(self.loading & set(devices))
+        if is_next:
+            self.loading |= set(devices)
+        return has_to_wait
+
+    def _claim_after(self, facts: Facts, going: list[Resident], *, is_next: bool) -> bool:
+        keys = tuple(one.key for one in going)
+        return self._claim(facts, fitting(facts, self.house, gone=keys, claims=self.claims) or (), keys, is_next=is_next)
+
+
+def _names(some: list[Resident]) -> str:
+    return ", ".join(sorted({one.alias for one in some}))
 
 
 def _has_its_own(line: Line, facts: Facts, mine: list[Resident]) -> str:

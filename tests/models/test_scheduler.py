@@ -9,6 +9,8 @@ import pytest
 
 from appliance.models import scheduler
 from appliance.models.scheduler import (
+    LINGER_COSTS,
+    LOADS_FIRST,
     NO_ROOM,
     RAM,
     STAY_LOADS,
@@ -38,6 +40,8 @@ from appliance.models.scheduler import (
 GIB = 1 << 30
 SWAP_S = 2.0                        # what a swap of two models of a second each costs
 DUE_S = TURN_COSTS * SWAP_S         # so long waits a line of normal priority for it
+LINGERS_S = LINGER_COSTS * SWAP_S   # so long an idle model is kept before it
+OFTEN = 1 / LINGERS_S               # if it is asked so often
 BUSY_STAYED_S = 100.0               # ready for longer than any stay
 
 
@@ -177,31 +181,39 @@ def test_a_resting_model_keeps_no_place_from_others() -> None:
     ("3-what-goes-may-leave-more-than-is-known", house(line("a"), Resident(1, "b", "stopping"), free=0), Wait(None, {"a": "room is being made"})),
     ("4-kept-for-others", house(line("a", 99), stopping(1, "b"), line("c", 98), places=1),
      Wait(None, {"a": "room is being made", "c": "a goes first"})),
-    ("5-room-is-being-made", house(line("a", 99), stopping(1, "b"), busy(2, "c"), places=2), Wait(None, {"a": "room is being made"})),
-    ("6-busy-ones-go-on", house(line("a", 3), busy(1, "b"), places=1), Wait(DUE_S - 3, {"a": "b is in use"})),
-    ("6-idle-ones-linger", house(line("a"), idle(1, "b", 0.5, demand=1.0), places=1), Wait(1.5, {"a": "b is likely to be asked again"})),
-    ("7-an-idle-one-goes", house(line("a"), idle(1, "b"), places=1), Stop(1, "room", "a")),
-    ("7-lingering-no-longer", house(line("a"), idle(1, "b", 2.0, demand=1.0), places=1), Stop(1, "room", "a")),
-    ("7-lingering-but-due", house(line("a", DUE_S), idle(1, "b", 0.5, demand=1.0), places=1), Stop(1, "room", "a")),
-    ("7-hardly-ever-asked", house(line("a"), idle(1, "b", 0.0, demand=0.4), places=1), Stop(1, "room", "a")),
+    ("5-busy-ones-go-on", house(line("a", 3), busy(1, "b"), places=1), Wait(DUE_S - 3, {"a": "b is in use"})),
+    ("5-idle-ones-linger", house(line("a"), idle(1, "b", LINGERS_S / 4, demand=OFTEN), places=1),
+     Wait(LINGERS_S * 3 / 4, {"a": "b is likely to be asked again"})),
+    ("5-since-its-own-turn-ended", house(line("a", 99, since_turn_s=3.0), busy(1, "b"), places=1), Wait(DUE_S - 3, {"a": "b is in use"})),
+    ("6-room-is-being-made", house(line("a", 99), stopping(1, "b"), busy(2, "c"), places=2), Wait(None, {"a": "room is being made"})),
+    ("7-a-load-comes-first", house(line("a", 99), idle(1, "b"), loading(2, "c"), places=2), Wait(None, {"a": LOADS_FIRST})),
+    ("7-busy-ones-go-on-meanwhile", house(line("a", 99), busy(1, "b"), loading(2, "c"), places=2), Wait(None, {"a": LOADS_FIRST})),
+    ("7-a-load-that-will-be-next", house(line("a", 99), line("d", 98), idle(1, "b"), stopping(2, "c"), places=2),
+     Wait(None, {"a": "room is being made", "d": LOADS_FIRST})),
+    ("7-not-a-load-elsewhere", house(line("a"), idle(1, "b"), loading(2, "c", on=0), places=2, free={RAM: 9, 0: 9}), Stop(1, "room", "a")),
     ("8-due", house(line("a", DUE_S), busy(1, "b"), places=1), Close(1, "a")),
     ("8-closed-it-ends-its-answers", house(line("a", DUE_S), busy(1, "b", is_closed=True), places=1), Wait(None, {"a": "b ends what it has begun"})),
-    ("8-closed-and-idle", house(line("a", DUE_S), idle(1, "b", is_closed=True), line("b", 99, since_turn_s=1.0), places=1), Stop(1, "room", "a")),
     ("8-due-but-just-loaded", house(line("a", 99), busy(1, "b", ready_s=0.5), places=1), Wait(1.5, {"a": "b was just loaded"})),
-    ("8-due-but-still-loading", house(line("a", 99), loading(1, "b"), places=1), Wait(None, {"a": "b is just being loaded"})),
+    ("8-due-but-still-loading-elsewhere", house(line("a", 99), loading(1, "b", on=0), places=1, free={RAM: 9, 0: 9}),
+     Wait(None, {"a": "b is just being loaded"})),
     ("8-a-line-before-it-is-work", house(line("a", DUE_S), Resident(1, "b", "ready", slots=0, ready_s=99), line("b"), places=1), Close(1, "a")),
+    ("9-an-idle-one-goes", house(line("a"), idle(1, "b"), places=1), Stop(1, "room", "a")),
+    ("9-lingering-no-longer", house(line("a"), idle(1, "b", LINGERS_S, demand=OFTEN), places=1), Stop(1, "room", "a")),
+    ("9-lingering-but-due", house(line("a", DUE_S), idle(1, "b", LINGERS_S / 4, demand=OFTEN), places=1), Stop(1, "room", "a")),
+    ("9-asked-too-seldom-to-linger", house(line("a"), idle(1, "b", 0.0, demand=OFTEN * 0.9), places=1), Stop(1, "room", "a")),
+    ("9-closed-and-idle", house(line("a", DUE_S), idle(1, "b", is_closed=True), line("b", 99, since_turn_s=1.0), places=1), Stop(1, "room", "a")),
 )
 def test_how_room_is_made(state: House, step: Any) -> None:
     assert next_step(state) == step
 
 
 def test_loads_on_one_device_follow_each_other() -> None:
-    assert waits(house(line("a"), loading(1, "b")), "a") == "another model is being loaded"
+    assert waits(house(line("a"), loading(1, "b")), "a") == LOADS_FIRST
 
 
 def test_the_next_load_in_turn_keeps_its_place() -> None:
     state = house(line("a", 5), loading(1, "b"), line("c", 1), model("c", on_gpu=True), places=2, free={RAM: 9, 0: 9}, total={RAM: 9, 0: 9})
-    assert waits(state, "a") == "another model is being loaded"
+    assert waits(state, "a") == LOADS_FIRST
     assert waits(state, "c") == "b is in use"
 
 
@@ -230,14 +242,18 @@ def test_how_long_a_model_stays_that_was_just_loaded(load_s: float, stay: float)
 
 
 @pytest.mark.parametrize(("one", "lingers"), [
-    pytest.param(idle(1, "a", 0.0, demand=0.5), 2.0, id="asked-once-in-a-swap"),
-    pytest.param(idle(1, "a", 1.5, demand=0.5), 0.5, id="less-what-it-was-idle"),
-    pytest.param(idle(1, "a", 3.0, demand=0.5), 0.0, id="no-longer-than-a-swap"),
-    pytest.param(idle(1, "a", 0.0, demand=0.4), 0.0, id="asked-less-often"),
-    pytest.param(idle(1, "a", 0.0, demand=9.0, is_closed=True), 0.0, id="closed"),
+    pytest.param(idle(1, "a", 0.0, demand=OFTEN), LINGERS_S, id="asked-often"),
+    pytest.param(idle(1, "a", LINGERS_S / 4, demand=OFTEN), LINGERS_S * 3 / 4, id="less-what-it-was-idle"),
+    pytest.param(idle(1, "a", LINGERS_S * 2, demand=OFTEN), 0.0, id="no-longer"),
+    pytest.param(idle(1, "a", 0.0, demand=OFTEN * 0.9), 0.0, id="asked-less-often"),
+    pytest.param(idle(1, "a", 0.0, demand=OFTEN * 9, is_closed=True), 0.0, id="closed"),
 ])
 def test_how_long_an_idle_model_is_better_kept(one: Resident, lingers: float) -> None:
-    assert lingers_s(one, 2.0, Rules()) == lingers
+    assert lingers_s(one, SWAP_S, Rules()) == pytest.approx(lingers)
+
+
+def test_an_idle_model_is_kept_no_longer_than_the_extra_wait() -> None:
+    assert lingers_s(idle(1, "a", 0.0, demand=100.0), 1000.0, Rules(extra_wait_s=5.0)) == 5.0
 
 
 def test_an_operator_who_allows_no_extra_wait_gets_swaps_at_once() -> None:
@@ -284,9 +300,9 @@ def test_what_was_cleared_for_one_is_not_taken_by_the_one_that_was_cleared() -> 
     ("of-equals-the-longest-idle", house(line("d"), idle(1, "a", 5), idle(2, "b", 9), idle(3, "c", 7)), Stop(2, "room", "d")),
     ("idle-before-busy", house(line("d", 99), busy(1, "a"), idle(2, "b", demand=.4), places=2), Stop(2, "room", "d")),
     ("not-pinned", house(line("d"), idle(1, "a", 99, is_pinned=True), idle(2, "b", 1), places=2), Stop(2, "room", "d")),
-    ("not-what-is-loading", house(line("d", 99), loading(1, "a"), busy(2, "b"), places=2), Close(2, "d")),
+    ("not-what-is-loading", house(line("d", 99), loading(1, "a", on=0), busy(2, "b"), places=2, free={RAM: 9, 0: 9}), Close(2, "d")),
     ("not-what-was-just-loaded", house(line("d", 99), busy(1, "a", ready_s=1.0), busy(2, "b", demand=9.0), places=2), Close(2, "d")),
-    ("one-that-is-not-expected-to-be-asked", house(line("d", 3), idle(1, "a", .1, demand=.5), idle(2, "b", .1, demand=.3, load_s=2), places=2),
+    ("one-that-does-not-linger", house(line("d"), idle(1, "a", 0.0, demand=OFTEN), idle(2, "b", 0.0, demand=OFTEN / 2, load_s=2.1), places=2),
      Stop(2, "room", "d")),
     ("a-closed-one-before-one-more", house(line("d", 99), busy(1, "a"), busy(2, "b", is_closed=True, demand=9.0), places=2),
      Wait(None, {"d": "b ends what it has begun"})),
@@ -358,8 +374,8 @@ def test_nobody_starves(state: House, step: Any) -> None:
 
 
 def test_the_most_urgent_lines_wait_is_the_one_told() -> None:
-    state = house(line("a", 4), line("b", 1), busy(1, "c"), busy(2, "d"), places=2)
-    assert next_step(state) == Wait(DUE_S - 4, {"a": "c is in use", "b": "c is in use"})
+    state = house(line("a", 3), line("b", 1), busy(1, "c"), busy(2, "d"), places=2)
+    assert next_step(state) == Wait(DUE_S - 3, {"a": "c is in use", "b": "c is in use"})
 
 
 # ---- memory

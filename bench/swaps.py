@@ -1,0 +1,324 @@
+"""The model manager's scheduler beside two simpler ones, in virtual time. `python -m bench.swaps [--seeds 3] [--only a-b-a-b]`
+
+    ours    drives `scheduler.next_step` as the manager does
+    fcfs    first come, first served: requests are dealt with strictly in order of arrival. One whose model is loaded goes there, and waits
+            inside for a slot; else the model that was loaded longest ago is given nothing more, unloaded once it is idle, and replaced
+    lru     least recently used: a request whose model is loaded is served whenever a slot is free. The oldest of the others gets the place
+            of the idle model that was used least recently, as soon as there is one
+
+A request takes its slot for a time that is known beforehand, whatever else runs; loads follow each other; who has waited PATIENCE_S leaves.
+Nothing sleeps, and the same seed gives the same table.
+"""
+
+import argparse
+import heapq
+import math
+import random
+import statistics
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from appliance.models.scheduler import (
+    RAM,
+    Close,
+    Demand,
+    Facts,
+    House,
+    Line,
+    Open,
+    Resident,
+    Rules,
+    Serve,
+    Start,
+    Stop,
+    Wait,
+    fitting,
+    next_step,
+)
+from bench.traces import STOP_S, TRACES, Job, Trace
+
+PATIENCE_S = 300.0          # queue_timeout_sec
+SLOTS = 4
+
+
+@dataclass(slots=True, eq=False)
+class Server:
+    key: int
+    alias: str
+    began_s: float
+    phase: str = "loading"
+    active: int = 0
+    is_closed: bool = False
+    ready_s: float = 0.0
+    idle_since_s: float = 0.0
+    queue: list[Job] = field(default_factory=list)          # inside: only first come, first served has one
+
+
+class Sim:
+    """The house: what takes time happens here, what is decided is decided by `turn`."""
+
+    def __init__(self, trace: Trace, turn: Callable[["Sim"], float | None]) -> None:
+        self.trace, self._turn = trace, turn
+        self.now_s = 0.0
+        self.servers: dict[int, Server] = {}
+        self.lines: dict[str, deque[Job]] = {alias: deque() for alias in trace.models}
+        self.done: list[Job] = []
+        self.swaps = self.loads = 0
+        self.owed: set[str] = set()
+        self.turn_ended_s: dict[str, float] = {}
+        self.demand = {alias: Demand() for alias in trace.models}
+        self._out: dict[str, list[Job]] = {alias: [] for alias in trace.models}
+        self._events: list[tuple[float, int, Callable[[], None]]] = []
+        self._count = 0
+        self._waking_s = math.inf
+
+    def run(self) -> "Sim":
+        for client in self.trace.clients:
+            self._next(iter(client))
+        while self._events:
+            self.now_s, _, event = heapq.heappop(self._events)
+            event()
+            again_s = self._turn(self)
+            if again_s is not None and self.now_s + again_s < self._waking_s:
+                self._waking_s = self.now_s + max(0.005, again_s)
+                self._at(self._waking_s, self._wake)
+        return self
+
+    def _at(self, when_s: float, event: Callable[[], None]) -> None:
+        self._count += 1
+        heapq.heappush(self._events, (when_s, self._count, event))
+
+    def _wake(self) -> None:
+        self._waking_s = math.inf
+
+    def _next(self, client: Iterator[Job] | None) -> None:
+        job = next(client, None) if client is not None else None
+        if job is not None:
+            job.following = client
+            self._at(self.now_s + job.think_s, lambda: self._asks(job))
+
+    def _asks(self, job: Job) -> None:
+        job.at_s = self.now_s
+        self._out[job.alias].append(job)
+        self.demand[job.alias].add(self.now_s)
+        self.lines[job.alias].append(job)
+        self._at(self.now_s + PATIENCE_S, lambda: self._leaves(job))
+
+    def _leaves(self, job: Job) -> None:
+        if job.begun_s < 0:
+            job.is_gone = True
+            if job in self._out[job.alias]:
+                self._out[job.alias].remove(job)
+                job.out_s = PATIENCE_S
+            self._forget(job)
+            self.done.append(job)
+            self._next(job.following)
+
+    def _forget(self, job: Job) -> None:
+        for some in (self.lines[job.alias], *(server.queue for server in self.servers.values())):
+            if job in some:
+                some.remove(job)
+        if not self.lines[job.alias]:
+            self.owed.discard(job.alias)
+
+    # ---- what a policy may do
+
+    def serve(self, server: Server) -> None:
+        self.begin(self.lines[server.alias].popleft(), server)
+
+    def oldest(self, *, is_loaded: bool = True) -> Job | None:
+        """Give who waits longest; of those whose model has no llama-server unless `is_loaded`."""
+        there = set() if is_loaded else {server.alias for server in self.servers.values()}
+        return min((line[0] for alias, line in self.lines.items() if line and alias not in there), key=lambda job: job.at_s, default=None)
+
+    def begin(self, job: Job, server: Server) -> None:
+        assert server.phase == "ready"
+        assert server.active < SLOTS
+        server.active += 1
+        job.begun_s = self.now_s
+        for other in self._out[job.alias]:
+            other.out_s = self.now_s - other.at_s
+        self._out[job.alias].clear()
+        self._at(self.now_s + job.work_s, lambda: self._ends(job, server))
+
+    def start(self, alias: str) -> None:
+        self.loads += 1
+        self.owed.discard(alias)
+        server = Server(self.loads, alias, self.now_s)
+        self.servers[server.key] = server
+        assert self.free() >= 0
+        assert len({one.alias for one in self.servers.values()}) <= self.trace.places
+        self._at(self.now_s + self.trace.models[alias].load_s, lambda: self._is_ready(server))
+
+    def stop(self, server: Server) -> None:
+        assert server.phase == "ready"
+        assert not server.active
+        server.phase = "stopping"
+        self.swaps += 1
+        self._at(self.now_s + STOP_S, lambda: self._is_gone(server))
+
+    # ---- what happens
+
+    def _ends(self, job: Job, server: Server) -> None:
+        server.active -= 1
+        server.idle_since_s = self.now_s
+        self.done.append(job)
+        self._next(job.following)
+
+    def _is_ready(self, server: Server) -> None:
+        server.phase = "ready"
+        server.ready_s = server.idle_since_s = self.now_s
+
+    def _is_gone(self, server: Server) -> None:
+        del self.servers[server.key]
+
+    # ---- what a policy may know
+
+    def free(self) -> int:
+        return self.trace.memory - sum(self.trace.models[server.alias].size for server in self.servers.values())
+
+    def facts(self, alias: str) -> Facts:
+        model = self.trace.models[alias]
+        return Facts(alias, model.size, load_s=model.load_s)
+
+    def residents(self) -> list[Resident]:
+        found = []
+        for one in self.servers.values():
+            model = self.trace.models[one.alias]
+            found.append(Resident(one.key, one.alias, one.phase, SLOTS, one.active, {RAM: model.size},                # type: ignore[arg-type]
+                                  0.0 if one.active else self.now_s - one.idle_since_s, self.now_s - one.ready_s, model.load_s,
+                                  self.demand[one.alias].rate(self.now_s), is_closed=one.is_closed))
+        return found
+
+    def house(self) -> House:
+        lines = [Line(alias, len(line), 0, self.now_s - line[0].at_s, is_owed=alias in self.owed,
+                      since_turn_s=self.now_s - self.turn_ended_s.get(alias, -math.inf)) for alias, line in self.lines.items() if line]
+        return House(lines, self.residents(), {line.alias: self.facts(line.alias) for line in lines}, {RAM: self.free()}, {RAM: self.trace.memory},
+                     Rules(self.trace.places, self.trace.extra_wait_s, 0))
+
+    def gives_way(self, server: Server, alias: str) -> None:
+        self.owed.add(alias)
+        self.turn_ended_s[server.alias] = self.now_s
+
+
+# ---- policies: each does what is to be done now, and says when time alone would change that
+
+
+def ours(sim: Sim) -> float | None:
+    while True:
+        step = next_step(sim.house())
+        if isinstance(step, Serve):
+            sim.serve(sim.servers[step.key])
+        elif isinstance(step, Start):
+            sim.start(step.alias)
+        elif isinstance(step, Stop):
+            sim.gives_way(sim.servers[step.key], step.alias)
+            sim.stop(sim.servers[step.key])
+        elif isinstance(step, Close):
+            sim.gives_way(sim.servers[step.key], step.alias)
+            sim.servers[step.key].is_closed = True
+        elif isinstance(step, Open):
+            sim.servers[step.key].is_closed = False
+        else:
+            assert isinstance(step, Wait), step
+            return step.again_s
+
+
+def fcfs(sim: Sim) -> None:
+    for server in sim.servers.values():
+        while server.queue and server.phase == "ready" and server.active < SLOTS:
+            sim.begin(server.queue.pop(0), server)
+    while (job := sim.oldest()) is not None:
+        mine = next((one for one in sim.servers.values() if one.alias == job.alias and one.phase == "ready"), None)
+        if mine is not None:
+            if mine.active < SLOTS:
+                sim.serve(mine)
+            else:
+                mine.queue.append(sim.lines[job.alias].popleft())
+            continue
+        if any(one.phase != "ready" for one in sim.servers.values()):
+            return
+        if fitting(sim.facts(job.alias), sim.house()) is not None:
+            sim.start(job.alias)
+            return
+        oldest = min(sim.servers.values(), key=lambda one: one.began_s)
+        if oldest.active or oldest.queue:
+            return
+        sim.stop(oldest)
+
+
+def lru(sim: Sim) -> None:
+    for server in sim.servers.values():
+        while sim.lines[server.alias] and server.phase == "ready" and server.active < SLOTS:
+            sim.serve(server)
+    job = sim.oldest(is_loaded=False)
+    if job is None or any(one.phase != "ready" for one in sim.servers.values()):
+        return
+    if fitting(sim.facts(job.alias), sim.house()) is not None:
+        sim.start(job.alias)
+        return
+    idle = sorted((one for one in sim.servers.values() if not one.active), key=lambda one: one.idle_since_s)
+    gone: list[Server] = []
+    for one in idle:
+        gone.append(one)
+        if fitting(sim.facts(job.alias), sim.house(), gone=[server.key for server in gone]) is not None:
+            for server in gone:
+                sim.stop(server)
+            return
+
+
+POLICIES: dict[str, Callable[[Sim], float | None]] = {"ours": ours, "fcfs": fcfs, "lru": lru}
+
+
+# ---- figures
+
+
+@dataclass(frozen=True)
+class Row:
+    """What came of one trace. Waits in seconds, from the request to its slot; who left unanswered waited PATIENCE_S.
+
+    starved   requests whose model was not given a single slot for longer than Trace.limit_s while they waited
+    end_s     when the last answer was given
+    """
+
+    swaps: float
+    p50_s: float
+    p99_s: float
+    max_s: float
+    starved: float
+    end_s: float
+    answered: float
+    asked: float
+
+
+def replay(trace: Trace, policy: str) -> Row:
+    """Replay a trace once; its requests bear the marks of it afterwards."""
+    sim = Sim(trace, POLICIES[policy]).run()
+    waits = sorted((PATIENCE_S if job.is_gone else job.begun_s - job.at_s) for job in sim.done)
+    starved = sum(job.out_s > trace.limit_s() for job in sim.done)
+    answered = [job for job in sim.done if not job.is_gone]
+    return Row(sim.swaps, waits[len(waits) // 2], waits[int(len(waits) * 0.99)], waits[-1], starved,
+               max(job.begun_s + job.work_s for job in answered), len(answered), sum(map(len, trace.clients)))
+
+
+def mean(rows: list[Row]) -> Row:
+    return Row(*(statistics.fmean(getattr(row, name) for row in rows) for name in Row.__dataclass_fields__))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--seeds", type=int, default=5, help="runs of each trace, each with other arrivals; their mean is shown")
+    parser.add_argument("--only", choices=list(TRACES), help="one trace")
+    asked = parser.parse_args()
+    print("| trace | | swaps | p50 s | p99 s | longest s | starved | last answer s | answered |\n| --- |" + " --- |" * 8)
+    for name in [asked.only] if asked.only else TRACES:
+        for policy in POLICIES:
+            row = mean([replay(TRACES[name](random.Random(seed)), policy) for seed in range(1, asked.seeds + 1)])
+            title = TRACES[name](random.Random(1)).name if policy == "ours" else ""
+            print(f"| {title} | {policy} | {row.swaps:.0f} | {row.p50_s:.1f} | {row.p99_s:.1f} | {row.max_s:.1f} | {row.starved:.0f} | {row.end_s:.0f} | "
+                  f"{row.answered:.0f} of {row.asked:.0f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
