@@ -12,7 +12,7 @@ SCRIPTS := $(shell find entrypoint.sh .ci shims tests/tools tests/image -type f 
     -exec awk 'FNR == 1 && /^\#!.*sh$$/ {print FILENAME}' {} + 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help run check test lint unit image image-test vllm test-vllm bench lock proto clean
+.PHONY: help run check test lint unit image image-test vllm test-vllm test-gpu bench lock proto clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,7 +35,7 @@ lint: $(VENV)/dev.stamp proto  ## ruff, mypy, import-linter, shellcheck, hadolin
 unit: $(VENV)/dev.stamp proto
 	@tests/tools/setup-machine test
 	@PYTHON=$(BIN)/python tests/tools/llama-server >/dev/null
-	$(BIN)/python -m pytest -n 2 -q -m "not image and not vllm"
+	$(BIN)/python -m pytest -n 2 -q -m "not image and not vllm and not gpu"
 
 image:  ## build the container image `appliance`, bringing up a container engine where there is none
 	@$(ENGINE) up && $(ENGINE) base && eval "$$($(ENGINE) env)" && docker build -t appliance \
@@ -51,6 +51,10 @@ vllm: $(BIN)/python  ## install vLLM for the CPU where it is missing (2.5 GB, tw
 test-vllm: $(VENV)/dev.stamp proto vllm  ## test with a real vLLM on the CPU beside a real llama-server
 	@PYTHON=$(BIN)/python tests/tools/llama-server >/dev/null
 	$(BIN)/python -m pytest -q -m vllm tests/journeys/test_vllm.py
+
+test-gpu: $(VENV)/dev.stamp proto  ## test the model manager with a real NVIDIA GPU; LLAMA_SERVER names a llama-server built for it
+	@PYTHON=$(BIN)/python tests/tools/llama-server >/dev/null
+	$(BIN)/python -m pytest -q -m gpu tests/journeys/test_models_gpu.py
 
 bench: $(VENV)/dev.stamp proto  ## measure beside nginx
 	@tests/tools/setup-machine bench

@@ -37,20 +37,30 @@ settle_home() {                 # a home that can be written: a worker keeps its
     export HOME
 }
 
-become_server() {
+become_server() {               # become_server serve | sidecar ARGUMENT…
     if [[ "$(id -u)" == 0 ]]; then say "the server does not run as root; start the container with \`serve\`."; exit 77; fi
     settle_home
-    become python3 -m appliance serve
+    become python3 -m appliance "${@:-serve}"
 }
 
-serve_as_root() {
+must_step_down() {
     if ! { has_capability "$SETUID" && has_capability "$SETGID"; }; then
         say "root cannot step down here. Add --cap-add SETUID --cap-add SETGID, or run with --user $SERVICE_USER:$SERVICE_USER."
         exit 77                 # sysexits.h: not permitted
     fi
+}
+
+serve_as_root() {
+    must_step_down
     (service_user python3 -m appliance check)       # sees what the server will see: a secret that only root reads is no use
     appliance prepare           # machine-id, GPU, nvidia-smi, port 14444
     service_user "${BASH_SOURCE[0]}" become-server
+}
+
+sidecar() {                     # beside an engine: nothing of the machine is touched, so there is nothing to prepare
+    if [[ "$(id -u)" != 0 ]]; then become_server sidecar "$@"; fi
+    must_step_down
+    service_user "${BASH_SOURCE[0]}" become-server sidecar "$@"
 }
 
 serve_as_is() {
@@ -63,8 +73,9 @@ main() {
     trap 'exit 143' TERM INT        # the first process of a container has no default way to die; from `become` on it is tini's
     case ${1:-serve} in
         serve) if [[ "$(id -u)" == 0 ]]; then serve_as_root; else serve_as_is; fi ;;
-        become-server) become_server ;;
-        check | prepare | settings | healthcheck | ctl | version | help | -*) become python3 -m appliance "$@" ;;
+        become-server) become_server "${@:2}" ;;
+        sidecar) sidecar "${@:2}" ;;
+        check | prepare | settings | models | download | healthcheck | ctl | version | help | -*) become python3 -m appliance "$@" ;;
         *) become "$@" ;;
     esac
 }

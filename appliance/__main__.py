@@ -1,4 +1,4 @@
-"""`python -m appliance VERB`: check, prepare, serve, settings, models, healthcheck, version, ctl.
+"""`python -m appliance VERB`: check, prepare, serve, settings, models, sidecar, download, healthcheck, version, ctl.
 
 Verbs import what they need when they are called: a health check must not cost what a server costs.
 """
@@ -17,7 +17,9 @@ USAGE = """usage: appliance VERB [ARGUMENT…]
   models        the models of a running appliance: list, show, load, eject, reset, pin, unpin, queue, vram (`models --help`)
   models check  what would be run for each model of the table, and what would not work   [--json]
   models schema the JSON schema of the file of CONFIG_PATH (as etc/models.schema.json)
+  download      fetch model files: SOURCE [-o DIR] [-w N] [-c JSON] [--verify] [--repair] [--json]   (`download --help`)
   healthcheck   ask the running appliance whether it is well; exit 0 or 1
+  sidecar       stand beside one engine: metrics, adapters, downloads, health (`sidecar --help`)
   ctl           drive a running appliance over its control API (`ctl --help`)
   version       print the version
 """
@@ -122,23 +124,46 @@ def models_check(arguments: list[str]) -> int:
 
 
 def healthcheck() -> int:
-    """Ask /healthz on this machine; give 0 when it says that all is well."""
-    import http.client
-    import json
-
+    """Ask on this machine whether all is well: the server's /healthz, or where no server is, a sidecar's /health. Gives 0 when it is."""
     host = os.environ.get("PROXY_HOST") or "127.0.0.1"
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     try:
-        port = int(os.environ.get("PROXY_PORT") or os.environ.get("PORT") or 14000)
-        connection = http.client.HTTPConnection(host, port, timeout=4)
-        connection.request("GET", "/healthz")
-        answer = connection.getresponse()
-        state = json.loads(answer.read()).get("state", "?")
-    except (OSError, ValueError, http.client.HTTPException) as exc:
+        status, value = _ask(host, int(os.environ.get("PROXY_PORT") or os.environ.get("PORT") or 14000), "/healthz")
+        state = str(value.get("state", "?"))
+    except ConnectionRefusedError as exc:
+        try:
+            status, value = _ask("127.0.0.1", int(os.environ.get("SIDECAR_PORT") or 9000), "/health")
+            if value.get("service") != "runtime":
+                raise exc
+            state = f"sidecar, {value.get('status')}"
+        except (OSError, ValueError):
+            print(f"unhealthy: {host} does not answer: {exc}", file=sys.stderr)
+            return 1
+    except (OSError, ValueError) as exc:
         print(f"unhealthy: {host} does not answer: {exc}", file=sys.stderr)
         return 1
-    print(f"{'healthy' if answer.status == 200 else 'unhealthy'}: {state}")
-    return 0 if answer.status == 200 else 1
+    print(f"{'healthy' if status == 200 else 'unhealthy'}: {state}")
+    return 0 if status == 200 else 1
+
+
+def _ask(host: str, port: int, path: str) -> tuple[int, dict[str, object]]:
+    """Give (status, JSON object) of an address.
+
+    Raises  OSError · ValueError: its answer is no such object
+    """
+    import http.client
+    import json
+
+    try:
+        connection = http.client.HTTPConnection(host, port, timeout=4)
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        value = json.loads(answer.read())
+    except http.client.HTTPException as exc:
+        raise ValueError(f"{type(exc).__name__}: {exc}") from None
+    if not isinstance(value, dict):
+        raise ValueError("its answer is no JSON object")
+    return answer.status, value
 
 
 def serve() -> int:
@@ -171,10 +196,18 @@ def main(argv: list[str] | None = None) -> int:
     verb, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
     if verb == "ctl":
         return ctl(rest)
+    if verb == "sidecar":
+        from appliance.sidecar import main as sidecar_main
+
+        return sidecar_main(rest)
     if verb == "settings":
         return show_settings(rest)
     if verb == "models":
         return models(rest)
+    if verb == "download":
+        from appliance.fetch import main as download_main
+
+        return download_main(rest)
     verbs = {"check": check, "prepare": prepare, "serve": serve, "healthcheck": healthcheck}
     if verb in {"version", "--version"}:
         print(__version__)

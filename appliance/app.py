@@ -9,7 +9,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from appliance import __version__
@@ -21,31 +21,40 @@ from appliance.base.metrics import Metrics
 from appliance.base.settings import BadSettings
 from appliance.base.tasks import Tasks
 from appliance.base.watch import Watched
-from appliance.build import add_manager, build_fleet, build_manager, manager_wire
-from appliance.control.parts import ControlParts
+from appliance.base.wire import Wire, WireLimits
+from appliance.build import (
+    add_manager,
+    build_adapters,
+    build_downloader,
+    build_fleet,
+    build_jobs,
+    build_lora_orders,
+    build_manager,
+    download_folders,
+    manager_wire,
+)
 from appliance.control.server import serving_control
+from appliance.doors import build_front, control_parts, sidecar_table
 from appliance.engines.receipts import Receipt, Receipts
 from appliance.front.access_log import AccessLog
-from appliance.front.balance import BalanceDoor
 from appliance.front.desk import Desk
 from appliance.front.models import ModelsDoor
-from appliance.front.ollama import OllamaDoor
 from appliance.front.openai import OpenAIDoor
-from appliance.front.passage import Passage
-from appliance.front.responses import ResponsesDoor
-from appliance.front.routes import all_routes
 from appliance.front.server import Server, serving_http
+from appliance.front.sidecar import DIALECT
 from appliance.front.status_listener import serving_status
-from appliance.front.system import SystemDoor
 from appliance.host.nat import WORKER_PORT
 from appliance.host.prepare import Prepared, prepared_or_now
 from appliance.host.worker import Worker
+from appliance.models.catalogue import read_catalogue
+from appliance.models.download_wish import Folders
 from appliance.models.library import Library
 from appliance.models.manager import Manager
 from appliance.models.measures import Measures, measure
+from appliance.models.pulls import Pulls
 from appliance.models.status_file import keeping_status_file
 from appliance.reload import Reloader
-from appliance.settings import Settings, learn_secrets, load_or_raise
+from appliance.settings import Settings, download_dir, learn_secrets, load_or_raise
 
 log = get_logger("appliance")
 
@@ -75,8 +84,18 @@ class Appliance:
         self.manager: Manager | None = None
         self.library: Library | None = None
         self.models_door: ModelsDoor | None = None
+        self.desk: Desk                 # these three from build_front on
+        self.openai: OpenAIDoor
+        self.server: Server
         self.fleet = build_fleet(settings, tasks=self.tasks, clock=self.clock, metrics=self.metrics)
         self.router = self.fleet.router
+        self.adapters = build_adapters(self.router, settings, tasks=self.tasks, clock=self.clock, metrics=self.metrics)
+        self.scrape_wire = Wire(WireLimits())
+        self.downloader = build_downloader(settings)
+        self.lora_orders = build_lora_orders(self.adapters, settings, downloader=self.downloader, tasks=self.tasks, clock=self.clock)
+        self.jobs = build_jobs(settings, self.downloader, tasks=self.tasks, clock=self.clock)
+        self.pulls = Pulls(self.jobs, home=download_folders(settings).home, lister=self.downloader.offered, clock=self.clock, eject=self.eject,
+                           on_change=self.reread_models)
         self.metrics.build_info.labels(__version__, platform.python_version()).set(1)
 
     # ---- what doors may ask
@@ -150,38 +169,36 @@ class Appliance:
     def measure(self) -> None:
         """Bring all gauges up to date: /metrics is read."""
         self.fleet.measure()
+        self.adapters.measure()
         if self.manager is not None:
             measure(self.manager, self.metrics.router, self.clock.now_s())
+
+    def folders(self) -> Folders:
+        """Where downloads may go at the moment."""
+        return download_folders(self.settings)
+
+    async def eject(self, alias: str) -> None:
+        """Unload a model, where it is one of ours."""
+        if self.manager is not None and alias in self.manager.entries:
+            await self.manager.eject(alias)
+
+    async def reread_models(self) -> None:
+        """Models were pulled or deleted: let the table have them."""
+        settings = self.settings
+        catalogue, problems = await asyncio.to_thread(
+            read_catalogue, settings.models, settings.engines.config_path, download_dir(settings.models, settings.host))
+        if any(problem.is_fatal for problem in problems):
+            log.error("table_not_read", problems=[str(problem) for problem in problems if problem.is_fatal])
+            return
+        self.settings = replace(settings, catalogue=catalogue)
+        if self.manager is not None:
+            self.manager.apply(catalogue)
+            self.fleet.refresh_managed(settings.engines)
 
     def _task_died(self, name: str, error: BaseException) -> None:
         self.warnings.append(f"the background task {name} died: {error!r}")
         self.exit_code = 1
         self.shutdown()
-
-    # ---- building
-
-    def build_front(self, access_log: AccessLog) -> Server:
-        """Build the HTTP door with all its addresses."""
-        settings = self.settings.front
-        self.desk = Desk(settings, receipts=self.receipts, metrics=self.metrics, access_log=access_log, clock=self.clock,
-                         is_draining=lambda: self.state in {"draining", "stopping"})
-        self.openai = OpenAIDoor(self.router, heartbeat_s=settings.heartbeat_s, board=self.manager)
-        system = SystemDoor(status=self.status, metrics=self.metrics, receipts=self.receipts, measure=self.measure)
-        routes = all_routes(self.openai, ResponsesDoor(self.router, clock=self.clock),
-                            OllamaDoor(self.router, clock=self.clock, board=self.manager, library=self.library), system,
-                            BalanceDoor(self.router, clock=self.clock, set_strategy=self.fleet.set_strategy, board=self.manager),
-                            self.models_door)
-        self.server = Server(routes, self.desk, clock=self.clock, passage=Passage(self.router, self.desk))
-        return self.server
-
-    def control_parts(self, reloader: Reloader) -> ControlParts:
-        return ControlParts(
-            router=self.router, fleet=self.fleet, receipts=self.receipts, worker=self.worker, status=self.status, changed=self.changed,
-            identity=self.identity, settings=reloader.described, reload=reloader.reload, drain=self.drain, resume=self.resume,
-            shutdown=self.shutdown, lines=self.lines, new_receipt=self.begin, finish=self.finish,
-            is_draining=lambda: self.state != "serving",
-            grace_s=lambda: self.settings.front.shutdown_grace_s if self.grace_s is None else self.grace_s, hurry=self.hurry,
-            board=self.manager, clock=self.clock)
 
 
 async def open_models(appliance: Appliance, stack: AsyncExitStack) -> None:
@@ -190,16 +207,16 @@ async def open_models(appliance: Appliance, stack: AsyncExitStack) -> None:
     own = settings.models
     if own.status_port is not None:
         await stack.enter_async_context(serving_status(lambda: appliance.manager, host=own.status_host, port=own.status_port, clock=clock))
-    if not settings.catalogue.models:
-        return
-    wire = manager_wire()
+    wire = manager_wire(settings.catalogue.system)
     stack.push_async_callback(wire.close)
     manager = appliance.manager = build_manager(settings, tasks=tasks, clock=clock, wire=wire, measures=Measures(appliance.metrics.router))
-    assert manager is not None
+    if manager is None:
+        return
     appliance.library = Library(lambda: manager.catalogue.models, tasks=tasks, digests_path=settings.host.state_dir / "digests.json")
     status_path = settings.host.state_dir / "model_status.json"
     await stack.enter_async_context(keeping_status_file(manager, status_path, tasks=tasks))
     stack.push_async_callback(manager.close)
+    appliance.adapters.prepare(manager)
     await manager.open()
     appliance.models_door = ModelsDoor(manager, clock=clock, status_path=status_path)
     add_manager(appliance.fleet, manager, settings, wire=wire, clock=clock, metrics=appliance.metrics, tasks=tasks)
@@ -219,13 +236,21 @@ async def running(settings: Settings, *, warnings: list[str] | None = None) -> A
         await stack.enter_async_context(appliance.tasks)
         await open_models(appliance, stack)
         stack.push_async_callback(appliance.fleet.close)
+        stack.push_async_callback(appliance.scrape_wire.close)
+        appliance.adapters.start()
+        stack.push_async_callback(appliance.jobs.close)
+        await appliance.jobs.open()
         await appliance.fleet.first_looks()
-        server = appliance.build_front(access_log)
+        server = build_front(appliance, access_log)
         front = settings.front
         appliance.http_addresses = await stack.enter_async_context(serving_http(
             server, [(front.proxy_host, front.proxy_port)], hurry=appliance.hurry, tasks=appliance.tasks,
             grace_s=lambda: front.shutdown_grace_s if appliance.grace_s is None else appliance.grace_s))
         port = appliance.http_addresses[0][1]
+        if front.sidecar_port is not None:
+            await stack.enter_async_context(serving_http(
+                Server(sidecar_table(appliance), appliance.desk, clock=appliance.clock, dialect=DIALECT), [(front.sidecar_host, front.sidecar_port)],
+                hurry=appliance.hurry, tasks=appliance.tasks, grace_s=lambda: 0.0))      # the doors before it have waited already
         appliance.prepared = prepared = await asyncio.to_thread(
             prepared_or_now, settings.host, proxy_port=port, environ=settings.environ)
         if prepared.needs_listener:
@@ -237,7 +262,7 @@ async def running(settings: Settings, *, warnings: list[str] | None = None) -> A
         reloader = Reloader(appliance)
         if settings.control.control:
             appliance.control_addresses = await stack.enter_async_context(
-                serving_control(settings.control, appliance.control_parts(reloader)))
+                serving_control(settings.control, control_parts(appliance, reloader)))
         stack.push_async_callback(appliance.worker.close)
         await appliance.worker.start()
         appliance.tasks.start(follow_worker(appliance), name="worker-status")
@@ -246,6 +271,7 @@ async def running(settings: Settings, *, warnings: list[str] | None = None) -> A
             yield appliance
         finally:
             appliance.set_state("stopping")
+            await appliance.jobs.close()        # else whoever waits for a download, or follows one, would use up the grace
             if appliance.manager is not None and appliance.models_door is not None:     # else its followers would use up the grace
                 appliance.manager.announce_end()
                 appliance.models_door.close()

@@ -1,5 +1,6 @@
 """Build who answers, from the settings: at start, and again at each reload."""
 
+import shutil
 from pathlib import Path
 
 from appliance.base.clock import Clock
@@ -7,10 +8,18 @@ from appliance.base.logs import get_logger
 from appliance.base.metrics import Metrics
 from appliance.base.tasks import Tasks
 from appliance.base.wire import Wire, WireLimits
+from appliance.engines import lora_file
 from appliance.engines.fleet import Fleet
+from appliance.engines.lora import Adapters
+from appliance.engines.lora_orders import Orders
 from appliance.engines.managed import Managed
 from appliance.engines.router import Router
 from appliance.host.gpu import real_gpus
+from appliance.models.catalogue import System
+from appliance.models.download import DownloadEngine
+from appliance.models.download_wish import Folders
+from appliance.models.fetching import Downloader
+from appliance.models.jobs import Jobs
 from appliance.models.learned import Lessons
 from appliance.models.loading import Loader
 from appliance.models.manager import Manager
@@ -18,7 +27,7 @@ from appliance.models.measures import Measures
 from appliance.models.orphans import Records
 from appliance.models.vram import memory_of
 from appliance.models.watchdog import MEASURE_EVERY_S, Watchdog
-from appliance.settings import Settings
+from appliance.settings import Settings, download_dir
 
 log = get_logger("models")
 CHANGES_FILE = "backends.json"
@@ -32,13 +41,54 @@ def build_fleet(settings: Settings, *, tasks: Tasks, clock: Clock, metrics: Metr
     return fleet
 
 
+def build_adapters(router: Router, settings: Settings, *, tasks: Tasks, clock: Clock, metrics: Metrics) -> Adapters:
+    """Give the declared LoRA adapters; `start` brings the backends to have them. Call it inside the event loop."""
+    return Adapters(router, tasks=tasks, clock=clock, metrics=metrics, path=Path(settings.host.state_dir) / lora_file.FILE)
+
+
+def build_lora_orders(adapters: Adapters, settings: Settings, *, downloader: Downloader | None, tasks: Tasks, clock: Clock) -> Orders:
+    """Give who takes orders for adapters. `downloader` None: none can be downloaded."""
+    own_folder = Path(settings.host.state_dir) / "adapters"
+    folders = list(map(Path, settings.engines.lora_allowed_dirs)) or [own_folder, download_dir(settings.models, settings.host)]
+    return Orders(adapters, downloader=downloader, folders=folders, own_folder=own_folder if own_folder in folders else folders[0], tasks=tasks,
+                  clock=clock)
+
+
+def build_downloader(settings: Settings) -> DownloadEngine:
+    """Give who fetches."""
+    return DownloadEngine(settings.models, output_roots=download_roots(settings))
+
+
+def download_roots(settings: Settings) -> tuple[Path, ...]:
+    """Give the folders for downloads and for adapters: nothing is fetched to anywhere else."""
+    adapters = list(map(Path, settings.engines.lora_allowed_dirs)) or [Path(settings.host.state_dir) / "adapters"]
+    folders = download_folders(settings)
+    return (folders.home, *folders.others, *adapters)
+
+
+def download_folders(settings: Settings) -> Folders:
+    return Folders(download_dir(settings.models, settings.host), tuple(map(Path, settings.models.download_allowed_dirs)))
+
+
+def build_jobs(settings: Settings, downloader: Downloader, *, tasks: Tasks, clock: Clock) -> Jobs:
+    """Give the downloads' jobs, not yet open."""
+    own = settings.models
+    return Jobs(downloader, tasks=tasks, clock=clock, path=Path(settings.host.state_dir) / "jobs.json", most_running=own.download_jobs,
+                has_variable=lambda name: bool(settings.environ.get(name) or settings.environ.get(f"{name}_FILE")), resumes=own.download_resume)
+
+
+def has_llama_server(settings: Settings) -> bool:
+    """Whether models could be run here, though none is named yet: one that is pulled is to be served."""
+    return shutil.which(settings.catalogue.llama_server or "llama-server") is not None
+
+
 def build_manager(settings: Settings, *, tasks: Tasks, clock: Clock, wire: Wire, measures: Measures) -> Manager | None:
-    """Give the model manager, not yet open; None = there is no table of models. Call it inside the event loop.
+    """Give the model manager, not yet open; None = there are no models, and nothing that could run any. Call it inside the event loop.
 
     Raises  Invalid: the table names a GPU that does not exist
     """
     catalogue = settings.catalogue
-    if not catalogue.models:
+    if not catalogue.models and not has_llama_server(settings):
         return None
     own, state_dir = settings.models, Path(settings.host.state_dir)
     is_simulated = settings.host.gpu_mode == "simulated" and not real_gpus()[0]
@@ -54,9 +104,10 @@ def build_manager(settings: Settings, *, tasks: Tasks, clock: Clock, wire: Wire,
     return manager
 
 
-def manager_wire() -> Wire:
-    """Give the pool of connections to llama-servers of ours: their number is bounded by slots, not by the pool."""
-    return Wire(WireLimits(connect_s=2.0, first_byte_s=None, idle_s=None, total_s=None, max_connections=4096))
+def manager_wire(system: System) -> Wire:
+    """Give the pool of connections to llama-servers of ours, as large as the table says."""
+    return Wire(WireLimits(connect_s=2.0, first_byte_s=None, idle_s=None, total_s=None, max_connections=system.http_max_connections,
+                           max_idle_per_origin=system.http_max_keepalive))
 
 
 def add_manager(fleet: Fleet, manager: Manager, settings: Settings, *, wire: Wire, clock: Clock, metrics: Metrics, tasks: Tasks) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from appliance.base import logs
 from appliance.base.logs import get_logger
 from appliance.base.settings import Described, Problem
+from appliance.build import download_roots
 from appliance.control.parts import Change, ReloadResult
 from appliance.models.differences import differences
 from appliance.settings import ROOMS, Settings, described, learn_secrets, load
@@ -103,6 +104,7 @@ class Reloader:
         appliance.bump()
 
     def _apply_models(self, settings: Settings) -> None:
+        self._appliance.downloader.apply(settings.models, output_roots=download_roots(settings))
         manager = self._appliance.manager
         if manager is None:
             return

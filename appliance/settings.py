@@ -121,10 +121,16 @@ def _tables(rooms: Mapping[str, RoomSettings], environ: Mapping[str, str]) -> tu
     if not isinstance(engines, EngineSettings) or not isinstance(models, ModelSettings):
         return FleetSpec(), Catalogue({}), []
     fleet, problems = read_fleet(engines, environ)
-    catalogue, found = read_catalogue(models, engines.config_path)
+    host = rooms.get("host")
+    catalogue, found = read_catalogue(models, engines.config_path, download_dir(models, host) if isinstance(host, HostSettings) else None)
     # Both read the configuration file: that it cannot be read is said once.
     told = {(problem.value, problem.remedy) for problem in problems}
     return fleet, catalogue, problems + [problem for problem in found if (problem.value, problem.remedy) not in told]
+
+
+def download_dir(models: ModelSettings, host: HostSettings) -> Path:
+    """Give the folder of downloads: DOWNLOAD_DIR, else one in STATE_DIR."""
+    return (models.download_dir or host.state_dir / "models").absolute()
 
 
 def load_or_raise(environ: Mapping[str, str] | None = None) -> tuple[Settings, list[Problem]]:
@@ -150,7 +156,7 @@ def _across_rooms(settings: Settings) -> list[Problem]:
     if control.control and control.control_port == front.proxy_port:
         problems.append(Problem("CONTROL_PORT", str(control.control_port), "another port than PROXY_PORT",
                                 "Both doors cannot listen on one port; change one of them."))
-    problems += _status_port(settings)
+    problems += _status_port(settings) + _sidecar_port(settings)
     has_worker = bool(settings.host.worker or settings.host.worker_command)
     if has_worker and control.control and control.control_port and not control.control_token.get_secret_value():
         problems.append(Problem(
@@ -161,6 +167,25 @@ def _across_rooms(settings: Settings) -> list[Problem]:
             "PROXY_HOST", front.proxy_host, "any address",
             f"Port {front.proxy_port} is open: everybody who reaches it can use the models and spend the hosted key's credit. "
             "Set APPLIANCE_API_KEYS, or publish the port on 127.0.0.1 only.", is_fatal=False))
+    return problems
+
+
+def _sidecar_port(settings: Settings) -> list[Problem]:
+    """The sidecar's addresses beside the doors: 1. a port that one of them has   2. open to other machines without a key."""
+    front, control = settings.front, settings.control
+    if front.sidecar_port is None:
+        return []
+    problems = []
+    doors = {"PROXY_PORT": front.proxy_port, "CONTROL_PORT": control.control_port if control.control else None,
+             "STATUS_PORT": settings.models.status_port}
+    for variable, taken in doors.items():
+        if taken == front.sidecar_port:                                                     # 1
+            problems.append(Problem("SIDECAR_PORT", str(taken), f"another port than {variable}", f"{variable} is {taken}, too; change one of them."))
+    host = "127.0.0.1" if front.sidecar_host == "localhost" else front.sidecar_host
+    if not is_loopback(host) and not split_keys(front.appliance_api_keys):                  # 2
+        problems.append(Problem("SIDECAR_HOST", front.sidecar_host, "any address", f"Port {front.sidecar_port} is open without a key: everybody who "
+                                "reaches it can read the engine's metrics. Changes are for callers on this machine. Set APPLIANCE_API_KEYS.",
+                                is_fatal=False))
     return problems
 
 

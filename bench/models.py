@@ -293,6 +293,7 @@ def cold(shop: Workshop, counts: Counts) -> None:
     ours: list[dict[str, float]] = []
     alone: list[dict[str, float]] = []
     with shop.appliance(["a"]) as subject:
+        time.sleep(1)               # a start has more to do than its first request
         first = cold_through(subject)
         command = Path(f"/proc/{subject.spawned()[-1][2]}/cmdline").read_text().split("\0")[:-1]
         for _ in range(counts.colds):

@@ -7,20 +7,26 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.openmetrics import exposition as openmetrics_exposition
 
+from appliance.base.exposition_out import END
+from appliance.base.latencies import Latencies
 from appliance.base.metrics_models import RouterMetrics
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
 
+def _openmetrics(registry: CollectorRegistry) -> bytes:
+    written: bytes = openmetrics_exposition.generate_latest(registry)  # type: ignore[no-untyped-call]
+    return written
+
+
 class Metrics:
     """Every family, by its short name; names and labels are part of the product's interface."""
 
-    content_type = CONTENT_TYPE_LATEST
-
     def __init__(self) -> None:
         r = self.registry = CollectorRegistry()
+        self.latencies = Latencies()        # of engines that measure none; written by engines/overview.py
         p = "appliance_"
         self.requests = Counter(p + "requests", "Requests answered", ["route", "status"], registry=r)
         self.request_seconds = Histogram(p + "request_duration_seconds", "Time from request to the last byte of the answer",
@@ -49,6 +55,8 @@ class Metrics:
         self.backend_errors = Counter(p + "backend_errors", "Failed requests of the backend, by kind", ["backend", "kind"], registry=r)
         self.backend_seconds = Histogram(p + "backend_duration_seconds", "Time of the backend's complete answers", ["backend"],
                                          buckets=SECONDS, registry=r)
+        self.lora_loaded = Gauge(p + "lora_loaded", "1 for the state of a LoRA adapter on a backend: loaded, loading, pending, failed, down or "
+                                 "unloading", ["adapter", "backend", "state"], registry=r)
         self.queue_length = Gauge(p + "queue_length", "Requests in line because every backend is full", registry=r)
         self.queue_seconds = Histogram(p + "queue_duration_seconds", "Time in line", ["outcome"], buckets=SECONDS, registry=r)
         self.retries = Counter(p + "retries", "Requests that were given to another backend, by why", ["reason"], registry=r)
@@ -68,9 +76,9 @@ class Metrics:
         """The families of the model manager; they appear from the first use on, so that only who has a table of models touches this."""
         return RouterMetrics(self.registry)
 
-    def render(self) -> bytes:
-        """Give all families in Prometheus' text format."""
-        return generate_latest(self.registry)
+    def render(self, *, openmetrics: bool = False) -> bytes:
+        """Give all families in Prometheus' text format, or in OpenMetrics without `# EOF`."""
+        return _openmetrics(self.registry).removesuffix(END) if openmetrics else generate_latest(self.registry)
 
     def show_backend(self, state: Any) -> None:
         """Bring one backend's gauges up to date.

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from appliance.cli import backends, models, show
+from appliance.cli import backends, jobs, lora, models, show
 from appliance.cli.calls import OTHER, USAGE, CallFailed
 from appliance.cli.session import Session, options, parted, run, told
 from appliance.cli.show import Screen
@@ -255,6 +255,8 @@ def receipts(
 
 backends.add_to(app)
 models.add_to(app)
+jobs.add_to(app)
+app.add_typer(lora.app, name="lora")
 
 
 def hoist(arguments: list[str]) -> list[str]:

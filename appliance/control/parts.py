@@ -9,8 +9,11 @@ from appliance.base.clock import Clock, SystemClock
 from appliance.base.lines import LineRing
 from appliance.base.settings import Described, Problem
 from appliance.base.watch import Watched
+from appliance.engines.lora_orders import Orders
 from appliance.engines.receipts import Receipt, Receipts
 from appliance.engines.router import Router
+from appliance.models.download_wish import Folders
+from appliance.models.jobs import Jobs
 from appliance.models.views import Board
 
 DEFAULT_GRACE_S = 30.0
@@ -69,6 +72,8 @@ class ControlParts:
     shutdown   seconds for running answers, None = as set; returns at once
     finish     to be called once for each receipt of `new_receipt` (given the route), when its request has ended
     board      the models that this appliance runs itself; None when no table of models is configured
+    jobs       downloads; None where nothing can be downloaded; `folders` gives where they may go
+    lora       LoRA adapters; None where nobody can have any
     grace_s    seconds that running calls get when the door closes; `hurry`, when set, takes them away
     """
 
@@ -91,4 +96,7 @@ class ControlParts:
     grace_s: Callable[[], float] = lambda: DEFAULT_GRACE_S
     hurry: asyncio.Event | None = None
     board: Board | None = None
+    jobs: Jobs | None = None
+    folders: Callable[[], Folders] | None = None
+    lora: Orders | None = None
     clock: Clock = field(default_factory=SystemClock)

@@ -20,6 +20,8 @@ from appliance.control.convert import (
 )
 from appliance.control.errors import RolledBack
 from appliance.control.follow import followed
+from appliance.control.jobs import JobCalls
+from appliance.control.lora import LoraCalls
 from appliance.control.models import ModelCalls
 from appliance.control.parts import ReloadResult, WorkerLike
 from appliance.control.v1 import control_pb2 as pb
@@ -30,8 +32,8 @@ MOST_RECEIPTS = 1000
 DEFAULT_RECEIPTS = 100
 
 
-class Servicer(ModelCalls):
-    """Every call of the service; those about models are in models.py."""
+class Servicer(ModelCalls, JobCalls, LoraCalls):
+    """Every call of the service; those about models are in models.py, about downloads in jobs.py, about adapters in lora.py."""
 
     # ---- state
 

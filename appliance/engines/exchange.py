@@ -71,11 +71,12 @@ class Peer:
 
 async def exchange(peer: Peer, request: EngineRequest, body: bytes, attempt: Attempt, *, path: bytes, wants_events: bool,
                    public_model: str, patience: Patience, on_head: Callable[[], None], on_end: Callable[[str], None],
-                   gathers: bool = False) -> EngineReply:
+                   gathers: bool = False, on_first: Callable[[], None] = lambda: None) -> EngineReply:
     """Send `body` and give the reply.
 
     Takes   wants_events: whether `body` asks for a stream; gathers: its events are to be given as one whole answer;
             on_head: called when the answer's head is there;
+            on_first: called when a stream's first event is there;
             on_end: called once for a stream, when it ends: ok | cut_off | error_event | client_left (not for whole answers)
     Raises  AttemptFailed · WireError · BrokenStream · jsons.BadJson (all: another server may try) · ApplianceError (the caller's fault)
     """
@@ -91,9 +92,10 @@ async def exchange(peer: Peer, request: EngineRequest, body: bytes, attempt: Att
             raise peer.refuse(response.status, response.headers, text)
         is_stream = wants_events and "event-stream" in response.headers.get("content-type", "")
         if is_stream and gathers:
-            reply = await _gathered(peer, response, request, public_model)
+            reply = await _gathered(peer, response, request, public_model, on_first)
         elif is_stream:
             reply = await _stream(peer, response, request, public_model, on_end)
+            on_first()
         else:
             reply = _whole(await response.read(), request, public_model)
         return reply
@@ -111,7 +113,7 @@ def _whole(body: bytes, request: EngineRequest, public_model: str) -> EngineRepl
     return EngineReply(body=with_model(body, value, public_model))
 
 
-async def _gathered(peer: Peer, response: Response, request: EngineRequest, public_model: str) -> EngineReply:
+async def _gathered(peer: Peer, response: Response, request: EngineRequest, public_model: str, on_first: Callable[[], None]) -> EngineReply:
     """Give a stream as one whole answer: until its end another server may still answer."""
     reader, gathering = SseReader(), Gathering()
     is_done = False
@@ -127,6 +129,8 @@ async def _gathered(peer: Peer, response: Response, request: EngineRequest, publ
             elif event.get("error") and not event.get("choices"):
                 raise _failed(peer, event["error"])
             elif not is_done:
+                if not gathering.has_begun:
+                    on_first()
                 gathering.add(event)
         if data is None:
             break

@@ -160,13 +160,14 @@ class Fleet:
     def set_managed(self, backend: Managed) -> None:
         """Put the model manager's backend in place: the table's models are looked for before everything else."""
         self._managed = backend
+        backend.on_models = self.router.refresh
         self._put()
 
     def refresh_managed(self, settings: EngineSettings) -> None:
         """The table of models, or how requests are sent, changed."""
         if self._managed is not None:
             self._managed.apply(settings)
-            self.router.refresh()
+            self._put()             # it may have its first model now, or none any more
 
     async def first_looks(self) -> None:
         """Wait until every server was looked at once, but not for long: one that hangs must not hold up the others."""
@@ -350,7 +351,7 @@ class Fleet:
         names = list(dict.fromkeys([DEFAULT_POOL, *(pool.name for pool in self._spec.pools), *(s.pool for s in self._servers.values())]))
         former = {pool.name: pool for pool in self.router.pools}
         pools = []
-        if self._managed is not None:
+        if self._managed is not None and self._managed.cards():
             pools.append(self._pool(self._managed.pool, [self._managed], former, settings))
         for name in names:
             members: list[Backend] = [s for s in self._servers.values() if s.pool == name and name != HOSTED_POOL]

@@ -13,7 +13,7 @@ from appliance.base.wire import UpstreamTimeout, WireError
 from appliance.engines.backends.contract import Dialect, Health, Heard
 from appliance.engines.backends.table import DIALECTS
 from appliance.engines.normalise import BadMetrics, gauge
-from appliance.engines.server import Server
+from appliance.engines.server import SeenPage, Server
 
 log = get_logger("health")
 METRICS_S = 5.0             # seconds for a metrics page
@@ -85,7 +85,7 @@ class Looker:
             if count:
                 log.warning("requests_moved", backend=server.name, count=count)
         self._looks += 1
-        if server.health.is_ready and (not was_ready or not server.has_learned or self._looks % LEARN_EVERY_LOOKS == 0):
+        if server.health.is_ready and (not was_ready or not server.has_learned or not server.is_fresh or self._looks % LEARN_EVERY_LOOKS == 0):
             await self._learn(dialect)
         server.on_room(server)      # limits, slow start and rest times move with the clock
 
@@ -121,19 +121,25 @@ class Looker:
         try:
             heard: Heard = await server.ask("/metrics", METRICS_S)
             if heard.status != 200:
+                server.saw_page(None)
                 server.saw_load(None, None, "off" if heard.status in {404, 501} else f"/metrics answered {heard.status}")
                 return
+            server.saw_page(SeenPage(heard.body, "openmetrics" in heard.content_type, server.now_s()))
             running, waiting = gauge(heard.body, dialect.running), gauge(heard.body, dialect.waiting)
             note = "ok" if running is not None else f"/metrics has no {dialect.running[0]}"
             server.saw_load(running, waiting, note)
         except BadMetrics as exc:
             server.saw_load(None, None, str(exc))
         except WireError as exc:
+            server.saw_page(None)
             server.saw_load(None, None, str(exc))
 
     async def _learn(self, dialect: Dialect) -> None:
         server = self._server
+        version = server.held.version
         try:
-            server.learn(await dialect.learn(server.ask))
+            learned = await dialect.learn(server.ask)
+            if server.held.version == version:      # else an adapter came or went meanwhile, and this may be from before
+                server.learn(learned)
         except (WireError, ValueError) as exc:
             log.warning("backend_not_learned", backend=server.name, why=str(exc)[:200])

@@ -15,11 +15,13 @@ from appliance.base.metrics import Metrics
 from appliance.base.wire import Wire
 from appliance.engines.backends.contract import Health, Learned
 from appliance.engines.exchange import AttemptFailed
+from appliance.engines.lora_held import Held, not_loaded
 from appliance.engines.place import LEFT, WELL, Books, Place
 from appliance.engines.server import Server
 from appliance.engines.settings import EngineSettings
 from appliance.engines.specs import BackendSpec
 from appliance.engines.types import BackendState, EngineReply, EngineRequest, ModelCard, Served, Standing, Wishes
+from appliance.models.catalogue import Model
 from appliance.models.entry import Lease, Live, Waiting
 from appliance.models.manager import Manager
 
@@ -32,15 +34,19 @@ DEATH_S = 0.5           # a broken connection is the first that is seen of a dea
 class RunnerServer(Server):
     """One llama-server of the manager's, as the thing that requests are sent to."""
 
+    _asks_first = False         # it is the very process that was started with these adapters
+
     def __init__(self, live: Live, card: ModelCard, *, settings: EngineSettings, wire: Wire, clock: Clock, metrics: Metrics) -> None:
-        spec = BackendSpec(url=f"http://127.0.0.1:{live.port}", name=NAME, kind="llamacpp", pool=NAME, models=(live.alias,))
+        adapters = adapters_of(live.model, card)
+        spec = BackendSpec(url=f"http://127.0.0.1:{live.port}", name=NAME, kind="llamacpp", pool=NAME, models=(live.alias, *adapters))
         super().__init__(spec, settings=settings, wire=wire, clock=clock, metrics=metrics, origin="managed")
         self._label = f"The llama-server of {live.alias}"
         self.leases: dict[Place, Lease] = {}
         self.outer: dict[Place, Place] = {}         # of streams: the dispatcher's place, given back at their end
         self.requests: dict[Place, EngineRequest] = {}
         self.health = Health(True)
-        self.learn(Learned({live.alias: Served(card, live.alias)}, live.model.params.n_ctx // max(1, live.slots), live.slots))
+        self.learn(Learned({live.alias: Served(card, live.alias), **adapters},
+                           live.model.params.n_ctx // max(1, live.slots), live.slots))
 
     def settle(self, place: Place, outcome: str, retry_after_s: float | None) -> None:
         """A request ended: its slot goes back to the manager."""
@@ -69,6 +75,8 @@ class Managed(Books):
         self._boarded: dict[Place, Lease] = {}
         self._made_of: Any = None
         self._served: dict[str, Served] = {}
+        self.on_models: Callable[[], None] = lambda: None       # the fleet's: what it serves changed
+        self.held = Held()          # adapters; each has its base model's entry in the manager
         manager.on_gone = lambda live: self._forget(live)
         self.apply(settings)
 
@@ -83,13 +91,14 @@ class Managed(Books):
 
     def _all(self) -> dict[str, Served]:
         catalogue = self.manager.catalogue
-        if self._made_of is not catalogue:
+        if self._made_of != (id(catalogue), self.held.version):
             created_s = int(self._clock.now_s())
             self._served = {}
             for alias, entry in self.manager.entries.items():
                 card = ModelCard(alias, created_s, "user", alias, context_tokens=entry.model.params.n_ctx)
                 self._served[alias] = Served(card, alias)
-            self._made_of = catalogue
+            self._served = self.held.laid_over(self._served)
+            self._made_of = (id(catalogue), self.held.version)
         return self._served
 
     def cards(self) -> list[ModelCard]:
@@ -117,6 +126,7 @@ class Managed(Books):
     def settle(self, place: Place, outcome: str, retry_after_s: float | None) -> None:
         took_s = self._clock.monotonic_s() - place.began_s
         place.attempt.ms = took_s * 1000
+        self.held.ended(place)
         self.member.ended(took_s if outcome == "ok" else None)
         lease = self._boarded.pop(place, None)
         if lease is not None:
@@ -128,8 +138,9 @@ class Managed(Books):
         own limits hold, for the line and for the answer."""
         reply = None
         try:
+            self.held.began(request.wanted_model, place)
             for left in range(RETRIES, -1, -1):
-                lease = await self._lease(request.wanted_model, request.wishes, request)
+                lease = await self._lease_of(request)
                 request.receipt.queue_ms += lease.waited_s * 1000
                 try:
                     reply = await self._send(request, place, lease)
@@ -159,11 +170,35 @@ class Managed(Books):
             place.done("ok")
         return reply
 
+    async def _lease_of(self, request: EngineRequest) -> Lease:
+        """Lease a llama-server of the model; for an adapter one of its base model, which was started with it.
+
+        Raises  Unavailable: the adapter went while the request waited
+        """
+        name = request.wanted_model
+        served = self.served(name)
+        base = served.card.parent if served is not None else ""
+        while base:
+            lease = await self._lease(base, request.wishes, request)
+            if any(one.name == name for one in lease.live.model.lora):
+                return lease
+            lease.done(True)
+            if self.served(name) is None:
+                break
+            await asyncio.sleep(0)      # it was given as its model was about to be started anew
+        if name in self.held.gated:
+            raise not_loaded(name, "it was unloaded")
+        return await self._lease(name, request.wishes, request)
+
     async def _lease(self, alias: str, wishes: Wishes, request: EngineRequest | None = None) -> Lease:
         def on_wait(tell: Callable[[], Waiting]) -> None:
             if request is not None:
                 request.waiting = lambda: waiting_headers(tell())
-        return await self.manager.lease(alias, flow=wishes.flow, priority=wishes.priority, keep_alive_s=wishes.keep_alive_s, on_wait=on_wait)
+        try:
+            return await self.manager.lease(alias, flow=wishes.flow, priority=wishes.priority, keep_alive_s=wishes.keep_alive_s, on_wait=on_wait)
+        finally:
+            if request is not None:
+                request.waiting = None
 
     async def board(self, place: Place, model: str | None, wishes: Wishes) -> None:
         """Give a place of passage its llama-server; without a model's name the only one that there is.
@@ -176,6 +211,9 @@ class Managed(Books):
                 raise Invalid(f"Name the model that this is for, in `model` of the body or of the query. There are {', '.join(aliases[:20])}.",
                               param="model", code="missing_required_parameter")
             model = aliases[0]
+        if (served := self.served(model)) is not None and served.card.parent:
+            raise Invalid(f"{model!r} is an adapter: it answers chats and completions of the OpenAI, Ollama and Responses addresses. Here, name its "
+                          f"model {served.card.parent!r}.", param="model", code="not_supported")
         lease = await self._lease(model, wishes)
         self._boarded[place] = lease
         place.url = place.attempt.endpoint = lease.url
@@ -187,6 +225,11 @@ class Managed(Books):
             server = self._servers[live.serial] = RunnerServer(live, card, settings=self._settings, wire=self._wire, clock=self._clock,
                                                                metrics=self._metrics)
         return server
+
+    def runners(self) -> list[tuple[str, int, RunnerServer]]:
+        """Give the llama-servers that are ready, with their models and ports."""
+        lives = [live for entry in self.manager.entries.values() for live in entry.lives if live.phase == "ready"]
+        return [(live.alias, live.port, self._server(live)) for live in lives]
 
     def _forget(self, live: Live) -> None:
         self._servers.pop(live.serial, None)
@@ -206,6 +249,20 @@ class Managed(Books):
 
     async def close(self) -> None:
         """Its llama-servers belong to the manager."""
+
+
+def adapters_of(model: Model, base: ModelCard) -> dict[str, Served]:
+    """Give the adapters that a model was started with and that are models for requests: each is asked for with `lora` in the body.
+
+    What such a list leaves out is off for the request: those of the table are named with the strength that they have there.
+    """
+    table = [{"id": number, "scale": one.scale} for number, one in enumerate(model.lora) if not one.name and one.scale]
+    found = {}
+    for number, one in enumerate(model.lora):
+        if one.name:
+            card = ModelCard(one.name, base.created_s, "user", base.id, context_tokens=base.context_tokens, parent=base.id, path=str(one.path))
+            found[one.name] = Served(card, base.id, (("lora", [*table, {"id": number, "scale": 1.0}]),))
+    return found
 
 
 async def _seen_dead(live: Live) -> None:

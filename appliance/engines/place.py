@@ -13,13 +13,28 @@ from typing import Any
 from appliance.base.balancing import Member
 from appliance.base.clock import Clock
 from appliance.base.metrics import Metrics
-from appliance.engines.receipts import Attempt
+from appliance.engines.receipts import Attempt, Receipt
 
 # What a place can come to, besides failures of the server (`connect`, `first_byte`, `status_502`, `cut_off` …):
 WELL = {"ok", "refused", "passed"}      # it answered; `refused`: the caller's own fault; `passed`: through passage, its time says little
 LEFT = {"cancelled", "client_left"}
 # Says nothing about the server's health: the caller left, there is no room, the request is not one for this server, nothing was sent.
-UNDECIDED = LEFT | {"full", "context", "key_refused", "status_404", "unsupported", "pool"}
+UNDECIDED = LEFT | {"full", "context", "key_refused", "status_404", "unsupported", "pool", "adapter_missing"}
+
+
+@dataclass(slots=True)
+class Measured:
+    """An answer whose times the appliance takes, because its engine takes none. `first_s`: monotonic, of its first event, 0 = none yet."""
+
+    receipt: Receipt
+    first_s: float = 0.0
+    stream: Any = None                  # EngineReply.events: it counts its events
+
+    def tokens(self) -> int | None:
+        """Give how many tokens were generated: as was reported, else the stream's events but for the first (the role) and the last."""
+        if self.receipt.completion_tokens is not None or self.stream is None:
+            return self.receipt.completion_tokens
+        return max(0, getattr(self.stream, "events", 0) - 2)
 
 
 @dataclass(slots=True, eq=False)
@@ -38,6 +53,7 @@ class Place:
     ssl: SSLContext | None = None
     is_visit: bool = False              # takes no room: a question that no slot is needed for
     is_done: bool = False
+    measured: "Measured | None" = None
 
     @property
     def backend(self) -> str:
@@ -117,6 +133,7 @@ class Books:
         """Take this backend's rows out of the metrics: it is gone."""
         for family in self._metrics.backend_families:
             family.remove_by_labels({"backend": self.name})
+        self._metrics.latencies.forget(self.name)
 
 
 class Settled:

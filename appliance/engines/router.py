@@ -3,18 +3,20 @@
 What a name means is decided here, who answers it in dispatch.py, which backends there are in fleet.py.
 """
 
+import asyncio
 import difflib
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from functools import partial
 
 from appliance.base import jsons
 from appliance.base.balancing import STRATEGIES
 from appliance.base.clock import Clock
-from appliance.base.errors import Invalid, NoSuchModel, NotFound, Unavailable
+from appliance.base.errors import ApplianceError, Invalid, NoSuchModel, NotFound, Unavailable
 from appliance.base.metrics import Metrics
 from appliance.base.watch import Watched
 from appliance.engines.backends.contract import Backend
 from appliance.engines.dispatch import Asking, Dispatcher, Pool, prefixes_of
+from appliance.engines.lora_held import CODE, NotLoaded
 from appliance.engines.pacing import paced
 from appliance.engines.place import Place
 from appliance.engines.receipts import Receipt
@@ -24,6 +26,7 @@ from appliance.engines.types import NO_WISHES, BackendState, EngineReply, Engine
 
 WHOLE = 1 << 30         # characters: larger than any answer
 NEAR_NAMES = 3
+MOST_RETURNS = 5        # of a request to the line, because the adapter that it is for was lost
 
 
 class Router:
@@ -36,6 +39,7 @@ class Router:
         self.dispatcher = Dispatcher(settings, clock=clock, metrics=metrics)
         self.pools: list[Pool] = []
         self.changed: Watched[int] = Watched(0)         # rises when backends come, go or change their standing
+        self.absent: Callable[[str], NotLoaded | None] = lambda _: None     # of a declared adapter that nobody has at the moment: why
         self._cards: list[ModelCard] | None = None
         self._routes: dict[str, tuple[list[Pool], str, ModelCard, str]] = {}
 
@@ -163,8 +167,9 @@ class Router:
         2. a model or an alias by its very name   → the first pool that serves it
         3. `name=model` of MODEL_ALIASES          → that model
         4. the same without `:latest`             → the same
-        5. a backend that answers any name        → that one
-        6. nobody                                 → an error, with near names
+        5. an adapter that is declared, and that nobody has loaded yet → NotLoaded: nobody else may answer in its place
+        6. a backend that answers any name        → that one
+        7. nobody                                 → an error, with near names
         """
         if not model:                                                                                   # 1
             for pool in self.pools:
@@ -182,11 +187,14 @@ class Router:
                 return found
             if plain in aliases and (found := self._exact(aliases[plain])) is not None:
                 return (*found[:3], "alias")
+        for name in (model, plain, aliases.get(model), aliases.get(plain)):                             # 5
+            if name and (absent := self.absent(name)) is not None:
+                raise absent
         for pool in self.pools:
             for backend in pool.backends:
-                if model and backend.served(model) is not None:                                         # 5
+                if model and backend.served(model) is not None:                                         # 6
                     return self._stages(pool), model, backend.cards()[0], "default"
-        raise self._unknown(model)                                                                      # 6
+        raise self._unknown(model)                                                                      # 7
 
     def _exact(self, model: str) -> tuple[list[Pool], str, ModelCard, str] | None:
         for pool in self.pools:
@@ -227,17 +235,16 @@ class Router:
         Gives   EngineReply: `body`, or `events` when `request.stream` (unless the reply is an error status)
         Raises  what the dispatcher and the backends raise (see Dispatcher.answer) · NoSuchModel
         """
-        receipt, settings, wishes = request.receipt, self.settings, request.wishes
-        if wishes.pin:
-            stages, wanted, card, reason = self._pinned(wishes.pin, request.model)
-        else:
-            stages, wanted, card, reason = self._route(request.model)
-        request.wanted_model, request.public_model = wanted, card.id
-        receipt.model, receipt.public_model, receipt.reason = request.model, card.id, reason
-        receipt.streamed = request.stream
-        asking = Asking(stages, wanted, reason, wishes, receipt, self._clock.monotonic_s() + settings.backend_timeout_seconds,
-                        partial(prefixes_of, request), is_pinned=bool(wishes.pin))
-        reply = await self.dispatcher.answer(asking, request)
+        settings, began_s = self.settings, self._clock.monotonic_s()
+        patient_until_s = began_s + min(settings.queue_timeout_s, settings.backend_timeout_seconds)
+        for left in range(MOST_RETURNS, -1, -1):
+            asking = await self._asking(request, began_s + settings.backend_timeout_seconds, patient_until_s)
+            try:
+                reply = await self.dispatcher.answer(asking, request)
+                break
+            except ApplianceError as error:
+                if not left or not self._is_lost(request.wanted_model, error):
+                    raise
         if request.stream and reply.body is not None and reply.status == 200:
             options = request.body.get("stream_options")
             include_usage = isinstance(options, dict) and bool(options.get("include_usage"))
@@ -246,6 +253,35 @@ class Router:
                            delay_ms=settings.stream_delay_ms if is_paced else 0, include_usage=include_usage)
             return EngineReply(events=events, content_type="text/event-stream; charset=utf-8")
         return reply
+
+    async def _asking(self, request: EngineRequest, deadline_s: float, patient_until_s: float) -> Asking:
+        """Route a request; one for an adapter that is just being loaded waits for that first."""
+        receipt, wishes = request.receipt, request.wishes
+        while True:
+            seen = self.changed.version
+            try:
+                stages, wanted, card, reason = self._pinned(wishes.pin, request.model) if wishes.pin else self._route(request.model)
+                break
+            except NotLoaded as absent:
+                left_s = patient_until_s - self._clock.monotonic_s()
+                if not absent.is_coming or left_s <= 0:
+                    raise
+                began_s = self._clock.monotonic_s()
+                try:
+                    async with asyncio.timeout(left_s):
+                        await self.changed.newer(seen)
+                except TimeoutError:
+                    raise absent from None
+                finally:
+                    receipt.queue_ms += (self._clock.monotonic_s() - began_s) * 1000
+        request.wanted_model, request.public_model = wanted, card.id
+        receipt.model, receipt.public_model, receipt.reason = request.model, card.id, reason
+        receipt.streamed = request.stream
+        return Asking(stages, wanted, reason, wishes, receipt, deadline_s, partial(prefixes_of, request), is_pinned=bool(wishes.pin))
+
+    def _is_lost(self, wanted: str, error: ApplianceError) -> bool:
+        """Whether a request failed because its adapter is not where it was: then it may wait until it is again, or go where it is."""
+        return error.code == CODE or (error.code == "no_backend" and self._exact(wanted) is None and self.absent(wanted) is not None)
 
     def _pinned(self, name: str, model: str) -> tuple[list[Pool], str, ModelCard, str]:
         """Give the route to one backend; without a model's name to its first.
@@ -280,6 +316,7 @@ class Router:
             receipt.reason = reason
         else:
             closed = {b.name for b in self.backends() if b.kind in {"hosted", "demo"}}      # not to be reached directly
+            closed |= self._mute_for(wanted) if wanted else set()
             if wanted is None and not wishes.pin and any(isinstance(b, Server) for b in self.backends()):
                 closed |= {b.name for b in self.backends() if b.kind == "managed"}          # loading a model for a question that names none
             asking = Asking(stages, wanted, reason, wishes, receipt, self._clock.monotonic_s() + self.settings.backend_timeout_seconds,
@@ -295,6 +332,18 @@ class Router:
         receipt.backend, receipt.endpoint = place.backend, place.url
         receipt.attempts.append(place.attempt)
         return place
+
+    def _mute_for(self, wanted: str) -> set[str]:
+        """Name the servers on which an adapter is asked for by more than its name: passage changes no body, and their base model would answer.
+
+        Raises  Invalid: there are only such
+        """
+        own = [(b.name, served) for b in self.backends() if b.kind != "managed" and (served := b.served(wanted)) is not None]
+        mute = {name for name, served in own if served.card.parent and (served.extra or served.upstream != wanted)}
+        if mute and len(mute) == len(own):
+            raise Invalid(f"{wanted!r} is an adapter that this address cannot ask for: it answers chats and completions of the OpenAI, Ollama and "
+                          "Responses addresses. Here, name its model, and the adapter as the engine wants it.", param="model", code="not_supported")
+        return mute
 
     def may_repeat(self, reason: str) -> bool:
         """Whether a request that a server failed may go to another one: as long as the retry budget lasts."""

@@ -7,7 +7,8 @@ What it knows comes from three sides: looks at its health and metrics (health.py
 import math
 import ssl
 from collections.abc import Callable
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from appliance.base import jsons
 from appliance.base.clock import Clock
@@ -15,11 +16,15 @@ from appliance.base.errors import ApplianceError
 from appliance.base.logs import SECRETS, get_logger
 from appliance.base.metrics import Metrics
 from appliance.base.wire import Target, Wire, WireError
-from appliance.engines.backends.contract import Dialect, Health, Heard, Learned
+from appliance.engines.backends.contract import Dialect, Health, Heard, Learned, LoraDialect
 from appliance.engines.backends.table import AUTO, DIALECTS
 from appliance.engines.breaker import Breaker
 from appliance.engines.exchange import AttemptFailed, Patience, Peer, body_for, exchange
-from appliance.engines.place import UNDECIDED, WELL, Books, Place
+from appliance.engines.families import MEASURING
+from appliance.engines.hearing import hear
+from appliance.engines.lora_held import Held, is_missing, missing
+from appliance.engines.normalised import Aside
+from appliance.engines.place import UNDECIDED, WELL, Books, Measured, Place
 from appliance.engines.relay import BrokenStream
 from appliance.engines.settings import EngineSettings
 from appliance.engines.specs import BackendSpec
@@ -29,13 +34,24 @@ log = get_logger("backend")
 UNKNOWN_SLOTS = 4           # llama.cpp's own default, where it does not tell
 FULL_S = 1.0                # a server that said "no room" is left alone so long, unless it said how long
 MISSED_LOOKS = 2            # looks in a row that time out before a server counts as down; one refused connection is enough
+TELL_S = 120.0              # for what it is told to do: loading an adapter
 STALE_LOOKS = 2             # metrics older than so many looks fade out of the decision, over as many looks again
+
+
+@dataclass(frozen=True, slots=True)
+class SeenPage:
+    """A server's metrics page as it was seen at `at_s` (monotonic)."""
+
+    raw: bytes
+    is_openmetrics: bool
+    at_s: float
 
 
 class Server(Books):
     """A server and our knowledge of it."""
 
     is_remote: ClassVar[bool] = False
+    _asks_first: ClassVar[bool] = True          # whether it may be another process than the one that told of its adapters
 
     def __init__(self, spec: BackendSpec, *, settings: EngineSettings, wire: Wire, clock: Clock, metrics: Metrics, origin: str = "configured",
                  ssl_context: ssl.SSLContext | None = None) -> None:
@@ -70,6 +86,7 @@ class Server(Books):
         self.running: float | None = None
         self.waiting: float | None = None
         self.metrics_note = "off"
+        self.page: SeenPage | None = None
         self._read_s = -math.inf
         self._others_read = 0.0         # running and waiting, less our own at that moment
         self._ended_since = 0           # our requests that ended since the metrics were read
@@ -77,6 +94,8 @@ class Server(Books):
         # of what it serves
         self.learned = Learned({})
         self.has_learned = False
+        self.is_fresh = False                   # what was learned is of its present life
+        self.held = Held()
         self._serves = self._configured()
         self._also: dict[str, Served] = {}      # by their other names
 
@@ -105,15 +124,23 @@ class Server(Books):
 
     def learn(self, learned: Learned) -> None:
         """Take what it says of itself; a configured list of models stands, and takes from it what it knows of those."""
-        former = self._serves
+        was_fresh, self.is_fresh = self.is_fresh, True
         self.learned, self.has_learned = learned, True
-        if self.spec.models:
-            self._serves = {name: learned.models.get(name, self._configured()[name]) for name in self.spec.models}
-        else:
-            self._serves = learned.models
+        self.held.heard(learned.models)
+        if not self.settle_models() and not was_fresh:
+            self.on_change()
+
+    def settle_models(self) -> bool:
+        """What it serves, or has of adapters, may have changed; give whether it did."""
+        former, learned = self._serves, self.learned
+        models = self._configured() if self.spec.models or not self.has_learned else learned.models
+        if self.spec.models and self.has_learned:
+            models = {name: learned.models.get(name, one) for name, one in models.items()}
+        self._serves = self.held.laid_over(models)
         self._also = {name: served for served in self._serves.values() for name in served.card.aliases}
         if self._serves != former:
             self.on_models()
+        return self._serves != former
 
     def _configured(self) -> dict[str, Served]:
         created = int(self._clock.now_s())
@@ -206,6 +233,9 @@ class Server(Books):
             self.is_lost = False
         is_lost_now = former.is_ready and not health.is_ready
         if is_lost_now:
+            self.is_fresh = False
+            self.held.lost()
+            self.settle_models()
             self.is_lost = not health.is_loading
             log.warning("backend_lost", backend=self.name, why=health.detail)
         if health.is_ready != former.is_ready:
@@ -224,6 +254,15 @@ class Server(Books):
         self._ended_since = 0
         self._others_read = max(0.0, (running or 0.0) + (waiting or 0.0) - self.member.active)
 
+    def saw_page(self, page: SeenPage | None) -> None:
+        """Keep its metrics page for those who read ours; None: it could not be had."""
+        self.page = page
+
+    def aside(self, kv_usage: float | None) -> Aside:
+        """Tell what is known of it beside its page: the cache in use by its slots, and the adapters that it lists."""
+        adapters = tuple(name for name, served in self._serves.items() if served.card.parent)
+        return Aside(kv_usage, adapters or None, len(adapters), self._clock.now_s())
+
     def fail_waiting(self) -> int:
         """End the exchanges that wait for its answer; each goes to another server. Gives how many."""
         return self._wire.fail_waiting(self.target.origin, f"{self.name} was found to be down")
@@ -231,7 +270,12 @@ class Server(Books):
     def verdict(self, place: Place, outcome: str, retry_after_s: float | None) -> None:
         """Learn from a request's end: what the breaker thinks, whether a look is due, whether it is full."""
         self._ended_since += 1
+        self.held.ended(place)
         now_s = self._clock.monotonic_s()
+        if outcome == "ok" and (taken := place.measured) is not None:
+            receipt = taken.receipt
+            self._metrics.latencies.add(self.name, receipt.served_model, queue_s=receipt.queue_ms / 1000, whole_s=now_s - place.began_s,
+                                        first_s=taken.first_s - place.began_s if taken.first_s else None, tokens=taken.tokens())
         if outcome in WELL:
             self.breaker.succeeded()
         elif outcome in UNDECIDED:
@@ -247,19 +291,18 @@ class Server(Books):
     def suspect(self) -> None:
         self.on_suspicion()
 
+    def now_s(self) -> float:
+        return self._clock.monotonic_s()
+
     # ---- asking it
 
     async def ask(self, path: str, seconds: float) -> Heard:
-        """Ask one of our own questions.
+        """Ask one of our own questions. Raises WireError."""
+        return await hear(self._wire, self.target, b"GET", path, seconds=seconds)
 
-        Raises  WireError
-        """
-        response = await self._wire.send(self.target, method=b"GET", path=path.encode(), connect_s=min(seconds, 5.0), first_byte_s=seconds,
-                                         idle_s=seconds, total_s=seconds)
-        try:
-            return Heard(response.status, await response.read(), response.headers.get("content-type", ""))
-        finally:
-            response.close()
+    async def tell(self, path: str, body: dict[str, Any]) -> Heard:
+        """Tell it to do something that may be told twice. Raises WireError."""
+        return await hear(self._wire, self.target, b"POST", path, body=jsons.dumps(body), seconds=TELL_S)
 
     def take(self, reason: str) -> Place:
         """Take a place; where the breaker is half open, this request is its probe."""
@@ -288,16 +331,22 @@ class Server(Books):
         wants_events = request.stream and settings.upstream_streaming != "simulate"
         gathers = not wants_events and self._must_stream(request)
         outcome, failed, reply = "cancelled", None, None
+        if self.takes_times and request.operation is not Operation.EMBEDDING:
+            place.measured = Measured(receipt)
         try:
+            if served is None or served.extra or self.held.gated:
+                await self._hold(request.wanted_model, served, place)
             body = body_for(request, upstream, wants_events=wants_events, extra=served.extra if served else (), gathers=gathers)
             first_byte_s = min(settings.upstream_first_byte_timeout_s, budget_s) if wants_events else budget_s
             reply = await exchange(
-                self._peer(), request, body, place.attempt, path=b"/v1" + request.operation.value.encode(),
+                self._peer(served), request, body, place.attempt, path=b"/v1" + request.operation.value.encode(),
                 wants_events=wants_events or gathers, gathers=gathers, public_model=request.public_model,
-                on_head=lambda: self._saw_head(place, request), on_end=place.done,
+                on_head=lambda: self._saw_head(place, request), on_first=lambda: self._saw_first(place), on_end=place.done,
                 patience=Patience(min(settings.upstream_connect_timeout_s, budget_s), first_byte_s, settings.upstream_idle_timeout_s,
                                   None if wants_events else budget_s))
             outcome = "ok"
+            if place.measured is not None:
+                place.measured.stream = reply.events
             return reply
         except AttemptFailed as exc:
             outcome, failed = exc.outcome, exc
@@ -322,9 +371,44 @@ class Server(Books):
         self._first_byte.observe(took_s)
         request.receipt.upstream_ms = took_s * 1000
 
-    def _peer(self) -> Peer:
+    async def _hold(self, name: str, served: Served | None, place: Place) -> None:
+        """See to it that a declared adapter, or one that the body names, is there to answer. Raises AttemptFailed, WireError."""
+        name = served.card.id if served is not None else name
+        if served is not None and served.extra and self._asks_first and isinstance(self.dialect, LoraDialect) \
+                and not await self.dialect.still_has(self.ask, served):
+            self._lost_adapter(name)
+            raise missing(name, self._label)
+        if served is None and name in self.held.gated:
+            raise missing(name, self._label)        # it went since this server was chosen
+        self.held.began(name, place)
+
+    def _lost_adapter(self, name: str) -> bool:
+        """A request met no adapter where one should be: look what there is. Gives whether it is a declared one."""
+        is_declared = self.held.missed(name)
+        self.settle_models()
+        self.is_fresh = False
+        self.on_suspicion()
+        return is_declared
+
+    def _saw_first(self, place: Place) -> None:
+        if place.measured is not None:
+            place.measured.first_s = self._clock.monotonic_s()
+
+    @property
+    def takes_times(self) -> bool:
+        """Whether the times of its answers are taken here: its kind has no histograms, or it has its metrics switched off."""
+        return self.kind not in MEASURING or self.metrics_note == "off"
+
+    def _peer(self, served: Served | None = None) -> Peer:
         dialect = self.dialect or DIALECTS["openai"]
-        return Peer(self._wire, self.target, self._label, lambda status, headers, text: dialect.refuse(status, headers, text, self._label))
+        name = served.card.id if served is not None and served.card.parent else ""
+
+        def refuse(status: int, headers: dict[str, str], text: str) -> Exception:
+            if name and is_missing(status, text) and self._lost_adapter(name):
+                return missing(name, self._label, note=text[:200], status=status)
+            return dialect.refuse(status, headers, text, self._label)
+
+        return Peer(self._wire, self.target, self._label, refuse)
 
     # ---- telling
 

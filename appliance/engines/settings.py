@@ -61,6 +61,8 @@ class EngineSettings(RoomSettings):
                              "configuration file; empty = none", json_schema_extra=RELOAD | {"allowed": "the name of a pool"})
     metrics_cache_ttl_seconds: float = Field(3.0, gt=0, le=300, description="Seconds between two looks at a backend's health and metrics",
                                              json_schema_extra=RELOAD)
+    request_timeout: float = Field(30.0, gt=0, le=3600, description="Seconds for a question of the sidecar to its engine, such as a scrape of its "
+                                   "metrics", json_schema_extra=RELOAD)
     backend_timeout_seconds: float = Field(300.0, gt=0, le=86_400, description="Seconds until a backend's answer begins, all attempts and the "
                                            "time in line together", json_schema_extra=RELOAD)
     max_allowed_request_queue: int = Field(0, ge=0, le=1_000_000, description="Most requests that a backend works on at a time; 0 = llama.cpp: "
@@ -76,10 +78,21 @@ class EngineSettings(RoomSettings):
     queue_timeout_s: float = Field(60.0, gt=0, le=3600, description="Longest time in line in seconds", json_schema_extra=RELOAD)
     queue_ageing_s: float = Field(10.0, gt=0, le=3600, description="Seconds in line that raise a request's priority by one level",
                                   json_schema_extra=RELOAD)
+    lora_allowed_dirs: CommaList = Field(
+        [], description="Folders that LoRA adapters may be loaded from and downloaded to, as the engines see them (comma list); "
+        "empty = `adapters` in STATE_DIR, and DOWNLOAD_DIR", json_schema_extra={"allowed": "absolute paths of folders, separated by commas"})
     breaker_failures: int = Field(3, ge=1, le=100, description="Failures in a row after which an endpoint is rested",
                                   json_schema_extra=RELOAD)
     breaker_rest_s: float = Field(15.0, gt=0, le=3600, description="Seconds an endpoint is rested before one request tries it again",
                                   json_schema_extra=RELOAD)
+
+    @field_validator("lora_allowed_dirs")
+    @classmethod
+    def _folders(cls, value: list[str]) -> list[str]:
+        for folder in value:
+            if not folder.startswith("/") or ".." in folder.split("/") or folder.rstrip("/") == "":
+                raise ValueError(f"{folder!r} is no absolute path of a folder below /")
+        return value
 
     @field_validator("novita_openai_endpoints")
     @classmethod

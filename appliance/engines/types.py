@@ -95,6 +95,7 @@ class ModelCard:
     aliases: tuple[str, ...] = ()
     context_tokens: int = 0     # 0 = not known
     parent: str = ""            # of an adapter: the model that it belongs to
+    path: str = ""              # of an adapter: where the engine has it from, where it tells
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,9 +69,11 @@ def ollama_error(error: ApplianceError) -> dict[str, Any]:
 
 
 def error_body(error: ApplianceError, dialect: str) -> bytes:
-    """Render `error` for `dialect` (openai | ollama | plain) as a JSON body."""
+    """Render `error` for `dialect` (openai | ollama | detail) as a JSON body; `detail` is the sidecar's, `{detail: text}`."""
     if dialect == "ollama":
         return jsons.dumps(ollama_error(error))
+    if dialect == "detail":
+        return jsons.dumps({"detail": error.message})
     return jsons.dumps({"error": openai_error(error)})
 
 

@@ -1,4 +1,4 @@
-"""Ollama's dialect: NDJSON streams, durations in nanoseconds, errors as `{error: text}`. Models are answered for, not stored.
+"""Ollama's dialect: NDJSON streams, durations in nanoseconds, errors as `{error: text}`. Models are answered for, and can be pulled.
 
 Requests are translated in ollama_translate.py, replies in ollama_reply.py; models that run here are told of in ollama_models.py,
 relayed ones in this file. Replies carry the public model name. Source: Ollama's
@@ -25,6 +25,7 @@ from appliance.front.errors import error_event
 from appliance.front.ndjson import CONTENT_TYPE, begin, line
 from appliance.front.ollama_context import pack
 from appliance.front.ollama_models import LocalModels, not_found
+from appliance.front.ollama_pull import PullDoor
 from appliance.front.ollama_reply import Teller, Voice, normalised, ns, vectors_of, whole
 from appliance.front.ollama_translate import TYPES, Asked, chat_up, generate_up, keep_alive_s, options_up
 from appliance.front.sse_read import events_of
@@ -43,17 +44,19 @@ ROUTES = [
     (("POST",), "/api/generate", "generate"),
     (("POST",), "/api/embed", "embed"), (("POST",), "/api/embeddings", "embeddings"), (("POST",), "/api/pull", "pull"),
     (("POST",), "/api/push", "unsupported"), (("POST",), "/api/create", "unsupported"), (("POST",), "/api/copy", "unsupported"),
-    (("DELETE",), "/api/delete", "unsupported"), (("HEAD", "POST"), "/api/blobs/{digest}", "unsupported"),
+    (("DELETE",), "/api/delete", "delete"), (("HEAD", "POST"), "/api/blobs/{digest}", "unsupported"),
 ]
 
 
 class OllamaDoor:
-    """The handlers of `/api`. `board` and `library`: of the models that run here, None = all are relayed."""
+    """The handlers of `/api`. `board` and `library`: of the models that run here, None = all are relayed; `pulls` None: none can be pulled."""
 
-    def __init__(self, router: Router, *, clock: Clock, board: Board | None = None, library: Library | None = None) -> None:
+    def __init__(self, router: Router, *, clock: Clock, board: Board | None = None, library: Library | None = None,
+                 pulls: PullDoor | None = None) -> None:
         self._router = router
         self._clock = clock
         self._local = LocalModels(board, library, clock=clock) if board is not None else None
+        self._pulls = pulls
 
     # ---- about models
 
@@ -94,17 +97,26 @@ class OllamaDoor:
             "model_info": {"general.architecture": _family(card), "general.name": card.id, "appliance.upstream": card.upstream}}))
 
     async def pull(self, call: Call) -> Answer:
-        """POST /api/pull: a relayed model is always there; the four lines are system A's, `success` ends them as in Ollama."""
+        """POST /api/pull: a name of Hugging Face's is fetched (ollama_pull.py); a relayed model is always there: the four lines are system A's,
+        `success` ends them as in Ollama."""
         ask = self._read(call, may_be_empty=True)
+        if self._pulls and (answer := await self._pulls.pull(call, _name(ask), is_stream=ask.get("stream") is not False)) is not None:
+            return answer
         card = self._card(ask)
         if ask.get("stream") is False:
             return Answer(body=jsons.dumps({"status": "success"}))
         lines = [f"pulling {_name(ask) or card.id}", "verifying sha256", "writing manifest", "success"]
         return Answer(body=b"".join(line({"status": status}) for status in lines), content_type=CONTENT_TYPE)
 
+    async def delete(self, call: Call) -> Answer:
+        """DELETE /api/delete: removes a model that was pulled; others are the operator's own."""
+        if self._pulls is None:
+            return await self.unsupported(call)
+        return await self._pulls.delete(call, _name(self._read(call)))
+
     async def unsupported(self, call: Call) -> Answer:
-        """Writes to a model store: there is none here."""
-        raise Unsupported(f"{call.method} {call.path} is not supported: this server relays models and stores none.")
+        """Writes to a model store that there is not here."""
+        raise Unsupported(f"{call.method} {call.path} is not supported: this server makes, copies and takes in no models.")
 
     # ---- answering
 

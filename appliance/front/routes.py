@@ -8,6 +8,10 @@ from functools import cache
 from appliance.front.access import Access
 from appliance.front.balance import BASE, BalanceDoor
 from appliance.front.call import Answer, Call
+from appliance.front.downloads import ROUTES as DOWNLOADS_ROUTES
+from appliance.front.downloads import DownloadsDoor
+from appliance.front.lora import ROUTES as LORA_ROUTES
+from appliance.front.lora import LoraDoor
 from appliance.front.models import ROUTES as MODELS_ROUTES
 from appliance.front.models import ModelsDoor
 from appliance.front.ollama import ROUTES as OLLAMA_ROUTES
@@ -25,7 +29,7 @@ class Route:
     """One address.
 
     methods  in upper case; path: `{name}` one piece, `{name:.+}` one or more, `{name:a|b}` one of these; the first that fits is taken
-    dialect  openai | ollama: how errors are said
+    dialect  openai | ollama | detail: how errors are said
     is_hot   served straight from the socket where the request allows it (see lane.py)
     is_ours  no engine has this address: a method that we have not is refused there, and does not go through
     """
@@ -45,8 +49,9 @@ class Route:
 
 
 def all_routes(openai: OpenAIDoor, responses: ResponsesDoor, ollama: OllamaDoor, system: SystemDoor,
-               balance: BalanceDoor, models: ModelsDoor | None = None) -> list[Route]:
-    """Give the table. `models` None: no models of our own, so the manager's addresses are not in it."""
+               balance: BalanceDoor, models: ModelsDoor | None = None, downloads: DownloadsDoor | None = None,
+               lora: LoraDoor | None = None) -> list[Route]:
+    """Give the table. `models` None: no models of our own, so the manager's addresses are not in it; likewise `downloads`, `lora`."""
     hot_ollama = {"/api/chat", "/api/generate"}
     return [
         Route(("GET", "HEAD"), "/healthz", system.healthz, access=Access.PUBLIC, is_open_while_draining=True),
@@ -61,6 +66,10 @@ def all_routes(openai: OpenAIDoor, responses: ResponsesDoor, ollama: OllamaDoor,
         Route(("GET",), "/v1/models", openai.models),
         *(Route((method,), path, getattr(models, name), access=access, is_open_while_draining=method == "GET", is_ours=True)
           for method, path, name, access in (MODELS_ROUTES if models else [])),
+        *(Route((method,), path, getattr(downloads, name), access=access, is_open_while_draining=method != "POST", is_ours=True)
+          for method, path, name, access in (DOWNLOADS_ROUTES if downloads else [])),
+        *(Route((method,), path, getattr(lora, name), access=access, is_open_while_draining=method == "GET", is_ours=True)
+          for method, path, name, access in (LORA_ROUTES if lora else [])),
         Route(("GET",), "/v1/models/{model:.+}", openai.model),
         Route(("POST",), "/v1/chat/completions", openai.chat, is_hot=True),
         Route(("POST",), "/v1/completions", openai.completions, is_hot=True),

@@ -26,8 +26,10 @@ TICK_S = 0.5
 class Server:
     """One HTTP door: its connections, its ticker, its addresses."""
 
-    def __init__(self, routes: list[Route], desk: Desk, *, clock: Clock, passage: Passage | None = None) -> None:
+    def __init__(self, routes: list[Route], desk: Desk, *, clock: Clock, passage: Passage | None = None, dialect: str = "") -> None:
+        """Takes dialect: how errors at unknown addresses are said; "" = by the address, Ollama's below /api."""
         self.desk = desk
+        self._dialect = dialect
         self.passage = passage
         self.now_s = clock.monotonic_s
         self.clock = clock
@@ -237,7 +239,7 @@ class Server:
     async def _unknown(self, request: web.Request) -> web.StreamResponse:
         """Answer for addresses that are not in the table, a wrong method, and a browser's preflight."""
         path = request.path
-        dialect = "ollama" if path.startswith("/api/") else "openai"
+        dialect = self._dialect or ("ollama" if path.startswith("/api/") else "openai")
         call = self.desk.open(None, method=request.method, path=path, headers=_headers(request), body=b"", peer=_peer(request))
         methods = self.methods_at(path)
         if self._passes(request, methods):

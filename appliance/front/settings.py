@@ -14,6 +14,10 @@ class FrontSettings(RoomSettings):
 
     proxy_host: str = Field("127.0.0.1", description="Address to listen on; the image sets 0.0.0.0")
     proxy_port: int = Field(14000, ge=1, le=65_535, description="Port of the HTTP door; `PORT` does the same where this is not set")
+    sidecar_port: int | None = Field(None, ge=1, le=65_535, description="Port of the sidecar's addresses (`/health`, `/ready`, `/metrics`, "
+                                     "adapters, downloads), such as 9000; empty = none")
+    sidecar_host: str = Field("127.0.0.1", description="Address of SIDECAR_PORT")
+    sidecar_backend: str = Field("", description="The backend that the sidecar's addresses are about; empty = the first one")
     appliance_api_keys: SecretStr = Field(
         SecretStr(""), description="Keys that clients must show (comma or line list); empty = open to whoever reaches the port",
         json_schema_extra=RELOAD | {"allowed": "keys of at least 8 characters, separated by commas or lines"})

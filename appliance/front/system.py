@@ -1,24 +1,28 @@
 """Addresses about the appliance itself: health, metrics, receipts."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from appliance.base import jsons
 from appliance.base.errors import NotFound
+from appliance.base.exposition import Family
+from appliance.base.exposition_out import END, OPENMETRICS, TEXT, as_openmetrics, as_text, wants_openmetrics
 from appliance.base.metrics import Metrics
 from appliance.engines.receipts import Receipts
 from appliance.front.call import Answer, Call
 
 
 class SystemDoor:
-    """The handlers. `status` gives the object that /healthz shows (and control's GetStatus); `measure` brings gauges up to date."""
+    """The handlers. `status` gives the object that /healthz shows (and control's GetStatus); `measure` brings gauges up to date;
+    `engines` gives the engines' families (engines/overview.py), None = there are none to tell of."""
 
     def __init__(self, *, status: Callable[[], dict[str, Any]], metrics: Metrics, receipts: Receipts,
-                 measure: Callable[[], None]) -> None:
+                 measure: Callable[[], None], engines: Callable[[], Awaitable[list[Family]]] | None = None) -> None:
         self._status = status
         self._metrics = metrics
         self._receipts = receipts
         self._measure = measure
+        self._engines = engines
 
     async def healthz(self, call: Call) -> Answer:
         """GET /healthz: system A's `{ok, public_model, upstream_base, aliases, novita_endpoints}` and more; 503 while not serving."""
@@ -26,9 +30,12 @@ class SystemDoor:
         return Answer(200 if status["ok"] else 503, jsons.dumps(status))
 
     async def metrics(self, call: Call) -> Answer:
-        """GET /metrics: Prometheus' text format."""
+        """GET /metrics: ours and every engine's, as text 0.0.4 or, to whoever prefers it, OpenMetrics 1.0 (docs/metrics.md)."""
+        openmetrics = wants_openmetrics(call.headers.get("accept", ""))
         self._measure()
-        return Answer(body=self._metrics.render(), content_type=self._metrics.content_type)
+        engines = await self._engines() if self._engines is not None else []
+        body = self._metrics.render(openmetrics=openmetrics) + (as_openmetrics(engines) + END if openmetrics else as_text(engines))
+        return Answer(body=body, content_type=OPENMETRICS if openmetrics else TEXT)
 
     async def receipts(self, call: Call) -> Answer:
         """GET /receipts: the latest hundred, newest first (operator)."""

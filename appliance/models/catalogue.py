@@ -8,7 +8,7 @@ Ours are `replicas`, `pinned`, `lora`, `draft_model_path`, `mmproj_path`, `reran
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -18,6 +18,7 @@ from pydantic_core import CoreSchema
 from appliance.base import jsons
 from appliance.base.settings import Problem
 from appliance.models.folder import Found, scan
+from appliance.models.pulled import read_pulled
 from appliance.models.settings import ModelSettings
 
 CacheType = Literal["f16", "f32", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"]
@@ -154,15 +155,17 @@ class Table(Section):
 
 @dataclass(frozen=True, slots=True)
 class Lora:
-    """An adapter that is loaded with its model. `scale`: how strongly it applies, 0 = not until a request asks for it."""
+    """An adapter that is loaded with its model. `scale`: how strongly it applies, 0 = not until a request asks for it; `name`: of one that
+    is a model of its own for requests (engines/lora.py), "" = of the table."""
 
     path: Path
     scale: float = 1.0
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """One model as it is to be run. Paths are absolute; `origin`: the table, or the folder.
+    """One model as it is to be run. Paths are absolute; `origin`: the table, the folder, or a pull (pulled.py).
 
     replicas            llama-servers that may run it at the same time
     pinned              never unloaded for others, nor for idleness
@@ -174,7 +177,7 @@ class Model:
     alias: str
     path: Path
     params: Params
-    origin: Literal["table", "folder"]
+    origin: Literal["table", "folder", "pulled"]
     replicas: int = 1
     pinned: bool = False
     lora: tuple[Lora, ...] = ()
@@ -201,10 +204,11 @@ class Catalogue:
     llama_server: str = ""          # "" = the one in PATH
 
 
-def read_catalogue(settings: ModelSettings, config_path: Path | None) -> tuple[Catalogue, list[Problem]]:
-    """Read the table and the folder.
+def read_catalogue(settings: ModelSettings, config_path: Path | None, downloads: Path | None = None) -> tuple[Catalogue, list[Problem]]:
+    """Read the table, the folder, and what was pulled; of two models with one name the table's counts, then the pulled one.
 
-    Takes   config_path: the file of CONFIG_PATH; its other sections (`backends`, `pools`) are somebody else's
+    Takes   config_path: the file of CONFIG_PATH; its other sections (`backends`, `pools`) are somebody else's;
+            downloads: the folder that pulled models are in (DOWNLOAD_DIR), None = there is none
     Gives   (what could be read, problems): those with is_fatal mean that it must not be used
     """
     found, problems = _read_file(config_path)
@@ -212,8 +216,11 @@ def read_catalogue(settings: ModelSettings, config_path: Path | None) -> tuple[C
     if base is not None and not base.is_dir():
         problems.append(Problem("BASE_MODELS_PATH", str(base), "a folder", "There is no such folder."))
     models: dict[str, Model] = {}
+    pulled = _pulled(downloads, problems)
+    taken = {model.path for model in pulled.values()}       # MODEL_DIR and DOWNLOAD_DIR may be one folder, or one in the other
     for one in _files(settings.model_dir, problems):
-        models[one.alias] = Model(one.alias, one.path, Params(), "folder", mmproj_path=one.mmproj_path)
+        if one.path not in taken:
+            models[one.alias] = Model(one.alias, one.path, Params(), "folder", mmproj_path=one.mmproj_path)
     for alias, entry in found.models.items():
         models[alias] = _model(alias, entry, base or (config_path.parent if config_path else Path()))
         problems += _warnings(models[alias])
@@ -221,9 +228,24 @@ def read_catalogue(settings: ModelSettings, config_path: Path | None) -> tuple[C
         if name != "*" and name not in models:
             problems.append(_problem(config_path, "system.preload_models", f"There is no model {name!r} in the table."))
     server = str(settings.llama_server_path or "") or found.system.llama_server_path
-    if models and shutil.which(server or "llama-server") is None:
+    has_server = shutil.which(server or "llama-server") is not None
+    if models and not has_server:
         problems.append(_no_server(settings, server))
-    return Catalogue(models, found.system, found.api, server), problems
+    elif pulled and not has_server:         # a pull must not keep the appliance from starting
+        problems.append(replace(_no_server(settings, server), is_fatal=False))
+        pulled = {}
+    return Catalogue({**pulled, **models}, found.system, found.api, server), problems
+
+
+def _pulled(downloads: Path | None, problems: list[Problem]) -> dict[str, Model]:
+    """Give the pulled models; those whose files are gone are warned of and stay, as in the table."""
+    found, said = read_pulled(downloads) if downloads else ([], "")
+    if said:
+        problems.append(Problem("DOWNLOAD_DIR", str(downloads), "a folder with an index of pulled models", said, is_fatal=False))
+    models = {one.alias: Model(one.alias, one.path, Params(), "pulled", mmproj_path=one.mmproj_path) for one in found}
+    problems += [Problem("DOWNLOAD_DIR", str(path), "a file", f"{alias} was pulled, but there is no such file any more. Pull or delete it again.",
+                         is_fatal=False) for alias, model in models.items() for path in model.files.values() if not path.is_file()]
+    return models
 
 
 def _no_server(settings: ModelSettings, server: str) -> Problem:

@@ -44,6 +44,7 @@ class Live:
     active: int = 0
     is_closed: bool = False
     is_told_to_go: bool = False
+    misses: int = 0                         # looks at its health that failed in a row
     is_going: bool = False                  # somebody sees to its end already
     idle_since_s: float = 0.0
     ready_since_s: float = 0.0
@@ -54,6 +55,7 @@ class Live:
     memory: dict[int, int] = field(default_factory=dict)
     file_bytes: int = 0                     # of its memory: pages of files, which the kernel counts as available
     idle: asyncio.Event = field(default_factory=asyncio.Event)
+    settled: asyncio.Event = field(default_factory=asyncio.Event)       # its load has come to its end, well or not
     gone: asyncio.Event = field(default_factory=asyncio.Event)
 
     def resident(self, now_s: float, *, demand: float, is_pinned: bool, stays_s: float | None, expected_load_s: float) -> Resident:
@@ -125,6 +127,7 @@ class Entry:
     problem   why its file cannot be loaded ("" = nothing known); estimate None = not reckoned
     wanted    it is to be loaded though nobody waits: preload (at start), restore (it crashed, or was down)
     failed    why it is not tried again ("" = it may be); error: of the latest failure, attempts: failures in a row
+    misfires  loads in a row that failed while another llama-server of it runs: it has fewer replicas for a while, and goes on
     """
 
     model: Model
@@ -140,6 +143,7 @@ class Entry:
     failed: str = ""
     error: str = ""
     attempts: int = 0
+    misfires: int = 0
     rest_until_s: float = 0.0
     is_pinned: bool = False
     demand: Demand = field(default_factory=Demand)
@@ -165,17 +169,29 @@ class Entry:
     def path(self) -> Path:
         return self.model.path
 
+    @property
+    def is_known(self) -> bool:
+        """Whether its file was looked at: before that nothing can be decided about it."""
+        return bool(self.key or self.problem)
+
+    def forgive(self) -> None:
+        """Forget its failures."""
+        self.failed, self.error, self.attempts, self.misfires, self.rest_until_s = "", "", 0, 0, 0.0
+
     def present(self) -> list[Live]:
         return [live for live in self.lives if live.phase != "stopping"]
 
     def line_view(self, now_s: float) -> Line | None:
         """Give its line as the scheduler sees it; None = nobody waits."""
         if not self.waiters:
-            return Line(self.alias, loads=1, may_evict=False) if self.wanted and not self.present() else None
+            return Line(self.alias, loads=1, priority=2, may_evict=False) if self.wanted and not self.present() else None
         waiters = [waiter for waiter, _ in self.waiters.values()]
         loads = sum(waiter.is_load for waiter in waiters)
         return Line(self.alias, len(waiters) - loads, loads, now_s - waiters[0].since_s, min(waiter.priority for waiter in waiters),
                     is_owed=self.is_owed, since_turn_s=now_s - self.turn_ended_s)
 
     def facts(self, now_s: float, *, need_bytes: int, on_gpu: bool, load_s: float, replicas: int) -> Facts:
-        return Facts(self.alias, need_bytes, on_gpu, load_s, replicas, bool(self.failed), max(0.0, self.rest_until_s - now_s))
+        rest_s = max(0.0, self.rest_until_s - now_s)
+        if rest_s and self.misfires:
+            rest_s, replicas = 0.0, max(1, min(replicas, len(self.present())))
+        return Facts(self.alias, need_bytes, on_gpu, load_s, replicas, bool(self.failed), rest_s)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
+from urllib.parse import urlsplit
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +18,8 @@ class Wish:
     output_dir   absolute; made where it is missing
     max_workers  files (and parts of files) that are fetched at a time
     config       system E's keys: hf_token, hf_endpoint, hf_revision, ms_token, ms_revision, access_key, secret_key, endpoint; also
-                 `revision`, `include` and `exclude` (patterns, comma list), `checksum` (of a single file, sha256:…), `path_style`
+                 `revision`, `include` and `exclude` (patterns, comma list), `checksum` (of a single file, sha256:…), `path_style` and `region`
+                 (of object stores), `anonymous`, `ms_endpoint`
     """
 
     source: str
@@ -37,6 +39,7 @@ class Progress:
     fetched_bytes: int = 0
     rate_bytes_s: float = 0.0
     now: tuple[str, ...] = ()           # the files that are being fetched, by their path below output_dir
+    note: str = ""                      # who is waited for, what is tried again; for people
     phase: str = "listing"              # waiting (for another process that fetches the same) | listing | fetching | verifying | done
 
 
@@ -58,6 +61,32 @@ class Flaw:
     path: str
     kind: str
     detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Offered:
+    """A file that a source has: its path there, its bytes (None = not told), its SHA-256 in hex ("" = not told)."""
+
+    path: str
+    size_bytes: int | None = None
+    sha256: str = ""
+
+
+class Lister(Protocol):
+    """Lists what a source has, without fetching it. Raises as Downloader does."""
+
+    async def __call__(self, source: str, config: Mapping[str, str]) -> list[Offered]: ...
+
+
+def shown(source: str) -> str:
+    """Give a source as it may be shown and written down: without user, password and query, which can be a key."""
+    try:
+        parts = urlsplit(source)
+    except ValueError:
+        return source.partition("?")[0].rpartition("@")[2]
+    if parts.scheme in {"http", "https"}:
+        return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
+    return source
 
 
 OnProgress = Callable[[Progress], None]

@@ -1,28 +1,46 @@
-"""What a model's file says, put into its entry: header, need of memory, slots, or why it cannot be loaded."""
+"""What a model's file says: header, need of memory, slots, or why it cannot be loaded."""
 
-from appliance.models.catalogue import System
+from dataclasses import dataclass, replace
+
+from appliance.models.catalogue import Model, System
 from appliance.models.command import slots_of
 from appliance.models.entry import Entry
-from appliance.models.estimate import memory_of
-from appliance.models.gguf import BadGguf, read_header
+from appliance.models.estimate import Estimate, memory_of
+from appliance.models.gguf import BadGguf, Header, read_header
 from appliance.models.learned import key_of
 
 
-def look_at_file(entry: Entry, system: System) -> None:
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What was found. `problem`: why it cannot be loaded, "" = it can; then the others are there."""
+
+    slots: int
+    problem: str = ""
+    header: Header | None = None
+    estimate: Estimate | None = None
+    key: str = ""
+
+    def into(self, entry: Entry) -> None:
+        """Put it into the model's entry; on the event loop, where nobody then sees a half of it."""
+        former, entry.problem, entry.key, entry.slots = entry.problem, self.problem, self.key, self.slots
+        if self.problem:
+            return
+        entry.header, entry.estimate = self.header, self.estimate
+        if former and entry.failed == former:       # it failed for this alone, and that is mended
+            entry.forgive()
+
+
+def look_at_file(model: Model, system: System) -> Look:
     """Look (blocks). A file that is missing may come later: it is looked at again before each load."""
-    model = entry.model
-    entry.slots = slots_of(model, system)
-    entry.problem, entry.key = "", ""
+    slots = slots_of(model, system)
     try:
-        entry.header = header = read_header(model.path)
+        header = read_header(model.path)
     except FileNotFoundError:
-        entry.problem = f"model file not found: {model.path}"
-        return
+        return Look(slots, f"model file not found: {model.path}")
     except OSError as exc:
-        entry.problem = f"the file {model.path} cannot be read: {exc.strerror or exc}"
-        return
+        return Look(slots, f"the file {model.path} cannot be read: {exc.strerror or exc}")
     except BadGguf as exc:
-        entry.problem = f"the file {model.path} is no model: {exc}"
-        return
-    entry.estimate = memory_of(model, system, header)
-    entry.key = key_of(model.path, f"{model!r} {system.cpu_threads} {entry.slots} {system.flash_attention} {system.use_mmap}")
+        return Look(slots, f"the file {model.path} is no model: {exc}")
+    shape = replace(model, pinned=False, replicas=1)        # what one llama-server is made of
+    key = key_of(model.path, f"{shape!r} {system.cpu_threads} {slots} {system.flash_attention} {system.use_mmap}")
+    return Look(slots, "", header, memory_of(model, system, header), key)

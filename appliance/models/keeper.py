@@ -46,8 +46,10 @@ class Keeper:
         self._tasks, self._clock = tasks, clock
         self.clock = clock
         self._serial = 0
+        self._lives: dict[int, Live] = {}       # until they are gone: also of models that the table has no more
         self._devices: list[DeviceView] = []
         self._devices_at_s = -1e9
+        self.ram_beside_gpus: list[DeviceView] = []     # for models of which no layer lies on a GPU; read together with the GPUs
         self.ram = memory if not memory.is_gpu else SystemMemory()
 
     def _turn(self) -> None:
@@ -58,7 +60,7 @@ class Keeper:
         raise NotImplementedError
 
     def lives(self) -> list[Live]:
-        return list({live.serial: live for entry in self.entries.values() for live in entry.lives}.values())
+        return list(self._lives.values())
 
     def bump(self, entry: Entry | None = None) -> None:
         """Tell followers that something changed."""
@@ -67,10 +69,6 @@ class Keeper:
         self.changed.set(self.changed.value + 1)
 
     # ---- what is known of a model
-
-    def ram_beside_gpus(self) -> list[DeviceView]:
-        """Give system memory where it is not the only one: for models of which no layer lies on a GPU."""
-        return self.ram.read() if self.memory.is_gpu else []
 
     def _is_on_gpu(self, model: Model) -> bool:
         return self.memory.is_gpu and model.params.n_gpu_layers != 0
@@ -109,8 +107,18 @@ class Keeper:
         most = self.catalogue.system.keep_warm_models
         if not most:
             return set()
-        loaded = sorted((entry for entry in self.entries.values() if entry.requests and entry.present()), key=lambda entry: -entry.requests)
-        return {entry.alias for entry in loaded[:most]}
+        aliases = dict.fromkeys(live.alias for live in self._lives.values() if live.phase != "stopping")
+        loaded = [entry for entry in map(self.entries.get, aliases) if entry is not None and entry.requests]
+        return {entry.alias for entry in sorted(loaded, key=lambda entry: -entry.requests)[:most]}
+
+    async def _look_at(self, entry: Entry) -> None:
+        """Look at a model's file."""
+        while True:
+            model = entry.model
+            look = await asyncio.to_thread(look_at_file, model, self.catalogue.system)
+            if entry.model is model:
+                look.into(entry)
+                return
 
     # ---- loading
 
@@ -119,6 +127,7 @@ class Keeper:
         live = Live(self._serial, entry.alias, entry.model, devices, entry.slots, self.need_bytes(entry), now_s, self._clock.now_s())
         live.idle.set()
         entry.lives.append(live)
+        self._lives[live.serial] = live
         entry.loads += 1
         entry.is_owed = False
         self._count(loads=1)
@@ -129,8 +138,16 @@ class Keeper:
     async def _load(self, live: Live, entry: Entry) -> None:
         """Bring one up, and then serve those who wait; or note why it failed."""
         try:
+            await self._bring_up(live, entry)
+        finally:
+            live.settled.set()
+        if live.phase == "ready":
+            await self._until_it_ends(live, entry)
+
+    async def _bring_up(self, live: Live, entry: Entry) -> None:
+        try:
             if not entry.key:
-                await asyncio.to_thread(look_at_file, entry, self.catalogue.system)
+                await self._look_at(entry)
             if entry.problem:
                 raise LoadFailed(entry.problem, can_retry=False)
             await self.loader.load(live, entry, self.catalogue, lambda: self._looked(live, entry))
@@ -144,7 +161,6 @@ class Keeper:
             return
         if live.phase == "loading":
             self._ready(live, entry)
-        await self._until_it_ends(live, entry)
 
     def _gave_up(self, live: Live, entry: Entry, failure: LoadFailed) -> None:
         is_told_to_go = live.is_told_to_go
@@ -158,8 +174,11 @@ class Keeper:
         process = live.process
         if process is None or not process.pid:
             return
-        held = memory_bytes(process.pid)[0]         # the file's pages go through it, wherever they end
-        live.memory = {RAM: held} if RAM in live.devices else self.memory.of_process(process.pid)
+        held, of_files = memory_bytes(process.pid)  # the file's pages go through it, wherever they end
+        if RAM in live.devices:
+            live.memory, live.file_bytes = {RAM: held}, of_files
+        else:
+            live.memory = self.memory.of_process(process.pid)
         progress = min(99, int(100 * held / max(1, entry.header.size_bytes if entry.header is not None else live.need_bytes)))
         word = "loading" if process.is_listening else "starting"
         if (progress, word) != (live.progress, live.word):
@@ -168,13 +187,14 @@ class Keeper:
 
     def _ready(self, live: Live, entry: Entry) -> None:
         now_s = self._clock.monotonic_s()
+        self._looked(live, entry)       # now it has all that it takes
         live.phase, live.progress = "ready", 100
         if not live.memory:             # the driver does not tell (it may hide processes in a container): the estimate stands
             live.memory = {device: live.need_bytes // len(live.devices) for device in live.devices}
         self._devices_at_s = -1e9       # the next load is judged by what this one has taken
         live.ready_since_s = live.idle_since_s = now_s
         live.load_s = entry.load_s = now_s - live.began_s
-        entry.wanted = ""
+        entry.wanted, entry.failed, entry.misfires = "", "", 0
         self.lessons.loaded(entry.key, seconds=live.load_s, size_bytes=entry.header.size_bytes if entry.header is not None else 0)
         self._count(loaded=1)
         self.on_loaded(entry.alias, live.load_s)
@@ -194,11 +214,13 @@ class Keeper:
         await live.process.exited.wait()
         if live.phase != "ready":
             return
+        # Before anything else: the next request must not be sent to it, nor have it loaded again without its rest.
+        live.phase, live.is_going = "stopping", True
+        entry.rest_until_s = self._clock.monotonic_s() + BACK_OFF_S[0]
         tail = await asyncio.to_thread(live.process.log_tail, 5)
         code = live.process.exit_code or 0
         how = f"killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
         log.error("model_crashed", alias=entry.alias, port=live.port, pid=live.process.pid, how=how, active=live.active, tail=tail)
-        live.phase = "stopping"
         await self.loader.stop(live)
         self._gone(live, entry)
         self._count(crashes=1)
@@ -207,9 +229,15 @@ class Keeper:
         self._turn()
 
     def _failed(self, entry: Entry, reason: str, *, can_retry: bool = True) -> None:
-        """Note a failure: it is tried again after a rest, or not at all."""
+        """Note a failure: it is tried again after a rest, or not at all. While another llama-server of it runs, it goes on with that one."""
+        if any(live.phase == "ready" for live in entry.lives):
+            entry.misfires += 1
+            entry.error, entry.wanted = reason, ""
+            entry.rest_until_s = self._clock.monotonic_s() + (BACK_OFF_S[min(entry.misfires, len(BACK_OFF_S)) - 1] if can_retry else BACK_OFF_S[-1])
+            log.warning("replica_rests", alias=entry.alias, misfires=entry.misfires, reason=reason)
+            return
         entry.attempts += 1
-        entry.error = reason
+        entry.error, entry.misfires = reason, 0
         retries = self.catalogue.system.model_load_max_retries
         if not can_retry or entry.attempts > retries:
             entry.failed = reason
@@ -227,8 +255,17 @@ class Keeper:
         if live.is_going:
             return
         at_once = is_forced or live.phase == "loading"
-        live.is_told_to_go = live.is_going = True
-        live.phase = "stopping"
+        live.is_told_to_go = True
+        self._unload(live, at_once=at_once)
+
+    async def cut_off(self, live: Live) -> None:
+        """End one at once, whatever it is doing, and wait until it is gone."""
+        self._let_go(live, is_forced=True)
+        await live.gone.wait()
+
+    def _unload(self, live: Live, *, at_once: bool = False) -> None:
+        live.phase, live.is_going = "stopping", True
+        self.bump(self.entries.get(live.alias))
         self._tasks.start(self._stop(live, at_once=at_once), name=f"stop-{live.port}")
 
     async def _stop(self, live: Live, *, at_once: bool = False) -> None:
@@ -237,6 +274,7 @@ class Keeper:
             await live.idle.wait()
         before = {device.index: device.free_bytes for device in self.memory.read()}
         await self.loader.stop(live)
+        await live.settled.wait()       # what was about to be spawned is gone too
         # A load right after would else be refused by memory that is only on its way back.
         await wait_back(self.memory, live.devices, before, sum(live.memory.values()))
         entry = self.entries.get(live.alias)
@@ -248,6 +286,7 @@ class Keeper:
     def _gone(self, live: Live, entry: Entry | None) -> None:
         if entry is not None and live in entry.lives:
             entry.lives.remove(live)
+        self._lives.pop(live.serial, None)
         live.gone.set()
         self._devices_at_s = -1e9
         self.on_gone(live)

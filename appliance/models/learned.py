@@ -41,10 +41,10 @@ class Lessons:
             return
         try:
             rows = jsons.loads(self._path.read_bytes())
-            self._lessons = {str(key): Lesson(float(row[0]), int(row[1]), int(row[2])) for key, row in rows.items()}
+            self._lessons = {str(key): _lesson(row) for key, row in rows.items()}
         except FileNotFoundError:
             pass
-        except (OSError, jsons.BadJson, AttributeError, TypeError, ValueError, IndexError, KeyError) as exc:
+        except (OSError, AttributeError, TypeError, ValueError, ArithmeticError, LookupError) as exc:
             log.warning("lessons_unreadable", path=str(self._path), reason=repr(exc))
 
     def write(self) -> None:
@@ -65,7 +65,9 @@ class Lessons:
 
     def loaded(self, key: str, *, seconds: float, size_bytes: int) -> None:
         """Take a load that came to ready. The page cache makes second loads quicker: the mean counts, recent ones more."""
-        lesson = self._lessons.setdefault(key, Lesson())
+        if not key:             # its file is just looked at anew: whose lesson it is, is not known
+            return
+        lesson = self._lessons[key] = self._lessons.pop(key, Lesson())      # the latest last: they are kept longest
         lesson.load_s = seconds if not lesson.loads else (lesson.load_s + seconds) / 2
         lesson.loads += 1
         self.version += 1
@@ -74,6 +76,8 @@ class Lessons:
 
     def took(self, key: str, memory_bytes: int) -> None:
         """Take what it was seen to take while it ran."""
+        if not key:
+            return
         lesson = self._lessons.setdefault(key, Lesson())
         if memory_bytes > lesson.memory_bytes * 1.01:       # a page more or less is not worth a write
             lesson.memory_bytes = memory_bytes
@@ -85,6 +89,13 @@ class Lessons:
         if lesson is not None and lesson.loads:
             return max(LEAST_LOAD_S, lesson.load_s)
         return max(LEAST_LOAD_S, size_bytes / self._bytes_per_s)
+
+
+def _lesson(row: Any) -> Lesson:
+    load_s, memory_bytes, loads = float(row[0]), int(row[1]), int(row[2])
+    if not (0 <= load_s < 1e6 and 0 <= memory_bytes < 1 << 50 and loads >= 0):
+        raise ValueError(f"no lesson is like {row!r}")
+    return Lesson(load_s, memory_bytes, loads)
 
 
 def key_of(path: Path, shape: str) -> str:

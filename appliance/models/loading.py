@@ -1,6 +1,7 @@
 """How one llama-server comes to be ready: its port, its command line, its process, its record; and how it goes again."""
 
 import asyncio
+import os
 import shutil
 import subprocess
 from collections.abc import Callable, Mapping
@@ -31,13 +32,14 @@ class Program:
 
 
 def look_at_program(wanted: str) -> Program:
-    """Find a llama-server and ask it what it takes (blocks)."""
+    """Find a llama-server and ask it what it takes (blocks). It sees as little of our environment as one that runs."""
     nothing = Flags(frozenset(), False)
     path = shutil.which(wanted or "llama-server")
     if path is None:
         return Program(wanted, nothing, f"{wanted or 'llama-server'} is no program that is found; set LLAMA_SERVER_PATH")
     try:
-        done = subprocess.run([path, "--help"], capture_output=True, text=True, timeout=HELP_S, check=False, stdin=subprocess.DEVNULL)
+        done = subprocess.run([path, "--help"], capture_output=True, encoding="utf-8", errors="replace", timeout=HELP_S, check=False,
+                              stdin=subprocess.DEVNULL, env=environment(os.environ, ()))
     except (OSError, subprocess.TimeoutExpired) as exc:
         return Program(path, nothing, f"`{path} --help` does not work: {exc}")
     flags = Flags.of_help(done.stdout + done.stderr)
@@ -59,14 +61,16 @@ class Loader:
     last_port: int = 8584
     times: StopTimes = field(default_factory=StopTimes)
     program: Program = field(default_factory=lambda: Program("", Flags(frozenset(), False), "it was not looked at yet"))
-    _ports: set[int] = field(default_factory=set)
+    _ports: dict[int, int] = field(default_factory=dict)        # port → whose it is (Live.serial)
     _looked_for: str = ""
+    _looking: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def look(self, catalogue: Catalogue) -> None:
         """Look at the llama-server, unless this one was found well before: one that is missing may have come meanwhile."""
-        if self.program.problem or self._looked_for != catalogue.llama_server:
-            self._looked_for = catalogue.llama_server
-            self.program = await asyncio.to_thread(look_at_program, catalogue.llama_server)
+        async with self._looking:
+            if self.program.problem or self._looked_for != catalogue.llama_server:
+                self._looked_for = catalogue.llama_server
+                self.program = await asyncio.to_thread(look_at_program, catalogue.llama_server)
 
     async def load(self, live: Live, entry: Entry, catalogue: Catalogue, on_look: Callable[[], None]) -> None:
         """Bring one up.
@@ -76,37 +80,39 @@ class Loader:
         await self.look(catalogue)
         if self.program.problem:
             raise LoadFailed(self.program.problem, can_retry=False)
-        for tried in range(PORTS_TRIED):
+        tried: set[int] = set()
+        while True:
             try:
-                return await self._try(live, entry, catalogue, on_look)
-            except PortTaken:
+                return await self._try(live, entry, catalogue, on_look, tried)
+            except LoadFailed as exc:
+                if not exc.is_port:
+                    raise
                 log.warning("port_taken", alias=live.alias, port=live.port)
-                if tried + 1 == PORTS_TRIED:
+                tried.add(live.port)
+                if len(tried) == PORTS_TRIED:
                     raise LoadFailed(f"each of {PORTS_TRIED} ports was taken by somebody else, the last was {live.port}") from None
 
-    async def _try(self, live: Live, entry: Entry, catalogue: Catalogue, on_look: Callable[[], None]) -> None:
-        live.port = port = free_port(self._ports, self.first_port, self.last_port)
-        self._ports.add(port)
+    async def _try(self, live: Live, entry: Entry, catalogue: Catalogue, on_look: Callable[[], None], tried: set[int]) -> None:
+        live.port = port = free_port({*self._ports, *tried}, self.first_port, self.last_port)
+        self._ports[port] = live.serial
         try:
             command = command_line(self.program.path, live.model, catalogue.system, self.program.flags, port=port, header=entry.header)
         except ValueError as exc:
-            self._ports.discard(port)
+            self._ports.pop(port)
             raise LoadFailed(str(exc), can_retry=False) from None
         process = live.process = Process(
-            command, port=port, log_path=self.log_dir / log_name(live.alias, port), environ=environment(self.environ, live.devices),
-            tasks=self.tasks, wire=self.wire)
+            command, port=port, log_path=self.log_dir / log_name(live.alias, port), tasks=self.tasks, wire=self.wire,
+            environ=environment(self.environ, live.devices, hides_gpus=live.model.params.n_gpu_layers == 0))
         is_well = False
         try:
             if live.is_told_to_go:
                 raise LoadFailed("it was told to go before it was started")
             await process.start()
             self.records.add(process.pid, port=port, alias=live.alias, command=command)
+            if live.is_told_to_go:
+                raise LoadFailed("it was told to go while it was started")
             await process.ready(float(catalogue.system.wait_ready_sec), on_look)
             is_well = True
-        except LoadFailed as exc:
-            if "address already in use" in exc.reason.lower() or "couldn't bind" in exc.reason.lower():
-                raise PortTaken from None
-            raise
         finally:
             if not is_well:
                 await self.stop(live)
@@ -116,13 +122,10 @@ class Loader:
         process = live.process
         how = await process.stop(self.times) if process is not None else "ended"
         if how != "stuck":
-            self._ports.discard(live.port)
+            if self._ports.get(live.port) == live.serial:       # a second stop must not free what is another's by now
+                self._ports.pop(live.port)
             if process is not None and process.pid:
                 self.records.remove(process.pid)
         else:
             log.error("runner_stuck", alias=live.alias, pid=process.pid if process else 0, port=live.port)
         return how
-
-
-class PortTaken(Exception):
-    """Somebody else listens there by now."""

@@ -1,14 +1,15 @@
 """The model manager: who waits for which model, which llama-servers run, and what is done next. One writer, on the event loop.
 
-    lease          a request asks for a slot: served at once, or in line → _turn
-    _turn          asks the scheduler what must happen next, does it, and asks again, until it says that there is nothing
-    _start, Stop   what takes time (keeper.py); at its end it is somebody's turn again
+    lease           a request asks for a slot: served at once, or in line → _turn
+    _turn           asks the scheduler what must happen next, does it, and asks again, until it says that there is nothing (turns.py)
+    _start, _stop   what takes time (keeper.py); at its end it is somebody's turn again
 
 Decisions are in scheduler.py, processes in process.py and loading.py, readings for doors in readings.py, looks in watchdog.py.
 """
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TypeVar
 
 from appliance.base.clock import Clock
@@ -16,40 +17,22 @@ from appliance.base.errors import NoSuchModel
 from appliance.base.fair_queue import FairQueue, Full
 from appliance.base.logs import get_logger
 from appliance.base.tasks import Tasks
-from appliance.models.catalogue import Catalogue
+from appliance.models.catalogue import Catalogue, Lora, Model
+from appliance.models.command import slots_of
 from appliance.models.entry import Entry, Lease, Live, Waiter, Waiting
-from appliance.models.errors import ModelFailed, NoMemory, PlacesPinned, QueueFull, ShuttingDown, WaitedTooLong
-from appliance.models.files import look_at_file
+from appliance.models.errors import ModelFailed, QueueFull, ShuttingDown, WaitedTooLong
 from appliance.models.learned import Lessons
 from appliance.models.loading import Loader
-from appliance.models.readings import Readings
-from appliance.models.scheduler import (
-    MIB,
-    NO_ROOM,
-    RAM,
-    Close,
-    House,
-    Open,
-    Refuse,
-    Resident,
-    Rules,
-    Serve,
-    Start,
-    Step,
-    Stop,
-    Wait,
-    free_slot,
-    next_step,
-)
-from appliance.models.views import Ejected, FailedView, ModelView, ServerStatus, Telling
+from appliance.models.scheduler import Resident, free_slot
+from appliance.models.turns import Turns
+from appliance.models.views import Ejected, FailedView, ModelView, ServerStatus
 from appliance.models.vram import Memory
 
 log = get_logger("models")
 T = TypeVar("T")
-MOST_STEPS = 1000           # of one turn: more would be a decision that undoes itself
 
 
-class Manager(Readings):
+class Manager(Turns):
     """Runs models, and tells about them (views.Board). Build it inside the event loop, then `open`.
 
     Takes   extra_wait_s, ageing_s: see scheduler.Rules
@@ -57,11 +40,9 @@ class Manager(Readings):
 
     def __init__(self, catalogue: Catalogue, *, loader: Loader, memory: Memory, lessons: Lessons, tasks: Tasks, clock: Clock,
                  extra_wait_s: float = 30.0, ageing_s: float = 10.0) -> None:
-        super().__init__(catalogue, loader=loader, memory=memory, lessons=lessons, tasks=tasks, clock=clock)
-        self.extra_wait_s, self._ageing_s = extra_wait_s, ageing_s
-        self._is_turning = self._is_closed = False
-        self._timer: asyncio.TimerHandle | None = None
-        self._loop = asyncio.get_running_loop()
+        super().__init__(catalogue, loader=loader, memory=memory, lessons=lessons, tasks=tasks, clock=clock, extra_wait_s=extra_wait_s,
+                         ageing_s=ageing_s)
+        self.adapters: dict[str, tuple[Lora, ...]] = {}         # by model, see set_adapters
         self._put(catalogue)
 
     # ---- life
@@ -81,7 +62,10 @@ class Manager(Readings):
 
     async def _look_at_files(self, entries: list[Entry]) -> None:
         for entry in entries:
-            await asyncio.to_thread(look_at_file, entry, self.catalogue.system)
+            await self._look_at(entry)
+            if entry.problem and entry.waiters and not entry.failed:
+                self._failed(entry, entry.problem, can_retry=False)
+            self._turn()
 
     async def _preload(self, aliases: list[str]) -> None:
         for number, alias in enumerate(aliases):
@@ -109,26 +93,29 @@ class Manager(Readings):
         lives = self.lives()
         for live in lives:
             live.phase, live.is_told_to_go = "stopping", True
-        await asyncio.gather(*(self.loader.stop(live) for live in lives))
+        await asyncio.gather(*(self._end(live) for live in lives))
         await asyncio.to_thread(self.lessons.write)
 
+    async def _end(self, live: Live) -> None:
+        await self.loader.stop(live)
+        await live.settled.wait()       # what was about to be spawned is gone too
+        live.gone.set()
+
     def apply(self, catalogue: Catalogue) -> None:
-        """Put another table in place: what runs of a model that changed or went ends what it has begun, and goes."""
-        former, self.catalogue = self.entries, catalogue
+        """Put another table in place: what runs of a model that changed or went ends what it has begun, and goes. Who waits for one that
+        changed waits on."""
+        former, before = self.entries, self.catalogue.system
+        self.catalogue = catalogue
         self._put(catalogue)
         for alias, entry in former.items():
             if self.entries.get(alias) is entry:
                 continue
             for live in entry.present():
                 self._let_go(live)
-            heir = self.entries.get(alias)
-            for waiter, _ in list(entry.waiters.values()):
-                waiter.fail(NoSuchModel(f"The model {alias!r} was taken out of the table.", param="model") if heir is None else
-                            ModelFailed(alias, reason="its settings were changed; ask again", attempts=0))
-            if heir is not None:
-                heir.lives = entry.lives
-                heir.is_pinned = heir.is_pinned or entry.is_pinned
-        fresh = [entry for entry in self.entries.values() if entry not in former.values()]
+            if alias not in self.entries:
+                for waiter, _ in list(entry.waiters.values()):
+                    waiter.fail(NoSuchModel(f"The model {alias!r} was taken out of the table.", param="model"))
+        fresh = [entry for entry in self.entries.values() if not entry.is_known or catalogue.system != before]
         self._tasks.start(self._look_at_files(fresh), name="look-at-models")
         self.bump()
         self._turn()
@@ -136,14 +123,51 @@ class Manager(Readings):
     def _put(self, catalogue: Catalogue) -> None:
         """Make an entry for each model; those that did not change stay as they are."""
         system, entries = catalogue.system, {}
-        for alias, model in catalogue.models.items():
-            entry = self.entries.get(alias)
-            if entry is None or entry.model != model:
+        for alias, configured in catalogue.models.items():
+            entry, model = self.entries.get(alias), self._with_adapters(configured)
+            if entry is None:
                 entry = Entry(model, FairQueue(system.max_queue_size_per_model, ageing_s=self._ageing_s),
                               is_pinned=model.pinned, updated_at_s=self._clock.now_s())
+            elif entry.model != model:
+                entry = self._changed(entry, model)
             entry.line.limit = system.max_queue_size_per_model
+            entry.slots = slots_of(model, system)
             entries[alias] = entry
         self.entries = entries
+
+    def _changed(self, entry: Entry, model: Model) -> Entry:
+        """Give the entry of a model that changed: its line, its counts and its llama-servers stay, what is known of its file does not.
+        What no llama-server needs to know is changed in place."""
+        is_pinned = model.pinned if entry.is_pinned == entry.model.pinned else entry.is_pinned      # else by an operator's word
+        if replace(entry.model, pinned=model.pinned, replicas=model.replicas) == model:
+            entry.model, entry.is_pinned = model, is_pinned
+            return entry
+        return replace(entry, model=model, header=None, problem="", estimate=None, key="", failed="", error="", attempts=0, misfires=0,
+                       rest_until_s=0.0, is_pinned=is_pinned, updated_at_s=self._clock.now_s())
+
+    def _with_adapters(self, model: Model) -> Model:
+        return replace(model, lora=(*model.lora, *self.adapters.get(model.alias, ())))
+
+    def set_adapters(self, alias: str, adapters: tuple[Lora, ...]) -> bool:
+        """Let a model be run with these adapters besides those of its table. Where that is a change, what runs of it ends what it has
+        begun and goes; who waits keeps the place in line, and is answered by the next one.
+
+        Gives   whether it is a change
+        Raises  NoSuchModel
+        """
+        entry = self.entry(alias)
+        if self.adapters.get(alias, ()) == adapters:
+            return False
+        self.adapters = {**self.adapters, alias: adapters}
+        entry.model = self._with_adapters(self.catalogue.models[alias])
+        was_wanted = bool(entry.present()) or entry.wanted
+        for live in entry.present():
+            self._let_go(live)
+        self.reset(alias)           # what failed with others may work with these
+        if was_wanted:
+            self.restore(alias)
+        log.info("model_adapters", alias=alias, adapters=[one.name for one in adapters])
+        return True
 
     def _set_status(self, status: ServerStatus) -> None:
         if status != self._status:
@@ -154,8 +178,8 @@ class Manager(Readings):
 
     async def load(self, alias: str, *, keep_alive_s: float | None = None) -> ModelView:
         """Load a model and wait until it is ready (see views.Board)."""
+        await self._must_be_possible(self.entry(alias))
         entry = self.entry(alias)
-        await self._must_be_possible(entry)
         for live in entry.present():
             if live.phase == "ready":
                 live.keep_alive_s = keep_alive_s if keep_alive_s is not None else live.keep_alive_s
@@ -171,11 +195,11 @@ class Manager(Readings):
         """Unload a model (see views.Board)."""
         entry = self.entry(alias)
         entry.wanted = ""
-        lives = [live for live in entry.lives if force or live.phase != "stopping"]
+        lives = list(entry.lives)
         waited_for = sum(live.active for live in lives)
         for live in lives:
-            if force and live.process is not None:
-                live.is_told_to_go, live.phase = True, "stopping"
+            if force and live.is_going:         # it waits for its requests to end
+                live.is_told_to_go = True
                 await self.loader.stop(live)
             self._let_go(live, is_forced=force)
         self.bump(entry)
@@ -201,8 +225,9 @@ class Manager(Readings):
         """Forget a model's failures (see views.Board)."""
         entry = self.entry(alias)
         found = FailedView(alias, entry.attempts, entry.failed or entry.error) if entry.attempts else None
-        entry.failed, entry.error, entry.attempts, entry.rest_until_s = "", "", 0, 0.0
+        entry.forgive()
         entry.key = ""              # its file is looked at again: it may have been mended
+        self._tasks.start(self._look_at_files([entry]), name=f"look-at-{alias}")
         self.bump(entry)
         self._turn()
         return found
@@ -229,9 +254,10 @@ class Manager(Readings):
         entry.requests += 1
         if entry.failed or entry.problem or self._is_closed:
             await self._must_be_possible(entry)
+            entry = self.entry(alias)           # the table may have been changed meanwhile
         now_s = self._clock.monotonic_s()
         entry.demand.add(now_s)
-        if not entry.waiters and (live := self._free(entry, now_s)) is not None:
+        if not entry.waiters and (live := self._free(entry)) is not None:
             return self._leased(live, entry, now_s, 0.0, keep_alive_s)
         waiter = Waiter(alias, now_s, priority, keep_alive_s, lease=self._loop.create_future())
         try:
@@ -257,10 +283,11 @@ class Manager(Readings):
         except TimeoutError:
             if future.done() and not future.cancelled() and future.exception() is None:       # the turn came in the very moment
                 return future.result()
+            entry = self.entries.get(entry.alias, entry)
             raise WaitedTooLong(entry.alias, waited_s=patience_s, reason=entry.reason, retry_after_s=self._retry_after_s(entry)) from None
         except asyncio.CancelledError:
             if future.done() and not future.cancelled() and future.exception() is None and isinstance(lease := future.result(), Lease):
-                lease.done(True)
+                self._unused(lease)
             raise
         finally:
             self._leave(waiter, entry)
@@ -282,52 +309,25 @@ class Manager(Readings):
         """
         if self._is_closed:
             raise ShuttingDown
+        if any(live.phase == "ready" for live in entry.lives):
+            return
         if entry.problem:
-            await asyncio.to_thread(look_at_file, entry, self.catalogue.system)
-            if entry.problem:
-                if not entry.failed:
-                    self._failed(entry, entry.problem, can_retry=False)
-            elif entry.failed:
-                self.reset(entry.alias)
+            await self._look_at(entry)
+            if entry.problem and not entry.failed:
+                self._failed(entry, entry.problem, can_retry=False)
         if entry.failed:
             raise ModelFailed(entry.alias, reason=entry.failed, attempts=entry.attempts)
 
-    def _free(self, entry: Entry, now_s: float) -> Live | None:
-        key = free_slot([self._resident(live, entry, now_s) for live in entry.lives])
+    @staticmethod
+    def _free(entry: Entry) -> Live | None:
+        key = free_slot([Resident(live.serial, live.alias, live.phase, live.slots, live.active, is_closed=live.is_closed) for live in entry.lives])
         return next((live for live in entry.lives if live.serial == key), None)
-
-    def _leased(self, live: Live, entry: Entry, now_s: float, waited_s: float, keep_alive_s: float | None) -> Lease:
-        live.active += 1
-        live.idle.clear()
-        live.last_used_at_s = entry.last_used_at_s = self._clock.now_s()
-        live.keep_alive_s = keep_alive_s if keep_alive_s is not None else live.keep_alive_s
-        return Lease(live, now_s, waited_s, self._settle)
-
-    def _settle(self, lease: Lease, is_ok: bool, prompt_tokens: int, completion_tokens: int) -> None:
-        """A request ended."""
-        live, now_s = lease.live, self._clock.monotonic_s()
-        live.active -= 1
-        live.last_used_at_s = self._clock.now_s()
-        if not live.active:
-            live.idle_since_s = now_s
-            live.idle.set()
-        entry = self.entries.get(live.alias)
-        if entry is not None:
-            entry.processed += 1
-            entry.last_used_at_s = live.last_used_at_s
-            if is_ok:
-                entry.attempts = 0
-                entry.error = ""
-        telling = Telling(live.alias, is_ok, now_s - lease.began_s + lease.waited_s, prompt_tokens, completion_tokens, lease.waited_s,
-                          self._clock.now_s())
-        self.tellings.append(telling)
-        self.on_finished(telling)
-        self.bump(entry)
-        self._turn()
 
     def waiting(self, waiter: Waiter) -> Waiting:
         """Tell somebody in line how things stand."""
-        entry, now_s = self.entry(waiter.alias), self._clock.monotonic_s()
+        entry, now_s = self.entries.get(waiter.alias), self._clock.monotonic_s()
+        if entry is None:
+            return Waiting(1, "off", None, None, "it was taken out of the table")
         found = entry.waiters.get(id(waiter))
         position = entry.line.position(found[1], now_s) + 1 if found is not None and found[1] is not None else 1
         view = self.model(waiter.alias)
@@ -339,116 +339,3 @@ class Manager(Readings):
         each_s = sum(took) / len(took) if took else 1.0
         slots = max(1, sum(live.slots for live in entry.present()))
         return min(300.0, max(1.0, each_s * max(1, len(entry.waiters)) / slots))
-
-    # ---- deciding and doing
-
-    def _turn(self) -> None:
-        """Do what must be done now, and set the clock for what only time will change."""
-        if self._is_turning or self._is_closed:
-            return
-        self._is_turning = True
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        try:
-            for _ in range(MOST_STEPS):
-                now_s = self._clock.monotonic_s()
-                step = next_step(self._house(now_s))
-                if isinstance(step, Wait):
-                    for alias, reason in step.reasons.items():
-                        self.entries[alias].reason = reason
-                        if reason == NO_ROOM and self.entries[alias].wanted == "restore":
-                            self.entries[alias].wanted = ""         # others have its place by now; whoever asks for it, loads it
-                    if step.again_s is not None:
-                        self._timer = self._loop.call_later(max(0.005, step.again_s), self._turn)
-                    return
-                self._do(step, now_s)
-            log.error("scheduler_does_not_settle", step=repr(step))
-            self._timer = self._loop.call_later(1.0, self._turn)
-        finally:
-            self._is_turning = False
-
-    def _house(self, now_s: float) -> House:
-        lines, facts = [], {}
-        for entry in self.entries.values():
-            line = entry.line_view(now_s)
-            if line is not None:
-                lines.append(line)
-                facts[entry.alias] = entry.facts(now_s, need_bytes=self.need_bytes(entry), on_gpu=self._is_on_gpu(entry.model),
-                                                 load_s=self.expected_load_s(entry), replicas=entry.model.replicas)
-        residents = [self._resident(live, self.entries[live.alias], now_s) for live in self.lives() if live.alias in self.entries]
-        devices = [*self.read_devices(now_s), *self.ram_beside_gpus()]
-        free = {device.index: device.free_bytes for device in devices}
-        for live in self.lives():
-            for device in live.devices:
-                if live.phase == "loading":         # what it has not taken yet is spoken for
-                    free[device] = free.get(device, 0) - max(0, live.need_bytes // len(live.devices) - live.memory.get(device, 0))
-                if device == RAM:
-                    free[device] = free.get(device, 0) - live.file_bytes
-        rules = Rules(self.catalogue.system.max_concurrent_models, self.extra_wait_s, ageing_s=self._ageing_s)
-        return House(lines, residents, facts, free, {device.index: device.total_bytes for device in devices}, rules)
-
-    def _resident(self, live: Live, entry: Entry, now_s: float) -> Resident:
-        return live.resident(now_s, demand=entry.demand.rate(now_s), is_pinned=entry.is_pinned, stays_s=self.stays_s(live, entry, now_s),
-                             expected_load_s=self.expected_load_s(entry))
-
-    def _do(self, step: Step, now_s: float) -> None:
-        if isinstance(step, Serve):
-            self._serve(self.entries[step.alias], self._live(step.key), now_s)
-        elif isinstance(step, Start):
-            self._start(self.entries[step.alias], step.devices, now_s)
-        elif isinstance(step, Stop):
-            live = self._live(step.key)
-            log.info("model_unloads", alias=live.alias, port=live.port, why=step.why, makes_room_for=step.alias or None)
-            live.phase = "stopping"
-            self._tasks.start(self._stop(live), name=f"stop-{live.port}")
-            if step.why == "room":
-                self._gives_way(live, step.alias, now_s)
-        elif isinstance(step, Close):
-            live = self._live(step.key)
-            live.is_closed = True
-            self._gives_way(live, step.alias, now_s)
-        elif isinstance(step, Open):
-            self._live(step.key).is_closed = False
-        elif isinstance(step, Refuse):
-            self._refuse(self.entries[step.alias], step)
-
-    def _gives_way(self, live: Live, alias: str, now_s: float) -> None:
-        self.entries[alias].is_owed = True
-        self.entries[live.alias].turn_ended_s = now_s
-
-    def _live(self, key: int) -> Live:
-        return next(live for live in self.lives() if live.serial == key)
-
-    def _serve(self, entry: Entry, live: Live, now_s: float) -> None:
-        """Give the next one in line a slot."""
-        while len(entry.line):
-            waiter = entry.line.pop(now_s)
-            entry.waiters.pop(id(waiter), None)
-            if not waiter.is_done and waiter.lease is not None:
-                waiter.lease.set_result(self._leased(live, entry, now_s, now_s - waiter.since_s, waiter.keep_alive_s))
-                return
-        for waiter, _ in list(entry.waiters.values()):      # those who are not in line want no slot; nobody else can be left
-            if not waiter.is_load:
-                entry.waiters.pop(id(waiter), None)
-
-    def _refuse(self, entry: Entry, step: Refuse) -> None:
-        entry.wanted = ""
-        for waiter, _ in list(entry.waiters.values()):
-            waiter.fail(self._refusal(entry, step))
-            entry.waiters.pop(id(waiter), None)
-        while len(entry.line):
-            entry.line.pop(self._clock.monotonic_s())
-        self.bump(entry)
-
-    def _refusal(self, entry: Entry, step: Refuse) -> Exception:
-        if step.why == "failed":
-            return ModelFailed(entry.alias, reason=entry.failed, attempts=entry.attempts)
-        if step.why == "pinned":
-            return PlacesPinned(entry.alias, places=self.catalogue.system.max_concurrent_models,
-                                pinned=[other.alias for other in self.entries.values() if other.is_pinned])
-        loaded = [other.alias for other in self.entries.values() if other.present()]
-        entry.rejected += 1
-        self.on_rejected(entry.alias)
-        return NoMemory(entry.alias, required_mb=step.need_bytes / MIB, available_mb=step.available_bytes / MIB, loaded_models=loaded)
-

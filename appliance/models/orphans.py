@@ -37,7 +37,7 @@ class Records:
             log.warning("record_not_written", pid=pid, reason=str(exc))
 
     def remove(self, pid: int) -> None:
-        (self._folder / f"{pid}.json").unlink(missing_ok=True)
+        _forget(self._folder / f"{pid}.json")
 
     def end_orphans(self, *, sleep: Callable[[float], None] = time.sleep) -> list[dict[str, Any]]:
         """End what earlier appliances left behind (blocks: not on the event loop).
@@ -49,40 +49,82 @@ class Records:
             try:
                 record = jsons.loads(path.read_bytes())
                 pid, owner = int(record["pid"]), int(record["owner"])
-            except (OSError, jsons.BadJson, KeyError, TypeError, ValueError):
-                path.unlink(missing_ok=True)
+            except (OSError, LookupError, TypeError, ValueError, ArithmeticError):
+                _forget(path)
                 continue
-            if owner != os.getpid() and record.get("boot") == _boot() and started_ticks(owner) == record.get("owner_ticks"):
+            owner_ticks = started_ticks(owner)
+            if owner != os.getpid() and owner_ticks is not None and record.get("boot") == _boot() and owner_ticks == record.get("owner_ticks"):
                 continue                        # another appliance's, which is alive
-            if is_same(record):
+            if survivors(record):
                 log.warning("orphan", pid=pid, alias=record.get("alias"), port=record.get("port"))
                 _end(record, sleep)
                 found.append(record)
-            path.unlink(missing_ok=True)
+            _forget(path)
         return found
 
 
-def is_same(record: dict[str, Any]) -> bool:
-    """Whether the process of a record is the one that we started."""
-    pid, command = int(record["pid"]), list(record.get("command") or [])
-    if record.get("boot") != _boot() or started_ticks(pid) != record.get("ticks") or len(command) < 2:
-        return False
-    # The program itself may be a script that became another one, or was put before it: the arguments are the same.
-    return command_of(pid)[1 - len(command):] == command[1:]
+def _forget(path: Path) -> None:
+    """Remove a record. Where that cannot be, it is only logged: a record alone harms nobody."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as exc:
+        log.warning("record_not_removed", path=str(path), reason=str(exc))
+
+
+def survivors(record: dict[str, Any]) -> list[int]:
+    """Give those that live of what we started: the process of a record, and what it started in its turn with the same arguments.
+
+    It led a session of its own, and a program put before llama-server may have ended while llama-server went on.
+    """
+    pid, ticks, command = int(record["pid"]), record.get("ticks"), record.get("command")
+    if not isinstance(command, list) or len(command) < 2 or pid < 2 or not isinstance(ticks, int) or record.get("boot") != _boot():
+        return []
+    arguments = command[1:]
+    # Of the command the program may be another: a script, or what it became.
+    return [one for one in family_of(pid) if command_of(one)[-len(arguments):] == arguments
+            and (started_ticks(one) == ticks if one == pid else (started_ticks(one) or 0) >= ticks)]
+
+
+def family_of(pid: int) -> list[int]:
+    """Give a process that leads a session of its own, as each llama-server of ours does, and all of that session: what it started.
+
+    Raises  OSError: the kernel does not tell (no /proc)
+    """
+    found = [pid]
+    for one in map(int, filter(str.isdigit, os.listdir("/proc"))):
+        try:
+            if one != pid and os.getsid(one) == pid:
+                found.append(one)
+        except OSError:                 # it has ended meanwhile
+            pass
+    return found
 
 
 def _end(record: dict[str, Any], sleep: Callable[[float], None]) -> None:
     pid = int(record["pid"])
     for number, patience_s in ((signal.SIGTERM, TERM_S), (signal.SIGKILL, KILL_S)):
-        try:
-            (os.killpg if os.getpgid(pid) == pid else os.kill)(pid, number)
-        except OSError:
-            return
+        for one in survivors(record):
+            try:
+                if os.getpgid(one) == pid:
+                    os.killpg(pid, number)
+                else:
+                    os.kill(one, number)
+            except OSError:
+                pass                    # it has just ended
         for _ in range(int(patience_s / 0.05)):
-            if not is_same(record):
+            if not survivors(record):
+                _end_rest(pid)
                 return
             sleep(0.05)
     log.error("orphan_does_not_end", pid=pid)
+
+
+def _end_rest(group: int) -> None:
+    """End what is left of a group whose leader has ended."""
+    try:
+        os.killpg(group, signal.SIGKILL)
+    except OSError:         # nothing is left
+        pass
 
 
 def started_ticks(pid: int) -> int | None:

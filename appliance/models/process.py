@@ -10,13 +10,15 @@ import re
 import shutil
 import signal
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from appliance.base.logs import get_logger
 from appliance.base.tasks import Tasks
 from appliance.base.wire import Target, Wire, WireError
+from appliance.models.orphans import family_of
 
 log = get_logger("runner")
 FIRST_PORT, LAST_PORT = 8085, 8584
@@ -30,14 +32,18 @@ _PASSED = re.compile(r"PATH|HOME|USER|LANG|LC_.*|TZ|TMPDIR|LD_LIBRARY_PATH|CUDA_
 HOPELESS = tuple(text.lower() for text in (
     "unsupported cache type", "error while handling argument", "model file not found", "invalid model path", "GGML_ASSERT", "llama_model_load",
     "unknown argument", "invalid argument", "failed to load model"))
+PORT_TAKEN = ("couldn't bind", "address already in use")
+NOT_STARTED = (126, 127)        # as shells, and setpriv, say that there is no such program, or that it cannot be run
+_TELLING = re.compile(r"error|fail|invalid|couldn't|assert|unsupported|unknown|not found", re.IGNORECASE)
+_WARNING = re.compile(r"\bwarn|^\S+ W ", re.IGNORECASE)
 
 
 class LoadFailed(Exception):
-    """A llama-server did not come to be ready. `can_retry` False: it would fail again in the same way."""
+    """A llama-server did not come to be ready. `can_retry` False: it would fail again in the same way; is_port: another port may do."""
 
-    def __init__(self, reason: str, *, can_retry: bool = True) -> None:
+    def __init__(self, reason: str, *, can_retry: bool = True, is_port: bool = False) -> None:
         super().__init__(reason)
-        self.reason, self.can_retry = reason, can_retry
+        self.reason, self.can_retry, self.is_port = reason, can_retry, is_port
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +54,7 @@ class StopTimes:
     kill_s: float = 5.0
 
 
-def free_port(taken: set[int], first: int = FIRST_PORT, last: int = LAST_PORT) -> int:
+def free_port(taken: Container[int], first: int = FIRST_PORT, last: int = LAST_PORT) -> int:
     """Give the lowest port on loopback that nobody listens on.
 
     Raises  LoadFailed: all are taken
@@ -76,12 +82,18 @@ def log_name(alias: str, port: int) -> str:
     return f"{re.sub(r'[^A-Za-z0-9._-]', '_', alias)[:100]}_{port}.log"
 
 
-def environment(environ: Mapping[str, str], devices: Sequence[int]) -> dict[str, str]:
-    """Give what a runner may see of our environment, and the GPUs that it is to use (none for system memory alone)."""
+def environment(environ: Mapping[str, str], devices: Sequence[int], *, hides_gpus: bool = False) -> dict[str, str]:
+    """Give what a runner may see of our environment, and the GPUs that it is to use.
+
+    Takes   devices: as the driver counts, negative = system memory; hides_gpus: no layer lies on a GPU, and none is to be used for the
+            rest either: what that takes is reckoned nowhere
+    """
     passed = {name: value for name, value in environ.items() if _PASSED.fullmatch(name)}
     gpus = [str(index) for index in devices if index >= 0]
     if gpus:
         passed |= {"CUDA_VISIBLE_DEVICES": ",".join(gpus), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}      # as the driver counts them
+    elif hides_gpus:
+        passed |= {"CUDA_VISIBLE_DEVICES": "-1", "HIP_VISIBLE_DEVICES": "-1"}
     return passed | {"GGML_NO_BACKTRACE": "1"}          # else a crash starts a debugger first
 
 
@@ -128,6 +140,7 @@ class Process:
     async def _watch(self) -> None:
         assert self._process is not None
         self.exit_code = await self._process.wait()
+        self._signal(signal.SIGKILL)        # what of its group is left, where a program stood before llama-server
         self.exited.set()
 
     async def ready(self, limit_s: float, on_look: Callable[[], None]) -> None:
@@ -140,8 +153,12 @@ class Process:
         until_s = began_s + limit_s
         while True:
             on_look()
-            if await self.answers() and owns_port(self.pid, self.port):
-                return
+            if await self.answers():
+                whose = owner_of(self.port, self.pid)
+                if whose == "ours":
+                    return
+                if whose == "shared":
+                    raise LoadFailed(f"somebody else listens on port {self.port} as well", is_port=True)
             if self.exited.is_set():
                 raise await asyncio.to_thread(self._death)
             if loop.time() >= until_s:
@@ -171,10 +188,13 @@ class Process:
         """Say why it ended while it loaded, in the words of its log."""
         tail = self.log_tail()
         text = "\n".join(tail).lower()
-        how = f"killed by signal {-(self.exit_code or 0)}" if (self.exit_code or 0) < 0 else f"ended with exit code {self.exit_code}"
-        said = next((line for line in reversed(tail) if any(word in line.lower() for word in ("error", "failed", "fail", "invalid"))), "")
-        is_bind = "couldn't bind" in text or "bind: address already in use" in text
-        return LoadFailed(f"it {how}" + (f": {said.strip()[:300]}" if said else ""), can_retry=is_bind or not any(one in text for one in HOPELESS))
+        code = self.exit_code or 0
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        # The first complaint is the cause; the later ones say that it was one.
+        said = next((line for line in tail if _TELLING.search(line) and not _WARNING.search(line)), "")
+        is_port = any(one in text for one in PORT_TAKEN)
+        return LoadFailed(f"it {how}" + (f": {said.strip()[:300]}" if said else ""), is_port=is_port,
+                          can_retry=is_port or not (code in NOT_STARTED or any(one in text for one in HOPELESS)))
 
     def log_tail(self, lines: int = TAIL_LINES) -> list[str]:
         """Give the last lines of its log (reads the file: not on the event loop)."""
@@ -193,7 +213,6 @@ class Process:
             self._signal(number)
             try:
                 await asyncio.wait_for(self.exited.wait(), patience_s)
-                self._signal(signal.SIGKILL)        # what of its group is left
                 return how
             except TimeoutError:
                 log.warning("runner_does_not_end", pid=self.pid, port=self.port, after=how, waited_s=patience_s)
@@ -227,21 +246,30 @@ def _open_log(path: Path) -> int:
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
 
 
-def owns_port(pid: int, port: int) -> bool:
-    """Whether it is this very process that listens on the port: somebody else's answer must not count as ours.
-
-    True as well where the kernel does not tell (no /proc).
-    """
+def owner_of(port: int, pid: int) -> Literal["ours", "shared", "foreign"]:
+    """Say who listens on a port: the process, or what it started; others as well (SO_REUSEPORT: each gets a part of the connections); or only
+    others. Their answers must not count as ours. Where the kernel does not tell (no /proc, another user's process) it counts as ours."""
     wanted = f"0100007F:{port:04X}"
     try:
         with open("/proc/net/tcp") as file:
-            inodes = {fields[9] for fields in map(str.split, file) if fields[1] == wanted and fields[3] == "0A"}
-        links = [os.readlink(f"/proc/{pid}/fd/{name}") for name in os.listdir(f"/proc/{pid}/fd")]
-    except FileNotFoundError:
-        return not os.path.isdir("/proc/self")
+            links = {f"socket:[{fields[9]}]" for fields in map(str.split, file) if fields[1] == wanted and fields[3] == "0A"}
+        held = {link for one in family_of(pid) for link in _sockets(one)}
     except OSError:
-        return True
-    return any(link == f"socket:[{inode}]" for link in links for inode in inodes)
+        return "ours"
+    return "foreign" if not links & held else "ours" if links <= held else "shared"
+
+
+def _sockets(pid: int) -> Iterator[str]:
+    """Give the links of its open files. Raises PermissionError: they may not be looked at."""
+    try:
+        names = os.listdir(f"/proc/{pid}/fd")
+    except FileNotFoundError:
+        return
+    for name in names:
+        try:
+            yield os.readlink(f"/proc/{pid}/fd/{name}")
+        except FileNotFoundError:           # closed meanwhile
+            pass
 
 
 def memory_bytes(pid: int) -> tuple[int, int]:

@@ -60,13 +60,13 @@ class Readings(Keeper):
         return entry
 
     def models(self) -> list[ModelView]:
-        return [self._view(entry) for entry in self.entries.values()]
+        now_s, warm = self._clock.monotonic_s(), self.warm()
+        return [self._view(entry, now_s, warm) for entry in self.entries.values()]
 
     def model(self, alias: str) -> ModelView:
-        return self._view(self.entry(alias))
+        return self._view(self.entry(alias), self._clock.monotonic_s(), self.warm())
 
-    def _view(self, entry: Entry) -> ModelView:
-        now_s = self._clock.monotonic_s()
+    def _view(self, entry: Entry, now_s: float, warm: set[str]) -> ModelView:
         lives = sorted(entry.lives, key=lambda live: ("ready", "loading", "stopping").index(live.phase))
         first = lives[0] if lives else None
         lesson = self.lessons.of(entry.key)
@@ -75,7 +75,7 @@ class Readings(Keeper):
             port=first.port or None if first else None, started_at_s=first.started_at_s if first else None, last_used_at_s=entry.last_used_at_s,
             load_progress=first.progress if first else None, error_message=entry.failed or entry.error or ("" if lives else entry.problem),
             attempts=entry.attempts, expected_in_s=self._expected_in_s(entry, first, now_s), updated_at_s=entry.updated_at_s,
-            is_pinned=entry.is_pinned, is_warm=entry.alias in self.warm(), size_bytes=entry.header.size_bytes if entry.header else 0,
+            is_pinned=entry.is_pinned, is_warm=entry.alias in warm, size_bytes=entry.header.size_bytes if entry.header else 0,
             estimate_bytes=self.need_bytes(entry), memory_bytes=sum(sum(live.memory.values()) for live in lives),
             average_bytes=lesson.memory_bytes if lesson else 0, load_s=entry.load_s, loads=entry.loads,
             runners=tuple(self._runner(live, entry, now_s) for live in lives))
@@ -120,6 +120,7 @@ class Readings(Keeper):
         """Give the driver's reading, at most MEMORY_FRESH_S old."""
         if now_s - self._devices_at_s >= MEMORY_FRESH_S:
             self._devices, self._devices_at_s = self.memory.read(), now_s
+            self.ram_beside_gpus = self.ram.read() if self.memory.is_gpu else []
         return self._devices
 
     def failed(self) -> list[FailedView]:

@@ -35,14 +35,16 @@ class Watchdog:
         before = manager.lessons.version
         for live in manager.lives():
             if live.phase == "ready" and live.process is not None:
-                await asyncio.to_thread(self._measure_one, live)
+                is_told = await asyncio.to_thread(self._measure_one, live)
                 entry = manager.entries.get(live.alias)
-                if entry is not None and entry.key and live.memory:
+                # What is only estimated teaches nothing: each load would believe the one before, and add to it.
+                if is_told and entry is not None and live.phase == "ready":
                     manager.lessons.took(entry.key, sum(live.memory.values()))
         if manager.lessons.version != before:
             await asyncio.to_thread(manager.lessons.write)
 
-    def _measure_one(self, live: "Live") -> None:
+    def _measure_one(self, live: "Live") -> bool:
+        """Measure one; give whether the driver tells (blocks)."""
         assert live.process is not None
         memory = self._manager.ram if RAM in live.devices else self._manager.memory
         taken = memory.of_process(live.process.pid)
@@ -51,6 +53,7 @@ class Watchdog:
         if RAM in live.devices:
             live.file_bytes = memory_bytes(live.process.pid)[1]
         live.process.trim_log()
+        return bool(taken)
 
     async def look(self) -> None:
         """Look at the health of each."""
@@ -68,12 +71,13 @@ class Watchdog:
             return
         entry.looks.append((is_well, (clock.monotonic_s() - began_s) * 1000))
         entry.looked_at_s = clock.now_s()
-        entry.misses = 0 if is_well else entry.misses + 1
+        live.misses = 0 if is_well else live.misses + 1
+        entry.misses = max(one.misses for one in entry.lives) if entry.lives else 0
         if not is_well:
-            log.warning("model_unwell", alias=live.alias, port=live.port, in_a_row=entry.misses)
-        if entry.misses >= DOWN:
-            log.error("model_down", alias=live.alias, port=live.port, in_a_row=entry.misses)
-            await manager.eject(live.alias, force=True)
+            log.warning("model_unwell", alias=live.alias, port=live.port, in_a_row=live.misses)
+        if live.misses >= DOWN:
+            log.error("model_down", alias=live.alias, port=live.port, in_a_row=live.misses)
+            await manager.cut_off(live)         # this one only: its sisters may be well
             await asyncio.sleep(RELOAD_AFTER_S)
             entry.misses = 0
             manager.restore(live.alias)

@@ -22,6 +22,8 @@ from appliance.control.settings import ControlSettings
 from appliance.control.v1 import control_pb2_grpc
 from appliance.engines.receipts import Attempt, Receipt, Receipts
 from appliance.engines.types import BackendState, EngineReply, EngineRequest, ModelCard
+from appliance.models.download_wish import Folders
+from appliance.models.jobs import Jobs
 from tests.control.scripted_board import ScriptedBoard
 from tests.fakes.backend import ScriptedBackend as Base
 from tests.fakes.backend import router_of
@@ -153,6 +155,8 @@ class House:
         self.backend = ScriptedBackend()
         self.worker: ScriptedWorker | None = ScriptedWorker()
         self.board: ScriptedBoard | None = None
+        self.jobs: Jobs | None = None
+        self.folders: Callable[[], Folders] | None = None
         self.receipts = Receipts()
         self.lines = LineRing()
         self.changed: Watched[int] = Watched(0)
@@ -228,7 +232,8 @@ class House:
             identity=lambda: {"machine_id": "ab" * 16, "hostname": "box", "gpu": self.gpu()},
             settings=self.settings, reload=self.reload, drain=self.drain, resume=self.resume, shutdown=self.shutdowns.append,
             lines=self.lines, new_receipt=self.new_receipt, finish=self.finish, is_draining=lambda: self.state != "serving",
-            grace_s=lambda: self.grace_s, hurry=self.hurry, board=self.board, clock=self.clock)
+            grace_s=lambda: self.grace_s, hurry=self.hurry, board=self.board, jobs=self.jobs, folders=self.folders,
+            clock=self.clock)
 
 
 def free_port() -> int:

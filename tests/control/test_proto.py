@@ -57,7 +57,7 @@ def test_names_follow_the_usual_rules(parsed: descriptor_pb2.FileDescriptorProto
 def test_every_call_that_orchestrators_rely_on_is_there(parsed: descriptor_pb2.FileDescriptorProto) -> None:
     streams = {method.name: method.server_streaming for method in parsed.service[0].method}
     assert {name for name, is_stream in streams.items() if is_stream} == {
-        "WatchStatus", "TailLogs", "Chat", "WatchBackends", "LoadModel", "WatchModels"}
+        "WatchStatus", "TailLogs", "Chat", "WatchBackends", "LoadModel", "WatchModels", "WatchJob"}
     assert set(streams) >= {"GetStatus", "GetIdentity", "GetSettings", "Reload", "Drain", "Resume", "Shutdown", "GetWorker", "StartWorker",
                             "StopWorker", "RestartWorker", "ListBackends", "AddBackend", "RemoveBackend", "DrainBackend", "SetStrategy", "GetReceipt",
                             "ListReceipts", "ListModels", "LoadModel", "EjectModel", "ResetModel", "PinModel", "WatchModels", "GetQueue", "GetVram"}

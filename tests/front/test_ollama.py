@@ -185,7 +185,7 @@ async def test_pull_without_a_stream_is_its_last_line(house: House) -> None:
 async def test_writes_to_a_store_are_not_supported(house: House) -> None:
     error = await house.refused("unsupported")
     assert isinstance(error, Unsupported)
-    assert "stores none" in error.message
+    assert "takes in no models" in error.message
 
 
 # ---- streams

@@ -10,9 +10,11 @@ tests/tools/tiny_models.py: they load in a tenth of a second or so.
 import asyncio
 import json
 import os
+import signal
+import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import AsyncExitStack, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,13 +33,22 @@ from tests.journeys.running import Running, Start, free_port, until
 from tests.tools.tiny_models import REPLY
 
 MIB = 1 << 20
-PORTS = 20              # of each appliance: a range of its own, below those that the kernel gives out
+PORTS = 10              # of each appliance: a range of its own, below those that the kernel gives out
 
 
 def port_range() -> dict[str, str]:
-    """Give the variables of a range of ports that hardly any other test has."""
-    first = 20_000 + free_port() % (10_000 // PORTS) * PORTS
-    return {"MODEL_FIRST_PORT": str(first), "MODEL_LAST_PORT": str(first + PORTS - 1)}
+    """Give the variables of a range of ports that are all free, and that hardly any other test is given."""
+    while True:
+        first = 20_000 + free_port() % (10_000 // PORTS) * PORTS
+        with ExitStack() as stack:
+            try:
+                for port in range(first, first + PORTS):
+                    probe = stack.enter_context(socket.socket())
+                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                    probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        return {"MODEL_FIRST_PORT": str(first), "MODEL_LAST_PORT": str(first + PORTS - 1)}
 
 
 def table_of(folder: Path, names: Iterable[str], *, system: Mapping[str, Any] | None = None, models: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -60,7 +71,6 @@ class House:
     table: dict[str, Any]
     folder: Path                # of the tiny models
     session: aiohttp.ClientSession
-    pids: set[int] = field(default_factory=set)         # of every llama-server that was seen
 
     @property
     def manager(self) -> Manager:
@@ -92,6 +102,11 @@ class House:
         """How many of its slots are taken."""
         return sum(live.active for live in self.lives(alias))
 
+    def own_servers(self) -> set[int]:
+        """Give every llama-server of this house, wrappers before it included: by the port in its command line."""
+        ports = {live.port for alias in self.manager.entries for live in self.lives(alias)}
+        return {pid for pid, port in servers_of(self.folder).items() if port in ports}
+
     async def is_free(self) -> bool:
         """Whether nobody waits and no slot is taken within a second."""
         return await until(lambda: not any(self.active(alias) or self.line(alias) for alias in self.manager.entries), seconds=1.0)
@@ -104,7 +119,7 @@ class House:
         body = None if method == "GET" else {"model": alias} | ({"messages": HELLO} if "chat" in path else {}) | more
         async with self.session.request(method, self.running.base_url + path, json=body, headers=headers) as response:
             text = await response.text()
-            return response.status, dict(response.headers), json.loads(text) if "json" in response.headers["Content-Type"] else text
+            return response.status, dict(response.headers), json.loads(text) if "application/json" in response.headers["Content-Type"] else text
 
     async def said(self, alias: str, **more: Any) -> str:
         """Ask a chat model and give what it said; anything but an answer fails the test."""
@@ -140,6 +155,18 @@ class House:
         waiting.cancel()
         assert begun.is_set(), task.result() if task.done() else "it said nothing for 10 s"
         return task
+
+    @contextmanager
+    def paused(self, alias: str) -> Iterator[None]:
+        """Stop its llama-servers where they are: what runs there goes on only afterwards, however slow this machine is."""
+        pids = [live.process.pid for live in self.lives(alias) if live.process is not None]
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in filter(runs, pids):
+                os.kill(pid, signal.SIGCONT)
 
     # ---- changing the table
 
@@ -228,16 +255,16 @@ def runs(pid: int) -> bool:
     return started_ticks(pid) is not None
 
 
-def servers_of(folder: Path) -> set[int]:
-    """Give every process whose command line names this folder and llama-server's `--port`: the llama-servers of one test's models."""
-    found = set()
+def servers_of(folder: Path) -> dict[int, int]:
+    """Give the port of every process whose command line names a model of `folder` and `--port`, by process id."""
+    found = {}
     for name in os.listdir("/proc"):
         try:
-            words = Path(f"/proc/{name}/cmdline").read_bytes() if name.isdigit() else b""
+            words = Path(f"/proc/{name}/cmdline").read_bytes().split(b"\0") if name.isdigit() else []
         except OSError:
             continue
-        if b"--port" in words and bytes(folder) in words and runs(int(name)):
-            found.add(int(name))
+        if b"--port" in words and any(word.startswith(bytes(folder)) for word in words) and runs(int(name)):
+            found[int(name)] = int(words[words.index(b"--port") + 1])
     return found
 
 
@@ -246,12 +273,12 @@ class Memory:
 
     is_gpu = False
 
-    def __init__(self, folder: Path, total_bytes: int, *, taken_bytes: int = 0, each_bytes: int = 0) -> None:
-        self._folder = folder
+    def __init__(self, house: House, total_bytes: int, *, taken_bytes: int = 0, each_bytes: int = 0) -> None:
+        self._house = house
         self.total_bytes, self.taken_bytes, self.each_bytes = total_bytes, taken_bytes, each_bytes
 
     def read(self) -> list[DeviceView]:
-        used = self.taken_bytes + self.each_bytes * len(servers_of(self._folder) if self.each_bytes else ())
+        used = self.taken_bytes + self.each_bytes * len(self._house.own_servers() if self.each_bytes else ())
         return [DeviceView(-1, "system memory", self.total_bytes, used, self.total_bytes - used)]
 
     def of_process(self, pid: int) -> dict[int, int]:

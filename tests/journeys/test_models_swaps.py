@@ -9,12 +9,11 @@ from collections import Counter
 
 import pytest
 
-from appliance.models.errors import NoMemory
-from tests.journeys.model_tables import MIB, House, Managed, Memory, Stopwatch, runs, servers_of
+from tests.journeys.model_tables import MIB, House, Managed, Memory, Stopwatch, runs
 from tests.journeys.running import until
 from tests.tools.tiny_models import REPLY
 
-LONG = 1500             # tokens: more than a second
+LONG = 1000             # tokens: nearly a second
 
 
 # ---- loading
@@ -26,7 +25,7 @@ async def test_the_first_request_loads_and_others_wait_for_the_same_load(managed
     assert await asyncio.gather(*(house.said("a") for _ in range(6))) == [REPLY] * 6
     assert house.words() == {"a": "ready", "b": "off"}
     assert house.manager.counts().loads == 1
-    assert servers_of(house.folder) >= {house.pid("a")}
+    assert house.own_servers() == {house.pid("a")}
     view = house.manager.model("a")
     assert view.runners[0].slots == 2
     assert (view.load_s or 0) > 0
@@ -34,13 +33,15 @@ async def test_the_first_request_loads_and_others_wait_for_the_same_load(managed
 
 async def test_both_slots_of_a_model_work_at_the_same_time(managed: Managed) -> None:
     house = await managed("a")
-    tasks = [await house.begun("a", 800), await house.begun("a", 800)]
-    assert house.active("a") == 2
-    third = asyncio.create_task(house.said("a"))
-    assert await until(lambda: house.line("a") == 1)
-    assert not any(task.done() for task in tasks)
+    streams = [await house.begun("a", LONG)]
+    with house.paused("a"):
+        streams.append(asyncio.create_task(house.stream("a", 100)))
+        assert await until(lambda: house.active("a") == 2)
+        third = asyncio.create_task(house.said("a"))
+        assert await until(lambda: house.line("a") == 1)
+        assert not any(task.done() for task in streams)
     assert await third == REPLY
-    assert [told.is_whole for told in await asyncio.gather(*tasks)] == [True, True]
+    assert [told.is_whole for told in await asyncio.gather(*streams)] == [True, True]
     assert house.manager.counts().loads == 1
 
 
@@ -64,12 +65,13 @@ async def test_when_all_are_busy_a_request_waits_and_nobody_is_cut_off(managed: 
     house = await managed("a", "b", max_concurrent_models=1, variables={"MODEL_SWAP_WAIT_S": "0"})
     running = await house.begun("a", LONG)
     pid = house.pid("a")
-    waiting = asyncio.create_task(house.said("b"))
-    assert await until(lambda: house.line("b") == 1)
-    also = asyncio.create_task(house.said("a"))             # a has a free slot, but gives way: it comes after b
-    assert await until(lambda: house.line("a") == 1)
-    assert not running.done()
-    assert runs(pid)
+    with house.paused("a"):
+        waiting = asyncio.create_task(house.said("b"))
+        assert await until(lambda: house.line("b") == 1)
+        also = asyncio.create_task(house.said("a"))         # a has a free slot, but gives way: it comes after b
+        assert await until(lambda: house.line("a") == 1)
+        assert not running.done()
+        assert runs(pid)
     told = await running
     assert told.is_whole
     assert told.n_pieces >= LONG - 50
@@ -98,15 +100,15 @@ async def test_pinned_models_do_not_give_way(managed: Managed) -> None:
 async def test_memory_that_is_full_is_told_with_its_figures_until_it_comes_free(managed: Managed) -> None:
     house = await managed("a", "b", max_concurrent_models=3, a={"pinned": True})
     assert await house.said("a") == REPLY
-    memory = house.manager.memory = Memory(house.folder, 8000 * MIB, taken_bytes=7900 * MIB)
+    memory = house.manager.memory = Memory(house, 8000 * MIB, taken_bytes=7900 * MIB)
     assert await until(lambda: house.manager.devices()[0].free_bytes == 100 * MIB)
     status, _, value = await house.ask("b")
     assert (status, value["error"]["code"]) == (503, "vram_exhausted")
-    with pytest.raises(NoMemory) as caught:
-        await house.manager.load("b")
-    figures = caught.value.details["error_fields"]
-    assert (figures["model"], figures["available_mb"], figures["loaded_models"]) == ("b", 100, ["a"])
-    assert figures["required_mb"] > 200
+    error = value["error"]
+    assert (error["type"], error["model"], error["loaded_models"]) == ("insufficient_vram_error", "b", ["a"])
+    # The kernel counts the pages of a mapped file as available; those of a loaded model are not, once they have been measured.
+    assert error["available_mb"] in {100, round(100 - house.lives("a")[0].file_bytes / MIB)}
+    assert error["required_mb"] > 200
     assert await house.said("a") == REPLY                   # who is loaded goes on
     memory.taken_bytes = 1000 * MIB
     assert await until(lambda: house.manager.devices()[0].free_bytes == 7000 * MIB)
@@ -117,7 +119,7 @@ async def test_memory_that_is_full_is_told_with_its_figures_until_it_comes_free(
 async def test_for_want_of_memory_an_idle_model_gives_way_although_there_are_places(managed: Managed) -> None:
     house = await managed("a", "b", max_concurrent_models=3)
     # Each is reckoned to take 500 MB (min_vram_required), and 200 are to stay free: there is room for one.
-    house.manager.memory = Memory(house.folder, 1000 * MIB, each_bytes=500 * MIB)
+    house.manager.memory = Memory(house, 1000 * MIB, each_bytes=500 * MIB)
     assert await house.said("a") == REPLY
     pid = house.pid("a")
     house.lives("a")[0].memory = {-1: 500 * MIB}            # as the next measurement would find
@@ -173,11 +175,11 @@ async def replay(house: House, *, in_order: bool) -> tuple[int, float, float]:
 
     before = house.manager.counts().loads
     tasks = []
-    for number in range(30):
+    for number in range(24):
         tasks.append(asyncio.create_task(one(number)))
         await asyncio.sleep(0.04)
     await asyncio.gather(*tasks)
-    answers = [telling.seconds - telling.queue_s for telling in list(house.manager.telemetry())[-30:]]
+    answers = [telling.seconds - telling.queue_s for telling in list(house.manager.telemetry())[-24:]]
     return house.manager.counts().loads - before, max(waits), max(answers)
 
 
@@ -192,7 +194,7 @@ async def test_a_b_a_b_traffic_does_not_thrash(managed: Managed) -> None:
     strict, strict_wait_s, _ = await replay(house, in_order=True)
     ours, wait_s, answer_s = await replay(house, in_order=False)
     load_s = max(entry.load_s or 0.0 for entry in house.manager.entries.values())
-    print(f"A-B-A-B, 30 requests, one place: first come, first served {strict} loads, longest wait {strict_wait_s:.2f} s; "
+    print(f"A-B-A-B, 24 requests, one place: first come, first served {strict} loads, longest wait {strict_wait_s:.2f} s; "
           f"ours {ours} loads, longest wait {wait_s:.2f} s (limit {limit_s:g} s + answer {answer_s:.2f} s + load {load_s:.2f} s)")
     assert ours <= strict / 2
     assert wait_s <= limit_s + answer_s + load_s + 2.0

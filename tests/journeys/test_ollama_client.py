@@ -94,12 +94,18 @@ async def test_list_show_ps_and_pull(anyone: Running) -> None:
 
 
 @pytest.mark.parametrize("call", [
-    lambda c: c.push("m"), lambda c: c.create("m", from_="x"), lambda c: c.copy("a", "b"), lambda c: c.delete("m")])
+    lambda c: c.push("m"), lambda c: c.create("m", from_="x"), lambda c: c.copy("a", "b")])
 async def test_writes_to_a_model_store_are_refused_clearly(anyone: Running, call) -> None:
     with pytest.raises(ollama.ResponseError) as caught:
         await call(client(anyone))
     assert caught.value.status_code == 501
-    assert "stores none" in caught.value.error
+    assert "takes in no models" in caught.value.error
+
+
+async def test_what_was_not_pulled_cannot_be_deleted(anyone: Running) -> None:
+    with pytest.raises(ollama.ResponseError, match="model 'm' not found") as caught:
+        await client(anyone).delete("m")
+    assert caught.value.status_code == 404
 
 
 async def test_unknown_models_when_strict(start: Start) -> None:

@@ -2,6 +2,7 @@
 gives the same answer; its context is the smaller one here."""
 
 import asyncio
+import json
 import os
 import re
 import signal
@@ -17,9 +18,16 @@ import aiohttp
 import openai
 import pytest
 
+from appliance.base.clock import SystemClock
+from appliance.base.tasks import Tasks
+from appliance.base.wire import Wire, WireLimits
+from appliance.engines.families import KTHENA, WANTED
+from appliance.engines.scrape import Scraper
 from tests.journeys.llama_servers import HELLO, long_body
-from tests.journeys.running import free_port
+from tests.journeys.running import free_port, until
 from tests.journeys.test_backends import QUICK, ask, backend
+from tests.journeys.test_lora_models import load, say, unload
+from tests.journeys.test_metrics import Numbers, read
 from tests.tools.tiny_models import CONTEXT, LORA_REPLY, REPLY, REPLY_TOKENS
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(300)]        # it takes half a minute to start, and longer beside other work
@@ -43,6 +51,11 @@ class Vllm:
         assert samples, f"{name} is not in its metrics"
         return sum(float(value) for value in samples)
 
+    def post(self, path: str, body: dict[str, object]) -> None:
+        """Tell it something directly, past the appliance. Raises OSError."""
+        request = urllib.request.Request(self.url + path, json.dumps(body).encode(), {"Content-Type": "application/json"})
+        urllib.request.urlopen(request, timeout=20).close()
+
     async def has_running(self, count: int, *, within_s: float) -> bool:
         """Whether it comes to work on so many requests. Waits in a thread: the appliance is in this one."""
         end = time.monotonic() + within_s
@@ -51,28 +64,62 @@ class Vllm:
         return seen == count
 
 
+class Starting:
+    """A vLLM that can be started, killed, and started again at the same place. It and its own processes end with the tests."""
+
+    def __init__(self, tiny_models: Path, folder: Path) -> None:
+        done = subprocess.run([str(TOOL)], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+        if done.returncode:
+            pytest.fail(f"no vLLM could be had:\n{done.stderr}", pytrace=False)
+        self._port, self._log = free_port(), folder / "log"
+        self._environ = {"PATH": os.environ["PATH"], "HOME": str(folder), "OMP_NUM_THREADS": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1",
+                         "VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}
+        self._command = [
+            done.stdout.strip(), "serve", str(tiny_models / "tiny-hf"), "--served-model-name", "tiny", "--host", "127.0.0.1", "--port", str(self._port),
+            "--enforce-eager", "--disable-uvicorn-access-log", "--max-model-len", str(SMALL), "--max-num-seqs", "16", "--enable-lora", "--max-lora-rank", "8",
+            "--max-loras", "2", "--lora-modules", f"tiny-lora={tiny_models / 'tiny-hf-lora'}"]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._port}"
+
+    def start(self) -> None:
+        """Start it and wait until it is healthy."""
+        with self._log.open("ab") as out:
+            self._process = subprocess.Popen([*ENDS_WITH_US, *self._command], env=self._environ, stdin=subprocess.DEVNULL, stdout=out, stderr=out,
+                                             start_new_session=True)
+        wait_until_healthy(self._process, self.url, self._log)
+
+    def kill(self) -> None:
+        """End it and its own processes as the kernel would."""
+        assert self._process is not None
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+    def close(self) -> None:
+        if self._process is not None:
+            print("the end of vLLM's log:", self._log.read_text(errors="replace")[-5000:], sep="\n")
+            end(self._process)
+
+
 @pytest.fixture(scope="module")
 def vllm(tiny_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vllm]:
-    """One for all tests. It and its own processes end with the last."""
-    done = subprocess.run([str(TOOL)], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
-    if done.returncode:
-        pytest.fail(f"no vLLM could be had:\n{done.stderr}", pytrace=False)
-    folder, port = tmp_path_factory.mktemp("vllm"), free_port()
-    environ = {"PATH": os.environ["PATH"], "HOME": str(folder), "OMP_NUM_THREADS": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1",
-               "VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-    command = [done.stdout.strip(), "serve", str(tiny_models / "tiny-hf"), "--served-model-name", "tiny", "--host", "127.0.0.1", "--port", str(port),
-               "--enforce-eager", "--disable-uvicorn-access-log", "--max-model-len", str(SMALL), "--max-num-seqs", "16", "--enable-lora", "--max-lora-rank", "8",
-               "--lora-modules", f"tiny-lora={tiny_models / 'tiny-hf-lora'}"]
-    log = folder / "log"
-    with log.open("wb") as out:
-        process = subprocess.Popen([*ENDS_WITH_US, *command], env=environ, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True)
+    """One for all tests."""
+    server = Starting(tiny_models, tmp_path_factory.mktemp("vllm"))
     try:
-        server = Vllm(f"http://127.0.0.1:{port}")
-        wait_until_healthy(process, server.url, log)
-        yield server
-        print("the end of vLLM's log:", log.read_text(errors="replace")[-5000:], sep="\n")
+        server.start()
+        yield Vllm(server.url)
     finally:
-        end(process)
+        server.close()
+
+
+@pytest.fixture
+def vllm_alone(tiny_models: Path, tmp_path: Path) -> Iterator[Starting]:
+    """One for one test, which starts it."""
+    server = Starting(tiny_models, tmp_path)
+    yield server
+    server.close()
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
@@ -189,3 +236,82 @@ async def test_when_the_caller_leaves_the_request_ends_in_it(start, vllm: Vllm, 
         assert await vllm.has_running(0, within_s=3)        # left alone it would work on for a quarter of a minute
     assert vllm.metric("vllm:generation_tokens_total") - generated < asked / 2          # it did not just come to its end
     assert vllm.metric("vllm:request_success_total") == complete
+
+
+async def test_an_adapter_is_loaded_and_unloaded_while_it_runs(start, llama, vllm: Vllm, tiny_models: Path) -> None:
+    """As it is declared; a llama-server beside it, which cannot, has to be left out."""
+    chat = await llama()
+    running = await start(BACKENDS=f"l={chat.url},v={vllm.url}", LORA_ALLOWED_DIRS=str(tiny_models), **QUICK)
+    status, value = await load(running, tiny_models / "tiny-hf-lora", "style", base_model="tiny")
+    assert (status, value["error"]["code"]) == (409, "lora_not_enabled")
+    assert {row["id"] for row in (await ask(running, path="/v1/models", method="GET"))[2]["data"]} == {"tiny", "tiny-lora"}      # rolled back
+    status, value = await load(running, tiny_models / "tiny-hf-lora", "style", backend="v")
+    assert (status, value["message"], value["base_model"]) == (200, "Success: LoRA adapter 'style' added successfully.", "tiny")
+    for _ in range(3):
+        status, headers, value = await ask(running, {"model": "style", "messages": HELLO, "temperature": 0})
+        assert (status, backend(headers), value["model"], value["choices"][0]["message"]["content"]) == (200, "v", "style", LORA_REPLY)
+    assert (await ask(running, {"model": "tiny", "messages": HELLO, "temperature": 0}))[2]["choices"][0]["message"]["content"] == REPLY
+    status, value = await load(running, tiny_models / "tiny-lora.gguf", "bad", backend="v")
+    assert (status, "bad" in value["error"]["message"]) in {(404, True), (400, True), (502, True)}
+    status, value = await load(running, tiny_models / "elsewhere", "tiny-lora", backend="v")     # its own, from another folder
+    assert (status, value["error"]["code"]) == (409, "adapter_exists")
+    # Somebody unloads it behind our back: a request finds out, and waits until it is there again.
+    await asyncio.to_thread(vllm.post, "/v1/unload_lora_adapter", {"lora_name": "style"})
+    status, _, value = await ask(running, {"model": "style", "messages": HELLO, "temperature": 0})
+    assert (status, value["choices"][0]["message"]["content"]) == (200, LORA_REPLY)
+    status, value = await unload(running)
+    assert (status, value["message"]) == (200, "Success: LoRA adapter 'style' removed successfully.")
+    assert (await ask(running, {"model": "style", "messages": HELLO}))[0] == 404
+    status, value = await unload(running)
+    assert (status, value["error"]["code"]) == (404, "no_such_adapter")
+
+
+async def test_killed_and_restarted_it_gets_its_adapters_again(start, llama, vllm_alone: "Starting", tiny_models: Path) -> None:
+    """Requests go on all the while: each has the adapter's answer, or is told that nobody has it."""
+    vllm_alone.start()
+    running = await start(BACKENDS=f"v={vllm_alone.url}", LORA_ALLOWED_DIRS=str(tiny_models), **QUICK | {"QUEUE_TIMEOUT_S": "30"})
+    assert (await load(running, tiny_models / "tiny-hf-lora", "style"))[0] == 200
+    answers: set[tuple[int, str]] = set()
+    is_over = asyncio.Event()
+
+    async def go_on() -> None:
+        while not is_over.is_set():
+            answers.add(await say(running, "style", temperature=0))
+            await asyncio.sleep(0.05)
+
+    asking = asyncio.create_task(go_on())
+    await asyncio.sleep(1)
+    vllm_alone.kill()
+    await asyncio.to_thread(vllm_alone.start)
+    states = running.appliance.adapters.rows
+    assert await until(lambda: [one.state for row in states() if row.is_declared for one in row.backends] == ["loaded"], seconds=60)
+    is_over.set()
+    await asking
+    assert (200, LORA_REPLY) in answers
+    assert answers <= {(200, LORA_REPLY), (503, "adapter_not_loaded"), (503, "no_backend"), (502, "upstream_error")}
+    assert await say(running, "style", temperature=0) == (200, LORA_REPLY)
+async def test_its_metrics_map_completely_and_stand_beside_the_others(start, vllm: Vllm) -> None:
+    """Its page of today as the sidecar gives it, in both forms, and under our names on the main port."""
+    running = await start(BACKENDS=f"v={vllm.url}", **QUICK)
+    assert (await ask(running))[0] == 200
+    async with Tasks() as tasks, Wire(WireLimits()) as wire:
+        scraped = await Scraper(vllm.url, wire=wire, tasks=tasks, clock=SystemClock()).scrape()
+    done = scraped.normalised
+    assert (done.kind, done.missing, done.odd) == ("vllm", (), {})
+    assert {family.name.decode() for family in done.ours} == {wanted.name for wanted in WANTED}
+    assert {family.name.decode() for family in done.kthena} == {copy.name for copy in KTHENA}
+    assert done.gateway == ()                       # it has the names of the endpoint picker itself
+    text = Numbers((await scraped.render(0, openmetrics=False)).decode())
+    strict = Numbers((await scraped.render(0, openmetrics=True)).decode(), openmetrics=True)
+    for numbers in (text, strict):
+        assert numbers.value("engine_generation_tokens_total") == numbers.value("vllm:generation_tokens_total") == numbers.value(
+            "kthena:generation_tokens_total")
+        assert numbers.value("engine_tpot_seconds_count") == numbers.value("vllm:inter_token_latency_seconds_count")
+        assert (numbers.value("engine_e2e_seconds_count") or 0) >= 1
+        assert numbers.value("engine_lora_running") == 0
+    assert {name for name in text.families if name.startswith("vllm:") and not name.endswith("_created")} == {
+        name for name in strict.families if name.startswith("vllm:")}
+    assert await until(lambda: running.appliance.router.state("v").metrics == "ok")
+    main = await read(running)
+    assert (main.value("engine_requests_running", backend="v"), main.value("engine_mapping_missing", backend="v")) == (0, 0)
+    assert 'measured_at="proxy"' not in main.text

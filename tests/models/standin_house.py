@@ -81,9 +81,11 @@ class StandinLoader:
         self.begun: list[str] = []                      # aliases, in the order of loads
         self.loading: dict[int, tuple[Live, asyncio.Future[None]]] = {}
         self.running: dict[int, Live] = {}
-        self.ports: set[int] = set()
+        self.ports: dict[int, int] = {}                 # port → Live.serial
+        self.engines: list[int] = []                    # ports where somebody really listens, for the next loads
         self.stopped: list[str] = []
         self.killed_with: list[int] = []                # requests that each stop found active
+        self.cut_off: set[int] = set()                  # llama-servers (Live.serial) that were stopped with requests
         self.stops_at_once = True
         self.may_stop = asyncio.Event()
 
@@ -92,24 +94,30 @@ class StandinLoader:
 
     async def load(self, live: Live, entry: Entry, catalogue: Catalogue, on_look: Callable[[], None]) -> None:
         self.begun.append(live.alias)
-        live.port = next(port for port in range(9000, 9999) if port not in self.ports)
-        self.ports.add(live.port)
+        live.port = self.engines.pop(0) if self.engines else next(port for port in range(9000, 9999) if port not in self.ports)
+        self.ports[live.port] = live.serial
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.loading[live.serial] = (live, future)
         process: Any = StandinProcess(Path(f"/nowhere/{live.alias}.log"))
         live.process = process
         try:
             await future
+            if process.exited.is_set():
+                raise LoadFailed("it was stopped in the moment when it was ready")
             self.running[live.serial] = live
+        except LoadFailed:
+            self.free(live)
+            raise
         finally:
             self.loading.pop(live.serial, None)
 
     async def stop(self, live: Live) -> str:
-        self.ports.discard(live.port)
+        self.free(live)
         found = self.loading.get(live.serial)
         if found is not None:
             if not found[1].done():
                 found[1].set_exception(LoadFailed("it was stopped"))
+            live.process.end(-15)  # type: ignore[union-attr]
             self.stopped.append(live.alias)
             return "term"
         process: Any = live.process
@@ -117,6 +125,8 @@ class StandinLoader:
             self.running.pop(live.serial, None)
             return "ended"
         self.killed_with.append(live.active)
+        if live.active:
+            self.cut_off.add(live.serial)
         if not self.stops_at_once:
             await self.may_stop.wait()
         self.running.pop(live.serial, None)
@@ -124,11 +134,15 @@ class StandinLoader:
         self.stopped.append(live.alias)
         return "term"
 
+    def free(self, live: Live) -> None:
+        if self.ports.get(live.port) == live.serial:
+            self.ports.pop(live.port)
+
     def ready(self, alias: str) -> None:
         """The latest load of a model comes to ready."""
         next(future for live, future in reversed(list(self.loading.values())) if live.alias == alias and not future.done()).set_result(None)
 
-    def fail(self, alias: str, reason: str = "it did not work", *, can_retry: bool = True) -> None:
+    def fail(self, alias: str, reason: str, *, can_retry: bool) -> None:
         future = next(future for live, future in reversed(list(self.loading.values())) if live.alias == alias and not future.done())
         future.set_exception(LoadFailed(reason, can_retry=can_retry))
 
@@ -189,9 +203,18 @@ class StandinHouse:
 
     async def loaded(self, alias: str) -> None:
         """Wait until it is being loaded, and let that load succeed."""
-        await until(lambda: any(live.alias == alias and not future.done() for live, future in self.loader.loading.values()))
+        await self.loads(alias)
         self.loader.ready(alias)
         await settle()
+
+    async def fails(self, alias: str, reason: str = "no luck", *, can_retry: bool = True) -> None:
+        """Wait until it is being loaded, and let that load fail."""
+        await self.loads(alias)
+        self.loader.fail(alias, reason, can_retry=can_retry)
+        await settle()
+
+    async def loads(self, alias: str) -> None:
+        await until(lambda: any(live.alias == alias and not future.done() for live, future in self.loader.loading.values()))
 
     async def have(self, *aliases: str) -> None:
         """Load these models."""

@@ -1,6 +1,7 @@
 """Who waits for which model, who is served when, and who is refused: the real manager over stand-ins."""
 
 import asyncio
+from timeit import repeat
 from typing import Any
 
 import pytest
@@ -277,3 +278,31 @@ async def test_the_end_fails_those_who_wait_for_loads_and_stops_what_loads(open_
             await task
     assert house.loader.loading == {}
     assert house.loader.running == {}
+
+
+# ---- what it costs
+
+
+async def test_a_hundred_models_and_fifty_who_wait_cost_little(open_house: Make) -> None:
+    house = await open_house(*[f"m{number}" for number in range(100)], slots=1)
+    await house.have("m0", "m1", "m2")
+    running = await house.manager.lease("m0")
+    for number in range(50):
+        house.ask("m0", flow=str(number % 7))
+    await settle()
+    assert min(repeat(house.manager._turn, number=1, repeat=50)) < 0.001
+    assert min(repeat(house.manager.models, number=1, repeat=20)) < 0.005
+    running.done(True)
+
+
+async def test_memory_is_not_read_again_for_each_turn(open_house: Make) -> None:
+    house = await open_house("a", gpus=(0,))
+    reads: list[object] = []
+    for memory in (house.manager.memory, house.manager.ram):
+        house_read = memory.read
+        memory.read = lambda read=house_read: (reads.append(1), read())[1]  # type: ignore[method-assign]
+    await house.have("a")
+    reads.clear()
+    for _ in range(20):
+        (await house.manager.lease("a")).done(True)
+    assert len(reads) <= 2

@@ -44,11 +44,12 @@ async def rows_of_models(ask: Ask) -> list[dict[str, Any]]:
 
 def served_of(row: dict[str, Any], *, owner: str, context_tokens: int = 0) -> Served:
     """Make a row of /v1/models a model that is served."""
-    created, longest, parent = row.get("created"), row.get("max_model_len"), row.get("parent")
+    created, longest, parent, root = row.get("created"), row.get("max_model_len"), row.get("parent"), row.get("root")
     tokens = longest if isinstance(longest, int) and longest > 0 else context_tokens
     owned = row.get("owned_by")
     card = ModelCard(row["id"], created if isinstance(created, int) else 0, owned if isinstance(owned, str) and owned else owner, row["id"],
-                     context_tokens=tokens, parent=parent if isinstance(parent, str) else "")
+                     context_tokens=tokens, parent=parent if isinstance(parent, str) else "",
+                     path=root if isinstance(parent, str) and isinstance(root, str) else "")
     return Served(card, row["id"])
 
 
@@ -74,3 +75,9 @@ async def owner_of(ask: Ask) -> str:
     except OddAnswer:
         return ""
     return str(rows[0].get("owned_by") or "").lower() if rows else ""
+
+
+def adapter_of(base: Served, name: str, path: str, *, owner: str, upstream: str = "") -> Served:
+    """Give an adapter that was loaded for `base`, as the engine would list it."""
+    card = ModelCard(name, base.card.created_s, owner, upstream or name, context_tokens=base.card.context_tokens, parent=base.card.id, path=path)
+    return Served(card, upstream or name)

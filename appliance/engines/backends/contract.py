@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from appliance.base.balancing import Member
 from appliance.engines.place import Place
@@ -81,6 +81,7 @@ class Heard:
 
 
 Ask = Callable[[str, float], Awaitable[Heard]]      # (path, seconds) → Heard; raises WireError
+Tell = Callable[[str, dict[str, Any]], Awaitable[Heard]]        # (path, JSON body), by POST → Heard; raises WireError
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,3 +132,51 @@ class Dialect(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class LoraSaid:
+    """What came of telling one engine to load or to unload an adapter.
+
+    outcome       done · already: it has one of that name · unknown: it has none of that name · off: it loads none as it was started ·
+                  refused: anything else that it did not do
+    status, text  the engine's own answer
+    known_as      the name under which it lists the adapter ("" = its own)
+    remedy        what the operator can do about it
+    """
+
+    outcome: Literal["done", "already", "unknown", "off", "refused"]
+    status: int
+    text: str
+    known_as: str = ""
+    remedy: str = ""
+
+    @property
+    def has_it(self) -> bool:
+        """Whether the engine has the adapter now, after a load."""
+        return self.outcome in {"done", "already"}
+
+    @property
+    def is_rid(self) -> bool:
+        """Whether the engine has it no longer, after an unload."""
+        return self.outcome in {"done", "unknown"}
+
+
+@runtime_checkable
+class LoraDialect(Protocol):
+    """How one kind of engine is told of LoRA adapters. A dialect that has none of this cannot be."""
+
+    async def load_adapter(self, tell: Tell, ask: Ask, name: str, path: str, *, is_pinned: bool = False) -> LoraSaid:
+        """Load the adapter in the folder or file `path` under `name`. Raises WireError, ValueError (its answer makes no sense)."""
+        ...
+
+    async def unload_adapter(self, tell: Tell, ask: Ask, name: str, more: dict[str, Any]) -> LoraSaid:
+        """Unload it; `more`: further fields that the caller had for the engine. Raises as `load_adapter` does."""
+        ...
+
+    def as_served(self, base: Served, name: str, path: str) -> Served:
+        """Give how an adapter is asked for that was loaded, but that the engine does not list."""
+        ...
+
+    async def still_has(self, ask: Ask, served: Served) -> bool:
+        """Whether a request for the adapter would be answered by it. Only engines that would let the base model answer in its place
+        are really asked; the others refuse. Raises WireError."""
+        ...

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from appliance.base import jsons
 from appliance.engines.backends.asking import LOOK_S, OddAnswer, owner_of, read_json, rows_of_models, served_of
-from appliance.engines.backends.contract import Ask, Health, Learned
+from appliance.engines.backends.contract import Ask, Health, Learned, LoraSaid, Tell
 from appliance.engines.refusal import meaning
 from appliance.engines.types import ModelCard, Served
 
@@ -48,20 +48,11 @@ class LlamaCpp:
 
     async def _adapters(self, ask: Ask, base: Served) -> dict[str, Served]:
         """Adapters that were named at its start: each is a model by its file's name, asked for with `lora` in the body."""
-        heard = await ask("/lora-adapters", LOOK_S)
-        if heard.status != 200:
-            return {}
-        try:
-            rows = jsons.loads(heard.body)
-        except jsons.BadJson as exc:
-            raise OddAnswer(f"/lora-adapters is no JSON: {exc}") from None
         served = {}
-        for row in rows if isinstance(rows, list) else []:
-            if not isinstance(row, dict) or not isinstance(row.get("id"), int) or not isinstance(row.get("path"), str):
-                continue
-            name = PurePosixPath(row["path"]).stem
-            card = ModelCard(name, base.card.created_s, "llamacpp", name, context_tokens=base.card.context_tokens, parent=base.card.id)
-            served[name] = Served(card, base.upstream, (("lora", [{"id": row["id"], "scale": 1.0}]),))
+        for number, path in await _rows(ask):
+            name = PurePosixPath(path).stem
+            card = ModelCard(name, base.card.created_s, "llamacpp", name, context_tokens=base.card.context_tokens, parent=base.card.id, path=path)
+            served[name] = Served(card, base.upstream, (("lora", [{"id": number, "scale": 1.0}]),))
         return served
 
     async def recognise(self, ask: Ask) -> bool:
@@ -73,6 +64,47 @@ class LlamaCpp:
 
     def refuse(self, status: int, headers: dict[str, str], text: str, label: str) -> Exception:
         return meaning(status, headers, text, label)
+
+    async def load_adapter(self, tell: Tell, ask: Ask, name: str, path: str, *, is_pinned: bool = False) -> LoraSaid:
+        """It reads no adapter while it runs: there is only what it was started with, found by its file, or by its file's name."""
+        rows = await _rows(ask)
+        for _, own in [row for row in rows if row[1] == path] or [row for row in rows if _is_same_file(row[1], path)]:
+            return LoraSaid("already", 200, f"The adapter {name!r} is {own}, which it was started with.", known_as=PurePosixPath(own).stem)
+        has = ", ".join(own for _, own in rows) or "none"
+        return LoraSaid("off", 409, f"llama-server has only the adapters that it was started with: {has}.",
+                        remedy=f"Start it with --lora-scaled {path}:0, or let the appliance run the model itself (CONFIG_PATH, MODEL_DIR).")
+
+    async def unload_adapter(self, tell: Tell, ask: Ask, name: str, more: dict[str, Any]) -> LoraSaid:
+        """It keeps what it was started with."""
+        if any(PurePosixPath(own).stem == name for _, own in await _rows(ask)):
+            return LoraSaid("off", 409, f"llama-server was started with the adapter {name!r}, and keeps it.", remedy="Start it without.")
+        return LoraSaid("unknown", 404, f"llama-server has no adapter {name!r}.")
+
+    def as_served(self, base: Served, name: str, path: str) -> Served:
+        raise OddAnswer("llama-server lists its adapters; this one is not among them")
+
+    async def still_has(self, ask: Ask, served: Served) -> bool:
+        """Seen with b11669: an id that it has not is passed over, and the base model answers."""
+        wanted = next((value[0]["id"] for key, value in served.extra if key == "lora"), None)
+        return (wanted, served.card.path) in await _rows(ask)
+
+
+def _is_same_file(own: str, path: str) -> bool:
+    """Whether it may be the file that is meant: in a container it may lie in another folder, and the path may be the folder."""
+    return own.startswith(path + "/") or PurePosixPath(own).name == PurePosixPath(path).name
+
+
+async def _rows(ask: Ask) -> list[tuple[int, str]]:
+    """Give (id, path) of each adapter. Raises OddAnswer, WireError."""
+    heard = await ask("/lora-adapters", LOOK_S)
+    if heard.status != 200:
+        return []
+    try:
+        rows = jsons.loads(heard.body)
+    except jsons.BadJson as exc:
+        raise OddAnswer(f"/lora-adapters is no JSON: {exc}") from None
+    return [(row["id"], row["path"]) for row in (rows if isinstance(rows, list) else [])
+            if isinstance(row, dict) and isinstance(row.get("id"), int) and isinstance(row.get("path"), str)]
 
 
 def _count(value: Any) -> int:

@@ -1,14 +1,16 @@
 """SGLang: health by status alone, an information page of its own. Source: its HTTP server."""
 
 from dataclasses import replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from appliance.engines.backends.asking import LOOK_S, longest_of, owner_of, rows_of_models, served_of, with_parents
-from appliance.engines.backends.contract import Ask, Health, Learned
+from appliance.base import jsons
+from appliance.engines.backends.asking import LOOK_S, adapter_of, longest_of, owner_of, rows_of_models, served_of, with_parents
+from appliance.engines.backends.contract import Ask, Health, Heard, Learned, LoraSaid, Tell
 from appliance.engines.refusal import meaning
 from appliance.engines.types import Served
 
 INFORMATION = ("/get_model_info", "/model_info")        # the older name, the newer one
+LORA_REMEDY = "Start it with --enable-lora, --max-lora-rank and --lora-target-modules."
 
 
 class Sglang:
@@ -41,6 +43,49 @@ class Sglang:
 
     def refuse(self, status: int, headers: dict[str, str], text: str, label: str) -> Exception:
         return meaning(status, headers, text, label)
+
+    async def load_adapter(self, tell: Tell, ask: Ask, name: str, path: str, *, is_pinned: bool = False) -> LoraSaid:
+        """Its address has no /v1 before it; whether it worked is a flag in the answer."""
+        heard = await tell("/load_lora_adapter", {"lora_name": name, "lora_path": path, **({"pinned": True} if is_pinned else {})})
+        is_done, text = _said(heard)
+        if is_done:
+            return LoraSaid("done", heard.status, text)
+        if _is_off(heard, text):
+            return LoraSaid("off", heard.status, text, remedy=LORA_REMEDY)
+        return LoraSaid("already" if "already" in text else "refused", heard.status, text)
+
+    async def unload_adapter(self, tell: Tell, ask: Ask, name: str, more: dict[str, Any]) -> LoraSaid:
+        heard = await tell("/unload_lora_adapter", {**more, "lora_name": name})
+        is_done, text = _said(heard)
+        if is_done:
+            return LoraSaid("done", heard.status, text)
+        if _is_off(heard, text):
+            return LoraSaid("off", heard.status, text, remedy=LORA_REMEDY)
+        unknown = any(words in text for words in ("does not exist", "not loaded", "not found"))
+        return LoraSaid("unknown" if unknown else "refused", heard.status, text)
+
+    def as_served(self, base: Served, name: str, path: str) -> Served:
+        return _adapter(adapter_of(base, name, path, owner="sglang"))
+
+    async def still_has(self, ask: Ask, served: Served) -> bool:
+        """A name `base:adapter` that it has not is refused."""
+        return True
+
+
+def _said(heard: Heard) -> tuple[bool, str]:
+    """Give (it worked, what it says): success may come as a flag beside any status."""
+    text = heard.body.decode("utf-8", "replace")
+    try:
+        value = jsons.loads(heard.body)
+    except jsons.BadJson:
+        return False, text
+    if not isinstance(value, dict):
+        return False, text
+    return heard.status == 200 and value.get("success") is not False, str(value.get("error_message") or text)
+
+
+def _is_off(heard: Heard, text: str) -> bool:
+    return heard.status in {404, 405} or "not enabled" in text
 
 
 def _adapter(served: Served) -> Served:

@@ -1,10 +1,14 @@
 """vLLM: health by status alone, models with their context and adapters in /v1/models. Source: its API server."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from appliance.engines.backends.asking import longest_of, owner_of, rows_of_models, served_of, with_parents
-from appliance.engines.backends.contract import Ask, Health, Learned
+from appliance.base import jsons
+from appliance.engines.backends.asking import adapter_of, longest_of, owner_of, rows_of_models, served_of, with_parents
+from appliance.engines.backends.contract import Ask, Health, Heard, Learned, LoraSaid, Tell
 from appliance.engines.refusal import meaning
+from appliance.engines.types import Served
+
+LORA_REMEDY = "Start it with --enable-lora, and with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True in its environment."
 
 
 class Vllm:
@@ -33,3 +37,45 @@ class Vllm:
 
     def refuse(self, status: int, headers: dict[str, str], text: str, label: str) -> Exception:
         return meaning(status, headers, text, label)
+
+    async def load_adapter(self, tell: Tell, ask: Ask, name: str, path: str, *, is_pinned: bool = False) -> LoraSaid:
+        """Success is a sentence in plain text; 400 is also what it says to a name that it has."""
+        heard = await tell("/v1/load_lora_adapter", {"lora_name": name, "lora_path": path})
+        text = _text(heard)
+        if heard.status == 200:
+            return LoraSaid("done", 200, text)
+        if _has_no_such_address(heard):
+            return LoraSaid("off", heard.status, text, remedy=LORA_REMEDY)
+        return LoraSaid("already" if heard.status == 400 and "already" in text else "refused", heard.status, text)
+
+    async def unload_adapter(self, tell: Tell, ask: Ask, name: str, more: dict[str, Any]) -> LoraSaid:
+        """404 has two meanings: it has no adapter of that name, or no such address."""
+        heard = await tell("/v1/unload_lora_adapter", {**more, "lora_name": name})
+        text = _text(heard)
+        if heard.status == 200:
+            return LoraSaid("done", 200, text)
+        if _has_no_such_address(heard):
+            return LoraSaid("off", heard.status, text, remedy=LORA_REMEDY)
+        return LoraSaid("unknown" if heard.status == 404 or "cannot be found" in text else "refused", heard.status, text)
+
+    def as_served(self, base: Served, name: str, path: str) -> Served:
+        return adapter_of(base, name, path, owner="vllm")
+
+    async def still_has(self, ask: Ask, served: Served) -> bool:
+        """A name that it has not gets 404."""
+        return True
+
+
+def _text(heard: Heard) -> str:
+    return heard.body.decode("utf-8", "replace")
+
+
+def _has_no_such_address(heard: Heard) -> bool:
+    """Tell its web framework's 404 from its own, which has a message."""
+    if heard.status not in {404, 405}:
+        return False
+    try:
+        value = jsons.loads(heard.body)
+    except jsons.BadJson:
+        return True
+    return not isinstance(value, dict) or not ("error" in value or "message" in value)

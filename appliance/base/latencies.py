@@ -1,0 +1,76 @@
+"""Times of answers as the appliance sees them from between client and engine: for engines that measure none themselves.
+
+Four histograms for each backend and model, with vLLM's bounds, so that engines compare. One `add` at an answer's end is all it costs.
+Written as metrics by engines/overview.py.
+"""
+
+from bisect import bisect_left
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+FIRST_TOKEN_S = (.001, .005, .01, .02, .04, .06, .08, .1, .25, .5, .75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640, 2560)
+PER_TOKEN_S = (.001, .0025, .005, .01, .025, .05, .075, .1, .15, .2, .3, .4, .5, .75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
+WHOLE_S = (.3, .5, .8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680)
+QUEUE_S = (.001, .005, .01, .05, .1, *WHOLE_S)
+MOST_ROWS = 500             # a name that is new beyond that is counted as OTHER
+OTHER = "other"
+
+
+@dataclass(slots=True)
+class Times:
+    """One histogram: how many were at most each bound (the last: above all), and their sum in seconds."""
+
+    bounds: tuple[float, ...]
+    counts: list[int] = field(default_factory=list)
+    total_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.counts = [0] * (len(self.bounds) + 1)
+
+    def add(self, seconds: float) -> None:
+        self.counts[bisect_left(self.bounds, seconds)] += 1
+        self.total_s += seconds
+
+
+@dataclass(slots=True)
+class OfModel:
+    """What was measured of one model on one backend."""
+
+    ttft: Times = field(default_factory=lambda: Times(FIRST_TOKEN_S))
+    tpot: Times = field(default_factory=lambda: Times(PER_TOKEN_S))
+    e2e: Times = field(default_factory=lambda: Times(WHOLE_S))
+    queue: Times = field(default_factory=lambda: Times(QUEUE_S))
+
+
+class Latencies:
+    """The books. Times in line count to the time to the first token and to the whole, as they do with engines that measure them."""
+
+    def __init__(self) -> None:
+        self._rows: dict[tuple[str, str], OfModel] = {}
+
+    def add(self, backend: str, model: str, *, queue_s: float, first_s: float | None, whole_s: float, tokens: int | None) -> None:
+        """Take one answer that came to its end.
+
+        Takes   first_s, whole_s: seconds from sending to the first event and to the end; first_s None: it came in one piece;
+                tokens: that were generated, None = not known
+        """
+        key = (backend, model)
+        row = self._rows.get(key)
+        if row is None:
+            if len(self._rows) >= MOST_ROWS:
+                key = (backend, OTHER)
+            row = self._rows.setdefault(key, OfModel())
+        row.queue.add(queue_s)
+        row.e2e.add(queue_s + whole_s)
+        if first_s is not None:
+            row.ttft.add(queue_s + first_s)
+            if tokens is not None and tokens > 1:
+                row.tpot.add(max(0.0, whole_s - first_s) / (tokens - 1))
+
+    def forget(self, backend: str) -> None:
+        """A backend is gone."""
+        for key in [key for key in self._rows if key[0] == backend]:
+            del self._rows[key]
+
+    def __iter__(self) -> Iterator[tuple[str, str, OfModel]]:
+        return ((backend, model, row) for (backend, model), row in self._rows.items())

@@ -1,0 +1,50 @@
+"""The calls about LoRA adapters. All they do is hand orders on (engines/lora_orders.py)."""
+
+from typing import Any
+
+from appliance.base.errors import Conflict
+from appliance.control.calls import Calls, named, within
+from appliance.control.convert import sendable
+from appliance.control.v1 import control_pb2 as pb
+from appliance.engines.lora_orders import Order, Orders
+from appliance.engines.lora_readings import Row
+
+MOST_WORKERS = 64
+
+
+class LoraCalls(Calls):
+    """ListLoraAdapters, LoadLoraAdapter, UnloadLoraAdapter."""
+
+    async def ListLoraAdapters(self, request: Any, context: Any) -> Any:
+        return pb.ListLoraAdaptersResponse(adapters=[to_adapter(row) for row in self._orders().adapters.rows()])
+
+    async def LoadLoraAdapter(self, request: Any, context: Any) -> Any:
+        order = Order(
+            named(request.name), request.path, request.source, request.output_dir, request.base_model, request.backend, request.pinned,
+            request.partial, int(within("max_workers", request.max_workers or 8, 1, MOST_WORKERS)), dict(request.config))
+        changed = await self._orders().load(order)
+        return pb.LoadLoraAdapterResponse(adapter=to_adapter(changed.row))
+
+    async def UnloadLoraAdapter(self, request: Any, context: Any) -> Any:
+        changed = await self._orders().unload(named(request.name), partial=request.partial)
+        return pb.UnloadLoraAdapterResponse(adapter=to_adapter(changed.row))
+
+    def _orders(self) -> Orders:
+        if self._parts.lora is None:
+            raise Conflict("This appliance keeps no LoRA adapters.", code="no_lora")
+        return self._parts.lora
+
+
+def to_adapter(row: Row) -> pb.LoraAdapter:
+    """Give an adapter as a message."""
+    adapter = row.adapter
+    return pb.LoraAdapter(
+        name=sendable(adapter.name), base_model=sendable(adapter.base_model), path=sendable(adapter.path), source=sendable(adapter.source),
+        backend=adapter.backend, is_pinned=adapter.is_pinned, is_declared=row.is_declared,
+        backends=[pb.LoraBackend(backend=one.backend, kind=one.kind, state=to_state(one.state), detail=sendable(one.detail)) for one in row.backends])
+
+
+def to_state(word: str) -> int:
+    """Give the enum value of a state's word."""
+    found: Any = pb.LoraState.DESCRIPTOR.values_by_name.get(f"LORA_STATE_{word.upper()}")
+    return int(found.number) if found is not None else 0

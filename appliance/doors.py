@@ -1,0 +1,86 @@
+"""The doors, built from the parts that they open to: HTTP, the sidecar's addresses, control."""
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from appliance.control.parts import ControlParts
+from appliance.engines.overview import Overview
+from appliance.engines.scrape import Engine, Following, Scraper
+from appliance.engines.server import Server as EngineServer
+from appliance.engines.types import BackendState
+from appliance.front.access import Access
+from appliance.front.access_log import AccessLog
+from appliance.front.balance import BalanceDoor
+from appliance.front.desk import Desk
+from appliance.front.downloads import DownloadsDoor
+from appliance.front.lora import LoraDoor
+from appliance.front.ollama import OllamaDoor
+from appliance.front.ollama_pull import PullDoor
+from appliance.front.openai import OpenAIDoor
+from appliance.front.passage import Passage
+from appliance.front.responses import ResponsesDoor
+from appliance.front.routes import Route, all_routes
+from appliance.front.server import Server
+from appliance.front.sidecar import SidecarDoor, sidecar_doors, sidecar_routes
+from appliance.front.system import SystemDoor
+from appliance.reload import Reloader
+
+if TYPE_CHECKING:
+    from appliance.app import Appliance
+
+
+def build_front(house: "Appliance", access_log: AccessLog) -> Server:
+    """Build the HTTP door with all its addresses."""
+    settings, clock, router, board = house.settings.front, house.clock, house.router, house.manager
+    desk = house.desk = Desk(settings, receipts=house.receipts, metrics=house.metrics, access_log=access_log, clock=clock,
+                             is_draining=lambda: house.state in {"draining", "stopping"})
+    house.openai = OpenAIDoor(router, heartbeat_s=settings.heartbeat_s, board=board)
+    overview = Overview(router, latencies=house.metrics.latencies, tasks=house.tasks, clock=clock)
+    system = SystemDoor(status=house.status, metrics=house.metrics, receipts=house.receipts, measure=house.measure, engines=overview.families)
+    ollama = OllamaDoor(router, clock=clock, board=board, library=house.library,
+                        pulls=PullDoor(house.pulls, admit=partial(desk.admit, Access.OPERATOR)))
+    balance = BalanceDoor(router, clock=clock, set_strategy=house.fleet.set_strategy, board=board)
+    routes = all_routes(house.openai, ResponsesDoor(router, clock=clock), ollama, system, balance, house.models_door,
+                        DownloadsDoor(house.jobs, folders=house.folders), LoraDoor(house.lora_orders))
+    house.server = Server(routes, desk, clock=clock, passage=Passage(router, desk))
+    return house.server
+
+
+def sidecar_table(house: "Appliance") -> list[Route]:
+    """Give the addresses of SIDECAR_PORT: they are about the server that SIDECAR_BACKEND names, else about the first."""
+    def server() -> EngineServer | None:
+        wanted = house.settings.front.sidecar_backend
+        servers = (one for one in house.router.backends() if isinstance(one, EngineServer))
+        return next((one for one in servers if not wanted or one.name == wanted), None)
+
+    def engine() -> Engine | None:
+        found = server()
+        return Engine(found.spec.url, found.kind, tuple(found.headers.items()), found.ssl) if found else None
+
+    def state() -> BackendState | None:
+        found = server()
+        return found.state() if found else None
+
+    def adapters() -> tuple[tuple[str, ...] | None, int]:
+        found = server()
+        return (loaded_adapters(found) if found else None), 0
+
+    scraper = Following(engine, lambda one: Scraper(
+        one.url, wire=house.scrape_wire, tasks=house.tasks, clock=house.clock, kind=one.kind, headers=dict(one.headers), ssl_context=one.ssl_context,
+        timeout_s=house.settings.engines.request_timeout, adapters=adapters))
+    return sidecar_routes(SidecarDoor(state), sidecar_doors(scraper, house.lora_orders, house.jobs, house.folders, clock=house.clock))
+
+
+def loaded_adapters(server: EngineServer) -> tuple[str, ...] | None:
+    """Name the adapters that a server has; None = it was not asked yet."""
+    return tuple(card.id for card in server.cards() if card.parent) if server.has_learned else None
+
+
+def control_parts(house: "Appliance", reloader: Reloader) -> ControlParts:
+    return ControlParts(
+        router=house.router, fleet=house.fleet, receipts=house.receipts, worker=house.worker, status=house.status, changed=house.changed,
+        identity=house.identity, settings=reloader.described, reload=reloader.reload, drain=house.drain, resume=house.resume,
+        shutdown=house.shutdown, lines=house.lines, new_receipt=house.begin, finish=house.finish,
+        is_draining=lambda: house.state != "serving",
+        grace_s=lambda: house.settings.front.shutdown_grace_s if house.grace_s is None else house.grace_s, hurry=house.hurry,
+        board=house.manager, clock=house.clock, lora=house.lora_orders, jobs=house.jobs, folders=house.folders)

@@ -1,0 +1,52 @@
+"""The declared adapters in one file of the state folder: what was asked for is there again after a restart."""
+
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from appliance.base import jsons
+from appliance.base.errors import Conflict
+from appliance.base.logs import get_logger
+from appliance.engines.lora_plan import Adapter
+
+log = get_logger("lora")
+FILE = "lora-adapters.json"
+
+
+def read(path: Path) -> dict[str, Adapter]:
+    """Read them by name; a file that is missing is empty, one that cannot be read is reported and left as it is."""
+    try:
+        rows = jsons.loads(path.read_bytes())["adapters"]
+        return {adapter.name: adapter for adapter in map(_adapter, rows)}
+    except FileNotFoundError:
+        return {}
+    except (OSError, jsons.BadJson, KeyError, TypeError, ValueError) as exc:
+        log.error("adapters_unreadable", path=str(path), error=repr(exc))
+        return {}
+
+
+def _adapter(row: dict[str, Any]) -> Adapter:
+    texts = {key: row[key] for key in ("name", "path", "base_model")} | {key: row.get(key, "") for key in ("source", "backend")}
+    if not all(isinstance(text, str) for text in texts.values()):
+        raise ValueError(f"an adapter's fields must be texts: {texts}")
+    return Adapter(**texts, is_pinned=bool(row.get("is_pinned")), is_wanted=bool(row.get("is_wanted", True)),
+                   leaves=tuple(str(name) for name in row.get("leaves", ())))
+
+
+def write(path: Path, adapters: dict[str, Adapter]) -> None:
+    """Write them, whole or not at all (blocks).
+
+    Raises  Conflict: the folder cannot be written
+    """
+    partial = path.with_suffix(".new")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            file.write(jsons.dumps({"adapters": [asdict(adapter) for adapter in adapters.values()]}))
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as exc:
+        raise Conflict(f"The change is in force, but cannot be kept for a restart: {exc.strerror or exc} ({path.parent}).",
+                       code="not_persisted") from None

@@ -1,0 +1,148 @@
+"""The addresses of downloads: system E's /v1/download_model, and the jobs behind it; also on the sidecar's port.
+
+On the main port failures have their own status. On the sidecar's (`is_sidecar`), whose routes say errors as `{detail}`, a download that
+fails is 500 `Download failed: …`, as in system E.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from pathlib import Path
+from typing import Any
+
+from appliance.base import jsons
+from appliance.base.errors import ApplianceError, Conflict, Invalid
+from appliance.front.access import Access
+from appliance.front.body import check_types, read_object
+from appliance.front.call import Answer, Call
+from appliance.front.errors import openai_error
+from appliance.front.models_feed import event
+from appliance.front.openai import HEARTBEAT, SSE, SSE_HEADERS
+from appliance.models.download_wish import Folders, read_config, read_wish
+from appliance.models.fetching import Wish
+from appliance.models.job import Job, as_object
+from appliance.models.jobs import Jobs
+
+GATHER_S = 0.1          # progress that comes closer together is told together
+TYPES: dict[str, Any] = {"source": str, "output_dir": str, "config": (str, dict), "max_workers": int, "async_download": bool}
+ROUTES: list[tuple[str, str, str, Access]] = [
+    ("POST", "/v1/download_model", "download_model", Access.OPERATOR),
+    ("GET", "/v1/jobs", "jobs", Access.OPERATOR),
+    ("GET", "/v1/jobs/{id}", "job", Access.OPERATOR),
+    ("DELETE", "/v1/jobs/{id}", "cancel", Access.OPERATOR),
+    ("GET", "/v1/jobs/{id}/stream", "stream", Access.OPERATOR),
+    ("POST", "/v1/downloads/verify", "verify", Access.OPERATOR),
+    ("POST", "/v1/downloads/repair", "repair", Access.OPERATOR),
+]
+
+
+class DownloadsDoor:
+    """The handlers.
+
+    Takes   folders: gives where downloads may go, as it is at the moment; is_sidecar: see above; gather_s: of the feed, for tests
+    """
+
+    def __init__(self, jobs: Jobs, *, folders: Callable[[], Folders], is_sidecar: bool = False, gather_s: float = GATHER_S) -> None:
+        self._is_sidecar = is_sidecar
+        self._jobs = jobs
+        self._folders = folders
+        self._gather_s = gather_s
+
+    # ---- downloading
+
+    async def download_model(self, call: Call) -> Answer:
+        """POST /v1/download_model `{source, output_dir, config?, max_workers?, async_download?}`.
+
+        Gives   200 `{status: "completed", message, source, output_dir, job, files, bytes}` when it is there; with async_download
+                202 `{status: "started", message, source, output_dir, job}` at once
+        Source  system E
+        """
+        body = read_object(call.body)
+        check_types(body, TYPES)
+        wish = await asyncio.to_thread(read_wish, body.get("source"), body.get("output_dir"), folders=self._folders(), config=body.get("config"),
+                                       max_workers=body.get("max_workers"))
+        is_async = bool(body.get("async_download"))
+        job = await self._jobs.start(wish, is_kept=is_async)
+        named = {"source": job.source, "output_dir": str(job.output_dir), "job": job.id}
+        if is_async:
+            return _json({"status": "started", "message": f"The download of {job.source} to {job.output_dir} has begun.", **named}, status=202)
+        return await self._waited(job, "Download failed", lambda done: {
+            "status": "completed", "message": f"{done.source} is in {done.output_dir}.", **named, "files": done.files, "bytes": done.bytes_total})
+
+    async def _waited(self, job: Job, failure: str, made: Callable[[Job], dict[str, Any]]) -> Answer:
+        """Wait for a job's end, and answer with what is made of it."""
+        try:
+            return _json(made(await self._jobs.wait(job.id)))
+        except ApplianceError as error:
+            if not self._is_sidecar:
+                raise
+            raise type(error)(f"{failure}: {error.message}", code=error.code, details={"status": 500}) from None
+
+    # ---- jobs
+
+    async def jobs(self, call: Call) -> Answer:
+        """GET /v1/jobs: `{jobs: [{id, state, …}]}`, newest first, see as_object."""
+        return _json({"jobs": [as_object(job) for job in self._jobs.all()]})
+
+    async def job(self, call: Call) -> Answer:
+        """GET /v1/jobs/{id}: one of them."""
+        return _json(as_object(self._jobs.get(call.params["id"])))
+
+    async def cancel(self, call: Call) -> Answer:
+        """DELETE /v1/jobs/{id}: cancels it and gives it as it is then; what was fetched stays for the next time."""
+        return _json(as_object(await self._jobs.cancel(call.params["id"])))
+
+    async def stream(self, call: Call) -> Answer:
+        """GET /v1/jobs/{id}/stream: `progress` events (the job object), the last one called completed, failed, cancelled or interrupted."""
+        self._jobs.get(call.params["id"])
+        return Answer(content_type=SSE, headers=SSE_HEADERS, pieces=self._feed(call.params["id"]), on_error=_error_event, heartbeat=HEARTBEAT)
+
+    async def _feed(self, job_id: str) -> AsyncGenerator[bytes, None]:
+        async for job in self._jobs.follow(job_id):
+            yield event("progress" if job.is_going else job.state, as_object(job))
+            if job.is_going:
+                await asyncio.sleep(self._gather_s)
+
+    # ---- folders
+
+    async def verify(self, call: Call) -> Answer:
+        """POST /v1/downloads/verify `{output_dir}`: `{output_dir, ok, flaws: [{path, kind, detail}]}`; kind: missing, size, checksum, partial."""
+        body = read_object(call.body)
+        folder = await self._folder(body)
+        flaws = await self._jobs.verify(folder)
+        rows = [{"path": flaw.path, "kind": flaw.kind, "detail": flaw.detail} for flaw in flaws]
+        return _json({"output_dir": str(folder), "ok": not rows, "flaws": rows})
+
+    async def repair(self, call: Call) -> Answer:
+        """POST /v1/downloads/repair `{output_dir, config?, async_download?}`: fetches again what verify finds wrong.
+
+        Gives   200 `{status: "completed", message, output_dir, job, files, bytes}`, or 202 `{status: "started", message, output_dir, job}`
+        """
+        body = read_object(call.body)
+        folder = await self._folder(body)
+        is_async = bool(body.get("async_download"))
+        job = await self._jobs.start(Wish("", folder, config=read_config(body.get("config"))), kind="repair", is_kept=is_async)
+        named = {"output_dir": str(folder), "job": job.id}
+        if is_async:
+            return _json({"status": "started", "message": f"The repair of {folder} has begun.", **named}, status=202)
+        return await self._waited(job, "Repair failed", lambda done: {
+            "status": "completed", "message": f"{folder} is as it should be.", **named, "files": done.files, "bytes": done.bytes_total})
+
+    async def _folder(self, body: dict[str, Any]) -> Path:
+        """Give the folder that a body names, which no download is writing to."""
+        check_types(body, TYPES)
+        text = body.get("output_dir")
+        if not text:
+            raise Invalid("`output_dir` is required.", param="output_dir", code="missing_required_parameter")
+        folder = await asyncio.to_thread(self._folders().inside, text)
+        going = next((job for job in self._jobs.all() if job.is_going and job.kind == "download" and job.output_dir == folder), None)
+        if going is not None:
+            raise Conflict(f"{going.source} is being downloaded to {folder} (job {going.id}). Wait for it, or cancel it.", code="download_runs")
+        return folder
+
+
+def _json(value: Any, *, status: int = 200) -> Answer:
+    return Answer(status, jsons.dumps(value))
+
+
+def _error_event(error: ApplianceError) -> bytes:
+    return event("error", {"error": openai_error(error)})

@@ -1,0 +1,165 @@
+"""The addresses about LoRA adapters, as system E has them: load, unload, and the list, which is ours.
+
+On the sidecar's port errors have system E's shape, on the main port ours. Decisions: engines/lora_orders.py and lora.py.
+"""
+
+from typing import Any
+
+from appliance.base import jsons
+from appliance.base.clock import rfc3339
+from appliance.base.errors import ApplianceError, Invalid, Kind
+from appliance.engines.lora import Changed
+from appliance.engines.lora_orders import Order, Orders, Pending
+from appliance.engines.lora_readings import Row
+from appliance.front.access import Access
+from appliance.front.body import check_types, read_object
+from appliance.front.call import Answer, Call
+from appliance.front.errors import status_of
+
+ROUTES: list[tuple[str, str, str, Access]] = [
+    ("POST", "/v1/load_lora_adapter", "load", Access.OPERATOR),
+    ("POST", "/v1/unload_lora_adapter", "unload", Access.OPERATOR),
+    ("GET", "/v1/lora_adapters", "adapters", Access.OPERATOR),
+]
+TYPES: dict[str, Any] = {
+    "lora_name": str, "lora_path": str, "source": str, "output_dir": str, "base_model": str, "backend": str, "async_download": bool, "partial": bool,
+    "pinned": bool, "max_workers": int, "config": (str, dict),
+}
+MOST_WORKERS = 64
+OWN = {*TYPES}                  # of an unload: what is ours and no engine's
+OURS_TO_SAY = {Kind.INVALID, Kind.FORBIDDEN, Kind.NOT_FOUND, Kind.NO_SUCH_MODEL, Kind.CONFLICT, Kind.UNSUPPORTED}
+
+
+class LoraDoor:
+    """The handlers. `is_sidecar`: success is the engine's own answer, and errors are `{detail}`."""
+
+    def __init__(self, orders: Orders, *, is_sidecar: bool = False) -> None:
+        self._orders = orders
+        self._is_sidecar = is_sidecar
+
+    async def load(self, call: Call) -> Answer:
+        """POST /v1/load_lora_adapter: load an adapter, downloaded first where it has a `source`; 202 at once with `async_download`."""
+        try:
+            body = read_object(call.body)
+            check_types(body, TYPES)
+            order = read_order(body)
+            if body.get("async_download"):
+                adapter = self._orders.begin(order)
+                message = f"The adapter {order.name!r} is being loaded; GET /v1/lora_adapters tells how far it is."
+                return _json({"status": "started", "message": message, "lora_name": order.name, "source": adapter.source,
+                              "output_dir": adapter.path}, 202)
+            return self._done(await self._orders.load(order), f"The adapter {order.name!r} is loaded already.")
+        except ApplianceError as error:
+            return self._refused(error)
+
+    async def unload(self, call: Call) -> Answer:
+        """POST /v1/unload_lora_adapter `{lora_name}`: further fields go to the engines as they came."""
+        try:
+            body = read_object(call.body)
+            check_types(body, TYPES)
+            name = _named(body)
+            more = {key: value for key, value in body.items() if key not in OWN}
+            changed = await self._orders.unload(name, partial=bool(body.get("partial")), more=more)
+            return self._done(changed, f"The adapter {name!r} is not declared any more; no backend had it.")
+        except ApplianceError as error:
+            return self._refused(error)
+
+    async def adapters(self, call: Call) -> Answer:
+        """GET /v1/lora_adapters: `{object: "list", data: [{id, base_model, path, source, backend, pinned, declared, state, backends: [{backend,
+        kind, state, detail}]}], pending: [{lora_name, source, output_dir, phase, since, error, …}]}`."""
+        return _json({"object": "list", "data": [as_row(row) for row in self._orders.adapters.rows()],
+                      "pending": [as_pending(one) for one in self._orders.pending.values()]})
+
+    def _done(self, changed: Changed, otherwise: str) -> Answer:
+        """Give what the (first) engine said, and on the main port how the adapter stands."""
+        said = next(iter(changed.said.values()), None)
+        body: dict[str, Any] = _spoken(said.text) if said is not None else {"message": otherwise}
+        if self._is_sidecar:
+            return _json(body, said.status if said is not None else 200)
+        row = as_row(changed.row)
+        failed = {name: error.message for name, error in changed.failed.items()}
+        return _json({**body, "lora_name": row["id"], "base_model": row["base_model"], "path": row["path"], "backends": row["backends"],
+                      **({"failed": failed} if failed else {})})
+
+    def _refused(self, error: ApplianceError) -> Answer:
+        if not self._is_sidecar:
+            raise error
+        status = error.details.get("engine_status")
+        if isinstance(status, int) and status >= 400:
+            remedy = f" {error.message}" if error.code == "lora_not_enabled" else ""
+            return _json({"detail": f"HTTP {status}: {error.details['engine_text']}{remedy}"}, status)
+        return _json({"detail": error.message}, status_of(error) if error.kind in OURS_TO_SAY else 500)
+
+
+def read_order(body: dict[str, Any]) -> Order:
+    """Give what a body orders.
+
+    Raises  Invalid
+    """
+    workers = body.get("max_workers")
+    if workers is not None and not 1 <= workers <= MOST_WORKERS:
+        raise Invalid(f"`max_workers` must be from 1 to {MOST_WORKERS}, not {workers}.", param="max_workers", code="out_of_range")
+    texts = {key: body.get(key) or "" for key in ("source", "output_dir", "base_model", "backend")}
+    return Order(_named(body), body.get("lora_path") or "", **texts, is_pinned=bool(body.get("pinned")), is_partial=bool(body.get("partial")),
+                 max_workers=workers or 8, config=read_config(body.get("config")))
+
+
+def read_config(value: Any) -> dict[str, str]:
+    """Read `config`, a JSON object or the same as a string; its values become texts.
+
+    Raises  Invalid: without a word of what is in it, for it holds credentials
+    """
+    if isinstance(value, str) and value.strip():
+        try:
+            value = jsons.loads(value)
+        except jsons.BadJson:
+            raise Invalid("`config` is no valid JSON.", param="config", code="invalid_json") from None
+    if not value:
+        return {}
+    if not isinstance(value, dict):
+        raise Invalid("`config` must be an object, or one as a JSON string.", param="config", code="invalid_type")
+    found = {}
+    for key, one in value.items():
+        if isinstance(one, (dict, list)):
+            raise Invalid(f"`config.{key[:40]}` must be a text.", param="config", code="invalid_type")
+        if one is not None:
+            found[key] = one if isinstance(one, str) else jsons.dumps_text(one)
+    return found
+
+
+def _named(body: dict[str, Any]) -> str:
+    name = body.get("lora_name")
+    if not name:
+        raise Invalid("`lora_name` is required.", param="lora_name", code="missing_required_parameter")
+    return str(name)
+
+
+def _spoken(text: str) -> dict[str, Any]:
+    """Give an engine's answer as an object: system E makes `{message}` of what is no JSON."""
+    try:
+        value = jsons.loads(text)
+    except jsons.BadJson:
+        return {"message": text}
+    return value if isinstance(value, dict) else {"message": text}
+
+
+def as_row(row: Row) -> dict[str, Any]:
+    """Give an adapter as the list tells it. `state`: loaded (everywhere) | partial | the state that all backends are in | absent."""
+    adapter, states = row.adapter, {one.state for one in row.backends}
+    state = states.pop() if len(states) == 1 else "partial" if "loaded" in states else "pending" if states else "absent"
+    return {"id": adapter.name, "object": "lora_adapter", "base_model": adapter.base_model, "path": adapter.path, "source": adapter.source,
+            "backend": adapter.backend, "pinned": adapter.is_pinned, "declared": row.is_declared, "state": state,
+            "backends": [{"backend": one.backend, "kind": one.kind, "state": one.state, "detail": one.detail} for one in row.backends]}
+
+
+def as_pending(one: Pending) -> dict[str, Any]:
+    told: dict[str, Any] = {"lora_name": one.name, "source": one.source, "output_dir": one.path, "phase": one.phase, "since": rfc3339(one.since_s)}
+    if one.error:
+        told["error"] = one.error
+    if one.progress is not None:
+        told |= {"done_bytes": one.progress.done_bytes, "total_bytes": one.progress.total_bytes, "rate_bytes_s": one.progress.rate_bytes_s}
+    return told
+
+
+def _json(value: Any, status: int = 200) -> Answer:
+    return Answer(status, jsons.dumps(value))

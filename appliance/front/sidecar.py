@@ -1,0 +1,76 @@
+"""The sidecar's port: what runs beside one engine. Health as system E has it, readiness that follows the engine, and, each where it is
+given, the engine's metrics, its adapters and downloads. Errors are `{detail: text}` here.
+
+    GET /health     {status: healthy, service: runtime}: this process answers
+    GET /ready      200 while the engine can take requests, 503 with the reason while it cannot
+Source: system E (its README and routes); Kubernetes' probes.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from appliance.base import jsons
+from appliance.base.clock import Clock
+from appliance.engines.lora_orders import Orders
+from appliance.engines.scrape import Following, Scraper
+from appliance.engines.types import BackendState
+from appliance.front.access import Access
+from appliance.front.call import Answer, Call
+from appliance.front.downloads import ROUTES as DOWNLOADS_ROUTES
+from appliance.front.downloads import DownloadsDoor
+from appliance.front.lora import ROUTES as LORA_ROUTES
+from appliance.front.lora import LoraDoor
+from appliance.front.routes import Route
+from appliance.front.sidecar_metrics import ROUTES as METRICS_ROUTES
+from appliance.front.sidecar_metrics import SidecarMetricsDoor
+from appliance.models.download_wish import Folders
+from appliance.models.jobs import Jobs
+
+DIALECT = "detail"
+UP = {"ready", "full"}
+
+
+class SidecarDoor:
+    """The sidecar's own handlers. `engine` gives the state of the engine that it stands beside; None = there is none."""
+
+    def __init__(self, engine: Callable[[], BackendState | None], *, pod: str = "") -> None:
+        self._engine = engine
+        self._pod = pod
+
+    async def health(self, call: Call) -> Answer:
+        """GET /health: exactly system E's."""
+        return Answer(body=jsons.dumps({"status": "healthy", "service": "runtime"}))
+
+    async def ready(self, call: Call) -> Answer:
+        """GET /ready: `{status: ready | not_ready, engine, detail, pod}`."""
+        state = self._engine()
+        if state is None:
+            return Answer(503, jsons.dumps({"status": "not_ready", "engine": None, "detail": "There is no engine to stand beside.",
+                                            "pod": self._pod}))
+        is_up = state.standing in UP
+        body: dict[str, Any] = {"status": "ready" if is_up else "not_ready", "engine": {"kind": state.kind, "url": state.url,
+                                "standing": state.standing, "models": list(state.models)}, "detail": state.detail, "pod": self._pod}
+        return Answer(200 if is_up else 503, jsons.dumps(body))
+
+
+Rows = Sequence[tuple[str, str, str, Access]]          # method, path, handler's name, who may call
+
+
+def sidecar_doors(scraper: Scraper | Following, orders: Orders, jobs: Jobs, folders: Callable[[], Folders], *,
+                  clock: Clock) -> list[tuple[Any, Rows]]:
+    """Give the sidecar's doors: the engine's metrics, and what it shares with the main port, in system E's manner."""
+    return [(SidecarMetricsDoor(scraper, clock=clock), METRICS_ROUTES), (LoraDoor(orders, is_sidecar=True), LORA_ROUTES),
+            (DownloadsDoor(jobs, folders=folders, is_sidecar=True), DOWNLOADS_ROUTES)]
+
+
+def sidecar_routes(sidecar: SidecarDoor, doors: Sequence[tuple[Any, Rows]] = ()) -> list[Route]:
+    """Give the sidecar's table.
+
+    Takes   doors: (door, its rows of method, path, handler's name, access)
+    """
+    routes = [Route(("GET", "HEAD"), "/health", sidecar.health, dialect=DIALECT, access=Access.PUBLIC, is_open_while_draining=True),
+              Route(("GET", "HEAD"), "/ready", sidecar.ready, dialect=DIALECT, access=Access.PUBLIC, is_open_while_draining=True)]
+    for door, rows in doors:
+        routes += [Route((method,), path, getattr(door, name), dialect=DIALECT, access=access, is_open_while_draining=method == "GET", is_ours=True)
+                   for method, path, name, access in rows]
+    return routes

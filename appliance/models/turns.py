@@ -1,0 +1,185 @@
+"""Whose turn it is: the scheduler is asked what must happen next, that is done, and it is asked again, until there is nothing.
+
+It is somebody's turn whenever a request comes, leaves or ends, a llama-server has come or gone, or the time has come that the scheduler named.
+"""
+
+import asyncio
+
+from appliance.base.clock import Clock
+from appliance.base.logs import get_logger
+from appliance.base.tasks import Tasks
+from appliance.models.catalogue import Catalogue
+from appliance.models.entry import Entry, Lease, Live
+from appliance.models.errors import ModelFailed, NoMemory, PlacesPinned
+from appliance.models.learned import Lessons
+from appliance.models.loading import Loader
+from appliance.models.readings import Readings
+from appliance.models.scheduler import MIB, NO_ROOM, RAM, Close, House, Open, Refuse, Resident, Rules, Serve, Start, Step, Stop, Wait, next_step
+from appliance.models.views import Telling
+from appliance.models.vram import Memory
+
+log = get_logger("models")
+MOST_STEPS = 1000           # of one turn: more would be a decision that undoes itself
+
+
+class Turns(Readings):
+    """Decides and does. Build it inside the event loop."""
+
+    def __init__(self, catalogue: Catalogue, *, loader: Loader, memory: Memory, lessons: Lessons, tasks: Tasks, clock: Clock,
+                 extra_wait_s: float, ageing_s: float) -> None:
+        super().__init__(catalogue, loader=loader, memory=memory, lessons=lessons, tasks=tasks, clock=clock)
+        self.extra_wait_s, self._ageing_s = extra_wait_s, ageing_s
+        self._is_turning = self._is_closed = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._loop = asyncio.get_running_loop()
+
+    def _turn(self) -> None:
+        """Do what must be done now, and set the clock for what only time will change."""
+        if self._is_turning or self._is_closed:
+            return
+        self._is_turning = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        try:
+            for _ in range(MOST_STEPS):
+                now_s = self._clock.monotonic_s()
+                step = next_step(self._house(now_s))
+                if isinstance(step, Wait):
+                    for alias, reason in step.reasons.items():
+                        self.entries[alias].reason = reason
+                        if reason == NO_ROOM and self.entries[alias].wanted == "restore":
+                            self.entries[alias].wanted = ""         # others have its place by now; whoever asks for it, loads it
+                    if step.again_s is not None:
+                        self._timer = self._loop.call_later(max(0.005, step.again_s), self._turn)
+                    return
+                self._do(step, now_s)
+            log.error("scheduler_does_not_settle", step=repr(step))
+            self._timer = self._loop.call_later(1.0, self._turn)
+        finally:
+            self._is_turning = False
+
+    def _house(self, now_s: float) -> House:
+        lines, facts = [], {}
+        for entry in self.entries.values():
+            line = entry.line_view(now_s) if (entry.waiters or entry.wanted) and entry.is_known else None
+            if line is not None:
+                lines.append(line)
+                facts[entry.alias] = entry.facts(now_s, need_bytes=self.need_bytes(entry), on_gpu=self._is_on_gpu(entry.model),
+                                                 load_s=self.expected_load_s(entry), replicas=entry.model.replicas)
+        residents = [self._resident(live, self.entries.get(live.alias), now_s) for live in self.lives()]
+        devices = [*self.read_devices(now_s), *self.ram_beside_gpus]
+        free = {device.index: device.free_bytes for device in devices}
+        for live in self.lives():
+            for device in live.devices:
+                if live.phase == "loading":         # what it has not taken yet is spoken for
+                    free[device] = free.get(device, 0) - max(0, live.need_bytes // len(live.devices) - live.memory.get(device, 0))
+                if device == RAM:
+                    free[device] = free.get(device, 0) - live.file_bytes
+        rules = Rules(self.catalogue.system.max_concurrent_models, self.extra_wait_s, ageing_s=self._ageing_s)
+        return House(lines, residents, facts, free, {device.index: device.total_bytes for device in devices}, rules)
+
+    def _resident(self, live: Live, entry: Entry | None, now_s: float) -> Resident:
+        if entry is None:               # its model was taken out of the table: it only ends what it has begun
+            return live.resident(now_s, demand=0.0, is_pinned=False, stays_s=0.0, expected_load_s=0.0)
+        return live.resident(now_s, demand=entry.demand.rate(now_s), is_pinned=entry.is_pinned, stays_s=self.stays_s(live, entry, now_s),
+                             expected_load_s=self.expected_load_s(entry))
+
+    def _do(self, step: Step, now_s: float) -> None:
+        if isinstance(step, Serve):
+            self._serve(self.entries[step.alias], self._live(step.key), now_s)
+        elif isinstance(step, Start):
+            self._start(self.entries[step.alias], step.devices, now_s)
+        elif isinstance(step, Stop):
+            live = self._live(step.key)
+            log.info("model_unloads", alias=live.alias, port=live.port, why=step.why, makes_room_for=step.alias or None)
+            self._unload(live)
+            if step.why == "room":
+                self._gives_way(live, step.alias, now_s)
+        elif isinstance(step, Close):
+            live = self._live(step.key)
+            live.is_closed = True
+            self._gives_way(live, step.alias, now_s)
+        elif isinstance(step, Open):
+            self._live(step.key).is_closed = False
+        elif isinstance(step, Refuse):
+            self._refuse(self.entries[step.alias], step)
+
+    def _gives_way(self, live: Live, alias: str, now_s: float) -> None:
+        self.entries[alias].is_owed = True
+        self.entries[live.alias].turn_ended_s = now_s
+
+    def _live(self, key: int) -> Live:
+        return next(live for live in self.lives() if live.serial == key)
+
+    def _serve(self, entry: Entry, live: Live, now_s: float) -> None:
+        """Give the next one in line a slot."""
+        while len(entry.line):
+            waiter = entry.line.pop(now_s)
+            entry.waiters.pop(id(waiter), None)
+            if not waiter.is_done and waiter.lease is not None:
+                waiter.lease.set_result(self._leased(live, entry, now_s, now_s - waiter.since_s, waiter.keep_alive_s))
+                return
+        for waiter, _ in list(entry.waiters.values()):      # those who are not in line want no slot; nobody else can be left
+            if not waiter.is_load:
+                entry.waiters.pop(id(waiter), None)
+
+    def _refuse(self, entry: Entry, step: Refuse) -> None:
+        entry.wanted = ""
+        for waiter, _ in list(entry.waiters.values()):
+            waiter.fail(self._refusal(entry, step))
+            entry.waiters.pop(id(waiter), None)
+        while len(entry.line):
+            entry.line.pop(self._clock.monotonic_s())
+        self.bump(entry)
+
+    def _refusal(self, entry: Entry, step: Refuse) -> Exception:
+        if step.why == "failed":
+            return ModelFailed(entry.alias, reason=entry.failed, attempts=entry.attempts)
+        if step.why == "pinned":
+            return PlacesPinned(entry.alias, places=self.catalogue.system.max_concurrent_models,
+                                pinned=[other.alias for other in self.entries.values() if other.is_pinned])
+        loaded = [other.alias for other in self.entries.values() if other.present()]
+        entry.rejected += 1
+        self.on_rejected(entry.alias)
+        return NoMemory(entry.alias, required_mb=step.need_bytes / MIB, available_mb=step.available_bytes / MIB, loaded_models=loaded)
+
+    # ---- slots
+
+    def _leased(self, live: Live, entry: Entry, now_s: float, waited_s: float, keep_alive_s: float | None) -> Lease:
+        live.active += 1
+        live.idle.clear()
+        live.last_used_at_s = entry.last_used_at_s = self._clock.now_s()
+        live.keep_alive_s = keep_alive_s if keep_alive_s is not None else live.keep_alive_s
+        return Lease(live, now_s, waited_s, self._settle)
+
+    def _unused(self, lease: Lease) -> None:
+        """Take a slot back that nothing was sent to: who it was for had just left."""
+        lease.is_done = True
+        self._freed(lease.live)
+        self._turn()
+
+    def _freed(self, live: Live) -> None:
+        live.active -= 1
+        live.last_used_at_s = self._clock.now_s()
+        if not live.active:
+            live.idle_since_s = self._clock.monotonic_s()
+            live.idle.set()
+
+    def _settle(self, lease: Lease, is_ok: bool, prompt_tokens: int, completion_tokens: int) -> None:
+        """A request ended."""
+        live, now_s = lease.live, self._clock.monotonic_s()
+        self._freed(live)
+        entry = self.entries.get(live.alias)
+        if entry is not None:
+            entry.processed += 1
+            entry.last_used_at_s = live.last_used_at_s
+            if is_ok:
+                entry.attempts = 0
+                entry.error = ""
+        telling = Telling(live.alias, is_ok, now_s - lease.began_s + lease.waited_s, prompt_tokens, completion_tokens, lease.waited_s,
+                          self._clock.now_s())
+        self.tellings.append(telling)
+        self.on_finished(telling)
+        self.bump(entry)
+        self._turn()

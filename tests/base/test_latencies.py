@@ -1,0 +1,37 @@
+"""Times that the appliance takes itself."""
+
+import pytest
+
+from appliance.base.latencies import MOST_ROWS, OTHER, Latencies, Times
+
+
+def test_an_answer_is_counted_once_in_each_histogram_that_it_says_something_for() -> None:
+    books = Latencies()
+    books.add("a", "m", queue_s=0.5, first_s=0.1, whole_s=1.1, tokens=11)
+    books.add("a", "m", queue_s=0.0, first_s=None, whole_s=2.0, tokens=50)      # in one piece
+    books.add("a", "m", queue_s=0.0, first_s=0.2, whole_s=0.2, tokens=1)        # no time between tokens
+    books.add("a", "m", queue_s=0.0, first_s=0.2, whole_s=0.4, tokens=None)
+    (backend, model, row), = books
+    assert (backend, model) == ("a", "m")
+    assert [sum(times.counts) for times in (row.ttft, row.tpot, row.e2e, row.queue)] == [3, 1, 4, 4]
+    assert row.ttft.total_s == pytest.approx(0.6 + 0.2 + 0.2)       # time in line counts, as with engines that measure it
+    assert row.e2e.total_s == pytest.approx(1.6 + 2.0 + 0.2 + 0.4)
+    assert row.tpot.total_s == pytest.approx(0.1)
+
+
+def test_a_value_on_a_bound_is_within_it() -> None:
+    times = Times((1.0, 2.0))
+    for value in (0.5, 1.0, 1.1, 2.0, 3.0):
+        times.add(value)
+    assert times.counts == [2, 2, 1]
+
+
+def test_names_without_end_are_kept_together_and_a_backend_that_goes_is_forgotten() -> None:
+    books = Latencies()
+    for number in range(MOST_ROWS + 10):
+        books.add("a", f"m{number}", queue_s=0, first_s=None, whole_s=1, tokens=None)
+    rows = {model: sum(row.e2e.counts) for _, model, row in books}
+    assert (len(rows), rows[OTHER]) == (MOST_ROWS + 1, 10)
+    books.add("b", "m", queue_s=0, first_s=None, whole_s=1, tokens=None)
+    books.forget("a")
+    assert [(backend, model) for backend, model, _ in books] == [("b", OTHER)]

@@ -1,0 +1,42 @@
+"""`appliance ctl lora` against a whole running appliance and stand-ins for engines."""
+
+from pathlib import Path
+
+from appliance.base import jsons
+from tests.cli.test_ctl_backends import Terminal
+from tests.fakes.lora_engines import LoraEngine
+from tests.journeys.test_backends import QUICK
+
+
+async def test_an_adapter_is_loaded_listed_and_unloaded_from_a_terminal(start) -> None:
+    async with LoraEngine("vllm") as first, LoraEngine("sglang") as second:
+        second.adapters["own"] = "/elsewhere/own"
+        running = await start(BACKENDS=f"v={first.url},s={second.url}", LORA_ALLOWED_DIRS="/adapters", **QUICK)
+        terminal = Terminal(running)
+        assert await terminal.run("lora", "load", "style", "/adapters/style", "--base-model", "tiny") == 0, terminal.err
+        assert terminal.out.splitlines() == ["style is loaded for tiny", "  v: loaded", "  s: loaded"]
+        assert await terminal.run("lora", "list") == 0
+        assert terminal.out.splitlines()[1:] == ["style\ttiny\tloaded\tv, s\t/adapters/style", "own\ttiny\tloaded, not declared\ts\t/elsewhere/own"]
+        assert await terminal.run("lora", "list", "--json") == 0
+        assert [one["state"] for one in jsons.loads(terminal.out)["adapters"][0]["backends"]] == ["LORA_STATE_LOADED"] * 2
+        first.refuses = (500, "busy")
+        assert await terminal.run("lora", "unload", "style") == 1
+        assert "busy" in terminal.err
+        assert await terminal.run("lora", "unload", "style", "--partial") == 0
+        assert terminal.out.splitlines()[:2] == ["style is unloaded", "  v: unloading (The backend v says to the adapter 'style' (500): "
+                                                 + '{"error": {"message": "busy", "type": "InternalServerError", "param": null, "code": 500}})']
+        assert second.adapters == {"own": "/elsewhere/own"}
+
+
+async def test_what_is_wrong_is_said(start, tmp_path: Path) -> None:
+    async with LoraEngine("vllm", may_load=False) as engine:
+        running = await start(BACKENDS=f"v={engine.url}", LORA_ALLOWED_DIRS="/adapters", **QUICK)
+        terminal = Terminal(running)
+        for arguments, words in ((("style", "/etc/passwd"), "outside the folders"), (("style", "/adapters/../x"), "without `..`"),
+                                 (("style",), "`lora_path`"), (("style", "/adapters/a"), "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"),
+                                 (("style", "--source", "gopher://a/b"), "There are no gopher://")):
+            assert await terminal.run("lora", "load", *arguments) == (4 if "/etc" in arguments[-1] else 1)
+            assert words in terminal.err
+        assert await terminal.run("lora", "unload", "nobody") == 1
+        (tmp_path / "bad.json").write_text("[")
+        assert await terminal.run("lora", "load", "x", "/adapters/x", "--config-file", str(tmp_path / "bad.json")) == 2

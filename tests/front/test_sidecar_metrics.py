@@ -1,0 +1,124 @@
+"""The sidecar's metrics on loopback, behind the real HTTP door: both forms, system E's error bodies, other routes while a scrape hangs."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+
+import httpx
+import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_of
+from prometheus_client.parser import text_string_to_metric_families as text_of
+
+from appliance.app import Appliance
+from appliance.base.clock import SystemClock
+from appliance.base.wire import Wire, WireLimits
+from appliance.engines.receipts import Receipts
+from appliance.engines.scrape import Scraper
+from appliance.front.access import Access
+from appliance.front.access_log import AccessLog
+from appliance.front.call import Answer, Call
+from appliance.front.desk import Desk
+from appliance.front.routes import Route
+from appliance.front.server import Server, serving_http
+from appliance.front.sidecar_metrics import DIALECT, ROUTES, SidecarMetricsDoor
+from appliance.settings import load_or_raise
+from tests.fakes.engine_pages import PAGES, VLLM_2026, PageOf, page
+from tests.fakes.raw_server import Peer, RawServer
+from tests.journeys.running import until
+
+Over = Callable[..., Awaitable[httpx.AsyncClient]]
+# What a Prometheus of today and its predecessors send.
+PROMETHEUS = "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,application/openmetrics-text;version=0.0.1;q=0.5,text/plain;version=1.0.0;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.2"
+
+
+async def ping(call: Call) -> Answer:
+    return Answer(body=b"{}")
+
+
+@pytest.fixture
+async def over() -> AsyncIterator[Over]:
+    """Serve the door over the engine at a base address."""
+    async with AsyncExitStack() as stack:
+        async def begin(url: str, **how: object) -> httpx.AsyncClient:
+            settings, _ = load_or_raise({"NAT_REDIRECT": "off", "ACCESS_LOG": "0"})
+            parts = Appliance(settings, [])
+            await stack.enter_async_context(parts.tasks)
+            stack.push_async_callback(parts.fleet.close)
+            wire = await stack.enter_async_context(Wire(WireLimits()))
+            clock = SystemClock()
+            door = SidecarMetricsDoor(Scraper(url, wire=wire, tasks=parts.tasks, clock=clock, **how), clock=clock)
+            desk = Desk(settings.front, receipts=Receipts(), metrics=parts.metrics, clock=clock, is_draining=lambda: False,
+                        access_log=AccessLog(clock=clock, form="json"))
+            routes = [Route((method,), path, getattr(door, name), dialect=DIALECT, access=access) for method, path, name, access in ROUTES]
+            server = Server([*routes, Route(("GET",), "/ping", ping, access=Access.PUBLIC)], desk, clock=clock)
+            bound = await stack.enter_async_context(
+                serving_http(server, [("127.0.0.1", 0)], hurry=asyncio.Event(), tasks=parts.tasks, grace_s=lambda: 1))
+            return await stack.enter_async_context(httpx.AsyncClient(base_url=f"http://127.0.0.1:{bound[0][1]}", timeout=20))
+        yield begin
+
+
+def engine(text: str, content_type: str = "text/plain; version=0.0.4; charset=utf-8") -> RawServer:
+    body = text.encode()
+
+    async def script(peer: Peer) -> None:
+        while True:
+            await peer.request()
+            peer.say(f"HTTP/1.1 200 OK\r\nContent-Type: {content_type}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+    return RawServer(script)
+
+
+@pytest.mark.parametrize("of", PAGES, ids=[one.name for one in PAGES])
+async def test_get_metrics_gives_the_engines_page_system_es_names_and_ours(over: Over, of: PageOf) -> None:
+    async with engine(page(of)) as server:
+        http = await over(server.address, kind=of.kind)
+        answer = await http.get("/metrics")
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "text/plain; version=0.0.4; charset=utf-8")
+    assert answer.text.startswith(page(of))
+    names = {family.name for family in text_of(answer.text)}
+    assert {"kthena:num_requests_waiting", "engine_requests_waiting", "vllm:num_requests_waiting" if of.mark == ":" or of.kind != "vllm" else "engine_scrape_up",
+            "engine_mapping_missing", "engine_scrape_age_seconds"} <= names
+
+
+async def test_prometheus_gets_openmetrics_also_where_the_engine_speaks_it(over: Over) -> None:
+    async with engine(page(VLLM_2026)) as server:
+        http = await over(server.address)
+        first = await http.get("/metrics", headers={"Accept": PROMETHEUS})
+    assert first.headers["content-type"] == "application/openmetrics-text; version=1.0.0; charset=utf-8"
+    families = {family.name: family for family in openmetrics_of(first.text)}
+    assert families["vllm:generation_tokens"].type == families["engine_generation_tokens"].type == "counter"
+    own = first.text.split("# TYPE kthena:")[0] + "# EOF\n"
+    async with engine(own, "application/openmetrics-text; version=1.0.0") as server:
+        http = await over(server.address)
+        again = await http.get("/metrics", headers={"Accept": PROMETHEUS})
+        assert {family.name for family in openmetrics_of(again.text)} == set(families)
+        text = (await http.get("/metrics")).text
+        assert [s.value for f in text_of(text) for s in f.samples if s.name == "engine_generation_tokens_total"] == [700]
+        assert "# EOF" not in text
+
+
+async def test_failures_are_said_as_system_e_says_them(over: Over) -> None:
+    async with engine("vllm:a 1\n<!doctype html>\n") as server:
+        http = await over(server.address)
+        answer = await http.get("/metrics")
+        assert answer.status_code == 500
+        assert set(answer.json()) == {"detail"}
+        assert "line 2 is no sample, no comment and not empty: <!doctype html>" in answer.json()["detail"]
+    answer = await http.get("/metrics")
+    assert answer.status_code == 502
+    assert set(answer.json()) == {"detail"}
+    assert f"{server.address}/metrics cannot be had" in answer.json()["detail"]
+
+
+async def test_other_addresses_answer_while_a_scrape_hangs(over: Over) -> None:
+    async def silent(peer: Peer) -> None:
+        await peer.request()
+        await peer.gone()
+    async with RawServer(silent) as server:
+        http = await over(server.address, timeout_s=1.0)
+        waiting = [asyncio.ensure_future(http.get("/metrics")) for _ in range(3)]
+        assert await until(lambda: len(server.requests) == 1)
+        for _ in range(20):
+            assert (await http.get("/ping")).status_code == 200
+        assert not any(one.done() for one in waiting)
+        assert [(await one).status_code for one in waiting] == [502] * 3
+        assert len(server.requests) == 1

@@ -1,0 +1,48 @@
+"""The model manager with a real NVIDIA GPU: `make test-gpu`, on a machine that has one, with LLAMA_SERVER a llama-server built for it.
+
+Memory here is what the driver says (NVML); nothing stands in for it. Without a GPU the tests fail: they are only run where asked for.
+"""
+
+import pytest
+
+from appliance.models.vram import NvmlMemory
+from tests.journeys.model_tables import MIB, Managed
+from tests.journeys.running import until
+from tests.tools.tiny_models import REPLY
+
+pytestmark = pytest.mark.gpu
+ON_GPU = {"params": {"n_gpu_layers": 99}}
+
+
+async def test_a_models_memory_is_seen_on_the_gpu_and_comes_back(managed: Managed) -> None:
+    house = await managed("a", a=ON_GPU)
+    assert isinstance(house.manager.memory, NvmlMemory)
+    before = house.manager.memory.read()[0].free_bytes
+    assert await house.said("a") == REPLY
+    live = house.lives("a")[0]
+    assert set(live.devices) == {0}
+    assert before - house.manager.memory.read()[0].free_bytes > 50 * MIB
+    status, _, value = await house.ask("a", path="/vram", method="GET")
+    assert (status, value["loaded_models_count"]) == (200, 1)
+    await house.manager.eject("a")
+    assert await until(lambda: before - house.manager.memory.read()[0].free_bytes < 50 * MIB, seconds=10)
+
+
+async def test_models_give_way_to_each_other_on_the_gpu(managed: Managed) -> None:
+    house = await managed("a", "b", "c", max_concurrent_models=2, a=ON_GPU, b=ON_GPU, c=ON_GPU)
+    for alias in "abcab":
+        assert await house.said(alias) == REPLY
+        assert sum(word == "ready" for word in house.words().values()) <= 2
+    assert all(set(live.devices) == {0} for alias in "abc" for live in house.lives(alias))
+
+
+async def test_what_never_fits_is_refused_with_the_drivers_figures(managed: Managed) -> None:
+    house = await managed("a", a={"params": {"n_gpu_layers": 99, "n_ctx": 131_072}}, vram_multiplier=3.0)
+    device = house.manager.memory.read()[0]
+    entry = house.manager.entry("a")
+    assert entry.estimate is not None
+    house.manager.lessons.took(entry.key, device.total_bytes)          # as if a load of it had filled the card
+    status, _, value = await house.ask("a")
+    assert (status, value["error"]["code"]) == (503, "vram_exhausted")
+    assert value["error"]["required_mb"] > device.total_bytes / MIB
+    assert value["error"]["available_mb"] <= device.total_bytes / MIB

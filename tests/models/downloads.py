@@ -1,0 +1,55 @@
+"""What the tests of downloads share: engines with a short patience, and a look at what a folder holds."""
+
+import os
+import random
+from collections.abc import Mapping
+from pathlib import Path
+
+from appliance.models.download import DownloadEngine
+from appliance.models.fetching import Progress, Wish
+from appliance.models.settings import ModelSettings
+from appliance.models.sources.contract import Patience
+
+QUICK = Patience(connect_s=3, first_byte_s=3, idle_s=1, tries=3, first_pause_s=0.01, longest_pause_s=0.05)
+MIB = 1 << 20
+
+
+def settings(**values: object) -> ModelSettings:
+    return ModelSettings.from_env({name.upper(): str(value) for name, value in values.items()})
+
+
+def engine(root: Path | None = None, *, is_trusted: bool = False, ssl_context: object = None, patience: Patience = QUICK,
+           **values: object) -> DownloadEngine:
+    """Give an engine that may write below `root`."""
+    return DownloadEngine(settings(**values), output_roots=None if root is None else (root,), is_trusted=is_trusted, patience=patience,
+                          ssl_context=ssl_context)
+
+
+def wish(source: str, folder: Path, config: Mapping[str, str] | None = None, workers: int = 4) -> Wish:
+    return Wish(source, folder, workers, config or {})
+
+
+def noise(size: int, seed: int = 1) -> bytes:
+    return random.Random(seed).randbytes(size)
+
+
+def held(folder: Path) -> dict[str, bytes]:
+    """Give all that lies below a folder, our own files apart."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*"))
+            if path.is_file() and path.relative_to(folder).parts[0] not in {".lock", ".download", ".download.json"}}
+
+
+def leftovers(folder: Path) -> list[str]:
+    """Give what a download left of its own, except the manifest and the (empty) lock file."""
+    return sorted(os.listdir(folder / ".download")) if (folder / ".download").exists() else []
+
+
+class Story(list[Progress]):
+    """All that was told of a download's progress."""
+
+    def phases(self) -> list[str]:
+        found: list[str] = []
+        for progress in self:
+            if not found or found[-1] != progress.phase:
+                found.append(progress.phase)
+        return found

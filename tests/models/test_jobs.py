@@ -1,0 +1,421 @@
+"""Download jobs: joined, bounded, cancelled, kept over a restart; and what callers ask for, read and refused."""
+
+import asyncio
+import io
+import os
+import stat
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+
+from appliance.base import logs
+from appliance.base.clock import FakeClock
+from appliance.base.errors import Conflict, Exhausted, Forbidden, Internal, Invalid, NotFound, Unavailable
+from appliance.base.tasks import Tasks
+from appliance.models import jobs as jobs_module
+from appliance.models.download_wish import Folders, read_config, read_source, read_wish
+from appliance.models.fetching import Progress, Wish
+from appliance.models.job import as_object
+from appliance.models.jobs import Jobs
+from tests.journeys.running import until
+from tests.models.standin_downloader import StandinDownloader
+
+SECRET = "hf_verysecrettokenvalue"
+
+
+@asynccontextmanager
+async def opened(downloader: StandinDownloader, path: Path | None = None, **settings: Any) -> AsyncIterator[Jobs]:
+    deaths: list[str] = []
+    async with Tasks(on_death=lambda name, _: deaths.append(name)) as tasks:
+        jobs = Jobs(downloader, tasks=tasks, clock=FakeClock(), path=path, **settings)
+        await jobs.open()
+        yield jobs
+        await jobs.close()
+    assert deaths == []
+
+
+def wish(tmp_path: Path, name: str = "a", **values: Any) -> Wish:
+    return Wish(**{"source": f"hf://ns/{name}", "output_dir": tmp_path / name, **values})
+
+
+# ---- one job's life
+
+async def test_a_job_goes_from_queued_over_running_to_completed(tmp_path: Path) -> None:
+    downloader = StandinDownloader()
+    async with opened(downloader) as jobs:
+        job = await jobs.start(wish(tmp_path, config={"revision": "v1"}))
+        assert job.state == "queued"
+        run = await downloader.next()
+        assert (run.wish.source, run.wish.config) == ("hf://ns/a", {"revision": "v1"})
+        run.progress(40)
+        job = jobs.get(job.id)
+        assert (job.state, job.percent, job.progress.rate_bytes_s) == ("running", 40.0, 12.5)
+        assert job.started_at_s == 1_800_000_000.0
+        run.finish()
+        job = await jobs.wait(job.id)
+        assert (job.state, job.percent, job.files, job.bytes_total, job.seconds, job.progress.phase) == ("completed", 100.0, 2, 100, 1.5, "done")
+        assert as_object(job)["progress"]["percent"] == 100.0
+
+
+async def test_a_failure_reaches_whoever_waits_as_the_error_that_it_was(tmp_path: Path) -> None:
+    downloader = StandinDownloader()
+    async with opened(downloader) as jobs:
+        job = await jobs.start(wish(tmp_path))
+        (await downloader.next()).fail(Forbidden("model.safetensors: the server says 403.", code="forbidden_there"))
+        with pytest.raises(Forbidden, match="403") as caught:
+            await jobs.wait(job.id)
+        assert caught.value.code == "forbidden_there"
+        assert (jobs.get(job.id).state, jobs.get(job.id).error) == ("failed", "model.safetensors: the server says 403.")
+
+
+async def test_a_mistake_of_ours_fails_the_job_and_nothing_else(tmp_path: Path) -> None:
+    downloader = StandinDownloader()
+    async with opened(downloader) as jobs:
+        job = await jobs.start(wish(tmp_path))
+        (await downloader.next()).fail(ZeroDivisionError("oops"))
+        with pytest.raises(Internal, match=job.id):
+            await jobs.wait(job.id)
+        assert "oops" not in jobs.get(job.id).error
+
+
+async def test_progress_may_be_told_in_a_thread(tmp_path: Path) -> None:
+    downloader = StandinDownloader()
+    async with opened(downloader) as jobs:
+        job = await jobs.start(wish(tmp_path))
+        run = await downloader.next()
+        thread = threading.Thread(target=run.progress, args=(70,))
+        thread.start()
+        thread.join()
+        assert await until(lambda: jobs.get(job.id).progress.done_bytes == 70)
+
+
+async def test_progress_after_the_end_is_not_taken(tmp_path: Path) -> None:
+    downloader = StandinDownloader()
+    async with opened(downloader) as jobs:
+        job = await jobs.start(wish(tmp_path))
+        run = await downloader.next()
+        await jobs.cancel(job.id)
+        run.progress(99)
+        assert jobs.get(job.id).progress == Progress()
+
+
+async def test_a_follower_sees_each_change_and_the_end(tmp_path: Path) -> None:
+    downloader = StandinDownloader()
+    async with opened(downloader) as jobs:
+        job = await jobs.start(wish(tmp_path))
+        states = []
+
+        async def follow() -> None:
+            async for now in jobs.follow(job.id):
+                states.append((now.state, now.progress.done_bytes))
+
+        following = asyncio.create_task(follow())
+        run = await downloader.next()
+        run.progress(10)
+        assert await until(lambda: ("running", 10) in states)
+        run.finish()
+        await asyncio.wait_for(following, 5)
+        assert states[-1] == ("completed", 10)
+        with pytest.raises(NotFound):
+            await anext(jobs.follow("nobody"))
+
+
+# ---- together
+
+async def test_a_second_request_for_the_same_joins_the_first(tmp_path: Path) -> None:
+    downloader = StandinDownloader()
+    async with opened(downloader) as jobs:
+        first = await jobs.start(wish(tmp_path, config={"hf_token": SECRET}))
+        assert (await jobs.start(wish(tmp_path))).id == first.id
+        with pytest.raises(Conflict, match="other settings"):
+            await jobs.start(wish(tmp_path, config={"revision": "v2"}))
+        assert (await jobs.start(wish(tmp_path, "b"))).id != first.id
+        (await downloader.next()).finish()
+        await jobs.wait(first.id)
+        assert (await jobs.start(wish(tmp_path))).id != first.id
+
+
+async def test_no_more_run_at_a_time_than_set_and_the_rest_queue_in_order(tmp_path: Path) -> None:
+    downloader = StandinDownloader()
+    async with opened(downloader, most_running=2) as jobs:
+        ids = [(await jobs.start(wish(tmp_path, name))).id for name in "abcd"]
+        first, _ = await downloader.next(), await downloader.next()
+        assert [jobs.get(one).state for one in ids] == ["running", "running", "queued", "queued"]
+        first.finish()
+        assert (await downloader.next()).wish.source == "hf://ns/c"
+        assert [job.id for job in jobs.all()] == ids[::-1]
+
+
+async def test_too_many_jobs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs_module, "MOST_GOING", 2)
+    async with opened(StandinDownloader()) as jobs:
+        for name in "ab":
+            await jobs.start(wish(tmp_path, name))
+        with pytest.raises(Exhausted, match="2 downloads") as caught:
+            await jobs.start(wish(tmp_path, "c"))
+        assert caught.value.retry_after_s
+
+
+async def test_the_oldest_that_ended_are_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs_module, "MOST_KEPT", 3)
+    downloader = StandinDownloader()
+    async with opened(downloader, tmp_path / "jobs.json", most_running=9) as jobs:
+        running = await jobs.start(wish(tmp_path, "running"))
+        await downloader.next()
+        downloader.at_once = True
+        ids = []
+        for number in range(4):
+            ids.append((await jobs.start(wish(tmp_path, f"n{number}"))).id)
+            await jobs.wait(ids[-1])
+        assert [job.id for job in jobs.all()] == [ids[3], ids[2], running.id]
+        with pytest.raises(NotFound, match=ids[0]):
+            jobs.get(ids[0])
+
+
+# ---- leaving and cancelling
+
+async def test_a_waiter_that_leaves_cancels_only_what_nobody_else_wants(tmp_path: Path) -> None:
+    downloader = StandinDownloader()
+    async with opened(downloader, most_running=9) as jobs:
+        async def waiter(name: str) -> tuple[str, asyncio.Task[Any]]:
+            job = await jobs.start(wish(tmp_path, name), is_kept=False)
+            task = asyncio.create_task(jobs.wait(job.id))
+            await asyncio.sleep(0)
+            return job.id, task
+
+        shared, first = await waiter("shared")
+        _, second = await waiter("shared")
+        lonely, third = await waiter("lonely")
+        kept, fourth = await waiter("kept")
+        await jobs.start(wish(tmp_path, "kept"), is_kept=True)
+        for _ in range(3):
+            await downloader.next()
+        for task in (first, third, fourth):
+            task.cancel()
+        await asyncio.gather(first, third, fourth, return_exceptions=True)
+        assert await until(lambda: jobs.get(lonely).state == "cancelled")
+        assert [jobs.get(one).state for one in (shared, kept)] == ["running", "running"]
+        downloader.runs[0].finish()
+        assert (await second).state == "completed"
+
+
+@pytest.mark.parametrize("when", ["before its first step", "queued", "running"])
+async def test_cancelling_ends_a_job_and_whoever_waits_is_told(tmp_path: Path, when: str) -> None:
+    downloader = StandinDownloader()
+    async with opened(downloader, most_running=1) as jobs:
+        if when == "queued":
+            await jobs.start(wish(tmp_path, "before"))
+            await downloader.next()
+        job = await jobs.start(wish(tmp_path))
+        if when == "running":
+            await downloader.next()
+        waiting = asyncio.create_task(jobs.wait(job.id))
+        if when != "before its first step":
+            await asyncio.sleep(0)
+        assert (await jobs.cancel(job.id)).state == "cancelled"
+        with pytest.raises(Conflict, match="cancelled"):
+            await waiting
+        assert [run.was_cancelled for run in downloader.runs if run.wish.source == "hf://ns/a"] == ([True] if when == "running" else [])
+        assert (await jobs.cancel(job.id)).state == "cancelled"
+        with pytest.raises(NotFound):
+            await jobs.cancel("nobody")
+
+
+async def test_what_is_to_be_done_after_fetching_may_fail_the_job(tmp_path: Path) -> None:
+    downloader = StandinDownloader()
+    downloader.at_once = True
+    async with opened(downloader) as jobs:
+        async def refuse(job: Any) -> None:
+            raise Conflict(f"{job.source} is no model.")
+
+        jobs.on_fetched = refuse
+        job = await jobs.start(wish(tmp_path))
+        with pytest.raises(Conflict, match="no model"):
+            await jobs.wait(job.id)
+
+
+# ---- restarts
+
+async def test_jobs_outlast_a_restart_and_interrupted_ones_go_on(tmp_path: Path) -> None:
+    path, downloader = tmp_path / "state" / "jobs.json", StandinDownloader()
+    async with opened(downloader, path, most_running=1) as jobs:
+        running = await jobs.start(wish(tmp_path, "a", max_workers=3, config={"include": "*.gguf"}))
+        (await downloader.next()).progress(30)
+        queued = await jobs.start(wish(tmp_path, "b"))
+        waiting = asyncio.create_task(jobs.wait(running.id))
+        await asyncio.sleep(0)
+        await jobs.close()
+        with pytest.raises(Unavailable, match="goes on"):
+            await waiting
+        with pytest.raises(Unavailable):
+            await jobs.start(wish(tmp_path, "c"))
+        assert [jobs.get(one.id).state for one in (running, queued)] == ["interrupted", "interrupted"]
+    assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
+    again = StandinDownloader()
+    async with opened(again, path) as jobs:
+        runs = [await again.next(), await again.next()]
+        assert [(run.wish.source, run.wish.max_workers, dict(run.wish.config)) for run in runs] == [
+            ("hf://ns/a", 3, {"include": "*.gguf"}), ("hf://ns/b", 8, {})]
+        runs[0].finish()
+        assert (await jobs.wait(running.id)).state == "completed"
+    async with opened(StandinDownloader(), path, resumes=False) as jobs:
+        assert (jobs.get(running.id).state, jobs.get(running.id).bytes_total) == ("completed", 100)
+        assert (jobs.get(queued.id).state, "Ask for it again" in jobs.get(queued.id).error) == ("interrupted", True)
+        fresh = await jobs.start(wish(tmp_path, "b"))
+        assert (jobs.get(queued.id).state, jobs.get(queued.id).error) == ("cancelled", f"It goes on as {fresh.id}.")
+
+
+async def test_a_job_that_was_running_when_the_process_was_killed_is_on_the_disk_as_running_and_taken_up(tmp_path: Path) -> None:
+    path, downloader = tmp_path / "jobs.json", StandinDownloader()
+    async with opened(downloader, path) as jobs:
+        job = await jobs.start(wish(tmp_path))
+        await downloader.next()
+        left_behind = path.read_bytes()
+    assert b'"state":"running"' in left_behind
+    path.write_bytes(left_behind)
+    again = StandinDownloader()
+    async with opened(again, path) as jobs:
+        await again.next()
+        assert jobs.get(job.id).state == "running"
+
+
+async def test_a_job_whose_credentials_are_gone_says_which_and_one_whose_are_in_the_environment_goes_on(tmp_path: Path) -> None:
+    path, downloader = tmp_path / "jobs.json", StandinDownloader()
+    async with opened(downloader, path) as jobs:
+        job = await jobs.start(wish(tmp_path, config={"hf_token": SECRET}))
+        signed = await jobs.start(wish(tmp_path, source="https://host/f.bin?X-Amz-Signature=abcdef0123"))
+        await downloader.next()
+    async with opened(StandinDownloader(), path) as jobs:
+        assert jobs.get(job.id).state == "interrupted"
+        assert "hf_token (HF_AUTH_TOKEN)" in jobs.get(job.id).error
+        assert "the query of its address" in jobs.get(signed.id).error
+        assert (await jobs.cancel(job.id)).state == "cancelled"
+        await jobs.start(wish(tmp_path, config={"hf_token": SECRET}))
+    again = StandinDownloader()
+    async with opened(again, path, has_variable={"HF_AUTH_TOKEN"}.__contains__) as jobs:
+        assert "hf_token" not in (await again.next()).wish.config
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "{\"jobs\": 3}", "{\"jobs\": [3, {}, {\"id\": \"x\"}]}", "no json"])
+async def test_a_spoilt_file_is_as_none(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "jobs.json"
+    path.write_text(text)
+    async with opened(StandinDownloader(), path) as jobs:
+        assert jobs.all() == []
+        await jobs.start(wish(tmp_path))
+
+
+async def test_a_folder_that_cannot_be_written_stops_no_download(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    downloader = StandinDownloader()
+    downloader.at_once = True
+    async with opened(downloader, tmp_path / "file" / "jobs.json") as jobs:
+        assert (await jobs.wait((await jobs.start(wish(tmp_path))).id)).state == "completed"
+
+
+# ---- what callers ask for
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Folders:
+    for name in ("home", "other", "outside"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "home" / "link").symlink_to(tmp_path / "outside")
+    return Folders(tmp_path / "home", (tmp_path / "other",))
+
+
+@pytest.mark.parametrize(("given", "expected"), [
+    ("ns/repo", "hf://ns/repo"), ("hf://ns/repo/", "hf://ns/repo"), ("S3://Bucket/Path", "s3://Bucket/Path"), (" pvc:///a/b ", "pvc:///a/b"),
+    ("hf://ns/repo@main", "hf://ns/repo@main"),
+])
+def test_sources_are_given_their_scheme(given: str, expected: str) -> None:
+    assert read_source(given) == expected
+
+
+@pytest.mark.parametrize("source", ["", "  ", "s3://key:topsecret@bucket/a", "https://user@host/x", "a b", "x" * 3000, "hf://a\nb"])
+def test_sources_that_are_none_or_carry_credentials_are_refused_and_not_repeated(source: str) -> None:
+    with pytest.raises(Invalid) as caught:
+        read_source(source)
+    assert caught.value.param == "source"
+    assert "topsecret" not in caught.value.message
+
+
+@pytest.mark.parametrize(("given", "expected"), [
+    (None, {}), ("", {}), ({}, {}), ('{"hf_token": "t"}', {"hf_token": "t"}), ({"a": 1, "b": True, "c": None, "d": ""}, {"a": "1", "b": "true"}),
+    ({"include": ["*.gguf", "*.json"]}, {"include": "*.gguf,*.json"}),
+])
+def test_config_is_an_object_or_its_text(given: Any, expected: dict[str, str]) -> None:
+    assert read_config(given) == expected
+
+
+@pytest.mark.parametrize("config", ["{topsecret", "[1]", '"x"', 3, ["x"], {"hf_token": {"x": "topsecret"}}, {"a": ["topsecret"]},
+                                    {"endpoint": "http://user:topsecret@minio:9000"}, {"a": float("nan")}])
+def test_config_of_another_kind_is_refused_and_not_repeated(config: Any) -> None:
+    with pytest.raises(Invalid) as caught:
+        read_config(config)
+    assert str(caught.value.param).startswith("config")
+    assert "topsecret" not in caught.value.message
+
+
+@pytest.mark.parametrize(("given", "expected"), [
+    ("a/b", "home/a/b"), ("{0}/home", "home"), ("{0}/other/x", "other/x"), ("{0}/home/../other", "other"), (".", "home"),
+])
+def test_folders_below_the_allowed_ones_are_taken(folders: Folders, tmp_path: Path, given: str, expected: str) -> None:
+    assert read_wish("ns/a", given.format(tmp_path), folders=folders).output_dir == tmp_path / expected
+
+
+@pytest.mark.parametrize("given", ["{0}/outside", "../outside", "/etc", "link/x", "{0}/homeless", "/"])
+def test_folders_outside_are_forbidden(folders: Folders, tmp_path: Path, given: str) -> None:
+    with pytest.raises(Forbidden, match="DOWNLOAD_ALLOWED_DIRS") as caught:
+        read_wish("ns/a", given.format(tmp_path), folders=folders)
+    assert (caught.value.param, caught.value.code) == ("output_dir", "outside_allowed_folders")
+
+
+@pytest.mark.parametrize(("fields", "param"), [
+    ({"source": None}, "source"), ({"source": ""}, "source"), ({"output_dir": None}, "output_dir"), ({"output_dir": "a\0b"}, "output_dir"),
+    ({"max_workers": 0}, "max_workers"), ({"max_workers": 65}, "max_workers"), ({"config": "{"}, "config"),
+])
+def test_what_is_missing_or_out_of_range_is_named(folders: Folders, fields: dict[str, Any], param: str) -> None:
+    asked = {"source": "ns/a", "output_dir": "a", **fields}
+    with pytest.raises(Invalid) as caught:
+        read_wish(asked.pop("source"), asked.pop("output_dir"), folders=folders, **asked)
+    assert caught.value.param == param
+
+
+# ---- credentials
+
+@pytest.fixture
+def log_text() -> Iterator[io.StringIO]:
+    out = io.StringIO()
+    logs.configure(level="debug", form="json", stream=out)
+    yield out
+    structlog.reset_defaults()
+
+
+@pytest.mark.parametrize("key", ["hf_token", "ms_token", "access_key", "secret_key", "something_new"])
+async def test_credentials_are_in_no_job_no_file_no_error_and_no_log(tmp_path: Path, key: str, log_text: io.StringIO) -> None:
+    path, downloader = tmp_path / "jobs.json", StandinDownloader()
+    async with opened(downloader, path) as jobs:
+        seen: list[str] = []
+        for error in (Forbidden(f"refused {SECRET}", details={"attempts": [{"note": f"key={SECRET}"}]}), ValueError(f"bad {SECRET}"), None):
+            asked = wish(tmp_path, source=f"https://host/f?sig={SECRET}", config={key: SECRET, "revision": "v1"})
+            job = await jobs.start(asked)
+            run = await downloader.next()
+            assert run.wish.config[key] == SECRET
+            if error is None:
+                run.finish()
+                await jobs.wait(job.id)
+            else:
+                run.fail(error)
+                with pytest.raises((Forbidden, Internal)) as caught:
+                    await jobs.wait(job.id)
+                seen += [str(caught.value), repr(caught.value.details), caught.value.message, repr(caught.value)]
+            seen += [repr(jobs.get(job.id)), repr(as_object(jobs.get(job.id))), repr(run.wish.config.keys())]
+        assert jobs.get(job.id).config == {"revision": "v1"}
+        assert jobs.get(job.id).needs == (key, "the query of its address")
+    assert "download_broke" in log_text.getvalue()
+    assert SECRET not in "".join(seen) + path.read_text() + log_text.getvalue()

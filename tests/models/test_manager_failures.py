@@ -1,0 +1,218 @@
+"""Loads that fail, crashes, replicas, and the memory that is really taken: the real manager over stand-ins."""
+
+import asyncio
+import os
+from pathlib import Path
+
+import pytest
+
+from appliance.models.errors import ModelFailed
+from appliance.models.keeper import BACK_OFF_S
+from tests.models.standin_house import NEED, Make, model, settle, until
+
+pytestmark = pytest.mark.timeout(20)
+
+
+# ---- failures
+
+
+async def test_a_load_is_tried_as_often_as_configured_with_longer_rests(open_house: Make) -> None:
+    house = await open_house("a", model_load_max_retries=3)
+    waits = house.ask("a")
+    await settle()
+    for number, rest_s in enumerate(BACK_OFF_S[:3], 1):
+        await house.fails("a", f"failure {number}")
+        await house.later(rest_s - 0.01)
+        assert (len(house.loader.begun), house.status("a")) == (number, "crashed")
+        assert house.manager.entries["a"].reason == "it rests after a crash"
+        await house.later(0.02)
+        assert len(house.loader.begun) == number + 1
+    await house.fails("a", "failure 4")
+    with pytest.raises(ModelFailed, match=r"4 attempts\): failure 4"):
+        await waits
+    with pytest.raises(ModelFailed):
+        await house.manager.lease("a")
+    with pytest.raises(ModelFailed):
+        await house.manager.load("a")
+    assert (house.status("a"), len(house.loader.begun)) == ("failed", 4)
+
+
+async def test_a_hopeless_error_is_not_tried_again(open_house: Make) -> None:
+    house = await open_house("a")
+    waits = [house.ask("a"), house.load("a")]
+    await house.fails("a", "unknown argument", can_retry=False)
+    for task in waits:
+        with pytest.raises(ModelFailed, match=r"1 attempt\): unknown argument"):
+            await task
+    assert house.manager.queues()[0].queue_length == 0
+
+
+async def test_a_reset_lets_it_be_tried_again_and_says_what_was(open_house: Make) -> None:
+    house = await open_house("a")
+    assert house.manager.reset("a") is None
+    waits = house.ask("a")
+    await house.fails("a", "no luck", can_retry=False)
+    with pytest.raises(ModelFailed):
+        await waits
+    found = house.manager.reset("a")
+    assert found is not None
+    assert (found.attempts, found.error, house.status("a"), house.manager.failed()) == (1, "no luck", "off", [])
+    again = house.ask("a")
+    await house.loaded("a")
+    assert (await again).live.alias == "a"
+
+
+async def test_an_answer_forgets_former_failures(open_house: Make) -> None:
+    house = await open_house("a")
+    waits = house.ask("a")
+    await house.fails("a")
+    await house.later(BACK_OFF_S[0])
+    await house.loaded("a")
+    assert house.manager.model("a").attempts == 1
+    (await waits).done(True)
+    assert house.manager.model("a").attempts == 0
+
+
+async def test_one_who_leaves_in_the_moment_of_the_turn_proves_nothing(open_house: Make) -> None:
+    house = await open_house("a", slots=1)
+    leaves = house.ask("a")
+    await house.fails("a")
+    await house.later(BACK_OFF_S[0])
+    await house.loads("a")
+    house.loader.ready("a")
+    while not house.manager.model("a").runners[0].active:
+        await asyncio.sleep(0)
+    leaves.cancel()
+    await settle()
+    row = house.manager.queues()[0]
+    assert (row.current_processing, row.total_processed, house.manager.telemetry(), house.manager.model("a").attempts) == (0, 0, [], 1)
+
+
+async def test_a_crash_is_restored_though_nobody_asks(open_house: Make) -> None:
+    house = await open_house("a", "b")
+    await house.have("a")
+    house.loader.crash("a", -11, "something broke")
+    await until(lambda: house.status("a") == "crashed")
+    assert house.manager.model("a").error_message == "it crashed: killed by signal 11: something broke"
+    await house.later(BACK_OFF_S[0])
+    await house.loaded("a")
+    assert (house.status("a"), house.manager.counts().crashes) == ("ready", 1)
+
+
+async def test_a_crash_in_the_middle_gives_the_next_one_a_fresh_server(open_house: Make) -> None:
+    house = await open_house("a", slots=1)
+    await house.have("a")
+    lease, waits = await house.manager.lease("a"), house.ask("a")
+    await settle()
+    house.loader.crash("a", 1)
+    await until(lambda: house.status("a") == "crashed")
+    lease.done(False)
+    await house.later(BACK_OFF_S[0])
+    await house.loaded("a")
+    second = await waits
+    assert second.live is not lease.live
+    assert second.live.active == 1
+
+
+async def test_one_that_always_crashes_is_given_up(open_house: Make) -> None:
+    house = await open_house("a", model_load_max_retries=2)
+    await house.have("a")
+    for number in range(3):
+        house.loader.crash("a", 134)
+        await until(lambda: house.status("a") in {"crashed", "failed"})
+        if number < 2:
+            await house.later(60)
+            await house.loaded("a")
+    assert [(row.attempts, row.error) for row in house.manager.failed()] == [(3, "it crashed: ended with exit code 134")]
+
+
+async def test_a_restore_pushes_nobody_out(open_house: Make) -> None:
+    house = await open_house("a", "b", places=1)
+    await house.have("a")
+    house.loader.crash("a")
+    await until(lambda: house.status("a") == "crashed")
+    task = house.ask("b")
+    await house.loaded("b")
+    (await task).done(True)
+    await house.later(60)
+    assert house.loader.begun == ["a", "b"]
+
+
+# ---- replicas
+
+
+async def test_a_second_replica_comes_when_the_first_is_busy(open_house: Make, tmp_path: Path) -> None:
+    house = await open_house(models=[model("a", tmp_path, replicas=2)], slots=1)
+    await house.have("a")
+    first, second = await house.manager.lease("a"), house.ask("a")
+    await house.loaded("a")
+    assert (await second).live is not first.live
+    assert len(house.manager.model("a").runners) == 2
+
+
+@pytest.mark.parametrize("can_retry", [True, False])
+async def test_a_replica_that_cannot_be_had_does_not_take_the_first_along(open_house: Make, tmp_path: Path, can_retry: bool) -> None:
+    house = await open_house(models=[model("a", tmp_path, replicas=2)], slots=1)
+    await house.have("a")
+    first, second = await house.manager.lease("a"), house.ask("a")
+    await house.fails("a", "out of memory", can_retry=can_retry)
+    assert (house.loader.begun, house.status("a"), house.manager.model("a").attempts) == (["a", "a"], "ready", 0)
+    first.done(True)
+    third, lease = house.ask("a"), await second         # the first serves on
+    await settle()
+    assert len(house.loader.begun) == 2                 # not again and again
+    await house.later(BACK_OFF_S[0] if can_retry else BACK_OFF_S[-1])
+    await house.loaded("a")
+    assert (await third).live is not lease.live
+
+
+async def test_a_replica_that_crashes_leaves_the_other_to_serve(open_house: Make, tmp_path: Path) -> None:
+    house = await open_house(models=[model("a", tmp_path, replicas=2)], slots=1, model_load_max_retries=0)
+    await house.have("a")
+    first, second = await house.manager.lease("a"), house.ask("a")
+    await house.loaded("a")
+    house.loader.crash("a")
+    await until(lambda: len(house.manager.model("a").runners) == 1)
+    for lease in (first, await second):
+        lease.done(True)
+    (await house.manager.lease("a")).done(True)
+    assert (house.status("a"), house.manager.failed()) == ("ready", [])
+
+
+# ---- memory
+
+
+async def test_what_it_really_takes_is_known_as_soon_as_it_is_ready(open_house: Make) -> None:
+    house = await open_house("a", slots=1)
+    task = house.ask("a")
+    await settle()
+    live = next(iter(house.loader.loading.values()))[0]
+    live.memory = {-1: 1}                               # as it was seen when it had just begun
+    live.process.pid = os.getpid()                      # type: ignore[union-attr]
+    house.loader.ready("a")
+    await settle()
+    runner = house.manager.model("a").runners[0]
+    assert runner.memory_bytes > 10_000_000
+    assert live.file_bytes > 1_000_000                  # of which the kernel calls so much available
+    live.process.pid = 0                                # type: ignore[union-attr]
+    (await task).done(True)
+
+
+async def test_where_the_driver_does_not_tell_the_estimate_stands_and_teaches_nothing(open_house: Make) -> None:
+    house = await open_house("a", gpus=(0, 1))
+    for _ in range(3):
+        await house.have("a")
+        assert house.manager.model("a").memory_bytes == NEED
+        assert house.manager.model("a").estimate_bytes == NEED
+        await house.manager.eject("a")
+
+
+async def test_a_model_whose_line_is_empty_again_is_still_loaded_and_then_idle(open_house: Make) -> None:
+    house = await open_house("a", keep_warm_models=0)
+    leaves = house.ask("a")
+    await settle()
+    leaves.cancel()
+    await house.loaded("a")
+    assert house.status("a") == "ready"
+    await house.later(300)
+    assert house.status("a") == "off"

@@ -1,0 +1,207 @@
+"""How models come and go: eject, pins, how long they stay, preloading: the real manager over stand-ins."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from appliance.models.keeper import BACK_OFF_S
+from tests.models.standin_house import Make, model, settle, until
+
+pytestmark = pytest.mark.timeout(20)
+
+
+# ---- an operator's word
+
+
+async def test_eject_waits_for_what_has_begun_and_new_ones_wait_for_the_next_load(open_house: Make) -> None:
+    house = await open_house("a", slots=1, memory_mib=1000)
+    await house.have("a")
+    lease = await house.manager.lease("a")
+    ejecting = asyncio.create_task(house.manager.eject("a"))
+    waits = house.ask("a")
+    await settle()
+    assert (ejecting.done(), waits.done(), house.status("a"), house.loader.stopped) == (False, False, "stopping", [])
+    lease.done(True)
+    ejected = await ejecting
+    assert (ejected.was_loaded, ejected.waited_for, house.loader.killed_with) == (True, 1, [0])
+    await house.loaded("a")
+    assert (await waits).live is not lease.live
+    assert house.manager.counts().ejects == 1
+
+
+async def test_a_forced_eject_cuts_off_and_counts_once(open_house: Make) -> None:
+    house = await open_house("a", slots=1)
+    await house.have("a")
+    lease = await house.manager.lease("a")
+    gentle = asyncio.create_task(house.manager.eject("a"))
+    await settle()
+    forced = asyncio.create_task(house.manager.eject("a", force=True))      # it does not wait any longer
+    await settle()
+    assert house.loader.killed_with == [1]
+    lease.done(False)                                                       # its connection broke
+    assert [(await task).was_loaded for task in (gentle, forced)] == [True, True]
+    assert (house.manager.counts().ejects, house.manager.counts().crashes, house.status("a")) == (1, 0, "off")
+    assert not (await house.manager.eject("a", force=True)).was_loaded
+
+
+async def test_an_eject_while_it_is_unloaded_for_idleness_counts_once(open_house: Make) -> None:
+    house = await open_house("a")
+    house.loader.stops_at_once = False
+    await house.have("a")
+    house.manager.expire("a", 0)
+    await settle()
+    assert house.status("a") == "stopping"
+    ejecting = asyncio.create_task(house.manager.eject("a", force=True))
+    await settle()
+    assert not ejecting.done()                      # it says when it is gone, not before
+    house.loader.may_stop.set()
+    await ejecting
+    assert house.manager.counts().ejects == 1
+
+
+async def test_eject_while_it_loads_ends_the_load_and_those_who_wait_get_another(open_house: Make) -> None:
+    house = await open_house("a")
+    waits = house.ask("a")
+    await settle()
+    await house.manager.eject("a")
+    assert house.loader.stopped == ["a"]
+    await house.loaded("a")
+    assert (await waits).live.serial == 2
+    assert house.manager.model("a").attempts == 0   # it was told to go: that is no failure
+
+
+async def test_eject_ends_the_wish_to_restore(open_house: Make) -> None:
+    house = await open_house("a")
+    await house.have("a")
+    house.loader.crash("a")
+    await until(lambda: house.status("a") == "crashed")
+    await house.manager.eject("a")
+    await house.later(60)
+    assert house.loader.begun == ["a"]
+
+
+async def test_load_waits_until_it_is_ready_and_is_at_once_done_when_it_is(open_house: Make) -> None:
+    house = await open_house("a")
+    tasks = [house.load("a"), house.load("a", keep_alive_s=7.0)]
+    await house.loaded("a")
+    assert [(await task).status for task in tasks] == ["ready", "ready"]
+    view = await house.manager.load("a")
+    assert (view.runners[0].expires_at_s, house.loader.begun) == (house.clock.now_s() + 7, ["a"])
+    house.clock.advance(6)
+    view = await house.manager.load("a", keep_alive_s=9.0)
+    assert view.runners[0].expires_at_s == house.clock.now_s() + 9
+
+
+async def test_load_gets_a_place_though_others_are_idle_there(open_house: Make) -> None:
+    house = await open_house("a", "b", places=1)
+    await house.have("a", "b")
+    assert house.statuses() == {"a": "off", "b": "ready"}
+
+
+# ---- how long it stays
+
+
+@pytest.mark.parametrize(("keep_alive_s", "system", "is_pinned", "idle_s", "stays"), [
+    (None, {}, False, 299, True),
+    (None, {}, False, 300, False),                                  # 5. idle_timeout_sec
+    (None, {"enable_idle_timeout": False}, False, 9999, True),      # 4.
+    (None, {"keep_warm_models": 1}, False, 9999, True),             # 3.
+    (10.0, {"keep_warm_models": 1}, False, 10, False),              # 2. what a request said wins over 3 and 4
+    (10.0, {"enable_idle_timeout": False}, False, 10, False),
+    (10.0, {}, False, 9, True),
+    (900.0, {}, False, 899, True),
+    (-1.0, {}, False, 9999, True),
+    (0.0, {}, False, 0, False),
+    (0.0, {}, True, 9999, True),                                    # 1. a pin wins over all
+    (None, {}, True, 9999, True),
+])
+async def test_an_idle_model_stays_as_long_as_the_rules_say(open_house: Make, tmp_path: Path, keep_alive_s: float | None, system: dict[str, Any],
+                                                            is_pinned: bool, idle_s: float, stays: bool) -> None:
+    house = await open_house(models=[model("a", tmp_path, pinned=is_pinned)], **{"keep_warm_models": 0, **system})
+    await house.have("a")
+    (await house.manager.lease("a", keep_alive_s=keep_alive_s)).done(True)
+    await house.later(idle_s)
+    assert house.status("a") == ("ready" if stays else "off")
+
+
+async def test_a_running_request_keeps_it_and_its_stay_begins_at_the_end(open_house: Make) -> None:
+    house = await open_house("a", keep_warm_models=0)
+    await house.have("a")
+    lease = await house.manager.lease("a", keep_alive_s=5)
+    await house.later(1000)
+    assert house.status("a") == "ready"
+    lease.done(True)
+    await house.later(4)
+    assert house.status("a") == "ready"
+    await house.later(1)
+    assert house.status("a") == "off"
+
+
+async def test_expire_ends_a_stay_at_once_or_sets_another(open_house: Make) -> None:
+    house = await open_house("a", "b")
+    await house.have("a", "b")
+    house.manager.expire("a", 0)
+    house.manager.expire("b", -1)
+    await settle()
+    assert house.statuses() == {"a": "off", "b": "ready"}
+    assert house.manager.model("b").runners[0].expires_at_s is None
+
+
+async def test_the_most_asked_for_are_kept_warm_and_the_others_go(open_house: Make) -> None:
+    house = await open_house("a", "b", "c", keep_warm_models=2)
+    await house.have("a", "b", "c")
+    for alias, times in (("a", 2), ("b", 1), ("c", 3)):
+        for _ in range(times):
+            (await house.manager.lease(alias)).done(True)
+    assert [view.is_warm for view in house.manager.models()] == [True, False, True]
+    await house.later(301)
+    assert house.statuses() == {"a": "ready", "b": "off", "c": "ready"}
+
+
+async def test_followers_are_told_when_an_idle_one_begins_to_stop(open_house: Make) -> None:
+    house = await open_house("a")
+    await house.have("a")
+    house.loader.stops_at_once = False
+    before = house.manager.changed.value
+    house.clock.advance(1)
+    house.manager.expire("a", 0)
+    assert (house.status("a"), house.manager.model("a").updated_at_s) == ("stopping", house.clock.now_s())
+    assert house.manager.changed.value > before
+
+
+# ---- preloading
+
+
+async def test_preloading_takes_what_there_is_room_for_and_pushes_nobody_out(open_house: Make) -> None:
+    house = await open_house("a", "b", "c", places=2, preload_models=("*",))
+    await house.loaded("a")
+    await house.loaded("b")
+    await settle()
+    assert house.statuses() == {"a": "ready", "b": "ready", "c": "off"}
+    (await house.manager.lease("a")).done(True)
+    assert house.loader.begun == ["a", "b"]
+
+
+async def test_a_request_of_low_priority_goes_before_a_preload(open_house: Make) -> None:
+    house = await open_house("a", "b", "c", places=1, preload_models=("a", "b"))
+    await house.loaded("a")
+    house.loader.stops_at_once = False
+    task = house.ask("c", priority=2)
+    await settle()
+    house.clock.advance(0.1)
+    house.loader.may_stop.set()
+    await house.loads("c")
+    assert house.loader.begun == ["a", "c"]
+    await house.loaded("c")
+    (await task).done(True)
+
+
+async def test_a_preload_that_fails_is_tried_again_and_given_up(open_house: Make) -> None:
+    house = await open_house("a", preload_models=("a",), model_load_max_retries=1)
+    await house.fails("a", "no luck")
+    assert house.status("a") == "crashed"
+    await house.later(BACK_OFF_S[0])
+    await house.fails("a", "no luck again")
+    assert [(row.alias, row.attempts, row.error) for row in house.manager.failed()] == [("a", 2, "no luck again")]

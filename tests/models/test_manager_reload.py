@@ -1,0 +1,59 @@
+"""What another table changes in the manager's own books. What it does to running llama-servers is in the journeys."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from appliance.base.clock import SystemClock
+from appliance.base.tasks import Tasks
+from appliance.base.wire import Wire, WireLimits
+from appliance.models.catalogue import Catalogue, Model, Params, System
+from appliance.models.learned import Lessons
+from appliance.models.loading import Loader
+from appliance.models.manager import Manager
+from appliance.models.orphans import Records
+from appliance.models.vram import SystemMemory
+
+MODEL = Model("a", Path("/nowhere/a.gguf"), Params(n_ctx=32_768), "table")
+TABLE = Catalogue({"a": MODEL}, System(parallel_requests=4), llama_server="/nowhere/llama-server")
+
+
+@pytest.fixture
+async def manager(tmp_path: Path) -> AsyncIterator[Manager]:
+    """A manager of one model, which is not loaded (there is no llama-server, and no file)."""
+    async with Tasks() as tasks:
+        loader = Loader(tmp_path, Records(tmp_path / "runners"), {}, tasks, Wire(WireLimits()))
+        one = Manager(TABLE, loader=loader, memory=SystemMemory(), lessons=Lessons(None), tasks=tasks, clock=SystemClock())
+        await one.open()
+        yield one
+        await one.close()
+
+
+def with_model(**changes: object) -> Catalogue:
+    return replace(TABLE, models={"a": replace(MODEL, **changes)})
+
+
+async def test_other_slots_for_all_count_for_models_that_did_not_change(manager):
+    assert manager.model("a").slots == 4
+    manager.apply(replace(TABLE, system=System(parallel_requests=2)))
+    async with asyncio.timeout(5):
+        while manager.model("a").slots != 2:
+            await asyncio.sleep(0.01)
+
+
+async def test_a_model_unpinned_in_the_table_is_unpinned(manager):
+    manager.apply(with_model(pinned=True))
+    assert manager.model("a").is_pinned
+    manager.apply(with_model(pinned=False))
+    assert not manager.model("a").is_pinned
+
+
+@pytest.mark.parametrize("pinned", [True, False])
+async def test_what_an_operator_pinned_or_unpinned_outlasts_a_change_of_the_model(manager, pinned):
+    manager.apply(with_model(pinned=not pinned))
+    manager.pin("a", pinned=pinned)
+    manager.apply(with_model(pinned=not pinned, replicas=2))
+    assert manager.model("a").is_pinned is pinned

@@ -1,0 +1,177 @@
+"""Whatever happens in whatever order, what must always hold of the manager holds: hundreds of random events, each run known by its seed."""
+
+import asyncio
+import random
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from appliance.base.errors import ApplianceError
+from appliance.models.catalogue import Catalogue
+from appliance.models.entry import Lease, Live
+from tests.models.standin_house import Make, StandinHouse, model, settle
+
+pytestmark = pytest.mark.timeout(60)
+PLACES, STEPS = 2, 400
+ALIASES = ("a", "b", "c", "d")
+
+
+class Storm:
+    """Random events, and what was promised to whom."""
+
+    def __init__(self, house: StandinHouse, seed: int, folder: Path) -> None:
+        self.house, self.chance, self.folder = house, random.Random(seed), folder
+        self.tasks: list[asyncio.Task[Lease]] = []
+        self.others: list[asyncio.Task[object]] = []
+        self.leases: list[Lease] = []               # given and not given back
+        self.forced: set[int] = set()
+        self.granted = self.failed = self.cancelled = 0
+        self.events = {self.ask: 30, self.give_back: 25, self.leave: 8, self.load: 3, self.load_ends: 25, self.load_fails: 3, self.crash: 2,
+                       self.eject: 2, self.eject_by_force: 1, self.pin: 2, self.expire: 2, self.time_goes_by: 12, self.reset: 3, self.change: 1}
+
+    async def step(self) -> None:
+        event = self.chance.choices(list(self.events), list(self.events.values()))[0]
+        event()
+        turns = self.chance.choice((0, 1, 2, 5, 30))
+        await settle(turns)
+        self.collect()
+        self.check(is_settled=turns == 30)
+
+    def alias(self) -> str:
+        return self.chance.choices(ALIASES, (8, 4, 2, 1))[0]
+
+    def lives(self) -> list[Live]:
+        return self.house.manager.lives()
+
+    # ---- events
+
+    def ask(self) -> None:
+        self.tasks.append(self.house.ask(self.alias(), flow=self.chance.choice("xyz"), priority=self.chance.choice((0, 1, 1, 1, 2)),
+                                         keep_alive_s=self.chance.choice((None, None, None, 0.0, 20.0, -1.0))))
+
+    def give_back(self) -> None:
+        for _ in range(self.chance.choice((1, 1, 1, 3))):
+            if self.leases:
+                self.leases.pop(self.chance.randrange(len(self.leases))).done(self.chance.random() < 0.9)
+
+    def leave(self) -> None:
+        """Often right after a slot was given back: in the moment of somebody's turn."""
+        if self.chance.random() < 0.5:
+            self.give_back()
+        if self.tasks:
+            self.chance.choice(self.tasks).cancel()
+
+    def load(self) -> None:
+        self.others.append(self.house.load(self.alias()))
+
+    def pending(self) -> list[str]:
+        return [live.alias for live, future in self.house.loader.loading.values() if not future.done()]
+
+    def load_ends(self) -> None:
+        if pending := self.pending():
+            self.house.loader.ready(self.chance.choice(pending))
+
+    def load_fails(self) -> None:
+        if pending := self.pending():
+            self.house.loader.fail(self.chance.choice(pending), "no luck", can_retry=self.chance.random() < 0.8)
+
+    def crash(self) -> None:
+        running = [live for live in self.house.loader.running.values() if live.process is not None and not live.process.exited.is_set()]
+        if running:
+            self.house.loader.crash(self.chance.choice(running).alias)
+
+    def eject(self) -> None:
+        self.others.append(asyncio.create_task(self.house.manager.eject(self.alias())))
+
+    def eject_by_force(self) -> None:
+        alias = self.alias()
+        self.forced |= {live.serial for live in self.lives() if live.alias == alias}
+        self.others.append(asyncio.create_task(self.house.manager.eject(alias, force=True)))
+
+    def pin(self) -> None:
+        alias = self.alias()
+        others = sum(entry.is_pinned for entry in self.house.manager.entries.values() if entry.alias != alias)
+        self.house.manager.pin(alias, pinned=others == 0 and self.chance.random() < 0.5)
+
+    def expire(self) -> None:
+        self.house.manager.expire(self.alias(), self.chance.choice((0.0, 5.0, -1.0)))
+
+    def time_goes_by(self) -> None:
+        self.house.clock.advance(self.chance.choice((0.01, 0.1, 1.0, 10.0, 60.0, 400.0)))
+        self.house.manager._turn()
+
+    def reset(self) -> None:
+        self.house.manager.reset(self.alias())
+
+    def change(self) -> None:
+        """Another table: a model changes."""
+        models = dict(self.house.manager.catalogue.models)
+        alias = self.alias()
+        models[alias] = model(alias, self.folder, n_batch=self.chance.choice((64, 128, 256)), replicas=self.chance.choice((1, 2)))
+        self.house.manager.apply(Catalogue(models, self.house.manager.catalogue.system))
+
+    # ---- what must hold
+
+    def collect(self) -> None:
+        for task in [task for task in self.tasks if task.done()]:
+            self.tasks.remove(task)
+            if task.cancelled():
+                self.cancelled += 1
+            elif task.exception() is None:
+                self.granted += 1
+                self.leases.append(task.result())
+            else:
+                assert isinstance(task.exception(), ApplianceError), task.exception()
+                self.failed += 1
+
+    def check(self, *, is_settled: bool = False) -> None:
+        manager, loader = self.house.manager, self.house.loader
+        held = Counter(lease.live.serial for lease in self.leases)
+        for live in self.lives():
+            assert held[live.serial] <= live.active <= live.slots
+            assert live.active == held[live.serial] or not is_settled, "a slot that nobody has"
+            assert live.idle.is_set() == (live.active == 0)
+        assert len({live.alias for live in self.lives()}) <= PLACES
+        assert loader.cut_off <= self.forced, "a running request was cut off"
+        assert sum(sum(live.memory.values()) for live in loader.running.values()) <= self.house.memory.total_bytes
+        for entry in manager.entries.values():
+            assert len(entry.line) == sum(ticket is not None for _, ticket in entry.waiters.values())
+            assert len(entry.line) <= entry.line.limit
+        assert self.house.deaths == []
+
+    async def calm(self) -> None:
+        """Let everything come to its end: everybody gets a slot or a reason."""
+        manager = self.house.manager
+        for alias in ALIASES:
+            manager.pin(alias, pinned=False)
+        for _ in range(400):
+            await asyncio.sleep(0.001)
+            self.collect()
+            self.check()
+            if not self.tasks and not self.leases and all(task.done() for task in self.others) and not self.pending():
+                return
+            while self.leases:
+                self.leases.pop().done(True)
+            for alias in self.pending():
+                self.house.loader.ready(alias)
+            self.house.clock.advance(5)
+            manager._turn()
+        raise AssertionError(f"lost: {len(self.tasks)} asked, {[task for task in self.others if not task.done()]}, {manager.queues()}")
+
+
+@pytest.mark.parametrize("seed", range(12))
+async def test_nothing_is_lost_nothing_leaks_and_nobody_is_cut_off(open_house: Make, tmp_path: Path, seed: int) -> None:
+    models = [model(alias, tmp_path, replicas=2 if alias == "b" else 1) for alias in ALIASES]
+    house = await open_house(models=models, places=PLACES, slots=2, memory_mib=1800, max_queue_size_per_model=10, model_load_max_retries=2)
+    storm = Storm(house, seed, tmp_path)
+    for _ in range(STEPS):
+        await storm.step()
+    await storm.calm()
+    assert storm.granted > 30
+    assert all(live.active == 0 for live in storm.lives())
+    assert all(not entry.waiters and not len(entry.line) for entry in house.manager.entries.values())
+    assert len(house.loader.ports) == len(storm.lives())
+    assert {live.serial for live in storm.lives()} == set(house.loader.running)
+    for task in storm.others:
+        assert task.exception() is None or isinstance(task.exception(), ApplianceError)

@@ -1,0 +1,133 @@
+"""Looks at what runs: one that does not answer is loaded again, and what one really takes teaches the next load."""
+
+from pathlib import Path
+
+import pytest
+
+from appliance.models import watchdog as room
+from appliance.models.learned import Lessons
+from appliance.models.scheduler import RAM
+from appliance.models.watchdog import Watchdog
+from tests.models.standin_house import MIB, NEED, Make, StandinHouse, model, settle
+
+pytestmark = pytest.mark.timeout(20)
+
+
+@pytest.fixture(autouse=True)
+def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "RELOAD_AFTER_S", 0)
+
+
+def hang(house: StandinHouse, number: int = 0, *, is_well: bool = False) -> None:
+    live = list(house.loader.running.values())[number]
+    live.process.is_well = is_well  # type: ignore[union-attr]
+
+
+def health(house: StandinHouse) -> tuple[str, int, float]:
+    row = house.manager.health()[0]
+    return row.status, row.consecutive_failures, row.uptime_percent
+
+
+async def test_a_well_one_is_healthy_and_one_never_looked_at_is_unknown(open_house: Make) -> None:
+    house = await open_house("a")
+    await house.have("a")
+    assert health(house) == ("unknown", 0, 0.0)
+    await Watchdog(house.manager).look()
+    assert health(house) == ("healthy", 0, 100.0)
+    assert house.manager.health()[0].last_check_s == house.clock.now_s()
+
+
+async def test_two_failed_looks_are_degraded_and_one_good_look_mends_it(open_house: Make) -> None:
+    house = await open_house("a")
+    await house.have("a")
+    watchdog = Watchdog(house.manager)
+    hang(house)
+    await watchdog.look()
+    assert health(house) == ("healthy", 1, 0.0)
+    await watchdog.look()
+    assert health(house) == ("degraded", 2, 0.0)
+    hang(house, is_well=True)
+    await watchdog.look()
+    assert health(house) == ("healthy", 0, pytest.approx(33.3, abs=0.1))
+
+
+async def test_five_failed_looks_in_a_row_load_it_again(open_house: Make) -> None:
+    house = await open_house("a")
+    await house.have("a")
+    watchdog = Watchdog(house.manager)
+    hang(house)
+    for _ in range(4):
+        await watchdog.look()
+    assert (house.loader.stopped, health(house)[0]) == ([], "degraded")
+    await watchdog.look()
+    assert house.loader.stopped == ["a"]
+    await house.loaded("a")
+    await watchdog.look()
+    assert (house.status("a"), health(house)[:2]) == ("ready", ("healthy", 0))
+    assert house.manager.model("a").attempts == 0
+
+
+async def test_a_hung_replica_is_found_beside_a_well_one_which_serves_on(open_house: Make, tmp_path: Path) -> None:
+    house = await open_house(models=[model("a", tmp_path, replicas=2)], slots=1)
+    await house.have("a")
+    first, second = await house.manager.lease("a"), house.ask("a")
+    await house.loaded("a")
+    await second
+    hang(house, 1)
+    watchdog = Watchdog(house.manager)
+    for _ in range(5):
+        await watchdog.look()
+    assert house.loader.cut_off == {(await second).live.serial}
+    assert [live.serial for live in house.manager.lives()] == [first.live.serial]
+    assert house.loader.begun == ["a", "a"]             # nobody asks for more than one just now
+
+
+async def test_one_that_stops_while_it_is_looked_at_counts_nothing(open_house: Make) -> None:
+    house = await open_house("a")
+    await house.have("a")
+    live = house.manager.lives()[0]
+
+    async def answers(limit_s: float) -> bool:
+        await house.manager.eject("a")
+        return False
+
+    live.process.answers = answers  # type: ignore[union-attr, method-assign, assignment]
+    await Watchdog(house.manager).look()
+    assert health(house) == ("unknown", 0, 0.0)
+
+
+async def test_what_it_takes_is_what_the_next_load_is_judged_by(open_house: Make, tmp_path: Path) -> None:
+    lessons = Lessons(tmp_path / "lessons.json")
+    house = await open_house("a", lessons=lessons)
+    await house.have("a")
+    house.memory.told = {RAM: 2000 * MIB}
+    await Watchdog(house.manager).measure()
+    view = house.manager.model("a")
+    assert (view.memory_bytes, view.average_bytes, view.estimate_bytes) == (2000 * MIB, 2000 * MIB, 2100 * MIB)
+    again = Lessons(tmp_path / "lessons.json")
+    again.read()
+    assert again.of(house.manager.entries["a"].key) == lessons.of(house.manager.entries["a"].key)
+
+
+async def test_what_the_driver_does_not_tell_teaches_nothing(open_house: Make) -> None:
+    house = await open_house("a", gpus=(0,))
+    for _ in range(4):
+        await house.have("a")
+        await Watchdog(house.manager).measure()
+        view = house.manager.model("a")
+        assert (view.memory_bytes, view.average_bytes, view.estimate_bytes) == (NEED, 0, NEED)
+        await house.manager.eject("a")
+        await settle()
+
+
+async def test_a_reset_while_it_runs_mixes_up_no_lessons(open_house: Make) -> None:
+    house = await open_house("a", "b")
+    task = house.ask("a")
+    await house.loads("a")
+    house.manager.reset("a")
+    house.loader.ready("a")
+    (await task).done(True)
+    house.memory.told = {RAM: 2000 * MIB}
+    house.manager.entries["a"].key = ""
+    await Watchdog(house.manager).measure()
+    assert house.manager.lessons.of("") is None

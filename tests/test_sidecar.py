@@ -1,0 +1,149 @@
+"""`appliance sidecar`: system E's flags and defaults, its health, readiness that follows the engine, errors as `{detail}`."""
+
+import asyncio
+import contextlib
+import json
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from appliance.base.settings import BadSettings
+from appliance.sidecar import Options, parse, running, settings_of
+from tests.journeys.llama_servers import Llama
+from tests.journeys.running import free_port
+
+
+def get(url: str, method: str = "GET") -> tuple[int, Any]:
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, method=method), timeout=5) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+
+
+@contextlib.asynccontextmanager
+async def beside(url: str, tmp_path: Path, **more: Any) -> AsyncIterator[str]:
+    """A sidecar in this process; gives its address."""
+    options = Options("llamacpp", "127.0.0.1", 0, url, **more)
+    settings, _ = settings_of(options, {"STATE_DIR": str(tmp_path / "state"), "METRICS_CACHE_TTL_SECONDS": "0.2"})
+    async with running(options, settings) as addresses:
+        yield f"http://{addresses[0][0]}:{addresses[0][1]}"
+
+
+def test_flags_and_defaults_are_system_es() -> None:
+    assert parse(["-E", "vllm"]) == Options("vllm", "0.0.0.0", 9000, "http://localhost:8000", "/metrics", "", "")
+    assert parse(["--engine", "sglang", "--host", "127.0.0.1", "--port", "9001", "--engine-base-url", "http://e:1/", "--engine-metrics-path", "/m",
+                  "--pod", "p-0", "--model", "qwen"]) == Options("sglang", "127.0.0.1", 9001, "http://e:1", "/m", "p-0", "qwen")
+
+
+@pytest.mark.parametrize(("arguments", "words"), [
+    ([], "-E/--engine"), (["-E", "tgi"], "vllm"), (["-E", "vllm", "-P", "70000"], "0 to 65535"), (["-E", "vllm", "-M", "metrics"], "begin with /"),
+], ids=["no engine", "an unknown engine names those there are", "no port", "no path"])
+def test_a_wrong_command_line_is_refused_with_a_sentence(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse(arguments)
+    assert ended.value.code == 2
+    assert words in capsys.readouterr().err
+
+
+def test_an_address_that_is_none_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadSettings, match="engine-base-url"):
+        settings_of(Options("vllm", base_url="ftp://x"), {"STATE_DIR": str(tmp_path)})
+
+
+def test_disaggregated_vllm_is_vllm_and_what_is_the_appliances_is_left_out(tmp_path: Path) -> None:
+    settings, _ = settings_of(Options("vllmdisaggregated"), {"STATE_DIR": str(tmp_path), "NOVITA_API_KEY": "k", "BACKENDS": "http://other:1"})
+    assert [(one.kind, one.url) for one in settings.fleet.backends] == [("vllm", "http://localhost:8000")]
+    assert not settings.engines.novita_api_key.get_secret_value()
+
+
+async def test_health_is_exactly_system_es_whatever_the_engine_does(tmp_path: Path) -> None:
+    async with beside(f"http://127.0.0.1:{free_port()}", tmp_path) as url:
+        assert await _get(url + "/health") == (200, {"status": "healthy", "service": "runtime"})
+
+
+async def test_readiness_follows_a_real_engine(llama: Llama, tmp_path: Path) -> None:
+    server = await llama()
+    async with beside(server.url, tmp_path) as url:
+        assert await _comes_to(url, 200)
+        value: Any = {}
+        for _ in range(200):                # it is asked for its models right after its health
+            _, value = await _get(url + "/ready")
+            if value["engine"]["models"]:
+                break
+            await asyncio.sleep(0.05)
+        assert (value["status"], value["engine"]["kind"], value["engine"]["models"]) == ("ready", "llamacpp", ["tiny"])
+        server.kill9()
+        assert await _comes_to(url, 503)
+        await server.restart()
+        assert await _comes_to(url, 200)
+
+
+async def test_a_real_engines_metrics_are_told_under_three_names(llama: Llama, tmp_path: Path) -> None:
+    server = await llama()
+    async with beside(server.url, tmp_path) as url:
+        page = await asyncio.to_thread(_text, url + "/metrics")
+        assert "llamacpp:requests_processing 0" in page
+        assert "kthena:generation_tokens_total 0" in page
+        assert "engine_scrape_up 1" in page
+        server.kill9()
+        assert (await _get(url + "/metrics"))[0] == 502
+
+
+async def test_adapters_and_downloads_have_system_es_addresses(tmp_path: Path) -> None:
+    async with beside(f"http://127.0.0.1:{free_port()}", tmp_path) as url:
+        assert (await _get(url + "/v1/lora_adapters"))[0] == 200
+        assert await _get(url + "/v1/jobs") == (200, {"jobs": []})
+        for path in ("/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/v1/download_model"):
+            status, value = await _get(url + path, "POST")
+            assert (status, list(value)) == (400, ["detail"]), path
+
+
+async def test_errors_are_details(tmp_path: Path) -> None:
+    async with beside(f"http://127.0.0.1:{free_port()}", tmp_path) as url:
+        assert await _get(url + "/nothing") == (404, {"detail": "There is nothing at /nothing."})
+        status, value = await _get(url + "/health", "POST")
+        assert (status, list(value)) == (405, ["detail"])
+
+
+def test_the_verb_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
+    port = free_port()
+    process = subprocess.Popen([sys.executable, "-m", "appliance", "sidecar", "-E", "vllm", "-P", str(port), "-H", "127.0.0.1"],
+                               env={"STATE_DIR": str(tmp_path), "PATH": "/usr/bin:/bin"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        for _ in range(300):
+            with contextlib.suppress(OSError):
+                assert get(f"http://127.0.0.1:{port}/health")[0] == 200
+                break
+            assert process.poll() is None
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(0.05)
+        process.terminate()
+        said, _ = process.communicate(timeout=20)
+        assert process.returncode == 0, said
+        assert "stopped" in said
+    finally:
+        process.kill()
+
+
+async def _get(url: str, method: str = "GET") -> tuple[int, Any]:
+    return await asyncio.to_thread(get, url, method)
+
+
+async def _comes_to(url: str, status: int) -> bool:
+    for _ in range(600):
+        if (await _get(url + "/ready"))[0] == status:
+            return True
+        await asyncio.sleep(0.05)
+    return False
+
+
+def _text(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=5) as answer:
+        return str(answer.read().decode())
