@@ -68,7 +68,7 @@ async def test_each_second_has_its_own_allowance_and_says_what_the_last_one_left
     clock, told, stream = FakeClock(), [], asyncio.StreamReader()
     stream.feed_data(b"x\n" * 4000)
     reading = asyncio.create_task(tell_output(stream, told.append, clock.monotonic_s))
-    while not (told and not stream._buffer):
+    while not (told and not stream._buffer and stream._waiter is not None):        # it has told what it may, and waits for more
         await asyncio.sleep(0.001)
     before = len(told)
     clock.advance(1.0)

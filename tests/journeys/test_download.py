@@ -311,10 +311,10 @@ async def test_hundreds_of_megabytes_from_a_real_s3_server_survive_a_kill(tmp_pa
     try:
         host, port = server.get_host_and_port()
         client = boto3.client("s3", endpoint_url=f"http://{host}:{port}", aws_access_key_id="a", aws_secret_access_key="b", region_name="us-east-1")
-        client.create_bucket(Bucket="models")
-        await asyncio.to_thread(client.upload_file, str(sparse(tmp_path / "big", size)), "models", "llama/model.gguf")
+        client.create_bucket(Bucket="weights")     # all such servers of one process share what they hold
+        await asyncio.to_thread(client.upload_file, str(sparse(tmp_path / "big", size)), "weights", "llama/model.gguf")
         environ = {"ENDPOINT": f"http://{host}:{port}", "ACCESS_KEY": "AKIAOURS", "SECRET_KEY": "our-secret-key"}
-        arguments = ("s3://models/llama", "-o", tmp_path / "out", "-w", "2", "--json")
+        arguments = ("s3://weights/llama", "-o", tmp_path / "out", "-w", "2", "--json")
         async with download(*arguments, **environ) as first:
             killed_at = (await first.until(lambda told: told.get("done_bytes", 0) > size // 4))["done_bytes"]
             first.process.kill()
