@@ -93,7 +93,7 @@ def sparse(path: Path, size: int) -> Path:
 async def test_a_killed_download_is_gone_on_with_and_little_is_fetched_twice(tmp_path: Path) -> None:
     out, size = tmp_path / "out", 64 * MIB
     async with Hub({"model.gguf": noise(size), "config.json": b"{}"}) as hub:
-        hub.drip_s = 0.004
+        hub.drip_s = 0.03
         sent_at_kill = []
         for share in (0.25, 0.6):
             async with download("ns/repo", "-o", out, "-w", str(WORKERS), "--json", HF_ENDPOINT=hub.url) as first:
@@ -115,7 +115,7 @@ async def test_a_killed_download_is_gone_on_with_and_little_is_fetched_twice(tmp
 async def test_two_processes_for_one_folder_fetch_once(tmp_path: Path) -> None:
     out, size = tmp_path / "out", 24 * MIB
     async with Hub({"model.gguf": noise(size)}) as hub:
-        hub.drip_s = 0.004
+        hub.drip_s = 0.03
         arguments = ("ns/repo", "-o", out, "-w", "2", "--json")
         async with download(*arguments, HF_ENDPOINT=hub.url) as first, download(*arguments, HF_ENDPOINT=hub.url) as second:
             results = await asyncio.gather(first.result_with_story(), second.result_with_story())
@@ -151,7 +151,7 @@ async def test_the_lock_of_a_dead_process_and_a_forgotten_lock_file_hold_nobody_
 async def test_stopping_leaves_parts_and_says_so(tmp_path: Path, number: signal.Signals, code: int) -> None:
     out, size = tmp_path / "out", 16 * MIB
     async with Hub({"model.gguf": noise(size)}) as hub:
-        hub.drip_s = 0.01
+        hub.drip_s = 0.08
         async with download("ns/repo", "-o", out, "--json", HF_ENDPOINT=hub.url) as first:
             await first.until(lambda told: told.get("done_bytes", 0) > size // 2)
             first.process.send_signal(number)
