@@ -8,7 +8,7 @@ from tests.image.box import docker
 
 LOOK = r"""
 import json, os, re, sys
-bad, key = [], re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----\s+[A-Za-z0-9+/=]{40}|://[^/\s:@]+:[^/\s:@]+@")
+bad, key = [], re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----\s+[A-Za-z0-9+/=]{40}|://(?:(?![/:@])[!-~])+:(?:(?![/:@])[!-~])+@")     # printable: compiled code has any bytes
 for top in ("/opt", "/etc", "/root", "/home", "/usr/local", "/srv", "/var/lib/appliance", "/tmp"):
     for folder, _, names in os.walk(top):
         for name in names:
