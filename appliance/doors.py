@@ -4,6 +4,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from appliance.control.parts import ControlParts
+from appliance.engines.managed import Managed
 from appliance.engines.overview import Overview
 from appliance.engines.scrape import Engine, Following, Scraper
 from appliance.engines.server import Server as EngineServer
@@ -47,7 +48,8 @@ def build_front(house: "Appliance", access_log: AccessLog) -> Server:
 
 
 def sidecar_table(house: "Appliance") -> list[Route]:
-    """Give the addresses of SIDECAR_PORT: they are about the server that SIDECAR_BACKEND names, else about the first."""
+    """Give the addresses of SIDECAR_PORT: they are about the server that SIDECAR_BACKEND names, else about the first,
+    else about the models that run here."""
     def server() -> EngineServer | None:
         wanted = house.settings.front.sidecar_backend
         servers = (one for one in house.router.backends() if isinstance(one, EngineServer))
@@ -55,11 +57,13 @@ def sidecar_table(house: "Appliance") -> list[Route]:
 
     def engine() -> Engine | None:
         found = server()
+        if found is None:           # models of our own: the first that is loaded
+            found = next((one for backend in house.router.backends() if isinstance(backend, Managed) for _, _, one in backend.runners()), None)
         return Engine(found.spec.url, found.kind, tuple(found.headers.items()), found.ssl) if found else None
 
     def state() -> BackendState | None:
         found = server()
-        return found.state() if found else None
+        return found.state() if found else next((one for one in house.router.states() if one.kind == "managed"), None)
 
     def adapters() -> tuple[tuple[str, ...] | None, int]:
         found = server()

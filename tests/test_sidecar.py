@@ -16,6 +16,7 @@ import pytest
 from appliance.base.settings import BadSettings
 from appliance.sidecar import Options, parse, running, settings_of
 from tests.journeys.llama_servers import Llama
+from tests.journeys.model_tables import Managed
 from tests.journeys.running import free_port
 
 
@@ -147,3 +148,16 @@ async def _comes_to(url: str, status: int) -> bool:
 def _text(url: str) -> str:
     with urllib.request.urlopen(url, timeout=5) as answer:
         return str(answer.read().decode())
+
+
+async def test_inside_the_appliance_it_is_about_the_first_server_or_the_models_that_run_here(managed: Managed) -> None:
+    port = free_port()
+    house = await managed("a", variables={"SIDECAR_PORT": str(port)})
+    url = f"http://127.0.0.1:{port}"
+    status, value = await _get(url + "/ready")
+    assert (status, value["engine"]["kind"], value["engine"]["models"]) == (200, "managed", ["a"])
+    assert (await _get(url + "/metrics"))[0] == 502             # nothing is loaded
+    await house.said("a")
+    assert "kthena:generation_tokens_total" in await asyncio.to_thread(_text, url + "/metrics")
+    row = (await _get(house.running.v1 + "/models"))[1]["data"][0]
+    assert (row["n_ctx"], row["max_model_len"]) == (8192, 4096)         # of two slots

@@ -95,7 +95,7 @@ class Managed(Books):
             created_s = int(self._clock.now_s())
             self._served = {}
             for alias, entry in self.manager.entries.items():
-                card = ModelCard(alias, created_s, "user", alias, context_tokens=entry.model.params.n_ctx)
+                card = ModelCard(alias, created_s, "user", alias, context_tokens=entry.model.params.n_ctx // max(1, entry.slots))     # a slot
                 self._served[alias] = Served(card, alias)
             self._served = self.held.laid_over(self._served)
             self._made_of = (id(catalogue), self.held.version)
@@ -221,7 +221,8 @@ class Managed(Books):
     def _server(self, live: Live) -> RunnerServer:
         server = self._servers.get(live.serial)
         if server is None:
-            card = ModelCard(live.alias, int(live.started_at_s), "user", live.alias, context_tokens=live.model.params.n_ctx)
+            card = ModelCard(live.alias, int(live.started_at_s), "user", live.alias,
+                             context_tokens=live.model.params.n_ctx // max(1, live.slots))
             server = self._servers[live.serial] = RunnerServer(live, card, settings=self._settings, wire=self._wire, clock=self._clock,
                                                                metrics=self._metrics)
         return server

@@ -169,8 +169,6 @@ def _model(card: ModelCard) -> dict[str, Any]:
     row: dict[str, Any] = {"id": card.id, "object": "model", "created": card.created_s, "owned_by": card.owned_by}
     if card.context_tokens:
         row["max_model_len"] = card.context_tokens
-        if card.owned_by == "user":         # of the model table: system D's field
-            row["n_ctx"] = card.context_tokens
     if card.parent:
         row["parent"] = card.parent
     return row
