@@ -97,15 +97,17 @@ class StandinLoader:
         live.port = self.engines.pop(0) if self.engines else next(port for port in range(9000, 9999) if port not in self.ports)
         self.ports[live.port] = live.serial
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.loading[live.serial] = (live, future)
         process: Any = StandinProcess(Path(f"/nowhere/{live.alias}.log"))
         live.process = process
         try:
+            if live.is_told_to_go:
+                raise LoadFailed("it was told to go before it was started")
+            self.loading[live.serial] = (live, future)
             await future
             if process.exited.is_set():
                 raise LoadFailed("it was stopped in the moment when it was ready")
             self.running[live.serial] = live
-        except LoadFailed:
+        except BaseException:
             self.free(live)
             raise
         finally:
