@@ -1,5 +1,5 @@
 """Ground floor: tools any room may use; knows none of our business words.
 
-settings (machinery) · errors (Kind, ApplianceError) · logs · lines (the ring that control tails) · clock · tasks · watch · jsons
+settings (machinery) · errors (Kind, ApplianceError) · logs · lines (the ring that control tails) · clock · tasks · watch · jsons · files
 wire, wire_connection (the pooled upstream connection of the hot path) · metrics (all families)
 """

@@ -26,6 +26,7 @@ from appliance.engines.backends.demo import DemoBackend
 from appliance.engines.backends.hosted import HostedBackend
 from appliance.engines.dispatch import Pool
 from appliance.engines.health import Looker
+from appliance.engines.kept import keep
 from appliance.engines.managed import Managed
 from appliance.engines.router import Router
 from appliance.engines.server import Server
@@ -64,19 +65,7 @@ class Changes:
 
         Raises  Conflict: the folder cannot be written
         """
-        data = jsons.dumps({"added": self.added, "removed": self.removed, "drained": self.drained, "strategies": self.strategies})
-        partial = path.with_suffix(".new")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-        except OSError as exc:
-            raise Conflict(f"The change is in force, but cannot be kept for a restart: {exc.strerror or exc} ({path.parent}).",
-                           code="not_persisted") from None
+        keep(path, {"added": self.added, "removed": self.removed, "drained": self.drained, "strategies": self.strategies})
 
 
 class Fleet:

@@ -1,13 +1,12 @@
 """The declared adapters in one file of the state folder: what was asked for is there again after a restart."""
 
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from appliance.base import jsons
-from appliance.base.errors import Conflict
 from appliance.base.logs import get_logger
+from appliance.engines.kept import keep
 from appliance.engines.lora_plan import Adapter
 
 log = get_logger("lora")
@@ -39,14 +38,4 @@ def write(path: Path, adapters: dict[str, Adapter]) -> None:
 
     Raises  Conflict: the folder cannot be written
     """
-    partial = path.with_suffix(".new")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            file.write(jsons.dumps({"adapters": [asdict(adapter) for adapter in adapters.values()]}))
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as exc:
-        raise Conflict(f"The change is in force, but cannot be kept for a restart: {exc.strerror or exc} ({path.parent}).",
-                       code="not_persisted") from None
+    keep(path, {"adapters": [asdict(adapter) for adapter in adapters.values()]})

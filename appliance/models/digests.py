@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from appliance.base import jsons
+from appliance.base.files import OPEN_MODE, put
 from appliance.base.logs import get_logger
 from appliance.base.tasks import Tasks
 
@@ -95,11 +96,8 @@ class Digests:
         """Write what is kept, whole or not at all, less the files that are gone; give what remains."""
         kept = {path: row for path, row in kept.items() if os.path.exists(path)}
         if self._path is not None:
-            partial = self._path.with_suffix(".new")
             try:
-                self._path.parent.mkdir(parents=True, exist_ok=True)
-                partial.write_bytes(jsons.dumps(kept))
-                partial.replace(self._path)
+                put(self._path, jsons.dumps(kept), mode=OPEN_MODE, is_synced=False)
             except OSError as exc:
                 log.warning("digests_not_kept", path=str(self._path), reason=exc.strerror or str(exc))
         return kept

@@ -1,11 +1,11 @@
 """The file of the state folder in which download jobs outlast a restart. Written whole or not at all, for the owner's eyes only."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from appliance.base import jsons
+from appliance.base.files import put
 from appliance.base.logs import get_logger
 from appliance.models.job import Job, as_row, from_row
 
@@ -32,21 +32,9 @@ def _read(row: Any, path: Path) -> Job | None:
         return None
 
 
-def write_private(path: Path, value: Any) -> None:
-    """Put one JSON value in a file's place, mode 0600 (blocks). Raises OSError."""
-    partial = path.with_name(f".{path.name}.new")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(jsons.dumps(value))
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-
-
 def write_jobs(path: Path, jobs: Sequence[Job]) -> None:
     """Keep the jobs; a folder that cannot be written is told of, and the jobs go on (blocks)."""
     try:
-        write_private(path, {"jobs": [as_row(job) for job in jobs]})
+        put(path, jsons.dumps({"jobs": [as_row(job) for job in jobs]}))
     except OSError as exc:
         log.warning("jobs_not_written", path=str(path), reason=str(exc), remedy="Make the folder writable; until then jobs are lost at a restart.")

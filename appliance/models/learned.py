@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from appliance.base import jsons
+from appliance.base.files import OPEN_MODE, put
 from appliance.base.logs import get_logger
 
 log = get_logger("models")
@@ -53,10 +54,7 @@ class Lessons:
             return
         rows: dict[str, Any] = {key: [round(one.load_s, 3), one.memory_bytes, one.loads] for key, one in list(self._lessons.items())[-MOST_KEPT:]}
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            partial = self._path.with_suffix(".new")
-            partial.write_bytes(jsons.dumps(rows))
-            partial.replace(self._path)
+            put(self._path, jsons.dumps(rows), mode=OPEN_MODE, is_synced=False)
         except OSError as exc:
             log.warning("lessons_not_written", path=str(self._path), reason=str(exc))
 

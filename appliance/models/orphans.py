@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from appliance.base import jsons
+from appliance.base.files import OPEN_MODE, put
 from appliance.base.logs import get_logger
 
 log = get_logger("orphans")
@@ -29,10 +30,7 @@ class Records:
         value = {"pid": pid, "ticks": started_ticks(pid), "boot": _boot(), "command": command, "alias": alias, "port": port,
                  "owner": os.getpid(), "owner_ticks": started_ticks(os.getpid())}
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            partial = self._folder / f"{pid}.new"
-            partial.write_bytes(jsons.dumps(value))
-            partial.replace(self._folder / f"{pid}.json")
+            put(self._folder / f"{pid}.json", jsons.dumps(value), mode=OPEN_MODE, is_synced=False)
         except OSError as exc:
             log.warning("record_not_written", pid=pid, reason=str(exc))
 

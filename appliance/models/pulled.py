@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from appliance.base import jsons
-from appliance.models.jobs_file import write_private
+from appliance.base.files import put
 
 INDEX = "pulled.json"
 
@@ -68,6 +68,6 @@ def _change(home: Path, change: Callable[[dict[str, Pulled]], Any]) -> None:
     def inside(path: Path | None) -> str | None:
         return path.relative_to(home).as_posix() if path else None
 
-    write_private(home / INDEX, {"models": {
+    put(home / INDEX, jsons.dumps({"models": {
         one.alias: {"source": one.source, "folder": inside(one.folder), "path": inside(one.path), "mmproj_path": inside(one.mmproj_path),
-                    "pulled_at_s": one.pulled_at_s} for one in models.values()}})
+                    "pulled_at_s": one.pulled_at_s} for one in models.values()}}))

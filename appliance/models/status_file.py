@@ -5,13 +5,13 @@ Source: system D, `model_status.json`.
 """
 
 import asyncio
-import os
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 from appliance.base import jsons
+from appliance.base.files import OPEN_MODE, put
 from appliance.base.logs import get_logger
 from appliance.base.tasks import Tasks
 from appliance.models.status import as_file
@@ -56,14 +56,8 @@ class StatusFile:
         """Put `text` in the file's place. A folder that cannot be written is told once, until it can be again."""
         if text == self._written:       # asked here and not before: a write may still have been on its way then
             return
-        draft = self.path.with_name(f".{self.path.name}.draft")
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with draft.open("wb") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            draft.replace(self.path)
+            put(self.path, text, mode=OPEN_MODE)
         except OSError as exc:
             if not self._has_warned:
                 log.warning("status_file_unwritable", path=str(self.path), reason=str(exc),

@@ -98,7 +98,7 @@ async def test_a_folder_that_cannot_be_written_is_told_once_and_stops_nothing(tm
 
 async def test_a_slow_disk_does_not_hold_up_the_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     is_free = threading.Event()
-    monkeypatch.setattr("appliance.models.status_file.os.fsync", lambda _: is_free.wait(10))
+    monkeypatch.setattr("appliance.base.files.os.fsync", lambda _: is_free.wait(10))
     file = StatusFile(BoardOfValues(off("a")), tmp_path / FILE_NAME)
     writing = asyncio.create_task(file.write())
     await asyncio.sleep(0.05)

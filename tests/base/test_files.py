@@ -1,0 +1,122 @@
+"""Files that are written whole or not at all: their content, their mode, and what a failure leaves behind."""
+
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from appliance.base.files import OPEN_MODE, put
+
+
+@pytest.fixture
+def umask() -> Iterator[None]:
+    former = os.umask(0o022)
+    yield
+    os.umask(former)
+
+
+def everything_in(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+@pytest.mark.parametrize(("mode", "becomes"), [(0o600, 0o600), (0o640, 0o640), (OPEN_MODE, 0o644)])
+@pytest.mark.parametrize("is_synced", [True, False])
+def test_a_file_is_put_in_its_place(tmp_path: Path, umask: None, mode: int, becomes: int, is_synced: bool) -> None:
+    path = tmp_path / "some" / "folder" / "a.json"
+    for data in (b"first", b"", b"a longer one"):
+        put(path, data, mode=mode, is_synced=is_synced)
+        assert everything_in(path.parent) == {"a.json": data}
+        assert path.stat().st_mode & 0o777 == becomes
+
+
+def test_the_mode_is_the_new_files(tmp_path: Path, umask: None) -> None:
+    path = tmp_path / "a.json"
+    path.write_bytes(b"for all eyes")
+    put(path, b"secret")
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("is_synced", [True, False])
+def test_only_what_must_last_waits_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_synced: bool) -> None:
+    path, at_sync = tmp_path / "a.json", []
+    monkeypatch.setattr("appliance.base.files.os.fsync", lambda descriptor: at_sync.append((os.fstat(descriptor).st_size, path.exists())))
+    put(path, b"seven b", is_synced=is_synced)
+    assert at_sync == ([(7, False)] if is_synced else [])       # all bytes, and before anybody sees the name
+
+
+def test_what_a_killed_writer_left_is_written_over(tmp_path: Path) -> None:
+    (tmp_path / ".a.json.new").write_bytes(b"a half, longer than what comes")
+    put(tmp_path / "a.json", b"whole")
+    assert everything_in(tmp_path) == {"a.json": b"whole"}
+
+
+class FullDisk:
+    """A file of a disk that takes five bytes more."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def __enter__(self) -> "FullDisk":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def write(self, data: bytes) -> int:
+        self._file.write(data[:5])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def no_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = os.fdopen
+    monkeypatch.setattr("appliance.base.files.os.fdopen", lambda *given: FullDisk(whole(*given)))
+
+
+def no_sync(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr("appliance.base.files.os.fsync", refuse)
+
+
+def no_rename(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: Path, target: Path) -> Path:
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), str(target))
+
+    monkeypatch.setattr(Path, "replace", refuse)
+
+
+def broken_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("appliance.base.files.os.fsync", refuse)
+
+
+@pytest.mark.parametrize(("fail", "raised"), [(no_write, OSError), (no_sync, OSError), (no_rename, OSError), (broken_off, KeyboardInterrupt)])
+@pytest.mark.parametrize("former", [b"what stood there", None])
+def test_a_failure_leaves_what_stood_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fail: Any, raised: type[BaseException],
+                                           former: bytes | None) -> None:
+    path = tmp_path / "a.json"
+    if former is not None:
+        path.write_bytes(former)
+    fail(monkeypatch)
+    with pytest.raises(raised):
+        put(path, b"what should stand there")
+    assert everything_in(tmp_path) == ({"a.json": former} if former is not None else {})
+
+
+def test_a_folder_that_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"a file where a folder should be")
+    for path in (tmp_path / "a" / "b.json", tmp_path / "a" / "b" / "c.json"):
+        with pytest.raises(OSError, match="a"):
+            put(path, b"x")
+    (tmp_path / "b.json" / "inside").mkdir(parents=True)
+    with pytest.raises(OSError, match=r"b\.json"):
+        put(tmp_path / "b.json", b"a folder stands in its place")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b.json"]
+    with pytest.raises(OSError):        # noqa: PT011 - whichever the machine gives: of a file system that takes no files
+        put(Path("/proc/none.json"), b"x")
