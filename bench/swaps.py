@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from appliance.models.scheduler import (
-    RAM,
     Close,
     Demand,
     Facts,
@@ -36,6 +35,7 @@ from appliance.models.scheduler import (
     fitting,
     next_step,
 )
+from appliance.models.views import RAM
 from bench.traces import STOP_S, TRACES, Job, Trace
 
 PATIENCE_S = 300.0          # queue_timeout_sec

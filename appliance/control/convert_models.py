@@ -26,7 +26,7 @@ def to_model(view: ModelView, waiting: Mapping[str, int] | None = None) -> pb.Mo
         updated_at=to_timestamp(view.updated_at_s or None), load_progress_percent=view.load_progress, expected_in_s=view.expected_in_s,
         error_message=sendable(view.error_message), attempts=view.attempts, is_pinned=view.is_pinned, is_warm=view.is_warm,
         size_bytes=view.size_bytes, estimate_bytes=view.estimate_bytes, memory_bytes=view.memory_bytes, average_bytes=view.average_bytes,
-        load_s=view.load_s, loads=view.loads, active=sum(runner.active for runner in view.runners),
+        load_s=view.load_s, loads=view.loads, active=view.active,
         queue_length=(waiting or {}).get(view.alias, 0), runners=[_to_runner(runner) for runner in view.runners])
 
 

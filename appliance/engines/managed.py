@@ -242,7 +242,7 @@ class Managed(Books):
         loaded = sum(view.status == "ready" for view in views)
         return BackendState(NAME, self.kind, True, f"{loaded} of {len(views)} models loaded", (), tuple(view.alias for view in views), self.in_flight,
                             pool=NAME, waiting=float(sum(queue.queue_length for queue in self.manager.queues())),
-                            running=float(sum(runner.active for view in views for runner in view.runners)), chosen_total=self.member.total,
+                            running=float(sum(view.active for view in views)), chosen_total=self.member.total,
                             mean_s=self.member.mean_s, last_s=self.member.last_s, last_used_at_s=self.member.last_used_s, origin="managed")
 
     def measure(self) -> None:

@@ -9,10 +9,7 @@ from typing import Any
 
 from appliance.base.clock import rfc3339
 from appliance.models.status import MEBIBYTE, at, gigabytes, megabytes
-from appliance.models.views import Board, DeviceView, HealthView, ModelView, QueueView, Telling
-
-RAM = -1                # the index of system RAM among the devices
-
+from appliance.models.views import RAM, Board, DeviceView, HealthView, ModelView, QueueView, Telling
 
 # ---- memory
 

@@ -46,7 +46,7 @@ def _gpu(board: Board) -> dict[str, Any]:
 def _row(view: ModelView, queue: QueueView | None, recent: list[Telling]) -> dict[str, Any]:
     return {
         "alias": view.alias, "status": view.status, "port": view.port, "vram_mb": megabytes(view.memory_bytes),
-        "queue_depth": queue.queue_length if queue else 0, "active_requests": _active(view), "requests_1m": len(recent),
+        "queue_depth": queue.queue_length if queue else 0, "active_requests": view.active, "requests_1m": len(recent),
         "errors_1m": _errors(recent), "avg_latency_ms": _milliseconds(fmean(one.seconds for one in recent)) if recent else 0.0,
         "tokens_1m": sum(one.completion_tokens for one in recent)}
 
@@ -56,10 +56,6 @@ def _totals(recent: list[Telling]) -> dict[str, Any]:
     return {"requests": len(recent), "errors": errors, "error_rate_percent": share(errors, len(recent)),
             "avg_latency_ms": _milliseconds(fmean(one.seconds for one in recent)) if recent else 0.0,
             "tokens": sum(one.completion_tokens for one in recent), "requests_per_minute": len(recent)}
-
-
-def _active(view: ModelView) -> int:
-    return sum(runner.active for runner in view.runners)
 
 
 def _errors(tellings: list[Telling]) -> int:

@@ -10,8 +10,8 @@ from appliance.models.command import BadCommand, Flags, command_line, is_lockabl
 from appliance.models.estimate import MIB, memory_of
 from appliance.models.gguf import BadGguf, Header, parts_of, read_header, size_of
 from appliance.models.loading import look_at_program
+from appliance.models.settings import FIRST_PORT
 
-FIRST_PORT = 8085           # the lowest of those that runners are given
 DRAFT_TOKENS = 128          # by which llama.cpp lets the vocabularies of a model and of its draft differ
 
 

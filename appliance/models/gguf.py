@@ -28,7 +28,7 @@ FILE_TYPES = {0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9:
               31: "IQ1_M", 32: "BF16", 36: "TQ1_0", 37: "TQ2_0", 38: "MXFP4"}
 
 
-_PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<ending>\.gguf)", re.IGNORECASE)
+PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<ending>\.gguf)", re.IGNORECASE)
 _RANK = 4                   # LLAMA_POOLING_TYPE_RANK: it pools to a score
 
 
@@ -111,7 +111,7 @@ class Header:
 
 def parts_of(path: Path) -> list[Path]:
     """Give all files of a model: itself, or where its name says `-00001-of-00003`, all parts in their order, there or not."""
-    found = _PART.fullmatch(path.name)
+    found = PART.fullmatch(path.name)
     if not found:
         return [path]
     return [path.with_name(f"{found['stem']}-{number:05}-of-{found['count']}{found['ending']}") for number in range(1, int(found["count"]) + 1)]
@@ -119,7 +119,7 @@ def parts_of(path: Path) -> list[Path]:
 
 def stem_of(path: Path) -> str:
     """Give a file's name without its ending, and without `-00001-of-00003`."""
-    found = _PART.fullmatch(path.name)
+    found = PART.fullmatch(path.name)
     return found["stem"] if found else path.stem
 
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 MIB = 1 << 20
-RAM = -1                        # the index of system memory among devices
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,12 +17,10 @@ from appliance.models.files import look_at_file
 from appliance.models.learned import Lessons
 from appliance.models.loading import Loader
 from appliance.models.process import LoadFailed, memory_bytes
-from appliance.models.scheduler import RAM
-from appliance.models.views import Counts, DeviceView, ModelView, Telling
+from appliance.models.views import KEPT_TELLINGS, RAM, Counts, DeviceView, ModelView, Telling
 from appliance.models.vram import Memory, SystemMemory, wait_back
 
 log = get_logger("models")
-KEPT_TELLINGS = 1000
 BACK_OFF_S = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)      # of a model after its first, second … failure in a row
 CAUTION = 1.05                                          # of a need that was measured
 

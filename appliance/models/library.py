@@ -4,7 +4,6 @@ All reading is done in threads; who asks waits for a header, never for a digest 
 """
 
 import asyncio
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,11 +14,10 @@ from appliance.base.tasks import Tasks
 from appliance.models.catalogue import Model, Params
 from appliance.models.details import Details, details_of
 from appliance.models.digests import Digests, FileState
-from appliance.models.gguf import BadGguf, count_parameters, read_header
+from appliance.models.gguf import BadGguf, count_parameters, parts_of, read_header
 
 PATIENCE_S = 2.0            # that one question waits for digests: some 3 GB
 EVERYTHING = 1 << 40        # elements: longer than any list
-_FIRST_PART = re.compile(r"(?P<stem>.+)-00001-of-(?P<count>\d{5})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,15 +81,6 @@ class Library:
     async def _with_digests(self, found: list[_Kept]) -> list[Details]:
         await self._digests.want([kept.files for kept in found], wait_s=self._patience_s)
         return [replace(kept.details, digest=self._digests.known(kept.files)) for kept in found]
-
-
-def parts_of(path: Path) -> list[Path]:
-    """Name all the parts of a model's file; most have one."""
-    found = _FIRST_PART.fullmatch(path.stem)
-    if found is None:
-        return [path]
-    count = int(found["count"])
-    return [path.with_name(f"{found['stem']}-{number:05}-of-{found['count']}{path.suffix}") for number in range(1, count + 1)]
 
 
 def _look_at_each(models: list[Model], kept: Mapping[str, _Kept]) -> dict[str, _Kept]:

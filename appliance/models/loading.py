@@ -16,6 +16,7 @@ from appliance.models.command import Flags, command_line
 from appliance.models.entry import Entry, Live
 from appliance.models.orphans import Records
 from appliance.models.process import LoadFailed, Process, StopTimes, environment, free_port, log_name
+from appliance.models.settings import FIRST_PORT, LAST_PORT
 
 log = get_logger("models")
 HELP_S = 20.0
@@ -57,8 +58,8 @@ class Loader:
     environ: Mapping[str, str] = field(repr=False)
     tasks: Tasks
     wire: Wire
-    first_port: int = 8085
-    last_port: int = 8584
+    first_port: int = FIRST_PORT
+    last_port: int = LAST_PORT
     times: StopTimes = field(default_factory=StopTimes)
     program: Program = field(default_factory=lambda: Program("", Flags(frozenset(), False), "it was not looked at yet"))
     _ports: dict[int, int] = field(default_factory=dict)        # port → whose it is (Live.serial)

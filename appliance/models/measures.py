@@ -10,10 +10,9 @@ from typing import Any
 
 from appliance.base.clock import rfc3339
 from appliance.base.metrics_models import RouterMetrics
-from appliance.models.views import Board, DeviceView, ModelView, QueueView, Telling
+from appliance.models.views import KEPT_TELLINGS, Board, DeviceView, ModelView, QueueView, Telling
 
 WINDOW_S = 300.0            # of the report
-KEPT_TELLINGS = 1000        # Board.telemetry() gives no more
 MIB, GIB = 1 << 20, 1 << 30
 STATUS_NUMBERS = {"off": 0, "stopping": 0, "starting": 1, "loading": 1, "ready": 2, "crashed": 3, "failed": 3}
 
@@ -61,7 +60,7 @@ def measure(board: Board, metrics: RouterMetrics, now_s: float) -> None:
     queued = {queue.alias: queue.queue_length for queue in board.queues()}
     times = _times_by_model(board.telemetry())
     for model in models:
-        metrics.active.labels(model.alias).set(_active(model))
+        metrics.active.labels(model.alias).set(model.active)
         metrics.queue_depth.labels(model.alias).set(queued.get(model.alias, 0))
         metrics.model_vram.labels(model.alias).set(model.memory_bytes)
         metrics.model_status.labels(model.alias).set(STATUS_NUMBERS[model.status])
@@ -142,7 +141,7 @@ def _totals(inside: Sequence[Telling], covered_s: float, rows: Sequence[dict[str
 def _model_row(model: ModelView, queue: QueueView | None, told: Sequence[Telling], covered_s: float) -> dict[str, Any]:
     line = queue or QueueView(model.alias, 0, 0, 0, 0, 0)
     return {"alias": model.alias, "status": model.status, "port": model.port, "vram": {"used_mb": round(model.memory_bytes / MIB, 2)},
-            "active_requests": _active(model),
+            "active_requests": model.active,
             "queue": {"current_depth": line.queue_length, "total_requests": line.total_requests, "total_processed": line.total_processed,
                       "total_rejected": line.total_rejected},
             **_happened(told, covered_s)}
@@ -178,10 +177,6 @@ def _times_by_model(told: Sequence[Telling]) -> dict[str, list[float]]:
     """Give each model's durations, ascending."""
     ordered = sorted(told, key=lambda one: (one.alias, one.seconds))
     return {alias: [one.seconds for one in each] for alias, each in groupby(ordered, key=lambda one: one.alias)}
-
-
-def _active(model: ModelView) -> int:
-    return sum(runner.active for runner in model.runners)
 
 
 def _label(device: DeviceView) -> str:

@@ -79,12 +79,13 @@ def survivors(record: dict[str, Any]) -> list[int]:
         return []
     arguments = command[1:]
     # Of the command the program may be another: a script, or what it became.
-    return [one for one in family_of(pid) if command_of(one)[-len(arguments):] == arguments
+    return [one for one in session_of(pid) if command_of(one)[-len(arguments):] == arguments
             and (started_ticks(one) == ticks if one == pid else (started_ticks(one) or 0) >= ticks)]
 
 
-def family_of(pid: int) -> list[int]:
-    """Give a process that leads a session of its own, as each llama-server of ours does, and all of that session: what it started.
+def session_of(pid: int) -> list[int]:
+    """Give a process that leads a session of its own, as each llama-server of ours does, and all of that session: what it started, also what
+    lives on where its parent has ended (system_memory.descendants_of would not find that).
 
     Raises  OSError: the kernel does not tell (no /proc)
     """

@@ -18,10 +18,9 @@ from typing import Literal
 from appliance.base.logs import get_logger
 from appliance.base.tasks import Tasks
 from appliance.base.wire import Target, Wire, WireError
-from appliance.models.orphans import family_of
+from appliance.models.orphans import session_of
 
 log = get_logger("runner")
-FIRST_PORT, LAST_PORT = 8085, 8584
 LEAST_PAUSE_S, MOST_PAUSE_S = 0.01, 0.25        # between looks at the health of one that loads
 LOOK_S = 2.0
 KEPT_LOGS = 3
@@ -54,7 +53,7 @@ class StopTimes:
     kill_s: float = 5.0
 
 
-def free_port(taken: Container[int], first: int = FIRST_PORT, last: int = LAST_PORT) -> int:
+def free_port(taken: Container[int], first: int, last: int) -> int:
     """Give the lowest port on loopback that nobody listens on.
 
     Raises  LoadFailed: all are taken
@@ -253,7 +252,7 @@ def owner_of(port: int, pid: int) -> Literal["ours", "shared", "foreign"]:
     try:
         with open("/proc/net/tcp") as file:
             links = {f"socket:[{fields[9]}]" for fields in map(str.split, file) if fields[1] == wanted and fields[3] == "0A"}
-        held = {link for one in family_of(pid) for link in _sockets(one)}
+        held = {link for one in session_of(pid) for link in _sockets(one)}
     except OSError:
         return "ours"
     return "foreign" if not links & held else "ours" if links <= held else "shared"

@@ -11,6 +11,7 @@ from pathlib import PurePosixPath
 
 from appliance.base.errors import Invalid, NotFound
 from appliance.models.fetching import Offered
+from appliance.models.gguf import PART
 
 HOSTS = ("hf.co", "huggingface.co")
 PREFERRED = "Q4_K_M"
@@ -18,7 +19,6 @@ MOST_NAMED = 20
 _PIECE = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
 _NAME = re.compile(rf"(?P<repository>{_PIECE}/{_PIECE})(?::(?P<tag>[A-Za-z0-9][A-Za-z0-9._+-]{{0,127}}))?")
 _HEAD = re.compile(rf"(?:https?://)?(?P<host>{'|'.join(map(re.escape, HOSTS))})/|(?P<scheme>hf)://", re.IGNORECASE)
-_PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.IGNORECASE)
 _AWKWARD = re.compile(r"[*?\[\],]|\.\.|^/")        # in a path: it could not be told from a pattern, or leads astray
 
 
@@ -105,7 +105,7 @@ def _groups(offered: Iterable[Offered]) -> dict[str, list[Offered]]:
     for file in sorted(offered, key=lambda one: one.path):
         if not file.path.lower().endswith(".gguf") or _AWKWARD.search(file.path):
             continue
-        part = _PART.fullmatch(file.path)
+        part = PART.fullmatch(file.path)
         stem = part["stem"] if part else file.path[:-len(".gguf")]
         groups.setdefault(stem, []).append(file)
         counts[stem] = int(part["count"]) if part else 1

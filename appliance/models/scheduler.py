@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 
 from appliance.models.house import (
     MIB,
-    RAM,
     Close,
     Facts,
     House,
@@ -36,7 +35,7 @@ from appliance.models.house import (
 )
 from appliance.models.room import Claim, available_bytes, fitting, leaving
 
-__all__ = ["LOADS_FIRST", "MIB", "NO_ROOM", "RAM", "Close", "Demand", "Facts", "House", "Line", "Open", "Refuse", "Resident", "Rules", "Serve",
+__all__ = ["LOADS_FIRST", "MIB", "NO_ROOM", "Close", "Demand", "Facts", "House", "Line", "Open", "Refuse", "Resident", "Rules", "Serve",
            "Start", "Step", "Stop", "Wait", "due_s", "fitting", "free_slot", "lingers_s", "loss", "next_step", "stay_s", "waited_s"]
 
 NO_ROOM = "there is no room for it"

@@ -7,6 +7,7 @@ from pydantic import Field, SecretStr
 
 from appliance.base.settings import CommaList, RoomSettings, Switch
 
+FIRST_PORT, LAST_PORT = 8085, 8584       # of those that llama-servers of ours are given, where nothing else is said
 RELOAD: dict[str, Any] = {"reload": True}
 
 
@@ -26,8 +27,8 @@ class ModelSettings(RoomSettings):
                                      "before a place is cleared for theirs; 0 = at once, as soon as running answers have ended",
                                      json_schema_extra=RELOAD)
     model_look_s: float = Field(30.0, gt=0, le=3600, description="Seconds between two looks at the health of each loaded model")
-    model_first_port: int = Field(8085, ge=1024, le=65_535, description="Lowest port on loopback that a llama-server of ours is given")
-    model_last_port: int = Field(8584, ge=1024, le=65_535, description="Highest of them")
+    model_first_port: int = Field(FIRST_PORT, ge=1024, le=65_535, description="Lowest port on loopback that a llama-server of ours is given")
+    model_last_port: int = Field(LAST_PORT, ge=1024, le=65_535, description="Highest of them")
     status_port: int | None = Field(None, ge=1, le=65_535, description="Port that tells the models' status while everything else still "
                                     "starts (`/health`, `/status`, `/status/stream`), such as 8001; empty = none")
     status_host: str = Field("127.0.0.1", description="Address of STATUS_PORT; it asks for no key")

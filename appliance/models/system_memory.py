@@ -10,9 +10,8 @@ from pathlib import Path, PurePosixPath
 
 from appliance.base.errors import Unavailable
 from appliance.base.logs import get_logger
-from appliance.models.views import DeviceView
+from appliance.models.views import RAM, DeviceView
 
-RAM = -1                        # the index of system memory among devices
 PROC = Path("/proc")
 _log = get_logger("models.memory")
 
@@ -61,7 +60,7 @@ class SystemMemory:
         Gives   pages that several share are divided among them (Pss); empty when the process is gone
         Source  proc_pid_smaps(5). The kernel walks all its pages for that: 14 ms a GB were measured where they are small. Not for every second.
         """
-        taken = sum(_resident(self._proc / str(one)) for one in family(pid, self._proc))
+        taken = sum(_resident(self._proc / str(one)) for one in descendants_of(pid, self._proc))
         return {RAM: taken} if taken else {}
 
     def _reading(self) -> DeviceView:
@@ -97,8 +96,11 @@ class SystemMemory:
                 yield root.joinpath(*parts[:count]), names
 
 
-def family(pid: int, proc: Path = PROC) -> list[int]:
-    """Give the process and all that descend from it, itself first (LLAMA_SERVER_PATH may be a script that starts the real one)."""
+def descendants_of(pid: int, proc: Path = PROC) -> list[int]:
+    """Give the process and all that descend from it, itself first (LLAMA_SERVER_PATH may be a script that starts the real one).
+
+    For those that live with us, and quick: orphans.session_of looks at every process, and finds those whose parent is gone, too.
+    """
     found = [pid]
     for one in found:           # grows while we go through it
         found += [child for child in _children(one, proc) if child not in found]

@@ -14,8 +14,8 @@ from appliance.models.errors import ModelFailed, NoMemory, PlacesPinned
 from appliance.models.learned import Lessons
 from appliance.models.loading import Loader
 from appliance.models.readings import Readings
-from appliance.models.scheduler import MIB, NO_ROOM, RAM, Close, House, Open, Refuse, Resident, Rules, Serve, Start, Step, Stop, Wait, next_step
-from appliance.models.views import Telling
+from appliance.models.scheduler import MIB, NO_ROOM, Close, House, Open, Refuse, Resident, Rules, Serve, Start, Step, Stop, Wait, next_step
+from appliance.models.views import RAM, Telling
 from appliance.models.vram import Memory
 
 log = get_logger("models")

@@ -14,6 +14,8 @@ from appliance.models.catalogue import Catalogue
 
 ModelStatus = Literal["off", "starting", "loading", "ready", "stopping", "crashed", "failed"]
 ServerStatus = Literal["initializing", "ready", "shutting_down"]
+RAM = -1                        # the index of system memory among the devices
+KEPT_TELLINGS = 1000            # the latest answers: Board.telemetry() gives no more
 STATUS_WORDS = ("off", "starting", "loading", "ready", "loaded", "standby", "stopping", "crashed", "failed", "unknown")
 
 
@@ -75,6 +77,11 @@ class ModelView:
     load_s: float | None = None         # of the latest load
     loads: int = 0
     runners: tuple[RunnerView, ...] = ()
+
+    @property
+    def active(self) -> int:
+        """Running requests."""
+        return sum(runner.active for runner in self.runners)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,10 +12,10 @@ from typing import Any, Protocol
 
 from appliance.base.errors import Invalid, Unavailable
 from appliance.base.logs import get_logger
-from appliance.models.system_memory import RAM, SystemMemory, family
+from appliance.models.system_memory import SystemMemory, descendants_of
 from appliance.models.views import DeviceView
 
-__all__ = ["RAM", "Memory", "NvmlMemory", "SystemMemory", "memory_of", "wait_back"]
+__all__ = ["Memory", "NvmlMemory", "SystemMemory", "memory_of", "wait_back"]
 
 ENOUGH = 0.9                # of what was expected back: estimates are not exact, and others allocate meanwhile
 POLL_S = 0.1
@@ -69,7 +69,7 @@ class NvmlMemory:
 
     def of_process(self, pid: int) -> dict[int, int]:
         """As Memory says. Inside a container the driver may count processes as the host does, or not show them: then it is empty."""
-        pids = set(family(pid))
+        pids = set(descendants_of(pid))
         taken = {index: sum(used for one, used in self._processes(index).items() if one in pids) for index in self._last}
         return {index: used for index, used in taken.items() if used}
 

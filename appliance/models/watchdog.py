@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from appliance.base.logs import get_logger
 from appliance.models.process import memory_bytes
 from appliance.models.readings import DOWN
-from appliance.models.scheduler import RAM
+from appliance.models.views import RAM
 
 if TYPE_CHECKING:
     from appliance.models.entry import Live

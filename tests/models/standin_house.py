@@ -19,8 +19,7 @@ from appliance.models.entry import Entry, Lease, Live
 from appliance.models.learned import Lessons
 from appliance.models.manager import Manager
 from appliance.models.process import LoadFailed
-from appliance.models.scheduler import RAM
-from appliance.models.views import DeviceView, ModelView
+from appliance.models.views import RAM, DeviceView, ModelView
 
 MIB = 1 << 20
 NEED = 500 * MIB        # of each model: min_vram_required

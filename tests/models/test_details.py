@@ -18,8 +18,8 @@ from appliance.base.tasks import Tasks
 from appliance.models import digests, library
 from appliance.models.catalogue import Model, Params
 from appliance.models.details import capabilities_of, details_of, label_of, number_of, parameters_of, template_of
-from appliance.models.gguf import BadGguf, Count, Header, count_parameters, read_header
-from appliance.models.library import Library, parts_of
+from appliance.models.gguf import BadGguf, Count, Header, count_parameters, parts_of, read_header
+from appliance.models.library import Library
 from tests.models.test_gguf import ARCHITECTURE, made, text
 from tests.tools.tiny_models import TEMPLATE
 

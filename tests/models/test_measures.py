@@ -9,8 +9,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from appliance.base.jsons import dumps, loads
 from appliance.base.metrics import Metrics
-from appliance.models.measures import KEPT_TELLINGS, STATUS_NUMBERS, Measures, measure, percentile, report
-from appliance.models.views import DeviceView, ModelStatus, ModelView, QueueView, RunnerView, Telling
+from appliance.models.measures import STATUS_NUMBERS, Measures, measure, percentile, report
+from appliance.models.views import KEPT_TELLINGS, DeviceView, ModelStatus, ModelView, QueueView, RunnerView, Telling
 
 NOW_S = 1_800_000_000.0
 MIB, GIB = 1 << 20, 1 << 30

@@ -12,7 +12,6 @@ from appliance.models.scheduler import (
     LINGER_COSTS,
     LOADS_FIRST,
     NO_ROOM,
-    RAM,
     STAY_LOADS,
     TURN_COSTS,
     Close,
@@ -36,6 +35,7 @@ from appliance.models.scheduler import (
     next_step,
     stay_s,
 )
+from appliance.models.views import RAM
 
 GIB = 1 << 30
 SWAP_S = 2.0                        # what a swap of two models of a second each costs

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from appliance.models.scheduler import (
-    RAM,
     Close,
     Demand,
     Facts,
@@ -25,6 +24,7 @@ from appliance.models.scheduler import (
     Wait,
     next_step,
 )
+from appliance.models.views import RAM
 
 MOST_STEPS = 200            # of one turn
 EVENTS = 60                 # while requests come

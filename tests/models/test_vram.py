@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from appliance.base.errors import Unavailable
-from appliance.models.system_memory import RAM, family
-from appliance.models.views import DeviceView
+from appliance.models.system_memory import descendants_of
+from appliance.models.views import RAM, DeviceView
 from appliance.models.vram import SystemMemory, memory_of, wait_back
 from tests.tools import fake_nvml
 from tests.tools.fake_nvml import Figures
@@ -395,7 +395,7 @@ def test_what_a_script_started_counts_as_its_own() -> None:
     with subprocess.Popen(["sh", "-c", '"$0" -c "$1"; true', sys.executable, grow], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as script:
         assert script.stdout is not None
         assert script.stdout.readline() == b"ready\n"
-        assert len(family(script.pid)) == 2
+        assert len(descendants_of(script.pid)) == 2
         assert SystemMemory().of_process(script.pid)[RAM] > 64 * MIB
 
 
@@ -412,4 +412,4 @@ def test_where_smaps_are_closed_the_status_tells(machine: Callable[..., SystemMe
 
 def test_without_lists_of_children_parents_are_looked_up(machine: Callable[..., SystemMemory], tmp_path: Path) -> None:
     machine({"proc/7/stat": "7 (sh) S 1 7", "proc/8/stat": "8 (a) b) S 7 7", "proc/9/stat": "9 (c) S 8 7", "proc/10/stat": "10 (d) S 1 7"})
-    assert family(7, tmp_path / "proc") == [7, 8, 9]
+    assert descendants_of(7, tmp_path / "proc") == [7, 8, 9]

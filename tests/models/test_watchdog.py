@@ -6,7 +6,7 @@ import pytest
 
 from appliance.models import watchdog as room
 from appliance.models.learned import Lessons
-from appliance.models.scheduler import RAM
+from appliance.models.views import RAM
 from appliance.models.watchdog import Watchdog
 from tests.models.standin_house import MIB, NEED, Make, StandinHouse, model, settle
 
