@@ -8,8 +8,7 @@ from appliance.control.convert import sendable
 from appliance.control.v1 import control_pb2 as pb
 from appliance.engines.lora_orders import Order, Orders
 from appliance.engines.lora_readings import Row
-
-MOST_WORKERS = 64
+from appliance.models.fetching import DEFAULT_WORKERS, MOST_WORKERS
 
 
 class LoraCalls(Calls):
@@ -21,7 +20,7 @@ class LoraCalls(Calls):
     async def LoadLoraAdapter(self, request: Any, context: Any) -> Any:
         order = Order(
             named(request.name), request.path, request.source, request.output_dir, request.base_model, request.backend, request.pinned,
-            request.partial, int(within("max_workers", request.max_workers or 8, 1, MOST_WORKERS)), dict(request.config))
+            request.partial, int(within("max_workers", request.max_workers or DEFAULT_WORKERS, 1, MOST_WORKERS)), dict(request.config))
         changed = await self._orders().load(order)
         return pb.LoadLoraAdapterResponse(adapter=to_adapter(changed.row))
 

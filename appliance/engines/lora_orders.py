@@ -12,7 +12,7 @@ from appliance.base.tasks import Tasks
 from appliance.engines.lora import Adapters, Changed
 from appliance.engines.lora_plan import Adapter
 from appliance.engines.lora_rules import check_name, check_path, folder_name, shown_source
-from appliance.models.fetching import Downloader, Progress, Wish
+from appliance.models.fetching import DEFAULT_WORKERS, Downloader, Progress, Wish
 
 log = get_logger("lora")
 KEPT_FAILURES = 100
@@ -36,7 +36,7 @@ class Order:
     backend: str = ""
     is_pinned: bool = False
     is_partial: bool = False
-    max_workers: int = 8
+    max_workers: int = DEFAULT_WORKERS
     config: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 

@@ -3,9 +3,10 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 from appliance.base.errors import Forbidden, Invalid
+from appliance.models.fetching import shown
 
 MOST_LETTERS = 128
 ENDINGS = (".gguf", ".bin")
@@ -55,7 +56,7 @@ def shown_source(source: str) -> str:
     parts = urlsplit(source)
     if parts.username or parts.password:
         raise Invalid("Put no credentials into `source`; give them in `config`.", param="source", code="invalid_source")
-    return urlunsplit((parts.scheme, parts.netloc, parts.path, "", "")) if parts.scheme in {"http", "https"} else source
+    return shown(source)
 
 
 def adapter_file(path: Path) -> Path:

@@ -15,6 +15,7 @@ from appliance.front.access import Access
 from appliance.front.body import check_types, read_object
 from appliance.front.call import Answer, Call
 from appliance.front.errors import status_of
+from appliance.models.download_wish import read_config, read_workers
 
 ROUTES: list[tuple[str, str, str, Access]] = [
     ("POST", "/v1/load_lora_adapter", "load", Access.OPERATOR),
@@ -25,7 +26,6 @@ TYPES: dict[str, Any] = {
     "lora_name": str, "lora_path": str, "source": str, "output_dir": str, "base_model": str, "backend": str, "async_download": bool, "partial": bool,
     "pinned": bool, "max_workers": int, "config": (str, dict),
 }
-MOST_WORKERS = 64
 OWN = {*TYPES}                  # of an unload: what is ours and no engine's
 OURS_TO_SAY = {Kind.INVALID, Kind.FORBIDDEN, Kind.NOT_FOUND, Kind.NO_SUCH_MODEL, Kind.CONFLICT, Kind.UNSUPPORTED}
 
@@ -96,35 +96,10 @@ def read_order(body: dict[str, Any]) -> Order:
 
     Raises  Invalid
     """
-    workers = body.get("max_workers")
-    if workers is not None and not 1 <= workers <= MOST_WORKERS:
-        raise Invalid(f"`max_workers` must be from 1 to {MOST_WORKERS}, not {workers}.", param="max_workers", code="out_of_range")
+    workers = read_workers(body.get("max_workers"))
     texts = {key: body.get(key) or "" for key in ("source", "output_dir", "base_model", "backend")}
     return Order(_named(body), body.get("lora_path") or "", **texts, is_pinned=bool(body.get("pinned")), is_partial=bool(body.get("partial")),
-                 max_workers=workers or 8, config=read_config(body.get("config")))
-
-
-def read_config(value: Any) -> dict[str, str]:
-    """Read `config`, a JSON object or the same as a string; its values become texts.
-
-    Raises  Invalid: without a word of what is in it, for it holds credentials
-    """
-    if isinstance(value, str) and value.strip():
-        try:
-            value = jsons.loads(value)
-        except jsons.BadJson:
-            raise Invalid("`config` is no valid JSON.", param="config", code="invalid_json") from None
-    if not value:
-        return {}
-    if not isinstance(value, dict):
-        raise Invalid("`config` must be an object, or one as a JSON string.", param="config", code="invalid_type")
-    found = {}
-    for key, one in value.items():
-        if isinstance(one, (dict, list)):
-            raise Invalid(f"`config.{key[:40]}` must be a text.", param="config", code="invalid_type")
-        if one is not None:
-            found[key] = one if isinstance(one, str) else jsons.dumps_text(one)
-    return found
+                 max_workers=workers, config=read_config(body.get("config")))
 
 
 def _named(body: dict[str, Any]) -> str:

@@ -32,12 +32,10 @@ from appliance.models.download_fetch import Fetching, Job
 from appliance.models.download_part import Part, disk_error
 from appliance.models.download_progress import TELL_S, Meter
 from appliance.models.download_retry import again
-from appliance.models.fetching import Fetched, Flaw, Offered, OnProgress, Wish, shown
+from appliance.models.fetching import MOST_WORKERS, Fetched, Flaw, Offered, OnProgress, Wish, shown
 from appliance.models.settings import ModelSettings
 from appliance.models.sources.contract import Errand, Listing, Patience, Remote, Source
 from appliance.models.sources.table import open_source, split
-
-MOST_WORKERS = 64
 
 
 class DownloadEngine:

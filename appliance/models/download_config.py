@@ -16,7 +16,7 @@ from pydantic import SecretStr
 from appliance.base.errors import Forbidden, Invalid
 from appliance.models.fetching import Wish
 from appliance.models.settings import ModelSettings
-from appliance.models.sources.reach import Folders, Reach
+from appliance.models.sources.reach import FolderReach, Reach
 
 # system E's keys, each with the setting that stands in for it
 FROM_SETTINGS = {"hf_token": "hf_auth_token", "hf_endpoint": "hf_endpoint", "hf_revision": "hf_revision", "ms_token": "ms_token",
@@ -37,9 +37,9 @@ class Rules:
     is_trusted: bool
 
     @property
-    def folders(self) -> Folders:
+    def folders(self) -> FolderReach:
         entries = self.settings.download_allowed_dirs
-        return Folders(None) if self.is_trusted and not entries else Folders.listed(entries)
+        return FolderReach(None) if self.is_trusted and not entries else FolderReach.listed(entries)
 
     def reach_of(self, scheme: str, config: Mapping[str, str]) -> Reach:
         """Give which hosts may be asked: 1. https names any host, so only listed ones   2. the operator's endpoint   3. a caller's: public ones."""
@@ -55,7 +55,7 @@ class Rules:
         """Raises  Invalid, Forbidden: not a folder that downloads may be put in"""
         if not folder.is_absolute() or "\0" in str(folder) or ".." in folder.parts:
             raise Invalid("output_dir must be the absolute path of a folder.", param="output_dir")
-        if self.output_roots is not None and not Folders.listed(self.output_roots).allows(folder):
+        if self.output_roots is not None and not FolderReach.listed(self.output_roots).allows(folder):
             raise Forbidden(f"{folder} is not below a folder that downloads may be put in: DOWNLOAD_DIR, or one of DOWNLOAD_ALLOWED_DIRS.",
                             param="output_dir", code="folder_not_allowed")
 

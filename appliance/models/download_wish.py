@@ -13,10 +13,8 @@ from urllib.parse import parse_qsl, urlsplit
 from appliance.base import jsons
 from appliance.base.errors import Forbidden, Invalid
 from appliance.base.logs import BLANK
-from appliance.models.fetching import Wish
+from appliance.models.fetching import DEFAULT_WORKERS, MOST_WORKERS, Wish, shown
 
-DEFAULT_WORKERS = 8
-MOST_WORKERS = 64
 LONGEST_SOURCE = 2048
 LEAST_SECRET = 4            # characters: a shorter text is too common to be blanked wherever it stands
 # Keys of `config` that may be seen and kept; any other, known or not, is taken for a secret.
@@ -64,10 +62,19 @@ def read_wish(source: str | None, output_dir: str | None, *, folders: Folders, c
             raise Invalid(f"`{name}` is required.", param=name, code="missing_required_parameter")
     assert source is not None
     assert output_dir is not None
-    workers = DEFAULT_WORKERS if max_workers is None else max_workers
+    workers = read_workers(max_workers)
+    return Wish(read_source(source), folders.inside(output_dir), workers, read_config(config))
+
+
+def read_workers(value: int | None) -> int:
+    """Give `max_workers`; None = as usual.
+
+    Raises  Invalid
+    """
+    workers = DEFAULT_WORKERS if value is None else value
     if not 1 <= workers <= MOST_WORKERS:
         raise Invalid(f"`max_workers` must be from 1 to {MOST_WORKERS}, not {workers}.", param="max_workers", code="out_of_range")
-    return Wish(read_source(source), folders.inside(output_dir), workers, read_config(config))
+    return workers
 
 
 def read_source(text: str) -> str:
@@ -90,7 +97,7 @@ def read_source(text: str) -> str:
 
 def default_folder(source: str) -> str:
     """Give the folder, relative to that for downloads, where a source goes that is given none: `hf/ns/repo`."""
-    scheme, _, rest = public_source(source).partition("://")
+    scheme, _, rest = shown(source).partition("://")
     return "/".join([scheme, *(piece for piece in rest.split("/") if piece not in {"", ".", ".."})])
 
 
@@ -132,11 +139,6 @@ def _has_user(address: str) -> bool:
 
 # ---- what may be seen of it
 
-def public_source(source: str) -> str:
-    """Give a source as it may be shown: without what stands behind the ?, where signatures are."""
-    return source.partition("?")[0].partition("#")[0]
-
-
 def public_config(config: Mapping[str, str]) -> dict[str, str]:
     """Give what may be shown and kept of `config`."""
     return {key: value for key, value in config.items() if key in PUBLIC_KEYS}
@@ -144,7 +146,7 @@ def public_config(config: Mapping[str, str]) -> dict[str, str]:
 
 def credentials_of(wish: Wish) -> tuple[str, ...]:
     """Name the credentials that came with a wish, not their values."""
-    signed = (QUERY,) if public_source(wish.source) != wish.source else ()
+    signed = (QUERY,) if shown(wish.source) != wish.source else ()
     return tuple(key for key in wish.config if key not in PUBLIC_KEYS) + signed
 
 

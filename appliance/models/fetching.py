@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Protocol
 from urllib.parse import urlsplit
 
+DEFAULT_WORKERS, MOST_WORKERS = 8, 64
+
 
 @dataclass(frozen=True, slots=True)
 class Wish:
@@ -24,7 +26,7 @@ class Wish:
 
     source: str
     output_dir: Path
-    max_workers: int = 8
+    max_workers: int = DEFAULT_WORKERS
     config: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
@@ -79,14 +81,19 @@ class Lister(Protocol):
 
 
 def shown(source: str) -> str:
-    """Give a source as it may be shown and written down: without user, password and query, which can be a key."""
+    """Give a source as it may be shown and written down: without user, password and query, which can be a key.
+
+    1. a path of this machine: there a question mark is a letter like others    2. an address    3. others, where an @ names a revision
+    """
     try:
         parts = urlsplit(source)
     except ValueError:
         return source.partition("?")[0].rpartition("@")[2]
-    if parts.scheme in {"http", "https"}:
+    if parts.scheme in {"file", "pvc"}:                                                                             # 1
+        return source
+    if parts.scheme in {"http", "https"}:                                                                           # 2
         return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
-    return source
+    return source.partition("?")[0]                                                                                 # 3
 
 
 OnProgress = Callable[[Progress], None]

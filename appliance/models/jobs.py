@@ -20,8 +20,8 @@ from appliance.base.errors import ApplianceError, Conflict, Exhausted, Internal,
 from appliance.base.logs import SECRETS, get_logger
 from appliance.base.tasks import Tasks
 from appliance.base.watch import Watched
-from appliance.models.download_wish import credentials_of, missing_credentials, public_config, public_source, secrets_of, without
-from appliance.models.fetching import Downloader, Fetched, Flaw, Progress, Wish
+from appliance.models.download_wish import credentials_of, missing_credentials, public_config, secrets_of, without
+from appliance.models.fetching import Downloader, Fetched, Flaw, Progress, Wish, shown
 from appliance.models.job import Job, Kind
 from appliance.models.jobs_file import read_jobs, write_jobs
 
@@ -129,7 +129,7 @@ class Jobs:
             return self._joined(same, wish, model, is_kept=is_kept)
         if len(self._going) >= MOST_GOING:
             raise Exhausted(f"{MOST_GOING} downloads run or wait already; try again when some have ended.", code="too_many_jobs", retry_after_s=60)
-        job = Job(f"job_{secrets.token_hex(8)}", public_source(wish.source), wish.output_dir, "queued", self._clock.now_s(), kind,
+        job = Job(f"job_{secrets.token_hex(8)}", shown(wish.source), wish.output_dir, "queued", self._clock.now_s(), kind,
                   max_workers=wish.max_workers, config=public_config(wish.config), needs=credentials_of(wish), model=model)
         self._replace_interrupted(job)
         self._begin(job, wish, is_kept=is_kept)
@@ -248,7 +248,7 @@ class Jobs:
 
     def _same(self, wish: Wish, kind: Kind) -> Job | None:
         """Give the job that goes on and does the same, if there is one."""
-        key = (kind, public_source(wish.source), wish.output_dir)
+        key = (kind, shown(wish.source), wish.output_dir)
         return next((job for job_id in self._going if (job := self._jobs[job_id]) and (job.kind, job.source, job.output_dir) == key), None)
 
     def _joined(self, job: Job, wish: Wish, model: str, *, is_kept: bool) -> Job:

@@ -13,7 +13,7 @@ from appliance.base.errors import Forbidden, UpstreamFailed
 from appliance.engines.lora_orders import Orders
 from appliance.engines.receipts import Receipt
 from appliance.front.call import Call
-from appliance.front.lora import LoraDoor, read_config
+from appliance.front.lora import LoraDoor
 from appliance.models.fetching import Fetched, Flaw, OnProgress, Progress, Wish
 from tests.fakes.lora_engines import LoraEngine
 from tests.journeys.running import Running, until
@@ -156,11 +156,6 @@ async def test_what_is_wrong_with_an_order_is_said_before_anything_is_fetched(ho
     assert (400 <= status < 500, value["error"]["code"]) == (True, code)
     assert "secret" not in str(value)
     assert house.downloads.wishes == []
-
-
-def test_config_may_be_an_object_or_a_text() -> None:
-    assert read_config({"a": "b", "c": None, "d": True}) == {"a": "b", "d": "true"} == read_config('{"a": "b", "d": true}')
-    assert read_config(None) == read_config("") == read_config({}) == read_config("{}") == {}
 
 
 async def test_the_sidecar_gives_the_engines_own_answers(house: House) -> None:

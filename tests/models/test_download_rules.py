@@ -16,7 +16,7 @@ from appliance.models.download_progress import Meter
 from appliance.models.download_retry import Retries
 from appliance.models.fetching import Progress, Wish, shown
 from appliance.models.sources.contract import Errand, Interrupted, Patience, Remote
-from appliance.models.sources.reach import Folders, Reach
+from appliance.models.sources.reach import FolderReach, Reach
 from appliance.models.sources.table import split
 from tests.models.downloads import engine, settings, wish
 
@@ -142,7 +142,9 @@ def _message(ask: object) -> str:
 def test_a_source_is_shown_without_what_may_be_a_key() -> None:
     assert shown("https://me:pass@x.example/f?X-Amz-Signature=abc#y") == "https://x.example/f"
     assert shown("hf://ns/repo@main") == "hf://ns/repo@main"
-    errand = Errand("ns/repo", {"hf_token": "hf_verysecret"}, Reach(), Folders())
+    assert shown("s3://bucket/key#1?X-Amz-Signature=abc") == "s3://bucket/key#1"
+    assert shown("file:///a/what?.gguf") == "file:///a/what?.gguf"
+    errand = Errand("ns/repo", {"hf_token": "hf_verysecret"}, Reach(), FolderReach())
     assert "hf_verysecret" not in repr(errand) + repr(wish("ns/repo", Path("/x"), {"hf_token": "hf_verysecret"}))
 
 

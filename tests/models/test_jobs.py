@@ -345,7 +345,7 @@ def test_sources_that_are_none_or_carry_credentials_are_refused_and_not_repeated
 
 
 @pytest.mark.parametrize(("given", "expected"), [
-    (None, {}), ("", {}), ({}, {}), ('{"hf_token": "t"}', {"hf_token": "t"}), ({"a": 1, "b": True, "c": None, "d": ""}, {"a": "1", "b": "true"}),
+    (None, {}), ("", {}), ({}, {}), ("{}", {}), ('{"hf_token": "t", "d": true}', {"hf_token": "t", "d": "true"}), ('{"hf_token": "t"}', {"hf_token": "t"}), ({"a": 1, "b": True, "c": None, "d": ""}, {"a": "1", "b": "true"}),
     ({"include": ["*.gguf", "*.json"]}, {"include": "*.gguf,*.json"}),
 ])
 def test_config_is_an_object_or_its_text(given: Any, expected: dict[str, str]) -> None:

@@ -9,13 +9,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from appliance.base.errors import ApplianceError, Forbidden, Invalid, NotFound, TimedOut
+from appliance.base.settings import FALSE_WORDS, TRUE_WORDS
 from appliance.models.sources.contract import Errand, Interrupted, Listing, Patience, Remote
 from appliance.models.sources.reach import Reach, look
 from appliance.models.sources.web import failure
 
 PIECE_BYTES = 1 << 20
-TRUE_WORDS = {"1", "true", "yes", "on"}
-FALSE_WORDS = {"0", "false", "no", "off"}
 _STATUS = re.compile(r"status code: (\d{3})")
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,62}")
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from appliance.base.errors import UpstreamFailed
-from appliance.models.sources.reach import Folders, Reach
+from appliance.models.sources.reach import FolderReach, Reach
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Errand:
     address: str
     config: Mapping[str, str] = field(repr=False)
     reach: Reach
-    folders: Folders
+    folders: FolderReach
     patience: Patience = field(default_factory=Patience)
     ssl_context: ssl.SSLContext | None = field(default=None, repr=False)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from appliance.base.errors import ApplianceError, Forbidden, NotFound
 from appliance.models.sources.contract import Changed, Interrupted, Listing, Remote
-from appliance.models.sources.reach import Folders
+from appliance.models.sources.reach import FolderReach
 
 PIECE_BYTES = 4 << 20
 
@@ -21,7 +21,7 @@ class Disk:
 
     can_range = True
 
-    def __init__(self, root: Path, folders: Folders, *, pinned: str, may_be_file: bool) -> None:
+    def __init__(self, root: Path, folders: FolderReach, *, pinned: str, may_be_file: bool) -> None:
         self._root = root
         self._folders = folders
         self._pinned = pinned

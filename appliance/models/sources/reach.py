@@ -82,13 +82,13 @@ def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Folders:
+class FolderReach:
     """Folders of this machine that may be read. `roots`: resolved; None = every folder."""
 
     roots: tuple[Path, ...] | None = ()
 
     @classmethod
-    def listed(cls, entries: Sequence[str | Path]) -> "Folders":
+    def listed(cls, entries: Sequence[str | Path]) -> "FolderReach":
         return cls(tuple(Path(os.path.realpath(entry)) for entry in entries))
 
     def allows(self, path: str | Path) -> bool:
