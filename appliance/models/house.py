@@ -88,7 +88,7 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class House:
-    """The state that a decision is made from. `free`, `total`: bytes by device, what is loading already taken off."""
+    """The state that a decision is made from. `free`, `total`: bytes by device, what is loading already taken off; without lines nobody asks."""
 
     lines: Sequence[Line] = ()
     residents: Sequence[Resident] = ()

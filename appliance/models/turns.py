@@ -68,6 +68,13 @@ class Turns(Readings):
                 facts[entry.alias] = entry.facts(now_s, need_bytes=self.need_bytes(entry), on_gpu=self._is_on_gpu(entry.model),
                                                  load_s=self.expected_load_s(entry), replicas=entry.model.replicas)
         residents = [self._resident(live, self.entries.get(live.alias), now_s) for live in self.lives()]
+        # Memory matters only to those who wait, and most turns are an answer's end with nobody waiting.
+        free, total = self._memory(now_s) if lines else ({}, {})
+        rules = Rules(self.catalogue.system.max_concurrent_models, self.extra_wait_s, ageing_s=self._ageing_s)
+        return House(lines, residents, facts, free, total, rules)
+
+    def _memory(self, now_s: float) -> tuple[dict[int, int], dict[int, int]]:
+        """Give bytes by device as (free, total); of the free ones is taken off what will be taken yet."""
         devices = [*self.read_devices(now_s), *self.ram_beside_gpus]
         free = {device.index: device.free_bytes for device in devices}
         for live in self.lives():
@@ -76,8 +83,7 @@ class Turns(Readings):
                     free[device] = free.get(device, 0) - max(0, live.need_bytes // len(live.devices) - live.memory.get(device, 0))
                 if device == RAM:
                     free[device] = free.get(device, 0) - live.file_bytes
-        rules = Rules(self.catalogue.system.max_concurrent_models, self.extra_wait_s, ageing_s=self._ageing_s)
-        return House(lines, residents, facts, free, {device.index: device.total_bytes for device in devices}, rules)
+        return free, {device.index: device.total_bytes for device in devices}
 
     def _resident(self, live: Live, entry: Entry | None, now_s: float) -> Resident:
         if entry is None:               # its model was taken out of the table: it only ends what it has begun

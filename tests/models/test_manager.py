@@ -306,3 +306,22 @@ async def test_memory_is_not_read_again_for_each_turn(open_house: Make) -> None:
     for _ in range(20):
         (await house.manager.lease("a")).done(True)
     assert len(reads) <= 2
+
+
+async def test_memory_is_read_for_those_who_wait_alone(open_house: Make) -> None:
+    house = await open_house("a", slots=1)
+    await house.have("a")
+    reads: list[float] = []
+    house_read = house.manager.memory.read
+    house.manager.memory.read = lambda: (reads.append(house.clock.monotonic_s()), house_read())[1]  # type: ignore[method-assign]
+    for _ in range(5):                  # the answers end, and nobody is in line
+        lease = await house.manager.lease("a")
+        house.clock.advance(5)
+        lease.done(True)
+    assert reads == []
+    first = await house.manager.lease("a")
+    second = house.ask("a")
+    await settle()
+    assert len(reads) == 1
+    first.done(True)
+    (await second).done(True)
