@@ -5,6 +5,8 @@ from typing import Any
 from appliance.base import jsons
 from appliance.base.errors import UpstreamFailed
 
+SSE = "text/event-stream; charset=utf-8"        # the Content-Type
+
 
 class SseReader:
     """Takes bytes as they come, cut anywhere; gives whole events."""

@@ -12,7 +12,7 @@ from typing import Any
 from appliance.base import jsons
 from appliance.base.errors import ApplianceError, Forbidden, Invalid, UpstreamFailed
 from appliance.base.logs import SECRETS
-from appliance.base.sse import SseReader
+from appliance.base.sse import SSE, SseReader
 from appliance.base.wire import Response, Target, Wire, WireError
 from appliance.engines.gather import Gathering
 from appliance.engines.receipts import Attempt
@@ -22,7 +22,6 @@ from appliance.engines.types import EngineReply, EngineRequest
 
 NOTE_CHARACTERS = 800                   # of a failed server's answer, kept in the attempts
 MOST_ERROR_BYTES = 65_536
-SSE = "text/event-stream; charset=utf-8"
 Refuse = Callable[[int, dict[str, str], str], Exception]
 
 

@@ -4,18 +4,16 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import parse_qs
 
-from appliance.base import jsons
 from appliance.base.clock import Clock, rfc3339
 from appliance.base.errors import Invalid, NotFound
 from appliance.engines.router import Router
 from appliance.engines.types import BackendState
 from appliance.front.body import read_object
-from appliance.front.call import Answer, Call
+from appliance.front.call import Answer, Call, json_answer
 from appliance.front.models_readings import health_checks
 from appliance.models.views import Board
 
 BASE = "/api/v1/loadbalancer"
-UP = {"ready", "full"}      # a full backend is well: it answers soon
 
 
 class BalanceDoor:
@@ -33,23 +31,23 @@ class BalanceDoor:
         With models of our own also system D's `checks`; when one of those fails it is 503, and the whole stands under `detail` too.
         """
         states = self._router.states()
-        up = [state for state in states if state.standing in UP]
+        up = [state for state in states if state.is_up]
         now_s = self._clock.now_s()
         body: dict[str, Any] = {
             "status": "ok" if states and len(up) == len(states) else "degraded",
             "available_backends": [state.url or state.name for state in up], "total_backends": len(states), "timestamp": now_s,
             "details": [_detail(state, now_s) for state in states]}
         if self._board is None:
-            return Answer(body=jsons.dumps(body))
+            return json_answer(body)
         body["checks"] = checks = health_checks(self._board)
         if all(check["status"] == "ok" for check in checks.values()):
-            return Answer(body=jsons.dumps(body))
+            return json_answer(body)
         body["status"] = "degraded"
-        return Answer(503, jsons.dumps({**body, "detail": body}))
+        return json_answer({**body, "detail": body}, 503)
 
     async def strategy(self, call: Call) -> Answer:
         """GET …/strategy: `{strategy}`."""
-        return Answer(body=jsons.dumps({"strategy": self._router.strategy}))
+        return json_answer({"strategy": self._router.strategy})
 
     async def put_strategy(self, call: Call) -> Answer:
         """PUT …/strategy `{strategy}`: switches all pools; counters stay (operator)."""
@@ -57,13 +55,13 @@ class BalanceDoor:
         if not isinstance(name, str):
             raise Invalid("`strategy` must be a string.", param="strategy", code="invalid_type")
         self._set_strategy(name)
-        return Answer(body=jsons.dumps({"strategy": name, "message": "Load balancing strategy updated"}))
+        return json_answer({"strategy": name, "message": "Load balancing strategy updated"})
 
     async def loads(self, call: Call) -> Answer:
         """GET …/loads: `{strategy, count, loads: {name: load}}`."""
         states = self._router.states()
-        return Answer(body=jsons.dumps({"strategy": self._router.strategy, "count": len(states),
-                                        "loads": {state.name: _load(state) for state in states}}))
+        return json_answer({"strategy": self._router.strategy, "count": len(states),
+                            "loads": {state.name: _load(state) for state in states}})
 
     async def load(self, call: Call) -> Answer:
         """GET …/load?instance_id=: one load."""
@@ -72,7 +70,7 @@ class BalanceDoor:
             raise Invalid("The query parameter `instance_id` is required.", param="instance_id", code="missing_required_parameter")
         for state in self._router.states():
             if state.name == name:
-                return Answer(body=jsons.dumps(_load(state)))
+                return json_answer(_load(state))
         raise NotFound(f"There is no backend {name[:200]!r}.", code="no_such_backend")
 
 

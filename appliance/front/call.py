@@ -4,6 +4,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from appliance.base import jsons
 from appliance.engines.receipts import Receipt
 from appliance.engines.types import NO_WISHES, Wishes
 
@@ -47,6 +48,11 @@ class Answer:
     headers: list[tuple[str, str]] = field(default_factory=list)
     on_error: Any = None            # Callable[[ApplianceError], bytes] | None
     heartbeat: bytes = b""          # sent between pieces while nothing else is, every HEARTBEAT_S; b"" = never
+
+
+def json_answer(value: Any, status: int = 200) -> Answer:
+    """Give one JSON value as an answer."""
+    return Answer(status, jsons.dumps(value))
 
 
 class Derived:

@@ -9,14 +9,13 @@ from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Any
 
-from appliance.base import jsons
 from appliance.base.errors import ApplianceError, Conflict, Invalid
+from appliance.base.sse import SSE
 from appliance.front.access import Access
 from appliance.front.body import check_types, read_object
-from appliance.front.call import Answer, Call
-from appliance.front.errors import openai_error
-from appliance.front.models_feed import event
-from appliance.front.openai import HEARTBEAT, SSE, SSE_HEADERS
+from appliance.front.call import Answer, Call, json_answer
+from appliance.front.models_feed import event, event_of_error
+from appliance.front.openai import HEARTBEAT, SSE_HEADERS
 from appliance.models.download_wish import Folders, read_config, read_wish
 from appliance.models.fetching import Wish
 from appliance.models.job import Job, as_object
@@ -64,14 +63,14 @@ class DownloadsDoor:
         job = await self._jobs.start(wish, is_kept=is_async)
         named = {"source": job.source, "output_dir": str(job.output_dir), "job": job.id}
         if is_async:
-            return _json({"status": "started", "message": f"The download of {job.source} to {job.output_dir} has begun.", **named}, status=202)
+            return json_answer({"status": "started", "message": f"The download of {job.source} to {job.output_dir} has begun.", **named}, status=202)
         return await self._waited(job, "Download failed", lambda done: {
             "status": "completed", "message": f"{done.source} is in {done.output_dir}.", **named, "files": done.files, "bytes": done.bytes_total})
 
     async def _waited(self, job: Job, failure: str, made: Callable[[Job], dict[str, Any]]) -> Answer:
         """Wait for a job's end, and answer with what is made of it."""
         try:
-            return _json(made(await self._jobs.wait(job.id)))
+            return json_answer(made(await self._jobs.wait(job.id)))
         except ApplianceError as error:
             if not self._is_sidecar:
                 raise
@@ -81,20 +80,20 @@ class DownloadsDoor:
 
     async def jobs(self, call: Call) -> Answer:
         """GET /v1/jobs: `{jobs: [{id, state, …}]}`, newest first, see as_object."""
-        return _json({"jobs": [as_object(job) for job in self._jobs.all()]})
+        return json_answer({"jobs": [as_object(job) for job in self._jobs.all()]})
 
     async def job(self, call: Call) -> Answer:
         """GET /v1/jobs/{id}: one of them."""
-        return _json(as_object(self._jobs.get(call.params["id"])))
+        return json_answer(as_object(self._jobs.get(call.params["id"])))
 
     async def cancel(self, call: Call) -> Answer:
         """DELETE /v1/jobs/{id}: cancels it and gives it as it is then; what was fetched stays for the next time."""
-        return _json(as_object(await self._jobs.cancel(call.params["id"])))
+        return json_answer(as_object(await self._jobs.cancel(call.params["id"])))
 
     async def stream(self, call: Call) -> Answer:
         """GET /v1/jobs/{id}/stream: `progress` events (the job object), the last one called completed, failed, cancelled or interrupted."""
         self._jobs.get(call.params["id"])
-        return Answer(content_type=SSE, headers=SSE_HEADERS, pieces=self._feed(call.params["id"]), on_error=_error_event, heartbeat=HEARTBEAT)
+        return Answer(content_type=SSE, headers=SSE_HEADERS, pieces=self._feed(call.params["id"]), on_error=event_of_error, heartbeat=HEARTBEAT)
 
     async def _feed(self, job_id: str) -> AsyncGenerator[bytes, None]:
         async for job in self._jobs.follow(job_id):
@@ -110,7 +109,7 @@ class DownloadsDoor:
         folder = await self._folder(body)
         flaws = await self._jobs.verify(folder)
         rows = [{"path": flaw.path, "kind": flaw.kind, "detail": flaw.detail} for flaw in flaws]
-        return _json({"output_dir": str(folder), "ok": not rows, "flaws": rows})
+        return json_answer({"output_dir": str(folder), "ok": not rows, "flaws": rows})
 
     async def repair(self, call: Call) -> Answer:
         """POST /v1/downloads/repair `{output_dir, config?, async_download?}`: fetches again what verify finds wrong.
@@ -123,7 +122,7 @@ class DownloadsDoor:
         job = await self._jobs.start(Wish("", folder, config=read_config(body.get("config"))), kind="repair", is_kept=is_async)
         named = {"output_dir": str(folder), "job": job.id}
         if is_async:
-            return _json({"status": "started", "message": f"The repair of {folder} has begun.", **named}, status=202)
+            return json_answer({"status": "started", "message": f"The repair of {folder} has begun.", **named}, status=202)
         return await self._waited(job, "Repair failed", lambda done: {
             "status": "completed", "message": f"{folder} is as it should be.", **named, "files": done.files, "bytes": done.bytes_total})
 
@@ -138,11 +137,3 @@ class DownloadsDoor:
         if going is not None:
             raise Conflict(f"{going.source} is being downloaded to {folder} (job {going.id}). Wait for it, or cancel it.", code="download_runs")
         return folder
-
-
-def _json(value: Any, *, status: int = 200) -> Answer:
-    return Answer(status, jsons.dumps(value))
-
-
-def _error_event(error: ApplianceError) -> bytes:
-    return event("error", {"error": openai_error(error)})

@@ -13,7 +13,7 @@ from appliance.engines.lora_orders import Order, Orders, Pending
 from appliance.engines.lora_readings import Row
 from appliance.front.access import Access
 from appliance.front.body import check_types, read_object
-from appliance.front.call import Answer, Call
+from appliance.front.call import Answer, Call, json_answer
 from appliance.front.errors import status_of
 from appliance.models.download_wish import read_config, read_workers
 
@@ -46,8 +46,8 @@ class LoraDoor:
             if body.get("async_download"):
                 adapter = self._orders.begin(order)
                 message = f"The adapter {order.name!r} is being loaded; GET /v1/lora_adapters tells how far it is."
-                return _json({"status": "started", "message": message, "lora_name": order.name, "source": adapter.source,
-                              "output_dir": adapter.path}, 202)
+                return json_answer({"status": "started", "message": message, "lora_name": order.name, "source": adapter.source,
+                                    "output_dir": adapter.path}, 202)
             return self._done(await self._orders.load(order), f"The adapter {order.name!r} is loaded already.")
         except ApplianceError as error:
             return self._refused(error)
@@ -67,19 +67,19 @@ class LoraDoor:
     async def adapters(self, call: Call) -> Answer:
         """GET /v1/lora_adapters: `{object: "list", data: [{id, base_model, path, source, backend, pinned, declared, state, backends: [{backend,
         kind, state, detail}]}], pending: [{lora_name, source, output_dir, phase, since, error, …}]}`."""
-        return _json({"object": "list", "data": [as_row(row) for row in self._orders.adapters.rows()],
-                      "pending": [as_pending(one) for one in self._orders.pending.values()]})
+        return json_answer({"object": "list", "data": [as_row(row) for row in self._orders.adapters.rows()],
+                            "pending": [as_pending(one) for one in self._orders.pending.values()]})
 
     def _done(self, changed: Changed, otherwise: str) -> Answer:
         """Give what the (first) engine said, and on the main port how the adapter stands."""
         said = next(iter(changed.said.values()), None)
         body: dict[str, Any] = _spoken(said.text) if said is not None else {"message": otherwise}
         if self._is_sidecar:
-            return _json(body, said.status if said is not None else 200)
+            return json_answer(body, said.status if said is not None else 200)
         row = as_row(changed.row)
         failed = {name: error.message for name, error in changed.failed.items()}
-        return _json({**body, "lora_name": row["id"], "base_model": row["base_model"], "path": row["path"], "backends": row["backends"],
-                      **({"failed": failed} if failed else {})})
+        return json_answer({**body, "lora_name": row["id"], "base_model": row["base_model"], "path": row["path"], "backends": row["backends"],
+                            **({"failed": failed} if failed else {})})
 
     def _refused(self, error: ApplianceError) -> Answer:
         if not self._is_sidecar:
@@ -87,8 +87,8 @@ class LoraDoor:
         status = error.details.get("engine_status")
         if isinstance(status, int) and status >= 400:
             remedy = f" {error.message}" if error.code == "lora_not_enabled" else ""
-            return _json({"detail": f"HTTP {status}: {error.details['engine_text']}{remedy}"}, status)
-        return _json({"detail": error.message}, status_of(error) if error.kind in OURS_TO_SAY else 500)
+            return json_answer({"detail": f"HTTP {status}: {error.details['engine_text']}{remedy}"}, status)
+        return json_answer({"detail": error.message}, status_of(error) if error.kind in OURS_TO_SAY else 500)
 
 
 def read_order(body: dict[str, Any]) -> Order:
@@ -134,7 +134,3 @@ def as_pending(one: Pending) -> dict[str, Any]:
     if one.progress is not None:
         told |= {"done_bytes": one.progress.done_bytes, "total_bytes": one.progress.total_bytes, "rate_bytes_s": one.progress.rate_bytes_s}
     return told
-
-
-def _json(value: Any, status: int = 200) -> Answer:
-    return Answer(status, jsons.dumps(value))

@@ -10,17 +10,17 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from appliance.base import jsons
 from appliance.base.clock import Clock
-from appliance.base.errors import ApplianceError, Invalid, NoSuchModel
+from appliance.base.errors import Invalid, NoSuchModel
+from appliance.base.sse import SSE
 from appliance.front.access import Access
 from appliance.front.body import check_types, read_object
-from appliance.front.call import Answer, Call
-from appliance.front.errors import error_body, openai_error
-from appliance.front.models_feed import EVERY_S, SILENCE_S, Feeds, event, loading
+from appliance.front.call import Answer, Call, json_answer
+from appliance.front.errors import error_body
+from appliance.front.models_feed import EVERY_S, SILENCE_S, Feeds, event_of_error, loading
 from appliance.front.models_readings import health_of_models, queue_stats, telemetry, vram, vram_of_model, vram_summary
 from appliance.front.ollama_translate import keep_alive_s
-from appliance.front.openai import SSE, SSE_HEADERS
+from appliance.front.openai import SSE_HEADERS
 from appliance.models.measures import report
 from appliance.models.status import as_file, as_model, as_status
 from appliance.models.views import Board, ModelView
@@ -73,11 +73,11 @@ class ModelsDoor:
 
     async def all_status(self, call: Call) -> Answer:
         """GET /v1/models/status: `{server, models, summary}`."""
-        return _json(as_status(self._board))
+        return json_answer(as_status(self._board))
 
     async def one_status(self, call: Call) -> Answer:
         """GET /v1/models/status/{alias}: one model object; 404 for an alias that is not in the table."""
-        return _json(self._object(self._view(call)))
+        return json_answer(self._object(self._view(call)))
 
     async def status_file(self, call: Call) -> Answer:
         """GET /v1/models/status/file: what `model_status.json` holds; where it is not kept, what it would."""
@@ -86,7 +86,7 @@ class ModelsDoor:
                 return Answer(body=await asyncio.to_thread(self._status_path.read_bytes))
             except OSError:
                 pass        # not written yet, or not writable: the status itself is at hand
-        return _json(as_file(self._board))
+        return json_answer(as_file(self._board))
 
     async def status_stream(self, call: Call) -> Answer:
         """GET /v1/models/status/stream: see Feeds.status."""
@@ -100,12 +100,12 @@ class ModelsDoor:
             body["detail"] = view.error_message
         elif view.port is not None:
             body["port"] = view.port
-        return _json(body)
+        return json_answer(body)
 
     async def failed(self, call: Call) -> Answer:
         """GET /v1/models/failed: `{failed_models: [{model, attempts, error}]}`, the error's first 200 letters; `message` when there are none."""
         rows = [{"model": one.alias, "attempts": one.attempts, "error": one.error[:ERROR_LETTERS]} for one in self._board.failed()]
-        return _json({"failed_models": rows} if rows else {"failed_models": [], "message": "No failed models"})
+        return json_answer({"failed_models": rows} if rows else {"failed_models": [], "message": "No failed models"})
 
     # ---- the operators' verbs
 
@@ -119,10 +119,11 @@ class ModelsDoor:
         try:
             ejected = await self._board.eject(alias, force=bool(body.get("force")))
         except NoSuchModel as error:
-            return _json({"status": "not_found", "model_ejected": alias, "message": error.message})
+            return json_answer({"status": "not_found", "model_ejected": alias, "message": error.message})
         if not ejected.was_loaded:
-            return _json({"status": "not_found", "model_ejected": alias, "message": f"Model '{alias}' is not loaded."})
-        return _json({"status": "success", "model_ejected": alias, "message": f"Model '{alias}' was unloaded.", "waited_for": ejected.waited_for})
+            return json_answer({"status": "not_found", "model_ejected": alias, "message": f"Model '{alias}' is not loaded."})
+        return json_answer({"status": "success", "model_ejected": alias, "message": f"Model '{alias}' was unloaded.",
+                            "waited_for": ejected.waited_for})
 
     async def reset(self, call: Call) -> Answer:
         """POST /v1/models/{alias}/reset: `{status: success | not_found, model, message, previous_error?}`, 200 both."""
@@ -130,11 +131,11 @@ class ModelsDoor:
         try:
             was = self._board.reset(alias)
         except NoSuchModel as error:
-            return _json({"status": "not_found", "model": alias, "message": error.message})
+            return json_answer({"status": "not_found", "model": alias, "message": error.message})
         if was is None:
-            return _json({"status": "not_found", "model": alias, "message": f"Model '{alias}' has no failures to forget."})
-        return _json({"status": "success", "model": alias, "message": f"Model '{alias}' is tried again when it is next asked for; "
-                      f"{was.attempts} failed attempts are forgotten.", "previous_error": was.error})
+            return json_answer({"status": "not_found", "model": alias, "message": f"Model '{alias}' has no failures to forget."})
+        return json_answer({"status": "success", "model": alias, "message": f"Model '{alias}' is tried again when it is next asked for; "
+                            f"{was.attempts} failed attempts are forgotten.", "previous_error": was.error})
 
     async def load(self, call: Call) -> Answer:
         """POST /v1/models/{alias}/load `{keep_alive?, stream?}`: the model object once it is ready, or a feed until then.
@@ -149,15 +150,15 @@ class ModelsDoor:
         alias = self._view(call).alias
         if body.get("stream"):
             return _stream(loading(self._board, alias, stay_s))
-        return _json(self._object(await self._board.load(alias, keep_alive_s=stay_s)))
+        return json_answer(self._object(await self._board.load(alias, keep_alive_s=stay_s)))
 
     async def pin(self, call: Call) -> Answer:
         """POST /v1/models/{alias}/pin: it is never unloaded for others or for idleness; the model object."""
-        return _json(self._object(self._board.pin(self._view(call).alias)))
+        return json_answer(self._object(self._board.pin(self._view(call).alias)))
 
     async def unpin(self, call: Call) -> Answer:
         """POST /v1/models/{alias}/unpin."""
-        return _json(self._object(self._board.pin(self._view(call).alias, pinned=False)))
+        return json_answer(self._object(self._board.pin(self._view(call).alias, pinned=False)))
 
     async def only_post(self, call: Call) -> Answer:
         """GET at an address of a verb: 405; a model that is called so does not exist here."""
@@ -170,27 +171,27 @@ class ModelsDoor:
 
     async def queue_stats(self, call: Call) -> Answer:
         """GET /v1/queue/stats."""
-        return _json(queue_stats(self._board.queues()))
+        return json_answer(queue_stats(self._board.queues()))
 
     async def health(self, call: Call) -> Answer:
         """GET /v1/health/models."""
-        return _json(health_of_models(self._board.health()))
+        return json_answer(health_of_models(self._board.health()))
 
     async def telemetry(self, call: Call) -> Answer:
         """GET /v1/telemetry/summary."""
-        return _json(telemetry(self._board.telemetry()))
+        return json_answer(telemetry(self._board.telemetry()))
 
     async def vram(self, call: Call) -> Answer:
         """GET /vram."""
-        return _json(vram(self._board))
+        return json_answer(vram(self._board))
 
     async def vram_summary(self, call: Call) -> Answer:
         """GET /vram/summary."""
-        return _json(vram_summary(self._board))
+        return json_answer(vram_summary(self._board))
 
     async def vram_of_model(self, call: Call) -> Answer:
         """GET /vram/models/{alias}."""
-        return _json(vram_of_model(self._board, self._view(call), self._clock.now_s()))
+        return json_answer(vram_of_model(self._board, self._view(call), self._clock.now_s()))
 
     async def metrics_stream(self, call: Call) -> Answer:
         """GET /metrics/stream: see Feeds.metrics."""
@@ -198,7 +199,7 @@ class ModelsDoor:
 
     async def metrics_report(self, call: Call) -> Answer:
         """GET /metrics/report: the last five minutes."""
-        return _json(report(self._board, self._clock.now_s()))
+        return json_answer(report(self._board, self._clock.now_s()))
 
     def _view(self, call: Call) -> ModelView:
         return self._board.model(call.params["alias"])
@@ -208,13 +209,5 @@ class ModelsDoor:
         return as_model(view, lines.get(view.alias))
 
 
-def _json(value: Any) -> Answer:
-    return Answer(body=jsons.dumps(value))
-
-
 def _stream(pieces: AsyncIterator[bytes]) -> Answer:
-    return Answer(content_type=SSE, headers=SSE_HEADERS, pieces=pieces, on_error=_error_event)
-
-
-def _error_event(error: ApplianceError) -> bytes:
-    return event("error", {"error": openai_error(error)})
+    return Answer(content_type=SSE, headers=SSE_HEADERS, pieces=pieces, on_error=event_of_error)

@@ -10,6 +10,8 @@ from typing import Any
 
 from appliance.base import jsons
 from appliance.base.clock import Clock, rfc3339
+from appliance.base.errors import ApplianceError
+from appliance.front.errors import openai_error
 from appliance.front.models_snapshot import snapshot
 from appliance.models.status import as_model, as_status, before_board
 from appliance.models.views import Board
@@ -23,6 +25,11 @@ LOOK_S = 0.2            # while there is no board yet: between two looks for one
 def event(name: str, value: Any) -> bytes:
     """Render one event: `event: NAME`, one line of JSON data, a blank line."""
     return b"event: " + name.encode() + b"\ndata: " + jsons.dumps(value) + b"\n\n"
+
+
+def event_of_error(error: ApplianceError) -> bytes:
+    """Render the last event of a feed in which an error struck."""
+    return event("error", {"error": openai_error(error)})
 
 
 class Feeds:

@@ -20,7 +20,7 @@ from appliance.base.errors import ApplianceError, Invalid, NoSuchModel, Unsuppor
 from appliance.engines.router import Router
 from appliance.engines.types import EngineReply, EngineRequest, ModelCard, Operation
 from appliance.front.body import check_types, read_object
-from appliance.front.call import Answer, Call
+from appliance.front.call import Answer, Call, json_answer
 from appliance.front.errors import error_event
 from appliance.front.ndjson import CONTENT_TYPE, begin, line
 from appliance.front.ollama_context import pack
@@ -63,38 +63,38 @@ class OllamaDoor:
     async def root(self, call: Call) -> Answer:
         """GET /: what Ollama's clients look for; for who wants JSON `{message}`, as system C."""
         if "application/json" in call.headers.get("accept", ""):
-            return Answer(body=jsons.dumps({"message": "The inference appliance is running."}))
+            return json_answer({"message": "The inference appliance is running."})
         return Answer(body=b"Ollama is running", content_type="text/plain; charset=utf-8")
 
     async def version(self, call: Call) -> Answer:
         """GET /api/version: `{version}`."""
-        return Answer(body=jsons.dumps({"version": API_VERSION}))
+        return json_answer({"version": API_VERSION})
 
     async def tags(self, call: Call) -> Answer:
         """GET /api/tags: `{models: [{name, upstream, aliases, model, modified_at, size, digest, details, capabilities, …}]}`."""
         cards = self._router.cards()
         local = await self._local.tags(card.id for card in cards) if self._local else {}
         models = [{**(local.get(card.id) or self._relayed(card)), "upstream": card.upstream, "aliases": list(card.aliases)} for card in cards]
-        return Answer(body=jsons.dumps({"models": models}))
+        return json_answer({"models": models})
 
     async def ps(self, call: Call) -> Answer:
         """GET /api/ps: the models that are loaded here; relayed ones are always ready, take no memory here and do not expire."""
         far = rfc3339(self._clock.now_s() + FAR_S)
         loaded = await self._local.loaded() if self._local else []
         relayed = [{**self._entry(card), "expires_at": far, "size_vram": 0} for card in self._router.cards() if not self._is_local(card)]
-        return Answer(body=jsons.dumps({"models": loaded + relayed}))
+        return json_answer({"models": loaded + relayed})
 
     async def show(self, call: Call) -> Answer:
         """POST /api/show: what is known of a model, by any name that is answered."""
         ask = self._read(call)
         card = self._card(ask, must_name=True)
         if self._local and self._is_local(card):
-            return Answer(body=jsons.dumps(await self._local.show(card.id, verbose=bool(ask.get("verbose")))))
-        return Answer(body=jsons.dumps({
+            return json_answer(await self._local.show(card.id, verbose=bool(ask.get("verbose"))))
+        return json_answer({
             "modelfile": f"# {card.id} is relayed to {card.upstream}; there is no model file here\nFROM {card.id}\n",
             "parameters": "", "template": "", "details": _details(card), "capabilities": self._capabilities(),
             "modified_at": rfc3339(card.created_s), **self._remote(card),
-            "model_info": {"general.architecture": _family(card), "general.name": card.id, "appliance.upstream": card.upstream}}))
+            "model_info": {"general.architecture": _family(card), "general.name": card.id, "appliance.upstream": card.upstream}})
 
     async def pull(self, call: Call) -> Answer:
         """POST /api/pull: a name of Hugging Face's is fetched (ollama_pull.py); a relayed model is always there: the four lines are system A's,
@@ -104,7 +104,7 @@ class OllamaDoor:
             return answer
         card = self._card(ask)
         if ask.get("stream") is False:
-            return Answer(body=jsons.dumps({"status": "success"}))
+            return json_answer({"status": "success"})
         lines = [f"pulling {_name(ask) or card.id}", "verifying sha256", "writing manifest", "success"]
         return Answer(body=b"".join(line({"status": status}) for status in lines), content_type=CONTENT_TYPE)
 
@@ -150,7 +150,7 @@ class OllamaDoor:
         out, text = whole(_object(reply), voice, at_s=self._clock.now_s(), elapsed_s=self._elapsed_s(call))
         if not is_chat:
             out["upstream_model"] = card.upstream       # system A's field
-        return Answer(body=jsons.dumps(_with_context(out, memory, text)))
+        return json_answer(_with_context(out, memory, text))
 
     async def _lines(self, reply: EngineReply, call: Call, teller: Teller,
                      memory: list[dict[str, Any]] | None) -> AsyncGenerator[bytes, None]:
@@ -177,7 +177,7 @@ class OllamaDoor:
         if took_s:
             out |= {"total_duration": ns(self._elapsed_s(call)), "load_duration": ns(took_s)}
         if ask.get("stream") is False:
-            return Answer(body=jsons.dumps(out))
+            return json_answer(out)
         return Answer(body=line(out), content_type=CONTENT_TYPE)
 
     async def _touch(self, card: ModelCard, stay_s: float | None) -> float:
@@ -197,14 +197,14 @@ class OllamaDoor:
         vectors, count = await self._vectors(call, ask, card, inputs)
         out: dict[str, Any] = {"model": card.id, "embeddings": [normalised(v) for v in vectors]}
         numbers = {"total_duration": ns(self._elapsed_s(call)), "prompt_eval_count": count}
-        return Answer(body=jsons.dumps(out | {name: number for name, number in numbers.items() if number}))
+        return json_answer(out | {name: number for name, number in numbers.items() if number})
 
     async def embeddings(self, call: Call) -> Answer:
         """POST /api/embeddings, the older shape: `{embedding}`, as the engine gave it."""
         ask = self._read(call)
         prompt = ask.get("prompt")
         vectors, _ = await self._vectors(call, ask, self._card(ask), [prompt] if prompt else [])
-        return Answer(body=jsons.dumps({"embedding": vectors[0] if vectors else []}))
+        return json_answer({"embedding": vectors[0] if vectors else []})
 
     async def _vectors(self, call: Call, ask: dict[str, Any], card: ModelCard, inputs: list[str]) -> tuple[list[list[float]], int]:
         """Give one vector a text, and the tokens that were read."""

@@ -9,9 +9,8 @@ from collections.abc import AsyncGenerator, Callable
 from functools import partial
 from typing import Any
 
-from appliance.base import jsons
 from appliance.base.errors import Invalid
-from appliance.front.call import Answer, Call, Derived
+from appliance.front.call import Answer, Call, Derived, json_answer
 from appliance.front.errors import error_event
 from appliance.front.ndjson import CONTENT_TYPE, line
 from appliance.models.job import Job
@@ -49,7 +48,7 @@ class PullDoor:
         last: dict[str, Any] = {}
         async for one in lines:
             last = one
-        return Answer(body=jsons.dumps(last))
+        return json_answer(last)
 
     async def _lines(self, name: PullName) -> AsyncGenerator[dict[str, Any], None]:
         yield {"status": "pulling manifest"}

@@ -5,16 +5,15 @@ from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any
 
-from appliance.base import jsons
 from appliance.base.errors import Invalid, NoSuchModel
+from appliance.base.sse import SSE
 from appliance.engines.router import Router
 from appliance.engines.types import EngineReply, EngineRequest, ModelCard, Operation
 from appliance.front.body import OPENAI_TYPES, check_messages, check_types, read_object
-from appliance.front.call import Answer, Call
+from appliance.front.call import Answer, Call, json_answer
 from appliance.front.errors import error_event
 from appliance.models.views import Board
 
-SSE = "text/event-stream; charset=utf-8"
 SSE_HEADERS = [("Cache-Control", "no-cache"), ("X-Accel-Buffering", "no")]
 HEARTBEAT = b": heartbeat\n\n"
 
@@ -55,16 +54,16 @@ class OpenAIDoor:
 
     async def models(self, call: Call) -> Answer:
         """GET /v1/models: `{object:"list", data:[model…]}`."""
-        return Answer(body=jsons.dumps({"object": "list", "data": list(self._rows().values())}))
+        return json_answer({"object": "list", "data": list(self._rows().values())})
 
     async def model(self, call: Call) -> Answer:
         """GET /v1/models/{id}; ids may hold slashes. A name that no card has is not a model, whatever MODEL_STRICT says."""
         wanted = call.params["model"]
         for card in self._router.cards():
             if wanted == card.id or wanted in card.aliases:
-                return Answer(body=jsons.dumps(self._rows()[card.id]))
+                return json_answer(self._rows()[card.id])
         if self._board is not None and wanted in self._board.catalogue.models:
-            return Answer(body=jsons.dumps(self._rows()[wanted]))
+            return json_answer(self._rows()[wanted])
         raise NoSuchModel(f"The model {wanted!r} does not exist here.", param="model")
 
     def _rows(self) -> dict[str, dict[str, Any]]:

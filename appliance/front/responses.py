@@ -8,15 +8,16 @@ from typing import Any
 from appliance.base import jsons
 from appliance.base.clock import Clock
 from appliance.base.errors import ApplianceError, NotFound
+from appliance.base.sse import SSE
 from appliance.engines.router import Router
 from appliance.engines.types import EngineReply, EngineRequest, Operation
 from appliance.front import responses_translate as translate
 from appliance.front.body import OPENAI_TYPES, check_types, read_object
-from appliance.front.call import Answer, Call, Derived
+from appliance.front.call import Answer, Call, Derived, json_answer
 from appliance.front.errors import OPENAI_TYPE
+from appliance.front.openai import HEARTBEAT, SSE_HEADERS
 from appliance.front.sse_read import events_of
 
-SSE = "text/event-stream; charset=utf-8"
 TYPES = {**OPENAI_TYPES, "max_output_tokens": int, "tools": list, "text": dict, "reasoning": dict, "instructions": str, "metadata": dict}
 ROUTES = [(("POST",), "/v1/responses", "create"), (("GET", "DELETE"), "/v1/responses/{id}", "stored"),
           (("POST",), "/v1/responses/{id}/cancel", "stored"), (("GET",), "/v1/responses/{id}/input_items", "stored")]
@@ -43,10 +44,10 @@ class ResponsesDoor:
         reply = await self._router.answer(EngineRequest(Operation.CHAT, body, None, model, is_stream, call.receipt, call.wishes))
         shell = translate.shell_of(ask, response_id=_id("resp"), model=card.id, at_s=int(self._clock.now_s()))
         if reply.events is None:
-            return Answer(body=jsons.dumps(self._whole(shell, jsons.loads(reply.body or b"{}"))))
+            return json_answer(self._whole(shell, jsons.loads(reply.body or b"{}")))
         stream = _Stream(shell, self._clock)
-        return Answer(content_type=SSE, headers=[("Cache-Control", "no-cache"), ("X-Accel-Buffering", "no")],
-                      pieces=Derived(stream.pieces(reply), reply.events), on_error=stream.failed, heartbeat=b": heartbeat\n\n")
+        return Answer(content_type=SSE, headers=SSE_HEADERS,
+                      pieces=Derived(stream.pieces(reply), reply.events), on_error=stream.failed, heartbeat=HEARTBEAT)
 
     async def stored(self, call: Call) -> Answer:
         """Whatever asks for a stored response."""

@@ -9,13 +9,12 @@ Source: system E (its README and routes); Kubernetes' probes.
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from appliance.base import jsons
 from appliance.base.clock import Clock
 from appliance.engines.lora_orders import Orders
 from appliance.engines.scrape import Following, Scraper
 from appliance.engines.types import BackendState
 from appliance.front.access import Access
-from appliance.front.call import Answer, Call
+from appliance.front.call import Answer, Call, json_answer
 from appliance.front.downloads import ROUTES as DOWNLOADS_ROUTES
 from appliance.front.downloads import DownloadsDoor
 from appliance.front.lora import ROUTES as LORA_ROUTES
@@ -27,8 +26,6 @@ from appliance.models.download_wish import Folders
 from appliance.models.jobs import Jobs
 
 DIALECT = "detail"
-UP = {"ready", "full"}
-
 
 class SidecarDoor:
     """The sidecar's own handlers. `engine` gives the state of the engine that it stands beside; None = there is none."""
@@ -39,18 +36,18 @@ class SidecarDoor:
 
     async def health(self, call: Call) -> Answer:
         """GET /health: exactly system E's."""
-        return Answer(body=jsons.dumps({"status": "healthy", "service": "runtime"}))
+        return json_answer({"status": "healthy", "service": "runtime"})
 
     async def ready(self, call: Call) -> Answer:
         """GET /ready: `{status: ready | not_ready, engine, detail, pod}`."""
         state = self._engine()
         if state is None:
-            return Answer(503, jsons.dumps({"status": "not_ready", "engine": None, "detail": "There is no engine to stand beside.",
-                                            "pod": self._pod}))
-        is_up = state.standing in UP
+            return json_answer({"status": "not_ready", "engine": None, "detail": "There is no engine to stand beside.",
+                                "pod": self._pod}, 503)
+        is_up = state.is_up
         body: dict[str, Any] = {"status": "ready" if is_up else "not_ready", "engine": {"kind": state.kind, "url": state.url,
                                 "standing": state.standing, "models": list(state.models)}, "detail": state.detail, "pod": self._pod}
-        return Answer(200 if is_up else 503, jsons.dumps(body))
+        return json_answer(body, 200 if is_up else 503)
 
 
 Rows = Sequence[tuple[str, str, str, Access]]          # method, path, handler's name, who may call

@@ -10,7 +10,6 @@ from appliance.engines.scrape import Following, Scraper
 from appliance.front.access import Access
 from appliance.front.call import Answer, Call
 
-DIALECT = "detail"
 ROUTES: list[tuple[str, str, str, Access]] = [("GET", "/metrics", "metrics", Access.CLIENT)]
 
 

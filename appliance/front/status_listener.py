@@ -13,9 +13,10 @@ from aiohttp import web
 from appliance.base import jsons
 from appliance.base.clock import Clock
 from appliance.base.errors import NoSuchModel
+from appliance.base.sse import SSE
 from appliance.front.errors import error_body
 from appliance.front.models_feed import SILENCE_S, Feeds
-from appliance.front.openai import SSE, SSE_HEADERS
+from appliance.front.openai import SSE_HEADERS
 from appliance.models.views import Board
 
 CLOSE_S = 1.0           # at the end followers get so long to take the last event

@@ -3,13 +3,12 @@
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from appliance.base import jsons
 from appliance.base.errors import NotFound
 from appliance.base.exposition import Family
 from appliance.base.exposition_out import END, OPENMETRICS, TEXT, as_openmetrics, as_text, wants_openmetrics
 from appliance.base.metrics import Metrics
 from appliance.engines.receipts import Receipts
-from appliance.front.call import Answer, Call
+from appliance.front.call import Answer, Call, json_answer
 
 
 class SystemDoor:
@@ -27,7 +26,7 @@ class SystemDoor:
     async def healthz(self, call: Call) -> Answer:
         """GET /healthz: system A's `{ok, public_model, upstream_base, aliases, novita_endpoints}` and more; 503 while not serving."""
         status = {k: v for k, v in self._status().items() if k not in {"machine_id"}}
-        return Answer(200 if status["ok"] else 503, jsons.dumps(status))
+        return json_answer(status, 200 if status["ok"] else 503)
 
     async def metrics(self, call: Call) -> Answer:
         """GET /metrics: ours and every engine's, as text 0.0.4 or, to whoever prefers it, OpenMetrics 1.0 (docs/metrics.md)."""
@@ -39,11 +38,11 @@ class SystemDoor:
 
     async def receipts(self, call: Call) -> Answer:
         """GET /receipts: the latest hundred, newest first (operator)."""
-        return Answer(body=jsons.dumps({"receipts": [r.as_dict() for r in self._receipts.latest(100)], "kept": len(self._receipts)}))
+        return json_answer({"receipts": [r.as_dict() for r in self._receipts.latest(100)], "kept": len(self._receipts)})
 
     async def receipt(self, call: Call) -> Answer:
         """GET /receipts/{id} (operator)."""
         receipt = self._receipts.get(call.params["id"])
         if receipt is None:
             raise NotFound(f"There is no receipt {call.params['id']!r}; the last thousand are kept.")
-        return Answer(body=jsons.dumps(receipt.as_dict()))
+        return json_answer(receipt.as_dict())

@@ -20,7 +20,8 @@ from appliance.front.call import Answer, Call
 from appliance.front.desk import Desk
 from appliance.front.routes import Route
 from appliance.front.server import Server, serving_http
-from appliance.front.sidecar_metrics import DIALECT, ROUTES, SidecarMetricsDoor
+from appliance.front.sidecar import DIALECT
+from appliance.front.sidecar_metrics import ROUTES, SidecarMetricsDoor
 from appliance.settings import load_or_raise
 from tests.fakes.engine_pages import PAGES, VLLM_2026, PageOf, page
 from tests.fakes.raw_server import Peer, RawServer
