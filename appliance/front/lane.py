@@ -11,11 +11,10 @@ does not read.
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-import httptools
-
 from appliance.base.errors import ApplianceError, Internal, Invalid, TimedOut
 from appliance.front.call import Answer, Call
 from appliance.front.desk import too_large
+from appliance.front.heads import BadHead, answer_head, read_head, upgrade_of
 from appliance.front.routes import Route
 from appliance.front.tunnel import Tunnel
 
@@ -25,40 +24,6 @@ if TYPE_CHECKING:
 HIGH_WATER_BYTES = 64 * 1024
 PIPELINED_BYTES = 256 * 1024
 LINGER_S = 1.0
-REASONS = {
-    200: b"OK", 400: b"Bad Request", 401: b"Unauthorized", 403: b"Forbidden", 404: b"Not Found", 408: b"Request Timeout",
-    409: b"Conflict", 413: b"Content Too Large", 422: b"Unprocessable Content", 429: b"Too Many Requests",
-    431: b"Request Header Fields Too Large", 499: b"Client Closed Request", 500: b"Internal Server Error", 501: b"Not Implemented",
-    502: b"Bad Gateway", 503: b"Service Unavailable", 504: b"Gateway Timeout",
-}
-
-
-class _Head:
-    """Collects one request's head from httptools."""
-
-    __slots__ = ("headers",)
-
-    def __init__(self) -> None:
-        self.headers: dict[str, str] = {}
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        key = name.decode("latin-1").lower()
-        text = value.decode("latin-1")
-        self.headers[key] = f"{self.headers[key]}, {text}" if key in self.headers else text
-
-
-class _Fields(_Head):
-    """Keeps the fields as they came, too."""
-
-    __slots__ = ("fields",)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.fields: list[tuple[str, str]] = []
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        super().on_header(name, value)
-        self.fields.append((name.decode("latin-1"), value.decode("latin-1")))
 
 
 class Lane(asyncio.Protocol):
@@ -171,19 +136,16 @@ class Lane(asyncio.Protocol):
         if route is None:                                                                       # 2
             self._hand_over()
             return
-        head = _Head()
-        parser = httptools.HttpRequestParser(head)
         try:
-            parser.feed_data(buffer[: end + 4])
-        except httptools.HttpParserError as exc:                                                # 3
+            headers, may_stay = read_head(buffer[: end + 4])
+        except BadHead as exc:                                                                  # 3
             self._refuse(400, Invalid(f"The request's head cannot be read: {exc}."), route)
             return
-        headers = head.headers
         length = headers.get("content-length", "")
         if not length.isdigit() or "transfer-encoding" in headers or "expect" in headers or "upgrade" in headers:
             self._hand_over()                                                                   # 2
             return
-        self._keep_alive = parser.should_keep_alive()
+        self._keep_alive = may_stay
         size, at = int(length), end + 4
         if size > self._server.settings.max_body_bytes:
             self._refuse(413, too_large(self._server.settings.max_body_bytes), route)
@@ -227,26 +189,13 @@ class Lane(asyncio.Protocol):
 
     def _tunnel(self) -> Tunnel | None:
         """Give a tunnel for a request that asks to switch protocols, at an address that is a backend's; None for all others."""
-        buffer = self._buffer
-        end = buffer.find(b"\r\n\r\n") + 4
         passage = self._server.passage
-        if passage is None or buffer[:4] != b"GET " or b"\nupgrade:" not in buffer[:end].lower():
+        if passage is None:
             return None
-        head = _Fields()
-        parser = httptools.HttpRequestParser(head)
-        try:
-            parser.feed_data(buffer[:end])
-        except httptools.HttpParserUpgrade:
-            pass                        # as it should be
-        except httptools.HttpParserError:
-            return None                 # aiohttp says what is wrong with it
-        target = buffer[4: buffer.find(b"\r\n")].rpartition(b" ")[0].decode("latin-1")
-        path = target.partition("?")[0]
-        wants = {word.strip().lower() for word in head.headers.get("connection", "").split(",")}
-        if ("upgrade" not in wants or head.headers.get("upgrade", "").lower() == "h2c" or parser.get_http_version() != "1.1"
-                or not passage.takes(path) or self._server.methods_at(path)):
+        wanted = upgrade_of(self._buffer[: self._buffer.find(b"\r\n\r\n") + 4])
+        if wanted is None or not passage.takes(wanted.path) or self._server.methods_at(wanted.path):
             return None
-        return Tunnel(self, self._server, passage, target=target, fields=head.fields)
+        return Tunnel(self, self._server, passage, wanted)
 
     def write_last(self, answer: Answer) -> int:
         """Write an answer after which the connection ends; give the size of its body."""
@@ -368,12 +317,7 @@ class Lane(asyncio.Protocol):
         return not self._is_closing
 
     def _head(self, answer: Answer, framing: bytes) -> bytes:
-        lines = [b"HTTP/1.1 %d %b\r\n" % (answer.status, REASONS.get(answer.status, b"Status")), self._server.date_line, framing,
-                 b"Content-Type: %b\r\n" % answer.content_type.encode()]
-        for name, value in answer.headers:
-            lines.append(f"{name}: {value}\r\n".encode("latin-1", "replace"))
-        lines.append(b"\r\n" if self._keep_alive and not self._server.is_stopping else b"Connection: close\r\n\r\n")
-        return b"".join(lines)
+        return answer_head(answer, framing, date_line=self._server.date_line, may_stay=self._keep_alive and not self._server.is_stopping)
 
     # ---- refusing
 

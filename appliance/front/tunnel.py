@@ -15,6 +15,7 @@ import httptools
 from appliance.base.errors import ApplianceError, Unavailable, UpstreamFailed
 from appliance.engines.place import Place
 from appliance.front.call import Call
+from appliance.front.heads import Upgrade
 from appliance.front.passage import Passage
 from appliance.front.passage_rules import answer_fields, request_fields
 
@@ -30,12 +31,11 @@ PIECE_BYTES = 65_536
 class Tunnel:
     """One such connection. The lane passes on what its transport calls."""
 
-    def __init__(self, lane: "Lane", server: "Server", passage: Passage, *, target: str, fields: list[tuple[str, str]]) -> None:
+    def __init__(self, lane: "Lane", server: "Server", passage: Passage, wanted: Upgrade) -> None:
         self._lane = lane
         self._server = server
         self._passage = passage
-        self._target = target
-        self._fields = fields
+        self._wanted = wanted
         self._transport: Any = None
         self._arrived = bytearray()
         self._more = asyncio.Event()
@@ -49,11 +49,8 @@ class Tunnel:
 
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
-        headers: dict[str, str] = {}
-        for name, value in self._fields:
-            key = name.lower()
-            headers[key] = f"{headers[key]}, {value}" if key in headers else value
-        call = self._server.desk.open(None, method="GET", path=self._target.partition("?")[0], headers=headers, body=b"", peer=self._lane.peer)
+        wanted = self._wanted
+        call = self._server.desk.open(None, method="GET", path=wanted.path, headers=wanted.headers, body=b"", peer=self._lane.peer)
         call.receipt.route = call.route = "passage"
         self._lane.busy += 1
         self._task = self._server.loop.create_task(self._serve(call))
@@ -105,7 +102,7 @@ class Tunnel:
             self._transport.close()
 
     async def _tunnel(self, call: Call) -> tuple[str, int]:
-        target, wishes = self._passage.admit(call, self._target)
+        target, wishes = self._passage.admit(call, self._wanted.target)
         tried: set[str] = set()
         while True:
             place = await self._passage.router.lease(receipt=call.receipt, exclude=tried, wishes=wishes)
@@ -139,8 +136,8 @@ class Tunnel:
         Gives   (finish, bytes sent to the client)
         """
         parts = urlsplit(place.url)
-        upgrade = next(value for name, value in self._fields if name.lower() == "upgrade")
-        fields = request_fields(self._fields, peer=call.peer, scheme="http", host=call.headers.get("host", ""), request_id=call.id,
+        upgrade = next(value for name, value in self._wanted.fields if name.lower() == "upgrade")
+        fields = request_fields(self._wanted.fields, peer=call.peer, scheme="http", host=call.headers.get("host", ""), request_id=call.id,
                                 own=place.headers.items())
         fields = [("Host", parts.netloc), *fields, ("Connection", "Upgrade"), ("Upgrade", upgrade)]
         writer.write(_head(f"GET {parts.path.rstrip('/')}{target} HTTP/1.1", fields))
