@@ -58,7 +58,8 @@ def read_head(head: bytes) -> tuple[dict[str, str], bool]:
         parser.feed_data(head)
     except httptools.HttpParserError as exc:
         raise BadHead(str(exc)) from None
-    return found.headers, parser.should_keep_alive()
+    # The parser has forgotten what it read of the connection once the request is complete, as one without a body is here.
+    return found.headers, parser.should_keep_alive() and "close" not in found.headers.get("connection", "").lower()
 
 
 @dataclass(frozen=True, slots=True)

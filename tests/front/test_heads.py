@@ -11,6 +11,7 @@ UPGRADE = b"GET /ws?a=%20b HTTP/1.1\r\nHost: x\r\nConnection: keep-alive, Upgrad
 @pytest.mark.parametrize(("head", "headers", "may_stay"), [
     (b"POST /a HTTP/1.1\r\nHost: x\r\nX-A: 1\r\nx-a: 2\r\nContent-Length: 3\r\n\r\n", {"host": "x", "x-a": "1, 2", "content-length": "3"}, True),
     (b"POST /a HTTP/1.1\r\nConnection: close\r\nContent-Length: 3\r\nX-B: caf\xe9\r\n\r\n", {"connection": "close", "content-length": "3", "x-b": "caf\xe9"}, False),
+    (b"POST /a HTTP/1.1\r\nConnection: Close\r\nContent-Length: 0\r\n\r\n", {"connection": "Close", "content-length": "0"}, False),
     (b"POST /a HTTP/1.0\r\n\r\n", {}, False),
 ])
 def test_a_request_is_read(head: bytes, headers: dict[str, str], may_stay: bool) -> None:
