@@ -12,8 +12,9 @@ from appliance.base.logs import get_logger
 from appliance.base.wire import UpstreamTimeout, WireError
 from appliance.engines.backends.contract import Dialect, Health, Heard
 from appliance.engines.backends.table import DIALECTS
+from appliance.engines.known import SeenPage
 from appliance.engines.normalise import BadMetrics, gauge
-from appliance.engines.server import SeenPage, Server
+from appliance.engines.server import Server
 
 log = get_logger("health")
 METRICS_S = 5.0             # seconds for a metrics page

@@ -18,11 +18,12 @@ from appliance.base.shared import Shared
 from appliance.base.tasks import Tasks
 from appliance.base.wire import WireError
 from appliance.engines.families import GATEWAY, LATENCIES, LORA_INFO, PREFIX, WANTED
+from appliance.engines.known import SeenPage
 from appliance.engines.managed import Managed, RunnerServer
 from appliance.engines.normalised import Aside, Normalised, lora_info
 from appliance.engines.router import Router
 from appliance.engines.scrape import mapped, scrape_families, slots_usage
-from appliance.engines.server import SeenPage, Server
+from appliance.engines.server import Server
 
 log = get_logger("metrics")
 RUNNER_S = 2.0          # seconds for the page of a llama-server of ours

@@ -391,5 +391,3 @@ class Lane(asyncio.Protocol):
             self._task.cancel()
         else:
             self.transport.abort()
-
-
