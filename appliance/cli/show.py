@@ -54,6 +54,14 @@ def duration(seconds: float) -> str:
     return f"{minutes}m {whole % 60}s" if minutes else f"{seconds:.1f}s"
 
 
+def given(message: Any, field: str, form: str | Callable[[Any], str] = "{}") -> str:
+    """Give a field of a message as text, "" where it is absent."""
+    if not message.HasField(field):
+        return ""
+    value = getattr(message, field)
+    return form.format(value) if isinstance(form, str) else form(value)
+
+
 def size(size_bytes: int) -> str:
     """Give bytes in the largest fitting unit: 5.6 GiB, 512 MiB, 0 B."""
     for unit, one in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
@@ -219,21 +227,19 @@ def worker_text(worker: Any) -> str:
 def worker_pairs(worker: Any) -> list[tuple[str, str]]:
     """Give the worker as names and values."""
     return [("state", word_of(worker, "state")), ("command", worker.command or "(none)"),
-            ("pid", str(worker.pid) if worker.HasField("pid") else ""),
-            ("started", time_of(worker.started_at) if worker.HasField("started_at") else ""), ("restarts", str(worker.restarts)),
-            ("last exit code", str(worker.exit_code) if worker.HasField("exit_code") else ""), ("reason", worker.reason)]
+            ("pid", given(worker, "pid")),
+            ("started", given(worker, "started_at", time_of)), ("restarts", str(worker.restarts)),
+            ("last exit code", given(worker, "exit_code")), ("reason", worker.reason)]
 
 
 def backend_pairs(backend: Any) -> list[tuple[str, str]]:
     """Give all that is known of one backend as names and values."""
-    def number(field: str, form: str = "{:g}") -> str:
-        return form.format(getattr(backend, field)) if backend.HasField(field) else ""
-
     return [("name", backend.name), ("kind", backend.kind), ("state", backend.standing), ("note", backend.detail), ("url", backend.url),
-            ("pool", backend.pool), ("models", ", ".join(backend.models)), ("in flight", str(backend.in_flight)), ("limit", number("limit")),
-            ("running there", number("running")), ("waiting there", number("waiting")), ("weight", f"{backend.weight:g}"),
-            ("context", str(backend.context_tokens or "")), ("chosen", str(backend.chosen_total)), ("mean time", number("mean_s", "{:.3f} s")),
-            ("breaker", backend.breaker), ("comes from", backend.origin)]
+            ("pool", backend.pool), ("models", ", ".join(backend.models)), ("in flight", str(backend.in_flight)),
+            ("limit", given(backend, "limit", "{:g}")), ("running there", given(backend, "running", "{:g}")),
+            ("waiting there", given(backend, "waiting", "{:g}")), ("weight", f"{backend.weight:g}"), ("context", str(backend.context_tokens or "")),
+            ("chosen", str(backend.chosen_total)), ("mean time", given(backend, "mean_s", "{:.3f} s")), ("breaker", backend.breaker),
+            ("comes from", backend.origin)]
 
 
 def backend_rows(backends: Iterable[Any]) -> list[Row]:
@@ -263,10 +269,10 @@ def receipt_pairs(receipt: Any) -> list[tuple[str, str]]:
             ("endpoint", receipt.endpoint), ("reason", receipt.reason),
             ("streamed", "yes" if receipt.streamed else "no"), ("queue ms", f"{receipt.queue_ms:.1f}"),
             ("upstream ms", f"{receipt.upstream_ms:.1f}"), ("total ms", f"{receipt.total_ms:.1f}"),
-            ("prompt tokens", str(receipt.prompt_tokens) if receipt.HasField("prompt_tokens") else ""),
-            ("completion tokens", str(receipt.completion_tokens) if receipt.HasField("completion_tokens") else ""),
+            ("prompt tokens", given(receipt, "prompt_tokens")),
+            ("completion tokens", given(receipt, "completion_tokens")),
             ("finish", receipt.finish), ("status", str(receipt.status)), ("error", receipt.error)]
     for number, attempt in enumerate(receipt.attempts, 1):
-        status = f" {attempt.status}" if attempt.HasField("status") else ""
+        status = given(attempt, "status", " {}")
         rows.append((f"attempt {number}", f"{attempt.endpoint}: {attempt.outcome}{status}, {attempt.ms:.1f} ms {attempt.note}".strip()))
     return rows

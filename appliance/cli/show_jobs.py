@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from appliance.cli.show import Row, duration, size, time_of, word_of
+from appliance.cli.show import Row, duration, given, size, time_of, word_of
 
 JOB_HEADERS = ["JOB", "STATE", "DONE", "SIZE", "RATE", "SOURCE", "FOLDER", "CREATED"]
 GOING = {"queued", "running"}
@@ -12,8 +12,8 @@ ENDED = {"failed": "failed", "cancelled": "was cancelled", "interrupted": "was i
 
 def job_rows(jobs: Iterable[Any]) -> list[Row]:
     """Give one row per job."""
-    return [[job.id, word_of(job, "state"), f"{job.percent:.0f}%" if job.HasField("percent") else "",
-             size(job.total_bytes) if job.HasField("total_bytes") else "", rate(job), job.source or job.kind, job.output_dir, time_of(job.created_at)]
+    return [[job.id, word_of(job, "state"), given(job, "percent", "{:.0f}%"),
+             given(job, "total_bytes", size), rate(job), job.source or job.kind, job.output_dir, time_of(job.created_at)]
             for job in jobs]
 
 
@@ -23,16 +23,13 @@ def rate(job: Any) -> str:
 
 def job_pairs(job: Any) -> list[tuple[str, str]]:
     """Give all that is known of one job as names and values."""
-    def at(field: str) -> str:
-        return time_of(getattr(job, field)) if job.HasField(field) else ""
-
     return [("job", job.id), ("kind", job.kind), ("state", word_of(job, "state")), ("error", job.error), ("source", job.source),
             ("folder", job.output_dir), ("model", job.model), ("phase", job.phase if word_of(job, "state") == "running" else ""),
-            ("done", f"{job.percent:.1f}%" if job.HasField("percent") else ""), ("bytes", _bytes(job)), ("fetched", size(job.fetched_bytes)),
+            ("done", given(job, "percent", "{:.1f}%")), ("bytes", _bytes(job)), ("fetched", size(job.fetched_bytes)),
             ("files", f"{job.files_done} of {job.files}" if job.files else ""), ("rate", rate(job)), ("note", job.note), ("now", ", ".join(job.now)),
             ("workers", str(job.max_workers)), *((f"config {key}", value) for key, value in sorted(job.config.items())),
-            ("created", at("created_at")), ("started", at("started_at")), ("ended", at("ended_at")),
-            ("took", duration(job.seconds) if job.seconds else "")]
+            ("created", given(job, "created_at", time_of)), ("started", given(job, "started_at", time_of)),
+            ("ended", given(job, "ended_at", time_of)), ("took", duration(job.seconds) if job.seconds else "")]
 
 
 def _bytes(job: Any) -> str:

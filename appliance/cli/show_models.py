@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from appliance.cli.show import Row, duration, size, time_of, word_of
+from appliance.cli.show import Row, duration, given, size, time_of, word_of
 
 MODEL_HEADERS = ["MODEL", "STATUS", "PORT", "SLOTS", "ACTIVE", "QUEUE", "MEMORY", "EXPIRES", "LAST-USED"]
 QUEUE_HEADERS = ["MODEL", "WAITING", "LIMIT", "OLDEST", "ACTIVE", "REQUESTS", "ANSWERED", "REFUSED"]
@@ -12,7 +12,7 @@ DEVICE_HEADERS = ["DEVICE", "NAME", "TOTAL", "USED", "FREE", "BUSY", "TEMPERATUR
 
 def model_rows(answer: Any) -> list[Row]:
     """Give one row per model; `answer` tells by its own clock when it was given."""
-    return [[m.alias, _status(m), _absent(m, "port"), _slots(m), str(m.active), str(m.queue_length), size(m.memory_bytes) if m.runners else "",
+    return [[m.alias, _status(m), given(m, "port"), _slots(m), str(m.active), str(m.queue_length), size(m.memory_bytes) if m.runners else "",
              _expires(m, answer.at), _ago(m, answer.at)] for m in answer.models]
 
 
@@ -25,10 +25,6 @@ def _status(model: Any) -> str:
 
 def _slots(model: Any) -> str:
     return f"{model.replicas}x{model.slots}" if model.replicas > 1 else str(model.slots)
-
-
-def _absent(message: Any, field: str, form: str = "{}") -> str:
-    return form.format(getattr(message, field)) if message.HasField(field) else ""
 
 
 def _expires(model: Any, at: Any) -> str:
@@ -47,18 +43,15 @@ def _seconds(begin: Any, end: Any) -> float:
 
 def model_pairs(model: Any) -> list[tuple[str, str]]:
     """Give all that is known of one model as names and values."""
-    def at(field: str) -> str:
-        return time_of(getattr(model, field)) if model.HasField(field) else ""
-
     rows = [("model", model.alias), ("status", _status(model)), ("error", model.error_message),
             ("failed in a row", str(model.attempts or "")), ("file", f"{model.path} ({size(model.size_bytes)})"),
             ("context", f"{model.context_tokens} tokens"), ("slots", _slots(model)), ("active", str(model.active)),
-            ("queue", str(model.queue_length)), ("expected in", duration(model.expected_in_s) if model.HasField("expected_in_s") else ""),
+            ("queue", str(model.queue_length)), ("expected in", given(model, "expected_in_s", duration)),
             ("memory", size(model.memory_bytes) if model.runners else ""), ("memory expected", size(model.estimate_bytes)),
-            ("memory on average", size(model.average_bytes) if model.average_bytes else ""), ("started", at("started_at")),
-            ("last used", at("last_used_at")), ("expires", at("expires_at") or ("never" if model.runners else "")),
-            ("latest load", duration(model.load_s) if model.HasField("load_s") else ""), ("loads", str(model.loads)),
-            ("kept warm", "yes" if model.is_warm else "")]
+            ("memory on average", size(model.average_bytes) if model.average_bytes else ""), ("started", given(model, "started_at", time_of)),
+            ("last used", given(model, "last_used_at", time_of)),
+            ("expires", given(model, "expires_at", time_of) or ("never" if model.runners else "")), ("latest load", given(model, "load_s", duration)),
+            ("loads", str(model.loads)), ("kept warm", "yes" if model.is_warm else "")]
     rows += [(f"process {runner.pid}", f"port {runner.port}, {word_of(runner, 'status')}, {_places(runner)}, log {runner.log_path or '(none)'}")
              for runner in model.runners]
     return rows
@@ -107,5 +100,5 @@ def queue_rows(queues: Iterable[Any]) -> list[Row]:
 def device_rows(devices: Iterable[Any]) -> list[Row]:
     """Give one row per device."""
     return [["RAM" if d.index < 0 else f"GPU {d.index}", d.name, size(d.total_bytes), size(d.used_bytes), size(d.free_bytes),
-             _absent(d, "utilization_percent", "{:.0f}%"), _absent(d, "temperature_celsius", "{:.0f} C"), _absent(d, "power_watts", "{:.0f} W"),
+             given(d, "utilization_percent", "{:.0f}%"), given(d, "temperature_celsius", "{:.0f} C"), given(d, "power_watts", "{:.0f} W"),
              ", ".join(f"{m.alias} {size(m.memory_bytes)}" for m in d.models)] for d in devices]

@@ -25,16 +25,17 @@ def to_timestamp(at_s: float | None) -> timestamp_pb2.Timestamp | None:
 
 def to_state(word: str) -> int:
     """Give the enum value of a state's word; 0 for a word that the enum does not have."""
-    return _enum(pb.ApplianceState, f"APPLIANCE_STATE_{word.upper()}")
+    return to_enum(pb.ApplianceState, "APPLIANCE_STATE", word)
 
 
 def to_worker_state(word: str) -> int:
     """Give the enum value of a worker state's word; 0 for a word that the enum does not have."""
-    return _enum(pb.WorkerState, f"WORKER_STATE_{word.upper()}")
+    return to_enum(pb.WorkerState, "WORKER_STATE", word)
 
 
-def _enum(enum: Any, name: str) -> int:
-    found = enum.DESCRIPTOR.values_by_name.get(name)
+def to_enum(enum: Any, prefix: str, word: str) -> int:
+    """Give the value of an enum for a word of ours: PREFIX_WORD; 0 for a word that the enum does not have."""
+    found = enum.DESCRIPTOR.values_by_name.get(f"{prefix}_{word.upper()}")
     return int(found.number) if found is not None else 0
 
 

@@ -1,16 +1,14 @@
 """Between download jobs and the messages of control.proto. Pure; what is not known stays absent."""
 
-from typing import Any
 
-from appliance.control.convert import sendable, to_timestamp
+from appliance.control.convert import sendable, to_enum, to_timestamp
 from appliance.control.v1 import control_pb2 as pb
 from appliance.models.job import Job
 
 
 def to_job_state(word: str) -> int:
     """Give the enum value of a state's word; 0 for a word that the enum does not have."""
-    found: Any = pb.JobState.DESCRIPTOR.values_by_name.get(f"JOB_STATE_{word.upper()}")
-    return int(found.number) if found is not None else 0
+    return to_enum(pb.JobState, "JOB_STATE", word)
 
 
 def to_job(job: Job) -> pb.Job:

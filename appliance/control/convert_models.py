@@ -1,17 +1,15 @@
 """Between what the model manager tells and the messages of control.proto. Pure; what is not known stays absent."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-from appliance.control.convert import sendable, to_timestamp
+from appliance.control.convert import sendable, to_enum, to_timestamp
 from appliance.control.v1 import control_pb2 as pb
 from appliance.models.views import DeviceView, ModelView, QueueView, RunnerView
 
 
 def to_model_status(word: str) -> int:
     """Give the enum value of a status's word; 0 for a word that the enum does not have."""
-    found: Any = pb.ModelStatus.DESCRIPTOR.values_by_name.get(f"MODEL_STATUS_{word.upper()}")
-    return int(found.number) if found is not None else 0
+    return to_enum(pb.ModelStatus, "MODEL_STATUS", word)
 
 
 def to_model(view: ModelView, waiting: Mapping[str, int] | None = None) -> pb.Model:

@@ -11,9 +11,7 @@ from appliance.control.follow import followed
 from appliance.control.v1 import control_pb2 as pb
 from appliance.control.writing import write
 from appliance.models.download_wish import Folders, default_folder, read_source, read_wish
-from appliance.models.jobs import Jobs
-
-GATHER_S = 0.1          # progress that comes closer together is told together
+from appliance.models.jobs import GATHER_S, Jobs
 
 
 class JobCalls(Calls):

@@ -4,7 +4,7 @@ from typing import Any
 
 from appliance.base.errors import Conflict
 from appliance.control.calls import Calls, named, within
-from appliance.control.convert import sendable
+from appliance.control.convert import sendable, to_enum
 from appliance.control.v1 import control_pb2 as pb
 from appliance.engines.lora_orders import Order, Orders
 from appliance.engines.lora_readings import Row
@@ -45,5 +45,4 @@ def to_adapter(row: Row) -> pb.LoraAdapter:
 
 def to_state(word: str) -> int:
     """Give the enum value of a state's word."""
-    found: Any = pb.LoraState.DESCRIPTOR.values_by_name.get(f"LORA_STATE_{word.upper()}")
-    return int(found.number) if found is not None else 0
+    return to_enum(pb.LoraState, "LORA_STATE", word)

@@ -6,6 +6,7 @@ from enum import Enum
 from ipaddress import ip_address
 
 from appliance.base.errors import Forbidden, Unauthenticated
+from appliance.base.wire_dial import is_address
 from appliance.front.settings import FrontSettings, split_keys
 
 OWN_DOMAINS = (".localhost", ".local", ".internal")         # nobody can buy a name there and have it lead here
@@ -83,7 +84,7 @@ class Keys:
         if origin or site in {"cross-site", "same-site"}:                                       # 2
             return True
         name = headers.get("host", "").rpartition(":")[0] or headers.get("host", "")
-        return "." in name and not name.endswith(OWN_DOMAINS) and not _is_address(name.strip("[]"))     # 3
+        return "." in name and not name.endswith(OWN_DOMAINS) and not is_address(name.strip("[]"))     # 3
 
 
 def key_of(headers: dict[str, str]) -> str:
@@ -109,14 +110,6 @@ def is_loopback(peer: str) -> bool:
 def _is_forwarded(headers: dict[str, str]) -> bool:
     """Whether a proxy on this machine passes on what somebody else sent."""
     return any(name in headers for name in ("x-forwarded-for", "forwarded", "x-real-ip", "via"))
-
-
-def _is_address(name: str) -> bool:
-    try:
-        ip_address(name)
-    except ValueError:
-        return False
-    return True
 
 
 def _digest(key: str) -> bytes:

@@ -19,9 +19,8 @@ from appliance.front.openai import HEARTBEAT, SSE_HEADERS
 from appliance.models.download_wish import Folders, read_config, read_wish
 from appliance.models.fetching import Wish
 from appliance.models.job import Job, as_object
-from appliance.models.jobs import Jobs
+from appliance.models.jobs import GATHER_S, Jobs
 
-GATHER_S = 0.1          # progress that comes closer together is told together
 TYPES: dict[str, Any] = {"source": str, "output_dir": str, "config": (str, dict), "max_workers": int, "async_download": bool}
 ROUTES: list[tuple[str, str, str, Access]] = [
     ("POST", "/v1/download_model", "download_model", Access.OPERATOR),

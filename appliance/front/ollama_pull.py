@@ -14,10 +14,9 @@ from appliance.front.call import Answer, Call, Derived, json_answer
 from appliance.front.errors import error_event
 from appliance.front.ndjson import CONTENT_TYPE, line
 from appliance.models.job import Job
+from appliance.models.jobs import GATHER_S
 from appliance.models.pull_name import Choice, PullName, parse_pull
 from appliance.models.pulls import Pulls, digest_of
-
-GATHER_S = 0.1          # progress that comes closer together is told together
 
 
 class PullDoor:

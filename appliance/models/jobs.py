@@ -26,6 +26,7 @@ from appliance.models.job import Job, Kind
 from appliance.models.jobs_file import read_jobs, write_jobs
 
 log = get_logger("downloads")
+GATHER_S = 0.1              # for those who follow: progress that comes closer together is told together
 MOST_KEPT = 200
 MOST_GOING = 200            # queued ones counted in
 CANCEL_PATIENCE_S = 10.0
