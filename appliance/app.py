@@ -39,7 +39,6 @@ from appliance.engines.receipts import Receipt, Receipts
 from appliance.front.access_log import AccessLog
 from appliance.front.desk import Desk
 from appliance.front.models import ModelsDoor
-from appliance.front.openai import OpenAIDoor
 from appliance.front.server import Server, serving_http
 from appliance.front.sidecar import DIALECT
 from appliance.front.status_listener import serving_status
@@ -85,7 +84,6 @@ class Appliance:
         self.library: Library | None = None
         self.models_door: ModelsDoor | None = None
         self.desk: Desk                 # these three from build_front on
-        self.openai: OpenAIDoor
         self.server: Server
         self.fleet = build_fleet(settings, tasks=self.tasks, clock=self.clock, metrics=self.metrics)
         self.router = self.fleet.router

@@ -35,13 +35,17 @@ def build_front(house: "Appliance", access_log: AccessLog) -> Server:
     settings, clock, router, board = house.settings.front, house.clock, house.router, house.manager
     desk = house.desk = Desk(settings, receipts=house.receipts, metrics=house.metrics, access_log=access_log, clock=clock,
                              is_draining=lambda: house.state in {"draining", "stopping"})
-    house.openai = OpenAIDoor(router, heartbeat_s=settings.heartbeat_s, board=board)
+
+    def heartbeat_s() -> float:
+        return house.desk.settings.heartbeat_s
+
     overview = Overview(router, latencies=house.metrics.latencies, tasks=house.tasks, clock=clock)
     system = SystemDoor(status=house.status, metrics=house.metrics, receipts=house.receipts, measure=house.measure, engines=overview.families)
     ollama = OllamaDoor(router, clock=clock, board=board, library=house.library,
-                        pulls=PullDoor(house.pulls, admit=partial(desk.admit, Access.OPERATOR)))
+                        pulls=PullDoor(house.pulls, admit=partial(desk.admit, Access.OPERATOR)), heartbeat_s=heartbeat_s)
     balance = BalanceDoor(router, clock=clock, set_strategy=house.fleet.set_strategy, board=board)
-    routes = all_routes(house.openai, ResponsesDoor(router, clock=clock), ollama, system, balance, house.models_door,
+    routes = all_routes(OpenAIDoor(router, heartbeat_s=heartbeat_s, board=board),
+                        ResponsesDoor(router, clock=clock, heartbeat_s=heartbeat_s), ollama, system, balance, house.models_door,
                         DownloadsDoor(house.jobs, folders=house.folders), LoraDoor(house.lora_orders))
     house.server = Server(routes, desk, clock=clock, passage=Passage(router, desk))
     return house.server

@@ -87,7 +87,6 @@ class Reloader:
         learn_secrets(settings)
         try:
             appliance.desk.apply(settings.front)
-            appliance.openai.heartbeat_s = settings.front.heartbeat_s
             logs.set_level(settings.general.log_level)
             if settings.engines != former.engines or settings.fleet != former.fleet:
                 appliance.fleet.apply(settings.engines, settings.fleet, settings.environ)
@@ -95,7 +94,6 @@ class Reloader:
             appliance.settings = settings
         except BaseException:
             appliance.desk.apply(former.front)
-            appliance.openai.heartbeat_s = former.front.heartbeat_s
             logs.set_level(former.general.log_level)
             if settings.engines != former.engines or settings.fleet != former.fleet:
                 appliance.fleet.apply(former.engines, former.fleet, former.environ)

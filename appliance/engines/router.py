@@ -13,6 +13,7 @@ from appliance.base.balancing import STRATEGIES
 from appliance.base.clock import Clock
 from appliance.base.errors import ApplianceError, Invalid, NoSuchModel, NotFound, Unavailable
 from appliance.base.metrics import Metrics
+from appliance.base.sse import SSE
 from appliance.base.watch import Watched
 from appliance.engines.backends.contract import Backend
 from appliance.engines.dispatch import Asking, Dispatcher, Pool, prefixes_of
@@ -251,7 +252,7 @@ class Router:
             is_paced = settings.upstream_streaming != "relay"       # relay: no artificial pauses, the one piece goes at once
             events = paced(jsons.loads(reply.body), size=settings.stream_chunk_size if is_paced else WHOLE,
                            delay_ms=settings.stream_delay_ms if is_paced else 0, include_usage=include_usage)
-            return EngineReply(events=events, content_type="text/event-stream; charset=utf-8")
+            return EngineReply(events=events, content_type=SSE)
         return reply
 
     async def _asking(self, request: EngineRequest, deadline_s: float, patient_until_s: float) -> Asking:

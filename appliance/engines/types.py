@@ -65,6 +65,10 @@ class EngineRequest:
     wanted_model: str = ""      # set by the router: the name by which backends know it
     waiting: Callable[[], list[tuple[str, str]]] | None = None      # set while it waits for a model: headers that tell how things stand
 
+    def told(self) -> list[tuple[str, str]]:
+        """Give the headers that tell how things stand; none unless it waits for a model."""
+        return self.waiting() if self.waiting is not None else []
+
 
 @dataclass(slots=True)
 class EngineReply:

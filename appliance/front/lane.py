@@ -268,7 +268,7 @@ class Lane(asyncio.Protocol):
         head = self._head(answer, b"Transfer-Encoding: chunked\r\n")
         sent = events = 0
         finish = "done"
-        self.heartbeat = answer.heartbeat
+        self.heartbeat, self.wrote_s = answer.heartbeat, 0.0        # none before the head, whenever the connection last wrote
         try:
             async for piece in pieces:
                 if head:

@@ -1,6 +1,7 @@
 """Newline-delimited JSON: one object a line. The framing of Ollama's streams, and the wait for the first line of one.
 
-NDJSON knows no comments, so there are no heartbeats in it: a line without text would be taken for part of the answer.
+NDJSON knows no comments, and clients stumble over a line that is empty. What every JSON reader passes over is space before an object:
+HEARTBEAT is the beginning of the next line.
 """
 
 from collections.abc import AsyncGenerator
@@ -10,6 +11,7 @@ from appliance.base import jsons
 from appliance.front.call import Derived
 
 CONTENT_TYPE = "application/x-ndjson"
+HEARTBEAT = b" "
 
 
 def line(value: dict[str, Any]) -> bytes:

@@ -6,7 +6,7 @@ API (level API_VERSION); system A, `/api/tags`, `/api/pull`, `/api/generate` (wh
 """
 
 import hashlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
@@ -14,20 +14,21 @@ from typing import Any
 
 import structlog
 
-from appliance.base import jsons
 from appliance.base.clock import Clock, rfc3339
-from appliance.base.errors import ApplianceError, Invalid, NoSuchModel, Unsupported, UpstreamFailed
+from appliance.base.errors import Invalid, NoSuchModel, Unsupported
 from appliance.engines.router import Router
 from appliance.engines.types import EngineReply, EngineRequest, ModelCard, Operation
 from appliance.front.body import check_types, read_object
 from appliance.front.call import Answer, Call, json_answer
 from appliance.front.errors import error_event
-from appliance.front.ndjson import CONTENT_TYPE, begin, line
+from appliance.front.late import in_time
+from appliance.front.ndjson import CONTENT_TYPE, HEARTBEAT, begin, line
 from appliance.front.ollama_context import pack
 from appliance.front.ollama_models import LocalModels, not_found
 from appliance.front.ollama_pull import PullDoor
 from appliance.front.ollama_reply import Teller, Voice, normalised, ns, vectors_of, whole
 from appliance.front.ollama_translate import TYPES, Asked, chat_up, generate_up, keep_alive_s, options_up
+from appliance.front.replies import object_of, refused
 from appliance.front.sse_read import events_of
 from appliance.models.library import Library
 from appliance.models.views import Board
@@ -38,6 +39,7 @@ FAR_S = 365 * 86_400        # a relayed model does not expire
 CAPABILITIES = ["completion", "tools"]
 DEMO_CAPABILITIES = ["completion", "tools", "insert", "embedding", "thinking"]
 MOST_NAMES_LOGGED = 10
+STREAM = Answer(content_type=CONTENT_TYPE, on_error=partial(error_event, dialect="ollama"), heartbeat=HEARTBEAT)
 ROUTES = [
     (("GET", "HEAD"), "/", "root"), (("GET", "HEAD"), "/api/version", "version"), (("GET", "HEAD"), "/api/tags", "tags"),
     (("POST",), "/api/show", "show"), (("GET",), "/api/ps", "ps"), (("POST",), "/api/chat", "chat"),
@@ -49,12 +51,17 @@ ROUTES = [
 
 
 class OllamaDoor:
-    """The handlers of `/api`. `board` and `library`: of the models that run here, None = all are relayed; `pulls` None: none can be pulled."""
+    """The handlers of `/api`.
+
+    Takes   board, library: of the models that run here, None = all are relayed; pulls: None = none can be pulled; heartbeat_s: after how
+            long without an answer a streaming client gets its headers and heartbeats
+    """
 
     def __init__(self, router: Router, *, clock: Clock, board: Board | None = None, library: Library | None = None,
-                 pulls: PullDoor | None = None) -> None:
+                 pulls: PullDoor | None = None, heartbeat_s: Callable[[], float] = lambda: 0.0) -> None:
         self._router = router
         self._clock = clock
+        self._heartbeat_s = heartbeat_s
         self._local = LocalModels(board, library, clock=clock) if board is not None else None
         self._pulls = pulls
 
@@ -143,14 +150,19 @@ class OllamaDoor:
         memory = None if is_chat or asked.operation is Operation.COMPLETION else asked.body["messages"]
         if is_stream:
             asked.body |= {"stream": True, "stream_options": {"include_usage": True}}
-        reply = await self._ask(call, ask, card, asked.operation, asked.body, is_stream=is_stream)
-        if reply.events is not None:
-            lines = await begin(self._lines(reply, call, Teller(voice), memory), reply.events)
-            return Answer(content_type=CONTENT_TYPE, pieces=lines, on_error=partial(error_event, dialect="ollama"))
-        out, text = whole(_object(reply), voice, at_s=self._clock.now_s(), elapsed_s=self._elapsed_s(call))
+        request = self._request(call, ask, card, asked.operation, asked.body, is_stream=is_stream)
+        if is_stream:
+            return await in_time(self._stream(request, call, Teller(voice), memory), STREAM, heartbeat_s=self._heartbeat_s(), told=request.told)
+        reply = await self._ask(request)
+        out, text = whole(object_of(reply), voice, at_s=self._clock.now_s(), elapsed_s=self._elapsed_s(call))
         if not is_chat:
             out["upstream_model"] = card.upstream       # system A's field
         return json_answer(_with_context(out, memory, text))
+
+    async def _stream(self, request: EngineRequest, call: Call, teller: Teller, memory: list[dict[str, Any]] | None) -> Answer:
+        reply = await self._ask(request)
+        assert reply.events is not None
+        return replace(STREAM, pieces=await begin(self._lines(reply, call, teller, memory), reply.events))
 
     async def _lines(self, reply: EngineReply, call: Call, teller: Teller,
                      memory: list[dict[str, Any]] | None) -> AsyncGenerator[bytes, None]:
@@ -170,6 +182,11 @@ class OllamaDoor:
     async def _loaded(self, call: Call, ask: dict[str, Any], empty: dict[str, Any]) -> Answer:
         """Answer a request that only loads a model, or unloads it (`keep_alive: 0`); for a relayed one both are done already."""
         card = self._card(ask)
+        if ask.get("stream") is False:
+            return await self._touched(call, ask, card, empty)
+        return await in_time(self._touched(call, ask, card, empty), STREAM, heartbeat_s=self._heartbeat_s())
+
+    async def _touched(self, call: Call, ask: dict[str, Any], card: ModelCard, empty: dict[str, Any]) -> Answer:
         stay_s = keep_alive_s(ask.get("keep_alive"))
         took_s = await self._touch(card, stay_s)
         out = {"model": card.id, "created_at": rfc3339(self._clock.now_s()), **empty, "done": True,
@@ -216,15 +233,22 @@ class OllamaDoor:
         body: dict[str, Any] = {"input": inputs}
         if ask.get("dimensions"):
             body["dimensions"] = ask["dimensions"]
-        value = _object(await self._ask(call, ask, card, Operation.EMBEDDING, body, is_stream=False))
+        value = object_of(await self._ask(self._request(call, ask, card, Operation.EMBEDDING, body, is_stream=False)))
         usage = value.get("usage")
         return vectors_of(value, len(inputs)), (usage.get("prompt_tokens") or 0) if isinstance(usage, dict) else 0
 
     # ---- shared
 
-    async def _ask(self, call: Call, ask: dict[str, Any], card: ModelCard, operation: Operation, body: dict[str, Any], *,
-                   is_stream: bool) -> EngineReply:
-        """Ask the engines for the model that was named; an error status of theirs is raised."""
+    async def _ask(self, request: EngineRequest) -> EngineReply:
+        """Ask the engines; an error status of theirs is raised."""
+        reply = await self._router.answer(request)
+        if reply.status >= 400:
+            raise refused(reply.status, reply.body or b"")
+        return reply
+
+    def _request(self, call: Call, ask: dict[str, Any], card: ModelCard, operation: Operation, body: dict[str, Any], *,
+                 is_stream: bool) -> EngineRequest:
+        """Give what the engines are asked: for the model that was named, with the wishes of Ollama's own fields."""
         name = _name(ask)
         body["model"] = name or card.id
         wishes = call.wishes
@@ -234,10 +258,7 @@ class OllamaDoor:
         context = options.get("num_ctx") if isinstance(options, dict) else None
         if isinstance(context, int) and context > 0:        # the client counts on so much: a smaller one would cut what it sends
             wishes = replace(wishes, context_tokens=context)
-        reply = await self._router.answer(EngineRequest(operation, body, None, name, is_stream, call.receipt, wishes))
-        if reply.status >= 400:
-            raise _refused(reply)
-        return reply
+        return EngineRequest(operation, body, None, name, is_stream, call.receipt, wishes)
 
     def _read(self, call: Call, *, may_be_empty: bool = False) -> dict[str, Any]:
         """Read the body and check the types of what is known in it."""
@@ -303,29 +324,6 @@ def _family(card: ModelCard) -> str:
 def _details(card: ModelCard) -> dict[str, Any]:
     return {"parent_model": "", "format": "remote", "family": _family(card), "families": [_family(card)], "parameter_size": "",
             "quantization_level": ""}
-
-
-def _object(reply: EngineReply) -> dict[str, Any]:
-    """Read an engine's answer in one piece."""
-    try:
-        value = jsons.loads(reply.body or b"")
-    except jsons.BadJson as exc:
-        raise UpstreamFailed(f"The engine's answer is no JSON: {exc}.", code="upstream_rubbish") from None
-    if not isinstance(value, dict):
-        raise UpstreamFailed("The engine's answer is no JSON object.", code="upstream_rubbish")
-    return value
-
-
-def _refused(reply: EngineReply) -> ApplianceError:
-    """Turn an engine's error status into an error with the same status and sentence."""
-    try:
-        value = jsons.loads(reply.body or b"")
-    except jsons.BadJson:
-        value = None
-    error = value.get("error") if isinstance(value, dict) else None
-    message = error.get("message") if isinstance(error, dict) else error
-    kind = Invalid if reply.status < 500 else UpstreamFailed
-    return kind(str(message or f"The engine refused the request with status {reply.status}."), details={"status": reply.status})
 
 
 def _with_context(last: dict[str, Any], memory: list[dict[str, Any]] | None, text: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """OpenAI's dialect: models, chat, completions, embeddings. The client's bytes travel on; only `model` is changed in them."""
 
-import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,22 +12,24 @@ from appliance.engines.types import EngineReply, EngineRequest, ModelCard, Opera
 from appliance.front.body import OPENAI_TYPES, check_messages, check_types, read_object
 from appliance.front.call import Answer, Call, json_answer
 from appliance.front.errors import error_event
+from appliance.front.late import in_time
 from appliance.models.views import Board
 
 SSE_HEADERS = [("Cache-Control", "no-cache"), ("X-Accel-Buffering", "no")]
 HEARTBEAT = b": heartbeat\n\n"
+STREAM = Answer(content_type=SSE, headers=SSE_HEADERS, on_error=partial(error_event, dialect="openai"), heartbeat=HEARTBEAT)
 
 
 class OpenAIDoor:
     """The handlers of `/v1`.
 
-    Takes   heartbeat_s: after so long without an answer a streaming client gets its headers and comments; board: our own models
+    Takes   heartbeat_s: after how long without an answer a streaming client gets its headers and comments; board: our own models
     """
 
-    def __init__(self, router: Router, *, heartbeat_s: float, board: Board | None = None) -> None:
+    def __init__(self, router: Router, *, heartbeat_s: Callable[[], float], board: Board | None = None) -> None:
         self._router = router
         self._board = board
-        self.heartbeat_s = heartbeat_s
+        self._heartbeat_s = heartbeat_s
 
     async def chat(self, call: Call) -> Answer:
         """POST /v1/chat/completions."""
@@ -82,77 +84,17 @@ class OpenAIDoor:
         if not is_stream:
             reply = await self._router.answer(request)
             return Answer(reply.status, reply.body or b"", reply.content_type)
-        return await stream_answer(self._router, request, heartbeat_s=self.heartbeat_s)
+        return await in_time(self._stream(request), STREAM, heartbeat_s=self._heartbeat_s(), told=request.told)
+
+    async def _stream(self, request: EngineRequest) -> Answer:
+        return stream_of(await self._router.answer(request))
 
 
-async def stream_answer(router: Router, request: EngineRequest, *, heartbeat_s: float) -> Answer:
-    """Ask for a stream; while nobody has answered after `heartbeat_s`, begin the answer with heartbeats.
-
-    1. answered in time           → the stream, or a real error status
-    2. the upstream takes longer  → 200 and comments until it answers; an error then is an event in the stream
-    """
-    if not heartbeat_s:
-        return _streaming(await router.answer(request))
-    waiting = asyncio.ensure_future(router.answer(request))  # noqa: TID251 - awaited or cancelled below, in both cases
-    try:
-        done, _ = await asyncio.wait({waiting}, timeout=heartbeat_s)
-    except asyncio.CancelledError:
-        await _give_up(waiting)
-        raise
-    if done:                                                                                # 1
-        return _streaming(waiting.result())
-    told = request.waiting() if request.waiting is not None else []
-    return Answer(content_type=SSE, headers=[*SSE_HEADERS, *told], pieces=_Waiting(waiting, heartbeat_s),  # 2
-                  on_error=partial(error_event, dialect="openai"))
-
-
-def _streaming(reply: EngineReply) -> Answer:
+def stream_of(reply: EngineReply) -> Answer:
+    """Give an engine's answer as it is: a stream, or the error that it answered with instead."""
     if reply.events is None:
         return Answer(reply.status, reply.body or b"", reply.content_type)
-    return Answer(content_type=SSE, headers=SSE_HEADERS, pieces=reply.events, on_error=partial(error_event, dialect="openai"),
-                  heartbeat=HEARTBEAT)
-
-
-class _Waiting:
-    """Comments until the upstream answers, then its events."""
-
-    def __init__(self, waiting: "asyncio.Future[EngineReply]", heartbeat_s: float) -> None:
-        self._waiting = waiting
-        self._heartbeat_s = heartbeat_s
-        self._events: AsyncIterator[bytes] | None = None
-        self._is_first = True
-
-    def __aiter__(self) -> "_Waiting":
-        return self
-
-    async def __anext__(self) -> bytes:
-        if self._is_first:
-            self._is_first = False
-            return HEARTBEAT
-        if self._events is None:
-            done, _ = await asyncio.wait({self._waiting}, timeout=self._heartbeat_s)
-            if not done:
-                return HEARTBEAT
-            reply = self._waiting.result()
-            if reply.events is None:
-                raise Invalid(f"The upstream answered with status {reply.status}.") if reply.status >= 400 else StopAsyncIteration
-            self._events = reply.events
-        return await anext(self._events)
-
-    async def aclose(self) -> None:
-        await _give_up(self._waiting)
-
-
-async def _give_up(waiting: "asyncio.Future[EngineReply]") -> None:
-    """Cancel a call that nobody waits for, and close its stream if it had begun."""
-    if not waiting.done():
-        waiting.cancel()
-        await asyncio.wait({waiting})
-    if waiting.cancelled() or waiting.exception() is not None:
-        return
-    events = waiting.result().events
-    if events is not None:
-        await events.aclose()  # type: ignore[attr-defined]
+    return replace(STREAM, headers=list(SSE_HEADERS), pieces=reply.events)
 
 
 def _check_prompt(name: str, body: dict[str, Any]) -> None:

@@ -1,8 +1,9 @@
 """OpenAI's Responses API at the door, on top of chat completions: whole replies and the event stream with rising numbers."""
 
 import os
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 from appliance.base import jsons
@@ -15,7 +16,9 @@ from appliance.front import responses_translate as translate
 from appliance.front.body import OPENAI_TYPES, check_types, read_object
 from appliance.front.call import Answer, Call, Derived, json_answer
 from appliance.front.errors import OPENAI_TYPE
+from appliance.front.late import in_time
 from appliance.front.openai import HEARTBEAT, SSE_HEADERS
+from appliance.front.replies import object_of
 from appliance.front.sse_read import events_of
 
 TYPES = {**OPENAI_TYPES, "max_output_tokens": int, "tools": list, "text": dict, "reasoning": dict, "instructions": str, "metadata": dict}
@@ -26,9 +29,10 @@ ROUTES = [(("POST",), "/v1/responses", "create"), (("GET", "DELETE"), "/v1/respo
 class ResponsesDoor:
     """The handlers of `/v1/responses`. A backend that speaks this API itself would be asked in `create`, before translating."""
 
-    def __init__(self, router: Router, *, clock: Clock) -> None:
+    def __init__(self, router: Router, *, clock: Clock, heartbeat_s: Callable[[], float] = lambda: 0.0) -> None:
         self._router = router
         self._clock = clock
+        self._heartbeat_s = heartbeat_s
 
     async def create(self, call: Call) -> Answer:
         """POST /v1/responses."""
@@ -41,13 +45,22 @@ class ResponsesDoor:
         is_stream = bool(ask.get("stream"))
         if is_stream:
             body |= {"stream": True, "stream_options": {"include_usage": True}}
-        reply = await self._router.answer(EngineRequest(Operation.CHAT, body, None, model, is_stream, call.receipt, call.wishes))
+        request = EngineRequest(Operation.CHAT, body, None, model, is_stream, call.receipt, call.wishes)
         shell = translate.shell_of(ask, response_id=_id("resp"), model=card.id, at_s=int(self._clock.now_s()))
+        if is_stream:
+            stream = _Stream(shell, self._clock)
+            form = Answer(content_type=SSE, headers=list(SSE_HEADERS), on_error=stream.failed, heartbeat=HEARTBEAT)
+            return await in_time(self._stream(request, stream, form), form, heartbeat_s=self._heartbeat_s(), told=request.told)
+        reply = await self._router.answer(request)
+        if reply.status >= 400:
+            return Answer(reply.status, reply.body or b"", reply.content_type)
+        return json_answer(self._whole(shell, object_of(reply)))
+
+    async def _stream(self, request: EngineRequest, stream: "_Stream", form: Answer) -> Answer:
+        reply = await self._router.answer(request)
         if reply.events is None:
-            return json_answer(self._whole(shell, jsons.loads(reply.body or b"{}")))
-        stream = _Stream(shell, self._clock)
-        return Answer(content_type=SSE, headers=SSE_HEADERS,
-                      pieces=Derived(stream.pieces(reply), reply.events), on_error=stream.failed, heartbeat=HEARTBEAT)
+            return Answer(reply.status, reply.body or b"", reply.content_type)
+        return replace(form, pieces=Derived(stream.pieces(reply), reply.events))
 
     async def stored(self, call: Call) -> Answer:
         """Whatever asks for a stored response."""

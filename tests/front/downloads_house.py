@@ -80,7 +80,7 @@ async def downloads_house(home: Path, *, is_sidecar: bool = False, jobs_path: Pa
             server = Server(sidecar_routes(SidecarDoor(lambda: None), [(door, ROUTES)]), desk, clock=clock, dialect=DIALECT)
         else:
             routes = all_routes(
-                OpenAIDoor(parts.router, heartbeat_s=10), ResponsesDoor(parts.router, clock=clock),
+                OpenAIDoor(parts.router, heartbeat_s=lambda: 10), ResponsesDoor(parts.router, clock=clock),
                 OllamaDoor(parts.router, clock=clock, pulls=PullDoor(pulls, admit=admit, gather_s=0)), system,
                 BalanceDoor(parts.router, clock=clock, set_strategy=parts.fleet.set_strategy), downloads=door)
             server = Server(routes, desk, clock=clock, passage=Passage(parts.router, desk))

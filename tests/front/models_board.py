@@ -183,7 +183,7 @@ async def door_over(board: BoardOfValues | None, *, door: ModelsDoor | None = No
         system = SystemDoor(status=lambda: {"ok": True}, metrics=parts.metrics, receipts=desk.receipts, measure=measured)
         balance = BalanceDoor(parts.router, clock=clock, set_strategy=parts.fleet.set_strategy, board=board)
         models = door or (ModelsDoor(board, clock=clock) if board else None)
-        routes = all_routes(OpenAIDoor(parts.router, heartbeat_s=10, board=board), ResponsesDoor(parts.router, clock=clock),
+        routes = all_routes(OpenAIDoor(parts.router, heartbeat_s=lambda: 10, board=board), ResponsesDoor(parts.router, clock=clock),
                             OllamaDoor(parts.router, clock=clock), system, balance, models)
         server = Server(routes, desk, clock=clock, passage=Passage(parts.router, desk))
         async with serving_http(server, [("127.0.0.1", 0)], hurry=parts.hurry, tasks=parts.tasks, grace_s=lambda: 5) as bound:

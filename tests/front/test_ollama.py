@@ -266,10 +266,10 @@ async def test_who_leaves_within_a_stream_closes_the_upstream(house: House, take
     assert house.backend.events.is_closed
 
 
-async def test_a_stream_has_no_heartbeats(house: House) -> None:
+async def test_an_engines_heartbeats_are_no_lines_and_ours_are_spaces(house: House) -> None:
     house.backend.script = [HEARTBEAT] * 5 + STREAM
     assert len(await house.lines("generate", {"prompt": "hi"})) == 3
-    assert (await house.ask("generate", {"prompt": "hi"})).heartbeat == b""
+    assert (await house.ask("generate", {"prompt": "hi"})).heartbeat == b" "
 
 
 # ---- one piece

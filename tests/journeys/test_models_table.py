@@ -208,13 +208,23 @@ async def test_a_waiting_stream_gets_heartbeats_and_is_told_why_it_waits(managed
     assert not {name for name in quick.headers if name.startswith(("X-Queue", "X-Model"))}
 
 
-async def test_nothing_of_the_wait_appears_in_answers_without_heartbeats(managed: Managed, slow: Path) -> None:
-    """Ollama's streams know no comments, and whole answers have no place for them."""
+async def test_nothing_of_the_wait_appears_inside_an_answer(managed: Managed, slow: Path) -> None:
+    """Ollama's streams get spaces before a line, and whole answers have no place for anything."""
     house = await managed("a", binary=slow, variables={"HEARTBEAT_S": "0.2"})
-    (status, _, value), (also, _, text) = await asyncio.gather(
+    (status, _, value), (also, headers, text) = await asyncio.gather(
         house.ask("a"), house.ask("a", path="/api/chat", stream=True))
     assert (status, value["choices"][0]["message"]["content"]) == (200, REPLY)
     assert also == 200
+    assert text.startswith("   ")
+    assert headers["X-Model-Status"] in {"starting", "loading"}
     lines = [json.loads(line) for line in text.splitlines()]
     assert "".join(line["message"]["content"] for line in lines) == REPLY
+    assert set(lines[0]) == {"model", "created_at", "message", "done"}
     assert "heartbeat" not in text
+
+
+async def test_who_only_loads_gets_spaces_too(managed: Managed, slow: Path) -> None:
+    house = await managed("a", binary=slow, variables={"HEARTBEAT_S": "0.2"})
+    status, _, text = await house.ask("a", path="/api/generate", messages=[], stream=True)
+    assert (status, text[:3], text.count("\n")) == (200, "   ", 1)
+    assert (json.loads(text)["done_reason"], json.loads(text)["response"]) == ("load", "")

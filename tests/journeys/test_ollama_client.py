@@ -10,7 +10,7 @@ import httpx
 import ollama
 import pytest
 
-from tests.fakes.hosted_api import KEY, CutStream, ErrorEvent, Hang, HostedApi, OddStream, OnePiece, Stall, Status
+from tests.fakes.hosted_api import KEY, CutStream, ErrorEvent, Hang, HostedApi, OddStream, OnePiece, Slow, Stall, Status
 from tests.journeys.running import Running, Start, until
 
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -332,3 +332,35 @@ async def test_show_and_pull_of_unknown_models_when_strict(start: Start) -> None
             await call
         assert (caught.value.status_code, caught.value.error) == (404, "model 'nobody' not found")
     assert (await client(running).show("llama-3.2-3b-instruct:latest")).modelinfo["general.name"] == PUBLIC
+
+
+async def test_waiting_streams_get_spaces_that_no_client_minds(start: Start, hosted: HostedApi) -> None:
+    running = await start(NOVITA_API_KEY=KEY, NOVITA_OPENAI_ENDPOINTS=hosted.base_url, HEARTBEAT_S="0.2")
+    hosted.script(Slow(0.7), Slow(0.7))
+    ask = {"model": "m", "messages": HELLO}
+    async with httpx.AsyncClient(base_url=running.base_url) as http, http.stream("POST", "/api/chat", json=ask, timeout=10) as answer:
+        text = "".join([piece async for piece in answer.aiter_text()])
+    first, *rest = text.splitlines()
+    assert len(first) - len(first.lstrip(" ")) >= 2
+    assert all(json.loads(one)["model"] for one in [first, *rest])
+    parts = [p async for p in await client(running).chat(**ask, stream=True)]
+    assert "".join(p.message.content for p in parts) == hosted.reply
+    assert parts[-1].done
+
+
+async def test_what_fails_late_is_told_inside_the_stream(start: Start, hosted: HostedApi) -> None:
+    running = await start(NOVITA_API_KEY=KEY, NOVITA_OPENAI_ENDPOINTS=hosted.base_url, HEARTBEAT_S="0.1", UPSTREAM_TOTAL_TIMEOUT_S="0.5")
+    hosted.script(Hang())
+    with pytest.raises(ollama.ResponseError) as caught:
+        await parts_of(client(running).chat(model="m", messages=HELLO, stream=True))
+    assert caught.value.status_code == -1           # that of a line in a stream that began well
+    assert "0.5" in caught.value.error
+
+
+async def test_leaving_between_heartbeats_ends_the_upstream_call(start: Start, hosted: HostedApi) -> None:
+    running = await start(NOVITA_API_KEY=KEY, NOVITA_OPENAI_ENDPOINTS=hosted.base_url, HEARTBEAT_S="0.1")
+    hosted.script(Hang())
+    async with (httpx.AsyncClient(base_url=running.base_url) as http,
+                http.stream("POST", "/api/chat", json={"model": "m", "messages": HELLO}, timeout=10) as answer):
+        assert await anext(answer.aiter_bytes()) == b" "
+    assert await until(lambda: hosted.records[-1].left_after_s is not None)

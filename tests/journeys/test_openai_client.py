@@ -256,6 +256,35 @@ async def test_waiting_streams_get_heartbeats(start: Start, hosted: HostedApi) -
     assert text.rstrip().endswith("data: [DONE]")
 
 
+async def test_waiting_responses_get_heartbeats_too(start: Start, hosted: HostedApi) -> None:
+    running = await start(NOVITA_API_KEY=hosted.key, NOVITA_OPENAI_ENDPOINTS=hosted.base_url, HEARTBEAT_S="0.2")
+    hosted.script(Slow(0.7))
+    async with client(running).responses.with_streaming_response.create(model="m", input="Hello", stream=True) as raw:
+        text = "".join([piece async for piece in raw.iter_text()])
+    assert text.startswith(": heartbeat\n\n: heartbeat\n\n")
+    assert "event: response.completed" in text
+
+
+async def test_a_refusal_that_comes_late_is_told_in_the_engines_words(start: Start, hosted: HostedApi) -> None:
+    running = await start(NOVITA_API_KEY=hosted.key, NOVITA_OPENAI_ENDPOINTS=hosted.base_url, HEARTBEAT_S="0.1", UPSTREAM_TOTAL_TIMEOUT_S="0.5")
+    hosted.script(Hang(), Hang())
+    with pytest.raises(openai.APIError, match=r"0\.5") as caught:
+        async for _ in await client(running).chat.completions.create(model="m", messages=HELLO, stream=True):
+            pass
+    assert not isinstance(caught.value, openai.APIStatusError)
+    events = [event async for event in await client(running).responses.create(model="m", input="Hello", stream=True)]
+    assert [event.type for event in events] == ["response.failed"]
+    assert "0.5" in events[0].response.error.message
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_what_the_engine_refuses_is_refused_to_responses_too(start: Start, hosted: HostedApi, stream: bool) -> None:
+    running = await start(NOVITA_API_KEY=hosted.key, NOVITA_OPENAI_ENDPOINTS=hosted.base_url)
+    hosted.script(Status(400))
+    with pytest.raises(openai.BadRequestError, match="stand-in answers 400"):
+        await client(running).responses.create(model="m", input="Hello", stream=stream)
+
+
 async def test_a_total_budget_holds_over_all_endpoints(start: Start, hosted: HostedApi) -> None:
     running = await start(NOVITA_API_KEY=hosted.key, NOVITA_OPENAI_ENDPOINTS=f"{hosted.base_url};{hosted.base_url}/", UPSTREAM_TOTAL_TIMEOUT_S="0.5")
     hosted.script(Hang(), Hang())

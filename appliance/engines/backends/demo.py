@@ -25,6 +25,7 @@ from appliance.base.errors import (
     UpstreamFailed,
 )
 from appliance.base.metrics import Metrics
+from appliance.base.sse import SSE
 from appliance.engines.demo_script import DIMENSIONS, Part, last_user_text, play, tokens_of, vector_of
 from appliance.engines.pacing import chunks_of
 from appliance.engines.place import Books, Place, Settled
@@ -109,7 +110,7 @@ class DemoBackend(Books):
         receipt.prompt_tokens, receipt.completion_tokens = reply["usage"]["prompt_tokens"], reply["usage"]["completion_tokens"]
         if not request.stream:
             return EngineReply(body=jsons.dumps(reply))
-        return EngineReply(events=self._events(request, reply, parts[0]), content_type="text/event-stream; charset=utf-8")
+        return EngineReply(events=self._events(request, reply, parts[0]), content_type=SSE)
 
     def _reply(self, request: EngineRequest, texts: list[str], parts: list[Part], *, is_chat: bool) -> dict[str, Any]:
         body = request.body
