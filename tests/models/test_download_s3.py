@@ -122,6 +122,19 @@ async def test_names_that_lead_elsewhere_are_refused(s3: str, bucket: object, tm
     assert caught.value.code == "unsafe_name"
 
 
+async def test_an_object_with_a_question_mark_comes_with_its_prefix_and_a_query_is_refused(s3: str, bucket: object, tmp_path: Path) -> None:
+    bucket.put_object(Bucket="models", Key="odd/what?.bin", Body=b"x")
+    fetcher, out = engine(tmp_path, endpoint=s3, **KEYS), tmp_path / "out"
+    with pytest.raises(Invalid, match="without a query") as caught:
+        await fetcher.download(wish("s3://models/odd/what?.bin", out))
+    assert ".bin" not in caught.value.message       # it may have been a signature
+    await fetcher.download(wish("s3://models/odd", out))
+    assert held(out) == {"what?.bin": b"x"}
+    (out / "what?.bin").write_bytes(b"y")
+    await fetcher.repair(out)
+    assert held(out) == {"what?.bin": b"x"}
+
+
 async def test_keys_are_needed_and_never_told(s3: str, bucket: object, tmp_path: Path) -> None:
     for given in ({}, {"access_key": "AKIAOURKEY"}):
         with pytest.raises(Invalid, match="Missing credentials"):

@@ -29,6 +29,9 @@ class Bucket:
         self._prefix = prefix.strip("/")
         if not _BUCKET.fullmatch(self._name):
             raise Invalid(f"An object store's source is {scheme}://bucket/prefix.", param="source")
+        if "?" in prefix:       # what stands behind one is shown and kept nowhere, as it is a signature elsewhere
+            raise Invalid(f"An object store's source is {scheme}://bucket/prefix, without a query. An object with a ? in its name comes with the "
+                          "prefix above it; `include` in config chooses it.", param="source")
         self._pinned = f"{scheme}://{self._name}" + (f"/{self._prefix}" if self._prefix else "")
         self._endpoint = errand.config.get("endpoint", "").rstrip("/")
         if needs_endpoint and not self._endpoint:
