@@ -51,10 +51,22 @@ class RedisServer:
         """Give a client that answers in text."""
         return Redis(host="127.0.0.1", port=self.port, password=self.password or None, decode_responses=True, socket_timeout=5)
 
+    def keys(self) -> set[str]:
+        """Give the names of all keys."""
+        with self.client() as client:
+            return set(client.scan_iter("*", count=10_000))
+
     def everything(self) -> dict[str, object]:
         """Give all keys: hashes as dicts, the rest as text."""
         with self.client() as client:
-            return {key: client.hgetall(key) if client.type(key) == "hash" else client.get(key) for key in client.scan_iter("*")}
+            keys = list(client.scan_iter("*", count=10_000))
+            pipe = client.pipeline(transaction=False)
+            for key in keys:
+                pipe.type(key)
+            kinds = pipe.execute()
+            for key, kind in zip(keys, kinds, strict=True):
+                (pipe.hgetall if kind == "hash" else pipe.get)(key)
+            return dict(zip(keys, pipe.execute(), strict=True))
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ What becomes of the entries, so that none stays that is false:
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -77,27 +77,28 @@ class KvFollower:
 
     async def close(self) -> None:
         """Stop, and remove what was written, within END_S."""
-        for task in self._running:
-            task.cancel()
-        await asyncio.gather(*self._running, return_exceptions=True)
+        await _end(self._running)
         if self._away is not None:
             self._away.cancel()
-        try:
-            async with asyncio.timeout(END_S):
-                await self._leave()
-        except (IndexDown, TimeoutError) as exc:
-            log.warning("kv_index_left", reason=str(exc) or f"not done within {END_S:g} s", blocks=len(self.blocks))
+        leaving = self._tasks.start(self._leave(), name="kv-leave")
+        _, late = await asyncio.wait([leaving], timeout=END_S)
+        if late:
+            log.warning("kv_index_left", reason=f"not done within {END_S:g} s")
+            await _end(late)
         await self._index.close()
 
     async def _leave(self) -> None:
         """Remove all that was written."""
         if not self._has_asked:
             return
-        if self._is_stale:
-            await self._index.remove_all()
-        self.blocks.clear()
-        while self.blocks.has_changes:
-            await self._index.write(self.blocks.take(PIECE), self._clock.now_s())
+        try:
+            if self._is_stale:
+                await self._index.remove_all()
+            self.blocks.clear()
+            while self.blocks.has_changes:
+                await self._index.write(self.blocks.take(PIECE), self._clock.now_s())
+        except IndexDown as exc:
+            log.warning("kv_index_left", reason=SECRETS.blank(str(exc)))
 
     # ---- the engine
 
@@ -235,6 +236,15 @@ class KvFollower:
             _gauge("kv_events_connected", "1 while the engine's publisher of KV events is connected", self.is_connected),
             _gauge("kv_index_up", "1 while the index of blocks can be written; 0 also before the first event", self.index_state == "up"),
             _gauge("kv_blocks", "Blocks that the engine is known to have", len(self.blocks))]
+
+
+async def _end(tasks: Iterable[asyncio.Task[None]]) -> None:
+    """Cancel until all have ended: asyncio.wait_for of Python 3.11, which redis calls, loses a cancellation now and then."""
+    pending = set(tasks)
+    while pending:
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=0.1)
 
 
 def _gauge(name: str, text: str, value: int) -> Family:
