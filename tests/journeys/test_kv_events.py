@@ -135,3 +135,8 @@ def test_the_password_of_redis_is_a_secret_and_may_come_from_a_file(tmp_path: Pa
     settings = EngineSettings.from_env({"REDIS_PASSWORD_FILE": str(tmp_path / "password")})
     assert settings.redis_password.get_secret_value() == "of-the-index"
     assert "of-the-index" not in repr(settings)
+
+
+def test_who_does_not_follow_events_does_not_carry_what_it_needs() -> None:
+    code = "import appliance.app, appliance.sidecar, sys; print([name for name in ('zmq', 'redis', 'msgpack') if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
