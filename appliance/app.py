@@ -220,6 +220,19 @@ async def open_models(appliance: Appliance, stack: AsyncExitStack) -> None:
     add_manager(appliance.fleet, manager, settings, wire=wire, clock=clock, metrics=appliance.metrics, tasks=tasks)
 
 
+async def open_sidecar(appliance: Appliance, stack: AsyncExitStack) -> None:
+    """Open SIDECAR_PORT where there is one, and follow its engine's KV events where they are wanted."""
+    if (front := appliance.settings.front).sidecar_port is None:
+        return
+    routes, kv_events = sidecar_table(appliance)
+    if kv_events is not None:
+        stack.push_async_callback(kv_events.close)
+        kv_events.start()
+    server = Server(routes, appliance.desk, clock=appliance.clock, dialect=DIALECT)
+    await stack.enter_async_context(serving_http(server, [(front.sidecar_host, front.sidecar_port)], hurry=appliance.hurry,
+                                                 tasks=appliance.tasks, grace_s=lambda: 0.0))    # the doors before it have waited already
+
+
 @asynccontextmanager
 async def running(settings: Settings, *, warnings: list[str] | None = None) -> AsyncIterator[Appliance]:
     """Open every part in order; leave them in reverse order, also when one of them cannot be opened.
@@ -245,10 +258,7 @@ async def running(settings: Settings, *, warnings: list[str] | None = None) -> A
             server, [(front.proxy_host, front.proxy_port)], hurry=appliance.hurry, tasks=appliance.tasks,
             grace_s=lambda: front.shutdown_grace_s if appliance.grace_s is None else appliance.grace_s))
         port = appliance.http_addresses[0][1]
-        if front.sidecar_port is not None:
-            await stack.enter_async_context(serving_http(
-                Server(sidecar_table(appliance), appliance.desk, clock=appliance.clock, dialect=DIALECT), [(front.sidecar_host, front.sidecar_port)],
-                hurry=appliance.hurry, tasks=appliance.tasks, grace_s=lambda: 0.0))      # the doors before it have waited already
+        await open_sidecar(appliance, stack)
         appliance.prepared = prepared = await asyncio.to_thread(
             prepared_or_now, settings.host, proxy_port=port, environ=settings.environ)
         if prepared.needs_listener:

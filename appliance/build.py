@@ -1,7 +1,9 @@
 """Build who answers, from the settings: at start, and again at each reload."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from appliance.base.clock import Clock
 from appliance.base.logs import get_logger
@@ -28,6 +30,9 @@ from appliance.models.orphans import Records
 from appliance.models.vram import memory_of
 from appliance.models.watchdog import MEASURE_EVERY_S, Watchdog
 from appliance.settings import Settings, download_dir
+
+if TYPE_CHECKING:
+    from appliance.engines.kv_follower import KvFollower
 
 log = get_logger("models")
 CHANGES_FILE = "backends.json"
@@ -75,6 +80,23 @@ def build_jobs(settings: Settings, downloader: Downloader, *, tasks: Tasks, cloc
     own = settings.models
     return Jobs(downloader, tasks=tasks, clock=clock, path=Path(settings.host.state_dir) / "jobs.json", most_running=own.download_jobs,
                 has_variable=lambda name: bool(settings.environ.get(name) or settings.environ.get(f"{name}_FILE")), resumes=own.download_resume)
+
+
+def build_kv_events(settings: Settings, kind: Callable[[], str | None], *, pod: str, model: str, tasks: Tasks, clock: Clock) -> "KvFollower | None":
+    """Give who follows an engine's KV events, not yet started; None = that is not wanted.
+
+    Takes   kind: of the engine, by the time it is known; with any but vLLM and SGLang there is nothing to follow
+    """
+    own = settings.engines
+    if not (own.kv_events and pod and model):
+        return None
+    from appliance.engines.kv_follower import KvFollower, Source  # here: nobody else is to carry these in memory
+    from appliance.engines.kv_index import Index, Place
+
+    sources = {"vllm": Source(own.vllm_zmq_endpoint, own.vllm_zmq_topic_filter.rstrip("*")),
+               "sglang": Source(own.sglang_zmq_endpoint, own.sglang_zmq_topic_filter.rstrip("*"))}
+    index = Index(Place(own.redis_host, own.redis_port, own.redis_db, own.redis_password, own.redis_tls), pod=pod, model=model)
+    return KvFollower(lambda: sources.get(kind() or ""), index, most=own.kv_events_max_blocks, tasks=tasks, clock=clock)
 
 
 def has_llama_server(settings: Settings) -> bool:

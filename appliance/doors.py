@@ -3,6 +3,7 @@
 from functools import partial
 from typing import TYPE_CHECKING
 
+from appliance.build import build_kv_events
 from appliance.control.parts import ControlParts
 from appliance.engines.managed import Managed
 from appliance.engines.overview import Overview
@@ -28,6 +29,7 @@ from appliance.reload import Reloader
 
 if TYPE_CHECKING:
     from appliance.app import Appliance
+    from appliance.engines.kv_follower import KvFollower
 
 
 def build_front(house: "Appliance", access_log: AccessLog) -> Server:
@@ -51,11 +53,13 @@ def build_front(house: "Appliance", access_log: AccessLog) -> Server:
     return house.server
 
 
-def sidecar_table(house: "Appliance") -> list[Route]:
+def sidecar_table(house: "Appliance") -> tuple[list[Route], "KvFollower | None"]:
     """Give the addresses of SIDECAR_PORT: they are about the server that SIDECAR_BACKEND names, else about the first,
-    else about the models that run here."""
+    else about the models that run here. Beside them who follows that server's KV events, not yet started; None = that is not wanted."""
+    front = house.settings.front
+
     def server() -> EngineServer | None:
-        wanted = house.settings.front.sidecar_backend
+        wanted = front.sidecar_backend
         servers = (one for one in house.router.backends() if isinstance(one, EngineServer))
         return next((one for one in servers if not wanted or one.name == wanted), None)
 
@@ -76,7 +80,11 @@ def sidecar_table(house: "Appliance") -> list[Route]:
     scraper = Following(engine, lambda one: Scraper(
         one.url, wire=house.scrape_wire, tasks=house.tasks, clock=house.clock, kind=one.kind, headers=dict(one.headers), ssl_context=one.ssl_context,
         timeout_s=house.settings.engines.request_timeout, adapters=adapters))
-    return sidecar_routes(SidecarDoor(state), sidecar_doors(scraper, house.lora_orders, house.jobs, house.folders, clock=house.clock))
+    kv_events = build_kv_events(house.settings, lambda: found.kind if (found := server()) else None, pod=front.pod_name,
+                                model=front.sidecar_model, tasks=house.tasks, clock=house.clock)
+    doors = sidecar_doors(scraper, house.lora_orders, house.jobs, house.folders, clock=house.clock,
+                          more=kv_events.families if kv_events is not None else list)
+    return sidecar_routes(SidecarDoor(state, pod=front.pod_name), doors), kv_events
 
 
 def loaded_adapters(server: EngineServer) -> tuple[str, ...] | None:

@@ -22,7 +22,7 @@ from appliance.base.metrics import Metrics
 from appliance.base.settings import BadSettings, Problem
 from appliance.base.tasks import Tasks
 from appliance.base.wire import Wire, WireLimits
-from appliance.build import build_adapters, build_downloader, build_fleet, build_jobs, build_lora_orders, download_folders
+from appliance.build import build_adapters, build_downloader, build_fleet, build_jobs, build_kv_events, build_lora_orders, download_folders
 from appliance.doors import loaded_adapters
 from appliance.engines.receipts import Receipts
 from appliance.engines.scrape import Scraper
@@ -65,7 +65,8 @@ def parse(arguments: list[str]) -> Options:
     parser.add_argument("-B", "--engine-base-url", default="http://localhost:8000", metavar="URL", help="the engine (http://localhost:8000)")
     parser.add_argument("-M", "--engine-metrics-path", default="/metrics", metavar="PATH", help="its metrics page (/metrics)")
     parser.add_argument("-I", "--pod", default=os.environ.get("POD_NAME", ""), help="this pod's name, told on /ready (POD_NAME)")
-    parser.add_argument("-N", "--model", default="", help="the model's name, where the engine does not tell it")
+    parser.add_argument("-N", "--model", default=os.environ.get("SIDECAR_MODEL", ""), help="the model's name, where the engine does not tell it "
+                        "(SIDECAR_MODEL); with a pod's name the engine's KV events are followed (docs/kv-events.md)")
     found = parser.parse_args(arguments)
     if not 0 <= found.port <= 65_535:
         parser.error(f"--port must be from 0 to 65535, not {found.port}")
@@ -118,7 +119,12 @@ async def running(options: Options, settings: Settings) -> AsyncIterator[list[tu
         stack.push_async_callback(wire.close)
         scraper = Scraper(options.base_url, wire=wire, tasks=tasks, clock=clock, path=options.metrics_path, kind=KINDS[options.engine],
                           timeout_s=settings.engines.request_timeout, adapters=lambda: (loaded_adapters(engine_server()), 0))
-        doors = sidecar_doors(scraper, orders, jobs, lambda: download_folders(settings), clock=clock)
+        kv_events = build_kv_events(settings, lambda: engine_server().kind, pod=options.pod, model=options.model, tasks=tasks, clock=clock)
+        if kv_events is not None:
+            stack.push_async_callback(kv_events.close)
+            kv_events.start()
+        doors = sidecar_doors(scraper, orders, jobs, lambda: download_folders(settings), clock=clock,
+                              more=kv_events.families if kv_events is not None else list)
         server = Server(sidecar_routes(SidecarDoor(engine, pod=options.pod), doors), desk, clock=clock, dialect=DIALECT)
         yield await stack.enter_async_context(serving_http(
             server, [(options.host, options.port)], hurry=hurry, tasks=tasks, grace_s=lambda: settings.front.shutdown_grace_s))

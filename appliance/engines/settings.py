@@ -1,5 +1,6 @@
 """Settings of the engines room: backends and how one is chosen, the hosted API, model names, streaming."""
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -10,6 +11,8 @@ from appliance.base.balancing import STRATEGIES
 from appliance.base.settings import CommaList, RoomSettings, SemicolonList, Switch
 
 RELOAD: dict[str, Any] = {"reload": True}
+ZMQ: dict[str, Any] = {"allowed": "tcp://host:port or ipc:///path"}
+ZMQ_ENDPOINT = re.compile(r"tcp://(\[[0-9A-Fa-f:.]+\]|[^\s:/*\[\]]+):[0-9]{1,5}|ipc://\S+")
 
 
 class EngineSettings(RoomSettings):
@@ -85,6 +88,33 @@ class EngineSettings(RoomSettings):
                                   json_schema_extra=RELOAD)
     breaker_rest_s: float = Field(15.0, gt=0, le=3600, description="Seconds an endpoint is rested before one request tries it again",
                                   json_schema_extra=RELOAD)
+
+    kv_events: Switch = Field(True, description="0 = the sidecar does not follow the engine's KV events, though it has a pod's and a model's name")
+    vllm_zmq_endpoint: str = Field("tcp://localhost:5557", description="Where vLLM publishes its KV events", json_schema_extra=ZMQ)
+    vllm_zmq_topic_filter: str = Field("kv-events", description="How the topics of vLLM's KV events begin; * = all")
+    sglang_zmq_endpoint: str = Field("tcp://localhost:5557", description="Where SGLang publishes its KV events", json_schema_extra=ZMQ)
+    sglang_zmq_topic_filter: str = Field("", description="How the topics of SGLang's KV events begin; empty or * = all")
+    kv_events_max_blocks: int = Field(200_000, ge=1, le=100_000_000, description="Most blocks of an engine's cache that are kept in mind, some 300 "
+                                      "bytes each; those beyond are left out")
+    redis_host: str = Field("redis-server", min_length=1, description="The Redis that is told which blocks an engine has (docs/kv-events.md)")
+    redis_port: int = Field(6379, ge=1, le=65_535, description="Its port; of an address as Kubernetes sets it (`tcp://10.0.0.7:6379`) the "
+                            "port counts")
+    redis_db: int = Field(0, ge=0, le=65_535, description="Number of its database")
+    redis_password: SecretStr = Field(SecretStr(""), description="Its password", json_schema_extra={"allowed": "text"})
+    redis_tls: Switch = Field(False, description="1 = by TLS, with a certificate that this machine trusts")
+
+    @field_validator("vllm_zmq_endpoint", "sglang_zmq_endpoint")
+    @classmethod
+    def _zmq(cls, value: str) -> str:
+        if not ZMQ_ENDPOINT.fullmatch(value):
+            raise ValueError(f"{value!r} is no address such as tcp://localhost:5557 or ipc:///run/kv")
+        return value
+
+    @field_validator("redis_port", mode="before")
+    @classmethod
+    def _port(cls, value: object) -> object:
+        """Kubernetes sets REDIS_PORT in every pod beside a Service `redis`, to an address."""
+        return value.rpartition(":")[2] if isinstance(value, str) and value.startswith("tcp://") else value
 
     @field_validator("lora_allowed_dirs")
     @classmethod

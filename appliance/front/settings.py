@@ -18,6 +18,9 @@ class FrontSettings(RoomSettings):
                                      "adapters, downloads), such as 9000; empty = none")
     sidecar_host: str = Field("127.0.0.1", description="Address of SIDECAR_PORT")
     sidecar_backend: str = Field("", description="The backend that the sidecar's addresses are about; empty = the first one")
+    sidecar_model: str = Field("", description="The model's name for the index of KV blocks, with POD_NAME (docs/kv-events.md); empty = the sidecar "
+                               "does not follow KV events")
+    pod_name: str = Field("", description="This pod's name, which the sidecar tells on `/ready` and in the index of KV blocks")
     appliance_api_keys: SecretStr = Field(
         SecretStr(""), description="Keys that clients must show (comma or line list); empty = open to whoever reaches the port",
         json_schema_extra=RELOAD | {"allowed": "keys of at least 8 characters, separated by commas or lines"})

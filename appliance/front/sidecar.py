@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from appliance.base.clock import Clock
+from appliance.base.exposition import Family
 from appliance.engines.lora_orders import Orders
 from appliance.engines.scrape import Following, Scraper
 from appliance.engines.types import BackendState
@@ -54,9 +55,12 @@ Rows = Sequence[tuple[str, str, str, Access]]          # method, path, handler's
 
 
 def sidecar_doors(scraper: Scraper | Following, orders: Orders, jobs: Jobs, folders: Callable[[], Folders], *,
-                  clock: Clock) -> list[tuple[Any, Rows]]:
-    """Give the sidecar's doors: the engine's metrics, and what it shares with the main port, in system E's manner."""
-    return [(SidecarMetricsDoor(scraper, clock=clock), METRICS_ROUTES), (LoraDoor(orders, is_sidecar=True), LORA_ROUTES),
+                  clock: Clock, more: Callable[[], list[Family]] = list) -> list[tuple[Any, Rows]]:
+    """Give the sidecar's doors: the engine's metrics, and what it shares with the main port, in system E's manner.
+
+    Takes   more: metric families of the sidecar's own
+    """
+    return [(SidecarMetricsDoor(scraper, clock=clock, more=more), METRICS_ROUTES), (LoraDoor(orders, is_sidecar=True), LORA_ROUTES),
             (DownloadsDoor(jobs, folders=folders, is_sidecar=True), DOWNLOADS_ROUTES)]
 
 

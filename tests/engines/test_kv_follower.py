@@ -1,0 +1,348 @@
+"""KV events followed: a real ZeroMQ publisher and a real Redis, each of them away, late, wrong or restarted in the middle."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from pydantic import SecretStr
+from structlog.testing import capture_logs
+
+from appliance.base.clock import FakeClock, SystemClock
+from appliance.base.exposition_out import as_openmetrics, as_text
+from appliance.base.tasks import Tasks
+from appliance.engines import kv_follower
+from appliance.engines.kv_follower import KvFollower, Source
+from appliance.engines.kv_index import TTL_S, Index, Place
+from tests.fakes.kv_publisher import Publisher, name, publisher, publishing
+from tests.redis_server import RedisServer, closed_port, redis_server
+
+__all__ = ["publisher", "redis_server"]
+POD, MODEL = "pod-0", "qwen"
+
+
+@asynccontextmanager
+async def following(port: int, redis_port: int, **about: Any) -> AsyncIterator[KvFollower]:
+    async with Tasks() as tasks:
+        source = Source(f"tcp://127.0.0.1:{port}", about.pop("topic", "kv-events"))
+        index = Index(Place("127.0.0.1", redis_port, password=SecretStr(about.pop("password", ""))), pod=about.pop("pod", POD), model=MODEL)
+        follower = KvFollower(about.pop("source", lambda: source), index, most=about.pop("most", 1000), tasks=tasks,
+                              clock=about.pop("clock", SystemClock()))
+        follower.start()
+        try:
+            yield follower
+        finally:
+            await follower.close()
+
+
+async def comes_true(condition: Callable[[], Any], *, within_s: float = 20.0) -> bool:
+    end = time.monotonic() + within_s
+    while not condition() and time.monotonic() < end:
+        await asyncio.sleep(0.02)
+    return bool(condition())
+
+
+def entries(*numbers: int, pod: str = POD) -> set[str]:
+    """The keys that tell of these blocks."""
+    return {f"matrix:kv:block:{MODEL}@{name(n)}" for n in numbers} | {f"vllm:kv:block:{pod}@{n}" for n in numbers}
+
+
+async def has(server: RedisServer, *numbers: int) -> bool:
+    return await comes_true(lambda: server.keys() == entries(*numbers))
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short pauses."""
+    for constant, value in {"PAUSE_S": 0.05, "LONGEST_PAUSE_S": 0.2, "KIND_S": 0.02, "RETRY_MS": 50, "LONGEST_RETRY_MS": 100}.items():
+        monkeypatch.setattr(kv_follower, constant, value)
+
+
+pytestmark = pytest.mark.usefixtures("quick")
+
+
+# ---- what stands in Redis
+
+
+async def test_the_keys_are_system_es(publisher: Publisher, redis_server: RedisServer) -> None:
+    async with following(publisher.port, redis_server.port):
+        await publisher.has_subscribers()
+        publisher.store(5)
+        assert await has(redis_server, 5)
+        everything = redis_server.everything()
+        assert everything[f"vllm:kv:block:{POD}@5"] == str(name(5))
+        (pod, at_s), = everything[f"matrix:kv:block:{MODEL}@{name(5)}"].items()  # type: ignore[attr-defined]
+        assert (pod, abs(int(at_s) - time.time()) < 30) == (POD, True)
+        with redis_server.client() as client:
+            assert TTL_S - 30 < client.ttl(f"vllm:kv:block:{POD}@5") <= TTL_S
+            assert client.ttl(f"matrix:kv:block:{MODEL}@{name(5)}") == -1
+
+
+async def test_removed_and_cleared_blocks_go_and_other_pods_stay(publisher: Publisher, redis_server: RedisServer) -> None:
+    with redis_server.client() as client:
+        client.hset(f"matrix:kv:block:{MODEL}@{name(2)}", "pod-1", "1")
+        client.set("vllm:kv:block:pod-1@2", name(2))
+        client.set(f"vllm:kv:block:{POD}@x@2", name(2))       # of a pod whose name begins as ours
+    others = {f"matrix:kv:block:{MODEL}@{name(2)}", "vllm:kv:block:pod-1@2", f"vllm:kv:block:{POD}@x@2"}
+    async with following(publisher.port, redis_server.port):
+        await publisher.has_subscribers()
+        publisher.store(1, 2, 3)
+        assert await comes_true(lambda: redis_server.keys() == entries(1, 2, 3) | others)
+        publisher.send(["BlockRemoved", [1, 2, 99]])
+        assert await comes_true(lambda: redis_server.keys() == entries(3) | others)
+        publisher.send(["AllBlocksCleared"])
+        assert await comes_true(lambda: redis_server.keys() == others)
+        assert redis_server.everything()[f"matrix:kv:block:{MODEL}@{name(2)}"] == {"pod-1": "1"}
+
+
+async def test_many_blocks_in_many_messages_arrive(publisher: Publisher, redis_server: RedisServer) -> None:
+    async with following(publisher.port, redis_server.port, most=100_000) as follower:
+        await publisher.has_subscribers()
+        for begin in range(0, 6000, 300):
+            publisher.store(*range(begin, begin + 300))
+        publisher.send(["BlockRemoved", list(range(1000, 6000))])
+        assert await comes_true(lambda: len(follower.blocks) == 1000)
+        assert await has(redis_server, *range(1000))
+
+
+async def test_only_the_topic_that_was_asked_for(publisher: Publisher, redis_server: RedisServer) -> None:
+    async with following(publisher.port, redis_server.port) as some, following(publisher.port, redis_server.port, topic="", pod="all") as every:
+        await publisher.has_subscribers(2)
+        publisher.send(["AllBlocksCleared"], topic=b"other")
+        publisher.store(1)
+        assert await comes_true(lambda: len(some.blocks) == len(every.blocks) == 1)
+        assert (some.seen["AllBlocksCleared"], every.seen["AllBlocksCleared"]) == (0, 1)
+
+
+# ---- what is not there, and comes and goes
+
+
+async def test_nothing_is_contacted_before_the_first_event(publisher: Publisher) -> None:
+    listener = await asyncio.start_server(lambda _, writer: (calls.append(1), writer.close()), "127.0.0.1", 0)
+    calls: list[int] = []
+    async with listener, following(publisher.port, listener.sockets[0].getsockname()[1]) as follower:
+        await publisher.has_subscribers()
+        publisher.raw(b"kv-events", b"no", b"message")
+        publisher.send()
+        assert await comes_true(lambda: follower.lost["not_understood"] == 1)
+        await asyncio.sleep(0.2)
+        assert (calls, follower.index_state) == ([], "")
+        publisher.store(1)
+        assert await comes_true(lambda: calls)
+        assert await comes_true(lambda: follower.index_state == "down")
+
+
+async def test_a_publisher_that_is_late_is_waited_for(redis_server: RedisServer) -> None:
+    port = closed_port()
+    async with following(port, redis_server.port) as follower:
+        await asyncio.sleep(0.3)
+        assert not follower.is_connected
+        with publishing(port) as late:
+            await late.has_subscribers()
+            late.store(1)
+            assert await has(redis_server, 1)
+
+
+async def test_what_came_while_redis_was_away_is_there_afterwards(publisher: Publisher, redis_server: RedisServer) -> None:
+    """The rest goes on meanwhile, and the log has one line for each change."""
+    with capture_logs() as lines:
+        async with following(publisher.port, redis_server.port) as follower:
+            await publisher.has_subscribers()
+            publisher.store(1, 2)
+            assert await has(redis_server, 1, 2)
+            redis_server.stop()
+            publisher.store(3)
+            assert await comes_true(lambda: follower.index_state == "down")
+            publisher.send(["BlockRemoved", [1]])
+            publisher.store(4)
+            assert await comes_true(lambda: follower.late == 2)
+            assert await comes_true(lambda: follower.failures >= 3)
+            redis_server.start()
+            assert await has(redis_server, 2, 3, 4)
+            assert follower.index_state == "up"
+    states = [line["state"] for line in lines if line["event"] == "kv_index"]
+    assert states == ["up", "down", "up"]
+
+
+async def test_a_wrong_password_is_said_once_and_without_it(publisher: Publisher, tmp_path: Path) -> None:
+    server = RedisServer(tmp_path, password="the-right-one")
+    server.start()
+    try:
+        with capture_logs() as lines:
+            async with following(publisher.port, server.port, password="a-wrong-one") as follower:
+                await publisher.has_subscribers()
+                publisher.store(1)
+                assert await comes_true(lambda: follower.failures >= 3)
+        assert "a-wrong-one" not in str(lines)
+        told = [line for line in lines if line["event"] == "kv_index"]
+        assert len(told) == 1
+        assert f":{server.port}/0" in told[0]["reason"]
+        async with following(publisher.port, server.port, password="the-right-one") as follower:
+            await publisher.has_subscribers()
+            publisher.store(1)
+            assert await comes_true(lambda: server.keys() == entries(1))
+    finally:
+        server.stop()
+
+
+async def test_a_redis_that_refuses_to_write_is_tried_again(publisher: Publisher, redis_server: RedisServer) -> None:
+    with redis_server.client() as client:
+        client.set(f"matrix:kv:block:{MODEL}@{name(1)}", "no hash")
+        async with following(publisher.port, redis_server.port) as follower:
+            await publisher.has_subscribers()
+            publisher.store(1)
+            assert await comes_true(lambda: follower.index_state == "down")
+            client.delete(f"matrix:kv:block:{MODEL}@{name(1)}")
+            assert await has(redis_server, 1)
+
+
+# ---- so that nothing false stays
+
+
+async def test_a_restarted_engine_has_nothing_of_before(publisher: Publisher, redis_server: RedisServer) -> None:
+    async with following(publisher.port, redis_server.port) as follower:
+        await publisher.has_subscribers()
+        publisher.store(1)
+        publisher.store(2)
+        assert await has(redis_server, 1, 2)
+        publisher.sequence = 0
+        publisher.store(3)
+        assert await has(redis_server, 3)
+        assert follower.restarts == 1
+
+
+async def test_an_engine_that_stays_away_has_nothing(publisher: Publisher, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kv_follower, "AWAY_S", 2.0)
+    async with following(publisher.port, redis_server.port) as follower:
+        await publisher.has_subscribers()
+        publisher.store(1)
+        assert await has(redis_server, 1)
+        assert await comes_true(lambda: follower.is_connected)
+        publisher.hang_up()                         # for a moment
+        assert await comes_true(lambda: not follower.is_connected)
+        publisher.open()
+        await publisher.has_subscribers()
+        assert await comes_true(lambda: follower.is_connected)
+        await asyncio.sleep(2.2)
+        assert len(follower.blocks) == 1
+        publisher.hang_up()                         # for good
+        assert await has(redis_server)
+
+
+async def test_lost_messages_are_counted_and_what_they_might_have_removed_lapses(publisher: Publisher, redis_server: RedisServer) -> None:
+    clock = FakeClock()
+    async with following(publisher.port, redis_server.port, clock=clock) as follower:
+        await publisher.has_subscribers()
+        publisher.store(1, 2)
+        publisher.sequence += 3
+        publisher.store(2)
+        assert await comes_true(lambda: follower.lost["sequence_gap"] == 3)
+        assert await has(redis_server, 1, 2)
+        clock.advance(90_000.0)
+        publisher.store(3)
+        redis_server.stop()                         # makes that everything is written again at once
+        redis_server.start()
+        publisher.store(4)
+        assert await has(redis_server, 2, 3, 4)
+        assert follower.left_out["lapsed"] == 1
+
+
+async def test_what_a_former_life_left_goes_with_the_first_event(publisher: Publisher, redis_server: RedisServer) -> None:
+    with redis_server.client() as client:
+        for number in range(2500):                  # more than one look at the keys
+            client.hset(f"matrix:kv:block:{MODEL}@{name(number)}", POD, "1")
+            client.set(f"vllm:kv:block:{POD}@{number}", name(number))
+    async with following(publisher.port, redis_server.port):
+        await publisher.has_subscribers()
+        publisher.store(7, 9000)
+        assert await has(redis_server, 7, 9000)
+
+
+@pytest.mark.parametrize("pod", ["pod[1]*", "a\\b?"])
+async def test_signs_in_a_pods_name_are_no_pattern(pod: str, publisher: Publisher, redis_server: RedisServer) -> None:
+    with redis_server.client() as client:
+        client.set("vllm:kv:block:pod1x@5", "77")
+        client.hset(f"matrix:kv:block:{MODEL}@77", pod, "1")
+        client.set(f"vllm:kv:block:{pod}@5", "77")
+    async with following(publisher.port, redis_server.port, pod=pod):
+        await publisher.has_subscribers()
+        publisher.store(1)
+        assert await comes_true(lambda: redis_server.keys() == entries(1, pod=pod) | {"vllm:kv:block:pod1x@5"})
+
+
+async def test_at_the_end_the_pods_entries_go(publisher: Publisher, redis_server: RedisServer) -> None:
+    async with following(publisher.port, redis_server.port):
+        await publisher.has_subscribers()
+        publisher.store(*range(900))
+        assert await has(redis_server, *range(900))
+    assert redis_server.everything() == {}
+
+
+async def test_the_end_does_not_wait_for_a_redis_that_says_nothing(publisher: Publisher, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kv_follower, "END_S", 0.3)
+    listener = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
+    async with listener:
+        with capture_logs() as lines:
+            async with following(publisher.port, listener.sockets[0].getsockname()[1]) as follower:
+                await publisher.has_subscribers()
+                publisher.store(1)
+                assert await comes_true(lambda: len(follower.blocks) == 1)
+                await asyncio.sleep(0.1)
+                began_s = time.monotonic()
+            assert time.monotonic() - began_s < 3
+        assert [line["event"] for line in lines if line["event"] == "kv_index_left"] == ["kv_index_left"]
+
+
+async def test_entries_are_written_again_before_they_end(publisher: Publisher, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kv_follower, "RENEW_S", 0.3)
+    async with following(publisher.port, redis_server.port):
+        await publisher.has_subscribers()
+        publisher.store(1)
+        assert await has(redis_server, 1)
+        with redis_server.client() as client:
+            client.expire(f"vllm:kv:block:{POD}@1", 60)
+            assert await comes_true(lambda: client.ttl(f"vllm:kv:block:{POD}@1") > 1000)
+
+
+# ---- bounds and figures
+
+
+async def test_blocks_without_room_are_counted(publisher: Publisher, redis_server: RedisServer) -> None:
+    async with following(publisher.port, redis_server.port, most=2) as follower:
+        await publisher.has_subscribers()
+        publisher.store(1, 2, 3)
+        assert await has(redis_server, 1, 2)
+        assert follower.lost["too_many_blocks"] == 1
+
+
+async def test_its_figures_are_on_a_page_in_both_forms(publisher: Publisher, redis_server: RedisServer) -> None:
+    async with following(publisher.port, redis_server.port) as follower:
+        await publisher.has_subscribers()
+        publisher.store(1, 2)
+        publisher.send(["BlockRemoved", [1]], ["Unheard"], ["BlockStored", [9], None, [1, 1], 2, 5])
+        assert await has(redis_server, 2)
+        assert await comes_true(lambda: follower.is_connected)
+        families = follower.families()
+    text = as_text(families).decode()
+    values = {(sample.name, *sample.labels.values()): sample.value for family in text_string_to_metric_families(text) for sample in family.samples}
+    assert {key: value for key, value in values.items() if value} == {
+        ("engine_kv_events_total", "BlockStored"): 2, ("engine_kv_events_total", "BlockRemoved"): 1, ("engine_kv_blocks",): 1,
+        ("engine_kv_events_lost_total", "not_understood"): 1, ("engine_kv_blocks_left_out_total", "adapter"): 1,
+        ("engine_kv_events_connected",): 1, ("engine_kv_index_up",): 1}
+    assert values["engine_kv_events_lost_total", "sequence_gap"] == 0
+    assert b"# TYPE engine_kv_events counter" in as_openmetrics(families)
+
+
+async def test_it_begins_when_the_engines_kind_is_known(publisher: Publisher, redis_server: RedisServer) -> None:
+    known: list[Source] = []
+    with capture_logs() as lines:
+        async with following(publisher.port, redis_server.port, source=lambda: known[0] if known else None):
+            await asyncio.sleep(0.2)
+            known.append(Source(f"tcp://127.0.0.1:{publisher.port}"))
+            await publisher.has_subscribers()
+    on, = (line for line in lines if line["event"] == "kv_events_on")
+    assert (on["publisher"], on["redis"]) == (f"tcp://127.0.0.1:{publisher.port}", f"redis://127.0.0.1:{redis_server.port}/0")
