@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import trustme
 from redis import Redis
 from redis.exceptions import AuthenticationError, ConnectionError
 
@@ -16,11 +17,15 @@ from tests.journeys.running import free_port
 class RedisServer:
     """One server.
 
-    Takes   password: "" = none is asked for
+    Takes   password: "" = none is asked for; authority: whose certificate it shows, by TLS on `tls_port`; None = there is none
     """
 
-    def __init__(self, folder: Path, *, password: str = "") -> None:
+    def __init__(self, folder: Path, *, password: str = "", authority: trustme.CA | None = None) -> None:
         self.port, self.password, self._folder = free_port(), password, folder
+        self.tls_port = free_port() if authority is not None else 0
+        if authority is not None:
+            authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(folder / "redis.pem")
+            authority.cert_pem.write_to_path(folder / "authority.pem")
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -28,6 +33,10 @@ class RedisServer:
         command = ["redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", str(self._folder)]
         if self.password:
             command += ["--requirepass", self.password]
+        if self.tls_port:
+            pem = str(self._folder / "redis.pem")
+            command += ["--tls-port", str(self.tls_port), "--tls-cert-file", pem, "--tls-key-file", pem, "--tls-auth-clients", "no",
+                        "--tls-ca-cert-file", str(self._folder / "authority.pem")]
         self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         end = time.monotonic() + 20
         with self.client() as client:

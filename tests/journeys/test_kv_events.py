@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import trustme
 
 from appliance.base.settings import BadSettings
 from appliance.engines.settings import EngineSettings
@@ -75,6 +76,27 @@ async def test_the_sidecar_tells_what_its_engine_has(kind: str, sidecar, publish
     log = (tmp_path / "sidecar.log").read_text()
     assert log.count('"kv_events_on"') == 1
     assert "Traceback" not in log
+
+
+@pytest.mark.parametrize("is_trusted", [True, False])
+async def test_by_tls_only_a_redis_that_is_trusted_is_told(is_trusted: bool, sidecar, publisher: Publisher, tmp_path: Path) -> None:
+    redis_server = RedisServer(tmp_path, authority=trustme.CA(), password="of-the-index")
+    redis_server.start()
+    try:
+        async with EngineServer("vllm") as engine:
+            sidecar("-E", "vllm", "-B", engine.url, "-P", str(free_port()), "-I", "pod-0", "-N", "qwen", REDIS_HOST="127.0.0.1", REDIS_TLS="1",
+                    VLLM_ZMQ_ENDPOINT=f"tcp://127.0.0.1:{publisher.port}", REDIS_PORT=str(redis_server.tls_port), REDIS_PASSWORD="of-the-index",
+                    **({"SSL_CERT_FILE": str(tmp_path / "authority.pem")} if is_trusted else {}))
+            await publisher.has_subscribers()
+            publisher.store(1)
+            if is_trusted:
+                assert await until(lambda: len(redis_server.keys()) == 2, seconds=20)
+            else:
+                assert await until(lambda: "certificate verify failed" in (tmp_path / "sidecar.log").read_text(), seconds=20)
+                assert redis_server.keys() == set()
+            assert "of-the-index" not in (tmp_path / "sidecar.log").read_text()
+    finally:
+        redis_server.stop()
 
 
 async def test_without_redis_and_publisher_the_sidecar_serves_and_ends(sidecar, tmp_path: Path) -> None:
