@@ -6,6 +6,7 @@ from pathlib import Path
 from appliance.base.clock import Clock
 from appliance.base.logs import get_logger
 from appliance.base.metrics import Metrics
+from appliance.base.proxies import Proxies
 from appliance.base.tasks import Tasks
 from appliance.base.wire import Wire, WireLimits
 from appliance.engines import lora_file
@@ -56,7 +57,7 @@ def build_lora_orders(adapters: Adapters, settings: Settings, *, downloader: Dow
 
 def build_downloader(settings: Settings) -> DownloadEngine:
     """Give who fetches."""
-    return DownloadEngine(settings.models, output_roots=download_roots(settings))
+    return DownloadEngine(settings.models, output_roots=download_roots(settings), proxies=Proxies.read(settings.environ))
 
 
 def download_roots(settings: Settings) -> tuple[Path, ...]:

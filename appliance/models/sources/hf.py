@@ -9,12 +9,12 @@ import asyncio
 import re
 from collections.abc import AsyncGenerator
 from typing import Any
-from urllib.parse import quote, unquote
+from urllib.parse import quote, unquote, urlsplit
 
 from appliance.base.errors import ApplianceError, Forbidden, Invalid, NotFound, TimedOut, UpstreamFailed
 from appliance.models.sources.contract import Errand, Interrupted, Listing, Remote
 from appliance.models.sources.reach import look
-from appliance.models.sources.web import Web, failure
+from appliance.models.sources.web import Web, failure, via
 
 _REPO = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>refs/(?:pr|convert)/[^/]+|[^/]+))?(?:/(?P<sub>.+))?")
 
@@ -38,10 +38,11 @@ class Hf:
         self._tries = errand.patience
         self._reach = errand.reach
         self._pinned = self._revision
+        self._proxies = errand.proxies
         self._web = Web(errand, reach=errand.reach)
 
     async def listing(self) -> Listing:
-        await look(self._endpoint, reach=self._reach, what=self._repo)
+        await look(self._endpoint, reach=self._reach, what=self._repo, is_proxied=self._proxies.of(self._endpoint) is not None)
         try:
             commit, entries = await asyncio.wait_for(asyncio.to_thread(self._ask), self._tries.first_byte_s * 4)
         except TimeoutError as exc:
@@ -56,6 +57,9 @@ class Hf:
         """Ask with the official client, in a thread; give the commit and its files."""
         from huggingface_hub import HfApi, RepoFile
 
+        from appliance.models.sources.hf_client import use
+
+        use(self._proxies)
         api = HfApi(endpoint=self._endpoint, token=self._token or False)
         try:
             info = api.model_info(self._repo, revision=self._revision, timeout=self._tries.first_byte_s)
@@ -75,11 +79,17 @@ class Hf:
         return Remote(name, entry.size, digest, entry.blob_id, path)
 
     def _failure(self, exc: Exception) -> ApplianceError:
-        """Say what the official client met: 1. closed   2. not there   3. a status   4. not reached, or offline   5. anything else."""
+        """Say what the official client met: 0. ours, a proxy   1. closed   2. not there   3. a status   4. not reached, or offline
+        5. anything else."""
         import httpx2
         from huggingface_hub import errors
 
-        where = f"{self._repo} at {self._endpoint}"
+        if isinstance(exc, ApplianceError):                                                 # 0
+            return exc
+        proxy, host = self._proxies.of(self._endpoint), urlsplit(self._endpoint).hostname or ""
+        where = f"{self._repo} at {via(proxy, self._endpoint)}"
+        if proxy is not None and isinstance(exc, httpx2.ProxyError) and (status := str(exc)[:3]).isdecimal():
+            return proxy.refusal(int(status), host)
         if isinstance(exc, errors.GatedRepoError):                                          # 1
             return Forbidden(f"{where} is gated: its terms must be accepted there, and hf_token be of who did so.", code="source_forbidden")
         if isinstance(exc, errors.RevisionNotFoundError):                                   # 2
@@ -87,7 +97,9 @@ class Hf:
         if isinstance(exc, errors.RepositoryNotFoundError):
             return NotFound(f"{where} does not exist, or hf_token may not see it.")
         if isinstance(exc, errors.HfHubHTTPError) and exc.response is not None:             # 3
-            return failure(exc.response.status_code, self._repo, self._endpoint, exc.response.headers)
+            if proxy is not None and exc.response.status_code == 407:
+                return proxy.refusal(407, host)
+            return failure(exc.response.status_code, self._repo, via(proxy, self._endpoint), exc.response.headers)
         if isinstance(exc, httpx2.TimeoutException):                                        # 4
             return TimedOut(f"{where} did not answer in time")
         if isinstance(exc, errors.OfflineModeIsEnabled):
