@@ -7,7 +7,7 @@ from appliance.base import logs
 from appliance.base.logs import get_logger
 from appliance.base.proxies import Proxies
 from appliance.base.settings import Described, Problem
-from appliance.build import download_roots
+from appliance.build import download_roots, lora_folders
 from appliance.control.parts import Change, ReloadResult
 from appliance.models.differences import differences
 from appliance.settings import ROOMS, Settings, described, learn_secrets, load
@@ -108,6 +108,7 @@ class Reloader:
 
     def _apply_models(self, settings: Settings) -> None:
         self._appliance.downloader.apply(settings.models, output_roots=download_roots(settings), proxies=Proxies.read(settings.environ))
+        self._appliance.lora_orders.apply(*lora_folders(settings))
         manager = self._appliance.manager
         if manager is None:
             return
