@@ -151,9 +151,9 @@ def _tell(done: Fetched, *, is_json: bool) -> None:
     if is_json:
         print(jsons.dumps_text({"status": "completed"} | asdict(done) | {"output_dir": str(done.output_dir)}))
         return
-    rate = f", {size(done.fetched_bytes / done.seconds)}/s" if done.seconds > 0 and done.fetched_bytes else ""
-    print(f"{done.files} file{'s' if done.files != 1 else ''}, {size(done.total_bytes)} in {done.output_dir}; "
-          f"{size(done.fetched_bytes)} fetched in {done.seconds:.1f} s{rate}")
+    rate = f", {size(done.fetched_bytes / done.seconds)}/s" if done.seconds > 0 else ""
+    how = f"{size(done.fetched_bytes)} fetched in {done.seconds:.1f} s{rate}" if done.fetched_bytes else "nothing had to be fetched"
+    print(f"{done.files} file{'s' if done.files != 1 else ''}, {size(done.total_bytes)} in {done.output_dir}; {how}")
 
 
 def _verified(flaws: list[Flaw], folder: Path, *, is_json: bool) -> int:

@@ -228,10 +228,16 @@ async def test_verify_and_repair_from_the_command_line(tmp_path: Path) -> None:
 
 
 async def test_what_is_asked_wrongly_is_said_with_its_own_exit_code(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "model.gguf").write_bytes(b"GGUF")
+    (tmp_path / "file").write_text("")
     for arguments, environ, code, text in [
         ((), {}, 2, "Name a SOURCE"), (("gs://x/y",), {}, 2, "no gs:// sources"), (("ns/repo", "-c", "{"), {}, 2, "no JSON"),
         (("ns/repo", "-c", "[1]"), {}, 2, "JSON object"), (("ns/repo", "-c", "@/none"), {}, 2, "cannot be read"),
         (("ns/repo", "-w", "many"), {}, 2, "invalid int value"), (("ns/repo",), {"DOWNLOAD_MAX_WORKERS": "0"}, 78, "DOWNLOAD_MAX_WORKERS=0"),
+        (("pvc://" + str(tmp_path / "source"), "-o", str(tmp_path / "file")), {}, 1, "/file is no folder"),
+        (("pvc://" + str(tmp_path / "source"), "-o", str(tmp_path / "file" / "below")), {}, 1, "lies below something that is none"),
+        (("s3://b/x",), {}, 2, "s3://bucket/prefix"),
         (("--verify", "-o", str(tmp_path)), {}, 1, "nothing is known"), (("pvc:///none",), {}, 1, "/none is no folder"),
     ]:
         async with download(*arguments, **environ) as run:

@@ -2,7 +2,10 @@
 
 import asyncio
 import os
+import signal
 from pathlib import Path
+
+import pytest
 
 from appliance.reload import Reloader
 from tests.fakes.engine_server import EngineServer
@@ -50,6 +53,26 @@ async def test_the_command_line_goes_through_it_and_says_what_is_wrong_with_it(t
             assert "secret" not in out + err
     assert held(tmp_path / "0") == {"model.gguf": DATA}
     assert proxy.sent["cdn.test"] > len(DATA)
+
+
+@pytest.mark.parametrize("source", ["ns/repo", "s3://bucket/x", "ms://ns/repo", "https://host.test/x"])
+async def test_a_silent_proxy_does_not_hold_up_the_end(tmp_path: Path, source: str) -> None:
+    met = asyncio.Event()
+
+    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        met.set()
+        await reader.read()         # what it asks
+        await reader.read()         # until it leaves
+        writer.close()
+
+    server = await asyncio.start_server(say_nothing, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with download(source, "-o", tmp_path / "out", HTTPS_PROXY=url, ACCESS_KEY="a", SECRET_KEY="b") as run:
+        run.patience_s = 20         # the longest that the server is waited for is three times as long
+        await asyncio.wait_for(met.wait(), 20)
+        run.process.send_signal(signal.SIGINT)
+        assert (await run.end())[0] == 130
+    server.close()
 
 
 async def test_a_job_goes_through_it_and_a_reload_takes_another_one(start: Start, tmp_path: Path) -> None:

@@ -34,7 +34,8 @@ class Bucket:
         self._name, _, prefix = errand.address.partition("/")
         self._prefix = prefix.strip("/")
         if not _BUCKET.fullmatch(self._name):
-            raise Invalid(f"An object store's source is {scheme}://bucket/prefix.", param="source")
+            raise Invalid(f"An object store's source is {scheme}://bucket/prefix; a bucket's name has at least two letters, digits, dots, hyphens "
+                          "and underscores.", param="source")
         self._pinned = f"{scheme}://{self._name}" + (f"/{self._prefix}" if self._prefix else "")
         self._endpoint = errand.config.get("endpoint", "").rstrip("/")
         if needs_endpoint and not self._endpoint:

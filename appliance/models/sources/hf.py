@@ -7,7 +7,8 @@ xet are served by HTTP all the same, in parts and with SHA-256 known beforehand,
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator
+import threading
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
@@ -16,6 +17,7 @@ from appliance.models.sources.contract import Errand, Interrupted, Listing, Remo
 from appliance.models.sources.reach import look
 from appliance.models.sources.web import Web, failure, via
 
+Asked = tuple[str, list[Any]]
 _REPO = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>refs/(?:pr|convert)/[^/]+|[^/]+))?(?:/(?P<sub>.+))?")
 
 
@@ -44,7 +46,8 @@ class Hf:
     async def listing(self) -> Listing:
         await look(self._endpoint, reach=self._reach, what=self._repo, is_proxied=self._proxies.of(self._endpoint) is not None)
         try:
-            commit, entries = await asyncio.wait_for(asyncio.to_thread(self._ask), self._tries.first_byte_s * 4)
+            async with asyncio.timeout(self._tries.first_byte_s * 4):
+                commit, entries = await _aside(self._ask)
         except TimeoutError as exc:
             raise TimedOut(f"{self._repo}: {self._endpoint} did not list its files in time") from exc
         self._pinned = commit
@@ -53,7 +56,7 @@ class Hf:
             raise NotFound(f"{self._repo} has no {self._sub} at revision {self._revision}.")
         return Listing(files, f"hf://{self._repo}@{commit}" + (f"/{self._sub}" if self._sub else ""))
 
-    def _ask(self) -> tuple[str, list[Any]]:
+    def _ask(self) -> Asked:
         """Ask with the official client, in a thread; give the commit and its files."""
         from huggingface_hub import HfApi, RepoFile
 
@@ -118,3 +121,34 @@ class Hf:
 
     async def close(self) -> None:
         await self._web.close()
+
+
+async def _aside(ask: Callable[[], Asked]) -> Asked:
+    """Call what blocks in a thread that nobody waits for: one of asyncio's own would hold up the end of the process until its server answers.
+
+    Raises  whatever it raises
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[Asked] = loop.create_future()
+
+    def settle(result: Asked | None, error: Exception | None) -> None:
+        if future.done():           # whoever asked has left
+            return
+        if result is not None:
+            future.set_result(result)
+        else:
+            future.set_exception(error or RuntimeError("it gave nothing"))
+
+    def run() -> None:
+        result, error = None, None
+        try:
+            result = ask()
+        except Exception as exc:
+            error = exc
+        try:
+            loop.call_soon_threadsafe(settle, result, error)
+        except RuntimeError:        # the loop has ended meanwhile
+            pass
+
+    threading.Thread(target=run, name="hf-listing", daemon=True).start()
+    return await future
