@@ -251,6 +251,7 @@ async def running(settings: Settings, *, warnings: list[str] | None = None) -> A
         appliance.adapters.start()
         stack.push_async_callback(appliance.jobs.close)
         await appliance.jobs.open()
+        await appliance.lora_orders.open()
         await appliance.fleet.first_looks()
         server = build_front(appliance, access_log)
         front = settings.front

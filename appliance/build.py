@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 from appliance.base.clock import Clock
 from appliance.base.logs import get_logger
 from appliance.base.metrics import Metrics
+from appliance.base.proxies import Proxies
 from appliance.base.tasks import Tasks
 from appliance.base.wire import Wire, WireLimits
-from appliance.engines import lora_file
+from appliance.engines import lora_file, lora_orders_file
 from appliance.engines.fleet import Fleet
 from appliance.engines.lora import Adapters
 from appliance.engines.lora_orders import Orders
@@ -53,15 +54,27 @@ def build_adapters(router: Router, settings: Settings, *, tasks: Tasks, clock: C
 
 def build_lora_orders(adapters: Adapters, settings: Settings, *, downloader: Downloader | None, tasks: Tasks, clock: Clock) -> Orders:
     """Give who takes orders for adapters. `downloader` None: none can be downloaded."""
+    folders, own_folder = lora_folders(settings)
+    return Orders(adapters, downloader=downloader, folders=folders, own_folder=own_folder, tasks=tasks, clock=clock,
+                  path=Path(settings.host.state_dir) / lora_orders_file.FILE, has_variable=has_variable(settings),
+                  resumes=settings.models.download_resume)
+
+
+def lora_folders(settings: Settings) -> tuple[list[Path], Path]:
+    """Give the folders where adapters may lie, and the one that they are downloaded to."""
     own_folder = Path(settings.host.state_dir) / "adapters"
     folders = list(map(Path, settings.engines.lora_allowed_dirs)) or [own_folder, download_dir(settings.models, settings.host)]
-    return Orders(adapters, downloader=downloader, folders=folders, own_folder=own_folder if own_folder in folders else folders[0], tasks=tasks,
-                  clock=clock)
+    return folders, own_folder if own_folder in folders else folders[0]
+
+
+def has_variable(settings: Settings) -> Callable[[str], bool]:
+    """Give what says whether the environment has a variable, itself or as a file's name."""
+    return lambda name: bool(settings.environ.get(name) or settings.environ.get(f"{name}_FILE"))
 
 
 def build_downloader(settings: Settings) -> DownloadEngine:
     """Give who fetches."""
-    return DownloadEngine(settings.models, output_roots=download_roots(settings))
+    return DownloadEngine(settings.models, output_roots=download_roots(settings), proxies=Proxies.read(settings.environ))
 
 
 def download_roots(settings: Settings) -> tuple[Path, ...]:
@@ -79,7 +92,7 @@ def build_jobs(settings: Settings, downloader: Downloader, *, tasks: Tasks, cloc
     """Give the downloads' jobs, not yet open."""
     own = settings.models
     return Jobs(downloader, tasks=tasks, clock=clock, path=Path(settings.host.state_dir) / "jobs.json", most_running=own.download_jobs,
-                has_variable=lambda name: bool(settings.environ.get(name) or settings.environ.get(f"{name}_FILE")), resumes=own.download_resume)
+                has_variable=has_variable(settings), resumes=own.download_resume)
 
 
 def build_kv_events(settings: Settings, kind: Callable[[], str | None], *, pod: str, model: str, tasks: Tasks, clock: Clock) -> "KvFollower | None":

@@ -17,6 +17,7 @@ from typing import Any
 from appliance.base import jsons
 from appliance.base.errors import ApplianceError, Invalid
 from appliance.base.logs import SECRETS
+from appliance.base.proxies import Proxies
 from appliance.base.settings import Problem, read
 from appliance.fetch_show import Bar, Lines, flaw_lines, size
 from appliance.models.download import DownloadEngine
@@ -37,11 +38,12 @@ def main(arguments: list[str]) -> int:
     try:
         config = _config(options.config)
         hide_argument(options.config, config)
-        settings = _settings()
+        settings, proxies = _settings()
         folder = _folder(options.output_dir, settings)
         if not source and not (options.verify or options.repair):
             raise Invalid("Name a SOURCE, or a folder to --verify or --repair (-o).")
-        return _run(_act(options, source, folder, settings, config), folder)
+        engine = DownloadEngine(settings, output_roots=None, is_trusted=True, proxies=proxies)
+        return _run(_act(options, source, folder, engine, config), folder)
     except BadEnvironment as exc:
         for problem in exc.problems:
             print(f"error: {problem}", file=sys.stderr)
@@ -111,8 +113,8 @@ def hide_argument(text: str | None, config: Mapping[str, str]) -> None:
         pass            # a hardened kernel: what stands there stands there
 
 
-def _settings() -> ModelSettings:
-    """Read this room's settings alone: a fault elsewhere in the environment does not matter for a download."""
+def _settings() -> tuple[ModelSettings, Proxies]:
+    """Read this room's settings alone, and the proxies: a fault elsewhere in the environment does not matter for a download."""
     environ: Mapping[str, str] = os.environ
     if environ.get("APPLIANCE_ENV_FILE"):
         from appliance.settings import effective_environ  # which needs every room: only where it must be
@@ -122,7 +124,9 @@ def _settings() -> ModelSettings:
     if settings is None:
         raise BadEnvironment(problems)
     SECRETS.learn(secret.get_secret_value() for secret in (settings.hf_auth_token, settings.ms_token, settings.access_key, settings.secret_key))
-    return settings
+    proxies = Proxies.read(environ)
+    SECRETS.learn(proxies.secrets)
+    return settings, proxies
 
 
 def _folder(given: str | None, settings: ModelSettings) -> Path:
@@ -130,9 +134,8 @@ def _folder(given: str | None, settings: ModelSettings) -> Path:
     return Path(os.path.abspath(chosen.expanduser()))
 
 
-async def _act(options: argparse.Namespace, source: str, folder: Path, settings: ModelSettings, config: Mapping[str, str]) -> int:
+async def _act(options: argparse.Namespace, source: str, folder: Path, engine: DownloadEngine, config: Mapping[str, str]) -> int:
     """Do what was asked for: 1. verify   2. repair   3. download."""
-    engine = DownloadEngine(settings, output_roots=None, is_trusted=True)
     if options.verify and not source and not options.repair:                                # 1
         return _verified(await engine.verify(folder), folder, is_json=options.json)
     with (Lines(is_json=options.json) if options.json or not sys.stderr.isatty() else Bar(shown(source or str(folder)))) as show:
@@ -148,9 +151,9 @@ def _tell(done: Fetched, *, is_json: bool) -> None:
     if is_json:
         print(jsons.dumps_text({"status": "completed"} | asdict(done) | {"output_dir": str(done.output_dir)}))
         return
-    rate = f", {size(done.fetched_bytes / done.seconds)}/s" if done.seconds > 0 and done.fetched_bytes else ""
-    print(f"{done.files} file{'s' if done.files != 1 else ''}, {size(done.total_bytes)} in {done.output_dir}; "
-          f"{size(done.fetched_bytes)} fetched in {done.seconds:.1f} s{rate}")
+    rate = f", {size(done.fetched_bytes / done.seconds)}/s" if done.seconds > 0 else ""
+    how = f"{size(done.fetched_bytes)} fetched in {done.seconds:.1f} s{rate}" if done.fetched_bytes else "nothing had to be fetched"
+    print(f"{done.files} file{'s' if done.files != 1 else ''}, {size(done.total_bytes)} in {done.output_dir}; {how}")
 
 
 def _verified(flaws: list[Flaw], folder: Path, *, is_json: bool) -> int:
@@ -167,7 +170,7 @@ def _failed(exc: ApplianceError, *, is_json: bool) -> int:
         print(jsons.dumps_text({"status": "failed", "error": {"kind": exc.kind.value, "code": exc.code, "message": text}}))
     else:
         print(f"error: {text}", file=sys.stderr)
-    return USAGE_ERROR if isinstance(exc, Invalid) else 1
+    return USAGE_ERROR if isinstance(exc, Invalid) else EX_CONFIG if exc.code == "unusable_proxy" else 1
 
 
 def _run(work: Any, folder: Path) -> int:

@@ -33,8 +33,9 @@ def line_of(progress: Progress) -> str:
         return f"{progress.phase}{f': {progress.note}' if progress.note else ''}"
     total = f" of {size(progress.total_bytes)}" if progress.total_bytes is not None else ""
     percent = f" ({100 * progress.done_bytes / progress.total_bytes:.0f}%)" if progress.total_bytes else ""
-    return (f"{progress.phase}: {progress.files_done} of {progress.files} files, {size(progress.done_bytes)}{total}{percent}, "
-            f"{size(progress.rate_bytes_s)}/s{f'; {progress.note}' if progress.note else ''}")
+    rate = f", {size(progress.rate_bytes_s)}/s" if progress.rate_bytes_s else ""
+    return (f"{progress.phase}: {progress.files_done} of {progress.files} file{'s' if progress.files != 1 else ''}, "
+            f"{size(progress.done_bytes)}{total}{percent}{rate}{f'; {progress.note}' if progress.note else ''}")
 
 
 class Lines:

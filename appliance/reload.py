@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING
 
 from appliance.base import logs
 from appliance.base.logs import get_logger
+from appliance.base.proxies import Proxies
 from appliance.base.settings import Described, Problem
-from appliance.build import download_roots
+from appliance.build import download_roots, lora_folders
 from appliance.control.parts import Change, ReloadResult
 from appliance.models.differences import differences
 from appliance.settings import ROOMS, Settings, described, learn_secrets, load
@@ -65,6 +66,8 @@ class Reloader:
             if row.value != before.value or (row.is_secret and _secret(wanted, row) != _secret(self._appliance.settings, row)):
                 changes.append(Change(row.variable, before.value, row.value, needs_restart=not row.is_reloadable))
         changes += [Change("backends", "", said, needs_restart=False) for said in self._appliance.fleet.difference(wanted.fleet)]
+        if Proxies.read(wanted.environ) != self._appliance.downloader.proxies:      # their values may hold a password
+            changes.append(Change("HTTPS_PROXY, HTTP_PROXY, ALL_PROXY, NO_PROXY", "", "other proxies for downloads", needs_restart=False))
         # Without a manager there is nobody yet to run them.
         changes += [Change("models", "", said, needs_restart=self._appliance.manager is None)
                     for said in differences(self._appliance.settings.catalogue, wanted.catalogue)]
@@ -102,7 +105,8 @@ class Reloader:
         appliance.bump()
 
     def _apply_models(self, settings: Settings) -> None:
-        self._appliance.downloader.apply(settings.models, output_roots=download_roots(settings))
+        self._appliance.downloader.apply(settings.models, output_roots=download_roots(settings), proxies=Proxies.read(settings.environ))
+        self._appliance.lora_orders.apply(*lora_folders(settings))
         manager = self._appliance.manager
         if manager is None:
             return

@@ -10,6 +10,7 @@ from pydantic import Field, SecretStr
 
 from appliance.base.balancing import STRATEGIES
 from appliance.base.logs import SECRETS
+from appliance.base.proxies import Proxies
 from appliance.base.settings import BadSettings, Described, Problem, RoomSettings, describe, read, unknown_variables
 from appliance.control.guard import problems as control_problems
 from appliance.control.settings import ControlSettings
@@ -214,6 +215,7 @@ def described(settings: Settings | None, environ: Mapping[str, str]) -> list[Des
 
 def learn_secrets(settings: Settings) -> None:
     """Teach the log every secret of these settings, so that it can blank them."""
+    SECRETS.learn(Proxies.read(settings.environ).secrets)
     for room in fields(settings):
         value = getattr(settings, room.name)
         if isinstance(value, RoomSettings):

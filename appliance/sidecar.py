@@ -115,6 +115,7 @@ async def running(options: Options, settings: Settings) -> AsyncIterator[list[tu
         jobs = build_jobs(settings, downloader, tasks=tasks, clock=clock)
         stack.push_async_callback(jobs.close)
         await jobs.open()
+        await orders.open()
         wire = Wire(WireLimits())
         stack.push_async_callback(wire.close)
         scraper = Scraper(options.base_url, wire=wire, tasks=tasks, clock=clock, path=options.metrics_path, kind=KINDS[options.engine],

@@ -10,12 +10,14 @@ import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
 from types import TracebackType
+from typing import Any
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from appliance.base.errors import Forbidden
+from appliance.base.proxies import Proxies, Proxy
 from appliance.base.wire_types import BrokenAnswer, Unreachable, UpstreamTimeout
 
 MOST_CONNECTIONS = 512
@@ -52,15 +54,16 @@ class HttpClient:
 
     A kept connection can die with a request on it that the server may or may not have begun; a fresh one leaves no such doubt.
 
-    Takes   refusal_of: asked about every address before it is connected to; None = all may be reached
-            read_bytes: what is read of an answer before its reader has taken it
+    Takes   refusal_of: asked about every address before it is connected to; None = all may be reached. What is asked through a proxy is
+            looked up here as well, but connected to by the proxy; names that only the proxy knows are its to judge
+            read_bytes: what is read of an answer before its reader has taken it; proxies: None = every host is asked directly
     """
 
-    def __init__(self, *, refusal_of: RefusalOf | None = None, read_bytes: int = 65_536) -> None:
+    def __init__(self, *, refusal_of: RefusalOf | None = None, read_bytes: int = 65_536, proxies: Proxies | None = None) -> None:
         self._refusal_of = refusal_of
         self._read_bytes = read_bytes
-        self._kept: aiohttp.ClientSession | None = None
-        self._fresh: aiohttp.ClientSession | None = None
+        self._proxies = proxies or Proxies()
+        self._sessions: dict[tuple[bool, bool], aiohttp.ClientSession] = {}     # (connections are kept, through a proxy)
 
     async def open(self, method: str, url: str, *, headers: list[tuple[str, str]], body: bytes | AsyncIterator[bytes] | None,
                    ssl_context: ssl.SSLContext | None = None, may_keep: bool, connect_s: float,
@@ -70,31 +73,39 @@ class HttpClient:
         Takes   url: percent-encoded, sent as it is; headers: all that are to be sent, Host apart; body: an iterator is sent as it comes,
                 chunked unless the headers have a Content-Length; may_keep: the request may be repeated; times in seconds
         Gives   the response: read it by `pieces_of`, close it in any case
-        Raises  Unreachable · UpstreamTimeout · BrokenAnswer; Forbidden: an address that may not be reached; whatever the body's iterator raises
+        Raises  Unreachable · UpstreamTimeout · BrokenAnswer; Forbidden: an address that may not be reached; UpstreamFailed: a proxy that
+                cannot be used, or does not pass on; whatever the body's iterator raises
         """
-        session = self._session(may_keep)
         where = URL(url, encoded=True)
-        name = f"{where.host}:{where.port}"
         self._check_literal(where.host or "")
+        proxy = self._proxies.of(url)
+        if proxy is not None:
+            await self._check_name(where.host or "")
+        session = self._session(may_keep, proxy is not None)
+        name = f"{where.host}:{where.port}" + (f" (through {proxy})" if proxy is not None else "")
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_s, sock_read=None)
         try:
             async with asyncio.timeout(None if first_byte_s is None else connect_s + first_byte_s):
-                response = await session.request(method, where, headers=headers, data=body, ssl=True if ssl_context is None else ssl_context,
-                                                 allow_redirects=False, timeout=timeout, skip_auto_headers=OURS)
+                response = await session.request(method, where, data=body, ssl=True if ssl_context is None else ssl_context,
+                                                 allow_redirects=False, timeout=timeout, skip_auto_headers=OURS, **_through(proxy, where, headers))
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as exc:
             if isinstance(refused := getattr(exc, "os_error", None), AddressRefused):
                 raise Forbidden(f"{refused}.", code="address_not_allowed") from exc
             raise Unreachable(f"{name} cannot be reached: {exc}", phase="connect") from exc
+        except aiohttp.ClientHttpProxyError as exc:
+            raise (proxy or Proxy("", "")).refusal(exc.status, where.host or "") from None
         except TimeoutError as exc:
             raise UpstreamTimeout(f"{name} sent no answer in time", phase="first_byte") from exc
         except aiohttp.ClientError as exc:
             raise BrokenAnswer(f"{name} did not answer: {exc or type(exc).__name__}", phase="first_byte") from exc
+        if proxy is not None and response.status == 407:
+            response.close()
+            raise proxy.refusal(407, where.host or "")
         return response
 
     async def close(self) -> None:
-        for session in (self._kept, self._fresh):
-            if session is not None:
-                await session.close()
+        for session in self._sessions.values():
+            await session.close()
 
     async def __aenter__(self) -> "HttpClient":
         return self
@@ -111,20 +122,39 @@ class HttpClient:
         if self._refusal_of is not None and (why := self._refusal_of(address)):
             raise Forbidden(f"{host} may not be reached: {why}.", code="address_not_allowed")
 
-    def _session(self, may_keep: bool) -> aiohttp.ClientSession:
-        """Give the session, made at its first use: most appliances never need one."""
-        session = self._kept if may_keep else self._fresh
+    async def _check_name(self, host: str) -> None:
+        """Refuse a name that leads, as far as it is known here, to an address that may not be reached."""
+        if self._refusal_of is None:
+            return
+        try:
+            rows = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        except OSError:
+            return
+        for row in rows:
+            if why := self._refusal_of(str(row[4][0])):
+                raise Forbidden(f"{host} may not be reached: {why}.", code="address_not_allowed")
+
+    def _session(self, may_keep: bool, is_proxied: bool) -> aiohttp.ClientSession:
+        """Give the session, made at its first use: most appliances never need one. A proxy is the operator's, wherever it is."""
+        session = self._sessions.get((may_keep, is_proxied))
         if session is None:
+            is_guarded = self._refusal_of is not None and not is_proxied
             connector = aiohttp.TCPConnector(limit=MOST_CONNECTIONS, force_close=not may_keep, ttl_dns_cache=10,
-                                             resolver=_Guarded(self._refusal_of) if self._refusal_of is not None else None)
+                                             resolver=_Guarded(self._refusal_of) if is_guarded and self._refusal_of is not None else None)
             session = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False, trust_env=False,
                                             raise_for_status=False, max_line_size=65_536, max_field_size=65_536,
                                             read_bufsize=self._read_bytes)
-            if may_keep:
-                self._kept = session
-            else:
-                self._fresh = session
+            self._sessions[may_keep, is_proxied] = session
         return session
+
+
+def _through(proxy: Proxy | None, where: URL, headers: list[tuple[str, str]]) -> dict[str, Any]:
+    """Give what tells the library of a proxy, and the headers: its credentials are for the tunnel alone, or are sent with the request."""
+    if proxy is None:
+        return {"headers": headers}
+    if where.scheme == "https":
+        return {"headers": headers, "proxy": proxy.url, "proxy_headers": proxy.authorization}
+    return {"headers": [*headers, *proxy.authorization.items()], "proxy": proxy.url}
 
 
 async def pieces_of(response: aiohttp.ClientResponse, *, idle_s: float | None) -> AsyncIterator[bytes]:

@@ -20,10 +20,11 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="The adapter's name: w
 @app.command("list")
 @told
 def list_them(ctx: typer.Context) -> None:
-    """List the adapters with how they stand on each backend."""
+    """List the adapters with how they stand on each backend, and the orders that are not done."""
     session: Session = ctx.obj
     answer = session.calls.ask("ListLoraAdapters")
-    session.show(answer, lambda screen: screen.table(HEADERS, [row_of(session, adapter) for adapter in answer.adapters]))
+    session.show(answer, lambda screen: screen.table(HEADERS, [*(row_of(session, adapter) for adapter in answer.adapters),
+                                                               *(order_row(session, order) for order in answer.orders)]))
 
 
 @app.command()
@@ -72,6 +73,16 @@ def row_of(session: Session, adapter: Any) -> list[str]:
     state = states[0] if len(set(states)) == 1 else "partly loaded" if "loaded" in states else "pending" if states else "nowhere"
     backends = ", ".join(f"{one.backend} {word}" if len(set(states)) > 1 else one.backend for one, word in zip(adapter.backends, states, strict=True))
     return [adapter.name, adapter.base_model, state + ("" if adapter.is_declared else ", not declared"), backends, adapter.path]
+
+
+def order_row(session: Session, order: Any) -> list[str]:
+    """Give the row of an order that is not done."""
+    state = str(session.calls.messages.LoraOrderPhase.Name(order.phase)).removeprefix("LORA_ORDER_PHASE_").lower()
+    if order.error:
+        state += f": {order.error}"
+    elif order.total_bytes:
+        state += f" {100 * order.done_bytes // order.total_bytes} %"
+    return [order.name, "", state, "", order.path]
 
 
 def word_of(session: Session, value: int) -> str:

@@ -4,18 +4,20 @@ from typing import Any
 
 from appliance.base.errors import Conflict
 from appliance.control.calls import Calls, named, within
-from appliance.control.convert import sendable, to_enum
+from appliance.control.convert import sendable, to_enum, to_timestamp
 from appliance.control.v1 import control_pb2 as pb
-from appliance.engines.lora_orders import Order, Orders
+from appliance.engines.lora_orders import Order, Orders, Pending
 from appliance.engines.lora_readings import Row
-from appliance.models.fetching import DEFAULT_WORKERS, MOST_WORKERS
+from appliance.models.fetching import DEFAULT_WORKERS, MOST_WORKERS, Progress
 
 
 class LoraCalls(Calls):
     """ListLoraAdapters, LoadLoraAdapter, UnloadLoraAdapter."""
 
     async def ListLoraAdapters(self, request: Any, context: Any) -> Any:
-        return pb.ListLoraAdaptersResponse(adapters=[to_adapter(row) for row in self._orders().adapters.rows()])
+        orders = self._orders()
+        return pb.ListLoraAdaptersResponse(adapters=[to_adapter(row) for row in orders.adapters.rows()],
+                                           orders=[to_order(one) for one in orders.pending.values()])
 
     async def LoadLoraAdapter(self, request: Any, context: Any) -> Any:
         order = Order(
@@ -41,6 +43,15 @@ def to_adapter(row: Row) -> pb.LoraAdapter:
         name=sendable(adapter.name), base_model=sendable(adapter.base_model), path=sendable(adapter.path), source=sendable(adapter.source),
         backend=adapter.backend, is_pinned=adapter.is_pinned, is_declared=row.is_declared,
         backends=[pb.LoraBackend(backend=one.backend, kind=one.kind, state=to_state(one.state), detail=sendable(one.detail)) for one in row.backends])
+
+
+def to_order(one: Pending) -> pb.LoraOrder:
+    """Give an order as a message."""
+    progress = one.progress or Progress()
+    return pb.LoraOrder(
+        name=sendable(one.name), source=sendable(one.source), path=sendable(one.path),
+        phase=to_enum(pb.LoraOrderPhase, "LORA_ORDER_PHASE", one.phase), since=to_timestamp(one.since_s), error=sendable(one.error),
+        done_bytes=progress.done_bytes, total_bytes=progress.total_bytes or 0)
 
 
 def to_state(word: str) -> int:

@@ -87,6 +87,22 @@ class Adapters(Readings):
         adapter = self.declared.get(name) or self._foreign(name)
         return await self._whole(adapter, self._unload(adapter, partial, more or {}))
 
+    def not_there(self, adapter: Adapter) -> Changed:
+        """Give what an unload comes to when no backend has the adapter."""
+        return Changed(self._row(replace(adapter, is_wanted=False)), {}, {})
+
+    def has_host(self, adapter: Adapter) -> bool:
+        """Whether a backend is up that is to have the adapter."""
+        return any(view.is_up and fits(adapter, view) for view in self.views())
+
+    async def until_host(self, adapter: Adapter) -> None:
+        """Wait until there is one."""
+        while True:
+            seen = self._router.changed.version
+            if self.has_host(adapter):
+                return
+            await self._router.changed.newer(seen)
+
     async def _whole(self, adapter: Adapter, work: Coroutine[Any, Any, Changed]) -> Changed:
         """Do a change to its end, also when its caller leaves in the middle."""
         if adapter.name in self._changing:

@@ -1,21 +1,28 @@
-"""Adapters as callers order them: names and paths are checked, what has a source is downloaded first, then it is loaded (lora.py)."""
+"""Adapters as callers order them: names and paths are checked, what has a source is downloaded first, then it is loaded (lora.py).
+
+An order that its caller does not wait for is kept in a file until it is done: a restart takes it up again, or says what keeps it from going on.
+"""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from appliance.base.clock import Clock
-from appliance.base.errors import ApplianceError, Conflict, Internal, Invalid, Unsupported
-from appliance.base.logs import get_logger
+from appliance.base.errors import ApplianceError, Conflict, Internal, Invalid, NotFound, Unavailable, Unsupported
+from appliance.base.logs import SECRETS, get_logger
 from appliance.base.tasks import Tasks
+from appliance.engines import lora_orders_file
 from appliance.engines.lora import Adapters, Changed
+from appliance.engines.lora_orders_file import Kept
 from appliance.engines.lora_plan import Adapter
 from appliance.engines.lora_rules import check_name, check_path, folder_name, shown_source
+from appliance.models.download_wish import credentials_of, missing_credentials, public_config, secrets_of, without
 from appliance.models.fetching import DEFAULT_WORKERS, Downloader, Progress, Wish
 
 log = get_logger("lora")
 KEPT_FAILURES = 100
+OVER = frozenset({"failed", "interrupted"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +49,11 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """An order under way, or the latest one of its name that came to nothing. `phase`: downloading, loading or failed; times since 1970."""
+    """An order under way, or the latest one of its name that came to nothing. Times since 1970.
+
+    phase   downloading | waiting (until a backend of its base model is up) | loading | failed | interrupted (by the end of the appliance, and
+            it cannot go on by itself); `error` says why
+    """
 
     name: str
     source: str
@@ -54,43 +65,80 @@ class Pending:
 
 
 class Orders:
-    """Takes orders, at once or in the background.
+    """Takes orders, at once or in the background. `open` takes up those of an earlier run.
 
     Takes   downloader: None = nothing can be downloaded here; folders: where adapters may lie; own_folder: where they are downloaded to
-            when the caller names no other
+            when the caller names no other; path: the file that orders are kept in, None = only until the end; has_variable: whether the
+            environment has a variable; resumes: whether interrupted orders go on at `open`
     """
 
     def __init__(self, adapters: Adapters, *, downloader: Downloader | None, folders: Sequence[Path], own_folder: Path, tasks: Tasks,
-                 clock: Clock) -> None:
+                 clock: Clock, path: Path | None = None, has_variable: Callable[[str], bool] = lambda _: False, resumes: bool = True) -> None:
         self.adapters = adapters
         self.pending: dict[str, Pending] = {}
-        self._downloader, self._folders, self._own_folder, self._tasks, self._clock = downloader, tuple(folders), own_folder, tasks, clock
+        self._downloader, self._tasks, self._clock = downloader, tasks, clock
+        self._path, self._has_variable, self._resumes = path, has_variable, resumes
+        self._kept: dict[str, Kept] = {}                    # of what goes on in the background, or came to nothing there
+        self._running: dict[str, asyncio.Task[None]] = {}
+        self._writing = asyncio.Lock()
+        self.apply(folders, own_folder)
+
+    def apply(self, folders: Sequence[Path], own_folder: Path) -> None:
+        """Take other folders; orders under way keep theirs."""
+        self._folders, self._own_folder = tuple(folders), own_folder
+
+    async def open(self) -> None:
+        """Take up the kept orders, as far as they can go on."""
+        kept = await asyncio.to_thread(lora_orders_file.read, self._path) if self._path is not None else []
+        for one in kept:
+            self._take_up(one)
+        if kept:
+            await self._keep()
+
+    # ---- orders
 
     async def load(self, order: Order) -> Changed:
         """Download it where it has a source, and load it; a caller that leaves ends a download, but not a load.
 
         Raises  Invalid · Forbidden: the path · Unsupported: nothing can be downloaded · what Downloader.download and Adapters.load raise
         """
-        return await self._done(*self._checked(order))
+        order, adapter = self._checked(order)
+        if self._kept.pop(order.name, None) is not None:    # it stands in the place of one that came to nothing
+            await self._keep()
+        if not order.source:
+            return await self.adapters.load(adapter, partial=order.is_partial)
+        try:
+            await self._download(order, adapter)
+            self._note(adapter, "loading")
+            return await self.adapters.load(adapter, partial=order.is_partial)
+        finally:
+            self.pending.pop(order.name, None)
 
-    def begin(self, order: Order) -> Adapter:
-        """The same in the background; what comes of it, `pending` tells, and then the list of adapters.
+    async def begin(self, order: Order) -> Adapter:
+        """The same in the background, once it is kept; what comes of it, `pending` tells, and then the list of adapters.
 
         Raises  what can be said without downloading anything
         """
         order, adapter = self._checked(order)
-        self._note(order, adapter, "downloading" if order.source else "loading")
-        self._tasks.start(self._quietly(order, adapter), name=f"lora-order-{order.name}")
+        wish = _wish(order, adapter)
+        self._start(order, Kept(adapter, order.is_partial, order.max_workers, public_config(order.config), credentials_of(wish)))
+        await self._keep()
         return adapter
 
     async def unload(self, name: str, *, partial: bool = False, more: dict[str, object] | None = None) -> Changed:
-        """See Adapters.unload."""
-        return await self.adapters.unload(check_name(name), partial=partial, more=more)
+        """See Adapters.unload; an order in the background that has not come to loading yet is given up, and one that came to nothing forgotten."""
+        given_up = await self._give_up(check_name(name))
+        try:
+            return await self.adapters.unload(name, partial=partial, more=more)
+        except NotFound:
+            if given_up is None:
+                raise
+            return self.adapters.not_there(given_up)
 
     def _checked(self, order: Order) -> tuple[Order, Adapter]:
         check_name(order.name)
         former = self.pending.get(order.name)
-        if former is not None and former.phase != "failed":
+        if former is not None and former.phase not in OVER:
             raise Conflict(f"The adapter {order.name!r} is {former.phase} already.", code="adapter_busy")
         if order.source:
             shown = shown_source(order.source)
@@ -105,40 +153,118 @@ class Orders:
         base = self.adapters.base_for(order.base_model, order.backend)
         return order, Adapter(order.name, path, base, shown, order.backend, order.is_pinned)
 
-    async def _done(self, order: Order, adapter: Adapter) -> Changed:
-        if not order.source:
-            return await self.adapters.load(adapter, partial=order.is_partial)
+    async def _download(self, order: Order, adapter: Adapter) -> None:
         assert self._downloader is not None
-        self._note(order, adapter, "downloading")
-        try:
-            await self._downloader.download(Wish(order.source, Path(adapter.path), order.max_workers, order.config),
-                                            lambda progress: self._note(order, adapter, "downloading", progress))
-            self._note(order, adapter, "loading")
-            return await self.adapters.load(adapter, partial=order.is_partial)
-        finally:
-            self.pending.pop(order.name, None)
+        wish = _wish(order, adapter)
+        SECRETS.learn(secrets_of(wish))         # what others log of it is blanked, too
+        self._note(adapter, "downloading")
+        await self._downloader.download(wish, lambda progress: self._note(adapter, "downloading", progress))
+
+    # ---- in the background
+
+    def _start(self, order: Order, kept: Kept) -> None:
+        self._note(kept.adapter, "downloading" if order.source else "loading")
+        self._kept[order.name] = kept
+        self._running[order.name] = self._tasks.start(self._quietly(order, kept.adapter), name=f"lora-order-{order.name}")
 
     async def _quietly(self, order: Order, adapter: Adapter) -> None:
+        """Do an order to its end. One that is cancelled stays in `pending`: with the appliance, the file is to have it still."""
         error: ApplianceError | None = None
         try:
-            await self._done(order, adapter)
+            if order.source:
+                await self._download(order, adapter)
+            await self._load_when_up(order, adapter)
         except ApplianceError as exc:
             error = exc
-        except asyncio.CancelledError:
-            self.pending.pop(order.name, None)
-            raise
         except Exception as exc:            # a fault of ours must not end the appliance
             log.exception("adapter_order_broke", adapter=order.name, error=repr(exc))
             error = Internal("an internal error")
-        self.pending.pop(order.name, None)
-        if error is not None:
-            log.warning("adapter_order_failed", adapter=order.name, why=error.message)
-            self._note(order, adapter, "failed")
-            self.pending[order.name] = replace(self.pending[order.name], error=error.message)
-            for name in [name for name, one in self.pending.items() if one.phase == "failed"][:-KEPT_FAILURES]:
-                del self.pending[name]
+        finally:
+            self._running.pop(order.name, None)
+        if error is None:
+            self._kept.pop(order.name, None)
+            self.pending.pop(order.name, None)
+        else:
+            why = SECRETS.blank(without(error.message, secrets_of(_wish(order, adapter))))
+            log.warning("adapter_order_failed", adapter=order.name, why=why)
+            self._put_over(adapter, "failed", why)
+        await self._keep()
 
-    def _note(self, order: Order, adapter: Adapter, phase: str, progress: Progress | None = None) -> None:
-        former = self.pending.get(order.name)
+    async def _load_when_up(self, order: Order, adapter: Adapter) -> None:
+        """Load it on those that are up; wait while nobody is, as after a restart of everything."""
+        while True:
+            if not self.adapters.has_host(adapter):
+                self._note(adapter, "waiting")
+                await self.adapters.until_host(adapter)
+            self._note(adapter, "loading")
+            try:
+                await self.adapters.load(adapter, partial=order.is_partial)
+                return
+            except Unavailable as exc:
+                if exc.code != "no_backend":        # else it went down in between
+                    raise
+
+    async def _give_up(self, name: str) -> Adapter | None:
+        """End an order of the background and forget it; None = there is none, or it is being loaded."""
+        kept, pending = self._kept.get(name), self.pending.get(name)
+        if kept is None or pending is None or pending.phase == "loading":
+            return None
+        if (task := self._running.get(name)) is not None:
+            task.cancel()
+            await asyncio.wait([task])
+        if self._kept.pop(name, None) is None:          # it has just ended by itself
+            return None
+        self.pending.pop(name, None)
+        await self._keep()
+        log.info("adapter_order_given_up", adapter=name, phase=pending.phase)
+        return kept.adapter
+
+    def _take_up(self, kept: Kept) -> None:
+        """Let an order of an earlier run go on: 1. it had come to nothing   2. it may not go on by itself, or cannot   3. it goes on."""
+        adapter = kept.adapter
+        missing = missing_credentials(kept.needs, self._has_variable)
+        self._kept[adapter.name] = kept
+        if kept.phase == "failed":                                                          # 1
+            self._put_over(adapter, "failed", kept.error, kept.since_s)
+        elif missing:                                                                       # 2
+            self._put_over(adapter, "interrupted", "It was interrupted, and cannot go on without credentials, which are not kept: "
+                           f"{', '.join(missing)}. Set them in the environment and restart, or order it again.")
+        elif not self._resumes:
+            self._put_over(adapter, "interrupted", "It was interrupted when the appliance ended. Order it again to go on from what is there.")
+        else:                                                                               # 3
+            try:
+                check_path(adapter.path, self._folders)
+            except ApplianceError as exc:
+                self._put_over(adapter, "failed", exc.message)
+                return
+            log.info("adapter_order_taken_up", adapter=adapter.name, source=adapter.source)
+            self._start(Order(adapter.name, "" if adapter.source else adapter.path, adapter.source, is_partial=kept.is_partial,
+                              max_workers=kept.max_workers, config=kept.config), kept)
+
+    # ---- what is told and kept
+
+    def _note(self, adapter: Adapter, phase: str, progress: Progress | None = None) -> None:
+        former = self.pending.get(adapter.name)
         since_s = former.since_s if former is not None and former.phase == phase else self._clock.now_s()
-        self.pending[order.name] = Pending(order.name, adapter.source, adapter.path, phase, since_s, progress=progress)
+        self.pending[adapter.name] = Pending(adapter.name, adapter.source, adapter.path, phase, since_s, progress=progress)
+
+    def _put_over(self, adapter: Adapter, phase: str, error: str, since_s: float | None = None) -> None:
+        """Tell of an order that came to nothing, until there is another one of its name or there are too many."""
+        since_s = self._clock.now_s() if since_s is None else since_s
+        self.pending[adapter.name] = Pending(adapter.name, adapter.source, adapter.path, phase, since_s, error)
+        for name in [name for name, one in self.pending.items() if one.phase in OVER][:-KEPT_FAILURES]:
+            del self.pending[name]
+            self._kept.pop(name, None)
+
+    async def _keep(self) -> None:
+        """Write the orders as they are, one write after the other."""
+        if self._path is None:
+            return
+        async with self._writing:
+            rows = [replace(kept, phase=one.phase, since_s=one.since_s, error=one.error)
+                    for name, kept in self._kept.items() if (one := self.pending.get(name)) is not None]
+            await asyncio.to_thread(lora_orders_file.write, self._path, rows)
+
+
+def _wish(order: Order, adapter: Adapter) -> Wish:
+    return Wish(order.source, Path(adapter.path), order.max_workers, order.config)

@@ -83,7 +83,7 @@ class EngineSettings(RoomSettings):
                                   json_schema_extra=RELOAD)
     lora_allowed_dirs: CommaList = Field(
         [], description="Folders that LoRA adapters may be loaded from and downloaded to, as the engines see them (comma list); "
-        "empty = `adapters` in STATE_DIR, and DOWNLOAD_DIR", json_schema_extra={"allowed": "absolute paths of folders, separated by commas"})
+        "empty = `adapters` in STATE_DIR, and DOWNLOAD_DIR", json_schema_extra=RELOAD | {"allowed": "absolute paths of folders, separated by commas"})
     breaker_failures: int = Field(3, ge=1, le=100, description="Failures in a row after which an endpoint is rested",
                                   json_schema_extra=RELOAD)
     breaker_rest_s: float = Field(15.0, gt=0, le=3600, description="Seconds an endpoint is rested before one request tries it again",

@@ -44,7 +44,7 @@ class LoraDoor:
             check_types(body, TYPES)
             order = read_order(body)
             if body.get("async_download"):
-                adapter = self._orders.begin(order)
+                adapter = await self._orders.begin(order)
                 message = f"The adapter {order.name!r} is being loaded; GET /v1/lora_adapters tells how far it is."
                 return json_answer({"status": "started", "message": message, "lora_name": order.name, "source": adapter.source,
                                     "output_dir": adapter.path}, 202)

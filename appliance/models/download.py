@@ -23,6 +23,7 @@ from pathlib import Path
 
 from appliance.base.clock import Clock, SystemClock, rfc3339
 from appliance.base.errors import Conflict, Invalid
+from appliance.base.proxies import Proxies
 from appliance.base.tasks import Tasks
 from appliance.models import download_lock, download_names
 from appliance.models import download_manifest as manifest
@@ -42,20 +43,22 @@ class DownloadEngine:
     """Fetches (fetching.Downloader).
 
     Takes   settings: the room's; output_roots: folders that downloads may be put in, None = every folder; is_trusted: the caller is the
-            operator (a terminal), whose config may be mixed with the settings' credentials, and who may read what the process can read
+            operator (a terminal), whose config may be mixed with the settings' credentials, and who may read what the process can read;
+            proxies: through which hosts are asked, None = all directly
     """
 
-    def __init__(self, settings: ModelSettings, *, output_roots: tuple[Path, ...] | None, is_trusted: bool = False, patience: Patience | None = None,
-                 clock: Clock | None = None, ssl_context: ssl.SSLContext | None = None) -> None:
+    def __init__(self, settings: ModelSettings, *, output_roots: tuple[Path, ...] | None, is_trusted: bool = False, proxies: Proxies | None = None,
+                 patience: Patience | None = None, clock: Clock | None = None, ssl_context: ssl.SSLContext | None = None) -> None:
+        self.proxies = proxies or Proxies()
         self._settings = settings
         self._rules = Rules(settings, output_roots, is_trusted)
         self._patience = patience or Patience()
         self._clock = clock or SystemClock()
         self._ssl = ssl_context
 
-    def apply(self, settings: ModelSettings, *, output_roots: tuple[Path, ...] | None) -> None:
+    def apply(self, settings: ModelSettings, *, output_roots: tuple[Path, ...] | None, proxies: Proxies) -> None:
         """Take new settings; downloads that run keep those that they began with."""
-        self._settings = settings
+        self._settings, self.proxies = settings, proxies
         self._rules = Rules(settings, output_roots, self._rules.is_trusted)
 
     async def download(self, wish: Wish, on_progress: OnProgress = lambda _: None) -> Fetched:
@@ -133,7 +136,8 @@ class DownloadEngine:
             self._rules.check_output(wish.output_dir)
         scheme, address = split(wish.source)
         config = self._rules.config_of(wish, scheme)
-        source = open_source(scheme, Errand(address, config, self._rules.reach_of(scheme, config), self._rules.folders, self._patience, self._ssl))
+        source = open_source(scheme, Errand(address, config, self._rules.reach_of(scheme, config), self._rules.folders, self._patience, self._ssl,
+                                            self.proxies))
         try:
             yield source, config
         finally:

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from appliance.base.errors import Conflict
 from appliance.base.tasks import Tasks
 from appliance.models.download_part import disk_error
 
@@ -50,6 +51,11 @@ async def held(folder: Path, on_wait: Callable[[str], None]) -> AsyncIterator[bo
 def _open(folder: Path) -> int:
     try:
         folder.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        if isinstance(exc, FileExistsError | NotADirectoryError):
+            raise Conflict(f"{folder} is no folder, or lies below something that is none.", code="cannot_write") from exc
+        raise disk_error(folder, exc) from exc
+    try:
         return os.open(folder / NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, MODE)
     except OSError as exc:
         raise disk_error(folder / NAME, exc) from exc

@@ -1,11 +1,14 @@
 """`appliance ctl lora` against a whole running appliance and stand-ins for engines."""
 
+import re
 from pathlib import Path
 
 from appliance.base import jsons
 from tests.cli.test_ctl_backends import Terminal
+from tests.fakes.file_hubs import Hub
 from tests.fakes.lora_engines import LoraEngine
-from tests.journeys.test_backends import QUICK
+from tests.journeys.running import until
+from tests.journeys.test_backends import QUICK, ask
 
 
 async def test_an_adapter_is_loaded_listed_and_unloaded_from_a_terminal(start) -> None:
@@ -26,6 +29,30 @@ async def test_an_adapter_is_loaded_listed_and_unloaded_from_a_terminal(start) -
         assert terminal.out.splitlines()[:2] == ["style is unloaded", "  v: unloading (The backend v says to the adapter 'style' (500): "
                                                  + '{"error": {"message": "busy", "type": "InternalServerError", "param": null, "code": 500}})']
         assert second.adapters == {"own": "/elsewhere/own"}
+
+
+async def test_orders_that_are_not_done_are_listed_as_well(start, tmp_path: Path) -> None:
+    async with LoraEngine("vllm") as engine, Hub({"adapter.bin": bytes(1 << 20)}) as hub:
+        running = await start(BACKENDS=f"v={engine.url}", HF_ENDPOINT=hub.url, **QUICK)
+        hub.drip_s = 0.5
+        order = {"lora_name": "style", "source": "ns/repo", "async_download": True}
+        assert (await ask(running, order, path="/v1/load_lora_adapter"))[0] == 202
+        orders = running.appliance.lora_orders
+        assert await until(lambda: (one := orders.pending["style"]).progress is not None and bool(one.progress.total_bytes))
+        terminal = Terminal(running)
+        assert await terminal.run("lora", "list") == 0
+        name, base, state, backends, path = terminal.out.splitlines()[1].split("\t")
+        assert (name, base, backends, path) == ("style", "", "", str(tmp_path / "state" / "adapters" / "style"))
+        assert re.fullmatch(r"downloading \d+ %", state)
+        assert await terminal.run("lora", "unload", "style") == 0
+        hub.is_gated = True
+        assert (await ask(running, order, path="/v1/load_lora_adapter"))[0] == 202
+        assert await until(lambda: orders.pending["style"].phase == "failed")
+        assert await terminal.run("lora", "list") == 0
+        assert "\tfailed: ns/repo at" in terminal.out
+        assert await terminal.run("lora", "list", "--json") == 0
+        row, = jsons.loads(terminal.out)["orders"]
+        assert (row["phase"], row["name"], "is gated" in row["error"]) == ("LORA_ORDER_PHASE_FAILED", "style", True)
 
 
 async def test_what_is_wrong_is_said(start, tmp_path: Path) -> None:

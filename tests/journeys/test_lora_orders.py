@@ -15,6 +15,7 @@ from appliance.engines.receipts import Receipt
 from appliance.front.call import Call
 from appliance.front.lora import LoraDoor
 from appliance.models.fetching import Fetched, Flaw, OnProgress, Progress, Wish
+from appliance.reload import Reloader
 from tests.fakes.lora_engines import LoraEngine
 from tests.journeys.running import Running, until
 from tests.journeys.test_backends import QUICK, ask
@@ -156,6 +157,27 @@ async def test_what_is_wrong_with_an_order_is_said_before_anything_is_fetched(ho
     assert (400 <= status < 500, value["error"]["code"]) == (True, code)
     assert "secret" not in str(value)
     assert house.downloads.wishes == []
+
+
+async def test_a_reload_takes_other_folders(house: House, tmp_path: Path) -> None:
+    appliance, other = house.running.appliance, tmp_path / "other"
+    appliance.lora_orders._downloader = appliance.downloader       # the real one has its own list
+    (other / "style").mkdir(parents=True)
+    (other / "source").mkdir()
+    (other / "source" / "adapter_config.json").write_text("{}")
+    body = {"lora_name": "style", "lora_path": str(other / "style")}
+    fetched = {"lora_name": "fetched", "source": f"file://{other / 'source'}", "output_dir": str(other / "fetched")}
+    for order in (body, fetched):
+        status, value = await house.post("load", **order)
+        assert (status, value["error"]["code"]) == (403, "path_not_allowed")
+    result = await Reloader(appliance).reload({"LORA_ALLOWED_DIRS": f"{house.folder},{other}", "DOWNLOAD_ALLOWED_DIRS": str(other)}, False)
+    assert {change.variable: change.needs_restart for change in result.changes} == {"LORA_ALLOWED_DIRS": False, "DOWNLOAD_ALLOWED_DIRS": False}
+    assert [(await house.post("load", **order))[0] for order in (body, fetched)] == [200, 200]
+    assert house.engine.adapters == {"style": str(other / "style"), "fetched": str(other / "fetched")}
+    await Reloader(appliance).reload({"LORA_ALLOWED_DIRS": str(house.folder)}, False)
+    status, value = await house.post("load", lora_name="again", lora_path=str(other / "again"))
+    assert (status, value["error"]["code"]) == (403, "path_not_allowed")
+    assert (await house.post("unload", lora_name="style"))[0] == 200          # what is there already can go
 
 
 async def test_the_sidecar_gives_the_engines_own_answers(house: House) -> None:

@@ -5,6 +5,7 @@ import random
 from collections.abc import Mapping
 from pathlib import Path
 
+from appliance.base.proxies import Proxies
 from appliance.models.download import DownloadEngine
 from appliance.models.fetching import Progress, Wish
 from appliance.models.settings import ModelSettings
@@ -19,10 +20,10 @@ def settings(**values: object) -> ModelSettings:
 
 
 def engine(root: Path | None = None, *, is_trusted: bool = False, ssl_context: object = None, patience: Patience = QUICK,
-           **values: object) -> DownloadEngine:
-    """Give an engine that may write below `root`."""
+           proxies: Mapping[str, str] | None = None, **values: object) -> DownloadEngine:
+    """Give an engine that may write below `root`. `proxies`: the variables that name some."""
     return DownloadEngine(settings(**values), output_roots=None if root is None else (root,), is_trusted=is_trusted, patience=patience,
-                          ssl_context=ssl_context)
+                          ssl_context=ssl_context, proxies=Proxies.read(proxies or {}))
 
 
 def wish(source: str, folder: Path, config: Mapping[str, str] | None = None, workers: int = 4) -> Wish:

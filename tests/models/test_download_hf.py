@@ -245,5 +245,6 @@ async def test_too_little_room_is_seen_first_and_needs_only_what_is_missing(tmp_
 async def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("a file stands here")
     async with Hub({"config.json": b"{}"}) as hub:
-        with pytest.raises(Conflict, match=r"out.* cannot be written"):
-            await engine(tmp_path, hf_endpoint=hub.url).download(wish("ns/repo", tmp_path / "out"))
+        for folder, said in ((tmp_path / "out", "out is no folder"), (Path("/proc/none"), "^/proc/none cannot be written: No such file")):
+            with pytest.raises(Conflict, match=said):
+                await engine(None, hf_endpoint=hub.url).download(wish("ns/repo", folder))

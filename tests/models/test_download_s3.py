@@ -2,11 +2,13 @@
 
 import io
 import json
+import ssl
 from collections.abc import Iterator
 from pathlib import Path
 
 import boto3
 import pytest
+import trustme
 from moto.server import ThreadedMotoServer
 
 from appliance.base.errors import Forbidden, Invalid, NotFound, UpstreamFailed
@@ -179,3 +181,16 @@ async def test_a_refusal_names_the_object_and_not_the_key(tmp_path: Path) -> Non
     for text in (caught.value.message, again.value.message):
         assert "AKIAOURKEY" not in text
         assert "oursecretkey123" not in text
+
+
+async def test_a_store_that_is_not_reached_or_not_trusted_is_told_with_the_cause(tmp_path: Path) -> None:
+    from tests.fakes.file_hubs import FileServer
+
+    server_side = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("127.0.0.1").configure_cert(server_side)
+    async with FileServer({"models": b""}, ssl_context=server_side) as server:
+        with pytest.raises(UpstreamFailed, match=r"certificate is not trusted \(UnknownIssuer\); SSL_CERT_FILE"):
+            await engine(tmp_path, endpoint=server.url, **KEYS).download(wish("s3://models/x", tmp_path / "out"))
+    for endpoint, cause in ((server.url, "Connection refused"), ("http://nobody.invalid", "failed to lookup address")):
+        with pytest.raises(UpstreamFailed, match=f"s3://models/x at {endpoint}: {cause}"):
+            await engine(tmp_path, endpoint=endpoint, **KEYS).download(wish("s3://models/x", tmp_path / "out"))

@@ -5,4 +5,5 @@
     s3.py obs.py  object stores                                          pvc.py file.py   folders of this machine
     https.py      one file from a web server
     web.py, bucket.py, disk.py   what several of them stand on           reach.py   which hosts and folders may be read
+    hf_client.py  Hugging Face's own client, asking through our proxies
 """

@@ -2,20 +2,25 @@
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from datetime import timedelta
 from typing import Any
 from urllib.parse import urlsplit
 
 from appliance.base.errors import ApplianceError, Forbidden, Invalid, NotFound, TimedOut
+from appliance.base.proxies import Proxy
 from appliance.base.settings import FALSE_WORDS, TRUE_WORDS
 from appliance.models.sources.contract import Errand, Interrupted, Listing, Patience, Remote
 from appliance.models.sources.reach import Reach, look
-from appliance.models.sources.web import failure
+from appliance.models.sources.web import failure, via
 
 PIECE_BYTES = 1 << 20
+DEFAULT_REGION = "us-east-1"
+NO_PROXY = "http://proxy.invalid:1"
 _STATUS = re.compile(r"status code: (\d{3})")
+_CERTIFICATE = re.compile(r"InvalidCertificate\(\s*(\w+)")
+_CAUSE = re.compile(r'(?:message|error): "([^"]+)"')
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,62}")
 
 
@@ -28,7 +33,8 @@ class Bucket:
         self._name, _, prefix = errand.address.partition("/")
         self._prefix = prefix.strip("/")
         if not _BUCKET.fullmatch(self._name):
-            raise Invalid(f"An object store's source is {scheme}://bucket/prefix.", param="source")
+            raise Invalid(f"An object store's source is {scheme}://bucket/prefix; a bucket's name has at least two letters, digits, dots, hyphens "
+                          "and underscores.", param="source")
         if "?" in prefix:       # what stands behind one is shown and kept nowhere, as it is a signature elsewhere
             raise Invalid(f"An object store's source is {scheme}://bucket/prefix, without a query. An object with a ? in its name comes with the "
                           "prefix above it; `include` in config chooses it.", param="source")
@@ -38,12 +44,15 @@ class Bucket:
             raise Invalid(f"{scheme}:// needs the store's address: set `endpoint` in config, or ENDPOINT.", param="config.endpoint")
         self._reach: Reach = errand.reach
         self._patience = errand.patience
-        self._hidden = [value for key in ("access_key", "secret_key") if (value := errand.config.get(key, ""))]
-        self._store = _store(self._name, self._endpoint, errand.config, errand.patience)
+        address = _address(self._endpoint, errand.config)
+        self._proxy = errand.proxies.of(address)
+        self._host = urlsplit(address).hostname or ""
+        self._hidden = [value for key in ("access_key", "secret_key") if (value := errand.config.get(key, ""))] + errand.proxies.secrets
+        self._store = _store(self._name, address, errand.config, errand.patience, self._proxy)
 
     async def listing(self) -> Listing:
         if self._endpoint:
-            await look(self._endpoint, reach=self._reach, what=self._pinned)
+            await look(self._endpoint, reach=self._reach, what=self._pinned, is_proxied=self._proxy is not None)
         from obstore import list as list_objects
 
         files: list[Remote] = []
@@ -129,7 +138,8 @@ class Bucket:
             yield piece
 
     def _failure(self, exc: Exception, what: str) -> ApplianceError:
-        """Say what the store's client met: 1. ours   2. a status   3. no such object   4. a name   5. silence   6. anything else, which may pass."""
+        """Say what the store's client met: 1. ours   2. a status   3. no such object   4. a name   5. silence   6. a proxy that does not pass on
+        7. anything else, which may pass."""
         from obstore import exceptions as known
 
         if isinstance(exc, ApplianceError):                                                 # 1
@@ -137,26 +147,44 @@ class Bucket:
         text = str(exc)
         for secret in self._hidden:
             text = text.replace(secret, "[secret]")
-        where = f"{what} at {self._endpoint or 'S3'}"
+        where = f"{what} at {via(self._proxy, self._endpoint or 'S3')}"
         status = _STATUS.search(text)
+        if self._proxy is not None and ((status is not None and status[1] == "407") or "ProxyAuthRequired" in text):      # 6
+            return self._proxy.refusal(407, self._host)
+        if self._proxy is not None and "TunnelUnsuccessful" in text:        # the client does not say the status
+            return Interrupted(f"{where}: the proxy did not pass on to {self._host}", code="proxy_refused")
         if status is not None and status[1] in {"401", "403"}:                              # 2
             return Forbidden(f"{where} is refused ({status[1]}). Check access_key and secret_key, and what they may read.", code="source_forbidden")
         if status is not None:
-            return failure(int(status[1]), what, self._endpoint or "S3", {})
+            return failure(int(status[1]), what, via(self._proxy, self._endpoint or "S3"), {})
         if isinstance(exc, (known.NotFoundError, FileNotFoundError)):                       # 3
             return NotFound(f"{where} does not exist.")
         if isinstance(exc, known.InvalidPathError) or "arsing Path" in text or "path segment" in text:    # 4
             return Invalid(f"{what} holds a name that no file can have here.", code="unsafe_name")
         if isinstance(exc, TimeoutError):                                                   # 5
             return TimedOut(f"{where} fell silent")
-        return Interrupted(f"{where}: {_reason(text)}")                                     # 6
+        return Interrupted(f"{where}: {_reason(text)}")                                     # 7
 
     async def close(self) -> None:
         """The store's client closes its connections when it is let go."""
 
 
-def _store(name: str, endpoint: str, config: Any, patience: Patience) -> Any:
-    """Build obstore's client; keys are handed over by a function, so that none come from the environment behind our back."""
+def _address(endpoint: str, config: Mapping[str, str]) -> str:
+    """Give the store's address. Raises  Invalid"""
+    address = endpoint or f"https://s3.{config.get('region', '') or DEFAULT_REGION}.amazonaws.com"
+    try:
+        parts = urlsplit(address)
+        is_address = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.username is None and (parts.port or 1) > 0
+    except ValueError:
+        is_address = False
+    if not is_address:
+        raise Invalid("The endpoint is an http(s) address without credentials, such as https://minio.example.com:9000.", param="config.endpoint")
+    return address
+
+
+def _store(name: str, address: str, config: Mapping[str, str], patience: Patience, proxy: Proxy | None) -> Any:
+    """Build obstore's client; keys are handed over by a function, and the proxy by name, so that none come from the environment behind our
+    back. A proxy that is left out for every host keeps it from looking for one."""
     from obstore.store import S3Store
 
     access, secret = config.get("access_key", ""), config.get("secret_key", "")
@@ -164,23 +192,25 @@ def _store(name: str, endpoint: str, config: Any, patience: Patience) -> Any:
     if not is_anonymous and not (access and secret):
         raise Invalid("Missing credentials: set access_key and secret_key in config, or ACCESS_KEY and SECRET_KEY; `anonymous` for a public bucket.",
                       param="config.access_key", code="missing_credentials")
-    region = config.get("region", "") or "us-east-1"
+    region = config.get("region", "") or DEFAULT_REGION
     is_path_style = config.get("path_style", "").lower() not in FALSE_WORDS
-    address = endpoint or f"https://s3.{region}.amazonaws.com"
-    parts = urlsplit(address)
-    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.username is not None:
-        raise Invalid("The endpoint is an http(s) address without credentials, such as https://minio.example.com:9000.", param="config.endpoint")
     if not is_path_style:
+        parts = urlsplit(address)
         address = parts._replace(netloc=f"{name}.{parts.netloc}").geturl()
+    way: Any = {"proxy_url": NO_PROXY, "proxy_excludes": "*,0.0.0.0/0,::/0"} if proxy is None else {"proxy_url": proxy.url_with_credentials}
     keys: Any = None if is_anonymous else lambda: {"access_key_id": access, "secret_access_key": secret, "token": None, "expires_at": None}
     return S3Store(
         name, endpoint=address, region=region, virtual_hosted_style_request=not is_path_style, skip_signature=is_anonymous,
         credential_provider=keys, retry_config={"max_retries": 0},          # the engine tries again, for all sources alike
-        client_options={"allow_http": True, "timeout": timedelta(hours=24), "connect_timeout": timedelta(seconds=patience.connect_s),
+        client_options=way | {"allow_http": True, "timeout": timedelta(hours=24), "connect_timeout": timedelta(seconds=patience.connect_s),
                         "read_timeout": timedelta(seconds=patience.idle_s)})
 
 
 def _reason(text: str) -> str:
-    """Give the part of the client's report that people can use."""
-    first = text.split("Debug source:")[0].split("\n\n")[0]
-    return " ".join(first.split())[:300]
+    """Give the part of the client's report that people can use: 1. the innermost cause, where it has one   2. what it says itself."""
+    first, _, source = text.partition("Debug source:")
+    if found := _CERTIFICATE.search(source):                                                # 1
+        return f"its certificate is not trusted ({found[1]}); SSL_CERT_FILE can name a file with its authority"
+    if causes := _CAUSE.findall(source):
+        return str(causes[-1])[:300]
+    return " ".join(first.split("\n\n")[0].split())[:300]                                  # 2

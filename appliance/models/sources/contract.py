@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from appliance.base.errors import UpstreamFailed
+from appliance.base.proxies import Proxies
 from appliance.models.sources.reach import FolderReach, Reach
 
 
@@ -27,7 +28,7 @@ class Errand:
 
     address   the source without its scheme
     config    system E's keys, already chosen between the wish and the operator's settings; secrets are in it
-    reach     which hosts may be asked; folders: which folders may be read
+    reach     which hosts may be asked; folders: which folders may be read; proxies: through which those are asked
     """
 
     address: str
@@ -36,6 +37,7 @@ class Errand:
     folders: FolderReach
     patience: Patience = field(default_factory=Patience)
     ssl_context: ssl.SSLContext | None = field(default=None, repr=False)
+    proxies: Proxies = field(default_factory=Proxies)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,15 +7,17 @@ xet are served by HTTP all the same, in parts and with SHA-256 known beforehand,
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator
+import threading
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
-from urllib.parse import quote, unquote
+from urllib.parse import quote, unquote, urlsplit
 
 from appliance.base.errors import ApplianceError, Forbidden, Invalid, NotFound, TimedOut, UpstreamFailed
 from appliance.models.sources.contract import Errand, Interrupted, Listing, Remote
 from appliance.models.sources.reach import look
-from appliance.models.sources.web import Web, failure
+from appliance.models.sources.web import Web, failure, via
 
+Asked = tuple[str, list[Any]]
 _REPO = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>refs/(?:pr|convert)/[^/]+|[^/]+))?(?:/(?P<sub>.+))?")
 
 
@@ -38,12 +40,14 @@ class Hf:
         self._tries = errand.patience
         self._reach = errand.reach
         self._pinned = self._revision
+        self._proxies = errand.proxies
         self._web = Web(errand, reach=errand.reach)
 
     async def listing(self) -> Listing:
-        await look(self._endpoint, reach=self._reach, what=self._repo)
+        await look(self._endpoint, reach=self._reach, what=self._repo, is_proxied=self._proxies.of(self._endpoint) is not None)
         try:
-            commit, entries = await asyncio.wait_for(asyncio.to_thread(self._ask), self._tries.first_byte_s * 4)
+            async with asyncio.timeout(self._tries.first_byte_s * 4):
+                commit, entries = await _aside(self._ask)
         except TimeoutError as exc:
             raise TimedOut(f"{self._repo}: {self._endpoint} did not list its files in time") from exc
         self._pinned = commit
@@ -52,10 +56,13 @@ class Hf:
             raise NotFound(f"{self._repo} has no {self._sub} at revision {self._revision}.")
         return Listing(files, f"hf://{self._repo}@{commit}" + (f"/{self._sub}" if self._sub else ""))
 
-    def _ask(self) -> tuple[str, list[Any]]:
+    def _ask(self) -> Asked:
         """Ask with the official client, in a thread; give the commit and its files."""
         from huggingface_hub import HfApi, RepoFile
 
+        from appliance.models.sources.hf_client import use
+
+        use(self._proxies)
         api = HfApi(endpoint=self._endpoint, token=self._token or False)
         try:
             info = api.model_info(self._repo, revision=self._revision, timeout=self._tries.first_byte_s)
@@ -75,11 +82,17 @@ class Hf:
         return Remote(name, entry.size, digest, entry.blob_id, path)
 
     def _failure(self, exc: Exception) -> ApplianceError:
-        """Say what the official client met: 1. closed   2. not there   3. a status   4. not reached, or offline   5. anything else."""
+        """Say what the official client met: 0. ours, a proxy   1. closed   2. not there   3. a status   4. not reached, or offline
+        5. anything else."""
         import httpx2
         from huggingface_hub import errors
 
-        where = f"{self._repo} at {self._endpoint}"
+        if isinstance(exc, ApplianceError):                                                 # 0
+            return exc
+        proxy, host = self._proxies.of(self._endpoint), urlsplit(self._endpoint).hostname or ""
+        where = f"{self._repo} at {via(proxy, self._endpoint)}"
+        if proxy is not None and isinstance(exc, httpx2.ProxyError) and (status := str(exc)[:3]).isdecimal():
+            return proxy.refusal(int(status), host)
         if isinstance(exc, errors.GatedRepoError):                                          # 1
             return Forbidden(f"{where} is gated: its terms must be accepted there, and hf_token be of who did so.", code="source_forbidden")
         if isinstance(exc, errors.RevisionNotFoundError):                                   # 2
@@ -87,7 +100,9 @@ class Hf:
         if isinstance(exc, errors.RepositoryNotFoundError):
             return NotFound(f"{where} does not exist, or hf_token may not see it.")
         if isinstance(exc, errors.HfHubHTTPError) and exc.response is not None:             # 3
-            return failure(exc.response.status_code, self._repo, self._endpoint, exc.response.headers)
+            if proxy is not None and exc.response.status_code == 407:
+                return proxy.refusal(407, host)
+            return failure(exc.response.status_code, self._repo, via(proxy, self._endpoint), exc.response.headers)
         if isinstance(exc, httpx2.TimeoutException):                                        # 4
             return TimedOut(f"{where} did not answer in time")
         if isinstance(exc, errors.OfflineModeIsEnabled):
@@ -106,3 +121,34 @@ class Hf:
 
     async def close(self) -> None:
         await self._web.close()
+
+
+async def _aside(ask: Callable[[], Asked]) -> Asked:
+    """Call what blocks in a thread that nobody waits for: one of asyncio's own would hold up the end of the process until its server answers.
+
+    Raises  whatever it raises
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[Asked] = loop.create_future()
+
+    def settle(result: Asked | None, error: Exception | None) -> None:
+        if future.done():           # whoever asked has left
+            return
+        if result is not None:
+            future.set_result(result)
+        else:
+            future.set_exception(error or RuntimeError("it gave nothing"))
+
+    def run() -> None:
+        result, error = None, None
+        try:
+            result = ask()
+        except Exception as exc:
+            error = exc
+        try:
+            loop.call_soon_threadsafe(settle, result, error)
+        except RuntimeError:        # the loop has ended meanwhile
+            pass
+
+    threading.Thread(target=run, name="hf-listing", daemon=True).start()
+    return await future

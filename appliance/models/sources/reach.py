@@ -103,9 +103,10 @@ class FolderReach:
                             code="folder_not_allowed")
 
 
-async def look(url: str, *, reach: Reach, what: str) -> None:
+async def look(url: str, *, reach: Reach, what: str, is_proxied: bool = False) -> None:
     """Refuse a host that may not be reached, for sources whose own client asks it: a name that changes its address right afterwards gets through.
 
+    Takes   is_proxied: it is asked through a proxy, which may know more names
     Raises  Forbidden; Unavailable: the name is not known
     """
     host = urlsplit(url).hostname or ""
@@ -114,6 +115,8 @@ async def look(url: str, *, reach: Reach, what: str) -> None:
     try:
         rows = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except OSError as exc:
+        if is_proxied:
+            return
         raise Unavailable(f"{what}: {host} is not known: {exc.strerror or exc}") from exc
     for row in rows:
         if why := reach.refusal_of(str(row[4][0])):

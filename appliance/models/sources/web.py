@@ -8,6 +8,7 @@ from urllib.parse import quote, urljoin, urlsplit
 from appliance.base import jsons
 from appliance.base.errors import ApplianceError, Forbidden, NotFound, TimedOut, UpstreamFailed
 from appliance.base.http import HttpClient, pieces_of
+from appliance.base.proxies import Proxy
 from appliance.base.wire_types import UpstreamTimeout, WireError
 from appliance.models.sources.contract import Changed, Errand, Interrupted, Patience, Remote, WholeOnly
 from appliance.models.sources.reach import Reach
@@ -26,7 +27,8 @@ class Web:
         self._checks_names = checks_names
         self._patience: Patience = errand.patience
         self._ssl = errand.ssl_context
-        self._client = HttpClient(refusal_of=reach.refusal_of, read_bytes=READ_BYTES)
+        self._proxies = errand.proxies
+        self._client = HttpClient(refusal_of=None if reach.is_open else reach.refusal_of, read_bytes=READ_BYTES, proxies=errand.proxies)
 
     async def close(self) -> None:
         await self._client.close()
@@ -90,7 +92,7 @@ class Web:
                     url = _moved(url, str(answer.headers["Location"]), what)
                     continue
                 if answer.status not in {200, 206}:
-                    raise failure(answer.status, what, urlsplit(url).hostname or "", answer.headers)
+                    raise failure(answer.status, what, via(self._proxies.of(url), urlsplit(url).hostname or ""), answer.headers)
                 yield answer
                 return
             finally:
@@ -109,6 +111,11 @@ class Web:
             raise Interrupted(f"{what}: {exc.message}") from exc
         except ValueError as exc:
             raise UpstreamFailed(f"{what}: the address is none that can be asked: {exc}.") from exc
+
+
+def via(proxy: Proxy | None, host: str) -> str:
+    """Name a host for people, with the proxy that may be the one that answers in its place."""
+    return f"{host} (through {proxy})" if proxy is not None else host
 
 
 def validator_of(headers: Mapping[str, str]) -> str:
