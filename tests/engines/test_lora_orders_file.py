@@ -12,6 +12,25 @@ ORDERS = [Kept(Adapter("org/style", "/a/b", "tiny", "hf://o/s", "v", is_pinned=T
           Kept(Adapter("other", "/a/c", "tiny"))]
 
 
+class Log:
+    """Keeps what is said, not the words about it."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def warning(self, event: str, **about: object) -> None:
+        self.said.append(event)
+
+    error = warning
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    log = Log()
+    monkeypatch.setattr(lora_orders_file, "log", log)
+    return log.said
+
+
 def test_what_is_kept_is_read_back(tmp_path: Path) -> None:
     path = tmp_path / "new" / lora_orders_file.FILE
     lora_orders_file.write(path, ORDERS)
@@ -23,16 +42,16 @@ def test_what_is_kept_is_read_back(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"orders": 1}', '{"orders": [{}]}', '{"orders": [1]}', '{"orders": [{"name": 1, "path": "", '
                                   '"base_model": "", "source": "", "backend": "", "phase": "", "error": ""}]}'])
-def test_a_file_that_cannot_be_read_is_told_of(tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_that_cannot_be_read_is_told_of(tmp_path: Path, text: str, told: list[str]) -> None:
     path = tmp_path / lora_orders_file.FILE
     path.write_text(text)
     assert lora_orders_file.read(path) == []
     assert path.read_text() == text
-    assert "adapter_orders_unreadable" in capsys.readouterr().out
+    assert told == ["adapter_orders_unreadable"]
 
 
-def test_a_folder_that_cannot_be_written_ends_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_that_cannot_be_written_ends_nothing(tmp_path: Path, told: list[str]) -> None:
     (tmp_path / "file").write_text("")
     lora_orders_file.write(tmp_path / "file" / "below", ORDERS)
-    assert "adapter_orders_not_written" in capsys.readouterr().out
+    assert told == ["adapter_orders_not_written"]
     assert lora_orders_file.read(tmp_path / "none") == []
