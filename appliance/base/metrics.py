@@ -1,17 +1,19 @@
 """All metric families of the appliance, in one registry that is built in `app.py` and handed over.
 
-Hot paths ask for a child once (`requests.labels(…)`) and keep it; `labels()` on every request costs more than the rest.
+Hot paths ask for a child once (`requests.labels(…)`) and keep it; `labels()` on every request costs more than the rest. What every request
+counts is counted by tallies.py.
 """
 
 from functools import cached_property, lru_cache
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from prometheus_client.openmetrics import exposition as openmetrics_exposition
 
 from appliance.base.exposition_out import END
 from appliance.base.latencies import Latencies
 from appliance.base.metrics_models import RouterMetrics
+from appliance.base.tallies import Count, Counts, Spread, Spreads
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
@@ -28,19 +30,19 @@ class Metrics:
         r = self.registry = CollectorRegistry()
         self.latencies = Latencies()        # of engines that measure none; written by engines/overview.py
         p = "appliance_"
-        self.requests = Counter(p + "requests", "Requests answered", ["route", "status"], registry=r)
-        self.request_seconds = Histogram(p + "request_duration_seconds", "Time from request to the last byte of the answer",
+        self.requests = Counts(p + "requests", "Requests answered", ["route", "status"], registry=r)
+        self.request_seconds = Spreads(p + "request_duration_seconds", "Time from request to the last byte of the answer",
                                          ["route"], buckets=SECONDS, registry=r)
-        self.first_byte_seconds = Histogram(p + "time_to_first_byte_seconds", "Time from request to the first byte of the answer",
+        self.first_byte_seconds = Spreads(p + "time_to_first_byte_seconds", "Time from request to the first byte of the answer",
                                             ["route"], buckets=SECONDS, registry=r)
         self.in_flight = Gauge(p + "requests_in_flight", "Requests being answered at this moment", registry=r)
         self.connections = Gauge(p + "connections", "Open client connections", registry=r)
         self.connections_refused = Counter(p + "connections_refused", "Connections turned away", ["reason"], registry=r)
-        self.stream_events = Counter(p + "stream_events", "Events sent in streams", ["backend"], registry=r)
-        self.tokens = Counter(p + "tokens", "Tokens as reported by whoever answered", ["backend", "kind"], registry=r)
-        self.upstream_attempts = Counter(p + "upstream_attempts", "Attempts to get an answer", ["backend", "endpoint", "outcome"],
+        self.stream_events = Counts(p + "stream_events", "Events sent in streams", ["backend"], registry=r)
+        self.tokens = Counts(p + "tokens", "Tokens as reported by whoever answered", ["backend", "kind"], registry=r)
+        self.upstream_attempts = Counts(p + "upstream_attempts", "Attempts to get an answer", ["backend", "endpoint", "outcome"],
                                          registry=r)
-        self.upstream_seconds = Histogram(p + "upstream_first_byte_seconds", "Time until the upstream's first byte",
+        self.upstream_seconds = Spreads(p + "upstream_first_byte_seconds", "Time until the upstream's first byte",
                                           ["backend"], buckets=SECONDS, registry=r)
         self.upstream_connections = Gauge(p + "upstream_connections", "Open upstream connections", ["state"], registry=r)
         self.breaker_open = Gauge(p + "upstream_breaker_open", "1 while an endpoint is rested", ["backend", "endpoint"], registry=r)
@@ -50,15 +52,15 @@ class Metrics:
         self.backend_waiting = Gauge(p + "backend_waiting", "Requests the engine says that wait inside it", ["backend"], registry=r)
         self.backend_data_age = Gauge(p + "backend_data_age_seconds", "Age of the engine's own numbers", ["backend"], registry=r)
         self.backend_breaker = Gauge(p + "backend_breaker", "1 for the state that the backend's breaker is in", ["backend", "state"], registry=r)
-        self.backend_chosen = Counter(p + "backend_chosen", "Requests sent to the backend, by why it was chosen", ["backend", "reason"],
+        self.backend_chosen = Counts(p + "backend_chosen", "Requests sent to the backend, by why it was chosen", ["backend", "reason"],
                                       registry=r)
-        self.backend_errors = Counter(p + "backend_errors", "Failed requests of the backend, by kind", ["backend", "kind"], registry=r)
-        self.backend_seconds = Histogram(p + "backend_duration_seconds", "Time of the backend's complete answers", ["backend"],
+        self.backend_errors = Counts(p + "backend_errors", "Failed requests of the backend, by kind", ["backend", "kind"], registry=r)
+        self.backend_seconds = Spreads(p + "backend_duration_seconds", "Time of the backend's complete answers", ["backend"],
                                          buckets=SECONDS, registry=r)
         self.lora_loaded = Gauge(p + "lora_loaded", "1 for the state of a LoRA adapter on a backend: loaded, loading, pending, failed, down or "
                                  "unloading", ["adapter", "backend", "state"], registry=r)
         self.queue_length = Gauge(p + "queue_length", "Requests in line because every backend is full", registry=r)
-        self.queue_seconds = Histogram(p + "queue_duration_seconds", "Time in line", ["outcome"], buckets=SECONDS, registry=r)
+        self.queue_seconds = Spreads(p + "queue_duration_seconds", "Time in line", ["outcome"], buckets=SECONDS, registry=r)
         self.retries = Counter(p + "retries", "Requests that were given to another backend, by why", ["reason"], registry=r)
         self.overflows = Counter(p + "overflows", "Requests answered by a pool's overflow", ["pool", "into", "reason"], registry=r)
         self.backend_families = (self.backend_up, self.backend_in_flight, self.backend_running, self.backend_waiting, self.backend_data_age,
@@ -96,11 +98,11 @@ class Metrics:
             self.backend_breaker.labels(name, word).set(1 if state.breaker == word else 0)
 
     @lru_cache(maxsize=512)  # noqa: B019 - one registry lives as long as the process
-    def request_children(self, route: str, status: int) -> tuple[Any, Any, Any]:
+    def request_children(self, route: str, status: int) -> tuple[Count, Spread, Spread]:
         """Give the three children a finished request touches, looked up once per route and status."""
         return (self.requests.labels(route, str(status)), self.request_seconds.labels(route), self.first_byte_seconds.labels(route))
 
     @lru_cache(maxsize=256)  # noqa: B019 - one registry lives as long as the process
-    def engine_children(self, backend: str) -> tuple[Any, Any, Any]:
+    def engine_children(self, backend: str) -> tuple[Count, Count, Count]:
         """Give the children a finished answer of `backend` touches: prompt tokens, completion tokens, stream events."""
         return (self.tokens.labels(backend, "prompt"), self.tokens.labels(backend, "completion"), self.stream_events.labels(backend))

@@ -116,7 +116,7 @@ class Dispatcher:
         self.budget.deposit()
         last: Exception | None = None
         while True:
-            place = await self.place(asking, last)
+            place = self._choose(asking) or await self._place_later(asking, last)
             backend: Backend = place.owner  # type: ignore[assignment]
             try:
                 return await backend.send(request, place, budget_s=max(0.001, asking.deadline_s - self._clock.monotonic_s()))
@@ -150,14 +150,15 @@ class Dispatcher:
 
     # ---- placing
 
-    async def place(self, asking: Asking, last: Exception | None = None) -> Place:
-        """Give a place on a backend; wait in line while all that could answer are full.
+    async def place(self, asking: Asking) -> Place:
+        """Give a place on a backend; wait in line while all that could answer are full."""
+        return self._choose(asking) or await self._place_later(asking, None)
+
+    async def _place_later(self, asking: Asking, last: Exception | None) -> Place:
+        """Wait in line where there is reason to hope.
 
         Takes   last: the failure that brought the request back here
         """
-        place = self._choose(asking)
-        if place is not None:
-            return place
         standings = [backend.standing(self._clock.monotonic_s()) for backend in self._candidates(asking)]
         if Standing.FULL in standings or Standing.STARTING in standings:
             return await self._wait(asking, last)
@@ -204,6 +205,8 @@ class Dispatcher:
             if not self.settings.lb_enabled:
                 return self._taken(ready[0], "first", asking, pool, number)
             balancer = pool.balancer
+            if len(ready) == 1 and balancer.strategy != "prefix_affinity":
+                return self._taken(ready[0], "only_one", asking, pool, number)
             prefixes = asking.prefixes() if balancer.strategy == "prefix_affinity" else ()
             member, reason = balancer.choose([backend.member for backend in ready], prefixes=prefixes)
             chosen = next(backend for backend in ready if backend.member is member)

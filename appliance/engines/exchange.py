@@ -44,7 +44,7 @@ class AttemptFailed(Exception):
         self.context, self.error = context, error
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Patience:
     """Seconds for one attempt: to connect, to the first byte, of silence in the answer, in all (None = no limit)."""
 

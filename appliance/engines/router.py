@@ -239,7 +239,10 @@ class Router:
         settings, began_s = self.settings, self._clock.monotonic_s()
         patient_until_s = began_s + min(settings.queue_timeout_s, settings.backend_timeout_seconds)
         for left in range(MOST_RETURNS, -1, -1):
-            asking = await self._asking(request, began_s + settings.backend_timeout_seconds, patient_until_s)
+            try:
+                asking = self._asking(request, began_s + settings.backend_timeout_seconds)
+            except NotLoaded as absent:
+                asking = await self._asking_later(request, began_s + settings.backend_timeout_seconds, patient_until_s, absent)
             try:
                 reply = await self.dispatcher.answer(asking, request)
                 break
@@ -255,30 +258,38 @@ class Router:
             return EngineReply(events=events, content_type=SSE)
         return reply
 
-    async def _asking(self, request: EngineRequest, deadline_s: float, patient_until_s: float) -> Asking:
-        """Route a request; one for an adapter that is just being loaded waits for that first."""
+    def _asking(self, request: EngineRequest, deadline_s: float) -> Asking:
+        """Route a request.
+
+        Raises  NoSuchModel · NotLoaded: it is for an adapter that nobody has at this moment
+        """
         receipt, wishes = request.receipt, request.wishes
-        while True:
-            seen = self.changed.version
-            try:
-                stages, wanted, card, reason = self._pinned(wishes.pin, request.model) if wishes.pin else self._route(request.model)
-                break
-            except NotLoaded as absent:
+        stages, wanted, card, reason = self._pinned(wishes.pin, request.model) if wishes.pin else self._route(request.model)
+        request.wanted_model, request.public_model = wanted, card.id
+        receipt.model, receipt.public_model, receipt.reason = request.model, card.id, reason
+        receipt.streamed = request.stream
+        return Asking(stages, wanted, reason, wishes, receipt, deadline_s, partial(prefixes_of, request), is_pinned=bool(wishes.pin))
+
+    async def _asking_later(self, request: EngineRequest, deadline_s: float, patient_until_s: float, absent: NotLoaded) -> Asking:
+        """Route a request for an adapter that is just being loaded: wait for that first."""
+        began_s = self._clock.monotonic_s()
+        try:
+            while True:
                 left_s = patient_until_s - self._clock.monotonic_s()
                 if not absent.is_coming or left_s <= 0:
-                    raise
-                began_s = self._clock.monotonic_s()
+                    raise absent
+                seen = self.changed.version         # nothing can have changed since it was found absent
                 try:
                     async with asyncio.timeout(left_s):
                         await self.changed.newer(seen)
                 except TimeoutError:
                     raise absent from None
-                finally:
-                    receipt.queue_ms += (self._clock.monotonic_s() - began_s) * 1000
-        request.wanted_model, request.public_model = wanted, card.id
-        receipt.model, receipt.public_model, receipt.reason = request.model, card.id, reason
-        receipt.streamed = request.stream
-        return Asking(stages, wanted, reason, wishes, receipt, deadline_s, partial(prefixes_of, request), is_pinned=bool(wishes.pin))
+                try:
+                    return self._asking(request, deadline_s)
+                except NotLoaded as still:
+                    absent = still
+        finally:
+            request.receipt.queue_ms += (self._clock.monotonic_s() - began_s) * 1000
 
     def _is_lost(self, wanted: str, error: ApplianceError) -> bool:
         """Whether a request failed because its adapter is not where it was: then it may wait until it is again, or go where it is."""

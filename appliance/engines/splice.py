@@ -5,11 +5,17 @@ written twice.
 """
 
 import re
+from functools import lru_cache
 from typing import Any
 
 from appliance.base import jsons
 
-_MODEL = re.compile(rb'"model"\s*:\s*"(?:[^"\\]|\\.)*"')
+_MODEL = re.compile(rb'"model"\s*:\s*"[^"\\]*(?:\\.[^"\\]*)*"')
+
+
+@lru_cache(maxsize=1024)
+def _named(model: str) -> bytes:
+    return b'"model":' + jsons.dumps(model)
 
 
 def with_model(raw: bytes, body: dict[str, Any], model: str) -> bytes:
@@ -27,5 +33,5 @@ def with_model(raw: bytes, body: dict[str, Any], model: str) -> bytes:
         return b'{"model":' + jsons.dumps(model) + comma + rest
     at = raw.find(b'"model"')
     if at >= 0 and raw.find(b'"model"', at + 7) < 0 and (found := _MODEL.match(raw, at)):    # 2
-        return raw[: found.start()] + b'"model":' + jsons.dumps(model) + raw[found.end():]
+        return raw[:at] + _named(model) + raw[found.end():]
     return jsons.dumps({**body, "model": model})                                        # 3

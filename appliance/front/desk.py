@@ -170,4 +170,6 @@ def too_large(limit_bytes: int) -> TooLarge:
 
 def _clean(value: str) -> str:
     """Keep a header value on one line and in Latin-1, whatever a model was called."""
+    if value.isascii() and value.isprintable():
+        return value
     return value.encode("ascii", "replace").decode().replace("\r", " ").replace("\n", " ")

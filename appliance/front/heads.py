@@ -96,9 +96,7 @@ def upgrade_of(head: bytes) -> Upgrade | None:
 
 def answer_head(answer: Answer, framing: bytes, *, date_line: bytes, may_stay: bool) -> bytes:
     """Write an answer's head, its blank line included. `framing`: the line that says where the body ends; may_stay: the connection is kept."""
-    lines = [b"HTTP/1.1 %d %b\r\n" % (answer.status, REASONS.get(answer.status, b"Status")), date_line, framing,
-             b"Content-Type: %b\r\n" % answer.content_type.encode()]
-    for name, value in answer.headers:
-        lines.append(f"{name}: {value}\r\n".encode("latin-1", "replace"))
-    lines.append(b"\r\n" if may_stay else b"Connection: close\r\n\r\n")
-    return b"".join(lines)
+    fields = "".join([f"{name}: {value}\r\n" for name, value in answer.headers])
+    return b"HTTP/1.1 %d %b\r\n%b%bContent-Type: %b\r\n%b%b" % (
+        answer.status, REASONS.get(answer.status, b"Status"), date_line, framing, answer.content_type.encode(),
+        fields.encode("latin-1", "replace"), b"\r\n" if may_stay else b"Connection: close\r\n\r\n")

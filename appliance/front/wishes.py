@@ -6,6 +6,7 @@
 """
 
 import hashlib
+from functools import lru_cache
 
 from appliance.base.errors import Invalid
 from appliance.engines.types import Wishes
@@ -13,6 +14,7 @@ from appliance.front.access import key_of
 
 PRIORITIES = {"high": 0, "normal": 1, "low": 2}
 YES, NO = {"1", "true", "yes", "on"}, {"", "0", "false", "no", "off"}
+KNOWN = YES | NO
 PIN = "x-appliance-backend"
 STAY = "x-appliance-stay-local"
 PRIORITY = "x-request-priority"
@@ -28,8 +30,11 @@ def wishes_of(headers: dict[str, str], peer: str, *, stays: bool = False) -> Wis
     if word not in PRIORITIES:
         raise Invalid(f"X-Request-Priority must be high, normal or low, not {word[:40]!r}.", param="X-Request-Priority", code="invalid_header")
     stay = headers.get(STAY, "").strip().lower()
-    if stay not in YES | NO:
+    if stay not in KNOWN:
         raise Invalid(f"{STAY} must be 1 or 0, not {stay[:40]!r}.", param=STAY, code="invalid_header")
     key = key_of(headers)
     flow = hashlib.sha256(key.encode()).hexdigest()[:16] if key else peer
-    return Wishes(flow, PRIORITIES[word], not (stays or stay in YES), headers.get(PIN, "").strip())
+    return _wishes(flow, PRIORITIES[word], not (stays or stay in YES), headers.get(PIN, "").strip())
+
+
+_wishes = lru_cache(maxsize=1024)(Wishes)     # most callers wish the same again, and nobody can change one
