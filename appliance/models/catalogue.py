@@ -60,12 +60,13 @@ class System(Section):
     flash_attention: Literal["on", "off", "auto"] = Field(default="on", description="Whether llama-server uses flash attention")
     max_queue_size_per_model: int = Field(default=100, ge=10, le=1000, description="Requests that may wait for one model")
     queue_timeout_sec: int = Field(default=300, ge=30, le=600, description="How long a request may wait, in seconds")
-    timeout_warmup_sec: int = Field(default=180, ge=120, le=3600, description="How long the first answer of a model may take, in seconds")
+    timeout_warmup_sec: int = Field(default=180, ge=120, le=3600, description="Taken from older tables, without effect: a model is warm "
+                                    "when it is ready")
     wait_ready_sec: int = Field(default=120, ge=120, le=3600, description="How long a model may take to load, in seconds")
     http_max_keepalive: int = Field(default=100, ge=10, le=500, description="Idle connections that are kept to llama-servers")
     http_max_connections: int = Field(default=200, ge=20, le=1000, description="Connections to llama-servers")
     queue_processor_idle_sec: int = Field(default=120, ge=30, le=600,
-                                          description="As system D has it, seconds: how long it keeps what serves a line of waiting requests")
+                                          description="Taken from older tables, without effect: a line costs nothing while nobody is in it")
     model_load_max_retries: int = Field(default=2, ge=0, le=5, description="How often a load that failed is tried again")
 
 
