@@ -368,6 +368,7 @@ async def test_the_blocks_of_a_prompt_come_to_redis(start, tiny_models: Path, tm
         engine.kill()
         await asyncio.to_thread(engine.start)
         assert await comes_to("engine_kv_events_connected", 1)
+        assert await until(lambda: running.appliance.router.state("v").standing == "ready", seconds=20)
         assert (await ask(running, {"model": "tiny", "prompt": [9] * 300, "max_tokens": 1}, path="/v1/completions"))[0] == 200
         assert await until(lambda: not wanted & redis_server.keys(), seconds=60)        # its sequence fell back, or it was away for long
     finally:
