@@ -4,9 +4,10 @@ Four histograms for each backend and model, with vLLM's bounds, so that engines 
 Written as metrics by engines/overview.py.
 """
 
-from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+
+from appliance.base.spread import Spread
 
 FIRST_TOKEN_S = (.001, .005, .01, .02, .04, .06, .08, .1, .25, .5, .75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640, 2560)
 PER_TOKEN_S = (.001, .0025, .005, .01, .025, .05, .075, .1, .15, .2, .3, .4, .5, .75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
@@ -17,29 +18,13 @@ OTHER = "other"
 
 
 @dataclass(slots=True)
-class Times:
-    """One histogram: how many were at most each bound (the last: above all), and their sum in seconds."""
-
-    bounds: tuple[float, ...]
-    counts: list[int] = field(default_factory=list)
-    total_s: float = 0.0
-
-    def __post_init__(self) -> None:
-        self.counts = [0] * (len(self.bounds) + 1)
-
-    def add(self, seconds: float) -> None:
-        self.counts[bisect_left(self.bounds, seconds)] += 1
-        self.total_s += seconds
-
-
-@dataclass(slots=True)
 class OfModel:
     """What was measured of one model on one backend."""
 
-    ttft: Times = field(default_factory=lambda: Times(FIRST_TOKEN_S))
-    tpot: Times = field(default_factory=lambda: Times(PER_TOKEN_S))
-    e2e: Times = field(default_factory=lambda: Times(WHOLE_S))
-    queue: Times = field(default_factory=lambda: Times(QUEUE_S))
+    ttft: Spread = field(default_factory=lambda: Spread(FIRST_TOKEN_S))
+    tpot: Spread = field(default_factory=lambda: Spread(PER_TOKEN_S))
+    e2e: Spread = field(default_factory=lambda: Spread(WHOLE_S))
+    queue: Spread = field(default_factory=lambda: Spread(QUEUE_S))
 
 
 class Latencies:
@@ -60,12 +45,12 @@ class Latencies:
             if len(self._rows) >= MOST_ROWS:
                 key = (backend, OTHER)
             row = self._rows.setdefault(key, OfModel())
-        row.queue.add(queue_s)
-        row.e2e.add(queue_s + whole_s)
+        row.queue.observe(queue_s)
+        row.e2e.observe(queue_s + whole_s)
         if first_s is not None:
-            row.ttft.add(queue_s + first_s)
+            row.ttft.observe(queue_s + first_s)
             if tokens is not None and tokens > 1:
-                row.tpot.add(max(0.0, whole_s - first_s) / (tokens - 1))
+                row.tpot.observe(max(0.0, whole_s - first_s) / (tokens - 1))
 
     def forget(self, backend: str) -> None:
         """A backend is gone."""

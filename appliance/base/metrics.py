@@ -13,7 +13,8 @@ from prometheus_client.openmetrics import exposition as openmetrics_exposition
 from appliance.base.exposition_out import END
 from appliance.base.latencies import Latencies
 from appliance.base.metrics_models import RouterMetrics
-from appliance.base.tallies import Count, Counts, Spread, Spreads
+from appliance.base.spread import Spread
+from appliance.base.tallies import Count, Counts, Spreads
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 

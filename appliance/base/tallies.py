@@ -6,7 +6,6 @@ them. These here are counted on the event loop alone. Measured together in one l
 `observe` 0.11 µs instead of 0.61; a relayed request does six of the first and four of the second.
 """
 
-from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Generic, TypeVar
 
@@ -15,33 +14,19 @@ from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from appliance.base.clock import SystemClock
+from appliance.base.spread import Spread
 
 
 class Count:
     """One number that only rises."""
 
-    __slots__ = ("created_s", "value")
+    __slots__ = ("value",)
 
     def __init__(self) -> None:
         self.value = 0.0
-        self.created_s = SystemClock().now_s()
 
     def inc(self, amount: float = 1.0) -> None:
         self.value += amount
-
-
-class Spread:
-    """How many observations were at most each bound (the last: above all), and their sum."""
-
-    __slots__ = ("bounds", "counts", "created_s", "total")
-
-    def __init__(self, bounds: Sequence[float]) -> None:
-        self.bounds, self.counts, self.total = bounds, [0] * (len(bounds) + 1), 0.0
-        self.created_s = SystemClock().now_s()
-
-    def observe(self, value: float) -> None:
-        self.counts[bisect_left(self.bounds, value)] += 1
-        self.total += value
 
 
 Child = TypeVar("Child", Count, Spread)
@@ -57,7 +42,7 @@ class _Family(Collector, Generic[Child]):
 
     def __init__(self, name: str, text: str, labels: Sequence[str], *, registry: CollectorRegistry) -> None:
         self._name, self._text, self._labels = name, text, tuple(labels)
-        self._children: dict[tuple[str, ...], Child] = {}
+        self._children: dict[tuple[str, ...], tuple[Child, float]] = {}     # each with the time of its birth, seconds since 1970
         registry.register(self)
 
     def _born(self) -> Child:
@@ -68,12 +53,12 @@ class _Family(Collector, Generic[Child]):
 
     def labels(self, *values: str) -> Child:
         """Give the child with these labels; it is there from then on."""
-        child = self._children.get(values)
-        if child is None:
+        found = self._children.get(values)
+        if found is None:
             if len(values) != len(self._labels):
                 raise ValueError(f"{self._name} has the labels {', '.join(self._labels)}")
-            child = self._children[values] = self._born()
-        return child
+            found = self._children[values] = self._born(), SystemClock().now_s()
+        return found[0]
 
     def remove_by_labels(self, labels: Mapping[str, str]) -> None:
         """Take the children with these labels out."""
@@ -86,10 +71,10 @@ class _Family(Collector, Generic[Child]):
 
     def collect(self) -> Iterable[Metric]:
         metric = Metric(self._name, self._text, self.kind)
-        for values, child in list(self._children.items()):
+        for values, (child, created_s) in list(self._children.items()):
             labels = dict(zip(self._labels, values, strict=True))
             self._rows(metric, labels, child)
-            metric.add_sample(f"{self._name}_created", labels, child.created_s)
+            metric.add_sample(f"{self._name}_created", labels, created_s)
         return [metric]
 
 

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from appliance.base.clock import Clock
 from appliance.base.exposition import BadPage, Family, Sample, escaped, pairs_of, unescaped
 from appliance.base.exposition_out import labelled, merged
-from appliance.base.latencies import Latencies, OfModel, Times
+from appliance.base.latencies import Latencies, OfModel
 from appliance.base.logs import get_logger
 from appliance.base.shared import Shared
+from appliance.base.spread import Spread
 from appliance.base.tasks import Tasks
 from appliance.base.wire import WireError
 from appliance.engines.families import GATEWAY, LATENCIES, LORA_INFO, PREFIX, WANTED
@@ -189,14 +190,14 @@ def _measured(latencies: Latencies, engines: set[tuple[str, bool]]) -> Iterator[
             yield Family(name.encode(), "histogram", _HELP[name], samples, unit=b"seconds")
 
 
-def _times(row: OfModel, name: str) -> Times:
+def _times(row: OfModel, name: str) -> Spread:
     return {"ttft_seconds": row.ttft, "tpot_seconds": row.tpot, "e2e_seconds": row.e2e, "queue_seconds": row.queue}[name.removeprefix(PREFIX)]
 
 
-def _samples(name: bytes, labels: bytes, times: Times) -> Iterator[Sample]:
+def _samples(name: bytes, labels: bytes, times: Spread) -> Iterator[Sample]:
     count = 0
     for bound, more in zip((*(f"{float(bound)}" for bound in times.bounds), "+Inf"), times.counts, strict=True):
         count += more
         yield Sample(name + b"_bucket", labels + b',le="' + bound.encode() + b'"', b"%d" % count)
     yield Sample(name + b"_count", labels, b"%d" % count)
-    yield Sample(name + b"_sum", labels, b"%.9g" % times.total_s)
+    yield Sample(name + b"_sum", labels, b"%.9g" % times.total)

@@ -2,7 +2,8 @@
 
 import pytest
 
-from appliance.base.latencies import MOST_ROWS, OTHER, Latencies, Times
+from appliance.base.latencies import MOST_ROWS, OTHER, Latencies
+from appliance.base.spread import Spread
 
 
 def test_an_answer_is_counted_once_in_each_histogram_that_it_says_something_for() -> None:
@@ -14,15 +15,15 @@ def test_an_answer_is_counted_once_in_each_histogram_that_it_says_something_for(
     (backend, model, row), = books
     assert (backend, model) == ("a", "m")
     assert [sum(times.counts) for times in (row.ttft, row.tpot, row.e2e, row.queue)] == [3, 1, 4, 4]
-    assert row.ttft.total_s == pytest.approx(0.6 + 0.2 + 0.2)       # time in line counts, as with engines that measure it
-    assert row.e2e.total_s == pytest.approx(1.6 + 2.0 + 0.2 + 0.4)
-    assert row.tpot.total_s == pytest.approx(0.1)
+    assert row.ttft.total == pytest.approx(0.6 + 0.2 + 0.2)       # time in line counts, as with engines that measure it
+    assert row.e2e.total == pytest.approx(1.6 + 2.0 + 0.2 + 0.4)
+    assert row.tpot.total == pytest.approx(0.1)
 
 
 def test_a_value_on_a_bound_is_within_it() -> None:
-    times = Times((1.0, 2.0))
+    times = Spread((1.0, 2.0))
     for value in (0.5, 1.0, 1.1, 2.0, 3.0):
-        times.add(value)
+        times.observe(value)
     assert times.counts == [2, 2, 1]
 
 
