@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,15 +9,14 @@ from typing import Any
 
 import httpx
 import pytest
-from openai._streaming import SSEDecoder
 
 from appliance.base.errors import ApplianceError, Conflict, Forbidden, Invalid, NotFound, TimedOut, UpstreamFailed
 from appliance.models.fetching import Flaw
 from tests.front.downloads_house import DownloadsHouse, downloads_house
+from tests.front.feeds import Event, events_of
 from tests.journeys.running import until
 
 SECRET = "hf_verysecrettokenvalue"
-PIECE = re.compile(rb"event: (\w+)\ndata: (\{[^\n]*\})\n\n")
 
 
 @pytest.fixture
@@ -181,26 +179,11 @@ async def test_another_method_is_refused(http: httpx.AsyncClient) -> None:
 
 
 @asynccontextmanager
-async def following(client: httpx.AsyncClient, job_id: str) -> AsyncIterator[AsyncIterator[tuple[str, dict[str, Any]]]]:
+async def following(client: httpx.AsyncClient, job_id: str) -> AsyncIterator[AsyncIterator[Event]]:
     """Follow a job with a real client of server-sent events, and by hand: no other bytes may be in the stream."""
     async with client.stream("GET", f"/v1/jobs/{job_id}/stream") as answer:
         assert answer.headers["content-type"] == "text/event-stream; charset=utf-8"
-        raw = bytearray()
-
-        async def bytes_of() -> AsyncIterator[bytes]:
-            async for chunk in answer.aiter_bytes():
-                raw.extend(chunk)
-                yield chunk
-
-        async def events() -> AsyncIterator[tuple[str, dict[str, Any]]]:
-            count = 0
-            async for sse in SSEDecoder().aiter_bytes(bytes_of()):
-                count += 1
-                by_hand = [(name.decode(), json.loads(data)) for name, data in PIECE.findall(bytes(raw))]
-                assert by_hand[count - 1] == (sse.event, sse.json())
-                yield sse.event or "", sse.json()
-            assert PIECE.sub(b"", bytes(raw)) == b""
-        yield events()
+        yield events_of(answer)
 
 
 @pytest.mark.parametrize("end", ["completed", "failed", "cancelled", "interrupted"])

@@ -1,23 +1,18 @@
 """The feeds of status and figures, read with a real client of server-sent events (OpenAI's SDK brings one) and by a strict hand reader."""
 
 import asyncio
-import json
-import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
 import httpx
-from openai._streaming import SSEDecoder
 
 from appliance.base.clock import SystemClock
 from appliance.front.models import ModelsDoor
+from tests.front.feeds import Event, events_of
 from tests.front.models_board import BoardOfValues, door_over, off, ready
 from tests.journeys.running import until
-
-PIECE = re.compile(rb"event: (\w+)\ndata: (\{[^\n]*\})\n\n")
-Event = tuple[str, dict[str, Any]]
 
 
 @asynccontextmanager
@@ -27,22 +22,7 @@ async def following(url: str, path: str = "/v1/models/status/stream", *, method:
         assert answer.status_code == 200
         assert answer.headers["content-type"] == "text/event-stream; charset=utf-8"
         assert (answer.headers["cache-control"], answer.headers["x-accel-buffering"]) == ("no-cache", "no")
-        raw = bytearray()
-
-        async def bytes_of() -> AsyncIterator[bytes]:
-            async for chunk in answer.aiter_bytes():
-                raw.extend(chunk)
-                yield chunk
-
-        async def events() -> AsyncIterator[Event]:
-            count = 0
-            async for sse in SSEDecoder().aiter_bytes(bytes_of()):
-                count += 1
-                by_hand = [(name.decode(), json.loads(data)) for name, data in PIECE.findall(bytes(raw))]
-                assert by_hand[count - 1] == (sse.event, sse.json())
-                yield sse.event or "", sse.json()
-            assert PIECE.sub(b"", bytes(raw)) == b""
-        yield events()
+        yield events_of(answer)
 
 
 async def next_of(events: AsyncIterator[Event], *, seconds: float = 5) -> Event:

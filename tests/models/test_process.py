@@ -21,6 +21,12 @@ from tests.tools.tiny_models import CONTEXT
 
 pytestmark = pytest.mark.timeout(40)
 SOON = StopTimes(term_s=5.0, kill_s=5.0)
+WITH_A_DEAF_CHILD = """
+inner = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(60)"
+child = subprocess.Popen([sys.executable, "-S", "-c", inner], stdout=subprocess.PIPE)
+child.stdout.readline()
+print("child", child.pid, flush=True)
+serve(200)"""
 
 @pytest.mark.parametrize("loads_s", [0.05, 0.3, 1.0, 2.0, 5.0, 30.0, 119.0])
 def test_a_ready_model_is_noticed_within_a_tenth_of_its_load_and_a_quarter_second(loads_s):
@@ -205,13 +211,7 @@ async def test_a_log_that_cannot_be_written_is_hopeless(make: Make, tmp_path: Pa
 
 
 async def test_one_that_ignores_sigterm_is_killed_with_all_that_it_started(make: Make) -> None:
-    process = make("""
-signal.signal(signal.SIGTERM, signal.SIG_IGN)
-inner = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(60)"
-child = subprocess.Popen([sys.executable, "-S", "-c", inner], stdout=subprocess.PIPE)
-child.stdout.readline()
-print("child", child.pid, flush=True)
-serve(200)""")
+    process = make("signal.signal(signal.SIGTERM, signal.SIG_IGN)" + WITH_A_DEAF_CHILD)
     await process.start()
     await process.ready(10, lambda: None)
     child = int(process.log_tail()[0].split()[1])
@@ -221,12 +221,7 @@ serve(200)""")
 
 
 async def test_what_a_polite_one_leaves_behind_is_ended_too(make: Make) -> None:
-    process = make("""
-inner = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(60)"
-child = subprocess.Popen([sys.executable, "-S", "-c", inner], stdout=subprocess.PIPE)
-child.stdout.readline()
-print("child", child.pid, flush=True)
-serve(200)""")
+    process = make(WITH_A_DEAF_CHILD)
     await process.start()
     await process.ready(10, lambda: None)
     child = int(process.log_tail()[0].split()[1])
