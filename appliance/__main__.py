@@ -23,7 +23,6 @@ USAGE = """usage: appliance VERB [ARGUMENT…]
   ctl           drive a running appliance over its control API (`ctl --help`)
   version       print the version
 """
-EX_CONFIG = 78      # sysexits.h: something was found in an unconfigured or misconfigured state
 
 
 def check() -> int:
@@ -36,7 +35,7 @@ def check() -> int:
     fatal = sum(p.is_fatal for p in problems)
     if settings is None:
         print(f"{fatal} problem{'s' if fatal != 1 else ''} found; the appliance does not start like this.", file=sys.stderr)
-        return EX_CONFIG
+        return os.EX_CONFIG
     print("The settings are fine.", file=sys.stderr)
     return 0
 
@@ -117,10 +116,10 @@ def models_check(arguments: list[str]) -> int:
     for problem in problems:
         print(f"{'error' if problem.is_fatal else 'warning'}: {problem}", file=sys.stderr)
     if settings is None:
-        return EX_CONFIG
+        return os.EX_CONFIG
     report = check_models(settings.catalogue)
     print(jsons.dumps_pretty(asdict(report)) if "--json" in arguments else as_text(report), end="\n" if "--json" in arguments else "")
-    return 0 if report.is_well else EX_CONFIG
+    return 0 if report.is_well else os.EX_CONFIG
 
 
 def healthcheck() -> int:
@@ -227,7 +226,7 @@ def main(argv: list[str] | None = None) -> int:
         except BadSettings as exc:
             for problem in exc.problems:
                 print(f"error: {problem}", file=sys.stderr)
-            return EX_CONFIG
+            return os.EX_CONFIG
     return verbs[verb]()
 
 

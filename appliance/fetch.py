@@ -24,7 +24,6 @@ from appliance.models.download import DownloadEngine
 from appliance.models.fetching import Fetched, Flaw, Wish, shown
 from appliance.models.settings import ModelSettings
 
-EX_CONFIG = 78
 USAGE_ERROR = 2
 SECRET_KEYS = ("hf_token", "ms_token", "access_key", "secret_key")
 HELP = """Fetch model files. SOURCE: hf://namespace/repository[@revision][/path] or namespace/repository, s3://bucket/prefix, obs://bucket/prefix,
@@ -47,7 +46,7 @@ def main(arguments: list[str]) -> int:
     except BadEnvironment as exc:
         for problem in exc.problems:
             print(f"error: {problem}", file=sys.stderr)
-        return EX_CONFIG
+        return os.EX_CONFIG
     except ApplianceError as exc:
         return _failed(exc, is_json=options.json)
 
@@ -170,7 +169,7 @@ def _failed(exc: ApplianceError, *, is_json: bool) -> int:
         print(jsons.dumps_text({"status": "failed", "error": {"kind": exc.kind.value, "code": exc.code, "message": text}}))
     else:
         print(f"error: {text}", file=sys.stderr)
-    return USAGE_ERROR if isinstance(exc, Invalid) else EX_CONFIG if exc.code == "unusable_proxy" else 1
+    return USAGE_ERROR if isinstance(exc, Invalid) else os.EX_CONFIG if exc.code == "unusable_proxy" else 1
 
 
 def _run(work: Any, folder: Path) -> int:

@@ -168,4 +168,4 @@ def main(arguments: list[str]) -> int:
     except BadSettings as exc:
         for problem in exc.problems:
             print(f"error: {problem}", file=sys.stderr)  # noqa: T201 - the log is not up yet
-        return 78
+        return os.EX_CONFIG

@@ -78,6 +78,12 @@ class Family:
     unit: bytes = b""
 
 
+def gauge(name: str, text: str, value: float) -> Family:
+    """Give a gauge of one value without labels."""
+    full = name.encode()
+    return Family(full, "gauge", text.encode(), [Sample(full, b"", b"%.10g" % value)])
+
+
 @dataclass(slots=True)
 class Page:
     """A page that was read. `raw` is what came; `is_plain` says that it can be passed on as text 0.0.4 as it is."""

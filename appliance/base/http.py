@@ -9,6 +9,7 @@ import ipaddress
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
@@ -79,8 +80,9 @@ class HttpClient:
         where = URL(url, encoded=True)
         self._check_literal(where.host or "")
         proxy = self._proxies.of(url)
-        if proxy is not None:
-            await self._check_name(where.host or "")
+        if proxy is not None and self._refusal_of is not None:
+            with suppress(OSError):             # a name that only the proxy knows is its to judge
+                await check_name(where.host or "", self._refusal_of)
         session = self._session(may_keep, proxy is not None)
         name = f"{where.host}:{where.port}" + (f" (through {proxy})" if proxy is not None else "")
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_s, sock_read=None)
@@ -122,18 +124,6 @@ class HttpClient:
         if self._refusal_of is not None and (why := self._refusal_of(address)):
             raise Forbidden(f"{host} may not be reached: {why}.", code="address_not_allowed")
 
-    async def _check_name(self, host: str) -> None:
-        """Refuse a name that leads, as far as it is known here, to an address that may not be reached."""
-        if self._refusal_of is None:
-            return
-        try:
-            rows = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
-        except OSError:
-            return
-        for row in rows:
-            if why := self._refusal_of(str(row[4][0])):
-                raise Forbidden(f"{host} may not be reached: {why}.", code="address_not_allowed")
-
     def _session(self, may_keep: bool, is_proxied: bool) -> aiohttp.ClientSession:
         """Give the session, made at its first use: most appliances never need one. A proxy is the operator's, wherever it is."""
         session = self._sessions.get((may_keep, is_proxied))
@@ -146,6 +136,16 @@ class HttpClient:
                                             read_bufsize=self._read_bytes)
             self._sessions[may_keep, is_proxied] = session
         return session
+
+
+async def check_name(host: str, refusal_of: RefusalOf) -> None:
+    """Refuse a host of whose addresses one may not be reached, as far as they are known here.
+
+    Raises  Forbidden; OSError: the name is not known
+    """
+    for row in await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM):
+        if why := refusal_of(str(row[4][0])):
+            raise Forbidden(f"{host} may not be reached: {why}.", code="address_not_allowed")
 
 
 def _through(proxy: Proxy | None, where: URL, headers: list[tuple[str, str]]) -> dict[str, Any]:

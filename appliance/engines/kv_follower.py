@@ -17,7 +17,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from appliance.base.clock import Clock
-from appliance.base.exposition import Family, Sample, escaped
+from appliance.base.exposition import Family, Sample, escaped, gauge
 from appliance.base.logs import SECRETS, get_logger
 from appliance.base.tasks import Tasks
 from appliance.engines.families import PREFIX
@@ -233,9 +233,9 @@ class KvFollower:
             _counter("kv_events_late", "KV events that came while the index was away; it gets the state afterwards", self.late),
             _counter("kv_engine_restarts", "Restarts of the engine that its KV events showed", self.restarts),
             _counter("kv_index_failures", "Tries to write the index that failed", self.failures),
-            _gauge("kv_events_connected", "1 while the engine's publisher of KV events is connected", self.is_connected),
-            _gauge("kv_index_up", "1 while the index of blocks can be written; 0 also before the first event", self.index_state == "up"),
-            _gauge("kv_blocks", "Blocks that the engine is known to have", len(self.blocks))]
+            gauge(PREFIX + "kv_events_connected", "1 while the engine's publisher of KV events is connected", self.is_connected),
+            gauge(PREFIX + "kv_index_up", "1 while the index of blocks can be written; 0 also before the first event", self.index_state == "up"),
+            gauge(PREFIX + "kv_blocks", "Blocks that the engine is known to have", len(self.blocks))]
 
 
 async def _end(tasks: Iterable[asyncio.Task[None]]) -> None:
@@ -245,11 +245,6 @@ async def _end(tasks: Iterable[asyncio.Task[None]]) -> None:
         for task in pending:
             task.cancel()
         _, pending = await asyncio.wait(pending, timeout=0.1)
-
-
-def _gauge(name: str, text: str, value: int) -> Family:
-    full = (PREFIX + name).encode()
-    return Family(full, "gauge", text.encode(), [Sample(full, b"", b"%d" % value)])
 
 
 def _counter(name: str, text: str, value: int) -> Family:

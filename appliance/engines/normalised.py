@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from appliance.base.exposition import Family, Page, Sample, escaped, pairs_of
+from appliance.base.exposition import Family, Page, Sample, escaped, gauge, pairs_of
 from appliance.base.exposition_out import END, as_openmetrics, as_text
 from appliance.engines.families import GATEWAY, KINDS, KTHENA, LORA_INFO, OTHER_NAMES, PREFIX, WANTED, Source, Wanted
 
@@ -261,7 +261,7 @@ def _gateway(page: Page, ours: list[Family], aside: Aside) -> Iterable[Family]:
         if name.encode() not in page.families and family is not None and family.samples:
             values = [float(sample.value) for sample in family.samples]
             value = sum(values) / (len(values) if source.endswith("_ratio") else 1)
-            yield Family(name.encode(), "gauge", text.encode(), [Sample(name.encode(), b"", b"%.10g" % value)])
+            yield gauge(name, text, value)
     if aside.adapters is not None and LORA_INFO.encode() not in page.families:
         yield lora_info(aside)
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from appliance.base.clock import Clock
-from appliance.base.exposition import BadPage, Family, Sample, escaped, pairs_of, unescaped
+from appliance.base.exposition import BadPage, Family, Sample, escaped, gauge, pairs_of, unescaped
 from appliance.base.exposition_out import labelled, merged
 from appliance.base.latencies import Latencies, OfModel
 from appliance.base.logs import get_logger
@@ -138,7 +138,7 @@ class Overview:
         for name, source, text in GATEWAY:
             value = values[source.removeprefix(PREFIX)]
             if value is not None:
-                yield Family(name.encode(), "gauge", f"{text}, of all backends".encode(), [Sample(name.encode(), b"", b"%.10g" % value)])
+                yield gauge(name, f"{text}, of all backends", value)
         adapters, most = _adapters(all_seen)
         if adapters or most:
             yield lora_info(Aside(adapters=tuple(adapters), most_adapters=most, now_s=self._clock.now_s()))

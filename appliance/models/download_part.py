@@ -15,12 +15,12 @@ from typing import Any
 
 from appliance.base import jsons
 from appliance.base.errors import ApplianceError, Conflict
+from appliance.host.boot import boot_id
 from appliance.models.sources.contract import Remote
 
 BLOCK_BYTES = 2 << 20           # what is written at a time, and at most lost by each worker that is killed
 SYNC_BYTES = 256 << 20          # what is handed to the disk at a time, beside the fetching
 HASH_BYTES = 4 << 20
-BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 Span = tuple[int, int]
 
 
@@ -85,7 +85,7 @@ class Part:
         try:
             state: Any = jsons.loads(self._state.read_bytes())
             if all(state.get(key) == value for key, value in self._identity.items()) and (self._remote.digest or self._remote.etag):
-                rows = state["done"] if state["boot"] == _boot() else state["synced"]
+                rows = state["done"] if state["boot"] == boot_id() else state["synced"]
                 length = self.path.stat().st_size
                 spans = [(int(start), int(end)) for start, end in rows if 0 <= int(start) < int(end) <= length]
         except (OSError, jsons.BadJson, KeyError, TypeError, ValueError, AttributeError):
@@ -205,7 +205,7 @@ class Part:
         if self._remote.size_bytes is not None and self._remote.size_bytes <= BLOCK_BYTES:
             return              # it comes in one block, or it begins anew
         new = self._state.with_suffix(".new")
-        new.write_bytes(jsons.dumps(self._identity | {"boot": _boot(), "done": self.done.all, "synced": self._synced}))
+        new.write_bytes(jsons.dumps(self._identity | {"boot": boot_id(), "done": self.done.all, "synced": self._synced}))
         new.replace(self._state)
 
 
@@ -221,13 +221,6 @@ def _write_all(descriptor: int, pieces: Sequence[bytes], start: int) -> int:
             written += more
         start += length
     return start
-
-
-def _boot() -> str:
-    try:
-        return BOOT_ID.read_text().strip()
-    except OSError:
-        return ""
 
 
 def disk_error(path: str | Path, exc: OSError) -> ApplianceError:

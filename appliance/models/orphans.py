@@ -14,6 +14,7 @@ from typing import Any
 from appliance.base import jsons
 from appliance.base.files import OPEN_MODE, put
 from appliance.base.logs import get_logger
+from appliance.host.boot import boot_id
 
 log = get_logger("orphans")
 TERM_S, KILL_S = 5.0, 5.0
@@ -27,7 +28,7 @@ class Records:
 
     def add(self, pid: int, *, port: int, alias: str, command: list[str]) -> None:
         """Note a process that was just started. A folder that cannot be written is logged: then an orphan would not be found."""
-        value = {"pid": pid, "ticks": started_ticks(pid), "boot": _boot(), "command": command, "alias": alias, "port": port,
+        value = {"pid": pid, "ticks": started_ticks(pid), "boot": boot_id(), "command": command, "alias": alias, "port": port,
                  "owner": os.getpid(), "owner_ticks": started_ticks(os.getpid())}
         try:
             put(self._folder / f"{pid}.json", jsons.dumps(value), mode=OPEN_MODE, is_synced=False)
@@ -51,7 +52,7 @@ class Records:
                 _forget(path)
                 continue
             owner_ticks = started_ticks(owner)
-            if owner != os.getpid() and owner_ticks is not None and record.get("boot") == _boot() and owner_ticks == record.get("owner_ticks"):
+            if owner != os.getpid() and owner_ticks is not None and record.get("boot") == boot_id() and owner_ticks == record.get("owner_ticks"):
                 continue                        # another appliance's, which is alive
             if survivors(record):
                 log.warning("orphan", pid=pid, alias=record.get("alias"), port=record.get("port"))
@@ -75,7 +76,7 @@ def survivors(record: dict[str, Any]) -> list[int]:
     It led a session of its own, and a program put before llama-server may have ended while llama-server went on.
     """
     pid, ticks, command = int(record["pid"]), record.get("ticks"), record.get("command")
-    if not isinstance(command, list) or len(command) < 2 or pid < 2 or not isinstance(ticks, int) or record.get("boot") != _boot():
+    if not isinstance(command, list) or len(command) < 2 or pid < 2 or not isinstance(ticks, int) or record.get("boot") != boot_id():
         return []
     arguments = command[1:]
     # Of the command the program may be another: a script, or what it became.
@@ -142,10 +143,3 @@ def command_of(pid: int) -> list[str]:
             return file.read().decode("utf-8", "surrogateescape").split("\0")[:-1]
     except OSError:
         return []
-
-
-def _boot() -> str:
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return ""

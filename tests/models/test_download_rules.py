@@ -206,11 +206,11 @@ def test_a_file_that_nothing_tells_from_another_is_not_gone_on_with(tmp_path: Pa
 def test_after_another_boot_only_what_was_synced_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     remote = Remote("model", SIZE, "sha256:aa")
     part = _begun(tmp_path, remote)
-    monkeypatch.setattr(download_part, "_boot", lambda: "another boot")
+    monkeypatch.setattr(download_part, "boot_id", lambda: "another boot")
     assert Part(tmp_path / ".download", remote, asked="hf://ns/repo").recall() == 0
     monkeypatch.undo()
     part.close()
-    monkeypatch.setattr(download_part, "_boot", lambda: "another boot")
+    monkeypatch.setattr(download_part, "boot_id", lambda: "another boot")
     assert Part(tmp_path / ".download", remote, asked="hf://ns/repo").recall() == 9
 
 

@@ -4,10 +4,8 @@ Names allow names; addresses of private networks, of this machine and of the lin
 operator listed the address or its network as well: a name in somebody's DNS must not lead into the operator's network.
 """
 
-import asyncio
 import ipaddress
 import os
-import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -15,6 +13,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from appliance.base.errors import Forbidden, Unavailable
+from appliance.base.http import check_name
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -113,11 +112,7 @@ async def look(url: str, *, reach: Reach, what: str, is_proxied: bool = False) -
     if reach.is_open:
         return
     try:
-        rows = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        await check_name(host, reach.refusal_of)
     except OSError as exc:
-        if is_proxied:
-            return
-        raise Unavailable(f"{what}: {host} is not known: {exc.strerror or exc}") from exc
-    for row in rows:
-        if why := reach.refusal_of(str(row[4][0])):
-            raise Forbidden(f"{host} may not be reached: {why}.", code="address_not_allowed")
+        if not is_proxied:
+            raise Unavailable(f"{what}: {host} is not known: {exc.strerror or exc}") from exc
