@@ -22,6 +22,7 @@ from appliance.engines.settings import EngineSettings
 from appliance.engines.specs import BackendSpec
 from appliance.engines.types import BackendState, EngineReply, EngineRequest, ModelCard, Served, Standing, Wishes
 from appliance.models.catalogue import Model
+from appliance.models.command import context_of_slot
 from appliance.models.entry import Lease, Live, Waiting
 from appliance.models.manager import Manager
 
@@ -45,8 +46,7 @@ class RunnerServer(Server):
         self.outer: dict[Place, Place] = {}         # of streams: the dispatcher's place, given back at their end
         self.requests: dict[Place, EngineRequest] = {}
         self.health = Health(True)
-        self.learn(Learned({live.alias: Served(card, live.alias), **adapters},
-                           live.model.params.n_ctx // max(1, live.slots), live.slots))
+        self.learn(Learned({live.alias: Served(card, live.alias), **adapters}, card.context_tokens, live.slots))
 
     def settle(self, place: Place, outcome: str, retry_after_s: float | None) -> None:
         """A request ended: its slot goes back to the manager."""
@@ -95,7 +95,7 @@ class Managed(Books):
             created_s = int(self._clock.now_s())
             self._served = {}
             for alias, entry in self.manager.entries.items():
-                card = ModelCard(alias, created_s, "user", alias, context_tokens=entry.model.params.n_ctx // max(1, entry.slots))     # a slot
+                card = ModelCard(alias, created_s, "user", alias, context_tokens=context_of_slot(entry.model.params.n_ctx, entry.slots))
                 self._served[alias] = Served(card, alias)
             self._served = self.held.laid_over(self._served)
             self._made_of = (id(catalogue), self.held.version)
@@ -222,7 +222,7 @@ class Managed(Books):
         server = self._servers.get(live.serial)
         if server is None:
             card = ModelCard(live.alias, int(live.started_at_s), "user", live.alias,
-                             context_tokens=live.model.params.n_ctx // max(1, live.slots))
+                             context_tokens=context_of_slot(live.model.params.n_ctx, live.slots))
             server = self._servers[live.serial] = RunnerServer(live, card, settings=self._settings, wire=self._wire, clock=self._clock,
                                                                metrics=self._metrics)
         return server

@@ -12,6 +12,7 @@ from appliance.base.clock import Clock, rfc3339
 from appliance.base.errors import NoSuchModel
 from appliance.front.ollama_translate import NEVER_AFTER_S
 from appliance.models.catalogue import Model
+from appliance.models.command import context_of_slot
 from appliance.models.details import TEMPLATE, Details
 from appliance.models.library import Library
 from appliance.models.views import Board, ModelView, RunnerView
@@ -148,7 +149,7 @@ def _expiry_s(view: ModelView, now_s: float) -> float:
 
 def _context(view: ModelView) -> int:
     """Give the tokens that one request has: a slot's part of the whole."""
-    return view.context_tokens // max(1, view.slots)
+    return context_of_slot(view.context_tokens, view.slots)
 
 
 def _parameters(model: Model, view: ModelView, *, threads: int) -> list[str]:

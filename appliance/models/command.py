@@ -57,6 +57,11 @@ def slots_of(model: Model, system: System) -> int:
     return max(1, min(wanted, model.params.n_ctx // LEAST_SLOT_TOKENS))
 
 
+def context_of_slot(context_tokens: int, slots: int) -> int:
+    """Give the context of one request: llama-server parts a model's among its slots."""
+    return context_tokens // max(1, slots)
+
+
 def kind_of(model: Model, header: Header | None) -> Kind:
     """Tell what a model is for: as the table says, else as its file says of itself."""
     if model.reranking or (header is not None and header.is_reranker and not model.params.embedding):

@@ -214,7 +214,7 @@ class Keeper:
             return
         # Before anything else: the next request must not be sent to it, nor have it loaded again without its rest.
         live.phase, live.is_going = "stopping", True
-        entry.rest_until_s = self._clock.monotonic_s() + BACK_OFF_S[0]
+        self._rest(entry, 1)
         tail = await asyncio.to_thread(live.process.log_tail, 5)
         code = live.process.exit_code or 0
         how = f"killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
@@ -231,7 +231,7 @@ class Keeper:
         if any(live.phase == "ready" for live in entry.lives):
             entry.misfires += 1
             entry.error, entry.wanted = reason, ""
-            entry.rest_until_s = self._clock.monotonic_s() + (BACK_OFF_S[min(entry.misfires, len(BACK_OFF_S)) - 1] if can_retry else BACK_OFF_S[-1])
+            self._rest(entry, entry.misfires if can_retry else len(BACK_OFF_S))
             log.warning("replica_rests", alias=entry.alias, misfires=entry.misfires, reason=reason)
             return
         entry.attempts += 1
@@ -242,9 +242,13 @@ class Keeper:
             entry.wanted = ""
             log.error("model_failed", alias=entry.alias, attempts=entry.attempts, reason=reason, can_retry=can_retry)
         else:
-            entry.rest_until_s = self._clock.monotonic_s() + BACK_OFF_S[min(entry.attempts, len(BACK_OFF_S)) - 1]
+            self._rest(entry, entry.attempts)
             log.warning("model_rests", alias=entry.alias, attempts=entry.attempts, reason=reason)
         self.bump(entry)
+
+    def _rest(self, entry: Entry, failures: int) -> None:
+        """Let a model not be tried again for as long as so many failures in a row mean."""
+        entry.rest_until_s = self._clock.monotonic_s() + BACK_OFF_S[min(failures, len(BACK_OFF_S)) - 1]
 
     # ---- unloading
 
