@@ -34,7 +34,10 @@ def check() -> int:
         print(f"{'error' if problem.is_fatal else 'warning'}: {problem}", file=sys.stderr)
     fatal = sum(p.is_fatal for p in problems)
     if settings is None:
-        print(f"{fatal} problem{'s' if fatal != 1 else ''} found; the appliance does not start like this.", file=sys.stderr)
+        print(
+            f"{fatal} problem{'s' if fatal != 1 else ''} found; the appliance does not start like this.",
+            file=sys.stderr,
+        )
         return os.EX_CONFIG
     print("The settings are fine.", file=sys.stderr)
     return 0
@@ -56,14 +59,15 @@ def prepare() -> int:
 def show_settings(arguments: list[str]) -> int:
     """Print every variable in the form that is asked for."""
     from appliance.base import jsons
-    from appliance.describe import as_env_example, as_markdown, as_text
     from appliance.settings import described, effective_environ, load
+    from appliance.settings_text import as_env_example, as_markdown, as_text
 
     settings, _ = load()
     rows = described(settings, effective_environ(os.environ)[0])
     match arguments:
         case ["--json"]:
             from dataclasses import asdict
+
             print(jsons.dumps_pretty([asdict(row) for row in rows]))
         case ["--env-example"]:
             print(as_env_example(rows), end="")
@@ -72,7 +76,10 @@ def show_settings(arguments: list[str]) -> int:
         case []:
             print(as_text(rows), end="")
         case _:
-            print(f"settings: unknown argument {arguments[0]!r}; use --json, --env-example or --markdown.", file=sys.stderr)
+            print(
+                f"settings: unknown argument {arguments[0]!r}; use --json, --env-example or --markdown.",
+                file=sys.stderr,
+            )
             return 2
     return 0
 
@@ -91,7 +98,7 @@ def models(arguments: list[str]) -> int:
 def models_schema(arguments: list[str]) -> int:
     """Print the JSON schema of the table."""
     from appliance.base import jsons
-    from appliance.models.schema import schema
+    from appliance.models.table.schema import schema
 
     if arguments:
         print("usage: appliance models schema", file=sys.stderr)
@@ -118,7 +125,10 @@ def models_check(arguments: list[str]) -> int:
     if settings is None:
         return os.EX_CONFIG
     report = check_models(settings.catalogue)
-    print(jsons.dumps_pretty(asdict(report)) if "--json" in arguments else as_text(report), end="\n" if "--json" in arguments else "")
+    print(
+        jsons.dumps_pretty(asdict(report)) if "--json" in arguments else as_text(report),
+        end="\n" if "--json" in arguments else "",
+    )
     return 0 if report.is_well else os.EX_CONFIG
 
 
@@ -127,7 +137,9 @@ def healthcheck() -> int:
     host = os.environ.get("PROXY_HOST") or "127.0.0.1"
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     try:
-        status, value = _ask(host, int(os.environ.get("PROXY_PORT") or os.environ.get("PORT") or 14000), "/healthz")
+        status, value = _ask(
+            host, int(os.environ.get("PROXY_PORT") or os.environ.get("PORT") or 14000), "/healthz"
+        )
         state = str(value.get("state", "?"))
     except ConnectionRefusedError as exc:
         try:
@@ -169,8 +181,8 @@ def serve() -> int:
     """Serve until told to stop; give the exit code."""
     import ctypes
 
-    try:        # glibc would keep an arena per thread; two are plenty for one busy thread
-        ctypes.CDLL(None).mallopt(-8, 2)        # M_ARENA_MAX
+    try:  # glibc would keep an arena per thread; two are plenty for one busy thread
+        ctypes.CDLL(None).mallopt(-8, 2)  # M_ARENA_MAX
     except (AttributeError, OSError):
         pass
     # The event loop runs fork handlers before it starts a program; gRPC's have nothing to do there and say so on stderr each time.
@@ -204,7 +216,7 @@ def main(argv: list[str] | None = None) -> int:
     if verb == "models":
         return models(rest)
     if verb == "download":
-        from appliance.fetch import main as download_main
+        from appliance.download import main as download_main
 
         return download_main(rest)
     verbs = {"check": check, "prepare": prepare, "serve": serve, "healthcheck": healthcheck}
@@ -215,15 +227,18 @@ def main(argv: list[str] | None = None) -> int:
         print(USAGE, end="", file=sys.stderr if not verb else sys.stdout)
         return 2 if not verb else 0
     if verb not in verbs or rest:
-        print(f"appliance: unknown {'argument ' + repr(rest[0]) if verb in verbs else 'verb ' + repr(verb)}.\n\n{USAGE}",
-              end="", file=sys.stderr)
+        print(
+            f"appliance: unknown {'argument ' + repr(rest[0]) if verb in verbs else 'verb ' + repr(verb)}.\n\n{USAGE}",
+            end="",
+            file=sys.stderr,
+        )
         return 2
     if verb in {"prepare", "serve"}:
-        from appliance.base.settings import BadSettings
+        from appliance.base.settings import InvalidSettings
 
         try:
             return verbs[verb]()
-        except BadSettings as exc:
+        except InvalidSettings as exc:
             for problem in exc.problems:
                 print(f"error: {problem}", file=sys.stderr)
             return os.EX_CONFIG

@@ -15,13 +15,14 @@ from typing import Any
 from appliance import __version__
 from appliance.base import logs
 from appliance.base.clock import SystemClock, rfc3339
-from appliance.base.lines import LineRing
+from appliance.base.log_buffer import LogBuffer
 from appliance.base.logs import get_logger
-from appliance.base.metrics import Metrics
-from appliance.base.settings import BadSettings
+from appliance.base.metrics.registry import Metrics
+from appliance.base.settings import InvalidSettings
 from appliance.base.tasks import Tasks
 from appliance.base.watch import Watched
-from appliance.base.wire import Wire, WireLimits
+from appliance.base.wire.pool import ConnectionPool
+from appliance.base.wire.types import PoolLimits
 from appliance.build import (
     add_manager,
     build_adapters,
@@ -34,24 +35,24 @@ from appliance.build import (
     manager_wire,
 )
 from appliance.control.server import serving_control
-from appliance.doors import build_front, control_parts, sidecar_table
+from appliance.downloads.request import DownloadFolders
 from appliance.engines.receipts import Receipt, Receipts
-from appliance.front.access_log import AccessLog
-from appliance.front.desk import Desk
-from appliance.front.models import ModelsDoor
-from appliance.front.server import Server, serving_http
+from appliance.front.manager.handlers import ManagerHandlers
+from appliance.front.pipeline.access_log import AccessLog
+from appliance.front.pipeline.pipeline import RequestPipeline
+from appliance.front.server.server import HttpServer, serving_http
 from appliance.front.sidecar import DIALECT
 from appliance.front.status_listener import serving_status
-from appliance.host.nat import WORKER_PORT
+from appliance.host.nat.redirect import WORKER_PORT
 from appliance.host.prepare import Prepared, prepared_or_now
-from appliance.host.worker import Worker
-from appliance.models.catalogue import read_catalogue
-from appliance.models.download_wish import Folders
-from appliance.models.library import Library
-from appliance.models.manager import Manager
-from appliance.models.measures import Measures, measure
+from appliance.host.worker.worker import Worker
+from appliance.interfaces import build_front, control_parts, sidecar_table
+from appliance.models.manager.manager import ModelManager
 from appliance.models.pulls import Pulls
-from appliance.models.status_file import keeping_status_file
+from appliance.models.status.file import keeping_status_file
+from appliance.models.status.measures import RequestStatistics, measure
+from appliance.models.table.catalogue import read_catalogue
+from appliance.models.table.library import Library
 from appliance.reload import Reloader
 from appliance.settings import Settings, download_dir, learn_secrets, load_or_raise
 
@@ -67,7 +68,7 @@ class Appliance:
         self.started_s = self.clock.now_s()
         self.metrics = Metrics()
         self.receipts = Receipts()
-        self.lines = LineRing()
+        self.lines = LogBuffer()
         self.changed: Watched[int] = Watched(0)
         self.tasks = Tasks(on_death=self._task_died)
         self.warnings = warnings
@@ -80,20 +81,30 @@ class Appliance:
         self.control_addresses: list[str] = []
         self.worker: Worker | None = None
         self.prepared: Prepared | None = None
-        self.manager: Manager | None = None
+        self.manager: ModelManager | None = None
         self.library: Library | None = None
-        self.models_door: ModelsDoor | None = None
-        self.desk: Desk                 # these three from build_front on
-        self.server: Server
+        self.models_door: ManagerHandlers | None = None
+        self.pipeline: RequestPipeline  # these three from build_front on
+        self.server: HttpServer
         self.fleet = build_fleet(settings, tasks=self.tasks, clock=self.clock, metrics=self.metrics)
         self.router = self.fleet.router
-        self.adapters = build_adapters(self.router, settings, tasks=self.tasks, clock=self.clock, metrics=self.metrics)
-        self.scrape_wire = Wire(WireLimits())
+        self.adapters = build_adapters(
+            self.router, settings, tasks=self.tasks, clock=self.clock, metrics=self.metrics
+        )
+        self.scrape_wire = ConnectionPool(PoolLimits())
         self.downloader = build_downloader(settings)
-        self.lora_orders = build_lora_orders(self.adapters, settings, downloader=self.downloader, tasks=self.tasks, clock=self.clock)
+        self.lora_orders = build_lora_orders(
+            self.adapters, settings, downloader=self.downloader, tasks=self.tasks, clock=self.clock
+        )
         self.jobs = build_jobs(settings, self.downloader, tasks=self.tasks, clock=self.clock)
-        self.pulls = Pulls(self.jobs, home=download_folders(settings).home, lister=self.downloader.offered, clock=self.clock, eject=self.eject,
-                           on_change=self.reread_models)
+        self.pulls = Pulls(
+            self.jobs,
+            home=download_folders(settings).home,
+            lister=self.downloader.offered,
+            clock=self.clock,
+            eject=self.eject,
+            on_change=self.reread_models,
+        )
         self.metrics.build_info.labels(__version__, platform.python_version()).set(1)
 
     # ---- what doors may ask
@@ -104,25 +115,38 @@ class Appliance:
         cards = self.router.cards()
         prepared = self.prepared
         return {
-            "ok": self.state == "serving", "state": self.state, "version": __version__, "started_at": rfc3339(self.started_s),
-            "started_at_s": self.started_s, "uptime_s": round(self.clock.now_s() - self.started_s, 3), "demo": self.router.is_demo,
-            "engine": "demo (built in, no model behind it)" if self.router.is_demo else
-                      ", ".join(dict.fromkeys(backend.kind for backend in self.router.backends())),
-            "public_model": engines.public_model, "upstream_base": engines.upstream_base_model,
-            "aliases": list(cards[0].aliases) if cards else [], "novita_endpoints": list(engines.novita_openai_endpoints),
+            "ok": self.state == "serving",
+            "state": self.state,
+            "version": __version__,
+            "started_at": rfc3339(self.started_s),
+            "started_at_s": self.started_s,
+            "uptime_s": round(self.clock.now_s() - self.started_s, 3),
+            "demo": self.router.is_demo,
+            "engine": "demo (built in, no model behind it)"
+            if self.router.is_demo
+            else ", ".join(dict.fromkeys(backend.kind for backend in self.router.backends())),
+            "public_model": engines.public_model,
+            "upstream_base": engines.upstream_base_model,
+            "aliases": list(cards[0].aliases) if cards else [],
+            "novita_endpoints": list(engines.novita_openai_endpoints),
             "backends": [asdict(state) for state in self.router.states()],
-            "gpu": prepared.gpu if prepared else {}, "nat": prepared.nat if prepared else {},
+            "gpu": prepared.gpu if prepared else {},
+            "nat": prepared.nat if prepared else {},
             "worker": self.worker.as_dict() if self.worker else {"state": "off"},
             "steps": [step.as_dict() for step in prepared.steps] if prepared else [],
             "machine_id": prepared.machine_id if prepared else "",
-            "in_flight": self.desk.in_flight, "warnings": list(self.warnings),
+            "in_flight": self.pipeline.in_flight,
+            "warnings": list(self.warnings),
         }
 
     def identity(self) -> dict[str, Any]:
         """Give what GetIdentity shows: machine_id, hostname, gpu."""
         prepared = self.prepared
-        return {"machine_id": prepared.machine_id if prepared else "", "hostname": socket.gethostname(),
-                "gpu": prepared.gpu if prepared else {}}
+        return {
+            "machine_id": prepared.machine_id if prepared else "",
+            "hostname": socket.gethostname(),
+            "gpu": prepared.gpu if prepared else {},
+        }
 
     def set_state(self, state: str) -> None:
         if state != self.state:
@@ -152,14 +176,14 @@ class Appliance:
 
     def begin(self, route: str) -> Receipt:
         """Begin a request that came by another door than HTTP; `finish` must follow."""
-        self.desk.in_flight += 1
-        return self.desk.new_receipt(route)
+        self.pipeline.in_flight += 1
+        return self.pipeline.new_receipt(route)
 
     def finish(self, receipt: Receipt) -> None:
         """Settle a request of `begin`: it is counted and kept like one of HTTP's."""
-        self.desk.in_flight -= 1
+        self.pipeline.in_flight -= 1
         self.receipts.add(receipt)
-        self.desk.count_engine(receipt, 0)
+        self.pipeline.count_engine(receipt, 0)
         requests, seconds, _ = self.metrics.request_children(receipt.route, receipt.status)
         requests.inc()
         seconds.observe(receipt.total_ms / 1000)
@@ -171,7 +195,7 @@ class Appliance:
         if self.manager is not None:
             measure(self.manager, self.metrics.router, self.clock.now_s())
 
-    def folders(self) -> Folders:
+    def folders(self) -> DownloadFolders:
         """Where downloads may go at the moment."""
         return download_folders(self.settings)
 
@@ -184,7 +208,11 @@ class Appliance:
         """Models were pulled or deleted: let the table have them."""
         settings = self.settings
         catalogue, problems = await asyncio.to_thread(
-            read_catalogue, settings.models, settings.engines.config_path, download_dir(settings.models, settings.host))
+            read_catalogue,
+            settings.models,
+            settings.engines.config_path,
+            download_dir(settings.models, settings.host),
+        )
         if any(problem.is_fatal for problem in problems):
             log.error("table_not_read", problems=[str(problem) for problem in problems if problem.is_fatal])
             return
@@ -204,20 +232,28 @@ async def open_models(appliance: Appliance, stack: AsyncExitStack) -> None:
     settings, tasks, clock = appliance.settings, appliance.tasks, appliance.clock
     own = settings.models
     if own.status_port is not None:
-        await stack.enter_async_context(serving_status(lambda: appliance.manager, host=own.status_host, port=own.status_port, clock=clock))
+        await stack.enter_async_context(
+            serving_status(lambda: appliance.manager, host=own.status_host, port=own.status_port, clock=clock)
+        )
     wire = manager_wire(settings.catalogue.system)
     stack.push_async_callback(wire.close)
-    manager = appliance.manager = build_manager(settings, tasks=tasks, clock=clock, wire=wire, measures=Measures(appliance.metrics.router))
+    manager = appliance.manager = build_manager(
+        settings, tasks=tasks, clock=clock, wire=wire, measures=RequestStatistics(appliance.metrics.router)
+    )
     if manager is None:
         return
-    appliance.library = Library(lambda: manager.catalogue.models, tasks=tasks, digests_path=settings.host.state_dir / "digests.json")
+    appliance.library = Library(
+        lambda: manager.catalogue.models, tasks=tasks, digests_path=settings.host.state_dir / "digests.json"
+    )
     status_path = settings.host.state_dir / "model_status.json"
     await stack.enter_async_context(keeping_status_file(manager, status_path, tasks=tasks))
     stack.push_async_callback(manager.close)
     appliance.adapters.prepare(manager)
     await manager.open()
-    appliance.models_door = ModelsDoor(manager, clock=clock, status_path=status_path)
-    add_manager(appliance.fleet, manager, settings, wire=wire, clock=clock, metrics=appliance.metrics, tasks=tasks)
+    appliance.models_door = ManagerHandlers(manager, clock=clock, status_path=status_path)
+    add_manager(
+        appliance.fleet, manager, settings, wire=wire, clock=clock, metrics=appliance.metrics, tasks=tasks
+    )
 
 
 async def open_sidecar(appliance: Appliance, stack: AsyncExitStack) -> None:
@@ -228,9 +264,16 @@ async def open_sidecar(appliance: Appliance, stack: AsyncExitStack) -> None:
     if kv_events is not None:
         stack.push_async_callback(kv_events.close)
         kv_events.start()
-    server = Server(routes, appliance.desk, clock=appliance.clock, dialect=DIALECT)
-    await stack.enter_async_context(serving_http(server, [(front.sidecar_host, front.sidecar_port)], hurry=appliance.hurry,
-                                                 tasks=appliance.tasks, grace_s=lambda: 0.0))    # the doors before it have waited already
+    server = HttpServer(routes, appliance.pipeline, clock=appliance.clock, dialect=DIALECT)
+    await stack.enter_async_context(
+        serving_http(
+            server,
+            [(front.sidecar_host, front.sidecar_port)],
+            hurry=appliance.hurry,
+            tasks=appliance.tasks,
+            grace_s=lambda: 0.0,
+        )
+    )  # the doors before it have waited already
 
 
 @asynccontextmanager
@@ -241,8 +284,11 @@ async def running(settings: Settings, *, warnings: list[str] | None = None) -> A
     """
     appliance = Appliance(settings, warnings or [])
     configure_logs(settings, appliance)
-    access_log = AccessLog(clock=appliance.clock, form=settings.general.log_format,
-                           also=lambda at_s, line: appliance.lines.add(at_s, "appliance.access", line))
+    access_log = AccessLog(
+        clock=appliance.clock,
+        form=settings.general.log_format,
+        also=lambda at_s, line: appliance.lines.add(at_s, "appliance.access", line),
+    )
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(appliance.tasks)
         await open_models(appliance, stack)
@@ -255,23 +301,37 @@ async def running(settings: Settings, *, warnings: list[str] | None = None) -> A
         await appliance.fleet.first_looks()
         server = build_front(appliance, access_log)
         front = settings.front
-        appliance.http_addresses = await stack.enter_async_context(serving_http(
-            server, [(front.proxy_host, front.proxy_port)], hurry=appliance.hurry, tasks=appliance.tasks,
-            grace_s=lambda: front.shutdown_grace_s if appliance.grace_s is None else appliance.grace_s))
+        appliance.http_addresses = await stack.enter_async_context(
+            serving_http(
+                server,
+                [(front.proxy_host, front.proxy_port)],
+                hurry=appliance.hurry,
+                tasks=appliance.tasks,
+                grace_s=lambda: front.shutdown_grace_s if appliance.grace_s is None else appliance.grace_s,
+            )
+        )
         port = appliance.http_addresses[0][1]
         await open_sidecar(appliance, stack)
         appliance.prepared = prepared = await asyncio.to_thread(
-            prepared_or_now, settings.host, proxy_port=port, environ=settings.environ)
+            prepared_or_now, settings.host, proxy_port=port, environ=settings.environ
+        )
         if prepared.needs_listener:
             await open_worker_port(server, appliance, stack)
         report_machine(appliance, prepared)
         appliance.worker = Worker(
-            settings.host, environ=settings.environ, is_gpu_simulated=bool(prepared.gpu.get("simulated")),
-            is_ready=lambda: answers_health(appliance), lines=appliance.lines, clock=appliance.clock, metrics=appliance.metrics)
+            settings.host,
+            environ=settings.environ,
+            is_gpu_simulated=bool(prepared.gpu.get("simulated")),
+            is_ready=lambda: answers_health(appliance),
+            lines=appliance.lines,
+            clock=appliance.clock,
+            metrics=appliance.metrics,
+        )
         reloader = Reloader(appliance)
         if settings.control.control:
             appliance.control_addresses = await stack.enter_async_context(
-                serving_control(settings.control, control_parts(appliance, reloader)))
+                serving_control(settings.control, control_parts(appliance, reloader))
+            )
         stack.push_async_callback(appliance.worker.close)
         await appliance.worker.start()
         appliance.tasks.start(follow_worker(appliance), name="worker-status")
@@ -280,8 +340,12 @@ async def running(settings: Settings, *, warnings: list[str] | None = None) -> A
             yield appliance
         finally:
             appliance.set_state("stopping")
-            await appliance.jobs.close()        # else whoever waits for a download, or follows one, would use up the grace
-            if appliance.manager is not None and appliance.models_door is not None:     # else its followers would use up the grace
+            await (
+                appliance.jobs.close()
+            )  # else whoever waits for a download, or follows one, would use up the grace
+            if (
+                appliance.manager is not None and appliance.models_door is not None
+            ):  # else its followers would use up the grace
                 appliance.manager.announce_end()
                 appliance.models_door.close()
 
@@ -298,10 +362,13 @@ async def serve(environ: Mapping[str, str] | None = None) -> int:
             announce(appliance)
             settle_memory()
             await appliance.stop_asked.wait()
-            log.info("stopping", grace_s=settings.front.shutdown_grace_s if appliance.grace_s is None else appliance.grace_s)
+            log.info(
+                "stopping",
+                grace_s=settings.front.shutdown_grace_s if appliance.grace_s is None else appliance.grace_s,
+            )
         log.info("stopped")
         return appliance.exit_code
-    except BadSettings as exc:
+    except InvalidSettings as exc:
         for problem in exc.problems:
             print(f"error: {problem}", file=sys.stderr)  # noqa: T201 - the log is not up yet
         return 78
@@ -316,20 +383,23 @@ def settle_memory() -> None:
     gc.freeze()
     gc.set_threshold(20_000, 20, 50)
     try:
-        ctypes.CDLL(None).malloc_trim(0)        # give back what importing and start-up left behind (glibc)
+        ctypes.CDLL(None).malloc_trim(0)  # give back what importing and start-up left behind (glibc)
     except (AttributeError, OSError):
         pass
 
 
 def configure_logs(settings: Settings, appliance: Appliance) -> None:
     learn_secrets(settings)
-    logs.configure(level=settings.general.log_level, form=settings.general.log_format,
-                   also=lambda line: appliance.lines.add(appliance.clock.now_s(), "appliance", line))
+    logs.configure(
+        level=settings.general.log_level,
+        form=settings.general.log_format,
+        also=lambda line: appliance.lines.add(appliance.clock.now_s(), "appliance", line),
+    )
 
 
-async def open_worker_port(server: Server, appliance: Appliance, stack: AsyncExitStack) -> None:
+async def open_worker_port(server: HttpServer, appliance: Appliance, stack: AsyncExitStack) -> None:
     """Without the privilege for a NAT rule, a second listener on loopback has the same effect for local callers."""
-    from appliance.front.server import listening
+    from appliance.front.server.server import listening
 
     try:
         await stack.enter_async_context(listening(server, [("127.0.0.1", WORKER_PORT)]))
@@ -347,7 +417,9 @@ def report_machine(appliance: Appliance, prepared: Prepared) -> None:
             appliance.warnings.append(f"{step.name}: {step.detail}")
     gpu = prepared.gpu
     for row in gpu.get("gpus", []):
-        appliance.metrics.gpu_info.labels(str(row["index"]), row["name"], row["uuid"], str(bool(gpu.get("simulated"))).lower()).set(1)
+        appliance.metrics.gpu_info.labels(
+            str(row["index"]), row["name"], row["uuid"], str(bool(gpu.get("simulated"))).lower()
+        ).set(1)
     if gpu.get("simulated"):
         appliance.warnings.append("The GPU that nvidia-smi reports here is simulated (GPU_MODE=simulated).")
         log.warning("simulated_gpu", names=[row["name"] for row in gpu["gpus"]])
@@ -378,21 +450,31 @@ async def follow_worker(appliance: Appliance) -> None:
 def announce(appliance: Appliance) -> None:
     """Say where we listen and who answers; with the demo engine, three commands to try."""
     host, port = appliance.http_addresses[0]
-    log.info("serving", http=[f"{h}:{p}" for h, p in appliance.http_addresses], control=appliance.control_addresses,
-             demo=appliance.router.is_demo, model=next((card.id for card in appliance.router.cards()), ""), version=__version__)
+    log.info(
+        "serving",
+        http=[f"{h}:{p}" for h, p in appliance.http_addresses],
+        control=appliance.control_addresses,
+        demo=appliance.router.is_demo,
+        model=next((card.id for card in appliance.router.cards()), ""),
+        version=__version__,
+    )
     for warning in appliance.warnings:
         log.warning("notice", text=warning)
     if not appliance.router.is_demo:
         return
-    log.warning("demo_engine", text="No NOVITA_API_KEY is set: the built-in demo engine answers. No model stands behind it.")
+    log.warning(
+        "demo_engine",
+        text="No NOVITA_API_KEY is set: the built-in demo engine answers. No model stands behind it.",
+    )
     base = f"http://{'127.0.0.1' if host in {'0.0.0.0', '::', '127.0.0.1'} else host}:{port}"
-    print(f"""
+    print(  # noqa: T201 - for the person at the terminal
+        f"""
 The demo engine answers every model. Three commands to try:
 
   curl {base}/v1/chat/completions -H 'content-type: application/json' \\
        -d '{{"messages": [{{"role": "user", "content": "Hello"}}]}}'
   curl -N {base}/api/chat -d '{{"model": "demo", "messages": [{{"role": "user", "content": "Hello"}}]}}'
   curl {base}/healthz
-""", file=sys.stderr)  # noqa: T201 - for the person at the terminal
-
-
+""",
+        file=sys.stderr,
+    )

@@ -7,33 +7,35 @@ from typing import TYPE_CHECKING
 
 from appliance.base.clock import Clock
 from appliance.base.logs import get_logger
-from appliance.base.metrics import Metrics
+from appliance.base.metrics.registry import Metrics
 from appliance.base.proxies import Proxies
 from appliance.base.tasks import Tasks
-from appliance.base.wire import Wire, WireLimits
-from appliance.engines import lora_file, lora_orders_file
+from appliance.base.wire.pool import ConnectionPool
+from appliance.base.wire.types import PoolLimits
+from appliance.downloads.contract import Downloader
+from appliance.downloads.engine import DownloadEngine
+from appliance.downloads.jobs import DownloadJobs
+from appliance.downloads.request import DownloadFolders
+from appliance.engines.backends.managed import ManagedBackend
 from appliance.engines.fleet import Fleet
-from appliance.engines.lora import Adapters
-from appliance.engines.lora_orders import Orders
-from appliance.engines.managed import Managed
+from appliance.engines.lora import file as lora_file
+from appliance.engines.lora import orders_file as lora_orders_file
+from appliance.engines.lora.adapters import AdapterReconciler
+from appliance.engines.lora.orders import AdapterOrders
 from appliance.engines.router import Router
 from appliance.host.gpu import real_gpus
-from appliance.models.catalogue import System
-from appliance.models.download import DownloadEngine
-from appliance.models.download_wish import Folders
-from appliance.models.fetching import Downloader
-from appliance.models.jobs import Jobs
-from appliance.models.learned import Lessons
-from appliance.models.loading import Loader
-from appliance.models.manager import Manager
-from appliance.models.measures import Measures
-from appliance.models.orphans import Records
-from appliance.models.vram import memory_of
-from appliance.models.watchdog import MEASURE_EVERY_S, Watchdog
+from appliance.models.manager.manager import ModelManager
+from appliance.models.manager.watchdog import MEASURE_EVERY_S, Watchdog
+from appliance.models.runner.load_history import LoadHistory
+from appliance.models.runner.loader import Loader
+from appliance.models.runner.orphans import Records
+from appliance.models.runner.vram import memory_of
+from appliance.models.status.measures import RequestStatistics
+from appliance.models.table.catalogue import System
 from appliance.settings import Settings, download_dir
 
 if TYPE_CHECKING:
-    from appliance.engines.kv_follower import KvFollower
+    from appliance.engines.kv.follower import KvFollower
 
 log = get_logger("models")
 CHANGES_FILE = "backends.json"
@@ -42,28 +44,61 @@ CHANGES_FILE = "backends.json"
 def build_fleet(settings: Settings, *, tasks: Tasks, clock: Clock, metrics: Metrics) -> Fleet:
     """Give the fleet with its router; `apply` opens the backends. Call it inside the event loop."""
     router = Router(settings.engines, clock=clock, metrics=metrics)
-    fleet = Fleet(router, tasks=tasks, clock=clock, metrics=metrics, changes_path=Path(settings.host.state_dir) / CHANGES_FILE)
+    fleet = Fleet(
+        router,
+        tasks=tasks,
+        clock=clock,
+        metrics=metrics,
+        changes_path=Path(settings.host.state_dir) / CHANGES_FILE,
+    )
     fleet.apply(settings.engines, settings.fleet, settings.environ)
     return fleet
 
 
-def build_adapters(router: Router, settings: Settings, *, tasks: Tasks, clock: Clock, metrics: Metrics) -> Adapters:
+def build_adapters(
+    router: Router,
+    settings: Settings,
+    *,
+    tasks: Tasks,
+    clock: Clock,
+    metrics: Metrics,
+) -> AdapterReconciler:
     """Give the declared LoRA adapters; `start` brings the backends to have them. Call it inside the event loop."""
-    return Adapters(router, tasks=tasks, clock=clock, metrics=metrics, path=Path(settings.host.state_dir) / lora_file.FILE)
+    return AdapterReconciler(
+        router, tasks=tasks, clock=clock, metrics=metrics, path=Path(settings.host.state_dir) / lora_file.FILE
+    )
 
 
-def build_lora_orders(adapters: Adapters, settings: Settings, *, downloader: Downloader | None, tasks: Tasks, clock: Clock) -> Orders:
+def build_lora_orders(
+    adapters: AdapterReconciler,
+    settings: Settings,
+    *,
+    downloader: Downloader | None,
+    tasks: Tasks,
+    clock: Clock,
+) -> AdapterOrders:
     """Give who takes orders for adapters. `downloader` None: none can be downloaded."""
     folders, own_folder = lora_folders(settings)
-    return Orders(adapters, downloader=downloader, folders=folders, own_folder=own_folder, tasks=tasks, clock=clock,
-                  path=Path(settings.host.state_dir) / lora_orders_file.FILE, has_variable=has_variable(settings),
-                  resumes=settings.models.download_resume)
+    return AdapterOrders(
+        adapters,
+        downloader=downloader,
+        folders=folders,
+        own_folder=own_folder,
+        tasks=tasks,
+        clock=clock,
+        path=Path(settings.host.state_dir) / lora_orders_file.FILE,
+        has_variable=has_variable(settings),
+        resumes=settings.models.download_resume,
+    )
 
 
 def lora_folders(settings: Settings) -> tuple[list[Path], Path]:
     """Give the folders where adapters may lie, and the one that they are downloaded to."""
     own_folder = Path(settings.host.state_dir) / "adapters"
-    folders = list(map(Path, settings.engines.lora_allowed_dirs)) or [own_folder, download_dir(settings.models, settings.host)]
+    folders = list(map(Path, settings.engines.lora_allowed_dirs)) or [
+        own_folder,
+        download_dir(settings.models, settings.host),
+    ]
     return folders, own_folder if own_folder in folders else folders[0]
 
 
@@ -74,28 +109,49 @@ def has_variable(settings: Settings) -> Callable[[str], bool]:
 
 def build_downloader(settings: Settings) -> DownloadEngine:
     """Give who fetches."""
-    return DownloadEngine(settings.models, output_roots=download_roots(settings), proxies=Proxies.read(settings.environ))
+    return DownloadEngine(
+        settings.models, output_roots=download_roots(settings), proxies=Proxies.read(settings.environ)
+    )
 
 
 def download_roots(settings: Settings) -> tuple[Path, ...]:
     """Give the folders for downloads and for adapters: nothing is fetched to anywhere else."""
-    adapters = list(map(Path, settings.engines.lora_allowed_dirs)) or [Path(settings.host.state_dir) / "adapters"]
+    adapters = list(map(Path, settings.engines.lora_allowed_dirs)) or [
+        Path(settings.host.state_dir) / "adapters"
+    ]
     folders = download_folders(settings)
     return (folders.home, *folders.others, *adapters)
 
 
-def download_folders(settings: Settings) -> Folders:
-    return Folders(download_dir(settings.models, settings.host), tuple(map(Path, settings.models.download_allowed_dirs)))
+def download_folders(settings: Settings) -> DownloadFolders:
+    return DownloadFolders(
+        download_dir(settings.models, settings.host), tuple(map(Path, settings.models.download_allowed_dirs))
+    )
 
 
-def build_jobs(settings: Settings, downloader: Downloader, *, tasks: Tasks, clock: Clock) -> Jobs:
+def build_jobs(settings: Settings, downloader: Downloader, *, tasks: Tasks, clock: Clock) -> DownloadJobs:
     """Give the downloads' jobs, not yet open."""
     own = settings.models
-    return Jobs(downloader, tasks=tasks, clock=clock, path=Path(settings.host.state_dir) / "jobs.json", most_running=own.download_jobs,
-                has_variable=has_variable(settings), resumes=own.download_resume)
+    return DownloadJobs(
+        downloader,
+        tasks=tasks,
+        clock=clock,
+        path=Path(settings.host.state_dir) / "jobs.json",
+        most_running=own.download_jobs,
+        has_variable=has_variable(settings),
+        resumes=own.download_resume,
+    )
 
 
-def build_kv_events(settings: Settings, kind: Callable[[], str | None], *, pod: str, model: str, tasks: Tasks, clock: Clock) -> "KvFollower | None":
+def build_kv_events(
+    settings: Settings,
+    kind: Callable[[], str | None],
+    *,
+    pod: str,
+    model: str,
+    tasks: Tasks,
+    clock: Clock,
+) -> "KvFollower | None":
     """Give who follows an engine's KV events, not yet started; None = that is not wanted.
 
     Takes   kind: of the engine, by the time it is known; with any but vLLM and SGLang there is nothing to follow
@@ -103,13 +159,24 @@ def build_kv_events(settings: Settings, kind: Callable[[], str | None], *, pod: 
     own = settings.engines
     if not (own.kv_events and pod and model):
         return None
-    from appliance.engines.kv_follower import KvFollower, Source  # here: nobody else is to carry these in memory
-    from appliance.engines.kv_index import Index, Place
+    from appliance.engines.kv.follower import (  # here: nobody else is to carry these in memory
+        KvFollower,
+        KvSource,
+    )
+    from appliance.engines.kv.index import Index, IndexKey
 
-    sources = {"vllm": Source(own.vllm_zmq_endpoint, own.vllm_zmq_topic_filter.rstrip("*")),
-               "sglang": Source(own.sglang_zmq_endpoint, own.sglang_zmq_topic_filter.rstrip("*"))}
-    index = Index(Place(own.redis_host, own.redis_port, own.redis_db, own.redis_password, own.redis_tls), pod=pod, model=model)
-    return KvFollower(lambda: sources.get(kind() or ""), index, most=own.kv_events_max_blocks, tasks=tasks, clock=clock)
+    sources = {
+        "vllm": KvSource(own.vllm_zmq_endpoint, own.vllm_zmq_topic_filter.rstrip("*")),
+        "sglang": KvSource(own.sglang_zmq_endpoint, own.sglang_zmq_topic_filter.rstrip("*")),
+    }
+    index = Index(
+        IndexKey(own.redis_host, own.redis_port, own.redis_db, own.redis_password, own.redis_tls),
+        pod=pod,
+        model=model,
+    )
+    return KvFollower(
+        lambda: sources.get(kind() or ""), index, most=own.kv_events_max_blocks, tasks=tasks, clock=clock
+    )
 
 
 def has_llama_server(settings: Settings) -> bool:
@@ -117,7 +184,14 @@ def has_llama_server(settings: Settings) -> bool:
     return shutil.which(settings.catalogue.llama_server or "llama-server") is not None
 
 
-def build_manager(settings: Settings, *, tasks: Tasks, clock: Clock, wire: Wire, measures: Measures) -> Manager | None:
+def build_manager(
+    settings: Settings,
+    *,
+    tasks: Tasks,
+    clock: Clock,
+    wire: ConnectionPool,
+    measures: RequestStatistics,
+) -> ModelManager | None:
     """Give the model manager, not yet open; None = there are no models, and nothing that could run any. Call it inside the event loop.
 
     Raises  Invalid: the table names a GPU that does not exist
@@ -130,24 +204,58 @@ def build_manager(settings: Settings, *, tasks: Tasks, clock: Clock, wire: Wire,
     offloads = any(model.params.n_gpu_layers != 0 for model in catalogue.models.values())
     memory, why = memory_of(catalogue.system.gpu_devices, is_simulated=is_simulated, offloads=offloads)
     log.info("model_memory", devices=[device.name for device in memory.read()], why=why)
-    loader = Loader(own.model_log_dir or state_dir / "model-logs", Records(state_dir / "runners"), settings.environ, tasks, wire,
-                    first_port=own.model_first_port, last_port=own.model_last_port)
-    manager = Manager(catalogue, loader=loader, memory=memory, lessons=Lessons(state_dir / "model-lessons.json"), tasks=tasks, clock=clock,
-                      extra_wait_s=own.model_swap_wait_s, ageing_s=settings.engines.queue_ageing_s)
+    loader = Loader(
+        own.model_log_dir or state_dir / "model-logs",
+        Records(state_dir / "runners"),
+        settings.environ,
+        tasks,
+        wire,
+        first_port=own.model_first_port,
+        last_port=own.model_last_port,
+    )
+    manager = ModelManager(
+        catalogue,
+        loader=loader,
+        memory=memory,
+        lessons=LoadHistory(state_dir / "model-lessons.json"),
+        tasks=tasks,
+        clock=clock,
+        extra_wait_s=own.model_swap_wait_s,
+        ageing_s=settings.engines.queue_ageing_s,
+    )
     manager.on_finished, manager.on_rejected = measures.finished, measures.rejected
     manager.on_loaded, manager.on_ejected = measures.loaded, measures.ejected
     return manager
 
 
-def manager_wire(system: System) -> Wire:
+def manager_wire(system: System) -> ConnectionPool:
     """Give the pool of connections to llama-servers of ours, as large as the table says."""
-    return Wire(WireLimits(connect_s=2.0, first_byte_s=None, idle_s=None, total_s=None, max_connections=system.http_max_connections,
-                           max_idle_per_origin=system.http_max_keepalive))
+    return ConnectionPool(
+        PoolLimits(
+            connect_s=2.0,
+            first_byte_s=None,
+            idle_s=None,
+            total_s=None,
+            max_connections=system.http_max_connections,
+            max_idle_per_origin=system.http_max_keepalive,
+        )
+    )
 
 
-def add_manager(fleet: Fleet, manager: Manager, settings: Settings, *, wire: Wire, clock: Clock, metrics: Metrics, tasks: Tasks) -> None:
+def add_manager(
+    fleet: Fleet,
+    manager: ModelManager,
+    settings: Settings,
+    *,
+    wire: ConnectionPool,
+    clock: Clock,
+    metrics: Metrics,
+    tasks: Tasks,
+) -> None:
     """Join an open manager to those who answer, and watch over what it runs."""
-    fleet.set_managed(Managed(manager, settings=settings.engines, wire=wire, clock=clock, metrics=metrics))
+    fleet.set_managed(
+        ManagedBackend(manager, settings=settings.engines, wire=wire, clock=clock, metrics=metrics)
+    )
     watchdog = Watchdog(manager)
     tasks.every(MEASURE_EVERY_S, watchdog.measure, name="measure-models")
     tasks.every(settings.models.model_look_s, watchdog.look, name="look-at-models")

@@ -18,28 +18,44 @@ from appliance import __version__
 from appliance.base import logs
 from appliance.base.clock import SystemClock
 from appliance.base.logs import get_logger
-from appliance.base.metrics import Metrics
-from appliance.base.settings import BadSettings, Problem
+from appliance.base.metrics.registry import Metrics
+from appliance.base.settings import InvalidSettings, Problem
 from appliance.base.tasks import Tasks
-from appliance.base.wire import Wire, WireLimits
-from appliance.build import build_adapters, build_downloader, build_fleet, build_jobs, build_kv_events, build_lora_orders, download_folders
-from appliance.doors import loaded_adapters
+from appliance.base.wire.pool import ConnectionPool
+from appliance.base.wire.types import PoolLimits
+from appliance.build import (
+    build_adapters,
+    build_downloader,
+    build_fleet,
+    build_jobs,
+    build_kv_events,
+    build_lora_orders,
+    download_folders,
+)
+from appliance.engines.backends.server import EngineServer as EngineServer
+from appliance.engines.metrics.scrape import Scraper
 from appliance.engines.receipts import Receipts
-from appliance.engines.scrape import Scraper
-from appliance.engines.server import Server as EngineServer
 from appliance.engines.specs import BackendSpec, FleetSpec
 from appliance.engines.types import BackendState
-from appliance.front.access import is_loopback
-from appliance.front.access_log import AccessLog
-from appliance.front.desk import Desk
-from appliance.front.server import Server, serving_http
+from appliance.front.pipeline.access import is_loopback
+from appliance.front.pipeline.access_log import AccessLog
+from appliance.front.pipeline.pipeline import RequestPipeline
+from appliance.front.server.server import HttpServer, serving_http
 from appliance.front.settings import split_keys
-from appliance.front.sidecar import DIALECT, SidecarDoor, sidecar_doors, sidecar_routes
-from appliance.models.catalogue import Catalogue
+from appliance.front.sidecar import DIALECT, SidecarHandlers, sidecar_doors, sidecar_routes
+from appliance.interfaces import loaded_adapters
+from appliance.models.table.catalogue import Catalogue
 from appliance.settings import Settings, learn_secrets, load_or_raise
 
 log = get_logger("sidecar")
-KINDS = {"vllm": "vllm", "vllmdisaggregated": "vllm", "sglang": "sglang", "llamacpp": "llamacpp", "llama.cpp": "llamacpp", "auto": "auto"}
+KINDS = {
+    "vllm": "vllm",
+    "vllmdisaggregated": "vllm",
+    "sglang": "sglang",
+    "llamacpp": "llamacpp",
+    "llama.cpp": "llamacpp",
+    "auto": "auto",
+}
 NAME = "engine"
 
 
@@ -58,21 +74,51 @@ class Options:
 
 def parse(arguments: list[str]) -> Options:
     """Read the command line; ends the process with 2 and a sentence where it is wrong, as argparse does."""
-    parser = argparse.ArgumentParser("appliance sidecar", description="Stand beside one engine: metrics, adapters, downloads, health.")
-    parser.add_argument("-E", "--engine", required=True, choices=list(KINDS), metavar="KIND", help=", ".join(KINDS))
+    parser = argparse.ArgumentParser(
+        "appliance sidecar", description="Stand beside one engine: metrics, adapters, downloads, health."
+    )
+    parser.add_argument(
+        "-E", "--engine", required=True, choices=list(KINDS), metavar="KIND", help=", ".join(KINDS)
+    )
     parser.add_argument("-H", "--host", default="0.0.0.0", help="address to listen on (0.0.0.0)")
     parser.add_argument("-P", "--port", type=int, default=9000, help="port (9000)")
-    parser.add_argument("-B", "--engine-base-url", default="http://localhost:8000", metavar="URL", help="the engine (http://localhost:8000)")
-    parser.add_argument("-M", "--engine-metrics-path", default="/metrics", metavar="PATH", help="its metrics page (/metrics)")
-    parser.add_argument("-I", "--pod", default=os.environ.get("POD_NAME", ""), help="this pod's name, told on /ready (POD_NAME)")
-    parser.add_argument("-N", "--model", default=os.environ.get("SIDECAR_MODEL", ""), help="the model's name, where the engine does not tell it "
-                        "(SIDECAR_MODEL); with a pod's name the engine's KV events are followed (docs/kv-events.md)")
+    parser.add_argument(
+        "-B",
+        "--engine-base-url",
+        default="http://localhost:8000",
+        metavar="URL",
+        help="the engine (http://localhost:8000)",
+    )
+    parser.add_argument(
+        "-M", "--engine-metrics-path", default="/metrics", metavar="PATH", help="its metrics page (/metrics)"
+    )
+    parser.add_argument(
+        "-I",
+        "--pod",
+        default=os.environ.get("POD_NAME", ""),
+        help="this pod's name, told on /ready (POD_NAME)",
+    )
+    parser.add_argument(
+        "-N",
+        "--model",
+        default=os.environ.get("SIDECAR_MODEL", ""),
+        help="the model's name, where the engine does not tell it "
+        "(SIDECAR_MODEL); with a pod's name the engine's KV events are followed (docs/kv-events.md)",
+    )
     found = parser.parse_args(arguments)
     if not 0 <= found.port <= 65_535:
         parser.error(f"--port must be from 0 to 65535, not {found.port}")
     if not found.engine_metrics_path.startswith("/"):
         parser.error("--engine-metrics-path must begin with /")
-    return Options(found.engine, found.host, found.port, found.engine_base_url.rstrip("/"), found.engine_metrics_path, found.pod, found.model)
+    return Options(
+        found.engine,
+        found.host,
+        found.port,
+        found.engine_base_url.rstrip("/"),
+        found.engine_metrics_path,
+        found.pod,
+        found.model,
+    )
 
 
 def settings_of(options: Options, environ: Mapping[str, str]) -> tuple[Settings, list[Problem]]:
@@ -80,14 +126,29 @@ def settings_of(options: Options, environ: Mapping[str, str]) -> tuple[Settings,
 
     Raises  BadSettings
     """
-    others = {"BACKENDS", "CONFIG_PATH", "MODEL_DIR", "NOVITA_API_KEY", "NOVITA_API_KEY_FILE"}      # they are the appliance's
+    others = {
+        "BACKENDS",
+        "CONFIG_PATH",
+        "MODEL_DIR",
+        "NOVITA_API_KEY",
+        "NOVITA_API_KEY_FILE",
+    }  # they are the appliance's
     settings, problems = load_or_raise({name: value for name, value in environ.items() if name not in others})
     try:
-        spec = BackendSpec(url=options.base_url, name=NAME, kind=KINDS[options.engine], models=(options.model,) if options.model else ())  # type: ignore[arg-type]
+        spec = BackendSpec(
+            url=options.base_url,
+            name=NAME,
+            kind=KINDS[options.engine],  # type: ignore[arg-type]
+            models=(options.model,) if options.model else (),
+        )
     except ValueError as exc:
-        raise BadSettings([Problem("--engine-base-url", options.base_url, "an http(s) address", str(exc).splitlines()[-1])]) from None
+        raise InvalidSettings(
+            [Problem("--engine-base-url", options.base_url, "an http(s) address", str(exc).splitlines()[-1])]
+        ) from None
     front = settings.front.model_copy(update={"proxy_host": options.host, "passthrough": False})
-    return replace(settings, front=front, fleet=FleetSpec(backends=(spec,)), catalogue=Catalogue({})), problems
+    return replace(
+        settings, front=front, fleet=FleetSpec(backends=(spec,)), catalogue=Catalogue({})
+    ), problems
 
 
 @asynccontextmanager
@@ -100,7 +161,14 @@ async def running(options: Options, settings: Settings) -> AsyncIterator[list[tu
         fleet = build_fleet(settings, tasks=tasks, clock=clock, metrics=metrics)
         stack.push_async_callback(fleet.close)
         access_log = AccessLog(clock=clock, form=settings.general.log_format, also=lambda _at_s, _line: None)
-        desk = Desk(settings.front, receipts=Receipts(), metrics=metrics, access_log=access_log, clock=clock, is_draining=lambda: is_stopping)
+        pipeline = RequestPipeline(
+            settings.front,
+            receipts=Receipts(),
+            metrics=metrics,
+            access_log=access_log,
+            clock=clock,
+            is_draining=lambda: is_stopping,
+        )
 
         def engine() -> BackendState | None:
             return fleet.router.state(NAME)
@@ -116,21 +184,54 @@ async def running(options: Options, settings: Settings) -> AsyncIterator[list[tu
         stack.push_async_callback(jobs.close)
         await jobs.open()
         await orders.open()
-        wire = Wire(WireLimits())
+        wire = ConnectionPool(PoolLimits())
         stack.push_async_callback(wire.close)
-        scraper = Scraper(options.base_url, wire=wire, tasks=tasks, clock=clock, path=options.metrics_path, kind=KINDS[options.engine],
-                          timeout_s=settings.engines.request_timeout, adapters=lambda: (loaded_adapters(engine_server()), 0))
-        kv_events = build_kv_events(settings, lambda: engine_server().kind, pod=options.pod, model=options.model, tasks=tasks, clock=clock)
+        scraper = Scraper(
+            options.base_url,
+            wire=wire,
+            tasks=tasks,
+            clock=clock,
+            path=options.metrics_path,
+            kind=KINDS[options.engine],
+            timeout_s=settings.engines.request_timeout,
+            adapters=lambda: (loaded_adapters(engine_server()), 0),
+        )
+        kv_events = build_kv_events(
+            settings,
+            lambda: engine_server().kind,
+            pod=options.pod,
+            model=options.model,
+            tasks=tasks,
+            clock=clock,
+        )
         if kv_events is not None:
             stack.push_async_callback(kv_events.close)
             kv_events.start()
-        doors = sidecar_doors(scraper, orders, jobs, lambda: download_folders(settings), clock=clock,
-                              more=kv_events.families if kv_events is not None else list)
-        server = Server(sidecar_routes(SidecarDoor(engine, pod=options.pod), doors), desk, clock=clock, dialect=DIALECT)
-        yield await stack.enter_async_context(serving_http(
-            server, [(options.host, options.port)], hurry=hurry, tasks=tasks, grace_s=lambda: settings.front.shutdown_grace_s))
+        doors = sidecar_doors(
+            scraper,
+            orders,
+            jobs,
+            lambda: download_folders(settings),
+            clock=clock,
+            more=kv_events.families if kv_events is not None else list,
+        )
+        server = HttpServer(
+            sidecar_routes(SidecarHandlers(engine, pod=options.pod), doors),
+            pipeline,
+            clock=clock,
+            dialect=DIALECT,
+        )
+        yield await stack.enter_async_context(
+            serving_http(
+                server,
+                [(options.host, options.port)],
+                hurry=hurry,
+                tasks=tasks,
+                grace_s=lambda: settings.front.shutdown_grace_s,
+            )
+        )
         is_stopping = True
-        await jobs.close()      # else whoever waits for a download, or follows one, would use up the grace
+        await jobs.close()  # else whoever waits for a download, or follows one, would use up the grace
 
 
 async def serve(options: Options, environ: Mapping[str, str]) -> int:
@@ -143,13 +244,24 @@ async def serve(options: Options, environ: Mapping[str, str]) -> int:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     try:
         async with running(options, settings) as addresses:
-            log.info("sidecar", http=[f"{host}:{port}" for host, port in addresses], engine=options.engine, url=options.base_url, version=__version__)
+            log.info(
+                "sidecar",
+                http=[f"{host}:{port}" for host, port in addresses],
+                engine=options.engine,
+                url=options.base_url,
+                version=__version__,
+            )
             for problem in problems:
                 if problem.variable != "PROXY_HOST":
                     log.warning("notice", text=str(problem))
-            if not is_loopback(options.host.replace("localhost", "127.0.0.1")) and not split_keys(settings.front.appliance_api_keys):
-                log.warning("open_port", text=f"Port {addresses[0][1]} is open without a key: everybody who reaches it can read the metrics. "
-                            "Changes are for callers on this machine. Set APPLIANCE_API_KEYS, or use -H 127.0.0.1.")
+            if not is_loopback(options.host.replace("localhost", "127.0.0.1")) and not split_keys(
+                settings.front.appliance_api_keys
+            ):
+                log.warning(
+                    "open_port",
+                    text=f"Port {addresses[0][1]} is open without a key: everybody who reaches it can read the metrics. "
+                    "Changes are for callers on this machine. Set APPLIANCE_API_KEYS, or use -H 127.0.0.1.",
+                )
             await stop.wait()
     except OSError as exc:
         print(f"error: {exc}", file=sys.stderr)  # noqa: T201 - also where the log goes elsewhere
@@ -165,7 +277,7 @@ def main(arguments: list[str]) -> int:
     options = parse(arguments)
     try:
         return uvloop.run(serve(options, os.environ))
-    except BadSettings as exc:
+    except InvalidSettings as exc:
         for problem in exc.problems:
             print(f"error: {problem}", file=sys.stderr)  # noqa: T201 - the log is not up yet
         return os.EX_CONFIG

@@ -21,8 +21,15 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 SUBJECT_CPU, LOAD_CPU = "0", "1"
 TICKS = os.sysconf("SC_CLK_TCK")
-CHAT = {"model": "m", "messages": [{"role": "system", "content": "You are a helpful assistant."}, {"role": "user", "content": "What does the fox do?"}],
-        "temperature": 0.7, "max_tokens": 64}
+CHAT = {
+    "model": "m",
+    "messages": [
+        {"role": "system", "content": "You are a helpful assistant."},
+        {"role": "user", "content": "What does the fox do?"},
+    ],
+    "temperature": 0.7,
+    "max_tokens": 64,
+}
 
 
 def free_port() -> int:
@@ -95,7 +102,11 @@ class Bench:
     @contextmanager
     def upstream(self, events: int = 200, pace_ms: int = 0):
         port = free_port()
-        with program([str(self.dir / "upstream"), str(port), str(events), str(pace_ms)], LOAD_CPU, stdout=subprocess.DEVNULL):
+        with program(
+            [str(self.dir / "upstream"), str(port), str(events), str(pace_ms)],
+            LOAD_CPU,
+            stdout=subprocess.DEVNULL,
+        ):
             wait_port(port)
             yield port
 
@@ -110,25 +121,64 @@ class Bench:
               upstream up {{ server 127.0.0.1:{upstream}; keepalive 1200; keepalive_requests 1000000000; }}
               server {{ listen 127.0.0.1:{port} backlog=4096; location / {{ proxy_pass http://up; proxy_http_version 1.1;
                 proxy_set_header Connection ""; proxy_buffering off; proxy_read_timeout 300s; }} }} }}""")
-        with program(["nginx", "-c", str(self.dir / "nginx.conf"), "-p", str(self.dir)], SUBJECT_CPU, stderr=subprocess.DEVNULL) as process:
+        with program(
+            ["nginx", "-c", str(self.dir / "nginx.conf"), "-p", str(self.dir)],
+            SUBJECT_CPU,
+            stderr=subprocess.DEVNULL,
+        ) as process:
             wait_port(port)
             yield process.pid, port
 
     @contextmanager
     def appliance(self, upstream: int):
         port = free_port()
-        environ = {**os.environ, "NOVITA_API_KEY": "sk_bench_000000000", "NOVITA_OPENAI_ENDPOINTS": f"http://127.0.0.1:{upstream}/v1",
-                   "PROXY_PORT": str(port), "CONTROL_PORT": str(free_port()), "STATE_DIR": str(self.dir / "state"), "LOG_FORMAT": "json",
-                   "MACHINE_ID_PATH": str(self.dir / "machine-id"), "NAT_REDIRECT": "off", "UPSTREAM_MAX_CONNECTIONS": "4096"}
-        with open(self.dir / "appliance.log", "w") as out, \
-                program([sys.executable, "-m", "appliance", "serve"], SUBJECT_CPU, env=environ, stdout=out, stderr=out) as process:
+        environ = {
+            **os.environ,
+            "NOVITA_API_KEY": "sk_bench_000000000",
+            "NOVITA_OPENAI_ENDPOINTS": f"http://127.0.0.1:{upstream}/v1",
+            "PROXY_PORT": str(port),
+            "CONTROL_PORT": str(free_port()),
+            "STATE_DIR": str(self.dir / "state"),
+            "LOG_FORMAT": "json",
+            "MACHINE_ID_PATH": str(self.dir / "machine-id"),
+            "NAT_REDIRECT": "off",
+            "UPSTREAM_MAX_CONNECTIONS": "4096",
+        }
+        with (
+            open(self.dir / "appliance.log", "w") as out,
+            program(
+                [sys.executable, "-m", "appliance", "serve"], SUBJECT_CPU, env=environ, stdout=out, stderr=out
+            ) as process,
+        ):
             wait_port(port, 20)
             time.sleep(1)
             yield process.pid, port
 
-    def load(self, mode: str, port: int, number: int, seconds: float, body: str = "chat.json") -> dict[str, float]:
-        done = subprocess.run(["taskset", "-c", LOAD_CPU, str(self.dir / "load"), mode, str(port), str(number), str(seconds), str(self.dir / body)],
-                              check=True, capture_output=True, text=True, timeout=seconds + 60)
+    def load(
+        self,
+        mode: str,
+        port: int,
+        number: int,
+        seconds: float,
+        body: str = "chat.json",
+    ) -> dict[str, float]:
+        done = subprocess.run(
+            [
+                "taskset",
+                "-c",
+                LOAD_CPU,
+                str(self.dir / "load"),
+                mode,
+                str(port),
+                str(number),
+                str(seconds),
+                str(self.dir / body),
+            ],
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=seconds + 60,
+        )
         found = {k: float(v) for k, _, v in (pair.partition("=") for pair in done.stdout.split())}
         if found["bad"]:
             print(f"    {int(found['bad'])} bad answers: {done.stderr[:300]}")
@@ -137,7 +187,15 @@ class Bench:
     def put(self, subject: str, name: str, value: float) -> None:
         self.results.setdefault(name, {})[subject] = value
 
-    def per_core(self, mode: str, pid: int, port: int, number: int, body: str, what: str) -> float:
+    def per_core(
+        self,
+        mode: str,
+        pid: int,
+        port: int,
+        number: int,
+        body: str,
+        what: str,
+    ) -> float:
         """Give `what` per second of the subject's processor time, the median of the rounds."""
         self.load(mode, port, number, 1, body)
         values = []
@@ -158,8 +216,16 @@ class Bench:
                     say(f"{subject}: requests and streams")
                     self.put(subject, "memory idle, MB", rss_mb(pid))
                     for number in (64, 1024):
-                        self.put(subject, f"requests per core second, {number} connections", self.per_core("closed", pid, port, number, "chat.json", "done"))
-                    self.put(subject, "stream events per core second, 64 streams", self.per_core("stream", pid, port, 64, "stream.json", "events"))
+                        self.put(
+                            subject,
+                            f"requests per core second, {number} connections",
+                            self.per_core("closed", pid, port, number, "chat.json", "done"),
+                        )
+                    self.put(
+                        subject,
+                        "stream events per core second, 64 streams",
+                        self.per_core("stream", pid, port, 64, "stream.json", "events"),
+                    )
                     rate = self.load("rate", port, 500, self.seconds)
                     self.put(subject, "p50 at 500/s, ms", rate["p50_ms"])
                     self.put(subject, "p99 at 500/s, ms", rate["p99_ms"])
@@ -188,8 +254,21 @@ class Bench:
                 with opened as (pid, port):
                     say(f"{subject}: open streams")
                     before = rss_mb(pid)
-                    load = subprocess.Popen(["taskset", "-c", LOAD_CPU, str(self.dir / "load"), "hold", str(port), "1000", "8", str(self.dir / "stream.json")],
-                                            stdout=subprocess.PIPE, text=True)
+                    load = subprocess.Popen(
+                        [
+                            "taskset",
+                            "-c",
+                            LOAD_CPU,
+                            str(self.dir / "load"),
+                            "hold",
+                            str(port),
+                            "1000",
+                            "8",
+                            str(self.dir / "stream.json"),
+                        ],
+                        stdout=subprocess.PIPE,
+                        text=True,
+                    )
                     time.sleep(5)
                     self.put(subject, "memory per 1,000 open streams, MB", rss_mb(pid) - before)
                     load.communicate(timeout=60)
@@ -201,7 +280,11 @@ class Bench:
                     found = self.load("stream", port, 8, 4, "stream.json")
                     self.put(subject, "time to first token, 8 streams, p50, ms", found["ttft_p50_ms"])
                     self.put(subject, "time to first token, 8 streams, p99, ms", found["ttft_p99_ms"])
-                    self.put(subject, "paced events per core second, 256 streams", self.per_core("stream", pid, port, 256, "stream.json", "events"))
+                    self.put(
+                        subject,
+                        "paced events per core second, 256 streams",
+                        self.per_core("stream", pid, port, 256, "stream.json", "events"),
+                    )
             found = self.load("stream", upstream, 8, 4, "stream.json")
             self.put("direct", "time to first token, 8 streams, p50, ms", found["ttft_p50_ms"])
             self.put("direct", "time to first token, 8 streams, p99, ms", found["ttft_p99_ms"])
@@ -211,12 +294,27 @@ class Bench:
         times = []
         for _ in range(5):
             port = free_port()
-            environ = {**os.environ, "PROXY_PORT": str(port), "CONTROL_PORT": str(free_port()), "STATE_DIR": str(self.dir / "state"),
-                       "MACHINE_ID_PATH": str(self.dir / "machine-id"), "LOG_FORMAT": "json", "NAT_REDIRECT": "off"}
+            environ = {
+                **os.environ,
+                "PROXY_PORT": str(port),
+                "CONTROL_PORT": str(free_port()),
+                "STATE_DIR": str(self.dir / "state"),
+                "MACHINE_ID_PATH": str(self.dir / "machine-id"),
+                "LOG_FORMAT": "json",
+                "NAT_REDIRECT": "off",
+            }
             body = b'{"messages":[{"role":"user","content":"Hello!"}]}'
-            request = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+            request = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (
+                len(body),
+                body,
+            )
             began = time.monotonic()
-            process = subprocess.Popen([sys.executable, "-m", "appliance", "serve"], env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            process = subprocess.Popen(
+                [sys.executable, "-m", "appliance", "serve"],
+                env=environ,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
             try:
                 while time.monotonic() - began < 15:
                     try:
@@ -234,11 +332,20 @@ class Bench:
         self.put("appliance", "first answer after start, s", sorted(times)[len(times) // 2])
 
     def show(self) -> None:
-        print(f"\n{platform.python_implementation()} {platform.python_version()}, {os.cpu_count()} cores, one for the subject\n")
+        print(
+            f"\n{platform.python_implementation()} {platform.python_version()}, {os.cpu_count()} cores, one for the subject\n"
+        )
         print(f"{'':52}{'nginx':>12}{'appliance':>12}{'direct':>10}{'ratio':>8}")
         for name, row in self.results.items():
-            ratio = row["appliance"] / row["nginx"] if {"appliance", "nginx"} <= set(row) and row["nginx"] else None
-            cells = "".join(f"{row[s]:>{w}.{2 if row[s] < 100 else 0}f}" if s in row else " " * w for s, w in (("nginx", 12), ("appliance", 12), ("direct", 10)))
+            ratio = (
+                row["appliance"] / row["nginx"]
+                if {"appliance", "nginx"} <= set(row) and row["nginx"]
+                else None
+            )
+            cells = "".join(
+                f"{row[s]:>{w}.{2 if row[s] < 100 else 0}f}" if s in row else " " * w
+                for s, w in (("nginx", 12), ("appliance", 12), ("direct", 10))
+            )
             print(f"{name:52}{cells}{'' if ratio is None else f'{ratio:>8.2f}'}")
         folder = HERE / "results"
         folder.mkdir(exist_ok=True)
@@ -250,7 +357,9 @@ def say(text: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench", description="Measure the appliance beside nginx.")
+    parser = argparse.ArgumentParser(
+        prog="python -m bench", description="Measure the appliance beside nginx."
+    )
     parser.add_argument("--quick", action="store_true", help="one short round of each")
     arguments = parser.parse_args()
     for tool in ("nginx", "gcc", "taskset"):

@@ -1,7 +1,7 @@
 """What choosing a backend costs: microseconds per choice at 2, 16 and 256 backends. `python -m bench.choice`
 
-    strategy     the pure choice among members that are all ready
-    dispatcher   everything between a request and its place: standings, candidates, choice, counters, and giving the place back
+strategy     the pure choice among members that are all ready
+dispatcher   everything between a request and its place: standings, candidates, choice, counters, and giving the place back
 """
 
 import asyncio
@@ -10,16 +10,17 @@ import time
 
 from appliance.base.balancing import STRATEGIES, Balancer, Member
 from appliance.base.clock import SystemClock
-from appliance.base.metrics import Metrics
-from appliance.base.wire import Wire, WireLimits
-from appliance.engines.backends.contract import Health, Learned
-from appliance.engines.dispatch import Asking, Pool
+from appliance.base.metrics.registry import Metrics
+from appliance.base.wire.pool import ConnectionPool
+from appliance.base.wire.types import PoolLimits
+from appliance.engines.backends.server import EngineServer
+from appliance.engines.dialects.contract import EngineFacts, EngineHealth
+from appliance.engines.dispatch import DispatchRequest, Pool
 from appliance.engines.receipts import Receipt
 from appliance.engines.router import Router
-from appliance.engines.server import Server
 from appliance.engines.settings import EngineSettings
 from appliance.engines.specs import BackendSpec
-from appliance.engines.types import NO_WISHES, ModelCard, Served
+from appliance.engines.types import NO_OPTIONS, ModelCard, Served
 
 COUNTS = (2, 16, 256)
 ROUNDS = 5
@@ -48,31 +49,41 @@ def pure(strategy: str, count: int) -> float:
     return timed(lambda: balancer.choose(members, prefixes=prefixes))
 
 
-def whole(count: int, wire: Wire) -> float:
+def whole(count: int, wire: ConnectionPool) -> float:
     settings, clock, metrics = EngineSettings(), SystemClock(), Metrics()
     router, pool = Router(settings, clock=clock, metrics=metrics), Pool("default", strategy="least_busy")
     card = ModelCard("m", 0, "vllm", "m")
     for number in range(count):
-        server = Server(BackendSpec(url=f"http://127.0.0.1:{number + 1}", kind="vllm"), settings=settings, wire=wire, clock=clock, metrics=metrics)
-        server.learn(Learned({"m": Served(card, "m")}))
-        server.health = Health(True)
+        server = EngineServer(
+            BackendSpec(url=f"http://127.0.0.1:{number + 1}", kind="vllm"),
+            settings=settings,
+            wire=wire,
+            clock=clock,
+            metrics=metrics,
+        )
+        server.learn(EngineFacts({"m": Served(card, "m")}))
+        server.health = EngineHealth(True)
         server.saw_load(1.0, 0.0, "ok")
         pool.backends.append(server)
     router.set_pools([pool])
-    asking = Asking([pool], "m", "model", NO_WISHES, Receipt("r"), clock.monotonic_s() + 300)
+    asking = DispatchRequest([pool], "m", "model", NO_OPTIONS, Receipt("r"), clock.monotonic_s() + 300)
 
     def once() -> None:
         place = router.dispatcher._choose(asking)
         assert place is not None
         place.done("ok")
+
     return timed(once)
 
 
 async def main() -> None:
-    print(f"microseconds per choice, median of {ROUNDS} rounds\n{'':24}" + "".join(f"{count:>10}" for count in COUNTS))
+    print(
+        f"microseconds per choice, median of {ROUNDS} rounds\n{'':24}"
+        + "".join(f"{count:>10}" for count in COUNTS)
+    )
     for strategy in STRATEGIES:
         print(f"{strategy:24}" + "".join(f"{pure(strategy, count):10.2f}" for count in COUNTS), flush=True)
-    async with Wire(WireLimits()) as wire:
+    async with ConnectionPool(PoolLimits()) as wire:
         print(f"{'dispatcher':24}" + "".join(f"{whole(count, wire):10.2f}" for count in COUNTS), flush=True)
 
 

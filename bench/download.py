@@ -43,7 +43,7 @@ def make(folder: Path, files: dict[str, int]) -> None:
     for name, size in files.items():
         with (folder / name).open("wb") as file:
             for at in range(0, size, MIB):
-                file.write(block[:min(MIB, size - at)])
+                file.write(block[: min(MIB, size - at)])
 
 
 def answers(folder: Path, root: Path, files: dict[str, int]) -> str:
@@ -52,18 +52,41 @@ def answers(folder: Path, root: Path, files: dict[str, int]) -> str:
     for name, size in files.items():
         with (folder / name).open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        rows.append({"type": "file", "path": name, "size": size, "oid": digest[:40], "lfs": {"oid": digest, "size": size, "pointerSize": 134}})
+        rows.append(
+            {
+                "type": "file",
+                "path": name,
+                "size": size,
+                "oid": digest[:40],
+                "lfs": {"oid": digest, "size": size, "pointerSize": 134},
+            }
+        )
         rules += f"""location = /ns/repo/resolve/{COMMIT}/{name} {{ alias {folder}/{name}; add_header X-Repo-Commit {COMMIT};
             add_header X-Linked-Etag '"{digest}"'; add_header X-Linked-Size {size}; }}\n"""
         found = (folder / name).stat()
-        etag = f"{int(found.st_mtime):x}-{found.st_size:x}"         # as nginx makes it
-        contents += (f"<Contents><Key>{name}</Key><LastModified>2026-01-01T00:00:00.000Z</LastModified><ETag>&quot;{etag}&quot;</ETag>"
-                     f"<Size>{size}</Size></Contents>")
-    (root / "info.json").write_text(json.dumps({"_id": "1", "id": "ns/repo", "modelId": "ns/repo", "sha": COMMIT, "private": False, "tags": [],
-                                                "siblings": [{"rfilename": name} for name in files]}))
+        etag = f"{int(found.st_mtime):x}-{found.st_size:x}"  # as nginx makes it
+        contents += (
+            f"<Contents><Key>{name}</Key><LastModified>2026-01-01T00:00:00.000Z</LastModified><ETag>&quot;{etag}&quot;</ETag>"
+            f"<Size>{size}</Size></Contents>"
+        )
+    (root / "info.json").write_text(
+        json.dumps(
+            {
+                "_id": "1",
+                "id": "ns/repo",
+                "modelId": "ns/repo",
+                "sha": COMMIT,
+                "private": False,
+                "tags": [],
+                "siblings": [{"rfilename": name} for name in files],
+            }
+        )
+    )
     (root / "tree.json").write_text(json.dumps(rows))
-    (root / "list.xml").write_text(f"<?xml version='1.0'?><ListBucketResult><Name>models</Name><IsTruncated>false</IsTruncated>{contents}"
-                                   "</ListBucketResult>")
+    (root / "list.xml").write_text(
+        f"<?xml version='1.0'?><ListBucketResult><Name>models</Name><IsTruncated>false</IsTruncated>{contents}"
+        "</ListBucketResult>"
+    )
     return rules
 
 
@@ -83,7 +106,9 @@ def server(folder: Path, root: Path, files: dict[str, int], limit: str):
             location = /models/ {{ alias {root}/list.xml; default_type application/xml; }}
             location /models/ {{ alias {folder}/; }}
             {rules} }} }}""")
-    with program(["nginx", "-c", str(root / "nginx.conf"), "-p", str(root)], "0-1", stderr=subprocess.DEVNULL):
+    with program(
+        ["nginx", "-c", str(root / "nginx.conf"), "-p", str(root)], "0-1", stderr=subprocess.DEVNULL
+    ):
         wait_port(port)
         yield f"http://127.0.0.1:{port}"
 
@@ -91,20 +116,38 @@ def server(folder: Path, root: Path, files: dict[str, int], limit: str):
 def subjects(url: str, workers: int) -> dict[str, list[str]]:
     """Give the commands; each is followed by the output folder."""
     ours = [sys.executable, "-m", "appliance", "download", "-w", str(workers), "-s"]
-    return {"hf appliance": [*ours, "ns/repo", "-o"], "hf official": [sys.executable, "-c", OFFICIAL_HF],
-            "s3 appliance": [*ours, "s3://models", "-o"], "s3 official": [sys.executable, "-c", OFFICIAL_S3]}
+    return {
+        "hf appliance": [*ours, "ns/repo", "-o"],
+        "hf official": [sys.executable, "-c", OFFICIAL_HF],
+        "s3 appliance": [*ours, "s3://models", "-o"],
+        "s3 official": [sys.executable, "-c", OFFICIAL_S3],
+    }
 
 
 def once(command: list[str], out: Path, url: str, total: int) -> tuple[float, float]:
     """Run one client; give wall and processor seconds."""
     os.sync()
-    environ = {**os.environ, "HF_ENDPOINT": url, "ENDPOINT": url, "ACCESS_KEY": "a", "SECRET_KEY": "b", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    environ = {
+        **os.environ,
+        "HF_ENDPOINT": url,
+        "ENDPOINT": url,
+        "ACCESS_KEY": "a",
+        "SECRET_KEY": "b",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    }
     before, begun = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
-    done = subprocess.run([*command, str(out), url] if "-c" in command[1:2] else [*command, str(out)], env=environ, capture_output=True, text=True,
-                          timeout=300)
+    done = subprocess.run(
+        [*command, str(out), url] if "-c" in command[1:2] else [*command, str(out)],
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     wall = time.monotonic() - begun
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    got = sum(path.stat().st_size for path in out.glob("*") if path.is_file() and not path.name.startswith("."))
+    got = sum(
+        path.stat().st_size for path in out.glob("*") if path.is_file() and not path.name.startswith(".")
+    )
     if done.returncode or got != total:
         raise SystemExit(f"{command}: {done.returncode}, {got} of {total} bytes\n{done.stderr[-2000:]}")
     shutil.rmtree(out)
@@ -112,17 +155,31 @@ def once(command: list[str], out: Path, url: str, total: int) -> tuple[float, fl
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.download", description="Measure downloads beside the official clients.")
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.download", description="Measure downloads beside the official clients."
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--mib", type=int, default=1024, help="size of the large file")
     parser.add_argument("--disk", help="where to write; default a temporary folder")
     arguments = parser.parse_args()
     if shutil.which("nginx") is None:
         raise SystemExit("nginx is missing; `make bench` installs it")
-    cases = [(f"one file of {arguments.mib} MiB", {"model.gguf": arguments.mib * MIB}, "", 1),
-             (f"eight files of {arguments.mib // 8} MiB", {f"shard-{n}": arguments.mib // 8 * MIB for n in range(8)}, "", 1),
-             ("200 files of 64 KiB", {f"small-{n:03}": 65536 for n in range(200)}, "", 1),
-             (f"one file of {arguments.mib // 4} MiB, each connection held to 20 MB/s", {"model.gguf": arguments.mib // 4 * MIB}, "limit_rate 20m;", 1)]
+    cases = [
+        (f"one file of {arguments.mib} MiB", {"model.gguf": arguments.mib * MIB}, "", 1),
+        (
+            f"eight files of {arguments.mib // 8} MiB",
+            {f"shard-{n}": arguments.mib // 8 * MIB for n in range(8)},
+            "",
+            1,
+        ),
+        ("200 files of 64 KiB", {f"small-{n:03}": 65536 for n in range(200)}, "", 1),
+        (
+            f"one file of {arguments.mib // 4} MiB, each connection held to 20 MB/s",
+            {"model.gguf": arguments.mib // 4 * MIB},
+            "limit_rate 20m;",
+            1,
+        ),
+    ]
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; medians of {arguments.rounds} rounds\n")
     print(f"{'':58}{'wall s':>8}{'MB/s':>9}{'cpu s':>8}")
     for title, files, limit, _ in cases:
@@ -133,7 +190,7 @@ def main() -> None:
             total = sum(files.values())
             with server(root / "files", root, files, limit) as url:
                 found: dict[str, list[tuple[float, float]]] = {}
-                for _ in range(arguments.rounds):           # in turns, so that a busy moment meets all
+                for _ in range(arguments.rounds):  # in turns, so that a busy moment meets all
                     for name, command in subjects(url, 8).items():
                         found.setdefault(name, []).append(once(command, root / "out", url, total))
             for name, times in found.items():

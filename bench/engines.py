@@ -32,12 +32,19 @@ from tests.tools import tiny_models
 
 TOOL = Path(__file__).parents[1] / "tests" / "tools" / "llama-server"
 BACKENDS, STREAMS, SLOTS = 4, 256, 2
-SPEEDS = (0.30, 0.30, 0.30, 0.075)      # parts of a core
-CYCLE_S = 0.04                          # one turn of stop and go
-RHO = 0.85                              # of what they can do
+SPEEDS = (0.30, 0.30, 0.30, 0.075)  # parts of a core
+CYCLE_S = 0.04  # one turn of stop and go
+RHO = 0.85  # of what they can do
 TOKENS, SIGMA, MOST_TOKENS = 16, 0.9, 150
 PATIENCE = aiohttp.ClientTimeout(total=60)
-STRATEGIES = ("least_busy", "power_of_two", "least_connections", "prefix_affinity", "least_response_time", "round_robin")
+STRATEGIES = (
+    "least_busy",
+    "power_of_two",
+    "least_connections",
+    "prefix_affinity",
+    "least_response_time",
+    "round_robin",
+)
 
 
 def nginx_conf(folder: Path, port: int, upstreams: list[int], *, keeps: bool) -> str:
@@ -66,21 +73,47 @@ class Engines:
         port = free_port()
         conf = self.dir / "nginx.conf"
         conf.write_text(nginx_conf(self.dir, port, upstreams, keeps=keeps))
-        with program(["nginx", "-c", str(conf), "-p", str(self.dir)], SUBJECT_CPU, stderr=subprocess.DEVNULL) as process:
+        with program(
+            ["nginx", "-c", str(conf), "-p", str(self.dir)], SUBJECT_CPU, stderr=subprocess.DEVNULL
+        ) as process:
             wait_port(port)
             yield process.pid, port
 
     @contextmanager
-    def appliance(self, upstreams: list[int], *, strategy: str, kind: str, model: str) -> Iterator[tuple[int, int]]:
+    def appliance(
+        self, upstreams: list[int], *, strategy: str, kind: str, model: str
+    ) -> Iterator[tuple[int, int]]:
         port = free_port()
         config = self.dir / "backends.json"
-        config.write_text(json.dumps({"backends": [{"url": f"http://127.0.0.1:{one}", "name": f"b{n}", "kind": kind, "models": [model]}
-                                                   for n, one in enumerate(upstreams)]}))
-        environ = {**os.environ, "CONFIG_PATH": str(config), "LB_STRATEGY": strategy, "PROXY_PORT": str(port), "CONTROL_PORT": str(free_port()),
-                   "STATE_DIR": str(self.dir / "state"), "LOG_FORMAT": "json", "MACHINE_ID_PATH": str(self.dir / "machine-id"), "NAT_REDIRECT": "off",
-                   "QUEUE_LIMIT": "5000", "QUEUE_TIMEOUT_S": "300"}
-        with open(self.dir / "appliance.log", "w") as out, \
-                program([sys.executable, "-m", "appliance", "serve"], SUBJECT_CPU, env=environ, stdout=out, stderr=out) as process:
+        config.write_text(
+            json.dumps(
+                {
+                    "backends": [
+                        {"url": f"http://127.0.0.1:{one}", "name": f"b{n}", "kind": kind, "models": [model]}
+                        for n, one in enumerate(upstreams)
+                    ]
+                }
+            )
+        )
+        environ = {
+            **os.environ,
+            "CONFIG_PATH": str(config),
+            "LB_STRATEGY": strategy,
+            "PROXY_PORT": str(port),
+            "CONTROL_PORT": str(free_port()),
+            "STATE_DIR": str(self.dir / "state"),
+            "LOG_FORMAT": "json",
+            "MACHINE_ID_PATH": str(self.dir / "machine-id"),
+            "NAT_REDIRECT": "off",
+            "QUEUE_LIMIT": "5000",
+            "QUEUE_TIMEOUT_S": "300",
+        }
+        with (
+            open(self.dir / "appliance.log", "w") as out,
+            program(
+                [sys.executable, "-m", "appliance", "serve"], SUBJECT_CPU, env=environ, stdout=out, stderr=out
+            ) as process,
+        ):
             wait_port(port, 20)
             time.sleep(1.5)
             yield process.pid, port
@@ -95,19 +128,35 @@ def streams(bench: Bench) -> None:
     print(f"| | events per core second | first token p50 | p99 | memory | bad answers |\n|{' --- |' * 6}")
     for what, pace_ms in (("as fast as they come", 0), ("one every 10 ms", 10)):
         with ExitStack() as stack:
-            ports = [stack.enter_context(bench.upstream(events=100, pace_ms=pace_ms)) for _ in range(BACKENDS)]
+            ports = [
+                stack.enter_context(bench.upstream(events=100, pace_ms=pace_ms)) for _ in range(BACKENDS)
+            ]
             for subject in ("nginx", "appliance"):
-                opened = engines.nginx(ports) if subject == "nginx" else engines.appliance(ports, strategy="least_busy", kind="openai", model="m")
+                opened = (
+                    engines.nginx(ports)
+                    if subject == "nginx"
+                    else engines.appliance(ports, strategy="least_busy", kind="openai", model="m")
+                )
                 with opened as (pid, port):
                     bench.load("stream", port, STREAMS, 1, "stream.json")
                     rows = []
                     for _ in range(bench.rounds):
                         before = cpu_s(pid)
                         found = bench.load("stream", port, STREAMS, bench.seconds, "stream.json")
-                        rows.append((found["events"] / max(cpu_s(pid) - before, 1e-9), found["ttft_p50_ms"], found["ttft_p99_ms"], found["bad"]))
+                        rows.append(
+                            (
+                                found["events"] / max(cpu_s(pid) - before, 1e-9),
+                                found["ttft_p50_ms"],
+                                found["ttft_p99_ms"],
+                                found["bad"],
+                            )
+                        )
                     middle = sorted(rows)[len(rows) // 2]
-                    print(f"| {subject}, {what} | {middle[0]:,.0f} | {middle[1]:.1f} ms | {middle[2]:.1f} ms | {rss_mb(pid):.0f} MB | "
-                          f"{sum(int(row[3]) for row in rows)} |", flush=True)
+                    print(
+                        f"| {subject}, {what} | {middle[0]:,.0f} | {middle[1]:.1f} ms | {middle[2]:.1f} ms | {rss_mb(pid):.0f} MB | "
+                        f"{sum(int(row[3]) for row in rows)} |",
+                        flush=True,
+                    )
 
 
 # ---- tail
@@ -119,7 +168,9 @@ class Slowed:
     def __init__(self, parts: dict[int, float]) -> None:
         self._parts = parts
         self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._turn, args=(pid, part), daemon=True) for pid, part in parts.items()]
+        self._threads = [
+            threading.Thread(target=self._turn, args=(pid, part), daemon=True) for pid, part in parts.items()
+        ]
 
     def __enter__(self) -> "Slowed":
         for thread in self._threads:
@@ -151,10 +202,35 @@ def llama_servers(folder: Path) -> Iterator[tuple[list[int], dict[int, float]]]:
         for number, part in enumerate(SPEEDS):
             port = free_port()
             out = stack.enter_context(open(folder / f"llama-{number}.log", "w"))
-            process = stack.enter_context(program(
-                [binary, "-m", str(model), "--alias", "tiny", "--host", "127.0.0.1", "--port", str(port), "-t", "1", "--parallel", str(SLOTS),
-                 "--no-kv-unified", "--ctx-size", str(SLOTS * 2048), "--metrics", "--slots", "--jinja"], f"{SUBJECT_CPU},{LOAD_CPU}", stdout=out, stderr=out,
-                env={**os.environ, "GGML_NO_BACKTRACE": "1"}))
+            process = stack.enter_context(
+                program(
+                    [
+                        binary,
+                        "-m",
+                        str(model),
+                        "--alias",
+                        "tiny",
+                        "--host",
+                        "127.0.0.1",
+                        "--port",
+                        str(port),
+                        "-t",
+                        "1",
+                        "--parallel",
+                        str(SLOTS),
+                        "--no-kv-unified",
+                        "--ctx-size",
+                        str(SLOTS * 2048),
+                        "--metrics",
+                        "--slots",
+                        "--jinja",
+                    ],
+                    f"{SUBJECT_CPU},{LOAD_CPU}",
+                    stdout=out,
+                    stderr=out,
+                    env={**os.environ, "GGML_NO_BACKTRACE": "1"},
+                )
+            )
             ports.append(port)
             parts[process.pid] = part
         for port in ports:
@@ -164,15 +240,26 @@ def llama_servers(folder: Path) -> Iterator[tuple[list[int], dict[int, float]]]:
 
 
 def lengths(rng: random.Random, count: int) -> list[int]:
-    return [max(4, min(MOST_TOKENS, round(TOKENS * rng.lognormvariate(-SIGMA * SIGMA / 2, SIGMA)))) for _ in range(count)]
+    return [
+        max(4, min(MOST_TOKENS, round(TOKENS * rng.lognormvariate(-SIGMA * SIGMA / 2, SIGMA))))
+        for _ in range(count)
+    ]
 
 
 async def one(session: aiohttp.ClientSession, port: int, tokens: int) -> tuple[bool, str]:
     """Ask for so many tokens; give (whether it came whole, the backend)."""
-    body = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "max_tokens": tokens, "ignore_eos": True, "stream": True}
+    body = {
+        "model": "tiny",
+        "messages": [{"role": "user", "content": "hello"}],
+        "max_tokens": tokens,
+        "ignore_eos": True,
+        "stream": True,
+    }
     async with session.post(f"http://127.0.0.1:{port}/v1/chat/completions", json=body) as response:
         data = await response.read()
-        return response.status == 200 and b"data: [DONE]" in data, response.headers.get("x-appliance-receipt", "").partition(";")[0]
+        return response.status == 200 and b"data: [DONE]" in data, response.headers.get(
+            "x-appliance-receipt", ""
+        ).partition(";")[0]
 
 
 async def capacity(port: int, seconds: float) -> float:
@@ -188,7 +275,9 @@ async def capacity(port: int, seconds: float) -> float:
             done += time.monotonic() < ends_s
 
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=PATIENCE) as session:
-        await asyncio.gather(*(worker(session) for _ in range(8 * SLOTS * len(SPEEDS))))     # the slow one must not be all that is waited for
+        await asyncio.gather(
+            *(worker(session) for _ in range(8 * SLOTS * len(SPEEDS)))
+        )  # the slow one must not be all that is waited for
     return done / seconds
 
 
@@ -207,7 +296,10 @@ async def arrivals(port: int, plan: list[tuple[float, int]]) -> tuple[list[float
         backends[backend] += 1
         took.append(time.monotonic() - began_s - at_s)
 
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=PATIENCE) as session, asyncio.TaskGroup() as group:
+    async with (
+        aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=PATIENCE) as session,
+        asyncio.TaskGroup() as group,
+    ):
         began_s = time.monotonic()
         for at_s, tokens in plan:
             await asyncio.sleep(max(0.0, began_s + at_s - time.monotonic()))
@@ -232,31 +324,42 @@ def tail(bench: Bench, *, seconds: float, rounds: int) -> None:
         failed, shares = Counter[str](), {subject: Counter[str]() for subject in subjects}
         for number in range(rounds):
             plan = planned(rate, seconds, seed=number + 1)
-            say(f"round {number + 1} of {rounds}: {len(plan)} requests at {rate:.1f} a second, {sum(tokens for _, tokens in plan) / len(plan):.0f} tokens on average")
+            say(
+                f"round {number + 1} of {rounds}: {len(plan)} requests at {rate:.1f} a second, {sum(tokens for _, tokens in plan) / len(plan):.0f} tokens on average"
+            )
             for subject in subjects if number % 2 == 0 else subjects[::-1]:
-                opened = engines.nginx(ports, keeps=False) if subject.startswith("nginx") else \
-                    engines.appliance(ports, strategy=subject, kind="llamacpp", model="tiny")
+                opened = (
+                    engines.nginx(ports, keeps=False)
+                    if subject.startswith("nginx")
+                    else engines.appliance(ports, strategy=subject, kind="llamacpp", model="tiny")
+                )
                 with opened as (_, port):
                     took, bad, backends = asyncio.run(arrivals(port, plan))
                 results[subject] += took
                 failed[subject] += bad
                 shares[subject] += backends
                 say(f"    {subject}: p99 {sorted(took)[int(len(took) * 0.99)]:.2f} s, {bad} failed")
-    print(f"\n{len(SPEEDS)} llama-servers of {SLOTS} slots, one four times slower, at {RHO:.0%} of what they can do\n")
+    print(
+        f"\n{len(SPEEDS)} llama-servers of {SLOTS} slots, one four times slower, at {RHO:.0%} of what they can do\n"
+    )
     print(f"| | p50 | p90 | p99 | longest | failed | to the slow one |\n|{' --- |' * 7}")
     for subject, took in results.items():
         took.sort()
         slow = shares[subject]["backend=b3"] / max(1, sum(shares[subject].values()))
         p50, p90, p99 = (took[int(len(took) * part)] for part in (0.5, 0.9, 0.99))
-        print(f"| {subject} | {p50:.2f} s | {p90:.2f} s | {p99:.2f} s | {took[-1]:.2f} s | {failed[subject]} | "
-              f"{'' if subject.startswith('nginx') else f'{slow:.0%}'} |")
+        print(
+            f"| {subject} | {p50:.2f} s | {p90:.2f} s | {p99:.2f} s | {took[-1]:.2f} s | {failed[subject]} | "
+            f"{'' if subject.startswith('nginx') else f'{slow:.0%}'} |"
+        )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.engines", description=__doc__.split("\n", 1)[0])
     parser.add_argument("--quick", action="store_true", help="one short round of each")
     parser.add_argument("--only", choices=("streams", "tail"))
-    parser.add_argument("--seconds", type=float, default=20, help="of arrivals, per subject and round of `tail`")
+    parser.add_argument(
+        "--seconds", type=float, default=20, help="of arrivals, per subject and round of `tail`"
+    )
     parser.add_argument("--rounds", type=int, default=3, help="of `tail`")
     arguments = parser.parse_args()
     for tool in ("nginx", "gcc", "taskset"):
@@ -267,7 +370,11 @@ def main() -> None:
         if arguments.only != "tail":
             streams(bench)
         if arguments.only != "streams":
-            tail(bench, seconds=5 if arguments.quick else arguments.seconds, rounds=1 if arguments.quick else arguments.rounds)
+            tail(
+                bench,
+                seconds=5 if arguments.quick else arguments.seconds,
+                rounds=1 if arguments.quick else arguments.rounds,
+            )
     finally:
         shutil.rmtree(bench.dir, ignore_errors=True)
 

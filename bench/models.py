@@ -37,8 +37,9 @@ from typing import Any
 import aiohttp
 
 from appliance.app import running
-from appliance.models.manager import Manager
-from appliance.models.scheduler import Facts, House, Line, Resident, next_step
+from appliance.models.manager.manager import ModelManager
+from appliance.models.scheduler.scheduler import next_step
+from appliance.models.scheduler.state import ModelFacts, QueueState, ResidentRunner, SchedulerState
 from appliance.settings import load_or_raise
 from bench.__main__ import HERE, free_port, program, rss_mb, say, wait_port
 from tests.tools import tiny_models
@@ -85,7 +86,10 @@ class Client:
             self.kept.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self.asked = 0
         self.asked += 1
-        head = b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % (path.encode(), len(body))
+        head = (
+            b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+            % (path.encode(), len(body))
+        )
         sent_s, first_s, data = time.monotonic(), 0.0, b""
         self.kept.sendall(head + body)
         while True:
@@ -116,8 +120,16 @@ def _is_whole(headers: bytes, body: bytes) -> bool:
 
 
 def chat(model: str, *, stream: bool, tokens: int = TOKENS) -> bytes:
-    return json.dumps({"model": model, "messages": [{"role": "user", "content": "hello"}], "max_tokens": tokens, "ignore_eos": True,
-                       "temperature": 0, "stream": stream}).encode()
+    return json.dumps(
+        {
+            "model": model,
+            "messages": [{"role": "user", "content": "hello"}],
+            "max_tokens": tokens,
+            "ignore_eos": True,
+            "temperature": 0,
+            "stream": stream,
+        }
+    ).encode()
 
 
 def is_healthy(port: int) -> bool:
@@ -196,8 +208,19 @@ class Workshop:
         """Build what stands before llama-server; give (it, its notes)."""
         self.number += 1
         made, notes = self.dir / f"server-{self.number}", self.dir / f"spawned-{self.number}"
-        subprocess.run(["gcc", "-O1", f'-DSERVER="{self.server}"', f'-DNOTES="{notes}"', f"-DDELAY_MS={delay_ms}", "-o", str(made), str(HERE / "spawned.c")],
-                       check=True)
+        subprocess.run(
+            [
+                "gcc",
+                "-O1",
+                f'-DSERVER="{self.server}"',
+                f'-DNOTES="{notes}"',
+                f"-DDELAY_MS={delay_ms}",
+                "-o",
+                str(made),
+                str(HERE / "spawned.c"),
+            ],
+            check=True,
+        )
         return made, notes
 
     def table(self, names: list[str], *, places: int) -> Path:
@@ -209,25 +232,60 @@ class Workshop:
                 link.symlink_to(self.model)
             models[name] = {"model_path": str(link), "params": {"n_ctx": SLOTS * 2048, "n_gpu_layers": 0}}
         path = self.dir / f"table-{self.number}.json"
-        path.write_text(json.dumps({"models": models, "system": {
-            "max_concurrent_models": places, "parallel_requests": SLOTS, "cpu_threads": 1, "min_vram_required": 200}}))
+        path.write_text(
+            json.dumps(
+                {
+                    "models": models,
+                    "system": {
+                        "max_concurrent_models": places,
+                        "parallel_requests": SLOTS,
+                        "cpu_threads": 1,
+                        "min_vram_required": 200,
+                    },
+                }
+            )
+        )
         return path
 
     def environ(self, names: list[str], *, places: int = 3, delay_ms: int = 0) -> tuple[dict[str, str], Path]:
         """Give (variables of an appliance with such a table, the notes)."""
         made, notes = self.wrapped(delay_ms)
         first = random.randrange(20_000, 29_900)
-        named = {"CONFIG_PATH": str(self.table(names, places=places)), "LLAMA_SERVER_PATH": str(made)} if names else {}
-        return {"PATH": os.environ["PATH"], "PROXY_PORT": str(free_port()), "CONTROL_PORT": str(free_port()), "STATE_DIR": str(self.dir / f"state-{self.number}"),
-                "MACHINE_ID_PATH": str(self.dir / "machine-id"), "GPU_SPOOF_STATE_DIR": str(self.dir / "gpu"), "LOG_FORMAT": "json", "NAT_REDIRECT": "off",
-                "MODEL_FIRST_PORT": str(first), "MODEL_LAST_PORT": str(first + 50), **named}, notes
+        named = (
+            {"CONFIG_PATH": str(self.table(names, places=places)), "LLAMA_SERVER_PATH": str(made)}
+            if names
+            else {}
+        )
+        return {
+            "PATH": os.environ["PATH"],
+            "PROXY_PORT": str(free_port()),
+            "CONTROL_PORT": str(free_port()),
+            "STATE_DIR": str(self.dir / f"state-{self.number}"),
+            "MACHINE_ID_PATH": str(self.dir / "machine-id"),
+            "GPU_SPOOF_STATE_DIR": str(self.dir / "gpu"),
+            "LOG_FORMAT": "json",
+            "NAT_REDIRECT": "off",
+            "MODEL_FIRST_PORT": str(first),
+            "MODEL_LAST_PORT": str(first + 50),
+            **named,
+        }, notes
 
     @contextmanager
-    def appliance(self, names: list[str], *, places: int = 3, delay_ms: int = 0, **more: str) -> Iterator[Subject]:
+    def appliance(
+        self, names: list[str], *, places: int = 3, delay_ms: int = 0, **more: str
+    ) -> Iterator[Subject]:
         environ, notes = self.environ(names, places=places, delay_ms=delay_ms)
         port = int(environ["PROXY_PORT"])
-        with open(self.dir / f"appliance-{self.number}.log", "w") as out, \
-                program([sys.executable, "-m", "appliance", "serve"], EVERY_CORE, env=environ | more, stdout=out, stderr=out) as process:
+        with (
+            open(self.dir / f"appliance-{self.number}.log", "w") as out,
+            program(
+                [sys.executable, "-m", "appliance", "serve"],
+                EVERY_CORE,
+                env=environ | more,
+                stdout=out,
+                stderr=out,
+            ) as process,
+        ):
             wait_port(port, 20)
             yield Subject(process.pid, port, notes)
 
@@ -242,13 +300,24 @@ def loaded(shop: Workshop, counts: Counts) -> None:
         ports = {"alone": subject.spawned()[-1][1], "appliance": subject.port}
         for stream in (False, True):
             what = "first event of a stream" if stream else "whole answer"
-            found[f"{what}, one at a time"] = in_turn(ports, chat("a", stream=stream), counts.alone, stream=stream)
-            found[f"{what}, all {SLOTS} slots busy"] = all_busy(ports, chat("a", stream=stream), counts.busy, stream=stream)
-    print(f"\nA loaded model: the same llama-server ({SLOTS} slots, {TOKENS} tokens an answer), asked directly and through the appliance, in turn\n")
-    print(f"| milliseconds | alone p50 | p99 | through the appliance p50 | p99 | more, p50 | p99 |\n|{' --- |' * 7}")
+            found[f"{what}, one at a time"] = in_turn(
+                ports, chat("a", stream=stream), counts.alone, stream=stream
+            )
+            found[f"{what}, all {SLOTS} slots busy"] = all_busy(
+                ports, chat("a", stream=stream), counts.busy, stream=stream
+            )
+    print(
+        f"\nA loaded model: the same llama-server ({SLOTS} slots, {TOKENS} tokens an answer), asked directly and through the appliance, in turn\n"
+    )
+    print(
+        f"| milliseconds | alone p50 | p99 | through the appliance p50 | p99 | more, p50 | p99 |\n|{' --- |' * 7}"
+    )
     for name, rows in found.items():
         cells = [1000 * part_of(rows[who], part) for who in ("alone", "appliance") for part in (0.5, 0.99)]
-        print(f"| {name} | {' | '.join(f'{cell:.2f}' for cell in cells)} | {cells[2] - cells[0]:+.2f} | {cells[3] - cells[1]:+.2f} |", flush=True)
+        print(
+            f"| {name} | {' | '.join(f'{cell:.2f}' for cell in cells)} | {cells[2] - cells[0]:+.2f} | {cells[3] - cells[1]:+.2f} |",
+            flush=True,
+        )
 
 
 def in_turn(ports: dict[str, int], body: bytes, number: int, *, stream: bool) -> dict[str, list[float]]:
@@ -293,7 +362,7 @@ def cold(shop: Workshop, counts: Counts) -> None:
     ours: list[dict[str, float]] = []
     alone: list[dict[str, float]] = []
     with shop.appliance(["a"]) as subject:
-        time.sleep(1)               # a start has more to do than its first request
+        time.sleep(1)  # a start has more to do than its first request
         first = cold_through(subject)
         command = Path(f"/proc/{subject.spawned()[-1][2]}/cmdline").read_text().split("\0")[:-1]
         for _ in range(counts.colds):
@@ -301,12 +370,17 @@ def cold(shop: Workshop, counts: Counts) -> None:
             ours.append(cold_through(subject))
             alone.append(cold_alone(command, subject))
     print(f"\nA model that is not loaded, {counts.colds} times in turn\n")
-    print(f"| milliseconds | alone p50 | longest | through the appliance p50 | longest | the first after the appliance's start |\n|{' --- |' * 6}")
+    print(
+        f"| milliseconds | alone p50 | longest | through the appliance p50 | longest | the first after the appliance's start |\n|{' --- |' * 6}"
+    )
     for name in ("request → spawned", "spawned → ready", "ready → first event", "request → first event"):
         left = [1000 * row[name] for row in alone if name in row]
         right = [1000 * row[name] for row in ours]
-        print(f"| {name} | {f'{part_of(left, 0.5):.1f} | {max(left):.1f}' if left else ' | '} | {part_of(right, 0.5):.1f} | {max(right):.1f} | "
-              f"{1000 * first[name]:.1f} |", flush=True)
+        print(
+            f"| {name} | {f'{part_of(left, 0.5):.1f} | {max(left):.1f}' if left else ' | '} | {part_of(right, 0.5):.1f} | {max(right):.1f} | "
+            f"{1000 * first[name]:.1f} |",
+            flush=True,
+        )
 
 
 def cold_through(subject: Subject) -> dict[str, float]:
@@ -325,14 +399,21 @@ def cold_through(subject: Subject) -> dict[str, float]:
     watcher.join()
     client.close()
     spawned_s = subject.spawned()[-1][0]
-    return {"request → spawned": spawned_s - sent_s, "spawned → ready": ready[0] - spawned_s, "ready → first event": first_s - ready[0],
-            "request → first event": first_s - sent_s}
+    return {
+        "request → spawned": spawned_s - sent_s,
+        "spawned → ready": ready[0] - spawned_s,
+        "ready → first event": first_s - ready[0],
+        "request → first event": first_s - sent_s,
+    }
 
 
 def cold_alone(command: list[str], subject: Subject) -> dict[str, float]:
     """The same command line on another port, started by us."""
     port = free_port()
-    command = [str(port) if before == "--port" else word for before, word in zip(["", *command], command, strict=False)]
+    command = [
+        str(port) if before == "--port" else word
+        for before, word in zip(["", *command], command, strict=False)
+    ]
     with program(command, EVERY_CORE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL):
         until_s = time.monotonic() + PATIENCE_S
         while subject.spawned()[-1][1] != port and time.monotonic() < until_s:
@@ -356,11 +437,15 @@ def memory(shop: Workshop, counts: Counts) -> None:
             with shop.appliance([f"m{n}" for n in range(number)]) as subject:
                 time.sleep(2)
                 taken[name].append(rss_mb(subject.pid))
-    print(f"\nMemory of the appliance (PSS, MB), no model loaded; median of {counts.starts} starts, two seconds after each\n")
+    print(
+        f"\nMemory of the appliance (PSS, MB), no model loaded; median of {counts.starts} starts, two seconds after each\n"
+    )
     for name, values in taken.items():
         print(f"| {name} | {statistics.median(values):.1f} |", flush=True)
     costs = asyncio.run(in_process(shop, counts))
-    print("\nWith 100 models in the table, 3 of them loaded (in process), microseconds, median of 20 batches\n")
+    print(
+        "\nWith 100 models in the table, 3 of them loaded (in process), microseconds, median of 20 batches\n"
+    )
     for name, cost_s in costs.items():
         print(f"| {name} | {cost_s * 1e6:,.0f} |", flush=True)
 
@@ -376,13 +461,17 @@ async def in_process(shop: Workshop, counts: Counts) -> dict[str, float]:
             await manager.load(name)
         lease_s = await _leases(manager, counts.calls)
         house = full_house()
-        return {"one lease and its end (two looks at a slot, one turn)": lease_s,
-                "one turn of the manager in which nothing is to be done": _timed(manager._turn, counts.calls),
-                "one decision with 100 lines waiting and 3 busy models": _timed(lambda: next_step(house), counts.calls),
-                "one reading of all 100 models (Board.models)": _timed(manager.models, counts.calls)}
+        return {
+            "one lease and its end (two looks at a slot, one turn)": lease_s,
+            "one turn of the manager in which nothing is to be done": _timed(manager._turn, counts.calls),
+            "one decision with 100 lines waiting and 3 busy models": _timed(
+                lambda: next_step(house), counts.calls
+            ),
+            "one reading of all 100 models (Board.models)": _timed(manager.models, counts.calls),
+        }
 
 
-async def _leases(manager: Manager, calls: int) -> float:
+async def _leases(manager: ModelManager, calls: int) -> float:
     batches = []
     for _ in range(20):
         began_s = time.perf_counter()
@@ -402,34 +491,54 @@ def _timed(action: Callable[[], object], calls: int) -> float:
     return statistics.median(batches)
 
 
-def full_house() -> House:
+def full_house() -> SchedulerState:
     """A house at its worst: every place is busy, and somebody waits for each of the 100 models."""
     names = [f"m{n}" for n in range(100)]
-    residents = [Resident(n, name, "ready", slots=SLOTS, active=SLOTS, memory={-1: 1 << 30}, load_s=5.0, demand=1.0) for n, name in enumerate(names[:3])]
-    return House([Line(name, requests=3, oldest_s=1.0) for name in names], residents, {name: Facts(name, 1 << 30, load_s=5.0) for name in names},
-                 {-1: 1 << 30}, {-1: 8 << 30})
+    residents = [
+        ResidentRunner(
+            n, name, "ready", slots=SLOTS, active=SLOTS, memory={-1: 1 << 30}, load_s=5.0, demand=1.0
+        )
+        for n, name in enumerate(names[:3])
+    ]
+    return SchedulerState(
+        [QueueState(name, requests=3, oldest_s=1.0) for name in names],
+        residents,
+        {name: ModelFacts(name, 1 << 30, load_s=5.0) for name in names},
+        {-1: 1 << 30},
+        {-1: 8 << 30},
+    )
 
 
 # ---- replay
 
 
-RATE = 8.0                              # requests a second, for the two models in turn
+RATE = 8.0  # requests a second, for the two models in turn
 SWAP_WAITS = ("30 (default)", "5", "0")
 LOADS = {"loads as quick as a tiny model's": 0, "each load slowed down by 0.6 s": 600}
 
 
 def replay(shop: Workshop, counts: Counts) -> None:
-    print(f"\nA-B-A-B: {RATE:g} requests a second for {counts.seconds:g} s, for two models in turn; one place, {SLOTS} slots, {TOKENS} tokens an answer\n")
-    print(f"| | MODEL_SWAP_WAIT_S | swaps | answered whole | p50 | p99 | longest | all done after |\n|{' --- |' * 8}", flush=True)
+    print(
+        f"\nA-B-A-B: {RATE:g} requests a second for {counts.seconds:g} s, for two models in turn; one place, {SLOTS} slots, {TOKENS} tokens an answer\n"
+    )
+    print(
+        f"| | MODEL_SWAP_WAIT_S | swaps | answered whole | p50 | p99 | longest | all done after |\n|{' --- |' * 8}",
+        flush=True,
+    )
     for what, delay_ms in LOADS.items():
         for wait in SWAP_WAITS:
-            with shop.appliance(["a", "b"], places=1, delay_ms=delay_ms, MODEL_SWAP_WAIT_S=wait.split()[0]) as subject:
-                for model in "ab":          # it learns how long they take to load
+            with shop.appliance(
+                ["a", "b"], places=1, delay_ms=delay_ms, MODEL_SWAP_WAIT_S=wait.split()[0]
+            ) as subject:
+                for model in "ab":  # it learns how long they take to load
                     Client(subject.port).ask(chat(model, stream=True))
                 before = len(subject.spawned())
                 took, bad, lasted_s = asyncio.run(arrivals(subject.port, counts.seconds))
-                print(f"| {what} | {wait} | {len(subject.spawned()) - before} | {len(took) - bad} of {len(took)} | {part_of(took, 0.5):.2f} s | "
-                      f"{part_of(took, 0.99):.2f} s | {max(took):.2f} s | {lasted_s:.1f} s |", flush=True)
+                print(
+                    f"| {what} | {wait} | {len(subject.spawned()) - before} | {len(took) - bad} of {len(took)} | {part_of(took, 0.5):.2f} s | "
+                    f"{part_of(took, 0.99):.2f} s | {max(took):.2f} s | {lasted_s:.1f} s |",
+                    flush=True,
+                )
 
 
 async def arrivals(port: int, seconds: float) -> tuple[list[float], int, float]:
@@ -439,7 +548,9 @@ async def arrivals(port: int, seconds: float) -> tuple[list[float], int, float]:
     async def request(at_s: float, model: str) -> None:
         nonlocal bad
         try:
-            async with session.post(f"http://127.0.0.1:{port}/v1/chat/completions", data=chat(model, stream=True)) as response:
+            async with session.post(
+                f"http://127.0.0.1:{port}/v1/chat/completions", data=chat(model, stream=True)
+            ) as response:
                 data = await response.read()
                 bad += not (response.status == 200 and b"data: [DONE]" in data)
         except (aiohttp.ClientError, TimeoutError):
@@ -447,7 +558,12 @@ async def arrivals(port: int, seconds: float) -> tuple[list[float], int, float]:
         took.append(time.monotonic() - began_s - at_s)
 
     timeout, headers = aiohttp.ClientTimeout(total=2 * PATIENCE_S), {"Content-Type": "application/json"}
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout, headers=headers) as session, asyncio.TaskGroup() as group:
+    async with (
+        aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0), timeout=timeout, headers=headers
+        ) as session,
+        asyncio.TaskGroup() as group,
+    ):
         began_s = time.monotonic()
         for number in range(int(seconds * RATE)):
             at_s = number / RATE
@@ -466,13 +582,18 @@ def machine() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.models", description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--quick", action="store_true", help="a few of each: to see that it works, not what it takes")
+    parser.add_argument(
+        "--quick", action="store_true", help="a few of each: to see that it works, not what it takes"
+    )
     parser.add_argument("--only", choices=PARTS)
     arguments = parser.parse_args()
     for tool in ("gcc", "taskset"):
         if shutil.which(tool) is None:
             raise SystemExit(f"{tool} is missing; `make bench` installs it")
-    counts, steps = QUICK if arguments.quick else Counts(), {"loaded": loaded, "cold": cold, "memory": memory, "replay": replay}
+    counts, steps = (
+        QUICK if arguments.quick else Counts(),
+        {"loaded": loaded, "cold": cold, "memory": memory, "replay": replay},
+    )
     print(machine())
     with ExitStack() as stack:
         folder = Path(tempfile.mkdtemp(prefix="bench-"))

@@ -26,7 +26,10 @@ def main() -> None:
             "python3 -I -S -c pass": (["python3", "-I", "-S", "-c", "pass"], environ),
             "shim, simulated, -L": ([str(SHIM), "-L"], environ),
             "shim, simulated, table": ([str(SHIM)], environ),
-            "shim, simulated, csv": ([str(SHIM), "--query-gpu=name,utilization.gpu,memory.used", "--format=csv"], environ),
+            "shim, simulated, csv": (
+                [str(SHIM), "--query-gpu=name,utilization.gpu,memory.used", "--format=csv"],
+                environ,
+            ),
             "shim, no GPU": ([str(SHIM), "-L"], {**environ, "GPU_MODE": "none"}),
         }
         found: dict[str, list[float]] = {name: [] for name in commands}
@@ -34,7 +37,9 @@ def main() -> None:
             for name, (command, env) in commands.items():
                 found[name].append(measure(command, env))
         for name, times in found.items():
-            print(f"{name:26} median {statistics.median(times):6.1f} ms   {min(times):6.1f} to {max(times):6.1f}")
+            print(
+                f"{name:26} median {statistics.median(times):6.1f} ms   {min(times):6.1f} to {max(times):6.1f}"
+            )
 
 
 if __name__ == "__main__":

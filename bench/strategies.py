@@ -19,10 +19,10 @@ from dataclasses import dataclass, field
 from appliance.base.balancing import STRATEGIES, Balancer, Member
 
 REQUESTS = 8000
-WARM_UP = 500               # requests that are not counted
-LOOK_S = 3.0                # between looks at the engines' metrics
-CACHED = 24                 # conversations that a server's cache holds
-PREFILL = 0.6               # of the mean work of a request of a conversation; the cache saves it
+WARM_UP = 500  # requests that are not counted
+LOOK_S = 3.0  # between looks at the engines' metrics
+CACHED = 24  # conversations that a server's cache holds
+PREFILL = 0.6  # of the mean work of a request of a conversation; the cache saves it
 
 
 @dataclass(slots=True)
@@ -82,7 +82,12 @@ class Scenario:
                 at_s += rng.expovariate(rate)
             conversation = int(self.conversations * rng.random() ** 2) if self.conversations else -1
             work = self.work(rng)
-            yield Job(at_s, work * (1 - PREFILL) + PREFILL if conversation >= 0 else work, conversation, number % self.doors)
+            yield Job(
+                at_s,
+                work * (1 - PREFILL) + PREFILL if conversation >= 0 else work,
+                conversation,
+                number % self.doors,
+            )
 
 
 class Door:
@@ -100,10 +105,18 @@ class Door:
 
     def choose(self, job: Job, now_s: float) -> int | None:
         """Give the number of a server, None = all are full."""
-        ready = [m for m, s in zip(self.members, self.servers, strict=True) if not self.has_line or m.active + m.others < s.slots]
+        ready = [
+            m
+            for m, s in zip(self.members, self.servers, strict=True)
+            if not self.has_line or m.active + m.others < s.slots
+        ]
         if not ready:
             return None
-        prefixes = [job.conversation] if job.conversation >= 0 and self.balancer.strategy == "prefix_affinity" else []
+        prefixes = (
+            [job.conversation]
+            if job.conversation >= 0 and self.balancer.strategy == "prefix_affinity"
+            else []
+        )
         member, _ = self.balancer.choose(ready, prefixes=prefixes)
         if prefixes:
             self.balancer.remember(member, prefixes)
@@ -111,7 +124,9 @@ class Door:
         return int(member.name)
 
 
-def simulate(scenario: Scenario, strategy: str, *, has_line: bool, seed: int = 1) -> tuple[list[float], list[float]]:
+def simulate(
+    scenario: Scenario, strategy: str, *, has_line: bool, seed: int = 1
+) -> tuple[list[float], list[float]]:
     """Give (seconds of each request, busy share of each server)."""
     servers = [Server(speed, scenario.slots) for speed in scenario.speeds]
     doors = [Door(servers, strategy, seed + n, has_line) for n in range(scenario.doors)]
@@ -145,17 +160,17 @@ def simulate(scenario: Scenario, strategy: str, *, has_line: bool, seed: int = 1
     now_s = 0.0
     while left:
         now_s, _, job = heapq.heappop(events)
-        if job is None:                     # a look, by every door
+        if job is None:  # a look, by every door
             for door in doors:
                 door.look()
                 while door.line and send(door, door.line[0], now_s):
                     door.line.popleft()
             heapq.heappush(events, (now_s + LOOK_S, -1, None))
-        elif job.server < 0:                # it arrives
+        elif job.server < 0:  # it arrives
             door = doors[job.door]
             if door.line or not send(door, job, now_s):
                 door.line.append(job)
-        else:                               # it ends
+        else:  # it ends
             left -= 1
             job.ended_s = now_s
             server, door = servers[job.server], doors[job.door]
@@ -186,10 +201,14 @@ SCENARIOS = [
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--seeds", type=int, default=3, help="runs per row, each with other arrivals; the middle one is shown")
+    parser.add_argument(
+        "--seeds", type=int, default=3, help="runs per row, each with other arrivals; the middle one is shown"
+    )
     seeds = parser.parse_args().seeds
     for has_line in (True, False):
-        print(f"\n{'With the line at the door' if has_line else 'Without it'}: p50 / p99 / busiest to idlest server\n")
+        print(
+            f"\n{'With the line at the door' if has_line else 'Without it'}: p50 / p99 / busiest to idlest server\n"
+        )
         print("| | " + " | ".join(s.name for s in SCENARIOS) + " |\n| --- |" + " --- |" * len(SCENARIOS))
         for strategy in STRATEGIES:
             cells = []
@@ -198,7 +217,13 @@ def main() -> None:
                 for seed in range(1, seeds + 1):
                     took, shares = simulate(scenario, strategy, has_line=has_line, seed=seed)
                     took.sort()
-                    rows.append((took[int(len(took) * 0.99)], took[len(took) // 2], max(shares) / max(min(shares), 1e-9)))
+                    rows.append(
+                        (
+                            took[int(len(took) * 0.99)],
+                            took[len(took) // 2],
+                            max(shares) / max(min(shares), 1e-9),
+                        )
+                    )
                 p99, p50, spread = sorted(rows)[len(rows) // 2]
                 cells.append(f"{p50:.1f} / {p99:.1f} / {spread:.1f}" if p99 < 1000 else "overrun")
             print(f"| `{strategy}` | " + " | ".join(cells) + " |", flush=True)

@@ -19,26 +19,25 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from appliance.models.scheduler import (
+from appliance.models.scheduler.fit import fitting
+from appliance.models.scheduler.scheduler import Demand, next_step
+from appliance.models.scheduler.state import (
     Close,
-    Demand,
-    Facts,
-    House,
-    Line,
+    ModelFacts,
     Open,
-    Resident,
-    Rules,
+    QueueState,
+    ResidentRunner,
+    SchedulerRules,
+    SchedulerState,
     Serve,
     Start,
     Stop,
     Wait,
-    fitting,
-    next_step,
 )
-from appliance.models.views import RAM
+from appliance.models.status.views import RAM
 from bench.traces import STOP_S, TRACES, Job, Trace
 
-PATIENCE_S = 300.0          # queue_timeout_sec
+PATIENCE_S = 300.0  # queue_timeout_sec
 SLOTS = 4
 
 
@@ -52,7 +51,7 @@ class Server:
     is_closed: bool = False
     ready_s: float = 0.0
     idle_since_s: float = 0.0
-    queue: list[Job] = field(default_factory=list)          # inside: only first come, first served has one
+    queue: list[Job] = field(default_factory=list)  # inside: only first come, first served has one
 
 
 class Sim:
@@ -130,7 +129,11 @@ class Sim:
     def oldest(self, *, is_loaded: bool = True) -> Job | None:
         """Give who waits longest; of those whose model has no llama-server unless `is_loaded`."""
         there = set() if is_loaded else {server.alias for server in self.servers.values()}
-        return min((line[0] for alias, line in self.lines.items() if line and alias not in there), key=lambda job: job.at_s, default=None)
+        return min(
+            (line[0] for alias, line in self.lines.items() if line and alias not in there),
+            key=lambda job: job.at_s,
+            default=None,
+        )
 
     def begin(self, job: Job, server: Server) -> None:
         assert server.phase == "ready"
@@ -176,26 +179,56 @@ class Sim:
     # ---- what a policy may know
 
     def free(self) -> int:
-        return self.trace.memory - sum(self.trace.models[server.alias].size for server in self.servers.values())
+        return self.trace.memory - sum(
+            self.trace.models[server.alias].size for server in self.servers.values()
+        )
 
-    def facts(self, alias: str) -> Facts:
+    def facts(self, alias: str) -> ModelFacts:
         model = self.trace.models[alias]
-        return Facts(alias, model.size, load_s=model.load_s)
+        return ModelFacts(alias, model.size, load_s=model.load_s)
 
-    def residents(self) -> list[Resident]:
+    def residents(self) -> list[ResidentRunner]:
         found = []
         for one in self.servers.values():
             model = self.trace.models[one.alias]
-            found.append(Resident(one.key, one.alias, one.phase, SLOTS, one.active, {RAM: model.size},                # type: ignore[arg-type]
-                                  0.0 if one.active else self.now_s - one.idle_since_s, self.now_s - one.ready_s, model.load_s,
-                                  self.demand[one.alias].rate(self.now_s), is_closed=one.is_closed))
+            found.append(
+                ResidentRunner(
+                    one.key,
+                    one.alias,
+                    one.phase,
+                    SLOTS,
+                    one.active,
+                    {RAM: model.size},  # type: ignore[arg-type]
+                    0.0 if one.active else self.now_s - one.idle_since_s,
+                    self.now_s - one.ready_s,
+                    model.load_s,
+                    self.demand[one.alias].rate(self.now_s),
+                    is_closed=one.is_closed,
+                )
+            )
         return found
 
-    def house(self) -> House:
-        lines = [Line(alias, len(line), 0, self.now_s - line[0].at_s, is_owed=alias in self.owed,
-                      since_turn_s=self.now_s - self.turn_ended_s.get(alias, -math.inf)) for alias, line in self.lines.items() if line]
-        return House(lines, self.residents(), {line.alias: self.facts(line.alias) for line in lines}, {RAM: self.free()}, {RAM: self.trace.memory},
-                     Rules(self.trace.places, self.trace.extra_wait_s, 0))
+    def house(self) -> SchedulerState:
+        lines = [
+            QueueState(
+                alias,
+                len(line),
+                0,
+                self.now_s - line[0].at_s,
+                is_owed=alias in self.owed,
+                since_turn_s=self.now_s - self.turn_ended_s.get(alias, -math.inf),
+            )
+            for alias, line in self.lines.items()
+            if line
+        ]
+        return SchedulerState(
+            lines,
+            self.residents(),
+            {line.alias: self.facts(line.alias) for line in lines},
+            {RAM: self.free()},
+            {RAM: self.trace.memory},
+            SchedulerRules(self.trace.places, self.trace.extra_wait_s, 0),
+        )
 
     def gives_way(self, server: Server, alias: str) -> None:
         self.owed.add(alias)
@@ -230,7 +263,9 @@ def fcfs(sim: Sim) -> None:
         while server.queue and server.phase == "ready" and server.active < SLOTS:
             sim.begin(server.queue.pop(0), server)
     while (job := sim.oldest()) is not None:
-        mine = next((one for one in sim.servers.values() if one.alias == job.alias and one.phase == "ready"), None)
+        mine = next(
+            (one for one in sim.servers.values() if one.alias == job.alias and one.phase == "ready"), None
+        )
         if mine is not None:
             if mine.active < SLOTS:
                 sim.serve(mine)
@@ -298,8 +333,16 @@ def replay(trace: Trace, policy: str) -> Row:
     waits = sorted((PATIENCE_S if job.is_gone else job.begun_s - job.at_s) for job in sim.done)
     starved = sum(job.out_s > trace.limit_s() for job in sim.done)
     answered = [job for job in sim.done if not job.is_gone]
-    return Row(sim.swaps, waits[len(waits) // 2], waits[int(len(waits) * 0.99)], waits[-1], starved,
-               max(job.begun_s + job.work_s for job in answered), len(answered), sum(map(len, trace.clients)))
+    return Row(
+        sim.swaps,
+        waits[len(waits) // 2],
+        waits[int(len(waits) * 0.99)],
+        waits[-1],
+        starved,
+        max(job.begun_s + job.work_s for job in answered),
+        len(answered),
+        sum(map(len, trace.clients)),
+    )
 
 
 def mean(rows: list[Row]) -> Row:
@@ -308,16 +351,29 @@ def mean(rows: list[Row]) -> Row:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--seeds", type=int, default=5, help="runs of each trace, each with other arrivals; their mean is shown")
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        default=5,
+        help="runs of each trace, each with other arrivals; their mean is shown",
+    )
     parser.add_argument("--only", choices=list(TRACES), help="one trace")
     asked = parser.parse_args()
-    print("| trace | | swaps | p50 s | p99 s | longest s | starved | last answer s | answered |\n| --- |" + " --- |" * 8)
+    print(
+        "| trace | | swaps | p50 s | p99 s | longest s | starved | last answer s | answered |\n| --- |"
+        + " --- |" * 8
+    )
     for name in [asked.only] if asked.only else TRACES:
         for policy in POLICIES:
-            row = mean([replay(TRACES[name](random.Random(seed)), policy) for seed in range(1, asked.seeds + 1)])
+            row = mean(
+                [replay(TRACES[name](random.Random(seed)), policy) for seed in range(1, asked.seeds + 1)]
+            )
             title = TRACES[name](random.Random(1)).name if policy == "ours" else ""
-            print(f"| {title} | {policy} | {row.swaps:.0f} | {row.p50_s:.1f} | {row.p99_s:.1f} | {row.max_s:.1f} | {row.starved:.0f} | {row.end_s:.0f} | "
-                  f"{row.answered:.0f} of {row.asked:.0f} |", flush=True)
+            print(
+                f"| {title} | {policy} | {row.swaps:.0f} | {row.p50_s:.1f} | {row.p99_s:.1f} | {row.max_s:.1f} | {row.starved:.0f} | {row.end_s:.0f} | "
+                f"{row.answered:.0f} of {row.asked:.0f} |",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-STOP_S = 0.5                # a process ends, its memory comes back
+STOP_S = 0.5  # a process ends, its memory comes back
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Job:
     work_s: float
     at_s: float = 0.0
     begun_s: float = -1.0
-    out_s: float = -1.0         # until its model was next given a slot, for whomever
+    out_s: float = -1.0  # until its model was next given a slot, for whomever
     is_gone: bool = False
     following: "Iterator[Job] | None" = None
 
@@ -43,10 +43,18 @@ class Trace:
         """Give how long a model that is waited for may at most be kept from its turn: until all others have had one."""
         turns = max(1, math.ceil(len(self.models) / self.places) - 1)
         longest_s = max(job.work_s for client in self.clients for job in client)
-        return turns * (self.extra_wait_s + 2 * (longest_s + STOP_S + max(model.load_s for model in self.models.values())))
+        return turns * (
+            self.extra_wait_s + 2 * (longest_s + STOP_S + max(model.load_s for model in self.models.values()))
+        )
 
 
-def arrivals(rng: random.Random, seconds: float, rate: float, alias: Callable[[], str], work: Callable[[], float]) -> list[list[Job]]:
+def arrivals(
+    rng: random.Random,
+    seconds: float,
+    rate: float,
+    alias: Callable[[], str],
+    work: Callable[[], float],
+) -> list[list[Job]]:
     """Make requests at random times that wait for nobody."""
     at_s, found = 0.0, []
     while (at_s := at_s + rng.expovariate(rate)) < seconds:
@@ -65,19 +73,27 @@ def a_b_a_b(rng: random.Random, every_s: float = 1.0, count: int = 300) -> Trace
 
 def two_crowds(rng: random.Random) -> Trace:
     work = skewed(rng, 2.0)
-    clients = [[Job(rng.expovariate(1.0), alias, work()) for _ in range(60)] for alias in "ab" for _ in range(4)]
+    clients = [
+        [Job(rng.expovariate(1.0), alias, work()) for _ in range(60)] for alias in "ab" for _ in range(4)
+    ]
     return Trace("4 + 4 clients of two models", {"a": Model(5.0), "b": Model(5.0)}, clients)
 
 
 def one_agent(rng: random.Random) -> Trace:
-    return Trace("one client, a and b in turn", {"a": Model(3.0), "b": Model(3.0)}, [[Job(0.2, "ab"[number % 2], 2.0) for number in range(100)]])
+    return Trace(
+        "one client, a and b in turn",
+        {"a": Model(3.0), "b": Model(3.0)},
+        [[Job(0.2, "ab"[number % 2], 2.0) for number in range(100)]],
+    )
 
 
 def zipf(rng: random.Random, seconds: float = 1800.0) -> Trace:
     aliases = [f"m{number}" for number in range(12)]
     weights = [1 / (number + 1) for number in range(12)]
     jobs = arrivals(rng, seconds, 0.4, lambda: rng.choices(aliases, weights)[0], skewed(rng, 2.0))
-    return Trace("12 models by Zipf, 3 places", {alias: Model(rng.uniform(2.0, 10.0)) for alias in aliases}, jobs, 3)
+    return Trace(
+        "12 models by Zipf, 3 places", {alias: Model(rng.uniform(2.0, 10.0)) for alias in aliases}, jobs, 3
+    )
 
 
 def bursts(rng: random.Random) -> Trace:
@@ -91,13 +107,23 @@ def bursts(rng: random.Random) -> Trace:
 def big_and_small(rng: random.Random, seconds: float = 1800.0) -> Trace:
     models = {"big": Model(20.0, 20)} | {f"s{number}": Model(2.0, 4) for number in range(8)}
     small = arrivals(rng, seconds, 0.8, lambda: f"s{rng.randrange(8)}", skewed(rng, 2.0))
-    return Trace("one big, 8 small, memory for 6 small", models, small + arrivals(rng, seconds, 0.02, lambda: "big", skewed(rng, 6.0)), 8, 24)
+    return Trace(
+        "one big, 8 small, memory for 6 small",
+        models,
+        small + arrivals(rng, seconds, 0.02, lambda: "big", skewed(rng, 6.0)),
+        8,
+        24,
+    )
 
 
 def never_idle(rng: random.Random) -> Trace:
     work = skewed(rng, 2.0)
     crowd = [[Job(rng.expovariate(2.0), "a", work()) for _ in range(200)] for _ in range(6)]
-    return Trace("one never idle, one asked now and then", {"a": Model(5.0), "b": Model(5.0)}, crowd + arrivals(rng, 400, 1 / 60, lambda: "b", work))
+    return Trace(
+        "one never idle, one asked now and then",
+        {"a": Model(5.0), "b": Model(5.0)},
+        crowd + arrivals(rng, 400, 1 / 60, lambda: "b", work),
+    )
 
 
 def overload(rng: random.Random, seconds: float = 600.0) -> Trace:
@@ -106,6 +132,13 @@ def overload(rng: random.Random, seconds: float = 600.0) -> Trace:
 
 
 TRACES: dict[str, Callable[[random.Random], Trace]] = {
-    "a-b-a-b": a_b_a_b, "slow a-b-a-b": lambda rng: a_b_a_b(rng, 10.0, 100), "crowds": two_crowds, "agent": one_agent, "zipf": zipf,
-    "bursts": bursts, "big": big_and_small, "never-idle": never_idle, "overload": overload,
+    "a-b-a-b": a_b_a_b,
+    "slow a-b-a-b": lambda rng: a_b_a_b(rng, 10.0, 100),
+    "crowds": two_crowds,
+    "agent": one_agent,
+    "zipf": zipf,
+    "bursts": bursts,
+    "big": big_and_small,
+    "never-idle": never_idle,
+    "overload": overload,
 }

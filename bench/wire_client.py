@@ -15,7 +15,8 @@ from pathlib import Path
 import aiohttp
 import uvloop
 
-from appliance.base.wire import Target, Wire, WireLimits
+from appliance.base.wire.pool import ConnectionPool
+from appliance.base.wire.types import PoolLimits, Target
 from bench.__main__ import CHAT, HERE, free_port, wait_port
 
 ROUNDS, SECONDS, AT_ONCE = 5, 2.0, 64
@@ -41,7 +42,11 @@ async def rate(one: Callable[[], Awaitable[int]]) -> float:
 async def measure(port: int) -> None:
     base = f"http://127.0.0.1:{port}/v1"
     target = Target.parse(base, headers={"Content-Type": "application/json"})
-    async with Wire(WireLimits()) as wire, aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+    async with (
+        ConnectionPool(PoolLimits()) as wire,
+        aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session,
+    ):
+
         async def ours() -> int:
             await (await wire.send(target, path=b"/chat/completions", body=BODY)).read()
             return 1
@@ -71,7 +76,9 @@ async def measure(port: int) -> None:
                 for column, one in zip(found, pair, strict=True):
                     column.append(await rate(one))
             mine, other = (statistics.median(column) for column in found)
-            print(f"{name:14} per core second: wire {mine:12,.0f}   aiohttp's client {other:12,.0f}   ratio {mine / other:.2f}")
+            print(
+                f"{name:14} per core second: wire {mine:12,.0f}   aiohttp's client {other:12,.0f}   ratio {mine / other:.2f}"
+            )
 
 
 def main() -> None:

@@ -29,7 +29,7 @@ def unpack(data: bytes, target: Path) -> None:
             name = PurePosixPath(member.name)
             if name.is_absolute() or ".." in name.parts:
                 raise ValueError(f"{member.name!r} leads out of the folder")
-            if member.issym():              # libraries come under several names
+            if member.issym():  # libraries come under several names
                 link = PurePosixPath(member.linkname)
                 if link.is_absolute() or len(link.parts) != 1 or link.name == "..":
                     raise ValueError(f"{member.name!r} is a link out of its folder")

@@ -32,9 +32,17 @@ def main() -> int:
     try:
         from grpc_tools import protoc
     except ImportError:
-        print("protos/generate.py: the package grpcio-tools is missing; it is in requirements-dev.lock.", file=sys.stderr)  # noqa: T201
+        print(  # noqa: T201
+            "protos/generate.py: the package grpcio-tools is missing; it is in requirements-dev.lock.",
+            file=sys.stderr,
+        )
         return 1
-    arguments = [f"-I{HERE}", f"-I{files('grpc_tools') / '_proto'}", f"--python_out={TARGET}", f"--grpc_python_out={TARGET}"]
+    arguments = [
+        f"-I{HERE}",
+        f"-I{files('grpc_tools') / '_proto'}",
+        f"--python_out={TARGET}",
+        f"--grpc_python_out={TARGET}",
+    ]
     code = protoc.main(["protoc", *arguments, *map(str, wanted)])
     return int(code)
 

@@ -4,4 +4,15 @@ from tests.journeys.llama_servers import llama, llama_binary, tiny_models
 from tests.journeys.model_tables import managed
 from tests.journeys.running import anyone, appliance, hosted, relay, spawn, start
 
-__all__ = ["anyone", "appliance", "hosted", "llama", "llama_binary", "managed", "relay", "spawn", "start", "tiny_models"]
+__all__ = [
+    "anyone",
+    "appliance",
+    "hosted",
+    "llama",
+    "llama_binary",
+    "managed",
+    "relay",
+    "spawn",
+    "start",
+    "tiny_models",
+]

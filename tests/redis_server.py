@@ -24,20 +24,46 @@ class RedisServer:
         self.port, self.password, self._folder = free_port(), password, folder
         self.tls_port = free_port() if authority is not None else 0
         if authority is not None:
-            authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(folder / "redis.pem")
+            authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(
+                folder / "redis.pem"
+            )
             authority.cert_pem.write_to_path(folder / "authority.pem")
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Start it, empty, and wait until it answers."""
-        command = ["redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", str(self._folder)]
+        command = [
+            "redis-server",
+            "--port",
+            str(self.port),
+            "--bind",
+            "127.0.0.1",
+            "--save",
+            "",
+            "--appendonly",
+            "no",
+            "--dir",
+            str(self._folder),
+        ]
         if self.password:
             command += ["--requirepass", self.password]
         if self.tls_port:
             pem = str(self._folder / "redis.pem")
-            command += ["--tls-port", str(self.tls_port), "--tls-cert-file", pem, "--tls-key-file", pem, "--tls-auth-clients", "no",
-                        "--tls-ca-cert-file", str(self._folder / "authority.pem")]
-        self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            command += [
+                "--tls-port",
+                str(self.tls_port),
+                "--tls-cert-file",
+                pem,
+                "--tls-key-file",
+                pem,
+                "--tls-auth-clients",
+                "no",
+                "--tls-ca-cert-file",
+                str(self._folder / "authority.pem"),
+            ]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         end = time.monotonic() + 20
         with self.client() as client:
             while True:
@@ -46,7 +72,10 @@ class RedisServer:
                     return
                 except (ConnectionError, AuthenticationError):
                     if self._process.poll() is not None or time.monotonic() > end:
-                        pytest.fail(f"redis-server did not come up on port {self.port} (status {self._process.poll()})", pytrace=False)
+                        pytest.fail(
+                            f"redis-server did not come up on port {self.port} (status {self._process.poll()})",
+                            pytrace=False,
+                        )
                     time.sleep(0.02)
 
     def stop(self) -> None:
@@ -58,7 +87,13 @@ class RedisServer:
 
     def client(self) -> Redis:
         """Give a client that answers in text."""
-        return Redis(host="127.0.0.1", port=self.port, password=self.password or None, decode_responses=True, socket_timeout=5)
+        return Redis(
+            host="127.0.0.1",
+            port=self.port,
+            password=self.password or None,
+            decode_responses=True,
+            socket_timeout=5,
+        )
 
     def keys(self) -> set[str]:
         """Give the names of all keys."""

@@ -8,7 +8,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "Dockerfile").read_text()
-STEPS = re.sub(r"\\\n\s*", " ", "\n".join(line for line in TEXT.splitlines() if not line.startswith("#"))).splitlines()
+STEPS = re.sub(
+    r"\\\n\s*", " ", "\n".join(line for line in TEXT.splitlines() if not line.startswith("#"))
+).splitlines()
 
 
 def test_it_asks_for_no_frontend_and_nothing_that_only_some_builders_know() -> None:
@@ -30,9 +32,16 @@ def test_every_package_is_installed_from_a_lock_with_hashes() -> None:
 
 
 def test_what_is_copied_is_let_through_and_nothing_else_is() -> None:
-    copied = {source for step in STEPS if step.startswith("COPY ") and "--from" not in step for source in step.split()[1:-1]}
+    copied = {
+        source
+        for step in STEPS
+        if step.startswith("COPY ") and "--from" not in step
+        for source in step.split()[1:-1]
+    }
     let = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
-    assert {source.partition("/")[0] if source.partition("/")[0] in let else source for source in copied} == let
+    assert {
+        source.partition("/")[0] if source.partition("/")[0] in let else source for source in copied
+    } == let
 
 
 def test_the_version_is_the_packages() -> None:
@@ -58,8 +67,13 @@ def test_a_lock_names_no_registry(lock: str) -> None:
 def test_the_generator_is_found_in_the_development_lock_with_its_hashes() -> None:
     for name in ("Dockerfile", "Makefile"):
         assert "awk '/^[^ #]/ {on = /^grpcio-tools==/} on' requirements-dev.lock" in (ROOT / name).read_text()
-    cut = subprocess.run(["awk", "/^[^ #]/ {on = /^grpcio-tools==/} on", "requirements-dev.lock"], cwd=ROOT, capture_output=True,
-                         text=True, check=True).stdout.splitlines()
+    cut = subprocess.run(
+        ["awk", "/^[^ #]/ {on = /^grpcio-tools==/} on", "requirements-dev.lock"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
     assert cut[0].startswith("grpcio-tools==")
     assert "--hash=sha256:" in cut[1]
     assert not [line for line in cut[1:] if "==" in line]

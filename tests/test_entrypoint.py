@@ -13,10 +13,13 @@ NET_ADMIN, SETGID, SETUID, SETPCAP = 12, 6, 7, 8
 RECORD = """#!/bin/bash
 printf '%s' "${0##*/}" >>"$CALLS"; printf ' %s' "$@" >>"$CALLS"; printf '\\n' >>"$CALLS"
 """
-PYTHON = RECORD + """
+PYTHON = (
+    RECORD
+    + """
 [ "$3" != "$FAILING" ] || exit "$FAILING_WITH"
 [ "$3" != serve ] || echo "HOME $HOME" >>"$CALLS"
 """
+)
 TINI = RECORD + 'shift 2; exec "$@"\n'
 SETPRIV = RECORD + 'while [ "$1" != -- ]; do shift; done; shift; exec "$@"\n'
 
@@ -40,22 +43,43 @@ class Stage:
         path.write_text(text)
         path.chmod(0o755)
 
-    def bash(self, script: str, *, user: int = 1000, failing: str = "", failing_with: int = 0,
-             **more: str) -> subprocess.CompletedProcess[str]:
+    def bash(
+        self,
+        script: str,
+        *,
+        user: int = 1000,
+        failing: str = "",
+        failing_with: int = 0,
+        **more: str,
+    ) -> subprocess.CompletedProcess[str]:
         self.put("id", f'#!/bin/sh\n[ "$1" = -u ] && echo {user}\n')
-        environ = {"PATH": f"{self.programs}:{os.environ['PATH']}", "CALLS": str(self.calls_file), "STATE_DIR": str(self.state),
-                   "FAILING": failing or "-", "FAILING_WITH": str(failing_with), **more}
-        return subprocess.run(["bash", "-c", script], env=environ, capture_output=True, text=True, timeout=30, check=False)
+        environ = {
+            "PATH": f"{self.programs}:{os.environ['PATH']}",
+            "CALLS": str(self.calls_file),
+            "STATE_DIR": str(self.state),
+            "FAILING": failing or "-",
+            "FAILING_WITH": str(failing_with),
+            **more,
+        }
+        return subprocess.run(
+            ["bash", "-c", script], env=environ, capture_output=True, text=True, timeout=30, check=False
+        )
 
     def run(self, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
         """Run the script as a container would."""
-        return self.bash(f"exec {SCRIPT} {' '.join(arguments)}", **more)   # type: ignore[arg-type]
+        return self.bash(f"exec {SCRIPT} {' '.join(arguments)}", **more)  # type: ignore[arg-type]
 
-    def as_root(self, *capabilities: int, failing: str = "", failing_with: int = 0) -> subprocess.CompletedProcess[str]:
+    def as_root(
+        self, *capabilities: int, failing: str = "", failing_with: int = 0
+    ) -> subprocess.CompletedProcess[str]:
         """Source the script, let root have those capabilities and no others, and begin to serve."""
         pattern = "|".join(map(str, capabilities)) or "none"
-        return self.bash(f"source {SCRIPT}; has_capability() {{ case $1 in {pattern}) return 0;; *) return 1;; esac; }}; main serve",
-                         user=0, failing=failing, failing_with=failing_with)
+        return self.bash(
+            f"source {SCRIPT}; has_capability() {{ case $1 in {pattern}) return 0;; *) return 1;; esac; }}; main serve",
+            user=0,
+            failing=failing,
+            failing_with=failing_with,
+        )
 
     @property
     def calls(self) -> list[str]:
@@ -77,8 +101,13 @@ def test_sourcing_it_runs_nothing_and_gives_its_functions(stage: Stage) -> None:
 @pytest.mark.parametrize("arguments", [(), ("serve",)], ids=["nothing", "serve"])
 def test_a_plain_user_checks_prepares_and_serves(stage: Stage, arguments: tuple[str, ...]) -> None:
     assert stage.run(*arguments).returncode == 0
-    assert stage.calls == ["python3 -m appliance check", "python3 -m appliance prepare", "tini -s -- python3 -m appliance serve",
-                           "python3 -m appliance serve", f"HOME {stage.state}/home"]
+    assert stage.calls == [
+        "python3 -m appliance check",
+        "python3 -m appliance prepare",
+        "tini -s -- python3 -m appliance serve",
+        "python3 -m appliance serve",
+        f"HOME {stage.state}/home",
+    ]
 
 
 def test_a_state_folder_that_cannot_be_written_leaves_tmp_as_home(stage: Stage) -> None:
@@ -89,16 +118,22 @@ def test_a_state_folder_that_cannot_be_written_leaves_tmp_as_home(stage: Stage) 
 
 @pytest.mark.parametrize(("step", "code", "ran"), [("check", 78, 1), ("prepare", 1, 2)])
 def test_a_step_that_fails_ends_it_with_that_steps_code(stage: Stage, step: str, code: int, ran: int) -> None:
-    assert stage.run("serve", failing=step, failing_with=code).returncode == code   # type: ignore[arg-type]
+    assert stage.run("serve", failing=step, failing_with=code).returncode == code  # type: ignore[arg-type]
     assert stage.calls == ["python3 -m appliance check", "python3 -m appliance prepare"][:ran]
 
 
 def test_root_steps_down_before_it_serves(stage: Stage) -> None:
     done = stage.as_root(SETGID, SETUID, NET_ADMIN)
     down = "setpriv --reuid=10001 --regid=10001 --init-groups --no-new-privs --inh-caps=-all --ambient-caps=-all --"
-    assert stage.calls == [f"{down} python3 -m appliance check", "python3 -m appliance check", "python3 -m appliance prepare",
-                           f"{down} {SCRIPT} become-server"]
-    assert "does not run as root" in done.stderr     # our setpriv changes nothing, and the server's last step notices
+    assert stage.calls == [
+        f"{down} python3 -m appliance check",
+        "python3 -m appliance check",
+        "python3 -m appliance prepare",
+        f"{down} {SCRIPT} become-server",
+    ]
+    assert (
+        "does not run as root" in done.stderr
+    )  # our setpriv changes nothing, and the server's last step notices
     assert done.returncode == 77
 
 
@@ -109,7 +144,9 @@ def test_root_with_setpcap_empties_the_bounding_set_too(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("capabilities", [(), (SETUID,), (SETGID,)], ids=["none", "setuid", "setgid"])
-def test_root_that_cannot_step_down_is_told_what_to_add_and_does_nothing(stage: Stage, capabilities: tuple[int, ...]) -> None:
+def test_root_that_cannot_step_down_is_told_what_to_add_and_does_nothing(
+    stage: Stage, capabilities: tuple[int, ...]
+) -> None:
     done = stage.as_root(*capabilities)
     assert done.returncode == 77
     assert "--cap-add SETUID --cap-add SETGID" in done.stderr
@@ -122,11 +159,14 @@ def test_a_step_that_fails_ends_root_too(stage: Stage, step: str, code: int) -> 
     assert not any("become-server" in call for call in stage.calls)
 
 
-@pytest.mark.parametrize("arguments", [("check",), ("settings", "--json"), ("healthcheck",), ("ctl", "status"), ("version",), ("--help",)])
+@pytest.mark.parametrize(
+    "arguments",
+    [("check",), ("settings", "--json"), ("healthcheck",), ("ctl", "status"), ("version",), ("--help",)],
+)
 def test_a_verb_of_ours_is_run_alone(stage: Stage, arguments: tuple[str, ...]) -> None:
-    stage.run(*arguments, user=0)    # type: ignore[arg-type]
+    stage.run(*arguments, user=0)  # type: ignore[arg-type]
     assert stage.calls[-1] == f"python3 -m appliance {' '.join(arguments)}"
-    assert len(stage.calls) == 2     # tini, and the verb
+    assert len(stage.calls) == 2  # tini, and the verb
 
 
 def test_any_other_command_is_become_with_its_output_and_exit_code(stage: Stage) -> None:
@@ -135,13 +175,24 @@ def test_any_other_command_is_become_with_its_output_and_exit_code(stage: Stage)
     assert not any(call.startswith("python3") for call in stage.calls)
 
 
-@pytest.mark.parametrize(("mask", "number", "is_there"), [
-    ("00000000000010c0", SETGID, True), ("00000000000010c0", SETUID, True), ("00000000000010c0", SETPCAP, False),
-    ("00000000000010c0", NET_ADMIN, True), ("0000000000000000", SETUID, False), ("000001ffffffffff", SETPCAP, True),
-])
-def test_capabilities_are_read_from_the_effective_set(stage: Stage, mask: str, number: int, is_there: bool) -> None:
+@pytest.mark.parametrize(
+    ("mask", "number", "is_there"),
+    [
+        ("00000000000010c0", SETGID, True),
+        ("00000000000010c0", SETUID, True),
+        ("00000000000010c0", SETPCAP, False),
+        ("00000000000010c0", NET_ADMIN, True),
+        ("0000000000000000", SETUID, False),
+        ("000001ffffffffff", SETPCAP, True),
+    ],
+)
+def test_capabilities_are_read_from_the_effective_set(
+    stage: Stage, mask: str, number: int, is_there: bool
+) -> None:
     status = stage.folder / "status"
-    status.write_text(f"Name:\tbash\nCapInh:\tffffffffffffffff\nCapPrm:\tffffffffffffffff\nCapEff:\t{mask}\nCapBnd:\tffffffffffffffff\n")
+    status.write_text(
+        f"Name:\tbash\nCapInh:\tffffffffffffffff\nCapPrm:\tffffffffffffffff\nCapEff:\t{mask}\nCapBnd:\tffffffffffffffff\n"
+    )
     function = SCRIPT.read_text().replace("/proc/self/status", str(status))
     copy = stage.folder / "copy.sh"
     copy.write_text(function)

@@ -37,8 +37,14 @@ def shelf(tmp_path: Path) -> Iterator[tuple[Path, str]]:
 
 
 def fetch(url: str, sha256: str, target: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, str(SCRIPT), "WORKER_CLI", url, sha256, str(target)], capture_output=True, text=True, timeout=60, check=False,
-                          env={"no_proxy": "127.0.0.1"})
+    return subprocess.run(
+        [sys.executable, str(SCRIPT), "WORKER_CLI", url, sha256, str(target)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={"no_proxy": "127.0.0.1"},
+    )
 
 
 def sha256(data: bytes) -> str:
@@ -55,11 +61,18 @@ def archive(**members: bytes) -> bytes:
     return held.getvalue()
 
 
-def test_a_program_with_the_right_checksum_is_kept_and_can_be_run(shelf: tuple[Path, str], tmp_path: Path) -> None:
+def test_a_program_with_the_right_checksum_is_kept_and_can_be_run(
+    shelf: tuple[Path, str], tmp_path: Path
+) -> None:
     (shelf[0] / "inference").write_bytes(PROGRAM)
     done = fetch(f"{shelf[1]}/inference", sha256(PROGRAM).upper(), tmp_path / "bin")
     assert done.returncode == 0, done.stderr
-    assert subprocess.run([str(tmp_path / "bin" / "inference")], capture_output=True, text=True, check=True).stdout == "worker\n"
+    assert (
+        subprocess.run(
+            [str(tmp_path / "bin" / "inference")], capture_output=True, text=True, check=True
+        ).stdout
+        == "worker\n"
+    )
 
 
 def test_an_archive_is_unpacked(shelf: tuple[Path, str], tmp_path: Path) -> None:
@@ -79,7 +92,9 @@ def test_an_archive_that_leads_out_of_the_folder_is_refused(shelf: tuple[Path, s
     assert not (tmp_path / "outside").exists()
 
 
-def test_an_archive_with_a_link_that_leads_out_is_refused_whole(shelf: tuple[Path, str], tmp_path: Path) -> None:
+def test_an_archive_with_a_link_that_leads_out_is_refused_whole(
+    shelf: tuple[Path, str], tmp_path: Path
+) -> None:
     held = io.BytesIO()
     with tarfile.open(fileobj=held, mode="w:gz") as file:
         file.addfile(tarfile.TarInfo("empty"))
@@ -93,15 +108,23 @@ def test_an_archive_with_a_link_that_leads_out_is_refused_whole(shelf: tuple[Pat
     assert list((tmp_path / "bin").iterdir()) == []
 
 
-@pytest.mark.parametrize(("path", "checksum", "sentence"), [
-    ("/inference", "", "needs WORKER_CLI_SHA256"),
-    ("/inference", "abc", "needs WORKER_CLI_SHA256"),
-    ("/inference", "z" * 64, "needs WORKER_CLI_SHA256"),
-    ("/inference", "0" * 64, "not WORKER_CLI_SHA256; it is not kept"),
-    ("/missing", "0" * 64, "does not give the file"),
-])
-def test_without_the_right_checksum_nothing_is_kept(shelf: tuple[Path, str], tmp_path: Path, path: str, checksum: str,
-                                                    sentence: str) -> None:
+@pytest.mark.parametrize(
+    ("path", "checksum", "sentence"),
+    [
+        ("/inference", "", "needs WORKER_CLI_SHA256"),
+        ("/inference", "abc", "needs WORKER_CLI_SHA256"),
+        ("/inference", "z" * 64, "needs WORKER_CLI_SHA256"),
+        ("/inference", "0" * 64, "not WORKER_CLI_SHA256; it is not kept"),
+        ("/missing", "0" * 64, "does not give the file"),
+    ],
+)
+def test_without_the_right_checksum_nothing_is_kept(
+    shelf: tuple[Path, str],
+    tmp_path: Path,
+    path: str,
+    checksum: str,
+    sentence: str,
+) -> None:
     (shelf[0] / "inference").write_bytes(PROGRAM)
     done = fetch(shelf[1] + path, checksum, tmp_path / "bin")
     assert done.returncode == 1

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from appliance.base.settings import BadSettings
+from appliance.base.settings import InvalidSettings
 from appliance.sidecar import Options, parse, running, settings_of
 from tests.journeys.llama_servers import Llama
 from tests.journeys.model_tables import Managed
@@ -32,21 +32,50 @@ def get(url: str, method: str = "GET") -> tuple[int, Any]:
 async def beside(url: str, tmp_path: Path, **more: Any) -> AsyncIterator[str]:
     """A sidecar in this process; gives its address."""
     options = Options("llamacpp", "127.0.0.1", 0, url, **more)
-    settings, _ = settings_of(options, {"STATE_DIR": str(tmp_path / "state"), "METRICS_CACHE_TTL_SECONDS": "0.2"})
+    settings, _ = settings_of(
+        options, {"STATE_DIR": str(tmp_path / "state"), "METRICS_CACHE_TTL_SECONDS": "0.2"}
+    )
     async with running(options, settings) as addresses:
         yield f"http://{addresses[0][0]}:{addresses[0][1]}"
 
 
 def test_flags_and_defaults_are_system_es() -> None:
-    assert parse(["-E", "vllm"]) == Options("vllm", "0.0.0.0", 9000, "http://localhost:8000", "/metrics", "", "")
-    assert parse(["--engine", "sglang", "--host", "127.0.0.1", "--port", "9001", "--engine-base-url", "http://e:1/", "--engine-metrics-path", "/m",
-                  "--pod", "p-0", "--model", "qwen"]) == Options("sglang", "127.0.0.1", 9001, "http://e:1", "/m", "p-0", "qwen")
+    assert parse(["-E", "vllm"]) == Options(
+        "vllm", "0.0.0.0", 9000, "http://localhost:8000", "/metrics", "", ""
+    )
+    assert parse(
+        [
+            "--engine",
+            "sglang",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            "9001",
+            "--engine-base-url",
+            "http://e:1/",
+            "--engine-metrics-path",
+            "/m",
+            "--pod",
+            "p-0",
+            "--model",
+            "qwen",
+        ]
+    ) == Options("sglang", "127.0.0.1", 9001, "http://e:1", "/m", "p-0", "qwen")
 
 
-@pytest.mark.parametrize(("arguments", "words"), [
-    ([], "-E/--engine"), (["-E", "tgi"], "vllm"), (["-E", "vllm", "-P", "70000"], "0 to 65535"), (["-E", "vllm", "-M", "metrics"], "begin with /"),
-], ids=["no engine", "an unknown engine names those there are", "no port", "no path"])
-def test_a_wrong_command_line_is_refused_with_a_sentence(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "-E/--engine"),
+        (["-E", "tgi"], "vllm"),
+        (["-E", "vllm", "-P", "70000"], "0 to 65535"),
+        (["-E", "vllm", "-M", "metrics"], "begin with /"),
+    ],
+    ids=["no engine", "an unknown engine names those there are", "no port", "no path"],
+)
+def test_a_wrong_command_line_is_refused_with_a_sentence(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as ended:
         parse(arguments)
     assert ended.value.code == 2
@@ -54,12 +83,15 @@ def test_a_wrong_command_line_is_refused_with_a_sentence(arguments: list[str], w
 
 
 def test_an_address_that_is_none_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BadSettings, match="engine-base-url"):
+    with pytest.raises(InvalidSettings, match="engine-base-url"):
         settings_of(Options("vllm", base_url="ftp://x"), {"STATE_DIR": str(tmp_path)})
 
 
 def test_disaggregated_vllm_is_vllm_and_what_is_the_appliances_is_left_out(tmp_path: Path) -> None:
-    settings, _ = settings_of(Options("vllmdisaggregated"), {"STATE_DIR": str(tmp_path), "NOVITA_API_KEY": "k", "BACKENDS": "http://other:1"})
+    settings, _ = settings_of(
+        Options("vllmdisaggregated"),
+        {"STATE_DIR": str(tmp_path), "NOVITA_API_KEY": "k", "BACKENDS": "http://other:1"},
+    )
     assert [(one.kind, one.url) for one in settings.fleet.backends] == [("vllm", "http://localhost:8000")]
     assert not settings.engines.novita_api_key.get_secret_value()
 
@@ -74,12 +106,16 @@ async def test_readiness_follows_a_real_engine(llama: Llama, tmp_path: Path) -> 
     async with beside(server.url, tmp_path) as url:
         assert await _comes_to(url, 200)
         value: Any = {}
-        for _ in range(200):                # it is asked for its models right after its health
+        for _ in range(200):  # it is asked for its models right after its health
             _, value = await _get(url + "/ready")
             if value["engine"]["models"]:
                 break
             await asyncio.sleep(0.05)
-        assert (value["status"], value["engine"]["kind"], value["engine"]["models"]) == ("ready", "llamacpp", ["tiny"])
+        assert (value["status"], value["engine"]["kind"], value["engine"]["models"]) == (
+            "ready",
+            "llamacpp",
+            ["tiny"],
+        )
         server.kill9()
         assert await _comes_to(url, 503)
         await server.restart()
@@ -115,8 +151,13 @@ async def test_errors_are_details(tmp_path: Path) -> None:
 
 def test_the_verb_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
     port = free_port()
-    process = subprocess.Popen([sys.executable, "-m", "appliance", "sidecar", "-E", "vllm", "-P", str(port), "-H", "127.0.0.1"],
-                               env={"STATE_DIR": str(tmp_path), "PATH": "/usr/bin:/bin"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "appliance", "sidecar", "-E", "vllm", "-P", str(port), "-H", "127.0.0.1"],
+        env={"STATE_DIR": str(tmp_path), "PATH": "/usr/bin:/bin"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
     try:
         for _ in range(300):
             with contextlib.suppress(OSError):
@@ -150,14 +191,16 @@ def _text(url: str) -> str:
         return str(answer.read().decode())
 
 
-async def test_inside_the_appliance_it_is_about_the_first_server_or_the_models_that_run_here(managed: Managed) -> None:
+async def test_inside_the_appliance_it_is_about_the_first_server_or_the_models_that_run_here(
+    managed: Managed,
+) -> None:
     port = free_port()
     house = await managed("a", variables={"SIDECAR_PORT": str(port)})
     url = f"http://127.0.0.1:{port}"
     status, value = await _get(url + "/ready")
     assert (status, value["engine"]["kind"], value["engine"]["models"]) == (200, "managed", ["a"])
-    assert (await _get(url + "/metrics"))[0] == 502             # nothing is loaded
+    assert (await _get(url + "/metrics"))[0] == 502  # nothing is loaded
     await house.said("a")
     assert "kthena:generation_tokens_total" in await asyncio.to_thread(_text, url + "/metrics")
     row = (await _get(house.running.v1 + "/models"))[1]["data"][0]
-    assert (row["n_ctx"], row["max_model_len"]) == (8192, 4096)         # of two slots
+    assert (row["n_ctx"], row["max_model_len"]) == (8192, 4096)  # of two slots

@@ -20,15 +20,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import inf
 
-BONUS = 2.0                 # requests' worth: a cached beginning outweighs at most so much more load
-REMEMBERED = 8192           # beginnings
+BONUS = 2.0  # requests' worth: a cached beginning outweighs at most so much more load
+REMEMBERED = 8192  # beginnings
 BLOCK_BYTES = 256
 MOST_BLOCKS = 64
-USUAL_PART = 0.03           # of a new sample in `usual_s`: lengths differ a lot, so it takes dozens to tell a slow server
-SLOWER, SLOWEST = 2.0, 8.0  # times as long as at the fastest one: below, it may be chance; above, it is not believed
-ENOUGH = 10                 # samples before `usual_s` is believed: the first requests of a cold server take longer
-NOTICED_S = 0.05            # less than that is nobody's concern
-FORGETTING = 0.998          # per choice that passes an idle slow one over
+USUAL_PART = (
+    0.03  # of a new sample in `usual_s`: lengths differ a lot, so it takes dozens to tell a slow server
+)
+SLOWER, SLOWEST = (
+    2.0,
+    8.0,
+)  # times as long as at the fastest one: below, it may be chance; above, it is not believed
+ENOUGH = 10  # samples before `usual_s` is believed: the first requests of a cold server take longer
+NOTICED_S = 0.05  # less than that is nobody's concern
+FORGETTING = 0.998  # per choice that passes an idle slow one over
 
 
 @dataclass(slots=True, eq=False)
@@ -52,9 +57,9 @@ class Member:
     last_used_s: float | None = None
     ramp: float = 1.0
     cost: float = 0.0
-    turn: float = 0.0           # state of the weighted rotation
-    usual_s: float = 0.0        # response time over the last dozens of requests, for least_busy
-    samples: int = 0            # that it was made of
+    turn: float = 0.0  # state of the weighted rotation
+    usual_s: float = 0.0  # response time over the last dozens of requests, for least_busy
+    samples: int = 0  # that it was made of
 
     def began(self, now_s: float) -> None:
         """A request is sent to it."""
@@ -148,7 +153,9 @@ class Balancer:
             else:
                 slower = min(slower, SLOWEST)
                 if not member.active:
-                    member.usual_s *= FORGETTING        # what it was is believed less and less, until it is tried again
+                    member.usual_s *= (
+                        FORGETTING  # what it was is believed less and less, until it is tried again
+                    )
             late = (member.active + member.others + 1) / (member.weight * member.ramp) * slower
             if late < least or (late == least and _is_before(member, best)):
                 best, least = member, late
@@ -237,7 +244,7 @@ _CHOOSERS: dict[str, Callable[[Balancer, Sequence[Member]], Member]] = {
     "least_connections": Balancer._least_connections,
     "least_response_time": Balancer._least_response_time,
     "power_of_two": Balancer._power_of_two,
-    "prefix_affinity": Balancer._least_busy,        # for requests without a beginning worth remembering
+    "prefix_affinity": Balancer._least_busy,  # for requests without a beginning worth remembering
 }
 STRATEGIES: tuple[str, ...] = tuple(_CHOOSERS)
 
@@ -252,7 +259,7 @@ def prefix_hashes(text: bytes, *, block: int = BLOCK_BYTES, most: int = MOST_BLO
     hashes: list[int] = []
     so_far = 0
     for at in range(0, min(len(text) // block, most) * block, block):
-        so_far = hash((so_far, text[at: at + block]))
+        so_far = hash((so_far, text[at : at + block]))
         hashes.append(so_far)
     return hashes
 

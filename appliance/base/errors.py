@@ -1,6 +1,6 @@
 """One shallow tree of errors: what went wrong (Kind), in words for the caller, and whether trying again can help.
 
-Raising code never mentions a status number; the doors translate a Kind (`front/errors.py`, `control/errors.py`).
+Raising code never mentions a status number; the doors translate a Kind (`front/pipeline/errors.py`, `control/errors.py`).
 An error text never carries a secret: it is shown to callers and written to logs.
 """
 
@@ -11,20 +11,20 @@ from typing import Any, ClassVar
 class Kind(Enum):
     """What sort of failure it is; every door has one row per kind."""
 
-    INVALID = "invalid"                    # the caller's request is wrong; asking again the same way cannot help
-    UNAUTHENTICATED = "unauthenticated"    # no key, or a wrong one
-    FORBIDDEN = "forbidden"                # the key is known and may not do this
+    INVALID = "invalid"  # the caller's request is wrong; asking again the same way cannot help
+    UNAUTHENTICATED = "unauthenticated"  # no key, or a wrong one
+    FORBIDDEN = "forbidden"  # the key is known and may not do this
     NOT_FOUND = "not_found"
     NO_SUCH_MODEL = "no_such_model"
-    CONFLICT = "conflict"                  # the present state does not allow it
+    CONFLICT = "conflict"  # the present state does not allow it
     TOO_LARGE = "too_large"
-    EXHAUSTED = "exhausted"                # a limit or a queue is full; later it may work
-    UNSUPPORTED = "unsupported"            # we will never do this here
-    TIMEOUT = "timeout"                    # the caller's own patience, or the time budget, ran out
-    UNAVAILABLE = "unavailable"            # nothing can answer at present
-    UPSTREAM = "upstream"                  # whoever answers for us failed
-    CANCELLED = "cancelled"                # the caller left
-    INTERNAL = "internal"                  # our own fault
+    EXHAUSTED = "exhausted"  # a limit or a queue is full; later it may work
+    UNSUPPORTED = "unsupported"  # we will never do this here
+    TIMEOUT = "timeout"  # the caller's own patience, or the time budget, ran out
+    UNAVAILABLE = "unavailable"  # nothing can answer at present
+    UPSTREAM = "upstream"  # whoever answers for us failed
+    CANCELLED = "cancelled"  # the caller left
+    INTERNAL = "internal"  # our own fault
 
 
 class ApplianceError(Exception):
@@ -36,7 +36,7 @@ class ApplianceError(Exception):
     """
 
     kind: ClassVar[Kind] = Kind.INTERNAL
-    retryable: ClassVar[bool] = False      # "no" unless the type says otherwise
+    retryable: ClassVar[bool] = False  # "no" unless the type says otherwise
     default_code: ClassVar[str | None] = None
 
     def __init__(

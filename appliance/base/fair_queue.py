@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
-LEVELS = 3          # 0 high, 1 normal, 2 low
+LEVELS = 3  # 0 high, 1 normal, 2 low
 
 
-class Full(Exception):
+class FairQueueFull(Exception):
     """The line has reached its limit."""
 
 
@@ -45,7 +45,7 @@ class FairQueue(Generic[T]):
         Raises  Full
         """
         if self._count >= self.limit:
-            raise Full
+            raise FairQueueFull
         ticket = Ticket(item, flow, priority, now_s)
         self._levels[priority].setdefault(flow, deque()).append(ticket)
         self._count += 1
@@ -94,7 +94,11 @@ class FairQueue(Generic[T]):
         if own is None or ticket.is_gone:
             return 0
         turns = own.index(ticket)
-        return before + turns + sum(min(len(waiters), turns + 1) for flow, waiters in flows.items() if flow != ticket.flow)
+        return (
+            before
+            + turns
+            + sum(min(len(waiters), turns + 1) for flow, waiters in flows.items() if flow != ticket.flow)
+        )
 
     def _next(self, now_s: float) -> Ticket[T]:
         """The flow whose turn it is in each level puts forward its first; the best level by age wins, then the longest wait."""

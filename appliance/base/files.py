@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-OPEN_MODE = 0o666           # less the umask: as any program's files
+OPEN_MODE = 0o666  # less the umask: as any program's files
 
 
 def put(path: Path, data: bytes, *, mode: int = 0o600, is_synced: bool = True) -> None:
@@ -31,5 +31,5 @@ def put(path: Path, data: bytes, *, mode: int = 0o600, is_synced: bool = True) -
 def _remove(path: Path) -> None:
     try:
         path.unlink(missing_ok=True)
-    except OSError:         # the folder is refused: the failure that brought us here says more
+    except OSError:  # the folder is refused: the failure that brought us here says more
         pass

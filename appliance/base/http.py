@@ -19,13 +19,13 @@ from yarl import URL
 
 from appliance.base.errors import Forbidden
 from appliance.base.proxies import Proxies, Proxy
-from appliance.base.wire_types import BrokenAnswer, Unreachable, UpstreamTimeout
+from appliance.base.wire.types import BrokenResponse, Unreachable, UpstreamTimeout
 
 MOST_CONNECTIONS = 512
-OURS = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")      # what the library would add by itself
+OURS = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")  # what the library would add by itself
 
 
-RefusalOf = Callable[[str], str]                                       # an IP address → why it may not be reached, "" = it may
+RefusalOf = Callable[[str], str]  # an IP address → why it may not be reached, "" = it may
 
 
 class AddressRefused(OSError):
@@ -39,7 +39,9 @@ class _Guarded(AbstractResolver):
         self._inner = aiohttp.ThreadedResolver()
         self._refusal_of = refusal_of
 
-    async def resolve(self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET) -> list[ResolveResult]:
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
         found = await self._inner.resolve(host, port, family)
         for row in found:
             if why := self._refusal_of(row["host"]):
@@ -60,15 +62,28 @@ class HttpClient:
             read_bytes: what is read of an answer before its reader has taken it; proxies: None = every host is asked directly
     """
 
-    def __init__(self, *, refusal_of: RefusalOf | None = None, read_bytes: int = 65_536, proxies: Proxies | None = None) -> None:
+    def __init__(
+        self, *, refusal_of: RefusalOf | None = None, read_bytes: int = 65_536, proxies: Proxies | None = None
+    ) -> None:
         self._refusal_of = refusal_of
         self._read_bytes = read_bytes
         self._proxies = proxies or Proxies()
-        self._sessions: dict[tuple[bool, bool], aiohttp.ClientSession] = {}     # (connections are kept, through a proxy)
+        self._sessions: dict[
+            tuple[bool, bool], aiohttp.ClientSession
+        ] = {}  # (connections are kept, through a proxy)
 
-    async def open(self, method: str, url: str, *, headers: list[tuple[str, str]], body: bytes | AsyncIterator[bytes] | None,
-                   ssl_context: ssl.SSLContext | None = None, may_keep: bool, connect_s: float,
-                   first_byte_s: float | None) -> aiohttp.ClientResponse:
+    async def open(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: list[tuple[str, str]],
+        body: bytes | AsyncIterator[bytes] | None,
+        ssl_context: ssl.SSLContext | None = None,
+        may_keep: bool,
+        connect_s: float,
+        first_byte_s: float | None,
+    ) -> aiohttp.ClientResponse:
         """Send a request and wait for the head of its answer.
 
         Takes   url: percent-encoded, sent as it is; headers: all that are to be sent, Host apart; body: an iterator is sent as it comes,
@@ -81,15 +96,23 @@ class HttpClient:
         self._check_literal(where.host or "")
         proxy = self._proxies.of(url)
         if proxy is not None and self._refusal_of is not None:
-            with suppress(OSError):             # a name that only the proxy knows is its to judge
+            with suppress(OSError):  # a name that only the proxy knows is its to judge
                 await check_name(where.host or "", self._refusal_of)
         session = self._session(may_keep, proxy is not None)
         name = f"{where.host}:{where.port}" + (f" (through {proxy})" if proxy is not None else "")
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_s, sock_read=None)
         try:
             async with asyncio.timeout(None if first_byte_s is None else connect_s + first_byte_s):
-                response = await session.request(method, where, data=body, ssl=True if ssl_context is None else ssl_context,
-                                                 allow_redirects=False, timeout=timeout, skip_auto_headers=OURS, **_through(proxy, where, headers))
+                response = await session.request(
+                    method,
+                    where,
+                    data=body,
+                    ssl=True if ssl_context is None else ssl_context,
+                    allow_redirects=False,
+                    timeout=timeout,
+                    skip_auto_headers=OURS,
+                    **_through(proxy, where, headers),
+                )
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as exc:
             if isinstance(refused := getattr(exc, "os_error", None), AddressRefused):
                 raise Forbidden(f"{refused}.", code="address_not_allowed") from exc
@@ -99,7 +122,9 @@ class HttpClient:
         except TimeoutError as exc:
             raise UpstreamTimeout(f"{name} sent no answer in time", phase="first_byte") from exc
         except aiohttp.ClientError as exc:
-            raise BrokenAnswer(f"{name} did not answer: {exc or type(exc).__name__}", phase="first_byte") from exc
+            raise BrokenResponse(
+                f"{name} did not answer: {exc or type(exc).__name__}", phase="first_byte"
+            ) from exc
         if proxy is not None and response.status == 407:
             response.close()
             raise proxy.refusal(407, where.host or "")
@@ -112,7 +137,9 @@ class HttpClient:
     async def __aenter__(self) -> "HttpClient":
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         await self.close()
 
     def _check_literal(self, host: str) -> None:
@@ -129,11 +156,22 @@ class HttpClient:
         session = self._sessions.get((may_keep, is_proxied))
         if session is None:
             is_guarded = self._refusal_of is not None and not is_proxied
-            connector = aiohttp.TCPConnector(limit=MOST_CONNECTIONS, force_close=not may_keep, ttl_dns_cache=10,
-                                             resolver=_Guarded(self._refusal_of) if is_guarded and self._refusal_of is not None else None)
-            session = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False, trust_env=False,
-                                            raise_for_status=False, max_line_size=65_536, max_field_size=65_536,
-                                            read_bufsize=self._read_bytes)
+            connector = aiohttp.TCPConnector(
+                limit=MOST_CONNECTIONS,
+                force_close=not may_keep,
+                ttl_dns_cache=10,
+                resolver=_Guarded(self._refusal_of) if is_guarded and self._refusal_of is not None else None,
+            )
+            session = aiohttp.ClientSession(
+                connector=connector,
+                cookie_jar=aiohttp.DummyCookieJar(),
+                auto_decompress=False,
+                trust_env=False,
+                raise_for_status=False,
+                max_line_size=65_536,
+                max_field_size=65_536,
+                read_bufsize=self._read_bytes,
+            )
             self._sessions[may_keep, is_proxied] = session
         return session
 
@@ -167,9 +205,13 @@ async def pieces_of(response: aiohttp.ClientResponse, *, idle_s: float | None) -
             async with asyncio.timeout(idle_s):
                 piece = await response.content.readany()
         except TimeoutError as exc:
-            raise UpstreamTimeout(f"the answer fell silent for {idle_s:g} s", phase="idle", has_begun=True) from exc
+            raise UpstreamTimeout(
+                f"the answer fell silent for {idle_s:g} s", phase="idle", has_begun=True
+            ) from exc
         except aiohttp.ClientError as exc:
-            raise BrokenAnswer(f"the answer broke off: {exc or type(exc).__name__}", phase="broken", has_begun=True) from exc
+            raise BrokenResponse(
+                f"the answer broke off: {exc or type(exc).__name__}", phase="broken", has_begun=True
+            ) from exc
         if not piece:
             return
         yield piece

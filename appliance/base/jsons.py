@@ -18,7 +18,7 @@ def loads(data: bytes | str) -> Any:
     try:
         return orjson.loads(data)
     except orjson.JSONDecodeError as exc:
-        try:        # orjson refuses integers over 64 bits and lone surrogates, which the standard library reads
+        try:  # orjson refuses integers over 64 bits and lone surrogates, which the standard library reads
             return json.loads(data)
         except (ValueError, RecursionError):
             raise BadJson(str(exc)) from None

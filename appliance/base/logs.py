@@ -72,8 +72,9 @@ def _render_json(_: Any, __: str, event: MutableMapping[str, Any]) -> str:
     return jsons.dumps_text(event)
 
 
-def configure(*, level: str, form: str, stream: TextIO | None = None,
-              also: Callable[[str], None] | None = None) -> None:
+def configure(
+    *, level: str, form: str, stream: TextIO | None = None, also: Callable[[str], None] | None = None
+) -> None:
     """Set up logging for the process.
 
     Takes   level: debug|info|warning|error; form: json|console|auto (console on a terminal);
@@ -110,7 +111,8 @@ class _ToStructlog(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             structlog.get_logger(record.name).log(
-                record.levelno, record.getMessage(), exc_info=record.exc_info or None)
+                record.levelno, record.getMessage(), exc_info=record.exc_info or None
+            )
         except Exception:
             self.handleError(record)
 

@@ -43,7 +43,11 @@ class Proxy:
     @property
     def url_with_credentials(self) -> str:
         scheme, _, place = self.url.partition("://")
-        return f"{scheme}://{quote(self.user, safe='')}:{quote(self.password, safe='')}@{place}" if self.user else self.url
+        return (
+            f"{scheme}://{quote(self.user, safe='')}:{quote(self.password, safe='')}@{place}"
+            if self.user
+            else self.url
+        )
 
     @property
     def authorization(self) -> dict[str, str]:
@@ -53,14 +57,19 @@ class Proxy:
 
     def refusal(self, status: int, host: str) -> UpstreamFailed:
         """Say what a status of its own means: 1. credentials   2. it is busy, or cannot reach the host   3. it does not want to."""
-        if status == 407:                                                                   # 1
+        if status == 407:  # 1
             given = "other credentials" if self.user else "credentials"
-            return UpstreamFailed(f"The {str(self)[4:]} wants {given} (407). Write them into {self.variable}: http://user:password@host:port.",
-                                  code="proxy_refused")
-        if status in {408, 429} or status >= 500:                                           # 2
+            return UpstreamFailed(
+                f"The {str(self)[4:]} wants {given} (407). Write them into {self.variable}: http://user:password@host:port.",
+                code="proxy_refused",
+            )
+        if status in {408, 429} or status >= 500:  # 2
             return ProxyBusy(f"{self} did not pass on to {host} ({status})")
-        return UpstreamFailed(f"The {str(self)[4:]} does not pass on to {host} ({status}). Ask who runs it to allow that host, or name the host "
-                              "in NO_PROXY.", code="proxy_refused")                         # 3
+        return UpstreamFailed(
+            f"The {str(self)[4:]} does not pass on to {host} ({status}). Ask who runs it to allow that host, or name the host "
+            "in NO_PROXY.",
+            code="proxy_refused",
+        )  # 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,27 +129,36 @@ def _proxy(variable: str, value: str) -> Proxy:
     except ValueError:
         host, port = "", None
     if not host or not host.isprintable() or " " in host or parts.path not in {"", "/"}:
-        raise UpstreamFailed(f"{variable} names no proxy that can be used; write http://host:port, or http://user:password@host:port.",
-                             code="unusable_proxy")
+        raise UpstreamFailed(
+            f"{variable} names no proxy that can be used; write http://host:port, or http://user:password@host:port.",
+            code="unusable_proxy",
+        )
     if parts.scheme.lower() not in DEFAULT_PORTS:
-        raise UpstreamFailed(f"{variable} names a {parts.scheme[:10]}:// proxy; only http:// and https:// proxies can be used. "
-                             "Hosts in NO_PROXY are asked directly.", code="unusable_proxy")
+        raise UpstreamFailed(
+            f"{variable} names a {parts.scheme[:10]}:// proxy; only http:// and https:// proxies can be used. "
+            "Hosts in NO_PROXY are asked directly.",
+            code="unusable_proxy",
+        )
     place = f"[{host}]" if ":" in host else host
-    return Proxy(variable, f"{parts.scheme.lower()}://{place}:{port or DEFAULT_PORTS[parts.scheme.lower()]}", unquote(parts.username or ""),
-                 unquote(parts.password or ""))
+    return Proxy(
+        variable,
+        f"{parts.scheme.lower()}://{place}:{port or DEFAULT_PORTS[parts.scheme.lower()]}",
+        unquote(parts.username or ""),
+        unquote(parts.password or ""),
+    )
 
 
 def _matches(entry: str, host: str, port: int) -> bool:
     """Say whether an entry of NO_PROXY means a host: 1. everything   2. a network, an address   3. a domain and all below it."""
-    if entry == "*":                                                                        # 1
+    if entry == "*":  # 1
         return True
     name, its_port = _split(entry)
     if its_port and its_port != str(port):
         return False
     address, network = _address(host), _network(name)
-    if address is not None or network is not None:                                          # 2
+    if address is not None or network is not None:  # 2
         return address is not None and network is not None and address in network
-    domain = name.removeprefix("*").strip(".")                                              # 3
+    domain = name.removeprefix("*").strip(".")  # 3
     return bool(domain) and (host == domain or host.endswith(f".{domain}"))
 
 

@@ -42,10 +42,12 @@ SemicolonList = Annotated[list[str], BeforeValidator(lambda v: _split(";", v))]
 Switch = Annotated[bool, BeforeValidator(_switch)]
 
 
-class RoomSettings(BaseSettings):
+class PackageSettings(BaseSettings):
     """Base of each room's settings. Values come from the mapping given to `read`, never from os.environ behind our back."""
 
-    model_config = SettingsConfigDict(frozen=True, extra="forbid", validate_default=False, str_strip_whitespace=True)
+    model_config = SettingsConfigDict(
+        frozen=True, extra="forbid", validate_default=False, str_strip_whitespace=True
+    )
 
     @classmethod
     def settings_customise_sources(
@@ -58,11 +60,11 @@ class RoomSettings(BaseSettings):
         """Read the room's settings from `environ`; raise BadSettings with every problem."""
         value, problems = read(cls, environ)
         if value is None:
-            raise BadSettings(problems)
+            raise InvalidSettings(problems)
         return value
 
 
-Room = TypeVar("Room", bound=RoomSettings)
+Room = TypeVar("Room", bound=PackageSettings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +79,12 @@ class Problem:
 
     def __str__(self) -> str:
         shown = f"{self.variable}={self.value}" if self.value else self.variable
-        return f"{shown}: allowed: {self.allowed}. {self.remedy}" if self.is_fatal else f"{shown}: {self.remedy}"
+        return (
+            f"{shown}: allowed: {self.allowed}. {self.remedy}" if self.is_fatal else f"{shown}: {self.remedy}"
+        )
 
 
-class BadSettings(Exception):
+class InvalidSettings(Exception):
     """The environment cannot be used; `problems` names everything that is wrong with it."""
 
     def __init__(self, problems: list[Problem]) -> None:
@@ -89,7 +93,7 @@ class BadSettings(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Described:
+class SettingDescription:
     """One variable for people: where it belongs, what it is now, what it may be."""
 
     variable: str
@@ -174,7 +178,9 @@ def _show(field: FieldInfo, value: Any) -> str:
     return str(value)
 
 
-def _raw_values(model: type[RoomSettings], environ: Mapping[str, str]) -> tuple[dict[str, str], list[Problem]]:
+def _raw_values(
+    model: type[PackageSettings], environ: Mapping[str, str]
+) -> tuple[dict[str, str], list[Problem]]:
     """Gather what the environment says for this room, secrets' files included."""
     raw: dict[str, str] = {}
     problems: list[Problem] = []
@@ -183,19 +189,37 @@ def _raw_values(model: type[RoomSettings], environ: Mapping[str, str]) -> tuple[
         value = environ.get(variable, "")
         file_value = environ.get(f"{variable}_FILE", "") if is_secret(field) else ""
         if value and file_value:
-            problems.append(Problem(f"{variable}_FILE", file_value, f"either {variable} or {variable}_FILE",
-                                    "Both are set; unset one of them."))
+            problems.append(
+                Problem(
+                    f"{variable}_FILE",
+                    file_value,
+                    f"either {variable} or {variable}_FILE",
+                    "Both are set; unset one of them.",
+                )
+            )
         elif file_value:
             try:
                 raw[name] = Path(file_value).read_text().strip()
             except (OSError, UnicodeDecodeError) as exc:
                 reason = exc.strerror if isinstance(exc, OSError) else "not a text file"
-                problems.append(Problem(f"{variable}_FILE", file_value, "a readable text file",
-                                        f"It cannot be read: {reason}. Mount the secret there, or set {variable}."))
+                problems.append(
+                    Problem(
+                        f"{variable}_FILE",
+                        file_value,
+                        "a readable text file",
+                        f"It cannot be read: {reason}. Mount the secret there, or set {variable}.",
+                    )
+                )
             else:
                 if not raw[name]:
-                    problems.append(Problem(f"{variable}_FILE", file_value, "a file that holds the secret",
-                                            "The file is empty. Write the secret into it."))
+                    problems.append(
+                        Problem(
+                            f"{variable}_FILE",
+                            file_value,
+                            "a file that holds the secret",
+                            "The file is empty. Write the secret into it.",
+                        )
+                    )
         elif value.strip():
             raw[name] = value
     return raw, problems
@@ -214,50 +238,64 @@ def read(model: type[Room], environ: Mapping[str, str]) -> tuple[Room | None, li
         errors = exc.errors(include_url=False)
         problems += [_problem_of(model, raw, error) for error in errors]
         bad = {str(error["loc"][0]) for error in errors if error["loc"]}
-        if bad:         # checks over several fields run only when each field is fine: ask again without the bad ones
+        if bad:  # checks over several fields run only when each field is fine: ask again without the bad ones
             try:
                 model(**{name: value for name, value in raw.items() if name not in bad})
             except ValidationError as again:
-                problems += [_problem_of(model, raw, error) for error in again.errors(include_url=False) if not error["loc"]]
+                problems += [
+                    _problem_of(model, raw, error)
+                    for error in again.errors(include_url=False)
+                    if not error["loc"]
+                ]
         return None, problems
     return (None, problems) if problems else (value, [])
 
 
-def _problem_of(model: type[RoomSettings], raw: Mapping[str, str], error: Any) -> Problem:
+def _problem_of(model: type[PackageSettings], raw: Mapping[str, str], error: Any) -> Problem:
     name = str(error["loc"][0]) if error["loc"] else ""
     field = model.model_fields.get(name)
     reason = str(error["msg"]).removeprefix("Value error, ")
-    if field is None:       # a check over several fields names its variable itself: "NAME: what to do"
+    if field is None:  # a check over several fields names its variable itself: "NAME: what to do"
         variable, _, remedy = reason.partition(": ")
         return Problem(variable, "", "see the remedy", remedy or reason)
     given = raw.get(name, "")
     shown = HIDDEN if given and is_secret(field) else given
     remedy = _extra(field).get("remedy") or (
-        f"{reason[:1].upper()}{reason[1:]}." if error["type"] == "value_error" else
-        f"Set {variable_of(name)} to an allowed value, or unset it to use {_show(field, field.get_default()) or 'the default'}."
+        f"{reason[:1].upper()}{reason[1:]}."
+        if error["type"] == "value_error"
+        else f"Set {variable_of(name)} to an allowed value, or unset it to use {_show(field, field.get_default()) or 'the default'}."
     )
     return Problem(variable_of(name), shown, allowed_text(field), str(remedy))
 
 
-def describe(room: str, model: type[RoomSettings], current: RoomSettings | None, environ: Mapping[str, str]) -> list[Described]:
+def describe(
+    room: str, model: type[PackageSettings], current: PackageSettings | None, environ: Mapping[str, str]
+) -> list[SettingDescription]:
     """Say everything about a room's variables: for `settings`, the example file and the README table."""
     rows = []
     for name, field in model.model_fields.items():
         variable = variable_of(name)
         default = field.get_default(call_default_factory=True)
         value = getattr(current, name) if current is not None else default
-        rows.append(Described(
-            variable=variable, room=room,
-            default=str(_extra(field).get("default_text") or _show(field, default)),
-            value=_show(field, value),
-            allowed=allowed_text(field), help=field.description or "", is_secret=is_secret(field),
-            is_set=bool(environ.get(variable) or environ.get(f"{variable}_FILE")),
-            is_reloadable=bool(_extra(field).get("reload")),
-        ))
+        rows.append(
+            SettingDescription(
+                variable=variable,
+                room=room,
+                default=str(_extra(field).get("default_text") or _show(field, default)),
+                value=_show(field, value),
+                allowed=allowed_text(field),
+                help=field.description or "",
+                is_secret=is_secret(field),
+                is_set=bool(environ.get(variable) or environ.get(f"{variable}_FILE")),
+                is_reloadable=bool(_extra(field).get("reload")),
+            )
+        )
     return rows
 
 
-def unknown_variables(known: Iterable[str], environ: Mapping[str, str], *, prefix: str = "APPLIANCE_") -> list[Problem]:
+def unknown_variables(
+    known: Iterable[str], environ: Mapping[str, str], *, prefix: str = "APPLIANCE_"
+) -> list[Problem]:
     """Find variables that were surely, or probably, meant for us.
 
     1. NAME begins with our prefix and is unknown          → a problem
@@ -270,10 +308,14 @@ def unknown_variables(known: Iterable[str], environ: Mapping[str, str], *, prefi
             continue
         near = difflib.get_close_matches(variable, names, n=1, cutoff=0.85)
         hint = f"Did you mean {near[0]}?" if near else "See `appliance settings` for the list."
-        if variable.startswith(prefix):                                                     # 1
+        if variable.startswith(prefix):  # 1
             near = near or difflib.get_close_matches(variable, names, n=1, cutoff=0.75)
             hint = f"Did you mean {near[0]}?" if near else hint
-            found.append(Problem(variable, HIDDEN, "a variable that exists", f"There is no such variable. {hint}"))
-        elif near and len(variable) >= 5 and not variable.startswith("_"):                  # 2
-            found.append(Problem(variable, HIDDEN, "a variable that exists", f"It is not used. {hint}", is_fatal=False))
+            found.append(
+                Problem(variable, HIDDEN, "a variable that exists", f"There is no such variable. {hint}")
+            )
+        elif near and len(variable) >= 5 and not variable.startswith("_"):  # 2
+            found.append(
+                Problem(variable, HIDDEN, "a variable that exists", f"It is not used. {hint}", is_fatal=False)
+            )
     return found

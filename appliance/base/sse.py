@@ -5,7 +5,7 @@ from typing import Any
 from appliance.base import jsons
 from appliance.base.errors import UpstreamFailed
 
-SSE = "text/event-stream; charset=utf-8"        # the Content-Type
+SSE = "text/event-stream; charset=utf-8"  # the Content-Type
 
 
 class SseReader:
@@ -21,12 +21,12 @@ class SseReader:
         """
         text = self._rest + data
         if b"\r" in text:
-            text = text.replace(b"\r\n", b"\n")     # a bare CR at the end waits for its LF in the rest
+            text = text.replace(b"\r\n", b"\n")  # a bare CR at the end waits for its LF in the rest
         *events, self._rest = text.split(b"\n\n")
         found: list[dict[str, Any] | None] = []
         for event in events:
             payload = _payload(event)
-            if payload is not None and payload.strip() != b"null":     # llama-server begins some streams with it
+            if payload is not None and payload.strip() != b"null":  # llama-server begins some streams with it
                 found.append(None if payload.strip() == b"[DONE]" else _object(payload))
         return found
 

@@ -31,7 +31,9 @@ class Watched(Generic[T]):
         self._value = value
         self._version += 1
         self._changed.set()
-        self._changed = asyncio.Event()     # whoever waited holds the old event; later followers wait on this one
+        self._changed = (
+            asyncio.Event()
+        )  # whoever waited holds the old event; later followers wait on this one
 
     async def follow(self) -> AsyncIterator[T]:
         """Give the present value at once, then each newer one. A slow follower skips what was overtaken."""

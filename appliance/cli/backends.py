@@ -26,8 +26,13 @@ def add_to(app: typer.Typer) -> None:
 @told
 def backends(
     ctx: typer.Context,
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="Go on with each change, until interrupted.")] = False,
-    interval: Annotated[float, typer.Option(min=0, max=3600, help="With --watch: also after so many seconds without a change.")] = 0.0,
+    watch: Annotated[
+        bool, typer.Option("--watch", "-w", help="Go on with each change, until interrupted.")
+    ] = False,
+    interval: Annotated[
+        float,
+        typer.Option(min=0, max=3600, help="With --watch: also after so many seconds without a change."),
+    ] = 0.0,
 ) -> None:
     """List who can answer requests."""
     session: Session = ctx.obj
@@ -46,7 +51,10 @@ def backends(
 
 
 def _show_backends(screen: Screen, answer: Any) -> None:
-    screen.table(["NAME", "KIND", "STATE", "IN FLIGHT", "MODELS", "ENDPOINT", "NOTE"], show.backend_rows(answer.backends))
+    screen.table(
+        ["NAME", "KIND", "STATE", "IN FLIGHT", "MODELS", "ENDPOINT", "NOTE"],
+        show.backend_rows(answer.backends),
+    )
 
 
 @backend_app.command("show")
@@ -71,15 +79,29 @@ def backend_add(
     weight: Annotated[float | None, typer.Option(min=0.001, help="Its share.")] = None,
     cost: Annotated[float, typer.Option(min=0, help="Of equally busy ones the cheaper is taken.")] = 0.0,
     max_in_flight: Annotated[int | None, typer.Option(min=1, help="Most requests at a time.")] = None,
-    models: Annotated[list[str] | None, typer.Option("--model", help="A model that it serves; may be repeated. Else it is asked.")] = None,
+    models: Annotated[
+        list[str] | None,
+        typer.Option("--model", help="A model that it serves; may be repeated. Else it is asked."),
+    ] = None,
     key_file: Annotated[Path | None, typer.Option(help="A file with the key that it wants.")] = None,
-    key_env: Annotated[str, typer.Option(metavar="NAME", help="The variable of this command's environment that holds the key.")] = "",
+    key_env: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="The variable of this command's environment that holds the key."),
+    ] = "",
     persist: Annotated[bool, typer.Option("--persist", help="It is there after a restart, too.")] = False,
 ) -> None:
     """Add a backend. Its key comes from a file or a variable: arguments can be read by everybody on the machine."""
     session: Session = ctx.obj
-    fields: dict[str, Any] = {"url": url, "name": name, "kind": kind, "pool": pool, "cost": cost, "models": models or [], "persist": persist,
-                              "api_key": read_key(key_file, key_env, os.environ)}
+    fields: dict[str, Any] = {
+        "url": url,
+        "name": name,
+        "kind": kind,
+        "pool": pool,
+        "cost": cost,
+        "models": models or [],
+        "persist": persist,
+        "api_key": read_key(key_file, key_env, os.environ),
+    }
     if weight is not None:
         fields["weight"] = weight
     if max_in_flight is not None:
@@ -107,7 +129,8 @@ def read_key(path: Path | None, variable: str, environ: Mapping[str, str]) -> st
 @backend_app.command("remove")
 @told
 def backend_remove(
-    ctx: typer.Context, name: Annotated[str, typer.Argument(help="Its name.")],
+    ctx: typer.Context,
+    name: Annotated[str, typer.Argument(help="Its name.")],
     persist: Annotated[bool, typer.Option("--persist", help="It stays out after a restart, too.")] = False,
 ) -> None:
     """Take a backend out; what it is answering goes on."""
@@ -119,7 +142,8 @@ def backend_remove(
 @backend_app.command("drain")
 @told
 def backend_drain(
-    ctx: typer.Context, name: Annotated[str, typer.Argument(help="Its name.")],
+    ctx: typer.Context,
+    name: Annotated[str, typer.Argument(help="Its name.")],
     persist: Annotated[bool, typer.Option("--persist", help="It stays so after a restart.")] = False,
 ) -> None:
     """Give a backend no new requests; what it is answering goes on."""
@@ -129,7 +153,8 @@ def backend_drain(
 @backend_app.command("resume")
 @told
 def backend_resume(
-    ctx: typer.Context, name: Annotated[str, typer.Argument(help="Its name.")],
+    ctx: typer.Context,
+    name: Annotated[str, typer.Argument(help="Its name.")],
     persist: Annotated[bool, typer.Option("--persist", help="It stays so after a restart.")] = False,
 ) -> None:
     """Give a drained backend requests again."""
@@ -144,8 +169,13 @@ def _show_drained(session: Session, **fields: Any) -> None:
 @told
 def strategy(
     ctx: typer.Context,
-    name: Annotated[str, typer.Argument(help="least_busy, round_robin, equal_weighted, weighted_round_robin, least_connections, "
-                                             "least_response_time, power_of_two or prefix_affinity.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="least_busy, round_robin, equal_weighted, weighted_round_robin, least_connections, "
+            "least_response_time, power_of_two or prefix_affinity."
+        ),
+    ],
     pool: Annotated[str, typer.Option(help="Only this pool's; else all pools'.")] = "",
     persist: Annotated[bool, typer.Option("--persist", help="It stays so after a restart.")] = False,
 ) -> None:

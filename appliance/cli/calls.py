@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 DEFAULT_PORT = 50051
-PATIENCE_S = 10.0               # for a call that answers at once
-OTHER, USAGE, UNREACHABLE, REFUSED = 1, 2, 3, 4     # exit codes
+PATIENCE_S = 10.0  # for a call that answers at once
+OTHER, USAGE, UNREACHABLE, REFUSED = 1, 2, 3, 4  # exit codes
 LONGEST_MESSAGE_BYTES = 67_108_864
 
 
@@ -27,7 +27,7 @@ class CallFailed(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Where:
+class ServerAddress:
     """Which appliance, and how to reach it. `timeout_s`: None = as long as each call usually takes."""
 
     address: str
@@ -47,10 +47,10 @@ def default_address(environ: Mapping[str, str]) -> str:
 
     1. CONTROL_ADDRESS      2. CONTROL_SOCKET, when CONTROL_PORT=0      3. CONTROL_PORT on 127.0.0.1, or 50051
     """
-    if address := environ.get("CONTROL_ADDRESS"):                                           # 1
+    if address := environ.get("CONTROL_ADDRESS"):  # 1
         return address
     port, path = environ.get("CONTROL_PORT") or str(DEFAULT_PORT), environ.get("CONTROL_SOCKET")
-    return f"unix:{path}" if path and port == "0" else f"127.0.0.1:{port}"                  # 2, 3
+    return f"unix:{path}" if path and port == "0" else f"127.0.0.1:{port}"  # 2, 3
 
 
 def parse_address(text: str) -> str:
@@ -85,16 +85,16 @@ def read_token(environ: Mapping[str, str]) -> str:
         raise CallFailed(f"CONTROL_TOKEN_FILE={path} cannot be read: {exc}.", USAGE) from exc
 
 
-class Calls:
+class ControlClient:
     """A connection, opened at the first call. Use it as a context."""
 
-    def __init__(self, where: Where) -> None:
+    def __init__(self, where: ServerAddress) -> None:
         self.where = where
         self._address = parse_address(where.address)
         self._channel: Any = None
         self._stub: Any = None
 
-    def __enter__(self) -> "Calls":
+    def __enter__(self) -> "ControlClient":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -152,8 +152,11 @@ class Calls:
             raise CallFailed("--tls-cert and --tls-key belong together; give both.", USAGE)
         if not where.is_tls:
             if where.token and not _is_local(self._address):
-                print(f"warning: the token goes to {self._address} without TLS; whoever can read the traffic learns it "
-                      "(use --tls-ca).", file=sys.stderr)
+                print(
+                    f"warning: the token goes to {self._address} without TLS; whoever can read the traffic learns it "
+                    "(use --tls-ca).",
+                    file=sys.stderr,
+                )
             return grpc.insecure_channel(self._address, options)
         ca, key, cert = (_read(path) for path in (where.tls_ca, where.tls_key, where.tls_cert))
         return grpc.secure_channel(self._address, grpc.ssl_channel_credentials(ca, key, cert), options)
@@ -170,15 +173,19 @@ class Calls:
         grpc = _grpc()
         code, said = error.code(), error.details() or ""
         is_ours = any(key == "grpc-status-details-bin" for key, _ in error.trailing_metadata() or ())
-        if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):                    # 1
-            return CallFailed(said if self.where.token else f"{said} Set CONTROL_TOKEN or CONTROL_TOKEN_FILE.", REFUSED)
-        if is_ours:                                                                                         # 2
+        if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):  # 1
+            return CallFailed(
+                said if self.where.token else f"{said} Set CONTROL_TOKEN or CONTROL_TOKEN_FILE.", REFUSED
+            )
+        if is_ours:  # 2
             return CallFailed(said)
-        if code is grpc.StatusCode.UNAVAILABLE:                                                             # 3
+        if code is grpc.StatusCode.UNAVAILABLE:  # 3
             return CallFailed(_unreachable(self._address, said, is_tls=self.where.is_tls), UNREACHABLE)
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-            return CallFailed(f"The appliance at {self._address} did not answer in time (--timeout).", UNREACHABLE)
-        return CallFailed(f"The call failed with {code.name}: {said}")                                      # 4
+            return CallFailed(
+                f"The appliance at {self._address} did not answer in time (--timeout).", UNREACHABLE
+            )
+        return CallFailed(f"The call failed with {code.name}: {said}")  # 4
 
 
 def _unreachable(address: str, said: str, *, is_tls: bool) -> str:
@@ -203,7 +210,7 @@ def _read(path: Path | None) -> bytes | None:
 
 
 def _grpc() -> Any:
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")     # its own lines on stderr would stand between ours
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its own lines on stderr would stand between ours
     import grpc
 
     return grpc

@@ -11,11 +11,15 @@ from appliance.cli.calls import OTHER, USAGE, CallFailed
 from appliance.cli.session import Session, options, parted, run, told
 from appliance.cli.show import Screen
 
-WORKER_PATIENCE_S = 90.0        # a worker may take WORKER_STOP_GRACE_S to end
+WORKER_PATIENCE_S = 90.0  # a worker may take WORKER_STOP_GRACE_S to end
 RELOAD_PATIENCE_S = 30.0
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
-                  help="See and steer a running appliance. The token comes from CONTROL_TOKEN or CONTROL_TOKEN_FILE.")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="See and steer a running appliance. The token comes from CONTROL_TOKEN or CONTROL_TOKEN_FILE.",
+)
 worker_app = typer.Typer(invoke_without_command=True, help="See, start, stop or restart the worker.")
 app.add_typer(worker_app, name="worker")
 app.callback()(options)
@@ -25,8 +29,12 @@ app.callback()(options)
 @told
 def status(
     ctx: typer.Context,
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="Go on with each change, until the appliance stops.")] = False,
-    interval: Annotated[float, typer.Option(min=0, help="With --watch: also after so many seconds without a change.")] = 0.0,
+    watch: Annotated[
+        bool, typer.Option("--watch", "-w", help="Go on with each change, until the appliance stops.")
+    ] = False,
+    interval: Annotated[
+        float, typer.Option(min=0, help="With --watch: also after so many seconds without a change.")
+    ] = 0.0,
 ) -> None:
     """Show what the appliance is doing."""
     session: Session = ctx.obj
@@ -55,34 +63,57 @@ def identity(ctx: typer.Context) -> None:
 @app.command()
 @told
 def settings(
-    ctx: typer.Context, set_only: Annotated[bool, typer.Option("--set-only", help="Only those that are set.")] = False,
+    ctx: typer.Context,
+    set_only: Annotated[bool, typer.Option("--set-only", help="Only those that are set.")] = False,
 ) -> None:
     """List the settings in force; secrets are hidden."""
     session: Session = ctx.obj
     answer = session.calls.ask("GetSettings", set_only=set_only)
-    rows = [[s.room, s.variable, s.value, s.default_value, "yes" if s.is_reloadable else "restart"] for s in answer.settings]
-    session.show(answer, lambda screen: screen.table(["ROOM", "VARIABLE", "VALUE", "DEFAULT", "RELOAD"], rows))
+    rows = [
+        [s.room, s.variable, s.value, s.default_value, "yes" if s.is_reloadable else "restart"]
+        for s in answer.settings
+    ]
+    session.show(
+        answer, lambda screen: screen.table(["ROOM", "VARIABLE", "VALUE", "DEFAULT", "RELOAD"], rows)
+    )
 
 
 @app.command()
 @told
 def reload(
     ctx: typer.Context,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would change, and what is wrong.")] = False,
-    overrides: Annotated[list[str] | None, typer.Option(
-        "--set", metavar="NAME=VALUE", help="Lay a value over the environment (NAME= is the default again). May be repeated. For a "
-        "secret set NAME_FILE instead: arguments can be read by everybody on the machine.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only tell what would change, and what is wrong.")
+    ] = False,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="Lay a value over the environment (NAME= is the default again). May be repeated. For a "
+            "secret set NAME_FILE instead: arguments can be read by everybody on the machine.",
+        ),
+    ] = None,
 ) -> None:
     """Read the settings again and put them in place."""
     session: Session = ctx.obj
-    answer = session.calls.ask("Reload", patience_s=RELOAD_PATIENCE_S, dry_run=dry_run, overrides=parse_overrides(overrides or []))
+    answer = session.calls.ask(
+        "Reload", patience_s=RELOAD_PATIENCE_S, dry_run=dry_run, overrides=parse_overrides(overrides or [])
+    )
 
     def people(screen: Screen) -> None:
         if answer.changes:
-            screen.table(["VARIABLE", "OLD", "NEW", "TAKES EFFECT"], [
-                [c.variable, c.old_value, c.new_value, "at the next start" if c.needs_restart else "now"] for c in answer.changes])
+            screen.table(
+                ["VARIABLE", "OLD", "NEW", "TAKES EFFECT"],
+                [
+                    [c.variable, c.old_value, c.new_value, "at the next start" if c.needs_restart else "now"]
+                    for c in answer.changes
+                ],
+            )
         for problem in answer.problems:
-            screen.say(f"problem: {problem.variable}={problem.value}: allowed: {problem.allowed}. {problem.remedy}")
+            screen.say(
+                f"problem: {problem.variable}={problem.value}: allowed: {problem.allowed}. {problem.remedy}"
+            )
         screen.say(answer.message)
 
     session.show(answer, people)
@@ -124,7 +155,10 @@ def _say_state(session: Session, method: str) -> None:
 @told
 def shutdown(
     ctx: typer.Context,
-    grace: Annotated[float | None, typer.Option(min=0, max=3600, help="Seconds for running answers; else SHUTDOWN_GRACE_S.")] = None,
+    grace: Annotated[
+        float | None,
+        typer.Option(min=0, max=3600, help="Seconds for running answers; else SHUTDOWN_GRACE_S."),
+    ] = None,
 ) -> None:
     """End the appliance; a second time hurries it."""
     session: Session = ctx.obj
@@ -176,9 +210,14 @@ def _show_worker(session: Session, method: str) -> None:
 @told
 def logs(
     ctx: typer.Context,
-    count: Annotated[int, typer.Option("--lines", "-n", min=0, max=2000, help="How many of the latest lines to begin with.")] = 50,
+    count: Annotated[
+        int,
+        typer.Option("--lines", "-n", min=0, max=2000, help="How many of the latest lines to begin with."),
+    ] = 50,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with new lines.")] = False,
-    source: Annotated[str, typer.Option(help="Only lines of this source: appliance, worker, worker.stderr …")] = "",
+    source: Annotated[
+        str, typer.Option(help="Only lines of this source: appliance, worker, worker.stderr …")
+    ] = "",
 ) -> None:
     """Show the latest lines of the log, the worker's too."""
     session: Session = ctx.obj
@@ -198,13 +237,17 @@ def chat(
     text: Annotated[str, typer.Argument(help="What to say; - reads it from standard input.")],
     model: Annotated[str, typer.Option("--model", "-m", help="The model's name; else the default one.")] = "",
     system: Annotated[str, typer.Option(help="What to tell the model first.")] = "",
-    is_streamed: Annotated[bool, typer.Option("--stream/--no-stream", help="Show the answer as it is made.")] = True,
+    is_streamed: Annotated[
+        bool, typer.Option("--stream/--no-stream", help="Show the answer as it is made.")
+    ] = True,
 ) -> None:
     """Ask a model; the answer appears as it is made."""
     session: Session = ctx.obj
     said = sys.stdin.read() if text == "-" else text
     messages = [{"role": "system", "content": system}] if system else []
-    request = session.calls.messages.ChatRequest(model=model, messages=[*messages, {"role": "user", "content": said}], stream=is_streamed)
+    request = session.calls.messages.ChatRequest(
+        model=model, messages=[*messages, {"role": "user", "content": said}], stream=is_streamed
+    )
     is_begun = False
     try:
         with closing(session.calls.stream("Chat", request)) as parts:
@@ -213,7 +256,7 @@ def chat(
                 _show_part(session.screen, part)
     except CallFailed:
         if is_begun:
-            session.screen.say("")      # the error begins on a line of its own
+            session.screen.say("")  # the error begins on a line of its own
         raise
 
 
@@ -223,18 +266,27 @@ def _show_part(screen: Screen, part: Any) -> None:
     kind = part.WhichOneof("part")
     value = getattr(part, kind)
     if screen.is_json:
-        screen.object({kind: show.as_object(value) if kind == "receipt" else jsons.loads(value.openai_json)}, is_one_of_many=True)
+        screen.object(
+            {kind: show.as_object(value) if kind == "receipt" else jsons.loads(value.openai_json)},
+            is_one_of_many=True,
+        )
     elif kind == "receipt":
         screen.say("")
         if screen.is_terminal:
-            print(f"[{value.served_model or value.backend}, {value.total_ms:.0f} ms, receipt {value.id}]", file=sys.stderr)
+            print(
+                f"[{value.served_model or value.backend}, {value.total_ms:.0f} ms, receipt {value.id}]",
+                file=sys.stderr,
+            )
     else:
         screen.say(value.text, end="")
 
 
 @app.command()
 @told
-def receipt(ctx: typer.Context, receipt_id: Annotated[str, typer.Argument(metavar="ID", help="The request's id (x-request-id).")]) -> None:
+def receipt(
+    ctx: typer.Context,
+    receipt_id: Annotated[str, typer.Argument(metavar="ID", help="The request's id (x-request-id).")],
+) -> None:
     """Show what was decided for one request, and why."""
     session: Session = ctx.obj
     answer = session.calls.ask("GetReceipt", id=receipt_id).receipt
@@ -244,7 +296,8 @@ def receipt(ctx: typer.Context, receipt_id: Annotated[str, typer.Argument(metava
 @app.command()
 @told
 def receipts(
-    ctx: typer.Context, count: Annotated[int, typer.Option("--lines", "-n", min=1, max=1000, help="How many.")] = 20,
+    ctx: typer.Context,
+    count: Annotated[int, typer.Option("--lines", "-n", min=1, max=1000, help="How many.")] = 20,
 ) -> None:
     """List the latest requests, newest first."""
     session: Session = ctx.obj

@@ -49,22 +49,52 @@ def watch(ctx: typer.Context, job_id: JobId) -> None:
 @told
 def download(
     ctx: typer.Context,
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help="hf://namespace/repository (also without hf://), s3://, obs://, pvc://, ms://, "
-                                                                 "https://.")],
-    output_dir: Annotated[str, typer.Option("--output-dir", "-o", help="Folder on the appliance, below those that it allows; else one in "
-                                                                       "DOWNLOAD_DIR by the source's name.")] = "",
-    max_workers: Annotated[int | None, typer.Option("--max-workers", "-w", min=1, max=64,
-                                                    help="Files, and parts of files, at a time; else 8.")] = None,
-    config: Annotated[str, typer.Option("--config", "-c", metavar="JSON", help="revision, include, exclude, checksum, endpoint … as a JSON object. "
-                                        "Put credentials into a file: arguments can be read by everybody on the machine.")] = "",
-    config_file: Annotated[Path | None, typer.Option(help="A file with such an object; --config is laid over it.")] = None,
-    detach: Annotated[bool, typer.Option("--detach", "-d", help="Do not wait for its end; say its job.")] = False,
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="hf://namespace/repository (also without hf://), s3://, obs://, pvc://, ms://, https://.",
+        ),
+    ],
+    output_dir: Annotated[
+        str,
+        typer.Option(
+            "--output-dir",
+            "-o",
+            help="Folder on the appliance, below those that it allows; else one in "
+            "DOWNLOAD_DIR by the source's name.",
+        ),
+    ] = "",
+    max_workers: Annotated[
+        int | None,
+        typer.Option(
+            "--max-workers", "-w", min=1, max=64, help="Files, and parts of files, at a time; else 8."
+        ),
+    ] = None,
+    config: Annotated[
+        str,
+        typer.Option(
+            "--config",
+            "-c",
+            metavar="JSON",
+            help="revision, include, exclude, checksum, endpoint … as a JSON object. "
+            "Put credentials into a file: arguments can be read by everybody on the machine.",
+        ),
+    ] = "",
+    config_file: Annotated[
+        Path | None, typer.Option(help="A file with such an object; --config is laid over it.")
+    ] = None,
+    detach: Annotated[
+        bool, typer.Option("--detach", "-d", help="Do not wait for its end; say its job.")
+    ] = False,
 ) -> None:
     """Let the appliance download a model, and show how far it is. Interrupting this does not stop the download."""
     session: Session = ctx.obj
     wanted = {**(_read(config_file) if config_file else {}), **parse_config(config, "--config")}
     fields: dict[str, Any] = {"source": source, "output_dir": output_dir, "config": wanted}
-    job = session.calls.ask("StartDownload", **fields, **({} if max_workers is None else {"max_workers": max_workers})).job
+    job = session.calls.ask(
+        "StartDownload", **fields, **({} if max_workers is None else {"max_workers": max_workers})
+    ).job
     if detach:
         session.show(job, lambda screen: screen.say(job.id))
         return
@@ -87,14 +117,22 @@ def parse_config(text: str, option: str) -> dict[str, str]:
     except jsons.BadJson:
         value = None
     if not isinstance(value, dict) or any(isinstance(one, (dict, list)) for one in value.values()):
-        raise CallFailed(f"{option}: write a JSON object of plain values, such as {{\"revision\": \"main\"}}.", USAGE)
-    return {key: jsons.dumps_text(one) if isinstance(one, bool) else str(one) for key, one in value.items() if one is not None}
+        raise CallFailed(
+            f'{option}: write a JSON object of plain values, such as {{"revision": "main"}}.', USAGE
+        )
+    return {
+        key: jsons.dumps_text(one) if isinstance(one, bool) else str(one)
+        for key, one in value.items()
+        if one is not None
+    }
 
 
 def _follow(session: Session, job_id: str) -> None:
     """Show a job until it has ended; raise CallFailed where it came to nothing."""
     screen, job = session.screen, None
-    with closing(session.calls.stream("WatchJob", session.calls.messages.WatchJobRequest(id=job_id))) as steps:
+    with closing(
+        session.calls.stream("WatchJob", session.calls.messages.WatchJobRequest(id=job_id))
+    ) as steps:
         if screen.is_json:
             for step in steps:
                 job = step.job

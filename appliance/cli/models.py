@@ -14,24 +14,36 @@ from appliance.cli.calls import USAGE, CallFailed
 from appliance.cli.session import Session, options, parted, run, told
 from appliance.cli.show import Screen
 
-EJECT_PATIENCE_S = 600.0        # running requests end first
+EJECT_PATIENCE_S = 600.0  # running requests end first
 UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 
 Alias = Annotated[str, typer.Argument(metavar="ALIAS", help="The model's name.")]
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
-                  help="See and steer the models of a running appliance; without a command, list them. `appliance models check` explains "
-                       "the table of models without an appliance. The token comes from CONTROL_TOKEN or CONTROL_TOKEN_FILE.")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="See and steer the models of a running appliance; without a command, list them. `appliance models check` explains "
+    "the table of models without an appliance. The token comes from CONTROL_TOKEN or CONTROL_TOKEN_FILE.",
+)
 app.callback()(options)
 
 
 @told
 def models(
     ctx: typer.Context,
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="Go on with each change, until the appliance stops.")] = False,
-    interval: Annotated[float | None, typer.Option(
-        min=0, max=3600, help="With --watch: also after so many seconds without a change; else 1 on a terminal, 0 (never) elsewhere.")] = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", "-w", help="Go on with each change, until the appliance stops.")
+    ] = False,
+    interval: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=3600,
+            help="With --watch: also after so many seconds without a change; else 1 on a terminal, 0 (never) elsewhere.",
+        ),
+    ] = None,
 ) -> None:
     """List the models, loaded or not."""
     session: Session = ctx.obj
@@ -40,7 +52,9 @@ def models(
         session.show(answer, lambda screen: screen.table(shown.MODEL_HEADERS, shown.model_rows(answer)))
         return
     screen = session.screen
-    every_s = interval if interval is not None else float(screen.is_terminal and not screen.is_json)    # so that EXPIRES counts down
+    every_s = (
+        interval if interval is not None else float(screen.is_terminal and not screen.is_json)
+    )  # so that EXPIRES counts down
     request = session.calls.messages.WatchModelsRequest(interval_s=every_s)
     with closing(session.calls.stream("WatchModels", request)) as answers:
         if screen.is_json:
@@ -64,10 +78,16 @@ def show_one(ctx: typer.Context, alias: Alias) -> None:
 
 @told
 def load(
-    ctx: typer.Context, alias: Alias,
-    keep_alive: Annotated[str, typer.Option(
-        metavar="TIME", help="How long it stays without a request: 10m, 1h30m, seconds; 0 = it goes when idle, -1 = for ever. "
-                              "Else as configured.")] = "",
+    ctx: typer.Context,
+    alias: Alias,
+    keep_alive: Annotated[
+        str,
+        typer.Option(
+            metavar="TIME",
+            help="How long it stays without a request: 10m, 1h30m, seconds; 0 = it goes when idle, -1 = for ever. "
+            "Else as configured.",
+        ),
+    ] = "",
 ) -> None:
     """Load a model and show how far it is. Interrupting this does not stop the load."""
     session: Session = ctx.obj
@@ -90,14 +110,19 @@ def parse_stay(text: str) -> float:
     if NUMBER.fullmatch(text):
         return float(text)
     if not rest or PART.sub("", rest):
-        raise CallFailed(f"--keep-alive {text}: write 10m, 1h30m, a number of seconds, or -1 for ever.", USAGE)
+        raise CallFailed(
+            f"--keep-alive {text}: write 10m, 1h30m, a number of seconds, or -1 for ever.", USAGE
+        )
     return sign * sum(float(count) * UNIT_S[unit] for count, unit in PART.findall(rest))
 
 
 @told
 def eject(
-    ctx: typer.Context, alias: Alias,
-    force: Annotated[bool, typer.Option("--force", help="Cut off the requests that it is answering.")] = False,
+    ctx: typer.Context,
+    alias: Alias,
+    force: Annotated[
+        bool, typer.Option("--force", help="Cut off the requests that it is answering.")
+    ] = False,
 ) -> None:
     """Unload a model; the requests that it is answering end first."""
     session: Session = ctx.obj
@@ -127,11 +152,17 @@ def unpin(ctx: typer.Context, alias: Alias) -> None:
 
 def _pin(session: Session, alias: str, *, pinned: bool) -> None:
     answer = session.calls.ask("PinModel", alias=alias, pinned=pinned)
-    session.show(answer, lambda screen: screen.say(f"{alias} is {'pinned' if answer.model.is_pinned else 'not pinned'}"))
+    session.show(
+        answer,
+        lambda screen: screen.say(f"{alias} is {'pinned' if answer.model.is_pinned else 'not pinned'}"),
+    )
 
 
 @told
-def queue(ctx: typer.Context, alias: Annotated[str, typer.Argument(metavar="[ALIAS]", help="Only this model's; else all.")] = "") -> None:
+def queue(
+    ctx: typer.Context,
+    alias: Annotated[str, typer.Argument(metavar="[ALIAS]", help="Only this model's; else all.")] = "",
+) -> None:
     """Show who waits for which model."""
     session: Session = ctx.obj
     answer = session.calls.ask("GetQueue", alias=alias)
@@ -152,7 +183,13 @@ def _show_devices(screen: Screen, answer: Any) -> None:
 
 Verb = Callable[..., None]
 VERBS: dict[str, Verb] = {
-    "show": show_one, "load": load, "eject": eject, "reset": reset, "pin": pin, "unpin": unpin}
+    "show": show_one,
+    "load": load,
+    "eject": eject,
+    "reset": reset,
+    "pin": pin,
+    "unpin": unpin,
+}
 EVERY: dict[str, Verb] = {"list": models, **VERBS, "queue": queue, "vram": vram}
 for _name, _verb in EVERY.items():
     app.command(_name)(_verb)

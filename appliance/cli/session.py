@@ -10,7 +10,7 @@ from typing import Annotated, Any, ParamSpec
 import typer
 
 from appliance.cli import show
-from appliance.cli.calls import OTHER, CallFailed, Calls, Where, default_address, read_token
+from appliance.cli.calls import OTHER, CallFailed, ControlClient, ServerAddress, default_address, read_token
 from appliance.cli.show import Screen
 
 INTERRUPTED = 130
@@ -24,7 +24,7 @@ WITHOUT_VALUE = {"--json"}
 class Session:
     """What one run of the command needs: the connection and the screen."""
 
-    def __init__(self, calls: Calls, screen: Screen) -> None:
+    def __init__(self, calls: ControlClient, screen: Screen) -> None:
         self.calls = calls
         self.screen = screen
 
@@ -55,15 +55,26 @@ def told(command: Callable[P, None]) -> Callable[P, None]:
 @told
 def options(
     ctx: typer.Context,
-    address: Annotated[str, typer.Option(help="host:port or unix:/path; else CONTROL_ADDRESS, or 127.0.0.1:50051.")] = "",
-    tls_ca: Annotated[Path | None, typer.Option(help="CA of the appliance's certificate (PEM); turns TLS on.")] = None,
+    address: Annotated[
+        str, typer.Option(help="host:port or unix:/path; else CONTROL_ADDRESS, or 127.0.0.1:50051.")
+    ] = "",
+    tls_ca: Annotated[
+        Path | None, typer.Option(help="CA of the appliance's certificate (PEM); turns TLS on.")
+    ] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="Our certificate (PEM), for mutual TLS.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Its private key (PEM).")] = None,
-    json: Annotated[bool, typer.Option("--json", help="JSON for programs; streams give one object a line.")] = False,
-    timeout: Annotated[float | None, typer.Option(min=0.001, help="Seconds to wait for the answer; for streams, until they end.")] = None,
+    json: Annotated[
+        bool, typer.Option("--json", help="JSON for programs; streams give one object a line.")
+    ] = False,
+    timeout: Annotated[
+        float | None,
+        typer.Option(min=0.001, help="Seconds to wait for the answer; for streams, until they end."),
+    ] = None,
 ) -> None:
-    where = Where(address or default_address(os.environ), read_token(os.environ), tls_ca, tls_cert, tls_key, timeout)
-    ctx.obj = Session(ctx.with_resource(Calls(where)), Screen(is_json=json))
+    where = ServerAddress(
+        address or default_address(os.environ), read_token(os.environ), tls_ca, tls_cert, tls_key, timeout
+    )
+    ctx.obj = Session(ctx.with_resource(ControlClient(where)), Screen(is_json=json))
 
 
 def parted(arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -75,7 +86,9 @@ def parted(arguments: list[str]) -> tuple[list[str], list[str]]:
     for word in words:
         name, equals, _ = word.partition("=")
         if name in WITH_VALUE:
-            front += [word] if equals else [word, *[value for value in [next(words, None)] if value is not None]]
+            front += (
+                [word] if equals else [word, *[value for value in [next(words, None)] if value is not None]]
+            )
         elif word in WITHOUT_VALUE:
             front.append(word)
         else:

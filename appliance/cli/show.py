@@ -25,7 +25,9 @@ def as_object(message: Any) -> dict[str, Any]:
     """Give a message as a plain object, its fields named as in the .proto file, none left out but absent optional ones."""
     from google.protobuf import json_format
 
-    found: dict[str, Any] = json_format.MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+    found: dict[str, Any] = json_format.MessageToDict(
+        message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
     return found
 
 
@@ -112,6 +114,7 @@ class Screen:
     def refreshing(self) -> Iterator[Callable[[Row, Iterable[Row]], None]]:
         """Give what writes a table again and again: in place on a terminal, elsewhere one after the other with an empty line between."""
         if not self.is_terminal:
+
             def append(headers: Row, rows: Iterable[Row]) -> None:
                 self.table(headers, rows)
                 self.say("")
@@ -127,18 +130,28 @@ class Screen:
     def progress(self) -> Iterator[Callable[[str, float | None, str], None]]:
         """Give what tells how far something is, (what, percent or None, note): as a bar on a terminal, elsewhere on a line each."""
         if not self.is_terminal:
+
             def line(what: str, percent: float | None, note: str) -> None:
-                self.say(", ".join(filter(None, (what if percent is None else f"{what} {percent:.0f}%", note))))
+                self.say(
+                    ", ".join(filter(None, (what if percent is None else f"{what} {percent:.0f}%", note)))
+                )
 
             yield line
             return
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-        columns = [TextColumn("{task.description}", markup=False), BarColumn(bar_width=30), TextColumn("{task.percentage:>3.0f}%"),
-                   TimeElapsedColumn(), TextColumn("{task.fields[note]}", markup=False)]
+        columns = [
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=30),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[note]}", markup=False),
+        ]
         with Progress(*columns, console=self._console()) as bars:
             bar = bars.add_task("", total=100, note="")
-            yield lambda what, percent, note: bars.update(bar, description=clean(what), completed=percent or 0, note=clean(note))
+            yield lambda what, percent, note: bars.update(
+                bar, description=clean(what), completed=percent or 0, note=clean(note)
+            )
 
     def _grid(self) -> Any:
         from rich.table import Table
@@ -177,25 +190,47 @@ def _one_line(text: str) -> str:
 
 # ---- what is shown of each answer
 
+
 def status_pairs(status: Any) -> list[tuple[str, str]]:
     """Give the state of the appliance as names and values."""
     rows = [
-        ("state", word_of(status, "state")), ("version", status.version),
-        ("started", f"{time_of(status.started_at)} ({duration(status.uptime_s)} ago)" if status.HasField("started_at") else ""),
-        ("engine", status.engine), ("model", status.public_model),
-        ("upstream model", "" if status.demo else status.upstream_base), ("in flight", str(status.in_flight)),
-        ("gpu", gpu_text(status.gpu)), ("nat", _with_note(status.nat.outcome, status.nat.detail)),
-        ("worker", worker_text(status.worker)), ("machine-id", status.machine_id),
+        ("state", word_of(status, "state")),
+        ("version", status.version),
+        (
+            "started",
+            f"{time_of(status.started_at)} ({duration(status.uptime_s)} ago)"
+            if status.HasField("started_at")
+            else "",
+        ),
+        ("engine", status.engine),
+        ("model", status.public_model),
+        ("upstream model", "" if status.demo else status.upstream_base),
+        ("in flight", str(status.in_flight)),
+        ("gpu", gpu_text(status.gpu)),
+        ("nat", _with_note(status.nat.outcome, status.nat.detail)),
+        ("worker", worker_text(status.worker)),
+        ("machine-id", status.machine_id),
     ]
-    rows += [(f"backend {b.name}", ("up" if b.is_up else "down") + (f": {b.detail}" if b.detail else "")) for b in status.backends]
-    rows += [("failed step", f"{step.name}: {step.detail} {step.remedy}".strip()) for step in status.steps if step.outcome == "failed"]
+    rows += [
+        (f"backend {b.name}", ("up" if b.is_up else "down") + (f": {b.detail}" if b.detail else ""))
+        for b in status.backends
+    ]
+    rows += [
+        ("failed step", f"{step.name}: {step.detail} {step.remedy}".strip())
+        for step in status.steps
+        if step.outcome == "failed"
+    ]
     return rows + [("warning", text) for text in status.warnings]
 
 
 def status_line(status: Any) -> str:
     """Give the state on one line, for --watch."""
-    words = [word_of(status, "state"), f"up {duration(status.uptime_s)}", f"{status.in_flight} in flight",
-             f"worker {word_of(status.worker, 'state')}"]
+    words = [
+        word_of(status, "state"),
+        f"up {duration(status.uptime_s)}",
+        f"{status.in_flight} in flight",
+        f"worker {word_of(status.worker, 'state')}",
+    ]
     if status.warnings:
         words.append(f"{len(status.warnings)} warning{'s' if len(status.warnings) > 1 else ''}")
     return ", ".join(words)
@@ -212,10 +247,18 @@ def _with_note(word: str, note: str) -> str:
 
 def identity_pairs(identity: Any) -> list[tuple[str, str]]:
     """Give which machine this is as names and values."""
-    rows = [("machine-id", identity.machine_id), ("host name", identity.hostname),
-            ("gpu mode", _with_note(identity.gpu.mode, identity.gpu.reason))]
+    rows = [
+        ("machine-id", identity.machine_id),
+        ("host name", identity.hostname),
+        ("gpu mode", _with_note(identity.gpu.mode, identity.gpu.reason)),
+    ]
     for card in identity.gpu.gpus:
-        rows.append((f"gpu {card.index}", f"{card.name}, {card.memory_total_mib} MiB, driver {card.driver}, {card.uuid}, {card.pci_bus_id}"))
+        rows.append(
+            (
+                f"gpu {card.index}",
+                f"{card.name}, {card.memory_total_mib} MiB, driver {card.driver}, {card.uuid}, {card.pci_bus_id}",
+            )
+        )
     return rows
 
 
@@ -226,27 +269,51 @@ def worker_text(worker: Any) -> str:
 
 def worker_pairs(worker: Any) -> list[tuple[str, str]]:
     """Give the worker as names and values."""
-    return [("state", word_of(worker, "state")), ("command", worker.command or "(none)"),
-            ("pid", given(worker, "pid")),
-            ("started", given(worker, "started_at", time_of)), ("restarts", str(worker.restarts)),
-            ("last exit code", given(worker, "exit_code")), ("reason", worker.reason)]
+    return [
+        ("state", word_of(worker, "state")),
+        ("command", worker.command or "(none)"),
+        ("pid", given(worker, "pid")),
+        ("started", given(worker, "started_at", time_of)),
+        ("restarts", str(worker.restarts)),
+        ("last exit code", given(worker, "exit_code")),
+        ("reason", worker.reason),
+    ]
 
 
 def backend_pairs(backend: Any) -> list[tuple[str, str]]:
     """Give all that is known of one backend as names and values."""
-    return [("name", backend.name), ("kind", backend.kind), ("state", backend.standing), ("note", backend.detail), ("url", backend.url),
-            ("pool", backend.pool), ("models", ", ".join(backend.models)), ("in flight", str(backend.in_flight)),
-            ("limit", given(backend, "limit", "{:g}")), ("running there", given(backend, "running", "{:g}")),
-            ("waiting there", given(backend, "waiting", "{:g}")), ("weight", f"{backend.weight:g}"), ("context", str(backend.context_tokens or "")),
-            ("chosen", str(backend.chosen_total)), ("mean time", given(backend, "mean_s", "{:.3f} s")), ("breaker", backend.breaker),
-            ("comes from", backend.origin)]
+    return [
+        ("name", backend.name),
+        ("kind", backend.kind),
+        ("state", backend.standing),
+        ("note", backend.detail),
+        ("url", backend.url),
+        ("pool", backend.pool),
+        ("models", ", ".join(backend.models)),
+        ("in flight", str(backend.in_flight)),
+        ("limit", given(backend, "limit", "{:g}")),
+        ("running there", given(backend, "running", "{:g}")),
+        ("waiting there", given(backend, "waiting", "{:g}")),
+        ("weight", f"{backend.weight:g}"),
+        ("context", str(backend.context_tokens or "")),
+        ("chosen", str(backend.chosen_total)),
+        ("mean time", given(backend, "mean_s", "{:.3f} s")),
+        ("breaker", backend.breaker),
+        ("comes from", backend.origin),
+    ]
 
 
 def backend_rows(backends: Iterable[Any]) -> list[Row]:
     """Give one row per endpoint, and one for a backend without any."""
     rows: list[Row] = []
     for b in backends:
-        head = [b.name, b.kind, b.standing or ("up" if b.is_up else "down"), str(b.in_flight), ", ".join(b.models)]
+        head = [
+            b.name,
+            b.kind,
+            b.standing or ("up" if b.is_up else "down"),
+            str(b.in_flight),
+            ", ".join(b.models),
+        ]
         rows += [[*head, e.url, _endpoint_text(e)] for e in b.endpoints] or [[*head, b.url, b.detail]]
     return rows
 
@@ -257,22 +324,49 @@ def _endpoint_text(endpoint: Any) -> str:
 
 
 def receipt_row(receipt: Any) -> Row:
-    tokens = f"{receipt.prompt_tokens}+{receipt.completion_tokens}" if receipt.HasField("prompt_tokens") else ""
-    return [time_of(receipt.at), receipt.id, receipt.route, receipt.model, str(receipt.status), receipt.finish,
-            f"{receipt.total_ms:.0f}", tokens]
+    tokens = (
+        f"{receipt.prompt_tokens}+{receipt.completion_tokens}" if receipt.HasField("prompt_tokens") else ""
+    )
+    return [
+        time_of(receipt.at),
+        receipt.id,
+        receipt.route,
+        receipt.model,
+        str(receipt.status),
+        receipt.finish,
+        f"{receipt.total_ms:.0f}",
+        tokens,
+    ]
 
 
 def receipt_pairs(receipt: Any) -> list[tuple[str, str]]:
     """Give one request's story as names and values."""
-    rows = [("id", receipt.id), ("at", time_of(receipt.at)), ("route", receipt.route), ("model", receipt.model),
-            ("public model", receipt.public_model), ("served model", receipt.served_model), ("backend", receipt.backend),
-            ("endpoint", receipt.endpoint), ("reason", receipt.reason),
-            ("streamed", "yes" if receipt.streamed else "no"), ("queue ms", f"{receipt.queue_ms:.1f}"),
-            ("upstream ms", f"{receipt.upstream_ms:.1f}"), ("total ms", f"{receipt.total_ms:.1f}"),
-            ("prompt tokens", given(receipt, "prompt_tokens")),
-            ("completion tokens", given(receipt, "completion_tokens")),
-            ("finish", receipt.finish), ("status", str(receipt.status)), ("error", receipt.error)]
+    rows = [
+        ("id", receipt.id),
+        ("at", time_of(receipt.at)),
+        ("route", receipt.route),
+        ("model", receipt.model),
+        ("public model", receipt.public_model),
+        ("served model", receipt.served_model),
+        ("backend", receipt.backend),
+        ("endpoint", receipt.endpoint),
+        ("reason", receipt.reason),
+        ("streamed", "yes" if receipt.streamed else "no"),
+        ("queue ms", f"{receipt.queue_ms:.1f}"),
+        ("upstream ms", f"{receipt.upstream_ms:.1f}"),
+        ("total ms", f"{receipt.total_ms:.1f}"),
+        ("prompt tokens", given(receipt, "prompt_tokens")),
+        ("completion tokens", given(receipt, "completion_tokens")),
+        ("finish", receipt.finish),
+        ("status", str(receipt.status)),
+        ("error", receipt.error),
+    ]
     for number, attempt in enumerate(receipt.attempts, 1):
         status = given(attempt, "status", " {}")
-        rows.append((f"attempt {number}", f"{attempt.endpoint}: {attempt.outcome}{status}, {attempt.ms:.1f} ms {attempt.note}".strip()))
+        rows.append(
+            (
+                f"attempt {number}",
+                f"{attempt.endpoint}: {attempt.outcome}{status}, {attempt.ms:.1f} ms {attempt.note}".strip(),
+            )
+        )
     return rows

@@ -12,28 +12,62 @@ ENDED = {"failed": "failed", "cancelled": "was cancelled", "interrupted": "was i
 
 def job_rows(jobs: Iterable[Any]) -> list[Row]:
     """Give one row per job."""
-    return [[job.id, word_of(job, "state"), given(job, "percent", "{:.0f}%"),
-             given(job, "total_bytes", size), rate(job), job.source or job.kind, job.output_dir, time_of(job.created_at)]
-            for job in jobs]
+    return [
+        [
+            job.id,
+            word_of(job, "state"),
+            given(job, "percent", "{:.0f}%"),
+            given(job, "total_bytes", size),
+            rate(job),
+            job.source or job.kind,
+            job.output_dir,
+            time_of(job.created_at),
+        ]
+        for job in jobs
+    ]
 
 
 def rate(job: Any) -> str:
-    return f"{size(int(job.rate_bytes_s))}/s" if job.rate_bytes_s and word_of(job, "state") == "running" else ""
+    return (
+        f"{size(int(job.rate_bytes_s))}/s" if job.rate_bytes_s and word_of(job, "state") == "running" else ""
+    )
 
 
 def job_pairs(job: Any) -> list[tuple[str, str]]:
     """Give all that is known of one job as names and values."""
-    return [("job", job.id), ("kind", job.kind), ("state", word_of(job, "state")), ("error", job.error), ("source", job.source),
-            ("folder", job.output_dir), ("model", job.model), ("phase", job.phase if word_of(job, "state") == "running" else ""),
-            ("done", given(job, "percent", "{:.1f}%")), ("bytes", _bytes(job)), ("fetched", size(job.fetched_bytes)),
-            ("files", f"{job.files_done} of {job.files}" if job.files else ""), ("rate", rate(job)), ("note", job.note), ("now", ", ".join(job.now)),
-            ("workers", str(job.max_workers)), *((f"config {key}", value) for key, value in sorted(job.config.items())),
-            ("created", given(job, "created_at", time_of)), ("started", given(job, "started_at", time_of)),
-            ("ended", given(job, "ended_at", time_of)), ("took", duration(job.seconds) if job.seconds else "")]
+    return [
+        ("job", job.id),
+        ("kind", job.kind),
+        ("state", word_of(job, "state")),
+        ("error", job.error),
+        ("source", job.source),
+        ("folder", job.output_dir),
+        ("model", job.model),
+        ("phase", job.phase if word_of(job, "state") == "running" else ""),
+        ("done", given(job, "percent", "{:.1f}%")),
+        ("bytes", _bytes(job)),
+        ("fetched", size(job.fetched_bytes)),
+        ("files", f"{job.files_done} of {job.files}" if job.files else ""),
+        ("rate", rate(job)),
+        ("note", job.note),
+        ("now", ", ".join(job.now)),
+        ("workers", str(job.max_workers)),
+        *((f"config {key}", value) for key, value in sorted(job.config.items())),
+        ("created", given(job, "created_at", time_of)),
+        ("started", given(job, "started_at", time_of)),
+        ("ended", given(job, "ended_at", time_of)),
+        ("took", duration(job.seconds) if job.seconds else ""),
+    ]
 
 
 def _bytes(job: Any) -> str:
-    return f"{size(job.done_bytes)} of {size(job.total_bytes)}" if job.HasField("total_bytes") else size(job.done_bytes) if job.done_bytes else ""
+    return (
+        f"{size(job.done_bytes)} of {size(job.total_bytes)}"
+        if job.HasField("total_bytes")
+        else size(job.done_bytes)
+        if job.done_bytes
+        else ""
+    )
 
 
 def job_step(job: Any) -> tuple[str, float | None, str]:

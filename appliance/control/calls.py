@@ -13,7 +13,7 @@ from appliance.control.v1 import control_pb2_grpc
 T = TypeVar("T")
 
 
-class Calls(control_pb2_grpc.ControlServicer):  # type: ignore[misc]
+class CallGroup(control_pb2_grpc.ControlServicer):  # type: ignore[misc]
     """One per door. `stopping` ends the calls that would go on for ever; `tasks` finishes what must not stay half done."""
 
     def __init__(self, parts: ControlParts, *, stopping: asyncio.Event, tasks: Tasks) -> None:
@@ -36,7 +36,9 @@ def named(text: str, field: str = "name") -> str:
 def within(name: str, value: float, low: float, high: float) -> float:
     """Give a number that must lie in a range. Raises Invalid."""
     if not math.isfinite(value) or not low <= value <= high:
-        raise Invalid(f"`{name}` must be from {low} to {high}, not {value:g}.", param=name, code="out_of_range")
+        raise Invalid(
+            f"`{name}` must be from {low} to {high}, not {value:g}.", param=name, code="out_of_range"
+        )
     return value
 
 

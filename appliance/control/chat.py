@@ -34,7 +34,9 @@ async def answer_chat(parts: ControlParts, request: pb.ChatRequest, context: Any
         with sending():
             await context.send_initial_metadata((("x-request-id", receipt.id),))
         if parts.is_draining():
-            raise Unavailable("The appliance takes no new requests at present.", code="draining", retry_after_s=5)
+            raise Unavailable(
+                "The appliance takes no new requests at present.", code="draining", retry_after_s=5
+            )
         await _answer(parts, engine_request(request, receipt), sent)
         receipt.finish, receipt.status = receipt.finish or "done", 200
     except asyncio.CancelledError:
@@ -95,11 +97,13 @@ def engine_request(request: pb.ChatRequest, receipt: Receipt) -> EngineRequest:
     """
     if request.openai_json:
         if request.messages or request.model or request.HasField("options"):
-            raise Invalid("Send either openai_json, or model, messages and options; not both.", param="openai_json")
+            raise Invalid(
+                "Send either openai_json, or model, messages and options; not both.", param="openai_json"
+            )
         body = _read_object(request.openai_json)
     else:
         body = from_struct(request.options)
-        if "messages" not in body:      # messages with parts, tool calls … may stand in options
+        if "messages" not in body:  # messages with parts, tool calls … may stand in options
             body["messages"] = [{"role": m.role, "content": m.content} for m in request.messages]
         elif request.messages:
             raise Invalid("`messages` stands in options and beside it; send one of them.", param="messages")
@@ -117,7 +121,9 @@ def _read_object(data: bytes) -> dict[str, Any]:
     try:
         body = jsons.loads(data)
     except jsons.BadJson as exc:
-        raise Invalid(f"openai_json is no valid JSON: {exc}.", param="openai_json", code="invalid_json") from None
+        raise Invalid(
+            f"openai_json is no valid JSON: {exc}.", param="openai_json", code="invalid_json"
+        ) from None
     if not isinstance(body, dict):
         raise Invalid("openai_json must be a JSON object.", param="openai_json", code="invalid_json")
     return body
@@ -127,17 +133,31 @@ def _check(body: dict[str, Any]) -> None:
     """Check what our own rooms read; the rest is for whoever answers to judge."""
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:
-        raise Invalid("`messages` must hold at least one message.", param="messages", code="missing_required_parameter")
+        raise Invalid(
+            "`messages` must hold at least one message.", param="messages", code="missing_required_parameter"
+        )
     for number, message in enumerate(messages):
         if not isinstance(message, dict):
-            raise Invalid(f"`messages.{number}` must be an object.", param=f"messages.{number}", code="invalid_type")
+            raise Invalid(
+                f"`messages.{number}` must be an object.", param=f"messages.{number}", code="invalid_type"
+            )
         if not isinstance(message.get("role"), str) or not message["role"]:
-            raise Invalid(f"`messages.{number}.role` must be a word such as \"user\".", param=f"messages.{number}.role",
-                          code="missing_required_parameter")
+            raise Invalid(
+                f'`messages.{number}.role` must be a word such as "user".',
+                param=f"messages.{number}.role",
+                code="missing_required_parameter",
+            )
         if not isinstance(message.get("content"), (str, list, type(None))):
-            raise Invalid(f"`messages.{number}.content` must be a string or an array of parts.", param=f"messages.{number}.content",
-                          code="invalid_type")
-    for name, kind, words in (("model", str, "a string"), ("stream", bool, "true or false"), ("stream_options", dict, "an object")):
+            raise Invalid(
+                f"`messages.{number}.content` must be a string or an array of parts.",
+                param=f"messages.{number}.content",
+                code="invalid_type",
+            )
+    for name, kind, words in (
+        ("model", str, "a string"),
+        ("stream", bool, "true or false"),
+        ("stream_options", dict, "an object"),
+    ):
         if body.get(name) is not None and not isinstance(body[name], kind):
             raise Invalid(f"`{name}` must be {words}.", param=name, code="invalid_type")
 
@@ -148,8 +168,12 @@ def whole_reply(body: bytes) -> pb.ChatReply:
     choices = value.get("choices") if isinstance(value, dict) else None
     first = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
     message = first.get("message") or {}
-    return pb.ChatReply(text=_text(message.get("content")), reasoning=_reasoning(message),
-                        finish_reason=_text(first.get("finish_reason")), openai_json=body)
+    return pb.ChatReply(
+        text=_text(message.get("content")),
+        reasoning=_reasoning(message),
+        finish_reason=_text(first.get("finish_reason")),
+        openai_json=body,
+    )
 
 
 def deltas_of(piece: bytes) -> list[pb.ChatDelta]:
@@ -169,12 +193,19 @@ def _delta(data: bytes) -> pb.ChatDelta:
     value = jsons.loads(data)
     if isinstance(value, dict) and value.get("error") and not value.get("choices"):
         error = value["error"]
-        raise UpstreamFailed(str(error.get("message") if isinstance(error, dict) else error), code="upstream_error_event")
+        raise UpstreamFailed(
+            str(error.get("message") if isinstance(error, dict) else error), code="upstream_error_event"
+        )
     choices = value.get("choices") if isinstance(value, dict) else None
     first = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
     delta = first.get("delta") or {}
-    return pb.ChatDelta(index=first.get("index") or 0, text=_text(delta.get("content")), reasoning=_reasoning(delta),
-                        finish_reason=_text(first.get("finish_reason")), openai_json=data)
+    return pb.ChatDelta(
+        index=first.get("index") or 0,
+        text=_text(delta.get("content")),
+        reasoning=_reasoning(delta),
+        finish_reason=_text(first.get("finish_reason")),
+        openai_json=data,
+    )
 
 
 def _text(value: Any) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from appliance.control.convert import sendable, to_enum, to_timestamp
 from appliance.control.v1 import control_pb2 as pb
-from appliance.models.views import DeviceView, ModelView, QueueView, RunnerView
+from appliance.models.status.views import DeviceView, ModelView, QueueView, RunnerView
 
 
 def to_model_status(word: str) -> int:
@@ -18,14 +18,33 @@ def to_model(view: ModelView, waiting: Mapping[str, int] | None = None) -> pb.Mo
     Takes   waiting: how many requests wait for each model
     """
     return pb.Model(
-        alias=view.alias, status=to_model_status(view.status), path=sendable(str(view.path)), context_tokens=view.context_tokens,
-        slots=view.slots, replicas=view.replicas, port=view.port, started_at=to_timestamp(view.started_at_s),
-        last_used_at=to_timestamp(view.last_used_at_s), expires_at=to_timestamp(_expires_at_s(view)),
-        updated_at=to_timestamp(view.updated_at_s or None), load_progress_percent=view.load_progress, expected_in_s=view.expected_in_s,
-        error_message=sendable(view.error_message), attempts=view.attempts, is_pinned=view.is_pinned, is_warm=view.is_warm,
-        size_bytes=view.size_bytes, estimate_bytes=view.estimate_bytes, memory_bytes=view.memory_bytes, average_bytes=view.average_bytes,
-        load_s=view.load_s, loads=view.loads, active=view.active,
-        queue_length=(waiting or {}).get(view.alias, 0), runners=[_to_runner(runner) for runner in view.runners])
+        alias=view.alias,
+        status=to_model_status(view.status),
+        path=sendable(str(view.path)),
+        context_tokens=view.context_tokens,
+        slots=view.slots,
+        replicas=view.replicas,
+        port=view.port,
+        started_at=to_timestamp(view.started_at_s),
+        last_used_at=to_timestamp(view.last_used_at_s),
+        expires_at=to_timestamp(_expires_at_s(view)),
+        updated_at=to_timestamp(view.updated_at_s or None),
+        load_progress_percent=view.load_progress,
+        expected_in_s=view.expected_in_s,
+        error_message=sendable(view.error_message),
+        attempts=view.attempts,
+        is_pinned=view.is_pinned,
+        is_warm=view.is_warm,
+        size_bytes=view.size_bytes,
+        estimate_bytes=view.estimate_bytes,
+        memory_bytes=view.memory_bytes,
+        average_bytes=view.average_bytes,
+        load_s=view.load_s,
+        loads=view.loads,
+        active=view.active,
+        queue_length=(waiting or {}).get(view.alias, 0),
+        runners=[_to_runner(runner) for runner in view.runners],
+    )
 
 
 def _expires_at_s(view: ModelView) -> float | None:
@@ -37,18 +56,33 @@ def _expires_at_s(view: ModelView) -> float | None:
 
 def _to_runner(view: RunnerView) -> pb.Runner:
     return pb.Runner(
-        port=view.port, pid=view.pid, status=to_model_status(view.status), started_at=to_timestamp(view.started_at_s),
-        last_used_at=to_timestamp(view.last_used_at_s), expires_at=to_timestamp(view.expires_at_s), slots=view.slots, active=view.active,
-        load_s=view.load_s, memory_bytes=view.memory_bytes, log_path=sendable(str(view.log_path or "")),
-        devices=[pb.DeviceMemory(index=index, memory_bytes=taken) for index, taken in view.devices])
+        port=view.port,
+        pid=view.pid,
+        status=to_model_status(view.status),
+        started_at=to_timestamp(view.started_at_s),
+        last_used_at=to_timestamp(view.last_used_at_s),
+        expires_at=to_timestamp(view.expires_at_s),
+        slots=view.slots,
+        active=view.active,
+        load_s=view.load_s,
+        memory_bytes=view.memory_bytes,
+        log_path=sendable(str(view.log_path or "")),
+        devices=[pb.DeviceMemory(index=index, memory_bytes=taken) for index, taken in view.devices],
+    )
 
 
 def to_queue(view: QueueView) -> pb.Queue:
     """Give one model's line as a message."""
     return pb.Queue(
-        alias=view.alias, queue_length=view.queue_length, limit=view.limit, oldest_s=view.oldest_s,
-        current_processing=view.current_processing, total_requests=view.total_requests, total_processed=view.total_processed,
-        total_rejected=view.total_rejected)
+        alias=view.alias,
+        queue_length=view.queue_length,
+        limit=view.limit,
+        oldest_s=view.oldest_s,
+        current_processing=view.current_processing,
+        total_requests=view.total_requests,
+        total_processed=view.total_processed,
+        total_rejected=view.total_rejected,
+    )
 
 
 def to_device(view: DeviceView, models: Sequence[ModelView]) -> pb.Device:
@@ -60,6 +94,13 @@ def to_device(view: DeviceView, models: Sequence[ModelView]) -> pb.Device:
                 if index == view.index:
                     taken[model.alias] = taken.get(model.alias, 0) + size_bytes
     return pb.Device(
-        index=view.index, name=view.name, total_bytes=view.total_bytes, used_bytes=view.used_bytes, free_bytes=view.free_bytes,
-        utilization_percent=view.utilization_percent, temperature_celsius=view.temperature_celsius, power_watts=view.power_watts,
-        models=[pb.ModelMemory(alias=alias, memory_bytes=size_bytes) for alias, size_bytes in taken.items()])
+        index=view.index,
+        name=view.name,
+        total_bytes=view.total_bytes,
+        used_bytes=view.used_bytes,
+        free_bytes=view.free_bytes,
+        utilization_percent=view.utilization_percent,
+        temperature_celsius=view.temperature_celsius,
+        power_watts=view.power_watts,
+        models=[pb.ModelMemory(alias=alias, memory_bytes=size_bytes) for alias, size_bytes in taken.items()],
+    )

@@ -14,7 +14,7 @@ from appliance.engines.types import EngineReply
 
 DOMAIN = "appliance"
 DETAILS_KEY = "grpc-status-details-bin"
-LONGEST_MESSAGE = 1000          # characters; trailers beyond 8 KiB are cut by peers
+LONGEST_MESSAGE = 1000  # characters; trailers beyond 8 KiB are cut by peers
 LONGEST_ATTEMPTS = 1500
 
 GRPC_CODE = {
@@ -24,7 +24,7 @@ GRPC_CODE = {
     Kind.NOT_FOUND: grpc.StatusCode.NOT_FOUND,
     Kind.NO_SUCH_MODEL: grpc.StatusCode.NOT_FOUND,
     Kind.CONFLICT: grpc.StatusCode.FAILED_PRECONDITION,
-    Kind.TOO_LARGE: grpc.StatusCode.RESOURCE_EXHAUSTED,     # as gRPC itself says of a message that is too large
+    Kind.TOO_LARGE: grpc.StatusCode.RESOURCE_EXHAUSTED,  # as gRPC itself says of a message that is too large
     Kind.EXHAUSTED: grpc.StatusCode.RESOURCE_EXHAUSTED,
     Kind.UNSUPPORTED: grpc.StatusCode.UNIMPLEMENTED,
     Kind.TIMEOUT: grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -36,17 +36,31 @@ GRPC_CODE = {
 
 # An upstream's own HTTP status, where the backend passes it on (`details["status"]`), says more than the kind.
 CODE_OF_HTTP = {
-    401: grpc.StatusCode.UNAUTHENTICATED, 403: grpc.StatusCode.PERMISSION_DENIED, 404: grpc.StatusCode.NOT_FOUND,
-    409: grpc.StatusCode.ABORTED, 413: grpc.StatusCode.RESOURCE_EXHAUSTED, 429: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    501: grpc.StatusCode.UNIMPLEMENTED, 503: grpc.StatusCode.UNAVAILABLE, 504: grpc.StatusCode.DEADLINE_EXCEEDED,
+    401: grpc.StatusCode.UNAUTHENTICATED,
+    403: grpc.StatusCode.PERMISSION_DENIED,
+    404: grpc.StatusCode.NOT_FOUND,
+    409: grpc.StatusCode.ABORTED,
+    413: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    429: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    501: grpc.StatusCode.UNIMPLEMENTED,
+    503: grpc.StatusCode.UNAVAILABLE,
+    504: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
 
 # What a receipt shows as `status` for a call that failed here. Source: google.rpc.Code, "HTTP Mapping".
 HTTP_OF_CODE = {
-    grpc.StatusCode.OK: 200, grpc.StatusCode.CANCELLED: 499, grpc.StatusCode.INVALID_ARGUMENT: 400,
-    grpc.StatusCode.UNAUTHENTICATED: 401, grpc.StatusCode.PERMISSION_DENIED: 403, grpc.StatusCode.NOT_FOUND: 404,
-    grpc.StatusCode.ABORTED: 409, grpc.StatusCode.FAILED_PRECONDITION: 400, grpc.StatusCode.RESOURCE_EXHAUSTED: 429,
-    grpc.StatusCode.UNIMPLEMENTED: 501, grpc.StatusCode.UNAVAILABLE: 503, grpc.StatusCode.DEADLINE_EXCEEDED: 504,
+    grpc.StatusCode.OK: 200,
+    grpc.StatusCode.CANCELLED: 499,
+    grpc.StatusCode.INVALID_ARGUMENT: 400,
+    grpc.StatusCode.UNAUTHENTICATED: 401,
+    grpc.StatusCode.PERMISSION_DENIED: 403,
+    grpc.StatusCode.NOT_FOUND: 404,
+    grpc.StatusCode.ABORTED: 409,
+    grpc.StatusCode.FAILED_PRECONDITION: 400,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: 429,
+    grpc.StatusCode.UNIMPLEMENTED: 501,
+    grpc.StatusCode.UNAVAILABLE: 503,
+    grpc.StatusCode.DEADLINE_EXCEEDED: 504,
     grpc.StatusCode.INTERNAL: 500,
 }
 
@@ -81,11 +95,24 @@ def rich_status(error: ApplianceError, *, request_id: str = "") -> status_pb2.St
         metadata["request_id"] = request_id
     if attempts := error.details.get("attempts"):
         metadata["attempts"] = jsons.dumps_text(attempts)[:LONGEST_ATTEMPTS]
-    details: list[Any] = [error_details_pb2.ErrorInfo(reason=(error.code or error.kind.value).upper(), domain=DOMAIN, metadata=metadata)]
-    violations = [*([(error.param, error.message)] if error.param else []), *error.details.get("violations", [])]
+    details: list[Any] = [
+        error_details_pb2.ErrorInfo(
+            reason=(error.code or error.kind.value).upper(), domain=DOMAIN, metadata=metadata
+        )
+    ]
+    violations = [
+        *([(error.param, error.message)] if error.param else []),
+        *error.details.get("violations", []),
+    ]
     if violations:
-        details.append(error_details_pb2.BadRequest(field_violations=[
-            {"field": name, "description": text[:LONGEST_MESSAGE // 4]} for name, text in violations[:10]]))
+        details.append(
+            error_details_pb2.BadRequest(
+                field_violations=[
+                    {"field": name, "description": text[: LONGEST_MESSAGE // 4]}
+                    for name, text in violations[:10]
+                ]
+            )
+        )
     if error.retry_after_s is not None:
         retry = error_details_pb2.RetryInfo()
         retry.retry_delay.FromMilliseconds(ceil(error.retry_after_s * 1000))
@@ -95,7 +122,9 @@ def rich_status(error: ApplianceError, *, request_id: str = "") -> status_pb2.St
         box = any_pb2.Any()
         box.Pack(detail)
         packed.append(box)
-    message = error.message if len(error.message) <= LONGEST_MESSAGE else error.message[:LONGEST_MESSAGE] + "…"
+    message = (
+        error.message if len(error.message) <= LONGEST_MESSAGE else error.message[:LONGEST_MESSAGE] + "…"
+    )
     return status_pb2.Status(code=code_of(error).value[0], message=message, details=packed)
 
 
@@ -120,6 +149,9 @@ def error_of_reply(reply: EngineReply) -> ApplianceError:
     kinds = {403: Forbidden, 404: NotFound}
     kind = UpstreamFailed if reply.status >= 500 else kinds.get(reply.status, Invalid)
     param, code = said.get("param"), said.get("code")
-    return kind(str(said.get("message") or f"The upstream answered with status {reply.status}."),
-                param=param if isinstance(param, str) else None, code=code if isinstance(code, str) else None,
-                details={"status": reply.status})
+    return kind(
+        str(said.get("message") or f"The upstream answered with status {reply.status}."),
+        param=param if isinstance(param, str) else None,
+        code=code if isinstance(code, str) else None,
+        details={"status": reply.status},
+    )

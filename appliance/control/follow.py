@@ -7,7 +7,9 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-async def followed(source: AsyncIterator[T], *, stopping: asyncio.Event, every_s: float | None = None) -> AsyncGenerator[T | None, None]:
+async def followed(
+    source: AsyncIterator[T], *, stopping: asyncio.Event, every_s: float | None = None
+) -> AsyncGenerator[T | None, None]:
     """Give the source's values until `stopping` is set. Close it with `aclosing`; the source is closed with it.
 
     Takes   every_s: give None after so many seconds without a value; None = never

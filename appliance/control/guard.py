@@ -13,7 +13,7 @@ from appliance.base.errors import Unauthenticated
 from appliance.base.settings import HIDDEN, Problem
 from appliance.control.settings import ControlSettings
 
-LONGEST_SOCKET_PATH_BYTES = 107         # sun_path of Linux, less its closing zero
+LONGEST_SOCKET_PATH_BYTES = 107  # sun_path of Linux, less its closing zero
 SHORTEST_TOKEN = 8
 
 
@@ -31,10 +31,14 @@ class Guard:
         if not self._token:
             return
         shown = [token for key, value in metadata if (token := _token_in(key, value)) is not None]
-        if not sum(hmac.compare_digest(token, self._token) for token in shown):         # a sum: all are compared, always
+        if not sum(
+            hmac.compare_digest(token, self._token) for token in shown
+        ):  # a sum: all are compared, always
             raise Unauthenticated(
-                "The control API needs its token: send it as metadata `authorization: Bearer <CONTROL_TOKEN>`." if not shown else
-                "The token is not the one of CONTROL_TOKEN.")
+                "The control API needs its token: send it as metadata `authorization: Bearer <CONTROL_TOKEN>`."
+                if not shown
+                else "The token is not the one of CONTROL_TOKEN."
+            )
 
 
 def _token_in(key: str, value: str | bytes) -> bytes | None:
@@ -64,7 +68,12 @@ def problems(settings: ControlSettings) -> list[Problem]:
     """
     if not settings.control:
         return []
-    return [*_token_problems(settings), *_tls_problems(settings), *_socket_problems(settings), *_reach_problems(settings)]
+    return [
+        *_token_problems(settings),
+        *_tls_problems(settings),
+        *_socket_problems(settings),
+        *_reach_problems(settings),
+    ]
 
 
 def _token_problems(settings: ControlSettings) -> list[Problem]:
@@ -72,9 +81,23 @@ def _token_problems(settings: ControlSettings) -> list[Problem]:
     if not token:
         return []
     if len(token) < SHORTEST_TOKEN:
-        return [Problem("CONTROL_TOKEN", HIDDEN, f"at least {SHORTEST_TOKEN} characters", "The token is too short; use a long random one.")]
+        return [
+            Problem(
+                "CONTROL_TOKEN",
+                HIDDEN,
+                f"at least {SHORTEST_TOKEN} characters",
+                "The token is too short; use a long random one.",
+            )
+        ]
     if not token.isascii() or not token.isprintable() or " " in token:
-        return [Problem("CONTROL_TOKEN", HIDDEN, "printable ASCII without blanks", "Metadata cannot carry this token; use another.")]
+        return [
+            Problem(
+                "CONTROL_TOKEN",
+                HIDDEN,
+                "printable ASCII without blanks",
+                "Metadata cannot carry this token; use another.",
+            )
+        ]
     return []
 
 
@@ -83,26 +106,50 @@ def _tls_problems(settings: ControlSettings) -> list[Problem]:
     found = []
     if (cert is None) != (key is None):
         missing = "CONTROL_TLS_KEY" if key is None else "CONTROL_TLS_CERT"
-        found.append(Problem(missing, "", "a PEM file", "A certificate and its key belong together; set both, or neither."))
+        found.append(
+            Problem(
+                missing, "", "a PEM file", "A certificate and its key belong together; set both, or neither."
+            )
+        )
     if ca is not None and cert is None:
-        found.append(Problem("CONTROL_TLS_CERT", "", "a PEM file",
-                             "CONTROL_TLS_CLIENT_CA asks callers for certificates, which needs TLS: set CONTROL_TLS_CERT and _KEY."))
+        found.append(
+            Problem(
+                "CONTROL_TLS_CERT",
+                "",
+                "a PEM file",
+                "CONTROL_TLS_CLIENT_CA asks callers for certificates, which needs TLS: set CONTROL_TLS_CERT and _KEY.",
+            )
+        )
     files = {"CONTROL_TLS_CERT": cert, "CONTROL_TLS_KEY": key, "CONTROL_TLS_CLIENT_CA": ca}
-    unreadable = [problem for name, path in files.items() if path is not None and (problem := _unreadable(name, path))]
+    unreadable = [
+        problem for name, path in files.items() if path is not None and (problem := _unreadable(name, path))
+    ]
     if found or unreadable:
         return [*found, *unreadable]
     try:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         if cert is not None:
-            context.load_cert_chain(cert, key, password=lambda: "")     # a key with a pass phrase is refused, not asked for
+            context.load_cert_chain(
+                cert, key, password=lambda: ""
+            )  # a key with a pass phrase is refused, not asked for
     except (ssl.SSLError, ValueError):
-        found.append(Problem("CONTROL_TLS_CERT", str(cert), "a certificate (PEM) and its own key, without a pass phrase",
-                             "The two files are no such pair."))
+        found.append(
+            Problem(
+                "CONTROL_TLS_CERT",
+                str(cert),
+                "a certificate (PEM) and its own key, without a pass phrase",
+                "The two files are no such pair.",
+            )
+        )
     try:
         if ca is not None:
             context.load_verify_locations(ca)
     except ssl.SSLError:
-        found.append(Problem("CONTROL_TLS_CLIENT_CA", str(ca), "one or more CA certificates (PEM)", "The file holds none."))
+        found.append(
+            Problem(
+                "CONTROL_TLS_CLIENT_CA", str(ca), "one or more CA certificates (PEM)", "The file holds none."
+            )
+        )
     return found
 
 
@@ -121,8 +168,14 @@ def _socket_problems(settings: ControlSettings) -> list[Problem]:
     if not path.is_absolute():
         return [Problem("CONTROL_SOCKET", str(path), "an absolute path", "Begin it with /.")]
     if len(str(path).encode()) > LONGEST_SOCKET_PATH_BYTES:
-        return [Problem("CONTROL_SOCKET", str(path), f"at most {LONGEST_SOCKET_PATH_BYTES} bytes",
-                        "The system allows no longer path for a socket; choose a shorter one.")]
+        return [
+            Problem(
+                "CONTROL_SOCKET",
+                str(path),
+                f"at most {LONGEST_SOCKET_PATH_BYTES} bytes",
+                "The system allows no longer path for a socket; choose a shorter one.",
+            )
+        ]
     return []
 
 
@@ -134,14 +187,27 @@ def _reach_problems(settings: ControlSettings) -> list[Problem]:
     3. a token, but no TLS             → a warning
     """
     host = settings.control_host
-    if settings.control_port == 0 or is_loopback(host):                                     # 1
+    if settings.control_port == 0 or is_loopback(host):  # 1
         return []
-    if not settings.control_token.get_secret_value() and settings.control_tls_client_ca is None:    # 2
-        return [Problem("CONTROL_HOST", host, "a loopback address such as 127.0.0.1, unless callers must prove who they are",
-                        "Whoever reaches this port could stop the appliance and change its settings. Set CONTROL_TOKEN (with "
-                        "CONTROL_TLS_CERT and CONTROL_TLS_KEY), or CONTROL_TLS_CLIENT_CA for mutual TLS, or listen on 127.0.0.1.")]
-    if settings.control_tls_cert is None:                                                   # 3
-        return [Problem("CONTROL_HOST", host, "any address",
-                        "The control API is reachable from other machines without TLS: whoever can read the traffic learns "
-                        "CONTROL_TOKEN and can then steer the appliance. Set CONTROL_TLS_CERT and CONTROL_TLS_KEY.", is_fatal=False)]
+    if not settings.control_token.get_secret_value() and settings.control_tls_client_ca is None:  # 2
+        return [
+            Problem(
+                "CONTROL_HOST",
+                host,
+                "a loopback address such as 127.0.0.1, unless callers must prove who they are",
+                "Whoever reaches this port could stop the appliance and change its settings. Set CONTROL_TOKEN (with "
+                "CONTROL_TLS_CERT and CONTROL_TLS_KEY), or CONTROL_TLS_CLIENT_CA for mutual TLS, or listen on 127.0.0.1.",
+            )
+        ]
+    if settings.control_tls_cert is None:  # 3
+        return [
+            Problem(
+                "CONTROL_HOST",
+                host,
+                "any address",
+                "The control API is reachable from other machines without TLS: whoever can read the traffic learns "
+                "CONTROL_TOKEN and can then steer the appliance. Set CONTROL_TLS_CERT and CONTROL_TLS_KEY.",
+                is_fatal=False,
+            )
+        ]
     return []

@@ -20,7 +20,7 @@ READINESS = "readiness"
 SERVICES = ("", SERVICE, "liveness", READINESS)
 
 
-class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
+class HealthService(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
     """`readiness` is SERVING while requests are answered; the other three until the appliance stops.
 
     Source: grpc.health.v1; the names liveness and readiness are those of the Gateway API Inference Extension.
@@ -35,7 +35,11 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
         if service not in SERVICES:
             return None
         state = self._parts.status()["state"]
-        if self._stopping.is_set() or state == "stopping" or (service == READINESS and (state != "serving" or self._parts.is_draining())):
+        if (
+            self._stopping.is_set()
+            or state == "stopping"
+            or (service == READINESS and (state != "serving" or self._parts.is_draining()))
+        ):
             return int(NOT_SERVING)
         return int(SERVING)
 
@@ -43,13 +47,16 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
         """Answer at once; NOT_FOUND for a service that is not here."""
         status = self.status_of(request.service)
         if status is None:
-            await context.abort(grpc.StatusCode.NOT_FOUND, f"There is no service {request.service[:100]!r} here.")
+            await context.abort(
+                grpc.StatusCode.NOT_FOUND, f"There is no service {request.service[:100]!r} here."
+            )
         return health_pb2.HealthCheckResponse(status=status)
 
     async def List(self, request: Any, context: Any) -> Any:
         """Answer for every service."""
         return health_pb2.HealthListResponse(
-            statuses={name: health_pb2.HealthCheckResponse(status=self.status_of(name)) for name in SERVICES})
+            statuses={name: health_pb2.HealthCheckResponse(status=self.status_of(name)) for name in SERVICES}
+        )
 
     async def Watch(self, request: Any, context: Any) -> None:
         """Tell the health at once and on each change; SERVICE_UNKNOWN for a service that is not here. Ends with the door."""

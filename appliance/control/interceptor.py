@@ -16,7 +16,7 @@ from appliance.control.guard import Guard
 from appliance.control.writing import write
 
 log = structlog.get_logger("control")
-OPEN_PREFIX = "/grpc.health.v1.Health/"         # liveness probes carry no token
+OPEN_PREFIX = "/grpc.health.v1.Health/"  # liveness probes carry no token
 
 
 class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
@@ -51,18 +51,27 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         async def guarded(request: Any, context: Any) -> Any:
             return await _told(run, request, context, method=method)
 
-        kinds = {(False, False): grpc.unary_unary_rpc_method_handler, (False, True): grpc.unary_stream_rpc_method_handler,
-                 (True, False): grpc.stream_unary_rpc_method_handler, (True, True): grpc.stream_stream_rpc_method_handler}
+        kinds = {
+            (False, False): grpc.unary_unary_rpc_method_handler,
+            (False, True): grpc.unary_stream_rpc_method_handler,
+            (True, False): grpc.stream_unary_rpc_method_handler,
+            (True, True): grpc.stream_stream_rpc_method_handler,
+        }
         make = kinds[(handler.request_streaming, handler.response_streaming)]
-        return make(guarded, request_deserializer=handler.request_deserializer if is_streamed else None,
-                    response_serializer=handler.response_serializer)
+        return make(
+            guarded,
+            request_deserializer=handler.request_deserializer if is_streamed else None,
+            response_serializer=handler.response_serializer,
+        )
 
 
 def _read(deserialize: Any, data: bytes) -> Any:
     try:
         return deserialize(data)
     except DecodeError:
-        raise Invalid("The request is no message of the type that this call takes.", code="invalid_message") from None
+        raise Invalid(
+            "The request is no message of the type that this call takes.", code="invalid_message"
+        ) from None
 
 
 async def _told(run: Any, request: Any, context: Any, *, method: str) -> Any:
@@ -77,24 +86,37 @@ async def _told(run: Any, request: Any, context: Any, *, method: str) -> Any:
     code = grpc.StatusCode.OK
     try:
         return await run(request, context)
-    except ApplianceError as error:                                                         # 1
+    except ApplianceError as error:  # 1
         code = code_of(error)
         await abort(context, error, request_id=_request_id())
-    except grpc.aio.AbortError:                                                             # 2
+    except grpc.aio.AbortError:  # 2
         code = context.code() or grpc.StatusCode.UNKNOWN
         raise
-    except asyncio.CancelledError:                                                          # 3
+    except asyncio.CancelledError:  # 3
         left_s = context.time_remaining()
-        code = grpc.StatusCode.DEADLINE_EXCEEDED if left_s is not None and left_s <= 0 else grpc.StatusCode.CANCELLED
+        code = (
+            grpc.StatusCode.DEADLINE_EXCEEDED
+            if left_s is not None and left_s <= 0
+            else grpc.StatusCode.CANCELLED
+        )
         raise
-    except Exception as exc:                                                                # 4
+    except Exception as exc:  # 4
         code = grpc.StatusCode.INTERNAL
         log.error("unhandled", method=method, error=repr(exc), exc_info=exc)
-        await abort(context, Internal("Something failed inside the appliance; its log has the details."), request_id=_request_id())
+        await abort(
+            context,
+            Internal("Something failed inside the appliance; its log has the details."),
+            request_id=_request_id(),
+        )
     finally:
         level = log.debug if method.startswith(OPEN_PREFIX) else log.info
-        level("control_call", method=method.lstrip("/"), peer=context.peer(), code=getattr(code, "name", str(code)),
-              ms=round((perf_counter() - began_s) * 1000, 1))
+        level(
+            "control_call",
+            method=method.lstrip("/"),
+            peer=context.peer(),
+            code=getattr(code, "name", str(code)),
+            ms=round((perf_counter() - began_s) * 1000, 1),
+        )
 
 
 def _request_id() -> str:

@@ -5,16 +5,16 @@ from contextlib import aclosing
 from typing import Any
 
 from appliance.base.errors import Conflict
-from appliance.control.calls import Calls, named
+from appliance.control.calls import CallGroup, named
 from appliance.control.convert_jobs import to_job
 from appliance.control.follow import followed
 from appliance.control.v1 import control_pb2 as pb
 from appliance.control.writing import write
-from appliance.models.download_wish import Folders, default_folder, read_source, read_wish
-from appliance.models.jobs import GATHER_S, Jobs
+from appliance.downloads.jobs import GATHER_S, DownloadJobs
+from appliance.downloads.request import DownloadFolders, default_folder, read_source, read_wish
 
 
-class JobCalls(Calls):
+class JobCalls(CallGroup):
     """ListJobs, GetJob, StartDownload, CancelJob, WatchJob."""
 
     async def ListJobs(self, request: Any, context: Any) -> Any:
@@ -27,8 +27,13 @@ class JobCalls(Calls):
         jobs, folders = self._jobs()
         source = read_source(named(request.source, "source"))
         wish = await asyncio.to_thread(
-            read_wish, source, request.output_dir or default_folder(source), folders=folders, config=dict(request.config),
-            max_workers=request.max_workers if request.HasField("max_workers") else None)
+            read_wish,
+            source,
+            request.output_dir or default_folder(source),
+            folders=folders,
+            config=dict(request.config),
+            max_workers=request.max_workers if request.HasField("max_workers") else None,
+        )
         return pb.StartDownloadResponse(job=to_job(await jobs.start(wish)))
 
     async def CancelJob(self, request: Any, context: Any) -> Any:
@@ -44,7 +49,7 @@ class JobCalls(Calls):
                     await write(context, pb.WatchJobResponse(job=to_job(job)))
                     await asyncio.sleep(GATHER_S if job.is_going else 0)
 
-    def _jobs(self) -> tuple[Jobs, Folders]:
+    def _jobs(self) -> tuple[DownloadJobs, DownloadFolders]:
         if self._parts.jobs is None or self._parts.folders is None:
             raise Conflict("Nothing can be downloaded by this appliance.", code="no_downloads")
         return self._parts.jobs, self._parts.folders()

@@ -5,18 +5,18 @@ from contextlib import aclosing
 from typing import Any
 
 from appliance.base.errors import ApplianceError, Conflict, Invalid, Unavailable
-from appliance.control.calls import Calls, every_s, named
+from appliance.control.calls import CallGroup, every_s, named
 from appliance.control.convert import to_timestamp
 from appliance.control.convert_models import to_device, to_model, to_queue
 from appliance.control.follow import followed
 from appliance.control.v1 import control_pb2 as pb
 from appliance.control.writing import write
-from appliance.models.views import Board, ModelView
+from appliance.models.status.views import ModelManagerApi, ModelView
 
-LONGEST_STAY_S = 31_536_000.0       # a year; who wants more wants for ever
+LONGEST_STAY_S = 31_536_000.0  # a year; who wants more wants for ever
 
 
-class ModelCalls(Calls):
+class ModelCalls(CallGroup):
     """ListModels, LoadModel, EjectModel, ResetModel, PinModel, WatchModels, GetQueue, GetVram."""
 
     async def ListModels(self, request: Any, context: Any) -> Any:
@@ -25,7 +25,9 @@ class ModelCalls(Calls):
 
     async def WatchModels(self, request: Any, context: Any) -> None:
         board, again_s = self._board(), every_s(request)
-        async with aclosing(followed(board.changed.follow(), stopping=self._stopping, every_s=again_s)) as changes:
+        async with aclosing(
+            followed(board.changed.follow(), stopping=self._stopping, every_s=again_s)
+        ) as changes:
             async for _ in changes:
                 await write(context, pb.WatchModelsResponse(models=_told(board), at=self._now()))
 
@@ -33,17 +35,23 @@ class ModelCalls(Calls):
         board, alias = self._board(), self._known(request.alias)
         stay_s = _stay_s(request.keep_alive_s) if request.HasField("keep_alive_s") else None
         over = asyncio.Event()
-        load = self._tasks.start(_loaded(board, alias, stay_s), name="control-load")       # goes on when the caller leaves
+        load = self._tasks.start(
+            _loaded(board, alias, stay_s), name="control-load"
+        )  # goes on when the caller leaves
         load.add_done_callback(lambda _: over.set())
         told: Any = None
-        async with aclosing(followed(followed(board.changed.follow(), stopping=over), stopping=self._stopping)) as changes:
+        async with aclosing(
+            followed(followed(board.changed.follow(), stopping=over), stopping=self._stopping)
+        ) as changes:
             async for _ in changes:
                 view = board.model(alias)
                 if _progress(view) != told:
                     told = _progress(view)
                     await write(context, pb.LoadModelResponse(model=_one(board, view)))
         if not load.done():
-            raise Unavailable("The appliance stops; the load cannot be followed any longer.", code="shutting_down")
+            raise Unavailable(
+                "The appliance stops; the load cannot be followed any longer.", code="shutting_down"
+            )
         outcome = load.result()
         if isinstance(outcome, ApplianceError):
             raise outcome
@@ -53,12 +61,20 @@ class ModelCalls(Calls):
     async def EjectModel(self, request: Any, context: Any) -> Any:
         board, alias = self._board(), self._known(request.alias)
         ejected = await self._finished(board.eject(alias, force=request.force))
-        return pb.EjectModelResponse(model=_one(board, board.model(alias)), was_loaded=ejected.was_loaded, waited_for=ejected.waited_for)
+        return pb.EjectModelResponse(
+            model=_one(board, board.model(alias)),
+            was_loaded=ejected.was_loaded,
+            waited_for=ejected.waited_for,
+        )
 
     async def ResetModel(self, request: Any, context: Any) -> Any:
         board, alias = self._board(), self._known(request.alias)
         former = board.reset(alias)
-        found = {"had_failures": True, "attempts": former.attempts, "error": former.error} if former is not None else {}
+        found = (
+            {"had_failures": True, "attempts": former.attempts, "error": former.error}
+            if former is not None
+            else {}
+        )
         return pb.ResetModelResponse(model=_one(board, board.model(alias)), **found)
 
     async def PinModel(self, request: Any, context: Any) -> Any:
@@ -69,17 +85,22 @@ class ModelCalls(Calls):
     async def GetQueue(self, request: Any, context: Any) -> Any:
         board = self._board()
         alias = self._known(request.alias) if request.alias else ""
-        return pb.GetQueueResponse(queues=[to_queue(view) for view in board.queues() if alias in {"", view.alias}])
+        return pb.GetQueueResponse(
+            queues=[to_queue(view) for view in board.queues() if alias in {"", view.alias}]
+        )
 
     async def GetVram(self, request: Any, context: Any) -> Any:
         board = self._board()
         models = board.models()
         return pb.GetVramResponse(devices=[to_device(view, models) for view in board.devices()])
 
-    def _board(self) -> Board:
+    def _board(self) -> ModelManagerApi:
         if self._parts.board is None:
-            raise Conflict("This appliance runs no models itself. Set MODEL_DIR to a folder of .gguf files, or list `models` in the file of "
-                           "CONFIG_PATH, and restart it.", code="no_models")
+            raise Conflict(
+                "This appliance runs no models itself. Set MODEL_DIR to a folder of .gguf files, or list `models` in the file of "
+                "CONFIG_PATH, and restart it.",
+                code="no_models",
+            )
         return self._parts.board
 
     def _known(self, alias: str) -> str:
@@ -90,7 +111,7 @@ class ModelCalls(Calls):
         return to_timestamp(self._parts.clock.now_s())
 
 
-async def _loaded(board: Board, alias: str, stay_s: float | None) -> ModelView | ApplianceError:
+async def _loaded(board: ModelManagerApi, alias: str, stay_s: float | None) -> ModelView | ApplianceError:
     """Give the loaded model, or why there is none: as a value, since nobody may be left to catch it."""
     try:
         return await board.load(alias, keep_alive_s=stay_s)
@@ -98,22 +119,30 @@ async def _loaded(board: Board, alias: str, stay_s: float | None) -> ModelView |
         return error
 
 
-def _told(board: Board) -> list[pb.Model]:
+def _told(board: ModelManagerApi) -> list[pb.Model]:
     waiting = {line.alias: line.queue_length for line in board.queues()}
     return [to_model(view, waiting) for view in board.models()]
 
 
-def _one(board: Board, view: ModelView) -> pb.Model:
+def _one(board: ModelManagerApi, view: ModelView) -> pb.Model:
     return to_model(view, {line.alias: line.queue_length for line in board.queues()})
 
 
 def _progress(view: ModelView) -> tuple[object, ...]:
     """Give what a follower of a load wants to hear of; whole seconds, else a countdown would be told at every other model's change."""
-    return (view.status, view.load_progress, None if view.expected_in_s is None else round(view.expected_in_s), view.error_message)
+    return (
+        view.status,
+        view.load_progress,
+        None if view.expected_in_s is None else round(view.expected_in_s),
+        view.error_message,
+    )
 
 
 def _stay_s(value: float) -> float:
-    if not value <= LONGEST_STAY_S or value == float("-inf"):       # NaN is refused, too
-        raise Invalid(f"`keep_alive_s` must be at most {LONGEST_STAY_S:.0f} (a year), or negative for ever; it is {value:g}.",
-                      param="keep_alive_s", code="out_of_range")
+    if not value <= LONGEST_STAY_S or value == float("-inf"):  # NaN is refused, too
+        raise Invalid(
+            f"`keep_alive_s` must be at most {LONGEST_STAY_S:.0f} (a year), or negative for ever; it is {value:g}.",
+            param="keep_alive_s",
+            code="out_of_range",
+        )
     return value

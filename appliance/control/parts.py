@@ -6,21 +6,21 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from appliance.base.clock import Clock, SystemClock
-from appliance.base.lines import LineRing
-from appliance.base.settings import Described, Problem
+from appliance.base.log_buffer import LogBuffer
+from appliance.base.settings import Problem, SettingDescription
 from appliance.base.watch import Watched
-from appliance.engines.lora_orders import Orders
+from appliance.downloads.jobs import DownloadJobs
+from appliance.downloads.request import DownloadFolders
+from appliance.engines.lora.orders import AdapterOrders
 from appliance.engines.receipts import Receipt, Receipts
 from appliance.engines.router import Router
-from appliance.models.download_wish import Folders
-from appliance.models.jobs import Jobs
-from appliance.models.views import Board
+from appliance.models.status.views import ModelManagerApi
 
 DEFAULT_GRACE_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class SettingChange:
     """One variable whose value differs; secrets are hidden in `old` and `new`."""
 
     variable: str
@@ -38,7 +38,7 @@ class ReloadResult:
     3. no problems            `changes` were applied, or would be (dry run)
     """
 
-    changes: tuple[Change, ...]
+    changes: tuple[SettingChange, ...]
     problems: tuple[Problem, ...]
     applied: bool
     message: str
@@ -84,19 +84,19 @@ class ControlParts:
     status: Callable[[], dict[str, Any]]
     changed: Watched[int]
     identity: Callable[[], dict[str, Any]]
-    settings: Callable[[], list[Described]]
+    settings: Callable[[], list[SettingDescription]]
     reload: Callable[[dict[str, str], bool], Awaitable[ReloadResult]]
     drain: Callable[[], None]
     resume: Callable[[], None]
     shutdown: Callable[[float | None], None]
-    lines: LineRing
+    lines: LogBuffer
     new_receipt: Callable[[str], Receipt]
     finish: Callable[[Receipt], None]
     is_draining: Callable[[], bool]
     grace_s: Callable[[], float] = lambda: DEFAULT_GRACE_S
     hurry: asyncio.Event | None = None
-    board: Board | None = None
-    jobs: Jobs | None = None
-    folders: Callable[[], Folders] | None = None
-    lora: Orders | None = None
+    board: ModelManagerApi | None = None
+    jobs: DownloadJobs | None = None
+    folders: Callable[[], DownloadFolders] | None = None
+    lora: AdapterOrders | None = None
     clock: Clock = field(default_factory=SystemClock)

@@ -15,10 +15,10 @@ import structlog
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from appliance.base.settings import BadSettings
+from appliance.base.settings import InvalidSettings
 from appliance.base.tasks import Tasks
 from appliance.control.guard import Guard, is_loopback, problems
-from appliance.control.health import SERVICE, Health
+from appliance.control.health import SERVICE, HealthService
 from appliance.control.interceptor import Interceptor
 from appliance.control.parts import ControlParts
 from appliance.control.servicer import Servicer
@@ -26,23 +26,28 @@ from appliance.control.settings import ControlSettings
 from appliance.control.v1 import control_pb2_grpc
 
 log = structlog.get_logger("control")
-MAX_CALLS = 256                             # at the same time, streams included
-MAX_MESSAGE_BYTES = 33_554_432              # as MAX_BODY_BYTES of the HTTP door
+MAX_CALLS = 256  # at the same time, streams included
+MAX_MESSAGE_BYTES = 33_554_432  # as MAX_BODY_BYTES of the HTTP door
 MAX_METADATA_BYTES = 16_384
 OPTIONS = [
-    ("grpc.so_reuseport", 0),               # else a second appliance could take half of the calls unseen
+    ("grpc.so_reuseport", 0),  # else a second appliance could take half of the calls unseen
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", -1),
     ("grpc.max_metadata_size", MAX_METADATA_BYTES),
     ("grpc.max_concurrent_streams", MAX_CALLS),
-    ("grpc.keepalive_time_ms", 60_000),     # a caller that vanished without a word is noticed, and its upstream call ended
+    (
+        "grpc.keepalive_time_ms",
+        60_000,
+    ),  # a caller that vanished without a word is noticed, and its upstream call ended
     ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
 ]
 
 
 @asynccontextmanager
-async def serving_control(settings: ControlSettings, parts: ControlParts, *, max_calls: int = MAX_CALLS) -> AsyncIterator[list[str]]:
+async def serving_control(
+    settings: ControlSettings, parts: ControlParts, *, max_calls: int = MAX_CALLS
+) -> AsyncIterator[list[str]]:
     """Serve the control API while the context lasts.
 
     Takes   max_calls: calls at the same time; more are refused with RESOURCE_EXHAUSTED
@@ -51,7 +56,7 @@ async def serving_control(settings: ControlSettings, parts: ControlParts, *, max
     """
     found = problems(settings)
     if fatal := [p for p in found if p.is_fatal]:
-        raise BadSettings(fatal)
+        raise InvalidSettings(fatal)
     if not settings.control or (settings.control_port == 0 and settings.control_socket is None):
         yield []
         return
@@ -65,16 +70,30 @@ async def serving_control(settings: ControlSettings, parts: ControlParts, *, max
         await server.start()
         stack.push_async_callback(_close, server, parts, stopping, tasks)
         tasks.start(_watch_for_the_end(parts, stopping), name="control-end")
-        log.info("control_serving", addresses=addresses, tls=settings.control_tls_cert is not None,
-                 mutual_tls=settings.control_tls_client_ca is not None, token=bool(settings.control_token.get_secret_value()))
+        log.info(
+            "control_serving",
+            addresses=addresses,
+            tls=settings.control_tls_cert is not None,
+            mutual_tls=settings.control_tls_client_ca is not None,
+            token=bool(settings.control_token.get_secret_value()),
+        )
         yield addresses
 
 
-def _build(settings: ControlSettings, parts: ControlParts, *, stopping: asyncio.Event, tasks: Tasks, max_calls: int) -> Any:
+def _build(
+    settings: ControlSettings,
+    parts: ControlParts,
+    *,
+    stopping: asyncio.Event,
+    tasks: Tasks,
+    max_calls: int,
+) -> Any:
     guard = Guard(settings.control_token.get_secret_value())
-    server = grpc.aio.server(interceptors=[Interceptor(guard)], options=OPTIONS, maximum_concurrent_rpcs=max_calls)
+    server = grpc.aio.server(
+        interceptors=[Interceptor(guard)], options=OPTIONS, maximum_concurrent_rpcs=max_calls
+    )
     control_pb2_grpc.add_ControlServicer_to_server(Servicer(parts, stopping=stopping, tasks=tasks), server)
-    health_pb2_grpc.add_HealthServicer_to_server(Health(parts, stopping=stopping), server)
+    health_pb2_grpc.add_HealthServicer_to_server(HealthService(parts, stopping=stopping), server)
     health = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
     reflection.enable_server_reflection((SERVICE, health, reflection.SERVICE_NAME), server)
     return server
@@ -93,19 +112,23 @@ def _listen(server: Any, settings: ControlSettings, stack: AsyncExitStack) -> li
             else:
                 server.add_secure_port(address, credentials)
         except RuntimeError as exc:
-            raise OSError(f"The control API cannot listen on {address} (CONTROL_HOST, CONTROL_PORT): the address is taken, "
-                          "or is not one of this machine.") from exc
+            raise OSError(
+                f"The control API cannot listen on {address} (CONTROL_HOST, CONTROL_PORT): the address is taken, "
+                "or is not one of this machine."
+            ) from exc
         addresses.append(address)
         if not is_loopback(host):
             log.warning("control_beyond_loopback", address=address)
     if settings.control_socket is not None:
         path = settings.control_socket
         remove_dead_socket(path)
-        former = os.umask(0o177)        # 0600 from the first moment on
+        former = os.umask(0o177)  # 0600 from the first moment on
         try:
             server.add_insecure_port(f"unix:{path}")
         except RuntimeError as exc:
-            raise OSError(f"The control API cannot listen on {path} (CONTROL_SOCKET): is its folder there, and writable?") from exc
+            raise OSError(
+                f"The control API cannot listen on {path} (CONTROL_SOCKET): is its folder there, and writable?"
+            ) from exc
         finally:
             os.umask(former)
         stack.callback(_remove, path, path.stat().st_ino)
@@ -123,7 +146,9 @@ def remove_dead_socket(path: Path) -> None:
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(mode):
-        raise OSError(f"{path} (CONTROL_SOCKET) is there and is no socket; remove it, or choose another path.")
+        raise OSError(
+            f"{path} (CONTROL_SOCKET) is there and is no socket; remove it, or choose another path."
+        )
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(1)
         try:
@@ -148,8 +173,10 @@ def _tls(settings: ControlSettings) -> Any:
     if cert is None or key is None:
         return None
     return grpc.ssl_server_credentials(
-        [(key.read_bytes(), cert.read_bytes())], root_certificates=ca.read_bytes() if ca is not None else None,
-        require_client_auth=ca is not None)
+        [(key.read_bytes(), cert.read_bytes())],
+        root_certificates=ca.read_bytes() if ca is not None else None,
+        require_client_auth=ca is not None,
+    )
 
 
 async def _watch_for_the_end(parts: ControlParts, stopping: asyncio.Event) -> None:

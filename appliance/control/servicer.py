@@ -42,7 +42,9 @@ class Servicer(ModelCalls, JobCalls, LoraCalls):
 
     async def WatchStatus(self, request: Any, context: Any) -> None:
         told = None
-        async with aclosing(followed(self._parts.changed.follow(), stopping=self._stopping, every_s=every_s(request))) as changes:
+        async with aclosing(
+            followed(self._parts.changed.follow(), stopping=self._stopping, every_s=every_s(request))
+        ) as changes:
             async for _ in changes:
                 status = self._status()
                 told = status.state
@@ -61,14 +63,20 @@ class Servicer(ModelCalls, JobCalls, LoraCalls):
 
     async def GetSettings(self, request: Any, context: Any) -> Any:
         rows = self._parts.settings()
-        return pb.GetSettingsResponse(settings=[to_setting(row) for row in rows if row.is_set or not request.set_only])
+        return pb.GetSettingsResponse(
+            settings=[to_setting(row) for row in rows if row.is_set or not request.set_only]
+        )
 
     async def Reload(self, request: Any, context: Any) -> Any:
         result = await self._finished(self._reload(dict(request.overrides), request.dry_run))
         if result.problems and not request.dry_run:
             raise _refusal(result)
-        return pb.ReloadResponse(applied=result.applied, message=result.message, changes=[to_change(c) for c in result.changes],
-                                 problems=[to_problem(p) for p in result.problems])
+        return pb.ReloadResponse(
+            applied=result.applied,
+            message=result.message,
+            changes=[to_change(c) for c in result.changes],
+            problems=[to_problem(p) for p in result.problems],
+        )
 
     async def _reload(self, overrides: dict[str, str], dry_run: bool) -> ReloadResult:
         return await self._parts.reload(overrides, dry_run)
@@ -86,12 +94,15 @@ class Servicer(ModelCalls, JobCalls, LoraCalls):
     def _status_that_is(self, wanted: str) -> pb.Status:
         status = self._parts.status()
         if status["state"] != wanted:
-            raise Conflict(f"The appliance is {status['state']}; from there it cannot become {wanted}.", code=f"is_{status['state']}")
+            raise Conflict(
+                f"The appliance is {status['state']}; from there it cannot become {wanted}.",
+                code=f"is_{status['state']}",
+            )
         return to_status(status)
 
     async def Shutdown(self, request: Any, context: Any) -> Any:
         grace_s = within("grace_s", request.grace_s, 0, 3600) if request.HasField("grace_s") else None
-        self._parts.shutdown(grace_s)       # returns at once; the door closes only after this answer has gone
+        self._parts.shutdown(grace_s)  # returns at once; the door closes only after this answer has gone
         return pb.ShutdownResponse()
 
     # ---- worker
@@ -118,7 +129,9 @@ class Servicer(ModelCalls, JobCalls, LoraCalls):
     def _worker(self) -> WorkerLike:
         worker = self._parts.worker
         if worker is None or not worker.as_dict().get("command"):
-            raise Conflict("No worker is configured. Set WORKER_COMMAND, or WORKER=kuzco and CODE.", code="no_worker")
+            raise Conflict(
+                "No worker is configured. Set WORKER_COMMAND, or WORKER=kuzco and CODE.", code="no_worker"
+            )
         return worker
 
     # ---- log
@@ -146,14 +159,27 @@ class Servicer(ModelCalls, JobCalls, LoraCalls):
         return pb.ListBackendsResponse(backends=[to_backend(state) for state in self._parts.router.states()])
 
     async def WatchBackends(self, request: Any, context: Any) -> None:
-        async with aclosing(followed(self._parts.router.changed.follow(), stopping=self._stopping, every_s=every_s(request))) as changes:
+        async with aclosing(
+            followed(self._parts.router.changed.follow(), stopping=self._stopping, every_s=every_s(request))
+        ) as changes:
             async for _ in changes:
-                await write(context, pb.WatchBackendsResponse(backends=[to_backend(state) for state in self._parts.router.states()]))
+                await write(
+                    context,
+                    pb.WatchBackendsResponse(
+                        backends=[to_backend(state) for state in self._parts.router.states()]
+                    ),
+                )
 
     async def AddBackend(self, request: Any, context: Any) -> Any:
         value: dict[str, Any] = {"url": request.url, "cost": request.cost, "models": list(request.models)}
-        value |= {name: getattr(request, name) for name in ("name", "kind", "pool", "api_key") if getattr(request, name)}
-        value |= {name: getattr(request, name) for name in ("weight", "max_in_flight") if request.HasField(name)}
+        value |= {
+            name: getattr(request, name)
+            for name in ("name", "kind", "pool", "api_key")
+            if getattr(request, name)
+        }
+        value |= {
+            name: getattr(request, name) for name in ("weight", "max_in_flight") if request.HasField(name)
+        }
         server = self._parts.fleet.add(value, persist=request.persist)
         return pb.AddBackendResponse(backend=to_backend(server.state()))
 
@@ -179,7 +205,9 @@ class Servicer(ModelCalls, JobCalls, LoraCalls):
 
     async def ListReceipts(self, request: Any, context: Any) -> Any:
         count = int(within("count", request.count, 0, MOST_RECEIPTS)) or DEFAULT_RECEIPTS
-        return pb.ListReceiptsResponse(receipts=[to_receipt(receipt) for receipt in self._parts.receipts.latest(count)])
+        return pb.ListReceiptsResponse(
+            receipts=[to_receipt(receipt) for receipt in self._parts.receipts.latest(count)]
+        )
 
 
 def _started(worker: WorkerLike) -> pb.Worker:
@@ -193,7 +221,9 @@ def _started(worker: WorkerLike) -> pb.Worker:
 def _refusal(result: ReloadResult) -> Invalid | RolledBack:
     """Give the error of a reload that was not applied: problems with changes mean that it was rolled back."""
     said = "; ".join(str(problem) for problem in result.problems)
-    violations = [(problem.variable, f"allowed: {problem.allowed}. {problem.remedy}") for problem in result.problems]
+    violations = [
+        (problem.variable, f"allowed: {problem.allowed}. {problem.remedy}") for problem in result.problems
+    ]
     if result.changes:
         return RolledBack(f"{result.message} {said}", details={"violations": violations})
     return Invalid(f"{result.message} {said}", code="bad_settings", details={"violations": violations})

@@ -4,21 +4,39 @@ from pathlib import Path
 
 from pydantic import Field, SecretStr
 
-from appliance.base.settings import RoomSettings, Switch
+from appliance.base.settings import PackageSettings, Switch
 
 
-class ControlSettings(RoomSettings):
+class ControlSettings(PackageSettings):
     """Where control listens, and what a caller must show."""
 
     control: Switch = Field(True, description="0 = no control API")
-    control_host: str = Field("127.0.0.1", description="Address of the control API; beyond loopback a token or mutual TLS is needed")
-    control_port: int = Field(50051, ge=0, le=65_535, description="Port of the control API; 0 = none (only CONTROL_SOCKET)")
-    control_socket: Path | None = Field(None, description="Path of a unix socket for the control API",
-                                        json_schema_extra={"allowed": "an absolute path"})
-    control_token: SecretStr = Field(SecretStr(""), description="Token that callers of the control API must show")
-    control_tls_cert: Path | None = Field(None, description="Certificate of the control API (PEM file)",
-                                          json_schema_extra={"allowed": "a PEM file"})
-    control_tls_key: Path | None = Field(None, description="Private key of the control API (PEM file)",
-                                         json_schema_extra={"allowed": "a PEM file"})
-    control_tls_client_ca: Path | None = Field(None, description="CA of client certificates: asks callers for one (mutual TLS)",
-                                               json_schema_extra={"allowed": "a PEM file"})
+    control_host: str = Field(
+        "127.0.0.1", description="Address of the control API; beyond loopback a token or mutual TLS is needed"
+    )
+    control_port: int = Field(
+        50051, ge=0, le=65_535, description="Port of the control API; 0 = none (only CONTROL_SOCKET)"
+    )
+    control_socket: Path | None = Field(
+        None,
+        description="Path of a unix socket for the control API",
+        json_schema_extra={"allowed": "an absolute path"},
+    )
+    control_token: SecretStr = Field(
+        SecretStr(""), description="Token that callers of the control API must show"
+    )
+    control_tls_cert: Path | None = Field(
+        None,
+        description="Certificate of the control API (PEM file)",
+        json_schema_extra={"allowed": "a PEM file"},
+    )
+    control_tls_key: Path | None = Field(
+        None,
+        description="Private key of the control API (PEM file)",
+        json_schema_extra={"allowed": "a PEM file"},
+    )
+    control_tls_client_ca: Path | None = Field(
+        None,
+        description="CA of client certificates: asks callers for one (mutual TLS)",
+        json_schema_extra={"allowed": "a PEM file"},
+    )

@@ -25,8 +25,12 @@ class Names:
     def __init__(self, *, upstream: str, public: str, aliases: list[str]) -> None:
         self.upstream = upstream
         self.public = public
-        self.reported: tuple[str, ...] = tuple(dict.fromkeys([*aliases, upstream, public, compact(upstream), compact(public)]))
-        self._known = {compact(spelling) for name in self.reported for spelling in (name, without_suffix(name))}
+        self.reported: tuple[str, ...] = tuple(
+            dict.fromkeys([*aliases, upstream, public, compact(upstream), compact(public)])
+        )
+        self._known = {
+            compact(spelling) for name in self.reported for spelling in (name, without_suffix(name))
+        }
 
     def knows(self, name: str) -> bool:
         """Say whether `name` means this model; a tag `:latest`, which Ollama clients add, is ignored.

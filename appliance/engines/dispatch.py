@@ -10,19 +10,32 @@ from dataclasses import dataclass, field
 
 from appliance.base.balancing import Balancer, prefix_hashes
 from appliance.base.clock import Clock
-from appliance.base.errors import ApplianceError, Exhausted, Invalid, Kind, TimedOut, Unavailable, UpstreamFailed
-from appliance.base.fair_queue import FairQueue, Full, Ticket
-from appliance.base.metrics import Metrics
+from appliance.base.errors import (
+    ApplianceError,
+    Exhausted,
+    Invalid,
+    Kind,
+    TimedOut,
+    Unavailable,
+    UpstreamFailed,
+)
+from appliance.base.fair_queue import FairQueue, FairQueueFull, Ticket
+from appliance.base.metrics.registry import Metrics
 from appliance.base.retry_budget import RetryBudget
 from appliance.engines.backends.contract import Backend
-from appliance.engines.exchange import AttemptFailed, attempts_of
-from appliance.engines.place import Place
 from appliance.engines.receipts import Receipt
-from appliance.engines.refusal import context_error
 from appliance.engines.settings import EngineSettings
-from appliance.engines.types import EngineReply, EngineRequest, Standing, Wishes
+from appliance.engines.slots import Slot
+from appliance.engines.types import BackendStatus, EngineReply, EngineRequest, RequestOptions
+from appliance.engines.upstream.exchange import AttemptFailed, attempts_of
+from appliance.engines.upstream.refusal import context_error
 
-ELSEWHERE = {Kind.UPSTREAM, Kind.UNAVAILABLE, Kind.TIMEOUT, Kind.EXHAUSTED}      # a hosted API's own verdicts that let another stage try
+ELSEWHERE = {
+    Kind.UPSTREAM,
+    Kind.UNAVAILABLE,
+    Kind.TIMEOUT,
+    Kind.EXHAUSTED,
+}  # a hosted API's own verdicts that let another stage try
 LONGEST_RETRY_AFTER_S = 30.0
 
 
@@ -46,14 +59,16 @@ class Pool:
             return self.backends
         found = self._by_model.get(model)
         if found is None:
-            found = self._by_model[model] = [backend for backend in self.backends if backend.served(model) is not None]
-            if len(self._by_model) > 10_000:        # names come from clients where any name is served
+            found = self._by_model[model] = [
+                backend for backend in self.backends if backend.served(model) is not None
+            ]
+            if len(self._by_model) > 10_000:  # names come from clients where any name is served
                 self._by_model = {model: found}
         return found
 
 
 @dataclass(slots=True)
-class Asking:
+class DispatchRequest:
     """What the dispatcher is to place: a route, and what may not be forgotten on the way.
 
     stages    the pools in order; model: by the name that backends know, None = any backend will do
@@ -64,7 +79,7 @@ class Asking:
     stages: list[Pool]
     model: str | None
     reason: str
-    wishes: Wishes
+    options: RequestOptions
     receipt: Receipt
     deadline_s: float
     prefixes: Callable[[], list[int]] = list
@@ -75,8 +90,8 @@ class Asking:
 
 @dataclass(slots=True)
 class _Waiter:
-    asking: Asking
-    place: "asyncio.Future[Place]"
+    asking: DispatchRequest
+    slot: "asyncio.Future[Slot]"
     since_s: float
 
 
@@ -107,7 +122,7 @@ class Dispatcher:
 
     # ---- answering
 
-    async def answer(self, asking: Asking, request: EngineRequest) -> EngineReply:
+    async def answer(self, asking: DispatchRequest, request: EngineRequest) -> EngineReply:
         """Give the reply of the first backend that answers.
 
         Raises  Unavailable: nobody can · Exhausted: the line is full · TimedOut · UpstreamFailed: all that were tried failed ·
@@ -116,15 +131,17 @@ class Dispatcher:
         self.budget.deposit()
         last: Exception | None = None
         while True:
-            place = self._choose(asking) or await self._place_later(asking, last)
-            backend: Backend = place.owner  # type: ignore[assignment]
+            slot = self._choose(asking) or await self._place_later(asking, last)
+            backend: Backend = slot.owner  # type: ignore[assignment]
             try:
-                return await backend.send(request, place, budget_s=max(0.001, asking.deadline_s - self._clock.monotonic_s()))
+                return await backend.send(
+                    request, slot, budget_s=max(0.001, asking.deadline_s - self._clock.monotonic_s())
+                )
             except (AttemptFailed, ApplianceError) as failure:
                 self._after(asking, backend, failure)
                 last = failure
 
-    def _after(self, asking: Asking, backend: Backend, failure: Exception) -> None:
+    def _after(self, asking: DispatchRequest, backend: Backend, failure: Exception) -> None:
         """Decide whether another backend may try; raise what the caller is told if not.
 
         1. the caller's own fault, or nobody else's        → told
@@ -134,47 +151,62 @@ class Dispatcher:
         5. otherwise                                       → the others may try, while the retry budget lasts
         """
         asking.tried.add(backend.name)
-        if isinstance(failure, ApplianceError) and failure.kind not in ELSEWHERE:                           # 1
+        if isinstance(failure, ApplianceError) and failure.kind not in ELSEWHERE:  # 1
             raise failure
-        if asking.is_pinned:                                                                                # 2
+        if asking.is_pinned:  # 2
             raise self._told(asking, failure)
-        reason = failure.outcome if isinstance(failure, AttemptFailed) else failure.kind.value if isinstance(failure, ApplianceError) else ""
-        if isinstance(failure, AttemptFailed) and failure.context is not None:                              # 3
+        reason = (
+            failure.outcome
+            if isinstance(failure, AttemptFailed)
+            else failure.kind.value
+            if isinstance(failure, ApplianceError)
+            else ""
+        )
+        if isinstance(failure, AttemptFailed) and failure.context is not None:  # 3
             asking.context_over = max(asking.context_over, failure.context[1], backend.context_tokens)
-        elif isinstance(failure, AttemptFailed) and (not failure.was_sent or failure.is_full):              # 4
+        elif isinstance(failure, AttemptFailed) and (not failure.was_sent or failure.is_full):  # 4
             pass
-        elif not self.budget.may_retry():                                                                  # 5
+        elif not self.budget.may_retry():  # 5
             raise self._told(asking, failure)
         if self._candidates(asking):
             self._metrics.retries.labels(reason).inc()
 
     # ---- placing
 
-    async def place(self, asking: Asking) -> Place:
+    async def slot(self, asking: DispatchRequest) -> Slot:
         """Give a place on a backend; wait in line while all that could answer are full."""
         return self._choose(asking) or await self._place_later(asking, None)
 
-    async def _place_later(self, asking: Asking, last: Exception | None) -> Place:
+    async def _place_later(self, asking: DispatchRequest, last: Exception | None) -> Slot:
         """Wait in line where there is reason to hope.
 
         Takes   last: the failure that brought the request back here
         """
         standings = [backend.standing(self._clock.monotonic_s()) for backend in self._candidates(asking)]
-        if Standing.FULL in standings or Standing.STARTING in standings:
+        if BackendStatus.FULL in standings or BackendStatus.STARTING in standings:
             return await self._wait(asking, last)
         if last is not None:
             raise self._told(asking, last)
         raise self._nobody(asking, standings)
 
-    def _candidates(self, asking: Asking) -> list[Backend]:
+    def _candidates(self, asking: DispatchRequest) -> list[Backend]:
         """All backends that could answer if they had room: not tried yet, with context enough, and where the request may go."""
-        wishes, tried, over = asking.wishes, asking.tried, max(asking.context_over, asking.wishes.context_tokens - 1)
-        return [backend for number, pool in enumerate(asking.stages) if number == 0 or wishes.may_leave
-                for backend in pool.serving(asking.model)
-                if backend.name not in tried and (wishes.may_leave or not backend.is_remote)
-                and (not over or not backend.context_tokens or backend.context_tokens > over)]
+        options, tried, over = (
+            asking.options,
+            asking.tried,
+            max(asking.context_over, asking.options.context_tokens - 1),
+        )
+        return [
+            backend
+            for number, pool in enumerate(asking.stages)
+            if number == 0 or options.may_leave
+            for backend in pool.serving(asking.model)
+            if backend.name not in tried
+            and (options.may_leave or not backend.is_remote)
+            and (not over or not backend.context_tokens or backend.context_tokens > over)
+        ]
 
-    def _choose(self, asking: Asking) -> Place | None:
+    def _choose(self, asking: DispatchRequest) -> Slot | None:
         """Choose among the backends that have room at this moment.
 
         1. the first stage with one that is ready → by the pool's strategy; equally busy ones: the cheaper
@@ -182,23 +214,27 @@ class Dispatcher:
         3. none                                   → None
         """
         now_s = self._clock.monotonic_s()
-        wishes, tried, over = asking.wishes, asking.tried, max(asking.context_over, asking.wishes.context_tokens - 1)
+        options, tried, over = (
+            asking.options,
+            asking.tried,
+            max(asking.context_over, asking.options.context_tokens - 1),
+        )
         for number, pool in enumerate(asking.stages):
-            if number and not wishes.may_leave:
+            if number and not options.may_leave:
                 break
             ready: list[Backend] = []
             for backend in pool.serving(asking.model):
                 if asking.is_pinned:
-                    if backend.name == wishes.pin and backend.name not in tried:
+                    if backend.name == options.pin and backend.name not in tried:
                         return self._taken(backend, "pinned", asking, pool, number)
                     continue
                 if tried and backend.name in tried:
                     continue
                 if over and backend.context_tokens and backend.context_tokens <= over:
                     continue
-                if backend.is_remote and not wishes.may_leave:
+                if backend.is_remote and not options.may_leave:
                     continue
-                if backend.standing(now_s) is Standing.READY:
+                if backend.standing(now_s) is BackendStatus.READY:
                     ready.append(backend)
             if not ready:
                 continue
@@ -212,10 +248,17 @@ class Dispatcher:
             chosen = next(backend for backend in ready if backend.member is member)
             if prefixes:
                 balancer.remember(member, prefixes)
-            return self._taken(chosen, reason, asking, pool, number)                                    # 1, 2
-        return None                                                                                     # 3
+            return self._taken(chosen, reason, asking, pool, number)  # 1, 2
+        return None  # 3
 
-    def _taken(self, backend: Backend, reason: str, asking: Asking, pool: Pool, number: int) -> Place:
+    def _taken(
+        self,
+        backend: Backend,
+        reason: str,
+        asking: DispatchRequest,
+        pool: Pool,
+        number: int,
+    ) -> Slot:
         receipt = asking.receipt
         receipt.pool = pool.name
         receipt.reason = f"{asking.reason}, {reason}" if reason != "only_one" else asking.reason
@@ -223,7 +266,7 @@ class Dispatcher:
             first = asking.stages[0]
             now_s = self._clock.monotonic_s()
             standings = {b.standing(now_s) for b in first.serving(asking.model)}
-            why = "full" if Standing.FULL in standings else "failed" if asking.tried else "down"
+            why = "full" if BackendStatus.FULL in standings else "failed" if asking.tried else "down"
             receipt.overflow = f"{first.name} is {why}" if why != "failed" else f"{first.name} failed"
             receipt.reason = f"overflow from {receipt.overflow}, {reason}"
             self._metrics.overflows.labels(first.name, pool.name, why).inc()
@@ -231,7 +274,7 @@ class Dispatcher:
 
     # ---- the line
 
-    async def _wait(self, asking: Asking, last: Exception | None) -> Place:
+    async def _wait(self, asking: DispatchRequest, last: Exception | None) -> Slot:
         """Wait for a turn.
 
         Raises  Exhausted: the line is full · Unavailable: no turn within the time limit
@@ -239,32 +282,46 @@ class Dispatcher:
         settings, now_s = self.settings, self._clock.monotonic_s()
         if self.waiting >= settings.queue_limit:
             self._metrics.queue_seconds.labels("refused").observe(0)
-            raise last if isinstance(last, ApplianceError) else Exhausted(
-                "Every backend is full, and the line before them is, too." if settings.queue_limit else "Every backend is full.",
-                code="queue_full", retry_after_s=self._retry_after_s(asking))
+            raise (
+                last
+                if isinstance(last, ApplianceError)
+                else Exhausted(
+                    "Every backend is full, and the line before them is, too."
+                    if settings.queue_limit
+                    else "Every backend is full.",
+                    code="queue_full",
+                    retry_after_s=self._retry_after_s(asking),
+                )
+            )
         patience_s = min(settings.queue_timeout_s, asking.deadline_s - now_s)
         line = self._line(asking)
         waiter = _Waiter(asking, asyncio.get_running_loop().create_future(), now_s)
-        wishes = asking.wishes
+        options = asking.options
         try:
-            ticket: Ticket[_Waiter] = line.queue.push(waiter, flow=wishes.flow, priority=wishes.priority, now_s=now_s)
-        except Full:
-            raise Exhausted("The line before the backends is full.", code="queue_full", retry_after_s=self._retry_after_s(asking)) from None
+            ticket: Ticket[_Waiter] = line.queue.push(
+                waiter, flow=options.flow, priority=options.priority, now_s=now_s
+            )
+        except FairQueueFull:
+            raise Exhausted(
+                "The line before the backends is full.",
+                code="queue_full",
+                retry_after_s=self._retry_after_s(asking),
+            ) from None
         self.waiting += 1
         outcome = "left"
         try:
             async with asyncio.timeout(max(0.0, patience_s)):
-                place = await waiter.place
+                slot = await waiter.slot
             outcome = "served"
-            return place
+            return slot
         except TimeoutError:
             outcome = "timed_out"
-            if waiter.place.done() and not waiter.place.cancelled():        # the turn came in the very moment
-                waiter.place.result().done("cancelled")
+            if waiter.slot.done() and not waiter.slot.cancelled():  # the turn came in the very moment
+                waiter.slot.result().done("cancelled")
             raise self._too_long(asking, patience_s, last) from None
         except asyncio.CancelledError:
-            if waiter.place.done() and not waiter.place.cancelled():
-                waiter.place.result().done("client_left")
+            if waiter.slot.done() and not waiter.slot.cancelled():
+                waiter.slot.result().done("client_left")
             raise
         finally:
             self.waiting -= 1
@@ -272,17 +329,27 @@ class Dispatcher:
             self._drop_empty(line)
             waited_s = self._clock.monotonic_s() - now_s
             asking.receipt.queue_ms += waited_s * 1000
-            (self._waited if outcome == "served" else self._metrics.queue_seconds.labels(outcome)).observe(waited_s)
+            (self._waited if outcome == "served" else self._metrics.queue_seconds.labels(outcome)).observe(
+                waited_s
+            )
 
-    def _line(self, asking: Asking) -> _Line:
+    def _line(self, asking: DispatchRequest) -> _Line:
         """Requests stand in one line when the same backends can help them: same pools, model, limits and history."""
-        wishes = asking.wishes
-        key = (tuple(id(pool) for pool in asking.stages), asking.model, frozenset(asking.tried), asking.context_over, wishes.context_tokens,
-               wishes.may_leave, wishes.pin)
+        options = asking.options
+        key = (
+            tuple(id(pool) for pool in asking.stages),
+            asking.model,
+            frozenset(asking.tried),
+            asking.context_over,
+            options.context_tokens,
+            options.may_leave,
+            options.pin,
+        )
         line = self._lines.get(key)
         if line is None:
-            line = self._lines[key] = _Line(asking.stages, asking.model,
-                                            FairQueue(1_000_000, ageing_s=self.settings.queue_ageing_s))
+            line = self._lines[key] = _Line(
+                asking.stages, asking.model, FairQueue(1_000_000, ageing_s=self.settings.queue_ageing_s)
+            )
         return line
 
     def _drop_empty(self, line: _Line) -> None:
@@ -301,18 +368,18 @@ class Dispatcher:
         for line in lines:
             while len(line.queue):
                 waiter = line.queue.peek(now_s)
-                if waiter.place.done():             # it left, or timed out, and has not yet taken itself out
+                if waiter.slot.done():  # it left, or timed out, and has not yet taken itself out
                     line.queue.pop(now_s)
                     continue
-                place = self._choose(waiter.asking)
-                if place is None:
+                slot = self._choose(waiter.asking)
+                if slot is None:
                     break
                 line.queue.pop(now_s)
-                waiter.place.set_result(place)
+                waiter.slot.set_result(slot)
 
     # ---- what the caller is told
 
-    def _retry_after_s(self, asking: Asking) -> float:
+    def _retry_after_s(self, asking: DispatchRequest) -> float:
         """Guess when there will be room: the requests before this one, by the time that answers take."""
         rows = self._candidates(asking)
         times = [b.member.mean_s for b in rows if b.member.mean_s]
@@ -320,51 +387,79 @@ class Dispatcher:
         at_a_time = max(1, sum(b.member.active for b in rows))
         return min(LONGEST_RETRY_AFTER_S, max(1.0, mean_s * (self.waiting + 1) / at_a_time))
 
-    def _too_long(self, asking: Asking, waited_s: float, last: Exception | None) -> ApplianceError:
+    def _too_long(self, asking: DispatchRequest, waited_s: float, last: Exception | None) -> ApplianceError:
         if last is not None:
             return self._told(asking, last)
-        return Unavailable(f"Every backend was full for {waited_s:.0f} seconds (QUEUE_TIMEOUT_S).", code="queue_timeout",
-                           retry_after_s=self._retry_after_s(asking), details={"attempts": attempts_of(asking.receipt.attempts)})
+        return Unavailable(
+            f"Every backend was full for {waited_s:.0f} seconds (QUEUE_TIMEOUT_S).",
+            code="queue_timeout",
+            retry_after_s=self._retry_after_s(asking),
+            details={"attempts": attempts_of(asking.receipt.attempts)},
+        )
 
-    def _nobody(self, asking: Asking, standings: Collection[Standing]) -> ApplianceError:
+    def _nobody(self, asking: DispatchRequest, standings: Collection[BackendStatus]) -> ApplianceError:
         """Say why nobody can answer at all."""
         everyone = [b for pool in asking.stages for b in pool.serving(asking.model)]
-        wishes = asking.wishes
-        if wishes.context_tokens and everyone and not standings:
+        options = asking.options
+        if options.context_tokens and everyone and not standings:
             largest = max(b.context_tokens for b in everyone)
-            if largest and largest < wishes.context_tokens:
+            if largest and largest < options.context_tokens:
                 return Invalid(
-                    f"The request wants a context of {wishes.context_tokens} tokens (num_ctx); the largest here is {largest} tokens for the "
-                    f"model {asking.receipt.public_model!r}. Ask for less, or leave it out.", code="context_length_exceeded", param="num_ctx",
-                    details={"prompt_tokens": wishes.context_tokens, "context_tokens": largest})
-        if not wishes.may_leave and any(b.is_remote for b in everyone):
-            return Unavailable("No backend of this machine can answer, and the request may not leave it (x-appliance-stay-local).",
-                               code="stay_local", retry_after_s=5)
+                    f"The request wants a context of {options.context_tokens} tokens (num_ctx); the largest here is {largest} tokens for the "
+                    f"model {asking.receipt.public_model!r}. Ask for less, or leave it out.",
+                    code="context_length_exceeded",
+                    param="num_ctx",
+                    details={"prompt_tokens": options.context_tokens, "context_tokens": largest},
+                )
+        if not options.may_leave and any(b.is_remote for b in everyone):
+            return Unavailable(
+                "No backend of this machine can answer, and the request may not leave it (x-appliance-stay-local).",
+                code="stay_local",
+                retry_after_s=5,
+            )
         states = {b.name: b.standing(self._clock.monotonic_s()).value for b in everyone}
         said = ", ".join(f"{name} is {state}" for name, state in list(states.items())[:8])
-        return Unavailable(f"No backend available: {said}." if said else "No backend available.", code="no_backend", retry_after_s=2,
-                           details={"backends": states})
+        return Unavailable(
+            f"No backend available: {said}." if said else "No backend available.",
+            code="no_backend",
+            retry_after_s=2,
+            details={"backends": states},
+        )
 
-    def _told(self, asking: Asking, failure: Exception) -> ApplianceError:
+    def _told(self, asking: DispatchRequest, failure: Exception) -> ApplianceError:
         """Give the error for a caller whose request failed with every backend that was tried."""
         attempts = attempts_of(asking.receipt.attempts)
         if isinstance(failure, ApplianceError):
             return failure
         assert isinstance(failure, AttemptFailed)
         if failure.context is not None:
-            return context_error(failure.context[0], max(failure.context[1], asking.context_over), model=asking.receipt.public_model)
+            return context_error(
+                failure.context[0],
+                max(failure.context[1], asking.context_over),
+                model=asking.receipt.public_model,
+            )
         if failure.error is not None:
             return failure.error
         if failure.is_full:
-            return Exhausted("Every backend that could be asked is full.", code="backends_full",
-                             retry_after_s=failure.retry_after_s or self._retry_after_s(asking), details={"attempts": attempts})
+            return Exhausted(
+                "Every backend that could be asked is full.",
+                code="backends_full",
+                retry_after_s=failure.retry_after_s or self._retry_after_s(asking),
+                details={"attempts": attempts},
+            )
         tried = f"{len(attempts)} tried, the last: {failure.outcome}"
         if failure.outcome in {"first_byte", "total", "idle"}:
             return TimedOut(f"No backend answered in time ({tried}).", details={"attempts": attempts})
         if failure.outcome == "connect":
-            return Unavailable(f"No backend available: none could be reached ({tried}).", code="no_backend", retry_after_s=2,
-                               details={"attempts": attempts})
-        return UpstreamFailed(f"No backend could answer ({tried}).", code="upstream_error", details={"attempts": attempts})
+            return Unavailable(
+                f"No backend available: none could be reached ({tried}).",
+                code="no_backend",
+                retry_after_s=2,
+                details={"attempts": attempts},
+            )
+        return UpstreamFailed(
+            f"No backend could answer ({tried}).", code="upstream_error", details={"attempts": attempts}
+        )
 
 
 def prefixes_of(request: EngineRequest) -> list[int]:
@@ -373,5 +468,7 @@ def prefixes_of(request: EngineRequest) -> list[int]:
 
     body = request.body
     key = body.get("prompt_cache_key")
-    text = jsons.dumps(body.get("messages") if "messages" in body else body.get("prompt") or body.get("input"))
+    text = jsons.dumps(
+        body.get("messages") if "messages" in body else body.get("prompt") or body.get("input")
+    )
     return ([hash(key)] if isinstance(key, str) else []) + prefix_hashes(text)

@@ -17,43 +17,49 @@ from appliance.base.balancing import STRATEGIES, settle
 from appliance.base.clock import Clock
 from appliance.base.errors import Conflict, NotFound
 from appliance.base.logs import get_logger
-from appliance.base.metrics import Metrics
+from appliance.base.metrics.registry import Metrics
 from appliance.base.tasks import Tasks
-from appliance.base.wire import Wire, WireLimits
+from appliance.base.wire.pool import ConnectionPool
+from appliance.base.wire.types import PoolLimits
 from appliance.engines.aliases import Names
 from appliance.engines.backends.contract import Backend
 from appliance.engines.backends.demo import DemoBackend
 from appliance.engines.backends.hosted import HostedBackend
+from appliance.engines.backends.managed import ManagedBackend
+from appliance.engines.backends.prober import HealthProber
+from appliance.engines.backends.server import EngineServer
 from appliance.engines.dispatch import Pool
-from appliance.engines.health import Looker
-from appliance.engines.kept import keep
-from appliance.engines.managed import Managed
+from appliance.engines.persistence import keep
 from appliance.engines.router import Router
-from appliance.engines.server import Server
 from appliance.engines.settings import EngineSettings
 from appliance.engines.specs import DEFAULT_POOL, HOSTED_POOL, BackendSpec, FleetSpec, Tls, parse_backend
 
 log = get_logger("fleet")
-PATIENCE_S = 3600           # running answers of a backend that goes get this long
+PATIENCE_S = 3600  # running answers of a backend that goes get this long
 FIRST_LOOKS_S = 2.0
-FALLBACK_STRATEGY = "round_robin"       # for unknown names at start, as system B has it
+FALLBACK_STRATEGY = "round_robin"  # for unknown names at start, as system B has it
 
 
 @dataclass
-class Changes:
+class RuntimeChanges:
     """What was changed at run time, and is to survive a restart. Keys of servers are in it: the file is the owner's alone."""
 
     added: dict[str, dict[str, Any]] = field(default_factory=dict)
     removed: list[str] = field(default_factory=list)
     drained: list[str] = field(default_factory=list)
-    strategies: dict[str, str] = field(default_factory=dict)        # by pool; "" = all
+    strategies: dict[str, str] = field(default_factory=dict)  # by pool; "" = all
 
     @classmethod
-    def read(cls, path: Path) -> "Changes":
+    def read(cls, path: Path) -> "RuntimeChanges":
         """Read them; a file that is missing is empty, one that cannot be read is reported and left as it is."""
         try:
             value = jsons.loads(path.read_bytes())
-            return cls(dict(value["added"]), list(value["removed"]), list(value["drained"]), dict(value["strategies"]))
+            return cls(
+                dict(value["added"]),
+                list(value["removed"]),
+                list(value["drained"]),
+                dict(value["strategies"]),
+            )
         except FileNotFoundError:
             return cls()
         except (OSError, jsons.BadJson, KeyError, TypeError, ValueError) as exc:
@@ -65,36 +71,54 @@ class Changes:
 
         Raises  Conflict: the folder cannot be written
         """
-        keep(path, {"added": self.added, "removed": self.removed, "drained": self.drained, "strategies": self.strategies})
+        keep(
+            path,
+            {
+                "added": self.added,
+                "removed": self.removed,
+                "drained": self.drained,
+                "strategies": self.strategies,
+            },
+        )
 
 
 class Fleet:
     """Owns the servers, the hosted backend and the demo engine, and puts them into the router's pools."""
 
-    def __init__(self, router: Router, *, tasks: Tasks, clock: Clock, metrics: Metrics, changes_path: Path | None = None) -> None:
+    def __init__(
+        self,
+        router: Router,
+        *,
+        tasks: Tasks,
+        clock: Clock,
+        metrics: Metrics,
+        changes_path: Path | None = None,
+    ) -> None:
         self.router = router
         self._tasks = tasks
         self._clock = clock
         self._metrics = metrics
         self._path = changes_path
-        self._changes = Changes.read(changes_path) if changes_path else Changes()
+        self._changes = RuntimeChanges.read(changes_path) if changes_path else RuntimeChanges()
         self._spec = FleetSpec()
-        self._servers: dict[str, Server] = {}
-        self._loops: dict[str, tuple[Looker, asyncio.Task[Any]]] = {}
-        self._leaving: dict[str, Server] = {}
+        self._servers: dict[str, EngineServer] = {}
+        self._loops: dict[str, tuple[HealthProber, asyncio.Task[Any]]] = {}
+        self._leaving: dict[str, EngineServer] = {}
         self._hosted: HostedBackend | None = None
-        self._managed: Managed | None = None
+        self._managed: ManagedBackend | None = None
         self._hosted_from: EngineSettings | None = None
-        self._wire: Wire | None = None
+        self._wire: ConnectionPool | None = None
         self._contexts: dict[Tls, ssl.SSLContext] = {}
         self._strategies: dict[str, str] = dict(self._changes.strategies)
-        self._runtime: set[str] = set()         # added while running
+        self._runtime: set[str] = set()  # added while running
         self._removed: set[str] = set(self._changes.removed)
         self._drained: set[str] = set(self._changes.drained)
 
     # ---- in line with the configuration
 
-    def apply(self, settings: EngineSettings, spec: FleetSpec, environ: Mapping[str, str] | None = None) -> list[str]:
+    def apply(
+        self, settings: EngineSettings, spec: FleetSpec, environ: Mapping[str, str] | None = None
+    ) -> list[str]:
         """Bring the backends in line with `spec`, and with what was changed at run time.
 
         Gives   what differs, one sentence each
@@ -117,7 +141,10 @@ class Fleet:
             present = self._servers.get(name)
             if present is not None and present.spec == one:
                 present.settings, present.origin = settings, origin
-                present.breaker.failures, present.breaker.rest_s = settings.breaker_failures, settings.breaker_rest_s
+                present.breaker.failures, present.breaker.rest_s = (
+                    settings.breaker_failures,
+                    settings.breaker_rest_s,
+                )
                 continue
             differences.append(f"the backend {name} {'changes' if present else 'comes'}")
             if present is not None:
@@ -129,7 +156,7 @@ class Fleet:
         if self._hosted_from is None or settings != self._hosted_from:
             self._replace_hosted(settings)
         if former.lb_strategy != settings.lb_strategy:
-            self._strategies = dict(self._changes.strategies)       # the operator's newer word
+            self._strategies = dict(self._changes.strategies)  # the operator's newer word
         self.router.apply(settings)
         self._put()
         return differences
@@ -138,15 +165,20 @@ class Fleet:
         """Tell what `apply` would change, one sentence each."""
         wanted = {b.name: b for b in spec.backends if b.name not in self._removed}
         kept = set(self._changes.added) | self._runtime
-        rows = [f"the backend {name} goes" for name in self._servers if name not in wanted and name not in kept]
-        rows += [f"the backend {name} {'changes' if name in self._servers else 'comes'}" for name, one in wanted.items()
-                 if name not in self._servers or (self._servers[name].spec != one and name not in kept)]
+        rows = [
+            f"the backend {name} goes" for name in self._servers if name not in wanted and name not in kept
+        ]
+        rows += [
+            f"the backend {name} {'changes' if name in self._servers else 'comes'}"
+            for name, one in wanted.items()
+            if name not in self._servers or (self._servers[name].spec != one and name not in kept)
+        ]
         former = {pool.name: pool for pool in self._spec.pools}
         rows += [f"the pool {pool.name} changes" for pool in spec.pools if former.get(pool.name) != pool]
         rows += [f"the pool {name} goes" for name in former if name not in {pool.name for pool in spec.pools}]
         return rows
 
-    def set_managed(self, backend: Managed) -> None:
+    def set_managed(self, backend: ManagedBackend) -> None:
         """Put the model manager's backend in place: the table's models are looked for before everything else."""
         self._managed = backend
         backend.on_models = self.router.refresh
@@ -156,7 +188,7 @@ class Fleet:
         """The table of models, or how requests are sent, changed."""
         if self._managed is not None:
             self._managed.apply(settings)
-            self._put()             # it may have its first model now, or none any more
+            self._put()  # it may have its first model now, or none any more
 
     async def first_looks(self) -> None:
         """Wait until every server was looked at once, but not for long: one that hangs must not hold up the others."""
@@ -170,7 +202,14 @@ class Fleet:
     def measure(self) -> None:
         """Bring every gauge of the engines up to date; called when metrics are read."""
         self.router.measure()
-        rows = [stats for stats in (self._wire.stats() if self._wire else None, self._hosted.connections() if self._hosted else None) if stats]
+        rows = [
+            stats
+            for stats in (
+                self._wire.stats() if self._wire else None,
+                self._hosted.connections() if self._hosted else None,
+            )
+            if stats
+        ]
         for state in ("idle", "in_use", "waiting") if rows else ():
             self._metrics.upstream_connections.labels(state).set(sum(row[state] for row in rows))
 
@@ -187,7 +226,9 @@ class Fleet:
 
     # ---- at run time
 
-    def add(self, value: dict[str, Any], *, persist: bool = False, environ: Mapping[str, str] | None = None) -> Server:
+    def add(
+        self, value: dict[str, Any], *, persist: bool = False, environ: Mapping[str, str] | None = None
+    ) -> EngineServer:
         """Add a backend.
 
         Takes   value: the fields of BackendSpec; persist: also after a restart
@@ -195,14 +236,19 @@ class Fleet:
         """
         spec = parse_backend(value, environ or os.environ)
         if spec.name in self._servers or spec.name in {"hosted", "demo"}:
-            raise Conflict(f"There is a backend {spec.name!r} already; remove it first, or give another `name`.", code="backend_exists")
+            raise Conflict(
+                f"There is a backend {spec.name!r} already; remove it first, or give another `name`.",
+                code="backend_exists",
+            )
         server = self._open(spec, self.router.settings, "persisted" if persist else "runtime")
         settle(server.member, [s.member for s in self._servers.values() if s is not server])
         self._removed.discard(spec.name)
         self._runtime.add(spec.name)
         self._put()
         if persist:
-            self._changes.added[spec.name] = {k: v for k, v in value.items() if v not in (None, "", [])} | {"name": spec.name}
+            self._changes.added[spec.name] = {k: v for k, v in value.items() if v not in (None, "", [])} | {
+                "name": spec.name
+            }
             if spec.name in self._changes.removed:
                 self._changes.removed.remove(spec.name)
             self._persist()
@@ -226,7 +272,7 @@ class Fleet:
             self._persist()
         log.info("backend_removed", backend=name, persist=persist)
 
-    def drain(self, name: str, *, resume: bool = False, persist: bool = False) -> Server:
+    def drain(self, name: str, *, resume: bool = False, persist: bool = False) -> EngineServer:
         """Give a backend no new requests, or (`resume`) give it some again.
 
         Raises  NotFound
@@ -260,30 +306,48 @@ class Fleet:
 
     def _persist(self) -> None:
         if self._path is None:
-            raise Conflict("The change is in force, but there is no state folder to keep it in.", code="not_persisted")
+            raise Conflict(
+                "The change is in force, but there is no state folder to keep it in.", code="not_persisted"
+            )
         self._changes.write(self._path)
 
-    def _server(self, name: str) -> Server:
+    def _server(self, name: str) -> EngineServer:
         server = self._servers.get(name)
         if server is None:
             known = ", ".join(self._servers) or "none"
-            raise NotFound(f"There is no backend {name[:200]!r} that can be changed. Known: {known}.", code="no_such_backend")
+            raise NotFound(
+                f"There is no backend {name[:200]!r} that can be changed. Known: {known}.",
+                code="no_such_backend",
+            )
         return server
 
     # ---- opening and closing
 
-    def _open(self, spec: BackendSpec, settings: EngineSettings, origin: str) -> Server:
+    def _open(self, spec: BackendSpec, settings: EngineSettings, origin: str) -> EngineServer:
         if self._wire is None:
-            self._wire = Wire(WireLimits(
-                connect_s=settings.upstream_connect_timeout_s, first_byte_s=settings.upstream_first_byte_timeout_s,
-                idle_s=settings.upstream_idle_timeout_s, total_s=None, max_connections=settings.upstream_max_connections))
-        server = Server(spec, settings=settings, wire=self._wire, clock=self._clock, metrics=self._metrics, origin=origin,
-                        ssl_context=self._context(spec))
+            self._wire = ConnectionPool(
+                PoolLimits(
+                    connect_s=settings.upstream_connect_timeout_s,
+                    first_byte_s=settings.upstream_first_byte_timeout_s,
+                    idle_s=settings.upstream_idle_timeout_s,
+                    total_s=None,
+                    max_connections=settings.upstream_max_connections,
+                )
+            )
+        server = EngineServer(
+            spec,
+            settings=settings,
+            wire=self._wire,
+            clock=self._clock,
+            metrics=self._metrics,
+            origin=origin,
+            ssl_context=self._context(spec),
+        )
         server.member.cost = spec.cost
         server.on_models = self.router.refresh
         server.on_change = self.router.bump
         self._servers[spec.name] = server
-        looker = Looker(server)
+        looker = HealthProber(server)
         self._loops[spec.name] = (looker, self._tasks.start(looker.run(), name=f"look-at-{spec.name}"))
         return server
 
@@ -295,12 +359,12 @@ class Fleet:
         self._drained.discard(name)
         self._tasks.start(self._forget_when_idle(server), name=f"close-{name}")
 
-    async def _forget_when_idle(self, server: Server) -> None:
+    async def _forget_when_idle(self, server: EngineServer) -> None:
         waited_s = 0.0
         while server.in_flight and waited_s < PATIENCE_S:
             await asyncio.sleep(0.2)
             waited_s += 0.2
-        if server.name not in self._servers:        # it may have come back under the same name
+        if server.name not in self._servers:  # it may have come back under the same name
             server.forget()
 
     def _context(self, spec: BackendSpec) -> ssl.SSLContext | None:
@@ -325,9 +389,15 @@ class Fleet:
         old = self._hosted
         self._hosted_from = settings
         if settings.novita_api_key.get_secret_value():
-            wire = Wire(WireLimits(
-                connect_s=settings.upstream_connect_timeout_s, first_byte_s=settings.upstream_first_byte_timeout_s,
-                idle_s=settings.upstream_idle_timeout_s, total_s=None, max_connections=settings.upstream_max_connections))
+            wire = ConnectionPool(
+                PoolLimits(
+                    connect_s=settings.upstream_connect_timeout_s,
+                    first_byte_s=settings.upstream_first_byte_timeout_s,
+                    idle_s=settings.upstream_idle_timeout_s,
+                    total_s=None,
+                    max_connections=settings.upstream_max_connections,
+                )
+            )
             self._hosted = HostedBackend(settings, wire=wire, clock=self._clock, metrics=self._metrics)
         else:
             self._hosted = None
@@ -337,29 +407,57 @@ class Fleet:
     def _put(self) -> None:
         """Put everything into the router's pools: those of servers as the configuration orders them, then hosted, then demo."""
         settings = self.router.settings
-        names = list(dict.fromkeys([DEFAULT_POOL, *(pool.name for pool in self._spec.pools), *(s.pool for s in self._servers.values())]))
+        names = list(
+            dict.fromkeys(
+                [
+                    DEFAULT_POOL,
+                    *(pool.name for pool in self._spec.pools),
+                    *(s.pool for s in self._servers.values()),
+                ]
+            )
+        )
         former = {pool.name: pool for pool in self.router.pools}
         pools = []
         if self._managed is not None and self._managed.cards():
             pools.append(self._pool(self._managed.pool, [self._managed], former, settings))
         for name in names:
-            members: list[Backend] = [s for s in self._servers.values() if s.pool == name and name != HOSTED_POOL]
+            members: list[Backend] = [
+                s for s in self._servers.values() if s.pool == name and name != HOSTED_POOL
+            ]
             if members:
                 pools.append(self._pool(name, members, former, settings))
         if self._hosted is not None:
-            pools.append(self._pool(HOSTED_POOL, [self._hosted, *(s for s in self._servers.values() if s.pool == HOSTED_POOL)], former, settings))
+            pools.append(
+                self._pool(
+                    HOSTED_POOL,
+                    [self._hosted, *(s for s in self._servers.values() if s.pool == HOSTED_POOL)],
+                    former,
+                    settings,
+                )
+            )
         if not pools:
-            aliases = Names(upstream=settings.upstream_base_model, public=settings.public_model,
-                            aliases=[alias for alias in settings.model_aliases if "=" not in alias]).reported
-            demo = former["demo"].backends[0] if "demo" in former and former["demo"].backends[0].cards()[0].id == settings.public_model \
-                and former["demo"].backends[0].cards()[0].aliases == aliases else \
-                DemoBackend(settings.public_model, aliases, clock=self._clock, metrics=self._metrics)
+            aliases = Names(
+                upstream=settings.upstream_base_model,
+                public=settings.public_model,
+                aliases=[alias for alias in settings.model_aliases if "=" not in alias],
+            ).reported
+            demo = (
+                former["demo"].backends[0]
+                if "demo" in former
+                and former["demo"].backends[0].cards()[0].id == settings.public_model
+                and former["demo"].backends[0].cards()[0].aliases == aliases
+                else DemoBackend(settings.public_model, aliases, clock=self._clock, metrics=self._metrics)
+            )
             pools.append(self._pool("demo", [demo], former, settings))
         self.router.set_pools(pools)
 
-    def _pool(self, name: str, backends: list[Backend], former: dict[str, Pool], settings: EngineSettings) -> Pool:
+    def _pool(
+        self, name: str, backends: list[Backend], former: dict[str, Pool], settings: EngineSettings
+    ) -> Pool:
         spec = self._spec.pool(name)
-        strategy = self._strategies.get(name) or self._strategies.get("") or spec.strategy or settings.lb_strategy
+        strategy = (
+            self._strategies.get(name) or self._strategies.get("") or spec.strategy or settings.lb_strategy
+        )
         if strategy not in STRATEGIES:
             strategy = FALLBACK_STRATEGY
         pool = former.get(name) or Pool(name, strategy=strategy)

@@ -10,35 +10,43 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from appliance.base.clock import Clock
-from appliance.base.exposition import BadPage, Family, Sample, escaped, gauge, pairs_of, unescaped
-from appliance.base.exposition_out import labelled, merged
-from appliance.base.latencies import Latencies, OfModel
 from appliance.base.logs import get_logger
-from appliance.base.shared import Shared
-from appliance.base.spread import Spread
+from appliance.base.metrics.exposition_read import (
+    BadPage,
+    MetricFamily,
+    MetricSample,
+    escaped,
+    gauge,
+    pairs_of,
+    unescaped,
+)
+from appliance.base.metrics.exposition_write import labelled, merged
+from appliance.base.metrics.histogram import PlainHistogram
+from appliance.base.metrics.latencies import Latencies, ModelLatencies
+from appliance.base.single_flight import SingleFlight
 from appliance.base.tasks import Tasks
-from appliance.base.wire import WireError
-from appliance.engines.families import GATEWAY, LATENCIES, LORA_INFO, PREFIX, WANTED
-from appliance.engines.known import SeenPage
-from appliance.engines.managed import Managed, RunnerServer
-from appliance.engines.normalised import Aside, Normalised, lora_info
+from appliance.base.wire.types import WireError
+from appliance.engines.backends.managed import ManagedBackend, RunnerServer
+from appliance.engines.backends.server import EngineServer
+from appliance.engines.backends.server_state import ScrapedPage
+from appliance.engines.metrics.families import GATEWAY, LATENCIES, LORA_INFO, PREFIX, WANTED
+from appliance.engines.metrics.normalise import EngineExtras, Normalised, lora_info
+from appliance.engines.metrics.scrape import mapped, scrape_families, slots_usage
 from appliance.engines.router import Router
-from appliance.engines.scrape import mapped, scrape_families, slots_usage
-from appliance.engines.server import Server
 
 log = get_logger("metrics")
-RUNNER_S = 2.0          # seconds for the page of a llama-server of ours
+RUNNER_S = 2.0  # seconds for the page of a llama-server of ours
 PROXY = b'measured_at="proxy"'
 _HELP = {wanted.name: wanted.help.encode() for wanted in WANTED}
 
 
 @dataclass(slots=True)
-class Seen:
+class SeenBackend:
     """One server and its page, mapped; `normalised` None: it has none, or it cannot be read. `kv_usage`: of llama-server's slots."""
 
-    server: Server
+    server: EngineServer
     labels: tuple[tuple[bytes, str], ...]
-    page: SeenPage | None
+    page: ScrapedPage | None
     kv_usage: float | None = None
     normalised: Normalised | None = None
 
@@ -48,17 +56,17 @@ class Overview:
 
     def __init__(self, router: Router, *, latencies: Latencies, tasks: Tasks, clock: Clock) -> None:
         self._router, self._latencies, self._clock = router, latencies, clock
-        self._mapped: dict[object, tuple[SeenPage, float | None, Normalised | None]] = {}
+        self._mapped: dict[object, tuple[ScrapedPage, float | None, Normalised | None]] = {}
         self._troubles: dict[object, str] = {}
-        self._shared: Shared[list[Family]] = Shared(self._families, tasks, name="overview")
+        self._shared: SingleFlight[list[MetricFamily]] = SingleFlight(self._families, tasks, name="overview")
 
-    async def families(self) -> list[Family]:
+    async def families(self) -> list[MetricFamily]:
         """Give all families, the label `backend` first; then, of the model manager's llama-servers, `model_name` and `runner` (the port)."""
         return await self._shared.get()
 
-    async def _families(self) -> list[Family]:
+    async def _families(self) -> list[MetricFamily]:
         all_seen = await self._look()
-        out: list[Family] = []
+        out: list[MetricFamily] = []
         for seen in all_seen:
             if seen.normalised is not None:
                 families = [*seen.normalised.ours, *seen.normalised.mapping()]
@@ -66,23 +74,42 @@ class Overview:
                     families = labelled(families, name, escaped(value))
                 out += families
         now_s = self._clock.monotonic_s()
-        out += scrape_families([(_labels(seen.labels), seen.normalised is not None, now_s - seen.page.at_s if seen.page else None)
-                                for seen in all_seen])
-        out += _measured(self._latencies, {(seen.labels[0][1], seen.normalised.has(LATENCIES[0])) for seen in all_seen if seen.normalised})
+        out += scrape_families(
+            [
+                (
+                    _labels(seen.labels),
+                    seen.normalised is not None,
+                    now_s - seen.page.at_s if seen.page else None,
+                )
+                for seen in all_seen
+            ]
+        )
+        out += _measured(
+            self._latencies,
+            {(seen.labels[0][1], seen.normalised.has(LATENCIES[0])) for seen in all_seen if seen.normalised},
+        )
         return [*merged(out), *self._for_the_picker(all_seen)]
 
     # ---- reading pages
 
-    async def _look(self) -> list[Seen]:
-        found: list[tuple[object, Seen]] = []
+    async def _look(self) -> list[SeenBackend]:
+        found: list[tuple[object, SeenBackend]] = []
         for backend in self._router.backends():
-            if isinstance(backend, Server) and (backend.dialect is None or backend.dialect.running):
-                found.append((backend.name, Seen(backend, ((b"backend", backend.name),), backend.page)))
-            elif isinstance(backend, Managed):
+            if isinstance(backend, EngineServer) and (backend.dialect is None or backend.dialect.running):
+                found.append(
+                    (backend.name, SeenBackend(backend, ((b"backend", backend.name),), backend.page))
+                )
+            elif isinstance(backend, ManagedBackend):
                 for alias, port, runner in backend.runners():
                     labels = ((b"backend", backend.name), (b"model_name", alias), (b"runner", str(port)))
-                    found.append(((backend.name, runner), Seen(runner, labels, None)))
-        await asyncio.gather(*(self._ask(seen) for _, seen in found if seen.server.kind == "llamacpp" and seen.server.health.is_ready))
+                    found.append(((backend.name, runner), SeenBackend(runner, labels, None)))
+        await asyncio.gather(
+            *(
+                self._ask(seen)
+                for _, seen in found
+                if seen.server.kind == "llamacpp" and seen.server.health.is_ready
+            )
+        )
         for key, seen in found:
             seen.normalised = await self._map(key, seen)
         known = {key for key, _ in found}
@@ -91,7 +118,7 @@ class Overview:
                 del books[key]
         return [seen for _, seen in found]
 
-    async def _ask(self, seen: Seen) -> None:
+    async def _ask(self, seen: SeenBackend) -> None:
         """Ask a llama-server for its page, where nobody looks at it in the background, and for what its slots tell of its cache. (Builds
         that tell it on the page do not tell it there.)"""
         server = seen.server
@@ -100,11 +127,13 @@ class Overview:
                 heard = await server.ask("/metrics", RUNNER_S)
             except WireError:
                 return
-            seen.page = SeenPage(heard.body, False, self._clock.monotonic_s()) if heard.status == 200 else None
+            seen.page = (
+                ScrapedPage(heard.body, False, self._clock.monotonic_s()) if heard.status == 200 else None
+            )
         if seen.page is not None and b"kv_cache_usage_ratio" not in seen.page.raw:
             seen.kv_usage = await slots_usage(server.ask)
 
-    async def _map(self, key: object, seen: Seen) -> Normalised | None:
+    async def _map(self, key: object, seen: SeenBackend) -> Normalised | None:
         """Map a page, or take what was made of the same one before. What is wrong with it is logged when that changes."""
         server, page = seen.server, seen.page
         if page is None:
@@ -114,7 +143,9 @@ class Overview:
             return kept[2]
         normalised, trouble = None, ""
         try:
-            normalised = await mapped(page.raw, server.kind, is_openmetrics=page.is_openmetrics, aside=server.aside(seen.kv_usage))
+            normalised = await mapped(
+                page.raw, server.kind, is_openmetrics=page.is_openmetrics, aside=server.aside(seen.kv_usage)
+            )
             if normalised.missing or normalised.odd:
                 trouble = f"missing {', '.join(normalised.missing) or 'nothing'}; invalid {normalised.odd or 'nothing'}"
         except BadPage as exc:
@@ -127,21 +158,29 @@ class Overview:
 
     # ---- one row for all: the appliance as one model server
 
-    def _for_the_picker(self, all_seen: list[Seen]) -> Iterator[Family]:
+    def _for_the_picker(self, all_seen: list[SeenBackend]) -> Iterator[MetricFamily]:
         """Give the endpoint picker's families. Requests are the sum over the backends, those in our own line included; the cache in use
         is the mean of theirs; the adapters are all that are loaded anywhere."""
         states = self._router.states()
         values: dict[str, float | None] = {
-            "requests_waiting": sum(state.waiting or 0.0 for state in states) + self._router.dispatcher.waiting,
-            "requests_running": sum(state.in_flight if state.running is None else state.running for state in states),
-            "kv_cache_usage_ratio": _mean(_mean(_values(seen.normalised, "kv_cache_usage_ratio")) for seen in all_seen)}
+            "requests_waiting": sum(state.waiting or 0.0 for state in states)
+            + self._router.dispatcher.waiting,
+            "requests_running": sum(
+                state.in_flight if state.running is None else state.running for state in states
+            ),
+            "kv_cache_usage_ratio": _mean(
+                _mean(_values(seen.normalised, "kv_cache_usage_ratio")) for seen in all_seen
+            ),
+        }
         for name, source, text in GATEWAY:
             value = values[source.removeprefix(PREFIX)]
             if value is not None:
                 yield gauge(name, f"{text}, of all backends", value)
         adapters, most = _adapters(all_seen)
         if adapters or most:
-            yield lora_info(Aside(adapters=tuple(adapters), most_adapters=most, now_s=self._clock.now_s()))
+            yield lora_info(
+                EngineExtras(adapters=tuple(adapters), most_adapters=most, now_s=self._clock.now_s())
+            )
 
 
 def _labels(labels: Iterable[tuple[bytes, str]]) -> bytes:
@@ -150,7 +189,12 @@ def _labels(labels: Iterable[tuple[bytes, str]]) -> bytes:
 
 def _values(normalised: Normalised | None, name: str) -> Iterator[float]:
     wanted = (PREFIX + name).encode()
-    return (float(sample.value) for family in (normalised.ours if normalised else ()) if family.name == wanted for sample in family.samples)
+    return (
+        float(sample.value)
+        for family in (normalised.ours if normalised else ())
+        if family.name == wanted
+        for sample in family.samples
+    )
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
@@ -158,7 +202,7 @@ def _mean(values: Iterable[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def _adapters(all_seen: list[Seen]) -> tuple[list[str], int]:
+def _adapters(all_seen: list[SeenBackend]) -> tuple[list[str], int]:
     """Give the adapters that are loaded somewhere, and the most that some engine has room for. An engine that tells which ones are at
     work (vLLM: its newest row) is taken at its word, of the others those that they list."""
     names: dict[str, None] = {}
@@ -168,36 +212,53 @@ def _adapters(all_seen: list[Seen]) -> tuple[list[str], int]:
         if family is None or not family.samples:
             names |= dict.fromkeys(seen.server.aside(None).adapters or ())
             continue
-        labels = {key: unescaped(value) for key, value in pairs_of(max(family.samples, key=lambda sample: float(sample.value)).labels)}
-        names |= dict.fromkeys(name.strip() for name in labels.get(b"running_lora_adapters", "").split(",") if name.strip())
+        labels = {
+            key: unescaped(value)
+            for key, value in pairs_of(max(family.samples, key=lambda sample: float(sample.value)).labels)
+        }
+        names |= dict.fromkeys(
+            name.strip() for name in labels.get(b"running_lora_adapters", "").split(",") if name.strip()
+        )
         most = max(most, int(labels[b"max_lora"]) if labels.get(b"max_lora", "").isdecimal() else 0)
     return list(names), most
 
 
 # ---- what was measured here
 
-def _measured(latencies: Latencies, engines: set[tuple[str, bool]]) -> Iterator[Family]:
+
+def _measured(latencies: Latencies, engines: set[tuple[str, bool]]) -> Iterator[MetricFamily]:
     """Give the histograms of answers' times, but for backends whose engine gives its own."""
     measure_themselves = {name for name, has in engines if has}
     rows = [(backend, model, row) for backend, model, row in latencies if backend not in measure_themselves]
     for name in LATENCIES:
-        samples: list[Sample] = []
+        samples: list[MetricSample] = []
         for backend, model, row in rows:
             times = _times(row, name)
             if any(times.counts):
-                samples += _samples(name.encode(), _labels(((b"backend", backend), (b"model_name", model))) + b"," + PROXY, times)
+                samples += _samples(
+                    name.encode(),
+                    _labels(((b"backend", backend), (b"model_name", model))) + b"," + PROXY,
+                    times,
+                )
         if samples:
-            yield Family(name.encode(), "histogram", _HELP[name], samples, unit=b"seconds")
+            yield MetricFamily(name.encode(), "histogram", _HELP[name], samples, unit=b"seconds")
 
 
-def _times(row: OfModel, name: str) -> Spread:
-    return {"ttft_seconds": row.ttft, "tpot_seconds": row.tpot, "e2e_seconds": row.e2e, "queue_seconds": row.queue}[name.removeprefix(PREFIX)]
+def _times(row: ModelLatencies, name: str) -> PlainHistogram:
+    return {
+        "ttft_seconds": row.ttft,
+        "tpot_seconds": row.tpot,
+        "e2e_seconds": row.e2e,
+        "queue_seconds": row.queue,
+    }[name.removeprefix(PREFIX)]
 
 
-def _samples(name: bytes, labels: bytes, times: Spread) -> Iterator[Sample]:
+def _samples(name: bytes, labels: bytes, times: PlainHistogram) -> Iterator[MetricSample]:
     count = 0
-    for bound, more in zip((*(f"{float(bound)}" for bound in times.bounds), "+Inf"), times.counts, strict=True):
+    for bound, more in zip(
+        (*(f"{float(bound)}" for bound in times.bounds), "+Inf"), times.counts, strict=True
+    ):
         count += more
-        yield Sample(name + b"_bucket", labels + b',le="' + bound.encode() + b'"', b"%d" % count)
-    yield Sample(name + b"_count", labels, b"%d" % count)
-    yield Sample(name + b"_sum", labels, b"%.9g" % times.total)
+        yield MetricSample(name + b"_bucket", labels + b',le="' + bound.encode() + b'"', b"%d" % count)
+    yield MetricSample(name + b"_count", labels, b"%d" % count)
+    yield MetricSample(name + b"_sum", labels, b"%.9g" % times.total)

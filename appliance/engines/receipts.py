@@ -23,29 +23,31 @@ class Receipt:
     id: str
     at_s: float = 0.0
     route: str = ""
-    model: str = ""             # as the client asked
-    public_model: str = ""      # as the reply says
-    served_model: str = ""      # what really answered
+    model: str = ""  # as the client asked
+    public_model: str = ""  # as the reply says
+    served_model: str = ""  # what really answered
     backend: str = ""
     endpoint: str = ""
-    reason: str = ""            # why this backend
+    reason: str = ""  # why this backend
     pool: str = ""
-    overflow: str = ""          # why the request left the pool that it was meant for; "" = it did not
+    overflow: str = ""  # why the request left the pool that it was meant for; "" = it did not
     streamed: bool = False
     attempts: list[Attempt] = field(default_factory=list)
     queue_ms: float = 0.0
-    upstream_ms: float = 0.0    # until the upstream's first byte
+    upstream_ms: float = 0.0  # until the upstream's first byte
     total_ms: float = 0.0
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
-    finish: str = ""            # done | client_left | cut_off | error
+    finish: str = ""  # done | client_left | cut_off | error
     error: str = ""
     status: int = 0
 
     def header(self) -> str:
         """Give the short form for `x-appliance-receipt`: `backend=…; endpoint=…; …`."""
-        return (f"backend={self.backend}; endpoint={self.endpoint}; model={self.served_model}; attempts={len(self.attempts)}; "
-                f"queue_ms={self.queue_ms:.1f}; upstream_ms={self.upstream_ms:.1f}; reason={self.reason}")
+        return (
+            f"backend={self.backend}; endpoint={self.endpoint}; model={self.served_model}; attempts={len(self.attempts)}; "
+            f"queue_ms={self.queue_ms:.1f}; upstream_ms={self.upstream_ms:.1f}; reason={self.reason}"
+        )
 
     def timing(self) -> str:
         """Give `Server-Timing`'s value, durations in milliseconds."""

@@ -12,22 +12,30 @@ from appliance.base import jsons
 from appliance.base.balancing import STRATEGIES
 from appliance.base.clock import Clock
 from appliance.base.errors import ApplianceError, Invalid, NoSuchModel, NotFound, Unavailable
-from appliance.base.metrics import Metrics
+from appliance.base.metrics.registry import Metrics
 from appliance.base.sse import SSE
 from appliance.base.watch import Watched
+from appliance.engines.backends.adapters import CODE, AdapterNotLoaded
 from appliance.engines.backends.contract import Backend
-from appliance.engines.dispatch import Asking, Dispatcher, Pool, prefixes_of
-from appliance.engines.lora_held import CODE, NotLoaded
-from appliance.engines.pacing import paced
-from appliance.engines.place import Place
+from appliance.engines.backends.server import EngineServer
+from appliance.engines.dispatch import Dispatcher, DispatchRequest, Pool, prefixes_of
 from appliance.engines.receipts import Receipt
-from appliance.engines.server import Server
 from appliance.engines.settings import EngineSettings
-from appliance.engines.types import NO_WISHES, BackendState, EngineReply, EngineRequest, ModelCard, Standing, Wishes
+from appliance.engines.slots import Slot
+from appliance.engines.types import (
+    NO_OPTIONS,
+    BackendState,
+    BackendStatus,
+    EngineReply,
+    EngineRequest,
+    ModelCard,
+    RequestOptions,
+)
+from appliance.engines.upstream.pacing import paced
 
-WHOLE = 1 << 30         # characters: larger than any answer
+WHOLE = 1 << 30  # characters: larger than any answer
 NEAR_NAMES = 3
-MOST_RETURNS = 5        # of a request to the line, because the adapter that it is for was lost
+MOST_RETURNS = 5  # of a request to the line, because the adapter that it is for was lost
 
 
 class Router:
@@ -39,8 +47,10 @@ class Router:
         self._metrics = metrics
         self.dispatcher = Dispatcher(settings, clock=clock, metrics=metrics)
         self.pools: list[Pool] = []
-        self.changed: Watched[int] = Watched(0)         # rises when backends come, go or change their standing
-        self.absent: Callable[[str], NotLoaded | None] = lambda _: None     # of a declared adapter that nobody has at the moment: why
+        self.changed: Watched[int] = Watched(0)  # rises when backends come, go or change their standing
+        self.absent: Callable[[str], AdapterNotLoaded | None] = lambda _: (
+            None
+        )  # of a declared adapter that nobody has at the moment: why
         self._cards: list[ModelCard] | None = None
         self._routes: dict[str, tuple[list[Pool], str, ModelCard, str]] = {}
 
@@ -90,7 +100,9 @@ class Router:
 
     def is_managed(self, model: str) -> bool:
         """Whether a model of the table is named, whose llama-server the manager starts and stops."""
-        return any(backend.kind == "managed" and backend.served(model) is not None for backend in self.backends())
+        return any(
+            backend.kind == "managed" and backend.served(model) is not None for backend in self.backends()
+        )
 
     @property
     def is_demo(self) -> bool:
@@ -100,7 +112,13 @@ class Router:
     def cards(self) -> list[ModelCard]:
         """List the models that are served, each once; the first one is the default."""
         if self._cards is None:
-            self._cards = list({card.id: card for backend in reversed(self.backends()) for card in reversed(backend.cards())}.values())[::-1]
+            self._cards = list(
+                {
+                    card.id: card
+                    for backend in reversed(self.backends())
+                    for card in reversed(backend.cards())
+                }.values()
+            )[::-1]
         return self._cards
 
     def states(self) -> list[BackendState]:
@@ -119,7 +137,10 @@ class Router:
         for backend in self.backends():
             if backend.name == name:
                 return backend
-        raise NotFound(f"There is no backend {name[:200]!r}. Known: {', '.join(b.name for b in self.backends()) or 'none'}.", code="no_such_backend")
+        raise NotFound(
+            f"There is no backend {name[:200]!r}. Known: {', '.join(b.name for b in self.backends()) or 'none'}.",
+            code="no_such_backend",
+        )
 
     # ---- strategy
 
@@ -134,10 +155,17 @@ class Router:
         Raises  Invalid: no such strategy · NotFound: no such pool
         """
         if name not in STRATEGIES:
-            raise Invalid(f"Invalid strategy {name[:80]!r}; there are {', '.join(STRATEGIES)}.", param="strategy", code="invalid_strategy")
+            raise Invalid(
+                f"Invalid strategy {name[:80]!r}; there are {', '.join(STRATEGIES)}.",
+                param="strategy",
+                code="invalid_strategy",
+            )
         pools = [p for p in self.pools if not pool or p.name == pool]
         if pool and not pools:
-            raise NotFound(f"There is no pool {pool[:200]!r}. Known: {', '.join(p.name for p in self.pools)}.", code="no_such_pool")
+            raise NotFound(
+                f"There is no pool {pool[:200]!r}. Known: {', '.join(p.name for p in self.pools)}.",
+                code="no_such_pool",
+            )
         for one in pools:
             one.balancer.strategy = name
         self.bump()
@@ -156,7 +184,7 @@ class Router:
         found = self._routes.get(model)
         if found is None:
             found = self._find(model)
-            if len(self._routes) >= 4096:       # names come from clients
+            if len(self._routes) >= 4096:  # names come from clients
                 self._routes = {}
             self._routes[model] = found
         return found
@@ -172,30 +200,30 @@ class Router:
         6. a backend that answers any name        → that one
         7. nobody                                 → an error, with near names
         """
-        if not model:                                                                                   # 1
+        if not model:  # 1
             for pool in self.pools:
                 for backend in pool.backends:
                     if cards := backend.cards():
                         return self._stages(pool), cards[0].id, cards[0], "no model named"
-        if (found := self._exact(model)) is not None:                                                   # 2
+        if (found := self._exact(model)) is not None:  # 2
             return found
         aliases = dict(alias.split("=", 1) for alias in self.settings.model_aliases if "=" in alias)
-        if model in aliases and (found := self._exact(aliases[model])) is not None:                     # 3
+        if model in aliases and (found := self._exact(aliases[model])) is not None:  # 3
             return (*found[:3], "alias")
         plain = model.removesuffix(":latest")
-        if plain != model:                                                                              # 4
+        if plain != model:  # 4
             if (found := self._exact(plain)) is not None:
                 return found
             if plain in aliases and (found := self._exact(aliases[plain])) is not None:
                 return (*found[:3], "alias")
-        for name in (model, plain, aliases.get(model), aliases.get(plain)):                             # 5
+        for name in (model, plain, aliases.get(model), aliases.get(plain)):  # 5
             if name and (absent := self.absent(name)) is not None:
                 raise absent
         for pool in self.pools:
             for backend in pool.backends:
-                if model and backend.served(model) is not None:                                         # 6
+                if model and backend.served(model) is not None:  # 6
                     return self._stages(pool), model, backend.cards()[0], "default"
-        raise self._unknown(model)                                                                      # 7
+        raise self._unknown(model)  # 7
 
     def _exact(self, model: str) -> tuple[list[Pool], str, ModelCard, str] | None:
         for pool in self.pools:
@@ -220,13 +248,20 @@ class Router:
             return Unavailable("No backend is configured. Set BACKENDS or NOVITA_API_KEY.")
         unseen = [b.name for b in self._servers() if getattr(b, "is_unknown", bool)()]
         if unseen:
-            return Unavailable(f"No known backend serves {model!r}, and {', '.join(unseen[:8])} could not be asked yet." if model else
-                               f"No backend available: {', '.join(unseen[:8])} could not be asked yet.", code="no_backend", retry_after_s=2)
+            return Unavailable(
+                f"No known backend serves {model!r}, and {', '.join(unseen[:8])} could not be asked yet."
+                if model
+                else f"No backend available: {', '.join(unseen[:8])} could not be asked yet.",
+                code="no_backend",
+                retry_after_s=2,
+            )
         names = [card.id for card in self.cards()]
         near = difflib.get_close_matches(model, names, n=NEAR_NAMES, cutoff=0.5)
         hint = f"Did you mean {' or '.join(repr(name) for name in near)}? " if near else ""
         known = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
-        return NoSuchModel(f"The model {model[:200]!r} does not exist here. {hint}Known: {known}.", param="model")
+        return NoSuchModel(
+            f"The model {model[:200]!r} does not exist here. {hint}Known: {known}.", param="model"
+        )
 
     # ---- answering
 
@@ -241,8 +276,10 @@ class Router:
         for left in range(MOST_RETURNS, -1, -1):
             try:
                 asking = self._asking(request, began_s + settings.backend_timeout_seconds)
-            except NotLoaded as absent:
-                asking = await self._asking_later(request, began_s + settings.backend_timeout_seconds, patient_until_s, absent)
+            except AdapterNotLoaded as absent:
+                asking = await self._asking_later(
+                    request, began_s + settings.backend_timeout_seconds, patient_until_s, absent
+                )
             try:
                 reply = await self.dispatcher.answer(asking, request)
                 break
@@ -250,27 +287,46 @@ class Router:
                 if not left or not self._is_lost(request.wanted_model, error):
                     raise
         if request.stream and reply.body is not None and reply.status == 200:
-            options = request.body.get("stream_options")
-            include_usage = isinstance(options, dict) and bool(options.get("include_usage"))
-            is_paced = settings.upstream_streaming != "relay"       # relay: no artificial pauses, the one piece goes at once
-            events = paced(jsons.loads(reply.body), size=settings.stream_chunk_size if is_paced else WHOLE,
-                           delay_ms=settings.stream_delay_ms if is_paced else 0, include_usage=include_usage)
+            stream_options = request.body.get("stream_options")
+            include_usage = isinstance(stream_options, dict) and bool(stream_options.get("include_usage"))
+            is_paced = (
+                settings.upstream_streaming != "relay"
+            )  # relay: no artificial pauses, the one piece goes at once
+            events = paced(
+                jsons.loads(reply.body),
+                size=settings.stream_chunk_size if is_paced else WHOLE,
+                delay_ms=settings.stream_delay_ms if is_paced else 0,
+                include_usage=include_usage,
+            )
             return EngineReply(events=events, content_type=SSE)
         return reply
 
-    def _asking(self, request: EngineRequest, deadline_s: float) -> Asking:
+    def _asking(self, request: EngineRequest, deadline_s: float) -> DispatchRequest:
         """Route a request.
 
         Raises  NoSuchModel · NotLoaded: it is for an adapter that nobody has at this moment
         """
-        receipt, wishes = request.receipt, request.wishes
-        stages, wanted, card, reason = self._pinned(wishes.pin, request.model) if wishes.pin else self._route(request.model)
+        receipt, options = request.receipt, request.options
+        stages, wanted, card, reason = (
+            self._pinned(options.pin, request.model) if options.pin else self._route(request.model)
+        )
         request.wanted_model, request.public_model = wanted, card.id
         receipt.model, receipt.public_model, receipt.reason = request.model, card.id, reason
         receipt.streamed = request.stream
-        return Asking(stages, wanted, reason, wishes, receipt, deadline_s, partial(prefixes_of, request), is_pinned=bool(wishes.pin))
+        return DispatchRequest(
+            stages,
+            wanted,
+            reason,
+            options,
+            receipt,
+            deadline_s,
+            partial(prefixes_of, request),
+            is_pinned=bool(options.pin),
+        )
 
-    async def _asking_later(self, request: EngineRequest, deadline_s: float, patient_until_s: float, absent: NotLoaded) -> Asking:
+    async def _asking_later(
+        self, request: EngineRequest, deadline_s: float, patient_until_s: float, absent: AdapterNotLoaded
+    ) -> DispatchRequest:
         """Route a request for an adapter that is just being loaded: wait for that first."""
         began_s = self._clock.monotonic_s()
         try:
@@ -278,7 +334,7 @@ class Router:
                 left_s = patient_until_s - self._clock.monotonic_s()
                 if not absent.is_coming or left_s <= 0:
                     raise absent
-                seen = self.changed.version         # nothing can have changed since it was found absent
+                seen = self.changed.version  # nothing can have changed since it was found absent
                 try:
                     async with asyncio.timeout(left_s):
                         await self.changed.newer(seen)
@@ -286,14 +342,16 @@ class Router:
                     raise absent from None
                 try:
                     return self._asking(request, deadline_s)
-                except NotLoaded as still:
+                except AdapterNotLoaded as still:
                     absent = still
         finally:
             request.receipt.queue_ms += (self._clock.monotonic_s() - began_s) * 1000
 
     def _is_lost(self, wanted: str, error: ApplianceError) -> bool:
         """Whether a request failed because its adapter is not where it was: then it may wait until it is again, or go where it is."""
-        return error.code == CODE or (error.code == "no_backend" and self._exact(wanted) is None and self.absent(wanted) is not None)
+        return error.code == CODE or (
+            error.code == "no_backend" and self._exact(wanted) is None and self.absent(wanted) is not None
+        )
 
     def _pinned(self, name: str, model: str) -> tuple[list[Pool], str, ModelCard, str]:
         """Give the route to one backend; without a model's name to its first.
@@ -308,14 +366,23 @@ class Router:
             wanted = self._route(model)[1]
         served = backend.served(wanted)
         if served is None:
-            raise NoSuchModel(f"The backend {name!r} does not serve the model {model[:200]!r}. It serves: {', '.join(c.id for c in cards)}.",
-                              param="model")
+            raise NoSuchModel(
+                f"The backend {name!r} does not serve the model {model[:200]!r}. It serves: {', '.join(c.id for c in cards)}.",
+                param="model",
+            )
         return [pool], wanted, served.card, "pinned"
 
     # ---- for those who speak to a server themselves
 
-    async def lease(self, *, receipt: Receipt, model: str = "", exclude: Collection[str] = (), wishes: Wishes = NO_WISHES,
-                    is_visit: bool = False) -> Place:
+    async def lease(
+        self,
+        *,
+        receipt: Receipt,
+        model: str = "",
+        exclude: Collection[str] = (),
+        options: RequestOptions = NO_OPTIONS,
+        is_visit: bool = False,
+    ) -> Slot:
         """Give the right to send one request to one server (passage).
 
         Takes   model: only servers of it ("" = any server); exclude: servers not to use; wishes.pin: the server's name;
@@ -323,38 +390,68 @@ class Router:
         Gives   a place with url, headers and ssl; its `done` must be called in any case
         Raises  NotFound: no such server · NoSuchModel · Unavailable · Exhausted
         """
-        stages, wanted, reason = self._servers_for(model, wishes.pin, receipt)
-        if is_visit and not self.is_managed(model) and (place := self._visit(stages, wanted, wishes, exclude)) is not None:
+        stages, wanted, reason = self._servers_for(model, options.pin, receipt)
+        if (
+            is_visit
+            and not self.is_managed(model)
+            and (slot := self._visit(stages, wanted, options, exclude)) is not None
+        ):
             receipt.reason = reason
         else:
-            closed = {b.name for b in self.backends() if b.kind in {"hosted", "demo"}}      # not to be reached directly
+            closed = {
+                b.name for b in self.backends() if b.kind in {"hosted", "demo"}
+            }  # not to be reached directly
             closed |= self._mute_for(wanted) if wanted else set()
-            if wanted is None and not wishes.pin and any(isinstance(b, Server) for b in self.backends()):
-                closed |= {b.name for b in self.backends() if b.kind == "managed"}          # loading a model for a question that names none
-            asking = Asking(stages, wanted, reason, wishes, receipt, self._clock.monotonic_s() + self.settings.backend_timeout_seconds,
-                            tried={*exclude, *closed}, is_pinned=bool(wishes.pin))
-            place = await self.dispatcher.place(asking)
+            if (
+                wanted is None
+                and not options.pin
+                and any(isinstance(b, EngineServer) for b in self.backends())
+            ):
+                closed |= {
+                    b.name for b in self.backends() if b.kind == "managed"
+                }  # loading a model for a question that names none
+            asking = DispatchRequest(
+                stages,
+                wanted,
+                reason,
+                options,
+                receipt,
+                self._clock.monotonic_s() + self.settings.backend_timeout_seconds,
+                tried={*exclude, *closed},
+                is_pinned=bool(options.pin),
+            )
+            slot = await self.dispatcher.slot(asking)
             try:
-                await place.owner.board(place, wanted, wishes)
+                await slot.owner.board(slot, wanted, options)
             except BaseException:
-                place.done("cancelled")
+                slot.done("cancelled")
                 raise
         if not exclude:
             self.dispatcher.budget.deposit()
-        receipt.backend, receipt.endpoint = place.backend, place.url
-        receipt.attempts.append(place.attempt)
-        return place
+        receipt.backend, receipt.endpoint = slot.backend, slot.url
+        receipt.attempts.append(slot.attempt)
+        return slot
 
     def _mute_for(self, wanted: str) -> set[str]:
         """Name the servers on which an adapter is asked for by more than its name: passage changes no body, and their base model would answer.
 
         Raises  Invalid: there are only such
         """
-        own = [(b.name, served) for b in self.backends() if b.kind != "managed" and (served := b.served(wanted)) is not None]
-        mute = {name for name, served in own if served.card.parent and (served.extra or served.upstream != wanted)}
+        own = [
+            (b.name, served)
+            for b in self.backends()
+            if b.kind != "managed" and (served := b.served(wanted)) is not None
+        ]
+        mute = {
+            name for name, served in own if served.card.parent and (served.extra or served.upstream != wanted)
+        }
         if mute and len(mute) == len(own):
-            raise Invalid(f"{wanted!r} is an adapter that this address cannot ask for: it answers chats and completions of the OpenAI, Ollama and "
-                          "Responses addresses. Here, name its model, and the adapter as the engine wants it.", param="model", code="not_supported")
+            raise Invalid(
+                f"{wanted!r} is an adapter that this address cannot ask for: it answers chats and completions of the OpenAI, Ollama and "
+                "Responses addresses. Here, name its model, and the adapter as the engine wants it.",
+                param="model",
+                code="not_supported",
+            )
         return mute
 
     def may_repeat(self, reason: str) -> bool:
@@ -371,29 +468,44 @@ class Router:
         if pin:
             backend = self._backend(pin)
             if id(backend) not in servers:
-                raise NotFound(f"The backend {pin[:200]!r} is no server that can be reached directly.", code="no_such_backend")
-            return [next(p for p in self.pools if backend in p.backends)], model if backend.kind == "managed" and model else None, "pinned"
+                raise NotFound(
+                    f"The backend {pin[:200]!r} is no server that can be reached directly.",
+                    code="no_such_backend",
+                )
+            return (
+                [next(p for p in self.pools if backend in p.backends)],
+                model if backend.kind == "managed" and model else None,
+                "pinned",
+            )
         stages, reason = self.pools, "any"
         if model:
             stages, wanted, card, reason = self._route(model)
             receipt.model, receipt.public_model = model, card.id
         stages = [p for p in stages if any(id(b) in servers for b in p.backends)]
         if not stages:
-            raise Unavailable("No backend here can be reached directly: the model is served by a hosted API.", code="no_backend")
+            raise Unavailable(
+                "No backend here can be reached directly: the model is served by a hosted API.",
+                code="no_backend",
+            )
         return stages, wanted, reason
 
-    def _visit(self, stages: list[Pool], model: str | None, wishes: Wishes, exclude: Collection[str]) -> Place | None:
+    def _visit(
+        self, stages: list[Pool], model: str | None, options: RequestOptions, exclude: Collection[str]
+    ) -> Slot | None:
         """Give a visit to a server: the pinned one, else the least busy one that is up; None = nobody is."""
         now_s = self._clock.monotonic_s()
-        servers = [b for pool in stages for b in pool.serving(model) if isinstance(b, Server) and b.name not in exclude]
-        if wishes.pin:
-            servers = [b for b in servers if b.name == wishes.pin]
+        servers = [
+            b
+            for pool in stages
+            for b in pool.serving(model)
+            if isinstance(b, EngineServer) and b.name not in exclude
+        ]
+        if options.pin:
+            servers = [b for b in servers if b.name == options.pin]
         else:
-            servers = [b for b in servers if b.standing(now_s) in {Standing.READY, Standing.FULL}]
+            servers = [b for b in servers if b.standing(now_s) in {BackendStatus.READY, BackendStatus.FULL}]
         return min(servers, key=lambda b: b.member.active).visit() if servers else None
 
     def health(self) -> list[tuple[BackendState, bool]]:
         """Give every backend with whether it can answer: what GET /health of system C tells."""
-        return [(state, state.standing == Standing.READY.value) for state in self.states()]
-
-
+        return [(state, state.standing == BackendStatus.READY.value) for state in self.states()]

@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from appliance.base import jsons
 from appliance.base.balancing import STRATEGIES, vram_weight
@@ -32,7 +40,10 @@ class Tls(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    verify: bool = Field(default=True, description="false = accept any certificate: whoever sits between can read and change everything")
+    verify: bool = Field(
+        default=True,
+        description="false = accept any certificate: whoever sits between can read and change everything",
+    )
     ca_file: str = ""
     cert_file: str = ""
     key_file: str = ""
@@ -60,7 +71,11 @@ class BackendSpec(BaseModel):
     weight: float | None = Field(default=None, gt=0, le=1000)
     vram_gib: float | None = Field(default=None, ge=0, le=100_000)
     price_per_hour: float | None = Field(default=None, ge=0, le=100_000)
-    cost: float = Field(default=0.0, ge=0, description="What it costs to use, in any unit: of equally busy ones the cheaper is taken")
+    cost: float = Field(
+        default=0.0,
+        ge=0,
+        description="What it costs to use, in any unit: of equally busy ones the cheaper is taken",
+    )
     max_in_flight: int | None = Field(default=None, ge=1, le=1_000_000)
     models: tuple[str, ...] = ()
     api_key: SecretStr = SecretStr("")
@@ -78,7 +93,7 @@ class BackendSpec(BaseModel):
             raise ValueError("put no credentials into an address; use api_key_env or api_key_file")
         if parts.query or parts.fragment:
             raise ValueError("an address ends before ? and #")
-        _ = parts.port          # raises ValueError where it is no number
+        _ = parts.port  # raises ValueError where it is no number
         path = parts.path.rstrip("/").removesuffix("/v1")
         return f"{parts.scheme}://{parts.netloc}{path}"
 
@@ -96,7 +111,9 @@ class BackendSpec(BaseModel):
         if not self.name:
             parts = urlsplit(self.url)
             host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
-            object.__setattr__(self, "name", f"{host}:{parts.port or (443 if parts.scheme == 'https' else 80)}")
+            object.__setattr__(
+                self, "name", f"{host}:{parts.port or (443 if parts.scheme == 'https' else 80)}"
+            )
         return self
 
     @property
@@ -132,7 +149,9 @@ class PoolSpec(BaseModel):
 
     name: str
     strategy: str = ""
-    overflow: str = Field(default="", description="The pool that is asked when every backend of this one is full or down")
+    overflow: str = Field(
+        default="", description="The pool that is asked when every backend of this one is full or down"
+    )
 
     @field_validator("strategy")
     @classmethod
@@ -164,19 +183,33 @@ def read_fleet(settings: EngineSettings, environ: Mapping[str, str]) -> tuple[Fl
     for address in settings.backends:
         name, equals, url = address.partition("=")
         try:
-            backends.append(BackendSpec(url=url, name=name) if equals and "/" not in name else BackendSpec(url=address))
+            backends.append(
+                BackendSpec(url=url, name=name) if equals and "/" not in name else BackendSpec(url=address)
+            )
         except ValidationError as exc:
-            problems.append(Problem("BACKENDS", address, "addresses separated by commas, each `http://host:port` or `name=http://host:port`",
-                                    _said(exc)))
+            problems.append(
+                Problem(
+                    "BACKENDS",
+                    address,
+                    "addresses separated by commas, each `http://host:port` or `name=http://host:port`",
+                    _said(exc),
+                )
+            )
     rows, pools, found = _read_file(settings, environ)
     problems += found
     backends += rows
     names = [spec.name for spec in backends]
     for name in sorted({name for name in names if names.count(name) > 1}):
-        problems.append(Problem("BACKENDS", name, "each backend once", f"Two backends are called {name}; give them a `name`."))
+        problems.append(
+            Problem(
+                "BACKENDS", name, "each backend once", f"Two backends are called {name}; give them a `name`."
+            )
+        )
     if settings.lb_overflow and not any(pool.name == DEFAULT_POOL and pool.overflow for pool in pools):
         former = next((pool for pool in pools if pool.name == DEFAULT_POOL), PoolSpec(name=DEFAULT_POOL))
-        pools = [pool for pool in pools if pool.name != DEFAULT_POOL] + [former.model_copy(update={"overflow": settings.lb_overflow})]
+        pools = [pool for pool in pools if pool.name != DEFAULT_POOL] + [
+            former.model_copy(update={"overflow": settings.lb_overflow})
+        ]
     fleet = FleetSpec(backends=tuple(backends), pools=tuple(pools))
     return fleet, problems + _chains(fleet, settings)
 
@@ -190,12 +223,16 @@ def parse_backend(value: dict[str, Any], environ: Mapping[str, str]) -> BackendS
         return BackendSpec.model_validate(value).with_key(environ)
     except ValidationError as exc:
         first = exc.errors()[0]
-        raise Invalid(f"The backend cannot be used: {_said(exc)}", param=".".join(map(str, first["loc"])) or None) from None
+        raise Invalid(
+            f"The backend cannot be used: {_said(exc)}", param=".".join(map(str, first["loc"])) or None
+        ) from None
     except ValueError as exc:
         raise Invalid(f"The backend cannot be used: {exc}.", param="api_key") from None
 
 
-def _read_file(settings: EngineSettings, environ: Mapping[str, str]) -> tuple[list[BackendSpec], list[PoolSpec], list[Problem]]:
+def _read_file(
+    settings: EngineSettings, environ: Mapping[str, str]
+) -> tuple[list[BackendSpec], list[PoolSpec], list[Problem]]:
     path = settings.config_path
     if path is None:
         return [], [], []
@@ -211,7 +248,11 @@ def _read_file(settings: EngineSettings, environ: Mapping[str, str]) -> tuple[li
         return [], [], [problem(f"It is no JSON: {exc}.")]
     if not isinstance(value, dict):
         return [], [], [problem("It must hold one JSON object.")]
-    problems = [problem(f"It has the key {key!r}, which is not known.") for key in value if key not in OTHER_KEYS | {"backends", "pools"}]
+    problems = [
+        problem(f"It has the key {key!r}, which is not known.")
+        for key in value
+        if key not in OTHER_KEYS | {"backends", "pools"}
+    ]
     backends: list[BackendSpec] = []
     pools: list[PoolSpec] = []
     for section, model in (("backends", BackendSpec), ("pools", PoolSpec)):
@@ -239,22 +280,48 @@ def _chains(fleet: FleetSpec, settings: EngineSettings) -> list[Problem]:
     problems = []
     for pool in fleet.pools:
         if pool.overflow and pool.overflow not in known:
-            problems.append(Problem("CONFIG_PATH" if settings.config_path else "LB_OVERFLOW", pool.overflow, f"one of {', '.join(sorted(known))}",
-                                    f"The pool {pool.name} overflows into a pool that does not exist."))
+            problems.append(
+                Problem(
+                    "CONFIG_PATH" if settings.config_path else "LB_OVERFLOW",
+                    pool.overflow,
+                    f"one of {', '.join(sorted(known))}",
+                    f"The pool {pool.name} overflows into a pool that does not exist.",
+                )
+            )
         seen, at = {pool.name}, pool.overflow
         while at:
             if at in seen:
-                problems.append(Problem("CONFIG_PATH", pool.name, "overflows without a circle", f"The overflow of {pool.name} leads back to {at}."))
+                problems.append(
+                    Problem(
+                        "CONFIG_PATH",
+                        pool.name,
+                        "overflows without a circle",
+                        f"The overflow of {pool.name} leads back to {at}.",
+                    )
+                )
                 break
             seen.add(at)
             at = fleet.pool(at).overflow
-    if any(pool.overflow == HOSTED_POOL for pool in fleet.pools) and not settings.novita_api_key.get_secret_value():
-        problems.append(Problem("NOVITA_API_KEY", "", "a key", "A pool overflows into the hosted API, which has no key. Set NOVITA_API_KEY, or "
-                                "take the overflow away."))
+    if (
+        any(pool.overflow == HOSTED_POOL for pool in fleet.pools)
+        and not settings.novita_api_key.get_secret_value()
+    ):
+        problems.append(
+            Problem(
+                "NOVITA_API_KEY",
+                "",
+                "a key",
+                "A pool overflows into the hosted API, which has no key. Set NOVITA_API_KEY, or "
+                "take the overflow away.",
+            )
+        )
     return problems
 
 
 def _said(exc: ValidationError) -> str:
     """Say what is wrong in one line, without the values (one of them may be a key)."""
-    rows = [(".".join(map(str, e["loc"])) or "it", e["msg"].removeprefix("Value error, ")) for e in exc.errors(include_input=False)]
+    rows = [
+        (".".join(map(str, e["loc"])) or "it", e["msg"].removeprefix("Value error, "))
+        for e in exc.errors(include_input=False)
+    ]
     return "; ".join(f"{where}: {what}" for where, what in rows) + "."

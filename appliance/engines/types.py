@@ -20,7 +20,7 @@ class Operation(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Wishes:
+class RequestOptions:
     """What a request says about where and when it is answered.
 
     flow             whose request it is, for turns in the line: a digest of the key, or the address ("" = nobody in particular)
@@ -40,7 +40,7 @@ class Wishes:
     keep_alive_s: float | None = None
 
 
-NO_WISHES = Wishes()
+NO_OPTIONS = RequestOptions()
 
 
 @dataclass(slots=True)
@@ -60,10 +60,12 @@ class EngineRequest:
     model: str
     stream: bool
     receipt: Receipt
-    wishes: Wishes = NO_WISHES
-    public_model: str = ""      # set by the router: the name that the reply carries
-    wanted_model: str = ""      # set by the router: the name by which backends know it
-    waiting: Callable[[], list[tuple[str, str]]] | None = None      # set while it waits for a model: headers that tell how things stand
+    options: RequestOptions = NO_OPTIONS
+    public_model: str = ""  # set by the router: the name that the reply carries
+    wanted_model: str = ""  # set by the router: the name by which backends know it
+    waiting: Callable[[], list[tuple[str, str]]] | None = (
+        None  # set while it waits for a model: headers that tell how things stand
+    )
 
     def told(self) -> list[tuple[str, str]]:
         """Give the headers that tell how things stand; none unless it waits for a model."""
@@ -97,9 +99,9 @@ class ModelCard:
     owned_by: str
     upstream: str
     aliases: tuple[str, ...] = ()
-    context_tokens: int = 0     # 0 = not known
-    parent: str = ""            # of an adapter: the model that it belongs to
-    path: str = ""              # of an adapter: where the engine has it from, where it tells
+    context_tokens: int = 0  # 0 = not known
+    parent: str = ""  # of an adapter: the model that it belongs to
+    path: str = ""  # of an adapter: where the engine has it from, where it tells
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,15 +113,15 @@ class Served:
     extra: tuple[tuple[str, Any], ...] = ()
 
 
-class Standing(Enum):
+class BackendStatus(Enum):
     """Whether a backend can take a request at this moment."""
 
     READY = "ready"
-    FULL = "full"               # later, perhaps soon
-    STARTING = "starting"       # not seen yet, or its model is being loaded
-    RESTED = "rested"           # its breaker is open after failures
+    FULL = "full"  # later, perhaps soon
+    STARTING = "starting"  # not seen yet, or its model is being loaded
+    RESTED = "rested"  # its breaker is open after failures
     DOWN = "down"
-    DRAINING = "draining"       # takes no new requests by the operator's word
+    DRAINING = "draining"  # takes no new requests by the operator's word
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,20 +137,20 @@ class BackendState:
     in_flight: int = 0
     url: str = ""
     pool: str = ""
-    standing: str = "ready"             # a value of Standing
-    running: float | None = None        # as the engine's own metrics said last
+    standing: str = "ready"  # a value of Standing
+    running: float | None = None  # as the engine's own metrics said last
     waiting: float | None = None
-    data_age_s: float | None = None     # of those metrics
-    metrics: str = ""                   # ok | off | what is wrong with the engine's metrics page
-    checked_at_s: float | None = None   # the last look at its health, seconds since 1970
-    limit: int | None = None            # most requests at a time; None = the engine decides
+    data_age_s: float | None = None  # of those metrics
+    metrics: str = ""  # ok | off | what is wrong with the engine's metrics page
+    checked_at_s: float | None = None  # the last look at its health, seconds since 1970
+    limit: int | None = None  # most requests at a time; None = the engine decides
     context_tokens: int = 0
     weight: float = 1.0
     cost: float = 0.0
     chosen_total: int = 0
-    mean_s: float | None = None         # response time: first sample, then (old + new) / 2
+    mean_s: float | None = None  # response time: first sample, then (old + new) / 2
     last_s: float | None = None
     last_used_at_s: float | None = None
-    breaker: str = "closed"             # closed | open | half_open
+    breaker: str = "closed"  # closed | open | half_open
     errors: tuple[tuple[str, int], ...] = ()
-    origin: str = "configured"          # configured | runtime (gone at a restart) | persisted
+    origin: str = "configured"  # configured | runtime (gone at a restart) | persisted

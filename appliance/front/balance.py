@@ -8,24 +8,32 @@ from appliance.base.clock import Clock, rfc3339
 from appliance.base.errors import Invalid, NotFound
 from appliance.engines.router import Router
 from appliance.engines.types import BackendState
-from appliance.front.body import read_object
-from appliance.front.call import Answer, Call, json_answer
-from appliance.front.models_readings import health_checks
-from appliance.models.views import Board
+from appliance.front.manager.objects import health_checks
+from appliance.front.pipeline.body import read_object
+from appliance.front.pipeline.request import Request
+from appliance.front.pipeline.response import Response, json_response
+from appliance.models.status.views import ModelManagerApi
 
 BASE = "/api/v1/loadbalancer"
 
 
-class BalanceDoor:
+class BalanceHandlers:
     """The handlers. `set_strategy` switches the strategy of all pools; it raises Invalid for one that does not exist."""
 
-    def __init__(self, router: Router, *, clock: Clock, set_strategy: Callable[[str], None], board: Board | None = None) -> None:
+    def __init__(
+        self,
+        router: Router,
+        *,
+        clock: Clock,
+        set_strategy: Callable[[str], None],
+        board: ModelManagerApi | None = None,
+    ) -> None:
         self._router = router
         self._board = board
         self._clock = clock
         self._set_strategy = set_strategy
 
-    async def health(self, call: Call) -> Answer:
+    async def health(self, call: Request) -> Response:
         """GET /health: `ok` while every backend is up, `degraded` while one is not; 200 both, as system C has it.
 
         With models of our own also system D's `checks`; when one of those fails it is 503, and the whole stands under `detail` too.
@@ -35,42 +43,54 @@ class BalanceDoor:
         now_s = self._clock.now_s()
         body: dict[str, Any] = {
             "status": "ok" if states and len(up) == len(states) else "degraded",
-            "available_backends": [state.url or state.name for state in up], "total_backends": len(states), "timestamp": now_s,
-            "details": [_detail(state, now_s) for state in states]}
+            "available_backends": [state.url or state.name for state in up],
+            "total_backends": len(states),
+            "timestamp": now_s,
+            "details": [_detail(state, now_s) for state in states],
+        }
         if self._board is None:
-            return json_answer(body)
+            return json_response(body)
         body["checks"] = checks = health_checks(self._board)
         if all(check["status"] == "ok" for check in checks.values()):
-            return json_answer(body)
+            return json_response(body)
         body["status"] = "degraded"
-        return json_answer({**body, "detail": body}, 503)
+        return json_response({**body, "detail": body}, 503)
 
-    async def strategy(self, call: Call) -> Answer:
+    async def strategy(self, call: Request) -> Response:
         """GET …/strategy: `{strategy}`."""
-        return json_answer({"strategy": self._router.strategy})
+        return json_response({"strategy": self._router.strategy})
 
-    async def put_strategy(self, call: Call) -> Answer:
+    async def put_strategy(self, call: Request) -> Response:
         """PUT …/strategy `{strategy}`: switches all pools; counters stay (operator)."""
         name = read_object(call.body).get("strategy")
         if not isinstance(name, str):
             raise Invalid("`strategy` must be a string.", param="strategy", code="invalid_type")
         self._set_strategy(name)
-        return json_answer({"strategy": name, "message": "Load balancing strategy updated"})
+        return json_response({"strategy": name, "message": "Load balancing strategy updated"})
 
-    async def loads(self, call: Call) -> Answer:
+    async def loads(self, call: Request) -> Response:
         """GET …/loads: `{strategy, count, loads: {name: load}}`."""
         states = self._router.states()
-        return json_answer({"strategy": self._router.strategy, "count": len(states),
-                            "loads": {state.name: _load(state) for state in states}})
+        return json_response(
+            {
+                "strategy": self._router.strategy,
+                "count": len(states),
+                "loads": {state.name: _load(state) for state in states},
+            }
+        )
 
-    async def load(self, call: Call) -> Answer:
+    async def load(self, call: Request) -> Response:
         """GET …/load?instance_id=: one load."""
         name = parse_qs(call.query).get("instance_id", [""])[0]
         if not name:
-            raise Invalid("The query parameter `instance_id` is required.", param="instance_id", code="missing_required_parameter")
+            raise Invalid(
+                "The query parameter `instance_id` is required.",
+                param="instance_id",
+                code="missing_required_parameter",
+            )
         for state in self._router.states():
             if state.name == name:
-                return json_answer(_load(state))
+                return json_response(_load(state))
         raise NotFound(f"There is no backend {name[:200]!r}.", code="no_such_backend")
 
 
@@ -78,14 +98,34 @@ def _detail(state: BackendState, now_s: float) -> dict[str, Any]:
     """Give one row of system C's `details`, with ours behind it."""
     metrics = None
     if state.running is not None or state.waiting is not None:
-        metrics = {"timestamp": now_s - (state.data_age_s or 0.0), "requests_processing": state.running, "requests_deferred": state.waiting,
-                   "ready": state.standing == "ready"}
-    return {"backend": state.url or state.name, "ready": state.standing == "ready", "metrics": metrics, "name": state.name, "kind": state.kind,
-            "pool": state.pool, "standing": state.standing, "detail": state.detail, "in_flight": state.in_flight}
+        metrics = {
+            "timestamp": now_s - (state.data_age_s or 0.0),
+            "requests_processing": state.running,
+            "requests_deferred": state.waiting,
+            "ready": state.standing == "ready",
+        }
+    return {
+        "backend": state.url or state.name,
+        "ready": state.standing == "ready",
+        "metrics": metrics,
+        "name": state.name,
+        "kind": state.kind,
+        "pool": state.pool,
+        "standing": state.standing,
+        "detail": state.detail,
+        "in_flight": state.in_flight,
+    }
 
 
 def _load(state: BackendState) -> dict[str, Any]:
     """Give one backend's load in system B's fields; times are seconds."""
-    return {"instance_id": state.name, "provider": state.kind, "active_connections": state.in_flight, "total_connections": state.chosen_total,
-            "avg_response_time": state.mean_s or 0.0, "last_response_time": state.last_s or 0.0, "weight": state.weight,
-            "last_used": rfc3339(state.last_used_at_s) if state.last_used_at_s else None}
+    return {
+        "instance_id": state.name,
+        "provider": state.kind,
+        "active_connections": state.in_flight,
+        "total_connections": state.chosen_total,
+        "avg_response_time": state.mean_s or 0.0,
+        "last_response_time": state.last_s or 0.0,
+        "weight": state.weight,
+        "last_used": rfc3339(state.last_used_at_s) if state.last_used_at_s else None,
+    }

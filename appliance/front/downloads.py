@@ -11,17 +11,24 @@ from typing import Any
 
 from appliance.base.errors import ApplianceError, Conflict, Invalid
 from appliance.base.sse import SSE
-from appliance.front.access import Access
-from appliance.front.body import check_types, read_object
-from appliance.front.call import Answer, Call, json_answer
-from appliance.front.models_feed import event, event_of_error
-from appliance.front.openai import HEARTBEAT, SSE_HEADERS
-from appliance.models.download_wish import Folders, read_config, read_wish
-from appliance.models.fetching import Wish
-from appliance.models.job import Job, as_object
-from appliance.models.jobs import GATHER_S, Jobs
+from appliance.downloads.contract import DownloadRequest
+from appliance.downloads.job import DownloadJob, as_object
+from appliance.downloads.jobs import GATHER_S, DownloadJobs
+from appliance.downloads.request import DownloadFolders, read_config, read_wish
+from appliance.front.manager.feeds import event, event_of_error
+from appliance.front.openai.handlers import HEARTBEAT, SSE_HEADERS
+from appliance.front.pipeline.access import Access
+from appliance.front.pipeline.body import check_types, read_object
+from appliance.front.pipeline.request import Request
+from appliance.front.pipeline.response import Response, json_response
 
-TYPES: dict[str, Any] = {"source": str, "output_dir": str, "config": (str, dict), "max_workers": int, "async_download": bool}
+TYPES: dict[str, Any] = {
+    "source": str,
+    "output_dir": str,
+    "config": (str, dict),
+    "max_workers": int,
+    "async_download": bool,
+}
 ROUTES: list[tuple[str, str, str, Access]] = [
     ("POST", "/v1/download_model", "download_model", Access.OPERATOR),
     ("GET", "/v1/jobs", "jobs", Access.OPERATOR),
@@ -33,13 +40,20 @@ ROUTES: list[tuple[str, str, str, Access]] = [
 ]
 
 
-class DownloadsDoor:
+class DownloadHandlers:
     """The handlers.
 
     Takes   folders: gives where downloads may go, as it is at the moment; is_sidecar: see above; gather_s: of the feed, for tests
     """
 
-    def __init__(self, jobs: Jobs, *, folders: Callable[[], Folders], is_sidecar: bool = False, gather_s: float = GATHER_S) -> None:
+    def __init__(
+        self,
+        jobs: DownloadJobs,
+        *,
+        folders: Callable[[], DownloadFolders],
+        is_sidecar: bool = False,
+        gather_s: float = GATHER_S,
+    ) -> None:
         self._is_sidecar = is_sidecar
         self._jobs = jobs
         self._folders = folders
@@ -47,7 +61,7 @@ class DownloadsDoor:
 
     # ---- downloading
 
-    async def download_model(self, call: Call) -> Answer:
+    async def download_model(self, call: Request) -> Response:
         """POST /v1/download_model `{source, output_dir, config?, max_workers?, async_download?}`.
 
         Gives   200 `{status: "completed", message, source, output_dir, job, files, bytes}` when it is there; with async_download
@@ -56,43 +70,75 @@ class DownloadsDoor:
         """
         body = read_object(call.body)
         check_types(body, TYPES)
-        wish = await asyncio.to_thread(read_wish, body.get("source"), body.get("output_dir"), folders=self._folders(), config=body.get("config"),
-                                       max_workers=body.get("max_workers"))
+        wish = await asyncio.to_thread(
+            read_wish,
+            body.get("source"),
+            body.get("output_dir"),
+            folders=self._folders(),
+            config=body.get("config"),
+            max_workers=body.get("max_workers"),
+        )
         is_async = bool(body.get("async_download"))
         job = await self._jobs.start(wish, is_kept=is_async)
         named = {"source": job.source, "output_dir": str(job.output_dir), "job": job.id}
         if is_async:
-            return json_answer({"status": "started", "message": f"The download of {job.source} to {job.output_dir} has begun.", **named}, status=202)
-        return await self._waited(job, "Download failed", lambda done: {
-            "status": "completed", "message": f"{done.source} is in {done.output_dir}.", **named, "files": done.files, "bytes": done.bytes_total})
+            return json_response(
+                {
+                    "status": "started",
+                    "message": f"The download of {job.source} to {job.output_dir} has begun.",
+                    **named,
+                },
+                status=202,
+            )
+        return await self._waited(
+            job,
+            "Download failed",
+            lambda done: {
+                "status": "completed",
+                "message": f"{done.source} is in {done.output_dir}.",
+                **named,
+                "files": done.files,
+                "bytes": done.bytes_total,
+            },
+        )
 
-    async def _waited(self, job: Job, failure: str, made: Callable[[Job], dict[str, Any]]) -> Answer:
+    async def _waited(
+        self, job: DownloadJob, failure: str, made: Callable[[DownloadJob], dict[str, Any]]
+    ) -> Response:
         """Wait for a job's end, and answer with what is made of it."""
         try:
-            return json_answer(made(await self._jobs.wait(job.id)))
+            return json_response(made(await self._jobs.wait(job.id)))
         except ApplianceError as error:
             if not self._is_sidecar:
                 raise
-            raise type(error)(f"{failure}: {error.message}", code=error.code, details={"status": 500}) from None
+            raise type(error)(
+                f"{failure}: {error.message}", code=error.code, details={"status": 500}
+            ) from None
 
     # ---- jobs
 
-    async def jobs(self, call: Call) -> Answer:
+    async def jobs(self, call: Request) -> Response:
         """GET /v1/jobs: `{jobs: [{id, state, …}]}`, newest first, see as_object."""
-        return json_answer({"jobs": [as_object(job) for job in self._jobs.all()]})
+        return json_response({"jobs": [as_object(job) for job in self._jobs.all()]})
 
-    async def job(self, call: Call) -> Answer:
+    async def job(self, call: Request) -> Response:
         """GET /v1/jobs/{id}: one of them."""
-        return json_answer(as_object(self._jobs.get(call.params["id"])))
+        return json_response(as_object(self._jobs.get(call.params["id"])))
 
-    async def cancel(self, call: Call) -> Answer:
+    async def cancel(self, call: Request) -> Response:
         """DELETE /v1/jobs/{id}: cancels it and gives it as it is then; what was fetched stays for the next time."""
-        return json_answer(as_object(await self._jobs.cancel(call.params["id"])))
+        return json_response(as_object(await self._jobs.cancel(call.params["id"])))
 
-    async def stream(self, call: Call) -> Answer:
+    async def stream(self, call: Request) -> Response:
         """GET /v1/jobs/{id}/stream: `progress` events (the job object), the last one called completed, failed, cancelled or interrupted."""
         self._jobs.get(call.params["id"])
-        return Answer(content_type=SSE, headers=SSE_HEADERS, pieces=self._feed(call.params["id"]), on_error=event_of_error, heartbeat=HEARTBEAT)
+        return Response(
+            content_type=SSE,
+            headers=SSE_HEADERS,
+            pieces=self._feed(call.params["id"]),
+            on_error=event_of_error,
+            heartbeat=HEARTBEAT,
+        )
 
     async def _feed(self, job_id: str) -> AsyncGenerator[bytes, None]:
         async for job in self._jobs.follow(job_id):
@@ -102,15 +148,15 @@ class DownloadsDoor:
 
     # ---- folders
 
-    async def verify(self, call: Call) -> Answer:
+    async def verify(self, call: Request) -> Response:
         """POST /v1/downloads/verify `{output_dir}`: `{output_dir, ok, flaws: [{path, kind, detail}]}`; kind: missing, size, checksum, partial."""
         body = read_object(call.body)
         folder = await self._folder(body)
         flaws = await self._jobs.verify(folder)
         rows = [{"path": flaw.path, "kind": flaw.kind, "detail": flaw.detail} for flaw in flaws]
-        return json_answer({"output_dir": str(folder), "ok": not rows, "flaws": rows})
+        return json_response({"output_dir": str(folder), "ok": not rows, "flaws": rows})
 
-    async def repair(self, call: Call) -> Answer:
+    async def repair(self, call: Request) -> Response:
         """POST /v1/downloads/repair `{output_dir, config?, async_download?}`: fetches again what verify finds wrong.
 
         Gives   200 `{status: "completed", message, output_dir, job, files, bytes}`, or 202 `{status: "started", message, output_dir, job}`
@@ -118,12 +164,27 @@ class DownloadsDoor:
         body = read_object(call.body)
         folder = await self._folder(body)
         is_async = bool(body.get("async_download"))
-        job = await self._jobs.start(Wish("", folder, config=read_config(body.get("config"))), kind="repair", is_kept=is_async)
+        job = await self._jobs.start(
+            DownloadRequest("", folder, config=read_config(body.get("config"))),
+            kind="repair",
+            is_kept=is_async,
+        )
         named = {"output_dir": str(folder), "job": job.id}
         if is_async:
-            return json_answer({"status": "started", "message": f"The repair of {folder} has begun.", **named}, status=202)
-        return await self._waited(job, "Repair failed", lambda done: {
-            "status": "completed", "message": f"{folder} is as it should be.", **named, "files": done.files, "bytes": done.bytes_total})
+            return json_response(
+                {"status": "started", "message": f"The repair of {folder} has begun.", **named}, status=202
+            )
+        return await self._waited(
+            job,
+            "Repair failed",
+            lambda done: {
+                "status": "completed",
+                "message": f"{folder} is as it should be.",
+                **named,
+                "files": done.files,
+                "bytes": done.bytes_total,
+            },
+        )
 
     async def _folder(self, body: dict[str, Any]) -> Path:
         """Give the folder that a body names, which no download is writing to."""
@@ -132,7 +193,17 @@ class DownloadsDoor:
         if not text:
             raise Invalid("`output_dir` is required.", param="output_dir", code="missing_required_parameter")
         folder = await asyncio.to_thread(self._folders().inside, text)
-        going = next((job for job in self._jobs.all() if job.is_going and job.kind == "download" and job.output_dir == folder), None)
+        going = next(
+            (
+                job
+                for job in self._jobs.all()
+                if job.is_going and job.kind == "download" and job.output_dir == folder
+            ),
+            None,
+        )
         if going is not None:
-            raise Conflict(f"{going.source} is being downloaded to {folder} (job {going.id}). Wait for it, or cancel it.", code="download_runs")
+            raise Conflict(
+                f"{going.source} is being downloaded to {folder} (job {going.id}). Wait for it, or cancel it.",
+                code="download_runs",
+            )
         return folder

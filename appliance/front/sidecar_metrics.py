@@ -7,25 +7,28 @@ page is none.
 from collections.abc import Callable
 
 from appliance.base.clock import Clock
-from appliance.base.exposition import Family
-from appliance.base.exposition_out import OPENMETRICS, TEXT, wants_openmetrics
-from appliance.engines.scrape import Following, Scraper
-from appliance.front.access import Access
-from appliance.front.call import Answer, Call
+from appliance.base.metrics.exposition_read import MetricFamily
+from appliance.base.metrics.exposition_write import OPENMETRICS, TEXT, wants_openmetrics
+from appliance.engines.metrics.scrape import Following, Scraper
+from appliance.front.pipeline.access import Access
+from appliance.front.pipeline.request import Request
+from appliance.front.pipeline.response import Response
 
 ROUTES: list[tuple[str, str, str, Access]] = [("GET", "/metrics", "metrics", Access.CLIENT)]
 
 
-class SidecarMetricsDoor:
+class SidecarMetricsHandlers:
     """The handler, over the scraper of the one engine. `more` gives the families that stand behind its page."""
 
-    def __init__(self, scraper: Scraper | Following, *, clock: Clock, more: Callable[[], list[Family]] = list) -> None:
+    def __init__(
+        self, scraper: Scraper | Following, *, clock: Clock, more: Callable[[], list[MetricFamily]] = list
+    ) -> None:
         self._scraper = scraper
         self._clock, self._more = clock, more
 
-    async def metrics(self, call: Call) -> Answer:
+    async def metrics(self, call: Request) -> Response:
         """GET /metrics: text 0.0.4, or OpenMetrics 1.0 to whoever prefers it."""
         openmetrics = wants_openmetrics(call.headers.get("accept", ""))
         scraped = await self._scraper.scrape()
         body = await scraped.render(self._clock.monotonic_s(), openmetrics=openmetrics, more=self._more())
-        return Answer(body=body, content_type=OPENMETRICS if openmetrics else TEXT)
+        return Response(body=body, content_type=OPENMETRICS if openmetrics else TEXT)

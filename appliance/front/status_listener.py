@@ -14,19 +14,21 @@ from appliance.base import jsons
 from appliance.base.clock import Clock
 from appliance.base.errors import NoSuchModel
 from appliance.base.sse import SSE
-from appliance.front.errors import error_body
-from appliance.front.models_feed import SILENCE_S, Feeds
-from appliance.front.openai import SSE_HEADERS
-from appliance.models.views import Board
+from appliance.front.manager.feeds import SILENCE_S, StatusFeeds
+from appliance.front.openai.handlers import SSE_HEADERS
+from appliance.front.pipeline.errors import error_body
+from appliance.models.status.views import ModelManagerApi
 
-CLOSE_S = 1.0           # at the end followers get so long to take the last event
+CLOSE_S = 1.0  # at the end followers get so long to take the last event
 
 
 class StatusListener:
     """The handlers. `board` gives the board, None while the table is not read yet."""
 
-    def __init__(self, board: Callable[[], Board | None], *, clock: Clock, silence_s: float = SILENCE_S) -> None:
-        self.feeds = Feeds(board, clock=clock, silence_s=silence_s)
+    def __init__(
+        self, board: Callable[[], ModelManagerApi | None], *, clock: Clock, silence_s: float = SILENCE_S
+    ) -> None:
+        self.feeds = StatusFeeds(board, clock=clock, silence_s=silence_s)
 
     def application(self) -> web.Application:
         app = web.Application(client_max_size=1024)
@@ -57,14 +59,16 @@ class StatusListener:
 
     async def stream(self, request: web.Request) -> web.StreamResponse:
         """GET /status/stream: see Feeds.status."""
-        response = web.StreamResponse(headers={"Content-Type": SSE, "Server": "inference-appliance", **dict(SSE_HEADERS)})
+        response = web.StreamResponse(
+            headers={"Content-Type": SSE, "Server": "inference-appliance", **dict(SSE_HEADERS)}
+        )
         pieces = self.feeds.status()
         try:
             await response.prepare(request)
             async for piece in pieces:
                 await response.write(piece)
         except ConnectionResetError:
-            return response         # the follower has left
+            return response  # the follower has left
         finally:
             await pieces.aclose()
         await response.write_eof()
@@ -72,12 +76,28 @@ class StatusListener:
 
     async def unknown(self, request: web.Request) -> web.StreamResponse:
         known = "This port answers GET at /health, /status, /status/ALIAS and /status/stream."
-        return _json(404, {"error": {"message": known, "type": "invalid_request_error", "param": None, "code": "not_found"}})
+        return _json(
+            404,
+            {
+                "error": {
+                    "message": known,
+                    "type": "invalid_request_error",
+                    "param": None,
+                    "code": "not_found",
+                }
+            },
+        )
 
 
 @asynccontextmanager
-async def serving_status(board: Callable[[], Board | None], *, clock: Clock, host: str, port: int,
-                         silence_s: float = SILENCE_S) -> AsyncIterator[tuple[str, int]]:
+async def serving_status(
+    board: Callable[[], ModelManagerApi | None],
+    *,
+    clock: Clock,
+    host: str,
+    port: int,
+    silence_s: float = SILENCE_S,
+) -> AsyncIterator[tuple[str, int]]:
     """Answer on host and port while the context is open; at its end feeds say that the server is shutting down.
 
     Takes   board: gives the board, None until there is one; port: 0 = any free one
@@ -85,13 +105,21 @@ async def serving_status(board: Callable[[], Board | None], *, clock: Clock, hos
     Raises  OSError with the address in its text when it cannot be had
     """
     listener = StatusListener(board, clock=clock, silence_s=silence_s)
-    runner = web.AppRunner(listener.application(), handle_signals=False, access_log=None, handler_cancellation=True, shutdown_timeout=CLOSE_S)
+    runner = web.AppRunner(
+        listener.application(),
+        handle_signals=False,
+        access_log=None,
+        handler_cancellation=True,
+        shutdown_timeout=CLOSE_S,
+    )
     await runner.setup()
     try:
         try:
             await web.TCPSite(runner, host, port).start()
         except OSError as exc:
-            raise OSError(exc.errno, f"cannot listen on {host}:{port} (STATUS_PORT): {exc.strerror or exc}") from exc
+            raise OSError(
+                exc.errno, f"cannot listen on {host}:{port} (STATUS_PORT): {exc.strerror or exc}"
+            ) from exc
         bound = runner.addresses[0]
         yield str(bound[0]), int(bound[1])
     finally:
@@ -104,4 +132,8 @@ def _json(status: int, value: Any) -> web.Response:
 
 
 def _answer(status: int, body: bytes) -> web.Response:
-    return web.Response(status=status, body=body, headers={"Content-Type": "application/json", "Server": "inference-appliance"})
+    return web.Response(
+        status=status,
+        body=body,
+        headers={"Content-Type": "application/json", "Server": "inference-appliance"},
+    )

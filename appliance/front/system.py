@@ -4,45 +4,64 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from appliance.base.errors import NotFound
-from appliance.base.exposition import Family
-from appliance.base.exposition_out import END, OPENMETRICS, TEXT, as_openmetrics, as_text, wants_openmetrics
-from appliance.base.metrics import Metrics
+from appliance.base.metrics.exposition_read import MetricFamily
+from appliance.base.metrics.exposition_write import (
+    END,
+    OPENMETRICS,
+    TEXT,
+    as_openmetrics,
+    as_text,
+    wants_openmetrics,
+)
+from appliance.base.metrics.registry import Metrics
 from appliance.engines.receipts import Receipts
-from appliance.front.call import Answer, Call, json_answer
+from appliance.front.pipeline.request import Request
+from appliance.front.pipeline.response import Response, json_response
 
 
-class SystemDoor:
+class SystemHandlers:
     """The handlers. `status` gives the object that /healthz shows (and control's GetStatus); `measure` brings gauges up to date;
     `engines` gives the engines' families (engines/overview.py), None = there are none to tell of."""
 
-    def __init__(self, *, status: Callable[[], dict[str, Any]], metrics: Metrics, receipts: Receipts,
-                 measure: Callable[[], None], engines: Callable[[], Awaitable[list[Family]]] | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        status: Callable[[], dict[str, Any]],
+        metrics: Metrics,
+        receipts: Receipts,
+        measure: Callable[[], None],
+        engines: Callable[[], Awaitable[list[MetricFamily]]] | None = None,
+    ) -> None:
         self._status = status
         self._metrics = metrics
         self._receipts = receipts
         self._measure = measure
         self._engines = engines
 
-    async def healthz(self, call: Call) -> Answer:
+    async def healthz(self, call: Request) -> Response:
         """GET /healthz: system A's `{ok, public_model, upstream_base, aliases, novita_endpoints}` and more; 503 while not serving."""
         status = {k: v for k, v in self._status().items() if k not in {"machine_id"}}
-        return json_answer(status, 200 if status["ok"] else 503)
+        return json_response(status, 200 if status["ok"] else 503)
 
-    async def metrics(self, call: Call) -> Answer:
+    async def metrics(self, call: Request) -> Response:
         """GET /metrics: ours and every engine's, as text 0.0.4 or, to whoever prefers it, OpenMetrics 1.0 (docs/metrics.md)."""
         openmetrics = wants_openmetrics(call.headers.get("accept", ""))
         self._measure()
         engines = await self._engines() if self._engines is not None else []
-        body = self._metrics.render(openmetrics=openmetrics) + (as_openmetrics(engines) + END if openmetrics else as_text(engines))
-        return Answer(body=body, content_type=OPENMETRICS if openmetrics else TEXT)
+        body = self._metrics.render(openmetrics=openmetrics) + (
+            as_openmetrics(engines) + END if openmetrics else as_text(engines)
+        )
+        return Response(body=body, content_type=OPENMETRICS if openmetrics else TEXT)
 
-    async def receipts(self, call: Call) -> Answer:
+    async def receipts(self, call: Request) -> Response:
         """GET /receipts: the latest hundred, newest first (operator)."""
-        return json_answer({"receipts": [r.as_dict() for r in self._receipts.latest(100)], "kept": len(self._receipts)})
+        return json_response(
+            {"receipts": [r.as_dict() for r in self._receipts.latest(100)], "kept": len(self._receipts)}
+        )
 
-    async def receipt(self, call: Call) -> Answer:
+    async def receipt(self, call: Request) -> Response:
         """GET /receipts/{id} (operator)."""
         receipt = self._receipts.get(call.params["id"])
         if receipt is None:
             raise NotFound(f"There is no receipt {call.params['id']!r}; the last thousand are kept.")
-        return json_answer(receipt.as_dict())
+        return json_response(receipt.as_dict())

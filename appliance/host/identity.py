@@ -34,8 +34,9 @@ def read_machine_id(path: Path) -> str:
     return text.strip() if _VALID.fullmatch(text) and text.strip("0\n") else ""
 
 
-def ensure_machine_id(machine_id_path: Path, state_dir: Path, *, dbus_path: Path | None = None,
-                      is_container: bool | None = None) -> MachineId:
+def ensure_machine_id(
+    machine_id_path: Path, state_dir: Path, *, dbus_path: Path | None = None, is_container: bool | None = None
+) -> MachineId:
     """Make sure that there is a machine-id which lasts.
 
     Takes   machine_id_path: where the system looks; state_dir: the folder that lasts; dbus_path: its second place (None = the usual
@@ -51,22 +52,28 @@ def ensure_machine_id(machine_id_path: Path, state_dir: Path, *, dbus_path: Path
     is_ours = is_in_container() if is_container is None else is_container
     system, kept = read_machine_id(machine_id_path), read_machine_id(state_dir / "machine-id")
     source: Literal["kept", "restored", "made"]
-    if system and (not is_ours or kept in {"", system}):                        # 1, 2
+    if system and (not is_ours or kept in {"", system}):  # 1, 2
         value, source = system, "kept"
-    elif kept:                                                                  # 3
+    elif kept:  # 3
         value, source = kept, "restored"
-    else:                                                                       # 4
+    else:  # 4
         value, source = uuid.uuid4().hex, "made"
     value = _keep(state_dir / "machine-id", value, instead_of=kept) if value != kept else value
     is_kept = read_machine_id(state_dir / "machine-id") == value
-    wrote = [str(path) for path in (machine_id_path, dbus_path) if path is not None and _settle(path, value, may_replace=is_ours)]
+    wrote = [
+        str(path)
+        for path in (machine_id_path, dbus_path)
+        if path is not None and _settle(path, value, may_replace=is_ours)
+    ]
     where = ", ".join([*wrote, *([str(state_dir / "machine-id")] if is_kept else [])]) or "memory only"
     return MachineId(value, source, is_kept, f"machine-id {source} ({where})")
 
 
 def is_in_container() -> bool:
     """Whether an engine made this root file system."""
-    return any(Path(path).exists() for path in ("/.dockerenv", "/run/.containerenv")) or bool(os.environ.get("KUBERNETES_SERVICE_HOST"))
+    return any(Path(path).exists() for path in ("/.dockerenv", "/run/.containerenv")) or bool(
+        os.environ.get("KUBERNETES_SERVICE_HOST")
+    )
 
 
 def _settle(path: Path, value: str, *, may_replace: bool) -> bool:
@@ -90,9 +97,9 @@ def _keep(path: Path, value: str, *, instead_of: str) -> str:
             file.write(value + "\n")
         os.chmod(file.name, 0o644)
         try:
-            os.link(file.name, path)        # unlike a rename, a link does not replace the winner's
+            os.link(file.name, path)  # unlike a rename, a link does not replace the winner's
         except FileExistsError:
-            if not read_machine_id(path):   # what stands there is no machine-id
+            if not read_machine_id(path):  # what stands there is no machine-id
                 os.replace(file.name, path)
                 return value
             return read_machine_id(path)

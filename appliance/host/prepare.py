@@ -14,9 +14,9 @@ from typing import Any
 
 from appliance.host.gpu import GpuReport, find_gpus
 from appliance.host.identity import ensure_machine_id
-from appliance.host.nat import ensure_redirect
+from appliance.host.nat.redirect import ensure_redirect
 from appliance.host.settings import HostSettings
-from appliance.host.simulated import write_shim_state
+from appliance.host.smi.simulated import write_shim_state
 from appliance.host.steps import StepResult
 
 RUN_FILES = (Path("/run/appliance/prepare.json"),)
@@ -43,13 +43,27 @@ class Prepared:
 def prepare_machine(settings: HostSettings, *, proxy_port: int, environ: Mapping[str, str]) -> Prepared:
     """Do every step; one that failed does not keep the others from being tried."""
     machine = ensure_machine_id(settings.machine_id_path, settings.state_dir)
-    steps = [StepResult("machine-id", "done" if machine.is_kept else "skipped", machine.detail,
-                        "" if machine.is_kept else f"It will change at the next start: make {settings.state_dir} (STATE_DIR) writable.")]
+    steps = [
+        StepResult(
+            "machine-id",
+            "done" if machine.is_kept else "skipped",
+            machine.detail,
+            ""
+            if machine.is_kept
+            else f"It will change at the next start: make {settings.state_dir} (STATE_DIR) writable.",
+        )
+    ]
     gpu = find_gpus(settings, environ)
     steps.append(_gpu_step(gpu))
     path = write_shim_state({**environ, "STATE_DIR": str(settings.state_dir)}, gpu.mode)
-    steps.append(StepResult("shim", "done" if path else "skipped", f"nvidia-smi answers for: {gpu.mode}"
-                            + ("" if path else " (no folder to leave that in; the shim goes by its environment)")))
+    steps.append(
+        StepResult(
+            "shim",
+            "done" if path else "skipped",
+            f"nvidia-smi answers for: {gpu.mode}"
+            + ("" if path else " (no folder to leave that in; the shim goes by its environment)"),
+        )
+    )
     nat = ensure_redirect(settings.nat_redirect, port_to=proxy_port, forwarded=settings.nat_forwarded)
     outcome = {"rule": "done", "listener": "done", "off": "skipped", "failed": "failed"}[nat.outcome]
     steps.append(StepResult("nat", outcome, nat.detail, nat.remedy, is_mandatory=nat.outcome == "failed"))  # type: ignore[arg-type]
@@ -58,7 +72,13 @@ def prepare_machine(settings: HostSettings, *, proxy_port: int, environ: Mapping
 
 def _gpu_step(gpu: GpuReport) -> StepResult:
     if not gpu.is_satisfied:
-        return StepResult("gpu", "failed", gpu.reason, "Give the container a GPU (--gpus all), or set GPU_MODE=auto.", is_mandatory=True)
+        return StepResult(
+            "gpu",
+            "failed",
+            gpu.reason,
+            "Give the container a GPU (--gpus all), or set GPU_MODE=auto.",
+            is_mandatory=True,
+        )
     return StepResult("gpu", "done" if gpu.gpus else "skipped", gpu.reason)
 
 
@@ -100,8 +120,16 @@ def _files(settings: HostSettings) -> list[Path]:
 
 
 def _leave(prepared: Prepared, settings: HostSettings, proxy_port: int) -> None:
-    text = json.dumps({"run": run_marker(), "port": proxy_port, "machine_id": prepared.machine_id, "gpu": prepared.gpu,  # noqa: TID251
-                       "nat": prepared.nat, "steps": [step.as_dict() for step in prepared.steps]})
+    text = json.dumps(  # noqa: TID251 - read by the shim, too
+        {
+            "run": run_marker(),
+            "port": proxy_port,
+            "machine_id": prepared.machine_id,
+            "gpu": prepared.gpu,
+            "nat": prepared.nat,
+            "steps": [step.as_dict() for step in prepared.steps],
+        }
+    )
     for path in _files(settings):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -117,9 +145,19 @@ def _read(settings: HostSettings, proxy_port: int) -> Prepared | None:
     for path in _files(settings):
         try:
             value = json.loads(path.read_text())
-            if path.stat().st_uid not in {0, os.getuid()} or not marker or value["run"] != marker or value["port"] != proxy_port:
+            if (
+                path.stat().st_uid not in {0, os.getuid()}
+                or not marker
+                or value["run"] != marker
+                or value["port"] != proxy_port
+            ):
                 continue
-            return Prepared(tuple(StepResult(**row) for row in value["steps"]), value["machine_id"], value["gpu"], value["nat"])
+            return Prepared(
+                tuple(StepResult(**row) for row in value["steps"]),
+                value["machine_id"],
+                value["gpu"],
+                value["nat"],
+            )
         except (OSError, ValueError, KeyError, TypeError):
             continue
     return None

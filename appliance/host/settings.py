@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
 
-from appliance.base.settings import RoomSettings, Switch
+from appliance.base.settings import PackageSettings, Switch
 
 UUID_SHAPE = re.compile(r"GPU-[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
 BUS_ID_SHAPE = re.compile(r"[0-9A-Fa-f]{8}:[0-9A-Fa-f]{2}:[01][0-9A-Fa-f]\.[0-7]")
@@ -18,62 +18,112 @@ SIMULATED_MARK = " (simulated)"
 
 def _mebibytes(value: object) -> object:
     """Accept `24576`, `24576 MiB` and `24 GiB`, as people write memory sizes."""
-    if isinstance(value, str) and (match := re.fullmatch(r"\s*(\d+)\s*(MiB|MB|GiB|GB)?\s*", value, re.IGNORECASE)):
+    if isinstance(value, str) and (
+        match := re.fullmatch(r"\s*(\d+)\s*(MiB|MB|GiB|GB)?\s*", value, re.IGNORECASE)
+    ):
         return int(match[1]) * (1024 if (match[2] or "").lower().startswith("g") else 1)
     return value
 
 
-class HostSettings(RoomSettings):
+class HostSettings(PackageSettings):
     """What the operator says about the machine."""
 
     state_dir: Path = Field(
-        Path("/var/lib/appliance"), description="The one writable folder for all that must last (machine-id, simulated GPU identity)",
-        json_schema_extra={"allowed": "an absolute path of a folder that can be written"})
+        Path("/var/lib/appliance"),
+        description="The one writable folder for all that must last (machine-id, simulated GPU identity)",
+        json_schema_extra={"allowed": "an absolute path of a folder that can be written"},
+    )
     machine_id_path: Path = Field(
-        Path("/etc/machine-id"), description="Where the machine-id is looked for and, where the file can be written, kept",
-        json_schema_extra={"allowed": "an absolute path"})
+        Path("/etc/machine-id"),
+        description="Where the machine-id is looked for and, where the file can be written, kept",
+        json_schema_extra={"allowed": "an absolute path"},
+    )
     gpu_mode: Literal["auto", "real", "simulated", "none"] = Field(
-        "auto", description="What nvidia-smi answers: auto = the real GPU if there is one, else none; simulated = a made-up GPU "
-        "that says so in every name (development, CI and fleet tests)")
-    gpu_spoof_uuid: str = Field("", description="Simulated GPU: its UUID; empty = made at first call, one per run",
-                                json_schema_extra={"allowed": "GPU- and a UUID, GPU-XXXXXXXX-XXXX-XXXX-XXXX-XXXXXXXXXXXX"})
-    gpu_spoof_pci_bus_id: str = Field("", description="Simulated GPU: its PCI bus id; empty = made at first call",
-                                      json_schema_extra={"allowed": "a bus id, 00000000:BB:DD.F in hexadecimal"})
-    gpu_spoof_name: str = Field("NVIDIA GeForce RTX 4090", max_length=64,
-                                description="Simulated GPU: its name; ` (simulated)` is always added",
-                                json_schema_extra={"allowed": "1 to 64 printable ASCII characters"})
-    gpu_spoof_driver: str = Field("535.00", description="Simulated GPU: the driver version",
-                                  json_schema_extra={"allowed": "a driver version, 535.00 or 535.104.05"})
+        "auto",
+        description="What nvidia-smi answers: auto = the real GPU if there is one, else none; simulated = a made-up GPU "
+        "that says so in every name (development, CI and fleet tests)",
+    )
+    gpu_spoof_uuid: str = Field(
+        "",
+        description="Simulated GPU: its UUID; empty = made at first call, one per run",
+        json_schema_extra={"allowed": "GPU- and a UUID, GPU-XXXXXXXX-XXXX-XXXX-XXXX-XXXXXXXXXXXX"},
+    )
+    gpu_spoof_pci_bus_id: str = Field(
+        "",
+        description="Simulated GPU: its PCI bus id; empty = made at first call",
+        json_schema_extra={"allowed": "a bus id, 00000000:BB:DD.F in hexadecimal"},
+    )
+    gpu_spoof_name: str = Field(
+        "NVIDIA GeForce RTX 4090",
+        max_length=64,
+        description="Simulated GPU: its name; ` (simulated)` is always added",
+        json_schema_extra={"allowed": "1 to 64 printable ASCII characters"},
+    )
+    gpu_spoof_driver: str = Field(
+        "535.00",
+        description="Simulated GPU: the driver version",
+        json_schema_extra={"allowed": "a driver version, 535.00 or 535.104.05"},
+    )
     gpu_spoof_memory_total: Annotated[int, BeforeValidator(_mebibytes)] = Field(
-        24576, ge=1, le=1_048_576, description="Simulated GPU: memory in MiB (24576, 24576 MiB, 24 GiB)")
+        24576, ge=1, le=1_048_576, description="Simulated GPU: memory in MiB (24576, 24576 MiB, 24 GiB)"
+    )
     gpu_spoof_state_dir: Path = Field(
-        Path("/var/run/gpu-spoof"), description="Simulated GPU: where its identity is kept for this run",
-        json_schema_extra={"allowed": "an absolute path"})
+        Path("/var/run/gpu-spoof"),
+        description="Simulated GPU: where its identity is kept for this run",
+        json_schema_extra={"allowed": "an absolute path"},
+    )
     gpu_sim_count: int = Field(1, ge=1, le=16, description="Simulated GPU: how many")
     nat_redirect: Literal["auto", "on", "off"] = Field(
-        "auto", description="Redirect tcp 14444 to PROXY_PORT: auto = by a NAT rule where NET_ADMIN is given, else a second listener "
-        "on 127.0.0.1:14444; on = by a rule or not at all; off = neither")
-    nat_forwarded: Switch = Field(False, description="Redirect traffic that arrives from other machines too, not only local callers")
-    worker: Literal["", "kuzco"] = Field("", description="A known worker CLI to run inside: kuzco = `inference node start --code CODE`",
-                                         json_schema_extra={"allowed": "kuzco, or empty"})
-    worker_command: str = Field("", description="The command line of a worker to run inside (split as a shell would, no shell is run)",
-                                json_schema_extra={"allowed": "a command line"})
-    code: SecretStr = Field(SecretStr(""), description="The worker's registration code; required with WORKER=kuzco")
+        "auto",
+        description="Redirect tcp 14444 to PROXY_PORT: auto = by a NAT rule where NET_ADMIN is given, else a second listener "
+        "on 127.0.0.1:14444; on = by a rule or not at all; off = neither",
+    )
+    nat_forwarded: Switch = Field(
+        False, description="Redirect traffic that arrives from other machines too, not only local callers"
+    )
+    worker: Literal["", "kuzco"] = Field(
+        "",
+        description="A known worker CLI to run inside: kuzco = `inference node start --code CODE`",
+        json_schema_extra={"allowed": "kuzco, or empty"},
+    )
+    worker_command: str = Field(
+        "",
+        description="The command line of a worker to run inside (split as a shell would, no shell is run)",
+        json_schema_extra={"allowed": "a command line"},
+    )
+    code: SecretStr = Field(
+        SecretStr(""), description="The worker's registration code; required with WORKER=kuzco"
+    )
     keepalive: Switch = Field(False, description="Start the worker again when it ends, with growing pauses")
-    worker_env: str = Field("", description="Names of further variables the worker may see (comma list; never our own secrets)",
-                            json_schema_extra={"allowed": "a comma list of variable names"})
-    worker_stop_grace_s: float = Field(10.0, ge=0, le=600, description="Seconds between SIGTERM and SIGKILL when the worker is stopped")
-    worker_restart_min_s: float = Field(5.0, gt=0, le=3600, description="KEEPALIVE=1: the first pause before the worker is started again")
+    worker_env: str = Field(
+        "",
+        description="Names of further variables the worker may see (comma list; never our own secrets)",
+        json_schema_extra={"allowed": "a comma list of variable names"},
+    )
+    worker_stop_grace_s: float = Field(
+        10.0, ge=0, le=600, description="Seconds between SIGTERM and SIGKILL when the worker is stopped"
+    )
+    worker_restart_min_s: float = Field(
+        5.0, gt=0, le=3600, description="KEEPALIVE=1: the first pause before the worker is started again"
+    )
     worker_restart_max_s: float = Field(300.0, gt=0, le=86_400, description="KEEPALIVE=1: the longest pause")
-    worker_crash_limit: int = Field(10, ge=1, le=1000, description="KEEPALIVE=1: runs of less than a minute, in a row, after which it is given up")
+    worker_crash_limit: int = Field(
+        10,
+        ge=1,
+        le=1000,
+        description="KEEPALIVE=1: runs of less than a minute, in a row, after which it is given up",
+    )
     worker_allow_simulated_gpu: Switch = Field(
-        False, description="1 = start the worker beside a simulated GPU; only for networks that accept one")
+        False, description="1 = start the worker beside a simulated GPU; only for networks that accept one"
+    )
 
     @field_validator("state_dir", "machine_id_path", "gpu_spoof_state_dir")
     @classmethod
     def _absolute(cls, value: Path) -> Path:
         if not value.is_absolute():
-            raise ValueError("the path must be absolute, it is used by several processes with different working folders")
+            raise ValueError(
+                "the path must be absolute, it is used by several processes with different working folders"
+            )
         return value
 
     @field_validator("worker_env")
@@ -81,7 +131,9 @@ class HostSettings(RoomSettings):
     def _no_secrets(cls, value: str) -> str:
         for name in (piece.strip() for piece in value.split(",")):
             if any(word in name.upper() for word in OUR_SECRETS):
-                raise ValueError(f"{name} is a secret of the appliance and is never given to a worker; take it off the list")
+                raise ValueError(
+                    f"{name} is a secret of the appliance and is never given to a worker; take it off the list"
+                )
         return value
 
     @field_validator("gpu_spoof_uuid")
@@ -95,7 +147,9 @@ class HostSettings(RoomSettings):
     @classmethod
     def _bus_id(cls, value: str) -> str:
         if value and not BUS_ID_SHAPE.fullmatch(value):
-            raise ValueError("not a PCI bus id (domain of 8 digits, bus, device 00-1F, function 0-7); unset it to have one made")
+            raise ValueError(
+                "not a PCI bus id (domain of 8 digits, bus, device 00-1F, function 0-7); unset it to have one made"
+            )
         return value.upper()
 
     @field_validator("gpu_spoof_name")

@@ -5,14 +5,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from appliance.models.catalogue import Catalogue, Model
-from appliance.models.command import BadCommand, Flags, command_line, is_lockable, kind_of, slots_of
-from appliance.models.estimate import MIB, memory_of
-from appliance.models.gguf import BadGguf, Header, parts_of, read_header, size_of
-from appliance.models.loading import look_at_program
+from appliance.models.runner.loader import look_at_program
 from appliance.models.settings import FIRST_PORT
+from appliance.models.table.catalogue import Catalogue, Model
+from appliance.models.table.command import BadCommand, Flags, command_line, is_lockable, kind_of, slots_of
+from appliance.models.table.estimate import MIB, memory_of
+from appliance.models.table.gguf import BadGguf, GgufHeader, parts_of, read_header, size_of
 
-DRAFT_TOKENS = 128          # by which llama.cpp lets the vocabularies of a model and of its draft differ
+DRAFT_TOKENS = 128  # by which llama.cpp lets the vocabularies of a model and of its draft differ
 
 
 @dataclass(slots=True)
@@ -27,7 +27,7 @@ class Checked:
 
 
 @dataclass(slots=True)
-class Report:
+class CheckReport:
     """The check's outcome. `server`: the llama-server, and `server_problem` why it cannot be used ("" = it can)."""
 
     server: str
@@ -39,17 +39,21 @@ class Report:
         return not self.server_problem and not any(one.problem for one in self.models)
 
 
-def check(catalogue: Catalogue) -> Report:
+def check(catalogue: Catalogue) -> CheckReport:
     """Look at the llama-server and at every model's file."""
     program = look_at_program(catalogue.llama_server)
     flags = None if program.problem else program.flags
-    return Report(program.path, program.problem, [_look_at(model, catalogue, program.path, flags) for model in catalogue.models.values()])
+    return CheckReport(
+        program.path,
+        program.problem,
+        [_look_at(model, catalogue, program.path, flags) for model in catalogue.models.values()],
+    )
 
 
 def _look_at(model: Model, catalogue: Catalogue, server: str, flags: Flags | None) -> Checked:
     """Look at one model's files. `flags` None: the server is of no use, so that there is no command line."""
     found = Checked(model.alias, str(model.path))
-    headers: dict[str, Header] = {}
+    headers: dict[str, GgufHeader] = {}
     for key, path in model.files.items():
         header, problem = _read(path)
         if problem:
@@ -61,17 +65,24 @@ def _look_at(model: Model, catalogue: Catalogue, server: str, flags: Flags | Non
     found.facts = _facts(model, catalogue, headers, flags)
     if flags is not None and not found.problem:
         try:
-            found.command = command_line(server, model, catalogue.system, flags, port=FIRST_PORT, header=headers["model_path"])
+            found.command = command_line(
+                server, model, catalogue.system, flags, port=FIRST_PORT, header=headers["model_path"]
+            )
         except BadCommand as exc:
             found.problem = str(exc)
     return found
 
 
-def _read(path: Path) -> tuple[Header | None, str]:
+def _read(path: Path) -> tuple[GgufHeader | None, str]:
     """Read one file's header; give (it, ""), or (None, what is wrong). Adapters of old, .bin, have none to read."""
     for part in parts_of(path):
         if not part.is_file():
-            return None, "there is no such file" if part == path else f"the file is not whole: there is no {part.name}"
+            return (
+                None,
+                "there is no such file"
+                if part == path
+                else f"the file is not whole: there is no {part.name}",
+            )
     try:
         return (read_header(path) if path.suffix.lower() == ".gguf" else None), ""
     except OSError as exc:
@@ -80,7 +91,7 @@ def _read(path: Path) -> tuple[Header | None, str]:
         return None, f"the file is no model: {exc}"
 
 
-def _disagreement(headers: dict[str, Header]) -> str:
+def _disagreement(headers: dict[str, GgufHeader]) -> str:
     """Say which file is not what its key says; "" = all are."""
     main = headers["model_path"]
     for key, header in headers.items():
@@ -92,18 +103,36 @@ def _disagreement(headers: dict[str, Header]) -> str:
     return ""
 
 
-def _facts(model: Model, catalogue: Catalogue, headers: dict[str, Header], flags: Flags | None) -> dict[str, Any]:
+def _facts(
+    model: Model, catalogue: Catalogue, headers: dict[str, GgufHeader], flags: Flags | None
+) -> dict[str, Any]:
     header, params = headers["model_path"], model.params
     memory = memory_of(model, catalogue.system, header)
-    return {"name": header.name, "architecture": header.architecture, "quantization": header.quantization, "size_bytes": size_of(model.path),
-            "kind": kind_of(model, header), "trained_context_tokens": header.context_tokens, "context_tokens": params.n_ctx,
-            "slots": slots_of(model, catalogue.system), "replicas": model.replicas, "pinned": model.pinned,
-            "files": {key: str(path) for key, path in model.files.items() if key != "model_path"},
-            "memory_bytes": memory.total, "weights_bytes": memory.weights, "cache_bytes": memory.cache, "buffers_bytes": memory.buffers,
-            "extras_bytes": memory.extras, "is_rough": memory.is_rough, "notes": _notes(model, catalogue, headers, flags)}
+    return {
+        "name": header.name,
+        "architecture": header.architecture,
+        "quantization": header.quantization,
+        "size_bytes": size_of(model.path),
+        "kind": kind_of(model, header),
+        "trained_context_tokens": header.context_tokens,
+        "context_tokens": params.n_ctx,
+        "slots": slots_of(model, catalogue.system),
+        "replicas": model.replicas,
+        "pinned": model.pinned,
+        "files": {key: str(path) for key, path in model.files.items() if key != "model_path"},
+        "memory_bytes": memory.total,
+        "weights_bytes": memory.weights,
+        "cache_bytes": memory.cache,
+        "buffers_bytes": memory.buffers,
+        "extras_bytes": memory.extras,
+        "is_rough": memory.is_rough,
+        "notes": _notes(model, catalogue, headers, flags),
+    }
 
 
-def _notes(model: Model, catalogue: Catalogue, headers: dict[str, Header], flags: Flags | None) -> list[str]:
+def _notes(
+    model: Model, catalogue: Catalogue, headers: dict[str, GgufHeader], flags: Flags | None
+) -> list[str]:
     """What works, but not as one might think."""
     header, params, system = headers["model_path"], model.params, catalogue.system
     slots, wanted = slots_of(model, system), params.parallel_override or system.parallel_requests
@@ -114,15 +143,20 @@ def _notes(model: Model, catalogue: Catalogue, headers: dict[str, Header], flags
         notes.append(f"{wanted} slots would have less than 2048 tokens each: {slots}")
     draft = headers.get("draft_model_path")
     if draft and abs(draft.vocabulary - header.vocabulary) > DRAFT_TOKENS:
-        notes.append(f"the draft model knows {draft.vocabulary} tokens and the model {header.vocabulary}: where they differ it cannot draft for it")
+        notes.append(
+            f"the draft model knows {draft.vocabulary} tokens and the model {header.vocabulary}: where they differ it cannot draft for it"
+        )
     if system.use_mlock and flags is not None and not is_lockable(flags):
         notes.append("system.use_mlock is true, but this llama-server cannot lock memory")
     return notes
 
 
-def as_text(report: Report) -> str:
+def as_text(report: CheckReport) -> str:
     """Write the report for people."""
-    lines = [f"llama-server: {report.server or '-'}" + (f"  PROBLEM: {report.server_problem}" if report.server_problem else "")]
+    lines = [
+        f"llama-server: {report.server or '-'}"
+        + (f"  PROBLEM: {report.server_problem}" if report.server_problem else "")
+    ]
     for one in report.models:
         lines += ["", f"{one.alias}  {one.path}"]
         if one.problem:
@@ -138,10 +172,18 @@ def as_text(report: Report) -> str:
 
 def _told(facts: dict[str, Any]) -> list[str]:
     what = " ".join(filter(None, (facts["architecture"], facts["quantization"], facts["kind"])))
-    more = (f"; up to {facts['replicas']} of it" if facts["replicas"] > 1 else "") + ("; pinned" if facts["pinned"] else "")
+    more = (f"; up to {facts['replicas']} of it" if facts["replicas"] > 1 else "") + (
+        "; pinned" if facts["pinned"] else ""
+    )
     about = "about (its header says too little to reckon)" if facts["is_rough"] else "about"
-    parts = " + ".join(f"{name} {facts[f'{name}_bytes'] / MIB:,.0f}" for name in ("weights", "cache", "buffers", "extras")
-                       if name != "extras" or facts["extras_bytes"])
-    return [f"  {what}, {facts['size_bytes'] / MIB:,.1f} MiB; {facts['context_tokens']} tokens of context in {facts['slots']} slots{more}",
-            f"  memory: {about} {facts['memory_bytes'] / MIB:,.0f} MiB = {parts}",
-            *(f"  with {key}: {path}" for key, path in facts["files"].items()), *(f"  note: {note}" for note in facts["notes"])]
+    parts = " + ".join(
+        f"{name} {facts[f'{name}_bytes'] / MIB:,.0f}"
+        for name in ("weights", "cache", "buffers", "extras")
+        if name != "extras" or facts["extras_bytes"]
+    )
+    return [
+        f"  {what}, {facts['size_bytes'] / MIB:,.1f} MiB; {facts['context_tokens']} tokens of context in {facts['slots']} slots{more}",
+        f"  memory: {about} {facts['memory_bytes'] / MIB:,.0f} MiB = {parts}",
+        *(f"  with {key}: {path}" for key, path in facts["files"].items()),
+        *(f"  note: {note}" for note in facts["notes"]),
+    ]

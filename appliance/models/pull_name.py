@@ -10,16 +10,18 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from appliance.base.errors import Invalid, NotFound
-from appliance.models.fetching import Offered
-from appliance.models.gguf import PART
+from appliance.downloads.contract import SourceOffer
+from appliance.models.table.gguf import PART
 
 HOSTS = ("hf.co", "huggingface.co")
 PREFERRED = "Q4_K_M"
 MOST_NAMED = 20
 _PIECE = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
 _NAME = re.compile(rf"(?P<repository>{_PIECE}/{_PIECE})(?::(?P<tag>[A-Za-z0-9][A-Za-z0-9._+-]{{0,127}}))?")
-_HEAD = re.compile(rf"(?:https?://)?(?P<host>{'|'.join(map(re.escape, HOSTS))})/|(?P<scheme>hf)://", re.IGNORECASE)
-_AWKWARD = re.compile(r"[*?\[\],]|\.\.|^/")        # in a path: it could not be told from a pattern, or leads astray
+_HEAD = re.compile(
+    rf"(?:https?://)?(?P<host>{'|'.join(map(re.escape, HOSTS))})/|(?P<scheme>hf)://", re.IGNORECASE
+)
+_AWKWARD = re.compile(r"[*?\[\],]|\.\.|^/")  # in a path: it could not be told from a pattern, or leads astray
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,25 +51,30 @@ def parse_pull(name: str) -> PullName | None:
     head = _HEAD.match(name)
     if head is None:
         return None
-    found = _NAME.fullmatch(name[head.end():].removesuffix("/"))
+    found = _NAME.fullmatch(name[head.end() :].removesuffix("/"))
     if found is None or ".." in name:
         raise Invalid("invalid model name", param="model", code="invalid_model_name")
     tag = found["tag"] or ""
     tag = "" if tag.lower() == "latest" else tag
     host = (head["host"] or head["scheme"]).lower()
     alias = f"{host}/{found['repository']}" if head["host"] else f"hf://{found['repository']}"
-    return PullName(f"{alias}:{tag}" if tag else alias, found["repository"], tag, PurePosixPath(host, found["repository"], tag or "latest"))
+    return PullName(
+        f"{alias}:{tag}" if tag else alias,
+        found["repository"],
+        tag,
+        PurePosixPath(host, found["repository"], tag or "latest"),
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
     """The files that a name means: those of the model (parts in their order), and its projector for images where there is one."""
 
-    model: tuple[Offered, ...]
-    projector: Offered | None = None
+    model: tuple[SourceOffer, ...]
+    projector: SourceOffer | None = None
 
     @property
-    def files(self) -> tuple[Offered, ...]:
+    def files(self) -> tuple[SourceOffer, ...]:
         return (*self.model, self.projector) if self.projector else self.model
 
     @property
@@ -76,7 +83,7 @@ class Choice:
         return None if None in sizes else sum(size or 0 for size in sizes)
 
 
-def choose(offered: Iterable[Offered], tag: str) -> Choice:
+def choose(offered: Iterable[SourceOffer], tag: str) -> Choice:
     """Choose the files that a tag means.
 
     1. the file whose very name it is                  2. the one in whose name it stands as a word: the shortest such name
@@ -85,46 +92,60 @@ def choose(offered: Iterable[Offered], tag: str) -> Choice:
     Raises  Invalid: there is no GGUF file · NotFound: none that the tag means
     """
     groups = _groups(offered)
-    models = {stem: files for stem, files in groups.items() if not PurePosixPath(stem).name.lower().startswith(("mmproj", "imatrix"))}
+    models = {
+        stem: files
+        for stem, files in groups.items()
+        if not PurePosixPath(stem).name.lower().startswith(("mmproj", "imatrix"))
+    }
     if not models:
-        raise Invalid("Repository is not GGUF or is not compatible with llama.cpp", param="model", code="not_gguf")
+        raise Invalid(
+            "Repository is not GGUF or is not compatible with llama.cpp", param="model", code="not_gguf"
+        )
     found = _named(models, tag or PREFERRED)
-    if found is None and not tag:                                                                   # 3
+    if found is None and not tag:  # 3
         found = min(models, key=lambda stem: (_size(models[stem]), stem))
     if found is None:
         names = ", ".join(sorted(PurePosixPath(stem).name for stem in models)[:MOST_NAMED])
-        raise NotFound(f"The specified tag is not available in the repository: {tag}. It has {names}.", param="model", code="no_such_tag")
-    projectors = {stem: files for stem, files in groups.items() if PurePosixPath(stem).name.lower().startswith("mmproj")}
+        raise NotFound(
+            f"The specified tag is not available in the repository: {tag}. It has {names}.",
+            param="model",
+            code="no_such_tag",
+        )
+    projectors = {
+        stem: files for stem, files in groups.items() if PurePosixPath(stem).name.lower().startswith("mmproj")
+    }
     return Choice(tuple(models[found]), _projector(projectors))
 
 
-def _groups(offered: Iterable[Offered]) -> dict[str, list[Offered]]:
+def _groups(offered: Iterable[SourceOffer]) -> dict[str, list[SourceOffer]]:
     """Give the GGUF files by their path without ending and part number; of those in parts only whole sets."""
-    groups: dict[str, list[Offered]] = {}
+    groups: dict[str, list[SourceOffer]] = {}
     counts: dict[str, int] = {}
     for file in sorted(offered, key=lambda one: one.path):
         if not file.path.lower().endswith(".gguf") or _AWKWARD.search(file.path):
             continue
         part = PART.fullmatch(file.path)
-        stem = part["stem"] if part else file.path[:-len(".gguf")]
+        stem = part["stem"] if part else file.path[: -len(".gguf")]
         groups.setdefault(stem, []).append(file)
         counts[stem] = int(part["count"]) if part else 1
     return {stem: files for stem, files in groups.items() if len(files) == counts[stem]}
 
 
-def _named(models: dict[str, list[Offered]], tag: str) -> str | None:
+def _named(models: dict[str, list[SourceOffer]], tag: str) -> str | None:
     wanted = tag.lower().removesuffix(".gguf")
-    exact = [stem for stem in models if PurePosixPath(stem).name.lower() == wanted]                 # 1
+    exact = [stem for stem in models if PurePosixPath(stem).name.lower() == wanted]  # 1
     word = re.compile(rf"(?<![a-z0-9]){re.escape(wanted)}(?![a-z0-9_])")
-    worded = [stem for stem in models if word.search(stem.lower())]                                 # 2
+    worded = [stem for stem in models if word.search(stem.lower())]  # 2
     return min(exact or worded, key=lambda stem: (len(stem), stem), default=None)
 
 
-def _projector(projectors: dict[str, list[Offered]]) -> Offered | None:
+def _projector(projectors: dict[str, list[SourceOffer]]) -> SourceOffer | None:
     """Choose among projectors: half precision, which every llama-server takes, else the smallest."""
-    stem = _named(projectors, "f16") or min(projectors, key=lambda one: (_size(projectors[one]), one), default=None)
+    stem = _named(projectors, "f16") or min(
+        projectors, key=lambda one: (_size(projectors[one]), one), default=None
+    )
     return projectors[stem][0] if stem else None
 
 
-def _size(files: Sequence[Offered]) -> int:
+def _size(files: Sequence[SourceOffer]) -> int:
     return sum(file.size_bytes or 0 for file in files)

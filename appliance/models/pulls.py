@@ -13,12 +13,12 @@ from pathlib import Path
 from appliance.base.clock import Clock
 from appliance.base.errors import ApplianceError, Conflict, Invalid, NoSuchModel
 from appliance.base.logs import get_logger
-from appliance.models.fetching import Lister, Wish
-from appliance.models.gguf import BadGguf, read_header
-from appliance.models.job import Job
-from appliance.models.jobs import Jobs
+from appliance.downloads.contract import DownloadRequest, Lister
+from appliance.downloads.job import DownloadJob
+from appliance.downloads.jobs import DownloadJobs
 from appliance.models.pull_name import Choice, PullName, choose
-from appliance.models.pulled import Pulled, add_pulled, read_pulled, remove_pulled
+from appliance.models.table.gguf import BadGguf, read_header
+from appliance.models.table.pulled import Pulled, add_pulled, read_pulled, remove_pulled
 
 log = get_logger("downloads")
 
@@ -30,8 +30,17 @@ class Pulls:
             on_change: lets the table of models be read again; config: what goes along with each wish (an endpoint, never kept)
     """
 
-    def __init__(self, jobs: Jobs, *, home: Path, lister: Lister, clock: Clock, eject: Callable[[str], Awaitable[None]],
-                 on_change: Callable[[], Awaitable[None]], config: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        jobs: DownloadJobs,
+        *,
+        home: Path,
+        lister: Lister,
+        clock: Clock,
+        eject: Callable[[str], Awaitable[None]],
+        on_change: Callable[[], Awaitable[None]],
+        config: Mapping[str, str] | None = None,
+    ) -> None:
         self.jobs = jobs
         self._home = home
         self._lister = lister
@@ -51,13 +60,15 @@ class Pulls:
             found.message = f"pull model manifest: {error.message}"
             raise found from None
 
-    async def start(self, name: PullName, choice: Choice) -> Job:
+    async def start(self, name: PullName, choice: Choice) -> DownloadJob:
         """Begin to fetch the files of a name, or join who does already. Raises what Jobs.start raises."""
         folder = self._home.joinpath(name.folder)
         config = {**self._config, "include": ",".join(file.path for file in choice.files)}
-        return await self.jobs.start(Wish(name.source, folder, config=config), model=name.alias, is_kept=False)
+        return await self.jobs.start(
+            DownloadRequest(name.source, folder, config=config), model=name.alias, is_kept=False
+        )
 
-    async def _fetched(self, job: Job) -> None:
+    async def _fetched(self, job: DownloadJob) -> None:
         """Put what a pull fetched into the index, and let it serve."""
         if not job.model:
             return
@@ -65,7 +76,14 @@ class Pulls:
         projector = next((name for name in others if Path(name).name.lower().startswith("mmproj")), None)
         path = job.output_dir / first
         await asyncio.to_thread(_check, path)
-        model = Pulled(job.model, job.source, job.output_dir, path, job.output_dir / projector if projector else None, self._clock.now_s())
+        model = Pulled(
+            job.model,
+            job.source,
+            job.output_dir,
+            path,
+            job.output_dir / projector if projector else None,
+            self._clock.now_s(),
+        )
         async with self._writing:
             await asyncio.to_thread(add_pulled, self._home, model)
         await self._on_change()
@@ -119,5 +137,5 @@ def _remove(folder: Path, home: Path) -> None:
             return
         try:
             parent.rmdir()
-        except OSError:         # another model lies there
+        except OSError:  # another model lies there
             return

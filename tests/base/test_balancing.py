@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from appliance.base.balancing import STRATEGIES, Balancer, Member, prefix_hashes, settle, vram_weight
-from appliance.base.fair_queue import FairQueue, Full
+from appliance.base.fair_queue import FairQueue, FairQueueFull
 from appliance.base.retry_budget import RetryBudget
 
 
@@ -30,7 +30,17 @@ def shares(strategy: str, rows: list[Member], count: int, *, keeps: bool = False
     return found
 
 
-@pytest.mark.parametrize("strategy", ["least_busy", "least_connections", "round_robin", "weighted_round_robin", "equal_weighted", "prefix_affinity"])
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        "least_busy",
+        "least_connections",
+        "round_robin",
+        "weighted_round_robin",
+        "equal_weighted",
+        "prefix_affinity",
+    ],
+)
 def test_a_burst_spreads_evenly(strategy: str) -> None:
     assert set(shares(strategy, members(weight=[1, 1, 1, 1]), 64, keeps=True).values()) == {16}
 
@@ -41,13 +51,20 @@ def test_power_of_two_spreads_a_burst_nearly_evenly() -> None:
     assert max(found.values()) - min(found.values()) <= 4
 
 
-@pytest.mark.parametrize(("strategy", "state", "wanted"), [
-    ("least_busy", {"active": [2, 1, 2]}, "m1"), ("least_busy", {"active": [0, 0], "others": [3.0, 1.0]}, "m1"),
-    ("least_busy", {"active": [3, 2], "weight": [2.0, 1.0]}, "m0"), ("least_busy", {"active": [1, 1], "ramp": [0.1, 1.0]}, "m1"),
-    ("least_busy", {"active": [1, 1], "cost": [2.0, 1.0]}, "m1"),
-    ("equal_weighted", {"total": [5, 3, 4], "active": [0, 9, 0]}, "m1"), ("least_connections", {"active": [1, 0], "others": [0.0, 9.0]}, "m1"),
-    ("least_response_time", {"mean_s": [0.2, 0.1, 0.3]}, "m1"), ("least_response_time", {"mean_s": [0.2, 0.1, None]}, "m2"),
-])
+@pytest.mark.parametrize(
+    ("strategy", "state", "wanted"),
+    [
+        ("least_busy", {"active": [2, 1, 2]}, "m1"),
+        ("least_busy", {"active": [0, 0], "others": [3.0, 1.0]}, "m1"),
+        ("least_busy", {"active": [3, 2], "weight": [2.0, 1.0]}, "m0"),
+        ("least_busy", {"active": [1, 1], "ramp": [0.1, 1.0]}, "m1"),
+        ("least_busy", {"active": [1, 1], "cost": [2.0, 1.0]}, "m1"),
+        ("equal_weighted", {"total": [5, 3, 4], "active": [0, 9, 0]}, "m1"),
+        ("least_connections", {"active": [1, 0], "others": [0.0, 9.0]}, "m1"),
+        ("least_response_time", {"mean_s": [0.2, 0.1, 0.3]}, "m1"),
+        ("least_response_time", {"mean_s": [0.2, 0.1, None]}, "m2"),
+    ],
+)
 def test_the_one_that_is_chosen(strategy: str, state: dict[str, list[float]], wanted: str) -> None:
     assert Balancer(strategy).choose(members(**state))[0].name == wanted
 
@@ -113,7 +130,10 @@ def test_a_newcomer_is_not_flooded() -> None:
     assert newcomer.total == 1000
 
 
-@pytest.mark.parametrize(("gib", "price", "weight"), [(80, None, 3.0), (48, 2.0, 2.0), (24, 0.5, 1.8), (16, 0.99, 1.2), (16, 1.0, 1.0)])
+@pytest.mark.parametrize(
+    ("gib", "price", "weight"),
+    [(80, None, 3.0), (48, 2.0, 2.0), (24, 0.5, 1.8), (16, 0.99, 1.2), (16, 1.0, 1.0)],
+)
 def test_weights_by_memory_and_price(gib: float, price: float | None, weight: float) -> None:
     assert vram_weight(gib, price) == pytest.approx(weight)
 
@@ -129,12 +149,15 @@ def order(queue: FairQueue[str], now_s: float) -> list[str]:
     return [queue.pop(now_s) for _ in range(len(queue))]
 
 
-@pytest.mark.parametrize(("rows", "wanted"), [
-    ([("a", 1, 0), ("a", 1, 0), ("a", 1, 0), ("b", 1, 0)], ["a0", "b3", "a1", "a2"]),
-    ([("a", 2, 0), ("b", 1, 0), ("c", 0, 0)], ["c2", "b1", "a0"]),
-    ([("a", 0, 19.0), ("b", 2, -10.0)], ["b1", "a0"]),
-    ([("a", 1, 15.0), ("b", 2, 4.0)], ["b1", "a0"]),
-])
+@pytest.mark.parametrize(
+    ("rows", "wanted"),
+    [
+        ([("a", 1, 0), ("a", 1, 0), ("a", 1, 0), ("b", 1, 0)], ["a0", "b3", "a1", "a2"]),
+        ([("a", 2, 0), ("b", 1, 0), ("c", 0, 0)], ["c2", "b1", "a0"]),
+        ([("a", 0, 19.0), ("b", 2, -10.0)], ["b1", "a0"]),
+        ([("a", 1, 15.0), ("b", 2, 4.0)], ["b1", "a0"]),
+    ],
+)
 def test_whose_turn_it_is(rows: list[tuple[str, int, float]], wanted: list[str]) -> None:
     assert order(queue_of(*rows), 20.0) == wanted
 
@@ -148,13 +171,15 @@ def test_a_low_one_is_served_under_a_flood_of_high_ones() -> None:
             queue.push(f"{second}", flow="h", priority=0, now_s=second)
         served.append(queue.pop(second))
     before = served[: served.index("low")]
-    assert max(map(int, before)) <= 20      # two levels of ten seconds: nobody who came later than that went before it
+    assert (
+        max(map(int, before)) <= 20
+    )  # two levels of ten seconds: nobody who came later than that went before it
 
 
 def test_leaving_the_line() -> None:
     queue: FairQueue[str] = FairQueue(2)
     first, second = (queue.push(name, flow="f", now_s=0) for name in "ab")
-    with pytest.raises(Full):
+    with pytest.raises(FairQueueFull):
         queue.push("c", flow="g", now_s=0)
     assert queue.position(second, 0) == 1
     assert queue.remove(first)

@@ -9,18 +9,61 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_of
 from prometheus_client.parser import text_string_to_metric_families as text_of
 
-from appliance.base.exposition import BadPage, Family, Page, escaped, pairs_of, read, unescaped
-from appliance.base.exposition_out import END, as_openmetrics, as_text, labelled, merged, wants_openmetrics
+from appliance.base.metrics.exposition_read import (
+    BadPage,
+    MetricFamily,
+    MetricsPage,
+    escaped,
+    pairs_of,
+    read,
+    unescaped,
+)
+from appliance.base.metrics.exposition_write import (
+    END,
+    as_openmetrics,
+    as_text,
+    labelled,
+    merged,
+    wants_openmetrics,
+)
 
 Row = tuple[str, tuple[tuple[str, str], ...], str, float | None]
-ODD = ['"', "\\", "\n", "{", "}", ",", "=", " ", "#", "é", "漢", "a", "1", "\\n", '\\"', '",b="', "\t", "x y", "+Inf", "# EOF"]
+ODD = [
+    '"',
+    "\\",
+    "\n",
+    "{",
+    "}",
+    ",",
+    "=",
+    " ",
+    "#",
+    "é",
+    "漢",
+    "a",
+    "1",
+    "\\n",
+    '\\"',
+    '",b="',
+    "\t",
+    "x y",
+    "+Inf",
+    "# EOF",
+]
 VALUES = ["0", "1", "3.5", "1e-05", "2.5e+10", "+Inf", "-Inf", "NaN", "-7", "1.7976931348623157e+308"]
 
 
-def ours(families: Iterable[Family]) -> list[Row]:
-    return sorted((sample.name.decode(), tuple(sorted((key.decode(), unescaped(value)) for key, value in pairs_of(sample.labels))),
-                   repr(float(sample.value)), int(sample.stamp) / 1000 if sample.stamp else None)
-                  for family in families for sample in [*family.samples, *family.created])
+def ours(families: Iterable[MetricFamily]) -> list[Row]:
+    return sorted(
+        (
+            sample.name.decode(),
+            tuple(sorted((key.decode(), unescaped(value)) for key, value in pairs_of(sample.labels))),
+            repr(float(sample.value)),
+            int(sample.stamp) / 1000 if sample.stamp else None,
+        )
+        for family in families
+        for sample in [*family.samples, *family.created]
+    )
 
 
 def theirs(families: Iterable[Any], *, raw: str = "") -> list[Row]:
@@ -31,7 +74,14 @@ def theirs(families: Iterable[Any], *, raw: str = "") -> list[Row]:
             name = sample.name
             if family.type == "counter" and name.endswith("_total") and raw and f"\n{name}" not in "\n" + raw:
                 name = name.removesuffix("_total")
-            rows.append((name, tuple(sorted(sample.labels.items())), repr(float(sample.value)), sample.timestamp and float(sample.timestamp)))
+            rows.append(
+                (
+                    name,
+                    tuple(sorted(sample.labels.items())),
+                    repr(float(sample.value)),
+                    sample.timestamp and float(sample.timestamp),
+                )
+            )
     return sorted(rows)
 
 
@@ -40,7 +90,9 @@ def odd_text(chance: random.Random) -> str:
 
 
 def odd_labels(chance: random.Random, **more: str) -> str:
-    labels = {name: odd_text(chance) for name in chance.sample(["a", "b", "model_name", "_x"], chance.randrange(4))} | more
+    labels = {
+        name: odd_text(chance) for name in chance.sample(["a", "b", "model_name", "_x"], chance.randrange(4))
+    } | more
     return ",".join(f'{key}="{escaped(value).decode()}"' for key, value in labels.items())
 
 
@@ -61,9 +113,16 @@ def odd_page(chance: random.Random) -> str:
                 counts = sorted(chance.randrange(100) for _ in range(3))
                 for bound, count in zip(["0.5", "1.0", "+Inf"], counts, strict=True):
                     lines.append(f'{name}_bucket{{{labels},le="{bound}"}} {count}{stamp}')
-                lines += [f"{name}_sum{{{labels}}} 5.5{stamp}", f"{name}_count{{{labels}}} {counts[-1]}{stamp}"]
+                lines += [
+                    f"{name}_sum{{{labels}}} 5.5{stamp}",
+                    f"{name}_count{{{labels}}} {counts[-1]}{stamp}",
+                ]
             elif kind == "summary":
-                lines += [f'{name}{{{labels},quantile="0.5"}} 1{stamp}', f"{name}_sum{{{labels}}} 5.5{stamp}", f"{name}_count{{{labels}}} 3{stamp}"]
+                lines += [
+                    f'{name}{{{labels},quantile="0.5"}} 1{stamp}',
+                    f"{name}_sum{{{labels}}} 5.5{stamp}",
+                    f"{name}_count{{{labels}}} 3{stamp}",
+                ]
             else:
                 lines.append(f"{name}{{{labels}}} {chance.choice(VALUES)}{stamp}")
     return "\n".join(lines) + "\n"
@@ -76,7 +135,9 @@ def test_any_page_is_read_as_prometheus_client_reads_it_and_written_without_loss
     assert ours(page) == theirs(text_of(text), raw=text)
     written = as_text(page).decode()
     assert theirs(text_of(written), raw=written) == theirs(text_of(text), raw=text)
-    assert {f.name.decode(): f.kind for f in page if f.kind != "untyped"} == {f.name.decode(): f.kind for f in read(written.encode()) if f.kind != "untyped"}
+    assert {f.name.decode(): f.kind for f in page if f.kind != "untyped"} == {
+        f.name.decode(): f.kind for f in read(written.encode()) if f.kind != "untyped"
+    }
 
 
 @pytest.mark.parametrize("seed", range(150))
@@ -84,14 +145,17 @@ def test_any_page_becomes_valid_openmetrics_with_every_sample_in_it(seed: int) -
     text = odd_page(random.Random(seed))
     page = read(text.encode())
     written = (as_openmetrics(page) + END).decode()
-    families = list(openmetrics_of(written))        # raises where it is not valid
+    families = list(openmetrics_of(written))  # raises where it is not valid
     rows = theirs(families)
-    named = [(name if (name, labels) in {row[:2] for row in rows} else name + "_total", labels, value, stamp) for name, labels, value, stamp in ours(page)]
+    named = [
+        (name if (name, labels) in {row[:2] for row in rows} else name + "_total", labels, value, stamp)
+        for name, labels, value, stamp in ours(page)
+    ]
     assert rows == sorted(named)
     again = read(written.encode())
     assert again.is_openmetrics
     assert not again.is_plain
-    assert theirs(text_of(as_text(again).decode())) == rows         # and back
+    assert theirs(text_of(as_text(again).decode())) == rows  # and back
 
 
 PLAIN = """# HELP a_total Its help with "quotes" and \\\\ and \\n.
@@ -115,52 +179,99 @@ def test_the_times_at_which_metrics_began_are_no_metrics_of_their_own_in_openmet
     families = {f.name: f for f in openmetrics_of((as_openmetrics(read(PLAIN.encode())) + END).decode())}
     assert set(families) == {"a", "h"}
     assert [(s.name, s.labels, s.value) for s in families["a"].samples] == [
-        ("a_total", {"x": "1"}, 5), ("a_created", {"x": "1"}, 1.7e9), ("a_total", {"x": "2"}, 6), ("a_created", {"x": "2"}, 1.8e9)]
-    assert [(s.name, s.labels.get("le")) for s in families["h"].samples] == [("h_bucket", "1.0"), ("h_bucket", "+Inf"), ("h_count", None),
-                                                                           ("h_sum", None), ("h_created", None)]
+        ("a_total", {"x": "1"}, 5),
+        ("a_created", {"x": "1"}, 1.7e9),
+        ("a_total", {"x": "2"}, 6),
+        ("a_created", {"x": "2"}, 1.8e9),
+    ]
+    assert [(s.name, s.labels.get("le")) for s in families["h"].samples] == [
+        ("h_bucket", "1.0"),
+        ("h_bucket", "+Inf"),
+        ("h_count", None),
+        ("h_sum", None),
+        ("h_created", None),
+    ]
     assert families["a"].documentation == 'Its help with "quotes" and \\ and \n.'
     again = as_text(read(as_openmetrics(read(PLAIN.encode())) + END)).decode()
-    assert "# TYPE a_created gauge\na_created{x=\"1\"} 1.7e+09\n" in again
+    assert '# TYPE a_created gauge\na_created{x="1"} 1.7e+09\n' in again
     assert 'with "quotes" and \\\\ and \\n.' in again
 
 
-@pytest.mark.parametrize(("lines", "kinds"), [
-    (["# TYPE h histogram", 'h_bucket{le="1.0"} 1', "h_sum 1"], {"h_bucket": "unknown", "h_sum": "unknown"}),                  # no +Inf, no count
-    (["# TYPE h histogram", 'h_bucket{le="+Inf"} 1', "h_sum 1", "h_count 2"], {"h_bucket": "unknown", "h_sum": "unknown", "h_count": "unknown"}),
-    (["# TYPE h histogram", 'h_bucket{le="1.0"} 5', 'h_bucket{le="+Inf"} 1', "h_sum 1", "h_count 1"],
-     {"h_bucket": "unknown", "h_sum": "unknown", "h_count": "unknown"}),
-    (["# TYPE c_total counter", "c_total -1"], {"c_total": "unknown"}),
-    (["# TYPE c_total counter", "c_total NaN", "# TYPE c_created gauge", "c_created 5"], {"c_total": "unknown", "c_created": "unknown"}),
-    (["# TYPE c gauge", "c 1", "# TYPE c_total counter", "c_total 2"], {"c": "gauge", "c_total": "unknown"}),                   # one name for two
-    (["# TYPE g gauge", 'g{a="1"} 1', 'g{a="1"} 2'], {"g": "unknown"}),                                                          # a series twice
-    (["# TYPE s summary", 's{quantile="5"} 1', "s_sum 1", "s_count 1"], {"s": "unknown", "s_sum": "unknown", "s_count": "unknown"}),
-    (["# TYPE x_total histogram", 'x_total_bucket{le="+Inf"} 1', "x_total_sum 1", "x_total_count 1"], {"x_total": "histogram"}),
-    (["x 1", "y 2", "x{a=\"1\"} 3"], {"x": "unknown", "y": "unknown"}),
-])
-def test_what_cannot_be_openmetrics_keeps_its_samples_and_loses_its_kind(lines: list[str], kinds: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    ("lines", "kinds"),
+    [
+        (
+            ["# TYPE h histogram", 'h_bucket{le="1.0"} 1', "h_sum 1"],
+            {"h_bucket": "unknown", "h_sum": "unknown"},
+        ),  # no +Inf, no count
+        (
+            ["# TYPE h histogram", 'h_bucket{le="+Inf"} 1', "h_sum 1", "h_count 2"],
+            {"h_bucket": "unknown", "h_sum": "unknown", "h_count": "unknown"},
+        ),
+        (
+            ["# TYPE h histogram", 'h_bucket{le="1.0"} 5', 'h_bucket{le="+Inf"} 1', "h_sum 1", "h_count 1"],
+            {"h_bucket": "unknown", "h_sum": "unknown", "h_count": "unknown"},
+        ),
+        (["# TYPE c_total counter", "c_total -1"], {"c_total": "unknown"}),
+        (
+            ["# TYPE c_total counter", "c_total NaN", "# TYPE c_created gauge", "c_created 5"],
+            {"c_total": "unknown", "c_created": "unknown"},
+        ),
+        (
+            ["# TYPE c gauge", "c 1", "# TYPE c_total counter", "c_total 2"],
+            {"c": "gauge", "c_total": "unknown"},
+        ),  # one name for two
+        (["# TYPE g gauge", 'g{a="1"} 1', 'g{a="1"} 2'], {"g": "unknown"}),  # a series twice
+        (
+            ["# TYPE s summary", 's{quantile="5"} 1', "s_sum 1", "s_count 1"],
+            {"s": "unknown", "s_sum": "unknown", "s_count": "unknown"},
+        ),
+        (
+            ["# TYPE x_total histogram", 'x_total_bucket{le="+Inf"} 1', "x_total_sum 1", "x_total_count 1"],
+            {"x_total": "histogram"},
+        ),
+        (["x 1", "y 2", 'x{a="1"} 3'], {"x": "unknown", "y": "unknown"}),
+    ],
+)
+def test_what_cannot_be_openmetrics_keeps_its_samples_and_loses_its_kind(
+    lines: list[str], kinds: dict[str, str]
+) -> None:
     written = as_openmetrics(read("\n".join(lines).encode())) + END
     assert {f.name: f.type for f in openmetrics_of(written.decode())} == kinds
 
 
 def test_exemplars_and_times_of_openmetrics_are_read_and_kept_where_they_may_be() -> None:
-    source = (b"# TYPE c counter\n# HELP c With \\\"quotes\\\".\nc_total{a=\"1\"} 5 1700000000.5 # {trace_id=\"x} # {\"} 1.0 1700000000.1\n"
-              b"# TYPE h histogram\n# UNIT h_seconds seconds\nh_bucket{le=\"+Inf\"} 1 # {} 0.5\nh_count 1\nh_sum 0.5\n# EOF\n")
+    source = (
+        b'# TYPE c counter\n# HELP c With \\"quotes\\".\nc_total{a="1"} 5 1700000000.5 # {trace_id="x} # {"} 1.0 1700000000.1\n'
+        b'# TYPE h histogram\n# UNIT h_seconds seconds\nh_bucket{le="+Inf"} 1 # {} 0.5\nh_count 1\nh_sum 0.5\n# EOF\n'
+    )
     page = read(source)
-    assert page.families[b"c_total"].samples[0] == (b"c_total", b'a="1"', b"5", b"1700000000500", b'{trace_id="x} # {"} 1.0 1700000000.1')
-    assert as_text(page).startswith(b'# HELP c_total With "quotes".\n# TYPE c_total counter\nc_total{a="1"} 5 1700000000500\n')
+    assert page.families[b"c_total"].samples[0] == (
+        b"c_total",
+        b'a="1"',
+        b"5",
+        b"1700000000500",
+        b'{trace_id="x} # {"} 1.0 1700000000.1',
+    )
+    assert as_text(page).startswith(
+        b'# HELP c_total With "quotes".\n# TYPE c_total counter\nc_total{a="1"} 5 1700000000500\n'
+    )
     families = {f.name: f for f in openmetrics_of((as_openmetrics(page) + END).decode())}
     exemplar = families["c"].samples[0].exemplar
     assert (exemplar.labels, exemplar.value) == ({"trace_id": "x} # {"}, 1.0)
     assert families["h"].samples[0].exemplar.value == 0.5
 
 
-@pytest.mark.parametrize(("line", "samples"), [
-    ('a { x = "1" , y="2", } 5', [("a", (("x", "1"), ("y", "2")), "5.0", None)]),
-    ("a\t5\t1700000000000\r", [("a", (), "5.0", 1_700_000_000.0)]),
-    (r'a{path="C:\models"} 1', [("a", (("path", r"C:\models"),), "1.0", None)]),       # an escape that is none
-    ("a{} 1", [("a", (), "1.0", None)]),
-    ("  a   .5", [("a", (), "0.5", None)]),
-])
+@pytest.mark.parametrize(
+    ("line", "samples"),
+    [
+        ('a { x = "1" , y="2", } 5', [("a", (("x", "1"), ("y", "2")), "5.0", None)]),
+        ("a\t5\t1700000000000\r", [("a", (), "5.0", 1_700_000_000.0)]),
+        (r'a{path="C:\models"} 1', [("a", (("path", r"C:\models"),), "1.0", None)]),  # an escape that is none
+        ("a{} 1", [("a", (), "1.0", None)]),
+        ("  a   .5", [("a", (), "0.5", None)]),
+    ],
+)
 def test_what_is_not_quite_right_is_forgiven_and_written_right(line: str, samples: list[Row]) -> None:
     page = read((line + "\n").encode())
     assert ours(page) == samples
@@ -168,11 +279,23 @@ def test_what_is_not_quite_right_is_forgiven_and_written_right(line: str, sample
     list(openmetrics_of((as_openmetrics(page) + END).decode()))
 
 
-@pytest.mark.parametrize(("line", "why"), [
-    ("a 1_000", "is no sample"), ("a", "is no sample"), ("5 a", "is no sample"), ("a{x=1} 5", "has labels"), ('a{x="1" y="2"} 5', "has labels"),
-    ('a{x="1} 5', "is no sample"), ("a+5", "is no sample"), ("<html>", "is no sample"), ('a{,x="1"} 1', "has labels"), ("a 1 2 3", "is no sample"),
-    ("\x00", "is no sample"), ('a{x="1"} five', "is no sample"),
-])
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ("a 1_000", "is no sample"),
+        ("a", "is no sample"),
+        ("5 a", "is no sample"),
+        ("a{x=1} 5", "has labels"),
+        ('a{x="1" y="2"} 5', "has labels"),
+        ('a{x="1} 5', "is no sample"),
+        ("a+5", "is no sample"),
+        ("<html>", "is no sample"),
+        ('a{,x="1"} 1', "has labels"),
+        ("a 1 2 3", "is no sample"),
+        ("\x00", "is no sample"),
+        ('a{x="1"} five', "is no sample"),
+    ],
+)
 def test_a_line_that_makes_no_sense_is_named_with_its_number(line: str, why: str) -> None:
     page = "# TYPE a gauge\n" + "a 1\n" * 70_000 + line + "\na 2\n"
     with pytest.raises(BadPage) as caught:
@@ -197,20 +320,34 @@ def test_a_family_may_stand_in_pieces_and_before_its_type() -> None:
 def test_a_label_is_added_first_and_pushes_none_out() -> None:
     page = read(b'g{a="1"} 1\ng 2\ng{backend="theirs",b="2"} 3\n')
     assert as_text(labelled(page, b"backend", escaped('our"s'))) == (
-        b'# TYPE g untyped\ng{backend="our\\"s",a="1"} 1\ng{backend="our\\"s"} 2\ng{backend="our\\"s",exported_backend="theirs",b="2"} 3\n')
+        b'# TYPE g untyped\ng{backend="our\\"s",a="1"} 1\ng{backend="our\\"s"} 2\ng{backend="our\\"s",exported_backend="theirs",b="2"} 3\n'
+    )
 
 
 def test_families_of_one_name_are_put_together() -> None:
-    one, other = read(b"# TYPE g gauge\ng 1\n"), read(b"# TYPE g gauge\ng{a=\"2\"} 2\nx 1\n")
+    one, other = read(b"# TYPE g gauge\ng 1\n"), read(b'# TYPE g gauge\ng{a="2"} 2\nx 1\n')
     assert as_text(merged([*one, *other])) == b'# TYPE g gauge\ng 1\ng{a="2"} 2\n# TYPE x untyped\nx 1\n'
 
 
-@pytest.mark.parametrize(("accept", "openmetrics"), [
-    ("", False), ("*/*", False), ("text/plain", False), ("application/openmetrics-text", True), ("application/openmetrics-text; version=1.0.0", True),
-    ("application/openmetrics-text;version=1.0.0;q=0.5,application/openmetrics-text;version=0.0.1;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.2", True),
-    ("text/plain;version=0.0.4;q=0.9, application/openmetrics-text;q=0.1", False), ("application/openmetrics-text;q=0", False),
-    ("application/openmetrics-text; version=2.0.0", False), ("application/openmetrics-text; q=nonsense", False), (";;,;q", False),
-])
+@pytest.mark.parametrize(
+    ("accept", "openmetrics"),
+    [
+        ("", False),
+        ("*/*", False),
+        ("text/plain", False),
+        ("application/openmetrics-text", True),
+        ("application/openmetrics-text; version=1.0.0", True),
+        (
+            "application/openmetrics-text;version=1.0.0;q=0.5,application/openmetrics-text;version=0.0.1;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.2",
+            True,
+        ),
+        ("text/plain;version=0.0.4;q=0.9, application/openmetrics-text;q=0.1", False),
+        ("application/openmetrics-text;q=0", False),
+        ("application/openmetrics-text; version=2.0.0", False),
+        ("application/openmetrics-text; q=nonsense", False),
+        (";;,;q", False),
+    ],
+)
 def test_the_form_is_what_the_scraper_asks_for(accept: str, openmetrics: bool) -> None:
     assert wants_openmetrics(accept) is openmetrics
 
@@ -220,4 +357,4 @@ def test_values_survive_as_they_were_written() -> None:
     assert [row[2] for row in ours(page)] == ["1000000000.0", "nan", "inf", "0.1"]
     assert as_text(page).split(b"\n")[1] == b"a 1e+09"
     assert math.isnan(float(page.families[b"b"].samples[0].value))
-    assert isinstance(page, Page)
+    assert isinstance(page, MetricsPage)

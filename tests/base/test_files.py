@@ -24,7 +24,13 @@ def everything_in(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize(("mode", "becomes"), [(0o600, 0o600), (0o640, 0o640), (OPEN_MODE, 0o644)])
 @pytest.mark.parametrize("is_synced", [True, False])
-def test_a_file_is_put_in_its_place(tmp_path: Path, umask: None, mode: int, becomes: int, is_synced: bool) -> None:
+def test_a_file_is_put_in_its_place(
+    tmp_path: Path,
+    umask: None,
+    mode: int,
+    becomes: int,
+    is_synced: bool,
+) -> None:
     path = tmp_path / "some" / "folder" / "a.json"
     for data in (b"first", b"", b"a longer one"):
         put(path, data, mode=mode, is_synced=is_synced)
@@ -40,11 +46,16 @@ def test_the_mode_is_the_new_files(tmp_path: Path, umask: None) -> None:
 
 
 @pytest.mark.parametrize("is_synced", [True, False])
-def test_only_what_must_last_waits_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_synced: bool) -> None:
+def test_only_what_must_last_waits_for_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_synced: bool
+) -> None:
     path, at_sync = tmp_path / "a.json", []
-    monkeypatch.setattr("appliance.base.files.os.fsync", lambda descriptor: at_sync.append((os.fstat(descriptor).st_size, path.exists())))
+    monkeypatch.setattr(
+        "appliance.base.files.os.fsync",
+        lambda descriptor: at_sync.append((os.fstat(descriptor).st_size, path.exists())),
+    )
     put(path, b"seven b", is_synced=is_synced)
-    assert at_sync == ([(7, False)] if is_synced else [])       # all bytes, and before anybody sees the name
+    assert at_sync == ([(7, False)] if is_synced else [])  # all bytes, and before anybody sees the name
 
 
 def test_what_a_killed_writer_left_is_written_over(tmp_path: Path) -> None:
@@ -96,10 +107,18 @@ def broken_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("appliance.base.files.os.fsync", refuse)
 
 
-@pytest.mark.parametrize(("fail", "raised"), [(no_write, OSError), (no_sync, OSError), (no_rename, OSError), (broken_off, KeyboardInterrupt)])
+@pytest.mark.parametrize(
+    ("fail", "raised"),
+    [(no_write, OSError), (no_sync, OSError), (no_rename, OSError), (broken_off, KeyboardInterrupt)],
+)
 @pytest.mark.parametrize("former", [b"what stood there", None])
-def test_a_failure_leaves_what_stood_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fail: Any, raised: type[BaseException],
-                                           former: bytes | None) -> None:
+def test_a_failure_leaves_what_stood_there(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fail: Any,
+    raised: type[BaseException],
+    former: bytes | None,
+) -> None:
     path = tmp_path / "a.json"
     if former is not None:
         path.write_bytes(former)
@@ -118,5 +137,5 @@ def test_a_folder_that_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"b\.json"):
         put(tmp_path / "b.json", b"a folder stands in its place")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b.json"]
-    with pytest.raises(OSError):        # noqa: PT011 - whichever the machine gives: of a file system that takes no files
+    with pytest.raises(OSError):  # noqa: PT011 - whichever the machine gives: of a file system that takes no files
         put(Path("/proc/none.json"), b"x")

@@ -2,26 +2,28 @@
 
 import pytest
 
-from appliance.base.latencies import MOST_ROWS, OTHER, Latencies
-from appliance.base.spread import Spread
+from appliance.base.metrics.histogram import PlainHistogram
+from appliance.base.metrics.latencies import MOST_ROWS, OTHER, Latencies
 
 
 def test_an_answer_is_counted_once_in_each_histogram_that_it_says_something_for() -> None:
     books = Latencies()
     books.add("a", "m", queue_s=0.5, first_s=0.1, whole_s=1.1, tokens=11)
-    books.add("a", "m", queue_s=0.0, first_s=None, whole_s=2.0, tokens=50)      # in one piece
-    books.add("a", "m", queue_s=0.0, first_s=0.2, whole_s=0.2, tokens=1)        # no time between tokens
+    books.add("a", "m", queue_s=0.0, first_s=None, whole_s=2.0, tokens=50)  # in one piece
+    books.add("a", "m", queue_s=0.0, first_s=0.2, whole_s=0.2, tokens=1)  # no time between tokens
     books.add("a", "m", queue_s=0.0, first_s=0.2, whole_s=0.4, tokens=None)
-    (backend, model, row), = books
+    ((backend, model, row),) = books
     assert (backend, model) == ("a", "m")
     assert [sum(times.counts) for times in (row.ttft, row.tpot, row.e2e, row.queue)] == [3, 1, 4, 4]
-    assert row.ttft.total == pytest.approx(0.6 + 0.2 + 0.2)       # time in line counts, as with engines that measure it
+    assert row.ttft.total == pytest.approx(
+        0.6 + 0.2 + 0.2
+    )  # time in line counts, as with engines that measure it
     assert row.e2e.total == pytest.approx(1.6 + 2.0 + 0.2 + 0.4)
     assert row.tpot.total == pytest.approx(0.1)
 
 
 def test_a_value_on_a_bound_is_within_it() -> None:
-    times = Spread((1.0, 2.0))
+    times = PlainHistogram((1.0, 2.0))
     for value in (0.5, 1.0, 1.1, 2.0, 3.0):
         times.observe(value)
     assert times.counts == [2, 2, 1]

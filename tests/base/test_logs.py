@@ -9,7 +9,7 @@ from appliance.base import logs
 from appliance.base.clock import FakeClock
 from appliance.base.logs import SECRETS, get_logger
 from appliance.engines.receipts import Receipt
-from appliance.front.access_log import AccessLog
+from appliance.front.pipeline.access_log import AccessLog
 
 SECRET = "sk_leaky_0123456789"
 
@@ -22,10 +22,22 @@ def out() -> io.StringIO:
     return stream
 
 
-@pytest.mark.parametrize("value", [
-    SECRET, f"text {SECRET} text", {"a": [SECRET]}, [SECRET, ("x", SECRET)], ValueError(SECRET), "Authorization: Bearer abcdef1234567", "api_key=abcdef123456",
-    {"deep": {"er": SECRET}}, "sk-proj-abcdefgh12345", "plain-word-secret", b"bytes " + SECRET.encode(),
-])
+@pytest.mark.parametrize(
+    "value",
+    [
+        SECRET,
+        f"text {SECRET} text",
+        {"a": [SECRET]},
+        [SECRET, ("x", SECRET)],
+        ValueError(SECRET),
+        "Authorization: Bearer abcdef1234567",
+        "api_key=abcdef123456",
+        {"deep": {"er": SECRET}},
+        "sk-proj-abcdefgh12345",
+        "plain-word-secret",
+        b"bytes " + SECRET.encode(),
+    ],
+)
 def test_secrets_are_blanked_wherever_they_stand(out: io.StringIO, value: object) -> None:
     get_logger("t").info("event", value=value)
     try:

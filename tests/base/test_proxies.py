@@ -13,50 +13,99 @@ def chosen(url: str, **environ: str) -> str:
     return f"{proxy.variable} {proxy.url}" if proxy is not None else ""
 
 
-@pytest.mark.parametrize(("environ", "url", "wanted"), [
-    (BOTH, "http://host.test/x", "HTTP_PROXY http://plain.test:1"),
-    (BOTH, "https://host.test/x", "HTTPS_PROXY http://secure.test:2"),
-    ({"https_proxy": "p.test:8"}, "https://host.test", "https_proxy http://p.test:8"),
-    ({"https_proxy": "http://small.test:1", "HTTPS_PROXY": "http://large.test:1"}, "https://host.test", "https_proxy http://small.test:1"),
-    ({"https_proxy": " ", "HTTPS_PROXY": "http://large.test"}, "https://host.test", "HTTPS_PROXY http://large.test:80"),
-    ({"ALL_PROXY": "https://all.test"}, "http://host.test", "ALL_PROXY https://all.test:443"),
-    ({"all_proxy": "http://all.test:1", "HTTP_PROXY": "http://plain.test:1"}, "https://host.test", "all_proxy http://all.test:1"),
-    ({"all_proxy": "http://all.test:1", "HTTP_PROXY": "http://plain.test:1"}, "http://host.test", "HTTP_PROXY http://plain.test:1"),
-    ({"HTTP_PROXY": "http://[2001:db8::1]:3128"}, "http://host.test", "HTTP_PROXY http://[2001:db8::1]:3128"),
-    ({"HTTP_PROXY": "http://plain.test:1"}, "https://host.test", ""), ({}, "https://host.test", ""),
-])
+@pytest.mark.parametrize(
+    ("environ", "url", "wanted"),
+    [
+        (BOTH, "http://host.test/x", "HTTP_PROXY http://plain.test:1"),
+        (BOTH, "https://host.test/x", "HTTPS_PROXY http://secure.test:2"),
+        ({"https_proxy": "p.test:8"}, "https://host.test", "https_proxy http://p.test:8"),
+        (
+            {"https_proxy": "http://small.test:1", "HTTPS_PROXY": "http://large.test:1"},
+            "https://host.test",
+            "https_proxy http://small.test:1",
+        ),
+        (
+            {"https_proxy": " ", "HTTPS_PROXY": "http://large.test"},
+            "https://host.test",
+            "HTTPS_PROXY http://large.test:80",
+        ),
+        ({"ALL_PROXY": "https://all.test"}, "http://host.test", "ALL_PROXY https://all.test:443"),
+        (
+            {"all_proxy": "http://all.test:1", "HTTP_PROXY": "http://plain.test:1"},
+            "https://host.test",
+            "all_proxy http://all.test:1",
+        ),
+        (
+            {"all_proxy": "http://all.test:1", "HTTP_PROXY": "http://plain.test:1"},
+            "http://host.test",
+            "HTTP_PROXY http://plain.test:1",
+        ),
+        (
+            {"HTTP_PROXY": "http://[2001:db8::1]:3128"},
+            "http://host.test",
+            "HTTP_PROXY http://[2001:db8::1]:3128",
+        ),
+        ({"HTTP_PROXY": "http://plain.test:1"}, "https://host.test", ""),
+        ({}, "https://host.test", ""),
+    ],
+)
 def test_which_variable_counts(environ: dict[str, str], url: str, wanted: str) -> None:
     assert chosen(url, **environ) == wanted
 
 
-@pytest.mark.parametrize("url", ["http://localhost:9000/x", "http://127.0.0.1/", "https://127.8.9.1", "http://[::1]:80", "http://a.localhost"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://localhost:9000/x",
+        "http://127.0.0.1/",
+        "https://127.8.9.1",
+        "http://[::1]:80",
+        "http://a.localhost",
+    ],
+)
 def test_this_machine_is_never_asked_through_a_proxy(url: str) -> None:
     assert chosen(url, **BOTH) == ""
 
 
-@pytest.mark.parametrize(("entry", "direct", "proxied"), [
-    ("*", ["https://host.test", "http://10.0.0.1"], []),
-    ("host.test", ["https://host.test", "https://HOST.test:8443/x", "https://a.b.host.test", "https://host.test."], ["https://ahost.test"]),
-    (".host.test", ["https://a.host.test", "https://host.test"], ["https://host.test.evil"]),
-    ("*.Host.Test", ["https://a.host.test"], ["https://ahost.test"]),
-    ("host.test:8443", ["https://host.test:8443"], ["https://host.test", "https://host.test:443"]),
-    ("host.test:443", ["https://host.test"], ["https://host.test:8443"]),
-    ("10.1.2.3", ["http://10.1.2.3:9000"], ["http://10.1.2.4", "http://x.10.1.2.3"]),
-    ("10.1.0.0/16", ["http://10.1.2.3", "https://10.1.255.255"], ["http://10.2.0.1", "http://host.test"]),
-    ("2001:db8::/32", ["http://[2001:db8::7]:80"], ["http://[2001:db9::7]"]),
-    ("[2001:db8::7]:80", ["http://[2001:db8::7]"], ["http://[2001:db8::7]:81"]),
-    ("a.test, host.test  b.test,,", ["https://host.test", "https://b.test"], ["https://c.test"]),
-    (" , ", [], ["https://host.test"]), (".", [], ["https://host.test"]), ("10.1.0.0/99", [], ["http://10.1.0.0"]),
-])
+@pytest.mark.parametrize(
+    ("entry", "direct", "proxied"),
+    [
+        ("*", ["https://host.test", "http://10.0.0.1"], []),
+        (
+            "host.test",
+            ["https://host.test", "https://HOST.test:8443/x", "https://a.b.host.test", "https://host.test."],
+            ["https://ahost.test"],
+        ),
+        (".host.test", ["https://a.host.test", "https://host.test"], ["https://host.test.evil"]),
+        ("*.Host.Test", ["https://a.host.test"], ["https://ahost.test"]),
+        ("host.test:8443", ["https://host.test:8443"], ["https://host.test", "https://host.test:443"]),
+        ("host.test:443", ["https://host.test"], ["https://host.test:8443"]),
+        ("10.1.2.3", ["http://10.1.2.3:9000"], ["http://10.1.2.4", "http://x.10.1.2.3"]),
+        ("10.1.0.0/16", ["http://10.1.2.3", "https://10.1.255.255"], ["http://10.2.0.1", "http://host.test"]),
+        ("2001:db8::/32", ["http://[2001:db8::7]:80"], ["http://[2001:db9::7]"]),
+        ("[2001:db8::7]:80", ["http://[2001:db8::7]"], ["http://[2001:db8::7]:81"]),
+        ("a.test, host.test  b.test,,", ["https://host.test", "https://b.test"], ["https://c.test"]),
+        (" , ", [], ["https://host.test"]),
+        (".", [], ["https://host.test"]),
+        ("10.1.0.0/99", [], ["http://10.1.0.0"]),
+    ],
+)
 def test_what_is_asked_directly(entry: str, direct: list[str], proxied: list[str]) -> None:
     for name in ("NO_PROXY", "no_proxy"):
         assert [url for url in [*direct, *proxied] if not chosen(url, **BOTH, **{name: entry})] == direct
 
 
-@pytest.mark.parametrize(("value", "said"), [
-    ("socks5://me:topsecret@p.test:1080", "names a socks5:// proxy"), ("http://", "names no proxy"), ("http://me:topsecret@p.test:99999", "names no"),
-    ("http://me:topsecret@p.test/path", "names no proxy"), ("http://[me:topsecret", "names no proxy"), ("a b", "names no proxy"),
-])
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("socks5://me:topsecret@p.test:1080", "names a socks5:// proxy"),
+        ("http://", "names no proxy"),
+        ("http://me:topsecret@p.test:99999", "names no"),
+        ("http://me:topsecret@p.test/path", "names no proxy"),
+        ("http://[me:topsecret", "names no proxy"),
+        ("a b", "names no proxy"),
+    ],
+)
 def test_a_proxy_that_cannot_be_used_is_told_of_when_it_is_needed(value: str, said: str) -> None:
     proxies = Proxies.read({"HTTPS_PROXY": value, "NO_PROXY": "inside.test"})
     assert proxies.of("https://inside.test") is proxies.of("http://host.test") is None
@@ -78,7 +127,9 @@ def test_credentials_are_read_and_never_shown() -> None:
     assert Proxies.read({"HTTP_PROXY": "me:word@p.test:1"}).secrets == ["me:word", "word", "word"]
 
 
-@pytest.mark.parametrize(("status", "may_pass"), [(407, False), (403, False), (405, False), (429, True), (502, True), (503, True)])
+@pytest.mark.parametrize(
+    ("status", "may_pass"), [(407, False), (403, False), (405, False), (429, True), (502, True), (503, True)]
+)
 def test_which_refusals_may_pass(status: int, may_pass: bool) -> None:
     proxy = Proxies.read({"HTTPS_PROXY": "http://p.test:1"}).of("https://host.test")
     assert proxy is not None

@@ -7,8 +7,8 @@ import pytest
 
 from appliance.__main__ import main
 from appliance.base.settings import HIDDEN
-from appliance.describe import as_env_example, as_markdown
 from appliance.settings import described, load
+from appliance.settings_text import as_env_example, as_markdown
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -25,8 +25,15 @@ def test_defaults_are_fine() -> None:
 
 
 def test_every_problem_is_named_at_once_with_range_and_remedy() -> None:
-    settings, found = problems(PROXY_PORT="99999", STREAM_CHUNK_SIZE="zero", GPU_MODE="fake", NOVITA_OPENAI_ENDPOINTS="ftp://x", WORKER="kuzco",
-                               GPU_SPOOF_UUID="GPU-1", CONTROL_HOST="0.0.0.0")
+    settings, found = problems(
+        PROXY_PORT="99999",
+        STREAM_CHUNK_SIZE="zero",
+        GPU_MODE="fake",
+        NOVITA_OPENAI_ENDPOINTS="ftp://x",
+        WORKER="kuzco",
+        GPU_SPOOF_UUID="GPU-1",
+        CONTROL_HOST="0.0.0.0",
+    )
     assert settings is None
     assert found["PROXY_PORT"].allowed == "a whole number from 1 to 65535"
     assert found["GPU_MODE"].allowed == "auto, real, simulated, none"
@@ -34,21 +41,39 @@ def test_every_problem_is_named_at_once_with_range_and_remedy() -> None:
     assert all(p.remedy for p in found.values())
 
 
-@pytest.mark.parametrize(("variable", "value"), [
-    ("GPU_SPOOF_PCI_BUS_ID", "0000:1"), ("GPU_SPOOF_DRIVER", "new"), ("GPU_SPOOF_MEMORY_TOTAL", "lots"), ("GPU_SPOOF_NAME", "a,b"), ("GPU_SIM_COUNT", "17"),
-    ("GPU_SPOOF_STATE_DIR", "relative"), ("STREAM_DELAY_MS", "-1"), ("UPSTREAM_STREAMING", "maybe"), ("KEEPALIVE", "perhaps"), ("APPLIANCE_API_KEYS", "short"),
-    ("NOVITA_OPENAI_ENDPOINTS", "https://user:pass@host/v1"), ("HEARTBEAT_S", "-1"), ("MAX_BODY_BYTES", "1"),
-])
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("GPU_SPOOF_PCI_BUS_ID", "0000:1"),
+        ("GPU_SPOOF_DRIVER", "new"),
+        ("GPU_SPOOF_MEMORY_TOTAL", "lots"),
+        ("GPU_SPOOF_NAME", "a,b"),
+        ("GPU_SIM_COUNT", "17"),
+        ("GPU_SPOOF_STATE_DIR", "relative"),
+        ("STREAM_DELAY_MS", "-1"),
+        ("UPSTREAM_STREAMING", "maybe"),
+        ("KEEPALIVE", "perhaps"),
+        ("APPLIANCE_API_KEYS", "short"),
+        ("NOVITA_OPENAI_ENDPOINTS", "https://user:pass@host/v1"),
+        ("HEARTBEAT_S", "-1"),
+        ("MAX_BODY_BYTES", "1"),
+    ],
+)
 def test_each_bad_value_is_refused(variable: str, value: str) -> None:
     settings, found = problems(**{variable: value})
     assert settings is None
     assert list(found) == [variable]
 
 
-@pytest.mark.parametrize(("variable", "hint", "fatal"), [
-    ("APPLIANCE_API_KEY", "APPLIANCE_API_KEYS", True), ("APPLIANCE_NONSENSE_XYZ", "appliance settings", True), ("NOVITA_API_KEYS", "NOVITA_API_KEY", False),
-    ("STREAM_CHUNKSIZE", "STREAM_CHUNK_SIZE", False),
-])
+@pytest.mark.parametrize(
+    ("variable", "hint", "fatal"),
+    [
+        ("APPLIANCE_API_KEY", "APPLIANCE_API_KEYS", True),
+        ("APPLIANCE_NONSENSE_XYZ", "appliance settings", True),
+        ("NOVITA_API_KEYS", "NOVITA_API_KEY", False),
+        ("STREAM_CHUNKSIZE", "STREAM_CHUNK_SIZE", False),
+    ],
+)
 def test_slips_are_told(variable: str, hint: str, fatal: bool) -> None:
     settings, found = problems(**{variable: "value-000"})
     assert hint in found[variable].remedy
@@ -58,15 +83,22 @@ def test_slips_are_told(variable: str, hint: str, fatal: bool) -> None:
 
 
 def test_foreign_variables_are_left_alone() -> None:
-    assert problems(PATH="/bin", HOME="/x", KUBERNETES_SERVICE_HOST="1", PYTHONPATH="x", NO_COLOR="1")[1] == {}
+    assert (
+        problems(PATH="/bin", HOME="/x", KUBERNETES_SERVICE_HOST="1", PYTHONPATH="x", NO_COLOR="1")[1] == {}
+    )
 
 
 def test_secrets_come_from_a_file_or_the_variable_not_both(tmp_path: Path) -> None:
     (tmp_path / "key").write_text("sk_from_file_000\n")
     settings, _ = problems(NOVITA_API_KEY_FILE=str(tmp_path / "key"))
     assert settings.engines.novita_api_key.get_secret_value() == "sk_from_file_000"
-    assert "NOVITA_API_KEY_FILE" in problems(NOVITA_API_KEY_FILE=str(tmp_path / "key"), NOVITA_API_KEY="sk_x")[1]
-    assert "cannot be read" in problems(NOVITA_API_KEY_FILE=str(tmp_path / "none"))[1]["NOVITA_API_KEY_FILE"].remedy
+    assert (
+        "NOVITA_API_KEY_FILE" in problems(NOVITA_API_KEY_FILE=str(tmp_path / "key"), NOVITA_API_KEY="sk_x")[1]
+    )
+    assert (
+        "cannot be read"
+        in problems(NOVITA_API_KEY_FILE=str(tmp_path / "none"))[1]["NOVITA_API_KEY_FILE"].remedy
+    )
     (tmp_path / "key").write_text("")
     assert "empty" in problems(NOVITA_API_KEY_FILE=str(tmp_path / "key"))[1]["NOVITA_API_KEY_FILE"].remedy
 
@@ -104,9 +136,14 @@ def test_the_environment_file_lies_under_the_environment(tmp_path: Path) -> None
 
 
 def test_the_table_of_models_is_read_with_everything_else(tmp_path: Path) -> None:
-    config, program = tmp_path / "config.json", {"LLAMA_SERVER_PATH": sys.executable, "CONFIG_PATH": str(tmp_path / "config.json")}
+    config, program = (
+        tmp_path / "config.json",
+        {"LLAMA_SERVER_PATH": sys.executable, "CONFIG_PATH": str(tmp_path / "config.json")},
+    )
     (tmp_path / "a.gguf").touch()
-    config.write_text('{"$schema": "x", "backends": [], "models": {"a": {"model_path": "a.gguf"}, "b": {"model_path": "b.gguf"}}}')
+    config.write_text(
+        '{"$schema": "x", "backends": [], "models": {"a": {"model_path": "a.gguf"}, "b": {"model_path": "b.gguf"}}}'
+    )
     settings, found = load(program)
     assert set(settings.catalogue.models) == {"a", "b"}
     assert [(p.is_fatal, p.value) for p in found] == [(False, "models.b.model_path")]
@@ -120,14 +157,19 @@ def test_the_table_of_models_is_read_with_everything_else(tmp_path: Path) -> Non
     assert len(load(program)[1]) == 1
 
 
-def test_models_that_nothing_can_run_end_the_start(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_that_nothing_can_run_end_the_start(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MODEL_DIR", str(tmp_path))
     monkeypatch.setenv("LLAMA_SERVER_PATH", "/no/such")
-    assert main(["check"]) == 0                                             # no models, no program needed
+    assert main(["check"]) == 0  # no models, no program needed
     (tmp_path / "a.gguf").touch()
     for verb in (["check"], ["serve"], ["models", "check"]):
         assert main(verb) == 78
-        assert "error: LLAMA_SERVER_PATH=/no/such: allowed: a program. There is no program here" in capsys.readouterr().err
+        assert (
+            "error: LLAMA_SERVER_PATH=/no/such: allowed: a program. There is no program here"
+            in capsys.readouterr().err
+        )
 
 
 def test_the_example_file_and_the_readme_are_what_the_settings_say() -> None:
@@ -138,17 +180,28 @@ def test_the_example_file_and_the_readme_are_what_the_settings_say() -> None:
 
 def test_the_example_file_can_be_used_as_it_is(tmp_path: Path) -> None:
     text = (ROOT / "etc" / "appliance.env.example").read_text()
-    lines = [line[1:] for line in text.splitlines() if line.startswith("#") and "=" in line and line[1:2].isupper()]
+    lines = [
+        line[1:] for line in text.splitlines() if line.startswith("#") and "=" in line and line[1:2].isupper()
+    ]
     path = tmp_path / "env"
     path.write_text("\n".join(line for line in lines if not line.startswith("APPLIANCE_ENV_FILE")))
     settings, found = problems(APPLIANCE_ENV_FILE=str(path))
     assert settings is not None, found
 
 
-@pytest.mark.parametrize(("words", "code", "text"), [
-    (["version"], 0, "0."), (["--help"], 0, "healthcheck"), ([], 2, ""), (["nonsense"], 2, ""), (["check", "more"], 2, ""),
-    (["settings"], 0, "STREAM_CHUNK_SIZE"), (["settings", "--json"], 0, '"variable"'), (["settings", "--what"], 2, ""),
-])
+@pytest.mark.parametrize(
+    ("words", "code", "text"),
+    [
+        (["version"], 0, "0."),
+        (["--help"], 0, "healthcheck"),
+        ([], 2, ""),
+        (["nonsense"], 2, ""),
+        (["check", "more"], 2, ""),
+        (["settings"], 0, "STREAM_CHUNK_SIZE"),
+        (["settings", "--json"], 0, '"variable"'),
+        (["settings", "--what"], 2, ""),
+    ],
+)
 def test_the_verbs(capsys: pytest.CaptureFixture[str], words: list[str], code: int, text: str) -> None:
     assert main(words) == code
     assert text in capsys.readouterr().out
@@ -166,7 +219,11 @@ def test_check_ends_with_78(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 
 def test_port_is_taken_where_proxy_port_is_not_set() -> None:
     """System C's name for it, and that of many hosts."""
-    for environ, port in (({"PORT": "8888"}, 8888), ({"PORT": "8888", "PROXY_PORT": "9999"}, 9999), ({"PORT": ""}, 14000)):
+    for environ, port in (
+        ({"PORT": "8888"}, 8888),
+        ({"PORT": "8888", "PROXY_PORT": "9999"}, 9999),
+        ({"PORT": ""}, 14000),
+    ):
         settings, _ = load(environ)
         assert settings is not None
         assert settings.front.proxy_port == port

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from appliance.base.errors import Internal, UpstreamFailed
-from appliance.base.shared import Shared
+from appliance.base.single_flight import SingleFlight
 from appliance.base.tasks import Tasks
 
 
@@ -17,8 +17,9 @@ async def test_those_who_ask_together_get_one_result_and_later_ones_a_new_one() 
         runs += 1
         await go.wait()
         return runs
+
     async with Tasks() as tasks:
-        shared = Shared(work, tasks, name="work")
+        shared = SingleFlight(work, tasks, name="work")
         asking = [asyncio.ensure_future(shared.get()) for _ in range(5)]
         await asyncio.sleep(0)
         asking[0].cancel()
@@ -28,16 +29,21 @@ async def test_those_who_ask_together_get_one_result_and_later_ones_a_new_one() 
         assert await shared.get() == 2
 
 
-@pytest.mark.parametrize(("raised", "seen"), [(UpstreamFailed("gone"), UpstreamFailed), (ZeroDivisionError("ours"), Internal)])
-async def test_a_failure_is_everybodys_and_the_next_run_is_a_new_try(raised: Exception, seen: type[Exception]) -> None:
+@pytest.mark.parametrize(
+    ("raised", "seen"), [(UpstreamFailed("gone"), UpstreamFailed), (ZeroDivisionError("ours"), Internal)]
+)
+async def test_a_failure_is_everybodys_and_the_next_run_is_a_new_try(
+    raised: Exception, seen: type[Exception]
+) -> None:
     deaths, fails = [], True
 
     async def work() -> int:
         if fails:
             raise raised
         return 5
+
     async with Tasks(on_death=lambda *about: deaths.append(about)) as tasks:
-        shared = Shared(work, tasks, name="work")
+        shared = SingleFlight(work, tasks, name="work")
         results = await asyncio.gather(shared.get(), shared.get(), return_exceptions=True)
         assert [type(one) for one in results] == [seen, seen]
         fails = False

@@ -7,7 +7,7 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.openmetrics import exposition
 
-from appliance.base.tallies import Counts, Spreads
+from appliance.base.metrics.tallies import CounterFamily, HistogramFamily
 
 BUCKETS = (0.001, 0.5, 1, 30, 300)
 SEEN = [("/a", 0.0), ("/a", 0.001), ("/a", 0.0011), ("/b", 300.0), ("/b", 300.1), ('/odd"\\\n', 7.25)]
@@ -30,22 +30,25 @@ def filled(counts: Any, spreads: Any) -> CollectorRegistry:
 
 @pytest.mark.parametrize("write", [generate_latest, exposition.generate_latest], ids=["text", "openmetrics"])
 def test_both_write_the_same(write: Any) -> None:
-    ours, theirs = (re.sub(r"(_created\S* ).*", r"\1T", write(filled(*kinds)).decode()) for kinds in ((Counts, Spreads), (Counter, Histogram)))
+    ours, theirs = (
+        re.sub(r"(_created\S* ).*", r"\1T", write(filled(*kinds)).decode())
+        for kinds in ((CounterFamily, HistogramFamily), (Counter, Histogram))
+    )
     assert ours == theirs
     assert 'x_seconds_bucket{le="+Inf",route="/b"} 2.0' in ours
 
 
 def test_a_child_is_there_from_its_first_naming_and_is_the_same_ever_after() -> None:
     registry = CollectorRegistry()
-    counts = Counts("x", "X", ["a"], registry=registry)
+    counts = CounterFamily("x", "X", ["a"], registry=registry)
     assert counts.labels("1") is counts.labels("1")
     assert registry.get_sample_value("x_total", {"a": "1"}) == 0
 
 
 def test_a_family_cannot_be_there_twice_and_labels_must_be_its_own() -> None:
     registry = CollectorRegistry()
-    counts = Counts("x", "X", ["a", "b"], registry=registry)
+    counts = CounterFamily("x", "X", ["a", "b"], registry=registry)
     with pytest.raises(ValueError, match="Duplicated"):
-        Counts("x", "X", ["a"], registry=registry)
+        CounterFamily("x", "X", ["a"], registry=registry)
     with pytest.raises(ValueError, match="a, b"):
         counts.labels("1")

@@ -11,26 +11,36 @@ from typing import Any
 import pytest
 import trustme
 
-from appliance.base.wire import BrokenAnswer, PoolFull, Response, StaleConnection, Target, Unreachable, UpstreamTimeout, Wire, WireLimits
-from appliance.base.wire_dial import Dialer, interleaved
+from appliance.base.wire.dial import Dialer, interleaved
+from appliance.base.wire.pool import ConnectionPool
+from appliance.base.wire.response import UpstreamResponse
+from appliance.base.wire.types import (
+    BrokenResponse,
+    PoolFull,
+    PoolLimits,
+    StaleConnection,
+    Target,
+    Unreachable,
+    UpstreamTimeout,
+)
 from tests.fakes.raw_server import OK, Peer, RawServer, answering, once
 from tests.journeys.running import until
 
 CHUNKED_HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
-LIMITS = WireLimits(connect_s=2, first_byte_s=5, idle_s=5, max_connections=3)
+LIMITS = PoolLimits(connect_s=2, first_byte_s=5, idle_s=5, max_connections=3)
 
 
 @pytest.fixture
-async def wire() -> AsyncIterator[Wire]:
-    async with Wire(LIMITS) as pool:
+async def wire() -> AsyncIterator[ConnectionPool]:
+    async with ConnectionPool(LIMITS) as pool:
         yield pool
 
 
-async def ask(wire: Wire, server: RawServer, **more: Any) -> Response:
+async def ask(wire: ConnectionPool, server: RawServer, **more: Any) -> UpstreamResponse:
     return await wire.send(Target.parse(server.address), path=b"/x", body=b"{}", **more)
 
 
-async def whole(wire: Wire, server: RawServer, **more: Any) -> bytes:
+async def whole(wire: ConnectionPool, server: RawServer, **more: Any) -> bytes:
     return await (await ask(wire, server, **more)).read()
 
 
@@ -42,7 +52,7 @@ async def failure(task: "asyncio.Future[Any]") -> Any:
     return (await asyncio.gather(task, return_exceptions=True))[0]
 
 
-def counts(wire: Wire) -> tuple[int, int, int, int]:
+def counts(wire: ConnectionPool) -> tuple[int, int, int, int]:
     stats = wire.stats()
     return stats["open"], stats["idle"], stats["in_use"], stats["waiting"]
 
@@ -50,20 +60,35 @@ def counts(wire: Wire) -> tuple[int, int, int, int]:
 # ---- what is written
 
 
-async def test_a_request_is_written_right_and_connections_are_kept(wire: Wire) -> None:
+async def test_a_request_is_written_right_and_connections_are_kept(wire: ConnectionPool) -> None:
     async with RawServer(answering(OK)) as server:
         target = Target.parse(server.address + "/v1/", headers={"Authorization": "Bearer k"})
         for _ in range(5):
-            assert await (await wire.send(target, path=b"/x", headers=b"X-A: 1\r\n", body=b"{}")).read() == b"hello"
+            assert (
+                await (await wire.send(target, path=b"/x", headers=b"X-A: 1\r\n", body=b"{}")).read()
+                == b"hello"
+            )
         assert server.connections == 1
-        assert wire.stats() == {"open": 1, "idle": 1, "in_use": 0, "waiting": 0, "opened_total": 1, "reused_total": 4}
+        assert wire.stats() == {
+            "open": 1,
+            "idle": 1,
+            "in_use": 0,
+            "waiting": 0,
+            "opened_total": 1,
+            "reused_total": 4,
+        }
         assert server.requests[0].startswith(b"POST /v1/x HTTP/1.1\r\nHost: 127.0.0.1:%d\r\n" % server.port)
         assert b"\r\nAuthorization: Bearer k\r\n" in server.requests[0]
         assert server.requests[0].endswith(b"\r\nX-A: 1\r\nContent-Length: 2\r\n\r\n{}")
 
 
-@pytest.mark.parametrize(("method", "has_length"), [(b"GET", False), (b"HEAD", False), (b"DELETE", False), (b"POST", True), (b"PUT", True)])
-async def test_only_methods_that_mean_something_by_it_announce_an_empty_body(wire: Wire, method: bytes, has_length: bool) -> None:
+@pytest.mark.parametrize(
+    ("method", "has_length"),
+    [(b"GET", False), (b"HEAD", False), (b"DELETE", False), (b"POST", True), (b"PUT", True)],
+)
+async def test_only_methods_that_mean_something_by_it_announce_an_empty_body(
+    wire: ConnectionPool, method: bytes, has_length: bool
+) -> None:
     async with RawServer(answering(b"HTTP/1.1 204 No Content\r\n\r\n")) as server:
         for _ in range(2):
             response = await wire.send(Target.parse(server.address), method=method)
@@ -73,7 +98,7 @@ async def test_only_methods_that_mean_something_by_it_announce_an_empty_body(wir
         assert server.connections == 1
 
 
-async def test_head_reads_no_body(wire: Wire) -> None:
+async def test_head_reads_no_body(wire: ConnectionPool) -> None:
     async with RawServer(answering(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n")) as server:
         for _ in range(3):
             response = await wire.send(Target.parse(server.address), method=b"HEAD", path=b"/x")
@@ -81,17 +106,27 @@ async def test_head_reads_no_body(wire: Wire) -> None:
         assert server.connections == 1
 
 
-@pytest.mark.parametrize(("path", "headers"), [
-    (b"/a b", b""), (b"/a\r\nX: y", b""), (b"/\xc3\xa9", b""), (b"a", b""), (b"/", b"X: y"), (b"/", b"X: y\r\n\r\n"), (b"/", b"\r\nX: y\r\n"),
-    (b"/", b"X: a\nY: b\r\n"), (b"/", b"X: a\rY: b\r\n"),
-])
-async def test_what_would_end_the_head_is_not_sent(wire: Wire, path: bytes, headers: bytes) -> None:
+@pytest.mark.parametrize(
+    ("path", "headers"),
+    [
+        (b"/a b", b""),
+        (b"/a\r\nX: y", b""),
+        (b"/\xc3\xa9", b""),
+        (b"a", b""),
+        (b"/", b"X: y"),
+        (b"/", b"X: y\r\n\r\n"),
+        (b"/", b"\r\nX: y\r\n"),
+        (b"/", b"X: a\nY: b\r\n"),
+        (b"/", b"X: a\rY: b\r\n"),
+    ],
+)
+async def test_what_would_end_the_head_is_not_sent(wire: ConnectionPool, path: bytes, headers: bytes) -> None:
     with pytest.raises(ValueError, match="must be"):
         await wire.send(Target.parse("http://127.0.0.1:9"), path=path, headers=headers)
     assert counts(wire) == (0, 0, 0, 0)
 
 
-async def test_a_large_request_arrives_whole(wire: Wire) -> None:
+async def test_a_large_request_arrives_whole(wire: ConnectionPool) -> None:
     body = bytes(range(256)) * 8000
     async with RawServer(answering(OK)) as server:
         for _ in range(2):
@@ -100,7 +135,7 @@ async def test_a_large_request_arrives_whole(wire: Wire) -> None:
         assert server.connections == 1
 
 
-async def test_an_answer_to_half_a_request_is_heard(wire: Wire) -> None:
+async def test_an_answer_to_half_a_request_is_heard(wire: ConnectionPool) -> None:
     async def script(peer: Peer) -> None:
         await peer.head()
         peer.say(b"HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\n\r\nno")
@@ -117,28 +152,34 @@ async def test_a_server_that_takes_no_more_of_a_request_is_given_up() -> None:
         await peer.head()
         await peer.closed_by_us.wait()
 
-    async with Wire(LIMITS) as wire, RawServer(script) as server:
+    async with ConnectionPool(LIMITS) as wire, RawServer(script) as server:
         with pytest.raises(UpstreamTimeout) as caught:
             await wire.send(Target.parse(server.address), body=bytes(50_000_000), idle_s=0.2)
-        assert (caught.value.phase, caught.value.was_sent, caught.value.has_begun) == ("first_byte", True, False)
+        assert (caught.value.phase, caught.value.was_sent, caught.value.has_begun) == (
+            "first_byte",
+            True,
+            False,
+        )
         assert counts(wire) == (0, 0, 0, 0)
 
 
 # ---- what is read
 
 
-async def test_repeated_fields_stay_apart_and_an_answer_keeps_its_own(wire: Wire) -> None:
+async def test_repeated_fields_stay_apart_and_an_answer_keeps_its_own(wire: ConnectionPool) -> None:
     first = b"HTTP/1.1 200 OK\r\nSet-Cookie: a\r\nset-cookie: b\r\nContent-Length: 3\r\n\r\none"
-    async with RawServer(answering(first, b"HTTP/1.1 500 No\r\nX-N: 2\r\nContent-Length: 3\r\n\r\ntwo")) as server:
+    async with RawServer(
+        answering(first, b"HTTP/1.1 500 No\r\nX-N: 2\r\nContent-Length: 3\r\n\r\ntwo")
+    ) as server:
         one, two = await ask(wire, server), await ask(wire, server)
-        assert server.connections == 1          # the first answer is whole: its connection served the second request
+        assert server.connections == 1  # the first answer is whole: its connection served the second request
         assert one.fields == [(b"Set-Cookie", b"a"), (b"set-cookie", b"b"), (b"Content-Length", b"3")]
         assert one.headers == {"set-cookie": "a, b", "content-length": "3"}
         assert [await one.read(), await two.read()] == [b"one", b"two"]
         assert (one.status, two.status) == (200, 500)
 
 
-async def test_a_whole_that_keeps_flowing_is_not_idle(wire: Wire) -> None:
+async def test_a_whole_that_keeps_flowing_is_not_idle(wire: ConnectionPool) -> None:
     async def script(peer: Peer) -> None:
         await peer.request()
         peer.say(b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\n")
@@ -147,17 +188,26 @@ async def test_a_whole_that_keeps_flowing_is_not_idle(wire: Wire) -> None:
             peer.say(b"x")
 
     async with RawServer(script) as server:
-        assert await whole(wire, server, idle_s=0.5) == b"x" * 8        # 1.2 s in all
+        assert await whole(wire, server, idle_s=0.5) == b"x" * 8  # 1.2 s in all
 
 
-@pytest.mark.parametrize(("answer", "patience", "phase", "has_begun"), [
-    (b"", {"first_byte_s": 0.1}, "first_byte", False),
-    (OK[:20], {"first_byte_s": 0.1}, "first_byte", False),
-    (OK[:-2], {"idle_s": 0.1}, "idle", True),
-    (OK[:-2], {"total_s": 0.1}, "total", True),
-    (b"", {"total_s": 0.1}, "total", False),
-])
-async def test_each_patience_has_its_own_error(wire: Wire, answer: bytes, patience: dict[str, float], phase: str, has_begun: bool) -> None:
+@pytest.mark.parametrize(
+    ("answer", "patience", "phase", "has_begun"),
+    [
+        (b"", {"first_byte_s": 0.1}, "first_byte", False),
+        (OK[:20], {"first_byte_s": 0.1}, "first_byte", False),
+        (OK[:-2], {"idle_s": 0.1}, "idle", True),
+        (OK[:-2], {"total_s": 0.1}, "total", True),
+        (b"", {"total_s": 0.1}, "total", False),
+    ],
+)
+async def test_each_patience_has_its_own_error(
+    wire: ConnectionPool,
+    answer: bytes,
+    patience: dict[str, float],
+    phase: str,
+    has_begun: bool,
+) -> None:
     async with RawServer(once(answer)) as server:
         with pytest.raises(UpstreamTimeout) as caught:
             await whole(wire, server, **patience)
@@ -166,21 +216,34 @@ async def test_each_patience_has_its_own_error(wire: Wire, answer: bytes, patien
         assert counts(wire) == (0, 0, 0, 0)
 
 
-@pytest.mark.parametrize(("answer", "closes", "phase"), [
-    (b"rubbish\r\n\r\n", False, "head"), (b"", True, "first_byte"), (OK[:20], True, "head"), (OK[:-2], True, "broken"),
-    (CHUNKED_HEAD + b"zz\r\n", False, "broken"), (b"HTTP/1.1 200 OK\r\nX: " + b"a" * 70_000, False, "head"),
-    (b"HTTP/1.1 101 Switching\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n", False, "head"),
-])
-async def test_a_broken_answer_is_said_to_be_one(wire: Wire, answer: bytes, closes: bool, phase: str) -> None:
+@pytest.mark.parametrize(
+    ("answer", "closes", "phase"),
+    [
+        (b"rubbish\r\n\r\n", False, "head"),
+        (b"", True, "first_byte"),
+        (OK[:20], True, "head"),
+        (OK[:-2], True, "broken"),
+        (CHUNKED_HEAD + b"zz\r\n", False, "broken"),
+        (b"HTTP/1.1 200 OK\r\nX: " + b"a" * 70_000, False, "head"),
+        (b"HTTP/1.1 101 Switching\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n", False, "head"),
+    ],
+)
+async def test_a_broken_answer_is_said_to_be_one(
+    wire: ConnectionPool, answer: bytes, closes: bool, phase: str
+) -> None:
     async with RawServer(once(answer, closes=closes)) as server:
-        with pytest.raises(BrokenAnswer) as caught:
+        with pytest.raises(BrokenResponse) as caught:
             await whole(wire, server)
-        assert (caught.value.phase, caught.value.was_sent, caught.value.has_begun) == (phase, True, phase == "broken")
+        assert (caught.value.phase, caught.value.was_sent, caught.value.has_begun) == (
+            phase,
+            True,
+            phase == "broken",
+        )
         assert counts(wire) == (0, 0, 0, 0)
         assert len(server.requests) == 1
 
 
-async def test_a_reset_in_the_middle_is_a_broken_answer(wire: Wire) -> None:
+async def test_a_reset_in_the_middle_is_a_broken_answer(wire: ConnectionPool) -> None:
     async def script(peer: Peer) -> None:
         await peer.request()
         peer.say(OK[:-2])
@@ -188,12 +251,12 @@ async def test_a_reset_in_the_middle_is_a_broken_answer(wire: Wire) -> None:
         peer.reset()
 
     async with RawServer(script) as server:
-        with pytest.raises(BrokenAnswer):
+        with pytest.raises(BrokenResponse):
             await whole(wire, server)
         assert counts(wire) == (0, 0, 0, 0)
 
 
-async def test_a_reader_that_pauses_holds_the_server_back(wire: Wire) -> None:
+async def test_a_reader_that_pauses_holds_the_server_back(wire: ConnectionPool) -> None:
     size = 50_000_000
 
     async def script(peer: Peer) -> None:
@@ -205,10 +268,10 @@ async def test_a_reader_that_pauses_holds_the_server_back(wire: Wire) -> None:
     async with RawServer(script) as server:
         response = await ask(wire, server)
         sent = -1
-        while sent != server.peers[0].sent_bytes:       # until it stands still
+        while sent != server.peers[0].sent_bytes:  # until it stands still
             sent = server.peers[0].sent_bytes
             await asyncio.sleep(0.2)
-        assert sent < size / 2                          # what the kernel's buffers hold
+        assert sent < size / 2  # what the kernel's buffers hold
         total = 0
         while piece := await response.next_piece():
             total += len(piece)
@@ -216,7 +279,7 @@ async def test_a_reader_that_pauses_holds_the_server_back(wire: Wire) -> None:
         assert counts(wire) == (1, 1, 0, 0)
 
 
-async def test_leaving_closes_the_connection_at_once(wire: Wire) -> None:
+async def test_leaving_closes_the_connection_at_once(wire: ConnectionPool) -> None:
     async with RawServer(once(b"")) as server:
         task = start(whole(wire, server))
         assert await until(lambda: bool(server.requests))
@@ -226,7 +289,7 @@ async def test_leaving_closes_the_connection_at_once(wire: Wire) -> None:
         assert counts(wire) == (0, 0, 0, 0)
 
 
-async def test_a_response_that_is_dropped_unread_gives_its_place_back(wire: Wire) -> None:
+async def test_a_response_that_is_dropped_unread_gives_its_place_back(wire: ConnectionPool) -> None:
     async with RawServer(once(OK[:-2])) as server:
         response = await ask(wire, server)
         assert counts(wire) == (1, 0, 1, 0)
@@ -238,7 +301,7 @@ async def test_a_response_that_is_dropped_unread_gives_its_place_back(wire: Wire
 # ---- what is sent again
 
 
-async def test_a_connection_that_the_server_closed_while_idle_is_not_used(wire: Wire) -> None:
+async def test_a_connection_that_the_server_closed_while_idle_is_not_used(wire: ConnectionPool) -> None:
     async with RawServer(once(OK, closes=True)) as server:
         for _ in range(3):
             assert await whole(wire, server) == b"hello"
@@ -262,21 +325,31 @@ def dying(*, at: int) -> Callable[[Peer], Awaitable[None]]:
     return script
 
 
-@pytest.mark.parametrize(("how", "is_repeated"), [
-    ({}, False), ({"is_repeatable": True}, True), ({"method": b"GET"}, True), ({"method": b"GET", "is_repeatable": False}, False),
-    ({"method": b"PATCH"}, False),
-])
-async def test_only_what_may_be_done_twice_is_sent_twice(wire: Wire, how: dict[str, Any], is_repeated: bool) -> None:
+@pytest.mark.parametrize(
+    ("how", "is_repeated"),
+    [
+        ({}, False),
+        ({"is_repeatable": True}, True),
+        ({"method": b"GET"}, True),
+        ({"method": b"GET", "is_repeatable": False}, False),
+        ({"method": b"PATCH"}, False),
+    ],
+)
+async def test_only_what_may_be_done_twice_is_sent_twice(
+    wire: ConnectionPool, how: dict[str, Any], is_repeated: bool
+) -> None:
     async with RawServer(dying(at=2)) as server:
         assert await whole(wire, server, **how) == b"hello"
-        error = await failure(start(whole(wire, server, **how)))        # its replacement dies too, and is not replaced
+        error = await failure(
+            start(whole(wire, server, **how))
+        )  # its replacement dies too, and is not replaced
         assert (error.phase, error.was_sent, error.has_begun) == ("first_byte", True, False)
         assert isinstance(error, StaleConnection) is not is_repeated
         assert len(server.requests) == (3 if is_repeated else 2)
         assert counts(wire) == (0, 0, 0, 0)
 
 
-async def test_a_kept_connection_that_dies_unanswered_is_replaced(wire: Wire) -> None:
+async def test_a_kept_connection_that_dies_unanswered_is_replaced(wire: ConnectionPool) -> None:
     async def script(peer: Peer) -> None:
         await peer.request()
         peer.say(OK)
@@ -293,7 +366,7 @@ async def test_a_kept_connection_that_dies_unanswered_is_replaced(wire: Wire) ->
 # ---- how a connection comes to be
 
 
-async def test_who_cannot_be_reached_is_named(wire: Wire) -> None:
+async def test_who_cannot_be_reached_is_named(wire: ConnectionPool) -> None:
     with pytest.raises(Unreachable) as caught:
         await wire.send(Target.parse("http://127.0.0.1:9/"))
     assert "127.0.0.1:9" in caught.value.message
@@ -312,7 +385,7 @@ async def test_cancelling_while_connecting_gives_the_place_back() -> None:
         await asyncio.Event().wait()
         raise AssertionError
 
-    async with Wire(LIMITS, resolve=never) as wire:
+    async with ConnectionPool(LIMITS, resolve=never) as wire:
         task = start(wire.send(Target.parse("http://x")))
         await asked.wait()
         assert counts(wire) == (1, 0, 0, 0)
@@ -322,7 +395,7 @@ async def test_cancelling_while_connecting_gives_the_place_back() -> None:
 
 
 async def test_a_tls_handshake_has_a_limit() -> None:
-    async with RawServer(once(b"")) as server, Wire(WireLimits(connect_s=0.2)) as wire:
+    async with RawServer(once(b"")) as server, ConnectionPool(PoolLimits(connect_s=0.2)) as wire:
         with pytest.raises(UpstreamTimeout) as caught:
             await wire.send(Target.parse(f"https://127.0.0.1:{server.port}"))
         assert (caught.value.phase, caught.value.was_sent) == ("connect", False)
@@ -335,18 +408,24 @@ async def test_the_next_address_is_tried_after_a_refusal_and_beside_a_silent_one
         with socket.socket() as silent:
             silent.bind(("127.0.0.2", server.port))
             for addresses in (["127.0.0.3", "127.0.0.1"], ["127.0.0.2", "127.0.0.1"]):
+
                 async def resolve(host: str, port: int, found: list[str] = addresses) -> list[str]:
                     return found
 
                 if "127.0.0.2" in addresses:
                     silent.listen(0)
-                    fillers = [socket.socket() for _ in range(3)]       # its line is full: the kernel drops the next ones
+                    fillers = [
+                        socket.socket() for _ in range(3)
+                    ]  # its line is full: the kernel drops the next ones
                     for filler in fillers:
                         filler.setblocking(False)
                         filler.connect_ex(("127.0.0.2", server.port))
-                async with Wire(LIMITS, resolve=resolve) as wire:
+                async with ConnectionPool(LIMITS, resolve=resolve) as wire:
                     began = time.monotonic()
-                    assert await (await wire.send(Target.parse(f"http://two.example:{server.port}"))).read() == b"hello"
+                    assert (
+                        await (await wire.send(Target.parse(f"http://two.example:{server.port}"))).read()
+                        == b"hello"
+                    )
                     assert time.monotonic() - began < 1.5
             for filler in fillers:
                 filler.close()
@@ -356,15 +435,21 @@ async def test_a_name_whose_address_failed_is_looked_up_anew() -> None:
     async with RawServer(answering(OK)) as server:
         dialer = Dialer(ssl_context=None, resolve=None)
         key = ("localhost", server.port, False, None)
-        dialer._names[key[:2]] = (float("inf"), ["127.0.0.9"])          # where it was before it moved
+        dialer._names[key[:2]] = (float("inf"), ["127.0.0.9"])  # where it was before it moved
         with pytest.raises(Unreachable):
             await dialer.dial(key, asyncio.Protocol)
         assert isinstance(await dialer.dial(key, asyncio.Protocol), asyncio.Protocol)
 
 
-@pytest.mark.parametrize(("found", "ordered"), [
-    ([], []), (["1.1.1.1"], ["1.1.1.1"]), (["::1", "::2", "1.1.1.1"], ["::1", "1.1.1.1", "::2"]), (["1.1.1.1", "::1", "1.1.1.2"], ["1.1.1.1", "::1", "1.1.1.2"]),
-])
+@pytest.mark.parametrize(
+    ("found", "ordered"),
+    [
+        ([], []),
+        (["1.1.1.1"], ["1.1.1.1"]),
+        (["::1", "::2", "1.1.1.1"], ["::1", "1.1.1.1", "::2"]),
+        (["1.1.1.1", "::1", "1.1.1.2"], ["1.1.1.1", "::1", "1.1.1.2"]),
+    ],
+)
 def test_families_take_turns(found: list[str], ordered: list[str]) -> None:
     assert interleaved(found) == ordered
 
@@ -386,10 +471,16 @@ def trusting(authority: trustme.CA) -> ssl.SSLContext:
     return context
 
 
-@pytest.mark.parametrize(("name", "trusted", "is_fine"), [("localhost", True, True), ("other.example", True, False), ("localhost", False, False)])
+@pytest.mark.parametrize(
+    ("name", "trusted", "is_fine"),
+    [("localhost", True, True), ("other.example", True, False), ("localhost", False, False)],
+)
 async def test_tls_is_verified(authority: trustme.CA, name: str, trusted: bool, is_fine: bool) -> None:
     context = trusting(authority) if trusted else ssl.create_default_context()
-    async with RawServer(answering(OK), tls=serving(authority, name)) as server, Wire(WireLimits(connect_s=5), ssl_context=context) as wire:
+    async with (
+        RawServer(answering(OK), tls=serving(authority, name)) as server,
+        ConnectionPool(PoolLimits(connect_s=5), ssl_context=context) as wire,
+    ):
         if is_fine:
             assert [await whole(wire, server) for _ in range(2)] == [b"hello"] * 2
             assert server.connections == 1
@@ -400,8 +491,9 @@ async def test_tls_is_verified(authority: trustme.CA, name: str, trusted: bool, 
             assert counts(wire) == (0, 0, 0, 0)
 
 
-async def test_what_speaks_no_tls_is_said_to(wire: Wire) -> None:
+async def test_what_speaks_no_tls_is_said_to(wire: ConnectionPool) -> None:
     async with RawServer(once(OK)) as server:
+
         async def script(peer: Peer) -> None:
             peer.say(OK)
             await peer.gone()
@@ -414,14 +506,19 @@ async def test_what_speaks_no_tls_is_said_to(wire: Wire) -> None:
 
 
 async def test_a_connection_is_shared_within_one_tls_context_only(authority: trustme.CA) -> None:
-    async with RawServer(answering(OK), tls=serving(authority)) as server, Wire(WireLimits(connect_s=5)) as wire:
+    async with (
+        RawServer(answering(OK), tls=serving(authority)) as server,
+        ConnectionPool(PoolLimits(connect_s=5)) as wire,
+    ):
         trust = trusting(authority)
-        one, same, other, strict = (Target.parse(server.address, ssl_context=c) for c in (trust, trust, trusting(authority), None))
+        one, same, other, strict = (
+            Target.parse(server.address, ssl_context=c) for c in (trust, trust, trusting(authority), None)
+        )
         for target, connections in ((one, 1), (same, 1), (other, 2), (one, 2)):
             assert await (await wire.send(target)).read() == b"hello"
             assert server.connections == connections
         assert one.origin == strict.origin
-        with pytest.raises(Unreachable) as caught:      # the idle connections were verified by others' rules
+        with pytest.raises(Unreachable) as caught:  # the idle connections were verified by others' rules
             await wire.send(strict)
         assert caught.value.phase == "tls"
 
@@ -440,8 +537,8 @@ async def test_the_line_is_first_come_first_served() -> None:
         response = await ask(wire, server)
         hold.set()
         assert await until(lambda: wire.stats()["waiting"] == 4)
-        await response.read()           # its connection comes free in this moment,
-        await one("first again")        # and the one who asks again at once does not overtake
+        await response.read()  # its connection comes free in this moment,
+        await one("first again")  # and the one who asks again at once does not overtake
 
     async def script(peer: Peer) -> None:
         while True:
@@ -451,7 +548,7 @@ async def test_the_line_is_first_come_first_served() -> None:
                 assert await until(lambda: wire.stats()["waiting"] == 4)
             peer.say(OK[-2:])
 
-    async with RawServer(script) as server, Wire(WireLimits(max_connections=1)) as wire:
+    async with RawServer(script) as server, ConnectionPool(PoolLimits(max_connections=1)) as wire:
         hold = asyncio.Event()
         tasks = [start(first())]
         await hold.wait()
@@ -472,7 +569,11 @@ async def test_a_place_goes_to_the_first_in_line_also_to_another_server() -> Non
             await go.wait()
             peer.say(OK)
 
-    async with RawServer(script) as one, RawServer(answering(OK)) as other, Wire(WireLimits(max_connections=1)) as wire:
+    async with (
+        RawServer(script) as one,
+        RawServer(answering(OK)) as other,
+        ConnectionPool(PoolLimits(max_connections=1)) as wire,
+    ):
         go = asyncio.Event()
         order: list[str] = []
         holder = start(whole(wire, one))
@@ -491,7 +592,11 @@ async def test_a_place_goes_to_the_first_in_line_also_to_another_server() -> Non
 
 
 async def test_an_idle_connection_makes_room_for_another_server() -> None:
-    async with RawServer(answering(OK)) as one, RawServer(answering(OK)) as other, Wire(WireLimits(max_connections=1)) as wire:
+    async with (
+        RawServer(answering(OK)) as one,
+        RawServer(answering(OK)) as other,
+        ConnectionPool(PoolLimits(max_connections=1)) as wire,
+    ):
         for server in (one, other, one):
             assert await whole(wire, server) == b"hello"
         assert (one.connections, other.connections) == (2, 1)
@@ -499,7 +604,10 @@ async def test_an_idle_connection_makes_room_for_another_server() -> None:
 
 
 async def test_standing_in_line_has_a_limit_of_its_own() -> None:
-    async with RawServer(once(b"")) as server, Wire(WireLimits(max_connections=1, pool_s=0.1)) as wire:
+    async with (
+        RawServer(once(b"")) as server,
+        ConnectionPool(PoolLimits(max_connections=1, pool_s=0.1)) as wire,
+    ):
         holder = start(whole(wire, server))
         assert await until(lambda: bool(server.requests))
         with pytest.raises(PoolFull) as caught:
@@ -521,7 +629,7 @@ async def test_who_is_cancelled_as_its_turn_comes_passes_it_on() -> None:
             await go.wait()
             peer.say(OK[-2:])
 
-    async with RawServer(script) as server, Wire(WireLimits(max_connections=1)) as wire:
+    async with RawServer(script) as server, ConnectionPool(PoolLimits(max_connections=1)) as wire:
         go = asyncio.Event()
         response = await ask(wire, server)
         tasks = [start(whole(wire, server)) for _ in range(2)]
@@ -542,7 +650,7 @@ async def test_who_is_cancelled_as_its_turn_comes_passes_it_on() -> None:
 
 
 async def test_what_lies_idle_too_long_is_closed() -> None:
-    async with RawServer(once(OK)) as server, Wire(WireLimits(keepalive_s=0.1)) as wire:
+    async with RawServer(once(OK)) as server, ConnectionPool(PoolLimits(keepalive_s=0.1)) as wire:
         assert await whole(wire, server) == b"hello"
         assert await until(lambda: server.left == 1 and counts(wire) == (0, 0, 0, 0))
 
@@ -556,7 +664,7 @@ async def test_only_so_many_lie_idle() -> None:
         peer.say(OK)
         await peer.gone()
 
-    async with RawServer(script) as server, Wire(WireLimits(max_idle_per_origin=2)) as wire:
+    async with RawServer(script) as server, ConnectionPool(PoolLimits(max_idle_per_origin=2)) as wire:
         tasks = [start(whole(wire, server)) for _ in range(5)]
         assert await until(lambda: len(server.requests) == 5)
         go.set()
@@ -571,16 +679,24 @@ async def test_closing_ends_everything() -> None:
         return await found if host == "slow.example" else [host]
 
     async with RawServer(once(b"")) as silent, RawServer(once(OK)) as quick, RawServer(once(OK[:-2])) as half:
-        wire = Wire(LIMITS, resolve=resolve)
+        wire = ConnectionPool(LIMITS, resolve=resolve)
         assert await whole(wire, quick) == b"hello"
         response = await ask(wire, half)
-        tasks = [start(whole(wire, silent)), start(wire.send(Target.parse(f"http://slow.example:{quick.port}"))), start(whole(wire, silent))]
+        tasks = [
+            start(whole(wire, silent)),
+            start(wire.send(Target.parse(f"http://slow.example:{quick.port}"))),
+            start(whole(wire, silent)),
+        ]
         assert await until(lambda: wire.stats()["waiting"] == 1 and bool(silent.requests))
         await wire.close()
         found.set_result(["127.0.0.1"])
         errors = [await failure(task) for task in tasks] + [await failure(start(response.read()))]
         assert [(error.phase, error.was_sent, error.has_begun) for error in errors] == [
-            ("closed", True, False), ("closed", False, False), ("closed", False, False), ("closed", True, True)]
+            ("closed", True, False),
+            ("closed", False, False),
+            ("closed", False, False),
+            ("closed", True, True),
+        ]
         with pytest.raises(Unreachable):
             await whole(wire, quick)
         assert counts(wire) == (0, 0, 0, 0)
@@ -602,7 +718,11 @@ async def test_a_dead_servers_waiting_exchanges_are_given_up() -> None:
         await peer.gone()
 
     go = asyncio.Event()
-    async with RawServer(script) as server, RawServer(once(b"")) as other, Wire(WireLimits(max_connections=5), resolve=resolve) as wire:
+    async with (
+        RawServer(script) as server,
+        RawServer(once(b"")) as other,
+        ConnectionPool(PoolLimits(max_connections=5), resolve=resolve) as wire,
+    ):
         target = Target.parse(server.address)
         begun = await wire.send(target, body=b"b")
         idle = start(wire.send(target, body=b"i"))
@@ -612,21 +732,27 @@ async def test_a_dead_servers_waiting_exchanges_are_given_up() -> None:
         assert await until(lambda: len(server.requests) == 3 and len(other.requests) == 1)
         assert counts(wire) == (4, 1, 3, 0)
         resolving.set()
-        taken, dialling, queued = start(wire.send(target, body=b"w")), start(wire.send(target, body=b"w")), start(wire.send(target, body=b"w"))
+        taken, dialling, queued = (
+            start(wire.send(target, body=b"w")),
+            start(wire.send(target, body=b"w")),
+            start(wire.send(target, body=b"w")),
+        )
         assert await until(lambda: wire.stats()["waiting"] == 1)
         assert counts(wire) == (5, 0, 4, 1)
 
         assert wire.fail_waiting(target.origin, "the server is dead") == 4
         assert wire.fail_waiting(target.origin, "the server is dead") == 0
         errors = [await failure(task) for task in (waiting, taken, dialling, queued)]
-        assert {(type(error), error.message, error.phase) for error in errors} == {(BrokenAnswer, "the server is dead", "lost")}
+        assert {(type(error), error.message, error.phase) for error in errors} == {
+            (BrokenResponse, "the server is dead", "lost")
+        }
         assert [error.was_sent for error in errors] == [True, True, False, False]
         assert counts(wire) == (2, 0, 2, 0)
         go.set()
-        assert await begun.read() == b"hello"           # what had begun goes on
+        assert await begun.read() == b"hello"  # what had begun goes on
         assert counts(wire) == (2, 1, 1, 0)
         assert wire.fail_waiting(target.origin, "the server is dead") == 0
-        assert counts(wire) == (1, 0, 1, 0)             # it may not be trusted with the next request either
+        assert counts(wire) == (1, 0, 1, 0)  # it may not be trusted with the next request either
         assert not elsewhere.done()
         elsewhere.cancel()
         await failure(elsewhere)
@@ -635,32 +761,71 @@ async def test_a_dead_servers_waiting_exchanges_are_given_up() -> None:
 # ---- targets
 
 
-@pytest.mark.parametrize("address", [
-    "ftp://x", "localhost", "http://", "http://:80", "http://x:99999", "http://x:0", "http://x:y", "http://user:secret@x", "http://x/?key=secret",
-    "http://x#secret", "http://a b", "http://[::1", "http://x\\y",
-])
+@pytest.mark.parametrize(
+    "address",
+    [
+        "ftp://x",
+        "localhost",
+        "http://",
+        "http://:80",
+        "http://x:99999",
+        "http://x:0",
+        "http://x:y",
+        "http://user:secret@x",
+        "http://x/?key=secret",
+        "http://x#secret",
+        "http://a b",
+        "http://[::1",
+        "http://x\\y",
+    ],
+)
 def test_only_addresses_are_targets(address: str) -> None:
     with pytest.raises(ValueError, match="address") as caught:
         Target.parse(address)
     assert "secret" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("address", "origin", "url", "prefix", "host"), [
-    ("http://x", ("x", 80, False), "http://x:80", b"", b"x"),
-    ("https://X:443/v1/", ("x", 443, True), "https://x:443", b"/v1", b"x"),
-    ("http://[::1]:8080/a b", ("::1", 8080, False), "http://[::1]:8080", b"/a%20b", b"[::1]:8080"),
-    ("http://bücher.example/%2F", ("xn--bcher-kva.example", 80, False), "http://xn--bcher-kva.example:80", b"/%2F", b"xn--bcher-kva.example"),
-    ("http://x/\r\nX: y", ("x", 80, False), "http://x:80", b"/X:%20y", b"x"),
-])
-def test_addresses_are_read(address: str, origin: Any, url: str, prefix: bytes, host: bytes) -> None:
+@pytest.mark.parametrize(
+    ("address", "origin", "url", "prefix", "host"),
+    [
+        ("http://x", ("x", 80, False), "http://x:80", b"", b"x"),
+        ("https://X:443/v1/", ("x", 443, True), "https://x:443", b"/v1", b"x"),
+        ("http://[::1]:8080/a b", ("::1", 8080, False), "http://[::1]:8080", b"/a%20b", b"[::1]:8080"),
+        (
+            "http://bücher.example/%2F",
+            ("xn--bcher-kva.example", 80, False),
+            "http://xn--bcher-kva.example:80",
+            b"/%2F",
+            b"xn--bcher-kva.example",
+        ),
+        ("http://x/\r\nX: y", ("x", 80, False), "http://x:80", b"/X:%20y", b"x"),
+    ],
+)
+def test_addresses_are_read(
+    address: str,
+    origin: Any,
+    url: str,
+    prefix: bytes,
+    host: bytes,
+) -> None:
     target = Target.parse(address)
     assert (target.origin, target.origin_url, target.prefix) == (origin, url, prefix)
     assert b"Host: " + host + b"\r\n" in target.constant
 
 
-@pytest.mark.parametrize("headers", [
-    {"A": "secret\r\nC: d"}, {"A\r\nB": "c"}, {"A: b": "c"}, {"": "x"}, {"A": "secret\0"}, {"A": "secret…"}, {"Content-Length": "5"}, {"transfer-encoding": "x"},
-])
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"A": "secret\r\nC: d"},
+        {"A\r\nB": "c"},
+        {"A: b": "c"},
+        {"": "x"},
+        {"A": "secret\0"},
+        {"A": "secret…"},
+        {"Content-Length": "5"},
+        {"transfer-encoding": "x"},
+    ],
+)
 def test_a_header_cannot_smuggle_another(headers: dict[str, str]) -> None:
     with pytest.raises(ValueError, match="header") as caught:
         Target.parse("http://x", headers=headers)

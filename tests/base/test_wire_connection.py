@@ -8,13 +8,17 @@ from typing import Any
 
 import pytest
 
-from appliance.base.wire import BrokenAnswer, Response, StaleConnection, UpstreamTimeout, WireError
-from appliance.base.wire_connection import UNREAD_BYTES, Connection
+from appliance.base.wire.connection import UNREAD_BYTES, Connection
+from appliance.base.wire.response import UpstreamResponse
+from appliance.base.wire.types import BrokenResponse, StaleConnection, UpstreamTimeout, WireError
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
 HEAD = b"HTTP/1.1 200 OK\r\n"
 CHUNKED_HEAD = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
-CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\nX-A: 1\r\n\r\n3;x=y\r\nhel\r\n2\r\nlo\r\n0\r\nTrailer: x\r\nX-A: evil\r\n\r\n"
+CHUNKED = (
+    HEAD
+    + b"Transfer-Encoding: chunked\r\nX-A: 1\r\n\r\n3;x=y\r\nhel\r\n2\r\nlo\r\n0\r\nTrailer: x\r\nX-A: evil\r\n\r\n"
+)
 
 
 class FakeTransport:
@@ -61,13 +65,25 @@ class StoppedLoop:
 class Exchange:
     """A connection with a request under way; `feed` plays the server."""
 
-    def __init__(self, *, is_head: bool = False, max_body_bytes: int = 10_000_000, max_head_bytes: int = 65_536, idle_s: float | None = None,
-                 ends_s: float = inf) -> None:
+    def __init__(
+        self,
+        *,
+        is_head: bool = False,
+        max_body_bytes: int = 10_000_000,
+        max_head_bytes: int = 65_536,
+        idle_s: float | None = None,
+        ends_s: float = inf,
+    ) -> None:
         self.released = self.forgotten = 0
         self.loop = StoppedLoop()
         self.transport = FakeTransport()
-        self.connection = Connection(self, ("server", 80, False, None), self.loop, max_body_bytes=max_body_bytes,  # type: ignore[arg-type]
-                                     max_head_bytes=max_head_bytes)
+        self.connection = Connection(
+            self,
+            ("server", 80, False, None),
+            self.loop,
+            max_body_bytes=max_body_bytes,  # type: ignore[arg-type]
+            max_head_bytes=max_head_bytes,
+        )
         self.connection.connection_made(self.transport)  # type: ignore[arg-type]
         self.answer = self.connection.start(b"request", is_head=is_head, idle_s=idle_s, ends_s=ends_s)
 
@@ -88,8 +104,8 @@ class Exchange:
         return self
 
     @property
-    def response(self) -> Response:
-        return Response(self.answer)
+    def response(self) -> UpstreamResponse:
+        return UpstreamResponse(self.answer)
 
     @property
     def error(self) -> WireError | None:
@@ -118,7 +134,10 @@ async def test_an_answer_may_come_byte_by_byte(answer: bytes) -> None:
 @pytest.mark.parametrize("seed", range(20))
 async def test_any_body_cut_into_any_pieces_comes_through(seed: int) -> None:
     chance = random.Random(seed)
-    chunks = [chance.randbytes(chance.choice([1, 2, 15, 16, 255, 4096, 70_000])) for _ in range(chance.randint(1, 60))]
+    chunks = [
+        chance.randbytes(chance.choice([1, 2, 15, 16, 255, 4096, 70_000]))
+        for _ in range(chance.randint(1, 60))
+    ]
     text = CHUNKED_HEAD + b"".join(b"%x\r\n%b\r\n" % (len(c), c) for c in chunks) + b"0\r\n\r\n"
     exchange = Exchange()
     found = b""
@@ -132,20 +151,27 @@ async def test_any_body_cut_into_any_pieces_comes_through(seed: int) -> None:
     assert exchange.is_kept
 
 
-@pytest.mark.parametrize(("answer", "body", "is_kept"), [
-    (OK, b"hello", True),
-    (CHUNKED, b"hello", True),
-    (HEAD + b"Content-Length: 0\r\n\r\n", b"", True),
-    (b"HTTP/1.1 204 No Content\r\n\r\n", b"", True),
-    (b"HTTP/1.1 304 Not Modified\r\nContent-Length: 100\r\n\r\n", b"", True),
-    (b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" + OK, b"hello", True),
-    (b"HTTP/1.1 200\r\nContent-Length: 2\r\n\r\nhi", b"hi", True),
-    (HEAD + b"Connection: close\r\nContent-Length: 2\r\n\r\nhi", b"hi", False),
-    (b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nhi", b"hi", False),
-    (b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 2\r\n\r\nhi", b"hi", True),
-    (HEAD + b"Upgrade: h2c\r\nConnection: Upgrade\r\nContent-Length: 2\r\n\r\nhi", b"hi", True),       # an offer, not a switch
-    (CHUNKED_HEAD + b"A\r\n0123456789\r\n000\r\n\r\n", b"0123456789", True),
-])
+@pytest.mark.parametrize(
+    ("answer", "body", "is_kept"),
+    [
+        (OK, b"hello", True),
+        (CHUNKED, b"hello", True),
+        (HEAD + b"Content-Length: 0\r\n\r\n", b"", True),
+        (b"HTTP/1.1 204 No Content\r\n\r\n", b"", True),
+        (b"HTTP/1.1 304 Not Modified\r\nContent-Length: 100\r\n\r\n", b"", True),
+        (b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" + OK, b"hello", True),
+        (b"HTTP/1.1 200\r\nContent-Length: 2\r\n\r\nhi", b"hi", True),
+        (HEAD + b"Connection: close\r\nContent-Length: 2\r\n\r\nhi", b"hi", False),
+        (b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nhi", b"hi", False),
+        (b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 2\r\n\r\nhi", b"hi", True),
+        (
+            HEAD + b"Upgrade: h2c\r\nConnection: Upgrade\r\nContent-Length: 2\r\n\r\nhi",
+            b"hi",
+            True,
+        ),  # an offer, not a switch
+        (CHUNKED_HEAD + b"A\r\n0123456789\r\n000\r\n\r\n", b"0123456789", True),
+    ],
+)
 async def test_every_framing_is_read(answer: bytes, body: bytes, is_kept: bool) -> None:
     exchange = Exchange().feed(answer)
     assert await exchange.response.read() == body
@@ -166,7 +192,7 @@ async def test_an_answer_without_a_length_that_is_reset_is_not_whole() -> None:
     exchange = Exchange().feed(HEAD + b"\r\n", b"until").end(ConnectionResetError())
     response = exchange.response
     assert await response.next_piece() == b"until"
-    with pytest.raises(BrokenAnswer):
+    with pytest.raises(BrokenResponse):
         await response.next_piece()
 
 
@@ -183,35 +209,67 @@ async def test_a_body_that_follows_an_answer_to_head_ends_the_connection() -> No
     assert exchange.transport.is_aborted
 
 
-@pytest.mark.parametrize("answer", [
-    b"rubbish\r\n\r\n", b"\x16\x03\x01\x00\x02", b"HTTP/2 200\r\n\r\n", b"HTTP/1.1 20 OK\r\n\r\n", b"HTTP/1.1 099 Low\r\n\r\n", b"SSH-2.0-x\r\n",
-    b"HTTP/1.1 101 Switching\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n", b"HTTP/1.1 101 Switching\r\n\r\n",
-    HEAD + b"Content-Length: x\r\n\r\n", HEAD + b"Content-Length: -1\r\n\r\n", HEAD + b"Content-Length: +5\r\n\r\nhello",
-    HEAD + b"Content-Length: 5, 5\r\n\r\nhello", HEAD + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\nhello",
-    HEAD + b"Content-Length: 99999999999999999999999\r\n\r\n",
-    HEAD + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", HEAD + b"Transfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n",
-    HEAD + b"X : y\r\n\r\n", HEAD + b"X\x00: y\r\n\r\n", HEAD + b"X: a\x00b\r\n\r\n", HEAD + b"X: y\nZ: q\r\n\r\n", HEAD + b"no colon\r\n\r\n",
-    HEAD + b"X: a\rb\r\n\r\n",
-    CHUNKED_HEAD + b"zz\r\n", CHUNKED_HEAD + b"-1\r\n", CHUNKED_HEAD + b"0x5\r\nhello\r\n", CHUNKED_HEAD + b"FFFFFFFFFFFFFFFFF\r\n",
-    CHUNKED_HEAD + b"5\nhello\r\n", CHUNKED_HEAD + b"2\r\nhello\r\n", CHUNKED_HEAD + b"5 \r\nhello\r\n",
-    CHUNKED_HEAD + b"5;a\nb\r\nhello\r\n0\r\n\r\n", CHUNKED_HEAD + b"\r\n\r\n",
-], ids=lambda answer: answer[-40:].decode("latin-1").encode("unicode_escape").decode())
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"rubbish\r\n\r\n",
+        b"\x16\x03\x01\x00\x02",
+        b"HTTP/2 200\r\n\r\n",
+        b"HTTP/1.1 20 OK\r\n\r\n",
+        b"HTTP/1.1 099 Low\r\n\r\n",
+        b"SSH-2.0-x\r\n",
+        b"HTTP/1.1 101 Switching\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n",
+        b"HTTP/1.1 101 Switching\r\n\r\n",
+        HEAD + b"Content-Length: x\r\n\r\n",
+        HEAD + b"Content-Length: -1\r\n\r\n",
+        HEAD + b"Content-Length: +5\r\n\r\nhello",
+        HEAD + b"Content-Length: 5, 5\r\n\r\nhello",
+        HEAD + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\nhello",
+        HEAD + b"Content-Length: 99999999999999999999999\r\n\r\n",
+        HEAD + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        HEAD + b"Transfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n",
+        HEAD + b"X : y\r\n\r\n",
+        HEAD + b"X\x00: y\r\n\r\n",
+        HEAD + b"X: a\x00b\r\n\r\n",
+        HEAD + b"X: y\nZ: q\r\n\r\n",
+        HEAD + b"no colon\r\n\r\n",
+        HEAD + b"X: a\rb\r\n\r\n",
+        CHUNKED_HEAD + b"zz\r\n",
+        CHUNKED_HEAD + b"-1\r\n",
+        CHUNKED_HEAD + b"0x5\r\nhello\r\n",
+        CHUNKED_HEAD + b"FFFFFFFFFFFFFFFFF\r\n",
+        CHUNKED_HEAD + b"5\nhello\r\n",
+        CHUNKED_HEAD + b"2\r\nhello\r\n",
+        CHUNKED_HEAD + b"5 \r\nhello\r\n",
+        CHUNKED_HEAD + b"5;a\nb\r\nhello\r\n0\r\n\r\n",
+        CHUNKED_HEAD + b"\r\n\r\n",
+    ],
+    ids=lambda answer: answer[-40:].decode("latin-1").encode("unicode_escape").decode(),
+)
 async def test_what_two_readers_could_read_in_two_ways_is_refused(answer: bytes) -> None:
     exchange = Exchange().feed(answer)
-    assert isinstance(exchange.error, BrokenAnswer)
+    assert isinstance(exchange.error, BrokenResponse)
     assert exchange.transport.is_aborted
     assert exchange.forgotten == 1
     assert not exchange.released
 
 
-@pytest.mark.parametrize("answer", [
-    HEAD, HEAD + b"Content-Length: 10\r\n\r\nhello", CHUNKED[:-2], CHUNKED_HEAD + b"5\r\nhello\r\n", b"H", b"HTTP/1.1 100 Continue\r\n\r\n",
-])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        HEAD,
+        HEAD + b"Content-Length: 10\r\n\r\nhello",
+        CHUNKED[:-2],
+        CHUNKED_HEAD + b"5\r\nhello\r\n",
+        b"H",
+        b"HTTP/1.1 100 Continue\r\n\r\n",
+    ],
+)
 async def test_an_answer_that_breaks_off_is_an_error(answer: bytes) -> None:
     exchange = Exchange().feed(answer).end()
-    assert isinstance(exchange.error, BrokenAnswer)
+    assert isinstance(exchange.error, BrokenResponse)
     assert exchange.error.was_sent
-    with pytest.raises(BrokenAnswer):
+    with pytest.raises(BrokenResponse):
         await exchange.response.read()
 
 
@@ -219,25 +277,30 @@ async def test_what_arrived_before_the_break_is_given_first() -> None:
     response = Exchange().feed(HEAD + b"Content-Length: 10\r\n\r\nhel", b"lo").end().response
     assert await response.next_piece() == b"hello"
     for _ in range(2):
-        with pytest.raises(BrokenAnswer):
+        with pytest.raises(BrokenResponse):
             await response.next_piece()
 
 
-@pytest.mark.parametrize("answer", [
-    HEAD + b"X: " + b"a" * 70_000,                                              # without an end
-    HEAD + b"X: " + b"a" * 70_000 + b"\r\nContent-Length: 0\r\n\r\n",           # whole
-    HEAD + b"X: y\r\n" * 20_000 + b"\r\n",
-    b"HTTP/1.1 100 Continue\r\n\r\n" * 5000,
-    CHUNKED_HEAD + b"1\r\nx\r\n0\r\nX: " + b"a" * 400_000,                      # trailers without an end
-    CHUNKED_HEAD + b"1\r\nx\r\n0\r\n" + b"X: y\r\n" * 80_000,
-    CHUNKED_HEAD + b"1;" + b"a" * 400_000,                                      # a chunk extension without an end
-])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        HEAD + b"X: " + b"a" * 70_000,  # without an end
+        HEAD + b"X: " + b"a" * 70_000 + b"\r\nContent-Length: 0\r\n\r\n",  # whole
+        HEAD + b"X: y\r\n" * 20_000 + b"\r\n",
+        b"HTTP/1.1 100 Continue\r\n\r\n" * 5000,
+        CHUNKED_HEAD + b"1\r\nx\r\n0\r\nX: " + b"a" * 400_000,  # trailers without an end
+        CHUNKED_HEAD + b"1\r\nx\r\n0\r\n" + b"X: y\r\n" * 80_000,
+        CHUNKED_HEAD + b"1;" + b"a" * 400_000,  # a chunk extension without an end
+    ],
+)
 @pytest.mark.parametrize("cut", [1_000_000, 16_384, 1000])
 async def test_what_is_no_body_is_bounded(answer: bytes, cut: int) -> None:
     exchange = Exchange().feed(*(answer[at : at + cut] for at in range(0, len(answer), cut)))
     if cut > len(answer) and answer.startswith(CHUNKED_HEAD):
-        exchange.feed(b"a" * 70_000)        # the piece with body in it counts as body: the kernel gives no larger ones than 256 KiB
-    assert isinstance(exchange.error, BrokenAnswer)
+        exchange.feed(
+            b"a" * 70_000
+        )  # the piece with body in it counts as body: the kernel gives no larger ones than 256 KiB
+    assert isinstance(exchange.error, BrokenResponse)
     assert "65536" in exchange.error.message
 
 
@@ -250,7 +313,7 @@ async def test_a_long_stream_of_small_chunks_is_not_taken_for_a_large_head() -> 
     exchange = Exchange().feed(CHUNKED_HEAD)
     response = exchange.response
     for _ in range(30_000):
-        exchange.feed(b"5\r\n", b"hello", b"\r\n")         # the size apart from the data, as some servers write it
+        exchange.feed(b"5\r\n", b"hello", b"\r\n")  # the size apart from the data, as some servers write it
         assert await response.next_piece() == b"hello"
     exchange.feed(b"0\r\n\r\n")
     assert await response.next_piece() is None
@@ -286,7 +349,10 @@ async def test_an_answer_is_not_touched_by_the_next_one_on_its_connection() -> N
 
 
 async def test_repeated_headers_are_joined() -> None:
-    assert Exchange().feed(HEAD + b"Via: a\r\nVIA: b\r\nContent-Length: 0\r\n\r\n").response.headers["via"] == "a, b"
+    assert (
+        Exchange().feed(HEAD + b"Via: a\r\nVIA: b\r\nContent-Length: 0\r\n\r\n").response.headers["via"]
+        == "a, b"
+    )
 
 
 async def test_a_whole_answer_is_limited_and_a_stream_is_not() -> None:
@@ -295,15 +361,17 @@ async def test_a_whole_answer_is_limited_and_a_stream_is_not() -> None:
     reading = asyncio.ensure_future(exchange.response.read())
     await asyncio.sleep(0)
     exchange.feed(b"x" * 20_000)
-    with pytest.raises(BrokenAnswer, match="100000 bytes"):
+    with pytest.raises(BrokenResponse, match="100000 bytes"):
         await reading
     assert exchange.transport.is_aborted
 
-    before = Exchange(max_body_bytes=100_000).feed(head + b"x" * 110_000)       # it was there before anybody asked for the whole
-    with pytest.raises(BrokenAnswer):
+    before = Exchange(max_body_bytes=100_000).feed(
+        head + b"x" * 110_000
+    )  # it was there before anybody asked for the whole
+    with pytest.raises(BrokenResponse):
         await before.response.read()
     complete = Exchange(max_body_bytes=3).feed(OK)
-    with pytest.raises(BrokenAnswer):
+    with pytest.raises(BrokenResponse):
         await complete.response.read()
 
     stream = Exchange(max_body_bytes=100_000).feed(head)
@@ -323,7 +391,7 @@ async def test_reading_stops_while_much_is_unread_and_goes_on_after() -> None:
     assert exchange.transport.is_reading
     exchange.feed(b"x" * (UNREAD_BYTES + 1))
     assert not exchange.transport.is_reading
-    reading = asyncio.ensure_future(response.read())                            # who wants the whole is not held back
+    reading = asyncio.ensure_future(response.read())  # who wants the whole is not held back
     await asyncio.sleep(0)
     assert exchange.transport.is_reading
     exchange.feed(b"x" * (1_000_000 - 2 * UNREAD_BYTES - 2))
@@ -384,7 +452,7 @@ async def test_a_reader_that_wakes_late_leaves_the_next_exchange_alone() -> None
     exchange = Exchange(idle_s=10).feed(CHUNKED_HEAD)
     reading = asyncio.ensure_future(exchange.response.next_piece())
     await asyncio.sleep(0)
-    exchange.feed(b"1\r\nx\r\n0\r\n\r\n")                                       # whole: the connection goes to somebody else at once
+    exchange.feed(b"1\r\nx\r\n0\r\n\r\n")  # whole: the connection goes to somebody else at once
     answer = exchange.connection.start(b"", is_head=False, idle_s=5, ends_s=inf)
     exchange.connection.wait(answer, "first_byte", 7)
     assert await reading == b"x"
@@ -410,7 +478,7 @@ async def test_closing_wakes_who_reads_and_what_is_closed_has_no_end() -> None:
     reading = asyncio.ensure_future(exchange.response.next_piece())
     await asyncio.sleep(0)
     exchange.response.close()
-    with pytest.raises(BrokenAnswer) as caught:
+    with pytest.raises(BrokenResponse) as caught:
         await reading
     assert caught.value.phase == "closed"
     assert exchange.forgotten == 1
@@ -425,7 +493,9 @@ async def test_two_readers_of_one_answer_are_a_mistake() -> None:
     reading.cancel()
 
 
-@pytest.mark.parametrize(("exc", "was_sent"), [(None, True), (ConnectionResetError(), True), (BrokenPipeError(), False)])
+@pytest.mark.parametrize(
+    ("exc", "was_sent"), [(None, True), (ConnectionResetError(), True), (BrokenPipeError(), False)]
+)
 async def test_an_end_without_a_byte_is_told_apart(exc: Exception | None, was_sent: bool) -> None:
     error = Exchange().end(exc).error
     assert isinstance(error, StaleConnection)
@@ -436,7 +506,9 @@ async def test_an_end_without_a_byte_is_told_apart(exc: Exception | None, was_se
 async def test_an_end_that_only_the_kernel_knows_of_is_seen_when_looked_for() -> None:
     ours, theirs = socket.socketpair()
     exchange = Exchange()
-    connection = Connection(exchange, ("server", 80, False, None), exchange.loop, max_body_bytes=1, max_head_bytes=1)  # type: ignore[arg-type]
+    connection = Connection(
+        exchange, ("server", 80, False, None), exchange.loop, max_body_bytes=1, max_head_bytes=1
+    )  # type: ignore[arg-type]
     connection.connection_made(FakeTransport(ours))  # type: ignore[arg-type]
     assert connection.is_usable(look=True)
     theirs.close()

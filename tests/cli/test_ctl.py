@@ -55,7 +55,9 @@ class _Mute:
 
 
 @pytest.fixture
-async def terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Terminal]:
+async def terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Terminal]:
     house = House()
     path = tmp_path / "c.sock"
     monkeypatch.setenv("CONTROL_ADDRESS", f"unix:{path}")
@@ -64,6 +66,7 @@ async def terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypat
 
 
 # ---- every command
+
 
 async def test_status(terminal: Terminal) -> None:
     assert await terminal.run("status") == 0
@@ -93,8 +96,13 @@ async def test_identity(terminal: Terminal) -> None:
 
 async def test_settings(terminal: Terminal) -> None:
     assert await terminal.run("settings") == 0
-    assert terminal.out.splitlines()[1:] == ["general\tLOG_LEVEL\tinfo\tinfo\tyes", "control\tCONTROL_TOKEN\t(hidden)\t\trestart"]
-    assert [row["variable"] for row in (await terminal.json("settings", "--set-only"))["settings"]] == ["CONTROL_TOKEN"]
+    assert terminal.out.splitlines()[1:] == [
+        "general\tLOG_LEVEL\tinfo\tinfo\tyes",
+        "control\tCONTROL_TOKEN\t(hidden)\t\trestart",
+    ]
+    assert [row["variable"] for row in (await terminal.json("settings", "--set-only"))["settings"]] == [
+        "CONTROL_TOKEN"
+    ]
 
 
 async def test_a_reload_is_tried_then_applied(terminal: Terminal) -> None:
@@ -159,11 +167,18 @@ async def test_logs_are_followed_until_the_appliance_stops(terminal: Terminal) -
 
 
 async def test_chat_shows_the_answer_as_it_is_made(terminal: Terminal) -> None:
-    terminal.house.backend.script = [event({"content": "he"}), event({"content": "llo\nyou"}), b"data: [DONE]\n\n"]
+    terminal.house.backend.script = [
+        event({"content": "he"}),
+        event({"content": "llo\nyou"}),
+        b"data: [DONE]\n\n",
+    ]
     assert await terminal.run("chat", "-m", "house", "--system", "be kind", "hi there") == 0
     assert terminal.out == "hello\nyou\n"
     asked = terminal.house.backend.asked[0]
-    assert asked.body["messages"] == [{"role": "system", "content": "be kind"}, {"role": "user", "content": "hi there"}]
+    assert asked.body["messages"] == [
+        {"role": "system", "content": "be kind"},
+        {"role": "user", "content": "hi there"},
+    ]
     assert (asked.model, asked.stream) == ("house", True)
 
 
@@ -182,11 +197,26 @@ async def test_chat_that_breaks_off_tells_so_on_a_line_of_its_own(terminal: Term
 
 async def test_backends_and_receipts(terminal: Terminal) -> None:
     assert await terminal.run("backends") == 0
-    assert terminal.out.splitlines()[1] == "scripted\tscripted\tready\t1\thouse/model\thttp://127.0.0.1:1/v1\trested for 1.5s; connect: refused"
-    terminal.house.receipts.add(Receipt("r1", 0.0, "/v1/chat/completions", model="m", status=200, finish="done", prompt_tokens=3,
-                                        completion_tokens=4))
+    assert (
+        terminal.out.splitlines()[1]
+        == "scripted\tscripted\tready\t1\thouse/model\thttp://127.0.0.1:1/v1\trested for 1.5s; connect: refused"
+    )
+    terminal.house.receipts.add(
+        Receipt(
+            "r1",
+            0.0,
+            "/v1/chat/completions",
+            model="m",
+            status=200,
+            finish="done",
+            prompt_tokens=3,
+            completion_tokens=4,
+        )
+    )
     assert await terminal.run("receipts") == 0
-    assert terminal.out.splitlines()[1] == "1970-01-01 00:00:00Z\tr1\t/v1/chat/completions\tm\t200\tdone\t0\t3+4"
+    assert (
+        terminal.out.splitlines()[1] == "1970-01-01 00:00:00Z\tr1\t/v1/chat/completions\tm\t200\tdone\t0\t3+4"
+    )
     assert await terminal.run("receipt", "r1") == 0
     assert "prompt tokens\t3\ncompletion tokens\t4" in terminal.out
     assert await terminal.run("receipt", "r2") == 1
@@ -195,9 +225,20 @@ async def test_backends_and_receipts(terminal: Terminal) -> None:
 
 # ---- errors and exit codes
 
-@pytest.mark.parametrize("arguments", [
-    ["nonsense"], ["reload", "--set", "NOVALUE"], ["receipt"], ["logs", "-n", "-1"], ["status", "--address", "nowhere"],
-    ["status", "--timeout", "0"], ["status", "--tls-cert", "/x"], ["status", "--tls-ca", "/does/not/exist"]])
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["nonsense"],
+        ["reload", "--set", "NOVALUE"],
+        ["receipt"],
+        ["logs", "-n", "-1"],
+        ["status", "--address", "nowhere"],
+        ["status", "--timeout", "0"],
+        ["status", "--tls-cert", "/x"],
+        ["status", "--tls-ca", "/does/not/exist"],
+    ],
+)
 async def test_wrong_usage_is_exit_code_2(terminal: Terminal, arguments: list[str]) -> None:
     assert await terminal.run(*arguments) == 2
     assert terminal.err
@@ -207,7 +248,10 @@ async def test_wrong_usage_is_exit_code_2(terminal: Terminal, arguments: list[st
 async def test_nobody_there_is_exit_code_3_in_one_sentence(terminal: Terminal, tmp_path: Path) -> None:
     for address in (f"127.0.0.1:{free_port()}", f"unix:{tmp_path / 'none.sock'}"):
         assert await terminal.run("status", "--address", address) == 3
-        assert terminal.err == f"error: No appliance answers at {address}. Is it running, and is the address right (--address, CONTROL_ADDRESS)?\n"
+        assert (
+            terminal.err
+            == f"error: No appliance answers at {address}. Is it running, and is the address right (--address, CONTROL_ADDRESS)?\n"
+        )
 
 
 async def test_no_answer_in_time_is_exit_code_3(terminal: Terminal) -> None:
@@ -217,10 +261,13 @@ async def test_no_answer_in_time_is_exit_code_3(terminal: Terminal) -> None:
 
 
 async def test_a_missing_or_wrong_token_is_exit_code_4(
-        tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "c.sock"
     terminal = Terminal(House(), capsys)
-    async with serving_control(control_settings(control_socket=path, control_token=TOKEN), terminal.house.parts()):
+    async with serving_control(
+        control_settings(control_socket=path, control_token=TOKEN), terminal.house.parts()
+    ):
         assert await terminal.run("status", "--address", str(path)) == 4
         assert "CONTROL_TOKEN_FILE" in terminal.err
         monkeypatch.setenv("CONTROL_TOKEN", "a-wrong-token")
@@ -238,8 +285,12 @@ async def test_mutual_tls(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         cert.private_key_pem.write_to_path(tmp_path / f"{name}.key")
         cert.cert_chain_pems[0].write_to_path(tmp_path / f"{name}.pem")
     port = free_port()
-    settings = control_settings(control_port=port, control_tls_cert=tmp_path / "server.pem", control_tls_key=tmp_path / "server.key",
-                                control_tls_client_ca=tmp_path / "ca.pem")
+    settings = control_settings(
+        control_port=port,
+        control_tls_cert=tmp_path / "server.pem",
+        control_tls_key=tmp_path / "server.key",
+        control_tls_client_ca=tmp_path / "ca.pem",
+    )
     terminal = Terminal(House(), capsys)
     there = ["status", "--address", f"127.0.0.1:{port}", "--tls-ca", str(tmp_path / "ca.pem")]
     async with serving_control(settings, terminal.house.parts()):
@@ -254,16 +305,23 @@ def test_there_is_no_way_to_give_the_token_as_an_argument(capsys: pytest.Capture
     assert ctl.main(["--token", "x", "status"]) == 2
 
 
-@pytest.mark.parametrize(("given", "expected"), [
-    (["status", "--json"], ["--json", "status"]),
-    (["logs", "-f", "--address", "a:1", "-n", "3"], ["--address", "a:1", "logs", "-f", "-n", "3"]),
-    (["status", "--timeout=3"], ["--timeout=3", "status"]),
-    (["chat", "--", "--json"], ["chat", "--", "--json"]),
-    (["status", "--address"], ["--address", "status"])])
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["status", "--json"], ["--json", "status"]),
+        (["logs", "-f", "--address", "a:1", "-n", "3"], ["--address", "a:1", "logs", "-f", "-n", "3"]),
+        (["status", "--timeout=3"], ["--timeout=3", "status"]),
+        (["chat", "--", "--json"], ["chat", "--", "--json"]),
+        (["status", "--address"], ["--address", "status"]),
+    ],
+)
 def test_options_of_all_commands_may_stand_anywhere(given: list[str], expected: list[str]) -> None:
     assert ctl.hoist(given) == expected
 
 
 def test_the_command_line_loads_grpc_and_rich_only_when_it_needs_them() -> None:
     code = "import sys, appliance.cli.ctl; print([m for m in ('grpc', 'rich', 'google.protobuf') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        == "[]\n"
+    )

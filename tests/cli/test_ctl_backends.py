@@ -22,8 +22,17 @@ class Terminal:
 
     async def run(self, *arguments: str, **environ: str) -> int:
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "appliance", "ctl", "--address", self._address, *arguments, env={"PATH": os.environ["PATH"], **environ},
-            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE)
+            sys.executable,
+            "-m",
+            "appliance",
+            "ctl",
+            "--address",
+            self._address,
+            *arguments,
+            env={"PATH": os.environ["PATH"], **environ},
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
         out, err = await asyncio.wait_for(process.communicate(), 30)
         self.out, self.err = out.decode(), err.decode()
         return process.returncode or 0
@@ -43,16 +52,41 @@ async def test_a_backend_is_added_drained_resumed_and_removed(start, engines, tm
     running = await start(BACKENDS=f"e0={first.url}", **QUICK)
     terminal = Terminal(running)
     (tmp_path / "key").write_text("key-of-the-second\n")
-    assert await terminal.run("backend", "add", second.url, "--name", "e1", "--weight", "2", "--max-in-flight", "7", "--key-file", str(tmp_path / "key")) == 0
-    assert (terminal.pairs()["name"], terminal.pairs()["weight"], terminal.pairs()["comes from"]) == ("e1", "2", "runtime")
+    assert (
+        await terminal.run(
+            "backend",
+            "add",
+            second.url,
+            "--name",
+            "e1",
+            "--weight",
+            "2",
+            "--max-in-flight",
+            "7",
+            "--key-file",
+            str(tmp_path / "key"),
+        )
+        == 0
+    )
+    assert (terminal.pairs()["name"], terminal.pairs()["weight"], terminal.pairs()["comes from"]) == (
+        "e1",
+        "2",
+        "runtime",
+    )
     assert "key-of-the-second" not in terminal.out
     for _ in range(100):
         await terminal.run("backend", "show", "e1")
         if terminal.pairs()["state"] == "ready":
             break
         await asyncio.sleep(0.05)
-    assert (terminal.pairs()["kind"], terminal.pairs()["limit"], terminal.pairs()["models"]) == ("vllm", "7", "tiny")
-    assert {backend(headers) for _, headers, _ in await asyncio.gather(*(ask(running) for _ in range(8)))} == {"e0", "e1"}
+    assert (terminal.pairs()["kind"], terminal.pairs()["limit"], terminal.pairs()["models"]) == (
+        "vllm",
+        "7",
+        "tiny",
+    )
+    assert {
+        backend(headers) for _, headers, _ in await asyncio.gather(*(ask(running) for _ in range(8)))
+    } == {"e0", "e1"}
     assert await terminal.run("backend", "drain", "e0") == 0
     assert terminal.pairs()["state"] == "draining"
     assert {backend((await ask(running))[1]) for _ in range(4)} == {"e1"}
@@ -61,7 +95,12 @@ async def test_a_backend_is_added_drained_resumed_and_removed(start, engines, tm
     assert terminal.out == "e1 is removed\n"
     assert await terminal.run("backends") == 0
     assert [line.split("\t")[0] for line in terminal.out.splitlines()] == ["NAME", "e0"]
-    assert await terminal.run("backend", "add", second.url, "--key-env", "SECOND_KEY", SECOND_KEY="key-of-the-second") == 0
+    assert (
+        await terminal.run(
+            "backend", "add", second.url, "--key-env", "SECOND_KEY", SECOND_KEY="key-of-the-second"
+        )
+        == 0
+    )
 
 
 async def test_the_strategy_is_switched(start, engines) -> None:
@@ -75,22 +114,40 @@ async def test_the_strategy_is_switched(start, engines) -> None:
 async def test_backends_are_watched_until_it_is_over(start, engines) -> None:
     running = await start(BACKENDS=f"e0={engines[0].url}", **QUICK)
     terminal = Terminal(running)
-    assert await terminal.run("backends", "--watch", "--interval", "1", "--timeout", "1.5") != 0      # a stream ends with its time
+    assert (
+        await terminal.run("backends", "--watch", "--interval", "1", "--timeout", "1.5") != 0
+    )  # a stream ends with its time
     assert terminal.out.count("e0\tvllm") >= 2
     await terminal.run("backends", "--watch", "--timeout", "0.5", "--json")
     assert jsons.loads(terminal.out.splitlines()[0])["backends"][0]["name"] == "e0"
 
 
-@pytest.mark.parametrize(("arguments", "code", "said"), [
-    (["backend", "show", "nobody"], 1, "no backend 'nobody'"), (["backend", "remove", "nobody"], 1, "no backend 'nobody'"),
-    (["backend", "drain", "nobody"], 1, "no backend 'nobody'"), (["strategy", "best"], 1, "Invalid strategy 'best'"),
-    (["strategy", "round_robin", "--pool", "none"], 1, "no pool 'none'"), (["backend", "add", "ftp://127.0.0.1"], 1, "ftp"),
-    (["backend", "add", "http://127.0.0.1:9", "--kind", "abacus"], 1, "llamacpp"),
-    (["backend", "add", "http://127.0.0.1:9", "--key-file", "/no/such"], 2, "cannot be read"),
-    (["backend", "add", "http://127.0.0.1:9", "--key-env", "NO_SUCH_VARIABLE"], 2, "is not set"),
-    (["backend", "add", "http://127.0.0.1:9", "--key-env", "A", "--key-file", "/x"], 2, "exclude each other"),
-])
-async def test_what_cannot_be_is_said_with_its_exit_code(start, engines, arguments: list[str], code: int, said: str) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["backend", "show", "nobody"], 1, "no backend 'nobody'"),
+        (["backend", "remove", "nobody"], 1, "no backend 'nobody'"),
+        (["backend", "drain", "nobody"], 1, "no backend 'nobody'"),
+        (["strategy", "best"], 1, "Invalid strategy 'best'"),
+        (["strategy", "round_robin", "--pool", "none"], 1, "no pool 'none'"),
+        (["backend", "add", "ftp://127.0.0.1"], 1, "ftp"),
+        (["backend", "add", "http://127.0.0.1:9", "--kind", "abacus"], 1, "llamacpp"),
+        (["backend", "add", "http://127.0.0.1:9", "--key-file", "/no/such"], 2, "cannot be read"),
+        (["backend", "add", "http://127.0.0.1:9", "--key-env", "NO_SUCH_VARIABLE"], 2, "is not set"),
+        (
+            ["backend", "add", "http://127.0.0.1:9", "--key-env", "A", "--key-file", "/x"],
+            2,
+            "exclude each other",
+        ),
+    ],
+)
+async def test_what_cannot_be_is_said_with_its_exit_code(
+    start,
+    engines,
+    arguments: list[str],
+    code: int,
+    said: str,
+) -> None:
     running = await start(BACKENDS=f"e0={engines[0].url}", **QUICK)
     terminal = Terminal(running)
     assert await terminal.run(*arguments) == code

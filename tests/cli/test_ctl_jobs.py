@@ -12,8 +12,8 @@ from appliance.base.tasks import Tasks
 from appliance.cli.calls import CallFailed
 from appliance.cli.jobs import parse_config
 from appliance.control.server import serving_control
-from appliance.models.download_wish import Folders
-from appliance.models.jobs import Jobs
+from appliance.downloads.jobs import DownloadJobs
+from appliance.downloads.request import DownloadFolders
 from tests.cli.test_ctl_models import Terminal, on_a_screen
 from tests.control.scripted_board import ScriptedBoard
 from tests.control.standin import House, control_settings
@@ -31,17 +31,29 @@ async def downloader() -> StandinDownloader:
 async def terminal(tmp_path: Path, downloader: StandinDownloader) -> AsyncIterator[Terminal]:
     house, path = House(), tmp_path / "c.sock"
     async with Tasks() as tasks:
-        house.jobs = Jobs(downloader, tasks=tasks, clock=FakeClock())
-        house.folders = lambda: Folders(tmp_path / "home")
+        house.jobs = DownloadJobs(downloader, tasks=tasks, clock=FakeClock())
+        house.folders = lambda: DownloadFolders(tmp_path / "home")
         async with serving_control(control_settings(control_socket=path), house.parts()):
             yield Terminal(house, ScriptedBoard(), f"unix:{path}")
         await house.jobs.close()
 
 
-async def test_a_download_is_followed_to_its_end_in_plain_lines(terminal: Terminal, downloader: StandinDownloader, tmp_path: Path) -> None:
+async def test_a_download_is_followed_to_its_end_in_plain_lines(
+    terminal: Terminal, downloader: StandinDownloader, tmp_path: Path
+) -> None:
     secrets = tmp_path / "config.json"
     secrets.write_text(jsons.dumps_text({"hf_token": SECRET, "revision": "file"}))
-    arguments = ["ns/repo", "-o", "models/a", "-w", "3", "-c", '{"revision": "v1"}', "--config-file", str(secrets)]
+    arguments = [
+        "ns/repo",
+        "-o",
+        "models/a",
+        "-w",
+        "3",
+        "-c",
+        '{"revision": "v1"}',
+        "--config-file",
+        str(secrets),
+    ]
     async with terminal.begin("ctl", "download", *arguments) as process:
         run = await downloader.next()
         assert (run.wish.output_dir, run.wish.max_workers) == (tmp_path / "home/models/a", 3)
@@ -53,10 +65,15 @@ async def test_a_download_is_followed_to_its_end_in_plain_lines(terminal: Termin
         assert line == "hf://ns/repo fetching 60%, 60 B of 100 B, 12 B/s"
         run.finish()
         assert await process.end() == 0, process.err
-    assert process.lines[-2:] == ["hf://ns/repo completed 100%, 100 B of 100 B", f"hf://ns/repo is in {tmp_path}/home/models/a (2 files, 100 B, 1.5s)"]
+    assert process.lines[-2:] == [
+        "hf://ns/repo completed 100%, 100 B of 100 B",
+        f"hf://ns/repo is in {tmp_path}/home/models/a (2 files, 100 B, 1.5s)",
+    ]
 
 
-async def test_a_download_is_begun_and_left(terminal: Terminal, downloader: StandinDownloader, tmp_path: Path) -> None:
+async def test_a_download_is_begun_and_left(
+    terminal: Terminal, downloader: StandinDownloader, tmp_path: Path
+) -> None:
     assert await terminal.run("ctl", "download", "ns/repo", "--detach") == 0
     job_id = terminal.out.strip()
     run = await downloader.next()
@@ -64,10 +81,24 @@ async def test_a_download_is_begun_and_left(terminal: Terminal, downloader: Stan
     assert await terminal.run("ctl", "jobs") == 0
     head, row = (line.split("\t") for line in terminal.out.splitlines())
     assert head == ["JOB", "STATE", "DONE", "SIZE", "RATE", "SOURCE", "FOLDER", "CREATED"]
-    assert row == [job_id, "running", "50%", "100 B", "12 B/s", "hf://ns/repo", f"{tmp_path}/home/hf/ns/repo", "2027-01-15 08:00:00Z"]
+    assert row == [
+        job_id,
+        "running",
+        "50%",
+        "100 B",
+        "12 B/s",
+        "hf://ns/repo",
+        f"{tmp_path}/home/hf/ns/repo",
+        "2027-01-15 08:00:00Z",
+    ]
     assert await terminal.run("ctl", "job", "show", job_id) == 0
     pairs = dict(line.split("\t", 1) for line in terminal.out.splitlines())
-    assert (pairs["state"], pairs["bytes"], pairs["now"], pairs["workers"]) == ("running", "50 B of 100 B", "a.bin", "8")
+    assert (pairs["state"], pairs["bytes"], pairs["now"], pairs["workers"]) == (
+        "running",
+        "50 B of 100 B",
+        "a.bin",
+        "8",
+    )
     assert (await terminal.json("ctl", "job", "show", job_id))["state"] == "JOB_STATE_RUNNING"
     assert [job["id"] for job in (await terminal.json("ctl", "jobs"))["jobs"]] == [job_id]
     assert await terminal.run("ctl", "job", "cancel", job_id) == 0
@@ -76,7 +107,9 @@ async def test_a_download_is_begun_and_left(terminal: Terminal, downloader: Stan
     assert terminal.err == "error: hf://ns/repo was cancelled\n"
 
 
-async def test_a_failed_download_is_told_with_its_reason(terminal: Terminal, downloader: StandinDownloader) -> None:
+async def test_a_failed_download_is_told_with_its_reason(
+    terminal: Terminal, downloader: StandinDownloader
+) -> None:
     downloader.at_once = NotFound("There is no ns/repo.")
     assert await terminal.run("ctl", "download", "ns/repo") == 1
     assert terminal.err == "error: hf://ns/repo failed: There is no ns/repo.\n"
@@ -85,7 +118,9 @@ async def test_a_failed_download_is_told_with_its_reason(terminal: Terminal, dow
     assert jsons.loads(terminal.out)["error"] == "There is no ns/repo."
 
 
-async def test_a_follower_is_told_when_the_appliance_stops(terminal: Terminal, downloader: StandinDownloader) -> None:
+async def test_a_follower_is_told_when_the_appliance_stops(
+    terminal: Terminal, downloader: StandinDownloader
+) -> None:
     async with terminal.begin("ctl", "download", "ns/repo") as process:
         await downloader.next()
         await process.line()
@@ -105,12 +140,20 @@ async def test_a_terminal_gets_a_bar(terminal: Terminal, downloader: StandinDown
         await screen.shows("hf://ns/repo is in")
 
 
-@pytest.mark.parametrize(("arguments", "code", "said"), [
-    (["download", "ns/repo", "-o", "/etc"], 4, "outside the folders"), (["download", "ns/repo", "-c", "{" + SECRET], 2, "--config: write a JSON object"),
-    (["download", "ns/repo", "-c", "[]"], 2, "--config: write a JSON object"), (["download", "ns/repo", "--config-file", "/nowhere"], 2, "cannot be read"),
-    (["download", "s3://a:" + SECRET + "@b"], 1, "Leave them out"), (["job", "show", "x"], 1, "no download job 'x'"),
-    (["job", "cancel", "x"], 1, "no download job 'x'"), (["job", "watch", "x"], 1, "no download job 'x'"), (["download"], 2, "SOURCE"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["download", "ns/repo", "-o", "/etc"], 4, "outside the folders"),
+        (["download", "ns/repo", "-c", "{" + SECRET], 2, "--config: write a JSON object"),
+        (["download", "ns/repo", "-c", "[]"], 2, "--config: write a JSON object"),
+        (["download", "ns/repo", "--config-file", "/nowhere"], 2, "cannot be read"),
+        (["download", "s3://a:" + SECRET + "@b"], 1, "Leave them out"),
+        (["job", "show", "x"], 1, "no download job 'x'"),
+        (["job", "cancel", "x"], 1, "no download job 'x'"),
+        (["job", "watch", "x"], 1, "no download job 'x'"),
+        (["download"], 2, "SOURCE"),
+    ],
+)
 async def test_refusals(terminal: Terminal, arguments: list[str], code: int, said: str) -> None:
     assert await terminal.run("ctl", *arguments) == code
     assert said in terminal.err
@@ -118,7 +161,11 @@ async def test_refusals(terminal: Terminal, arguments: list[str], code: int, sai
 
 
 def test_config_is_an_object_of_plain_values() -> None:
-    assert parse_config(' {"a": 1, "b": true, "c": null, "d": "x"} ', "-c") == {"a": "1", "b": "true", "d": "x"}
+    assert parse_config(' {"a": 1, "b": true, "c": null, "d": "x"} ', "-c") == {
+        "a": "1",
+        "b": "true",
+        "d": "x",
+    }
     assert parse_config("", "-c") == {}
     for text in ("[]", "3", "{", '{"a": {}}'):
         with pytest.raises(CallFailed):

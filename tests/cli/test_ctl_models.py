@@ -18,7 +18,7 @@ from appliance.base.errors import Unavailable
 from appliance.cli import models as commands
 from appliance.cli.calls import CallFailed
 from appliance.control.server import serving_control
-from appliance.models.views import FailedView, QueueView
+from appliance.models.status.views import FailedView, QueueView
 from tests.control.scripted_board import STARTED_AT_S, ScriptedBoard, model_view, ready_view
 from tests.control.standin import House, control_settings
 
@@ -37,7 +37,9 @@ class Process:
 
     async def line(self) -> str:
         assert self.process.stdout is not None
-        text = (await asyncio.wait_for(self.process.stdout.readline(), PATIENCE_S)).decode().removesuffix("\n")
+        text = (
+            (await asyncio.wait_for(self.process.stdout.readline(), PATIENCE_S)).decode().removesuffix("\n")
+        )
         self.lines.append(text)
         return text
 
@@ -59,7 +61,14 @@ class Terminal:
     @asynccontextmanager
     async def begin(self, *arguments: str) -> AsyncIterator[Process]:
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "appliance", *arguments, env=self.environ, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE)
+            sys.executable,
+            "-m",
+            "appliance",
+            *arguments,
+            env=self.environ,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
         try:
             yield Process(process)
         finally:
@@ -94,12 +103,16 @@ BOTH = pytest.mark.parametrize("spelling", [["models"], ["ctl", "model"]], ids=[
 
 # ---- seeing
 
+
 @pytest.mark.parametrize("spelling", [["models"], ["models", "list"], ["ctl", "models"]], ids=" ".join)
 async def test_models_are_listed_in_a_table(terminal: Terminal, spelling: list[str]) -> None:
     assert await terminal.run(*spelling) == 0, terminal.err
     assert terminal.out.splitlines() == [HEADERS, SMALL_ROW, BIG_ROW]
     answer = await terminal.json(*spelling)
-    assert [(model["alias"], model["status"]) for model in answer["models"]] == [("small", "MODEL_STATUS_OFF"), ("big", "MODEL_STATUS_READY")]
+    assert [(model["alias"], model["status"]) for model in answer["models"]] == [
+        ("small", "MODEL_STATUS_OFF"),
+        ("big", "MODEL_STATUS_READY"),
+    ]
 
 
 async def test_the_table_tells_loads_pins_replicas_and_stays_for_ever(terminal: Terminal) -> None:
@@ -116,7 +129,12 @@ async def test_models_are_watched_until_the_appliance_stops(terminal: Terminal, 
     async with terminal.begin(*spelling, "--watch") as process:
         assert [await process.line() for _ in range(4)] == [HEADERS, SMALL_ROW, BIG_ROW, ""]
         terminal.board.put(model_view("small", status="crashed"))
-        assert [(await process.line()).split("\t")[1:2] for _ in range(4)] == [["STATUS"], ["crashed"], ["ready"], []]
+        assert [(await process.line()).split("\t")[1:2] for _ in range(4)] == [
+            ["STATUS"],
+            ["crashed"],
+            ["ready"],
+            [],
+        ]
         terminal.house.become("stopping")
         assert await process.end() == 0, process.err
 
@@ -130,13 +148,22 @@ async def test_models_are_watched_as_json_a_line_each(terminal: Terminal) -> Non
 
 @BOTH
 async def test_one_model_is_shown_with_all_that_is_known(terminal: Terminal, spelling: list[str]) -> None:
-    terminal.board.put(model_view("small", status="failed", attempts=3, error_message="the file is cut short"))
+    terminal.board.put(
+        model_view("small", status="failed", attempts=3, error_message="the file is cut short")
+    )
     assert await terminal.run(*spelling, "show", "small") == 0
     pairs = dict(line.split("\t", 1) for line in terminal.out.splitlines())
-    assert (pairs["status"], pairs["error"], pairs["failed in a row"]) == ("failed", "the file is cut short", "3")
+    assert (pairs["status"], pairs["error"], pairs["failed in a row"]) == (
+        "failed",
+        "the file is cut short",
+        "3",
+    )
     assert pairs["file"] == "/models/small.gguf (2.0 GiB)"
     assert await terminal.run(*spelling, "show", "big") == 0
-    assert "process 4711\tport 41000, ready, 2.0 GiB GPU 0 + 1.0 GiB system memory, log /state/logs/a.log" in terminal.out
+    assert (
+        "process 4711\tport 41000, ready, 2.0 GiB GPU 0 + 1.0 GiB system memory, log /state/logs/a.log"
+        in terminal.out
+    )
     assert (await terminal.json(*spelling, "show", "big"))["port"] == 41000
     assert await terminal.run(*spelling, "show", "nobody") == 1
     assert terminal.err == "error: There is no model 'nobody'. `models` lists them.\n"
@@ -146,7 +173,10 @@ async def test_one_model_is_shown_with_all_that_is_known(terminal: Terminal, spe
 async def test_lines_are_shown(terminal: Terminal, spelling: list[str]) -> None:
     assert await terminal.run(*spelling) == 0
     assert terminal.out.splitlines() == [
-        "MODEL\tWAITING\tLIMIT\tOLDEST\tACTIVE\tREQUESTS\tANSWERED\tREFUSED", "small\t0\t100\t\t0\t0\t0\t0", "big\t3\t50\t4.5s\t2\t12\t8\t1"]
+        "MODEL\tWAITING\tLIMIT\tOLDEST\tACTIVE\tREQUESTS\tANSWERED\tREFUSED",
+        "small\t0\t100\t\t0\t0\t0\t0",
+        "big\t3\t50\t4.5s\t2\t12\t8\t1",
+    ]
     assert [line["alias"] for line in (await terminal.json(*spelling, "big"))["queues"]] == ["big"]
     assert await terminal.run(*spelling, "nobody") == 1
 
@@ -156,14 +186,18 @@ async def test_memory_is_shown(terminal: Terminal, spelling: list[str]) -> None:
     assert await terminal.run(*spelling) == 0
     assert terminal.out.splitlines()[1:] == [
         "GPU 0\tNVIDIA H100\t80.0 GiB\t5.0 GiB\t75.0 GiB\t12%\t41 C\t120 W\tbig 2.0 GiB",
-        "RAM\tsystem memory\t64.0 GiB\t1.0 GiB\t63.0 GiB\t\t\t\tbig 1.0 GiB"]
+        "RAM\tsystem memory\t64.0 GiB\t1.0 GiB\t63.0 GiB\t\t\t\tbig 1.0 GiB",
+    ]
     assert (await terminal.json(*spelling))["devices"][0]["index"] == 0
 
 
 # ---- loading
 
+
 @BOTH
-async def test_a_load_is_told_in_plain_lines_where_there_is_no_terminal(terminal: Terminal, spelling: list[str]) -> None:
+async def test_a_load_is_told_in_plain_lines_where_there_is_no_terminal(
+    terminal: Terminal, spelling: list[str]
+) -> None:
     async with terminal.begin(*spelling, "load", "small", "--keep-alive", "10m") as process:
         assert await process.line() == "small off"
         await asyncio.wait_for(terminal.board.load_begun.wait(), PATIENCE_S)
@@ -189,7 +223,9 @@ async def test_a_load_that_fails_is_told_in_one_sentence(terminal: Terminal) -> 
     async with terminal.begin("models", "load", "small") as process:
         await process.line()
         await asyncio.wait_for(terminal.board.load_begun.wait(), PATIENCE_S)
-        terminal.board.fail(Unavailable("The model 'small' needs about 9000 MB of memory.", code="vram_exhausted"))
+        terminal.board.fail(
+            Unavailable("The model 'small' needs about 9000 MB of memory.", code="vram_exhausted")
+        )
         assert await process.end() == 1
     assert process.err == "error: The model 'small' needs about 9000 MB of memory.\n"
     assert terminal.board.asked == [("load", "small", None)]
@@ -199,15 +235,27 @@ async def test_ending_the_command_does_not_stop_the_load(terminal: Terminal) -> 
     async with terminal.begin("models", "load", "small") as process:
         await process.line()
         await asyncio.wait_for(terminal.board.load_begun.wait(), PATIENCE_S)
-        process.process.send_signal(2)          # as Ctrl-C does
+        process.process.send_signal(2)  # as Ctrl-C does
         assert await process.end() == 130
     terminal.board.ready("small")
     await asyncio.wait_for(terminal.board.load_ended.wait(), PATIENCE_S)
     assert not terminal.board.load_was_cut
 
 
-@pytest.mark.parametrize(("text", "expected"), [
-    ("10m", 600), ("1h30m", 5400), ("90", 90), ("1.5s", 1.5), ("250ms", 0.25), ("2d", 172_800), ("0", 0), ("-1", -1), ("-5m", -300)])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("10m", 600),
+        ("1h30m", 5400),
+        ("90", 90),
+        ("1.5s", 1.5),
+        ("250ms", 0.25),
+        ("2d", 172_800),
+        ("0", 0),
+        ("-1", -1),
+        ("-5m", -300),
+    ],
+)
 def test_stays_are_read_as_ollama_writes_them(text: str, expected: float) -> None:
     assert commands.parse_stay(text) == expected
 
@@ -220,6 +268,7 @@ def test_a_stay_that_is_no_time_is_refused(text: str) -> None:
 
 
 # ---- ejecting, resetting, pinning
+
 
 @BOTH
 async def test_a_model_is_ejected(terminal: Terminal, spelling: list[str]) -> None:
@@ -256,17 +305,31 @@ async def test_a_model_is_pinned_and_unpinned(terminal: Terminal, spelling: list
 
 # ---- errors and exit codes
 
+
 @BOTH
 @pytest.mark.parametrize("verb", ["load", "eject", "reset", "pin", "unpin"])
-async def test_a_model_that_is_not_there_is_exit_code_1(terminal: Terminal, spelling: list[str], verb: str) -> None:
+async def test_a_model_that_is_not_there_is_exit_code_1(
+    terminal: Terminal, spelling: list[str], verb: str
+) -> None:
     assert await terminal.run(*spelling, verb, "nobody") == 1
     assert (terminal.out, terminal.err) == ("", "error: There is no model 'nobody'.\n")
 
 
-@pytest.mark.parametrize("arguments", [
-    ["models", "dream"], ["models", "load"], ["models", "load", "small", "--keep-alive", "soon"], ["models", "--interval", "-1"],
-    ["models", "--address", "nowhere"], ["ctl", "model", "dream"], ["ctl", "models", "dream"], ["models", "check", "--loud"],
-    ["models", "schema", "--loud"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["models", "dream"],
+        ["models", "load"],
+        ["models", "load", "small", "--keep-alive", "soon"],
+        ["models", "--interval", "-1"],
+        ["models", "--address", "nowhere"],
+        ["ctl", "model", "dream"],
+        ["ctl", "models", "dream"],
+        ["models", "check", "--loud"],
+        ["models", "schema", "--loud"],
+    ],
+    ids=" ".join,
+)
 async def test_wrong_usage_is_exit_code_2(terminal: Terminal, arguments: list[str]) -> None:
     assert await terminal.run(*arguments) == 2
     assert terminal.err
@@ -283,7 +346,9 @@ async def test_a_missing_token_is_exit_code_4(tmp_path: Path) -> None:
     house = House()
     house.board = ScriptedBoard(model_view("small"))
     path = tmp_path / "c.sock"
-    async with serving_control(control_settings(control_socket=path, control_token="a-long-random-token"), house.parts()):
+    async with serving_control(
+        control_settings(control_socket=path, control_token="a-long-random-token"), house.parts()
+    ):
         terminal = Terminal(house, house.board, f"unix:{path}")
         assert await terminal.run("models", "eject", "small") == 4
         terminal.environ["CONTROL_TOKEN"] = "a-long-random-token"
@@ -312,6 +377,7 @@ async def test_help_names_every_verb_of_both_spellings(terminal: Terminal) -> No
 
 # ---- on a terminal
 
+
 class Screen:
     """What a command writes to a terminal of its own."""
 
@@ -324,7 +390,7 @@ class Screen:
     def _read(self) -> None:
         try:
             self.text += os.read(self.ours, 65_536).decode(errors="replace")
-        except OSError:                     # the last one who could write has gone
+        except OSError:  # the last one who could write has gone
             asyncio.get_running_loop().remove_reader(self.ours)
         self._more.set()
 
@@ -342,11 +408,20 @@ class Screen:
 
 
 @asynccontextmanager
-async def on_a_screen(terminal: Terminal, *arguments: str) -> AsyncIterator[tuple[Screen, asyncio.subprocess.Process]]:
+async def on_a_screen(
+    terminal: Terminal, *arguments: str
+) -> AsyncIterator[tuple[Screen, asyncio.subprocess.Process]]:
     screen = Screen()
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "appliance", *arguments, stdin=screen.theirs, stdout=screen.theirs, stderr=screen.theirs,
-        env={**terminal.environ, "TERM": "xterm-256color", "COLUMNS": "150", "LINES": "30"})
+        sys.executable,
+        "-m",
+        "appliance",
+        *arguments,
+        stdin=screen.theirs,
+        stdout=screen.theirs,
+        stderr=screen.theirs,
+        env={**terminal.environ, "TERM": "xterm-256color", "COLUMNS": "150", "LINES": "30"},
+    )
     try:
         yield screen, process
     finally:
@@ -373,9 +448,9 @@ async def test_on_a_terminal_the_watched_table_is_refreshed_in_place(terminal: T
     async with on_a_screen(terminal, "models", "--watch") as (screen, process):
         await screen.shows("in 4m 30s")
         terminal.house.clock.advance(5)
-        await screen.shows("in 4m 25s")                     # without any change: it counts down
+        await screen.shows("in 4m 25s")  # without any change: it counts down
         terminal.board.put(model_view("small", status="starting", load_progress=0))
         await screen.shows("starting 0%")
-        assert "\x1b[1A" in screen.text                     # up again, over what was there
+        assert "\x1b[1A" in screen.text  # up again, over what was there
         terminal.house.become("stopping")
         assert await asyncio.wait_for(process.wait(), PATIENCE_S) == 0

@@ -18,7 +18,10 @@ def test_control_characters_cannot_reach_a_terminal() -> None:
     assert clean("a\x1b[31mb\x07c\x9bd\re\tf\ng\x7f é 漢 🎉") == "a[31mbcde\tf\ng é 漢 🎉"
 
 
-@pytest.mark.parametrize(("seconds", "expected"), [(0.04, "0.0s"), (7.84, "7.8s"), (65, "1m 5s"), (3_720, "1h 2m"), (100_000, "1d 3h")])
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [(0.04, "0.0s"), (7.84, "7.8s"), (65, "1m 5s"), (3_720, "1h 2m"), (100_000, "1d 3h")],
+)
 def test_durations_are_told_in_fitting_units(seconds: float, expected: str) -> None:
     assert duration(seconds) == expected
 
@@ -26,7 +29,7 @@ def test_durations_are_told_in_fitting_units(seconds: float, expected: str) -> N
 def test_enum_values_become_words() -> None:
     assert word_of(pb.Status(state=pb.APPLIANCE_STATE_DRAINING), "state") == "draining"
     assert word_of(pb.Worker(state=pb.WORKER_STATE_BACKING_OFF), "state") == "backing_off"
-    assert word_of(pb.Status(state=99), "state") == "unknown"       # of a newer appliance
+    assert word_of(pb.Status(state=99), "state") == "unknown"  # of a newer appliance
 
 
 def test_without_a_terminal_a_table_is_tab_separated_lines() -> None:
@@ -50,14 +53,21 @@ def test_pairs_without_a_value_are_left_out() -> None:
 
 
 def test_a_simulated_gpu_says_so_wherever_it_is_shown() -> None:
-    gpu = pb.Gpu(mode="simulated", simulated=True, gpus=[pb.GpuCard(name="NVIDIA H100 (simulated)", uuid="GPU-1")])
+    gpu = pb.Gpu(
+        mode="simulated", simulated=True, gpus=[pb.GpuCard(name="NVIDIA H100 (simulated)", uuid="GPU-1")]
+    )
     assert "(simulated)" in show.gpu_text(gpu)
     assert "(simulated)" in dict(show.identity_pairs(pb.GetIdentityResponse(gpu=gpu)))["gpu 0"]
 
 
 def test_failed_steps_and_warnings_are_shown() -> None:
-    status = pb.Status(steps=[pb.Step(name="nat", outcome="failed", detail="no privilege.", remedy="--cap-add NET_ADMIN"),
-                              pb.Step(name="gpu", outcome="done")], warnings=["mind the gap"])
+    status = pb.Status(
+        steps=[
+            pb.Step(name="nat", outcome="failed", detail="no privilege.", remedy="--cap-add NET_ADMIN"),
+            pb.Step(name="gpu", outcome="done"),
+        ],
+        warnings=["mind the gap"],
+    )
     pairs = show.status_pairs(status)
     assert ("failed step", "nat: no privilege. --cap-add NET_ADMIN") in pairs
     assert ("warning", "mind the gap") in pairs
@@ -65,6 +75,13 @@ def test_failed_steps_and_warnings_are_shown() -> None:
 
 
 def test_a_backend_without_endpoints_still_has_its_row() -> None:
-    rows = show.backend_rows([pb.Backend(name="demo", kind="demo", is_up=True, detail="built in"), pb.Backend(
-        name="hosted", endpoints=[pb.Endpoint(url="u", rested_s=3, last_error="connect")])])
-    assert rows == [["demo", "demo", "up", "0", "", "", "built in"], ["hosted", "", "down", "0", "", "u", "rested for 3.0s; connect"]]
+    rows = show.backend_rows(
+        [
+            pb.Backend(name="demo", kind="demo", is_up=True, detail="built in"),
+            pb.Backend(name="hosted", endpoints=[pb.Endpoint(url="u", rested_s=3, last_error="connect")]),
+        ]
+    )
+    assert rows == [
+        ["demo", "demo", "up", "0", "", "", "built in"],
+        ["hosted", "", "down", "0", "", "u", "rested for 3.0s; connect"],
+    ]

@@ -7,8 +7,19 @@ from typing import Any
 
 from appliance.base.errors import ApplianceError, NoSuchModel
 from appliance.base.watch import Watched
-from appliance.models.catalogue import Catalogue
-from appliance.models.views import Counts, DeviceView, Ejected, FailedView, HealthView, ModelView, QueueView, RunnerView, ServerStatus, Telling
+from appliance.models.status.views import (
+    DeviceView,
+    Ejected,
+    FailedView,
+    HealthView,
+    ManagerCounts,
+    ModelView,
+    QueueView,
+    RequestSample,
+    RunnerView,
+    ServerStatus,
+)
+from appliance.models.table.catalogue import Catalogue
 
 GIB = 1 << 30
 STARTED_AT_S = 1_800_000_000.0
@@ -16,17 +27,53 @@ STARTED_AT_S = 1_800_000_000.0
 
 def model_view(alias: str, **values: Any) -> ModelView:
     """Give a model that is off, unless told otherwise."""
-    return ModelView(**{"alias": alias, "status": "off", "path": Path(f"/models/{alias}.gguf"), "context_tokens": 8192, "slots": 4,
-                        "size_bytes": 2 * GIB, "estimate_bytes": 3 * GIB, **values})
+    return ModelView(
+        **{
+            "alias": alias,
+            "status": "off",
+            "path": Path(f"/models/{alias}.gguf"),
+            "context_tokens": 8192,
+            "slots": 4,
+            "size_bytes": 2 * GIB,
+            "estimate_bytes": 3 * GIB,
+            **values,
+        }
+    )
 
 
 def ready_view(alias: str, *, expires_at_s: float | None = STARTED_AT_S + 300, **values: Any) -> ModelView:
     """Give a model that is loaded on GPU 0."""
-    runner = RunnerView(alias, 41000, 4711, "ready", STARTED_AT_S, 4, 2, 3.25, STARTED_AT_S + 5, expires_at_s, 3 * GIB, ((0, 2 * GIB), (-1, GIB)),
-                        Path("/state/logs/a.log"))
-    return model_view(alias, **{"status": "ready", "port": 41000, "started_at_s": STARTED_AT_S, "last_used_at_s": STARTED_AT_S + 5,
-                                "load_progress": 100, "memory_bytes": 3 * GIB, "average_bytes": 3 * GIB, "load_s": 3.25, "loads": 1,
-                                "runners": (runner,), **values})
+    runner = RunnerView(
+        alias,
+        41000,
+        4711,
+        "ready",
+        STARTED_AT_S,
+        4,
+        2,
+        3.25,
+        STARTED_AT_S + 5,
+        expires_at_s,
+        3 * GIB,
+        ((0, 2 * GIB), (-1, GIB)),
+        Path("/state/logs/a.log"),
+    )
+    return model_view(
+        alias,
+        **{
+            "status": "ready",
+            "port": 41000,
+            "started_at_s": STARTED_AT_S,
+            "last_used_at_s": STARTED_AT_S + 5,
+            "load_progress": 100,
+            "memory_bytes": 3 * GIB,
+            "average_bytes": 3 * GIB,
+            "load_s": 3.25,
+            "loads": 1,
+            "runners": (runner,),
+            **values,
+        },
+    )
 
 
 class ScriptedBoard:
@@ -39,7 +86,10 @@ class ScriptedBoard:
         self.catalogue = Catalogue({})
         self.asked: list[tuple[Any, ...]] = []
         self.failures: dict[str, FailedView] = {}
-        self.places = [DeviceView(0, "NVIDIA H100", 80 * GIB, 5 * GIB, 75 * GIB, 12.5, 41.0, 120.0), DeviceView(-1, "system memory", 64 * GIB, GIB, 63 * GIB)]
+        self.places = [
+            DeviceView(0, "NVIDIA H100", 80 * GIB, 5 * GIB, 75 * GIB, 12.5, 41.0, 120.0),
+            DeviceView(-1, "system memory", 64 * GIB, GIB, 63 * GIB),
+        ]
         self.is_quick = False
         self.load_begun = asyncio.Event()
         self.load_ended = asyncio.Event()
@@ -88,11 +138,11 @@ class ScriptedBoard:
     def health(self) -> list[HealthView]:
         return []
 
-    def telemetry(self) -> list[Telling]:
+    def telemetry(self) -> list[RequestSample]:
         return []
 
-    def counts(self) -> Counts:
-        return Counts()
+    def counts(self) -> ManagerCounts:
+        return ManagerCounts()
 
     async def load(self, alias: str, *, keep_alive_s: float | None = None) -> ModelView:
         self.asked.append(("load", alias, keep_alive_s))

@@ -13,31 +13,54 @@ import grpc.aio
 from appliance.base import jsons
 from appliance.base.clock import FakeClock
 from appliance.base.errors import ApplianceError
-from appliance.base.lines import LineRing
-from appliance.base.settings import Described, Problem
+from appliance.base.log_buffer import LogBuffer
+from appliance.base.settings import Problem, SettingDescription
 from appliance.base.watch import Watched
-from appliance.control.parts import Change, ControlParts, ReloadResult
+from appliance.control.parts import ControlParts, ReloadResult, SettingChange
 from appliance.control.server import serving_control
 from appliance.control.settings import ControlSettings
 from appliance.control.v1 import control_pb2_grpc
+from appliance.downloads.jobs import DownloadJobs
+from appliance.downloads.request import DownloadFolders
 from appliance.engines.receipts import Attempt, Receipt, Receipts
 from appliance.engines.types import BackendState, EngineReply, EngineRequest, ModelCard
-from appliance.models.download_wish import Folders
-from appliance.models.jobs import Jobs
 from tests.control.scripted_board import ScriptedBoard
 from tests.fakes.backend import ScriptedBackend as Base
 from tests.fakes.backend import router_of
 
 
 def completion(text: str) -> bytes:
-    return jsons.dumps({"id": "c1", "object": "chat.completion", "created": 1, "model": "house/model", "choices": [
-        {"index": 0, "message": {"role": "assistant", "content": text, "reasoning_content": "hm"}, "finish_reason": "stop"}],
-        "usage": {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}})
+    return jsons.dumps(
+        {
+            "id": "c1",
+            "object": "chat.completion",
+            "created": 1,
+            "model": "house/model",
+            "choices": [
+                {
+                    "index": 0,
+                    "message": {"role": "assistant", "content": text, "reasoning_content": "hm"},
+                    "finish_reason": "stop",
+                }
+            ],
+            "usage": {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5},
+        }
+    )
 
 
 def event(delta: dict[str, Any], *, finish: str | None = None, index: int = 0) -> bytes:
-    return b"data: " + jsons.dumps({"id": "c1", "object": "chat.completion.chunk", "model": "house/model", "choices": [
-        {"index": index, "delta": delta, "finish_reason": finish}]}) + b"\n\n"
+    return (
+        b"data: "
+        + jsons.dumps(
+            {
+                "id": "c1",
+                "object": "chat.completion.chunk",
+                "model": "house/model",
+                "choices": [{"index": index, "delta": delta, "finish_reason": finish}],
+            }
+        )
+        + b"\n\n"
+    )
 
 
 class ScriptedBackend(Base):
@@ -48,9 +71,9 @@ class ScriptedBackend(Base):
         self.script: Any = completion("hello")
         self.status = 200
         self.begun = asyncio.Event()
-        self.cancelled = asyncio.Event()        # waiting for the upstream was ended from our side
-        self.release = asyncio.Event()          # ends a hang
-        self.closed = asyncio.Event()           # the stream was closed
+        self.cancelled = asyncio.Event()  # waiting for the upstream was ended from our side
+        self.release = asyncio.Event()  # ends a hang
+        self.closed = asyncio.Event()  # the stream was closed
         self.sent = 0
 
     def cards(self) -> list[ModelCard]:
@@ -60,14 +83,32 @@ class ScriptedBackend(Base):
         return model != "no-such"
 
     def state(self) -> BackendState:
-        return BackendState(self.name, self.kind, True, "by script", (
-            {"url": "http://127.0.0.1:1/v1", "rested_s": 1.5, "failed_in_a_row": 2, "last_error": "connect: refused"},), ("house/model",), 1)
+        return BackendState(
+            self.name,
+            self.kind,
+            True,
+            "by script",
+            (
+                {
+                    "url": "http://127.0.0.1:1/v1",
+                    "rested_s": 1.5,
+                    "failed_in_a_row": 2,
+                    "last_error": "connect: refused",
+                },
+            ),
+            ("house/model",),
+            1,
+        )
 
     async def close(self) -> None: ...
 
     async def answer(self, request: EngineRequest) -> EngineReply:
         receipt = request.receipt
-        receipt.backend, receipt.endpoint, receipt.served_model = self.name, "http://127.0.0.1:1/v1", "upstream/model"
+        receipt.backend, receipt.endpoint, receipt.served_model = (
+            self.name,
+            "http://127.0.0.1:1/v1",
+            "upstream/model",
+        )
         receipt.attempts.append(Attempt("http://127.0.0.1:1/v1", "ok", 200, 1.5))
         receipt.prompt_tokens, receipt.completion_tokens = 3, 2
         if isinstance(self.script, ApplianceError) or self.script is ZeroDivisionError:
@@ -119,8 +160,15 @@ class ScriptedWorker:
     """Changes its state when told to; `refuses` makes every start a refusal."""
 
     def __init__(self) -> None:
-        self.state: dict[str, Any] = {"state": "running", "command": "work --fast", "pid": 4711, "restarts": 2, "exit_code": None,
-                                      "started_at_s": 1_800_000_000.5, "reason": ""}
+        self.state: dict[str, Any] = {
+            "state": "running",
+            "command": "work --fast",
+            "pid": 4711,
+            "restarts": 2,
+            "exit_code": None,
+            "started_at_s": 1_800_000_000.5,
+            "reason": "",
+        }
         self.refuses = ""
         self.did: list[str] = []
         self.is_stopping = asyncio.Event()
@@ -133,7 +181,11 @@ class ScriptedWorker:
 
     async def start(self) -> None:
         self.did.append("start")
-        self.state |= {"state": "refused", "reason": self.refuses} if self.refuses else {"state": "running", "pid": 4712}
+        self.state |= (
+            {"state": "refused", "reason": self.refuses}
+            if self.refuses
+            else {"state": "running", "pid": 4712}
+        )
 
     async def stop(self) -> None:
         self.is_stopping.set()
@@ -155,10 +207,10 @@ class House:
         self.backend = ScriptedBackend()
         self.worker: ScriptedWorker | None = ScriptedWorker()
         self.board: ScriptedBoard | None = None
-        self.jobs: Jobs | None = None
-        self.folders: Callable[[], Folders] | None = None
+        self.jobs: DownloadJobs | None = None
+        self.folders: Callable[[], DownloadFolders] | None = None
         self.receipts = Receipts()
-        self.lines = LineRing()
+        self.lines = LogBuffer()
         self.changed: Watched[int] = Watched(0)
         self.state = "serving"
         self.finished: list[Receipt] = []
@@ -177,35 +229,92 @@ class House:
 
     def status(self) -> dict[str, Any]:
         return {
-            "ok": self.state == "serving", "state": self.state, "version": "1.2.3", "started_at_s": 1_800_000_000.25, "uptime_s": 12.5,
-            "demo": False, "engine": "hosted", "public_model": "house/model", "upstream_base": "upstream/model", "aliases": ["house"],
-            "novita_endpoints": ["http://127.0.0.1:1/v1"], "gpu": self.gpu(), "worker": self.worker.as_dict() if self.worker else {},
-            "nat": {"outcome": "listener", "keeper": "listener", "detail": "127.0.0.1:14444"}, "machine_id": "ab" * 16,
-            "steps": [{"name": "nat", "outcome": "done", "detail": "a second listener", "remedy": "", "is_mandatory": False}],
-            "in_flight": 3, "warnings": ["something to know"], "backends": [],
+            "ok": self.state == "serving",
+            "state": self.state,
+            "version": "1.2.3",
+            "started_at_s": 1_800_000_000.25,
+            "uptime_s": 12.5,
+            "demo": False,
+            "engine": "hosted",
+            "public_model": "house/model",
+            "upstream_base": "upstream/model",
+            "aliases": ["house"],
+            "novita_endpoints": ["http://127.0.0.1:1/v1"],
+            "gpu": self.gpu(),
+            "worker": self.worker.as_dict() if self.worker else {},
+            "nat": {"outcome": "listener", "keeper": "listener", "detail": "127.0.0.1:14444"},
+            "machine_id": "ab" * 16,
+            "steps": [
+                {
+                    "name": "nat",
+                    "outcome": "done",
+                    "detail": "a second listener",
+                    "remedy": "",
+                    "is_mandatory": False,
+                }
+            ],
+            "in_flight": 3,
+            "warnings": ["something to know"],
+            "backends": [],
         }
 
     def gpu(self) -> dict[str, Any]:
-        return {"mode": "simulated", "simulated": True, "reason": "GPU_MODE=simulated", "gpus": [
-            {"index": 0, "name": "NVIDIA H100 (simulated)", "uuid": "GPU-1", "pci_bus_id": "00000000:01:00.0", "memory_total_mib": 81559,
-             "driver": "590.1"}]}
+        return {
+            "mode": "simulated",
+            "simulated": True,
+            "reason": "GPU_MODE=simulated",
+            "gpus": [
+                {
+                    "index": 0,
+                    "name": "NVIDIA H100 (simulated)",
+                    "uuid": "GPU-1",
+                    "pci_bus_id": "00000000:01:00.0",
+                    "memory_total_mib": 81559,
+                    "driver": "590.1",
+                }
+            ],
+        }
 
-    def settings(self) -> list[Described]:
-        return [Described("LOG_LEVEL", "general", "info", self.log_level, "debug, info", "How much is logged", False, False, True),
-                Described("CONTROL_TOKEN", "control", "", "(hidden)", "text", "Token", True, True, False)]
+    def settings(self) -> list[SettingDescription]:
+        return [
+            SettingDescription(
+                "LOG_LEVEL",
+                "general",
+                "info",
+                self.log_level,
+                "debug, info",
+                "How much is logged",
+                False,
+                False,
+                True,
+            ),
+            SettingDescription(
+                "CONTROL_TOKEN", "control", "", "(hidden)", "text", "Token", True, True, False
+            ),
+        ]
 
     async def reload(self, overrides: dict[str, str], dry_run: bool) -> ReloadResult:
         self.reloads.append((overrides, dry_run))
         wanted = overrides.get("LOG_LEVEL", "info")
         if wanted not in {"debug", "info"}:
-            return ReloadResult((), (Problem("LOG_LEVEL", wanted, "debug, info", "Set LOG_LEVEL to an allowed value."),), False,
-                                "Nothing was changed: the new settings have problems.")
-        changes = (Change("LOG_LEVEL", self.log_level, wanted, False),) if wanted != self.log_level else ()
+            return ReloadResult(
+                (),
+                (Problem("LOG_LEVEL", wanted, "debug, info", "Set LOG_LEVEL to an allowed value."),),
+                False,
+                "Nothing was changed: the new settings have problems.",
+            )
+        changes = (
+            (SettingChange("LOG_LEVEL", self.log_level, wanted, False),) if wanted != self.log_level else ()
+        )
         if dry_run or not changes:
             return ReloadResult(changes, (), False, "Nothing was changed.")
         if self.is_reload_broken:
-            return ReloadResult(changes, (Problem("reload", "", "settings that can be put in place", "It broke."),), False,
-                                "Nothing was changed: putting the new settings in place failed.")
+            return ReloadResult(
+                changes,
+                (Problem("reload", "", "settings that can be put in place", "It broke."),),
+                False,
+                "Nothing was changed: putting the new settings in place failed.",
+            )
         self.log_level = wanted
         return ReloadResult(changes, (), True, "Applied.")
 
@@ -227,13 +336,29 @@ class House:
 
     def parts(self) -> ControlParts:
         return ControlParts(
-            router=router_of(self.backend, clock=self.clock), fleet=None, receipts=self.receipts, worker=self.worker,
-            status=self.status, changed=self.changed,
+            router=router_of(self.backend, clock=self.clock),
+            fleet=None,
+            receipts=self.receipts,
+            worker=self.worker,
+            status=self.status,
+            changed=self.changed,
             identity=lambda: {"machine_id": "ab" * 16, "hostname": "box", "gpu": self.gpu()},
-            settings=self.settings, reload=self.reload, drain=self.drain, resume=self.resume, shutdown=self.shutdowns.append,
-            lines=self.lines, new_receipt=self.new_receipt, finish=self.finish, is_draining=lambda: self.state != "serving",
-            grace_s=lambda: self.grace_s, hurry=self.hurry, board=self.board, jobs=self.jobs, folders=self.folders,
-            clock=self.clock)
+            settings=self.settings,
+            reload=self.reload,
+            drain=self.drain,
+            resume=self.resume,
+            shutdown=self.shutdowns.append,
+            lines=self.lines,
+            new_receipt=self.new_receipt,
+            finish=self.finish,
+            is_draining=lambda: self.state != "serving",
+            grace_s=lambda: self.grace_s,
+            hurry=self.hurry,
+            board=self.board,
+            jobs=self.jobs,
+            folders=self.folders,
+            clock=self.clock,
+        )
 
 
 def free_port() -> int:
@@ -259,11 +384,16 @@ class Open:
 
 
 @asynccontextmanager
-async def opened(folder: Path, house: House | None = None, *, max_calls: int = 256, **values: Any) -> AsyncIterator[Open]:
+async def opened(
+    folder: Path, house: House | None = None, *, max_calls: int = 256, **values: Any
+) -> AsyncIterator[Open]:
     """Open a door on a unix socket in `folder`, and a channel to it."""
     house = house or House()
     settings = control_settings(control_socket=folder / "c.sock", **values)
-    async with serving_control(settings, house.parts(), max_calls=max_calls) as addresses, grpc.aio.insecure_channel(addresses[-1]) as channel:
+    async with (
+        serving_control(settings, house.parts(), max_calls=max_calls) as addresses,
+        grpc.aio.insecure_channel(addresses[-1]) as channel,
+    ):
         yield Open(house, channel, addresses[-1])
 
 

@@ -10,8 +10,9 @@ import pytest
 
 from appliance.base import jsons
 from appliance.base.errors import Exhausted, Invalid, UpstreamFailed
-from appliance.base.metrics import Metrics
-from appliance.base.wire import Wire, WireLimits
+from appliance.base.metrics.registry import Metrics
+from appliance.base.wire.pool import ConnectionPool
+from appliance.base.wire.types import PoolLimits
 from appliance.control.chat import deltas_of, engine_request
 from appliance.control.v1 import control_pb2 as pb
 from appliance.engines.backends.hosted import HostedBackend
@@ -35,8 +36,19 @@ async def test_an_answer_in_one_piece_comes_as_a_reply_and_a_receipt(door: Open)
     assert (reply.reply.text, reply.reply.reasoning, reply.reply.finish_reason) == ("hello", "hm", "stop")
     assert jsons.loads(reply.reply.openai_json)["usage"]["total_tokens"] == 5
     told = receipt.receipt
-    assert (told.model, told.public_model, told.served_model, told.backend) == ("house", "house/model", "upstream/model", "scripted")
-    assert (told.finish, told.status, told.prompt_tokens, told.completion_tokens, told.reason) == ("done", 200, 3, 2, "alias")
+    assert (told.model, told.public_model, told.served_model, told.backend) == (
+        "house",
+        "house/model",
+        "upstream/model",
+        "scripted",
+    )
+    assert (told.finish, told.status, told.prompt_tokens, told.completion_tokens, told.reason) == (
+        "done",
+        200,
+        3,
+        2,
+        "alias",
+    )
     assert told.attempts[0].status == 200
     assert dict(await call.initial_metadata())["x-request-id"] == told.id
     kept = await door.stub.GetReceipt(pb.GetReceiptRequest(id=told.id))
@@ -44,8 +56,13 @@ async def test_an_answer_in_one_piece_comes_as_a_reply_and_a_receipt(door: Open)
 
 
 async def test_a_stream_comes_as_deltas_then_a_receipt(door: Open) -> None:
-    door.house.backend.script = [event({"role": "assistant"}) + event({"content": "hel"}), b": heartbeat\n\n",
-                                 event({"content": "lo", "reasoning_content": "so"}), event({}, finish="stop"), b"data: [DONE]\n\n"]
+    door.house.backend.script = [
+        event({"role": "assistant"}) + event({"content": "hel"}),
+        b": heartbeat\n\n",
+        event({"content": "lo", "reasoning_content": "so"}),
+        event({}, finish="stop"),
+        b"data: [DONE]\n\n",
+    ]
     messages = await rest_of(door.stub.Chat(pb.ChatRequest(messages=HELLO, stream=True)))
     assert [m.WhichOneof("part") for m in messages] == ["delta"] * 4 + ["receipt"]
     assert "".join(m.delta.text for m in messages) == "hello"
@@ -89,7 +106,7 @@ async def test_a_caller_that_stops_reading_and_leaves_ends_the_stream_below(door
     call = door.stub.Chat(pb.ChatRequest(messages=HELLO, stream=True))
     await call.read()
     sent = -1
-    while sent != door.house.backend.sent:          # until flow control holds it
+    while sent != door.house.backend.sent:  # until flow control holds it
         sent = door.house.backend.sent
         await asyncio.sleep(0.1)
     assert sent < 2000
@@ -112,7 +129,10 @@ async def test_a_cancelled_call_closes_the_connection_to_the_hosted_api(tmp_path
 
     async def api(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n" + event({"content": "a"}))
+        writer.write(
+            b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"
+            + event({"content": "a"})
+        )
         while await reader.read(65_536):
             pass
         is_gone.set()
@@ -121,8 +141,12 @@ async def test_a_cancelled_call_closes_the_connection_to_the_hosted_api(tmp_path
     async with await asyncio.start_server(api, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
         house = House()
-        settings = EngineSettings.from_env({"NOVITA_API_KEY": "sk_not_a_real_key", "NOVITA_OPENAI_ENDPOINTS": f"http://127.0.0.1:{port}/v1"})
-        wire = Wire(WireLimits(connect_s=5, first_byte_s=5, idle_s=60, total_s=None, max_connections=4))
+        settings = EngineSettings.from_env(
+            {"NOVITA_API_KEY": "sk_not_a_real_key", "NOVITA_OPENAI_ENDPOINTS": f"http://127.0.0.1:{port}/v1"}
+        )
+        wire = ConnectionPool(
+            PoolLimits(connect_s=5, first_byte_s=5, idle_s=60, total_s=None, max_connections=4)
+        )
         house.backend = HostedBackend(settings, wire=wire, clock=house.clock, metrics=Metrics())  # type: ignore[assignment]
         async with opened(tmp_path, house) as door:
             call = door.stub.Chat(pb.ChatRequest(messages=HELLO, stream=True))
@@ -149,7 +173,10 @@ async def test_a_failure_of_the_engines_keeps_its_words_and_its_receipt(door: Op
 
 
 async def test_a_stream_that_breaks_off_ends_with_an_error(door: Open) -> None:
-    door.house.backend.script = [event({"content": "a"}), UpstreamFailed("It broke off.", details={"attempts": [{"url": "u"}]})]
+    door.house.backend.script = [
+        event({"content": "a"}),
+        UpstreamFailed("It broke off.", details={"attempts": [{"url": "u"}]}),
+    ]
     call = door.stub.Chat(pb.ChatRequest(messages=HELLO, stream=True))
     assert (await call.read()).delta.text == "a"
     error = await refused(call.read())
@@ -167,13 +194,25 @@ async def test_a_mistake_of_ours_is_internal_and_says_nothing_of_itself(door: Op
     assert door.house.finished[0].status == 500
 
 
-@pytest.mark.parametrize(("status", "code"), [
-    (400, grpc.StatusCode.INVALID_ARGUMENT), (403, grpc.StatusCode.PERMISSION_DENIED), (404, grpc.StatusCode.NOT_FOUND),
-    (413, grpc.StatusCode.RESOURCE_EXHAUSTED), (422, grpc.StatusCode.INVALID_ARGUMENT), (429, grpc.StatusCode.RESOURCE_EXHAUSTED),
-    (500, grpc.StatusCode.UNAVAILABLE)])
-async def test_an_upstreams_own_error_status_becomes_a_code_with_its_words(door: Open, status: int, code: grpc.StatusCode) -> None:
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [
+        (400, grpc.StatusCode.INVALID_ARGUMENT),
+        (403, grpc.StatusCode.PERMISSION_DENIED),
+        (404, grpc.StatusCode.NOT_FOUND),
+        (413, grpc.StatusCode.RESOURCE_EXHAUSTED),
+        (422, grpc.StatusCode.INVALID_ARGUMENT),
+        (429, grpc.StatusCode.RESOURCE_EXHAUSTED),
+        (500, grpc.StatusCode.UNAVAILABLE),
+    ],
+)
+async def test_an_upstreams_own_error_status_becomes_a_code_with_its_words(
+    door: Open, status: int, code: grpc.StatusCode
+) -> None:
     door.house.backend.status = status
-    door.house.backend.script = jsons.dumps({"error": {"message": "too hot", "param": "temperature", "code": "hot"}})
+    door.house.backend.script = jsons.dumps(
+        {"error": {"message": "too hot", "param": "temperature", "code": "hot"}}
+    )
     error = await refused(door.stub.Chat(pb.ChatRequest(messages=HELLO)))
     assert (error.code(), error.details()) == (code, "too hot")
     assert details_of(error)["BadRequest"].field_violations[0].field == "temperature"
@@ -200,17 +239,32 @@ async def test_a_draining_appliance_takes_no_chat_but_ends_the_running_ones(door
 
 # ---- the request
 
+
 def read(request: pb.ChatRequest) -> Any:
     return engine_request(request, Receipt("r"))
 
 
 def test_fields_and_options_become_openais_body() -> None:
     request = pb.ChatRequest(model="m", messages=HELLO)
-    request.options.update({"temperature": 0.5, "max_tokens": 10, "stop": ["a", None], "response_format": {"type": "json_object"},
-                            "logprobs": True})
+    request.options.update(
+        {
+            "temperature": 0.5,
+            "max_tokens": 10,
+            "stop": ["a", None],
+            "response_format": {"type": "json_object"},
+            "logprobs": True,
+        }
+    )
     got = read(request)
-    assert got.body == {"temperature": 0.5, "max_tokens": 10, "stop": ["a", None], "response_format": {"type": "json_object"},
-                        "logprobs": True, "messages": [{"role": "user", "content": "hello"}], "model": "m"}
+    assert got.body == {
+        "temperature": 0.5,
+        "max_tokens": 10,
+        "stop": ["a", None],
+        "response_format": {"type": "json_object"},
+        "logprobs": True,
+        "messages": [{"role": "user", "content": "hello"}],
+        "model": "m",
+    }
     assert isinstance(got.body["max_tokens"], int)
     assert (got.raw, got.model, got.stream) == (None, "m", False)
 
@@ -238,20 +292,26 @@ def both(**options: Any) -> pb.ChatRequest:
     return request
 
 
-@pytest.mark.parametrize(("request_", "param"), [
-    (pb.ChatRequest(), "messages"),
-    (pb.ChatRequest(messages=[pb.ChatMessage(content="no role")]), "messages.0.role"),
-    (pb.ChatRequest(openai_json=b"{}"), "messages"),
-    (pb.ChatRequest(openai_json=b"[1]"), "openai_json"),
-    (pb.ChatRequest(openai_json=b"{"), "openai_json"),
-    (pb.ChatRequest(openai_json=b'{"messages": [1]}'), "messages.0"),
-    (pb.ChatRequest(openai_json=b'{"messages": [{"role": "user", "content": 1}]}'), "messages.0.content"),
-    (pb.ChatRequest(openai_json=b'{"messages": [{"role": "user"}], "model": 1}'), "model"),
-    (pb.ChatRequest(openai_json=b'{"messages": [{"role": "user"}], "stream": "yes"}'), "stream"),
-    (pb.ChatRequest(openai_json=b'{"messages": [{"role": "user"}], "stream_options": 1}'), "stream_options"),
-    (pb.ChatRequest(openai_json=b'{"messages": [{"role": "user"}]}', model="m"), "openai_json"),
-    (both(messages=[{"role": "user", "content": "twice"}]), "messages"),
-])
+@pytest.mark.parametrize(
+    ("request_", "param"),
+    [
+        (pb.ChatRequest(), "messages"),
+        (pb.ChatRequest(messages=[pb.ChatMessage(content="no role")]), "messages.0.role"),
+        (pb.ChatRequest(openai_json=b"{}"), "messages"),
+        (pb.ChatRequest(openai_json=b"[1]"), "openai_json"),
+        (pb.ChatRequest(openai_json=b"{"), "openai_json"),
+        (pb.ChatRequest(openai_json=b'{"messages": [1]}'), "messages.0"),
+        (pb.ChatRequest(openai_json=b'{"messages": [{"role": "user", "content": 1}]}'), "messages.0.content"),
+        (pb.ChatRequest(openai_json=b'{"messages": [{"role": "user"}], "model": 1}'), "model"),
+        (pb.ChatRequest(openai_json=b'{"messages": [{"role": "user"}], "stream": "yes"}'), "stream"),
+        (
+            pb.ChatRequest(openai_json=b'{"messages": [{"role": "user"}], "stream_options": 1}'),
+            "stream_options",
+        ),
+        (pb.ChatRequest(openai_json=b'{"messages": [{"role": "user"}]}', model="m"), "openai_json"),
+        (both(messages=[{"role": "user", "content": "twice"}]), "messages"),
+    ],
+)
 def test_a_request_that_cannot_be_read_names_the_field(request_: pb.ChatRequest, param: str) -> None:
     with pytest.raises(Invalid) as caught:
         read(request_)
@@ -271,7 +331,11 @@ def test_an_error_event_is_a_failure() -> None:
 
 
 def test_deltas_keep_choices_apart_and_survive_odd_events() -> None:
-    deltas = deltas_of(event({"content": "a"}, index=1) + b'data: {"choices": [], "usage": {}}\n\n' + b"event: x\ndata: {}\n\n")
+    deltas = deltas_of(
+        event({"content": "a"}, index=1)
+        + b'data: {"choices": [], "usage": {}}\n\n'
+        + b"event: x\ndata: {}\n\n"
+    )
     assert [(d.index, d.text) for d in deltas] == [(1, "a"), (0, ""), (0, "")]
 
 

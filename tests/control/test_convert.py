@@ -5,7 +5,7 @@ import pytest
 from appliance.base.watch import Watched
 from appliance.control.convert import to_gpu, to_state, to_status, to_timestamp, to_worker, to_worker_state
 from appliance.control.v1 import control_pb2 as pb
-from appliance.host.worker import WorkerStatus
+from appliance.host.worker.worker import WorkerStatus
 
 
 def test_an_empty_status_is_no_error() -> None:
@@ -18,8 +18,14 @@ def test_each_state_has_its_value(word: str) -> None:
 
 
 def test_each_worker_state_has_its_value() -> None:
-    """The words are those that host/worker.py promises in WorkerStatus."""
-    words = (WorkerStatus.__doc__ or "").partition("state")[2].partition("\n")[0].replace("(for our own health)", "").split("|")
+    """The words are those that host/worker/worker.py promises in WorkerStatus."""
+    words = (
+        (WorkerStatus.__doc__ or "")
+        .partition("state")[2]
+        .partition("\n")[0]
+        .replace("(for our own health)", "")
+        .split("|")
+    )
     assert len(words) == 9
     for word in words:
         assert to_worker_state(word.strip()) != 0, word
@@ -43,7 +49,10 @@ def test_numbers_where_text_is_wanted_become_text() -> None:
     assert to_gpu({"mode": "real", "gpus": [{"index": 0, "driver": 590}]}).gpus[0].driver == "590"
 
 
-@pytest.mark.parametrize(("at_s", "expected"), [(0.0, (0, 0)), (1.5, (1, 500_000_000)), (1_800_000_000.25, (1_800_000_000, 250_000_000))])
+@pytest.mark.parametrize(
+    ("at_s", "expected"),
+    [(0.0, (0, 0)), (1.5, (1, 500_000_000)), (1_800_000_000.25, (1_800_000_000, 250_000_000))],
+)
 def test_times_keep_their_fraction(at_s: float, expected: tuple[int, int]) -> None:
     stamp = to_timestamp(at_s)
     assert stamp is not None

@@ -12,18 +12,37 @@ from tests.control.standin import control_settings
 TOKEN = "a-long-random-token"
 
 
-@pytest.mark.parametrize("metadata", [
-    [("authorization", f"Bearer {TOKEN}")], [("authorization", f"bearer  {TOKEN} ")], [("x-api-key", TOKEN)],
-    [("x-api-key", "wrong"), ("authorization", f"Bearer {TOKEN}")], [("x-api-key", TOKEN.encode())]])
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        [("authorization", f"Bearer {TOKEN}")],
+        [("authorization", f"bearer  {TOKEN} ")],
+        [("x-api-key", TOKEN)],
+        [("x-api-key", "wrong"), ("authorization", f"Bearer {TOKEN}")],
+        [("x-api-key", TOKEN.encode())],
+    ],
+)
 def test_a_caller_with_the_token_passes(metadata: list[tuple[str, str]]) -> None:
     Guard(TOKEN).check(metadata)
 
 
-@pytest.mark.parametrize("metadata", [
-    [], [("authorization", TOKEN)], [("authorization", f"Basic {TOKEN}")], [("authorization", "Bearer wrong-token-altogether")],
-    [("authorization", f"Bearer {TOKEN}x")], [("authorization", "Bearer ")], [("x-api-key", "")], [("x-token", TOKEN)],
-    [("x-api-key", "ü")]])
-def test_a_caller_without_the_token_is_refused_and_its_guess_is_not_repeated(metadata: list[tuple[str, str]]) -> None:
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        [],
+        [("authorization", TOKEN)],
+        [("authorization", f"Basic {TOKEN}")],
+        [("authorization", "Bearer wrong-token-altogether")],
+        [("authorization", f"Bearer {TOKEN}x")],
+        [("authorization", "Bearer ")],
+        [("x-api-key", "")],
+        [("x-token", TOKEN)],
+        [("x-api-key", "ü")],
+    ],
+)
+def test_a_caller_without_the_token_is_refused_and_its_guess_is_not_repeated(
+    metadata: list[tuple[str, str]],
+) -> None:
     with pytest.raises(Unauthenticated) as caught:
         Guard(TOKEN).check(metadata)
     assert TOKEN not in caught.value.message
@@ -34,9 +53,21 @@ def test_without_a_token_everybody_passes() -> None:
     Guard("").check([])
 
 
-@pytest.mark.parametrize(("host", "expected"), [
-    ("localhost", True), ("127.0.0.1", True), ("127.9.9.9", True), ("::1", True), ("[::1]", True), ("0.0.0.0", False), ("::", False),
-    ("10.0.0.1", False), ("box.example", False), ("", False)])
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("localhost", True),
+        ("127.0.0.1", True),
+        ("127.9.9.9", True),
+        ("::1", True),
+        ("[::1]", True),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("10.0.0.1", False),
+        ("box.example", False),
+        ("", False),
+    ],
+)
 def test_loopback_is_told_from_the_rest(host: str, expected: bool) -> None:
     assert is_loopback(host) is expected
 
@@ -68,7 +99,7 @@ def test_a_door_that_is_off_has_no_problems() -> None:
 
 
 def test_beyond_loopback_without_proof_of_callers_is_refused_with_the_remedy() -> None:
-    problem, = problems(control_settings(control_host="0.0.0.0", control_port=50051))
+    (problem,) = problems(control_settings(control_host="0.0.0.0", control_port=50051))
     assert problem.is_fatal
     assert "CONTROL_TOKEN" in problem.remedy
     assert "CONTROL_TLS_CLIENT_CA" in problem.remedy
@@ -79,14 +110,19 @@ def test_a_socket_alone_is_not_beyond_loopback() -> None:
 
 
 def test_a_token_over_plain_text_beyond_loopback_is_a_warning_that_says_what_it_means() -> None:
-    problem, = problems(control_settings(control_host="0.0.0.0", control_port=50051, control_token=TOKEN))
+    (problem,) = problems(control_settings(control_host="0.0.0.0", control_port=50051, control_token=TOKEN))
     assert not problem.is_fatal
     assert "read the traffic" in problem.remedy
     assert TOKEN not in str(problem)
 
 
 def test_tls_with_a_token_and_mutual_tls_are_both_fine(tls: Path) -> None:
-    pair = {"control_host": "0.0.0.0", "control_port": 50051, "control_tls_cert": tls / "one.pem", "control_tls_key": tls / "one.key"}
+    pair = {
+        "control_host": "0.0.0.0",
+        "control_port": 50051,
+        "control_tls_cert": tls / "one.pem",
+        "control_tls_key": tls / "one.key",
+    }
     assert told(**pair, control_token=TOKEN) == []
     assert told(**pair, control_tls_client_ca=tls / "ca.pem") == []
     assert told(**pair) == [("CONTROL_HOST", True)]
@@ -101,12 +137,14 @@ def test_tls_files_that_do_not_fit_are_named(tls: Path) -> None:
     assert told(**{**one, "control_tls_cert": tls / "rubbish"}) == [("CONTROL_TLS_CERT", True)]
     assert told(**one, control_tls_client_ca=tls / "rubbish") == [("CONTROL_TLS_CLIENT_CA", True)]
     assert told(**{**one, "control_tls_cert": tls / "missing"}, control_tls_client_ca=tls) == [
-        ("CONTROL_TLS_CERT", True), ("CONTROL_TLS_CLIENT_CA", True)]
+        ("CONTROL_TLS_CERT", True),
+        ("CONTROL_TLS_CLIENT_CA", True),
+    ]
 
 
 @pytest.mark.parametrize("token", ["tiny", "ünïcödé-token", "with a blank in it", "line\nbreak-token"])
 def test_a_token_that_cannot_serve_is_refused_and_not_shown(token: str) -> None:
-    problem, = problems(control_settings(control_token=token))
+    (problem,) = problems(control_settings(control_token=token))
     assert (problem.variable, problem.is_fatal) == ("CONTROL_TOKEN", True)
     assert token not in str(problem)
 

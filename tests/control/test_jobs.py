@@ -12,10 +12,10 @@ from appliance.base.errors import Forbidden, NotFound
 from appliance.base.tasks import Tasks
 from appliance.control.convert_jobs import to_job_state
 from appliance.control.v1 import control_pb2 as pb
-from appliance.models.download_wish import Folders
-from appliance.models.fetching import Progress
-from appliance.models.job import STATES
-from appliance.models.jobs import Jobs
+from appliance.downloads.contract import DownloadProgress
+from appliance.downloads.job import STATES
+from appliance.downloads.jobs import DownloadJobs
+from appliance.downloads.request import DownloadFolders
 from tests.control.standin import House, Open, opened, refused, rest_of
 from tests.control.test_servicer import details_of
 from tests.models.standin_downloader import StandinDownloader
@@ -32,8 +32,8 @@ async def downloader() -> StandinDownloader:
 async def door(tmp_path: Path, downloader: StandinDownloader) -> AsyncIterator[Open]:
     house = House()
     async with Tasks() as tasks:
-        house.jobs = Jobs(downloader, tasks=tasks, clock=FakeClock())
-        house.folders = lambda: Folders(tmp_path / "home")
+        house.jobs = DownloadJobs(downloader, tasks=tasks, clock=FakeClock())
+        house.folders = lambda: DownloadFolders(tmp_path / "home")
         async with opened(tmp_path, house) as door:
             yield door
         await house.jobs.close()
@@ -43,24 +43,57 @@ async def started(door: Open, **fields: object) -> pb.Job:
     return (await door.stub.StartDownload(pb.StartDownloadRequest(**{"source": "ns/repo", **fields}))).job
 
 
-async def test_a_download_is_started_and_seen(door: Open, downloader: StandinDownloader, tmp_path: Path) -> None:
+async def test_a_download_is_started_and_seen(
+    door: Open, downloader: StandinDownloader, tmp_path: Path
+) -> None:
     job = await started(door, config={"hf_token": SECRET, "revision": "v1"}, max_workers=3)
     run = await downloader.next()
-    assert (run.wish.source, run.wish.output_dir, run.wish.max_workers) == ("hf://ns/repo", tmp_path / "home/hf/ns/repo", 3)
+    assert (run.wish.source, run.wish.output_dir, run.wish.max_workers) == (
+        "hf://ns/repo",
+        tmp_path / "home/hf/ns/repo",
+        3,
+    )
     assert run.wish.config == {"hf_token": SECRET, "revision": "v1"}
-    assert (job.source, job.output_dir, job.kind, dict(job.config)) == ("hf://ns/repo", f"{tmp_path}/home/hf/ns/repo", "download", {"revision": "v1"})
-    assert (job.created_at.seconds, job.HasField("total_bytes"), job.HasField("percent")) == (1_800_000_000, False, False)
+    assert (job.source, job.output_dir, job.kind, dict(job.config)) == (
+        "hf://ns/repo",
+        f"{tmp_path}/home/hf/ns/repo",
+        "download",
+        {"revision": "v1"},
+    )
+    assert (job.created_at.seconds, job.HasField("total_bytes"), job.HasField("percent")) == (
+        1_800_000_000,
+        False,
+        False,
+    )
     run.progress(25)
     now = (await door.stub.GetJob(pb.GetJobRequest(id=job.id))).job
-    assert (now.state, now.phase, now.done_bytes, now.total_bytes, now.percent, list(now.now)) == (pb.JOB_STATE_RUNNING, "fetching", 25, 100, 25, ["a.bin"])
-    run.tell(Progress(total_bytes=100, done_bytes=25, now=("a.bin",), phase="fetching", note="again: it broke off"))
+    assert (now.state, now.phase, now.done_bytes, now.total_bytes, now.percent, list(now.now)) == (
+        pb.JOB_STATE_RUNNING,
+        "fetching",
+        25,
+        100,
+        25,
+        ["a.bin"],
+    )
+    run.tell(
+        DownloadProgress(
+            total_bytes=100, done_bytes=25, now=("a.bin",), phase="fetching", note="again: it broke off"
+        )
+    )
     now = (await door.stub.GetJob(pb.GetJobRequest(id=job.id))).job
     assert (now.note, now.percent) == ("again: it broke off", 25)
     assert list((await door.stub.ListJobs(pb.ListJobsRequest())).jobs) == [now]
     assert (await started(door, config={"revision": "v1"})).id == job.id
     run.finish()
     done = [answer.job for answer in await rest_of(door.stub.WatchJob(pb.WatchJobRequest(id=job.id)))][-1]
-    assert (done.state, done.files, done.files_done, done.total_bytes, done.percent, done.seconds) == (pb.JOB_STATE_COMPLETED, 2, 2, 100, 100, 1.5)
+    assert (done.state, done.files, done.files_done, done.total_bytes, done.percent, done.seconds) == (
+        pb.JOB_STATE_COMPLETED,
+        2,
+        2,
+        100,
+        100,
+        1.5,
+    )
 
 
 async def test_watching_tells_each_change_until_the_end(door: Open, downloader: StandinDownloader) -> None:
@@ -71,7 +104,7 @@ async def test_watching_tells_each_change_until_the_end(door: Open, downloader: 
     run.progress(60)
     assert (await call.read()).job.done_bytes == 60
     run.fail(Forbidden("f.bin: 403 from there."))
-    last, = await rest_of(call)
+    (last,) = await rest_of(call)
     assert (last.job.state, last.job.error) == (pb.JOB_STATE_FAILED, "f.bin: 403 from there.")
 
 
@@ -91,39 +124,63 @@ async def test_a_download_is_cancelled(door: Open, downloader: StandinDownloader
     assert run.was_cancelled
 
 
-@pytest.mark.parametrize(("fields", "code", "field"), [
-    ({"source": ""}, grpc.StatusCode.INVALID_ARGUMENT, "source"), ({"source": f"s3://a:{SECRET}@b"}, grpc.StatusCode.INVALID_ARGUMENT, "source"),
-    ({"max_workers": 0}, grpc.StatusCode.INVALID_ARGUMENT, "max_workers"), ({"output_dir": "/etc"}, grpc.StatusCode.PERMISSION_DENIED, "output_dir"),
-    ({"source": "hf://../../etc", "output_dir": "../x"}, grpc.StatusCode.PERMISSION_DENIED, "output_dir"),
-])
-async def test_what_is_asked_wrongly_is_refused(door: Open, fields: dict[str, object], code: grpc.StatusCode, field: str) -> None:
+@pytest.mark.parametrize(
+    ("fields", "code", "field"),
+    [
+        ({"source": ""}, grpc.StatusCode.INVALID_ARGUMENT, "source"),
+        ({"source": f"s3://a:{SECRET}@b"}, grpc.StatusCode.INVALID_ARGUMENT, "source"),
+        ({"max_workers": 0}, grpc.StatusCode.INVALID_ARGUMENT, "max_workers"),
+        ({"output_dir": "/etc"}, grpc.StatusCode.PERMISSION_DENIED, "output_dir"),
+        ({"source": "hf://../../etc", "output_dir": "../x"}, grpc.StatusCode.PERMISSION_DENIED, "output_dir"),
+    ],
+)
+async def test_what_is_asked_wrongly_is_refused(
+    door: Open, fields: dict[str, object], code: grpc.StatusCode, field: str
+) -> None:
     error = await refused(started(door, **fields))
     assert (error.code(), details_of(error)["BadRequest"].field_violations[0].field) == (code, field)
     assert SECRET not in str(error)
 
 
-async def test_without_a_folder_it_goes_by_its_name_and_never_out_of_the_folder(door: Open, downloader: StandinDownloader, tmp_path: Path) -> None:
-    for source, folder in (("hf://../../etc", "hf/etc"), ("s3://bucket/a/./b/", "s3/bucket/a/b"), ("https://host/x?sig=abcdef", "https/host/x")):
+async def test_without_a_folder_it_goes_by_its_name_and_never_out_of_the_folder(
+    door: Open, downloader: StandinDownloader, tmp_path: Path
+) -> None:
+    for source, folder in (
+        ("hf://../../etc", "hf/etc"),
+        ("s3://bucket/a/./b/", "s3/bucket/a/b"),
+        ("https://host/x?sig=abcdef", "https/host/x"),
+    ):
         assert (await started(door, source=source)).output_dir == str(tmp_path / "home" / folder)
 
 
 @pytest.mark.parametrize("method", ["GetJob", "CancelJob", "WatchJob"])
 async def test_a_job_that_there_is_not(door: Open, method: str) -> None:
     for job_id, code in (("x", grpc.StatusCode.NOT_FOUND), ("", grpc.StatusCode.INVALID_ARGUMENT)):
-        assert (await refused(getattr(door.stub, method)(getattr(pb, f"{method}Request")(id=job_id)))).code() == code
+        assert (
+            await refused(getattr(door.stub, method)(getattr(pb, f"{method}Request")(id=job_id)))
+        ).code() == code
 
 
 @pytest.mark.parametrize("method", ["ListJobs", "GetJob", "StartDownload", "CancelJob", "WatchJob"])
 async def test_where_nothing_can_be_downloaded_every_call_says_so(tmp_path: Path, method: str) -> None:
     async with opened(tmp_path) as door:
         request = getattr(pb, f"{method}Request")
-        error = await refused(getattr(door.stub, method)(request(**({"id": "x"} if "id" in request.DESCRIPTOR.fields_by_name else {}))))
-        assert (error.code(), details_of(error)["ErrorInfo"].reason) == (grpc.StatusCode.FAILED_PRECONDITION, "NO_DOWNLOADS")
+        error = await refused(
+            getattr(door.stub, method)(
+                request(**({"id": "x"} if "id" in request.DESCRIPTOR.fields_by_name else {}))
+            )
+        )
+        assert (error.code(), details_of(error)["ErrorInfo"].reason) == (
+            grpc.StatusCode.FAILED_PRECONDITION,
+            "NO_DOWNLOADS",
+        )
 
 
 async def test_credentials_are_in_no_answer(door: Open, downloader: StandinDownloader) -> None:
     downloader.at_once = NotFound(f"f.bin: token={SECRET} {SECRET}")
-    job = await started(door, source=f"https://host/f?sig={SECRET}", config={"hf_token": SECRET, "odd": SECRET})
+    job = await started(
+        door, source=f"https://host/f?sig={SECRET}", config={"hf_token": SECRET, "odd": SECRET}
+    )
     answers = await rest_of(door.stub.WatchJob(pb.WatchJobRequest(id=job.id)))
     assert answers[-1].job.state == pb.JOB_STATE_FAILED
     assert "[secret]" in answers[-1].job.error

@@ -12,7 +12,7 @@ import pytest
 from appliance.base.errors import ApplianceError, TimedOut, Unavailable
 from appliance.control.convert_models import to_model_status
 from appliance.control.v1 import control_pb2 as pb
-from appliance.models.views import FailedView, QueueView
+from appliance.models.status.views import FailedView, QueueView
 from tests.control.scripted_board import GIB, STARTED_AT_S, ScriptedBoard, model_view, ready_view
 from tests.control.standin import House, Open, opened, refused, rest_of
 from tests.control.test_servicer import details_of
@@ -33,31 +33,67 @@ async def door(tmp_path: Path, board: ScriptedBoard) -> AsyncIterator[Open]:
 
 # ---- seeing
 
+
 async def test_models_are_listed_in_the_order_of_the_table(door: Open, board: ScriptedBoard) -> None:
     board.lines = [QueueView("big", 3, 12, 8, 1, 2, 4.5, 100)]
     answer = await door.stub.ListModels(pb.ListModelsRequest())
     small, big = answer.models
     assert (small.alias, small.status, small.path) == ("small", pb.MODEL_STATUS_OFF, "/models/small.gguf")
-    assert (small.context_tokens, small.slots, small.replicas, small.size_bytes, small.estimate_bytes) == (8192, 4, 1, 2 * GIB, 3 * GIB)
-    for field in ("port", "started_at", "last_used_at", "expires_at", "updated_at", "load_progress_percent", "expected_in_s", "load_s"):
+    assert (small.context_tokens, small.slots, small.replicas, small.size_bytes, small.estimate_bytes) == (
+        8192,
+        4,
+        1,
+        2 * GIB,
+        3 * GIB,
+    )
+    for field in (
+        "port",
+        "started_at",
+        "last_used_at",
+        "expires_at",
+        "updated_at",
+        "load_progress_percent",
+        "expected_in_s",
+        "load_s",
+    ):
         assert not small.HasField(field), field
-    assert (big.status, big.port, big.load_progress_percent, big.load_s, big.loads) == (pb.MODEL_STATUS_READY, 41000, 100, 3.25, 1)
+    assert (big.status, big.port, big.load_progress_percent, big.load_s, big.loads) == (
+        pb.MODEL_STATUS_READY,
+        41000,
+        100,
+        3.25,
+        1,
+    )
     assert (big.active, big.queue_length, big.memory_bytes) == (2, 3, 3 * GIB)
     assert big.expires_at.seconds == STARTED_AT_S + 300
     assert answer.at.seconds == door.house.clock.now_s()
 
 
 async def test_a_models_processes_are_told_with_where_they_lie(door: Open) -> None:
-    runner, = (await door.stub.ListModels(pb.ListModelsRequest())).models[1].runners
-    assert (runner.port, runner.pid, runner.status, runner.slots, runner.active) == (41000, 4711, pb.MODEL_STATUS_READY, 4, 2)
+    (runner,) = (await door.stub.ListModels(pb.ListModelsRequest())).models[1].runners
+    assert (runner.port, runner.pid, runner.status, runner.slots, runner.active) == (
+        41000,
+        4711,
+        pb.MODEL_STATUS_READY,
+        4,
+        2,
+    )
     assert [(device.index, device.memory_bytes) for device in runner.devices] == [(0, 2 * GIB), (-1, GIB)]
-    assert (runner.log_path, runner.load_s, runner.started_at.seconds) == ("/state/logs/a.log", 3.25, STARTED_AT_S)
+    assert (runner.log_path, runner.load_s, runner.started_at.seconds) == (
+        "/state/logs/a.log",
+        3.25,
+        STARTED_AT_S,
+    )
 
 
-async def test_a_model_expires_with_the_last_of_its_processes_and_never_with_one_that_never_does(door: Open, board: ScriptedBoard) -> None:
+async def test_a_model_expires_with_the_last_of_its_processes_and_never_with_one_that_never_does(
+    door: Open, board: ScriptedBoard
+) -> None:
     first = board.views["big"].runners[0]
     for ends, expected in (((10, 20), 20), ((10, None), 0), ((None,), 0)):
-        runners = tuple(replace(first, expires_at_s=None if end is None else STARTED_AT_S + end) for end in ends)
+        runners = tuple(
+            replace(first, expires_at_s=None if end is None else STARTED_AT_S + end) for end in ends
+        )
         board.put(replace(board.views["big"], runners=runners))
         model = (await door.stub.ListModels(pb.ListModelsRequest())).models[1]
         assert model.expires_at.seconds == (STARTED_AT_S + expected if expected else 0)
@@ -70,12 +106,23 @@ def test_every_status_word_of_the_manager_has_its_value() -> None:
     assert to_model_status("dreaming") == pb.MODEL_STATUS_UNSPECIFIED
 
 
-async def test_watching_tells_the_models_at_once_then_each_change_and_ends_when_the_appliance_stops(door: Open, board: ScriptedBoard) -> None:
+async def test_watching_tells_the_models_at_once_then_each_change_and_ends_when_the_appliance_stops(
+    door: Open, board: ScriptedBoard
+) -> None:
     call = door.stub.WatchModels(pb.WatchModelsRequest())
-    assert [model.status for model in (await call.read()).models] == [pb.MODEL_STATUS_OFF, pb.MODEL_STATUS_READY]
-    board.put(model_view("small", status="crashed", error_message="it crashed: killed by signal 9", attempts=1))
+    assert [model.status for model in (await call.read()).models] == [
+        pb.MODEL_STATUS_OFF,
+        pb.MODEL_STATUS_READY,
+    ]
+    board.put(
+        model_view("small", status="crashed", error_message="it crashed: killed by signal 9", attempts=1)
+    )
     small = (await call.read()).models[0]
-    assert (small.status, small.error_message, small.attempts) == (pb.MODEL_STATUS_CRASHED, "it crashed: killed by signal 9", 1)
+    assert (small.status, small.error_message, small.attempts) == (
+        pb.MODEL_STATUS_CRASHED,
+        "it crashed: killed by signal 9",
+        1,
+    )
     door.house.become("stopping")
     assert await rest_of(call) == []
     assert await call.code() is grpc.StatusCode.OK
@@ -101,22 +148,38 @@ async def test_the_queue_tells_who_waits_for_which_model(door: Open, board: Scri
     assert (small.alias, small.queue_length, small.limit) == ("small", 0, 100)
     assert (big.queue_length, big.limit, big.oldest_s, big.current_processing) == (3, 50, 4.5, 2)
     assert (big.total_requests, big.total_processed, big.total_rejected) == (12, 8, 1)
-    assert [queue.alias for queue in (await door.stub.GetQueue(pb.GetQueueRequest(alias="big"))).queues] == ["big"]
+    assert [queue.alias for queue in (await door.stub.GetQueue(pb.GetQueueRequest(alias="big"))).queues] == [
+        "big"
+    ]
 
 
-async def test_memory_is_told_by_device_with_the_models_that_take_it(door: Open, board: ScriptedBoard) -> None:
+async def test_memory_is_told_by_device_with_the_models_that_take_it(
+    door: Open, board: ScriptedBoard
+) -> None:
     board.put(ready_view("small"))
     gpu, ram = (await door.stub.GetVram(pb.GetVramRequest())).devices
-    assert (gpu.index, gpu.name, gpu.total_bytes, gpu.used_bytes, gpu.free_bytes) == (0, "NVIDIA H100", 80 * GIB, 5 * GIB, 75 * GIB)
+    assert (gpu.index, gpu.name, gpu.total_bytes, gpu.used_bytes, gpu.free_bytes) == (
+        0,
+        "NVIDIA H100",
+        80 * GIB,
+        5 * GIB,
+        75 * GIB,
+    )
     assert (gpu.utilization_percent, gpu.temperature_celsius, gpu.power_watts) == (12.5, 41.0, 120.0)
-    assert [(model.alias, model.memory_bytes) for model in gpu.models] == [("small", 2 * GIB), ("big", 2 * GIB)]
+    assert [(model.alias, model.memory_bytes) for model in gpu.models] == [
+        ("small", 2 * GIB),
+        ("big", 2 * GIB),
+    ]
     assert (ram.index, ram.HasField("utilization_percent"), ram.HasField("power_watts")) == (-1, False, False)
     assert {model.memory_bytes for model in ram.models} == {GIB}
 
 
 # ---- loading
 
-async def test_a_load_is_told_step_by_step_and_ends_with_the_model_ready(door: Open, board: ScriptedBoard) -> None:
+
+async def test_a_load_is_told_step_by_step_and_ends_with_the_model_ready(
+    door: Open, board: ScriptedBoard
+) -> None:
     call = door.stub.LoadModel(pb.LoadModelRequest(alias="small", keep_alive_s=90))
     assert (await call.read()).model.status == pb.MODEL_STATUS_OFF
     await board.load_begun.wait()
@@ -125,11 +188,11 @@ async def test_a_load_is_told_step_by_step_and_ends_with_the_model_ready(door: O
     assert (step.status, step.load_progress_percent, step.expected_in_s) == (pb.MODEL_STATUS_STARTING, 0, 4.2)
     board.put(model_view("small", status="loading", load_progress=40, expected_in_s=2.5))
     assert (await call.read()).model.load_progress_percent == 40
-    board.bump()                                                                    # something else of no concern to this load
+    board.bump()  # something else of no concern to this load
     board.put(model_view("small", status="loading", load_progress=40, expected_in_s=1.0))
     assert (await call.read()).model.expected_in_s == 1.0
     board.ready("small")
-    last, = await rest_of(call)
+    (last,) = await rest_of(call)
     assert (last.model.status, last.model.port, last.model.load_s) == (pb.MODEL_STATUS_READY, 41000, 3.25)
     assert await call.code() is grpc.StatusCode.OK
     assert board.asked == [("load", "small", 90.0)]
@@ -143,25 +206,46 @@ async def test_a_model_that_is_ready_already_is_told_once(door: Open, board: Scr
 
 
 @pytest.mark.parametrize("keep_alive_s", [0, -1, -1e300, 31_536_000])
-async def test_a_stay_may_be_none_for_ever_or_a_year(door: Open, board: ScriptedBoard, keep_alive_s: float) -> None:
+async def test_a_stay_may_be_none_for_ever_or_a_year(
+    door: Open, board: ScriptedBoard, keep_alive_s: float
+) -> None:
     board.is_quick = True
     await rest_of(door.stub.LoadModel(pb.LoadModelRequest(alias="small", keep_alive_s=keep_alive_s)))
     assert board.asked == [("load", "small", keep_alive_s)]
 
 
 @pytest.mark.parametrize("keep_alive_s", [31_536_001, float("inf"), float("-inf"), float("nan")])
-async def test_a_stay_that_is_no_sensible_number_is_refused(door: Open, board: ScriptedBoard, keep_alive_s: float) -> None:
+async def test_a_stay_that_is_no_sensible_number_is_refused(
+    door: Open, board: ScriptedBoard, keep_alive_s: float
+) -> None:
     error = await refused(door.stub.LoadModel(pb.LoadModelRequest(alias="small", keep_alive_s=keep_alive_s)))
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert details_of(error)["BadRequest"].field_violations[0].field == "keep_alive_s"
     assert board.asked == []
 
 
-@pytest.mark.parametrize(("failure", "code", "reason"), [
-    (Unavailable("The model 'small' needs about 9000 MB.", code="vram_exhausted"), grpc.StatusCode.UNAVAILABLE, "VRAM_EXHAUSTED"),
-    (TimedOut("It was not ready in time.", code="queue_timeout"), grpc.StatusCode.DEADLINE_EXCEEDED, "QUEUE_TIMEOUT")])
+@pytest.mark.parametrize(
+    ("failure", "code", "reason"),
+    [
+        (
+            Unavailable("The model 'small' needs about 9000 MB.", code="vram_exhausted"),
+            grpc.StatusCode.UNAVAILABLE,
+            "VRAM_EXHAUSTED",
+        ),
+        (
+            TimedOut("It was not ready in time.", code="queue_timeout"),
+            grpc.StatusCode.DEADLINE_EXCEEDED,
+            "QUEUE_TIMEOUT",
+        ),
+    ],
+)
 async def test_a_load_that_comes_to_nothing_ends_with_its_reason(
-        door: Open, board: ScriptedBoard, failure: ApplianceError, code: grpc.StatusCode, reason: str) -> None:
+    door: Open,
+    board: ScriptedBoard,
+    failure: ApplianceError,
+    code: grpc.StatusCode,
+    reason: str,
+) -> None:
     call = door.stub.LoadModel(pb.LoadModelRequest(alias="small"))
     await board.load_begun.wait()
     board.fail(failure)
@@ -175,7 +259,7 @@ async def test_a_caller_that_leaves_does_not_stop_the_load(door: Open, board: Sc
     await call.read()
     await board.load_begun.wait()
     call.cancel()
-    follower = door.stub.WatchModels(pb.WatchModelsRequest())       # another caller sees it go on, and end
+    follower = door.stub.WatchModels(pb.WatchModelsRequest())  # another caller sees it go on, and end
     await follower.read()
     board.ready("small")
     assert (await follower.read()).models[0].status == pb.MODEL_STATUS_READY
@@ -184,7 +268,9 @@ async def test_a_caller_that_leaves_does_not_stop_the_load(door: Open, board: Sc
     follower.cancel()
 
 
-async def test_a_load_that_fails_when_nobody_listens_any_more_does_no_harm(door: Open, board: ScriptedBoard) -> None:
+async def test_a_load_that_fails_when_nobody_listens_any_more_does_no_harm(
+    door: Open, board: ScriptedBoard
+) -> None:
     call = door.stub.LoadModel(pb.LoadModelRequest(alias="small"))
     await call.read()
     await board.load_begun.wait()
@@ -203,7 +289,9 @@ async def test_following_a_load_ends_when_the_appliance_stops(door: Open, board:
     assert details_of(error)["ErrorInfo"].reason == "SHUTTING_DOWN"
 
 
-async def test_a_model_that_leaves_the_table_while_it_loads_ends_the_call(door: Open, board: ScriptedBoard) -> None:
+async def test_a_model_that_leaves_the_table_while_it_loads_ends_the_call(
+    door: Open, board: ScriptedBoard
+) -> None:
     call = door.stub.LoadModel(pb.LoadModelRequest(alias="small"))
     await board.load_begun.wait()
     del board.views["small"]
@@ -213,6 +301,7 @@ async def test_a_model_that_leaves_the_table_while_it_loads_ends_the_call(door: 
 
 
 # ---- ejecting, resetting, pinning
+
 
 @pytest.mark.parametrize("force", [False, True])
 async def test_a_model_is_ejected(door: Open, board: ScriptedBoard, force: bool) -> None:
@@ -249,13 +338,22 @@ async def test_a_failed_model_is_reset_and_its_failures_are_told(door: Open, boa
     board.put(model_view("small", status="failed", attempts=3, error_message="bad file"))
     board.failures["small"] = FailedView("small", 3, "bad file")
     answer = await door.stub.ResetModel(pb.ResetModelRequest(alias="small"))
-    assert (answer.had_failures, answer.attempts, answer.error, answer.model.status) == (True, 3, "bad file", pb.MODEL_STATUS_OFF)
+    assert (answer.had_failures, answer.attempts, answer.error, answer.model.status) == (
+        True,
+        3,
+        "bad file",
+        pb.MODEL_STATUS_OFF,
+    )
     again = await door.stub.ResetModel(pb.ResetModelRequest(alias="small"))
     assert (again.had_failures, again.attempts, again.error) == (False, 0, "")
 
 
-@pytest.mark.parametrize(("given", "is_pinned"), [({}, True), ({"pinned": True}, True), ({"pinned": False}, False)])
-async def test_a_model_is_pinned_or_unpinned(door: Open, board: ScriptedBoard, given: dict[str, bool], is_pinned: bool) -> None:
+@pytest.mark.parametrize(
+    ("given", "is_pinned"), [({}, True), ({"pinned": True}, True), ({"pinned": False}, False)]
+)
+async def test_a_model_is_pinned_or_unpinned(
+    door: Open, board: ScriptedBoard, given: dict[str, bool], is_pinned: bool
+) -> None:
     board.put(ready_view("big", is_pinned=not is_pinned))
     answer = await door.stub.PinModel(pb.PinModelRequest(alias="big", **given))
     assert answer.model.is_pinned == is_pinned
@@ -280,7 +378,9 @@ async def test_a_call_about_one_model_wants_its_name(door: Open, board: Scripted
 
 
 @pytest.mark.parametrize("name", [*NAMED, "GetQueue"])
-async def test_a_model_that_is_not_in_the_table_is_not_found(door: Open, board: ScriptedBoard, name: str) -> None:
+async def test_a_model_that_is_not_in_the_table_is_not_found(
+    door: Open, board: ScriptedBoard, name: str
+) -> None:
     error = await refused(asking(door, name, alias="nobody"))
     assert (error.code(), error.details()) == (grpc.StatusCode.NOT_FOUND, "There is no model 'nobody'.")
     assert details_of(error)["ErrorInfo"].reason == "MODEL_NOT_FOUND"
@@ -303,7 +403,9 @@ async def test_without_a_table_of_models_none_are_listed(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("name", ["ListModels", *NAMED, "WatchModels", "GetQueue", "GetVram"])
-async def test_no_call_about_models_is_answered_without_the_token(tmp_path: Path, board: ScriptedBoard, name: str) -> None:
+async def test_no_call_about_models_is_answered_without_the_token(
+    tmp_path: Path, board: ScriptedBoard, name: str
+) -> None:
     house = House()
     house.board = board
     async with opened(tmp_path, house, control_token="a-long-random-token") as door:

@@ -15,8 +15,16 @@ def parsed(tmp_path_factory: pytest.TempPathFactory) -> descriptor_pb2.FileDescr
     from grpc_tools import protoc
 
     out = tmp_path_factory.mktemp("proto") / "set.pb"
-    code = protoc.main(["protoc", f"-I{ROOT / 'protos'}", f"-I{files('grpc_tools') / '_proto'}", "--include_source_info",
-                        f"--descriptor_set_out={out}", "appliance/control/v1/control.proto"])
+    code = protoc.main(
+        [
+            "protoc",
+            f"-I{ROOT / 'protos'}",
+            f"-I{files('grpc_tools') / '_proto'}",
+            "--include_source_info",
+            f"--descriptor_set_out={out}",
+            "appliance/control/v1/control.proto",
+        ]
+    )
     assert code == 0
     return descriptor_pb2.FileDescriptorSet.FromString(out.read_bytes()).file[0]
 
@@ -37,8 +45,10 @@ def test_every_call_message_field_and_value_is_explained(parsed: descriptor_pb2.
     assert [name for path, name in wanted.items() if path not in explained] == []
 
 
-def test_requests_and_responses_are_named_after_their_call_and_used_once(parsed: descriptor_pb2.FileDescriptorProto) -> None:
-    service, = parsed.service
+def test_requests_and_responses_are_named_after_their_call_and_used_once(
+    parsed: descriptor_pb2.FileDescriptorProto,
+) -> None:
+    (service,) = parsed.service
     for method in service.method:
         assert method.input_type == f".{parsed.package}.{method.name}Request"
         assert method.output_type == f".{parsed.package}.{method.name}Response"
@@ -57,7 +67,39 @@ def test_names_follow_the_usual_rules(parsed: descriptor_pb2.FileDescriptorProto
 def test_every_call_that_orchestrators_rely_on_is_there(parsed: descriptor_pb2.FileDescriptorProto) -> None:
     streams = {method.name: method.server_streaming for method in parsed.service[0].method}
     assert {name for name, is_stream in streams.items() if is_stream} == {
-        "WatchStatus", "TailLogs", "Chat", "WatchBackends", "LoadModel", "WatchModels", "WatchJob"}
-    assert set(streams) >= {"GetStatus", "GetIdentity", "GetSettings", "Reload", "Drain", "Resume", "Shutdown", "GetWorker", "StartWorker",
-                            "StopWorker", "RestartWorker", "ListBackends", "AddBackend", "RemoveBackend", "DrainBackend", "SetStrategy", "GetReceipt",
-                            "ListReceipts", "ListModels", "LoadModel", "EjectModel", "ResetModel", "PinModel", "WatchModels", "GetQueue", "GetVram"}
+        "WatchStatus",
+        "TailLogs",
+        "Chat",
+        "WatchBackends",
+        "LoadModel",
+        "WatchModels",
+        "WatchJob",
+    }
+    assert set(streams) >= {
+        "GetStatus",
+        "GetIdentity",
+        "GetSettings",
+        "Reload",
+        "Drain",
+        "Resume",
+        "Shutdown",
+        "GetWorker",
+        "StartWorker",
+        "StopWorker",
+        "RestartWorker",
+        "ListBackends",
+        "AddBackend",
+        "RemoveBackend",
+        "DrainBackend",
+        "SetStrategy",
+        "GetReceipt",
+        "ListReceipts",
+        "ListModels",
+        "LoadModel",
+        "EjectModel",
+        "ResetModel",
+        "PinModel",
+        "WatchModels",
+        "GetQueue",
+        "GetVram",
+    }

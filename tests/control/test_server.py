@@ -15,7 +15,7 @@ import trustme
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from appliance.base.settings import BadSettings
+from appliance.base.settings import InvalidSettings
 from appliance.base.tasks import Tasks
 from appliance.control.server import MAX_MESSAGE_BYTES, remove_dead_socket, serving_control
 from appliance.control.v1 import control_pb2 as pb
@@ -35,6 +35,7 @@ async def door(tmp_path: Path) -> AsyncIterator[Open]:
 
 # ---- where it opens
 
+
 async def test_it_opens_a_port_and_a_socket_and_tells_both(tmp_path: Path) -> None:
     port = free_port()
     settings = control_settings(control_port=port, control_socket=tmp_path / "c.sock")
@@ -42,14 +43,18 @@ async def test_it_opens_a_port_and_a_socket_and_tells_both(tmp_path: Path) -> No
         assert addresses == [f"127.0.0.1:{port}", f"unix:{tmp_path / 'c.sock'}"]
         for address in addresses:
             async with grpc.aio.insecure_channel(address) as channel:
-                assert (await control_pb2_grpc.ControlStub(channel).GetStatus(pb.GetStatusRequest())).status.ok
+                assert (
+                    await control_pb2_grpc.ControlStub(channel).GetStatus(pb.GetStatusRequest())
+                ).status.ok
 
 
 async def test_it_opens_an_ipv6_address() -> None:
     with socket.socket(socket.AF_INET6) as probe:
         probe.bind(("::1", 0))
         port = probe.getsockname()[1]
-    async with serving_control(control_settings(control_host="::1", control_port=port), House().parts()) as addresses:
+    async with serving_control(
+        control_settings(control_host="::1", control_port=port), House().parts()
+    ) as addresses:
         assert addresses == [f"[::1]:{port}"]
         async with grpc.aio.insecure_channel(addresses[0]) as channel:
             assert (await control_pb2_grpc.ControlStub(channel).GetStatus(pb.GetStatusRequest())).status.ok
@@ -62,8 +67,10 @@ async def test_it_opens_nothing_when_it_is_off(values: dict[str, Any]) -> None:
 
 
 async def test_it_refuses_to_open_beyond_loopback_without_proof_of_callers() -> None:
-    with pytest.raises(BadSettings, match="CONTROL_TOKEN"):
-        async with serving_control(control_settings(control_host="0.0.0.0", control_port=free_port()), House().parts()):
+    with pytest.raises(InvalidSettings, match="CONTROL_TOKEN"):
+        async with serving_control(
+            control_settings(control_host="0.0.0.0", control_port=free_port()), House().parts()
+        ):
             raise AssertionError("it opened")
 
 
@@ -72,7 +79,9 @@ async def test_a_taken_port_is_named() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         with pytest.raises(OSError, match="CONTROL_PORT"):
-            async with serving_control(control_settings(control_port=taken.getsockname()[1]), House().parts()):
+            async with serving_control(
+                control_settings(control_port=taken.getsockname()[1]), House().parts()
+            ):
                 raise AssertionError("it opened")
 
 
@@ -117,27 +126,35 @@ def test_a_file_in_the_sockets_place_is_left_alone(tmp_path: Path) -> None:
 
 async def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="CONTROL_SOCKET"):
-        async with serving_control(control_settings(control_socket=tmp_path / "none" / "c.sock"), House().parts()):
+        async with serving_control(
+            control_settings(control_socket=tmp_path / "none" / "c.sock"), House().parts()
+        ):
             raise AssertionError("it opened")
 
 
 # ---- whom it lets in
 
+
 async def test_without_its_token_every_call_but_health_is_refused(tmp_path: Path) -> None:
     async with opened(tmp_path, control_token=TOKEN) as door:
         for metadata in (None, (("authorization", "Bearer wrong-token"),)):
-            for call in (door.stub.GetStatus(pb.GetStatusRequest(), metadata=metadata),
-                         door.stub.WatchStatus(pb.WatchStatusRequest(), metadata=metadata),
-                         door.stub.Chat(pb.ChatRequest(messages=MESSAGES), metadata=metadata),
-                         door.stub.Shutdown(pb.ShutdownRequest(), metadata=metadata)):
+            for call in (
+                door.stub.GetStatus(pb.GetStatusRequest(), metadata=metadata),
+                door.stub.WatchStatus(pb.WatchStatusRequest(), metadata=metadata),
+                door.stub.Chat(pb.ChatRequest(messages=MESSAGES), metadata=metadata),
+                door.stub.Shutdown(pb.ShutdownRequest(), metadata=metadata),
+            ):
                 error = await refused(call)
                 assert error.code() is grpc.StatusCode.UNAUTHENTICATED
         reflecting = reflection_pb2_grpc.ServerReflectionStub(door.channel).ServerReflectionInfo(
-            iter([reflection_pb2.ServerReflectionRequest(list_services="")]))
+            iter([reflection_pb2.ServerReflectionRequest(list_services="")])
+        )
         assert (await refused(reflecting)).code() is grpc.StatusCode.UNAUTHENTICATED
         assert door.house.backend.asked == []
         assert door.house.shutdowns == []
-        checked = await health_pb2_grpc.HealthStub(door.channel).Check(health_pb2.HealthCheckRequest(service="liveness"))
+        checked = await health_pb2_grpc.HealthStub(door.channel).Check(
+            health_pb2.HealthCheckRequest(service="liveness")
+        )
         assert checked.status == health_pb2.HealthCheckResponse.SERVING
 
 
@@ -176,14 +193,18 @@ def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
 async def ask(port: int, credentials: grpc.ChannelCredentials | None, **call: Any) -> Any:
     """Ask for the status over a fresh channel."""
     address = f"127.0.0.1:{port}"
-    channel = grpc.aio.secure_channel(address, credentials) if credentials else grpc.aio.insecure_channel(address)
+    channel = (
+        grpc.aio.secure_channel(address, credentials) if credentials else grpc.aio.insecure_channel(address)
+    )
     async with channel:
         return await control_pb2_grpc.ControlStub(channel).GetStatus(pb.GetStatusRequest(), **call)
 
 
 async def test_tls_shows_the_certificate_and_still_asks_for_the_token(pki: Pki) -> None:
     port = free_port()
-    async with serving_control(control_settings(control_port=port, control_token=TOKEN, **pki.settings), House().parts()):
+    async with serving_control(
+        control_settings(control_port=port, control_token=TOKEN, **pki.settings), House().parts()
+    ):
         trusted = grpc.ssl_channel_credentials(pki.ca)
         assert (await ask(port, trusted, metadata=(("x-api-key", TOKEN),))).status.ok
         assert (await refused(ask(port, trusted))).code() is grpc.StatusCode.UNAUTHENTICATED
@@ -200,6 +221,7 @@ async def test_mutual_tls_lets_in_only_who_shows_a_certificate_of_the_ca(pki: Pk
 
 
 # ---- health and reflection
+
 
 async def test_health_follows_the_state(door: Open) -> None:
     health = health_pb2_grpc.HealthStub(door.channel)
@@ -228,7 +250,7 @@ async def test_health_follows_the_state(door: Open) -> None:
 async def test_watched_health_tells_each_change_once_and_ends_with_the_appliance(door: Open) -> None:
     watch = health_pb2_grpc.HealthStub(door.channel).Watch(health_pb2.HealthCheckRequest(service="readiness"))
     assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
-    door.house.become("serving")            # something else changed
+    door.house.become("serving")  # something else changed
     door.house.become("draining")
     assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
     door.house.become("stopping")
@@ -245,8 +267,10 @@ async def test_health_of_an_unknown_service(door: Open) -> None:
 
 
 async def test_reflection_lists_the_services_and_gives_the_file(door: Open) -> None:
-    requests = [reflection_pb2.ServerReflectionRequest(list_services=""),
-                reflection_pb2.ServerReflectionRequest(file_containing_symbol=SERVICE)]
+    requests = [
+        reflection_pb2.ServerReflectionRequest(list_services=""),
+        reflection_pb2.ServerReflectionRequest(file_containing_symbol=SERVICE),
+    ]
     stub = reflection_pb2_grpc.ServerReflectionStub(door.channel)
     listed, file = await rest_of_stream(stub.ServerReflectionInfo(iter(requests)))
     names = {service.name for service in listed.list_services_response.service}
@@ -265,6 +289,7 @@ async def test_an_unknown_call_is_unimplemented(door: Open) -> None:
 
 # ---- bounds
 
+
 async def test_calls_beyond_the_bound_are_refused_and_room_comes_back(tmp_path: Path) -> None:
     async with opened(tmp_path, max_calls=2) as door:
         watches = [door.stub.WatchStatus(pb.WatchStatusRequest()) for _ in range(2)]
@@ -274,7 +299,7 @@ async def test_calls_beyond_the_bound_are_refused_and_room_comes_back(tmp_path: 
         assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         watches[0].cancel()
         code = grpc.StatusCode.RESOURCE_EXHAUSTED
-        while code is grpc.StatusCode.RESOURCE_EXHAUSTED:       # until the cancelled call has ended there too
+        while code is grpc.StatusCode.RESOURCE_EXHAUSTED:  # until the cancelled call has ended there too
             call = door.stub.GetStatus(pb.GetStatusRequest())
             code = await call.code()
         assert code is grpc.StatusCode.OK
@@ -297,11 +322,20 @@ async def test_each_call_leaves_one_line_with_its_code_and_no_token(tmp_path: Pa
     with structlog.testing.capture_logs() as logs:
         async with opened(tmp_path, control_token=TOKEN) as door:
             await door.stub.GetStatus(pb.GetStatusRequest(), metadata=(("x-api-key", TOKEN),))
-            await refused(door.stub.GetReceipt(pb.GetReceiptRequest(id="x"), metadata=(("x-api-key", TOKEN),)))
-            await refused(door.stub.GetStatus(pb.GetStatusRequest(), metadata=(("x-api-key", "a-wrong-token"),)))
-    calls = [(line["method"], line["code"], line["log_level"]) for line in logs if line["event"] == "control_call"]
-    assert calls == [(f"{SERVICE}/GetStatus", "OK", "info"), (f"{SERVICE}/GetReceipt", "NOT_FOUND", "info"),
-                     (f"{SERVICE}/GetStatus", "UNAUTHENTICATED", "info")]
+            await refused(
+                door.stub.GetReceipt(pb.GetReceiptRequest(id="x"), metadata=(("x-api-key", TOKEN),))
+            )
+            await refused(
+                door.stub.GetStatus(pb.GetStatusRequest(), metadata=(("x-api-key", "a-wrong-token"),))
+            )
+    calls = [
+        (line["method"], line["code"], line["log_level"]) for line in logs if line["event"] == "control_call"
+    ]
+    assert calls == [
+        (f"{SERVICE}/GetStatus", "OK", "info"),
+        (f"{SERVICE}/GetReceipt", "NOT_FOUND", "info"),
+        (f"{SERVICE}/GetStatus", "UNAUTHENTICATED", "info"),
+    ]
     assert TOKEN not in str(logs)
     assert "a-wrong-token" not in str(logs)
 
@@ -314,7 +348,10 @@ async def test_a_strangers_message_is_not_even_read(tmp_path: Path) -> None:
 
 # ---- the end
 
-async def test_followers_end_with_the_appliance_and_running_answers_at_the_end_of_their_grace(tmp_path: Path) -> None:
+
+async def test_followers_end_with_the_appliance_and_running_answers_at_the_end_of_their_grace(
+    tmp_path: Path,
+) -> None:
     house = House()
     house.backend.script = [event({"content": "a"}), "hang"]
     house.grace_s = 0.2
@@ -345,7 +382,11 @@ async def test_an_answer_that_ends_within_the_grace_arrives_whole(tmp_path: Path
     house = House()
     release = asyncio.Event()
 
-    house.backend.script = [event({"content": "a"}), "hang", event({"content": "b"}, finish="stop") + b"data: [DONE]\n\n"]
+    house.backend.script = [
+        event({"content": "a"}),
+        "hang",
+        event({"content": "b"}, finish="stop") + b"data: [DONE]\n\n",
+    ]
     house.backend.release = release
     house.grace_s = 60
     settings = control_settings(control_socket=tmp_path / "c.sock")

@@ -38,11 +38,21 @@ def details_of(error: grpc.aio.AioRpcError) -> dict[str, Any]:
 
 # ---- state
 
+
 async def test_status_carries_everything_healthz_tells(door: Open) -> None:
     status = (await door.stub.GetStatus(pb.GetStatusRequest())).status
-    assert (status.ok, status.state, status.version, status.uptime_s) == (True, pb.APPLIANCE_STATE_SERVING, "1.2.3", 12.5)
+    assert (status.ok, status.state, status.version, status.uptime_s) == (
+        True,
+        pb.APPLIANCE_STATE_SERVING,
+        "1.2.3",
+        12.5,
+    )
     assert status.started_at.ToNanoseconds() == 1_800_000_000_250_000_000
-    assert (status.public_model, status.upstream_base, list(status.aliases)) == ("house/model", "upstream/model", ["house"])
+    assert (status.public_model, status.upstream_base, list(status.aliases)) == (
+        "house/model",
+        "upstream/model",
+        ["house"],
+    )
     assert list(status.novita_endpoints) == ["http://127.0.0.1:1/v1"]
     assert status.gpu.simulated
     assert status.gpu.gpus[0].name.endswith(" (simulated)")
@@ -50,10 +60,16 @@ async def test_status_carries_everything_healthz_tells(door: Open) -> None:
     assert (status.nat.outcome, status.steps[0].name, status.steps[0].outcome) == ("listener", "nat", "done")
     assert (status.worker.state, status.worker.pid) == (pb.WORKER_STATE_RUNNING, 4711)
     assert not status.worker.HasField("exit_code")
-    assert (status.machine_id, status.in_flight, list(status.warnings)) == ("ab" * 16, 3, ["something to know"])
+    assert (status.machine_id, status.in_flight, list(status.warnings)) == (
+        "ab" * 16,
+        3,
+        ["something to know"],
+    )
 
 
-async def test_watch_tells_the_state_at_once_then_each_change_and_ends_when_the_appliance_stops(door: Open) -> None:
+async def test_watch_tells_the_state_at_once_then_each_change_and_ends_when_the_appliance_stops(
+    door: Open,
+) -> None:
     call = door.stub.WatchStatus(pb.WatchStatusRequest())
     assert (await call.read()).status.state == pb.APPLIANCE_STATE_SERVING
     door.house.become("draining")
@@ -85,10 +101,13 @@ async def test_identity_says_that_a_gpu_is_simulated(door: Open) -> None:
 
 # ---- settings
 
+
 async def test_settings_are_listed_with_secrets_hidden(door: Open) -> None:
     rows = (await door.stub.GetSettings(pb.GetSettingsRequest())).settings
     assert [(r.variable, r.value, r.is_secret, r.is_reloadable) for r in rows] == [
-        ("LOG_LEVEL", "info", False, True), ("CONTROL_TOKEN", "(hidden)", True, False)]
+        ("LOG_LEVEL", "info", False, True),
+        ("CONTROL_TOKEN", "(hidden)", True, False),
+    ]
     rows = (await door.stub.GetSettings(pb.GetSettingsRequest(set_only=True))).settings
     assert [r.variable for r in rows] == ["CONTROL_TOKEN"]
 
@@ -96,14 +115,18 @@ async def test_settings_are_listed_with_secrets_hidden(door: Open) -> None:
 async def test_a_dry_run_tells_changes_and_changes_nothing(door: Open) -> None:
     reply = await door.stub.Reload(pb.ReloadRequest(dry_run=True, overrides={"LOG_LEVEL": "debug"}))
     assert not reply.applied
-    assert [(c.variable, c.old_value, c.new_value, c.needs_restart) for c in reply.changes] == [("LOG_LEVEL", "info", "debug", False)]
+    assert [(c.variable, c.old_value, c.new_value, c.needs_restart) for c in reply.changes] == [
+        ("LOG_LEVEL", "info", "debug", False)
+    ]
     assert door.house.reloads == [({"LOG_LEVEL": "debug"}, True)]
     assert door.house.log_level == "info"
 
 
 async def test_a_dry_run_tells_problems(door: Open) -> None:
     reply = await door.stub.Reload(pb.ReloadRequest(dry_run=True, overrides={"LOG_LEVEL": "loud"}))
-    assert [(p.variable, p.value, p.allowed) for p in reply.problems] == [("LOG_LEVEL", "loud", "debug, info")]
+    assert [(p.variable, p.value, p.allowed) for p in reply.problems] == [
+        ("LOG_LEVEL", "loud", "debug, info")
+    ]
 
 
 async def test_a_reload_is_applied(door: Open) -> None:
@@ -141,6 +164,7 @@ async def test_a_running_stream_survives_a_reload(door: Open) -> None:
 
 # ---- life
 
+
 async def test_drain_and_resume_tell_the_new_state_and_may_be_repeated(door: Open) -> None:
     for _ in range(2):
         assert (await door.stub.Drain(pb.DrainRequest())).status.state == pb.APPLIANCE_STATE_DRAINING
@@ -171,6 +195,7 @@ async def test_shutdown_refuses_a_grace_out_of_range(door: Open) -> None:
 
 # ---- worker
 
+
 async def test_the_worker_is_told_started_stopped_and_restarted(door: Open) -> None:
     worker = (await door.stub.GetWorker(pb.GetWorkerRequest())).worker
     assert (worker.state, worker.command, worker.restarts) == (pb.WORKER_STATE_RUNNING, "work --fast", 2)
@@ -183,7 +208,9 @@ async def test_the_worker_is_told_started_stopped_and_restarted(door: Open) -> N
 
 
 @pytest.mark.parametrize("verb", ["StartWorker", "RestartWorker"])
-async def test_a_worker_that_may_not_run_here_is_a_failed_precondition_with_its_reason(door: Open, verb: str) -> None:
+async def test_a_worker_that_may_not_run_here_is_a_failed_precondition_with_its_reason(
+    door: Open, verb: str
+) -> None:
     assert door.house.worker is not None
     door.house.worker.refuses = "The GPU here is simulated."
     error = await refused(getattr(door.stub, verb)(getattr(pb, f"{verb}Request")()))
@@ -193,7 +220,9 @@ async def test_a_worker_that_may_not_run_here_is_a_failed_precondition_with_its_
 
 @pytest.mark.parametrize("verb", ["StartWorker", "StopWorker", "RestartWorker"])
 @pytest.mark.parametrize("is_built", [True, False])
-async def test_without_a_worker_its_verbs_are_refused_and_its_state_is_off(tmp_path: Path, verb: str, is_built: bool) -> None:
+async def test_without_a_worker_its_verbs_are_refused_and_its_state_is_off(
+    tmp_path: Path, verb: str, is_built: bool
+) -> None:
     house = House()
     if is_built:
         assert house.worker is not None
@@ -216,7 +245,7 @@ async def test_a_caller_that_leaves_does_not_interrupt_the_end_of_the_worker(doo
         tasks.start(refused(call), name="stop")
         await worker.is_stopping.wait()
         call.cancel()
-        await door.stub.GetStatus(pb.GetStatusRequest())        # the cancelled call has been seen by then
+        await door.stub.GetStatus(pb.GetStatusRequest())  # the cancelled call has been seen by then
         worker.may_stop.set()
         await worker.has_stopped.wait()
     assert worker.did == ["stop"]
@@ -224,9 +253,12 @@ async def test_a_caller_that_leaves_does_not_interrupt_the_end_of_the_worker(doo
 
 # ---- log
 
+
 async def test_the_tail_gives_the_latest_lines_of_one_source(door: Open) -> None:
     for number in range(5):
-        door.house.lines.add(1_800_000_000 + number, "worker.stdout" if number % 2 else "appliance", f"line {number}")
+        door.house.lines.add(
+            1_800_000_000 + number, "worker.stdout" if number % 2 else "appliance", f"line {number}"
+        )
     lines = [line async for line in door.stub.TailLogs(pb.TailLogsRequest(count=2))]
     assert [line.text for line in lines] == ["line 3", "line 4"]
     assert lines[0].at.seconds == 1_800_000_003
@@ -251,7 +283,7 @@ async def test_a_follower_without_a_tail_begins_with_what_comes(door: Open) -> N
     call = door.stub.TailLogs(pb.TailLogsRequest(follow=True, source="worker"))
     async with Tasks() as tasks:
         reading = tasks.start(call.read(), name="read")
-        while not reading.done():           # nothing tells when the call has arrived
+        while not reading.done():  # nothing tells when the call has arrived
             door.house.lines.add(2, "worker.stderr", "new")
             await asyncio.sleep(0.01)
         assert (await reading).text == "new"
@@ -266,25 +298,46 @@ async def test_the_tail_refuses_a_count_out_of_range(door: Open, count: int) -> 
 
 # ---- backends and receipts
 
+
 async def test_backends_are_listed_with_their_endpoints(door: Open) -> None:
-    backend, = (await door.stub.ListBackends(pb.ListBackendsRequest())).backends
+    (backend,) = (await door.stub.ListBackends(pb.ListBackendsRequest())).backends
     assert (backend.name, backend.kind, backend.is_up, list(backend.models), backend.in_flight) == (
-        "scripted", "scripted", True, ["house/model"], 1)
-    assert (backend.endpoints[0].url, backend.endpoints[0].rested_s, backend.endpoints[0].failed_in_a_row) == (
-        "http://127.0.0.1:1/v1", 1.5, 2)
+        "scripted",
+        "scripted",
+        True,
+        ["house/model"],
+        1,
+    )
+    assert (
+        backend.endpoints[0].url,
+        backend.endpoints[0].rested_s,
+        backend.endpoints[0].failed_in_a_row,
+    ) == ("http://127.0.0.1:1/v1", 1.5, 2)
 
 
 async def test_receipts_are_listed_newest_first_and_found_by_id(door: Open) -> None:
     for number in range(3):
-        door.house.receipts.add(Receipt(f"r{number}", 1_800_000_000.0, "/v1/chat/completions", model="m\udce9", total_ms=7.0))
+        door.house.receipts.add(
+            Receipt(f"r{number}", 1_800_000_000.0, "/v1/chat/completions", model="m\udce9", total_ms=7.0)
+        )
     listed = (await door.stub.ListReceipts(pb.ListReceiptsRequest(count=2))).receipts
     assert [r.id for r in listed] == ["r2", "r1"]
     assert len((await door.stub.ListReceipts(pb.ListReceiptsRequest())).receipts) == 3
     receipt = (await door.stub.GetReceipt(pb.GetReceiptRequest(id="r1"))).receipt
-    assert (receipt.route, receipt.total_ms, receipt.HasField("prompt_tokens")) == ("/v1/chat/completions", 7.0, False)
+    assert (receipt.route, receipt.total_ms, receipt.HasField("prompt_tokens")) == (
+        "/v1/chat/completions",
+        7.0,
+        False,
+    )
 
 
 async def test_a_receipt_that_is_not_kept_is_not_found(door: Open) -> None:
-    assert (await refused(door.stub.GetReceipt(pb.GetReceiptRequest(id="r9")))).code() is grpc.StatusCode.NOT_FOUND
-    assert (await refused(door.stub.GetReceipt(pb.GetReceiptRequest()))).code() is grpc.StatusCode.INVALID_ARGUMENT
-    assert (await refused(door.stub.ListReceipts(pb.ListReceiptsRequest(count=1001)))).code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert (
+        await refused(door.stub.GetReceipt(pb.GetReceiptRequest(id="r9")))
+    ).code() is grpc.StatusCode.NOT_FOUND
+    assert (
+        await refused(door.stub.GetReceipt(pb.GetReceiptRequest()))
+    ).code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert (
+        await refused(door.stub.ListReceipts(pb.ListReceiptsRequest(count=1001)))
+    ).code() is grpc.StatusCode.INVALID_ARGUMENT

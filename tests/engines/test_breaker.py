@@ -1,6 +1,6 @@
 """When an endpoint is rested."""
 
-from appliance.engines.breaker import Breaker
+from appliance.engines.backends.breaker import Breaker
 
 
 def test_it_opens_after_failures_in_a_row_and_one_probe_decides() -> None:
@@ -14,7 +14,7 @@ def test_it_opens_after_failures_in_a_row_and_one_probe_decides() -> None:
     assert not breaker.may_try(14.9)
     assert breaker.wait_s(6) == 9
     assert breaker.may_try(15)
-    assert not breaker.may_try(15)      # the probe is on its way
+    assert not breaker.may_try(15)  # the probe is on its way
     breaker.failed(16)
     assert not breaker.may_try(25)
     assert breaker.may_try(26)

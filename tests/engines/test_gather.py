@@ -4,40 +4,82 @@ from typing import Any
 
 import pytest
 
-from appliance.engines.gather import Gathering
-from appliance.engines.relay import BrokenStream
+from appliance.engines.upstream.gather import ResponseBuilder
+from appliance.engines.upstream.relay import BrokenStream
 
 
 def whole(*events: dict[str, Any]) -> dict[str, Any]:
-    gathering = Gathering()
+    gathering = ResponseBuilder()
     for event in events:
         gathering.add(event)
     return gathering.whole()
 
 
 def chunk(*choices: dict[str, Any], **more: Any) -> dict[str, Any]:
-    return {"id": "c1", "object": "chat.completion.chunk", "created": 5, "model": "m", "choices": list(choices), **more}
+    return {
+        "id": "c1",
+        "object": "chat.completion.chunk",
+        "created": 5,
+        "model": "m",
+        "choices": list(choices),
+        **more,
+    }
 
 
 def delta(index: int = 0, finish: str | None = None, logprobs: Any = None, **fields: Any) -> dict[str, Any]:
-    return {"index": index, "delta": fields, "finish_reason": finish, **({"logprobs": logprobs} if logprobs else {})}
+    return {
+        "index": index,
+        "delta": fields,
+        "finish_reason": finish,
+        **({"logprobs": logprobs} if logprobs else {}),
+    }
 
 
 def test_a_chat_is_added_up_with_its_usage_and_the_engines_own_fields() -> None:
-    assert whole(chunk(delta(role="assistant", content=None)), chunk(delta(content="Hel")), chunk(delta(content="lo")), chunk(delta(finish="stop")),
-                 chunk(usage={"total_tokens": 3}, timings={"x": 1})) == {
-        "id": "c1", "object": "chat.completion", "created": 5, "model": "m", "usage": {"total_tokens": 3}, "timings": {"x": 1},
-        "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "Hello"}}]}
+    assert whole(
+        chunk(delta(role="assistant", content=None)),
+        chunk(delta(content="Hel")),
+        chunk(delta(content="lo")),
+        chunk(delta(finish="stop")),
+        chunk(usage={"total_tokens": 3}, timings={"x": 1}),
+    ) == {
+        "id": "c1",
+        "object": "chat.completion",
+        "created": 5,
+        "model": "m",
+        "usage": {"total_tokens": 3},
+        "timings": {"x": 1},
+        "choices": [
+            {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "Hello"}}
+        ],
+    }
 
 
 def test_choices_are_kept_apart_and_in_order() -> None:
-    value = whole(chunk(delta(1, content="b")), chunk(delta(0, content="a")), chunk(delta(1, "stop"), delta(0, "length")))
-    assert [(c["index"], c["message"]["content"], c["finish_reason"]) for c in value["choices"]] == [(0, "a", "length"), (1, "b", "stop")]
+    value = whole(
+        chunk(delta(1, content="b")),
+        chunk(delta(0, content="a")),
+        chunk(delta(1, "stop"), delta(0, "length")),
+    )
+    assert [(c["index"], c["message"]["content"], c["finish_reason"]) for c in value["choices"]] == [
+        (0, "a", "length"),
+        (1, "b", "stop"),
+    ]
 
 
 def test_reasoning_and_refusals_are_texts_of_their_own() -> None:
-    message = whole(chunk(delta(reasoning_content="I th")), chunk(delta(reasoning_content="ink")), chunk(delta(content="so", refusal="no")), chunk(delta(finish="stop")))
-    assert message["choices"][0]["message"] == {"role": "assistant", "reasoning_content": "I think", "content": "so", "refusal": "no"}
+    message = whole(
+        chunk(delta(reasoning_content="I th")),
+        chunk(delta(reasoning_content="ink")),
+        chunk(delta(content="so", refusal="no")),
+        chunk(delta(finish="stop")),
+    )
+    assert message["choices"][0]["message"] == {
+        "role": "assistant",
+        "reasoning_content": "I think",
+        "content": "so",
+        "refusal": "no",
+    }
 
 
 def test_tool_calls_are_put_together_by_their_index() -> None:
@@ -47,22 +89,41 @@ def test_tool_calls_are_put_together_by_their_index() -> None:
     value = whole(
         chunk(delta(tool_calls=[call(0, id="t0", type="function", function={"name": "a", "arguments": ""})])),
         chunk(delta(tool_calls=[call(0, function={"arguments": '{"x"'})])),
-        chunk(delta(tool_calls=[call(1, id="t1", type="function", function={"name": "b", "arguments": "{}"}), call(0, function={"arguments": ":1}"})])),
-        chunk(delta(finish="tool_calls")))
-    assert value["choices"][0]["message"] == {"role": "assistant", "content": None, "tool_calls": [
-        {"id": "t0", "type": "function", "function": {"name": "a", "arguments": '{"x":1}'}},
-        {"id": "t1", "type": "function", "function": {"name": "b", "arguments": "{}"}}]}
+        chunk(
+            delta(
+                tool_calls=[
+                    call(1, id="t1", type="function", function={"name": "b", "arguments": "{}"}),
+                    call(0, function={"arguments": ":1}"}),
+                ]
+            )
+        ),
+        chunk(delta(finish="tool_calls")),
+    )
+    assert value["choices"][0]["message"] == {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [
+            {"id": "t0", "type": "function", "function": {"name": "a", "arguments": '{"x":1}'}},
+            {"id": "t1", "type": "function", "function": {"name": "b", "arguments": "{}"}},
+        ],
+    }
 
 
 def test_logprobs_are_put_one_after_the_other() -> None:
-    value = whole(chunk(delta(content="a", logprobs={"content": [1], "refusal": None})), chunk(delta(content="b", logprobs={"content": [2, 3], "refusal": None})),
-                  chunk(delta(finish="stop")))
+    value = whole(
+        chunk(delta(content="a", logprobs={"content": [1], "refusal": None})),
+        chunk(delta(content="b", logprobs={"content": [2, 3], "refusal": None})),
+        chunk(delta(finish="stop")),
+    )
     assert value["choices"][0]["logprobs"] == {"content": [1, 2, 3], "refusal": None}
 
 
 def test_a_text_completion_is_added_up() -> None:
     def text(index: int, part: str, finish: str | None = None) -> dict[str, Any]:
-        return {"object": "text_completion", "choices": [{"index": index, "text": part, "finish_reason": finish, "logprobs": None}]}
+        return {
+            "object": "text_completion",
+            "choices": [{"index": index, "text": part, "finish_reason": finish, "logprobs": None}],
+        }
 
     value = whole(text(0, "a"), text(1, "x"), text(0, "b"), text(0, "", "stop"), text(1, "", "length"))
     assert value["object"] == "text_completion"
@@ -70,12 +131,22 @@ def test_a_text_completion_is_added_up() -> None:
 
 
 def test_an_empty_answer_is_one() -> None:
-    assert whole(chunk(delta(role="assistant")), chunk(delta(finish="stop")))["choices"][0]["message"] == {"role": "assistant", "content": ""}
+    assert whole(chunk(delta(role="assistant")), chunk(delta(finish="stop")))["choices"][0]["message"] == {
+        "role": "assistant",
+        "content": "",
+    }
 
 
-@pytest.mark.parametrize("events", [
-    [], [chunk(delta(content="a"))], [chunk(delta(0, "stop"), delta(1, content="a"))], [{"object": "x"}], [chunk("rubbish")],  # type: ignore[arg-type]
-])
+@pytest.mark.parametrize(
+    "events",
+    [
+        [],
+        [chunk(delta(content="a"))],
+        [chunk(delta(0, "stop"), delta(1, content="a"))],
+        [{"object": "x"}],
+        [chunk("rubbish")],  # type: ignore[arg-type]
+    ],
+)
 def test_what_is_not_whole_is_not_given(events: list[dict[str, Any]]) -> None:
     with pytest.raises(BrokenStream):
         whole(*events)

@@ -13,11 +13,11 @@ from pydantic import SecretStr
 from structlog.testing import capture_logs
 
 from appliance.base.clock import FakeClock, SystemClock
-from appliance.base.exposition_out import as_openmetrics, as_text
+from appliance.base.metrics.exposition_write import as_openmetrics, as_text
 from appliance.base.tasks import Tasks
-from appliance.engines import kv_follower
-from appliance.engines.kv_follower import KvFollower, Source
-from appliance.engines.kv_index import TTL_S, Index, Place
+from appliance.engines.kv import follower as kv_follower
+from appliance.engines.kv.follower import KvFollower, KvSource
+from appliance.engines.kv.index import TTL_S, Index, IndexKey
 from tests.fakes.kv_publisher import Publisher, name, publisher, publishing
 from tests.redis_server import RedisServer, closed_port, redis_server
 
@@ -28,10 +28,19 @@ POD, MODEL = "pod-0", "qwen"
 @asynccontextmanager
 async def following(port: int, redis_port: int, **about: Any) -> AsyncIterator[KvFollower]:
     async with Tasks() as tasks:
-        source = Source(f"tcp://127.0.0.1:{port}", about.pop("topic", "kv-events"))
-        index = Index(Place("127.0.0.1", redis_port, password=SecretStr(about.pop("password", ""))), pod=about.pop("pod", POD), model=MODEL)
-        follower = KvFollower(about.pop("source", lambda: source), index, most=about.pop("most", 1000), tasks=tasks,
-                              clock=about.pop("clock", SystemClock()))
+        source = KvSource(f"tcp://127.0.0.1:{port}", about.pop("topic", "kv-events"))
+        index = Index(
+            IndexKey("127.0.0.1", redis_port, password=SecretStr(about.pop("password", ""))),
+            pod=about.pop("pod", POD),
+            model=MODEL,
+        )
+        follower = KvFollower(
+            about.pop("source", lambda: source),
+            index,
+            most=about.pop("most", 1000),
+            tasks=tasks,
+            clock=about.pop("clock", SystemClock()),
+        )
         follower.start()
         try:
             yield follower
@@ -48,7 +57,9 @@ async def comes_true(condition: Callable[[], Any], *, within_s: float = 20.0) ->
 
 def entries(*numbers: int, pod: str = POD) -> set[str]:
     """The keys that tell of these blocks."""
-    return {f"matrix:kv:block:{MODEL}@{name(n)}" for n in numbers} | {f"vllm:kv:block:{pod}@{n}" for n in numbers}
+    return {f"matrix:kv:block:{MODEL}@{name(n)}" for n in numbers} | {
+        f"vllm:kv:block:{pod}@{n}" for n in numbers
+    }
 
 
 async def has(server: RedisServer, *numbers: int) -> bool:
@@ -58,7 +69,13 @@ async def has(server: RedisServer, *numbers: int) -> bool:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Short pauses."""
-    for constant, value in {"PAUSE_S": 0.05, "LONGEST_PAUSE_S": 0.2, "KIND_S": 0.02, "RETRY_MS": 50, "LONGEST_RETRY_MS": 100}.items():
+    for constant, value in {
+        "PAUSE_S": 0.05,
+        "LONGEST_PAUSE_S": 0.2,
+        "KIND_S": 0.02,
+        "RETRY_MS": 50,
+        "LONGEST_RETRY_MS": 100,
+    }.items():
         monkeypatch.setattr(kv_follower, constant, value)
 
 
@@ -75,18 +92,20 @@ async def test_the_keys_are_system_es(publisher: Publisher, redis_server: RedisS
         assert await has(redis_server, 5)
         everything = redis_server.everything()
         assert everything[f"vllm:kv:block:{POD}@5"] == str(name(5))
-        (pod, at_s), = everything[f"matrix:kv:block:{MODEL}@{name(5)}"].items()  # type: ignore[attr-defined]
+        ((pod, at_s),) = everything[f"matrix:kv:block:{MODEL}@{name(5)}"].items()  # type: ignore[attr-defined]
         assert (pod, abs(int(at_s) - time.time()) < 30) == (POD, True)
         with redis_server.client() as client:
             assert TTL_S - 30 < client.ttl(f"vllm:kv:block:{POD}@5") <= TTL_S
             assert client.ttl(f"matrix:kv:block:{MODEL}@{name(5)}") == -1
 
 
-async def test_removed_and_cleared_blocks_go_and_other_pods_stay(publisher: Publisher, redis_server: RedisServer) -> None:
+async def test_removed_and_cleared_blocks_go_and_other_pods_stay(
+    publisher: Publisher, redis_server: RedisServer
+) -> None:
     with redis_server.client() as client:
         client.hset(f"matrix:kv:block:{MODEL}@{name(2)}", "pod-1", "1")
         client.set("vllm:kv:block:pod-1@2", name(2))
-        client.set(f"vllm:kv:block:{POD}@x@2", name(2))       # of a pod whose name begins as ours
+        client.set(f"vllm:kv:block:{POD}@x@2", name(2))  # of a pod whose name begins as ours
     others = {f"matrix:kv:block:{MODEL}@{name(2)}", "vllm:kv:block:pod-1@2", f"vllm:kv:block:{POD}@x@2"}
     async with following(publisher.port, redis_server.port):
         await publisher.has_subscribers()
@@ -110,7 +129,10 @@ async def test_many_blocks_in_many_messages_arrive(publisher: Publisher, redis_s
 
 
 async def test_only_the_topic_that_was_asked_for(publisher: Publisher, redis_server: RedisServer) -> None:
-    async with following(publisher.port, redis_server.port) as some, following(publisher.port, redis_server.port, topic="", pod="all") as every:
+    async with (
+        following(publisher.port, redis_server.port) as some,
+        following(publisher.port, redis_server.port, topic="", pod="all") as every,
+    ):
         await publisher.has_subscribers(2)
         publisher.send(["AllBlocksCleared"], topic=b"other")
         publisher.store(1)
@@ -147,7 +169,9 @@ async def test_a_publisher_that_is_late_is_waited_for(redis_server: RedisServer)
             assert await has(redis_server, 1)
 
 
-async def test_what_came_while_redis_was_away_is_there_afterwards(publisher: Publisher, redis_server: RedisServer) -> None:
+async def test_what_came_while_redis_was_away_is_there_afterwards(
+    publisher: Publisher, redis_server: RedisServer
+) -> None:
     """The rest goes on meanwhile, and the log has one line for each change."""
     with capture_logs() as lines:
         async with following(publisher.port, redis_server.port) as follower:
@@ -189,7 +213,9 @@ async def test_a_wrong_password_is_said_once_and_without_it(publisher: Publisher
         server.stop()
 
 
-async def test_a_redis_that_refuses_to_write_is_tried_again(publisher: Publisher, redis_server: RedisServer) -> None:
+async def test_a_redis_that_refuses_to_write_is_tried_again(
+    publisher: Publisher, redis_server: RedisServer
+) -> None:
     with redis_server.client() as client:
         client.set(f"matrix:kv:block:{MODEL}@{name(1)}", "no hash")
         async with following(publisher.port, redis_server.port) as follower:
@@ -203,7 +229,9 @@ async def test_a_redis_that_refuses_to_write_is_tried_again(publisher: Publisher
 # ---- so that nothing false stays
 
 
-async def test_a_restarted_engine_has_nothing_of_before(publisher: Publisher, redis_server: RedisServer) -> None:
+async def test_a_restarted_engine_has_nothing_of_before(
+    publisher: Publisher, redis_server: RedisServer
+) -> None:
     async with following(publisher.port, redis_server.port) as follower:
         await publisher.has_subscribers()
         publisher.store(1)
@@ -215,25 +243,29 @@ async def test_a_restarted_engine_has_nothing_of_before(publisher: Publisher, re
         assert follower.restarts == 1
 
 
-async def test_an_engine_that_stays_away_has_nothing(publisher: Publisher, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_engine_that_stays_away_has_nothing(
+    publisher: Publisher, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(kv_follower, "AWAY_S", 2.0)
     async with following(publisher.port, redis_server.port) as follower:
         await publisher.has_subscribers()
         publisher.store(1)
         assert await has(redis_server, 1)
         assert await comes_true(lambda: follower.is_connected)
-        publisher.hang_up()                         # for a moment
+        publisher.hang_up()  # for a moment
         assert await comes_true(lambda: not follower.is_connected)
         publisher.open()
         await publisher.has_subscribers()
         assert await comes_true(lambda: follower.is_connected)
         await asyncio.sleep(2.2)
         assert len(follower.blocks) == 1
-        publisher.hang_up()                         # for good
+        publisher.hang_up()  # for good
         assert await has(redis_server)
 
 
-async def test_lost_messages_are_counted_and_what_they_might_have_removed_lapses(publisher: Publisher, redis_server: RedisServer) -> None:
+async def test_lost_messages_are_counted_and_what_they_might_have_removed_lapses(
+    publisher: Publisher, redis_server: RedisServer
+) -> None:
     clock = FakeClock()
     async with following(publisher.port, redis_server.port, clock=clock) as follower:
         await publisher.has_subscribers()
@@ -244,16 +276,18 @@ async def test_lost_messages_are_counted_and_what_they_might_have_removed_lapses
         assert await has(redis_server, 1, 2)
         clock.advance(90_000.0)
         publisher.store(3)
-        redis_server.stop()                         # makes that everything is written again at once
+        redis_server.stop()  # makes that everything is written again at once
         redis_server.start()
         publisher.store(4)
         assert await has(redis_server, 2, 3, 4)
         assert follower.left_out["lapsed"] == 1
 
 
-async def test_what_a_former_life_left_goes_with_the_first_event(publisher: Publisher, redis_server: RedisServer) -> None:
+async def test_what_a_former_life_left_goes_with_the_first_event(
+    publisher: Publisher, redis_server: RedisServer
+) -> None:
     with redis_server.client() as client:
-        for number in range(2500):                  # more than one look at the keys
+        for number in range(2500):  # more than one look at the keys
             client.hset(f"matrix:kv:block:{MODEL}@{name(number)}", POD, "1")
             client.set(f"vllm:kv:block:{POD}@{number}", name(number))
     async with following(publisher.port, redis_server.port):
@@ -263,7 +297,9 @@ async def test_what_a_former_life_left_goes_with_the_first_event(publisher: Publ
 
 
 @pytest.mark.parametrize("pod", ["pod[1]*", "a\\b?"])
-async def test_signs_in_a_pods_name_are_no_pattern(pod: str, publisher: Publisher, redis_server: RedisServer) -> None:
+async def test_signs_in_a_pods_name_are_no_pattern(
+    pod: str, publisher: Publisher, redis_server: RedisServer
+) -> None:
     with redis_server.client() as client:
         client.set("vllm:kv:block:pod1x@5", "77")
         client.hset(f"matrix:kv:block:{MODEL}@77", pod, "1")
@@ -271,7 +307,9 @@ async def test_signs_in_a_pods_name_are_no_pattern(pod: str, publisher: Publishe
     async with following(publisher.port, redis_server.port, pod=pod):
         await publisher.has_subscribers()
         publisher.store(1)
-        assert await comes_true(lambda: redis_server.keys() == entries(1, pod=pod) | {"vllm:kv:block:pod1x@5"})
+        assert await comes_true(
+            lambda: redis_server.keys() == entries(1, pod=pod) | {"vllm:kv:block:pod1x@5"}
+        )
 
 
 async def test_at_the_end_the_pods_entries_go(publisher: Publisher, redis_server: RedisServer) -> None:
@@ -282,7 +320,9 @@ async def test_at_the_end_the_pods_entries_go(publisher: Publisher, redis_server
     assert redis_server.everything() == {}
 
 
-async def test_the_end_does_not_wait_for_a_redis_that_says_nothing(publisher: Publisher, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_end_does_not_wait_for_a_redis_that_says_nothing(
+    publisher: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(kv_follower, "END_S", 0.3)
     listener = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
     async with listener:
@@ -297,7 +337,9 @@ async def test_the_end_does_not_wait_for_a_redis_that_says_nothing(publisher: Pu
         assert [line["event"] for line in lines if line["event"] == "kv_index_left"] == ["kv_index_left"]
 
 
-async def test_entries_are_written_again_before_they_end(publisher: Publisher, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_entries_are_written_again_before_they_end(
+    publisher: Publisher, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(kv_follower, "RENEW_S", 0.3)
     async with following(publisher.port, redis_server.port):
         await publisher.has_subscribers()
@@ -319,7 +361,9 @@ async def test_blocks_without_room_are_counted(publisher: Publisher, redis_serve
         assert follower.lost["too_many_blocks"] == 1
 
 
-async def test_its_figures_are_on_a_page_in_both_forms(publisher: Publisher, redis_server: RedisServer) -> None:
+async def test_its_figures_are_on_a_page_in_both_forms(
+    publisher: Publisher, redis_server: RedisServer
+) -> None:
     async with following(publisher.port, redis_server.port) as follower:
         await publisher.has_subscribers()
         publisher.store(1, 2)
@@ -328,21 +372,35 @@ async def test_its_figures_are_on_a_page_in_both_forms(publisher: Publisher, red
         assert await comes_true(lambda: follower.is_connected)
         families = follower.families()
     text = as_text(families).decode()
-    values = {(sample.name, *sample.labels.values()): sample.value for family in text_string_to_metric_families(text) for sample in family.samples}
+    values = {
+        (sample.name, *sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
     assert {key: value for key, value in values.items() if value} == {
-        ("engine_kv_events_total", "BlockStored"): 2, ("engine_kv_events_total", "BlockRemoved"): 1, ("engine_kv_blocks",): 1,
-        ("engine_kv_events_lost_total", "not_understood"): 1, ("engine_kv_blocks_left_out_total", "adapter"): 1,
-        ("engine_kv_events_connected",): 1, ("engine_kv_index_up",): 1}
+        ("engine_kv_events_total", "BlockStored"): 2,
+        ("engine_kv_events_total", "BlockRemoved"): 1,
+        ("engine_kv_blocks",): 1,
+        ("engine_kv_events_lost_total", "not_understood"): 1,
+        ("engine_kv_blocks_left_out_total", "adapter"): 1,
+        ("engine_kv_events_connected",): 1,
+        ("engine_kv_index_up",): 1,
+    }
     assert values["engine_kv_events_lost_total", "sequence_gap"] == 0
     assert b"# TYPE engine_kv_events counter" in as_openmetrics(families)
 
 
-async def test_it_begins_when_the_engines_kind_is_known(publisher: Publisher, redis_server: RedisServer) -> None:
-    known: list[Source] = []
+async def test_it_begins_when_the_engines_kind_is_known(
+    publisher: Publisher, redis_server: RedisServer
+) -> None:
+    known: list[KvSource] = []
     with capture_logs() as lines:
         async with following(publisher.port, redis_server.port, source=lambda: known[0] if known else None):
             await asyncio.sleep(0.2)
-            known.append(Source(f"tcp://127.0.0.1:{publisher.port}"))
+            known.append(KvSource(f"tcp://127.0.0.1:{publisher.port}"))
             await publisher.has_subscribers()
-    on, = (line for line in lines if line["event"] == "kv_events_on")
-    assert (on["publisher"], on["redis"]) == (f"tcp://127.0.0.1:{publisher.port}", f"redis://127.0.0.1:{redis_server.port}/0")
+    (on,) = (line for line in lines if line["event"] == "kv_events_on")
+    assert (on["publisher"], on["redis"]) == (
+        f"tcp://127.0.0.1:{publisher.port}",
+        f"redis://127.0.0.1:{redis_server.port}/0",
+    )

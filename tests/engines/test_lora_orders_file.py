@@ -4,12 +4,23 @@ from pathlib import Path
 
 import pytest
 
-from appliance.engines import lora_orders_file
-from appliance.engines.lora_orders_file import Kept
-from appliance.engines.lora_plan import Adapter
+from appliance.engines.lora import orders_file as lora_orders_file
+from appliance.engines.lora.orders_file import StoredOrder
+from appliance.engines.lora.plan import Adapter
 
-ORDERS = [Kept(Adapter("org/style", "/a/b", "tiny", "hf://o/s", "v", is_pinned=True), True, 3, {"revision": "x"}, ("hf_token",), "failed", 12.5, "why"),
-          Kept(Adapter("other", "/a/c", "tiny"))]
+ORDERS = [
+    StoredOrder(
+        Adapter("org/style", "/a/b", "tiny", "hf://o/s", "v", is_pinned=True),
+        True,
+        3,
+        {"revision": "x"},
+        ("hf_token",),
+        "failed",
+        12.5,
+        "why",
+    ),
+    StoredOrder(Adapter("other", "/a/c", "tiny")),
+]
 
 
 class Log:
@@ -40,8 +51,19 @@ def test_what_is_kept_is_read_back(tmp_path: Path) -> None:
     assert lora_orders_file.read(path) == []
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"orders": 1}', '{"orders": [{}]}', '{"orders": [1]}', '{"orders": [{"name": 1, "path": "", '
-                                  '"base_model": "", "source": "", "backend": "", "phase": "", "error": ""}]}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        '{"orders": 1}',
+        '{"orders": [{}]}',
+        '{"orders": [1]}',
+        '{"orders": [{"name": 1, "path": "", '
+        '"base_model": "", "source": "", "backend": "", "phase": "", "error": ""}]}',
+    ],
+)
 def test_a_file_that_cannot_be_read_is_told_of(tmp_path: Path, text: str, told: list[str]) -> None:
     path = tmp_path / lora_orders_file.FILE
     path.write_text(text)

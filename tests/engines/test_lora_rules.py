@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from appliance.base.errors import ApplianceError, Conflict, Forbidden, Invalid
-from appliance.engines import lora_file
-from appliance.engines.lora_plan import Adapter
-from appliance.engines.lora_rules import adapter_file, check_name, check_path, folder_name, shown_source
+from appliance.engines.lora import file as lora_file
+from appliance.engines.lora.plan import Adapter
+from appliance.engines.lora.rules import adapter_file, check_name, check_path, folder_name, shown_source
 
 
 @pytest.mark.parametrize("name", ["a", "style-v2", "org/adapter", "tiny:sql", "ä b", "x" * 128])
@@ -16,7 +16,27 @@ def test_usual_names_pass(name: str) -> None:
     assert "/" not in folder_name(name)
 
 
-@pytest.mark.parametrize("name", ["", "x" * 129, "a,b", "a\nb", "a\x00", " a", "a ", "..", ".", "a/..", "../a", "a//b", "/a", "a/", "a\\b", "\u202ea"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "x" * 129,
+        "a,b",
+        "a\nb",
+        "a\x00",
+        " a",
+        "a ",
+        "..",
+        ".",
+        "a/..",
+        "../a",
+        "a//b",
+        "/a",
+        "a/",
+        "a\\b",
+        "\u202ea",
+    ],
+)
 def test_names_that_could_do_harm_are_refused(name: str) -> None:
     with pytest.raises(Invalid):
         check_name(name)
@@ -31,11 +51,20 @@ def test_paths_stay_inside_the_allowed_folders(tmp_path: Path) -> None:
     (allowed / "loop").symlink_to(allowed / "loop")
     assert check_path(f"{allowed}/a//b/./c", [allowed]) == f"{allowed}/a/b/c"
     assert check_path(f"{allowed}/in", [allowed]) == f"{allowed}/in"
-    assert check_path("/nowhere/here/a", [Path("/nowhere/here")]) == "/nowhere/here/a"      # as an engine sees it
+    assert check_path("/nowhere/here/a", [Path("/nowhere/here")]) == "/nowhere/here/a"  # as an engine sees it
     for path in (f"{allowed}", f"{other}/a", f"{allowed}/out/a", "/etc/passwd", "/"):
         with pytest.raises(Forbidden):
             check_path(path, [allowed])
-    for path in ("", "a", f"{allowed}/../x", f"{allowed}/a,b", f"{allowed}/a\nb", "hf://a/b", "~/a", "/" + "x" * 5000):
+    for path in (
+        "",
+        "a",
+        f"{allowed}/../x",
+        f"{allowed}/a,b",
+        f"{allowed}/a\nb",
+        "hf://a/b",
+        "~/a",
+        "/" + "x" * 5000,
+    ):
         with pytest.raises(Invalid):
             check_path(path, [allowed])
     with pytest.raises(ApplianceError):
@@ -78,12 +107,20 @@ def test_the_file_of_a_folder_is_found(tmp_path: Path) -> None:
 
 def test_declared_adapters_are_kept_in_a_file(tmp_path: Path) -> None:
     path = tmp_path / "state" / "lora-adapters.json"
-    both = {"a": Adapter("a", "/a", "tiny", "hf://o/a", "v", True), "b": Adapter("b", "/b", "tiny", is_wanted=False, leaves=("v", "w"))}
+    both = {
+        "a": Adapter("a", "/a", "tiny", "hf://o/a", "v", True),
+        "b": Adapter("b", "/b", "tiny", is_wanted=False, leaves=("v", "w")),
+    }
     assert lora_file.read(path) == {}
     lora_file.write(path, both)
     assert lora_file.read(path) == both
     assert path.stat().st_mode & 0o777 == 0o600
-    for broken in (b"", b"[]", b'{"adapters": [{"name": "a"}]}', b'{"adapters": [{"name": 1, "path": "", "base_model": ""}]}'):
+    for broken in (
+        b"",
+        b"[]",
+        b'{"adapters": [{"name": "a"}]}',
+        b'{"adapters": [{"name": 1, "path": "", "base_model": ""}]}',
+    ):
         path.write_bytes(broken)
         assert lora_file.read(path) == {}
         assert path.read_bytes() == broken

@@ -8,16 +8,17 @@ import pytest
 
 from appliance.base import jsons
 from appliance.base.errors import ApplianceError, Invalid, NoSuchModel
-from appliance.base.metrics import Metrics
-from appliance.base.wire import Wire, WireLimits
-from appliance.engines import managed as room
-from appliance.engines.exchange import AttemptFailed
-from appliance.engines.managed import Managed
-from appliance.engines.place import Place
+from appliance.base.metrics.registry import Metrics
+from appliance.base.wire.pool import ConnectionPool
+from appliance.base.wire.types import PoolLimits
+from appliance.engines.backends import managed as room
+from appliance.engines.backends.managed import ManagedBackend
 from appliance.engines.receipts import Receipt
 from appliance.engines.settings import EngineSettings
-from appliance.engines.types import EngineReply, EngineRequest, Operation, Wishes
-from appliance.models.errors import ModelFailed, NoMemory
+from appliance.engines.slots import Slot
+from appliance.engines.types import EngineReply, EngineRequest, Operation, RequestOptions
+from appliance.engines.upstream.exchange import AttemptFailed
+from appliance.models.manager.errors import ModelFailed, NoMemory
 from tests.fakes.engine_server import REPLY, EngineServer
 from tests.models.standin_house import Make, StandinHouse, settle
 
@@ -27,17 +28,29 @@ pytestmark = pytest.mark.timeout(20)
 class Scene:
     """A house, the backend over it, and a server for each load."""
 
-    def __init__(self, house: StandinHouse, backend: Managed, engines: list[EngineServer]) -> None:
+    def __init__(self, house: StandinHouse, backend: ManagedBackend, engines: list[EngineServer]) -> None:
         self.house, self.backend, self.engines = house, backend, engines
-        self.place: Place | None = None
+        self.slot: Slot | None = None
 
-    def request(self, alias: str = "a", *, stream: bool = False, wishes: Wishes | None = None, **more: Any) -> EngineRequest:
+    def request(
+        self, alias: str = "a", *, stream: bool = False, options: RequestOptions | None = None, **more: Any
+    ) -> EngineRequest:
         body = {"model": alias, "messages": [{"role": "user", "content": "hello"}], "stream": stream, **more}
-        return EngineRequest(Operation.CHAT, body, jsons.dumps(body), alias, stream, Receipt("r1"), wishes or Wishes(), public_model=alias, wanted_model=alias)
+        return EngineRequest(
+            Operation.CHAT,
+            body,
+            jsons.dumps(body),
+            alias,
+            stream,
+            Receipt("r1"),
+            options or RequestOptions(),
+            public_model=alias,
+            wanted_model=alias,
+        )
 
     async def send(self, request: EngineRequest) -> EngineReply:
-        self.place = self.backend.take("only_one")
-        return await self.backend.send(request, self.place, budget_s=5.0)
+        self.slot = self.backend.take("only_one")
+        return await self.backend.send(request, self.slot, budget_s=5.0)
 
     def sending(self, request: EngineRequest) -> "asyncio.Task[EngineReply]":
         task = asyncio.create_task(self.send(request))
@@ -45,10 +58,10 @@ class Scene:
         return task
 
     def busy(self) -> int:
-        return sum(live.active for live in self.house.manager.lives())
+        return sum(runner.active for runner in self.house.manager.runners())
 
     def all_is_given_back(self) -> bool:
-        return (self.busy(), self.backend.in_flight, self.place is None or self.place.is_done) == (0, 0, True)
+        return (self.busy(), self.backend.in_flight, self.slot is None or self.slot.is_done) == (0, 0, True)
 
 
 Open = Callable[..., Awaitable[Scene]]
@@ -58,7 +71,7 @@ Open = Callable[..., Awaitable[Scene]]
 async def open_backend(open_house: Make, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Open]:
     """Open a backend: `await open_backend("a", servers=2, **house)`; each load gets the next of the servers."""
     monkeypatch.setattr(room, "DEATH_S", 0.02)
-    wire, engines = Wire(WireLimits()), list[EngineServer]()
+    wire, engines = ConnectionPool(PoolLimits()), list[EngineServer]()
 
     async def make(*aliases: str, servers: int = 1, **how: Any) -> Scene:
         house = await open_house(*aliases, **how)
@@ -66,7 +79,13 @@ async def open_backend(open_house: Make, monkeypatch: pytest.MonkeyPatch) -> Asy
             engines.append(EngineServer(models=aliases))
             await engines[-1].start()
             house.loader.engines.append(engines[-1].port)
-        return Scene(house, Managed(house.manager, settings=EngineSettings(), wire=wire, clock=house.clock, metrics=Metrics()), engines)
+        return Scene(
+            house,
+            ManagedBackend(
+                house.manager, settings=EngineSettings(), wire=wire, clock=house.clock, metrics=Metrics()
+            ),
+            engines,
+        )
 
     yield make
     await wire.close()
@@ -86,7 +105,11 @@ async def test_an_answer_takes_a_slot_and_gives_it_back(open_backend: Open) -> N
     assert at.all_is_given_back()
     telling = at.house.manager.telemetry()[0]
     assert (telling.alias, telling.is_ok, at.house.manager.queues()[0].total_processed) == ("a", True, 1)
-    assert (request.receipt.served_model, request.receipt.backend, len(request.receipt.attempts)) == ("a", "models", 1)
+    assert (request.receipt.served_model, request.receipt.backend, len(request.receipt.attempts)) == (
+        "a",
+        "models",
+        1,
+    )
 
 
 async def test_a_stream_keeps_its_slot_until_it_ends(open_backend: Open) -> None:
@@ -109,7 +132,7 @@ async def test_a_client_that_leaves_in_the_middle_frees_the_slot(open_backend: O
     await anext(events)
     await events.aclose()
     assert at.all_is_given_back()
-    assert at.house.manager.telemetry()[0].is_ok            # that it left says nothing against the model
+    assert at.house.manager.telemetry()[0].is_ok  # that it left says nothing against the model
 
 
 async def test_one_that_leaves_while_its_model_loads_takes_nothing_along(open_backend: Open) -> None:
@@ -125,7 +148,7 @@ async def test_one_that_leaves_while_its_model_loads_takes_nothing_along(open_ba
 async def test_what_a_request_wishes_for_the_models_stay_is_passed_on(open_backend: Open) -> None:
     at = await open_backend("a")
     await at.house.have("a")
-    await at.send(at.request(wishes=Wishes(keep_alive_s=0)))
+    await at.send(at.request(options=RequestOptions(keep_alive_s=0)))
     await settle()
     assert at.house.status("a") == "off"
 
@@ -135,7 +158,9 @@ async def test_what_a_request_wishes_for_the_models_stay_is_passed_on(open_backe
 
 @pytest.mark.parametrize("fault", ["refuse", "status_500", "status_503", "rubbish"])
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_failure_before_the_first_byte_is_tried_again(open_backend: Open, fault: str, stream: bool) -> None:
+async def test_a_failure_before_the_first_byte_is_tried_again(
+    open_backend: Open, fault: str, stream: bool
+) -> None:
     at = await open_backend("a", slots=1)
     await at.house.have("a")
     at.engines[0].faults = [fault, fault]
@@ -153,7 +178,11 @@ async def test_after_three_failures_the_last_one_is_told(open_backend: Open) -> 
     at.engines[0].faults = ["status_500"] * 5
     with pytest.raises(AttemptFailed) as caught:
         await at.send(request := at.request())
-    assert (caught.value.status, len(request.receipt.attempts), at.engines[0].faults) == (500, 3, ["status_500"] * 2)
+    assert (caught.value.status, len(request.receipt.attempts), at.engines[0].faults) == (
+        500,
+        3,
+        ["status_500"] * 2,
+    )
     assert at.all_is_given_back()
     assert [telling.is_ok for telling in at.house.manager.telemetry()] == [False] * 3
 
@@ -194,7 +223,7 @@ async def test_a_bad_request_is_the_callers_and_is_not_tried_again(open_backend:
     with pytest.raises((ApplianceError, AttemptFailed)):
         await at.send(at.request())
     assert (len(at.engines[0].asked), at.all_is_given_back()) == (1, True)
-    assert at.house.manager.telemetry()[0].is_ok            # the model is well
+    assert at.house.manager.telemetry()[0].is_ok  # the model is well
 
 
 async def test_a_stream_that_breaks_off_is_an_error_and_frees_the_slot(open_backend: Open) -> None:
@@ -245,10 +274,14 @@ async def test_who_waits_can_be_told_how_things_stand_and_only_then(open_backend
     await settle()
     assert one.waiting is None
     assert other.waiting is not None
-    assert other.waiting() == [("X-Queue-Position", "1"), ("X-Model-Status", "ready"), ("X-Model-Load-Progress", "100")]
+    assert other.waiting() == [
+        ("X-Queue-Position", "1"),
+        ("X-Model-Status", "ready"),
+        ("X-Model-Load-Progress", "100"),
+    ]
     await first
     await settle()
-    assert other.waiting is None                            # it is answered now
+    assert other.waiting is None  # it is answered now
     await second
 
 
@@ -257,7 +290,12 @@ async def test_who_waits_for_a_load_is_told_how_far_it_is(open_backend: Open) ->
     at.sending(request := at.request())
     await settle()
     assert request.waiting is not None
-    assert request.waiting() == [("X-Queue-Position", "1"), ("X-Model-Status", "starting"), ("X-Model-Load-Progress", "0"), ("X-Model-Expected-In", "0.3")]
+    assert request.waiting() == [
+        ("X-Queue-Position", "1"),
+        ("X-Model-Status", "starting"),
+        ("X-Model-Load-Progress", "0"),
+        ("X-Model-Expected-In", "0.3"),
+    ]
 
 
 # ---- passage
@@ -266,10 +304,10 @@ async def test_who_waits_for_a_load_is_told_how_far_it_is(open_backend: Open) ->
 async def test_passage_is_given_a_server_and_gives_its_slot_back(open_backend: Open) -> None:
     at = await open_backend("a", "b", slots=1)
     await at.house.have("a")
-    at.place = place = at.backend.take("only_one")
-    await at.backend.board(place, "a", Wishes())
-    assert (place.url, place.attempt.endpoint, at.busy()) == (at.engines[0].url, at.engines[0].url, 1)
-    place.done("passed")
+    at.slot = slot = at.backend.take("only_one")
+    await at.backend.board(slot, "a", RequestOptions())
+    assert (slot.url, slot.attempt.endpoint, at.busy()) == (at.engines[0].url, at.engines[0].url, 1)
+    slot.done("passed")
     assert at.all_is_given_back()
     assert at.house.manager.telemetry()[0].is_ok
 
@@ -277,28 +315,28 @@ async def test_passage_is_given_a_server_and_gives_its_slot_back(open_backend: O
 async def test_passage_without_a_name_goes_to_the_only_model_or_must_name_one(open_backend: Open) -> None:
     only = await open_backend("a")
     await only.house.have("a")
-    place = only.backend.take("only_one")
-    await only.backend.board(place, None, Wishes())
-    place.done("cut_off")
+    slot = only.backend.take("only_one")
+    await only.backend.board(slot, None, RequestOptions())
+    slot.done("cut_off")
     assert not only.house.manager.telemetry()[0].is_ok
     several = await open_backend("a", "b")
-    place = several.backend.take("only_one")
+    slot = several.backend.take("only_one")
     with pytest.raises(Invalid, match="There are a, b"):
-        await several.backend.board(place, None, Wishes())
+        await several.backend.board(slot, None, RequestOptions())
     with pytest.raises(NoSuchModel):
-        await several.backend.board(place, "c", Wishes())
-    place.done("cancelled")
+        await several.backend.board(slot, "c", RequestOptions())
+    slot.done("cancelled")
     assert several.all_is_given_back()
 
 
 async def test_passage_that_leaves_while_it_waits_takes_nothing_along(open_backend: Open) -> None:
     at = await open_backend("a", slots=1)
-    at.place = place = at.backend.take("only_one")
-    boarding = asyncio.create_task(at.backend.board(place, "a", Wishes()))
+    at.slot = slot = at.backend.take("only_one")
+    boarding = asyncio.create_task(at.backend.board(slot, "a", RequestOptions()))
     await settle()
     boarding.cancel()
     await settle()
-    place.done("cancelled")
+    slot.done("cancelled")
     await at.house.loaded("a")
     assert at.all_is_given_back()
 
@@ -314,7 +352,13 @@ async def test_its_state_says_what_is_loaded_and_who_waits(open_backend: Open) -
     await settle()
     state = at.backend.state()
     assert (state.detail, state.models, state.in_flight, state.running, state.waiting, state.origin) == (
-        "1 of 2 models loaded", ("a", "b"), 2, 1.0, 1.0, "managed")
+        "1 of 2 models loaded",
+        ("a", "b"),
+        2,
+        1.0,
+        1.0,
+        "managed",
+    )
     await asyncio.gather(*tasks)
     assert [card.id for card in at.backend.cards()] == ["a", "b"]
     assert at.backend.served("c") is None

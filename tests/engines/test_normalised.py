@@ -6,25 +6,59 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_of
 from prometheus_client.parser import text_string_to_metric_families as text_of
 
-from appliance.base.exposition import read
-from appliance.engines.families import GATEWAY, KTHENA, WANTED
-from appliance.engines.normalised import NOTHING, Aside, Normalised, kv_usage_of_slots, normalise
-from tests.fakes.engine_pages import ALL, LLAMA_2024, LLAMA_2026, PAGES, SGLANG_2026, SGLANG_FRESH, VLLM_2024, VLLM_2025, VLLM_2026, PageOf, page
+from appliance.base.metrics.exposition_read import read
+from appliance.engines.metrics.families import GATEWAY, KTHENA, WANTED
+from appliance.engines.metrics.normalise import (
+    NOTHING,
+    EngineExtras,
+    Normalised,
+    kv_usage_of_slots,
+    normalise,
+)
+from tests.fakes.engine_pages import (
+    ALL,
+    LLAMA_2024,
+    LLAMA_2026,
+    PAGES,
+    SGLANG_2026,
+    SGLANG_FRESH,
+    VLLM_2024,
+    VLLM_2025,
+    VLLM_2026,
+    PageOf,
+    page,
+)
 
 every_page = pytest.mark.parametrize("of", PAGES, ids=[one.name for one in PAGES])
-VALUES = {"requests_running": 3, "requests_waiting": 2, "kv_cache_usage_ratio": 0.25, "prompt_tokens_total": 500, "generation_tokens_total": 700,
-          "prefix_cache_queries_total": 500, "prefix_cache_hits_total": 100, "request_success_total": 3, "preemptions_total": 1,
-          "ttft_seconds": 0.5, "tpot_seconds": 0.1, "e2e_seconds": 6, "queue_seconds": 0.2}
+VALUES = {
+    "requests_running": 3,
+    "requests_waiting": 2,
+    "kv_cache_usage_ratio": 0.25,
+    "prompt_tokens_total": 500,
+    "generation_tokens_total": 700,
+    "prefix_cache_queries_total": 500,
+    "prefix_cache_hits_total": 100,
+    "request_success_total": 3,
+    "preemptions_total": 1,
+    "ttft_seconds": 0.5,
+    "tpot_seconds": 0.1,
+    "e2e_seconds": 6,
+    "queue_seconds": 0.2,
+}
 
 
-def made(text: str, kind: str = "auto", aside: Aside = NOTHING) -> Normalised:
+def made(text: str, kind: str = "auto", aside: EngineExtras = NOTHING) -> Normalised:
     return normalise(read(text.encode()), kind, aside)
 
 
 def value(out: str, name: str, **labels: str) -> float:
     """The sum of a metric's samples on a page, as prometheus-client reads it; of histograms of their sums."""
-    found = [sample.value for family in text_of(out) for sample in family.samples
-             if sample.name in {name, name + "_sum"} and labels.items() <= sample.labels.items()]
+    found = [
+        sample.value
+        for family in text_of(out)
+        for sample in family.samples
+        if sample.name in {name, name + "_sum"} and labels.items() <= sample.labels.items()
+    ]
     assert found, f"{name} is not on the page"
     return sum(found)
 
@@ -37,10 +71,16 @@ def test_a_page_of_any_generation_maps_completely(of: PageOf) -> None:
     assert (done.missing, done.odd) == ((), {})
     out = done.render(openmetrics=False).decode()
     for name in of.mapped & set(VALUES):
-        expected = 400 if of is LLAMA_2026 and name == "prompt_tokens_total" else VALUES[name]      # it leaves out what it found in its cache
+        expected = (
+            400 if of is LLAMA_2026 and name == "prompt_tokens_total" else VALUES[name]
+        )  # it leaves out what it found in its cache
         assert value(out, "engine_" + name) == expected, name
-    kinds = {family.name + ("_total" if family.type == "counter" else ""): family.type for family in text_of(out)}
-    expected = {wanted.name: wanted.kind for wanted in WANTED if wanted.name.removeprefix("engine_") in of.mapped}
+    kinds = {
+        family.name + ("_total" if family.type == "counter" else ""): family.type for family in text_of(out)
+    }
+    expected = {
+        wanted.name: wanted.kind for wanted in WANTED if wanted.name.removeprefix("engine_") in of.mapped
+    }
     assert {name: kind for name, kind in kinds.items() if name in expected} == expected
 
 
@@ -67,7 +107,8 @@ def test_every_page_is_valid_openmetrics_and_says_the_same(of: PageOf) -> None:
             assert sum(samples) == VALUES[short]
     text = made(page(of)).render(openmetrics=False).decode()
     assert {f.name for f in text_of(text)} - {n + "_created" for n in families} <= {
-        name + suffix for name in families for suffix in ("", "_total", "_info")}
+        name + suffix for name in families for suffix in ("", "_total", "_info")
+    }
 
 
 @every_page
@@ -77,7 +118,12 @@ def test_labels_stay_and_histograms_stay_whole(of: PageOf) -> None:
     assert own.items() <= families["engine_requests_running"].samples[0].labels.items()
     for name in {"ttft_seconds", "tpot_seconds", "e2e_seconds", "queue_seconds"} & of.mapped:
         samples = families["engine_" + name].samples
-        assert [s.labels["le"] for s in samples if s.name.endswith("_bucket")] == ["0.3", "1.0", "5.0", "+Inf"]
+        assert [s.labels["le"] for s in samples if s.name.endswith("_bucket")] == [
+            "0.3",
+            "1.0",
+            "5.0",
+            "+Inf",
+        ]
         assert [s.value for s in samples if s.name.endswith("_bucket")] == [0, 1, 2, 3]
         assert [s.value for s in samples if s.name.endswith("_count")] == [3]
         assert all(own.items() <= s.labels.items() for s in samples)
@@ -85,12 +131,21 @@ def test_labels_stay_and_histograms_stay_whole(of: PageOf) -> None:
 
 # What system E names, by engine: the rule of its generation-tokens never matched (trap 1), and vLLM dropped the time per token (trap 2).
 
+
 @every_page
 def test_system_es_names_are_there_with_kind_and_help_of_the_engine(of: PageOf) -> None:
     families = {family.name: family for family in text_of(made(page(of)).render(openmetrics=False).decode())}
     copies = {copy.name.removesuffix("_total"): copy for copy in KTHENA if of.kind in copy.names}
-    absent = {"time_to_first_token_seconds", "time_per_output_token_seconds", "e2e_request_latency_seconds", "generation_tokens"} \
-        if of is SGLANG_FRESH else set()
+    absent = (
+        {
+            "time_to_first_token_seconds",
+            "time_per_output_token_seconds",
+            "e2e_request_latency_seconds",
+            "generation_tokens",
+        }
+        if of is SGLANG_FRESH
+        else set()
+    )
     for name, copy in copies.items():
         if name.removeprefix("kthena:") in absent:
             assert name not in families
@@ -99,21 +154,37 @@ def test_system_es_names_are_there_with_kind_and_help_of_the_engine(of: PageOf) 
         if of.has_types:
             assert families[name].documentation == "What it says."
     if of is not SGLANG_FRESH:
-        assert value(made(page(of)).render(openmetrics=False).decode(), "kthena:generation_tokens_total") == 700
+        assert (
+            value(made(page(of)).render(openmetrics=False).decode(), "kthena:generation_tokens_total") == 700
+        )
     if of.kind != "llamacpp" and of is not SGLANG_FRESH:
-        assert value(made(page(of)).render(openmetrics=False).decode(), "kthena:time_per_output_token_seconds") == 0.1
+        assert (
+            value(made(page(of)).render(openmetrics=False).decode(), "kthena:time_per_output_token_seconds")
+            == 0.1
+        )
 
 
-RENAMED = [(VLLM_2026, "num_requests_running", "requests_running"), (VLLM_2026, "kv_cache_usage_perc", "kv_cache_usage_ratio"),
-           (VLLM_2026, "generation_tokens", "generation_tokens_total"), (VLLM_2026, "e2e_request_latency_seconds", "e2e_seconds"),
-           (VLLM_2026, "prefix_cache_hits", "prefix_cache_hits_total"), (VLLM_2026, "request_queue_time_seconds", "queue_seconds"),
-           (VLLM_2025, "gpu_cache_usage_perc", "kv_cache_usage_ratio"), (VLLM_2024, "request_success", "request_success_total"),
-           (SGLANG_2026, "num_queue_reqs", "requests_waiting"), (SGLANG_2026, "inter_token_latency_seconds", "tpot_seconds"),
-           (SGLANG_2026, "num_requests", "request_success_total"), (SGLANG_2026, "queue_time_seconds", "queue_seconds"),
-           (LLAMA_2024, "requests_processing", "requests_running"), (LLAMA_2026, "tokens_predicted", "generation_tokens_total")]
+RENAMED = [
+    (VLLM_2026, "num_requests_running", "requests_running"),
+    (VLLM_2026, "kv_cache_usage_perc", "kv_cache_usage_ratio"),
+    (VLLM_2026, "generation_tokens", "generation_tokens_total"),
+    (VLLM_2026, "e2e_request_latency_seconds", "e2e_seconds"),
+    (VLLM_2026, "prefix_cache_hits", "prefix_cache_hits_total"),
+    (VLLM_2026, "request_queue_time_seconds", "queue_seconds"),
+    (VLLM_2025, "gpu_cache_usage_perc", "kv_cache_usage_ratio"),
+    (VLLM_2024, "request_success", "request_success_total"),
+    (SGLANG_2026, "num_queue_reqs", "requests_waiting"),
+    (SGLANG_2026, "inter_token_latency_seconds", "tpot_seconds"),
+    (SGLANG_2026, "num_requests", "request_success_total"),
+    (SGLANG_2026, "queue_time_seconds", "queue_seconds"),
+    (LLAMA_2024, "requests_processing", "requests_running"),
+    (LLAMA_2026, "tokens_predicted", "generation_tokens_total"),
+]
 
 
-@pytest.mark.parametrize(("of", "name", "ours"), RENAMED, ids=[f"{of.name} {name}" for of, name, _ in RENAMED])
+@pytest.mark.parametrize(
+    ("of", "name", "ours"), RENAMED, ids=[f"{of.name} {name}" for of, name, _ in RENAMED]
+)
 def test_a_renamed_metric_raises_the_gauge_and_only_its_own(of: PageOf, name: str, ours: str) -> None:
     done = made(page(of, without=name))
     assert done.missing == ("engine_" + ours,)
@@ -126,16 +197,26 @@ def test_a_renamed_metric_raises_the_gauge_and_only_its_own(of: PageOf, name: st
 
 
 def test_a_transitional_vllm_with_both_spellings_gives_the_newer_once() -> None:
-    both = PageOf("both", "vllm", (*VLLM_2026.rows, "gauge gpu_cache_usage_perc 0.75", "histogram time_per_output_token_seconds 9"), VLLM_2026.mapped)
+    both = PageOf(
+        "both",
+        "vllm",
+        (*VLLM_2026.rows, "gauge gpu_cache_usage_perc 0.75", "histogram time_per_output_token_seconds 9"),
+        VLLM_2026.mapped,
+    )
     out = made(page(both)).render(openmetrics=False).decode()
     assert value(out, "engine_kv_cache_usage_ratio") == 0.25
     assert value(out, "engine_tpot_seconds") == 0.1
-    assert value(out, "kthena:time_per_output_token_seconds") == 9      # system E names the older first
+    assert value(out, "kthena:time_per_output_token_seconds") == 9  # system E names the older first
 
 
 @pytest.mark.parametrize("said", ["25", "1.01", "-0.5", "NaN", "+Inf"])
 def test_a_share_outside_of_0_to_1_is_reported_and_not_shown(said: str) -> None:
-    done = made(page(VLLM_2026).replace("vllm:kv_cache_usage_perc{" + VLLM_2026.labels + "} 0.25", "vllm:kv_cache_usage_perc{" + VLLM_2026.labels + "} " + said))
+    done = made(
+        page(VLLM_2026).replace(
+            "vllm:kv_cache_usage_perc{" + VLLM_2026.labels + "} 0.25",
+            "vllm:kv_cache_usage_perc{" + VLLM_2026.labels + "} " + said,
+        )
+    )
     assert done.odd == {"engine_kv_cache_usage_ratio": "out_of_range"}
     assert done.missing == ()
     out = done.render(openmetrics=False).decode()
@@ -144,62 +225,118 @@ def test_a_share_outside_of_0_to_1_is_reported_and_not_shown(said: str) -> None:
 
 
 def test_what_is_of_another_kind_is_reported_and_not_shown() -> None:
-    done = made(page(VLLM_2026).replace("# TYPE vllm:generation_tokens_total counter", "# TYPE vllm:generation_tokens_total summary"))
+    done = made(
+        page(VLLM_2026).replace(
+            "# TYPE vllm:generation_tokens_total counter", "# TYPE vllm:generation_tokens_total summary"
+        )
+    )
     assert done.odd == {"engine_generation_tokens_total": "other_kind"}
-    broken = "\n".join(line for line in page(VLLM_2026).splitlines() if not line.startswith("vllm:time_to_first_token_seconds_sum"))
+    broken = "\n".join(
+        line
+        for line in page(VLLM_2026).splitlines()
+        if not line.startswith("vllm:time_to_first_token_seconds_sum")
+    )
     assert made(broken).odd == {"engine_ttft_seconds": "broken"}
-    assert made("# TYPE vllm:e2e_request_latency_seconds histogram\nvllm:e2e_request_latency_seconds_bucket 1\n").odd == {"engine_e2e_seconds": "broken"}
+    assert made(
+        "# TYPE vllm:e2e_request_latency_seconds histogram\nvllm:e2e_request_latency_seconds_bucket 1\n"
+    ).odd == {"engine_e2e_seconds": "broken"}
 
 
-@pytest.mark.parametrize("gone", ["_count", '_bucket{engine="0",model_name="meta-llama/Llama-3.2-3B",le="+Inf"'])
+@pytest.mark.parametrize(
+    "gone", ["_count", '_bucket{engine="0",model_name="meta-llama/Llama-3.2-3B",le="+Inf"']
+)
 def test_a_histogram_that_lacks_its_count_or_its_last_bucket_gets_it(gone: str) -> None:
-    text = "\n".join(line for line in page(VLLM_2026).splitlines() if not line.startswith("vllm:time_to_first_token_seconds" + gone)) + "\n"
+    text = (
+        "\n".join(
+            line
+            for line in page(VLLM_2026).splitlines()
+            if not line.startswith("vllm:time_to_first_token_seconds" + gone)
+        )
+        + "\n"
+    )
     assert text != page(VLLM_2026)
     done = made(text)
     assert done.odd == {}
-    family = next(f for f in openmetrics_of(done.render(openmetrics=True).decode()) if f.name == "engine_ttft_seconds")
-    assert [(s.name[20:], s.labels.get("le"), s.value) for s in family.samples][3:5] == [("bucket", "+Inf", 3), ("count", None, 3)]
+    family = next(
+        f for f in openmetrics_of(done.render(openmetrics=True).decode()) if f.name == "engine_ttft_seconds"
+    )
+    assert [(s.name[20:], s.labels.get("le"), s.value) for s in family.samples][3:5] == [
+        ("bucket", "+Inf", 3),
+        ("count", None, 3),
+    ]
 
 
 def test_a_page_of_nobody_misses_everything() -> None:
     done = made("process_cpu_seconds_total 5\n")
     assert (done.kind, done.ours) == ("", ())
     assert set(done.missing) == {"engine_" + name for name in ALL}
-    assert made("", "sglang").missing == ("engine_requests_running", "engine_requests_waiting", "engine_kv_cache_usage_ratio")
+    assert made("", "sglang").missing == (
+        "engine_requests_running",
+        "engine_requests_waiting",
+        "engine_kv_cache_usage_ratio",
+    )
     assert made(page(VLLM_2026), "vllmdisaggregated").missing == ()
     assert made(page(VLLM_2026), "trtllm").kind == ""
 
 
 def test_a_label_less_metric_that_nothing_happened_to_yet_is_not_missing() -> None:
-    text = "\n".join(line for line in page(VLLM_2026).splitlines() if not line.startswith("vllm:request_success_total{"))
+    text = "\n".join(
+        line for line in page(VLLM_2026).splitlines() if not line.startswith("vllm:request_success_total{")
+    )
     done = made(text)
     assert done.missing == ()
-    assert value(done.render(openmetrics=False).decode(), "engine_mapping_missing", metric="engine_request_success_total") == 0
+    assert (
+        value(
+            done.render(openmetrics=False).decode(),
+            "engine_mapping_missing",
+            metric="engine_request_success_total",
+        )
+        == 0
+    )
 
 
 def test_adapters_are_counted_in_the_newest_row_or_known_from_elsewhere() -> None:
     assert value(made(page(VLLM_2026)).render(openmetrics=False).decode(), "engine_lora_running") == 2
     assert value(made(page(SGLANG_2026)).render(openmetrics=False).decode(), "engine_lora_running") == 1
-    aside = Aside(adapters=("sql", 'odd"one'), most_adapters=1, now_s=1_800_000_000.0)
+    aside = EngineExtras(adapters=("sql", 'odd"one'), most_adapters=1, now_s=1_800_000_000.0)
     out = made(page(LLAMA_2026), aside=aside).render(openmetrics=False).decode()
     assert value(out, "engine_lora_running") == 2
     row = next(s for f in text_of(out) for s in f.samples if s.name == "vllm:lora_requests_info")
-    assert (row.labels, row.value) == ({"max_lora": "2", "running_lora_adapters": 'sql,odd"one', "waiting_lora_adapters": ""}, 1.8e9)
+    assert (row.labels, row.value) == (
+        {"max_lora": "2", "running_lora_adapters": 'sql,odd"one', "waiting_lora_adapters": ""},
+        1.8e9,
+    )
 
 
 # The endpoint picker of the Gateway API Inference Extension reads vLLM's names of 2026, and of several rows one.
 
+
 @every_page
 def test_the_endpoint_picker_finds_its_names_whatever_the_engine(of: PageOf) -> None:
-    out = made(page(of), aside=Aside(kv_usage=0.25) if of is LLAMA_2026 else Aside()).render(openmetrics=False).decode()
-    assert [value(out, name) for name in ("vllm:num_requests_waiting", "vllm:num_requests_running", "vllm:kv_cache_usage_perc")] == [2, 3, 0.25]
-    names = [line.split("{")[0].split(" ")[0] for line in out.splitlines() if line.startswith("vllm:num_requests_running")]
+    out = (
+        made(page(of), aside=EngineExtras(kv_usage=0.25) if of is LLAMA_2026 else EngineExtras())
+        .render(openmetrics=False)
+        .decode()
+    )
+    assert [
+        value(out, name)
+        for name in ("vllm:num_requests_waiting", "vllm:num_requests_running", "vllm:kv_cache_usage_perc")
+    ] == [2, 3, 0.25]
+    names = [
+        line.split("{")[0].split(" ")[0]
+        for line in out.splitlines()
+        if line.startswith("vllm:num_requests_running")
+    ]
     assert len(names) == 1
 
 
 def test_several_rows_of_an_engine_become_one_for_the_endpoint_picker() -> None:
     rows = page(SGLANG_2026)
-    second = "\n".join(line.replace('tp_rank="0"', 'tp_rank="1"').replace("0.25", "0.75") for line in rows.splitlines() if not line.startswith("#"))
+    second = "\n".join(
+        line.replace('tp_rank="0"', 'tp_rank="1"').replace("0.25", "0.75")
+        for line in rows.splitlines()
+        if not line.startswith("#")
+    )
     out = made(rows + second + "\n").render(openmetrics=False).decode()
     assert (value(out, "vllm:num_requests_running"), value(out, "vllm:kv_cache_usage_perc")) == (6, 0.5)
     assert value(out, "engine_requests_running", tp_rank="1") == 3
@@ -208,11 +345,20 @@ def test_several_rows_of_an_engine_become_one_for_the_endpoint_picker() -> None:
 SLOT = {"id": 0, "n_ctx": 8192, "is_processing": True, "n_prompt_tokens": 2048}
 
 
-@pytest.mark.parametrize(("slots", "share"), [
-    ([SLOT, SLOT | {"is_processing": False}], 0.125), ([SLOT | {"is_processing": False, "n_prompt_tokens": 41}], 0.0),
-    ([{k: v for k, v in SLOT.items() if k != "n_prompt_tokens"}], None), ([SLOT | {"n_prompt_tokens": 9000}], 1.0),
-    ([], None), ({"error": {}}, None), ([1], None), ([{"id": 1, "n_ctx": 5}], None), ([SLOT | {"n_ctx": 0}], None),
-])
+@pytest.mark.parametrize(
+    ("slots", "share"),
+    [
+        ([SLOT, SLOT | {"is_processing": False}], 0.125),
+        ([SLOT | {"is_processing": False, "n_prompt_tokens": 41}], 0.0),
+        ([{k: v for k, v in SLOT.items() if k != "n_prompt_tokens"}], None),
+        ([SLOT | {"n_prompt_tokens": 9000}], 1.0),
+        ([], None),
+        ({"error": {}}, None),
+        ([1], None),
+        ([{"id": 1, "n_ctx": 5}], None),
+        ([SLOT | {"n_ctx": 0}], None),
+    ],
+)
 def test_the_kv_cache_of_llama_server_is_reckoned_from_its_slots(slots: object, share: float | None) -> None:
     assert kv_usage_of_slots(slots) == share
 

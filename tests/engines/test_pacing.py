@@ -3,38 +3,89 @@
 import pytest
 
 from appliance.base import jsons
-from appliance.engines.pacing import chunks_of, paced, pieces_of
+from appliance.engines.upstream.pacing import chunks_of, paced, pieces_of
 
 FAMILY = "👩‍👩‍👧‍👦"
 
 
-@pytest.mark.parametrize(("text", "size", "pieces"), [
-    ("abcdef", 4, ["abcd", "ef"]), ("", 4, []), ("a\nb\n\nc", 2, ["a\n", "b\n", "\nc"]), (FAMILY + "x" + FAMILY, 1, [FAMILY, "x", FAMILY]),
-    ("e\u0301e\u0301", 1, ["e\u0301", "e\u0301"]), ("🇪🇺🇩🇪", 1, ["🇪🇺", "🇩🇪"]), ("a\r\nb", 2, ["a\r\n", "b"]),
-])
+@pytest.mark.parametrize(
+    ("text", "size", "pieces"),
+    [
+        ("abcdef", 4, ["abcd", "ef"]),
+        ("", 4, []),
+        ("a\nb\n\nc", 2, ["a\n", "b\n", "\nc"]),
+        (FAMILY + "x" + FAMILY, 1, [FAMILY, "x", FAMILY]),
+        ("e\u0301e\u0301", 1, ["e\u0301", "e\u0301"]),
+        ("🇪🇺🇩🇪", 1, ["🇪🇺", "🇩🇪"]),
+        ("a\r\nb", 2, ["a\r\n", "b"]),
+    ],
+)
 def test_text_is_cut_at_characters_as_people_see_them(text: str, size: int, pieces: list[str]) -> None:
     assert pieces_of(text, size) == pieces
     assert "".join(pieces) == text
 
 
-REPLY = {"id": "1", "object": "chat.completion", "created": 5, "model": "m", "system_fingerprint": "fp", "usage": {"total_tokens": 9}, "choices": [
-    {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "Hello\nworld", "reasoning_content": "hm hm", "annotations": [1]},
-     "logprobs": {"content": [{"token": "Hello"}, {"token": "\n"}, {"token": "world"}]}},
-    {"index": 1, "finish_reason": "tool_calls", "message": {"role": "assistant", "content": None, "tool_calls": [
-        {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"a":1}'}}, {"id": "c2", "type": "function", "function": {"name": "g", "arguments": ""}}]}}]}
+REPLY = {
+    "id": "1",
+    "object": "chat.completion",
+    "created": 5,
+    "model": "m",
+    "system_fingerprint": "fp",
+    "usage": {"total_tokens": 9},
+    "choices": [
+        {
+            "index": 0,
+            "finish_reason": "stop",
+            "message": {
+                "role": "assistant",
+                "content": "Hello\nworld",
+                "reasoning_content": "hm hm",
+                "annotations": [1],
+            },
+            "logprobs": {"content": [{"token": "Hello"}, {"token": "\n"}, {"token": "world"}]},
+        },
+        {
+            "index": 1,
+            "finish_reason": "tool_calls",
+            "message": {
+                "role": "assistant",
+                "content": None,
+                "tool_calls": [
+                    {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"a":1}'}},
+                    {"id": "c2", "type": "function", "function": {"name": "g", "arguments": ""}},
+                ],
+            },
+        },
+    ],
+}
 
 
 def test_everything_of_the_reply_is_in_the_stream() -> None:
     chunks = list(chunks_of(REPLY, size=4, include_usage=True))
-    assert all(c["object"] == "chat.completion.chunk" and c["id"] == "1" and c["system_fingerprint"] == "fp" for c in chunks)
-    assert chunks[-1] == {**{k: v for k, v in chunks[0].items() if k != "choices"}, "choices": [], "usage": {"total_tokens": 9}}
+    assert all(
+        c["object"] == "chat.completion.chunk" and c["id"] == "1" and c["system_fingerprint"] == "fp"
+        for c in chunks
+    )
+    assert chunks[-1] == {
+        **{k: v for k, v in chunks[0].items() if k != "choices"},
+        "choices": [],
+        "usage": {"total_tokens": 9},
+    }
     deltas = [c["choices"][0] for c in chunks[:-1]]
     assert "".join(d["delta"].get("content") or "" for d in deltas if d["index"] == 0) == "Hello\nworld"
     assert "".join(d["delta"].get("reasoning_content") or "" for d in deltas) == "hm hm"
-    assert [t["token"] for d in deltas for t in (d["logprobs"] or {}).get("content", [])] == ["Hello", "\n", "world"]
+    assert [t["token"] for d in deltas for t in (d["logprobs"] or {}).get("content", [])] == [
+        "Hello",
+        "\n",
+        "world",
+    ]
     assert [d["finish_reason"] for d in deltas if d["finish_reason"]] == ["stop", "tool_calls"]
     calls = [t for d in deltas for t in d["delta"].get("tool_calls") or []]
-    assert [(c["index"], c.get("id"), c["function"]["arguments"]) for c in calls] == [(0, "c1", ""), (0, None, '{"a":1}'), (1, "c2", "")]
+    assert [(c["index"], c.get("id"), c["function"]["arguments"]) for c in calls] == [
+        (0, "c1", ""),
+        (0, None, '{"a":1}'),
+        (1, "c2", ""),
+    ]
     assert deltas[0]["delta"]["annotations"] == [1]
 
 

@@ -4,15 +4,32 @@ import json
 
 import pytest
 
-from appliance.engines.relay import BrokenStream, StreamRelay
+from appliance.engines.upstream.relay import BrokenStream, StreamRelay
 
 
 def chunk(text: str, finish: str | None = None, **more) -> str:
-    return "data: " + json.dumps({"id": "1", "model": "up/m", "choices": [{"delta": {"content": text}, "finish_reason": finish}], **more}) + "\n\n"
+    return (
+        "data: "
+        + json.dumps(
+            {
+                "id": "1",
+                "model": "up/m",
+                "choices": [{"delta": {"content": text}, "finish_reason": finish}],
+                **more,
+            }
+        )
+        + "\n\n"
+    )
 
 
-STREAM = (": hi\n\n" + chunk("a\nb") + chunk('"model":"up/m"') + chunk("ü", "stop") + chunk("", usage={"prompt_tokens": 3, "completion_tokens": 4})
-          + "data: [DONE]\n\n").encode()
+STREAM = (
+    ": hi\n\n"
+    + chunk("a\nb")
+    + chunk('"model":"up/m"')
+    + chunk("ü", "stop")
+    + chunk("", usage={"prompt_tokens": 3, "completion_tokens": 4})
+    + "data: [DONE]\n\n"
+).encode()
 
 
 def texts(out: bytes) -> list[str]:
@@ -28,7 +45,7 @@ def test_it_may_be_cut_anywhere(size: int, ending: bytes) -> None:
     data = STREAM.replace(b"\n", ending) if ending != b"\n" else STREAM
     relay, out = StreamRelay("public"), b""
     for i in range(0, len(data), size):
-        piece = relay.feed(data[i: i + size])
+        piece = relay.feed(data[i : i + size])
         assert piece == b"" or piece.endswith(b"\n\n")
         out += piece
     assert texts(out) == ["a\nb", '"model":"up/m"', "ü", ""]
@@ -38,8 +55,13 @@ def test_it_may_be_cut_anywhere(size: int, ending: bytes) -> None:
 
 def test_other_spellings_and_missing_models_are_looked_at_one_by_one() -> None:
     relay = StreamRelay("public")
-    out = relay.feed(b'data: {"model":"a","choices":[]}\n\ndata: {"model" : "b","choices":[]}\n\ndata:{"choices":[1]}\n\n')
-    assert out == b'data: {"model":"public","choices":[]}\n\ndata: {"model":"public","choices":[]}\n\ndata:{"choices":[1]}\n\n'
+    out = relay.feed(
+        b'data: {"model":"a","choices":[]}\n\ndata: {"model" : "b","choices":[]}\n\ndata:{"choices":[1]}\n\n'
+    )
+    assert (
+        out
+        == b'data: {"model":"public","choices":[]}\n\ndata: {"model":"public","choices":[]}\n\ndata:{"choices":[1]}\n\n'
+    )
 
 
 def test_an_error_event_is_found() -> None:
@@ -66,5 +88,8 @@ def test_an_event_that_is_null_is_not_passed_on() -> None:
     """llama-server begins a stream of several prompts with one; official clients cannot read it."""
     relay = StreamRelay("public")
     assert relay.feed(b"data: null\n\n") == b""
-    assert relay.feed(b'data: {"model":"m","choices":[]}\n\ndata: null\n\n') == b'data: {"model":"public","choices":[]}\n\n'
+    assert (
+        relay.feed(b'data: {"model":"m","choices":[]}\n\ndata: null\n\n')
+        == b'data: {"model":"public","choices":[]}\n\n'
+    )
     assert relay.events == 1

@@ -3,15 +3,22 @@
 from typing import ClassVar
 
 from appliance.base.clock import Clock
-from appliance.base.metrics import Metrics
+from appliance.base.metrics.registry import Metrics
 from appliance.engines.dispatch import Pool
-from appliance.engines.place import Books, Place
 from appliance.engines.router import Router
 from appliance.engines.settings import EngineSettings
-from appliance.engines.types import BackendState, EngineReply, EngineRequest, ModelCard, Served, Standing
+from appliance.engines.slots import BackendStats, Slot
+from appliance.engines.types import (
+    BackendState,
+    BackendStatus,
+    EngineReply,
+    EngineRequest,
+    ModelCard,
+    Served,
+)
 
 
-class ScriptedBackend(Books):
+class ScriptedBackend(BackendStats):
     """Subclasses say what it serves (`cards`) and how it answers (`answer`)."""
 
     kind: ClassVar[str] = "scripted"
@@ -38,8 +45,8 @@ class ScriptedBackend(Books):
         card = self.cards()[0]
         return Served(card, card.upstream) if self.serves(model) else None
 
-    def standing(self, now_s: float) -> Standing:
-        return Standing.READY
+    def standing(self, now_s: float) -> BackendStatus:
+        return BackendStatus.READY
 
     def state(self) -> BackendState:
         return BackendState(self.name, self.kind, True, "")
@@ -48,7 +55,7 @@ class ScriptedBackend(Books):
 
     async def close(self) -> None: ...
 
-    async def send(self, request: EngineRequest, place: Place, *, budget_s: float) -> EngineReply:
+    async def send(self, request: EngineRequest, place: Slot, *, budget_s: float) -> EngineReply:
         self.asked.append(request)
         try:
             return await self.answer(request)

@@ -16,29 +16,57 @@ from typing import Any
 from aiohttp import web
 
 REPLY = ["Stand", "ing ", "in."]
-FAULTS = {"refuse", "hang", "hang_after_head", "cut", "status_500", "status_502", "status_503", "status_429", "rubbish", "drip", "context",
-          "event_400", "event_500"}
+FAULTS = {
+    "refuse",
+    "hang",
+    "hang_after_head",
+    "cut",
+    "status_500",
+    "status_502",
+    "status_503",
+    "status_429",
+    "rubbish",
+    "drip",
+    "context",
+    "event_400",
+    "event_500",
+}
 MODELS = {"llamacpp": "llamacpp", "vllm": "vllm", "sglang": "sglang", "openai": "somebody"}
 
 
 class EngineServer:
     """One server. Set its fields at any time."""
 
-    def __init__(self, kind: str = "llamacpp", *, models: tuple[str, ...] = ("tiny",), slots: int = 4, context: int = 4096, key: str = "",
-                 token_s: float = 0.0) -> None:
-        self.kind, self.models, self.slots, self.context, self.key, self.token_s = kind, models, slots, context, key, token_s
+    def __init__(
+        self,
+        kind: str = "llamacpp",
+        *,
+        models: tuple[str, ...] = ("tiny",),
+        slots: int = 4,
+        context: int = 4096,
+        key: str = "",
+        token_s: float = 0.0,
+    ) -> None:
+        self.kind, self.models, self.slots, self.context, self.key, self.token_s = (
+            kind,
+            models,
+            slots,
+            context,
+            key,
+            token_s,
+        )
         self.faults: list[str] = []
         self.health_status = 200
         self.health_hangs = False
-        self.metrics_page: bytes | None = None      # instead of its own
+        self.metrics_page: bytes | None = None  # instead of its own
         self.metrics_status = 200
-        self.others = 0                             # requests that other clients have running here
+        self.others = 0  # requests that other clients have running here
         self.asked: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.running = self.waiting = self.most_running = 0
-        self.left = 0                               # callers that left before their answer was complete
+        self.left = 0  # callers that left before their answer was complete
         self.port = 0
-        self.ssl_context: ssl.SSLContext | None = None      # set before it starts, it speaks TLS
+        self.ssl_context: ssl.SSLContext | None = None  # set before it starts, it speaks TLS
         self._gate = asyncio.Semaphore(slots)
         self._runner: web.AppRunner | None = None
 
@@ -59,7 +87,9 @@ class EngineServer:
         app.router.add_route("*", "/{rest:.*}", self._handle)
         self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.01)
         await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", self.port, reuse_address=True, ssl_context=self.ssl_context).start()
+        await web.TCPSite(
+            self._runner, "127.0.0.1", self.port, reuse_address=True, ssl_context=self.ssl_context
+        ).start()
         self.port = self._runner.addresses[0][1]
 
     async def stop(self) -> None:
@@ -68,8 +98,14 @@ class EngineServer:
             self._runner = None
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
-        page = {"/health": self._health, "/metrics": self._metrics, "/props": self._props, "/v1/models": self._models,
-                "/get_model_info": self._information, "/lora-adapters": self._adapters}.get(request.path)
+        page = {
+            "/health": self._health,
+            "/metrics": self._metrics,
+            "/props": self._props,
+            "/v1/models": self._models,
+            "/get_model_info": self._information,
+            "/lora-adapters": self._adapters,
+        }.get(request.path)
         if page is not None:
             return await page()
         if request.path in {"/v1/chat/completions", "/v1/completions"}:
@@ -84,41 +120,73 @@ class EngineServer:
         if self.health_hangs:
             await asyncio.sleep(3600)
         if self.kind == "llamacpp":
-            body = {"status": "ok"} if self.health_status == 200 else {"error": {"code": 503, "message": "Loading model", "type": "unavailable_error"}}
+            body = (
+                {"status": "ok"}
+                if self.health_status == 200
+                else {"error": {"code": 503, "message": "Loading model", "type": "unavailable_error"}}
+            )
             return web.json_response(body, status=self.health_status)
         return web.Response(status=self.health_status if self.kind != "openai" else 404)
 
     async def _metrics(self) -> web.Response:
         if self.metrics_page is not None or self.metrics_status != 200 or self.kind == "openai":
-            return web.Response(body=self.metrics_page or b"", status=404 if self.kind == "openai" else self.metrics_status)
-        running, waiting = {"llamacpp": ("llamacpp:requests_processing", "llamacpp:requests_deferred"),
-                            "vllm": ('vllm:num_requests_running{engine="0",model_name="m"}', 'vllm:num_requests_waiting{engine="0",model_name="m"}'),
-                            "sglang": ('sglang:num_running_reqs{model_name="m"}', 'sglang:num_queue_reqs{model_name="m"}')}[self.kind]
-        return web.Response(text=f"# HELP x y\n{running} {self.running + self.others}.0\n{waiting} {self.waiting}\n")
+            return web.Response(
+                body=self.metrics_page or b"", status=404 if self.kind == "openai" else self.metrics_status
+            )
+        running, waiting = {
+            "llamacpp": ("llamacpp:requests_processing", "llamacpp:requests_deferred"),
+            "vllm": (
+                'vllm:num_requests_running{engine="0",model_name="m"}',
+                'vllm:num_requests_waiting{engine="0",model_name="m"}',
+            ),
+            "sglang": ('sglang:num_running_reqs{model_name="m"}', 'sglang:num_queue_reqs{model_name="m"}'),
+        }[self.kind]
+        return web.Response(
+            text=f"# HELP x y\n{running} {self.running + self.others}.0\n{waiting} {self.waiting}\n"
+        )
 
     async def _props(self) -> web.Response:
         if self.kind != "llamacpp":
             return web.Response(status=404)
-        return web.json_response({"default_generation_settings": {"n_ctx": self.context}, "total_slots": self.slots, "model_path": "m.gguf"})
+        return web.json_response(
+            {
+                "default_generation_settings": {"n_ctx": self.context},
+                "total_slots": self.slots,
+                "model_path": "m.gguf",
+            }
+        )
 
     async def _models(self) -> web.Response:
-        rows = [{"id": name, "object": "model", "created": 1700000000, "owned_by": MODELS[self.kind]} for name in self.models]
+        rows = [
+            {"id": name, "object": "model", "created": 1700000000, "owned_by": MODELS[self.kind]}
+            for name in self.models
+        ]
         if self.kind in {"vllm", "sglang"}:
             rows = [{**row, "max_model_len": self.context} for row in rows]
         return web.json_response({"object": "list", "data": rows})
 
     async def _information(self) -> web.Response:
-        return web.json_response({"model_path": "m", "is_generation": True}) if self.kind == "sglang" else web.Response(status=404)
+        return (
+            web.json_response({"model_path": "m", "is_generation": True})
+            if self.kind == "sglang"
+            else web.Response(status=404)
+        )
 
     async def _adapters(self) -> web.Response:
-        return web.json_response([{"id": 0, "path": "/a/tiny-lora.gguf", "scale": 0.0}] if self.kind == "llamacpp" else {}, status=200)
+        return web.json_response(
+            [{"id": 0, "path": "/a/tiny-lora.gguf", "scale": 0.0}] if self.kind == "llamacpp" else {},
+            status=200,
+        )
 
     async def _complete(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
         self.asked.append(body)
         self.headers.append({name.lower(): value for name, value in request.headers.items()})
         if self.key and request.headers.get("Authorization") != f"Bearer {self.key}":
-            return web.json_response({"error": {"code": 401, "message": "Invalid API Key", "type": "authentication_error"}}, status=401)
+            return web.json_response(
+                {"error": {"code": 401, "message": "Invalid API Key", "type": "authentication_error"}},
+                status=401,
+            )
         fault = self.faults.pop(0) if self.faults else ""
         if fault == "refuse":
             assert request.transport is not None
@@ -143,20 +211,53 @@ class EngineServer:
                 self.running -= 1
 
     def _too_long(self) -> web.Response:
-        text = {"llamacpp": {"error": {"code": 400, "message": f"request (9000 tokens) exceeds the available context size ({self.context} tokens)",
-                                       "type": "exceed_context_size_error", "n_prompt_tokens": 9000, "n_ctx": self.context}},
-                "sglang": {"object": "error", "message": f"The input (9000 tokens) is longer than the model's context length ({self.context} tokens).",
-                           "type": "BadRequestError", "code": 400}}.get(self.kind, {
-                    "error": {"message": f"This model's maximum context length is {self.context} tokens. However, your request has 9000 input "
-                                         "tokens.", "type": "BadRequestError", "code": 400}})
+        text = {
+            "llamacpp": {
+                "error": {
+                    "code": 400,
+                    "message": f"request (9000 tokens) exceeds the available context size ({self.context} tokens)",
+                    "type": "exceed_context_size_error",
+                    "n_prompt_tokens": 9000,
+                    "n_ctx": self.context,
+                }
+            },
+            "sglang": {
+                "object": "error",
+                "message": f"The input (9000 tokens) is longer than the model's context length ({self.context} tokens).",
+                "type": "BadRequestError",
+                "code": 400,
+            },
+        }.get(
+            self.kind,
+            {
+                "error": {
+                    "message": f"This model's maximum context length is {self.context} tokens. However, your request has 9000 input "
+                    "tokens.",
+                    "type": "BadRequestError",
+                    "code": 400,
+                }
+            },
+        )
         return web.json_response(text, status=400)
 
     async def _answer(self, request: web.Request, body: dict[str, Any], fault: str) -> web.StreamResponse:
         head = {"id": "c1", "created": 1700000000, "model": body.get("model")}
         if not body.get("stream"):
             await asyncio.sleep(self.token_s * len(REPLY))
-            return web.json_response({**head, "object": "chat.completion", "usage": {"prompt_tokens": 3, "completion_tokens": 3, "total_tokens": 6},
-                                      "choices": [{"index": 0, "message": {"role": "assistant", "content": "".join(REPLY)}, "finish_reason": "stop"}]})
+            return web.json_response(
+                {
+                    **head,
+                    "object": "chat.completion",
+                    "usage": {"prompt_tokens": 3, "completion_tokens": 3, "total_tokens": 6},
+                    "choices": [
+                        {
+                            "index": 0,
+                            "message": {"role": "assistant", "content": "".join(REPLY)},
+                            "finish_reason": "stop",
+                        }
+                    ],
+                }
+            )
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
         if fault == "hang_after_head":
@@ -173,7 +274,11 @@ class EngineServer:
                 request.transport.abort()
                 raise ConnectionResetError
             await asyncio.sleep(0.05 if fault == "drip" else self.token_s)
-            chunk = {**head, "object": "chat.completion.chunk", "choices": [{"index": 0, "delta": delta, "finish_reason": finish}]}
+            chunk = {
+                **head,
+                "object": "chat.completion.chunk",
+                "choices": [{"index": 0, "delta": delta, "finish_reason": finish}],
+            }
             await response.write(b"data: " + json.dumps(chunk).encode() + b"\n\n")
         await response.write(b"data: [DONE]\n\n")
         await response.write_eof()

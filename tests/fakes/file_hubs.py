@@ -57,9 +57,9 @@ class FileServer:
 
     files: dict[str, bytes | Path] = field(default_factory=dict)
     has_ranges: bool = True
-    tells_ranges: bool = True           # Accept-Ranges
+    tells_ranges: bool = True  # Accept-Ranges
     tells_length: bool = True
-    drip_s: float = 0.0                 # between two pieces
+    drip_s: float = 0.0  # between two pieces
     etags: dict[str, str] = field(default_factory=dict)
     ssl_context: ssl.SSLContext | None = None
 
@@ -103,7 +103,7 @@ class FileServer:
     def sha256(self, path: str) -> str:
         if isinstance(data := self.files[path], bytes):
             return hashlib.sha256(data).hexdigest()
-        if path not in self._digests:               # a large file is read once
+        if path not in self._digests:  # a large file is read once
             with data.open("rb") as file:
                 self._digests[path] = hashlib.file_digest(file, "sha256").hexdigest()
         return self._digests[path]
@@ -116,7 +116,9 @@ class FileServer:
         data = self.files[path]
         return len(data) if isinstance(data, bytes) else data.stat().st_size
 
-    async def give(self, request: web.Request, path: str, headers: dict[str, str] | None = None) -> web.StreamResponse:
+    async def give(
+        self, request: web.Request, path: str, headers: dict[str, str] | None = None
+    ) -> web.StreamResponse:
         """Give a file's bytes, or what is asked of them, or the next fault."""
         size = self.size(path)
         first, last = 0, size - 1
@@ -126,10 +128,18 @@ class FileServer:
             low, _, high = wanted.removeprefix("bytes=").partition("-")
             first, last = int(low), min(int(high) if high else size - 1, size - 1)
         if request.method == "GET":
-            self.asked.append(Asked(path, first, request.headers.get("Authorization", "") + request.headers.get("Cookie", "")))
+            self.asked.append(
+                Asked(
+                    path, first, request.headers.get("Authorization", "") + request.headers.get("Cookie", "")
+                )
+            )
         fault = self.faults[path].pop(0) if request.method == "GET" and self.faults.get(path) else None
         if isinstance(fault, Status):
-            return web.Response(status=fault.status, headers={"Retry-After": fault.retry_after} if fault.retry_after else {}, text="no")
+            return web.Response(
+                status=fault.status,
+                headers={"Retry-After": fault.retry_after} if fault.retry_after else {},
+                text="no",
+            )
         answer = web.StreamResponse(status=206 if is_part else 200, headers=headers or {})
         answer.headers["ETag"] = f'"{self.etags.get(path, hashlib.md5(path.encode()).hexdigest())}"'
         if self.tells_ranges and self.has_ranges:
@@ -143,7 +153,15 @@ class FileServer:
             await self._send(request, answer, path, first, last + 1, fault)
         return answer
 
-    async def _send(self, request: web.Request, answer: web.StreamResponse, path: str, at: int, end: int, fault: Cut | Stall | None) -> None:
+    async def _send(
+        self,
+        request: web.Request,
+        answer: web.StreamResponse,
+        path: str,
+        at: int,
+        end: int,
+        fault: Cut | Stall | None,
+    ) -> None:
         self.open_now += 1
         self.most_open = max(self.most_open, self.open_now)
         data, begun = self.files[path], at
@@ -157,14 +175,18 @@ class FileServer:
                         await asyncio.sleep(30)
                     request.transport.abort()
                     return
-                piece = data[at:stop] if isinstance(data, bytes) else await asyncio.to_thread(_read, data, at, stop)
+                piece = (
+                    data[at:stop]
+                    if isinstance(data, bytes)
+                    else await asyncio.to_thread(_read, data, at, stop)
+                )
                 await answer.write(piece)
                 self.sent[path] += len(piece)
                 at = stop
                 if self.drip_s:
                     await asyncio.sleep(self.drip_s)
         except ConnectionError:
-            pass                # the one who asked has left, or was killed
+            pass  # the one who asked has left, or was killed
         finally:
             self.open_now -= 1
 
@@ -181,7 +203,7 @@ class Hub(FileServer):
     token = ""
     page = 1000
     is_gated = False
-    is_quick = False            # large files by the kernel's own way, not counted
+    is_quick = False  # large files by the kernel's own way, not counted
 
     async def __aenter__(self):
         self.cdn = await self._serve([web.get("/lfs/{oid}", self._lfs)])
@@ -189,24 +211,42 @@ class Hub(FileServer):
         return await super().__aenter__()
 
     def routes(self) -> list[web.RouteDef]:
-        return [web.get("/api/models/ns/repo/revision/{revision:.+}", self._info), web.get("/api/models/ns/repo", self._info),
-                web.get("/api/models/ns/repo/tree/{revision}", self._tree), web.get("/ns/repo/resolve/{revision}/{path:.+}", self._resolve)]
+        return [
+            web.get("/api/models/ns/repo/revision/{revision:.+}", self._info),
+            web.get("/api/models/ns/repo", self._info),
+            web.get("/api/models/ns/repo/tree/{revision}", self._tree),
+            web.get("/ns/repo/resolve/{revision}/{path:.+}", self._resolve),
+        ]
 
     def _refusal(self, request: web.Request) -> web.Response | None:
         if self.is_gated:
             return web.json_response({"error": "gated"}, status=403, headers={"X-Error-Code": "GatedRepo"})
         if self.token and request.headers.get("Authorization") != f"Bearer {self.token}":
-            return web.json_response({"error": "Invalid credentials"}, status=401, headers={"X-Error-Code": "RepoNotFound"})
+            return web.json_response(
+                {"error": "Invalid credentials"}, status=401, headers={"X-Error-Code": "RepoNotFound"}
+            )
         revision = request.match_info.get("revision", "main")
         if revision not in {"main", COMMIT, "refs/pr/1"}:
-            return web.json_response({"error": "no"}, status=404, headers={"X-Error-Code": "RevisionNotFound"})
+            return web.json_response(
+                {"error": "no"}, status=404, headers={"X-Error-Code": "RevisionNotFound"}
+            )
         return None
 
     async def _info(self, request: web.Request) -> web.Response:
         self.listed += 1
         return self._refusal(request) or web.json_response(
-            {"_id": "1", "id": "ns/repo", "modelId": "ns/repo", "sha": COMMIT, "private": False, "tags": [], "downloads": 0, "likes": 0,
-             "siblings": [{"rfilename": path} for path in self.files]})
+            {
+                "_id": "1",
+                "id": "ns/repo",
+                "modelId": "ns/repo",
+                "sha": COMMIT,
+                "private": False,
+                "tags": [],
+                "downloads": 0,
+                "likes": 0,
+                "siblings": [{"rfilename": path} for path in self.files],
+            }
+        )
 
     def is_lfs(self, path: str) -> bool:
         return self.size(path) >= 1000
@@ -216,7 +256,7 @@ class Hub(FileServer):
             return refusal
         at = int(request.query.get("cursor", "0"))
         rows, paths = [], sorted(self.files)
-        for path in paths[at:at + self.page]:
+        for path in paths[at : at + self.page]:
             size = self.size(path)
             blob = b"lfs " + path.encode() if self.is_lfs(path) else b"blob %d\0" % size + self.read(path)
             row = {"type": "file", "path": path, "size": size, "oid": hashlib.sha1(blob).hexdigest()}
@@ -225,7 +265,9 @@ class Hub(FileServer):
             rows.append(row)
         more = {}
         if at + self.page < len(paths):
-            more = {"Link": f'<{self.url}/api/models/ns/repo/tree/{COMMIT}?recursive=true&cursor={at + self.page}>; rel="next"'}
+            more = {
+                "Link": f'<{self.url}/api/models/ns/repo/tree/{COMMIT}?recursive=true&cursor={at + self.page}>; rel="next"'
+            }
         return web.json_response(rows, headers=more)
 
     async def _resolve(self, request: web.Request) -> web.StreamResponse:
@@ -233,12 +275,21 @@ class Hub(FileServer):
         if refusal := self._refusal(request):
             return refusal
         if path not in self.files:
-            return web.Response(status=404, headers={"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
+            return web.Response(
+                status=404, headers={"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT}
+            )
         if not self.is_lfs(path):
             return await self.give(request, path, {"X-Repo-Commit": COMMIT})
         oid = self.sha256(path)
-        return web.Response(status=302, headers={"X-Repo-Commit": COMMIT, "X-Linked-Size": str(self.size(path)), "X-Linked-Etag": f'"{oid}"',
-                                                 "Location": f"{self.cdn}/lfs/{oid}?X-Amz-Signature=abc&name={quote(path)}"})
+        return web.Response(
+            status=302,
+            headers={
+                "X-Repo-Commit": COMMIT,
+                "X-Linked-Size": str(self.size(path)),
+                "X-Linked-Etag": f'"{oid}"',
+                "Location": f"{self.cdn}/lfs/{oid}?X-Amz-Signature=abc&name={quote(path)}",
+            },
+        )
 
     async def _lfs(self, request: web.Request) -> web.StreamResponse:
         if self.is_quick and isinstance(data := self.files[request.query["name"]], Path):
@@ -252,16 +303,32 @@ class ModelScopeHub(FileServer):
     token = ""
 
     def routes(self) -> list[web.RouteDef]:
-        return [web.get("/api/v1/models/ns/repo/repo/files", self._files), web.get("/api/v1/models/ns/repo/repo", self._file)]
+        return [
+            web.get("/api/v1/models/ns/repo/repo/files", self._files),
+            web.get("/api/v1/models/ns/repo/repo", self._file),
+        ]
 
     async def _files(self, request: web.Request) -> web.Response:
         if self.token and request.cookies.get("m_session_id") != self.token:
             return web.json_response({"Code": 10010205002, "Message": "no permission", "Success": False})
         if request.query["Revision"] != "master":
-            return web.json_response({"Code": 404, "Message": "revision does not exist", "Success": False}, status=404)
-        rows = [{"Name": path.rpartition("/")[2], "Path": path, "Type": "blob", "Size": self.size(path), "Sha256": self.sha256(path),
-                 "Revision": COMMIT} for path in self.files]
-        rows.append({"Name": "folder", "Path": "folder", "Type": "tree", "Size": 0, "Sha256": "", "Revision": COMMIT})
+            return web.json_response(
+                {"Code": 404, "Message": "revision does not exist", "Success": False}, status=404
+            )
+        rows = [
+            {
+                "Name": path.rpartition("/")[2],
+                "Path": path,
+                "Type": "blob",
+                "Size": self.size(path),
+                "Sha256": self.sha256(path),
+                "Revision": COMMIT,
+            }
+            for path in self.files
+        ]
+        rows.append(
+            {"Name": "folder", "Path": "folder", "Type": "tree", "Size": 0, "Sha256": "", "Revision": COMMIT}
+        )
         return web.json_response({"Code": 200, "Data": {"Files": rows}, "Success": True})
 
     async def _file(self, request: web.Request) -> web.StreamResponse:

@@ -1,9 +1,9 @@
 """A forwarding proxy as companies have them: CONNECT for https, whole addresses for http, with a password or without, and its own names.
 
-    async with ForwardProxy({"hub.test": "127.0.0.1"}) as proxy:
-        proxy.password = "me:secret"                # of those who may use it
-        proxy.refuses["evil.test"] = 403
-        …                                           # proxy.url, proxy.asked, proxy.sent
+async with ForwardProxy({"hub.test": "127.0.0.1"}) as proxy:
+    proxy.password = "me:secret"                # of those who may use it
+    proxy.refuses["evil.test"] = 403
+    …                                           # proxy.url, proxy.asked, proxy.sent
 """
 
 import asyncio
@@ -65,13 +65,17 @@ class ForwardProxy:
         parts = urlsplit(f"//{target}" if method == "CONNECT" else target)
         host = parts.hostname or ""
         self.asked.append((method, host))
-        given = next((line.partition(": ")[2] for line in lines if line.lower().startswith("proxy-authorization:")), "")
+        given = next(
+            (line.partition(": ")[2] for line in lines if line.lower().startswith("proxy-authorization:")), ""
+        )
         status = self.refuses.get(host) or (502 if host not in self.names else 0)
         if self.password and given != f"Basic {base64.b64encode(self.password.encode()).decode()}":
             status = 407
         if status:
             extra = "Proxy-Authenticate: Basic realm=proxy\r\n" if status == 407 else ""
-            writer.write(f"HTTP/1.1 {status} No\r\n{extra}Content-Length: 0\r\nConnection: close\r\n\r\n".encode())
+            writer.write(
+                f"HTTP/1.1 {status} No\r\n{extra}Content-Length: 0\r\nConnection: close\r\n\r\n".encode()
+            )
             await writer.drain()
             return
         there, back = await asyncio.open_connection(self.names[host], parts.port or 80)
@@ -79,9 +83,15 @@ class ForwardProxy:
             if method == "CONNECT":
                 writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
             else:
-                kept = [line for line in lines if line and not line.lower().startswith(("proxy-", "connection:"))]
-                where = target[target.index("/", 8):] if "/" in target[8:] else "/"
-                back.write("\r\n".join([f"{method} {where} HTTP/1.1", *kept, "Connection: close", "", ""]).encode("latin-1"))
+                kept = [
+                    line for line in lines if line and not line.lower().startswith(("proxy-", "connection:"))
+                ]
+                where = target[target.index("/", 8) :] if "/" in target[8:] else "/"
+                back.write(
+                    "\r\n".join([f"{method} {where} HTTP/1.1", *kept, "Connection: close", "", ""]).encode(
+                        "latin-1"
+                    )
+                )
             await asyncio.gather(self._copy(reader, back), self._copy(there, writer, host))
         finally:
             back.close()

@@ -102,7 +102,7 @@ class Record:
     raw: bytes
     body: Any
     at_s: float = field(default_factory=time.monotonic)
-    left_after_s: float | None = None       # the caller left before the answer was complete
+    left_after_s: float | None = None  # the caller left before the answer was complete
     is_complete: bool = False
 
 
@@ -149,7 +149,9 @@ class HostedApi:
             body = json.loads(raw) if raw else None
         except ValueError:
             body = None
-        record = Record(request.method, request.path, {k.lower(): v for k, v in request.headers.items()}, raw, body)
+        record = Record(
+            request.method, request.path, {k.lower(): v for k, v in request.headers.items()}, raw, body
+        )
         self.records.append(record)
         try:
             answer = await self._answer(request, record)
@@ -199,8 +201,17 @@ class HostedApi:
         tools = body.get("tools") or []
         if tools and body.get("tool_choice") != "none":
             message["content"] = None
-            message["tool_calls"] = [{"id": f"call_{n}", "type": "function", "function": {
-                "name": t["function"]["name"], "arguments": json.dumps({"city": "Paris", "n": n})}} for n, t in enumerate(tools)]
+            message["tool_calls"] = [
+                {
+                    "id": f"call_{n}",
+                    "type": "function",
+                    "function": {
+                        "name": t["function"]["name"],
+                        "arguments": json.dumps({"city": "Paris", "n": n}),
+                    },
+                }
+                for n, t in enumerate(tools)
+            ]
             return message, "tool_calls"
         return message, "stop"
 
@@ -211,16 +222,28 @@ class HostedApi:
             choice: dict[str, Any] = {"index": index, "logprobs": None, "finish_reason": finish}
             choice |= {"message": message} if is_chat else {"text": self.reply}
             if body.get("logprobs") and is_chat:
-                choice["logprobs"] = {"content": [{"token": self.reply[:5], "logprob": -0.1, "bytes": None, "top_logprobs": []}]}
+                choice["logprobs"] = {
+                    "content": [{"token": self.reply[:5], "logprob": -0.1, "bytes": None, "top_logprobs": []}]
+                }
             choices.append(choice)
-        return {"id": "chatcmpl-upstream", "object": "chat.completion" if is_chat else "text_completion", "created": 1700000000,
-                "model": body.get("model"), "choices": choices, "system_fingerprint": "fp_upstream",
-                "usage": {"prompt_tokens": 11, "completion_tokens": 7, "total_tokens": 18}}
+        return {
+            "id": "chatcmpl-upstream",
+            "object": "chat.completion" if is_chat else "text_completion",
+            "created": 1700000000,
+            "model": body.get("model"),
+            "choices": choices,
+            "system_fingerprint": "fp_upstream",
+            "usage": {"prompt_tokens": 11, "completion_tokens": 7, "total_tokens": 18},
+        }
 
     def _chunks(self, body: dict[str, Any], *, is_chat: bool) -> list[dict[str, Any]]:
         include = bool((body.get("stream_options") or {}).get("include_usage"))
-        head: dict[str, Any] = {"id": "chatcmpl-upstream", "object": "chat.completion.chunk" if is_chat else "text_completion",
-                                "created": 1700000000, "model": body.get("model")}
+        head: dict[str, Any] = {
+            "id": "chatcmpl-upstream",
+            "object": "chat.completion.chunk" if is_chat else "text_completion",
+            "created": 1700000000,
+            "model": body.get("model"),
+        }
         if include:
             head["usage"] = None
         message, finish = self._message(body)
@@ -228,31 +251,67 @@ class HostedApi:
         for index in range(body.get("n") or 1):
             deltas: list[dict[str, Any]] = [{"role": "assistant", "content": ""}] if is_chat else []
             if self.reasoning:
-                deltas += [{"reasoning_content": self.reasoning[i: i + 7]} for i in range(0, len(self.reasoning), 7)]
+                deltas += [
+                    {"reasoning_content": self.reasoning[i : i + 7]} for i in range(0, len(self.reasoning), 7)
+                ]
             if message.get("tool_calls") and is_chat:
                 for n, call in enumerate(message["tool_calls"]):
-                    deltas.append({"tool_calls": [{"index": n, **call, "function": {"name": call["function"]["name"], "arguments": ""}}]})
+                    deltas.append(
+                        {
+                            "tool_calls": [
+                                {
+                                    "index": n,
+                                    **call,
+                                    "function": {"name": call["function"]["name"], "arguments": ""},
+                                }
+                            ]
+                        }
+                    )
                     text = call["function"]["arguments"]
-                    deltas += [{"tool_calls": [{"index": n, "function": {"arguments": text[i: i + 5]}}]} for i in range(0, len(text), 5)]
+                    deltas += [
+                        {"tool_calls": [{"index": n, "function": {"arguments": text[i : i + 5]}}]}
+                        for i in range(0, len(text), 5)
+                    ]
             else:
-                deltas += [{"content": self.reply[i: i + 4]} for i in range(0, len(self.reply), 4)]
+                deltas += [{"content": self.reply[i : i + 4]} for i in range(0, len(self.reply), 4)]
             for delta in deltas:
                 choice = {"delta": delta} if is_chat else {"text": delta["content"]}
                 chunks.append({**head, "choices": [{"index": index, **choice, "finish_reason": None}]})
-            chunks.append({**head, "choices": [{"index": index, **({"delta": {}} if is_chat else {"text": ""}), "finish_reason": finish}]})
+            chunks.append(
+                {
+                    **head,
+                    "choices": [
+                        {
+                            "index": index,
+                            **({"delta": {}} if is_chat else {"text": ""}),
+                            "finish_reason": finish,
+                        }
+                    ],
+                }
+            )
         if include:
-            chunks.append({**head, "choices": [], "usage": {"prompt_tokens": 11, "completion_tokens": 7, "total_tokens": 18}})
+            chunks.append(
+                {
+                    **head,
+                    "choices": [],
+                    "usage": {"prompt_tokens": 11, "completion_tokens": 7, "total_tokens": 18},
+                }
+            )
         return chunks
 
-    async def _stream(self, request: web.Request, record: Record, how: Any, *, is_chat: bool) -> web.StreamResponse:
+    async def _stream(
+        self, request: web.Request, record: Record, how: Any, *, is_chat: bool
+    ) -> web.StreamResponse:
         response = web.StreamResponse(headers={"content-type": "text/event-stream"})
         await response.prepare(request)
-        events = [b"data: " + json.dumps(c).encode() + b"\n\n" for c in self._chunks(record.body, is_chat=is_chat)]
+        events = [
+            b"data: " + json.dumps(c).encode() + b"\n\n" for c in self._chunks(record.body, is_chat=is_chat)
+        ]
         if not isinstance(how, NoDone):
             events.append(b"data: [DONE]\n\n")
         if isinstance(how, OddStream):
             whole = b": hello\r\n\r\n" + b"".join(events).replace(b"data: ", b"data:").replace(b"\n", b"\r\n")
-            events = [whole[i: i + 37] for i in range(0, len(whole), 37)]
+            events = [whole[i : i + 37] for i in range(0, len(whole), 37)]
         for number, event in enumerate(events):
             if isinstance(how, CutStream) and number == how.after_events:
                 assert request.transport is not None
@@ -274,13 +333,26 @@ class HostedApi:
         vectors: list[Any] = [[float(len(str(text))), 1.0, 0.5] for text in inputs]
         if body.get("encoding_format") == "base64":
             vectors = [base64.b64encode(struct.pack("<3f", *v)).decode() for v in vectors]
-        return {"object": "list", "model": body["model"], "usage": {"prompt_tokens": 4, "total_tokens": 4},
-                "data": [{"object": "embedding", "index": i, "embedding": v} for i, v in enumerate(vectors)]}
+        return {
+            "object": "list",
+            "model": body["model"],
+            "usage": {"prompt_tokens": 4, "total_tokens": 4},
+            "data": [{"object": "embedding", "index": i, "embedding": v} for i, v in enumerate(vectors)],
+        }
 
 
-def _error(status: int, message: str, code: str, headers: dict[str, str] | None = None, param: str | None = None) -> web.Response:
-    return web.json_response({"error": {"message": message, "type": "stand_in_error", "param": param, "code": code}}, status=status,
-                             headers=headers)
+def _error(
+    status: int,
+    message: str,
+    code: str,
+    headers: dict[str, str] | None = None,
+    param: str | None = None,
+) -> web.Response:
+    return web.json_response(
+        {"error": {"message": message, "type": "stand_in_error", "param": param, "code": code}},
+        status=status,
+        headers=headers,
+    )
 
 
 async def _main(port: int) -> None:

@@ -10,7 +10,7 @@ import msgpack
 import pytest
 import zmq
 
-from appliance.engines.kv_events import standard_hash
+from appliance.engines.kv.events import standard_hash
 from tests.journeys.running import free_port
 
 
@@ -24,7 +24,7 @@ class Publisher:
         self.open()
 
     def open(self) -> None:
-        self._socket = self._context.socket(zmq.XPUB)        # a PUB that tells who subscribes
+        self._socket = self._context.socket(zmq.XPUB)  # a PUB that tells who subscribes
         self._socket.setsockopt(zmq.XPUB_VERBOSE, 1)
         self._socket.linger = 0
         self._socket.bind(f"tcp://127.0.0.1:{self.port}")
@@ -50,7 +50,17 @@ class Publisher:
 
     def store(self, *numbers: int) -> None:
         """Say that blocks were stored: block n has the tokens n, n."""
-        self.send(["BlockStored", list(numbers), None, [number for number in numbers for _ in range(2)], 2, None, "GPU"])
+        self.send(
+            [
+                "BlockStored",
+                list(numbers),
+                None,
+                [number for number in numbers for _ in range(2)],
+                2,
+                None,
+                "GPU",
+            ]
+        )
 
     def close(self) -> None:
         self._context.destroy(linger=0)

@@ -33,7 +33,9 @@ class LoraEngine(EngineServer):
             verb = request.path.split("/")[-1].split("_")[0]
             await asyncio.sleep(self.load_s)
             self.told.append(verb)
-            return (self._vllm if self.kind == "vllm" else self._sglang)(verb, body["lora_name"], body.get("lora_path", ""))
+            return (self._vllm if self.kind == "vllm" else self._sglang)(
+                verb, body["lora_name"], body.get("lora_path", "")
+            )
         if "lora_adapter" in request.path:
             return web.json_response({"detail": "Not Found"}, status=404)
         if request.path == "/lora-adapters":
@@ -45,7 +47,10 @@ class LoraEngine(EngineServer):
             return self._error(*self.refuses)
         if verb == "load":
             if name in self.adapters:
-                return self._error(400, f"The lora adapter '{name}' has already been loaded. If you want to load the adapter in place, set 'load_inplace' to True.")
+                return self._error(
+                    400,
+                    f"The lora adapter '{name}' has already been loaded. If you want to load the adapter in place, set 'load_inplace' to True.",
+                )
             self.adapters[name] = path
             return web.Response(text=f"Success: LoRA adapter '{name}' added successfully.")
         if name not in self.adapters:
@@ -54,8 +59,16 @@ class LoraEngine(EngineServer):
         return web.Response(text=f"Success: LoRA adapter '{name}' removed successfully.")
 
     def _error(self, status: int, message: str) -> web.Response:
-        error = {"message": message, "type": {404: "NotFoundError", 400: "InvalidUserInput"}.get(status, "InternalServerError"), "param": None, "code": status}
-        return web.json_response({"object": "error", **error} if self.is_old or self.kind == "sglang" else {"error": error}, status=status)
+        error = {
+            "message": message,
+            "type": {404: "NotFoundError", 400: "InvalidUserInput"}.get(status, "InternalServerError"),
+            "param": None,
+            "code": status,
+        }
+        return web.json_response(
+            {"object": "error", **error} if self.is_old or self.kind == "sglang" else {"error": error},
+            status=status,
+        )
 
     def _sglang(self, verb: str, name: str, path: str) -> web.Response:
         problem = self.refuses[1] if self.refuses is not None else ""
@@ -64,7 +77,9 @@ class LoraEngine(EngineServer):
         if not problem and verb == "unload" and name not in self.adapters:
             problem = f"LoRA adapter with name {name} does not exist."
         if problem:
-            return web.json_response({"success": False, "error_message": problem, "loaded_adapters": self.adapters}, status=400)
+            return web.json_response(
+                {"success": False, "error_message": problem, "loaded_adapters": self.adapters}, status=400
+            )
         if verb == "load":
             self.adapters[name] = path
         else:
@@ -72,24 +87,61 @@ class LoraEngine(EngineServer):
         return web.json_response({"success": True, "error_message": None, "loaded_adapters": self.adapters})
 
     async def _models(self) -> web.Response:
-        rows: list[dict[str, Any]] = [{"id": self.base, "object": "model", "created": 1700000000, "owned_by": self.kind, "root": self.base,
-                                       "parent": None, "max_model_len": self.context}]
+        rows: list[dict[str, Any]] = [
+            {
+                "id": self.base,
+                "object": "model",
+                "created": 1700000000,
+                "owned_by": self.kind,
+                "root": self.base,
+                "parent": None,
+                "max_model_len": self.context,
+            }
+        ]
         if not (self.kind == "sglang" and self.is_old):
-            rows += [{"id": name, "object": "model", "created": 1700000000, "owned_by": self.kind, "root": path, "parent": self.base,
-                      "max_model_len": None} for name, path in self.adapters.items()]
+            rows += [
+                {
+                    "id": name,
+                    "object": "model",
+                    "created": 1700000000,
+                    "owned_by": self.kind,
+                    "root": path,
+                    "parent": self.base,
+                    "max_model_len": None,
+                }
+                for name, path in self.adapters.items()
+            ]
         return web.json_response({"object": "list", "data": rows})
 
     async def _answer(self, request: web.Request, body: dict[str, Any], fault: str) -> web.StreamResponse:
         asked = body.get("model", "")
-        adapter = asked.split(":", 1)[1] if self.kind == "sglang" and ":" in asked else asked if asked in self.adapters and self.kind == "vllm" else ""
+        adapter = (
+            asked.split(":", 1)[1]
+            if self.kind == "sglang" and ":" in asked
+            else asked
+            if asked in self.adapters and self.kind == "vllm"
+            else ""
+        )
         if self.kind == "vllm" and asked not in {self.base, *self.adapters}:
             self.missing += 1
             return self._error(404, f"The model `{asked}` does not exist.")
         if adapter and adapter not in self.adapters:
             self.missing += 1
-            return self._error(400, f"The following requested LoRA adapters are not loaded: {{'{adapter}'}}\nLoaded adapters: {list(self.adapters)}.")
+            return self._error(
+                400,
+                f"The following requested LoRA adapters are not loaded: {{'{adapter}'}}\nLoaded adapters: {list(self.adapters)}.",
+            )
         await asyncio.sleep(self.token_s)
         text = f"The adapter {adapter}." if adapter else "The base model."
-        return web.json_response({
-            "id": "c1", "created": 1700000000, "model": asked, "object": "chat.completion", "usage": {"prompt_tokens": 3, "completion_tokens": 3, "total_tokens": 6},
-            "choices": [{"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}]})
+        return web.json_response(
+            {
+                "id": "c1",
+                "created": 1700000000,
+                "model": asked,
+                "object": "chat.completion",
+                "usage": {"prompt_tokens": 3, "completion_tokens": 3, "total_tokens": 6},
+                "choices": [
+                    {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+                ],
+            }
+        )

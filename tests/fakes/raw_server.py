@@ -1,12 +1,12 @@
 """A server that is scripted byte by byte, since no well-behaved one splits, stalls, lies or breaks off where a test wants it to.
 
-    async def script(peer: Peer) -> None:       # runs once for each connection; its end closes the connection
-        await peer.request()
-        peer.say(b"HTTP/1.1 200 OK\\r\\nContent-Length: 5\\r\\n\\r\\nhello")
-        await peer.gone()
+async def script(peer: Peer) -> None:       # runs once for each connection; its end closes the connection
+    await peer.request()
+    peer.say(b"HTTP/1.1 200 OK\\r\\nContent-Length: 5\\r\\n\\r\\nhello")
+    await peer.gone()
 
-    async with RawServer(script) as server:     # server.address, .connections, .requests, .left
-        …
+async with RawServer(script) as server:     # server.address, .connections, .requests, .left
+    …
 """
 
 import asyncio
@@ -22,11 +22,15 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
 class Peer:
     """The client of one connection, as the server sees it."""
 
-    def __init__(self, server: "RawServer", reader: asyncio.StreamReader, writer: asyncio.StreamWriter, number: int) -> None:
+    def __init__(
+        self, server: "RawServer", reader: asyncio.StreamReader, writer: asyncio.StreamWriter, number: int
+    ) -> None:
         self._server = server
         self.reader, self.writer, self.number = reader, writer, number
         self.sent_bytes = 0
-        self.closed_by_us = asyncio.Event()         # never set: a script that waits for it holds the connection until the test ends
+        self.closed_by_us = (
+            asyncio.Event()
+        )  # never set: a script that waits for it holds the connection until the test ends
 
     async def head(self) -> bytes:
         """Read the head of a request alone."""
@@ -99,7 +103,7 @@ class RawServer:
         self._tls = tls
         self.port = port
         self.connections = 0
-        self.left = 0                           # connections of which the script saw the client's end
+        self.left = 0  # connections of which the script saw the client's end
         self.requests: list[bytes] = []
         self.peers: list[Peer] = []
         self._tasks: set[asyncio.Task[None]] = set()
@@ -120,13 +124,15 @@ class RawServer:
         except (asyncio.IncompleteReadError, ConnectionError):
             self.left += 1
         except asyncio.CancelledError:
-            pass                                # the test is over
+            pass  # the test is over
         finally:
             self._tasks.discard(task)
             writer.close()
 
     async def __aenter__(self) -> "RawServer":
-        self._listener = await asyncio.start_server(self._serve, "127.0.0.1", self.port, ssl=self._tls, limit=2**20)
+        self._listener = await asyncio.start_server(
+            self._serve, "127.0.0.1", self.port, ssl=self._tls, limit=2**20
+        )
         self.port = self._listener.sockets[0].getsockname()[1]
         return self
 

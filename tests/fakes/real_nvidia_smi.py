@@ -8,7 +8,15 @@ import sys
 import time
 from pathlib import Path
 
-Path(os.environ["RECORD"]).write_text(json.dumps({"argv": sys.argv[1:], "pid": os.getpid(), "stdin": sys.stdin.read() if not sys.stdin.isatty() else ""}))
+Path(os.environ["RECORD"]).write_text(
+    json.dumps(
+        {
+            "argv": sys.argv[1:],
+            "pid": os.getpid(),
+            "stdin": sys.stdin.read() if not sys.stdin.isatty() else "",
+        }
+    )
+)
 sys.stdout.buffer.write(os.environ.get("REPLAY_OUT", "").encode())
 sys.stderr.buffer.write(os.environ.get("REPLAY_ERR", "").encode())
 sys.stdout.flush()

@@ -45,7 +45,7 @@ class Stretch:
             for at in range(self.start, self.end, PIECE):
                 piece = os.pread(file.fileno(), min(PIECE, self.end - at), at)
                 yield piece
-                self.server.sent += len(piece)          # where the asker has gone, nobody comes back for the next one
+                self.server.sent += len(piece)  # where the asker has gone, nobody comes back for the next one
                 if self.server.drip_s:
                     time.sleep(self.server.drip_s)
 
@@ -72,7 +72,7 @@ class FileKey(FakeKey):
 class S3Server:
     """One server. All of one process share their buckets, so each takes its own away again."""
 
-    drip_s = 0.0            # between two pieces of a part
+    drip_s = 0.0  # between two pieces of a part
 
     def __enter__(self) -> "S3Server":
         self.sent = 0
@@ -80,7 +80,13 @@ class S3Server:
         self._server.start()
         host, port = self._server.get_host_and_port()
         self.url = f"http://{host}:{port}"
-        self.client = boto3.client("s3", endpoint_url=self.url, aws_access_key_id="a", aws_secret_access_key="b", region_name="us-east-1")
+        self.client = boto3.client(
+            "s3",
+            endpoint_url=self.url,
+            aws_access_key_id="a",
+            aws_secret_access_key="b",
+            region_name="us-east-1",
+        )
         self._buckets: dict[str, list[FileKey]] = {}
         return self
 

@@ -20,17 +20,27 @@ for word in sys.argv[1:]:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         print("stubborn", flush=True)
     elif verb == "child":
-        child = subprocess.Popen([sys.executable, "-c", "import signal,time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"])
+        child = subprocess.Popen(
+            [
+                sys.executable,
+                "-c",
+                "import signal,time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)",
+            ]
+        )
         print(f"child {child.pid}", flush=True)
-    elif verb == "escape":          # a grandchild in a session of its own, whose parent ends
-        script = ("import os,sys,time,signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nif os.fork(): sys.exit()\nos.setsid()\n"
-                  "print('escaped', os.getpid(), flush=True)\nos.close(1); os.close(2); time.sleep(600)")
+    elif verb == "escape":  # a grandchild in a session of its own, whose parent ends
+        script = (
+            "import os,sys,time,signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nif os.fork(): sys.exit()\nos.setsid()\n"
+            "print('escaped', os.getpid(), flush=True)\nos.close(1); os.close(2); time.sleep(600)"
+        )
         subprocess.run([sys.executable, "-c", script], check=True)
     elif verb == "pid":
         print(os.getpid(), flush=True)
-    elif verb == "helper":          # it ends when it is asked to, but takes its time
-        script = (f"import signal,sys,time\ndef end(*_):\n time.sleep({value}); print('helper saved', flush=True); sys.exit()\n"
-                  "signal.signal(signal.SIGTERM, end); print('helper', flush=True); time.sleep(600)")
+    elif verb == "helper":  # it ends when it is asked to, but takes its time
+        script = (
+            f"import signal,sys,time\ndef end(*_):\n time.sleep({value}); print('helper saved', flush=True); sys.exit()\n"
+            "signal.signal(signal.SIGTERM, end); print('helper', flush=True); time.sleep(600)"
+        )
         subprocess.Popen([sys.executable, "-c", script])
     elif verb == "flood":
         for _ in range(300_000):

@@ -14,32 +14,32 @@ from appliance.base.clock import Clock, FakeClock, SystemClock
 from appliance.base.errors import NoSuchModel
 from appliance.base.watch import Watched
 from appliance.engines.receipts import Receipts
-from appliance.front.access_log import AccessLog
-from appliance.front.balance import BalanceDoor
-from appliance.front.desk import Desk
-from appliance.front.models import ModelsDoor
-from appliance.front.ollama import OllamaDoor
-from appliance.front.openai import OpenAIDoor
-from appliance.front.passage import Passage
-from appliance.front.responses import ResponsesDoor
+from appliance.front.balance import BalanceHandlers
+from appliance.front.manager.handlers import ManagerHandlers
+from appliance.front.ollama.handlers import OllamaHandlers
+from appliance.front.openai.handlers import OpenAIHandlers
+from appliance.front.openai.responses import ResponsesHandlers
+from appliance.front.passthrough.handlers import Passthrough
+from appliance.front.pipeline.access_log import AccessLog
+from appliance.front.pipeline.pipeline import RequestPipeline
 from appliance.front.routes import all_routes
-from appliance.front.server import Server, serving_http
-from appliance.front.system import SystemDoor
-from appliance.models.catalogue import Catalogue, Model, Params
-from appliance.models.errors import ModelFailed
-from appliance.models.measures import measure
-from appliance.models.views import (
-    Counts,
+from appliance.front.server.server import HttpServer, serving_http
+from appliance.front.system import SystemHandlers
+from appliance.models.manager.errors import ModelFailed
+from appliance.models.status.measures import measure
+from appliance.models.status.views import (
     DeviceView,
     Ejected,
     FailedView,
     HealthView,
+    ManagerCounts,
     ModelView,
     QueueView,
+    RequestSample,
     RunnerView,
     ServerStatus,
-    Telling,
 )
+from appliance.models.table.catalogue import Catalogue, Model, Params
 from appliance.settings import load_or_raise
 
 AT_S = 1_800_000_000.0
@@ -52,11 +52,38 @@ def off(alias: str) -> ModelView:
 
 def ready(alias: str, *, port: int = 8085, memory_mib: int = 2048) -> ModelView:
     memory = memory_mib * MIB
-    runner = RunnerView(alias, port, 4242, "ready", AT_S - 60, 4, 1, load_s=2.5, last_used_at_s=AT_S - 1, expires_at_s=AT_S + 300,
-                        memory_bytes=memory, devices=((0, memory),))
-    return ModelView(alias, "ready", Path(f"/models/{alias}.gguf"), 8192, 4, port=port, started_at_s=AT_S - 60, last_used_at_s=AT_S - 1,
-                     load_progress=100, updated_at_s=AT_S - 57.5, memory_bytes=memory, average_bytes=memory - 8 * MIB, load_s=2.5, loads=1,
-                     estimate_bytes=memory + 100 * MIB, runners=(runner,))
+    runner = RunnerView(
+        alias,
+        port,
+        4242,
+        "ready",
+        AT_S - 60,
+        4,
+        1,
+        load_s=2.5,
+        last_used_at_s=AT_S - 1,
+        expires_at_s=AT_S + 300,
+        memory_bytes=memory,
+        devices=((0, memory),),
+    )
+    return ModelView(
+        alias,
+        "ready",
+        Path(f"/models/{alias}.gguf"),
+        8192,
+        4,
+        port=port,
+        started_at_s=AT_S - 60,
+        last_used_at_s=AT_S - 1,
+        load_progress=100,
+        updated_at_s=AT_S - 57.5,
+        memory_bytes=memory,
+        average_bytes=memory - 8 * MIB,
+        load_s=2.5,
+        loads=1,
+        estimate_bytes=memory + 100 * MIB,
+        runners=(runner,),
+    )
 
 
 def failed(alias: str) -> ModelView:
@@ -69,7 +96,9 @@ class BoardOfValues:
     def __init__(self, *views: ModelView) -> None:
         self.views = {view.alias: view for view in views}
         self.changed: Watched[int] = Watched(0)
-        self.catalogue = Catalogue({view.alias: Model(view.alias, view.path, Params(), "table") for view in views})
+        self.catalogue = Catalogue(
+            {view.alias: Model(view.alias, view.path, Params(), "table") for view in views}
+        )
         self.server_status: ServerStatus = "ready"
         self.server_started_at_s = AT_S - 100
         self.server_updated_at_s = AT_S - 90
@@ -77,11 +106,11 @@ class BoardOfValues:
         self.places = [DeviceView(0, "A card", 24_576 * MIB, 4096 * MIB, 20_480 * MIB, 37.0, 61.0, 210.5)]
         self.failures: dict[str, FailedView] = {}
         self.looks: list[HealthView] = []
-        self.tellings: list[Telling] = []
+        self.tellings: list[RequestSample] = []
         self.asked: list[tuple[object, ...]] = []
-        self.steps: asyncio.Queue[bool] = asyncio.Queue()      # True = go on, False = fail
+        self.steps: asyncio.Queue[bool] = asyncio.Queue()  # True = go on, False = fail
         self.loads_cut = 0
-        self.refusal: Exception | None = None                   # what the next load raises
+        self.refusal: Exception | None = None  # what the next load raises
 
     def bump(self) -> None:
         self.changed.set(self.changed.value + 1)
@@ -115,11 +144,11 @@ class BoardOfValues:
     def health(self) -> list[HealthView]:
         return self.looks
 
-    def telemetry(self) -> list[Telling]:
+    def telemetry(self) -> list[RequestSample]:
         return self.tellings
 
-    def counts(self) -> Counts:
-        return Counts()
+    def counts(self) -> ManagerCounts:
+        return ManagerCounts()
 
     async def load(self, alias: str, *, keep_alive_s: float | None = None) -> ModelView:
         view = self.model(alias)
@@ -130,7 +159,9 @@ class BoardOfValues:
             return view
         try:
             for progress in (10, 60):
-                self.put(replace(view, status="loading", port=8090, load_progress=progress, expected_in_s=3.04))
+                self.put(
+                    replace(view, status="loading", port=8090, load_progress=progress, expected_in_s=3.04)
+                )
                 if not await self.steps.get():
                     self.put(failed(alias))
                     raise ModelFailed(alias, reason="unknown argument: --frobnicate", attempts=3)
@@ -160,8 +191,13 @@ class BoardOfValues:
 
 
 @asynccontextmanager
-async def door_over(board: BoardOfValues | None, *, door: ModelsDoor | None = None, clock: Clock | None = None,
-                    **variables: str) -> AsyncIterator[tuple[str, Appliance]]:
+async def door_over(
+    board: BoardOfValues | None,
+    *,
+    door: ManagerHandlers | None = None,
+    clock: Clock | None = None,
+    **variables: str,
+) -> AsyncIterator[tuple[str, Appliance]]:
     """Serve the whole HTTP door on loopback, with the demo engine behind it and `board` in it.
 
     Gives   (base URL, the appliance whose parts it is made of)
@@ -172,21 +208,39 @@ async def door_over(board: BoardOfValues | None, *, door: ModelsDoor | None = No
     parts.state = "serving"
     async with parts.tasks:
         await parts.fleet.first_looks()
-        parts.desk = desk = Desk(settings.front, receipts=Receipts(), metrics=parts.metrics, clock=clock, is_draining=lambda: parts.state != "serving",
-                                 access_log=AccessLog(clock=clock, form="json"))
+        parts.pipeline = pipeline = RequestPipeline(
+            settings.front,
+            receipts=Receipts(),
+            metrics=parts.metrics,
+            clock=clock,
+            is_draining=lambda: parts.state != "serving",
+            access_log=AccessLog(clock=clock, form="json"),
+        )
 
         def measured() -> None:
             parts.fleet.measure()
             if board is not None:
                 measure(board, parts.metrics.router, clock.now_s())
 
-        system = SystemDoor(status=lambda: {"ok": True}, metrics=parts.metrics, receipts=desk.receipts, measure=measured)
-        balance = BalanceDoor(parts.router, clock=clock, set_strategy=parts.fleet.set_strategy, board=board)
-        models = door or (ModelsDoor(board, clock=clock) if board else None)
-        routes = all_routes(OpenAIDoor(parts.router, heartbeat_s=lambda: 10, board=board), ResponsesDoor(parts.router, clock=clock),
-                            OllamaDoor(parts.router, clock=clock), system, balance, models)
-        server = Server(routes, desk, clock=clock, passage=Passage(parts.router, desk))
-        async with serving_http(server, [("127.0.0.1", 0)], hurry=parts.hurry, tasks=parts.tasks, grace_s=lambda: 5) as bound:
+        system = SystemHandlers(
+            status=lambda: {"ok": True}, metrics=parts.metrics, receipts=pipeline.receipts, measure=measured
+        )
+        balance = BalanceHandlers(
+            parts.router, clock=clock, set_strategy=parts.fleet.set_strategy, board=board
+        )
+        models = door or (ManagerHandlers(board, clock=clock) if board else None)
+        routes = all_routes(
+            OpenAIHandlers(parts.router, heartbeat_s=lambda: 10, board=board),
+            ResponsesHandlers(parts.router, clock=clock),
+            OllamaHandlers(parts.router, clock=clock),
+            system,
+            balance,
+            models,
+        )
+        server = HttpServer(routes, pipeline, clock=clock, passage=Passthrough(parts.router, pipeline))
+        async with serving_http(
+            server, [("127.0.0.1", 0)], hurry=parts.hurry, tasks=parts.tasks, grace_s=lambda: 5
+        ) as bound:
             yield f"http://127.0.0.1:{bound[0][1]}", parts
         await parts.fleet.close()
 

@@ -7,15 +7,26 @@ from typing import Any
 from appliance.base.clock import FakeClock
 from appliance.base.errors import ApplianceError, NoSuchModel
 from appliance.base.watch import Watched
-from appliance.models.catalogue import Catalogue, Model, Params, System
-from appliance.models.views import Ejected, ModelView, RunnerView
+from appliance.models.status.views import Ejected, ModelView, RunnerView
+from appliance.models.table.catalogue import Catalogue, Model, Params, System
 
 GIB = 1 << 30
 LOAD_S = 2.5
 
 
 def runner(alias: str, **values: Any) -> RunnerView:
-    return RunnerView(**{"alias": alias, "port": 8085, "pid": 4711, "status": "ready", "started_at_s": 1_800_000_000.0, "slots": 4, "active": 0, **values})
+    return RunnerView(
+        **{
+            "alias": alias,
+            "port": 8085,
+            "pid": 4711,
+            "status": "ready",
+            "started_at_s": 1_800_000_000.0,
+            "slots": 4,
+            "active": 0,
+            **values,
+        }
+    )
 
 
 @dataclass
@@ -29,13 +40,25 @@ class StandinBoard:
     refuses: ApplianceError | None = None
     changed: Watched[int] = field(default_factory=lambda: Watched(0))
 
-    def put(self, path: Path, *, alias: str = "", params: dict[str, Any] | None = None, **values: Any) -> None:
+    def put(
+        self, path: Path, *, alias: str = "", params: dict[str, Any] | None = None, **values: Any
+    ) -> None:
         """Put a model of the table, off unless told otherwise."""
         alias = alias or path.stem
         model = Model(alias, path, Params(**(params or {})), "table")
         self.catalogue = replace(self.catalogue, models={**self.catalogue.models, alias: model})
-        self.views[alias] = ModelView(**{"alias": alias, "status": "off", "path": path, "context_tokens": model.params.n_ctx, "slots": 1,
-                                         "size_bytes": 123, "estimate_bytes": 3 * GIB, **values})
+        self.views[alias] = ModelView(
+            **{
+                "alias": alias,
+                "status": "off",
+                "path": path,
+                "context_tokens": model.params.n_ctx,
+                "slots": 1,
+                "size_bytes": 123,
+                "estimate_bytes": 3 * GIB,
+                **values,
+            }
+        )
 
     def models(self) -> list[ModelView]:
         return list(self.views.values())
@@ -54,7 +77,9 @@ class StandinBoard:
             self.clock.advance(LOAD_S)
             stays_s = 300.0 if keep_alive_s is None else keep_alive_s
             expires_at_s = None if stays_s < 0 else self.clock.now_s() + stays_s
-            view = self.views[alias] = replace(view, status="ready", runners=(runner(alias, expires_at_s=expires_at_s, memory_bytes=GIB),))
+            view = self.views[alias] = replace(
+                view, status="ready", runners=(runner(alias, expires_at_s=expires_at_s, memory_bytes=GIB),)
+            )
         return view
 
     async def eject(self, alias: str, *, force: bool = False) -> Ejected:

@@ -10,8 +10,16 @@ from typing import Any
 import httpx
 import pytest
 
-from appliance.base.errors import ApplianceError, Conflict, Forbidden, Invalid, NotFound, TimedOut, UpstreamFailed
-from appliance.models.fetching import Flaw
+from appliance.base.errors import (
+    ApplianceError,
+    Conflict,
+    Forbidden,
+    Invalid,
+    NotFound,
+    TimedOut,
+    UpstreamFailed,
+)
+from appliance.downloads.contract import FileFault
 from tests.front.downloads_house import DownloadsHouse, downloads_house
 from tests.front.feeds import Event, events_of
 from tests.journeys.running import until
@@ -33,31 +41,51 @@ async def http(house: DownloadsHouse) -> AsyncIterator[httpx.AsyncClient]:
 
 @pytest.fixture
 async def sidecar(tmp_path: Path) -> AsyncIterator[tuple[DownloadsHouse, httpx.AsyncClient]]:
-    async with downloads_house(tmp_path / "home", is_sidecar=True) as house, httpx.AsyncClient(base_url=house.base_url, timeout=10) as client:
+    async with (
+        downloads_house(tmp_path / "home", is_sidecar=True) as house,
+        httpx.AsyncClient(base_url=house.base_url, timeout=10) as client,
+    ):
         yield house, client
 
 
 def asking(client: httpx.AsyncClient, **body: Any) -> "asyncio.Task[httpx.Response]":
-    return asyncio.create_task(client.post("/v1/download_model", json={"source": "ns/repo", "output_dir": "a", **body}))
+    return asyncio.create_task(
+        client.post("/v1/download_model", json={"source": "ns/repo", "output_dir": "a", **body})
+    )
 
 
 # ---- downloading
 
-async def test_a_download_is_answered_when_it_is_there(house: DownloadsHouse, http: httpx.AsyncClient, tmp_path: Path) -> None:
+
+async def test_a_download_is_answered_when_it_is_there(
+    house: DownloadsHouse, http: httpx.AsyncClient, tmp_path: Path
+) -> None:
     answering = asking(http, max_workers=3, config={"hf_token": SECRET, "revision": "v1"})
     run = await house.downloader.next()
-    assert (run.wish.source, run.wish.output_dir, run.wish.max_workers) == ("hf://ns/repo", tmp_path / "home" / "a", 3)
+    assert (run.wish.source, run.wish.output_dir, run.wish.max_workers) == (
+        "hf://ns/repo",
+        tmp_path / "home" / "a",
+        3,
+    )
     assert run.wish.config == {"hf_token": SECRET, "revision": "v1"}
     run.finish()
     answer = await answering
     body = answer.json()
     assert answer.status_code == 200
     assert body.pop("job").startswith("job_")
-    assert body == {"status": "completed", "message": f"hf://ns/repo is in {tmp_path}/home/a.", "source": "hf://ns/repo",
-                    "output_dir": f"{tmp_path}/home/a", "files": 2, "bytes": 100}
+    assert body == {
+        "status": "completed",
+        "message": f"hf://ns/repo is in {tmp_path}/home/a.",
+        "source": "hf://ns/repo",
+        "output_dir": f"{tmp_path}/home/a",
+        "files": 2,
+        "bytes": 100,
+    }
 
 
-async def test_an_asynchronous_one_is_answered_at_once_and_goes_on(house: DownloadsHouse, http: httpx.AsyncClient) -> None:
+async def test_an_asynchronous_one_is_answered_at_once_and_goes_on(
+    house: DownloadsHouse, http: httpx.AsyncClient
+) -> None:
     answer = await asking(http, async_download=True, config='{"hf_token": "' + SECRET + '"}')
     body = answer.json()
     assert (answer.status_code, body["status"], body["source"]) == (202, "started", "hf://ns/repo")
@@ -66,50 +94,87 @@ async def test_an_asynchronous_one_is_answered_at_once_and_goes_on(house: Downlo
     assert run.wish.config == {"hf_token": SECRET}
     run.progress(25)
     job = (await http.get(f"/v1/jobs/{body['job']}")).json()
-    assert (job["id"], job["state"], job["progress"]["percent"], job["progress"]["now"]) == (body["job"], "running", 25.0, ["a.bin"])
+    assert (job["id"], job["state"], job["progress"]["percent"], job["progress"]["now"]) == (
+        body["job"],
+        "running",
+        25.0,
+        ["a.bin"],
+    )
     assert (await http.get("/v1/jobs")).json() == {"jobs": [job]}
     run.finish()
     assert await until(lambda: house.jobs.get(body["job"]).state == "completed")
 
 
 REFUSALS = [
-    ({"source": None}, 400, "source"), ({"source": ""}, 400, "source"), ({"output_dir": None}, 400, "output_dir"), ({"output_dir": ""}, 400, "output_dir"),
-    ({"source": 3}, 400, "source"), ({"output_dir": ["a"]}, 400, "output_dir"), ({"max_workers": "8"}, 400, "max_workers"),
-    ({"max_workers": 0}, 400, "max_workers"), ({"async_download": "yes"}, 400, "async_download"), ({"config": [1]}, 400, "config"),
-    ({"config": "{" + SECRET}, 400, "config"), ({"config": {"x": {"y": SECRET}}}, 400, "config.x"), ({"source": f"s3://a:{SECRET}@b/c"}, 400, "source"),
-    ({"output_dir": "/etc"}, 403, "output_dir"), ({"output_dir": "../b"}, 403, "output_dir"),
+    ({"source": None}, 400, "source"),
+    ({"source": ""}, 400, "source"),
+    ({"output_dir": None}, 400, "output_dir"),
+    ({"output_dir": ""}, 400, "output_dir"),
+    ({"source": 3}, 400, "source"),
+    ({"output_dir": ["a"]}, 400, "output_dir"),
+    ({"max_workers": "8"}, 400, "max_workers"),
+    ({"max_workers": 0}, 400, "max_workers"),
+    ({"async_download": "yes"}, 400, "async_download"),
+    ({"config": [1]}, 400, "config"),
+    ({"config": "{" + SECRET}, 400, "config"),
+    ({"config": {"x": {"y": SECRET}}}, 400, "config.x"),
+    ({"source": f"s3://a:{SECRET}@b/c"}, 400, "source"),
+    ({"output_dir": "/etc"}, 403, "output_dir"),
+    ({"output_dir": "../b"}, 403, "output_dir"),
 ]
 
 
 @pytest.mark.parametrize(("change", "status", "param"), REFUSALS)
 async def test_what_is_asked_wrongly_is_refused_in_both_shapes(
-        house: DownloadsHouse, http: httpx.AsyncClient, sidecar: tuple[DownloadsHouse, httpx.AsyncClient], change: dict[str, Any], status: int,
-        param: str) -> None:
+    house: DownloadsHouse,
+    http: httpx.AsyncClient,
+    sidecar: tuple[DownloadsHouse, httpx.AsyncClient],
+    change: dict[str, Any],
+    status: int,
+    param: str,
+) -> None:
     answer = await asking(http, **change)
     assert (answer.status_code, answer.json()["error"]["param"]) == (status, param)
     beside = await asking(sidecar[1], **change)
-    assert (beside.status_code, beside.json()) == (status, {"detail": answer.json()["error"]["message"].replace(str(house.home), str(sidecar[0].home))})
+    assert (beside.status_code, beside.json()) == (
+        status,
+        {"detail": answer.json()["error"]["message"].replace(str(house.home), str(sidecar[0].home))},
+    )
     assert SECRET not in answer.text + beside.text
     assert house.downloader.runs + sidecar[0].downloader.runs == []
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"{"])
 @pytest.mark.parametrize("path", ["download_model", "downloads/verify", "downloads/repair"])
-async def test_a_body_that_is_no_object_is_refused(http: httpx.AsyncClient, sidecar: tuple[DownloadsHouse, httpx.AsyncClient], body: bytes,
-                                                   path: str) -> None:
+async def test_a_body_that_is_no_object_is_refused(
+    http: httpx.AsyncClient, sidecar: tuple[DownloadsHouse, httpx.AsyncClient], body: bytes, path: str
+) -> None:
     answer = await http.post(f"/v1/{path}", content=body)
     assert (answer.status_code, answer.json()["error"]["type"]) == (400, "invalid_request_error")
-    assert (await sidecar[1].post(f"/v1/{path}", content=body)).json() == {"detail": answer.json()["error"]["message"]}
+    assert (await sidecar[1].post(f"/v1/{path}", content=body)).json() == {
+        "detail": answer.json()["error"]["message"]
+    }
 
 
-FAILURES = [(Forbidden("f.bin: 403 from there."), 403), (NotFound("There is no such repository."), 404), (Conflict("f.bin: no space left."), 409),
-            (Invalid("There is no such scheme."), 400), (UpstreamFailed("f.bin: wrong checksum."), 502), (TimedOut("f.bin: silence."), 504),
-            (ZeroDivisionError("oops"), 500)]
+FAILURES = [
+    (Forbidden("f.bin: 403 from there."), 403),
+    (NotFound("There is no such repository."), 404),
+    (Conflict("f.bin: no space left."), 409),
+    (Invalid("There is no such scheme."), 400),
+    (UpstreamFailed("f.bin: wrong checksum."), 502),
+    (TimedOut("f.bin: silence."), 504),
+    (ZeroDivisionError("oops"), 500),
+]
 
 
 @pytest.mark.parametrize(("error", "status"), FAILURES)
 async def test_a_failure_has_its_status_on_the_main_port_and_500_on_the_sidecars(
-        house: DownloadsHouse, http: httpx.AsyncClient, sidecar: tuple[DownloadsHouse, httpx.AsyncClient], error: Exception, status: int) -> None:
+    house: DownloadsHouse,
+    http: httpx.AsyncClient,
+    sidecar: tuple[DownloadsHouse, httpx.AsyncClient],
+    error: Exception,
+    status: int,
+) -> None:
     house.downloader.at_once = sidecar[0].downloader.at_once = error
     answer, beside = await asking(http), await asking(sidecar[1])
     said = error.message if isinstance(error, ApplianceError) else "Something failed inside the appliance"
@@ -119,10 +184,14 @@ async def test_a_failure_has_its_status_on_the_main_port_and_500_on_the_sidecars
     assert beside.json()["detail"].startswith(f"Download failed: {said}")
 
 
-async def test_a_caller_that_leaves_cancels_only_what_nobody_else_wants(house: DownloadsHouse, http: httpx.AsyncClient) -> None:
+async def test_a_caller_that_leaves_cancels_only_what_nobody_else_wants(
+    house: DownloadsHouse, http: httpx.AsyncClient
+) -> None:
     first, second = asking(http), asking(http)
     run = await house.downloader.next()
-    assert await until(lambda: house.jobs.all() != [] and house.jobs._going[house.jobs.all()[0].id].waiters == 2)
+    assert await until(
+        lambda: house.jobs.all() != [] and house.jobs._going[house.jobs.all()[0].id].waiters == 2
+    )
     first.cancel()
     assert await until(lambda: house.jobs._going[house.jobs.all()[0].id].waiters == 1)
     assert not run.was_cancelled
@@ -135,38 +204,61 @@ async def test_a_caller_that_leaves_cancels_only_what_nobody_else_wants(house: D
     assert await until(lambda: house.jobs.all()[0].state == "cancelled")
 
 
-async def test_the_same_with_other_settings_is_a_conflict_while_it_runs(house: DownloadsHouse, http: httpx.AsyncClient) -> None:
+async def test_the_same_with_other_settings_is_a_conflict_while_it_runs(
+    house: DownloadsHouse, http: httpx.AsyncClient
+) -> None:
     await asking(http, async_download=True)
     answer = await asking(http, config={"revision": "v2"})
     assert (answer.status_code, answer.json()["error"]["code"]) == (409, "download_runs")
 
 
 async def test_operators_only(tmp_path: Path) -> None:
-    async with downloads_house(tmp_path, APPLIANCE_API_KEYS="client-key", OPERATOR_API_KEYS="operator-key") as house, \
-            httpx.AsyncClient(base_url=house.base_url) as client:
-        asked = [("POST", "/v1/download_model"), ("GET", "/v1/jobs"), ("GET", "/v1/jobs/x"), ("DELETE", "/v1/jobs/x"), ("GET", "/v1/jobs/x/stream"),
-                 ("POST", "/v1/downloads/verify"), ("POST", "/v1/downloads/repair")]
+    async with (
+        downloads_house(tmp_path, APPLIANCE_API_KEYS="client-key", OPERATOR_API_KEYS="operator-key") as house,
+        httpx.AsyncClient(base_url=house.base_url) as client,
+    ):
+        asked = [
+            ("POST", "/v1/download_model"),
+            ("GET", "/v1/jobs"),
+            ("GET", "/v1/jobs/x"),
+            ("DELETE", "/v1/jobs/x"),
+            ("GET", "/v1/jobs/x/stream"),
+            ("POST", "/v1/downloads/verify"),
+            ("POST", "/v1/downloads/repair"),
+        ]
         for method, path in asked:
             assert (await client.request(method, path)).status_code == 401
-            assert (await client.request(method, path, headers={"X-API-Key": "client-key"})).status_code == 403
+            assert (
+                await client.request(method, path, headers={"X-API-Key": "client-key"})
+            ).status_code == 403
         assert (await client.get("/v1/jobs", headers={"X-API-Key": "operator-key"})).json() == {"jobs": []}
 
 
 # ---- jobs
 
-async def test_a_job_is_cancelled_by_delete_and_whoever_waits_is_told(house: DownloadsHouse, http: httpx.AsyncClient) -> None:
+
+async def test_a_job_is_cancelled_by_delete_and_whoever_waits_is_told(
+    house: DownloadsHouse, http: httpx.AsyncClient
+) -> None:
     answering = asking(http)
     run = await house.downloader.next()
     job_id = house.jobs.all()[0].id
     cancelled = await http.delete(f"/v1/jobs/{job_id}")
     assert (cancelled.status_code, cancelled.json()["state"]) == (200, "cancelled")
     assert run.was_cancelled
-    assert ((await answering).status_code, (await answering).json()["error"]["code"]) == (409, "download_cancelled")
+    assert ((await answering).status_code, (await answering).json()["error"]["code"]) == (
+        409,
+        "download_cancelled",
+    )
     assert (await http.delete(f"/v1/jobs/{job_id}")).json()["state"] == "cancelled"
 
 
-@pytest.mark.parametrize(("method", "path"), [("GET", "/v1/jobs/x"), ("DELETE", "/v1/jobs/x"), ("GET", "/v1/jobs/x/stream")])
-async def test_a_job_that_there_is_not(http: httpx.AsyncClient, sidecar: tuple[DownloadsHouse, httpx.AsyncClient], method: str, path: str) -> None:
+@pytest.mark.parametrize(
+    ("method", "path"), [("GET", "/v1/jobs/x"), ("DELETE", "/v1/jobs/x"), ("GET", "/v1/jobs/x/stream")]
+)
+async def test_a_job_that_there_is_not(
+    http: httpx.AsyncClient, sidecar: tuple[DownloadsHouse, httpx.AsyncClient], method: str, path: str
+) -> None:
     answer = await http.request(method, path)
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "no_such_job")
     beside = await sidecar[1].request(method, path)
@@ -174,7 +266,12 @@ async def test_a_job_that_there_is_not(http: httpx.AsyncClient, sidecar: tuple[D
 
 
 async def test_another_method_is_refused(http: httpx.AsyncClient) -> None:
-    for method, path in (("GET", "/v1/download_model"), ("POST", "/v1/jobs"), ("PUT", "/v1/jobs/x"), ("GET", "/v1/downloads/verify")):
+    for method, path in (
+        ("GET", "/v1/download_model"),
+        ("POST", "/v1/jobs"),
+        ("PUT", "/v1/jobs/x"),
+        ("GET", "/v1/downloads/verify"),
+    ):
         assert (await http.request(method, path)).status_code == 405, path
 
 
@@ -187,7 +284,9 @@ async def following(client: httpx.AsyncClient, job_id: str) -> AsyncIterator[Asy
 
 
 @pytest.mark.parametrize("end", ["completed", "failed", "cancelled", "interrupted"])
-async def test_the_feed_tells_progress_and_ends_with_how_it_ended(house: DownloadsHouse, http: httpx.AsyncClient, end: str) -> None:
+async def test_the_feed_tells_progress_and_ends_with_how_it_ended(
+    house: DownloadsHouse, http: httpx.AsyncClient, end: str
+) -> None:
     job_id = (await asking(http, async_download=True)).json()["job"]
     run = await house.downloader.next()
     async with following(http, job_id) as events:
@@ -195,7 +294,11 @@ async def test_the_feed_tells_progress_and_ends_with_how_it_ended(house: Downloa
         assert (name, job["state"], job["id"]) == ("progress", "running", job_id)
         run.progress(60)
         name, job = await asyncio.wait_for(anext(events), 5)
-        assert (name, job["progress"]["done_bytes"], job["progress"]["rate_bytes_s"]) == ("progress", 60, 12.5)
+        assert (name, job["progress"]["done_bytes"], job["progress"]["rate_bytes_s"]) == (
+            "progress",
+            60,
+            12.5,
+        )
         match end:
             case "completed":
                 run.finish()
@@ -206,7 +309,11 @@ async def test_the_feed_tells_progress_and_ends_with_how_it_ended(house: Downloa
             case _:
                 await house.jobs.close()
         rest = [event async for event in events]
-        assert (rest[-1][0], rest[-1][1]["state"], rest[-1][1]["error"]) == (end, end, "It went away." if end == "failed" else None)
+        assert (rest[-1][0], rest[-1][1]["state"], rest[-1][1]["error"]) == (
+            end,
+            end,
+            "It went away." if end == "failed" else None,
+        )
     async with following(http, job_id) as events:
         assert [name async for name, _ in events] == [end]
 
@@ -222,32 +329,48 @@ async def test_a_follower_that_leaves_changes_nothing(house: DownloadsHouse, htt
 
 # ---- folders
 
+
 async def test_a_folder_is_verified(house: DownloadsHouse, http: httpx.AsyncClient, tmp_path: Path) -> None:
     answer = await http.post("/v1/downloads/verify", json={"output_dir": "a"})
     assert answer.json() == {"output_dir": f"{tmp_path}/home/a", "ok": True, "flaws": []}
-    house.downloader.flaws = [Flaw("x.bin", "checksum", "sha256 differs")]
+    house.downloader.flaws = [FileFault("x.bin", "checksum", "sha256 differs")]
     answer = await http.post("/v1/downloads/verify", json={"output_dir": "a"})
-    assert (answer.json()["ok"], answer.json()["flaws"]) == (False, [{"path": "x.bin", "kind": "checksum", "detail": "sha256 differs"}])
+    assert (answer.json()["ok"], answer.json()["flaws"]) == (
+        False,
+        [{"path": "x.bin", "kind": "checksum", "detail": "sha256 differs"}],
+    )
     house.downloader.refuses = NotFound("Nothing was downloaded to it.")
     assert (await http.post("/v1/downloads/verify", json={"output_dir": "a"})).status_code == 404
 
 
-async def test_a_folder_is_repaired_as_a_job(house: DownloadsHouse, http: httpx.AsyncClient, tmp_path: Path) -> None:
-    answering = asyncio.create_task(http.post("/v1/downloads/repair", json={"output_dir": "a", "config": {"hf_token": SECRET}}))
+async def test_a_folder_is_repaired_as_a_job(
+    house: DownloadsHouse, http: httpx.AsyncClient, tmp_path: Path
+) -> None:
+    answering = asyncio.create_task(
+        http.post("/v1/downloads/repair", json={"output_dir": "a", "config": {"hf_token": SECRET}})
+    )
     run = await house.downloader.next()
     assert (run.wish.output_dir, run.wish.config) == (tmp_path / "home" / "a", {"hf_token": SECRET})
-    job, = (await http.get("/v1/jobs")).json()["jobs"]
+    (job,) = (await http.get("/v1/jobs")).json()["jobs"]
     assert (job["kind"], job["source"], job["state"]) == ("repair", "", "running")
     run.finish()
     body = (await answering).json()
-    assert body == {"status": "completed", "message": f"{tmp_path}/home/a is as it should be.", "output_dir": f"{tmp_path}/home/a", "job": job["id"],
-                    "files": 2, "bytes": 100}
+    assert body == {
+        "status": "completed",
+        "message": f"{tmp_path}/home/a is as it should be.",
+        "output_dir": f"{tmp_path}/home/a",
+        "job": job["id"],
+        "files": 2,
+        "bytes": 100,
+    }
     started = await http.post("/v1/downloads/repair", json={"output_dir": "a", "async_download": True})
     assert (started.status_code, started.json()["status"]) == (202, "started")
 
 
 @pytest.mark.parametrize("path", ["/v1/downloads/verify", "/v1/downloads/repair"])
-async def test_folders_that_may_not_or_cannot_be_looked_at(house: DownloadsHouse, http: httpx.AsyncClient, path: str) -> None:
+async def test_folders_that_may_not_or_cannot_be_looked_at(
+    house: DownloadsHouse, http: httpx.AsyncClient, path: str
+) -> None:
     for folder, status in ((None, 400), ("", 400), (3, 400), ("/etc", 403), ("..", 403)):
         assert (await http.post(path, json={"output_dir": folder})).status_code == status
     await asking(http, async_download=True)
@@ -259,29 +382,43 @@ async def test_a_repair_that_fails_on_the_sidecar(sidecar: tuple[DownloadsHouse,
     house, client = sidecar
     house.downloader.at_once = NotFound("Nothing was downloaded to it.")
     answer = await client.post("/v1/downloads/repair", json={"output_dir": "a"})
-    assert (answer.status_code, answer.json()) == (500, {"detail": "Repair failed: Nothing was downloaded to it."})
+    assert (answer.status_code, answer.json()) == (
+        500,
+        {"detail": "Repair failed: Nothing was downloaded to it."},
+    )
 
 
 # ---- credentials
 
+
 @pytest.mark.parametrize("is_sidecar", [False, True])
 async def test_credentials_come_back_by_no_address(tmp_path: Path, is_sidecar: bool) -> None:
     path = tmp_path / "jobs.json"
-    async with downloads_house(tmp_path / "home", is_sidecar=is_sidecar, jobs_path=path) as house, \
-            httpx.AsyncClient(base_url=house.base_url, timeout=10) as client:
+    async with (
+        downloads_house(tmp_path / "home", is_sidecar=is_sidecar, jobs_path=path) as house,
+        httpx.AsyncClient(base_url=house.base_url, timeout=10) as client,
+    ):
         seen = []
         for key in ("hf_token", "ms_token", "access_key", "secret_key", "unheard_of"):
             house.downloader.at_once = Forbidden(f"file.bin: {key}={SECRET} was refused with {SECRET}.")
             for config in ({key: SECRET}, json.dumps({key: SECRET})):
-                answer = await client.post("/v1/download_model", json={"source": f"https://host/f?sig={SECRET}", "output_dir": key, "config": config})
+                answer = await client.post(
+                    "/v1/download_model",
+                    json={"source": f"https://host/f?sig={SECRET}", "output_dir": key, "config": config},
+                )
                 assert answer.status_code in {403, 500}
                 assert "[secret]" in answer.text
                 job_id = (await client.get("/v1/jobs")).json()["jobs"][0]["id"]
                 feed = await client.get(f"/v1/jobs/{job_id}/stream")
                 assert b"event: failed" in feed.content
-                answers = [answer, feed, await client.get(f"/v1/jobs/{job_id}"), await client.delete(f"/v1/jobs/{job_id}")]
+                answers = [
+                    answer,
+                    feed,
+                    await client.get(f"/v1/jobs/{job_id}"),
+                    await client.delete(f"/v1/jobs/{job_id}"),
+                ]
                 seen += [one.text + repr(one.headers) for one in answers]
         listed = await client.get("/v1/jobs")
         assert len(listed.json()["jobs"]) == 10
-        receipts = await client.get("/receipts")            # on the main port
+        receipts = await client.get("/receipts")  # on the main port
         assert SECRET not in "".join(seen) + listed.text + receipts.text + path.read_text()

@@ -2,18 +2,33 @@
 
 import pytest
 
-from appliance.front.call import Answer
-from appliance.front.heads import BadHead, answer_head, read_head, upgrade_of
+from appliance.front.pipeline.heads import BadHead, answer_head, read_head, upgrade_of
+from appliance.front.pipeline.response import Response
 
 UPGRADE = b"GET /ws?a=%20b HTTP/1.1\r\nHost: x\r\nConnection: keep-alive, Upgrade\r\nUpgrade: websocket\r\nX-Two: 1\r\nx-two: 2\r\n\r\n"
 
 
-@pytest.mark.parametrize(("head", "headers", "may_stay"), [
-    (b"POST /a HTTP/1.1\r\nHost: x\r\nX-A: 1\r\nx-a: 2\r\nContent-Length: 3\r\n\r\n", {"host": "x", "x-a": "1, 2", "content-length": "3"}, True),
-    (b"POST /a HTTP/1.1\r\nConnection: close\r\nContent-Length: 3\r\nX-B: caf\xe9\r\n\r\n", {"connection": "close", "content-length": "3", "x-b": "caf\xe9"}, False),
-    (b"POST /a HTTP/1.1\r\nConnection: Close\r\nContent-Length: 0\r\n\r\n", {"connection": "Close", "content-length": "0"}, False),
-    (b"POST /a HTTP/1.0\r\n\r\n", {}, False),
-])
+@pytest.mark.parametrize(
+    ("head", "headers", "may_stay"),
+    [
+        (
+            b"POST /a HTTP/1.1\r\nHost: x\r\nX-A: 1\r\nx-a: 2\r\nContent-Length: 3\r\n\r\n",
+            {"host": "x", "x-a": "1, 2", "content-length": "3"},
+            True,
+        ),
+        (
+            b"POST /a HTTP/1.1\r\nConnection: close\r\nContent-Length: 3\r\nX-B: caf\xe9\r\n\r\n",
+            {"connection": "close", "content-length": "3", "x-b": "caf\xe9"},
+            False,
+        ),
+        (
+            b"POST /a HTTP/1.1\r\nConnection: Close\r\nContent-Length: 0\r\n\r\n",
+            {"connection": "Close", "content-length": "0"},
+            False,
+        ),
+        (b"POST /a HTTP/1.0\r\n\r\n", {}, False),
+    ],
+)
 def test_a_request_is_read(head: bytes, headers: dict[str, str], may_stay: bool) -> None:
     assert read_head(head) == (headers, may_stay)
 
@@ -28,22 +43,53 @@ def test_a_wish_for_another_protocol_is_read() -> None:
     found = upgrade_of(UPGRADE)
     assert found is not None
     assert (found.target, found.path) == ("/ws?a=%20b", "/ws")
-    assert found.fields == [("Host", "x"), ("Connection", "keep-alive, Upgrade"), ("Upgrade", "websocket"), ("X-Two", "1"), ("x-two", "2")]
-    assert found.headers == {"host": "x", "connection": "keep-alive, Upgrade", "upgrade": "websocket", "x-two": "1, 2"}
+    assert found.fields == [
+        ("Host", "x"),
+        ("Connection", "keep-alive, Upgrade"),
+        ("Upgrade", "websocket"),
+        ("X-Two", "1"),
+        ("x-two", "2"),
+    ]
+    assert found.headers == {
+        "host": "x",
+        "connection": "keep-alive, Upgrade",
+        "upgrade": "websocket",
+        "x-two": "1, 2",
+    }
 
 
-@pytest.mark.parametrize("head", [
-    UPGRADE.replace(b"GET", b"PUT"), UPGRADE.replace(b"websocket", b"h2c"), UPGRADE.replace(b"keep-alive, Upgrade", b"keep-alive"),
-    UPGRADE.replace(b"1.1", b"1.0"), UPGRADE.replace(b"Host: x", b"no colon"), b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
-], ids=["no-get", "h2c", "connection-does-not-say-so", "http-1.0", "unreadable", "none"])
+@pytest.mark.parametrize(
+    "head",
+    [
+        UPGRADE.replace(b"GET", b"PUT"),
+        UPGRADE.replace(b"websocket", b"h2c"),
+        UPGRADE.replace(b"keep-alive, Upgrade", b"keep-alive"),
+        UPGRADE.replace(b"1.1", b"1.0"),
+        UPGRADE.replace(b"Host: x", b"no colon"),
+        b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+    ],
+    ids=["no-get", "h2c", "connection-does-not-say-so", "http-1.0", "unreadable", "none"],
+)
 def test_what_is_no_such_wish_is_none(head: bytes) -> None:
     assert upgrade_of(head) is None
 
 
-@pytest.mark.parametrize(("answer", "may_stay", "written"), [
-    (Answer(), True, b"HTTP/1.1 200 OK\r\nDate: d\r\nContent-Length: 0\r\nContent-Type: application/json\r\n\r\n"),
-    (Answer(299, content_type="text/plain", headers=[("X-A", "caf\xe9 \u20ac")]), False,
-     b"HTTP/1.1 299 Status\r\nDate: d\r\nContent-Length: 0\r\nContent-Type: text/plain\r\nX-A: caf\xe9 ?\r\nConnection: close\r\n\r\n"),
-])
-def test_an_answer_is_written(answer: Answer, may_stay: bool, written: bytes) -> None:
-    assert answer_head(answer, b"Content-Length: 0\r\n", date_line=b"Date: d\r\n", may_stay=may_stay) == written
+@pytest.mark.parametrize(
+    ("answer", "may_stay", "written"),
+    [
+        (
+            Response(),
+            True,
+            b"HTTP/1.1 200 OK\r\nDate: d\r\nContent-Length: 0\r\nContent-Type: application/json\r\n\r\n",
+        ),
+        (
+            Response(299, content_type="text/plain", headers=[("X-A", "caf\xe9 \u20ac")]),
+            False,
+            b"HTTP/1.1 299 Status\r\nDate: d\r\nContent-Length: 0\r\nContent-Type: text/plain\r\nX-A: caf\xe9 ?\r\nConnection: close\r\n\r\n",
+        ),
+    ],
+)
+def test_an_answer_is_written(answer: Response, may_stay: bool, written: bytes) -> None:
+    assert (
+        answer_head(answer, b"Content-Length: 0\r\n", date_line=b"Date: d\r\n", may_stay=may_stay) == written
+    )

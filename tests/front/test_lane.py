@@ -54,38 +54,73 @@ async def test_a_request_may_come_in_pieces(start: Start, size: int) -> None:
     reader, writer = await asyncio.open_connection(host, port)
     request = HEAD % len(BODY) + b"\r\n" + BODY
     for i in range(0, len(request), size):
-        writer.write(request[i: i + size])
+        writer.write(request[i : i + size])
         await asyncio.sleep(0)
     assert (await reader.readline()).startswith(b"HTTP/1.1 200")
     writer.close()
 
 
-@pytest.mark.parametrize("head", [
-    b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY),
-    b"POST /v1/chat/completions?x=1 HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(BODY), BODY),
-    b"POST /v1/chat/completions HTTP/1.0\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(BODY), BODY),
-    b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n%b" % (len(BODY), BODY),
-])
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n"
+        % (len(BODY), BODY),
+        b"POST /v1/chat/completions?x=1 HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b"
+        % (len(BODY), BODY),
+        b"POST /v1/chat/completions HTTP/1.0\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(BODY), BODY),
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n%b"
+        % (len(BODY), BODY),
+    ],
+)
 async def test_the_rare_forms_are_served_just_the_same(start: Start, head: bytes) -> None:
     out = await talk(await start(), head)
     assert b" 200 OK" in out
     assert b"You said: Hello" in out
 
 
-@pytest.mark.parametrize(("data", "code", "text"), [
-    (b"GARBAGE\r\n\r\n", 400, b""), (b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello", 400, b"head"),
-    (b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999\r\n\r\n", 413, b"MAX_BODY_BYTES"),
-    (b"POST /api/chat HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999\r\n\r\n", 413, b'{"error":"The request'),
-    (b"GET / HTTP/1.1\r\nX: " + b"a" * 40_000, 431, b"MAX_HEADER_BYTES"),
-    (b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 40_000 + b"\r\n\r\n", 431, b"MAX_HEADER_BYTES"),
-    (b"GET /v1/chat/completions HTTP/1.1\r\nHost: x\r\n\r\n", 405, b"POST"), (b"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n", 404, b"not_found"),
-    (b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}", 400, b'"param":"input"'),
-    (b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\n{", 400, b"invalid_json"),
-    (b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n", 400, b"missing_body"),
-    (b"POST /v1/responses HTTP/1.1\r\nHost: x\r\nContent-Length: 42\r\n\r\n" + b'{"input":"x","previous_response_id":"r_1"}', 400, b'"param":"previous_response_id"'),
-    (b"GET /v1/responses/r_1 HTTP/1.1\r\nHost: x\r\n\r\n", 404, b"not stored"), (b"GET /receipts/none HTTP/1.1\r\nHost: x\r\n\r\n", 404, b"last thousand"),
-])
-async def test_what_cannot_be_taken_is_refused_in_words(start: Start, data: bytes, code: int, text: bytes) -> None:
+@pytest.mark.parametrize(
+    ("data", "code", "text"),
+    [
+        (b"GARBAGE\r\n\r\n", 400, b""),
+        (
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello",
+            400,
+            b"head",
+        ),
+        (
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999\r\n\r\n",
+            413,
+            b"MAX_BODY_BYTES",
+        ),
+        (
+            b"POST /api/chat HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999\r\n\r\n",
+            413,
+            b'{"error":"The request',
+        ),
+        (b"GET / HTTP/1.1\r\nX: " + b"a" * 40_000, 431, b"MAX_HEADER_BYTES"),
+        (
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 40_000 + b"\r\n\r\n",
+            431,
+            b"MAX_HEADER_BYTES",
+        ),
+        (b"GET /v1/chat/completions HTTP/1.1\r\nHost: x\r\n\r\n", 405, b"POST"),
+        (b"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n", 404, b"not_found"),
+        (b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}", 400, b'"param":"input"'),
+        (b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\n{", 400, b"invalid_json"),
+        (b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n", 400, b"missing_body"),
+        (
+            b"POST /v1/responses HTTP/1.1\r\nHost: x\r\nContent-Length: 42\r\n\r\n"
+            + b'{"input":"x","previous_response_id":"r_1"}',
+            400,
+            b'"param":"previous_response_id"',
+        ),
+        (b"GET /v1/responses/r_1 HTTP/1.1\r\nHost: x\r\n\r\n", 404, b"not stored"),
+        (b"GET /receipts/none HTTP/1.1\r\nHost: x\r\n\r\n", 404, b"last thousand"),
+    ],
+)
+async def test_what_cannot_be_taken_is_refused_in_words(
+    start: Start, data: bytes, code: int, text: bytes
+) -> None:
     out = await talk(await start(), data)
     assert status(out) == code
     assert text in out
@@ -109,18 +144,26 @@ async def test_a_refusal_reaches_a_client_that_is_still_sending(start: Start) ->
 
 async def test_a_large_chunked_body_is_refused_while_it_comes(start: Start) -> None:
     running = await start(MAX_BODY_BYTES="2000")
-    out = await talk(running, b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + b"400\r\n" + b" " * 1024 + b"\r\n",
-                     more=b"800\r\n" + b" " * 2048 + b"\r\n")
+    out = await talk(
+        running,
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+        + b"400\r\n"
+        + b" " * 1024
+        + b"\r\n",
+        more=b"800\r\n" + b" " * 2048 + b"\r\n",
+    )
     assert status(out) == 413
 
 
-@pytest.mark.parametrize(("data", "code"), [(b"POST /v1/chat", 408), (b"", 0), (HEAD % 100 + b"\r\nhalf", 408)])
+@pytest.mark.parametrize(
+    ("data", "code"), [(b"POST /v1/chat", 408), (b"", 0), (HEAD % 100 + b"\r\nhalf", 408)]
+)
 async def test_slow_clients_are_not_waited_for(start: Start, data: bytes, code: int) -> None:
     running = await start(HEADER_TIMEOUT_S="0.3", BODY_TIMEOUT_S="0.3")
     host, port = running.appliance.http_addresses[0]
     reader, writer = await asyncio.open_connection(host, port)
     writer.write(data)
-    out = await asyncio.wait_for(reader.read(), 10)     # ends when the server closes
+    out = await asyncio.wait_for(reader.read(), 10)  # ends when the server closes
     assert status(out) == code
     writer.close()
 
@@ -140,14 +183,16 @@ async def test_idle_connections_are_closed_and_too_many_turned_away(start: Start
     running = await start(KEEPALIVE_TIMEOUT_S="0.3", MAX_CONNECTIONS="3")
     host, port = running.appliance.http_addresses[0]
     held = [await asyncio.open_connection(host, port) for _ in range(3)]
-    await until(lambda: len(running.appliance.server.lanes) == 3)
+    await until(lambda: len(running.appliance.server.connections) == 3)
     out = await talk(running, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
     assert status(out) == 503
     assert b"Retry-After" in out
     for _, writer in held:
         writer.write(HEAD % len(BODY) + b"\r\n" + BODY)
     for reader, writer in held:
-        assert (await asyncio.wait_for(reader.read(), 10)).startswith(b"HTTP/1.1 200")      # answered, then closed when idle
+        assert (await asyncio.wait_for(reader.read(), 10)).startswith(
+            b"HTTP/1.1 200"
+        )  # answered, then closed when idle
         writer.close()
 
 
@@ -158,8 +203,8 @@ async def test_a_client_that_does_not_read_is_given_up(start: Start) -> None:
     writer.transport.pause_reading()
     body = b'{"stream":true,"messages":[{"role":"user","content":"demo: long 100000"}]}'
     writer.write(HEAD % len(body) + b"\r\n" + body)
-    assert await until(lambda: running.appliance.desk.in_flight == 1)
-    assert await until(lambda: running.appliance.desk.in_flight == 0, seconds=10)
+    assert await until(lambda: running.appliance.pipeline.in_flight == 1)
+    assert await until(lambda: running.appliance.pipeline.in_flight == 0, seconds=10)
     assert running.appliance.receipts.latest(1)[0].finish == "client_left"
     writer.close()
 
@@ -167,7 +212,9 @@ async def test_a_client_that_does_not_read_is_given_up(start: Start) -> None:
 async def test_cors_for_named_origins_alone(start: Start) -> None:
     running = await start(CORS_ORIGINS="https://app.example")
     ask = HEAD % len(BODY) + b"Origin: %b\r\n\r\n" + BODY
-    assert b"Access-Control-Allow-Origin: https://app.example\r\n" in await talk(running, ask % b"https://app.example")
+    assert b"Access-Control-Allow-Origin: https://app.example\r\n" in await talk(
+        running, ask % b"https://app.example"
+    )
     assert b"Access-Control-Allow-Origin" not in await talk(running, ask % b"https://evil.example")
     preflight = b"OPTIONS /v1/chat/completions HTTP/1.1\r\nHost: x\r\nOrigin: https://app.example\r\nAccess-Control-Request-Headers: x-a\r\n\r\n"
     out = await talk(running, preflight)
@@ -187,7 +234,9 @@ async def test_ids_come_back_and_bad_ones_are_replaced(start: Start) -> None:
 async def test_operators_addresses_want_an_operators_key(start: Start) -> None:
     running = await start(APPLIANCE_API_KEYS="client-key-1", OPERATOR_API_KEYS="operator-key-1")
     ask = b"GET /receipts HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %b\r\n\r\n"
-    assert [status(await talk(running, ask % key)) for key in (b"operator-key-1", b"client-key-1", b"nobody", b"")] == [200, 403, 401, 401]
+    assert [
+        status(await talk(running, ask % key)) for key in (b"operator-key-1", b"client-key-1", b"nobody", b"")
+    ] == [200, 403, 401, 401]
     assert status(await talk(running, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")) == 200
     assert status(await talk(running, b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")) == 401
 
@@ -196,18 +245,31 @@ async def test_metrics_count_what_happened(start: Start) -> None:
     running = await start(GPU_MODE="simulated")
     await talk(running, HEAD % len(BODY) + b"\r\n" + BODY)
     text = (await talk(running, b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")).decode()
-    for line in ('appliance_requests_total{route="/v1/chat/completions",status="200"} 1.0', 'simulated="true"', "appliance_build_info{",
-                 'appliance_tokens_total{backend="demo",kind="completion"}', "appliance_request_duration_seconds_bucket"):
+    for line in (
+        'appliance_requests_total{route="/v1/chat/completions",status="200"} 1.0',
+        'simulated="true"',
+        "appliance_build_info{",
+        'appliance_tokens_total{backend="demo",kind="completion"}',
+        "appliance_request_duration_seconds_bucket",
+    ):
         assert line in text
 
 
 async def test_metrics_show_rested_endpoints_and_the_pool(start: Start, hosted) -> None:
-    running = await start(NOVITA_API_KEY=hosted.key, NOVITA_OPENAI_ENDPOINTS=f"http://127.0.0.1:9/v1;{hosted.base_url}", BREAKER_FAILURES="1")
+    running = await start(
+        NOVITA_API_KEY=hosted.key,
+        NOVITA_OPENAI_ENDPOINTS=f"http://127.0.0.1:9/v1;{hosted.base_url}",
+        BREAKER_FAILURES="1",
+    )
     await talk(running, HEAD % len(BODY) + b"\r\n" + BODY)
     text = (await talk(running, b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")).decode()
-    for line in ('appliance_upstream_breaker_open{backend="hosted",endpoint="http://127.0.0.1:9/v1"} 1.0',
-                 f'appliance_upstream_breaker_open{{backend="hosted",endpoint="{hosted.base_url}"}} 0.0',
-                 'appliance_upstream_connections{state="idle"} 1.0', 'outcome="connect"', "appliance_upstream_first_byte_seconds_count"):
+    for line in (
+        'appliance_upstream_breaker_open{backend="hosted",endpoint="http://127.0.0.1:9/v1"} 1.0',
+        f'appliance_upstream_breaker_open{{backend="hosted",endpoint="{hosted.base_url}"}} 0.0',
+        'appliance_upstream_connections{state="idle"} 1.0',
+        'outcome="connect"',
+        "appliance_upstream_first_byte_seconds_count",
+    ):
         assert line in text
 
 

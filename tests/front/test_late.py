@@ -9,13 +9,17 @@ from typing import Any
 import pytest
 
 from appliance.base.errors import ApplianceError, Exhausted
-from appliance.front.call import Answer, Derived
-from appliance.front.errors import error_event
-from appliance.front.late import Late, in_time
+from appliance.front.pipeline.errors import error_event
+from appliance.front.pipeline.late import LateStream, within_heartbeat
+from appliance.front.pipeline.response import DerivedStream, Response
 
 SOON_S, NEVER_S = 0.001, 60.0
-FORM = Answer(content_type="application/x-ndjson", headers=[("Cache-Control", "no-cache")], heartbeat=b" ",
-              on_error=partial(error_event, dialect="ollama"))
+FORM = Response(
+    content_type="application/x-ndjson",
+    headers=[("Cache-Control", "no-cache")],
+    heartbeat=b" ",
+    on_error=partial(error_event, dialect="ollama"),
+)
 
 
 class Source:
@@ -33,33 +37,33 @@ async def two() -> AsyncGenerator[bytes, None]:
     yield b"2\n"
 
 
-async def given(answer: Answer) -> Answer:
+async def given(answer: Response) -> Response:
     return answer
 
 
-async def late(answering: "asyncio.Future[Answer]", **how: Any) -> Answer:
-    answer = await in_time(answering, FORM, heartbeat_s=SOON_S, **how)
-    assert isinstance(answer.pieces, Late)
+async def late(answering: "asyncio.Future[Response]", **how: Any) -> Response:
+    answer = await within_heartbeat(answering, FORM, heartbeat_s=SOON_S, **how)
+    assert isinstance(answer.pieces, LateStream)
     return answer
 
 
-def future() -> "asyncio.Future[Answer]":
+def future() -> "asyncio.Future[Response]":
     return asyncio.get_running_loop().create_future()
 
 
 @pytest.mark.parametrize("heartbeat_s", [0.0, NEVER_S])
 async def test_what_comes_in_time_is_given_as_it_is(heartbeat_s: float) -> None:
-    answer = Answer(404, b"{}")
-    assert await in_time(given(answer), FORM, heartbeat_s=heartbeat_s) is answer
+    answer = Response(404, b"{}")
+    assert await within_heartbeat(given(answer), FORM, heartbeat_s=heartbeat_s) is answer
 
 
 @pytest.mark.parametrize("heartbeat_s", [0.0, NEVER_S])
 async def test_what_fails_in_time_has_a_status_of_its_own(heartbeat_s: float) -> None:
-    async def failing() -> Answer:
+    async def failing() -> Response:
         raise Exhausted("full")
 
     with pytest.raises(Exhausted, match="full"):
-        await in_time(failing(), FORM, heartbeat_s=heartbeat_s)
+        await within_heartbeat(failing(), FORM, heartbeat_s=heartbeat_s)
 
 
 async def test_late_pieces_follow_heartbeats() -> None:
@@ -69,7 +73,7 @@ async def test_late_pieces_follow_heartbeats() -> None:
     assert answer.headers == [("Cache-Control", "no-cache"), ("X-Queue-Position", "2")]
     pieces: Any = answer.pieces
     assert [await anext(pieces) for _ in range(3)] == [b" "] * 3
-    waiting.set_result(Answer(pieces=Derived(two(), source)))
+    waiting.set_result(Response(pieces=DerivedStream(two(), source)))
     assert [piece async for piece in pieces] == [b"1\n", b"2\n"]
     assert pieces.events == 3
     await pieces.aclose()
@@ -84,20 +88,25 @@ async def test_the_form_is_nobodys_own() -> None:
 async def test_a_late_answer_in_one_piece_is_the_last_piece() -> None:
     waiting = future()
     pieces: Any = (await late(waiting)).pieces
-    waiting.set_result(Answer(body=b'{"done":true}\n'))
+    waiting.set_result(Response(body=b'{"done":true}\n'))
     assert b"".join([piece async for piece in pieces]) == b' {"done":true}\n'
 
 
-@pytest.mark.parametrize(("status", "body", "said"), [
-    (400, {"error": {"message": "the prompt is too long"}}, "the prompt is too long"),
-    (429, {"error": "busy"}, "busy"),
-    (503, ["no object"], "The engine refused the request with status 503."),
-    (500, None, "The engine refused the request with status 500."),
-])
-async def test_a_late_refusal_is_an_error_with_the_engines_sentence(status: int, body: Any, said: str) -> None:
+@pytest.mark.parametrize(
+    ("status", "body", "said"),
+    [
+        (400, {"error": {"message": "the prompt is too long"}}, "the prompt is too long"),
+        (429, {"error": "busy"}, "busy"),
+        (503, ["no object"], "The engine refused the request with status 503."),
+        (500, None, "The engine refused the request with status 500."),
+    ],
+)
+async def test_a_late_refusal_is_an_error_with_the_engines_sentence(
+    status: int, body: Any, said: str
+) -> None:
     waiting = future()
     pieces: Any = (await late(waiting)).pieces
-    waiting.set_result(Answer(status, json.dumps(body).encode() if body is not None else b"<html>"))
+    waiting.set_result(Response(status, json.dumps(body).encode() if body is not None else b"<html>"))
     assert await anext(pieces) == b" "
     with pytest.raises(ApplianceError, match=said) as caught:
         await anext(pieces)
@@ -106,7 +115,7 @@ async def test_a_late_refusal_is_an_error_with_the_engines_sentence(status: int,
 
 async def test_who_leaves_before_the_first_heartbeat_ends_the_call() -> None:
     waiting = future()
-    task = asyncio.get_running_loop().create_task(in_time(waiting, FORM, heartbeat_s=NEVER_S))
+    task = asyncio.get_running_loop().create_task(within_heartbeat(waiting, FORM, heartbeat_s=NEVER_S))
     await asyncio.sleep(0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -125,7 +134,7 @@ async def test_who_leaves_between_heartbeats_ends_the_call() -> None:
 async def test_who_leaves_as_the_answer_comes_closes_it() -> None:
     waiting, source = future(), Source()
     pieces: Any = (await late(waiting)).pieces
-    waiting.set_result(Answer(pieces=Derived(two(), source)))
+    waiting.set_result(Response(pieces=DerivedStream(two(), source)))
     await pieces.aclose()
     assert source.is_closed
 

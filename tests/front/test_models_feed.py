@@ -9,16 +9,21 @@ from typing import Any
 import httpx
 
 from appliance.base.clock import SystemClock
-from appliance.front.models import ModelsDoor
+from appliance.front.manager.handlers import ManagerHandlers
 from tests.front.feeds import Event, events_of
 from tests.front.models_board import BoardOfValues, door_over, off, ready
 from tests.journeys.running import until
 
 
 @asynccontextmanager
-async def following(url: str, path: str = "/v1/models/status/stream", *, method: str = "GET", **request: Any) -> AsyncIterator[AsyncIterator[Event]]:
+async def following(
+    url: str, path: str = "/v1/models/status/stream", *, method: str = "GET", **request: Any
+) -> AsyncIterator[AsyncIterator[Event]]:
     """Follow a feed with the real client; give its events, each looked at by the hand reader too: no other bytes may be in the stream."""
-    async with httpx.AsyncClient(timeout=10) as client, client.stream(method, url + path, **request) as answer:
+    async with (
+        httpx.AsyncClient(timeout=10) as client,
+        client.stream(method, url + path, **request) as answer,
+    ):
         assert answer.status_code == 200
         assert answer.headers["content-type"] == "text/event-stream; charset=utf-8"
         assert (answer.headers["cache-control"], answer.headers["x-accel-buffering"]) == ("no-cache", "no")
@@ -29,8 +34,8 @@ async def next_of(events: AsyncIterator[Event], *, seconds: float = 5) -> Event:
     return await asyncio.wait_for(anext(events), seconds)
 
 
-def door(board: BoardOfValues, **times: float) -> ModelsDoor:
-    return ModelsDoor(board, clock=SystemClock(), **times)
+def door(board: BoardOfValues, **times: float) -> ManagerHandlers:
+    return ManagerHandlers(board, clock=SystemClock(), **times)
 
 
 async def test_row_get_v1_models_status_stream_full_status_then_what_changes() -> None:
@@ -41,13 +46,29 @@ async def test_row_get_v1_models_status_stream_full_status_then_what_changes() -
             assert (name, full) == ("full_status", (await client.get(url + "/v1/models/status")).json())
         board.put(replace(off("org/b"), status="starting", load_progress=0))
         name, model = await next_of(events)
-        assert (name, model["alias"], model["status"], model["load_progress"]) == ("model_update", "org/b", "starting", 0)
+        assert (name, model["alias"], model["status"], model["load_progress"]) == (
+            "model_update",
+            "org/b",
+            "starting",
+            0,
+        )
         board.put(ready("org/b"))
         name, model = await next_of(events)
-        assert (name, model["status"], model["port"], model["load_progress"]) == ("model_update", "ready", 8085, 100)
+        assert (name, model["status"], model["port"], model["load_progress"]) == (
+            "model_update",
+            "ready",
+            8085,
+            100,
+        )
         board.put_server("initializing")
-        assert await next_of(events) == ("server_update", {"status": "initializing", "started_at": full["server"]["started_at"],
-                                                           "updated_at": "2027-01-15T07:58:31.000000Z"})
+        assert await next_of(events) == (
+            "server_update",
+            {
+                "status": "initializing",
+                "started_at": full["server"]["started_at"],
+                "updated_at": "2027-01-15T07:58:31.000000Z",
+            },
+        )
 
 
 async def test_a_change_in_nothing_that_is_told_makes_no_event() -> None:
@@ -76,7 +97,11 @@ async def test_a_heartbeat_comes_after_silence_only() -> None:
         assert (await next_of(events))[0] == "full_status"
         for _ in range(2):
             name, beat = await next_of(events)
-            assert (name, sorted(beat), beat["server_status"]) == ("heartbeat", ["server_status", "timestamp"], "ready")
+            assert (name, sorted(beat), beat["server_status"]) == (
+                "heartbeat",
+                ["server_status", "timestamp"],
+                "ready",
+            )
 
 
 async def test_followers_get_the_latest_state_and_not_every_step() -> None:
@@ -100,7 +125,7 @@ async def test_one_who_does_not_read_holds_up_nobody_and_costs_no_memory_for_ste
         for step in range(20):
             board.put(replace(off("model-0"), status="loading", load_progress=step))
             assert (await next_of(eager))[1]["load_progress"] == step
-        assert parts.desk.in_flight == 2
+        assert parts.pipeline.in_flight == 2
 
 
 async def test_a_follower_that_leaves_is_forgotten_at_once() -> None:
@@ -108,8 +133,8 @@ async def test_a_follower_that_leaves_is_forgotten_at_once() -> None:
     async with door_over(board) as (url, parts):
         async with following(url) as events:
             await next_of(events)
-            assert parts.desk.in_flight == 1
-        assert await until(lambda: parts.desk.in_flight == 0)
+            assert parts.pipeline.in_flight == 1
+        assert await until(lambda: parts.pipeline.in_flight == 0)
 
 
 async def test_the_feed_ends_with_a_server_update_when_the_server_shuts_down() -> None:
@@ -125,24 +150,50 @@ async def test_the_feed_ends_with_a_server_update_when_the_server_shuts_down() -
 async def test_closing_the_door_ends_all_feeds_at_once_with_a_last_word() -> None:
     board = BoardOfValues(off("a"))
     models = door(board)
-    async with door_over(board, door=models) as (url, parts), following(url) as status, following(url, "/metrics/stream") as metrics:
+    async with (
+        door_over(board, door=models) as (url, parts),
+        following(url) as status,
+        following(url, "/metrics/stream") as metrics,
+    ):
         await next_of(status)
         await next_of(metrics)
         models.close()
-        assert [(name, data["status"]) for name, data in [event async for event in status]] == [("server_update", "shutting_down")]
+        assert [(name, data["status"]) for name, data in [event async for event in status]] == [
+            ("server_update", "shutting_down")
+        ]
         assert [event async for event in metrics] == [("shutdown", {"message": "Server shutting down"})]
-        assert await until(lambda: parts.desk.in_flight == 0)
+        assert await until(lambda: parts.pipeline.in_flight == 0)
 
 
 async def test_row_get_metrics_stream_metrics_then_heartbeats_then_shutdown() -> None:
     board = BoardOfValues(ready("a"), off("b"))
-    async with door_over(board, door=door(board, every_s=0.02, silence_s=0.05)) as (url, _), following(url, "/metrics/stream") as events:
+    async with (
+        door_over(board, door=door(board, every_s=0.02, silence_s=0.05)) as (url, _),
+        following(url, "/metrics/stream") as events,
+    ):
         name, figures = await next_of(events)
         assert (name, list(figures)) == ("metrics", ["timestamp", "server", "gpu", "models", "totals"])
-        assert figures["gpu"] == {"vram_total_mb": 24576.0, "vram_used_mb": 4096.0, "vram_free_mb": 20480.0, "vram_used_percent": 16.67,
-                                  "utilization_percent": 37.0}
-        assert figures["models"] == [{"alias": "a", "status": "ready", "port": 8085, "vram_mb": 2048.0, "queue_depth": 0, "active_requests": 1,
-                                      "requests_1m": 0, "errors_1m": 0, "avg_latency_ms": 0.0, "tokens_1m": 0}]
+        assert figures["gpu"] == {
+            "vram_total_mb": 24576.0,
+            "vram_used_mb": 4096.0,
+            "vram_free_mb": 20480.0,
+            "vram_used_percent": 16.67,
+            "utilization_percent": 37.0,
+        }
+        assert figures["models"] == [
+            {
+                "alias": "a",
+                "status": "ready",
+                "port": 8085,
+                "vram_mb": 2048.0,
+                "queue_depth": 0,
+                "active_requests": 1,
+                "requests_1m": 0,
+                "errors_1m": 0,
+                "avg_latency_ms": 0.0,
+                "tokens_1m": 0,
+            }
+        ]
         names = [name]
         while "heartbeat" not in names:
             name, data = await next_of(events)
@@ -155,10 +206,14 @@ async def test_row_get_metrics_stream_metrics_then_heartbeats_then_shutdown() ->
 
 # ---- a load, followed
 
+
 async def test_a_load_with_stream_tells_each_step_until_ready() -> None:
     board = BoardOfValues(off("org/b"))
     board.steps.put_nowait(True)
-    async with door_over(board) as (url, _), following(url, "/v1/models/org/b/load", method="POST", json={"stream": True}) as events:
+    async with (
+        door_over(board) as (url, _),
+        following(url, "/v1/models/org/b/load", method="POST", json={"stream": True}) as events,
+    ):
         seen = []
         while not seen or seen[-1][1]["load_progress"] != 60:
             seen.append(await next_of(events))
@@ -171,14 +226,22 @@ async def test_a_load_with_stream_tells_each_step_until_ready() -> None:
 
 async def test_a_load_of_what_is_ready_ends_with_one_update() -> None:
     board = BoardOfValues(ready("a"))
-    async with door_over(board) as (url, _), following(url, "/v1/models/a/load", method="POST", json={"stream": True}) as events:
-        assert [(name, model["status"]) for name, model in [event async for event in events]] == [("model_update", "ready")]
+    async with (
+        door_over(board) as (url, _),
+        following(url, "/v1/models/a/load", method="POST", json={"stream": True}) as events,
+    ):
+        assert [(name, model["status"]) for name, model in [event async for event in events]] == [
+            ("model_update", "ready")
+        ]
 
 
 async def test_a_load_that_fails_ends_its_stream_with_the_model_and_the_error() -> None:
     board = BoardOfValues(off("a"))
     board.steps.put_nowait(False)
-    async with door_over(board) as (url, _), following(url, "/v1/models/a/load", method="POST", json={"stream": True}) as events:
+    async with (
+        door_over(board) as (url, _),
+        following(url, "/v1/models/a/load", method="POST", json={"stream": True}) as events,
+    ):
         seen = [event async for event in events]
         assert [name for name, _ in seen[-2:]] == ["model_update", "error"]
         assert seen[-2][1]["status"] == "failed"
@@ -192,4 +255,4 @@ async def test_who_leaves_a_load_gives_it_up() -> None:
             await next_of(events)
             assert await until(lambda: bool(board.asked))
         assert await until(lambda: board.loads_cut == 1)
-        assert await until(lambda: parts.desk.in_flight == 0)
+        assert await until(lambda: parts.pipeline.in_flight == 0)

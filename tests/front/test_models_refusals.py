@@ -3,8 +3,8 @@
 import httpx
 import pytest
 
-from appliance.front.access import Access
-from appliance.front.models import ROUTES
+from appliance.front.manager.handlers import ROUTES
+from appliance.front.pipeline.access import Access
 from tests.front.models_board import BoardOfValues, board, door_over, http
 
 __all__ = ["board", "http"]
@@ -12,47 +12,113 @@ KEYS = {"APPLIANCE_API_KEYS": "client-key-1", "OPERATOR_API_KEYS": "operator-key
 CLIENT, OPERATOR = {"Authorization": "Bearer client-key-1"}, {"Authorization": "Bearer operator-key-1"}
 
 
-@pytest.mark.parametrize(("method", "path"), [
-    ("GET", "/v1/models/status/nobody"), ("GET", "/v1/models/nobody/status"), ("GET", "/vram/models/nobody"), ("GET", "/v1/models/nobody/load"),
-    ("POST", "/v1/models/nobody/load"), ("POST", "/v1/models/nobody/pin"), ("POST", "/v1/models/nobody/unpin")])
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/v1/models/status/nobody"),
+        ("GET", "/v1/models/nobody/status"),
+        ("GET", "/vram/models/nobody"),
+        ("GET", "/v1/models/nobody/load"),
+        ("POST", "/v1/models/nobody/load"),
+        ("POST", "/v1/models/nobody/pin"),
+        ("POST", "/v1/models/nobody/unpin"),
+    ],
+)
 async def test_an_unknown_alias_is_404(http: httpx.AsyncClient, method: str, path: str) -> None:
     answer = await http.request(method, path)
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
     assert "nobody" in answer.json()["error"]["message"]
 
 
-@pytest.mark.parametrize(("path", "content", "code", "param"), [
-    ("eject", b"", "missing_body", None), ("eject", b"{}", "missing_required_parameter", "model"),
-    ("eject", b'{"model": ""}', "missing_required_parameter", "model"), ("eject", b'{"model": 7}', "invalid_type", "model"),
-    ("eject", b'{"model": "qwen3-8b", "force": "yes"}', "invalid_type", "force"), ("eject", b"[1]", "invalid_json", None),
-    ("eject", b"{", "invalid_json", None), ("qwen3-8b/load", b'{"stream": 1}', "invalid_type", "stream"),
-    ("qwen3-8b/load", b'{"keep_alive": "soon"}', None, "keep_alive"), ("qwen3-8b/load", b'"x"', "invalid_json", None)])
-async def test_a_wrong_body_is_400_with_the_field(http: httpx.AsyncClient, board: BoardOfValues, path: str, content: bytes,
-                                                  code: str | None, param: str | None) -> None:
+@pytest.mark.parametrize(
+    ("path", "content", "code", "param"),
+    [
+        ("eject", b"", "missing_body", None),
+        ("eject", b"{}", "missing_required_parameter", "model"),
+        ("eject", b'{"model": ""}', "missing_required_parameter", "model"),
+        ("eject", b'{"model": 7}', "invalid_type", "model"),
+        ("eject", b'{"model": "qwen3-8b", "force": "yes"}', "invalid_type", "force"),
+        ("eject", b"[1]", "invalid_json", None),
+        ("eject", b"{", "invalid_json", None),
+        ("qwen3-8b/load", b'{"stream": 1}', "invalid_type", "stream"),
+        ("qwen3-8b/load", b'{"keep_alive": "soon"}', None, "keep_alive"),
+        ("qwen3-8b/load", b'"x"', "invalid_json", None),
+    ],
+)
+async def test_a_wrong_body_is_400_with_the_field(
+    http: httpx.AsyncClient,
+    board: BoardOfValues,
+    path: str,
+    content: bytes,
+    code: str | None,
+    param: str | None,
+) -> None:
     answer = await http.post(f"/v1/models/{path}", content=content)
     error = answer.json()["error"]
-    assert (answer.status_code, error["type"], error["code"], error["param"]) == (400, "invalid_request_error", code, param)
+    assert (answer.status_code, error["type"], error["code"], error["param"]) == (
+        400,
+        "invalid_request_error",
+        code,
+        param,
+    )
     assert board.asked == []
 
 
-@pytest.mark.parametrize("path", ["eject", "qwen3-8b/load", "qwen3-8b/pin", "qwen3-8b/unpin", "org/gemma-3/reset"])
+@pytest.mark.parametrize(
+    "path", ["eject", "qwen3-8b/load", "qwen3-8b/pin", "qwen3-8b/unpin", "org/gemma-3/reset"]
+)
 async def test_verbs_do_not_take_get(http: httpx.AsyncClient, path: str) -> None:
     answer = await http.get(f"/v1/models/{path}")
-    assert (answer.status_code, answer.headers["allow"], answer.json()["error"]["code"]) == (405, "POST", "method_not_allowed")
+    assert (answer.status_code, answer.headers["allow"], answer.json()["error"]["code"]) == (
+        405,
+        "POST",
+        "method_not_allowed",
+    )
 
 
-@pytest.mark.parametrize("path", ["/v1/models/status", "/v1/models/status/file", "/vram", "/vram/models/qwen3-8b", "/v1/queue/stats",
-                                  "/v1/models/org/gemma-3/status", "/metrics/report", "/v1/telemetry/summary"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/models/status",
+        "/v1/models/status/file",
+        "/vram",
+        "/vram/models/qwen3-8b",
+        "/v1/queue/stats",
+        "/v1/models/org/gemma-3/status",
+        "/metrics/report",
+        "/v1/telemetry/summary",
+    ],
+)
 async def test_readings_do_not_take_post(http: httpx.AsyncClient, path: str) -> None:
     answer = await http.post(path, json={})
     assert answer.status_code == 405
     assert "GET" in answer.headers["allow"]
 
 
-READINGS = ["/v1/models/status", "/v1/models/status/qwen3-8b", "/v1/models/status/file", "/v1/models/qwen3-8b/status", "/v1/models/failed",
-            "/v1/models/status/stream", "/v1/queue/stats", "/v1/health/models", "/v1/telemetry/summary", "/vram", "/vram/summary",
-            "/vram/models/qwen3-8b", "/metrics/stream", "/metrics/report", "/health"]
-VERBS = ["/v1/models/eject", "/v1/models/qwen3-8b/reset", "/v1/models/qwen3-8b/load", "/v1/models/qwen3-8b/pin", "/v1/models/qwen3-8b/unpin"]
+READINGS = [
+    "/v1/models/status",
+    "/v1/models/status/qwen3-8b",
+    "/v1/models/status/file",
+    "/v1/models/qwen3-8b/status",
+    "/v1/models/failed",
+    "/v1/models/status/stream",
+    "/v1/queue/stats",
+    "/v1/health/models",
+    "/v1/telemetry/summary",
+    "/vram",
+    "/vram/summary",
+    "/vram/models/qwen3-8b",
+    "/metrics/stream",
+    "/metrics/report",
+    "/health",
+]
+VERBS = [
+    "/v1/models/eject",
+    "/v1/models/qwen3-8b/reset",
+    "/v1/models/qwen3-8b/load",
+    "/v1/models/qwen3-8b/pin",
+    "/v1/models/qwen3-8b/unpin",
+]
 
 
 async def test_readings_take_a_clients_key_and_verbs_an_operators(board: BoardOfValues) -> None:
@@ -68,11 +134,17 @@ async def test_readings_take_a_clients_key_and_verbs_an_operators(board: BoardOf
             assert (refused.status_code, refused.json()["error"]["code"]) == (403, "operator_only"), path
             assert board.asked == []
         for path in reversed(VERBS):
-            assert (await client.post(path, json={"model": "qwen3-8b"}, headers=OPERATOR)).status_code == 200, path
+            assert (
+                await client.post(path, json={"model": "qwen3-8b"}, headers=OPERATOR)
+            ).status_code == 200, path
 
 
-async def test_a_page_of_another_site_may_not_eject_where_there_are_no_keys(http: httpx.AsyncClient, board: BoardOfValues) -> None:
-    answer = await http.post("/v1/models/eject", json={"model": "qwen3-8b"}, headers={"Origin": "https://elsewhere.example"})
+async def test_a_page_of_another_site_may_not_eject_where_there_are_no_keys(
+    http: httpx.AsyncClient, board: BoardOfValues
+) -> None:
+    answer = await http.post(
+        "/v1/models/eject", json={"model": "qwen3-8b"}, headers={"Origin": "https://elsewhere.example"}
+    )
     assert (answer.status_code, board.asked) == (403, [])
 
 
@@ -86,14 +158,24 @@ async def test_while_draining_readings_go_on_and_verbs_do_not(board: BoardOfValu
 
 @pytest.mark.parametrize(("word", "status"), [("high", 200), ("Normal", 200), ("low", 200), ("urgent", 400)])
 async def test_row_header_x_request_priority(http: httpx.AsyncClient, word: str, status: int) -> None:
-    answer = await http.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": "Hello"}]},
-                             headers={"X-Request-Priority": word, "X-Request-ID": "mine-1"})
+    answer = await http.post(
+        "/v1/chat/completions",
+        json={"messages": [{"role": "user", "content": "Hello"}]},
+        headers={"X-Request-Priority": word, "X-Request-ID": "mine-1"},
+    )
     assert (answer.status_code, answer.headers["x-request-id"]) == (status, "mine-1")
 
 
 async def test_without_a_table_none_of_these_addresses_is_there() -> None:
     async with door_over(None) as (url, _), httpx.AsyncClient(base_url=url) as client:
-        for path in ("/vram", "/v1/queue/stats", "/metrics/report", "/v1/models/status", "/v1/models/x/status", "/v1/models/failed"):
+        for path in (
+            "/vram",
+            "/v1/queue/stats",
+            "/metrics/report",
+            "/v1/models/status",
+            "/v1/models/x/status",
+            "/v1/models/failed",
+        ):
             assert (await client.get(path)).status_code == 404, path
         health = await client.get("/health")
         assert (health.status_code, "checks" in health.json()) == (200, False)
@@ -101,5 +183,7 @@ async def test_without_a_table_none_of_these_addresses_is_there() -> None:
 
 def test_every_address_says_who_may_call_it() -> None:
     assert {path for method, path, _, access in ROUTES if access is Access.OPERATOR} == {
-        "/v1/models/eject", *(f"/v1/models/{{alias:.+}}/{verb}" for verb in ("reset", "load", "pin", "unpin"))}
+        "/v1/models/eject",
+        *(f"/v1/models/{{alias:.+}}/{verb}" for verb in ("reset", "load", "pin", "unpin")),
+    }
     assert all(access is Access.CLIENT for method, _, _, access in ROUTES if method == "GET")

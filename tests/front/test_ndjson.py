@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator
 import pytest
 
 from appliance.base.errors import UpstreamFailed
-from appliance.front.ndjson import begin, line
+from appliance.front.ollama.ndjson import begin, line
 
 
 class Source:

@@ -8,28 +8,51 @@ import pytest
 
 from appliance.base import jsons
 from appliance.base.clock import FakeClock
-from appliance.base.errors import ApplianceError, Exhausted, Invalid, NoSuchModel, Unsupported, UpstreamFailed
+from appliance.base.errors import (
+    ApplianceError,
+    Exhausted,
+    Invalid,
+    NoSuchModel,
+    Unsupported,
+    UpstreamFailed,
+)
 from appliance.engines.receipts import Receipt
 from appliance.engines.settings import EngineSettings
 from appliance.engines.types import EngineReply, EngineRequest, ModelCard, Operation
-from appliance.front import ollama
-from appliance.front.call import Answer, Call
-from appliance.front.errors import status_of
-from appliance.front.ollama import ROUTES, OllamaDoor
+from appliance.front.ollama import handlers as ollama
+from appliance.front.ollama.handlers import ROUTES, OllamaHandlers
+from appliance.front.pipeline.errors import status_of
+from appliance.front.pipeline.request import Request
+from appliance.front.pipeline.response import Response
 from tests.fakes.backend import ScriptedBackend, router_of
 
 USER = [{"role": "user", "content": "hi"}]
-WHOLE = jsons.dumps({"choices": [{"message": {"role": "assistant", "content": "hello"}, "finish_reason": "stop"}],
-                     "usage": {"prompt_tokens": 3, "completion_tokens": 2}})
+WHOLE = jsons.dumps(
+    {
+        "choices": [{"message": {"role": "assistant", "content": "hello"}, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": 3, "completion_tokens": 2},
+    }
+)
 HEARTBEAT, DONE = b": heartbeat\n\n", b"data: [DONE]\n\n"
 
 
 def said(delta: dict[str, Any], finish: str | None = None) -> bytes:
-    return b"data: " + jsons.dumps({"choices": [{"index": 0, "delta": delta, "finish_reason": finish}]}) + b"\n\n"
+    return (
+        b"data: "
+        + jsons.dumps({"choices": [{"index": 0, "delta": delta, "finish_reason": finish}]})
+        + b"\n\n"
+    )
 
 
-STREAM = [HEARTBEAT, said({"role": "assistant", "content": ""}), said({"content": "hel"}), HEARTBEAT, said({"content": "lo"}),
-          said({}, "stop") + b'data: {"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":2}}\n\n', DONE]
+STREAM = [
+    HEARTBEAT,
+    said({"role": "assistant", "content": ""}),
+    said({"content": "hel"}),
+    HEARTBEAT,
+    said({"content": "lo"}),
+    said({}, "stop") + b'data: {"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":2}}\n\n',
+    DONE,
+]
 
 
 class Events:
@@ -89,13 +112,26 @@ class House:
     def __init__(self, **settings: Any) -> None:
         self.clock = FakeClock()
         self.backend = Scripted(self.clock)
-        self.door = OllamaDoor(router_of(self.backend, settings=EngineSettings(_env_file=None, **settings), clock=self.clock), clock=self.clock)
+        self.door = OllamaHandlers(
+            router_of(self.backend, settings=EngineSettings(_env_file=None, **settings), clock=self.clock),
+            clock=self.clock,
+        )
 
-    async def ask(self, handler: str, ask: Any = None, *, body: bytes | None = None) -> Answer:
+    async def ask(self, handler: str, ask: Any = None, *, body: bytes | None = None) -> Response:
         data = body if body is not None else b"" if ask is None else jsons.dumps(ask)
         path = {name: path for _, path, name in ROUTES}[handler]
-        call = Call("POST", path, {}, data, "127.0.0.1", "req_1", Receipt("req_1"), path, began_s=self.clock.monotonic_s())
-        answer: Answer = await getattr(self.door, handler)(call)
+        call = Request(
+            "POST",
+            path,
+            {},
+            data,
+            "127.0.0.1",
+            "req_1",
+            Receipt("req_1"),
+            path,
+            began_s=self.clock.monotonic_s(),
+        )
+        answer: Response = await getattr(self.door, handler)(call)
         return answer
 
     async def told(self, handler: str, ask: Any) -> Any:
@@ -126,14 +162,16 @@ def house() -> House:
 
 # ---- the table
 
+
 def test_every_address_has_a_handler() -> None:
-    assert all(callable(getattr(OllamaDoor, name)) for _, _, name in ROUTES)
+    assert all(callable(getattr(OllamaHandlers, name)) for _, _, name in ROUTES)
     paths = [(method, path) for methods, path, _ in ROUTES for method in methods]
     assert len(paths) == len(set(paths))
     assert {"/", "/api/version", "/api/tags"} <= {path for method, path in paths if method == "HEAD"}
 
 
 # ---- about models
+
 
 async def test_root_and_version_are_what_clients_look_for(house: House) -> None:
     assert (await house.ask("root")).body == b"Ollama is running"
@@ -143,15 +181,22 @@ async def test_root_and_version_are_what_clients_look_for(house: House) -> None:
 
 async def test_tags_are_the_union_of_system_a_and_ollama(house: House) -> None:
     [model] = (await house.told("tags", None))["models"]
-    assert (model["name"], model["upstream"], model["aliases"]) == ("house/model", "maker/Llama-9b", ["house"])     # system A
-    assert model["model"] == "house/model"                                                                          # Ollama
+    assert (model["name"], model["upstream"], model["aliases"]) == (
+        "house/model",
+        "maker/Llama-9b",
+        ["house"],
+    )  # system A
+    assert model["model"] == "house/model"  # Ollama
     assert model["modified_at"] == "2023-11-14T22:13:20.000000Z"
     assert model["size"] == 0
     assert len(bytes.fromhex(model["digest"])) == 32
     assert model["digest"] == (await house.told("ps", None))["models"][0]["digest"]
     assert model["details"]["family"] == "llama"
     assert {"completion", "tools"} <= set(model["capabilities"])
-    assert (model["remote_model"], model["remote_host"]) == ("maker/Llama-9b", "https://api.novita.ai/openai/v1")
+    assert (model["remote_model"], model["remote_host"]) == (
+        "maker/Llama-9b",
+        "https://api.novita.ai/openai/v1",
+    )
 
 
 async def test_ps_says_that_a_relayed_model_takes_no_memory(house: House) -> None:
@@ -160,8 +205,12 @@ async def test_ps_says_that_a_relayed_model_takes_no_memory(house: House) -> Non
     assert model["expires_at"] > "2027-12"
 
 
-@pytest.mark.parametrize("ask", [{"model": "house/model"}, {"name": "house"}, {"model": "any", "verbose": True}])
-async def test_show_tells_what_is_known_by_any_name_that_is_answered(house: House, ask: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "ask", [{"model": "house/model"}, {"name": "house"}, {"model": "any", "verbose": True}]
+)
+async def test_show_tells_what_is_known_by_any_name_that_is_answered(
+    house: House, ask: dict[str, Any]
+) -> None:
     shown = await house.told("show", ask)
     assert shown["model_info"]["general.name"] == "house/model"
     assert (shown["template"], shown["parameters"]) == ("", "")
@@ -169,13 +218,19 @@ async def test_show_tells_what_is_known_by_any_name_that_is_answered(house: Hous
     assert "license" not in shown
 
 
-@pytest.mark.parametrize(("ask", "name"), [
-    ({}, "house/model"), ({"model": "x"}, "x"), ({"name": "y", "stream": True}, "y"), (None, "house/model")])
+@pytest.mark.parametrize(
+    ("ask", "name"),
+    [({}, "house/model"), ({"model": "x"}, "x"), ({"name": "y", "stream": True}, "y"), (None, "house/model")],
+)
 async def test_pull_tells_system_as_four_lines(house: House, ask: Any, name: str) -> None:
     answer = await house.ask("pull", ask)
     assert answer.content_type == "application/x-ndjson"
     assert [jsons.loads(line)["status"] for line in answer.body.splitlines()] == [
-        f"pulling {name}", "verifying sha256", "writing manifest", "success"]
+        f"pulling {name}",
+        "verifying sha256",
+        "writing manifest",
+        "success",
+    ]
 
 
 async def test_pull_without_a_stream_is_its_last_line(house: House) -> None:
@@ -190,14 +245,29 @@ async def test_writes_to_a_store_are_not_supported(house: House) -> None:
 
 # ---- streams
 
+
 async def test_a_chat_streams_unless_told_not_to(house: House) -> None:
     house.backend.script = STREAM
     lines = await house.lines("chat", {"model": "any", "messages": USER})
-    assert [(line["message"]["content"], line["done"]) for line in lines] == [("hel", False), ("lo", False), ("", True)]
+    assert [(line["message"]["content"], line["done"]) for line in lines] == [
+        ("hel", False),
+        ("lo", False),
+        ("", True),
+    ]
     assert {line["model"] for line in lines} == {"house/model"}
     [request] = house.backend.asked
-    assert (request.operation, request.model, request.stream, request.raw) == (Operation.CHAT, "any", True, None)
-    assert request.body == {"messages": USER, "model": "any", "stream": True, "stream_options": {"include_usage": True}}
+    assert (request.operation, request.model, request.stream, request.raw) == (
+        Operation.CHAT,
+        "any",
+        True,
+        None,
+    )
+    assert request.body == {
+        "messages": USER,
+        "model": "any",
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
     assert house.backend.events is not None
     assert house.backend.events.is_closed
 
@@ -206,7 +276,11 @@ async def test_a_streams_numbers_are_measured(house: House) -> None:
     house.backend.script = STREAM
     last = (await house.lines("chat", {"messages": USER, "stream": True}))[-1]
     assert (last["prompt_eval_count"], last["eval_count"]) == (3, 2)
-    assert (last["prompt_eval_duration"], last["eval_duration"], last["total_duration"]) == (3 * 10**9, 4 * 10**9, 7 * 10**9)
+    assert (last["prompt_eval_duration"], last["eval_duration"], last["total_duration"]) == (
+        3 * 10**9,
+        4 * 10**9,
+        7 * 10**9,
+    )
 
 
 async def test_an_answer_in_one_piece_is_streamed_too(house: House) -> None:
@@ -217,10 +291,17 @@ async def test_an_answer_in_one_piece_is_streamed_too(house: House) -> None:
     assert lines[-1]["eval_count"] == 2
 
 
-@pytest.mark.parametrize("script", [
-    [UpstreamFailed("gone")], [HEARTBEAT, said({"role": "assistant"}), UpstreamFailed("gone")], [said({"role": "assistant"})], [],
-    [b'data: {"error":{"message":"gone"}}\n\n'], [b"data: {rubbish\n\n"],
-])
+@pytest.mark.parametrize(
+    "script",
+    [
+        [UpstreamFailed("gone")],
+        [HEARTBEAT, said({"role": "assistant"}), UpstreamFailed("gone")],
+        [said({"role": "assistant"})],
+        [],
+        [b'data: {"error":{"message":"gone"}}\n\n'],
+        [b"data: {rubbish\n\n"],
+    ],
+)
 async def test_a_failure_before_the_first_line_has_a_real_status(house: House, script: list[Any]) -> None:
     house.backend.script = script
     error = await house.refused("chat", {"messages": USER})
@@ -274,16 +355,29 @@ async def test_an_engines_heartbeats_are_no_lines_and_ours_are_spaces(house: Hou
 
 # ---- one piece
 
+
 async def test_a_chat_in_one_piece(house: House) -> None:
     out = await house.told("chat", {"messages": USER, "stream": False})
-    assert out == {"model": "house/model", "created_at": out["created_at"], "message": {"role": "assistant", "content": "hello"},
-                   "done": True, "done_reason": "stop", "prompt_eval_count": 3, "eval_count": 2}
+    assert out == {
+        "model": "house/model",
+        "created_at": out["created_at"],
+        "message": {"role": "assistant", "content": "hello"},
+        "done": True,
+        "done_reason": "stop",
+        "prompt_eval_count": 3,
+        "eval_count": 2,
+    }
     assert "stream" not in house.backend.asked[0].body
 
 
 async def test_generate_in_one_piece_has_system_as_fields(house: House) -> None:
     out = await house.told("generate", {"model": "any", "prompt": "hi", "stream": False})
-    assert (out["model"], out["upstream_model"], out["response"], out["done"]) == ("house/model", "maker/Llama-9b", "hello", True)
+    assert (out["model"], out["upstream_model"], out["response"], out["done"]) == (
+        "house/model",
+        "maker/Llama-9b",
+        "hello",
+        True,
+    )
 
 
 @pytest.mark.parametrize("is_stream", [True, False])
@@ -310,18 +404,34 @@ async def test_raw_is_a_completion_and_has_no_context(house: House) -> None:
 async def test_thinking_is_hidden_when_it_is_not_wanted(house: House) -> None:
     house.backend.script = jsons.dumps({"choices": [{"message": {"content": "a", "reasoning": "hm"}}]})
     assert (await house.told("chat", {"messages": USER, "stream": False}))["message"]["thinking"] == "hm"
-    assert "thinking" not in (await house.told("chat", {"messages": USER, "stream": False, "think": False}))["message"]
+    assert (
+        "thinking"
+        not in (await house.told("chat", {"messages": USER, "stream": False, "think": False}))["message"]
+    )
 
 
-@pytest.mark.parametrize(("handler", "ask", "reason"), [
-    ("generate", {}, "load"), ("generate", {"prompt": ""}, "load"), ("generate", {"prompt": None, "messages": []}, "load"),
-    ("generate", {"keep_alive": 0}, "unload"), ("generate", {"keep_alive": "0s"}, "unload"), ("generate", {"keep_alive": -1}, "load"),
-    ("chat", {}, "load"), ("chat", {"messages": []}, "load"), ("chat", {"messages": None, "keep_alive": "0"}, "unload"),
-])
-async def test_nothing_to_answer_only_loads(house: House, handler: str, ask: dict[str, Any], reason: str) -> None:
+@pytest.mark.parametrize(
+    ("handler", "ask", "reason"),
+    [
+        ("generate", {}, "load"),
+        ("generate", {"prompt": ""}, "load"),
+        ("generate", {"prompt": None, "messages": []}, "load"),
+        ("generate", {"keep_alive": 0}, "unload"),
+        ("generate", {"keep_alive": "0s"}, "unload"),
+        ("generate", {"keep_alive": -1}, "load"),
+        ("chat", {}, "load"),
+        ("chat", {"messages": []}, "load"),
+        ("chat", {"messages": None, "keep_alive": "0"}, "unload"),
+    ],
+)
+async def test_nothing_to_answer_only_loads(
+    house: House, handler: str, ask: dict[str, Any], reason: str
+) -> None:
     out = await house.told(handler, {**ask, "model": "any", "stream": False})
     assert (out["model"], out["done"], out["done_reason"]) == ("house/model", True, reason)
-    assert out["message"] == {"role": "assistant", "content": ""} if handler == "chat" else out["response"] == ""
+    assert (
+        out["message"] == {"role": "assistant", "content": ""} if handler == "chat" else out["response"] == ""
+    )
     line = (await house.ask(handler, ask)).body
     assert line.count(b"\n") == 1
     assert jsons.loads(line)["done_reason"] == reason
@@ -341,7 +451,9 @@ class Log:
 async def test_unknown_options_are_logged_and_cut(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     log = Log()
     monkeypatch.setattr(ollama, "log", log)
-    await house.told("chat", {"messages": USER, "stream": False, "options": {f"o{n}" + "x" * 100: 1 for n in range(99)}})
+    await house.told(
+        "chat", {"messages": USER, "stream": False, "options": {f"o{n}" + "x" * 100: 1 for n in range(99)}}
+    )
     [entry] = log.entries
     assert (entry["event"], entry["id"], entry["count"]) == ("ignored", "req_1", 99)
     assert len(entry["names"]) == ollama.MOST_NAMES_LOGGED
@@ -350,8 +462,14 @@ async def test_unknown_options_are_logged_and_cut(house: House, monkeypatch: pyt
 
 # ---- embeddings
 
+
 def vectors(*rows: list[float]) -> bytes:
-    return jsons.dumps({"data": [{"index": i, "embedding": row} for i, row in enumerate(rows)], "usage": {"prompt_tokens": 4}})
+    return jsons.dumps(
+        {
+            "data": [{"index": i, "embedding": row} for i, row in enumerate(rows)],
+            "usage": {"prompt_tokens": 4},
+        }
+    )
 
 
 async def test_embed_gives_vectors_of_length_one(house: House) -> None:
@@ -368,12 +486,19 @@ async def test_embeddings_gives_one_vector_as_it_is(house: House) -> None:
     assert await house.told("embeddings", {"prompt": "a"}) == {"embedding": [3.0, 4.0]}
 
 
-@pytest.mark.parametrize(("handler", "ask", "out"), [
-    ("embed", {}, {"model": "house/model", "embeddings": []}), ("embed", {"input": ""}, {"model": "house/model", "embeddings": []}),
-    ("embed", {"input": []}, {"model": "house/model", "embeddings": []}), ("embeddings", {}, {"embedding": []}),
-    ("embeddings", {"prompt": ""}, {"embedding": []}),
-])
-async def test_nothing_to_embed_asks_nobody(house: House, handler: str, ask: dict[str, Any], out: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("handler", "ask", "out"),
+    [
+        ("embed", {}, {"model": "house/model", "embeddings": []}),
+        ("embed", {"input": ""}, {"model": "house/model", "embeddings": []}),
+        ("embed", {"input": []}, {"model": "house/model", "embeddings": []}),
+        ("embeddings", {}, {"embedding": []}),
+        ("embeddings", {"prompt": ""}, {"embedding": []}),
+    ],
+)
+async def test_nothing_to_embed_asks_nobody(
+    house: House, handler: str, ask: dict[str, Any], out: dict[str, Any]
+) -> None:
     assert await house.told(handler, ask) == out
     assert not house.backend.asked
 
@@ -386,26 +511,67 @@ async def test_embeddings_that_do_not_fit_are_a_failure(house: House, body: byte
 
 # ---- refusals
 
+
 @pytest.mark.parametrize("handler", ["chat", "generate", "embed", "embeddings", "show"])
-@pytest.mark.parametrize(("body", "words"), [(b"", "missing request body"), (b" \n", "missing request body"), (b"{", "no valid JSON"),
-                                             (b"[]", "an array"), (b'"x"', "a string")])
-async def test_a_body_that_is_no_object_is_refused(house: House, handler: str, body: bytes, words: str) -> None:
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b"", "missing request body"),
+        (b" \n", "missing request body"),
+        (b"{", "no valid JSON"),
+        (b"[]", "an array"),
+        (b'"x"', "a string"),
+    ],
+)
+async def test_a_body_that_is_no_object_is_refused(
+    house: House, handler: str, body: bytes, words: str
+) -> None:
     error = await house.refused(handler, body=body)
     assert isinstance(error, Invalid)
     assert words in error.message
 
 
-@pytest.mark.parametrize(("handler", "field", "value"), [
-    *((handler, "model", 5) for handler in ("chat", "generate", "embed", "embeddings", "show", "pull")),
-    ("show", "name", []), ("pull", "stream", "no"), ("pull", "insecure", 1), ("chat", "stream", "true"), ("chat", "stream", 0),
-    ("chat", "messages", "hi"), ("chat", "messages", {}), ("chat", "tools", {}), ("chat", "options", []), ("chat", "logprobs", 1),
-    ("chat", "top_logprobs", True), ("chat", "truncate", 1), ("chat", "shift", "x"), ("generate", "prompt", ["hi"]),
-    ("generate", "system", 1), ("generate", "suffix", 1), ("generate", "template", 1), ("generate", "raw", 1),
-    ("generate", "context", 5), ("generate", "images", "x"), ("embed", "input", 5), ("embed", "input", ["a", 5]),
-    ("embed", "input", {}), ("embed", "dimensions", "2"), ("embed", "dimensions", True), ("embed", "truncate", "x"), ("embed", "keep_alive", "soon"), ("embed", "options", 1),
-    ("embeddings", "prompt", ["a"]), ("embeddings", "keep_alive", []), ("chat", "keep_alive", "x"), ("generate", "keep_alive", "x"),
-])
-async def test_a_field_of_a_wrong_type_is_refused_by_name(house: House, handler: str, field: str, value: Any) -> None:
+@pytest.mark.parametrize(
+    ("handler", "field", "value"),
+    [
+        *((handler, "model", 5) for handler in ("chat", "generate", "embed", "embeddings", "show", "pull")),
+        ("show", "name", []),
+        ("pull", "stream", "no"),
+        ("pull", "insecure", 1),
+        ("chat", "stream", "true"),
+        ("chat", "stream", 0),
+        ("chat", "messages", "hi"),
+        ("chat", "messages", {}),
+        ("chat", "tools", {}),
+        ("chat", "options", []),
+        ("chat", "logprobs", 1),
+        ("chat", "top_logprobs", True),
+        ("chat", "truncate", 1),
+        ("chat", "shift", "x"),
+        ("generate", "prompt", ["hi"]),
+        ("generate", "system", 1),
+        ("generate", "suffix", 1),
+        ("generate", "template", 1),
+        ("generate", "raw", 1),
+        ("generate", "context", 5),
+        ("generate", "images", "x"),
+        ("embed", "input", 5),
+        ("embed", "input", ["a", 5]),
+        ("embed", "input", {}),
+        ("embed", "dimensions", "2"),
+        ("embed", "dimensions", True),
+        ("embed", "truncate", "x"),
+        ("embed", "keep_alive", "soon"),
+        ("embed", "options", 1),
+        ("embeddings", "prompt", ["a"]),
+        ("embeddings", "keep_alive", []),
+        ("chat", "keep_alive", "x"),
+        ("generate", "keep_alive", "x"),
+    ],
+)
+async def test_a_field_of_a_wrong_type_is_refused_by_name(
+    house: House, handler: str, field: str, value: Any
+) -> None:
     error = await house.refused(handler, {"model": "m", field: value})
     assert isinstance(error, Invalid)
     assert error.param == field
@@ -416,10 +582,19 @@ async def test_show_needs_a_name(house: House) -> None:
     assert (await house.refused("show", {})).message == "model is required"
 
 
-@pytest.mark.parametrize(("handler", "ask"), [
-    ("chat", {"messages": USER}), ("chat", {}), ("generate", {"prompt": "hi"}), ("generate", {}), ("embed", {"input": "a"}),
-    ("embeddings", {"prompt": "a"}), ("pull", {}), ("show", {}),
-])
+@pytest.mark.parametrize(
+    ("handler", "ask"),
+    [
+        ("chat", {"messages": USER}),
+        ("chat", {}),
+        ("generate", {"prompt": "hi"}),
+        ("generate", {}),
+        ("embed", {"input": "a"}),
+        ("embeddings", {"prompt": "a"}),
+        ("pull", {}),
+        ("show", {}),
+    ],
+)
 async def test_strict_needs_a_name_that_is_known(handler: str, ask: dict[str, Any]) -> None:
     house = House(model_strict=True)
     assert (await house.refused(handler, ask)).message == "model is required"
@@ -429,11 +604,23 @@ async def test_strict_needs_a_name_that_is_known(handler: str, ask: dict[str, An
 
 
 @pytest.mark.parametrize("is_stream", [True, False])
-@pytest.mark.parametrize(("status", "body", "words"), [
-    (400, b'{"error":{"message":"too long"}}', "too long"), (422, b'{"error":"too long"}', "too long"), (400, b"oops", "status 400"),
-    (403, b"{}", "status 403"), (503, b"[]", "status 503"),
-])
-async def test_an_engines_error_status_is_passed_on(house: House, is_stream: bool, status: int, body: bytes, words: str) -> None:
+@pytest.mark.parametrize(
+    ("status", "body", "words"),
+    [
+        (400, b'{"error":{"message":"too long"}}', "too long"),
+        (422, b'{"error":"too long"}', "too long"),
+        (400, b"oops", "status 400"),
+        (403, b"{}", "status 403"),
+        (503, b"[]", "status 503"),
+    ],
+)
+async def test_an_engines_error_status_is_passed_on(
+    house: House,
+    is_stream: bool,
+    status: int,
+    body: bytes,
+    words: str,
+) -> None:
     house.backend.script, house.backend.status = body, status
     error = await house.refused("chat", {"messages": USER, "stream": is_stream})
     assert status_of(error) == status

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from appliance.base.errors import Invalid
-from appliance.front.ollama_context import pack, unpack
+from appliance.front.ollama.context import pack, unpack
 
 TALK = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Grüße 🎉\nzweite Zeile"}]
 
@@ -20,8 +20,14 @@ def test_the_numbers_are_small_enough_for_every_client() -> None:
 
 
 def test_pictures_are_left_out_and_their_text_stays() -> None:
-    parts = [{"type": "text", "text": "what is this?"}, {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}]
-    assert unpack(pack([{"role": "user", "content": parts}], "a cat"))[0] == {"role": "user", "content": "what is this?"}
+    parts = [
+        {"type": "text", "text": "what is this?"},
+        {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}},
+    ]
+    assert unpack(pack([{"role": "user", "content": parts}], "a cat"))[0] == {
+        "role": "user",
+        "content": "what is this?",
+    }
 
 
 WHOLE = pack(TALK, "x")
@@ -29,14 +35,27 @@ WHOLE = pack(TALK, "x")
 
 def holding(text: bytes) -> list[int]:
     """Give a context with our mark and other JSON in it."""
-    return [WHOLE[0], *(int.from_bytes(text[at: at + 3], "big") for at in range(0, len(text), 3))]
+    return [WHOLE[0], *(int.from_bytes(text[at : at + 3], "big") for at in range(0, len(text), 3))]
 
 
-@pytest.mark.parametrize("context", [
-    [1, 2, 3], ["a"], WHOLE[:1], WHOLE[1:], WHOLE[:-2], [*WHOLE, -1], [*WHOLE, 2**24], [*WHOLE, 1.5],
-    holding(b"[1]"), holding(b'{"user":"hi"}  '), holding(b'[["tool","hi"]]'), holding(b'[["user",5]] '),
-    holding(b'[[["user"],"x"]]  '),
-])
+@pytest.mark.parametrize(
+    "context",
+    [
+        [1, 2, 3],
+        ["a"],
+        WHOLE[:1],
+        WHOLE[1:],
+        WHOLE[:-2],
+        [*WHOLE, -1],
+        [*WHOLE, 2**24],
+        [*WHOLE, 1.5],
+        holding(b"[1]"),
+        holding(b'{"user":"hi"}  '),
+        holding(b'[["tool","hi"]]'),
+        holding(b'[["user",5]] '),
+        holding(b'[[["user"],"x"]]  '),
+    ],
+)
 def test_a_context_from_elsewhere_is_refused(context: list[Any]) -> None:
     with pytest.raises(Invalid) as caught:
         unpack(context)

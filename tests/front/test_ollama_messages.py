@@ -7,7 +7,7 @@ import pytest
 
 from appliance.base import jsons
 from appliance.base.errors import Invalid
-from appliance.front.ollama_messages import media_type_of, messages_up, tools_up
+from appliance.front.ollama.messages import media_type_of, messages_up, tools_up
 
 PNG = base64.b64encode(b"\x89PNG\r\n\x1a\n rest").decode()
 
@@ -25,23 +25,32 @@ def result(**fields: Any) -> dict[str, Any]:
 
 
 def test_plain_messages_stay_what_they_are() -> None:
-    talk = [{"role": "system", "content": "S"}, {"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
+    talk = [
+        {"role": "system", "content": "S"},
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": "ho"},
+    ]
     assert messages_up(talk) == talk
     assert messages_up([{"role": "assistant", "content": None}]) == [{"role": "assistant", "content": ""}]
 
 
 def test_thinking_goes_up_as_reasoning() -> None:
-    assert messages_up([{"role": "assistant", "content": "a", "thinking": "hm"}])[0]["reasoning_content"] == "hm"
+    assert (
+        messages_up([{"role": "assistant", "content": "a", "thinking": "hm"}])[0]["reasoning_content"] == "hm"
+    )
     assert "reasoning_content" not in messages_up([{"role": "assistant", "content": "a", "thinking": ""}])[0]
 
 
 # ---- images
 
+
 @pytest.mark.parametrize("image", [PNG, f"data:image/png;base64,{PNG}", f"{PNG[:4]}\n{PNG[4:]}\r\n"])
 def test_an_image_becomes_a_part(image: str) -> None:
     [message] = messages_up([{"role": "user", "content": "look", "images": [image]}])
-    assert message["content"] == [{"type": "text", "text": "look"},
-                                  {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{PNG}"}}]
+    assert message["content"] == [
+        {"type": "text", "text": "look"},
+        {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{PNG}"}},
+    ]
 
 
 def test_an_image_alone_has_no_empty_text_beside_it() -> None:
@@ -50,66 +59,104 @@ def test_an_image_alone_has_no_empty_text_beside_it() -> None:
 
 
 def test_images_join_parts_that_are_there() -> None:
-    [message] = messages_up([{"role": "user", "content": [{"type": "text", "text": "look"}], "images": [PNG]}])
+    [message] = messages_up(
+        [{"role": "user", "content": [{"type": "text", "text": "look"}], "images": [PNG]}]
+    )
     assert [part["type"] for part in message["content"]] == ["text", "image_url"]
 
 
-@pytest.mark.parametrize(("data", "kind"), [
-    (b"\x89PNG\r\n\x1a\n", "image/png"), (b"\xff\xd8\xff\xe0", "image/jpeg"), (b"GIF89a", "image/gif"), (b"GIF87a", "image/gif"),
-    (b"RIFF\x00\x00\x00\x00WEBPVP8 ", "image/webp"), (b"RIFF\x00\x00\x00\x00WAVEfmt ", "application/octet-stream"),
-    (b"BM\x00", "image/bmp"), (b"II*\x00", "image/tiff"), (b"MM\x00*", "image/tiff"), (b"\x00\x00\x00\x20ftypavif", "image/avif"),
-    (b"\x00\x00\x00\x20ftypheic", "image/heic"), (b"\x00\x00\x00\x20ftypmp42", "application/octet-stream"),
-    (b"hello", "application/octet-stream"),
-])
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [
+        (b"\x89PNG\r\n\x1a\n", "image/png"),
+        (b"\xff\xd8\xff\xe0", "image/jpeg"),
+        (b"GIF89a", "image/gif"),
+        (b"GIF87a", "image/gif"),
+        (b"RIFF\x00\x00\x00\x00WEBPVP8 ", "image/webp"),
+        (b"RIFF\x00\x00\x00\x00WAVEfmt ", "application/octet-stream"),
+        (b"BM\x00", "image/bmp"),
+        (b"II*\x00", "image/tiff"),
+        (b"MM\x00*", "image/tiff"),
+        (b"\x00\x00\x00\x20ftypavif", "image/avif"),
+        (b"\x00\x00\x00\x20ftypheic", "image/heic"),
+        (b"\x00\x00\x00\x20ftypmp42", "application/octet-stream"),
+        (b"hello", "application/octet-stream"),
+    ],
+)
 def test_media_types_are_read_from_the_first_bytes(data: bytes, kind: str) -> None:
     assert media_type_of(data) == kind
 
 
-@pytest.mark.parametrize("image", ["", "no base64!", "AAA", "data:image/png,raw", "http://127.0.0.1/x.png", 5, None, [PNG]])
+@pytest.mark.parametrize(
+    "image", ["", "no base64!", "AAA", "data:image/png,raw", "http://127.0.0.1/x.png", 5, None, [PNG]]
+)
 def test_what_is_no_base64_is_refused_by_place(image: Any) -> None:
     with pytest.raises(Invalid) as caught:
-        messages_up([{"role": "user", "content": "x"}, {"role": "user", "content": "x", "images": [PNG, image]}])
+        messages_up(
+            [{"role": "user", "content": "x"}, {"role": "user", "content": "x", "images": [PNG, image]}]
+        )
     assert caught.value.param == "messages.1.images.1"
 
 
 # ---- tools
 
+
 def test_arguments_become_text_and_ids_stay() -> None:
-    [message] = messages_up([called(call("add", {"a": 1, "b": "ü"}, id="x1"), call("now"), call("raw", '{"a":1}'))])
-    assert [jsons.loads(c["function"]["arguments"]) for c in message["tool_calls"]] == [{"a": 1, "b": "ü"}, {}, {"a": 1}]
+    [message] = messages_up(
+        [called(call("add", {"a": 1, "b": "ü"}, id="x1"), call("now"), call("raw", '{"a":1}'))]
+    )
+    assert [jsons.loads(c["function"]["arguments"]) for c in message["tool_calls"]] == [
+        {"a": 1, "b": "ü"},
+        {},
+        {"a": 1},
+    ]
     assert [c["id"] for c in message["tool_calls"]] == ["x1", "call_0_1", "call_0_2"]
     assert {c["type"] for c in message["tool_calls"]} == {"function"}
 
 
-@pytest.mark.parametrize(("results", "ids"), [
-    ([result(tool_call_id="x2"), result(tool_call_id="x1")], ["x2", "x1"]),                 # by id
-    ([result(tool_name="b"), result(tool_name="a")], ["x2", "x1"]),                         # by name
-    ([result(tool_name="a"), result(tool_name="a")], ["x1", "x3"]),                         # the same name twice: in order
-    ([result(), result(), result()], ["x1", "x2", "x3"]),                                   # by order
-    ([result(tool_call_id="x1"), result()], ["x1", "x2"]),                                  # an answered call is not answered again
-    ([result(tool_call_id="other")], ["other"]),                                            # the client knows better
-    ([result(tool_name="c")], ["call_1_0"]),                                                # nobody called that
-    ([result(), result(), result(), result()], ["x1", "x2", "x3", "call_4_0"]),             # one result too many
-])
+@pytest.mark.parametrize(
+    ("results", "ids"),
+    [
+        ([result(tool_call_id="x2"), result(tool_call_id="x1")], ["x2", "x1"]),  # by id
+        ([result(tool_name="b"), result(tool_name="a")], ["x2", "x1"]),  # by name
+        ([result(tool_name="a"), result(tool_name="a")], ["x1", "x3"]),  # the same name twice: in order
+        ([result(), result(), result()], ["x1", "x2", "x3"]),  # by order
+        ([result(tool_call_id="x1"), result()], ["x1", "x2"]),  # an answered call is not answered again
+        ([result(tool_call_id="other")], ["other"]),  # the client knows better
+        ([result(tool_name="c")], ["call_1_0"]),  # nobody called that
+        ([result(), result(), result(), result()], ["x1", "x2", "x3", "call_4_0"]),  # one result too many
+    ],
+)
 def test_results_find_their_calls(results: list[dict[str, Any]], ids: list[str]) -> None:
     up = messages_up([called(call("a", id="x1"), call("b", id="x2"), call("a", id="x3")), *results])
     assert [message["tool_call_id"] for message in up[1:]] == ids
 
 
 def test_results_find_calls_without_ids() -> None:
-    up = messages_up([{"role": "user", "content": "x"}, called(call("a"), call("b")), result(tool_name="b"), result(tool_name="a")])
+    up = messages_up(
+        [
+            {"role": "user", "content": "x"},
+            called(call("a"), call("b")),
+            result(tool_name="b"),
+            result(tool_name="a"),
+        ]
+    )
     assert [c["id"] for c in up[1]["tool_calls"]] == ["call_1_0", "call_1_1"]
     assert [(m["tool_call_id"], m["name"]) for m in up[2:]] == [("call_1_1", "b"), ("call_1_0", "a")]
 
 
-@pytest.mark.parametrize(("message", "param"), [
-    ({"role": "assistant", "tool_calls": {}}, "messages.0.tool_calls"),
-    (called("add"), "messages.0.tool_calls.0.function.name"),  # type: ignore[arg-type]
-    (called({"function": {"arguments": {}}}), "messages.0.tool_calls.0.function.name"),
-    (called(call("add", [1])), "messages.0.tool_calls.0.function.arguments"),
-    (result(tool_name=5), "messages.0.tool_name"), (result(tool_call_id=[]), "messages.0.tool_call_id"),
-    ({"role": "user", "content": "x", "images": "x"}, "messages.0.images"),
-])
+@pytest.mark.parametrize(
+    ("message", "param"),
+    [
+        ({"role": "assistant", "tool_calls": {}}, "messages.0.tool_calls"),
+        (called("add"), "messages.0.tool_calls.0.function.name"),  # type: ignore[arg-type]
+        (called({"function": {"arguments": {}}}), "messages.0.tool_calls.0.function.name"),
+        (called(call("add", [1])), "messages.0.tool_calls.0.function.arguments"),
+        (result(tool_name=5), "messages.0.tool_name"),
+        (result(tool_call_id=[]), "messages.0.tool_call_id"),
+        ({"role": "user", "content": "x", "images": "x"}, "messages.0.images"),
+    ],
+)
 def test_a_message_that_cannot_be_read_is_refused_by_place(message: dict[str, Any], param: str) -> None:
     with pytest.raises(Invalid) as caught:
         messages_up([message])
@@ -122,7 +169,9 @@ def test_a_tool_is_a_function_if_it_does_not_say() -> None:
     assert tools_up([{"function": function}, whole]) == [whole, whole]
 
 
-@pytest.mark.parametrize("tool", ["add", {}, {"function": "add"}, {"function": {}}, {"function": {"name": 5}}])
+@pytest.mark.parametrize(
+    "tool", ["add", {}, {"function": "add"}, {"function": {}}, {"function": {"name": 5}}]
+)
 def test_a_tool_without_a_function_is_refused(tool: Any) -> None:
     with pytest.raises(Invalid) as caught:
         tools_up([{"function": {"name": "fine"}}, tool])

@@ -16,26 +16,33 @@ import pytest
 from appliance.base import jsons
 from appliance.base.clock import FakeClock
 from appliance.base.errors import Invalid, NoSuchModel, Unavailable
-from appliance.base.metrics import Metrics
+from appliance.base.metrics.registry import Metrics
 from appliance.base.tasks import Tasks
 from appliance.engines.receipts import Receipt, Receipts
 from appliance.engines.settings import EngineSettings
 from appliance.engines.types import EngineReply, EngineRequest, ModelCard, Operation, Served
-from appliance.front.access_log import AccessLog
-from appliance.front.call import Call
-from appliance.front.desk import Desk
-from appliance.front.ollama import ROUTES, OllamaDoor
-from appliance.front.routes import Route
-from appliance.front.server import Server, serving_http
+from appliance.front.ollama.handlers import ROUTES, OllamaHandlers
+from appliance.front.pipeline.access_log import AccessLog
+from appliance.front.pipeline.pipeline import RequestPipeline
+from appliance.front.pipeline.request import Request
+from appliance.front.pipeline.route import Route
+from appliance.front.server.server import HttpServer, serving_http
 from appliance.front.settings import FrontSettings
-from appliance.models.library import Library
+from appliance.models.table.library import Library
 from tests.fakes.backend import ScriptedBackend, router_of
 from tests.front.standin_board import GIB, LOAD_S, StandinBoard, runner
 from tests.tools.tiny_models import TEMPLATE
 
 USER = [{"role": "user", "content": "hi"}]
-CHAT = jsons.dumps({"object": "chat.completion", "choices": [{"index": 0, "message": {"role": "assistant", "content": "hello"}, "finish_reason": "stop"}],
-                    "usage": {"prompt_tokens": 3, "completion_tokens": 2}})
+CHAT = jsons.dumps(
+    {
+        "object": "chat.completion",
+        "choices": [
+            {"index": 0, "message": {"role": "assistant", "content": "hello"}, "finish_reason": "stop"}
+        ],
+        "usage": {"prompt_tokens": 3, "completion_tokens": 2},
+    }
+)
 VECTOR = jsons.dumps({"data": [{"index": 0, "embedding": [3.0, 4.0]}], "usage": {"prompt_tokens": 1}})
 REMOTE = ModelCard("house/model", 1_700_000_000, "novita", "maker/Llama-9b", ("house",))
 CHANGED_S = 1_750_000_000
@@ -52,7 +59,9 @@ class Backend(ScriptedBackend):
         return [*(ModelCard(alias, CHANGED_S, "user", alias) for alias in self._board.views), REMOTE]
 
     def served(self, model: str) -> Served | None:
-        return next((Served(card, card.upstream) for card in self.cards() if model in {card.id, *card.aliases}), None)
+        return next(
+            (Served(card, card.upstream) for card in self.cards() if model in {card.id, *card.aliases}), None
+        )
 
     async def answer(self, request: EngineRequest) -> EngineReply:
         return EngineReply(body=VECTOR if request.operation is Operation.EMBEDDING else CHAT)
@@ -73,20 +82,37 @@ class House:
         self.backend = Backend(self.clock, self.board)
         self.router = router_of(self.backend, settings=EngineSettings(_env_file=None), clock=self.clock)
         self.library = Library(lambda: self.board.catalogue.models, tasks=tasks, patience_s=60.0)
-        self.door = OllamaDoor(self.router, clock=self.clock, board=self.board, library=self.library)  # type: ignore[arg-type]
+        self.door = OllamaHandlers(self.router, clock=self.clock, board=self.board, library=self.library)  # type: ignore[arg-type]
 
     async def told(self, handler: str, ask: Any = None) -> Any:
         """Give the answer's one JSON object."""
         path = {name: path for _, path, name in ROUTES}[handler]
-        call = Call("POST", path, {}, b"" if ask is None else jsons.dumps(ask), "127.0.0.1", "req_1", Receipt("req_1"), path,
-                    began_s=self.clock.monotonic_s())
+        call = Request(
+            "POST",
+            path,
+            {},
+            b"" if ask is None else jsons.dumps(ask),
+            "127.0.0.1",
+            "req_1",
+            Receipt("req_1"),
+            path,
+            began_s=self.clock.monotonic_s(),
+        )
         answer = await getattr(self.door, handler)(call)
         assert answer.pieces is None
         return jsons.loads(answer.body)
 
     def load(self, alias: str, *runners: dict[str, Any], **values: Any) -> None:
-        self.board.put(self.board.views[alias].path, params=self.board.catalogue.models[alias].params.model_dump(),
-                       **{"status": "ready", "slots": 2, "runners": tuple(runner(alias, **one) for one in runners), **values})
+        self.board.put(
+            self.board.views[alias].path,
+            params=self.board.catalogue.models[alias].params.model_dump(),
+            **{
+                "status": "ready",
+                "slots": 2,
+                "runners": tuple(runner(alias, **one) for one in runners),
+                **values,
+            },
+        )
 
 
 @pytest.fixture
@@ -98,20 +124,40 @@ async def house(tmp_path: Path, tiny_models: Path) -> AsyncIterator[House]:
 @pytest.fixture
 async def client(house: House) -> AsyncIterator[ollama.AsyncClient]:
     """The official client, over HTTP to a real server with the door's addresses."""
-    desk = Desk(FrontSettings(_env_file=None), receipts=Receipts(), metrics=Metrics(), access_log=AccessLog(clock=house.clock, stream=io.StringIO()),
-                clock=house.clock, is_draining=lambda: False)
-    routes = [Route(methods, path, getattr(house.door, name), dialect="ollama") for methods, path, name in ROUTES]
-    async with Tasks() as tasks, serving_http(Server(routes, desk, clock=house.clock), [("127.0.0.1", 0)], hurry=asyncio.Event(), tasks=tasks,
-                                              grace_s=lambda: 1.0) as [(host, port)]:
+    pipeline = RequestPipeline(
+        FrontSettings(_env_file=None),
+        receipts=Receipts(),
+        metrics=Metrics(),
+        access_log=AccessLog(clock=house.clock, stream=io.StringIO()),
+        clock=house.clock,
+        is_draining=lambda: False,
+    )
+    routes = [
+        Route(methods, path, getattr(house.door, name), dialect="ollama") for methods, path, name in ROUTES
+    ]
+    async with (
+        Tasks() as tasks,
+        serving_http(
+            HttpServer(routes, pipeline, clock=house.clock),
+            [("127.0.0.1", 0)],
+            hurry=asyncio.Event(),
+            tasks=tasks,
+            grace_s=lambda: 1.0,
+        ) as [(host, port)],
+    ):
         yield ollama.AsyncClient(host=f"http://{host}:{port}", timeout=20)
 
 
 # ---- the official client reads what is told
 
+
 async def test_the_client_lists_local_and_relayed_models(house: House, client: ollama.AsyncClient) -> None:
     chat, embed, remote = (await client.list()).models
     assert (chat.model, embed.model, remote.model) == ("tiny-chat", "tiny-embed", "house/model")
-    assert (chat.size, chat.digest) == (house.chat.stat().st_size, hashlib.sha256(house.chat.read_bytes()).hexdigest())
+    assert (chat.size, chat.digest) == (
+        house.chat.stat().st_size,
+        hashlib.sha256(house.chat.read_bytes()).hexdigest(),
+    )
     assert chat.modified_at == datetime.fromtimestamp(CHANGED_S, UTC)
     assert (chat.details.format, chat.details.family, chat.details.families) == ("gguf", "llama", ["llama"])
     assert (chat.details.parameter_size, chat.details.quantization_level) == ("1.7M", "F16")
@@ -122,7 +168,12 @@ async def test_the_client_shows_a_local_model(house: House, client: ollama.Async
     shown = await client.show("tiny-chat:latest")
     assert (shown.template, shown.capabilities, shown.license) == (TEMPLATE, ["completion", "tools"], None)
     assert dict(line.split() for line in shown.parameters.splitlines()) == {
-        "num_ctx": "4096", "num_batch": "256", "num_gpu": "99", "num_thread": "6", "rope_frequency_base": "10000"}
+        "num_ctx": "4096",
+        "num_batch": "256",
+        "num_gpu": "99",
+        "num_thread": "6",
+        "rope_frequency_base": "10000",
+    }
     assert shown.modelinfo["general.architecture"] == "llama"
     assert shown.modelinfo["llama.context_length"] == 8192
     assert shown.modelinfo["general.parameter_count"] == 1_742_976
@@ -150,7 +201,13 @@ async def test_the_client_sees_what_is_loaded(house: House, client: ollama.Async
 
 
 async def test_the_client_is_refused_in_ollamas_words(client: ollama.AsyncClient) -> None:
-    for call in (client.show("nobody"), client.generate("nobody", ""), client.chat("nobody", USER), client.embed("nobody", "x"), client.generate("nobody", "", keep_alive=0)):
+    for call in (
+        client.show("nobody"),
+        client.generate("nobody", ""),
+        client.chat("nobody", USER),
+        client.embed("nobody", "x"),
+        client.generate("nobody", "", keep_alive=0),
+    ):
         with pytest.raises(ollama.ResponseError) as caught:
             await call
         assert (caught.value.status_code, caught.value.error) == (404, "model 'nobody' not found")
@@ -158,21 +215,34 @@ async def test_the_client_is_refused_in_ollamas_words(client: ollama.AsyncClient
 
 # ---- lists
 
+
 async def test_tags_keep_system_as_fields_for_local_models(house: House) -> None:
     chat, embed, remote = (await house.told("tags"))["models"]
-    assert (chat["upstream"], chat["aliases"], chat["capabilities"], embed["capabilities"]) == ("tiny-chat", [], ["completion", "tools"], ["embedding"])
+    assert (chat["upstream"], chat["aliases"], chat["capabilities"], embed["capabilities"]) == (
+        "tiny-chat",
+        [],
+        ["completion", "tools"],
+        ["embedding"],
+    )
     assert (chat["details"]["context_length"], chat["details"]["embedding_length"]) == (8192, 384)
     assert "remote_host" not in chat
     assert (remote["remote_model"], remote["upstream"]) == ("maker/Llama-9b", "maker/Llama-9b")
 
 
 @pytest.mark.parametrize("has_library", [True, False])
-async def test_a_model_whose_file_tells_nothing_is_listed_all_the_same(house: House, has_library: bool) -> None:
+async def test_a_model_whose_file_tells_nothing_is_listed_all_the_same(
+    house: House, has_library: bool
+) -> None:
     house.chat.write_bytes(b"damaged" + bytes(40))
     if not has_library:
-        house.door = OllamaDoor(house.router, clock=house.clock, board=house.board)  # type: ignore[arg-type]
+        house.door = OllamaHandlers(house.router, clock=house.clock, board=house.board)  # type: ignore[arg-type]
     chat = (await house.told("tags"))["models"][0]
-    assert (chat["name"], chat["size"], chat["details"]["quantization_level"], chat["capabilities"]) == ("tiny-chat", 123, "unknown", ["completion"])
+    assert (chat["name"], chat["size"], chat["details"]["quantization_level"], chat["capabilities"]) == (
+        "tiny-chat",
+        123,
+        "unknown",
+        ["completion"],
+    )
     assert len(bytes.fromhex(chat["digest"])) == 32
     house.load("tiny-chat", {"memory_bytes": 5})
     assert (await house.told("ps"))["models"][0]["size"] == 5
@@ -186,7 +256,7 @@ async def test_a_model_whose_file_tells_nothing_is_listed_all_the_same(house: Ho
 async def test_a_digest_that_is_not_reckoned_yet_has_a_stand_in(house: House, tmp_path: Path) -> None:
     async with Tasks() as tasks:
         library = Library(lambda: house.board.catalogue.models, tasks=tasks, patience_s=0.0)
-        house.door = OllamaDoor(house.router, clock=house.clock, board=house.board, library=library)  # type: ignore[arg-type]
+        house.door = OllamaHandlers(house.router, clock=house.clock, board=house.board, library=library)  # type: ignore[arg-type]
         first = (await house.told("tags"))["models"][0]
         assert len(bytes.fromhex(first["digest"])) == 32
         assert first["details"]["family"] == "llama"
@@ -202,6 +272,7 @@ async def test_show_gives_vocabularies_only_when_verbose(house: House) -> None:
 
 async def test_a_license_is_shown(house: House, tmp_path: Path) -> None:
     import gguf
+
     path = tmp_path / "licensed.gguf"
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_license("apache-2.0")
@@ -211,31 +282,55 @@ async def test_a_license_is_shown(house: House, tmp_path: Path) -> None:
     house.board.put(path)
     house.router.refresh()
     shown = await house.told("show", {"model": "licensed"})
-    assert (shown["license"], shown["template"], shown["parameters"].splitlines()[0].split()) == ("apache-2.0", "", ["num_ctx", "4096"])
+    assert (shown["license"], shown["template"], shown["parameters"].splitlines()[0].split()) == (
+        "apache-2.0",
+        "",
+        ["num_ctx", "4096"],
+    )
     assert "TEMPLATE" not in shown["modelfile"]
 
 
 # ---- what is loaded
 
+
 async def test_ps_adds_up_a_models_runners_and_the_longest_stay_comes_first(house: House) -> None:
     now_s = house.clock.now_s()
-    house.load("tiny-chat", {"devices": ((0, 2 * GIB), (-1, GIB)), "memory_bytes": GIB, "expires_at_s": now_s + 60},
-               {"devices": ((1, GIB),), "expires_at_s": now_s + 90}, {"status": "stopping", "memory_bytes": 9 * GIB})
+    house.load(
+        "tiny-chat",
+        {"devices": ((0, 2 * GIB), (-1, GIB)), "memory_bytes": GIB, "expires_at_s": now_s + 60},
+        {"devices": ((1, GIB),), "expires_at_s": now_s + 90},
+        {"status": "stopping", "memory_bytes": 9 * GIB},
+    )
     house.load("tiny-embed", {"memory_bytes": 7, "expires_at_s": None}, slots=1)
     embed, chat, _ = (await house.told("ps"))["models"]
-    assert (chat["name"], chat["size"], chat["size_vram"], chat["context_length"]) == ("tiny-chat", 4 * GIB, 3 * GIB, 4096)
+    assert (chat["name"], chat["size"], chat["size_vram"], chat["context_length"]) == (
+        "tiny-chat",
+        4 * GIB,
+        3 * GIB,
+        4096,
+    )
     assert chat["expires_at"] == "2027-01-15T08:01:30.000000Z"
-    assert (embed["name"], embed["size"], embed["size_vram"], embed["context_length"]) == ("tiny-embed", 7, 0, 512)
-    assert embed["expires_at"] > "2300"         # more than 20 years: `ollama ps` says Forever
+    assert (embed["name"], embed["size"], embed["size_vram"], embed["context_length"]) == (
+        "tiny-embed",
+        7,
+        0,
+        512,
+    )
+    assert embed["expires_at"] > "2300"  # more than 20 years: `ollama ps` says Forever
 
 
-@pytest.mark.parametrize(("status", "is_listed"), [("starting", True), ("loading", True), ("ready", True), ("stopping", False), ("crashed", False)])
+@pytest.mark.parametrize(
+    ("status", "is_listed"),
+    [("starting", True), ("loading", True), ("ready", True), ("stopping", False), ("crashed", False)],
+)
 async def test_ps_lists_what_holds_memory(house: House, status: str, is_listed: bool) -> None:
     house.load("tiny-chat", {"status": status}, status=status)
     names = [model["name"] for model in (await house.told("ps"))["models"]]
     assert names == (["tiny-chat", "house/model"] if is_listed else ["house/model"])
     if is_listed:
-        assert (await house.told("ps"))["models"][0]["size"] == 3 * GIB     # nothing is measured yet: what it is reckoned to take
+        assert (await house.told("ps"))["models"][0][
+            "size"
+        ] == 3 * GIB  # nothing is measured yet: what it is reckoned to take
 
 
 async def test_an_expiry_beyond_all_time_can_be_written(house: House) -> None:
@@ -245,22 +340,36 @@ async def test_an_expiry_beyond_all_time_can_be_written(house: House) -> None:
 
 # ---- loading and unloading
 
-@pytest.mark.parametrize(("handler", "ask", "stay_s"), [
-    ("generate", {}, None), ("generate", {"prompt": "", "keep_alive": "10m"}, 600.0), ("generate", {"keep_alive": -1}, -1.0),
-    ("chat", {"messages": [], "keep_alive": "-1m"}, -1.0), ("chat", {"keep_alive": 1.5}, 1.5)])
-async def test_nothing_to_answer_loads(house: House, handler: str, ask: dict[str, Any], stay_s: float | None) -> None:
+
+@pytest.mark.parametrize(
+    ("handler", "ask", "stay_s"),
+    [
+        ("generate", {}, None),
+        ("generate", {"prompt": "", "keep_alive": "10m"}, 600.0),
+        ("generate", {"keep_alive": -1}, -1.0),
+        ("chat", {"messages": [], "keep_alive": "-1m"}, -1.0),
+        ("chat", {"keep_alive": 1.5}, 1.5),
+    ],
+)
+async def test_nothing_to_answer_loads(
+    house: House, handler: str, ask: dict[str, Any], stay_s: float | None
+) -> None:
     out = await house.told(handler, {**ask, "model": "tiny-chat"})
     assert house.board.asked == [("load", "tiny-chat", stay_s)]
     assert (out["model"], out["done"], out["done_reason"]) == ("tiny-chat", True, "load")
     assert (out["load_duration"], out["total_duration"]) == (LOAD_S * 1e9, LOAD_S * 1e9)
     again = await house.told(handler, {**ask, "model": "tiny-chat:latest", "stream": False})
     assert (again["done_reason"], "load_duration" in again) == ("load", False)
-    assert len(house.board.asked) == 2              # a new keep_alive must reach a loaded model too
+    assert len(house.board.asked) == 2  # a new keep_alive must reach a loaded model too
     assert not house.backend.asked
 
 
-@pytest.mark.parametrize(("handler", "ask"), [("generate", {"keep_alive": 0}), ("chat", {"messages": [], "keep_alive": "0s"})])
-async def test_keep_alive_zero_with_nothing_to_answer_unloads(house: House, handler: str, ask: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("handler", "ask"), [("generate", {"keep_alive": 0}), ("chat", {"messages": [], "keep_alive": "0s"})]
+)
+async def test_keep_alive_zero_with_nothing_to_answer_unloads(
+    house: House, handler: str, ask: dict[str, Any]
+) -> None:
     out = await house.told(handler, {**ask, "model": "tiny-chat", "stream": False})
     assert house.board.asked == [("eject", "tiny-chat")]
     assert (out["done_reason"], "load_duration" in out) == ("unload", False)
@@ -268,7 +377,10 @@ async def test_keep_alive_zero_with_nothing_to_answer_unloads(house: House, hand
 
 async def test_nothing_to_embed_loads_too(house: House) -> None:
     assert await house.told("embed", {"model": "tiny-embed", "input": [], "keep_alive": 60}) == {
-        "model": "tiny-embed", "embeddings": [], "total_duration": LOAD_S * 1e9}
+        "model": "tiny-embed",
+        "embeddings": [],
+        "total_duration": LOAD_S * 1e9,
+    }
     assert await house.told("embeddings", {"model": "tiny-embed", "keep_alive": 0}) == {"embedding": []}
     assert house.board.asked == [("load", "tiny-embed", 60.0), ("eject", "tiny-embed")]
 
@@ -287,7 +399,7 @@ async def test_a_load_that_fails_says_why(house: House) -> None:
 
 @pytest.mark.parametrize("ask", [{}, {"keep_alive": 0}])
 async def test_a_model_that_left_the_table_meanwhile_is_not_found(house: House, ask: dict[str, Any]) -> None:
-    house.router.cards()                            # the router knows it still
+    house.router.cards()  # the router knows it still
     del house.board.views["tiny-chat"]
     with pytest.raises(NoSuchModel) as caught:
         await house.told("generate", {"model": "tiny-chat", **ask})
@@ -295,7 +407,13 @@ async def test_a_model_that_left_the_table_meanwhile_is_not_found(house: House, 
 
 
 async def test_a_keep_alive_that_cannot_be_read_touches_nothing(house: House) -> None:
-    for handler, ask in (("generate", {}), ("chat", {}), ("embed", {"input": []}), ("embed", {"input": "x"}), ("chat", {"messages": USER})):
+    for handler, ask in (
+        ("generate", {}),
+        ("chat", {}),
+        ("embed", {"input": []}),
+        ("embed", {"input": "x"}),
+        ("chat", {"messages": USER}),
+    ):
         with pytest.raises(Invalid, match="keep_alive"):
             await house.told(handler, {"model": "tiny-chat", "keep_alive": "soon", **ask})
     assert not house.board.asked
@@ -304,20 +422,47 @@ async def test_a_keep_alive_that_cannot_be_read_touches_nothing(house: House) ->
 
 # ---- the wish that travels with a request
 
-@pytest.mark.parametrize(("handler", "ask"), [("chat", {"messages": USER}), ("generate", {"prompt": "hi"}), ("generate", {"prompt": "hi", "raw": True}),
-                                              ("embed", {"input": "hi"}), ("embeddings", {"prompt": "hi"})])
-@pytest.mark.parametrize(("keep_alive", "stay_s"), [(None, None), (0, 0.0), ("0", 0.0), ("5m", 300.0), (30, 30.0), (-1, -1.0), ("-1s", -1.0)])
-async def test_keep_alive_goes_along_with_a_request(house: House, handler: str, ask: dict[str, Any], keep_alive: Any, stay_s: float | None) -> None:
+
+@pytest.mark.parametrize(
+    ("handler", "ask"),
+    [
+        ("chat", {"messages": USER}),
+        ("generate", {"prompt": "hi"}),
+        ("generate", {"prompt": "hi", "raw": True}),
+        ("embed", {"input": "hi"}),
+        ("embeddings", {"prompt": "hi"}),
+    ],
+)
+@pytest.mark.parametrize(
+    ("keep_alive", "stay_s"),
+    [(None, None), (0, 0.0), ("0", 0.0), ("5m", 300.0), (30, 30.0), (-1, -1.0), ("-1s", -1.0)],
+)
+async def test_keep_alive_goes_along_with_a_request(
+    house: House,
+    handler: str,
+    ask: dict[str, Any],
+    keep_alive: Any,
+    stay_s: float | None,
+) -> None:
     more = {} if keep_alive is None else {"keep_alive": keep_alive}
     await house.told(handler, {"model": "tiny-chat", "stream": False, **ask, **more})
     [request] = house.backend.asked
-    assert request.wishes.keep_alive_s == stay_s
+    assert request.options.keep_alive_s == stay_s
     assert "keep_alive" not in request.body
-    assert not house.board.asked                    # the manager hears of it by the request
+    assert not house.board.asked  # the manager hears of it by the request
 
 
 async def test_keep_alive_goes_along_with_a_stream(house: House, client: ollama.AsyncClient) -> None:
-    parts = [part async for part in await client.chat("tiny-chat", USER, stream=True, keep_alive="7m", options={"num_ctx": 2048})]
+    parts = [
+        part
+        async for part in await client.chat(
+            "tiny-chat", USER, stream=True, keep_alive="7m", options={"num_ctx": 2048}
+        )
+    ]
     assert parts[-1].done
     [request] = house.backend.asked
-    assert (request.wishes.keep_alive_s, request.wishes.context_tokens, request.stream) == (420.0, 2048, True)
+    assert (request.options.keep_alive_s, request.options.context_tokens, request.stream) == (
+        420.0,
+        2048,
+        True,
+    )

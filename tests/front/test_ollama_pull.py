@@ -12,15 +12,19 @@ import ollama
 import pytest
 
 from appliance.base.errors import Conflict, Forbidden, NotFound, UpstreamFailed
-from appliance.models.fetching import Offered
-from appliance.models.pulled import INDEX, read_pulled
+from appliance.downloads.contract import SourceOffer
+from appliance.models.table.pulled import INDEX, read_pulled
 from tests.front.downloads_house import DownloadsHouse, downloads_house
 from tests.journeys.running import until
 from tests.tools.tiny_models import cached_folder, ensure
 
 NAME = "hf.co/ns/tiny:Q4_K_M"
 SHA = "ab" * 32
-OFFERED = [Offered("tiny.Q4_K_M.gguf", 100, SHA), Offered("tiny.Q8_0.gguf", 200, "cd" * 32), Offered("README.md", 5)]
+OFFERED = [
+    SourceOffer("tiny.Q4_K_M.gguf", 100, SHA),
+    SourceOffer("tiny.Q8_0.gguf", 200, "cd" * 32),
+    SourceOffer("README.md", 5),
+]
 
 
 @pytest.fixture(scope="session")
@@ -41,7 +45,9 @@ def client(house: DownloadsHouse) -> ollama.AsyncClient:
     return ollama.AsyncClient(host=house.base_url)
 
 
-async def raw(house: DownloadsHouse, method: str = "POST", path: str = "/api/pull", **body: Any) -> httpx.Response:
+async def raw(
+    house: DownloadsHouse, method: str = "POST", path: str = "/api/pull", **body: Any
+) -> httpx.Response:
     async with httpx.AsyncClient(base_url=house.base_url, timeout=10) as http:
         return await http.request(method, path, json=body)
 
@@ -50,21 +56,33 @@ async def test_a_pull_tells_ollamas_lines_and_the_model_is_in_the_index(house: D
     lines = [(part.status, part.digest, part.total, part.completed) async for part in await pulled_by(house)]
     pulling = f"pulling {SHA[:12]}"
     assert lines[0] == ("pulling manifest", None, None, None)
-    assert lines[-4:] == [(pulling, f"sha256:{SHA}", 100, 100), ("verifying sha256 digest", None, None, None), ("writing manifest", None, None, None),
-                          ("success", None, None, None)]
+    assert lines[-4:] == [
+        (pulling, f"sha256:{SHA}", 100, 100),
+        ("verifying sha256 digest", None, None, None),
+        ("writing manifest", None, None, None),
+        ("success", None, None, None),
+    ]
     assert (pulling, f"sha256:{SHA}", 100, None) in lines
     assert (pulling, f"sha256:{SHA}", 100, 40) in lines
-    model, = read_pulled(house.home)[0]
-    assert (model.alias, model.source, model.path) == (NAME, "hf://ns/tiny", house.home / "hf.co/ns/tiny/Q4_K_M/tiny.Q4_K_M.gguf")
+    (model,) = read_pulled(house.home)[0]
+    assert (model.alias, model.source, model.path) == (
+        NAME,
+        "hf://ns/tiny",
+        house.home / "hf.co/ns/tiny/Q4_K_M/tiny.Q4_K_M.gguf",
+    )
     assert house.happened == [("reread",)]
 
 
 async def pulled_by(house: DownloadsHouse) -> AsyncIterator[Any]:
     """Pull with the official client; the stand-in makes progress as the lines come."""
+
     async def go() -> None:
         run = await house.downloader.next()
         assert (run.wish.source, run.wish.config, run.wish.output_dir) == (
-            "hf://ns/tiny", {"include": "tiny.Q4_K_M.gguf"}, house.home / "hf.co/ns/tiny/Q4_K_M")
+            "hf://ns/tiny",
+            {"include": "tiny.Q4_K_M.gguf"},
+            house.home / "hf.co/ns/tiny/Q4_K_M",
+        )
         run.progress(0)
         await asyncio.sleep(0.1)
         run.progress(40)
@@ -78,6 +96,7 @@ async def pulled_by(house: DownloadsHouse) -> AsyncIterator[Any]:
         async for part in answer:
             yield part
         await going
+
     return parts()
 
 
@@ -94,12 +113,16 @@ async def test_every_line_is_one_object_and_none_has_other_keys(house: Downloads
     assert answer.headers["content-type"] == "application/x-ndjson"
     lines = [json.loads(text) for text in answer.text.splitlines()]
     assert answer.text.endswith("\n")
-    assert [line["status"] for line in lines if not line["status"].startswith("pulling ")] == ["verifying sha256 digest", "writing manifest", "success"]
+    assert [line["status"] for line in lines if not line["status"].startswith("pulling ")] == [
+        "verifying sha256 digest",
+        "writing manifest",
+        "success",
+    ]
     assert all(set(line) <= {"status", "digest", "total", "completed"} for line in lines)
 
 
 async def test_a_file_without_a_told_digest_is_known_by_one_of_its_name(house: DownloadsHouse) -> None:
-    house.offered["hf://ns/tiny"] = [Offered("tiny.Q4_K_M.gguf", 100)]
+    house.offered["hf://ns/tiny"] = [SourceOffer("tiny.Q4_K_M.gguf", 100)]
     house.downloader.at_once = True
     lines = [part async for part in await client(house).pull(NAME, stream=True)]
     assert lines[-4].digest == "sha256:" + hashlib.sha256(b"hf://ns/tiny/tiny.Q4_K_M.gguf").hexdigest()
@@ -109,19 +132,32 @@ FINDING = [
     (NotFound("ns/tiny does not exist."), 404, "pull model manifest: ns/tiny does not exist."),
     (Forbidden("ns/tiny is gated."), 403, "pull model manifest: ns/tiny is gated."),
     (UpstreamFailed("The hub cannot be reached."), 502, "pull model manifest: The hub cannot be reached."),
-    ([Offered("model.safetensors", 5)], 400, "pull model manifest: Repository is not GGUF or is not compatible with llama.cpp"),
-    ([Offered("tiny.Q2_K.gguf", 5)], 404, "pull model manifest: The specified tag is not available in the repository: Q4_K_M. It has tiny.Q2_K."),
+    (
+        [SourceOffer("model.safetensors", 5)],
+        400,
+        "pull model manifest: Repository is not GGUF or is not compatible with llama.cpp",
+    ),
+    (
+        [SourceOffer("tiny.Q2_K.gguf", 5)],
+        404,
+        "pull model manifest: The specified tag is not available in the repository: Q4_K_M. It has tiny.Q2_K.",
+    ),
 ]
 
 
 @pytest.mark.parametrize(("offered", "status", "text"), FINDING)
-async def test_what_cannot_be_found_is_said_as_ollama_says_it(house: DownloadsHouse, offered: Any, status: int, text: str) -> None:
+async def test_what_cannot_be_found_is_said_as_ollama_says_it(
+    house: DownloadsHouse, offered: Any, status: int, text: str
+) -> None:
     house.offered["hf://ns/tiny"] = offered
     with pytest.raises(ollama.ResponseError) as caught:
         await client(house).pull(NAME)
     assert (caught.value.status_code, caught.value.error) == (status, text)
     answer = await raw(house, model=NAME)
-    assert (answer.status_code, [json.loads(line) for line in answer.text.splitlines()]) == (200, [{"status": "pulling manifest"}, {"error": text}])
+    assert (answer.status_code, [json.loads(line) for line in answer.text.splitlines()]) == (
+        200,
+        [{"status": "pulling manifest"}, {"error": text}],
+    )
     with pytest.raises(ollama.ResponseError, match="pull model manifest"):
         [part async for part in await client(house).pull(NAME, stream=True)]
     assert house.downloader.runs == []
@@ -138,7 +174,9 @@ async def test_a_download_that_fails_is_said_in_a_last_line(house: DownloadsHous
 
 
 @pytest.mark.parametrize("data", [b"", b"no model at all", b"GGUF"])
-async def test_a_fetched_file_that_is_no_model_is_refused_and_does_not_serve(house: DownloadsHouse, data: bytes) -> None:
+async def test_a_fetched_file_that_is_no_model_is_refused_and_does_not_serve(
+    house: DownloadsHouse, data: bytes
+) -> None:
     house.downloader.at_once, house.downloader.writes = True, {"tiny.Q4_K_M.gguf": data}
     with pytest.raises(ollama.ResponseError, match="is no GGUF model") as caught:
         await client(house).pull(NAME)
@@ -155,7 +193,12 @@ async def test_a_name_that_is_none_is_refused_before_anything(house: DownloadsHo
 
 async def test_other_names_are_answered_as_before(house: DownloadsHouse) -> None:
     answer = await raw(house, model="llama3")
-    assert [json.loads(text)["status"] for text in answer.text.splitlines()] == ["pulling llama3", "verifying sha256", "writing manifest", "success"]
+    assert [json.loads(text)["status"] for text in answer.text.splitlines()] == [
+        "pulling llama3",
+        "verifying sha256",
+        "writing manifest",
+        "success",
+    ]
 
 
 async def test_a_client_that_leaves_cancels_the_pull_unless_another_waits(house: DownloadsHouse) -> None:
@@ -177,7 +220,9 @@ async def test_a_client_that_leaves_cancels_the_pull_unless_another_waits(house:
 
 
 async def test_operators_only(tmp_path: Path) -> None:
-    async with downloads_house(tmp_path, APPLIANCE_API_KEYS="client-key", OPERATOR_API_KEYS="operator-key") as house:
+    async with downloads_house(
+        tmp_path, APPLIANCE_API_KEYS="client-key", OPERATOR_API_KEYS="operator-key"
+    ) as house:
         house.offered["hf://ns/tiny"] = NotFound("no")
         for key, status in (("client-key", 403), ("operator-key", 404)):
             known = ollama.AsyncClient(host=house.base_url, headers={"Authorization": f"Bearer {key}"})
@@ -205,6 +250,7 @@ async def test_a_pull_taken_up_after_a_restart_ends_in_the_index(tmp_path: Path,
 
 # ---- delete
 
+
 async def test_a_pulled_model_is_deleted_with_its_files_after_it_was_ejected(house: DownloadsHouse) -> None:
     house.downloader.at_once = True
     await client(house).pull(NAME)
@@ -218,7 +264,11 @@ async def test_a_pulled_model_is_deleted_with_its_files_after_it_was_ejected(hou
 
 
 async def test_what_was_not_pulled_cannot_be_deleted(house: DownloadsHouse) -> None:
-    for name, status, text in (("llama3", 404, "model 'llama3' not found"), (NAME, 404, f"model '{NAME}' not found"), ("", 400, "model is required")):
+    for name, status, text in (
+        ("llama3", 404, "model 'llama3' not found"),
+        (NAME, 404, f"model '{NAME}' not found"),
+        ("", 400, "model is required"),
+    ):
         answer = await raw(house, "DELETE", "/api/delete", model=name)
         assert (answer.status_code, answer.json()) == (status, {"error": text})
     answer = await raw(house, path="/api/copy", source="a", destination="b")

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from appliance.base.errors import UpstreamFailed
-from appliance.front.ollama_reply import (
-    Teller,
-    Voice,
+from appliance.front.ollama.reply import (
+    ReplyFormat,
+    StreamTranslator,
     calls_down,
     done_reason,
     logprobs_of,
@@ -21,16 +21,16 @@ from appliance.front.ollama_reply import (
 
 AT_S, STAMP = 1_800_000_000.25, "2027-01-15T08:00:00.250000Z"
 USAGE = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
-CHAT, GENERATE = Voice("house/model", is_chat=True), Voice("house/model", is_chat=False)
+CHAT, GENERATE = ReplyFormat("house/model", is_chat=True), ReplyFormat("house/model", is_chat=False)
 
 
 def chunk(delta: dict[str, Any], *, finish: str | None = None, **more: Any) -> dict[str, Any]:
     return {"choices": [{"index": 0, "delta": delta, "finish_reason": finish, **more}]}
 
 
-def tell(voice: Voice, *events: dict[str, Any]) -> list[dict[str, Any]]:
+def tell(voice: ReplyFormat, *events: dict[str, Any]) -> list[dict[str, Any]]:
     """Tell events that come a second apart; the stream ends one second after the last."""
-    teller = Teller(voice)
+    teller = StreamTranslator(voice)
     parts = [teller.take(event, at_s=AT_S, elapsed_s=1.0 + n) for n, event in enumerate(events)]
     return [part for part in parts if part is not None] + teller.end(at_s=AT_S, elapsed_s=1.0 + len(events))
 
@@ -42,16 +42,31 @@ def fragment(index: int, arguments: str, **first: Any) -> dict[str, Any]:
 
 # ---- streams
 
+
 def test_a_chat_is_told_line_by_line_and_closed_with_numbers() -> None:
-    told = tell(CHAT, chunk({"role": "assistant", "content": ""}), chunk({"content": "Hel"}), chunk({"content": "lo\n"}),
-                chunk({}, finish="length"), {"choices": [], "usage": USAGE})
+    told = tell(
+        CHAT,
+        chunk({"role": "assistant", "content": ""}),
+        chunk({"content": "Hel"}),
+        chunk({"content": "lo\n"}),
+        chunk({}, finish="length"),
+        {"choices": [], "usage": USAGE},
+    )
     head = {"model": "house/model", "created_at": STAMP}
     assert told == [
         {**head, "message": {"role": "assistant", "content": "Hel"}, "done": False},
         {**head, "message": {"role": "assistant", "content": "lo\n"}, "done": False},
-        {**head, "message": {"role": "assistant", "content": ""}, "done": True, "done_reason": "length",
-         "total_duration": 6 * 10**9, "prompt_eval_count": 7, "prompt_eval_duration": 2 * 10**9, "eval_count": 3,
-         "eval_duration": 4 * 10**9},
+        {
+            **head,
+            "message": {"role": "assistant", "content": ""},
+            "done": True,
+            "done_reason": "length",
+            "total_duration": 6 * 10**9,
+            "prompt_eval_count": 7,
+            "prompt_eval_duration": 2 * 10**9,
+            "eval_count": 3,
+            "eval_duration": 4 * 10**9,
+        },
     ]
 
 
@@ -62,8 +77,11 @@ def test_generate_says_response_instead_of_message() -> None:
 
 
 def test_a_completions_chunks_are_told_too() -> None:
-    told = tell(GENERATE, {"choices": [{"index": 0, "text": "a", "finish_reason": None}]},
-                {"choices": [{"index": 0, "text": "b", "finish_reason": "stop"}]})
+    told = tell(
+        GENERATE,
+        {"choices": [{"index": 0, "text": "a", "finish_reason": None}]},
+        {"choices": [{"index": 0, "text": "b", "finish_reason": "stop"}]},
+    )
     assert [part["response"] for part in told] == ["a", "b", ""]
     assert told[-1]["done_reason"] == "stop"
 
@@ -72,27 +90,48 @@ def test_a_completions_chunks_are_told_too() -> None:
 def test_thinking_is_told_or_hidden(name: str) -> None:
     events = [chunk({name: "hm"}), chunk({"content": "a"}), chunk({}, finish="stop")]
     assert [part["message"].get("thinking") for part in tell(CHAT, *events)] == ["hm", None, None]
-    hidden = tell(Voice("m", is_chat=True, shows_thinking=False), *events)
-    assert [part["message"] for part in hidden] == [{"role": "assistant", "content": "a"}, {"role": "assistant", "content": ""}]
-    assert hidden[-1]["prompt_eval_duration"] == 10**9      # the model began when it began to think
+    hidden = tell(ReplyFormat("m", is_chat=True, shows_thinking=False), *events)
+    assert [part["message"] for part in hidden] == [
+        {"role": "assistant", "content": "a"},
+        {"role": "assistant", "content": ""},
+    ]
+    assert hidden[-1]["prompt_eval_duration"] == 10**9  # the model began when it began to think
 
 
 def test_tool_calls_are_told_whole_before_the_end() -> None:
-    told = tell(CHAT, chunk({"role": "assistant", "content": None}),
-                chunk({"tool_calls": [fragment(0, "", id="x1", name="add", type="function")]}),
-                chunk({"tool_calls": [fragment(0, '{"a":'), fragment(1, '{"b":2}', id="x2", name="sub")]}),
-                chunk({"tool_calls": [fragment(0, "1}")]}), chunk({}, finish="tool_calls"))
+    told = tell(
+        CHAT,
+        chunk({"role": "assistant", "content": None}),
+        chunk({"tool_calls": [fragment(0, "", id="x1", name="add", type="function")]}),
+        chunk({"tool_calls": [fragment(0, '{"a":'), fragment(1, '{"b":2}', id="x2", name="sub")]}),
+        chunk({"tool_calls": [fragment(0, "1}")]}),
+        chunk({}, finish="tool_calls"),
+    )
     assert [part["done"] for part in told] == [False, True]
-    assert told[0]["message"]["tool_calls"] == [{"id": "x1", "function": {"index": 0, "name": "add", "arguments": {"a": 1}}},
-                                                {"id": "x2", "function": {"index": 1, "name": "sub", "arguments": {"b": 2}}}]
+    assert told[0]["message"]["tool_calls"] == [
+        {"id": "x1", "function": {"index": 0, "name": "add", "arguments": {"a": 1}}},
+        {"id": "x2", "function": {"index": 1, "name": "sub", "arguments": {"b": 2}}},
+    ]
     assert told[1]["done_reason"] == "stop"
     assert told[1]["prompt_eval_duration"] == 2 * 10**9
 
 
 def test_fragments_without_an_index_are_calls_of_their_own() -> None:
-    told = tell(CHAT, chunk({"tool_calls": [{"id": "a", "function": {"name": "f", "arguments": {"x": 1}}},
-                                            {"id": "b", "function": {"name": "g", "arguments": "{}"}}]}))
-    assert [(c["id"], c["function"]["arguments"]) for c in told[0]["message"]["tool_calls"]] == [("a", {"x": 1}), ("b", {})]
+    told = tell(
+        CHAT,
+        chunk(
+            {
+                "tool_calls": [
+                    {"id": "a", "function": {"name": "f", "arguments": {"x": 1}}},
+                    {"id": "b", "function": {"name": "g", "arguments": "{}"}},
+                ]
+            }
+        ),
+    )
+    assert [(c["id"], c["function"]["arguments"]) for c in told[0]["message"]["tool_calls"]] == [
+        ("a", {"x": 1}),
+        ("b", {}),
+    ]
 
 
 def test_log_probabilities_travel_with_their_text() -> None:
@@ -102,8 +141,9 @@ def test_log_probabilities_travel_with_their_text() -> None:
     assert "logprobs" not in told[1]
 
 
-@pytest.mark.parametrize("event", [
-    {}, {"choices": None}, {"choices": [None]}, {"choices": [{}]}, {"choices": [{"delta": None}]}])
+@pytest.mark.parametrize(
+    "event", [{}, {"choices": None}, {"choices": [None]}, {"choices": [{}]}, {"choices": [{"delta": None}]}]
+)
 def test_an_event_that_says_nothing_makes_no_line(event: dict[str, Any]) -> None:
     assert len(tell(CHAT, event)) == 1
 
@@ -114,26 +154,49 @@ def test_a_stream_without_usage_has_no_counts() -> None:
 
 # ---- answers in one piece
 
+
 def test_a_whole_chat_is_one_object() -> None:
-    message = {"role": "assistant", "content": "hi", "reasoning_content": "hm", "tool_calls": [
-        {"id": "x1", "type": "function", "function": {"name": "add", "arguments": '{"a":1}'}}]}
+    message = {
+        "role": "assistant",
+        "content": "hi",
+        "reasoning_content": "hm",
+        "tool_calls": [{"id": "x1", "type": "function", "function": {"name": "add", "arguments": '{"a":1}'}}],
+    }
     reply = {"choices": [{"message": message, "finish_reason": "tool_calls"}], "usage": USAGE}
     out, text = whole(reply, CHAT, at_s=AT_S, elapsed_s=2)
     assert text == "hi"
     assert out == {
-        "model": "house/model", "created_at": STAMP, "done": True, "done_reason": "stop",
-        "message": {"role": "assistant", "content": "hi", "thinking": "hm",
-                    "tool_calls": [{"id": "x1", "function": {"index": 0, "name": "add", "arguments": {"a": 1}}}]},
-        "total_duration": 2 * 10**9, "prompt_eval_count": 7, "eval_count": 3, "eval_duration": 2 * 10**9}
+        "model": "house/model",
+        "created_at": STAMP,
+        "done": True,
+        "done_reason": "stop",
+        "message": {
+            "role": "assistant",
+            "content": "hi",
+            "thinking": "hm",
+            "tool_calls": [{"id": "x1", "function": {"index": 0, "name": "add", "arguments": {"a": 1}}}],
+        },
+        "total_duration": 2 * 10**9,
+        "prompt_eval_count": 7,
+        "eval_count": 3,
+        "eval_duration": 2 * 10**9,
+    }
 
 
 def test_a_whole_completion_is_one_object() -> None:
-    out, text = whole({"choices": [{"text": "hi", "finish_reason": "stop"}]}, GENERATE, at_s=AT_S, elapsed_s=1)
+    out, text = whole(
+        {"choices": [{"text": "hi", "finish_reason": "stop"}]}, GENERATE, at_s=AT_S, elapsed_s=1
+    )
     assert (out["response"], text) == ("hi", "hi")
 
 
 def test_a_refusal_is_text() -> None:
-    assert whole({"choices": [{"message": {"content": None, "refusal": "no"}}]}, GENERATE, at_s=AT_S, elapsed_s=1)[1] == "no"
+    assert (
+        whole(
+            {"choices": [{"message": {"content": None, "refusal": "no"}}]}, GENERATE, at_s=AT_S, elapsed_s=1
+        )[1]
+        == "no"
+    )
 
 
 @pytest.mark.parametrize("reply", [{}, {"choices": []}, {"choices": None}, {"choices": ["x"]}, {"data": []}])
@@ -144,34 +207,75 @@ def test_an_answer_without_choices_is_a_failure(reply: dict[str, Any]) -> None:
 
 # ---- parts
 
-@pytest.mark.parametrize(("arguments", "given"), [
-    ('{"a":1}', {"a": 1}), ("", {}), (None, {}), ({"a": 1}, {"a": 1}), ("[1]", {"_raw": "[1]"}), ('{"a":', {"_raw": '{"a":'}),
-])
+
+@pytest.mark.parametrize(
+    ("arguments", "given"),
+    [
+        ('{"a":1}', {"a": 1}),
+        ("", {}),
+        (None, {}),
+        ({"a": 1}, {"a": 1}),
+        ("[1]", {"_raw": "[1]"}),
+        ('{"a":', {"_raw": '{"a":'}),
+    ],
+)
 def test_arguments_are_always_an_object(arguments: Any, given: dict[str, Any]) -> None:
     [call] = calls_down([{"function": {"name": "f", "arguments": arguments}}])
     assert call == {"function": {"index": 0, "name": "f", "arguments": given}}
 
 
-@pytest.mark.parametrize(("finish", "reason"), [
-    ("stop", "stop"), ("length", "length"), ("tool_calls", "stop"), ("function_call", "stop"), (None, "stop"), ("", "stop"),
-    (7, "stop"), ("content_filter", "content_filter")])
+@pytest.mark.parametrize(
+    ("finish", "reason"),
+    [
+        ("stop", "stop"),
+        ("length", "length"),
+        ("tool_calls", "stop"),
+        ("function_call", "stop"),
+        (None, "stop"),
+        ("", "stop"),
+        (7, "stop"),
+        ("content_filter", "content_filter"),
+    ],
+)
 def test_finish_reasons_become_done_reasons(finish: Any, reason: str) -> None:
     assert done_reason(finish) == reason
 
 
-@pytest.mark.parametrize(("logprobs", "rows"), [
-    (None, []), ({"content": None}, []),
-    ({"tokens": ["a", "b"], "token_logprobs": [None, -1.0], "top_logprobs": [None, {"b": -1.0, "c": -2.0}]},
-     [{"token": "a", "logprob": 0.0},
-      {"token": "b", "logprob": -1.0, "top_logprobs": [{"token": "b", "logprob": -1.0}, {"token": "c", "logprob": -2.0}]}]),
-    ({"tokens": ["a"], "token_logprobs": [-1.0], "top_logprobs": None}, [{"token": "a", "logprob": -1.0}]),
-])
+@pytest.mark.parametrize(
+    ("logprobs", "rows"),
+    [
+        (None, []),
+        ({"content": None}, []),
+        (
+            {
+                "tokens": ["a", "b"],
+                "token_logprobs": [None, -1.0],
+                "top_logprobs": [None, {"b": -1.0, "c": -2.0}],
+            },
+            [
+                {"token": "a", "logprob": 0.0},
+                {
+                    "token": "b",
+                    "logprob": -1.0,
+                    "top_logprobs": [{"token": "b", "logprob": -1.0}, {"token": "c", "logprob": -2.0}],
+                },
+            ],
+        ),
+        (
+            {"tokens": ["a"], "token_logprobs": [-1.0], "top_logprobs": None},
+            [{"token": "a", "logprob": -1.0}],
+        ),
+    ],
+)
 def test_both_shapes_of_log_probabilities_are_read(logprobs: Any, rows: list[Any]) -> None:
     assert logprobs_of({"logprobs": logprobs}) == rows
 
 
 def test_numbers_that_are_zero_are_left_out() -> None:
-    assert numbers_of(None, total_s=1.5, first_s=0) == {"total_duration": 1_500_000_000, "eval_duration": 1_500_000_000}
+    assert numbers_of(None, total_s=1.5, first_s=0) == {
+        "total_duration": 1_500_000_000,
+        "eval_duration": 1_500_000_000,
+    }
     assert numbers_of({"prompt_tokens": None, "completion_tokens": 0}, total_s=0, first_s=0) == {}
 
 
@@ -182,17 +286,27 @@ def test_the_engines_own_measurements_come_first() -> None:
 
 # ---- embeddings
 
+
 def test_vectors_come_in_the_order_of_their_inputs_as_numbers_or_base64() -> None:
     packed = base64.b64encode(struct.pack("<2f", 0.5, -2.0)).decode()
     rows = [{"index": 1, "embedding": packed}, {"index": 0, "embedding": [3, 4]}]
     assert vectors_of({"data": rows}, 2) == [[3.0, 4.0], [0.5, -2.0]]
 
 
-@pytest.mark.parametrize("reply", [
-    {}, {"data": []}, {"data": [{"embedding": [1]}, {"embedding": [1]}]}, {"data": [{}]}, {"data": ["x"]},
-    {"data": [{"embedding": None}]},
-    {"data": [{"embedding": "no base64!"}]}, {"data": [{"embedding": "AAA="}]}, {"data": [{"embedding": ["a"]}]},
-])
+@pytest.mark.parametrize(
+    "reply",
+    [
+        {},
+        {"data": []},
+        {"data": [{"embedding": [1]}, {"embedding": [1]}]},
+        {"data": [{}]},
+        {"data": ["x"]},
+        {"data": [{"embedding": None}]},
+        {"data": [{"embedding": "no base64!"}]},
+        {"data": [{"embedding": "AAA="}]},
+        {"data": [{"embedding": ["a"]}]},
+    ],
+)
 def test_vectors_that_cannot_be_read_are_a_failure(reply: dict[str, Any]) -> None:
     with pytest.raises(UpstreamFailed):
         vectors_of(reply, 1)

@@ -7,8 +7,15 @@ import pytest
 
 from appliance.base.errors import Invalid
 from appliance.engines.types import Operation
-from appliance.front.ollama_context import pack
-from appliance.front.ollama_translate import LOCAL_OPTIONS, OPTIONS, chat_up, generate_up, keep_alive_s, options_up
+from appliance.front.ollama.context import pack
+from appliance.front.ollama.translate import (
+    LOCAL_OPTIONS,
+    OPTIONS,
+    chat_up,
+    generate_up,
+    keep_alive_s,
+    options_up,
+)
 
 USER = [{"role": "user", "content": "hi"}]
 
@@ -25,12 +32,41 @@ def refusal(call: Any, *arguments: Any) -> Invalid:
 
 # ---- keep_alive
 
-@pytest.mark.parametrize(("value", "seconds"), [
-    (None, None), (0, 0), (300, 300), (0.5, 0.5), (-1, -1), (-0.1, -1), ("0", 0), ("0s", 0), ("-0s", 0), ("5m", 300),
-    ("1h30m", 5400), ("1.5h", 5400), (".5s", 0.5), ("+10s", 10), ("250ms", 0.25), ("3us", 3e-6), ("3µs", 3e-6), ("3μs", 3e-6),
-    ("7ns", 7e-9), ("-1s", -1), ("-5m", -1), ("-1", None), ("24h0m0s", 86400), ("2562047h", 9_223_369_200), ("9999999h", -1), (10**400, -1), (1e300, -1), (math.inf, -1),
-    ("9" * 400 + "s", -1),
-])
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        (None, None),
+        (0, 0),
+        (300, 300),
+        (0.5, 0.5),
+        (-1, -1),
+        (-0.1, -1),
+        ("0", 0),
+        ("0s", 0),
+        ("-0s", 0),
+        ("5m", 300),
+        ("1h30m", 5400),
+        ("1.5h", 5400),
+        (".5s", 0.5),
+        ("+10s", 10),
+        ("250ms", 0.25),
+        ("3us", 3e-6),
+        ("3µs", 3e-6),
+        ("3μs", 3e-6),
+        ("7ns", 7e-9),
+        ("-1s", -1),
+        ("-5m", -1),
+        ("-1", None),
+        ("24h0m0s", 86400),
+        ("2562047h", 9_223_369_200),
+        ("9999999h", -1),
+        (10**400, -1),
+        (1e300, -1),
+        (math.inf, -1),
+        ("9" * 400 + "s", -1),
+    ],
+)
 def test_keep_alive_is_read_as_go_reads_durations(value: Any, seconds: float | None) -> None:
     if value == "-1":
         assert refusal(keep_alive_s, value).param == "keep_alive"
@@ -38,7 +74,9 @@ def test_keep_alive_is_read_as_go_reads_durations(value: Any, seconds: float | N
         assert keep_alive_s(value) == (seconds if seconds is None else pytest.approx(seconds))
 
 
-@pytest.mark.parametrize("value", ["", "5", "5 m", "m", "5x", "5m-3s", "1h 30m", "1.2.3s", "ever", True, [5], {"s": 5}, math.nan])
+@pytest.mark.parametrize(
+    "value", ["", "5", "5 m", "m", "5x", "5m-3s", "1h 30m", "1.2.3s", "ever", True, [5], {"s": 5}, math.nan]
+)
 def test_a_keep_alive_that_is_no_duration_is_refused(value: Any) -> None:
     error = refusal(keep_alive_s, value)
     assert error.param == "keep_alive"
@@ -47,33 +85,59 @@ def test_a_keep_alive_that_is_no_duration_is_refused(value: Any) -> None:
 
 # ---- options
 
-@pytest.mark.parametrize(("options", "fields"), [
-    (None, {}), ({}, {}),
-    ({"temperature": 0}, {"temperature": 0}), ({"temperature": 0.3, "top_p": 1}, {"temperature": 0.3, "top_p": 1}),
-    ({"top_k": 40, "min_p": 0.05}, {"top_k": 40, "min_p": 0.05}), ({"top_k": 40.0}, {"top_k": 40}),
-    ({"presence_penalty": 1, "frequency_penalty": -1.5}, {"presence_penalty": 1, "frequency_penalty": -1.5}),
-    ({"repeat_penalty": 1.1}, {"repetition_penalty": 1.1}),
-    ({"seed": 7}, {"seed": 7}), ({"seed": 0}, {"seed": 0}), ({"seed": -1}, {}),
-    ({"num_predict": 12}, {"max_tokens": 12}), ({"num_predict": -1}, {}), ({"num_predict": -2}, {}), ({"num_predict": 0}, {}),
-    ({"max_tokens": 9}, {"max_tokens": 9}),
-    ({"stop": ["a", "\n"]}, {"stop": ["a", "\n"]}), ({"stop": "a"}, {"stop": ["a"]}), ({"stop": []}, {}),
-    ({"temperature": None, "num_ctx": None, "odd": None}, {}),
-    ({"num_ctx": 4096, "num_gpu": 1, "use_mmap": True, "typical_p": 0.7}, {}),
-])
+
+@pytest.mark.parametrize(
+    ("options", "fields"),
+    [
+        (None, {}),
+        ({}, {}),
+        ({"temperature": 0}, {"temperature": 0}),
+        ({"temperature": 0.3, "top_p": 1}, {"temperature": 0.3, "top_p": 1}),
+        ({"top_k": 40, "min_p": 0.05}, {"top_k": 40, "min_p": 0.05}),
+        ({"top_k": 40.0}, {"top_k": 40}),
+        (
+            {"presence_penalty": 1, "frequency_penalty": -1.5},
+            {"presence_penalty": 1, "frequency_penalty": -1.5},
+        ),
+        ({"repeat_penalty": 1.1}, {"repetition_penalty": 1.1}),
+        ({"seed": 7}, {"seed": 7}),
+        ({"seed": 0}, {"seed": 0}),
+        ({"seed": -1}, {}),
+        ({"num_predict": 12}, {"max_tokens": 12}),
+        ({"num_predict": -1}, {}),
+        ({"num_predict": -2}, {}),
+        ({"num_predict": 0}, {}),
+        ({"max_tokens": 9}, {"max_tokens": 9}),
+        ({"stop": ["a", "\n"]}, {"stop": ["a", "\n"]}),
+        ({"stop": "a"}, {"stop": ["a"]}),
+        ({"stop": []}, {}),
+        ({"temperature": None, "num_ctx": None, "odd": None}, {}),
+        ({"num_ctx": 4096, "num_gpu": 1, "use_mmap": True, "typical_p": 0.7}, {}),
+    ],
+)
 def test_options_become_fields(options: dict[str, Any] | None, fields: dict[str, Any]) -> None:
     assert options_up(options)[0] == fields
 
 
 def test_an_unknown_option_is_named_and_no_error() -> None:
-    assert options_up({"num_ctx": 1, "warmth": 3, "temperature": 1, "color": None}) == ({"temperature": 1}, ["warmth", "color"])
+    assert options_up({"num_ctx": 1, "warmth": 3, "temperature": 1, "color": None}) == (
+        {"temperature": 1},
+        ["warmth", "color"],
+    )
     assert chat_up({"messages": USER, "options": {"warmth": 3}}).ignored == ["warmth"]
 
 
 WRONG = {float: ["1", True, [], {}], int: ["1", True, 1.5, []], bool: [1, "true"], list: [1, [1], {}]}
 
 
-@pytest.mark.parametrize(("name", "value"), [
-    (name, value) for name, kind in [*((n, k) for n, (_, k) in OPTIONS.items()), *LOCAL_OPTIONS.items()] for value in WRONG[kind]])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        (name, value)
+        for name, kind in [*((n, k) for n, (_, k) in OPTIONS.items()), *LOCAL_OPTIONS.items()]
+        for value in WRONG[kind]
+    ],
+)
 def test_an_option_of_a_wrong_type_is_refused_by_name(name: str, value: Any) -> None:
     error = refusal(options_up, {name: value})
     assert error.param == f"options.{name}"
@@ -82,31 +146,60 @@ def test_an_option_of_a_wrong_type_is_refused_by_name(name: str, value: Any) -> 
 
 # ---- format, think, log-probabilities
 
-@pytest.mark.parametrize(("wanted", "response_format"), [
-    (None, None), ("", None), ("json", {"type": "json_object"}),
-    ({"type": "object"}, {"type": "json_schema", "json_schema": {"name": "answer", "schema": {"type": "object"}}}),
-])
+
+@pytest.mark.parametrize(
+    ("wanted", "response_format"),
+    [
+        (None, None),
+        ("", None),
+        ("json", {"type": "json_object"}),
+        (
+            {"type": "object"},
+            {"type": "json_schema", "json_schema": {"name": "answer", "schema": {"type": "object"}}},
+        ),
+    ],
+)
 def test_format_becomes_response_format(wanted: Any, response_format: Any) -> None:
     assert chat(format=wanted).get("response_format") == response_format
 
 
-@pytest.mark.parametrize(("think", "effort"), [(None, None), (True, None), (False, None), ("low", "low"), ("medium", "medium"),
-                                               ("high", "high"), ("max", "high")])
+@pytest.mark.parametrize(
+    ("think", "effort"),
+    [
+        (None, None),
+        (True, None),
+        (False, None),
+        ("low", "low"),
+        ("medium", "medium"),
+        ("high", "high"),
+        ("max", "high"),
+    ],
+)
 def test_think_becomes_reasoning_effort(think: Any, effort: str | None) -> None:
     assert chat(think=think).get("reasoning_effort") == effort
 
 
 def test_logprobs_are_asked_for_in_each_operations_spelling() -> None:
     assert chat(logprobs=True, top_logprobs=3).items() >= {"logprobs": True, "top_logprobs": 3}.items()
-    assert generate_up({"prompt": "a", "raw": True, "logprobs": True, "top_logprobs": 3}).body["logprobs"] == 3
+    assert (
+        generate_up({"prompt": "a", "raw": True, "logprobs": True, "top_logprobs": 3}).body["logprobs"] == 3
+    )
     assert not {"logprobs", "top_logprobs"} & set(chat(top_logprobs=3))
 
 
-@pytest.mark.parametrize(("fields", "param"), [
-    ({"format": "xml"}, "format"), ({"format": ["json"]}, "format"), ({"think": "hard"}, "think"), ({"think": 1}, "think"),
-    ({"top_logprobs": 21}, "top_logprobs"), ({"top_logprobs": -1, "logprobs": True}, "top_logprobs"),
-    ({"keep_alive": "x"}, "keep_alive"), ({"options": {"seed": "x"}}, "options.seed"),
-])
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"format": "xml"}, "format"),
+        ({"format": ["json"]}, "format"),
+        ({"think": "hard"}, "think"),
+        ({"think": 1}, "think"),
+        ({"top_logprobs": 21}, "top_logprobs"),
+        ({"top_logprobs": -1, "logprobs": True}, "top_logprobs"),
+        ({"keep_alive": "x"}, "keep_alive"),
+        ({"options": {"seed": "x"}}, "options.seed"),
+    ],
+)
 def test_what_chat_and_generate_share_is_refused_by_field(fields: dict[str, Any], param: str) -> None:
     assert refusal(chat_up, {"messages": USER, **fields}).param == param
     assert refusal(generate_up, {"prompt": "hi", **fields}).param == param
@@ -114,26 +207,36 @@ def test_what_chat_and_generate_share_is_refused_by_field(fields: dict[str, Any]
 
 # ---- generate
 
+
 def test_a_prompt_becomes_a_chat() -> None:
     asked = generate_up({"prompt": "why?", "system": "Be brief.", "options": {"num_predict": 5}})
     assert asked.operation is Operation.CHAT
-    assert asked.body == {"max_tokens": 5, "messages": [{"role": "system", "content": "Be brief."},
-                                                        {"role": "user", "content": "why?"}]}
+    assert asked.body == {
+        "max_tokens": 5,
+        "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "why?"}],
+    }
 
 
 def test_system_as_messages_are_taken_by_generate() -> None:
     assert generate_up({"messages": USER, "prompt": "unused"}).body["messages"] == USER
-    assert generate_up({"messages": USER, "system": "S"}).body["messages"] == [{"role": "system", "content": "S"}, *USER]
+    assert generate_up({"messages": USER, "system": "S"}).body["messages"] == [
+        {"role": "system", "content": "S"},
+        *USER,
+    ]
 
 
 def test_raw_goes_up_as_it_is() -> None:
-    asked = generate_up({"prompt": "<s>[INST] hi [/INST]", "raw": True, "think": "low", "options": {"stop": "x"}})
+    asked = generate_up(
+        {"prompt": "<s>[INST] hi [/INST]", "raw": True, "think": "low", "options": {"stop": "x"}}
+    )
     assert asked.operation is Operation.COMPLETION
     assert asked.body == {"prompt": "<s>[INST] hi [/INST]", "max_tokens": 512, "stop": ["x"]}
 
 
 def test_a_suffix_asks_for_what_belongs_between() -> None:
-    asked = generate_up({"prompt": "def f():", "suffix": "return x", "system": "unused", "options": {"num_predict": 9}})
+    asked = generate_up(
+        {"prompt": "def f():", "suffix": "return x", "system": "unused", "options": {"num_predict": 9}}
+    )
     assert asked.operation is Operation.COMPLETION
     assert asked.body == {"prompt": "def f():", "suffix": "return x", "max_tokens": 9}
     assert asked.ignored == ["system"]
@@ -141,30 +244,48 @@ def test_a_suffix_asks_for_what_belongs_between() -> None:
 
 def test_a_context_puts_the_conversation_before_the_prompt() -> None:
     context = pack([{"role": "system", "content": "old"}, {"role": "user", "content": "1"}], "2")
-    first = [{"role": "system", "content": "old"}, {"role": "user", "content": "1"}, {"role": "assistant", "content": "2"}]
-    assert generate_up({"prompt": "3", "context": context}).body["messages"] == [*first, {"role": "user", "content": "3"}]
+    first = [
+        {"role": "system", "content": "old"},
+        {"role": "user", "content": "1"},
+        {"role": "assistant", "content": "2"},
+    ]
+    assert generate_up({"prompt": "3", "context": context}).body["messages"] == [
+        *first,
+        {"role": "user", "content": "3"},
+    ]
     newer = generate_up({"prompt": "3", "context": context, "system": "new"}).body["messages"]
     assert newer == [{"role": "system", "content": "new"}, *first[1:], {"role": "user", "content": "3"}]
 
 
-@pytest.mark.parametrize(("fields", "param", "words"), [
-    ({"raw": True, "system": "s"}, "raw", "raw mode does not support template, system, or context"),
-    ({"raw": True, "template": "t"}, "raw", "raw mode does not support template, system, or context"),
-    ({"raw": True, "context": [1]}, "raw", "raw mode does not support template, system, or context"),
-    ({"template": "{{ .Prompt }}"}, "template", "raw"), ({"context": [1, 2]}, "context", "/api/chat"),
-    ({"raw": True, "images": ["aGk="]}, "images", "raw"), ({"suffix": "x", "images": ["aGk="]}, "images", "suffix"),
-    ({"images": ["no base64!"]}, "images.0", "base64"), ({"messages": ["hi"]}, "messages.0", "object"),
-])
+@pytest.mark.parametrize(
+    ("fields", "param", "words"),
+    [
+        ({"raw": True, "system": "s"}, "raw", "raw mode does not support template, system, or context"),
+        ({"raw": True, "template": "t"}, "raw", "raw mode does not support template, system, or context"),
+        ({"raw": True, "context": [1]}, "raw", "raw mode does not support template, system, or context"),
+        ({"template": "{{ .Prompt }}"}, "template", "raw"),
+        ({"context": [1, 2]}, "context", "/api/chat"),
+        ({"raw": True, "images": ["aGk="]}, "images", "raw"),
+        ({"suffix": "x", "images": ["aGk="]}, "images", "suffix"),
+        ({"images": ["no base64!"]}, "images.0", "base64"),
+        ({"messages": ["hi"]}, "messages.0", "object"),
+    ],
+)
 def test_what_generate_cannot_do_is_refused(fields: dict[str, Any], param: str, words: str) -> None:
     error = refusal(generate_up, {"prompt": "hi", **fields})
     assert error.param == param
     assert words in error.message
 
 
-@pytest.mark.parametrize(("messages", "param"), [
-    (["hi"], "messages.0"), ([{}], "messages.0.role"), ([{"role": 5}], "messages.0.role"),
-    ([*USER, {"role": "user", "content": 5}], "messages.1.content"),
-])
+@pytest.mark.parametrize(
+    ("messages", "param"),
+    [
+        (["hi"], "messages.0"),
+        ([{}], "messages.0.role"),
+        ([{"role": 5}], "messages.0.role"),
+        ([*USER, {"role": "user", "content": 5}], "messages.1.content"),
+    ],
+)
 def test_a_chats_messages_are_refused_by_place(messages: list[Any], param: str) -> None:
     assert refusal(chat_up, {"messages": messages}).param == param
 

@@ -2,23 +2,46 @@
 
 import pytest
 
-from appliance.front.access import Access
-from appliance.front.passage import model_of
-from appliance.front.passage_rules import access_of, answer_fields, is_work, pinned, request_fields
+from appliance.front.passthrough.handlers import model_of
+from appliance.front.passthrough.rules import access_of, answer_fields, is_work, pinned, request_fields
+from appliance.front.pipeline.access import Access
 
 
-@pytest.mark.parametrize(("method", "path", "access"), [
-    ("POST", "/completion", Access.CLIENT), ("POST", "/tokenize", Access.CLIENT), ("GET", "/props", Access.CLIENT), ("HEAD", "/props", Access.CLIENT),
-    ("POST", "/v1/messages", Access.CLIENT), ("POST", "/v1/rerank", Access.CLIENT), ("POST", "/generate", Access.CLIENT),
-    ("POST", "/props", Access.OPERATOR), ("GET", "/slots", Access.OPERATOR), ("POST", "/slots/0", Access.OPERATOR), ("GET", "/metrics", Access.OPERATOR),
-    ("POST", "/lora-adapters", Access.OPERATOR), ("POST", "/v1/load_lora_adapter", Access.OPERATOR), ("POST", "/flush_cache", Access.OPERATOR),
-    ("POST", "/sleep", Access.OPERATOR), ("POST", "/collective_rpc", Access.OPERATOR), ("GET", "/get_server_info", Access.OPERATOR),
-    ("DELETE", "/completion", Access.OPERATOR), ("POST", "/update_weights_from_disk", Access.OPERATOR), ("GET", "/anything", Access.OPERATOR),
-    # Ways to write a path that a server may read as another one: whatever they mean, they are no client's.
-    ("GET", "//props", Access.OPERATOR), ("GET", "/props/", Access.OPERATOR), ("POST", "/completion/../slots/0", Access.OPERATOR),
-    ("POST", "/%63ompletion", Access.OPERATOR), ("GET", "/PROPS", Access.OPERATOR), ("GET", "/props;x", Access.OPERATOR),
-])
-def test_what_only_computes_is_for_clients_and_the_rest_for_operators(method: str, path: str, access: Access) -> None:
+@pytest.mark.parametrize(
+    ("method", "path", "access"),
+    [
+        ("POST", "/completion", Access.CLIENT),
+        ("POST", "/tokenize", Access.CLIENT),
+        ("GET", "/props", Access.CLIENT),
+        ("HEAD", "/props", Access.CLIENT),
+        ("POST", "/v1/messages", Access.CLIENT),
+        ("POST", "/v1/rerank", Access.CLIENT),
+        ("POST", "/generate", Access.CLIENT),
+        ("POST", "/props", Access.OPERATOR),
+        ("GET", "/slots", Access.OPERATOR),
+        ("POST", "/slots/0", Access.OPERATOR),
+        ("GET", "/metrics", Access.OPERATOR),
+        ("POST", "/lora-adapters", Access.OPERATOR),
+        ("POST", "/v1/load_lora_adapter", Access.OPERATOR),
+        ("POST", "/flush_cache", Access.OPERATOR),
+        ("POST", "/sleep", Access.OPERATOR),
+        ("POST", "/collective_rpc", Access.OPERATOR),
+        ("GET", "/get_server_info", Access.OPERATOR),
+        ("DELETE", "/completion", Access.OPERATOR),
+        ("POST", "/update_weights_from_disk", Access.OPERATOR),
+        ("GET", "/anything", Access.OPERATOR),
+        # Ways to write a path that a server may read as another one: whatever they mean, they are no client's.
+        ("GET", "//props", Access.OPERATOR),
+        ("GET", "/props/", Access.OPERATOR),
+        ("POST", "/completion/../slots/0", Access.OPERATOR),
+        ("POST", "/%63ompletion", Access.OPERATOR),
+        ("GET", "/PROPS", Access.OPERATOR),
+        ("GET", "/props;x", Access.OPERATOR),
+    ],
+)
+def test_what_only_computes_is_for_clients_and_the_rest_for_operators(
+    method: str, path: str, access: Access
+) -> None:
     assert access_of(method, path) is access
 
 
@@ -28,48 +51,124 @@ def test_questions_take_no_slot() -> None:
     assert not is_work("POST", "/tokenize")
 
 
-@pytest.mark.parametrize(("target", "found"), [
-    ("/backends/a/slots", ("a", "/slots")), ("/backends/a", ("a", "/")), ("/backends/a/", ("a", "/")), ("/backends/a?x=1", ("a", "/?x=1")),
-    ("/backends/llm-1:8080/v1/a%2Fb?c=%20", ("llm-1:8080", "/v1/a%2Fb?c=%20")), ("/backends//slots", None), ("/backends", None), ("/slots", None),
-    ("/x/backends/a/slots", None),
-])
+@pytest.mark.parametrize(
+    ("target", "found"),
+    [
+        ("/backends/a/slots", ("a", "/slots")),
+        ("/backends/a", ("a", "/")),
+        ("/backends/a/", ("a", "/")),
+        ("/backends/a?x=1", ("a", "/?x=1")),
+        ("/backends/llm-1:8080/v1/a%2Fb?c=%20", ("llm-1:8080", "/v1/a%2Fb?c=%20")),
+        ("/backends//slots", None),
+        ("/backends", None),
+        ("/slots", None),
+        ("/x/backends/a/slots", None),
+    ],
+)
 def test_a_pinned_address_is_taken_apart(target: str, found: tuple[str, str] | None) -> None:
     assert pinned(target) == found
 
 
 def up(*fields: tuple[str, str]) -> list[tuple[str, str]]:
-    return request_fields(fields, peer="10.0.0.7", scheme="http", host="door:14000", request_id="req_1", own=[("Authorization", "Bearer theirs")])
+    return request_fields(
+        fields,
+        peer="10.0.0.7",
+        scheme="http",
+        host="door:14000",
+        request_id="req_1",
+        own=[("Authorization", "Bearer theirs")],
+    )
 
 
 def test_no_key_of_the_client_and_nothing_of_the_hop_travels() -> None:
-    out = up(("Host", "door:14000"), ("Authorization", "Bearer mine"), ("X-Api-Key", "mine"), ("api-key", "mine"), ("Cookie", "s=mine"),
-             ("Proxy-Authorization", "Basic mine"), ("Connection", "keep-alive, X-Mine"), ("X-Mine", "mine"), ("Keep-Alive", "timeout=5"), ("TE", "trailers"),
-             ("Transfer-Encoding", "chunked"), ("Upgrade", "h2c"), ("Expect", "100-continue"), ("x-appliance-backend", "a"), ("X-Request-Priority", "high"))
+    out = up(
+        ("Host", "door:14000"),
+        ("Authorization", "Bearer mine"),
+        ("X-Api-Key", "mine"),
+        ("api-key", "mine"),
+        ("Cookie", "s=mine"),
+        ("Proxy-Authorization", "Basic mine"),
+        ("Connection", "keep-alive, X-Mine"),
+        ("X-Mine", "mine"),
+        ("Keep-Alive", "timeout=5"),
+        ("TE", "trailers"),
+        ("Transfer-Encoding", "chunked"),
+        ("Upgrade", "h2c"),
+        ("Expect", "100-continue"),
+        ("x-appliance-backend", "a"),
+        ("X-Request-Priority", "high"),
+    )
     assert "mine" not in str(out)
-    assert [name for name, _ in out] == ["X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host", "Via", "X-Request-Id", "Authorization"]
+    assert [name for name, _ in out] == [
+        "X-Forwarded-For",
+        "X-Forwarded-Proto",
+        "X-Forwarded-Host",
+        "Via",
+        "X-Request-Id",
+        "Authorization",
+    ]
     assert ("Authorization", "Bearer theirs") in out
 
 
 def test_what_is_end_to_end_travels_in_order_repeated_fields_too() -> None:
-    out = up(("Accept", "a"), ("X-Two", "1"), ("Content-Encoding", "gzip"), ("X-Two", "2"), ("Content-Length", "5"))
-    assert out[:5] == [("Accept", "a"), ("X-Two", "1"), ("Content-Encoding", "gzip"), ("X-Two", "2"), ("Content-Length", "5")]
+    out = up(
+        ("Accept", "a"), ("X-Two", "1"), ("Content-Encoding", "gzip"), ("X-Two", "2"), ("Content-Length", "5")
+    )
+    assert out[:5] == [
+        ("Accept", "a"),
+        ("X-Two", "1"),
+        ("Content-Encoding", "gzip"),
+        ("X-Two", "2"),
+        ("Content-Length", "5"),
+    ]
 
 
 def test_a_chain_of_proxies_stays_readable() -> None:
-    out = dict(up(("X-Forwarded-For", "192.0.2.1"), ("X-Forwarded-Proto", "https"), ("X-Forwarded-Host", "api.example"), ("Via", "1.1 edge")))
+    out = dict(
+        up(
+            ("X-Forwarded-For", "192.0.2.1"),
+            ("X-Forwarded-Proto", "https"),
+            ("X-Forwarded-Host", "api.example"),
+            ("Via", "1.1 edge"),
+        )
+    )
     assert out["X-Forwarded-For"] == "192.0.2.1, 10.0.0.7"
-    assert (out["X-Forwarded-Proto"], out["X-Forwarded-Host"], out["Via"]) == ("https", "api.example", "1.1 edge, 1.1 inference-appliance")
+    assert (out["X-Forwarded-Proto"], out["X-Forwarded-Host"], out["Via"]) == (
+        "https",
+        "api.example",
+        "1.1 edge, 1.1 inference-appliance",
+    )
 
 
 def test_an_answer_keeps_what_is_end_to_end() -> None:
-    out = answer_fields([("Content-Type", "text/plain"), ("Set-Cookie", "a"), ("Set-Cookie", "b"), ("Connection", "close, X-Hop"), ("X-Hop", "1"),
-                         ("Transfer-Encoding", "chunked"), ("Server", "engine/1.2.3"), ("Access-Control-Allow-Origin", "*"), ("ETag", '"x"')])
+    out = answer_fields(
+        [
+            ("Content-Type", "text/plain"),
+            ("Set-Cookie", "a"),
+            ("Set-Cookie", "b"),
+            ("Connection", "close, X-Hop"),
+            ("X-Hop", "1"),
+            ("Transfer-Encoding", "chunked"),
+            ("Server", "engine/1.2.3"),
+            ("Access-Control-Allow-Origin", "*"),
+            ("ETag", '"x"'),
+        ]
+    )
     assert out == [("Content-Type", "text/plain"), ("Set-Cookie", "a"), ("Set-Cookie", "b"), ("ETag", '"x"')]
 
 
-@pytest.mark.parametrize(("body", "target", "model"), [
-    (b'{"model": "a"}', "/x", "a"), (b' {"model": "a"}', "/x?model=b", "a"), (b'{"model": 3}', "/x", ""), (b"[1]", "/x?model=b", "b"), (b"{bro", "/x", ""),
-    (None, "/x?a=1&model=b%2Fc", "b/c"), (None, "/x", ""), (b"model=a", "/x", ""),
-])
+@pytest.mark.parametrize(
+    ("body", "target", "model"),
+    [
+        (b'{"model": "a"}', "/x", "a"),
+        (b' {"model": "a"}', "/x?model=b", "a"),
+        (b'{"model": 3}', "/x", ""),
+        (b"[1]", "/x?model=b", "b"),
+        (b"{bro", "/x", ""),
+        (None, "/x?a=1&model=b%2Fc", "b/c"),
+        (None, "/x", ""),
+        (b"model=a", "/x", ""),
+    ],
+)
 def test_the_model_is_read_from_json_or_the_query(body: bytes | None, target: str, model: str) -> None:
     assert model_of(body, target) == model

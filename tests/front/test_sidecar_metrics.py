@@ -11,17 +11,19 @@ from prometheus_client.parser import text_string_to_metric_families as text_of
 
 from appliance.app import Appliance
 from appliance.base.clock import SystemClock
-from appliance.base.wire import Wire, WireLimits
+from appliance.base.wire.pool import ConnectionPool
+from appliance.base.wire.types import PoolLimits
+from appliance.engines.metrics.scrape import Scraper
 from appliance.engines.receipts import Receipts
-from appliance.engines.scrape import Scraper
-from appliance.front.access import Access
-from appliance.front.access_log import AccessLog
-from appliance.front.call import Answer, Call
-from appliance.front.desk import Desk
-from appliance.front.routes import Route
-from appliance.front.server import Server, serving_http
+from appliance.front.pipeline.access import Access
+from appliance.front.pipeline.access_log import AccessLog
+from appliance.front.pipeline.pipeline import RequestPipeline
+from appliance.front.pipeline.request import Request
+from appliance.front.pipeline.response import Response
+from appliance.front.pipeline.route import Route
+from appliance.front.server.server import HttpServer, serving_http
 from appliance.front.sidecar import DIALECT
-from appliance.front.sidecar_metrics import ROUTES, SidecarMetricsDoor
+from appliance.front.sidecar_metrics import ROUTES, SidecarMetricsHandlers
 from appliance.settings import load_or_raise
 from tests.fakes.engine_pages import PAGES, VLLM_2026, PageOf, page
 from tests.fakes.raw_server import Peer, RawServer
@@ -32,29 +34,49 @@ Over = Callable[..., Awaitable[httpx.AsyncClient]]
 PROMETHEUS = "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,application/openmetrics-text;version=0.0.1;q=0.5,text/plain;version=1.0.0;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.2"
 
 
-async def ping(call: Call) -> Answer:
-    return Answer(body=b"{}")
+async def ping(call: Request) -> Response:
+    return Response(body=b"{}")
 
 
 @pytest.fixture
 async def over() -> AsyncIterator[Over]:
     """Serve the door over the engine at a base address."""
     async with AsyncExitStack() as stack:
+
         async def begin(url: str, **how: object) -> httpx.AsyncClient:
             settings, _ = load_or_raise({"NAT_REDIRECT": "off", "ACCESS_LOG": "0"})
             parts = Appliance(settings, [])
             await stack.enter_async_context(parts.tasks)
             stack.push_async_callback(parts.fleet.close)
-            wire = await stack.enter_async_context(Wire(WireLimits()))
+            wire = await stack.enter_async_context(ConnectionPool(PoolLimits()))
             clock = SystemClock()
-            door = SidecarMetricsDoor(Scraper(url, wire=wire, tasks=parts.tasks, clock=clock, **how), clock=clock)
-            desk = Desk(settings.front, receipts=Receipts(), metrics=parts.metrics, clock=clock, is_draining=lambda: False,
-                        access_log=AccessLog(clock=clock, form="json"))
-            routes = [Route((method,), path, getattr(door, name), dialect=DIALECT, access=access) for method, path, name, access in ROUTES]
-            server = Server([*routes, Route(("GET",), "/ping", ping, access=Access.PUBLIC)], desk, clock=clock)
+            door = SidecarMetricsHandlers(
+                Scraper(url, wire=wire, tasks=parts.tasks, clock=clock, **how), clock=clock
+            )
+            pipeline = RequestPipeline(
+                settings.front,
+                receipts=Receipts(),
+                metrics=parts.metrics,
+                clock=clock,
+                is_draining=lambda: False,
+                access_log=AccessLog(clock=clock, form="json"),
+            )
+            routes = [
+                Route((method,), path, getattr(door, name), dialect=DIALECT, access=access)
+                for method, path, name, access in ROUTES
+            ]
+            server = HttpServer(
+                [*routes, Route(("GET",), "/ping", ping, access=Access.PUBLIC)], pipeline, clock=clock
+            )
             bound = await stack.enter_async_context(
-                serving_http(server, [("127.0.0.1", 0)], hurry=asyncio.Event(), tasks=parts.tasks, grace_s=lambda: 1))
-            return await stack.enter_async_context(httpx.AsyncClient(base_url=f"http://127.0.0.1:{bound[0][1]}", timeout=20))
+                serving_http(
+                    server, [("127.0.0.1", 0)], hurry=asyncio.Event(), tasks=parts.tasks, grace_s=lambda: 1
+                )
+            )
+            return await stack.enter_async_context(
+                httpx.AsyncClient(base_url=f"http://127.0.0.1:{bound[0][1]}", timeout=20)
+            )
+
         yield begin
 
 
@@ -64,7 +86,11 @@ def engine(text: str, content_type: str = "text/plain; version=0.0.4; charset=ut
     async def script(peer: Peer) -> None:
         while True:
             await peer.request()
-            peer.say(f"HTTP/1.1 200 OK\r\nContent-Type: {content_type}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+            peer.say(
+                f"HTTP/1.1 200 OK\r\nContent-Type: {content_type}\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+                + body
+            )
+
     return RawServer(script)
 
 
@@ -73,11 +99,19 @@ async def test_get_metrics_gives_the_engines_page_system_es_names_and_ours(over:
     async with engine(page(of)) as server:
         http = await over(server.address, kind=of.kind)
         answer = await http.get("/metrics")
-    assert (answer.status_code, answer.headers["content-type"]) == (200, "text/plain; version=0.0.4; charset=utf-8")
+    assert (answer.status_code, answer.headers["content-type"]) == (
+        200,
+        "text/plain; version=0.0.4; charset=utf-8",
+    )
     assert answer.text.startswith(page(of))
     names = {family.name for family in text_of(answer.text)}
-    assert {"kthena:num_requests_waiting", "engine_requests_waiting", "vllm:num_requests_waiting" if of.mark == ":" or of.kind != "vllm" else "engine_scrape_up",
-            "engine_mapping_missing", "engine_scrape_age_seconds"} <= names
+    assert {
+        "kthena:num_requests_waiting",
+        "engine_requests_waiting",
+        "vllm:num_requests_waiting" if of.mark == ":" or of.kind != "vllm" else "engine_scrape_up",
+        "engine_mapping_missing",
+        "engine_scrape_age_seconds",
+    } <= names
 
 
 async def test_prometheus_gets_openmetrics_also_where_the_engine_speaks_it(over: Over) -> None:
@@ -93,7 +127,9 @@ async def test_prometheus_gets_openmetrics_also_where_the_engine_speaks_it(over:
         again = await http.get("/metrics", headers={"Accept": PROMETHEUS})
         assert {family.name for family in openmetrics_of(again.text)} == set(families)
         text = (await http.get("/metrics")).text
-        assert [s.value for f in text_of(text) for s in f.samples if s.name == "engine_generation_tokens_total"] == [700]
+        assert [
+            s.value for f in text_of(text) for s in f.samples if s.name == "engine_generation_tokens_total"
+        ] == [700]
         assert "# EOF" not in text
 
 
@@ -114,6 +150,7 @@ async def test_other_addresses_answer_while_a_scrape_hangs(over: Over) -> None:
     async def silent(peer: Peer) -> None:
         await peer.request()
         await peer.gone()
+
     async with RawServer(silent) as server:
         http = await over(server.address, timeout_s=1.0)
         waiting = [asyncio.ensure_future(http.get("/metrics")) for _ in range(3)]

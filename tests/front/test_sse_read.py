@@ -8,10 +8,12 @@ import pytest
 
 from appliance.base.errors import UpstreamFailed
 from appliance.base.sse import SseReader
-from appliance.front.sse_read import events_of
+from appliance.front.pipeline.sse import events_of
 
-STREAM = (b': hi\n\ndata: {"a":"x\\ny"}\n\nid: 7\nevent: message\ndata:{"b":"\xf0\x9f\x8e\x89"}\n\n'
-          b'data: {"c":\ndata: 3}\n\ndata: [DONE]\n\n')
+STREAM = (
+    b': hi\n\ndata: {"a":"x\\ny"}\n\nid: 7\nevent: message\ndata:{"b":"\xf0\x9f\x8e\x89"}\n\n'
+    b'data: {"c":\ndata: 3}\n\ndata: [DONE]\n\n'
+)
 EVENTS = [{"a": "x\ny"}, {"b": "🎉"}, {"c": 3}, None]
 
 
@@ -42,7 +44,7 @@ async def read(source: AsyncIterator[bytes]) -> list[dict[str, Any]]:
 def test_events_come_whole_wherever_the_bytes_are_cut(stream: bytes) -> None:
     for size in range(1, len(stream) + 1):
         reader = SseReader()
-        found = [event for at in range(0, len(stream), size) for event in reader.feed(stream[at: at + size])]
+        found = [event for at in range(0, len(stream), size) for event in reader.feed(stream[at : at + size])]
         assert found == EVENTS, size
 
 
@@ -63,8 +65,10 @@ async def test_a_missing_blank_line_after_done_is_forgiven() -> None:
     assert await read(Pieces(b'data: {"a": 1}\n\n', b"data: [DONE]\n")) == [{"a": 1}]
 
 
-@pytest.mark.parametrize("pieces", [
-    [], [b'data: {"a": 1}\n\n'], [b'data: {"a": 1}\n\n', b'data: {"b":'], [b": only a comment\n\n"]])
+@pytest.mark.parametrize(
+    "pieces",
+    [[], [b'data: {"a": 1}\n\n'], [b'data: {"a": 1}\n\n', b'data: {"b":'], [b": only a comment\n\n"]],
+)
 async def test_a_stream_without_done_is_a_failure(pieces: list[bytes]) -> None:
     source = Pieces(*pieces)
     with pytest.raises(UpstreamFailed) as caught:
@@ -73,7 +77,9 @@ async def test_a_stream_without_done_is_a_failure(pieces: list[bytes]) -> None:
     assert source.is_closed
 
 
-@pytest.mark.parametrize("event", [b'{"error":{"message":"no luck"}}', b'{"error":"no luck"}', b'{"error":"no luck","choices":[]}'])
+@pytest.mark.parametrize(
+    "event", [b'{"error":{"message":"no luck"}}', b'{"error":"no luck"}', b'{"error":"no luck","choices":[]}']
+)
 async def test_an_error_event_is_raised_with_its_sentence(event: bytes) -> None:
     with pytest.raises(UpstreamFailed, match="no luck"):
         await read(Pieces(b"data: " + event + b"\n\n", b"data: [DONE]\n\n"))

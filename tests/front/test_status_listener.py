@@ -12,12 +12,18 @@ from appliance.settings import load
 from tests.front.models_board import AT_S, BoardOfValues, off, ready
 from tests.front.test_models_feed import following, next_of
 
-EARLY = {"status": "initializing", "started_at": "2027-01-15T08:00:00.000000Z", "updated_at": "2027-01-15T08:00:00.000000Z"}
+EARLY = {
+    "status": "initializing",
+    "started_at": "2027-01-15T08:00:00.000000Z",
+    "updated_at": "2027-01-15T08:00:00.000000Z",
+}
 
 
 async def test_rows_health_status_alias_and_stream_before_and_after_the_table_is_read() -> None:
     boards: list[BoardOfValues] = []
-    async with serving_status(lambda: boards[0] if boards else None, clock=FakeClock(AT_S), host="127.0.0.1", port=0) as (host, port):
+    async with serving_status(
+        lambda: boards[0] if boards else None, clock=FakeClock(AT_S), host="127.0.0.1", port=0
+    ) as (host, port):
         url = f"http://{host}:{port}"
         async with httpx.AsyncClient(base_url=url) as http, following(url, "/status/stream") as events:
             assert (await http.get("/health")).json() == {"status": "ok", "server": EARLY}
@@ -29,10 +35,17 @@ async def test_rows_health_status_alias_and_stream_before_and_after_the_table_is
 
             boards.append(BoardOfValues(off("a"), off("org/b")))
             seen = [await next_of(events) for _ in range(3)]
-            assert [(name, data["status"]) for name, data in seen] == [("model_update", "off"), ("model_update", "off"), ("server_update", "ready")]
+            assert [(name, data["status"]) for name, data in seen] == [
+                ("model_update", "off"),
+                ("model_update", "off"),
+                ("server_update", "ready"),
+            ]
             boards[0].put(ready("org/b"))
             assert (await next_of(events))[1]["status"] == "ready"
-            assert (await http.get("/status")).json()["summary"] == {"total": 2, "by_status": {"off": 1, "ready": 1}}
+            assert (await http.get("/status")).json()["summary"] == {
+                "total": 2,
+                "by_status": {"off": 1, "ready": 1},
+            }
             assert (await http.get("/status/org/b")).json()["port"] == 8085
             missing = await http.get("/status/nobody")
             assert (missing.status_code, missing.json()["error"]["code"]) == (404, "model_not_found")
@@ -46,11 +59,22 @@ async def test_the_feed_ends_with_the_listener_and_says_so() -> None:
         async with following(f"http://{host}:{port}", "/status/stream") as events:
             await next_of(events)
             closing = asyncio.create_task(opened.__aexit__(None, None, None))
-            assert [(name, data["status"]) for name, data in [event async for event in events]] == [("server_update", "shutting_down")]
+            assert [(name, data["status"]) for name, data in [event async for event in events]] == [
+                ("server_update", "shutting_down")
+            ]
             await closing
 
 
-@pytest.mark.parametrize(("method", "path"), [("GET", "/"), ("GET", "/v1/models"), ("POST", "/status"), ("POST", "/v1/models/a/load"), ("DELETE", "/health")])
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/"),
+        ("GET", "/v1/models"),
+        ("POST", "/status"),
+        ("POST", "/v1/models/a/load"),
+        ("DELETE", "/health"),
+    ],
+)
 async def test_it_does_nothing_but_tell(method: str, path: str) -> None:
     board = BoardOfValues(off("a"))
     async with serving_status(lambda: board, clock=SystemClock(), host="127.0.0.1", port=0) as (host, port):
@@ -69,10 +93,18 @@ async def test_a_port_that_is_taken_is_named() -> None:
                 pass
 
 
-@pytest.mark.parametrize(("variables", "is_fatal", "text"), [
-    ({"STATUS_PORT": "8001", "STATUS_HOST": "0.0.0.0"}, False, "everybody who reaches it"),
-    ({"STATUS_PORT": "14000"}, True, "change one"), ({"STATUS_PORT": "50051"}, True, "change one"), ({"STATUS_PORT": "0"}, True, "allowed value")])
-def test_settings_that_are_wrong_or_open_are_told(variables: dict[str, str], is_fatal: bool, text: str) -> None:
+@pytest.mark.parametrize(
+    ("variables", "is_fatal", "text"),
+    [
+        ({"STATUS_PORT": "8001", "STATUS_HOST": "0.0.0.0"}, False, "everybody who reaches it"),
+        ({"STATUS_PORT": "14000"}, True, "change one"),
+        ({"STATUS_PORT": "50051"}, True, "change one"),
+        ({"STATUS_PORT": "0"}, True, "allowed value"),
+    ],
+)
+def test_settings_that_are_wrong_or_open_are_told(
+    variables: dict[str, str], is_fatal: bool, text: str
+) -> None:
     settings, problems = load(variables)
     found = [problem for problem in problems if problem.variable.startswith("STATUS_")]
     assert [problem.is_fatal for problem in found] == [is_fatal]
@@ -83,4 +115,7 @@ def test_settings_that_are_wrong_or_open_are_told(variables: dict[str, str], is_
 def test_a_port_on_this_machine_alone_needs_no_word() -> None:
     settings, problems = load({"STATUS_PORT": "8001", "STATUS_HOST": "localhost"})
     assert settings is not None
-    assert (settings.models.status_port, [p for p in problems if p.variable.startswith("STATUS_")]) == (8001, [])
+    assert (settings.models.status_port, [p for p in problems if p.variable.startswith("STATUS_")]) == (
+        8001,
+        [],
+    )

@@ -11,8 +11,10 @@ import pytest
 
 from tests.tools import fake_nvml
 
-ASK = ("import json,sys; from appliance.host.gpu import find_gpus; from appliance.host.settings import HostSettings;"
-       "print(json.dumps(find_gpus(HostSettings.from_env(json.loads(sys.argv[1])), {}).as_dict()))")
+ASK = (
+    "import json,sys; from appliance.host.gpu import find_gpus; from appliance.host.settings import HostSettings;"
+    "print(json.dumps(find_gpus(HostSettings.from_env(json.loads(sys.argv[1])), {}).as_dict()))"
+)
 
 
 @pytest.fixture(scope="module")
@@ -24,9 +26,19 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def find(tmp_path: Path, library: Path | None, mode: str, **environ: str) -> dict:
     """Ask in a process of its own: NVML is loaded once a process."""
-    variables = {"GPU_MODE": mode, "STATE_DIR": str(tmp_path / "state"), "GPU_SPOOF_STATE_DIR": str(tmp_path / "gpu")}
+    variables = {
+        "GPU_MODE": mode,
+        "STATE_DIR": str(tmp_path / "state"),
+        "GPU_SPOOF_STATE_DIR": str(tmp_path / "gpu"),
+    }
     given = {**os.environ, **environ, **({"LD_LIBRARY_PATH": str(library)} if library else {})}
-    done = subprocess.run([sys.executable, "-c", ASK, json.dumps(variables)], env=given, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", ASK, json.dumps(variables)],
+        env=given,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     return json.loads(done.stdout)
 
 
@@ -39,8 +51,13 @@ def test_a_real_gpu_is_reported_whatever_is_asked_for(tmp_path: Path, library: P
     assert found["gpus"][0]["memory_total_mib"] == 143771
 
 
-@pytest.mark.parametrize(("environ", "reason"), [({"FAKE_NVML_ERROR": "9"}, "Driver Not Loaded"), ({"FAKE_NVML_GPUS": "0"}, "no device")])
-def test_without_driver_or_device_there_is_none(tmp_path: Path, library: Path, environ: dict, reason: str) -> None:
+@pytest.mark.parametrize(
+    ("environ", "reason"),
+    [({"FAKE_NVML_ERROR": "9"}, "Driver Not Loaded"), ({"FAKE_NVML_GPUS": "0"}, "no device")],
+)
+def test_without_driver_or_device_there_is_none(
+    tmp_path: Path, library: Path, environ: dict, reason: str
+) -> None:
     found = find(tmp_path, library, "auto", **environ)
     assert found["mode"] == "none"
     assert reason in found["reason"]

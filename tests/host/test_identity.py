@@ -13,7 +13,12 @@ GOOD, OTHER = "0123456789abcdef0123456789abcdef", "fedcba9876543210fedcba9876543
 
 
 def ensure(folder: Path, *, is_container: bool = True):
-    return ensure_machine_id(folder / "etc" / "machine-id", folder / "state", dbus_path=folder / "dbus" / "machine-id", is_container=is_container)
+    return ensure_machine_id(
+        folder / "etc" / "machine-id",
+        folder / "state",
+        dbus_path=folder / "dbus" / "machine-id",
+        is_container=is_container,
+    )
 
 
 @pytest.fixture
@@ -23,10 +28,21 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize(("text", "found"), [
-    (GOOD, GOOD), (GOOD + "\n", GOOD), (GOOD.upper(), ""), (GOOD[:-1], ""), (GOOD + "0", ""), ("", ""), ("uninitialized\n", ""), ("0" * 32, ""),
-    ("g" * 32, ""), (GOOD + "\n\n", ""),
-])
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (GOOD, GOOD),
+        (GOOD + "\n", GOOD),
+        (GOOD.upper(), ""),
+        (GOOD[:-1], ""),
+        (GOOD + "0", ""),
+        ("", ""),
+        ("uninitialized\n", ""),
+        ("0" * 32, ""),
+        ("g" * 32, ""),
+        (GOOD + "\n\n", ""),
+    ],
+)
 def test_only_32_lower_case_hex_digits_are_valid(tmp_path: Path, text: str, found: str) -> None:
     (tmp_path / "machine-id").write_text(text)
     assert read_machine_id(tmp_path / "machine-id") == found
@@ -63,16 +79,25 @@ def test_without_any_folder_it_is_made_for_this_run_and_says_so(folder: Path) ->
 
 
 def test_two_processes_at_once_get_the_same(folder: Path) -> None:
-    code = ("from pathlib import Path; from appliance.host.identity import ensure_machine_id as e; import sys; f = Path(sys.argv[1]);"
-            "print(e(f/'none'/'machine-id', f/'state', dbus_path=f/'none'/'x', is_container=True).value)")
-    processes = [subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, text=True, env=os.environ) for _ in range(8)]
+    code = (
+        "from pathlib import Path; from appliance.host.identity import ensure_machine_id as e; import sys; f = Path(sys.argv[1]);"
+        "print(e(f/'none'/'machine-id', f/'state', dbus_path=f/'none'/'x', is_container=True).value)"
+    )
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, text=True, env=os.environ
+        )
+        for _ in range(8)
+    ]
     assert len({p.communicate()[0] for p in processes}) == 1
 
 
-def test_one_that_another_process_kept_after_the_look_is_taken_over(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_that_another_process_kept_after_the_look_is_taken_over(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     looked: list[Path] = []
 
-    def look(path: Path) -> str:                    # the other process writes right after our look at the state folder
+    def look(path: Path) -> str:  # the other process writes right after our look at the state folder
         found = read_machine_id(path)
         if path == folder / "state/machine-id" and path not in looked:
             looked.append(path)

@@ -14,26 +14,45 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(prepare, "RUN_FILES", (tmp_path / "run" / "prepare.json",))
 
     def make(**variables: str) -> HostSettings:
-        return HostSettings.from_env({"STATE_DIR": str(tmp_path / "state"), "MACHINE_ID_PATH": str(tmp_path / "machine-id"),
-                                      "GPU_SPOOF_STATE_DIR": str(tmp_path / "gpu"), "NAT_REDIRECT": "off", **variables})
+        return HostSettings.from_env(
+            {
+                "STATE_DIR": str(tmp_path / "state"),
+                "MACHINE_ID_PATH": str(tmp_path / "machine-id"),
+                "GPU_SPOOF_STATE_DIR": str(tmp_path / "gpu"),
+                "NAT_REDIRECT": "off",
+                **variables,
+            }
+        )
+
     return make
 
 
 def test_each_step_says_what_it_came_to(settings, capsys) -> None:
     steps = prepare.run_prepare(settings(GPU_MODE="simulated"), proxy_port=14000, environ={})
-    assert [(s.name, s.outcome) for s in steps] == [("machine-id", "done"), ("gpu", "done"), ("shim", "done"), ("nat", "skipped")]
+    assert [(s.name, s.outcome) for s in steps] == [
+        ("machine-id", "done"),
+        ("gpu", "done"),
+        ("shim", "done"),
+        ("nat", "skipped"),
+    ]
     assert "prepare: gpu: done: GPU_MODE=simulated" in capsys.readouterr().err
 
 
 def test_serve_believes_what_prepare_left_in_this_run_and_nothing_else(settings, tmp_path: Path) -> None:
     prepare.run_prepare(settings(GPU_MODE="simulated"), proxy_port=14000, environ={})
     assert prepare.prepared_or_now(settings(), proxy_port=14000, environ={}).gpu["mode"] == "simulated"
-    assert prepare.prepared_or_now(settings(GPU_MODE="none"), proxy_port=15000, environ={}).gpu["mode"] == "none"
+    assert (
+        prepare.prepared_or_now(settings(GPU_MODE="none"), proxy_port=15000, environ={}).gpu["mode"] == "none"
+    )
     path = tmp_path / "run" / "prepare.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "run": "another"}))
-    assert prepare.prepared_or_now(settings(GPU_MODE="none"), proxy_port=14000, environ={}).gpu["mode"] == "none"
+    assert (
+        prepare.prepared_or_now(settings(GPU_MODE="none"), proxy_port=14000, environ={}).gpu["mode"] == "none"
+    )
     path.write_text("{ rubbish")
-    assert prepare.prepared_or_now(settings(GPU_MODE="none"), proxy_port=14000, environ={}).gpu["mode"] == "none"
+    assert (
+        prepare.prepared_or_now(settings(GPU_MODE="none"), proxy_port=14000, environ={}).gpu["mode"] == "none"
+    )
 
 
 def test_a_gpu_that_must_be_real_and_is_not_stops_the_start(settings) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.host import shim, simulated
+from appliance.host.smi import shim, simulated
 
 ROOT = Path(__file__).parent.parent.parent
 SHIM = ROOT / "shims" / "nvidia-smi"
@@ -18,7 +18,11 @@ DOUBLE = ROOT / "tests" / "fakes" / "real_nvidia_smi.py"
 
 @pytest.fixture
 def environ(tmp_path: Path) -> dict[str, str]:
-    return {"PATH": f"{SHIM.parent}:{os.environ['PATH']}", "GPU_SPOOF_STATE_DIR": str(tmp_path / "gpu"), "STATE_DIR": str(tmp_path / "state")}
+    return {
+        "PATH": f"{SHIM.parent}:{os.environ['PATH']}",
+        "GPU_SPOOF_STATE_DIR": str(tmp_path / "gpu"),
+        "STATE_DIR": str(tmp_path / "state"),
+    }
 
 
 @pytest.fixture
@@ -28,11 +32,17 @@ def real(tmp_path: Path, environ: dict[str, str]) -> dict[str, str]:
     folder.mkdir()
     shutil.copy(DOUBLE, folder / "nvidia-smi")
     (folder / "nvidia-smi").chmod(0o755)
-    return {**environ, "PATH": f"{SHIM.parent}:{folder}:{os.environ['PATH']}", "RECORD": str(tmp_path / "record.json")}
+    return {
+        **environ,
+        "PATH": f"{SHIM.parent}:{folder}:{os.environ['PATH']}",
+        "RECORD": str(tmp_path / "record.json"),
+    }
 
 
 def run(environ: dict[str, str], *argv: str, **more: str) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(["nvidia-smi", *argv], env={**environ, **more}, capture_output=True, input=b"typed", check=False)
+    return subprocess.run(
+        ["nvidia-smi", *argv], env={**environ, **more}, capture_output=True, input=b"typed", check=False
+    )
 
 
 @pytest.mark.parametrize("code", [0, 2, 6, 9, 12, 255])
@@ -46,7 +56,12 @@ def test_a_real_tool_gets_and_gives_everything_untouched(real, code: int, mode: 
 
 
 def test_signals_reach_the_real_tool(real) -> None:
-    process = subprocess.Popen(["nvidia-smi", "-l", "1"], env={**real, "REPLAY_FOREVER": "1"}, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        ["nvidia-smi", "-l", "1"],
+        env={**real, "REPLAY_FOREVER": "1"},
+        stdout=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+    )
     assert process.stdout.readline() == b"looping\n"
     assert json.loads(Path(real["RECORD"]).read_text())["pid"] == process.pid
     process.send_signal(signal.SIGINT)
@@ -76,7 +91,13 @@ def test_a_caller_with_another_environment_gets_the_same_answer(environ) -> None
 
 
 def test_a_closed_pipe_ends_it_quietly(environ) -> None:
-    done = subprocess.run("nvidia-smi -q | head -1", shell=True, env={**environ, "GPU_MODE": "simulated"}, capture_output=True, check=False)
+    done = subprocess.run(
+        "nvidia-smi -q | head -1",
+        shell=True,
+        env={**environ, "GPU_MODE": "simulated"},
+        capture_output=True,
+        check=False,
+    )
     assert done.stderr == b""
 
 
@@ -90,10 +111,25 @@ def test_it_never_finds_itself(tmp_path: Path) -> None:
     assert found is None or not found.startswith(str(tmp_path))
 
 
-@pytest.mark.parametrize(("mode", "real", "gpu", "who"), [
-    ("", None, False, "none"), ("", "/x", False, "real"), ("auto", "/x", True, "real"), ("none", "/x", True, "none"), ("real", None, False, "none"),
-    ("simulated", None, False, "simulated"), ("simulated", "/x", False, "simulated"), ("simulated", "/x", True, "real"),
-])
-def test_who_answers(tmp_path: Path, mode: str, real: str | None, gpu: bool, who: str) -> None:
+@pytest.mark.parametrize(
+    ("mode", "real", "gpu", "who"),
+    [
+        ("", None, False, "none"),
+        ("", "/x", False, "real"),
+        ("auto", "/x", True, "real"),
+        ("none", "/x", True, "none"),
+        ("real", None, False, "none"),
+        ("simulated", None, False, "simulated"),
+        ("simulated", "/x", False, "simulated"),
+        ("simulated", "/x", True, "real"),
+    ],
+)
+def test_who_answers(
+    tmp_path: Path,
+    mode: str,
+    real: str | None,
+    gpu: bool,
+    who: str,
+) -> None:
     environ = {"GPU_MODE": mode, "GPU_SPOOF_STATE_DIR": str(tmp_path), "STATE_DIR": str(tmp_path)}
     assert shim.decide(environ, real, gpu)[0] == who

@@ -11,13 +11,33 @@ from pathlib import Path
 
 import pytest
 
-from appliance.host import simulated, smi, smi_fields
 from appliance.host.settings import HostSettings
+from appliance.host.smi import command as smi
+from appliance.host.smi import fields as smi_fields
+from appliance.host.smi import simulated
 
 MARK = " (simulated)"
-NAMES = ["NVIDIA GeForce RTX 4090", "H100" + MARK, "H100 (SIMULATED)", "X" * 64, "NVIDIA H100 (simulated) x", "Zq9  ", "(simulated)"]
-FORMS = [[], ["-L"], ["--list-gpus"], ["-q"], ["-q", "-x"], ["-q", "-i", "0"], ["-q", "-x", "-i", "0"], ["--query-gpu=name", "--format=csv"],
-         ["--query-gpu=gpu_name,uuid", "--format=csv,noheader"], ["--query-gpu", "name", "--format", "csv,nounits,noheader"]]
+NAMES = [
+    "NVIDIA GeForce RTX 4090",
+    "H100" + MARK,
+    "H100 (SIMULATED)",
+    "X" * 64,
+    "NVIDIA H100 (simulated) x",
+    "Zq9  ",
+    "(simulated)",
+]
+FORMS = [
+    [],
+    ["-L"],
+    ["--list-gpus"],
+    ["-q"],
+    ["-q", "-x"],
+    ["-q", "-i", "0"],
+    ["-q", "-x", "-i", "0"],
+    ["--query-gpu=name", "--format=csv"],
+    ["--query-gpu=gpu_name,uuid", "--format=csv,noheader"],
+    ["--query-gpu", "name", "--format", "csv,nounits,noheader"],
+]
 
 
 @pytest.fixture
@@ -32,6 +52,7 @@ def run(capsys: pytest.CaptureFixture[str], environ: dict[str, str]):
         out = capsys.readouterr()
         assert out.err == ""
         return code, out.out
+
     return call
 
 
@@ -70,20 +91,41 @@ def test_csv_is_read_by_a_csv_reader(run) -> None:
 
 
 def test_units_header_and_aliases(run) -> None:
-    assert run("--query-gpu=gpu_name,memory.total", "--format=csv,nounits")[1].splitlines()[0] == "name, memory.total [MiB]"
+    assert (
+        run("--query-gpu=gpu_name,memory.total", "--format=csv,nounits")[1].splitlines()[0]
+        == "name, memory.total [MiB]"
+    )
     assert run("--query-gpu=memory.total", "--format=csv,noheader,nounits")[1] == "24576\n"
-    assert run("--query-gpu=memory.total", "--format=csv,noheader", GPU_SPOOF_MEMORY_TOTAL="8 GiB")[1] == "8192 MiB\n"
+    assert (
+        run("--query-gpu=memory.total", "--format=csv,noheader", GPU_SPOOF_MEMORY_TOTAL="8 GiB")[1]
+        == "8192 MiB\n"
+    )
 
 
-@pytest.mark.parametrize(("argv", "code", "text"), [
-    (["--query-gpu=nonsense", "--format=csv"], 2, 'Field "nonsense" is not a valid field to query.\n\n'),
-    (["--query-gpu=name,cuda_version", "--format=csv"], 2, 'Field "cuda_version" is not a valid field to query.\n\n'),
-    (["--query-gpu=name"], 2, '"--format=" switch is missing'), (["--query-gpu=name", "--format=xml"], 2, "csv"),
-    (["--query-gpu=name", "--format=csv,x"], 2, '"x"'), (["--nonsense"], 2, "--nonsense"), (["-Z"], 2, "-Z"), (["-i"], 2, "missing its value"),
-    (["-L", "-i", "9"], 6, "No devices were found\n"), (["-q", "-i", "GPU-none"], 6, "No devices were found\n"), (["-l", "abc"], 2, "abc"),
-    (["-q", "-d", "NONSENSE"], 2, "NONSENSE"), (["-x"], 2, "Invalid combination"), (["dmon"], 3, "not available on a simulated GPU"),
-    (["-f", "/none/such/file"], 2, "/none/such/file"),
-])
+@pytest.mark.parametrize(
+    ("argv", "code", "text"),
+    [
+        (["--query-gpu=nonsense", "--format=csv"], 2, 'Field "nonsense" is not a valid field to query.\n\n'),
+        (
+            ["--query-gpu=name,cuda_version", "--format=csv"],
+            2,
+            'Field "cuda_version" is not a valid field to query.\n\n',
+        ),
+        (["--query-gpu=name"], 2, '"--format=" switch is missing'),
+        (["--query-gpu=name", "--format=xml"], 2, "csv"),
+        (["--query-gpu=name", "--format=csv,x"], 2, '"x"'),
+        (["--nonsense"], 2, "--nonsense"),
+        (["-Z"], 2, "-Z"),
+        (["-i"], 2, "missing its value"),
+        (["-L", "-i", "9"], 6, "No devices were found\n"),
+        (["-q", "-i", "GPU-none"], 6, "No devices were found\n"),
+        (["-l", "abc"], 2, "abc"),
+        (["-q", "-d", "NONSENSE"], 2, "NONSENSE"),
+        (["-x"], 2, "Invalid combination"),
+        (["dmon"], 3, "not available on a simulated GPU"),
+        (["-f", "/none/such/file"], 2, "/none/such/file"),
+    ],
+)
 def test_wrong_arguments_get_text_and_exit_code_on_stdout(run, argv: list[str], code: int, text: str) -> None:
     found, out = run(*argv)
     assert found == code
@@ -92,7 +134,13 @@ def test_wrong_arguments_get_text_and_exit_code_on_stdout(run, argv: list[str], 
 
 def test_a_gpu_is_chosen_by_index_uuid_or_bus_id(run, environ) -> None:
     second = simulated.gpus({**environ, "GPU_SIM_COUNT": "2"})[1]
-    for name in ("1", second.uuid, second.uuid.lower(), second.bus_id, second.bus_id.lower().removeprefix("00000000:")):
+    for name in (
+        "1",
+        second.uuid,
+        second.uuid.lower(),
+        second.bus_id,
+        second.bus_id.lower().removeprefix("00000000:"),
+    ):
         assert run("-L", "-i", name, GPU_SIM_COUNT="2")[1].startswith("GPU 1: "), name
 
 
@@ -124,7 +172,11 @@ def test_each_query_lists_its_fields_and_answers(run, query: str) -> None:
 
 def test_version_help_and_file(run, tmp_path: Path) -> None:
     assert [line.partition(" :")[0].strip() for line in run("--version")[1].splitlines()] == [
-        "NVIDIA-SMI version", "NVML version", "DRIVER version", "CUDA Version"]
+        "NVIDIA-SMI version",
+        "NVML version",
+        "DRIVER version",
+        "CUDA Version",
+    ]
     assert "--query-gpu=" in run("-h")[1]
     run("-L", "-f", str(tmp_path / "out"))
     assert MARK in (tmp_path / "out").read_text()
@@ -132,7 +184,14 @@ def test_version_help_and_file(run, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("argv", [["-lms", "20"], ["--loop-ms=20"]])
 def test_a_loop_goes_on_until_it_is_ended(environ, argv: list[str]) -> None:
-    command = [sys.executable, "-m", "appliance.host.smi", "--query-gpu=index", "--format=csv,noheader", *argv]
+    command = [
+        sys.executable,
+        "-m",
+        "appliance.host.smi.command",
+        "--query-gpu=index",
+        "--format=csv,noheader",
+        *argv,
+    ]
     process = subprocess.Popen(command, env={**os.environ, **environ}, stdout=subprocess.PIPE, text=True)
     assert [process.stdout.readline() for _ in range(3)] == ["0\n"] * 3
     process.terminate()
@@ -143,15 +202,24 @@ def test_the_light_defaults_are_those_of_the_settings() -> None:
     settings = HostSettings.from_env({})
     for variable, default in simulated.DEFAULTS.items():
         assert str(getattr(settings, variable.lower())) == default
-    assert all(simulated.marked(n).endswith(MARK) and simulated.marked(n).count(MARK.strip()) <= 2 for n in NAMES)
+    assert all(
+        simulated.marked(n).endswith(MARK) and simulated.marked(n).count(MARK.strip()) <= 2 for n in NAMES
+    )
 
 
 def test_two_processes_at_once_make_one_identity(environ) -> None:
     code = "import os; from appliance.host import simulated; print(simulated.gpus(os.environ)[0].uuid)"
-    processes = [subprocess.Popen([sys.executable, "-c", code], env={**os.environ, **environ}, stdout=subprocess.PIPE, text=True) for _ in range(8)]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code], env={**os.environ, **environ}, stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(8)
+    ]
     found = {p.communicate()[0].strip() for p in processes}
     assert len(found) == 1
-    assert re.fullmatch(r"GPU-[0-9A-F]{8}-[0-9A-F]{4}-4[0-9A-F]{3}-[89AB][0-9A-F]{3}-[0-9A-F]{12}", found.pop())
+    assert re.fullmatch(
+        r"GPU-[0-9A-F]{8}-[0-9A-F]{4}-4[0-9A-F]{3}-[89AB][0-9A-F]{3}-[0-9A-F]{12}", found.pop()
+    )
 
 
 def test_a_damaged_identity_is_made_anew_and_a_foreign_one_not_believed(environ) -> None:
@@ -165,7 +233,11 @@ def test_a_damaged_identity_is_made_anew_and_a_foreign_one_not_believed(environ)
 
 
 def test_configured_identity_is_used_for_the_first_gpu(environ) -> None:
-    chosen = {"GPU_SPOOF_UUID": "GPU-11111111-2222-4333-8444-555555555555", "GPU_SPOOF_PCI_BUS_ID": "00000000:0a:00.0", "GPU_SIM_COUNT": "2"}
+    chosen = {
+        "GPU_SPOOF_UUID": "GPU-11111111-2222-4333-8444-555555555555",
+        "GPU_SPOOF_PCI_BUS_ID": "00000000:0a:00.0",
+        "GPU_SIM_COUNT": "2",
+    }
     first, second = simulated.gpus({**environ, **chosen})
     assert (first.uuid, first.bus_id) == (chosen["GPU_SPOOF_UUID"], "00000000:0A:00.0")
     assert second.uuid != first.uuid

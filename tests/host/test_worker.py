@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from appliance.base.clock import SystemClock
-from appliance.base.lines import LineRing
-from appliance.base.settings import BadSettings
-from appliance.host import worker_guard
-from appliance.host.restarts import Restarts
+from appliance.base.log_buffer import LogBuffer
+from appliance.base.settings import InvalidSettings
 from appliance.host.settings import HostSettings
-from appliance.host.worker import Worker, command_of, environment_for
+from appliance.host.worker import guard as worker_guard
+from appliance.host.worker.restarts import RestartPolicy
+from appliance.host.worker.worker import Worker, command_of, environment_for
 from tests.journeys.running import until
 
 ROOT = Path(__file__).parents[2]
@@ -26,11 +26,29 @@ async def ready() -> bool:
     return True
 
 
-def worker(*words: str, simulated: bool = False, is_ready=ready, restarts: Restarts | None = None, **variables: str) -> tuple[Worker, LineRing]:
-    environ = {"PATH": os.environ["PATH"], "WORKER_COMMAND": " ".join([sys.executable, str(CLI), *words]), "WORKER_STOP_GRACE_S": "0.5", **variables}
-    lines = LineRing()
-    made = Worker(HostSettings.from_env({k: v for k, v in environ.items() if k.lower() in HostSettings.model_fields}), environ=environ,
-                  is_gpu_simulated=simulated, is_ready=is_ready, lines=lines, clock=SystemClock(), restarts=restarts)
+def worker(
+    *words: str,
+    simulated: bool = False,
+    is_ready=ready,
+    restarts: RestartPolicy | None = None,
+    **variables: str,
+) -> tuple[Worker, LogBuffer]:
+    environ = {
+        "PATH": os.environ["PATH"],
+        "WORKER_COMMAND": " ".join([sys.executable, str(CLI), *words]),
+        "WORKER_STOP_GRACE_S": "0.5",
+        **variables,
+    }
+    lines = LogBuffer()
+    made = Worker(
+        HostSettings.from_env({k: v for k, v in environ.items() if k.lower() in HostSettings.model_fields}),
+        environ=environ,
+        is_gpu_simulated=simulated,
+        is_ready=is_ready,
+        lines=lines,
+        clock=SystemClock(),
+        restarts=restarts,
+    )
     return made, lines
 
 
@@ -151,7 +169,7 @@ async def test_a_program_that_cannot_be_run_fails_with_the_reason(tmp_path: Path
 
 async def test_its_process_is_as_a_program_expects_it() -> None:
     """Of a session of its own, which a signal to its own group does not leave; no signal ignored or blocked, nothing open but 0 to 2."""
-    command = "sh -c 'trap \"\" HUP; kill -HUP 0; grep -E \"Sig(Blk|Ign)\" /proc/self/status; ls /proc/self/fd; cut -d\" \" -f1,6 /proc/$$/stat; echo $$'"
+    command = 'sh -c \'trap "" HUP; kill -HUP 0; grep -E "Sig(Blk|Ign)" /proc/self/status; ls /proc/self/fd; cut -d" " -f1,6 /proc/$$/stat; echo $$\''
     one, lines = worker(WORKER_COMMAND=command)
     await one.start()
     assert await until(lambda: state(one) == "exited")
@@ -159,8 +177,8 @@ async def test_its_process_is_as_a_program_expects_it() -> None:
     assert one.status.value.exit_code == 0
     # Of the standard signals 1 to 31; those above are the C library's own, and whoever started us may have them ignored.
     masks = {name: int(mask, 16) & 0x7FFFFFFF for name, mask in (text.split(":\t") for text in texts[:2])}
-    assert masks == {"SigBlk": 0, "SigIgn": 1}                                              # HUP, by its own wish
-    assert texts[2:6] == ["0", "1", "2", "3"]                                              # 3 is the folder that ls reads
+    assert masks == {"SigBlk": 0, "SigIgn": 1}  # HUP, by its own wish
+    assert texts[2:6] == ["0", "1", "2", "3"]  # 3 is the folder that ls reads
     assert texts[6].split() == [texts[7]] * 2
     await one.close()
 
@@ -207,15 +225,18 @@ async def test_a_restart_goes_on_when_who_asked_for_it_has_gone() -> None:
     await one.close()
 
 
-async def test_our_log_that_cannot_be_written_does_not_stop_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_our_log_that_cannot_be_written_does_not_stop_the_worker(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     class Broken:
         def __getattr__(self, _: str):
             def tell(event: str, **_: object) -> None:
                 if event == "worker_output":
                     raise BrokenPipeError
+
             return tell
 
-    monkeypatch.setattr("appliance.host.worker.log", Broken())
+    monkeypatch.setattr("appliance.host.worker.worker.log", Broken())
     one, lines = worker("print:a", "endless:1000000", "print:", "print:b", "exit:0")
     await one.start()
     assert await until(lambda: state(one) == "exited")
@@ -236,9 +257,24 @@ async def main():
     os.kill(os.getpid(), signal.SIGKILL)
 asyncio.run(main())
 """
-    done = await asyncio.to_thread(subprocess.run, [sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=ROOT, timeout=30)
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+        timeout=30,
+    )
     assert done.returncode == -9, done.stderr
-    pids = [int(word) for word in done.stdout.strip().splitlines()[-1].replace("child ", "").replace("escaped ", "").split("|")[1:]]
+    pids = [
+        int(word)
+        for word in done.stdout.strip()
+        .splitlines()[-1]
+        .replace("child ", "")
+        .replace("escaped ", "")
+        .split("|")[1:]
+    ]
     assert len(pids) == 3
     assert await until(lambda: not any(alive(pid) for pid in pids))
 
@@ -268,7 +304,9 @@ asyncio.run(main())
         return found
 
     async def one(delay_s: float) -> None:
-        process = await asyncio.create_subprocess_exec(sys.executable, "-c", script, str(delay_s), mark, cwd=ROOT)
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", script, str(delay_s), mark, cwd=ROOT
+        )
         assert await process.wait() == -9
 
     for number in range(0, 16, 2):
@@ -303,7 +341,9 @@ async def test_a_killed_worker_is_told_by_its_signal() -> None:
 
 
 async def test_keepalive_starts_it_again_and_gives_up_when_it_only_crashes() -> None:
-    one, _ = worker("exit:1", KEEPALIVE="1", restarts=Restarts(first_s=0.01, longest_s=0.02, crash_limit=3))
+    one, _ = worker(
+        "exit:1", KEEPALIVE="1", restarts=RestartPolicy(first_s=0.01, longest_s=0.02, crash_limit=3)
+    )
     await one.start()
     assert await until(lambda: state(one) == "failed")
     assert one.status.value.restarts == 2
@@ -345,7 +385,12 @@ async def test_a_command_that_is_not_there_fails_with_a_sentence() -> None:
 
 
 async def test_it_sees_an_allow_list_and_no_secret() -> None:
-    secrets = {"NOVITA_API_KEY": "sk_secret_000", "APPLIANCE_API_KEYS": "key-secret-000", "CONTROL_TOKEN": "token-secret", "CODE": "code-secret"}
+    secrets = {
+        "NOVITA_API_KEY": "sk_secret_000",
+        "APPLIANCE_API_KEYS": "key-secret-000",
+        "CONTROL_TOKEN": "token-secret",
+        "CODE": "code-secret",
+    }
     one, lines = worker("env", "exit:0", EXTRA="1", OTHER="2", WORKER_ENV="EXTRA", GPU_MODE="none", **secrets)
     await one.start()
     assert await until(lambda: state(one) == "exited")
@@ -372,18 +417,28 @@ async def test_the_code_is_hidden_wherever_we_print() -> None:
     assert "424242" not in str([line.text for line in lines.tail(9)])
     kuzco = HostSettings.from_env({"WORKER": "kuzco", "CODE": "code-424242"})
     assert command_of(kuzco) == ["inference", "node", "start", "--code", "code-424242"]
-    shown = Worker(kuzco, environ={}, is_gpu_simulated=False, is_ready=ready, lines=lines, clock=SystemClock())
-    assert shown.status.value.command == "inference node start --code '[code]'" or "[code]" in shown.status.value.command
+    shown = Worker(
+        kuzco, environ={}, is_gpu_simulated=False, is_ready=ready, lines=lines, clock=SystemClock()
+    )
+    assert (
+        shown.status.value.command == "inference node start --code '[code]'"
+        or "[code]" in shown.status.value.command
+    )
     assert "424242" not in shown.status.value.command
     await one.close()
 
 
-@pytest.mark.parametrize(("variables", "name"), [
-    ({"WORKER": "kuzco"}, "CODE"), ({"WORKER": "kuzco", "CODE": "x1", "WORKER_COMMAND": "y"}, "WORKER_COMMAND"), ({"WORKER_ENV": "NOVITA_API_KEY"}, "WORKER_ENV"),
-    ({"WORKER": "other"}, "WORKER"),
-])
+@pytest.mark.parametrize(
+    ("variables", "name"),
+    [
+        ({"WORKER": "kuzco"}, "CODE"),
+        ({"WORKER": "kuzco", "CODE": "x1", "WORKER_COMMAND": "y"}, "WORKER_COMMAND"),
+        ({"WORKER_ENV": "NOVITA_API_KEY"}, "WORKER_ENV"),
+        ({"WORKER": "other"}, "WORKER"),
+    ],
+)
 def test_settings_that_cannot_be_are_refused(variables: dict[str, str], name: str) -> None:
-    with pytest.raises(BadSettings) as caught:
+    with pytest.raises(InvalidSettings) as caught:
         HostSettings.from_env(variables)
     assert [p.variable for p in caught.value.problems] == [name]
 
@@ -393,22 +448,32 @@ def test_secrets_are_not_in_the_environment_for_it() -> None:
     assert given == {"PATH": "/bin", "LC_ALL": "C"}
 
 
-@pytest.mark.parametrize(("runs", "pauses"), [
-    ([1, 1, 1, 1], [5.0, 10.0, 20.0, 40.0]), ([1, 1, 100, 1], [5.0, 10.0, 5.0, 10.0]), ([1] * 8, [5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 300.0, 300.0]),
-])
+@pytest.mark.parametrize(
+    ("runs", "pauses"),
+    [
+        ([1, 1, 1, 1], [5.0, 10.0, 20.0, 40.0]),
+        ([1, 1, 100, 1], [5.0, 10.0, 5.0, 10.0]),
+        ([1] * 8, [5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 300.0, 300.0]),
+    ],
+)
 def test_pauses_grow_and_a_steady_run_resets_them(runs: list[float], pauses: list[float]) -> None:
-    decider = Restarts(crash_limit=99)
+    decider = RestartPolicy(crash_limit=99)
     assert [decider.next_pause(ran_s=ran_s, jitter=0.5) for ran_s in runs] == pauses
 
 
 def test_jitter_spreads_by_a_quarter_and_the_cap_ends_it() -> None:
-    assert Restarts().next_pause(ran_s=0, jitter=0.0) == 3.75
-    assert Restarts().next_pause(ran_s=0, jitter=1.0) == 6.25
+    assert RestartPolicy().next_pause(ran_s=0, jitter=0.0) == 3.75
+    assert RestartPolicy().next_pause(ran_s=0, jitter=1.0) == 6.25
 
 
-@pytest.mark.parametrize(("runs", "gives_up_at"), [([1] * 12, 10), ([1] * 9 + [100] + [1] * 12, 19), ([100] * 30, None), ([59] * 12, 10)])
-def test_it_is_given_up_after_so_many_crashes_in_a_row_however_long_the_pauses(runs: list[float], gives_up_at: int | None) -> None:
-    decider = Restarts()
+@pytest.mark.parametrize(
+    ("runs", "gives_up_at"),
+    [([1] * 12, 10), ([1] * 9 + [100] + [1] * 12, 19), ([100] * 30, None), ([59] * 12, 10)],
+)
+def test_it_is_given_up_after_so_many_crashes_in_a_row_however_long_the_pauses(
+    runs: list[float], gives_up_at: int | None
+) -> None:
+    decider = RestartPolicy()
     pauses = [decider.next_pause(ran_s=ran_s, jitter=0.5) for ran_s in runs]
     assert (pauses.index(None) + 1 if None in pauses else None) == gives_up_at
 

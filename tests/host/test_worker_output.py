@@ -5,32 +5,37 @@ import asyncio
 import pytest
 
 from appliance.base.clock import FakeClock
-from appliance.host.worker_output import LONGEST_BYTES, Allowance, Cutter, tell_output
+from appliance.host.worker.output import LONGEST_BYTES, LineSplitter, OutputBudget, tell_output
 
 
 def lines_of(*pieces: bytes, longest: int = 5) -> tuple[list[bytes], int]:
-    cutter = Cutter(longest)
+    cutter = LineSplitter(longest)
     told = [line for piece in pieces for line in cutter.cut(piece)]
     if rest := cutter.rest():
         told.append(rest)
     return told, cutter.passed_over
 
 
-@pytest.mark.parametrize(("pieces", "told", "passed_over"), [
-    ([b"one\ntwo\n"], [b"one", b"two"], 0),
-    ([b"o", b"ne\nt", b"wo"], [b"one", b"two"], 0),
-    ([b"a\n\nb\n"], [b"a", b"", b"b"], 0),
-    ([b"12345\n123456\nx\n"], [b"12345", "12345…".encode(), b"x"], 1),
-    ([b"1234", b"5678", b"9", b"0\nnext\n"], ["12345…".encode(), b"next"], 5),
-    ([b"123456789", b"", b"\n", b"\n"], ["12345…".encode(), b""], 4),
-    ([b"\xff\n"], [b"\xff"], 0),
-])
-def test_lines_are_cut_and_every_byte_is_accounted_for(pieces: list[bytes], told: list[bytes], passed_over: int) -> None:
+@pytest.mark.parametrize(
+    ("pieces", "told", "passed_over"),
+    [
+        ([b"one\ntwo\n"], [b"one", b"two"], 0),
+        ([b"o", b"ne\nt", b"wo"], [b"one", b"two"], 0),
+        ([b"a\n\nb\n"], [b"a", b"", b"b"], 0),
+        ([b"12345\n123456\nx\n"], [b"12345", "12345…".encode(), b"x"], 1),
+        ([b"1234", b"5678", b"9", b"0\nnext\n"], ["12345…".encode(), b"next"], 5),
+        ([b"123456789", b"", b"\n", b"\n"], ["12345…".encode(), b""], 4),
+        ([b"\xff\n"], [b"\xff"], 0),
+    ],
+)
+def test_lines_are_cut_and_every_byte_is_accounted_for(
+    pieces: list[bytes], told: list[bytes], passed_over: int
+) -> None:
     assert lines_of(*pieces) == (told, passed_over)
 
 
 def test_what_is_skipped_ends_at_the_end_of_a_line() -> None:
-    cutter = Cutter(100)
+    cutter = LineSplitter(100)
     assert list(cutter.cut(b"one\ntw")) == [b"one"]
     cutter.skip(b"o\nthr")
     assert list(cutter.cut(b"ee\nfour\n")) == [b"four"]
@@ -40,7 +45,7 @@ def test_what_is_skipped_ends_at_the_end_of_a_line() -> None:
 
 
 def test_the_allowance_is_one_second_s() -> None:
-    allowance = Allowance(most_lines=2, most_bytes=10)
+    allowance = OutputBudget(most_lines=2, most_bytes=10)
     allowance.take(b"a")
     assert not allowance.is_spent
     allowance.take(b"b")
@@ -68,7 +73,9 @@ async def test_each_second_has_its_own_allowance_and_says_what_the_last_one_left
     clock, told, stream = FakeClock(), [], asyncio.StreamReader()
     stream.feed_data(b"x\n" * 4000)
     reading = asyncio.create_task(tell_output(stream, told.append, clock.monotonic_s))
-    while not (told and not stream._buffer and stream._waiter is not None):        # it has told what it may, and waits for more
+    while not (
+        told and not stream._buffer and stream._waiter is not None
+    ):  # it has told what it may, and waits for more
         await asyncio.sleep(0.001)
     before = len(told)
     clock.advance(1.0)

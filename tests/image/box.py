@@ -10,10 +10,35 @@ from typing import Any
 
 from appliance.base import jsons
 
-HARDENED = ["--read-only", "--tmpfs", "/run", "--tmpfs", "/tmp", "--cap-drop", "ALL", "--cap-add", "NET_ADMIN", "--cap-add", "SETUID",
-            "--cap-add", "SETGID", "--security-opt", "no-new-privileges"]
-BARE = ["--read-only", "--tmpfs", "/run", "--tmpfs", "/tmp", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"]
-WAIT_S = 90     # far more than anything here takes; a test that reaches it has failed
+HARDENED = [
+    "--read-only",
+    "--tmpfs",
+    "/run",
+    "--tmpfs",
+    "/tmp",
+    "--cap-drop",
+    "ALL",
+    "--cap-add",
+    "NET_ADMIN",
+    "--cap-add",
+    "SETUID",
+    "--cap-add",
+    "SETGID",
+    "--security-opt",
+    "no-new-privileges",
+]
+BARE = [
+    "--read-only",
+    "--tmpfs",
+    "/run",
+    "--tmpfs",
+    "/tmp",
+    "--cap-drop",
+    "ALL",
+    "--security-opt",
+    "no-new-privileges",
+]
+WAIT_S = 90  # far more than anything here takes; a test that reaches it has failed
 
 _ASK = """
 import http.client, json, sys
@@ -39,11 +64,17 @@ print(json.dumps(rows))
 """
 
 
-def docker(*arguments: str, is_checked: bool = True, text: str = "", timeout_s: float = WAIT_S) -> subprocess.CompletedProcess[str]:
+def docker(
+    *arguments: str, is_checked: bool = True, text: str = "", timeout_s: float = WAIT_S
+) -> subprocess.CompletedProcess[str]:
     """Run the engine's command; a failure is told with all that it said."""
-    done = subprocess.run(["docker", *arguments], input=text, capture_output=True, text=True, timeout=timeout_s, check=False)
+    done = subprocess.run(
+        ["docker", *arguments], input=text, capture_output=True, text=True, timeout=timeout_s, check=False
+    )
     if is_checked and done.returncode != 0:
-        raise AssertionError(f"docker {' '.join(arguments)} → exit {done.returncode}\n{done.stdout}{done.stderr}")
+        raise AssertionError(
+            f"docker {' '.join(arguments)} → exit {done.returncode}\n{done.stdout}{done.stderr}"
+        )
     return done
 
 
@@ -113,18 +144,52 @@ class Box:
         """Run a command inside, as the container's own user."""
         return docker("exec", "-i", self.name, *command, text=text, is_checked=is_checked)
 
-    def ask(self, method: str, path: str, body: Any = None, *, host: str = "127.0.0.1", port: int = 14000) -> Reply:
+    def ask(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 14000,
+    ) -> Reply:
         """Send one request from inside the container."""
         text = "" if body is None else jsons.dumps_text(body)
-        return Reply(**json.loads(self.run("python3", "-c", _ASK, host, str(port), method, path, "30", text=text).stdout))
+        return Reply(
+            **json.loads(
+                self.run("python3", "-c", _ASK, host, str(port), method, path, "30", text=text).stdout
+            )
+        )
 
-    def ask_from_outside(self, method: str, path: str, body: Any = None, *, port: int = 14000,
-                         patience_s: int = 5) -> subprocess.CompletedProcess[str]:
+    def ask_from_outside(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        port: int = 14000,
+        patience_s: int = 5,
+    ) -> subprocess.CompletedProcess[str]:
         """Send one request from another container of the same network. What is printed is a Reply in JSON."""
         address = next(iter(self.inspect()["NetworkSettings"]["Networks"].values()))["IPAddress"]
         text = "" if body is None else jsons.dumps_text(body)
-        return docker("run", "--rm", "-i", "--entrypoint", "python3", self.image, "-c", _ASK, address, str(port), method, path, str(patience_s),
-                      text=text, is_checked=False)
+        return docker(
+            "run",
+            "--rm",
+            "-i",
+            "--entrypoint",
+            "python3",
+            self.image,
+            "-c",
+            _ASK,
+            address,
+            str(port),
+            method,
+            path,
+            str(patience_s),
+            text=text,
+            is_checked=False,
+        )
 
     def processes(self) -> list[dict[str, Any]]:
         """Give /proc/*/status of the service's processes, with pid and command: of all that come from process 1.
@@ -139,7 +204,11 @@ class Box:
 
     def machine_id(self) -> str:
         """Give the machine-id that the appliance itself reports."""
-        return str(json.loads(self.run("python3", "-m", "appliance", "ctl", "--json", "identity").stdout)["machine_id"])
+        return str(
+            json.loads(self.run("python3", "-m", "appliance", "ctl", "--json", "identity").stdout)[
+                "machine_id"
+            ]
+        )
 
 
 def chat(words: str, **more: Any) -> dict[str, Any]:

@@ -14,21 +14,36 @@ def test_it_serves_as_that_user(powerless: Box) -> None:
 
 def test_a_second_listener_takes_the_place_of_the_redirect(powerless: Box) -> None:
     assert powerless.ask("GET", "/healthz").json["nat"]["outcome"] == "listener"
-    assert "Hello image" in answer_of(powerless.ask("POST", "/v1/chat/completions", chat("Hello image"), port=14444))
+    assert "Hello image" in answer_of(
+        powerless.ask("POST", "/v1/chat/completions", chat("Hello image"), port=14444)
+    )
     assert powerless.ask_from_outside("GET", "/healthz", port=14444).returncode != 0
 
 
 def test_a_state_folder_it_may_not_write_is_said(powerless: Box) -> None:
-    step = next(step for step in powerless.ask("GET", "/healthz").json["steps"] if step["name"] == "machine-id")
+    step = next(
+        step for step in powerless.ask("GET", "/healthz").json["steps"] if step["name"] == "machine-id"
+    )
     assert step["outcome"] == "skipped"
     assert "STATE_DIR" in step["remedy"]
 
 
-def test_the_machine_id_lasts_where_the_user_may_write(start: Callable[..., Box], volume: str, image: str) -> None:
+def test_the_machine_id_lasts_where_the_user_may_write(
+    start: Callable[..., Box], volume: str, image: str
+) -> None:
     mount = f"{volume}:/var/lib/appliance"
     # something must stand in it: into an empty volume the engine copies the image's folder, with its owner, at every start
-    docker("run", "--rm", "-v", mount, "--entrypoint", "sh", image, "-c",
-           "touch /var/lib/appliance/kept && chown -R 12345:12345 /var/lib/appliance")
+    docker(
+        "run",
+        "--rm",
+        "-v",
+        mount,
+        "--entrypoint",
+        "sh",
+        image,
+        "-c",
+        "touch /var/lib/appliance/kept && chown -R 12345:12345 /var/lib/appliance",
+    )
     arguments = [*BARE, "--user", "12345:12345", "-v", mount]
     first = start(*arguments).wait_health()
     machine_id = first.machine_id()

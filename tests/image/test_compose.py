@@ -23,8 +23,14 @@ def compose(image: str) -> Iterator[Compose]:
     environ |= {"APPLIANCE_IMAGE": image, "PUBLISH": "127.0.0.1:0"}
 
     def run(*arguments: str) -> str:
-        done = subprocess.run(["docker", "compose", "-p", name, "-f", str(ROOT / "compose.yaml"), *arguments], env=environ,
-                              capture_output=True, text=True, timeout=WAIT_S, check=False)
+        done = subprocess.run(
+            ["docker", "compose", "-p", name, "-f", str(ROOT / "compose.yaml"), *arguments],
+            env=environ,
+            capture_output=True,
+            text=True,
+            timeout=WAIT_S,
+            check=False,
+        )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
@@ -44,9 +50,18 @@ def test_up_without_a_key_is_healthy_and_hardened(compose: Compose) -> None:
     assert host["PidsLimit"] == 512
     assert host["Memory"] == 1 << 30
     assert host["RestartPolicy"]["Name"] == "unless-stopped"
-    assert {binding["HostIp"] for bindings in host["PortBindings"].values() for binding in bindings} == {"127.0.0.1"}
-    state = json.loads(docker("exec", box, "python3", "-c",
-                              "import urllib.request as r; print(r.urlopen('http://127.0.0.1:14444/healthz').read().decode())").stdout)
+    assert {binding["HostIp"] for bindings in host["PortBindings"].values() for binding in bindings} == {
+        "127.0.0.1"
+    }
+    state = json.loads(
+        docker(
+            "exec",
+            box,
+            "python3",
+            "-c",
+            "import urllib.request as r; print(r.urlopen('http://127.0.0.1:14444/healthz').read().decode())",
+        ).stdout
+    )
     assert state["ok"] is True
     assert state["demo"] is True
     assert state["nat"]["outcome"] == "rule"
@@ -54,18 +69,32 @@ def test_up_without_a_key_is_healthy_and_hardened(compose: Compose) -> None:
 
 def test_the_published_port_is_of_this_machine_alone_by_default(compose: Compose) -> None:
     environ = {k: v for k, v in os.environ.items() if k.startswith("DOCKER_") or k in {"PATH", "HOME"}}
-    done = subprocess.run(["docker", "compose", "-f", str(ROOT / "compose.yaml"), "config", "--format", "json"], env=environ,
-                          capture_output=True, text=True, timeout=WAIT_S, check=True)
+    done = subprocess.run(
+        ["docker", "compose", "-f", str(ROOT / "compose.yaml"), "config", "--format", "json"],
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=WAIT_S,
+        check=True,
+    )
     port = json.loads(done.stdout)["services"]["appliance"]["ports"][0]
     assert (port["host_ip"], port["published"], port["target"]) == ("127.0.0.1", "14000", 14000)
 
 
 def config(*profiles: str, **variables: str) -> dict[str, Any]:
     """What compose makes of the file with these profiles and variables (system C's `.env` names among them)."""
-    environ = {k: v for k, v in os.environ.items() if k.startswith("DOCKER_") or k in {"PATH", "HOME"}} | variables
+    environ = {
+        k: v for k, v in os.environ.items() if k.startswith("DOCKER_") or k in {"PATH", "HOME"}
+    } | variables
     words = [word for profile in profiles for word in ("--profile", profile)]
-    done = subprocess.run(["docker", "compose", "-f", str(ROOT / "compose.yaml"), *words, "config", "--format", "json"], env=environ,
-                          capture_output=True, text=True, timeout=WAIT_S, check=False)
+    done = subprocess.run(
+        ["docker", "compose", "-f", str(ROOT / "compose.yaml"), *words, "config", "--format", "json"],
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=WAIT_S,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     return dict(json.loads(done.stdout)["services"])
 
@@ -73,16 +102,28 @@ def config(*profiles: str, **variables: str) -> dict[str, Any]:
 def test_engines_and_the_edge_come_with_their_profile_only() -> None:
     assert set(config()) == {"appliance"}
     assert set(config("vllm")) == {"appliance", "vllm", "edge"}
-    services = config("engines", MODEL_DIR="/data/models", MODEL="qwen.gguf", SERVED_MODEL_NAME="qwen", PORT="9000", EDGE_API_KEY="a-key-of-twelve",
-                      BACKENDS="http://llm-1:8080,http://llm-2:8080", MAX_ALLOWED_REQUEST_QUEUE="6")
+    services = config(
+        "engines",
+        MODEL_DIR="/data/models",
+        MODEL="qwen.gguf",
+        SERVED_MODEL_NAME="qwen",
+        PORT="9000",
+        EDGE_API_KEY="a-key-of-twelve",
+        BACKENDS="http://llm-1:8080,http://llm-2:8080",
+        MAX_ALLOWED_REQUEST_QUEUE="6",
+    )
     assert set(services) == {"appliance", "llm-1", "llm-2", "edge"}
     for name in ("llm-1", "llm-2"):
         command = " ".join(services[name]["command"])
         assert "/models/qwen.gguf --alias qwen" in command
-        assert [(v["source"], v["target"], v["read_only"]) for v in services[name]["volumes"]] == [("/data/models", "/models", True)]
-        assert "ports" not in services[name]                        # only the appliance speaks with them
+        assert [(v["source"], v["target"], v["read_only"]) for v in services[name]["volumes"]] == [
+            ("/data/models", "/models", True)
+        ]
+        assert "ports" not in services[name]  # only the appliance speaks with them
     assert [(p["published"], p["target"]) for p in services["edge"]["ports"]] == [("9000", 80)]
     environ = services["appliance"]["environment"]
     assert environ["BACKENDS"] == "http://llm-1:8080,http://llm-2:8080"
     assert environ["MAX_ALLOWED_REQUEST_QUEUE"] == "6"
-    assert environ["APPLIANCE_API_KEYS"] == "a-key-of-twelve"       # a neighbour in the network cannot go round the edge
+    assert (
+        environ["APPLIANCE_API_KEYS"] == "a-key-of-twelve"
+    )  # a neighbour in the network cannot go round the edge

@@ -31,7 +31,9 @@ def shell(image: str, script: str) -> str:
     return docker("run", "--rm", "--entrypoint", "sh", image, "-c", script).stdout
 
 
-@pytest.mark.parametrize("program", ["gcc", "cc", "ld", "make", "pip", "pip3", "git", "curl", "wget", "nft", "iptables"])
+@pytest.mark.parametrize(
+    "program", ["gcc", "cc", "ld", "make", "pip", "pip3", "git", "curl", "wget", "nft", "iptables"]
+)
 def test_a_program_that_serving_does_not_need_is_not_there(image: str, program: str) -> None:
     assert shell(image, f"command -v {program} || true") == ""
 
@@ -43,25 +45,37 @@ def test_neither_installer_nor_development_packages_are_there(image: str, module
 
 
 def test_nothing_was_left_behind_by_the_build(image: str) -> None:
-    left = shell(image, "ls -A /root/.cache /var/lib/apt/lists /src /tmp 2>/dev/null; find /opt/appliance -name '*.pyi' -o -name '*.pyx' | head")
+    left = shell(
+        image,
+        "ls -A /root/.cache /var/lib/apt/lists /src /tmp 2>/dev/null; find /opt/appliance -name '*.pyi' -o -name '*.pyx' | head",
+    )
     assert [line for line in left.splitlines() if line and not line.endswith(":")] == []
     assert shell(image, "cat /etc/machine-id 2>/dev/null; true") == ""
 
 
 def test_the_code_is_compiled_ahead(image: str) -> None:
     """The root may be read-only: what is not compiled now would be compiled at every start, and at every health check."""
-    lacking = shell(image, "cd /opt/appliance/package && for f in *.py */*.py; do "
-                           "[ -e \"$(dirname $f)/__pycache__/$(basename $f .py).cpython-313.pyc\" ] || echo $f; done")
+    lacking = shell(
+        image,
+        "cd /opt/appliance/package && for f in *.py */*.py; do "
+        '[ -e "$(dirname $f)/__pycache__/$(basename $f .py).cpython-313.pyc" ] || echo $f; done',
+    )
     assert lacking == ""
 
 
 def test_no_secret_is_in_the_image(image: str) -> None:
     config = json.loads(docker("image", "inspect", image).stdout)[0]["Config"]
-    assert not [line for line in config["Env"] if any(word in line.partition("=")[0] for word in ("KEY", "TOKEN", "SECRET", "PASS"))
-                and not line.startswith("GPG_KEY=")]     # the official base image's: the fingerprint of Python's release key
+    assert not [
+        line
+        for line in config["Env"]
+        if any(word in line.partition("=")[0] for word in ("KEY", "TOKEN", "SECRET", "PASS"))
+        and not line.startswith("GPG_KEY=")
+    ]  # the official base image's: the fingerprint of Python's release key
     history = docker("history", "--no-trunc", "--format", "{{.CreatedBy}}", image).stdout
     assert not any(word in history for word in ("NOVITA_API_KEY", "PRIVATE KEY", "password"))
-    assert json.loads(docker("run", "--rm", "-i", "--entrypoint", "python3", image, "-", text=LOOK).stdout) == []
+    assert (
+        json.loads(docker("run", "--rm", "-i", "--entrypoint", "python3", image, "-", text=LOOK).stdout) == []
+    )
 
 
 def test_only_the_state_folder_belongs_to_the_service(image: str) -> None:

@@ -5,7 +5,9 @@ from collections.abc import Callable
 from tests.image.box import HARDENED, Box, docker
 
 
-def test_a_simulated_gpu_is_the_same_for_a_run_and_another_in_the_next_container(start: Callable[..., Box], volume: str) -> None:
+def test_a_simulated_gpu_is_the_same_for_a_run_and_another_in_the_next_container(
+    start: Callable[..., Box], volume: str
+) -> None:
     arguments = [*HARDENED, "-e", "GPU_MODE=simulated", "-v", f"{volume}:/var/lib/appliance"]
     box = start(*arguments).wait_health()
     listed = box.run("nvidia-smi", "-L").stdout
@@ -19,7 +21,9 @@ def test_a_simulated_gpu_is_the_same_for_a_run_and_another_in_the_next_container
 
 
 def test_every_name_is_marked_and_no_setting_takes_the_mark_away(start: Callable[..., Box]) -> None:
-    box = start(*HARDENED, "-e", "GPU_MODE=simulated", "-e", "GPU_SPOOF_NAME=NVIDIA H200", "-e", "GPU_SIM_COUNT=2").wait_health()
+    box = start(
+        *HARDENED, "-e", "GPU_MODE=simulated", "-e", "GPU_SPOOF_NAME=NVIDIA H200", "-e", "GPU_SIM_COUNT=2"
+    ).wait_health()
     names = box.run("nvidia-smi", "--query-gpu=name", "--format=csv,noheader").stdout.splitlines()
     assert names == ["NVIDIA H200 (simulated)"] * 2
     assert box.ask("GET", "/healthz").json["gpu"]["simulated"] is True
@@ -30,15 +34,28 @@ def test_without_a_gpu_it_answers_as_the_real_tool_does(hardened: Box, powerless
     for box in (hardened, powerless):
         done = box.run("nvidia-smi", is_checked=False)
         assert done.returncode == 9
-        assert done.stdout.startswith("NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.")
+        assert done.stdout.startswith(
+            "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver."
+        )
         assert box.ask("GET", "/healthz").json["gpu"].get("gpus") == []
 
 
 def test_a_real_tool_in_usr_bin_gets_everything(start: Callable[..., Box], volume: str, image: str) -> None:
     """The NVIDIA runtime mounts its tool there; a script that records its arguments stands in."""
-    script = "#!/bin/sh\necho real \"$@\"\nexit 6\n"
-    docker("run", "--rm", "-i", "-v", f"{volume}:/v", "--entrypoint", "sh", image, "-c", "cat >/v/nvidia-smi && chmod 755 /v/nvidia-smi",
-           text=script)
+    script = '#!/bin/sh\necho real "$@"\nexit 6\n'
+    docker(
+        "run",
+        "--rm",
+        "-i",
+        "-v",
+        f"{volume}:/v",
+        "--entrypoint",
+        "sh",
+        image,
+        "-c",
+        "cat >/v/nvidia-smi && chmod 755 /v/nvidia-smi",
+        text=script,
+    )
     box = start(*HARDENED, "-v", f"{volume}:/usr/local/nvidia/bin:ro").wait_health()
     done = box.run("nvidia-smi", "--query-gpu=name", "--format=csv", "a b", is_checked=False)
     assert (done.returncode, done.stdout) == (6, "real --query-gpu=name --format=csv a b\n")

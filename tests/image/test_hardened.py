@@ -25,7 +25,11 @@ def test_it_answers_a_chat_in_one_piece_and_as_a_stream(hardened: Box) -> None:
     assert stream.headers["content-type"].startswith("text/event-stream")
     events = [line.removeprefix("data: ") for line in stream.text.splitlines() if line.startswith("data: ")]
     assert events[-1] == "[DONE]"
-    assert "Hello image" in "".join(json.loads(e)["choices"][0]["delta"].get("content") or "" for e in events[:-1] if json.loads(e)["choices"])
+    assert "Hello image" in "".join(
+        json.loads(e)["choices"][0]["delta"].get("content") or ""
+        for e in events[:-1]
+        if json.loads(e)["choices"]
+    )
 
 
 def test_it_answers_in_ollamas_dialect(hardened: Box) -> None:
@@ -48,7 +52,9 @@ def test_other_containers_reach_neither_the_workers_port_nor_control(hardened: B
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 def test_port_14444_is_redirected_for_callers_inside(hardened: Box, host: str) -> None:
-    assert "Hello image" in answer_of(hardened.ask("POST", "/v1/chat/completions", chat("Hello image"), host=host, port=14444))
+    assert "Hello image" in answer_of(
+        hardened.ask("POST", "/v1/chat/completions", chat("Hello image"), host=host, port=14444)
+    )
 
 
 def test_port_14444_is_a_rule_and_no_listener(hardened: Box) -> None:
@@ -85,11 +91,20 @@ def test_with_dockers_own_defaults_it_steps_down_as_well(start: Callable[..., Bo
 
 def test_the_root_file_system_is_read_only_and_the_state_folder_is_not(hardened: Box) -> None:
     assert hardened.run("touch", "/etc/x", is_checked=False).returncode != 0
-    docker("exec", "--user", "10001", hardened.name, "sh", "-c", "touch /var/lib/appliance/x && rm /var/lib/appliance/x")
+    docker(
+        "exec",
+        "--user",
+        "10001",
+        hardened.name,
+        "sh",
+        "-c",
+        "touch /var/lib/appliance/x && rm /var/lib/appliance/x",
+    )
 
 
 def test_the_machine_id_lasts_over_a_restart_and_over_recreation_with_the_same_volume(
-        start: Callable[..., Box], volume: str) -> None:
+    start: Callable[..., Box], volume: str
+) -> None:
     mount = f"{volume}:/var/lib/appliance"
     first = start(*HARDENED, "-v", mount).wait_health()
     machine_id = first.machine_id()
@@ -106,8 +121,10 @@ def test_sigterm_lets_a_running_answer_finish_and_ends_with_0(start: Callable[..
     box = start(*HARDENED).wait_health()
     with ThreadPoolExecutor(1) as pool:
         # From outside: a caller inside would be ended together with the container, perhaps before it has told what it got.
-        reply = pool.submit(box.ask_from_outside, "POST", "/v1/chat/completions", chat("demo: slow 4"), patience_s=30)
-        while box.ask("GET", "/healthz").json["in_flight"] < 2:      # the question itself is one
+        reply = pool.submit(
+            box.ask_from_outside, "POST", "/v1/chat/completions", chat("demo: slow 4"), patience_s=30
+        )
+        while box.ask("GET", "/healthz").json["in_flight"] < 2:  # the question itself is one
             assert not reply.done(), reply.result()
         docker("stop", "-t", "40", box.name)
         done = reply.result()
@@ -119,7 +136,7 @@ def test_sigterm_lets_a_running_answer_finish_and_ends_with_0(start: Callable[..
 def test_sigterm_while_it_is_still_getting_ready_is_not_ignored(start: Callable[..., Box]) -> None:
     box = start(*HARDENED)
     docker("stop", "-t", "40", box.name)
-    assert box.exit_code in {0, 143}, box.logs()       # 137 would mean that it had to be killed
+    assert box.exit_code in {0, 143}, box.logs()  # 137 would mean that it had to be killed
 
 
 def test_the_health_check_notices_a_drained_appliance(start: Callable[..., Box]) -> None:
@@ -130,9 +147,17 @@ def test_the_health_check_notices_a_drained_appliance(start: Callable[..., Box])
     box.wait_health("healthy")
 
 
-def test_a_worker_runs_without_privileges_with_a_home_and_without_our_secrets(start: Callable[..., Box]) -> None:
+def test_a_worker_runs_without_privileges_with_a_home_and_without_our_secrets(
+    start: Callable[..., Box],
+) -> None:
     words = "id=$(id -u) home=$(touch $HOME/x && echo writable) seen=$(env | grep -c NOVITA_API_KEY)"
-    box = start(*HARDENED, "-e", "NOVITA_API_KEY=sk-never-for-workers", "-e", f"WORKER_COMMAND=sh -c 'echo {words}; sleep 1000'").wait_health()
+    box = start(
+        *HARDENED,
+        "-e",
+        "NOVITA_API_KEY=sk-never-for-workers",
+        "-e",
+        f"WORKER_COMMAND=sh -c 'echo {words}; sleep 1000'",
+    ).wait_health()
     box.wait_log("id=10001 home=writable seen=0")
     docker("stop", "-t", "40", box.name)
     assert box.exit_code == 0, box.logs()
@@ -145,7 +170,19 @@ def test_root_that_cannot_step_down_is_refused_with_the_remedy(image: str) -> No
 
 
 def test_nat_that_must_be_and_cannot_be_stops_it_with_the_remedy(image: str) -> None:
-    done = docker("run", "--rm", "--cap-drop", "ALL", "--cap-add", "SETUID", "--cap-add", "SETGID", "-e", "NAT_REDIRECT=on", image,
-                  is_checked=False)
+    done = docker(
+        "run",
+        "--rm",
+        "--cap-drop",
+        "ALL",
+        "--cap-add",
+        "SETUID",
+        "--cap-add",
+        "SETGID",
+        "-e",
+        "NAT_REDIRECT=on",
+        image,
+        is_checked=False,
+    )
     assert done.returncode == 1
     assert "--cap-add NET_ADMIN" in done.stderr

@@ -15,7 +15,13 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def mounts(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Arguments that mount a llama-server where it expects its libraries, and a folder of models."""
-    done = subprocess.run([str(ROOT / "tests/tools/llama-server")], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    done = subprocess.run(
+        [str(ROOT / "tests/tools/llama-server")],
+        capture_output=True,
+        text=True,
+        check=False,
+        stdin=subprocess.DEVNULL,
+    )
     assert done.returncode == 0, done.stderr
     program = Path(done.stdout.strip())
     tree = program.parents[2] if program.parent.name == "bin" else program.parent
@@ -24,10 +30,22 @@ def mounts(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     open_home = tmp_path_factory.mktemp("root")
     open_home.chmod(0o755)
     opened = ["-v", f"{open_home}:/root"] if tree.is_relative_to("/root") else []
-    return [*opened, "-v", f"{tree}:{tree}:ro", "-v", f"{models}:/models:ro", "-e", f"LLAMA_SERVER_PATH={program}", "-e", "MODEL_DIR=/models"]
+    return [
+        *opened,
+        "-v",
+        f"{tree}:{tree}:ro",
+        "-v",
+        f"{models}:/models:ro",
+        "-e",
+        f"LLAMA_SERVER_PATH={program}",
+        "-e",
+        "MODEL_DIR=/models",
+    ]
 
 
-def test_a_folder_of_models_is_served_by_processes_without_privileges(start: Callable[..., Box], mounts: list[str]) -> None:
+def test_a_folder_of_models_is_served_by_processes_without_privileges(
+    start: Callable[..., Box], mounts: list[str]
+) -> None:
     box = start(*HARDENED, *mounts).wait_health()
     reply = box.ask("POST", "/v1/chat/completions", chat("hello") | {"model": "tiny-chat"})
     assert answer_of(reply) == tiny_models.REPLY
@@ -37,7 +55,9 @@ def test_a_folder_of_models_is_served_by_processes_without_privileges(start: Cal
     assert row["NoNewPrivs"] == "1"
     loaded = box.ask("GET", "/v1/models/status").json["models"]["tiny-chat"]
     assert loaded["status"] == "ready"
-    assert docker("exec", box.name, "ls", "/var/lib/appliance/model-logs").stdout.split() == [f"tiny-chat_{loaded['port']}.log"]
+    assert docker("exec", box.name, "ls", "/var/lib/appliance/model-logs").stdout.split() == [
+        f"tiny-chat_{loaded['port']}.log"
+    ]
 
 
 def test_it_goes_with_the_container(start: Callable[..., Box], mounts: list[str]) -> None:

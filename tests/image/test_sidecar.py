@@ -14,7 +14,7 @@ SETS = ("CapInh", "CapPrm", "CapEff", "CapAmb")
 def sidecar(image: str) -> Iterator[Box]:
     box = Box(image, *HARDENED, command=SIDECAR)
     try:
-        yield box.wait_health()         # the image's health check knows a sidecar, too
+        yield box.wait_health()  # the image's health check knows a sidecar, too
     finally:
         box.close()
 
@@ -35,13 +35,17 @@ def test_its_processes_have_stepped_down(sidecar: Box) -> None:
 
 
 def test_it_idles_in_little_memory(sidecar: Box) -> None:
-    rss_kib = sum(int(row["VmRSS"].split()[0]) for row in sidecar.processes() if "sidecar" in row["command"] and "-m" in row["command"])
+    rss_kib = sum(
+        int(row["VmRSS"].split()[0])
+        for row in sidecar.processes()
+        if "sidecar" in row["command"] and "-m" in row["command"]
+    )
     print(f"the sidecar's resident memory: {rss_kib / 1024:.0f} MiB")
     assert 10_000 < rss_kib < 200_000
 
 
 def test_sigterm_ends_it_with_0(start: Callable[..., Box]) -> None:
-    box = start("--user", "12345:0", command=SIDECAR)       # as any user, too
+    box = start("--user", "12345:0", command=SIDECAR)  # as any user, too
     box.wait_log('"event":"sidecar"')
     docker("stop", "-t", "20", box.name)
     assert box.exit_code == 0

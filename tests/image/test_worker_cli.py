@@ -37,24 +37,40 @@ def build() -> Iterator[Callable[[str, str], tuple[int, str, str]]]:
     name = fresh_name()
 
     def run(url: str, sha256: str) -> tuple[int, str, str]:
-        done = docker("build", "-t", name, "--build-arg", f"WORKER_CLI_URL={url}", "--build-arg", f"WORKER_CLI_SHA256={sha256}", str(ROOT),
-                      is_checked=False, timeout_s=WAIT_S)
+        done = docker(
+            "build",
+            "-t",
+            name,
+            "--build-arg",
+            f"WORKER_CLI_URL={url}",
+            "--build-arg",
+            f"WORKER_CLI_SHA256={sha256}",
+            str(ROOT),
+            is_checked=False,
+            timeout_s=WAIT_S,
+        )
         return done.returncode, done.stdout + done.stderr, name
 
     yield run
     docker("rmi", name, is_checked=False)
 
 
-def test_it_is_on_path_and_can_be_run(address: str, build: Callable[[str, str], tuple[int, str, str]]) -> None:
+def test_it_is_on_path_and_can_be_run(
+    address: str, build: Callable[[str, str], tuple[int, str, str]]
+) -> None:
     code, said, image = build(address, hashlib.sha256(PROGRAM.encode()).hexdigest())
     assert code == 0, said
     assert docker("run", "--rm", image, "inference", "node", "start").stdout == "worker node start\n"
 
 
-@pytest.mark.parametrize(("sha256", "sentence"), [("", "needs WORKER_CLI_SHA256"), ("0" * 64, "not WORKER_CLI_SHA256; it is not kept")],
-                         ids=["no checksum", "another checksum"])
+@pytest.mark.parametrize(
+    ("sha256", "sentence"),
+    [("", "needs WORKER_CLI_SHA256"), ("0" * 64, "not WORKER_CLI_SHA256; it is not kept")],
+    ids=["no checksum", "another checksum"],
+)
 def test_without_its_checksum_the_build_fails(
-        address: str, build: Callable[[str, str], tuple[int, str, str]], sha256: str, sentence: str) -> None:
+    address: str, build: Callable[[str, str], tuple[int, str, str]], sha256: str, sentence: str
+) -> None:
     code, said, _ = build(address, sha256)
     assert code != 0
     assert sentence in said

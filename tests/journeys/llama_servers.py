@@ -19,13 +19,25 @@ import pytest
 from tests.tools import tiny_models as models
 
 TOOL = Path(__file__).parents[1] / "tools" / "llama-server"
-DIES_WITH_US = ["setpriv", "--pdeathsig", "KILL", "--"]     # a program, not a function run after the fork: gRPC aborts that one
+DIES_WITH_US = [
+    "setpriv",
+    "--pdeathsig",
+    "KILL",
+    "--",
+]  # a program, not a function run after the fork: gRPC aborts that one
 HELLO = [{"role": "user", "content": "hello"}]
 
 
 def long_body(n_tokens: int, **more: Any) -> dict[str, Any]:
     """A chat that really generates `n_tokens` tokens: some 0.5 ms each on an idle core, so thousands for one that lasts."""
-    return {"model": "tiny", "messages": HELLO, "max_tokens": n_tokens, "ignore_eos": True, "stream": True, **more}
+    return {
+        "model": "tiny",
+        "messages": HELLO,
+        "max_tokens": n_tokens,
+        "ignore_eos": True,
+        "stream": True,
+        **more,
+    }
 
 
 class LlamaServer:
@@ -53,10 +65,15 @@ class LlamaServer:
         before = self.text().count("\n")
         environ = {"PATH": os.environ["PATH"], "HOME": str(self.log.parent), "GGML_NO_BACKTRACE": "1"}
         if self._api_key:
-            environ["LLAMA_API_KEY"] = self._api_key            # where `ps` does not show it
+            environ["LLAMA_API_KEY"] = self._api_key  # where `ps` does not show it
         with self.log.open("ab") as out:
             self.process = subprocess.Popen(
-                [*DIES_WITH_US, *self._command, "--port", str(self.port)], env=environ, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+                [*DIES_WITH_US, *self._command, "--port", str(self.port)],
+                env=environ,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+            )
         for _ in range(int(within_s / 0.02)):
             new = "\n".join(self.text().split("\n")[before:])
             if self.process.poll() is not None:
@@ -71,7 +88,9 @@ class LlamaServer:
 
     def get(self, path: str, *, timeout_s: float = 5.0) -> Any:
         """Ask it directly, past the appliance: the JSON at `path`. Raises OSError."""
-        request = urllib.request.Request(self.url + path, headers={"Authorization": f"Bearer {self._api_key}"} if self._api_key else {})
+        request = urllib.request.Request(
+            self.url + path, headers={"Authorization": f"Bearer {self._api_key}"} if self._api_key else {}
+        )
         with urllib.request.urlopen(request, timeout=timeout_s) as answer:
             return json.load(answer)
 
@@ -147,13 +166,40 @@ async def llama(llama_binary: str, tiny_models: Path, tmp_path: Path) -> AsyncIt
     """
     servers: list[LlamaServer] = []
 
-    async def begin(*, slots: int = 2, ctx: int = models.CONTEXT, alias: str = "", lora: bool = False, embeddings: bool = False,
-                    rerank: bool = False, api_key: str = "", port: int = 0, extra: tuple[str, ...] = ()) -> LlamaServer:
+    async def begin(
+        *,
+        slots: int = 2,
+        ctx: int = models.CONTEXT,
+        alias: str = "",
+        lora: bool = False,
+        embeddings: bool = False,
+        rerank: bool = False,
+        api_key: str = "",
+        port: int = 0,
+        extra: tuple[str, ...] = (),
+    ) -> LlamaServer:
         model = "tiny-embed" if embeddings else "tiny-rerank" if rerank else "tiny-chat"
         name = alias or ("tiny" if model == "tiny-chat" else model)
-        command = [llama_binary, "-m", str(tiny_models / f"{model}.gguf"), "--alias", name, "--host", "127.0.0.1", "-t", "1", "--metrics", "--slots",
-                   "--parallel", str(slots), "--ctx-size", str(slots * (ctx if model == "tiny-chat" else 512))]
-        command += ["--embeddings"] if embeddings else ["--rerank"] if rerank else ["--jinja", "--no-kv-unified"]
+        command = [
+            llama_binary,
+            "-m",
+            str(tiny_models / f"{model}.gguf"),
+            "--alias",
+            name,
+            "--host",
+            "127.0.0.1",
+            "-t",
+            "1",
+            "--metrics",
+            "--slots",
+            "--parallel",
+            str(slots),
+            "--ctx-size",
+            str(slots * (ctx if model == "tiny-chat" else 512)),
+        ]
+        command += (
+            ["--embeddings"] if embeddings else ["--rerank"] if rerank else ["--jinja", "--no-kv-unified"]
+        )
         if lora:
             command += ["--lora-scaled", f"{tiny_models / 'tiny-lora.gguf'}:0"]
         server = LlamaServer([*command, *extra], tmp_path / f"llama-{len(servers)}.log", api_key=api_key)
@@ -165,4 +211,6 @@ async def llama(llama_binary: str, tiny_models: Path, tmp_path: Path) -> AsyncIt
     yield begin
     for server in servers:
         server.kill9()
-        print(f"{server.url}, the end of its log:", server.text()[-3000:], sep="\n")     # pytest shows it when the test fails
+        print(
+            f"{server.url}, the end of its log:", server.text()[-3000:], sep="\n"
+        )  # pytest shows it when the test fails

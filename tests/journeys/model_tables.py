@@ -23,17 +23,17 @@ import aiohttp
 import pytest
 
 from appliance.control.parts import ReloadResult
-from appliance.models.entry import Live
-from appliance.models.manager import Manager
-from appliance.models.orphans import started_ticks
-from appliance.models.views import DeviceView
+from appliance.models.manager.manager import ModelManager
+from appliance.models.manager.state import Runner
+from appliance.models.runner.orphans import started_ticks
+from appliance.models.status.views import DeviceView
 from appliance.reload import Reloader
 from tests.journeys.llama_servers import HELLO
 from tests.journeys.running import Running, Start, free_port, until
 from tests.tools.tiny_models import REPLY
 
 MIB = 1 << 20
-PORTS = 10              # of each appliance: a range of its own, below those that the kernel gives out
+PORTS = 10  # of each appliance: a range of its own, below those that the kernel gives out
 
 
 def port_range() -> dict[str, str]:
@@ -51,14 +51,27 @@ def port_range() -> dict[str, str]:
         return {"MODEL_FIRST_PORT": str(first), "MODEL_LAST_PORT": str(first + PORTS - 1)}
 
 
-def table_of(folder: Path, names: Iterable[str], *, system: Mapping[str, Any] | None = None, models: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def table_of(
+    folder: Path,
+    names: Iterable[str],
+    *,
+    system: Mapping[str, Any] | None = None,
+    models: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """Give a table: names that begin with `embed` are the embedding model, all others the chat model, two requests at a time each."""
     rows = {}
     for name in names:
         row = dict((models or {}).get(name, {}))
         is_embedding = name.startswith("embed")
-        params = {"n_ctx": 8192, "parallel_override": 2, "n_gpu_layers": 0} | ({"embedding": True} if is_embedding else {}) | row.pop("params", {})
-        rows[name] = {"model_path": str(folder / ("tiny-embed.gguf" if is_embedding else "tiny-chat.gguf")), "params": params} | row
+        params = (
+            {"n_ctx": 8192, "parallel_override": 2, "n_gpu_layers": 0}
+            | ({"embedding": True} if is_embedding else {})
+            | row.pop("params", {})
+        )
+        rows[name] = {
+            "model_path": str(folder / ("tiny-embed.gguf" if is_embedding else "tiny-chat.gguf")),
+            "params": params,
+        } | row
     return {"system": {"cpu_threads": 1, "keep_warm_models": 0} | dict(system or {}), "models": rows}
 
 
@@ -69,11 +82,11 @@ class House:
     running: Running
     config: Path
     table: dict[str, Any]
-    folder: Path                # of the tiny models
+    folder: Path  # of the tiny models
     session: aiohttp.ClientSession
 
     @property
-    def manager(self) -> Manager:
+    def manager(self) -> ModelManager:
         assert self.running.appliance.manager is not None
         return self.running.appliance.manager
 
@@ -85,12 +98,12 @@ class House:
     def words(self) -> dict[str, str]:
         return {view.alias: view.status for view in self.manager.models()}
 
-    def lives(self, alias: str) -> list[Live]:
-        return self.manager.entry(alias).lives
+    def runners(self, alias: str) -> list[Runner]:
+        return self.manager.entry(alias).runners
 
     def pid(self, alias: str) -> int:
         """Give the process id of its one llama-server."""
-        process, = [live.process for live in self.lives(alias)]
+        (process,) = [runner.process for runner in self.runners(alias)]
         assert process is not None
         return process.pid
 
@@ -100,26 +113,46 @@ class House:
 
     def active(self, alias: str) -> int:
         """How many of its slots are taken."""
-        return sum(live.active for live in self.lives(alias))
+        return sum(runner.active for runner in self.runners(alias))
 
     def own_servers(self) -> set[int]:
         """Give every llama-server of this house, wrappers before it included: by the port in its command line."""
-        ports = {live.port for alias in self.manager.entries for live in self.lives(alias)}
+        ports = {runner.port for alias in self.manager.entries for runner in self.runners(alias)}
         return {pid for pid, port in servers_of(self.folder).items() if port in ports}
 
     async def is_free(self) -> bool:
         """Whether nobody waits and no slot is taken within a second."""
-        return await until(lambda: not any(self.active(alias) or self.line(alias) for alias in self.manager.entries), seconds=1.0)
+        return await until(
+            lambda: not any(self.active(alias) or self.line(alias) for alias in self.manager.entries),
+            seconds=1.0,
+        )
 
     # ---- asking
 
-    async def ask(self, alias: str, *, path: str = "/v1/chat/completions", headers: dict[str, str] | None = None, method: str = "POST",
-                  **more: Any) -> tuple[int, dict[str, str], Any]:
+    async def ask(
+        self,
+        alias: str,
+        *,
+        path: str = "/v1/chat/completions",
+        headers: dict[str, str] | None = None,
+        method: str = "POST",
+        **more: Any,
+    ) -> tuple[int, dict[str, str], Any]:
         """Ask a model; give (status, headers, JSON or text)."""
-        body = None if method == "GET" else {"model": alias} | ({"messages": HELLO} if "chat" in path else {}) | more
-        async with self.session.request(method, self.running.base_url + path, json=body, headers=headers) as response:
+        body = (
+            None
+            if method == "GET"
+            else {"model": alias} | ({"messages": HELLO} if "chat" in path else {}) | more
+        )
+        async with self.session.request(
+            method, self.running.base_url + path, json=body, headers=headers
+        ) as response:
             text = await response.text()
-            return response.status, dict(response.headers), json.loads(text) if "application/json" in response.headers["Content-Type"] else text
+            return (
+                response.status,
+                dict(response.headers),
+                json.loads(text) if "application/json" in response.headers["Content-Type"] else text,
+            )
 
     async def said(self, alias: str, **more: Any) -> str:
         """Ask a chat model and give what it said; anything but an answer fails the test."""
@@ -127,13 +160,26 @@ class House:
         assert status == 200, value
         return str(value["choices"][0]["message"]["content"])
 
-    async def stream(self, alias: str, n_tokens: int = 0, *, on_text: Callable[[], None] | None = None, headers: dict[str, str] | None = None,
-                     **more: Any) -> "Told":
+    async def stream(
+        self,
+        alias: str,
+        n_tokens: int = 0,
+        *,
+        on_text: Callable[[], None] | None = None,
+        headers: dict[str, str] | None = None,
+        **more: Any,
+    ) -> "Told":
         """Ask for a stream, of really `n_tokens` tokens if given, and read it to its end."""
-        body = {"model": alias, "messages": HELLO, "stream": True} | ({"max_tokens": n_tokens, "ignore_eos": True} if n_tokens else {}) | more
+        body = (
+            {"model": alias, "messages": HELLO, "stream": True}
+            | ({"max_tokens": n_tokens, "ignore_eos": True} if n_tokens else {})
+            | more
+        )
         told = Told()
         try:
-            async with self.session.post(self.running.v1 + "/chat/completions", json=body, headers=headers) as response:
+            async with self.session.post(
+                self.running.v1 + "/chat/completions", json=body, headers=headers
+            ) as response:
                 told.status, told.headers = response.status, dict(response.headers)
                 if response.status != 200:
                     told.end, told.error = "refused", json.loads(await response.text())["error"]
@@ -159,7 +205,7 @@ class House:
     @contextmanager
     def paused(self, alias: str) -> Iterator[None]:
         """Stop its llama-servers where they are: what runs there goes on only afterwards, however slow this machine is."""
-        pids = [live.process.pid for live in self.lives(alias) if live.process is not None]
+        pids = [runner.process.pid for runner in self.runners(alias) if runner.process is not None]
         for pid in pids:
             os.kill(pid, signal.SIGSTOP)
         try:
@@ -195,7 +241,7 @@ class Told:
     error: dict[str, Any] = field(default_factory=dict)
     headers: dict[str, str] = field(default_factory=dict)
     comments: list[bytes] = field(default_factory=list)
-    other: list[bytes] = field(default_factory=list)        # what an event stream does not have
+    other: list[bytes] = field(default_factory=list)  # what an event stream does not have
 
     def take(self, line: bytes) -> None:
         if line == b"data: [DONE]\n":
@@ -223,29 +269,54 @@ Managed = Callable[..., Awaitable[House]]
 
 
 @pytest.fixture
-async def managed(start: Start, llama_binary: str, tiny_models: Path, tmp_path: Path) -> AsyncIterator[Managed]:
+async def managed(
+    start: Start, llama_binary: str, tiny_models: Path, tmp_path: Path
+) -> AsyncIterator[Managed]:
     """Start an appliance with a table: `await managed("a", "b", variables={…}, binary=…, max_concurrent_models=1, a={…})`."""
     houses: list[House] = []
     async with AsyncExitStack() as stack:
-        async def begin(*names: str, variables: Mapping[str, str] | None = None, binary: Path | str = "", **keys: Any) -> House:
+
+        async def begin(
+            *names: str, variables: Mapping[str, str] | None = None, binary: Path | str = "", **keys: Any
+        ) -> House:
             models = {name: keys.pop(name) for name in names if name in keys}
             config = tmp_path / f"config-{len(houses)}.json"
             table = table_of(tiny_models, names, system=keys, models=models)
             config.write_text(json.dumps(table))
-            running = await start(CONFIG_PATH=str(config), LLAMA_SERVER_PATH=str(binary or llama_binary), **port_range(), **(variables or {}))
-            session = await stack.enter_async_context(aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=60)))
+            running = await start(
+                CONFIG_PATH=str(config),
+                LLAMA_SERVER_PATH=str(binary or llama_binary),
+                **port_range(),
+                **(variables or {}),
+            )
+            session = await stack.enter_async_context(
+                aiohttp.ClientSession(
+                    connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=60)
+                )
+            )
             houses.append(House(running, config, table, tiny_models, session))
             return houses[-1]
+
         yield begin
-        for house in houses:        # pytest shows it when the test fails
+        for house in houses:  # pytest shows it when the test fails
             print(house.words(), house.manager.counts(), house.manager.queues(), sep="\n")
 
 
 def wrapper(folder: Path, binary: str, *before: str, ending: str = 'exec "$real" "$@"') -> Path:
     """Write a program in front of llama-server: the lines of `before` run at each start of a server, not when it is asked for its help."""
     path = folder / f"llama-server-{len(list(folder.glob('llama-server-*')))}"
-    path.write_text("\n".join(("#!/bin/bash", f"real={binary}", 'case "$*" in *--help*) exec "$real" --help;; esac', *before, ending)) + "\n")
+    path.write_text(
+        "\n".join(
+            (
+                "#!/bin/bash",
+                f"real={binary}",
+                'case "$*" in *--help*) exec "$real" --help;; esac',
+                *before,
+                ending,
+            )
+        )
+        + "\n"
+    )
     path.chmod(0o755)
     return path
 

@@ -45,16 +45,27 @@ Start = Callable[..., Awaitable[Running]]
 async def start(tmp_path) -> AsyncIterator[Start]:
     """Start appliances with given variables; all end with the test."""
     async with AsyncExitStack() as stack:
+
         async def begin(**variables: str) -> Running:
             socket_path = tmp_path / f"control-{free_port()}.sock"
             environ = {
-                "PROXY_PORT": str(free_port()), "CONTROL_PORT": "0", "CONTROL_SOCKET": str(socket_path), "STATE_DIR": str(tmp_path / "state"),
-                "MACHINE_ID_PATH": str(tmp_path / "machine-id"), "GPU_SPOOF_STATE_DIR": str(tmp_path / "gpu"), "NAT_REDIRECT": "off",
-                "LOG_FORMAT": "json", "SHUTDOWN_GRACE_S": "2", "PATH": "/usr/bin:/bin", **variables}
+                "PROXY_PORT": str(free_port()),
+                "CONTROL_PORT": "0",
+                "CONTROL_SOCKET": str(socket_path),
+                "STATE_DIR": str(tmp_path / "state"),
+                "MACHINE_ID_PATH": str(tmp_path / "machine-id"),
+                "GPU_SPOOF_STATE_DIR": str(tmp_path / "gpu"),
+                "NAT_REDIRECT": "off",
+                "LOG_FORMAT": "json",
+                "SHUTDOWN_GRACE_S": "2",
+                "PATH": "/usr/bin:/bin",
+                **variables,
+            }
             settings, _ = load_or_raise(environ)
             appliance = await stack.enter_async_context(running(settings))
             host, port = appliance.http_addresses[0]
             return Running(appliance, f"http://{host}:{port}", f"unix:{socket_path}")
+
         yield begin
 
 
@@ -110,12 +121,23 @@ def spawn(tmp_path: Path) -> Iterator[Spawn]:
 
     def begin(*, wait: bool = True, **variables: str) -> Process:
         port, control = free_port(), free_port()
-        environ = {"PATH": os.environ["PATH"], "PROXY_PORT": str(port), "CONTROL_PORT": str(control), "STATE_DIR": str(tmp_path / "state"),
-                   "MACHINE_ID_PATH": str(tmp_path / "machine-id"), "GPU_SPOOF_STATE_DIR": str(tmp_path / "gpu"), "NAT_REDIRECT": "off",
-                   "LOG_FORMAT": "json", "SHUTDOWN_GRACE_S": "5", **variables}
+        environ = {
+            "PATH": os.environ["PATH"],
+            "PROXY_PORT": str(port),
+            "CONTROL_PORT": str(control),
+            "STATE_DIR": str(tmp_path / "state"),
+            "MACHINE_ID_PATH": str(tmp_path / "machine-id"),
+            "GPU_SPOOF_STATE_DIR": str(tmp_path / "gpu"),
+            "NAT_REDIRECT": "off",
+            "LOG_FORMAT": "json",
+            "SHUTDOWN_GRACE_S": "5",
+            **variables,
+        }
         log = tmp_path / f"appliance-{port}.log"
         with log.open("wb") as out:
-            process = subprocess.Popen([sys.executable, "-m", "appliance", "serve"], env=environ, stdout=out, stderr=out)
+            process = subprocess.Popen(
+                [sys.executable, "-m", "appliance", "serve"], env=environ, stdout=out, stderr=out
+            )
         started.append(process)
         running = Process(process, f"http://127.0.0.1:{port}", f"127.0.0.1:{control}", log)
         for _ in range(1500 if wait else 0):

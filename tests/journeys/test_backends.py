@@ -23,8 +23,10 @@ HELLO = [{"role": "user", "content": "hello"}]
 async def engines():
     """Start stand-ins: `await engines("vllm", "llamacpp", slots=2)`."""
     async with AsyncExitStack() as stack:
+
         async def begin(*kinds: str, **how: Any) -> list[EngineServer]:
             return [await stack.enter_async_context(EngineServer(kind, **how)) for kind in kinds]
+
         yield begin
 
 
@@ -32,14 +34,35 @@ def named(servers: list[EngineServer]) -> str:
     return ",".join(f"e{number}={server.url}" for number, server in enumerate(servers))
 
 
-async def ask(running: Running, body: dict[str, Any] | None = None, *, headers: dict[str, str] | None = None, path: str = "/v1/chat/completions",
-              method: str = "POST") -> tuple[int, dict[str, str], Any]:
+async def ask(
+    running: Running,
+    body: dict[str, Any] | None = None,
+    *,
+    headers: dict[str, str] | None = None,
+    path: str = "/v1/chat/completions",
+    method: str = "POST",
+) -> tuple[int, dict[str, str], Any]:
     """Ask over HTTP; give (status, headers, JSON or text)."""
-    data = None if method == "GET" else json.dumps({"model": "tiny", "messages": HELLO} if body is None else body)
-    async with aiohttp.ClientSession() as session, session.request(
-            method, running.base_url + path, data=data, headers={"Content-Type": "application/json", **(headers or {})}) as response:
+    data = (
+        None
+        if method == "GET"
+        else json.dumps({"model": "tiny", "messages": HELLO} if body is None else body)
+    )
+    async with (
+        aiohttp.ClientSession() as session,
+        session.request(
+            method,
+            running.base_url + path,
+            data=data,
+            headers={"Content-Type": "application/json", **(headers or {})},
+        ) as response,
+    ):
         text = await response.text()
-        return response.status, dict(response.headers), json.loads(text) if "json" in response.headers["Content-Type"] else text
+        return (
+            response.status,
+            dict(response.headers),
+            json.loads(text) if "json" in response.headers["Content-Type"] else text,
+        )
 
 
 def backend(headers: dict[str, str]) -> str:
@@ -51,10 +74,19 @@ async def test_each_kind_is_recognised_and_answers(start, engines, kind: str) ->
     servers = await engines(kind)
     running = await start(BACKENDS=named(servers), **QUICK)
     status, headers, value = await ask(running)
-    assert (status, value["model"], value["choices"][0]["message"]["content"]) == (200, "tiny", "Standing in.")
+    assert (status, value["model"], value["choices"][0]["message"]["content"]) == (
+        200,
+        "tiny",
+        "Standing in.",
+    )
     assert running.appliance.router.states()[0].kind == kind
     status, _, health = await ask(running, path="/health", method="GET")
-    assert (status, health["status"], health["available_backends"], health["total_backends"]) == (200, "ok", [servers[0].url], 1)
+    assert (status, health["status"], health["available_backends"], health["total_backends"]) == (
+        200,
+        "ok",
+        [servers[0].url],
+        1,
+    )
     if kind != "openai":
         assert health["details"][0]["metrics"]["requests_processing"] == 0
     client = openai.AsyncOpenAI(base_url=running.v1, api_key="x", max_retries=0)
@@ -102,6 +134,7 @@ async def test_priority_goes_first(start, engines) -> None:
     async def one(priority: str) -> None:
         assert (await ask(running, headers={"X-Request-Priority": priority}))[0] == 200
         order.append(priority)
+
     first = asyncio.ensure_future(one("normal"))
     assert await until(lambda: servers[0].running == 1)
     rest = [asyncio.ensure_future(one("low"))]
@@ -112,7 +145,9 @@ async def test_priority_goes_first(start, engines) -> None:
     assert (await ask(running, headers={"X-Request-Priority": "urgent"}))[0] == 400
 
 
-@pytest.mark.parametrize("fault", ["refuse", "status_502", "status_503", "status_500", "status_429", "rubbish"])
+@pytest.mark.parametrize(
+    "fault", ["refuse", "status_502", "status_503", "status_500", "status_429", "rubbish"]
+)
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_failing_server_is_not_noticed(start, engines, fault: str, stream: bool) -> None:
     servers = await engines("vllm", "vllm")
@@ -128,7 +163,9 @@ async def test_a_failing_server_is_not_noticed(start, engines, fault: str, strea
 
 
 @pytest.mark.parametrize("fault", ["cut", "event_500", "refuse"])
-async def test_a_whole_answer_that_breaks_in_the_middle_is_made_by_another_server(start, engines, fault: str) -> None:
+async def test_a_whole_answer_that_breaks_in_the_middle_is_made_by_another_server(
+    start, engines, fault: str
+) -> None:
     """llama.cpp is asked for a stream also where the client wants one piece: until its end nothing has been sent."""
     servers = await engines("llamacpp", "llamacpp")
     running = await start(BACKENDS=named(servers), LB_STRATEGY="round_robin", **QUICK)
@@ -150,7 +187,13 @@ async def test_an_error_event_that_is_the_callers_fault_is_told_as_such(start, e
     assert sum(len(server.asked) for server in servers) == 1
 
 
-@pytest.mark.parametrize(("fault", "settings"), [("hang", {"UPSTREAM_FIRST_BYTE_TIMEOUT_S": "0.3"}), ("hang_after_head", {"UPSTREAM_IDLE_TIMEOUT_S": "0.3"})])
+@pytest.mark.parametrize(
+    ("fault", "settings"),
+    [
+        ("hang", {"UPSTREAM_FIRST_BYTE_TIMEOUT_S": "0.3"}),
+        ("hang_after_head", {"UPSTREAM_IDLE_TIMEOUT_S": "0.3"}),
+    ],
+)
 async def test_a_hanging_server_is_given_up(start, engines, fault: str, settings: dict[str, str]) -> None:
     servers = await engines("vllm", "vllm")
     running = await start(BACKENDS=named(servers), LB_ENABLED="0", **QUICK, **settings)
@@ -203,8 +246,13 @@ async def test_nobody_there_is_said_at_once(start, engines) -> None:
     assert "e0 is down" in value["error"]["message"]
 
 
-@pytest.mark.parametrize(("page", "status"), [(b"vllm:num_requests_running much\n", 200), (b"\xff\x00", 200), (b"", 500), (b"", 404)])
-async def test_a_broken_metrics_page_does_not_take_a_server_out(start, engines, page: bytes, status: int) -> None:
+@pytest.mark.parametrize(
+    ("page", "status"),
+    [(b"vllm:num_requests_running much\n", 200), (b"\xff\x00", 200), (b"", 500), (b"", 404)],
+)
+async def test_a_broken_metrics_page_does_not_take_a_server_out(
+    start, engines, page: bytes, status: int
+) -> None:
     servers = await engines("vllm")
     servers[0].metrics_page, servers[0].metrics_status = page, status
     running = await start(BACKENDS=named(servers), **QUICK)
@@ -216,8 +264,18 @@ async def test_requests_go_where_their_model_is(start, engines) -> None:
     (one,) = await engines("vllm", models=("alpha", "alpha-lora"))
     (two,) = await engines("llamacpp", models=("beta",))
     running = await start(BACKENDS=named([one, two]), MODEL_ALIASES="gpt-4o=beta", **QUICK)
-    for model, wanted in (("alpha", "e0"), ("alpha-lora", "e0"), ("beta", "e1"), ("beta:latest", "e1"), ("gpt-4o", "e1"), ("", "e0"), ("tiny-lora", "e1")):
-        status, headers, _ = await ask(running, {"model": model, "messages": HELLO} if model else {"messages": HELLO})
+    for model, wanted in (
+        ("alpha", "e0"),
+        ("alpha-lora", "e0"),
+        ("beta", "e1"),
+        ("beta:latest", "e1"),
+        ("gpt-4o", "e1"),
+        ("", "e0"),
+        ("tiny-lora", "e1"),
+    ):
+        status, headers, _ = await ask(
+            running, {"model": model, "messages": HELLO} if model else {"messages": HELLO}
+        )
         assert (status, backend(headers)) == (200, wanted), model
     assert two.asked[-1]["lora"] == [{"id": 0, "scale": 1.0}]
     assert two.asked[-1]["model"] == "beta"
@@ -267,7 +325,13 @@ async def test_num_ctx_finds_a_server_that_has_it_or_is_refused(start, engines) 
 
 async def test_overflow_to_the_hosted_api_is_said_and_can_be_forbidden(start, engines, hosted) -> None:
     servers = await engines("llamacpp", slots=1, token_s=0.3)
-    running = await start(BACKENDS=named(servers), LB_OVERFLOW="hosted", NOVITA_API_KEY=KEY, NOVITA_OPENAI_ENDPOINTS=hosted.base_url, **QUICK)
+    running = await start(
+        BACKENDS=named(servers),
+        LB_OVERFLOW="hosted",
+        NOVITA_API_KEY=KEY,
+        NOVITA_OPENAI_ENDPOINTS=hosted.base_url,
+        **QUICK,
+    )
     first = asyncio.ensure_future(ask(running))
     assert await until(lambda: servers[0].running == 1)
     status, headers, value = await ask(running)
@@ -289,8 +353,14 @@ async def test_overflow_to_the_hosted_api_is_said_and_can_be_forbidden(start, en
 async def test_the_clients_key_stays_and_the_servers_key_goes(start, engines, tmp_path) -> None:
     servers = await engines("vllm", key="sk_of_the_server")
     config = tmp_path / "config.json"
-    config.write_text(json.dumps({"backends": [{"url": servers[0].url, "name": "e0", "api_key_env": "E0_KEY", "kind": "vllm"}]}))
-    running = await start(CONFIG_PATH=str(config), E0_KEY="sk_of_the_server", APPLIANCE_API_KEYS="client-key-1", **QUICK)
+    config.write_text(
+        json.dumps(
+            {"backends": [{"url": servers[0].url, "name": "e0", "api_key_env": "E0_KEY", "kind": "vllm"}]}
+        )
+    )
+    running = await start(
+        CONFIG_PATH=str(config), E0_KEY="sk_of_the_server", APPLIANCE_API_KEYS="client-key-1", **QUICK
+    )
     status, _, _ = await ask(running, headers={"Authorization": "Bearer client-key-1"})
     assert status == 200
     assert servers[0].headers[-1]["authorization"] == "Bearer sk_of_the_server"
@@ -300,11 +370,20 @@ async def test_the_clients_key_stays_and_the_servers_key_goes(start, engines, tm
 
 async def test_a_backend_can_be_pinned_by_operators(start, engines) -> None:
     servers = await engines("vllm", "vllm")
-    running = await start(BACKENDS=named(servers), APPLIANCE_API_KEYS="client-key-1", OPERATOR_API_KEYS="operator-key-1", **QUICK)
+    running = await start(
+        BACKENDS=named(servers),
+        APPLIANCE_API_KEYS="client-key-1",
+        OPERATOR_API_KEYS="operator-key-1",
+        **QUICK,
+    )
     for name in ("e1", "e0", "e1"):
-        status, headers, _ = await ask(running, headers={"x-appliance-backend": name, "x-api-key": "operator-key-1"})
+        status, headers, _ = await ask(
+            running, headers={"x-appliance-backend": name, "x-api-key": "operator-key-1"}
+        )
         assert (status, backend(headers)) == (200, name)
-    assert (await ask(running, headers={"x-appliance-backend": "e9", "x-api-key": "operator-key-1"}))[0] == 404
+    assert (await ask(running, headers={"x-appliance-backend": "e9", "x-api-key": "operator-key-1"}))[
+        0
+    ] == 404
     assert (await ask(running, headers={"x-appliance-backend": "e1", "x-api-key": "client-key-1"}))[0] == 403
 
 
@@ -312,17 +391,32 @@ async def test_the_load_balancers_addresses(start, engines) -> None:
     servers = await engines("vllm", "vllm")
     running = await start(BACKENDS=named(servers), LB_STRATEGY="round_robin", **QUICK)
     base = "/api/v1/loadbalancer"
-    assert [backend(headers) for _, headers, _ in [await ask(running) for _ in range(4)]] == ["e0", "e1", "e0", "e1"]
+    assert [backend(headers) for _, headers, _ in [await ask(running) for _ in range(4)]] == [
+        "e0",
+        "e1",
+        "e0",
+        "e1",
+    ]
     assert (await ask(running, path=f"{base}/strategy", method="GET"))[2] == {"strategy": "round_robin"}
-    status, _, value = await ask(running, {"strategy": "equal_weighted"}, path=f"{base}/strategy", method="PUT")
-    assert (status, value) == (200, {"strategy": "equal_weighted", "message": "Load balancing strategy updated"})
+    status, _, value = await ask(
+        running, {"strategy": "equal_weighted"}, path=f"{base}/strategy", method="PUT"
+    )
+    assert (status, value) == (
+        200,
+        {"strategy": "equal_weighted", "message": "Load balancing strategy updated"},
+    )
     status, _, value = await ask(running, {"strategy": "best"}, path=f"{base}/strategy", method="PUT")
     assert status == 400
     assert "Invalid strategy" in value["error"]["message"]
     _, _, loads = await ask(running, path=f"{base}/loads", method="GET")
     assert (loads["strategy"], loads["count"]) == ("equal_weighted", 2)
     load = loads["loads"]["e0"]
-    assert (load["total_connections"], load["active_connections"], load["provider"], load["weight"]) == (2, 0, "vllm", 1.0)
+    assert (load["total_connections"], load["active_connections"], load["provider"], load["weight"]) == (
+        2,
+        0,
+        "vllm",
+        1.0,
+    )
     assert load["avg_response_time"] > 0
     assert load["last_used"].endswith("Z")
     assert (await ask(running, path=f"{base}/load?instance_id=e1", method="GET"))[2]["instance_id"] == "e1"
@@ -360,9 +454,14 @@ async def test_the_metrics_tell_about_each_backend(start, engines) -> None:
     servers[0].faults = ["status_503"]
     await ask(running)
     _, _, text = await ask(running, path="/metrics", method="GET")
-    for line in ('appliance_backend_up{backend="e1",kind="vllm"} 1.0', 'appliance_backend_chosen_total{backend="e1",reason="first"} 1.0',
-                 'appliance_backend_errors_total{backend="e0",kind="status_503"} 1.0', 'appliance_retries_total{reason="status_503"} 1.0',
-                 'appliance_backend_breaker{backend="e1",state="closed"} 1.0', 'appliance_backend_duration_seconds_count{backend="e1"} 1.0'):
+    for line in (
+        'appliance_backend_up{backend="e1",kind="vllm"} 1.0',
+        'appliance_backend_chosen_total{backend="e1",reason="first"} 1.0',
+        'appliance_backend_errors_total{backend="e0",kind="status_503"} 1.0',
+        'appliance_retries_total{reason="status_503"} 1.0',
+        'appliance_backend_breaker{backend="e1",state="closed"} 1.0',
+        'appliance_backend_duration_seconds_count{backend="e1"} 1.0',
+    ):
         assert line in text
 
 

@@ -36,7 +36,9 @@ def health(appliance: Any) -> Iterator[health_pb2_grpc.HealthStub]:
 def http(appliance: Any, path: str, body: dict[str, Any] | None = None) -> tuple[int, dict[str, str], Any]:
     """Ask over HTTP; give status, headers and the JSON of the answer."""
     data = None if body is None else jsons.dumps(body)
-    request = urllib.request.Request(appliance.base_url.rstrip("/") + path, data, {"content-type": "application/json"})
+    request = urllib.request.Request(
+        appliance.base_url.rstrip("/") + path, data, {"content-type": "application/json"}
+    )
     try:
         answer = urllib.request.urlopen(request, timeout=PATIENCE_S)
     except urllib.error.HTTPError as error:
@@ -56,8 +58,13 @@ def chat(appliance: Any, text: str) -> tuple[int, dict[str, str], Any]:
 def ctl(appliance: Any, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run the command line as an operator does."""
     environ = {k: v for k, v in os.environ.items() if not k.startswith("CONTROL_")}
-    return subprocess.run([sys.executable, "-m", "appliance", "ctl", *arguments], capture_output=True, text=True, timeout=60,
-                          env={**environ, "CONTROL_ADDRESS": appliance.control_address})
+    return subprocess.run(
+        [sys.executable, "-m", "appliance", "ctl", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**environ, "CONTROL_ADDRESS": appliance.control_address},
+    )
 
 
 def test_both_doors_tell_the_same_state(appliance: Any, stub: Any) -> None:
@@ -66,7 +73,10 @@ def test_both_doors_tell_the_same_state(appliance: Any, stub: Any) -> None:
     assert code == 200
     assert status.ok is healthz["ok"] is True
     assert (status.public_model, status.upstream_base, list(status.aliases)) == (
-        healthz["public_model"], healthz["upstream_base"], healthz["aliases"])
+        healthz["public_model"],
+        healthz["upstream_base"],
+        healthz["aliases"],
+    )
     assert list(status.novita_endpoints) == healthz["novita_endpoints"]
     assert status.started_at.ToNanoseconds() // 10**6 == round(healthz["started_at_s"] * 1000 // 1)
     assert {step.name for step in status.steps} == {step["name"] for step in healthz["steps"]}
@@ -75,7 +85,9 @@ def test_both_doors_tell_the_same_state(appliance: Any, stub: Any) -> None:
     assert len(identity.machine_id) == 32
 
 
-def test_a_chat_over_grpc_gives_what_http_gives_and_its_receipt_is_seen_at_both_doors(appliance: Any, stub: Any) -> None:
+def test_a_chat_over_grpc_gives_what_http_gives_and_its_receipt_is_seen_at_both_doors(
+    appliance: Any, stub: Any
+) -> None:
     _, headers, over_http = chat(appliance, "hello")
     reply, receipt = stub.Chat(say("hello"), timeout=PATIENCE_S)
     assert reply.reply.text == over_http["choices"][0]["message"]["content"]
@@ -89,15 +101,20 @@ def test_a_chat_over_grpc_gives_what_http_gives_and_its_receipt_is_seen_at_both_
     assert (found.route, found.status) == ("/v1/chat/completions", 200)
     wanted = [streamed[-1].receipt.id, receipt.receipt.id, headers["x-request-id"]]
     listed = [r.id for r in stub.ListReceipts(pb.ListReceiptsRequest(count=10), timeout=PATIENCE_S).receipts]
-    assert [i for i in listed if i in wanted] == wanted        # newest first
+    assert [i for i in listed if i in wanted] == wanted  # newest first
 
 
 def test_a_whole_openai_body_passes_unchanged(stub: Any) -> None:
-    body = {"messages": [{"role": "user", "content": "demo: tool look_up"}], "tools": [
-        {"type": "function", "function": {"name": "look_up", "parameters": {"type": "object"}}}]}
+    body = {
+        "messages": [{"role": "user", "content": "demo: tool look_up"}],
+        "tools": [{"type": "function", "function": {"name": "look_up", "parameters": {"type": "object"}}}],
+    }
     reply, _ = stub.Chat(pb.ChatRequest(openai_json=jsons.dumps(body)), timeout=PATIENCE_S)
     assert reply.reply.finish_reason == "tool_calls"
-    assert jsons.loads(reply.reply.openai_json)["choices"][0]["message"]["tool_calls"][0]["function"]["name"] == "look_up"
+    assert (
+        jsons.loads(reply.reply.openai_json)["choices"][0]["message"]["tool_calls"][0]["function"]["name"]
+        == "look_up"
+    )
 
 
 def test_an_error_status_of_the_engine_becomes_a_status_code(stub: Any) -> None:
@@ -111,19 +128,23 @@ def test_a_cancelled_chat_leaves_nothing_running(stub: Any) -> None:
     call = stub.Chat(say("demo: stall", stream=True))
     assert next(call).WhichOneof("part") == "delta"
     request_id = dict(call.initial_metadata())["x-request-id"]
-    busy, = stub.ListBackends(pb.ListBackendsRequest(), timeout=PATIENCE_S).backends
+    (busy,) = stub.ListBackends(pb.ListBackendsRequest(), timeout=PATIENCE_S).backends
     assert busy.in_flight == 1
     watch = stub.WatchStatus(pb.WatchStatusRequest(interval_s=1), timeout=PATIENCE_S)
     call.cancel()
-    for _ in watch:         # once a second; the deadline is the bound
+    for _ in watch:  # once a second; the deadline is the bound
         if not stub.ListBackends(pb.ListBackendsRequest(), timeout=PATIENCE_S).backends[0].in_flight:
             break
     watch.cancel()
-    assert stub.GetReceipt(pb.GetReceiptRequest(id=request_id), timeout=PATIENCE_S).receipt.finish == "client_left"
+    assert (
+        stub.GetReceipt(pb.GetReceiptRequest(id=request_id), timeout=PATIENCE_S).receipt.finish
+        == "client_left"
+    )
 
 
 def test_a_drained_appliance_refuses_new_requests_at_both_doors_ends_running_ones_and_resumes(
-        appliance: Any, stub: Any, health: Any) -> None:
+    appliance: Any, stub: Any, health: Any
+) -> None:
     ready = health_pb2.HealthCheckRequest(service="readiness")
     running = stub.Chat(say("demo: slow 1"), timeout=PATIENCE_S)
     assert running.initial_metadata()
@@ -154,11 +175,15 @@ def test_a_reload_is_tried_applied_and_undone_under_a_running_stream(appliance: 
     next(running)
     try:
         tried = reload(dry_run=True, PUBLIC_MODEL="journey/model")
-        assert ("PUBLIC_MODEL", "journey/model", False) in [(c.variable, c.new_value, tried.applied) for c in tried.changes]
+        assert ("PUBLIC_MODEL", "journey/model", False) in [
+            (c.variable, c.new_value, tried.applied) for c in tried.changes
+        ]
         assert models() == before
         assert reload(PUBLIC_MODEL="journey/model").applied
         assert "journey/model" in models()
-        assert stub.Chat(say("hello"), timeout=PATIENCE_S).next().reply.openai_json.count(b"journey/model") == 1
+        assert (
+            stub.Chat(say("hello"), timeout=PATIENCE_S).next().reply.openai_json.count(b"journey/model") == 1
+        )
         assert running.is_active()
         with pytest.raises(grpc.RpcError) as caught:
             reload(STREAM_CHUNK_SIZE="many", NO_SUCH_VARIABLE="1")
@@ -172,7 +197,9 @@ def test_a_reload_is_tried_applied_and_undone_under_a_running_stream(appliance: 
 
 
 def test_settings_hide_secrets_and_say_what_a_reload_can_change(stub: Any) -> None:
-    rows = {row.variable: row for row in stub.GetSettings(pb.GetSettingsRequest(), timeout=PATIENCE_S).settings}
+    rows = {
+        row.variable: row for row in stub.GetSettings(pb.GetSettingsRequest(), timeout=PATIENCE_S).settings
+    }
     assert rows["NOVITA_API_KEY"].is_secret
     assert rows["NOVITA_API_KEY"].value in {"", "(hidden)"}
     assert rows["PUBLIC_MODEL"].is_reloadable
@@ -183,7 +210,7 @@ def test_the_log_can_be_followed_while_requests_run(appliance: Any, stub: Any) -
     lines = stub.TailLogs(pb.TailLogsRequest(count=5, follow=True), timeout=PATIENCE_S)
     next(lines)
     request_id = chat(appliance, "hello")[1]["x-request-id"]
-    assert any(request_id in line.text for line in lines)       # ends at the line, or fails at the deadline
+    assert any(request_id in line.text for line in lines)  # ends at the line, or fails at the deadline
     lines.cancel()
 
 
@@ -199,7 +226,10 @@ def test_the_command_line_steers_the_whole_appliance(appliance: Any) -> None:
     assert ctl(appliance, "drain").returncode == 0
     try:
         refused = ctl(appliance, "chat", "hello")
-        assert (refused.returncode, refused.stderr) == (1, "error: The appliance takes no new requests at present.\n")
+        assert (refused.returncode, refused.stderr) == (
+            1,
+            "error: The appliance takes no new requests at present.\n",
+        )
     finally:
         assert ctl(appliance, "resume").returncode == 0
     assert ctl(appliance, "worker", "start").returncode == 1
@@ -209,7 +239,9 @@ def test_the_command_line_steers_the_whole_appliance(appliance: Any) -> None:
 def test_a_door_open_to_strangers_is_refused_before_anything_starts() -> None:
     environ = {**os.environ, "CONTROL_HOST": "0.0.0.0", "CONTROL_TOKEN": ""}
     for verb in ("check", "serve"):
-        ended = subprocess.run([sys.executable, "-m", "appliance", verb], capture_output=True, text=True, timeout=60, env=environ)
+        ended = subprocess.run(
+            [sys.executable, "-m", "appliance", verb], capture_output=True, text=True, timeout=60, env=environ
+        )
         assert ended.returncode == 78
         assert "CONTROL_HOST=0.0.0.0" in ended.stderr
         assert "CONTROL_TOKEN" in ended.stderr
@@ -218,13 +250,25 @@ def test_a_door_open_to_strangers_is_refused_before_anything_starts() -> None:
 def test_shutdown_is_answered_running_answers_end_and_the_process_leaves_with_0(tmp_path: Path) -> None:
     path = tmp_path / "c.sock"
     environ = {k: v for k, v in os.environ.items() if not k.startswith("CONTROL_")}
-    environ |= {"PROXY_PORT": str(free_port()), "CONTROL_PORT": "0", "CONTROL_SOCKET": str(path), "STATE_DIR": str(tmp_path / "state"),
-                "NAT_REDIRECT": "off", "GPU_MODE": "none"}
-    with subprocess.Popen([sys.executable, "-m", "appliance", "serve"], env=environ, stdout=subprocess.DEVNULL) as process:
+    environ |= {
+        "PROXY_PORT": str(free_port()),
+        "CONTROL_PORT": "0",
+        "CONTROL_SOCKET": str(path),
+        "STATE_DIR": str(tmp_path / "state"),
+        "NAT_REDIRECT": "off",
+        "GPU_MODE": "none",
+    }
+    with subprocess.Popen(
+        [sys.executable, "-m", "appliance", "serve"], env=environ, stdout=subprocess.DEVNULL
+    ) as process:
         try:
-            with grpc.insecure_channel(f"unix:{path}", [("grpc.initial_reconnect_backoff_ms", 100)]) as channel:
+            with grpc.insecure_channel(
+                f"unix:{path}", [("grpc.initial_reconnect_backoff_ms", 100)]
+            ) as channel:
                 stub = control_pb2_grpc.ControlStub(channel)
-                for status in stub.WatchStatus(pb.WatchStatusRequest(), wait_for_ready=True, timeout=PATIENCE_S):
+                for status in stub.WatchStatus(
+                    pb.WatchStatusRequest(), wait_for_ready=True, timeout=PATIENCE_S
+                ):
                     if status.status.ok:
                         break
                 running = stub.Chat(say("demo: slow 1"), timeout=PATIENCE_S)

@@ -27,25 +27,36 @@ async def test_backends_come_and_go_while_it_serves(start, engine: EngineServer)
             stub = control_pb2_grpc.ControlStub(channel)
             watch = stub.WatchBackends(pb.WatchBackendsRequest())
             assert [b.name for b in (await watch.read()).backends] == ["e0"]
-            added = await stub.AddBackend(pb.AddBackendRequest(url=engine.url, name="e1", api_key="sk_of_the_new_one", weight=2))
+            added = await stub.AddBackend(
+                pb.AddBackendRequest(url=engine.url, name="e1", api_key="sk_of_the_new_one", weight=2)
+            )
             assert (added.backend.name, added.backend.origin, added.backend.weight) == ("e1", "runtime", 2.0)
             assert "sk_of_the_new_one" not in str(added)
             while not any(b.name == "e1" and b.standing == "ready" for b in (await watch.read()).backends):
                 pass
-            assert {backend(headers) for _, headers, _ in [await ask(running) for _ in range(6)]} == {"e0", "e1"}
+            assert {backend(headers) for _, headers, _ in [await ask(running) for _ in range(6)]} == {
+                "e0",
+                "e1",
+            }
             drained = await stub.DrainBackend(pb.DrainBackendRequest(name="e0"))
             assert drained.backend.standing == "draining"
             assert {backend(headers) for _, headers, _ in [await ask(running) for _ in range(4)]} == {"e1"}
             await stub.DrainBackend(pb.DrainBackendRequest(name="e0", resume=True))
-            assert (await stub.SetStrategy(pb.SetStrategyRequest(strategy="round_robin"))).strategy == "round_robin"
-            assert [backend(headers) for _, headers, _ in [await ask(running) for _ in range(4)]].count("e0") == 2
+            assert (
+                await stub.SetStrategy(pb.SetStrategyRequest(strategy="round_robin"))
+            ).strategy == "round_robin"
+            assert [backend(headers) for _, headers, _ in [await ask(running) for _ in range(4)]].count(
+                "e0"
+            ) == 2
             await stub.RemoveBackend(pb.RemoveBackendRequest(name="e1"))
             listed = await stub.ListBackends(pb.ListBackendsRequest())
             assert [b.name for b in listed.backends] == ["e0"]
             watch.cancel()
 
 
-async def test_what_is_persisted_is_there_after_a_restart_and_the_rest_is_not(start, engine: EngineServer, tmp_path) -> None:
+async def test_what_is_persisted_is_there_after_a_restart_and_the_rest_is_not(
+    start, engine: EngineServer, tmp_path
+) -> None:
     async with EngineServer("vllm") as first, EngineServer("vllm") as other:
         running = await start(BACKENDS=f"e0={first.url}", **QUICK)
         fleet = running.appliance.fleet
@@ -64,16 +75,33 @@ async def test_what_is_persisted_is_there_after_a_restart_and_the_rest_is_not(st
         assert backend((await ask(again))[1]) == "kept"
 
 
-@pytest.mark.parametrize(("call", "request_", "code"), [
-    ("AddBackend", pb.AddBackendRequest(url="ftp://x"), grpc.StatusCode.INVALID_ARGUMENT),
-    ("AddBackend", pb.AddBackendRequest(url="http://127.0.0.1:1", name="e0"), grpc.StatusCode.FAILED_PRECONDITION),
-    ("RemoveBackend", pb.RemoveBackendRequest(name="e9"), grpc.StatusCode.NOT_FOUND),
-    ("RemoveBackend", pb.RemoveBackendRequest(), grpc.StatusCode.INVALID_ARGUMENT),
-    ("DrainBackend", pb.DrainBackendRequest(name="e9"), grpc.StatusCode.NOT_FOUND),
-    ("SetStrategy", pb.SetStrategyRequest(strategy="best"), grpc.StatusCode.INVALID_ARGUMENT),
-    ("SetStrategy", pb.SetStrategyRequest(strategy="round_robin", pool="moon"), grpc.StatusCode.NOT_FOUND),
-])
-async def test_what_cannot_be_done_is_refused(start, engine: EngineServer, call: str, request_: object, code: grpc.StatusCode) -> None:
+@pytest.mark.parametrize(
+    ("call", "request_", "code"),
+    [
+        ("AddBackend", pb.AddBackendRequest(url="ftp://x"), grpc.StatusCode.INVALID_ARGUMENT),
+        (
+            "AddBackend",
+            pb.AddBackendRequest(url="http://127.0.0.1:1", name="e0"),
+            grpc.StatusCode.FAILED_PRECONDITION,
+        ),
+        ("RemoveBackend", pb.RemoveBackendRequest(name="e9"), grpc.StatusCode.NOT_FOUND),
+        ("RemoveBackend", pb.RemoveBackendRequest(), grpc.StatusCode.INVALID_ARGUMENT),
+        ("DrainBackend", pb.DrainBackendRequest(name="e9"), grpc.StatusCode.NOT_FOUND),
+        ("SetStrategy", pb.SetStrategyRequest(strategy="best"), grpc.StatusCode.INVALID_ARGUMENT),
+        (
+            "SetStrategy",
+            pb.SetStrategyRequest(strategy="round_robin", pool="moon"),
+            grpc.StatusCode.NOT_FOUND,
+        ),
+    ],
+)
+async def test_what_cannot_be_done_is_refused(
+    start,
+    engine: EngineServer,
+    call: str,
+    request_: object,
+    code: grpc.StatusCode,
+) -> None:
     running = await start(BACKENDS=f"e0={engine.url}", **QUICK)
     async with grpc.aio.insecure_channel(running.control_address) as channel:
         with pytest.raises(grpc.aio.AioRpcError) as caught:

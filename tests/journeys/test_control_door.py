@@ -83,7 +83,9 @@ async def test_drain_refuses_new_requests_and_resume_takes_them(channel) -> None
             break
         await asyncio.sleep(0.02)
     assert state == health_pb2.HealthCheckResponse.NOT_SERVING
-    assert (await health.Check(health_pb2.HealthCheckRequest(service="liveness"))).status == health_pb2.HealthCheckResponse.SERVING
+    assert (
+        await health.Check(health_pb2.HealthCheckRequest(service="liveness"))
+    ).status == health_pb2.HealthCheckResponse.SERVING
     await stub(opened).Resume(pb.ResumeRequest())
     assert [e async for e in stub(opened).Chat(pb.ChatRequest(messages=HELLO))]
 
@@ -101,7 +103,10 @@ async def test_reload_says_what_would_change_then_changes_it(channel) -> None:
     running, opened = channel
     change = {"STREAM_CHUNK_SIZE": "7", "PROXY_PORT": "15999"}
     dry = await stub(opened).Reload(pb.ReloadRequest(dry_run=True, overrides=change))
-    assert {c.variable: (c.new_value, c.needs_restart) for c in dry.changes} == {"STREAM_CHUNK_SIZE": ("7", False), "PROXY_PORT": ("15999", True)}
+    assert {c.variable: (c.new_value, c.needs_restart) for c in dry.changes} == {
+        "STREAM_CHUNK_SIZE": ("7", False),
+        "PROXY_PORT": ("15999", True),
+    }
     assert not dry.applied
     assert running.appliance.router.settings.stream_chunk_size == 64
     done = await stub(opened).Reload(pb.ReloadRequest(overrides=change))
@@ -129,7 +134,9 @@ async def test_a_reload_hides_secrets_and_streams_survive_it(start: Start, hoste
         call = stub(opened).Chat(pb.ChatRequest(messages=HELLO, stream=True))
         events = aiter(call)
         await anext(events)
-        answer = await stub(opened).Reload(pb.ReloadRequest(overrides={"NOVITA_API_KEY": "sk_another_key_000", "MODEL_STRICT": "1"}))
+        answer = await stub(opened).Reload(
+            pb.ReloadRequest(overrides={"NOVITA_API_KEY": "sk_another_key_000", "MODEL_STRICT": "1"})
+        )
         assert answer.applied
         assert "sk_another" not in str(answer)
         rest = [e async for e in events]
@@ -157,13 +164,16 @@ async def test_a_token_is_asked_for(start: Start) -> None:
         metadata = (("authorization", "Bearer control-token-123"),)
         assert (await stub(opened).GetStatus(pb.GetStatusRequest(), metadata=metadata)).status.ok
         health = health_pb2_grpc.HealthStub(opened)
-        assert (await health.Check(health_pb2.HealthCheckRequest())).status == health_pb2.HealthCheckResponse.SERVING
+        assert (
+            await health.Check(health_pb2.HealthCheckRequest())
+        ).status == health_pb2.HealthCheckResponse.SERVING
 
 
 async def test_reflection_lists_the_service(channel) -> None:
     running, opened = channel
     call = reflection_pb2_grpc.ServerReflectionStub(opened).ServerReflectionInfo(
-        iter([reflection_pb2.ServerReflectionRequest(list_services="")]))
+        iter([reflection_pb2.ServerReflectionRequest(list_services="")])
+    )
     names = [s.name async for answer in call for s in answer.list_services_response.service]
     assert "appliance.control.v1.Control" in names
 
@@ -181,11 +191,22 @@ async def test_logs_can_be_tailed_and_followed(channel) -> None:
     call.cancel()
 
 
-@pytest.mark.parametrize(("words", "wanted"), [
-    (["status"], "serving"), (["--json", "identity"], "machine_id"), (["settings", "--set-only"], "PROXY_PORT"), (["backends"], "demo"),
-    (["chat", "Hi"], "You said: Hi"), (["reload", "--dry-run", "--set", "STREAM_CHUNK_SIZE=5"], "dry run"), (["worker"], "off"),
-    (["logs", "-n", "3"], "appliance"), (["receipts"], ""), (["drain"], "draining"), (["resume"], "serving"),
-])
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        (["status"], "serving"),
+        (["--json", "identity"], "machine_id"),
+        (["settings", "--set-only"], "PROXY_PORT"),
+        (["backends"], "demo"),
+        (["chat", "Hi"], "You said: Hi"),
+        (["reload", "--dry-run", "--set", "STREAM_CHUNK_SIZE=5"], "dry run"),
+        (["worker"], "off"),
+        (["logs", "-n", "3"], "appliance"),
+        (["receipts"], ""),
+        (["drain"], "draining"),
+        (["resume"], "serving"),
+    ],
+)
 async def test_the_command_line_drives_it(channel, words: list[str], wanted: str) -> None:
     running, _ = channel
     code, out = await ctl(running, *words)
@@ -193,7 +214,10 @@ async def test_the_command_line_drives_it(channel, words: list[str], wanted: str
     assert wanted in out
 
 
-@pytest.mark.parametrize(("words", "code"), [(["receipt", "none"], 1), (["worker", "start"], 1), (["reload", "--set", "X"], 2), (["nonsense"], 2)])
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [(["receipt", "none"], 1), (["worker", "start"], 1), (["reload", "--set", "X"], 2), (["nonsense"], 2)],
+)
 async def test_the_command_line_says_what_went_wrong(channel, words: list[str], code: int) -> None:
     running, _ = channel
     found, out = await ctl(running, *words)
@@ -203,15 +227,33 @@ async def test_the_command_line_says_what_went_wrong(channel, words: list[str], 
 
 
 async def test_the_command_line_says_when_nobody_answers(tmp_path) -> None:
-    process = await asyncio.create_subprocess_exec(sys.executable, "-m", "appliance", "ctl", "--address", f"unix:{tmp_path}/none.sock", "status",
-                                                   stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "appliance",
+        "ctl",
+        "--address",
+        f"unix:{tmp_path}/none.sock",
+        "status",
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
     out, _ = await process.communicate()
     assert process.returncode == 3
     assert b"none.sock" in out
 
 
 async def ctl(running: Running, *words: str) -> tuple[int, str]:
-    process = await asyncio.create_subprocess_exec(sys.executable, "-m", "appliance", "ctl", "--address", running.control_address, *words,
-                                                   stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "appliance",
+        "ctl",
+        "--address",
+        running.control_address,
+        *words,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
     out, _ = await process.communicate()
     return process.returncode or 0, out.decode()

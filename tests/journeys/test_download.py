@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import trustme
 
-from appliance.models.download_part import BLOCK_BYTES
+from appliance.downloads.part import BLOCK_BYTES
 from tests.fakes.file_hubs import Cut, FileServer, Hub, Status
 from tests.models.downloads import MIB, held, leftovers, noise
 
@@ -52,7 +52,6 @@ class Download:
         assert code == 0, err + out
         return json.loads(out.splitlines()[-1])
 
-
     async def result_with_story(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         code, out, err = await self.end()
         assert code == 0, err + out
@@ -61,12 +60,23 @@ class Download:
 
 
 @asynccontextmanager
-async def download(*arguments: str | Path, before: tuple[str, ...] = (), **environ: str) -> AsyncIterator[Download]:
+async def download(
+    *arguments: str | Path, before: tuple[str, ...] = (), **environ: str
+) -> AsyncIterator[Download]:
     """Start the command; it is ended in any case."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "DOWNLOAD_"))}
     process = await asyncio.create_subprocess_exec(
-        *before, sys.executable, "-m", "appliance", "download", *map(str, arguments), env=clean | environ,
-        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, stdin=asyncio.subprocess.PIPE)
+        *before,
+        sys.executable,
+        "-m",
+        "appliance",
+        "download",
+        *map(str, arguments),
+        env=clean | environ,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        stdin=asyncio.subprocess.PIPE,
+    )
     try:
         yield Download(process)
     finally:
@@ -81,19 +91,27 @@ async def test_a_killed_download_is_gone_on_with_and_little_is_fetched_twice(tmp
         hub.drip_s = 0.03
         sent_at_kill = []
         for share in (0.25, 0.6):
-            async with download("ns/repo", "-o", out, "-w", str(WORKERS), "--json", HF_ENDPOINT=hub.url) as first:
+            async with download(
+                "ns/repo", "-o", out, "-w", str(WORKERS), "--json", HF_ENDPOINT=hub.url
+            ) as first:
                 await first.until(lambda told, share=share: told.get("done_bytes", 0) > share * size)
                 first.process.send_signal(signal.SIGKILL)
                 await first.process.wait()
             sent_at_kill.append(hub.sent["model.gguf"])
             assert "model.gguf" not in held(out)
-        async with download("-s", "hf://ns/repo", "--output-dir", out, "-w", str(WORKERS), "--json", HF_ENDPOINT=hub.url) as second:
+        async with download(
+            "-s", "hf://ns/repo", "--output-dir", out, "-w", str(WORKERS), "--json", HF_ENDPOINT=hub.url
+        ) as second:
             done = await second.result()
     assert held(out) == {"model.gguf": hub.files["model.gguf"], "config.json": b"{}"}
     assert leftovers(out) == []
     twice = hub.sent["model.gguf"] - size
-    print(f"fetched twice after two kills: {twice} bytes of {size}; the last run fetched {done['fetched_bytes']}")
-    assert 0 <= twice <= 2 * WORKERS * (BLOCK_BYTES + MIB)      # for each kill and worker a block, and what was on the way
+    print(
+        f"fetched twice after two kills: {twice} bytes of {size}; the last run fetched {done['fetched_bytes']}"
+    )
+    assert (
+        0 <= twice <= 2 * WORKERS * (BLOCK_BYTES + MIB)
+    )  # for each kill and worker a block, and what was on the way
     assert done["fetched_bytes"] < size * 0.45
 
 
@@ -102,7 +120,10 @@ async def test_two_processes_for_one_folder_fetch_once(tmp_path: Path) -> None:
     async with Hub({"model.gguf": noise(size)}) as hub:
         hub.drip_s = 0.03
         arguments = ("ns/repo", "-o", out, "-w", "2", "--json")
-        async with download(*arguments, HF_ENDPOINT=hub.url) as first, download(*arguments, HF_ENDPOINT=hub.url) as second:
+        async with (
+            download(*arguments, HF_ENDPOINT=hub.url) as first,
+            download(*arguments, HF_ENDPOINT=hub.url) as second,
+        ):
             results = await asyncio.gather(first.result_with_story(), second.result_with_story())
     assert sorted(result["fetched_bytes"] for result, _ in results) == [0, size]
     assert hub.sent["model.gguf"] == size
@@ -115,7 +136,7 @@ async def test_two_processes_for_one_folder_fetch_once(tmp_path: Path) -> None:
 async def test_the_lock_of_a_dead_process_and_a_forgotten_lock_file_hold_nobody_up(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    (out / ".lock").write_text("1\n")           # young, of a living process: system E would wait for it
+    (out / ".lock").write_text("1\n")  # young, of a living process: system E would wait for it
     async with Hub({"model.gguf": noise(16 * MIB)}) as hub:
         hub.drip_s = 0.2
         async with download("ns/repo", "-o", out, "--json", HF_ENDPOINT=hub.url) as first:
@@ -157,13 +178,24 @@ def namespace_or_skip() -> None:
 
 def small_disk(folder: Path, megabytes: int) -> tuple[str, ...]:
     """Give the command that runs another with a small disk at `folder`, seen by that one only."""
-    return ("unshare", "-m", "sh", "-c", f'mount -t tmpfs -o size={megabytes}m none "{folder}" && "$@"; code=$?; ls -A "{folder}/out"; exit $code', "sh")
+    return (
+        "unshare",
+        "-m",
+        "sh",
+        "-c",
+        f'mount -t tmpfs -o size={megabytes}m none "{folder}" && "$@"; code=$?; ls -A "{folder}/out"; exit $code',
+        "sh",
+    )
 
 
 async def test_a_disk_without_room_is_seen_before_anything_is_fetched(tmp_path: Path) -> None:
     namespace_or_skip()
-    async with Hub({"model.gguf": noise(24 * MIB)}) as hub, \
-            download("ns/repo", "-o", tmp_path / "out", before=small_disk(tmp_path, 16), HF_ENDPOINT=hub.url) as run:
+    async with (
+        Hub({"model.gguf": noise(24 * MIB)}) as hub,
+        download(
+            "ns/repo", "-o", tmp_path / "out", before=small_disk(tmp_path, 16), HF_ENDPOINT=hub.url
+        ) as run,
+    ):
         code, _, err = await run.end()
     assert code == 1
     assert "has room for" in err
@@ -177,9 +209,16 @@ async def test_a_disk_that_becomes_full_is_told_and_what_came_is_kept(tmp_path: 
     ca.issue_cert("127.0.0.1").configure_cert(server_side)
     ca.cert_pem.write_to_path(tmp_path / "ca.pem")
     (tmp_path / "disk").mkdir()
-    async with FileServer({"model.gguf": noise(24 * MIB)}, tells_length=False, ssl_context=server_side) as server, \
-            download(f"{server.url}/model.gguf", "-o", tmp_path / "disk" / "out", before=small_disk(tmp_path / "disk", 16),
-                     SSL_CERT_FILE=str(tmp_path / "ca.pem")) as run:            # it learns the size only by running into the wall
+    async with (
+        FileServer({"model.gguf": noise(24 * MIB)}, tells_length=False, ssl_context=server_side) as server,
+        download(
+            f"{server.url}/model.gguf",
+            "-o",
+            tmp_path / "disk" / "out",
+            before=small_disk(tmp_path / "disk", 16),
+            SSL_CERT_FILE=str(tmp_path / "ca.pem"),
+        ) as run,
+    ):  # it learns the size only by running into the wall
         code, out, err = await run.end()
     assert code == 1
     assert "No space left on device. What was fetched is kept; make room and run it again." in err
@@ -187,11 +226,15 @@ async def test_a_disk_that_becomes_full_is_told_and_what_came_is_kept(tmp_path: 
     assert ".download" in out.splitlines()
 
 
-async def test_a_secret_in_the_arguments_is_gone_from_the_process_list_and_in_no_output(tmp_path: Path) -> None:
+async def test_a_secret_in_the_arguments_is_gone_from_the_process_list_and_in_no_output(
+    tmp_path: Path,
+) -> None:
     config = json.dumps({"hf_token": "hf_a_secret_of_ours"})
     async with Hub({"model.gguf": noise(8 * MIB)}) as hub:
         hub.token, hub.drip_s = "hf_a_secret_of_ours", 0.02
-        async with download("ns/repo", "-o", tmp_path / "out", "-c", config, "--json", HF_ENDPOINT=hub.url) as run:
+        async with download(
+            "ns/repo", "-o", tmp_path / "out", "-c", config, "--json", HF_ENDPOINT=hub.url
+        ) as run:
             await run.until(lambda told: told["status"] == "fetching")
             line = Path(f"/proc/{run.process.pid}/cmdline").read_bytes()
             assert b"hf_a_secret" not in line
@@ -199,7 +242,9 @@ async def test_a_secret_in_the_arguments_is_gone_from_the_process_list_and_in_no
             code, out, err = await run.end()
         hub.faults["model.gguf"] = [Status(403)]
         (tmp_path / "token.json").write_text(config)
-        async with download("ns/repo", "-o", tmp_path / "out2", "-c", f"@{tmp_path / 'token.json'}", HF_ENDPOINT=hub.url) as refused:
+        async with download(
+            "ns/repo", "-o", tmp_path / "out2", "-c", f"@{tmp_path / 'token.json'}", HF_ENDPOINT=hub.url
+        ) as refused:
             failed, out2, err2 = await refused.end()
     assert (code, failed) == (0, 1)
     assert "refuses it (403)" in err2
@@ -232,13 +277,23 @@ async def test_what_is_asked_wrongly_is_said_with_its_own_exit_code(tmp_path: Pa
     (tmp_path / "source" / "model.gguf").write_bytes(b"GGUF")
     (tmp_path / "file").write_text("")
     for arguments, environ, code, text in [
-        ((), {}, 2, "Name a SOURCE"), (("gs://x/y",), {}, 2, "no gs:// sources"), (("ns/repo", "-c", "{"), {}, 2, "no JSON"),
-        (("ns/repo", "-c", "[1]"), {}, 2, "JSON object"), (("ns/repo", "-c", "@/none"), {}, 2, "cannot be read"),
-        (("ns/repo", "-w", "many"), {}, 2, "invalid int value"), (("ns/repo",), {"DOWNLOAD_MAX_WORKERS": "0"}, 78, "DOWNLOAD_MAX_WORKERS=0"),
+        ((), {}, 2, "Name a SOURCE"),
+        (("gs://x/y",), {}, 2, "no gs:// sources"),
+        (("ns/repo", "-c", "{"), {}, 2, "no JSON"),
+        (("ns/repo", "-c", "[1]"), {}, 2, "JSON object"),
+        (("ns/repo", "-c", "@/none"), {}, 2, "cannot be read"),
+        (("ns/repo", "-w", "many"), {}, 2, "invalid int value"),
+        (("ns/repo",), {"DOWNLOAD_MAX_WORKERS": "0"}, 78, "DOWNLOAD_MAX_WORKERS=0"),
         (("pvc://" + str(tmp_path / "source"), "-o", str(tmp_path / "file")), {}, 1, "/file is no folder"),
-        (("pvc://" + str(tmp_path / "source"), "-o", str(tmp_path / "file" / "below")), {}, 1, "lies below something that is none"),
+        (
+            ("pvc://" + str(tmp_path / "source"), "-o", str(tmp_path / "file" / "below")),
+            {},
+            1,
+            "lies below something that is none",
+        ),
         (("s3://b/x",), {}, 2, "s3://bucket/prefix"),
-        (("--verify", "-o", str(tmp_path)), {}, 1, "nothing is known"), (("pvc:///none",), {}, 1, "/none is no folder"),
+        (("--verify", "-o", str(tmp_path)), {}, 1, "nothing is known"),
+        (("pvc:///none",), {}, 1, "/none is no folder"),
     ]:
         async with download(*arguments, **environ) as run:
             ended, _, err = await run.end()
@@ -250,8 +305,17 @@ async def test_a_terminal_sees_a_bar(tmp_path: Path) -> None:
     async with Hub({"model.gguf": noise(6 * MIB)}) as hub:
         hub.drip_s = 0.02
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "appliance", "download", "ns/repo", "-o", tmp_path / "out", env=os.environ | {"HF_ENDPOINT": hub.url, "COLUMNS": "120",
-                                                                                                            "TERM": "xterm"}, stderr=slave, stdout=slave)
+            sys.executable,
+            "-m",
+            "appliance",
+            "download",
+            "ns/repo",
+            "-o",
+            tmp_path / "out",
+            env=os.environ | {"HF_ENDPOINT": hub.url, "COLUMNS": "120", "TERM": "xterm"},
+            stderr=slave,
+            stdout=slave,
+        )
         os.close(slave)
         shown = bytearray()
         asyncio.get_running_loop().add_reader(master, lambda: shown.extend(_read(master)))
@@ -268,5 +332,5 @@ async def test_a_terminal_sees_a_bar(tmp_path: Path) -> None:
 def _read(descriptor: int) -> bytes:
     try:
         return os.read(descriptor, 65536)
-    except OSError:         # the other end is closed
+    except OSError:  # the other end is closed
         return b""

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.models.download_part import BLOCK_BYTES
+from appliance.downloads.part import BLOCK_BYTES
 from tests.fakes.file_hubs import Hub
 from tests.fakes.s3_server import S3Server
 from tests.journeys.test_download import download
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.timeout(300)
 SIZE = 1 << 30
 WORKERS = 4
 PATIENCE_S = 100
-ON_ITS_WAY = 16 * MIB           # of one connection: the kernel's buffers of both sides, and the client's
+ON_ITS_WAY = 16 * MIB  # of one connection: the kernel's buffers of both sides, and the client's
 
 
 @pytest.fixture
@@ -39,8 +39,16 @@ def roomy(tmp_path: Path) -> Iterator[Path]:
 def _has_room(memory: Path) -> bool:
     """Whether there is memory for three such tests at a time, and the machine would not miss it."""
     try:
-        free = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable:"))
-        return memory.is_dir() and min(os.statvfs(memory).f_bavail * os.statvfs(memory).f_frsize, int(free.split()[1]) * 1024) > 6 * SIZE
+        free = next(
+            line
+            for line in Path("/proc/meminfo").read_text().splitlines()
+            if line.startswith("MemAvailable:")
+        )
+        return (
+            memory.is_dir()
+            and min(os.statvfs(memory).f_bavail * os.statvfs(memory).f_frsize, int(free.split()[1]) * 1024)
+            > 6 * SIZE
+        )
     except (OSError, StopIteration):
         return False
 
@@ -54,7 +62,7 @@ def big(tmp_path_factory: pytest.TempPathFactory) -> Path:
             file.seek(at)
             file.write(source.randbytes(64))
         file.truncate(SIZE)
-    assert path.stat().st_blocks * 512 < SIZE // 100        # it is sparse: it takes no gigabyte of anybody's disk
+    assert path.stat().st_blocks * 512 < SIZE // 100  # it is sparse: it takes no gigabyte of anybody's disk
     return path
 
 
@@ -66,7 +74,7 @@ def sha256_of(path: Path) -> str:
 async def killed(source: str, out: Path, **environ: str) -> int:
     """Begin a download, and kill it with -9 once a third of it is on the disk; give how many bytes that were."""
     async with download(source, "-o", out, "-w", str(WORKERS), "--json", **environ) as run:
-        reading = asyncio.create_task(run.process.communicate())        # so that it can say what it wants
+        reading = asyncio.create_task(run.process.communicate())  # so that it can say what it wants
         async with asyncio.timeout(PATIENCE_S):
             while (held := on_disk(out)) < SIZE // 3:
                 assert not reading.done(), await reading
@@ -89,7 +97,7 @@ async def whole(source: str, out: Path, big: Path, **environ: str) -> int:
     assert (done["files"], done["total_bytes"]) == (1, SIZE)
     wanted = await asyncio.to_thread(sha256_of, big)
     assert await asyncio.to_thread(sha256_of, out / "model.gguf") == wanted
-    row, = json.loads((out / ".download.json").read_text())["downloads"][0]["files"]
+    (row,) = json.loads((out / ".download.json").read_text())["downloads"][0]["files"]
     assert row["sha256"] == wanted
     assert leftovers(out) == []
     return int(done["fetched_bytes"])
@@ -100,15 +108,17 @@ async def test_a_gigabyte_from_a_real_s3_server_survives_a_kill(big: Path, roomy
     with S3Server() as server:
         etag = await asyncio.to_thread(server.put, big, "gigabytes", "llama/model.gguf")
         environ = {"ENDPOINT": server.url, "ACCESS_KEY": "AKIAOURS", "SECRET_KEY": "our-secret-key"}
-        server.drip_s = 0.005           # so that it is killed in the middle, however quick the machine is
+        server.drip_s = 0.005  # so that it is killed in the middle, however quick the machine is
         held = await killed("s3://gigabytes/llama", out, **environ)
         server.drip_s = 0.0
         begun = time.monotonic()
         fetched = await whole("s3://gigabytes/llama", out, big, **environ)
         took_s = time.monotonic() - begun
         twice = server.sent - SIZE
-    row, = json.loads((out / ".download.json").read_text())["downloads"][0]["files"]
-    print(f"s3: killed at {held:,} of {SIZE:,} bytes; then {fetched:,} were fetched in {took_s:.1f} s; {twice:,} were sent twice")
+    (row,) = json.loads((out / ".download.json").read_text())["downloads"][0]["files"]
+    print(
+        f"s3: killed at {held:,} of {SIZE:,} bytes; then {fetched:,} were fetched in {took_s:.1f} s; {twice:,} were sent twice"
+    )
     assert f'"{row["etag"]}"' == etag
     assert fetched <= SIZE - held + WORKERS * BLOCK_BYTES
     assert 0 <= twice <= WORKERS * (BLOCK_BYTES + ON_ITS_WAY)
@@ -126,7 +136,9 @@ async def test_a_gigabyte_from_a_hugging_face_endpoint_survives_a_kill(big: Path
         fetched = await whole("ns/repo", out, big, HF_ENDPOINT=hub.url)
         took_s = time.monotonic() - begun
         twice = sent + fetched - SIZE
-    print(f"hf: killed at {held:,} of {SIZE:,} bytes; then {fetched:,} were fetched in {took_s:.1f} s; {twice:,} were sent twice")
+    print(
+        f"hf: killed at {held:,} of {SIZE:,} bytes; then {fetched:,} were fetched in {took_s:.1f} s; {twice:,} were sent twice"
+    )
     assert fetched <= SIZE - held + WORKERS * BLOCK_BYTES
     assert 0 <= twice <= WORKERS * (BLOCK_BYTES + ON_ITS_WAY)
 
@@ -136,5 +148,7 @@ async def test_a_gigabyte_from_a_mounted_folder_survives_a_kill(big: Path, roomy
     held = await killed(f"pvc://{big.parent}", out)
     begun = time.monotonic()
     fetched = await whole(f"pvc://{big.parent}", out, big)
-    print(f"pvc: killed at {held:,} of {SIZE:,} bytes; then {fetched:,} were copied in {time.monotonic() - begun:.1f} s")
+    print(
+        f"pvc: killed at {held:,} of {SIZE:,} bytes; then {fetched:,} were copied in {time.monotonic() - begun:.1f} s"
+    )
     assert fetched <= SIZE - held + WORKERS * BLOCK_BYTES

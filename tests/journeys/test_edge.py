@@ -43,13 +43,33 @@ def filled(text: str, **values: str) -> str:
 @contextmanager
 def nginx(folder: Path, *, upstream: str, key: str) -> Iterator[tuple[str, Path]]:
     port = free_port()
-    server = filled(CONF.read_text(), EDGE_API_KEY=key, APPLIANCE_UPSTREAM=upstream, EDGE_LISTEN=f"127.0.0.1:{port}")
-    paths = "".join(f"{name}_temp_path {folder}/{name}; " for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
-    (folder / "nginx.conf").write_text(f"daemon off; worker_processes 1; pid {folder}/nginx.pid; error_log stderr; events {{}}\n"
-                                       f"http {{ {paths}\n{server}\n}}\n")
+    server = filled(
+        CONF.read_text(), EDGE_API_KEY=key, APPLIANCE_UPSTREAM=upstream, EDGE_LISTEN=f"127.0.0.1:{port}"
+    )
+    paths = "".join(
+        f"{name}_temp_path {folder}/{name}; " for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    (folder / "nginx.conf").write_text(
+        f"daemon off; worker_processes 1; pid {folder}/nginx.pid; error_log stderr; events {{}}\n"
+        f"http {{ {paths}\n{server}\n}}\n"
+    )
     log = folder / "nginx.log"
     with log.open("wb") as out:
-        process = subprocess.Popen(["setpriv", "--pdeathsig", "TERM", "--", "nginx", "-p", str(folder), "-c", str(folder / "nginx.conf")], stdout=out, stderr=out)
+        process = subprocess.Popen(
+            [
+                "setpriv",
+                "--pdeathsig",
+                "TERM",
+                "--",
+                "nginx",
+                "-p",
+                str(folder),
+                "-c",
+                str(folder / "nginx.conf"),
+            ],
+            stdout=out,
+            stderr=out,
+        )
     try:
         yield f"http://127.0.0.1:{port}", log
     finally:
@@ -69,7 +89,14 @@ async def edge(start, tmp_path: Path):
 
 def answers(url: str) -> bool:
     parts = urlsplit(url)
-    return subprocess.run(["bash", "-c", f"exec 3<>/dev/tcp/{parts.hostname}/{parts.port}"], capture_output=True, check=False).returncode == 0
+    return (
+        subprocess.run(
+            ["bash", "-c", f"exec 3<>/dev/tcp/{parts.hostname}/{parts.port}"],
+            capture_output=True,
+            check=False,
+        ).returncode
+        == 0
+    )
 
 
 @pytest.fixture
@@ -78,11 +105,26 @@ async def session():
         yield session
 
 
-@pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer wrong"}, {"Authorization": f"Bearer {KEY}x"}, {"Authorization": KEY}, {"Authorization": "Bearer "}])
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"Authorization": "Bearer wrong"},
+        {"Authorization": f"Bearer {KEY}x"},
+        {"Authorization": KEY},
+        {"Authorization": "Bearer "},
+    ],
+)
 async def test_without_the_key_nobody_gets_in(edge: Edge, session, headers: dict[str, str]) -> None:
-    async with session.post(edge.url + "/v1/chat/completions", json={"model": "tiny"}, headers=headers) as response:
+    async with session.post(
+        edge.url + "/v1/chat/completions", json={"model": "tiny"}, headers=headers
+    ) as response:
         value = await response.json(content_type=None)
-        assert (response.status, value["error"]["type"], value["error"]["code"]) == (401, "authentication_error", "invalid_api_key")
+        assert (response.status, value["error"]["type"], value["error"]["code"]) == (
+            401,
+            "authentication_error",
+            "invalid_api_key",
+        )
     assert edge.mirror.asked == []
 
 
@@ -99,7 +141,9 @@ async def test_an_empty_key_lets_nobody_in(start, tmp_path: Path, session) -> No
 
 async def test_the_official_client_passes_with_the_key(edge: Edge) -> None:
     async with openai.AsyncOpenAI(base_url=edge.url + "/v1", api_key=KEY, max_retries=0) as client:
-        made = await client.chat.completions.create(model="tiny", messages=[{"role": "user", "content": "hello"}])
+        made = await client.chat.completions.create(
+            model="tiny", messages=[{"role": "user", "content": "hello"}]
+        )
         assert made.choices[0].message.content == "Standing in."
     async with openai.AsyncOpenAI(base_url=edge.url + "/v1", api_key="wrong", max_retries=0) as client:
         with pytest.raises(openai.AuthenticationError, match="No API key, or an unknown one"):
@@ -109,7 +153,9 @@ async def test_the_official_client_passes_with_the_key(edge: Edge) -> None:
 async def test_health_is_open_and_the_key_stays_out_of_logs_and_of_the_engine(edge: Edge, session) -> None:
     async with session.get(edge.url + "/healthz") as response:
         assert response.status == 200
-    async with session.post(edge.url + "/completion?secret=in-the-query", json={}, headers={**SIGNED, "X-Request-Id": "mine-7"}) as response:
+    async with session.post(
+        edge.url + "/completion?secret=in-the-query", json={}, headers={**SIGNED, "X-Request-Id": "mine-7"}
+    ) as response:
         seen = json.dumps(await response.json())
         assert response.headers["x-request-id"] == "mine-7"
     assert await until(lambda: "mine-7" in edge.log.read_text())

@@ -24,7 +24,9 @@ async def engine(generation: Generation):
 
 
 @every_generation
-async def test_it_is_recognised_and_its_numbers_are_read(start, engine: EngineGeneration, generation: Generation) -> None:
+async def test_it_is_recognised_and_its_numbers_are_read(
+    start, engine: EngineGeneration, generation: Generation
+) -> None:
     engine.others, engine.queued = 5, 1
     running = await start(BACKENDS=f"e0={engine.url}", **QUICK)
     router = running.appliance.router
@@ -41,20 +43,37 @@ async def test_it_is_recognised_and_its_numbers_are_read(start, engine: EngineGe
 
 
 @every_generation
-async def test_its_models_and_adapters_are_merged_with_the_others(start, engine: EngineGeneration, generation: Generation) -> None:
+async def test_its_models_and_adapters_are_merged_with_the_others(
+    start, engine: EngineGeneration, generation: Generation
+) -> None:
     async with EngineServer("llamacpp", models=("other",)) as other:
         running = await start(BACKENDS=f"e0={engine.url},e1={other.url}", **QUICK)
         rows = {row["id"]: row for row in (await ask(running, path="/v1/models", method="GET"))[2]["data"]}
         assert set(rows) == {"tiny", "other", "tiny-lora", *(["sql-lora"] if generation.adapter else [])}
         for name in ("sql-lora", generation.adapter) if generation.adapter else ():
-            assert (rows["sql-lora"]["parent"], rows["sql-lora"]["max_model_len"], rows["tiny"]["max_model_len"]) == ("tiny", 4096, 4096)
-            status, headers, value = await ask(running, {"model": name, "messages": [{"role": "user", "content": "x"}]})
-            assert (status, backend(headers), value["model"], engine.asked[-1]["model"]) == (200, "e0", "sql-lora", generation.adapter)
-        assert (await ask(running, {"model": "tiny:nobody", "messages": [{"role": "user", "content": "x"}]}))[0] == 404
+            assert (
+                rows["sql-lora"]["parent"],
+                rows["sql-lora"]["max_model_len"],
+                rows["tiny"]["max_model_len"],
+            ) == ("tiny", 4096, 4096)
+            status, headers, value = await ask(
+                running, {"model": name, "messages": [{"role": "user", "content": "x"}]}
+            )
+            assert (status, backend(headers), value["model"], engine.asked[-1]["model"]) == (
+                200,
+                "e0",
+                "sql-lora",
+                generation.adapter,
+            )
+        assert (await ask(running, {"model": "tiny:nobody", "messages": [{"role": "user", "content": "x"}]}))[
+            0
+        ] == 404
 
 
 @every_generation
-async def test_a_prompt_that_is_too_long_is_told_with_the_numbers(start, engine: EngineGeneration, generation: Generation) -> None:
+async def test_a_prompt_that_is_too_long_is_told_with_the_numbers(
+    start, engine: EngineGeneration, generation: Generation
+) -> None:
     running = await start(BACKENDS=f"e0={engine.url}", **QUICK)
     engine.faults = ["context"]
     status, _, value = await ask(running)
@@ -66,7 +85,9 @@ async def test_a_prompt_that_is_too_long_is_told_with_the_numbers(start, engine:
 
 
 @every_generation
-async def test_one_with_more_context_takes_what_is_too_long_for_it(start, engine: EngineGeneration, generation: Generation) -> None:
+async def test_one_with_more_context_takes_what_is_too_long_for_it(
+    start, engine: EngineGeneration, generation: Generation
+) -> None:
     async with EngineServer("llamacpp", context=65_536) as large:
         running = await start(BACKENDS=f"e0={engine.url},e1={large.url}", LB_STRATEGY="round_robin", **QUICK)
         engine.faults = ["context"] * 4
@@ -76,7 +97,9 @@ async def test_one_with_more_context_takes_what_is_too_long_for_it(start, engine
 
 @every_generation
 @pytest.mark.parametrize("fault", ["status_429", "status_503"])
-async def test_when_it_has_no_room_another_one_answers(start, engine: EngineGeneration, generation: Generation, fault: str) -> None:
+async def test_when_it_has_no_room_another_one_answers(
+    start, engine: EngineGeneration, generation: Generation, fault: str
+) -> None:
     async with EngineServer("llamacpp") as other:
         running = await start(BACKENDS=f"e0={engine.url},e1={other.url}", LB_STRATEGY="round_robin", **QUICK)
         engine.faults = [fault] * 2
@@ -87,7 +110,9 @@ async def test_when_it_has_no_room_another_one_answers(start, engine: EngineGene
 
 async def test_all_of_them_share_one_pool(start) -> None:
     async with AsyncExitStack() as stack:
-        servers = [await stack.enter_async_context(EngineGeneration(generation)) for generation in GENERATIONS]
+        servers = [
+            await stack.enter_async_context(EngineGeneration(generation)) for generation in GENERATIONS
+        ]
         running = await start(BACKENDS=named(servers), **QUICK)  # type: ignore[arg-type]
         answers = [await ask(running) for _ in range(4 * len(servers))]
         assert {status for status, _, _ in answers} == {200}
@@ -99,8 +124,12 @@ async def test_adapters_that_a_server_does_not_list_can_be_named(start, tmp_path
     generation = next(g for g in GENERATIONS if g.name == "sglang 2024")
     async with EngineGeneration(generation) as engine:
         config = tmp_path / "backends.json"
-        config.write_text(json.dumps({"backends": [{"url": engine.url, "name": "e0", "models": ["tiny", "tiny:sql-lora"]}]}))
+        config.write_text(
+            json.dumps({"backends": [{"url": engine.url, "name": "e0", "models": ["tiny", "tiny:sql-lora"]}]})
+        )
         running = await start(CONFIG_PATH=str(config), **QUICK)
         for name in ("tiny:sql-lora", "tiny"):
-            status, _, value = await ask(running, {"model": name, "messages": [{"role": "user", "content": "x"}]})
+            status, _, value = await ask(
+                running, {"model": name, "messages": [{"role": "user", "content": "x"}]}
+            )
             assert (status, value["model"], engine.asked[-1]["model"]) == (200, name, name)

@@ -13,7 +13,18 @@ from tests.journeys.test_backends import HELLO, QUICK
 
 REQUESTS = 2000
 AT_ONCE = 50
-FAULTS = ["refuse", "hang", "hang_after_head", "cut", "status_500", "status_502", "status_503", "status_429", "rubbish", "drip"]
+FAULTS = [
+    "refuse",
+    "hang",
+    "hang_after_head",
+    "cut",
+    "status_500",
+    "status_502",
+    "status_503",
+    "status_429",
+    "rubbish",
+    "drip",
+]
 GARBAGE = [None, b"vllm:num_requests_running lots\n", b"\x00\xff", b"vllm:num_requests_running NaN\n"]
 
 
@@ -23,9 +34,16 @@ async def test_every_request_under_random_faults_is_accounted_for(start) -> None
     for server in servers:
         await server.start()
     try:
-        running = await start(BACKENDS=",".join(f"e{n}={s.url}" for n, s in enumerate(servers)), UPSTREAM_FIRST_BYTE_TIMEOUT_S="0.5",
-                              UPSTREAM_IDLE_TIMEOUT_S="0.5", BACKEND_TIMEOUT_SECONDS="5", BREAKER_REST_S="0.2", QUEUE_TIMEOUT_S="3",
-                              ACCESS_LOG="0", **QUICK)
+        running = await start(
+            BACKENDS=",".join(f"e{n}={s.url}" for n, s in enumerate(servers)),
+            UPSTREAM_FIRST_BYTE_TIMEOUT_S="0.5",
+            UPSTREAM_IDLE_TIMEOUT_S="0.5",
+            BACKEND_TIMEOUT_SECONDS="5",
+            BREAKER_REST_S="0.2",
+            QUEUE_TIMEOUT_S="3",
+            ACCESS_LOG="0",
+            **QUICK,
+        )
         told: Counter[str] = Counter()
         gate = asyncio.Semaphore(AT_ONCE)
 
@@ -36,8 +54,11 @@ async def test_every_request_under_random_faults_is_accounted_for(start) -> None
                 if chance.random() < 0.02:
                     chance.choice(servers).metrics_page = chance.choice(GARBAGE)
                 is_stream = number % 2 == 0
-                async with session.post(running.v1 + "/chat/completions", json={"model": "tiny", "messages": HELLO, "stream": is_stream},
-                                        timeout=aiohttp.ClientTimeout(30)) as response:
+                async with session.post(
+                    running.v1 + "/chat/completions",
+                    json={"model": "tiny", "messages": HELLO, "stream": is_stream},
+                    timeout=aiohttp.ClientTimeout(30),
+                ) as response:
                     text = await response.text()
                 if response.status != 200:
                     error = json.loads(text)["error"]
@@ -59,7 +80,7 @@ async def test_every_request_under_random_faults_is_accounted_for(start) -> None
         assert sum(told.values()) == REQUESTS
         assert told["complete"] > REQUESTS / 2, told
         assert await until(lambda: all(state.in_flight == 0 for state in running.appliance.router.states()))
-        assert running.appliance.router.dispatcher.waiting == running.appliance.desk.in_flight == 0
+        assert running.appliance.router.dispatcher.waiting == running.appliance.pipeline.in_flight == 0
         finishes = Counter(receipt.finish for receipt in running.appliance.receipts.latest(1000))
         assert set(finishes) <= {"done", "cut_off", "error"}
         answered = {f"e{n}": running.appliance.router.state(f"e{n}").chosen_total for n in range(4)}

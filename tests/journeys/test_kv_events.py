@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import trustme
 
-from appliance.base.settings import BadSettings
+from appliance.base.settings import InvalidSettings
 from appliance.engines.settings import EngineSettings
 from tests.fakes.engine_server import EngineServer
 from tests.fakes.kv_publisher import Publisher, name, publisher
@@ -33,9 +33,21 @@ def sidecar(tmp_path: Path) -> Iterator[object]:
 
     def begin(*flags: str, **variables: str) -> subprocess.Popen[bytes]:
         log = (tmp_path / "sidecar.log").open("ab")
-        started.append(subprocess.Popen(
-            [sys.executable, "-m", "appliance", "sidecar", "-H", "127.0.0.1", *flags], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-            env={"PATH": os.environ["PATH"], "STATE_DIR": str(tmp_path / "state"), "LOG_FORMAT": "json", "METRICS_CACHE_TTL_SECONDS": "0.2", **variables}))
+        started.append(
+            subprocess.Popen(
+                [sys.executable, "-m", "appliance", "sidecar", "-H", "127.0.0.1", *flags],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={
+                    "PATH": os.environ["PATH"],
+                    "STATE_DIR": str(tmp_path / "state"),
+                    "LOG_FORMAT": "json",
+                    "METRICS_CACHE_TTL_SECONDS": "0.2",
+                    **variables,
+                },
+            )
+        )
         return started[-1]
 
     yield begin
@@ -49,12 +61,31 @@ async def ended(process: subprocess.Popen[bytes]) -> int:
 
 
 @pytest.mark.parametrize("kind", ["vllm", "auto"])
-async def test_the_sidecar_tells_what_its_engine_has(kind: str, sidecar, publisher: Publisher, redis_server: RedisServer, tmp_path: Path) -> None:
+async def test_the_sidecar_tells_what_its_engine_has(
+    kind: str,
+    sidecar,
+    publisher: Publisher,
+    redis_server: RedisServer,
+    tmp_path: Path,
+) -> None:
     """Also one that is recognised by itself; Redis goes and comes back; and an orderly end."""
     port = free_port()
     async with EngineServer("vllm") as engine:
-        process = sidecar("-E", kind, "-B", engine.url, "-P", str(port), "-I", "pod-0", "-N", "qwen", VLLM_ZMQ_ENDPOINT=f"tcp://127.0.0.1:{publisher.port}",
-                          REDIS_HOST="127.0.0.1", REDIS_PORT=f"tcp://10.0.0.7:{redis_server.port}")
+        process = sidecar(
+            "-E",
+            kind,
+            "-B",
+            engine.url,
+            "-P",
+            str(port),
+            "-I",
+            "pod-0",
+            "-N",
+            "qwen",
+            VLLM_ZMQ_ENDPOINT=f"tcp://127.0.0.1:{publisher.port}",
+            REDIS_HOST="127.0.0.1",
+            REDIS_PORT=f"tcp://10.0.0.7:{redis_server.port}",
+        )
         await publisher.has_subscribers()
         publisher.store(1, 2)
         assert await until(lambda: len(redis_server.keys()) == 4, seconds=20)
@@ -63,8 +94,14 @@ async def test_the_sidecar_tells_what_its_engine_has(kind: str, sidecar, publish
         publisher.send(["BlockRemoved", [1]])
         assert await until(lambda: '"down"' in (tmp_path / "sidecar.log").read_text(), seconds=20)
         redis_server.start()
-        wanted = {f"{prefix}@{number}" for prefix, numbers in (("matrix:kv:block:qwen", map(name, (2, 3))), ("vllm:kv:block:pod-0", (2, 3)))
-                  for number in numbers}
+        wanted = {
+            f"{prefix}@{number}"
+            for prefix, numbers in (
+                ("matrix:kv:block:qwen", map(name, (2, 3))),
+                ("vllm:kv:block:pod-0", (2, 3)),
+            )
+            for number in numbers
+        }
         assert await until(lambda: redis_server.keys() == wanted, seconds=40)
         text = await asyncio.to_thread(page, port)
         assert "engine_kv_blocks 2\n" in text
@@ -79,20 +116,39 @@ async def test_the_sidecar_tells_what_its_engine_has(kind: str, sidecar, publish
 
 
 @pytest.mark.parametrize("is_trusted", [True, False])
-async def test_by_tls_only_a_redis_that_is_trusted_is_told(is_trusted: bool, sidecar, publisher: Publisher, tmp_path: Path) -> None:
+async def test_by_tls_only_a_redis_that_is_trusted_is_told(
+    is_trusted: bool, sidecar, publisher: Publisher, tmp_path: Path
+) -> None:
     redis_server = RedisServer(tmp_path, authority=trustme.CA(), password="of-the-index")
     redis_server.start()
     try:
         async with EngineServer("vllm") as engine:
-            sidecar("-E", "vllm", "-B", engine.url, "-P", str(free_port()), "-I", "pod-0", "-N", "qwen", REDIS_HOST="127.0.0.1", REDIS_TLS="1",
-                    VLLM_ZMQ_ENDPOINT=f"tcp://127.0.0.1:{publisher.port}", REDIS_PORT=str(redis_server.tls_port), REDIS_PASSWORD="of-the-index",
-                    **({"SSL_CERT_FILE": str(tmp_path / "authority.pem")} if is_trusted else {}))
+            sidecar(
+                "-E",
+                "vllm",
+                "-B",
+                engine.url,
+                "-P",
+                str(free_port()),
+                "-I",
+                "pod-0",
+                "-N",
+                "qwen",
+                REDIS_HOST="127.0.0.1",
+                REDIS_TLS="1",
+                VLLM_ZMQ_ENDPOINT=f"tcp://127.0.0.1:{publisher.port}",
+                REDIS_PORT=str(redis_server.tls_port),
+                REDIS_PASSWORD="of-the-index",
+                **({"SSL_CERT_FILE": str(tmp_path / "authority.pem")} if is_trusted else {}),
+            )
             await publisher.has_subscribers()
             publisher.store(1)
             if is_trusted:
                 assert await until(lambda: len(redis_server.keys()) == 2, seconds=20)
             else:
-                assert await until(lambda: "certificate verify failed" in (tmp_path / "sidecar.log").read_text(), seconds=20)
+                assert await until(
+                    lambda: "certificate verify failed" in (tmp_path / "sidecar.log").read_text(), seconds=20
+                )
                 assert redis_server.keys() == set()
             assert "of-the-index" not in (tmp_path / "sidecar.log").read_text()
     finally:
@@ -102,19 +158,43 @@ async def test_by_tls_only_a_redis_that_is_trusted_is_told(is_trusted: bool, sid
 async def test_without_redis_and_publisher_the_sidecar_serves_and_ends(sidecar, tmp_path: Path) -> None:
     port = free_port()
     async with EngineServer("sglang") as engine:
-        process = sidecar("-E", "sglang", "-B", engine.url, "-P", str(port), "-I", "pod-0", "-N", "qwen",
-                          SGLANG_ZMQ_ENDPOINT=f"tcp://127.0.0.1:{free_port()}")
+        process = sidecar(
+            "-E",
+            "sglang",
+            "-B",
+            engine.url,
+            "-P",
+            str(port),
+            "-I",
+            "pod-0",
+            "-N",
+            "qwen",
+            SGLANG_ZMQ_ENDPOINT=f"tcp://127.0.0.1:{free_port()}",
+        )
         assert await until(lambda: '"kv_events_on"' in (tmp_path / "sidecar.log").read_text(), seconds=20)
         assert "engine_kv_events_connected 0\n" in await asyncio.to_thread(page, port)
         process.terminate()
         assert await ended(process) == 0
 
 
-@pytest.mark.parametrize("flags", [["-I", "pod-0"], ["-N", "qwen"], ["-I", "pod-0", "-N", "qwen"]], ids=["no model", "no pod", "switched off"])
+@pytest.mark.parametrize(
+    "flags",
+    [["-I", "pod-0"], ["-N", "qwen"], ["-I", "pod-0", "-N", "qwen"]],
+    ids=["no model", "no pod", "switched off"],
+)
 async def test_it_is_off_where_it_is_not_wanted(flags: list[str], sidecar) -> None:
     port = free_port()
     async with EngineServer("vllm") as engine:
-        sidecar("-E", "vllm", "-B", engine.url, "-P", str(port), *flags, **({"KV_EVENTS": "0"} if len(flags) == 4 else {}))
+        sidecar(
+            "-E",
+            "vllm",
+            "-B",
+            engine.url,
+            "-P",
+            str(port),
+            *flags,
+            **({"KV_EVENTS": "0"} if len(flags) == 4 else {}),
+        )
         text = ""
         for _ in range(200):
             try:
@@ -126,11 +206,21 @@ async def test_it_is_off_where_it_is_not_wanted(flags: list[str], sidecar) -> No
         assert "engine_kv_e" not in text
 
 
-async def test_inside_the_appliance_it_is_about_the_sidecars_backend(start: Start, publisher: Publisher, redis_server: RedisServer) -> None:
+async def test_inside_the_appliance_it_is_about_the_sidecars_backend(
+    start: Start, publisher: Publisher, redis_server: RedisServer
+) -> None:
     port = free_port()
     async with EngineServer("vllm") as engine:
-        await start(BACKENDS=engine.url, SIDECAR_PORT=str(port), SIDECAR_MODEL="qwen", POD_NAME="pod-7", VLLM_ZMQ_TOPIC_FILTER="*",
-                    VLLM_ZMQ_ENDPOINT=f"tcp://127.0.0.1:{publisher.port}", REDIS_HOST="127.0.0.1", REDIS_PORT=str(redis_server.port))
+        await start(
+            BACKENDS=engine.url,
+            SIDECAR_PORT=str(port),
+            SIDECAR_MODEL="qwen",
+            POD_NAME="pod-7",
+            VLLM_ZMQ_TOPIC_FILTER="*",
+            VLLM_ZMQ_ENDPOINT=f"tcp://127.0.0.1:{publisher.port}",
+            REDIS_HOST="127.0.0.1",
+            REDIS_PORT=str(redis_server.port),
+        )
         await publisher.has_subscribers()
         publisher.send(["BlockStored", [b"\x00\x11"], None, [4, 4], 2, None], topic=b"any")
         wanted = {f"matrix:kv:block:qwen@{name(4)}", "vllm:kv:block:pod-7@0x0011"}
@@ -138,16 +228,26 @@ async def test_inside_the_appliance_it_is_about_the_sidecars_backend(start: Star
         assert "engine_kv_blocks 1\n" in await asyncio.to_thread(page, port)
 
 
-@pytest.mark.parametrize(("variable", "value"), [
-    ("VLLM_ZMQ_ENDPOINT", "localhost:5557"), ("VLLM_ZMQ_ENDPOINT", "tcp://*:5557"), ("SGLANG_ZMQ_ENDPOINT", "tcp://host"),
-    ("REDIS_PORT", "tcp://10.0.0.7"), ("REDIS_PORT", "70000"), ("REDIS_DB", "-1"), ("KV_EVENTS_MAX_BLOCKS", "0"),
-])
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("VLLM_ZMQ_ENDPOINT", "localhost:5557"),
+        ("VLLM_ZMQ_ENDPOINT", "tcp://*:5557"),
+        ("SGLANG_ZMQ_ENDPOINT", "tcp://host"),
+        ("REDIS_PORT", "tcp://10.0.0.7"),
+        ("REDIS_PORT", "70000"),
+        ("REDIS_DB", "-1"),
+        ("KV_EVENTS_MAX_BLOCKS", "0"),
+    ],
+)
 def test_a_setting_that_cannot_be_is_named(variable: str, value: str) -> None:
-    with pytest.raises(BadSettings, match=variable):
+    with pytest.raises(InvalidSettings, match=variable):
         EngineSettings.from_env({variable: value})
 
 
-@pytest.mark.parametrize("endpoint", ["tcp://localhost:5557", "tcp://[::1]:5557", "ipc:///run/kv.sock", "tcp://engine.ns.svc:5557"])
+@pytest.mark.parametrize(
+    "endpoint", ["tcp://localhost:5557", "tcp://[::1]:5557", "ipc:///run/kv.sock", "tcp://engine.ns.svc:5557"]
+)
 def test_endpoints_as_they_are_written(endpoint: str) -> None:
     assert EngineSettings.from_env({"VLLM_ZMQ_ENDPOINT": endpoint}).vllm_zmq_endpoint == endpoint
 
@@ -161,4 +261,7 @@ def test_the_password_of_redis_is_a_secret_and_may_come_from_a_file(tmp_path: Pa
 
 def test_who_does_not_follow_events_does_not_carry_what_it_needs() -> None:
     code = "import appliance.app, appliance.sidecar, sys; print([name for name in ('zmq', 'redis', 'msgpack') if name in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        == "[]\n"
+    )

@@ -23,8 +23,16 @@ async def ask(server: LlamaServer, path: str = "/v1/chat/completions", **body: A
 async def test_any_chat_gets_the_known_reply(llama) -> None:
     server = await llama()
     for temperature in (0, 0.5, 1):
-        value = await ask(server, messages=[*HELLO, {"role": "assistant", "content": REPLY}, *HELLO], temperature=temperature)
-        assert (value["model"], value["choices"][0]["message"]["content"], value["choices"][0]["finish_reason"]) == ("tiny", REPLY, "stop")
+        value = await ask(
+            server,
+            messages=[*HELLO, {"role": "assistant", "content": REPLY}, *HELLO],
+            temperature=temperature,
+        )
+        assert (
+            value["model"],
+            value["choices"][0]["message"]["content"],
+            value["choices"][0]["finish_reason"],
+        ) == ("tiny", REPLY, "stop")
         assert value["usage"]["completion_tokens"] == REPLY_TOKENS
 
 
@@ -38,14 +46,25 @@ async def test_an_adapter_works_for_the_requests_that_ask_for_it(llama) -> None:
 
 async def test_a_demanded_call_and_a_schema_are_kept(llama) -> None:
     server = await llama()
-    parameters = {"type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer"}}, "required": ["city", "days"]}
+    parameters = {
+        "type": "object",
+        "properties": {"city": {"type": "string"}, "days": {"type": "integer"}},
+        "required": ["city", "days"],
+    }
     tools = [{"type": "function", "function": {"name": "weather", "parameters": parameters}}]
     choice = (await ask(server, messages=HELLO, tools=tools, tool_choice="required"))["choices"][0]
-    assert (choice["finish_reason"], choice["message"]["tool_calls"][0]["function"]["name"]) == ("tool_calls", "weather")
+    assert (choice["finish_reason"], choice["message"]["tool_calls"][0]["function"]["name"]) == (
+        "tool_calls",
+        "weather",
+    )
     assert json.loads(choice["message"]["tool_calls"][0]["function"]["arguments"])["city"] == REPLY
     choice = (await ask(server, messages=HELLO, tools=tools))["choices"][0]
     assert (choice["finish_reason"], choice["message"]["content"]) == ("stop", REPLY)
-    value = await ask(server, messages=HELLO, response_format={"type": "json_schema", "json_schema": {"name": "w", "schema": parameters}})
+    value = await ask(
+        server,
+        messages=HELLO,
+        response_format={"type": "json_schema", "json_schema": {"name": "w", "schema": parameters}},
+    )
     assert set(json.loads(value["choices"][0]["message"]["content"])) == {"city", "days"}
 
 
@@ -64,7 +83,9 @@ async def test_slots_are_busy_while_they_stream_and_free_when_the_caller_leaves(
     server = await llama(slots=2)
     assert [slot["n_ctx"] for slot in server.slots()] == [CONTEXT, CONTEXT]
     async with aiohttp.ClientSession() as session:
-        answers = [await session.post(server.url + "/v1/chat/completions", json=long_body(8000)) for _ in range(2)]
+        answers = [
+            await session.post(server.url + "/v1/chat/completions", json=long_body(8000)) for _ in range(2)
+        ]
         assert await until(lambda: server.busy() == 2)
         for left, answer in zip((1, 0), answers, strict=True):
             answer.close()
@@ -79,7 +100,10 @@ async def test_a_long_body_gives_as_many_tokens_as_it_says(llama) -> None:
 async def test_kill9_ends_it_in_the_middle_and_restart_answers_at_the_same_address(llama) -> None:
     server = await llama()
     url, pid = server.url, server.pid
-    async with aiohttp.ClientSession() as session, session.post(url + "/v1/chat/completions", json=long_body(8000)) as response:
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(url + "/v1/chat/completions", json=long_body(8000)) as response,
+    ):
         await response.content.readany()
         server.kill9()
         with pytest.raises(aiohttp.ClientPayloadError):
@@ -115,7 +139,9 @@ async def test_one_that_cannot_start_is_an_error_with_its_log(llama) -> None:
         await llama(extra=("--no-such-option",))
 
 
-async def test_none_outlives_the_run_that_started_it(llama_binary: str, tiny_models: Path, tmp_path: Path) -> None:
+async def test_none_outlives_the_run_that_started_it(
+    llama_binary: str, tiny_models: Path, tmp_path: Path
+) -> None:
     script = f"""
 import asyncio, os, pathlib
 from tests.journeys.llama_servers import LlamaServer
@@ -124,8 +150,15 @@ asyncio.run(server.start())
 print(server.pid, flush=True)
 os._exit(9)
 """
-    done = await asyncio.to_thread(subprocess.run, [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False,
-                                   cwd=Path(__file__).parents[2])
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        cwd=Path(__file__).parents[2],
+    )
     assert done.returncode == 9, done.stderr
     assert await until(lambda: not is_alive(int(done.stdout)))
 
@@ -139,7 +172,9 @@ def is_alive(pid: int) -> bool:
 
 def test_the_same_source_gives_the_same_models(tiny_models: Path, tmp_path: Path) -> None:
     again = ensure(tmp_path / "models")
-    files = sorted(path.relative_to(again) for path in again.rglob("*") if path.is_file() and path.name != ".lock")
+    files = sorted(
+        path.relative_to(again) for path in again.rglob("*") if path.is_file() and path.name != ".lock"
+    )
     assert {name.parts[0] for name in files} == set(MAKERS)
     for name in files:
         assert (again / name).read_bytes() == (tiny_models / name).read_bytes(), name
@@ -147,8 +182,10 @@ def test_the_same_source_gives_the_same_models(tiny_models: Path, tmp_path: Path
 
 def test_what_is_missing_is_made_and_what_is_there_is_left(tiny_models: Path, tmp_path: Path) -> None:
     (tmp_path / "tiny-chat.gguf").write_text("mine")
-    (tmp_path / ".new-tiny-hf").mkdir()                 # a run that was broken off left it
+    (tmp_path / ".new-tiny-hf").mkdir()  # a run that was broken off left it
     ensure(tmp_path)
     assert (tmp_path / "tiny-chat.gguf").read_text() == "mine"
-    assert (tmp_path / "tiny-hf" / "config.json").read_bytes() == (tiny_models / "tiny-hf" / "config.json").read_bytes()
+    assert (tmp_path / "tiny-hf" / "config.json").read_bytes() == (
+        tiny_models / "tiny-hf" / "config.json"
+    ).read_bytes()
     assert not (tmp_path / ".new-tiny-hf").exists()

@@ -30,11 +30,28 @@ def table(tmp_path: Path, tiny_models: Path, llama_binary: str, folder: Path) ->
     """Variables for two models of our own."""
     config = tmp_path / "config.json"
     params = {"n_ctx": 8192, "parallel_override": 2}
-    config.write_text(json.dumps({
-        "system": {"llama_server_path": llama_binary, "base_models_path": str(tiny_models), "cpu_threads": 1, "flash_attention": "off"},
-        "models": {"tiny": {"model_path": "tiny-chat.gguf", "params": params},
-                   "embed": {"model_path": "tiny-embed.gguf", "params": {"n_ctx": 512, "embedding": True}}}}))
-    return {"CONFIG_PATH": str(config), "LORA_ALLOWED_DIRS": str(folder), "LB_OVERFLOW": "", "QUEUE_TIMEOUT_S": "20"}
+    config.write_text(
+        json.dumps(
+            {
+                "system": {
+                    "llama_server_path": llama_binary,
+                    "base_models_path": str(tiny_models),
+                    "cpu_threads": 1,
+                    "flash_attention": "off",
+                },
+                "models": {
+                    "tiny": {"model_path": "tiny-chat.gguf", "params": params},
+                    "embed": {"model_path": "tiny-embed.gguf", "params": {"n_ctx": 512, "embedding": True}},
+                },
+            }
+        )
+    )
+    return {
+        "CONFIG_PATH": str(config),
+        "LORA_ALLOWED_DIRS": str(folder),
+        "LB_OVERFLOW": "",
+        "QUEUE_TIMEOUT_S": "20",
+    }
 
 
 async def say(running: Running, model: str, **more: Any) -> tuple[int, str]:
@@ -43,7 +60,9 @@ async def say(running: Running, model: str, **more: Any) -> tuple[int, str]:
 
 
 async def load(running: Running, path: Path | str, name: str = "style", **more: Any) -> tuple[int, Any]:
-    status, _, value = await ask(running, {"lora_name": name, "lora_path": str(path), **more}, path="/v1/load_lora_adapter")
+    status, _, value = await ask(
+        running, {"lora_name": name, "lora_path": str(path), **more}, path="/v1/load_lora_adapter"
+    )
     return status, value
 
 
@@ -58,30 +77,43 @@ async def listed(running: Running) -> dict[str, Any]:
 
 def pid(running: Running, alias: str = "tiny") -> int:
     assert running.appliance.manager is not None
-    return next((runner.pid for runner in running.appliance.manager.model(alias).runners if runner.status == "ready"), 0)
+    return next(
+        (runner.pid for runner in running.appliance.manager.model(alias).runners if runner.status == "ready"),
+        0,
+    )
 
 
-async def test_an_adapter_is_loaded_asked_for_kept_over_a_restart_and_unloaded(start, table, folder: Path) -> None:
+async def test_an_adapter_is_loaded_asked_for_kept_over_a_restart_and_unloaded(
+    start, table, folder: Path
+) -> None:
     first = await start(**table)
     assert await say(first, "tiny") == (200, REPLY)
     former = pid(first)
     assert (await say(first, "style"))[0] == 404
     status, value = await load(first, folder / "style.gguf", base_model="tiny")
-    assert (status, value["base_model"], value["backends"]) == (200, "tiny", [{"backend": "models", "kind": "managed", "state": "loaded", "detail": ""}])
-    assert pid(first) not in {0, former}                # the planned restart
+    assert (status, value["base_model"], value["backends"]) == (
+        200,
+        "tiny",
+        [{"backend": "models", "kind": "managed", "state": "loaded", "detail": ""}],
+    )
+    assert pid(first) not in {0, former}  # the planned restart
     assert await say(first, "style") == (200, LORA_REPLY)
     assert await say(first, "tiny") == (200, REPLY)
     assert (await ask(first, {"model": "style", "messages": HELLO}))[2]["model"] == "style"
     rows = {row["id"]: row for row in (await ask(first, path="/v1/models", method="GET"))[2]["data"]}
-    assert (rows["style"]["parent"], rows["style"]["owned_by"], "parent" in rows["tiny"]) == ("tiny", "user", False)
+    assert (rows["style"]["parent"], rows["style"]["owned_by"], "parent" in rows["tiny"]) == (
+        "tiny",
+        "user",
+        False,
+    )
     assert (await listed(first))["style"]["state"] == "loaded"
     metrics = (await ask(first, path="/metrics", method="GET"))[2]
     assert 'appliance_lora_loaded{adapter="style",backend="models",state="loaded"} 1.0' in metrics
 
-    second = await start(**table)                       # of the same state folder
+    second = await start(**table)  # of the same state folder
     assert await say(second, "style") == (200, LORA_REPLY)
     assert await say(second, "tiny") == (200, REPLY)
-    assert second.appliance.manager.counts().loads == 1         # it came up with the adapter at once
+    assert second.appliance.manager.counts().loads == 1  # it came up with the adapter at once
     status, value = await unload(second)
     assert (status, value["backends"]) == (200, [])
     assert await say(second, "style") == (404, "model_not_found")
@@ -109,8 +141,13 @@ async def test_it_is_one_request_s_own_and_streams_and_ollama_have_it_too(start,
     running = await start(**table)
     await load(running, folder / "style.gguf", base_model="tiny")
     names = ["tiny", "style"] * 10
-    assert [(await one)[1] for one in [asyncio.create_task(say(running, name)) for name in names]] == [REPLY, LORA_REPLY] * 10
-    status, _, value = await ask(running, {"model": "style", "messages": HELLO, "stream": False}, path="/api/chat")
+    assert [(await one)[1] for one in [asyncio.create_task(say(running, name)) for name in names]] == [
+        REPLY,
+        LORA_REPLY,
+    ] * 10
+    status, _, value = await ask(
+        running, {"model": "style", "messages": HELLO, "stream": False}, path="/api/chat"
+    )
     assert (status, value["message"]["content"]) == (200, LORA_REPLY)
     status, headers, text = await ask(running, {"model": "style", "messages": HELLO, "stream": True})
     pieces = [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: {")]
@@ -120,7 +157,9 @@ async def test_it_is_one_request_s_own_and_streams_and_ollama_have_it_too(start,
     assert (status, value["error"]["code"]) == (400, "not_supported")
 
 
-async def test_a_model_whose_process_is_killed_comes_back_with_its_adapter(start, table, folder: Path) -> None:
+async def test_a_model_whose_process_is_killed_comes_back_with_its_adapter(
+    start, table, folder: Path
+) -> None:
     running = await start(**table)
     await load(running, folder / "style.gguf", base_model="tiny")
     for _ in range(2):
@@ -129,13 +168,24 @@ async def test_a_model_whose_process_is_killed_comes_back_with_its_adapter(start
         assert answers == [(200, LORA_REPLY), (200, REPLY)] * 4
 
 
-@pytest.mark.parametrize(("what", "code", "words"), [
-    ("rubbish", "adapter_unusable", "cannot be read"),
-    ("a model", "adapter_unusable", "of the kind model"),
-    ("nothing", "adapter_not_found", "no file"),
-    ("an empty folder", "adapter_not_found", "no .gguf file"),
-])
-async def test_what_is_no_adapter_is_refused_before_anything_is_stopped(start, table, folder: Path, tiny_models: Path, what, code, words) -> None:
+@pytest.mark.parametrize(
+    ("what", "code", "words"),
+    [
+        ("rubbish", "adapter_unusable", "cannot be read"),
+        ("a model", "adapter_unusable", "of the kind model"),
+        ("nothing", "adapter_not_found", "no file"),
+        ("an empty folder", "adapter_not_found", "no .gguf file"),
+    ],
+)
+async def test_what_is_no_adapter_is_refused_before_anything_is_stopped(
+    start,
+    table,
+    folder: Path,
+    tiny_models: Path,
+    what,
+    code,
+    words,
+) -> None:
     path = folder / "bad.gguf"
     if what == "rubbish":
         path.write_bytes(b"no adapter at all")
@@ -156,7 +206,7 @@ async def test_what_is_no_adapter_is_refused_before_anything_is_stopped(start, t
 async def test_an_adapter_that_its_server_cannot_load_is_taken_back(start, table, folder: Path) -> None:
     """Its header is well, and the rest is missing: only the llama-server sees that."""
     whole = (folder / "style.gguf").read_bytes()
-    (folder / "torn.gguf").write_bytes(whole[:len(whole) - 6000])
+    (folder / "torn.gguf").write_bytes(whole[: len(whole) - 6000])
     running = await start(**table)
     assert await say(running, "tiny") == (200, REPLY)
     status, value = await load(running, folder / "torn.gguf", "torn", base_model="tiny")
@@ -169,18 +219,29 @@ async def test_an_adapter_that_its_server_cannot_load_is_taken_back(start, table
 async def test_names_and_paths_are_checked(start, table, folder: Path, tmp_path: Path) -> None:
     running = await start(**table)
     (folder / "link.gguf").symlink_to("/etc/passwd")
-    for path in ("/etc/passwd", f"{folder}/../secret.gguf", "style.gguf", str(folder), f"{folder}-beside/a.gguf", str(folder / "link.gguf"),
-                 f"{folder}/a\nb.gguf", "org/adapter"):
+    for path in (
+        "/etc/passwd",
+        f"{folder}/../secret.gguf",
+        "style.gguf",
+        str(folder),
+        f"{folder}-beside/a.gguf",
+        str(folder / "link.gguf"),
+        f"{folder}/a\nb.gguf",
+        "org/adapter",
+    ):
         status, value = await load(running, path, base_model="tiny")
         assert (status, value["error"]["code"]) in {(403, "path_not_allowed"), (400, "invalid_path")}, path
     for name in ("", "a,b", "a\nb", "..", "a/../b", "/a", " a", "x" * 129):
         status, value = await load(running, folder / "style.gguf", name, base_model="tiny")
-        assert (status, value["error"]["code"]) in {(400, "invalid_name"), (400, "missing_required_parameter")}, name
+        assert (status, value["error"]["code"]) in {
+            (400, "invalid_name"),
+            (400, "missing_required_parameter"),
+        }, name
     status, value = await load(running, folder / "style.gguf", "tiny", base_model="tiny")
     assert (status, value["error"]["code"]) == (409, "adapter_exists")
     status, value = await load(running, folder / "style.gguf", base_model="nobody")
     assert (status, value["error"]["code"]) == (404, "model_not_found")
-    status, value = await load(running, folder / "style.gguf")         # there are two models
+    status, value = await load(running, folder / "style.gguf")  # there are two models
     assert (status, value["error"]["code"]) == (409, "base_model_needed")
     status, value = await load(running, folder / "style.gguf", base_model="embed")
     assert (status, value["error"]["code"]) == (400, "adapter_unusable")
@@ -188,11 +249,17 @@ async def test_names_and_paths_are_checked(start, table, folder: Path, tmp_path:
     assert (status, value["error"]["code"]) == (404, "no_such_adapter")
     status, _, value = await ask(running, {"lora_name": "x"}, path="/v1/load_lora_adapter")
     assert (status, value["error"]["param"]) == (400, "lora_path")
-    status, _, value = await ask(running, {"lora_name": "x", "source": "gopher://a/b", "base_model": "tiny"}, path="/v1/load_lora_adapter")
+    status, _, value = await ask(
+        running,
+        {"lora_name": "x", "source": "gopher://a/b", "base_model": "tiny"},
+        path="/v1/load_lora_adapter",
+    )
     assert (status, value["error"]["param"]) == (400, "source")
 
 
-async def test_another_file_under_the_same_name_is_a_conflict_and_the_same_is_none(start, table, folder: Path) -> None:
+async def test_another_file_under_the_same_name_is_a_conflict_and_the_same_is_none(
+    start, table, folder: Path
+) -> None:
     running = await start(**table)
     shutil.copy(folder / "style.gguf", folder / "other.gguf")
     assert (await load(running, folder / "style.gguf", base_model="tiny"))[0] == 200
@@ -202,9 +269,17 @@ async def test_another_file_under_the_same_name_is_a_conflict_and_the_same_is_no
     status, value = await load(running, folder / "other.gguf", base_model="tiny")
     assert (status, value["error"]["code"]) == (409, "adapter_exists")
     assert (await load(running, folder / "other.gguf", "second", base_model="tiny"))[0] == 200
-    assert [await say(running, name) for name in ("style", "second", "tiny")] == [(200, LORA_REPLY), (200, LORA_REPLY), (200, REPLY)]
+    assert [await say(running, name) for name in ("style", "second", "tiny")] == [
+        (200, LORA_REPLY),
+        (200, LORA_REPLY),
+        (200, REPLY),
+    ]
     assert (await unload(running, "style"))[0] == 200
-    assert [(await say(running, name))[1] for name in ("style", "second", "tiny")] == ["model_not_found", LORA_REPLY, REPLY]
+    assert [(await say(running, name))[1] for name in ("style", "second", "tiny")] == [
+        "model_not_found",
+        LORA_REPLY,
+        REPLY,
+    ]
 
 
 async def test_only_operators_may(start, table, folder: Path) -> None:
@@ -214,6 +289,6 @@ async def test_only_operators_may(start, table, folder: Path) -> None:
         body = {"lora_name": "style", "lora_path": str(folder / "style.gguf"), "base_model": "tiny"}
         assert (await ask(running, body, path="/v1/load_lora_adapter", headers=headers))[0] == wanted
         assert (await ask(running, path="/v1/lora_adapters", method="GET", headers=headers))[0] == wanted
-        assert (await ask(running, {"lora_name": "style"}, path="/v1/unload_lora_adapter", headers=headers))[0] == wanted
-
-
+        assert (await ask(running, {"lora_name": "style"}, path="/v1/unload_lora_adapter", headers=headers))[
+            0
+        ] == wanted

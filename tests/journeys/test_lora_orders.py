@@ -10,11 +10,17 @@ import pytest
 
 from appliance.base import jsons
 from appliance.base.errors import Forbidden, UpstreamFailed
-from appliance.engines.lora_orders import Orders
+from appliance.downloads.contract import (
+    DownloadProgress,
+    DownloadRequest,
+    DownloadResult,
+    FileFault,
+    OnProgress,
+)
+from appliance.engines.lora.orders import AdapterOrders
 from appliance.engines.receipts import Receipt
-from appliance.front.call import Call
-from appliance.front.lora import LoraDoor
-from appliance.models.fetching import Fetched, Flaw, OnProgress, Progress, Wish
+from appliance.front.lora import LoraHandlers
+from appliance.front.pipeline.request import Request
 from appliance.reload import Reloader
 from tests.fakes.lora_engines import LoraEngine
 from tests.journeys.running import Running, until
@@ -26,15 +32,19 @@ class Downloads:
     """A download engine by script: it writes a file, fails, or waits to be released."""
 
     def __init__(self) -> None:
-        self.wishes: list[Wish] = []
+        self.options: list[DownloadRequest] = []
         self.fails: Exception | None = None
         self.released = asyncio.Event()
         self.released.set()
         self.cancelled = False
 
-    async def download(self, wish: Wish, on_progress: OnProgress = lambda _: None) -> Fetched:
-        self.wishes.append(wish)
-        on_progress(Progress(files=1, total_bytes=10, done_bytes=4, rate_bytes_s=2.0, phase="fetching"))
+    async def download(
+        self, wish: DownloadRequest, on_progress: OnProgress = lambda _: None
+    ) -> DownloadResult:
+        self.options.append(wish)
+        on_progress(
+            DownloadProgress(files=1, total_bytes=10, done_bytes=4, rate_bytes_s=2.0, phase="fetching")
+        )
         try:
             await self.released.wait()
         except asyncio.CancelledError:
@@ -44,12 +54,14 @@ class Downloads:
             raise self.fails
         wish.output_dir.mkdir(parents=True)
         (wish.output_dir / "adapter_model.safetensors").write_bytes(b"x")
-        return Fetched(wish.output_dir, 1, 10, 10, 0.1)
+        return DownloadResult(wish.output_dir, 1, 10, 10, 0.1)
 
-    async def verify(self, folder: Path) -> list[Flaw]:
+    async def verify(self, folder: Path) -> list[FileFault]:
         raise NotImplementedError
 
-    async def repair(self, folder: Path, on_progress: OnProgress = lambda _: None, config: Any = None) -> Fetched:
+    async def repair(
+        self, folder: Path, on_progress: OnProgress = lambda _: None, config: Any = None
+    ) -> DownloadResult:
         raise NotImplementedError
 
 
@@ -60,10 +72,16 @@ class House:
         self.running, self.engine, self.downloads = running, engine, Downloads()
         appliance = running.appliance
         self.folder = tmp_path / "state" / "adapters"
-        orders = Orders(appliance.adapters, downloader=self.downloads, folders=[self.folder], own_folder=self.folder, tasks=appliance.tasks,
-                        clock=appliance.clock)
+        orders = AdapterOrders(
+            appliance.adapters,
+            downloader=self.downloads,
+            folders=[self.folder],
+            own_folder=self.folder,
+            tasks=appliance.tasks,
+            clock=appliance.clock,
+        )
         appliance.lora_orders._downloader = self.downloads
-        self.sidecar = LoraDoor(orders, is_sidecar=True)
+        self.sidecar = LoraHandlers(orders, is_sidecar=True)
 
     async def post(self, verb: str, **body: Any) -> tuple[int, Any]:
         status, _, value = await ask(self.running, body, path=f"/v1/{verb}_lora_adapter")
@@ -71,12 +89,17 @@ class House:
 
     async def beside(self, verb: str, **body: Any) -> tuple[int, Any]:
         """The same at the sidecar's door."""
-        call = Call("POST", f"/v1/{verb}_lora_adapter", {}, jsons.dumps(body), "127.0.0.1", "id", Receipt("id", 0.0))
+        call = Request(
+            "POST", f"/v1/{verb}_lora_adapter", {}, jsons.dumps(body), "127.0.0.1", "id", Receipt("id", 0.0)
+        )
         answer = await getattr(self.sidecar, verb)(call)
         return answer.status, jsons.loads(answer.body)
 
     async def pending(self) -> dict[str, Any]:
-        return {row["lora_name"]: row for row in (await ask(self.running, path="/v1/lora_adapters", method="GET"))[2]["pending"]}
+        return {
+            row["lora_name"]: row
+            for row in (await ask(self.running, path="/v1/lora_adapters", method="GET"))[2]["pending"]
+        }
 
 
 @pytest.fixture
@@ -91,10 +114,21 @@ async def house(start, tmp_path: Path) -> AsyncIterator[House]:
 
 
 async def test_with_a_source_it_is_downloaded_and_then_loaded(house: House) -> None:
-    status, value = await house.post("load", lora_name="org/style", source="hf://org/style", config={"hf_token": "hf_secret", "n": 3}, max_workers=2)
+    status, value = await house.post(
+        "load",
+        lora_name="org/style",
+        source="hf://org/style",
+        config={"hf_token": "hf_secret", "n": 3},
+        max_workers=2,
+    )
     assert (status, value["message"]) == (200, "Success: LoRA adapter 'org/style' added successfully.")
-    wish, = house.downloads.wishes
-    assert (wish.source, wish.output_dir, wish.max_workers, wish.config) == ("hf://org/style", house.folder / "org--style", 2, {"hf_token": "hf_secret", "n": "3"})
+    (wish,) = house.downloads.options
+    assert (wish.source, wish.output_dir, wish.max_workers, wish.config) == (
+        "hf://org/style",
+        house.folder / "org--style",
+        2,
+        {"hf_token": "hf_secret", "n": "3"},
+    )
     assert house.engine.adapters == {"org/style": str(house.folder / "org--style")}
     row = (await listed(house.running))["org/style"]
     assert (row["source"], row["state"]) == ("hf://org/style", "loaded")
@@ -105,12 +139,28 @@ async def test_with_a_source_it_is_downloaded_and_then_loaded(house: House) -> N
 
 async def test_in_the_background_it_is_told_how_far_it_is(house: House) -> None:
     house.downloads.released.clear()
-    status, value = await house.post("load", lora_name="style", source="s3://b/style", output_dir=str(house.folder / "mine"), async_download=True)
+    status, value = await house.post(
+        "load",
+        lora_name="style",
+        source="s3://b/style",
+        output_dir=str(house.folder / "mine"),
+        async_download=True,
+    )
     assert (status, value["status"], value["lora_name"], value["source"], value["output_dir"]) == (
-        202, "started", "style", "s3://b/style", str(house.folder / "mine"))
-    assert await until(lambda: bool(house.downloads.wishes))
+        202,
+        "started",
+        "style",
+        "s3://b/style",
+        str(house.folder / "mine"),
+    )
+    assert await until(lambda: bool(house.downloads.options))
     row = (await house.pending())["style"]
-    assert (row["phase"], row["done_bytes"], row["total_bytes"], "error" in row) == ("downloading", 4, 10, False)
+    assert (row["phase"], row["done_bytes"], row["total_bytes"], "error" in row) == (
+        "downloading",
+        4,
+        10,
+        False,
+    )
     status, value = await house.post("load", lora_name="style", source="s3://b/style")
     assert (status, value["error"]["code"]) == (409, "adapter_busy")
     house.downloads.released.set()
@@ -122,12 +172,14 @@ async def test_in_the_background_it_is_told_how_far_it_is(house: House) -> None:
 async def test_a_failure_in_the_background_is_kept_and_told(house: House) -> None:
     house.downloads.fails = Forbidden("adapter_config.json: the source says 403.")
     assert (await house.post("load", lora_name="style", source="hf://o/s", async_download=True))[0] == 202
-    assert await until(lambda: any(one.phase == "failed" for one in house.running.appliance.lora_orders.pending.values()))
+    assert await until(
+        lambda: any(one.phase == "failed" for one in house.running.appliance.lora_orders.pending.values())
+    )
     row = (await house.pending())["style"]
     assert (row["phase"], row["error"]) == ("failed", "adapter_config.json: the source says 403.")
     assert await listed(house.running) == {}
     house.downloads.fails = None
-    assert (await house.post("load", lora_name="style", source="hf://o/s"))[0] == 200       # it may be tried again
+    assert (await house.post("load", lora_name="style", source="hf://o/s"))[0] == 200  # it may be tried again
     assert await house.pending() == {}
 
 
@@ -141,58 +193,99 @@ async def test_a_failed_download_loads_nothing(house: House) -> None:
 async def test_a_caller_that_leaves_ends_the_download(house: House) -> None:
     house.downloads.released.clear()
     asking = asyncio.create_task(house.post("load", lora_name="style", source="hf://o/s"))
-    assert await until(lambda: bool(house.downloads.wishes))
+    assert await until(lambda: bool(house.downloads.options))
     asking.cancel()
     assert await until(lambda: house.downloads.cancelled)
     assert await until(lambda: not house.running.appliance.lora_orders.pending)
 
 
-@pytest.mark.parametrize(("more", "code"), [
-    ({"output_dir": "/etc/adapters"}, "path_not_allowed"), ({"output_dir": "relative"}, "invalid_path"), ({"max_workers": 0}, "out_of_range"),
-    ({"max_workers": 65}, "out_of_range"), ({"config": "{"}, "invalid_json"), ({"config": "[1]"}, "invalid_type"), ({"config": {"a": {}}}, "invalid_type"),
-    ({"source": "https://me:secret@host/x"}, "invalid_source"), ({"source": 1}, "invalid_type"), ({"base_model": "nobody"}, "model_not_found"),
-])
-async def test_what_is_wrong_with_an_order_is_said_before_anything_is_fetched(house: House, more, code) -> None:
-    status, value = await house.post("load", **{"lora_name": "style", "source": "hf://o/s", "async_download": True, **more})
+@pytest.mark.parametrize(
+    ("more", "code"),
+    [
+        ({"output_dir": "/etc/adapters"}, "path_not_allowed"),
+        ({"output_dir": "relative"}, "invalid_path"),
+        ({"max_workers": 0}, "out_of_range"),
+        ({"max_workers": 65}, "out_of_range"),
+        ({"config": "{"}, "invalid_json"),
+        ({"config": "[1]"}, "invalid_type"),
+        ({"config": {"a": {}}}, "invalid_type"),
+        ({"source": "https://me:secret@host/x"}, "invalid_source"),
+        ({"source": 1}, "invalid_type"),
+        ({"base_model": "nobody"}, "model_not_found"),
+    ],
+)
+async def test_what_is_wrong_with_an_order_is_said_before_anything_is_fetched(
+    house: House, more, code
+) -> None:
+    status, value = await house.post(
+        "load", **{"lora_name": "style", "source": "hf://o/s", "async_download": True, **more}
+    )
     assert (400 <= status < 500, value["error"]["code"]) == (True, code)
     assert "secret" not in str(value)
-    assert house.downloads.wishes == []
+    assert house.downloads.options == []
 
 
 async def test_a_reload_takes_other_folders(house: House, tmp_path: Path) -> None:
     appliance, other = house.running.appliance, tmp_path / "other"
-    appliance.lora_orders._downloader = appliance.downloader       # the real one has its own list
+    appliance.lora_orders._downloader = appliance.downloader  # the real one has its own list
     (other / "style").mkdir(parents=True)
     (other / "source").mkdir()
     (other / "source" / "adapter_config.json").write_text("{}")
     body = {"lora_name": "style", "lora_path": str(other / "style")}
-    fetched = {"lora_name": "fetched", "source": f"file://{other / 'source'}", "output_dir": str(other / "fetched")}
+    fetched = {
+        "lora_name": "fetched",
+        "source": f"file://{other / 'source'}",
+        "output_dir": str(other / "fetched"),
+    }
     for order in (body, fetched):
         status, value = await house.post("load", **order)
         assert (status, value["error"]["code"]) == (403, "path_not_allowed")
-    result = await Reloader(appliance).reload({"LORA_ALLOWED_DIRS": f"{house.folder},{other}", "DOWNLOAD_ALLOWED_DIRS": str(other)}, False)
-    assert {change.variable: change.needs_restart for change in result.changes} == {"LORA_ALLOWED_DIRS": False, "DOWNLOAD_ALLOWED_DIRS": False}
+    result = await Reloader(appliance).reload(
+        {"LORA_ALLOWED_DIRS": f"{house.folder},{other}", "DOWNLOAD_ALLOWED_DIRS": str(other)}, False
+    )
+    assert {change.variable: change.needs_restart for change in result.changes} == {
+        "LORA_ALLOWED_DIRS": False,
+        "DOWNLOAD_ALLOWED_DIRS": False,
+    }
     assert [(await house.post("load", **order))[0] for order in (body, fetched)] == [200, 200]
     assert house.engine.adapters == {"style": str(other / "style"), "fetched": str(other / "fetched")}
     await Reloader(appliance).reload({"LORA_ALLOWED_DIRS": str(house.folder)}, False)
     status, value = await house.post("load", lora_name="again", lora_path=str(other / "again"))
     assert (status, value["error"]["code"]) == (403, "path_not_allowed")
-    assert (await house.post("unload", lora_name="style"))[0] == 200          # what is there already can go
+    assert (await house.post("unload", lora_name="style"))[0] == 200  # what is there already can go
 
 
 async def test_the_sidecar_gives_the_engines_own_answers(house: House) -> None:
     path = str(house.folder / "style")
-    assert await house.beside("load", lora_name="style", lora_path=path) == (200, {"message": "Success: LoRA adapter 'style' added successfully."})
+    assert await house.beside("load", lora_name="style", lora_path=path) == (
+        200,
+        {"message": "Success: LoRA adapter 'style' added successfully."},
+    )
     assert (await house.beside("load", lora_name="other", source="hf://o/s"))[0] == 200
     status, value = await house.beside("unload", lora_name="nobody", lora_int_id=3)
-    assert (status, value["detail"].startswith("HTTP 404: "), "cannot be found" in value["detail"]) == (404, True, True)
-    assert await house.beside("unload", lora_name="style") == (200, {"message": "Success: LoRA adapter 'style' removed successfully."})
+    assert (status, value["detail"].startswith("HTTP 404: "), "cannot be found" in value["detail"]) == (
+        404,
+        True,
+        True,
+    )
+    assert await house.beside("unload", lora_name="style") == (
+        200,
+        {"message": "Success: LoRA adapter 'style' removed successfully."},
+    )
     house.engine.refuses = (500, "no slots")
     status, value = await house.beside("load", lora_name="style", lora_path=path)
-    assert (status, value["detail"].startswith("HTTP 500: "), "no slots" in value["detail"]) == (500, True, True)
+    assert (status, value["detail"].startswith("HTTP 500: "), "no slots" in value["detail"]) == (
+        500,
+        True,
+        True,
+    )
     house.engine.may_load = False
     status, value = await house.beside("load", lora_name="style", lora_path=path)
-    assert (status, value["detail"].startswith("HTTP 404: "), "VLLM_ALLOW_RUNTIME_LORA_UPDATING" in value["detail"]) == (404, True, True)
+    assert (
+        status,
+        value["detail"].startswith("HTTP 404: "),
+        "VLLM_ALLOW_RUNTIME_LORA_UPDATING" in value["detail"],
+    ) == (404, True, True)
     assert (await house.beside("load", lora_name="style", lora_path="/etc/x"))[0] == 403
     await house.engine.stop()
     assert await until(lambda: house.running.appliance.router.state("v").standing == "down")

@@ -20,12 +20,17 @@ QUICK = {"BACKEND_STARTUP_GRACE_S": "0"}
 
 
 async def ask(running: Process, method: str, path: str, body: Any = None) -> tuple[int, Any]:
-    async with aiohttp.ClientSession() as session, session.request(method, running.base_url + path, json=body) as answer:
+    async with (
+        aiohttp.ClientSession() as session,
+        session.request(method, running.base_url + path, json=body) as answer,
+    ):
         return answer.status, await answer.json()
 
 
 async def load(running: Process, **body: Any) -> tuple[int, Any]:
-    return await ask(running, "POST", "/v1/load_lora_adapter", {"lora_name": "style", "async_download": True, **body})
+    return await ask(
+        running, "POST", "/v1/load_lora_adapter", {"lora_name": "style", "async_download": True, **body}
+    )
 
 
 async def unload(running: Process) -> tuple[int, Any]:
@@ -71,8 +76,13 @@ async def test_an_order_goes_on_after_a_kill(spawn: Spawn, tmp_path: Path) -> No
         variables = {"BACKENDS": f"v={engine.url}", "HF_ENDPOINT": hub.url, **QUICK}
         running = await begun(spawn, hub, variables, max_workers=2, config={"revision": "main"})
         await kill(running)
-        row, = kept(tmp_path)
-        assert (row["name"], row["phase"], row["max_workers"], row["config"]) == ("style", "downloading", 2, {"revision": "main"})
+        (row,) = kept(tmp_path)
+        assert (row["name"], row["phase"], row["max_workers"], row["config"]) == (
+            "style",
+            "downloading",
+            2,
+            {"revision": "main"},
+        )
         assert engine.adapters == {}
         hub.drip_s = 0
         running = await asyncio.to_thread(spawn, **variables)
@@ -80,7 +90,7 @@ async def test_an_order_goes_on_after_a_kill(spawn: Spawn, tmp_path: Path) -> No
         folder = tmp_path / "state" / "adapters" / "style"
         assert engine.adapters == {"style": str(folder)}
         assert held(folder) == hub.files
-        assert hub.sent["adapter_model.safetensors"] < SIZE + 12 * MIB      # it went on, and did not begin anew
+        assert hub.sent["adapter_model.safetensors"] < SIZE + 12 * MIB  # it went on, and did not begin anew
         assert kept(tmp_path) == []
         _, value = await ask(running, "GET", "/v1/lora_adapters")
         assert [(one["id"], one["state"]) for one in value["data"]] == [("style", "loaded")]
@@ -94,26 +104,35 @@ async def test_an_order_waits_for_an_engine_that_comes_up_later(spawn: Spawn, tm
             await kill(running)
         hub.drip_s = 0
         running = await asyncio.to_thread(spawn, **variables)
-        assert (await until_pending(running, lambda row: row.get("phase") == "waiting"))["source"] == "ns/repo"
-        status, value = await unload(running)       # whoever does not want to wait
+        assert (await until_pending(running, lambda row: row.get("phase") == "waiting"))[
+            "source"
+        ] == "ns/repo"
+        status, value = await unload(running)  # whoever does not want to wait
         assert (status, value["lora_name"], await pending(running), kept(tmp_path)) == (200, "style", {}, [])
 
 
 @pytest.mark.parametrize("is_given_again", [False, True])
-async def test_an_order_whose_credentials_are_gone_says_so(spawn: Spawn, tmp_path: Path, is_given_again: bool) -> None:
+async def test_an_order_whose_credentials_are_gone_says_so(
+    spawn: Spawn, tmp_path: Path, is_given_again: bool
+) -> None:
     async with LoraEngine("vllm") as engine, Hub({"adapter_model.safetensors": noise(SIZE)}) as hub:
         hub.token = TOKEN
         variables = {"BACKENDS": f"v={engine.url}", "HF_ENDPOINT": hub.url, **QUICK}
         running = await begun(spawn, hub, variables, config={"hf_token": TOKEN})
         await kill(running)
-        row, = kept(tmp_path)
+        (row,) = kept(tmp_path)
         assert (row["config"], row["needs"]) == ({}, ["hf_token"])
         hub.drip_s = 0
-        running = await asyncio.to_thread(spawn, **variables, **({"HF_AUTH_TOKEN": TOKEN} if is_given_again else {}))
+        running = await asyncio.to_thread(
+            spawn, **variables, **({"HF_AUTH_TOKEN": TOKEN} if is_given_again else {})
+        )
         found = await until_pending(running, lambda row: row.get("phase") != "downloading")
         if not is_given_again:
-            assert (found["phase"], found["error"]) == ("interrupted", "It was interrupted, and cannot go on without credentials, which are not kept: "
-                                                        "hf_token (HF_AUTH_TOKEN). Set them in the environment and restart, or order it again.")
+            assert (found["phase"], found["error"]) == (
+                "interrupted",
+                "It was interrupted, and cannot go on without credentials, which are not kept: "
+                "hf_token (HF_AUTH_TOKEN). Set them in the environment and restart, or order it again.",
+            )
             assert (await load(running, source="ns/repo", config={"hf_token": TOKEN}))[0] == 202
         await until_pending(running, lambda row: not row)
         assert list(engine.adapters) == ["style"]
@@ -123,7 +142,9 @@ async def test_an_order_whose_credentials_are_gone_says_so(spawn: Spawn, tmp_pat
     assert TOKEN not in running.text()
 
 
-async def test_orders_that_came_to_nothing_are_told_of_after_a_restart_too(spawn: Spawn, tmp_path: Path) -> None:
+async def test_orders_that_came_to_nothing_are_told_of_after_a_restart_too(
+    spawn: Spawn, tmp_path: Path
+) -> None:
     async with LoraEngine("vllm") as engine, Hub({"adapter_model.safetensors": noise(MIB)}) as hub:
         hub.is_gated = True
         variables = {"BACKENDS": f"v={engine.url}", "HF_ENDPOINT": hub.url, **QUICK}
@@ -134,7 +155,7 @@ async def test_orders_that_came_to_nothing_are_told_of_after_a_restart_too(spawn
         await kill(running)
         running = await asyncio.to_thread(spawn, **variables)
         assert await pending(running) == told
-        assert (await unload(running))[0] == 200                # it is forgotten
+        assert (await unload(running))[0] == 200  # it is forgotten
         assert await pending(running) == {}
         assert (await unload(running))[0] == 404
     assert kept(tmp_path) == []
@@ -145,7 +166,7 @@ async def test_an_order_is_given_up_by_an_unload(spawn: Spawn, tmp_path: Path) -
         running = await begun(spawn, hub, {"BACKENDS": f"v={engine.url}", "HF_ENDPOINT": hub.url, **QUICK})
         assert (await unload(running))[0] == 200
         assert (await pending(running), kept(tmp_path), engine.adapters) == ({}, [], {})
-        assert (tmp_path / "state" / "adapters" / "style" / ".download").is_dir()      # for another time
+        assert (tmp_path / "state" / "adapters" / "style" / ".download").is_dir()  # for another time
         hub.drip_s = 0
         assert (await load(running, source="ns/repo"))[0] == 202
         await until_pending(running, lambda row: not row)

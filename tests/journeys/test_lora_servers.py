@@ -15,8 +15,13 @@ from tests.journeys.test_backends import ask, backend
 from tests.journeys.test_lora_models import listed, load, say, unload
 from tests.tools.tiny_models import LORA_REPLY, REPLY
 
-QUICK = {"METRICS_CACHE_TTL_SECONDS": "0.2", "SLOW_START_S": "0", "BACKEND_STARTUP_GRACE_S": "0", "QUEUE_TIMEOUT_S": "10",
-         "LORA_ALLOWED_DIRS": "/adapters"}
+QUICK = {
+    "METRICS_CACHE_TTL_SECONDS": "0.2",
+    "SLOW_START_S": "0",
+    "BACKEND_STARTUP_GRACE_S": "0",
+    "QUEUE_TIMEOUT_S": "10",
+    "LORA_ALLOWED_DIRS": "/adapters",
+}
 BASE, STYLE = "The base model.", "The adapter style."
 Engines = Callable[..., Awaitable[list[LoraEngine]]]
 
@@ -25,13 +30,17 @@ Engines = Callable[..., Awaitable[list[LoraEngine]]]
 async def engines() -> AsyncIterator[Engines]:
     """Start engines: `await engines("vllm", "sglang")`."""
     async with AsyncExitStack() as stack:
+
         async def begin(*kinds: str, **how: Any) -> list[LoraEngine]:
             return [await stack.enter_async_context(LoraEngine(kind, **how)) for kind in kinds]
+
         yield begin
 
 
 def behind(servers: list[LoraEngine], **variables: str) -> dict[str, str]:
-    return QUICK | {"BACKENDS": ",".join(f"e{n}={server.url}" for n, server in enumerate(servers))} | variables
+    return (
+        QUICK | {"BACKENDS": ",".join(f"e{n}={server.url}" for n, server in enumerate(servers))} | variables
+    )
 
 
 def states(row: dict[str, Any]) -> dict[str, str]:
@@ -48,15 +57,24 @@ async def converged(running: Running, wanted: dict[str, str], name: str = "style
 
 
 @pytest.mark.parametrize("kind", ["vllm", "vllm 2024", "sglang", "sglang 2024"])
-async def test_an_adapter_is_loaded_on_every_backend_asked_for_and_unloaded(start, engines: Engines, kind: str) -> None:
+async def test_an_adapter_is_loaded_on_every_backend_asked_for_and_unloaded(
+    start, engines: Engines, kind: str
+) -> None:
     servers = await engines(kind, kind)
     running = await start(**behind(servers, LB_STRATEGY="round_robin"))
     assert (await say(running, "style"))[0] == 404
     status, value = await load(running, "/adapters/style")
-    assert (status, value["lora_name"], value["base_model"], {one["state"] for one in value["backends"]}) == (200, "style", "tiny", {"loaded"})
+    assert (status, value["lora_name"], value["base_model"], {one["state"] for one in value["backends"]}) == (
+        200,
+        "style",
+        "tiny",
+        {"loaded"},
+    )
     assert [server.adapters for server in servers] == [{"style": "/adapters/style"}] * 2
     answers = [await ask(running, {"model": "style", "messages": HELLO}) for _ in range(4)]
-    assert {(value["choices"][0]["message"]["content"], value["model"]) for _, _, value in answers} == {(STYLE, "style")}
+    assert {(value["choices"][0]["message"]["content"], value["model"]) for _, _, value in answers} == {
+        (STYLE, "style")
+    }
     assert {backend(headers) for _, headers, _ in answers} == {"e0", "e1"}
     assert await say(running, "tiny") == (200, BASE)
     status, value = await unload(running)
@@ -67,7 +85,9 @@ async def test_an_adapter_is_loaded_on_every_backend_asked_for_and_unloaded(star
 
 
 @pytest.mark.parametrize("kind", ["vllm", "sglang", "sglang 2024"])
-async def test_engines_are_killed_and_restarted_and_no_request_meets_a_missing_adapter(start, engines: Engines, kind: str) -> None:
+async def test_engines_are_killed_and_restarted_and_no_request_meets_a_missing_adapter(
+    start, engines: Engines, kind: str
+) -> None:
     """Requests go on all the time; each of three engines is killed and restarted in turn, always without its adapters."""
     servers = await engines(kind, kind, kind)
     running = await start(**behind(servers))
@@ -85,7 +105,7 @@ async def test_engines_are_killed_and_restarted_and_no_request_meets_a_missing_a
         await server.stop()
         await asyncio.sleep(0.3)
         server.adapters.clear()
-        server.load_s = 0.3                 # requests come while it is loading
+        server.load_s = 0.3  # requests come while it is loading
         await server.start()
         assert await converged(running, {"e0": "loaded", "e1": "loaded", "e2": "loaded"})
     is_over.set()
@@ -98,13 +118,13 @@ async def test_engines_are_killed_and_restarted_and_no_request_meets_a_missing_a
 
 @pytest.mark.parametrize("kind", ["vllm", "sglang"])
 async def test_requests_wait_for_the_only_engine_to_load_it_again(start, engines: Engines, kind: str) -> None:
-    server, = await engines(kind)
+    (server,) = await engines(kind)
     running = await start(**behind([server]))
     assert (await load(running, "/adapters/style"))[0] == 200
     await server.stop()
     assert await until(lambda: running.appliance.router.state("e0").standing == "down")
     status, _, value = await ask(running, {"model": "style", "messages": HELLO})
-    assert (status, value["error"]["code"]) == (503, "adapter_not_loaded")      # nobody is there to wait for
+    assert (status, value["error"]["code"]) == (503, "adapter_not_loaded")  # nobody is there to wait for
     server.adapters.clear()
     server.load_s = 0.5
     await server.start()
@@ -114,14 +134,16 @@ async def test_requests_wait_for_the_only_engine_to_load_it_again(start, engines
 
 
 @pytest.mark.parametrize("kind", ["vllm", "sglang"])
-async def test_a_loss_that_no_look_has_seen_costs_the_request_only_time(start, engines: Engines, kind: str) -> None:
+async def test_a_loss_that_no_look_has_seen_costs_the_request_only_time(
+    start, engines: Engines, kind: str
+) -> None:
     servers = await engines(kind, kind)
     running = await start(**behind(servers, METRICS_CACHE_TTL_SECONDS="30", LB_STRATEGY="round_robin"))
     assert (await load(running, "/adapters/style"))[0] == 200
     for server in servers:
         server.adapters.clear()
     assert {await say(running, "style") for _ in range(4)} == {(200, STYLE)}
-    assert 1 <= sum(server.missing for server in servers) <= 2          # they said so, and no client was told
+    assert 1 <= sum(server.missing for server in servers) <= 2  # they said so, and no client was told
     assert await until(lambda: all(server.adapters for server in servers))
 
 
@@ -139,7 +161,9 @@ async def test_a_change_that_one_of_three_refuses_is_rolled_back(start, engines:
     assert await say(running, "style") == (404, "model_not_found")
 
 
-async def test_a_part_of_it_is_enough_where_that_is_wished_and_the_rest_follows(start, engines: Engines) -> None:
+async def test_a_part_of_it_is_enough_where_that_is_wished_and_the_rest_follows(
+    start, engines: Engines
+) -> None:
     servers = await engines("vllm", "vllm")
     servers[1].refuses = (500, "out of adapter slots")
     running = await start(**behind(servers))
@@ -171,11 +195,13 @@ async def test_an_unload_that_one_refuses_leaves_it_everywhere(start, engines: E
     assert sum(server.missing for server in servers) == 0
 
 
-async def test_one_that_is_down_at_an_unload_is_told_when_it_comes_back_also_after_a_restart(start, engines: Engines) -> None:
+async def test_one_that_is_down_at_an_unload_is_told_when_it_comes_back_also_after_a_restart(
+    start, engines: Engines
+) -> None:
     servers = await engines("vllm", "vllm")
     running = await start(**behind(servers))
     await load(running, "/adapters/style")
-    await servers[1].stop()                     # not restarted: it keeps what it has
+    await servers[1].stop()  # not restarted: it keeps what it has
     assert await until(lambda: running.appliance.router.state("e1").standing == "down")
     status, value = await unload(running)
     assert (status, states(value)) == (200, {"e1": "unloading"})
@@ -186,7 +212,9 @@ async def test_one_that_is_down_at_an_unload_is_told_when_it_comes_back_also_aft
     assert (await say(again, "style"))[0] == 404
 
 
-async def test_new_backends_get_it_and_what_is_declared_outlives_the_appliance(start, engines: Engines) -> None:
+async def test_new_backends_get_it_and_what_is_declared_outlives_the_appliance(
+    start, engines: Engines
+) -> None:
     servers = await engines("vllm", "sglang")
     running = await start(**behind(servers[:1]))
     await load(running, "/adapters/style", base_model="tiny")
@@ -205,12 +233,18 @@ async def test_only_the_named_backend_gets_it(start, engines: Engines) -> None:
     running = await start(**behind(servers))
     assert (await load(running, "/adapters/style", backend="e1"))[0] == 200
     assert [server.adapters for server in servers] == [{}, {"style": "/adapters/style"}]
-    assert {backend((await ask(running, {"model": "style", "messages": HELLO}))[1]) for _ in range(3)} == {"e1"}
+    assert {backend((await ask(running, {"model": "style", "messages": HELLO}))[1]) for _ in range(3)} == {
+        "e1"
+    }
     assert (await load(running, "/adapters/x", "x", backend="nobody"))[0] == 404
 
 
-@pytest.mark.parametrize(("kind", "words"), [("vllm", "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"), ("sglang", "--enable-lora")])
-async def test_an_engine_that_may_not_is_told_of_with_what_to_do(start, engines: Engines, kind: str, words: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "words"), [("vllm", "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"), ("sglang", "--enable-lora")]
+)
+async def test_an_engine_that_may_not_is_told_of_with_what_to_do(
+    start, engines: Engines, kind: str, words: str
+) -> None:
     servers = await engines(kind, may_load=False)
     running = await start(**behind(servers))
     status, value = await load(running, "/adapters/style")
@@ -219,25 +253,29 @@ async def test_an_engine_that_may_not_is_told_of_with_what_to_do(start, engines:
 
 
 @pytest.mark.parametrize("kind", ["vllm", "sglang"])
-async def test_what_an_engine_has_already_is_adopted_and_told_apart_from_what_it_has_not(start, engines: Engines, kind: str) -> None:
-    server, = await engines(kind)
+async def test_what_an_engine_has_already_is_adopted_and_told_apart_from_what_it_has_not(
+    start, engines: Engines, kind: str
+) -> None:
+    (server,) = await engines(kind)
     server.adapters["style"] = "/adapters/style"
     server.adapters["other"] = "/elsewhere/other"
     running = await start(**behind([server]))
     rows = await listed(running)
     assert {name: (row["declared"], row["path"], row["base_model"]) for name, row in rows.items()} == {
-        "style": (False, "/adapters/style", "tiny"), "other": (False, "/elsewhere/other", "tiny")}
+        "style": (False, "/adapters/style", "tiny"),
+        "other": (False, "/elsewhere/other", "tiny"),
+    }
     assert (await load(running, "/adapters/style"))[0] == 200
     status, value = await load(running, "/adapters/other", "other")
     assert (status, value["error"]["code"]) == (409, "adapter_exists")
-    assert (await unload(running, "other"))[0] == 200           # it need not be declared
+    assert (await unload(running, "other"))[0] == 200  # it need not be declared
     status, value = await unload(running, "nobody")
     assert (status, value["error"]["code"]) == (404, "no_such_adapter")
     assert server.adapters == {"style": "/adapters/style"}
 
 
 async def test_with_nobody_to_load_it_nothing_is_declared(start, engines: Engines) -> None:
-    server, = await engines("vllm")
+    (server,) = await engines("vllm")
     running = await start(**behind([server]))
     await server.stop()
     assert await until(lambda: running.appliance.router.state("e0").standing == "down")
@@ -248,10 +286,14 @@ async def test_with_nobody_to_load_it_nothing_is_declared(start, engines: Engine
     assert (await load(openai, "/adapters/style"))[0] == 404
 
 
-async def test_a_declared_name_is_never_answered_by_who_answers_any_name(start, engines: Engines, hosted) -> None:
+async def test_a_declared_name_is_never_answered_by_who_answers_any_name(
+    start, engines: Engines, hosted
+) -> None:
     """With a hosted API behind it and MODEL_STRICT=0, any other unknown name goes there."""
-    server, = await engines("vllm")
-    running = await start(**behind([server], NOVITA_API_KEY="key-of-a-test", NOVITA_OPENAI_ENDPOINTS=hosted.base_url))
+    (server,) = await engines("vllm")
+    running = await start(
+        **behind([server], NOVITA_API_KEY="key-of-a-test", NOVITA_OPENAI_ENDPOINTS=hosted.base_url)
+    )
     await load(running, "/adapters/style")
     await server.stop()
     assert await until(lambda: running.appliance.router.state("e0").standing == "down")
@@ -262,7 +304,9 @@ async def test_a_declared_name_is_never_answered_by_who_answers_any_name(start, 
 # ---- llama-server, for real
 
 
-async def test_a_llama_server_of_others_has_what_it_was_started_with_and_no_more(start, llama: Llama, tiny_models: Path) -> None:
+async def test_a_llama_server_of_others_has_what_it_was_started_with_and_no_more(
+    start, llama: Llama, tiny_models: Path
+) -> None:
     server = await llama(lora=True)
     running = await start(**QUICK | {"BACKENDS": f"l={server.url}", "LORA_ALLOWED_DIRS": str(tiny_models)})
     status, value = await load(running, tiny_models / "new.gguf", "new")
@@ -270,34 +314,56 @@ async def test_a_llama_server_of_others_has_what_it_was_started_with_and_no_more
     assert "--lora-scaled" in value["error"]["message"]
     status, value = await load(running, tiny_models / "tiny-lora.gguf", "style")
     assert status == 200
-    assert [await say(running, name) for name in ("style", "tiny-lora", "tiny")] == [(200, LORA_REPLY), (200, LORA_REPLY), (200, REPLY)]
+    assert [await say(running, name) for name in ("style", "tiny-lora", "tiny")] == [
+        (200, LORA_REPLY),
+        (200, LORA_REPLY),
+        (200, REPLY),
+    ]
     assert (await unload(running))[0] == 200
     assert await say(running, "style") == (404, "model_not_found")
     assert await say(running, "tiny-lora") == (200, LORA_REPLY)
     status, value = await unload(running, "tiny-lora")
-    assert (status, value["error"]["code"]) == (409, "lora_not_enabled")        # not declared, and nobody can unload it
+    assert (status, value["error"]["code"]) == (
+        409,
+        "lora_not_enabled",
+    )  # not declared, and nobody can unload it
     assert (await unload(running, "nobody"))[0] == 404
     assert (await load(running, tiny_models / "tiny-lora.gguf", "tiny-lora"))[0] == 200
     assert (await unload(running, "tiny-lora"))[0] == 200
     assert await say(running, "tiny-lora") == (200, LORA_REPLY)
 
 
-async def test_a_llama_server_that_comes_back_without_its_adapter_does_not_answer_in_its_place(start, llama: Llama, tiny_models: Path) -> None:
+async def test_a_llama_server_that_comes_back_without_its_adapter_does_not_answer_in_its_place(
+    start, llama: Llama, tiny_models: Path
+) -> None:
     """It would: an id that it has not is passed over. Seen or not by a look, declared or not."""
     first = await llama(lora=True)
-    running = await start(**QUICK | {"BACKENDS": f"l={first.url}", "LORA_ALLOWED_DIRS": str(tiny_models), "METRICS_CACHE_TTL_SECONDS": "30",
-                                     "QUEUE_TIMEOUT_S": "1"})
+    running = await start(
+        **QUICK
+        | {
+            "BACKENDS": f"l={first.url}",
+            "LORA_ALLOWED_DIRS": str(tiny_models),
+            "METRICS_CACHE_TTL_SECONDS": "30",
+            "QUEUE_TIMEOUT_S": "1",
+        }
+    )
     await load(running, tiny_models / "tiny-lora.gguf", "style")
     assert await say(running, "style") == (200, LORA_REPLY)
     first.kill9()
     bare = await llama(port=first.port)
     for name in ("style", "tiny-lora"):
         status, said = await say(running, name)
-        assert (status, said) in {(503, "adapter_not_loaded"), (404, "model_not_found"), (503, "no_backend")}, (name, status, said)
+        assert (status, said) in {
+            (503, "adapter_not_loaded"),
+            (404, "model_not_found"),
+            (503, "no_backend"),
+        }, (name, status, said)
     assert await until(lambda: running.appliance.router.state("l").standing == "ready")
     assert await say(running, "tiny") == (200, REPLY)
     assert await say(running, "style") == (503, "adapter_not_loaded")
     bare.kill9()
     await llama(port=first.port, lora=True)
-    assert await until(lambda: running.appliance.router.state("l").models == ("tiny", "tiny-lora", "style"), seconds=15)
+    assert await until(
+        lambda: running.appliance.router.state("l").models == ("tiny", "tiny-lora", "style"), seconds=15
+    )
     assert await say(running, "style") == (200, LORA_REPLY)

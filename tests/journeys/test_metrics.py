@@ -11,8 +11,9 @@ from prometheus_client.parser import text_string_to_metric_families as text_of
 
 from appliance.base.clock import SystemClock
 from appliance.base.tasks import Tasks
-from appliance.base.wire import Wire, WireLimits
-from appliance.engines.scrape import Scraper
+from appliance.base.wire.pool import ConnectionPool
+from appliance.base.wire.types import PoolLimits
+from appliance.engines.metrics.scrape import Scraper
 from tests.fakes.engine_generations import GENERATIONS, EngineGeneration
 from tests.fakes.engine_pages import SGLANG_2026, VLLM_2026, PageOf, page
 from tests.fakes.engine_server import EngineServer
@@ -44,7 +45,12 @@ class Numbers:
         self.families = {family.name: family for family in (openmetrics_of if openmetrics else text_of)(text)}
 
     def value(self, name: str, **labels: str) -> float | None:
-        found = [s.value for f in self.families.values() for s in f.samples if s.name == name and labels.items() <= s.labels.items()]
+        found = [
+            s.value
+            for f in self.families.values()
+            for s in f.samples
+            if s.name == name and labels.items() <= s.labels.items()
+        ]
         return sum(found) if found else None
 
 
@@ -52,13 +58,17 @@ async def read(running: Running, *, openmetrics: bool = False) -> Numbers:
     async with httpx.AsyncClient(timeout=20) as http:
         answer = await http.get(running.base_url + "/metrics", headers=OPENMETRICS if openmetrics else {})
     assert answer.status_code == 200
-    assert answer.headers["content-type"].startswith("application/openmetrics-text; version=1.0.0" if openmetrics else "text/plain; version=0.0.4")
+    assert answer.headers["content-type"].startswith(
+        "application/openmetrics-text; version=1.0.0" if openmetrics else "text/plain; version=0.0.4"
+    )
     return Numbers(answer.text, openmetrics=openmetrics)
 
 
 async def chat(running: Running, **more: Any) -> None:
     async with httpx.AsyncClient(timeout=30) as http:
-        answer = await http.post(running.v1 + "/chat/completions", json={"model": "tiny", "messages": HELLO, **more})
+        answer = await http.post(
+            running.v1 + "/chat/completions", json={"model": "tiny", "messages": HELLO, **more}
+        )
     assert answer.status_code == 200, answer.text
 
 
@@ -76,24 +86,37 @@ async def test_every_backends_metrics_stand_under_one_set_of_names(start) -> Non
             age_s = numbers.value("engine_scrape_age_seconds", backend=backend)
             assert age_s is not None
             assert age_s < 5
-        assert numbers.value("engine_requests_running", backend="e1", tp_rank="0", model_name="qwen") == 3      # its own labels stay
+        assert (
+            numbers.value("engine_requests_running", backend="e1", tp_rank="0", model_name="qwen") == 3
+        )  # its own labels stay
         assert numbers.value("appliance_backend_up", backend="e0") == 1
         assert 'measured_at="proxy"' not in numbers.text
         assert set(numbers.families) - {name for name in numbers.families if name.endswith("_created")} <= {
-            name + end for name in (await read(running, openmetrics=True)).families for end in ("", "_total")}
+            name + end for name in (await read(running, openmetrics=True)).families for end in ("", "_total")
+        }
 
 
 async def test_an_endpoint_picker_finds_one_row_for_the_whole_appliance(start) -> None:
     async with Paged(VLLM_2026) as first, Paged(SGLANG_2026) as second:
-        second.page = second.page.replace("token_usage{" + SGLANG_2026.labels + "} 0.25", "token_usage{" + SGLANG_2026.labels + "} 0.75")
+        second.page = second.page.replace(
+            "token_usage{" + SGLANG_2026.labels + "} 0.25", "token_usage{" + SGLANG_2026.labels + "} 0.75"
+        )
         running = await start(BACKENDS=f"e0={first.url},e1={second.url}", **QUICK)
         assert await until(lambda: all(state.metrics == "ok" for state in running.appliance.router.states()))
         numbers = await read(running)
-        for name, value in (("vllm:num_requests_waiting", 4), ("vllm:num_requests_running", 6), ("vllm:kv_cache_usage_perc", 0.5)):
+        for name, value in (
+            ("vllm:num_requests_waiting", 4),
+            ("vllm:num_requests_running", 6),
+            ("vllm:kv_cache_usage_perc", 0.5),
+        ):
             assert [sample.labels for sample in numbers.families[name].samples] == [{}]
             assert (numbers.families[name].type, numbers.value(name)) == ("gauge", value)
         row = numbers.families["vllm:lora_requests_info"].samples[0]
-        assert row.labels == {"max_lora": "4", "running_lora_adapters": "sql,chat", "waiting_lora_adapters": ""}
+        assert row.labels == {
+            "max_lora": "4",
+            "running_lora_adapters": "sql,chat",
+            "waiting_lora_adapters": "",
+        }
         assert row.value > 1.7e9
 
 
@@ -112,6 +135,7 @@ async def test_a_renamed_metric_and_a_page_that_goes_are_seen(start) -> None:
                     return True
                 await asyncio.sleep(0.05)
             return False
+
         assert await becomes(1, "engine_mapping_missing", metric="engine_generation_tokens_total")
         assert await seen("engine_mapping_missing") == 1
         engine.page = page(VLLM_2026) + "nonsense\n"
@@ -126,7 +150,10 @@ async def test_a_renamed_metric_and_a_page_that_goes_are_seen(start) -> None:
 
 # ---- the real llama-server: it has no histograms, no adapters and (in builds of today) no cache in use on its page
 
-async def test_a_real_llama_server_maps_and_what_it_does_not_measure_is_measured_here(start, llama: Llama) -> None:
+
+async def test_a_real_llama_server_maps_and_what_it_does_not_measure_is_measured_here(
+    start, llama: Llama
+) -> None:
     server = await llama(slots=2, lora=True)
     running = await start(**behind(server))
     await chat(running)
@@ -143,7 +170,9 @@ async def test_a_real_llama_server_maps_and_what_it_does_not_measure_is_measured
     assert numbers.value("engine_kv_cache_usage_ratio", backend="a") == 0
     assert numbers.value("engine_mapping_missing", backend="a") == 0
     assert numbers.value("engine_lora_running", backend="a") == 1
-    cached, looked = (numbers.value(f"engine_prefix_cache_{name}_total", backend="a") for name in ("hits", "queries"))
+    cached, looked = (
+        numbers.value(f"engine_prefix_cache_{name}_total", backend="a") for name in ("hits", "queries")
+    )
     assert cached is not None
     assert looked is not None
     assert 0 <= cached < looked
@@ -151,29 +180,47 @@ async def test_a_real_llama_server_maps_and_what_it_does_not_measure_is_measured
     for name in ("ttft", "tpot", "e2e", "queue"):
         assert numbers.value(f"engine_{name}_seconds_count", **here) == 3, name
         assert numbers.value(f"engine_{name}_seconds_bucket", le="+Inf", **here) == 3
-    first, whole, each = (numbers.value(f"engine_{name}_seconds_sum", **here) or 0 for name in ("ttft", "e2e", "tpot"))
+    first, whole, each = (
+        numbers.value(f"engine_{name}_seconds_sum", **here) or 0 for name in ("ttft", "e2e", "tpot")
+    )
     assert 0 < first < whole < 30
-    assert each * 17 <= whole + 1e-6        # 18 tokens: 17 pauses between them
+    assert each * 17 <= whole + 1e-6  # 18 tokens: 17 pauses between them
     families = (await read(running, openmetrics=True)).families
     assert families["engine_tpot_seconds"].unit == "seconds"
 
 
 async def test_a_real_llama_servers_page_as_the_sidecar_gives_it(llama: Llama) -> None:
     server = await llama(slots=2)
-    async with Tasks() as tasks, Wire(WireLimits()) as wire:
+    async with Tasks() as tasks, ConnectionPool(PoolLimits()) as wire:
         scraped = await Scraper(server.url, wire=wire, tasks=tasks, clock=SystemClock()).scrape()
-    assert (scraped.normalised.kind, scraped.normalised.missing, scraped.normalised.odd) == ("llamacpp", (), {})
+    assert (scraped.normalised.kind, scraped.normalised.missing, scraped.normalised.odd) == (
+        "llamacpp",
+        (),
+        {},
+    )
     for openmetrics in (False, True):
-        numbers = Numbers((await scraped.render(0, openmetrics=openmetrics)).decode(), openmetrics=openmetrics)
-        assert numbers.value("engine_generation_tokens_total") == numbers.value("kthena:generation_tokens_total") == 0
-        assert [numbers.value(name) for name in ("vllm:num_requests_waiting", "vllm:num_requests_running", "vllm:kv_cache_usage_perc")] == [0, 0, 0]
+        numbers = Numbers(
+            (await scraped.render(0, openmetrics=openmetrics)).decode(), openmetrics=openmetrics
+        )
+        assert (
+            numbers.value("engine_generation_tokens_total")
+            == numbers.value("kthena:generation_tokens_total")
+            == 0
+        )
+        assert [
+            numbers.value(name)
+            for name in ("vllm:num_requests_waiting", "vllm:num_requests_running", "vllm:kv_cache_usage_perc")
+        ] == [0, 0, 0]
         assert numbers.value("llamacpp:tokens_predicted_total") == 0
 
 
 async def test_the_cache_in_use_of_a_real_llama_server_moves_with_its_work(start, llama: Llama) -> None:
     server = await llama(slots=2)
     running = await start(**behind(server, METRICS_CACHE_TTL_SECONDS="0.1"))
-    async with httpx.AsyncClient(timeout=30) as http, http.stream("POST", running.v1 + "/chat/completions", json=long_body(6000)) as answer:
+    async with (
+        httpx.AsyncClient(timeout=30) as http,
+        http.stream("POST", running.v1 + "/chat/completions", json=long_body(6000)) as answer,
+    ):
         assert answer.status_code == 200
         for _ in range(200):
             used = (await read(running)).value("engine_kv_cache_usage_ratio", backend="a") or 0
@@ -207,13 +254,20 @@ async def test_engines_that_tell_nothing_are_measured_here_where_that_can_be(sta
         numbers = await read(running)
     here = {"backend": "e0", "measured_at": "proxy"}
     assert numbers.value("engine_e2e_seconds_count", **here) == 2
-    assert numbers.value("engine_ttft_seconds_count", **here) == 1      # the other came in one piece: nobody knows when it began
-    assert numbers.value("engine_scrape_up", backend="e0") is None      # it has no page that could be looked for
+    assert (
+        numbers.value("engine_ttft_seconds_count", **here) == 1
+    )  # the other came in one piece: nobody knows when it began
+    assert numbers.value("engine_scrape_up", backend="e0") is None  # it has no page that could be looked for
 
 
 async def test_an_sglang_without_metrics_is_measured_here_and_one_with_them_is_not(start) -> None:
-    async with Paged(SGLANG_2026) as tells, EngineGeneration(next(g for g in GENERATIONS if not g.metrics)) as silent:
-        tells.page = tells.page.replace("num_queue_reqs{" + SGLANG_2026.labels + "} 2", "num_queue_reqs{" + SGLANG_2026.labels + "} 0")
+    async with (
+        Paged(SGLANG_2026) as tells,
+        EngineGeneration(next(g for g in GENERATIONS if not g.metrics)) as silent,
+    ):
+        tells.page = tells.page.replace(
+            "num_queue_reqs{" + SGLANG_2026.labels + "} 2", "num_queue_reqs{" + SGLANG_2026.labels + "} 0"
+        )
         running = await start(BACKENDS=f"e0={tells.url},e1={silent.url}", LB_STRATEGY="round_robin", **QUICK)
         assert await until(lambda: running.appliance.router.state("e0").metrics == "ok")
         assert await until(lambda: running.appliance.router.state("e1").standing == "ready")
@@ -223,7 +277,10 @@ async def test_an_sglang_without_metrics_is_measured_here_and_one_with_them_is_n
     assert numbers.value("engine_e2e_seconds_count", backend="e1", measured_at="proxy") == 2
     assert numbers.value("engine_e2e_seconds_count", backend="e0", measured_at="proxy") is None
     assert numbers.value("engine_e2e_seconds_count", backend="e0") == 3
-    assert (numbers.value("engine_scrape_up", backend="e0"), numbers.value("engine_scrape_up", backend="e1")) == (1, 0)
+    assert (
+        numbers.value("engine_scrape_up", backend="e0"),
+        numbers.value("engine_scrape_up", backend="e1"),
+    ) == (1, 0)
 
 
 async def test_a_backend_that_goes_takes_its_rows_along(start) -> None:

@@ -15,7 +15,7 @@ from tests.journeys.model_tables import House, Managed, Stopwatch, runs, wrapper
 from tests.journeys.running import until
 from tests.tools.tiny_models import REPLY, REPLY_TOKENS
 
-ENDLESS = 4000          # tokens: some seconds, so that a stream does not end before it is left
+ENDLESS = 4000  # tokens: some seconds, so that a stream does not end before it is left
 
 
 @pytest.fixture
@@ -41,10 +41,16 @@ async def test_openai_lists_asks_and_streams(client: openai.AsyncOpenAI, house: 
     assert {model.id async for model in client.models.list()} == {"a", "b", "embed"}
     for name in "ab":
         made = await client.chat.completions.create(model=name, messages=HELLO)
-        assert (made.model, made.choices[0].message.content, made.choices[0].finish_reason) == (name, REPLY, "stop")
+        assert (made.model, made.choices[0].message.content, made.choices[0].finish_reason) == (
+            name,
+            REPLY,
+            "stop",
+        )
         assert made.usage is not None
         assert made.usage.completion_tokens == REPLY_TOKENS
-        stream = await client.chat.completions.create(model=name, messages=HELLO, stream=True, stream_options={"include_usage": True})
+        stream = await client.chat.completions.create(
+            model=name, messages=HELLO, stream=True, stream_options={"include_usage": True}
+        )
         chunks = [chunk async for chunk in stream]
         assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == REPLY
         assert {chunk.model for chunk in chunks} == {name}
@@ -55,14 +61,16 @@ async def test_openai_lists_asks_and_streams(client: openai.AsyncOpenAI, house: 
     assert "a, b, embed" in str(caught.value)
 
 
-async def test_openai_embeddings_are_one_batch_with_true_counts(client: openai.AsyncOpenAI, house: House) -> None:
+async def test_openai_embeddings_are_one_batch_with_true_counts(
+    client: openai.AsyncOpenAI, house: House
+) -> None:
     made = await client.embeddings.create(model="embed", input=["good morning", "good evening", "xyz"])
     assert [row.index for row in made.data] == [0, 1, 2]
     first, second, third = (row.embedding for row in made.data)
     assert len(first) == 64
     assert near(first, second) > near(first, third)
     assert made.usage.prompt_tokens == made.usage.total_tokens > 3
-    assert house.manager.queues()[2].total_requests == 1            # asked as one
+    assert house.manager.queues()[2].total_requests == 1  # asked as one
     one = await client.embeddings.create(model="embed", input="good morning")
     assert near(one.data[0].embedding, first) > 0.999
 
@@ -80,7 +88,7 @@ async def test_ollama_asks_lists_shows_and_unloads(tags: ollama.AsyncClient, hou
     assert [row.model for row in (await tags.list()).models] == ["a", "b", "embed"]
     assert (await tags.ps()).models == []
     assert (await tags.generate(model="a", prompt="", keep_alive="10m")).done_reason == "load"
-    row, = (await tags.ps()).models
+    (row,) = (await tags.ps()).models
     assert (row.model, house.word("a")) == ("a", "ready")
     assert (row.size or 0) > 1 << 20
     assert row.expires_at is not None
@@ -121,10 +129,10 @@ async def test_who_leaves_while_streaming_gives_the_slot_back_within_a_second(ho
     assert await until(lambda: waiting.done(), seconds=1.0)
     assert waiting.result() == REPLY
     assert await house.is_free()
-    assert await until(lambda: house.running.appliance.desk.in_flight == 0, seconds=1.0)
+    assert await until(lambda: house.running.appliance.pipeline.in_flight == 0, seconds=1.0)
     watch = Stopwatch()
     while await working(house, "a"):
-        assert watch.s < 1.0                            # llama-server itself works no more
+        assert watch.s < 1.0  # llama-server itself works no more
         await asyncio.sleep(0.02)
     assert house.manager.counts().loads == 1
 
@@ -151,22 +159,27 @@ async def test_who_leaves_the_line_is_forgotten_and_takes_nobody_along(house: Ho
 
 
 async def test_who_leaves_while_a_model_loads_leaves_at_once_and_the_load_is_for_the_next(
-        managed: Managed, tmp_path: Path, llama_binary: str) -> None:
+    managed: Managed, tmp_path: Path, llama_binary: str
+) -> None:
     house = await managed("a", binary=wrapper(tmp_path, llama_binary, "sleep 0.8"))
-    clients = [asyncio.create_task(house.said("a")), asyncio.create_task(house.stream("a")),
-               asyncio.create_task(house.ask("a", path="/api/generate", prompt="", stream=False))]
+    clients = [
+        asyncio.create_task(house.said("a")),
+        asyncio.create_task(house.stream("a")),
+        asyncio.create_task(house.ask("a", path="/api/generate", prompt="", stream=False)),
+    ]
     assert await until(lambda: house.word("a") == "starting" and house.line("a") == 3)
     for one in clients:
         one.cancel()
     assert await until(lambda: house.line("a") == 0, seconds=0.5)
     assert house.word("a") == "starting"
-    assert await until(lambda: house.running.appliance.desk.in_flight == 0, seconds=0.5)
+    assert await until(lambda: house.running.appliance.pipeline.in_flight == 0, seconds=0.5)
     assert await house.said("a") == REPLY
-    assert house.manager.counts().loads == 1            # what had begun was used
+    assert house.manager.counts().loads == 1  # what had begun was used
 
 
 async def test_a_hundred_clients_that_come_and_go_leave_nothing_behind(house: House) -> None:
     """Half of them leave, at every stage: in line, while it loads, while it streams."""
+
     async def one(number: int) -> str:
         asked = asyncio.create_task(house.stream("ab"[number % 2], 30 + number))
         if number % 4 < 2:
@@ -178,7 +191,7 @@ async def test_a_hundred_clients_that_come_and_go_leave_nothing_behind(house: Ho
     assert set(ends) == {"done", "left"}
     assert ends.count("done") >= 50
     assert await house.is_free()
-    assert await until(lambda: house.running.appliance.desk.in_flight == 0, seconds=1.0)
+    assert await until(lambda: house.running.appliance.pipeline.in_flight == 0, seconds=1.0)
     queues = house.manager.queues()
     assert sum(queue.total_rejected for queue in queues) == 0
     assert [await house.said(alias) for alias in "ab"] == [REPLY] * 2
@@ -190,11 +203,11 @@ async def test_a_hundred_clients_that_come_and_go_leave_nothing_behind(house: Ho
 async def test_passage_reaches_the_model_that_is_named(house: House) -> None:
     status, headers, value = await house.ask("a", path="/tokenize", content="Every question")
     assert status == 200, value
-    assert len(value["tokens"]) == 2                    # its own words: one token each
+    assert len(value["tokens"]) == 2  # its own words: one token each
     assert house.words() == {"a": "ready", "b": "off", "embed": "off"}
     assert headers["x-appliance-receipt"]
     status, _, value = await house.ask("embed", path="/tokenize", content="Every question")
-    assert (status, len(value["tokens"]) > 10) == (200, True)       # of this one each sign is a token
+    assert (status, len(value["tokens"]) > 10) == (200, True)  # of this one each sign is a token
     status, _, value = await house.ask("", path="/props?model=b", method="GET")
     assert (status, value["model_alias"]) == (200, "b")
     assert value["total_slots"] == 2
@@ -202,7 +215,10 @@ async def test_passage_reaches_the_model_that_is_named(house: House) -> None:
 
 
 async def test_passage_that_names_no_model_or_an_unknown_one_is_told_so(house: House) -> None:
-    async with aiohttp.ClientSession() as session, session.post(house.running.base_url + "/tokenize", data=json.dumps({"content": "x"})) as response:
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(house.running.base_url + "/tokenize", data=json.dumps({"content": "x"})) as response,
+    ):
         value = await response.json()
         assert (response.status, value["error"]["param"]) == (400, "model")
         assert "a, b, embed" in value["error"]["message"]
@@ -212,8 +228,10 @@ async def test_passage_that_names_no_model_or_an_unknown_one_is_told_so(house: H
 
 async def test_a_stream_by_passage_holds_its_slot(house: House) -> None:
     """/completion is llama-server's own; a swap must not cut it off."""
-    async with house.session.post(house.running.base_url + "/completion", json={
-            "model": "a", "prompt": "x", "n_predict": 800, "ignore_eos": True, "stream": True}) as response:
+    async with house.session.post(
+        house.running.base_url + "/completion",
+        json={"model": "a", "prompt": "x", "n_predict": 800, "ignore_eos": True, "stream": True},
+    ) as response:
         assert response.status == 200
         await response.content.readline()
         assert house.active("a") == 1

@@ -12,19 +12,21 @@ from pathlib import Path
 
 import pytest
 
-from appliance.models import watchdog
-from appliance.models.process import StopTimes
+from appliance.models.manager import watchdog
+from appliance.models.runner.process import StopTimes
 from tests.journeys.model_tables import Managed, Stopwatch, runs, wrapper
 from tests.journeys.running import until
 from tests.tools.tiny_models import REPLY
 
-LONG = 1000             # tokens: nearly a second
+LONG = 1000  # tokens: nearly a second
 
 
 # ---- killed
 
 
-async def test_a_server_killed_while_it_streams_ends_that_stream_with_an_error_and_nothing_else(managed: Managed) -> None:
+async def test_a_server_killed_while_it_streams_ends_that_stream_with_an_error_and_nothing_else(
+    managed: Managed,
+) -> None:
     house = await managed("a", "b")
     assert await house.said("b") == REPLY
     broken = await house.begun("a", LONG)
@@ -37,16 +39,18 @@ async def test_a_server_killed_while_it_streams_ends_that_stream_with_an_error_a
     assert told.error["message"]
     assert str(house.folder) not in told.error["message"]
     watch = Stopwatch()
-    assert await house.said("a") == REPLY               # loaded again, after the rest that a crash brings
+    assert await house.said("a") == REPLY  # loaded again, after the rest that a crash brings
     assert 0.2 < watch.s < 5.0
     assert (await other).is_whole
     counts = house.manager.counts()
     assert (counts.crashes, counts.by_model) == (1, {"a": 2, "b": 1})
-    assert house.manager.model("a").attempts == 0       # it answered, so it starts from nothing
+    assert house.manager.model("a").attempts == 0  # it answered, so it starts from nothing
     assert await house.is_free()
 
 
-async def test_a_server_killed_before_the_first_byte_costs_the_request_nothing_but_time(managed: Managed) -> None:
+async def test_a_server_killed_before_the_first_byte_costs_the_request_nothing_but_time(
+    managed: Managed,
+) -> None:
     """The server is stopped where it is, so that requests surely wait for their first byte when it is killed."""
     house = await managed("a")
     assert await house.said("a") == REPLY
@@ -60,13 +64,19 @@ async def test_a_server_killed_before_the_first_byte_costs_the_request_nothing_b
     assert (told.end, told.text) == ("done", REPLY)
     assert house.manager.counts().crashes == 1
     assert house.manager.counts().loads == 2
-    retried = [receipt for receipt in house.running.appliance.receipts.latest(10) if len(receipt.attempts) > 1]
+    retried = [
+        receipt for receipt in house.running.appliance.receipts.latest(10) if len(receipt.attempts) > 1
+    ]
     assert len(retried) == 2
     assert await house.is_free()
 
 
-async def test_a_server_killed_while_it_loads_is_loaded_again(managed: Managed, tmp_path: Path, llama_binary: str) -> None:
-    slow = wrapper(tmp_path, llama_binary, f"[ -e {tmp_path}/second ] || {{ touch {tmp_path}/second; exec sleep 60; }}")
+async def test_a_server_killed_while_it_loads_is_loaded_again(
+    managed: Managed, tmp_path: Path, llama_binary: str
+) -> None:
+    slow = wrapper(
+        tmp_path, llama_binary, f"[ -e {tmp_path}/second ] || {{ touch {tmp_path}/second; exec sleep 60; }}"
+    )
     house = await managed("a", binary=slow)
     asked = asyncio.create_task(house.said("a"))
     assert await until(lambda: house.word("a") == "starting" and (tmp_path / "second").exists())
@@ -76,8 +86,12 @@ async def test_a_server_killed_while_it_loads_is_loaded_again(managed: Managed, 
     assert house.manager.counts().loaded == 1
 
 
-async def test_one_that_crashes_again_and_again_rests_longer_each_time_and_is_given_up(managed: Managed, tmp_path: Path, llama_binary: str) -> None:
-    dying = wrapper(tmp_path, llama_binary, f"if [ -e {tmp_path}/ill ]; then echo 'error: no luck today' >&2; exit 3; fi")
+async def test_one_that_crashes_again_and_again_rests_longer_each_time_and_is_given_up(
+    managed: Managed, tmp_path: Path, llama_binary: str
+) -> None:
+    dying = wrapper(
+        tmp_path, llama_binary, f"if [ -e {tmp_path}/ill ]; then echo 'error: no luck today' >&2; exit 3; fi"
+    )
     house = await managed("a", "b", binary=dying, model_load_max_retries=1)
     assert await house.said("b") == REPLY
     (tmp_path / "ill").touch()
@@ -88,7 +102,7 @@ async def test_one_that_crashes_again_and_again_rests_longer_each_time_and_is_gi
     assert 0.4 < watch.s < 5.0
     assert (house.word("a"), house.manager.failed()[0].attempts) == ("failed", 2)
     watch = Stopwatch()
-    assert (await house.ask("a"))[0] == 503             # at once: it is not tried any more
+    assert (await house.ask("a"))[0] == 503  # at once: it is not tried any more
     assert watch.s < 0.2
     assert await house.said("b") == REPLY
     (tmp_path / "ill").unlink()
@@ -98,7 +112,9 @@ async def test_one_that_crashes_again_and_again_rests_longer_each_time_and_is_gi
     assert await house.said("a") == REPLY
 
 
-async def test_what_a_wrapper_started_is_ended_with_it(managed: Managed, tmp_path: Path, llama_binary: str) -> None:
+async def test_what_a_wrapper_started_is_ended_with_it(
+    managed: Managed, tmp_path: Path, llama_binary: str
+) -> None:
     """A program before llama-server need not replace itself by it: what listens is then its child, and must not outlive it."""
     house = await managed("a", binary=wrapper(tmp_path, llama_binary, ending='"$real" "$@"; exit'))
     assert await house.said("a") == REPLY
@@ -121,7 +137,7 @@ async def test_one_that_ignores_sigterm_is_killed_after_the_limit(managed: Manag
     house.manager.loader.times = StopTimes(term_s=0.5, kill_s=2.0)
     assert await house.said("a") == REPLY
     pid = house.pid("a")
-    os.kill(pid, signal.SIGSTOP)                        # SIGTERM cannot reach it any more
+    os.kill(pid, signal.SIGSTOP)  # SIGTERM cannot reach it any more
     watch = Stopwatch()
     assert await house.said("b") == REPLY
     assert 0.5 <= watch.s < 4.0
@@ -129,7 +145,9 @@ async def test_one_that_ignores_sigterm_is_killed_after_the_limit(managed: Manag
     assert house.words() == {"a": "off", "b": "ready"}
 
 
-async def test_one_that_answers_no_more_is_ended_and_loaded_again(managed: Managed, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_one_that_answers_no_more_is_ended_and_loaded_again(
+    managed: Managed, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Five looks in a row without an answer (system D's rule)."""
     monkeypatch.setattr(watchdog, "LOOK_LIMIT_S", 0.3)
     monkeypatch.setattr(watchdog, "RELOAD_AFTER_S", 0.1)
@@ -139,7 +157,7 @@ async def test_one_that_answers_no_more_is_ended_and_loaded_again(managed: Manag
     pid = house.pid("a")
     assert await until(lambda: house.manager.health()[0].status == "healthy")
     os.kill(pid, signal.SIGSTOP)
-    asked = asyncio.create_task(house.stream("a"))      # what waits for it is served by the next
+    asked = asyncio.create_task(house.stream("a"))  # what waits for it is served by the next
     assert await until(lambda: not runs(pid), seconds=10)
     assert (await asked).text == REPLY
     assert house.pid("a") != pid
@@ -149,22 +167,31 @@ async def test_one_that_answers_no_more_is_ended_and_loaded_again(managed: Manag
 # ---- files
 
 
-async def test_files_that_are_no_models_fail_at_once_and_in_plain_words(managed: Managed, tmp_path: Path, tiny_models: Path) -> None:
+async def test_files_that_are_no_models_fail_at_once_and_in_plain_words(
+    managed: Managed, tmp_path: Path, tiny_models: Path
+) -> None:
     text, cut = tmp_path / "text.gguf", tmp_path / "cut.gguf"
     text.write_text("This is no model.\n" * 1000)
     whole = (tiny_models / "tiny-chat.gguf").read_bytes()
-    cut.write_bytes(whole[: len(whole) // 2])           # its header is whole: only llama-server sees what is missing
-    house = await managed("text", "cut", "good", max_concurrent_models=1, text={"model_path": str(text)}, cut={"model_path": str(cut)})
+    cut.write_bytes(whole[: len(whole) // 2])  # its header is whole: only llama-server sees what is missing
+    house = await managed(
+        "text",
+        "cut",
+        "good",
+        max_concurrent_models=1,
+        text={"model_path": str(text)},
+        cut={"model_path": str(cut)},
+    )
     assert await house.said("good") == REPLY
     pid = house.pid("good")
     status, _, value = await house.ask("text")
     assert (status, value["error"]["code"]) == (503, "model_failed")
     assert "is no model" in value["error"]["message"]
-    assert runs(pid)                                    # nobody gave way for it
+    assert runs(pid)  # nobody gave way for it
     watch = Stopwatch()
     status, _, value = await house.ask("cut")
     assert (status, value["error"]["code"]) == (503, "model_failed")
-    assert watch.s < 3.0                                # no second try: it would fail in the same way
+    assert watch.s < 3.0  # no second try: it would fail in the same way
     assert house.manager.model("cut").attempts == 1
     assert house.words() | {"good": ""} == {"text": "failed", "cut": "failed", "good": ""}
     assert await house.said("good") == REPLY
@@ -173,7 +200,9 @@ async def test_files_that_are_no_models_fail_at_once_and_in_plain_words(managed:
     assert await house.said("cut") == REPLY
 
 
-async def test_a_missing_file_is_found_when_it_comes(managed: Managed, tmp_path: Path, tiny_models: Path) -> None:
+async def test_a_missing_file_is_found_when_it_comes(
+    managed: Managed, tmp_path: Path, tiny_models: Path
+) -> None:
     late = tmp_path / "late.gguf"
     house = await managed("late", "good", late={"model_path": str(late)})
     status, _, value = await house.ask("late")
@@ -181,7 +210,7 @@ async def test_a_missing_file_is_found_when_it_comes(managed: Managed, tmp_path:
     assert "not found" in value["error"]["message"]
     assert await house.said("good") == REPLY
     shutil.copyfile(tiny_models / "tiny-chat.gguf", late)
-    assert await house.said("late") == REPLY            # nobody need reset it
+    assert await house.said("late") == REPLY  # nobody need reset it
 
 
 # ---- ports
@@ -209,12 +238,18 @@ async def test_ports_that_are_taken_are_passed_over(managed: Managed) -> None:
 
 @pytest.mark.parametrize("is_shared", [False, True])
 async def test_a_port_that_is_taken_between_look_and_bind_is_given_up_for_another(
-        managed: Managed, tmp_path: Path, llama_binary: str, is_shared: bool) -> None:
+    managed: Managed, tmp_path: Path, llama_binary: str, is_shared: bool
+) -> None:
     """The wrapper lets somebody take the port before it starts llama-server; who shares it with llama-server would answer for it at times."""
-    thief = wrapper(tmp_path, llama_binary, f"if [ ! -e {tmp_path}/ready ]; then",
-                    f"  {sys.executable} {tmp_path}/thief.py $(sed 's/.*--port //; s/ .*//' <<<\"$*\") {tmp_path}/ready",
-                    f"  until [ -e {tmp_path}/ready ]; do sleep 0.02; done", "fi",
-                    ending='exec "$real" "$@"' + " --reuse-port" * is_shared)
+    thief = wrapper(
+        tmp_path,
+        llama_binary,
+        f"if [ ! -e {tmp_path}/ready ]; then",
+        f"  {sys.executable} {tmp_path}/thief.py $(sed 's/.*--port //; s/ .*//' <<<\"$*\") {tmp_path}/ready",
+        f"  until [ -e {tmp_path}/ready ]; do sleep 0.02; done",
+        "fi",
+        ending='exec "$real" "$@"' + " --reuse-port" * is_shared,
+    )
     (tmp_path / "thief.py").write_text(THIEF)
     house = await managed("a", binary=thief)
     first = house.manager.loader.first_port

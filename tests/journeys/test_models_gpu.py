@@ -5,7 +5,7 @@ Memory here is what the driver says (NVML); nothing stands in for it. Without a 
 
 import pytest
 
-from appliance.models.vram import NvmlMemory
+from appliance.models.runner.vram import NvmlMemory
 from tests.journeys.model_tables import MIB, Managed
 from tests.journeys.running import until
 from tests.tools.tiny_models import REPLY
@@ -19,8 +19,8 @@ async def test_a_models_memory_is_seen_on_the_gpu_and_comes_back(managed: Manage
     assert isinstance(house.manager.memory, NvmlMemory)
     before = house.manager.memory.read()[0].free_bytes
     assert await house.said("a") == REPLY
-    live = house.lives("a")[0]
-    assert set(live.devices) == {0}
+    runner = house.runners("a")[0]
+    assert set(runner.devices) == {0}
     assert before - house.manager.memory.read()[0].free_bytes > 50 * MIB
     status, _, value = await house.ask("a", path="/vram", method="GET")
     assert (status, value["loaded_models_count"]) == (200, 1)
@@ -33,7 +33,7 @@ async def test_models_give_way_to_each_other_on_the_gpu(managed: Managed) -> Non
     for alias in "abcab":
         assert await house.said(alias) == REPLY
         assert sum(word == "ready" for word in house.words().values()) <= 2
-    assert all(set(live.devices) == {0} for alias in "abc" for live in house.lives(alias))
+    assert all(set(runner.devices) == {0} for alias in "abc" for runner in house.runners(alias))
 
 
 async def test_what_never_fits_is_refused_with_the_drivers_figures(managed: Managed) -> None:
@@ -41,7 +41,7 @@ async def test_what_never_fits_is_refused_with_the_drivers_figures(managed: Mana
     device = house.manager.memory.read()[0]
     entry = house.manager.entry("a")
     assert entry.estimate is not None
-    house.manager.lessons.took(entry.key, device.total_bytes)          # as if a load of it had filled the card
+    house.manager.lessons.took(entry.key, device.total_bytes)  # as if a load of it had filled the card
     status, _, value = await house.ask("a")
     assert (status, value["error"]["code"]) == (503, "vram_exhausted")
     assert value["error"]["required_mb"] > device.total_bytes / MIB

@@ -33,7 +33,9 @@ def until(condition: Callable[[], bool], *, seconds: float = 10.0) -> bool:
 
 def asked(running: Process, alias: str, **more: Any) -> Any:
     body = json.dumps({"model": alias, "messages": HELLO} | more).encode()
-    return urllib.request.urlopen(urllib.request.Request(running.base_url + "/v1/chat/completions", body), timeout=30)
+    return urllib.request.urlopen(
+        urllib.request.Request(running.base_url + "/v1/chat/completions", body), timeout=30
+    )
 
 
 def said(running: Process, alias: str) -> str:
@@ -61,7 +63,7 @@ def house(spawn: Spawn, models: Path, llama_binary: str, tmp_path: Path) -> Iter
         return spawn(**{"CONFIG_PATH": str(config), "LLAMA_SERVER_PATH": llama_binary, **ports, **variables})
 
     yield begin
-    for pid in servers_of(models):          # none, unless the test failed
+    for pid in servers_of(models):  # none, unless the test failed
         os.kill(pid, signal.SIGKILL)
 
 
@@ -108,7 +110,12 @@ def test_killed_with_minus_9_it_takes_its_servers_along(house, models: Path) -> 
 
 @pytest.mark.parametrize("is_child", [False, True], ids=["plain", "behind a wrapper"])
 def test_servers_that_outlive_it_are_ended_at_the_next_start_and_only_they(
-        house, models: Path, llama_binary: str, tmp_path: Path, is_child: bool) -> None:
+    house,
+    models: Path,
+    llama_binary: str,
+    tmp_path: Path,
+    is_child: bool,
+) -> None:
     """Without setpriv they survive. Another's llama-server runs the same model, and a stale record names it."""
     (tmp_path / "nothing").mkdir()
     binary = str(wrapper(tmp_path, llama_binary, ending='"$real" "$@"; exit')) if is_child else llama_binary
@@ -117,17 +124,32 @@ def test_servers_that_outlive_it_are_ended_at_the_next_start_and_only_they(
     assert [said(running, "a"), said(running, "b")] == [REPLY] * 2
     ours = servers_of(models)
     assert len(set(ours.values())) == 2
-    foreign = subprocess.Popen([*DIES_WITH_US, llama_binary, "--model", str(models / "tiny-chat.gguf"), "--alias", "a", "--port", "0"],
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    foreign = subprocess.Popen(
+        [
+            *DIES_WITH_US,
+            llama_binary,
+            "--model",
+            str(models / "tiny-chat.gguf"),
+            "--alias",
+            "a",
+            "--port",
+            "0",
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
     try:
         running.process.kill()
         running.process.wait()
-        if is_child:                        # the wrappers may go too: what they started is found all the same
+        if is_child:  # the wrappers may go too: what they started is found all the same
             for path in (tmp_path / "state" / "runners").glob("*.json"):
                 os.kill(int(path.stem), signal.SIGKILL)
         assert until(lambda: len(set(servers_of(models).values()) - {0}) == 2)
         record = json.loads(next((tmp_path / "state" / "runners").glob("*.json")).read_text())
-        (tmp_path / "state" / "runners" / f"{foreign.pid}.json").write_text(json.dumps(record | {"pid": foreign.pid}))
+        (tmp_path / "state" / "runners" / f"{foreign.pid}.json").write_text(
+            json.dumps(record | {"pid": foreign.pid})
+        )
         again = house(**poor)
         assert until(lambda: not any(runs(pid) for pid in ours))
         assert foreign.poll() is None
@@ -143,7 +165,9 @@ def test_servers_that_outlive_it_are_ended_at_the_next_start_and_only_they(
         foreign.wait()
 
 
-def test_a_second_appliance_on_the_same_state_leaves_the_first_ones_servers_alone(house, models: Path, tmp_path: Path) -> None:
+def test_a_second_appliance_on_the_same_state_leaves_the_first_ones_servers_alone(
+    house, models: Path, tmp_path: Path
+) -> None:
     first = house()
     assert said(first, "a") == REPLY
     mine = set(servers_of(models))
@@ -152,7 +176,9 @@ def test_a_second_appliance_on_the_same_state_leaves_the_first_ones_servers_alon
     assert said(first, "a") == REPLY
 
 
-def test_a_sigterm_while_a_model_loads_and_requests_wait(house, models: Path, llama_binary: str, tmp_path: Path) -> None:
+def test_a_sigterm_while_a_model_loads_and_requests_wait(
+    house, models: Path, llama_binary: str, tmp_path: Path
+) -> None:
     slow = wrapper(tmp_path, llama_binary, f"touch {tmp_path}/begun", "exec sleep 60")
     running = house(LLAMA_SERVER_PATH=str(slow), SHUTDOWN_GRACE_S="0.3")
     found: list[Any] = []

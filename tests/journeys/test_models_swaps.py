@@ -13,7 +13,7 @@ from tests.journeys.model_tables import MIB, House, Managed, Memory, Stopwatch, 
 from tests.journeys.running import until
 from tests.tools.tiny_models import REPLY
 
-LONG = 1000             # tokens: nearly a second
+LONG = 1000  # tokens: nearly a second
 
 
 # ---- loading
@@ -68,7 +68,7 @@ async def test_when_all_are_busy_a_request_waits_and_nobody_is_cut_off(managed: 
     with house.paused("a"):
         waiting = asyncio.create_task(house.said("b"))
         assert await until(lambda: house.line("b") == 1)
-        also = asyncio.create_task(house.said("a"))         # a has a free slot, but gives way: it comes after b
+        also = asyncio.create_task(house.said("a"))  # a has a free slot, but gives way: it comes after b
         assert await until(lambda: house.line("a") == 1)
         assert not running.done()
         assert runs(pid)
@@ -107,9 +107,9 @@ async def test_memory_that_is_full_is_told_with_its_figures_until_it_comes_free(
     error = value["error"]
     assert (error["type"], error["model"], error["loaded_models"]) == ("insufficient_vram_error", "b", ["a"])
     # The kernel counts the pages of a mapped file as available; those of a loaded model are not, once they have been measured.
-    assert error["available_mb"] in {100, round(100 - house.lives("a")[0].file_bytes / MIB)}
+    assert error["available_mb"] in {100, round(100 - house.runners("a")[0].file_bytes / MIB)}
     assert error["required_mb"] > 200
-    assert await house.said("a") == REPLY                   # who is loaded goes on
+    assert await house.said("a") == REPLY  # who is loaded goes on
     memory.taken_bytes = 1000 * MIB
     assert await until(lambda: house.manager.devices()[0].free_bytes == 7000 * MIB)
     assert await house.said("b") == REPLY
@@ -122,7 +122,7 @@ async def test_for_want_of_memory_an_idle_model_gives_way_although_there_are_pla
     house.manager.memory = Memory(house, 1000 * MIB, each_bytes=500 * MIB)
     assert await house.said("a") == REPLY
     pid = house.pid("a")
-    house.lives("a")[0].memory = {-1: 500 * MIB}            # as the next measurement would find
+    house.runners("a")[0].memory = {-1: 500 * MIB}  # as the next measurement would find
     assert await until(lambda: house.manager.devices()[0].free_bytes == 500 * MIB)
     assert await house.said("b") == REPLY
     assert house.words() == {"a": "off", "b": "ready"}
@@ -139,14 +139,14 @@ class InOrder:
         self._line: list[tuple[str, asyncio.Event]] = []
 
     async def enter(self, alias: str) -> tuple[str, asyncio.Event]:
-        place = (alias, asyncio.Event())
-        self._line.append(place)
+        slot = (alias, asyncio.Event())
+        self._line.append(slot)
         self._open()
-        await place[1].wait()
-        return place
+        await slot[1].wait()
+        return slot
 
-    def leave(self, place: tuple[str, asyncio.Event]) -> None:
-        self._line.remove(place)
+    def leave(self, slot: tuple[str, asyncio.Event]) -> None:
+        self._line.remove(slot)
         self._open()
 
     def _open(self) -> None:
@@ -166,10 +166,10 @@ async def replay(house: House, *, in_order: bool) -> tuple[int, float, float]:
     async def one(number: int) -> None:
         alias = "ab"[number % 2]
         watch = Stopwatch()
-        place = await gate.enter(alias) if in_order else None
+        slot = await gate.enter(alias) if in_order else None
         told = await house.stream(alias, 20, headers={"Authorization": f"Bearer client-{number % 4}"})
-        if place is not None:
-            gate.leave(place)
+        if slot is not None:
+            gate.leave(slot)
         assert told.end == "done", told
         waits.append(watch.s)
 
@@ -194,8 +194,10 @@ async def test_a_b_a_b_traffic_does_not_thrash(managed: Managed) -> None:
     strict, strict_wait_s, _ = await replay(house, in_order=True)
     ours, wait_s, answer_s = await replay(house, in_order=False)
     load_s = max(entry.load_s or 0.0 for entry in house.manager.entries.values())
-    print(f"A-B-A-B, 24 requests, one place: first come, first served {strict} loads, longest wait {strict_wait_s:.2f} s; "
-          f"ours {ours} loads, longest wait {wait_s:.2f} s (limit {limit_s:g} s + answer {answer_s:.2f} s + load {load_s:.2f} s)")
+    print(
+        f"A-B-A-B, 24 requests, one place: first come, first served {strict} loads, longest wait {strict_wait_s:.2f} s; "
+        f"ours {ours} loads, longest wait {wait_s:.2f} s (limit {limit_s:g} s + answer {answer_s:.2f} s + load {load_s:.2f} s)"
+    )
     assert ours <= strict / 2
     assert wait_s <= limit_s + answer_s + load_s + 2.0
 
@@ -203,8 +205,16 @@ async def test_a_b_a_b_traffic_does_not_thrash(managed: Managed) -> None:
 @pytest.mark.timeout(120)
 async def test_five_hundred_mixed_requests_over_five_models_with_two_places(managed: Managed) -> None:
     """Every one is answered as it should be, none is interrupted by a swap, and all the books agree."""
-    house = await managed("a", "b", "c", "d", "embed", max_concurrent_models=2, max_queue_size_per_model=1000,
-                          variables={"MODEL_SWAP_WAIT_S": "1"})
+    house = await managed(
+        "a",
+        "b",
+        "c",
+        "d",
+        "embed",
+        max_concurrent_models=2,
+        max_queue_size_per_model=1000,
+        variables={"MODEL_SWAP_WAIT_S": "1"},
+    )
     dice, kinds = random.Random(7), Counter()
     gate = asyncio.Semaphore(60)
 
@@ -238,11 +248,18 @@ async def test_five_hundred_mixed_requests_over_five_models_with_two_places(mana
     queues = {queue.alias: queue for queue in house.manager.queues()}
     for alias, queue in queues.items():
         asked = sum(count for (_, name), count in kinds.items() if name == alias)
-        assert (queue.total_requests, queue.total_processed, queue.total_rejected, queue.queue_length, queue.current_processing) == (
-            asked, asked, 0, 0, 0), alias
+        assert (
+            queue.total_requests,
+            queue.total_processed,
+            queue.total_rejected,
+            queue.queue_length,
+            queue.current_processing,
+        ) == (asked, asked, 0, 0, 0), alias
     assert all(telling.is_ok for telling in house.manager.telemetry())
     assert counts.crashes == 0
     assert counts.loads == counts.loaded == sum(counts.by_model.values())
-    assert counts.loads - counts.ejects == sum(len(house.lives(alias)) for alias in house.manager.entries) <= 2
-    assert house.running.appliance.desk.in_flight == 0
+    assert (
+        counts.loads - counts.ejects == sum(len(house.runners(alias)) for alias in house.manager.entries) <= 2
+    )
+    assert house.running.appliance.pipeline.in_flight == 0
     assert {receipt.finish for receipt in house.running.appliance.receipts.latest(1000)} == {"done"}

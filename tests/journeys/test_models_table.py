@@ -10,7 +10,7 @@ from tests.journeys.model_tables import House, Managed, Stopwatch, runs, wrapper
 from tests.journeys.running import until
 from tests.tools.tiny_models import REPLY
 
-LONG = 1200             # tokens: about a second
+LONG = 1200  # tokens: about a second
 
 
 # ---- at the start
@@ -20,7 +20,7 @@ async def test_models_named_in_preload_models_are_loaded_without_a_request(manag
     house = await managed("a", "b", "c", preload_models=["b", "a"], preload_delay_sec=1)
     watch = Stopwatch()
     assert await until(lambda: house.words() == {"a": "ready", "b": "ready", "c": "off"})
-    assert watch.s > 0.5                                # one after the other
+    assert watch.s > 0.5  # one after the other
     assert house.manager.counts().by_model == {"a": 1, "b": 1, "c": 0}
     assert await house.said("a") == REPLY
     assert house.manager.counts().loads == 2
@@ -33,7 +33,7 @@ async def test_preloading_fills_the_places_and_pushes_nobody_out(managed: Manage
     await asyncio.wait_for(_looked(house, "b"), 5)
     assert house.words() == {"a": "ready", "b": "off", "c": "off"}
     assert house.pid("a") == pid
-    assert await house.said("c") == REPLY               # a request may
+    assert await house.said("c") == REPLY  # a request may
 
 
 async def _looked(house: House, alias: str) -> None:
@@ -51,18 +51,20 @@ async def test_two_replicas_share_the_load(managed: Managed) -> None:
     with house.paused("a"):
         streams.append(asyncio.create_task(house.stream("a", 100)))
         assert await until(lambda: house.active("a") == 2)
-        assert (await house.stream("a", 100)).is_whole              # both slots are taken: a second llama-server is started
-        assert [live.active for live in house.lives("a")] == [2, 0]
+        assert (
+            await house.stream("a", 100)
+        ).is_whole  # both slots are taken: a second llama-server is started
+        assert [runner.active for runner in house.runners("a")] == [2, 0]
         assert house.manager.counts().by_model["a"] == 2
-        assert len({live.port for live in house.lives("a")}) == 2
+        assert len({runner.port for runner in house.runners("a")}) == 2
     assert all(told.is_whole for told in await asyncio.gather(*streams))
     with house.paused("a"):
         four = [asyncio.create_task(house.said("a")) for _ in range(4)]
-        assert await until(lambda: [live.active for live in house.lives("a")] == [2, 2])
+        assert await until(lambda: [runner.active for runner in house.runners("a")] == [2, 2])
     assert await asyncio.gather(*four) == [REPLY] * 4
     assert house.manager.counts().by_model["a"] == 2
     assert len(house.own_servers()) == 2
-    assert await house.said("b") == REPLY                           # all of them give way
+    assert await house.said("b") == REPLY  # all of them give way
     assert await until(lambda: len(house.own_servers()) == 1)
 
 
@@ -102,29 +104,38 @@ async def test_keep_alive_0_unloads_at_once_and_a_running_answer_ends_first(mana
 async def test_a_negative_keep_alive_a_pin_and_the_most_asked_for_stay(managed: Managed) -> None:
     """Each of them is asked with keep_alive 1 first; what stays although that time is over, stays for its own reason."""
     house = await managed("ever", "pinned", "brief", pinned={"pinned": True})
-    await asyncio.gather(*(house.ask(alias, path="/api/chat", stream=False, keep_alive=1) for alias in ("ever", "pinned", "brief")))
+    await asyncio.gather(
+        *(
+            house.ask(alias, path="/api/chat", stream=False, keep_alive=1)
+            for alias in ("ever", "pinned", "brief")
+        )
+    )
     await house.ask("ever", path="/api/chat", stream=False, keep_alive=-1)
     assert await until(lambda: house.word("brief") == "off", seconds=5)
     assert house.words() == {"ever": "ready", "pinned": "ready", "brief": "off"}
     stays = {view.alias: view.runners[0].expires_at_s for view in house.manager.models() if view.runners}
     assert stays == {"ever": None, "pinned": None}
-    house.manager.pin("pinned", pinned=False)           # its second is long over
+    house.manager.pin("pinned", pinned=False)  # its second is long over
     assert await until(lambda: house.word("pinned") == "off", seconds=2)
     assert house.word("ever") == "ready"
 
 
-async def test_without_a_word_it_stays_for_idle_timeout_sec_but_for_the_most_asked_for(managed: Managed) -> None:
+async def test_without_a_word_it_stays_for_idle_timeout_sec_but_for_the_most_asked_for(
+    managed: Managed,
+) -> None:
     """A minute is the least that the table takes: the llama-servers are said to have been idle for so long already."""
     house = await managed("a", "b", "c", idle_timeout_sec=60, keep_warm_models=1)
     for alias in "aabc":
         assert await house.said(alias) == REPLY
     for alias in "ab":
-        house.lives(alias)[0].idle_since_s -= 60
-    house.lives("c")[0].idle_since_s -= 55
-    house.manager.pin("c", pinned=False)                # any event: it is the manager's turn
+        house.runners(alias)[0].idle_since_s -= 60
+    house.runners("c")[0].idle_since_s -= 55
+    house.manager.pin("c", pinned=False)  # any event: it is the manager's turn
     assert await until(lambda: house.word("b") == "off")
     assert (house.word("a"), house.word("c")) == ("ready", "ready")
-    stays_s = house.manager.stays_s(house.lives("c")[0], house.manager.entry("c"), house.manager.clock.monotonic_s())
+    stays_s = house.manager.stays_s(
+        house.runners("c")[0], house.manager.entry("c"), house.manager.clock.monotonic_s()
+    )
     assert stays_s is not None
     assert 0 < stays_s <= 5
 
@@ -140,18 +151,18 @@ async def test_a_changed_model_ends_what_it_has_begun_and_then_is_another(manage
     with house.paused("a"):
         result = await house.change(a={"params": {"n_ctx": 4096, "parallel_override": 1}}, c=None, d={})
         assert result.applied, result
-        assert await house.said("d") == REPLY           # added
+        assert await house.said("d") == REPLY  # added
         assert await house.said("b") == REPLY
-        assert house.pid("b") == stays                  # untouched
-        status, _, value = await house.ask("c")         # removed
+        assert house.pid("b") == stays  # untouched
+        status, _, value = await house.ask("c")  # removed
         assert (status, value["error"]["code"]) == (404, "model_not_found")
         assert await until(lambda: not runs(gone))
         assert runs(old)
-        later = asyncio.create_task(house.said("a"))    # changed: by a llama-server of the new kind
+        later = asyncio.create_task(house.said("a"))  # changed: by a llama-server of the new kind
     assert (await stream).is_whole
     assert await later == REPLY
     assert await until(lambda: not runs(old))
-    assert await until(lambda: [live.slots for live in house.lives("a")] == [1])
+    assert await until(lambda: [runner.slots for runner in house.runners("a")] == [1])
     status, _, listed = await house.ask("", path="/v1/models", method="GET")
     assert {row["id"] for row in listed["data"]} == {"a", "b", "d"}
 
@@ -165,10 +176,10 @@ async def test_who_waits_for_a_model_that_is_changed_is_served_by_it_as_it_is_no
         assert (await house.change(a={"params": {"parallel_override": 2}}, b=None)).applied
     assert (await stream).is_whole
     assert await waiting[0] == REPLY
-    assert await until(lambda: [live.slots for live in house.lives("a")] == [2])
-    status, _, value = await waiting[1]                 # what was taken out cannot be waited for
+    assert await until(lambda: [runner.slots for runner in house.runners("a")] == [2])
+    status, _, value = await waiting[1]  # what was taken out cannot be waited for
     assert (status, value["error"]["code"]) == (404, "model_not_found")
-    queue, = house.manager.queues()
+    (queue,) = house.manager.queues()
     assert (queue.total_requests, queue.total_processed, queue.queue_length) == (2, 2, 0)
 
 
@@ -192,7 +203,9 @@ def slow(tmp_path: Path, llama_binary: str) -> Path:
     return wrapper(tmp_path, llama_binary, "sleep 1.2")
 
 
-async def test_a_waiting_stream_gets_heartbeats_and_is_told_why_it_waits(managed: Managed, slow: Path) -> None:
+async def test_a_waiting_stream_gets_heartbeats_and_is_told_why_it_waits(
+    managed: Managed, slow: Path
+) -> None:
     house = await managed("a", binary=slow, variables={"HEARTBEAT_S": "0.2"})
     first, second = await asyncio.gather(house.stream("a"), house.stream("a"))
     assert sorted(told.headers["X-Queue-Position"] for told in (first, second)) == ["1", "2"]
@@ -212,7 +225,8 @@ async def test_nothing_of_the_wait_appears_inside_an_answer(managed: Managed, sl
     """Ollama's streams get spaces before a line, and whole answers have no place for anything."""
     house = await managed("a", binary=slow, variables={"HEARTBEAT_S": "0.2"})
     (status, _, value), (also, headers, text) = await asyncio.gather(
-        house.ask("a"), house.ask("a", path="/api/chat", stream=True))
+        house.ask("a"), house.ask("a", path="/api/chat", stream=True)
+    )
     assert (status, value["choices"][0]["message"]["content"]) == (200, REPLY)
     assert also == 200
     assert text.startswith("   ")

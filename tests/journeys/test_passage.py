@@ -28,14 +28,18 @@ class Mirror(EngineServer):
     def __init__(self, kind: str = "llamacpp", **how: Any) -> None:
         super().__init__(kind, **how)
         self.seen: list[str] = []
-        self.first = asyncio.Event()        # the first piece of an upload came
-        self.go = asyncio.Event()           # the answer may go on
-        self.gone = asyncio.Event()         # the caller left
+        self.first = asyncio.Event()  # the first piece of an upload came
+        self.go = asyncio.Event()  # the answer may go on
+        self.gone = asyncio.Event()  # the caller left
         self.status = 200
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         own = {"/health", "/v1/models", "/lora-adapters", "/get_model_info"}
-        if request.path in own or (request.method, request.path) in {("GET", "/props"), ("GET", "/metrics"), ("POST", "/v1/chat/completions")}:
+        if request.path in own or (request.method, request.path) in {
+            ("GET", "/props"),
+            ("GET", "/metrics"),
+            ("POST", "/v1/chat/completions"),
+        }:
             return await super()._handle(request)
         self.seen.append(f"{request.method} {request.raw_path}")
         action = request.path.removeprefix("/act/")
@@ -43,11 +47,26 @@ class Mirror(EngineServer):
             if request.path.startswith("/act/"):
                 return await getattr(self, f"_{action}")(request)
             if self.status != 200:
-                return web.json_response({"error": f"from {self.port}"}, status=self.status, headers={"X-Which": str(self.port)})
+                return web.json_response(
+                    {"error": f"from {self.port}"}, status=self.status, headers={"X-Which": str(self.port)}
+                )
             body = await request.read()
-            return web.json_response({"method": request.method, "target": request.raw_path, "headers": [[k, v] for k, v in request.headers.items()],
-                                      "body": hashlib.sha256(body).hexdigest(), "size": len(body), "port": self.port},
-                                     headers=[("X-Two", "1"), ("X-Two", "2"), ("Server", "secret/1.2"), ("Access-Control-Allow-Origin", "https://evil.example")])
+            return web.json_response(
+                {
+                    "method": request.method,
+                    "target": request.raw_path,
+                    "headers": [[k, v] for k, v in request.headers.items()],
+                    "body": hashlib.sha256(body).hexdigest(),
+                    "size": len(body),
+                    "port": self.port,
+                },
+                headers=[
+                    ("X-Two", "1"),
+                    ("X-Two", "2"),
+                    ("Server", "secret/1.2"),
+                    ("Access-Control-Allow-Origin", "https://evil.example"),
+                ],
+            )
         except asyncio.CancelledError:
             self.gone.set()
             raise
@@ -60,7 +79,9 @@ class Mirror(EngineServer):
         async for piece in request.content.iter_any():
             size += len(piece)
             self.first.set()
-        return web.json_response({"size": size, "framing": request.headers.get("Transfer-Encoding", "length")})
+        return web.json_response(
+            {"size": size, "framing": request.headers.get("Transfer-Encoding", "length")}
+        )
 
     async def _events(self, request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
@@ -71,7 +92,9 @@ class Mirror(EngineServer):
         return response
 
     async def _cut(self, request: web.Request) -> web.StreamResponse:
-        response = web.StreamResponse(headers={"Content-Type": request.query.get("type", "application/octet-stream")})
+        response = web.StreamResponse(
+            headers={"Content-Type": request.query.get("type", "application/octet-stream")}
+        )
         await response.prepare(request)
         await response.write(b"data: one\n\n")
         await asyncio.sleep(0.05)
@@ -97,7 +120,9 @@ class Mirror(EngineServer):
         return response
 
     async def _gzip(self, request: web.Request) -> web.Response:
-        return web.Response(body=b"\x1f\x8b not really", headers={"Content-Encoding": "gzip", "Content-Type": "text/plain"})
+        return web.Response(
+            body=b"\x1f\x8b not really", headers={"Content-Encoding": "gzip", "Content-Type": "text/plain"}
+        )
 
     async def _range(self, request: web.Request) -> web.Response:
         return web.Response(status=206, body=b"cd", headers={"Content-Range": "bytes 2-3/6", "ETag": '"x"'})
@@ -126,8 +151,10 @@ class Mirror(EngineServer):
 @pytest.fixture
 async def mirrors():
     async with AsyncExitStack() as stack:
+
         async def begin(count: int = 1, kind: str = "llamacpp", **how: Any) -> list[Mirror]:
             return [await stack.enter_async_context(Mirror(kind, **how)) for _ in range(count)]
+
         yield begin
 
 
@@ -154,15 +181,28 @@ async def raw(running: Running, data: bytes, *, until_end: bool = True) -> bytes
 @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "REPORT"])
 async def test_any_method_passes_with_its_body(start, mirrors, session, method: str) -> None:
     running = await start(**named(await mirrors()))
-    async with session.request(method, running.base_url + "/some/where", data=b"body" if method not in {"GET", "OPTIONS"} else None) as response:
+    async with session.request(
+        method, running.base_url + "/some/where", data=b"body" if method not in {"GET", "OPTIONS"} else None
+    ) as response:
         value = await response.json()
     assert (response.status, value["method"], value["target"]) == (200, method, "/some/where")
     assert value["size"] == (4 if method not in {"GET", "OPTIONS"} else 0)
 
 
-@pytest.mark.parametrize("target", [
-    "/a%2Fb", "//twice//", "/semi;colon=1", "/q?a=%20+b&&c=%2F;d", "/q?x=%C3%A9", "/~tilde/%7Etilde", "/a/../b", "/star*", "/v1/unknown?x",
-])
+@pytest.mark.parametrize(
+    "target",
+    [
+        "/a%2Fb",
+        "//twice//",
+        "/semi;colon=1",
+        "/q?a=%20+b&&c=%2F;d",
+        "/q?x=%C3%A9",
+        "/~tilde/%7Etilde",
+        "/a/../b",
+        "/star*",
+        "/v1/unknown?x",
+    ],
+)
 async def test_path_and_query_pass_byte_for_byte(start, mirrors, target: str) -> None:
     servers = await mirrors()
     running = await start(**named(servers))
@@ -174,7 +214,9 @@ async def test_path_and_query_pass_byte_for_byte(start, mirrors, target: str) ->
 async def test_absolute_form_is_understood_and_rubbish_is_refused(start, mirrors) -> None:
     servers = await mirrors()
     running = await start(**named(servers))
-    assert b" 200 " in await raw(running, b"GET http://door/some/where?x=1 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    assert b" 200 " in await raw(
+        running, b"GET http://door/some/where?x=1 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    )
     assert servers[0].seen == ["GET /some/where?x=1"]
     assert b" 4" in (await raw(running, b"OPTIONS * HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"))[:13]
 
@@ -182,13 +224,27 @@ async def test_absolute_form_is_understood_and_rubbish_is_refused(start, mirrors
 async def test_headers_change_by_the_rules_and_keys_stay_here(start, mirrors, session) -> None:
     servers = await mirrors(key="")
     running = await start(**named(servers), APPLIANCE_API_KEYS="client-key-1")
-    async with session.post(running.base_url + "/completion", data=b"{}", headers={
-            "Authorization": "Bearer client-key-1", "X-Own": "kept", "Connection": "X-Hop", "X-Hop": "1", "X-Forwarded-For": "192.0.2.9",
-            "x-request-id": "mine-1", "Origin": "https://a.example"}) as response:
+    async with session.post(
+        running.base_url + "/completion",
+        data=b"{}",
+        headers={
+            "Authorization": "Bearer client-key-1",
+            "X-Own": "kept",
+            "Connection": "X-Hop",
+            "X-Hop": "1",
+            "X-Forwarded-For": "192.0.2.9",
+            "x-request-id": "mine-1",
+            "Origin": "https://a.example",
+        },
+    ) as response:
         value = await response.json()
     seen = {name.lower(): value for name, value in value["headers"]}
     assert "client-key-1" not in json.dumps(value)
-    assert (seen["x-own"], seen["x-request-id"], seen["x-forwarded-for"]) == ("kept", "mine-1", "192.0.2.9, 127.0.0.1")
+    assert (seen["x-own"], seen["x-request-id"], seen["x-forwarded-for"]) == (
+        "kept",
+        "mine-1",
+        "192.0.2.9, 127.0.0.1",
+    )
     assert seen["host"] == f"127.0.0.1:{servers[0].port}"
     assert seen["via"] == "1.1 inference-appliance"
     assert "x-hop" not in seen
@@ -199,10 +255,14 @@ async def test_headers_change_by_the_rules_and_keys_stay_here(start, mirrors, se
     assert "Access-Control-Allow-Origin" not in response.headers
 
 
-async def test_the_operators_key_for_a_server_goes_there_and_a_refused_one_is_named(start, mirrors, session, tmp_path) -> None:
+async def test_the_operators_key_for_a_server_goes_there_and_a_refused_one_is_named(
+    start, mirrors, session, tmp_path
+) -> None:
     servers = await mirrors()
     config = tmp_path / "config.json"
-    config.write_text(json.dumps({"backends": [{"url": servers[0].url, "name": "e0", "api_key_env": "E0_KEY"}]}))
+    config.write_text(
+        json.dumps({"backends": [{"url": servers[0].url, "name": "e0", "api_key_env": "E0_KEY"}]})
+    )
     running = await start(CONFIG_PATH=str(config), E0_KEY="server-key-9", **QUICK)
     async with session.post(running.base_url + "/completion", data=b"{}") as response:
         assert ["Authorization", "Bearer server-key-9"] in (await response.json())["headers"]
@@ -214,9 +274,16 @@ async def test_the_operators_key_for_a_server_goes_there_and_a_refused_one_is_na
 async def test_encodings_ranges_redirects_and_empty_answers_are_left_alone(start, mirrors, session) -> None:
     running = await start(**named(await mirrors()))
     async with session.get(running.base_url + "/act/gzip") as response:
-        assert (response.headers["Content-Encoding"], await response.read()) == ("gzip", b"\x1f\x8b not really")
+        assert (response.headers["Content-Encoding"], await response.read()) == (
+            "gzip",
+            b"\x1f\x8b not really",
+        )
     async with session.get(running.base_url + "/act/range", headers={"Range": "bytes=2-3"}) as response:
-        assert (response.status, response.headers["Content-Range"], await response.read()) == (206, "bytes 2-3/6", b"cd")
+        assert (response.status, response.headers["Content-Range"], await response.read()) == (
+            206,
+            "bytes 2-3/6",
+            b"cd",
+        )
     async with session.get(running.base_url + "/act/redirect", allow_redirects=False) as response:
         assert (response.status, response.headers["Location"]) == (307, "/elsewhere?x=1")
     async with session.get(running.base_url + "/act/empty") as response:
@@ -232,15 +299,21 @@ async def test_an_upload_passes_as_it_comes_in_its_own_framing(start, mirrors, s
 
     async def pieces():
         yield b"x" * 1000
-        await asyncio.wait_for(servers[0].first.wait(), 5)      # the server has the first piece before the second is made
+        await asyncio.wait_for(
+            servers[0].first.wait(), 5
+        )  # the server has the first piece before the second is made
         yield b"y" * 3_000_000
 
     async with session.post(running.base_url + "/act/upload", data=pieces()) as response:
         assert await response.json() == {"size": 3_001_000, "framing": "chunked"}
     servers[0].first.clear()
-    async with session.post(running.base_url + "/act/upload", data=pieces(), headers={"Content-Length": "3001000"}) as response:
+    async with session.post(
+        running.base_url + "/act/upload", data=pieces(), headers={"Content-Length": "3001000"}
+    ) as response:
         assert await response.json() == {"size": 3_001_000, "framing": "length"}
-    async with session.put(running.base_url + "/act/upload", data=b"x" * 10, headers={"Expect": "100-continue"}, expect100=True) as response:
+    async with session.put(
+        running.base_url + "/act/upload", data=b"x" * 10, headers={"Expect": "100-continue"}, expect100=True
+    ) as response:
         assert await response.json() == {"size": 10, "framing": "length"}
 
 
@@ -256,12 +329,14 @@ async def test_uploads_are_bounded_whatever_they_announce(start, mirrors, sessio
         assert (response.status, "MAX_BODY_BYTES" in await response.text()) == (413, True)
     async with session.post(running.base_url + "/act/upload", data=b"x" * 2_000_001) as response:
         assert (response.status, "MAX_BODY_BYTES" in await response.text()) == (413, True)
-    assert len(servers[0].seen) == 1        # the announced one was refused before a server saw it
+    assert len(servers[0].seen) == 1  # the announced one was refused before a server saw it
 
 
 async def test_an_upload_that_stops_is_ended(start, mirrors) -> None:
     running = await start(**named(await mirrors()), BODY_TIMEOUT_S="0.3")
-    answer = await raw(running, b"POST /act/upload HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n")
+    answer = await raw(
+        running, b"POST /act/upload HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n"
+    )
     assert answer.startswith(b"HTTP/1.1 408")
     assert b"BODY_TIMEOUT_S" in answer
 
@@ -284,10 +359,10 @@ async def test_a_client_that_does_not_read_slows_the_server_down(start, mirrors)
         client.sendall(b"GET /act/large HTTP/1.1\r\nHost: x\r\n\r\n")
         await until(lambda: getattr(servers[0], "sent", 0) > 0)
         former = -1
-        while former != servers[0].sent:        # until nothing moves any more
+        while former != servers[0].sent:  # until nothing moves any more
             former = servers[0].sent
             await asyncio.sleep(0.3)
-        assert former < 40                      # of 64 MiB: the rest waits in the server
+        assert former < 40  # of 64 MiB: the rest waits in the server
     assert await until(servers[0].gone.is_set, seconds=10)
 
 
@@ -296,10 +371,10 @@ async def test_a_client_that_leaves_ends_the_work_at_once(start, mirrors, sessio
     running = await start(**named(servers))
     response = await session.get(running.base_url + "/act/events")
     await response.content.readuntil(b"\n\n")
-    assert running.appliance.desk.in_flight == 1
+    assert running.appliance.pipeline.in_flight == 1
     response.close()
     await asyncio.wait_for(servers[0].gone.wait(), 1)
-    assert await until(lambda: running.appliance.desk.in_flight == 0)
+    assert await until(lambda: running.appliance.pipeline.in_flight == 0)
     assert running.appliance.router.state("e0").in_flight == 0
 
 
@@ -310,7 +385,9 @@ async def test_a_client_that_leaves_in_the_middle_is_no_fault_of_ours(spawn, mir
     host, _, port = process.base_url.removeprefix("http://").partition(":")
     for _ in range(10):
         reader, writer = await asyncio.open_connection(host, int(port))
-        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        writer.get_extra_info("socket").setsockopt(
+            socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+        )
         writer.write(b"GET /act/drip HTTP/1.1\r\nHost: x\r\n\r\n")
         await reader.readuntil(b"\r\n\r\n")
         writer.close()
@@ -325,7 +402,7 @@ async def test_an_answer_that_breaks_off_is_no_whole_one(start, mirrors, session
     async with session.post(running.base_url + "/act/cut") as response:
         with pytest.raises(aiohttp.ClientError):
             await response.read()
-    assert await until(lambda: running.appliance.desk.in_flight == 0)
+    assert await until(lambda: running.appliance.pipeline.in_flight == 0)
     assert running.appliance.receipts.latest(1)[0].finish == "cut_off"
     async with session.post(running.base_url + "/act/cut?type=text/event-stream") as response:
         text = (await response.read()).decode()
@@ -333,26 +410,40 @@ async def test_an_answer_that_breaks_off_is_no_whole_one(start, mirrors, session
     assert json.loads(text.split("data: ")[2])["error"]["code"] == "upstream_cut_off"
 
 
-@pytest.mark.parametrize(("method", "path", "status", "answered", "asked"), [
-    ("POST", "/completion", 503, 200, 2),           # work: another server
-    ("POST", "/completion", 502, 200, 2),
-    ("POST", "/completion", 429, 200, 2),
-    ("POST", "/completion", 500, 500, 1),           # the server's own verdict
-    ("POST", "/completion", 400, 400, 1),
-    ("POST", "/completion", 404, 404, 1),           # the others are of the same kind
-    ("GET", "/props2", 503, 200, 2),                # safe
-    ("POST", "/lora-adapters2", 503, 503, 1),       # it may have been done
-    ("PUT", "/thing", 502, 502, 1),
-    ("DELETE", "/thing", 504, 504, 1),
-])
-async def test_who_else_is_asked(start, mirrors, session, method: str, path: str, status: int, answered: int, asked: int) -> None:
+@pytest.mark.parametrize(
+    ("method", "path", "status", "answered", "asked"),
+    [
+        ("POST", "/completion", 503, 200, 2),  # work: another server
+        ("POST", "/completion", 502, 200, 2),
+        ("POST", "/completion", 429, 200, 2),
+        ("POST", "/completion", 500, 500, 1),  # the server's own verdict
+        ("POST", "/completion", 400, 400, 1),
+        ("POST", "/completion", 404, 404, 1),  # the others are of the same kind
+        ("GET", "/props2", 503, 200, 2),  # safe
+        ("POST", "/lora-adapters2", 503, 503, 1),  # it may have been done
+        ("PUT", "/thing", 502, 502, 1),
+        ("DELETE", "/thing", 504, 504, 1),
+    ],
+)
+async def test_who_else_is_asked(
+    start,
+    mirrors,
+    session,
+    method: str,
+    path: str,
+    status: int,
+    answered: int,
+    asked: int,
+) -> None:
     servers = await mirrors(2)
     running = await start(**named(servers), LB_STRATEGY="round_robin")
     for server in servers:
         server.status = status
     first = running.appliance.router.pools[0].backends[0].name
-    async with session.request(method, running.base_url + path, data=b"{}" if method != "GET" else None) as response:
-        assert response.status == status                                    # both: the last answer is given, as it came
+    async with session.request(
+        method, running.base_url + path, data=b"{}" if method != "GET" else None
+    ) as response:
+        assert response.status == status  # both: the last answer is given, as it came
         assert (await response.json())["error"].startswith("from ")
     assert sum(len(server.seen) for server in servers) == asked
     for server in servers:
@@ -361,8 +452,10 @@ async def test_who_else_is_asked(start, mirrors, session, method: str, path: str
     servers[0].status = servers[1].status = status
     well = servers[1] if first == "e0" else servers[0]
     well.status = 200
-    for _ in range(2):                                                      # whoever is first, the other one is well
-        async with session.request(method, running.base_url + path, data=b"{}" if method != "GET" else None) as response:
+    for _ in range(2):  # whoever is first, the other one is well
+        async with session.request(
+            method, running.base_url + path, data=b"{}" if method != "GET" else None
+        ) as response:
             assert response.status in {answered, 200}
 
 
@@ -399,17 +492,30 @@ async def test_a_request_that_names_a_model_goes_to_a_server_of_it(start, mirror
         assert (response.status, (await response.json())["error"]["code"]) == (404, "model_not_found")
 
 
-async def test_one_server_is_reached_by_its_name_also_when_it_is_full_or_drained(start, mirrors, session) -> None:
+async def test_one_server_is_reached_by_its_name_also_when_it_is_full_or_drained(
+    start, mirrors, session
+) -> None:
     servers = await mirrors(2, slots=1, token_s=0.5)
     running = await start(**named(servers), MAX_ALLOWED_REQUEST_QUEUE="1", QUEUE_TIMEOUT_S="0.2")
-    busy = [asyncio.create_task(session.post(running.v1 + "/chat/completions", json={"model": "tiny", "messages": [{"role": "user", "content": "x"}]}))
-            for _ in range(2)]
+    busy = [
+        asyncio.create_task(
+            session.post(
+                running.v1 + "/chat/completions",
+                json={"model": "tiny", "messages": [{"role": "user", "content": "x"}]},
+            )
+        )
+        for _ in range(2)
+    ]
     assert await until(lambda: all(server.running for server in servers))
     for number, server in enumerate(servers):
-        async with session.get(URL(running.base_url + f"/backends/e{number}/slots?x=%2F", encoded=True)) as response:
+        async with session.get(
+            URL(running.base_url + f"/backends/e{number}/slots?x=%2F", encoded=True)
+        ) as response:
             assert (await response.json())["port"] == server.port
         assert server.seen[-1] == "GET /slots?x=%2F"
-        async with session.get(running.base_url + "/slots", headers={"x-appliance-backend": f"e{number}"}) as response:
+        async with session.get(
+            running.base_url + "/slots", headers={"x-appliance-backend": f"e{number}"}
+        ) as response:
             assert (await response.json())["port"] == server.port
         async with session.get(running.base_url + f"/backends/e{number}/metrics") as response:
             assert "llamacpp:requests_processing 1.0" in await response.text()
@@ -417,30 +523,69 @@ async def test_one_server_is_reached_by_its_name_also_when_it_is_full_or_drained
         (await task).close()
     async with session.get(running.base_url + "/backends/nobody/slots") as response:
         assert (response.status, (await response.json())["error"]["message"]) == (
-            404, "There is no backend 'nobody' that can be reached directly. Known: e0, e1.")
+            404,
+            "There is no backend 'nobody' that can be reached directly. Known: e0, e1.",
+        )
 
 
-@pytest.mark.parametrize(("path", "key", "status"), [
-    ("/completion", "", 401), ("/completion", "client-key-1", 200), ("/completion", "operator-key", 200),
-    ("/slots", "", 401), ("/slots", "client-key-1", 403), ("/slots", "operator-key", 200),
-    ("/backends/e0/completion", "client-key-1", 403), ("/backends/e0/completion", "operator-key", 200), ("/backends/nobody/x", "client-key-1", 403),
-])
-async def test_who_may_send_what(start, mirrors, session, path: str, key: str, status: int) -> None:
-    running = await start(**named(await mirrors()), APPLIANCE_API_KEYS="client-key-1", OPERATOR_API_KEYS="operator-key")
+@pytest.mark.parametrize(
+    ("path", "key", "status"),
+    [
+        ("/completion", "", 401),
+        ("/completion", "client-key-1", 200),
+        ("/completion", "operator-key", 200),
+        ("/slots", "", 401),
+        ("/slots", "client-key-1", 403),
+        ("/slots", "operator-key", 200),
+        ("/backends/e0/completion", "client-key-1", 403),
+        ("/backends/e0/completion", "operator-key", 200),
+        ("/backends/nobody/x", "client-key-1", 403),
+    ],
+)
+async def test_who_may_send_what(
+    start,
+    mirrors,
+    session,
+    path: str,
+    key: str,
+    status: int,
+) -> None:
+    running = await start(
+        **named(await mirrors()), APPLIANCE_API_KEYS="client-key-1", OPERATOR_API_KEYS="operator-key"
+    )
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     async with session.post(running.base_url + path, data=b"{}", headers=headers) as response:
         assert response.status == status
 
 
-@pytest.mark.parametrize(("headers", "status"), [
-    ({}, 200), ({"Origin": "https://evil.example"}, 403), ({"Sec-Fetch-Site": "cross-site"}, 403), ({"Origin": "https://a.example"}, 200),
-    ({"Origin": "null"}, 403), ({"Sec-Fetch-Site": "none"}, 200), ({"Host": "evil.example:14000"}, 403), ({"Host": "localhost:14000"}, 200),
-    ({"Host": "127.0.0.1"}, 200), ({"X-Forwarded-For": "192.0.2.1"}, 403), ({"Via": "1.1 edge"}, 403),
-])
-async def test_a_page_or_a_proxy_on_this_machine_is_no_operator(start, mirrors, session, headers: dict[str, str], status: int) -> None:
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"Origin": "https://evil.example"}, 403),
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Origin": "https://a.example"}, 200),
+        ({"Origin": "null"}, 403),
+        ({"Sec-Fetch-Site": "none"}, 200),
+        ({"Host": "evil.example:14000"}, 403),
+        ({"Host": "localhost:14000"}, 200),
+        ({"Host": "127.0.0.1"}, 200),
+        ({"X-Forwarded-For": "192.0.2.1"}, 403),
+        ({"Via": "1.1 edge"}, 403),
+    ],
+)
+async def test_a_page_or_a_proxy_on_this_machine_is_no_operator(
+    start,
+    mirrors,
+    session,
+    headers: dict[str, str],
+    status: int,
+) -> None:
     servers = await mirrors()
     running = await start(**named(servers), CORS_ORIGINS="https://a.example")
-    async with session.post(running.base_url + "/slots/0?action=erase", data=b"{}", headers=headers) as response:
+    async with session.post(
+        running.base_url + "/slots/0?action=erase", data=b"{}", headers=headers
+    ) as response:
         assert response.status == status
     assert len(servers[0].seen) == (status == 200)
 
@@ -448,7 +593,10 @@ async def test_a_page_or_a_proxy_on_this_machine_is_no_operator(start, mirrors, 
 async def test_without_servers_or_with_the_switch_off_there_is_nothing(start, mirrors, session) -> None:
     running = await start()
     async with session.get(running.base_url + "/props") as response:
-        assert (response.status, (await response.json())["error"]["message"]) == (404, "There is nothing at /props.")
+        assert (response.status, (await response.json())["error"]["message"]) == (
+            404,
+            "There is nothing at /props.",
+        )
     running = await start(**named(await mirrors()), PASSTHROUGH="off")
     async with session.get(running.base_url + "/props") as response:
         assert response.status == 404
@@ -459,18 +607,31 @@ async def test_without_servers_or_with_the_switch_off_there_is_nothing(start, mi
 async def test_our_own_addresses_are_never_passed_on(start, mirrors, session) -> None:
     servers = await mirrors()
     running = await start(**named(servers))
-    for method, path in (("POST", "/healthz"), ("POST", "/metrics"), ("DELETE", "/receipts"), ("POST", "/api/v1/loadbalancer/strategy")):
+    for method, path in (
+        ("POST", "/healthz"),
+        ("POST", "/metrics"),
+        ("DELETE", "/receipts"),
+        ("POST", "/api/v1/loadbalancer/strategy"),
+    ):
         async with session.request(method, running.base_url + path) as response:
             assert response.status == 405
     assert servers[0].seen == []
-    async with session.get(running.v1 + "/chat/completions") as response:       # a method of the API that engines may have
+    async with session.get(
+        running.v1 + "/chat/completions"
+    ) as response:  # a method of the API that engines may have
         assert (response.status, servers[0].seen) == (200, ["GET /v1/chat/completions"])
 
 
 async def test_a_browsers_question_is_answered_here(start, mirrors, session) -> None:
     running = await start(**named(await mirrors()), CORS_ORIGINS="https://a.example")
-    async with session.options(running.base_url + "/tokenize", headers={"Origin": "https://a.example", "Access-Control-Request-Method": "POST"}) as response:
-        assert (response.status, response.headers["Access-Control-Allow-Origin"]) == (204, "https://a.example")
+    async with session.options(
+        running.base_url + "/tokenize",
+        headers={"Origin": "https://a.example", "Access-Control-Request-Method": "POST"},
+    ) as response:
+        assert (response.status, response.headers["Access-Control-Allow-Origin"]) == (
+            204,
+            "https://a.example",
+        )
 
 
 async def test_draining_ends_it_too(start, mirrors, session) -> None:
@@ -486,7 +647,9 @@ async def test_draining_ends_it_too(start, mirrors, session) -> None:
 async def test_a_websocket_speaks_through_both_ways(start, mirrors, session) -> None:
     servers = await mirrors()
     running = await start(**named(servers))
-    async with session.ws_connect(running.base_url + "/act/ws?x=1", protocols=("realtime",), headers={"Authorization": "Bearer mine"}) as ws:
+    async with session.ws_connect(
+        running.base_url + "/act/ws?x=1", protocols=("realtime",), headers={"Authorization": "Bearer mine"}
+    ) as ws:
         assert ws.protocol == "realtime"
         await ws.send_str("hello")
         assert await ws.receive_str(timeout=5) == "echo hello"
@@ -497,7 +660,7 @@ async def test_a_websocket_speaks_through_both_ways(start, mirrors, session) -> 
         message = await ws.receive(timeout=5)
         assert (message.type, ws.close_code) == (WSMsgType.CLOSE, 4001)
     assert servers[0].seen == ["GET /act/ws?x=1", "key None"]
-    assert await until(lambda: running.appliance.desk.in_flight == 0)
+    assert await until(lambda: running.appliance.pipeline.in_flight == 0)
     assert running.appliance.router.state("e0").in_flight == 0
 
 
@@ -510,7 +673,7 @@ async def test_a_websockets_client_that_vanishes_ends_it_at_the_server(start, mi
     assert ws._response.connection is not None
     ws._response.connection.transport.abort()
     await asyncio.wait_for(servers[0].gone.wait(), 2)
-    assert await until(lambda: running.appliance.desk.in_flight == 0)
+    assert await until(lambda: running.appliance.pipeline.in_flight == 0)
 
 
 async def test_bytes_of_any_protocol_pass_and_half_an_end_is_no_end(start, mirrors) -> None:
@@ -521,9 +684,14 @@ async def test_bytes_of_any_protocol_pass_and_half_an_end_is_no_end(start, mirro
         head = await reader.readuntil(b"\r\n\r\n")
         if b"Upgrade: strange" not in head:
             page = b'{"object": "list", "data": [{"id": "odd"}]}'
-            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nContent-Type: application/json\r\nConnection: close\r\n\r\n%b" % (len(page), page))
+            writer.write(
+                b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nContent-Type: application/json\r\nConnection: close\r\n\r\n%b"
+                % (len(page), page)
+            )
         else:
-            writer.write(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: strange\r\n\r\nhello\n")
+            writer.write(
+                b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: strange\r\n\r\nhello\n"
+            )
             data = await reader.read()
             writer.write(b"%d bytes, the end" % len(data))
         await writer.drain()
@@ -548,19 +716,27 @@ async def test_bytes_of_any_protocol_pass_and_half_an_end_is_no_end(start, mirro
 UPGRADE = b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
 
 
-@pytest.mark.parametrize(("line", "variables", "status"), [
-    (b"GET /some/where", {}, b"HTTP/1.1 200"),                              # the server does not switch: its answer is given
-    (b"GET /backends/nobody/x", {}, b"HTTP/1.1 404"),
-    (b"GET /slots", {"APPLIANCE_API_KEYS": "client-key-1"}, b"HTTP/1.1 401"),
-    (b"GET /slots", {"PASSTHROUGH": "off"}, b"HTTP/1.1 404"),
-    (b"GET /healthz", {}, b"HTTP/1.1 200"),                                 # ours: it does not switch
-])
-async def test_a_request_to_switch_is_answered_in_http_where_it_is_not_granted(start, mirrors, line: bytes, variables: dict[str, str],
-                                                                             status: bytes) -> None:
+@pytest.mark.parametrize(
+    ("line", "variables", "status"),
+    [
+        (b"GET /some/where", {}, b"HTTP/1.1 200"),  # the server does not switch: its answer is given
+        (b"GET /backends/nobody/x", {}, b"HTTP/1.1 404"),
+        (b"GET /slots", {"APPLIANCE_API_KEYS": "client-key-1"}, b"HTTP/1.1 401"),
+        (b"GET /slots", {"PASSTHROUGH": "off"}, b"HTTP/1.1 404"),
+        (b"GET /healthz", {}, b"HTTP/1.1 200"),  # ours: it does not switch
+    ],
+)
+async def test_a_request_to_switch_is_answered_in_http_where_it_is_not_granted(
+    start,
+    mirrors,
+    line: bytes,
+    variables: dict[str, str],
+    status: bytes,
+) -> None:
     running = await start(**named(await mirrors()), **variables)
     answer = await raw(running, line + b" HTTP/1.1\r\nHost: x\r\n" + UPGRADE, until_end=False)
     assert answer.startswith(status)
-    assert await until(lambda: running.appliance.desk.in_flight == 0)
+    assert await until(lambda: running.appliance.pipeline.in_flight == 0)
 
 
 async def test_a_server_that_is_gone_or_silent_refuses_the_switch(start, mirrors) -> None:
@@ -568,6 +744,10 @@ async def test_a_server_that_is_gone_or_silent_refuses_the_switch(start, mirrors
     running = await start(**named(servers) | {"METRICS_CACHE_TTL_SECONDS": "30"})
     await servers[0].stop()
     for _ in range(2):
-        assert b" 200 " in await raw(running, b"GET /some/where HTTP/1.1\r\nHost: x\r\n" + UPGRADE, until_end=False)
+        assert b" 200 " in await raw(
+            running, b"GET /some/where HTTP/1.1\r\nHost: x\r\n" + UPGRADE, until_end=False
+        )
     await servers[1].stop()
-    assert (await raw(running, b"GET /some/where HTTP/1.1\r\nHost: x\r\n" + UPGRADE)).startswith(b"HTTP/1.1 503")
+    assert (await raw(running, b"GET /some/where HTTP/1.1\r\nHost: x\r\n" + UPGRADE)).startswith(
+        b"HTTP/1.1 503"
+    )

@@ -13,7 +13,9 @@ from tests.journeys.running import Process, Spawn, free_port
 
 def post(running: Process, text: str, *, stream: bool = False, timeout: float = 20):
     body = json.dumps({"stream": stream, "messages": [{"role": "user", "content": text}]}).encode()
-    return urllib.request.urlopen(urllib.request.Request(running.base_url + "/v1/chat/completions", body), timeout=timeout)
+    return urllib.request.urlopen(
+        urllib.request.Request(running.base_url + "/v1/chat/completions", body), timeout=timeout
+    )
 
 
 def wait(running: Process, seconds: float = 15) -> int:
@@ -45,7 +47,9 @@ def test_sigterm_lets_a_running_answer_end_then_exits_with_0(appliance: Process)
 
 def test_a_second_sigterm_hurries(spawn: Spawn) -> None:
     running = spawn(SHUTDOWN_GRACE_S="60")
-    asking = threading.Thread(target=lambda: _ignore(lambda: post(running, "demo: slow 50", timeout=60).read()))
+    asking = threading.Thread(
+        target=lambda: _ignore(lambda: post(running, "demo: slow 50", timeout=60).read())
+    )
     asking.start()
     time.sleep(0.4)
     running.process.send_signal(signal.SIGTERM)
@@ -58,7 +62,9 @@ def test_a_second_sigterm_hurries(spawn: Spawn) -> None:
 
 def test_the_grace_ends_what_does_not_end(spawn: Spawn) -> None:
     running = spawn(SHUTDOWN_GRACE_S="0.3")
-    asking = threading.Thread(target=lambda: _ignore(lambda: post(running, "demo: stall", stream=True, timeout=60).read()))
+    asking = threading.Thread(
+        target=lambda: _ignore(lambda: post(running, "demo: stall", stream=True, timeout=60).read())
+    )
     asking.start()
     time.sleep(0.4)
     running.process.send_signal(signal.SIGINT)
@@ -83,11 +89,22 @@ def test_a_port_in_use_is_said_in_one_sentence(appliance: Process, spawn: Spawn)
 
 
 def test_no_secret_reaches_log_or_command_line(spawn: Spawn) -> None:
-    secrets = {"NOVITA_API_KEY": "sk_leaky_0123456789", "APPLIANCE_API_KEYS": "leaky-client-key", "CONTROL_TOKEN": "leaky-control-token"}
-    running = spawn(NOVITA_OPENAI_ENDPOINTS=f"http://127.0.0.1:{free_port()}/v1", LOG_LEVEL="debug", **secrets)
+    secrets = {
+        "NOVITA_API_KEY": "sk_leaky_0123456789",
+        "APPLIANCE_API_KEYS": "leaky-client-key",
+        "CONTROL_TOKEN": "leaky-control-token",
+    }
+    running = spawn(
+        NOVITA_OPENAI_ENDPOINTS=f"http://127.0.0.1:{free_port()}/v1", LOG_LEVEL="debug", **secrets
+    )
     for key in ("leaky-client-key", "sk_leaky_0123456789"):
-        request = urllib.request.Request(running.base_url + "/v1/chat/completions", json.dumps(
-            {"model": "sk_leaky_0123456789", "messages": [{"role": "user", "content": "x"}]}).encode(), {"Authorization": f"Bearer {key}"})
+        request = urllib.request.Request(
+            running.base_url + "/v1/chat/completions",
+            json.dumps(
+                {"model": "sk_leaky_0123456789", "messages": [{"role": "user", "content": "x"}]}
+            ).encode(),
+            {"Authorization": f"Bearer {key}"},
+        )
         _ignore(lambda request=request: urllib.request.urlopen(request, timeout=10))
     running.process.terminate()
     assert wait(running) == 0
@@ -98,9 +115,17 @@ def test_no_secret_reaches_log_or_command_line(spawn: Spawn) -> None:
 def test_healthcheck_tells_by_its_exit_code(appliance: Process) -> None:
     port = appliance.base_url.rpartition(":")[2]
     command = [sys.executable, "-m", "appliance", "healthcheck"]
-    done = subprocess.run(command, env={"PROXY_PORT": port, "PROXY_HOST": "0.0.0.0"}, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command,
+        env={"PROXY_PORT": port, "PROXY_HOST": "0.0.0.0"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert (done.returncode, done.stdout) == (0, "healthy: serving\n")
-    done = subprocess.run(command, env={"PROXY_PORT": str(free_port())}, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, env={"PROXY_PORT": str(free_port())}, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 1
 
 

@@ -26,17 +26,22 @@ class ElsewhereHub(Hub):
 
     async def __aenter__(self):
         await super().__aenter__()
-        self.url, self.cdn = self.url.replace("127.0.0.1", "hub.test"), self.cdn.replace("127.0.0.1", "cdn.test")
+        self.url, self.cdn = (
+            self.url.replace("127.0.0.1", "hub.test"),
+            self.cdn.replace("127.0.0.1", "cdn.test"),
+        )
         return self
 
 
 async def test_engines_are_never_asked_through_a_proxy(spawn: Spawn) -> None:
     async with EngineServer("vllm") as engine, ForwardProxy(HOSTS) as proxy:
-        running = await asyncio.to_thread(spawn, BACKENDS=f"v={engine.url}", PASSTHROUGH="1", **dict.fromkeys(VARIABLES, proxy.url))
+        running = await asyncio.to_thread(
+            spawn, BACKENDS=f"v={engine.url}", PASSTHROUGH="1", **dict.fromkeys(VARIABLES, proxy.url)
+        )
         status, _, value = await ask(running)
         assert (status, value["object"]) == (200, "chat.completion")
         assert (await ask(running, path="/v1/models", method="GET"))[0] == 200
-        await ask(running, {"prompt": "hello"}, path="/tokenize")           # by the client of what is only passed on
+        await ask(running, {"prompt": "hello"}, path="/tokenize")  # by the client of what is only passed on
         assert proxy.asked == []
 
 
@@ -44,10 +49,14 @@ async def test_the_command_line_goes_through_it_and_says_what_is_wrong_with_it(t
     async with ElsewhereHub({"model.gguf": DATA}) as hub, ForwardProxy(HOSTS) as proxy:
         proxy.password = "me:rightsecret"
         for value, code, said in [
-            (f"http://me:rightsecret@127.0.0.1:{proxy.port}", 0, "1 file, 2.1 MB"), (f"http://me:wrongsecret@127.0.0.1:{proxy.port}", 1, "wants other credentials"),
-            ("socks5://me:wrongsecret@p.test:1", 78, "HTTP_PROXY names a socks5:// proxy"), ("http://me:wrongsecret@", 78, "HTTP_PROXY names no proxy"),
+            (f"http://me:rightsecret@127.0.0.1:{proxy.port}", 0, "1 file, 2.1 MB"),
+            (f"http://me:wrongsecret@127.0.0.1:{proxy.port}", 1, "wants other credentials"),
+            ("socks5://me:wrongsecret@p.test:1", 78, "HTTP_PROXY names a socks5:// proxy"),
+            ("http://me:wrongsecret@", 78, "HTTP_PROXY names no proxy"),
         ]:
-            async with download("ns/repo", "-o", tmp_path / str(code), HF_ENDPOINT=hub.url, HTTP_PROXY=value) as run:
+            async with download(
+                "ns/repo", "-o", tmp_path / str(code), HF_ENDPOINT=hub.url, HTTP_PROXY=value
+            ) as run:
                 ended, out, err = await run.end()
             assert (ended, said in out + err) == (code, True), (ended, out, err)
             assert "secret" not in out + err
@@ -61,14 +70,16 @@ async def test_a_silent_proxy_does_not_hold_up_the_end(tmp_path: Path, source: s
 
     async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         met.set()
-        await reader.read()         # what it asks
-        await reader.read()         # until it leaves
+        await reader.read()  # what it asks
+        await reader.read()  # until it leaves
         writer.close()
 
     server = await asyncio.start_server(say_nothing, "127.0.0.1", 0)
     url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    async with download(source, "-o", tmp_path / "out", HTTPS_PROXY=url, ACCESS_KEY="a", SECRET_KEY="b") as run:
-        run.patience_s = 20         # the longest that the server is waited for is three times as long
+    async with download(
+        source, "-o", tmp_path / "out", HTTPS_PROXY=url, ACCESS_KEY="a", SECRET_KEY="b"
+    ) as run:
+        run.patience_s = 20  # the longest that the server is waited for is three times as long
         await asyncio.wait_for(met.wait(), 20)
         run.process.send_signal(signal.SIGINT)
         assert (await run.end())[0] == 130
@@ -79,7 +90,9 @@ async def test_a_job_goes_through_it_and_a_reload_takes_another_one(start: Start
     variables = tmp_path / "variables"
     async with ElsewhereHub({"model.gguf": DATA}) as hub, ForwardProxy(HOSTS) as proxy:
         proxy.password = "me:rightsecret"
-        variables.write_text(f"HF_ENDPOINT={hub.url}\nHTTP_PROXY=http://me:wrongsecret@127.0.0.1:{proxy.port}\n")
+        variables.write_text(
+            f"HF_ENDPOINT={hub.url}\nHTTP_PROXY=http://me:wrongsecret@127.0.0.1:{proxy.port}\n"
+        )
         running = await start(APPLIANCE_ENV_FILE=str(variables))
         body = {"source": "ns/repo", "output_dir": "repo", "async_download": True}
 
@@ -93,7 +106,10 @@ async def test_a_job_goes_through_it_and_a_reload_takes_another_one(start: Start
         assert (job["state"], "wants other credentials" in str(job["error"])) == ("failed", True)
         variables.write_text(variables.read_text().replace("wrongsecret", "rightsecret"))
         result = await Reloader(running.appliance).reload({}, False)
-        assert (result.applied, [change.new for change in result.changes]) == (True, ["other proxies for downloads"])
+        assert (result.applied, [change.new for change in result.changes]) == (
+            True,
+            ["other proxies for downloads"],
+        )
         job = await outcome()
         assert job["state"] == "completed", job
     kept = (tmp_path / "state" / "jobs.json").read_text()

@@ -33,18 +33,41 @@ class Hub:
         self.url = ""
 
     async def info(self, request: web.Request) -> web.Response:
-        return web.json_response({"id": "ns/tiny", "modelId": "ns/tiny", "sha": COMMIT, "private": False, "tags": [], "downloads": 0, "siblings": []})
+        return web.json_response(
+            {
+                "id": "ns/tiny",
+                "modelId": "ns/tiny",
+                "sha": COMMIT,
+                "private": False,
+                "tags": [],
+                "downloads": 0,
+                "siblings": [],
+            }
+        )
 
     async def tree(self, request: web.Request) -> web.Response:
-        return web.json_response([
-            {"type": "file", "path": path, "size": len(data), "oid": hashlib.sha1(data).hexdigest(),
-             "lfs": {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 134}} for path, data in self.files.items()])
+        return web.json_response(
+            [
+                {
+                    "type": "file",
+                    "path": path,
+                    "size": len(data),
+                    "oid": hashlib.sha1(data).hexdigest(),
+                    "lfs": {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 134},
+                }
+                for path, data in self.files.items()
+            ]
+        )
 
     async def file(self, request: web.Request) -> web.StreamResponse:
         data = self.files[request.match_info["path"]]
         asked = request.http_range
         start, stop = asked.start or 0, asked.stop if asked.stop is not None else len(data)
-        headers = {"ETag": f'"{hashlib.sha256(data).hexdigest()}"', "Content-Length": str(stop - start), "Accept-Ranges": "bytes"}
+        headers = {
+            "ETag": f'"{hashlib.sha256(data).hexdigest()}"',
+            "Content-Length": str(stop - start),
+            "Accept-Ranges": "bytes",
+        }
         if "Range" in request.headers:
             headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(data)}"
         answer = web.StreamResponse(status=206 if "Range" in request.headers else 200, headers=headers)
@@ -62,8 +85,14 @@ async def hub(tiny_models: Path) -> AsyncIterator[Hub]:
     data = (tiny_models / "tiny-chat.gguf").read_bytes()
     hub = Hub({"tiny.Q4_K_M.gguf": data, "tiny.Q8_0.gguf": data + b"\0" * 64, "README.md": b"# tiny"})
     app = web.Application()
-    app.add_routes([web.get("/api/models/ns/tiny/revision/{revision}", hub.info), web.get("/api/models/ns/tiny/tree/{revision}", hub.tree),
-                    web.get("/api/models/ns/tiny", hub.info), web.get("/ns/tiny/resolve/{revision}/{path:.+}", hub.file)])
+    app.add_routes(
+        [
+            web.get("/api/models/ns/tiny/revision/{revision}", hub.info),
+            web.get("/api/models/ns/tiny/tree/{revision}", hub.tree),
+            web.get("/api/models/ns/tiny", hub.info),
+            web.get("/ns/tiny/resolve/{revision}/{path:.+}", hub.file),
+        ]
+    )
     runner = web.AppRunner(app, shutdown_timeout=0.1)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -78,14 +107,20 @@ def client(base_url: str) -> ollama.AsyncClient:
     return ollama.AsyncClient(host=base_url, timeout=60)
 
 
-async def test_a_model_is_pulled_serves_and_is_removed_where_there_was_none(start: Callable[..., Any], llama_binary: str, hub: Hub, tmp_path: Path) -> None:
+async def test_a_model_is_pulled_serves_and_is_removed_where_there_was_none(
+    start: Callable[..., Any], llama_binary: str, hub: Hub, tmp_path: Path
+) -> None:
     running: Running = await start(LLAMA_SERVER_PATH=llama_binary, HF_ENDPOINT=hub.url)
     ours = client(running.base_url)
     lines = [part async for part in await ours.pull(NAME, stream=True)]
     digest = hashlib.sha256(hub.files["tiny.Q4_K_M.gguf"]).hexdigest()
     size = len(hub.files["tiny.Q4_K_M.gguf"])
     assert [line.status for line in lines if not line.status.startswith(f"pulling {digest[:12]}")] == [
-        "pulling manifest", "verifying sha256 digest", "writing manifest", "success"]
+        "pulling manifest",
+        "verifying sha256 digest",
+        "writing manifest",
+        "success",
+    ]
     assert {(line.digest, line.total) for line in lines if line.digest} == {(f"sha256:{digest}", size)}
     assert lines[-4].completed == size
     assert hub.sent_bytes == size
@@ -95,7 +130,7 @@ async def test_a_model_is_pulled_serves_and_is_removed_where_there_was_none(star
     assert (models[NAME].size, models[NAME].details.format) == (size, "gguf")
     assert (await ours.chat(model=NAME, messages=HELLO)).message.content == REPLY
     assert (await ours.pull(NAME)).status == "success"
-    assert hub.sent_bytes == size                   # it was there
+    assert hub.sent_bytes == size  # it was there
     assert NAME in {model.model for model in (await ours.ps()).models}
     assert (await ours.delete(NAME)).status == "success"
     assert not folder.exists()
@@ -104,7 +139,9 @@ async def test_a_model_is_pulled_serves_and_is_removed_where_there_was_none(star
         await ours.delete(NAME)
 
 
-async def test_a_pull_that_a_kill_cut_off_goes_on_at_the_next_start_and_serves(spawn: Callable[..., Any], llama_binary: str, hub: Hub) -> None:
+async def test_a_pull_that_a_kill_cut_off_goes_on_at_the_next_start_and_serves(
+    spawn: Callable[..., Any], llama_binary: str, hub: Hub
+) -> None:
     variables = {"LLAMA_SERVER_PATH": llama_binary, "HF_ENDPOINT": hub.url}
     hub.go_on.clear()
     first = await asyncio.to_thread(spawn, **variables)
@@ -123,21 +160,30 @@ async def test_a_pull_that_a_kill_cut_off_goes_on_at_the_next_start_and_serves(s
             if jobs[0]["state"] == "completed":
                 break
             await asyncio.sleep(0.05)
-        assert [(job["state"], job["source"], job["model"]) for job in jobs] == [("completed", "hf://ns/tiny", NAME)]
+        assert [(job["state"], job["source"], job["model"]) for job in jobs] == [
+            ("completed", "hf://ns/tiny", NAME)
+        ]
     assert (await client(second.base_url).chat(model=NAME, messages=HELLO)).message.content == REPLY
-    third = await asyncio.to_thread(spawn, **variables)         # and is in the table of any later start
+    third = await asyncio.to_thread(spawn, **variables)  # and is in the table of any later start
     assert NAME in {model.model for model in (await client(third.base_url).list()).models}
 
 
-async def test_what_the_hub_does_not_have_is_said_as_ollama_says_it(start: Callable[..., Any], hub: Hub) -> None:
+async def test_what_the_hub_does_not_have_is_said_as_ollama_says_it(
+    start: Callable[..., Any], hub: Hub
+) -> None:
     running: Running = await start(HF_ENDPOINT=hub.url)
-    for name, text in (("hf.co/ns/tiny:Q2_K", "The specified tag is not available"), ("hf.co/ns/nobody", "does not have it")):
+    for name, text in (
+        ("hf.co/ns/tiny:Q2_K", "The specified tag is not available"),
+        ("hf.co/ns/nobody", "does not have it"),
+    ):
         with pytest.raises(ollama.ResponseError, match=f"pull model manifest: .*{text}") as caught:
             await client(running.base_url).pull(name)
         assert caught.value.status_code == 404
 
 
-async def test_a_download_by_http_by_the_sidecar_and_from_a_terminal_is_one_folder(start: Callable[..., Any], hub: Hub, tmp_path: Path) -> None:
+async def test_a_download_by_http_by_the_sidecar_and_from_a_terminal_is_one_folder(
+    start: Callable[..., Any], hub: Hub, tmp_path: Path
+) -> None:
     port = free_port()
     running: Running = await start(HF_ENDPOINT=hub.url, SIDECAR_PORT=str(port))
     terminal = Terminal(running)
@@ -147,15 +193,27 @@ async def test_a_download_by_http_by_the_sidecar_and_from_a_terminal_is_one_fold
         answer = await http.post(f"http://127.0.0.1:{port}/v1/download_model", json=asked)
         assert (answer.status_code, answer.json()["status"], answer.json()["files"]) == (200, "completed", 2)
         assert {path.name for path in folder.iterdir() if path.is_file()} >= {"README.md", "tiny.Q4_K_M.gguf"}
-        answer = await http.post(f"http://127.0.0.1:{port}/v1/download_model", json={"source": "ns/nobody", "output_dir": "b"})
+        answer = await http.post(
+            f"http://127.0.0.1:{port}/v1/download_model", json={"source": "ns/nobody", "output_dir": "b"}
+        )
         assert (answer.status_code, answer.json()["detail"].startswith("Download failed: ")) == (500, True)
-        assert (await http.post(f"http://127.0.0.1:{port}/v1/download_model", json={"source": "x/y"})).status_code == 400
+        assert (
+            await http.post(f"http://127.0.0.1:{port}/v1/download_model", json={"source": "x/y"})
+        ).status_code == 400
         (folder / "README.md").write_bytes(b"spoilt")
-        checked = (await http.post(f"{running.base_url}/v1/downloads/verify", json={"output_dir": "a"})).json()
+        checked = (
+            await http.post(f"{running.base_url}/v1/downloads/verify", json={"output_dir": "a"})
+        ).json()
         assert [flaw["path"] for flaw in checked["flaws"]] == ["README.md"]
-        assert (await http.post(f"{running.base_url}/v1/downloads/repair", json={"output_dir": "a"})).status_code == 200
-        assert (await http.post(f"{running.base_url}/v1/downloads/verify", json={"output_dir": "a"})).json()["ok"]
-    assert await terminal.run("download", "ns/tiny", "-o", "a", "-c", '{"include": "*.md"}') == 0, terminal.err
+        assert (
+            await http.post(f"{running.base_url}/v1/downloads/repair", json={"output_dir": "a"})
+        ).status_code == 200
+        assert (await http.post(f"{running.base_url}/v1/downloads/verify", json={"output_dir": "a"})).json()[
+            "ok"
+        ]
+    assert await terminal.run("download", "ns/tiny", "-o", "a", "-c", '{"include": "*.md"}') == 0, (
+        terminal.err
+    )
     assert terminal.out.splitlines()[-1].startswith(f"hf://ns/tiny is in {folder}")
     assert await terminal.run("jobs") == 0
     assert len(terminal.out.splitlines()) == 5
@@ -165,7 +223,9 @@ async def test_a_follower_does_not_hold_up_the_end(spawn: Callable[..., Any], hu
     hub.go_on.clear()
     process = await asyncio.to_thread(spawn, HF_ENDPOINT=hub.url, SHUTDOWN_GRACE_S="30")
     async with httpx.AsyncClient(base_url=process.base_url, timeout=20) as http:
-        waiting = asyncio.create_task(http.post("/v1/download_model", json={"source": "ns/tiny", "output_dir": "a"}))
+        waiting = asyncio.create_task(
+            http.post("/v1/download_model", json={"source": "ns/tiny", "output_dir": "a"})
+        )
         assert await until(lambda: hub.sent_bytes > 0, seconds=20)
         job_id = (await http.get("/v1/jobs")).json()["jobs"][0]["id"]
         following = asyncio.create_task(http.get(f"/v1/jobs/{job_id}/stream"))
@@ -177,11 +237,18 @@ async def test_a_follower_does_not_hold_up_the_end(spawn: Callable[..., Any], hu
         assert feed.text.rstrip().splitlines()[-2] == "event: interrupted"
 
 
-async def test_a_reload_changes_where_downloads_may_go_and_from_where_they_come(start: Callable[..., Any], hub: Hub, tmp_path: Path) -> None:
+async def test_a_reload_changes_where_downloads_may_go_and_from_where_they_come(
+    start: Callable[..., Any], hub: Hub, tmp_path: Path
+) -> None:
     running: Running = await start(HF_ENDPOINT="http://127.0.0.1:9")
     terminal, folder = Terminal(running), tmp_path / "elsewhere"
     wanted = ("download", "ns/tiny", "-o", str(folder), "-c", '{"include": "*.md"}')
     assert await terminal.run(*wanted) == 4
-    assert await terminal.run("reload", "--set", f"DOWNLOAD_ALLOWED_DIRS={folder}", "--set", f"HF_ENDPOINT={hub.url}") == 0, terminal.err
+    assert (
+        await terminal.run(
+            "reload", "--set", f"DOWNLOAD_ALLOWED_DIRS={folder}", "--set", f"HF_ENDPOINT={hub.url}"
+        )
+        == 0
+    ), terminal.err
     assert await terminal.run(*wanted) == 0, terminal.err
     assert (folder / "README.md").read_bytes() == b"# tiny"

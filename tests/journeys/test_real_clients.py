@@ -12,9 +12,20 @@ from tests.journeys.running import Running
 from tests.journeys.test_real_llama import behind
 from tests.tools.tiny_models import REPLY, REPLY_TOKENS
 
-WEATHER = {"type": "function", "function": {"name": "get_weather", "description": "The weather of a city", "parameters": {
-    "type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}}}
-SCHEMA = {"type": "object", "properties": {"number": {"type": "integer"}}, "required": ["number"], "additionalProperties": False}
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "The weather of a city",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    },
+}
+SCHEMA = {
+    "type": "object",
+    "properties": {"number": {"type": "integer"}},
+    "required": ["number"],
+    "additionalProperties": False,
+}
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 # As random as it gets: the tiny model is sure of its sentence at usual temperatures.
 RANDOM = {"temperature": 80.0, "max_tokens": 12, "extra_body": {"top_k": 0, "top_p": 1.0, "min_p": 0.0}}
@@ -41,15 +52,23 @@ def tags(running: Running) -> ollama.AsyncClient:
 
 async def test_chat(client: openai.AsyncOpenAI) -> None:
     made = await client.chat.completions.create(model="tiny", messages=HELLO)
-    assert (made.model, made.choices[0].message.content, made.choices[0].finish_reason) == ("tiny", REPLY, "stop")
+    assert (made.model, made.choices[0].message.content, made.choices[0].finish_reason) == (
+        "tiny",
+        REPLY,
+        "stop",
+    )
     assert made.usage is not None
     assert made.usage.completion_tokens == REPLY_TOKENS
 
 
 async def test_a_stream_comes_in_pieces_with_its_usage(client: openai.AsyncOpenAI) -> None:
-    stream = await client.chat.completions.create(model="tiny", messages=HELLO, stream=True, stream_options={"include_usage": True})
+    stream = await client.chat.completions.create(
+        model="tiny", messages=HELLO, stream=True, stream_options={"include_usage": True}
+    )
     chunks = [chunk async for chunk in stream]
-    pieces = [chunk.choices[0].delta.content for chunk in chunks if chunk.choices and chunk.choices[0].delta.content]
+    pieces = [
+        chunk.choices[0].delta.content for chunk in chunks if chunk.choices and chunk.choices[0].delta.content
+    ]
     assert "".join(pieces) == REPLY
     assert len(pieces) >= 10
     assert {chunk.model for chunk in chunks} == {"tiny"}
@@ -59,7 +78,9 @@ async def test_a_stream_comes_in_pieces_with_its_usage(client: openai.AsyncOpenA
 
 
 async def test_a_tool_is_called_with_arguments_that_fit(client: openai.AsyncOpenAI) -> None:
-    made = await client.chat.completions.create(model="tiny", messages=HELLO, tools=[WEATHER], tool_choice="required")
+    made = await client.chat.completions.create(
+        model="tiny", messages=HELLO, tools=[WEATHER], tool_choice="required"
+    )
     choice = made.choices[0]
     assert choice.finish_reason == "tool_calls"
     assert choice.message.tool_calls is not None
@@ -67,13 +88,22 @@ async def test_a_tool_is_called_with_arguments_that_fit(client: openai.AsyncOpen
     assert call.function.name == "get_weather"
     assert isinstance(json.loads(call.function.arguments)["city"], str)
     # … and its result goes back into the conversation.
-    again = await client.chat.completions.create(model="tiny", tools=[WEATHER], messages=[
-        *HELLO, choice.message.model_dump(exclude_none=True), {"role": "tool", "tool_call_id": call.id, "content": '{"celsius": 21}'}])
+    again = await client.chat.completions.create(
+        model="tiny",
+        tools=[WEATHER],
+        messages=[
+            *HELLO,
+            choice.message.model_dump(exclude_none=True),
+            {"role": "tool", "tool_call_id": call.id, "content": '{"celsius": 21}'},
+        ],
+    )
     assert again.choices[0].message.content == REPLY
 
 
 async def test_a_streamed_tool_call_adds_up(client: openai.AsyncOpenAI) -> None:
-    stream = await client.chat.completions.create(model="tiny", messages=HELLO, tools=[WEATHER], tool_choice="required", stream=True)
+    stream = await client.chat.completions.create(
+        model="tiny", messages=HELLO, tools=[WEATHER], tool_choice="required", stream=True
+    )
     name = arguments = finish = ""
     async for chunk in stream:
         choice = chunk.choices[0]
@@ -86,7 +116,9 @@ async def test_a_streamed_tool_call_adds_up(client: openai.AsyncOpenAI) -> None:
 
 
 async def test_logprobs(client: openai.AsyncOpenAI) -> None:
-    made = await client.chat.completions.create(model="tiny", messages=HELLO, logprobs=True, top_logprobs=3, max_tokens=4)
+    made = await client.chat.completions.create(
+        model="tiny", messages=HELLO, logprobs=True, top_logprobs=3, max_tokens=4
+    )
     logprobs = made.choices[0].logprobs
     assert logprobs is not None
     assert logprobs.content is not None
@@ -100,7 +132,10 @@ async def test_logprobs(client: openai.AsyncOpenAI) -> None:
 async def test_stop_and_max_tokens(client: openai.AsyncOpenAI) -> None:
     word = REPLY.split()[3]
     made = await client.chat.completions.create(model="tiny", messages=HELLO, stop=[f" {word}"])
-    assert (made.choices[0].message.content, made.choices[0].finish_reason) == (REPLY[:REPLY.index(f" {word}")], "stop")
+    assert (made.choices[0].message.content, made.choices[0].finish_reason) == (
+        REPLY[: REPLY.index(f" {word}")],
+        "stop",
+    )
     made = await client.chat.completions.create(model="tiny", messages=HELLO, max_tokens=3)
     assert made.choices[0].finish_reason == "length"
     assert made.usage is not None
@@ -109,7 +144,11 @@ async def test_stop_and_max_tokens(client: openai.AsyncOpenAI) -> None:
 
 async def test_the_same_seed_gives_the_same_on_every_server(client: openai.AsyncOpenAI) -> None:
     async def text(seed: int) -> str:
-        return str((await client.chat.completions.create(model="tiny", messages=HELLO, seed=seed, **RANDOM)).choices[0].message.content)
+        return str(
+            (await client.chat.completions.create(model="tiny", messages=HELLO, seed=seed, **RANDOM))
+            .choices[0]
+            .message.content
+        )
 
     assert len({await text(7) for _ in range(6)}) == 1
     assert len({await text(seed) for seed in range(6)}) > 1
@@ -123,13 +162,17 @@ async def test_n_choices(client: openai.AsyncOpenAI) -> None:
         for choice in chunk.choices:
             texts[choice.index] += choice.delta.content or ""
     assert texts == {0: REPLY, 1: REPLY}
-    with pytest.raises(openai.BadRequestError):         # more than it has slots: its own sentence, not a 5xx
+    with pytest.raises(openai.BadRequestError):  # more than it has slots: its own sentence, not a 5xx
         await client.chat.completions.create(model="tiny", messages=HELLO, n=50)
 
 
 async def test_an_answer_fits_a_schema(client: openai.AsyncOpenAI) -> None:
-    made = await client.chat.completions.create(model="tiny", messages=HELLO, max_tokens=200, response_format={
-        "type": "json_schema", "json_schema": {"name": "answer", "schema": SCHEMA}})
+    made = await client.chat.completions.create(
+        model="tiny",
+        messages=HELLO,
+        max_tokens=200,
+        response_format={"type": "json_schema", "json_schema": {"name": "answer", "schema": SCHEMA}},
+    )
     assert isinstance(json.loads(str(made.choices[0].message.content))["number"], int)
 
 
@@ -139,7 +182,9 @@ async def test_completions(client: openai.AsyncOpenAI) -> None:
     stream = await client.completions.create(model="tiny", prompt="one", max_tokens=6, stream=True)
     assert "".join([chunk.choices[0].text async for chunk in stream]) == made.choices[0].text
     texts = {0: "", 1: ""}
-    async for chunk in await client.completions.create(model="tiny", prompt=["one", "two"], max_tokens=6, stream=True):
+    async for chunk in await client.completions.create(
+        model="tiny", prompt=["one", "two"], max_tokens=6, stream=True
+    ):
         for choice in chunk.choices:
             texts[choice.index] += choice.text
     assert texts == {choice.index: choice.text for choice in made.choices}
@@ -159,10 +204,14 @@ async def test_embeddings(client: openai.AsyncOpenAI) -> None:
     assert math.isclose(sum(x * x for x in made.data[0].embedding), 1.0, rel_tol=1e-3)
 
 
-async def test_pictures_are_refused_by_a_model_that_cannot_see(client: openai.AsyncOpenAI, tags: ollama.AsyncClient) -> None:
+async def test_pictures_are_refused_by_a_model_that_cannot_see(
+    client: openai.AsyncOpenAI, tags: ollama.AsyncClient
+) -> None:
     picture = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{PIXEL}"}}
     with pytest.raises(openai.BadRequestError, match="image"):
-        await client.chat.completions.create(model="tiny", messages=[{"role": "user", "content": [{"type": "text", "text": "what?"}, picture]}])
+        await client.chat.completions.create(
+            model="tiny", messages=[{"role": "user", "content": [{"type": "text", "text": "what?"}, picture]}]
+        )
     with pytest.raises(ollama.ResponseError, match="image") as caught:
         await tags.chat(model="tiny", messages=[{"role": "user", "content": "what?", "images": [PIXEL]}])
     assert caught.value.status_code == 400
@@ -186,7 +235,7 @@ async def test_ollama_generate_and_its_options(tags: ollama.AsyncClient) -> None
     assert (made.done_reason, made.eval_count) == ("length", 3)
     word = REPLY.split()[3]
     made = await tags.generate(model="tiny", prompt="hello", options={"stop": [f" {word}"]})
-    assert made.response == REPLY[:REPLY.index(f" {word}")]
+    assert made.response == REPLY[: REPLY.index(f" {word}")]
 
 
 async def test_ollama_tools_and_formats(tags: ollama.AsyncClient) -> None:

@@ -22,7 +22,11 @@ QUICK = {"METRICS_CACHE_TTL_SECONDS": "0.5", "SLOW_START_S": "0", "BACKEND_START
 
 
 def behind(*servers: LlamaServer, **variables: str) -> dict[str, str]:
-    return QUICK | {"BACKENDS": ",".join(f"{chr(97 + n)}={server.url}" for n, server in enumerate(servers))} | variables
+    return (
+        QUICK
+        | {"BACKENDS": ",".join(f"{chr(97 + n)}={server.url}" for n, server in enumerate(servers))}
+        | variables
+    )
 
 
 def content(value: Any) -> str:
@@ -86,27 +90,36 @@ async def test_one_is_killed_in_the_middle_of_two_hundred(start, llama: Llama) -
     running = await start(**behind(*servers, QUEUE_LIMIT="500"))
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(connector=connector) as session:
+
         async def one(number: int) -> tuple[str, str]:
             body = long_body(40 + number % 60) if number % 2 else {"model": "tiny", "messages": HELLO}
             if number % 4 < 2:
                 return await streamed(session, running, body)
-            async with session.post(running.v1 + "/chat/completions", json=body | {"stream": False}) as response:
+            async with session.post(
+                running.v1 + "/chat/completions", json=body | {"stream": False}
+            ) as response:
                 value = await response.json()
-                return ("done", content(value)) if response.status == 200 else (f"status_{response.status}", str(value))
+                return (
+                    ("done", content(value))
+                    if response.status == 200
+                    else (f"status_{response.status}", str(value))
+                )
 
         tasks = [asyncio.create_task(one(number)) for number in range(200)]
         while sum(task.done() for task in tasks) < 50:
             await asyncio.sleep(0.002)
         in_flight = running.appliance.router.state("a").in_flight
         servers[0].kill9()
-        after = await asyncio.gather(*(streamed(session, running, {"model": "tiny", "messages": HELLO}) for _ in range(4)))
+        after = await asyncio.gather(
+            *(streamed(session, running, {"model": "tiny", "messages": HELLO}) for _ in range(4))
+        )
         ends = await asyncio.wait_for(asyncio.gather(*tasks), 90)
     counts = Counter(end for end, _ in ends)
     assert set(counts) <= {"done", "error"}
-    assert counts["error"] <= in_flight                             # only what had begun to answer there
+    assert counts["error"] <= in_flight  # only what had begun to answer there
     assert all(text.startswith(REPLY) for end, text in ends if end == "done")
     assert after == [("done", REPLY)] * 4
-    assert running.appliance.desk.in_flight == 0
+    assert running.appliance.pipeline.in_flight == 0
     errors = [receipt for receipt in running.appliance.receipts.latest(1000) if receipt.finish == "cut_off"]
     assert len(errors) == counts["error"]
     assert {receipt.backend for receipt in errors} <= {"a"}
@@ -136,7 +149,7 @@ async def test_one_that_hangs_gives_up_its_requests_and_comes_back(start, llama:
         began_s = time.monotonic()
         answers = await asyncio.wait_for(asyncio.gather(*(ask(running) for _ in range(12))), 60)
         assert {(status, content(value)) for status, _, value in answers} == {(200, REPLY)}
-        assert time.monotonic() - began_s < 60                      # not BACKEND_TIMEOUT_SECONDS
+        assert time.monotonic() - began_s < 60  # not BACKEND_TIMEOUT_SECONDS
         assert running.appliance.router.state("a").standing != "ready"
     finally:
         servers[0].resume()
@@ -146,16 +159,23 @@ async def test_one_that_hangs_gives_up_its_requests_and_comes_back(start, llama:
 async def test_a_drained_one_ends_what_it_has_and_gets_no_more(start, llama: Llama) -> None:
     servers = [await llama(), await llama()]
     running = await start(**behind(*servers))
-    async with aiohttp.ClientSession() as session, grpc.aio.insecure_channel(running.control_address) as channel:
+    async with (
+        aiohttp.ClientSession() as session,
+        grpc.aio.insecure_channel(running.control_address) as channel,
+    ):
         stub = control_pb2_grpc.ControlStub(channel)
         under_way = [asyncio.create_task(streamed(session, running, long_body(800))) for _ in range(4)]
-        assert await until(lambda: [running.appliance.router.state(name).in_flight for name in "ab"] == [2, 2])
+        assert await until(
+            lambda: [running.appliance.router.state(name).in_flight for name in "ab"] == [2, 2]
+        )
         await stub.DrainBackend(pb.DrainBackendRequest(name="a"))
         others = await asyncio.gather(*(ask(running) for _ in range(6)))
         assert {backend(headers) for _, headers, _ in others} == {"b"}
         assert [end for end, _ in await asyncio.gather(*under_way)] == ["done"] * 4
         await stub.DrainBackend(pb.DrainBackendRequest(name="a", resume=True))
-        assert {backend(headers) for _, headers, _ in await asyncio.gather(*(ask(running) for _ in range(8)))} == {"a", "b"}
+        assert {
+            backend(headers) for _, headers, _ in await asyncio.gather(*(ask(running) for _ in range(8)))
+        } == {"a", "b"}
 
 
 async def test_full_slots_make_a_line_and_never_more_than_the_slots(start, llama: Llama) -> None:
@@ -163,7 +183,9 @@ async def test_full_slots_make_a_line_and_never_more_than_the_slots(start, llama
     running = await start(**behind(*servers, QUEUE_LIMIT="2"))
     async with aiohttp.ClientSession() as session:
         under_way = [asyncio.create_task(streamed(session, running, long_body(2000))) for _ in range(2)]
-        assert await until(lambda: [running.appliance.router.state(name).in_flight for name in "ab"] == [1, 1])
+        assert await until(
+            lambda: [running.appliance.router.state(name).in_flight for name in "ab"] == [1, 1]
+        )
         waiting = [asyncio.create_task(ask(running)) for _ in range(2)]
         assert await until(lambda: running.appliance.router.dispatcher.waiting == 2)
         status, headers, value = await ask(running)
@@ -174,14 +196,20 @@ async def test_full_slots_make_a_line_and_never_more_than_the_slots(start, llama
         assert [end for end, _ in await asyncio.gather(*under_way)] == ["done", "done"]
 
 
-LONG = 100_000          # tokens: more than fit, and so until the context is full
+LONG = 100_000  # tokens: more than fit, and so until the context is full
 LEAVERS: list[tuple[str, dict[str, Any]]] = [
-    ("/v1/chat/completions", {"messages": HELLO, "max_tokens": LONG, "stream": True}), ("/v1/chat/completions", {"messages": HELLO, "max_tokens": LONG}),
-    ("/v1/completions", {"prompt": "x", "max_tokens": LONG, "stream": True}), ("/v1/completions", {"prompt": "x", "max_tokens": LONG}),
-    ("/v1/responses", {"input": "hello", "stream": True}), ("/v1/responses", {"input": "hello"}),
-    ("/api/chat", {"messages": HELLO, "options": {"num_predict": LONG}}), ("/api/chat", {"messages": HELLO, "stream": False, "options": {"num_predict": LONG}}),
-    ("/api/generate", {"prompt": "x", "options": {"num_predict": LONG}}), ("/api/generate", {"prompt": "x", "stream": False, "options": {"num_predict": LONG}}),
-    ("/completion", {"prompt": "x", "n_predict": LONG, "stream": True}), ("/backends/a/completion", {"prompt": "x", "n_predict": LONG, "stream": True}),
+    ("/v1/chat/completions", {"messages": HELLO, "max_tokens": LONG, "stream": True}),
+    ("/v1/chat/completions", {"messages": HELLO, "max_tokens": LONG}),
+    ("/v1/completions", {"prompt": "x", "max_tokens": LONG, "stream": True}),
+    ("/v1/completions", {"prompt": "x", "max_tokens": LONG}),
+    ("/v1/responses", {"input": "hello", "stream": True}),
+    ("/v1/responses", {"input": "hello"}),
+    ("/api/chat", {"messages": HELLO, "options": {"num_predict": LONG}}),
+    ("/api/chat", {"messages": HELLO, "stream": False, "options": {"num_predict": LONG}}),
+    ("/api/generate", {"prompt": "x", "options": {"num_predict": LONG}}),
+    ("/api/generate", {"prompt": "x", "stream": False, "options": {"num_predict": LONG}}),
+    ("/completion", {"prompt": "x", "n_predict": LONG, "stream": True}),
+    ("/backends/a/completion", {"prompt": "x", "n_predict": LONG, "stream": True}),
 ]
 
 
@@ -194,13 +222,13 @@ async def test_who_leaves_frees_the_slot_within_a_second(start, llama: Llama) ->
             task = asyncio.create_task(session.post(running.base_url + path, json=body | {"model": "tiny"}))
             assert await busy(server), path
             await asyncio.sleep(0.05)
-            assert await asyncio.to_thread(server.busy) == 1, path      # it really goes on
+            assert await asyncio.to_thread(server.busy) == 1, path  # it really goes on
             if task.done():
                 task.result().close()
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
         assert await idle(server), path
-    assert await until(lambda: running.appliance.desk.in_flight == 0)
+    assert await until(lambda: running.appliance.pipeline.in_flight == 0)
     async with grpc.aio.insecure_channel(running.control_address) as channel:
         stub = control_pb2_grpc.ControlStub(channel)
         for streams in (True, False):
@@ -217,42 +245,70 @@ async def test_an_answer_in_one_piece_is_what_the_server_itself_would_have_given
     """It is asked for as a stream, since this engine works on for nobody otherwise: nothing of it may be lost by that."""
     server = await llama()
     running = await start(**behind(server))
-    tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]}}}]
+    tools = [
+        {
+            "type": "function",
+            "function": {
+                "name": "f",
+                "parameters": {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]},
+            },
+        }
+    ]
     bodies: list[tuple[str, dict[str, Any]]] = [
-        ("/v1/chat/completions", {"messages": HELLO}), ("/v1/chat/completions", {"messages": HELLO, "n": 2, "max_tokens": 3}),
+        ("/v1/chat/completions", {"messages": HELLO}),
+        ("/v1/chat/completions", {"messages": HELLO, "n": 2, "max_tokens": 3}),
         ("/v1/chat/completions", {"messages": HELLO, "logprobs": True, "top_logprobs": 2, "max_tokens": 3}),
         ("/v1/chat/completions", {"messages": HELLO, "tools": tools, "tool_choice": "required"}),
-        ("/v1/completions", {"prompt": "x", "max_tokens": 4, "logprobs": 1}), ("/v1/completions", {"prompt": ["x", "y"], "max_tokens": 4})]
+        ("/v1/completions", {"prompt": "x", "max_tokens": 4, "logprobs": 1}),
+        ("/v1/completions", {"prompt": ["x", "y"], "max_tokens": 4}),
+    ]
     differing = {"id", "created", "timings", "usage"}
     async with aiohttp.ClientSession() as session:
         for path, body in bodies:
-            async with session.post(server.url + path, json=body | {"model": "tiny", "seed": 1, "cache_prompt": False}) as response:
+            async with session.post(
+                server.url + path, json=body | {"model": "tiny", "seed": 1, "cache_prompt": False}
+            ) as response:
                 own = await response.json()
-            value = (await ask(running, body | {"model": "tiny", "seed": 1, "cache_prompt": False}, path=path))[2]
+            value = (
+                await ask(running, body | {"model": "tiny", "seed": 1, "cache_prompt": False}, path=path)
+            )[2]
             assert value.keys() == own.keys(), path
             for choice in [*own["choices"], *value["choices"]]:
                 for call in choice.get("message", {}).get("tool_calls") or []:
                     call.pop("id")
-            assert {k: v for k, v in value.items() if k not in differing} == {k: v for k, v in own.items() if k not in differing}
+            assert {k: v for k, v in value.items() if k not in differing} == {
+                k: v for k, v in own.items() if k not in differing
+            }
             assert {k: value["usage"][k] for k in ("prompt_tokens", "completion_tokens")} == {
-                k: own["usage"][k] for k in ("prompt_tokens", "completion_tokens")}
+                k: own["usage"][k] for k in ("prompt_tokens", "completion_tokens")
+            }
 
 
-async def test_a_prompt_that_does_not_fit_goes_where_it_does_or_is_refused_with_the_numbers(start, llama: Llama) -> None:
+async def test_a_prompt_that_does_not_fit_goes_where_it_does_or_is_refused_with_the_numbers(
+    start, llama: Llama
+) -> None:
     small, large = await llama(ctx=512), await llama(ctx=4096)
     running = await start(**behind(small, large))
     long = [{"role": "user", "content": "word " * 300}]
     for _ in range(4):
         status, headers, value = await ask(running, {"model": "tiny", "messages": long})
         assert (status, backend(headers), content(value)) == (200, "b", REPLY)
-    status, _, value = await ask(running, {"model": "tiny", "messages": [{"role": "user", "content": "word " * 3000}]})
+    status, _, value = await ask(
+        running, {"model": "tiny", "messages": [{"role": "user", "content": "word " * 3000}]}
+    )
     error = value["error"]
     assert (status, error["code"]) == (400, "context_length_exceeded")
     assert "4096" in error["message"]
-    status, _, value = await ask(running, {"model": "tiny", "messages": HELLO, "options": {"num_ctx": 100_000}}, path="/api/chat")
+    status, _, value = await ask(
+        running, {"model": "tiny", "messages": HELLO, "options": {"num_ctx": 100_000}}, path="/api/chat"
+    )
     assert status == 400
     assert "4096" in value["error"]
-    status, headers, _ = await ask(running, {"model": "tiny", "messages": HELLO, "stream": False, "options": {"num_ctx": 2048}}, path="/api/chat")
+    status, headers, _ = await ask(
+        running,
+        {"model": "tiny", "messages": HELLO, "stream": False, "options": {"num_ctx": 2048}},
+        path="/api/chat",
+    )
     assert (status, backend(headers)) == (200, "b")
 
 
@@ -267,7 +323,9 @@ async def test_embeddings_and_reranking_find_the_server_that_does_them(start, ll
         with pytest.raises(openai.APIStatusError) as caught:
             await client.embeddings.create(model="tiny", input="one")
         assert caught.value.status_code == 501
-    status, _, value = await ask(running, {"model": "tiny-rerank", "query": "one", "documents": ["one", "two"]}, path="/v1/rerank")
+    status, _, value = await ask(
+        running, {"model": "tiny-rerank", "query": "one", "documents": ["one", "two"]}, path="/v1/rerank"
+    )
     assert (status, sorted(row["index"] for row in value["results"])) == (200, [0, 1])
 
 
@@ -279,17 +337,30 @@ async def test_its_own_addresses_are_reached_through_passage(start, llama: Llama
     assert "hello" in (await ask(running, {"messages": HELLO}, path="/apply-template"))[2]["prompt"]
     assert (await ask(running, path="/props", method="GET"))[2]["total_slots"] == 2
     assert content((await ask(running))[2]) == REPLY
-    value = (await ask(running, {"model": "tiny", "max_tokens": 200, "messages": HELLO}, path="/v1/messages"))[2]
+    value = (
+        await ask(running, {"model": "tiny", "max_tokens": 200, "messages": HELLO}, path="/v1/messages")
+    )[2]
     assert value["content"][0]["text"] == REPLY
     for name in "ab":
         assert len((await ask(running, path=f"/backends/{name}/slots", method="GET"))[2]) == 2
-        assert "llamacpp:requests_processing" in (await ask(running, path=f"/backends/{name}/metrics", method="GET"))[2]
+        assert (
+            "llamacpp:requests_processing"
+            in (await ask(running, path=f"/backends/{name}/metrics", method="GET"))[2]
+        )
     # What is set at one server is set there alone.
     status, _, _ = await ask(running, [{"id": 0, "scale": 1.0}], path="/backends/b/lora-adapters")  # type: ignore[arg-type]
     assert status == 200
-    scales = {name: (await ask(running, path=f"/backends/{name}/lora-adapters", method="GET"))[2][0]["scale"] for name in "ab"}
+    scales = {
+        name: (await ask(running, path=f"/backends/{name}/lora-adapters", method="GET"))[2][0]["scale"]
+        for name in "ab"
+    }
     assert scales == {"a": 0.0, "b": 1.0}
-    async with aiohttp.ClientSession() as session, session.post(running.base_url + "/completion", json={"prompt": "x", "n_predict": 5, "stream": True}) as response:
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(
+            running.base_url + "/completion", json={"prompt": "x", "n_predict": 5, "stream": True}
+        ) as response,
+    ):
         assert response.headers["Content-Type"].startswith("text/event-stream")
         events = [json.loads(line[6:]) async for line in response.content if line.startswith(b"data: ")]
     assert (len(events) >= 5, events[-1]["stop"]) == (True, True)
@@ -302,8 +373,12 @@ async def test_an_adapter_is_a_model_of_its_own(start, llama: Llama) -> None:
     assert listed == {"tiny", "tiny-lora"}
     names = ["tiny", "tiny-lora"] * 10
     answers = await asyncio.gather(*(ask(running, {"model": name, "messages": HELLO}) for name in names))
-    assert [content(value) for _, _, value in answers] == [LORA_REPLY if name == "tiny-lora" else REPLY for name in names]
-    assert {backend(headers) for name, (_, headers, _) in zip(names, answers, strict=True) if name == "tiny-lora"} == {"a"}
+    assert [content(value) for _, _, value in answers] == [
+        LORA_REPLY if name == "tiny-lora" else REPLY for name in names
+    ]
+    assert {
+        backend(headers) for name, (_, headers, _) in zip(names, answers, strict=True) if name == "tiny-lora"
+    } == {"a"}
     assert {value["model"] for _, _, value in answers} == {"tiny", "tiny-lora"}
 
 
@@ -314,7 +389,11 @@ async def test_a_server_that_wants_a_key_gets_the_operators(start, llama: Llama,
     running = await start(CONFIG_PATH=str(config), A_KEY="key-of-the-server", **QUICK)
     status, _, value = await ask(running, headers={"Authorization": "Bearer key-of-the-client"})
     assert (status, content(value)) == (200, REPLY)
-    assert (await ask(running, {"content": "x"}, path="/tokenize", headers={"Authorization": "Bearer key-of-the-client"}))[0] == 200
+    assert (
+        await ask(
+            running, {"content": "x"}, path="/tokenize", headers={"Authorization": "Bearer key-of-the-client"}
+        )
+    )[0] == 200
     running = await start(CONFIG_PATH=str(config), A_KEY="a-wrong-key", **QUICK)
     status, _, value = await ask(running)
     assert status in {502, 503}

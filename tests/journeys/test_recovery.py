@@ -19,7 +19,10 @@ from tests.journeys.test_passage import Mirror
 
 @pytest.fixture
 async def pair():
-    async with EngineServer("vllm", slots=64, token_s=0.05) as first, EngineServer("vllm", slots=64, token_s=0.05) as second:
+    async with (
+        EngineServer("vllm", slots=64, token_s=0.05) as first,
+        EngineServer("vllm", slots=64, token_s=0.05) as second,
+    ):
         yield first, second
 
 
@@ -29,7 +32,9 @@ def both(pair: tuple[EngineServer, EngineServer], **variables: str) -> dict[str,
 
 async def shares(running: Running, count: int) -> Counter[str]:
     """Ask so many times at the same instant; give who answered."""
-    return Counter(backend(headers) for _, headers, _ in await asyncio.gather(*(ask(running) for _ in range(count))))
+    return Counter(
+        backend(headers) for _, headers, _ in await asyncio.gather(*(ask(running) for _ in range(count)))
+    )
 
 
 async def test_one_that_comes_back_is_given_its_share_little_by_little(start, pair) -> None:
@@ -40,7 +45,7 @@ async def test_one_that_comes_back_is_given_its_share_little_by_little(start, pa
     await pair[0].start()
     assert await until(lambda: running.appliance.router.state("e0").standing == "ready", seconds=10)
     found = await shares(running, 33)
-    assert 1 <= found["e0"] <= 4                # about a tenth of what the other one is worth, and not nothing
+    assert 1 <= found["e0"] <= 4  # about a tenth of what the other one is worth, and not nothing
     assert found["e1"] == 33 - found["e0"]
 
 
@@ -57,22 +62,24 @@ async def test_one_that_fails_is_rested_and_then_tried_by_one_request(start, pai
     running = await start(**both(pair, BREAKER_FAILURES="2", BREAKER_REST_S="1", LB_STRATEGY="round_robin"))
     pair[0].faults = ["status_500"] * 3
     for _ in range(6):
-        assert (await ask(running))[0] == 200   # nobody notices
+        assert (await ask(running))[0] == 200  # nobody notices
     asked = len(pair[0].asked)
     assert (asked, running.appliance.router.state("e0").breaker) == (2, "open")
     assert set(await shares(running, 6)) == {"e1"}
     assert await until(lambda: running.appliance.router.state("e0").breaker != "open", seconds=5)
-    await shares(running, 10)                   # one of them tries it, fails, and is answered by the other
+    await shares(running, 10)  # one of them tries it, fails, and is answered by the other
     assert len(pair[0].asked) == asked + 1
     assert running.appliance.router.state("e0").breaker == "open"
     assert await until(lambda: running.appliance.router.state("e0").breaker != "open", seconds=5)
     await ask(running)
-    await ask(running)                          # well again
+    await ask(running)  # well again
     assert running.appliance.router.state("e0").breaker == "closed"
     assert (await shares(running, 10))["e0"] >= 4
 
 
-async def test_one_whose_metrics_break_is_used_by_our_own_counts_until_they_are_whole_again(start, pair) -> None:
+async def test_one_whose_metrics_break_is_used_by_our_own_counts_until_they_are_whole_again(
+    start, pair
+) -> None:
     """Numbers that were read before are forgotten: what others did there then says nothing about now."""
     running = await start(**both(pair))
     state = running.appliance.router.state
@@ -95,7 +102,12 @@ async def test_one_whose_metrics_break_is_used_by_our_own_counts_until_they_are_
 
 
 def conversation(number: int, turns: int = 1) -> dict[str, Any]:
-    beginning = [{"role": "system", "content": f"You are the assistant number {number}. " + "Think before you answer. " * 40}]
+    beginning = [
+        {
+            "role": "system",
+            "content": f"You are the assistant number {number}. " + "Think before you answer. " * 40,
+        }
+    ]
     return {"model": "tiny", "messages": beginning + HELLO * turns}
 
 
@@ -111,9 +123,12 @@ async def test_a_conversation_stays_where_its_beginning_is_cached(start, pair) -
 async def test_affinity_yields_to_load(start, pair) -> None:
     running = await start(**both(pair, LB_STRATEGY="prefix_affinity"))
     home = backend((await ask(running, conversation(1)))[1])
-    found = Counter(backend(headers) for _, headers, _ in await asyncio.gather(*(ask(running, conversation(1)) for _ in range(20))))
+    found = Counter(
+        backend(headers)
+        for _, headers, _ in await asyncio.gather(*(ask(running, conversation(1)) for _ in range(20)))
+    )
     assert set(found) == {"e0", "e1"}
-    assert 10 <= found[home] <= 12              # at most two requests' worth of preference
+    assert 10 <= found[home] <= 12  # at most two requests' worth of preference
 
 
 # ---- TLS
@@ -138,7 +153,9 @@ def server_side(ca: trustme.CA, name: str) -> ssl.SSLContext:
     return context
 
 
-async def test_a_server_of_an_own_authority_answers_and_passes(start, authority: trustme.CA, tmp_path: Path) -> None:
+async def test_a_server_of_an_own_authority_answers_and_passes(
+    start, authority: trustme.CA, tmp_path: Path
+) -> None:
     server = Mirror("llamacpp")
     server.ssl_context = server_side(authority, "127.0.0.1")
     async with server:
@@ -152,11 +169,19 @@ async def test_a_server_of_an_own_authority_answers_and_passes(start, authority:
 
 
 @pytest.mark.parametrize(("name", "trusts"), [("other.example", True), ("127.0.0.1", False)])
-async def test_one_that_is_not_who_it_should_be_gets_no_request(start, authority: trustme.CA, tmp_path: Path, name: str, trusts: bool) -> None:
+async def test_one_that_is_not_who_it_should_be_gets_no_request(
+    start,
+    authority: trustme.CA,
+    tmp_path: Path,
+    name: str,
+    trusts: bool,
+) -> None:
     server = EngineServer("llamacpp")
     server.ssl_context = server_side(authority, name)
     async with server:
-        running = await behind_tls(start, tmp_path, server, {"ca_file": str(tmp_path / "ca.pem")} if trusts else {})
+        running = await behind_tls(
+            start, tmp_path, server, {"ca_file": str(tmp_path / "ca.pem")} if trusts else {}
+        )
         status, _, _ = await ask(running)
         assert status == 503
         assert server.asked == []
@@ -164,7 +189,9 @@ async def test_one_that_is_not_who_it_should_be_gets_no_request(start, authority
         assert (await ask(running, {"content": "x"}, path="/tokenize"))[0] == 503
 
 
-async def test_verification_can_be_switched_off_and_a_certificate_of_our_own_shown(start, authority: trustme.CA, tmp_path: Path) -> None:
+async def test_verification_can_be_switched_off_and_a_certificate_of_our_own_shown(
+    start, authority: trustme.CA, tmp_path: Path
+) -> None:
     server = EngineServer("llamacpp")
     server.ssl_context = server_side(authority, "other.example")
     async with server:
@@ -178,17 +205,27 @@ async def test_verification_can_be_switched_off_and_a_certificate_of_our_own_sho
     server.ssl_context.verify_mode = ssl.CERT_REQUIRED
     authority.configure_trust(server.ssl_context)
     async with server:
-        with_one = {"ca_file": str(tmp_path / "ca.pem"), "cert_file": str(tmp_path / "cert.pem"), "key_file": str(tmp_path / "key.pem")}
+        with_one = {
+            "ca_file": str(tmp_path / "ca.pem"),
+            "cert_file": str(tmp_path / "cert.pem"),
+            "key_file": str(tmp_path / "key.pem"),
+        }
         assert (await ask(await behind_tls(start, tmp_path, server, with_one)))[0] == 200
-        assert (await ask(await behind_tls(start, tmp_path, server, {"ca_file": str(tmp_path / "ca.pem")})))[0] == 503
+        assert (await ask(await behind_tls(start, tmp_path, server, {"ca_file": str(tmp_path / "ca.pem")})))[
+            0
+        ] == 503
 
 
 async def test_who_waits_in_line_for_a_stream_gets_heartbeats(start) -> None:
     async with EngineServer("llamacpp", slots=1, token_s=0.4) as engine:
         running = await start(BACKENDS=f"e0={engine.url}", HEARTBEAT_S="0.2", **QUICK)
         async with aiohttp.ClientSession() as session:
+
             async def text() -> str:
-                async with session.post(running.v1 + "/chat/completions", json={"model": "tiny", "messages": HELLO, "stream": True}) as response:
+                async with session.post(
+                    running.v1 + "/chat/completions",
+                    json={"model": "tiny", "messages": HELLO, "stream": True},
+                ) as response:
                     return await response.text()
 
             first = asyncio.create_task(text())

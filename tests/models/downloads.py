@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from appliance.base.proxies import Proxies
-from appliance.models.download import DownloadEngine
-from appliance.models.fetching import Progress, Wish
+from appliance.downloads.contract import DownloadProgress, DownloadRequest
+from appliance.downloads.engine import DownloadEngine
+from appliance.downloads.sources.contract import SourceTimeouts
 from appliance.models.settings import ModelSettings
-from appliance.models.sources.contract import Patience
 
-QUICK = Patience(connect_s=3, first_byte_s=3, idle_s=1, tries=3, first_pause_s=0.01, longest_pause_s=0.05)
+QUICK = SourceTimeouts(
+    connect_s=3, first_byte_s=3, idle_s=1, tries=3, first_pause_s=0.01, longest_pause_s=0.05
+)
 MIB = 1 << 20
 
 
@@ -19,15 +21,30 @@ def settings(**values: object) -> ModelSettings:
     return ModelSettings.from_env({name.upper(): str(value) for name, value in values.items()})
 
 
-def engine(root: Path | None = None, *, is_trusted: bool = False, ssl_context: object = None, patience: Patience = QUICK,
-           proxies: Mapping[str, str] | None = None, **values: object) -> DownloadEngine:
+def engine(
+    root: Path | None = None,
+    *,
+    is_trusted: bool = False,
+    ssl_context: object = None,
+    patience: SourceTimeouts = QUICK,
+    proxies: Mapping[str, str] | None = None,
+    **values: object,
+) -> DownloadEngine:
     """Give an engine that may write below `root`. `proxies`: the variables that name some."""
-    return DownloadEngine(settings(**values), output_roots=None if root is None else (root,), is_trusted=is_trusted, patience=patience,
-                          ssl_context=ssl_context, proxies=Proxies.read(proxies or {}))
+    return DownloadEngine(
+        settings(**values),
+        output_roots=None if root is None else (root,),
+        is_trusted=is_trusted,
+        patience=patience,
+        ssl_context=ssl_context,
+        proxies=Proxies.read(proxies or {}),
+    )
 
 
-def wish(source: str, folder: Path, config: Mapping[str, str] | None = None, workers: int = 4) -> Wish:
-    return Wish(source, folder, workers, config or {})
+def wish(
+    source: str, folder: Path, config: Mapping[str, str] | None = None, workers: int = 4
+) -> DownloadRequest:
+    return DownloadRequest(source, folder, workers, config or {})
 
 
 def noise(size: int, seed: int = 1) -> bytes:
@@ -36,8 +53,12 @@ def noise(size: int, seed: int = 1) -> bytes:
 
 def held(folder: Path) -> dict[str, bytes]:
     """Give all that lies below a folder, our own files apart."""
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*"))
-            if path.is_file() and path.relative_to(folder).parts[0] not in {".lock", ".download", ".download.json"}}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+        and path.relative_to(folder).parts[0] not in {".lock", ".download", ".download.json"}
+    }
 
 
 def leftovers(folder: Path) -> list[str]:
@@ -45,7 +66,7 @@ def leftovers(folder: Path) -> list[str]:
     return sorted(os.listdir(folder / ".download")) if (folder / ".download").exists() else []
 
 
-class Story(list[Progress]):
+class Story(list[DownloadProgress]):
     """All that was told of a download's progress."""
 
     def phases(self) -> list[str]:

@@ -6,20 +6,32 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from appliance.base.errors import ApplianceError
-from appliance.models.fetching import Fetched, Flaw, Progress, Wish
+from appliance.downloads.contract import DownloadProgress, DownloadRequest, DownloadResult, FileFault
 
 
 @dataclass
 class Run:
     """One download or repair under way; a test lets it go on."""
 
-    wish: Wish
-    tell: Callable[[Progress], None]
+    wish: DownloadRequest
+    tell: Callable[[DownloadProgress], None]
     over: "asyncio.Future[None]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     was_cancelled: bool = False
 
-    def progress(self, done: int, total: int = 100, *, phase: str = "fetching", now: tuple[str, ...] = ("a.bin",)) -> None:
-        self.tell(Progress(files=2, total_bytes=total, done_bytes=done, fetched_bytes=done, rate_bytes_s=12.5, now=now, phase=phase))
+    def progress(
+        self, done: int, total: int = 100, *, phase: str = "fetching", now: tuple[str, ...] = ("a.bin",)
+    ) -> None:
+        self.tell(
+            DownloadProgress(
+                files=2,
+                total_bytes=total,
+                done_bytes=done,
+                fetched_bytes=done,
+                rate_bytes_s=12.5,
+                now=now,
+                phase=phase,
+            )
+        )
 
     def finish(self) -> None:
         self.over.set_result(None)
@@ -36,10 +48,12 @@ class StandinDownloader:
         self.begun = asyncio.Queue[Run]()
         self.at_once: bool | Exception = False
         self.writes: dict[str, bytes] = {}
-        self.flaws: list[Flaw] = []
+        self.flaws: list[FileFault] = []
         self.refuses: ApplianceError | None = None
 
-    async def download(self, wish: Wish, on_progress: Callable[[Progress], None] = lambda _: None) -> Fetched:
+    async def download(
+        self, wish: DownloadRequest, on_progress: Callable[[DownloadProgress], None] = lambda _: None
+    ) -> DownloadResult:
         run = Run(wish, on_progress)
         self.runs.append(run)
         self.begun.put_nowait(run)
@@ -55,16 +69,20 @@ class StandinDownloader:
             path = wish.output_dir / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
-        return Fetched(wish.output_dir, 2, 100, 60, 1.5)
+        return DownloadResult(wish.output_dir, 2, 100, 60, 1.5)
 
-    async def verify(self, folder: Path) -> list[Flaw]:
+    async def verify(self, folder: Path) -> list[FileFault]:
         if self.refuses is not None:
             raise self.refuses
         return list(self.flaws)
 
-    async def repair(self, folder: Path, on_progress: Callable[[Progress], None] = lambda _: None,
-                     config: Mapping[str, str] | None = None) -> Fetched:
-        return await self.download(Wish("", folder, config=config or {}), on_progress)
+    async def repair(
+        self,
+        folder: Path,
+        on_progress: Callable[[DownloadProgress], None] = lambda _: None,
+        config: Mapping[str, str] | None = None,
+    ) -> DownloadResult:
+        return await self.download(DownloadRequest("", folder, config=config or {}), on_progress)
 
     async def next(self) -> Run:
         """Wait for the next run to begin."""

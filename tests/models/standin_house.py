@@ -1,7 +1,7 @@
 """The real Manager over stand-ins: no process runs, loads end when the test says so, memory is what the test says, time is the test's.
 
-    house = await open_house("a", "b", places=1)
-    lease = house.ask("a"); await house.loaded("a"); (await lease).done(True)
+house = await open_house("a", "b", places=1)
+lease = house.ask("a"); await house.loaded("a"); (await lease).done(True)
 """
 
 import asyncio
@@ -14,17 +14,24 @@ import pytest
 
 from appliance.base.clock import FakeClock
 from appliance.base.tasks import Tasks
-from appliance.models.catalogue import Catalogue, Model, Params, System
-from appliance.models.entry import Entry, Lease, Live
-from appliance.models.learned import Lessons
-from appliance.models.manager import Manager
-from appliance.models.process import LoadFailed
-from appliance.models.views import RAM, DeviceView, ModelView
+from appliance.models.manager.manager import ModelManager
+from appliance.models.manager.state import Lease, ModelState, Runner
+from appliance.models.runner.load_history import LoadHistory
+from appliance.models.runner.process import LoadFailed
+from appliance.models.status.views import RAM, DeviceView, ModelView
+from appliance.models.table.catalogue import Catalogue, Model, Params, System
 
 MIB = 1 << 20
-NEED = 500 * MIB        # of each model: min_vram_required
-PROMPT_S = 3.0          # whatever is waited for in these tests comes at once, or never
-HEADER = b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", 20) + b"general.architecture" + struct.pack("<IQ", 8, 5) + b"llama"
+NEED = 500 * MIB  # of each model: min_vram_required
+PROMPT_S = 3.0  # whatever is waited for in these tests comes at once, or never
+HEADER = (
+    b"GGUF"
+    + struct.pack("<IQQ", 3, 0, 1)
+    + struct.pack("<Q", 20)
+    + b"general.architecture"
+    + struct.pack("<IQ", 8, 5)
+    + b"llama"
+)
 
 
 async def settle(turns: int = 30) -> None:
@@ -77,79 +84,97 @@ class StandinLoader:
 
     def __init__(self) -> None:
         self.records = NoRecords()
-        self.begun: list[str] = []                      # aliases, in the order of loads
-        self.loading: dict[int, tuple[Live, asyncio.Future[None]]] = {}
-        self.running: dict[int, Live] = {}
-        self.ports: dict[int, int] = {}                 # port → Live.serial
-        self.engines: list[int] = []                    # ports where somebody really listens, for the next loads
+        self.begun: list[str] = []  # aliases, in the order of loads
+        self.loading: dict[int, tuple[Runner, asyncio.Future[None]]] = {}
+        self.running: dict[int, Runner] = {}
+        self.ports: dict[int, int] = {}  # port → Live.serial
+        self.engines: list[int] = []  # ports where somebody really listens, for the next loads
         self.stopped: list[str] = []
-        self.killed_with: list[int] = []                # requests that each stop found active
-        self.cut_off: set[int] = set()                  # llama-servers (Live.serial) that were stopped with requests
+        self.killed_with: list[int] = []  # requests that each stop found active
+        self.cut_off: set[int] = set()  # llama-servers (Live.serial) that were stopped with requests
         self.stops_at_once = True
         self.may_stop = asyncio.Event()
 
     async def look(self, catalogue: Catalogue) -> None:
         """There is no program to look at."""
 
-    async def load(self, live: Live, entry: Entry, catalogue: Catalogue, on_look: Callable[[], None]) -> None:
-        self.begun.append(live.alias)
-        live.port = self.engines.pop(0) if self.engines else next(port for port in range(9000, 9999) if port not in self.ports)
-        self.ports[live.port] = live.serial
+    async def load(
+        self, runner: Runner, entry: ModelState, catalogue: Catalogue, on_look: Callable[[], None]
+    ) -> None:
+        self.begun.append(runner.alias)
+        runner.port = (
+            self.engines.pop(0)
+            if self.engines
+            else next(port for port in range(9000, 9999) if port not in self.ports)
+        )
+        self.ports[runner.port] = runner.serial
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        process: Any = StandinProcess(Path(f"/nowhere/{live.alias}.log"))
-        live.process = process
+        process: Any = StandinProcess(Path(f"/nowhere/{runner.alias}.log"))
+        runner.process = process
         try:
-            if live.is_told_to_go:
+            if runner.is_told_to_go:
                 raise LoadFailed("it was told to go before it was started")
-            self.loading[live.serial] = (live, future)
+            self.loading[runner.serial] = (runner, future)
             await future
             if process.exited.is_set():
                 raise LoadFailed("it was stopped in the moment when it was ready")
-            self.running[live.serial] = live
+            self.running[runner.serial] = runner
         except BaseException:
-            self.free(live)
+            self.free(runner)
             raise
         finally:
-            self.loading.pop(live.serial, None)
+            self.loading.pop(runner.serial, None)
 
-    async def stop(self, live: Live) -> str:
-        self.free(live)
-        found = self.loading.get(live.serial)
+    async def stop(self, runner: Runner) -> str:
+        self.free(runner)
+        found = self.loading.get(runner.serial)
         if found is not None:
             if not found[1].done():
                 found[1].set_exception(LoadFailed("it was stopped"))
-            live.process.end(-15)  # type: ignore[union-attr]
-            self.stopped.append(live.alias)
+            runner.process.end(-15)  # type: ignore[union-attr]
+            self.stopped.append(runner.alias)
             return "term"
-        process: Any = live.process
+        process: Any = runner.process
         if process is None or process.exited.is_set():
-            self.running.pop(live.serial, None)
+            self.running.pop(runner.serial, None)
             return "ended"
-        self.killed_with.append(live.active)
-        if live.active:
-            self.cut_off.add(live.serial)
+        self.killed_with.append(runner.active)
+        if runner.active:
+            self.cut_off.add(runner.serial)
         if not self.stops_at_once:
             await self.may_stop.wait()
-        self.running.pop(live.serial, None)
+        self.running.pop(runner.serial, None)
         process.end(-15)
-        self.stopped.append(live.alias)
+        self.stopped.append(runner.alias)
         return "term"
 
-    def free(self, live: Live) -> None:
-        if self.ports.get(live.port) == live.serial:
-            self.ports.pop(live.port)
+    def free(self, runner: Runner) -> None:
+        if self.ports.get(runner.port) == runner.serial:
+            self.ports.pop(runner.port)
 
     def ready(self, alias: str) -> None:
         """The latest load of a model comes to ready."""
-        next(future for live, future in reversed(list(self.loading.values())) if live.alias == alias and not future.done()).set_result(None)
+        next(
+            future
+            for runner, future in reversed(list(self.loading.values()))
+            if runner.alias == alias and not future.done()
+        ).set_result(None)
 
     def fail(self, alias: str, reason: str, *, can_retry: bool) -> None:
-        future = next(future for live, future in reversed(list(self.loading.values())) if live.alias == alias and not future.done())
+        future = next(
+            future
+            for runner, future in reversed(list(self.loading.values()))
+            if runner.alias == alias and not future.done()
+        )
         future.set_exception(LoadFailed(reason, can_retry=can_retry))
 
     def crash(self, alias: str, code: int = -9, tail: str = "") -> None:
-        live = next(live for live in self.running.values() if live.alias == alias and not live.process.exited.is_set())  # type: ignore[union-attr]
-        process: Any = live.process
+        runner = next(
+            runner
+            for runner in self.running.values()
+            if runner.alias == alias and not runner.process.exited.is_set()
+        )  # type: ignore[union-attr]
+        process: Any = runner.process
         process.tail = [tail] if tail else []
         process.end(code)
 
@@ -159,7 +184,7 @@ class StandinMemory:
 
     def __init__(self, loader: StandinLoader, *, total_bytes: int, devices: tuple[int, ...] = (RAM,)) -> None:
         self._loader, self.total_bytes, self.indices = loader, total_bytes, devices
-        self.told: dict[int, int] = {}          # what `of_process` tells
+        self.told: dict[int, int] = {}  # what `of_process` tells
 
     @property
     def is_gpu(self) -> bool:
@@ -168,15 +193,25 @@ class StandinMemory:
     def read(self) -> list[DeviceView]:
         views = []
         for index in self.indices:
-            used = sum(live.memory.get(index, 0) for live in self._loader.running.values())
-            views.append(DeviceView(index, f"device {index}", self.total_bytes, used, self.total_bytes - used))
+            used = sum(runner.memory.get(index, 0) for runner in self._loader.running.values())
+            views.append(
+                DeviceView(index, f"device {index}", self.total_bytes, used, self.total_bytes - used)
+            )
         return views
 
     def of_process(self, pid: int) -> dict[int, int]:
         return dict(self.told)
 
 
-def model(alias: str, folder: Path, *, file: str = "", replicas: int = 1, pinned: bool = False, **params: Any) -> Model:
+def model(
+    alias: str,
+    folder: Path,
+    *,
+    file: str = "",
+    replicas: int = 1,
+    pinned: bool = False,
+    **params: Any,
+) -> Model:
     """Give a model whose file is there: a header that says nothing, so that what it needs is NEED."""
     path = folder / (file or f"{alias}.gguf")
     if not path.exists():
@@ -187,8 +222,23 @@ def model(alias: str, folder: Path, *, file: str = "", replicas: int = 1, pinned
 class StandinHouse:
     """A manager that is open, and everything around it."""
 
-    def __init__(self, manager: Manager, loader: StandinLoader, memory: StandinMemory, clock: FakeClock, tasks: Tasks, deaths: list[str]) -> None:
-        self.manager, self.loader, self.memory, self.clock, self.tasks, self.deaths = manager, loader, memory, clock, tasks, deaths
+    def __init__(
+        self,
+        manager: ModelManager,
+        loader: StandinLoader,
+        memory: StandinMemory,
+        clock: FakeClock,
+        tasks: Tasks,
+        deaths: list[str],
+    ) -> None:
+        self.manager, self.loader, self.memory, self.clock, self.tasks, self.deaths = (
+            manager,
+            loader,
+            memory,
+            clock,
+            tasks,
+            deaths,
+        )
         self.asked: list[asyncio.Task[Any]] = []
 
     def ask(self, alias: str, **how: Any) -> "asyncio.Task[Lease]":
@@ -215,7 +265,11 @@ class StandinHouse:
         await settle()
 
     async def loads(self, alias: str) -> None:
-        await until(lambda: any(live.alias == alias and not future.done() for live, future in self.loader.loading.values()))
+        await until(
+            lambda: any(
+                runner.alias == alias and not future.done() for runner, future in self.loader.loading.values()
+            )
+        )
 
     async def have(self, *aliases: str) -> None:
         """Load these models."""
@@ -245,16 +299,39 @@ async def open_house(tmp_path: Path) -> AsyncIterator[Make]:
     """Open managers: `await open_house("a", "b", places=3, slots=2, memory_mib=100_000, gpus=(), models=[…], path=None, **system)`."""
     houses: list[StandinHouse] = []
 
-    async def make(*aliases: str, models: list[Model] | None = None, places: int = 3, slots: int = 2, memory_mib: int = 100_000,
-                   gpus: tuple[int, ...] = (), lessons: Lessons | None = None, extra_wait_s: float = 30.0, **system: Any) -> StandinHouse:
-        how = System().model_copy(update={"max_concurrent_models": places, "parallel_requests": slots, "preload_delay_sec": 0, **system})
+    async def make(
+        *aliases: str,
+        models: list[Model] | None = None,
+        places: int = 3,
+        slots: int = 2,
+        memory_mib: int = 100_000,
+        gpus: tuple[int, ...] = (),
+        lessons: LoadHistory | None = None,
+        extra_wait_s: float = 30.0,
+        **system: Any,
+    ) -> StandinHouse:
+        how = System().model_copy(
+            update={
+                "max_concurrent_models": places,
+                "parallel_requests": slots,
+                "preload_delay_sec": 0,
+                **system,
+            }
+        )
         table = {one.alias: one for one in models or [model(alias, tmp_path) for alias in aliases]}
         loader, clock, deaths = StandinLoader(), FakeClock(), list[str]()
         memory = StandinMemory(loader, total_bytes=memory_mib * MIB, devices=gpus or (RAM,))
         tasks = Tasks(on_death=lambda name, error: deaths.append(f"{name}: {error!r}"))
         stand: Any = loader
-        manager = Manager(Catalogue(table, how), loader=stand, memory=memory, lessons=lessons or Lessons(None), tasks=tasks, clock=clock,
-                          extra_wait_s=extra_wait_s)
+        manager = ModelManager(
+            Catalogue(table, how),
+            loader=stand,
+            memory=memory,
+            lessons=lessons or LoadHistory(None),
+            tasks=tasks,
+            clock=clock,
+            extra_wait_s=extra_wait_s,
+        )
         house = StandinHouse(manager, loader, memory, clock, tasks, deaths)
         houses.append(house)
         await manager.open()

@@ -12,19 +12,21 @@ from typing import Any
 
 import pytest
 
-from appliance.models.catalogue import Entry, Model, Params, System, Table, read_catalogue
 from appliance.models.check import check
-from appliance.models.command import Flags, command_line, slots_of
-from appliance.models.estimate import MIB, estimate
-from appliance.models.gguf import Header, read_header
-from appliance.models.schema import schema
 from appliance.models.settings import ModelSettings
+from appliance.models.table.catalogue import Model, ModelEntry, Params, System, Table, read_catalogue
+from appliance.models.table.command import Flags, command_line, slots_of
+from appliance.models.table.estimate import MIB, estimate
+from appliance.models.table.gguf import GgufHeader, read_header
+from appliance.models.table.schema import schema
 from tests.journeys.llama_servers import HELLO, LlamaServer
 from tests.tools.tiny_models import LORA_REPLY, REPLY
 
 ROOT = Path(__file__).parents[2]
-NEW = "-fa,   --flash-attn [on|off|auto]\n--model FILE --alias --host --port --n-gpu-layers --ctx-size --batch-size --parallel --threads --metrics --slots --jinja\n" \
-      "--no-context-shift --rope-freq-base --no-mmap --embedding --chat-template --cache-type-k --cache-type-v"
+NEW = (
+    "-fa,   --flash-attn [on|off|auto]\n--model FILE --alias --host --port --n-gpu-layers --ctx-size --batch-size --parallel --threads --metrics --slots --jinja\n"
+    "--no-context-shift --rope-freq-base --no-mmap --embedding --chat-template --cache-type-k --cache-type-v"
+)
 OLD = NEW.replace("[on|off|auto]", "enable flash attention").replace("--jinja", "").replace("--slots", "")
 
 
@@ -35,24 +37,36 @@ def written(folder: Path, value: Any) -> Path:
 
 
 def read(folder: Path, value: Any, **settings: Any):
-    return read_catalogue(ModelSettings(**{"llama_server_path": Path(sys.executable), **settings}), written(folder, value))
+    return read_catalogue(
+        ModelSettings(**{"llama_server_path": Path(sys.executable), **settings}), written(folder, value)
+    )
 
 
 def test_the_example_is_what_the_table_takes_and_holds_every_default(tmp_path: Path) -> None:
     example = json.loads((ROOT / "etc" / "models.example.json").read_text())
-    catalogue, problems = read(tmp_path, {**example, "system": {**example["system"], "base_models_path": str(tmp_path)}})
+    catalogue, problems = read(
+        tmp_path, {**example, "system": {**example["system"], "base_models_path": str(tmp_path)}}
+    )
     assert [(p.is_fatal, p.remedy[:16]) for p in problems] == [(False, "There is no file")] * len(problems)
-    assert len(problems) == 8                                           # files, none of which is here
+    assert len(problems) == 8  # files, none of which is here
     assert set(catalogue.models) == {"chat", "seeing", "embedder", "ranker"}
     assert catalogue.models["chat"].path == tmp_path / "chat-7b.Q4_K_M.gguf"
     shown = catalogue.system.model_dump(mode="json")
     assert set(shown) == set(example["system"])
     given = {"llama_server_path", "base_models_path", "preload_models"}
-    assert {k: v for k, v in shown.items() if k not in given} == {k: v for k, v in example["system"].items() if k not in given}
+    assert {k: v for k, v in shown.items() if k not in given} == {
+        k: v for k, v in example["system"].items() if k not in given
+    }
 
 
 def test_the_schema_shipped_is_the_one_printed_and_the_example_obeys_it() -> None:
-    done = subprocess.run([sys.executable, "-m", "appliance", "models", "schema"], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "appliance", "models", "schema"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
     shipped = (ROOT / "etc" / "models.schema.json").read_text()
     assert shipped == done.stdout, "make it new: appliance models schema > etc/models.schema.json"
     example = json.loads((ROOT / "etc" / "models.example.json").read_text())
@@ -62,12 +76,15 @@ def test_the_schema_shipped_is_the_one_printed_and_the_example_obeys_it() -> Non
     assert (ROOT / "etc" / example["$schema"]).is_file()
     table = Table.model_validate({key: value for key, value in example.items() if key in Table.model_fields})
     shown = [set(entry.model_fields_set) for entry in table.models.values()]
-    assert set().union(*shown) == set(Entry.model_fields)
+    assert set().union(*shown) == set(ModelEntry.model_fields)
 
 
 def test_the_schema_has_the_limits_of_each_key_and_both_forms_of_an_adapter() -> None:
     kinds = schema()["$defs"]
-    assert (kinds["Entry"]["properties"]["replicas"]["minimum"], kinds["Entry"]["properties"]["replicas"]["maximum"]) == (1, 16)
+    assert (
+        kinds["Entry"]["properties"]["replicas"]["minimum"],
+        kinds["Entry"]["properties"]["replicas"]["maximum"],
+    ) == (1, 16)
     assert re.search(kinds["Entry"]["properties"]["model_path"]["pattern"], "a.GGUF")
     assert [form["type"] for form in kinds["LoraEntry"]["anyOf"]] == ["string", "object"]
     assert all(kind.get("additionalProperties", False) is False for kind in kinds.values())
@@ -76,25 +93,73 @@ def test_the_schema_has_the_limits_of_each_key_and_both_forms_of_an_adapter() ->
     assert schema()["properties"]["models"]["minProperties"] == 1
 
 
-@pytest.mark.parametrize(("value", "where", "said"), [
-    ("{", "", "no JSON"), ([1], "", "one JSON object"), ({"models": {}}, "models", "empty"), ({"models": {"a": {}}}, "models.a.model_path", "missing"),
-    ({"models": {"a": {"model_path": "a.bin"}}}, "models.a.model_path", ".gguf"), ({"models": {"a": {"model_path": "a.gguf", "x": 1}}}, "models.a.x", "not known"),
-    ({"models": {"a": {"model_path": "a.gguf", "params": {"n_ctx": 100}}}}, "models.a.params.n_ctx", "512"),
-    ({"models": {"a": {"model_path": "a.gguf", "params": {"type_k": "f8"}}}}, "models.a.params.type_k", "f16"),
-    ({"models": {"a": {"model_path": "a.gguf", "params": {"rope_freq_base": -1}}}}, "models.a.params.rope_freq_base", "0"),
-    ({"system": {"max_concurrent_models": 11}}, "system.max_concurrent_models", "10"), ({"system": {"flash_attention": "yes"}}, "system.flash_attention", "on"),
-    ({"system": {"preload_models": ["b"]}}, "system.preload_models", "'b'"), ({"system": {"oops": 1}}, "system.oops", "not known"),
-    ({"models": {"a": {"model_path": "a.gguf", "replicas": 17}}}, "models.a.replicas", "16"), ({"models": {"a": {"model_path": "a.gguf", "pooling": "max"}}}, "models.a.pooling", "cls"),
-    ({"models": {"a": {"model_path": "a.gguf", "lora": ["b.safetensors"]}}}, "models.a.lora.0.path", ".bin"),
-    ({"models": {"a": {"model_path": "a.gguf", "lora": [{"path": "b.gguf", "scale": "much"}]}}}, "models.a.lora.0.scale", "number"),
-    ({"models": {"a": {"model_path": "a.gguf", "lora": [{"path": "b.gguf", "strength": 1}]}}}, "models.a.lora.0.strength", "not known"),
-    ({"models": {"a": {"model_path": "a.gguf", "draft_model_path": "b.bin"}}}, "models.a.draft_model_path", ".gguf"),
-    ({"models": {"a": {"model_path": "a.gguf", "mmproj_path": "b"}}}, "models.a.mmproj_path", ".gguf"),
-    ({"models": {"a": {"model_path": "a.gguf", "reranking": True, "pooling": "mean"}}}, "models.a", "pooling rank, not mean"),
-    ({"models": {"a": {"model_path": "a.gguf", "reranking": True, "draft_model_path": "b.gguf"}}}, "models.a", "write text"),
-    ({"models": {"a,b": {"model_path": "a.gguf"}}}, "models.a,b", "no comma"), ({"models": {"": {"model_path": "a.gguf"}}}, "models.", "1 to 128"),
-    ({"api": {"port": 80}}, "api.port", "1024"), ({"system": {"queue_timeout_sec": "soon"}}, "system.queue_timeout_sec", "integer"),
-])
+@pytest.mark.parametrize(
+    ("value", "where", "said"),
+    [
+        ("{", "", "no JSON"),
+        ([1], "", "one JSON object"),
+        ({"models": {}}, "models", "empty"),
+        ({"models": {"a": {}}}, "models.a.model_path", "missing"),
+        ({"models": {"a": {"model_path": "a.bin"}}}, "models.a.model_path", ".gguf"),
+        ({"models": {"a": {"model_path": "a.gguf", "x": 1}}}, "models.a.x", "not known"),
+        (
+            {"models": {"a": {"model_path": "a.gguf", "params": {"n_ctx": 100}}}},
+            "models.a.params.n_ctx",
+            "512",
+        ),
+        (
+            {"models": {"a": {"model_path": "a.gguf", "params": {"type_k": "f8"}}}},
+            "models.a.params.type_k",
+            "f16",
+        ),
+        (
+            {"models": {"a": {"model_path": "a.gguf", "params": {"rope_freq_base": -1}}}},
+            "models.a.params.rope_freq_base",
+            "0",
+        ),
+        ({"system": {"max_concurrent_models": 11}}, "system.max_concurrent_models", "10"),
+        ({"system": {"flash_attention": "yes"}}, "system.flash_attention", "on"),
+        ({"system": {"preload_models": ["b"]}}, "system.preload_models", "'b'"),
+        ({"system": {"oops": 1}}, "system.oops", "not known"),
+        ({"models": {"a": {"model_path": "a.gguf", "replicas": 17}}}, "models.a.replicas", "16"),
+        ({"models": {"a": {"model_path": "a.gguf", "pooling": "max"}}}, "models.a.pooling", "cls"),
+        (
+            {"models": {"a": {"model_path": "a.gguf", "lora": ["b.safetensors"]}}},
+            "models.a.lora.0.path",
+            ".bin",
+        ),
+        (
+            {"models": {"a": {"model_path": "a.gguf", "lora": [{"path": "b.gguf", "scale": "much"}]}}},
+            "models.a.lora.0.scale",
+            "number",
+        ),
+        (
+            {"models": {"a": {"model_path": "a.gguf", "lora": [{"path": "b.gguf", "strength": 1}]}}},
+            "models.a.lora.0.strength",
+            "not known",
+        ),
+        (
+            {"models": {"a": {"model_path": "a.gguf", "draft_model_path": "b.bin"}}},
+            "models.a.draft_model_path",
+            ".gguf",
+        ),
+        ({"models": {"a": {"model_path": "a.gguf", "mmproj_path": "b"}}}, "models.a.mmproj_path", ".gguf"),
+        (
+            {"models": {"a": {"model_path": "a.gguf", "reranking": True, "pooling": "mean"}}},
+            "models.a",
+            "pooling rank, not mean",
+        ),
+        (
+            {"models": {"a": {"model_path": "a.gguf", "reranking": True, "draft_model_path": "b.gguf"}}},
+            "models.a",
+            "write text",
+        ),
+        ({"models": {"a,b": {"model_path": "a.gguf"}}}, "models.a,b", "no comma"),
+        ({"models": {"": {"model_path": "a.gguf"}}}, "models.", "1 to 128"),
+        ({"api": {"port": 80}}, "api.port", "1024"),
+        ({"system": {"queue_timeout_sec": "soon"}}, "system.queue_timeout_sec", "integer"),
+    ],
+)
 def test_what_cannot_be_is_refused_with_its_path(tmp_path: Path, value: Any, where: str, said: str) -> None:
     _, problems = read(tmp_path, value)
     fatal = [str(p) for p in problems if p.is_fatal]
@@ -105,41 +170,76 @@ def test_what_cannot_be_is_refused_with_its_path(tmp_path: Path, value: Any, whe
 
 def test_variables_win_and_relative_paths_have_a_beginning(tmp_path: Path) -> None:
     (tmp_path / "env").mkdir()
-    value = {"system": {"base_models_path": "/nowhere", "llama_server_path": "/from/file"}, "models": {"a": {"model_path": "a.gguf"}, "b": {"model_path": "/b.gguf"}}}
-    catalogue, problems = read(tmp_path, value, base_models_path=tmp_path / "env", llama_server_path=Path("/from/env"))
+    value = {
+        "system": {"base_models_path": "/nowhere", "llama_server_path": "/from/file"},
+        "models": {"a": {"model_path": "a.gguf"}, "b": {"model_path": "/b.gguf"}},
+    }
+    catalogue, problems = read(
+        tmp_path, value, base_models_path=tmp_path / "env", llama_server_path=Path("/from/env")
+    )
     assert [p.value for p in problems if p.is_fatal] == ["/from/env"]
-    assert (catalogue.models["a"].path, catalogue.models["b"].path, catalogue.llama_server) == (tmp_path / "env" / "a.gguf", Path("/b.gguf"), "/from/env")
+    assert (catalogue.models["a"].path, catalogue.models["b"].path, catalogue.llama_server) == (
+        tmp_path / "env" / "a.gguf",
+        Path("/b.gguf"),
+        "/from/env",
+    )
     assert [p.variable for p in read(tmp_path, value)[1] if p.is_fatal] == ["BASE_MODELS_PATH"]
 
 
 def test_a_folder_is_a_table_and_what_is_named_wins(tmp_path: Path, tiny_models: Path) -> None:
-    catalogue, problems = read_catalogue(ModelSettings(llama_server_path=Path(sys.executable), model_dir=tiny_models), None)
+    catalogue, problems = read_catalogue(
+        ModelSettings(llama_server_path=Path(sys.executable), model_dir=tiny_models), None
+    )
     assert problems == []
-    assert set(catalogue.models) == {"tiny-chat", "tiny-embed", "tiny-rerank"}         # an adapter is no model
+    assert set(catalogue.models) == {"tiny-chat", "tiny-embed", "tiny-rerank"}  # an adapter is no model
     assert catalogue.models["tiny-chat"].origin == "folder"
-    catalogue, _ = read(tmp_path, {"models": {"tiny-chat": {"model_path": "/other.gguf"}}}, model_dir=tiny_models)
+    catalogue, _ = read(
+        tmp_path, {"models": {"tiny-chat": {"model_path": "/other.gguf"}}}, model_dir=tiny_models
+    )
     assert catalogue.models["tiny-chat"].path == Path("/other.gguf")
-    assert [p.variable for p in read_catalogue(ModelSettings(llama_server_path=Path(sys.executable), model_dir=tmp_path / "none"), None)[1]] == ["MODEL_DIR"]
+    assert [
+        p.variable
+        for p in read_catalogue(
+            ModelSettings(llama_server_path=Path(sys.executable), model_dir=tmp_path / "none"), None
+        )[1]
+    ] == ["MODEL_DIR"]
 
 
-@pytest.mark.parametrize(("given", "system", "said"), [
-    ({"llama_server_path": Path("/no/such")}, {}, "LLAMA_SERVER_PATH=/no/such"), ({"llama_server_path": ROOT / "README.md"}, {}, "README.md: allowed: a program"),
-    ({"llama_server_path": None}, {"llama_server_path": "/no/such"}, "system.llama_server_path=/no/such"), ({"llama_server_path": None}, {}, "no llama-server in PATH"),
-])
-def test_models_without_a_program_to_run_them_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, Any], system: dict[str, Any], said: str) -> None:
+@pytest.mark.parametrize(
+    ("given", "system", "said"),
+    [
+        ({"llama_server_path": Path("/no/such")}, {}, "LLAMA_SERVER_PATH=/no/such"),
+        ({"llama_server_path": ROOT / "README.md"}, {}, "README.md: allowed: a program"),
+        ({"llama_server_path": None}, {"llama_server_path": "/no/such"}, "system.llama_server_path=/no/such"),
+        ({"llama_server_path": None}, {}, "no llama-server in PATH"),
+    ],
+)
+def test_models_without_a_program_to_run_them_are_refused(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    given: dict[str, Any],
+    system: dict[str, Any],
+    said: str,
+) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     (tmp_path / "a.gguf").touch()
     _, problems = read(tmp_path, {"system": system, "models": {"a": {"model_path": "a.gguf"}}}, **given)
     assert [p.is_fatal for p in problems] == [True]
     assert said in str(problems[0])
-    assert read(tmp_path, {"system": system}, **given)[1] == []           # nothing to run: no program is missed
+    assert read(tmp_path, {"system": system}, **given)[1] == []  # nothing to run: no program is missed
 
 
 def test_a_file_that_is_missing_is_only_warned_of_for_the_others_must_serve(tmp_path: Path) -> None:
     (tmp_path / "a.gguf").touch()
-    catalogue, problems = read(tmp_path, {"models": {"a": {"model_path": "a.gguf", "lora": ["gone.bin"]}, "b": {"model_path": "b.gguf"}}})
+    catalogue, problems = read(
+        tmp_path,
+        {"models": {"a": {"model_path": "a.gguf", "lora": ["gone.bin"]}, "b": {"model_path": "b.gguf"}}},
+    )
     assert set(catalogue.models) == {"a", "b"}
-    assert [(p.is_fatal, p.value) for p in problems] == [(False, "models.a.lora.0.path"), (False, "models.b.model_path")]
+    assert [(p.is_fatal, p.value) for p in problems] == [
+        (False, "models.a.lora.0.path"),
+        (False, "models.b.model_path"),
+    ]
     assert str(tmp_path / "b.gguf") in str(problems[1])
 
 
@@ -152,19 +252,44 @@ def test_a_context_that_older_readers_refuse_is_warned_of(tmp_path: Path) -> Non
 # ---- memory
 
 
-def header(size: int, **values: Any) -> Header:
-    return Header(3, 0, {"general.architecture": "llama", **{f"llama.{key.replace('__', '.')}": value for key, value in values.items()}}, size)
+def header(size: int, **values: Any) -> GgufHeader:
+    return GgufHeader(
+        3,
+        0,
+        {
+            "general.architecture": "llama",
+            **{f"llama.{key.replace('__', '.')}": value for key, value in values.items()},
+        },
+        size,
+    )
 
 
 def test_the_cache_is_reckoned_from_layers_heads_and_types() -> None:
-    seven_b = header(4_000 * MIB, block_count=32, embedding_length=4096, attention__head_count=32, attention__head_count_kv=8, vocab_size=32_000)
+    seven_b = header(
+        4_000 * MIB,
+        block_count=32,
+        embedding_length=4096,
+        attention__head_count=32,
+        attention__head_count_kv=8,
+        vocab_size=32_000,
+    )
     made = estimate(seven_b, context_tokens=8192)
-    assert made.cache == 32 * 8 * (128 + 128) * 2 * 8192                # 1 GiB, as llama.cpp says for this model
-    assert estimate(seven_b, context_tokens=8192, type_k="q8_0", type_v="q8_0").cache == round(made.cache * 34 / 64)
+    assert made.cache == 32 * 8 * (128 + 128) * 2 * 8192  # 1 GiB, as llama.cpp says for this model
+    assert estimate(seven_b, context_tokens=8192, type_k="q8_0", type_v="q8_0").cache == round(
+        made.cache * 34 / 64
+    )
     assert estimate(seven_b, context_tokens=16_384).cache == 2 * made.cache
     assert made.weights == 4_000 * MIB
     assert not made.is_rough
-    layers = header(MIB, block_count=2, embedding_length=64, attention__head_count=4, attention__head_count_kv=[4, 1], attention__key_length=32, attention__value_length=16)
+    layers = header(
+        MIB,
+        block_count=2,
+        embedding_length=64,
+        attention__head_count=4,
+        attention__head_count_kv=[4, 1],
+        attention__key_length=32,
+        attention__value_length=16,
+    )
     assert estimate(layers, context_tokens=100).cache == 5 * (32 + 16) * 2 * 100
 
 
@@ -182,30 +307,65 @@ def model(**params: Any) -> Model:
     return Model("a", Path("/m/a.gguf"), Params(**params), "table")
 
 
-@pytest.mark.parametrize(("params", "slots"), [
-    ({}, 2), ({"n_ctx": 8192}, 4), ({"n_ctx": 512}, 1), ({"n_ctx": 65_536}, 4), ({"n_ctx": 65_536, "parallel_override": 32}, 32), ({"parallel_override": 1}, 1),
-])
+@pytest.mark.parametrize(
+    ("params", "slots"),
+    [
+        ({}, 2),
+        ({"n_ctx": 8192}, 4),
+        ({"n_ctx": 512}, 1),
+        ({"n_ctx": 65_536}, 4),
+        ({"n_ctx": 65_536, "parallel_override": 32}, 32),
+        ({"parallel_override": 1}, 1),
+    ],
+)
 def test_each_slot_has_context_enough(params: dict[str, Any], slots: int) -> None:
     assert slots_of(model(**params), System()) == slots
 
 
 def test_flags_that_this_server_does_not_know_are_left_out() -> None:
-    new, old = (command_line("/bin/l", model(), System(), Flags.of_help(text), port=8085) for text in (NEW, OLD))
+    new, old = (
+        command_line("/bin/l", model(), System(), Flags.of_help(text), port=8085) for text in (NEW, OLD)
+    )
     assert " ".join(new[-2:]) == "-fa on"
     assert old[-1] == "-fa"
     assert "--jinja" in new
     assert not {"--jinja", "--slots"} & set(old)
-    assert new[:9] == ["/bin/l", "--model", "/m/a.gguf", "--alias", "a", "--host", "127.0.0.1", "--port", "8085"]
-    assert "-fa" not in command_line("/bin/l", model(), System(flash_attention="off"), Flags.of_help(OLD), port=1)
+    assert new[:9] == [
+        "/bin/l",
+        "--model",
+        "/m/a.gguf",
+        "--alias",
+        "a",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        "8085",
+    ]
+    assert "-fa" not in command_line(
+        "/bin/l", model(), System(flash_attention="off"), Flags.of_help(OLD), port=1
+    )
 
 
-@pytest.mark.parametrize(("made", "system", "header", "has", "has_not"), [
-    (model(embedding=True), System(), None, "--embedding", "--jinja"), (model(), System(use_mmap=False), None, "--no-mmap", "--embedding"),
-    (model(rope_freq_base=1e6), System(), None, "--rope-freq-base 1e+06", "--no-mmap"), (model(chat_template="chatml"), System(), None, "--chat-template chatml", "--no-mmap"),
-    (model(batch_override=1024), System(), None, "--batch-size 1024", "--batch-size 256"), (model(type_k="q8_0"), System(), None, "--cache-type-k q8_0", "--cache-type-v q8_0"),
-    (model(), System(), header(1, attention__sliding_window=4096), "--metrics", "--no-context-shift"), (model(), System(), header(1, pooling_type=1), "--embedding", "--jinja"),
-])
-def test_what_the_table_says_is_in_the_command_line(made: Model, system: System, header: Header | None, has: str, has_not: str) -> None:
+@pytest.mark.parametrize(
+    ("made", "system", "header", "has", "has_not"),
+    [
+        (model(embedding=True), System(), None, "--embedding", "--jinja"),
+        (model(), System(use_mmap=False), None, "--no-mmap", "--embedding"),
+        (model(rope_freq_base=1e6), System(), None, "--rope-freq-base 1e+06", "--no-mmap"),
+        (model(chat_template="chatml"), System(), None, "--chat-template chatml", "--no-mmap"),
+        (model(batch_override=1024), System(), None, "--batch-size 1024", "--batch-size 256"),
+        (model(type_k="q8_0"), System(), None, "--cache-type-k q8_0", "--cache-type-v q8_0"),
+        (model(), System(), header(1, attention__sliding_window=4096), "--metrics", "--no-context-shift"),
+        (model(), System(), header(1, pooling_type=1), "--embedding", "--jinja"),
+    ],
+)
+def test_what_the_table_says_is_in_the_command_line(
+    made: Model,
+    system: System,
+    header: GgufHeader | None,
+    has: str,
+    has_not: str,
+) -> None:
     line = " ".join(command_line("l", made, system, Flags.of_help(NEW), port=1, header=header))
     assert has in line
     assert has_not not in line
@@ -215,34 +375,69 @@ def test_what_the_table_says_is_in_the_command_line(made: Model, system: System,
 
 
 def run_check(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "appliance", "models", "check", *arguments], env={"PATH": os.environ["PATH"], **environ}, capture_output=True,
-                          text=True, timeout=60, check=False)
+    return subprocess.run(
+        [sys.executable, "-m", "appliance", "models", "check", *arguments],
+        env={"PATH": os.environ["PATH"], **environ},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
 
 
 RUNNING = {
-    "tiny": {"model_path": "tiny-chat.gguf", "params": {"type_k": "q8_0", "type_v": "q8_0"}, "pinned": True, "replicas": 2},
+    "tiny": {
+        "model_path": "tiny-chat.gguf",
+        "params": {"type_k": "q8_0", "type_v": "q8_0"},
+        "pinned": True,
+        "replicas": 2,
+    },
     "adapted": {"model_path": "tiny-chat.gguf", "lora": ["tiny-lora.gguf"]},
-    "weakly": {"model_path": "tiny-chat.gguf", "lora": [{"path": "tiny-lora.gguf", "scale": 0}, "tiny-lora.gguf"]},
+    "weakly": {
+        "model_path": "tiny-chat.gguf",
+        "lora": [{"path": "tiny-lora.gguf", "scale": 0}, "tiny-lora.gguf"],
+    },
     "guessing": {"model_path": "tiny-chat.gguf", "draft_model_path": "tiny-chat.gguf"},
     "vectors": {"model_path": "tiny-embed.gguf", "params": {"n_ctx": 512}},
-    "pooled": {"model_path": "tiny-embed.gguf", "params": {"n_ctx": 512, "embedding": True}, "pooling": "cls"},
+    "pooled": {
+        "model_path": "tiny-embed.gguf",
+        "params": {"n_ctx": 512, "embedding": True},
+        "pooling": "cls",
+    },
     "scores": {"model_path": "tiny-rerank.gguf", "params": {"n_ctx": 512}},
-    "ranker": {"model_path": "tiny-rerank.gguf", "params": {"n_ctx": 512}, "reranking": True, "pooling": "rank"},
+    "ranker": {
+        "model_path": "tiny-rerank.gguf",
+        "params": {"n_ctx": 512},
+        "reranking": True,
+        "pooling": "rank",
+    },
 }
 SAID = {"adapted": LORA_REPLY, "weakly": LORA_REPLY, "tiny": REPLY, "guessing": REPLY}
 
 
-@pytest.mark.parametrize("system", [{"cpu_threads": 1}, {"cpu_threads": 1, "use_mmap": False, "flash_attention": "auto"}], ids=["as usual", "read into memory"])
-async def test_what_the_check_prints_really_runs(llama_binary: str, tiny_models: Path, tmp_path: Path, system: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "system",
+    [{"cpu_threads": 1}, {"cpu_threads": 1, "use_mmap": False, "flash_attention": "auto"}],
+    ids=["as usual", "read into memory"],
+)
+async def test_what_the_check_prints_really_runs(
+    llama_binary: str, tiny_models: Path, tmp_path: Path, system: dict[str, Any]
+) -> None:
     config = written(tmp_path, {"system": system, "models": RUNNING})
-    done = await asyncio.to_thread(run_check, "--json", CONFIG_PATH=str(config), BASE_MODELS_PATH=str(tiny_models), LLAMA_SERVER_PATH=llama_binary)
+    done = await asyncio.to_thread(
+        run_check,
+        "--json",
+        CONFIG_PATH=str(config),
+        BASE_MODELS_PATH=str(tiny_models),
+        LLAMA_SERVER_PATH=llama_binary,
+    )
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert [one["alias"] for one in report["models"]] == list(RUNNING)
     for one in report["models"]:
         words = one["command"]
         at = words.index("--port")
-        server = LlamaServer(words[:at] + words[at + 2:], tmp_path / f"{one['alias']}.log")
+        server = LlamaServer(words[:at] + words[at + 2 :], tmp_path / f"{one['alias']}.log")
         try:
             await server.start()
             assert server.get("/v1/models")["data"][0]["id"] == one["alias"]
@@ -258,39 +453,87 @@ def answers(server: LlamaServer, alias: str, kind: str) -> None:
         assert reply["choices"][0]["message"]["content"] == SAID[alias]
         assert (reply["timings"].get("draft_n_accepted", 0) > 0) == (alias == "guessing")
     elif kind == "embedding":
-        text = "word " * 80                                             # 320 of its tokens, more than a batch of other models
+        text = "word " * 80  # 320 of its tokens, more than a batch of other models
         assert len(posted(server, "/v1/embeddings", {"input": [text, "b"]})["data"][0]["embedding"]) == 64
     else:
         assert len(posted(server, "/v1/rerank", {"query": "a", "documents": ["a", "b"]})["results"]) == 2
 
 
 def posted(server: LlamaServer, path: str, body: dict[str, Any]) -> Any:
-    request = urllib.request.Request(server.url + path, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    request = urllib.request.Request(
+        server.url + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
     with urllib.request.urlopen(request, timeout=10) as answer:
         return json.load(answer)
 
 
-@pytest.mark.parametrize(("entry", "said"), [
-    ({"lora": ["no-such.gguf"]}, "lora.0.path: {}/no-such.gguf: there is no such file"), ({"lora": ["tiny-chat.gguf"]}, "lora.0.path: the file says that it is of the kind model, not adapter"),
-    ({"draft_model_path": "tiny-lora.gguf"}, "draft_model_path: the file says that it is of the kind adapter, not model"),
-    ({"mmproj_path": "tiny-chat.gguf"}, "mmproj_path: the file says that it is of the kind model, not mmproj"),
-    ({"model_path": "tiny-embed.gguf", "lora": ["tiny-lora.gguf"]}, "lora.0.path: the adapter is for models of the architecture llama, this one is bert"),
-    ({"model_path": "big-00001-of-00002.gguf"}, "there is no such file"),
-])
-def test_a_file_that_is_not_what_its_key_says_is_named(tiny_models: Path, tmp_path: Path, llama_binary: str, entry: dict[str, Any], said: str) -> None:
-    config = written(tmp_path, {"models": {"good": {"model_path": "tiny-chat.gguf"}, "bad": {"model_path": "tiny-chat.gguf", **entry}}})
-    catalogue, _ = read_catalogue(ModelSettings(base_models_path=tiny_models, llama_server_path=Path(llama_binary)), config)
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        ({"lora": ["no-such.gguf"]}, "lora.0.path: {}/no-such.gguf: there is no such file"),
+        (
+            {"lora": ["tiny-chat.gguf"]},
+            "lora.0.path: the file says that it is of the kind model, not adapter",
+        ),
+        (
+            {"draft_model_path": "tiny-lora.gguf"},
+            "draft_model_path: the file says that it is of the kind adapter, not model",
+        ),
+        (
+            {"mmproj_path": "tiny-chat.gguf"},
+            "mmproj_path: the file says that it is of the kind model, not mmproj",
+        ),
+        (
+            {"model_path": "tiny-embed.gguf", "lora": ["tiny-lora.gguf"]},
+            "lora.0.path: the adapter is for models of the architecture llama, this one is bert",
+        ),
+        ({"model_path": "big-00001-of-00002.gguf"}, "there is no such file"),
+    ],
+)
+def test_a_file_that_is_not_what_its_key_says_is_named(
+    tiny_models: Path,
+    tmp_path: Path,
+    llama_binary: str,
+    entry: dict[str, Any],
+    said: str,
+) -> None:
+    config = written(
+        tmp_path,
+        {
+            "models": {
+                "good": {"model_path": "tiny-chat.gguf"},
+                "bad": {"model_path": "tiny-chat.gguf", **entry},
+            }
+        },
+    )
+    catalogue, _ = read_catalogue(
+        ModelSettings(base_models_path=tiny_models, llama_server_path=Path(llama_binary)), config
+    )
     good, bad = check(catalogue).models
     assert (good.problem, bad.problem) == ("", said.format(tiny_models))
     assert good.command
     assert not bad.command
 
 
-def test_a_server_that_does_not_know_what_the_table_names_is_told_of(tiny_models: Path, tmp_path: Path) -> None:
+def test_a_server_that_does_not_know_what_the_table_names_is_told_of(
+    tiny_models: Path, tmp_path: Path
+) -> None:
     old = tmp_path / "old-llama-server"
     old.write_text("#!/bin/sh\necho '--model FNAME --host HOST --port PORT --no-mmap'\n")
     old.chmod(0o755)
-    config = written(tmp_path, {"system": {"use_mlock": True}, "models": {"a": {"model_path": "tiny-chat.gguf", "lora": ["tiny-lora.gguf"], "draft_model_path": "tiny-embed.gguf"}}})
+    config = written(
+        tmp_path,
+        {
+            "system": {"use_mlock": True},
+            "models": {
+                "a": {
+                    "model_path": "tiny-chat.gguf",
+                    "lora": ["tiny-lora.gguf"],
+                    "draft_model_path": "tiny-embed.gguf",
+                }
+            },
+        },
+    )
     done = run_check(CONFIG_PATH=str(config), BASE_MODELS_PATH=str(tiny_models), LLAMA_SERVER_PATH=str(old))
     assert done.returncode == 78
     assert "PROBLEM: `lora` needs --lora, which this llama-server does not know" in done.stdout
@@ -306,10 +549,20 @@ def test_a_model_of_which_a_part_is_missing_is_told_of(tmp_path: Path) -> None:
     assert check(catalogue).models[0].problem == "the file is not whole: there is no big-00002-of-00002.gguf"
 
 
-def test_the_check_explains_itself_and_names_every_problem(llama_binary: str, tiny_models: Path, tmp_path: Path) -> None:
+def test_the_check_explains_itself_and_names_every_problem(
+    llama_binary: str, tiny_models: Path, tmp_path: Path
+) -> None:
     (tmp_path / "broken.gguf").write_text("this is no model at all, but long enough")
-    config = written(tmp_path, {"models": {"good": {"model_path": str(tiny_models / "tiny-chat.gguf"), "params": {"n_ctx": 16_384}},
-                                           "gone": {"model_path": "/nowhere/m.gguf"}, "broken": {"model_path": str(tmp_path / "broken.gguf")}}})
+    config = written(
+        tmp_path,
+        {
+            "models": {
+                "good": {"model_path": str(tiny_models / "tiny-chat.gguf"), "params": {"n_ctx": 16_384}},
+                "gone": {"model_path": "/nowhere/m.gguf"},
+                "broken": {"model_path": str(tmp_path / "broken.gguf")},
+            }
+        },
+    )
     done = run_check(CONFIG_PATH=str(config), LLAMA_SERVER_PATH=llama_binary)
     assert done.returncode == 78
     assert "PROBLEM: there is no such file" in done.stdout
@@ -322,16 +575,27 @@ def test_the_check_explains_itself_and_names_every_problem(llama_binary: str, ti
     assert f"{read.architecture}" in done.stdout
 
 
-@pytest.mark.parametrize(("environ", "code", "said"), [
-    ({"LLAMA_SERVER_PATH": "/no/such"}, 78, "/no/such is no program"), ({"LLAMA_SERVER_PATH": "/bin/true"}, 78, "does not read like a llama-server's"),
-    ({"CONFIG_PATH": "/no/such.json"}, 78, "/no/such.json"),
-])
-def test_a_server_or_a_table_that_cannot_be_used_is_named(environ: dict[str, str], code: int, said: str) -> None:
+@pytest.mark.parametrize(
+    ("environ", "code", "said"),
+    [
+        ({"LLAMA_SERVER_PATH": "/no/such"}, 78, "/no/such is no program"),
+        ({"LLAMA_SERVER_PATH": "/bin/true"}, 78, "does not read like a llama-server's"),
+        ({"CONFIG_PATH": "/no/such.json"}, 78, "/no/such.json"),
+    ],
+)
+def test_a_server_or_a_table_that_cannot_be_used_is_named(
+    environ: dict[str, str], code: int, said: str
+) -> None:
     done = run_check(**environ)
     assert done.returncode == code
     assert said in done.stdout + done.stderr
 
 
 def test_wrong_usage_is_told() -> None:
-    done = subprocess.run([sys.executable, "-m", "appliance", "models", "check", "--loud"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "appliance", "models", "check", "--loud"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert (done.returncode, "usage: appliance models check" in done.stderr) == (2, True)

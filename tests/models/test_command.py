@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from appliance.models.catalogue import Lora, Model, Params, System
-from appliance.models.command import BadCommand, Flags, command_line, is_lockable, kind_of
-from appliance.models.estimate import MIB, memory_of
-from appliance.models.gguf import Header, read_header
+from appliance.models.table.catalogue import LoraAdapter, Model, Params, System
+from appliance.models.table.command import BadCommand, Flags, command_line, is_lockable, kind_of
+from appliance.models.table.estimate import MIB, memory_of
+from appliance.models.table.gguf import GgufHeader, read_header
 
 # The lines on which servers differ, as they print them: before they were folded together, and after.
 OLD = """usage: ./llama-server [options]
@@ -48,8 +48,8 @@ NEW = """----- common params -----
 --rerank, --reranking                   enable reranking endpoint on server (default: disabled)
 --batch-size N --ubatch-size N
 """
-TWO = (Lora(Path("/l/a.gguf")), Lora(Path("/l/b.bin")))
-SCALED = (Lora(Path("/l/a.gguf")), Lora(Path("/l/b.gguf"), 0.5))
+TWO = (LoraAdapter(Path("/l/a.gguf")), LoraAdapter(Path("/l/b.bin")))
+SCALED = (LoraAdapter(Path("/l/a.gguf")), LoraAdapter(Path("/l/b.gguf"), 0.5))
 
 
 def model(params: dict[str, Any] | None = None, **values: Any) -> Model:
@@ -60,29 +60,52 @@ def words(text: str, made: Model, system: System | None = None, **more: Any) -> 
     return " ".join(command_line("l", made, system or System(), Flags.of_help(text), port=1, **more)) + " "
 
 
-@pytest.mark.parametrize(("made", "old", "new"), [
-    (model(lora=TWO), "--lora /l/a.gguf --lora /l/b.bin ", "--lora /l/a.gguf,/l/b.bin "),
-    (model(lora=SCALED), "--lora-scaled /l/a.gguf 1 --lora-scaled /l/b.gguf 0.5 ", "--lora-scaled /l/a.gguf:1,/l/b.gguf:0.5 "),
-    (model(draft_model_path=Path("/d.gguf")), "--model-draft /d.gguf -ngld 99 ", "--model-draft /d.gguf --n-gpu-layers-draft 99 --spec-type draft-simple "),
-    (model(mmproj_path=Path("/p.gguf")), "", "--mmproj /p.gguf "), (model(reranking=True), "", "--reranking "), (model(pooling="cls"), "", "--pooling cls "),
-    (model({"embedding": True}, pooling="last"), "", "--embedding --pooling last "),
-], ids=["adapters", "scaled adapters", "draft", "projector", "reranking", "pooling", "embedding"])
+@pytest.mark.parametrize(
+    ("made", "old", "new"),
+    [
+        (model(lora=TWO), "--lora /l/a.gguf --lora /l/b.bin ", "--lora /l/a.gguf,/l/b.bin "),
+        (
+            model(lora=SCALED),
+            "--lora-scaled /l/a.gguf 1 --lora-scaled /l/b.gguf 0.5 ",
+            "--lora-scaled /l/a.gguf:1,/l/b.gguf:0.5 ",
+        ),
+        (
+            model(draft_model_path=Path("/d.gguf")),
+            "--model-draft /d.gguf -ngld 99 ",
+            "--model-draft /d.gguf --n-gpu-layers-draft 99 --spec-type draft-simple ",
+        ),
+        (model(mmproj_path=Path("/p.gguf")), "", "--mmproj /p.gguf "),
+        (model(reranking=True), "", "--reranking "),
+        (model(pooling="cls"), "", "--pooling cls "),
+        (model({"embedding": True}, pooling="last"), "", "--embedding --pooling last "),
+    ],
+    ids=["adapters", "scaled adapters", "draft", "projector", "reranking", "pooling", "embedding"],
+)
 def test_a_key_is_said_as_each_server_knows_it_or_refused(made: Model, old: str, new: str) -> None:
     assert new in words(NEW, made)
     if old:
         assert old in words(OLD, made)
     else:
-        with pytest.raises(BadCommand, match="which this llama-server does not know: install a newer one, or take the key out"):
+        with pytest.raises(
+            BadCommand,
+            match="which this llama-server does not know: install a newer one, or take the key out",
+        ):
             words(OLD, made)
 
 
 def test_every_key_that_cannot_be_said_is_named_at_once() -> None:
-    with pytest.raises(BadCommand, match=r"`params.chat_template` needs.*`reranking` needs.*`mmproj_path` needs --mmproj,"):
+    with pytest.raises(
+        BadCommand, match=r"`params.chat_template` needs.*`reranking` needs.*`mmproj_path` needs --mmproj,"
+    ):
         words(OLD, model({"chat_template": "chatml"}, reranking=True, mmproj_path=Path("/p")))
 
 
-@pytest.mark.parametrize("adapters", [(Lora(Path("/l/a,b.gguf")),), (Lora(Path("/l/a:b.gguf"), 2.0),)])
-def test_a_path_that_the_list_of_adapters_would_tear_apart_is_refused(adapters: tuple[Lora, ...]) -> None:
+@pytest.mark.parametrize(
+    "adapters", [(LoraAdapter(Path("/l/a,b.gguf")),), (LoraAdapter(Path("/l/a:b.gguf"), 2.0),)]
+)
+def test_a_path_that_the_list_of_adapters_would_tear_apart_is_refused(
+    adapters: tuple[LoraAdapter, ...],
+) -> None:
     with pytest.raises(BadCommand, match="rename /l/a"):
         words(NEW, model(lora=adapters))
     assert str(adapters[0].path) in words(OLD, model(lora=adapters))
@@ -95,13 +118,25 @@ def test_a_flag_that_was_removed_is_not_known_though_the_help_still_has_it() -> 
     assert flags.load_modes == {"auto", "none", "mlock", "mmap+mlock"}
 
 
-@pytest.mark.parametrize(("use_mmap", "use_mlock", "old", "new"), [
-    (True, False, "", ""), (False, False, "--no-mmap", "--load-mode none"), (True, True, "--mlock", "--load-mode mmap+mlock"),
-    (False, True, "--no-mmap --mlock", "--load-mode mlock"),
-])
-def test_memory_is_mapped_and_locked_as_the_table_says(use_mmap: bool, use_mlock: bool, old: str, new: str) -> None:
+@pytest.mark.parametrize(
+    ("use_mmap", "use_mlock", "old", "new"),
+    [
+        (True, False, "", ""),
+        (False, False, "--no-mmap", "--load-mode none"),
+        (True, True, "--mlock", "--load-mode mmap+mlock"),
+        (False, True, "--no-mmap --mlock", "--load-mode mlock"),
+    ],
+)
+def test_memory_is_mapped_and_locked_as_the_table_says(
+    use_mmap: bool, use_mlock: bool, old: str, new: str
+) -> None:
     for text, wanted in ((OLD, old), (NEW, new)):
-        assert words(text, model(), System(use_mmap=use_mmap, use_mlock=use_mlock)).partition("--batch-size 256")[2].strip() == wanted
+        assert (
+            words(text, model(), System(use_mmap=use_mmap, use_mlock=use_mlock))
+            .partition("--batch-size 256")[2]
+            .strip()
+            == wanted
+        )
     assert is_lockable(Flags.of_help(OLD))
     assert is_lockable(Flags.of_help(NEW))
     assert not is_lockable(Flags.of_help("--model"))
@@ -113,20 +148,34 @@ def test_it_listens_where_it_is_told() -> None:
     assert "--host /run/a.sock --port 1 " in words(text, model(), host="/run/a.sock")
 
 
-def bert(pooling: int) -> Header:
-    return Header(3, 0, {"general.architecture": "bert", "bert.pooling_type": pooling, "bert.context_length": 512}, 1)
+def bert(pooling: int) -> GgufHeader:
+    return GgufHeader(
+        3, 0, {"general.architecture": "bert", "bert.pooling_type": pooling, "bert.context_length": 512}, 1
+    )
 
 
-@pytest.mark.parametrize(("made", "header", "kind"), [
-    (model(), None, "text"), (model(), bert(0), "text"), (model(), bert(1), "embedding"), (model(), bert(4), "reranking"),
-    (model({"embedding": True}), bert(4), "embedding"), (model(reranking=True), None, "reranking"), (model({"embedding": True}), None, "embedding"),
-])
-def test_what_a_model_is_for_is_said_by_the_table_or_else_by_its_file(made: Model, header: Header | None, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("made", "header", "kind"),
+    [
+        (model(), None, "text"),
+        (model(), bert(0), "text"),
+        (model(), bert(1), "embedding"),
+        (model(), bert(4), "reranking"),
+        (model({"embedding": True}), bert(4), "embedding"),
+        (model(reranking=True), None, "reranking"),
+        (model({"embedding": True}), None, "embedding"),
+    ],
+)
+def test_what_a_model_is_for_is_said_by_the_table_or_else_by_its_file(
+    made: Model, header: GgufHeader | None, kind: str
+) -> None:
     assert kind_of(made, header) == kind
 
 
 def test_a_model_that_reads_a_text_in_one_piece_has_a_batch_for_it() -> None:
-    assert "--ubatch-size 512 --batch-size 512 " in words(NEW, model({"n_ctx": 4096, "parallel_override": 1}), header=bert(1))
+    assert "--ubatch-size 512 --batch-size 512 " in words(
+        NEW, model({"n_ctx": 4096, "parallel_override": 1}), header=bert(1)
+    )
     assert "--ubatch-size 2048 --batch-size 2048 " in words(NEW, model({"n_ctx": 4096, "embedding": True}))
     assert "--batch-size 300 " in words(NEW, model({"n_ctx": 4096, "embedding": True, "batch_override": 300}))
     assert "--ubatch-size" not in words(NEW, model())
@@ -143,7 +192,7 @@ def test_everything_that_runs_beside_a_model_takes_memory(tiny_models: Path) -> 
 
     alone = memory_of(Model("a", chat, Params(), "table"), system, header)
     assert (alone.extras, alone.weights, alone.total) == (0, chat.stat().st_size, 200 * MIB)
-    assert extras(lora=(Lora(lora), Lora(lora, 0.5))) == 2 * lora.stat().st_size
+    assert extras(lora=(LoraAdapter(lora), LoraAdapter(lora, 0.5))) == 2 * lora.stat().st_size
     assert extras(mmproj_path=chat) == round(1.1 * chat.stat().st_size)
     draft = extras(draft_model_path=chat)
     assert draft > chat.stat().st_size + alone.cache
@@ -153,8 +202,17 @@ def test_everything_that_runs_beside_a_model_takes_memory(tiny_models: Path) -> 
 def test_all_parts_of_a_model_and_one_without_a_header_are_weighed(tmp_path: Path) -> None:
     for number in (1, 2, 3):
         (tmp_path / f"big-0000{number}-of-00003.gguf").write_bytes(b"x" * number * MIB)
-    made = memory_of(Model("a", tmp_path / "big-00001-of-00003.gguf", Params(), "table"), System(min_vram_required=200), None)
+    made = memory_of(
+        Model("a", tmp_path / "big-00001-of-00003.gguf", Params(), "table"),
+        System(min_vram_required=200),
+        None,
+    )
     assert made.is_rough
     assert made.weights == round(6 * 1.1 * MIB)
-    first = Header(3, 0, {"general.architecture": "llama"}, MIB)
-    assert memory_of(Model("a", tmp_path / "big-00001-of-00003.gguf", Params(), "table"), System(), first).weights == made.weights
+    first = GgufHeader(3, 0, {"general.architecture": "llama"}, MIB)
+    assert (
+        memory_of(
+            Model("a", tmp_path / "big-00001-of-00003.gguf", Params(), "table"), System(), first
+        ).weights
+        == made.weights
+    )

@@ -15,30 +15,73 @@ import pytest
 
 from appliance.base.errors import NoSuchModel, Unavailable
 from appliance.base.tasks import Tasks
-from appliance.models import digests, library
-from appliance.models.catalogue import Model, Params
-from appliance.models.details import capabilities_of, details_of, label_of, number_of, parameters_of, template_of
-from appliance.models.gguf import BadGguf, Count, Header, count_parameters, parts_of, read_header
-from appliance.models.library import Library
+from appliance.models.table import digests, library
+from appliance.models.table.catalogue import Model, Params
+from appliance.models.table.details import (
+    capabilities_of,
+    details_of,
+    label_of,
+    number_of,
+    parameters_of,
+    template_of,
+)
+from appliance.models.table.gguf import (
+    BadGguf,
+    GgufHeader,
+    ParameterCount,
+    count_parameters,
+    parts_of,
+    read_header,
+)
+from appliance.models.table.library import Library
 from tests.models.test_gguf import ARCHITECTURE, made, text
 from tests.tools.tiny_models import TEMPLATE
 
 
-def header(**values: Any) -> Header:
-    return Header(3, 0, {"general.architecture": "llama", **{key.replace("__", "."): value for key, value in values.items()}}, 1000)
+def header(**values: Any) -> GgufHeader:
+    return GgufHeader(
+        3,
+        0,
+        {"general.architecture": "llama", **{key.replace("__", "."): value for key, value in values.items()}},
+        1000,
+    )
 
 
 # ---- facts
 
-@pytest.mark.parametrize(("count", "label"), [
-    (7_615_616_512, "7.6B"), (134_515_008, "135M"), (1_235_000, "1.2M"), (1_000_000_000, "1B"), (70_553_706_496, "70.6B"), (99_970_000, "100M"),
-    (671_000_000_000, "671B"), (1_000_000_000_000, "1T"), (8192, "8.2K"), (999, "999")])
+
+@pytest.mark.parametrize(
+    ("count", "label"),
+    [
+        (7_615_616_512, "7.6B"),
+        (134_515_008, "135M"),
+        (1_235_000, "1.2M"),
+        (1_000_000_000, "1B"),
+        (70_553_706_496, "70.6B"),
+        (99_970_000, "100M"),
+        (671_000_000_000, "671B"),
+        (1_000_000_000_000, "1T"),
+        (8192, "8.2K"),
+        (999, "999"),
+    ],
+)
 def test_parameters_are_written_for_people(count: int, label: str) -> None:
     assert label_of(count) == label
 
 
-@pytest.mark.parametrize(("label", "count"), [("7B", 7 * 10**9), ("7.6B", 7_600_000_000), ("8x7B", 56 * 10**9), ("135M", 135 * 10**6), ("1.2m", 1_200_000),
-                                              ("large", 0), ("", 0), ("12", 0)])
+@pytest.mark.parametrize(
+    ("label", "count"),
+    [
+        ("7B", 7 * 10**9),
+        ("7.6B", 7_600_000_000),
+        ("8x7B", 56 * 10**9),
+        ("135M", 135 * 10**6),
+        ("1.2m", 1_200_000),
+        ("large", 0),
+        ("", 0),
+        ("12", 0),
+    ],
+)
 def test_a_size_label_is_read(label: str, count: int) -> None:
     assert number_of(label) == count
 
@@ -52,44 +95,88 @@ def test_the_count_that_a_file_says_goes_before_its_tensors_and_those_before_its
     assert details_of("m", header(), Params(), size_bytes=1, modified_s=0).parameter_label == ""
 
 
-@pytest.mark.parametrize(("values", "params", "words"), [
-    ({}, {}, ("completion",)),
-    ({"tokenizer__chat_template": "{% if tools %}x{% endif %}"}, {}, ("completion", "tools")),
-    ({"tokenizer__chat_template": "{{ pitools }} toolsmith"}, {}, ("completion",)),
-    ({"tokenizer__chat_template": "{{ '<think>' }}"}, {}, ("completion", "thinking")),
-    ({"tokenizer__chat_template": "{% if enable_thinking %}"}, {}, ("completion", "thinking")),
-    ({"tokenizer__ggml__fim_pre_token_id": 1, "tokenizer__ggml__fim_suf_token_id": 2, "tokenizer__ggml__fim_mid_token_id": 3}, {}, ("completion", "insert")),
-    ({"tokenizer__ggml__prefix_token_id": 1, "tokenizer__ggml__suffix_token_id": 2, "tokenizer__ggml__middle_token_id": 3}, {}, ("completion", "insert")),
-    ({"tokenizer__ggml__fim_pre_token_id": 1}, {}, ("completion",)),
-    ({"tokenizer__chat_template": "tools"}, {"chat_template": "plain"}, ("completion",)),
-    ({"llama__pooling_type": 1}, {}, ("embedding",)), ({"llama__pooling_type": 0}, {}, ("completion",)), ({}, {"embedding": True}, ("embedding",)),
-    ({"general__architecture": "clip"}, {}, ("vision",)), ({"general__type": "mmproj"}, {}, ("vision",)),
-])
-def test_capabilities_follow_from_header_and_table(values: dict[str, Any], params: dict[str, Any], words: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    ("values", "params", "words"),
+    [
+        ({}, {}, ("completion",)),
+        ({"tokenizer__chat_template": "{% if tools %}x{% endif %}"}, {}, ("completion", "tools")),
+        ({"tokenizer__chat_template": "{{ pitools }} toolsmith"}, {}, ("completion",)),
+        ({"tokenizer__chat_template": "{{ '<think>' }}"}, {}, ("completion", "thinking")),
+        ({"tokenizer__chat_template": "{% if enable_thinking %}"}, {}, ("completion", "thinking")),
+        (
+            {
+                "tokenizer__ggml__fim_pre_token_id": 1,
+                "tokenizer__ggml__fim_suf_token_id": 2,
+                "tokenizer__ggml__fim_mid_token_id": 3,
+            },
+            {},
+            ("completion", "insert"),
+        ),
+        (
+            {
+                "tokenizer__ggml__prefix_token_id": 1,
+                "tokenizer__ggml__suffix_token_id": 2,
+                "tokenizer__ggml__middle_token_id": 3,
+            },
+            {},
+            ("completion", "insert"),
+        ),
+        ({"tokenizer__ggml__fim_pre_token_id": 1}, {}, ("completion",)),
+        ({"tokenizer__chat_template": "tools"}, {"chat_template": "plain"}, ("completion",)),
+        ({"llama__pooling_type": 1}, {}, ("embedding",)),
+        ({"llama__pooling_type": 0}, {}, ("completion",)),
+        ({}, {"embedding": True}, ("embedding",)),
+        ({"general__architecture": "clip"}, {}, ("vision",)),
+        ({"general__type": "mmproj"}, {}, ("vision",)),
+    ],
+)
+def test_capabilities_follow_from_header_and_table(
+    values: dict[str, Any], params: dict[str, Any], words: tuple[str, ...]
+) -> None:
     found, wanted = header(**values), Params(**params)
     assert capabilities_of(found, wanted, template_of(found, wanted)) == words
 
 
 def test_lists_are_not_among_the_facts() -> None:
-    found = details_of("m", header(a__list=[1, 2], a__long=Count(5000), a__number=3, general__license="mit"), Params(), size_bytes=1, modified_s=0, counted=7)
-    assert found.info == {"general.architecture": "llama", "a.list": None, "a.long": None, "a.number": 3, "general.license": "mit", "general.parameter_count": 7}
+    found = details_of(
+        "m",
+        header(a__list=[1, 2], a__long=ParameterCount(5000), a__number=3, general__license="mit"),
+        Params(),
+        size_bytes=1,
+        modified_s=0,
+        counted=7,
+    )
+    assert found.info == {
+        "general.architecture": "llama",
+        "a.list": None,
+        "a.long": None,
+        "a.number": 3,
+        "general.license": "mit",
+        "general.parameter_count": 7,
+    }
     assert (found.license, found.families, found.digest) == ("mit", ("llama",), "")
 
 
 # ---- parameters by tensors
 
+
 def test_parameters_of_real_files_are_counted(tiny_models: Path) -> None:
     import gguf
+
     for name in ("tiny-chat", "tiny-embed", "tiny-lora"):
         path = tiny_models / f"{name}.gguf"
-        assert count_parameters(path) == sum(int(tensor.n_elements) for tensor in gguf.GGUFReader(path).tensors), name
+        assert count_parameters(path) == sum(
+            int(tensor.n_elements) for tensor in gguf.GGUFReader(path).tensors
+        ), name
 
 
 def tensors(*shapes: tuple[int, ...], dimensions: int | None = None) -> bytes:
     """A header without keys, and its tensors, one byte a parameter."""
     data = b"GGUF" + struct.pack("<IQQ", 3, len(shapes), 0)
     for shape in shapes:
-        data += struct.pack("<Q", 1) + b"t" + struct.pack("<I", len(shape) if dimensions is None else dimensions)
+        data += (
+            struct.pack("<Q", 1) + b"t" + struct.pack("<I", len(shape) if dimensions is None else dimensions)
+        )
         data += struct.pack(f"<{len(shape)}Q", *shape) + struct.pack("<IQ", 0, 0)
     return data
 
@@ -98,13 +185,19 @@ def test_shapes_that_cannot_be_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     path.write_bytes(tensors((2, 3), (4,), ()) + bytes(11))
     assert count_parameters(path) == 11
-    for data, said in ((tensors((1 << 40, 1 << 20)), "too short"), (tensors((2,), dimensions=99), "99 dimensions"), (tensors((2, 3))[:-4], "cut off"), (b"GG", "too short")):
+    for data, said in (
+        (tensors((1 << 40, 1 << 20)), "too short"),
+        (tensors((2,), dimensions=99), "99 dimensions"),
+        (tensors((2, 3))[:-4], "cut off"),
+        (b"GG", "too short"),
+    ):
         path.write_bytes(data)
         with pytest.raises(BadGguf, match=said):
             count_parameters(path)
 
 
 # ---- the library
+
 
 class Shelf:
     """A folder with models, a library of it, and counts of what it reads."""
@@ -127,9 +220,11 @@ class Shelf:
         return path
 
     def library(self, **more: Any) -> Library:
-        return Library(lambda: self.models, tasks=self.tasks, **{"digests_path": self.kept, "patience_s": 60.0, **more})
+        return Library(
+            lambda: self.models, tasks=self.tasks, **{"digests_path": self.kept, "patience_s": 60.0, **more}
+        )
 
-    def _read_header(self, path: Path, **more: Any) -> Header:
+    def _read_header(self, path: Path, **more: Any) -> GgufHeader:
         assert threading.current_thread() is not threading.main_thread()
         self.headers.append(path.name)
         return read_header(path, **more)
@@ -158,8 +253,18 @@ async def test_details_of_real_files(shelf: Shelf, tiny_models: Path) -> None:
     shelf.put("embed", tiny_models / "tiny-embed.gguf")
     books = shelf.library()
     chat = await books.details("chat")
-    assert (chat.architecture, chat.quantization, chat.context_tokens, chat.embedding_length, chat.format) == ("llama", "F16", 8192, 384, "gguf")
-    assert (chat.parameter_label, chat.template, chat.capabilities) == ("1.7M", TEMPLATE, ("completion", "tools"))
+    assert (
+        chat.architecture,
+        chat.quantization,
+        chat.context_tokens,
+        chat.embedding_length,
+        chat.format,
+    ) == ("llama", "F16", 8192, 384, "gguf")
+    assert (chat.parameter_label, chat.template, chat.capabilities) == (
+        "1.7M",
+        TEMPLATE,
+        ("completion", "tools"),
+    )
     assert (chat.size_bytes, chat.modified_s) == (path.stat().st_size, pytest.approx(path.stat().st_mtime))
     assert chat.digest == hashlib.sha256(path.read_bytes()).hexdigest()
     assert (await books.details("embed")).capabilities == ("embedding",)
@@ -187,15 +292,23 @@ async def test_a_digest_outlives_a_restart(shelf: Shelf, tiny_models: Path) -> N
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"x": 5, "y": {"stamp": 1}}'])
-async def test_a_damaged_store_of_digests_is_made_anew(shelf: Shelf, tiny_models: Path, damage: bytes) -> None:
+async def test_a_damaged_store_of_digests_is_made_anew(
+    shelf: Shelf, tiny_models: Path, damage: bytes
+) -> None:
     path = shelf.put("m", tiny_models / "tiny-chat.gguf")
     shelf.kept.parent.mkdir()
     shelf.kept.write_bytes(damage)
     digest = (await shelf.library().details("m")).digest
-    assert [row["sha256"] for row in json.loads(shelf.kept.read_bytes()).values()] == [digest] == [hashlib.sha256(path.read_bytes()).hexdigest()]
+    assert (
+        [row["sha256"] for row in json.loads(shelf.kept.read_bytes()).values()]
+        == [digest]
+        == [hashlib.sha256(path.read_bytes()).hexdigest()]
+    )
 
 
-async def test_files_that_are_gone_leave_the_store_and_one_that_cannot_be_written_does_not_matter(shelf: Shelf, tiny_models: Path) -> None:
+async def test_files_that_are_gone_leave_the_store_and_one_that_cannot_be_written_does_not_matter(
+    shelf: Shelf, tiny_models: Path
+) -> None:
     books = shelf.library()
     gone = shelf.put("gone", tiny_models / "tiny-embed.gguf")
     assert (await books.details("gone")).digest
@@ -204,7 +317,9 @@ async def test_files_that_are_gone_leave_the_store_and_one_that_cannot_be_writte
     shelf.put("m", tiny_models / "tiny-chat.gguf")
     assert (await books.details("m")).digest
     assert list(json.loads(shelf.kept.read_bytes())) == [str(shelf.models["m"].path)]
-    blocked = shelf.library(digests_path=shelf.models["m"].path / "digests.json")       # below a file no folder can be made
+    blocked = shelf.library(
+        digests_path=shelf.models["m"].path / "digests.json"
+    )  # below a file no folder can be made
     assert (await blocked.details("m")).digest
 
 
@@ -214,7 +329,10 @@ async def test_nobody_waits_long_for_a_digest(shelf: Shelf, tiny_models: Path) -
     books = shelf.library(patience_s=0.0)
     shelf.held.clear()
     found = await books.every(["a", "b", "unknown"])
-    assert {alias: (one.digest, one.architecture) for alias, one in found.items()} == {"a": ("", "llama"), "b": ("", "bert")}
+    assert {alias: (one.digest, one.architecture) for alias, one in found.items()} == {
+        "a": ("", "llama"),
+        "b": ("", "bert"),
+    }
     assert (await books.details("a")).digest == ""
     shelf.held.set()
     async with asyncio.timeout(20):
@@ -223,7 +341,9 @@ async def test_nobody_waits_long_for_a_digest(shelf: Shelf, tiny_models: Path) -
     assert sorted(shelf.digested) == ["a.gguf", "b.gguf"]
 
 
-async def test_an_end_in_the_middle_of_a_digest_stops_its_thread(tiny_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_end_in_the_middle_of_a_digest_stops_its_thread(
+    tiny_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ended = threading.Event()
 
     def endless(files: Any, stop: threading.Event) -> str:
@@ -245,10 +365,15 @@ async def test_a_file_that_changes_while_it_is_read_has_no_digest(shelf: Shelf, 
     state = digests.FileState.look(path)
     os.utime(path, ns=(1, 1))
     assert _REALLY([state], threading.Event()) == ""
-    assert _REALLY([digests.FileState.look(path)], threading.Event()) == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert (
+        _REALLY([digests.FileState.look(path)], threading.Event())
+        == hashlib.sha256(path.read_bytes()).hexdigest()
+    )
 
 
-async def test_unreadable_files_are_named_alone_and_left_out_of_lists(shelf: Shelf, tiny_models: Path, tmp_path: Path) -> None:
+async def test_unreadable_files_are_named_alone_and_left_out_of_lists(
+    shelf: Shelf, tiny_models: Path, tmp_path: Path
+) -> None:
     shelf.put("good", tiny_models / "tiny-chat.gguf")
     shelf.put("bad", tiny_models / "tiny-chat.gguf").write_bytes(b"PK\x03\x04" + bytes(40))
     shelf.models["missing"] = Model("missing", tmp_path / "missing.gguf", Params(), "table")
@@ -266,7 +391,13 @@ async def test_unreadable_files_are_named_alone_and_left_out_of_lists(shelf: She
 
 async def test_lists_hold_vocabularies_of_any_length(shelf: Shelf, tmp_path: Path) -> None:
     source = tmp_path / "source"
-    source.write_bytes(made(ARCHITECTURE, text("words") + struct.pack("<IIQ", 9, 8, 2000) + text("w") * 2000, text("few") + struct.pack("<IIQ", 9, 0, 2) + b"ab"))
+    source.write_bytes(
+        made(
+            ARCHITECTURE,
+            text("words") + struct.pack("<IIQ", 9, 8, 2000) + text("w") * 2000,
+            text("few") + struct.pack("<IIQ", 9, 0, 2) + b"ab",
+        )
+    )
     shelf.put("m", source)
     books = shelf.library()
     assert await books.lists("m") == {"words": ["w"] * 2000, "few": [97, 98]}

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from appliance.base.errors import Forbidden, Invalid, NotFound, UpstreamFailed
-from appliance.models.fetching import Progress
+from appliance.downloads.contract import DownloadProgress
 from tests.models.downloads import MIB, engine, held, noise, wish
 
 FILES = {"config.json": b"{}", "deep/er/weights.bin": noise(9 * MIB)}
@@ -49,13 +49,15 @@ async def test_only_what_the_operator_allows_is_read(tmp_path: Path, mounted: Pa
 
 
 async def test_a_single_file_can_be_named_where_files_may(tmp_path: Path, mounted: Path) -> None:
-    await engine(tmp_path, download_allowed_dirs=mounted).download(wish(f"file://{mounted}/config.json", tmp_path / "out"))
+    await engine(tmp_path, download_allowed_dirs=mounted).download(
+        wish(f"file://{mounted}/config.json", tmp_path / "out")
+    )
     assert held(tmp_path / "out") == {"config.json": b"{}"}
 
 
 async def test_links_inside_are_followed_and_links_out_are_refused(tmp_path: Path, mounted: Path) -> None:
-    (mounted / "again.bin").symlink_to("deep/er/weights.bin")           # as the Hugging Face cache has them
-    (mounted / "deep" / "up").symlink_to("..")                          # a circle
+    (mounted / "again.bin").symlink_to("deep/er/weights.bin")  # as the Hugging Face cache has them
+    (mounted / "deep" / "up").symlink_to("..")  # a circle
     fetcher = engine(tmp_path, download_allowed_dirs=mounted)
     await fetcher.download(wish(f"pvc://{mounted}", tmp_path / "out"))
     assert held(tmp_path / "out") == FILES | {"again.bin": FILES["deep/er/weights.bin"]}
@@ -65,24 +67,30 @@ async def test_links_inside_are_followed_and_links_out_are_refused(tmp_path: Pat
         await fetcher.download(wish(f"pvc://{mounted}", tmp_path / "out2"))
 
 
-async def test_a_file_that_becomes_a_link_after_it_was_listed_is_not_read(tmp_path: Path, mounted: Path) -> None:
-    def swap(progress: Progress) -> None:
+async def test_a_file_that_becomes_a_link_after_it_was_listed_is_not_read(
+    tmp_path: Path, mounted: Path
+) -> None:
+    def swap(progress: DownloadProgress) -> None:
         if progress.phase == "verifying":
             (mounted / "config.json").unlink(missing_ok=True)
             (mounted / "config.json").symlink_to("/etc/passwd")
 
     with pytest.raises(Forbidden, match=r"config\.json"):
-        await engine(tmp_path, download_allowed_dirs=mounted).download(wish(f"pvc://{mounted}", tmp_path / "out"), swap)
+        await engine(tmp_path, download_allowed_dirs=mounted).download(
+            wish(f"pvc://{mounted}", tmp_path / "out"), swap
+        )
     assert "config.json" not in held(tmp_path / "out")
 
 
 async def test_a_file_that_changes_while_it_is_copied_is_told(tmp_path: Path, mounted: Path) -> None:
-    def change(progress: Progress) -> None:
+    def change(progress: DownloadProgress) -> None:
         if progress.phase == "verifying":
             (mounted / "config.json").write_bytes(b"{}{}")
 
     with pytest.raises(UpstreamFailed, match=r"config\.json has changed"):
-        await engine(tmp_path, download_allowed_dirs=mounted).download(wish(f"pvc://{mounted}", tmp_path / "out"), change)
+        await engine(tmp_path, download_allowed_dirs=mounted).download(
+            wish(f"pvc://{mounted}", tmp_path / "out"), change
+        )
 
 
 async def test_pipes_are_left_alone(tmp_path: Path, mounted: Path) -> None:

@@ -8,31 +8,46 @@ from pathlib import Path
 import pytest
 
 from appliance.base.errors import Conflict, Forbidden, Invalid, NotFound, TimedOut, UpstreamFailed
-from appliance.models.download_part import BLOCK_BYTES
+from appliance.downloads.part import BLOCK_BYTES
 from tests.fakes.file_hubs import COMMIT, Cut, Hub, Stall, Status
 from tests.models.downloads import MIB, Story, engine, held, leftovers, noise, wish
 
-FILES = {"config.json": b'{"a": 1}', "sub/tokenizer.json": noise(900, 2), "model.gguf": noise(3 * MIB + 17, 3), "sub/deep/shard.gguf": noise(MIB, 4),
-         "empty": b""}
+FILES = {
+    "config.json": b'{"a": 1}',
+    "sub/tokenizer.json": noise(900, 2),
+    "model.gguf": noise(3 * MIB + 17, 3),
+    "sub/deep/shard.gguf": noise(MIB, 4),
+    "empty": b"",
+}
 
 
 async def test_a_repository_is_fetched_as_the_official_client_fetches_it(tmp_path: Path) -> None:
     from huggingface_hub import snapshot_download
 
     async with Hub(dict(FILES)) as hub:
-        await asyncio.to_thread(snapshot_download, "ns/repo", local_dir=tmp_path / "official", endpoint=hub.url, token=False)
+        await asyncio.to_thread(
+            snapshot_download, "ns/repo", local_dir=tmp_path / "official", endpoint=hub.url, token=False
+        )
         done = await engine(tmp_path, hf_endpoint=hub.url).download(wish("hf://ns/repo", tmp_path / "ours"))
-    official = {path: data for path, data in held(tmp_path / "official").items() if not path.startswith(".cache")}
+    official = {
+        path: data for path, data in held(tmp_path / "official").items() if not path.startswith(".cache")
+    }
     assert official == FILES
     assert held(tmp_path / "ours") == FILES
-    assert (done.files, done.total_bytes, done.fetched_bytes) == (5, sum(map(len, FILES.values())), sum(map(len, FILES.values())))
+    assert (done.files, done.total_bytes, done.fetched_bytes) == (
+        5,
+        sum(map(len, FILES.values())),
+        sum(map(len, FILES.values())),
+    )
     assert leftovers(tmp_path / "ours") == []
 
 
 async def test_bare_names_revisions_and_paths_are_understood(tmp_path: Path) -> None:
     async with Hub(dict(FILES)) as hub:
         fetcher = engine(tmp_path, hf_endpoint=hub.url)
-        await fetcher.download(wish("ns/repo", tmp_path / "a", {"include": "*.json,deep/", "exclude": "sub/*"}))
+        await fetcher.download(
+            wish("ns/repo", tmp_path / "a", {"include": "*.json,deep/", "exclude": "sub/*"})
+        )
         await fetcher.download(wish("hf://ns/repo@refs/pr/1/sub", tmp_path / "b"))
         await fetcher.download(wish(f"ns/repo@{COMMIT}/sub/deep/shard.gguf", tmp_path / "c"))
     assert list(held(tmp_path / "a")) == ["config.json"]
@@ -54,7 +69,9 @@ async def test_the_token_goes_to_the_endpoint_and_not_where_that_redirects_to(tm
         hub.token = "hf_secret_of_ours"
         with pytest.raises(NotFound, match="may not see it"):
             await engine(tmp_path, hf_endpoint=hub.url).download(wish("ns/repo", tmp_path / "out"))
-        await engine(tmp_path, hf_endpoint=hub.url, hf_auth_token=hub.token).download(wish("ns/repo", tmp_path / "out"))
+        await engine(tmp_path, hf_endpoint=hub.url, hf_auth_token=hub.token).download(
+            wish("ns/repo", tmp_path / "out")
+        )
     sent = {asked.path: asked.authorization for asked in hub.asked}
     assert sent["config.json"] == "Bearer hf_secret_of_ours"
     assert sent["model.gguf"] == ""
@@ -69,7 +86,7 @@ async def test_what_is_there_is_not_fetched_again_and_what_was_changed_is(tmp_pa
         again = await fetcher.download(wish("ns/repo", out))
         assert again.fetched_bytes == 0
         (out / "config.json").write_bytes(b'{"a": 2}')
-        (out / ".download.json").unlink()           # without a manifest the checksums tell
+        (out / ".download.json").unlink()  # without a manifest the checksums tell
         third = await fetcher.download(wish("ns/repo", out))
     assert third.fetched_bytes == len(FILES["config.json"])
     assert held(out) == FILES
@@ -85,7 +102,11 @@ async def test_large_files_are_fetched_in_parts_by_all_workers(tmp_path: Path) -
     assert (tmp_path / "out" / "model.gguf").read_bytes() == data
 
 
-@pytest.mark.parametrize("fault", [Status(503), Status(429, "0"), Cut(700_000), Stall(700_000)], ids=["503", "429", "cut", "silence"])
+@pytest.mark.parametrize(
+    "fault",
+    [Status(503), Status(429, "0"), Cut(700_000), Stall(700_000)],
+    ids=["503", "429", "cut", "silence"],
+)
 async def test_a_server_that_fails_in_the_middle_is_asked_for_the_rest(tmp_path: Path, fault: object) -> None:
     async with Hub({"model.gguf": FILES["model.gguf"]}) as hub:
         hub.faults["model.gguf"] = [fault, fault]
@@ -98,10 +119,14 @@ async def test_it_gives_up_at_last_and_keeps_what_it_has(tmp_path: Path) -> None
     async with Hub({"model.gguf": noise(8 * MIB)}) as hub:
         fetcher = engine(tmp_path, hf_endpoint=hub.url)
         hub.faults["model.gguf"] = [Cut(5 * MIB), Status(502), Status(502), Status(502)]
-        with pytest.raises(UpstreamFailed, match=r"model\.gguf: .*502; tried 3 times in a row\. What was fetched is kept"):
+        with pytest.raises(
+            UpstreamFailed, match=r"model\.gguf: .*502; tried 3 times in a row\. What was fetched is kept"
+        ):
             await fetcher.download(wish("ns/repo", tmp_path / "out", workers=1))
         assert held(tmp_path / "out") == {}
-        assert [(flaw.path, flaw.kind) for flaw in await fetcher.verify(tmp_path / "out")] == [("model.gguf", "partial")]
+        assert [(flaw.path, flaw.kind) for flaw in await fetcher.verify(tmp_path / "out")] == [
+            ("model.gguf", "partial")
+        ]
         hub.faults.clear()
         done = await fetcher.repair(tmp_path / "out")
     assert done.fetched_bytes <= 3 * MIB + BLOCK_BYTES
@@ -109,7 +134,9 @@ async def test_it_gives_up_at_last_and_keeps_what_it_has(tmp_path: Path) -> None
     assert leftovers(tmp_path / "out") == []
 
 
-async def test_a_server_that_always_breaks_off_at_the_same_place_is_not_asked_for_ever(tmp_path: Path) -> None:
+async def test_a_server_that_always_breaks_off_at_the_same_place_is_not_asked_for_ever(
+    tmp_path: Path,
+) -> None:
     async with Hub({"model.gguf": noise(4 * MIB)}) as hub:
         hub.has_ranges = False
         hub.faults["model.gguf"] = [Cut(3 * MIB)] * 50
@@ -129,7 +156,7 @@ async def test_a_server_without_ranges_gives_whole_files(tmp_path: Path) -> None
 
 async def test_a_wrong_checksum_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
     async with Hub(dict(FILES)) as hub:
-        hub.sha256 = lambda path: "0" * 64          # type: ignore[method-assign]
+        hub.sha256 = lambda path: "0" * 64  # type: ignore[method-assign]
         with pytest.raises(UpstreamFailed, match=r"(model|shard)\.gguf does not have the checksum") as caught:
             await engine(tmp_path, hf_endpoint=hub.url).download(wish("ns/repo", tmp_path / "out", workers=1))
     assert caught.value.code == "checksum_mismatch"
@@ -186,9 +213,16 @@ async def test_progress_is_told_in_bytes_and_seldom(tmp_path: Path) -> None:
     story = Story()
     async with Hub({"model.gguf": noise(12 * MIB), "config.json": b"{}"}) as hub:
         hub.drip_s = 0.02
-        await engine(tmp_path, hf_endpoint=hub.url).download(wish("ns/repo", tmp_path / "out", workers=2), story.append)
+        await engine(tmp_path, hf_endpoint=hub.url).download(
+            wish("ns/repo", tmp_path / "out", workers=2), story.append
+        )
     assert story.phases() == ["listing", "verifying", "fetching", "done"]
-    assert (story[-1].files, story[-1].files_done, story[-1].done_bytes, story[-1].total_bytes) == (2, 2, 12 * MIB + 2, 12 * MIB + 2)
+    assert (story[-1].files, story[-1].files_done, story[-1].done_bytes, story[-1].total_bytes) == (
+        2,
+        2,
+        12 * MIB + 2,
+        12 * MIB + 2,
+    )
     fetching = [told for told in story if told.phase == "fetching"]
     assert len(fetching) >= 3
     assert any(told.rate_bytes_s > 0 and told.now == ("model.gguf",) for told in fetching)
@@ -200,7 +234,11 @@ async def test_cancelling_leaves_parts_that_are_gone_on_with(tmp_path: Path) -> 
     async with Hub({"model.gguf": noise(24 * MIB)}) as hub:
         hub.drip_s = 0.01
         fetcher = engine(tmp_path, hf_endpoint=hub.url)
-        task = asyncio.ensure_future(fetcher.download(wish("ns/repo", out), lambda told: half.set() if told.done_bytes > 8 * MIB else None))
+        task = asyncio.ensure_future(
+            fetcher.download(
+                wish("ns/repo", out), lambda told: half.set() if told.done_bytes > 8 * MIB else None
+            )
+        )
         await asyncio.wait_for(half.wait(), 20)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -222,18 +260,24 @@ async def test_a_server_that_stays_silent_is_given_up_as_late(tmp_path: Path) ->
 
 async def test_a_slow_server_is_waited_for_as_long_as_it_sends(tmp_path: Path) -> None:
     async with Hub({"model.gguf": noise(2 * MIB)}) as hub:
-        hub.drip_s = 0.12           # longer in all than the patience with silence
+        hub.drip_s = 0.12  # longer in all than the patience with silence
         await engine(tmp_path, hf_endpoint=hub.url).download(wish("ns/repo", tmp_path / "out", workers=1))
     assert held(tmp_path / "out") == hub.files
 
 
-async def test_too_little_room_is_seen_first_and_needs_only_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_too_little_room_is_seen_first_and_needs_only_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = os.statvfs(tmp_path)
     room = [3 * MIB]
-    monkeypatch.setattr(os, "statvfs", lambda _: os.statvfs_result((*real[:1], 1, *real[2:4], room[0], *real[5:])))
+    monkeypatch.setattr(
+        os, "statvfs", lambda _: os.statvfs_result((*real[:1], 1, *real[2:4], room[0], *real[5:]))
+    )
     async with Hub({"model.gguf": noise(4 * MIB), "first": noise(MIB)}) as hub:
         fetcher = engine(tmp_path, hf_endpoint=hub.url)
-        with pytest.raises(Conflict, match="has room for 3,145,728 more bytes, and 5,242,880 are to be fetched") as caught:
+        with pytest.raises(
+            Conflict, match="has room for 3,145,728 more bytes, and 5,242,880 are to be fetched"
+        ) as caught:
             await fetcher.download(wish("ns/repo", tmp_path / "out"))
         assert (caught.value.code, hub.asked) == ("no_space", [])
         await fetcher.download(wish("ns/repo", tmp_path / "out", {"include": "first"}))
@@ -245,6 +289,9 @@ async def test_too_little_room_is_seen_first_and_needs_only_what_is_missing(tmp_
 async def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("a file stands here")
     async with Hub({"config.json": b"{}"}) as hub:
-        for folder, said in ((tmp_path / "out", "out is no folder"), (Path("/proc/none"), "^/proc/none cannot be written: No such file")):
+        for folder, said in (
+            (tmp_path / "out", "out is no folder"),
+            (Path("/proc/none"), "^/proc/none cannot be written: No such file"),
+        ):
             with pytest.raises(Conflict, match=said):
                 await engine(None, hf_endpoint=hub.url).download(wish("ns/repo", folder))

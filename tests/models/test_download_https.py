@@ -28,49 +28,92 @@ def tls() -> tuple[ssl.SSLContext, ssl.SSLContext]:
 async def test_a_file_is_fetched_and_held_against_its_checksum(tmp_path: Path, tls: tuple) -> None:
     async with FileServer({"m/model v1.gguf": DATA}, ssl_context=tls[0]) as server:
         fetcher = engine(tmp_path, ssl_context=tls[1], download_allowed_hosts=LISTED)
-        await fetcher.download(wish(f"{server.url}/m/model%20v1.gguf?key=verysecret", tmp_path / "out", {"checksum": f"sha256:{SHA256}"}))
+        await fetcher.download(
+            wish(
+                f"{server.url}/m/model%20v1.gguf?key=verysecret",
+                tmp_path / "out",
+                {"checksum": f"sha256:{SHA256}"},
+            )
+        )
         with pytest.raises(UpstreamFailed, match="checksum"):
-            await fetcher.download(wish(f"{server.url}/m/model%20v1.gguf", tmp_path / "two", {"checksum": "0" * 64}))
+            await fetcher.download(
+                wish(f"{server.url}/m/model%20v1.gguf", tmp_path / "two", {"checksum": "0" * 64})
+            )
         with pytest.raises(Invalid, match="checksum is none"):
-            await fetcher.download(wish(f"{server.url}/m/model%20v1.gguf", tmp_path / "two", {"checksum": "sha256:xyz"}))
+            await fetcher.download(
+                wish(f"{server.url}/m/model%20v1.gguf", tmp_path / "two", {"checksum": "sha256:xyz"})
+            )
     assert held(tmp_path / "out") == {"model v1.gguf": DATA}
     assert held(tmp_path / "two") == {}
     assert "verysecret" not in (tmp_path / "out" / ".download.json").read_text()
 
 
-@pytest.mark.parametrize("server", [FileServer(tells_length=False), FileServer(has_ranges=False), FileServer(tells_ranges=False)],
-                         ids=["no length", "no ranges", "ranges not told"])
-async def test_servers_that_tell_little_are_good_enough(tmp_path: Path, tls: tuple, server: FileServer) -> None:
+@pytest.mark.parametrize(
+    "server",
+    [FileServer(tells_length=False), FileServer(has_ranges=False), FileServer(tells_ranges=False)],
+    ids=["no length", "no ranges", "ranges not told"],
+)
+async def test_servers_that_tell_little_are_good_enough(
+    tmp_path: Path, tls: tuple, server: FileServer
+) -> None:
     server.files, server.ssl_context = {"model.gguf": DATA}, tls[0]
     async with server:
-        server.faults["model.gguf"] = [Cut(MIB) for _ in range(2)]         # the look at its head, and the first fetch
-        await engine(tmp_path, ssl_context=tls[1], download_allowed_hosts=LISTED).download(wish(f"{server.url}/model.gguf", tmp_path / "out"))
+        server.faults["model.gguf"] = [
+            Cut(MIB) for _ in range(2)
+        ]  # the look at its head, and the first fetch
+        await engine(tmp_path, ssl_context=tls[1], download_allowed_hosts=LISTED).download(
+            wish(f"{server.url}/model.gguf", tmp_path / "out")
+        )
     assert held(tmp_path / "out") == {"model.gguf": DATA}
 
 
-async def test_a_body_that_is_cut_without_a_length_is_found_by_the_checksum(tmp_path: Path, tls: tuple) -> None:
+async def test_a_body_that_is_cut_without_a_length_is_found_by_the_checksum(
+    tmp_path: Path, tls: tuple
+) -> None:
     async with FileServer({"model.gguf": DATA[:1000]}, tells_length=False, ssl_context=tls[0]) as server:
         with pytest.raises(UpstreamFailed, match="checksum"):
             await engine(tmp_path, ssl_context=tls[1], download_allowed_hosts=LISTED).download(
-                wish(f"{server.url}/model.gguf", tmp_path / "out", {"checksum": SHA256}))
+                wish(f"{server.url}/model.gguf", tmp_path / "out", {"checksum": SHA256})
+            )
 
 
 async def test_hosts_and_addresses_must_be_listed(tmp_path: Path, tls: tuple) -> None:
     async with FileServer({"f": DATA}, ssl_context=tls[0]) as server:
         by_name = server.url.replace("127.0.0.1", "localhost")
-        for hosts, url in [("", server.url), ("example.com", server.url), ("*", server.url), ("localhost", by_name), ("*", by_name),
-                           ("localhost,10.0.0.0/8", by_name), ("*", server.url.replace("127.0.0.1", "[::1]")),
-                           ("*", server.url.replace("127.0.0.1", "[::ffff:127.0.0.1]")), ("*", server.url.replace("127.0.0.1", "2130706433")),
-                           ("*", "https://169.254.169.254/latest")]:
-            with pytest.raises(Forbidden if "2130706433" not in url else UpstreamFailed, match=r"DOWNLOAD_ALLOWED_HOSTS|not a canonical"):
-                await engine(tmp_path, ssl_context=tls[1], download_allowed_hosts=hosts).download(wish(f"{url}/f", tmp_path / "out"))
+        for hosts, url in [
+            ("", server.url),
+            ("example.com", server.url),
+            ("*", server.url),
+            ("localhost", by_name),
+            ("*", by_name),
+            ("localhost,10.0.0.0/8", by_name),
+            ("*", server.url.replace("127.0.0.1", "[::1]")),
+            ("*", server.url.replace("127.0.0.1", "[::ffff:127.0.0.1]")),
+            ("*", server.url.replace("127.0.0.1", "2130706433")),
+            ("*", "https://169.254.169.254/latest"),
+        ]:
+            with pytest.raises(
+                Forbidden if "2130706433" not in url else UpstreamFailed,
+                match=r"DOWNLOAD_ALLOWED_HOSTS|not a canonical",
+            ):
+                await engine(tmp_path, ssl_context=tls[1], download_allowed_hosts=hosts).download(
+                    wish(f"{url}/f", tmp_path / "out")
+                )
         assert server.asked == []
-        for hosts, url in [("localhost,127.0.0.1", by_name), ("*,127.0.0.0/8", by_name), ("127.0.0.0/8", server.url)]:
-            await engine(tmp_path, ssl_context=tls[1], download_allowed_hosts=hosts).download(wish(f"{url}/f", tmp_path / "out"))
+        for hosts, url in [
+            ("localhost,127.0.0.1", by_name),
+            ("*,127.0.0.0/8", by_name),
+            ("127.0.0.0/8", server.url),
+        ]:
+            await engine(tmp_path, ssl_context=tls[1], download_allowed_hosts=hosts).download(
+                wish(f"{url}/f", tmp_path / "out")
+            )
     assert held(tmp_path / "out") == {"f": DATA}
 
 
-async def test_redirects_are_followed_only_to_hosts_that_are_listed_and_secured(tmp_path: Path, tls: tuple) -> None:
+async def test_redirects_are_followed_only_to_hosts_that_are_listed_and_secured(
+    tmp_path: Path, tls: tuple
+) -> None:
     from aiohttp import web
 
     class Redirecting(FileServer):
@@ -100,10 +143,14 @@ async def test_redirects_are_followed_only_to_hosts_that_are_listed_and_secured(
 
 async def test_credentials_in_an_address_are_refused_and_not_repeated(tmp_path: Path) -> None:
     with pytest.raises(Invalid, match="credentials in it") as caught:
-        await engine(tmp_path, download_allowed_hosts="*").download(wish("https://me:mypassword@example.com/f", tmp_path / "out"))
+        await engine(tmp_path, download_allowed_hosts="*").download(
+            wish("https://me:mypassword@example.com/f", tmp_path / "out")
+        )
     assert "mypassword" not in str(caught.value)
     with pytest.raises(Invalid, match="one file"):
-        await engine(tmp_path, download_allowed_hosts="*").download(wish("https://example.com/", tmp_path / "out"))
+        await engine(tmp_path, download_allowed_hosts="*").download(
+            wish("https://example.com/", tmp_path / "out")
+        )
 
 
 async def test_a_new_version_is_not_joined_to_an_old_part(tmp_path: Path, tls: tuple) -> None:

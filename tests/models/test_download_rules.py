@@ -6,60 +6,95 @@ import pytest
 
 from appliance.base.clock import FakeClock
 from appliance.base.errors import Forbidden, Invalid, NotFound, TimedOut, UpstreamFailed
-from appliance.models import download_manifest as manifest
-from appliance.models import download_part
-from appliance.models.download import DownloadEngine
-from appliance.models.download_config import Rules
-from appliance.models.download_names import check_names, wanted, why_unsafe
-from appliance.models.download_part import Part, Spans
-from appliance.models.download_progress import Meter
-from appliance.models.download_retry import Retries
-from appliance.models.fetching import Progress, Wish, shown
-from appliance.models.sources.contract import Errand, Interrupted, Patience, Remote
-from appliance.models.sources.reach import FolderReach, Reach
-from appliance.models.sources.table import split
+from appliance.base.reach import FolderPolicy, HostPolicy
+from appliance.downloads import manifest
+from appliance.downloads import part as download_part
+from appliance.downloads.contract import DownloadProgress, DownloadRequest, shown
+from appliance.downloads.engine import DownloadEngine
+from appliance.downloads.names import check_names, wanted, why_unsafe
+from appliance.downloads.part import PartialFile, Spans
+from appliance.downloads.progress import ProgressMeter
+from appliance.downloads.retry import RetryCounter
+from appliance.downloads.rules import DownloadRules
+from appliance.downloads.sources.contract import Interrupted, RemoteFile, SourceContext, SourceTimeouts
+from appliance.downloads.sources.table import split
 from tests.models.downloads import engine, settings, wish
 
-ENV = {"hf_auth_token": "hf_of_the_operator", "access_key": "AKIAOPERATOR", "secret_key": "secretoperator", "ms_token": "ms_of_the_operator",
-       "endpoint": "https://store.example.com"}
+ENV = {
+    "hf_auth_token": "hf_of_the_operator",
+    "access_key": "AKIAOPERATOR",
+    "secret_key": "secretoperator",
+    "ms_token": "ms_of_the_operator",
+    "endpoint": "https://store.example.com",
+}
 
 
 SIZE = 20 << 20
 
 
-def rules(*, is_trusted: bool = False, **values: object) -> Rules:
-    return Rules(settings(**values), None, is_trusted)
+def rules(*, is_trusted: bool = False, **values: object) -> DownloadRules:
+    return DownloadRules(settings(**values), None, is_trusted)
 
 
-def config(source: str, given: dict[str, str], *, is_trusted: bool = False, **values: object) -> dict[str, str]:
-    return rules(is_trusted=is_trusted, **values).config_of(Wish(source, Path("/x"), config=given), split(source)[0])
+def config(
+    source: str, given: dict[str, str], *, is_trusted: bool = False, **values: object
+) -> dict[str, str]:
+    return rules(is_trusted=is_trusted, **values).config_of(
+        DownloadRequest(source, Path("/x"), config=given), split(source)[0]
+    )
 
 
 def test_a_wishs_config_wins_over_the_settings() -> None:
-    chosen = config("ns/repo", {"hf_token": "hf_of_the_caller", "hf_revision": "v2"}, hf_revision="v1", ms_revision="v3", **ENV)
-    assert (chosen["hf_token"], chosen["hf_revision"], chosen["ms_revision"]) == ("hf_of_the_caller", "v2", "v3")
+    chosen = config(
+        "ns/repo",
+        {"hf_token": "hf_of_the_caller", "hf_revision": "v2"},
+        hf_revision="v1",
+        ms_revision="v3",
+        **ENV,
+    )
+    assert (chosen["hf_token"], chosen["hf_revision"], chosen["ms_revision"]) == (
+        "hf_of_the_caller",
+        "v2",
+        "v3",
+    )
     assert config("ns/repo", {}, **ENV)["hf_token"] == "hf_of_the_operator"
     assert config("ns/repo", {})["hf_endpoint"] == "https://huggingface.co"
 
 
-@pytest.mark.parametrize(("source", "given", "kept_back"), [
-    ("ns/repo", {"hf_endpoint": "https://evil.example"}, {"hf_token"}),
-    ("s3://b/p", {"endpoint": "https://evil.example"}, {"access_key", "secret_key"}),
-    ("ms://ns/repo", {"ms_endpoint": "https://evil.example"}, {"ms_token"}),
-    ("s3://b/p", {"access_key": "AKIACALLER"}, {"secret_key"}),
-    ("ns/repo", {"hf_endpoint": "https://huggingface.co"}, set()),
-])
-def test_the_operators_credentials_go_only_to_the_operators_servers(source: str, given: dict[str, str], kept_back: set[str]) -> None:
+@pytest.mark.parametrize(
+    ("source", "given", "kept_back"),
+    [
+        ("ns/repo", {"hf_endpoint": "https://evil.example"}, {"hf_token"}),
+        ("s3://b/p", {"endpoint": "https://evil.example"}, {"access_key", "secret_key"}),
+        ("ms://ns/repo", {"ms_endpoint": "https://evil.example"}, {"ms_token"}),
+        ("s3://b/p", {"access_key": "AKIACALLER"}, {"secret_key"}),
+        ("ns/repo", {"hf_endpoint": "https://huggingface.co"}, set()),
+    ],
+)
+def test_the_operators_credentials_go_only_to_the_operators_servers(
+    source: str, given: dict[str, str], kept_back: set[str]
+) -> None:
     chosen = config(source, given, **ENV)
     assert {"hf_token", "access_key", "secret_key", "ms_token"} - set(chosen) == kept_back
     if "access_key" not in given:
-        assert set(config(source, given, is_trusted=True, **ENV)) >= {"hf_token", "access_key", "secret_key", "ms_token"}
+        assert set(config(source, given, is_trusted=True, **ENV)) >= {
+            "hf_token",
+            "access_key",
+            "secret_key",
+            "ms_token",
+        }
 
 
 def test_config_that_cannot_be_meant_is_refused() -> None:
     with pytest.raises(Invalid, match="Did you mean hf_token"):
         config("ns/repo", {"hf_tokn": "x"})
-    for address in ("ftp://x", "huggingface.co", "https://u:p@x.example", "https://x.example/?a=b", "https://x:99999999"):
+    for address in (
+        "ftp://x",
+        "huggingface.co",
+        "https://u:p@x.example",
+        "https://x.example/?a=b",
+        "https://x:99999999",
+    ):
         with pytest.raises(Invalid, match="hf_endpoint is not") as caught:
             config("ns/repo", {"hf_endpoint": address})
         assert "u:p" not in caught.value.message
@@ -75,15 +110,32 @@ def test_an_endpoint_that_a_caller_names_may_not_be_private_and_the_operators_ow
     assert not rules(is_trusted=True, download_allowed_hosts="a.example").reach_of("https", {}).is_open
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1", "::1", "169.254.169.254", "10.1.2.3", "192.168.1.1", "100.64.0.1", "0.0.0.0", "::", "fe80::1%eth0",
-                                     "::ffff:10.0.0.1", "2002:7f00:1::", "224.0.0.1", "fd00::1", "nonsense"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        "127.0.0.1",
+        "::1",
+        "169.254.169.254",
+        "10.1.2.3",
+        "192.168.1.1",
+        "100.64.0.1",
+        "0.0.0.0",
+        "::",
+        "fe80::1%eth0",
+        "::ffff:10.0.0.1",
+        "2002:7f00:1::",
+        "224.0.0.1",
+        "fd00::1",
+        "nonsense",
+    ],
+)
 def test_addresses_that_are_not_public_are_refused_unless_listed(address: str) -> None:
-    assert Reach.listed(["*"]).refusal_of(address)
-    assert Reach.everywhere().refusal_of(address) == ""
+    assert HostPolicy.listed(["*"]).refusal_of(address)
+    assert HostPolicy.everywhere().refusal_of(address) == ""
 
 
 def test_listed_names_are_patterns() -> None:
-    reach = Reach.listed(["files.example.com", "*.Example.org", "10.0.0.0/8"])
+    reach = HostPolicy.listed(["files.example.com", "*.Example.org", "10.0.0.0/8"])
     for host in ("files.example.com", "a.b.example.org", "FILES.example.com.", "10.9.9.9"):
         reach.check_host(host)
     for host in ("example.com", "xfiles.example.com", "example.org", "11.0.0.1", ""):
@@ -91,25 +143,61 @@ def test_listed_names_are_patterns() -> None:
             reach.check_host(host)
 
 
-@pytest.mark.parametrize("name", ["../x", "a/../../x", "/etc/passwd", "C:\\x", "c:x", "a\\b", "a//b", "./a", "a/.", "", "a\0b", "a\nb", ".lock",
-                                  ".download/x", ".download.json", "x" * 256, "a/" + "ü" * 128, "\udc80"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../x",
+        "a/../../x",
+        "/etc/passwd",
+        "C:\\x",
+        "c:x",
+        "a\\b",
+        "a//b",
+        "./a",
+        "a/.",
+        "",
+        "a\0b",
+        "a\nb",
+        ".lock",
+        ".download/x",
+        ".download.json",
+        "x" * 256,
+        "a/" + "ü" * 128,
+        "\udc80",
+    ],
+)
 def test_names_that_lead_elsewhere_or_cannot_be_are_refused(name: str) -> None:
     assert why_unsafe(name)
     with pytest.raises(Invalid) as caught:
-        check_names([Remote(name, 1)])
+        check_names([RemoteFile(name, 1)])
     assert caught.value.code == "unsafe_name"
 
 
 def test_names_that_are_unusual_are_fine_and_two_for_one_place_are_not() -> None:
-    check_names([Remote(name, 1) for name in (".gitattributes", "a b", "ü/模型.gguf", "a..b", "sub/.lock", "x" * 255, "a/b", "ab:c", "ab")])
+    check_names(
+        [
+            RemoteFile(name, 1)
+            for name in (
+                ".gitattributes",
+                "a b",
+                "ü/模型.gguf",
+                "a..b",
+                "sub/.lock",
+                "x" * 255,
+                "a/b",
+                "ab:c",
+                "ab",
+            )
+        ]
+    )
     with pytest.raises(Invalid, match="twice"):
-        check_names([Remote("a", 1), Remote("a", 2)])
+        check_names([RemoteFile("a", 1), RemoteFile("a", 2)])
     with pytest.raises(Invalid, match="as a file and as a folder"):
-        check_names([Remote("a/b/c", 1), Remote("a", 2)])
+        check_names([RemoteFile("a/b/c", 1), RemoteFile("a", 2)])
 
 
 def test_patterns_choose_files() -> None:
-    files = [Remote(name, 1) for name in ("a.gguf", "sub/b.gguf", "sub/c.bin", "README.md")]
+    files = [RemoteFile(name, 1) for name in ("a.gguf", "sub/b.gguf", "sub/c.bin", "README.md")]
 
     def chosen(**patterns: str) -> list[str]:
         return [file.path for file in wanted(files, patterns, source="x")]
@@ -125,7 +213,18 @@ def test_sources_are_told_by_their_scheme() -> None:
     assert split("ns/repo") == ("hf", "ns/repo")
     assert split("S3://b/p") == ("s3", "b/p")
     assert split(" hf://ns/repo@main/x ") == ("hf", "ns/repo@main/x")
-    for text in ("", "repo", "/etc/passwd", "./models", "~/x", "ns/repo/../x", "gs://b/p", "http://x/y", "s3:/b", "a\0b/c"):
+    for text in (
+        "",
+        "repo",
+        "/etc/passwd",
+        "./models",
+        "~/x",
+        "ns/repo/../x",
+        "gs://b/p",
+        "http://x/y",
+        "s3:/b",
+        "a\0b/c",
+    ):
         with pytest.raises(Invalid):
             split(text)
     with pytest.raises(Invalid, match="Did you mean https"):
@@ -135,7 +234,7 @@ def test_sources_are_told_by_their_scheme() -> None:
 
 def _message(ask: object) -> str:
     with pytest.raises(Invalid) as caught:
-        ask()       # type: ignore[operator]
+        ask()  # type: ignore[operator]
     return caught.value.message
 
 
@@ -144,8 +243,10 @@ def test_a_source_is_shown_without_what_may_be_a_key() -> None:
     assert shown("hf://ns/repo@main") == "hf://ns/repo@main"
     assert shown("s3://bucket/key#1?X-Amz-Signature=abc") == "s3://bucket/key#1"
     assert shown("file:///a/what?.gguf") == "file:///a/what?.gguf"
-    errand = Errand("ns/repo", {"hf_token": "hf_verysecret"}, Reach(), FolderReach())
-    assert "hf_verysecret" not in repr(errand) + repr(wish("ns/repo", Path("/x"), {"hf_token": "hf_verysecret"}))
+    errand = SourceContext("ns/repo", {"hf_token": "hf_verysecret"}, HostPolicy(), FolderPolicy())
+    assert "hf_verysecret" not in repr(errand) + repr(
+        wish("ns/repo", Path("/x"), {"hf_token": "hf_verysecret"})
+    )
 
 
 async def test_a_wish_that_cannot_be_is_refused(tmp_path: Path) -> None:
@@ -160,7 +261,10 @@ async def test_callers_of_a_running_appliance_write_where_the_settings_say(tmp_p
     source = f"file://{tmp_path}/allowed/model"
     (tmp_path / "allowed").mkdir()
     (tmp_path / "allowed" / "model").write_bytes(b"x")
-    fetcher = DownloadEngine(settings(download_allowed_dirs=tmp_path / "allowed"), output_roots=(tmp_path / "state/models", tmp_path / "allowed"))
+    fetcher = DownloadEngine(
+        settings(download_allowed_dirs=tmp_path / "allowed"),
+        output_roots=(tmp_path / "state/models", tmp_path / "allowed"),
+    )
     for folder in ("state/models/one", "allowed/two"):
         assert (await fetcher.download(wish(source, tmp_path / folder))).files == 1
     for folder in ("state/other", "elsewhere"):
@@ -178,8 +282,8 @@ def test_spans_are_joined_and_their_gaps_known() -> None:
     assert Spans([(5, 9)]).prefix() == 0
 
 
-def _begun(folder: Path, remote: Remote) -> Part:
-    part = Part(folder / ".download", remote, asked="hf://ns/repo")
+def _begun(folder: Path, remote: RemoteFile) -> PartialFile:
+    part = PartialFile(folder / ".download", remote, asked="hf://ns/repo")
     assert part.recall() == 0
     part.open()
     part.write([b"abc", b"def"], 0)
@@ -188,55 +292,80 @@ def _begun(folder: Path, remote: Remote) -> Part:
 
 
 def test_a_part_is_gone_on_with_only_when_it_is_of_the_same_file(tmp_path: Path) -> None:
-    remote = Remote("model", SIZE, "sha256:aa", "tag")
-    _begun(tmp_path, remote)            # not closed: as if killed
-    assert Part(tmp_path / ".download", remote, asked="hf://ns/repo").recall() == 9
-    assert Part(tmp_path / ".download", Remote("model", SIZE, "sha256:bb", "tag"), asked="hf://ns/repo").recall() == 0
-    assert Part(tmp_path / ".download", Remote("model", SIZE + 1, "sha256:aa", "tag"), asked="hf://ns/repo").recall() == 0
-    assert Part(tmp_path / ".download", remote, asked="hf://other/repo").recall() == 0
+    remote = RemoteFile("model", SIZE, "sha256:aa", "tag")
+    _begun(tmp_path, remote)  # not closed: as if killed
+    assert PartialFile(tmp_path / ".download", remote, asked="hf://ns/repo").recall() == 9
+    assert (
+        PartialFile(
+            tmp_path / ".download", RemoteFile("model", SIZE, "sha256:bb", "tag"), asked="hf://ns/repo"
+        ).recall()
+        == 0
+    )
+    assert (
+        PartialFile(
+            tmp_path / ".download", RemoteFile("model", SIZE + 1, "sha256:aa", "tag"), asked="hf://ns/repo"
+        ).recall()
+        == 0
+    )
+    assert PartialFile(tmp_path / ".download", remote, asked="hf://other/repo").recall() == 0
     (next((tmp_path / ".download").glob("*.json"))).write_text("{")
-    assert Part(tmp_path / ".download", remote, asked="hf://ns/repo").recall() == 0
+    assert PartialFile(tmp_path / ".download", remote, asked="hf://ns/repo").recall() == 0
 
 
 def test_a_file_that_nothing_tells_from_another_is_not_gone_on_with(tmp_path: Path) -> None:
-    _begun(tmp_path, Remote("model", SIZE))
-    assert Part(tmp_path / ".download", Remote("model", SIZE), asked="hf://ns/repo").recall() == 0
+    _begun(tmp_path, RemoteFile("model", SIZE))
+    assert PartialFile(tmp_path / ".download", RemoteFile("model", SIZE), asked="hf://ns/repo").recall() == 0
 
 
-def test_after_another_boot_only_what_was_synced_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    remote = Remote("model", SIZE, "sha256:aa")
+def test_after_another_boot_only_what_was_synced_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remote = RemoteFile("model", SIZE, "sha256:aa")
     part = _begun(tmp_path, remote)
     monkeypatch.setattr(download_part, "boot_id", lambda: "another boot")
-    assert Part(tmp_path / ".download", remote, asked="hf://ns/repo").recall() == 0
+    assert PartialFile(tmp_path / ".download", remote, asked="hf://ns/repo").recall() == 0
     monkeypatch.undo()
     part.close()
     monkeypatch.setattr(download_part, "boot_id", lambda: "another boot")
-    assert Part(tmp_path / ".download", remote, asked="hf://ns/repo").recall() == 9
+    assert PartialFile(tmp_path / ".download", remote, asked="hf://ns/repo").recall() == 9
 
 
 def test_a_part_that_lost_bytes_is_not_believed(tmp_path: Path) -> None:
-    remote = Remote("model", SIZE, "sha256:aa")
+    remote = RemoteFile("model", SIZE, "sha256:aa")
     part = _begun(tmp_path, remote)
     part.path.write_bytes(b"abcdef")
-    assert Part(tmp_path / ".download", remote, asked="hf://ns/repo").recall() == 6
+    assert PartialFile(tmp_path / ".download", remote, asked="hf://ns/repo").recall() == 6
 
 
 def test_the_journal_and_the_manifest_are_read_whatever_was_cut(tmp_path: Path) -> None:
     (tmp_path / ".download").mkdir()
-    first = manifest.Row("a", 1, "00", modified_ns=5)
+    first = manifest.ManifestRow("a", 1, "00", modified_ns=5)
     manifest.note(tmp_path, first)
     with (tmp_path / ".download" / "journal").open("ab") as file:
         file.write(b'{"path": "b", "si')
     assert manifest.known(tmp_path) == {"a": first}
-    manifest.write(tmp_path, manifest.Entry("s3://b/one", "s3://b/one", finished_at="now", files=(first, manifest.Row("c", 1, "01"))))
-    manifest.write(tmp_path, manifest.Entry("s3://b/two", "s3://b/two", finished_at="now", files=(manifest.Row("c", 2, "02"),)))
-    assert {entry.asked: [row.path for row in entry.files] for entry in manifest.read(tmp_path)} == {"s3://b/one": ["a"], "s3://b/two": ["c"]}
+    manifest.write(
+        tmp_path,
+        manifest.ManifestEntry(
+            "s3://b/one", "s3://b/one", finished_at="now", files=(first, manifest.ManifestRow("c", 1, "01"))
+        ),
+    )
+    manifest.write(
+        tmp_path,
+        manifest.ManifestEntry(
+            "s3://b/two", "s3://b/two", finished_at="now", files=(manifest.ManifestRow("c", 2, "02"),)
+        ),
+    )
+    assert {entry.asked: [row.path for row in entry.files] for entry in manifest.read(tmp_path)} == {
+        "s3://b/one": ["a"],
+        "s3://b/two": ["c"],
+    }
     (tmp_path / ".download.json").write_text("[]")
     assert manifest.read(tmp_path) == []
 
 
 def test_pauses_grow_and_end_and_a_servers_wish_counts() -> None:
-    retries = Retries(Patience(tries=4, first_pause_s=1, longest_pause_s=10))
+    retries = RetryCounter(SourceTimeouts(tries=4, first_pause_s=1, longest_pause_s=10))
     pauses = [retries.pause_s(Interrupted("x")) for _ in range(4)]
     assert 0.75 <= (pauses[0] or 0) <= 1.25
     assert 1.5 <= (pauses[1] or 0) <= 2.5
@@ -250,9 +379,9 @@ def test_pauses_grow_and_end_and_a_servers_wish_counts() -> None:
 
 
 def test_progress_is_told_once_and_its_rate_is_of_the_last_seconds() -> None:
-    told: list[Progress] = []
+    told: list[DownloadProgress] = []
     clock = FakeClock()
-    meter = Meter(told.append, clock)
+    meter = ProgressMeter(told.append, clock)
     meter.enter("fetching")
     meter.tell()
     assert len(told) == 1

@@ -29,11 +29,15 @@ def s3() -> Iterator[str]:
 
 @pytest.fixture
 def bucket(s3: str) -> Iterator[object]:
-    client = boto3.client("s3", endpoint_url=s3, aws_access_key_id="a", aws_secret_access_key="b", region_name="us-east-1")
+    client = boto3.client(
+        "s3", endpoint_url=s3, aws_access_key_id="a", aws_secret_access_key="b", region_name="us-east-1"
+    )
     client.create_bucket(Bucket="models")
     for path, data in FILES.items():
         client.put_object(Bucket="models", Key=f"llama/{path}", Body=data)
-    client.put_object(Bucket="models", Key="llama/sub/", Body=b"")          # a marker of a folder, as consoles make them
+    client.put_object(
+        Bucket="models", Key="llama/sub/", Body=b""
+    )  # a marker of a folder, as consoles make them
     client.put_object(Bucket="models", Key="llama/nothing-in-it/", Body=b"")
     client.put_object(Bucket="models", Key="llama2/other", Body=b"not below the prefix")
     yield client
@@ -51,14 +55,18 @@ async def test_all_below_a_prefix_is_fetched_and_then_known(s3: str, bucket: obj
     assert await fetcher.verify(tmp_path / "out") == []
 
 
-async def test_one_object_and_a_part_of_a_prefix_can_be_named(s3: str, bucket: object, tmp_path: Path) -> None:
+async def test_one_object_and_a_part_of_a_prefix_can_be_named(
+    s3: str, bucket: object, tmp_path: Path
+) -> None:
     fetcher = engine(tmp_path, endpoint=s3, **KEYS)
     await fetcher.download(wish("s3://models/llama/sub/weights.bin", tmp_path / "one"))
     await fetcher.download(wish("obs://models/llama/sub", tmp_path / "two", KEYS | {"path_style": "1"}))
     assert held(tmp_path / "one") == held(tmp_path / "two") == {"weights.bin": FILES["sub/weights.bin"]}
 
 
-async def test_a_file_that_is_there_without_a_manifest_is_known_by_its_etag(s3: str, bucket: object, tmp_path: Path) -> None:
+async def test_a_file_that_is_there_without_a_manifest_is_known_by_its_etag(
+    s3: str, bucket: object, tmp_path: Path
+) -> None:
     (tmp_path / "out" / "sub").mkdir(parents=True)
     (tmp_path / "out" / "sub" / "weights.bin").write_bytes(FILES["sub/weights.bin"])
     done = await engine(tmp_path, endpoint=s3, **KEYS).download(wish("s3://models/llama", tmp_path / "out"))
@@ -70,7 +78,10 @@ async def test_objects_in_parts_that_change_are_fetched_anew(s3: str, bucket: ob
     bucket.upload_fileobj(io.BytesIO(first), "models", "big/model")
     fetcher = engine(tmp_path, endpoint=s3, **KEYS)
     await fetcher.download(wish("s3://models/big", tmp_path / "out"))
-    assert "-" in json.loads((tmp_path / "out" / ".download.json").read_text())["downloads"][0]["files"][0]["etag"]
+    assert (
+        "-"
+        in json.loads((tmp_path / "out" / ".download.json").read_text())["downloads"][0]["files"][0]["etag"]
+    )
     bucket.upload_fileobj(io.BytesIO(second), "models", "big/model")
     done = await fetcher.download(wish("s3://models/big", tmp_path / "out"))
     assert done.fetched_bytes == len(second)
@@ -81,11 +92,13 @@ async def test_what_changed_since_the_listing_is_not_mixed(s3: str, bucket: obje
     bucket.put_object(Bucket="models", Key="big/model", Body=noise(MIB, 7))
 
     def change(progress: object) -> None:
-        if progress.phase == "fetching" and progress.done_bytes == 0:       # type: ignore[attr-defined]
+        if progress.phase == "fetching" and progress.done_bytes == 0:  # type: ignore[attr-defined]
             bucket.put_object(Bucket="models", Key="big/model", Body=noise(MIB, 8))
 
     with pytest.raises(UpstreamFailed, match="model has changed at its source") as caught:
-        await engine(tmp_path, endpoint=s3, **KEYS).download(wish("s3://models/big", tmp_path / "out"), change)
+        await engine(tmp_path, endpoint=s3, **KEYS).download(
+            wish("s3://models/big", tmp_path / "out"), change
+        )
     assert caught.value.code == "changed"
     assert held(tmp_path / "out") == {}
 
@@ -100,14 +113,19 @@ async def test_repair_fetches_what_is_damaged_missing_or_cut(s3: str, bucket: ob
     (out / "config.json").unlink()
     (out / "empty").write_bytes(b"x")
     assert {(flaw.path, flaw.kind) for flaw in await fetcher.verify(out)} == {
-        ("sub/weights.bin", "checksum"), ("config.json", "missing"), ("empty", "size")}
+        ("sub/weights.bin", "checksum"),
+        ("config.json", "missing"),
+        ("empty", "size"),
+    }
     done = await fetcher.repair(out)
     assert done.fetched_bytes == 2 * MIB + 2
     assert held(out) == FILES
     assert await fetcher.verify(out) == []
 
 
-async def test_repair_does_not_mix_in_what_the_source_has_by_now(s3: str, bucket: object, tmp_path: Path) -> None:
+async def test_repair_does_not_mix_in_what_the_source_has_by_now(
+    s3: str, bucket: object, tmp_path: Path
+) -> None:
     fetcher = engine(tmp_path, endpoint=s3, **KEYS)
     await fetcher.download(wish("s3://models/llama", tmp_path / "out"))
     bucket.put_object(Bucket="models", Key="llama/config.json", Body=b"[]")
@@ -117,19 +135,23 @@ async def test_repair_does_not_mix_in_what_the_source_has_by_now(s3: str, bucket
 
 
 @pytest.mark.parametrize("key", ["evil/../../etc/passwd", "evil//twice", "evil/back\\slash"])
-async def test_names_that_lead_elsewhere_are_refused(s3: str, bucket: object, tmp_path: Path, key: str) -> None:
+async def test_names_that_lead_elsewhere_are_refused(
+    s3: str, bucket: object, tmp_path: Path, key: str
+) -> None:
     bucket.put_object(Bucket="models", Key=key, Body=b"x")
     with pytest.raises(Invalid) as caught:
         await engine(tmp_path, endpoint=s3, **KEYS).download(wish("s3://models/evil", tmp_path / "out"))
     assert caught.value.code == "unsafe_name"
 
 
-async def test_an_object_with_a_question_mark_comes_with_its_prefix_and_a_query_is_refused(s3: str, bucket: object, tmp_path: Path) -> None:
+async def test_an_object_with_a_question_mark_comes_with_its_prefix_and_a_query_is_refused(
+    s3: str, bucket: object, tmp_path: Path
+) -> None:
     bucket.put_object(Bucket="models", Key="odd/what?.bin", Body=b"x")
     fetcher, out = engine(tmp_path, endpoint=s3, **KEYS), tmp_path / "out"
     with pytest.raises(Invalid, match="without a query") as caught:
         await fetcher.download(wish("s3://models/odd/what?.bin", out))
-    assert ".bin" not in caught.value.message       # it may have been a signature
+    assert ".bin" not in caught.value.message  # it may have been a signature
     await fetcher.download(wish("s3://models/odd", out))
     assert held(out) == {"what?.bin": b"x"}
     (out / "what?.bin").write_bytes(b"y")
@@ -156,7 +178,9 @@ async def test_what_is_not_there_is_told(s3: str, bucket: object, tmp_path: Path
         await fetcher.download(wish("s3:///x", tmp_path / "out"))
 
 
-async def test_an_endpoint_of_a_caller_is_not_shown_the_operators_keys_nor_may_it_be_private(s3: str, bucket: object, tmp_path: Path) -> None:
+async def test_an_endpoint_of_a_caller_is_not_shown_the_operators_keys_nor_may_it_be_private(
+    s3: str, bucket: object, tmp_path: Path
+) -> None:
     own = engine(tmp_path, endpoint="https://store.example.com", **KEYS)
     with pytest.raises(Invalid, match="Missing credentials"):
         await own.download(wish("s3://models/llama", tmp_path / "out", {"endpoint": s3}))
@@ -174,10 +198,14 @@ async def test_a_refusal_names_the_object_and_not_the_key(tmp_path: Path) -> Non
     async with FileServer({"models": b""}) as server:
         server.faults["models"] = [Status(403)]
         with pytest.raises(Forbidden, match=r"s3://models/x.*refused") as caught:
-            await engine(tmp_path, endpoint=server.url, **KEYS).download(wish("s3://models/x", tmp_path / "out"))
+            await engine(tmp_path, endpoint=server.url, **KEYS).download(
+                wish("s3://models/x", tmp_path / "out")
+            )
         server.faults["models"] = [Status(500)] * 9
         with pytest.raises(UpstreamFailed, match="tried 3 times") as again:
-            await engine(tmp_path, endpoint=server.url, **KEYS).download(wish("s3://models/x", tmp_path / "out"))
+            await engine(tmp_path, endpoint=server.url, **KEYS).download(
+                wish("s3://models/x", tmp_path / "out")
+            )
     for text in (caught.value.message, again.value.message):
         assert "AKIAOURKEY" not in text
         assert "oursecretkey123" not in text
@@ -189,8 +217,17 @@ async def test_a_store_that_is_not_reached_or_not_trusted_is_told_with_the_cause
     server_side = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     trustme.CA().issue_cert("127.0.0.1").configure_cert(server_side)
     async with FileServer({"models": b""}, ssl_context=server_side) as server:
-        with pytest.raises(UpstreamFailed, match=r"certificate is not trusted \(UnknownIssuer\); SSL_CERT_FILE"):
-            await engine(tmp_path, endpoint=server.url, **KEYS).download(wish("s3://models/x", tmp_path / "out"))
-    for endpoint, cause in ((server.url, "Connection refused"), ("http://nobody.invalid", "failed to lookup address")):
+        with pytest.raises(
+            UpstreamFailed, match=r"certificate is not trusted \(UnknownIssuer\); SSL_CERT_FILE"
+        ):
+            await engine(tmp_path, endpoint=server.url, **KEYS).download(
+                wish("s3://models/x", tmp_path / "out")
+            )
+    for endpoint, cause in (
+        (server.url, "Connection refused"),
+        ("http://nobody.invalid", "failed to lookup address"),
+    ):
         with pytest.raises(UpstreamFailed, match=f"s3://models/x at {endpoint}: {cause}"):
-            await engine(tmp_path, endpoint=endpoint, **KEYS).download(wish("s3://models/x", tmp_path / "out"))
+            await engine(tmp_path, endpoint=endpoint, **KEYS).download(
+                wish("s3://models/x", tmp_path / "out")
+            )

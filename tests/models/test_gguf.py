@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.models.gguf import BadGguf, Count, read_header
+from appliance.models.table.gguf import BadGguf, ParameterCount, read_header
 
 
 def text(value: str) -> bytes:
@@ -15,7 +15,11 @@ def text(value: str) -> bytes:
 
 def made(*pairs: bytes, version: int = 3, keys: int | None = None, tensors: int = 0) -> bytes:
     pairs = pairs or (text("general.architecture") + struct.pack("<I", 8) + text("llama"),)
-    return b"GGUF" + struct.pack("<IQQ", version, tensors, len(pairs) if keys is None else keys) + b"".join(pairs)
+    return (
+        b"GGUF"
+        + struct.pack("<IQQ", version, tensors, len(pairs) if keys is None else keys)
+        + b"".join(pairs)
+    )
 
 
 ARCHITECTURE = text("general.architecture") + struct.pack("<I", 8) + text("llama")
@@ -42,23 +46,68 @@ def test_each_type_of_value_is_read(tmp_path: Path) -> None:
     def scalar(key: str, kind: int, form: str, value: float) -> bytes:
         return text(key) + struct.pack("<I", kind) + struct.pack(form, value)
 
-    header = read_header(written(tmp_path, made(
-        ARCHITECTURE, scalar("u8", 0, "<B", 200), scalar("i8", 1, "<b", -5), scalar("u16", 2, "<H", 60_000), scalar("i16", 3, "<h", -300), scalar("u32", 4, "<I", 4_000_000_000),
-        scalar("i32", 5, "<i", -70_000), scalar("f32", 6, "<f", 0.5), scalar("yes", 7, "<?", True), scalar("u64", 10, "<Q", 1 << 60), scalar("i64", 11, "<q", -(1 << 60)),
-        scalar("f64", 12, "<d", 0.25), text("list") + struct.pack("<IIQ3I", 9, 4, 3, 7, 8, 9), text("texts") + struct.pack("<IIQ", 9, 8, 2) + text("a") + text("é"),
-        text("long") + struct.pack("<IIQ", 9, 0, 5000) + bytes(5000), text("words") + struct.pack("<IIQ", 9, 8, 2000) + text("w") * 2000)))
+    header = read_header(
+        written(
+            tmp_path,
+            made(
+                ARCHITECTURE,
+                scalar("u8", 0, "<B", 200),
+                scalar("i8", 1, "<b", -5),
+                scalar("u16", 2, "<H", 60_000),
+                scalar("i16", 3, "<h", -300),
+                scalar("u32", 4, "<I", 4_000_000_000),
+                scalar("i32", 5, "<i", -70_000),
+                scalar("f32", 6, "<f", 0.5),
+                scalar("yes", 7, "<?", True),
+                scalar("u64", 10, "<Q", 1 << 60),
+                scalar("i64", 11, "<q", -(1 << 60)),
+                scalar("f64", 12, "<d", 0.25),
+                text("list") + struct.pack("<IIQ3I", 9, 4, 3, 7, 8, 9),
+                text("texts") + struct.pack("<IIQ", 9, 8, 2) + text("a") + text("é"),
+                text("long") + struct.pack("<IIQ", 9, 0, 5000) + bytes(5000),
+                text("words") + struct.pack("<IIQ", 9, 8, 2000) + text("w") * 2000,
+            ),
+        )
+    )
     values = {key: value for key, value in header.values.items() if key != "general.architecture"}
-    assert values == {"u8": 200, "i8": -5, "u16": 60_000, "i16": -300, "u32": 4_000_000_000, "i32": -70_000, "f32": 0.5, "yes": True, "u64": 1 << 60, "i64": -(1 << 60),
-                      "f64": 0.25, "list": [7, 8, 9], "texts": ["a", "é"], "long": Count(5000), "words": Count(2000)}
+    assert values == {
+        "u8": 200,
+        "i8": -5,
+        "u16": 60_000,
+        "i16": -300,
+        "u32": 4_000_000_000,
+        "i32": -70_000,
+        "f32": 0.5,
+        "yes": True,
+        "u64": 1 << 60,
+        "i64": -(1 << 60),
+        "f64": 0.25,
+        "list": [7, 8, 9],
+        "texts": ["a", "é"],
+        "long": ParameterCount(5000),
+        "words": ParameterCount(2000),
+    }
 
 
-@pytest.mark.parametrize(("data", "said"), [
-    (b"", "too short"), (b"GGUF", "too short"), (b"PK\x03\x04" + bytes(40), "no GGUF file"), (made(version=1), "version 1"), (made(version=99), "version 99"),
-    (b"GGUF" + struct.pack(">IQQ", 3, 0, 1) + bytes(20), "big-endian"), (made(keys=1 << 40), "cannot be"), (made(keys=2), "cut off"),
-    (made(ARCHITECTURE, text("k") + struct.pack("<I", 77)), "unknown type 77"), (made(ARCHITECTURE, text("k") + struct.pack("<IIQ", 9, 4, 1 << 50)), "cut off"),
-    (made(ARCHITECTURE, text("k") + struct.pack("<IIQ", 9, 8, 1 << 50)), "longer than the file"), (made(ARCHITECTURE, struct.pack("<Q", 1 << 62) + b"k"), "cut off"),
-    (made(ARCHITECTURE, text("k") + struct.pack("<IIQ", 9, 9, 1)), "unknown type 9"), (made(text("general.name") + struct.pack("<I", 8) + text("x")), "its architecture"),
-])
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"", "too short"),
+        (b"GGUF", "too short"),
+        (b"PK\x03\x04" + bytes(40), "no GGUF file"),
+        (made(version=1), "version 1"),
+        (made(version=99), "version 99"),
+        (b"GGUF" + struct.pack(">IQQ", 3, 0, 1) + bytes(20), "big-endian"),
+        (made(keys=1 << 40), "cannot be"),
+        (made(keys=2), "cut off"),
+        (made(ARCHITECTURE, text("k") + struct.pack("<I", 77)), "unknown type 77"),
+        (made(ARCHITECTURE, text("k") + struct.pack("<IIQ", 9, 4, 1 << 50)), "cut off"),
+        (made(ARCHITECTURE, text("k") + struct.pack("<IIQ", 9, 8, 1 << 50)), "longer than the file"),
+        (made(ARCHITECTURE, struct.pack("<Q", 1 << 62) + b"k"), "cut off"),
+        (made(ARCHITECTURE, text("k") + struct.pack("<IIQ", 9, 9, 1)), "unknown type 9"),
+        (made(text("general.name") + struct.pack("<I", 8) + text("x")), "its architecture"),
+    ],
+)
 def test_what_is_no_model_is_refused_with_the_reason(tmp_path: Path, data: bytes, said: str) -> None:
     with pytest.raises(BadGguf, match=said):
         read_header(written(tmp_path, data))

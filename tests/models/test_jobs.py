@@ -17,11 +17,11 @@ from appliance.base import logs
 from appliance.base.clock import FakeClock
 from appliance.base.errors import Conflict, Exhausted, Forbidden, Internal, Invalid, NotFound, Unavailable
 from appliance.base.tasks import Tasks
-from appliance.models import jobs as jobs_module
-from appliance.models.download_wish import Folders, read_config, read_source, read_wish
-from appliance.models.fetching import Progress, Wish
-from appliance.models.job import as_object
-from appliance.models.jobs import Jobs
+from appliance.downloads import jobs as jobs_module
+from appliance.downloads.contract import DownloadProgress, DownloadRequest
+from appliance.downloads.job import as_object
+from appliance.downloads.jobs import DownloadJobs
+from appliance.downloads.request import DownloadFolders, read_config, read_source, read_wish
 from tests.journeys.running import until
 from tests.models.standin_downloader import StandinDownloader
 
@@ -29,21 +29,24 @@ SECRET = "hf_verysecrettokenvalue"
 
 
 @asynccontextmanager
-async def opened(downloader: StandinDownloader, path: Path | None = None, **settings: Any) -> AsyncIterator[Jobs]:
+async def opened(
+    downloader: StandinDownloader, path: Path | None = None, **settings: Any
+) -> AsyncIterator[DownloadJobs]:
     deaths: list[str] = []
     async with Tasks(on_death=lambda name, _: deaths.append(name)) as tasks:
-        jobs = Jobs(downloader, tasks=tasks, clock=FakeClock(), path=path, **settings)
+        jobs = DownloadJobs(downloader, tasks=tasks, clock=FakeClock(), path=path, **settings)
         await jobs.open()
         yield jobs
         await jobs.close()
     assert deaths == []
 
 
-def wish(tmp_path: Path, name: str = "a", **values: Any) -> Wish:
-    return Wish(**{"source": f"hf://ns/{name}", "output_dir": tmp_path / name, **values})
+def wish(tmp_path: Path, name: str = "a", **values: Any) -> DownloadRequest:
+    return DownloadRequest(**{"source": f"hf://ns/{name}", "output_dir": tmp_path / name, **values})
 
 
 # ---- one job's life
+
 
 async def test_a_job_goes_from_queued_over_running_to_completed(tmp_path: Path) -> None:
     downloader = StandinDownloader()
@@ -58,7 +61,14 @@ async def test_a_job_goes_from_queued_over_running_to_completed(tmp_path: Path) 
         assert job.started_at_s == 1_800_000_000.0
         run.finish()
         job = await jobs.wait(job.id)
-        assert (job.state, job.percent, job.files, job.bytes_total, job.seconds, job.progress.phase) == ("completed", 100.0, 2, 100, 1.5, "done")
+        assert (job.state, job.percent, job.files, job.bytes_total, job.seconds, job.progress.phase) == (
+            "completed",
+            100.0,
+            2,
+            100,
+            1.5,
+            "done",
+        )
         assert as_object(job)["progress"]["percent"] == 100.0
 
 
@@ -66,11 +76,16 @@ async def test_a_failure_reaches_whoever_waits_as_the_error_that_it_was(tmp_path
     downloader = StandinDownloader()
     async with opened(downloader) as jobs:
         job = await jobs.start(wish(tmp_path))
-        (await downloader.next()).fail(Forbidden("model.safetensors: the server says 403.", code="forbidden_there"))
+        (await downloader.next()).fail(
+            Forbidden("model.safetensors: the server says 403.", code="forbidden_there")
+        )
         with pytest.raises(Forbidden, match="403") as caught:
             await jobs.wait(job.id)
         assert caught.value.code == "forbidden_there"
-        assert (jobs.get(job.id).state, jobs.get(job.id).error) == ("failed", "model.safetensors: the server says 403.")
+        assert (jobs.get(job.id).state, jobs.get(job.id).error) == (
+            "failed",
+            "model.safetensors: the server says 403.",
+        )
 
 
 async def test_a_mistake_of_ours_fails_the_job_and_nothing_else(tmp_path: Path) -> None:
@@ -101,7 +116,7 @@ async def test_progress_after_the_end_is_not_taken(tmp_path: Path) -> None:
         run = await downloader.next()
         await jobs.cancel(job.id)
         run.progress(99)
-        assert jobs.get(job.id).progress == Progress()
+        assert jobs.get(job.id).progress == DownloadProgress()
 
 
 async def test_a_follower_sees_each_change_and_the_end(tmp_path: Path) -> None:
@@ -126,6 +141,7 @@ async def test_a_follower_sees_each_change_and_the_end(tmp_path: Path) -> None:
 
 
 # ---- together
+
 
 async def test_a_second_request_for_the_same_joins_the_first(tmp_path: Path) -> None:
     downloader = StandinDownloader()
@@ -179,9 +195,11 @@ async def test_the_oldest_that_ended_are_forgotten(tmp_path: Path, monkeypatch: 
 
 # ---- leaving and cancelling
 
+
 async def test_a_waiter_that_leaves_cancels_only_what_nobody_else_wants(tmp_path: Path) -> None:
     downloader = StandinDownloader()
     async with opened(downloader, most_running=9) as jobs:
+
         async def waiter(name: str) -> tuple[str, asyncio.Task[Any]]:
             job = await jobs.start(wish(tmp_path, name), is_kept=False)
             task = asyncio.create_task(jobs.wait(job.id))
@@ -220,7 +238,9 @@ async def test_cancelling_ends_a_job_and_whoever_waits_is_told(tmp_path: Path, w
         assert (await jobs.cancel(job.id)).state == "cancelled"
         with pytest.raises(Conflict, match="cancelled"):
             await waiting
-        assert [run.was_cancelled for run in downloader.runs if run.wish.source == "hf://ns/a"] == ([True] if when == "running" else [])
+        assert [run.was_cancelled for run in downloader.runs if run.wish.source == "hf://ns/a"] == (
+            [True] if when == "running" else []
+        )
         assert (await jobs.cancel(job.id)).state == "cancelled"
         with pytest.raises(NotFound):
             await jobs.cancel("nobody")
@@ -230,6 +250,7 @@ async def test_what_is_to_be_done_after_fetching_may_fail_the_job(tmp_path: Path
     downloader = StandinDownloader()
     downloader.at_once = True
     async with opened(downloader) as jobs:
+
         async def refuse(job: Any) -> None:
             raise Conflict(f"{job.source} is no model.")
 
@@ -240,6 +261,7 @@ async def test_what_is_to_be_done_after_fetching_may_fail_the_job(tmp_path: Path
 
 
 # ---- restarts
+
 
 async def test_jobs_outlast_a_restart_and_interrupted_ones_go_on(tmp_path: Path) -> None:
     path, downloader = tmp_path / "state" / "jobs.json", StandinDownloader()
@@ -260,17 +282,27 @@ async def test_jobs_outlast_a_restart_and_interrupted_ones_go_on(tmp_path: Path)
     async with opened(again, path) as jobs:
         runs = [await again.next(), await again.next()]
         assert [(run.wish.source, run.wish.max_workers, dict(run.wish.config)) for run in runs] == [
-            ("hf://ns/a", 3, {"include": "*.gguf"}), ("hf://ns/b", 8, {})]
+            ("hf://ns/a", 3, {"include": "*.gguf"}),
+            ("hf://ns/b", 8, {}),
+        ]
         runs[0].finish()
         assert (await jobs.wait(running.id)).state == "completed"
     async with opened(StandinDownloader(), path, resumes=False) as jobs:
         assert (jobs.get(running.id).state, jobs.get(running.id).bytes_total) == ("completed", 100)
-        assert (jobs.get(queued.id).state, "Ask for it again" in jobs.get(queued.id).error) == ("interrupted", True)
+        assert (jobs.get(queued.id).state, "Ask for it again" in jobs.get(queued.id).error) == (
+            "interrupted",
+            True,
+        )
         fresh = await jobs.start(wish(tmp_path, "b"))
-        assert (jobs.get(queued.id).state, jobs.get(queued.id).error) == ("cancelled", f"It goes on as {fresh.id}.")
+        assert (jobs.get(queued.id).state, jobs.get(queued.id).error) == (
+            "cancelled",
+            f"It goes on as {fresh.id}.",
+        )
 
 
-async def test_a_job_that_was_running_when_the_process_was_killed_is_on_the_disk_as_running_and_taken_up(tmp_path: Path) -> None:
+async def test_a_job_that_was_running_when_the_process_was_killed_is_on_the_disk_as_running_and_taken_up(
+    tmp_path: Path,
+) -> None:
     path, downloader = tmp_path / "jobs.json", StandinDownloader()
     async with opened(downloader, path) as jobs:
         job = await jobs.start(wish(tmp_path))
@@ -284,7 +316,9 @@ async def test_a_job_that_was_running_when_the_process_was_killed_is_on_the_disk
         assert jobs.get(job.id).state == "running"
 
 
-async def test_a_job_whose_credentials_are_gone_says_which_and_one_whose_are_in_the_environment_goes_on(tmp_path: Path) -> None:
+async def test_a_job_whose_credentials_are_gone_says_which_and_one_whose_are_in_the_environment_goes_on(
+    tmp_path: Path,
+) -> None:
     path, downloader = tmp_path / "jobs.json", StandinDownloader()
     async with opened(downloader, path) as jobs:
         job = await jobs.start(wish(tmp_path, config={"hf_token": SECRET}))
@@ -301,7 +335,7 @@ async def test_a_job_whose_credentials_are_gone_says_which_and_one_whose_are_in_
         assert "hf_token" not in (await again.next()).wish.config
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", "{\"jobs\": 3}", "{\"jobs\": [3, {}, {\"id\": \"x\"}]}", "no json"])
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"jobs": 3}', '{"jobs": [3, {}, {"id": "x"}]}', "no json"])
 async def test_a_spoilt_file_is_as_none(tmp_path: Path, text: str) -> None:
     path = tmp_path / "jobs.json"
     path.write_text(text)
@@ -320,23 +354,32 @@ async def test_a_folder_that_cannot_be_written_stops_no_download(tmp_path: Path)
 
 # ---- what callers ask for
 
+
 @pytest.fixture
-def folders(tmp_path: Path) -> Folders:
+def folders(tmp_path: Path) -> DownloadFolders:
     for name in ("home", "other", "outside"):
         (tmp_path / name).mkdir()
     (tmp_path / "home" / "link").symlink_to(tmp_path / "outside")
-    return Folders(tmp_path / "home", (tmp_path / "other",))
+    return DownloadFolders(tmp_path / "home", (tmp_path / "other",))
 
 
-@pytest.mark.parametrize(("given", "expected"), [
-    ("ns/repo", "hf://ns/repo"), ("hf://ns/repo/", "hf://ns/repo"), ("S3://Bucket/Path", "s3://Bucket/Path"), (" pvc:///a/b ", "pvc:///a/b"),
-    ("hf://ns/repo@main", "hf://ns/repo@main"),
-])
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("ns/repo", "hf://ns/repo"),
+        ("hf://ns/repo/", "hf://ns/repo"),
+        ("S3://Bucket/Path", "s3://Bucket/Path"),
+        (" pvc:///a/b ", "pvc:///a/b"),
+        ("hf://ns/repo@main", "hf://ns/repo@main"),
+    ],
+)
 def test_sources_are_given_their_scheme(given: str, expected: str) -> None:
     assert read_source(given) == expected
 
 
-@pytest.mark.parametrize("source", ["", "  ", "s3://key:topsecret@bucket/a", "https://user@host/x", "a b", "x" * 3000, "hf://a\nb"])
+@pytest.mark.parametrize(
+    "source", ["", "  ", "s3://key:topsecret@bucket/a", "https://user@host/x", "a b", "x" * 3000, "hf://a\nb"]
+)
 def test_sources_that_are_none_or_carry_credentials_are_refused_and_not_repeated(source: str) -> None:
     with pytest.raises(Invalid) as caught:
         read_source(source)
@@ -344,16 +387,37 @@ def test_sources_that_are_none_or_carry_credentials_are_refused_and_not_repeated
     assert "topsecret" not in caught.value.message
 
 
-@pytest.mark.parametrize(("given", "expected"), [
-    (None, {}), ("", {}), ({}, {}), ("{}", {}), ('{"hf_token": "t", "d": true}', {"hf_token": "t", "d": "true"}), ('{"hf_token": "t"}', {"hf_token": "t"}), ({"a": 1, "b": True, "c": None, "d": ""}, {"a": "1", "b": "true"}),
-    ({"include": ["*.gguf", "*.json"]}, {"include": "*.gguf,*.json"}),
-])
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (None, {}),
+        ("", {}),
+        ({}, {}),
+        ("{}", {}),
+        ('{"hf_token": "t", "d": true}', {"hf_token": "t", "d": "true"}),
+        ('{"hf_token": "t"}', {"hf_token": "t"}),
+        ({"a": 1, "b": True, "c": None, "d": ""}, {"a": "1", "b": "true"}),
+        ({"include": ["*.gguf", "*.json"]}, {"include": "*.gguf,*.json"}),
+    ],
+)
 def test_config_is_an_object_or_its_text(given: Any, expected: dict[str, str]) -> None:
     assert read_config(given) == expected
 
 
-@pytest.mark.parametrize("config", ["{topsecret", "[1]", '"x"', 3, ["x"], {"hf_token": {"x": "topsecret"}}, {"a": ["topsecret"]},
-                                    {"endpoint": "http://user:topsecret@minio:9000"}, {"a": float("nan")}])
+@pytest.mark.parametrize(
+    "config",
+    [
+        "{topsecret",
+        "[1]",
+        '"x"',
+        3,
+        ["x"],
+        {"hf_token": {"x": "topsecret"}},
+        {"a": ["topsecret"]},
+        {"endpoint": "http://user:topsecret@minio:9000"},
+        {"a": float("nan")},
+    ],
+)
 def test_config_of_another_kind_is_refused_and_not_repeated(config: Any) -> None:
     with pytest.raises(Invalid) as caught:
         read_config(config)
@@ -361,25 +425,44 @@ def test_config_of_another_kind_is_refused_and_not_repeated(config: Any) -> None
     assert "topsecret" not in caught.value.message
 
 
-@pytest.mark.parametrize(("given", "expected"), [
-    ("a/b", "home/a/b"), ("{0}/home", "home"), ("{0}/other/x", "other/x"), ("{0}/home/../other", "other"), (".", "home"),
-])
-def test_folders_below_the_allowed_ones_are_taken(folders: Folders, tmp_path: Path, given: str, expected: str) -> None:
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("a/b", "home/a/b"),
+        ("{0}/home", "home"),
+        ("{0}/other/x", "other/x"),
+        ("{0}/home/../other", "other"),
+        (".", "home"),
+    ],
+)
+def test_folders_below_the_allowed_ones_are_taken(
+    folders: DownloadFolders, tmp_path: Path, given: str, expected: str
+) -> None:
     assert read_wish("ns/a", given.format(tmp_path), folders=folders).output_dir == tmp_path / expected
 
 
 @pytest.mark.parametrize("given", ["{0}/outside", "../outside", "/etc", "link/x", "{0}/homeless", "/"])
-def test_folders_outside_are_forbidden(folders: Folders, tmp_path: Path, given: str) -> None:
+def test_folders_outside_are_forbidden(folders: DownloadFolders, tmp_path: Path, given: str) -> None:
     with pytest.raises(Forbidden, match="DOWNLOAD_ALLOWED_DIRS") as caught:
         read_wish("ns/a", given.format(tmp_path), folders=folders)
     assert (caught.value.param, caught.value.code) == ("output_dir", "outside_allowed_folders")
 
 
-@pytest.mark.parametrize(("fields", "param"), [
-    ({"source": None}, "source"), ({"source": ""}, "source"), ({"output_dir": None}, "output_dir"), ({"output_dir": "a\0b"}, "output_dir"),
-    ({"max_workers": 0}, "max_workers"), ({"max_workers": 65}, "max_workers"), ({"config": "{"}, "config"),
-])
-def test_what_is_missing_or_out_of_range_is_named(folders: Folders, fields: dict[str, Any], param: str) -> None:
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"source": None}, "source"),
+        ({"source": ""}, "source"),
+        ({"output_dir": None}, "output_dir"),
+        ({"output_dir": "a\0b"}, "output_dir"),
+        ({"max_workers": 0}, "max_workers"),
+        ({"max_workers": 65}, "max_workers"),
+        ({"config": "{"}, "config"),
+    ],
+)
+def test_what_is_missing_or_out_of_range_is_named(
+    folders: DownloadFolders, fields: dict[str, Any], param: str
+) -> None:
     asked = {"source": "ns/a", "output_dir": "a", **fields}
     with pytest.raises(Invalid) as caught:
         read_wish(asked.pop("source"), asked.pop("output_dir"), folders=folders, **asked)
@@ -387,6 +470,7 @@ def test_what_is_missing_or_out_of_range_is_named(folders: Folders, fields: dict
 
 
 # ---- credentials
+
 
 @pytest.fixture
 def log_text() -> Iterator[io.StringIO]:
@@ -397,12 +481,20 @@ def log_text() -> Iterator[io.StringIO]:
 
 
 @pytest.mark.parametrize("key", ["hf_token", "ms_token", "access_key", "secret_key", "something_new"])
-async def test_credentials_are_in_no_job_no_file_no_error_and_no_log(tmp_path: Path, key: str, log_text: io.StringIO) -> None:
+async def test_credentials_are_in_no_job_no_file_no_error_and_no_log(
+    tmp_path: Path, key: str, log_text: io.StringIO
+) -> None:
     path, downloader = tmp_path / "jobs.json", StandinDownloader()
     async with opened(downloader, path) as jobs:
         seen: list[str] = []
-        for error in (Forbidden(f"refused {SECRET}", details={"attempts": [{"note": f"key={SECRET}"}]}), ValueError(f"bad {SECRET}"), None):
-            asked = wish(tmp_path, source=f"https://host/f?sig={SECRET}", config={key: SECRET, "revision": "v1"})
+        for error in (
+            Forbidden(f"refused {SECRET}", details={"attempts": [{"note": f"key={SECRET}"}]}),
+            ValueError(f"bad {SECRET}"),
+            None,
+        ):
+            asked = wish(
+                tmp_path, source=f"https://host/f?sig={SECRET}", config={key: SECRET, "revision": "v1"}
+            )
             job = await jobs.start(asked)
             run = await downloader.next()
             assert run.wish.config[key] == SECRET
@@ -413,7 +505,12 @@ async def test_credentials_are_in_no_job_no_file_no_error_and_no_log(tmp_path: P
                 run.fail(error)
                 with pytest.raises((Forbidden, Internal)) as caught:
                     await jobs.wait(job.id)
-                seen += [str(caught.value), repr(caught.value.details), caught.value.message, repr(caught.value)]
+                seen += [
+                    str(caught.value),
+                    repr(caught.value.details),
+                    caught.value.message,
+                    repr(caught.value),
+                ]
             seen += [repr(jobs.get(job.id)), repr(as_object(jobs.get(job.id))), repr(run.wish.config.keys())]
         assert jobs.get(job.id).config == {"revision": "v1"}
         assert jobs.get(job.id).needs == (key, "the query of its address")

@@ -5,13 +5,20 @@ from pathlib import Path
 
 import pytest
 
-from appliance.models.learned import GUESSED_BYTES_PER_S, LEAST_LOAD_S, MOST_KEPT, Lesson, Lessons, key_of
+from appliance.models.runner.load_history import (
+    GUESSED_BYTES_PER_S,
+    LEAST_LOAD_S,
+    MOST_KEPT,
+    LoadHistory,
+    LoadRecord,
+    key_of,
+)
 
 GB = 1_000_000_000
 
 
 def test_a_load_is_expected_by_the_file_until_one_was_seen() -> None:
-    lessons = Lessons(None)
+    lessons = LoadHistory(None)
     assert lessons.expected_load_s("a", 10 * GB) == 10 * GB / GUESSED_BYTES_PER_S
     assert lessons.expected_load_s("a", 0) == LEAST_LOAD_S
     lessons.loaded("a", seconds=4.0, size_bytes=0)
@@ -24,32 +31,34 @@ def test_a_load_is_expected_by_the_file_until_one_was_seen() -> None:
 
 
 def test_the_speed_of_other_loads_is_taken_for_those_never_seen() -> None:
-    lessons = Lessons(None)
+    lessons = LoadHistory(None)
     lessons.loaded("a", seconds=1.0, size_bytes=3 * GB)
-    assert lessons.expected_load_s("b", 10 * GB) == pytest.approx(10 * GB / ((GUESSED_BYTES_PER_S + 3 * GB) / 2))
+    assert lessons.expected_load_s("b", 10 * GB) == pytest.approx(
+        10 * GB / ((GUESSED_BYTES_PER_S + 3 * GB) / 2)
+    )
 
 
 def test_the_most_memory_that_was_seen_counts() -> None:
-    lessons = Lessons(None)
+    lessons = LoadHistory(None)
     for seen in (100, 300, 200, 301):
         lessons.took("a", seen)
-    assert lessons.of("a") == Lesson(0.0, 300, 0)       # a page more is not worth a write
+    assert lessons.of("a") == LoadRecord(0.0, 300, 0)  # a page more is not worth a write
     assert lessons.version == 2
 
 
 def test_lessons_are_there_again_after_a_restart(tmp_path: Path) -> None:
     path = tmp_path / "state" / "lessons.json"
-    first, second = Lessons(path), Lessons(path)
+    first, second = LoadHistory(path), LoadHistory(path)
     first.loaded("a", seconds=1.2345, size_bytes=0)
     first.took("a", 5 * GB)
     first.write()
     second.read()
-    assert second.of("a") == Lesson(1.234, 5 * GB, 1)
+    assert second.of("a") == LoadRecord(1.234, 5 * GB, 1)
     assert [file.name for file in path.parent.iterdir()] == ["lessons.json"]
 
 
 def test_those_used_last_are_kept(tmp_path: Path) -> None:
-    first, second = Lessons(tmp_path / "l.json"), Lessons(tmp_path / "l.json")
+    first, second = LoadHistory(tmp_path / "l.json"), LoadHistory(tmp_path / "l.json")
     for number in range(MOST_KEPT):
         first.loaded(f"k{number}", seconds=1, size_bytes=0)
     first.loaded("k0", seconds=1, size_bytes=0)
@@ -59,34 +68,56 @@ def test_those_used_last_are_kept(tmp_path: Path) -> None:
     assert [second.of(key) is not None for key in ("k0", "k1", "k2", "new")] == [True, False, True, True]
 
 
-@pytest.mark.parametrize("text", [
-    "", "{", "[]", "null", '"x"', "3", '{"a": 1}', '{"a": []}', '{"a": ["x", 1, 1]}', '{"a": [1, 2]}', '{"a": {"0": 1}}', '{"a": null}',
-    '{"a": [1, -5, 1]}', '{"a": [-1, 5, 1]}', '{"a": [NaN, 5, 1]}', '{"a": [1, Infinity, 1]}', '{"a": [1, 1e999, 1]}', '{"a": [1e300, 5, 1]}',
-    '{"a": [1, 99999999999999999999999, 1]}', "\x00\xff", "[" * 100_000])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        '"x"',
+        "3",
+        '{"a": 1}',
+        '{"a": []}',
+        '{"a": ["x", 1, 1]}',
+        '{"a": [1, 2]}',
+        '{"a": {"0": 1}}',
+        '{"a": null}',
+        '{"a": [1, -5, 1]}',
+        '{"a": [-1, 5, 1]}',
+        '{"a": [NaN, 5, 1]}',
+        '{"a": [1, Infinity, 1]}',
+        '{"a": [1, 1e999, 1]}',
+        '{"a": [1e300, 5, 1]}',
+        '{"a": [1, 99999999999999999999999, 1]}',
+        "\x00\xff",
+        "[" * 100_000,
+    ],
+)
 def test_a_spoilt_file_is_as_none(tmp_path: Path, text: str) -> None:
     path = tmp_path / "lessons.json"
     path.write_text(text)
-    lessons = Lessons(path)
+    lessons = LoadHistory(path)
     lessons.read()
     assert lessons.of("a") is None
     lessons.took("a", 7)
-    lessons.write()                                     # and is replaced by a good one
+    lessons.write()  # and is replaced by a good one
     lessons.read()
-    assert lessons.of("a") == Lesson(0.0, 7, 0)
+    assert lessons.of("a") == LoadRecord(0.0, 7, 0)
 
 
 def test_where_nothing_can_be_written_the_lessons_are_only_kept_in_memory(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file" / "lessons.json", tmp_path):
-        lessons = Lessons(path)
+        lessons = LoadHistory(path)
         lessons.read()
         lessons.took("a", 7)
         lessons.write()
-        assert lessons.of("a") == Lesson(0.0, 7, 0)
+        assert lessons.of("a") == LoadRecord(0.0, 7, 0)
 
 
 def test_nobodys_lessons_are_nobodys() -> None:
-    lessons = Lessons(None)
+    lessons = LoadHistory(None)
     lessons.took("", 7)
     lessons.loaded("", seconds=1, size_bytes=0)
     assert (lessons.of(""), lessons.version) == (None, 0)

@@ -11,13 +11,14 @@ import pytest
 
 from appliance.base.fair_queue import FairQueue
 from appliance.base.tasks import Tasks
-from appliance.base.wire import Wire, WireLimits
-from appliance.models import loading as room
-from appliance.models.catalogue import Catalogue, Model, Params, System
-from appliance.models.entry import Entry, Live
-from appliance.models.loading import Loader, look_at_program
-from appliance.models.orphans import Records, started_ticks
-from appliance.models.process import LoadFailed, StopTimes, free_port, owner_of
+from appliance.base.wire.pool import ConnectionPool
+from appliance.base.wire.types import PoolLimits
+from appliance.models.manager.state import ModelState, Runner
+from appliance.models.runner import loader as room
+from appliance.models.runner.loader import Loader, look_at_program
+from appliance.models.runner.orphans import Records, started_ticks
+from appliance.models.runner.process import LoadFailed, StopTimes, free_port, owner_of
+from appliance.models.table.catalogue import Catalogue, Model, Params, System
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -31,13 +32,22 @@ class Yard:
         self.binary = binary
         self.serial = 0
 
-    def live(self, **params: object) -> tuple[Live, Entry]:
+    def runner(self, **params: object) -> tuple[Runner, ModelState]:
         self.serial += 1
-        model = Model("tiny", self.folder / "tiny-chat.gguf", Params(n_ctx=2048).model_copy(update=params), "table")
-        return Live(self.serial, "tiny", model, (-1,), 1, 1, 0.0, 0.0), Entry(model, FairQueue(10))
+        model = Model(
+            "tiny", self.folder / "tiny-chat.gguf", Params(n_ctx=2048).model_copy(update=params), "table"
+        )
+        return Runner(self.serial, "tiny", model, (-1,), 1, 1, 0.0, 0.0), ModelState(model, FairQueue(10))
 
-    async def load(self, live: Live, entry: Entry, binary: str | None = None) -> None:
-        await self.loader.load(live, entry, Catalogue({"tiny": entry.model}, self.system, llama_server=self.binary if binary is None else binary), lambda: None)
+    async def load(self, runner: Runner, entry: ModelState, binary: str | None = None) -> None:
+        await self.loader.load(
+            runner,
+            entry,
+            Catalogue(
+                {"tiny": entry.model}, self.system, llama_server=self.binary if binary is None else binary
+            ),
+            lambda: None,
+        )
 
     def records(self) -> list[dict[str, object]]:
         return [json.loads(path.read_text()) for path in self.loader.records._folder.glob("*.json")]
@@ -45,46 +55,58 @@ class Yard:
 
 @pytest.fixture
 async def yard(tmp_path: Path, llama_binary: str, tiny_models: Path) -> AsyncIterator[Yard]:
-    tasks, wire = Tasks(), Wire(WireLimits())
+    tasks, wire = Tasks(), ConnectionPool(PoolLimits())
     first = free_port((), 20_000 + os.getpid() % 9000, 29_900)
-    loader = Loader(tmp_path / "logs", Records(tmp_path / "runners"), os.environ, tasks, wire, first_port=first, last_port=first + 90,
-                    times=StopTimes(5.0, 5.0))
-    lives: list[Live] = []
+    loader = Loader(
+        tmp_path / "logs",
+        Records(tmp_path / "runners"),
+        os.environ,
+        tasks,
+        wire,
+        first_port=first,
+        last_port=first + 90,
+        times=StopTimes(5.0, 5.0),
+    )
+    runners: list[Runner] = []
     made = Yard(loader, llama_binary, tiny_models)
-    plain = made.live
+    plain = made.runner
 
-    def remembered(**params: object) -> tuple[Live, Entry]:
-        live, entry = plain(**params)
-        lives.append(live)
-        return live, entry
+    def remembered(**params: object) -> tuple[Runner, ModelState]:
+        runner, entry = plain(**params)
+        runners.append(runner)
+        return runner, entry
 
-    made.live = remembered  # type: ignore[method-assign]
+    made.runner = remembered  # type: ignore[method-assign]
     yield made
-    for live in lives:
-        assert await loader.stop(live) != "stuck"
+    for runner in runners:
+        assert await loader.stop(runner) != "stuck"
     await tasks.close()
     await wire.close()
 
 
 async def test_it_comes_up_with_a_record_and_goes_with_it(yard: Yard) -> None:
-    live, entry = yard.live()
-    await yard.load(live, entry)
-    process = live.process
+    runner, entry = yard.runner()
+    await yard.load(runner, entry)
+    process = runner.process
     assert process is not None
-    assert owner_of(live.port, process.pid) == "ours"
-    assert [(row["pid"], row["port"], row["alias"], row["command"]) for row in yard.records()] == [(process.pid, live.port, "tiny", process.command)]
-    assert process.log_path.name == f"tiny_{live.port}.log"
-    assert await yard.loader.stop(live) == "term"
+    assert owner_of(runner.port, process.pid) == "ours"
+    assert [(row["pid"], row["port"], row["alias"], row["command"]) for row in yard.records()] == [
+        (process.pid, runner.port, "tiny", process.command)
+    ]
+    assert process.log_path.name == f"tiny_{runner.port}.log"
+    assert await yard.loader.stop(runner) == "term"
     assert (yard.records(), yard.loader._ports) == ([], {})
 
 
 async def test_two_side_by_side_get_ports_of_their_own(yard: Yard) -> None:
-    pairs = [yard.live() for _ in range(2)]
+    pairs = [yard.runner() for _ in range(2)]
     await asyncio.gather(*(yard.load(*pair) for pair in pairs))
-    assert len({live.port for live, _ in pairs}) == 2
+    assert len({runner.port for runner, _ in pairs}) == 2
 
 
-async def test_a_port_that_somebody_takes_in_the_moment_is_left_for_another(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_port_that_somebody_takes_in_the_moment_is_left_for_another(
+    yard: Yard, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with socket.socket() as squatter:
         squatter.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         squatter.bind(("127.0.0.1", yard.loader.first_port))
@@ -98,55 +120,57 @@ async def test_a_port_that_somebody_takes_in_the_moment_is_left_for_another(yard
             return given[-1]
 
         monkeypatch.setattr(room, "free_port", blind)
-        live, entry = yard.live()
-        await yard.load(live, entry)
-    assert (given[0], live.port) == (squatted, given[1])
+        runner, entry = yard.runner()
+        await yard.load(runner, entry)
+    assert (given[0], runner.port) == (squatted, given[1])
     assert len(yard.records()) == 1
-    assert set(yard.loader._ports) == {live.port}
+    assert set(yard.loader._ports) == {runner.port}
 
 
-async def test_one_that_is_told_to_go_while_it_is_spawned_leaves_nothing(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
-    live, entry = yard.live()
+async def test_one_that_is_told_to_go_while_it_is_spawned_leaves_nothing(
+    yard: Yard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner, entry = yard.runner()
     add, spawned = yard.loader.records.add, list[int]()
 
     def told(pid: int, *, port: int, alias: str, command: list[str]) -> None:
         add(pid, port=port, alias=alias, command=command)
         spawned.append(pid)
-        live.is_told_to_go = True           # its stop came a moment ago, when there was no process yet
+        runner.is_told_to_go = True  # its stop came a moment ago, when there was no process yet
 
     monkeypatch.setattr(yard.loader.records, "add", told)
     with pytest.raises(LoadFailed, match="told to go"):
-        await yard.load(live, entry)
+        await yard.load(runner, entry)
     assert started_ticks(spawned[0]) is None
     assert (yard.records(), yard.loader._ports) == ([], {})
 
 
 async def test_one_that_is_told_to_go_before_is_not_spawned(yard: Yard) -> None:
-    live, entry = yard.live()
-    live.is_told_to_go = True
+    runner, entry = yard.runner()
+    runner.is_told_to_go = True
     with pytest.raises(LoadFailed, match="told to go"):
-        await yard.load(live, entry)
-    assert live.process is not None
-    assert live.process.pid == 0
+        await yard.load(runner, entry)
+    assert runner.process is not None
+    assert runner.process.pid == 0
 
 
 async def test_a_second_stop_does_not_free_what_is_anothers_by_now(yard: Yard) -> None:
-    live, entry = yard.live()
-    await yard.load(live, entry)
-    await yard.loader.stop(live)
-    other, entry = yard.live()
+    runner, entry = yard.runner()
+    await yard.load(runner, entry)
+    await yard.loader.stop(runner)
+    other, entry = yard.runner()
     await yard.load(other, entry)
-    assert other.port == live.port
-    await yard.loader.stop(live)
+    assert other.port == runner.port
+    await yard.loader.stop(runner)
     assert yard.loader._ports == {other.port: other.serial}
 
 
 async def test_one_that_cannot_be_loaded_leaves_no_record_and_no_port(yard: Yard, tmp_path: Path) -> None:
-    live, entry = yard.live()
+    runner, entry = yard.runner()
     (tmp_path / "none.gguf").write_bytes(b"GGUF and nothing else")
-    live.model = Model("tiny", tmp_path / "none.gguf", Params(), "table")
+    runner.model = Model("tiny", tmp_path / "none.gguf", Params(), "table")
     with pytest.raises(LoadFailed, match="failed to read") as caught:
-        await yard.load(live, entry)
+        await yard.load(runner, entry)
     assert not caught.value.can_retry
     assert (yard.records(), yard.loader._ports) == ([], {})
 
@@ -155,30 +179,32 @@ async def test_what_this_server_does_not_know_is_hopeless(yard: Yard, tmp_path: 
     program = tmp_path / "older"
     program.write_text("#!/bin/sh\necho '--port N  --model F  --ctx-size N'\n")
     program.chmod(0o755)
-    live, entry = yard.live(chat_template="chatml")
+    runner, entry = yard.runner(chat_template="chatml")
     with pytest.raises(LoadFailed, match="chat_template") as caught:
-        await yard.load(live, entry, str(program))
+        await yard.load(runner, entry, str(program))
     assert not caught.value.can_retry
     assert yard.loader._ports == {}
 
 
 async def test_without_a_free_port_it_may_be_tried_again(yard: Yard) -> None:
     yard.loader.last_port = yard.loader.first_port - 1
-    live, entry = yard.live()
+    runner, entry = yard.runner()
     with pytest.raises(LoadFailed, match="are taken") as caught:
-        await yard.load(live, entry)
+        await yard.load(runner, entry)
     assert caught.value.can_retry
 
 
 # ---- the program
 
 
-async def test_another_program_of_the_table_is_taken_from_the_next_load_on(yard: Yard, tmp_path: Path) -> None:
-    live, entry = yard.live()
-    await yard.load(live, entry)
+async def test_another_program_of_the_table_is_taken_from_the_next_load_on(
+    yard: Yard, tmp_path: Path
+) -> None:
+    runner, entry = yard.runner()
+    await yard.load(runner, entry)
     link = tmp_path / "other-llama-server"
     link.symlink_to(yard.binary)
-    other, entry = yard.live()
+    other, entry = yard.runner()
     await yard.load(other, entry, str(link))
     assert other.process is not None
     assert other.process.command[0] == str(link)
@@ -186,23 +212,30 @@ async def test_another_program_of_the_table_is_taken_from_the_next_load_on(yard:
 
 async def test_a_program_that_is_missing_is_looked_for_again(yard: Yard, tmp_path: Path) -> None:
     link = tmp_path / "late-llama-server"
-    live, entry = yard.live()
-    with pytest.raises(LoadFailed, match=r"late-llama-server is no program that is found; set LLAMA_SERVER_PATH") as caught:
-        await yard.load(live, entry, str(link))
+    runner, entry = yard.runner()
+    with pytest.raises(
+        LoadFailed, match=r"late-llama-server is no program that is found; set LLAMA_SERVER_PATH"
+    ) as caught:
+        await yard.load(runner, entry, str(link))
     assert not caught.value.can_retry
     link.symlink_to(yard.binary)
-    await yard.load(live, entry, str(link))
-    assert live.process is not None
+    await yard.load(runner, entry, str(link))
+    assert runner.process is not None
 
 
-@pytest.mark.parametrize(("script", "said"), [
-    ("#!/bin/sh\necho hello\n", "does not read like a llama-server's (exit code 0)"),
-    ("#!/bin/sh\nexit 3\n", "does not read like a llama-server's (exit code 3)"),
-    ("#!/nowhere/interpreter\n", "does not work"),
-    ("#!/bin/sh\nsleep 5\n", "does not work"),
-    ("#!/bin/sh\nprintf '\\377\\376 --porto'\n", "does not read like a llama-server's"),
-])
-def test_a_program_that_is_no_llama_server_is_said_to_be_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, said: str) -> None:
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        ("#!/bin/sh\necho hello\n", "does not read like a llama-server's (exit code 0)"),
+        ("#!/bin/sh\nexit 3\n", "does not read like a llama-server's (exit code 3)"),
+        ("#!/nowhere/interpreter\n", "does not work"),
+        ("#!/bin/sh\nsleep 5\n", "does not work"),
+        ("#!/bin/sh\nprintf '\\377\\376 --porto'\n", "does not read like a llama-server's"),
+    ],
+)
+def test_a_program_that_is_no_llama_server_is_said_to_be_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, said: str
+) -> None:
     monkeypatch.setattr(room, "HELP_S", 0.3)
     program = tmp_path / "program"
     program.write_text(script)
@@ -210,7 +243,9 @@ def test_a_program_that_is_no_llama_server_is_said_to_be_none(tmp_path: Path, mo
     assert said in look_at_program(str(program)).problem
 
 
-def test_not_even_the_question_what_it_takes_shows_it_our_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_not_even_the_question_what_it_takes_shows_it_our_secrets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("NOVITA_API_KEY", "sk-secret")
     program = tmp_path / "program"
     program.write_text(f"#!/bin/sh\nenv > {tmp_path}/seen\necho '--port N'\n")
@@ -224,6 +259,7 @@ def test_the_real_one_is_known_by_its_help(llama_binary: str) -> None:
     assert (program.path, program.problem) == (llama_binary, "")
     assert "--ctx-size" in program.flags.names
 
+
 def server(path: Path, *, knows: str) -> str:
     """Write a program that helps as a llama-server does, and counts how often it was asked."""
     path.write_text(f"#!/bin/sh\necho x >> {path}.asked\necho '--port PORT {knows}'\n")
@@ -233,7 +269,7 @@ def server(path: Path, *, knows: str) -> str:
 
 async def looked(tmp_path: Path, *wanted: str) -> Loader:
     async with Tasks() as tasks:
-        loader = Loader(tmp_path, Records(tmp_path / "runners"), {}, tasks, Wire(WireLimits()))
+        loader = Loader(tmp_path, Records(tmp_path / "runners"), {}, tasks, ConnectionPool(PoolLimits()))
         for one in wanted:
             await loader.look(Catalogue({}, llama_server=one))
         return loader
@@ -249,13 +285,15 @@ async def test_a_llama_server_is_asked_once_for_its_help(tmp_path):
 async def test_loads_that_begin_while_it_is_asked_wait_for_that(tmp_path):
     one = server(tmp_path / "one", knows="--jinja")
     async with Tasks() as tasks:
-        loader = Loader(tmp_path, Records(tmp_path / "runners"), {}, tasks, Wire(WireLimits()))
+        loader = Loader(tmp_path, Records(tmp_path / "runners"), {}, tasks, ConnectionPool(PoolLimits()))
         await asyncio.gather(*(loader.look(Catalogue({}, llama_server=one)) for _ in range(3)))
     assert Path(f"{one}.asked").read_text() == "x\n"
 
 
 async def test_after_a_reload_the_new_llama_server_is_used(tmp_path):
-    loader = await looked(tmp_path, server(tmp_path / "one", knows="--jinja"), two := server(tmp_path / "two", knows="--mlock"))
+    loader = await looked(
+        tmp_path, server(tmp_path / "one", knows="--jinja"), two := server(tmp_path / "two", knows="--mlock")
+    )
     assert loader.program.path == two
     assert "--mlock" in loader.program.flags.names
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from appliance.base.errors import NoSuchModel
-from appliance.models.errors import NoMemory, PlacesPinned, QueueFull, ShuttingDown, WaitedTooLong
+from appliance.models.manager.errors import NoMemory, PlacesPinned, QueueFull, ShuttingDown, WaitedTooLong
 from tests.models.standin_house import Make, StandinHouse, model, settle, until
 
 pytestmark = pytest.mark.timeout(20)
@@ -25,13 +25,13 @@ async def test_a_loaded_model_with_a_free_slot_is_leased_without_a_wait(open_hou
     house = await open_house("a", slots=2)
     await house.have("a")
     first, second = await house.manager.lease("a"), await house.manager.lease("a")
-    assert (first.waited_s, first.live is second.live, first.live.active) == (0.0, True, 2)
-    assert first.url == f"http://127.0.0.1:{first.live.port}"
+    assert (first.waited_s, first.runner is second.runner, first.runner.active) == (0.0, True, 2)
+    assert first.url == f"http://127.0.0.1:{first.runner.port}"
     first.done(True)
-    first.done(True)                # a second word about the same request counts nothing
-    assert second.live.active == 1
+    first.done(True)  # a second word about the same request counts nothing
+    assert second.runner.active == 1
     second.done(False)
-    assert (second.live.active, house.manager.queues()[0].total_processed) == (0, 2)
+    assert (second.runner.active, house.manager.queues()[0].total_processed) == (0, 2)
 
 
 async def test_all_who_ask_for_a_model_wait_for_one_load(open_house: Make) -> None:
@@ -41,7 +41,7 @@ async def test_all_who_ask_for_a_model_wait_for_one_load(open_house: Make) -> No
     assert (house.loader.begun, house.status("a")) == (["a"], "starting")
     await house.loaded("a")
     leases = [await task for task in tasks]
-    assert {lease.live.serial for lease in leases} == {1}
+    assert {lease.runner.serial for lease in leases} == {1}
     assert house.loader.begun == ["a"]
 
 
@@ -56,12 +56,23 @@ async def test_the_slots_are_the_limit_and_the_next_one_goes_when_one_is_given_b
     assert house.manager.model("a").runners[0].active == 2
 
 
-async def test_a_model_that_the_table_does_not_have_is_refused_with_those_that_it_has(open_house: Make) -> None:
+async def test_a_model_that_the_table_does_not_have_is_refused_with_those_that_it_has(
+    open_house: Make,
+) -> None:
     house = await open_house("a", "b")
-    for ask in (lambda: house.manager.lease("c"), lambda: house.manager.load("c"), lambda: house.manager.eject("c")):
+    for ask in (
+        lambda: house.manager.lease("c"),
+        lambda: house.manager.load("c"),
+        lambda: house.manager.eject("c"),
+    ):
         with pytest.raises(NoSuchModel, match=r"'c' does not exist here\. Known: a, b\."):
             await ask()
-    for act in (lambda: house.manager.pin("c"), lambda: house.manager.reset("c"), lambda: house.manager.expire("c", 1), lambda: house.manager.model("c")):
+    for act in (
+        lambda: house.manager.pin("c"),
+        lambda: house.manager.reset("c"),
+        lambda: house.manager.expire("c", 1),
+        lambda: house.manager.model("c"),
+    ):
         with pytest.raises(NoSuchModel):
             act()
 
@@ -77,7 +88,7 @@ async def test_a_full_line_refuses_with_the_time_to_come_back(open_house: Make) 
     await settle()
     with pytest.raises(QueueFull) as caught:
         await house.manager.lease("a")
-    assert caught.value.retry_after_s == 80             # two before it, each of 40 s as the last one took
+    assert caught.value.retry_after_s == 80  # two before it, each of 40 s as the last one took
     assert (house.manager.queues()[0].total_rejected, house.manager.queues()[0].queue_length) == (1, 2)
     lease.done(True)
     (await tasks[0]).done(True)
@@ -94,7 +105,7 @@ async def test_a_wait_too_long_ends_with_the_reason(open_house: Make) -> None:
     assert house.manager.queues()[1].queue_length == 0
     lease.done(True)
     await settle()
-    assert house.loader.begun == ["a"]                  # nobody waits for b any more: it is not loaded
+    assert house.loader.begun == ["a"]  # nobody waits for b any more: it is not loaded
 
 
 async def test_high_goes_before_low_and_flows_take_turns(open_house: Make) -> None:
@@ -108,8 +119,17 @@ async def test_high_goes_before_low_and_flows_take_turns(open_house: Make) -> No
         lease.done(True)
 
     running = await house.manager.lease("a")
-    tasks = [asyncio.create_task(one(name, flow=flow, priority=priority)) for name, flow, priority in
-             (("low", "x", 2), ("x1", "x", 1), ("x2", "x", 1), ("x3", "x", 1), ("y1", "y", 1), ("high", "z", 0))]
+    tasks = [
+        asyncio.create_task(one(name, flow=flow, priority=priority))
+        for name, flow, priority in (
+            ("low", "x", 2),
+            ("x1", "x", 1),
+            ("x2", "x", 1),
+            ("x3", "x", 1),
+            ("y1", "y", 1),
+            ("high", "z", 0),
+        )
+    ]
     await settle()
     running.done(True)
     await asyncio.gather(*tasks)
@@ -122,7 +142,7 @@ async def test_a_low_one_does_not_wait_for_ever(open_house: Make) -> None:
     running = await house.manager.lease("a")
     low = house.ask("a", priority=2)
     await settle()
-    house.clock.advance(25)                             # 10 s count as one level
+    house.clock.advance(25)  # 10 s count as one level
     high = house.ask("a", priority=0)
     await settle()
     running.done(True)
@@ -143,7 +163,7 @@ async def test_who_leaves_the_line_takes_nothing_along(open_house: Make) -> None
     assert house.manager.queues()[0].queue_length == 1
     lease.done(True)
     assert await served(house, stays) == [True]
-    assert (await stays).live.active == 1
+    assert (await stays).runner.active == 1
 
 
 async def test_who_leaves_in_the_moment_of_their_turn_gives_the_slot_to_the_next(open_house: Make) -> None:
@@ -152,11 +172,11 @@ async def test_who_leaves_in_the_moment_of_their_turn_gives_the_slot_to_the_next
     lease = await house.manager.lease("a")
     leaves, stays = house.ask("a"), house.ask("a")
     await settle()
-    lease.done(True)                # it has its slot now, and has not run since
+    lease.done(True)  # it has its slot now, and has not run since
     leaves.cancel()
     assert await served(house, leaves, stays) == [True, True]
     assert leaves.cancelled()
-    assert (await stays).live.active == 1
+    assert (await stays).runner.active == 1
 
 
 async def test_a_turn_in_the_moment_when_patience_ends_is_taken(open_house: Make) -> None:
@@ -166,13 +186,15 @@ async def test_a_turn_in_the_moment_when_patience_ends_is_taken(open_house: Make
     late = house.ask("a")
     await settle()
     loop = asyncio.get_running_loop()
-    loop.call_at(loop.time() + 0.05, lease.done, True)      # after the time-out of the line, in the same round or the next
+    loop.call_at(
+        loop.time() + 0.05, lease.done, True
+    )  # after the time-out of the line, in the same round or the next
     await asyncio.sleep(0.1)
     if late.exception() is None:
-        assert (await late).live.active == 1
+        assert (await late).runner.active == 1
     else:
         assert isinstance(late.exception(), WaitedTooLong)
-        assert lease.live.active == 0
+        assert lease.runner.active == 0
 
 
 async def test_one_whose_model_is_loaded_for_nobody_is_used_by_the_next(open_house: Make) -> None:
@@ -183,7 +205,7 @@ async def test_one_whose_model_is_loaded_for_nobody_is_used_by_the_next(open_hou
     await settle()
     comes = house.ask("a")
     await house.loaded("a")
-    assert (await comes).live.active == 1
+    assert (await comes).runner.active == 1
     assert house.loader.begun == ["a"]
 
 
@@ -194,7 +216,10 @@ async def test_who_waits_is_told_how_things_stand(open_house: Make) -> None:
     told: list[Any] = []
     tasks = [house.ask("a", on_wait=told.append) for _ in range(2)]
     await settle()
-    assert [(one().position, one().status, one().progress, one().expected_in_s) for one in told] == [(1, "off", None, None), (2, "off", None, None)]
+    assert [(one().position, one().status, one().progress, one().expected_in_s) for one in told] == [
+        (1, "off", None, None),
+        (2, "off", None, None),
+    ]
     assert told[0]().reason == "b is in use"
     lease.done(True)
     await until(lambda: "a" in house.loader.begun)
@@ -213,7 +238,12 @@ async def test_a_model_too_big_for_the_machine_is_refused_with_the_figures(open_
     house = await open_house("a", "b", memory_mib=650)
     with pytest.raises(NoMemory, match=r"needs 700 MB, 650 MB") as caught:
         await house.manager.lease("a")
-    assert caught.value.details["error_fields"] == {"model": "a", "required_mb": 700, "available_mb": 650, "loaded_models": []}
+    assert caught.value.details["error_fields"] == {
+        "model": "a",
+        "required_mb": 700,
+        "available_mb": 650,
+        "loaded_models": [],
+    }
     assert house.manager.queues()[0].total_rejected == 1
     with pytest.raises(NoMemory):
         await house.manager.load("a")
@@ -224,7 +254,7 @@ async def test_one_that_fits_only_beside_nobody_gets_the_others_out(open_house: 
     await house.have("a")
     task = house.ask("b")
     await house.loaded("b")
-    assert (await task).live.alias == "b"
+    assert (await task).runner.alias == "b"
     assert house.statuses() == {"a": "off", "b": "ready"}
 
 
@@ -239,16 +269,23 @@ async def test_pinned_models_are_not_unloaded_for_others(open_house: Make) -> No
     waits = house.ask("c")
     house.manager.pin("b", pinned=False)
     await house.loaded("c")
-    assert (await waits).live.alias == "c"
+    assert (await waits).runner.alias == "c"
     assert house.statuses() == {"a": "ready", "b": "off", "c": "ready"}
 
 
 async def test_memory_that_a_pinned_model_holds_cannot_be_had(open_house: Make, tmp_path: Any) -> None:
-    house = await open_house(models=[model("a", tmp_path, pinned=True), model("b", tmp_path)], memory_mib=1000)
+    house = await open_house(
+        models=[model("a", tmp_path, pinned=True), model("b", tmp_path)], memory_mib=1000
+    )
     await house.have("a")
     with pytest.raises(NoMemory) as caught:
         await house.manager.lease("b")
-    assert caught.value.details["error_fields"] == {"model": "b", "required_mb": 700, "available_mb": 500, "loaded_models": ["a"]}
+    assert caught.value.details["error_fields"] == {
+        "model": "b",
+        "required_mb": 700,
+        "available_mb": 500,
+        "loaded_models": ["a"],
+    }
 
 
 async def test_after_the_end_nobody_is_let_in(open_house: Make) -> None:
@@ -260,7 +297,7 @@ async def test_after_the_end_nobody_is_let_in(open_house: Make) -> None:
     await house.manager.close()
     with pytest.raises(ShuttingDown):
         await waits
-    await loads                                         # it was loaded already
+    await loads  # it was loaded already
     for ask in (house.manager.lease, house.manager.load):
         with pytest.raises(ShuttingDown):
             await ask("a")
@@ -271,7 +308,7 @@ async def test_the_end_fails_those_who_wait_for_loads_and_stops_what_loads(open_
     house = await open_house("a", "b", "c", places=2)
     tasks = [house.ask("a"), house.load("b"), house.ask("c")]
     await settle()
-    assert house.loader.begun == ["a"]                  # one load at a time where memory is the same
+    assert house.loader.begun == ["a"]  # one load at a time where memory is the same
     await house.manager.close()
     for task in tasks:
         with pytest.raises(ShuttingDown):
@@ -314,7 +351,7 @@ async def test_memory_is_read_for_those_who_wait_alone(open_house: Make) -> None
     reads: list[float] = []
     house_read = house.manager.memory.read
     house.manager.memory.read = lambda: (reads.append(house.clock.monotonic_s()), house_read())[1]  # type: ignore[method-assign]
-    for _ in range(5):                  # the answers end, and nobody is in line
+    for _ in range(5):  # the answers end, and nobody is in line
         lease = await house.manager.lease("a")
         house.clock.advance(5)
         lease.done(True)

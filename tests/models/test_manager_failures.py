@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from appliance.models.errors import ModelFailed
-from appliance.models.keeper import BACK_OFF_S
+from appliance.models.manager.errors import ModelFailed
+from appliance.models.manager.supervisor import BACK_OFF_S
 from tests.models.standin_house import NEED, Make, model, settle, until
 
 pytestmark = pytest.mark.timeout(20)
@@ -56,10 +56,15 @@ async def test_a_reset_lets_it_be_tried_again_and_says_what_was(open_house: Make
         await waits
     found = house.manager.reset("a")
     assert found is not None
-    assert (found.attempts, found.error, house.status("a"), house.manager.failed()) == (1, "no luck", "off", [])
+    assert (found.attempts, found.error, house.status("a"), house.manager.failed()) == (
+        1,
+        "no luck",
+        "off",
+        [],
+    )
     again = house.ask("a")
     await house.loaded("a")
-    assert (await again).live.alias == "a"
+    assert (await again).runner.alias == "a"
 
 
 async def test_an_answer_forgets_former_failures(open_house: Make) -> None:
@@ -85,7 +90,12 @@ async def test_one_who_leaves_in_the_moment_of_the_turn_proves_nothing(open_hous
     leaves.cancel()
     await settle()
     row = house.manager.queues()[0]
-    assert (row.current_processing, row.total_processed, house.manager.telemetry(), house.manager.model("a").attempts) == (0, 0, [], 1)
+    assert (
+        row.current_processing,
+        row.total_processed,
+        house.manager.telemetry(),
+        house.manager.model("a").attempts,
+    ) == (0, 0, [], 1)
 
 
 async def test_a_crash_is_restored_though_nobody_asks(open_house: Make) -> None:
@@ -110,8 +120,8 @@ async def test_a_crash_in_the_middle_gives_the_next_one_a_fresh_server(open_hous
     await house.later(BACK_OFF_S[0])
     await house.loaded("a")
     second = await waits
-    assert second.live is not lease.live
-    assert second.live.active == 1
+    assert second.runner is not lease.runner
+    assert second.runner.active == 1
 
 
 async def test_one_that_always_crashes_is_given_up(open_house: Make) -> None:
@@ -123,7 +133,9 @@ async def test_one_that_always_crashes_is_given_up(open_house: Make) -> None:
         if number < 2:
             await house.later(60)
             await house.loaded("a")
-    assert [(row.attempts, row.error) for row in house.manager.failed()] == [(3, "it crashed: ended with exit code 134")]
+    assert [(row.attempts, row.error) for row in house.manager.failed()] == [
+        (3, "it crashed: ended with exit code 134")
+    ]
 
 
 async def test_a_restore_pushes_nobody_out(open_house: Make) -> None:
@@ -146,24 +158,30 @@ async def test_a_second_replica_comes_when_the_first_is_busy(open_house: Make, t
     await house.have("a")
     first, second = await house.manager.lease("a"), house.ask("a")
     await house.loaded("a")
-    assert (await second).live is not first.live
+    assert (await second).runner is not first.runner
     assert len(house.manager.model("a").runners) == 2
 
 
 @pytest.mark.parametrize("can_retry", [True, False])
-async def test_a_replica_that_cannot_be_had_does_not_take_the_first_along(open_house: Make, tmp_path: Path, can_retry: bool) -> None:
+async def test_a_replica_that_cannot_be_had_does_not_take_the_first_along(
+    open_house: Make, tmp_path: Path, can_retry: bool
+) -> None:
     house = await open_house(models=[model("a", tmp_path, replicas=2)], slots=1)
     await house.have("a")
     first, second = await house.manager.lease("a"), house.ask("a")
     await house.fails("a", "out of memory", can_retry=can_retry)
-    assert (house.loader.begun, house.status("a"), house.manager.model("a").attempts) == (["a", "a"], "ready", 0)
+    assert (house.loader.begun, house.status("a"), house.manager.model("a").attempts) == (
+        ["a", "a"],
+        "ready",
+        0,
+    )
     first.done(True)
-    third, lease = house.ask("a"), await second         # the first serves on
+    third, lease = house.ask("a"), await second  # the first serves on
     await settle()
-    assert len(house.loader.begun) == 2                 # not again and again
+    assert len(house.loader.begun) == 2  # not again and again
     await house.later(BACK_OFF_S[0] if can_retry else BACK_OFF_S[-1])
     await house.loaded("a")
-    assert (await third).live is not lease.live
+    assert (await third).runner is not lease.runner
 
 
 async def test_a_replica_that_crashes_leaves_the_other_to_serve(open_house: Make, tmp_path: Path) -> None:
@@ -186,19 +204,21 @@ async def test_what_it_really_takes_is_known_as_soon_as_it_is_ready(open_house: 
     house = await open_house("a", slots=1)
     task = house.ask("a")
     await settle()
-    live = next(iter(house.loader.loading.values()))[0]
-    live.memory = {-1: 1}                               # as it was seen when it had just begun
-    live.process.pid = os.getpid()                      # type: ignore[union-attr]
+    runner = next(iter(house.loader.loading.values()))[0]
+    runner.memory = {-1: 1}  # as it was seen when it had just begun
+    runner.process.pid = os.getpid()  # type: ignore[union-attr]
     house.loader.ready("a")
     await settle()
     runner = house.manager.model("a").runners[0]
     assert runner.memory_bytes > 10_000_000
-    assert live.file_bytes > 1_000_000                  # of which the kernel calls so much available
-    live.process.pid = 0                                # type: ignore[union-attr]
+    assert runner.file_bytes > 1_000_000  # of which the kernel calls so much available
+    runner.process.pid = 0  # type: ignore[union-attr]
     (await task).done(True)
 
 
-async def test_where_the_driver_does_not_tell_the_estimate_stands_and_teaches_nothing(open_house: Make) -> None:
+async def test_where_the_driver_does_not_tell_the_estimate_stands_and_teaches_nothing(
+    open_house: Make,
+) -> None:
     house = await open_house("a", gpus=(0, 1))
     for _ in range(3):
         await house.have("a")

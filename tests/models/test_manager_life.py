@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from appliance.models.keeper import BACK_OFF_S
+from appliance.models.manager.supervisor import BACK_OFF_S
 from tests.models.standin_house import Make, model, settle, until
 
 pytestmark = pytest.mark.timeout(20)
@@ -22,12 +22,17 @@ async def test_eject_waits_for_what_has_begun_and_new_ones_wait_for_the_next_loa
     ejecting = asyncio.create_task(house.manager.eject("a"))
     waits = house.ask("a")
     await settle()
-    assert (ejecting.done(), waits.done(), house.status("a"), house.loader.stopped) == (False, False, "stopping", [])
+    assert (ejecting.done(), waits.done(), house.status("a"), house.loader.stopped) == (
+        False,
+        False,
+        "stopping",
+        [],
+    )
     lease.done(True)
     ejected = await ejecting
     assert (ejected.was_loaded, ejected.waited_for, house.loader.killed_with) == (True, 1, [0])
     await house.loaded("a")
-    assert (await waits).live is not lease.live
+    assert (await waits).runner is not lease.runner
     assert house.manager.counts().ejects == 1
 
 
@@ -37,10 +42,10 @@ async def test_a_forced_eject_cuts_off_and_counts_once(open_house: Make) -> None
     lease = await house.manager.lease("a")
     gentle = asyncio.create_task(house.manager.eject("a"))
     await settle()
-    forced = asyncio.create_task(house.manager.eject("a", force=True))      # it does not wait any longer
+    forced = asyncio.create_task(house.manager.eject("a", force=True))  # it does not wait any longer
     await settle()
     assert house.loader.killed_with == [1]
-    lease.done(False)                                                       # its connection broke
+    lease.done(False)  # its connection broke
     assert [(await task).was_loaded for task in (gentle, forced)] == [True, True]
     assert (house.manager.counts().ejects, house.manager.counts().crashes, house.status("a")) == (1, 0, "off")
     assert not (await house.manager.eject("a", force=True)).was_loaded
@@ -55,7 +60,7 @@ async def test_an_eject_while_it_is_unloaded_for_idleness_counts_once(open_house
     assert house.status("a") == "stopping"
     ejecting = asyncio.create_task(house.manager.eject("a", force=True))
     await settle()
-    assert not ejecting.done()                      # it says when it is gone, not before
+    assert not ejecting.done()  # it says when it is gone, not before
     house.loader.may_stop.set()
     await ejecting
     assert house.manager.counts().ejects == 1
@@ -68,8 +73,8 @@ async def test_eject_while_it_loads_ends_the_load_and_those_who_wait_get_another
     await house.manager.eject("a")
     assert house.loader.stopped == ["a"]
     await house.loaded("a")
-    assert (await waits).live.serial == 2
-    assert house.manager.model("a").attempts == 0   # it was told to go: that is no failure
+    assert (await waits).runner.serial == 2
+    assert house.manager.model("a").attempts == 0  # it was told to go: that is no failure
 
 
 async def test_eject_ends_the_wish_to_restore(open_house: Make) -> None:
@@ -103,23 +108,35 @@ async def test_load_gets_a_place_though_others_are_idle_there(open_house: Make) 
 # ---- how long it stays
 
 
-@pytest.mark.parametrize(("keep_alive_s", "system", "is_pinned", "idle_s", "stays"), [
-    (None, {}, False, 299, True),
-    (None, {}, False, 300, False),                                  # 5. idle_timeout_sec
-    (None, {"enable_idle_timeout": False}, False, 9999, True),      # 4.
-    (None, {"keep_warm_models": 1}, False, 9999, True),             # 3.
-    (10.0, {"keep_warm_models": 1}, False, 10, False),              # 2. what a request said wins over 3 and 4
-    (10.0, {"enable_idle_timeout": False}, False, 10, False),
-    (10.0, {}, False, 9, True),
-    (900.0, {}, False, 899, True),
-    (-1.0, {}, False, 9999, True),
-    (0.0, {}, False, 0, False),
-    (0.0, {}, True, 9999, True),                                    # 1. a pin wins over all
-    (None, {}, True, 9999, True),
-])
-async def test_an_idle_model_stays_as_long_as_the_rules_say(open_house: Make, tmp_path: Path, keep_alive_s: float | None, system: dict[str, Any],
-                                                            is_pinned: bool, idle_s: float, stays: bool) -> None:
-    house = await open_house(models=[model("a", tmp_path, pinned=is_pinned)], **{"keep_warm_models": 0, **system})
+@pytest.mark.parametrize(
+    ("keep_alive_s", "system", "is_pinned", "idle_s", "stays"),
+    [
+        (None, {}, False, 299, True),
+        (None, {}, False, 300, False),  # 5. idle_timeout_sec
+        (None, {"enable_idle_timeout": False}, False, 9999, True),  # 4.
+        (None, {"keep_warm_models": 1}, False, 9999, True),  # 3.
+        (10.0, {"keep_warm_models": 1}, False, 10, False),  # 2. what a request said wins over 3 and 4
+        (10.0, {"enable_idle_timeout": False}, False, 10, False),
+        (10.0, {}, False, 9, True),
+        (900.0, {}, False, 899, True),
+        (-1.0, {}, False, 9999, True),
+        (0.0, {}, False, 0, False),
+        (0.0, {}, True, 9999, True),  # 1. a pin wins over all
+        (None, {}, True, 9999, True),
+    ],
+)
+async def test_an_idle_model_stays_as_long_as_the_rules_say(
+    open_house: Make,
+    tmp_path: Path,
+    keep_alive_s: float | None,
+    system: dict[str, Any],
+    is_pinned: bool,
+    idle_s: float,
+    stays: bool,
+) -> None:
+    house = await open_house(
+        models=[model("a", tmp_path, pinned=is_pinned)], **{"keep_warm_models": 0, **system}
+    )
     await house.have("a")
     (await house.manager.lease("a", keep_alive_s=keep_alive_s)).done(True)
     await house.later(idle_s)
@@ -204,4 +221,6 @@ async def test_a_preload_that_fails_is_tried_again_and_given_up(open_house: Make
     assert house.status("a") == "crashed"
     await house.later(BACK_OFF_S[0])
     await house.fails("a", "no luck again")
-    assert [(row.alias, row.attempts, row.error) for row in house.manager.failed()] == [("a", 2, "no luck again")]
+    assert [(row.alias, row.attempts, row.error) for row in house.manager.failed()] == [
+        ("a", 2, "no luck again")
+    ]

@@ -9,24 +9,32 @@ import pytest
 
 from appliance.base.clock import SystemClock
 from appliance.base.tasks import Tasks
-from appliance.base.wire import Wire, WireLimits
-from appliance.models.catalogue import Catalogue, Model, Params, System
-from appliance.models.learned import Lessons
-from appliance.models.loading import Loader
-from appliance.models.manager import Manager
-from appliance.models.orphans import Records
-from appliance.models.vram import SystemMemory
+from appliance.base.wire.pool import ConnectionPool
+from appliance.base.wire.types import PoolLimits
+from appliance.models.manager.manager import ModelManager
+from appliance.models.runner.load_history import LoadHistory
+from appliance.models.runner.loader import Loader
+from appliance.models.runner.orphans import Records
+from appliance.models.runner.system_memory import SystemMemory
+from appliance.models.table.catalogue import Catalogue, Model, Params, System
 
 MODEL = Model("a", Path("/nowhere/a.gguf"), Params(n_ctx=32_768), "table")
 TABLE = Catalogue({"a": MODEL}, System(parallel_requests=4), llama_server="/nowhere/llama-server")
 
 
 @pytest.fixture
-async def manager(tmp_path: Path) -> AsyncIterator[Manager]:
+async def manager(tmp_path: Path) -> AsyncIterator[ModelManager]:
     """A manager of one model, which is not loaded (there is no llama-server, and no file)."""
     async with Tasks() as tasks:
-        loader = Loader(tmp_path, Records(tmp_path / "runners"), {}, tasks, Wire(WireLimits()))
-        one = Manager(TABLE, loader=loader, memory=SystemMemory(), lessons=Lessons(None), tasks=tasks, clock=SystemClock())
+        loader = Loader(tmp_path, Records(tmp_path / "runners"), {}, tasks, ConnectionPool(PoolLimits()))
+        one = ModelManager(
+            TABLE,
+            loader=loader,
+            memory=SystemMemory(),
+            lessons=LoadHistory(None),
+            tasks=tasks,
+            clock=SystemClock(),
+        )
         await one.open()
         yield one
         await one.close()

@@ -10,8 +10,8 @@ from typing import ParamSpec, TypeVar
 import pytest
 
 from appliance.base.errors import ApplianceError
-from appliance.models.catalogue import Catalogue
-from appliance.models.entry import Lease, Live
+from appliance.models.manager.state import Lease, Runner
+from appliance.models.table.catalogue import Catalogue
 from tests.models.standin_house import Make, StandinHouse, model, settle
 
 pytestmark = pytest.mark.timeout(60)
@@ -44,11 +44,25 @@ class Storm:
         self.house, self.chance, self.folder, self.threads = house, random.Random(seed), folder, threads
         self.tasks: list[asyncio.Task[Lease]] = []
         self.others: list[asyncio.Task[object]] = []
-        self.leases: list[Lease] = []               # given and not given back
+        self.leases: list[Lease] = []  # given and not given back
         self.forced: set[int] = set()
         self.granted = self.failed = self.cancelled = 0
-        self.events = {self.ask: 30, self.give_back: 25, self.leave: 8, self.load: 3, self.load_ends: 25, self.load_fails: 3, self.crash: 2,
-                       self.eject: 2, self.eject_by_force: 1, self.pin: 2, self.expire: 2, self.time_goes_by: 12, self.reset: 3, self.change: 1}
+        self.events = {
+            self.ask: 30,
+            self.give_back: 25,
+            self.leave: 8,
+            self.load: 3,
+            self.load_ends: 25,
+            self.load_fails: 3,
+            self.crash: 2,
+            self.eject: 2,
+            self.eject_by_force: 1,
+            self.pin: 2,
+            self.expire: 2,
+            self.time_goes_by: 12,
+            self.reset: 3,
+            self.change: 1,
+        }
 
     async def step(self) -> None:
         event = self.chance.choices(list(self.events), list(self.events.values()))[0]
@@ -62,14 +76,20 @@ class Storm:
     def alias(self) -> str:
         return self.chance.choices(ALIASES, (8, 4, 2, 1))[0]
 
-    def lives(self) -> list[Live]:
-        return self.house.manager.lives()
+    def runners(self) -> list[Runner]:
+        return self.house.manager.runners()
 
     # ---- events
 
     def ask(self) -> None:
-        self.tasks.append(self.house.ask(self.alias(), flow=self.chance.choice("xyz"), priority=self.chance.choice((0, 1, 1, 1, 2)),
-                                         keep_alive_s=self.chance.choice((None, None, None, 0.0, 20.0, -1.0))))
+        self.tasks.append(
+            self.house.ask(
+                self.alias(),
+                flow=self.chance.choice("xyz"),
+                priority=self.chance.choice((0, 1, 1, 1, 2)),
+                keep_alive_s=self.chance.choice((None, None, None, 0.0, 20.0, -1.0)),
+            )
+        )
 
     def give_back(self) -> None:
         for _ in range(self.chance.choice((1, 1, 1, 3))):
@@ -87,7 +107,7 @@ class Storm:
         self.others.append(self.house.load(self.alias()))
 
     def pending(self) -> list[str]:
-        return [live.alias for live, future in self.house.loader.loading.values() if not future.done()]
+        return [runner.alias for runner, future in self.house.loader.loading.values() if not future.done()]
 
     def load_ends(self) -> None:
         if pending := self.pending():
@@ -95,10 +115,16 @@ class Storm:
 
     def load_fails(self) -> None:
         if pending := self.pending():
-            self.house.loader.fail(self.chance.choice(pending), "no luck", can_retry=self.chance.random() < 0.8)
+            self.house.loader.fail(
+                self.chance.choice(pending), "no luck", can_retry=self.chance.random() < 0.8
+            )
 
     def crash(self) -> None:
-        running = [live for live in self.house.loader.running.values() if live.process is not None and not live.process.exited.is_set()]
+        running = [
+            runner
+            for runner in self.house.loader.running.values()
+            if runner.process is not None and not runner.process.exited.is_set()
+        ]
         if running:
             self.house.loader.crash(self.chance.choice(running).alias)
 
@@ -107,7 +133,7 @@ class Storm:
 
     def eject_by_force(self) -> None:
         alias = self.alias()
-        self.forced |= {live.serial for live in self.lives() if live.alias == alias}
+        self.forced |= {runner.serial for runner in self.runners() if runner.alias == alias}
         self.others.append(asyncio.create_task(self.house.manager.eject(alias, force=True)))
 
     def pin(self) -> None:
@@ -129,7 +155,12 @@ class Storm:
         """Another table: a model changes."""
         models = dict(self.house.manager.catalogue.models)
         alias = self.alias()
-        models[alias] = model(alias, self.folder, n_batch=self.chance.choice((64, 128, 256)), replicas=self.chance.choice((1, 2)))
+        models[alias] = model(
+            alias,
+            self.folder,
+            n_batch=self.chance.choice((64, 128, 256)),
+            replicas=self.chance.choice((1, 2)),
+        )
         self.house.manager.apply(Catalogue(models, self.house.manager.catalogue.system))
 
     # ---- what must hold
@@ -148,14 +179,17 @@ class Storm:
 
     def check(self, *, is_settled: bool = False) -> None:
         manager, loader = self.house.manager, self.house.loader
-        held = Counter(lease.live.serial for lease in self.leases)
-        for live in self.lives():
-            assert held[live.serial] <= live.active <= live.slots
-            assert live.active == held[live.serial] or not is_settled, "a slot that nobody has"
-            assert live.idle.is_set() == (live.active == 0)
-        assert len({live.alias for live in self.lives()}) <= PLACES
+        held = Counter(lease.runner.serial for lease in self.leases)
+        for runner in self.runners():
+            assert held[runner.serial] <= runner.active <= runner.slots
+            assert runner.active == held[runner.serial] or not is_settled, "a slot that nobody has"
+            assert runner.idle.is_set() == (runner.active == 0)
+        assert len({runner.alias for runner in self.runners()}) <= PLACES
         assert loader.cut_off <= self.forced, "a running request was cut off"
-        assert sum(sum(live.memory.values()) for live in loader.running.values()) <= self.house.memory.total_bytes
+        assert (
+            sum(sum(runner.memory.values()) for runner in loader.running.values())
+            <= self.house.memory.total_bytes
+        )
         for entry in manager.entries.values():
             assert len(entry.line) == sum(ticket is not None for _, ticket in entry.waiters.values())
             assert len(entry.line) <= entry.line.limit
@@ -170,7 +204,12 @@ class Storm:
             await asyncio.sleep(0.001)
             self.collect()
             self.check()
-            if not self.tasks and not self.leases and all(task.done() for task in self.others) and not self.pending():
+            if (
+                not self.tasks
+                and not self.leases
+                and all(task.done() for task in self.others)
+                and not self.pending()
+            ):
                 return
             while self.leases:
                 self.leases.pop().done(True)
@@ -178,24 +217,34 @@ class Storm:
                 self.house.loader.ready(alias)
             self.house.clock.advance(5)
             manager._turn()
-        raise AssertionError(f"lost: {len(self.tasks)} asked, {[task for task in self.others if not task.done()]}, {manager.queues()}")
+        raise AssertionError(
+            f"lost: {len(self.tasks)} asked, {[task for task in self.others if not task.done()]}, {manager.queues()}"
+        )
 
 
 @pytest.mark.parametrize("seed", range(16))
 async def test_nothing_is_lost_nothing_leaks_and_nobody_is_cut_off(
-        open_house: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    open_house: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
     threads = Threads(seed)
     monkeypatch.setattr(asyncio, "to_thread", threads.to_thread)
     models = [model(alias, tmp_path, replicas=2 if alias == "b" else 1) for alias in ALIASES]
-    house = await open_house(models=models, places=PLACES, slots=2, memory_mib=1800, max_queue_size_per_model=10, model_load_max_retries=2)
+    house = await open_house(
+        models=models,
+        places=PLACES,
+        slots=2,
+        memory_mib=1800,
+        max_queue_size_per_model=10,
+        model_load_max_retries=2,
+    )
     storm = Storm(house, seed, tmp_path, threads)
     for _ in range(STEPS):
         await storm.step()
     await storm.calm()
     assert storm.granted > 30
-    assert all(live.active == 0 for live in storm.lives())
+    assert all(runner.active == 0 for runner in storm.runners())
     assert all(not entry.waiters and not len(entry.line) for entry in house.manager.entries.values())
-    assert len(house.loader.ports) == len(storm.lives())
-    assert {live.serial for live in storm.lives()} == set(house.loader.running)
+    assert len(house.loader.ports) == len(storm.runners())
+    assert {runner.serial for runner in storm.runners()} == set(house.loader.running)
     for task in storm.others:
         assert task.exception() is None or isinstance(task.exception(), ApplianceError)

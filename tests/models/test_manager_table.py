@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from appliance.base.errors import NoSuchModel
-from appliance.models.catalogue import Catalogue, Model
-from appliance.models.errors import ModelFailed
+from appliance.models.manager.errors import ModelFailed
+from appliance.models.table.catalogue import Catalogue, Model
 from tests.models.standin_house import HEADER, Make, StandinHouse, model, settle, until
 
 pytestmark = pytest.mark.timeout(20)
@@ -27,8 +27,8 @@ async def test_a_model_that_is_added_can_be_asked_for(open_house: Make, tmp_path
     apply(house, model("a", tmp_path), model("b", tmp_path))
     task = house.ask("b")
     await house.loaded("b")
-    assert (await task).live.slots == 2
-    assert house.statuses() == {"a": "ready", "b": "ready"}          # what did not change goes on
+    assert (await task).runner.slots == 2
+    assert house.statuses() == {"a": "ready", "b": "ready"}  # what did not change goes on
     assert house.loader.begun == ["a", "b"]
 
 
@@ -36,19 +36,24 @@ async def test_nothing_is_loaded_before_its_file_was_looked_at(open_house: Make,
     house = await open_house("a", memory_mib=650)
     (tmp_path / "b.gguf").write_bytes(HEADER)
     apply(house, model("a", tmp_path), model("b", tmp_path))
-    task = house.ask("b")               # before the look has ended: what it needs is not known
+    task = house.ask("b")  # before the look has ended: what it needs is not known
     with pytest.raises(Exception, match="needs 700 MB"):
         await task
     assert house.loader.begun == []
 
 
-async def test_who_waits_for_a_model_that_changed_waits_on_and_gets_the_new_one(open_house: Make, tmp_path: Path) -> None:
+async def test_who_waits_for_a_model_that_changed_waits_on_and_gets_the_new_one(
+    open_house: Make, tmp_path: Path
+) -> None:
     house = await open_house("a", slots=1)
     old = house.ask("a")
     await house.loaded("a")
     lease = await old
     told: list[Any] = []
-    waits = [house.ask("a", on_wait=told.append, priority=2), house.ask("a", on_wait=told.append, flow="x", priority=0)]
+    waits = [
+        house.ask("a", on_wait=told.append, priority=2),
+        house.ask("a", on_wait=told.append, flow="x", priority=0),
+    ]
     loads = house.load("a")
     await settle()
     new = model("a", tmp_path, file="other.gguf")
@@ -56,12 +61,12 @@ async def test_who_waits_for_a_model_that_changed_waits_on_and_gets_the_new_one(
     await settle()
     assert [task.done() for task in (*waits, loads)] == [False, False, True]
     assert [one().position for one in told] == [2, 1]
-    waits[0].cancel()                   # and who leaves, leaves the new line
+    waits[0].cancel()  # and who leaves, leaves the new line
     await settle()
     assert house.manager.queues()[0].queue_length == 1
-    await house.loaded("a")             # beside the former one, which ends what it has begun
+    await house.loaded("a")  # beside the former one, which ends what it has begun
     second = await waits[1]
-    assert (second.live.model, second.live.active, lease.live.phase) == (new, 1, "stopping")
+    assert (second.runner.model, second.runner.active, lease.runner.phase) == (new, 1, "stopping")
     assert house.loader.stopped == []
     lease.done(True)
     await settle()
@@ -69,18 +74,22 @@ async def test_who_waits_for_a_model_that_changed_waits_on_and_gets_the_new_one(
     assert house.status("a") == "ready"
 
 
-async def test_a_load_under_way_of_a_model_that_changed_is_ended_and_begun_anew(open_house: Make, tmp_path: Path) -> None:
+async def test_a_load_under_way_of_a_model_that_changed_is_ended_and_begun_anew(
+    open_house: Make, tmp_path: Path
+) -> None:
     house = await open_house("a")
     waits = [house.ask("a"), house.load("a")]
     await house.loads("a")
     apply(house, model("a", tmp_path, n_batch=64))
     await until(lambda: house.loader.stopped == ["a"])
     await house.loaded("a")
-    assert (await waits[0]).live.model.params.n_batch == 64
+    assert (await waits[0]).runner.model.params.n_batch == 64
     assert (await waits[1]).attempts == 0
 
 
-async def test_a_model_that_is_taken_out_ends_what_it_has_begun_and_refuses_the_rest(open_house: Make, tmp_path: Path) -> None:
+async def test_a_model_that_is_taken_out_ends_what_it_has_begun_and_refuses_the_rest(
+    open_house: Make, tmp_path: Path
+) -> None:
     house = await open_house("a", "b", places=1, slots=1)
     await house.have("a")
     told: list[Any] = []
@@ -94,7 +103,7 @@ async def test_a_model_that_is_taken_out_ends_what_it_has_begun_and_refuses_the_
         await house.manager.lease("a")
     other = house.ask("b")
     await settle()
-    assert house.loader.begun == ["a"]                      # its place is not free before it is gone
+    assert house.loader.begun == ["a"]  # its place is not free before it is gone
     lease.done(True)
     await house.loaded("b")
     (await other).done(True)
@@ -111,7 +120,9 @@ async def test_one_taken_out_that_still_answers_is_ended_at_the_end(open_house: 
     assert (house.loader.stopped, house.loader.running) == (["a"], {})
 
 
-async def test_one_that_comes_back_while_the_former_still_ends_is_another(open_house: Make, tmp_path: Path) -> None:
+async def test_one_that_comes_back_while_the_former_still_ends_is_another(
+    open_house: Make, tmp_path: Path
+) -> None:
     house = await open_house("a", "b", places=1)
     await house.have("a")
     lease = await house.manager.lease("a")
@@ -121,15 +132,24 @@ async def test_one_that_comes_back_while_the_former_still_ends_is_another(open_h
     lease.done(True)
     task = house.ask("a")
     await house.loaded("a")
-    assert (await task).live is not lease.live
+    assert (await task).runner is not lease.runner
     assert house.manager.model("a").runners[0].active == 1
 
 
-async def test_a_pin_of_the_table_goes_with_it_and_one_of_an_operator_stays(open_house: Make, tmp_path: Path) -> None:
-    house = await open_house(models=[model("a", tmp_path, pinned=True), model("b", tmp_path), model("c", tmp_path, pinned=True)])
+async def test_a_pin_of_the_table_goes_with_it_and_one_of_an_operator_stays(
+    open_house: Make, tmp_path: Path
+) -> None:
+    house = await open_house(
+        models=[model("a", tmp_path, pinned=True), model("b", tmp_path), model("c", tmp_path, pinned=True)]
+    )
     house.manager.pin("b")
     house.manager.pin("c", pinned=False)
-    apply(house, model("a", tmp_path), model("b", tmp_path, n_batch=64), model("c", tmp_path, pinned=True, n_batch=64))
+    apply(
+        house,
+        model("a", tmp_path),
+        model("b", tmp_path, n_batch=64),
+        model("c", tmp_path, pinned=True, n_batch=64),
+    )
     assert [view.is_pinned for view in house.manager.models()] == [False, True, False]
 
 
@@ -139,8 +159,8 @@ async def test_a_pin_or_a_number_of_replicas_alone_unloads_nothing(open_house: M
     lease, waits = await house.manager.lease("a"), house.ask("a")
     apply(house, model("a", tmp_path, pinned=True, replicas=2))
     assert (house.status("a"), house.manager.model("a").is_pinned) == ("ready", True)
-    await house.loaded("a")                             # the second replica, which may be there now
-    assert (await waits).live is not lease.live
+    await house.loaded("a")  # the second replica, which may be there now
+    assert (await waits).runner is not lease.runner
     assert house.loader.stopped == []
 
 
@@ -150,8 +170,12 @@ async def test_counts_go_on_over_a_change(open_house: Make, tmp_path: Path) -> N
     (await house.manager.lease("a")).done(True)
     apply(house, model("a", tmp_path, n_batch=64))
     row = house.manager.queues()[0]
-    assert (row.total_requests, row.total_processed, house.manager.counts().by_model, house.manager.model("a").last_used_at_s) == (
-        1, 1, {"a": 1}, house.clock.now_s())
+    assert (
+        row.total_requests,
+        row.total_processed,
+        house.manager.counts().by_model,
+        house.manager.model("a").last_used_at_s,
+    ) == (1, 1, {"a": 1}, house.clock.now_s())
 
 
 async def test_a_failed_model_that_changed_is_tried_again(open_house: Make, tmp_path: Path) -> None:
@@ -163,10 +187,12 @@ async def test_a_failed_model_that_changed_is_tried_again(open_house: Make, tmp_
     apply(house, model("a", tmp_path, n_batch=64))
     again = house.ask("a")
     await house.loaded("a")
-    assert (await again).live.active == 1
+    assert (await again).runner.active == 1
 
 
-async def test_who_waits_for_one_whose_new_file_is_missing_is_told_so(open_house: Make, tmp_path: Path) -> None:
+async def test_who_waits_for_one_whose_new_file_is_missing_is_told_so(
+    open_house: Make, tmp_path: Path
+) -> None:
     house = await open_house("a", "b", places=1, slots=1)
     await house.have("b")
     lease, waits = await house.manager.lease("b"), house.ask("a")
@@ -175,14 +201,19 @@ async def test_who_waits_for_one_whose_new_file_is_missing_is_told_so(open_house
     with pytest.raises(ModelFailed, match=r"model file not found: .*gone\.gguf"):
         await waits
     lease.done(True)
-    assert house.status("b") == "ready"                 # it gave way to nobody
+    assert house.status("b") == "ready"  # it gave way to nobody
 
 
-async def test_a_missing_file_is_refused_at_once_and_found_when_it_has_come(open_house: Make, tmp_path: Path) -> None:
+async def test_a_missing_file_is_refused_at_once_and_found_when_it_has_come(
+    open_house: Make, tmp_path: Path
+) -> None:
     there = model("a", tmp_path)
     there.path.unlink()
     house = await open_house(models=[there, model("b", tmp_path)], places=1, slots=3)
-    assert (house.status("a"), house.manager.model("a").error_message) == ("off", f"model file not found: {there.path}")
+    assert (house.status("a"), house.manager.model("a").error_message) == (
+        "off",
+        f"model file not found: {there.path}",
+    )
     for ask in (house.manager.lease, house.manager.load, house.manager.lease):
         with pytest.raises(ModelFailed, match="model file not found"):
             await ask("a")
@@ -195,25 +226,40 @@ async def test_a_missing_file_is_refused_at_once_and_found_when_it_has_come(open
     assert house.manager.failed() == []
 
 
-async def test_a_table_that_changes_while_a_file_is_looked_at_is_the_one_that_counts(open_house: Make, tmp_path: Path) -> None:
+async def test_a_table_that_changes_while_a_file_is_looked_at_is_the_one_that_counts(
+    open_house: Make, tmp_path: Path
+) -> None:
     missing = replace(model("a", tmp_path), path=tmp_path / "late.gguf")
     house = await open_house(models=[missing])
     missing.path.write_bytes(HEADER)
     task = house.ask("a")
-    await asyncio.sleep(0)                              # it looks at the file now, in a thread
+    await asyncio.sleep(0)  # it looks at the file now, in a thread
     apply(house, model("a", tmp_path))
     await house.loaded("a")
-    assert (await task).live.model.path == tmp_path / "a.gguf"
+    assert (await task).runner.model.path == tmp_path / "a.gguf"
 
 
-async def test_other_numbers_of_the_system_hold_from_the_next_load_on(open_house: Make, tmp_path: Path) -> None:
+async def test_other_numbers_of_the_system_hold_from_the_next_load_on(
+    open_house: Make, tmp_path: Path
+) -> None:
     house = await open_house("a", "b", slots=1, places=1, max_queue_size_per_model=10)
     await house.have("a")
-    apply(house, model("a", tmp_path), model("b", tmp_path), parallel_requests=3, max_concurrent_models=2, max_queue_size_per_model=20)
-    assert (house.manager.model("a").runners[0].slots, house.manager.model("a").slots, house.manager.queues()[0].limit) == (1, 3, 20)
+    apply(
+        house,
+        model("a", tmp_path),
+        model("b", tmp_path),
+        parallel_requests=3,
+        max_concurrent_models=2,
+        max_queue_size_per_model=20,
+    )
+    assert (
+        house.manager.model("a").runners[0].slots,
+        house.manager.model("a").slots,
+        house.manager.queues()[0].limit,
+    ) == (1, 3, 20)
     task = house.ask("b")
     await house.loaded("b")
-    assert (await task).live.slots == 3
+    assert (await task).runner.slots == 3
     assert house.statuses() == {"a": "ready", "b": "ready"}
 
 
@@ -221,7 +267,7 @@ async def test_a_model_that_runs_serves_on_though_its_file_went(open_house: Make
     house = await open_house("a")
     await house.have("a")
     (tmp_path / "a.gguf").unlink()
-    house.manager.reset("a")                            # its file is looked at again
+    house.manager.reset("a")  # its file is looked at again
     await until(lambda: house.manager.entries["a"].problem)
     (await house.manager.lease("a")).done(True)
     assert (house.status("a"), house.manager.failed()) == ("ready", [])

@@ -12,11 +12,17 @@ from typing import Any
 
 import pytest
 
-from appliance.models.orphans import Records, command_of, started_ticks, survivors
+from appliance.models.runner.orphans import Records, command_of, started_ticks, survivors
 
 pytestmark = pytest.mark.timeout(40)
 SLEEPER = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(60)", "--model", "x.gguf"]
-DEAF = [sys.executable, "-c", "import signal, time; signal.signal(15, signal.SIG_IGN); print('up', flush=True); time.sleep(60)", "--port", "1"]
+DEAF = [
+    sys.executable,
+    "-c",
+    "import signal, time; signal.signal(15, signal.SIG_IGN); print('up', flush=True); time.sleep(60)",
+    "--port",
+    "1",
+]
 Spawn = Callable[[list[str]], "subprocess.Popen[str]"]
 
 
@@ -67,16 +73,23 @@ def test_one_that_our_own_former_life_left_is_ours(tmp_path: Path, spawn: Spawn)
     assert len(Records(tmp_path).end_orphans()) == 1
 
 
-def test_one_that_does_not_listen_is_killed_with_what_it_started(tmp_path: Path, spawn: Spawn, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("appliance.models.orphans.TERM_S", 0.2)
+def test_one_that_does_not_listen_is_killed_with_what_it_started(
+    tmp_path: Path, spawn: Spawn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("appliance.models.runner.orphans.TERM_S", 0.2)
     inner = DEAF[2].replace("print('up', flush=True); ", "")
-    command = [sys.executable, "-c", f"import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', {inner!r}]); {DEAF[2].replace(chr(39) + 'up' + chr(39), chr(39) + 'up' + chr(39) + ', p.pid')}",
-               "--port", "1"]
+    command = [
+        sys.executable,
+        "-c",
+        f"import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', {inner!r}]); {DEAF[2].replace(chr(39) + 'up' + chr(39), chr(39) + 'up' + chr(39) + ', p.pid')}",
+        "--port",
+        "1",
+    ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
     assert process.stdout is not None
     child = int(process.stdout.readline().split()[1])
     try:
-        time.sleep(0.2)             # until the inner one does not listen either
+        time.sleep(0.2)  # until the inner one does not listen either
         written(tmp_path, process, command)
         assert len(Records(tmp_path).end_orphans()) == 1
         assert process.wait(5) == -signal.SIGKILL
@@ -91,8 +104,14 @@ def test_one_that_does_not_listen_is_killed_with_what_it_started(tmp_path: Path,
 
 def test_the_rest_of_its_group_goes_too_when_it_ends_politely(tmp_path: Path) -> None:
     inner = "import signal, time; signal.signal(15, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
-    command = [sys.executable, "-c", f"import subprocess, sys, time; p = subprocess.Popen([sys.executable, '-c', {inner!r}], stdout=subprocess.PIPE); "
-               "p.stdout.readline(); print('up', p.pid, flush=True); time.sleep(60)", "--port", "1"]
+    command = [
+        sys.executable,
+        "-c",
+        f"import subprocess, sys, time; p = subprocess.Popen([sys.executable, '-c', {inner!r}], stdout=subprocess.PIPE); "
+        "p.stdout.readline(); print('up', p.pid, flush=True); time.sleep(60)",
+        "--port",
+        "1",
+    ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
     assert process.stdout is not None
     child = int(process.stdout.readline().split()[1])
@@ -110,27 +129,35 @@ def gone(pid: int) -> bool:
     return False
 
 
-@pytest.mark.parametrize("other", [
-    {"ticks": 12345},                                               # the id went round: another process has it now
-    {"ticks": None},
-    {"command": ["llama-server", "--model", "other.gguf"]},
-    {"command": ["llama-server"]},
-    {"command": []},
-    {"command": None},
-    {"command": 5},
-    {"command": "--model x.gguf"},
-    {"boot": "another boot of this machine"},
-    {"boot": None},
-], ids=lambda other: f"{next(iter(other))}={str(next(iter(other.values())))[:20]}")
-def test_a_process_that_is_not_the_one_of_the_record_is_left_alone(tmp_path: Path, spawn: Spawn, other: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"ticks": 12345},  # the id went round: another process has it now
+        {"ticks": None},
+        {"command": ["llama-server", "--model", "other.gguf"]},
+        {"command": ["llama-server"]},
+        {"command": []},
+        {"command": None},
+        {"command": 5},
+        {"command": "--model x.gguf"},
+        {"boot": "another boot of this machine"},
+        {"boot": None},
+    ],
+    ids=lambda other: f"{next(iter(other))}={str(next(iter(other.values())))[:20]}",
+)
+def test_a_process_that_is_not_the_one_of_the_record_is_left_alone(
+    tmp_path: Path, spawn: Spawn, other: dict[str, Any]
+) -> None:
     process = spawn(SLEEPER)
     written(tmp_path, process, SLEEPER, **other)
     assert Records(tmp_path).end_orphans() == []
     assert process.poll() is None
-    assert list(tmp_path.iterdir()) == []               # and the record says nothing any more
+    assert list(tmp_path.iterdir()) == []  # and the record says nothing any more
 
 
-def test_one_of_an_appliance_that_is_alive_is_left_alone_with_its_record(tmp_path: Path, spawn: Spawn) -> None:
+def test_one_of_an_appliance_that_is_alive_is_left_alone_with_its_record(
+    tmp_path: Path, spawn: Spawn
+) -> None:
     process, owner = spawn(SLEEPER), spawn(SLEEPER)
     path = written(tmp_path, process, SLEEPER, owner=owner.pid, owner_ticks=started_ticks(owner.pid))
     assert Records(tmp_path).end_orphans() == []
@@ -143,11 +170,26 @@ def test_one_started_by_a_script_before_it_is_found_by_its_arguments(tmp_path: P
     assert len(Records(tmp_path).end_orphans()) == 1
 
 
-@pytest.mark.parametrize("text", [
-    "", "{", "[]", "3", "null", '{"pid": 1}', '{"pid": "x", "owner": 1}', '{"pid": null, "owner": null}', '{"pid": [], "owner": 1}',
-    '{"pid": 1e999, "owner": 1}', '{"pid": 0, "owner": 2000000, "ticks": null, "command": ["a", "b"]}',
-    '{"pid": -1, "owner": 2000000, "ticks": null, "command": ["a", "b"]}', '{"pid": 1, "owner": 2000000, "ticks": null, "command": []}',
-    '{"pid": 99999999999999999999, "owner": 99999999999999999999}', "\x00"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "3",
+        "null",
+        '{"pid": 1}',
+        '{"pid": "x", "owner": 1}',
+        '{"pid": null, "owner": null}',
+        '{"pid": [], "owner": 1}',
+        '{"pid": 1e999, "owner": 1}',
+        '{"pid": 0, "owner": 2000000, "ticks": null, "command": ["a", "b"]}',
+        '{"pid": -1, "owner": 2000000, "ticks": null, "command": ["a", "b"]}',
+        '{"pid": 1, "owner": 2000000, "ticks": null, "command": []}',
+        '{"pid": 99999999999999999999, "owner": 99999999999999999999}',
+        "\x00",
+    ],
+)
 def test_a_spoilt_record_ends_nobody_and_is_removed(tmp_path: Path, text: str) -> None:
     (tmp_path / "5.json").write_text(text.replace('"ticks"', f'"boot": {json.dumps(boot())}, "ticks"'))
     assert Records(tmp_path).end_orphans() == []
@@ -166,7 +208,7 @@ def test_where_no_record_can_be_written_or_removed_it_goes_on(tmp_path: Path) ->
             records.add(os.getpid(), port=1, alias="a", command=["a", "b"])
         records.remove(5)
         assert records.end_orphans() == []
-    (tmp_path / "7.json").mkdir()                       # a record that is none and cannot be removed
+    (tmp_path / "7.json").mkdir()  # a record that is none and cannot be removed
     assert Records(tmp_path).end_orphans() == []
 
 
@@ -179,6 +221,6 @@ def test_what_is_read_of_a_process(spawn: Spawn) -> None:
     process.kill()
     while Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
         time.sleep(0.01)
-    assert started_ticks(process.pid) is None           # a zombie is nobody
+    assert started_ticks(process.pid) is None  # a zombie is nobody
     process.wait()
     assert (started_ticks(process.pid), command_of(process.pid)) == (None, [])

@@ -12,10 +12,21 @@ from typing import Any
 import pytest
 
 from appliance.base.tasks import Tasks
-from appliance.base.wire import Wire, WireLimits
-from appliance.models import process as room
-from appliance.models.orphans import started_ticks
-from appliance.models.process import LoadFailed, Process, StopTimes, environment, free_port, log_name, memory_bytes, owner_of, pause_after
+from appliance.base.wire.pool import ConnectionPool
+from appliance.base.wire.types import PoolLimits
+from appliance.models.runner import process as room
+from appliance.models.runner.orphans import started_ticks
+from appliance.models.runner.process import (
+    LoadFailed,
+    Process,
+    StopTimes,
+    environment,
+    free_port,
+    log_name,
+    memory_bytes,
+    owner_of,
+    pause_after,
+)
 from tests.models.standin_house import until
 from tests.tools.tiny_models import CONTEXT
 
@@ -27,6 +38,7 @@ child = subprocess.Popen([sys.executable, "-S", "-c", inner], stdout=subprocess.
 child.stdout.readline()
 print("child", child.pid, flush=True)
 serve(200)"""
+
 
 @pytest.mark.parametrize("loads_s", [0.05, 0.3, 1.0, 2.0, 5.0, 30.0, 119.0])
 def test_a_ready_model_is_noticed_within_a_tenth_of_its_load_and_a_quarter_second(loads_s):
@@ -67,16 +79,30 @@ def unused_port() -> int:
 @pytest.fixture
 async def make(tmp_path: Path) -> AsyncIterator[Make]:
     """Make processes of small programs: `make("serve(503, 200)")`, `make(command=[…])`. They end with the test."""
-    tasks, wire = Tasks(), Wire(WireLimits())
+    tasks, wire = Tasks(), ConnectionPool(PoolLimits())
     made: list[Process] = []
 
-    def begin(code: str = "", *, command: list[str] | None = None, port: int = 0, log: str = "runner.log", environ: dict[str, str] | None = None) -> Process:
+    def begin(
+        code: str = "",
+        *,
+        command: list[str] | None = None,
+        port: int = 0,
+        log: str = "runner.log",
+        environ: dict[str, str] | None = None,
+    ) -> Process:
         port = port or unused_port()
         if command is None:
             script = tmp_path / f"program{len(made)}.py"
             script.write_text(f"{COMMON}\n{code}\n")
             command = [sys.executable, "-S", "-E", str(script), str(port)]
-        process = Process(command, port=port, log_path=tmp_path / "logs" / log, environ=environ or {"PATH": os.environ["PATH"]}, tasks=tasks, wire=wire)
+        process = Process(
+            command,
+            port=port,
+            log_path=tmp_path / "logs" / log,
+            environ=environ or {"PATH": os.environ["PATH"]},
+            tasks=tasks,
+            wire=wire,
+        )
         made.append(process)
         return process
 
@@ -108,7 +134,7 @@ async def test_it_is_ready_when_its_health_says_so(make: Make) -> None:
     await process.ready(10, lambda: looks.append(process.is_listening))
     assert process.runs
     assert looks[0] is False
-    assert looks[-1] is True            # it was seen to listen before it was ready
+    assert looks[-1] is True  # it was seen to listen before it was ready
     assert (await process.stop(SOON), process.exit_code, process.runs) == ("term", -signal.SIGTERM, False)
     assert await process.stop(SOON) == "ended"
 
@@ -133,41 +159,56 @@ async def test_somebody_elses_answer_does_not_count(make: Make) -> None:
 
 
 async def test_a_script_that_starts_the_real_server_is_as_good(make: Make) -> None:
-    process = make("child = subprocess.Popen([sys.executable, '-S', '-c', open(sys.argv[0]).read().split('child =')[0] + 'serve(200)', str(port)]); "
-                   "print('child', child.pid, flush=True); child.wait()")
+    process = make(
+        "child = subprocess.Popen([sys.executable, '-S', '-c', open(sys.argv[0]).read().split('child =')[0] + 'serve(200)', str(port)]); "
+        "print('child', child.pid, flush=True); child.wait()"
+    )
     await process.start()
     await process.ready(10, lambda: None)
     child = int(process.log_tail()[0].split()[1])
-    os.kill(process.pid, signal.SIGKILL)            # it crashes, and leaves its child behind
+    os.kill(process.pid, signal.SIGKILL)  # it crashes, and leaves its child behind
     await process.exited.wait()
     await until(lambda: is_gone(child))
 
 
 # System D's list, each as llama-server writes it; what must not be taken for one of it; and what only looks like it.
-@pytest.mark.parametrize(("said", "can_retry"), [
-    ("error: Unsupported cache type: zz", False),
-    ("error while handling argument \"--ctx-size\": stoi", False),
-    ("main: Model file not found: /models/x.gguf", False),
-    ("error: Invalid model path", False),
-    ("/src/ggml.c:1234: GGML_ASSERT(n_dims <= 4) failed", False),
-    ("0.00.128.662 E llama_model_load: error loading model: llama_model_loader: failed to load model from x.gguf", False),
-    ("error: unknown argument: --nonsense", False),
-    ("error: invalid argument: --nonsense", False),
-    ("0.00.1 E srv    load_model: failed to load model, 'x.gguf'", False),
-    ("terminate called after throwing an instance of 'std::bad_alloc'", True),
-    ("CUDA error: an illegal memory access was encountered", True),
-    ("0.00.192.671 E srv         start: couldn't bind HTTP server socket, hostname: 127.0.0.1, port: 1", True),
-    ("bind: Address already in use (failed to load model follows)", True),
-    ("", True),
-])
-async def test_what_its_log_says_decides_whether_it_is_tried_again(make: Make, said: str, can_retry: bool) -> None:
-    process = make(f"print({said!r}, file=sys.stderr, flush=True); print('srv: exiting due to an error', flush=True); sys.exit(1)")
+@pytest.mark.parametrize(
+    ("said", "can_retry"),
+    [
+        ("error: Unsupported cache type: zz", False),
+        ('error while handling argument "--ctx-size": stoi', False),
+        ("main: Model file not found: /models/x.gguf", False),
+        ("error: Invalid model path", False),
+        ("/src/ggml.c:1234: GGML_ASSERT(n_dims <= 4) failed", False),
+        (
+            "0.00.128.662 E llama_model_load: error loading model: llama_model_loader: failed to load model from x.gguf",
+            False,
+        ),
+        ("error: unknown argument: --nonsense", False),
+        ("error: invalid argument: --nonsense", False),
+        ("0.00.1 E srv    load_model: failed to load model, 'x.gguf'", False),
+        ("terminate called after throwing an instance of 'std::bad_alloc'", True),
+        ("CUDA error: an illegal memory access was encountered", True),
+        (
+            "0.00.192.671 E srv         start: couldn't bind HTTP server socket, hostname: 127.0.0.1, port: 1",
+            True,
+        ),
+        ("bind: Address already in use (failed to load model follows)", True),
+        ("", True),
+    ],
+)
+async def test_what_its_log_says_decides_whether_it_is_tried_again(
+    make: Make, said: str, can_retry: bool
+) -> None:
+    process = make(
+        f"print({said!r}, file=sys.stderr, flush=True); print('srv: exiting due to an error', flush=True); sys.exit(1)"
+    )
     await process.start()
     failure = await load_failure(process)
     assert failure.can_retry is can_retry
     assert failure.reason.startswith("it ended with exit code 1")
     if said and "terminate" not in said:
-        assert said in failure.reason                                # the first complaint, not the last
+        assert said in failure.reason  # the first complaint, not the last
     assert failure.is_port == ("bind" in said.lower())
 
 
@@ -178,10 +219,23 @@ async def test_one_that_is_killed_while_it_loads_is_said_to_be(make: Make) -> No
     assert (failure.reason, failure.can_retry) == ("it was killed by signal 9", True)
 
 
-@pytest.mark.parametrize(("name", "mode", "said"), [("missing", None, "No such file"), ("plain", 0o644, "Permission denied"), ("", None, "Permission denied")])
-async def test_a_program_that_cannot_be_started_is_hopeless(make: Make, tmp_path: Path, name: str, mode: int | None, said: str,
-                                                            monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room.shutil, "which", lambda _: None)       # no setpriv on this machine
+@pytest.mark.parametrize(
+    ("name", "mode", "said"),
+    [
+        ("missing", None, "No such file"),
+        ("plain", 0o644, "Permission denied"),
+        ("", None, "Permission denied"),
+    ],
+)
+async def test_a_program_that_cannot_be_started_is_hopeless(
+    make: Make,
+    tmp_path: Path,
+    name: str,
+    mode: int | None,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(room.shutil, "which", lambda _: None)  # no setpriv on this machine
     if mode is not None:
         (tmp_path / name).write_text("#!/bin/sh\n")
         (tmp_path / name).chmod(mode)
@@ -236,11 +290,13 @@ async def test_two_who_stop_it_at_the_same_time_both_see_it_end(make: Make) -> N
     assert await asyncio.gather(process.stop(SOON), process.stop(SOON)) == ["term", "term"]
 
 
-async def test_one_that_cannot_be_ended_is_stuck_and_nobody_waits_for_ever(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_one_that_cannot_be_ended_is_stuck_and_nobody_waits_for_ever(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     process = make("serve(200)")
     await process.start()
     with monkeypatch.context() as patch:
-        patch.setattr(process, "_signal", lambda number: None)          # as one that hangs in the kernel
+        patch.setattr(process, "_signal", lambda number: None)  # as one that hangs in the kernel
         assert await process.stop(StopTimes(0.05, 0.05)) == "stuck"
     assert process.runs
 
@@ -249,26 +305,55 @@ async def test_one_that_cannot_be_ended_is_stuck_and_nobody_waits_for_ever(make:
 
 
 async def test_it_sees_nothing_of_our_secrets(make: Make) -> None:
-    ours = {"PATH": os.environ["PATH"], "HOME": "/root", "LD_LIBRARY_PATH": "/opt/lib", "CUDA_CACHE_PATH": "/c", "NVIDIA_VISIBLE_DEVICES": "all",
-            "LC_ALL": "C", "OMP_NUM_THREADS": "2"}
-    secrets = {"NOVITA_API_KEY": "sk-1", "NOVITA_API_KEY_FILE": "/run/s", "CONTROL_TOKEN": "t", "API_KEYS": "k", "LLAMA_API_KEY": "k", "HF_TOKEN": "h",
-               "AWS_SECRET_ACCESS_KEY": "a", "OPENAI_API_KEY": "o", "MY_PATH": "x", "XPATH": "x", "PATHS": "x", "LLAMA_ARG_MODEL": "y", "LD_PRELOAD": "z"}
+    ours = {
+        "PATH": os.environ["PATH"],
+        "HOME": "/root",
+        "LD_LIBRARY_PATH": "/opt/lib",
+        "CUDA_CACHE_PATH": "/c",
+        "NVIDIA_VISIBLE_DEVICES": "all",
+        "LC_ALL": "C",
+        "OMP_NUM_THREADS": "2",
+    }
+    secrets = {
+        "NOVITA_API_KEY": "sk-1",
+        "NOVITA_API_KEY_FILE": "/run/s",
+        "CONTROL_TOKEN": "t",
+        "API_KEYS": "k",
+        "LLAMA_API_KEY": "k",
+        "HF_TOKEN": "h",
+        "AWS_SECRET_ACCESS_KEY": "a",
+        "OPENAI_API_KEY": "o",
+        "MY_PATH": "x",
+        "XPATH": "x",
+        "PATHS": "x",
+        "LLAMA_ARG_MODEL": "y",
+        "LD_PRELOAD": "z",
+    }
     process = make("serve(200)", environ=environment(ours | secrets, (-1,)))
     await process.start()
     await process.ready(10, lambda: None)
-    seen = dict(pair.split("=", 1) for pair in Path(f"/proc/{process.pid}/environ").read_text().split("\0") if pair)
+    seen = dict(
+        pair.split("=", 1) for pair in Path(f"/proc/{process.pid}/environ").read_text().split("\0") if pair
+    )
     assert seen == ours | {"GGML_NO_BACKTRACE": "1"}
     assert not any(value in Path(f"/proc/{process.pid}/cmdline").read_text() for value in ("sk-1",))
 
 
-@pytest.mark.parametrize(("devices", "hides", "expected"), [
-    ((1,), False, {"CUDA_VISIBLE_DEVICES": "1", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}),
-    ((0, 2), False, {"CUDA_VISIBLE_DEVICES": "0,2", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}),
-    ((-1,), False, {"CUDA_VISIBLE_DEVICES": "7"}),                                       # a GPU whose driver tells nothing is used as ever
-    ((-1,), True, {"CUDA_VISIBLE_DEVICES": "-1", "HIP_VISIBLE_DEVICES": "-1"}),
-])
-def test_it_sees_the_gpus_that_it_was_given(devices: tuple[int, ...], hides: bool, expected: dict[str, str]) -> None:
-    assert environment({"CUDA_VISIBLE_DEVICES": "7"}, devices, hides_gpus=hides) == expected | {"GGML_NO_BACKTRACE": "1"}
+@pytest.mark.parametrize(
+    ("devices", "hides", "expected"),
+    [
+        ((1,), False, {"CUDA_VISIBLE_DEVICES": "1", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}),
+        ((0, 2), False, {"CUDA_VISIBLE_DEVICES": "0,2", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}),
+        ((-1,), False, {"CUDA_VISIBLE_DEVICES": "7"}),  # a GPU whose driver tells nothing is used as ever
+        ((-1,), True, {"CUDA_VISIBLE_DEVICES": "-1", "HIP_VISIBLE_DEVICES": "-1"}),
+    ],
+)
+def test_it_sees_the_gpus_that_it_was_given(
+    devices: tuple[int, ...], hides: bool, expected: dict[str, str]
+) -> None:
+    assert environment({"CUDA_VISIBLE_DEVICES": "7"}, devices, hides_gpus=hides) == expected | {
+        "GGML_NO_BACKTRACE": "1"
+    }
 
 
 async def test_its_former_logs_are_kept_and_no_more_than_three(make: Make, tmp_path: Path) -> None:
@@ -278,27 +363,35 @@ async def test_its_former_logs_are_kept_and_no_more_than_three(make: Make, tmp_p
         await process.exited.wait()
     logs = tmp_path / "logs"
     assert {path.name: path.read_text() for path in sorted(logs.iterdir())} == {
-        "runner.log": "life 5\n", "runner.log.1": "life 4\n", "runner.log.2": "life 3\n", "runner.log.3": "life 2\n"}
-    assert (logs / "runner.log").stat().st_mode & 0o007 == 0            # nobody else reads what people asked
+        "runner.log": "life 5\n",
+        "runner.log.1": "life 4\n",
+        "runner.log.2": "life 3\n",
+        "runner.log.3": "life 2\n",
+    }
+    assert (logs / "runner.log").stat().st_mode & 0o007 == 0  # nobody else reads what people asked
 
 
-async def test_a_log_that_grows_too_large_is_cut_while_it_runs(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_log_that_grows_too_large_is_cut_while_it_runs(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(room, "MOST_LOG_BYTES", 1000)
     process = make("print('x' * 2000, flush=True); serve(200, 200); ")
     await process.start()
     await process.ready(10, lambda: None)
     process.trim_log()
     assert (process.log_path.stat().st_size, Path(f"{process.log_path}.1").stat().st_size) == (0, 2001)
-    process.trim_log()                                                  # there is nothing to cut
+    process.trim_log()  # there is nothing to cut
     assert Path(f"{process.log_path}.1").stat().st_size == 2001
     process.log_path.unlink()
-    process.trim_log()                                                  # and none is no fault
+    process.trim_log()  # and none is no fault
     assert process.log_tail() == []
 
 
 async def test_after_a_cut_it_writes_on_at_the_beginning(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room, "MOST_LOG_BYTES", 10)
-    process = make("print('before', 'x' * 99, flush=True); sys.stdin; signal.signal(signal.SIGUSR1, lambda *_: print('after', flush=True)); serve(200)")
+    process = make(
+        "print('before', 'x' * 99, flush=True); sys.stdin; signal.signal(signal.SIGUSR1, lambda *_: print('after', flush=True)); serve(200)"
+    )
     await process.start()
     await process.ready(10, lambda: None)
     process.trim_log()
@@ -306,22 +399,27 @@ async def test_after_a_cut_it_writes_on_at_the_beginning(make: Make, monkeypatch
     await until(lambda: process.log_path.read_text() == "after\n")
 
 
-@pytest.mark.parametrize(("alias", "name"), [
-    ("tiny", "tiny_8085.log"),
-    ("org/model:7b", "org_model_7b_8085.log"),
-    ("../../etc/passwd", ".._.._etc_passwd_8085.log"),
-    ("..", ".._8085.log"),
-    ("模型 β", "_____8085.log"),
-    ("a\\b", "a_b_8085.log"),
-    ("x" * 128, "x" * 100 + "_8085.log"),
-])
+@pytest.mark.parametrize(
+    ("alias", "name"),
+    [
+        ("tiny", "tiny_8085.log"),
+        ("org/model:7b", "org_model_7b_8085.log"),
+        ("../../etc/passwd", ".._.._etc_passwd_8085.log"),
+        ("..", ".._8085.log"),
+        ("模型 β", "_____8085.log"),
+        ("a\\b", "a_b_8085.log"),
+        ("x" * 128, "x" * 100 + "_8085.log"),
+    ],
+)
 def test_odd_names_make_plain_files(alias: str, name: str, tmp_path: Path) -> None:
     assert log_name(alias, 8085) == name
     assert (tmp_path / name).resolve().parent == tmp_path.resolve()
 
 
 async def test_the_end_of_a_log_is_read_whatever_is_in_it(make: Make) -> None:
-    process = make("sys.stdout.buffer.write(b'a' * 100_000 + b'\\n' + b'\\xff\\xfe' + b'\\n' + b'last'); sys.stdout.flush()")
+    process = make(
+        "sys.stdout.buffer.write(b'a' * 100_000 + b'\\n' + b'\\xff\\xfe' + b'\\n' + b'last'); sys.stdout.flush()"
+    )
     await process.start()
     await process.exited.wait()
     assert process.log_tail(2) == ["\ufffd\ufffd", "last"]
@@ -342,7 +440,7 @@ def test_the_lowest_free_port_is_given_and_those_taken_are_left_out() -> None:
         assert caught.value.can_retry
         with pytest.raises(LoadFailed):
             free_port({first + 1}, first, first + 1)
-        other.bind(("0.0.0.0", 0))                       # one that listens everywhere listens here too
+        other.bind(("0.0.0.0", 0))  # one that listens everywhere listens here too
         other.listen()
         port = other.getsockname()[1]
         with pytest.raises(LoadFailed):
@@ -358,10 +456,25 @@ def test_a_process_that_has_ended_owns_nothing_and_takes_nothing() -> None:
 
 
 def real(binary: str, folder: Path, port: int, *more: str) -> list[str]:
-    return [binary, "--model", str(folder / "tiny-chat.gguf"), "--host", "127.0.0.1", "--port", str(port), "--ctx-size", str(CONTEXT), "-t", "1", *more]
+    return [
+        binary,
+        "--model",
+        str(folder / "tiny-chat.gguf"),
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--ctx-size",
+        str(CONTEXT),
+        "-t",
+        "1",
+        *more,
+    ]
 
 
-async def test_the_real_one_comes_up_takes_memory_and_goes(make: Make, llama_binary: str, tiny_models: Path) -> None:
+async def test_the_real_one_comes_up_takes_memory_and_goes(
+    make: Make, llama_binary: str, tiny_models: Path
+) -> None:
     port = unused_port()
     process = make(command=real(llama_binary, tiny_models, port), port=port)
     await process.start()
@@ -372,12 +485,21 @@ async def test_the_real_one_comes_up_takes_memory_and_goes(make: Make, llama_bin
     assert await process.stop(StopTimes()) == "term"
 
 
-@pytest.mark.parametrize(("more", "said"), [
-    (("--nonsense",), "invalid argument: --nonsense"),
-    (("--cache-type-k", "zz"), "zz"),
-    (("--model", "/none.gguf"), "/none.gguf"),
-])
-async def test_what_the_real_one_cannot_do_is_hopeless(make: Make, llama_binary: str, tiny_models: Path, more: tuple[str, ...], said: str) -> None:
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (("--nonsense",), "invalid argument: --nonsense"),
+        (("--cache-type-k", "zz"), "zz"),
+        (("--model", "/none.gguf"), "/none.gguf"),
+    ],
+)
+async def test_what_the_real_one_cannot_do_is_hopeless(
+    make: Make,
+    llama_binary: str,
+    tiny_models: Path,
+    more: tuple[str, ...],
+    said: str,
+) -> None:
     port = unused_port()
     process = make(command=real(llama_binary, tiny_models, port, *more), port=port)
     await process.start()
@@ -386,7 +508,9 @@ async def test_what_the_real_one_cannot_do_is_hopeless(make: Make, llama_binary:
     assert not failure.can_retry
 
 
-async def test_the_real_one_says_that_its_port_is_taken(make: Make, llama_binary: str, tiny_models: Path) -> None:
+async def test_the_real_one_says_that_its_port_is_taken(
+    make: Make, llama_binary: str, tiny_models: Path
+) -> None:
     with socket.socket() as squatter:
         squatter.bind(("127.0.0.1", 0))
         squatter.listen()

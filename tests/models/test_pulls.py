@@ -7,39 +7,98 @@ from typing import Any
 import pytest
 
 from appliance.base.errors import Invalid, NotFound
-from appliance.models.catalogue import read_catalogue
-from appliance.models.fetching import Offered
+from appliance.downloads.contract import SourceOffer
 from appliance.models.pull_name import choose, parse_pull
-from appliance.models.pulled import INDEX, Pulled, add_pulled, read_pulled, remove_pulled
 from appliance.models.settings import ModelSettings
+from appliance.models.table.catalogue import read_catalogue
+from appliance.models.table.pulled import INDEX, Pulled, add_pulled, read_pulled, remove_pulled
 from appliance.settings import load
 
 # ---- names
 
 
-@pytest.mark.parametrize(("name", "alias", "repository", "tag", "folder"), [
-    ("hf.co/ns/repo", "hf.co/ns/repo", "ns/repo", "", "hf.co/ns/repo/latest"),
-    ("hf.co/ns/repo:latest", "hf.co/ns/repo", "ns/repo", "", "hf.co/ns/repo/latest"),
-    ("hf.co/ns/repo-GGUF:Q4_K_M", "hf.co/ns/repo-GGUF:Q4_K_M", "ns/repo-GGUF", "Q4_K_M", "hf.co/ns/repo-GGUF/Q4_K_M"),
-    ("huggingface.co/ns/repo:q8_0", "huggingface.co/ns/repo:q8_0", "ns/repo", "q8_0", "huggingface.co/ns/repo/q8_0"),
-    ("HF.co/ns/repo", "hf.co/ns/repo", "ns/repo", "", "hf.co/ns/repo/latest"),
-    ("https://hf.co/ns/repo", "hf.co/ns/repo", "ns/repo", "", "hf.co/ns/repo/latest"),
-    ("hf://ns/repo:a-b.Q2_K.gguf", "hf://ns/repo:a-b.Q2_K.gguf", "ns/repo", "a-b.Q2_K.gguf", "hf/ns/repo/a-b.Q2_K.gguf"),
-])
-def test_names_of_models_on_hugging_face(name: str, alias: str, repository: str, tag: str, folder: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "alias", "repository", "tag", "folder"),
+    [
+        ("hf.co/ns/repo", "hf.co/ns/repo", "ns/repo", "", "hf.co/ns/repo/latest"),
+        ("hf.co/ns/repo:latest", "hf.co/ns/repo", "ns/repo", "", "hf.co/ns/repo/latest"),
+        (
+            "hf.co/ns/repo-GGUF:Q4_K_M",
+            "hf.co/ns/repo-GGUF:Q4_K_M",
+            "ns/repo-GGUF",
+            "Q4_K_M",
+            "hf.co/ns/repo-GGUF/Q4_K_M",
+        ),
+        (
+            "huggingface.co/ns/repo:q8_0",
+            "huggingface.co/ns/repo:q8_0",
+            "ns/repo",
+            "q8_0",
+            "huggingface.co/ns/repo/q8_0",
+        ),
+        ("HF.co/ns/repo", "hf.co/ns/repo", "ns/repo", "", "hf.co/ns/repo/latest"),
+        ("https://hf.co/ns/repo", "hf.co/ns/repo", "ns/repo", "", "hf.co/ns/repo/latest"),
+        (
+            "hf://ns/repo:a-b.Q2_K.gguf",
+            "hf://ns/repo:a-b.Q2_K.gguf",
+            "ns/repo",
+            "a-b.Q2_K.gguf",
+            "hf/ns/repo/a-b.Q2_K.gguf",
+        ),
+    ],
+)
+def test_names_of_models_on_hugging_face(
+    name: str,
+    alias: str,
+    repository: str,
+    tag: str,
+    folder: str,
+) -> None:
     found = parse_pull(name)
     assert found is not None
-    assert (found.alias, found.repository, found.tag, found.folder.as_posix()) == (alias, repository, tag, folder)
+    assert (found.alias, found.repository, found.tag, found.folder.as_posix()) == (
+        alias,
+        repository,
+        tag,
+        folder,
+    )
     assert found.source == f"hf://{repository}"
 
 
-@pytest.mark.parametrize("name", ["", "llama3", "llama3:8b", "ns/repo", "ns/repo:Q4_K_M", "registry.ollama.ai/library/x", "hf.com/ns/repo", "xhf.co/a/b"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "llama3",
+        "llama3:8b",
+        "ns/repo",
+        "ns/repo:Q4_K_M",
+        "registry.ollama.ai/library/x",
+        "hf.com/ns/repo",
+        "xhf.co/a/b",
+    ],
+)
 def test_other_names_are_none(name: str) -> None:
     assert parse_pull(name) is None
 
 
-@pytest.mark.parametrize("name", ["hf.co/", "hf.co/repo", "hf.co/ns/repo/deeper", "hf.co/ns/repo:", "hf.co/../etc", "hf.co/ns/..", "hf.co/ns/re po",
-                                  "hf.co/ns/repo:a/b", "hf.co/ns/repo:..", "hf://ns", "hf.co/ns/repo\n", "hf.co/ns/" + "x" * 200])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "hf.co/",
+        "hf.co/repo",
+        "hf.co/ns/repo/deeper",
+        "hf.co/ns/repo:",
+        "hf.co/../etc",
+        "hf.co/ns/..",
+        "hf.co/ns/re po",
+        "hf.co/ns/repo:a/b",
+        "hf.co/ns/repo:..",
+        "hf://ns",
+        "hf.co/ns/repo\n",
+        "hf.co/ns/" + "x" * 200,
+    ],
+)
 def test_names_that_begin_like_one_and_are_none_are_refused(name: str) -> None:
     with pytest.raises(Invalid, match="invalid model name"):
         parse_pull(name)
@@ -47,18 +106,39 @@ def test_names_that_begin_like_one_and_are_none_are_refused(name: str) -> None:
 
 # ---- the choice
 
-def files(*paths: str) -> list[Offered]:
+
+def files(*paths: str) -> list[SourceOffer]:
     """Give files, each larger than the one before."""
-    return [Offered(path, 1000 + number, "") for number, path in enumerate(paths)]
+    return [SourceOffer(path, 1000 + number, "") for number, path in enumerate(paths)]
 
 
-MANY = files("m-Q2_K.gguf", "m-Q8_0.gguf", "m-UD-Q4_K_M.gguf", "m-Q4_K_M.gguf", "m-Q4_K_S.gguf", "m-IQ4_XS.gguf", "README.md", "config.json", "m-F16.gguf")
+MANY = files(
+    "m-Q2_K.gguf",
+    "m-Q8_0.gguf",
+    "m-UD-Q4_K_M.gguf",
+    "m-Q4_K_M.gguf",
+    "m-Q4_K_S.gguf",
+    "m-IQ4_XS.gguf",
+    "README.md",
+    "config.json",
+    "m-F16.gguf",
+)
 
 
-@pytest.mark.parametrize(("tag", "expected"), [
-    ("", "m-Q4_K_M.gguf"), ("Q4_K_M", "m-Q4_K_M.gguf"), ("q4_k_m", "m-Q4_K_M.gguf"), ("Q8_0", "m-Q8_0.gguf"), ("IQ4_XS", "m-IQ4_XS.gguf"),
-    ("UD-Q4_K_M", "m-UD-Q4_K_M.gguf"), ("m-Q2_K.gguf", "m-Q2_K.gguf"), ("m-q2_k", "m-Q2_K.gguf"), ("f16", "m-F16.gguf"),
-])
+@pytest.mark.parametrize(
+    ("tag", "expected"),
+    [
+        ("", "m-Q4_K_M.gguf"),
+        ("Q4_K_M", "m-Q4_K_M.gguf"),
+        ("q4_k_m", "m-Q4_K_M.gguf"),
+        ("Q8_0", "m-Q8_0.gguf"),
+        ("IQ4_XS", "m-IQ4_XS.gguf"),
+        ("UD-Q4_K_M", "m-UD-Q4_K_M.gguf"),
+        ("m-Q2_K.gguf", "m-Q2_K.gguf"),
+        ("m-q2_k", "m-Q2_K.gguf"),
+        ("f16", "m-F16.gguf"),
+    ],
+)
 def test_a_tag_means_the_file_whose_name_has_it(tag: str, expected: str) -> None:
     assert [file.path for file in choose(MANY, tag).files] == [expected]
 
@@ -71,13 +151,18 @@ def test_a_tag_that_no_file_has_is_told_with_those_that_there_are(tag: str) -> N
 
 def test_without_a_tag_and_without_the_preferred_one_the_smallest_is_taken() -> None:
     assert choose(files("b-Q2_K.gguf", "a-Q8_0.gguf"), "").model[0].path == "b-Q2_K.gguf"
-    assert choose([Offered("z.gguf", 5), Offered("a.gguf", 9)], "").model[0].path == "z.gguf"
+    assert choose([SourceOffer("z.gguf", 5), SourceOffer("a.gguf", 9)], "").model[0].path == "z.gguf"
 
 
 def test_a_model_in_parts_is_all_of_them_in_their_order_and_only_whole() -> None:
-    parts = files("Q8_0/m-Q8_0-00002-of-00002.gguf", "Q8_0/m-Q8_0-00001-of-00002.gguf", "m-Q2_K-00001-of-00003.gguf")
+    parts = files(
+        "Q8_0/m-Q8_0-00002-of-00002.gguf", "Q8_0/m-Q8_0-00001-of-00002.gguf", "m-Q2_K-00001-of-00003.gguf"
+    )
     choice = choose(parts, "Q8_0")
-    assert [file.path for file in choice.files] == ["Q8_0/m-Q8_0-00001-of-00002.gguf", "Q8_0/m-Q8_0-00002-of-00002.gguf"]
+    assert [file.path for file in choice.files] == [
+        "Q8_0/m-Q8_0-00001-of-00002.gguf",
+        "Q8_0/m-Q8_0-00002-of-00002.gguf",
+    ]
     assert choice.total_bytes == 2001
     with pytest.raises(NotFound):
         choose(parts, "Q2_K")
@@ -87,41 +172,68 @@ def test_a_projector_comes_along_and_is_no_model() -> None:
     offered = files("mmproj-m-Q8_0.gguf", "mmproj-m-F16.gguf", "m-Q8_0.gguf", "imatrix.gguf")
     choice = choose(offered, "Q8_0")
     assert [file.path for file in choice.files] == ["m-Q8_0.gguf", "mmproj-m-F16.gguf"]
-    assert choose(files("mmproj-b.gguf", "m.gguf"), "").projector == Offered("mmproj-b.gguf", 1000)
+    assert choose(files("mmproj-b.gguf", "m.gguf"), "").projector == SourceOffer("mmproj-b.gguf", 1000)
 
 
-@pytest.mark.parametrize("paths", [(), ("model.safetensors", "README.md"), ("mmproj.gguf",), ("m*.gguf", "../m.gguf", "/m.gguf", "a,b.gguf")])
+@pytest.mark.parametrize(
+    "paths",
+    [
+        (),
+        ("model.safetensors", "README.md"),
+        ("mmproj.gguf",),
+        ("m*.gguf", "../m.gguf", "/m.gguf", "a,b.gguf"),
+    ],
+)
 def test_a_repository_without_a_gguf_model_is_refused(paths: tuple[str, ...]) -> None:
     with pytest.raises(Invalid, match="Repository is not GGUF"):
         choose(files(*paths), "")
 
 
 def test_sizes_that_are_not_told_make_no_total() -> None:
-    assert choose([Offered("a.gguf")], "").total_bytes is None
+    assert choose([SourceOffer("a.gguf")], "").total_bytes is None
 
 
 # ---- the index
 
+
 def pulled(home: Path, alias: str = "hf.co/ns/a", name: str = "a.gguf", **values: Any) -> Pulled:
     folder = home / "hf.co" / "ns" / alias.rpartition("/")[2]
-    return Pulled(**{"alias": alias, "source": "hf://ns/a", "folder": folder, "path": folder / name, "pulled_at_s": 5.0, **values})
+    return Pulled(
+        **{
+            "alias": alias,
+            "source": "hf://ns/a",
+            "folder": folder,
+            "path": folder / name,
+            "pulled_at_s": 5.0,
+            **values,
+        }
+    )
 
 
 def test_the_index_keeps_what_was_put_in_and_moves_with_its_folder(tmp_path: Path) -> None:
     home = tmp_path / "one"
-    first, second = pulled(home), pulled(home, "hf.co/ns/b", "x/b.gguf", mmproj_path=home / "hf.co" / "ns" / "b" / "mmproj.gguf")
+    first, second = (
+        pulled(home),
+        pulled(home, "hf.co/ns/b", "x/b.gguf", mmproj_path=home / "hf.co" / "ns" / "b" / "mmproj.gguf"),
+    )
     assert read_pulled(home) == ([], "")
     add_pulled(home, first)
     add_pulled(home, second)
     assert read_pulled(home) == ([first, second], "")
     home.rename(tmp_path / "two")
-    assert [one.path for one in read_pulled(tmp_path / "two")[0]] == [tmp_path / "two/hf.co/ns/a/a.gguf", tmp_path / "two/hf.co/ns/b/x/b.gguf"]
+    assert [one.path for one in read_pulled(tmp_path / "two")[0]] == [
+        tmp_path / "two/hf.co/ns/a/a.gguf",
+        tmp_path / "two/hf.co/ns/b/x/b.gguf",
+    ]
     remove_pulled(tmp_path / "two", "hf.co/ns/a")
     remove_pulled(tmp_path / "two", "nobody")
     assert [one.alias for one in read_pulled(tmp_path / "two")[0]] == ["hf.co/ns/b"]
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"models": 3}', '{"models": {"a": 3}}', '{"models": {"a": {"folder": "a"}}}', "no json"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", '{"models": 3}', '{"models": {"a": 3}}', '{"models": {"a": {"folder": "a"}}}', "no json"],
+)
 def test_a_spoilt_index_is_told(tmp_path: Path, text: str) -> None:
     (tmp_path / INDEX).write_text(text)
     found, said = read_pulled(tmp_path)
@@ -131,14 +243,22 @@ def test_a_spoilt_index_is_told(tmp_path: Path, text: str) -> None:
     assert (catalogue.models, [(p.variable, p.is_fatal) for p in problems]) == ({}, [("DOWNLOAD_DIR", False)])
 
 
-@pytest.mark.parametrize("row", ['"folder": "a", "path": "../../etc/passwd"', '"folder": "..", "path": "a/x.gguf"', '"folder": "/etc", "path": "a"',
-                                 '"folder": ".", "path": "a"'])
+@pytest.mark.parametrize(
+    "row",
+    [
+        '"folder": "a", "path": "../../etc/passwd"',
+        '"folder": "..", "path": "a/x.gguf"',
+        '"folder": "/etc", "path": "a"',
+        '"folder": ".", "path": "a"',
+    ],
+)
 def test_a_row_that_leads_out_of_the_folder_is_not_taken(tmp_path: Path, row: str) -> None:
     (tmp_path / INDEX).write_text(f'{{"models": {{"a": {{"source": "s", "pulled_at_s": 1, {row}}}}}}}')
     assert read_pulled(tmp_path) == ([], "")
 
 
 # ---- the table
+
 
 def put(home: Path, model: Pulled) -> None:
     for path in filter(None, (model.path, model.mmproj_path)):
@@ -154,23 +274,34 @@ def test_pulled_models_are_in_the_table_by_the_name_they_were_pulled_by(tmp_path
     catalogue, problems = read_catalogue(settings, None, tmp_path)
     assert problems == []
     found = catalogue.models["hf.co/ns/a"]
-    assert (found.path, found.mmproj_path, found.origin, found.params.n_ctx) == (model.path, model.mmproj_path, "pulled", 4096)
+    assert (found.path, found.mmproj_path, found.origin, found.params.n_ctx) == (
+        model.path,
+        model.mmproj_path,
+        "pulled",
+        4096,
+    )
 
 
 def test_a_pulled_file_is_not_listed_twice_where_both_folders_are_one(tmp_path: Path) -> None:
     put(tmp_path, pulled(tmp_path))
     (tmp_path / "own.gguf").write_bytes(b"GGUF")
-    catalogue, _ = read_catalogue(ModelSettings(llama_server_path=Path(sys.executable), model_dir=tmp_path), None, tmp_path)
+    catalogue, _ = read_catalogue(
+        ModelSettings(llama_server_path=Path(sys.executable), model_dir=tmp_path), None, tmp_path
+    )
     assert sorted(catalogue.models) == ["hf.co/ns/a", "own"]
 
 
 def test_a_pulled_model_without_its_file_is_warned_of(tmp_path: Path) -> None:
     add_pulled(tmp_path, pulled(tmp_path))
     _, problems = read_catalogue(ModelSettings(llama_server_path=Path(sys.executable)), None, tmp_path)
-    assert [(p.variable, p.is_fatal, "Pull or delete it again" in p.remedy) for p in problems] == [("DOWNLOAD_DIR", False, True)]
+    assert [(p.variable, p.is_fatal, "Pull or delete it again" in p.remedy) for p in problems] == [
+        ("DOWNLOAD_DIR", False, True)
+    ]
 
 
-def test_a_pull_does_not_keep_the_appliance_from_starting_where_there_is_no_llama_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pull_does_not_keep_the_appliance_from_starting_where_there_is_no_llama_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     put(tmp_path / "state" / "models", pulled(tmp_path / "state" / "models"))
     monkeypatch.setenv("PATH", "/nowhere")
     settings, problems = load({"STATE_DIR": str(tmp_path / "state")})

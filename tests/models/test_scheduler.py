@@ -7,87 +7,140 @@ from typing import Any
 
 import pytest
 
-from appliance.models import scheduler
-from appliance.models.scheduler import (
+from appliance.models.scheduler import scheduler
+from appliance.models.scheduler.fit import fitting
+from appliance.models.scheduler.scheduler import (
     LINGER_COSTS,
     LOADS_FIRST,
     NO_ROOM,
     STAY_LOADS,
     TURN_COSTS,
-    Close,
     Demand,
-    Facts,
-    House,
-    Line,
-    Open,
-    Refuse,
-    Resident,
-    Rules,
-    Serve,
-    Start,
-    Stop,
-    Wait,
     due_s,
-    fitting,
     free_slot,
     lingers_s,
     loss,
     next_step,
     stay_s,
 )
-from appliance.models.views import RAM
+from appliance.models.scheduler.state import (
+    Close,
+    ModelFacts,
+    Open,
+    QueueState,
+    Refuse,
+    ResidentRunner,
+    SchedulerRules,
+    SchedulerState,
+    Serve,
+    Start,
+    Stop,
+    Wait,
+)
+from appliance.models.status.views import RAM
 
 GIB = 1 << 30
-SWAP_S = 2.0                        # what a swap of two models of a second each costs
-DUE_S = TURN_COSTS * SWAP_S         # so long waits a line of normal priority for it
-LINGERS_S = LINGER_COSTS * SWAP_S   # so long an idle model is kept before it
-OFTEN = 1 / LINGERS_S               # if it is asked so often
-BUSY_STAYED_S = 100.0               # ready for longer than any stay
+SWAP_S = 2.0  # what a swap of two models of a second each costs
+DUE_S = TURN_COSTS * SWAP_S  # so long waits a line of normal priority for it
+LINGERS_S = LINGER_COSTS * SWAP_S  # so long an idle model is kept before it
+OFTEN = 1 / LINGERS_S  # if it is asked so often
+BUSY_STAYED_S = 100.0  # ready for longer than any stay
 
 
-def line(alias: str, oldest_s: float = 0.0, **how: Any) -> Line:
-    return Line(alias, **({"requests": 1, "oldest_s": oldest_s} | how))
+def line(alias: str, oldest_s: float = 0.0, **how: Any) -> QueueState:
+    return QueueState(alias, **({"requests": 1, "oldest_s": oldest_s} | how))
 
 
-def loads(alias: str, oldest_s: float = 0.0, **how: Any) -> Line:
-    return Line(alias, loads=1, oldest_s=oldest_s, **how)
+def loads(alias: str, oldest_s: float = 0.0, **how: Any) -> QueueState:
+    return QueueState(alias, loads=1, oldest_s=oldest_s, **how)
 
 
-def idle(key: int, alias: str, idle_s: float = 60.0, *, on: int = RAM, gib: float = 1, **how: Any) -> Resident:
-    return Resident(key, alias, "ready", memory={on: int(gib * GIB)}, idle_s=idle_s, ready_s=BUSY_STAYED_S, **how)
+def idle(
+    key: int,
+    alias: str,
+    idle_s: float = 60.0,
+    *,
+    on: int = RAM,
+    gib: float = 1,
+    **how: Any,
+) -> ResidentRunner:
+    return ResidentRunner(
+        key, alias, "ready", memory={on: int(gib * GIB)}, idle_s=idle_s, ready_s=BUSY_STAYED_S, **how
+    )
 
 
-def busy(key: int, alias: str, *, on: int = RAM, gib: float = 1, **how: Any) -> Resident:
-    return Resident(key, alias, "ready", **({"active": 1, "memory": {on: int(gib * GIB)}, "ready_s": BUSY_STAYED_S} | how))
+def busy(
+    key: int,
+    alias: str,
+    *,
+    on: int = RAM,
+    gib: float = 1,
+    **how: Any,
+) -> ResidentRunner:
+    return ResidentRunner(
+        key, alias, "ready", **({"active": 1, "memory": {on: int(gib * GIB)}, "ready_s": BUSY_STAYED_S} | how)
+    )
 
 
-def loading(key: int, alias: str, *, on: int = RAM, gib: float = 1, **how: Any) -> Resident:
-    return Resident(key, alias, "loading", memory={on: int(gib * GIB)}, **how)
+def loading(
+    key: int,
+    alias: str,
+    *,
+    on: int = RAM,
+    gib: float = 1,
+    **how: Any,
+) -> ResidentRunner:
+    return ResidentRunner(key, alias, "loading", memory={on: int(gib * GIB)}, **how)
 
 
-def stopping(key: int, alias: str, *, on: int = RAM, gib: float = 1, **how: Any) -> Resident:
-    return Resident(key, alias, "stopping", memory={on: int(gib * GIB)}, **how)
+def stopping(
+    key: int,
+    alias: str,
+    *,
+    on: int = RAM,
+    gib: float = 1,
+    **how: Any,
+) -> ResidentRunner:
+    return ResidentRunner(key, alias, "stopping", memory={on: int(gib * GIB)}, **how)
 
 
-def model(alias: str, gib: float = 1, **how: Any) -> Facts:
-    return Facts(alias, int(gib * GIB), **how)
+def model(alias: str, gib: float = 1, **how: Any) -> ModelFacts:
+    return ModelFacts(alias, int(gib * GIB), **how)
 
 
-def house(*parts: Line | Resident | Facts, places: int = 3, free: dict[int, float] | float = 100, total: dict[int, float] | float = 100,
-          margin: float = 0, **rules: Any) -> House:
+def house(
+    *parts: QueueState | ResidentRunner | ModelFacts,
+    places: int = 3,
+    free: dict[int, float] | float = 100,
+    total: dict[int, float] | float = 100,
+    margin: float = 0,
+    **rules: Any,
+) -> SchedulerState:
     """Make a house of its parts; a model of which nothing is said is an ordinary one. `free` and `total` are GiB, of RAM or by device."""
-    lines = [part for part in parts if isinstance(part, Line)]
-    facts = {one.alias: Facts(one.alias, GIB) for one in lines} | {part.alias: part for part in parts if isinstance(part, Facts)}
-    sizes = [{index: int(size * GIB) for index, size in (some if isinstance(some, dict) else {RAM: some}).items()} for some in (free, total)]
-    return House(lines, [part for part in parts if isinstance(part, Resident)], facts, *sizes,
-                 Rules(places, margin_bytes=int(margin * GIB), **rules))
+    lines = [part for part in parts if isinstance(part, QueueState)]
+    facts = {one.alias: ModelFacts(one.alias, GIB) for one in lines} | {
+        part.alias: part for part in parts if isinstance(part, ModelFacts)
+    }
+    sizes = [
+        {index: int(size * GIB) for index, size in (some if isinstance(some, dict) else {RAM: some}).items()}
+        for some in (free, total)
+    ]
+    return SchedulerState(
+        lines,
+        [part for part in parts if isinstance(part, ResidentRunner)],
+        facts,
+        *sizes,
+        SchedulerRules(places, margin_bytes=int(margin * GIB), **rules),
+    )
 
 
-def table(*rows: tuple[str, House, Any]) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize(("state", "step"), [pytest.param(state, step, id=name) for name, state, step in rows])
+def table(*rows: tuple[str, SchedulerState, Any]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize(
+        ("state", "step"), [pytest.param(state, step, id=name) for name, state, step in rows]
+    )
 
 
-def waits(state: House, alias: str) -> str:
+def waits(state: SchedulerState, alias: str) -> str:
     """Give what a line waits for, in a house where nothing is to be done."""
     step = next_step(state)
     assert isinstance(step, Wait), step
@@ -101,13 +154,25 @@ def waits(state: House, alias: str) -> str:
     ("nobody-waits", house(), Wait()),
     ("1-a-free-slot", house(line("a"), idle(1, "a")), Serve("a", 1)),
     ("1-parallel-slots-are-used", house(line("a"), busy(1, "a", slots=4, active=3)), Serve("a", 1)),
-    ("1-even-if-others-are-due", house(line("b", 99), line("a"), busy(1, "a", slots=2), places=1), Serve("a", 1)),
-    ("1-a-loaded-model-of-bad-repute", house(line("a"), model("a", is_failed=True), idle(1, "a")), Serve("a", 1)),
+    (
+        "1-even-if-others-are-due",
+        house(line("b", 99), line("a"), busy(1, "a", slots=2), places=1),
+        Serve("a", 1),
+    ),
+    (
+        "1-a-loaded-model-of-bad-repute",
+        house(line("a"), model("a", is_failed=True), idle(1, "a")),
+        Serve("a", 1),
+    ),
     ("2-failed", house(line("a"), model("a", is_failed=True)), Refuse("a", "failed")),
     ("2-failed-for-an-operator-too", house(loads("a"), model("a", is_failed=True)), Refuse("a", "failed")),
     ("3-its-time-is-over", house(idle(1, "a", stays_s=0.0)), Stop(1, "idle")),
     ("3-before-anybody-needs-its-room", house(line("b"), idle(1, "a", stays_s=0.0)), Stop(1, "idle")),
-    ("3-but-not-while-somebody-waits-for-it", house(loads("a"), idle(1, "a", stays_s=0.0)), Wait(None, {"a": "all its slots are busy"})),
+    (
+        "3-but-not-while-somebody-waits-for-it",
+        house(loads("a"), idle(1, "a", stays_s=0.0)),
+        Wait(None, {"a": "all its slots are busy"}),
+    ),
     ("3-nor-while-it-works", house(busy(1, "a", stays_s=0.0)), Wait()),
     ("3-nor-pinned", house(idle(1, "a", stays_s=0.0, is_pinned=True)), Wait()),
     ("4-closed-for-nobody", house(busy(1, "a", is_closed=True)), Open(1)),
@@ -118,34 +183,50 @@ def waits(state: House, alias: str) -> str:
     ("6-until-its-time-is-over", house(idle(1, "a", stays_s=7.0), idle(2, "b", stays_s=9.0)), Wait(7.0)),
     ("6-for-ever", house(idle(1, "a")), Wait()),
 )
-def test_what_comes_first(state: House, step: Any) -> None:
+def test_what_comes_first(state: SchedulerState, step: Any) -> None:
     assert next_step(state) == step
 
 
-@pytest.mark.parametrize(("servers", "key"), [
-    pytest.param([busy(1, "a", slots=4, active=2), busy(2, "a", slots=4, active=1)], 2, id="least-busy"),
-    pytest.param([busy(1, "a", slots=2, active=1), busy(2, "a", slots=8, active=2)], 2, id="by-share-of-its-slots"),
-    pytest.param([idle(2, "a"), idle(1, "a")], 1, id="the-older-of-equals"),
-    pytest.param([busy(1, "a", slots=1)], None, id="none-free"),
-    pytest.param([idle(1, "a", is_closed=True)], None, id="not-closed"),
-    pytest.param([loading(1, "a"), stopping(2, "a")], None, id="only-ready-ones"),
-    pytest.param([], None, id="none-there"),
-])
-def test_which_server_a_request_goes_to(servers: list[Resident], key: int | None) -> None:
+@pytest.mark.parametrize(
+    ("servers", "key"),
+    [
+        pytest.param([busy(1, "a", slots=4, active=2), busy(2, "a", slots=4, active=1)], 2, id="least-busy"),
+        pytest.param(
+            [busy(1, "a", slots=2, active=1), busy(2, "a", slots=8, active=2)], 2, id="by-share-of-its-slots"
+        ),
+        pytest.param([idle(2, "a"), idle(1, "a")], 1, id="the-older-of-equals"),
+        pytest.param([busy(1, "a", slots=1)], None, id="none-free"),
+        pytest.param([idle(1, "a", is_closed=True)], None, id="not-closed"),
+        pytest.param([loading(1, "a"), stopping(2, "a")], None, id="only-ready-ones"),
+        pytest.param([], None, id="none-there"),
+    ],
+)
+def test_which_server_a_request_goes_to(servers: list[ResidentRunner], key: int | None) -> None:
     assert free_slot(servers) == key
 
 
 # ---- what a line has already
 
 
-@pytest.mark.parametrize(("state", "reason"), [
-    pytest.param(house(line("a"), loading(1, "a")), "it is being loaded", id="loading"),
-    pytest.param(house(line("a"), busy(1, "a")), "all its slots are busy", id="busy"),
-    pytest.param(house(line("a", 99), busy(1, "a", is_closed=True), line("b", 99), places=1), "it gave way, and its turn comes again", id="gave-way"),
-    pytest.param(house(line("a"), model("a", rest_s=3.0)), "it rests after a crash", id="crashed"),
-    pytest.param(house(line("a"), busy(1, "a"), model("a", replicas=2, rest_s=3.0)), "it rests after a crash", id="a-replica-crashed"),
-])
-def test_what_a_line_waits_for(state: House, reason: str) -> None:
+@pytest.mark.parametrize(
+    ("state", "reason"),
+    [
+        pytest.param(house(line("a"), loading(1, "a")), "it is being loaded", id="loading"),
+        pytest.param(house(line("a"), busy(1, "a")), "all its slots are busy", id="busy"),
+        pytest.param(
+            house(line("a", 99), busy(1, "a", is_closed=True), line("b", 99), places=1),
+            "it gave way, and its turn comes again",
+            id="gave-way",
+        ),
+        pytest.param(house(line("a"), model("a", rest_s=3.0)), "it rests after a crash", id="crashed"),
+        pytest.param(
+            house(line("a"), busy(1, "a"), model("a", replicas=2, rest_s=3.0)),
+            "it rests after a crash",
+            id="a-replica-crashed",
+        ),
+    ],
+)
+def test_what_a_line_waits_for(state: SchedulerState, reason: str) -> None:
     assert waits(state, "a") == reason
 
 
@@ -165,45 +246,154 @@ def test_a_resting_model_keeps_no_place_from_others() -> None:
     ("1-replicas-take-one-place", house(line("c"), idle(1, "a"), idle(2, "a"), places=2), Start("c", (RAM,))),
     ("1-while-its-last-one-goes", house(line("a"), stopping(1, "a"), places=1), Start("a", (RAM,))),
     ("2-a-further-replica", house(line("a"), busy(1, "a"), model("a", replicas=2)), Start("a", (RAM,))),
-    ("2-needs-no-place", house(line("a"), busy(1, "a"), model("a", replicas=2), places=1), Start("a", (RAM,))),
-    ("2-not-for-an-operator", house(loads("a"), busy(1, "a"), model("a", replicas=2)), Wait(None, {"a": "all its slots are busy"})),
-    ("2-pushes-nobody", house(line("a", 99), busy(1, "a"), idle(2, "b"), model("a", replicas=2), free=0, total=2),
-     Wait(None, {"a": "all its slots are busy"})),
-    ("2-no-third", house(line("a"), busy(1, "a"), busy(2, "a"), model("a", replicas=2)), Wait(None, {"a": "all its slots are busy"})),
-    ("2-not-before-others", house(line("a", 99), busy(1, "a", demand=.1), model("a", replicas=2), line("b"), busy(2, "c"), places=2, free=1),
-     Wait(DUE_S, {"a": "all its slots are busy, and others wait for room", "b": "c is in use"})),
-    ("2-preloading-pushes-nobody", house(loads("a", may_evict=False), idle(1, "b"), places=1), Wait(None, {"a": NO_ROOM})),
-    ("2-preloading-where-there-is-room", house(loads("a", may_evict=False), idle(1, "b"), places=2), Start("a", (RAM,))),
-    ("2-preloading-keeps-no-replica-away", house(loads("b", 99, may_evict=False), line("a"), busy(1, "a"), model("a", replicas=2), places=1),
-     Start("a", (RAM,))),
-    ("3-larger-than-the-machine", house(line("a"), model("a", 9), idle(1, "b"), free=7, total=8), Refuse("a", "memory", 9 * GIB, 8 * GIB)),
-    ("3-pinned-ones-fill-the-places", house(line("a"), idle(1, "b", is_pinned=True), places=1), Refuse("a", "pinned")),
-    ("3-what-goes-may-leave-more-than-is-known", house(line("a"), Resident(1, "b", "stopping"), free=0), Wait(None, {"a": "room is being made"})),
-    ("4-kept-for-others", house(line("a", 99), stopping(1, "b"), line("c", 98), places=1),
-     Wait(None, {"a": "room is being made", "c": "a goes first"})),
+    (
+        "2-needs-no-place",
+        house(line("a"), busy(1, "a"), model("a", replicas=2), places=1),
+        Start("a", (RAM,)),
+    ),
+    (
+        "2-not-for-an-operator",
+        house(loads("a"), busy(1, "a"), model("a", replicas=2)),
+        Wait(None, {"a": "all its slots are busy"}),
+    ),
+    (
+        "2-pushes-nobody",
+        house(line("a", 99), busy(1, "a"), idle(2, "b"), model("a", replicas=2), free=0, total=2),
+        Wait(None, {"a": "all its slots are busy"}),
+    ),
+    (
+        "2-no-third",
+        house(line("a"), busy(1, "a"), busy(2, "a"), model("a", replicas=2)),
+        Wait(None, {"a": "all its slots are busy"}),
+    ),
+    (
+        "2-not-before-others",
+        house(
+            line("a", 99),
+            busy(1, "a", demand=0.1),
+            model("a", replicas=2),
+            line("b"),
+            busy(2, "c"),
+            places=2,
+            free=1,
+        ),
+        Wait(DUE_S, {"a": "all its slots are busy, and others wait for room", "b": "c is in use"}),
+    ),
+    (
+        "2-preloading-pushes-nobody",
+        house(loads("a", may_evict=False), idle(1, "b"), places=1),
+        Wait(None, {"a": NO_ROOM}),
+    ),
+    (
+        "2-preloading-where-there-is-room",
+        house(loads("a", may_evict=False), idle(1, "b"), places=2),
+        Start("a", (RAM,)),
+    ),
+    (
+        "2-preloading-keeps-no-replica-away",
+        house(loads("b", 99, may_evict=False), line("a"), busy(1, "a"), model("a", replicas=2), places=1),
+        Start("a", (RAM,)),
+    ),
+    (
+        "3-larger-than-the-machine",
+        house(line("a"), model("a", 9), idle(1, "b"), free=7, total=8),
+        Refuse("a", "memory", 9 * GIB, 8 * GIB),
+    ),
+    (
+        "3-pinned-ones-fill-the-places",
+        house(line("a"), idle(1, "b", is_pinned=True), places=1),
+        Refuse("a", "pinned"),
+    ),
+    (
+        "3-what-goes-may-leave-more-than-is-known",
+        house(line("a"), ResidentRunner(1, "b", "stopping"), free=0),
+        Wait(None, {"a": "room is being made"}),
+    ),
+    (
+        "4-kept-for-others",
+        house(line("a", 99), stopping(1, "b"), line("c", 98), places=1),
+        Wait(None, {"a": "room is being made", "c": "a goes first"}),
+    ),
     ("5-busy-ones-go-on", house(line("a", 3), busy(1, "b"), places=1), Wait(DUE_S - 3, {"a": "b is in use"})),
-    ("5-idle-ones-linger", house(line("a"), idle(1, "b", LINGERS_S / 4, demand=OFTEN), places=1),
-     Wait(LINGERS_S * 3 / 4, {"a": "b is likely to be asked again"})),
-    ("5-since-its-own-turn-ended", house(line("a", 99, since_turn_s=3.0), busy(1, "b"), places=1), Wait(DUE_S - 3, {"a": "b is in use"})),
-    ("6-room-is-being-made", house(line("a", 99), stopping(1, "b"), busy(2, "c"), places=2), Wait(None, {"a": "room is being made"})),
-    ("7-a-load-comes-first", house(line("a", 99), idle(1, "b"), loading(2, "c"), places=2), Wait(None, {"a": LOADS_FIRST})),
-    ("7-busy-ones-go-on-meanwhile", house(line("a", 99), busy(1, "b"), loading(2, "c"), places=2), Wait(None, {"a": LOADS_FIRST})),
-    ("7-a-load-that-will-be-next", house(line("a", 99), line("d", 98), idle(1, "b"), stopping(2, "c"), places=2),
-     Wait(None, {"a": "room is being made", "d": LOADS_FIRST})),
-    ("7-not-a-load-elsewhere", house(line("a"), idle(1, "b"), loading(2, "c", on=0), places=2, free={RAM: 9, 0: 9}), Stop(1, "room", "a")),
+    (
+        "5-idle-ones-linger",
+        house(line("a"), idle(1, "b", LINGERS_S / 4, demand=OFTEN), places=1),
+        Wait(LINGERS_S * 3 / 4, {"a": "b is likely to be asked again"}),
+    ),
+    (
+        "5-since-its-own-turn-ended",
+        house(line("a", 99, since_turn_s=3.0), busy(1, "b"), places=1),
+        Wait(DUE_S - 3, {"a": "b is in use"}),
+    ),
+    (
+        "6-room-is-being-made",
+        house(line("a", 99), stopping(1, "b"), busy(2, "c"), places=2),
+        Wait(None, {"a": "room is being made"}),
+    ),
+    (
+        "7-a-load-comes-first",
+        house(line("a", 99), idle(1, "b"), loading(2, "c"), places=2),
+        Wait(None, {"a": LOADS_FIRST}),
+    ),
+    (
+        "7-busy-ones-go-on-meanwhile",
+        house(line("a", 99), busy(1, "b"), loading(2, "c"), places=2),
+        Wait(None, {"a": LOADS_FIRST}),
+    ),
+    (
+        "7-a-load-that-will-be-next",
+        house(line("a", 99), line("d", 98), idle(1, "b"), stopping(2, "c"), places=2),
+        Wait(None, {"a": "room is being made", "d": LOADS_FIRST}),
+    ),
+    (
+        "7-not-a-load-elsewhere",
+        house(line("a"), idle(1, "b"), loading(2, "c", on=0), places=2, free={RAM: 9, 0: 9}),
+        Stop(1, "room", "a"),
+    ),
     ("8-due", house(line("a", DUE_S), busy(1, "b"), places=1), Close(1, "a")),
-    ("8-closed-it-ends-its-answers", house(line("a", DUE_S), busy(1, "b", is_closed=True), places=1), Wait(None, {"a": "b ends what it has begun"})),
-    ("8-due-but-just-loaded", house(line("a", 99), busy(1, "b", ready_s=0.5), places=1), Wait(1.5, {"a": "b was just loaded"})),
-    ("8-due-but-still-loading-elsewhere", house(line("a", 99), loading(1, "b", on=0), places=1, free={RAM: 9, 0: 9}),
-     Wait(None, {"a": "b is just being loaded"})),
-    ("8-a-line-before-it-is-work", house(line("a", DUE_S), Resident(1, "b", "ready", slots=0, ready_s=99), line("b"), places=1), Close(1, "a")),
+    (
+        "8-closed-it-ends-its-answers",
+        house(line("a", DUE_S), busy(1, "b", is_closed=True), places=1),
+        Wait(None, {"a": "b ends what it has begun"}),
+    ),
+    (
+        "8-due-but-just-loaded",
+        house(line("a", 99), busy(1, "b", ready_s=0.5), places=1),
+        Wait(1.5, {"a": "b was just loaded"}),
+    ),
+    (
+        "8-due-but-still-loading-elsewhere",
+        house(line("a", 99), loading(1, "b", on=0), places=1, free={RAM: 9, 0: 9}),
+        Wait(None, {"a": "b is just being loaded"}),
+    ),
+    (
+        "8-a-line-before-it-is-work",
+        house(line("a", DUE_S), ResidentRunner(1, "b", "ready", slots=0, ready_s=99), line("b"), places=1),
+        Close(1, "a"),
+    ),
     ("9-an-idle-one-goes", house(line("a"), idle(1, "b"), places=1), Stop(1, "room", "a")),
-    ("9-lingering-no-longer", house(line("a"), idle(1, "b", LINGERS_S, demand=OFTEN), places=1), Stop(1, "room", "a")),
-    ("9-lingering-but-due", house(line("a", DUE_S), idle(1, "b", LINGERS_S / 4, demand=OFTEN), places=1), Stop(1, "room", "a")),
-    ("9-asked-too-seldom-to-linger", house(line("a"), idle(1, "b", 0.0, demand=OFTEN * 0.9), places=1), Stop(1, "room", "a")),
-    ("9-closed-and-idle", house(line("a", DUE_S), idle(1, "b", is_closed=True), line("b", 99, since_turn_s=1.0), places=1), Stop(1, "room", "a")),
+    (
+        "9-lingering-no-longer",
+        house(line("a"), idle(1, "b", LINGERS_S, demand=OFTEN), places=1),
+        Stop(1, "room", "a"),
+    ),
+    (
+        "9-lingering-but-due",
+        house(line("a", DUE_S), idle(1, "b", LINGERS_S / 4, demand=OFTEN), places=1),
+        Stop(1, "room", "a"),
+    ),
+    (
+        "9-asked-too-seldom-to-linger",
+        house(line("a"), idle(1, "b", 0.0, demand=OFTEN * 0.9), places=1),
+        Stop(1, "room", "a"),
+    ),
+    (
+        "9-closed-and-idle",
+        house(line("a", DUE_S), idle(1, "b", is_closed=True), line("b", 99, since_turn_s=1.0), places=1),
+        Stop(1, "room", "a"),
+    ),
 )
-def test_how_room_is_made(state: House, step: Any) -> None:
+def test_how_room_is_made(state: SchedulerState, step: Any) -> None:
     assert next_step(state) == step
 
 
@@ -212,48 +402,69 @@ def test_loads_on_one_device_follow_each_other() -> None:
 
 
 def test_the_next_load_in_turn_keeps_its_place() -> None:
-    state = house(line("a", 5), loading(1, "b"), line("c", 1), model("c", on_gpu=True), places=2, free={RAM: 9, 0: 9}, total={RAM: 9, 0: 9})
+    state = house(
+        line("a", 5),
+        loading(1, "b"),
+        line("c", 1),
+        model("c", on_gpu=True),
+        places=2,
+        free={RAM: 9, 0: 9},
+        total={RAM: 9, 0: 9},
+    )
     assert waits(state, "a") == LOADS_FIRST
     assert waits(state, "c") == "b is in use"
 
 
 def test_loads_on_other_devices_do_not_wait() -> None:
-    assert next_step(house(line("a"), model("a", on_gpu=True), loading(1, "b"), free={RAM: 9, 0: 9})) == Start("a", (0,))
+    assert next_step(
+        house(line("a"), model("a", on_gpu=True), loading(1, "b"), free={RAM: 9, 0: 9})
+    ) == Start("a", (0,))
 
 
 # ---- how long
 
 
-@pytest.mark.parametrize(("priority", "cost_s", "due"), [
-    pytest.param(1, 1.0, TURN_COSTS, id="normal"),
-    pytest.param(0, 1.0, TURN_COSTS / 2, id="high"),
-    pytest.param(2, 1.0, TURN_COSTS * 2, id="low"),
-    pytest.param(1, 1000.0, 30.0, id="at-most-extra-wait"),
-    pytest.param(2, 1000.0, 30.0, id="even-of-low-priority"),
-    pytest.param(1, 0.0, 0.0, id="swaps-that-cost-nothing"),
-])
+@pytest.mark.parametrize(
+    ("priority", "cost_s", "due"),
+    [
+        pytest.param(1, 1.0, TURN_COSTS, id="normal"),
+        pytest.param(0, 1.0, TURN_COSTS / 2, id="high"),
+        pytest.param(2, 1.0, TURN_COSTS * 2, id="low"),
+        pytest.param(1, 1000.0, 30.0, id="at-most-extra-wait"),
+        pytest.param(2, 1000.0, 30.0, id="even-of-low-priority"),
+        pytest.param(1, 0.0, 0.0, id="swaps-that-cost-nothing"),
+    ],
+)
 def test_when_a_line_is_due(priority: int, cost_s: float, due: float) -> None:
-    assert due_s(Line("a", priority=priority), cost_s, Rules(extra_wait_s=30.0)) == due
+    assert due_s(QueueState("a", priority=priority), cost_s, SchedulerRules(extra_wait_s=30.0)) == due
 
 
-@pytest.mark.parametrize(("load_s", "stay"), [pytest.param(1.0, STAY_LOADS, id="by-its-load"), pytest.param(1000.0, 30.0, id="at-most-extra-wait")])
+@pytest.mark.parametrize(
+    ("load_s", "stay"),
+    [pytest.param(1.0, STAY_LOADS, id="by-its-load"), pytest.param(1000.0, 30.0, id="at-most-extra-wait")],
+)
 def test_how_long_a_model_stays_that_was_just_loaded(load_s: float, stay: float) -> None:
-    assert stay_s(idle(1, "a", load_s=load_s), Rules(extra_wait_s=30.0)) == stay
+    assert stay_s(idle(1, "a", load_s=load_s), SchedulerRules(extra_wait_s=30.0)) == stay
 
 
-@pytest.mark.parametrize(("one", "lingers"), [
-    pytest.param(idle(1, "a", 0.0, demand=OFTEN), LINGERS_S, id="asked-often"),
-    pytest.param(idle(1, "a", LINGERS_S / 4, demand=OFTEN), LINGERS_S * 3 / 4, id="less-what-it-was-idle"),
-    pytest.param(idle(1, "a", LINGERS_S * 2, demand=OFTEN), 0.0, id="no-longer"),
-    pytest.param(idle(1, "a", 0.0, demand=OFTEN * 0.9), 0.0, id="asked-less-often"),
-    pytest.param(idle(1, "a", 0.0, demand=OFTEN * 9, is_closed=True), 0.0, id="closed"),
-])
-def test_how_long_an_idle_model_is_better_kept(one: Resident, lingers: float) -> None:
-    assert lingers_s(one, SWAP_S, Rules()) == pytest.approx(lingers)
+@pytest.mark.parametrize(
+    ("one", "lingers"),
+    [
+        pytest.param(idle(1, "a", 0.0, demand=OFTEN), LINGERS_S, id="asked-often"),
+        pytest.param(
+            idle(1, "a", LINGERS_S / 4, demand=OFTEN), LINGERS_S * 3 / 4, id="less-what-it-was-idle"
+        ),
+        pytest.param(idle(1, "a", LINGERS_S * 2, demand=OFTEN), 0.0, id="no-longer"),
+        pytest.param(idle(1, "a", 0.0, demand=OFTEN * 0.9), 0.0, id="asked-less-often"),
+        pytest.param(idle(1, "a", 0.0, demand=OFTEN * 9, is_closed=True), 0.0, id="closed"),
+    ],
+)
+def test_how_long_an_idle_model_is_better_kept(one: ResidentRunner, lingers: float) -> None:
+    assert lingers_s(one, SWAP_S, SchedulerRules()) == pytest.approx(lingers)
 
 
 def test_an_idle_model_is_kept_no_longer_than_the_extra_wait() -> None:
-    assert lingers_s(idle(1, "a", 0.0, demand=100.0), 1000.0, Rules(extra_wait_s=5.0)) == 5.0
+    assert lingers_s(idle(1, "a", 0.0, demand=100.0), 1000.0, SchedulerRules(extra_wait_s=5.0)) == 5.0
 
 
 def test_an_operator_who_allows_no_extra_wait_gets_swaps_at_once() -> None:
@@ -261,7 +472,10 @@ def test_an_operator_who_allows_no_extra_wait_gets_swaps_at_once() -> None:
 
 
 def test_a_model_that_loads_long_is_given_up_later() -> None:
-    assert next_step(house(line("a", DUE_S), busy(1, "b", load_s=3.0), places=1)).again_s == TURN_COSTS * 4 - DUE_S
+    assert (
+        next_step(house(line("a", DUE_S), busy(1, "b", load_s=3.0), places=1)).again_s
+        == TURN_COSTS * 4 - DUE_S
+    )
 
 
 # ---- whose turn it is
@@ -272,22 +486,47 @@ def test_a_model_that_loads_long_is_given_up_later() -> None:
     ("of-equals-the-longer", house(line("a"), line("b", requests=5)), Start("b", (RAM,))),
     ("priority", house(line("a", 9), line("b", 0, priority=0)), Start("b", (RAM,))),
     ("ageing-weighs-more-in-the-end", house(line("a", 11), line("b", 0, priority=0)), Start("a", (RAM,))),
-    ("ageing-as-the-operator-says", house(line("a", 11), line("b", 0, priority=0), ageing_s=60.0), Start("b", (RAM,))),
-    ("of-due-lines-by-priority", house(line("a", 20), line("b", 15, priority=0), busy(1, "c"), places=1), Close(1, "b")),
+    (
+        "ageing-as-the-operator-says",
+        house(line("a", 11), line("b", 0, priority=0), ageing_s=60.0),
+        Start("b", (RAM,)),
+    ),
+    (
+        "of-due-lines-by-priority",
+        house(line("a", 20), line("b", 15, priority=0), busy(1, "c"), places=1),
+        Close(1, "b"),
+    ),
     ("of-due-lines-by-age", house(line("a", 20), line("b", 15), busy(1, "c"), places=1), Close(1, "a")),
-    ("one-that-had-its-turn-after-those-that-had-none", house(line("a", 99, since_turn_s=5.0), line("b", 9), places=1), Start("b", (RAM,))),
-    ("whoever-others-gave-way-for", house(line("a", 99, priority=0), line("b", 9, is_owed=True), places=1), Start("b", (RAM,))),
-    ("replicas-last", house(line("a", 99, priority=0), busy(1, "a"), model("a", replicas=2), line("b", priority=2)), Start("b", (RAM,))),
-    ("who-is-due-waits-for-nobody-who-is-not", house(line("a", 9, priority=0), model("a", load_s=9), line("b", 8), busy(1, "c"), places=1),
-     Close(1, "b")),
+    (
+        "one-that-had-its-turn-after-those-that-had-none",
+        house(line("a", 99, since_turn_s=5.0), line("b", 9), places=1),
+        Start("b", (RAM,)),
+    ),
+    (
+        "whoever-others-gave-way-for",
+        house(line("a", 99, priority=0), line("b", 9, is_owed=True), places=1),
+        Start("b", (RAM,)),
+    ),
+    (
+        "replicas-last",
+        house(line("a", 99, priority=0), busy(1, "a"), model("a", replicas=2), line("b", priority=2)),
+        Start("b", (RAM,)),
+    ),
+    (
+        "who-is-due-waits-for-nobody-who-is-not",
+        house(line("a", 9, priority=0), model("a", load_s=9), line("b", 8), busy(1, "c"), places=1),
+        Close(1, "b"),
+    ),
 )
-def test_whose_turn_it_is(state: House, step: Any) -> None:
+def test_whose_turn_it_is(state: SchedulerState, step: Any) -> None:
     assert next_step(state) == step
 
 
 def test_what_was_cleared_for_one_is_not_taken_by_the_one_that_was_cleared() -> None:
     """`b` was unloaded for `a`; its own line is older and more urgent."""
-    state = house(line("a", 9, is_owed=True), line("b", 50, priority=0, since_turn_s=3.0), stopping(1, "b"), places=1)
+    state = house(
+        line("a", 9, is_owed=True), line("b", 50, priority=0, since_turn_s=3.0), stopping(1, "b"), places=1
+    )
     assert waits(state, "b") == "a goes first"
 
 
@@ -295,23 +534,77 @@ def test_what_was_cleared_for_one_is_not_taken_by_the_one_that_was_cleared() -> 
 
 
 @table(
-    ("least-loss", house(line("d"), idle(1, "a", demand=.3), idle(2, "b", demand=.1), idle(3, "c", demand=.2)), Stop(2, "room", "d")),
-    ("loading-time-counts", house(line("d"), idle(1, "a", demand=.1, load_s=9), idle(2, "b", demand=.2), places=2), Stop(2, "room", "d")),
-    ("of-equals-the-longest-idle", house(line("d"), idle(1, "a", 5), idle(2, "b", 9), idle(3, "c", 7)), Stop(2, "room", "d")),
-    ("idle-before-busy", house(line("d", 99), busy(1, "a"), idle(2, "b", demand=.4), places=2), Stop(2, "room", "d")),
-    ("not-pinned", house(line("d"), idle(1, "a", 99, is_pinned=True), idle(2, "b", 1), places=2), Stop(2, "room", "d")),
-    ("not-what-is-loading", house(line("d", 99), loading(1, "a", on=0), busy(2, "b"), places=2, free={RAM: 9, 0: 9}), Close(2, "d")),
-    ("not-what-was-just-loaded", house(line("d", 99), busy(1, "a", ready_s=1.0), busy(2, "b", demand=9.0), places=2), Close(2, "d")),
-    ("one-that-does-not-linger", house(line("d"), idle(1, "a", 0.0, demand=OFTEN), idle(2, "b", 0.0, demand=OFTEN / 2, load_s=2.1), places=2),
-     Stop(2, "room", "d")),
-    ("a-closed-one-before-one-more", house(line("d", 99), busy(1, "a"), busy(2, "b", is_closed=True, demand=9.0), places=2),
-     Wait(None, {"d": "b ends what it has begun"})),
-    ("an-idle-one-before-a-closed-one-which-opens", house(line("d", 99), idle(1, "a"), busy(2, "b", is_closed=True), places=2), Open(2)),
+    (
+        "least-loss",
+        house(line("d"), idle(1, "a", demand=0.3), idle(2, "b", demand=0.1), idle(3, "c", demand=0.2)),
+        Stop(2, "room", "d"),
+    ),
+    (
+        "loading-time-counts",
+        house(line("d"), idle(1, "a", demand=0.1, load_s=9), idle(2, "b", demand=0.2), places=2),
+        Stop(2, "room", "d"),
+    ),
+    (
+        "of-equals-the-longest-idle",
+        house(line("d"), idle(1, "a", 5), idle(2, "b", 9), idle(3, "c", 7)),
+        Stop(2, "room", "d"),
+    ),
+    (
+        "idle-before-busy",
+        house(line("d", 99), busy(1, "a"), idle(2, "b", demand=0.4), places=2),
+        Stop(2, "room", "d"),
+    ),
+    (
+        "not-pinned",
+        house(line("d"), idle(1, "a", 99, is_pinned=True), idle(2, "b", 1), places=2),
+        Stop(2, "room", "d"),
+    ),
+    (
+        "not-what-is-loading",
+        house(line("d", 99), loading(1, "a", on=0), busy(2, "b"), places=2, free={RAM: 9, 0: 9}),
+        Close(2, "d"),
+    ),
+    (
+        "not-what-was-just-loaded",
+        house(line("d", 99), busy(1, "a", ready_s=1.0), busy(2, "b", demand=9.0), places=2),
+        Close(2, "d"),
+    ),
+    (
+        "one-that-does-not-linger",
+        house(
+            line("d"),
+            idle(1, "a", 0.0, demand=OFTEN),
+            idle(2, "b", 0.0, demand=OFTEN / 2, load_s=2.1),
+            places=2,
+        ),
+        Stop(2, "room", "d"),
+    ),
+    (
+        "a-closed-one-before-one-more",
+        house(line("d", 99), busy(1, "a"), busy(2, "b", is_closed=True, demand=9.0), places=2),
+        Wait(None, {"d": "b ends what it has begun"}),
+    ),
+    (
+        "an-idle-one-before-a-closed-one-which-opens",
+        house(line("d", 99), idle(1, "a"), busy(2, "b", is_closed=True), places=2),
+        Open(2),
+    ),
     ("and-goes", house(line("d", 99), idle(1, "a"), busy(2, "b"), places=2), Stop(1, "room", "d")),
-    ("one-of-two-replicas", house(line("d"), model("d", 2), idle(1, "a", demand=.3), idle(2, "a", demand=.3), idle(3, "b", demand=.2), free=1, total=4),
-     Stop(1, "room", "d")),
+    (
+        "one-of-two-replicas",
+        house(
+            line("d"),
+            model("d", 2),
+            idle(1, "a", demand=0.3),
+            idle(2, "a", demand=0.3),
+            idle(3, "b", demand=0.2),
+            free=1,
+            total=4,
+        ),
+        Stop(1, "room", "d"),
+    ),
 )
-def test_who_gives_way(state: House, step: Any) -> None:
+def test_who_gives_way(state: SchedulerState, step: Any) -> None:
     assert next_step(state) == step
 
 
@@ -320,30 +613,109 @@ def test_loss_is_what_loading_again_would_cost() -> None:
 
 
 @table(
-    ("none-in-vain", house(line("d"), model("d", 4), idle(1, "a", demand=.1), idle(2, "b", gib=4, demand=.2), idle(3, "c", demand=.3), free=0, total=6),
-     Stop(2, "room", "d")),
-    ("none-of-many-in-vain", house(line("d"), model("d", 4), idle(1, "a", demand=.1), idle(2, "b", gib=2, demand=.2), idle(3, "c", gib=2, demand=.3),
-                                   places=9, free=0, total=5), Stop(2, "room", "d")),
-    ("one-rather-than-many-that-are-as-cheap", house(line("d"), model("d", 2), idle(1, "a", 9), idle(2, "b", 8), idle(3, "c", 5, gib=2),
-                                                     free=0, total=4), Stop(3, "room", "d")),
-    ("one-rather-than-many", house(line("d"), model("d", 2), idle(1, "a", demand=.2), idle(2, "b", demand=.2), idle(3, "c", gib=2, demand=.3),
-                                   free=0, total=4), Stop(3, "room", "d")),
-    ("many-rather-than-a-dear-one", house(line("d"), model("d", 2), idle(1, "a", demand=.1), idle(2, "b", demand=.1), idle(3, "c", gib=2, demand=.3),
-                                          free=0, total=4), Stop(1, "room", "d")),
-    ("the-next-of-many", house(line("d"), model("d", 2), stopping(1, "a"), idle(2, "b"), places=9, free=0, total=2), Stop(2, "room", "d")),
-    ("what-goes-already-comes-back", house(line("d"), model("d", 2), stopping(1, "a", gib=2), idle(2, "b"), free=0, total=3),
-     Wait(None, {"d": "room is being made"})),
-    ("two-that-go-are-for-two", house(line("d", 2), line("e", 1), stopping(1, "a"), stopping(2, "b"), idle(3, "c"), free=0, total=3),
-     Wait(None, {"d": "room is being made", "e": "room is being made"})),
-    ("not-while-it-would-stand-empty", house(line("d", 99), model("d", 2), idle(1, "a"), busy(2, "b", is_closed=True), free=0, total=2),
-     Wait(None, {"d": "b ends what it has begun"})),
-    ("not-closed-while-another-stays", house(line("d", 99), model("d", 2), busy(1, "a"), busy(2, "b", ready_s=1.0), free=0, total=2),
-     Wait(1.0, {"d": "a, b was just loaded"})),
-    ("all-together", house(line("d", 99), model("d", 2), busy(1, "a", is_closed=True), busy(2, "b"), free=0, total=2), Close(2, "d")),
-    ("nobody-for-what-cannot-be", house(line("d", 99), model("d", 3), idle(1, "a"), idle(2, "b", is_pinned=True), free=0, total=3),
-     Refuse("d", "memory", 3 * GIB, 1 * GIB)),
+    (
+        "none-in-vain",
+        house(
+            line("d"),
+            model("d", 4),
+            idle(1, "a", demand=0.1),
+            idle(2, "b", gib=4, demand=0.2),
+            idle(3, "c", demand=0.3),
+            free=0,
+            total=6,
+        ),
+        Stop(2, "room", "d"),
+    ),
+    (
+        "none-of-many-in-vain",
+        house(
+            line("d"),
+            model("d", 4),
+            idle(1, "a", demand=0.1),
+            idle(2, "b", gib=2, demand=0.2),
+            idle(3, "c", gib=2, demand=0.3),
+            places=9,
+            free=0,
+            total=5,
+        ),
+        Stop(2, "room", "d"),
+    ),
+    (
+        "one-rather-than-many-that-are-as-cheap",
+        house(
+            line("d"),
+            model("d", 2),
+            idle(1, "a", 9),
+            idle(2, "b", 8),
+            idle(3, "c", 5, gib=2),
+            free=0,
+            total=4,
+        ),
+        Stop(3, "room", "d"),
+    ),
+    (
+        "one-rather-than-many",
+        house(
+            line("d"),
+            model("d", 2),
+            idle(1, "a", demand=0.2),
+            idle(2, "b", demand=0.2),
+            idle(3, "c", gib=2, demand=0.3),
+            free=0,
+            total=4,
+        ),
+        Stop(3, "room", "d"),
+    ),
+    (
+        "many-rather-than-a-dear-one",
+        house(
+            line("d"),
+            model("d", 2),
+            idle(1, "a", demand=0.1),
+            idle(2, "b", demand=0.1),
+            idle(3, "c", gib=2, demand=0.3),
+            free=0,
+            total=4,
+        ),
+        Stop(1, "room", "d"),
+    ),
+    (
+        "the-next-of-many",
+        house(line("d"), model("d", 2), stopping(1, "a"), idle(2, "b"), places=9, free=0, total=2),
+        Stop(2, "room", "d"),
+    ),
+    (
+        "what-goes-already-comes-back",
+        house(line("d"), model("d", 2), stopping(1, "a", gib=2), idle(2, "b"), free=0, total=3),
+        Wait(None, {"d": "room is being made"}),
+    ),
+    (
+        "two-that-go-are-for-two",
+        house(line("d", 2), line("e", 1), stopping(1, "a"), stopping(2, "b"), idle(3, "c"), free=0, total=3),
+        Wait(None, {"d": "room is being made", "e": "room is being made"}),
+    ),
+    (
+        "not-while-it-would-stand-empty",
+        house(line("d", 99), model("d", 2), idle(1, "a"), busy(2, "b", is_closed=True), free=0, total=2),
+        Wait(None, {"d": "b ends what it has begun"}),
+    ),
+    (
+        "not-closed-while-another-stays",
+        house(line("d", 99), model("d", 2), busy(1, "a"), busy(2, "b", ready_s=1.0), free=0, total=2),
+        Wait(1.0, {"d": "a, b was just loaded"}),
+    ),
+    (
+        "all-together",
+        house(line("d", 99), model("d", 2), busy(1, "a", is_closed=True), busy(2, "b"), free=0, total=2),
+        Close(2, "d"),
+    ),
+    (
+        "nobody-for-what-cannot-be",
+        house(line("d", 99), model("d", 3), idle(1, "a"), idle(2, "b", is_pinned=True), free=0, total=3),
+        Refuse("d", "memory", 3 * GIB, 1 * GIB),
+    ),
 )
-def test_memory_is_cleared_sparingly(state: House, step: Any) -> None:
+def test_memory_is_cleared_sparingly(state: SchedulerState, step: Any) -> None:
     assert next_step(state) == step
 
 
@@ -351,25 +723,77 @@ def test_memory_is_cleared_sparingly(state: House, step: Any) -> None:
 
 
 @table(
-    ("small-ones-wait-while-room-is-made-for-a-big-one",
-     house(line("big", 40), model("big", 4), busy(1, "a", is_closed=True), busy(2, "b", is_closed=True), line("c", 1), places=9, free=2, total=4),
-     Wait(None, {"big": "a, b ends what it has begun", "c": "big goes first"})),
-    ("small-ones-start-beside-it",
-     house(line("big", 40), model("big", 4), busy(1, "a", gib=2, is_closed=True), line("c", 1), places=9, free=3.5, total=5.5), Start("c", (RAM,))),
-    ("small-ones-start-while-it-is-not-due",
-     house(line("big", 1), model("big", 4), busy(1, "a", gib=2), line("c", 0), places=9, free=2, total=4), Start("c", (RAM,))),
-    ("others-start-on-another-device",
-     house(line("big", 40), model("big", 4, on_gpu=True), busy(1, "a", on=0, gib=4, is_closed=True), line("c", 1), places=2, free={RAM: 8, 0: 0},
-           total={RAM: 8, 0: 4}), Start("c", (RAM,))),
-    ("a-second-due-line-clears-another-place",
-     house(line("c", 99), line("d", 98), busy(1, "a", is_closed=True), busy(2, "b"), places=2), Close(2, "d")),
-    ("what-is-closed-for-a-second-line-stays-closed-while-a-first-one-starts",
-     house(line("c", 99), model("c", on_gpu=True), line("d", 98), model("d", 2), busy(1, "a", gib=2, is_closed=True), places=9,
-           free={RAM: 0, 0: 4}, total={RAM: 2, 0: 4}), Start("c", (0,))),
-    ("preloading-takes-no-room-that-is-being-made",
-     house(line("c", 99), stopping(1, "a"), loads("d", may_evict=False), places=1), Wait(None, {"c": "room is being made", "d": NO_ROOM})),
+    (
+        "small-ones-wait-while-room-is-made-for-a-big-one",
+        house(
+            line("big", 40),
+            model("big", 4),
+            busy(1, "a", is_closed=True),
+            busy(2, "b", is_closed=True),
+            line("c", 1),
+            places=9,
+            free=2,
+            total=4,
+        ),
+        Wait(None, {"big": "a, b ends what it has begun", "c": "big goes first"}),
+    ),
+    (
+        "small-ones-start-beside-it",
+        house(
+            line("big", 40),
+            model("big", 4),
+            busy(1, "a", gib=2, is_closed=True),
+            line("c", 1),
+            places=9,
+            free=3.5,
+            total=5.5,
+        ),
+        Start("c", (RAM,)),
+    ),
+    (
+        "small-ones-start-while-it-is-not-due",
+        house(line("big", 1), model("big", 4), busy(1, "a", gib=2), line("c", 0), places=9, free=2, total=4),
+        Start("c", (RAM,)),
+    ),
+    (
+        "others-start-on-another-device",
+        house(
+            line("big", 40),
+            model("big", 4, on_gpu=True),
+            busy(1, "a", on=0, gib=4, is_closed=True),
+            line("c", 1),
+            places=2,
+            free={RAM: 8, 0: 0},
+            total={RAM: 8, 0: 4},
+        ),
+        Start("c", (RAM,)),
+    ),
+    (
+        "a-second-due-line-clears-another-place",
+        house(line("c", 99), line("d", 98), busy(1, "a", is_closed=True), busy(2, "b"), places=2),
+        Close(2, "d"),
+    ),
+    (
+        "what-is-closed-for-a-second-line-stays-closed-while-a-first-one-starts",
+        house(
+            line("c", 99),
+            model("c", on_gpu=True),
+            line("d", 98),
+            model("d", 2),
+            busy(1, "a", gib=2, is_closed=True),
+            places=9,
+            free={RAM: 0, 0: 4},
+            total={RAM: 2, 0: 4},
+        ),
+        Start("c", (0,)),
+    ),
+    (
+        "preloading-takes-no-room-that-is-being-made",
+        house(line("c", 99), stopping(1, "a"), loads("d", may_evict=False), places=1),
+        Wait(None, {"c": "room is being made", "d": NO_ROOM}),
+    ),
 )
-def test_nobody_starves(state: House, step: Any) -> None:
+def test_nobody_starves(state: SchedulerState, step: Any) -> None:
     assert next_step(state) == step
 
 
@@ -381,31 +805,60 @@ def test_the_most_urgent_lines_wait_is_the_one_told() -> None:
 # ---- memory
 
 
-def gpus(*free: float, need: float, total: float = 8, margin: float = 0, extra: tuple[Resident, ...] = (), gone: tuple[int, ...] = ()) -> Any:
+def gpus(
+    *free: float,
+    need: float,
+    total: float = 8,
+    margin: float = 0,
+    extra: tuple[ResidentRunner, ...] = (),
+    gone: tuple[int, ...] = (),
+) -> Any:
     """Give where a model of `need` GiB fits on GPUs with so much free, each of `total`, beside a machine full of RAM."""
-    state = house(*extra, free=dict(enumerate(free)) | {RAM: 100}, total=dict.fromkeys(range(len(free)), total) | {RAM: 100}, margin=margin)
+    state = house(
+        *extra,
+        free=dict(enumerate(free)) | {RAM: 100},
+        total=dict.fromkeys(range(len(free)), total) | {RAM: 100},
+        margin=margin,
+    )
     return fitting(model("a", need, on_gpu=True), state, gone=gone)
 
 
-@pytest.mark.parametrize(("devices", "expected"), [
-    pytest.param(gpus(8, need=8), (0,), id="to-the-last-byte"),
-    pytest.param(gpus(8, need=8, margin=.1), None, id="but-for-the-margin"),
-    pytest.param(gpus(4, 6, 5, need=3), (1,), id="most-room-first"),
-    pytest.param(gpus(4, 4, need=3), (0,), id="of-equals-the-first"),
-    pytest.param(gpus(3, 5, need=4), (1,), id="where-it-fits"),
-    pytest.param(gpus(4, 6, need=3, extra=(loading(1, "b", on=1),)), (0,), id="rather-where-nothing-is-being-loaded"),
-    pytest.param(gpus(2, 6, need=3, extra=(loading(1, "b", on=1),)), (1,), id="unless-it-fits-nowhere-else"),
-    pytest.param(gpus(5, 5, need=6), None, id="not-split-if-one-could-hold-it"),
-    pytest.param(gpus(8, 8, need=12), (0, 1), id="split-if-none-could"),
-    pytest.param(gpus(8, 0, 8, need=12), (0, 2), id="split-over-those-with-room"),
-    pytest.param(gpus(8, 3, need=12), None, id="not-enough-together"),
-    pytest.param(gpus(8, 8, need=15.9, margin=.1), None, id="each-keeps-its-margin"),
-    pytest.param(gpus(8, 8, need=15.7, margin=.1), (0, 1), id="and-holds-the-rest"),
-    pytest.param(gpus(8, need=9), None, id="nothing-to-split-over"),
-    pytest.param(gpus(need=1), None, id="no-gpu"),
-    pytest.param(gpus(1, need=4, extra=(idle(1, "b", on=0, gib=3),), gone=(1,)), (0,), id="with-what-another-leaves"),
-    pytest.param(gpus(6, need=9, extra=(idle(1, "b", on=0, gib=6),), gone=(1,)), None, id="never-more-than-there-is"),
-])
+@pytest.mark.parametrize(
+    ("devices", "expected"),
+    [
+        pytest.param(gpus(8, need=8), (0,), id="to-the-last-byte"),
+        pytest.param(gpus(8, need=8, margin=0.1), None, id="but-for-the-margin"),
+        pytest.param(gpus(4, 6, 5, need=3), (1,), id="most-room-first"),
+        pytest.param(gpus(4, 4, need=3), (0,), id="of-equals-the-first"),
+        pytest.param(gpus(3, 5, need=4), (1,), id="where-it-fits"),
+        pytest.param(
+            gpus(4, 6, need=3, extra=(loading(1, "b", on=1),)),
+            (0,),
+            id="rather-where-nothing-is-being-loaded",
+        ),
+        pytest.param(
+            gpus(2, 6, need=3, extra=(loading(1, "b", on=1),)), (1,), id="unless-it-fits-nowhere-else"
+        ),
+        pytest.param(gpus(5, 5, need=6), None, id="not-split-if-one-could-hold-it"),
+        pytest.param(gpus(8, 8, need=12), (0, 1), id="split-if-none-could"),
+        pytest.param(gpus(8, 0, 8, need=12), (0, 2), id="split-over-those-with-room"),
+        pytest.param(gpus(8, 3, need=12), None, id="not-enough-together"),
+        pytest.param(gpus(8, 8, need=15.9, margin=0.1), None, id="each-keeps-its-margin"),
+        pytest.param(gpus(8, 8, need=15.7, margin=0.1), (0, 1), id="and-holds-the-rest"),
+        pytest.param(gpus(8, need=9), None, id="nothing-to-split-over"),
+        pytest.param(gpus(need=1), None, id="no-gpu"),
+        pytest.param(
+            gpus(1, need=4, extra=(idle(1, "b", on=0, gib=3),), gone=(1,)),
+            (0,),
+            id="with-what-another-leaves",
+        ),
+        pytest.param(
+            gpus(6, need=9, extra=(idle(1, "b", on=0, gib=6),), gone=(1,)),
+            None,
+            id="never-more-than-there-is",
+        ),
+    ],
+)
 def test_where_a_model_fits_on_gpus(devices: Any, expected: Any) -> None:
     assert devices == expected
 
@@ -415,19 +868,54 @@ def test_a_model_for_the_processor_lies_in_system_memory() -> None:
 
 
 @table(
-    ("with-the-margin", house(line("a"), model("a", 8, on_gpu=True), free={0: 8}, total={0: 8}, margin=.5), Refuse("a", "memory", 17 << 29, 8 * GIB)),
-    ("the-best-of-several-gpus", house(line("a"), model("a", 7, on_gpu=True), free={0: 2, 1: 5}, total={0: 8, 1: 8}), Refuse("a", "memory", 7 * GIB, 5 * GIB)),
-    ("all-gpus-together", house(line("a"), model("a", 20, on_gpu=True), free={0: 2, 1: 5}, total={0: 8, 1: 8}), Refuse("a", "memory", 20 * GIB, 7 * GIB)),
-    ("with-what-may-leave", house(line("a"), model("a", 7, on_gpu=True), idle(1, "b", on=0, gib=4), free={0: 2}, total={0: 8}),
-     Refuse("a", "memory", 7 * GIB, 6 * GIB)),
-    ("without-what-is-pinned", house(line("a"), model("a", 7, on_gpu=True), idle(1, "b", on=0, gib=6, is_pinned=True), free={0: 2}, total={0: 8}),
-     Refuse("a", "memory", 7 * GIB, 2 * GIB)),
-    ("no-memory-is-known", house(line("a"), model("a", on_gpu=True), free={}, total={}), Refuse("a", "memory", GIB, 0)),
-    ("even-while-others-run", house(line("a"), model("a", 9), busy(1, "b"), free=7, total=8), Refuse("a", "memory", 9 * GIB, 8 * GIB)),
-    ("not-for-what-is-only-loading", house(line("a"), model("a", 8), loading(1, "b", gib=6), free=2, total=8),
-     Wait(DUE_S, {"a": "b is in use"})),
+    (
+        "with-the-margin",
+        house(line("a"), model("a", 8, on_gpu=True), free={0: 8}, total={0: 8}, margin=0.5),
+        Refuse("a", "memory", 17 << 29, 8 * GIB),
+    ),
+    (
+        "the-best-of-several-gpus",
+        house(line("a"), model("a", 7, on_gpu=True), free={0: 2, 1: 5}, total={0: 8, 1: 8}),
+        Refuse("a", "memory", 7 * GIB, 5 * GIB),
+    ),
+    (
+        "all-gpus-together",
+        house(line("a"), model("a", 20, on_gpu=True), free={0: 2, 1: 5}, total={0: 8, 1: 8}),
+        Refuse("a", "memory", 20 * GIB, 7 * GIB),
+    ),
+    (
+        "with-what-may-leave",
+        house(line("a"), model("a", 7, on_gpu=True), idle(1, "b", on=0, gib=4), free={0: 2}, total={0: 8}),
+        Refuse("a", "memory", 7 * GIB, 6 * GIB),
+    ),
+    (
+        "without-what-is-pinned",
+        house(
+            line("a"),
+            model("a", 7, on_gpu=True),
+            idle(1, "b", on=0, gib=6, is_pinned=True),
+            free={0: 2},
+            total={0: 8},
+        ),
+        Refuse("a", "memory", 7 * GIB, 2 * GIB),
+    ),
+    (
+        "no-memory-is-known",
+        house(line("a"), model("a", on_gpu=True), free={}, total={}),
+        Refuse("a", "memory", GIB, 0),
+    ),
+    (
+        "even-while-others-run",
+        house(line("a"), model("a", 9), busy(1, "b"), free=7, total=8),
+        Refuse("a", "memory", 9 * GIB, 8 * GIB),
+    ),
+    (
+        "not-for-what-is-only-loading",
+        house(line("a"), model("a", 8), loading(1, "b", gib=6), free=2, total=8),
+        Wait(DUE_S, {"a": "b is in use"}),
+    ),
 )
-def test_what_memory_refuses_says_its_figures(state: House, step: Any) -> None:
+def test_what_memory_refuses_says_its_figures(state: SchedulerState, step: Any) -> None:
     assert next_step(state) == step
 
 

@@ -8,33 +8,32 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from appliance.models.scheduler import (
+from appliance.models.scheduler.scheduler import Demand, next_step
+from appliance.models.scheduler.state import (
     Close,
-    Demand,
-    Facts,
-    House,
-    Line,
+    ModelFacts,
     Open,
+    QueueState,
     Refuse,
-    Resident,
-    Rules,
+    ResidentRunner,
+    SchedulerRules,
+    SchedulerState,
     Serve,
     Start,
     Stop,
     Wait,
-    next_step,
 )
-from appliance.models.views import RAM
+from appliance.models.status.views import RAM
 
-MOST_STEPS = 200            # of one turn
-EVENTS = 60                 # while requests come
-MOST_EVENTS = 3000          # until all are answered
+MOST_STEPS = 200  # of one turn
+EVENTS = 60  # while requests come
+MOST_EVENTS = 3000  # until all are answered
 MARGIN = 1
 
 
 @dataclass
 class Server:
-    resident: Resident
+    resident: ResidentRunner
     ready_at_s: float = 0.0
     idle_since_s: float = 0.0
 
@@ -58,12 +57,20 @@ class Houseful:
         rng = self.rng
         gpus = rng.choice([0, 0, 1, 2, 3])
         self.total = {RAM: rng.randint(8, 40)} | {index: rng.randint(8, 24) for index in range(gpus)}
-        self.rules = Rules(rng.randint(1, 4), rng.choice([0.0, 5.0, 30.0]), MARGIN, rng.choice([1.0, 10.0]))
+        self.rules = SchedulerRules(
+            rng.randint(1, 4), rng.choice([0.0, 5.0, 30.0]), MARGIN, rng.choice([1.0, 10.0])
+        )
         self.facts = {}
         for number in range(rng.randint(2, 7)):
             alias = f"m{number}"
-            self.facts[alias] = Facts(alias, rng.randint(1, 30), bool(gpus) and rng.random() < 0.7, rng.choice([0.2, 1.0, 8.0, 60.0]),
-                                      rng.choice([1, 1, 1, 2, 3]), rng.random() < 0.05)
+            self.facts[alias] = ModelFacts(
+                alias,
+                rng.randint(1, 30),
+                bool(gpus) and rng.random() < 0.7,
+                rng.choice([0.2, 1.0, 8.0, 60.0]),
+                rng.choice([1, 1, 1, 2, 3]),
+                rng.random() < 0.05,
+            )
         self.pinned = {alias for alias in self.facts if rng.random() < 0.15}
         self.evicts = {alias: rng.random() < 0.9 for alias in self.facts}
         self.priority = {alias: rng.randint(0, 2) for alias in self.facts}
@@ -79,17 +86,42 @@ class Houseful:
                 free[device] -= size
         return free
 
-    def house(self) -> House:
-        lines = [Line(alias, len(since), 0, self.now_s - since[0], self.priority[alias], self.evicts[alias], alias in self.owed,
-                      self.now_s - self.turn_ended_s.get(alias, -1e9)) for alias, since in self.waiting.items() if since]
-        return House(lines, [self.seen(server) for server in self.servers.values()], self.facts, self.free(), self.total, self.rules)
+    def house(self) -> SchedulerState:
+        lines = [
+            QueueState(
+                alias,
+                len(since),
+                0,
+                self.now_s - since[0],
+                self.priority[alias],
+                self.evicts[alias],
+                alias in self.owed,
+                self.now_s - self.turn_ended_s.get(alias, -1e9),
+            )
+            for alias, since in self.waiting.items()
+            if since
+        ]
+        return SchedulerState(
+            lines,
+            [self.seen(server) for server in self.servers.values()],
+            self.facts,
+            self.free(),
+            self.total,
+            self.rules,
+        )
 
-    def seen(self, server: Server) -> Resident:
+    def seen(self, server: Server) -> ResidentRunner:
         one = server.resident
         idle_s = 0.0 if one.active else self.now_s - server.idle_since_s
         stays_s = self.stays[one.alias]
-        return replace(one, idle_s=idle_s, ready_s=self.now_s - server.ready_at_s, demand=self.demand[one.alias].rate(self.now_s),
-                       is_pinned=one.alias in self.pinned, stays_s=None if stays_s is None else max(0.0, stays_s - idle_s))
+        return replace(
+            one,
+            idle_s=idle_s,
+            ready_s=self.now_s - server.ready_at_s,
+            demand=self.demand[one.alias].rate(self.now_s),
+            is_pinned=one.alias in self.pinned,
+            stays_s=None if stays_s is None else max(0.0, stays_s - idle_s),
+        )
 
     # ---- what happens
 
@@ -99,11 +131,15 @@ class Houseful:
         self.waiting.setdefault(alias, []).append(self.now_s)
 
     def change(self, key: int, **how: object) -> None:
-        self.servers[key].resident = replace(self.servers[key].resident, **how)         # type: ignore[arg-type]
+        self.servers[key].resident = replace(self.servers[key].resident, **how)  # type: ignore[arg-type]
 
     def happens(self) -> bool:
         """Let one thing happen that takes time: a load, an answer or an unloading ends. False = there is none."""
-        choices = [key for key, server in self.servers.items() if server.resident.phase != "ready" or server.resident.active]
+        choices = [
+            key
+            for key, server in self.servers.items()
+            if server.resident.phase != "ready" or server.resident.active
+        ]
         if not choices:
             return False
         key = self.rng.choice(choices)
@@ -125,7 +161,7 @@ class Houseful:
         for _ in range(MOST_STEPS):
             house = self.house()
             step = next_step(house)
-            if not house.lines:         # then the manager does not even look how much memory there is
+            if not house.lines:  # then the manager does not even look how much memory there is
                 assert step == next_step(replace(house, free={}, total={}))
             if isinstance(step, Wait):
                 return step
@@ -151,7 +187,7 @@ class Houseful:
             assert one.alias not in self.pinned or isinstance(step, Open)
             self.give_way(step, one)
 
-    def give_way(self, step: Stop | Close | Open, one: Resident) -> None:
+    def give_way(self, step: Stop | Close | Open, one: ResidentRunner) -> None:
         if isinstance(step, Stop):
             assert not one.active, "a running answer was cut off"
             self.change(step.key, phase="stopping")
@@ -168,18 +204,31 @@ class Houseful:
         key = max(self.servers, default=0) + 1
         size = -(-facts.need_bytes // len(step.devices))
         memory = dict.fromkeys(step.devices, size)
-        if len(step.devices) > 1:           # llama-server splits by what is free
+        if len(step.devices) > 1:  # llama-server splits by what is free
             left = facts.need_bytes
             memory = {}
             for device in step.devices:
                 memory[device] = min(left, self.free()[device] - MARGIN)
                 left -= memory[device]
-        self.servers[key] = Server(Resident(key, step.alias, "loading", self.rng.choice([1, 1, 2, 4]), memory=memory, load_s=facts.load_s))
+        self.servers[key] = Server(
+            ResidentRunner(
+                key, step.alias, "loading", self.rng.choice([1, 1, 2, 4]), memory=memory, load_s=facts.load_s
+            )
+        )
         self.owed.discard(step.alias)
         assert all((device >= 0) == facts.on_gpu for device in step.devices)
         assert all(self.free()[device] >= MARGIN for device in step.devices), "more memory than there is"
-        assert len({server.resident.alias for server in self.servers.values()}) <= self.rules.places, "more models than places"
-        assert sum(server.resident.alias == step.alias for server in self.servers.values() if server.resident.phase != "stopping") <= facts.replicas
+        assert len({server.resident.alias for server in self.servers.values()}) <= self.rules.places, (
+            "more models than places"
+        )
+        assert (
+            sum(
+                server.resident.alias == step.alias
+                for server in self.servers.values()
+                if server.resident.phase != "stopping"
+            )
+            <= facts.replicas
+        )
 
     def must_be_impossible(self, step: Refuse) -> None:
         facts = self.facts[step.alias]
@@ -190,18 +239,25 @@ class Houseful:
         if step.why == "pinned":
             assert len({one.alias for one in pinned}) >= self.rules.places
             return
-        rooms = [size - self.foreign[device] - sum(one.memory.get(device, 0) for one in pinned) for device, size in self.total.items()
-                 if (device >= 0) == facts.on_gpu]
+        rooms = [
+            size - self.foreign[device] - sum(one.memory.get(device, 0) for one in pinned)
+            for device, size in self.total.items()
+            if (device >= 0) == facts.on_gpu
+        ]
         assert step.available_bytes < step.need_bytes
         assert max(rooms) < facts.need_bytes + MARGIN
-        one_could = facts.need_bytes + MARGIN <= max(size for device, size in self.total.items() if (device >= 0) == facts.on_gpu)
+        one_could = facts.need_bytes + MARGIN <= max(
+            size for device, size in self.total.items() if (device >= 0) == facts.on_gpu
+        )
         assert one_could or sum(max(0, size - MARGIN) for size in rooms) < facts.need_bytes
 
 
 def nobody_waits_for_nothing(full: Houseful, wait: Wait) -> None:
     """Say that whoever waits has something to wait for: work that ends, or a time that comes."""
     waiting = [alias for alias, since in full.waiting.items() if since and full.evicts[alias]]
-    works = any(server.resident.phase != "ready" or server.resident.active for server in full.servers.values())
+    works = any(
+        server.resident.phase != "ready" or server.resident.active for server in full.servers.values()
+    )
     assert not waiting or works or wait.again_s is not None
     assert set(wait.reasons) == {alias for alias, since in full.waiting.items() if since}
     assert all(wait.reasons.values())

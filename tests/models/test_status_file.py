@@ -10,8 +10,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from appliance.base.tasks import Tasks
-from appliance.models.status import as_file
-from appliance.models.status_file import FILE_NAME, StatusFile, keeping_status_file
+from appliance.models.status.file import FILE_NAME, StatusFile, keeping_status_file
+from appliance.models.status.objects import as_file
 from tests.front.models_board import BoardOfValues, off, ready
 from tests.journeys.running import until
 
@@ -31,7 +31,9 @@ async def test_the_file_is_there_at_once_and_follows_every_change(tmp_path: Path
     assert [child.name for child in path.parent.iterdir()] == [FILE_NAME]
 
 
-async def test_changes_in_quick_succession_are_written_together_and_the_last_one_at_the_end(tmp_path: Path) -> None:
+async def test_changes_in_quick_succession_are_written_together_and_the_last_one_at_the_end(
+    tmp_path: Path,
+) -> None:
     board, path = BoardOfValues(off("a")), tmp_path / FILE_NAME
     async with Tasks() as tasks, keeping_status_file(board, path, tasks=tasks, every_s=60) as file:
         assert await until(lambda: file.writes == 1)
@@ -41,8 +43,8 @@ async def test_changes_in_quick_succession_are_written_together_and_the_last_one
         board.put_server("shutting_down")
         assert file.writes == 1
     assert file.writes == 2
-    assert content(path)["server"]["status"] == "shutting_down"     # type: ignore[index]
-    assert content(path)["models"]["a"]["load_progress"] == 49      # type: ignore[index]
+    assert content(path)["server"]["status"] == "shutting_down"  # type: ignore[index]
+    assert content(path)["models"]["a"]["load_progress"] == 49  # type: ignore[index]
 
 
 async def test_what_did_not_change_is_not_written_again(tmp_path: Path) -> None:
@@ -55,7 +57,11 @@ async def test_what_did_not_change_is_not_written_again(tmp_path: Path) -> None:
 
 
 async def test_a_reader_never_sees_half_a_file(tmp_path: Path) -> None:
-    board, path, stop = BoardOfValues(*(off(f"model-{number}") for number in range(200))), tmp_path / FILE_NAME, threading.Event()
+    board, path, stop = (
+        BoardOfValues(*(off(f"model-{number}") for number in range(200))),
+        tmp_path / FILE_NAME,
+        threading.Event(),
+    )
     file = StatusFile(board, path)
     await file.write()
     faults: list[str] = []
@@ -63,7 +69,7 @@ async def test_a_reader_never_sees_half_a_file(tmp_path: Path) -> None:
     def read_on() -> None:
         while not stop.is_set():
             try:
-                if len(content(path)["models"]) != 200:      # type: ignore[arg-type]
+                if len(content(path)["models"]) != 200:  # type: ignore[arg-type]
                     faults.append("models are missing")
             except (OSError, ValueError) as exc:
                 faults.append(repr(exc))
@@ -102,7 +108,7 @@ async def test_a_slow_disk_does_not_hold_up_the_loop(tmp_path: Path, monkeypatch
     file = StatusFile(BoardOfValues(off("a")), tmp_path / FILE_NAME)
     writing = asyncio.create_task(file.write())
     await asyncio.sleep(0.05)
-    assert not writing.done()       # and yet we are here
+    assert not writing.done()  # and yet we are here
     is_free.set()
     await writing
     await file.close()

@@ -6,11 +6,27 @@ from collections.abc import Callable
 import pytest
 
 from bench.swaps import POLICIES, Row, replay
-from bench.traces import STOP_S, Trace, a_b_a_b, big_and_small, bursts, never_idle, one_agent, overload, two_crowds, zipf
+from bench.traces import (
+    STOP_S,
+    Trace,
+    a_b_a_b,
+    big_and_small,
+    bursts,
+    never_idle,
+    one_agent,
+    overload,
+    two_crowds,
+    zipf,
+)
 
 SHORT: dict[str, Callable[[random.Random], Trace]] = {
-    "a-b-a-b": a_b_a_b, "crowds": two_crowds, "agent": one_agent, "zipf": lambda rng: zipf(rng, 600), "never-idle": never_idle,
-    "big": lambda rng: big_and_small(rng, 600), "overload": lambda rng: overload(rng, 120),
+    "a-b-a-b": a_b_a_b,
+    "crowds": two_crowds,
+    "agent": one_agent,
+    "zipf": lambda rng: zipf(rng, 600),
+    "never-idle": never_idle,
+    "big": lambda rng: big_and_small(rng, 600),
+    "overload": lambda rng: overload(rng, 120),
 }
 
 
@@ -23,7 +39,9 @@ def test_a_b_a_b_makes_at_most_half_the_swaps_of_first_come_first_served() -> No
     assert ours.swaps <= fcfs.swaps / 2
     assert ours.answered == ours.asked
     trace = a_b_a_b(random.Random(1))
-    assert ours.max_s <= trace.extra_wait_s + 1.0 + STOP_S + trace.models["a"].load_s          # an answer, and the swap
+    assert (
+        ours.max_s <= trace.extra_wait_s + 1.0 + STOP_S + trace.models["a"].load_s
+    )  # an answer, and the swap
 
 
 def test_clients_of_two_models_wait_less_with_a_tenth_of_the_swaps() -> None:

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from appliance.base.errors import Unavailable
-from appliance.models.system_memory import descendants_of
-from appliance.models.views import RAM, DeviceView
-from appliance.models.vram import SystemMemory, memory_of, wait_back
+from appliance.models.runner.system_memory import SystemMemory, descendants_of
+from appliance.models.runner.vram import memory_of, wait_back
+from appliance.models.status.views import RAM, DeviceView
 from tests.tools import fake_nvml
 from tests.tools.fake_nvml import Figures
 
@@ -60,8 +60,14 @@ class Believer:
     """A process that believes the stand-in: asked by lines, it answers by lines."""
 
     def __init__(self, library: Path, figures: Figures, devices: list[int]) -> None:
-        self._process = subprocess.Popen([sys.executable, "-c", SERVE, json.dumps(devices)], env=fake_nvml.environ(library, figures), text=True,
-                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", SERVE, json.dumps(devices)],
+            env=fake_nvml.environ(library, figures),
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
         self.start = self.answer()
 
     def answer(self) -> Any:
@@ -119,12 +125,22 @@ def believe(library: Path, figures: Figures) -> Iterator[Callable[..., Believer]
 
 def test_all_of_gpu_devices_are_read_in_their_order(believe: Callable[..., Believer]) -> None:
     second, first = believe(1, 0).ask("read")
-    assert first == {"index": 0, "name": "NVIDIA H200 (stand-in)", "total_bytes": 24 * GIB, "used_bytes": GIB, "free_bytes": 23 * GIB,
-                     "utilization_percent": 30.0, "temperature_celsius": 55.0, "power_watts": 120.0}
+    assert first == {
+        "index": 0,
+        "name": "NVIDIA H200 (stand-in)",
+        "total_bytes": 24 * GIB,
+        "used_bytes": GIB,
+        "free_bytes": 23 * GIB,
+        "utilization_percent": 30.0,
+        "temperature_celsius": 55.0,
+        "power_watts": 120.0,
+    }
     assert (second["index"], second["total_bytes"], second["free_bytes"]) == (1, 8 * GIB, 8 * GIB - 512 * MIB)
 
 
-def test_memory_said_to_be_full_is_believed_at_the_next_reading(believe: Callable[..., Believer], figures: Figures) -> None:
+def test_memory_said_to_be_full_is_believed_at_the_next_reading(
+    believe: Callable[..., Believer], figures: Figures
+) -> None:
     gpu = believe(0)
     assert gpu.ask("read")[0]["free_bytes"] == 23 * GIB
     figures.gpu(0, total_mib=24_576, used_mib=24_576)
@@ -134,11 +150,17 @@ def test_memory_said_to_be_full_is_believed_at_the_next_reading(believe: Callabl
 def test_what_the_driver_does_not_measure_is_none(believe: Callable[..., Believer], figures: Figures) -> None:
     figures.gpu(0, percent=-1, celsius=-1, watts=-1)
     told = believe(0).ask("read")[0]
-    assert (told["utilization_percent"], told["temperature_celsius"], told["power_watts"]) == (None, None, None)
+    assert (told["utilization_percent"], told["temperature_celsius"], told["power_watts"]) == (
+        None,
+        None,
+        None,
+    )
     assert told["total_bytes"] == 24 * GIB
 
 
-def test_a_lost_gpu_is_reported_as_last_known_and_logged_once_until_it_is_back(believe: Callable[..., Believer], figures: Figures) -> None:
+def test_a_lost_gpu_is_reported_as_last_known_and_logged_once_until_it_is_back(
+    believe: Callable[..., Believer], figures: Figures
+) -> None:
     gpu = believe(0, 1)
     known = gpu.ask("read")
     figures.lose(0)
@@ -153,7 +175,10 @@ def test_a_lost_gpu_is_reported_as_last_known_and_logged_once_until_it_is_back(b
     figures.lose(0)
     assert gpu.ask("read")[0]["used_bytes"] == 2 * GIB
     logged = [line for line in gpu.close() if line["event"] == "memory_unreadable"]
-    assert [(line["device"], line["error"], line["last_free_bytes"]) for line in logged] == [(0, "GPU is lost", 23 * GIB), (0, "GPU is lost", 22 * GIB)]
+    assert [(line["device"], line["error"], line["last_free_bytes"]) for line in logged] == [
+        (0, "GPU is lost", 23 * GIB),
+        (0, "GPU is lost", 22 * GIB),
+    ]
 
 
 def test_a_driver_that_goes_away_raises_nothing(believe: Callable[..., Believer], figures: Figures) -> None:
@@ -164,7 +189,9 @@ def test_a_driver_that_goes_away_raises_nothing(believe: Callable[..., Believer]
     assert gpu.ask("of 1") == []
 
 
-def test_a_process_is_counted_with_what_it_started(believe: Callable[..., Believer], figures: Figures) -> None:
+def test_a_process_is_counted_with_what_it_started(
+    believe: Callable[..., Believer], figures: Figures
+) -> None:
     script = subprocess.Popen(["sh", "-c", "sleep 60 & echo $!; wait"], stdout=subprocess.PIPE, text=True)
     assert script.stdout is not None
     child = int(script.stdout.readline())
@@ -180,7 +207,9 @@ def test_a_process_is_counted_with_what_it_started(believe: Callable[..., Believ
         script.wait(10)
 
 
-def test_a_process_that_computes_and_draws_counts_once_and_unknown_figures_not(believe: Callable[..., Believer], figures: Figures) -> None:
+def test_a_process_that_computes_and_draws_counts_once_and_unknown_figures_not(
+    believe: Callable[..., Believer], figures: Figures
+) -> None:
     mine = os.getpid()
     figures.process(0, mine, 300)
     figures.process(0, mine, 300, kind="graphics")
@@ -189,7 +218,9 @@ def test_a_process_that_computes_and_draws_counts_once_and_unknown_figures_not(b
 
 
 @pytest.mark.parametrize(("devices", "named"), [([0, 2], "GPU 2"), ([-1], "GPU -1")])
-def test_an_index_that_does_not_exist_is_refused_at_once(believe: Callable[..., Believer], devices: list[int], named: str) -> None:
+def test_an_index_that_does_not_exist_is_refused_at_once(
+    believe: Callable[..., Believer], devices: list[int], named: str
+) -> None:
     kind, text = believe(*devices).start
     assert kind == "Invalid"
     assert f"names {named}, but the driver has GPUs 0 to 1; correct system.gpu_devices" in text
@@ -201,35 +232,52 @@ def test_an_index_that_does_not_exist_is_never_taken_for_no_gpu(believe: Callabl
 
 def test_real_gpus_are_taken_and_named(believe: Callable[..., Believer]) -> None:
     assert believe(0).ask('memory_of {"gpu_devices": [0, 1], "is_simulated": false}') == [
-        "NvmlMemory", True, "GPU memory of 0 (NVIDIA H200 (stand-in)), 1 (NVIDIA H200 (stand-in))"]
+        "NvmlMemory",
+        True,
+        "GPU memory of 0 (NVIDIA H200 (stand-in)), 1 (NVIDIA H200 (stand-in))",
+    ]
 
 
-@pytest.mark.parametrize(("given", "why"), [
-    ({"gpu_devices": [0], "is_simulated": True}, "simulated and has none"),
-    ({"gpu_devices": [0], "is_simulated": False, "offloads": False}, "no model puts layers on a GPU"),
-    ({"gpu_devices": [], "is_simulated": False}, "gpu_devices is empty"),
-])
-def test_system_memory_is_taken_even_beside_a_gpu_when_nothing_is_to_lie_there(believe: Callable[..., Believer], given: dict, why: str) -> None:
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ({"gpu_devices": [0], "is_simulated": True}, "simulated and has none"),
+        ({"gpu_devices": [0], "is_simulated": False, "offloads": False}, "no model puts layers on a GPU"),
+        ({"gpu_devices": [], "is_simulated": False}, "gpu_devices is empty"),
+    ],
+)
+def test_system_memory_is_taken_even_beside_a_gpu_when_nothing_is_to_lie_there(
+    believe: Callable[..., Believer], given: dict, why: str
+) -> None:
     name, is_gpu, text = believe(0).ask("memory_of " + json.dumps(given))
     assert (name, is_gpu) == ("SystemMemory", False)
     assert why in text
 
 
-def test_without_a_driver_that_answers_system_memory_is_taken(believe: Callable[..., Believer], figures: Figures) -> None:
+def test_without_a_driver_that_answers_system_memory_is_taken(
+    believe: Callable[..., Believer], figures: Figures
+) -> None:
     figures.fail(9)
     gpu = believe(0)
     assert gpu.start == ["Unavailable", "the NVIDIA driver does not answer: Driver Not Loaded"]
     assert gpu.ask('memory_of {"gpu_devices": [0], "is_simulated": false}') == [
-        "SystemMemory", False, "system memory: the NVIDIA driver does not answer: Driver Not Loaded"]
+        "SystemMemory",
+        False,
+        "system memory: the NVIDIA driver does not answer: Driver Not Loaded",
+    ]
 
 
-def test_a_gpu_that_does_not_tell_its_memory_is_not_taken(believe: Callable[..., Believer], figures: Figures) -> None:
+def test_a_gpu_that_does_not_tell_its_memory_is_not_taken(
+    believe: Callable[..., Believer], figures: Figures
+) -> None:
     figures.lose(0)
     name, _, why = believe(1).ask('memory_of {"gpu_devices": [0], "is_simulated": false}')
     assert (name, "GPU is lost" in why) == ("SystemMemory", True)
 
 
-def test_memory_that_comes_back_late_is_waited_for(believe: Callable[..., Believer], figures: Figures) -> None:
+def test_memory_that_comes_back_late_is_waited_for(
+    believe: Callable[..., Believer], figures: Figures
+) -> None:
     gpu = believe(0)
     gpu.send(f"wait {23 * GIB} {GIB}")
     assert gpu.answer() == "waiting"
@@ -270,7 +318,7 @@ async def test_nine_tenths_back_are_enough() -> None:
 async def test_when_no_more_comes_the_waiting_ends_before_its_limit() -> None:
     memory = Scripted(100, 400)
     assert not await waited(memory, 800)
-    assert memory.reads == 7        # the first, the rise, and five that say the same
+    assert memory.reads == 7  # the first, the rise, and five that say the same
 
 
 async def test_nothing_yet_does_not_count_as_no_more() -> None:
@@ -295,9 +343,18 @@ async def test_on_system_memory_nothing_is_waited_for() -> None:
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Callable[..., SystemMemory]:
-    def machine(files: dict[str, str] | None = None, *, total_kib: int = 1000, available_kib: int = 600, group: str = "0::/a/b") -> SystemMemory:
-        told = {"proc/meminfo": f"MemTotal: {total_kib} kB\nMemFree: 10 kB\nMemAvailable: {available_kib} kB\nHugePages_Total: 0\n",
-                "proc/self/cgroup": f"2:cpu:/elsewhere\n{group}\n", **(files or {})}
+    def machine(
+        files: dict[str, str] | None = None,
+        *,
+        total_kib: int = 1000,
+        available_kib: int = 600,
+        group: str = "0::/a/b",
+    ) -> SystemMemory:
+        told = {
+            "proc/meminfo": f"MemTotal: {total_kib} kB\nMemFree: 10 kB\nMemAvailable: {available_kib} kB\nHugePages_Total: 0\n",
+            "proc/self/cgroup": f"2:cpu:/elsewhere\n{group}\n",
+            **(files or {}),
+        }
         for name, text in told.items():
             path = tmp_path / name
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -315,7 +372,12 @@ def sizes(memory: SystemMemory) -> tuple[int, int, int]:
 
 
 def group_v2(limit: str, used_kib: int, reclaimable_kib: int, **more: str) -> dict[str, str]:
-    return {"memory.max": limit, "memory.current": str(used_kib << 10), "memory.stat": f"anon 5\ninactive_file {reclaimable_kib << 10}\n", **more}
+    return {
+        "memory.max": limit,
+        "memory.current": str(used_kib << 10),
+        "memory.stat": f"anon 5\ninactive_file {reclaimable_kib << 10}\n",
+        **more,
+    }
 
 
 def at(folder: str, files: dict[str, str]) -> dict[str, str]:
@@ -326,12 +388,18 @@ def test_without_limits_the_machine_is_what_there_is(machine: Callable[..., Syst
     assert sizes(machine()) == (1000, 400, 600)
 
 
-def test_a_groups_limit_bounds_it_and_its_reclaimable_cache_is_free(machine: Callable[..., SystemMemory]) -> None:
+def test_a_groups_limit_bounds_it_and_its_reclaimable_cache_is_free(
+    machine: Callable[..., SystemMemory],
+) -> None:
     assert sizes(machine(at("cgroup/a/b", group_v2(str(500 << 10), 300, 100)))) == (500, 200, 300)
 
 
 def test_the_machine_can_be_tighter_than_the_group(machine: Callable[..., SystemMemory]) -> None:
-    assert sizes(machine(at("cgroup/a/b", group_v2(str(900 << 10), 50, 0)), available_kib=70)) == (900, 830, 70)
+    assert sizes(machine(at("cgroup/a/b", group_v2(str(900 << 10), 50, 0)), available_kib=70)) == (
+        900,
+        830,
+        70,
+    )
 
 
 def test_the_tightest_group_on_the_way_up_counts(machine: Callable[..., SystemMemory]) -> None:
@@ -340,7 +408,11 @@ def test_the_tightest_group_on_the_way_up_counts(machine: Callable[..., SystemMe
 
 
 def test_where_a_group_is_slowed_down_is_its_limit_too(machine: Callable[..., SystemMemory]) -> None:
-    assert sizes(machine(at("cgroup/a/b", group_v2("max", 100, 0, **{"memory.high": str(400 << 10)})))) == (400, 100, 300)
+    assert sizes(machine(at("cgroup/a/b", group_v2("max", 100, 0, **{"memory.high": str(400 << 10)})))) == (
+        400,
+        100,
+        300,
+    )
 
 
 def test_a_group_over_its_limit_has_nothing_left(machine: Callable[..., SystemMemory]) -> None:
@@ -348,18 +420,31 @@ def test_a_group_over_its_limit_has_nothing_left(machine: Callable[..., SystemMe
 
 
 @pytest.mark.parametrize("group", ["0::/", "0::/not/mounted/here", "0::/../outside"])
-def test_in_a_container_the_root_of_the_mount_is_our_group(machine: Callable[..., SystemMemory], group: str) -> None:
+def test_in_a_container_the_root_of_the_mount_is_our_group(
+    machine: Callable[..., SystemMemory], group: str
+) -> None:
     assert sizes(machine(at("cgroup", group_v2(str(500 << 10), 300, 0)), group=group)) == (500, 300, 200)
 
 
 def test_groups_of_the_first_version_are_read_too(machine: Callable[..., SystemMemory]) -> None:
-    ours = at("cgroup/memory/a", {"memory.limit_in_bytes": str(500 << 10), "memory.usage_in_bytes": str(300 << 10),
-                                  "memory.stat": f"inactive_file 0\ntotal_inactive_file {100 << 10}\n"})
-    no_limit = at("cgroup/memory", {"memory.limit_in_bytes": str(2**63 - 4096), "memory.usage_in_bytes": "0", "memory.stat": ""})
+    ours = at(
+        "cgroup/memory/a",
+        {
+            "memory.limit_in_bytes": str(500 << 10),
+            "memory.usage_in_bytes": str(300 << 10),
+            "memory.stat": f"inactive_file 0\ntotal_inactive_file {100 << 10}\n",
+        },
+    )
+    no_limit = at(
+        "cgroup/memory",
+        {"memory.limit_in_bytes": str(2**63 - 4096), "memory.usage_in_bytes": "0", "memory.stat": ""},
+    )
     assert sizes(machine({**ours, **no_limit}, group="4:memory:/a\n0::/")) == (500, 200, 300)
 
 
-def test_a_reading_that_fails_gives_what_was_last_known(machine: Callable[..., SystemMemory], tmp_path: Path) -> None:
+def test_a_reading_that_fails_gives_what_was_last_known(
+    machine: Callable[..., SystemMemory], tmp_path: Path
+) -> None:
     memory = machine()
     (tmp_path / "proc/meminfo").unlink()
     assert sizes(memory) == (1000, 400, 600)
@@ -392,7 +477,11 @@ def test_a_mapped_file_counts_as_memory_of_its_process(tmp_path: Path) -> None:
 
 def test_what_a_script_started_counts_as_its_own() -> None:
     grow = "import sys; held = b'x' * (64 << 20); print('ready', flush=True); sys.stdin.read()"
-    with subprocess.Popen(["sh", "-c", '"$0" -c "$1"; true', sys.executable, grow], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as script:
+    with subprocess.Popen(
+        ["sh", "-c", '"$0" -c "$1"; true', sys.executable, grow],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as script:
         assert script.stdout is not None
         assert script.stdout.readline() == b"ready\n"
         assert len(descendants_of(script.pid)) == 2
@@ -407,9 +496,20 @@ def test_a_process_that_is_gone_takes_nothing() -> None:
 
 def test_where_smaps_are_closed_the_status_tells(machine: Callable[..., SystemMemory]) -> None:
     assert machine({"proc/7/status": "Name:\tx\nVmRSS:\t   300 kB\n"}).of_process(7) == {RAM: 300 << 10}
-    assert machine({"proc/7/smaps_rollup": "00-ff ---p 00000000 00:00 0   [rollup]\nRss:  300 kB\nPss:  200 kB\n"}).of_process(7) == {RAM: 200 << 10}
+    assert machine(
+        {"proc/7/smaps_rollup": "00-ff ---p 00000000 00:00 0   [rollup]\nRss:  300 kB\nPss:  200 kB\n"}
+    ).of_process(7) == {RAM: 200 << 10}
 
 
-def test_without_lists_of_children_parents_are_looked_up(machine: Callable[..., SystemMemory], tmp_path: Path) -> None:
-    machine({"proc/7/stat": "7 (sh) S 1 7", "proc/8/stat": "8 (a) b) S 7 7", "proc/9/stat": "9 (c) S 8 7", "proc/10/stat": "10 (d) S 1 7"})
+def test_without_lists_of_children_parents_are_looked_up(
+    machine: Callable[..., SystemMemory], tmp_path: Path
+) -> None:
+    machine(
+        {
+            "proc/7/stat": "7 (sh) S 1 7",
+            "proc/8/stat": "8 (a) b) S 7 7",
+            "proc/9/stat": "9 (c) S 8 7",
+            "proc/10/stat": "10 (d) S 1 7",
+        }
+    )
     assert descendants_of(7, tmp_path / "proc") == [7, 8, 9]

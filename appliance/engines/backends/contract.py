@@ -1,12 +1,18 @@
 """What every backend promises to the dispatcher, and what every dialect of engine promises to the server that speaks it."""
 
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from collections.abc import Callable
+from typing import Any, Protocol
 
 from appliance.base.balancing import Member
-from appliance.engines.place import Place
-from appliance.engines.types import BackendState, EngineReply, EngineRequest, ModelCard, Served, Standing
+from appliance.engines.slots import Slot
+from appliance.engines.types import (
+    BackendState,
+    BackendStatus,
+    EngineReply,
+    EngineRequest,
+    ModelCard,
+    Served,
+)
 
 
 class Backend(Protocol):
@@ -45,13 +51,13 @@ class Backend(Protocol):
         """Give what `model` is here, or None; a backend of `serves_any` gives what it has for every name."""
         ...
 
-    def standing(self, now_s: float) -> Standing:
+    def standing(self, now_s: float) -> BackendStatus:
         """Say whether a request can be sent at this moment (monotonic seconds)."""
         ...
 
-    def take(self, reason: str) -> Place: ...
+    def take(self, reason: str) -> Slot: ...
 
-    async def send(self, request: EngineRequest, place: Place, *, budget_s: float) -> EngineReply:
+    async def send(self, request: EngineRequest, slot: Slot, *, budget_s: float) -> EngineReply:
         """Answer `request`, or raise; the place is given back in any case, for a stream when it is closed.
 
         Gives   EngineReply; `request.receipt` has backend, endpoint, served_model, attempts and upstream_ms filled in
@@ -69,114 +75,3 @@ class Backend(Protocol):
         ...
 
     async def close(self) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Heard:
-    """An engine's answer to one of our own questions."""
-
-    status: int
-    body: bytes
-    content_type: str = ""
-
-
-Ask = Callable[[str, float], Awaitable[Heard]]      # (path, seconds) → Heard; raises WireError
-Tell = Callable[[str, dict[str, Any]], Awaitable[Heard]]        # (path, JSON body), by POST → Heard; raises WireError
-
-
-@dataclass(frozen=True, slots=True)
-class Learned:
-    """What an engine says of itself when asked.
-
-    models           by the name that clients use
-    context_tokens   of one request; 0 = not told
-    slots            requests that it works on at a time; 0 = not told
-    """
-
-    models: dict[str, Served]
-    context_tokens: int = 0
-    slots: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Health:
-    """What a look at an engine's health came to: it is `ready`, or `loading` its model, or neither; and why."""
-
-    is_ready: bool
-    is_loading: bool = False
-    detail: str = ""
-
-
-class Dialect(Protocol):
-    """How one kind of engine is asked about itself. Answers to requests are OpenAI's with all of them."""
-
-    kind: ClassVar[str]
-    running: ClassVar[tuple[str, ...]]      # metric names, without prefix separator's spelling: see normalise.py
-    waiting: ClassVar[tuple[str, ...]]
-    notices_leavers: ClassVar[bool]         # whether it ends its work when a caller leaves who wanted the answer in one piece
-
-    async def health(self, ask: Ask) -> Health:
-        """Look at its health. Raises WireError when it cannot be reached."""
-        ...
-
-    async def learn(self, ask: Ask) -> Learned:
-        """Ask for its models and limits. Raises WireError, ValueError (its answer makes no sense)."""
-        ...
-
-    async def recognise(self, ask: Ask) -> bool:
-        """Say whether this kind of engine is what answers there. Raises WireError."""
-        ...
-
-    def refuse(self, status: int, headers: dict[str, str], text: str, label: str) -> Exception:
-        """Give what an error answer means: AttemptFailed (another may try) or ApplianceError (the caller's fault)."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class LoraSaid:
-    """What came of telling one engine to load or to unload an adapter.
-
-    outcome       done · already: it has one of that name · unknown: it has none of that name · off: it loads none as it was started ·
-                  refused: anything else that it did not do
-    status, text  the engine's own answer
-    known_as      the name under which it lists the adapter ("" = its own)
-    remedy        what the operator can do about it
-    """
-
-    outcome: Literal["done", "already", "unknown", "off", "refused"]
-    status: int
-    text: str
-    known_as: str = ""
-    remedy: str = ""
-
-    @property
-    def has_it(self) -> bool:
-        """Whether the engine has the adapter now, after a load."""
-        return self.outcome in {"done", "already"}
-
-    @property
-    def is_rid(self) -> bool:
-        """Whether the engine has it no longer, after an unload."""
-        return self.outcome in {"done", "unknown"}
-
-
-@runtime_checkable
-class LoraDialect(Protocol):
-    """How one kind of engine is told of LoRA adapters. A dialect that has none of this cannot be."""
-
-    async def load_adapter(self, tell: Tell, ask: Ask, name: str, path: str, *, is_pinned: bool = False) -> LoraSaid:
-        """Load the adapter in the folder or file `path` under `name`. Raises WireError, ValueError (its answer makes no sense)."""
-        ...
-
-    async def unload_adapter(self, tell: Tell, ask: Ask, name: str, more: dict[str, Any]) -> LoraSaid:
-        """Unload it; `more`: further fields that the caller had for the engine. Raises as `load_adapter` does."""
-        ...
-
-    def as_served(self, base: Served, name: str, path: str) -> Served:
-        """Give how an adapter is asked for that was loaded, but that the engine does not list."""
-        ...
-
-    async def still_has(self, ask: Ask, served: Served) -> bool:
-        """Whether a request for the adapter would be answered by it. Only engines that would let the base model answer in its place
-        are really asked; the others refuse. Raises WireError."""
-        ...

@@ -24,27 +24,44 @@ from appliance.base.errors import (
     Unavailable,
     UpstreamFailed,
 )
-from appliance.base.metrics import Metrics
+from appliance.base.metrics.registry import Metrics
 from appliance.base.sse import SSE
-from appliance.engines.demo_script import DIMENSIONS, Part, last_user_text, play, tokens_of, vector_of
-from appliance.engines.pacing import chunks_of
-from appliance.engines.place import Books, Place, Settled
+from appliance.engines.backends.demo_script import (
+    DIMENSIONS,
+    ScriptPart,
+    last_user_text,
+    play,
+    tokens_of,
+    vector_of,
+)
 from appliance.engines.receipts import Attempt
-from appliance.engines.types import BackendState, EngineReply, EngineRequest, ModelCard, Operation, Served, Standing
+from appliance.engines.slots import BackendStats, Slot, SlotStream
+from appliance.engines.types import (
+    BackendState,
+    BackendStatus,
+    EngineReply,
+    EngineRequest,
+    ModelCard,
+    Operation,
+    Served,
+)
+from appliance.engines.upstream.pacing import chunks_of
 
 FINGERPRINT = "demo-engine"
 PIECE_CHARACTERS = 12
-GATHER_BYTES = 16_384       # events that need no pause travel together
+GATHER_BYTES = 16_384  # events that need no pause travel together
 
 
-class DemoBackend(Books):
+class DemoBackend(BackendStats):
     """Answers from a script."""
 
     kind: ClassVar[str] = "demo"
     is_remote: ClassVar[bool] = False
     context_tokens: ClassVar[int] = 0
 
-    def __init__(self, public_model: str, aliases: tuple[str, ...], *, clock: Clock, metrics: Metrics) -> None:
+    def __init__(
+        self, public_model: str, aliases: tuple[str, ...], *, clock: Clock, metrics: Metrics
+    ) -> None:
         super().__init__("demo", pool="demo", clock=clock, metrics=metrics)
         self._cards = [ModelCard(public_model, int(clock.now_s()), "demo", "demo", aliases)]
         self._served = Served(self._cards[0], "demo")
@@ -58,12 +75,22 @@ class DemoBackend(Books):
     def served(self, model: str) -> Served | None:
         return self._served
 
-    def standing(self, now_s: float) -> Standing:
-        return Standing.READY
+    def standing(self, now_s: float) -> BackendStatus:
+        return BackendStatus.READY
 
     def state(self) -> BackendState:
-        return BackendState(self.name, self.kind, True, "built in, no model behind it", (), (self._cards[0].id,), self.in_flight,
-                            pool=self.pool, chosen_total=self.member.total, mean_s=self.member.mean_s)
+        return BackendState(
+            self.name,
+            self.kind,
+            True,
+            "built in, no model behind it",
+            (),
+            (self._cards[0].id,),
+            self.in_flight,
+            pool=self.pool,
+            chosen_total=self.member.total,
+            mean_s=self.member.mean_s,
+        )
 
     def measure(self) -> None:
         """Bring its gauges up to date."""
@@ -72,7 +99,7 @@ class DemoBackend(Books):
     async def close(self) -> None:
         """Nothing is open."""
 
-    async def send(self, request: EngineRequest, place: Place, *, budget_s: float) -> EngineReply:
+    async def send(self, request: EngineRequest, slot: Slot, *, budget_s: float) -> EngineReply:
         """Answer by the script.
 
         Gives   EngineReply as Backend.send; Raises Invalid for shapes it cannot read, and what a prompt provokes
@@ -82,14 +109,14 @@ class DemoBackend(Books):
             reply = await self._play(request)
             outcome = "ok"
             if reply.events is not None:
-                reply.events = Settled(reply.events, place)
+                reply.events = SlotStream(reply.events, slot)
             return reply
         except ApplianceError:
             outcome = "refused"
             raise
         finally:
             if reply is None or reply.events is None:
-                place.done(outcome)
+                slot.done(outcome)
 
     async def _play(self, request: EngineRequest) -> EngineReply:
         receipt = request.receipt
@@ -99,7 +126,9 @@ class DemoBackend(Books):
         if request.operation is Operation.EMBEDDING:
             return self._embeddings(request)
         is_chat = request.operation is Operation.CHAT
-        texts = [last_user_text(request.body["messages"])] if is_chat else _prompts(request.body.get("prompt"))
+        texts = (
+            [last_user_text(request.body["messages"])] if is_chat else _prompts(request.body.get("prompt"))
+        )
         parts = [play(request.body, text, is_chat=is_chat) for text in texts]
         if slow_s := max(part.slow_s for part in parts):
             await asyncio.sleep(slow_s)
@@ -107,39 +136,73 @@ class DemoBackend(Books):
             attempt.outcome, attempt.status = f"status_{status}", status
             raise _provoked(status)
         reply = self._reply(request, texts, parts, is_chat=is_chat)
-        receipt.prompt_tokens, receipt.completion_tokens = reply["usage"]["prompt_tokens"], reply["usage"]["completion_tokens"]
+        receipt.prompt_tokens, receipt.completion_tokens = (
+            reply["usage"]["prompt_tokens"],
+            reply["usage"]["completion_tokens"],
+        )
         if not request.stream:
             return EngineReply(body=jsons.dumps(reply))
         return EngineReply(events=self._events(request, reply, parts[0]), content_type=SSE)
 
-    def _reply(self, request: EngineRequest, texts: list[str], parts: list[Part], *, is_chat: bool) -> dict[str, Any]:
+    def _reply(
+        self, request: EngineRequest, texts: list[str], parts: list[ScriptPart], *, is_chat: bool
+    ) -> dict[str, Any]:
         body = request.body
         asked = body.get("n")
         n: int = asked if isinstance(asked, int) and asked > 0 else 1
         if n > 128:
             raise Invalid("`n` must be at most 128.", param="n", code="invalid_value")
         make = self._chat_choice if is_chat else self._text_choice
-        choices = [make(index, part, body) for index, part in enumerate(part for part in parts for _ in range(n))]
-        prompt = sum(map(tokens_of, texts)) if not is_chat else sum(
-            tokens_of(jsons.dumps_text(m.get("content"))) + 3 for m in body["messages"] if isinstance(m, dict))
-        completion = n * sum(tokens_of(p.text) + tokens_of(p.reasoning) + sum(tokens_of(a) for _, a in p.tools) for p in parts)
+        choices = [
+            make(index, part, body) for index, part in enumerate(part for part in parts for _ in range(n))
+        ]
+        prompt = (
+            sum(map(tokens_of, texts))
+            if not is_chat
+            else sum(
+                tokens_of(jsons.dumps_text(m.get("content"))) + 3
+                for m in body["messages"]
+                if isinstance(m, dict)
+            )
+        )
+        completion = n * sum(
+            tokens_of(p.text) + tokens_of(p.reasoning) + sum(tokens_of(a) for _, a in p.tools) for p in parts
+        )
         reply_id = hashlib.blake2b(f"{request.receipt.id}".encode(), digest_size=12).hexdigest()
         return {
-            "id": ("chatcmpl-" if is_chat else "cmpl-") + reply_id, "object": "chat.completion" if is_chat else "text_completion",
-            "created": int(self._clock.now_s()), "model": request.receipt.public_model or self._cards[0].id, "choices": choices,
-            "usage": {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion,
-                      "completion_tokens_details": {"reasoning_tokens": n * sum(tokens_of(p.reasoning) for p in parts)}},
+            "id": ("chatcmpl-" if is_chat else "cmpl-") + reply_id,
+            "object": "chat.completion" if is_chat else "text_completion",
+            "created": int(self._clock.now_s()),
+            "model": request.receipt.public_model or self._cards[0].id,
+            "choices": choices,
+            "usage": {
+                "prompt_tokens": prompt,
+                "completion_tokens": completion,
+                "total_tokens": prompt + completion,
+                "completion_tokens_details": {
+                    "reasoning_tokens": n * sum(tokens_of(p.reasoning) for p in parts)
+                },
+            },
             "system_fingerprint": FINGERPRINT,
         }
 
-    def _chat_choice(self, index: int, part: Part, body: dict[str, Any]) -> dict[str, Any]:
-        message: dict[str, Any] = {"role": "assistant", "content": part.text if not part.tools else None, "refusal": None}
+    def _chat_choice(self, index: int, part: ScriptPart, body: dict[str, Any]) -> dict[str, Any]:
+        message: dict[str, Any] = {
+            "role": "assistant",
+            "content": part.text if not part.tools else None,
+            "refusal": None,
+        }
         if part.reasoning:
             message["reasoning_content"] = part.reasoning
         if part.tools:
-            message["tool_calls"] = [{"id": f"call_demo_{index}_{number}", "type": "function",
-                                      "function": {"name": name, "arguments": arguments}}
-                                     for number, (name, arguments) in enumerate(part.tools)]
+            message["tool_calls"] = [
+                {
+                    "id": f"call_demo_{index}_{number}",
+                    "type": "function",
+                    "function": {"name": name, "arguments": arguments},
+                }
+                for number, (name, arguments) in enumerate(part.tools)
+            ]
         logprobs = None
         if body.get("logprobs") and part.text:
             top = body.get("top_logprobs") or 0
@@ -147,10 +210,12 @@ class DemoBackend(Books):
             logprobs = {"content": [_logprob(word, top) for word in words], "refusal": None}
         return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": part.finish}
 
-    def _text_choice(self, index: int, part: Part, body: dict[str, Any]) -> dict[str, Any]:
+    def _text_choice(self, index: int, part: ScriptPart, body: dict[str, Any]) -> dict[str, Any]:
         return {"index": index, "text": part.text, "logprobs": None, "finish_reason": part.finish}
 
-    async def _events(self, request: EngineRequest, reply: dict[str, Any], part: Part) -> AsyncIterator[bytes]:
+    async def _events(
+        self, request: EngineRequest, reply: dict[str, Any], part: ScriptPart
+    ) -> AsyncIterator[bytes]:
         options = request.body.get("stream_options")
         include_usage = isinstance(options, dict) and bool(options.get("include_usage"))
         gathered: list[bytes] = []
@@ -158,7 +223,9 @@ class DemoBackend(Books):
             if number == 2 and (part.is_stalling or part.is_cut):
                 yield b"".join(gathered)
                 if part.is_cut:
-                    raise UpstreamFailed("The demo engine broke off its answer, as it was asked to.", code="upstream_cut_off")
+                    raise UpstreamFailed(
+                        "The demo engine broke off its answer, as it was asked to.", code="upstream_cut_off"
+                    )
                 await asyncio.sleep(3600)
             gathered.append(b"data: " + jsons.dumps(chunk) + b"\n\n")
             if sum(map(len, gathered)) > GATHER_BYTES:
@@ -169,9 +236,15 @@ class DemoBackend(Books):
     def _embeddings(self, request: EngineRequest) -> EngineReply:
         body = request.body
         value = body.get("input")
-        inputs = [value] if isinstance(value, str) or (isinstance(value, list) and value and isinstance(value[0], int)) else value
+        inputs = (
+            [value]
+            if isinstance(value, str) or (isinstance(value, list) and value and isinstance(value[0], int))
+            else value
+        )
         if not isinstance(inputs, list) or not all(isinstance(i, (str, list)) for i in inputs):
-            raise Invalid("`input` must be a string, an array of strings, or arrays of token numbers.", param="input")
+            raise Invalid(
+                "`input` must be a string, an array of strings, or arrays of token numbers.", param="input"
+            )
         dimensions = body.get("dimensions") or DIMENSIONS
         if not isinstance(dimensions, int) or not 1 <= dimensions <= 4096:
             raise Invalid("`dimensions` must be an integer from 1 to 4096.", param="dimensions")
@@ -183,9 +256,16 @@ class DemoBackend(Books):
             data.append({"object": "embedding", "index": index, "embedding": vector})
         count = sum(tokens_of(i) if isinstance(i, str) else len(i) for i in inputs)
         request.receipt.prompt_tokens = count
-        return EngineReply(body=jsons.dumps({
-            "object": "list", "data": data, "model": request.receipt.public_model or self._cards[0].id,
-            "usage": {"prompt_tokens": count, "total_tokens": count}}))
+        return EngineReply(
+            body=jsons.dumps(
+                {
+                    "object": "list",
+                    "data": data,
+                    "model": request.receipt.public_model or self._cards[0].id,
+                    "usage": {"prompt_tokens": count, "total_tokens": count},
+                }
+            )
+        )
 
 
 def _prompts(prompt: Any) -> list[str]:
@@ -195,7 +275,11 @@ def _prompts(prompt: Any) -> list[str]:
         return list(prompt)
     if isinstance(prompt, list) and prompt and all(isinstance(p, (int, list)) for p in prompt):
         return [" ".join(map(str, p)) for p in ([prompt] if isinstance(prompt[0], int) else prompt)]
-    raise Invalid("`prompt` must be a string, an array of strings, or arrays of token numbers.", param="prompt", code="invalid_type")
+    raise Invalid(
+        "`prompt` must be a string, an array of strings, or arrays of token numbers.",
+        param="prompt",
+        code="invalid_type",
+    )
 
 
 def _logprob(word: str, top: int) -> dict[str, Any]:
@@ -205,9 +289,19 @@ def _logprob(word: str, top: int) -> dict[str, Any]:
 
 def _provoked(status: int) -> Exception:
     """Give the error a prompt asked for, with exactly that status."""
-    kinds: dict[int, Any] = {401: Unauthenticated, 403: Forbidden, 404: NotFound, 429: Exhausted, 503: Unavailable, 504: TimedOut}
+    kinds: dict[int, Any] = {
+        401: Unauthenticated,
+        403: Forbidden,
+        404: NotFound,
+        429: Exhausted,
+        503: Unavailable,
+        504: TimedOut,
+    }
     error = kinds.get(status, Invalid if status < 500 else UpstreamFailed)
-    raised = error(f"The demo engine answers with status {status}, as it was asked to.", code="demo_error",
-                   retry_after_s=1.0 if status in {429, 503} else None)
+    raised = error(
+        f"The demo engine answers with status {status}, as it was asked to.",
+        code="demo_error",
+        retry_after_s=1.0 if status in {429, 503} else None,
+    )
     raised.details["status"] = status
     return raised  # type: ignore[no-any-return]

@@ -10,29 +10,37 @@ from typing import Any, ClassVar
 from appliance.base import jsons
 from appliance.base.clock import Clock
 from appliance.base.errors import ApplianceError, TimedOut, Unavailable, UpstreamFailed
-from appliance.base.metrics import Metrics
-from appliance.base.wire import Target, Wire, WireError
+from appliance.base.metrics.registry import Metrics
+from appliance.base.wire.pool import ConnectionPool
+from appliance.base.wire.types import Target, WireError
 from appliance.engines.aliases import Names
-from appliance.engines.breaker import Breaker
-from appliance.engines.exchange import (
+from appliance.engines.backends.breaker import Breaker
+from appliance.engines.receipts import Attempt
+from appliance.engines.settings import EngineSettings
+from appliance.engines.slots import BackendStats, Slot
+from appliance.engines.types import (
+    BackendState,
+    BackendStatus,
+    EngineReply,
+    EngineRequest,
+    ModelCard,
+    Served,
+)
+from appliance.engines.upstream.exchange import (
     NOTE_CHARACTERS,
     AttemptFailed,
-    Patience,
     Peer,
+    Timeouts,
     attempts_of,
     body_for,
     client_error_of,
     exchange,
     retry_after_of,
 )
-from appliance.engines.place import Books, Place
-from appliance.engines.receipts import Attempt
-from appliance.engines.relay import BrokenStream
-from appliance.engines.settings import EngineSettings
-from appliance.engines.types import BackendState, EngineReply, EngineRequest, ModelCard, Served, Standing
+from appliance.engines.upstream.relay import BrokenStream
 
 LABEL = "The hosted API"
-NEXT_ENDPOINT = {404, 408, 429}         # and every 5xx: another endpoint may know better
+NEXT_ENDPOINT = {404, 408, 429}  # and every 5xx: another endpoint may know better
 
 
 @dataclass(slots=True)
@@ -45,27 +53,48 @@ class Endpoint:
     last_error: str = ""
 
 
-class HostedBackend(Books):
+class HostedBackend(BackendStats):
     """Relays to the hosted API."""
 
     kind: ClassVar[str] = "hosted"
     is_remote: ClassVar[bool] = True
     context_tokens: ClassVar[int] = 0
 
-    def __init__(self, settings: EngineSettings, *, wire: Wire, clock: Clock, metrics: Metrics, name: str = "hosted") -> None:
+    def __init__(
+        self,
+        settings: EngineSettings,
+        *,
+        wire: ConnectionPool,
+        clock: Clock,
+        metrics: Metrics,
+        name: str = "hosted",
+    ) -> None:
         super().__init__(name, pool="hosted", clock=clock, metrics=metrics)
         self._settings = settings
         self._wire = wire
-        self.names = Names(upstream=settings.upstream_base_model, public=settings.public_model,
-                           aliases=[alias for alias in settings.model_aliases if "=" not in alias])
-        headers = {"Authorization": f"Bearer {settings.novita_api_key.get_secret_value()}", "Content-Type": "application/json",
-                   "User-Agent": "inference-appliance"}
+        self.names = Names(
+            upstream=settings.upstream_base_model,
+            public=settings.public_model,
+            aliases=[alias for alias in settings.model_aliases if "=" not in alias],
+        )
+        headers = {
+            "Authorization": f"Bearer {settings.novita_api_key.get_secret_value()}",
+            "Content-Type": "application/json",
+            "User-Agent": "inference-appliance",
+        }
         self._endpoints = [
-            Endpoint(address, Peer(wire, Target.parse(base_of(address), headers=headers), LABEL, refusal),
-                     Breaker(settings.breaker_failures, settings.breaker_rest_s))
+            Endpoint(
+                address,
+                Peer(wire, Target.parse(base_of(address), headers=headers), LABEL, refusal),
+                Breaker(settings.breaker_failures, settings.breaker_rest_s),
+            )
             for address in settings.novita_openai_endpoints
         ]
-        self._cards = [ModelCard(self.names.public, int(clock.now_s()), "novita", self.names.upstream, self.names.reported)]
+        self._cards = [
+            ModelCard(
+                self.names.public, int(clock.now_s()), "novita", self.names.upstream, self.names.reported
+            )
+        ]
         self._served = Served(self._cards[0], self.names.upstream)
         self._first_byte = metrics.upstream_seconds.labels(name)
         self._counters: dict[tuple[str, str], Any] = {}
@@ -77,29 +106,54 @@ class HostedBackend(Books):
         return not self._settings.model_strict
 
     def served(self, model: str) -> Served | None:
-        return self._served if not model or not self._settings.model_strict or self.names.knows(model) else None
+        return (
+            self._served if not model or not self._settings.model_strict or self.names.knows(model) else None
+        )
 
-    def standing(self, now_s: float) -> Standing:
+    def standing(self, now_s: float) -> BackendStatus:
         """Ready: resting endpoints are its own affair, and a request that meets only those is told so."""
-        return Standing.READY
+        return BackendStatus.READY
 
     def state(self) -> BackendState:
         now = self._clock.monotonic_s()
-        rows = tuple({"url": e.address, "rested_s": round(e.breaker.wait_s(now), 1), "failed_in_a_row": e.breaker.failed_in_a_row,
-                      "last_error": e.last_error} for e in self._endpoints)
+        rows = tuple(
+            {
+                "url": e.address,
+                "rested_s": round(e.breaker.wait_s(now), 1),
+                "failed_in_a_row": e.breaker.failed_in_a_row,
+                "last_error": e.last_error,
+            }
+            for e in self._endpoints
+        )
         is_up = any(e.breaker.wait_s(now) == 0 for e in self._endpoints)
         detail = "" if is_up else "every endpoint is rested after failures"
         member = self.member
         return BackendState(
-            self.name, self.kind, is_up, detail, rows, (self.names.public,), self.in_flight, url=self._endpoints[0].address, pool=self.pool,
-            standing="ready" if is_up else "rested", breaker="closed" if is_up else "open", chosen_total=member.total, mean_s=member.mean_s,
-            last_s=member.last_s, last_used_at_s=member.last_used_s, errors=tuple(self.errors.items()))
+            self.name,
+            self.kind,
+            is_up,
+            detail,
+            rows,
+            (self.names.public,),
+            self.in_flight,
+            url=self._endpoints[0].address,
+            pool=self.pool,
+            standing="ready" if is_up else "rested",
+            breaker="closed" if is_up else "open",
+            chosen_total=member.total,
+            mean_s=member.mean_s,
+            last_s=member.last_s,
+            last_used_at_s=member.last_used_s,
+            errors=tuple(self.errors.items()),
+        )
 
     def measure(self) -> None:
         """Bring the gauges up to date: rested endpoints, the pool's connections. Called when metrics are read."""
         now = self._clock.monotonic_s()
         for endpoint in self._endpoints:
-            self._metrics.breaker_open.labels(self.name, endpoint.address).set(1 if endpoint.breaker.wait_s(now) else 0)
+            self._metrics.breaker_open.labels(self.name, endpoint.address).set(
+                1 if endpoint.breaker.wait_s(now) else 0
+            )
         self._metrics.show_backend(self.state())
 
     def connections(self) -> dict[str, int]:
@@ -109,7 +163,7 @@ class HostedBackend(Books):
     async def close(self) -> None:
         await self._wire.close()
 
-    async def send(self, request: EngineRequest, place: Place, *, budget_s: float) -> EngineReply:
+    async def send(self, request: EngineRequest, slot: Slot, *, budget_s: float) -> EngineReply:
         """Answer `request` from the first endpoint that can.
 
         Gives   EngineReply (see its docstring); 400, 403, 422 … of the upstream as they are, in shape
@@ -132,7 +186,9 @@ class HostedBackend(Books):
                     raise self._out_of_time(request)
                 if not endpoint.breaker.may_try(now):
                     continue
-                reply = await self._attempt(endpoint, request, place, body, wants_events=wants_events, deadline_s=deadline)
+                reply = await self._attempt(
+                    endpoint, request, slot, body, wants_events=wants_events, deadline_s=deadline
+                )
                 if reply is not None:
                     receipt.upstream_ms = (self._clock.monotonic_s() - began) * 1000
                     outcome = "ok"
@@ -144,11 +200,19 @@ class HostedBackend(Books):
             outcome = "refused" if error.kind.value in {"invalid", "forbidden"} else error.kind.value
             raise
         finally:
-            if reply is None or reply.events is None:       # else the stream counts until it is closed
-                place.done(outcome)
+            if reply is None or reply.events is None:  # else the stream counts until it is closed
+                slot.done(outcome)
 
-    async def _attempt(self, endpoint: Endpoint, request: EngineRequest, place: Place, body: bytes, *, wants_events: bool,
-                       deadline_s: float) -> EngineReply | None:
+    async def _attempt(
+        self,
+        endpoint: Endpoint,
+        request: EngineRequest,
+        slot: Slot,
+        body: bytes,
+        *,
+        wants_events: bool,
+        deadline_s: float,
+    ) -> EngineReply | None:
         """Try one endpoint; None = the next one may try. The outcome goes into the receipt, the breaker and the metrics."""
         began = self._clock.monotonic_s()
         attempt = Attempt(endpoint.address, "cancelled")
@@ -156,13 +220,28 @@ class HostedBackend(Books):
         settings, budget_s = self._settings, deadline_s - began
         try:
             reply = await exchange(
-                endpoint.peer, request, body, attempt, path=request.operation.value.encode(), wants_events=wants_events,
-                public_model=request.public_model or self.names.public, on_end=place.done,
+                endpoint.peer,
+                request,
+                body,
+                attempt,
+                path=request.operation.value.encode(),
+                wants_events=wants_events,
+                public_model=request.public_model or self.names.public,
+                on_end=slot.done,
                 on_head=lambda: self._first_byte.observe(self._clock.monotonic_s() - began),
-                patience=Patience(min(settings.upstream_connect_timeout_s, budget_s), min(settings.upstream_first_byte_timeout_s, budget_s),
-                                  settings.upstream_idle_timeout_s, None if wants_events else budget_s))
+                patience=Timeouts(
+                    min(settings.upstream_connect_timeout_s, budget_s),
+                    min(settings.upstream_first_byte_timeout_s, budget_s),
+                    settings.upstream_idle_timeout_s,
+                    None if wants_events else budget_s,
+                ),
+            )
         except (AttemptFailed, WireError, BrokenStream, jsons.BadJson) as exc:
-            failed = exc if isinstance(exc, AttemptFailed) else AttemptFailed(getattr(exc, "phase", "rubbish"), str(exc))
+            failed = (
+                exc
+                if isinstance(exc, AttemptFailed)
+                else AttemptFailed(getattr(exc, "phase", "rubbish"), str(exc))
+            )
             attempt.outcome, attempt.note = failed.outcome, failed.note
             endpoint.last_error = f"{failed.outcome}: {failed.note}"[:200]
             if failed.counts:
@@ -170,7 +249,9 @@ class HostedBackend(Books):
             else:
                 endpoint.breaker.abandoned()
             return None
-        except ApplianceError as exc:       # the client's or the operator's fault: no other endpoint would say otherwise
+        except (
+            ApplianceError
+        ) as exc:  # the client's or the operator's fault: no other endpoint would say otherwise
             attempt.outcome, attempt.note = "refused", exc.message
             endpoint.breaker.succeeded()
             raise
@@ -195,20 +276,29 @@ class HostedBackend(Books):
         return self._counters[key]
 
     def _out_of_time(self, request: EngineRequest) -> TimedOut:
-        return TimedOut(f"No endpoint of the hosted API answered within {self._settings.upstream_total_timeout_s:g} seconds "
-                        "(UPSTREAM_TOTAL_TIMEOUT_S).", details={"attempts": attempts_of(request.receipt.attempts)})
+        return TimedOut(
+            f"No endpoint of the hosted API answered within {self._settings.upstream_total_timeout_s:g} seconds "
+            "(UPSTREAM_TOTAL_TIMEOUT_S).",
+            details={"attempts": attempts_of(request.receipt.attempts)},
+        )
 
     def _all_failed(self, own: list[Attempt]) -> ApplianceError:
         now = self._clock.monotonic_s()
         soonest = min(e.breaker.wait_s(now) for e in self._endpoints)
         attempts = attempts_of(own)
         if not attempts:
-            return Unavailable("Every endpoint of the hosted API is rested after failures; try again later.",
-                               retry_after_s=soonest, details={"attempts": attempts})
+            return Unavailable(
+                "Every endpoint of the hosted API is rested after failures; try again later.",
+                retry_after_s=soonest,
+                details={"attempts": attempts},
+            )
         tried = len(attempts)
         return UpstreamFailed(
             f"novita_upstream_error: no endpoint of the hosted API could answer ({tried} tried, the last: {attempts[-1]['outcome']}).",
-            code="novita_upstream_error", retry_after_s=soonest or None, details={"attempts": attempts})
+            code="novita_upstream_error",
+            retry_after_s=soonest or None,
+            details={"attempts": attempts},
+        )
 
 
 def base_of(address: str) -> str:
@@ -223,10 +313,17 @@ def refusal(status: int, headers: dict[str, str], text: str) -> Exception:
     2. 404, 408, 429, 5xx, 3xx    the next endpoint may try (3xx: we follow no redirects with a key in hand)
     3. other 4xx                  the client's: passed on in shape
     """
-    if status == 401:                                                                               # 1
-        return UpstreamFailed("The hosted API refused the key. Set NOVITA_API_KEY (or NOVITA_API_KEY_FILE) to a valid key.",
-                              code="upstream_key_refused")
-    if status in NEXT_ENDPOINT or status >= 500 or status < 400:                                     # 2
-        return AttemptFailed(f"status_{status}", text[:NOTE_CHARACTERS], status=status,
-                             retry_after_s=retry_after_of(headers) if status in {429, 503} else None, counts=status != 404)
-    return client_error_of(status, text, LABEL)                                                     # 3
+    if status == 401:  # 1
+        return UpstreamFailed(
+            "The hosted API refused the key. Set NOVITA_API_KEY (or NOVITA_API_KEY_FILE) to a valid key.",
+            code="upstream_key_refused",
+        )
+    if status in NEXT_ENDPOINT or status >= 500 or status < 400:  # 2
+        return AttemptFailed(
+            f"status_{status}",
+            text[:NOTE_CHARACTERS],
+            status=status,
+            retry_after_s=retry_after_of(headers) if status in {429, 503} else None,
+            counts=status != 404,
+        )
+    return client_error_of(status, text, LABEL)  # 3

@@ -1,0 +1,1 @@
+"""The metrics of the appliance: families, plain counters, and reading and writing of metrics pages."""

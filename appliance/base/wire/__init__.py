@@ -1,0 +1,1 @@
+"""The pool of upstream connections of the hot path."""

@@ -1,0 +1,151 @@
+"""How a connection comes to be: names to addresses, addresses to a socket, a socket to TLS. Used by `wire.Wire` alone."""
+
+import asyncio
+import ipaddress
+import socket
+import ssl
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from appliance.base.tasks import Tasks
+from appliance.base.wire.types import PoolKey, Unreachable
+
+DNS_TTL_S = 30.0
+STAGGER_S = 0.25  # the next address is tried beside one that has been silent so long (RFC 8305, section 5)
+MAX_NAMES = 1024
+
+Resolve = Callable[[str, int], Awaitable[list[str]]]
+P = TypeVar("P", bound=asyncio.Protocol)
+
+
+class Dialer:
+    """Opens connections, with a short memory for names."""
+
+    def __init__(self, *, ssl_context: ssl.SSLContext | None, resolve: Resolve | None) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._ssl = ssl_context
+        self._resolve = resolve
+        self._names: dict[tuple[str, int], tuple[float, list[str]]] = {}
+
+    async def dial(self, key: PoolKey, factory: Callable[[], P]) -> P:
+        """Open a connection for `key` and give its protocol, made by `factory`.
+
+        Raises  Unreachable: phase dns, connect or tls, with the reason
+        """
+        host, port, is_tls, context = key
+        try:
+            addresses = await self._addresses(host, port)
+        except (OSError, UnicodeError) as exc:
+            raise Unreachable(f"the name {host} cannot be resolved: {reason_of(exc)}", phase="dns") from exc
+        if is_tls and context is None:
+            context = await self._context()
+        try:
+            sock = await self._race(addresses, port)
+        except OSError as exc:
+            self._names.pop((host, port), None)  # the addresses may have changed
+            raise Unreachable(f"{host}:{port} cannot be reached: {reason_of(exc)}", phase="connect") from exc
+        try:  # from here on the socket belongs to the loop's transport, which closes it on failure too
+            _, protocol = await self._loop.create_connection(
+                factory, sock=sock, ssl=context, server_hostname=host.rstrip(".") if is_tls else None
+            )
+        except ssl.SSLCertVerificationError as exc:
+            raise Unreachable(
+                f"{host}:{port} did not prove who it is: {exc.verify_message or exc.reason}", phase="tls"
+            ) from exc
+        except OSError as exc:  # SSLError is one
+            raise Unreachable(
+                f"{host}:{port} cannot speak TLS with us: {reason_of(exc)}", phase="tls"
+            ) from exc
+        return protocol
+
+    async def _addresses(self, host: str, port: int) -> list[str]:
+        if self._resolve is not None:
+            return interleaved(await self._resolve(host, port))
+        known = self._names.get((host, port))
+        if known is not None and known[0] > self._loop.time():
+            return known[1]
+        if is_address(host):
+            return [host]
+        found = await self._loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        addresses = interleaved(list(dict.fromkeys(str(row[4][0]) for row in found)))
+        if len(self._names) >= MAX_NAMES:
+            self._names.clear()
+        self._names[(host, port)] = (self._loop.time() + DNS_TTL_S, addresses)
+        return addresses
+
+    async def _race(self, addresses: list[str], port: int) -> socket.socket:
+        """Give a socket connected to the first address that answers; each next one starts when one failed or is slow."""
+        left = list(reversed(addresses))
+        running: set[asyncio.Task[OSError | None]] = set()
+        opened: list[socket.socket] = []
+        last = OSError("it has no address")
+        try:
+            async with Tasks() as tasks:
+                while not opened and (left or running):
+                    if left:
+                        running.add(tasks.start(self._try(left.pop(), port, opened), name="connect"))
+                    done, running = await asyncio.wait(
+                        running, timeout=STAGGER_S if left else None, return_when=asyncio.FIRST_COMPLETED
+                    )
+                    last = next((end for task in done if (end := task.result()) is not None), last)
+            if not opened:
+                raise last
+            return opened.pop(0)
+        finally:
+            for sock in opened:  # a second one may have won in the same moment, or we were cancelled
+                sock.close()
+
+    async def _try(self, address: str, port: int, opened: list[socket.socket]) -> OSError | None:
+        try:
+            family, kind, protocol, _, where = socket.getaddrinfo(
+                address, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
+            )[0]
+            sock = socket.socket(family, kind, protocol)
+        except OSError as exc:
+            return exc
+        try:
+            sock.setblocking(False)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(
+                socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1
+            )  # a long silence must not hide a dead peer for ever
+            await self._loop.sock_connect(sock, where)
+        except OSError as exc:
+            sock.close()
+            return exc
+        except BaseException:
+            sock.close()
+            raise
+        opened.append(sock)
+        return None
+
+    async def _context(self) -> ssl.SSLContext:
+        """Give the TLS context; our own verifies against the system's CAs (or SSL_CERT_FILE) and is read outside the loop."""
+        if self._ssl is None:
+            context = await self._loop.run_in_executor(None, ssl.create_default_context)
+            context.set_alpn_protocols(["http/1.1"])
+            self._ssl = self._ssl or context
+        return self._ssl
+
+
+def is_address(host: str) -> bool:
+    """Say whether `host` is a literal IP address."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def interleaved(addresses: list[str]) -> list[str]:
+    """Order addresses so that the families take turns, the resolver's first choice first (RFC 8305, section 4)."""
+    first = [a for a in addresses if (":" in a) == (":" in addresses[0])]
+    other = [a for a in addresses if (":" in a) != (":" in addresses[0])]
+    mixed = [a for pair in zip(first, other, strict=False) for a in pair]
+    return mixed + first[len(other) :] + other[len(first) :]
+
+
+def reason_of(exc: BaseException) -> str:
+    """Say shortly why a connection failed, without addresses of ours."""
+    reason = getattr(exc, "reason", None) or getattr(exc, "strerror", None) or str(exc) or type(exc).__name__
+    return str(reason).replace("_", " ").lower() if isinstance(exc, ssl.SSLError) else str(reason)

@@ -1,0 +1,113 @@
+"""How `appliance download` shows its progress: a bar on a terminal, plain lines elsewhere, JSON lines for programs."""
+
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict
+from types import TracebackType
+from typing import Any, Self
+
+from appliance.base import jsons
+from appliance.base.clock import SystemClock
+from appliance.downloads.contract import DownloadProgress, FileFault
+
+LINE_S = 5.0  # between two plain lines
+JSON_S = 0.5
+
+
+def size(count: float) -> str:
+    """Give bytes in the unit that people would use."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def flaw_lines(flaws: Iterable[FileFault]) -> list[str]:
+    return [f"{flaw.kind:9} {flaw.path}: {flaw.detail}" for flaw in flaws]
+
+
+def line_of(progress: DownloadProgress) -> str:
+    """Say in a line how far it is."""
+    if progress.phase in {"listing", "waiting"}:
+        return f"{progress.phase}{f': {progress.note}' if progress.note else ''}"
+    total = f" of {size(progress.total_bytes)}" if progress.total_bytes is not None else ""
+    percent = f" ({100 * progress.done_bytes / progress.total_bytes:.0f}%)" if progress.total_bytes else ""
+    rate = f", {size(progress.rate_bytes_s)}/s" if progress.rate_bytes_s else ""
+    return (
+        f"{progress.phase}: {progress.files_done} of {progress.files} file{'s' if progress.files != 1 else ''}, "
+        f"{size(progress.done_bytes)}{total}{percent}{rate}{f'; {progress.note}' if progress.note else ''}"
+    )
+
+
+class Lines:
+    """Lines on standard error, or JSON objects on standard output; few enough to be read, each new phase and note at once."""
+
+    def __init__(self, *, is_json: bool) -> None:
+        self._is_json = is_json
+        self._clock = SystemClock()
+        self._last = ("", "", float("-inf"))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Nothing is left to be done."""
+
+    def progress(self, progress: DownloadProgress) -> None:
+        phase, note, at_s = self._last
+        now = self._clock.monotonic_s()
+        if (progress.phase, progress.note) == (phase, note) and now - at_s < (
+            JSON_S if self._is_json else LINE_S
+        ):
+            return
+        self._last = (progress.phase, progress.note, now)
+        if self._is_json:
+            print(jsons.dumps_text({"status": progress.phase} | asdict(progress)), flush=True)
+        else:
+            print(line_of(progress), file=sys.stderr, flush=True)
+
+
+class Bar:
+    """A bar on the terminal."""
+
+    def __init__(self, title: str) -> None:
+        from rich.console import Console
+        from rich.markup import escape
+        from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as RichProgress
+
+        self._escape = escape
+        self._bar: Any = RichProgress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            DownloadColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+        )
+        self._task = self._bar.add_task(escape(title), total=None, rate="")
+
+    def __enter__(self) -> Self:
+        self._bar.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.__exit__(kind, error, trace)
+
+    def progress(self, progress: DownloadProgress) -> None:
+        """Show how far it is, and the file that is worked at."""
+        what = progress.now[0] if progress.now else progress.phase
+        more = f" and {len(progress.now) - 1} more" if len(progress.now) > 1 else ""
+        text = progress.note if progress.note else f"{progress.files_done}/{progress.files} {what}{more}"
+        self._bar.update(
+            self._task,
+            description=self._escape(text[:70]),
+            total=progress.total_bytes,
+            completed=progress.done_bytes,
+            rate=f"{size(progress.rate_bytes_s)}/s" if progress.rate_bytes_s else "",
+        )

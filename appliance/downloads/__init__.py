@@ -1,0 +1,1 @@
+"""Downloads of model files: sources, resume, verification, jobs."""

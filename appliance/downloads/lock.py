@@ -1,0 +1,92 @@
+"""One download of one folder at a time, over all processes: an flock on `.lock`, which the kernel takes back from a dead process.
+
+System E tells by the lock file's age whether it is held. We do not look at the age, so that no clock and no forgotten file can lock us out;
+but we renew it, and write our process id into the file as E does, so that an E beside us sees that we are there.
+"""
+
+import asyncio
+import fcntl
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from appliance.base.errors import Conflict
+from appliance.base.tasks import Tasks
+from appliance.downloads.part import disk_error
+
+NAME = ".lock"
+ASK_S = 0.25
+RENEW_S = 5.0  # system E's
+MODE = 0o600
+
+
+@asynccontextmanager
+async def held(folder: Path, on_wait: Callable[[str], None]) -> AsyncIterator[bool]:
+    """Hold the folder's lock.
+
+    Takes   on_wait: called while somebody else holds it, with who that is
+    Gives   whether it had to be waited for
+    Raises  Conflict: the file system does not let it be locked
+    """
+    descriptor = await asyncio.to_thread(_open, folder)
+    try:
+        has_waited = False
+        while not _take(descriptor, folder):
+            has_waited = True
+            on_wait(_holder(descriptor))
+            await asyncio.sleep(ASK_S)
+        tasks = Tasks()
+        _write(descriptor, f"{os.getpid()}\n")
+        tasks.every(RENEW_S, lambda: _renew(descriptor), name="renew-lock")
+        try:
+            yield has_waited
+        finally:
+            await tasks.close()
+            _write(descriptor, "")
+    finally:
+        os.close(descriptor)  # which unlocks
+
+
+def _open(folder: Path) -> int:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        if isinstance(exc, FileExistsError | NotADirectoryError):
+            raise Conflict(
+                f"{folder} is no folder, or lies below something that is none.", code="cannot_write"
+            ) from exc
+        raise disk_error(folder, exc) from exc
+    try:
+        return os.open(folder / NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, MODE)
+    except OSError as exc:
+        raise disk_error(folder / NAME, exc) from exc
+
+
+def _take(descriptor: int, folder: Path) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as exc:
+        raise disk_error(folder / NAME, exc) from exc
+    return True
+
+
+def _holder(descriptor: int) -> str:
+    text = os.pread(descriptor, 20, 0).decode(errors="replace").strip()
+    return f"process {text}" if text.isdecimal() else "another process"
+
+
+def _write(descriptor: int, text: str) -> None:
+    """Write who holds it; that is for people, so a full disk does not matter."""
+    try:
+        os.fchmod(descriptor, MODE)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, text.encode(), 0)
+    except OSError:
+        pass
+
+
+async def _renew(descriptor: int) -> None:
+    os.utime(descriptor)

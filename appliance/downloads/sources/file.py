@@ -1,0 +1,21 @@
+"""file:///a/b: a file or folder of this machine, where the operator allows it."""
+
+from pathlib import Path
+from urllib.parse import unquote
+
+from appliance.base.errors import Invalid
+from appliance.downloads.sources.contract import SourceContext
+from appliance.downloads.sources.disk import Disk
+
+
+class File(Disk):
+    scheme = "file"
+
+    def __init__(self, errand: SourceContext) -> None:
+        path = unquote(errand.address)
+        if not path.startswith("/") or "\0" in path or ".." in path.split("/"):
+            raise Invalid(
+                "A file:// source names an absolute path, such as file:///data/models/llama.gguf.",
+                param="source",
+            )
+        super().__init__(Path(path), errand.folders, pinned=f"file://{path}", may_be_file=True)

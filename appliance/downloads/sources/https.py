@@ -1,0 +1,65 @@
+"""https://host/path/file: one file from a web server, where the operator allows the host; `checksum` says what it must be."""
+
+from collections.abc import AsyncGenerator
+from urllib.parse import unquote, urlsplit
+
+from appliance.base.errors import Invalid
+from appliance.downloads.contract import shown
+from appliance.downloads.sources.contract import Listing, RemoteFile, SourceContext
+from appliance.downloads.sources.web import Web, validator_of
+
+
+class Https:
+    scheme = "https"
+
+    def __init__(self, errand: SourceContext) -> None:
+        self._url = f"https://{errand.address}"
+        try:
+            parts = urlsplit(self._url)
+            host, _ = parts.hostname, parts.port
+        except ValueError:
+            raise Invalid(
+                "The https:// source cannot be read; write https://host/path/file.", param="source"
+            ) from None
+        if parts.username is not None or parts.password is not None:
+            raise Invalid(
+                f"The address of {host} has credentials in it; they would be written down. Leave them out.",
+                param="source",
+            )
+        self._name = unquote(parts.path.rpartition("/")[2])
+        if not host or not self._name:
+            raise Invalid("An https:// source names one file: https://host/path/file.", param="source")
+        errand.reach.check_host(host)
+        self._checksum = _checksum(errand.config.get("checksum", ""))
+        self._web = Web(errand, reach=errand.reach, checks_names=True)
+        self.can_range = True
+
+    async def listing(self) -> Listing:
+        """Ask for the file and leave after the head: what it tells is what a fetch would give, which HEAD not everywhere is."""
+        async with self._web.get(self._url, what=self._name, secret={}) as answer:
+            length = str(answer.headers.get("Content-Length", ""))
+            self.can_range = "bytes" in answer.headers.get("Accept-Ranges", "") and length.isdecimal()
+            file = RemoteFile(
+                self._name,
+                int(length) if length.isdecimal() else None,
+                self._checksum,
+                validator_of(answer.headers),
+            )
+        return Listing((file,), shown(self._url))
+
+    async def pieces(self, file: RemoteFile, start: int, end: int | None) -> AsyncGenerator[bytes]:
+        async for piece in self._web.file(self._url, file, start, end, secret={}, etag=file.etag):
+            yield piece
+
+    async def close(self) -> None:
+        await self._web.close()
+
+
+def _checksum(text: str) -> str:
+    """Read `sha256:HEX`; the kind may be left out."""
+    digest = text.strip().lower().removeprefix("sha256:")
+    if digest and (len(digest) != 64 or not set(digest) <= set("0123456789abcdef")):
+        raise Invalid(
+            "The checksum is none; write sha256: and 64 hexadecimal digits.", param="config.checksum"
+        )
+    return f"sha256:{digest}" if digest else ""

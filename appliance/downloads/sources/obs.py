@@ -1,0 +1,11 @@
+"""obs://bucket/prefix: Huawei's store, which speaks S3's protocol at an `endpoint` of its own."""
+
+from appliance.downloads.sources.bucket import Bucket
+from appliance.downloads.sources.contract import SourceContext
+
+
+class Obs(Bucket):
+    scheme = "obs"
+
+    def __init__(self, errand: SourceContext) -> None:
+        super().__init__(errand, scheme=self.scheme, needs_endpoint=True)

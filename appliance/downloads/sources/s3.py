@@ -1,0 +1,11 @@
+"""s3://bucket/prefix: Amazon's store, or whatever speaks its protocol at `endpoint`."""
+
+from appliance.downloads.sources.bucket import Bucket
+from appliance.downloads.sources.contract import SourceContext
+
+
+class S3(Bucket):
+    scheme = "s3"
+
+    def __init__(self, errand: SourceContext) -> None:
+        super().__init__(errand, scheme=self.scheme)

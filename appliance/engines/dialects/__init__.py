@@ -1,0 +1,1 @@
+"""How each kind of engine is asked about itself."""

@@ -1,0 +1,1 @@
+"""LoRA adapters: declared once, kept loaded on every backend of their model."""

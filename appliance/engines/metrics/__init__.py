@@ -1,0 +1,1 @@
+"""Metrics of engines under one set of names."""

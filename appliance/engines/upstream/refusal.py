@@ -1,0 +1,125 @@
+"""What an engine's error answer means: the caller's fault, no room, too long a prompt, or a server that is not well. Pure."""
+
+import re
+
+from appliance.base.errors import ApplianceError, Invalid, NoSuchModel, Unsupported, UpstreamFailed
+from appliance.engines.upstream.exchange import (
+    NOTE_CHARACTERS,
+    AttemptFailed,
+    client_error_of,
+    retry_after_of,
+)
+
+# Sentences of several generations: vLLM's front, its renderer and its engine; SGLang's front and its scheduler; llama.cpp.
+_TOO_LONG = re.compile(
+    r"""exceed_context_size | maximum\ context\ length | longer\ than\ the\ model's\ context
+                           | exceeds?\ the\ (?:available\ |model's\ )?(?:maximum\ )?context | larger\ than\ the\ max\ context\ size
+                           | longer\ than\ the\ maximum\ model\ length | too\ long\ to\ fit\ into\ the\ model
+                           | exceeds\ the\ maximum\ allowed\ length\ \(\d+\ tokens""",
+    re.IGNORECASE | re.VERBOSE,
+)
+_CONTEXT = re.compile(
+    r"""maximum\ context\ length\D{1,40}?(\d+) | context\ length\ \(?(\d+) | context\ length\ of\D{1,20}?(\d+)
+                          | "n_ctx"\s*:\s*(\d+) | context\ size\ \((\d+) | maximum\ model\ length\ of\ (\d+)
+                          | maximum\ allowed\ length\ \((\d+)""",
+    re.IGNORECASE | re.VERBOSE,
+)
+# vLLM counts a long prompt no further than it must ("at least 1025", or by its characters alone): that is no number of tokens.
+_PROMPT = re.compile(
+    r"""(?<!at\ least\ )(?<!bound\ for\ )\b(\d+)\ (?:input\ tokens|in\ the\ messages|in\ the\ prompt)
+                         | (?:requested|input|has)\D{1,24}?(\d+)\ tokens | "n_prompt_tokens"\s*:\s*(\d+) | request\ \((\d+)\ tokens\)
+                         | prompt\ \((?:total\ )?length\ (\d+)\)""",
+    re.IGNORECASE | re.VERBOSE,
+)
+# With the tokens asked for: the sum in words, or vLLM's sum as "(asked > context - prompt)".
+_TOTAL = re.compile(r"for a total of (\d+) tokens", re.IGNORECASE)
+_SUM = re.compile(r"\((\d+) > \d+ - (\d+)\)")
+
+# llama.cpp answers 500 to requests that it will never be able to take.
+_CANNOT = re.compile(r"(?:image|audio|video) input is not supported|requires --jinja", re.IGNORECASE)
+
+
+def too_long(text: str) -> tuple[int, int] | None:
+    """Read an error text about the length of a prompt, as llama.cpp, vLLM and SGLang write it.
+
+    Gives   (tokens that the request needs, context tokens), 0 for a number that is not in it; None = the text is about something else
+    """
+    if not _TOO_LONG.search(text):
+        return None
+    context = _first(_CONTEXT, text)
+    if (parts := _SUM.search(text)) is not None:
+        return int(parts[1]) + int(parts[2]), context
+    return _first(_TOTAL, text) or _first(_PROMPT, text), context
+
+
+def _first(pattern: re.Pattern[str], text: str) -> int:
+    """Give the number that the first match has in one of its groups; 0 = there is none."""
+    found = pattern.search(text)
+    return next((int(number) for number in found.groups() if number), 0) if found else 0
+
+
+def context_error(prompt: int, context: int, *, model: str = "") -> Invalid:
+    """Say that a prompt does not fit, with the numbers. Nothing was cut: we never do that silently."""
+    asked = f"The request needs {prompt} tokens" if prompt else "The prompt is longer"
+    has = (
+        f"; the largest context here is {context} tokens"
+        if context and prompt
+        else f" than the largest context here, {context} tokens"
+        if context
+        else " than the context here"
+    )
+    of = f" for the model {model!r}" if model else ""
+    return Invalid(
+        f"{asked}{has}{of}. Send a shorter prompt, or ask for fewer tokens.",
+        code="context_length_exceeded",
+        param="messages",
+        details={"prompt_tokens": prompt, "context_tokens": context},
+    )
+
+
+def meaning(status: int, headers: dict[str, str], text: str, label: str) -> Exception:
+    """Give the exception that a server's error answer means.
+
+    1. 401, 403           it refuses the operator's key: another may answer; the caller is told that it is the operator's to mend
+    2. prompt too long    another with more context may answer
+    3. 404                it does not have the model, or the address: another may
+    4. 429                no room
+    5. 501, and llama.cpp's 500 for what it was not started for (embeddings, pictures …): another may
+    6. 408, 5xx, 3xx      not well
+    7. other 4xx          the caller's: passed on in shape
+    """
+    note = text[:NOTE_CHARACTERS]
+    if status in {401, 403}:  # 1
+        error: ApplianceError = UpstreamFailed(
+            f"{label} refuses the key that the appliance has for it. Set its `api_key`.",
+            code="upstream_key_refused",
+        )
+        return AttemptFailed("key_refused", note, status=status, counts=False, error=error)
+    if status in {400, 413, 422, 500} and (found := too_long(text)) is not None:  # 2
+        return AttemptFailed(
+            "context", note, status=status, counts=False, context=found, error=context_error(*found)
+        )
+    if status == 404:  # 3
+        return AttemptFailed(
+            "status_404",
+            note,
+            status=404,
+            counts=False,
+            error=NoSuchModel(str(client_error_of(404, text, label).message), param="model"),
+        )
+    if status == 429:  # 4
+        return AttemptFailed(
+            "full", note, status=429, counts=False, is_full=True, retry_after_s=retry_after_of(headers)
+        )
+    if status == 501 or (status == 500 and _CANNOT.search(text)):  # 5
+        said = client_error_of(status, text, label).message
+        error = Unsupported(said) if status == 501 else Invalid(said, code="not_supported")
+        return AttemptFailed("unsupported", note, status=status, counts=False, error=error)
+    if status == 408 or status >= 500 or status < 400:  # 6
+        return AttemptFailed(
+            "loading" if "loading model" in text.lower() else f"status_{status}",
+            note,
+            status=status,
+            retry_after_s=retry_after_of(headers) if status == 503 else None,
+        )
+    return client_error_of(status, text, label)  # 7

@@ -1,0 +1,220 @@
+"""Ollama's words for the models that run here: what /api/tags, /api/ps and /api/show say of them, and loading by an empty prompt.
+
+Facts come from the model's file (the library), states from the manager (the board). Source: Ollama's API types and its `ollama ps`.
+"""
+
+import hashlib
+from collections.abc import Iterable
+from typing import Any
+
+from appliance.base import jsons
+from appliance.base.clock import Clock, rfc3339
+from appliance.base.errors import NoSuchModel
+from appliance.front.ollama.translate import NEVER_AFTER_S
+from appliance.models.status.views import ModelManagerApi, ModelView, RunnerView
+from appliance.models.table.catalogue import Model
+from appliance.models.table.command import context_of_slot
+from appliance.models.table.details import TEMPLATE, Details
+from appliance.models.table.library import Library
+
+HOLDS_MEMORY = {"starting", "loading", "ready"}
+NAME_WIDTH = 30  # of a parameter's name in /api/show, as Ollama writes them
+
+
+class LocalModels:
+    """The models of the manager's table, in Ollama's shapes."""
+
+    def __init__(self, board: ModelManagerApi, library: Library | None, *, clock: Clock) -> None:
+        self._board = board
+        self._library = library
+        self._clock = clock
+
+    def has(self, alias: str) -> bool:
+        return alias in self._board.catalogue.models
+
+    # ---- what there is
+
+    async def tags(self, aliases: Iterable[str]) -> dict[str, dict[str, Any]]:
+        """Give what /api/tags says of those that are ours: `{name, model, modified_at, size, digest, details, capabilities}` by alias."""
+        views = [self._board.model(alias) for alias in aliases if self.has(alias)]
+        known = await self._known(view.alias for view in views)
+        return {view.alias: _tag(view, known.get(view.alias)) for view in views}
+
+    async def loaded(self) -> list[dict[str, Any]]:
+        """Give the rows of /api/ps, the one that stays longest first:
+        `{name, model, size, digest, details, expires_at, size_vram, context_length}`; one row for all runners of a model."""
+        views = [view for view in self._board.models() if _holding(view)]
+        known = await self._known(view.alias for view in views)
+        now_s = self._clock.now_s()
+        stays = sorted(((_expiry_s(view, now_s), view) for view in views), key=lambda stay: -stay[0])
+        return [
+            {
+                **_entry(view, known.get(view.alias)),
+                **_memory(view),
+                "expires_at": rfc3339(at_s),
+                "context_length": _context(view),
+            }
+            for at_s, view in stays
+        ]
+
+    async def show(self, alias: str, *, verbose: bool) -> dict[str, Any]:
+        """Give the answer of /api/show; the lists of the header (vocabularies) only when `verbose`, null else.
+
+        Raises  NoSuchModel · Unavailable: the file cannot be read
+        """
+        view, model = self._board.model(alias), self._board.catalogue.models[alias]
+        details = await self._library.details(alias) if self._library else None
+        template = details.template if details else ""
+        info = (
+            {key: value for key, value in details.info.items() if key != TEMPLATE} if details else {}
+        )  # it is in `template`
+        if verbose and self._library:
+            info |= await self._library.lists(alias)
+        parameters = _parameters(model, view, threads=self._board.catalogue.system.cpu_threads)
+        out = {
+            "modelfile": _modelfile(model, template, parameters),
+            "parameters": "\n".join(parameters),
+            "template": template,
+            "model_info": info,
+            **_facts(view, details),
+        }
+        return out | ({"license": details.license} if details and details.license else {})
+
+    async def _known(self, aliases: Iterable[str]) -> dict[str, Details]:
+        return await self._library.every(aliases) if self._library else {}
+
+    # ---- loading
+
+    async def touch(self, alias: str, keep_alive_s: float | None) -> float:
+        """Do what a request with nothing to answer asks for: unload the model if `keep_alive_s` is 0, load it else.
+
+        Gives   the seconds that loading took; 0 = it was loaded, or is unloaded now
+        Raises  NoSuchModel: in Ollama's words · what loading raises (Board.load)
+        """
+        try:
+            if keep_alive_s == 0:
+                await self._board.eject(alias)
+                return 0.0
+            began_s, was_ready = self._clock.monotonic_s(), self._board.model(alias).status == "ready"
+            await self._board.load(alias, keep_alive_s=keep_alive_s)
+        except NoSuchModel:
+            raise not_found(alias) from None
+        return 0.0 if was_ready else self._clock.monotonic_s() - began_s
+
+
+def not_found(name: str) -> NoSuchModel:
+    """Say in Ollama's words that there is no such model."""
+    return NoSuchModel(f"model '{name}' not found", param="model")
+
+
+# ---- shapes
+
+
+def _tag(view: ModelView, details: Details | None) -> dict[str, Any]:
+    return _entry(view, details) | _facts(view, details)
+
+
+def _entry(view: ModelView, details: Details | None) -> dict[str, Any]:
+    """Give what /api/tags and /api/ps share."""
+    return {
+        "name": view.alias,
+        "model": view.alias,
+        "size": details.size_bytes if details else view.size_bytes,
+        "digest": _digest(view, details),
+        "details": _details(details),
+    }
+
+
+def _facts(view: ModelView, details: Details | None) -> dict[str, Any]:
+    """Give what /api/tags and /api/show share."""
+    capabilities = list(details.capabilities) if details else ["completion"]
+    return {
+        "modified_at": rfc3339(details.modified_s if details else view.updated_at_s),
+        "details": _details(details),
+        "capabilities": capabilities,
+    }
+
+
+def _digest(view: ModelView, details: Details | None) -> str:
+    """Give the file's digest; until that is reckoned a stand-in, for clients cut the first letters off without looking."""
+    if details and details.digest:
+        return details.digest
+    state = f"{view.path}:{details.size_bytes}:{details.modified_s}" if details else str(view.path)
+    return hashlib.sha256(state.encode()).hexdigest()
+
+
+def _details(details: Details | None) -> dict[str, Any]:
+    if details is None:
+        return {
+            "parent_model": "",
+            "format": "gguf",
+            "family": "",
+            "families": [],
+            "parameter_size": "",
+            "quantization_level": "unknown",
+        }
+    out: dict[str, Any] = {
+        "parent_model": "",
+        "format": details.format,
+        "family": details.architecture,
+        "families": list(details.families),
+        "parameter_size": details.parameter_label,
+        "quantization_level": details.quantization or "unknown",
+    }
+    numbers = {"context_length": details.context_tokens, "embedding_length": details.embedding_length}
+    return out | {name: number for name, number in numbers.items() if number}
+
+
+def _holding(view: ModelView) -> list[RunnerView]:
+    return [runner for runner in view.runners if runner.status in HOLDS_MEMORY]
+
+
+def _memory(view: ModelView) -> dict[str, int]:
+    """Give `size`, all the memory that it takes, and `size_vram`, what of it lies on GPUs; while it loads, what it is reckoned to take."""
+    runners = _holding(view)
+    total = sum(max(runner.memory_bytes, sum(taken for _, taken in runner.devices)) for runner in runners)
+    on_gpus = sum(taken for runner in runners for index, taken in runner.devices if index >= 0)
+    return {"size": total or view.estimate_bytes, "size_vram": on_gpus}
+
+
+def _expiry_s(view: ModelView, now_s: float) -> float:
+    """Give when the last of its runners goes; one that never goes is so far off that `ollama ps` says Forever."""
+    never_s = now_s + NEVER_AFTER_S
+    return max(
+        never_s if runner.expires_at_s is None else min(runner.expires_at_s, never_s)
+        for runner in _holding(view)
+    )
+
+
+def _context(view: ModelView) -> int:
+    """Give the tokens that one request has: a slot's part of the whole."""
+    return context_of_slot(view.context_tokens, view.slots)
+
+
+def _parameters(model: Model, view: ModelView, *, threads: int) -> list[str]:
+    """Give the lines of `parameters`: how the model is run here, under Ollama's names."""
+    params = model.params
+    values = {
+        "num_ctx": _context(view),
+        "num_batch": params.batch_override or params.n_batch,
+        "num_gpu": params.n_gpu_layers,
+        "num_thread": threads,
+        "rope_frequency_base": params.rope_freq_base,
+    }
+    return [
+        f"{name:<{NAME_WIDTH}} {value:g}" if isinstance(value, float) else f"{name:<{NAME_WIDTH}} {value}"
+        for name, value in values.items()
+        if value is not None
+    ]
+
+
+def _modelfile(model: Model, template: str, parameters: list[str]) -> str:
+    """Write how Ollama would be told to make this model; of the file only its name, where it lies is the operator's."""
+    lines = [f"# {model.alias} is run here from its file", f"FROM {model.path.name}"]
+    if template:
+        lines.append(f"TEMPLATE {_quoted(template)}")
+    return "\n".join([*lines, *(f"PARAMETER {' '.join(line.split())}" for line in parameters)]) + "\n"
+
+
+def _quoted(text: str) -> str:
+    return f'"""{text}"""' if '"""' not in text else jsons.dumps_text(text)

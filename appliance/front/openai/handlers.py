@@ -1,0 +1,142 @@
+"""OpenAI's dialect: models, chat, completions, embeddings. The client's bytes travel on; only `model` is changed in them."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from appliance.base.errors import Invalid, NoSuchModel
+from appliance.base.sse import SSE
+from appliance.engines.router import Router
+from appliance.engines.types import EngineReply, EngineRequest, ModelCard, Operation
+from appliance.front.pipeline.body import OPENAI_TYPES, check_messages, check_types, read_object
+from appliance.front.pipeline.errors import error_event
+from appliance.front.pipeline.late import within_heartbeat
+from appliance.front.pipeline.request import Request
+from appliance.front.pipeline.response import Response, json_response
+from appliance.models.status.views import ModelManagerApi
+
+SSE_HEADERS = [("Cache-Control", "no-cache"), ("X-Accel-Buffering", "no")]
+HEARTBEAT = b": heartbeat\n\n"
+STREAM = Response(
+    content_type=SSE,
+    headers=SSE_HEADERS,
+    on_error=partial(error_event, dialect="openai"),
+    heartbeat=HEARTBEAT,
+)
+
+
+class OpenAIHandlers:
+    """The handlers of `/v1`.
+
+    Takes   heartbeat_s: after how long without an answer a streaming client gets its headers and comments; board: our own models
+    """
+
+    def __init__(
+        self, router: Router, *, heartbeat_s: Callable[[], float], board: ModelManagerApi | None = None
+    ) -> None:
+        self._router = router
+        self._board = board
+        self._heartbeat_s = heartbeat_s
+
+    async def chat(self, call: Request) -> Response:
+        """POST /v1/chat/completions."""
+        body = read_object(call.body)
+        check_types(body, OPENAI_TYPES)
+        check_messages(body.get("messages"))
+        return await self._ask(Operation.CHAT, body, call)
+
+    async def completions(self, call: Request) -> Response:
+        """POST /v1/completions."""
+        body = read_object(call.body)
+        check_types(body, OPENAI_TYPES)
+        _check_prompt("prompt", body)
+        return await self._ask(Operation.COMPLETION, body, call)
+
+    async def embeddings(self, call: Request) -> Response:
+        """POST /v1/embeddings."""
+        body = read_object(call.body)
+        check_types(body, OPENAI_TYPES)
+        _check_prompt("input", body)
+        if body.get("encoding_format") not in (None, "float", "base64"):
+            raise Invalid(
+                '`encoding_format` must be "float" or "base64".',
+                param="encoding_format",
+                code="invalid_value",
+            )
+        return await self._ask(Operation.EMBEDDING, body, call)
+
+    async def models(self, call: Request) -> Response:
+        """GET /v1/models: `{object:"list", data:[model…]}`."""
+        return json_response({"object": "list", "data": list(self._rows().values())})
+
+    async def model(self, call: Request) -> Response:
+        """GET /v1/models/{id}; ids may hold slashes. A name that no card has is not a model, whatever MODEL_STRICT says."""
+        wanted = call.params["model"]
+        for card in self._router.cards():
+            if wanted == card.id or wanted in card.aliases:
+                return json_response(self._rows()[card.id])
+        if self._board is not None and wanted in self._board.catalogue.models:
+            return json_response(self._rows()[wanted])
+        raise NoSuchModel(f"The model {wanted!r} does not exist here.", param="model")
+
+    def _rows(self) -> dict[str, dict[str, Any]]:
+        """Give every model by its id; ours with system D's fields, loaded or not."""
+        rows = {card.id: _model(card) for card in self._router.cards()}
+        if (board := self._board) is None:
+            return rows
+        for view in board.models():
+            fresh = {"id": view.alias, "object": "model", "created": int(board.server_started_at_s)}
+            rows[view.alias] = {
+                **rows.get(view.alias, fresh),
+                "owned_by": "user",
+                "n_ctx": view.context_tokens,
+            }
+        return rows
+
+    async def _ask(self, operation: Operation, body: dict[str, Any], call: Request) -> Response:
+        is_stream = bool(body.get("stream")) and operation is not Operation.EMBEDDING
+        request = EngineRequest(
+            operation, body, call.body, body.get("model") or "", is_stream, call.receipt, call.options
+        )
+        if not is_stream:
+            reply = await self._router.answer(request)
+            return Response(reply.status, reply.body or b"", reply.content_type)
+        return await within_heartbeat(
+            self._stream(request), STREAM, heartbeat_s=self._heartbeat_s(), told=request.told
+        )
+
+    async def _stream(self, request: EngineRequest) -> Response:
+        return stream_of(await self._router.answer(request))
+
+
+def stream_of(reply: EngineReply) -> Response:
+    """Give an engine's answer as it is: a stream, or the error that it answered with instead."""
+    if reply.events is None:
+        return Response(reply.status, reply.body or b"", reply.content_type)
+    return replace(STREAM, headers=list(SSE_HEADERS), pieces=reply.events)
+
+
+def _check_prompt(name: str, body: dict[str, Any]) -> None:
+    value = body.get(name)
+    if value is None:
+        raise Invalid(f"`{name}` is required.", param=name, code="missing_required_parameter")
+    if not isinstance(value, (str, list)) or value == []:
+        raise Invalid(
+            f"`{name}` must be a string or an array that is not empty.", param=name, code="invalid_type"
+        )
+
+
+def _model(card: ModelCard) -> dict[str, Any]:
+    """Give a row of the list: OpenAI's fields, and vLLM's and SGLang's two where they are known."""
+    row: dict[str, Any] = {
+        "id": card.id,
+        "object": "model",
+        "created": card.created_s,
+        "owned_by": card.owned_by,
+    }
+    if card.context_tokens:
+        row["max_model_len"] = card.context_tokens
+    if card.parent:
+        row["parent"] = card.parent
+    return row

@@ -1,0 +1,1 @@
+"""Requests that are handed to a backend as they came."""

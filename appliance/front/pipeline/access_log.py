@@ -1,0 +1,99 @@
+"""One rich line per request. Lines are gathered and written together, a few times a second: a write per request costs more
+than the rest of the line."""
+
+import sys
+from collections.abc import Callable
+from typing import TextIO
+
+from appliance.base import jsons
+from appliance.base.clock import Clock, rfc3339
+from appliance.base.logs import SECRETS
+from appliance.engines.receipts import Receipt
+
+GATHER = 256
+
+
+class AccessLog:
+    """Writes the lines. `flush` is called by the server's ticker and at the end."""
+
+    def __init__(
+        self,
+        *,
+        clock: Clock,
+        form: str = "json",
+        stream: TextIO | None = None,
+        also: Callable[[float, str], None] | None = None,
+    ) -> None:
+        self._clock = clock
+        self._stream = stream or sys.stdout
+        self._is_console = form == "console" or (form == "auto" and self._stream.isatty())
+        self._also = also
+        self._lines: list[str] = []
+        self._at = (0, "")  # the second that was rendered last
+
+    def write(
+        self,
+        receipt: Receipt,
+        *,
+        method: str,
+        path: str,
+        peer: str,
+        sent_bytes: int,
+    ) -> None:
+        """Put one request's line: JSON with the receipt's facts, or a short text on a terminal. Never a body, never a key."""
+        now_s = self._clock.now_s()
+        path, model = (
+            SECRETS.blank_name(path),
+            SECRETS.blank_name(receipt.model),
+        )  # what a client may have put a secret into
+        error = SECRETS.blank(receipt.error) if receipt.error else ""
+        if self._is_console:
+            line = (
+                f"{rfc3339(now_s, fraction_digits=3)} {peer} {method} {path} {receipt.status} {receipt.total_ms:.1f}ms"
+                f" model={model or '-'} backend={receipt.backend or '-'} {error}"
+            ).rstrip()
+        else:
+            line = jsons.dumps_text(
+                {
+                    "event": "request",
+                    "level": "info",
+                    "ts": self._second(now_s),
+                    "id": receipt.id,
+                    "peer": peer,
+                    "method": method,
+                    "path": path,
+                    "status": receipt.status,
+                    "finish": receipt.finish,
+                    "ms": round(receipt.total_ms, 2),
+                    "bytes": sent_bytes,
+                    "stream": receipt.streamed,
+                    "model": model,
+                    "served_model": receipt.served_model,
+                    "backend": receipt.backend,
+                    "endpoint": receipt.endpoint,
+                    "attempts": len(receipt.attempts),
+                    "upstream_ms": round(receipt.upstream_ms, 2),
+                    "prompt_tokens": receipt.prompt_tokens,
+                    "completion_tokens": receipt.completion_tokens,
+                    "error": error,
+                }
+            )
+        self._lines.append(line)
+        if self._also is not None:
+            self._also(now_s, line)
+        if len(self._lines) >= GATHER:
+            self.flush()
+
+    def _second(self, now_s: float) -> str:
+        """Give the time with milliseconds; the date is rendered once a second, not once a line."""
+        second = int(now_s)
+        if self._at[0] != second:
+            self._at = (second, rfc3339(second, fraction_digits=3)[:-4])
+        return f"{self._at[1]}{int(now_s % 1 * 1000):03d}Z"
+
+    def flush(self) -> None:
+        """Write what was gathered."""
+        if self._lines:
+            lines, self._lines = self._lines, []
+            self._stream.write("\n".join(lines) + "\n")
+            self._stream.flush()

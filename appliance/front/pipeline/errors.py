@@ -1,0 +1,102 @@
+"""One failure, said in the caller's dialect: HTTP status and body for every Kind. A door never inspects messages."""
+
+from math import ceil
+from typing import Any
+
+from appliance.base import jsons
+from appliance.base.errors import ApplianceError, Kind
+
+HTTP_STATUS = {
+    Kind.INVALID: 400,
+    Kind.UNAUTHENTICATED: 401,
+    Kind.FORBIDDEN: 403,
+    Kind.NOT_FOUND: 404,
+    Kind.NO_SUCH_MODEL: 404,
+    Kind.CONFLICT: 409,
+    Kind.TOO_LARGE: 413,
+    Kind.EXHAUSTED: 429,
+    Kind.UNSUPPORTED: 501,
+    Kind.TIMEOUT: 504,
+    Kind.UNAVAILABLE: 503,
+    Kind.UPSTREAM: 502,
+    Kind.CANCELLED: 499,
+    Kind.INTERNAL: 500,
+}
+
+OPENAI_TYPE = {
+    Kind.INVALID: "invalid_request_error",
+    Kind.UNAUTHENTICATED: "authentication_error",
+    Kind.FORBIDDEN: "permission_error",
+    Kind.NOT_FOUND: "invalid_request_error",
+    Kind.NO_SUCH_MODEL: "invalid_request_error",
+    Kind.CONFLICT: "invalid_request_error",
+    Kind.TOO_LARGE: "invalid_request_error",
+    Kind.EXHAUSTED: "rate_limit_error",
+    Kind.UNSUPPORTED: "not_supported_error",
+    Kind.TIMEOUT: "timeout_error",
+    Kind.UNAVAILABLE: "service_unavailable_error",
+    Kind.UPSTREAM: "upstream_error",
+    Kind.CANCELLED: "cancelled",
+    Kind.INTERNAL: "server_error",
+}
+
+
+def status_of(error: ApplianceError) -> int:
+    """Give the HTTP status; an upstream's own status keeps its number where the backend says so."""
+    status = error.details.get("status")
+    return status if isinstance(status, int) and 400 <= status < 600 else HTTP_STATUS[error.kind]
+
+
+def openai_error(error: ApplianceError) -> dict[str, Any]:
+    """Give OpenAI's error object, `{message, type, param, code}`; failed attempts are listed as system A does.
+
+    `error_type` of its details takes the type's place, `error_fields` stand beside the four (system D's insufficient_vram_error).
+    """
+    details = error.details
+    body: dict[str, Any] = {
+        "message": error.message,
+        "type": details.get("error_type") or OPENAI_TYPE[error.kind],
+        "param": error.param,
+        "code": error.code,
+        **details.get("error_fields", {}),
+    }
+    if "attempts" in error.details:
+        body["attempts"] = error.details["attempts"]
+    return body
+
+
+def ollama_error(error: ApplianceError) -> dict[str, Any]:
+    """Give Ollama's error object, `{error: text}`."""
+    body: dict[str, Any] = {"error": error.message}
+    if "attempts" in error.details:
+        body["attempts"] = error.details["attempts"]
+    return body
+
+
+def error_body(error: ApplianceError, dialect: str) -> bytes:
+    """Render `error` for `dialect` (openai | ollama | detail) as a JSON body; `detail` is the sidecar's, `{detail: text}`."""
+    if dialect == "ollama":
+        return jsons.dumps(ollama_error(error))
+    if dialect == "detail":
+        return jsons.dumps({"detail": error.message})
+    return jsons.dumps({"error": openai_error(error)})
+
+
+def error_event(error: ApplianceError, dialect: str) -> bytes:
+    """Render an error that struck inside a stream as a last piece of the dialect's stream.
+
+    1. ollama → a line of NDJSON      2. openai → an SSE event (no [DONE] after it: the answer is not complete)
+    """
+    if dialect == "ollama":  # 1
+        return jsons.dumps(ollama_error(error)) + b"\n"
+    return b"data: " + jsons.dumps({"error": openai_error(error)}) + b"\n\n"  # 2
+
+
+def error_headers(error: ApplianceError) -> list[tuple[str, str]]:
+    """Give the headers an error needs: Retry-After in whole seconds, WWW-Authenticate with 401."""
+    headers = []
+    if error.retry_after_s is not None:
+        headers.append(("Retry-After", str(max(1, ceil(error.retry_after_s)))))
+    if error.kind is Kind.UNAUTHENTICATED:
+        headers.append(("WWW-Authenticate", "Bearer"))
+    return headers

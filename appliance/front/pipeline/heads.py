@@ -1,0 +1,127 @@
+"""Heads on a client's connection: a request's bytes made into values, an answer's values made into bytes. Pure; the connection is the lane's."""
+
+from dataclasses import dataclass
+
+import httptools
+
+from appliance.front.pipeline.response import Response
+
+REASONS = {
+    200: b"OK",
+    400: b"Bad Request",
+    401: b"Unauthorized",
+    403: b"Forbidden",
+    404: b"Not Found",
+    408: b"Request Timeout",
+    409: b"Conflict",
+    413: b"Content Too Large",
+    422: b"Unprocessable Content",
+    429: b"Too Many Requests",
+    431: b"Request Header Fields Too Large",
+    499: b"Client Closed Request",
+    500: b"Internal Server Error",
+    501: b"Not Implemented",
+    502: b"Bad Gateway",
+    503: b"Service Unavailable",
+    504: b"Gateway Timeout",
+}
+
+
+class BadHead(ValueError):
+    """A request's head cannot be read; the message says why."""
+
+
+class _Headers:
+    """Collects one request's fields from httptools, by lower-case name."""
+
+    __slots__ = ("headers",)
+
+    def __init__(self) -> None:
+        self.headers: dict[str, str] = {}
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        key = name.decode("latin-1").lower()
+        text = value.decode("latin-1")
+        self.headers[key] = f"{self.headers[key]}, {text}" if key in self.headers else text
+
+
+class _Fields(_Headers):
+    """Keeps the fields as they came, too."""
+
+    __slots__ = ("fields",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fields: list[tuple[str, str]] = []
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        super().on_header(name, value)
+        self.fields.append((name.decode("latin-1"), value.decode("latin-1")))
+
+
+def read_head(head: bytes) -> tuple[dict[str, str], bool]:
+    """Read a request's head, its blank line included.
+
+    Gives   (fields by lower-case name, several of one name joined; whether the connection may be kept after it)
+    Raises  BadHead
+    """
+    found = _Headers()
+    parser = httptools.HttpRequestParser(found)
+    try:
+        parser.feed_data(head)
+    except httptools.HttpParserError as exc:
+        raise BadHead(str(exc)) from None
+    # The parser has forgotten what it read of the connection once the request is complete, as one without a body is here.
+    return found.headers, parser.should_keep_alive() and "close" not in found.headers.get(
+        "connection", ""
+    ).lower()
+
+
+@dataclass(frozen=True, slots=True)
+class Upgrade:
+    """A request to switch protocols. `target`: path and query; `fields`: as they came; `headers`: the same by lower-case name."""
+
+    target: str
+    fields: list[tuple[str, str]]
+    headers: dict[str, str]
+
+    @property
+    def path(self) -> str:
+        return self.target.partition("?")[0]
+
+
+def upgrade_of(head: bytes) -> Upgrade | None:
+    """Read a head that asks to switch protocols; None = it does not, not as HTTP/1.1 has it, or it cannot be read."""
+    if head[:4] != b"GET " or b"\nupgrade:" not in head.lower():
+        return None
+    found = _Fields()
+    parser = httptools.HttpRequestParser(found)
+    try:
+        parser.feed_data(head)
+    except httptools.HttpParserUpgrade:
+        pass  # as it should be
+    except httptools.HttpParserError:
+        return None  # aiohttp says what is wrong with it
+    words = {word.strip().lower() for word in found.headers.get("connection", "").split(",")}
+    if (
+        "upgrade" not in words
+        or found.headers.get("upgrade", "").lower() == "h2c"
+        or parser.get_http_version() != "1.1"
+    ):
+        return None
+    target = head[4 : head.find(b"\r\n")].rpartition(b" ")[0].decode("latin-1")
+    return Upgrade(target, found.fields, found.headers)
+
+
+def answer_head(answer: Response, framing: bytes, *, date_line: bytes, may_stay: bool) -> bytes:
+    """Write an answer's head, its blank line included. `framing`: the line that says where the body ends; may_stay: the connection is kept."""
+    fields = "".join([f"{name}: {value}\r\n" for name, value in answer.headers])
+    return b"HTTP/1.1 %d %b\r\n%b%bContent-Type: %b\r\n%b%b" % (
+        answer.status,
+        REASONS.get(answer.status, b"Status"),
+        date_line,
+        framing,
+        answer.content_type.encode(),
+        fields.encode("latin-1", "replace"),
+        b"\r\n" if may_stay else b"Connection: close\r\n\r\n",
+    )

@@ -1,0 +1,1 @@
+"""The nvidia-smi shim and the simulated GPU."""

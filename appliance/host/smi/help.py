@@ -1,0 +1,32 @@
+"""What the simulated nvidia-smi says about its own use. Standard library only; the words are ours, the forms the tool's."""
+
+from appliance.host.smi.fields import QUERIES
+
+USAGE = """nvidia-smi (stand-in of the inference appliance)
+
+    nvidia-smi [OPTION1 [ARG1]] [OPTION2 [ARG2]] ...
+
+    -h,   --help                Print this.
+          --version             Print the versions.
+    -L,   --list-gpus           List the GPUs.
+    -q,   --query               Print everything about the GPUs.
+    -x,   --xml-format          With -q: as XML.
+    -d,   --display=            With -q: only some sections, separated by commas.
+    -i,   --id=                 Only some GPUs: index, UUID or bus id, separated by commas.
+    -f,   --filename=           Write into a file.
+    -l,   --loop=               Again and again, every so many seconds.
+    -lms, --loop-ms=            Again and again, every so many milliseconds.
+          --query-gpu=          Print fields of the GPUs; with --format=csv[,noheader][,nounits]. Also --query-compute-apps=,
+                                --query-accounted-apps=, --query-retired-pages=, --query-remapped-rows=.
+          --help-query-gpu      List the fields; likewise for the other queries.
+"""
+
+
+def fields_of(query):
+    """Give the list of a query's fields in the tool's layout: the quoted names, then what they are."""
+    lines = [f'List of valid properties to query for the switch "--query-{query}":', ""]
+    for primary, aliases, unit, _ in QUERIES[query]:
+        lines.append(" or ".join(f'"{name}"' for name in (primary, *aliases)))
+        words = primary.replace(".", " ").replace("_", " ")
+        lines += [f"{words[:1].upper()}{words[1:]}{f', in {unit}' if unit else ''}.", ""]
+    return "\n".join(lines)

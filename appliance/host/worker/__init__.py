@@ -1,0 +1,1 @@
+"""The third-party worker CLI inside the container."""

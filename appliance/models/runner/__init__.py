@@ -1,0 +1,1 @@
+"""One llama-server process: start, memory, end, and what outlives us."""

@@ -1,0 +1,1 @@
+"""Which model is loaded, which is unloaded, and when. Decisions only."""

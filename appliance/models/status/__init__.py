@@ -1,0 +1,1 @@
+"""What the manager reports about itself."""

@@ -1,0 +1,86 @@
+"""`model_status.json`: the status of server and models in a file, for whoever looks before the door is open or after it is closed.
+
+The file is replaced as a whole, so that a reader never sees half of it. It is written in a thread, at most every half second.
+Source: system D, `model_status.json`.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from appliance.base import jsons
+from appliance.base.files import OPEN_MODE, put
+from appliance.base.logs import get_logger
+from appliance.base.tasks import Tasks
+from appliance.models.status.objects import as_file
+from appliance.models.status.views import ModelManagerApi
+
+log = get_logger("models")
+EVERY_S = 0.5
+FILE_NAME = "model_status.json"
+
+
+class StatusFile:
+    """Keeps the file at `path` as the board is. One thread writes, in order: no older state ever lands on a newer one."""
+
+    def __init__(self, board: ModelManagerApi, path: Path, *, every_s: float = EVERY_S) -> None:
+        self.path = path
+        self.writes = 0
+        self._board = board
+        self._every_s = every_s
+        self._written = b""
+        self._has_warned = False
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="status-file")
+
+    async def run(self) -> None:
+        """Write now, and after each change; changes in quick succession are written once."""
+        while True:
+            seen = self._board.changed.version
+            await self.write()
+            await asyncio.sleep(self._every_s)
+            await self._board.changed.newer(seen)
+
+    async def write(self) -> None:
+        """Write the present status, unless it is what the file holds."""
+        text = jsons.dumps_pretty(as_file(self._board)).encode()
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._replace, text)
+
+    async def close(self) -> None:
+        """Write the last status, and end the thread."""
+        await self.write()
+        self._thread.shutdown(wait=False)
+
+    def _replace(self, text: bytes) -> None:
+        """Put `text` in the file's place. A folder that cannot be written is told once, until it can be again."""
+        if text == self._written:  # asked here and not before: a write may still have been on its way then
+            return
+        try:
+            put(self.path, text, mode=OPEN_MODE)
+        except OSError as exc:
+            if not self._has_warned:
+                log.warning(
+                    "status_file_unwritable",
+                    path=str(self.path),
+                    reason=str(exc),
+                    remedy="Make the folder writable; until then the file is missing or old.",
+                )
+            self._has_warned = True
+            return
+        self._written, self._has_warned = text, False
+        self.writes += 1
+
+
+@asynccontextmanager
+async def keeping_status_file(
+    board: ModelManagerApi, path: Path, *, tasks: Tasks, every_s: float = EVERY_S
+) -> AsyncIterator[StatusFile]:
+    """Keep the file while the context is open; what it holds at the end is the board's last state."""
+    file = StatusFile(board, path, every_s=every_s)
+    task = tasks.start(file.run(), name="status-file")
+    try:
+        yield file
+    finally:
+        task.cancel()
+        await file.close()

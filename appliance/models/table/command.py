@@ -1,0 +1,252 @@
+"""The command line of a llama-server for one model: from the table, and from what this very server's `--help` says that it takes.
+
+Its flags change over time, and one that is not known ends it at once. What it does not know is left out, or written as it knows it; but
+where a model would be another one without it (an adapter, a projector, a template), it is refused.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from appliance.models.table.catalogue import LoraAdapter, Model, System
+from appliance.models.table.gguf import GgufHeader
+
+LEAST_SLOT_TOKENS = 2048  # of context: slots are taken away until each has so much
+Kind = Literal["text", "embedding", "reranking"]
+_FLAG = re.compile(r"(?<![\w-])(--?[a-zA-Z][\w-]*)")
+_ENTRY = re.compile(r"\n(?=[ ]{0,12}--?[A-Za-z])")  # where the help begins to speak of the next flag
+
+
+class BadCommand(ValueError):
+    """The table wants of a model what this llama-server does not do. The message names each key, and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Flags:
+    """What a llama-server takes.
+
+    fa_takes_value   -fa wants on, off or auto; in older ones it is a switch
+    lora_is_list     --lora takes all adapters at once, separated by commas, and of several --lora only the last counts; in older
+                     ones it is given once for each. Likewise --lora-scaled: FILE:SCALE,… or FILE SCALE
+    load_modes       the words that --load-mode takes; older ones have --mlock and --no-mmap
+    spec_types       the words that --spec-type takes
+    """
+
+    names: frozenset[str]
+    fa_takes_value: bool
+    lora_is_list: bool = False
+    load_modes: frozenset[str] = frozenset()
+    spec_types: frozenset[str] = frozenset()
+
+    @classmethod
+    def of_help(cls, text: str) -> "Flags":
+        """Read the text of `llama-server --help`."""
+        line = next((line for line in text.splitlines() if re.match(r"\s*-fa\b", line)), "")
+        entries = _ENTRY.split("\n" + text)
+        gone = {
+            name
+            for entry in entries
+            if "argument has been removed" in entry
+            for name in _FLAG.findall(entry.partition("the argument")[0])
+        }
+        lora = next((entry for entry in entries if re.match(r"\s*--lora\s", entry)), "")
+        modes = next((entry for entry in entries if "--load-mode " in entry.partition("\n")[0]), "")
+        types = re.search(r"--spec-type\s+([\w,-]+)", text)
+        return cls(
+            frozenset(_FLAG.findall(text)) - gone,
+            bool(re.search(r"on\s*\|\s*off|\{on,off|\[on", line)),
+            "comma-separated" in lora,
+            frozenset(re.findall(r"- ([\w+]+):", modes)),
+            frozenset(types[1].split(",")) if types else frozenset(),
+        )
+
+
+def slots_of(model: Model, system: System) -> int:
+    """Give how many requests at a time: as the table says, but each with LEAST_SLOT_TOKENS of context."""
+    wanted = model.params.parallel_override or system.parallel_requests
+    return max(1, min(wanted, model.params.n_ctx // LEAST_SLOT_TOKENS))
+
+
+def context_of_slot(context_tokens: int, slots: int) -> int:
+    """Give the context of one request: llama-server parts a model's among its slots."""
+    return context_tokens // max(1, slots)
+
+
+def kind_of(model: Model, header: GgufHeader | None) -> Kind:
+    """Tell what a model is for: as the table says, else as its file says of itself."""
+    if model.reranking or (header is not None and header.is_reranker and not model.params.embedding):
+        return "reranking"
+    return "embedding" if model.params.embedding or (header is not None and header.is_embedding) else "text"
+
+
+def command_line(
+    program: str,
+    model: Model,
+    system: System,
+    flags: Flags,
+    *,
+    port: int,
+    host: str = "127.0.0.1",
+    header: GgufHeader | None = None,
+) -> list[str]:
+    """Give the words to start a server with.
+
+    Takes   host: where it listens; header: of the model's file, None = not read
+    Raises  BadCommand: the table names for this model what this server does not know
+    """
+    words = _Words(
+        flags,
+        [program, "--model", str(model.path), "--alias", model.alias, "--host", host, "--port", str(port)],
+    )
+    kind = kind_of(model, header)
+    _size(words, model, system, kind, header)
+    _character(words, model, kind, header)
+    _memory(words, system)
+    words.lora(model.lora)
+    _draft(words, model)
+    if model.mmproj_path is not None:
+        words.demand("mmproj_path", ["--mmproj"], str(model.mmproj_path))
+    words.offer("--cache-type-k", model.params.type_k)
+    words.offer("--cache-type-v", model.params.type_v)
+    if flags.fa_takes_value or system.flash_attention == "on":
+        words.offer("-fa", *([system.flash_attention] if flags.fa_takes_value else []))
+    return words.whole()
+
+
+def is_lockable(flags: Flags) -> bool:
+    """Whether this llama-server can keep a model from being swapped out (`system.use_mlock`)."""
+    return bool({"--mlock"} & flags.names or {"mlock", "mmap+mlock"} & flags.load_modes)
+
+
+class _Words:
+    """Collects the words, and what cannot be said."""
+
+    def __init__(self, flags: Flags, words: list[str]) -> None:
+        self.flags = flags
+        self._words = words
+        self._problems: list[str] = []
+
+    def offer(self, name: str, *values: str) -> None:
+        """Say it where it is known."""
+        if name in self.flags.names:
+            self._words += [name, *values]
+
+    def demand(self, key: str, names: list[str], *values: str) -> None:
+        """Say it by the first name that is known; `key`: where the table has it."""
+        known = next((name for name in names if name in self.flags.names), None)
+        if known is None:
+            self._problems.append(
+                f"`{key}` needs {' or '.join(names)}, which this llama-server does not know: install a newer one, or take the "
+                "key out of the table"
+            )
+        else:
+            self._words += [known, *values]
+
+    def lora(self, adapters: tuple[LoraAdapter, ...]) -> None:
+        """Say them all by one flag, for their order is what requests name them by."""
+        is_scaled = any(one.scale != 1 for one in adapters)
+        name = "--lora-scaled" if is_scaled else "--lora"
+        if self.flags.lora_is_list and adapters:
+            odd = next(
+                (
+                    str(one.path)
+                    for one in adapters
+                    if "," in str(one.path) or (is_scaled and ":" in str(one.path))
+                ),
+                "",
+            )
+            if odd:
+                self._problems.append(
+                    f"`lora`: llama-server takes no path with a comma, nor one with a colon beside a scale: rename {odd}"
+                )
+            self.demand(
+                "lora",
+                [name],
+                ",".join(f"{one.path}:{one.scale:g}" if is_scaled else str(one.path) for one in adapters),
+            )
+            return
+        for one in adapters:
+            self.demand(
+                "lora", [name], *([str(one.path), f"{one.scale:g}"] if is_scaled else [str(one.path)])
+            )
+
+    def whole(self) -> list[str]:
+        if self._problems:
+            raise BadCommand("; ".join(dict.fromkeys(self._problems)))
+        return self._words
+
+
+def _size(
+    words: _Words,
+    model: Model,
+    system: System,
+    kind: Kind,
+    header: GgufHeader | None,
+) -> None:
+    params, slots = model.params, slots_of(model, system)
+    batch = params.batch_override or params.n_batch
+    if kind != "text" and not params.batch_override:
+        # Such models read a text in one piece: what is longer than a batch is refused.
+        whole = params.n_ctx // slots
+        batch = max(batch, min(whole, header.context_tokens or whole) if header else whole)
+        words.offer("--ubatch-size", str(batch))
+    for name, value in {
+        "--n-gpu-layers": params.n_gpu_layers,
+        "--ctx-size": params.n_ctx,
+        "--batch-size": batch,
+        "--parallel": slots,
+        "--threads": system.cpu_threads,
+    }.items():
+        words.offer(name, str(value))
+    words.offer("--metrics")
+    words.offer("--slots")
+
+
+def _character(words: _Words, model: Model, kind: Kind, header: GgufHeader | None) -> None:
+    params = model.params
+    if kind == "text":
+        words.offer("--jinja")
+    if header is None or not header.number("attention.sliding_window"):
+        words.offer("--no-context-shift")
+    if params.rope_freq_base is not None:
+        words.demand("params.rope_freq_base", ["--rope-freq-base"], f"{params.rope_freq_base:g}")
+    if params.chat_template is not None:
+        words.demand("params.chat_template", ["--chat-template"], params.chat_template)
+    # --reranking stands alone: it implies --embedding in newer servers, and in older ones that would switch it off.
+    if model.reranking or (kind == "reranking" and {"--reranking", "--rerank"} & words.flags.names):
+        words.demand("reranking", ["--reranking", "--rerank"])
+    elif params.embedding:
+        words.demand("params.embedding", ["--embedding", "--embeddings"])
+    elif kind != "text":
+        words.offer("--embedding")
+    if model.pooling is not None:
+        words.demand("pooling", ["--pooling"], model.pooling)
+
+
+def _memory(words: _Words, system: System) -> None:
+    modes = words.flags.load_modes
+    if not modes:
+        if not system.use_mmap:
+            words.offer("--no-mmap")
+        if system.use_mlock:
+            words.offer("--mlock")
+        return
+    wanted = {
+        (True, False): [],
+        (False, False): ["none"],
+        (True, True): ["mmap+mlock", "mlock"],
+        (False, True): ["mlock"],
+    }
+    mode = next((mode for mode in wanted[system.use_mmap, system.use_mlock] if mode in modes), None)
+    if mode is not None:
+        words.offer("--load-mode", mode)
+
+
+def _draft(words: _Words, model: Model) -> None:
+    if model.draft_model_path is None:
+        return
+    words.demand("draft_model_path", ["--model-draft", "-md"], str(model.draft_model_path))
+    layers = next((name for name in ("--n-gpu-layers-draft", "-ngld") if name in words.flags.names), "")
+    words.offer(layers, str(model.params.n_gpu_layers))
+    if "draft-simple" in words.flags.spec_types:
+        words.offer("--spec-type", "draft-simple")

@@ -1,0 +1,48 @@
+"""What a reload of the table changes, in words: for the log, and for whoever asked for it. Pure."""
+
+from dataclasses import fields
+from typing import Any
+
+from appliance.base import jsons
+from appliance.models.table.catalogue import Catalogue, Model
+
+
+def differences(old: Catalogue, new: Catalogue) -> list[str]:
+    """Say one sentence for each model that is added, changed or removed, and for each changed key of the system; [] = nothing differs.
+
+    `api` is left out: system D's readers use it, the appliance does not.
+    """
+    said = [f"The model {alias} is removed." for alias in old.models if alias not in new.models]
+    for alias, model in new.models.items():
+        if alias not in old.models:
+            said.append(f"The model {alias} is added.")
+        elif model != old.models[alias]:
+            said.append(
+                f"The model {alias} changes: {', '.join(_changed(_flat(old.models[alias]), _flat(model)))}."
+            )
+    before, after = old.system.model_dump(), new.system.model_dump()
+    del before["llama_server_path"], after["llama_server_path"]  # the one in force is Catalogue.llama_server
+    said += [f"The system changes: {change}." for change in _changed(before, after)]
+    if old.llama_server != new.llama_server:
+        said.append(f"The llama-server changes: {_shown(old.llama_server)} → {_shown(new.llama_server)}.")
+    return said
+
+
+def _flat(model: Model) -> dict[str, Any]:
+    values = {field.name: getattr(model, field.name) for field in fields(model) if field.name != "params"}
+    values["lora"] = [f"{one.path} × {one.scale:g}" for one in model.lora]
+    return values | {f"params.{key}": value for key, value in model.params.model_dump().items()}
+
+
+def _changed(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    return [
+        f"{key} {_shown(before[key])} → {_shown(value)}"
+        for key, value in after.items()
+        if before[key] != value
+    ]
+
+
+def _shown(value: Any) -> str:
+    return jsons.dumps_text(
+        value if isinstance(value, (bool, int, float, str, list, tuple, type(None))) else str(value)
+    )

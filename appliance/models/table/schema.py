@@ -1,0 +1,35 @@
+"""The JSON schema of the configuration file, for editors: made of the table's own classes, shipped as etc/models.schema.json.
+
+Name it in the file as `"$schema": "models.schema.json"`. It holds the limits of each key; what only shows when keys are seen together,
+or in the files that they name, `appliance check` and `appliance models check` tell.
+"""
+
+from typing import Any
+
+from appliance.models.table.catalogue import Table
+
+
+def schema() -> dict[str, Any]:
+    """Give the schema (draft 2020-12) of the file of CONFIG_PATH, in which backends and pools are only named, not described."""
+    made = Table.model_json_schema()
+    made["properties"]["models"]["minProperties"] = 1
+    others = {
+        "$schema": {"type": "string", "description": "Where this schema is, for editors"},
+        "backends": {
+            "type": "array",
+            "items": {"type": "object"},
+            "description": "Engines that are already running (docs/backends.md)",
+        },
+        "pools": {
+            "type": "array",
+            "items": {"type": "object"},
+            "description": "Sets of backends that stand in for each other",
+        },
+    }
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **made,
+        "title": "Configuration file of the appliance (CONFIG_PATH)",
+        "description": "Which models there are, and how they are run.",
+        "properties": others | made["properties"],
+    }
