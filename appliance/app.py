@@ -211,7 +211,7 @@ class Appliance:
             read_catalogue,
             settings.models,
             settings.engines.config_path,
-            download_dir(settings.models, settings.host),
+            download_dir(settings.downloads, settings.host),
         )
         if any(problem.is_fatal for problem in problems):
             log.error("table_not_read", problems=[str(problem) for problem in problems if problem.is_fatal])

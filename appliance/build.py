@@ -88,7 +88,7 @@ def build_lora_orders(
         clock=clock,
         path=Path(settings.host.state_dir) / lora_orders_file.FILE,
         has_variable=has_variable(settings),
-        resumes=settings.models.download_resume,
+        resumes=settings.downloads.download_resume,
     )
 
 
@@ -97,7 +97,7 @@ def lora_folders(settings: Settings) -> tuple[list[Path], Path]:
     own_folder = Path(settings.host.state_dir) / "adapters"
     folders = list(map(Path, settings.engines.lora_allowed_dirs)) or [
         own_folder,
-        download_dir(settings.models, settings.host),
+        download_dir(settings.downloads, settings.host),
     ]
     return folders, own_folder if own_folder in folders else folders[0]
 
@@ -110,7 +110,7 @@ def has_variable(settings: Settings) -> Callable[[str], bool]:
 def build_downloader(settings: Settings) -> DownloadEngine:
     """Give who fetches."""
     return DownloadEngine(
-        settings.models, output_roots=download_roots(settings), proxies=Proxies.read(settings.environ)
+        settings.downloads, output_roots=download_roots(settings), proxies=Proxies.read(settings.environ)
     )
 
 
@@ -125,13 +125,14 @@ def download_roots(settings: Settings) -> tuple[Path, ...]:
 
 def download_folders(settings: Settings) -> DownloadFolders:
     return DownloadFolders(
-        download_dir(settings.models, settings.host), tuple(map(Path, settings.models.download_allowed_dirs))
+        download_dir(settings.downloads, settings.host),
+        tuple(map(Path, settings.downloads.download_allowed_dirs)),
     )
 
 
 def build_jobs(settings: Settings, downloader: Downloader, *, tasks: Tasks, clock: Clock) -> DownloadJobs:
     """Give the downloads' jobs, not yet open."""
-    own = settings.models
+    own = settings.downloads
     return DownloadJobs(
         downloader,
         tasks=tasks,

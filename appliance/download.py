@@ -22,7 +22,7 @@ from appliance.base.settings import Problem, read
 from appliance.download_output import Bar, Lines, flaw_lines, size
 from appliance.downloads.contract import DownloadRequest, DownloadResult, FileFault, shown
 from appliance.downloads.engine import DownloadEngine
-from appliance.models.settings import ModelSettings
+from appliance.downloads.settings import DownloadSettings
 
 USAGE_ERROR = 2
 SECRET_KEYS = ("hf_token", "ms_token", "access_key", "secret_key")
@@ -134,14 +134,14 @@ def hide_argument(text: str | None, config: Mapping[str, str]) -> None:
         pass  # a hardened kernel: what stands there stands there
 
 
-def _settings() -> tuple[ModelSettings, Proxies]:
+def _settings() -> tuple[DownloadSettings, Proxies]:
     """Read this room's settings alone, and the proxies: a fault elsewhere in the environment does not matter for a download."""
     environ: Mapping[str, str] = os.environ
     if environ.get("APPLIANCE_ENV_FILE"):
         from appliance.settings import effective_environ  # which needs every room: only where it must be
 
         environ = effective_environ(environ)[0]
-    settings, problems = read(ModelSettings, environ)
+    settings, problems = read(DownloadSettings, environ)
     if settings is None:
         raise BadEnvironment(problems)
     SECRETS.learn(
@@ -153,7 +153,7 @@ def _settings() -> tuple[ModelSettings, Proxies]:
     return settings, proxies
 
 
-def _folder(given: str | None, settings: ModelSettings) -> Path:
+def _folder(given: str | None, settings: DownloadSettings) -> Path:
     chosen = Path(given) if given else settings.download_dir or Path("~/downloads")
     return Path(os.path.abspath(chosen.expanduser()))
 

@@ -144,7 +144,7 @@ class Reloader:
 
     def _apply_models(self, settings: Settings) -> None:
         self._appliance.downloader.apply(
-            settings.models, output_roots=download_roots(settings), proxies=Proxies.read(settings.environ)
+            settings.downloads, output_roots=download_roots(settings), proxies=Proxies.read(settings.environ)
         )
         self._appliance.lora_orders.apply(*lora_folders(settings))
         manager = self._appliance.manager
@@ -157,7 +157,7 @@ class Reloader:
 
 
 def _secret(settings: Settings, row: SettingDescription) -> str:
-    value = getattr(getattr(settings, row.room), row.variable.lower())
+    value = settings.value_of(row.variable)
     return str(value.get_secret_value() if hasattr(value, "get_secret_value") else value)
 
 

@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, SecretStr
 
@@ -22,6 +22,7 @@ from appliance.base.settings import (
 )
 from appliance.control.guard import problems as control_problems
 from appliance.control.settings import ControlSettings
+from appliance.downloads.settings import DownloadSettings
 from appliance.engines.settings import EngineSettings
 from appliance.engines.specs import FleetSpec, read_fleet
 from appliance.front.pipeline.access import is_loopback
@@ -55,6 +56,7 @@ class Settings:
     general: GeneralSettings
     host: HostSettings
     models: ModelSettings
+    downloads: DownloadSettings
     engines: EngineSettings
     front: FrontSettings
     control: ControlSettings
@@ -67,6 +69,14 @@ class Settings:
         default_factory=lambda: Catalogue({})
     )  # the models to be run: the configuration file and MODEL_DIR
 
+    def value_of(self, variable: str) -> Any:
+        """Return the value of a variable. Raises KeyError: there is no such variable."""
+        name = variable.lower()
+        for package, model in ROOMS.items():
+            if name in model.model_fields:
+                return getattr(getattr(self, package), name)
+        raise KeyError(variable)
+
     @property
     def is_reachable(self) -> bool:
         """Whether the HTTP door listens beyond this machine."""
@@ -77,10 +87,13 @@ ROOMS: dict[str, type[PackageSettings]] = {
     "general": GeneralSettings,
     "host": HostSettings,
     "models": ModelSettings,
+    "downloads": DownloadSettings,
     "engines": EngineSettings,
     "front": FrontSettings,
     "control": ControlSettings,
 }
+# Lists of settings (the command line, gRPC) have always shown the variables of downloads under this heading.
+SHOWN_UNDER = {"downloads": "models"}
 
 
 def effective_environ(environ: Mapping[str, str]) -> tuple[dict[str, str], list[Problem]]:
@@ -157,10 +170,11 @@ def _tables(
     if not isinstance(engines, EngineSettings) or not isinstance(models, ModelSettings):
         return FleetSpec(), Catalogue({}), []
     fleet, problems = read_fleet(engines, environ)
-    host = rooms.get("host")
-    catalogue, found = read_catalogue(
-        models, engines.config_path, download_dir(models, host) if isinstance(host, HostSettings) else None
-    )
+    downloads, host = rooms.get("downloads"), rooms.get("host")
+    folder: Path | None = None
+    if isinstance(downloads, DownloadSettings) and isinstance(host, HostSettings):
+        folder = download_dir(downloads, host)
+    catalogue, found = read_catalogue(models, engines.config_path, folder)
     # Both read the configuration file: that it cannot be read is said once.
     told = {(problem.value, problem.remedy) for problem in problems}
     return (
@@ -170,9 +184,9 @@ def _tables(
     )
 
 
-def download_dir(models: ModelSettings, host: HostSettings) -> Path:
+def download_dir(downloads: DownloadSettings, host: HostSettings) -> Path:
     """Give the folder of downloads: DOWNLOAD_DIR, else one in STATE_DIR."""
-    return (models.download_dir or host.state_dir / "models").absolute()
+    return (downloads.download_dir or host.state_dir / "models").absolute()
 
 
 def load_or_raise(environ: Mapping[str, str] | None = None) -> tuple[Settings, list[Problem]]:
@@ -321,7 +335,9 @@ def described(settings: Settings | None, environ: Mapping[str, str]) -> list[Set
     return [
         row
         for name, model in ROOMS.items()
-        for row in describe(name, model, getattr(settings, name) if settings else None, environ)
+        for row in describe(
+            SHOWN_UNDER.get(name, name), model, getattr(settings, name) if settings else None, environ
+        )
     ]
 
 

@@ -42,6 +42,7 @@ from appliance.downloads.part import PartialFile, disk_error
 from appliance.downloads.progress import TELL_S, ProgressMeter
 from appliance.downloads.retry import again
 from appliance.downloads.rules import DownloadRules
+from appliance.downloads.settings import DownloadSettings
 from appliance.downloads.sources.contract import (
     DownloadSource,
     Listing,
@@ -51,7 +52,6 @@ from appliance.downloads.sources.contract import (
 )
 from appliance.downloads.sources.table import open_source, split
 from appliance.downloads.workers import FetchPlan, TransferWorkers
-from appliance.models.settings import ModelSettings
 
 
 class DownloadEngine:
@@ -64,7 +64,7 @@ class DownloadEngine:
 
     def __init__(
         self,
-        settings: ModelSettings,
+        settings: DownloadSettings,
         *,
         output_roots: tuple[Path, ...] | None,
         is_trusted: bool = False,
@@ -81,7 +81,7 @@ class DownloadEngine:
         self._ssl = ssl_context
 
     def apply(
-        self, settings: ModelSettings, *, output_roots: tuple[Path, ...] | None, proxies: Proxies
+        self, settings: DownloadSettings, *, output_roots: tuple[Path, ...] | None, proxies: Proxies
     ) -> None:
         """Take new settings; downloads that run keep those that they began with."""
         self._settings, self.proxies = settings, proxies

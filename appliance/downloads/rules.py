@@ -16,7 +16,7 @@ from pydantic import SecretStr
 from appliance.base.errors import Forbidden, Invalid
 from appliance.base.reach import FolderPolicy, HostPolicy
 from appliance.downloads.contract import DownloadRequest
-from appliance.models.settings import ModelSettings
+from appliance.downloads.settings import DownloadSettings
 
 # system E's keys, each with the setting that stands in for it
 FROM_SETTINGS = {
@@ -44,7 +44,7 @@ BELONGS = {
 class DownloadRules:
     """What the operator allows. `output_roots`: folders that downloads may be put in, None = every folder."""
 
-    settings: ModelSettings = field(repr=False)
+    settings: DownloadSettings = field(repr=False)
     output_roots: tuple[Path, ...] | None
     is_trusted: bool
 

@@ -17,7 +17,7 @@ from appliance.downloads.request import DownloadFolders
 from tests.cli.test_ctl_models import Terminal, on_a_screen
 from tests.control.scripted_board import ScriptedBoard
 from tests.control.standin import House, control_settings
-from tests.models.standin_downloader import StandinDownloader
+from tests.downloads.standin_downloader import StandinDownloader
 
 SECRET = "hf_verysecrettokenvalue"
 

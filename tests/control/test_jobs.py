@@ -18,7 +18,7 @@ from appliance.downloads.jobs import DownloadJobs
 from appliance.downloads.request import DownloadFolders
 from tests.control.standin import House, Open, opened, refused, rest_of
 from tests.control.test_servicer import details_of
-from tests.models.standin_downloader import StandinDownloader
+from tests.downloads.standin_downloader import StandinDownloader
 
 SECRET = "hf_verysecrettokenvalue"
 

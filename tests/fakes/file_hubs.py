@@ -1,7 +1,7 @@
 """Stand-ins for the servers that models are fetched from: a plain file server, a Hugging Face endpoint and ModelScope's API.
 
 Built from the public APIs as their own clients use them; the Hugging Face one is held to that by letting the official client download from it
-(tests/models/test_download_hf.py). All record what was asked and how many bytes were sent, and can misbehave on purpose.
+(tests/downloads/test_hf.py). All record what was asked and how many bytes were sent, and can misbehave on purpose.
 
     async with Hub({"config.json": b"{}", "model.gguf": Path("/big/file")}) as hub:
         hub.faults["model.gguf"] = [Status(503), Cut(after_bytes=1000)]         # the next two answers with its bytes

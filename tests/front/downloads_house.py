@@ -29,7 +29,7 @@ from appliance.front.sidecar import DIALECT, SidecarHandlers, sidecar_routes
 from appliance.front.system import SystemHandlers
 from appliance.models.pulls import Pulls
 from appliance.settings import load_or_raise
-from tests.models.standin_downloader import StandinDownloader
+from tests.downloads.standin_downloader import StandinDownloader
 
 
 @dataclass

@@ -16,8 +16,8 @@ import pytest
 import trustme
 
 from appliance.downloads.part import BLOCK_BYTES
+from tests.downloads.workplace import MIB, held, leftovers, noise
 from tests.fakes.file_hubs import Cut, FileServer, Hub, Status
-from tests.models.downloads import MIB, held, leftovers, noise
 
 PATIENCE_S = 60
 WORKERS = 4

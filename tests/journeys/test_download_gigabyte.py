@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 
 from appliance.downloads.part import BLOCK_BYTES
+from tests.downloads.workplace import MIB, leftovers
 from tests.fakes.file_hubs import Hub
 from tests.fakes.s3_server import S3Server
 from tests.journeys.test_download import download
-from tests.models.downloads import MIB, leftovers
 
 pytestmark = pytest.mark.timeout(300)
 SIZE = 1 << 30

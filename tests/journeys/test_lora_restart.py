@@ -8,10 +8,10 @@ from typing import Any
 import aiohttp
 import pytest
 
+from tests.downloads.workplace import MIB, held, noise
 from tests.fakes.file_hubs import Hub
 from tests.fakes.lora_engines import LoraEngine
 from tests.journeys.running import Process, Spawn
-from tests.models.downloads import MIB, held, noise
 
 SIZE = 24 * MIB
 TOKEN = "hf_a_token_of_ours"

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from appliance.reload import Reloader
+from tests.downloads.workplace import MIB, held, noise
 from tests.fakes.engine_server import EngineServer
 from tests.fakes.file_hubs import Hub
 from tests.fakes.forward_proxy import ForwardProxy
 from tests.journeys.running import Spawn, Start, until
 from tests.journeys.test_backends import ask
 from tests.journeys.test_download import download
-from tests.models.downloads import MIB, held, noise
 
 HOSTS = dict.fromkeys(("hub.test", "cdn.test"), "127.0.0.1")
 DATA = noise(2 * MIB)

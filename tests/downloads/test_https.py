@@ -8,8 +8,8 @@ import pytest
 import trustme
 
 from appliance.base.errors import Forbidden, Invalid, NotFound, UpstreamFailed
+from tests.downloads.workplace import MIB, engine, held, noise, wish
 from tests.fakes.file_hubs import Cut, FileServer, ModelScopeHub
-from tests.models.downloads import MIB, engine, held, noise, wish
 
 DATA = noise(3 * MIB)
 SHA256 = hashlib.sha256(DATA).hexdigest()

@@ -9,8 +9,8 @@ import pytest
 
 from appliance.base.errors import Conflict, Forbidden, Invalid, NotFound, TimedOut, UpstreamFailed
 from appliance.downloads.part import BLOCK_BYTES
+from tests.downloads.workplace import MIB, Story, engine, held, leftovers, noise, wish
 from tests.fakes.file_hubs import COMMIT, Cut, Hub, Stall, Status
-from tests.models.downloads import MIB, Story, engine, held, leftovers, noise, wish
 
 FILES = {
     "config.json": b'{"a": 1}',

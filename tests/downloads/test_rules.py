@@ -18,7 +18,7 @@ from appliance.downloads.retry import RetryCounter
 from appliance.downloads.rules import DownloadRules
 from appliance.downloads.sources.contract import Interrupted, RemoteFile, SourceContext, SourceTimeouts
 from appliance.downloads.sources.table import split
-from tests.models.downloads import engine, settings, wish
+from tests.downloads.workplace import engine, settings, wish
 
 ENV = {
     "hf_auth_token": "hf_of_the_operator",

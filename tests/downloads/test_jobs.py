@@ -22,8 +22,8 @@ from appliance.downloads.contract import DownloadProgress, DownloadRequest
 from appliance.downloads.job import as_object
 from appliance.downloads.jobs import DownloadJobs
 from appliance.downloads.request import DownloadFolders, read_config, read_source, read_wish
+from tests.downloads.standin_downloader import StandinDownloader
 from tests.journeys.running import until
-from tests.models.standin_downloader import StandinDownloader
 
 SECRET = "hf_verysecrettokenvalue"
 

@@ -7,7 +7,7 @@ import pytest
 
 from appliance.base.errors import Forbidden, Invalid, NotFound, UpstreamFailed
 from appliance.downloads.contract import DownloadProgress
-from tests.models.downloads import MIB, engine, held, noise, wish
+from tests.downloads.workplace import MIB, engine, held, noise, wish
 
 FILES = {"config.json": b"{}", "deep/er/weights.bin": noise(9 * MIB)}
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from appliance.base.proxies import Proxies
 from appliance.downloads.contract import DownloadProgress, DownloadRequest
 from appliance.downloads.engine import DownloadEngine
+from appliance.downloads.settings import DownloadSettings
 from appliance.downloads.sources.contract import SourceTimeouts
-from appliance.models.settings import ModelSettings
 
 QUICK = SourceTimeouts(
     connect_s=3, first_byte_s=3, idle_s=1, tries=3, first_pause_s=0.01, longest_pause_s=0.05
@@ -17,8 +17,8 @@ QUICK = SourceTimeouts(
 MIB = 1 << 20
 
 
-def settings(**values: object) -> ModelSettings:
-    return ModelSettings.from_env({name.upper(): str(value) for name, value in values.items()})
+def settings(**values: object) -> DownloadSettings:
+    return DownloadSettings.from_env({name.upper(): str(value) for name, value in values.items()})
 
 
 def engine(

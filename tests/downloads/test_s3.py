@@ -12,7 +12,7 @@ import trustme
 from moto.server import ThreadedMotoServer
 
 from appliance.base.errors import Forbidden, Invalid, NotFound, UpstreamFailed
-from tests.models.downloads import MIB, engine, held, noise, wish
+from tests.downloads.workplace import MIB, engine, held, noise, wish
 
 FILES = {"config.json": b"{}", "sub/weights.bin": noise(2 * MIB), "empty": b""}
 KEYS = {"access_key": "AKIAOURKEY", "secret_key": "oursecretkey123"}

@@ -8,10 +8,10 @@ import pytest
 import trustme
 
 from appliance.base.errors import Forbidden, UpstreamFailed
+from tests.downloads.workplace import MIB, engine, held, noise, wish
 from tests.fakes.file_hubs import FileServer, Hub, ModelScopeHub
 from tests.fakes.forward_proxy import ForwardProxy
 from tests.fakes.s3_server import S3Server
-from tests.models.downloads import MIB, engine, held, noise, wish
 
 HOSTS = dict.fromkeys(
     ("hub.test", "cdn.test", "s3.test", "files.test", "weights.s3.test", "192.0.2.7"), "127.0.0.1"

@@ -1,0 +1,74 @@
+"""The settings of the downloads package: where to, from where, with which credentials."""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, SecretStr
+
+from appliance.base.settings import CommaList, PackageSettings, Switch
+
+RELOAD: dict[str, Any] = {"reload": True}
+
+
+class DownloadSettings(PackageSettings):
+    """What may be downloaded, where to, and the operator's own credentials for the sources."""
+
+    download_dir: Path | None = Field(
+        None,
+        description="Where downloads are put that name no folder; else `models` in STATE_DIR",
+        json_schema_extra={"allowed": "a folder that can be written"},
+    )
+    download_allowed_hosts: CommaList = Field(
+        [],
+        description="Hosts that https:// sources may name, such as `files.example.com,*.example.org`; none = https:// is refused. A private "
+        "address is reached only when it, or its network (10.0.0.0/8), is listed here, too",
+        json_schema_extra=RELOAD | {"allowed": "a comma list"},
+    )
+    download_allowed_dirs: CommaList = Field(
+        [],
+        description="Folders that pvc:// and file:// sources may read, and that downloads may be put in besides DOWNLOAD_DIR",
+        json_schema_extra=RELOAD | {"allowed": "a comma list of absolute paths"},
+    )
+    download_jobs: int = Field(
+        2, ge=1, le=32, description="Downloads that run at the same time; further ones wait"
+    )
+    download_resume: Switch = Field(
+        True, description="Whether downloads that the end of the appliance cut off go on at its next start"
+    )
+    download_max_workers: int = Field(
+        16,
+        ge=1,
+        le=64,
+        description="Most files, and parts of large files, that one download fetches at a time",
+        json_schema_extra=RELOAD,
+    )
+    hf_auth_token: SecretStr = Field(
+        SecretStr(""),
+        description="Token for hf:// sources; a download's own `hf_token` wins",
+        json_schema_extra=RELOAD,
+    )
+    hf_endpoint: str = Field(
+        "https://huggingface.co",
+        description="Where hf:// sources are fetched from: Hugging Face, or what serves its API",
+        json_schema_extra=RELOAD | {"allowed": "an http(s) address"},
+    )
+    hf_revision: str = Field(
+        "", description="Revision of hf:// sources that name none; else main", json_schema_extra=RELOAD
+    )
+    ms_token: SecretStr = Field(
+        SecretStr(""), description="Token for ms:// sources (ModelScope)", json_schema_extra=RELOAD
+    )
+    ms_revision: str = Field(
+        "", description="Revision of ms:// sources that name none; else master", json_schema_extra=RELOAD
+    )
+    access_key: SecretStr = Field(
+        SecretStr(""), description="Access key for s3:// and obs:// sources", json_schema_extra=RELOAD
+    )
+    secret_key: SecretStr = Field(
+        SecretStr(""), description="Secret key for s3:// and obs:// sources", json_schema_extra=RELOAD
+    )
+    endpoint: str = Field(
+        "",
+        description="Where s3:// and obs:// sources are fetched from; empty = Amazon's",
+        json_schema_extra=RELOAD | {"allowed": "an http(s) address"},
+    )
