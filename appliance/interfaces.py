@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 def build_front(house: "Appliance", access_log: AccessLog) -> HttpServer:
     """Build the HTTP door with all its addresses."""
-    settings, clock, router, board = house.settings.front, house.clock, house.router, house.manager
+    settings, clock, router, manager = house.settings.front, house.clock, house.router, house.manager
     pipeline = house.pipeline = RequestPipeline(
         settings,
         receipts=house.receipts,
@@ -59,14 +59,14 @@ def build_front(house: "Appliance", access_log: AccessLog) -> HttpServer:
     ollama = OllamaHandlers(
         router,
         clock=clock,
-        board=board,
+        manager=manager,
         library=house.library,
         pulls=PullHandlers(house.pulls, admit=partial(pipeline.admit, Access.OPERATOR)),
         heartbeat_s=heartbeat_s,
     )
-    balance = BalanceHandlers(router, clock=clock, set_strategy=house.fleet.set_strategy, board=board)
+    balance = BalanceHandlers(router, clock=clock, set_strategy=house.fleet.set_strategy, manager=manager)
     routes = all_routes(
-        OpenAIHandlers(router, heartbeat_s=heartbeat_s, board=board),
+        OpenAIHandlers(router, heartbeat_s=heartbeat_s, manager=manager),
         ResponsesHandlers(router, clock=clock, heartbeat_s=heartbeat_s),
         ollama,
         system,
@@ -173,7 +173,7 @@ def control_parts(house: "Appliance", reloader: Reloader) -> ControlParts:
         is_draining=lambda: house.state != "serving",
         grace_s=lambda: house.settings.front.shutdown_grace_s if house.grace_s is None else house.grace_s,
         hurry=house.hurry,
-        board=house.manager,
+        manager=house.manager,
         clock=house.clock,
         lora=house.lora_orders,
         jobs=house.jobs,

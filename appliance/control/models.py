@@ -20,34 +20,34 @@ class ModelCalls(CallGroup):
     """ListModels, LoadModel, EjectModel, ResetModel, PinModel, WatchModels, GetQueue, GetVram."""
 
     async def ListModels(self, request: Any, context: Any) -> Any:
-        board = self._parts.board
-        return pb.ListModelsResponse(models=_told(board) if board is not None else [], at=self._now())
+        manager = self._parts.manager
+        return pb.ListModelsResponse(models=_told(manager) if manager is not None else [], at=self._now())
 
     async def WatchModels(self, request: Any, context: Any) -> None:
-        board, again_s = self._board(), every_s(request)
+        manager, again_s = self._manager(), every_s(request)
         async with aclosing(
-            followed(board.changed.follow(), stopping=self._stopping, every_s=again_s)
+            followed(manager.changed.follow(), stopping=self._stopping, every_s=again_s)
         ) as changes:
             async for _ in changes:
-                await write(context, pb.WatchModelsResponse(models=_told(board), at=self._now()))
+                await write(context, pb.WatchModelsResponse(models=_told(manager), at=self._now()))
 
     async def LoadModel(self, request: Any, context: Any) -> None:
-        board, alias = self._board(), self._known(request.alias)
+        manager, alias = self._manager(), self._known(request.alias)
         stay_s = _stay_s(request.keep_alive_s) if request.HasField("keep_alive_s") else None
         over = asyncio.Event()
         load = self._tasks.start(
-            _loaded(board, alias, stay_s), name="control-load"
+            _loaded(manager, alias, stay_s), name="control-load"
         )  # goes on when the caller leaves
         load.add_done_callback(lambda _: over.set())
         told: Any = None
         async with aclosing(
-            followed(followed(board.changed.follow(), stopping=over), stopping=self._stopping)
+            followed(followed(manager.changed.follow(), stopping=over), stopping=self._stopping)
         ) as changes:
             async for _ in changes:
-                view = board.model(alias)
+                view = manager.model(alias)
                 if _progress(view) != told:
                     told = _progress(view)
-                    await write(context, pb.LoadModelResponse(model=_one(board, view)))
+                    await write(context, pb.LoadModelResponse(model=_one(manager, view)))
         if not load.done():
             raise Unavailable(
                 "The appliance stops; the load cannot be followed any longer.", code="shutting_down"
@@ -56,76 +56,76 @@ class ModelCalls(CallGroup):
         if isinstance(outcome, ApplianceError):
             raise outcome
         if _progress(outcome) != told:
-            await write(context, pb.LoadModelResponse(model=_one(board, outcome)))
+            await write(context, pb.LoadModelResponse(model=_one(manager, outcome)))
 
     async def EjectModel(self, request: Any, context: Any) -> Any:
-        board, alias = self._board(), self._known(request.alias)
-        ejected = await self._finished(board.eject(alias, force=request.force))
+        manager, alias = self._manager(), self._known(request.alias)
+        ejected = await self._finished(manager.eject(alias, force=request.force))
         return pb.EjectModelResponse(
-            model=_one(board, board.model(alias)),
+            model=_one(manager, manager.model(alias)),
             was_loaded=ejected.was_loaded,
             waited_for=ejected.waited_for,
         )
 
     async def ResetModel(self, request: Any, context: Any) -> Any:
-        board, alias = self._board(), self._known(request.alias)
-        former = board.reset(alias)
+        manager, alias = self._manager(), self._known(request.alias)
+        former = manager.reset(alias)
         found = (
             {"had_failures": True, "attempts": former.attempts, "error": former.error}
             if former is not None
             else {}
         )
-        return pb.ResetModelResponse(model=_one(board, board.model(alias)), **found)
+        return pb.ResetModelResponse(model=_one(manager, manager.model(alias)), **found)
 
     async def PinModel(self, request: Any, context: Any) -> Any:
-        board, alias = self._board(), self._known(request.alias)
-        view = board.pin(alias, pinned=request.pinned or not request.HasField("pinned"))
-        return pb.PinModelResponse(model=_one(board, view))
+        manager, alias = self._manager(), self._known(request.alias)
+        view = manager.pin(alias, pinned=request.pinned or not request.HasField("pinned"))
+        return pb.PinModelResponse(model=_one(manager, view))
 
     async def GetQueue(self, request: Any, context: Any) -> Any:
-        board = self._board()
+        manager = self._manager()
         alias = self._known(request.alias) if request.alias else ""
         return pb.GetQueueResponse(
-            queues=[to_queue(view) for view in board.queues() if alias in {"", view.alias}]
+            queues=[to_queue(view) for view in manager.queues() if alias in {"", view.alias}]
         )
 
     async def GetVram(self, request: Any, context: Any) -> Any:
-        board = self._board()
-        models = board.models()
-        return pb.GetVramResponse(devices=[to_device(view, models) for view in board.devices()])
+        manager = self._manager()
+        models = manager.models()
+        return pb.GetVramResponse(devices=[to_device(view, models) for view in manager.devices()])
 
-    def _board(self) -> ModelManagerApi:
-        if self._parts.board is None:
+    def _manager(self) -> ModelManagerApi:
+        if self._parts.manager is None:
             raise Conflict(
                 "This appliance runs no models itself. Set MODEL_DIR to a folder of .gguf files, or list `models` in the file of "
                 "CONFIG_PATH, and restart it.",
                 code="no_models",
             )
-        return self._parts.board
+        return self._parts.manager
 
     def _known(self, alias: str) -> str:
         """Give the alias of a model that there is. Raises Invalid · NoSuchModel"""
-        return self._board().model(named(alias, "alias")).alias
+        return self._manager().model(named(alias, "alias")).alias
 
     def _now(self) -> Any:
         return to_timestamp(self._parts.clock.now_s())
 
 
-async def _loaded(board: ModelManagerApi, alias: str, stay_s: float | None) -> ModelView | ApplianceError:
+async def _loaded(manager: ModelManagerApi, alias: str, stay_s: float | None) -> ModelView | ApplianceError:
     """Give the loaded model, or why there is none: as a value, since nobody may be left to catch it."""
     try:
-        return await board.load(alias, keep_alive_s=stay_s)
+        return await manager.load(alias, keep_alive_s=stay_s)
     except ApplianceError as error:
         return error
 
 
-def _told(board: ModelManagerApi) -> list[pb.Model]:
-    waiting = {line.alias: line.queue_length for line in board.queues()}
-    return [to_model(view, waiting) for view in board.models()]
+def _told(manager: ModelManagerApi) -> list[pb.Model]:
+    waiting = {line.alias: line.queue_length for line in manager.queues()}
+    return [to_model(view, waiting) for view in manager.models()]
 
 
-def _one(board: ModelManagerApi, view: ModelView) -> pb.Model:
-    return to_model(view, {line.alias: line.queue_length for line in board.queues()})
+def _one(manager: ModelManagerApi, view: ModelView) -> pb.Model:
+    return to_model(view, {line.alias: line.queue_length for line in manager.queues()})
 
 
 def _progress(view: ModelView) -> tuple[object, ...]:

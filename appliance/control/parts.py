@@ -95,7 +95,7 @@ class ControlParts:
     is_draining: Callable[[], bool]
     grace_s: Callable[[], float] = lambda: DEFAULT_GRACE_S
     hurry: asyncio.Event | None = None
-    board: ModelManagerApi | None = None
+    manager: ModelManagerApi | None = None
     jobs: DownloadJobs | None = None
     folders: Callable[[], DownloadFolders] | None = None
     lora: AdapterOrders | None = None

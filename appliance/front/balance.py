@@ -26,14 +26,14 @@ class BalanceHandlers:
         *,
         clock: Clock,
         set_strategy: Callable[[str], None],
-        board: ModelManagerApi | None = None,
+        manager: ModelManagerApi | None = None,
     ) -> None:
         self._router = router
-        self._board = board
+        self._manager = manager
         self._clock = clock
         self._set_strategy = set_strategy
 
-    async def health(self, call: Request) -> Response:
+    async def health(self, request: Request) -> Response:
         """GET /health: `ok` while every backend is up, `degraded` while one is not; 200 both, as system C has it.
 
         With models of our own also system D's `checks`; when one of those fails it is 503, and the whole stands under `detail` too.
@@ -48,27 +48,27 @@ class BalanceHandlers:
             "timestamp": now_s,
             "details": [_detail(state, now_s) for state in states],
         }
-        if self._board is None:
+        if self._manager is None:
             return json_response(body)
-        body["checks"] = checks = health_checks(self._board)
+        body["checks"] = checks = health_checks(self._manager)
         if all(check["status"] == "ok" for check in checks.values()):
             return json_response(body)
         body["status"] = "degraded"
         return json_response({**body, "detail": body}, 503)
 
-    async def strategy(self, call: Request) -> Response:
+    async def strategy(self, request: Request) -> Response:
         """GET …/strategy: `{strategy}`."""
         return json_response({"strategy": self._router.strategy})
 
-    async def put_strategy(self, call: Request) -> Response:
+    async def put_strategy(self, request: Request) -> Response:
         """PUT …/strategy `{strategy}`: switches all pools; counters stay (operator)."""
-        name = read_object(call.body).get("strategy")
+        name = read_object(request.body).get("strategy")
         if not isinstance(name, str):
             raise Invalid("`strategy` must be a string.", param="strategy", code="invalid_type")
         self._set_strategy(name)
         return json_response({"strategy": name, "message": "Load balancing strategy updated"})
 
-    async def loads(self, call: Request) -> Response:
+    async def loads(self, request: Request) -> Response:
         """GET …/loads: `{strategy, count, loads: {name: load}}`."""
         states = self._router.states()
         return json_response(
@@ -79,9 +79,9 @@ class BalanceHandlers:
             }
         )
 
-    async def load(self, call: Request) -> Response:
+    async def load(self, request: Request) -> Response:
         """GET …/load?instance_id=: one load."""
-        name = parse_qs(call.query).get("instance_id", [""])[0]
+        name = parse_qs(request.query).get("instance_id", [""])[0]
         if not name:
             raise Invalid(
                 "The query parameter `instance_id` is required.",

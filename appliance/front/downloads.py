@@ -61,14 +61,14 @@ class DownloadHandlers:
 
     # ---- downloading
 
-    async def download_model(self, call: Request) -> Response:
+    async def download_model(self, request: Request) -> Response:
         """POST /v1/download_model `{source, output_dir, config?, max_workers?, async_download?}`.
 
         Gives   200 `{status: "completed", message, source, output_dir, job, files, bytes}` when it is there; with async_download
                 202 `{status: "started", message, source, output_dir, job}` at once
         Source  system E
         """
-        body = read_object(call.body)
+        body = read_object(request.body)
         check_types(body, TYPES)
         wish = await asyncio.to_thread(
             read_wish,
@@ -117,25 +117,25 @@ class DownloadHandlers:
 
     # ---- jobs
 
-    async def jobs(self, call: Request) -> Response:
+    async def jobs(self, request: Request) -> Response:
         """GET /v1/jobs: `{jobs: [{id, state, …}]}`, newest first, see as_object."""
         return json_response({"jobs": [as_object(job) for job in self._jobs.all()]})
 
-    async def job(self, call: Request) -> Response:
+    async def job(self, request: Request) -> Response:
         """GET /v1/jobs/{id}: one of them."""
-        return json_response(as_object(self._jobs.get(call.params["id"])))
+        return json_response(as_object(self._jobs.get(request.params["id"])))
 
-    async def cancel(self, call: Request) -> Response:
+    async def cancel(self, request: Request) -> Response:
         """DELETE /v1/jobs/{id}: cancels it and gives it as it is then; what was fetched stays for the next time."""
-        return json_response(as_object(await self._jobs.cancel(call.params["id"])))
+        return json_response(as_object(await self._jobs.cancel(request.params["id"])))
 
-    async def stream(self, call: Request) -> Response:
+    async def stream(self, request: Request) -> Response:
         """GET /v1/jobs/{id}/stream: `progress` events (the job object), the last one called completed, failed, cancelled or interrupted."""
-        self._jobs.get(call.params["id"])
+        self._jobs.get(request.params["id"])
         return Response(
             content_type=SSE,
             headers=SSE_HEADERS,
-            pieces=self._feed(call.params["id"]),
+            pieces=self._feed(request.params["id"]),
             on_error=event_of_error,
             heartbeat=HEARTBEAT,
         )
@@ -148,20 +148,20 @@ class DownloadHandlers:
 
     # ---- folders
 
-    async def verify(self, call: Request) -> Response:
+    async def verify(self, request: Request) -> Response:
         """POST /v1/downloads/verify `{output_dir}`: `{output_dir, ok, flaws: [{path, kind, detail}]}`; kind: missing, size, checksum, partial."""
-        body = read_object(call.body)
+        body = read_object(request.body)
         folder = await self._folder(body)
         flaws = await self._jobs.verify(folder)
         rows = [{"path": flaw.path, "kind": flaw.kind, "detail": flaw.detail} for flaw in flaws]
         return json_response({"output_dir": str(folder), "ok": not rows, "flaws": rows})
 
-    async def repair(self, call: Request) -> Response:
+    async def repair(self, request: Request) -> Response:
         """POST /v1/downloads/repair `{output_dir, config?, async_download?}`: fetches again what verify finds wrong.
 
         Gives   200 `{status: "completed", message, output_dir, job, files, bytes}`, or 202 `{status: "started", message, output_dir, job}`
         """
-        body = read_object(call.body)
+        body = read_object(request.body)
         folder = await self._folder(body)
         is_async = bool(body.get("async_download"))
         job = await self._jobs.start(

@@ -54,10 +54,10 @@ class LoraHandlers:
         self._orders = orders
         self._is_sidecar = is_sidecar
 
-    async def load(self, call: Request) -> Response:
+    async def load(self, request: Request) -> Response:
         """POST /v1/load_lora_adapter: load an adapter, downloaded first where it has a `source`; 202 at once with `async_download`."""
         try:
-            body = read_object(call.body)
+            body = read_object(request.body)
             check_types(body, TYPES)
             order = read_order(body)
             if body.get("async_download"):
@@ -81,10 +81,10 @@ class LoraHandlers:
         except ApplianceError as error:
             return self._refused(error)
 
-    async def unload(self, call: Request) -> Response:
+    async def unload(self, request: Request) -> Response:
         """POST /v1/unload_lora_adapter `{lora_name}`: further fields go to the engines as they came."""
         try:
-            body = read_object(call.body)
+            body = read_object(request.body)
             check_types(body, TYPES)
             name = _named(body)
             more = {key: value for key, value in body.items() if key not in OWN}
@@ -93,7 +93,7 @@ class LoraHandlers:
         except ApplianceError as error:
             return self._refused(error)
 
-    async def adapters(self, call: Request) -> Response:
+    async def adapters(self, request: Request) -> Response:
         """GET /v1/lora_adapters: `{object: "list", data: [{id, base_model, path, source, backend, pinned, declared, state, backends: [{backend,
         kind, state, detail}]}], pending: [{lora_name, source, output_dir, phase, since, error, …}]}`."""
         return json_response(

@@ -37,11 +37,11 @@ class SidecarHandlers:
         self._engine = engine
         self._pod = pod
 
-    async def health(self, call: Request) -> Response:
+    async def health(self, request: Request) -> Response:
         """GET /health: exactly system E's."""
         return json_response({"status": "healthy", "service": "runtime"})
 
-    async def ready(self, call: Request) -> Response:
+    async def ready(self, request: Request) -> Response:
         """GET /ready: `{status: ready | not_ready, engine, detail, pod}`."""
         state = self._engine()
         if state is None:

@@ -26,9 +26,9 @@ class SidecarMetricsHandlers:
         self._scraper = scraper
         self._clock, self._more = clock, more
 
-    async def metrics(self, call: Request) -> Response:
+    async def metrics(self, request: Request) -> Response:
         """GET /metrics: text 0.0.4, or OpenMetrics 1.0 to whoever prefers it."""
-        openmetrics = wants_openmetrics(call.headers.get("accept", ""))
+        openmetrics = wants_openmetrics(request.headers.get("accept", ""))
         scraped = await self._scraper.scrape()
         body = await scraped.render(self._clock.monotonic_s(), openmetrics=openmetrics, more=self._more())
         return Response(body=body, content_type=OPENMETRICS if openmetrics else TEXT)

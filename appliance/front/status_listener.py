@@ -26,9 +26,9 @@ class StatusListener:
     """The handlers. `board` gives the board, None while the table is not read yet."""
 
     def __init__(
-        self, board: Callable[[], ModelManagerApi | None], *, clock: Clock, silence_s: float = SILENCE_S
+        self, manager: Callable[[], ModelManagerApi | None], *, clock: Clock, silence_s: float = SILENCE_S
     ) -> None:
-        self.feeds = StatusFeeds(board, clock=clock, silence_s=silence_s)
+        self.feeds = StatusFeeds(manager, clock=clock, silence_s=silence_s)
 
     def application(self) -> web.Application:
         app = web.Application(client_max_size=1024)
@@ -91,7 +91,7 @@ class StatusListener:
 
 @asynccontextmanager
 async def serving_status(
-    board: Callable[[], ModelManagerApi | None],
+    manager: Callable[[], ModelManagerApi | None],
     *,
     clock: Clock,
     host: str,
@@ -104,7 +104,7 @@ async def serving_status(
     Gives   the address that is really listened on
     Raises  OSError with the address in its text when it cannot be had
     """
-    listener = StatusListener(board, clock=clock, silence_s=silence_s)
+    listener = StatusListener(manager, clock=clock, silence_s=silence_s)
     runner = web.AppRunner(
         listener.application(),
         handle_signals=False,

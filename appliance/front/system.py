@@ -38,14 +38,14 @@ class SystemHandlers:
         self._measure = measure
         self._engines = engines
 
-    async def healthz(self, call: Request) -> Response:
+    async def healthz(self, request: Request) -> Response:
         """GET /healthz: system A's `{ok, public_model, upstream_base, aliases, novita_endpoints}` and more; 503 while not serving."""
         status = {k: v for k, v in self._status().items() if k not in {"machine_id"}}
         return json_response(status, 200 if status["ok"] else 503)
 
-    async def metrics(self, call: Request) -> Response:
+    async def metrics(self, request: Request) -> Response:
         """GET /metrics: ours and every engine's, as text 0.0.4 or, to whoever prefers it, OpenMetrics 1.0 (docs/metrics.md)."""
-        openmetrics = wants_openmetrics(call.headers.get("accept", ""))
+        openmetrics = wants_openmetrics(request.headers.get("accept", ""))
         self._measure()
         engines = await self._engines() if self._engines is not None else []
         body = self._metrics.render(openmetrics=openmetrics) + (
@@ -53,15 +53,15 @@ class SystemHandlers:
         )
         return Response(body=body, content_type=OPENMETRICS if openmetrics else TEXT)
 
-    async def receipts(self, call: Request) -> Response:
+    async def receipts(self, request: Request) -> Response:
         """GET /receipts: the latest hundred, newest first (operator)."""
         return json_response(
             {"receipts": [r.as_dict() for r in self._receipts.latest(100)], "kept": len(self._receipts)}
         )
 
-    async def receipt(self, call: Request) -> Response:
+    async def receipt(self, request: Request) -> Response:
         """GET /receipts/{id} (operator)."""
-        receipt = self._receipts.get(call.params["id"])
+        receipt = self._receipts.get(request.params["id"])
         if receipt is None:
-            raise NotFound(f"There is no receipt {call.params['id']!r}; the last thousand are kept.")
+            raise NotFound(f"There is no receipt {request.params['id']!r}; the last thousand are kept.")
         return json_response(receipt.as_dict())

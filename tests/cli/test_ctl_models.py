@@ -53,8 +53,8 @@ class Process:
 class Terminal:
     """Runs commands against one house."""
 
-    def __init__(self, house: House, board: ScriptedBoard, address: str) -> None:
-        self.house, self.board = house, board
+    def __init__(self, house: House, manager: ScriptedBoard, address: str) -> None:
+        self.house, self.manager = house, manager
         self.environ = {"PATH": os.environ["PATH"], "CONTROL_ADDRESS": address}
         self.out = self.err = ""
 
@@ -90,12 +90,12 @@ class Terminal:
 @pytest.fixture
 async def terminal(tmp_path: Path) -> AsyncIterator[Terminal]:
     house = House()
-    board = house.board = ScriptedBoard(model_view("small"), ready_view("big"))
-    board.lines = [QueueView("small", 0, 0, 0, 0, 0), QueueView("big", 3, 12, 8, 1, 2, 4.5, 50)]
+    manager = house.manager = ScriptedBoard(model_view("small"), ready_view("big"))
+    manager.lines = [QueueView("small", 0, 0, 0, 0, 0), QueueView("big", 3, 12, 8, 1, 2, 4.5, 50)]
     house.clock.advance(STARTED_AT_S + 30 - house.clock.now_s())
     path = tmp_path / "c.sock"
     async with serving_control(control_settings(control_socket=path), house.parts()):
-        yield Terminal(house, board, f"unix:{path}")
+        yield Terminal(house, manager, f"unix:{path}")
 
 
 BOTH = pytest.mark.parametrize("spelling", [["models"], ["ctl", "model"]], ids=["models", "ctl"])
@@ -116,8 +116,8 @@ async def test_models_are_listed_in_a_table(terminal: Terminal, spelling: list[s
 
 
 async def test_the_table_tells_loads_pins_replicas_and_stays_for_ever(terminal: Terminal) -> None:
-    terminal.board.put(model_view("small", status="loading", load_progress=40, is_pinned=True, replicas=2))
-    terminal.board.put(ready_view("big", expires_at_s=None))
+    terminal.manager.put(model_view("small", status="loading", load_progress=40, is_pinned=True, replicas=2))
+    terminal.manager.put(ready_view("big", expires_at_s=None))
     assert await terminal.run("models") == 0
     small, big = (line.split("\t") for line in terminal.out.splitlines()[1:])
     assert (small[1], small[3]) == ("loading 40%, pinned", "2x4")
@@ -128,7 +128,7 @@ async def test_the_table_tells_loads_pins_replicas_and_stays_for_ever(terminal: 
 async def test_models_are_watched_until_the_appliance_stops(terminal: Terminal, spelling: list[str]) -> None:
     async with terminal.begin(*spelling, "--watch") as process:
         assert [await process.line() for _ in range(4)] == [HEADERS, SMALL_ROW, BIG_ROW, ""]
-        terminal.board.put(model_view("small", status="crashed"))
+        terminal.manager.put(model_view("small", status="crashed"))
         assert [(await process.line()).split("\t")[1:2] for _ in range(4)] == [
             ["STATUS"],
             ["crashed"],
@@ -148,7 +148,7 @@ async def test_models_are_watched_as_json_a_line_each(terminal: Terminal) -> Non
 
 @BOTH
 async def test_one_model_is_shown_with_all_that_is_known(terminal: Terminal, spelling: list[str]) -> None:
-    terminal.board.put(
+    terminal.manager.put(
         model_view("small", status="failed", attempts=3, error_message="the file is cut short")
     )
     assert await terminal.run(*spelling, "show", "small") == 0
@@ -200,46 +200,46 @@ async def test_a_load_is_told_in_plain_lines_where_there_is_no_terminal(
 ) -> None:
     async with terminal.begin(*spelling, "load", "small", "--keep-alive", "10m") as process:
         assert await process.line() == "small off"
-        await asyncio.wait_for(terminal.board.load_begun.wait(), PATIENCE_S)
-        terminal.board.put(model_view("small", status="loading", load_progress=40, expected_in_s=3.0))
+        await asyncio.wait_for(terminal.manager.load_begun.wait(), PATIENCE_S)
+        terminal.manager.put(model_view("small", status="loading", load_progress=40, expected_in_s=3.0))
         assert await process.line() == "small loading 40%, ready in 3.0s"
-        terminal.board.ready("small")
+        terminal.manager.ready("small")
         assert await process.end() == 0, process.err
     assert process.lines[2:] == ["small ready 100%", "small is ready on port 41000, loaded in 3.2s"]
-    assert terminal.board.asked == [("load", "small", 600.0)]
+    assert terminal.manager.asked == [("load", "small", 600.0)]
 
 
 async def test_a_load_is_told_as_json_a_line_each(terminal: Terminal) -> None:
     async with terminal.begin("models", "load", "small", "--keep-alive", "-1", "--json") as process:
         assert jsons.loads(await process.line())["status"] == "MODEL_STATUS_OFF"
-        await asyncio.wait_for(terminal.board.load_begun.wait(), PATIENCE_S)
-        terminal.board.ready("small")
+        await asyncio.wait_for(terminal.manager.load_begun.wait(), PATIENCE_S)
+        terminal.manager.ready("small")
         assert await process.end() == 0
     assert jsons.loads(process.lines[-1])["status"] == "MODEL_STATUS_READY"
-    assert terminal.board.asked == [("load", "small", -1.0)]
+    assert terminal.manager.asked == [("load", "small", -1.0)]
 
 
 async def test_a_load_that_fails_is_told_in_one_sentence(terminal: Terminal) -> None:
     async with terminal.begin("models", "load", "small") as process:
         await process.line()
-        await asyncio.wait_for(terminal.board.load_begun.wait(), PATIENCE_S)
-        terminal.board.fail(
+        await asyncio.wait_for(terminal.manager.load_begun.wait(), PATIENCE_S)
+        terminal.manager.fail(
             Unavailable("The model 'small' needs about 9000 MB of memory.", code="vram_exhausted")
         )
         assert await process.end() == 1
     assert process.err == "error: The model 'small' needs about 9000 MB of memory.\n"
-    assert terminal.board.asked == [("load", "small", None)]
+    assert terminal.manager.asked == [("load", "small", None)]
 
 
 async def test_ending_the_command_does_not_stop_the_load(terminal: Terminal) -> None:
     async with terminal.begin("models", "load", "small") as process:
         await process.line()
-        await asyncio.wait_for(terminal.board.load_begun.wait(), PATIENCE_S)
+        await asyncio.wait_for(terminal.manager.load_begun.wait(), PATIENCE_S)
         process.process.send_signal(2)  # as Ctrl-C does
         assert await process.end() == 130
-    terminal.board.ready("small")
-    await asyncio.wait_for(terminal.board.load_ended.wait(), PATIENCE_S)
-    assert not terminal.board.load_was_cut
+    terminal.manager.ready("small")
+    await asyncio.wait_for(terminal.manager.load_ended.wait(), PATIENCE_S)
+    assert not terminal.manager.load_was_cut
 
 
 @pytest.mark.parametrize(
@@ -276,17 +276,17 @@ async def test_a_model_is_ejected(terminal: Terminal, spelling: list[str]) -> No
     assert terminal.out == "big is unloaded (2 requests answered first)\n"
     assert await terminal.run(*spelling, "eject", "big") == 0
     assert terminal.out == "big was not loaded\n"
-    terminal.board.put(ready_view("big"))
+    terminal.manager.put(ready_view("big"))
     assert await terminal.run(*spelling, "eject", "big", "--force") == 0
     assert terminal.out == "big is unloaded (2 requests cut off)\n"
-    terminal.board.put(ready_view("big"))
+    terminal.manager.put(ready_view("big"))
     assert (await terminal.json(*spelling, "eject", "big"))["was_loaded"] is True
-    assert [asked[-1] for asked in terminal.board.asked] == [False, False, True, False]
+    assert [asked[-1] for asked in terminal.manager.asked] == [False, False, True, False]
 
 
 @BOTH
 async def test_a_failed_model_is_reset(terminal: Terminal, spelling: list[str]) -> None:
-    terminal.board.failures["small"] = FailedView("small", 3, "the file is cut short")
+    terminal.manager.failures["small"] = FailedView("small", 3, "the file is cut short")
     assert await terminal.run(*spelling, "reset", "small") == 0
     assert terminal.out == "small will be tried again; 3 loads had failed: the file is cut short\n"
     assert await terminal.run(*spelling, "reset", "small") == 0
@@ -297,9 +297,9 @@ async def test_a_failed_model_is_reset(terminal: Terminal, spelling: list[str]) 
 @BOTH
 async def test_a_model_is_pinned_and_unpinned(terminal: Terminal, spelling: list[str]) -> None:
     assert await terminal.run(*spelling, "pin", "big") == 0
-    assert (terminal.out, terminal.board.views["big"].is_pinned) == ("big is pinned\n", True)
+    assert (terminal.out, terminal.manager.views["big"].is_pinned) == ("big is pinned\n", True)
     assert await terminal.run(*spelling, "unpin", "big") == 0
-    assert (terminal.out, terminal.board.views["big"].is_pinned) == ("big is not pinned\n", False)
+    assert (terminal.out, terminal.manager.views["big"].is_pinned) == ("big is not pinned\n", False)
     assert (await terminal.json(*spelling, "pin", "big"))["model"]["is_pinned"] is True
 
 
@@ -334,7 +334,7 @@ async def test_wrong_usage_is_exit_code_2(terminal: Terminal, arguments: list[st
     assert await terminal.run(*arguments) == 2
     assert terminal.err
     assert terminal.out == ""
-    assert terminal.board.asked == []
+    assert terminal.manager.asked == []
 
 
 async def test_nobody_there_is_exit_code_3(terminal: Terminal, tmp_path: Path) -> None:
@@ -344,12 +344,12 @@ async def test_nobody_there_is_exit_code_3(terminal: Terminal, tmp_path: Path) -
 
 async def test_a_missing_token_is_exit_code_4(tmp_path: Path) -> None:
     house = House()
-    house.board = ScriptedBoard(model_view("small"))
+    house.manager = ScriptedBoard(model_view("small"))
     path = tmp_path / "c.sock"
     async with serving_control(
         control_settings(control_socket=path, control_token="a-long-random-token"), house.parts()
     ):
-        terminal = Terminal(house, house.board, f"unix:{path}")
+        terminal = Terminal(house, house.manager, f"unix:{path}")
         assert await terminal.run("models", "eject", "small") == 4
         terminal.environ["CONTROL_TOKEN"] = "a-long-random-token"
         assert await terminal.run("models", "eject", "small") == 0
@@ -433,12 +433,12 @@ async def on_a_screen(
 
 async def test_on_a_terminal_a_load_has_a_progress_bar(terminal: Terminal) -> None:
     async with on_a_screen(terminal, "models", "load", "small") as (screen, process):
-        await asyncio.wait_for(terminal.board.load_begun.wait(), PATIENCE_S)
-        terminal.board.put(model_view("small", status="loading", load_progress=40, expected_in_s=3.0))
+        await asyncio.wait_for(terminal.manager.load_begun.wait(), PATIENCE_S)
+        terminal.manager.put(model_view("small", status="loading", load_progress=40, expected_in_s=3.0))
         await screen.shows("━")
         await screen.shows(" 40% ")
         await screen.shows("ready in 3.0s")
-        terminal.board.ready("small")
+        terminal.manager.ready("small")
         await screen.shows("100%")
         await screen.shows("small is ready on port 41000, loaded in 3.2s")
         assert await asyncio.wait_for(process.wait(), PATIENCE_S) == 0
@@ -449,7 +449,7 @@ async def test_on_a_terminal_the_watched_table_is_refreshed_in_place(terminal: T
         await screen.shows("in 4m 30s")
         terminal.house.clock.advance(5)
         await screen.shows("in 4m 25s")  # without any change: it counts down
-        terminal.board.put(model_view("small", status="starting", load_progress=0))
+        terminal.manager.put(model_view("small", status="starting", load_progress=0))
         await screen.shows("starting 0%")
         assert "\x1b[1A" in screen.text  # up again, over what was there
         terminal.house.become("stopping")

@@ -206,7 +206,7 @@ class House:
         self.clock = FakeClock()
         self.backend = ScriptedBackend()
         self.worker: ScriptedWorker | None = ScriptedWorker()
-        self.board: ScriptedBoard | None = None
+        self.manager: ScriptedBoard | None = None
         self.jobs: DownloadJobs | None = None
         self.folders: Callable[[], DownloadFolders] | None = None
         self.receipts = Receipts()
@@ -354,7 +354,7 @@ class House:
             is_draining=lambda: self.state != "serving",
             grace_s=lambda: self.grace_s,
             hurry=self.hurry,
-            board=self.board,
+            manager=self.manager,
             jobs=self.jobs,
             folders=self.folders,
             clock=self.clock,

@@ -19,14 +19,14 @@ from tests.control.test_servicer import details_of
 
 
 @pytest.fixture
-def board() -> ScriptedBoard:
+def manager() -> ScriptedBoard:
     return ScriptedBoard(model_view("small"), ready_view("big"))
 
 
 @pytest.fixture
-async def door(tmp_path: Path, board: ScriptedBoard) -> AsyncIterator[Open]:
+async def door(tmp_path: Path, manager: ScriptedBoard) -> AsyncIterator[Open]:
     house = House()
-    house.board = board
+    house.manager = manager
     async with opened(tmp_path, house) as door:
         yield door
 
@@ -34,8 +34,8 @@ async def door(tmp_path: Path, board: ScriptedBoard) -> AsyncIterator[Open]:
 # ---- seeing
 
 
-async def test_models_are_listed_in_the_order_of_the_table(door: Open, board: ScriptedBoard) -> None:
-    board.lines = [QueueView("big", 3, 12, 8, 1, 2, 4.5, 100)]
+async def test_models_are_listed_in_the_order_of_the_table(door: Open, manager: ScriptedBoard) -> None:
+    manager.lines = [QueueView("big", 3, 12, 8, 1, 2, 4.5, 100)]
     answer = await door.stub.ListModels(pb.ListModelsRequest())
     small, big = answer.models
     assert (small.alias, small.status, small.path) == ("small", pb.MODEL_STATUS_OFF, "/models/small.gguf")
@@ -87,14 +87,14 @@ async def test_a_models_processes_are_told_with_where_they_lie(door: Open) -> No
 
 
 async def test_a_model_expires_with_the_last_of_its_processes_and_never_with_one_that_never_does(
-    door: Open, board: ScriptedBoard
+    door: Open, manager: ScriptedBoard
 ) -> None:
-    first = board.views["big"].runners[0]
+    first = manager.views["big"].runners[0]
     for ends, expected in (((10, 20), 20), ((10, None), 0), ((None,), 0)):
         runners = tuple(
             replace(first, expires_at_s=None if end is None else STARTED_AT_S + end) for end in ends
         )
-        board.put(replace(board.views["big"], runners=runners))
+        manager.put(replace(manager.views["big"], runners=runners))
         model = (await door.stub.ListModels(pb.ListModelsRequest())).models[1]
         assert model.expires_at.seconds == (STARTED_AT_S + expected if expected else 0)
         assert model.HasField("expires_at") == bool(expected)
@@ -107,14 +107,14 @@ def test_every_status_word_of_the_manager_has_its_value() -> None:
 
 
 async def test_watching_tells_the_models_at_once_then_each_change_and_ends_when_the_appliance_stops(
-    door: Open, board: ScriptedBoard
+    door: Open, manager: ScriptedBoard
 ) -> None:
     call = door.stub.WatchModels(pb.WatchModelsRequest())
     assert [model.status for model in (await call.read()).models] == [
         pb.MODEL_STATUS_OFF,
         pb.MODEL_STATUS_READY,
     ]
-    board.put(
+    manager.put(
         model_view("small", status="crashed", error_message="it crashed: killed by signal 9", attempts=1)
     )
     small = (await call.read()).models[0]
@@ -142,8 +142,8 @@ async def test_watching_refuses_an_interval_out_of_range(door: Open, interval_s:
     assert details_of(error)["BadRequest"].field_violations[0].field == "interval_s"
 
 
-async def test_the_queue_tells_who_waits_for_which_model(door: Open, board: ScriptedBoard) -> None:
-    board.lines = [QueueView("small", 0, 0, 0, 0, 0), QueueView("big", 3, 12, 8, 1, 2, 4.5, 50)]
+async def test_the_queue_tells_who_waits_for_which_model(door: Open, manager: ScriptedBoard) -> None:
+    manager.lines = [QueueView("small", 0, 0, 0, 0, 0), QueueView("big", 3, 12, 8, 1, 2, 4.5, 50)]
     small, big = (await door.stub.GetQueue(pb.GetQueueRequest())).queues
     assert (small.alias, small.queue_length, small.limit) == ("small", 0, 100)
     assert (big.queue_length, big.limit, big.oldest_s, big.current_processing) == (3, 50, 4.5, 2)
@@ -154,9 +154,9 @@ async def test_the_queue_tells_who_waits_for_which_model(door: Open, board: Scri
 
 
 async def test_memory_is_told_by_device_with_the_models_that_take_it(
-    door: Open, board: ScriptedBoard
+    door: Open, manager: ScriptedBoard
 ) -> None:
-    board.put(ready_view("small"))
+    manager.put(ready_view("small"))
     gpu, ram = (await door.stub.GetVram(pb.GetVramRequest())).devices
     assert (gpu.index, gpu.name, gpu.total_bytes, gpu.used_bytes, gpu.free_bytes) == (
         0,
@@ -178,50 +178,50 @@ async def test_memory_is_told_by_device_with_the_models_that_take_it(
 
 
 async def test_a_load_is_told_step_by_step_and_ends_with_the_model_ready(
-    door: Open, board: ScriptedBoard
+    door: Open, manager: ScriptedBoard
 ) -> None:
     call = door.stub.LoadModel(pb.LoadModelRequest(alias="small", keep_alive_s=90))
     assert (await call.read()).model.status == pb.MODEL_STATUS_OFF
-    await board.load_begun.wait()
-    board.put(model_view("small", status="starting", load_progress=0, expected_in_s=4.2))
+    await manager.load_begun.wait()
+    manager.put(model_view("small", status="starting", load_progress=0, expected_in_s=4.2))
     step = (await call.read()).model
     assert (step.status, step.load_progress_percent, step.expected_in_s) == (pb.MODEL_STATUS_STARTING, 0, 4.2)
-    board.put(model_view("small", status="loading", load_progress=40, expected_in_s=2.5))
+    manager.put(model_view("small", status="loading", load_progress=40, expected_in_s=2.5))
     assert (await call.read()).model.load_progress_percent == 40
-    board.bump()  # something else of no concern to this load
-    board.put(model_view("small", status="loading", load_progress=40, expected_in_s=1.0))
+    manager.bump()  # something else of no concern to this load
+    manager.put(model_view("small", status="loading", load_progress=40, expected_in_s=1.0))
     assert (await call.read()).model.expected_in_s == 1.0
-    board.ready("small")
+    manager.ready("small")
     (last,) = await rest_of(call)
     assert (last.model.status, last.model.port, last.model.load_s) == (pb.MODEL_STATUS_READY, 41000, 3.25)
     assert await call.code() is grpc.StatusCode.OK
-    assert board.asked == [("load", "small", 90.0)]
+    assert manager.asked == [("load", "small", 90.0)]
 
 
-async def test_a_model_that_is_ready_already_is_told_once(door: Open, board: ScriptedBoard) -> None:
-    board.is_quick = True
+async def test_a_model_that_is_ready_already_is_told_once(door: Open, manager: ScriptedBoard) -> None:
+    manager.is_quick = True
     messages = await rest_of(door.stub.LoadModel(pb.LoadModelRequest(alias="big")))
     assert [message.model.status for message in messages] == [pb.MODEL_STATUS_READY]
-    assert board.asked == [("load", "big", None)]
+    assert manager.asked == [("load", "big", None)]
 
 
 @pytest.mark.parametrize("keep_alive_s", [0, -1, -1e300, 31_536_000])
 async def test_a_stay_may_be_none_for_ever_or_a_year(
-    door: Open, board: ScriptedBoard, keep_alive_s: float
+    door: Open, manager: ScriptedBoard, keep_alive_s: float
 ) -> None:
-    board.is_quick = True
+    manager.is_quick = True
     await rest_of(door.stub.LoadModel(pb.LoadModelRequest(alias="small", keep_alive_s=keep_alive_s)))
-    assert board.asked == [("load", "small", keep_alive_s)]
+    assert manager.asked == [("load", "small", keep_alive_s)]
 
 
 @pytest.mark.parametrize("keep_alive_s", [31_536_001, float("inf"), float("-inf"), float("nan")])
 async def test_a_stay_that_is_no_sensible_number_is_refused(
-    door: Open, board: ScriptedBoard, keep_alive_s: float
+    door: Open, manager: ScriptedBoard, keep_alive_s: float
 ) -> None:
     error = await refused(door.stub.LoadModel(pb.LoadModelRequest(alias="small", keep_alive_s=keep_alive_s)))
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert details_of(error)["BadRequest"].field_violations[0].field == "keep_alive_s"
-    assert board.asked == []
+    assert manager.asked == []
 
 
 @pytest.mark.parametrize(
@@ -241,48 +241,48 @@ async def test_a_stay_that_is_no_sensible_number_is_refused(
 )
 async def test_a_load_that_comes_to_nothing_ends_with_its_reason(
     door: Open,
-    board: ScriptedBoard,
+    manager: ScriptedBoard,
     failure: ApplianceError,
     code: grpc.StatusCode,
     reason: str,
 ) -> None:
     call = door.stub.LoadModel(pb.LoadModelRequest(alias="small"))
-    await board.load_begun.wait()
-    board.fail(failure)
+    await manager.load_begun.wait()
+    manager.fail(failure)
     error = await refused(call)
     assert (error.code(), error.details()) == (code, failure.message)
     assert details_of(error)["ErrorInfo"].reason == reason
 
 
-async def test_a_caller_that_leaves_does_not_stop_the_load(door: Open, board: ScriptedBoard) -> None:
+async def test_a_caller_that_leaves_does_not_stop_the_load(door: Open, manager: ScriptedBoard) -> None:
     call = door.stub.LoadModel(pb.LoadModelRequest(alias="small"))
     await call.read()
-    await board.load_begun.wait()
+    await manager.load_begun.wait()
     call.cancel()
     follower = door.stub.WatchModels(pb.WatchModelsRequest())  # another caller sees it go on, and end
     await follower.read()
-    board.ready("small")
+    manager.ready("small")
     assert (await follower.read()).models[0].status == pb.MODEL_STATUS_READY
-    await board.load_ended.wait()
-    assert not board.load_was_cut
+    await manager.load_ended.wait()
+    assert not manager.load_was_cut
     follower.cancel()
 
 
 async def test_a_load_that_fails_when_nobody_listens_any_more_does_no_harm(
-    door: Open, board: ScriptedBoard
+    door: Open, manager: ScriptedBoard
 ) -> None:
     call = door.stub.LoadModel(pb.LoadModelRequest(alias="small"))
     await call.read()
-    await board.load_begun.wait()
+    await manager.load_begun.wait()
     call.cancel()
-    board.fail(Unavailable("No memory."))
-    await board.load_ended.wait()
+    manager.fail(Unavailable("No memory."))
+    await manager.load_ended.wait()
     assert len((await door.stub.ListModels(pb.ListModelsRequest())).models) == 2
 
 
-async def test_following_a_load_ends_when_the_appliance_stops(door: Open, board: ScriptedBoard) -> None:
+async def test_following_a_load_ends_when_the_appliance_stops(door: Open, manager: ScriptedBoard) -> None:
     call = door.stub.LoadModel(pb.LoadModelRequest(alias="small"))
-    await board.load_begun.wait()
+    await manager.load_begun.wait()
     door.house.become("stopping")
     error = await refused(call)
     assert error.code() is grpc.StatusCode.UNAVAILABLE
@@ -290,30 +290,30 @@ async def test_following_a_load_ends_when_the_appliance_stops(door: Open, board:
 
 
 async def test_a_model_that_leaves_the_table_while_it_loads_ends_the_call(
-    door: Open, board: ScriptedBoard
+    door: Open, manager: ScriptedBoard
 ) -> None:
     call = door.stub.LoadModel(pb.LoadModelRequest(alias="small"))
-    await board.load_begun.wait()
-    del board.views["small"]
-    board.bump()
+    await manager.load_begun.wait()
+    del manager.views["small"]
+    manager.bump()
     assert (await refused(call)).code() is grpc.StatusCode.NOT_FOUND
-    board.fail(Unavailable("It is gone."))
+    manager.fail(Unavailable("It is gone."))
 
 
 # ---- ejecting, resetting, pinning
 
 
 @pytest.mark.parametrize("force", [False, True])
-async def test_a_model_is_ejected(door: Open, board: ScriptedBoard, force: bool) -> None:
+async def test_a_model_is_ejected(door: Open, manager: ScriptedBoard, force: bool) -> None:
     answer = await door.stub.EjectModel(pb.EjectModelRequest(alias="big", force=force))
     assert (answer.was_loaded, answer.waited_for, answer.model.status) == (True, 2, pb.MODEL_STATUS_OFF)
-    assert board.asked == [("eject", "big", force)]
+    assert manager.asked == [("eject", "big", force)]
     assert not (await door.stub.EjectModel(pb.EjectModelRequest(alias="big"))).was_loaded
 
 
-async def test_an_eject_goes_on_when_its_caller_leaves(door: Open, board: ScriptedBoard) -> None:
+async def test_an_eject_goes_on_when_its_caller_leaves(door: Open, manager: ScriptedBoard) -> None:
     is_asked, may_end, has_ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
-    at_once = board.eject
+    at_once = manager.eject
 
     async def slow(alias: str, *, force: bool = False) -> Any:
         is_asked.set()
@@ -322,7 +322,7 @@ async def test_an_eject_goes_on_when_its_caller_leaves(door: Open, board: Script
         has_ended.set()
         return found
 
-    board.eject = slow  # type: ignore[method-assign]
+    manager.eject = slow  # type: ignore[method-assign]
     call = door.stub.EjectModel(pb.EjectModelRequest(alias="big"))
     running = asyncio.ensure_future(refused(call))
     await is_asked.wait()
@@ -331,12 +331,12 @@ async def test_an_eject_goes_on_when_its_caller_leaves(door: Open, board: Script
         await running
     may_end.set()
     await has_ended.wait()
-    assert board.views["big"].status == "off"
+    assert manager.views["big"].status == "off"
 
 
-async def test_a_failed_model_is_reset_and_its_failures_are_told(door: Open, board: ScriptedBoard) -> None:
-    board.put(model_view("small", status="failed", attempts=3, error_message="bad file"))
-    board.failures["small"] = FailedView("small", 3, "bad file")
+async def test_a_failed_model_is_reset_and_its_failures_are_told(door: Open, manager: ScriptedBoard) -> None:
+    manager.put(model_view("small", status="failed", attempts=3, error_message="bad file"))
+    manager.failures["small"] = FailedView("small", 3, "bad file")
     answer = await door.stub.ResetModel(pb.ResetModelRequest(alias="small"))
     assert (answer.had_failures, answer.attempts, answer.error, answer.model.status) == (
         True,
@@ -352,12 +352,12 @@ async def test_a_failed_model_is_reset_and_its_failures_are_told(door: Open, boa
     ("given", "is_pinned"), [({}, True), ({"pinned": True}, True), ({"pinned": False}, False)]
 )
 async def test_a_model_is_pinned_or_unpinned(
-    door: Open, board: ScriptedBoard, given: dict[str, bool], is_pinned: bool
+    door: Open, manager: ScriptedBoard, given: dict[str, bool], is_pinned: bool
 ) -> None:
-    board.put(ready_view("big", is_pinned=not is_pinned))
+    manager.put(ready_view("big", is_pinned=not is_pinned))
     answer = await door.stub.PinModel(pb.PinModelRequest(alias="big", **given))
     assert answer.model.is_pinned == is_pinned
-    assert board.asked == [("pin", "big", is_pinned)]
+    assert manager.asked == [("pin", "big", is_pinned)]
 
 
 # ---- refusals
@@ -370,21 +370,21 @@ def asking(door: Open, name: str, **fields: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", NAMED)
-async def test_a_call_about_one_model_wants_its_name(door: Open, board: ScriptedBoard, name: str) -> None:
+async def test_a_call_about_one_model_wants_its_name(door: Open, manager: ScriptedBoard, name: str) -> None:
     error = await refused(asking(door, name))
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert details_of(error)["BadRequest"].field_violations[0].field == "alias"
-    assert board.asked == []
+    assert manager.asked == []
 
 
 @pytest.mark.parametrize("name", [*NAMED, "GetQueue"])
 async def test_a_model_that_is_not_in_the_table_is_not_found(
-    door: Open, board: ScriptedBoard, name: str
+    door: Open, manager: ScriptedBoard, name: str
 ) -> None:
     error = await refused(asking(door, name, alias="nobody"))
     assert (error.code(), error.details()) == (grpc.StatusCode.NOT_FOUND, "There is no model 'nobody'.")
     assert details_of(error)["ErrorInfo"].reason == "MODEL_NOT_FOUND"
-    assert board.asked == []
+    assert manager.asked == []
 
 
 @pytest.mark.parametrize("name", [*NAMED, "WatchModels", "GetQueue", "GetVram"])
@@ -404,10 +404,10 @@ async def test_without_a_table_of_models_none_are_listed(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("name", ["ListModels", *NAMED, "WatchModels", "GetQueue", "GetVram"])
 async def test_no_call_about_models_is_answered_without_the_token(
-    tmp_path: Path, board: ScriptedBoard, name: str
+    tmp_path: Path, manager: ScriptedBoard, name: str
 ) -> None:
     house = House()
-    house.board = board
+    house.manager = manager
     async with opened(tmp_path, house, control_token="a-long-random-token") as door:
         assert (await refused(asking(door, name))).code() is grpc.StatusCode.UNAUTHENTICATED
-    assert board.asked == []
+    assert manager.asked == []

@@ -192,7 +192,7 @@ class BoardOfValues:
 
 @asynccontextmanager
 async def door_over(
-    board: BoardOfValues | None,
+    manager: BoardOfValues | None,
     *,
     door: ManagerHandlers | None = None,
     clock: Clock | None = None,
@@ -219,18 +219,18 @@ async def door_over(
 
         def measured() -> None:
             parts.fleet.measure()
-            if board is not None:
-                measure(board, parts.metrics.router, clock.now_s())
+            if manager is not None:
+                measure(manager, parts.metrics.router, clock.now_s())
 
         system = SystemHandlers(
             status=lambda: {"ok": True}, metrics=parts.metrics, receipts=pipeline.receipts, measure=measured
         )
         balance = BalanceHandlers(
-            parts.router, clock=clock, set_strategy=parts.fleet.set_strategy, board=board
+            parts.router, clock=clock, set_strategy=parts.fleet.set_strategy, manager=manager
         )
-        models = door or (ManagerHandlers(board, clock=clock) if board else None)
+        models = door or (ManagerHandlers(manager, clock=clock) if manager else None)
         routes = all_routes(
-            OpenAIHandlers(parts.router, heartbeat_s=lambda: 10, board=board),
+            OpenAIHandlers(parts.router, heartbeat_s=lambda: 10, manager=manager),
             ResponsesHandlers(parts.router, clock=clock),
             OllamaHandlers(parts.router, clock=clock),
             system,
@@ -246,14 +246,17 @@ async def door_over(
 
 
 @pytest.fixture
-def board() -> BoardOfValues:
-    board = BoardOfValues(ready("qwen3-8b"), off("org/gemma-3"), failed("broken"))
-    board.failures["broken"] = FailedView("broken", 3, "llama_model_load: " + "x" * 400)
-    board.lines = [QueueView("qwen3-8b", 2, 10, 7, 1, 1, 0.25), QueueView("org/gemma-3", 0, 3, 3, 0, 0)]
-    return board
+def manager() -> BoardOfValues:
+    manager = BoardOfValues(ready("qwen3-8b"), off("org/gemma-3"), failed("broken"))
+    manager.failures["broken"] = FailedView("broken", 3, "llama_model_load: " + "x" * 400)
+    manager.lines = [QueueView("qwen3-8b", 2, 10, 7, 1, 1, 0.25), QueueView("org/gemma-3", 0, 3, 3, 0, 0)]
+    return manager
 
 
 @pytest.fixture
-async def http(board: BoardOfValues) -> AsyncIterator[httpx.AsyncClient]:
-    async with door_over(board, clock=FakeClock(AT_S)) as (url, _), httpx.AsyncClient(base_url=url) as client:
+async def http(manager: BoardOfValues) -> AsyncIterator[httpx.AsyncClient]:
+    async with (
+        door_over(manager, clock=FakeClock(AT_S)) as (url, _),
+        httpx.AsyncClient(base_url=url) as client,
+    ):
         yield client

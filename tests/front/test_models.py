@@ -10,9 +10,9 @@ from appliance.base.clock import FakeClock
 from appliance.front.manager.handlers import ManagerHandlers
 from appliance.models.manager.errors import NoMemory, QueueFull, WaitedTooLong
 from appliance.models.status.views import DeviceView, HealthView, RequestSample
-from tests.front.models_board import AT_S, MIB, BoardOfValues, board, door_over, http, off, ready
+from tests.front.models_board import AT_S, MIB, BoardOfValues, door_over, http, manager, off, ready
 
-__all__ = ["board", "http"]
+__all__ = ["http", "manager"]
 
 
 # ---- status
@@ -73,14 +73,14 @@ async def test_row_get_v1_models_status_alias(http: httpx.AsyncClient) -> None:
 
 
 async def test_row_get_v1_models_status_file(
-    http: httpx.AsyncClient, board: BoardOfValues, tmp_path: Path
+    http: httpx.AsyncClient, manager: BoardOfValues, tmp_path: Path
 ) -> None:
     body = (await http.get("/v1/models/status/file")).json()
     assert list(body) == ["server", "models"]
     assert body["models"]["qwen3-8b"] == QWEN | OURS
     path = tmp_path / "model_status.json"
-    door = ManagerHandlers(board, clock=FakeClock(AT_S), status_path=path)
-    async with door_over(board, door=door) as (url, _), httpx.AsyncClient(base_url=url) as client:
+    door = ManagerHandlers(manager, clock=FakeClock(AT_S), status_path=path)
+    async with door_over(manager, door=door) as (url, _), httpx.AsyncClient(base_url=url) as client:
         assert (await client.get("/v1/models/status/file")).json()["server"] == SERVER  # not written yet
         path.write_bytes(b'{"server": {}, "models": {}}')
         assert (await client.get("/v1/models/status/file")).content == b'{"server": {}, "models": {}}'
@@ -96,21 +96,21 @@ async def test_row_get_v1_models_status_file(
     ],
 )
 async def test_row_get_v1_models_alias_status(
-    http: httpx.AsyncClient, board: BoardOfValues, alias: str, body: dict[str, object]
+    http: httpx.AsyncClient, manager: BoardOfValues, alias: str, body: dict[str, object]
 ) -> None:
-    board.put(replace(off("fallen"), status="crashed", error_message="killed by signal 9", port=8086))
+    manager.put(replace(off("fallen"), status="crashed", error_message="killed by signal 9", port=8086))
     answer = await http.get(f"/v1/models/{alias}/status")
     assert (answer.status_code, answer.json()) == (200, body)
 
 
-async def test_row_get_v1_models_failed(http: httpx.AsyncClient, board: BoardOfValues) -> None:
+async def test_row_get_v1_models_failed(http: httpx.AsyncClient, manager: BoardOfValues) -> None:
     rows = (await http.get("/v1/models/failed")).json()
     assert rows == {
         "failed_models": [
             {"model": "broken", "attempts": 3, "error": ("llama_model_load: " + "x" * 400)[:200]}
         ]
     }
-    board.failures.clear()
+    manager.failures.clear()
     assert (await http.get("/v1/models/failed")).json() == {
         "failed_models": [],
         "message": "No failed models",
@@ -130,8 +130,8 @@ async def test_row_get_v1_models_lists_what_is_configured_loaded_or_not(http: ht
 
 
 async def test_models_called_like_an_address_break_none() -> None:
-    board = BoardOfValues(*(off(name) for name in ("failed", "status", "eject", "file", "a/status")))
-    async with door_over(board) as (url, _), httpx.AsyncClient(base_url=url) as client:
+    manager = BoardOfValues(*(off(name) for name in ("failed", "status", "eject", "file", "a/status")))
+    async with door_over(manager) as (url, _), httpx.AsyncClient(base_url=url) as client:
 
         async def get(path: str) -> dict[str, object]:
             return (await client.get(path)).json()
@@ -152,7 +152,7 @@ async def test_models_called_like_an_address_break_none() -> None:
 # ---- verbs
 
 
-async def test_row_post_v1_models_eject(http: httpx.AsyncClient, board: BoardOfValues) -> None:
+async def test_row_post_v1_models_eject(http: httpx.AsyncClient, manager: BoardOfValues) -> None:
     async def eject(**body: object) -> tuple[int, dict[str, object]]:
         answer = await http.post("/v1/models/eject", json=body)
         return answer.status_code, answer.json()
@@ -173,9 +173,9 @@ async def test_row_post_v1_models_eject(http: httpx.AsyncClient, board: BoardOfV
     status, body = await eject(model="nobody")
     assert (status, body["status"], body["model_ejected"]) == (200, "not_found", "nobody")
     assert "nobody" in str(body["message"])
-    board.put(ready("qwen3-8b"))
+    manager.put(ready("qwen3-8b"))
     assert (await eject(model="qwen3-8b", force=True))[1]["waited_for"] == 0
-    assert board.asked[-1] == ("eject", "qwen3-8b", True)
+    assert manager.asked[-1] == ("eject", "qwen3-8b", True)
 
 
 async def test_row_post_v1_models_alias_reset(http: httpx.AsyncClient) -> None:
@@ -206,19 +206,19 @@ async def test_row_post_v1_models_alias_reset(http: httpx.AsyncClient) -> None:
     ],
 )
 async def test_load_waits_and_answers_the_model(
-    http: httpx.AsyncClient, board: BoardOfValues, body: object, stay_s: float | None
+    http: httpx.AsyncClient, manager: BoardOfValues, body: object, stay_s: float | None
 ) -> None:
-    board.steps.put_nowait(True)
-    board.steps.put_nowait(True)
+    manager.steps.put_nowait(True)
+    manager.steps.put_nowait(True)
     answer = await http.post("/v1/models/org/gemma-3/load", **({} if body is None else {"json": body}))
     assert (answer.status_code, answer.json()["status"], answer.json()["port"]) == (200, "ready", 8090)
-    assert board.asked == [("load", "org/gemma-3", stay_s)]
+    assert manager.asked == [("load", "org/gemma-3", stay_s)]
 
 
 async def test_load_of_a_model_that_fails_is_503_with_the_reason(
-    http: httpx.AsyncClient, board: BoardOfValues
+    http: httpx.AsyncClient, manager: BoardOfValues
 ) -> None:
-    board.steps.put_nowait(False)
+    manager.steps.put_nowait(False)
     answer = await http.post("/v1/models/org/gemma-3/load")
     error = answer.json()["error"]
     assert (answer.status_code, error["code"], error["type"], error["attempts"]) == (
@@ -231,9 +231,9 @@ async def test_load_of_a_model_that_fails_is_503_with_the_reason(
 
 
 async def test_row_insufficient_vram_queue_full_and_timeout(
-    http: httpx.AsyncClient, board: BoardOfValues
+    http: httpx.AsyncClient, manager: BoardOfValues
 ) -> None:
-    board.refusal = NoMemory(
+    manager.refusal = NoMemory(
         "org/gemma-3", required_mb=9000, available_mb=512, loaded_models=["qwen3-8b"], retry_after_s=3
     )
     answer = await http.post("/v1/models/org/gemma-3/load")
@@ -249,21 +249,21 @@ async def test_row_insufficient_vram_queue_full_and_timeout(
         "available_mb": 512,
         "loaded_models": ["qwen3-8b"],
     }
-    board.refusal = QueueFull("org/gemma-3", limit=100, retry_after_s=2)
+    manager.refusal = QueueFull("org/gemma-3", limit=100, retry_after_s=2)
     answer = await http.post("/v1/models/org/gemma-3/load")
     assert (answer.status_code, answer.json()["error"]["code"], answer.headers["retry-after"]) == (
         503,
         "queue_full",
         "2",
     )
-    board.refusal = WaitedTooLong("org/gemma-3", waited_s=300)
+    manager.refusal = WaitedTooLong("org/gemma-3", waited_s=300)
     answer = await http.post("/v1/models/org/gemma-3/load")
     assert (answer.status_code, answer.json()["error"]["code"]) == (504, "queue_timeout")
 
 
-async def test_pin_and_unpin_answer_the_model(http: httpx.AsyncClient, board: BoardOfValues) -> None:
+async def test_pin_and_unpin_answer_the_model(http: httpx.AsyncClient, manager: BoardOfValues) -> None:
     assert (await http.post("/v1/models/org/gemma-3/pin")).json()["pinned"] is True
-    assert board.views["org/gemma-3"].is_pinned
+    assert manager.views["org/gemma-3"].is_pinned
     assert (await http.post("/v1/models/org/gemma-3/unpin")).json()["pinned"] is False
 
 
@@ -291,9 +291,9 @@ async def test_row_get_v1_queue_stats(http: httpx.AsyncClient) -> None:
     assert body["per_model"]["org/gemma-3"]["processing"] is False
 
 
-async def test_row_get_v1_health_models(http: httpx.AsyncClient, board: BoardOfValues) -> None:
+async def test_row_get_v1_health_models(http: httpx.AsyncClient, manager: BoardOfValues) -> None:
     assert (await http.get("/v1/health/models")).json() == {}
-    board.looks = [
+    manager.looks = [
         HealthView("qwen3-8b", 99, 0, 12.345, AT_S, "healthy"),
         HealthView("org/gemma-3", 0, 5, 0, None, "down"),
     ]
@@ -315,12 +315,12 @@ async def test_row_get_v1_health_models(http: httpx.AsyncClient, board: BoardOfV
     }
 
 
-async def test_row_get_v1_telemetry_summary(http: httpx.AsyncClient, board: BoardOfValues) -> None:
+async def test_row_get_v1_telemetry_summary(http: httpx.AsyncClient, manager: BoardOfValues) -> None:
     assert (await http.get("/v1/telemetry/summary")).json() == {"message": "No requests recorded yet"}
-    board.tellings = [
+    manager.tellings = [
         RequestSample("qwen3-8b", True, 0.1 * number, 5, 10, 0.01, AT_S) for number in range(1, 4)
     ]
-    board.tellings.append(RequestSample("org/gemma-3", False, 0.123, at_s=AT_S))
+    manager.tellings.append(RequestSample("org/gemma-3", False, 0.123, at_s=AT_S))
     body = (await http.get("/v1/telemetry/summary")).json()
     assert {key: body[key] for key in ("total_requests", "successful", "failed", "success_rate")} == {
         "total_requests": 4,
@@ -384,30 +384,30 @@ async def test_row_get_vram(http: httpx.AsyncClient) -> None:
 )
 async def test_vram_is_critical_below_what_a_model_needs_at_least(
     http: httpx.AsyncClient,
-    board: BoardOfValues,
+    manager: BoardOfValues,
     free_mib: int,
     status: str,
     more: bool,
 ) -> None:
-    board.places = [replace(board.places[0], free_bytes=free_mib * MIB)]
+    manager.places = [replace(manager.places[0], free_bytes=free_mib * MIB)]
     body = (await http.get("/vram")).json()
     assert (body["status"], body["can_load_more"]) == (status, more)
 
 
 async def test_vram_counts_gpus_together_and_system_memory_only_where_there_is_none(
-    http: httpx.AsyncClient, board: BoardOfValues
+    http: httpx.AsyncClient, manager: BoardOfValues
 ) -> None:
     ram = DeviceView(-1, "system RAM", 1000 * MIB, 400 * MIB, 600 * MIB)
-    board.places = [board.places[0], replace(board.places[0], index=1), ram]
+    manager.places = [manager.places[0], replace(manager.places[0], index=1), ram]
     assert (await http.get("/vram")).json()["gpu_info"]["total_mb"] == 2 * 24576.0
-    board.places = [ram]
+    manager.places = [ram]
     assert (await http.get("/vram")).json()["gpu_info"]["total_mb"] == 1000.0
-    board.places = []
+    manager.places = []
     assert (await http.get("/vram")).json()["gpu_info"]["usage_percentage"] == 0
 
 
-async def test_row_get_vram_summary(http: httpx.AsyncClient, board: BoardOfValues) -> None:
-    board.put(replace(ready("org/gemma-3", memory_mib=100), status="loading"))
+async def test_row_get_vram_summary(http: httpx.AsyncClient, manager: BoardOfValues) -> None:
+    manager.put(replace(ready("org/gemma-3", memory_mib=100), status="loading"))
     assert (await http.get("/vram/summary")).json() == {
         "status": "healthy",
         "total_gb": 24.0,
@@ -459,8 +459,8 @@ async def test_row_get_metrics_is_prometheus_text_with_the_routers_families(http
     assert float(samples["router_models_loaded_total"]) == 1
 
 
-async def test_row_get_metrics_report(http: httpx.AsyncClient, board: BoardOfValues) -> None:
-    board.tellings = [
+async def test_row_get_metrics_report(http: httpx.AsyncClient, manager: BoardOfValues) -> None:
+    manager.tellings = [
         RequestSample("qwen3-8b", True, 9, 0, 0, 0, AT_S - 301),
         RequestSample("qwen3-8b", True, 0.2, 5, 600, 0, AT_S - 299),
         RequestSample("broken", False, 0.1, at_s=AT_S - 1),
@@ -528,19 +528,19 @@ async def test_row_get_health_has_the_checks_of_system_d_and_the_details_of_syst
 
 
 async def test_health_is_503_with_the_whole_under_detail_when_a_check_fails(
-    http: httpx.AsyncClient, board: BoardOfValues
+    http: httpx.AsyncClient, manager: BoardOfValues
 ) -> None:
-    board.places = []
+    manager.places = []
     answer = await http.get("/health")
     body = answer.json()
     assert (answer.status_code, body["status"], body["detail"]["status"]) == (503, "degraded", "degraded")
     assert body["detail"]["checks"]["gpu"]["status"] == "error"
-    board.places = [DeviceView(-1, "system RAM", MIB, 0, MIB)]
+    manager.places = [DeviceView(-1, "system RAM", MIB, 0, MIB)]
     assert (await http.get("/health")).json()["checks"]["gpu"] == {
         "status": "ok",
         "vram_used_gb": "0.00",
         "count": 0,
     }
-    board.put_server("shutting_down")
+    manager.put_server("shutting_down")
     checks = (await http.get("/health")).json()["detail"]["checks"]
     assert (checks["manager"]["status"], checks["http_client"]["status"]) == ("error", "error")

@@ -34,17 +34,17 @@ async def next_of(events: AsyncIterator[Event], *, seconds: float = 5) -> Event:
     return await asyncio.wait_for(anext(events), seconds)
 
 
-def door(board: BoardOfValues, **times: float) -> ManagerHandlers:
-    return ManagerHandlers(board, clock=SystemClock(), **times)
+def door(manager: BoardOfValues, **times: float) -> ManagerHandlers:
+    return ManagerHandlers(manager, clock=SystemClock(), **times)
 
 
 async def test_row_get_v1_models_status_stream_full_status_then_what_changes() -> None:
-    board = BoardOfValues(off("a"), off("org/b"))
-    async with door_over(board) as (url, _), following(url) as events:
+    manager = BoardOfValues(off("a"), off("org/b"))
+    async with door_over(manager) as (url, _), following(url) as events:
         name, full = await next_of(events)
         async with httpx.AsyncClient() as client:
             assert (name, full) == ("full_status", (await client.get(url + "/v1/models/status")).json())
-        board.put(replace(off("org/b"), status="starting", load_progress=0))
+        manager.put(replace(off("org/b"), status="starting", load_progress=0))
         name, model = await next_of(events)
         assert (name, model["alias"], model["status"], model["load_progress"]) == (
             "model_update",
@@ -52,7 +52,7 @@ async def test_row_get_v1_models_status_stream_full_status_then_what_changes() -
             "starting",
             0,
         )
-        board.put(ready("org/b"))
+        manager.put(ready("org/b"))
         name, model = await next_of(events)
         assert (name, model["status"], model["port"], model["load_progress"]) == (
             "model_update",
@@ -60,7 +60,7 @@ async def test_row_get_v1_models_status_stream_full_status_then_what_changes() -
             8085,
             100,
         )
-        board.put_server("initializing")
+        manager.put_server("initializing")
         assert await next_of(events) == (
             "server_update",
             {
@@ -72,28 +72,28 @@ async def test_row_get_v1_models_status_stream_full_status_then_what_changes() -
 
 
 async def test_a_change_in_nothing_that_is_told_makes_no_event() -> None:
-    board = BoardOfValues(off("a"))
-    async with door_over(board) as (url, _), following(url) as events:
+    manager = BoardOfValues(off("a"))
+    async with door_over(manager) as (url, _), following(url) as events:
         await next_of(events)
-        board.bump()
-        board.bump()
-        board.put(ready("a"))
+        manager.bump()
+        manager.bump()
+        manager.put(ready("a"))
         assert (await next_of(events))[1]["status"] == "ready"
 
 
 async def test_a_model_that_leaves_the_table_is_told_as_unknown() -> None:
-    board = BoardOfValues(off("a"), off("b"))
-    async with door_over(board) as (url, _), following(url) as events:
+    manager = BoardOfValues(off("a"), off("b"))
+    async with door_over(manager) as (url, _), following(url) as events:
         await next_of(events)
-        del board.views["b"]
-        board.bump()
+        del manager.views["b"]
+        manager.bump()
         name, model = await next_of(events)
         assert (name, model["alias"], model["status"]) == ("model_update", "b", "unknown")
 
 
 async def test_a_heartbeat_comes_after_silence_only() -> None:
-    board = BoardOfValues(off("a"))
-    async with door_over(board, door=door(board, silence_s=0.1)) as (url, _), following(url) as events:
+    manager = BoardOfValues(off("a"))
+    async with door_over(manager, door=door(manager, silence_s=0.1)) as (url, _), following(url) as events:
         assert (await next_of(events))[0] == "full_status"
         for _ in range(2):
             name, beat = await next_of(events)
@@ -105,12 +105,12 @@ async def test_a_heartbeat_comes_after_silence_only() -> None:
 
 
 async def test_followers_get_the_latest_state_and_not_every_step() -> None:
-    board = BoardOfValues(off("a"))
-    async with door_over(board) as (url, _), following(url) as events:
+    manager = BoardOfValues(off("a"))
+    async with door_over(manager) as (url, _), following(url) as events:
         await next_of(events)
         for progress in range(100):
-            board.put(replace(off("a"), status="loading", load_progress=progress))
-        board.put(ready("a"))
+            manager.put(replace(off("a"), status="loading", load_progress=progress))
+        manager.put(ready("a"))
         seen = [(await next_of(events))[1]]
         while seen[-1]["status"] != "ready":
             seen.append((await next_of(events))[1])
@@ -118,19 +118,19 @@ async def test_followers_get_the_latest_state_and_not_every_step() -> None:
 
 
 async def test_one_who_does_not_read_holds_up_nobody_and_costs_no_memory_for_steps() -> None:
-    board = BoardOfValues(*(off(f"model-{number}") for number in range(50)))
-    async with door_over(board) as (url, parts), following(url) as lazy, following(url) as eager:
+    manager = BoardOfValues(*(off(f"model-{number}") for number in range(50)))
+    async with door_over(manager) as (url, parts), following(url) as lazy, following(url) as eager:
         await next_of(lazy)
         await next_of(eager)
         for step in range(20):
-            board.put(replace(off("model-0"), status="loading", load_progress=step))
+            manager.put(replace(off("model-0"), status="loading", load_progress=step))
             assert (await next_of(eager))[1]["load_progress"] == step
         assert parts.pipeline.in_flight == 2
 
 
 async def test_a_follower_that_leaves_is_forgotten_at_once() -> None:
-    board = BoardOfValues(off("a"))
-    async with door_over(board) as (url, parts):
+    manager = BoardOfValues(off("a"))
+    async with door_over(manager) as (url, parts):
         async with following(url) as events:
             await next_of(events)
             assert parts.pipeline.in_flight == 1
@@ -138,20 +138,20 @@ async def test_a_follower_that_leaves_is_forgotten_at_once() -> None:
 
 
 async def test_the_feed_ends_with_a_server_update_when_the_server_shuts_down() -> None:
-    board = BoardOfValues(off("a"))
-    async with door_over(board) as (url, _), following(url) as events:
+    manager = BoardOfValues(off("a"))
+    async with door_over(manager) as (url, _), following(url) as events:
         await next_of(events)
-        board.put_server("shutting_down")
+        manager.put_server("shutting_down")
         name, server = await next_of(events)
         assert (name, server["status"]) == ("server_update", "shutting_down")
         assert [event async for event in events] == []
 
 
 async def test_closing_the_door_ends_all_feeds_at_once_with_a_last_word() -> None:
-    board = BoardOfValues(off("a"))
-    models = door(board)
+    manager = BoardOfValues(off("a"))
+    models = door(manager)
     async with (
-        door_over(board, door=models) as (url, parts),
+        door_over(manager, door=models) as (url, parts),
         following(url) as status,
         following(url, "/metrics/stream") as metrics,
     ):
@@ -166,9 +166,9 @@ async def test_closing_the_door_ends_all_feeds_at_once_with_a_last_word() -> Non
 
 
 async def test_row_get_metrics_stream_metrics_then_heartbeats_then_shutdown() -> None:
-    board = BoardOfValues(ready("a"), off("b"))
+    manager = BoardOfValues(ready("a"), off("b"))
     async with (
-        door_over(board, door=door(board, every_s=0.02, silence_s=0.05)) as (url, _),
+        door_over(manager, door=door(manager, every_s=0.02, silence_s=0.05)) as (url, _),
         following(url, "/metrics/stream") as events,
     ):
         name, figures = await next_of(events)
@@ -199,7 +199,7 @@ async def test_row_get_metrics_stream_metrics_then_heartbeats_then_shutdown() ->
             name, data = await next_of(events)
             names.append(name)
         assert list(data) == ["timestamp"]
-        board.put_server("shutting_down")
+        manager.put_server("shutting_down")
         names = [name async for name, _ in events]
         assert (names[-1], set(names[:-1]) <= {"metrics", "heartbeat"}) == ("shutdown", True)
 
@@ -208,26 +208,26 @@ async def test_row_get_metrics_stream_metrics_then_heartbeats_then_shutdown() ->
 
 
 async def test_a_load_with_stream_tells_each_step_until_ready() -> None:
-    board = BoardOfValues(off("org/b"))
-    board.steps.put_nowait(True)
+    manager = BoardOfValues(off("org/b"))
+    manager.steps.put_nowait(True)
     async with (
-        door_over(board) as (url, _),
+        door_over(manager) as (url, _),
         following(url, "/v1/models/org/b/load", method="POST", json={"stream": True}) as events,
     ):
         seen = []
         while not seen or seen[-1][1]["load_progress"] != 60:
             seen.append(await next_of(events))
         assert (seen[-1][1]["status"], seen[-1][1]["expected_in_s"]) == ("loading", 3.0)
-        board.steps.put_nowait(True)
+        manager.steps.put_nowait(True)
         seen += [event async for event in events]
         assert {name for name, _ in seen} == {"model_update"}
         assert (seen[-1][1]["status"], seen[-1][1]["port"]) == ("ready", 8090)
 
 
 async def test_a_load_of_what_is_ready_ends_with_one_update() -> None:
-    board = BoardOfValues(ready("a"))
+    manager = BoardOfValues(ready("a"))
     async with (
-        door_over(board) as (url, _),
+        door_over(manager) as (url, _),
         following(url, "/v1/models/a/load", method="POST", json={"stream": True}) as events,
     ):
         assert [(name, model["status"]) for name, model in [event async for event in events]] == [
@@ -236,10 +236,10 @@ async def test_a_load_of_what_is_ready_ends_with_one_update() -> None:
 
 
 async def test_a_load_that_fails_ends_its_stream_with_the_model_and_the_error() -> None:
-    board = BoardOfValues(off("a"))
-    board.steps.put_nowait(False)
+    manager = BoardOfValues(off("a"))
+    manager.steps.put_nowait(False)
     async with (
-        door_over(board) as (url, _),
+        door_over(manager) as (url, _),
         following(url, "/v1/models/a/load", method="POST", json={"stream": True}) as events,
     ):
         seen = [event async for event in events]
@@ -249,10 +249,10 @@ async def test_a_load_that_fails_ends_its_stream_with_the_model_and_the_error() 
 
 
 async def test_who_leaves_a_load_gives_it_up() -> None:
-    board = BoardOfValues(off("a"))
-    async with door_over(board) as (url, parts):
+    manager = BoardOfValues(off("a"))
+    async with door_over(manager) as (url, parts):
         async with following(url, "/v1/models/a/load", method="POST", json={"stream": True}) as events:
             await next_of(events)
-            assert await until(lambda: bool(board.asked))
-        assert await until(lambda: board.loads_cut == 1)
+            assert await until(lambda: bool(manager.asked))
+        assert await until(lambda: manager.loads_cut == 1)
         assert await until(lambda: parts.pipeline.in_flight == 0)

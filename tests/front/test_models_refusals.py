@@ -5,9 +5,9 @@ import pytest
 
 from appliance.front.manager.handlers import ROUTES
 from appliance.front.pipeline.access import Access
-from tests.front.models_board import BoardOfValues, board, door_over, http
+from tests.front.models_board import BoardOfValues, door_over, http, manager
 
-__all__ = ["board", "http"]
+__all__ = ["http", "manager"]
 KEYS = {"APPLIANCE_API_KEYS": "client-key-1", "OPERATOR_API_KEYS": "operator-key-1"}
 CLIENT, OPERATOR = {"Authorization": "Bearer client-key-1"}, {"Authorization": "Bearer operator-key-1"}
 
@@ -47,7 +47,7 @@ async def test_an_unknown_alias_is_404(http: httpx.AsyncClient, method: str, pat
 )
 async def test_a_wrong_body_is_400_with_the_field(
     http: httpx.AsyncClient,
-    board: BoardOfValues,
+    manager: BoardOfValues,
     path: str,
     content: bytes,
     code: str | None,
@@ -61,7 +61,7 @@ async def test_a_wrong_body_is_400_with_the_field(
         code,
         param,
     )
-    assert board.asked == []
+    assert manager.asked == []
 
 
 @pytest.mark.parametrize(
@@ -121,8 +121,8 @@ VERBS = [
 ]
 
 
-async def test_readings_take_a_clients_key_and_verbs_an_operators(board: BoardOfValues) -> None:
-    async with door_over(board, **KEYS) as (url, _), httpx.AsyncClient(base_url=url) as client:
+async def test_readings_take_a_clients_key_and_verbs_an_operators(manager: BoardOfValues) -> None:
+    async with door_over(manager, **KEYS) as (url, _), httpx.AsyncClient(base_url=url) as client:
         for path in READINGS:
             assert (await client.get(path)).status_code == 401, path
             async with client.stream("GET", path, headers=CLIENT) as answer:
@@ -132,7 +132,7 @@ async def test_readings_take_a_clients_key_and_verbs_an_operators(board: BoardOf
             assert (await client.post(path, json=body)).status_code == 401, path
             refused = await client.post(path, json=body, headers=CLIENT)
             assert (refused.status_code, refused.json()["error"]["code"]) == (403, "operator_only"), path
-            assert board.asked == []
+            assert manager.asked == []
         for path in reversed(VERBS):
             assert (
                 await client.post(path, json={"model": "qwen3-8b"}, headers=OPERATOR)
@@ -140,16 +140,16 @@ async def test_readings_take_a_clients_key_and_verbs_an_operators(board: BoardOf
 
 
 async def test_a_page_of_another_site_may_not_eject_where_there_are_no_keys(
-    http: httpx.AsyncClient, board: BoardOfValues
+    http: httpx.AsyncClient, manager: BoardOfValues
 ) -> None:
     answer = await http.post(
         "/v1/models/eject", json={"model": "qwen3-8b"}, headers={"Origin": "https://elsewhere.example"}
     )
-    assert (answer.status_code, board.asked) == (403, [])
+    assert (answer.status_code, manager.asked) == (403, [])
 
 
-async def test_while_draining_readings_go_on_and_verbs_do_not(board: BoardOfValues) -> None:
-    async with door_over(board) as (url, parts), httpx.AsyncClient(base_url=url) as client:
+async def test_while_draining_readings_go_on_and_verbs_do_not(manager: BoardOfValues) -> None:
+    async with door_over(manager) as (url, parts), httpx.AsyncClient(base_url=url) as client:
         parts.state = "draining"
         assert (await client.get("/v1/models/status")).status_code == 200
         answer = await client.post("/v1/models/org/gemma-3/load")

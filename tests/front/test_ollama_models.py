@@ -51,9 +51,9 @@ CHANGED_S = 1_750_000_000
 class Backend(ScriptedBackend):
     """Serves what the board has, and one relayed model; no other name."""
 
-    def __init__(self, clock: FakeClock, board: StandinBoard) -> None:
+    def __init__(self, clock: FakeClock, manager: StandinBoard) -> None:
         super().__init__(clock)
-        self._board = board
+        self._board = manager
 
     def cards(self) -> list[ModelCard]:
         return [*(ModelCard(alias, CHANGED_S, "user", alias) for alias in self._board.views), REMOTE]
@@ -72,17 +72,17 @@ class House:
 
     def __init__(self, folder: Path, tiny: Path, tasks: Tasks) -> None:
         self.clock = FakeClock()
-        self.board = StandinBoard(self.clock)
+        self.manager = StandinBoard(self.clock)
         for name in ("tiny-chat", "tiny-embed"):
             shutil.copy(tiny / f"{name}.gguf", folder)
             os.utime(folder / f"{name}.gguf", (CHANGED_S, CHANGED_S))
         self.chat = folder / "tiny-chat.gguf"
-        self.board.put(self.chat, params={"n_ctx": 8192, "rope_freq_base": 10000.0}, slots=2)
-        self.board.put(folder / "tiny-embed.gguf", params={"embedding": True, "n_ctx": 512})
-        self.backend = Backend(self.clock, self.board)
+        self.manager.put(self.chat, params={"n_ctx": 8192, "rope_freq_base": 10000.0}, slots=2)
+        self.manager.put(folder / "tiny-embed.gguf", params={"embedding": True, "n_ctx": 512})
+        self.backend = Backend(self.clock, self.manager)
         self.router = router_of(self.backend, settings=EngineSettings(_env_file=None), clock=self.clock)
-        self.library = Library(lambda: self.board.catalogue.models, tasks=tasks, patience_s=60.0)
-        self.door = OllamaHandlers(self.router, clock=self.clock, board=self.board, library=self.library)  # type: ignore[arg-type]
+        self.library = Library(lambda: self.manager.catalogue.models, tasks=tasks, patience_s=60.0)
+        self.door = OllamaHandlers(self.router, clock=self.clock, manager=self.manager, library=self.library)  # type: ignore[arg-type]
 
     async def told(self, handler: str, ask: Any = None) -> Any:
         """Give the answer's one JSON object."""
@@ -103,9 +103,9 @@ class House:
         return jsons.loads(answer.body)
 
     def load(self, alias: str, *runners: dict[str, Any], **values: Any) -> None:
-        self.board.put(
-            self.board.views[alias].path,
-            params=self.board.catalogue.models[alias].params.model_dump(),
+        self.manager.put(
+            self.manager.views[alias].path,
+            params=self.manager.catalogue.models[alias].params.model_dump(),
             **{
                 "status": "ready",
                 "slots": 2,
@@ -235,7 +235,7 @@ async def test_a_model_whose_file_tells_nothing_is_listed_all_the_same(
 ) -> None:
     house.chat.write_bytes(b"damaged" + bytes(40))
     if not has_library:
-        house.door = OllamaHandlers(house.router, clock=house.clock, board=house.board)  # type: ignore[arg-type]
+        house.door = OllamaHandlers(house.router, clock=house.clock, manager=house.manager)  # type: ignore[arg-type]
     chat = (await house.told("tags"))["models"][0]
     assert (chat["name"], chat["size"], chat["details"]["quantization_level"], chat["capabilities"]) == (
         "tiny-chat",
@@ -255,8 +255,8 @@ async def test_a_model_whose_file_tells_nothing_is_listed_all_the_same(
 
 async def test_a_digest_that_is_not_reckoned_yet_has_a_stand_in(house: House, tmp_path: Path) -> None:
     async with Tasks() as tasks:
-        library = Library(lambda: house.board.catalogue.models, tasks=tasks, patience_s=0.0)
-        house.door = OllamaHandlers(house.router, clock=house.clock, board=house.board, library=library)  # type: ignore[arg-type]
+        library = Library(lambda: house.manager.catalogue.models, tasks=tasks, patience_s=0.0)
+        house.door = OllamaHandlers(house.router, clock=house.clock, manager=house.manager, library=library)  # type: ignore[arg-type]
         first = (await house.told("tags"))["models"][0]
         assert len(bytes.fromhex(first["digest"])) == 32
         assert first["details"]["family"] == "llama"
@@ -279,7 +279,7 @@ async def test_a_license_is_shown(house: House, tmp_path: Path) -> None:
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.close()
-    house.board.put(path)
+    house.manager.put(path)
     house.router.refresh()
     shown = await house.told("show", {"model": "licensed"})
     assert (shown["license"], shown["template"], shown["parameters"].splitlines()[0].split()) == (
@@ -355,12 +355,12 @@ async def test_nothing_to_answer_loads(
     house: House, handler: str, ask: dict[str, Any], stay_s: float | None
 ) -> None:
     out = await house.told(handler, {**ask, "model": "tiny-chat"})
-    assert house.board.asked == [("load", "tiny-chat", stay_s)]
+    assert house.manager.asked == [("load", "tiny-chat", stay_s)]
     assert (out["model"], out["done"], out["done_reason"]) == ("tiny-chat", True, "load")
     assert (out["load_duration"], out["total_duration"]) == (LOAD_S * 1e9, LOAD_S * 1e9)
     again = await house.told(handler, {**ask, "model": "tiny-chat:latest", "stream": False})
     assert (again["done_reason"], "load_duration" in again) == ("load", False)
-    assert len(house.board.asked) == 2  # a new keep_alive must reach a loaded model too
+    assert len(house.manager.asked) == 2  # a new keep_alive must reach a loaded model too
     assert not house.backend.asked
 
 
@@ -371,7 +371,7 @@ async def test_keep_alive_zero_with_nothing_to_answer_unloads(
     house: House, handler: str, ask: dict[str, Any]
 ) -> None:
     out = await house.told(handler, {**ask, "model": "tiny-chat", "stream": False})
-    assert house.board.asked == [("eject", "tiny-chat")]
+    assert house.manager.asked == [("eject", "tiny-chat")]
     assert (out["done_reason"], "load_duration" in out) == ("unload", False)
 
 
@@ -382,17 +382,17 @@ async def test_nothing_to_embed_loads_too(house: House) -> None:
         "total_duration": LOAD_S * 1e9,
     }
     assert await house.told("embeddings", {"model": "tiny-embed", "keep_alive": 0}) == {"embedding": []}
-    assert house.board.asked == [("load", "tiny-embed", 60.0), ("eject", "tiny-embed")]
+    assert house.manager.asked == [("load", "tiny-embed", 60.0), ("eject", "tiny-embed")]
 
 
 async def test_a_relayed_model_is_neither_loaded_nor_unloaded(house: House) -> None:
     for ask, reason in (({}, "load"), ({"keep_alive": 0}, "unload")):
         assert (await house.told("generate", {"model": "house", **ask}))["done_reason"] == reason
-    assert not house.board.asked
+    assert not house.manager.asked
 
 
 async def test_a_load_that_fails_says_why(house: House) -> None:
-    house.board.refuses = Unavailable("The model 'tiny-chat' failed 3 times.", retry_after_s=5)
+    house.manager.refuses = Unavailable("The model 'tiny-chat' failed 3 times.", retry_after_s=5)
     with pytest.raises(Unavailable, match="failed 3 times"):
         await house.told("generate", {"model": "tiny-chat"})
 
@@ -400,7 +400,7 @@ async def test_a_load_that_fails_says_why(house: House) -> None:
 @pytest.mark.parametrize("ask", [{}, {"keep_alive": 0}])
 async def test_a_model_that_left_the_table_meanwhile_is_not_found(house: House, ask: dict[str, Any]) -> None:
     house.router.cards()  # the router knows it still
-    del house.board.views["tiny-chat"]
+    del house.manager.views["tiny-chat"]
     with pytest.raises(NoSuchModel) as caught:
         await house.told("generate", {"model": "tiny-chat", **ask})
     assert caught.value.message == "model 'tiny-chat' not found"
@@ -416,7 +416,7 @@ async def test_a_keep_alive_that_cannot_be_read_touches_nothing(house: House) ->
     ):
         with pytest.raises(Invalid, match="keep_alive"):
             await house.told(handler, {"model": "tiny-chat", "keep_alive": "soon", **ask})
-    assert not house.board.asked
+    assert not house.manager.asked
     assert not house.backend.asked
 
 
@@ -449,7 +449,7 @@ async def test_keep_alive_goes_along_with_a_request(
     [request] = house.backend.asked
     assert request.options.keep_alive_s == stay_s
     assert "keep_alive" not in request.body
-    assert not house.board.asked  # the manager hears of it by the request
+    assert not house.manager.asked  # the manager hears of it by the request
 
 
 async def test_keep_alive_goes_along_with_a_stream(house: House, client: ollama.AsyncClient) -> None:

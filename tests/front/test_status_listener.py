@@ -52,9 +52,9 @@ async def test_rows_health_status_alias_and_stream_before_and_after_the_table_is
 
 
 async def test_the_feed_ends_with_the_listener_and_says_so() -> None:
-    board = BoardOfValues(off("a"))
+    manager = BoardOfValues(off("a"))
     async with asyncio.timeout(5), httpx.AsyncClient():
-        opened = serving_status(lambda: board, clock=SystemClock(), host="127.0.0.1", port=0)
+        opened = serving_status(lambda: manager, clock=SystemClock(), host="127.0.0.1", port=0)
         host, port = await opened.__aenter__()
         async with following(f"http://{host}:{port}", "/status/stream") as events:
             await next_of(events)
@@ -76,11 +76,11 @@ async def test_the_feed_ends_with_the_listener_and_says_so() -> None:
     ],
 )
 async def test_it_does_nothing_but_tell(method: str, path: str) -> None:
-    board = BoardOfValues(off("a"))
-    async with serving_status(lambda: board, clock=SystemClock(), host="127.0.0.1", port=0) as (host, port):
+    manager = BoardOfValues(off("a"))
+    async with serving_status(lambda: manager, clock=SystemClock(), host="127.0.0.1", port=0) as (host, port):
         async with httpx.AsyncClient(base_url=f"http://{host}:{port}") as http:
             answer = await http.request(method, path)
-        assert (answer.status_code, answer.json()["error"]["code"], board.asked) == (404, "not_found", [])
+        assert (answer.status_code, answer.json()["error"]["code"], manager.asked) == (404, "not_found", [])
 
 
 async def test_a_port_that_is_taken_is_named() -> None:

@@ -40,13 +40,13 @@ class StatusFeeds:
 
     def __init__(
         self,
-        board: Callable[[], ModelManagerApi | None],
+        manager: Callable[[], ModelManagerApi | None],
         *,
         clock: Clock,
         silence_s: float = SILENCE_S,
         every_s: float = EVERY_S,
     ) -> None:
-        self._board = board
+        self._manager = manager
         self._clock = clock
         self._silence_s = silence_s
         self._every_s = every_s
@@ -56,13 +56,13 @@ class StatusFeeds:
     def close(self) -> None:
         """Let every feed end now: its last event says that the server is shutting down."""
         self._closed.set()
-        if (board := self._board()) is not None:
-            board.changed.set(board.changed.value + 1)  # wakes those that wait for a change
+        if (manager := self._manager()) is not None:
+            manager.changed.set(manager.changed.value + 1)  # wakes those that wait for a change
 
     def now(self) -> dict[str, Any]:
         """Give the full status at this moment, also before there is a board."""
-        board = self._board()
-        status = as_status(board) if board is not None else before_board(self._began_s)
+        manager = self._manager()
+        status = as_status(manager) if manager is not None else before_board(self._began_s)
         if self._closed.is_set():
             status["server"]["status"] = "shutting_down"
         return status
@@ -92,27 +92,27 @@ class StatusFeeds:
                 )
 
     def _version(self) -> int:
-        board = self._board()
-        return board.changed.version if board is not None else -1
+        manager = self._manager()
+        return manager.changed.version if manager is not None else -1
 
     async def _change(self, seen: int) -> bool:
         """Wait for a change after `seen`; give False when there was none for silence_s."""
         try:
             async with asyncio.timeout(self._silence_s):
-                while (board := self._board()) is None and not self._closed.is_set():
+                while (manager := self._manager()) is None and not self._closed.is_set():
                     await asyncio.sleep(LOOK_S)
-                if board is not None and seen >= 0 and not self._closed.is_set():
-                    await board.changed.newer(seen)
+                if manager is not None and seen >= 0 and not self._closed.is_set():
+                    await manager.changed.newer(seen)
         except TimeoutError:
             return False
         return True
 
     async def metrics(self) -> AsyncGenerator[bytes, None]:
         """Give `metrics` every two seconds, a `heartbeat` every silence_s, and `shutdown` at the end."""
-        board = self._board()
+        manager = self._manager()
         beat_s = self._clock.monotonic_s()
-        while board is not None and not self._closed.is_set() and board.server_status != "shutting_down":
-            yield event("metrics", snapshot(board, self._clock.now_s()))
+        while manager is not None and not self._closed.is_set() and manager.server_status != "shutting_down":
+            yield event("metrics", snapshot(manager, self._clock.now_s()))
             if self._clock.monotonic_s() - beat_s >= self._silence_s:
                 beat_s = self._clock.monotonic_s()
                 yield event("heartbeat", {"timestamp": rfc3339(self._clock.now_s())})
@@ -140,23 +140,23 @@ def _differences(told: dict[str, Any], now: dict[str, Any]) -> list[bytes]:
     return news
 
 
-async def loading(board: ModelManagerApi, alias: str, keep_alive_s: float | None) -> AsyncIterator[bytes]:
+async def loading(manager: ModelManagerApi, alias: str, keep_alive_s: float | None) -> AsyncIterator[bytes]:
     """Load a model, and give a `model_update` for each change of it until it is ready. Closing it gives the load up.
 
     Raises  what Board.load raises, after the last `model_update`
     """
-    waiting = asyncio.ensure_future(board.load(alias, keep_alive_s=keep_alive_s))  # noqa: TID251 - awaited or cancelled here
+    waiting = asyncio.ensure_future(manager.load(alias, keep_alive_s=keep_alive_s))  # noqa: TID251 - awaited or cancelled here
     told: dict[str, Any] | None = None
     try:
         while True:
-            seen, is_over = board.changed.version, waiting.done()
-            model = as_model(board.model(alias))
+            seen, is_over = manager.changed.version, waiting.done()
+            model = as_model(manager.model(alias))
             if model != told:
                 told = model
                 yield event("model_update", model)
             if is_over:
                 break
-            await _either(waiting, board, seen)
+            await _either(waiting, manager, seen)
         waiting.result()
     finally:
         if not waiting.done():
@@ -164,9 +164,9 @@ async def loading(board: ModelManagerApi, alias: str, keep_alive_s: float | None
             await asyncio.wait({waiting})
 
 
-async def _either(waiting: "asyncio.Future[Any]", board: ModelManagerApi, seen: int) -> None:
+async def _either(waiting: "asyncio.Future[Any]", manager: ModelManagerApi, seen: int) -> None:
     """Wait for the load's end or for a change, whichever comes first."""
-    change = asyncio.ensure_future(board.changed.newer(seen))  # noqa: TID251 - cancelled here
+    change = asyncio.ensure_future(manager.changed.newer(seen))  # noqa: TID251 - cancelled here
     try:
         await asyncio.wait({waiting, change}, return_when=asyncio.FIRST_COMPLETED)
     finally:

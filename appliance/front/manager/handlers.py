@@ -69,47 +69,47 @@ class ManagerHandlers:
 
     def __init__(
         self,
-        board: ModelManagerApi,
+        manager: ModelManagerApi,
         *,
         clock: Clock,
         status_path: Path | None = None,
         silence_s: float = SILENCE_S,
         every_s: float = EVERY_S,
     ) -> None:
-        self._board = board
+        self._manager = manager
         self._clock = clock
         self._status_path = status_path
-        self._feeds = StatusFeeds(lambda: board, clock=clock, silence_s=silence_s, every_s=every_s)
+        self._feeds = StatusFeeds(lambda: manager, clock=clock, silence_s=silence_s, every_s=every_s)
 
     def close(self) -> None:
         self._feeds.close()
 
     # ---- status
 
-    async def all_status(self, call: Request) -> Response:
+    async def all_status(self, request: Request) -> Response:
         """GET /v1/models/status: `{server, models, summary}`."""
-        return json_response(as_status(self._board))
+        return json_response(as_status(self._manager))
 
-    async def one_status(self, call: Request) -> Response:
+    async def one_status(self, request: Request) -> Response:
         """GET /v1/models/status/{alias}: one model object; 404 for an alias that is not in the table."""
-        return json_response(self._object(self._view(call)))
+        return json_response(self._object(self._view(request)))
 
-    async def status_file(self, call: Request) -> Response:
+    async def status_file(self, request: Request) -> Response:
         """GET /v1/models/status/file: what `model_status.json` holds; where it is not kept, what it would."""
         if self._status_path is not None:
             try:
                 return Response(body=await asyncio.to_thread(self._status_path.read_bytes))
             except OSError:
                 pass  # not written yet, or not writable: the status itself is at hand
-        return json_response(as_file(self._board))
+        return json_response(as_file(self._manager))
 
-    async def status_stream(self, call: Request) -> Response:
+    async def status_stream(self, request: Request) -> Response:
         """GET /v1/models/status/stream: see Feeds.status."""
         return _stream(self._feeds.status())
 
-    async def word(self, call: Request) -> Response:
+    async def word(self, request: Request) -> Response:
         """GET /v1/models/{alias}/status: `{model, status, port?}`, with `detail` when it crashed or failed; `stopped` for off."""
-        view = self._view(call)
+        view = self._view(request)
         body: dict[str, Any] = {
             "model": view.alias,
             "status": "stopped" if view.status == "off" else view.status,
@@ -120,11 +120,11 @@ class ManagerHandlers:
             body["port"] = view.port
         return json_response(body)
 
-    async def failed(self, call: Request) -> Response:
+    async def failed(self, request: Request) -> Response:
         """GET /v1/models/failed: `{failed_models: [{model, attempts, error}]}`, the error's first 200 letters; `message` when there are none."""
         rows = [
             {"model": one.alias, "attempts": one.attempts, "error": one.error[:ERROR_LETTERS]}
-            for one in self._board.failed()
+            for one in self._manager.failed()
         ]
         return json_response(
             {"failed_models": rows} if rows else {"failed_models": [], "message": "No failed models"}
@@ -132,9 +132,9 @@ class ManagerHandlers:
 
     # ---- the operators' verbs
 
-    async def eject(self, call: Request) -> Response:
+    async def eject(self, request: Request) -> Response:
         """POST /v1/models/eject `{model, force?}`: `{status: success | not_found, model_ejected, message}`, 200 both."""
-        body = read_object(call.body)
+        body = read_object(request.body)
         check_types(body, {"model": str, "force": bool})
         alias = body.get("model")
         if not alias:
@@ -144,7 +144,7 @@ class ManagerHandlers:
                 code="missing_required_parameter",
             )
         try:
-            ejected = await self._board.eject(alias, force=bool(body.get("force")))
+            ejected = await self._manager.eject(alias, force=bool(body.get("force")))
         except NoSuchModel as error:
             return json_response({"status": "not_found", "model_ejected": alias, "message": error.message})
         if not ejected.was_loaded:
@@ -160,11 +160,11 @@ class ManagerHandlers:
             }
         )
 
-    async def reset(self, call: Request) -> Response:
+    async def reset(self, request: Request) -> Response:
         """POST /v1/models/{alias}/reset: `{status: success | not_found, model, message, previous_error?}`, 200 both."""
-        alias = call.params["alias"]
+        alias = request.params["alias"]
         try:
-            was = self._board.reset(alias)
+            was = self._manager.reset(alias)
         except NoSuchModel as error:
             return json_response({"status": "not_found", "model": alias, "message": error.message})
         if was is None:
@@ -185,78 +185,78 @@ class ManagerHandlers:
             }
         )
 
-    async def load(self, call: Request) -> Response:
+    async def load(self, request: Request) -> Response:
         """POST /v1/models/{alias}/load `{keep_alive?, stream?}`: the model object once it is ready, or a feed until then.
 
         keep_alive  seconds or a duration such as "5m", negative = for ever, as in Ollama's API
         stream      true → `model_update` events; a failed load ends with an `error` event
         """
-        body = read_object(call.body) if call.body.strip() else {}
+        body = read_object(request.body) if request.body.strip() else {}
         check_types(body, {"stream": bool})
         stay_s = keep_alive_s(body.get("keep_alive"))
         stay_s = -1.0 if stay_s == math.inf else stay_s
-        alias = self._view(call).alias
+        alias = self._view(request).alias
         if body.get("stream"):
-            return _stream(loading(self._board, alias, stay_s))
-        return json_response(self._object(await self._board.load(alias, keep_alive_s=stay_s)))
+            return _stream(loading(self._manager, alias, stay_s))
+        return json_response(self._object(await self._manager.load(alias, keep_alive_s=stay_s)))
 
-    async def pin(self, call: Request) -> Response:
+    async def pin(self, request: Request) -> Response:
         """POST /v1/models/{alias}/pin: it is never unloaded for others or for idleness; the model object."""
-        return json_response(self._object(self._board.pin(self._view(call).alias)))
+        return json_response(self._object(self._manager.pin(self._view(request).alias)))
 
-    async def unpin(self, call: Request) -> Response:
+    async def unpin(self, request: Request) -> Response:
         """POST /v1/models/{alias}/unpin."""
-        return json_response(self._object(self._board.pin(self._view(call).alias, pinned=False)))
+        return json_response(self._object(self._manager.pin(self._view(request).alias, pinned=False)))
 
-    async def only_post(self, call: Request) -> Response:
+    async def only_post(self, request: Request) -> Response:
         """GET at an address of a verb: 405; a model that is called so does not exist here."""
-        if "alias" in call.params and call.params["alias"] not in self._board.catalogue.models:
+        if "alias" in request.params and request.params["alias"] not in self._manager.catalogue.models:
             raise NoSuchModel(
-                f"The model {call.params['alias'] + '/' + call.params['verb']!r} does not exist here.",
+                f"The model {request.params['alias'] + '/' + request.params['verb']!r} does not exist here.",
                 param="model",
             )
-        error = Invalid(f"{call.path} does not take GET; it takes POST.", code="method_not_allowed")
+        error = Invalid(f"{request.path} does not take GET; it takes POST.", code="method_not_allowed")
         return Response(405, error_body(error, "openai"), headers=[("Allow", "POST")])
 
     # ---- readings
 
-    async def queue_stats(self, call: Request) -> Response:
+    async def queue_stats(self, request: Request) -> Response:
         """GET /v1/queue/stats."""
-        return json_response(queue_stats(self._board.queues()))
+        return json_response(queue_stats(self._manager.queues()))
 
-    async def health(self, call: Request) -> Response:
+    async def health(self, request: Request) -> Response:
         """GET /v1/health/models."""
-        return json_response(health_of_models(self._board.health()))
+        return json_response(health_of_models(self._manager.health()))
 
-    async def telemetry(self, call: Request) -> Response:
+    async def telemetry(self, request: Request) -> Response:
         """GET /v1/telemetry/summary."""
-        return json_response(telemetry(self._board.telemetry()))
+        return json_response(telemetry(self._manager.telemetry()))
 
-    async def vram(self, call: Request) -> Response:
+    async def vram(self, request: Request) -> Response:
         """GET /vram."""
-        return json_response(vram(self._board))
+        return json_response(vram(self._manager))
 
-    async def vram_summary(self, call: Request) -> Response:
+    async def vram_summary(self, request: Request) -> Response:
         """GET /vram/summary."""
-        return json_response(vram_summary(self._board))
+        return json_response(vram_summary(self._manager))
 
-    async def vram_of_model(self, call: Request) -> Response:
+    async def vram_of_model(self, request: Request) -> Response:
         """GET /vram/models/{alias}."""
-        return json_response(vram_of_model(self._board, self._view(call), self._clock.now_s()))
+        return json_response(vram_of_model(self._manager, self._view(request), self._clock.now_s()))
 
-    async def metrics_stream(self, call: Request) -> Response:
+    async def metrics_stream(self, request: Request) -> Response:
         """GET /metrics/stream: see Feeds.metrics."""
         return _stream(self._feeds.metrics())
 
-    async def metrics_report(self, call: Request) -> Response:
+    async def metrics_report(self, request: Request) -> Response:
         """GET /metrics/report: the last five minutes."""
-        return json_response(report(self._board, self._clock.now_s()))
+        return json_response(report(self._manager, self._clock.now_s()))
 
-    def _view(self, call: Request) -> ModelView:
-        return self._board.model(call.params["alias"])
+    def _view(self, request: Request) -> ModelView:
+        return self._manager.model(request.params["alias"])
 
     def _object(self, view: ModelView) -> dict[str, Any]:
-        lines = {queue.alias: queue for queue in self._board.queues()}
+        lines = {queue.alias: queue for queue in self._manager.queues()}
         return as_model(view, lines.get(view.alias))
 
 

@@ -22,18 +22,18 @@ from appliance.models.status.views import (
 # ---- memory
 
 
-def vram(board: ModelManagerApi) -> dict[str, Any]:
+def vram(manager: ModelManagerApi) -> dict[str, Any]:
     """Give /vram. Without a GPU the figures are those of system RAM, where the models lie then.
 
     `status`: healthy with twice `min_vram_required` free, warning with once, else critical
     """
-    total, used, free = memory_of(board)
+    total, used, free = memory_of(manager)
     rows = sorted(
-        (_vram_row(view, total) for view in board.models() if view.runners),
+        (_vram_row(view, total) for view in manager.models() if view.runners),
         key=lambda row: -row["vram_used_mb"],
     )
-    held = sum(view.memory_bytes for view in board.models())
-    least = board.catalogue.system.min_vram_required * MEBIBYTE
+    held = sum(view.memory_bytes for view in manager.models())
+    least = manager.catalogue.system.min_vram_required * MEBIBYTE
     return {
         "gpu_info": {
             "total_mb": megabytes(total),
@@ -54,13 +54,13 @@ def vram(board: ModelManagerApi) -> dict[str, Any]:
         "estimated_free_for_new_model_mb": megabytes(free),
         "estimated_free_for_new_model_gb": gigabytes(free),
         "status": "healthy" if free >= 2 * least else "warning" if free >= least else "critical",
-        "devices": [_device(device) for device in board.devices()],
+        "devices": [_device(device) for device in manager.devices()],
     }
 
 
-def vram_summary(board: ModelManagerApi) -> dict[str, Any]:
+def vram_summary(manager: ModelManagerApi) -> dict[str, Any]:
     """Give /vram/summary: what a dashboard shows, of loaded models only."""
-    whole = vram(board)
+    whole = vram(manager)
     info = whole["gpu_info"]
     return {
         "status": whole["status"],
@@ -82,9 +82,9 @@ def vram_summary(board: ModelManagerApi) -> dict[str, Any]:
     }
 
 
-def vram_of_model(board: ModelManagerApi, view: ModelView, now_s: float) -> dict[str, Any]:
+def vram_of_model(manager: ModelManagerApi, view: ModelView, now_s: float) -> dict[str, Any]:
     """Give /vram/models/{alias}; a model that is not loaded takes nothing, and `estimate_mb` tells what it would take."""
-    total, used, free = memory_of(board)
+    total, used, free = memory_of(manager)
     began, took = view.started_at_s, view.load_s
     return {
         "model_alias": view.alias,
@@ -124,9 +124,9 @@ def vram_of_model(board: ModelManagerApi, view: ModelView, now_s: float) -> dict
     }
 
 
-def memory_of(board: ModelManagerApi) -> tuple[int, int, int]:
+def memory_of(manager: ModelManagerApi) -> tuple[int, int, int]:
     """Give (total, used, free) bytes of all GPUs together, or of system RAM where there is no GPU."""
-    devices = gpus(board) or board.devices()
+    devices = gpus(manager) or manager.devices()
     return (
         sum(d.total_bytes for d in devices),
         sum(d.used_bytes for d in devices),
@@ -134,8 +134,8 @@ def memory_of(board: ModelManagerApi) -> tuple[int, int, int]:
     )
 
 
-def gpus(board: ModelManagerApi) -> list[DeviceView]:
-    return [device for device in board.devices() if device.index != RAM]
+def gpus(manager: ModelManagerApi) -> list[DeviceView]:
+    return [device for device in manager.devices() if device.index != RAM]
 
 
 def _vram_row(view: ModelView, total: int) -> dict[str, Any]:
@@ -211,26 +211,26 @@ def health_of_models(looks: Sequence[HealthView]) -> dict[str, Any]:
     }
 
 
-def health_checks(board: ModelManagerApi) -> dict[str, dict[str, Any]]:
+def health_checks(manager: ModelManagerApi) -> dict[str, dict[str, Any]]:
     """Give /health's `checks`: gpu, manager, http_client, each with `status` ok | error, and `error` with the latter.
 
     A machine without a GPU is well; one where no memory at all can be read is not.
     """
-    used = sum(device.used_bytes for device in gpus(board))
-    is_ending = board.server_status == "shutting_down"
+    used = sum(device.used_bytes for device in gpus(manager))
+    is_ending = manager.server_status == "shutting_down"
     ended = {"error": "The server is shutting down."} if is_ending else {}
     word = "error" if is_ending else "ok"
-    unread = {} if board.devices() else {"error": "Neither a GPU's memory nor the system's can be read."}
+    unread = {} if manager.devices() else {"error": "Neither a GPU's memory nor the system's can be read."}
     return {
         "gpu": {
             "status": "error" if unread else "ok",
             "vram_used_gb": f"{gigabytes(used):.2f}",
-            "count": len(gpus(board)),
+            "count": len(gpus(manager)),
             **unread,
         },
         "manager": {
             "status": word,
-            "active_models": sum(bool(view.runners) for view in board.models()),
+            "active_models": sum(bool(view.runners) for view in manager.models()),
             **ended,
         },
         "http_client": {"status": word, **ended},

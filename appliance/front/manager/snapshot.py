@@ -15,17 +15,17 @@ from appliance.models.status.views import ModelManagerApi, ModelView, QueueView,
 MINUTE_S = 60.0
 
 
-def snapshot(board: ModelManagerApi, now_s: float) -> dict[str, Any]:
+def snapshot(manager: ModelManagerApi, now_s: float) -> dict[str, Any]:
     """Give one `metrics` event: server, memory, the loaded models and the totals of the last minute."""
-    recent = _since(board.telemetry(), now_s - MINUTE_S)
-    queues = {queue.alias: queue for queue in board.queues()}
+    recent = _since(manager.telemetry(), now_s - MINUTE_S)
+    queues = {queue.alias: queue for queue in manager.queues()}
     return {
         "timestamp": rfc3339(now_s),
-        "server": _server(board, now_s),
-        "gpu": _gpu(board),
+        "server": _server(manager, now_s),
+        "gpu": _gpu(manager),
         "models": [
             _row(view, queues.get(view.alias), _of(recent, view.alias))
-            for view in board.models()
+            for view in manager.models()
             if view.runners
         ],
         "totals": _totals(recent),
@@ -40,16 +40,16 @@ def _of(tellings: list[RequestSample], alias: str) -> list[RequestSample]:
     return [one for one in tellings if one.alias == alias]
 
 
-def _server(board: ModelManagerApi, now_s: float) -> dict[str, Any]:
+def _server(manager: ModelManagerApi, now_s: float) -> dict[str, Any]:
     return {
-        "status": board.server_status,
-        "uptime_seconds": round(max(0.0, now_s - board.server_started_at_s), 1),
+        "status": manager.server_status,
+        "uptime_seconds": round(max(0.0, now_s - manager.server_started_at_s), 1),
     }
 
 
-def _gpu(board: ModelManagerApi) -> dict[str, Any]:
-    total, used, free = memory_of(board)
-    busy = [device.utilization_percent for device in gpus(board) if device.utilization_percent is not None]
+def _gpu(manager: ModelManagerApi) -> dict[str, Any]:
+    total, used, free = memory_of(manager)
+    busy = [device.utilization_percent for device in gpus(manager) if device.utilization_percent is not None]
     return {
         "vram_total_mb": megabytes(total),
         "vram_used_mb": megabytes(used),

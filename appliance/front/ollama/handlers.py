@@ -81,7 +81,7 @@ class OllamaHandlers:
         router: Router,
         *,
         clock: Clock,
-        board: ModelManagerApi | None = None,
+        manager: ModelManagerApi | None = None,
         library: Library | None = None,
         pulls: PullHandlers | None = None,
         heartbeat_s: Callable[[], float] = lambda: 0.0,
@@ -89,22 +89,22 @@ class OllamaHandlers:
         self._router = router
         self._clock = clock
         self._heartbeat_s = heartbeat_s
-        self._local = LocalModels(board, library, clock=clock) if board is not None else None
+        self._local = LocalModels(manager, library, clock=clock) if manager is not None else None
         self._pulls = pulls
 
     # ---- about models
 
-    async def root(self, call: Request) -> Response:
+    async def root(self, request: Request) -> Response:
         """GET /: what Ollama's clients look for; for who wants JSON `{message}`, as system C."""
-        if "application/json" in call.headers.get("accept", ""):
+        if "application/json" in request.headers.get("accept", ""):
             return json_response({"message": "The inference appliance is running."})
         return Response(body=b"Ollama is running", content_type="text/plain; charset=utf-8")
 
-    async def version(self, call: Request) -> Response:
+    async def version(self, request: Request) -> Response:
         """GET /api/version: `{version}`."""
         return json_response({"version": API_VERSION})
 
-    async def tags(self, call: Request) -> Response:
+    async def tags(self, request: Request) -> Response:
         """GET /api/tags: `{models: [{name, upstream, aliases, model, modified_at, size, digest, details, capabilities, …}]}`."""
         cards = self._router.cards()
         local = await self._local.tags(card.id for card in cards) if self._local else {}
@@ -118,7 +118,7 @@ class OllamaHandlers:
         ]
         return json_response({"models": models})
 
-    async def ps(self, call: Request) -> Response:
+    async def ps(self, request: Request) -> Response:
         """GET /api/ps: the models that are loaded here; relayed ones are always ready, take no memory here and do not expire."""
         far = rfc3339(self._clock.now_s() + FAR_S)
         loaded = await self._local.loaded() if self._local else []
@@ -129,9 +129,9 @@ class OllamaHandlers:
         ]
         return json_response({"models": loaded + relayed})
 
-    async def show(self, call: Request) -> Response:
+    async def show(self, request: Request) -> Response:
         """POST /api/show: what is known of a model, by any name that is answered."""
-        ask = self._read(call)
+        ask = self._read(request)
         card = self._card(ask, must_name=True)
         if self._local and self._is_local(card):
             return json_response(await self._local.show(card.id, verbose=bool(ask.get("verbose"))))
@@ -152,16 +152,20 @@ class OllamaHandlers:
             }
         )
 
-    async def pull(self, call: Request) -> Response:
+    async def pull(self, request: Request) -> Response:
         """POST /api/pull: a name of Hugging Face's is fetched (ollama_pull.py); a relayed model is always there: the four lines are system A's,
         `success` ends them as in Ollama."""
-        ask = self._read(call, may_be_empty=True)
+        ask = self._read(request, may_be_empty=True)
         if (
             self._pulls
-            and (answer := await self._pulls.pull(call, _name(ask), is_stream=ask.get("stream") is not False))
+            and (
+                response := await self._pulls.pull(
+                    request, _name(ask), is_stream=ask.get("stream") is not False
+                )
+            )
             is not None
         ):
-            return answer
+            return response
         card = self._card(ask)
         if ask.get("stream") is False:
             return json_response({"status": "success"})
@@ -170,97 +174,103 @@ class OllamaHandlers:
             body=b"".join(line({"status": status}) for status in lines), content_type=CONTENT_TYPE
         )
 
-    async def delete(self, call: Request) -> Response:
+    async def delete(self, request: Request) -> Response:
         """DELETE /api/delete: removes a model that was pulled; others are the operator's own."""
         if self._pulls is None:
-            return await self.unsupported(call)
-        return await self._pulls.delete(call, _name(self._read(call)))
+            return await self.unsupported(request)
+        return await self._pulls.delete(request, _name(self._read(request)))
 
-    async def unsupported(self, call: Request) -> Response:
+    async def unsupported(self, request: Request) -> Response:
         """Writes to a model store that there is not here."""
         raise Unsupported(
-            f"{call.method} {call.path} is not supported: this server makes, copies and takes in no models."
+            f"{request.method} {request.path} is not supported: this server makes, copies and takes in no models."
         )
 
     # ---- answering
 
-    async def chat(self, call: Request) -> Response:
+    async def chat(self, request: Request) -> Response:
         """POST /api/chat; without messages it only loads, as in Ollama."""
-        ask = self._read(call)
+        ask = self._read(request)
         if not ask.get("messages"):
-            return await self._loaded(call, ask, {"message": {"role": "assistant", "content": ""}})
-        return await self._answer(call, ask, chat_up(ask), is_chat=True)
+            return await self._loaded(request, ask, {"message": {"role": "assistant", "content": ""}})
+        return await self._answer(request, ask, chat_up(ask), is_chat=True)
 
-    async def generate(self, call: Request) -> Response:
+    async def generate(self, request: Request) -> Response:
         """POST /api/generate; without a prompt (or system A's `messages`) it only loads, as in Ollama."""
-        ask = self._read(call)
+        ask = self._read(request)
         if not any(ask.get(name) for name in ("prompt", "messages", "suffix", "images")):
-            return await self._loaded(call, ask, {"response": ""})
-        return await self._answer(call, ask, generate_up(ask), is_chat=False)
+            return await self._loaded(request, ask, {"response": ""})
+        return await self._answer(request, ask, generate_up(ask), is_chat=False)
 
     async def _answer(
-        self, call: Request, ask: dict[str, Any], asked: TranslatedRequest, *, is_chat: bool
+        self, request: Request, ask: dict[str, Any], asked: TranslatedRequest, *, is_chat: bool
     ) -> Response:
         """Ask the engines, and tell what they say in one piece or line by line."""
-        self._note_ignored(call, asked.ignored)
+        self._note_ignored(request, asked.ignored)
         card = self._card(ask)
         is_stream = ask.get("stream") is not False
         voice = ReplyFormat(card.id, is_chat, shows_thinking=ask.get("think") is not False)
         memory = None if is_chat or asked.operation is Operation.COMPLETION else asked.body["messages"]
         if is_stream:
             asked.body |= {"stream": True, "stream_options": {"include_usage": True}}
-        request = self._request(call, ask, card, asked.operation, asked.body, is_stream=is_stream)
+        engine_request = self._request(request, ask, card, asked.operation, asked.body, is_stream=is_stream)
         if is_stream:
             return await within_heartbeat(
-                self._stream(request, call, StreamTranslator(voice), memory),
+                self._stream(engine_request, request, StreamTranslator(voice), memory),
                 STREAM,
                 heartbeat_s=self._heartbeat_s(),
-                told=request.told,
+                told=engine_request.told,
             )
-        reply = await self._ask(request)
-        out, text = whole(object_of(reply), voice, at_s=self._clock.now_s(), elapsed_s=self._elapsed_s(call))
+        reply = await self._ask(engine_request)
+        out, text = whole(
+            object_of(reply), voice, at_s=self._clock.now_s(), elapsed_s=self._elapsed_s(request)
+        )
         if not is_chat:
             out["upstream_model"] = card.upstream  # system A's field
         return json_response(_with_context(out, memory, text))
 
     async def _stream(
         self,
-        request: EngineRequest,
-        call: Request,
+        engine_request: EngineRequest,
+        request: Request,
         teller: StreamTranslator,
         memory: list[dict[str, Any]] | None,
     ) -> Response:
-        reply = await self._ask(request)
+        reply = await self._ask(engine_request)
         assert reply.events is not None
-        return replace(STREAM, pieces=await begin(self._lines(reply, call, teller, memory), reply.events))
+        return replace(STREAM, pieces=await begin(self._lines(reply, request, teller, memory), reply.events))
 
     async def _lines(
-        self, reply: EngineReply, call: Request, teller: StreamTranslator, memory: list[dict[str, Any]] | None
+        self,
+        reply: EngineReply,
+        request: Request,
+        teller: StreamTranslator,
+        memory: list[dict[str, Any]] | None,
     ) -> AsyncGenerator[bytes, None]:
         """Give the lines of a stream, the closing one last."""
         assert reply.events is not None
         now_s = self._clock.now_s
         async with aclosing(events_of(reply.events)) as events:  # type: ignore[type-var]
             async for event in events:
-                part = teller.take(event, at_s=now_s(), elapsed_s=self._elapsed_s(call))
+                part = teller.take(event, at_s=now_s(), elapsed_s=self._elapsed_s(request))
                 if part is not None:
                     yield line(part)
-        *calls, last = teller.end(at_s=now_s(), elapsed_s=self._elapsed_s(call))
+        *calls, last = teller.end(at_s=now_s(), elapsed_s=self._elapsed_s(request))
         for part in calls:
             yield line(part)
         yield line(_with_context(last, memory, teller.text))
 
-    async def _loaded(self, call: Request, ask: dict[str, Any], empty: dict[str, Any]) -> Response:
+    async def _loaded(self, request: Request, ask: dict[str, Any], empty: dict[str, Any]) -> Response:
         """Answer a request that only loads a model, or unloads it (`keep_alive: 0`); for a relayed one both are done already."""
         card = self._card(ask)
         if ask.get("stream") is False:
-            return await self._touched(call, ask, card, empty)
+            return await self._touched(request, ask, card, empty)
         return await within_heartbeat(
-            self._touched(call, ask, card, empty), STREAM, heartbeat_s=self._heartbeat_s()
+            self._touched(request, ask, card, empty), STREAM, heartbeat_s=self._heartbeat_s()
         )
 
     async def _touched(
-        self, call: Request, ask: dict[str, Any], card: ModelCard, empty: dict[str, Any]
+        self, request: Request, ask: dict[str, Any], card: ModelCard, empty: dict[str, Any]
     ) -> Response:
         stay_s = keep_alive_s(ask.get("keep_alive"))
         took_s = await self._touch(card, stay_s)
@@ -272,7 +282,7 @@ class OllamaHandlers:
             "done_reason": "unload" if stay_s == 0 else "load",
         }
         if took_s:
-            out |= {"total_duration": ns(self._elapsed_s(call)), "load_duration": ns(took_s)}
+            out |= {"total_duration": ns(self._elapsed_s(request)), "load_duration": ns(took_s)}
         if ask.get("stream") is False:
             return json_response(out)
         return Response(body=line(out), content_type=CONTENT_TYPE)
@@ -283,32 +293,32 @@ class OllamaHandlers:
 
     # ---- embeddings
 
-    async def embed(self, call: Request) -> Response:
+    async def embed(self, request: Request) -> Response:
         """POST /api/embed: `{model, embeddings, total_duration, prompt_eval_count}`, vectors of length 1."""
-        ask = self._read(call)
+        ask = self._read(request)
         value = ask.get("input")
         inputs = [] if value in (None, "") else [value] if isinstance(value, str) else value
         if not isinstance(inputs, list) or not all(isinstance(text, str) for text in inputs):
             raise Invalid("invalid input type", param="input")
         card = self._card(ask)
-        vectors, count = await self._vectors(call, ask, card, inputs)
+        vectors, count = await self._vectors(request, ask, card, inputs)
         out: dict[str, Any] = {"model": card.id, "embeddings": [normalised(v) for v in vectors]}
-        numbers = {"total_duration": ns(self._elapsed_s(call)), "prompt_eval_count": count}
+        numbers = {"total_duration": ns(self._elapsed_s(request)), "prompt_eval_count": count}
         return json_response(out | {name: number for name, number in numbers.items() if number})
 
-    async def embeddings(self, call: Request) -> Response:
+    async def embeddings(self, request: Request) -> Response:
         """POST /api/embeddings, the older shape: `{embedding}`, as the engine gave it."""
-        ask = self._read(call)
+        ask = self._read(request)
         prompt = ask.get("prompt")
-        vectors, _ = await self._vectors(call, ask, self._card(ask), [prompt] if prompt else [])
+        vectors, _ = await self._vectors(request, ask, self._card(ask), [prompt] if prompt else [])
         return json_response({"embedding": vectors[0] if vectors else []})
 
     async def _vectors(
-        self, call: Request, ask: dict[str, Any], card: ModelCard, inputs: list[str]
+        self, request: Request, ask: dict[str, Any], card: ModelCard, inputs: list[str]
     ) -> tuple[list[list[float]], int]:
         """Give one vector a text, and the tokens that were read."""
         stay_s = keep_alive_s(ask.get("keep_alive"))
-        self._note_ignored(call, options_up(ask.get("options"))[1])
+        self._note_ignored(request, options_up(ask.get("options"))[1])
         if not inputs:
             await self._touch(card, stay_s)
             return [], 0
@@ -316,7 +326,7 @@ class OllamaHandlers:
         if ask.get("dimensions"):
             body["dimensions"] = ask["dimensions"]
         value = object_of(
-            await self._ask(self._request(call, ask, card, Operation.EMBEDDING, body, is_stream=False))
+            await self._ask(self._request(request, ask, card, Operation.EMBEDDING, body, is_stream=False))
         )
         usage = value.get("usage")
         return vectors_of(value, len(inputs)), (usage.get("prompt_tokens") or 0) if isinstance(
@@ -325,16 +335,16 @@ class OllamaHandlers:
 
     # ---- shared
 
-    async def _ask(self, request: EngineRequest) -> EngineReply:
+    async def _ask(self, engine_request: EngineRequest) -> EngineReply:
         """Ask the engines; an error status of theirs is raised."""
-        reply = await self._router.answer(request)
+        reply = await self._router.answer(engine_request)
         if reply.status >= 400:
             raise refused(reply.status, reply.body or b"")
         return reply
 
     def _request(
         self,
-        call: Request,
+        request: Request,
         ask: dict[str, Any],
         card: ModelCard,
         operation: Operation,
@@ -345,7 +355,7 @@ class OllamaHandlers:
         """Give what the engines are asked: for the model that was named, with the wishes of Ollama's own fields."""
         name = _name(ask)
         body["model"] = name or card.id
-        options = call.options
+        options = request.options
         if (stay_s := keep_alive_s(ask.get("keep_alive"))) is not None:
             options = replace(options, keep_alive_s=stay_s)
         given = ask.get("options")
@@ -354,15 +364,15 @@ class OllamaHandlers:
             isinstance(context, int) and context > 0
         ):  # the client counts on so much: a smaller one would cut what it sends
             options = replace(options, context_tokens=context)
-        return EngineRequest(operation, body, None, name, is_stream, call.receipt, options)
+        return EngineRequest(operation, body, None, name, is_stream, request.receipt, options)
 
-    def _read(self, call: Request, *, may_be_empty: bool = False) -> dict[str, Any]:
+    def _read(self, request: Request, *, may_be_empty: bool = False) -> dict[str, Any]:
         """Read the body and check the types of what is known in it."""
-        if not call.body.strip():
+        if not request.body.strip():
             if may_be_empty:
                 return {}
             raise Invalid("missing request body", code="missing_body")
-        ask = read_object(call.body)
+        ask = read_object(request.body)
         check_types(ask, TYPES)
         return ask
 
@@ -376,18 +386,18 @@ class OllamaHandlers:
         except NoSuchModel:
             raise not_found(name) from None
 
-    def _note_ignored(self, call: Request, names: list[str]) -> None:
+    def _note_ignored(self, request: Request, names: list[str]) -> None:
         """Warn of what was not used, as Ollama does; the names are the client's, so they are cut."""
         if names:
             log.warning(
                 "ignored",
-                id=call.id,
+                id=request.id,
                 names=[name[:64] for name in names[:MOST_NAMES_LOGGED]],
                 count=len(names),
             )
 
-    def _elapsed_s(self, call: Request) -> float:
-        return self._clock.monotonic_s() - call.began_s
+    def _elapsed_s(self, request: Request) -> float:
+        return self._clock.monotonic_s() - request.began_s
 
     def _capabilities(self) -> list[str]:
         return DEMO_CAPABILITIES if self._router.is_demo else CAPABILITIES

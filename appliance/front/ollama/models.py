@@ -24,26 +24,26 @@ NAME_WIDTH = 30  # of a parameter's name in /api/show, as Ollama writes them
 class LocalModels:
     """The models of the manager's table, in Ollama's shapes."""
 
-    def __init__(self, board: ModelManagerApi, library: Library | None, *, clock: Clock) -> None:
-        self._board = board
+    def __init__(self, manager: ModelManagerApi, library: Library | None, *, clock: Clock) -> None:
+        self._manager = manager
         self._library = library
         self._clock = clock
 
     def has(self, alias: str) -> bool:
-        return alias in self._board.catalogue.models
+        return alias in self._manager.catalogue.models
 
     # ---- what there is
 
     async def tags(self, aliases: Iterable[str]) -> dict[str, dict[str, Any]]:
         """Give what /api/tags says of those that are ours: `{name, model, modified_at, size, digest, details, capabilities}` by alias."""
-        views = [self._board.model(alias) for alias in aliases if self.has(alias)]
+        views = [self._manager.model(alias) for alias in aliases if self.has(alias)]
         known = await self._known(view.alias for view in views)
         return {view.alias: _tag(view, known.get(view.alias)) for view in views}
 
     async def loaded(self) -> list[dict[str, Any]]:
         """Give the rows of /api/ps, the one that stays longest first:
         `{name, model, size, digest, details, expires_at, size_vram, context_length}`; one row for all runners of a model."""
-        views = [view for view in self._board.models() if _holding(view)]
+        views = [view for view in self._manager.models() if _holding(view)]
         known = await self._known(view.alias for view in views)
         now_s = self._clock.now_s()
         stays = sorted(((_expiry_s(view, now_s), view) for view in views), key=lambda stay: -stay[0])
@@ -62,7 +62,7 @@ class LocalModels:
 
         Raises  NoSuchModel · Unavailable: the file cannot be read
         """
-        view, model = self._board.model(alias), self._board.catalogue.models[alias]
+        view, model = self._manager.model(alias), self._manager.catalogue.models[alias]
         details = await self._library.details(alias) if self._library else None
         template = details.template if details else ""
         info = (
@@ -70,7 +70,7 @@ class LocalModels:
         )  # it is in `template`
         if verbose and self._library:
             info |= await self._library.lists(alias)
-        parameters = _parameters(model, view, threads=self._board.catalogue.system.cpu_threads)
+        parameters = _parameters(model, view, threads=self._manager.catalogue.system.cpu_threads)
         out = {
             "modelfile": _modelfile(model, template, parameters),
             "parameters": "\n".join(parameters),
@@ -93,10 +93,10 @@ class LocalModels:
         """
         try:
             if keep_alive_s == 0:
-                await self._board.eject(alias)
+                await self._manager.eject(alias)
                 return 0.0
-            began_s, was_ready = self._clock.monotonic_s(), self._board.model(alias).status == "ready"
-            await self._board.load(alias, keep_alive_s=keep_alive_s)
+            began_s, was_ready = self._clock.monotonic_s(), self._manager.model(alias).status == "ready"
+            await self._manager.load(alias, keep_alive_s=keep_alive_s)
         except NoSuchModel:
             raise not_found(alias) from None
         return 0.0 if was_ready else self._clock.monotonic_s() - began_s

@@ -31,7 +31,7 @@ class PullHandlers:
         self._admit = admit
         self._gather_s = gather_s
 
-    async def pull(self, call: Request, name: str, *, is_stream: bool) -> Response | None:
+    async def pull(self, request: Request, name: str, *, is_stream: bool) -> Response | None:
         """POST /api/pull: `pulling manifest`, `pulling <12 hex>` with digest, total and completed, `verifying sha256 digest`, `writing manifest`,
         `success`; without a stream only the last. None = the name is none of Hugging Face's.
 
@@ -40,7 +40,7 @@ class PullHandlers:
         wanted = parse_pull(name)
         if wanted is None:
             return None
-        self._admit(call)
+        self._admit(request)
         lines = self._lines(wanted)
         if is_stream:
             return Response(
@@ -68,12 +68,12 @@ class PullHandlers:
         for status in ("verifying sha256 digest", "writing manifest", "success"):
             yield {"status": status}
 
-    async def delete(self, call: Request, name: str) -> Response:
+    async def delete(self, request: Request, name: str) -> Response:
         """DELETE /api/delete: unloads a pulled model and removes its files; an empty 200.
 
         Raises  Forbidden, Unauthenticated · Invalid: no name · NoSuchModel: nothing was pulled by that name · Conflict: it is being pulled
         """
-        self._admit(call)
+        self._admit(request)
         if not name:
             raise Invalid("model is required", param="model")
         wanted = parse_pull(name)

@@ -33,29 +33,29 @@ class OpenAIHandlers:
     """
 
     def __init__(
-        self, router: Router, *, heartbeat_s: Callable[[], float], board: ModelManagerApi | None = None
+        self, router: Router, *, heartbeat_s: Callable[[], float], manager: ModelManagerApi | None = None
     ) -> None:
         self._router = router
-        self._board = board
+        self._manager = manager
         self._heartbeat_s = heartbeat_s
 
-    async def chat(self, call: Request) -> Response:
+    async def chat(self, request: Request) -> Response:
         """POST /v1/chat/completions."""
-        body = read_object(call.body)
+        body = read_object(request.body)
         check_types(body, OPENAI_TYPES)
         check_messages(body.get("messages"))
-        return await self._ask(Operation.CHAT, body, call)
+        return await self._ask(Operation.CHAT, body, request)
 
-    async def completions(self, call: Request) -> Response:
+    async def completions(self, request: Request) -> Response:
         """POST /v1/completions."""
-        body = read_object(call.body)
+        body = read_object(request.body)
         check_types(body, OPENAI_TYPES)
         _check_prompt("prompt", body)
-        return await self._ask(Operation.COMPLETION, body, call)
+        return await self._ask(Operation.COMPLETION, body, request)
 
-    async def embeddings(self, call: Request) -> Response:
+    async def embeddings(self, request: Request) -> Response:
         """POST /v1/embeddings."""
-        body = read_object(call.body)
+        body = read_object(request.body)
         check_types(body, OPENAI_TYPES)
         _check_prompt("input", body)
         if body.get("encoding_format") not in (None, "float", "base64"):
@@ -64,29 +64,29 @@ class OpenAIHandlers:
                 param="encoding_format",
                 code="invalid_value",
             )
-        return await self._ask(Operation.EMBEDDING, body, call)
+        return await self._ask(Operation.EMBEDDING, body, request)
 
-    async def models(self, call: Request) -> Response:
+    async def models(self, request: Request) -> Response:
         """GET /v1/models: `{object:"list", data:[model…]}`."""
         return json_response({"object": "list", "data": list(self._rows().values())})
 
-    async def model(self, call: Request) -> Response:
+    async def model(self, request: Request) -> Response:
         """GET /v1/models/{id}; ids may hold slashes. A name that no card has is not a model, whatever MODEL_STRICT says."""
-        wanted = call.params["model"]
+        wanted = request.params["model"]
         for card in self._router.cards():
             if wanted == card.id or wanted in card.aliases:
                 return json_response(self._rows()[card.id])
-        if self._board is not None and wanted in self._board.catalogue.models:
+        if self._manager is not None and wanted in self._manager.catalogue.models:
             return json_response(self._rows()[wanted])
         raise NoSuchModel(f"The model {wanted!r} does not exist here.", param="model")
 
     def _rows(self) -> dict[str, dict[str, Any]]:
         """Give every model by its id; ours with system D's fields, loaded or not."""
         rows = {card.id: _model(card) for card in self._router.cards()}
-        if (board := self._board) is None:
+        if (manager := self._manager) is None:
             return rows
-        for view in board.models():
-            fresh = {"id": view.alias, "object": "model", "created": int(board.server_started_at_s)}
+        for view in manager.models():
+            fresh = {"id": view.alias, "object": "model", "created": int(manager.server_started_at_s)}
             rows[view.alias] = {
                 **rows.get(view.alias, fresh),
                 "owned_by": "user",
@@ -94,20 +94,26 @@ class OpenAIHandlers:
             }
         return rows
 
-    async def _ask(self, operation: Operation, body: dict[str, Any], call: Request) -> Response:
+    async def _ask(self, operation: Operation, body: dict[str, Any], request: Request) -> Response:
         is_stream = bool(body.get("stream")) and operation is not Operation.EMBEDDING
-        request = EngineRequest(
-            operation, body, call.body, body.get("model") or "", is_stream, call.receipt, call.options
+        engine_request = EngineRequest(
+            operation,
+            body,
+            request.body,
+            body.get("model") or "",
+            is_stream,
+            request.receipt,
+            request.options,
         )
         if not is_stream:
-            reply = await self._router.answer(request)
+            reply = await self._router.answer(engine_request)
             return Response(reply.status, reply.body or b"", reply.content_type)
         return await within_heartbeat(
-            self._stream(request), STREAM, heartbeat_s=self._heartbeat_s(), told=request.told
+            self._stream(engine_request), STREAM, heartbeat_s=self._heartbeat_s(), told=engine_request.told
         )
 
-    async def _stream(self, request: EngineRequest) -> Response:
-        return stream_of(await self._router.answer(request))
+    async def _stream(self, engine_request: EngineRequest) -> Response:
+        return stream_of(await self._router.answer(engine_request))
 
 
 def stream_of(reply: EngineReply) -> Response:

@@ -49,9 +49,9 @@ class ResponsesHandlers:
         self._clock = clock
         self._heartbeat_s = heartbeat_s
 
-    async def create(self, call: Request) -> Response:
+    async def create(self, request: Request) -> Response:
         """POST /v1/responses."""
-        ask = read_object(call.body)
+        ask = read_object(request.body)
         check_types(ask, TYPES)
         body = translate.chat_body(ask)
         model = ask.get("model") or ""
@@ -60,7 +60,9 @@ class ResponsesHandlers:
         is_stream = bool(ask.get("stream"))
         if is_stream:
             body |= {"stream": True, "stream_options": {"include_usage": True}}
-        request = EngineRequest(Operation.CHAT, body, None, model, is_stream, call.receipt, call.options)
+        engine_request = EngineRequest(
+            Operation.CHAT, body, None, model, is_stream, request.receipt, request.options
+        )
         shell = translate.shell_of(ask, response_id=_id("resp"), model=card.id, at_s=int(self._clock.now_s()))
         if is_stream:
             stream = _Stream(shell, self._clock)
@@ -68,23 +70,26 @@ class ResponsesHandlers:
                 content_type=SSE, headers=list(SSE_HEADERS), on_error=stream.failed, heartbeat=HEARTBEAT
             )
             return await within_heartbeat(
-                self._stream(request, stream, form), form, heartbeat_s=self._heartbeat_s(), told=request.told
+                self._stream(engine_request, stream, form),
+                form,
+                heartbeat_s=self._heartbeat_s(),
+                told=engine_request.told,
             )
-        reply = await self._router.answer(request)
+        reply = await self._router.answer(engine_request)
         if reply.status >= 400:
             return Response(reply.status, reply.body or b"", reply.content_type)
         return json_response(self._whole(shell, object_of(reply)))
 
-    async def _stream(self, request: EngineRequest, stream: "_Stream", form: Response) -> Response:
-        reply = await self._router.answer(request)
+    async def _stream(self, engine_request: EngineRequest, stream: "_Stream", form: Response) -> Response:
+        reply = await self._router.answer(engine_request)
         if reply.events is None:
             return Response(reply.status, reply.body or b"", reply.content_type)
         return replace(form, pieces=DerivedStream(stream.pieces(reply), reply.events))
 
-    async def stored(self, call: Request) -> Response:
+    async def stored(self, request: Request) -> Response:
         """Whatever asks for a stored response."""
         raise NotFound(
-            f"There is no response {call.params['id']!r}: responses are not stored here.", param="id"
+            f"There is no response {request.params['id']!r}: responses are not stored here.", param="id"
         )
 
     def _whole(self, shell: dict[str, Any], value: dict[str, Any]) -> dict[str, Any]:
