@@ -1,26 +1,60 @@
 """Generate the Python code of every .proto file beside this script into the package. Run by `make`; the result is not committed.
 
 The path of a file below `protos/` is its path in the package, so that imports in the generated code are right as they are.
+Messages and stubs come from protoc with their types (`.pyi`). protoc gives a service no types: those are written here, for
+servicers of grpc.aio that answer a stream by `context.write`, and for the blocking client of the command line.
 """
 
 import sys
+from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 HERE = Path(__file__).resolve().parent
 TARGET = HERE.parent
+ENDINGS = ("_pb2.py", "_pb2.pyi", "_pb2_grpc.py", "_pb2_grpc.pyi")
 
 
 def outputs_of(proto: Path) -> list[Path]:
-    """Give the files that are generated from `proto`."""
+    """Return the files that are generated from `proto`."""
     stem = (TARGET / proto.relative_to(HERE)).with_suffix("")
-    return [stem.with_name(stem.name + ending) for ending in ("_pb2.py", "_pb2_grpc.py")]
+    return [stem.with_name(stem.name + ending) for ending in ENDINGS]
 
 
 def is_fresh(proto: Path) -> bool:
-    """Say whether the generated files are there and newer than their source and this script."""
+    """Return whether the generated files are there and newer than their source and this script."""
     changed = max(proto.stat().st_mtime, Path(__file__).stat().st_mtime)
     return all(path.exists() and path.stat().st_mtime >= changed for path in outputs_of(proto))
+
+
+def service_types(descriptors: bytes) -> Iterator[tuple[str, str]]:
+    """Yield (path of the .proto file, text of its `_pb2_grpc.pyi`) for a serialized FileDescriptorSet.
+
+    Source: the classes that grpc_tools writes into `_pb2_grpc.py`; the generic types of types-grpcio.
+    """
+    from google.protobuf.descriptor_pb2 import FileDescriptorSet
+
+    for file in FileDescriptorSet.FromString(descriptors).file:
+        module = Path(file.name).stem + "_pb2"
+        lines = ["import grpc", "from grpc import aio", f"from {file.package} import {module} as pb"]
+        for service in file.service:
+            stub, servicer = [f"\nclass {service.name}Stub:"], [f"\nclass {service.name}Servicer:"]
+            stub.append("    def __init__(self, channel: grpc.Channel) -> None: ...")
+            for method in service.method:
+                asked, given = (
+                    f"pb.{name.rpartition('.')[2]}" for name in (method.input_type, method.output_type)
+                )
+                kind, result = ("UnaryStream", "None") if method.server_streaming else ("UnaryUnary", given)
+                stub.append(f"    {method.name}: grpc.{kind}MultiCallable[{asked}, {given}]")
+                servicer += [
+                    f"    async def {method.name}(",
+                    f"        self, request: {asked}, context: aio.ServicerContext[{asked}, {given}]",
+                    f"    ) -> {result}: ...",
+                ]
+            adder = f"\ndef add_{service.name}Servicer_to_server(servicer: {service.name}Servicer, server: aio.Server) -> None: ..."
+            lines += [*stub, *servicer, adder]
+        yield file.name, "\n".join(lines) + "\n"
 
 
 def main() -> int:
@@ -37,14 +71,21 @@ def main() -> int:
             file=sys.stderr,
         )
         return 1
-    arguments = [
-        f"-I{HERE}",
-        f"-I{files('grpc_tools') / '_proto'}",
-        f"--python_out={TARGET}",
-        f"--grpc_python_out={TARGET}",
-    ]
-    code = protoc.main(["protoc", *arguments, *map(str, wanted)])
-    return int(code)
+    with TemporaryDirectory() as folder:
+        descriptors = Path(folder, "descriptors")
+        arguments = [
+            f"-I{HERE}",
+            f"-I{files('grpc_tools') / '_proto'}",
+            f"--python_out={TARGET}",
+            f"--pyi_out={TARGET}",
+            f"--grpc_python_out={TARGET}",
+            f"--descriptor_set_out={descriptors}",
+        ]
+        code = int(protoc.main(["protoc", *arguments, *map(str, wanted)]))
+        if code == 0:
+            for name, text in service_types(descriptors.read_bytes()):
+                (TARGET / name).with_suffix("").with_name(Path(name).stem + "_pb2_grpc.pyi").write_text(text)
+    return code
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from appliance.control.v1 import control_pb2_grpc
 T = TypeVar("T")
 
 
-class CallGroup(control_pb2_grpc.ControlServicer):  # type: ignore[misc]
+class CallGroup(control_pb2_grpc.ControlServicer):
     """One per door. `stopping` ends the calls that would go on for ever; `tasks` finishes what must not stay half done."""
 
     def __init__(self, parts: ControlParts, *, stopping: asyncio.Event, tasks: Tasks) -> None:

@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from google.protobuf import struct_pb2, timestamp_pb2
 from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
 
 from appliance.base.log_buffer import LogLine
 from appliance.base.settings import Problem, SettingDescription
@@ -13,6 +14,8 @@ from appliance.control.parts import SettingChange
 from appliance.control.v1 import control_pb2 as pb
 from appliance.engines.receipts import Attempt, Receipt
 from appliance.engines.types import BackendState
+
+EnumValue = TypeVar("EnumValue", bound=int)
 
 
 def to_timestamp(at_s: float | None) -> timestamp_pb2.Timestamp | None:
@@ -23,20 +26,21 @@ def to_timestamp(at_s: float | None) -> timestamp_pb2.Timestamp | None:
     return timestamp_pb2.Timestamp(seconds=whole, nanos=int((at_s - whole) * 1e9))
 
 
-def to_state(word: str) -> int:
-    """Give the enum value of a state's word; 0 for a word that the enum does not have."""
+def to_appliance_state(word: str) -> pb.ApplianceState:
+    """Return the enum value for the state `word`; 0 for a word that the enum does not have."""
     return to_enum(pb.ApplianceState, "APPLIANCE_STATE", word)
 
 
-def to_worker_state(word: str) -> int:
-    """Give the enum value of a worker state's word; 0 for a word that the enum does not have."""
+def to_worker_state(word: str) -> pb.WorkerState:
+    """Return the enum value for the worker's state `word`; 0 for a word that the enum does not have."""
     return to_enum(pb.WorkerState, "WORKER_STATE", word)
 
 
-def to_enum(enum: Any, prefix: str, word: str) -> int:
-    """Give the value of an enum for a word of ours: PREFIX_WORD; 0 for a word that the enum does not have."""
-    found = enum.DESCRIPTOR.values_by_name.get(f"{prefix}_{word.upper()}")
-    return int(found.number) if found is not None else 0
+def to_enum(enum: type[EnumValue], prefix: str, word: str) -> EnumValue:
+    """Return the value PREFIX_WORD of a protobuf enum; 0 for a word that the enum does not have."""
+    values = cast(EnumTypeWrapper, enum).DESCRIPTOR.values_by_name
+    found = values.get(f"{prefix}_{word.upper()}")
+    return cast(EnumValue, found.number if found is not None else 0)
 
 
 def _picked(message: Any, values: Mapping[str, Any], *names: str) -> dict[str, Any]:
@@ -74,7 +78,7 @@ def to_worker(worker: Mapping[str, Any]) -> pb.Worker:
 def to_status(status: Mapping[str, Any]) -> pb.Status:
     """Give the object of GET /healthz as a message."""
     return pb.Status(
-        state=to_state(str(status.get("state", ""))),
+        state=to_appliance_state(str(status.get("state", ""))),
         started_at=to_timestamp(status.get("started_at_s")),
         gpu=to_gpu(status.get("gpu") or {}),
         worker=to_worker(status.get("worker") or {"state": "off"}),

@@ -5,7 +5,7 @@ from appliance.control.v1 import control_pb2 as pb
 from appliance.downloads.job import DownloadJob
 
 
-def to_job_state(word: str) -> int:
+def to_job_state(word: str) -> pb.JobState:
     """Give the enum value of a state's word; 0 for a word that the enum does not have."""
     return to_enum(pb.JobState, "JOB_STATE", word)
 

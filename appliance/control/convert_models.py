@@ -7,7 +7,7 @@ from appliance.control.v1 import control_pb2 as pb
 from appliance.models.status.views import DeviceView, ModelView, QueueView, RunnerView
 
 
-def to_model_status(word: str) -> int:
+def to_model_status(word: str) -> pb.ModelStatus:
     """Give the enum value of a status's word; 0 for a word that the enum does not have."""
     return to_enum(pb.ModelStatus, "MODEL_STATUS", word)
 

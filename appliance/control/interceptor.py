@@ -19,7 +19,7 @@ log = structlog.get_logger("control")
 OPEN_PREFIX = "/grpc.health.v1.Health/"  # liveness probes carry no token
 
 
-class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+class Interceptor(grpc.aio.ServerInterceptor):
     """Wraps every handler, those of health and reflection too."""
 
     def __init__(self, guard: Guard) -> None:

@@ -60,7 +60,10 @@ def to_adapter(row: AdapterRow) -> pb.LoraAdapter:
         is_declared=row.is_declared,
         backends=[
             pb.LoraBackend(
-                backend=one.backend, kind=one.kind, state=to_state(one.state), detail=sendable(one.detail)
+                backend=one.backend,
+                kind=one.kind,
+                state=to_lora_state(one.state),
+                detail=sendable(one.detail),
             )
             for one in row.backends
         ],
@@ -82,6 +85,6 @@ def to_order(one: PendingOrder) -> pb.LoraOrder:
     )
 
 
-def to_state(word: str) -> int:
+def to_lora_state(word: str) -> pb.LoraState:
     """Give the enum value of a state's word."""
     return to_enum(pb.LoraState, "LORA_STATE", word)

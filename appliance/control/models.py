@@ -70,12 +70,12 @@ class ModelCalls(CallGroup):
     async def ResetModel(self, request: Any, context: Any) -> Any:
         manager, alias = self._manager(), self._known(request.alias)
         former = manager.reset(alias)
-        found = (
-            {"had_failures": True, "attempts": former.attempts, "error": former.error}
-            if former is not None
-            else {}
+        return pb.ResetModelResponse(
+            model=_one(manager, manager.model(alias)),
+            had_failures=former is not None,
+            attempts=former.attempts if former is not None else 0,
+            error=former.error if former is not None else "",
         )
-        return pb.ResetModelResponse(model=_one(manager, manager.model(alias)), **found)
 
     async def PinModel(self, request: Any, context: Any) -> Any:
         manager, alias = self._manager(), self._known(request.alias)

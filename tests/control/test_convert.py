@@ -3,7 +3,14 @@
 import pytest
 
 from appliance.base.watch import Watched
-from appliance.control.convert import to_gpu, to_state, to_status, to_timestamp, to_worker, to_worker_state
+from appliance.control.convert import (
+    to_appliance_state,
+    to_gpu,
+    to_status,
+    to_timestamp,
+    to_worker,
+    to_worker_state,
+)
 from appliance.control.v1 import control_pb2 as pb
 from appliance.host.worker.worker import WorkerStatus
 
@@ -14,7 +21,7 @@ def test_an_empty_status_is_no_error() -> None:
 
 @pytest.mark.parametrize("word", ["starting", "serving", "draining", "stopping"])
 def test_each_state_has_its_value(word: str) -> None:
-    assert pb.ApplianceState.Name(to_state(word)) == f"APPLIANCE_STATE_{word.upper()}"
+    assert pb.ApplianceState.Name(to_appliance_state(word)) == f"APPLIANCE_STATE_{word.upper()}"
 
 
 def test_each_worker_state_has_its_value() -> None:
@@ -32,7 +39,7 @@ def test_each_worker_state_has_its_value() -> None:
 
 
 def test_a_word_that_the_file_does_not_know_is_unspecified() -> None:
-    assert to_state("dancing") == 0
+    assert to_appliance_state("dancing") == 0
     assert to_worker_state("") == 0
 
 
