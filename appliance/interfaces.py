@@ -22,9 +22,9 @@ from appliance.front.pipeline.access import Access
 from appliance.front.pipeline.access_log import AccessLog
 from appliance.front.pipeline.pipeline import RequestPipeline
 from appliance.front.pipeline.route import Route
-from appliance.front.routes import all_routes
+from appliance.front.routes import join_routes
 from appliance.front.server.server import HttpServer
-from appliance.front.sidecar import SidecarHandlers, sidecar_doors, sidecar_routes
+from appliance.front.sidecar import SidecarHandlers, sidecar_groups, sidecar_routes
 from appliance.front.system import SystemHandlers
 from appliance.reload import Reloader
 
@@ -65,17 +65,17 @@ def build_front(house: "Appliance", access_log: AccessLog) -> HttpServer:
         heartbeat_s=heartbeat_s,
     )
     balance = BalanceHandlers(router, clock=clock, set_strategy=house.fleet.set_strategy, manager=manager)
-    routes = all_routes(
-        OpenAIHandlers(router, heartbeat_s=heartbeat_s, manager=manager),
-        ResponsesHandlers(router, clock=clock, heartbeat_s=heartbeat_s),
-        ollama,
+    routes = join_routes(
         system,
         balance,
         house.models_door,
         DownloadHandlers(house.jobs, folders=house.folders),
         LoraHandlers(house.lora_orders),
+        OpenAIHandlers(router, heartbeat_s=heartbeat_s, manager=manager),
+        ResponsesHandlers(router, clock=clock, heartbeat_s=heartbeat_s),
+        ollama,
     )
-    house.server = HttpServer(routes, pipeline, clock=clock, passage=Passthrough(router, pipeline))
+    house.server = HttpServer(routes, pipeline, clock=clock, passthrough=Passthrough(router, pipeline))
     return house.server
 
 
@@ -137,7 +137,7 @@ def sidecar_table(house: "Appliance") -> tuple[list[Route], "KvFollower | None"]
         tasks=house.tasks,
         clock=house.clock,
     )
-    doors = sidecar_doors(
+    groups = sidecar_groups(
         scraper,
         house.lora_orders,
         house.jobs,
@@ -145,7 +145,7 @@ def sidecar_table(house: "Appliance") -> tuple[list[Route], "KvFollower | None"]
         clock=house.clock,
         more=kv_events.families if kv_events is not None else list,
     )
-    return sidecar_routes(SidecarHandlers(state, pod=front.pod_name), doors), kv_events
+    return sidecar_routes(SidecarHandlers(state, pod=front.pod_name), *groups), kv_events
 
 
 def loaded_adapters(server: EngineServer) -> tuple[str, ...] | None:

@@ -42,7 +42,7 @@ from appliance.front.pipeline.access_log import AccessLog
 from appliance.front.pipeline.pipeline import RequestPipeline
 from appliance.front.server.server import HttpServer, serving_http
 from appliance.front.settings import split_keys
-from appliance.front.sidecar import DIALECT, SidecarHandlers, sidecar_doors, sidecar_routes
+from appliance.front.sidecar import DIALECT, SidecarHandlers, sidecar_groups, sidecar_routes
 from appliance.interfaces import loaded_adapters
 from appliance.models.table.catalogue import Catalogue
 from appliance.settings import Settings, learn_secrets, load_or_raise
@@ -207,7 +207,7 @@ async def running(options: Options, settings: Settings) -> AsyncIterator[list[tu
         if kv_events is not None:
             stack.push_async_callback(kv_events.close)
             kv_events.start()
-        doors = sidecar_doors(
+        groups = sidecar_groups(
             scraper,
             orders,
             jobs,
@@ -216,7 +216,7 @@ async def running(options: Options, settings: Settings) -> AsyncIterator[list[tu
             more=kv_events.families if kv_events is not None else list,
         )
         server = HttpServer(
-            sidecar_routes(SidecarHandlers(engine, pod=options.pod), doors),
+            sidecar_routes(SidecarHandlers(engine, pod=options.pod), *groups),
             pipeline,
             clock=clock,
             dialect=DIALECT,

@@ -9,9 +9,11 @@ from appliance.base.errors import Invalid, NotFound
 from appliance.engines.router import Router
 from appliance.engines.types import BackendState
 from appliance.front.manager.objects import health_checks
+from appliance.front.pipeline.access import Access
 from appliance.front.pipeline.body import read_object
 from appliance.front.pipeline.request import Request
 from appliance.front.pipeline.response import Response, json_response
+from appliance.front.pipeline.route import Route
 from appliance.models.status.views import ModelManagerApi
 
 BASE = "/api/v1/loadbalancer"
@@ -32,6 +34,16 @@ class BalanceHandlers:
         self._manager = manager
         self._clock = clock
         self._set_strategy = set_strategy
+
+    def routes(self) -> list[Route]:
+        """Return this group's addresses."""
+        return [
+            Route(("GET", "HEAD"), "/health", self.health, is_open_while_draining=True),
+            Route(("GET",), f"{BASE}/strategy", self.strategy),
+            Route(("PUT",), f"{BASE}/strategy", self.put_strategy, access=Access.OPERATOR),
+            Route(("GET",), f"{BASE}/loads", self.loads),
+            Route(("GET",), f"{BASE}/load", self.load),
+        ]
 
     async def health(self, request: Request) -> Response:
         """GET /health: `ok` while every backend is up, `degraded` while one is not; 200 both, as system C has it.

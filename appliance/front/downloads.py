@@ -21,6 +21,7 @@ from appliance.front.pipeline.access import Access
 from appliance.front.pipeline.body import check_types, read_object
 from appliance.front.pipeline.request import Request
 from appliance.front.pipeline.response import Response, json_response
+from appliance.front.pipeline.route import Route
 
 TYPES: dict[str, Any] = {
     "source": str,
@@ -29,15 +30,6 @@ TYPES: dict[str, Any] = {
     "max_workers": int,
     "async_download": bool,
 }
-ROUTES: list[tuple[str, str, str, Access]] = [
-    ("POST", "/v1/download_model", "download_model", Access.OPERATOR),
-    ("GET", "/v1/jobs", "jobs", Access.OPERATOR),
-    ("GET", "/v1/jobs/{id}", "job", Access.OPERATOR),
-    ("DELETE", "/v1/jobs/{id}", "cancel", Access.OPERATOR),
-    ("GET", "/v1/jobs/{id}/stream", "stream", Access.OPERATOR),
-    ("POST", "/v1/downloads/verify", "verify", Access.OPERATOR),
-    ("POST", "/v1/downloads/repair", "repair", Access.OPERATOR),
-]
 
 
 class DownloadHandlers:
@@ -60,6 +52,46 @@ class DownloadHandlers:
         self._gather_s = gather_s
 
     # ---- downloading
+
+    def routes(self) -> list[Route]:
+        """Return this group's addresses."""
+        return [
+            Route(("POST",), "/v1/download_model", self.download_model, access=Access.OPERATOR, is_ours=True),
+            Route(
+                ("GET",),
+                "/v1/jobs",
+                self.jobs,
+                access=Access.OPERATOR,
+                is_open_while_draining=True,
+                is_ours=True,
+            ),
+            Route(
+                ("GET",),
+                "/v1/jobs/{id}",
+                self.job,
+                access=Access.OPERATOR,
+                is_open_while_draining=True,
+                is_ours=True,
+            ),
+            Route(
+                ("DELETE",),
+                "/v1/jobs/{id}",
+                self.cancel,
+                access=Access.OPERATOR,
+                is_open_while_draining=True,
+                is_ours=True,
+            ),
+            Route(
+                ("GET",),
+                "/v1/jobs/{id}/stream",
+                self.stream,
+                access=Access.OPERATOR,
+                is_open_while_draining=True,
+                is_ours=True,
+            ),
+            Route(("POST",), "/v1/downloads/verify", self.verify, access=Access.OPERATOR, is_ours=True),
+            Route(("POST",), "/v1/downloads/repair", self.repair, access=Access.OPERATOR, is_ours=True),
+        ]
 
     async def download_model(self, request: Request) -> Response:
         """POST /v1/download_model `{source, output_dir, config?, max_workers?, async_download?}`.

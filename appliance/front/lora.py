@@ -17,12 +17,8 @@ from appliance.front.pipeline.body import check_types, read_object
 from appliance.front.pipeline.errors import status_of
 from appliance.front.pipeline.request import Request
 from appliance.front.pipeline.response import Response, json_response
+from appliance.front.pipeline.route import Route
 
-ROUTES: list[tuple[str, str, str, Access]] = [
-    ("POST", "/v1/load_lora_adapter", "load", Access.OPERATOR),
-    ("POST", "/v1/unload_lora_adapter", "unload", Access.OPERATOR),
-    ("GET", "/v1/lora_adapters", "adapters", Access.OPERATOR),
-]
 TYPES: dict[str, Any] = {
     "lora_name": str,
     "lora_path": str,
@@ -53,6 +49,21 @@ class LoraHandlers:
     def __init__(self, orders: AdapterOrders, *, is_sidecar: bool = False) -> None:
         self._orders = orders
         self._is_sidecar = is_sidecar
+
+    def routes(self) -> list[Route]:
+        """Return this group's addresses."""
+        return [
+            Route(("POST",), "/v1/load_lora_adapter", self.load, access=Access.OPERATOR, is_ours=True),
+            Route(("POST",), "/v1/unload_lora_adapter", self.unload, access=Access.OPERATOR, is_ours=True),
+            Route(
+                ("GET",),
+                "/v1/lora_adapters",
+                self.adapters,
+                access=Access.OPERATOR,
+                is_open_while_draining=True,
+                is_ours=True,
+            ),
+        ]
 
     async def load(self, request: Request) -> Response:
         """POST /v1/load_lora_adapter: load an adapter, downloaded first where it has a `source`; 202 at once with `async_download`."""

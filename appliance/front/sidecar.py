@@ -6,7 +6,8 @@ given, the engine's metrics, its adapters and downloads. Errors are `{detail: te
 Source: system E (its README and routes); Kubernetes' probes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from appliance.base.clock import Clock
@@ -16,15 +17,13 @@ from appliance.downloads.request import DownloadFolders
 from appliance.engines.lora.orders import AdapterOrders
 from appliance.engines.metrics.scrape import Following, Scraper
 from appliance.engines.types import BackendState
-from appliance.front.downloads import ROUTES as DOWNLOADS_ROUTES
 from appliance.front.downloads import DownloadHandlers
-from appliance.front.lora import ROUTES as LORA_ROUTES
 from appliance.front.lora import LoraHandlers
 from appliance.front.pipeline.access import Access
 from appliance.front.pipeline.request import Request
 from appliance.front.pipeline.response import Response, json_response
-from appliance.front.pipeline.route import Route
-from appliance.front.sidecar_metrics import ROUTES as METRICS_ROUTES
+from appliance.front.pipeline.route import Route, RouteGroup
+from appliance.front.routes import join_routes
 from appliance.front.sidecar_metrics import SidecarMetricsHandlers
 
 DIALECT = "detail"
@@ -36,6 +35,13 @@ class SidecarHandlers:
     def __init__(self, engine: Callable[[], BackendState | None], *, pod: str = "") -> None:
         self._engine = engine
         self._pod = pod
+
+    def routes(self) -> list[Route]:
+        """Return this group's addresses."""
+        return [
+            Route(("GET", "HEAD"), "/health", self.health, access=Access.PUBLIC, is_open_while_draining=True),
+            Route(("GET", "HEAD"), "/ready", self.ready, access=Access.PUBLIC, is_open_while_draining=True),
+        ]
 
     async def health(self, request: Request) -> Response:
         """GET /health: exactly system E's."""
@@ -69,10 +75,7 @@ class SidecarHandlers:
         return json_response(body, 200 if is_up else 503)
 
 
-Rows = Sequence[tuple[str, str, str, Access]]  # method, path, handler's name, who may call
-
-
-def sidecar_doors(
+def sidecar_groups(
     scraper: Scraper | Following,
     orders: AdapterOrders,
     jobs: DownloadJobs,
@@ -80,52 +83,22 @@ def sidecar_doors(
     *,
     clock: Clock,
     more: Callable[[], list[MetricFamily]] = list,
-) -> list[tuple[Any, Rows]]:
-    """Give the sidecar's doors: the engine's metrics, and what it shares with the main port, in system E's manner.
+) -> list[RouteGroup]:
+    """Return the handler groups beside the sidecar's own: the engine's metrics, and what it shares with the main port.
 
-    Takes   more: metric families of the sidecar's own
+    Args:
+        more: Gives metric families of the sidecar's own.
     """
     return [
-        (SidecarMetricsHandlers(scraper, clock=clock, more=more), METRICS_ROUTES),
-        (LoraHandlers(orders, is_sidecar=True), LORA_ROUTES),
-        (DownloadHandlers(jobs, folders=folders, is_sidecar=True), DOWNLOADS_ROUTES),
+        SidecarMetricsHandlers(scraper, clock=clock, more=more),
+        LoraHandlers(orders, is_sidecar=True),
+        DownloadHandlers(jobs, folders=folders, is_sidecar=True),
     ]
 
 
-def sidecar_routes(sidecar: SidecarHandlers, doors: Sequence[tuple[Any, Rows]] = ()) -> list[Route]:
-    """Give the sidecar's table.
-
-    Takes   doors: (door, its rows of method, path, handler's name, access)
-    """
-    routes = [
-        Route(
-            ("GET", "HEAD"),
-            "/health",
-            sidecar.health,
-            dialect=DIALECT,
-            access=Access.PUBLIC,
-            is_open_while_draining=True,
-        ),
-        Route(
-            ("GET", "HEAD"),
-            "/ready",
-            sidecar.ready,
-            dialect=DIALECT,
-            access=Access.PUBLIC,
-            is_open_while_draining=True,
-        ),
+def sidecar_routes(*groups: RouteGroup) -> list[Route]:
+    """Return the sidecar's table: errors in its dialect, and only what reads is answered while draining."""
+    return [
+        replace(route, dialect=DIALECT, is_open_while_draining="GET" in route.methods)
+        for route in join_routes(*groups)
     ]
-    for door, rows in doors:
-        routes += [
-            Route(
-                (method,),
-                path,
-                getattr(door, name),
-                dialect=DIALECT,
-                access=access,
-                is_open_while_draining=method == "GET",
-                is_ours=True,
-            )
-            for method, path, name, access in rows
-        ]
-    return routes

@@ -10,11 +10,9 @@ from appliance.base.clock import Clock
 from appliance.base.metrics.exposition_read import MetricFamily
 from appliance.base.metrics.exposition_write import OPENMETRICS, TEXT, wants_openmetrics
 from appliance.engines.metrics.scrape import Following, Scraper
-from appliance.front.pipeline.access import Access
 from appliance.front.pipeline.request import Request
 from appliance.front.pipeline.response import Response
-
-ROUTES: list[tuple[str, str, str, Access]] = [("GET", "/metrics", "metrics", Access.CLIENT)]
+from appliance.front.pipeline.route import Route
 
 
 class SidecarMetricsHandlers:
@@ -25,6 +23,12 @@ class SidecarMetricsHandlers:
     ) -> None:
         self._scraper = scraper
         self._clock, self._more = clock, more
+
+    def routes(self) -> list[Route]:
+        """Return this group's addresses."""
+        return [
+            Route(("GET",), "/metrics", self.metrics, is_open_while_draining=True, is_ours=True),
+        ]
 
     async def metrics(self, request: Request) -> Response:
         """GET /metrics: text 0.0.4, or OpenMetrics 1.0 to whoever prefers it."""

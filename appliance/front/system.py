@@ -15,8 +15,10 @@ from appliance.base.metrics.exposition_write import (
 )
 from appliance.base.metrics.registry import Metrics
 from appliance.engines.receipts import Receipts
+from appliance.front.pipeline.access import Access
 from appliance.front.pipeline.request import Request
 from appliance.front.pipeline.response import Response, json_response
+from appliance.front.pipeline.route import Route
 
 
 class SystemHandlers:
@@ -37,6 +39,19 @@ class SystemHandlers:
         self._receipts = receipts
         self._measure = measure
         self._engines = engines
+
+    def routes(self) -> list[Route]:
+        """Return this group's addresses."""
+        return [
+            Route(
+                ("GET", "HEAD"), "/healthz", self.healthz, access=Access.PUBLIC, is_open_while_draining=True
+            ),
+            Route(("GET",), "/metrics", self.metrics, is_open_while_draining=True),
+            Route(("GET",), "/receipts", self.receipts, access=Access.OPERATOR, is_open_while_draining=True),
+            Route(
+                ("GET",), "/receipts/{id}", self.receipt, access=Access.OPERATOR, is_open_while_draining=True
+            ),
+        ]
 
     async def healthz(self, request: Request) -> Response:
         """GET /healthz: system A's `{ok, public_model, upstream_base, aliases, novita_endpoints}` and more; 503 while not serving."""

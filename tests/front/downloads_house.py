@@ -13,7 +13,7 @@ from appliance.downloads.jobs import DownloadJobs
 from appliance.downloads.request import DownloadFolders
 from appliance.engines.receipts import Receipts
 from appliance.front.balance import BalanceHandlers
-from appliance.front.downloads import ROUTES, DownloadHandlers
+from appliance.front.downloads import DownloadHandlers
 from appliance.front.ollama.handlers import OllamaHandlers
 from appliance.front.ollama.pull import PullHandlers
 from appliance.front.openai.handlers import OpenAIHandlers
@@ -23,7 +23,7 @@ from appliance.front.pipeline.access import Access
 from appliance.front.pipeline.access_log import AccessLog
 from appliance.front.pipeline.pipeline import RequestPipeline
 from appliance.front.pipeline.request import Request
-from appliance.front.routes import all_routes
+from appliance.front.routes import join_routes
 from appliance.front.server.server import HttpServer, serving_http
 from appliance.front.sidecar import DIALECT, SidecarHandlers, sidecar_routes
 from appliance.front.system import SystemHandlers
@@ -97,21 +97,23 @@ async def downloads_house(
         )
         if is_sidecar:
             server = HttpServer(
-                sidecar_routes(SidecarHandlers(lambda: None), [(door, ROUTES)]),
+                sidecar_routes(SidecarHandlers(lambda: None), door),
                 pipeline,
                 clock=clock,
                 dialect=DIALECT,
             )
         else:
-            routes = all_routes(
+            routes = join_routes(
+                system,
+                BalanceHandlers(parts.router, clock=clock, set_strategy=parts.fleet.set_strategy),
+                door,
                 OpenAIHandlers(parts.router, heartbeat_s=lambda: 10),
                 ResponsesHandlers(parts.router, clock=clock),
                 OllamaHandlers(parts.router, clock=clock, pulls=PullHandlers(pulls, admit=admit, gather_s=0)),
-                system,
-                BalanceHandlers(parts.router, clock=clock, set_strategy=parts.fleet.set_strategy),
-                downloads=door,
             )
-            server = HttpServer(routes, pipeline, clock=clock, passage=Passthrough(parts.router, pipeline))
+            server = HttpServer(
+                routes, pipeline, clock=clock, passthrough=Passthrough(parts.router, pipeline)
+            )
         async with serving_http(
             server, [("127.0.0.1", 0)], hurry=parts.hurry, tasks=parts.tasks, grace_s=lambda: 5
         ) as bound:

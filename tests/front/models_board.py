@@ -22,7 +22,7 @@ from appliance.front.openai.responses import ResponsesHandlers
 from appliance.front.passthrough.handlers import Passthrough
 from appliance.front.pipeline.access_log import AccessLog
 from appliance.front.pipeline.pipeline import RequestPipeline
-from appliance.front.routes import all_routes
+from appliance.front.routes import join_routes
 from appliance.front.server.server import HttpServer, serving_http
 from appliance.front.system import SystemHandlers
 from appliance.models.manager.errors import ModelFailed
@@ -229,15 +229,15 @@ async def door_over(
             parts.router, clock=clock, set_strategy=parts.fleet.set_strategy, manager=manager
         )
         models = door or (ManagerHandlers(manager, clock=clock) if manager else None)
-        routes = all_routes(
-            OpenAIHandlers(parts.router, heartbeat_s=lambda: 10, manager=manager),
-            ResponsesHandlers(parts.router, clock=clock),
-            OllamaHandlers(parts.router, clock=clock),
+        routes = join_routes(
             system,
             balance,
             models,
+            OpenAIHandlers(parts.router, heartbeat_s=lambda: 10, manager=manager),
+            ResponsesHandlers(parts.router, clock=clock),
+            OllamaHandlers(parts.router, clock=clock),
         )
-        server = HttpServer(routes, pipeline, clock=clock, passage=Passthrough(parts.router, pipeline))
+        server = HttpServer(routes, pipeline, clock=clock, passthrough=Passthrough(parts.router, pipeline))
         async with serving_http(
             server, [("127.0.0.1", 0)], hurry=parts.hurry, tasks=parts.tasks, grace_s=lambda: 5
         ) as bound:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from appliance.front.pipeline.heads import BadHead, answer_head, read_head, upgrade_of
+from appliance.front.pipeline.heads import BadHead, parse_request_head, parse_upgrade, render_response_head
 from appliance.front.pipeline.response import Response
 
 UPGRADE = b"GET /ws?a=%20b HTTP/1.1\r\nHost: x\r\nConnection: keep-alive, Upgrade\r\nUpgrade: websocket\r\nX-Two: 1\r\nx-two: 2\r\n\r\n"
@@ -30,17 +30,17 @@ UPGRADE = b"GET /ws?a=%20b HTTP/1.1\r\nHost: x\r\nConnection: keep-alive, Upgrad
     ],
 )
 def test_a_request_is_read(head: bytes, headers: dict[str, str], may_stay: bool) -> None:
-    assert read_head(head) == (headers, may_stay)
+    assert parse_request_head(head) == (headers, may_stay)
 
 
 @pytest.mark.parametrize("head", [b"POST /a HTTP/1.1\r\nno colon\r\n\r\n", b"\x16\x03\x01\r\n\r\n"])
 def test_what_is_no_head_is_said_to_be_none(head: bytes) -> None:
     with pytest.raises(BadHead, match=r"\w"):
-        read_head(head)
+        parse_request_head(head)
 
 
 def test_a_wish_for_another_protocol_is_read() -> None:
-    found = upgrade_of(UPGRADE)
+    found = parse_upgrade(UPGRADE)
     assert found is not None
     assert (found.target, found.path) == ("/ws?a=%20b", "/ws")
     assert found.fields == [
@@ -71,7 +71,7 @@ def test_a_wish_for_another_protocol_is_read() -> None:
     ids=["no-get", "h2c", "connection-does-not-say-so", "http-1.0", "unreadable", "none"],
 )
 def test_what_is_no_such_wish_is_none(head: bytes) -> None:
-    assert upgrade_of(head) is None
+    assert parse_upgrade(head) is None
 
 
 @pytest.mark.parametrize(
@@ -91,5 +91,6 @@ def test_what_is_no_such_wish_is_none(head: bytes) -> None:
 )
 def test_an_answer_is_written(answer: Response, may_stay: bool, written: bytes) -> None:
     assert (
-        answer_head(answer, b"Content-Length: 0\r\n", date_line=b"Date: d\r\n", may_stay=may_stay) == written
+        render_response_head(answer, b"Content-Length: 0\r\n", date_line=b"Date: d\r\n", may_stay=may_stay)
+        == written
     )

@@ -10,7 +10,7 @@ import pytest
 
 from appliance.base.errors import ApplianceError, Exhausted
 from appliance.front.pipeline.errors import error_event
-from appliance.front.pipeline.late import LateStream, within_heartbeat
+from appliance.front.pipeline.late import LateStream, respond_or_heartbeat
 from appliance.front.pipeline.response import DerivedStream, Response
 
 SOON_S, NEVER_S = 0.001, 60.0
@@ -42,7 +42,7 @@ async def given(answer: Response) -> Response:
 
 
 async def late(answering: "asyncio.Future[Response]", **how: Any) -> Response:
-    answer = await within_heartbeat(answering, FORM, heartbeat_s=SOON_S, **how)
+    answer = await respond_or_heartbeat(answering, FORM, heartbeat_s=SOON_S, **how)
     assert isinstance(answer.pieces, LateStream)
     return answer
 
@@ -54,7 +54,7 @@ def future() -> "asyncio.Future[Response]":
 @pytest.mark.parametrize("heartbeat_s", [0.0, NEVER_S])
 async def test_what_comes_in_time_is_given_as_it_is(heartbeat_s: float) -> None:
     answer = Response(404, b"{}")
-    assert await within_heartbeat(given(answer), FORM, heartbeat_s=heartbeat_s) is answer
+    assert await respond_or_heartbeat(given(answer), FORM, heartbeat_s=heartbeat_s) is answer
 
 
 @pytest.mark.parametrize("heartbeat_s", [0.0, NEVER_S])
@@ -63,12 +63,12 @@ async def test_what_fails_in_time_has_a_status_of_its_own(heartbeat_s: float) ->
         raise Exhausted("full")
 
     with pytest.raises(Exhausted, match="full"):
-        await within_heartbeat(failing(), FORM, heartbeat_s=heartbeat_s)
+        await respond_or_heartbeat(failing(), FORM, heartbeat_s=heartbeat_s)
 
 
 async def test_late_pieces_follow_heartbeats() -> None:
     waiting, source = future(), Source()
-    answer = await late(waiting, told=lambda: [("X-Queue-Position", "2")])
+    answer = await late(waiting, late_headers=lambda: [("X-Queue-Position", "2")])
     assert (answer.status, answer.content_type, answer.heartbeat) == (200, FORM.content_type, b" ")
     assert answer.headers == [("Cache-Control", "no-cache"), ("X-Queue-Position", "2")]
     pieces: Any = answer.pieces
@@ -81,7 +81,7 @@ async def test_late_pieces_follow_heartbeats() -> None:
 
 
 async def test_the_form_is_nobodys_own() -> None:
-    await late(future(), told=lambda: [("X-Queue-Position", "2")])
+    await late(future(), late_headers=lambda: [("X-Queue-Position", "2")])
     assert FORM.headers == [("Cache-Control", "no-cache")]
 
 
@@ -115,7 +115,7 @@ async def test_a_late_refusal_is_an_error_with_the_engines_sentence(
 
 async def test_who_leaves_before_the_first_heartbeat_ends_the_call() -> None:
     waiting = future()
-    task = asyncio.get_running_loop().create_task(within_heartbeat(waiting, FORM, heartbeat_s=NEVER_S))
+    task = asyncio.get_running_loop().create_task(respond_or_heartbeat(waiting, FORM, heartbeat_s=NEVER_S))
     await asyncio.sleep(0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):

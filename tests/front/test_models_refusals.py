@@ -3,7 +3,7 @@
 import httpx
 import pytest
 
-from appliance.front.manager.handlers import ROUTES
+from appliance.front.manager.handlers import ManagerHandlers
 from appliance.front.pipeline.access import Access
 from tests.front.models_board import BoardOfValues, door_over, http, manager
 
@@ -182,8 +182,9 @@ async def test_without_a_table_none_of_these_addresses_is_there() -> None:
 
 
 def test_every_address_says_who_may_call_it() -> None:
-    assert {path for method, path, _, access in ROUTES if access is Access.OPERATOR} == {
+    routes = object.__new__(ManagerHandlers).routes()
+    assert {route.path for route in routes if route.access is Access.OPERATOR} == {
         "/v1/models/eject",
         *(f"/v1/models/{{alias:.+}}/{verb}" for verb in ("reset", "load", "pin", "unpin")),
     }
-    assert all(access is Access.CLIENT for method, _, _, access in ROUTES if method == "GET")
+    assert all(route.access is Access.CLIENT for route in routes if "GET" in route.methods)

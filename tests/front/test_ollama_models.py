@@ -21,11 +21,10 @@ from appliance.base.tasks import Tasks
 from appliance.engines.receipts import Receipt, Receipts
 from appliance.engines.settings import EngineSettings
 from appliance.engines.types import EngineReply, EngineRequest, ModelCard, Operation, Served
-from appliance.front.ollama.handlers import ROUTES, OllamaHandlers
+from appliance.front.ollama.handlers import OllamaHandlers
 from appliance.front.pipeline.access_log import AccessLog
 from appliance.front.pipeline.pipeline import RequestPipeline
 from appliance.front.pipeline.request import Request
-from appliance.front.pipeline.route import Route
 from appliance.front.server.server import HttpServer, serving_http
 from appliance.front.settings import FrontSettings
 from appliance.models.table.library import Library
@@ -86,7 +85,7 @@ class House:
 
     async def told(self, handler: str, ask: Any = None) -> Any:
         """Give the answer's one JSON object."""
-        path = {name: path for _, path, name in ROUTES}[handler]
+        path = next(route.path for route in self.door.routes() if route.handler.__name__ == handler)
         call = Request(
             "POST",
             path,
@@ -132,9 +131,7 @@ async def client(house: House) -> AsyncIterator[ollama.AsyncClient]:
         clock=house.clock,
         is_draining=lambda: False,
     )
-    routes = [
-        Route(methods, path, getattr(house.door, name), dialect="ollama") for methods, path, name in ROUTES
-    ]
+    routes = house.door.routes()
     async with (
         Tasks() as tasks,
         serving_http(

@@ -22,8 +22,8 @@ from appliance.front.pipeline.request import Request
 from appliance.front.pipeline.response import Response
 from appliance.front.pipeline.route import Route
 from appliance.front.server.server import HttpServer, serving_http
-from appliance.front.sidecar import DIALECT
-from appliance.front.sidecar_metrics import ROUTES, SidecarMetricsHandlers
+from appliance.front.sidecar import sidecar_routes
+from appliance.front.sidecar_metrics import SidecarMetricsHandlers
 from appliance.settings import load_or_raise
 from tests.fakes.engine_pages import PAGES, VLLM_2026, PageOf, page
 from tests.fakes.raw_server import Peer, RawServer
@@ -61,10 +61,7 @@ async def over() -> AsyncIterator[Over]:
                 is_draining=lambda: False,
                 access_log=AccessLog(clock=clock, form="json"),
             )
-            routes = [
-                Route((method,), path, getattr(door, name), dialect=DIALECT, access=access)
-                for method, path, name, access in ROUTES
-            ]
+            routes = sidecar_routes(door)
             server = HttpServer(
                 [*routes, Route(("GET",), "/ping", ping, access=Access.PUBLIC)], pipeline, clock=clock
             )

@@ -8,7 +8,7 @@ import pytest
 
 from appliance.base.errors import UpstreamFailed
 from appliance.base.sse import SseReader
-from appliance.front.pipeline.sse import events_of
+from appliance.front.pipeline.sse import read_events
 
 STREAM = (
     b': hi\n\ndata: {"a":"x\\ny"}\n\nid: 7\nevent: message\ndata:{"b":"\xf0\x9f\x8e\x89"}\n\n'
@@ -37,7 +37,7 @@ class Pieces:
 
 
 async def read(source: AsyncIterator[bytes]) -> list[dict[str, Any]]:
-    return [event async for event in events_of(source)]
+    return [event async for event in read_events(source)]
 
 
 @pytest.mark.parametrize("stream", [STREAM, STREAM.replace(b"\n", b"\r\n")], ids=["LF", "CRLF"])
@@ -87,7 +87,7 @@ async def test_an_error_event_is_raised_with_its_sentence(event: bytes) -> None:
 
 async def test_who_leaves_early_closes_the_source() -> None:
     source = Pieces(STREAM)
-    async with aclosing(events_of(source)) as events:  # type: ignore[type-var]
+    async with aclosing(read_events(source)) as events:  # type: ignore[type-var]
         assert await anext(events) == EVENTS[0]
     assert source.is_closed
 

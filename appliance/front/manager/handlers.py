@@ -29,6 +29,7 @@ from appliance.front.pipeline.body import check_types, read_object
 from appliance.front.pipeline.errors import error_body
 from appliance.front.pipeline.request import Request
 from appliance.front.pipeline.response import Response, json_response
+from appliance.front.pipeline.route import Route
 from appliance.models.status.measures import report
 from appliance.models.status.objects import as_file, as_model, as_status
 from appliance.models.status.views import ModelManagerApi, ModelView
@@ -36,29 +37,6 @@ from appliance.models.status.views import ModelManagerApi, ModelView
 ERROR_LETTERS = 200
 VERBS = "reset|load|pin|unpin"
 # Fixed addresses before those with a name in them: a model may be called `failed` or `status`.
-ROUTES: list[tuple[str, str, str, Access]] = [
-    ("GET", "/v1/models/status", "all_status", Access.CLIENT),
-    ("GET", "/v1/models/status/file", "status_file", Access.CLIENT),
-    ("GET", "/v1/models/status/stream", "status_stream", Access.CLIENT),
-    ("GET", "/v1/models/status/{alias:.+}", "one_status", Access.CLIENT),
-    ("GET", "/v1/models/failed", "failed", Access.CLIENT),
-    ("GET", "/v1/models/eject", "only_post", Access.CLIENT),
-    ("POST", "/v1/models/eject", "eject", Access.OPERATOR),
-    ("POST", "/v1/models/{alias:.+}/reset", "reset", Access.OPERATOR),
-    ("POST", "/v1/models/{alias:.+}/load", "load", Access.OPERATOR),
-    ("POST", "/v1/models/{alias:.+}/pin", "pin", Access.OPERATOR),
-    ("POST", "/v1/models/{alias:.+}/unpin", "unpin", Access.OPERATOR),
-    ("GET", f"/v1/models/{{alias:.+}}/{{verb:{VERBS}}}", "only_post", Access.CLIENT),
-    ("GET", "/v1/models/{alias:.+}/status", "word", Access.CLIENT),
-    ("GET", "/v1/queue/stats", "queue_stats", Access.CLIENT),
-    ("GET", "/v1/health/models", "health", Access.CLIENT),
-    ("GET", "/v1/telemetry/summary", "telemetry", Access.CLIENT),
-    ("GET", "/vram", "vram", Access.CLIENT),
-    ("GET", "/vram/summary", "vram_summary", Access.CLIENT),
-    ("GET", "/vram/models/{alias:.+}", "vram_of_model", Access.CLIENT),
-    ("GET", "/metrics/stream", "metrics_stream", Access.CLIENT),
-    ("GET", "/metrics/report", "metrics_report", Access.CLIENT),
-]
 
 
 class ManagerHandlers:
@@ -85,6 +63,70 @@ class ManagerHandlers:
         self._feeds.close()
 
     # ---- status
+
+    def routes(self) -> list[Route]:
+        """Return this group's addresses."""
+        return [
+            Route(("GET",), "/v1/models/status", self.all_status, is_open_while_draining=True, is_ours=True),
+            Route(
+                ("GET",),
+                "/v1/models/status/file",
+                self.status_file,
+                is_open_while_draining=True,
+                is_ours=True,
+            ),
+            Route(
+                ("GET",),
+                "/v1/models/status/stream",
+                self.status_stream,
+                is_open_while_draining=True,
+                is_ours=True,
+            ),
+            Route(
+                ("GET",),
+                "/v1/models/status/{alias:.+}",
+                self.one_status,
+                is_open_while_draining=True,
+                is_ours=True,
+            ),
+            Route(("GET",), "/v1/models/failed", self.failed, is_open_while_draining=True, is_ours=True),
+            Route(("GET",), "/v1/models/eject", self.only_post, is_open_while_draining=True, is_ours=True),
+            Route(("POST",), "/v1/models/eject", self.eject, access=Access.OPERATOR, is_ours=True),
+            Route(("POST",), "/v1/models/{alias:.+}/reset", self.reset, access=Access.OPERATOR, is_ours=True),
+            Route(("POST",), "/v1/models/{alias:.+}/load", self.load, access=Access.OPERATOR, is_ours=True),
+            Route(("POST",), "/v1/models/{alias:.+}/pin", self.pin, access=Access.OPERATOR, is_ours=True),
+            Route(("POST",), "/v1/models/{alias:.+}/unpin", self.unpin, access=Access.OPERATOR, is_ours=True),
+            Route(
+                ("GET",),
+                f"/v1/models/{{alias:.+}}/{{verb:{VERBS}}}",
+                self.only_post,
+                is_open_while_draining=True,
+                is_ours=True,
+            ),
+            Route(
+                ("GET",), "/v1/models/{alias:.+}/status", self.word, is_open_while_draining=True, is_ours=True
+            ),
+            Route(("GET",), "/v1/queue/stats", self.queue_stats, is_open_while_draining=True, is_ours=True),
+            Route(("GET",), "/v1/health/models", self.health, is_open_while_draining=True, is_ours=True),
+            Route(
+                ("GET",), "/v1/telemetry/summary", self.telemetry, is_open_while_draining=True, is_ours=True
+            ),
+            Route(("GET",), "/vram", self.vram, is_open_while_draining=True, is_ours=True),
+            Route(("GET",), "/vram/summary", self.vram_summary, is_open_while_draining=True, is_ours=True),
+            Route(
+                ("GET",),
+                "/vram/models/{alias:.+}",
+                self.vram_of_model,
+                is_open_while_draining=True,
+                is_ours=True,
+            ),
+            Route(
+                ("GET",), "/metrics/stream", self.metrics_stream, is_open_while_draining=True, is_ours=True
+            ),
+            Route(
+                ("GET",), "/metrics/report", self.metrics_report, is_open_while_draining=True, is_ours=True
+            ),
+        ]
 
     async def all_status(self, request: Request) -> Response:
         """GET /v1/models/status: `{server, models, summary}`."""

@@ -31,13 +31,15 @@ from appliance.front.ollama.translate import (
     keep_alive_s,
     options_up,
 )
+from appliance.front.pipeline.access import Access
 from appliance.front.pipeline.body import check_types, read_object
 from appliance.front.pipeline.errors import error_event
-from appliance.front.pipeline.late import within_heartbeat
-from appliance.front.pipeline.replies import object_of, refused
+from appliance.front.pipeline.late import respond_or_heartbeat
+from appliance.front.pipeline.replies import parse_error_reply, parse_reply
 from appliance.front.pipeline.request import Request
 from appliance.front.pipeline.response import Response, json_response
-from appliance.front.pipeline.sse import events_of
+from appliance.front.pipeline.route import Route
+from appliance.front.pipeline.sse import read_events
 from appliance.models.status.views import ModelManagerApi
 from appliance.models.table.library import Library
 
@@ -50,23 +52,6 @@ MOST_NAMES_LOGGED = 10
 STREAM = Response(
     content_type=CONTENT_TYPE, on_error=partial(error_event, dialect="ollama"), heartbeat=HEARTBEAT
 )
-ROUTES = [
-    (("GET", "HEAD"), "/", "root"),
-    (("GET", "HEAD"), "/api/version", "version"),
-    (("GET", "HEAD"), "/api/tags", "tags"),
-    (("POST",), "/api/show", "show"),
-    (("GET",), "/api/ps", "ps"),
-    (("POST",), "/api/chat", "chat"),
-    (("POST",), "/api/generate", "generate"),
-    (("POST",), "/api/embed", "embed"),
-    (("POST",), "/api/embeddings", "embeddings"),
-    (("POST",), "/api/pull", "pull"),
-    (("POST",), "/api/push", "unsupported"),
-    (("POST",), "/api/create", "unsupported"),
-    (("POST",), "/api/copy", "unsupported"),
-    (("DELETE",), "/api/delete", "delete"),
-    (("HEAD", "POST"), "/api/blobs/{digest}", "unsupported"),
-]
 
 
 class OllamaHandlers:
@@ -93,6 +78,26 @@ class OllamaHandlers:
         self._pulls = pulls
 
     # ---- about models
+
+    def routes(self) -> list[Route]:
+        """Return this group's addresses."""
+        return [
+            Route(("GET", "HEAD"), "/", self.root, dialect="ollama", access=Access.PUBLIC),
+            Route(("GET", "HEAD"), "/api/version", self.version, dialect="ollama"),
+            Route(("GET", "HEAD"), "/api/tags", self.tags, dialect="ollama"),
+            Route(("POST",), "/api/show", self.show, dialect="ollama"),
+            Route(("GET",), "/api/ps", self.ps, dialect="ollama"),
+            Route(("POST",), "/api/chat", self.chat, dialect="ollama", is_hot=True),
+            Route(("POST",), "/api/generate", self.generate, dialect="ollama", is_hot=True),
+            Route(("POST",), "/api/embed", self.embed, dialect="ollama"),
+            Route(("POST",), "/api/embeddings", self.embeddings, dialect="ollama"),
+            Route(("POST",), "/api/pull", self.pull, dialect="ollama"),
+            Route(("POST",), "/api/push", self.unsupported, dialect="ollama"),
+            Route(("POST",), "/api/create", self.unsupported, dialect="ollama"),
+            Route(("POST",), "/api/copy", self.unsupported, dialect="ollama"),
+            Route(("DELETE",), "/api/delete", self.delete, dialect="ollama"),
+            Route(("HEAD", "POST"), "/api/blobs/{digest}", self.unsupported, dialect="ollama"),
+        ]
 
     async def root(self, request: Request) -> Response:
         """GET /: what Ollama's clients look for; for who wants JSON `{message}`, as system C."""
@@ -215,15 +220,15 @@ class OllamaHandlers:
             asked.body |= {"stream": True, "stream_options": {"include_usage": True}}
         engine_request = self._request(request, ask, card, asked.operation, asked.body, is_stream=is_stream)
         if is_stream:
-            return await within_heartbeat(
+            return await respond_or_heartbeat(
                 self._stream(engine_request, request, StreamTranslator(voice), memory),
                 STREAM,
                 heartbeat_s=self._heartbeat_s(),
-                told=engine_request.told,
+                late_headers=engine_request.told,
             )
         reply = await self._ask(engine_request)
         out, text = whole(
-            object_of(reply), voice, at_s=self._clock.now_s(), elapsed_s=self._elapsed_s(request)
+            parse_reply(reply), voice, at_s=self._clock.now_s(), elapsed_s=self._elapsed_s(request)
         )
         if not is_chat:
             out["upstream_model"] = card.upstream  # system A's field
@@ -250,7 +255,7 @@ class OllamaHandlers:
         """Give the lines of a stream, the closing one last."""
         assert reply.events is not None
         now_s = self._clock.now_s
-        async with aclosing(events_of(reply.events)) as events:  # type: ignore[type-var]
+        async with aclosing(read_events(reply.events)) as events:  # type: ignore[type-var]
             async for event in events:
                 part = teller.take(event, at_s=now_s(), elapsed_s=self._elapsed_s(request))
                 if part is not None:
@@ -265,7 +270,7 @@ class OllamaHandlers:
         card = self._card(ask)
         if ask.get("stream") is False:
             return await self._touched(request, ask, card, empty)
-        return await within_heartbeat(
+        return await respond_or_heartbeat(
             self._touched(request, ask, card, empty), STREAM, heartbeat_s=self._heartbeat_s()
         )
 
@@ -325,7 +330,7 @@ class OllamaHandlers:
         body: dict[str, Any] = {"input": inputs}
         if ask.get("dimensions"):
             body["dimensions"] = ask["dimensions"]
-        value = object_of(
+        value = parse_reply(
             await self._ask(self._request(request, ask, card, Operation.EMBEDDING, body, is_stream=False))
         )
         usage = value.get("usage")
@@ -339,7 +344,7 @@ class OllamaHandlers:
         """Ask the engines; an error status of theirs is raised."""
         reply = await self._router.answer(engine_request)
         if reply.status >= 400:
-            raise refused(reply.status, reply.body or b"")
+            raise parse_error_reply(reply.status, reply.body or b"")
         return reply
 
     def _request(

@@ -6,7 +6,7 @@ from typing import Any
 
 from appliance.base import jsons
 from appliance.base.errors import Invalid
-from appliance.front.pipeline.body import type_word
+from appliance.front.pipeline.body import json_type_of
 
 _IMAGE_TYPES = (  # first bytes → media type
     (b"\x89PNG\r\n\x1a\n", "image/png"),
@@ -87,7 +87,7 @@ def _message(message: dict[str, Any], where: str, number: int, ids: _CallIds) ->
     calls = message.get("tool_calls")
     if calls is not None and not isinstance(calls, list):
         raise Invalid(
-            f"`{where}tool_calls` must be an array, not {type_word(calls)}.", param=f"{where}tool_calls"
+            f"`{where}tool_calls` must be an array, not {json_type_of(calls)}.", param=f"{where}tool_calls"
         )
     if calls:
         out["tool_calls"] = [
@@ -99,7 +99,7 @@ def _message(message: dict[str, Any], where: str, number: int, ids: _CallIds) ->
         for name in ("tool_name", "tool_call_id"):
             if not isinstance(message.get(name), (str, type(None))):
                 raise Invalid(
-                    f"`{where}{name}` must be a string, not {type_word(message[name])}.",
+                    f"`{where}{name}` must be a string, not {json_type_of(message[name])}.",
                     param=f"{where}{name}",
                 )
         out["tool_call_id"] = ids.answered(message, number)
@@ -113,7 +113,7 @@ def _content(message: dict[str, Any], where: str) -> Any:
     content, images = message.get("content") or "", message.get("images")
     if images is not None and not isinstance(images, list):
         raise Invalid(
-            f"`{where}images` must be an array of base64 texts, not {type_word(images)}.",
+            f"`{where}images` must be an array of base64 texts, not {json_type_of(images)}.",
             param=f"{where}images",
         )
     if not images:
@@ -135,7 +135,7 @@ def _call(call: Any, where: str, new_id: str) -> dict[str, Any]:
     arguments = {} if function.get("arguments") is None else function["arguments"]
     if not isinstance(arguments, (dict, str)):
         raise Invalid(
-            f"`{where}.function.arguments` must be an object, not {type_word(arguments)}.",
+            f"`{where}.function.arguments` must be an object, not {json_type_of(arguments)}.",
             param=f"{where}.function.arguments",
         )
     text = arguments if isinstance(arguments, str) else jsons.dumps_text(arguments)

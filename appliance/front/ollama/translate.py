@@ -11,7 +11,7 @@ from appliance.base.errors import Invalid
 from appliance.engines.types import Operation
 from appliance.front.ollama.context import unpack
 from appliance.front.ollama.messages import messages_up, tools_up
-from appliance.front.pipeline.body import check_messages, type_word
+from appliance.front.pipeline.body import check_messages, json_type_of
 
 TYPES: dict[str, Any] = {  # of every field that some address of this dialect knows
     "model": str,
@@ -262,7 +262,7 @@ def _common(ask: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
         )
     elif think is not None and not isinstance(think, bool):
         raise Invalid(
-            f"`think` must be true, false, or one of low, medium, high, max, not {type_word(think)}.",
+            f"`think` must be true, false, or one of low, medium, high, max, not {json_type_of(think)}.",
             param="think",
         )
     return fields, unknown

@@ -11,9 +11,10 @@ from appliance.engines.router import Router
 from appliance.engines.types import EngineReply, EngineRequest, ModelCard, Operation
 from appliance.front.pipeline.body import OPENAI_TYPES, check_messages, check_types, read_object
 from appliance.front.pipeline.errors import error_event
-from appliance.front.pipeline.late import within_heartbeat
+from appliance.front.pipeline.late import respond_or_heartbeat
 from appliance.front.pipeline.request import Request
 from appliance.front.pipeline.response import Response, json_response
+from appliance.front.pipeline.route import Route
 from appliance.models.status.views import ModelManagerApi
 
 SSE_HEADERS = [("Cache-Control", "no-cache"), ("X-Accel-Buffering", "no")]
@@ -38,6 +39,16 @@ class OpenAIHandlers:
         self._router = router
         self._manager = manager
         self._heartbeat_s = heartbeat_s
+
+    def routes(self) -> list[Route]:
+        """Return this group's addresses."""
+        return [
+            Route(("GET",), "/v1/models", self.models),
+            Route(("GET",), "/v1/models/{model:.+}", self.model),
+            Route(("POST",), "/v1/chat/completions", self.chat, is_hot=True),
+            Route(("POST",), "/v1/completions", self.completions, is_hot=True),
+            Route(("POST",), "/v1/embeddings", self.embeddings, is_hot=True),
+        ]
 
     async def chat(self, request: Request) -> Response:
         """POST /v1/chat/completions."""
@@ -108,8 +119,11 @@ class OpenAIHandlers:
         if not is_stream:
             reply = await self._router.answer(engine_request)
             return Response(reply.status, reply.body or b"", reply.content_type)
-        return await within_heartbeat(
-            self._stream(engine_request), STREAM, heartbeat_s=self._heartbeat_s(), told=engine_request.told
+        return await respond_or_heartbeat(
+            self._stream(engine_request),
+            STREAM,
+            heartbeat_s=self._heartbeat_s(),
+            late_headers=engine_request.told,
         )
 
     async def _stream(self, engine_request: EngineRequest) -> Response:

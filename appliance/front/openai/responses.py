@@ -16,11 +16,12 @@ from appliance.front.openai import responses_translate as translate
 from appliance.front.openai.handlers import HEARTBEAT, SSE_HEADERS
 from appliance.front.pipeline.body import OPENAI_TYPES, check_types, read_object
 from appliance.front.pipeline.errors import OPENAI_TYPE
-from appliance.front.pipeline.late import within_heartbeat
-from appliance.front.pipeline.replies import object_of
+from appliance.front.pipeline.late import respond_or_heartbeat
+from appliance.front.pipeline.replies import parse_reply
 from appliance.front.pipeline.request import Request
 from appliance.front.pipeline.response import DerivedStream, Response, json_response
-from appliance.front.pipeline.sse import events_of
+from appliance.front.pipeline.route import Route
+from appliance.front.pipeline.sse import read_events
 
 TYPES = {
     **OPENAI_TYPES,
@@ -31,12 +32,6 @@ TYPES = {
     "instructions": str,
     "metadata": dict,
 }
-ROUTES = [
-    (("POST",), "/v1/responses", "create"),
-    (("GET", "DELETE"), "/v1/responses/{id}", "stored"),
-    (("POST",), "/v1/responses/{id}/cancel", "stored"),
-    (("GET",), "/v1/responses/{id}/input_items", "stored"),
-]
 
 
 class ResponsesHandlers:
@@ -48,6 +43,15 @@ class ResponsesHandlers:
         self._router = router
         self._clock = clock
         self._heartbeat_s = heartbeat_s
+
+    def routes(self) -> list[Route]:
+        """Return this group's addresses."""
+        return [
+            Route(("POST",), "/v1/responses", self.create, is_hot=True),
+            Route(("GET", "DELETE"), "/v1/responses/{id}", self.stored),
+            Route(("POST",), "/v1/responses/{id}/cancel", self.stored),
+            Route(("GET",), "/v1/responses/{id}/input_items", self.stored),
+        ]
 
     async def create(self, request: Request) -> Response:
         """POST /v1/responses."""
@@ -69,16 +73,16 @@ class ResponsesHandlers:
             form = Response(
                 content_type=SSE, headers=list(SSE_HEADERS), on_error=stream.failed, heartbeat=HEARTBEAT
             )
-            return await within_heartbeat(
+            return await respond_or_heartbeat(
                 self._stream(engine_request, stream, form),
                 form,
                 heartbeat_s=self._heartbeat_s(),
-                told=engine_request.told,
+                late_headers=engine_request.told,
             )
         reply = await self._router.answer(engine_request)
         if reply.status >= 400:
             return Response(reply.status, reply.body or b"", reply.content_type)
-        return json_response(self._whole(shell, object_of(reply)))
+        return json_response(self._whole(shell, parse_reply(reply)))
 
     async def _stream(self, engine_request: EngineRequest, stream: "_Stream", form: Response) -> Response:
         reply = await self._router.answer(engine_request)
@@ -137,7 +141,7 @@ class _Stream:
             "response.in_progress", response=self._shell
         )
         finish = usage = None
-        async with aclosing(events_of(reply.events)) as events:  # type: ignore[type-var]
+        async with aclosing(read_events(reply.events)) as events:  # type: ignore[type-var]
             async for event in events:
                 usage = event.get("usage") or usage
                 for choice in (event.get("choices") or [])[:1]:

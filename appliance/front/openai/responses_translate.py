@@ -3,7 +3,7 @@
 from typing import Any
 
 from appliance.base.errors import Invalid
-from appliance.front.pipeline.body import type_word
+from appliance.front.pipeline.body import json_type_of
 
 SAME = {
     "temperature",
@@ -90,7 +90,7 @@ def messages_of(ask: dict[str, Any]) -> list[dict[str, Any]]:
     for number, item in enumerate(given):
         if not isinstance(item, dict):
             raise Invalid(
-                f"`input.{number}` must be an object, not {type_word(item)}.",
+                f"`input.{number}` must be an object, not {json_type_of(item)}.",
                 param=f"input.{number}",
                 code="invalid_type",
             )
@@ -141,7 +141,7 @@ def _content(content: Any, where: str) -> Any:
         return content or ""
     if not isinstance(content, list):
         raise Invalid(
-            f"`{where}` must be a string or an array of parts, not {type_word(content)}.",
+            f"`{where}` must be a string or an array of parts, not {json_type_of(content)}.",
             param=where,
             code="invalid_type",
         )
@@ -172,7 +172,7 @@ def _content(content: Any, where: str) -> Any:
 
 def _tool(tool: Any, number: int) -> dict[str, Any]:
     if not isinstance(tool, dict) or tool.get("type") != "function":
-        kind = tool.get("type") if isinstance(tool, dict) else type_word(tool)
+        kind = tool.get("type") if isinstance(tool, dict) else json_type_of(tool)
         raise Invalid(
             f'`tools.{number}.type` {kind!r} is not supported here; only "function" is.',
             param=f"tools.{number}.type",

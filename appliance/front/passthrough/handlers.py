@@ -365,7 +365,7 @@ class Passthrough:
         is_events = far.content_type == "text/event-stream"
         sent = 0
         await response.prepare(request)
-        self._desk.first_byte(call)
+        self._desk.mark_first_byte(call)
         try:
             async for piece in pieces_of(far, idle_s=self.router.settings.upstream_idle_timeout_s):
                 async with asyncio.timeout(self._desk.settings.write_timeout_s):
@@ -399,7 +399,7 @@ class Passthrough:
         call.receipt.status = kept.status
         response = self._response(call, kept.status, kept.reason, kept.fields)
         await response.prepare(request)
-        self._desk.first_byte(call)
+        self._desk.mark_first_byte(call)
         await response.write(kept.body)
         await response.write_eof()
         return response, "done", len(kept.body)
@@ -409,7 +409,7 @@ class Passthrough:
     ) -> web.StreamResponse:
         response = web.StreamResponse(status=status, reason=reason)
         response.headers["Server"] = "inference-appliance"
-        for name, value in [*fields, *self._desk.headers_of(call)]:
+        for name, value in [*fields, *self._desk.response_headers(call)]:
             response.headers.add(name, value)
         return response
 

@@ -32,11 +32,11 @@ class Tunnel:
     """One such connection. The lane passes on what its transport calls."""
 
     def __init__(
-        self, connection: "FastConnection", server: "HttpServer", passage: Passthrough, wanted: Upgrade
+        self, connection: "FastConnection", server: "HttpServer", passthrough: Passthrough, wanted: Upgrade
     ) -> None:
         self._lane = connection
         self._server = server
-        self._passage = passage
+        self._passthrough = passthrough
         self._wanted = wanted
         self._transport: Any = None
         self._arrived = bytearray()
@@ -90,15 +90,15 @@ class Tunnel:
             try:
                 finish, sent = await self._tunnel(call)
             except ApplianceError as error:
-                answer = pipeline.refusal(error, "openai", call.receipt)
+                answer = pipeline.error_response(error, "openai", call.receipt)
             except (ConnectionError, asyncio.CancelledError):
                 return
             except Exception as error:
-                answer = pipeline.refusal(pipeline.unexpected(error, call), "openai", call.receipt)
+                answer = pipeline.error_response(pipeline.internal_error(error, call), "openai", call.receipt)
             else:
                 return
             call.receipt.status = answer.status
-            answer.headers += pipeline.headers_of(call)
+            answer.headers += pipeline.response_headers(call)
             finish, sent = "done", self._lane.write_last(answer)
         finally:
             pipeline.close(call, finish=finish, sent_bytes=sent)
@@ -106,16 +106,16 @@ class Tunnel:
             self._transport.close()
 
     async def _tunnel(self, call: Request) -> tuple[str, int]:
-        target, options = self._passage.admit(call, self._wanted.target)
+        target, options = self._passthrough.admit(call, self._wanted.target)
         tried: set[str] = set()
         while True:
-            slot = await self._passage.router.lease(receipt=call.receipt, exclude=tried, options=options)
+            slot = await self._passthrough.router.lease(receipt=call.receipt, exclude=tried, options=options)
             try:
                 reader, writer = await self._connect(slot)
             except (OSError, TimeoutError) as exc:
                 slot.done("connect", note=str(exc))
                 tried.add(slot.backend)
-                if options.pin or not set(self._passage.router.backend_names()) - tried:
+                if options.pin or not set(self._passthrough.router.backend_names()) - tried:
                     raise Unavailable(
                         f"No backend available: {slot.backend} could not be reached.",
                         code="no_backend",
@@ -134,7 +134,7 @@ class Tunnel:
     async def _connect(self, slot: Slot) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         parts = urlsplit(slot.url)
         is_tls = parts.scheme == "https"
-        async with asyncio.timeout(self._passage.router.settings.upstream_connect_timeout_s):
+        async with asyncio.timeout(self._passthrough.router.settings.upstream_connect_timeout_s):
             return await asyncio.open_connection(
                 parts.hostname,
                 parts.port or (443 if is_tls else 80),
@@ -167,7 +167,7 @@ class Tunnel:
         fields = [("Host", parts.netloc), *fields, ("Connection", "Upgrade"), ("Upgrade", upgrade)]
         writer.write(_head(f"GET {parts.path.rstrip('/')}{target} HTTP/1.1", fields))
         try:
-            async with asyncio.timeout(self._passage.router.settings.backend_timeout_seconds):
+            async with asyncio.timeout(self._passthrough.router.settings.backend_timeout_seconds):
                 raw = await reader.readuntil(b"\r\n\r\n")
         except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError) as exc:
             slot.done("first_byte", note=repr(exc))
@@ -177,7 +177,7 @@ class Tunnel:
         status, reason, answered = _parse(raw, slot.backend)
         call.receipt.status = status
         has_switched = status == 101
-        fields = [*answer_fields(answered), *self._server.pipeline.headers_of(call)]
+        fields = [*answer_fields(answered), *self._server.pipeline.response_headers(call)]
         if has_switched:
             fields += [
                 ("Connection", "Upgrade"),
@@ -188,7 +188,7 @@ class Tunnel:
                 ("Connection", "close")
             ]
         self._transport.write(_head(f"HTTP/1.1 {status} {reason}", fields))
-        self._server.pipeline.first_byte(call)
+        self._server.pipeline.mark_first_byte(call)
         sent = await (self._both_ways(reader, writer) if has_switched else self._down(reader, _End(raw)))
         slot.done("passed", status=status)
         return "done", sent

@@ -34,9 +34,9 @@ class Keys:
         """Whether anybody who reaches the port may use the models."""
         return not self._client
 
-    def stays(self, headers: dict[str, str]) -> bool:
+    def must_stay_local(self, headers: dict[str, str]) -> bool:
         """Whether the caller's key is one whose requests may not leave this machine's own backends."""
-        return bool(self._staying) and _is_one_of(key_of(headers), self._staying)
+        return bool(self._staying) and _is_one_of(read_key(headers), self._staying)
 
     def check(self, access: Access, headers: dict[str, str], peer: str) -> None:
         """Let the call pass, or raise.
@@ -62,7 +62,7 @@ class Keys:
                 "This address is for callers on this machine, or with a key of OPERATOR_API_KEYS once those are set.",
                 code="operator_only",
             )
-        key = key_of(headers)
+        key = read_key(headers)
         if not key:
             raise Unauthenticated("No API key. Send it as `Authorization: Bearer KEY`.")
         if access is Access.OPERATOR and self._operator:  # 3
@@ -90,7 +90,7 @@ class Keys:
         return "." in name and not name.endswith(OWN_DOMAINS) and not is_address(name.strip("[]"))  # 3
 
 
-def key_of(headers: dict[str, str]) -> str:
+def read_key(headers: dict[str, str]) -> str:
     """Read the caller's key: `Authorization: Bearer KEY` or `X-API-Key: KEY`."""
     scheme, _, value = headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer" and value.strip():

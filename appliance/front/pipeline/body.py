@@ -54,7 +54,7 @@ def read_object(body: bytes) -> dict[str, Any]:
     except jsons.BadJson as exc:
         raise Invalid(f"The body is no valid JSON: {exc}.", code="invalid_json") from None
     if not isinstance(value, dict):
-        raise Invalid(f"The body must be a JSON object, not {type_word(value)}.", code="invalid_json")
+        raise Invalid(f"The body must be a JSON object, not {json_type_of(value)}.", code="invalid_json")
     return value
 
 
@@ -66,7 +66,9 @@ def check_types(body: dict[str, Any], types: dict[str, Any]) -> None:
             continue
         if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
             raise Invalid(
-                f"`{name}` must be {_WORDS[wanted]}, not {type_word(value)}.", param=name, code="invalid_type"
+                f"`{name}` must be {_WORDS[wanted]}, not {json_type_of(value)}.",
+                param=name,
+                code="invalid_type",
             )
 
 
@@ -81,7 +83,7 @@ def check_messages(messages: Any) -> None:
     for number, message in enumerate(messages):
         if not isinstance(message, dict):
             raise Invalid(
-                f"`messages.{number}` must be an object, not {type_word(message)}.",
+                f"`messages.{number}` must be an object, not {json_type_of(message)}.",
                 param=f"messages.{number}",
                 code="invalid_type",
             )
@@ -94,13 +96,13 @@ def check_messages(messages: Any) -> None:
         content = message.get("content")
         if content is not None and not isinstance(content, (str, list)):
             raise Invalid(
-                f"`messages.{number}.content` must be a string or an array of parts, not {type_word(content)}.",
+                f"`messages.{number}.content` must be a string or an array of parts, not {json_type_of(content)}.",
                 param=f"messages.{number}.content",
                 code="invalid_type",
             )
 
 
-def type_word(value: Any) -> str:
+def json_type_of(value: Any) -> str:
     """Name a JSON value's type in JSON's own words."""
     if value is None:
         return "null"

@@ -59,7 +59,7 @@ class _Fields(_Headers):
         self.fields.append((name.decode("latin-1"), value.decode("latin-1")))
 
 
-def read_head(head: bytes) -> tuple[dict[str, str], bool]:
+def parse_request_head(head: bytes) -> tuple[dict[str, str], bool]:
     """Read a request's head, its blank line included.
 
     Gives   (fields by lower-case name, several of one name joined; whether the connection may be kept after it)
@@ -90,7 +90,7 @@ class Upgrade:
         return self.target.partition("?")[0]
 
 
-def upgrade_of(head: bytes) -> Upgrade | None:
+def parse_upgrade(head: bytes) -> Upgrade | None:
     """Read a head that asks to switch protocols; None = it does not, not as HTTP/1.1 has it, or it cannot be read."""
     if head[:4] != b"GET " or b"\nupgrade:" not in head.lower():
         return None
@@ -113,7 +113,7 @@ def upgrade_of(head: bytes) -> Upgrade | None:
     return Upgrade(target, found.fields, found.headers)
 
 
-def answer_head(answer: Response, framing: bytes, *, date_line: bytes, may_stay: bool) -> bytes:
+def render_response_head(answer: Response, framing: bytes, *, date_line: bytes, may_stay: bool) -> bytes:
     """Write an answer's head, its blank line included. `framing`: the line that says where the body ends; may_stay: the connection is kept."""
     fields = "".join([f"{name}: {value}\r\n" for name, value in answer.headers])
     return b"HTTP/1.1 %d %b\r\n%b%bContent-Type: %b\r\n%b%b" % (

@@ -12,19 +12,23 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 
-from appliance.front.pipeline.replies import refused
+from appliance.front.pipeline.replies import parse_error_reply
 from appliance.front.pipeline.response import Response
 
 Headers = list[tuple[str, str]]
 
 
-async def within_heartbeat(
-    answering: Awaitable[Response], form: Response, *, heartbeat_s: float, told: Callable[[], Headers] = list
+async def respond_or_heartbeat(
+    answering: Awaitable[Response],
+    form: Response,
+    *,
+    heartbeat_s: float,
+    late_headers: Callable[[], Headers] = list,
 ) -> Response:
     """Wait for an answer, or begin it without.
 
     Takes   form: how a stream of this dialect looks, without its pieces; heartbeat_s: 0 = wait for ever;
-            told: headers that say how things stand, for a stream that begins late
+            late_headers: headers that say how things stand, for a stream that begins late
     Raises  whatever answering raises in time
     """
     if not heartbeat_s:
@@ -38,7 +42,9 @@ async def within_heartbeat(
     if done:  # 1
         return waiting.result()
     return replace(
-        form, headers=[*form.headers, *told()], pieces=LateStream(waiting, form.heartbeat, heartbeat_s)
+        form,
+        headers=[*form.headers, *late_headers()],
+        pieces=LateStream(waiting, form.heartbeat, heartbeat_s),
     )  # 2
 
 
@@ -69,7 +75,7 @@ class LateStream:
                 return self._heartbeat
             answer = self._waiting.result()
             if answer.status >= 400:
-                raise refused(answer.status, answer.body)
+                raise parse_error_reply(answer.status, answer.body)
             self._pieces = answer.pieces or _one(answer.body)
         return await anext(self._pieces)
 

@@ -10,7 +10,7 @@ from functools import lru_cache
 
 from appliance.base.errors import Invalid
 from appliance.engines.types import RequestOptions
-from appliance.front.pipeline.access import key_of
+from appliance.front.pipeline.access import read_key
 
 PRIORITIES = {"high": 0, "normal": 1, "low": 2}
 YES, NO = {"1", "true", "yes", "on"}, {"", "0", "false", "no", "off"}
@@ -20,10 +20,10 @@ STAY = "x-appliance-stay-local"
 PRIORITY = "x-request-priority"
 
 
-def options_of(headers: dict[str, str], peer: str, *, stays: bool = False) -> RequestOptions:
+def parse_options(headers: dict[str, str], peer: str, *, must_stay_local: bool = False) -> RequestOptions:
     """Read a request's wishes.
 
-    Takes   headers: lower-case names; peer: the caller's address; stays: the caller's key may not let requests leave
+    Takes   headers: lower-case names; peer: the caller's address; must_stay_local: the caller's key may not let requests leave
     Raises  Invalid: a header has a value that is not known
     """
     word = headers.get(PRIORITY, "normal").strip().lower()
@@ -36,9 +36,11 @@ def options_of(headers: dict[str, str], peer: str, *, stays: bool = False) -> Re
     stay = headers.get(STAY, "").strip().lower()
     if stay not in KNOWN:
         raise Invalid(f"{STAY} must be 1 or 0, not {stay[:40]!r}.", param=STAY, code="invalid_header")
-    key = key_of(headers)
+    key = read_key(headers)
     flow = hashlib.sha256(key.encode()).hexdigest()[:16] if key else peer
-    return _options(flow, PRIORITIES[word], not (stays or stay in YES), headers.get(PIN, "").strip())
+    return _options(
+        flow, PRIORITIES[word], not (must_stay_local or stay in YES), headers.get(PIN, "").strip()
+    )
 
 
 _options = lru_cache(maxsize=1024)(

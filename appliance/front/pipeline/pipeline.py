@@ -16,7 +16,7 @@ from appliance.engines.receipts import Receipt, Receipts
 from appliance.front.pipeline.access import Access, Keys
 from appliance.front.pipeline.access_log import AccessLog
 from appliance.front.pipeline.errors import error_body, error_headers, status_of
-from appliance.front.pipeline.options import options_of
+from appliance.front.pipeline.options import parse_options
 from appliance.front.pipeline.request import Request
 from appliance.front.pipeline.response import Response
 from appliance.front.pipeline.route import Route
@@ -98,13 +98,13 @@ class RequestPipeline:
             self.admit(route.access, call, is_open_while_draining=route.is_open_while_draining)
             answer = await route.handler(call)
         except ApplianceError as error:
-            answer = self.refusal(error, route.dialect, call.receipt)
+            answer = self.error_response(error, route.dialect, call.receipt)
         except asyncio.CancelledError:
             raise
         except Exception as error:
-            answer = self.refusal(self.unexpected(error, call), route.dialect, call.receipt)
+            answer = self.error_response(self.internal_error(error, call), route.dialect, call.receipt)
         call.receipt.status = answer.status
-        answer.headers = [*answer.headers, *self.headers_of(call)]
+        answer.headers = [*answer.headers, *self.response_headers(call)]
         return answer
 
     def admit(self, access: Access, call: Request, *, is_open_while_draining: bool = False) -> None:
@@ -119,22 +119,24 @@ class RequestPipeline:
             )
         if len(call.body) > self.settings.max_body_bytes:
             raise too_large(self.settings.max_body_bytes)
-        call.options = options_of(call.headers, call.peer, stays=self.keys.stays(call.headers))
+        call.options = parse_options(
+            call.headers, call.peer, must_stay_local=self.keys.must_stay_local(call.headers)
+        )
         if call.options.pin:  # whoever chooses the server goes round the balance: operators only
             self.keys.check(Access.OPERATOR, call.headers, call.peer)
 
-    def refusal(self, error: ApplianceError, dialect: str, receipt: Receipt | None = None) -> Response:
+    def error_response(self, error: ApplianceError, dialect: str, receipt: Receipt | None = None) -> Response:
         """Render an error as an answer, and note it in the receipt."""
         if receipt is not None:
             receipt.error = f"{error.kind.value}: {error.message}"
         return Response(status_of(error), error_body(error, dialect), headers=error_headers(error))
 
-    def unexpected(self, error: Exception, call: Request) -> ApplianceError:
+    def internal_error(self, error: Exception, call: Request) -> ApplianceError:
         """Log a mistake of ours in full, and say little about it outside."""
         log.error("unhandled", id=call.id, path=call.path, error=repr(error), exc_info=error)
         return Internal(f"Something failed inside the appliance; its log has the details under {call.id}.")
 
-    def headers_of(self, call: Request) -> list[tuple[str, str]]:
+    def response_headers(self, call: Request) -> list[tuple[str, str]]:
         """Give the headers that every answer carries: the id, the receipt in short, CORS."""
         receipt = call.receipt
         headers = [("x-request-id", receipt.id)]
@@ -164,7 +166,7 @@ class RequestPipeline:
     def now_s(self) -> float:
         return self._clock.monotonic_s()
 
-    def first_byte(self, call: Request) -> None:
+    def mark_first_byte(self, call: Request) -> None:
         """The answer's first byte goes out now."""
         call.first_byte_s = self._clock.monotonic_s()
 

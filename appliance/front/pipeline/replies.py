@@ -7,7 +7,7 @@ from appliance.base.errors import ApplianceError, Invalid, UpstreamFailed
 from appliance.engines.types import EngineReply
 
 
-def object_of(reply: EngineReply) -> dict[str, Any]:
+def parse_reply(reply: EngineReply) -> dict[str, Any]:
     """Read an answer.
 
     Raises  UpstreamFailed: it is no JSON object
@@ -21,7 +21,7 @@ def object_of(reply: EngineReply) -> dict[str, Any]:
     return value
 
 
-def refused(status: int, body: bytes) -> ApplianceError:
+def parse_error_reply(status: int, body: bytes) -> ApplianceError:
     """Turn an error answer into an error with the same status and sentence."""
     try:
         value = jsons.loads(body)
@@ -31,5 +31,6 @@ def refused(status: int, body: bytes) -> ApplianceError:
     message = error.get("message") if isinstance(error, dict) else error
     kind = Invalid if status < 500 else UpstreamFailed
     return kind(
-        str(message or f"The engine refused the request with status {status}."), details={"status": status}
+        str(message or f"The engine refused the request with status {status}."),
+        details={"status": status},
     )

@@ -7,7 +7,7 @@ from appliance.base.errors import UpstreamFailed
 from appliance.base.sse import SseReader
 
 
-async def events_of(pieces: AsyncIterator[bytes]) -> AsyncIterator[dict[str, Any]]:
+async def read_events(pieces: AsyncIterator[bytes]) -> AsyncIterator[dict[str, Any]]:
     """Give the events of a stream, up to `[DONE]`; closes `pieces` when it ends or is closed.
 
     Raises  UpstreamFailed: the stream ended without `[DONE]`, an event is no JSON object, or an event is an error

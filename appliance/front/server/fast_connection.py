@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from appliance.base.errors import ApplianceError, Internal, Invalid, TimedOut
 from appliance.front.passthrough.tunnel import Tunnel
-from appliance.front.pipeline.heads import BadHead, answer_head, read_head, upgrade_of
+from appliance.front.pipeline.heads import BadHead, parse_request_head, parse_upgrade, render_response_head
 from appliance.front.pipeline.pipeline import too_large
 from appliance.front.pipeline.request import Request
 from appliance.front.pipeline.response import Response
@@ -165,7 +165,7 @@ class FastConnection(asyncio.Protocol):
             self._hand_over()
             return
         try:
-            headers, may_stay = read_head(buffer[: end + 4])
+            headers, may_stay = parse_request_head(buffer[: end + 4])
         except BadHead as exc:  # 3
             self._refuse(400, Invalid(f"The request's head cannot be read: {exc}."), route)
             return
@@ -222,13 +222,13 @@ class FastConnection(asyncio.Protocol):
 
     def _tunnel(self) -> Tunnel | None:
         """Give a tunnel for a request that asks to switch protocols, at an address that is a backend's; None for all others."""
-        passage = self._server.passage
-        if passage is None:
+        passthrough = self._server.passthrough
+        if passthrough is None:
             return None
-        wanted = upgrade_of(self._buffer[: self._buffer.find(b"\r\n\r\n") + 4])
-        if wanted is None or not passage.takes(wanted.path) or self._server.methods_at(wanted.path):
+        wanted = parse_upgrade(self._buffer[: self._buffer.find(b"\r\n\r\n") + 4])
+        if wanted is None or not passthrough.takes(wanted.path) or self._server.methods_at(wanted.path):
             return None
-        return Tunnel(self, self._server, passage, wanted)
+        return Tunnel(self, self._server, passthrough, wanted)
 
     def write_last(self, answer: Response) -> int:
         """Write an answer after which the connection ends; give the size of its body."""
@@ -257,7 +257,7 @@ class FastConnection(asyncio.Protocol):
         try:
             answer = await pipeline.handle(route, call)
             if answer.pieces is None:
-                pipeline.first_byte(call)
+                pipeline.mark_first_byte(call)
                 sent = self._write_whole(answer)
                 finish = "done"
             else:
@@ -310,7 +310,7 @@ class FastConnection(asyncio.Protocol):
         try:
             async for piece in pieces:
                 if head:
-                    pipeline.first_byte(call)
+                    pipeline.mark_first_byte(call)
                     write(b"%b%x\r\n%b\r\n" % (head, len(piece), piece))
                     head = b""
                 else:
@@ -325,7 +325,7 @@ class FastConnection(asyncio.Protocol):
             write(b"%b%x\r\n%b\r\n" % (head, len(last), last))
             head = b""
         except Exception as error:
-            internal = pipeline.unexpected(error, call)
+            internal = pipeline.internal_error(error, call)
             finish = self._note_failure(internal, call)
             last = answer.on_error(internal)
             write(b"%b%x\r\n%b\r\n" % (head, len(last), last))
@@ -355,7 +355,7 @@ class FastConnection(asyncio.Protocol):
         return not self._is_closing
 
     def _head(self, answer: Response, framing: bytes) -> bytes:
-        return answer_head(
+        return render_response_head(
             answer,
             framing,
             date_line=self._server.date_line,
@@ -370,7 +370,7 @@ class FastConnection(asyncio.Protocol):
         call = pipeline.open(
             route, method="-", path=route.path if route else "-", headers={}, body=b"", peer=self.peer
         )
-        answer = pipeline.refusal(error, route.dialect if route else "openai", call.receipt)
+        answer = pipeline.error_response(error, route.dialect if route else "openai", call.receipt)
         answer.status = call.receipt.status = status
         answer.headers.append(("x-request-id", call.id))
         self._keep_alive = False
@@ -384,7 +384,7 @@ class FastConnection(asyncio.Protocol):
 
     def _refuse_connection(self) -> None:
         error = Internal("Too many connections.", code="too_many_connections")
-        answer = self._server.pipeline.refusal(error, "openai")
+        answer = self._server.pipeline.error_response(error, "openai")
         answer.status = 503
         answer.headers.append(("Retry-After", "1"))
         self._keep_alive = False

@@ -33,13 +33,13 @@ class HttpServer:
         pipeline: RequestPipeline,
         *,
         clock: Clock,
-        passage: Passthrough | None = None,
+        passthrough: Passthrough | None = None,
         dialect: str = "",
     ) -> None:
         """Takes dialect: how errors at unknown addresses are said; "" = by the address, Ollama's below /api."""
         self.pipeline = pipeline
         self._dialect = dialect
-        self.passage = passage
+        self.passthrough = passthrough
         self.now_s = clock.monotonic_s
         self.clock = clock
         self.hot = {f"POST {route.path} HTTP/1.1".encode(): route for route in routes if route.is_hot}
@@ -117,8 +117,8 @@ class HttpServer:
             connection.cut()
         await asyncio.sleep(0)  # the cancelled answers get their turn, so that each is closed at the desk
         await self._runner.cleanup()
-        if self.passage is not None:
-            await self.passage.close()
+        if self.passthrough is not None:
+            await self.passthrough.close()
         self.pipeline.access_log.flush()
 
     # ---- aiohttp's part
@@ -159,7 +159,7 @@ class HttpServer:
                 pipeline.keys.check(route.access, call.headers, call.peer)  # before a body is read, not after
                 call.body = await self._read_body(request)
             except ApplianceError as error:
-                answer = pipeline.refusal(error, route.dialect, call.receipt)
+                answer = pipeline.error_response(error, route.dialect, call.receipt)
                 call.receipt.status = answer.status
                 answer.headers.append(("x-request-id", call.id))
                 response: web.StreamResponse = await self._send_whole(request, answer)
@@ -168,7 +168,7 @@ class HttpServer:
             else:
                 answer = await pipeline.handle(route, call)
                 if answer.pieces is None:
-                    pipeline.first_byte(call)
+                    pipeline.mark_first_byte(call)
                     response = await self._send_whole(request, answer)
                 else:
                     response, finish, sent, events = await self._send_stream(request, answer, call)
@@ -245,7 +245,7 @@ class HttpServer:
             beat = self.settings.heartbeat_s if answer.heartbeat else 0
             async for piece in beating(pieces, answer.heartbeat, beat) if beat else pieces:
                 if not sent:
-                    self.pipeline.first_byte(call)
+                    self.pipeline.mark_first_byte(call)
                 await response.write(piece)
                 sent += len(piece)
         except ApplianceError as error:
@@ -255,7 +255,7 @@ class HttpServer:
         except (ConnectionResetError, asyncio.CancelledError):
             raise
         except Exception as error:
-            internal = self.pipeline.unexpected(error, call)
+            internal = self.pipeline.internal_error(error, call)
             call.receipt.error = f"{internal.kind.value}: {internal.message}"
             finish = "cut_off" if sent else "error"
             await response.write(answer.on_error(internal))
@@ -278,14 +278,14 @@ class HttpServer:
         if (
             request.method == "OPTIONS"
             and not methods
-            and self.passage is not None
-            and self.passage.takes(path)
+            and self.passthrough is not None
+            and self.passthrough.takes(path)
         ):
             methods = ["DELETE", "GET", "PATCH", "POST", "PUT"]
         if request.method == "OPTIONS" and methods:
             answer = Response(204, headers=self._preflight(request, methods))
         elif methods:
-            answer = self.pipeline.refusal(
+            answer = self.pipeline.error_response(
                 Invalid(
                     f"{path} does not take {request.method}; it takes {', '.join(methods)}.",
                     code="method_not_allowed",
@@ -296,7 +296,9 @@ class HttpServer:
             answer.status = 405
             answer.headers.append(("Allow", ", ".join(methods)))
         else:
-            answer = self.pipeline.refusal(NotFound(f"There is nothing at {path}."), dialect, call.receipt)
+            answer = self.pipeline.error_response(
+                NotFound(f"There is nothing at {path}."), dialect, call.receipt
+            )
         call.receipt.status = answer.status
         answer.headers.append(("x-request-id", call.id))
         response = await self._send_whole(request, answer)
@@ -314,7 +316,7 @@ class HttpServer:
         2. an address that is not ours               → goes through
         3. a method that we have not, at the API's   → goes through (engines may have it), unless the address is ours alone
         """
-        if self.passage is None or not self.passage.takes(request.path):
+        if self.passthrough is None or not self.passthrough.takes(request.path):
             return False
         if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:  # 1
             return False
@@ -325,7 +327,7 @@ class HttpServer:
 
     async def _pass(self, request: web.Request, call: Request, dialect: str) -> web.StreamResponse:
         """Serve one request by passage; closed at the desk exactly once."""
-        assert self.passage is not None
+        assert self.passthrough is not None
         pipeline, connection = self.pipeline, self._lane_of(request)
         call.receipt.route = call.route = "passage"
         if connection is not None:
@@ -333,19 +335,19 @@ class HttpServer:
         finish, sent = "client_left", 0
         try:
             try:
-                response, finish, sent = await self.passage.serve(request, call)
+                response, finish, sent = await self.passthrough.serve(request, call)
             except ApplianceError as error:
-                answer = pipeline.refusal(error, dialect, call.receipt)
+                answer = pipeline.error_response(error, dialect, call.receipt)
             except ConnectionResetError:
                 return web.Response(status=499)  # to nobody; raised, aiohttp would log it as a fault of ours
             except Exception as error:
-                answer = pipeline.refusal(pipeline.unexpected(error, call), dialect, call.receipt)
+                answer = pipeline.error_response(pipeline.internal_error(error, call), dialect, call.receipt)
             else:
                 if not request.content.at_eof():
                     response.force_close()
                 return response
             call.receipt.status = answer.status
-            answer.headers += pipeline.headers_of(call)
+            answer.headers += pipeline.response_headers(call)
             refusal = await self._send_whole(request, answer)
             if not request.content.at_eof():
                 refusal.force_close()
