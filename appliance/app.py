@@ -298,7 +298,7 @@ async def running(settings: Settings, *, warnings: list[str] | None = None) -> A
         stack.push_async_callback(appliance.jobs.close)
         await appliance.jobs.open()
         await appliance.lora_orders.open()
-        await appliance.fleet.first_looks()
+        await appliance.fleet.wait_first_probes()
         server = build_front(appliance, access_log)
         front = settings.front
         appliance.http_addresses = await stack.enter_async_context(

@@ -150,7 +150,7 @@ def sidecar_table(house: "Appliance") -> tuple[list[Route], "KvFollower | None"]
 
 def loaded_adapters(server: EngineServer) -> tuple[str, ...] | None:
     """Name the adapters that a server has; None = it was not asked yet."""
-    return tuple(card.id for card in server.cards() if card.parent) if server.has_learned else None
+    return tuple(card.id for card in server.cards() if card.parent) if server.has_facts else None
 
 
 def control_parts(house: "Appliance", reloader: Reloader) -> ControlParts:

@@ -85,7 +85,7 @@ class Reloader:
                 )
         changes += [
             SettingChange("backends", "", said, needs_restart=False)
-            for said in self._appliance.fleet.difference(wanted.fleet)
+            for said in self._appliance.fleet.describe_changes(wanted.fleet)
         ]
         if (
             Proxies.read(wanted.environ) != self._appliance.downloader.proxies

@@ -61,9 +61,9 @@ def whole(count: int, wire: ConnectionPool) -> float:
             clock=clock,
             metrics=metrics,
         )
-        server.learn(EngineFacts({"m": Served(card, "m")}))
+        server.update_facts(EngineFacts({"m": Served(card, "m")}))
         server.health = EngineHealth(True)
-        server.saw_load(1.0, 0.0, "ok")
+        server.update_load(1.0, 0.0, "ok")
         pool.backends.append(server)
     router.set_pools([pool])
     asking = DispatchRequest([pool], "m", "model", NO_OPTIONS, Receipt("r"), clock.monotonic_s() + 300)

@@ -182,7 +182,7 @@ class Dispatcher:
 
         Takes   last: the failure that brought the request back here
         """
-        standings = [backend.standing(self._clock.monotonic_s()) for backend in self._candidates(asking)]
+        standings = [backend.status(self._clock.monotonic_s()) for backend in self._candidates(asking)]
         if BackendStatus.FULL in standings or BackendStatus.STARTING in standings:
             return await self._wait(asking, last)
         if last is not None:
@@ -234,7 +234,7 @@ class Dispatcher:
                     continue
                 if backend.is_remote and not options.may_leave:
                     continue
-                if backend.standing(now_s) is BackendStatus.READY:
+                if backend.status(now_s) is BackendStatus.READY:
                     ready.append(backend)
             if not ready:
                 continue
@@ -265,7 +265,7 @@ class Dispatcher:
         if number:
             first = asking.stages[0]
             now_s = self._clock.monotonic_s()
-            standings = {b.standing(now_s) for b in first.serving(asking.model)}
+            standings = {b.status(now_s) for b in first.serving(asking.model)}
             why = "full" if BackendStatus.FULL in standings else "failed" if asking.tried else "down"
             receipt.overflow = f"{first.name} is {why}" if why != "failed" else f"{first.name} failed"
             receipt.reason = f"overflow from {receipt.overflow}, {reason}"
@@ -417,7 +417,7 @@ class Dispatcher:
                 code="stay_local",
                 retry_after_s=5,
             )
-        states = {b.name: b.standing(self._clock.monotonic_s()).value for b in everyone}
+        states = {b.name: b.status(self._clock.monotonic_s()).value for b in everyone}
         said = ", ".join(f"{name} is {state}" for name, state in list(states.items())[:8])
         return Unavailable(
             f"No backend available: {said}." if said else "No backend available.",

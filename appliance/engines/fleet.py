@@ -161,7 +161,7 @@ class Fleet:
         self._put()
         return differences
 
-    def difference(self, spec: FleetSpec) -> list[str]:
+    def describe_changes(self, spec: FleetSpec) -> list[str]:
         """Tell what `apply` would change, one sentence each."""
         wanted = {b.name: b for b in spec.backends if b.name not in self._removed}
         kept = set(self._changes.added) | self._runtime
@@ -190,12 +190,14 @@ class Fleet:
             self._managed.apply(settings)
             self._put()  # it may have its first model now, or none any more
 
-    async def first_looks(self) -> None:
+    async def wait_first_probes(self) -> None:
         """Wait until every server was looked at once, but not for long: one that hangs must not hold up the others."""
-        lookers = [looker for looker, _ in self._loops.values()]
-        if lookers:
+        probers = [prober for prober, _ in self._loops.values()]
+        if probers:
             try:
-                await asyncio.wait_for(asyncio.gather(*(looker.seen() for looker in lookers)), FIRST_LOOKS_S)
+                await asyncio.wait_for(
+                    asyncio.gather(*(prober.wait_first_probe() for prober in probers)), FIRST_LOOKS_S
+                )
             except TimeoutError:
                 log.warning("backends_slow", waited_s=FIRST_LOOKS_S)
 
@@ -347,8 +349,8 @@ class Fleet:
         server.on_models = self.router.refresh
         server.on_change = self.router.bump
         self._servers[spec.name] = server
-        looker = HealthProber(server)
-        self._loops[spec.name] = (looker, self._tasks.start(looker.run(), name=f"look-at-{spec.name}"))
+        prober = HealthProber(server)
+        self._loops[spec.name] = (prober, self._tasks.start(prober.run(), name=f"look-at-{spec.name}"))
         return server
 
     def _drop(self, name: str) -> None:

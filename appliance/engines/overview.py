@@ -95,9 +95,11 @@ class Overview:
     async def _look(self) -> list[SeenBackend]:
         found: list[tuple[object, SeenBackend]] = []
         for backend in self._router.backends():
-            if isinstance(backend, EngineServer) and (backend.dialect is None or backend.dialect.running):
+            if isinstance(backend, EngineServer) and (
+                backend.dialect is None or backend.dialect.running_metrics
+            ):
                 found.append(
-                    (backend.name, SeenBackend(backend, ((b"backend", backend.name),), backend.page))
+                    (backend.name, SeenBackend(backend, ((b"backend", backend.name),), backend.scraped_page))
                 )
             elif isinstance(backend, ManagedBackend):
                 for alias, port, runner in backend.runners():
@@ -124,14 +126,14 @@ class Overview:
         server = seen.server
         if isinstance(server, RunnerServer):
             try:
-                heard = await server.ask("/metrics", RUNNER_S)
+                reply = await server.client.get("/metrics", RUNNER_S)
             except WireError:
                 return
             seen.page = (
-                ScrapedPage(heard.body, False, self._clock.monotonic_s()) if heard.status == 200 else None
+                ScrapedPage(reply.body, False, self._clock.monotonic_s()) if reply.status == 200 else None
             )
         if seen.page is not None and b"kv_cache_usage_ratio" not in seen.page.raw:
-            seen.kv_usage = await slots_usage(server.ask)
+            seen.kv_usage = await slots_usage(server.client)
 
     async def _map(self, key: object, seen: SeenBackend) -> Normalised | None:
         """Map a page, or take what was made of the same one before. What is wrong with it is logged when that changes."""
@@ -144,7 +146,10 @@ class Overview:
         normalised, trouble = None, ""
         try:
             normalised = await mapped(
-                page.raw, server.kind, is_openmetrics=page.is_openmetrics, aside=server.aside(seen.kv_usage)
+                page.raw,
+                server.kind,
+                is_openmetrics=page.is_openmetrics,
+                aside=server.engine_extras(seen.kv_usage),
             )
             if normalised.missing or normalised.odd:
                 trouble = f"missing {', '.join(normalised.missing) or 'nothing'}; invalid {normalised.odd or 'nothing'}"
@@ -210,7 +215,7 @@ def _adapters(all_seen: list[SeenBackend]) -> tuple[list[str], int]:
     for seen in all_seen:
         family = seen.normalised.page.families.get(LORA_INFO.encode()) if seen.normalised else None
         if family is None or not family.samples:
-            names |= dict.fromkeys(seen.server.aside(None).adapters or ())
+            names |= dict.fromkeys(seen.server.engine_extras(None).adapters or ())
             continue
         labels = {
             key: unescaped(value)

@@ -503,7 +503,7 @@ class Router:
         if options.pin:
             servers = [b for b in servers if b.name == options.pin]
         else:
-            servers = [b for b in servers if b.standing(now_s) in {BackendStatus.READY, BackendStatus.FULL}]
+            servers = [b for b in servers if b.status(now_s) in {BackendStatus.READY, BackendStatus.FULL}]
         return min(servers, key=lambda b: b.member.active).visit() if servers else None
 
     def health(self) -> list[tuple[BackendState, bool]]:

@@ -119,7 +119,7 @@ class BackendStatus(Enum):
     READY = "ready"
     FULL = "full"  # later, perhaps soon
     STARTING = "starting"  # not seen yet, or its model is being loaded
-    RESTED = "rested"  # its breaker is open after failures
+    CIRCUIT_OPEN = "circuit_open"  # its circuit breaker is open after failures
     DOWN = "down"
     DRAINING = "draining"  # takes no new requests by the operator's word
 

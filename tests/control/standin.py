@@ -69,7 +69,7 @@ class ScriptedBackend(Base):
     def __init__(self) -> None:
         super().__init__(FakeClock())
         self.script: Any = completion("hello")
-        self.status = 200
+        self.reply_status = 200
         self.begun = asyncio.Event()
         self.cancelled = asyncio.Event()  # waiting for the upstream was ended from our side
         self.release = asyncio.Event()  # ends a hang
@@ -116,7 +116,7 @@ class ScriptedBackend(Base):
         if self.script == "hang":
             await self._hang()
         if isinstance(self.script, bytes):
-            return EngineReply(status=self.status, body=self.script)
+            return EngineReply(status=self.reply_status, body=self.script)
         return EngineReply(events=Events(self, iter(self.script)), content_type="text/event-stream")
 
     async def next_piece(self, pieces: Iterator[Any]) -> bytes:

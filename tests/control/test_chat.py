@@ -209,7 +209,7 @@ async def test_a_mistake_of_ours_is_internal_and_says_nothing_of_itself(door: Op
 async def test_an_upstreams_own_error_status_becomes_a_code_with_its_words(
     door: Open, status: int, code: grpc.StatusCode
 ) -> None:
-    door.house.backend.status = status
+    door.house.backend.reply_status = status
     door.house.backend.script = jsons.dumps(
         {"error": {"message": "too hot", "param": "temperature", "code": "hot"}}
     )

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from appliance.engines.backends.adapters import AdapterState, OwnAdapter, is_missing
+from appliance.engines.backends.adapters import AdapterState, LoadedAdapter, is_missing
 from appliance.engines.types import ModelCard, Served
 
 
@@ -18,63 +18,63 @@ MODELS = {"tiny": TINY, "style": STYLE, "other": OTHER}
 
 def test_a_declared_name_is_served_only_once_it_was_seen_to_be_there() -> None:
     held = AdapterState()
-    assert held.laid_over(MODELS) is MODELS
-    held.gate(frozenset({"style"}))
-    assert set(held.laid_over(MODELS)) == {"tiny", "other"}
-    held.put("style", OwnAdapter(STYLE, "style", True))
-    assert held.laid_over(MODELS) == {"tiny": TINY, "other": OTHER, "style": STYLE}
-    assert next(iter(held.laid_over(MODELS))) == "tiny"  # the default stays the base model
-    held.lost()
-    assert set(held.laid_over(MODELS)) == {"tiny", "other"}
+    assert held.apply_to(MODELS) is MODELS
+    held.declare(frozenset({"style"}))
+    assert set(held.apply_to(MODELS)) == {"tiny", "other"}
+    held.add("style", LoadedAdapter(STYLE, "style", True))
+    assert held.apply_to(MODELS) == {"tiny": TINY, "other": OTHER, "style": STYLE}
+    assert next(iter(held.apply_to(MODELS))) == "tiny"  # the default stays the base model
+    held.clear()
+    assert set(held.apply_to(MODELS)) == {"tiny", "other"}
 
 
 def test_a_list_without_it_means_a_loss_only_if_it_was_ever_listed() -> None:
     held, lost = AdapterState(), []
     held.on_lost = lost.append
-    held.gate(frozenset({"style", "quiet"}))
-    held.put("style", OwnAdapter(STYLE, "style", False))
-    held.put("quiet", OwnAdapter(served("quiet"), "quiet", False))
-    held.heard({"tiny": TINY})
-    assert (set(held.has), lost) == ({"style", "quiet"}, [])
-    held.heard(MODELS)
-    held.heard({"tiny": TINY})
-    assert (set(held.has), lost) == ({"quiet"}, ["style"])
+    held.declare(frozenset({"style", "quiet"}))
+    held.add("style", LoadedAdapter(STYLE, "style", False))
+    held.add("quiet", LoadedAdapter(served("quiet"), "quiet", False))
+    held.update_from({"tiny": TINY})
+    assert (set(held.loaded), lost) == ({"style", "quiet"}, [])
+    held.update_from(MODELS)
+    held.update_from({"tiny": TINY})
+    assert (set(held.loaded), lost) == ({"quiet"}, ["style"])
 
 
 def test_an_adapter_known_by_another_name_goes_by_ours() -> None:
     held = AdapterState()
-    held.gate(frozenset({"ours"}))
-    held.put("ours", OwnAdapter(STYLE, "style", True))
-    held.heard(MODELS)
-    assert held.has["ours"].served.card.id == "ours"
-    assert held.has["ours"].served.upstream == "style"
+    held.declare(frozenset({"ours"}))
+    held.add("ours", LoadedAdapter(STYLE, "style", True))
+    held.update_from(MODELS)
+    assert held.loaded["ours"].served.card.id == "ours"
+    assert held.loaded["ours"].served.upstream == "style"
 
 
 def test_a_request_that_met_none_takes_it_out() -> None:
     held = AdapterState()
-    assert held.missed("style") is False
-    held.gate(frozenset({"style"}))
-    held.put("style", OwnAdapter(STYLE, "style", True))
+    assert held.report_missing("style") is False
+    held.declare(frozenset({"style"}))
+    held.add("style", LoadedAdapter(STYLE, "style", True))
     version = held.version
-    assert held.missed("style") is True
-    assert (dict(held.has), held.version > version) == ({}, True)
-    assert held.missed("style") is True
+    assert held.report_missing("style") is True
+    assert (dict(held.loaded), held.version > version) == ({}, True)
+    assert held.report_missing("style") is True
 
 
 async def test_an_unload_waits_for_answers_that_are_made_with_it() -> None:
     held = AdapterState()
-    held.gate(frozenset({"style"}))
-    held.began("style", "place 1")
-    held.began("tiny", "place 2")  # not an adapter
-    waiting = asyncio.create_task(held.unused("style", 5.0))
+    held.declare(frozenset({"style"}))
+    held.acquire("style", "place 1")
+    held.acquire("tiny", "place 2")  # not an adapter
+    waiting = asyncio.create_task(held.wait_unused("style", 5.0))
     await asyncio.sleep(0)
-    held.ended("place 2")
+    held.release("place 2")
     await asyncio.sleep(0)
     assert not waiting.done()
-    held.ended("place 1")
+    held.release("place 1")
     await asyncio.wait_for(waiting, 1)
-    held.began("style", "place 3")
-    await asyncio.wait_for(held.unused("style", 0.01), 1)  # and not for ever
+    held.acquire("style", "place 3")
+    await asyncio.wait_for(held.wait_unused("style", 0.01), 1)  # and not for ever
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ class ScriptedBackend(BackendStats):
         card = self.cards()[0]
         return Served(card, card.upstream) if self.serves(model) else None
 
-    def standing(self, now_s: float) -> BackendStatus:
+    def status(self, now_s: float) -> BackendStatus:
         return BackendStatus.READY
 
     def state(self) -> BackendState:

@@ -68,7 +68,7 @@ async def downloads_house(
     parts.state = "serving"
     house = DownloadsHouse(home, StandinDownloader())
     async with parts.tasks:
-        await parts.fleet.first_looks()
+        await parts.fleet.wait_first_probes()
         parts.pipeline = pipeline = RequestPipeline(
             settings.front,
             receipts=Receipts(),

@@ -207,7 +207,7 @@ async def door_over(
     parts = Appliance(settings, [])
     parts.state = "serving"
     async with parts.tasks:
-        await parts.fleet.first_looks()
+        await parts.fleet.wait_first_probes()
         parts.pipeline = pipeline = RequestPipeline(
             settings.front,
             receipts=Receipts(),

@@ -83,12 +83,12 @@ class Events:
 
 
 class Scripted(ScriptedBackend):
-    """Answers with `script`: bytes = one piece with `status`, a list = a stream, an error = raised."""
+    """Answers with `script`: bytes = one piece with `reply_status`, a list = a stream, an error = raised."""
 
     def __init__(self, clock: FakeClock) -> None:
         super().__init__(clock)
         self.script: Any = WHOLE
-        self.status = 200
+        self.reply_status = 200
         self.events: Events | None = None
 
     def cards(self) -> list[ModelCard]:
@@ -101,7 +101,7 @@ class Scripted(ScriptedBackend):
         if isinstance(self.script, ApplianceError):
             raise self.script
         if isinstance(self.script, bytes):
-            return EngineReply(status=self.status, body=self.script)
+            return EngineReply(status=self.reply_status, body=self.script)
         self.events = Events(self._clock, self.script)
         return EngineReply(events=self.events)
 
@@ -620,7 +620,7 @@ async def test_an_engines_error_status_is_passed_on(
     body: bytes,
     words: str,
 ) -> None:
-    house.backend.script, house.backend.status = body, status
+    house.backend.script, house.backend.reply_status = body, status
     error = await house.refused("chat", {"messages": USER, "stream": is_stream})
     assert status_of(error) == status
     assert words in error.message

@@ -27,11 +27,11 @@ class AdapterNotLoaded(Unavailable):
 
 
 @dataclass(frozen=True, slots=True)
-class OwnAdapter:
-    """An adapter that the backend has. `known_as`: how it lists it; `is_listed`: whether it did, so that a list without it means a loss."""
+class LoadedAdapter:
+    """An adapter that the backend has. `engine_name`: how it lists it; `is_listed`: whether it did, so that a list without it means a loss."""
 
     served: Served
-    known_as: str
+    engine_name: str
     is_listed: bool
 
 
@@ -39,73 +39,76 @@ class AdapterState:
     """One per backend. `version` rises with each change of ours: a list of models that was asked for before one is not believed."""
 
     def __init__(self) -> None:
-        self.gated: frozenset[str] = (
+        self.declared: frozenset[str] = (
             frozenset()
         )  # declared for this backend, or about to be: served only once it has them
-        self.has: Mapping[str, OwnAdapter] = {}
+        self.loaded: Mapping[str, LoadedAdapter] = {}
         self.version = 0
         self.on_lost: Callable[[str], None] = lambda _name: None  # somebody should load it again
         self._in_use: dict[Any, str] = {}  # by place
         self._ended = asyncio.Event()
 
-    def laid_over(self, models: dict[str, Served]) -> dict[str, Served]:
+    def apply_to(self, models: dict[str, Served]) -> dict[str, Served]:
         """Give what may be served: the models, less the declared ones that it has not, and those that it has."""
-        if not self.gated and not self.has:
+        if not self.declared and not self.loaded:
             return models
-        return {name: served for name, served in models.items() if name not in self.gated} | {
-            name: own.served for name, own in self.has.items()
+        return {name: served for name, served in models.items() if name not in self.declared} | {
+            name: own.served for name, own in self.loaded.items()
         }
 
-    def gate(self, names: frozenset[str]) -> bool:
+    def declare(self, names: frozenset[str]) -> bool:
         """Say which names are declared for it; give whether that changed anything."""
-        changed = names != self.gated
-        self.gated = names
+        changed = names != self.declared
+        self.declared = names
         return changed
 
-    def put(self, name: str, own: OwnAdapter) -> None:
+    def add(self, name: str, own: LoadedAdapter) -> None:
         """It was seen to have this one."""
         self.version += 1
-        self.has = {**self.has, name: own}
+        self.loaded = {**self.loaded, name: own}
 
-    def drop(self, name: str) -> None:
+    def remove(self, name: str) -> None:
         self.version += 1
-        self.has = {key: own for key, own in self.has.items() if key != name}
+        self.loaded = {key: own for key, own in self.loaded.items() if key != name}
 
-    def lost(self) -> None:
+    def clear(self) -> None:
         """Its engine went: whatever comes back has none of them."""
         self.version += 1
-        self.has = {}
+        self.loaded = {}
 
-    def heard(self, models: Mapping[str, Served]) -> None:
+    def update_from(self, models: Mapping[str, Served]) -> None:
         """Take a list of what it serves, asked for after the latest change."""
-        for name, own in self.has.items():
-            listed = models.get(own.known_as)
+        for name, own in self.loaded.items():
+            listed = models.get(own.engine_name)
             if listed is not None:
-                self.has = {**self.has, name: OwnAdapter(renamed(listed, name), own.known_as, True)}
+                self.loaded = {
+                    **self.loaded,
+                    name: LoadedAdapter(renamed(listed, name), own.engine_name, True),
+                }
             elif own.is_listed:
-                self.drop(name)
+                self.remove(name)
                 self.on_lost(name)
 
-    def missed(self, name: str) -> bool:
+    def report_missing(self, name: str) -> bool:
         """A request met a missing adapter. Give whether it was one of these."""
-        if name not in self.gated:
+        if name not in self.declared:
             return False
-        if name in self.has:
-            self.drop(name)
+        if name in self.loaded:
+            self.remove(name)
             self.on_lost(name)
         return True
 
     # ---- in use
 
-    def began(self, name: str, slot: Any) -> None:
-        if name in self.gated:
+    def acquire(self, name: str, slot: Any) -> None:
+        if name in self.declared:
             self._in_use[slot] = name
 
-    def ended(self, slot: Any) -> None:
+    def release(self, slot: Any) -> None:
         if self._in_use.pop(slot, None) is not None:
             self._ended.set()
 
-    async def unused(self, name: str, patience_s: float) -> None:
+    async def wait_unused(self, name: str, patience_s: float) -> None:
         """Wait until no answer is made with it any more, but not for ever."""
         try:
             async with asyncio.timeout(patience_s):

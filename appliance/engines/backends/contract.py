@@ -51,7 +51,7 @@ class Backend(Protocol):
         """Give what `model` is here, or None; a backend of `serves_any` gives what it has for every name."""
         ...
 
-    def standing(self, now_s: float) -> BackendStatus:
+    def status(self, now_s: float) -> BackendStatus:
         """Say whether a request can be sent at this moment (monotonic seconds)."""
         ...
 

@@ -75,7 +75,7 @@ class DemoBackend(BackendStats):
     def served(self, model: str) -> Served | None:
         return self._served
 
-    def standing(self, now_s: float) -> BackendStatus:
+    def status(self, now_s: float) -> BackendStatus:
         return BackendStatus.READY
 
     def state(self) -> BackendState:

@@ -110,7 +110,7 @@ class HostedBackend(BackendStats):
             self._served if not model or not self._settings.model_strict or self.names.knows(model) else None
         )
 
-    def standing(self, now_s: float) -> BackendStatus:
+    def status(self, now_s: float) -> BackendStatus:
         """Ready: resting endpoints are its own affair, and a request that meets only those is told so."""
         return BackendStatus.READY
 
@@ -138,7 +138,7 @@ class HostedBackend(BackendStats):
             self.in_flight,
             url=self._endpoints[0].address,
             pool=self.pool,
-            standing="ready" if is_up else "rested",
+            standing="ready" if is_up else BackendStatus.CIRCUIT_OPEN.value,
             breaker="closed" if is_up else "open",
             chosen_total=member.total,
             mean_s=member.mean_s,

@@ -71,7 +71,7 @@ class RunnerServer(EngineServer):
         self.outer: dict[Slot, Slot] = {}  # of streams: the dispatcher's place, given back at their end
         self.requests: dict[Slot, EngineRequest] = {}
         self.health = EngineHealth(True)
-        self.learn(
+        self.update_facts(
             EngineFacts(
                 {runner.alias: Served(card, runner.alias), **adapters}, card.context_tokens, runner.slots
             )
@@ -120,7 +120,7 @@ class ManagedBackend(BackendStats):
         self._made_of: Any = None
         self._served: dict[str, Served] = {}
         self.on_models: Callable[[], None] = lambda: None  # the fleet's: what it serves changed
-        self.held = AdapterState()  # adapters; each has its base model's entry in the manager
+        self.adapters = AdapterState()  # adapters; each has its base model's entry in the manager
         manager.on_gone = lambda runner: self._forget(runner)
         self.apply(settings)
 
@@ -140,7 +140,7 @@ class ManagedBackend(BackendStats):
 
     def _all(self) -> dict[str, Served]:
         catalogue = self.manager.catalogue
-        if self._made_of != (id(catalogue), self.held.version):
+        if self._made_of != (id(catalogue), self.adapters.version):
             created_s = int(self._clock.now_s())
             self._served = {}
             for alias, entry in self.manager.entries.items():
@@ -152,8 +152,8 @@ class ManagedBackend(BackendStats):
                     context_tokens=context_of_slot(entry.model.params.n_ctx, entry.slots),
                 )
                 self._served[alias] = Served(card, alias)
-            self._served = self.held.laid_over(self._served)
-            self._made_of = (id(catalogue), self.held.version)
+            self._served = self.adapters.apply_to(self._served)
+            self._made_of = (id(catalogue), self.adapters.version)
         return self._served
 
     def cards(self) -> list[ModelCard]:
@@ -165,7 +165,7 @@ class ManagedBackend(BackendStats):
     def served(self, model: str) -> Served | None:
         return self._all().get(model)
 
-    def standing(self, now_s: float) -> BackendStatus:
+    def status(self, now_s: float) -> BackendStatus:
         return BackendStatus.READY
 
     # ---- answering
@@ -181,7 +181,7 @@ class ManagedBackend(BackendStats):
     def settle(self, slot: Slot, outcome: str, retry_after_s: float | None) -> None:
         took_s = self._clock.monotonic_s() - slot.began_s
         slot.attempt.ms = took_s * 1000
-        self.held.ended(slot)
+        self.adapters.release(slot)
         self.member.ended(took_s if outcome == "ok" else None)
         lease = self._boarded.pop(slot, None)
         if lease is not None:
@@ -193,7 +193,7 @@ class ManagedBackend(BackendStats):
         own limits hold, for the line and for the answer."""
         reply = None
         try:
-            self.held.began(request.wanted_model, slot)
+            self.adapters.acquire(request.wanted_model, slot)
             for left in range(RETRIES, -1, -1):
                 lease = await self._lease_of(request)
                 request.receipt.queue_ms += lease.waited_s * 1000
@@ -248,7 +248,7 @@ class ManagedBackend(BackendStats):
             if self.served(name) is None:
                 break
             await asyncio.sleep(0)  # it was given as its model was about to be started anew
-        if name in self.held.gated:
+        if name in self.adapters.declared:
             raise not_loaded(name, "it was unloaded")
         return await self._lease(name, request.options, request)
 

@@ -33,13 +33,13 @@ class HealthProber:
         self._first = asyncio.Event()
         self._looks = 0
         self._hurried = 0
-        server.on_suspicion = self.hurry
+        server.on_suspicion = self.probe_soon
 
-    def hurry(self) -> None:
+    def probe_soon(self) -> None:
         """A request failed: look soon."""
         self._now.set()
 
-    async def seen(self) -> None:
+    async def wait_first_probe(self) -> None:
         """Wait until the first look is over."""
         await self._first.wait()
 
@@ -47,7 +47,7 @@ class HealthProber:
         """Look again and again, until cancelled. A mistake of ours in a look is logged; the looks go on."""
         while True:
             try:
-                await self.look()
+                await self.probe()
             except Exception as exc:
                 log.exception("look_failed", backend=self._server.name, error=repr(exc))
             self._first.set()
@@ -73,7 +73,7 @@ class HealthProber:
                 min(SUSPICION_S, pause_s) * random.uniform(0.1, 1)
             )  # many failures at once are one suspicion
 
-    async def look(self) -> None:
+    async def probe(self) -> None:
         """Look once: its kind if that is not known, health and load together, its models when due."""
         server = self._server
         if server.dialect is None and not await self._recognise():
@@ -83,7 +83,7 @@ class HealthProber:
         health, _ = await asyncio.gather(self._health(dialect), self._load(dialect))
         was_ready = server.health.is_ready
         is_timeout = health is None
-        if server.saw_health(
+        if server.update_health(
             health or EngineHealth(False, detail="/health did not answer in time"), is_timeout=is_timeout
         ):
             count = server.fail_waiting()
@@ -92,8 +92,8 @@ class HealthProber:
         self._looks += 1
         if server.health.is_ready and (
             not was_ready
-            or not server.has_learned
-            or not server.is_fresh
+            or not server.has_facts
+            or not server.facts_are_current
             or self._looks % LEARN_EVERY_LOOKS == 0
         ):
             await self._learn(dialect)
@@ -104,20 +104,20 @@ class HealthProber:
         server = self._server
         try:
             for dialect in DIALECTS.values():
-                if await dialect.recognise(server.ask):
+                if await dialect.matches(server.client):
                     server.dialect = dialect
                     log.info("backend_recognised", backend=server.name, kind=dialect.kind)
                     return True
             detail = "it answers, but not like any engine that is known"
         except (ApplianceError, ValueError) as exc:
             detail = str(exc)
-        server.saw_health(EngineHealth(False, detail=detail))
+        server.update_health(EngineHealth(False, detail=detail))
         return False
 
     async def _health(self, dialect: Dialect) -> EngineHealth | None:
         """Give its health; None = it did not answer in time."""
         try:
-            return await dialect.health(self._server.ask)
+            return await dialect.probe_health(self._server.client)
         except UpstreamTimeout:
             return None
         except WireError as exc:
@@ -126,34 +126,37 @@ class HealthProber:
     async def _load(self, dialect: Dialect) -> None:
         """Read its metrics; a page that is missing or makes no sense leaves the decision to health and our own counts."""
         server = self._server
-        if not dialect.running:
+        if not dialect.running_metrics:
             return
         try:
-            heard: QueryReply = await server.ask("/metrics", METRICS_S)
-            if heard.status != 200:
-                server.saw_page(None)
-                server.saw_load(
-                    None, None, "off" if heard.status in {404, 501} else f"/metrics answered {heard.status}"
+            reply: QueryReply = await server.client.get("/metrics", METRICS_S)
+            if reply.status != 200:
+                server.update_page(None)
+                server.update_load(
+                    None, None, "off" if reply.status in {404, 501} else f"/metrics answered {reply.status}"
                 )
                 return
-            server.saw_page(ScrapedPage(heard.body, "openmetrics" in heard.content_type, server.now_s()))
-            running, waiting = gauge(heard.body, dialect.running), gauge(heard.body, dialect.waiting)
-            note = "ok" if running is not None else f"/metrics has no {dialect.running[0]}"
-            server.saw_load(running, waiting, note)
+            server.update_page(ScrapedPage(reply.body, "openmetrics" in reply.content_type, server.now_s()))
+            running, waiting = (
+                gauge(reply.body, dialect.running_metrics),
+                gauge(reply.body, dialect.waiting_metrics),
+            )
+            note = "ok" if running is not None else f"/metrics has no {dialect.running_metrics[0]}"
+            server.update_load(running, waiting, note)
         except BadMetrics as exc:
-            server.saw_load(None, None, str(exc))
+            server.update_load(None, None, str(exc))
         except WireError as exc:
-            server.saw_page(None)
-            server.saw_load(None, None, str(exc))
+            server.update_page(None)
+            server.update_load(None, None, str(exc))
 
     async def _learn(self, dialect: Dialect) -> None:
         server = self._server
-        version = server.held.version
+        version = server.adapters.version
         try:
-            learned = await dialect.learn(server.ask)
+            learned = await dialect.read_facts(server.client)
             if (
-                server.held.version == version
+                server.adapters.version == version
             ):  # else an adapter came or went meanwhile, and this may be from before
-                server.learn(learned)
+                server.update_facts(learned)
         except (WireError, ValueError) as exc:
             log.warning("backend_not_learned", backend=server.name, why=str(exc)[:200])

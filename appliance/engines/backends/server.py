@@ -4,7 +4,7 @@ What is known of it, and so whether a request may be sent, is in known.py.
 """
 
 import ssl
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from appliance.base import jsons
 from appliance.base.clock import Clock
@@ -15,8 +15,8 @@ from appliance.base.wire.pool import ConnectionPool
 from appliance.base.wire.types import Target, WireError
 from appliance.engines.backends.adapters import is_missing, missing
 from appliance.engines.backends.server_state import ServerState
-from appliance.engines.dialects.contract import LoraDialect, QueryReply
-from appliance.engines.dialects.query import hear
+from appliance.engines.dialects.contract import LoraDialect
+from appliance.engines.dialects.query import HttpEngineClient
 from appliance.engines.dialects.table import DIALECTS
 from appliance.engines.settings import EngineSettings
 from appliance.engines.slots import ResponseTimes, Slot
@@ -24,8 +24,6 @@ from appliance.engines.specs import BackendSpec
 from appliance.engines.types import EngineReply, EngineRequest, Operation, Served
 from appliance.engines.upstream.exchange import AttemptFailed, Peer, Timeouts, body_for, exchange
 from appliance.engines.upstream.relay import BrokenStream
-
-TELL_S = 120.0  # for what it is told to do: loading an adapter
 
 
 class EngineServer(ServerState):
@@ -59,18 +57,9 @@ class EngineServer(ServerState):
             headers={**self.headers, "Content-Type": "application/json", "User-Agent": "inference-appliance"},
             ssl_context=ssl_context,
         )
+        self.client = HttpEngineClient(wire, self.target)
         self._label = f"The backend {spec.name}"
         self._first_byte = metrics.upstream_seconds.labels(spec.name)
-
-    # ---- asking it, and telling
-
-    async def ask(self, path: str, seconds: float) -> QueryReply:
-        """Ask one of our own questions. Raises WireError."""
-        return await hear(self._wire, self.target, b"GET", path, seconds=seconds)
-
-    async def tell(self, path: str, body: dict[str, Any]) -> QueryReply:
-        """Tell it to do something that may be told twice. Raises WireError."""
-        return await hear(self._wire, self.target, b"POST", path, body=jsons.dumps(body), seconds=TELL_S)
 
     def fail_waiting(self) -> int:
         """End the exchanges that wait for its answer; each goes to another server. Gives how many."""
@@ -92,10 +81,10 @@ class EngineServer(ServerState):
         return slot
 
     def _must_stream(self, request: EngineRequest) -> bool:
-        """Whether an answer that is wanted in one piece is asked for as a stream all the same: see Dialect.notices_leavers."""
+        """Whether an answer that is wanted in one piece is asked for as a stream all the same: see Dialect.stops_on_disconnect."""
         return (
             self.dialect is not None
-            and not self.dialect.notices_leavers
+            and not self.dialect.stops_on_disconnect
             and request.operation is not Operation.EMBEDDING
         )
 
@@ -109,10 +98,10 @@ class EngineServer(ServerState):
         wants_events = request.stream and settings.upstream_streaming != "simulate"
         gathers = not wants_events and self._must_stream(request)
         outcome, failed, reply = "cancelled", None, None
-        if self.takes_times and request.operation is not Operation.EMBEDDING:
+        if self.measures_latencies and request.operation is not Operation.EMBEDDING:
             slot.measured = ResponseTimes(receipt)
         try:
-            if served is None or served.extra or self.held.gated:
+            if served is None or served.extra or self.adapters.declared:
                 await self._hold(request.wanted_model, served, slot)
             body = body_for(
                 request,
@@ -180,13 +169,13 @@ class EngineServer(ServerState):
             and served.extra
             and self._asks_first
             and isinstance(self.dialect, LoraDialect)
-            and not await self.dialect.still_has(self.ask, served)
+            and not await self.dialect.has_adapter(self.client, served)
         ):
-            self.lost_adapter(name)
+            self.report_missing_adapter(name)
             raise missing(name, self._label)
-        if served is None and name in self.held.gated:
+        if served is None and name in self.adapters.declared:
             raise missing(name, self._label)  # it went since this server was chosen
-        self.held.began(name, slot)
+        self.adapters.acquire(name, slot)
 
     def _saw_first(self, slot: Slot) -> None:
         if slot.measured is not None:
@@ -197,9 +186,9 @@ class EngineServer(ServerState):
         name = served.card.id if served is not None and served.card.parent else ""
 
         def refuse(status: int, headers: dict[str, str], text: str) -> Exception:
-            if name and is_missing(status, text) and self.lost_adapter(name):
+            if name and is_missing(status, text) and self.report_missing_adapter(name):
                 return missing(name, self._label, note=text[:200], status=status)
-            return dialect.refuse(status, headers, text, self._label)
+            return dialect.map_error(status, headers, text, self._label)
 
         return Peer(self._wire, self.target, self._label, refuse)
 

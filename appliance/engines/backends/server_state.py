@@ -67,22 +67,22 @@ class ServerState(BackendStats):
         self.health = EngineHealth(False, detail="not looked at yet")
         self.is_lost = False  # it was ready once, and is down now
         self.checked_at_s: float | None = None
-        self.missed = 0
+        self.timeouts_in_a_row = 0
         self._recovered_s: float | None = None
         # of its load
         self.running: float | None = None
         self.waiting: float | None = None
         self.metrics_note = "off"
-        self.page: ScrapedPage | None = None
+        self.scraped_page: ScrapedPage | None = None
         self._read_s = -math.inf
         self._others_read = 0.0  # running and waiting, less our own at that moment
         self._ended_since = 0  # our requests that ended since the metrics were read
         self._full_until_s = 0.0
         # of what it serves
-        self.learned = EngineFacts({})
-        self.has_learned = False
-        self.is_fresh = False  # what was learned is of its present life
-        self.held = AdapterState()
+        self.facts = EngineFacts({})
+        self.has_facts = False
+        self.facts_are_current = False  # what was learned is of its present life
+        self.adapters = AdapterState()
         self._serves = self._configured()
         self._also: dict[str, Served] = {}  # by their other names
 
@@ -94,7 +94,7 @@ class ServerState(BackendStats):
 
     @property
     def context_tokens(self) -> int:
-        return self.learned.context_tokens
+        return self.facts.context_tokens
 
     def cards(self) -> list[ModelCard]:
         return [served.card for served in self._serves.values()]
@@ -107,23 +107,23 @@ class ServerState(BackendStats):
 
     def is_unknown(self) -> bool:
         """Whether its models are not known, because it was not reached yet and none were configured."""
-        return not self.has_learned and not self.spec.models
+        return not self.has_facts and not self.spec.models
 
-    def learn(self, learned: EngineFacts) -> None:
+    def update_facts(self, facts: EngineFacts) -> None:
         """Take what it says of itself; a configured list of models stands, and takes from it what it knows of those."""
-        was_fresh, self.is_fresh = self.is_fresh, True
-        self.learned, self.has_learned = learned, True
-        self.held.heard(learned.models)
-        if not self.settle_models() and not was_fresh:
+        were_current, self.facts_are_current = self.facts_are_current, True
+        self.facts, self.has_facts = facts, True
+        self.adapters.update_from(facts.models)
+        if not self.refresh_models() and not were_current:
             self.on_change()
 
-    def settle_models(self) -> bool:
+    def refresh_models(self) -> bool:
         """What it serves, or has of adapters, may have changed; give whether it did."""
-        former, learned = self._serves, self.learned
-        models = self._configured() if self.spec.models or not self.has_learned else learned.models
-        if self.spec.models and self.has_learned:
+        former, learned = self._serves, self.facts
+        models = self._configured() if self.spec.models or not self.has_facts else learned.models
+        if self.spec.models and self.has_facts:
             models = {name: learned.models.get(name, one) for name, one in models.items()}
-        self._serves = self.held.laid_over(models)
+        self._serves = self.adapters.apply_to(models)
         self._also = {name: served for served in self._serves.values() for name in served.card.aliases}
         if self._serves != former:
             self.on_models()
@@ -144,12 +144,12 @@ class ServerState(BackendStats):
         """Give the most requests that it works on at a time; infinity = the engine decides."""
         most: float = self.spec.max_in_flight or self.settings.max_allowed_request_queue
         if not most:
-            most = (self.learned.slots or UNKNOWN_SLOTS) if self.kind == "llamacpp" else math.inf
+            most = (self.facts.slots or UNKNOWN_SLOTS) if self.kind == "llamacpp" else math.inf
         if self._recovered_s is not None and math.isfinite(most):
             most = max(1, math.ceil(most * self._ramp(now_s)))
         return most
 
-    def standing(self, now_s: float) -> BackendStatus:
+    def status(self, now_s: float) -> BackendStatus:
         """Say whether a request can be sent at this moment.
 
         1. the operator drains it                       4. its breaker is open
@@ -165,7 +165,7 @@ class ServerState(BackendStats):
             return BackendStatus.FULL
         breaker = self.breaker
         if breaker.open_until_s is not None and (now_s < breaker.open_until_s or breaker.is_probing):  # 4
-            return BackendStatus.RESTED
+            return BackendStatus.CIRCUIT_OPEN
         member = self.member
         member.others = others = self._others(now_s)
         if self._recovered_s is not None:
@@ -206,7 +206,7 @@ class ServerState(BackendStats):
 
     # ---- what was seen of it
 
-    def saw_health(self, health: EngineHealth, *, is_timeout: bool = False) -> bool:
+    def update_health(self, health: EngineHealth, *, is_timeout: bool = False) -> bool:
         """Take a look's outcome.
 
         Takes   is_timeout: it did not answer in time, which counts only when it happens again
@@ -214,8 +214,8 @@ class ServerState(BackendStats):
         """
         self.checked_at_s = self._clock.now_s()
         former = self.health
-        self.missed = self.missed + 1 if is_timeout else 0
-        if is_timeout and former.is_ready and self.missed < MISSED_LOOKS:
+        self.timeouts_in_a_row = self.timeouts_in_a_row + 1 if is_timeout else 0
+        if is_timeout and former.is_ready and self.timeouts_in_a_row < MISSED_LOOKS:
             return False
         self.health = health
         if health.is_ready and not former.is_ready:
@@ -228,9 +228,9 @@ class ServerState(BackendStats):
             self.is_lost = False
         is_lost_now = former.is_ready and not health.is_ready
         if is_lost_now:
-            self.is_fresh = False
-            self.held.lost()
-            self.settle_models()
+            self.facts_are_current = False
+            self.adapters.clear()
+            self.refresh_models()
             self.is_lost = not health.is_loading
             log.warning("backend_lost", backend=self.name, why=health.detail)
         if health.is_ready != former.is_ready:
@@ -238,7 +238,7 @@ class ServerState(BackendStats):
             self.on_room(self)
         return is_lost_now
 
-    def saw_load(self, running: float | None, waiting: float | None, note: str) -> None:
+    def update_load(self, running: float | None, waiting: float | None, note: str) -> None:
         """Take the engine's own numbers; None where it has none (its own counts then decide)."""
         self.metrics_note = note
         self.running, self.waiting = running, waiting
@@ -249,11 +249,11 @@ class ServerState(BackendStats):
         self._ended_since = 0
         self._others_read = max(0.0, (running or 0.0) + (waiting or 0.0) - self.member.active)
 
-    def saw_page(self, page: ScrapedPage | None) -> None:
+    def update_page(self, page: ScrapedPage | None) -> None:
         """Keep its metrics page for those who read ours; None: it could not be had."""
-        self.page = page
+        self.scraped_page = page
 
-    def aside(self, kv_usage: float | None) -> EngineExtras:
+    def engine_extras(self, kv_usage: float | None) -> EngineExtras:
         """Tell what is known of it beside its page: the cache in use by its slots, and the adapters that it lists."""
         adapters = tuple(name for name, served in self._serves.items() if served.card.parent)
         return EngineExtras(kv_usage, adapters or None, len(adapters), self._clock.now_s())
@@ -261,7 +261,7 @@ class ServerState(BackendStats):
     def verdict(self, slot: Slot, outcome: str, retry_after_s: float | None) -> None:
         """Learn from a request's end: what the breaker thinks, whether a look is due, whether it is full."""
         self._ended_since += 1
-        self.held.ended(slot)
+        self.adapters.release(slot)
         now_s = self._clock.monotonic_s()
         if outcome == "ok" and (taken := slot.measured) is not None:
             receipt = taken.receipt
@@ -284,7 +284,7 @@ class ServerState(BackendStats):
             if (
                 outcome == "connect" and self.health.is_ready
             ):  # nobody listens there: no need to wait for the next look
-                self.saw_health(EngineHealth(False, detail="connections are refused"))
+                self.update_health(EngineHealth(False, detail="connections are refused"))
             self.on_suspicion()
 
     def suspect(self) -> None:
@@ -293,16 +293,16 @@ class ServerState(BackendStats):
     def now_s(self) -> float:
         return self._clock.monotonic_s()
 
-    def lost_adapter(self, name: str) -> bool:
+    def report_missing_adapter(self, name: str) -> bool:
         """A request met no adapter where one should be: look what there is. Gives whether it is a declared one."""
-        is_declared = self.held.missed(name)
-        self.settle_models()
-        self.is_fresh = False
+        is_declared = self.adapters.report_missing(name)
+        self.refresh_models()
+        self.facts_are_current = False
         self.on_suspicion()
         return is_declared
 
     @property
-    def takes_times(self) -> bool:
+    def measures_latencies(self) -> bool:
         """Whether the times of its answers are taken here: its kind has no histograms, or it has its metrics switched off."""
         return self.kind not in MEASURING or self.metrics_note == "off"
 
@@ -310,7 +310,7 @@ class ServerState(BackendStats):
 
     def state(self) -> BackendState:
         now_s = self._clock.monotonic_s()
-        standing = self.standing(now_s)
+        standing = self.status(now_s)
         member, breaker = self.member, self.breaker
         limit = self.limit(now_s)
         word = (
@@ -322,7 +322,7 @@ class ServerState(BackendStats):
         )
         detail = {
             BackendStatus.DRAINING: "drained by the operator",
-            BackendStatus.RESTED: "rested after failures",
+            BackendStatus.CIRCUIT_OPEN: "rested after failures",
             BackendStatus.FULL: "full",
         }.get(standing, "")
         return BackendState(

@@ -1,6 +1,5 @@
 """The contract of a dialect: how one kind of engine is asked about itself and told to load adapters."""
 
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
@@ -16,12 +15,16 @@ class QueryReply:
     content_type: str = ""
 
 
-Ask = Callable[[str, float], Awaitable[QueryReply]]  # (path, seconds) → Heard; raises WireError
+class EngineClient(Protocol):
+    """The way to one engine for the appliance's own queries and commands; both may be sent twice."""
 
+    async def get(self, path: str, timeout_s: float) -> QueryReply:
+        """Query the engine. Raises WireError."""
+        ...
 
-Tell = Callable[
-    [str, dict[str, Any]], Awaitable[QueryReply]
-]  # (path, JSON body), by POST → Heard; raises WireError
+    async def post(self, path: str, body: dict[str, Any]) -> QueryReply:
+        """Send a command with a JSON body. Raises WireError."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,25 +54,27 @@ class Dialect(Protocol):
     """How one kind of engine is asked about itself. Answers to requests are OpenAI's with all of them."""
 
     kind: ClassVar[str]
-    running: ClassVar[tuple[str, ...]]  # metric names, without prefix separator's spelling: see normalise.py
-    waiting: ClassVar[tuple[str, ...]]
-    notices_leavers: ClassVar[
+    running_metrics: ClassVar[
+        tuple[str, ...]
+    ]  # metric names, without prefix separator's spelling: see normalise.py
+    waiting_metrics: ClassVar[tuple[str, ...]]
+    stops_on_disconnect: ClassVar[
         bool
     ]  # whether it ends its work when a caller leaves who wanted the answer in one piece
 
-    async def health(self, ask: Ask) -> EngineHealth:
+    async def probe_health(self, client: EngineClient) -> EngineHealth:
         """Look at its health. Raises WireError when it cannot be reached."""
         ...
 
-    async def learn(self, ask: Ask) -> EngineFacts:
+    async def read_facts(self, client: EngineClient) -> EngineFacts:
         """Ask for its models and limits. Raises WireError, ValueError (its answer makes no sense)."""
         ...
 
-    async def recognise(self, ask: Ask) -> bool:
+    async def matches(self, client: EngineClient) -> bool:
         """Say whether this kind of engine is what answers there. Raises WireError."""
         ...
 
-    def refuse(self, status: int, headers: dict[str, str], text: str, label: str) -> Exception:
+    def map_error(self, status: int, headers: dict[str, str], text: str, label: str) -> Exception:
         """Give what an error answer means: AttemptFailed (another may try) or ApplianceError (the caller's fault)."""
         ...
 
@@ -81,23 +86,23 @@ class LoraReply:
     outcome       done · already: it has one of that name · unknown: it has none of that name · off: it loads none as it was started ·
                   refused: anything else that it did not do
     status, text  the engine's own answer
-    known_as      the name under which it lists the adapter ("" = its own)
+    engine_name      the name under which it lists the adapter ("" = its own)
     remedy        what the operator can do about it
     """
 
     outcome: Literal["done", "already", "unknown", "off", "refused"]
     status: int
     text: str
-    known_as: str = ""
+    engine_name: str = ""
     remedy: str = ""
 
     @property
-    def has_it(self) -> bool:
+    def is_loaded(self) -> bool:
         """Whether the engine has the adapter now, after a load."""
         return self.outcome in {"done", "already"}
 
     @property
-    def is_rid(self) -> bool:
+    def is_unloaded(self) -> bool:
         """Whether the engine has it no longer, after an unload."""
         return self.outcome in {"done", "unknown"}
 
@@ -108,8 +113,7 @@ class LoraDialect(Protocol):
 
     async def load_adapter(
         self,
-        tell: Tell,
-        ask: Ask,
+        client: EngineClient,
         name: str,
         path: str,
         *,
@@ -118,15 +122,15 @@ class LoraDialect(Protocol):
         """Load the adapter in the folder or file `path` under `name`. Raises WireError, ValueError (its answer makes no sense)."""
         ...
 
-    async def unload_adapter(self, tell: Tell, ask: Ask, name: str, more: dict[str, Any]) -> LoraReply:
+    async def unload_adapter(self, client: EngineClient, name: str, more: dict[str, Any]) -> LoraReply:
         """Unload it; `more`: further fields that the caller had for the engine. Raises as `load_adapter` does."""
         ...
 
-    def as_served(self, base: Served, name: str, path: str) -> Served:
+    def describe_adapter(self, base: Served, name: str, path: str) -> Served:
         """Give how an adapter is asked for that was loaded, but that the engine does not list."""
         ...
 
-    async def still_has(self, ask: Ask, served: Served) -> bool:
+    async def has_adapter(self, client: EngineClient, served: Served) -> bool:
         """Whether a request for the adapter would be answered by it. Only engines that would let the base model answer in its place
         are really asked; the others refuse. Raises WireError."""
         ...

@@ -4,7 +4,7 @@ from pathlib import PurePosixPath
 from typing import Any, ClassVar
 
 from appliance.base import jsons
-from appliance.engines.dialects.contract import Ask, EngineFacts, EngineHealth, LoraReply, Tell
+from appliance.engines.dialects.contract import EngineClient, EngineFacts, EngineHealth, LoraReply
 from appliance.engines.dialects.queries import (
     LOOK_S,
     UnexpectedReply,
@@ -21,46 +21,46 @@ class LlamaCpp:
     """llama-server, alone or in router mode."""
 
     kind: ClassVar[str] = "llamacpp"
-    running: ClassVar[tuple[str, ...]] = ("llamacpp:requests_processing",)
-    waiting: ClassVar[tuple[str, ...]] = ("llamacpp:requests_deferred",)
-    notices_leavers: ClassVar[bool] = (
+    running_metrics: ClassVar[tuple[str, ...]] = ("llamacpp:requests_processing",)
+    waiting_metrics: ClassVar[tuple[str, ...]] = ("llamacpp:requests_deferred",)
+    stops_on_disconnect: ClassVar[bool] = (
         False  # seen with 0.7.0: it generates to the end; in a stream it stops at once
     )
 
-    async def health(self, ask: Ask) -> EngineHealth:
+    async def probe_health(self, client: EngineClient) -> EngineHealth:
         """200 and `status: ok` is ready; 503 is loading."""
-        heard = await ask("/health", 1.0)
-        if heard.status == 503:
+        reply = await client.get("/health", 1.0)
+        if reply.status == 503:
             return EngineHealth(False, True, "it loads its model")
-        if heard.status != 200:
-            return EngineHealth(False, False, f"/health answered {heard.status}")
+        if reply.status != 200:
+            return EngineHealth(False, False, f"/health answered {reply.status}")
         try:
-            status = jsons.loads(heard.body).get("status")
+            status = jsons.loads(reply.body).get("status")
         except (jsons.BadJson, AttributeError):
             return EngineHealth(False, False, "/health is no JSON object")
         return EngineHealth(
             status == "ok", False, "" if status == "ok" else f"/health says {str(status)[:40]!r}"
         )
 
-    async def learn(self, ask: Ask) -> EngineFacts:
+    async def read_facts(self, client: EngineClient) -> EngineFacts:
         """Models from /v1/models, context and slots from /props, adapters from /lora-adapters."""
         context, slots = 0, 0
-        props = await ask("/props", LOOK_S)
+        props = await client.get("/props", LOOK_S)
         if props.status == 200:
             value = read_json(props, "/props")
             made = value.get("default_generation_settings")
             context = _count(made.get("n_ctx")) if isinstance(made, dict) else 0
             slots = _count(value.get("total_slots"))
-        rows = [row for row in await rows_of_models(ask) if not _is_unloaded(row)]
+        rows = [row for row in await rows_of_models(client) if not _is_unloaded(row)]
         models = {row["id"]: served_of(row, owner="llamacpp", context_tokens=context) for row in rows}
         if len(rows) == 1:
-            models |= await self._adapters(ask, models[rows[0]["id"]])
+            models |= await self._adapters(client, models[rows[0]["id"]])
         return EngineFacts(models, context, slots)
 
-    async def _adapters(self, ask: Ask, base: Served) -> dict[str, Served]:
+    async def _adapters(self, client: EngineClient, base: Served) -> dict[str, Served]:
         """Adapters that were named at its start: each is a model by its file's name, asked for with `lora` in the body."""
         served = {}
-        for number, path in await _rows(ask):
+        for number, path in await _rows(client):
             name = PurePosixPath(path).stem
             card = ModelCard(
                 name,
@@ -74,27 +74,26 @@ class LlamaCpp:
             served[name] = Served(card, base.upstream, (("lora", [{"id": number, "scale": 1.0}]),))
         return served
 
-    async def recognise(self, ask: Ask) -> bool:
+    async def matches(self, client: EngineClient) -> bool:
         """/props with llama-server's fields, or its name in the list of models."""
-        heard = await ask("/props", LOOK_S)
-        if heard.status == 200 and b"default_generation_settings" in heard.body:
+        reply = await client.get("/props", LOOK_S)
+        if reply.status == 200 and b"default_generation_settings" in reply.body:
             return True
-        return await owner_of(ask) == "llamacpp"
+        return await owner_of(client) == "llamacpp"
 
-    def refuse(self, status: int, headers: dict[str, str], text: str, label: str) -> Exception:
+    def map_error(self, status: int, headers: dict[str, str], text: str, label: str) -> Exception:
         return meaning(status, headers, text, label)
 
     async def load_adapter(
         self,
-        tell: Tell,
-        ask: Ask,
+        client: EngineClient,
         name: str,
         path: str,
         *,
         is_pinned: bool = False,
     ) -> LoraReply:
         """It reads no adapter while it runs: there is only what it was started with, found by its file, or by its file's name."""
-        rows = await _rows(ask)
+        rows = await _rows(client)
         for _, own in [row for row in rows if row[1] == path] or [
             row for row in rows if _is_same_file(row[1], path)
         ]:
@@ -102,7 +101,7 @@ class LlamaCpp:
                 "already",
                 200,
                 f"The adapter {name!r} is {own}, which it was started with.",
-                known_as=PurePosixPath(own).stem,
+                engine_name=PurePosixPath(own).stem,
             )
         has = ", ".join(own for _, own in rows) or "none"
         return LoraReply(
@@ -112,9 +111,9 @@ class LlamaCpp:
             remedy=f"Start it with --lora-scaled {path}:0, or let the appliance run the model itself (CONFIG_PATH, MODEL_DIR).",
         )
 
-    async def unload_adapter(self, tell: Tell, ask: Ask, name: str, more: dict[str, Any]) -> LoraReply:
+    async def unload_adapter(self, client: EngineClient, name: str, more: dict[str, Any]) -> LoraReply:
         """It keeps what it was started with."""
-        if any(PurePosixPath(own).stem == name for _, own in await _rows(ask)):
+        if any(PurePosixPath(own).stem == name for _, own in await _rows(client)):
             return LoraReply(
                 "off",
                 409,
@@ -123,13 +122,13 @@ class LlamaCpp:
             )
         return LoraReply("unknown", 404, f"llama-server has no adapter {name!r}.")
 
-    def as_served(self, base: Served, name: str, path: str) -> Served:
+    def describe_adapter(self, base: Served, name: str, path: str) -> Served:
         raise UnexpectedReply("llama-server lists its adapters; this one is not among them")
 
-    async def still_has(self, ask: Ask, served: Served) -> bool:
+    async def has_adapter(self, client: EngineClient, served: Served) -> bool:
         """Seen with b11669: an id that it has not is passed over, and the base model answers."""
         wanted = next((value[0]["id"] for key, value in served.extra if key == "lora"), None)
-        return (wanted, served.card.path) in await _rows(ask)
+        return (wanted, served.card.path) in await _rows(client)
 
 
 def _is_same_file(own: str, path: str) -> bool:
@@ -137,13 +136,13 @@ def _is_same_file(own: str, path: str) -> bool:
     return own.startswith(path + "/") or PurePosixPath(own).name == PurePosixPath(path).name
 
 
-async def _rows(ask: Ask) -> list[tuple[int, str]]:
+async def _rows(client: EngineClient) -> list[tuple[int, str]]:
     """Give (id, path) of each adapter. Raises OddAnswer, WireError."""
-    heard = await ask("/lora-adapters", LOOK_S)
-    if heard.status != 200:
+    reply = await client.get("/lora-adapters", LOOK_S)
+    if reply.status != 200:
         return []
     try:
-        rows = jsons.loads(heard.body)
+        rows = jsons.loads(reply.body)
     except jsons.BadJson as exc:
         raise UnexpectedReply(f"/lora-adapters is no JSON: {exc}") from None
     return [

@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from appliance.base import jsons
-from appliance.engines.dialects.contract import Ask, QueryReply
+from appliance.engines.dialects.contract import EngineClient, QueryReply
 from appliance.engines.types import ModelCard, Served
 
 LOOK_S = 5.0  # for questions about models and limits
@@ -14,15 +14,15 @@ class UnexpectedReply(ValueError):
     """An engine's answer makes no sense."""
 
 
-def read_json(heard: QueryReply, what: str) -> dict[str, Any]:
+def read_json(reply: QueryReply, what: str) -> dict[str, Any]:
     """Give the object in an answer of 200.
 
     Raises  OddAnswer
     """
-    if heard.status != 200:
-        raise UnexpectedReply(f"{what} answered {heard.status}")
+    if reply.status != 200:
+        raise UnexpectedReply(f"{what} answered {reply.status}")
     try:
-        value = jsons.loads(heard.body)
+        value = jsons.loads(reply.body)
     except jsons.BadJson as exc:
         raise UnexpectedReply(f"{what} is no JSON: {exc}") from None
     if not isinstance(value, dict):
@@ -30,12 +30,12 @@ def read_json(heard: QueryReply, what: str) -> dict[str, Any]:
     return value
 
 
-async def rows_of_models(ask: Ask) -> list[dict[str, Any]]:
+async def rows_of_models(client: EngineClient) -> list[dict[str, Any]]:
     """Give the rows of GET /v1/models that have an id.
 
     Raises  OddAnswer · WireError
     """
-    value = read_json(await ask("/v1/models", LOOK_S), "/v1/models")
+    value = read_json(await client.get("/v1/models", LOOK_S), "/v1/models")
     rows = value.get("data")
     if not isinstance(rows, list):
         raise UnexpectedReply("/v1/models has no list `data`")
@@ -81,10 +81,10 @@ def longest_of(models: dict[str, Served]) -> int:
     return min((served.card.context_tokens for served in models.values()), default=0)
 
 
-async def owner_of(ask: Ask) -> str:
+async def owner_of(client: EngineClient) -> str:
     """Give `owned_by` of the first model, lower case; "" where there is none."""
     try:
-        rows = await rows_of_models(ask)
+        rows = await rows_of_models(client)
     except UnexpectedReply:
         return ""
     return str(rows[0].get("owned_by") or "").lower() if rows else ""

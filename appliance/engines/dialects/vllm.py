@@ -3,7 +3,7 @@
 from typing import Any, ClassVar
 
 from appliance.base import jsons
-from appliance.engines.dialects.contract import Ask, EngineFacts, EngineHealth, LoraReply, QueryReply, Tell
+from appliance.engines.dialects.contract import EngineClient, EngineFacts, EngineHealth, LoraReply, QueryReply
 from appliance.engines.dialects.queries import (
     adapter_of,
     longest_of,
@@ -24,81 +24,82 @@ class Vllm:
     """vLLM of any generation with an OpenAI server."""
 
     kind: ClassVar[str] = "vllm"
-    running: ClassVar[tuple[str, ...]] = ("vllm:num_requests_running",)
-    waiting: ClassVar[tuple[str, ...]] = ("vllm:num_requests_waiting",)
-    notices_leavers: ClassVar[bool] = True
+    running_metrics: ClassVar[tuple[str, ...]] = ("vllm:num_requests_running",)
+    waiting_metrics: ClassVar[tuple[str, ...]] = ("vllm:num_requests_waiting",)
+    stops_on_disconnect: ClassVar[bool] = True
 
-    async def health(self, ask: Ask) -> EngineHealth:
+    async def probe_health(self, client: EngineClient) -> EngineHealth:
         """200 is ready; 500 and 503 mean that its engine is dead."""
-        heard = await ask("/health", 1.0)
+        reply = await client.get("/health", 1.0)
         return EngineHealth(
-            heard.status == 200, False, "" if heard.status == 200 else f"/health answered {heard.status}"
+            reply.status == 200, False, "" if reply.status == 200 else f"/health answered {reply.status}"
         )
 
-    async def learn(self, ask: Ask) -> EngineFacts:
-        models = with_parents({row["id"]: served_of(row, owner="vllm") for row in await rows_of_models(ask)})
+    async def read_facts(self, client: EngineClient) -> EngineFacts:
+        models = with_parents(
+            {row["id"]: served_of(row, owner="vllm") for row in await rows_of_models(client)}
+        )
         return EngineFacts(models, longest_of(models))
 
-    async def recognise(self, ask: Ask) -> bool:
+    async def matches(self, client: EngineClient) -> bool:
         """Its name in the list of models, or its metrics."""
-        if await owner_of(ask) == "vllm":
+        if await owner_of(client) == "vllm":
             return True
-        heard = await ask("/metrics", 5.0)
-        return heard.status == 200 and (b"\nvllm:" in heard.body or b"\nvllm_" in heard.body)
+        reply = await client.get("/metrics", 5.0)
+        return reply.status == 200 and (b"\nvllm:" in reply.body or b"\nvllm_" in reply.body)
 
-    def refuse(self, status: int, headers: dict[str, str], text: str, label: str) -> Exception:
+    def map_error(self, status: int, headers: dict[str, str], text: str, label: str) -> Exception:
         return meaning(status, headers, text, label)
 
     async def load_adapter(
         self,
-        tell: Tell,
-        ask: Ask,
+        client: EngineClient,
         name: str,
         path: str,
         *,
         is_pinned: bool = False,
     ) -> LoraReply:
         """Success is a sentence in plain text; 400 is also what it says to a name that it has."""
-        heard = await tell("/v1/load_lora_adapter", {"lora_name": name, "lora_path": path})
-        text = _text(heard)
-        if heard.status == 200:
+        reply = await client.post("/v1/load_lora_adapter", {"lora_name": name, "lora_path": path})
+        text = _text(reply)
+        if reply.status == 200:
             return LoraReply("done", 200, text)
-        if _has_no_such_address(heard):
-            return LoraReply("off", heard.status, text, remedy=LORA_REMEDY)
+        if _has_no_such_address(reply):
+            return LoraReply("off", reply.status, text, remedy=LORA_REMEDY)
         return LoraReply(
-            "already" if heard.status == 400 and "already" in text else "refused", heard.status, text
+            "already" if reply.status == 400 and "already" in text else "refused", reply.status, text
         )
 
-    async def unload_adapter(self, tell: Tell, ask: Ask, name: str, more: dict[str, Any]) -> LoraReply:
+    async def unload_adapter(self, client: EngineClient, name: str, more: dict[str, Any]) -> LoraReply:
         """404 has two meanings: it has no adapter of that name, or no such address."""
-        heard = await tell("/v1/unload_lora_adapter", {**more, "lora_name": name})
-        text = _text(heard)
-        if heard.status == 200:
+        reply = await client.post("/v1/unload_lora_adapter", {**more, "lora_name": name})
+        text = _text(reply)
+        if reply.status == 200:
             return LoraReply("done", 200, text)
-        if _has_no_such_address(heard):
-            return LoraReply("off", heard.status, text, remedy=LORA_REMEDY)
+        if _has_no_such_address(reply):
+            return LoraReply("off", reply.status, text, remedy=LORA_REMEDY)
         return LoraReply(
-            "unknown" if heard.status == 404 or "cannot be found" in text else "refused", heard.status, text
+            "unknown" if reply.status == 404 or "cannot be found" in text else "refused", reply.status, text
         )
 
-    def as_served(self, base: Served, name: str, path: str) -> Served:
+    def describe_adapter(self, base: Served, name: str, path: str) -> Served:
         return adapter_of(base, name, path, owner="vllm")
 
-    async def still_has(self, ask: Ask, served: Served) -> bool:
+    async def has_adapter(self, client: EngineClient, served: Served) -> bool:
         """A name that it has not gets 404."""
         return True
 
 
-def _text(heard: QueryReply) -> str:
-    return heard.body.decode("utf-8", "replace")
+def _text(reply: QueryReply) -> str:
+    return reply.body.decode("utf-8", "replace")
 
 
-def _has_no_such_address(heard: QueryReply) -> bool:
+def _has_no_such_address(reply: QueryReply) -> bool:
     """Tell its web framework's 404 from its own, which has a message."""
-    if heard.status not in {404, 405}:
+    if reply.status not in {404, 405}:
         return False
     try:
-        value = jsons.loads(heard.body)
+        value = jsons.loads(reply.body)
     except jsons.BadJson:
         return True
     return not isinstance(value, dict) or not ("error" in value or "message" in value)

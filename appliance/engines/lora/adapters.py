@@ -164,7 +164,7 @@ class AdapterReconciler(AdapterStatusView):
                 retry_after_s=2,
             )
         self._gate()
-        fresh = [host for host in up if adapter.name not in host.held.has]
+        fresh = [host for host in up if adapter.name not in host.adapters.loaded]
         said, failed = await self._told("load", adapter, fresh)
         if failed and not (partial and (said or len(fresh) < len(up))):
             await self._roll_back(
@@ -253,7 +253,7 @@ class AdapterReconciler(AdapterStatusView):
         ]
         if not is_declared and not told:  # in the engines' own words
             told = [host for host in hosts if views[host.name].is_up and views[host.name].loads]
-        had = {host.name: host.held.has.get(adapter.name) for host in told}
+        had = {host.name: host.adapters.loaded.get(adapter.name) for host in told}
         said, failed = await self._told("unload", adapter, told, more)
         if not is_declared and not any(one.outcome == "done" for one in said.values()):
             raise (
@@ -278,7 +278,7 @@ class AdapterReconciler(AdapterStatusView):
     async def _put_back(self, adapter: Adapter, hosts: list[AdapterHost]) -> None:
         """Load again what a failed change has unloaded; what fails of that, too, is done in the background: it is still declared."""
         said, _ = await self._told(
-            "load", adapter, [host for host in hosts if adapter.name not in host.held.has]
+            "load", adapter, [host for host in hosts if adapter.name not in host.adapters.loaded]
         )
         for host in hosts:
             if host.name in said:
@@ -331,14 +331,14 @@ class AdapterReconciler(AdapterStatusView):
             self._busy.discard(key)
         return (
             said
-            if (said.has_it if verb == "load" else said.is_rid)
+            if (said.is_loaded if verb == "load" else said.is_unloaded)
             else refusal(said, host.name, adapter.name)
         )
 
     def _has(self, host: AdapterHost, adapter: Adapter, said: LoraReply) -> None:
         self._failures.pop((adapter.name, host.name), None)
         try:
-            host.held.put(adapter.name, host.own(adapter, said))
+            host.adapters.add(adapter.name, host.own(adapter, said))
         except ValueError as error:  # it said that it has it, and lists it not
             self._failed(adapter, host.name, unreached(error, host.name))
 
@@ -441,7 +441,7 @@ class AdapterReconciler(AdapterStatusView):
             *(adapter for name, adapter in self._changing.items() if name not in self.declared),
         ]
         for host in self.hosts().values():
-            if host.held.gate(names_for(host.view(), known)):
+            if host.adapters.declare(names_for(host.view(), known)):
                 host.settle()
 
     def _settle(self) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from appliance.base.errors import ApplianceError, Conflict, Invalid, NotFound, Unavailable, UpstreamFailed
 from appliance.base.wire.types import UpstreamTimeout, WireError
-from appliance.engines.backends.adapters import AdapterState, OwnAdapter, renamed
+from appliance.engines.backends.adapters import AdapterState, LoadedAdapter, renamed
 from appliance.engines.backends.managed import ManagedBackend, adapters_of
 from appliance.engines.backends.server import EngineServer
 from appliance.engines.dialects.contract import LoraDialect, LoraReply
@@ -26,7 +26,7 @@ class AdapterHost(Protocol):
     """One of them. `lock`: one thing at a time is told to it."""
 
     name: str
-    held: AdapterState
+    adapters: AdapterState
     lock: asyncio.Lock
 
     def view(self) -> HostView: ...
@@ -43,7 +43,7 @@ class AdapterHost(Protocol):
         """Unload it. Raises as `load` does."""
         ...
 
-    def own(self, adapter: Adapter, said: LoraReply) -> OwnAdapter: ...
+    def own(self, adapter: Adapter, said: LoraReply) -> LoadedAdapter: ...
 
     def settle(self) -> None:
         """What it has, or may serve, changed."""
@@ -54,11 +54,16 @@ class ServerHost:
     """A server that the operator runs."""
 
     def __init__(self, server: EngineServer) -> None:
-        self.server, self.name, self.held, self.lock = server, server.name, server.held, asyncio.Lock()
+        self.server, self.name, self.adapters, self.lock = (
+            server,
+            server.name,
+            server.adapters,
+            asyncio.Lock(),
+        )
 
     def view(self) -> HostView:
         server = self.server
-        models = server.learned.models
+        models = server.facts.models
         listed = {name: served.card.path for name, served in models.items() if served.card.parent}
         bases = frozenset(
             [
@@ -70,9 +75,9 @@ class ServerHost:
         return HostView(
             self.name,
             server.kind,
-            server.health.is_ready and server.is_fresh,
-            bases - frozenset(self.held.has),
-            frozenset(self.held.has),
+            server.health.is_ready and server.facts_are_current,
+            bases - frozenset(self.adapters.loaded),
+            frozenset(self.adapters.loaded),
             listed,
             loads,
         )
@@ -84,53 +89,55 @@ class ServerHost:
     async def load(self, adapter: Adapter, *, is_tried: bool) -> LoraReply:
         dialect, server = self._dialect(), self.server
         said = await dialect.load_adapter(
-            server.tell, server.ask, adapter.name, adapter.path, is_pinned=adapter.is_pinned
+            server.client, adapter.name, adapter.path, is_pinned=adapter.is_pinned
         )
-        if said.has_it:
+        if said.is_loaded:
             await self._learn()
         return said
 
     async def _learn(self) -> None:
         """Ask again what it serves: a list from before is out of date."""
         server = self.server
-        self.held.version += 1
+        self.adapters.version += 1
         try:
             assert server.dialect is not None
-            server.learn(await server.dialect.learn(server.ask))
+            server.update_facts(await server.dialect.read_facts(server.client))
         except (WireError, ValueError):  # with the next look, then
-            server.is_fresh = False
+            server.facts_are_current = False
             server.suspect()
 
     async def unload(self, adapter: Adapter, more: dict[str, Any]) -> LoraReply:
-        server, was_held = self.server, adapter.name in self.held.has
+        server, was_held = self.server, adapter.name in self.adapters.loaded
         if was_held:
-            self.held.drop(adapter.name)  # no new request gets it
+            self.adapters.remove(adapter.name)  # no new request gets it
             self.settle()
-            await self.held.unused(adapter.name, DRAIN_S)
-        said = await self._dialect().unload_adapter(server.tell, server.ask, adapter.name, more)
+            await self.adapters.wait_unused(adapter.name, DRAIN_S)
+        said = await self._dialect().unload_adapter(server.client, adapter.name, more)
         if (
             was_held and said.outcome == "off"
         ):  # what it was started with it keeps; requests for its model do not meet it
             said = LoraReply("done", 200, f"The adapter {adapter.name!r} is declared no longer. {said.text}")
-        if said.is_rid:
-            server.learned = replace(
-                server.learned,
-                models={name: one for name, one in server.learned.models.items() if name != adapter.name},
+        if said.is_unloaded:
+            server.facts = replace(
+                server.facts,
+                models={name: one for name, one in server.facts.models.items() if name != adapter.name},
             )
             await self._learn()
         return said
 
-    def own(self, adapter: Adapter, said: LoraReply) -> OwnAdapter:
-        known_as, models = said.known_as or adapter.name, self.server.learned.models
-        listed = models.get(known_as)
+    def own(self, adapter: Adapter, said: LoraReply) -> LoadedAdapter:
+        engine_name, models = said.engine_name or adapter.name, self.server.facts.models
+        listed = models.get(engine_name)
         if listed is not None:
-            return OwnAdapter(renamed(listed, adapter.name), known_as, True)
+            return LoadedAdapter(renamed(listed, adapter.name), engine_name, True)
         base = models.get(adapter.base_model) or self.server.served(adapter.base_model)
         assert base is not None  # else it would not fit
-        return OwnAdapter(self._dialect().as_served(base, adapter.name, adapter.path), known_as, False)
+        return LoadedAdapter(
+            self._dialect().describe_adapter(base, adapter.name, adapter.path), engine_name, False
+        )
 
     def settle(self) -> None:
-        self.server.settle_models()
+        self.server.refresh_models()
 
     def _dialect(self) -> LoraDialect:
         dialect = self.server.dialect
@@ -146,11 +153,20 @@ class ManagedHost:
     """The models that the appliance runs itself. An adapter comes or goes by a planned restart of its model's llama-servers."""
 
     def __init__(self, managed: ManagedBackend) -> None:
-        self.managed, self.name, self.held, self.lock = managed, managed.name, managed.held, asyncio.Lock()
+        self.managed, self.name, self.adapters, self.lock = (
+            managed,
+            managed.name,
+            managed.adapters,
+            asyncio.Lock(),
+        )
 
     def view(self) -> HostView:
         return HostView(
-            self.name, "managed", True, frozenset(self.managed.manager.entries), frozenset(self.held.has)
+            self.name,
+            "managed",
+            True,
+            frozenset(self.managed.manager.entries),
+            frozenset(self.adapters.loaded),
         )
 
     def is_coming(self) -> bool:
@@ -176,20 +192,20 @@ class ManagedHost:
         former = manager.adapters.get(alias, ())
         if not any(one.name == adapter.name for one in former):
             return LoraReply("unknown", 404, f"No model here has an adapter {adapter.name!r}.")
-        self.held.drop(adapter.name)
+        self.adapters.remove(adapter.name)
         self.settle()
         if alias in manager.entries:  # its running answers end first: see set_adapters
             manager.set_adapters(alias, tuple(one for one in former if one.name != adapter.name))
         return LoraReply("done", 200, f"The model {alias!r} is run without the adapter {adapter.name!r}.")
 
-    def own(self, adapter: Adapter, said: LoraReply) -> OwnAdapter:
+    def own(self, adapter: Adapter, said: LoraReply) -> LoadedAdapter:
         entry = self.managed.manager.entry(adapter.base_model)
         base = self.managed.served(adapter.base_model)
         card = base.card if base is not None else ModelCard(adapter.base_model, 0, "user", adapter.base_model)
-        return OwnAdapter(adapters_of(entry.model, card)[adapter.name], adapter.name, True)
+        return LoadedAdapter(adapters_of(entry.model, card)[adapter.name], adapter.name, True)
 
     def settle(self) -> None:
-        self.held.version += 1
+        self.adapters.version += 1
         self.managed.on_models()
 
 

@@ -92,7 +92,7 @@ class AdapterStatusView:
                     else ManagedHost(backend)
                 )
             if backend.name in found and found[backend.name] is not known:
-                found[backend.name].held.on_lost = lambda name, where=backend.name: log.warning(  # type: ignore[misc]
+                found[backend.name].adapters.on_lost = lambda name, where=backend.name: log.warning(  # type: ignore[misc]
                     "adapter_lost", adapter=name, backend=where
                 )
         self._hosts = found

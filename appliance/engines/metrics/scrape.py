@@ -21,7 +21,8 @@ from appliance.base.tasks import Tasks
 from appliance.base.wire.pool import ConnectionPool
 from appliance.base.wire.response import UpstreamResponse
 from appliance.base.wire.types import Target, WireError
-from appliance.engines.dialects.contract import Ask, QueryReply
+from appliance.engines.dialects.contract import EngineClient
+from appliance.engines.dialects.query import HttpEngineClient
 from appliance.engines.metrics.families import PREFIX
 from appliance.engines.metrics.normalise import (
     EngineExtras,
@@ -205,23 +206,8 @@ class Scraper:
             self.kind == "auto" and b"\nllamacpp" in raw[:4096]
         )
         if is_llama and b"kv_cache_usage_ratio" not in raw:
-            usage = await slots_usage(self._ask)
+            usage = await slots_usage(HttpEngineClient(self._wire, self._target))
         return EngineExtras(usage, adapters, most, self._clock.now_s())
-
-    async def _ask(self, path: str, seconds: float) -> QueryReply:
-        response = await self._wire.send(
-            self._target,
-            method=b"GET",
-            path=path.encode(),
-            connect_s=seconds,
-            first_byte_s=seconds,
-            idle_s=seconds,
-            total_s=seconds,
-        )
-        try:
-            return QueryReply(response.status, await response.read())
-        finally:
-            response.close()
 
     def _tell(self, normalised: Normalised) -> None:
         """Log what is missing, when that changes."""
@@ -237,11 +223,11 @@ class Scraper:
                 )
 
 
-async def slots_usage(ask: Ask) -> float | None:
+async def slots_usage(client: EngineClient) -> float | None:
     """Ask llama-server's /slots for the share of its KV cache in use; None = it does not tell, or not in time."""
     try:
-        heard = await ask("/slots", SLOTS_S)
-        return kv_usage_of_slots(jsons.loads(heard.body)) if heard.status == 200 else None
+        reply = await client.get("/slots", SLOTS_S)
+        return kv_usage_of_slots(jsons.loads(reply.body)) if reply.status == 200 else None
     except (WireError, jsons.BadJson):
         return None
 
