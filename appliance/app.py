@@ -201,7 +201,7 @@ class Appliance:
 
     async def eject(self, alias: str) -> None:
         """Unload a model, where it is one of ours."""
-        if self.manager is not None and alias in self.manager.entries:
+        if self.manager is not None and alias in self.manager.model_states:
             await self.manager.eject(alias)
 
     async def reread_models(self) -> None:
@@ -238,7 +238,7 @@ async def open_models(appliance: Appliance, stack: AsyncExitStack) -> None:
     wire = manager_wire(settings.catalogue.system)
     stack.push_async_callback(wire.close)
     manager = appliance.manager = build_manager(
-        settings, tasks=tasks, clock=clock, wire=wire, measures=RequestStatistics(appliance.metrics.router)
+        settings, tasks=tasks, clock=clock, wire=wire, statistics=RequestStatistics(appliance.metrics.router)
     )
     if manager is None:
         return
@@ -346,7 +346,7 @@ async def running(settings: Settings, *, warnings: list[str] | None = None) -> A
             if (
                 appliance.manager is not None and appliance.models_door is not None
             ):  # else its followers would use up the grace
-                appliance.manager.announce_end()
+                appliance.manager.announce_shutdown()
                 appliance.models_door.close()
 
 

@@ -29,7 +29,7 @@ from appliance.models.manager.watchdog import MEASURE_EVERY_S, Watchdog
 from appliance.models.runner.load_history import LoadHistory
 from appliance.models.runner.loader import Loader
 from appliance.models.runner.orphans import Records
-from appliance.models.runner.vram import memory_of
+from appliance.models.runner.vram import pick_memory
 from appliance.models.status.measures import RequestStatistics
 from appliance.models.table.catalogue import System
 from appliance.settings import Settings, download_dir
@@ -191,7 +191,7 @@ def build_manager(
     tasks: Tasks,
     clock: Clock,
     wire: ConnectionPool,
-    measures: RequestStatistics,
+    statistics: RequestStatistics,
 ) -> ModelManager | None:
     """Give the model manager, not yet open; None = there are no models, and nothing that could run any. Call it inside the event loop.
 
@@ -203,7 +203,7 @@ def build_manager(
     own, state_dir = settings.models, Path(settings.host.state_dir)
     is_simulated = settings.host.gpu_mode == "simulated" and not real_gpus()[0]
     offloads = any(model.params.n_gpu_layers != 0 for model in catalogue.models.values())
-    memory, why = memory_of(catalogue.system.gpu_devices, is_simulated=is_simulated, offloads=offloads)
+    memory, why = pick_memory(catalogue.system.gpu_devices, is_simulated=is_simulated, offloads=offloads)
     log.info("model_memory", devices=[device.name for device in memory.read()], why=why)
     loader = Loader(
         own.model_log_dir or state_dir / "model-logs",
@@ -214,19 +214,17 @@ def build_manager(
         first_port=own.model_first_port,
         last_port=own.model_last_port,
     )
-    manager = ModelManager(
+    return ModelManager(
         catalogue,
         loader=loader,
         memory=memory,
-        lessons=LoadHistory(state_dir / "model-lessons.json"),
+        history=LoadHistory(state_dir / "model-lessons.json"),
         tasks=tasks,
         clock=clock,
         extra_wait_s=own.model_swap_wait_s,
         ageing_s=settings.engines.queue_ageing_s,
+        events=statistics,
     )
-    manager.on_finished, manager.on_rejected = measures.finished, measures.rejected
-    manager.on_loaded, manager.on_ejected = measures.loaded, measures.ejected
-    return manager
 
 
 def manager_wire(system: System) -> ConnectionPool:

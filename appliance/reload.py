@@ -150,7 +150,7 @@ class Reloader:
         manager = self._appliance.manager
         if manager is None:
             return
-        manager.extra_wait_s = settings.models.model_swap_wait_s
+        manager.set_swap_wait(settings.models.model_swap_wait_s)
         if manager.catalogue != settings.catalogue:
             manager.apply(settings.catalogue)
         self._appliance.fleet.refresh_managed(settings.engines)

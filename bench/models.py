@@ -467,7 +467,7 @@ async def in_process(shop: Workshop, counts: Counts) -> dict[str, float]:
             "one decision with 100 lines waiting and 3 busy models": _timed(
                 lambda: next_step(house), counts.calls
             ),
-            "one reading of all 100 models (Board.models)": _timed(manager.models, counts.calls),
+            "one reading of all 100 models (ModelManagerApi.models)": _timed(manager.models, counts.calls),
         }
 
 
@@ -476,7 +476,7 @@ async def _leases(manager: ModelManager, calls: int) -> float:
     for _ in range(20):
         began_s = time.perf_counter()
         for _ in range(max(1, calls // 20)):
-            (await manager.lease("m1")).done(True)
+            (await manager.lease("m1")).release(is_ok=True)
         batches.append((time.perf_counter() - began_s) / max(1, calls // 20))
     return statistics.median(batches)
 

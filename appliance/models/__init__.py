@@ -24,7 +24,7 @@ What is fetched
     fetching.py    what a download is, in words                                download.py    the engine; its parts are download_*.py
     sources/       where files come from
 What is told
-    views.py       the values, and who is asked (Board)                        readings.py   the manager's answers
+    views.py       the values, and who is asked (ModelManagerApi)                        readings.py   the manager's answers
     vram.py        the memory where models lie, as the driver says it          system_memory.py   the same of the system's
     measures.py    the router_ metrics, and the report of the last five minutes
     status.py      the status objects of system D                              status_file.py   the same in a file

@@ -132,7 +132,7 @@ class ScriptedBoard:
     def devices(self) -> list[DeviceView]:
         return self.places
 
-    def failed(self) -> list[FailedView]:
+    def failed_models(self) -> list[FailedView]:
         return list(self.failures.values())
 
     def health(self) -> list[HealthView]:
@@ -165,7 +165,7 @@ class ScriptedBoard:
         self.put(model_view(alias))
         return Ejected(alias, bool(view.runners), sum(runner.active for runner in view.runners))
 
-    def expire(self, alias: str, keep_alive_s: float) -> None:
+    def set_keep_alive(self, alias: str, keep_alive_s: float) -> None:
         self.asked.append(("expire", alias, keep_alive_s))
 
     def reset(self, alias: str) -> FailedView | None:

@@ -18,7 +18,7 @@ from appliance.engines.settings import EngineSettings
 from appliance.engines.slots import Slot
 from appliance.engines.types import EngineReply, EngineRequest, Operation, RequestOptions
 from appliance.engines.upstream.exchange import AttemptFailed
-from appliance.models.manager.errors import ModelFailed, NoMemory
+from appliance.models.manager.errors import InsufficientMemory, ModelFailed
 from tests.fakes.engine_server import REPLY, EngineServer
 from tests.models.standin_house import Make, StandinHouse, settle
 
@@ -103,8 +103,8 @@ async def test_an_answer_takes_a_slot_and_gives_it_back(open_backend: Open) -> N
     reply = await task
     assert jsons.loads(reply.body or b"")["choices"][0]["message"]["content"] == "".join(REPLY)
     assert at.all_is_given_back()
-    telling = at.house.manager.telemetry()[0]
-    assert (telling.alias, telling.is_ok, at.house.manager.queues()[0].total_processed) == ("a", True, 1)
+    sample = at.house.manager.telemetry()[0]
+    assert (sample.alias, sample.is_ok, at.house.manager.queues()[0].total_processed) == ("a", True, 1)
     assert (request.receipt.served_model, request.receipt.backend, len(request.receipt.attempts)) == (
         "a",
         "models",
@@ -184,7 +184,7 @@ async def test_after_three_failures_the_last_one_is_told(open_backend: Open) -> 
         ["status_500"] * 2,
     )
     assert at.all_is_given_back()
-    assert [telling.is_ok for telling in at.house.manager.telemetry()] == [False] * 3
+    assert [sample.is_ok for sample in at.house.manager.telemetry()] == [False] * 3
 
 
 async def test_one_whose_server_dies_is_sent_to_the_next(open_backend: Open) -> None:
@@ -242,7 +242,7 @@ async def test_a_stream_that_breaks_off_is_an_error_and_frees_the_slot(open_back
 
 async def test_a_model_that_cannot_be_had_says_so(open_backend: Open) -> None:
     at = await open_backend("a", memory_mib=600)
-    with pytest.raises(NoMemory):
+    with pytest.raises(InsufficientMemory):
         await at.send(at.request())
     assert at.all_is_given_back()
 

@@ -106,7 +106,7 @@ class BoardOfValues:
         self.places = [DeviceView(0, "A card", 24_576 * MIB, 4096 * MIB, 20_480 * MIB, 37.0, 61.0, 210.5)]
         self.failures: dict[str, FailedView] = {}
         self.looks: list[HealthView] = []
-        self.tellings: list[RequestSample] = []
+        self.samples: list[RequestSample] = []
         self.asked: list[tuple[object, ...]] = []
         self.steps: asyncio.Queue[bool] = asyncio.Queue()  # True = go on, False = fail
         self.loads_cut = 0
@@ -138,14 +138,14 @@ class BoardOfValues:
     def devices(self) -> list[DeviceView]:
         return self.places
 
-    def failed(self) -> list[FailedView]:
+    def failed_models(self) -> list[FailedView]:
         return list(self.failures.values())
 
     def health(self) -> list[HealthView]:
         return self.looks
 
     def telemetry(self) -> list[RequestSample]:
-        return self.tellings
+        return self.samples
 
     def counts(self) -> ManagerCounts:
         return ManagerCounts()
@@ -178,7 +178,7 @@ class BoardOfValues:
         self.put(off(alias))
         return Ejected(alias, was_loaded, 1 if was_loaded and not force else 0)
 
-    def expire(self, alias: str, keep_alive_s: float) -> None:
+    def set_keep_alive(self, alias: str, keep_alive_s: float) -> None:
         self.model(alias)
 
     def reset(self, alias: str) -> FailedView | None:

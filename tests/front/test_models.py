@@ -8,7 +8,7 @@ import pytest
 
 from appliance.base.clock import FakeClock
 from appliance.front.manager.handlers import ManagerHandlers
-from appliance.models.manager.errors import NoMemory, QueueFull, WaitedTooLong
+from appliance.models.manager.errors import InsufficientMemory, QueueFull, QueueTimeout
 from appliance.models.status.views import DeviceView, HealthView, RequestSample
 from tests.front.models_board import AT_S, MIB, BoardOfValues, door_over, http, manager, off, ready
 
@@ -233,7 +233,7 @@ async def test_load_of_a_model_that_fails_is_503_with_the_reason(
 async def test_row_insufficient_vram_queue_full_and_timeout(
     http: httpx.AsyncClient, manager: BoardOfValues
 ) -> None:
-    manager.refusal = NoMemory(
+    manager.refusal = InsufficientMemory(
         "org/gemma-3", required_mb=9000, available_mb=512, loaded_models=["qwen3-8b"], retry_after_s=3
     )
     answer = await http.post("/v1/models/org/gemma-3/load")
@@ -256,7 +256,7 @@ async def test_row_insufficient_vram_queue_full_and_timeout(
         "queue_full",
         "2",
     )
-    manager.refusal = WaitedTooLong("org/gemma-3", waited_s=300)
+    manager.refusal = QueueTimeout("org/gemma-3", waited_s=300)
     answer = await http.post("/v1/models/org/gemma-3/load")
     assert (answer.status_code, answer.json()["error"]["code"]) == (504, "queue_timeout")
 
@@ -317,10 +317,10 @@ async def test_row_get_v1_health_models(http: httpx.AsyncClient, manager: BoardO
 
 async def test_row_get_v1_telemetry_summary(http: httpx.AsyncClient, manager: BoardOfValues) -> None:
     assert (await http.get("/v1/telemetry/summary")).json() == {"message": "No requests recorded yet"}
-    manager.tellings = [
+    manager.samples = [
         RequestSample("qwen3-8b", True, 0.1 * number, 5, 10, 0.01, AT_S) for number in range(1, 4)
     ]
-    manager.tellings.append(RequestSample("org/gemma-3", False, 0.123, at_s=AT_S))
+    manager.samples.append(RequestSample("org/gemma-3", False, 0.123, finished_at_s=AT_S))
     body = (await http.get("/v1/telemetry/summary")).json()
     assert {key: body[key] for key in ("total_requests", "successful", "failed", "success_rate")} == {
         "total_requests": 4,
@@ -460,10 +460,10 @@ async def test_row_get_metrics_is_prometheus_text_with_the_routers_families(http
 
 
 async def test_row_get_metrics_report(http: httpx.AsyncClient, manager: BoardOfValues) -> None:
-    manager.tellings = [
+    manager.samples = [
         RequestSample("qwen3-8b", True, 9, 0, 0, 0, AT_S - 301),
         RequestSample("qwen3-8b", True, 0.2, 5, 600, 0, AT_S - 299),
-        RequestSample("broken", False, 0.1, at_s=AT_S - 1),
+        RequestSample("broken", False, 0.1, finished_at_s=AT_S - 1),
     ]
     body = (await http.get("/metrics/report")).json()
     assert body["report_type"] == "5_minute_aggregation"

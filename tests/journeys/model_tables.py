@@ -99,7 +99,7 @@ class House:
         return {view.alias: view.status for view in self.manager.models()}
 
     def runners(self, alias: str) -> list[Runner]:
-        return self.manager.entry(alias).runners
+        return self.manager.model_state(alias).runners
 
     def pid(self, alias: str) -> int:
         """Give the process id of its one llama-server."""
@@ -117,13 +117,13 @@ class House:
 
     def own_servers(self) -> set[int]:
         """Give every llama-server of this house, wrappers before it included: by the port in its command line."""
-        ports = {runner.port for alias in self.manager.entries for runner in self.runners(alias)}
+        ports = {runner.port for alias in self.manager.model_states for runner in self.runners(alias)}
         return {pid for pid, port in servers_of(self.folder).items() if port in ports}
 
     async def is_free(self) -> bool:
         """Whether nobody waits and no slot is taken within a second."""
         return await until(
-            lambda: not any(self.active(alias) or self.line(alias) for alias in self.manager.entries),
+            lambda: not any(self.active(alias) or self.line(alias) for alias in self.manager.model_states),
             seconds=1.0,
         )
 

@@ -100,7 +100,7 @@ async def test_one_that_crashes_again_and_again_rests_longer_each_time_and_is_gi
     assert (status, value["error"]["code"]) == (503, "model_failed")
     assert "no luck today" in value["error"]["message"]
     assert 0.4 < watch.s < 5.0
-    assert (house.word("a"), house.manager.failed()[0].attempts) == ("failed", 2)
+    assert (house.word("a"), house.manager.failed_models()[0].attempts) == ("failed", 2)
     watch = Stopwatch()
     assert (await house.ask("a"))[0] == 503  # at once: it is not tried any more
     assert watch.s < 0.2

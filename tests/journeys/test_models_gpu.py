@@ -39,9 +39,9 @@ async def test_models_give_way_to_each_other_on_the_gpu(managed: Managed) -> Non
 async def test_what_never_fits_is_refused_with_the_drivers_figures(managed: Managed) -> None:
     house = await managed("a", a={"params": {"n_gpu_layers": 99, "n_ctx": 131_072}}, vram_multiplier=3.0)
     device = house.manager.memory.read()[0]
-    entry = house.manager.entry("a")
+    entry = house.manager.model_state("a")
     assert entry.estimate is not None
-    house.manager.lessons.took(entry.key, device.total_bytes)  # as if a load of it had filled the card
+    house.manager.history.took(entry.key, device.total_bytes)  # as if a load of it had filled the card
     status, _, value = await house.ask("a")
     assert (status, value["error"]["code"]) == (503, "vram_exhausted")
     assert value["error"]["required_mb"] > device.total_bytes / MIB

@@ -179,7 +179,7 @@ async def replay(house: House, *, in_order: bool) -> tuple[int, float, float]:
         tasks.append(asyncio.create_task(one(number)))
         await asyncio.sleep(0.04)
     await asyncio.gather(*tasks)
-    answers = [telling.seconds - telling.queue_s for telling in list(house.manager.telemetry())[-24:]]
+    answers = [sample.seconds - sample.queue_s for sample in list(house.manager.telemetry())[-24:]]
     return house.manager.counts().loads - before, max(waits), max(answers)
 
 
@@ -193,7 +193,7 @@ async def test_a_b_a_b_traffic_does_not_thrash(managed: Managed) -> None:
     house = await managed("a", "b", max_concurrent_models=1, variables={"MODEL_SWAP_WAIT_S": str(limit_s)})
     strict, strict_wait_s, _ = await replay(house, in_order=True)
     ours, wait_s, answer_s = await replay(house, in_order=False)
-    load_s = max(entry.load_s or 0.0 for entry in house.manager.entries.values())
+    load_s = max(entry.load_s or 0.0 for entry in house.manager.model_states.values())
     print(
         f"A-B-A-B, 24 requests, one place: first come, first served {strict} loads, longest wait {strict_wait_s:.2f} s; "
         f"ours {ours} loads, longest wait {wait_s:.2f} s (limit {limit_s:g} s + answer {answer_s:.2f} s + load {load_s:.2f} s)"
@@ -255,11 +255,13 @@ async def test_five_hundred_mixed_requests_over_five_models_with_two_places(mana
             queue.queue_length,
             queue.current_processing,
         ) == (asked, asked, 0, 0, 0), alias
-    assert all(telling.is_ok for telling in house.manager.telemetry())
+    assert all(sample.is_ok for sample in house.manager.telemetry())
     assert counts.crashes == 0
     assert counts.loads == counts.loaded == sum(counts.by_model.values())
     assert (
-        counts.loads - counts.ejects == sum(len(house.runners(alias)) for alias in house.manager.entries) <= 2
+        counts.loads - counts.ejects
+        == sum(len(house.runners(alias)) for alias in house.manager.model_states)
+        <= 2
     )
     assert house.running.appliance.pipeline.in_flight == 0
     assert {receipt.finish for receipt in house.running.appliance.receipts.latest(1000)} == {"done"}

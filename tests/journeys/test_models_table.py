@@ -38,7 +38,7 @@ async def test_preloading_fills_the_places_and_pushes_nobody_out(managed: Manage
 
 async def _looked(house: House, alias: str) -> None:
     """Wait until it was the turn of a model to be preloaded."""
-    while not (house.manager.entry(alias).wanted or house.manager.entry(alias).reason):
+    while not (house.manager.model_state(alias).wanted or house.manager.model_state(alias).reason):
         await asyncio.sleep(0.02)
 
 
@@ -134,7 +134,7 @@ async def test_without_a_word_it_stays_for_idle_timeout_sec_but_for_the_most_ask
     assert await until(lambda: house.word("b") == "off")
     assert (house.word("a"), house.word("c")) == ("ready", "ready")
     stays_s = house.manager.stays_s(
-        house.runners("c")[0], house.manager.entry("c"), house.manager.clock.monotonic_s()
+        house.runners("c")[0], house.manager.model_state("c"), house.manager.clock.monotonic_s()
     )
     assert stays_s is not None
     assert 0 < stays_s <= 5

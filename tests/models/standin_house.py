@@ -1,7 +1,7 @@
 """The real Manager over stand-ins: no process runs, loads end when the test says so, memory is what the test says, time is the test's.
 
 house = await open_house("a", "b", places=1)
-lease = house.ask("a"); await house.loaded("a"); (await lease).done(True)
+lease = house.ask("a"); await house.loaded("a"); (await lease).release(is_ok=True)
 """
 
 import asyncio
@@ -112,7 +112,7 @@ class StandinLoader:
         process: Any = StandinProcess(Path(f"/nowhere/{runner.alias}.log"))
         runner.process = process
         try:
-            if runner.is_told_to_go:
+            if runner.is_stop_requested:
                 raise LoadFailed("it was told to go before it was started")
             self.loading[runner.serial] = (runner, future)
             await future
@@ -327,7 +327,7 @@ async def open_house(tmp_path: Path) -> AsyncIterator[Make]:
             Catalogue(table, how),
             loader=stand,
             memory=memory,
-            lessons=lessons or LoadHistory(None),
+            history=lessons or LoadHistory(None),
             tasks=tasks,
             clock=clock,
             extra_wait_s=extra_wait_s,

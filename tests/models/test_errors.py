@@ -6,7 +6,7 @@ import pytest
 
 from appliance.base.errors import ApplianceError
 from appliance.front.pipeline.errors import error_body, error_headers, status_of
-from appliance.models.manager.errors import ModelFailed, NoMemory, QueueFull, WaitedTooLong
+from appliance.models.manager.errors import InsufficientMemory, ModelFailed, QueueFull, QueueTimeout
 
 
 def said(error: ApplianceError) -> tuple[int, dict[str, object], dict[str, str]]:
@@ -15,7 +15,9 @@ def said(error: ApplianceError) -> tuple[int, dict[str, object], dict[str, str]]
 
 def test_row_insufficient_vram_is_503_with_the_figures() -> None:
     status, error, headers = said(
-        NoMemory("big", required_mb=8191.6, available_mb=4096.2, loaded_models=["a", "b"], retry_after_s=12)
+        InsufficientMemory(
+            "big", required_mb=8191.6, available_mb=4096.2, loaded_models=["a", "b"], retry_after_s=12
+        )
     )
     message = error.pop("message")
     assert (status, headers) == (503, {"Retry-After": "12"})
@@ -44,7 +46,7 @@ def test_row_insufficient_vram_is_503_with_the_figures() -> None:
             {"model": "a", "queue_limit": 100},
         ),
         (
-            WaitedTooLong("a", waited_s=300.0004),
+            QueueTimeout("a", waited_s=300.0004),
             504,
             "queue_timeout",
             "timeout_error",
@@ -84,5 +86,5 @@ def test_a_failed_model_tells_its_reason_and_how_it_is_tried_again() -> None:
 
 
 def test_ollamas_dialect_says_it_in_its_one_field() -> None:
-    error = NoMemory("big", required_mb=2, available_mb=1)
+    error = InsufficientMemory("big", required_mb=2, available_mb=1)
     assert json.loads(error_body(error, "ollama")) == {"error": error.message}

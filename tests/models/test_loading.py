@@ -136,7 +136,7 @@ async def test_one_that_is_told_to_go_while_it_is_spawned_leaves_nothing(
     def told(pid: int, *, port: int, alias: str, command: list[str]) -> None:
         add(pid, port=port, alias=alias, command=command)
         spawned.append(pid)
-        runner.is_told_to_go = True  # its stop came a moment ago, when there was no process yet
+        runner.is_stop_requested = True  # its stop came a moment ago, when there was no process yet
 
     monkeypatch.setattr(yard.loader.records, "add", told)
     with pytest.raises(LoadFailed, match="told to go"):
@@ -147,7 +147,7 @@ async def test_one_that_is_told_to_go_while_it_is_spawned_leaves_nothing(
 
 async def test_one_that_is_told_to_go_before_is_not_spawned(yard: Yard) -> None:
     runner, entry = yard.runner()
-    runner.is_told_to_go = True
+    runner.is_stop_requested = True
     with pytest.raises(LoadFailed, match="told to go"):
         await yard.load(runner, entry)
     assert runner.process is not None

@@ -7,7 +7,13 @@ from typing import Any
 import pytest
 
 from appliance.base.errors import NoSuchModel
-from appliance.models.manager.errors import NoMemory, PlacesPinned, QueueFull, ShuttingDown, WaitedTooLong
+from appliance.models.manager.errors import (
+    AllPinned,
+    InsufficientMemory,
+    QueueFull,
+    QueueTimeout,
+    ShuttingDown,
+)
 from tests.models.standin_house import Make, StandinHouse, model, settle, until
 
 pytestmark = pytest.mark.timeout(20)
@@ -27,10 +33,10 @@ async def test_a_loaded_model_with_a_free_slot_is_leased_without_a_wait(open_hou
     first, second = await house.manager.lease("a"), await house.manager.lease("a")
     assert (first.waited_s, first.runner is second.runner, first.runner.active) == (0.0, True, 2)
     assert first.url == f"http://127.0.0.1:{first.runner.port}"
-    first.done(True)
-    first.done(True)  # a second word about the same request counts nothing
+    first.release(is_ok=True)
+    first.release(is_ok=True)  # a second word about the same request counts nothing
     assert second.runner.active == 1
-    second.done(False)
+    second.release(is_ok=False)
     assert (second.runner.active, house.manager.queues()[0].total_processed) == (0, 2)
 
 
@@ -51,7 +57,7 @@ async def test_the_slots_are_the_limit_and_the_next_one_goes_when_one_is_given_b
     await house.loaded("a")
     assert await served(house, *tasks) == [True, True, False]
     house.clock.advance(3)
-    (await tasks[0]).done(True)
+    (await tasks[0]).release(is_ok=True)
     assert (await tasks[2]).waited_s == 3
     assert house.manager.model("a").runners[0].active == 2
 
@@ -70,7 +76,7 @@ async def test_a_model_that_the_table_does_not_have_is_refused_with_those_that_i
     for act in (
         lambda: house.manager.pin("c"),
         lambda: house.manager.reset("c"),
-        lambda: house.manager.expire("c", 1),
+        lambda: house.manager.set_keep_alive("c", 1),
         lambda: house.manager.model("c"),
     ):
         with pytest.raises(NoSuchModel):
@@ -82,7 +88,7 @@ async def test_a_full_line_refuses_with_the_time_to_come_back(open_house: Make) 
     await house.have("a")
     lease = await house.manager.lease("a")
     house.clock.advance(40)
-    lease.done(True)
+    lease.release(is_ok=True)
     lease = await house.manager.lease("a")
     tasks = [house.ask("a") for _ in range(2)]
     await settle()
@@ -90,20 +96,20 @@ async def test_a_full_line_refuses_with_the_time_to_come_back(open_house: Make) 
         await house.manager.lease("a")
     assert caught.value.retry_after_s == 80  # two before it, each of 40 s as the last one took
     assert (house.manager.queues()[0].total_rejected, house.manager.queues()[0].queue_length) == (1, 2)
-    lease.done(True)
-    (await tasks[0]).done(True)
-    (await tasks[1]).done(True)
+    lease.release(is_ok=True)
+    (await tasks[0]).release(is_ok=True)
+    (await tasks[1]).release(is_ok=True)
 
 
 async def test_a_wait_too_long_ends_with_the_reason(open_house: Make) -> None:
     house = await open_house("a", "b", places=1, slots=1, queue_timeout_sec=0.05)
     await house.have("a")
     lease = await house.manager.lease("a")
-    with pytest.raises(WaitedTooLong, match="a is in use") as caught:
+    with pytest.raises(QueueTimeout, match="a is in use") as caught:
         await house.manager.lease("b")
     assert caught.value.retry_after_s is not None
     assert house.manager.queues()[1].queue_length == 0
-    lease.done(True)
+    lease.release(is_ok=True)
     await settle()
     assert house.loader.begun == ["a"]  # nobody waits for b any more: it is not loaded
 
@@ -116,7 +122,7 @@ async def test_high_goes_before_low_and_flows_take_turns(open_house: Make) -> No
     async def one(name: str, **how: Any) -> None:
         lease = await house.manager.lease("a", **how)
         order.append(name)
-        lease.done(True)
+        lease.release(is_ok=True)
 
     running = await house.manager.lease("a")
     tasks = [
@@ -131,7 +137,7 @@ async def test_high_goes_before_low_and_flows_take_turns(open_house: Make) -> No
         )
     ]
     await settle()
-    running.done(True)
+    running.release(is_ok=True)
     await asyncio.gather(*tasks)
     assert order == ["high", "x1", "y1", "x2", "x3", "low"]
 
@@ -145,7 +151,7 @@ async def test_a_low_one_does_not_wait_for_ever(open_house: Make) -> None:
     house.clock.advance(25)  # 10 s count as one level
     high = house.ask("a", priority=0)
     await settle()
-    running.done(True)
+    running.release(is_ok=True)
     assert await served(house, low, high) == [True, False]
 
 
@@ -161,7 +167,7 @@ async def test_who_leaves_the_line_takes_nothing_along(open_house: Make) -> None
     leaves.cancel()
     await settle()
     assert house.manager.queues()[0].queue_length == 1
-    lease.done(True)
+    lease.release(is_ok=True)
     assert await served(house, stays) == [True]
     assert (await stays).runner.active == 1
 
@@ -172,7 +178,7 @@ async def test_who_leaves_in_the_moment_of_their_turn_gives_the_slot_to_the_next
     lease = await house.manager.lease("a")
     leaves, stays = house.ask("a"), house.ask("a")
     await settle()
-    lease.done(True)  # it has its slot now, and has not run since
+    lease.release(is_ok=True)  # it has its slot now, and has not run since
     leaves.cancel()
     assert await served(house, leaves, stays) == [True, True]
     assert leaves.cancelled()
@@ -186,14 +192,13 @@ async def test_a_turn_in_the_moment_when_patience_ends_is_taken(open_house: Make
     late = house.ask("a")
     await settle()
     loop = asyncio.get_running_loop()
-    loop.call_at(
-        loop.time() + 0.05, lease.done, True
-    )  # after the time-out of the line, in the same round or the next
+    # After the time-out of the queue, in the same round of the loop or the next.
+    loop.call_at(loop.time() + 0.05, lambda: lease.release(is_ok=True))
     await asyncio.sleep(0.1)
     if late.exception() is None:
         assert (await late).runner.active == 1
     else:
-        assert isinstance(late.exception(), WaitedTooLong)
+        assert isinstance(late.exception(), QueueTimeout)
         assert lease.runner.active == 0
 
 
@@ -221,14 +226,14 @@ async def test_who_waits_is_told_how_things_stand(open_house: Make) -> None:
         (2, "off", None, None),
     ]
     assert told[0]().reason == "b is in use"
-    lease.done(True)
+    lease.release(is_ok=True)
     await until(lambda: "a" in house.loader.begun)
     assert (told[0]().status, told[0]().progress, told[0]().expected_in_s) == ("starting", 0, 0.3)
     await house.loaded("a")
     assert told[1]().position == 1
     assert told[1]().reason == "all its slots are busy"
-    (await tasks[0]).done(True)
-    (await tasks[1]).done(True)
+    (await tasks[0]).release(is_ok=True)
+    (await tasks[1]).release(is_ok=True)
 
 
 # ---- refusals
@@ -236,7 +241,7 @@ async def test_who_waits_is_told_how_things_stand(open_house: Make) -> None:
 
 async def test_a_model_too_big_for_the_machine_is_refused_with_the_figures(open_house: Make) -> None:
     house = await open_house("a", "b", memory_mib=650)
-    with pytest.raises(NoMemory, match=r"needs 700 MB, 650 MB") as caught:
+    with pytest.raises(InsufficientMemory, match=r"needs 700 MB, 650 MB") as caught:
         await house.manager.lease("a")
     assert caught.value.details["error_fields"] == {
         "model": "a",
@@ -245,7 +250,7 @@ async def test_a_model_too_big_for_the_machine_is_refused_with_the_figures(open_
         "loaded_models": [],
     }
     assert house.manager.queues()[0].total_rejected == 1
-    with pytest.raises(NoMemory):
+    with pytest.raises(InsufficientMemory):
         await house.manager.load("a")
 
 
@@ -263,7 +268,7 @@ async def test_pinned_models_are_not_unloaded_for_others(open_house: Make) -> No
     await house.have("a", "b")
     house.manager.pin("a")
     house.manager.pin("b")
-    with pytest.raises(PlacesPinned, match="hold all 2 places") as caught:
+    with pytest.raises(AllPinned, match="hold all 2 places") as caught:
         await house.manager.lease("c")
     assert caught.value.details["error_fields"]["pinned_models"] == ["a", "b"]
     waits = house.ask("c")
@@ -278,7 +283,7 @@ async def test_memory_that_a_pinned_model_holds_cannot_be_had(open_house: Make, 
         models=[model("a", tmp_path, pinned=True), model("b", tmp_path)], memory_mib=1000
     )
     await house.have("a")
-    with pytest.raises(NoMemory) as caught:
+    with pytest.raises(InsufficientMemory) as caught:
         await house.manager.lease("b")
     assert caught.value.details["error_fields"] == {
         "model": "b",
@@ -329,7 +334,7 @@ async def test_a_hundred_models_and_fifty_who_wait_cost_little(open_house: Make)
     await settle()
     assert min(repeat(house.manager._turn, number=1, repeat=50)) < 0.001
     assert min(repeat(house.manager.models, number=1, repeat=20)) < 0.005
-    running.done(True)
+    running.release(is_ok=True)
 
 
 async def test_memory_is_not_read_again_for_each_turn(open_house: Make) -> None:
@@ -341,7 +346,7 @@ async def test_memory_is_not_read_again_for_each_turn(open_house: Make) -> None:
     await house.have("a")
     reads.clear()
     for _ in range(20):
-        (await house.manager.lease("a")).done(True)
+        (await house.manager.lease("a")).release(is_ok=True)
     assert len(reads) <= 2
 
 
@@ -354,11 +359,11 @@ async def test_memory_is_read_for_those_who_wait_alone(open_house: Make) -> None
     for _ in range(5):  # the answers end, and nobody is in line
         lease = await house.manager.lease("a")
         house.clock.advance(5)
-        lease.done(True)
+        lease.release(is_ok=True)
     assert reads == []
     first = await house.manager.lease("a")
     second = house.ask("a")
     await settle()
     assert len(reads) == 1
-    first.done(True)
-    (await second).done(True)
+    first.release(is_ok=True)
+    (await second).release(is_ok=True)

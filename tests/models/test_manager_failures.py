@@ -24,7 +24,7 @@ async def test_a_load_is_tried_as_often_as_configured_with_longer_rests(open_hou
         await house.fails("a", f"failure {number}")
         await house.later(rest_s - 0.01)
         assert (len(house.loader.begun), house.status("a")) == (number, "crashed")
-        assert house.manager.entries["a"].reason == "it rests after a crash"
+        assert house.manager.model_states["a"].reason == "it rests after a crash"
         await house.later(0.02)
         assert len(house.loader.begun) == number + 1
     await house.fails("a", "failure 4")
@@ -56,7 +56,7 @@ async def test_a_reset_lets_it_be_tried_again_and_says_what_was(open_house: Make
         await waits
     found = house.manager.reset("a")
     assert found is not None
-    assert (found.attempts, found.error, house.status("a"), house.manager.failed()) == (
+    assert (found.attempts, found.error, house.status("a"), house.manager.failed_models()) == (
         1,
         "no luck",
         "off",
@@ -74,7 +74,7 @@ async def test_an_answer_forgets_former_failures(open_house: Make) -> None:
     await house.later(BACK_OFF_S[0])
     await house.loaded("a")
     assert house.manager.model("a").attempts == 1
-    (await waits).done(True)
+    (await waits).release(is_ok=True)
     assert house.manager.model("a").attempts == 0
 
 
@@ -116,7 +116,7 @@ async def test_a_crash_in_the_middle_gives_the_next_one_a_fresh_server(open_hous
     await settle()
     house.loader.crash("a", 1)
     await until(lambda: house.status("a") == "crashed")
-    lease.done(False)
+    lease.release(is_ok=False)
     await house.later(BACK_OFF_S[0])
     await house.loaded("a")
     second = await waits
@@ -133,7 +133,7 @@ async def test_one_that_always_crashes_is_given_up(open_house: Make) -> None:
         if number < 2:
             await house.later(60)
             await house.loaded("a")
-    assert [(row.attempts, row.error) for row in house.manager.failed()] == [
+    assert [(row.attempts, row.error) for row in house.manager.failed_models()] == [
         (3, "it crashed: ended with exit code 134")
     ]
 
@@ -145,7 +145,7 @@ async def test_a_restore_pushes_nobody_out(open_house: Make) -> None:
     await until(lambda: house.status("a") == "crashed")
     task = house.ask("b")
     await house.loaded("b")
-    (await task).done(True)
+    (await task).release(is_ok=True)
     await house.later(60)
     assert house.loader.begun == ["a", "b"]
 
@@ -175,7 +175,7 @@ async def test_a_replica_that_cannot_be_had_does_not_take_the_first_along(
         "ready",
         0,
     )
-    first.done(True)
+    first.release(is_ok=True)
     third, lease = house.ask("a"), await second  # the first serves on
     await settle()
     assert len(house.loader.begun) == 2  # not again and again
@@ -192,9 +192,9 @@ async def test_a_replica_that_crashes_leaves_the_other_to_serve(open_house: Make
     house.loader.crash("a")
     await until(lambda: len(house.manager.model("a").runners) == 1)
     for lease in (first, await second):
-        lease.done(True)
-    (await house.manager.lease("a")).done(True)
-    assert (house.status("a"), house.manager.failed()) == ("ready", [])
+        lease.release(is_ok=True)
+    (await house.manager.lease("a")).release(is_ok=True)
+    assert (house.status("a"), house.manager.failed_models()) == ("ready", [])
 
 
 # ---- memory
@@ -209,11 +209,10 @@ async def test_what_it_really_takes_is_known_as_soon_as_it_is_ready(open_house: 
     runner.process.pid = os.getpid()  # type: ignore[union-attr]
     house.loader.ready("a")
     await settle()
-    runner = house.manager.model("a").runners[0]
-    assert runner.memory_bytes > 10_000_000
+    assert house.manager.model("a").runners[0].memory_bytes > 10_000_000
     assert runner.file_bytes > 1_000_000  # of which the kernel calls so much available
     runner.process.pid = 0  # type: ignore[union-attr]
-    (await task).done(True)
+    (await task).release(is_ok=True)
 
 
 async def test_where_the_driver_does_not_tell_the_estimate_stands_and_teaches_nothing(

@@ -28,7 +28,7 @@ async def test_eject_waits_for_what_has_begun_and_new_ones_wait_for_the_next_loa
         "stopping",
         [],
     )
-    lease.done(True)
+    lease.release(is_ok=True)
     ejected = await ejecting
     assert (ejected.was_loaded, ejected.waited_for, house.loader.killed_with) == (True, 1, [0])
     await house.loaded("a")
@@ -45,7 +45,7 @@ async def test_a_forced_eject_cuts_off_and_counts_once(open_house: Make) -> None
     forced = asyncio.create_task(house.manager.eject("a", force=True))  # it does not wait any longer
     await settle()
     assert house.loader.killed_with == [1]
-    lease.done(False)  # its connection broke
+    lease.release(is_ok=False)  # its connection broke
     assert [(await task).was_loaded for task in (gentle, forced)] == [True, True]
     assert (house.manager.counts().ejects, house.manager.counts().crashes, house.status("a")) == (1, 0, "off")
     assert not (await house.manager.eject("a", force=True)).was_loaded
@@ -55,7 +55,7 @@ async def test_an_eject_while_it_is_unloaded_for_idleness_counts_once(open_house
     house = await open_house("a")
     house.loader.stops_at_once = False
     await house.have("a")
-    house.manager.expire("a", 0)
+    house.manager.set_keep_alive("a", 0)
     await settle()
     assert house.status("a") == "stopping"
     ejecting = asyncio.create_task(house.manager.eject("a", force=True))
@@ -138,7 +138,7 @@ async def test_an_idle_model_stays_as_long_as_the_rules_say(
         models=[model("a", tmp_path, pinned=is_pinned)], **{"keep_warm_models": 0, **system}
     )
     await house.have("a")
-    (await house.manager.lease("a", keep_alive_s=keep_alive_s)).done(True)
+    (await house.manager.lease("a", keep_alive_s=keep_alive_s)).release(is_ok=True)
     await house.later(idle_s)
     assert house.status("a") == ("ready" if stays else "off")
 
@@ -149,7 +149,7 @@ async def test_a_running_request_keeps_it_and_its_stay_begins_at_the_end(open_ho
     lease = await house.manager.lease("a", keep_alive_s=5)
     await house.later(1000)
     assert house.status("a") == "ready"
-    lease.done(True)
+    lease.release(is_ok=True)
     await house.later(4)
     assert house.status("a") == "ready"
     await house.later(1)
@@ -159,8 +159,8 @@ async def test_a_running_request_keeps_it_and_its_stay_begins_at_the_end(open_ho
 async def test_expire_ends_a_stay_at_once_or_sets_another(open_house: Make) -> None:
     house = await open_house("a", "b")
     await house.have("a", "b")
-    house.manager.expire("a", 0)
-    house.manager.expire("b", -1)
+    house.manager.set_keep_alive("a", 0)
+    house.manager.set_keep_alive("b", -1)
     await settle()
     assert house.statuses() == {"a": "off", "b": "ready"}
     assert house.manager.model("b").runners[0].expires_at_s is None
@@ -171,7 +171,7 @@ async def test_the_most_asked_for_are_kept_warm_and_the_others_go(open_house: Ma
     await house.have("a", "b", "c")
     for alias, times in (("a", 2), ("b", 1), ("c", 3)):
         for _ in range(times):
-            (await house.manager.lease(alias)).done(True)
+            (await house.manager.lease(alias)).release(is_ok=True)
     assert [view.is_warm for view in house.manager.models()] == [True, False, True]
     await house.later(301)
     assert house.statuses() == {"a": "ready", "b": "off", "c": "ready"}
@@ -183,7 +183,7 @@ async def test_followers_are_told_when_an_idle_one_begins_to_stop(open_house: Ma
     house.loader.stops_at_once = False
     before = house.manager.changed.value
     house.clock.advance(1)
-    house.manager.expire("a", 0)
+    house.manager.set_keep_alive("a", 0)
     assert (house.status("a"), house.manager.model("a").updated_at_s) == ("stopping", house.clock.now_s())
     assert house.manager.changed.value > before
 
@@ -197,7 +197,7 @@ async def test_preloading_takes_what_there_is_room_for_and_pushes_nobody_out(ope
     await house.loaded("b")
     await settle()
     assert house.statuses() == {"a": "ready", "b": "ready", "c": "off"}
-    (await house.manager.lease("a")).done(True)
+    (await house.manager.lease("a")).release(is_ok=True)
     assert house.loader.begun == ["a", "b"]
 
 
@@ -212,7 +212,7 @@ async def test_a_request_of_low_priority_goes_before_a_preload(open_house: Make)
     await house.loads("c")
     assert house.loader.begun == ["a", "c"]
     await house.loaded("c")
-    (await task).done(True)
+    (await task).release(is_ok=True)
 
 
 async def test_a_preload_that_fails_is_tried_again_and_given_up(open_house: Make) -> None:
@@ -221,6 +221,6 @@ async def test_a_preload_that_fails_is_tried_again_and_given_up(open_house: Make
     assert house.status("a") == "crashed"
     await house.later(BACK_OFF_S[0])
     await house.fails("a", "no luck again")
-    assert [(row.alias, row.attempts, row.error) for row in house.manager.failed()] == [
+    assert [(row.alias, row.attempts, row.error) for row in house.manager.failed_models()] == [
         ("a", 2, "no luck again")
     ]

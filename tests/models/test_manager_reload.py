@@ -31,7 +31,7 @@ async def manager(tmp_path: Path) -> AsyncIterator[ModelManager]:
             TABLE,
             loader=loader,
             memory=SystemMemory(),
-            lessons=LoadHistory(None),
+            history=LoadHistory(None),
             tasks=tasks,
             clock=SystemClock(),
         )

@@ -58,7 +58,7 @@ class Storm:
             self.eject: 2,
             self.eject_by_force: 1,
             self.pin: 2,
-            self.expire: 2,
+            self.set_keep_alive: 2,
             self.time_goes_by: 12,
             self.reset: 3,
             self.change: 1,
@@ -94,7 +94,9 @@ class Storm:
     def give_back(self) -> None:
         for _ in range(self.chance.choice((1, 1, 1, 3))):
             if self.leases:
-                self.leases.pop(self.chance.randrange(len(self.leases))).done(self.chance.random() < 0.9)
+                self.leases.pop(self.chance.randrange(len(self.leases))).release(
+                    is_ok=self.chance.random() < 0.9
+                )
 
     def leave(self) -> None:
         """Often right after a slot was given back: in the moment of somebody's turn."""
@@ -138,11 +140,13 @@ class Storm:
 
     def pin(self) -> None:
         alias = self.alias()
-        others = sum(entry.is_pinned for entry in self.house.manager.entries.values() if entry.alias != alias)
+        others = sum(
+            entry.is_pinned for entry in self.house.manager.model_states.values() if entry.alias != alias
+        )
         self.house.manager.pin(alias, pinned=others == 0 and self.chance.random() < 0.5)
 
-    def expire(self) -> None:
-        self.house.manager.expire(self.alias(), self.chance.choice((0.0, 5.0, -1.0)))
+    def set_keep_alive(self) -> None:
+        self.house.manager.set_keep_alive(self.alias(), self.chance.choice((0.0, 5.0, -1.0)))
 
     def time_goes_by(self) -> None:
         self.house.clock.advance(self.chance.choice((0.01, 0.1, 1.0, 10.0, 60.0, 400.0)))
@@ -190,7 +194,7 @@ class Storm:
             sum(sum(runner.memory.values()) for runner in loader.running.values())
             <= self.house.memory.total_bytes
         )
-        for entry in manager.entries.values():
+        for entry in manager.model_states.values():
             assert len(entry.line) == sum(ticket is not None for _, ticket in entry.waiters.values())
             assert len(entry.line) <= entry.line.limit
         assert self.house.deaths == []
@@ -212,7 +216,7 @@ class Storm:
             ):
                 return
             while self.leases:
-                self.leases.pop().done(True)
+                self.leases.pop().release(is_ok=True)
             for alias in self.pending():
                 self.house.loader.ready(alias)
             self.house.clock.advance(5)
@@ -243,7 +247,7 @@ async def test_nothing_is_lost_nothing_leaks_and_nobody_is_cut_off(
     await storm.calm()
     assert storm.granted > 30
     assert all(runner.active == 0 for runner in storm.runners())
-    assert all(not entry.waiters and not len(entry.line) for entry in house.manager.entries.values())
+    assert all(not entry.waiters and not len(entry.line) for entry in house.manager.model_states.values())
     assert len(house.loader.ports) == len(storm.runners())
     assert {runner.serial for runner in storm.runners()} == set(house.loader.running)
     for task in storm.others:

@@ -68,7 +68,7 @@ async def test_who_waits_for_a_model_that_changed_waits_on_and_gets_the_new_one(
     second = await waits[1]
     assert (second.runner.model, second.runner.active, lease.runner.phase) == (new, 1, "stopping")
     assert house.loader.stopped == []
-    lease.done(True)
+    lease.release(is_ok=True)
     await settle()
     assert (house.loader.stopped, house.loader.killed_with) == (["a"], [0])
     assert house.status("a") == "ready"
@@ -104,9 +104,9 @@ async def test_a_model_that_is_taken_out_ends_what_it_has_begun_and_refuses_the_
     other = house.ask("b")
     await settle()
     assert house.loader.begun == ["a"]  # its place is not free before it is gone
-    lease.done(True)
+    lease.release(is_ok=True)
     await house.loaded("b")
-    (await other).done(True)
+    (await other).release(is_ok=True)
     assert house.loader.killed_with == [0]
 
 
@@ -129,7 +129,7 @@ async def test_one_that_comes_back_while_the_former_still_ends_is_another(
     apply(house, model("b", tmp_path))
     apply(house, model("a", tmp_path), model("b", tmp_path))
     assert house.status("a") == "off"
-    lease.done(True)
+    lease.release(is_ok=True)
     task = house.ask("a")
     await house.loaded("a")
     assert (await task).runner is not lease.runner
@@ -167,7 +167,7 @@ async def test_a_pin_or_a_number_of_replicas_alone_unloads_nothing(open_house: M
 async def test_counts_go_on_over_a_change(open_house: Make, tmp_path: Path) -> None:
     house = await open_house("a")
     await house.have("a")
-    (await house.manager.lease("a")).done(True)
+    (await house.manager.lease("a")).release(is_ok=True)
     apply(house, model("a", tmp_path, n_batch=64))
     row = house.manager.queues()[0]
     assert (
@@ -200,7 +200,7 @@ async def test_who_waits_for_one_whose_new_file_is_missing_is_told_so(
     apply(house, replace(model("a", tmp_path), path=tmp_path / "gone.gguf"), model("b", tmp_path))
     with pytest.raises(ModelFailed, match=r"model file not found: .*gone\.gguf"):
         await waits
-    lease.done(True)
+    lease.release(is_ok=True)
     assert house.status("b") == "ready"  # it gave way to nobody
 
 
@@ -222,8 +222,8 @@ async def test_a_missing_file_is_refused_at_once_and_found_when_it_has_come(
     tasks = [house.ask("a") for _ in range(3)]
     await house.loaded("a")
     for task in tasks:
-        (await task).done(True)
-    assert house.manager.failed() == []
+        (await task).release(is_ok=True)
+    assert house.manager.failed_models() == []
 
 
 async def test_a_table_that_changes_while_a_file_is_looked_at_is_the_one_that_counts(
@@ -268,6 +268,6 @@ async def test_a_model_that_runs_serves_on_though_its_file_went(open_house: Make
     await house.have("a")
     (tmp_path / "a.gguf").unlink()
     house.manager.reset("a")  # its file is looked at again
-    await until(lambda: house.manager.entries["a"].problem)
-    (await house.manager.lease("a")).done(True)
-    assert (house.status("a"), house.manager.failed()) == ("ready", [])
+    await until(lambda: house.manager.model_states["a"].problem)
+    (await house.manager.lease("a")).release(is_ok=True)
+    assert (house.status("a"), house.manager.failed_models()) == ("ready", [])

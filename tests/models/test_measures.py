@@ -1,4 +1,4 @@
-"""The router_ metrics as a scraper reads them, and the five-minute report: exact values, from a board of plain values."""
+"""The router_ metrics as a scraper reads them, and the five-minute report: exact values, from a manager of plain values."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -25,8 +25,8 @@ MIB, GIB = 1 << 20, 1 << 30
 
 
 @dataclass
-class Board:
-    """As much of a Board as is measured."""
+class ModelManagerApi:
+    """As much of a ModelManagerApi as is measured."""
 
     its_models: list[ModelView] = field(default_factory=list)
     its_queues: list[QueueView] = field(default_factory=list)
@@ -197,12 +197,12 @@ def test_loads_ejects_and_refusals_are_counted(metrics: Metrics) -> None:
 
 
 def test_gauges_are_what_the_board_says(metrics: Metrics) -> None:
-    board = Board(
+    manager = ModelManagerApi(
         [model("a", active=(3, 1), memory_mib=700), model("b", "loading"), model("c", "failed")],
         [QueueView("a", 5, 20, 14, 1, 4)],
         [GPU],
     )
-    measure(board, metrics.router, NOW_S)
+    measure(manager, metrics.router, NOW_S)
     found = scraped(metrics)
     assert [found["router_active_requests", alias] for alias in "abc"] == [4, 0, 0]
     assert [found["router_queue_depth", alias] for alias in "abc"] == [5, 0, 0]
@@ -236,7 +236,7 @@ def test_gauges_are_what_the_board_says(metrics: Metrics) -> None:
     ],
 )
 def test_every_status_has_its_number(metrics: Metrics, status: ModelStatus, number: int) -> None:
-    measure(Board([model("a", status)]), metrics.router, NOW_S)
+    measure(ModelManagerApi([model("a", status)]), metrics.router, NOW_S)
     assert scraped(metrics)["router_model_status", "a"] == number
 
 
@@ -246,14 +246,14 @@ def test_no_status_is_forgotten() -> None:
 
 def test_percentiles_are_of_each_models_latest_requests(metrics: Metrics) -> None:
     times = [told("a", n / 10) for n in range(100, 0, -1)] + [told("b", 3.0)]
-    board = Board([model("a"), model("b"), model("c")], told=times)
-    measure(board, metrics.router, NOW_S)
+    manager = ModelManagerApi([model("a"), model("b"), model("c")], told=times)
+    measure(manager, metrics.router, NOW_S)
     found = scraped(metrics)
     assert [found[f"router_latency_{p}_seconds", "a"] for p in ("p50", "p95", "p99")] == [5.0, 9.5, 9.9]
     assert [found[f"router_latency_{p}_seconds", "b"] for p in ("p50", "p95", "p99")] == [3.0, 3.0, 3.0]
     assert ("router_latency_p50_seconds", "c") not in found
-    board.told = []
-    measure(board, metrics.router, NOW_S)
+    manager.told = []
+    measure(manager, metrics.router, NOW_S)
     assert ("router_latency_p50_seconds", "a") not in scraped(metrics)
 
 
@@ -265,8 +265,8 @@ def test_a_percentile_is_a_value_that_was_there(share: float, value: int) -> Non
 
 
 def test_rows_of_a_model_that_is_gone_go_whatever_they_were(metrics: Metrics) -> None:
-    board, measures = (
-        Board([model("a"), model("b")], told=[told("b", 1.0)]),
+    manager, measures = (
+        ModelManagerApi([model("a"), model("b")], told=[told("b", 1.0)]),
         RequestStatistics(metrics.router),
     )
     for alias in "ab":
@@ -274,9 +274,9 @@ def test_rows_of_a_model_that_is_gone_go_whatever_they_were(metrics: Metrics) ->
         measures.loaded(alias, 1.0)
         measures.ejected(alias)
         measures.rejected(alias)
-    measure(board, metrics.router, NOW_S)
-    board.its_models.pop()
-    measure(board, metrics.router, NOW_S)
+    measure(manager, metrics.router, NOW_S)
+    manager.its_models.pop()
+    measure(manager, metrics.router, NOW_S)
     aliases = {
         labels[-1] if "_bucket" in name else labels[0]
         for name, *labels in scraped(metrics, without_created=False)
@@ -287,19 +287,19 @@ def test_rows_of_a_model_that_is_gone_go_whatever_they_were(metrics: Metrics) ->
         told("b", 1.0)
     )  # its last answer ended after it had gone: counted, and taken away at the next reading
     assert scraped(metrics)["router_requests_total", "b", "success"] == 1
-    measure(board, metrics.router, NOW_S)
+    measure(manager, metrics.router, NOW_S)
     assert ("router_requests_total", "b", "success") not in scraped(metrics)
     assert scraped(metrics)["router_requests_total", "a", "success"] == 1
 
 
 def test_rows_of_a_device_go_with_it_and_unknown_figures_have_none(metrics: Metrics) -> None:
     ram = DeviceView(-1, "system memory", 8 * GIB, 3 * GIB, 5 * GIB)
-    board = Board(its_devices=[GPU, replace(GPU, index=1, power_watts=None)])
-    measure(board, metrics.router, NOW_S)
+    manager = ModelManagerApi(its_devices=[GPU, replace(GPU, index=1, power_watts=None)])
+    measure(manager, metrics.router, NOW_S)
     assert ("router_gpu_power_watts", "0") in scraped(metrics)
     assert ("router_gpu_power_watts", "1") not in scraped(metrics)
-    board.its_devices = [ram]
-    measure(board, metrics.router, NOW_S)
+    manager.its_devices = [ram]
+    measure(manager, metrics.router, NOW_S)
     rows = {key: value for key, value in scraped(metrics).items() if key[0].startswith("router_gpu_")}
     assert rows == {
         ("router_gpu_vram_total_bytes", "ram"): 8 * GIB,
@@ -309,10 +309,10 @@ def test_rows_of_a_device_go_with_it_and_unknown_figures_have_none(metrics: Metr
 
 
 def test_a_figure_that_is_no_longer_told_does_not_stay_as_it_was(metrics: Metrics) -> None:
-    board = Board(its_devices=[GPU])
-    measure(board, metrics.router, NOW_S)
-    board.its_devices = [replace(GPU, temperature_celsius=None)]
-    measure(board, metrics.router, NOW_S)
+    manager = ModelManagerApi(its_devices=[GPU])
+    measure(manager, metrics.router, NOW_S)
+    manager.its_devices = [replace(GPU, temperature_celsius=None)]
+    measure(manager, metrics.router, NOW_S)
     assert ("router_gpu_temperature_celsius", "0") not in scraped(metrics)
 
 
@@ -320,7 +320,7 @@ def test_a_figure_that_is_no_longer_told_does_not_stay_as_it_was(metrics: Metric
 
 
 def test_the_report_sums_up_the_last_five_minutes() -> None:
-    board = Board(
+    manager = ModelManagerApi(
         [model("a", active=(2,), memory_mib=700, port=8085), model("b", "off")],
         [QueueView("a", 5, 20, 14, 1, 4)],
         [GPU],
@@ -331,7 +331,7 @@ def test_the_report_sums_up_the_last_five_minutes() -> None:
             told("b", 2.0, tokens=(0, 50)),
         ],
     )
-    given = loads(dumps(report(board, NOW_S)))
+    given = loads(dumps(report(manager, NOW_S)))
     assert given["report_type"] == "5_minute_aggregation"
     assert given["window"] == {
         "start": "2027-01-15T07:55:00.000000Z",
@@ -388,7 +388,7 @@ def test_the_report_sums_up_the_last_five_minutes() -> None:
 
 
 def test_the_report_adds_up_all_devices_and_lists_each() -> None:
-    board = Board(
+    manager = ModelManagerApi(
         its_devices=[
             GPU,
             replace(
@@ -401,7 +401,7 @@ def test_the_report_adds_up_all_devices_and_lists_each() -> None:
             ),
         ]
     )
-    given = report(board, NOW_S)
+    given = report(manager, NOW_S)
     assert given["gpu"] == {
         "vram_total_mb": 49_152,
         "vram_total_gb": 48,
@@ -419,22 +419,24 @@ def test_the_report_adds_up_all_devices_and_lists_each() -> None:
 
 
 def test_a_report_of_nothing_has_no_times() -> None:
-    given = report(Board([model("a", "off")]), NOW_S)
+    given = report(ModelManagerApi([model("a", "off")]), NOW_S)
     assert set(given["totals"]["latency"].values()) == {None}
     assert given["gpu"]["vram_used_percent"] == 0
     assert given["totals"]["requests_per_minute"] == 0
 
 
 def test_rates_are_of_the_time_that_is_really_known() -> None:
-    young = Board([model("a")], told=[told("a", 1.0)] * 10, server_started_at_s=NOW_S - 60)
+    young = ModelManagerApi([model("a")], told=[told("a", 1.0)] * 10, server_started_at_s=NOW_S - 60)
     assert (report(young, NOW_S)["covered_s"], report(young, NOW_S)["totals"]["requests_per_minute"]) == (
         60,
         10,
     )
-    busy = Board([model("a")], told=[told("a", 1.0, ago_s=100)] + [told("a", 1.0)] * (KEPT_SAMPLES - 1))
+    busy = ModelManagerApi(
+        [model("a")], told=[told("a", 1.0, ago_s=100)] + [told("a", 1.0)] * (KEPT_SAMPLES - 1)
+    )
     assert (report(busy, NOW_S)["covered_s"], report(busy, NOW_S)["totals"]["requests_per_minute"]) == (
         100,
         600,
     )
-    just_started = Board([model("a")], told=[told("a", 1.0, ago_s=0)], server_started_at_s=NOW_S)
+    just_started = ModelManagerApi([model("a")], told=[told("a", 1.0, ago_s=0)], server_started_at_s=NOW_S)
     assert report(just_started, NOW_S)["totals"]["requests_per_minute"] == 0

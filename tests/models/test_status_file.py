@@ -21,26 +21,26 @@ def content(path: Path) -> dict[str, object]:
 
 
 async def test_the_file_is_there_at_once_and_follows_every_change(tmp_path: Path) -> None:
-    board, path = BoardOfValues(off("a"), off("org/b")), tmp_path / "new" / FILE_NAME
-    async with Tasks() as tasks, keeping_status_file(board, path, tasks=tasks, every_s=0.01):
+    manager, path = BoardOfValues(off("a"), off("org/b")), tmp_path / "new" / FILE_NAME
+    async with Tasks() as tasks, keeping_status_file(manager, path, tasks=tasks, every_s=0.01):
         assert await until(path.exists)
-        assert content(path) == as_file(board)
+        assert content(path) == as_file(manager)
         assert list(content(path)) == ["server", "models"]
-        board.put(ready("a"))
-        assert await until(lambda: content(path) == as_file(board))
+        manager.put(ready("a"))
+        assert await until(lambda: content(path) == as_file(manager))
     assert [child.name for child in path.parent.iterdir()] == [FILE_NAME]
 
 
 async def test_changes_in_quick_succession_are_written_together_and_the_last_one_at_the_end(
     tmp_path: Path,
 ) -> None:
-    board, path = BoardOfValues(off("a")), tmp_path / FILE_NAME
-    async with Tasks() as tasks, keeping_status_file(board, path, tasks=tasks, every_s=60) as file:
+    manager, path = BoardOfValues(off("a")), tmp_path / FILE_NAME
+    async with Tasks() as tasks, keeping_status_file(manager, path, tasks=tasks, every_s=60) as file:
         assert await until(lambda: file.writes == 1)
         for progress in range(50):
-            board.put(replace(off("a"), status="loading", load_progress=progress))
+            manager.put(replace(off("a"), status="loading", load_progress=progress))
             await asyncio.sleep(0)
-        board.put_server("shutting_down")
+        manager.put_server("shutting_down")
         assert file.writes == 1
     assert file.writes == 2
     assert content(path)["server"]["status"] == "shutting_down"  # type: ignore[index]
@@ -48,8 +48,8 @@ async def test_changes_in_quick_succession_are_written_together_and_the_last_one
 
 
 async def test_what_did_not_change_is_not_written_again(tmp_path: Path) -> None:
-    board = BoardOfValues(off("a"))
-    file = StatusFile(board, tmp_path / FILE_NAME)
+    manager = BoardOfValues(off("a"))
+    file = StatusFile(manager, tmp_path / FILE_NAME)
     await file.write()
     await file.write()
     await file.close()
@@ -57,12 +57,12 @@ async def test_what_did_not_change_is_not_written_again(tmp_path: Path) -> None:
 
 
 async def test_a_reader_never_sees_half_a_file(tmp_path: Path) -> None:
-    board, path, stop = (
+    manager, path, stop = (
         BoardOfValues(*(off(f"model-{number}") for number in range(200))),
         tmp_path / FILE_NAME,
         threading.Event(),
     )
-    file = StatusFile(board, path)
+    file = StatusFile(manager, path)
     await file.write()
     faults: list[str] = []
 
@@ -77,7 +77,7 @@ async def test_a_reader_never_sees_half_a_file(tmp_path: Path) -> None:
     reader = threading.Thread(target=read_on)
     reader.start()
     for progress in range(40):
-        board.put(replace(off("model-7"), status="loading", load_progress=progress))
+        manager.put(replace(off("model-7"), status="loading", load_progress=progress))
         await file.write()
     stop.set()
     reader.join()
@@ -87,16 +87,16 @@ async def test_a_reader_never_sees_half_a_file(tmp_path: Path) -> None:
 
 async def test_a_folder_that_cannot_be_written_is_told_once_and_stops_nothing(tmp_path: Path) -> None:
     (tmp_path / "in_the_way").write_text("a file where a folder should be")
-    board, path = BoardOfValues(off("a")), tmp_path / "in_the_way" / FILE_NAME
+    manager, path = BoardOfValues(off("a")), tmp_path / "in_the_way" / FILE_NAME
     with capture_logs() as logs:
-        async with Tasks() as tasks, keeping_status_file(board, path, tasks=tasks, every_s=0.01) as file:
+        async with Tasks() as tasks, keeping_status_file(manager, path, tasks=tasks, every_s=0.01) as file:
             for progress in range(3):
-                board.put(replace(off("a"), load_progress=progress))
+                manager.put(replace(off("a"), load_progress=progress))
                 await file.write()
             (tmp_path / "in_the_way").unlink()
-            board.put(ready("a"))
+            manager.put(ready("a"))
             assert await until(path.exists)
-            assert content(path) == as_file(board)
+            assert content(path) == as_file(manager)
     told = [line for line in logs if line["event"] == "status_file_unwritable"]
     assert len(told) == 1
     assert (told[0]["log_level"], told[0]["path"]) == ("warning", str(path))

@@ -15,21 +15,21 @@ import pytest
 
 from appliance.base.errors import Unavailable
 from appliance.models.runner.system_memory import SystemMemory, descendants_of
-from appliance.models.runner.vram import memory_of, wait_back
+from appliance.models.runner.vram import pick_memory, wait_back
 from appliance.models.status.views import RAM, DeviceView
 from tests.tools import fake_nvml
 from tests.tools.fake_nvml import Figures
 
 MIB, GIB = 1 << 20, 1 << 30
 
-# Answers one line of JSON for each line that it reads: `read`, `of PID`, `memory_of {arguments}`, `wait BEFORE EXPECTED`.
+# Answers one line of JSON for each line that it reads: `read`, `of PID`, `pick_memory {arguments}`, `wait BEFORE EXPECTED`.
 # It writes `waiting` before the first reading of a wait.
 SERVE = """
 import asyncio, json, logging, sys
 from dataclasses import asdict
 from appliance.base.errors import ApplianceError
 from appliance.base import logs
-from appliance.models.vram import NvmlMemory, memory_of, wait_back
+from appliance.models.runner.vram import NvmlMemory, pick_memory, wait_back
 logs.configure(level="info", form="json", stream=sys.stderr)
 tell = lambda value: print(json.dumps(value), flush=True)
 try:
@@ -44,8 +44,8 @@ for line in sys.stdin:
             tell([asdict(view) for view in memory.read()])
         elif word == "of":
             tell(list(memory.of_process(int(rest)).items()))
-        elif word == "memory_of":
-            chosen, why = memory_of(**json.loads(rest))
+        elif word == "pick_memory":
+            chosen, why = pick_memory(**json.loads(rest))
             tell([type(chosen).__name__, chosen.is_gpu, why])
         elif word == "wait":
             before, expected = map(int, rest.split())
@@ -227,11 +227,11 @@ def test_an_index_that_does_not_exist_is_refused_at_once(
 
 
 def test_an_index_that_does_not_exist_is_never_taken_for_no_gpu(believe: Callable[..., Believer]) -> None:
-    assert believe(0).ask('memory_of {"gpu_devices": [7], "is_simulated": false}')[0] == "Invalid"
+    assert believe(0).ask('pick_memory {"gpu_devices": [7], "is_simulated": false}')[0] == "Invalid"
 
 
 def test_real_gpus_are_taken_and_named(believe: Callable[..., Believer]) -> None:
-    assert believe(0).ask('memory_of {"gpu_devices": [0, 1], "is_simulated": false}') == [
+    assert believe(0).ask('pick_memory {"gpu_devices": [0, 1], "is_simulated": false}') == [
         "NvmlMemory",
         True,
         "GPU memory of 0 (NVIDIA H200 (stand-in)), 1 (NVIDIA H200 (stand-in))",
@@ -249,7 +249,7 @@ def test_real_gpus_are_taken_and_named(believe: Callable[..., Believer]) -> None
 def test_system_memory_is_taken_even_beside_a_gpu_when_nothing_is_to_lie_there(
     believe: Callable[..., Believer], given: dict, why: str
 ) -> None:
-    name, is_gpu, text = believe(0).ask("memory_of " + json.dumps(given))
+    name, is_gpu, text = believe(0).ask("pick_memory " + json.dumps(given))
     assert (name, is_gpu) == ("SystemMemory", False)
     assert why in text
 
@@ -260,7 +260,7 @@ def test_without_a_driver_that_answers_system_memory_is_taken(
     figures.fail(9)
     gpu = believe(0)
     assert gpu.start == ["Unavailable", "the NVIDIA driver does not answer: Driver Not Loaded"]
-    assert gpu.ask('memory_of {"gpu_devices": [0], "is_simulated": false}') == [
+    assert gpu.ask('pick_memory {"gpu_devices": [0], "is_simulated": false}') == [
         "SystemMemory",
         False,
         "system memory: the NVIDIA driver does not answer: Driver Not Loaded",
@@ -271,7 +271,7 @@ def test_a_gpu_that_does_not_tell_its_memory_is_not_taken(
     believe: Callable[..., Believer], figures: Figures
 ) -> None:
     figures.lose(0)
-    name, _, why = believe(1).ask('memory_of {"gpu_devices": [0], "is_simulated": false}')
+    name, _, why = believe(1).ask('pick_memory {"gpu_devices": [0], "is_simulated": false}')
     assert (name, "GPU is lost" in why) == ("SystemMemory", True)
 
 
@@ -458,14 +458,14 @@ def test_a_machine_that_never_tells_is_refused(tmp_path: Path) -> None:
 
 
 def test_this_machine_is_read() -> None:
-    memory, why = memory_of([], is_simulated=False)
+    memory, why = pick_memory([], is_simulated=False)
     (view,) = memory.read()
     assert not memory.is_gpu
     assert why == "system memory: gpu_devices is empty"
     assert 0 < view.free_bytes < view.total_bytes <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def test_a_mapped_file_counts_as_memory_of_its_process(tmp_path: Path) -> None:
+def test_a_mapped_file_counts_as_pick_memory_its_process(tmp_path: Path) -> None:
     path = tmp_path / "model"
     path.write_bytes(os.urandom(64 * MIB))
     memory = SystemMemory()

@@ -100,7 +100,7 @@ async def test_one_that_stops_while_it_is_looked_at_counts_nothing(open_house: M
 
 async def test_what_it_takes_is_what_the_next_load_is_judged_by(open_house: Make, tmp_path: Path) -> None:
     lessons = LoadHistory(tmp_path / "lessons.json")
-    house = await open_house("a", lessons=lessons)
+    house = await open_house("a", history=lessons)
     await house.have("a")
     house.memory.told = {RAM: 2000 * MIB}
     await Watchdog(house.manager).measure()
@@ -112,7 +112,7 @@ async def test_what_it_takes_is_what_the_next_load_is_judged_by(open_house: Make
     )
     again = LoadHistory(tmp_path / "lessons.json")
     again.read()
-    assert again.of(house.manager.entries["a"].key) == lessons.of(house.manager.entries["a"].key)
+    assert again.of(house.manager.model_states["a"].key) == lessons.of(house.manager.model_states["a"].key)
 
 
 async def test_what_the_driver_does_not_tell_teaches_nothing(open_house: Make) -> None:
@@ -132,8 +132,8 @@ async def test_a_reset_while_it_runs_mixes_up_no_lessons(open_house: Make) -> No
     await house.loads("a")
     house.manager.reset("a")
     house.loader.ready("a")
-    (await task).done(True)
+    (await task).release(is_ok=True)
     house.memory.told = {RAM: 2000 * MIB}
-    house.manager.entries["a"].key = ""
+    house.manager.model_states["a"].key = ""
     await Watchdog(house.manager).measure()
-    assert house.manager.lessons.of("") is None
+    assert house.manager.history.of("") is None

@@ -30,7 +30,7 @@ from appliance.engines.types import (
 )
 from appliance.engines.upstream.exchange import AttemptFailed
 from appliance.models.manager.manager import ModelManager
-from appliance.models.manager.state import Lease, Runner, Waiting
+from appliance.models.manager.state import Lease, Runner, WaitStatus
 from appliance.models.table.catalogue import Model
 from appliance.models.table.command import context_of_slot
 
@@ -87,8 +87,8 @@ class RunnerServer(EngineServer):
         )
         if lease is not None:
             receipt = request.receipt if request is not None else None
-            lease.done(
-                outcome in WELL or outcome in LEFT,
+            lease.release(
+                is_ok=outcome in WELL or outcome in LEFT,
                 prompt_tokens=(receipt.prompt_tokens or 0) if receipt else 0,
                 completion_tokens=(receipt.completion_tokens or 0) if receipt else 0,
             )
@@ -121,7 +121,7 @@ class ManagedBackend(BackendStats):
         self._served: dict[str, Served] = {}
         self.on_models: Callable[[], None] = lambda: None  # the fleet's: what it serves changed
         self.adapters = AdapterState()  # adapters; each has its base model's entry in the manager
-        manager.on_gone = lambda runner: self._forget(runner)
+        manager.add_removed_callback(self._forget)
         self.apply(settings)
 
     def apply(self, settings: EngineSettings) -> None:
@@ -143,7 +143,7 @@ class ManagedBackend(BackendStats):
         if self._made_of != (id(catalogue), self.adapters.version):
             created_s = int(self._clock.now_s())
             self._served = {}
-            for alias, entry in self.manager.entries.items():
+            for alias, entry in self.manager.model_states.items():
                 card = ModelCard(
                     alias,
                     created_s,
@@ -185,7 +185,7 @@ class ManagedBackend(BackendStats):
         self.member.ended(took_s if outcome == "ok" else None)
         lease = self._boarded.pop(slot, None)
         if lease is not None:
-            lease.done(outcome in WELL or outcome in LEFT)
+            lease.release(is_ok=outcome in WELL or outcome in LEFT)
         self.on_room(self)
 
     async def send(self, request: EngineRequest, slot: Slot, *, budget_s: float) -> EngineReply:
@@ -221,7 +221,7 @@ class ManagedBackend(BackendStats):
         try:
             server = self._server(lease.runner)
         except BaseException:
-            lease.done(True)
+            lease.release(is_ok=True)
             raise
         inner = server.take("managed")
         server.leases[inner], server.requests[inner] = lease, request
@@ -244,7 +244,7 @@ class ManagedBackend(BackendStats):
             lease = await self._lease(base, request.options, request)
             if any(one.name == name for one in lease.runner.model.lora):
                 return lease
-            lease.done(True)
+            lease.release(is_ok=True)
             if self.served(name) is None:
                 break
             await asyncio.sleep(0)  # it was given as its model was about to be started anew
@@ -255,7 +255,7 @@ class ManagedBackend(BackendStats):
     async def _lease(
         self, alias: str, options: RequestOptions, request: EngineRequest | None = None
     ) -> Lease:
-        def on_wait(tell: Callable[[], Waiting]) -> None:
+        def on_wait(tell: Callable[[], WaitStatus]) -> None:
             if request is not None:
                 request.waiting = lambda: waiting_headers(tell())
 
@@ -277,7 +277,7 @@ class ManagedBackend(BackendStats):
         Raises  Invalid: there are several · what Manager.lease raises
         """
         if model is None:
-            aliases = list(self.manager.entries)
+            aliases = list(self.manager.model_states)
             if len(aliases) != 1:
                 raise Invalid(
                     f"Name the model that this is for, in `model` of the body or of the query. There are {', '.join(aliases[:20])}.",
@@ -320,7 +320,7 @@ class ManagedBackend(BackendStats):
         """Give the llama-servers that are ready, with their models and ports."""
         runners = [
             runner
-            for entry in self.manager.entries.values()
+            for entry in self.manager.model_states.values()
             for runner in entry.runners
             if runner.phase == "ready"
         ]
@@ -394,7 +394,7 @@ async def _seen_dead(runner: Runner) -> None:
             pass
 
 
-def waiting_headers(waiting: Waiting) -> list[tuple[str, str]]:
+def waiting_headers(waiting: WaitStatus) -> list[tuple[str, str]]:
     """Give what a client that waits is told: its position in line, the model's status, how far it is loaded, seconds until it is ready."""
     rows = [("X-Queue-Position", str(waiting.position)), ("X-Model-Status", waiting.status)]
     if waiting.progress is not None:

@@ -74,7 +74,7 @@ class AdapterReconciler(AdapterStatusView):
 
     def prepare(self, manager: ModelManager) -> None:
         """Let the models that the appliance runs itself come up with their adapters, before any of them is started (reads headers)."""
-        for alias in manager.entries:
+        for alias in manager.model_states:
             found = []
             for adapter in self.declared.values():
                 if adapter.is_wanted and adapter.base_model == alias and adapter.backend in {"", MANAGED}:

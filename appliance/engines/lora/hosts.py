@@ -165,7 +165,7 @@ class ManagedHost:
             self.name,
             "managed",
             True,
-            frozenset(self.managed.manager.entries),
+            frozenset(self.managed.manager.model_states),
             frozenset(self.adapters.loaded),
         )
 
@@ -194,12 +194,12 @@ class ManagedHost:
             return LoraReply("unknown", 404, f"No model here has an adapter {adapter.name!r}.")
         self.adapters.remove(adapter.name)
         self.settle()
-        if alias in manager.entries:  # its running answers end first: see set_adapters
+        if alias in manager.model_states:  # its running answers end first: see set_adapters
             manager.set_adapters(alias, tuple(one for one in former if one.name != adapter.name))
         return LoraReply("done", 200, f"The model {alias!r} is run without the adapter {adapter.name!r}.")
 
     def own(self, adapter: Adapter, said: LoraReply) -> LoadedAdapter:
-        entry = self.managed.manager.entry(adapter.base_model)
+        entry = self.managed.manager.model_state(adapter.base_model)
         base = self.managed.served(adapter.base_model)
         card = base.card if base is not None else ModelCard(adapter.base_model, 0, "user", adapter.base_model)
         return LoadedAdapter(adapters_of(entry.model, card)[adapter.name], adapter.name, True)
@@ -217,7 +217,7 @@ def managed_file(manager: ModelManager, adapter: Adapter) -> Path:
     path = adapter_file(Path(adapter.path))
     if path.suffix.lower() != ".gguf":
         return path
-    entry = manager.entry(adapter.base_model)
+    entry = manager.model_state(adapter.base_model)
     try:
         header = read_header(path)
         wanted = (entry.header or read_header(entry.path)).architecture

@@ -13,7 +13,7 @@ from appliance.base.clock import Clock, rfc3339
 from appliance.base.errors import ApplianceError
 from appliance.front.manager.snapshot import snapshot
 from appliance.front.pipeline.errors import openai_error
-from appliance.models.status.objects import as_model, as_status, before_board
+from appliance.models.status.objects import as_model, as_status, before_manager
 from appliance.models.status.views import ModelManagerApi
 
 SILENCE_S = 30.0  # without an event for so long, a follower gets a heartbeat
@@ -62,7 +62,7 @@ class StatusFeeds:
     def now(self) -> dict[str, Any]:
         """Give the full status at this moment, also before there is a board."""
         manager = self._manager()
-        status = as_status(manager) if manager is not None else before_board(self._began_s)
+        status = as_status(manager) if manager is not None else before_manager(self._began_s)
         if self._closed.is_set():
             status["server"]["status"] = "shutting_down"
         return status

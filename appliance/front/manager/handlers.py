@@ -166,7 +166,7 @@ class ManagerHandlers:
         """GET /v1/models/failed: `{failed_models: [{model, attempts, error}]}`, the error's first 200 letters; `message` when there are none."""
         rows = [
             {"model": one.alias, "attempts": one.attempts, "error": one.error[:ERROR_LETTERS]}
-            for one in self._manager.failed()
+            for one in self._manager.failed_models()
         ]
         return json_response(
             {"failed_models": rows} if rows else {"failed_models": [], "message": "No failed models"}

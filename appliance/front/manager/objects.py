@@ -240,17 +240,17 @@ def health_checks(manager: ModelManagerApi) -> dict[str, dict[str, Any]]:
 # ---- telemetry
 
 
-def telemetry(tellings: Sequence[RequestSample]) -> dict[str, Any]:
+def telemetry(samples: Sequence[RequestSample]) -> dict[str, Any]:
     """Give /v1/telemetry/summary of the window; nothing yet → `{message}`."""
-    if not tellings:
+    if not samples:
         return {"message": "No requests recorded yet"}
-    good = sum(one.is_ok for one in tellings)
-    times = sorted(one.seconds for one in tellings)
+    good = sum(one.is_ok for one in samples)
+    times = sorted(one.duration_s for one in samples)
     return {
-        "total_requests": len(tellings),
+        "total_requests": len(samples),
         "successful": good,
-        "failed": len(tellings) - good,
-        "success_rate": f"{100 * good / len(tellings):.2f}%",
+        "failed": len(samples) - good,
+        "success_rate": f"{100 * good / len(samples):.2f}%",
         "response_time_stats": {
             "avg": _seconds(fmean(times)),
             "min": _seconds(times[0]),
@@ -259,25 +259,25 @@ def telemetry(tellings: Sequence[RequestSample]) -> dict[str, Any]:
             "p95": _seconds(quantile(times, 0.95)),
         },
         "per_model": {
-            alias: _telemetry_of([one for one in tellings if one.alias == alias])
-            for alias in dict.fromkeys(one.alias for one in tellings)
+            alias: _telemetry_of([one for one in samples if one.alias == alias])
+            for alias in dict.fromkeys(one.alias for one in samples)
         },
     }
 
 
-def _telemetry_of(tellings: list[RequestSample]) -> dict[str, Any]:
-    times = sorted(one.seconds for one in tellings)
-    errors = sum(not one.is_ok for one in tellings)
+def _telemetry_of(samples: list[RequestSample]) -> dict[str, Any]:
+    times = sorted(one.duration_s for one in samples)
+    errors = sum(not one.is_ok for one in samples)
     return {
-        "total_requests": len(tellings),
+        "total_requests": len(samples),
         "total_errors": errors,
-        "error_rate": f"{100 * errors / len(tellings):.2f}%",
-        "total_tokens": sum(one.completion_tokens for one in tellings),
+        "error_rate": f"{100 * errors / len(samples):.2f}%",
+        "total_tokens": sum(one.completion_tokens for one in samples),
         "avg_response_time": _seconds(fmean(times)),
         "min_response_time": _seconds(times[0]),
         "max_response_time": _seconds(times[-1]),
         "p95_response_time": _seconds(quantile(times, 0.95)),
-        "avg_queue_time": _seconds(fmean(one.queue_s for one in tellings)),
+        "avg_queue_time": _seconds(fmean(one.queue_s for one in samples)),
     }
 
 

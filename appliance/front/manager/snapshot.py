@@ -32,12 +32,12 @@ def snapshot(manager: ModelManagerApi, now_s: float) -> dict[str, Any]:
     }
 
 
-def _since(tellings: Sequence[RequestSample], from_s: float) -> list[RequestSample]:
-    return [one for one in tellings if one.at_s >= from_s]
+def _since(samples: Sequence[RequestSample], from_s: float) -> list[RequestSample]:
+    return [one for one in samples if one.finished_at_s >= from_s]
 
 
-def _of(tellings: list[RequestSample], alias: str) -> list[RequestSample]:
-    return [one for one in tellings if one.alias == alias]
+def _of(samples: list[RequestSample], alias: str) -> list[RequestSample]:
+    return [one for one in samples if one.alias == alias]
 
 
 def _server(manager: ModelManagerApi, now_s: float) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def _row(view: ModelView, queue: QueueView | None, recent: list[RequestSample]) 
         "active_requests": view.active,
         "requests_1m": len(recent),
         "errors_1m": _errors(recent),
-        "avg_latency_ms": _milliseconds(fmean(one.seconds for one in recent)) if recent else 0.0,
+        "avg_latency_ms": _milliseconds(fmean(one.duration_s for one in recent)) if recent else 0.0,
         "tokens_1m": sum(one.completion_tokens for one in recent),
     }
 
@@ -80,14 +80,14 @@ def _totals(recent: list[RequestSample]) -> dict[str, Any]:
         "requests": len(recent),
         "errors": errors,
         "error_rate_percent": share(errors, len(recent)),
-        "avg_latency_ms": _milliseconds(fmean(one.seconds for one in recent)) if recent else 0.0,
+        "avg_latency_ms": _milliseconds(fmean(one.duration_s for one in recent)) if recent else 0.0,
         "tokens": sum(one.completion_tokens for one in recent),
         "requests_per_minute": len(recent),
     }
 
 
-def _errors(tellings: list[RequestSample]) -> int:
-    return sum(not one.is_ok for one in tellings)
+def _errors(samples: list[RequestSample]) -> int:
+    return sum(not one.is_ok for one in samples)
 
 
 def _milliseconds(seconds: float) -> float:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from appliance.base.errors import TimedOut, Unavailable
 
 
-class NoMemory(Unavailable):
+class InsufficientMemory(Unavailable):
     """The model does not fit beside what is loaded and in use.
 
     Takes   required_mb, available_mb: mebibytes, the reserve counted in; loaded_models: aliases that hold memory now;
@@ -57,7 +57,7 @@ class QueueFull(Unavailable):
         )
 
 
-class WaitedTooLong(TimedOut):
+class QueueTimeout(TimedOut):
     """The request stood in the model's line for all of its time (`queue_timeout_sec`)."""
 
     default_code = "queue_timeout"
@@ -87,7 +87,7 @@ class ModelFailed(Unavailable):
         )
 
 
-class PlacesPinned(Unavailable):
+class AllPinned(Unavailable):
     """Pinned models hold every place (`max_concurrent_models`): nothing will change by waiting."""
 
     retryable = False

@@ -17,9 +17,10 @@ from appliance.base.errors import NoSuchModel
 from appliance.base.fair_queue import FairQueue, FairQueueFull
 from appliance.base.logs import get_logger
 from appliance.base.tasks import Tasks
-from appliance.models.manager.errors import ModelFailed, QueueFull, ShuttingDown, WaitedTooLong
+from appliance.models.manager.errors import ModelFailed, QueueFull, QueueTimeout, ShuttingDown
+from appliance.models.manager.events import NO_EVENTS, ManagerEvents
 from appliance.models.manager.scheduling import SchedulerLoop
-from appliance.models.manager.state import Lease, ModelState, Runner, Waiter, Waiting
+from appliance.models.manager.state import Lease, ModelState, Runner, Waiter, WaitStatus
 from appliance.models.runner.load_history import LoadHistory
 from appliance.models.runner.loader import Loader
 from appliance.models.runner.vram import Memory
@@ -34,7 +35,7 @@ T = TypeVar("T")
 
 
 class ModelManager(SchedulerLoop):
-    """Runs models, and tells about them (views.Board). Build it inside the event loop, then `open`.
+    """Runs models, and tells about them (ModelManagerApi). Build it inside the event loop, then `open`.
 
     Takes   extra_wait_s, ageing_s: see scheduler.Rules
     """
@@ -45,9 +46,10 @@ class ModelManager(SchedulerLoop):
         *,
         loader: Loader,
         memory: Memory,
-        lessons: LoadHistory,
+        history: LoadHistory,
         tasks: Tasks,
         clock: Clock,
+        events: ManagerEvents = NO_EVENTS,
         extra_wait_s: float = 30.0,
         ageing_s: float = 10.0,
     ) -> None:
@@ -55,14 +57,19 @@ class ModelManager(SchedulerLoop):
             catalogue,
             loader=loader,
             memory=memory,
-            lessons=lessons,
+            history=history,
             tasks=tasks,
             clock=clock,
+            events=events,
             extra_wait_s=extra_wait_s,
             ageing_s=ageing_s,
         )
         self.adapters: dict[str, tuple[LoraAdapter, ...]] = {}  # by model, see set_adapters
         self._put(catalogue)
+
+    def set_swap_wait(self, extra_wait_s: float) -> None:
+        """Set how long a queue waits at most before a busy model is unloaded for it (MODEL_SWAP_WAIT_S)."""
+        self._extra_wait_s = extra_wait_s
 
     # ---- life
 
@@ -71,8 +78,8 @@ class ModelManager(SchedulerLoop):
         orphans = await asyncio.to_thread(self.loader.records.end_orphans)
         if orphans:
             log.warning("orphans_ended", aliases=[record.get("alias") for record in orphans])
-        await asyncio.to_thread(self.lessons.read)
-        await self._look_at_files(list(self.entries.values()))
+        await asyncio.to_thread(self.history.read)
+        await self._look_at_files(list(self.model_states.values()))
         self._set_status("ready")
         self._tasks.start(
             self.loader.look(self.catalogue), name="look-at-llama-server"
@@ -80,7 +87,7 @@ class ModelManager(SchedulerLoop):
         names = self.catalogue.system.preload_models
         if names:
             self._tasks.start(
-                self._preload(list(self.entries) if "*" in names else list(names)), name="preload-models"
+                self._preload(list(self.model_states) if "*" in names else list(names)), name="preload-models"
             )
 
     async def _look_at_files(self, entries: list[ModelState]) -> None:
@@ -94,30 +101,30 @@ class ModelManager(SchedulerLoop):
         for number, alias in enumerate(aliases):
             if number:
                 await asyncio.sleep(self.catalogue.system.preload_delay_sec)
-            entry = self.entries.get(alias)
+            entry = self.model_states.get(alias)
             if entry is not None and not entry.present():
                 entry.wanted = "preload"
                 self._turn()
 
-    def announce_end(self) -> None:
+    def announce_shutdown(self) -> None:
         """Tell followers that the end has begun; what runs and waits still gets its grace."""
         self._set_status("shutting_down")
 
     async def close(self) -> None:
         """Take no more requests, and end every llama-server."""
-        self.announce_end()
+        self.announce_shutdown()
         self._is_closed = True
         if self._timer is not None:
             self._timer.cancel()
-        for entry in self.entries.values():
+        for entry in self.model_states.values():
             entry.wanted = ""
             for waiter, _ in list(entry.waiters.values()):
                 waiter.fail(ShuttingDown())
         runners = self.runners()
         for runner in runners:
-            runner.phase, runner.is_told_to_go = "stopping", True
+            runner.phase, runner.is_stop_requested = "stopping", True
         await asyncio.gather(*(self._end(runner) for runner in runners))
-        await asyncio.to_thread(self.lessons.write)
+        await asyncio.to_thread(self.history.write)
 
     async def _end(self, runner: Runner) -> None:
         await self.loader.stop(runner)
@@ -127,20 +134,22 @@ class ModelManager(SchedulerLoop):
     def apply(self, catalogue: Catalogue) -> None:
         """Put another table in place: what runs of a model that changed or went ends what it has begun, and goes. Who waits for one that
         changed waits on."""
-        former, before = self.entries, self.catalogue.system
+        former, before = self.model_states, self.catalogue.system
         self.catalogue = catalogue
         self._put(catalogue)
         for alias, entry in former.items():
-            if self.entries.get(alias) is entry:
+            if self.model_states.get(alias) is entry:
                 continue
             for runner in entry.present():
                 self._let_go(runner)
-            if alias not in self.entries:
+            if alias not in self.model_states:
                 for waiter, _ in list(entry.waiters.values()):
                     waiter.fail(
                         NoSuchModel(f"The model {alias!r} was taken out of the table.", param="model")
                     )
-        fresh = [entry for entry in self.entries.values() if not entry.is_known or catalogue.system != before]
+        fresh = [
+            entry for entry in self.model_states.values() if not entry.is_known or catalogue.system != before
+        ]
         self._tasks.start(self._look_at_files(fresh), name="look-at-models")
         self.bump()
         self._turn()
@@ -149,7 +158,7 @@ class ModelManager(SchedulerLoop):
         """Make an entry for each model; those that did not change stay as they are."""
         system, entries = catalogue.system, {}
         for alias, configured in catalogue.models.items():
-            entry, model = self.entries.get(alias), self._with_adapters(configured)
+            entry, model = self.model_states.get(alias), self._with_adapters(configured)
             if entry is None:
                 entry = ModelState(
                     model,
@@ -162,7 +171,7 @@ class ModelManager(SchedulerLoop):
             entry.line.limit = system.max_queue_size_per_model
             entry.slots = slots_of(model, system)
             entries[alias] = entry
-        self.entries = entries
+        self.model_states = entries
 
     def _changed(self, entry: ModelState, model: Model) -> ModelState:
         """Give the entry of a model that changed: its line, its counts and its llama-servers stay, what is known of its file does not.
@@ -199,7 +208,7 @@ class ModelManager(SchedulerLoop):
         Gives   whether it is a change
         Raises  NoSuchModel
         """
-        entry = self.entry(alias)
+        entry = self.model_state(alias)
         if self.adapters.get(alias, ()) == adapters:
             return False
         self.adapters = {**self.adapters, alias: adapters}
@@ -221,9 +230,9 @@ class ModelManager(SchedulerLoop):
     # ---- what an operator may do
 
     async def load(self, alias: str, *, keep_alive_s: float | None = None) -> ModelView:
-        """Load a model and wait until it is ready (see views.Board)."""
-        await self._must_be_possible(self.entry(alias))
-        entry = self.entry(alias)
+        """Load a model and wait until it is ready (see ModelManagerApi)."""
+        await self._must_be_possible(self.model_state(alias))
+        entry = self.model_state(alias)
         for runner in entry.present():
             if runner.phase == "ready":
                 runner.keep_alive_s = keep_alive_s if keep_alive_s is not None else runner.keep_alive_s
@@ -236,14 +245,14 @@ class ModelManager(SchedulerLoop):
         return await self._wait(waiter, entry, future)
 
     async def eject(self, alias: str, *, force: bool = False) -> Ejected:
-        """Unload a model (see views.Board)."""
-        entry = self.entry(alias)
+        """Unload a model (see ModelManagerApi)."""
+        entry = self.model_state(alias)
         entry.wanted = ""
         runners = list(entry.runners)
         waited_for = sum(runner.active for runner in runners)
         for runner in runners:
             if force and runner.is_going:  # it waits for its requests to end
-                runner.is_told_to_go = True
+                runner.is_stop_requested = True
                 await self.loader.stop(runner)
             self._let_go(runner, is_forced=force)
         self.bump(entry)
@@ -253,21 +262,21 @@ class ModelManager(SchedulerLoop):
 
     def restore(self, alias: str) -> None:
         """Load a model again where there is room, though nobody waits for it."""
-        entry = self.entries.get(alias)
+        entry = self.model_states.get(alias)
         if entry is not None and not entry.present():
             entry.wanted = "restore"
             self._turn()
 
-    def expire(self, alias: str, keep_alive_s: float) -> None:
-        """Let a loaded model's stay end so long after its last request (see views.Board)."""
-        for runner in self.entry(alias).present():
+    def set_keep_alive(self, alias: str, keep_alive_s: float) -> None:
+        """Let a loaded model's stay end so long after its last request (see ModelManagerApi)."""
+        for runner in self.model_state(alias).present():
             runner.keep_alive_s = keep_alive_s
         self._turn()
         self.bump()
 
     def reset(self, alias: str) -> FailedView | None:
-        """Forget a model's failures (see views.Board)."""
-        entry = self.entry(alias)
+        """Forget a model's failures (see ModelManagerApi)."""
+        entry = self.model_state(alias)
         found = FailedView(alias, entry.attempts, entry.failed or entry.error) if entry.attempts else None
         entry.forgive()
         entry.key = ""  # its file is looked at again: it may have been mended
@@ -277,8 +286,8 @@ class ModelManager(SchedulerLoop):
         return found
 
     def pin(self, alias: str, *, pinned: bool = True) -> ModelView:
-        """Let a model never be unloaded, or let it again (see views.Board)."""
-        entry = self.entry(alias)
+        """Let a model never be unloaded, or let it again (see ModelManagerApi)."""
+        entry = self.model_state(alias)
         entry.is_pinned = pinned
         self.bump(entry)
         self._turn()
@@ -293,19 +302,19 @@ class ModelManager(SchedulerLoop):
         flow: str = "",
         priority: int = 1,
         keep_alive_s: float | None = None,
-        on_wait: Callable[[Callable[[], Waiting]], None] | None = None,
+        on_wait: Callable[[Callable[[], WaitStatus]], None] | None = None,
     ) -> Lease:
         """Give the right to send one request to a llama-server of a model; it is loaded if it is not.
 
         Takes   flow, priority: see FairQueue; keep_alive_s: how long the model stays after it, None = as configured, negative = for ever;
                 on_wait: called once if it must wait, with what tells how things stand
-        Raises  NoSuchModel · QueueFull · WaitedTooLong · NoMemory · PlacesPinned · ModelFailed · ShuttingDown
+        Raises  NoSuchModel · QueueFull · QueueTimeout · InsufficientMemory · AllPinned · ModelFailed · ShuttingDown
         """
-        entry = self.entry(alias)
+        entry = self.model_state(alias)
         entry.requests += 1
         if entry.failed or entry.problem or self._is_closed:
             await self._must_be_possible(entry)
-            entry = self.entry(alias)  # the table may have been changed meanwhile
+            entry = self.model_state(alias)  # the table may have been changed meanwhile
         now_s = self._clock.monotonic_s()
         entry.demand.add(now_s)
         if not entry.waiters and (runner := self._free(entry)) is not None:
@@ -315,7 +324,7 @@ class ModelManager(SchedulerLoop):
             ticket = entry.line.push(waiter, flow=flow, priority=priority, now_s=now_s)
         except FairQueueFull:
             entry.rejected += 1
-            self.on_rejected(alias)
+            self._events.rejected(alias)
             raise QueueFull(alias, limit=entry.line.limit, retry_after_s=self._retry_after_s(entry)) from None
         entry.waiters[id(waiter)] = (waiter, ticket)
         if on_wait is not None:
@@ -336,8 +345,8 @@ class ModelManager(SchedulerLoop):
                 future.done() and not future.cancelled() and future.exception() is None
             ):  # the turn came in the very moment
                 return future.result()
-            entry = self.entries.get(entry.alias, entry)
-            raise WaitedTooLong(
+            entry = self.model_states.get(entry.alias, entry)
+            raise QueueTimeout(
                 entry.alias,
                 waited_s=patience_s,
                 reason=entry.reason,
@@ -398,23 +407,23 @@ class ModelManager(SchedulerLoop):
         )
         return next((runner for runner in entry.runners if runner.serial == key), None)
 
-    def waiting(self, waiter: Waiter) -> Waiting:
+    def waiting(self, waiter: Waiter) -> WaitStatus:
         """Tell somebody in line how things stand."""
-        entry, now_s = self.entries.get(waiter.alias), self._clock.monotonic_s()
+        entry, now_s = self.model_states.get(waiter.alias), self._clock.monotonic_s()
         if entry is None:
-            return Waiting(1, "off", None, None, "it was taken out of the table")
+            return WaitStatus(1, "off", None, None, "it was taken out of the table")
         found = entry.waiters.get(id(waiter))
         position = (
             entry.line.position(found[1], now_s) + 1 if found is not None and found[1] is not None else 1
         )
         view = self.model(waiter.alias)
-        return Waiting(position, view.status, view.load_progress, view.expected_in_s, entry.reason)
+        return WaitStatus(position, view.status, view.load_progress, view.expected_in_s, entry.reason)
 
     def _retry_after_s(self, entry: ModelState) -> float:
         """Guess when a place in line is free: by what its requests took lately."""
-        took = [
-            telling.seconds - telling.queue_s for telling in self.tellings if telling.alias == entry.alias
-        ][-20:]
+        took = [sample.duration_s - sample.queue_s for sample in self.samples if sample.alias == entry.alias][
+            -20:
+        ]
         each_s = sum(took) / len(took) if took else 1.0
         slots = max(1, sum(runner.slots for runner in entry.present()))
         return min(300.0, max(1.0, each_s * max(1, len(entry.waiters)) / slots))

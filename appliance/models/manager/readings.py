@@ -1,10 +1,11 @@
-"""What the manager tells (views.Board): every reading is made from memory, none waits for anything."""
+"""What the manager tells (ModelManagerApi): every reading is made from memory, none waits for anything."""
 
 from collections.abc import Sequence
 
 from appliance.base.clock import Clock
 from appliance.base.errors import NoSuchModel
 from appliance.base.tasks import Tasks
+from appliance.models.manager.events import ManagerEvents
 from appliance.models.manager.state import STATISTICS, ModelState, Runner
 from appliance.models.manager.supervisor import RunnerSupervisor
 from appliance.models.runner.load_history import LoadHistory
@@ -37,11 +38,14 @@ class StatusView(RunnerSupervisor):
         *,
         loader: Loader,
         memory: Memory,
-        lessons: LoadHistory,
+        history: LoadHistory,
         tasks: Tasks,
         clock: Clock,
+        events: ManagerEvents,
     ) -> None:
-        super().__init__(catalogue, loader=loader, memory=memory, lessons=lessons, tasks=tasks, clock=clock)
+        super().__init__(
+            catalogue, loader=loader, memory=memory, history=history, tasks=tasks, clock=clock, events=events
+        )
         self._status: ServerStatus = "initializing"
         self._started_at_s = self._status_at_s = clock.now_s()
 
@@ -57,14 +61,14 @@ class StatusView(RunnerSupervisor):
     def server_updated_at_s(self) -> float:
         return self._status_at_s
 
-    def entry(self, alias: str) -> ModelState:
+    def model_state(self, alias: str) -> ModelState:
         """Give a model's entry.
 
         Raises  NoSuchModel
         """
-        entry = self.entries.get(alias)
+        entry = self.model_states.get(alias)
         if entry is None:
-            known = ", ".join(list(self.entries)[:20])
+            known = ", ".join(list(self.model_states)[:20])
             raise NoSuchModel(
                 f"The model {alias[:200]!r} does not exist here. Known: {known}.", param="model"
             )
@@ -72,17 +76,17 @@ class StatusView(RunnerSupervisor):
 
     def models(self) -> list[ModelView]:
         now_s, warm = self._clock.monotonic_s(), self.warm()
-        return [self._view(entry, now_s, warm) for entry in self.entries.values()]
+        return [self._view(entry, now_s, warm) for entry in self.model_states.values()]
 
     def model(self, alias: str) -> ModelView:
-        return self._view(self.entry(alias), self._clock.monotonic_s(), self.warm())
+        return self._view(self.model_state(alias), self._clock.monotonic_s(), self.warm())
 
     def _view(self, entry: ModelState, now_s: float, warm: set[str]) -> ModelView:
         runners = sorted(
             entry.runners, key=lambda runner: ("ready", "loading", "stopping").index(runner.phase)
         )
         first = runners[0] if runners else None
-        lesson = self.lessons.of(entry.key)
+        lesson = self.history.of(entry.key)
         return ModelView(
             entry.alias,
             self._word(entry),
@@ -146,7 +150,7 @@ class StatusView(RunnerSupervisor):
     def queues(self) -> list[QueueView]:
         now_s = self._clock.monotonic_s()
         rows = []
-        for entry in self.entries.values():
+        for entry in self.model_states.values():
             oldest_s = max((now_s - waiter.since_s for waiter, _ in entry.waiters.values()), default=0.0)
             rows.append(
                 QueueView(
@@ -172,16 +176,16 @@ class StatusView(RunnerSupervisor):
             self.ram_beside_gpus = self.ram.read() if self.memory.is_gpu else []
         return self._devices
 
-    def failed(self) -> list[FailedView]:
+    def failed_models(self) -> list[FailedView]:
         return [
             FailedView(entry.alias, entry.attempts, entry.failed)
-            for entry in self.entries.values()
+            for entry in self.model_states.values()
             if entry.failed
         ]
 
     def health(self) -> list[HealthView]:
         rows = []
-        for entry in self.entries.values():
+        for entry in self.model_states.values():
             latest = list(entry.looks)[-STATISTICS:]
             well = [took_ms for is_well, took_ms in latest if is_well]
             status = (
@@ -206,7 +210,7 @@ class StatusView(RunnerSupervisor):
         return rows
 
     def telemetry(self) -> Sequence[RequestSample]:
-        return list(self.tellings)
+        return list(self.samples)
 
     def counts(self) -> ManagerCounts:
         totals = self.totals
@@ -215,5 +219,5 @@ class StatusView(RunnerSupervisor):
             totals.loaded,
             totals.ejects,
             totals.crashes,
-            {entry.alias: entry.loads for entry in self.entries.values()},
+            {entry.alias: entry.loads for entry in self.model_states.values()},
         )

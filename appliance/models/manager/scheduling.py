@@ -8,7 +8,8 @@ import asyncio
 from appliance.base.clock import Clock
 from appliance.base.logs import get_logger
 from appliance.base.tasks import Tasks
-from appliance.models.manager.errors import ModelFailed, NoMemory, PlacesPinned
+from appliance.models.manager.errors import AllPinned, InsufficientMemory, ModelFailed
+from appliance.models.manager.events import ManagerEvents
 from appliance.models.manager.readings import StatusView
 from appliance.models.manager.state import Lease, ModelState, Runner
 from appliance.models.runner.load_history import LoadHistory
@@ -45,14 +46,17 @@ class SchedulerLoop(StatusView):
         *,
         loader: Loader,
         memory: Memory,
-        lessons: LoadHistory,
+        history: LoadHistory,
         tasks: Tasks,
         clock: Clock,
+        events: ManagerEvents,
         extra_wait_s: float,
         ageing_s: float,
     ) -> None:
-        super().__init__(catalogue, loader=loader, memory=memory, lessons=lessons, tasks=tasks, clock=clock)
-        self.extra_wait_s, self._ageing_s = extra_wait_s, ageing_s
+        super().__init__(
+            catalogue, loader=loader, memory=memory, history=history, tasks=tasks, clock=clock, events=events
+        )
+        self._extra_wait_s, self._ageing_s = extra_wait_s, ageing_s
         self._is_turning = self._is_closed = False
         self._timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
@@ -71,9 +75,9 @@ class SchedulerLoop(StatusView):
                 step = next_step(self._house(now_s))
                 if isinstance(step, Wait):
                     for alias, reason in step.reasons.items():
-                        self.entries[alias].reason = reason
-                        if reason == NO_ROOM and self.entries[alias].wanted == "restore":
-                            self.entries[
+                        self.model_states[alias].reason = reason
+                        if reason == NO_ROOM and self.model_states[alias].wanted == "restore":
+                            self.model_states[
                                 alias
                             ].wanted = ""  # others have its place by now; whoever asks for it, loads it
                     if step.again_s is not None:
@@ -87,7 +91,7 @@ class SchedulerLoop(StatusView):
 
     def _house(self, now_s: float) -> SchedulerState:
         lines, facts = [], {}
-        for entry in self.entries.values():
+        for entry in self.model_states.values():
             line = entry.line_view(now_s) if (entry.waiters or entry.wanted) and entry.is_known else None
             if line is not None:
                 lines.append(line)
@@ -99,12 +103,12 @@ class SchedulerLoop(StatusView):
                     replicas=entry.model.replicas,
                 )
         residents = [
-            self._resident(runner, self.entries.get(runner.alias), now_s) for runner in self.runners()
+            self._resident(runner, self.model_states.get(runner.alias), now_s) for runner in self.runners()
         ]
         # Memory matters only to those who wait, and most turns are an answer's end with nobody waiting.
         free, total = self._memory(now_s) if lines else ({}, {})
         rules = SchedulerRules(
-            self.catalogue.system.max_concurrent_models, self.extra_wait_s, ageing_s=self._ageing_s
+            self.catalogue.system.max_concurrent_models, self._extra_wait_s, ageing_s=self._ageing_s
         )
         return SchedulerState(lines, residents, facts, free, total, rules)
 
@@ -135,9 +139,9 @@ class SchedulerLoop(StatusView):
 
     def _do(self, step: Step, now_s: float) -> None:
         if isinstance(step, Serve):
-            self._serve(self.entries[step.alias], self._live(step.key), now_s)
+            self._serve(self.model_states[step.alias], self._live(step.key), now_s)
         elif isinstance(step, Start):
-            self._start(self.entries[step.alias], step.devices, now_s)
+            self._start(self.model_states[step.alias], step.devices, now_s)
         elif isinstance(step, Stop):
             runner = self._live(step.key)
             log.info(
@@ -157,11 +161,11 @@ class SchedulerLoop(StatusView):
         elif isinstance(step, Open):
             self._live(step.key).is_closed = False
         elif isinstance(step, Refuse):
-            self._refuse(self.entries[step.alias], step)
+            self._refuse(self.model_states[step.alias], step)
 
     def _gives_way(self, runner: Runner, alias: str, now_s: float) -> None:
-        self.entries[alias].is_owed = True
-        self.entries[runner.alias].turn_ended_s = now_s
+        self.model_states[alias].is_owed = True
+        self.model_states[runner.alias].turn_ended_s = now_s
 
     def _live(self, key: int) -> Runner:
         return next(runner for runner in self.runners() if runner.serial == key)
@@ -195,15 +199,15 @@ class SchedulerLoop(StatusView):
         if step.why == "failed":
             return ModelFailed(entry.alias, reason=entry.failed, attempts=entry.attempts)
         if step.why == "pinned":
-            return PlacesPinned(
+            return AllPinned(
                 entry.alias,
                 places=self.catalogue.system.max_concurrent_models,
-                pinned=[other.alias for other in self.entries.values() if other.is_pinned],
+                pinned=[other.alias for other in self.model_states.values() if other.is_pinned],
             )
-        loaded = [other.alias for other in self.entries.values() if other.present()]
+        loaded = [other.alias for other in self.model_states.values() if other.present()]
         entry.rejected += 1
-        self.on_rejected(entry.alias)
-        return NoMemory(
+        self._events.rejected(entry.alias)
+        return InsufficientMemory(
             entry.alias,
             required_mb=step.need_bytes / MIB,
             available_mb=step.available_bytes / MIB,
@@ -228,7 +232,7 @@ class SchedulerLoop(StatusView):
 
     def _unused(self, lease: Lease) -> None:
         """Take a slot back that nothing was sent to: who it was for had just left."""
-        lease.is_done = True
+        lease.is_released = True
         self._freed(lease.runner)
         self._turn()
 
@@ -243,14 +247,14 @@ class SchedulerLoop(StatusView):
         """A request ended."""
         runner, now_s = lease.runner, self._clock.monotonic_s()
         self._freed(runner)
-        entry = self.entries.get(runner.alias)
+        entry = self.model_states.get(runner.alias)
         if entry is not None:
             entry.processed += 1
             entry.last_used_at_s = runner.last_used_at_s
             if is_ok:
                 entry.attempts = 0
                 entry.error = ""
-        telling = RequestSample(
+        sample = RequestSample(
             runner.alias,
             is_ok,
             now_s - lease.began_s + lease.waited_s,
@@ -259,7 +263,7 @@ class SchedulerLoop(StatusView):
             lease.waited_s,
             self._clock.now_s(),
         )
-        self.tellings.append(telling)
-        self.on_finished(telling)
+        self.samples.append(sample)
+        self._events.finished(sample)
         self.bump(entry)
         self._turn()

@@ -26,7 +26,7 @@ class Runner:
     """One llama-server. Times ending in `_s` are monotonic but for `…_at_s`; memory in bytes by device.
 
     keep_alive_s   what a request wished; None = as configured; negative = for ever
-    is_told_to_go  an eject, or another definition of its model: it is not to be replaced
+    is_stop_requested  an eject, or another definition of its model: it is not to be replaced
     word           starting (nothing listens yet) or loading, while phase is loading
     """
 
@@ -44,7 +44,7 @@ class Runner:
     process: Process | None = None
     active: int = 0
     is_closed: bool = False
-    is_told_to_go: bool = False
+    is_stop_requested: bool = False
     misses: int = 0  # looks at its health that failed in a row
     is_going: bool = False  # somebody sees to its end already
     idle_since_s: float = 0.0
@@ -115,7 +115,7 @@ class Waiter:
 
 
 @dataclass(frozen=True, slots=True)
-class Waiting:
+class WaitStatus:
     """What somebody in line may know. `position` counts from 1; `progress` 0 to 100 of the load; `expected_in_s`: until the model is ready."""
 
     position: int
@@ -127,23 +127,23 @@ class Waiting:
 
 @dataclass(slots=True, eq=False)
 class Lease:
-    """The right to send one request to one llama-server. `done` gives it back; a second call does nothing."""
+    """The right to send one request to one llama-server. `release` gives it back; a second call does nothing."""
 
     runner: Runner
     began_s: float
     waited_s: float
-    settle: "Callable[[Lease, bool, int, int], None]"
-    is_done: bool = False
+    on_release: "Callable[[Lease, bool, int, int], None]"
+    is_released: bool = False
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.runner.port}"
 
-    def done(self, is_ok: bool, *, prompt_tokens: int = 0, completion_tokens: int = 0) -> None:
+    def release(self, *, is_ok: bool, prompt_tokens: int = 0, completion_tokens: int = 0) -> None:
         """Give the slot back, and say how it went."""
-        if not self.is_done:
-            self.is_done = True
-            self.settle(self, is_ok, prompt_tokens, completion_tokens)
+        if not self.is_released:
+            self.is_released = True
+            self.on_release(self, is_ok, prompt_tokens, completion_tokens)
 
 
 @dataclass(slots=True, eq=False)

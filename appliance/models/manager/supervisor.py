@@ -11,6 +11,7 @@ from appliance.base.clock import Clock
 from appliance.base.logs import get_logger
 from appliance.base.tasks import Tasks
 from appliance.base.watch import Watched
+from appliance.models.manager.events import ManagerEvents
 from appliance.models.manager.model_file import look_at_file
 from appliance.models.manager.state import ModelState, Runner
 from appliance.models.runner.load_history import LoadHistory
@@ -34,8 +35,7 @@ CAUTION = 1.05  # of a need that was measured
 
 
 class RunnerSupervisor:
-    """What the manager stands on. `on_finished`, `on_rejected`, `on_loaded`, `on_ejected`: what the metrics want to know; `on_gone`: for
-    whoever keeps something of a llama-server."""
+    """What the manager stands on."""
 
     def __init__(
         self,
@@ -43,21 +43,19 @@ class RunnerSupervisor:
         *,
         loader: Loader,
         memory: Memory,
-        lessons: LoadHistory,
+        history: LoadHistory,
         tasks: Tasks,
         clock: Clock,
+        events: ManagerEvents,
     ) -> None:
         self.catalogue = catalogue
         self.changed: Watched[int] = Watched(0)
-        self.entries: dict[str, ModelState] = {}
-        self.tellings: deque[RequestSample] = deque(maxlen=KEPT_SAMPLES)
+        self.model_states: dict[str, ModelState] = {}
+        self.samples: deque[RequestSample] = deque(maxlen=KEPT_SAMPLES)
         self.totals = ManagerCounts()
-        self.loader, self.memory, self.lessons = loader, memory, lessons
-        self.on_finished: Callable[[RequestSample], None] = lambda _: None
-        self.on_rejected: Callable[[str], None] = lambda _: None
-        self.on_loaded: Callable[[str, float], None] = lambda _alias, _seconds: None
-        self.on_ejected: Callable[[str], None] = lambda _: None
-        self.on_gone: Callable[[Runner], None] = lambda _: None
+        self.loader, self.memory, self.history = loader, memory, history
+        self._events = events
+        self._removed_callbacks: list[Callable[[Runner], None]] = []
         self._tasks, self._clock = tasks, clock
         self.clock = clock
         self._serial = 0
@@ -68,6 +66,10 @@ class RunnerSupervisor:
             DeviceView
         ] = []  # for models of which no layer lies on a GPU; read together with the GPUs
         self.ram = memory if not memory.is_gpu else SystemMemory()
+
+    def add_removed_callback(self, callback: Callable[[Runner], None]) -> None:
+        """Call `callback` for each llama-server that has been removed."""
+        self._removed_callbacks.append(callback)
 
     def _turn(self) -> None:
         """Do what must be done now."""
@@ -92,13 +94,13 @@ class RunnerSupervisor:
 
     def need_bytes(self, entry: ModelState) -> int:
         """Give what loading a model takes: as it was seen, else as its header lets expect."""
-        lesson = self.lessons.of(entry.key)
+        lesson = self.history.of(entry.key)
         if lesson is not None and lesson.memory_bytes:
             return round(lesson.memory_bytes * CAUTION)
         return entry.estimate.total if entry.estimate is not None else 0
 
     def expected_load_s(self, entry: ModelState) -> float:
-        return self.lessons.expected_load_s(
+        return self.history.expected_load_s(
             entry.key, entry.header.size_bytes if entry.header is not None else 0
         )
 
@@ -127,7 +129,9 @@ class RunnerSupervisor:
         if not most:
             return set()
         aliases = dict.fromkeys(runner.alias for runner in self._lives.values() if runner.phase != "stopping")
-        loaded = [entry for entry in map(self.entries.get, aliases) if entry is not None and entry.requests]
+        loaded = [
+            entry for entry in map(self.model_states.get, aliases) if entry is not None and entry.requests
+        ]
         return {entry.alias for entry in sorted(loaded, key=lambda entry: -entry.requests)[:most]}
 
     async def _look_at(self, entry: ModelState) -> None:
@@ -197,9 +201,9 @@ class RunnerSupervisor:
             self._ready(runner, entry)
 
     def _gave_up(self, runner: Runner, entry: ModelState, failure: LoadFailed) -> None:
-        is_told_to_go = runner.is_told_to_go
+        is_stop_requested = runner.is_stop_requested
         self._gone(runner, entry)
-        if not is_told_to_go:
+        if not is_stop_requested:
             self._failed(entry, failure.reason, can_retry=failure.can_retry)
         self._turn()
 
@@ -238,13 +242,13 @@ class RunnerSupervisor:
         runner.ready_since_s = runner.idle_since_s = now_s
         runner.load_s = entry.load_s = now_s - runner.began_s
         entry.wanted, entry.failed, entry.misfires = "", "", 0
-        self.lessons.loaded(
+        self.history.loaded(
             entry.key,
             seconds=runner.load_s,
             size_bytes=entry.header.size_bytes if entry.header is not None else 0,
         )
         self._count(loaded=1)
-        self.on_loaded(entry.alias, runner.load_s)
+        self._events.loaded(entry.alias, runner.load_s)
         log.info(
             "model_ready",
             alias=entry.alias,
@@ -324,7 +328,7 @@ class RunnerSupervisor:
         if runner.is_going:
             return
         at_once = is_forced or runner.phase == "loading"
-        runner.is_told_to_go = True
+        runner.is_stop_requested = True
         self._unload(runner, at_once=at_once)
 
     async def cut_off(self, runner: Runner) -> None:
@@ -334,7 +338,7 @@ class RunnerSupervisor:
 
     def _unload(self, runner: Runner, *, at_once: bool = False) -> None:
         runner.phase, runner.is_going = "stopping", True
-        self.bump(self.entries.get(runner.alias))
+        self.bump(self.model_states.get(runner.alias))
         self._tasks.start(self._stop(runner, at_once=at_once), name=f"stop-{runner.port}")
 
     async def _stop(self, runner: Runner, *, at_once: bool = False) -> None:
@@ -346,10 +350,10 @@ class RunnerSupervisor:
         await runner.settled.wait()  # what was about to be spawned is gone too
         # A load right after would else be refused by memory that is only on its way back.
         await wait_back(self.memory, runner.devices, before, sum(runner.memory.values()))
-        entry = self.entries.get(runner.alias)
+        entry = self.model_states.get(runner.alias)
         self._gone(runner, entry)
         self._count(ejects=1)
-        self.on_ejected(runner.alias)
+        self._events.ejected(runner.alias)
         self._turn()
 
     def _gone(self, runner: Runner, entry: ModelState | None) -> None:
@@ -358,7 +362,8 @@ class RunnerSupervisor:
         self._lives.pop(runner.serial, None)
         runner.gone.set()
         self._devices_at_s = -1e9
-        self.on_gone(runner)
+        for callback in self._removed_callbacks:
+            callback(runner)
         self.bump(entry)
 
     def _count(self, *, loads: int = 0, loaded: int = 0, ejects: int = 0, crashes: int = 0) -> None:

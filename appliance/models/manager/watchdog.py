@@ -32,16 +32,16 @@ class Watchdog:
     async def measure(self) -> None:
         """Measure what each takes, and teach the next load."""
         manager = self._manager
-        before = manager.lessons.version
+        before = manager.history.version
         for runner in manager.runners():
             if runner.phase == "ready" and runner.process is not None:
                 is_told = await asyncio.to_thread(self._measure_one, runner)
-                entry = manager.entries.get(runner.alias)
+                entry = manager.model_states.get(runner.alias)
                 # What is only estimated teaches nothing: each load would believe the one before, and add to it.
                 if is_told and entry is not None and runner.phase == "ready":
-                    manager.lessons.took(entry.key, sum(runner.memory.values()))
-        if manager.lessons.version != before:
-            await asyncio.to_thread(manager.lessons.write)
+                    manager.history.took(entry.key, sum(runner.memory.values()))
+        if manager.history.version != before:
+            await asyncio.to_thread(manager.history.write)
 
     def _measure_one(self, runner: "Runner") -> bool:
         """Measure one; give whether the driver tells (blocks)."""
@@ -63,7 +63,7 @@ class Watchdog:
 
     async def _look_at(self, runner: "Runner") -> None:
         manager = self._manager
-        entry = manager.entries.get(runner.alias)
+        entry = manager.model_states.get(runner.alias)
         if entry is None or runner.process is None:
             return
         clock = manager.clock

@@ -145,11 +145,11 @@ class Loader:
         )
         is_well = False
         try:
-            if runner.is_told_to_go:
+            if runner.is_stop_requested:
                 raise LoadFailed("it was told to go before it was started")
             await process.start()
             self.records.add(process.pid, port=port, alias=runner.alias, command=command)
-            if runner.is_told_to_go:
+            if runner.is_stop_requested:
                 raise LoadFailed("it was told to go while it was started")
             await process.ready(float(catalogue.system.wait_ready_sec), on_look)
             is_well = True

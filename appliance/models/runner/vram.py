@@ -149,7 +149,9 @@ def _check(devices: Sequence[int], count: int) -> None:
         )
 
 
-def memory_of(gpu_devices: Sequence[int], *, is_simulated: bool, offloads: bool = True) -> tuple[Memory, str]:
+def pick_memory(
+    gpu_devices: Sequence[int], *, is_simulated: bool, offloads: bool = True
+) -> tuple[Memory, str]:
     """Choose the memory that models are loaded by.
 
     Takes   gpu_devices: as the driver counts; is_simulated: the GPU that is reported here is made up;

@@ -23,12 +23,12 @@ FILE_NAME = "model_status.json"
 
 
 class StatusFile:
-    """Keeps the file at `path` as the board is. One thread writes, in order: no older state ever lands on a newer one."""
+    """Keeps the file at `path` as the manager is. One thread writes, in order: no older state ever lands on a newer one."""
 
-    def __init__(self, board: ModelManagerApi, path: Path, *, every_s: float = EVERY_S) -> None:
+    def __init__(self, manager: ModelManagerApi, path: Path, *, every_s: float = EVERY_S) -> None:
         self.path = path
         self.writes = 0
-        self._board = board
+        self._manager = manager
         self._every_s = every_s
         self._written = b""
         self._has_warned = False
@@ -37,14 +37,14 @@ class StatusFile:
     async def run(self) -> None:
         """Write now, and after each change; changes in quick succession are written once."""
         while True:
-            seen = self._board.changed.version
+            seen = self._manager.changed.version
             await self.write()
             await asyncio.sleep(self._every_s)
-            await self._board.changed.newer(seen)
+            await self._manager.changed.newer(seen)
 
     async def write(self) -> None:
         """Write the present status, unless it is what the file holds."""
-        text = jsons.dumps_pretty(as_file(self._board)).encode()
+        text = jsons.dumps_pretty(as_file(self._manager)).encode()
         await asyncio.get_running_loop().run_in_executor(self._thread, self._replace, text)
 
     async def close(self) -> None:
@@ -74,10 +74,10 @@ class StatusFile:
 
 @asynccontextmanager
 async def keeping_status_file(
-    board: ModelManagerApi, path: Path, *, tasks: Tasks, every_s: float = EVERY_S
+    manager: ModelManagerApi, path: Path, *, tasks: Tasks, every_s: float = EVERY_S
 ) -> AsyncIterator[StatusFile]:
-    """Keep the file while the context is open; what it holds at the end is the board's last state."""
-    file = StatusFile(board, path, every_s=every_s)
+    """Keep the file while the context is open; what it holds at the end is the manager's last state."""
+    file = StatusFile(manager, path, every_s=every_s)
     task = tasks.start(file.run(), name="status-file")
     try:
         yield file

@@ -1,4 +1,4 @@
-"""What the manager counts: the `router_` metrics, and the report of the last five minutes. Readings of a Board, no clock of their own.
+"""What the manager counts: the `router_` metrics, and the report of the last five minutes. Readings of a ModelManagerApi, no clock of their own.
 
 Counters are moved when something happens (Measures); gauges are brought up to date when somebody reads /metrics (measure).
 """
@@ -30,15 +30,15 @@ class RequestStatistics:
     def __init__(self, metrics: RouterMetrics) -> None:
         self._metrics = metrics
 
-    def finished(self, telling: RequestSample) -> None:
+    def finished(self, sample: RequestSample) -> None:
         """Count a request that ended."""
-        model = self._metrics.model(telling.alias)
-        model.by_outcome["success" if telling.is_ok else "error"].inc()
-        model.seconds.observe(telling.seconds)
-        model.queue_wait.observe(telling.queue_s)
-        model.tokens.inc(telling.completion_tokens)
-        model.tokens_in.inc(telling.prompt_tokens)
-        model.tokens_out.inc(telling.completion_tokens)
+        model = self._metrics.model(sample.alias)
+        model.by_outcome["success" if sample.is_ok else "error"].inc()
+        model.seconds.observe(sample.duration_s)
+        model.queue_wait.observe(sample.queue_s)
+        model.tokens.inc(sample.completion_tokens)
+        model.tokens_in.inc(sample.prompt_tokens)
+        model.tokens_out.inc(sample.completion_tokens)
 
     def rejected(self, alias: str) -> None:
         """Count a request that was turned away because the line was full."""
@@ -57,15 +57,15 @@ class RequestStatistics:
         self._metrics.ejects.labels(alias).inc()
 
 
-def measure(board: ModelManagerApi, metrics: RouterMetrics, now_s: float) -> None:
+def measure(manager: ModelManagerApi, metrics: RouterMetrics, now_s: float) -> None:
     """Bring the gauges up to date; rows of models and devices that are gone go, too.
 
     Takes   now_s: seconds since 1970
     """
-    models = board.models()
+    models = manager.models()
     metrics.keep_models({model.alias for model in models})
-    queued = {queue.alias: queue.queue_length for queue in board.queues()}
-    times = _times_by_model(board.telemetry())
+    queued = {queue.alias: queue.queue_length for queue in manager.queues()}
+    times = _times_by_model(manager.telemetry())
     for model in models:
         metrics.active.labels(model.alias).set(model.active)
         metrics.queue_depth.labels(model.alias).set(queued.get(model.alias, 0))
@@ -74,8 +74,8 @@ def measure(board: ModelManagerApi, metrics: RouterMetrics, now_s: float) -> Non
         for family, share in ((metrics.p50, 0.5), (metrics.p95, 0.95), (metrics.p99, 0.99)):
             metrics.show(family, model.alias, percentile(times.get(model.alias, []), share))
     metrics.models_loaded.set(sum(model.status == "ready" for model in models))
-    metrics.uptime.set(max(0.0, now_s - board.server_started_at_s))
-    devices = board.devices()
+    metrics.uptime.set(max(0.0, now_s - manager.server_started_at_s))
+    devices = manager.devices()
     metrics.keep_devices({_label(device) for device in devices})
     for device in devices:
         for family, value in (
@@ -100,7 +100,7 @@ def percentile(ascending: Sequence[float], share: float) -> float | None:
     return ascending[max(0, rank - 1)]
 
 
-def report(board: ModelManagerApi, now_s: float) -> dict[str, Any]:
+def report(manager: ModelManagerApi, now_s: float) -> dict[str, Any]:
     """Sum up the last five minutes.
 
     Gives   {"report_type": "5_minute_aggregation", "generated_at": RFC 3339, "window_s": 300.0,
@@ -120,16 +120,18 @@ def report(board: ModelManagerApi, now_s: float) -> dict[str, Any]:
             Times of no requests are null. MB and GB are 2²⁰ and 2³⁰ bytes.
     Source  system D, `/metrics/report`; `covered_s`, `devices`, p50, p99, queue_wait and the tokens' kinds are ours
     """
-    told = board.telemetry()
-    inside = [one for one in told if now_s - WINDOW_S <= one.at_s <= now_s]
-    uptime_s = max(0.0, now_s - board.server_started_at_s)
-    covered_s = min(WINDOW_S, uptime_s, now_s - told[0].at_s if len(told) >= KEPT_SAMPLES else WINDOW_S)
-    queues, devices = {queue.alias: queue for queue in board.queues()}, board.devices()
+    told = manager.telemetry()
+    inside = [one for one in told if now_s - WINDOW_S <= one.finished_at_s <= now_s]
+    uptime_s = max(0.0, now_s - manager.server_started_at_s)
+    covered_s = min(
+        WINDOW_S, uptime_s, now_s - told[0].finished_at_s if len(told) >= KEPT_SAMPLES else WINDOW_S
+    )
+    queues, devices = {queue.alias: queue for queue in manager.queues()}, manager.devices()
     rows = [
         _model_row(
             model, queues.get(model.alias), [one for one in inside if one.alias == model.alias], covered_s
         )
-        for model in board.models()
+        for model in manager.models()
     ]
     return {
         "report_type": "5_minute_aggregation",
@@ -141,7 +143,7 @@ def report(board: ModelManagerApi, now_s: float) -> dict[str, Any]:
             "duration_seconds": round(WINDOW_S),
         },
         "covered_s": round(covered_s, 1),
-        "server": {"status": board.server_status, "uptime_seconds": round(uptime_s, 1)},
+        "server": {"status": manager.server_status, "uptime_seconds": round(uptime_s, 1)},
         "gpu": _memory_row(devices),
         "devices": [
             {
@@ -211,7 +213,7 @@ def _happened(told: Sequence[RequestSample], covered_s: float) -> dict[str, Any]
             "errors": errors,
             "error_rate_percent": round(errors / len(told) * 100, 2) if told else 0.0,
         },
-        "latency": _spread(one.seconds for one in told),
+        "latency": _spread(one.duration_s for one in told),
         "queue_wait": _spread(one.queue_s for one in told),
         "tokens": {
             "total": read + made,
@@ -255,9 +257,9 @@ def _memory_row(devices: Sequence[DeviceView]) -> dict[str, Any]:
 
 def _times_by_model(told: Sequence[RequestSample]) -> dict[str, list[float]]:
     """Give each model's durations, ascending."""
-    ordered = sorted(told, key=lambda one: (one.alias, one.seconds))
+    ordered = sorted(told, key=lambda one: (one.alias, one.duration_s))
     return {
-        alias: [one.seconds for one in each] for alias, each in groupby(ordered, key=lambda one: one.alias)
+        alias: [one.duration_s for one in each] for alias, each in groupby(ordered, key=lambda one: one.alias)
     }
 
 

@@ -1,4 +1,4 @@
-"""The status objects of system D, made of what the board tells: for the HTTP door, the status file and the status listener alike.
+"""The status objects of system D, made of what the manager tells: for the HTTP door, the status file and the status listener alike.
 
 Ours stand behind system D's fields: why and for how long one must wait, and what keeps a model loaded. Times are RFC 3339 in UTC.
 Source: system D, `/v1/models/status` and `model_status.json`.
@@ -14,29 +14,29 @@ MEBIBYTE = 1 << 20
 GIBIBYTE = 1 << 30
 
 
-def as_status(board: ModelManagerApi) -> dict[str, Any]:
+def as_status(manager: ModelManagerApi) -> dict[str, Any]:
     """Give everything: `{server, models: {alias: model}, summary: {total, by_status: {word: count}}}`."""
-    models = as_models(board)
-    return {"server": as_server(board), "models": models, "summary": summary_of(models)}
+    models = as_models(manager)
+    return {"server": as_server(manager), "models": models, "summary": summary_of(models)}
 
 
-def as_file(board: ModelManagerApi) -> dict[str, Any]:
+def as_file(manager: ModelManagerApi) -> dict[str, Any]:
     """Give what `model_status.json` holds: `{server, models}`."""
-    return {"server": as_server(board), "models": as_models(board)}
+    return {"server": as_server(manager), "models": as_models(manager)}
 
 
-def as_models(board: ModelManagerApi) -> dict[str, dict[str, Any]]:
+def as_models(manager: ModelManagerApi) -> dict[str, dict[str, Any]]:
     """Give every model of the table by its alias."""
-    waiting = {queue.alias: queue for queue in board.queues()}
-    return {view.alias: as_model(view, waiting.get(view.alias)) for view in board.models()}
+    waiting = {queue.alias: queue for queue in manager.queues()}
+    return {view.alias: as_model(view, waiting.get(view.alias)) for view in manager.models()}
 
 
-def as_server(board: ModelManagerApi) -> dict[str, Any]:
+def as_server(manager: ModelManagerApi) -> dict[str, Any]:
     """Give `{status, started_at, updated_at}`."""
     return {
-        "status": board.server_status,
-        "started_at": rfc3339(board.server_started_at_s),
-        "updated_at": rfc3339(board.server_updated_at_s),
+        "status": manager.server_status,
+        "started_at": rfc3339(manager.server_started_at_s),
+        "updated_at": rfc3339(manager.server_updated_at_s),
     }
 
 
@@ -66,7 +66,7 @@ def as_model(view: ModelView, queue: QueueView | None = None) -> dict[str, Any]:
     }
 
 
-def before_board(started_at_s: float) -> dict[str, Any]:
+def before_manager(started_at_s: float) -> dict[str, Any]:
     """Give the status while the table is not read yet: the server is initializing, and there are no models."""
     began = rfc3339(started_at_s)
     return {

@@ -1,4 +1,4 @@
-"""What the manager tells about itself: plain values for the doors, and the promise of who gives them (Board).
+"""What the manager tells about itself: plain values for the doors, and the promise of who gives them (ModelManagerApi).
 
 Status words are system D's: off, starting, loading, ready, loaded (alias of ready), standby (deprecated), stopping, crashed, failed,
 unknown. We give off, starting, loading, ready, stopping, crashed (it will be tried again) and failed (it will not, until reset).
@@ -15,7 +15,7 @@ from appliance.models.table.catalogue import Catalogue
 ModelStatus = Literal["off", "starting", "loading", "ready", "stopping", "crashed", "failed"]
 ServerStatus = Literal["initializing", "ready", "shutting_down"]
 RAM = -1  # the index of system memory among the devices
-KEPT_SAMPLES = 1000  # the latest answers: Board.telemetry() gives no more
+KEPT_SAMPLES = 1000  # the latest answers: ModelManagerApi.telemetry() gives no more
 STATUS_WORDS = (
     "off",
     "starting",
@@ -150,11 +150,11 @@ class RequestSample:
 
     alias: str
     is_ok: bool
-    seconds: float
+    duration_s: float
     prompt_tokens: int = 0
     completion_tokens: int = 0
     queue_s: float = 0.0
-    at_s: float = 0.0
+    finished_at_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +207,7 @@ class ModelManagerApi(Protocol):
 
     def devices(self) -> list[DeviceView]: ...
 
-    def failed(self) -> list[FailedView]: ...
+    def failed_models(self) -> list[FailedView]: ...
 
     def health(self) -> list[HealthView]: ...
 
@@ -232,7 +232,7 @@ class ModelManagerApi(Protocol):
         """
         ...
 
-    def expire(self, alias: str, keep_alive_s: float) -> None:
+    def set_keep_alive(self, alias: str, keep_alive_s: float) -> None:
         """Let a loaded model's stay be `keep_alive_s` from its last request: 0 = it goes as soon as it is idle, negative = never.
 
         Raises  NoSuchModel
