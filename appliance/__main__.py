@@ -98,12 +98,12 @@ def models(arguments: list[str]) -> int:
 def models_schema(arguments: list[str]) -> int:
     """Print the JSON schema of the table."""
     from appliance.base import jsons
-    from appliance.models.table.schema import schema
+    from appliance.models.table.schema import build_schema
 
     if arguments:
         print("usage: appliance models schema", file=sys.stderr)
         return 2
-    print(jsons.dumps_pretty(schema()))
+    print(jsons.dumps_pretty(build_schema()))
     return 0
 
 
@@ -112,8 +112,7 @@ def models_check(arguments: list[str]) -> int:
     from dataclasses import asdict
 
     from appliance.base import jsons
-    from appliance.models.check import as_text
-    from appliance.models.check import check as check_models
+    from appliance.models.check import check_models, render_report
     from appliance.settings import load
 
     if arguments not in ([], ["--json"]):
@@ -126,7 +125,7 @@ def models_check(arguments: list[str]) -> int:
         return os.EX_CONFIG
     report = check_models(settings.catalogue)
     print(
-        jsons.dumps_pretty(asdict(report)) if "--json" in arguments else as_text(report),
+        jsons.dumps_pretty(asdict(report)) if "--json" in arguments else render_report(report),
         end="\n" if "--json" in arguments else "",
     )
     return 0 if report.is_well else os.EX_CONFIG

@@ -52,7 +52,7 @@ from appliance.models.pulls import Pulls
 from appliance.models.status.file import keeping_status_file
 from appliance.models.status.measures import RequestStatistics, measure
 from appliance.models.table.catalogue import read_catalogue
-from appliance.models.table.library import Library
+from appliance.models.table.library import ModelLibrary
 from appliance.reload import Reloader
 from appliance.settings import Settings, download_dir, learn_secrets, load_or_raise
 
@@ -82,7 +82,7 @@ class Appliance:
         self.worker: Worker | None = None
         self.prepared: Prepared | None = None
         self.manager: ModelManager | None = None
-        self.library: Library | None = None
+        self.library: ModelLibrary | None = None
         self.models_door: ManagerHandlers | None = None
         self.pipeline: RequestPipeline  # these three from build_front on
         self.server: HttpServer
@@ -100,7 +100,7 @@ class Appliance:
         self.pulls = Pulls(
             self.jobs,
             home=download_folders(settings).home,
-            lister=self.downloader.offered,
+            lister=self.downloader.list_files,
             clock=self.clock,
             eject=self.eject,
             on_change=self.reread_models,
@@ -242,7 +242,7 @@ async def open_models(appliance: Appliance, stack: AsyncExitStack) -> None:
     )
     if manager is None:
         return
-    appliance.library = Library(
+    appliance.library = ModelLibrary(
         lambda: manager.catalogue.models, tasks=tasks, digests_path=settings.host.state_dir / "digests.json"
     )
     status_path = settings.host.state_dir / "model_status.json"

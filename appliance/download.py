@@ -19,8 +19,8 @@ from appliance.base.errors import ApplianceError, Invalid
 from appliance.base.logs import SECRETS
 from appliance.base.proxies import Proxies
 from appliance.base.settings import Problem, read
-from appliance.download_output import Bar, Lines, flaw_lines, size
-from appliance.downloads.contract import DownloadRequest, DownloadResult, FileFault, shown
+from appliance.download_output import Bar, Lines, render_faults, size
+from appliance.downloads.contract import DownloadRequest, DownloadResult, FileFault, redact_source
 from appliance.downloads.engine import DownloadEngine
 from appliance.downloads.settings import DownloadSettings
 
@@ -171,7 +171,7 @@ async def _act(
     with (
         Lines(is_json=options.json)
         if options.json or not sys.stderr.isatty()
-        else Bar(shown(source or str(folder)))
+        else Bar(redact_source(source or str(folder)))
     ) as show:
         if options.repair:  # 2
             done = await engine.repair(folder, show.progress, config)
@@ -206,7 +206,7 @@ def _verified(flaws: list[FileFault], folder: Path, *, is_json: bool) -> int:
             )
         )
     else:
-        print("\n".join(flaw_lines(flaws)) if flaws else f"{folder} is as it was fetched")
+        print("\n".join(render_faults(flaws)) if flaws else f"{folder} is as it was fetched")
     return 1 if flaws else 0
 
 

@@ -23,11 +23,11 @@ def size(count: float) -> str:
     return f"{count:.1f} TB"
 
 
-def flaw_lines(flaws: Iterable[FileFault]) -> list[str]:
+def render_faults(flaws: Iterable[FileFault]) -> list[str]:
     return [f"{flaw.kind:9} {flaw.path}: {flaw.detail}" for flaw in flaws]
 
 
-def line_of(progress: DownloadProgress) -> str:
+def render_line(progress: DownloadProgress) -> str:
     """Say in a line how far it is."""
     if progress.phase in {"listing", "waiting"}:
         return f"{progress.phase}{f': {progress.note}' if progress.note else ''}"
@@ -67,7 +67,7 @@ class Lines:
         if self._is_json:
             print(jsons.dumps_text({"status": progress.phase} | asdict(progress)), flush=True)
         else:
-            print(line_of(progress), file=sys.stderr, flush=True)
+            print(render_line(progress), file=sys.stderr, flush=True)
 
 
 class Bar:

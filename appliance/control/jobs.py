@@ -11,7 +11,7 @@ from appliance.control.follow import followed
 from appliance.control.v1 import control_pb2 as pb
 from appliance.control.writing import write
 from appliance.downloads.jobs import GATHER_S, DownloadJobs
-from appliance.downloads.request import DownloadFolders, default_folder, read_source, read_wish
+from appliance.downloads.request import DownloadFolders, default_folder, parse_download_request, parse_source
 
 
 class JobCalls(CallGroup):
@@ -25,9 +25,9 @@ class JobCalls(CallGroup):
 
     async def StartDownload(self, request: Any, context: Any) -> Any:
         jobs, folders = self._jobs()
-        source = read_source(named(request.source, "source"))
+        source = parse_source(named(request.source, "source"))
         wish = await asyncio.to_thread(
-            read_wish,
+            parse_download_request,
             source,
             request.output_dir or default_folder(source),
             folders=folders,
@@ -47,7 +47,7 @@ class JobCalls(CallGroup):
             async for job in changes:
                 if job is not None:
                     await write(context, pb.WatchJobResponse(job=to_job(job)))
-                    await asyncio.sleep(GATHER_S if job.is_going else 0)
+                    await asyncio.sleep(GATHER_S if job.is_active else 0)
 
     def _jobs(self) -> tuple[DownloadJobs, DownloadFolders]:
         if self._parts.jobs is None or self._parts.folders is None:

@@ -6,7 +6,7 @@ from appliance.base.errors import Conflict
 from appliance.control.calls import CallGroup, named, within
 from appliance.control.convert import sendable, to_enum, to_timestamp
 from appliance.control.v1 import control_pb2 as pb
-from appliance.downloads.contract import DEFAULT_WORKERS, MOST_WORKERS, DownloadProgress
+from appliance.downloads.contract import DEFAULT_WORKERS, MAX_WORKERS, DownloadProgress
 from appliance.engines.lora.orders import AdapterOrder, AdapterOrders, PendingOrder
 from appliance.engines.lora.readings import AdapterRow
 
@@ -31,7 +31,7 @@ class LoraCalls(CallGroup):
             request.backend,
             request.pinned,
             request.partial,
-            int(within("max_workers", request.max_workers or DEFAULT_WORKERS, 1, MOST_WORKERS)),
+            int(within("max_workers", request.max_workers or DEFAULT_WORKERS, 1, MAX_WORKERS)),
             dict(request.config),
         )
         changed = await self._orders().load(order)

@@ -13,7 +13,7 @@ from typing import Any
 from appliance.base.errors import NotFound
 from appliance.downloads import manifest
 from appliance.downloads.contract import FileFault
-from appliance.downloads.names import target_of
+from appliance.downloads.names import resolve_target
 from appliance.downloads.progress import ProgressMeter
 from appliance.downloads.sources.contract import RemoteFile
 
@@ -27,9 +27,11 @@ class ExistingFiles:
         self, folder: Path, meter: ProgressMeter, threads: ThreadPoolExecutor, expected: Mapping[str, str]
     ) -> None:
         self._folder, self._meter, self._threads, self._expected = folder, meter, threads, expected
-        self._known = manifest.known(folder)
+        self._known = manifest.known_rows(folder)
 
-    async def sort_out(self, files: list[RemoteFile]) -> tuple[list[manifest.ManifestRow], list[RemoteFile]]:
+    async def sort_files(
+        self, files: list[RemoteFile]
+    ) -> tuple[list[manifest.ManifestRow], list[RemoteFile]]:
         """Give the rows of files that are there, and the files that are to be fetched."""
         loop = asyncio.get_running_loop()
         kept, wanted = [], []
@@ -51,7 +53,7 @@ class ExistingFiles:
         1. untouched since it was fetched, and the source tells of the same version    2. of the checksum that the source tells
         3. an object of a store whose ETag is its MD5                                   4. else it is fetched
         """
-        path = target_of(self._folder, file.path)
+        path = resolve_target(self._folder, file.path)
         try:
             found = path.lstat()
         except OSError:
@@ -69,7 +71,7 @@ class ExistingFiles:
         if (
             row is not None
             and is_same
-            and row.stands(self._folder)
+            and row.is_untouched(self._folder)
             and self._expected.get(file.path, row.sha256) == row.sha256
         ):
             return row  # 1
@@ -78,7 +80,7 @@ class ExistingFiles:
             kind, wanted = "md5", file.etag  # 3
         if not wanted:
             return None  # 4
-        digests = digests_of(path, kinds=("sha256", kind))
+        digests = compute_digests(path, kinds=("sha256", kind))
         if digests[kind] != wanted or self._expected.get(file.path, digests["sha256"]) != digests["sha256"]:
             return None  # 4
         return manifest.ManifestRow(
@@ -86,7 +88,7 @@ class ExistingFiles:
         )  # 2
 
 
-def digests_of(path: Path, *, kinds: tuple[str, ...] = ("sha256",)) -> dict[str, str]:
+def compute_digests(path: Path, *, kinds: tuple[str, ...] = ("sha256",)) -> dict[str, str]:
     """Read a file and give its checksums, by kind: sha256, md5, git-sha1. Raises  OSError"""
     size = path.stat().st_size
     makers: dict[str, Callable[[], Any]] = {
@@ -103,13 +105,13 @@ def digests_of(path: Path, *, kinds: tuple[str, ...] = ("sha256",)) -> dict[str,
     return {kind: digest.hexdigest() for kind, digest in running.items()}
 
 
-def flaws_of(folder: Path) -> list[FileFault]:
+def find_faults(folder: Path) -> list[FileFault]:
     """Hold a folder against its manifest, reading every file. Raises  NotFound: there is none"""
     entries = manifest.read(folder)
-    begun = manifest.partial(folder)
+    begun = manifest.partial_bytes(folder)
     if not entries and not begun:
         raise NotFound(f"{folder} has no {manifest.NAME}: nothing is known of a download into it.")
-    found = [flaw for entry in entries for row in entry.files for flaw in _flaws_of(folder, row, begun)]
+    found = [flaw for entry in entries for row in entry.files for flaw in _row_faults(folder, row, begun)]
     named = {flaw.path for flaw in found}
     return found + [
         FileFault(path, "partial", f"{count:,} bytes of it are there, of a download that did not end")
@@ -118,7 +120,7 @@ def flaws_of(folder: Path) -> list[FileFault]:
     ]
 
 
-def _flaws_of(folder: Path, row: manifest.ManifestRow, begun: Mapping[str, int]) -> Iterator[FileFault]:
+def _row_faults(folder: Path, row: manifest.ManifestRow, begun: Mapping[str, int]) -> Iterator[FileFault]:
     """1. not there   2. not as large   3. other contents."""
     path = folder / row.path
     try:
@@ -133,7 +135,7 @@ def _flaws_of(folder: Path, row: manifest.ManifestRow, begun: Mapping[str, int])
         yield FileFault(row.path, "size", f"{size:,} bytes instead of {row.size_bytes:,}")
     else:  # 3
         try:
-            digest = digests_of(path)["sha256"]
+            digest = compute_digests(path)["sha256"]
         except OSError as exc:
             yield FileFault(row.path, "unreadable", f"it cannot be read: {exc.strerror}")
             return

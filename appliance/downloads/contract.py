@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 from urllib.parse import urlsplit
 
-DEFAULT_WORKERS, MOST_WORKERS = 8, 64
+DEFAULT_WORKERS, MAX_WORKERS = 8, 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +74,13 @@ class SourceOffer:
     sha256: str = ""
 
 
-class Lister(Protocol):
+class SourceLister(Protocol):
     """Lists what a source has, without fetching it. Raises as Downloader does."""
 
     async def __call__(self, source: str, config: Mapping[str, str]) -> list[SourceOffer]: ...
 
 
-def shown(source: str) -> str:
+def redact_source(source: str) -> str:
     """Give a source as it may be shown and written down: without user, password and query, which can be a key.
 
     1. a path of this machine: there a question mark is a letter like others    2. an address    3. others, where an @ names a revision

@@ -28,19 +28,19 @@ from appliance.base.tasks import Tasks
 from appliance.downloads import lock as download_lock
 from appliance.downloads import manifest
 from appliance.downloads import names as download_names
-from appliance.downloads.check import ExistingFiles, flaws_of
+from appliance.downloads.check import ExistingFiles, find_faults
 from appliance.downloads.contract import (
-    MOST_WORKERS,
+    MAX_WORKERS,
     DownloadRequest,
     DownloadResult,
     FileFault,
     OnProgress,
     SourceOffer,
-    shown,
+    redact_source,
 )
 from appliance.downloads.part import PartialFile, disk_error
-from appliance.downloads.progress import TELL_S, ProgressMeter
-from appliance.downloads.retry import again
+from appliance.downloads.progress import REPORT_EVERY_S, ProgressMeter
+from appliance.downloads.retry import retry
 from appliance.downloads.rules import DownloadRules
 from appliance.downloads.settings import DownloadSettings
 from appliance.downloads.sources.contract import (
@@ -50,7 +50,7 @@ from appliance.downloads.sources.contract import (
     SourceContext,
     SourceTimeouts,
 )
-from appliance.downloads.sources.table import open_source, split
+from appliance.downloads.sources.table import open_source, split_source
 from appliance.downloads.workers import FetchPlan, TransferWorkers
 
 
@@ -96,14 +96,14 @@ class DownloadEngine:
         """
         return await self._download(wish, on_progress, {})
 
-    async def offered(self, source: str, config: Mapping[str, str]) -> list[SourceOffer]:
+    async def list_files(self, source: str, config: Mapping[str, str]) -> list[SourceOffer]:
         """List what a source has, without fetching it (fetching.Lister).
 
         Raises  as `download`
         """
         wish = DownloadRequest(source, Path("/"), config=config)
         async with self._opened(wish, has_output=False) as (opened, _):
-            listing: Listing = await again(opened.listing, self._patience, lambda _: None)
+            listing: Listing = await retry(opened.listing, self._patience, lambda _: None)
         return [
             SourceOffer(
                 file.path,
@@ -120,7 +120,7 @@ class DownloadEngine:
         """
         self._rules.check_output(folder)
         with ThreadPoolExecutor(2, thread_name_prefix="verify") as threads:
-            return await asyncio.get_running_loop().run_in_executor(threads, flaws_of, folder)
+            return await asyncio.get_running_loop().run_in_executor(threads, find_faults, folder)
 
     async def repair(
         self, folder: Path, on_progress: OnProgress = lambda _: None, config: Mapping[str, str] | None = None
@@ -158,15 +158,15 @@ class DownloadEngine:
     ) -> DownloadResult:
         begun = self._clock.monotonic_s()
         meter, tasks = ProgressMeter(on_progress, self._clock), Tasks()
-        tasks.every(TELL_S, meter.tell_often, name="tell-progress")
+        tasks.every(REPORT_EVERY_S, meter.report_often, name="tell-progress")
         try:
             async with self._opened(wish) as (source, config):
-                meter.tell()
+                meter.report()
                 chosen, pinned = await self._list(source, config, wish, meter)
-                async with download_lock.held(wish.output_dir, meter.wait_for) as has_waited:
+                async with download_lock.holding_lock(wish.output_dir, meter.wait_for) as has_waited:
                     if has_waited:  # that may have taken hours
                         chosen, pinned = await self._list(source, config, wish, meter)
-                    name = asked or shown("://".join(split(wish.source)))
+                    name = asked or redact_source("://".join(split_source(wish.source)))
                     entry = manifest.ManifestEntry(
                         name, pinned, config.get("include", ""), config.get("exclude", "")
                     )
@@ -187,11 +187,11 @@ class DownloadEngine:
         self, wish: DownloadRequest, *, has_output: bool = True
     ) -> AsyncIterator[tuple[DownloadSource, dict[str, str]]]:
         """Open a wish's source, once it is seen that it may be fetched."""
-        if not 1 <= wish.max_workers <= MOST_WORKERS:
-            raise Invalid(f"max_workers must be from 1 to {MOST_WORKERS}.", param="max_workers")
+        if not 1 <= wish.max_workers <= MAX_WORKERS:
+            raise Invalid(f"max_workers must be from 1 to {MAX_WORKERS}.", param="max_workers")
         if has_output:
             self._rules.check_output(wish.output_dir)
-        scheme, address = split(wish.source)
+        scheme, address = split_source(wish.source)
         config = self._rules.config_of(wish, scheme)
         source = open_source(
             scheme,
@@ -215,10 +215,10 @@ class DownloadEngine:
     ) -> tuple[list[RemoteFile], str]:
         """Give the wanted files, their names fit for us, and the source with its revision."""
         meter.enter("listing")
-        listing: Listing = await again(
+        listing: Listing = await retry(
             source.listing, self._patience, lambda why: meter.enter("listing", f"again: {why}")
         )
-        chosen = download_names.wanted(listing.files, config, source=shown(wish.source))
+        chosen = download_names.select_files(listing.files, config, source=redact_source(wish.source))
         download_names.check_names(chosen)
         return chosen, listing.pinned
 
@@ -245,11 +245,11 @@ class DownloadEngine:
         threads = ThreadPoolExecutor(workers + 2, thread_name_prefix="download")
         try:
             checks = ExistingFiles(folder, meter, threads, expected)
-            kept, wanted = await checks.sort_out(files)
+            kept, wanted = await checks.sort_files(files)
             jobs = [
                 FetchPlan(
                     file,
-                    download_names.target_of(folder, file.path),
+                    download_names.resolve_target(folder, file.path),
                     PartialFile(folder / manifest.FOLDER, file, asked=entry.asked),
                     expected.get(file.path, ""),
                 )
@@ -282,7 +282,7 @@ class DownloadEngine:
                     entry, finished_at=rfc3339(self._clock.now_s(), fraction_digits=3), files=tuple(rows)
                 ),
             )
-            manifest.clear(folder, entry.asked)
+            manifest.clear_journal(folder, entry.asked)
         except OSError as exc:
             raise disk_error(exc.filename or folder, exc) from exc
         finally:

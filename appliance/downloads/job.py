@@ -8,10 +8,10 @@ from typing import Any, Literal, get_args
 from appliance.base.clock import rfc3339
 from appliance.downloads.contract import DownloadProgress
 
-State = Literal["queued", "running", "completed", "failed", "cancelled", "interrupted"]
-Kind = Literal["download", "repair"]
-STATES: tuple[str, ...] = get_args(State)
-GOING = frozenset({"queued", "running"})
+JobState = Literal["queued", "running", "completed", "failed", "cancelled", "interrupted"]
+JobKind = Literal["download", "repair"]
+STATES: tuple[str, ...] = get_args(JobState)
+ACTIVE_STATES = frozenset({"queued", "running"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +29,9 @@ class DownloadJob:
     id: str
     source: str
     output_dir: Path
-    state: State
+    state: JobState
     created_at_s: float
-    kind: Kind = "download"
+    kind: JobKind = "download"
     started_at_s: float | None = None
     ended_at_s: float | None = None
     progress: DownloadProgress = field(default_factory=DownloadProgress)
@@ -45,8 +45,8 @@ class DownloadJob:
     seconds: float = 0.0
 
     @property
-    def is_going(self) -> bool:
-        return self.state in GOING
+    def is_active(self) -> bool:
+        return self.state in ACTIVE_STATES
 
     @property
     def percent(self) -> float | None:
@@ -57,7 +57,7 @@ class DownloadJob:
         return min(100.0, 100.0 * self.progress.done_bytes / total) if total else None
 
 
-def as_object(job: DownloadJob) -> dict[str, Any]:
+def job_object(job: DownloadJob) -> dict[str, Any]:
     """Give a job as the doors show it:
     `{id, kind, state, source, output_dir, model, created_at, started_at, ended_at, error, max_workers, config, progress {phase, files,
     files_done, total_bytes, done_bytes, fetched_bytes, rate_bytes_s, percent, now}, files, bytes, seconds}`; null = not known."""
@@ -92,12 +92,12 @@ def as_object(job: DownloadJob) -> dict[str, Any]:
     }
 
 
-def as_row(job: DownloadJob) -> dict[str, Any]:
+def job_to_row(job: DownloadJob) -> dict[str, Any]:
     """Give a job as it is kept in the file."""
     return {**asdict(job), "output_dir": str(job.output_dir)}
 
 
-def from_row(row: Mapping[str, Any]) -> DownloadJob:
+def job_from_row(row: Mapping[str, Any]) -> DownloadJob:
     """Read a kept job back. Raises KeyError, TypeError, ValueError: the row is none."""
     progress = dict(row["progress"])
     values = {

@@ -26,23 +26,23 @@ from appliance.downloads.contract import (
     DownloadRequest,
     DownloadResult,
     FileFault,
-    shown,
+    redact_source,
 )
-from appliance.downloads.job import DownloadJob, Kind
+from appliance.downloads.job import DownloadJob, JobKind
 from appliance.downloads.jobs_file import read_jobs, write_jobs
 from appliance.downloads.request import (
-    credentials_of,
-    missing_credentials,
+    blank_secrets,
+    credential_names,
+    find_missing_credentials,
     public_config,
-    secrets_of,
-    without,
+    secret_texts,
 )
 
 log = get_logger("downloads")
 GATHER_S = 0.1  # for those who follow: progress that comes closer together is told together
-MOST_KEPT = 200
-MOST_GOING = 200  # queued ones counted in
-CANCEL_PATIENCE_S = 10.0
+MAX_KEPT = 200
+MAX_ACTIVE = 200  # queued ones counted in
+CANCEL_WAIT_S = 10.0
 
 
 @dataclass(slots=True)
@@ -99,7 +99,7 @@ class DownloadJobs:
         kept = await asyncio.to_thread(read_jobs, self._path) if self._path else []
         self._jobs = {job.id: job for job in kept}
         for job in kept:
-            if job.is_going or job.state == "interrupted":
+            if job.is_active or job.state == "interrupted":
                 self._take_up(
                     replace(job, state="interrupted", ended_at_s=job.ended_at_s or self._clock.now_s())
                 )
@@ -112,7 +112,7 @@ class DownloadJobs:
         for task in running:
             task.cancel()
         if running:
-            await asyncio.wait(running, timeout=CANCEL_PATIENCE_S)
+            await asyncio.wait(running, timeout=CANCEL_WAIT_S)
         await self._keep()
 
     # ---- seeing
@@ -125,7 +125,7 @@ class DownloadJobs:
         """Give one. Raises NotFound."""
         if job_id not in self._jobs:
             raise NotFound(
-                f"There is no download job {job_id[:100]!r}; the last {MOST_KEPT} are kept.",
+                f"There is no download job {job_id[:100]!r}; the last {MAX_KEPT} are kept.",
                 code="no_such_job",
             )
         return self._jobs[job_id]
@@ -141,14 +141,14 @@ class DownloadJobs:
             if job != told:
                 told = job
                 yield job
-            if not job.is_going:
+            if not job.is_active:
                 return
             await self.changed.newer(seen)
 
     # ---- doing
 
     async def start(
-        self, wish: DownloadRequest, *, kind: Kind = "download", model: str = "", is_kept: bool = True
+        self, wish: DownloadRequest, *, kind: JobKind = "download", model: str = "", is_kept: bool = True
     ) -> DownloadJob:
         """Begin a job, or join the one that does the same; give it once it is kept.
 
@@ -159,22 +159,22 @@ class DownloadJobs:
             raise Unavailable("The appliance stops and begins no download.", code="shutting_down")
         if (same := self._same(wish, kind)) is not None:
             return self._joined(same, wish, model, is_kept=is_kept)
-        if len(self._going) >= MOST_GOING:
+        if len(self._going) >= MAX_ACTIVE:
             raise Exhausted(
-                f"{MOST_GOING} downloads run or wait already; try again when some have ended.",
+                f"{MAX_ACTIVE} downloads run or wait already; try again when some have ended.",
                 code="too_many_jobs",
                 retry_after_s=60,
             )
         job = DownloadJob(
             f"job_{secrets.token_hex(8)}",
-            shown(wish.source),
+            redact_source(wish.source),
             wish.output_dir,
             "queued",
             self._clock.now_s(),
             kind,
             max_workers=wish.max_workers,
             config=public_config(wish.config),
-            needs=credentials_of(wish),
+            needs=credential_names(wish),
             model=model,
         )
         self._replace_interrupted(job)
@@ -230,7 +230,7 @@ class DownloadJobs:
         job, going = self.get(job_id), self._going.get(job_id)
         if going is not None:
             _stop(going)
-            await asyncio.wait({going.task}, timeout=CANCEL_PATIENCE_S)
+            await asyncio.wait({going.task}, timeout=CANCEL_WAIT_S)
         elif job.state == "interrupted":
             self._put(replace(job, state="cancelled"))
         await self._keep()
@@ -243,7 +243,7 @@ class DownloadJobs:
     # ---- one job's life
 
     def _begin(self, job: DownloadJob, wish: DownloadRequest, *, is_kept: bool) -> None:
-        hidden = secrets_of(wish)
+        hidden = secret_texts(wish)
         SECRETS.learn(hidden)  # what others log of it is blanked, too
         self._put(job)
         task = self._tasks.start(self._run(job.id, wish), name=f"download-{job.id}")
@@ -263,7 +263,9 @@ class DownloadJobs:
         except ApplianceError as error:
             return error
         except Exception as exc:
-            log.error("download_broke", job=job_id, error=without(repr(exc), secrets_of(wish)), exc_info=exc)
+            log.error(
+                "download_broke", job=job_id, error=blank_secrets(repr(exc), secret_texts(wish)), exc_info=exc
+            )
             return Internal(
                 f"Something failed inside the appliance while downloading; its log has the details under {job_id}."
             )
@@ -320,9 +322,9 @@ class DownloadJobs:
 
     # ---- which job
 
-    def _same(self, wish: DownloadRequest, kind: Kind) -> DownloadJob | None:
+    def _same(self, wish: DownloadRequest, kind: JobKind) -> DownloadJob | None:
         """Give the job that goes on and does the same, if there is one."""
-        key = (kind, shown(wish.source), wish.output_dir)
+        key = (kind, redact_source(wish.source), wish.output_dir)
         return next(
             (
                 job
@@ -343,7 +345,7 @@ class DownloadJobs:
 
     def _take_up(self, job: DownloadJob) -> None:
         """Let an interrupted job go on, or say why it does not."""
-        missing = missing_credentials(job.needs, self._has_variable)
+        missing = find_missing_credentials(job.needs, self._has_variable)
         if not self._resumes:
             self._put(
                 replace(
@@ -376,7 +378,7 @@ class DownloadJobs:
 
     def _forget_oldest(self) -> None:
         for job_id in [job_id for job_id in self._jobs if job_id not in self._going][
-            : max(0, len(self._jobs) - MOST_KEPT)
+            : max(0, len(self._jobs) - MAX_KEPT)
         ]:
             del self._jobs[job_id]
             self._failures.pop(job_id, None)
@@ -405,7 +407,7 @@ def _hidden(error: ApplianceError, hidden: list[str]) -> ApplianceError:
 
     def clean(value: Any) -> Any:
         if isinstance(value, str):
-            return SECRETS.blank(without(value, hidden))
+            return SECRETS.blank(blank_secrets(value, hidden))
         if isinstance(value, dict):
             return {key: clean(one) for key, one in value.items()}
         return [clean(one) for one in value] if isinstance(value, (list, tuple)) else value

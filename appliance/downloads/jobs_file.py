@@ -7,7 +7,7 @@ from typing import Any
 from appliance.base import jsons
 from appliance.base.files import put
 from appliance.base.logs import get_logger
-from appliance.downloads.job import DownloadJob, as_row, from_row
+from appliance.downloads.job import DownloadJob, job_from_row, job_to_row
 
 log = get_logger("downloads")
 
@@ -26,7 +26,7 @@ def read_jobs(path: Path) -> list[DownloadJob]:
 
 def _read(row: Any, path: Path) -> DownloadJob | None:
     try:
-        return from_row(row)
+        return job_from_row(row)
     except (KeyError, TypeError, ValueError) as exc:
         log.error("job_unreadable", path=str(path), error=repr(exc))
         return None
@@ -35,7 +35,7 @@ def _read(row: Any, path: Path) -> DownloadJob | None:
 def write_jobs(path: Path, jobs: Sequence[DownloadJob]) -> None:
     """Keep the jobs; a folder that cannot be written is told of, and the jobs go on (blocks)."""
     try:
-        put(path, jsons.dumps({"jobs": [as_row(job) for job in jobs]}))
+        put(path, jsons.dumps({"jobs": [job_to_row(job) for job in jobs]}))
     except OSError as exc:
         log.warning(
             "jobs_not_written",

@@ -22,7 +22,7 @@ MODE = 0o600
 
 
 @asynccontextmanager
-async def held(folder: Path, on_wait: Callable[[str], None]) -> AsyncIterator[bool]:
+async def holding_lock(folder: Path, on_wait: Callable[[str], None]) -> AsyncIterator[bool]:
     """Hold the folder's lock.
 
     Takes   on_wait: called while somebody else holds it, with who that is

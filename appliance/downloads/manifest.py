@@ -27,7 +27,7 @@ class ManifestRow:
     digest: str = ""
     modified_ns: int = 0
 
-    def stands(self, folder: Path) -> bool:
+    def is_untouched(self, folder: Path) -> bool:
         """Say whether the file is there, untouched."""
         try:
             found = (folder / self.path).lstat()
@@ -90,7 +90,7 @@ def _fields(entry: ManifestEntry) -> dict[str, Any]:
     return {name: getattr(entry, name) for name in ManifestEntry.__slots__}
 
 
-def known(folder: Path) -> dict[str, ManifestRow]:
+def known_rows(folder: Path) -> dict[str, ManifestRow]:
     """Give the rows of the manifest and of a journal that no manifest has yet, by path."""
     rows = {row.path: row for entry in read(folder) for row in entry.files}
     try:
@@ -106,13 +106,13 @@ def known(folder: Path) -> dict[str, ManifestRow]:
     return rows
 
 
-def note(folder: Path, row: ManifestRow) -> None:
+def append_journal(folder: Path, row: ManifestRow) -> None:
     """Add a file that is done to the journal."""
     with (folder / FOLDER / JOURNAL).open("ab") as file:
         file.write(jsons.dumps(asdict(row)) + b"\n")
 
 
-def clear(folder: Path, asked: str) -> None:
+def clear_journal(folder: Path, asked: str) -> None:
     """Remove the journal, and what earlier downloads of the same source left of files that it does not have any more."""
     own = folder / FOLDER
     states = _states(folder)
@@ -133,7 +133,7 @@ def clear(folder: Path, asked: str) -> None:
         pass  # parts of another source lie there
 
 
-def partial(folder: Path) -> dict[str, int]:
+def partial_bytes(folder: Path) -> dict[str, int]:
     """Give the files that were begun and not finished: path → bytes that are there."""
     found = {}
     for state in _states(folder).values():

@@ -12,7 +12,7 @@ RESERVED = {".lock", ".download", ".download.json"}  # our own, in the output fo
 MOST_BYTES = 255  # of one part of a path, on nearly every file system
 
 
-def why_unsafe(path: str) -> str:
+def find_unsafe_reason(path: str) -> str:
     """Say why a name may not be used; "" = it may.
 
     1. nothing, or characters that are none   2. Windows' separators and drives   3. absolute   4. parts that go up, or nowhere
@@ -40,7 +40,7 @@ def check_names(files: Iterable[RemoteFile]) -> None:
     """Raises  Invalid: a name that no file can have here, one that comes twice, or one that is a folder of another"""
     seen: set[str] = set()
     for file in files:
-        if why := why_unsafe(file.path):
+        if why := find_unsafe_reason(file.path):
             raise Invalid(
                 f"The source has a file named {file.path[:200]!r}, which cannot be written: {why}.",
                 code="unsafe_name",
@@ -58,7 +58,7 @@ def check_names(files: Iterable[RemoteFile]) -> None:
                 )
 
 
-def wanted(files: Iterable[RemoteFile], config: Mapping[str, str], *, source: str) -> list[RemoteFile]:
+def select_files(files: Iterable[RemoteFile], config: Mapping[str, str], *, source: str) -> list[RemoteFile]:
     """Choose the files by `include` and `exclude`, patterns as of a shell, `*` for any text, also over folders.
 
     Raises  NotFound: nothing is there, or nothing is chosen
@@ -89,7 +89,7 @@ def _matches(path: str, patterns: list[str]) -> bool:
     return any(fnmatchcase(path, pattern) for pattern in patterns)
 
 
-def target_of(folder: Path, path: str) -> Path:
+def resolve_target(folder: Path, path: str) -> Path:
     """Give where a file is written.
 
     Raises  Forbidden: a link in the output folder leads out of it

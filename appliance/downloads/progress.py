@@ -7,7 +7,7 @@ from appliance.base.clock import Clock
 from appliance.base.errors import ApplianceError
 from appliance.downloads.contract import DownloadProgress, OnProgress
 
-TELL_S = 0.25
+REPORT_EVERY_S = 0.25
 RATE_OVER_S = 5.0
 
 
@@ -30,7 +30,7 @@ class ProgressMeter:
 
     def enter(self, phase: str, note: str = "") -> None:
         self.phase, self.note = phase, note
-        self.tell()
+        self.report()
 
     def wait_for(self, who: str) -> None:
         self.enter("waiting", f"{who} fetches into the same folder")
@@ -47,10 +47,10 @@ class ProgressMeter:
         if not self.now[path]:
             del self.now[path]
 
-    async def tell_often(self) -> None:
-        self.tell()
+    async def report_often(self) -> None:
+        self.report()
 
-    def tell(self) -> None:
+    def report(self) -> None:
         found = DownloadProgress(
             self.files,
             self.files_done,
@@ -80,9 +80,9 @@ class ProgressMeter:
         )
 
 
-def first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
+def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
     """Give the error that ended a group of workers: one of ours before others."""
     errors: list[BaseException] = []
     for error in group.exceptions:
-        errors.append(first_of(error) if isinstance(error, BaseExceptionGroup) else error)
+        errors.append(first_error(error) if isinstance(error, BaseExceptionGroup) else error)
     return next((error for error in errors if isinstance(error, ApplianceError)), errors[0])

@@ -13,10 +13,10 @@ from urllib.parse import parse_qsl, urlsplit
 from appliance.base import jsons
 from appliance.base.errors import Forbidden, Invalid
 from appliance.base.logs import BLANK
-from appliance.downloads.contract import DEFAULT_WORKERS, MOST_WORKERS, DownloadRequest, shown
+from appliance.downloads.contract import DEFAULT_WORKERS, MAX_WORKERS, DownloadRequest, redact_source
 
-LONGEST_SOURCE = 2048
-LEAST_SECRET = 4  # characters: a shorter text is too common to be blanked wherever it stands
+MAX_SOURCE_CHARS = 2048
+MIN_SECRET_CHARS = 4  # characters: a shorter text is too common to be blanked wherever it stands
 # Keys of `config` that may be seen and kept; any other, known or not, is taken for a secret.
 PUBLIC_KEYS = frozenset(
     {
@@ -41,7 +41,7 @@ VARIABLES_OF = {
     "access_key": ("ACCESS_KEY",),
     "secret_key": ("SECRET_KEY",),
 }
-QUERY = (
+SIGNED_QUERY = (
     "the query of its address"  # as the name of a credential: what stands behind the ? of a signed address
 )
 
@@ -53,7 +53,7 @@ class DownloadFolders:
     home: Path
     others: tuple[Path, ...] = ()
 
-    def inside(self, text: str) -> Path:
+    def resolve_folder(self, text: str) -> Path:
         """Give the folder that a caller names, symbolic links followed (blocks).
 
         Raises  Invalid: it is no path · Forbidden: it is outside
@@ -79,7 +79,7 @@ class DownloadFolders:
         return path
 
 
-def read_wish(
+def parse_download_request(
     source: str | None,
     output_dir: str | None,
     *,
@@ -98,32 +98,34 @@ def read_wish(
             raise Invalid(f"`{name}` is required.", param=name, code="missing_required_parameter")
     assert source is not None
     assert output_dir is not None
-    workers = read_workers(max_workers)
-    return DownloadRequest(read_source(source), folders.inside(output_dir), workers, read_config(config))
+    workers = parse_max_workers(max_workers)
+    return DownloadRequest(
+        parse_source(source), folders.resolve_folder(output_dir), workers, parse_config(config)
+    )
 
 
-def read_workers(value: int | None) -> int:
+def parse_max_workers(value: int | None) -> int:
     """Give `max_workers`; None = as usual.
 
     Raises  Invalid
     """
     workers = DEFAULT_WORKERS if value is None else value
-    if not 1 <= workers <= MOST_WORKERS:
+    if not 1 <= workers <= MAX_WORKERS:
         raise Invalid(
-            f"`max_workers` must be from 1 to {MOST_WORKERS}, not {workers}.",
+            f"`max_workers` must be from 1 to {MAX_WORKERS}, not {workers}.",
             param="max_workers",
             code="out_of_range",
         )
     return workers
 
 
-def read_source(text: str) -> str:
+def parse_source(text: str) -> str:
     """Give a source with its scheme; a bare `ns/repo` is Hugging Face's.
 
     Raises  Invalid: it is none, or has a user or password in it (which is not repeated)
     """
     text = text.strip()
-    if not text or len(text) > LONGEST_SOURCE or not text.isprintable() or " " in text:
+    if not text or len(text) > MAX_SOURCE_CHARS or not text.isprintable() or " " in text:
         raise Invalid(
             "`source` must be an address such as hf://namespace/repository or s3://bucket/path.",
             param="source",
@@ -133,7 +135,7 @@ def read_source(text: str) -> str:
     if not found:
         scheme, rest = "hf", text
     whole = f"{scheme.lower()}://{rest}"
-    if _has_user(whole):
+    if _has_user_info(whole):
         raise Invalid(
             "`source` has a user or a password in it. Leave them out, and give credentials in `config`.",
             param="source",
@@ -144,11 +146,11 @@ def read_source(text: str) -> str:
 
 def default_folder(source: str) -> str:
     """Give the folder, relative to that for downloads, where a source goes that is given none: `hf/ns/repo`."""
-    scheme, _, rest = shown(source).partition("://")
+    scheme, _, rest = redact_source(source).partition("://")
     return "/".join([scheme, *(piece for piece in rest.split("/") if piece not in {"", ".", ".."})])
 
 
-def read_config(value: Any) -> dict[str, str]:
+def parse_config(value: Any) -> dict[str, str]:
     """Give `config` as texts by name, whether it came as an object or as JSON text; null and empty values are left out.
 
     Raises  Invalid; it never repeats a value
@@ -162,9 +164,11 @@ def read_config(value: Any) -> dict[str, str]:
         return {}
     if not isinstance(value, Mapping):
         raise Invalid("`config` must be an object, or one as JSON text.", param="config", code="invalid_type")
-    found = {str(key): _text(str(key), one) for key, one in value.items() if one is not None and one != ""}
+    found = {
+        str(key): _config_text(str(key), one) for key, one in value.items() if one is not None and one != ""
+    }
     for key in ("hf_endpoint", "endpoint", "ms_endpoint"):
-        if _has_user(found.get(key, "")):
+        if _has_user_info(found.get(key, "")):
             raise Invalid(
                 f"`config.{key}` has a user or a password in it; give credentials under their own names.",
                 param=f"config.{key}",
@@ -173,7 +177,7 @@ def read_config(value: Any) -> dict[str, str]:
     return found
 
 
-def _text(key: str, value: Any) -> str:
+def _config_text(key: str, value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str) or (isinstance(value, (int, float)) and math.isfinite(value)):
@@ -191,7 +195,7 @@ def _text(key: str, value: Any) -> str:
     )
 
 
-def _has_user(address: str) -> bool:
+def _has_user_info(address: str) -> bool:
     return "@" in address.partition("://")[2].partition("/")[0].partition("?")[0]
 
 
@@ -203,28 +207,28 @@ def public_config(config: Mapping[str, str]) -> dict[str, str]:
     return {key: value for key, value in config.items() if key in PUBLIC_KEYS}
 
 
-def credentials_of(wish: DownloadRequest) -> tuple[str, ...]:
+def credential_names(wish: DownloadRequest) -> tuple[str, ...]:
     """Name the credentials that came with a wish, not their values."""
-    signed = (QUERY,) if shown(wish.source) != wish.source else ()
+    signed = (SIGNED_QUERY,) if redact_source(wish.source) != wish.source else ()
     return tuple(key for key in wish.config if key not in PUBLIC_KEYS) + signed
 
 
-def secrets_of(wish: DownloadRequest) -> list[str]:
+def secret_texts(wish: DownloadRequest) -> list[str]:
     """Give every text of a wish that must be seen nowhere, the longest first."""
     parts = urlsplit(wish.source)
     texts = [value for key, value in wish.config.items() if key not in PUBLIC_KEYS]
     texts += [parts.query, parts.fragment, *(value for _, value in parse_qsl(parts.query))]
-    return sorted({text for text in texts if len(text) >= LEAST_SECRET}, key=len, reverse=True)
+    return sorted({text for text in texts if len(text) >= MIN_SECRET_CHARS}, key=len, reverse=True)
 
 
-def without(text: str, secrets: list[str]) -> str:
+def blank_secrets(text: str, secrets: list[str]) -> str:
     """Blank `secrets` in a text."""
     for secret in secrets:
         text = text.replace(secret, BLANK)
     return text
 
 
-def missing_credentials(needs: tuple[str, ...], has_variable: Callable[[str], bool]) -> list[str]:
+def find_missing_credentials(needs: tuple[str, ...], has_variable: Callable[[str], bool]) -> list[str]:
     """Say which credentials of an earlier run are not in the environment, with the variables that would have them."""
 
     def told(name: str) -> str:

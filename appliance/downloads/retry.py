@@ -42,7 +42,7 @@ class RetryCounter:
         )
 
 
-async def again(
+async def retry(
     ask: Callable[[], Awaitable[Given]], patience: SourceTimeouts, on_failure: Callable[[str], None]
 ) -> Given:
     """Ask until there is an answer, or asking again cannot help.

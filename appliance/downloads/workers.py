@@ -17,7 +17,7 @@ from appliance.base.clock import Clock
 from appliance.base.errors import ApplianceError, UpstreamFailed
 from appliance.downloads import manifest
 from appliance.downloads.part import BLOCK_BYTES, PartialFile, disk_error
-from appliance.downloads.progress import ProgressMeter, first_of
+from appliance.downloads.progress import ProgressMeter, first_error
 from appliance.downloads.retry import RetryCounter
 from appliance.downloads.sources.contract import (
     DownloadSource,
@@ -48,7 +48,7 @@ class FetchPlan:
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class FilePiece:
     job: FetchPlan
     start: int
     end: int | None  # None = to the end of a file whose size is not known
@@ -94,7 +94,7 @@ class TransferWorkers:
                 for _ in range(min(self._workers, max(len(self._line), 1))):
                     group.create_task(self._work())
         except BaseExceptionGroup as exc:
-            raise first_of(exc) from exc
+            raise first_error(exc) from exc
         finally:
             await self._in_thread(
                 self._close_parts
@@ -107,21 +107,21 @@ class TransferWorkers:
             except OSError:
                 pass  # what was written down before counts
 
-    def _pieces_of(self, job: FetchPlan) -> list[Piece]:
+    def _pieces_of(self, job: FetchPlan) -> list[FilePiece]:
         """Cut what is missing of a file into pieces: 1. nothing is missing   2. one to the end   3. several."""
         size, generation = job.remote.size_bytes, job.generation
         if size is None:  # 2
             job.part.done.all.clear()
-            pieces = [Piece(job, 0, None, generation)]
+            pieces = [FilePiece(job, 0, None, generation)]
         elif not (gaps := job.part.done.missing(size)):  # 1
-            pieces = [Piece(job, size, size, generation)]
+            pieces = [FilePiece(job, size, size, generation)]
         elif not self._source.can_range:  # 2
             job.part.done.all.clear()
-            pieces = [Piece(job, 0, size, generation)]
+            pieces = [FilePiece(job, 0, size, generation)]
         else:  # 3
             step = self._step(size)
             pieces = [
-                Piece(job, at, min(at + step, end), generation)
+                FilePiece(job, at, min(at + step, end), generation)
                 for start, end in gaps
                 for at in range(start, end, step)
             ]
@@ -148,7 +148,7 @@ class TransferWorkers:
             finally:
                 self._meter.end(piece.job.remote.path)
 
-    async def _piece(self, piece: Piece) -> None:
+    async def _piece(self, piece: FilePiece) -> None:
         """Fetch one piece, again from where it broke off; the worker with a file's last piece finishes the file."""
         job, at, furthest = piece.job, piece.start, piece.start
         if not job.is_open:
@@ -192,7 +192,7 @@ class TransferWorkers:
         self._meter.note = f"again in {pause:.1f} s: {_named(job, exc).message}"
         return pause
 
-    async def _stream(self, piece: Piece, at: int) -> int:
+    async def _stream(self, piece: FilePiece, at: int) -> int:
         """Fetch and write from `at` on; give where it ended. What came before an error is written, too."""
         job = piece.job
         blocks: list[bytes] = []
@@ -227,7 +227,7 @@ class TransferWorkers:
             raise Interrupted(f"the answer ended {piece.end - at} bytes early")
         return at
 
-    async def _begin_anew(self, piece: Piece) -> Piece:
+    async def _begin_anew(self, piece: FilePiece) -> FilePiece:
         """Fetch a file whole and in one go from its beginning: the server gives no parts, or the parts cannot be trusted."""
         job = piece.job
         self._check(piece)
@@ -236,7 +236,7 @@ class TransferWorkers:
         self._line = deque(other for other in self._line if other.job is not job)
         self._meter.done_bytes -= job.part.done.total()
         await self._in_thread(job.part.restart)
-        return Piece(job, 0, job.remote.size_bytes, job.generation)
+        return FilePiece(job, 0, job.remote.size_bytes, job.generation)
 
     async def _finish(self, job: FetchPlan) -> None:
         """Hold a file against its checksum, and give it its name."""
@@ -253,7 +253,7 @@ class TransferWorkers:
         )
         if wrong is not None:
             if job.was_resumed:  # what an earlier run left may be at fault: once again, from the beginning
-                await self._begin_anew(Piece(job, 0, remote.size_bytes, job.generation))
+                await self._begin_anew(FilePiece(job, 0, remote.size_bytes, job.generation))
                 self._line.extend(self._pieces_of(job))
                 return
             await self._in_thread(job.part.discard)
@@ -275,13 +275,13 @@ class TransferWorkers:
         row = manifest.ManifestRow(
             job.remote.path, found.st_size, sha256, job.remote.etag, job.remote.digest, found.st_mtime_ns
         )
-        manifest.note(
+        manifest.append_journal(
             self._folder, row
         )  # first: a row without its file is harmless, a file without its row is fetched again
         job.part.finish(job.target)
         self.rows.append(row)
 
-    def _check(self, piece: Piece) -> None:
+    def _check(self, piece: FilePiece) -> None:
         if piece.generation != piece.job.generation:
             raise Superseded
 
@@ -289,7 +289,7 @@ class TransferWorkers:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
 
 
-def _reached(job: FetchPlan, piece: Piece, begun: int) -> int:
+def _reached(job: FetchPlan, piece: FilePiece, begun: int) -> int:
     """Give up to where a piece is written, seen from where its stream began."""
     return next(
         (min(end, piece.end or end) for start, end in job.part.done.all if start <= begun < end), begun

@@ -12,9 +12,9 @@ from typing import Any
 from appliance.base.errors import ApplianceError, Conflict, Invalid
 from appliance.base.sse import SSE
 from appliance.downloads.contract import DownloadRequest
-from appliance.downloads.job import DownloadJob, as_object
+from appliance.downloads.job import DownloadJob, job_object
 from appliance.downloads.jobs import GATHER_S, DownloadJobs
-from appliance.downloads.request import DownloadFolders, read_config, read_wish
+from appliance.downloads.request import DownloadFolders, parse_config, parse_download_request
 from appliance.front.manager.feeds import event, event_of_error
 from appliance.front.openai.handlers import HEARTBEAT, SSE_HEADERS
 from appliance.front.pipeline.access import Access
@@ -103,7 +103,7 @@ class DownloadHandlers:
         body = read_object(request.body)
         check_types(body, TYPES)
         wish = await asyncio.to_thread(
-            read_wish,
+            parse_download_request,
             body.get("source"),
             body.get("output_dir"),
             folders=self._folders(),
@@ -151,15 +151,15 @@ class DownloadHandlers:
 
     async def jobs(self, request: Request) -> Response:
         """GET /v1/jobs: `{jobs: [{id, state, …}]}`, newest first, see as_object."""
-        return json_response({"jobs": [as_object(job) for job in self._jobs.all()]})
+        return json_response({"jobs": [job_object(job) for job in self._jobs.all()]})
 
     async def job(self, request: Request) -> Response:
         """GET /v1/jobs/{id}: one of them."""
-        return json_response(as_object(self._jobs.get(request.params["id"])))
+        return json_response(job_object(self._jobs.get(request.params["id"])))
 
     async def cancel(self, request: Request) -> Response:
         """DELETE /v1/jobs/{id}: cancels it and gives it as it is then; what was fetched stays for the next time."""
-        return json_response(as_object(await self._jobs.cancel(request.params["id"])))
+        return json_response(job_object(await self._jobs.cancel(request.params["id"])))
 
     async def stream(self, request: Request) -> Response:
         """GET /v1/jobs/{id}/stream: `progress` events (the job object), the last one called completed, failed, cancelled or interrupted."""
@@ -174,8 +174,8 @@ class DownloadHandlers:
 
     async def _feed(self, job_id: str) -> AsyncGenerator[bytes, None]:
         async for job in self._jobs.follow(job_id):
-            yield event("progress" if job.is_going else job.state, as_object(job))
-            if job.is_going:
+            yield event("progress" if job.is_active else job.state, job_object(job))
+            if job.is_active:
                 await asyncio.sleep(self._gather_s)
 
     # ---- folders
@@ -197,7 +197,7 @@ class DownloadHandlers:
         folder = await self._folder(body)
         is_async = bool(body.get("async_download"))
         job = await self._jobs.start(
-            DownloadRequest("", folder, config=read_config(body.get("config"))),
+            DownloadRequest("", folder, config=parse_config(body.get("config"))),
             kind="repair",
             is_kept=is_async,
         )
@@ -224,12 +224,12 @@ class DownloadHandlers:
         text = body.get("output_dir")
         if not text:
             raise Invalid("`output_dir` is required.", param="output_dir", code="missing_required_parameter")
-        folder = await asyncio.to_thread(self._folders().inside, text)
+        folder = await asyncio.to_thread(self._folders().resolve_folder, text)
         going = next(
             (
                 job
                 for job in self._jobs.all()
-                if job.is_going and job.kind == "download" and job.output_dir == folder
+                if job.is_active and job.kind == "download" and job.output_dir == folder
             ),
             None,
         )

@@ -8,7 +8,7 @@ from typing import Any
 from appliance.base import jsons
 from appliance.base.clock import rfc3339
 from appliance.base.errors import ApplianceError, Invalid, Kind
-from appliance.downloads.request import read_config, read_workers
+from appliance.downloads.request import parse_config, parse_max_workers
 from appliance.engines.lora.adapters import AdapterChange
 from appliance.engines.lora.orders import AdapterOrder, AdapterOrders, PendingOrder
 from appliance.engines.lora.readings import AdapterRow
@@ -151,7 +151,7 @@ def read_order(body: dict[str, Any]) -> AdapterOrder:
 
     Raises  Invalid
     """
-    workers = read_workers(body.get("max_workers"))
+    workers = parse_max_workers(body.get("max_workers"))
     texts = {key: body.get(key) or "" for key in ("source", "output_dir", "base_model", "backend")}
     return AdapterOrder(
         _named(body),
@@ -160,7 +160,7 @@ def read_order(body: dict[str, Any]) -> AdapterOrder:
         is_pinned=bool(body.get("pinned")),
         is_partial=bool(body.get("partial")),
         max_workers=workers,
-        config=read_config(body.get("config")),
+        config=parse_config(body.get("config")),
     )
 
 

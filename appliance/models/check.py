@@ -8,15 +8,22 @@ from typing import Any
 from appliance.models.runner.loader import look_at_program
 from appliance.models.settings import FIRST_PORT
 from appliance.models.table.catalogue import Catalogue, Model
-from appliance.models.table.command import BadCommand, Flags, command_line, is_lockable, kind_of, slots_of
-from appliance.models.table.estimate import MIB, memory_of
-from appliance.models.table.gguf import BadGguf, GgufHeader, parts_of, read_header, size_of
+from appliance.models.table.command import (
+    Flags,
+    InvalidCommand,
+    build_command,
+    is_lockable,
+    model_kind,
+    slot_count,
+)
+from appliance.models.table.estimate import MIB, estimate_memory
+from appliance.models.table.gguf import GgufHeader, InvalidGguf, gguf_parts, gguf_size_bytes, read_header
 
 DRAFT_TOKENS = 128  # by which llama.cpp lets the vocabularies of a model and of its draft differ
 
 
 @dataclass(slots=True)
-class Checked:
+class ModelCheck:
     """What was found out about one model. `problem` is "" where it could be run; sizes in bytes."""
 
     alias: str
@@ -32,14 +39,14 @@ class CheckReport:
 
     server: str
     server_problem: str
-    models: list[Checked]
+    models: list[ModelCheck]
 
     @property
     def is_well(self) -> bool:
         return not self.server_problem and not any(one.problem for one in self.models)
 
 
-def check(catalogue: Catalogue) -> CheckReport:
+def check_models(catalogue: Catalogue) -> CheckReport:
     """Look at the llama-server and at every model's file."""
     program = look_at_program(catalogue.llama_server)
     flags = None if program.problem else program.flags
@@ -50,9 +57,9 @@ def check(catalogue: Catalogue) -> CheckReport:
     )
 
 
-def _look_at(model: Model, catalogue: Catalogue, server: str, flags: Flags | None) -> Checked:
+def _look_at(model: Model, catalogue: Catalogue, server: str, flags: Flags | None) -> ModelCheck:
     """Look at one model's files. `flags` None: the server is of no use, so that there is no command line."""
-    found = Checked(model.alias, str(model.path))
+    found = ModelCheck(model.alias, str(model.path))
     headers: dict[str, GgufHeader] = {}
     for key, path in model.files.items():
         header, problem = _read(path)
@@ -65,17 +72,17 @@ def _look_at(model: Model, catalogue: Catalogue, server: str, flags: Flags | Non
     found.facts = _facts(model, catalogue, headers, flags)
     if flags is not None and not found.problem:
         try:
-            found.command = command_line(
+            found.command = build_command(
                 server, model, catalogue.system, flags, port=FIRST_PORT, header=headers["model_path"]
             )
-        except BadCommand as exc:
+        except InvalidCommand as exc:
             found.problem = str(exc)
     return found
 
 
 def _read(path: Path) -> tuple[GgufHeader | None, str]:
     """Read one file's header; give (it, ""), or (None, what is wrong). Adapters of old, .bin, have none to read."""
-    for part in parts_of(path):
+    for part in gguf_parts(path):
         if not part.is_file():
             return (
                 None,
@@ -87,7 +94,7 @@ def _read(path: Path) -> tuple[GgufHeader | None, str]:
         return (read_header(path) if path.suffix.lower() == ".gguf" else None), ""
     except OSError as exc:
         return None, f"the file cannot be read: {exc.strerror or exc}"
-    except BadGguf as exc:
+    except InvalidGguf as exc:
         return None, f"the file is no model: {exc}"
 
 
@@ -107,16 +114,16 @@ def _facts(
     model: Model, catalogue: Catalogue, headers: dict[str, GgufHeader], flags: Flags | None
 ) -> dict[str, Any]:
     header, params = headers["model_path"], model.params
-    memory = memory_of(model, catalogue.system, header)
+    memory = estimate_memory(model, catalogue.system, header)
     return {
         "name": header.name,
         "architecture": header.architecture,
         "quantization": header.quantization,
-        "size_bytes": size_of(model.path),
-        "kind": kind_of(model, header),
+        "size_bytes": gguf_size_bytes(model.path),
+        "kind": model_kind(model, header),
         "trained_context_tokens": header.context_tokens,
         "context_tokens": params.n_ctx,
-        "slots": slots_of(model, catalogue.system),
+        "slots": slot_count(model, catalogue.system),
         "replicas": model.replicas,
         "pinned": model.pinned,
         "files": {key: str(path) for key, path in model.files.items() if key != "model_path"},
@@ -135,7 +142,7 @@ def _notes(
 ) -> list[str]:
     """What works, but not as one might think."""
     header, params, system = headers["model_path"], model.params, catalogue.system
-    slots, wanted = slots_of(model, system), params.parallel_override or system.parallel_requests
+    slots, wanted = slot_count(model, system), params.parallel_override or system.parallel_requests
     notes = []
     if header.context_tokens and params.n_ctx > header.context_tokens:
         notes.append(f"n_ctx is more than the {header.context_tokens} tokens that it was trained with")
@@ -151,7 +158,7 @@ def _notes(
     return notes
 
 
-def as_text(report: CheckReport) -> str:
+def render_report(report: CheckReport) -> str:
     """Write the report for people."""
     lines = [
         f"llama-server: {report.server or '-'}"

@@ -43,7 +43,7 @@ class PullName:
         return f"hf://{self.repository}"
 
 
-def parse_pull(name: str) -> PullName | None:
+def parse_pull_name(name: str) -> PullName | None:
     """Read a name; None = it does not name a model on Hugging Face.
 
     Raises  Invalid: it begins like one and is none
@@ -67,7 +67,7 @@ def parse_pull(name: str) -> PullName | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class PullFiles:
     """The files that a name means: those of the model (parts in their order), and its projector for images where there is one."""
 
     model: tuple[SourceOffer, ...]
@@ -83,7 +83,7 @@ class Choice:
         return None if None in sizes else sum(size or 0 for size in sizes)
 
 
-def choose(offered: Iterable[SourceOffer], tag: str) -> Choice:
+def choose_files(offered: Iterable[SourceOffer], tag: str) -> PullFiles:
     """Choose the files that a tag means.
 
     1. the file whose very name it is                  2. the one in whose name it stands as a word: the shortest such name
@@ -114,7 +114,7 @@ def choose(offered: Iterable[SourceOffer], tag: str) -> Choice:
     projectors = {
         stem: files for stem, files in groups.items() if PurePosixPath(stem).name.lower().startswith("mmproj")
     }
-    return Choice(tuple(models[found]), _projector(projectors))
+    return PullFiles(tuple(models[found]), _projector(projectors))
 
 
 def _groups(offered: Iterable[SourceOffer]) -> dict[str, list[SourceOffer]]:

@@ -13,12 +13,12 @@ from pathlib import Path
 from appliance.base.clock import Clock
 from appliance.base.errors import ApplianceError, Conflict, Invalid, NoSuchModel
 from appliance.base.logs import get_logger
-from appliance.downloads.contract import DownloadRequest, Lister
+from appliance.downloads.contract import DownloadRequest, SourceLister
 from appliance.downloads.job import DownloadJob
 from appliance.downloads.jobs import DownloadJobs
-from appliance.models.pull_name import Choice, PullName, choose
-from appliance.models.table.gguf import BadGguf, read_header
-from appliance.models.table.pulled import Pulled, add_pulled, read_pulled, remove_pulled
+from appliance.models.pull_name import PullFiles, PullName, choose_files
+from appliance.models.table.gguf import InvalidGguf, read_header
+from appliance.models.table.pulled import PulledModel, add_pulled, read_pulled, remove_pulled
 
 log = get_logger("downloads")
 
@@ -35,7 +35,7 @@ class Pulls:
         jobs: DownloadJobs,
         *,
         home: Path,
-        lister: Lister,
+        lister: SourceLister,
         clock: Clock,
         eject: Callable[[str], Awaitable[None]],
         on_change: Callable[[], Awaitable[None]],
@@ -51,16 +51,16 @@ class Pulls:
         self._writing = asyncio.Lock()
         jobs.on_fetched = self._fetched
 
-    async def find(self, name: PullName) -> Choice:
+    async def find(self, name: PullName) -> PullFiles:
         """Give the files that a name means. Raises as Ollama says it: `pull model manifest: …`."""
         try:
-            return choose(await self._lister(name.source, self._config), name.tag)
+            return choose_files(await self._lister(name.source, self._config), name.tag)
         except ApplianceError as error:
             found = copy.copy(error)
             found.message = f"pull model manifest: {error.message}"
             raise found from None
 
-    async def start(self, name: PullName, choice: Choice) -> DownloadJob:
+    async def start(self, name: PullName, choice: PullFiles) -> DownloadJob:
         """Begin to fetch the files of a name, or join who does already. Raises what Jobs.start raises."""
         folder = self._home.joinpath(name.folder)
         config = {**self._config, "include": ",".join(file.path for file in choice.files)}
@@ -76,7 +76,7 @@ class Pulls:
         projector = next((name for name in others if Path(name).name.lower().startswith("mmproj")), None)
         path = job.output_dir / first
         await asyncio.to_thread(_check, path)
-        model = Pulled(
+        model = PulledModel(
             job.model,
             job.source,
             job.output_dir,
@@ -97,7 +97,7 @@ class Pulls:
         found = await self.known(alias)
         if found is None:
             raise NoSuchModel(f"model '{alias}' not found", param="model")
-        if any(job.is_going and job.output_dir == found.folder for job in self.jobs.all()):
+        if any(job.is_active and job.output_dir == found.folder for job in self.jobs.all()):
             raise Conflict(f"{alias} is being pulled; cancel that first.", code="download_runs")
         await self._eject(found.alias)
         async with self._writing:
@@ -106,13 +106,13 @@ class Pulls:
         await asyncio.to_thread(_remove, found.folder, self._home)
         log.info("model_deleted", model=found.alias, path=str(found.path))
 
-    async def known(self, alias: str) -> Pulled | None:
+    async def known(self, alias: str) -> PulledModel | None:
         """Give a pulled model by the name it was pulled by, with or without `:latest`."""
         rows, _ = await asyncio.to_thread(read_pulled, self._home)
         return next((row for row in rows if row.alias in {alias, alias.removesuffix(":latest")}), None)
 
 
-def digest_of(name: PullName, choice: Choice) -> str:
+def pull_digest(name: PullName, choice: PullFiles) -> str:
     """Give the SHA-256 of the model's file in hex; where it is not told, one of its name, for clients tell files apart by it."""
     first = choice.model[0]
     return first.sha256 or hashlib.sha256(f"{name.source}/{first.path}".encode()).hexdigest()
@@ -122,7 +122,7 @@ def _check(path: Path) -> None:
     """Raise Invalid where a file is not a model that can be run (blocks)."""
     try:
         header = read_header(path, is_brief=True)
-    except (OSError, BadGguf) as exc:
+    except (OSError, InvalidGguf) as exc:
         reason = (exc.strerror or type(exc).__name__) if isinstance(exc, OSError) else str(exc)
         raise Invalid(f"{path.name} was fetched, but is no GGUF model: {reason}.", code="not_gguf") from None
     if header.kind != "model":

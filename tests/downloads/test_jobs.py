@@ -19,9 +19,9 @@ from appliance.base.errors import Conflict, Exhausted, Forbidden, Internal, Inva
 from appliance.base.tasks import Tasks
 from appliance.downloads import jobs as jobs_module
 from appliance.downloads.contract import DownloadProgress, DownloadRequest
-from appliance.downloads.job import as_object
+from appliance.downloads.job import job_object
 from appliance.downloads.jobs import DownloadJobs
-from appliance.downloads.request import DownloadFolders, read_config, read_source, read_wish
+from appliance.downloads.request import DownloadFolders, parse_config, parse_download_request, parse_source
 from tests.downloads.standin_downloader import StandinDownloader
 from tests.journeys.running import until
 
@@ -69,7 +69,7 @@ async def test_a_job_goes_from_queued_over_running_to_completed(tmp_path: Path) 
             1.5,
             "done",
         )
-        assert as_object(job)["progress"]["percent"] == 100.0
+        assert job_object(job)["progress"]["percent"] == 100.0
 
 
 async def test_a_failure_reaches_whoever_waits_as_the_error_that_it_was(tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ async def test_no_more_run_at_a_time_than_set_and_the_rest_queue_in_order(tmp_pa
 
 
 async def test_too_many_jobs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs_module, "MOST_GOING", 2)
+    monkeypatch.setattr(jobs_module, "MAX_ACTIVE", 2)
     async with opened(StandinDownloader()) as jobs:
         for name in "ab":
             await jobs.start(wish(tmp_path, name))
@@ -178,7 +178,7 @@ async def test_too_many_jobs_are_refused(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 async def test_the_oldest_that_ended_are_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs_module, "MOST_KEPT", 3)
+    monkeypatch.setattr(jobs_module, "MAX_KEPT", 3)
     downloader = StandinDownloader()
     async with opened(downloader, tmp_path / "jobs.json", most_running=9) as jobs:
         running = await jobs.start(wish(tmp_path, "running"))
@@ -374,7 +374,7 @@ def folders(tmp_path: Path) -> DownloadFolders:
     ],
 )
 def test_sources_are_given_their_scheme(given: str, expected: str) -> None:
-    assert read_source(given) == expected
+    assert parse_source(given) == expected
 
 
 @pytest.mark.parametrize(
@@ -382,7 +382,7 @@ def test_sources_are_given_their_scheme(given: str, expected: str) -> None:
 )
 def test_sources_that_are_none_or_carry_credentials_are_refused_and_not_repeated(source: str) -> None:
     with pytest.raises(Invalid) as caught:
-        read_source(source)
+        parse_source(source)
     assert caught.value.param == "source"
     assert "topsecret" not in caught.value.message
 
@@ -401,7 +401,7 @@ def test_sources_that_are_none_or_carry_credentials_are_refused_and_not_repeated
     ],
 )
 def test_config_is_an_object_or_its_text(given: Any, expected: dict[str, str]) -> None:
-    assert read_config(given) == expected
+    assert parse_config(given) == expected
 
 
 @pytest.mark.parametrize(
@@ -420,7 +420,7 @@ def test_config_is_an_object_or_its_text(given: Any, expected: dict[str, str]) -
 )
 def test_config_of_another_kind_is_refused_and_not_repeated(config: Any) -> None:
     with pytest.raises(Invalid) as caught:
-        read_config(config)
+        parse_config(config)
     assert str(caught.value.param).startswith("config")
     assert "topsecret" not in caught.value.message
 
@@ -438,13 +438,16 @@ def test_config_of_another_kind_is_refused_and_not_repeated(config: Any) -> None
 def test_folders_below_the_allowed_ones_are_taken(
     folders: DownloadFolders, tmp_path: Path, given: str, expected: str
 ) -> None:
-    assert read_wish("ns/a", given.format(tmp_path), folders=folders).output_dir == tmp_path / expected
+    assert (
+        parse_download_request("ns/a", given.format(tmp_path), folders=folders).output_dir
+        == tmp_path / expected
+    )
 
 
 @pytest.mark.parametrize("given", ["{0}/outside", "../outside", "/etc", "link/x", "{0}/homeless", "/"])
 def test_folders_outside_are_forbidden(folders: DownloadFolders, tmp_path: Path, given: str) -> None:
     with pytest.raises(Forbidden, match="DOWNLOAD_ALLOWED_DIRS") as caught:
-        read_wish("ns/a", given.format(tmp_path), folders=folders)
+        parse_download_request("ns/a", given.format(tmp_path), folders=folders)
     assert (caught.value.param, caught.value.code) == ("output_dir", "outside_allowed_folders")
 
 
@@ -465,7 +468,7 @@ def test_what_is_missing_or_out_of_range_is_named(
 ) -> None:
     asked = {"source": "ns/a", "output_dir": "a", **fields}
     with pytest.raises(Invalid) as caught:
-        read_wish(asked.pop("source"), asked.pop("output_dir"), folders=folders, **asked)
+        parse_download_request(asked.pop("source"), asked.pop("output_dir"), folders=folders, **asked)
     assert caught.value.param == param
 
 
@@ -511,7 +514,7 @@ async def test_credentials_are_in_no_job_no_file_no_error_and_no_log(
                     caught.value.message,
                     repr(caught.value),
                 ]
-            seen += [repr(jobs.get(job.id)), repr(as_object(jobs.get(job.id))), repr(run.wish.config.keys())]
+            seen += [repr(jobs.get(job.id)), repr(job_object(jobs.get(job.id))), repr(run.wish.config.keys())]
         assert jobs.get(job.id).config == {"revision": "v1"}
         assert jobs.get(job.id).needs == (key, "the query of its address")
     assert "download_broke" in log_text.getvalue()

@@ -9,15 +9,15 @@ from appliance.base.errors import Forbidden, Invalid, NotFound, TimedOut, Upstre
 from appliance.base.reach import FolderPolicy, HostPolicy
 from appliance.downloads import manifest
 from appliance.downloads import part as download_part
-from appliance.downloads.contract import DownloadProgress, DownloadRequest, shown
+from appliance.downloads.contract import DownloadProgress, DownloadRequest, redact_source
 from appliance.downloads.engine import DownloadEngine
-from appliance.downloads.names import check_names, wanted, why_unsafe
+from appliance.downloads.names import check_names, find_unsafe_reason, select_files
 from appliance.downloads.part import PartialFile, Spans
 from appliance.downloads.progress import ProgressMeter
 from appliance.downloads.retry import RetryCounter
 from appliance.downloads.rules import DownloadRules
 from appliance.downloads.sources.contract import Interrupted, RemoteFile, SourceContext, SourceTimeouts
-from appliance.downloads.sources.table import split
+from appliance.downloads.sources.table import split_source
 from tests.downloads.workplace import engine, settings, wish
 
 ENV = {
@@ -40,7 +40,7 @@ def config(
     source: str, given: dict[str, str], *, is_trusted: bool = False, **values: object
 ) -> dict[str, str]:
     return rules(is_trusted=is_trusted, **values).config_of(
-        DownloadRequest(source, Path("/x"), config=given), split(source)[0]
+        DownloadRequest(source, Path("/x"), config=given), split_source(source)[0]
     )
 
 
@@ -167,7 +167,7 @@ def test_listed_names_are_patterns() -> None:
     ],
 )
 def test_names_that_lead_elsewhere_or_cannot_be_are_refused(name: str) -> None:
-    assert why_unsafe(name)
+    assert find_unsafe_reason(name)
     with pytest.raises(Invalid) as caught:
         check_names([RemoteFile(name, 1)])
     assert caught.value.code == "unsafe_name"
@@ -200,19 +200,19 @@ def test_patterns_choose_files() -> None:
     files = [RemoteFile(name, 1) for name in ("a.gguf", "sub/b.gguf", "sub/c.bin", "README.md")]
 
     def chosen(**patterns: str) -> list[str]:
-        return [file.path for file in wanted(files, patterns, source="x")]
+        return [file.path for file in select_files(files, patterns, source="x")]
 
     assert chosen() == ["a.gguf", "sub/b.gguf", "sub/c.bin", "README.md"]
     assert chosen(include="*.gguf") == ["a.gguf", "sub/b.gguf"]
     assert chosen(include="sub/, README.md", exclude="*.bin") == ["sub/b.gguf", "README.md"]
     with pytest.raises(NotFound, match="has no files"):
-        wanted([], {}, source="x")
+        select_files([], {}, source="x")
 
 
 def test_sources_are_told_by_their_scheme() -> None:
-    assert split("ns/repo") == ("hf", "ns/repo")
-    assert split("S3://b/p") == ("s3", "b/p")
-    assert split(" hf://ns/repo@main/x ") == ("hf", "ns/repo@main/x")
+    assert split_source("ns/repo") == ("hf", "ns/repo")
+    assert split_source("S3://b/p") == ("s3", "b/p")
+    assert split_source(" hf://ns/repo@main/x ") == ("hf", "ns/repo@main/x")
     for text in (
         "",
         "repo",
@@ -226,10 +226,10 @@ def test_sources_are_told_by_their_scheme() -> None:
         "a\0b/c",
     ):
         with pytest.raises(Invalid):
-            split(text)
+            split_source(text)
     with pytest.raises(Invalid, match="Did you mean https"):
-        split("http://x/y")
-    assert "for a folder of this machine" in _message(lambda: split("/data/x")).lower()
+        split_source("http://x/y")
+    assert "for a folder of this machine" in _message(lambda: split_source("/data/x")).lower()
 
 
 def _message(ask: object) -> str:
@@ -239,10 +239,10 @@ def _message(ask: object) -> str:
 
 
 def test_a_source_is_shown_without_what_may_be_a_key() -> None:
-    assert shown("https://me:pass@x.example/f?X-Amz-Signature=abc#y") == "https://x.example/f"
-    assert shown("hf://ns/repo@main") == "hf://ns/repo@main"
-    assert shown("s3://bucket/key#1?X-Amz-Signature=abc") == "s3://bucket/key#1"
-    assert shown("file:///a/what?.gguf") == "file:///a/what?.gguf"
+    assert redact_source("https://me:pass@x.example/f?X-Amz-Signature=abc#y") == "https://x.example/f"
+    assert redact_source("hf://ns/repo@main") == "hf://ns/repo@main"
+    assert redact_source("s3://bucket/key#1?X-Amz-Signature=abc") == "s3://bucket/key#1"
+    assert redact_source("file:///a/what?.gguf") == "file:///a/what?.gguf"
     errand = SourceContext("ns/repo", {"hf_token": "hf_verysecret"}, HostPolicy(), FolderPolicy())
     assert "hf_verysecret" not in repr(errand) + repr(
         wish("ns/repo", Path("/x"), {"hf_token": "hf_verysecret"})
@@ -340,10 +340,10 @@ def test_a_part_that_lost_bytes_is_not_believed(tmp_path: Path) -> None:
 def test_the_journal_and_the_manifest_are_read_whatever_was_cut(tmp_path: Path) -> None:
     (tmp_path / ".download").mkdir()
     first = manifest.ManifestRow("a", 1, "00", modified_ns=5)
-    manifest.note(tmp_path, first)
+    manifest.append_journal(tmp_path, first)
     with (tmp_path / ".download" / "journal").open("ab") as file:
         file.write(b'{"path": "b", "si')
-    assert manifest.known(tmp_path) == {"a": first}
+    assert manifest.known_rows(tmp_path) == {"a": first}
     manifest.write(
         tmp_path,
         manifest.ManifestEntry(
@@ -383,14 +383,14 @@ def test_progress_is_told_once_and_its_rate_is_of_the_last_seconds() -> None:
     clock = FakeClock()
     meter = ProgressMeter(told.append, clock)
     meter.enter("fetching")
-    meter.tell()
+    meter.report()
     assert len(told) == 1
     for _ in range(10):
         clock.advance(1)
         meter.fetched(1000)
-        meter.tell()
+        meter.report()
     assert told[-1].rate_bytes_s == 1000
     for _ in range(10):
         clock.advance(1)
-        meter.tell()
+        meter.report()
     assert told[-1].rate_bytes_s == 0

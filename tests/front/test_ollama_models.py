@@ -27,7 +27,7 @@ from appliance.front.pipeline.pipeline import RequestPipeline
 from appliance.front.pipeline.request import Request
 from appliance.front.server.server import HttpServer, serving_http
 from appliance.front.settings import FrontSettings
-from appliance.models.table.library import Library
+from appliance.models.table.library import ModelLibrary
 from tests.fakes.backend import ScriptedBackend, router_of
 from tests.front.standin_board import GIB, LOAD_S, StandinBoard, runner
 from tests.tools.tiny_models import TEMPLATE
@@ -80,7 +80,7 @@ class House:
         self.manager.put(folder / "tiny-embed.gguf", params={"embedding": True, "n_ctx": 512})
         self.backend = Backend(self.clock, self.manager)
         self.router = router_of(self.backend, settings=EngineSettings(_env_file=None), clock=self.clock)
-        self.library = Library(lambda: self.manager.catalogue.models, tasks=tasks, patience_s=60.0)
+        self.library = ModelLibrary(lambda: self.manager.catalogue.models, tasks=tasks, patience_s=60.0)
         self.door = OllamaHandlers(self.router, clock=self.clock, manager=self.manager, library=self.library)  # type: ignore[arg-type]
 
     async def told(self, handler: str, ask: Any = None) -> Any:
@@ -252,7 +252,7 @@ async def test_a_model_whose_file_tells_nothing_is_listed_all_the_same(
 
 async def test_a_digest_that_is_not_reckoned_yet_has_a_stand_in(house: House, tmp_path: Path) -> None:
     async with Tasks() as tasks:
-        library = Library(lambda: house.manager.catalogue.models, tasks=tasks, patience_s=0.0)
+        library = ModelLibrary(lambda: house.manager.catalogue.models, tasks=tasks, patience_s=0.0)
         house.door = OllamaHandlers(house.router, clock=house.clock, manager=house.manager, library=library)  # type: ignore[arg-type]
         first = (await house.told("tags"))["models"][0]
         assert len(bytes.fromhex(first["digest"])) == 32

@@ -99,7 +99,7 @@ async def test_a_job_goes_through_it_and_a_reload_takes_another_one(start: Start
         async def outcome() -> dict[str, object]:
             _, _, value = await ask(running, body, path="/v1/download_model")
             jobs = running.appliance.jobs
-            assert await until(lambda: not jobs.all()[0].is_going)
+            assert await until(lambda: not jobs.all()[0].is_active)
             return (await ask(running, path=f"/v1/jobs/{jobs.all()[0].id}", method="GET"))[2]
 
         job = await outcome()

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from appliance.models.check import check
+from appliance.models.check import check_models
 from appliance.models.settings import ModelSettings
 from appliance.models.table.catalogue import Model, ModelEntry, Params, System, Table, read_catalogue
-from appliance.models.table.command import Flags, command_line, slots_of
+from appliance.models.table.command import Flags, build_command, slot_count
 from appliance.models.table.estimate import MIB, estimate
 from appliance.models.table.gguf import GgufHeader, read_header
-from appliance.models.table.schema import schema
+from appliance.models.table.schema import build_schema
 from tests.journeys.llama_servers import HELLO, LlamaServer
 from tests.tools.tiny_models import LORA_REPLY, REPLY
 
@@ -80,17 +80,17 @@ def test_the_schema_shipped_is_the_one_printed_and_the_example_obeys_it() -> Non
 
 
 def test_the_schema_has_the_limits_of_each_key_and_both_forms_of_an_adapter() -> None:
-    kinds = schema()["$defs"]
+    kinds = build_schema()["$defs"]
     assert (
-        kinds["Entry"]["properties"]["replicas"]["minimum"],
-        kinds["Entry"]["properties"]["replicas"]["maximum"],
+        kinds["ModelEntry"]["properties"]["replicas"]["minimum"],
+        kinds["ModelEntry"]["properties"]["replicas"]["maximum"],
     ) == (1, 16)
-    assert re.search(kinds["Entry"]["properties"]["model_path"]["pattern"], "a.GGUF")
+    assert re.search(kinds["ModelEntry"]["properties"]["model_path"]["pattern"], "a.GGUF")
     assert [form["type"] for form in kinds["LoraEntry"]["anyOf"]] == ["string", "object"]
     assert all(kind.get("additionalProperties", False) is False for kind in kinds.values())
     assert all("description" in key for kind in kinds.values() for key in kind.get("properties", {}).values())
-    assert schema()["additionalProperties"] is False
-    assert schema()["properties"]["models"]["minProperties"] == 1
+    assert build_schema()["additionalProperties"] is False
+    assert build_schema()["properties"]["models"]["minProperties"] == 1
 
 
 @pytest.mark.parametrize(
@@ -319,12 +319,12 @@ def model(**params: Any) -> Model:
     ],
 )
 def test_each_slot_has_context_enough(params: dict[str, Any], slots: int) -> None:
-    assert slots_of(model(**params), System()) == slots
+    assert slot_count(model(**params), System()) == slots
 
 
 def test_flags_that_this_server_does_not_know_are_left_out() -> None:
     new, old = (
-        command_line("/bin/l", model(), System(), Flags.of_help(text), port=8085) for text in (NEW, OLD)
+        build_command("/bin/l", model(), System(), Flags.of_help(text), port=8085) for text in (NEW, OLD)
     )
     assert " ".join(new[-2:]) == "-fa on"
     assert old[-1] == "-fa"
@@ -341,7 +341,7 @@ def test_flags_that_this_server_does_not_know_are_left_out() -> None:
         "--port",
         "8085",
     ]
-    assert "-fa" not in command_line(
+    assert "-fa" not in build_command(
         "/bin/l", model(), System(flash_attention="off"), Flags.of_help(OLD), port=1
     )
 
@@ -366,7 +366,7 @@ def test_what_the_table_says_is_in_the_command_line(
     has: str,
     has_not: str,
 ) -> None:
-    line = " ".join(command_line("l", made, system, Flags.of_help(NEW), port=1, header=header))
+    line = " ".join(build_command("l", made, system, Flags.of_help(NEW), port=1, header=header))
     assert has in line
     assert has_not not in line
 
@@ -509,7 +509,7 @@ def test_a_file_that_is_not_what_its_key_says_is_named(
     catalogue, _ = read_catalogue(
         ModelSettings(base_models_path=tiny_models, llama_server_path=Path(llama_binary)), config
     )
-    good, bad = check(catalogue).models
+    good, bad = check_models(catalogue).models
     assert (good.problem, bad.problem) == ("", said.format(tiny_models))
     assert good.command
     assert not bad.command
@@ -546,7 +546,10 @@ def test_a_server_that_does_not_know_what_the_table_names_is_told_of(
 def test_a_model_of_which_a_part_is_missing_is_told_of(tmp_path: Path) -> None:
     (tmp_path / "big-00001-of-00002.gguf").touch()
     catalogue, _ = read(tmp_path, {"models": {"a": {"model_path": "big-00001-of-00002.gguf"}}})
-    assert check(catalogue).models[0].problem == "the file is not whole: there is no big-00002-of-00002.gguf"
+    assert (
+        check_models(catalogue).models[0].problem
+        == "the file is not whole: there is no big-00002-of-00002.gguf"
+    )
 
 
 def test_the_check_explains_itself_and_names_every_problem(

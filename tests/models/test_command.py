@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from appliance.models.table.catalogue import LoraAdapter, Model, Params, System
-from appliance.models.table.command import BadCommand, Flags, command_line, is_lockable, kind_of
-from appliance.models.table.estimate import MIB, memory_of
+from appliance.models.table.command import Flags, InvalidCommand, build_command, is_lockable, model_kind
+from appliance.models.table.estimate import MIB, estimate_memory
 from appliance.models.table.gguf import GgufHeader, read_header
 
 # The lines on which servers differ, as they print them: before they were folded together, and after.
@@ -57,7 +57,7 @@ def model(params: dict[str, Any] | None = None, **values: Any) -> Model:
 
 
 def words(text: str, made: Model, system: System | None = None, **more: Any) -> str:
-    return " ".join(command_line("l", made, system or System(), Flags.of_help(text), port=1, **more)) + " "
+    return " ".join(build_command("l", made, system or System(), Flags.of_help(text), port=1, **more)) + " "
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_a_key_is_said_as_each_server_knows_it_or_refused(made: Model, old: str,
         assert old in words(OLD, made)
     else:
         with pytest.raises(
-            BadCommand,
+            InvalidCommand,
             match="which this llama-server does not know: install a newer one, or take the key out",
         ):
             words(OLD, made)
@@ -95,7 +95,8 @@ def test_a_key_is_said_as_each_server_knows_it_or_refused(made: Model, old: str,
 
 def test_every_key_that_cannot_be_said_is_named_at_once() -> None:
     with pytest.raises(
-        BadCommand, match=r"`params.chat_template` needs.*`reranking` needs.*`mmproj_path` needs --mmproj,"
+        InvalidCommand,
+        match=r"`params.chat_template` needs.*`reranking` needs.*`mmproj_path` needs --mmproj,",
     ):
         words(OLD, model({"chat_template": "chatml"}, reranking=True, mmproj_path=Path("/p")))
 
@@ -106,7 +107,7 @@ def test_every_key_that_cannot_be_said_is_named_at_once() -> None:
 def test_a_path_that_the_list_of_adapters_would_tear_apart_is_refused(
     adapters: tuple[LoraAdapter, ...],
 ) -> None:
-    with pytest.raises(BadCommand, match="rename /l/a"):
+    with pytest.raises(InvalidCommand, match="rename /l/a"):
         words(NEW, model(lora=adapters))
     assert str(adapters[0].path) in words(OLD, model(lora=adapters))
 
@@ -169,7 +170,7 @@ def bert(pooling: int) -> GgufHeader:
 def test_what_a_model_is_for_is_said_by_the_table_or_else_by_its_file(
     made: Model, header: GgufHeader | None, kind: str
 ) -> None:
-    assert kind_of(made, header) == kind
+    assert model_kind(made, header) == kind
 
 
 def test_a_model_that_reads_a_text_in_one_piece_has_a_batch_for_it() -> None:
@@ -186,11 +187,11 @@ def test_everything_that_runs_beside_a_model_takes_memory(tiny_models: Path) -> 
     header, system = read_header(chat), System(min_vram_required=200)
 
     def extras(**values: Any) -> int:
-        made = memory_of(Model("a", chat, Params(), "table", **values), system, header)
+        made = estimate_memory(Model("a", chat, Params(), "table", **values), system, header)
         assert made.total == made.weights + made.cache + made.buffers + made.extras
         return made.extras
 
-    alone = memory_of(Model("a", chat, Params(), "table"), system, header)
+    alone = estimate_memory(Model("a", chat, Params(), "table"), system, header)
     assert (alone.extras, alone.weights, alone.total) == (0, chat.stat().st_size, 200 * MIB)
     assert extras(lora=(LoraAdapter(lora), LoraAdapter(lora, 0.5))) == 2 * lora.stat().st_size
     assert extras(mmproj_path=chat) == round(1.1 * chat.stat().st_size)
@@ -202,7 +203,7 @@ def test_everything_that_runs_beside_a_model_takes_memory(tiny_models: Path) -> 
 def test_all_parts_of_a_model_and_one_without_a_header_are_weighed(tmp_path: Path) -> None:
     for number in (1, 2, 3):
         (tmp_path / f"big-0000{number}-of-00003.gguf").write_bytes(b"x" * number * MIB)
-    made = memory_of(
+    made = estimate_memory(
         Model("a", tmp_path / "big-00001-of-00003.gguf", Params(), "table"),
         System(min_vram_required=200),
         None,
@@ -211,7 +212,7 @@ def test_all_parts_of_a_model_and_one_without_a_header_are_weighed(tmp_path: Pat
     assert made.weights == round(6 * 1.1 * MIB)
     first = GgufHeader(3, 0, {"general.architecture": "llama"}, MIB)
     assert (
-        memory_of(
+        estimate_memory(
             Model("a", tmp_path / "big-00001-of-00003.gguf", Params(), "table"), System(), first
         ).weights
         == made.weights

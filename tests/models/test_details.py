@@ -19,21 +19,21 @@ from appliance.models.table import digests, library
 from appliance.models.table.catalogue import Model, Params
 from appliance.models.table.details import (
     capabilities_of,
-    details_of,
+    gather_details,
     label_of,
     number_of,
     parameters_of,
     template_of,
 )
 from appliance.models.table.gguf import (
-    BadGguf,
     GgufHeader,
+    InvalidGguf,
     ParameterCount,
     count_parameters,
-    parts_of,
+    gguf_parts,
     read_header,
 )
-from appliance.models.table.library import Library
+from appliance.models.table.library import ModelLibrary
 from tests.models.test_gguf import ARCHITECTURE, made, text
 from tests.tools.tiny_models import TEMPLATE
 
@@ -92,7 +92,7 @@ def test_the_count_that_a_file_says_goes_before_its_tensors_and_those_before_its
     labelled = header(general__size_label="7B")
     assert (parameters_of(labelled, 9), parameters_of(labelled, 0)) == (9, 7 * 10**9)
     assert parameters_of(header(), 0) == 0
-    assert details_of("m", header(), Params(), size_bytes=1, modified_s=0).parameter_label == ""
+    assert gather_details("m", header(), Params(), size_bytes=1, modified_s=0).parameter_label == ""
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_capabilities_follow_from_header_and_table(
 
 
 def test_lists_are_not_among_the_facts() -> None:
-    found = details_of(
+    found = gather_details(
         "m",
         header(a__list=[1, 2], a__long=ParameterCount(5000), a__number=3, general__license="mit"),
         Params(),
@@ -192,7 +192,7 @@ def test_shapes_that_cannot_be_are_refused(tmp_path: Path) -> None:
         (b"GG", "too short"),
     ):
         path.write_bytes(data)
-        with pytest.raises(BadGguf, match=said):
+        with pytest.raises(InvalidGguf, match=said):
             count_parameters(path)
 
 
@@ -219,8 +219,8 @@ class Shelf:
         self.models[alias] = Model(alias, path, Params(**params), "table")
         return path
 
-    def library(self, **more: Any) -> Library:
-        return Library(
+    def library(self, **more: Any) -> ModelLibrary:
+        return ModelLibrary(
             lambda: self.models, tasks=self.tasks, **{"digests_path": self.kept, "patience_s": 60.0, **more}
         )
 
@@ -356,7 +356,9 @@ async def test_an_end_in_the_middle_of_a_digest_stops_its_thread(
     monkeypatch.setattr(digests, "_digest", endless)
     async with Tasks() as tasks:
         model = Model("m", tiny_models / "tiny-chat.gguf", Params(), "table")
-        assert (await Library(lambda: {"m": model}, tasks=tasks, patience_s=0.05).details("m")).digest == ""
+        assert (
+            await ModelLibrary(lambda: {"m": model}, tasks=tasks, patience_s=0.05).details("m")
+        ).digest == ""
     assert await asyncio.to_thread(ended.wait, 10)
 
 
@@ -407,7 +409,7 @@ async def test_lists_hold_vocabularies_of_any_length(shelf: Shelf, tmp_path: Pat
 async def test_a_model_in_parts_is_all_of_them(shelf: Shelf, tmp_path: Path, tiny_models: Path) -> None:
     first = shelf.put("big", tiny_models / "tiny-chat.gguf", "big-00001-of-00002.gguf")
     second = tmp_path / "big-00002-of-00002.gguf"
-    assert parts_of(first) == [first, second]
+    assert gguf_parts(first) == [first, second]
     with pytest.raises(Unavailable):
         await shelf.library().details("big")
     second.write_bytes(tensors((2, 3), (4,)) + bytes(10))

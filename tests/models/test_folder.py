@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from appliance.models.check import check
+from appliance.models.check import check_models
 from appliance.models.settings import ModelSettings
 from appliance.models.table import folder
 from appliance.models.table.catalogue import read_catalogue
-from appliance.models.table.folder import scan
+from appliance.models.table.folder import scan_folder
 from appliance.models.table.gguf import read_header
 
 
@@ -34,7 +34,7 @@ def put(into: Path, *names: str, **keys: str | int) -> None:
 
 
 def named(top: Path) -> dict[str, str]:
-    return {one.alias: one.path.relative_to(top).as_posix() for one in scan(top)[0]}
+    return {one.alias: one.path.relative_to(top).as_posix() for one in scan_folder(top)[0]}
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def named(top: Path) -> dict[str, str]:
 def test_files_are_called_by_their_names(tmp_path: Path, files: list[str], aliases: dict[str, str]) -> None:
     put(tmp_path, *files)
     assert named(tmp_path) == aliases
-    assert scan(tmp_path)[1] == []
+    assert scan_folder(tmp_path)[1] == []
 
 
 def test_what_is_no_model_by_its_own_word_is_none(tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_a_projector_is_that_of_the_models_beside_it(
 ) -> None:
     put(tmp_path, *files)
     put(tmp_path, *projectors, general__architecture="clip")
-    found, problems = scan(tmp_path)
+    found, problems = scan_folder(tmp_path)
     assert {
         one.alias: one.mmproj_path.relative_to(tmp_path).as_posix() if one.mmproj_path else ""
         for one in found
@@ -100,7 +100,7 @@ def test_a_model_that_writes_nothing_needs_no_projector(tmp_path: Path) -> None:
     put(tmp_path, "embedder.gguf", general__architecture="bert", bert__pooling_type=1)
     put(tmp_path, "seeing.gguf")
     put(tmp_path, "mmproj.gguf", general__architecture="clip")
-    assert {one.alias: one.mmproj_path is not None for one in scan(tmp_path)[0]} == {
+    assert {one.alias: one.mmproj_path is not None for one in scan_folder(tmp_path)[0]} == {
         "embedder": False,
         "seeing": True,
     }
@@ -118,7 +118,7 @@ def test_a_model_that_writes_nothing_needs_no_projector(tmp_path: Path) -> None:
 )
 def test_a_projector_of_nobody_knows_whom_is_told_of(tmp_path: Path, files: list[str], said: str) -> None:
     put(tmp_path, *files)
-    found, problems = scan(tmp_path)
+    found, problems = scan_folder(tmp_path)
     assert all(one.mmproj_path is None for one in found)
     assert [(p.variable, p.is_fatal, said in p.remedy, "mmproj_path" in p.remedy) for p in problems] == [
         ("MODEL_DIR", False, True, True)
@@ -139,7 +139,7 @@ def test_a_file_that_is_no_model_is_listed_with_its_problem(tmp_path: Path, llam
         (False, "torn-00001-of-00003.gguf", "It is not whole"),
     ]
     assert "torn-00001-of-00003.gguf, torn-00003-of-00003.gguf" in problems[1].remedy
-    assert {one.alias: one.problem.partition(":")[0] for one in check(catalogue).models} == {
+    assert {one.alias: one.problem.partition(":")[0] for one in check_models(catalogue).models} == {
         "good": "",
         "text": "the file is no model",
         "torn": "there is no such file",
@@ -152,7 +152,7 @@ def test_a_file_that_may_not_be_read_is_listed_too(tmp_path: Path, monkeypatch: 
 
     put(tmp_path, "a.gguf")
     monkeypatch.setattr(folder, "read_header", forbidden)
-    found, problems = scan(tmp_path)
+    found, problems = scan_folder(tmp_path)
     assert [one.alias for one in found] == ["a"]
     assert "cannot be read: Permission denied" in problems[0].remedy
 
@@ -178,4 +178,4 @@ def test_a_brief_look_leaves_out_the_vocabulary_but_not_what_a_file_is(
         assert brief.values.items() <= whole.values.items()
     shutil.copy(tiny_models / "tiny-chat.gguf", tmp_path / "cut.gguf")
     os.truncate(tmp_path / "cut.gguf", 100)
-    assert "cut off" in scan(tmp_path)[1][0].remedy
+    assert "cut off" in scan_folder(tmp_path)[1][0].remedy

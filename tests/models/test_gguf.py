@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.models.table.gguf import BadGguf, ParameterCount, read_header
+from appliance.models.table.gguf import InvalidGguf, ParameterCount, read_header
 
 
 def text(value: str) -> bytes:
@@ -109,12 +109,12 @@ def test_each_type_of_value_is_read(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_no_model_is_refused_with_the_reason(tmp_path: Path, data: bytes, said: str) -> None:
-    with pytest.raises(BadGguf, match=said):
+    with pytest.raises(InvalidGguf, match=said):
         read_header(written(tmp_path, data))
 
 
 def test_a_real_file_cut_anywhere_in_its_header_is_refused(tiny_models: Path, tmp_path: Path) -> None:
     whole = (tiny_models / "tiny-embed.gguf").read_bytes()
     for size in (30, 100, 500, 1500):
-        with pytest.raises(BadGguf):
+        with pytest.raises(InvalidGguf):
             read_header(written(tmp_path, whole[:size]))

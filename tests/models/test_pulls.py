@@ -8,10 +8,10 @@ import pytest
 
 from appliance.base.errors import Invalid, NotFound
 from appliance.downloads.contract import SourceOffer
-from appliance.models.pull_name import choose, parse_pull
+from appliance.models.pull_name import choose_files, parse_pull_name
 from appliance.models.settings import ModelSettings
 from appliance.models.table.catalogue import read_catalogue
-from appliance.models.table.pulled import INDEX, Pulled, add_pulled, read_pulled, remove_pulled
+from appliance.models.table.pulled import INDEX, PulledModel, add_pulled, read_pulled, remove_pulled
 from appliance.settings import load
 
 # ---- names
@@ -54,7 +54,7 @@ def test_names_of_models_on_hugging_face(
     tag: str,
     folder: str,
 ) -> None:
-    found = parse_pull(name)
+    found = parse_pull_name(name)
     assert found is not None
     assert (found.alias, found.repository, found.tag, found.folder.as_posix()) == (
         alias,
@@ -79,7 +79,7 @@ def test_names_of_models_on_hugging_face(
     ],
 )
 def test_other_names_are_none(name: str) -> None:
-    assert parse_pull(name) is None
+    assert parse_pull_name(name) is None
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_other_names_are_none(name: str) -> None:
 )
 def test_names_that_begin_like_one_and_are_none_are_refused(name: str) -> None:
     with pytest.raises(Invalid, match="invalid model name"):
-        parse_pull(name)
+        parse_pull_name(name)
 
 
 # ---- the choice
@@ -140,39 +140,39 @@ MANY = files(
     ],
 )
 def test_a_tag_means_the_file_whose_name_has_it(tag: str, expected: str) -> None:
-    assert [file.path for file in choose(MANY, tag).files] == [expected]
+    assert [file.path for file in choose_files(MANY, tag).files] == [expected]
 
 
 @pytest.mark.parametrize("tag", ["Q4_K", "Q4", "Q3_K_M", "README", "Q4_XS"])
 def test_a_tag_that_no_file_has_is_told_with_those_that_there_are(tag: str) -> None:
     with pytest.raises(NotFound, match=r"not available in the repository: .*m-Q2_K"):
-        choose(MANY, tag)
+        choose_files(MANY, tag)
 
 
 def test_without_a_tag_and_without_the_preferred_one_the_smallest_is_taken() -> None:
-    assert choose(files("b-Q2_K.gguf", "a-Q8_0.gguf"), "").model[0].path == "b-Q2_K.gguf"
-    assert choose([SourceOffer("z.gguf", 5), SourceOffer("a.gguf", 9)], "").model[0].path == "z.gguf"
+    assert choose_files(files("b-Q2_K.gguf", "a-Q8_0.gguf"), "").model[0].path == "b-Q2_K.gguf"
+    assert choose_files([SourceOffer("z.gguf", 5), SourceOffer("a.gguf", 9)], "").model[0].path == "z.gguf"
 
 
 def test_a_model_in_parts_is_all_of_them_in_their_order_and_only_whole() -> None:
     parts = files(
         "Q8_0/m-Q8_0-00002-of-00002.gguf", "Q8_0/m-Q8_0-00001-of-00002.gguf", "m-Q2_K-00001-of-00003.gguf"
     )
-    choice = choose(parts, "Q8_0")
+    choice = choose_files(parts, "Q8_0")
     assert [file.path for file in choice.files] == [
         "Q8_0/m-Q8_0-00001-of-00002.gguf",
         "Q8_0/m-Q8_0-00002-of-00002.gguf",
     ]
     assert choice.total_bytes == 2001
     with pytest.raises(NotFound):
-        choose(parts, "Q2_K")
+        choose_files(parts, "Q2_K")
 
 
 def test_a_projector_comes_along_and_is_no_model() -> None:
     offered = files("mmproj-m-Q8_0.gguf", "mmproj-m-F16.gguf", "m-Q8_0.gguf", "imatrix.gguf")
-    choice = choose(offered, "Q8_0")
+    choice = choose_files(offered, "Q8_0")
     assert [file.path for file in choice.files] == ["m-Q8_0.gguf", "mmproj-m-F16.gguf"]
-    assert choose(files("mmproj-b.gguf", "m.gguf"), "").projector == SourceOffer("mmproj-b.gguf", 1000)
+    assert choose_files(files("mmproj-b.gguf", "m.gguf"), "").projector == SourceOffer("mmproj-b.gguf", 1000)
 
 
 @pytest.mark.parametrize(
@@ -186,19 +186,19 @@ def test_a_projector_comes_along_and_is_no_model() -> None:
 )
 def test_a_repository_without_a_gguf_model_is_refused(paths: tuple[str, ...]) -> None:
     with pytest.raises(Invalid, match="Repository is not GGUF"):
-        choose(files(*paths), "")
+        choose_files(files(*paths), "")
 
 
 def test_sizes_that_are_not_told_make_no_total() -> None:
-    assert choose([SourceOffer("a.gguf")], "").total_bytes is None
+    assert choose_files([SourceOffer("a.gguf")], "").total_bytes is None
 
 
 # ---- the index
 
 
-def pulled(home: Path, alias: str = "hf.co/ns/a", name: str = "a.gguf", **values: Any) -> Pulled:
+def pulled(home: Path, alias: str = "hf.co/ns/a", name: str = "a.gguf", **values: Any) -> PulledModel:
     folder = home / "hf.co" / "ns" / alias.rpartition("/")[2]
-    return Pulled(
+    return PulledModel(
         **{
             "alias": alias,
             "source": "hf://ns/a",
@@ -260,7 +260,7 @@ def test_a_row_that_leads_out_of_the_folder_is_not_taken(tmp_path: Path, row: st
 # ---- the table
 
 
-def put(home: Path, model: Pulled) -> None:
+def put(home: Path, model: PulledModel) -> None:
     for path in filter(None, (model.path, model.mmproj_path)):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"GGUF")

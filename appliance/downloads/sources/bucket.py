@@ -19,7 +19,7 @@ from appliance.downloads.sources.contract import (
     SourceContext,
     SourceTimeouts,
 )
-from appliance.downloads.sources.web import failure, via
+from appliance.downloads.sources.web import name_host, status_error
 
 PIECE_BYTES = 1 << 20
 DEFAULT_REGION = "us-east-1"
@@ -179,7 +179,7 @@ class Bucket:
         text = str(exc)
         for secret in self._hidden:
             text = text.replace(secret, "[secret]")
-        where = f"{what} at {via(self._proxy, self._endpoint or 'S3')}"
+        where = f"{what} at {name_host(self._proxy, self._endpoint or 'S3')}"
         status = _STATUS.search(text)
         if self._proxy is not None and (
             (status is not None and status[1] == "407") or "ProxyAuthRequired" in text
@@ -193,7 +193,7 @@ class Bucket:
                 code="source_forbidden",
             )
         if status is not None:
-            return failure(int(status[1]), what, via(self._proxy, self._endpoint or "S3"), {})
+            return status_error(int(status[1]), what, name_host(self._proxy, self._endpoint or "S3"), {})
         if isinstance(exc, (known.NotFoundError, FileNotFoundError)):  # 3
             return NotFound(f"{where} does not exist.")
         if isinstance(exc, known.InvalidPathError) or "arsing Path" in text or "path segment" in text:  # 4

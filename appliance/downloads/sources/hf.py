@@ -15,7 +15,7 @@ from urllib.parse import quote, unquote, urlsplit
 from appliance.base.errors import ApplianceError, Forbidden, Invalid, NotFound, TimedOut, UpstreamFailed
 from appliance.base.reach import look
 from appliance.downloads.sources.contract import Interrupted, Listing, RemoteFile, SourceContext
-from appliance.downloads.sources.web import Web, failure, via
+from appliance.downloads.sources.web import WebClient, name_host, status_error
 
 Asked = tuple[str, list[Any]]
 _REPO = re.compile(
@@ -48,7 +48,7 @@ class Hf:
         self._reach = errand.reach
         self._pinned = self._revision
         self._proxies = errand.proxies
-        self._web = Web(errand, reach=errand.reach)
+        self._web = WebClient(errand, reach=errand.reach)
 
     async def listing(self) -> Listing:
         await look(
@@ -72,9 +72,9 @@ class Hf:
         """Ask with the official client, in a thread; give the commit and its files."""
         from huggingface_hub import HfApi, RepoFile
 
-        from appliance.downloads.sources.hf_client import use
+        from appliance.downloads.sources.hf_client import use_proxies
 
-        use(self._proxies)
+        use_proxies(self._proxies)
         api = HfApi(endpoint=self._endpoint, token=self._token or False)
         try:
             info = api.model_info(self._repo, revision=self._revision, timeout=self._tries.first_byte_s)
@@ -108,7 +108,7 @@ class Hf:
         if isinstance(exc, ApplianceError):  # 0
             return exc
         proxy, host = self._proxies.of(self._endpoint), urlsplit(self._endpoint).hostname or ""
-        where = f"{self._repo} at {via(proxy, self._endpoint)}"
+        where = f"{self._repo} at {name_host(proxy, self._endpoint)}"
         if proxy is not None and isinstance(exc, httpx2.ProxyError) and (status := str(exc)[:3]).isdecimal():
             return proxy.refusal(int(status), host)
         if isinstance(exc, errors.GatedRepoError):  # 1
@@ -123,8 +123,8 @@ class Hf:
         if isinstance(exc, errors.HfHubHTTPError) and exc.response is not None:  # 3
             if proxy is not None and exc.response.status_code == 407:
                 return proxy.refusal(407, host)
-            return failure(
-                exc.response.status_code, self._repo, via(proxy, self._endpoint), exc.response.headers
+            return status_error(
+                exc.response.status_code, self._repo, name_host(proxy, self._endpoint), exc.response.headers
             )
         if isinstance(exc, httpx2.TimeoutException):  # 4
             return TimedOut(f"{where} did not answer in time")

@@ -42,7 +42,7 @@ class Routed(httpx2.BaseTransport):
             way.close()
 
 
-def use(proxies: Proxies) -> None:
+def use_proxies(proxies: Proxies) -> None:
     """Let the official client ask through these, in this thread's context."""
     global _is_set
     PROXIES.set(proxies)

@@ -4,9 +4,9 @@ from collections.abc import AsyncGenerator
 from urllib.parse import unquote, urlsplit
 
 from appliance.base.errors import Invalid
-from appliance.downloads.contract import shown
+from appliance.downloads.contract import redact_source
 from appliance.downloads.sources.contract import Listing, RemoteFile, SourceContext
-from appliance.downloads.sources.web import Web, validator_of
+from appliance.downloads.sources.web import WebClient, version_tag
 
 
 class Https:
@@ -31,7 +31,7 @@ class Https:
             raise Invalid("An https:// source names one file: https://host/path/file.", param="source")
         errand.reach.check_host(host)
         self._checksum = _checksum(errand.config.get("checksum", ""))
-        self._web = Web(errand, reach=errand.reach, checks_names=True)
+        self._web = WebClient(errand, reach=errand.reach, checks_names=True)
         self.can_range = True
 
     async def listing(self) -> Listing:
@@ -43,9 +43,9 @@ class Https:
                 self._name,
                 int(length) if length.isdecimal() else None,
                 self._checksum,
-                validator_of(answer.headers),
+                version_tag(answer.headers),
             )
-        return Listing((file,), shown(self._url))
+        return Listing((file,), redact_source(self._url))
 
     async def pieces(self, file: RemoteFile, start: int, end: int | None) -> AsyncGenerator[bytes]:
         async for piece in self._web.file(self._url, file, start, end, secret={}, etag=file.etag):

@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlencode
 
 from appliance.base.errors import Forbidden, Invalid, NotFound, UpstreamFailed
 from appliance.downloads.sources.contract import Listing, RemoteFile, SourceContext
-from appliance.downloads.sources.web import Web
+from appliance.downloads.sources.web import WebClient
 
 _REPO = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^/]+))?(?:/(?P<sub>.+))?")
 _TOKEN = re.compile(r"[\x21\x23-\x2b\x2d-\x3a\x3c-\x5b\x5d-\x7e]*")  # what a cookie's value may hold
@@ -38,7 +38,7 @@ class ModelScope:
         if not _TOKEN.fullmatch(token):
             raise Invalid("ms_token has characters that no token has.", param="config.ms_token")
         self._secret = {"Cookie": f"m_session_id={token}"} if token else {}
-        self._web = Web(errand, reach=errand.reach)
+        self._web = WebClient(errand, reach=errand.reach)
 
     async def listing(self) -> Listing:
         url = f"{self._base}/files?{urlencode({'Revision': self._revision, 'Recursive': 'true'})}"

@@ -26,7 +26,7 @@ SOURCES: dict[str, Callable[[SourceContext], DownloadSource]] = {
 _BARE = re.compile(r"[\w-][\w.-]*/[\w.-]+(@[^/]+)?(/.+)?")
 
 
-def split(source: str) -> tuple[str, str]:
+def split_source(source: str) -> tuple[str, str]:
     """Give a source's scheme and address; without a scheme it is Hugging Face's, as in system E.
 
     Raises  Invalid: no such scheme, or no source at all

@@ -26,7 +26,7 @@ READ_BYTES = 1 << 20  # the library's buffer: large pieces cost less than many s
 AGENT = ("User-Agent", "inference-appliance")
 
 
-class Web:
+class WebClient:
     """Connections to web servers, for one download."""
 
     def __init__(self, errand: SourceContext, *, reach: HostPolicy, checks_names: bool = False) -> None:
@@ -74,7 +74,7 @@ class Web:
         is_part = start > 0 or (end is not None and end != file.size_bytes)
         headers = {"Range": f"bytes={start}-{'' if end is None else end - 1}"} if is_part else {}
         async with self.get(url, what=file.path, headers=headers, secret=secret) as answer:
-            found = validator_of(answer.headers)
+            found = version_tag(answer.headers)
             if etag and found and found != etag:
                 raise SourceChanged(
                     f"{file.path} has changed at its source while it was fetched; fetch it again."
@@ -115,10 +115,10 @@ class Web:
                     url = _moved(url, str(answer.headers["Location"]), what)
                     continue
                 if answer.status not in {200, 206}:
-                    raise failure(
+                    raise status_error(
                         answer.status,
                         what,
-                        via(self._proxies.of(url), urlsplit(url).hostname or ""),
+                        name_host(self._proxies.of(url), urlsplit(url).hostname or ""),
                         answer.headers,
                     )
                 yield answer
@@ -149,19 +149,19 @@ class Web:
             raise UpstreamFailed(f"{what}: the address is none that can be asked: {exc}.") from exc
 
 
-def via(proxy: Proxy | None, host: str) -> str:
+def name_host(proxy: Proxy | None, host: str) -> str:
     """Name a host for people, with the proxy that may be the one that answers in its place."""
     return f"{host} (through {proxy})" if proxy is not None else host
 
 
-def validator_of(headers: Mapping[str, str]) -> str:
+def version_tag(headers: Mapping[str, str]) -> str:
     """Give what tells this version of a file from another; "" = the server says nothing."""
     if tag := headers.get("ETag", "").removeprefix("W/").strip('"'):
         return tag
     return f"modified:{changed}" if (changed := headers.get("Last-Modified", "")) else ""
 
 
-def failure(status: int, what: str, host: str, headers: Mapping[str, str]) -> ApplianceError:
+def status_error(status: int, what: str, host: str, headers: Mapping[str, str]) -> ApplianceError:
     """Say what a status means: 1. busy or broken: again later   2. no or wrong credentials   3. refused   4. not there   5. others."""
     if status in {408, 425, 429} or status >= 500:  # 1
         pause = headers.get("Retry-After", "")

@@ -32,7 +32,7 @@ from appliance.engines.upstream.exchange import AttemptFailed
 from appliance.models.manager.manager import ModelManager
 from appliance.models.manager.state import Lease, Runner, WaitStatus
 from appliance.models.table.catalogue import Model
-from appliance.models.table.command import context_of_slot
+from appliance.models.table.command import slot_context_tokens
 
 log = get_logger("backend")
 NAME = "models"
@@ -149,7 +149,7 @@ class ManagedBackend(BackendStats):
                     created_s,
                     "user",
                     alias,
-                    context_tokens=context_of_slot(entry.model.params.n_ctx, entry.slots),
+                    context_tokens=slot_context_tokens(entry.model.params.n_ctx, entry.slots),
                 )
                 self._served[alias] = Served(card, alias)
             self._served = self.adapters.apply_to(self._served)
@@ -304,7 +304,7 @@ class ManagedBackend(BackendStats):
                 int(runner.started_at_s),
                 "user",
                 runner.alias,
-                context_tokens=context_of_slot(runner.model.params.n_ctx, runner.slots),
+                context_tokens=slot_context_tokens(runner.model.params.n_ctx, runner.slots),
             )
             server = self._servers[runner.serial] = RunnerServer(
                 runner,

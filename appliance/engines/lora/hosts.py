@@ -17,7 +17,7 @@ from appliance.engines.lora.rules import adapter_file
 from appliance.engines.types import BackendStatus, ModelCard
 from appliance.models.manager.manager import ModelManager
 from appliance.models.table.catalogue import LoraAdapter
-from appliance.models.table.gguf import BadGguf, read_header
+from appliance.models.table.gguf import InvalidGguf, read_header
 
 DRAIN_S = 30.0  # answers that are being made with an adapter get so long before it is unloaded
 
@@ -221,7 +221,7 @@ def managed_file(manager: ModelManager, adapter: Adapter) -> Path:
     try:
         header = read_header(path)
         wanted = (entry.header or read_header(entry.path)).architecture
-    except (OSError, BadGguf) as exc:
+    except (OSError, InvalidGguf) as exc:
         raise Invalid(
             f"The adapter {path} cannot be read: {exc}.", param="lora_path", code="adapter_unusable"
         ) from None

@@ -22,11 +22,11 @@ from appliance.base.logs import SECRETS, get_logger
 from appliance.base.tasks import Tasks
 from appliance.downloads.contract import DEFAULT_WORKERS, Downloader, DownloadProgress, DownloadRequest
 from appliance.downloads.request import (
-    credentials_of,
-    missing_credentials,
+    blank_secrets,
+    credential_names,
+    find_missing_credentials,
     public_config,
-    secrets_of,
-    without,
+    secret_texts,
 )
 from appliance.engines.lora import orders_file as lora_orders_file
 from appliance.engines.lora.adapters import AdapterChange, AdapterReconciler
@@ -153,7 +153,7 @@ class AdapterOrders:
                 order.is_partial,
                 order.max_workers,
                 public_config(order.config),
-                credentials_of(wish),
+                credential_names(wish),
             ),
         )
         await self._keep()
@@ -201,7 +201,7 @@ class AdapterOrders:
     async def _download(self, order: AdapterOrder, adapter: Adapter) -> None:
         assert self._downloader is not None
         wish = _wish(order, adapter)
-        SECRETS.learn(secrets_of(wish))  # what others log of it is blanked, too
+        SECRETS.learn(secret_texts(wish))  # what others log of it is blanked, too
         self._note(adapter, "downloading")
         await self._downloader.download(wish, lambda progress: self._note(adapter, "downloading", progress))
 
@@ -232,7 +232,7 @@ class AdapterOrders:
             self._kept.pop(order.name, None)
             self.pending.pop(order.name, None)
         else:
-            why = SECRETS.blank(without(error.message, secrets_of(_wish(order, adapter))))
+            why = SECRETS.blank(blank_secrets(error.message, secret_texts(_wish(order, adapter))))
             log.warning("adapter_order_failed", adapter=order.name, why=why)
             self._put_over(adapter, "failed", why)
         await self._keep()
@@ -269,7 +269,7 @@ class AdapterOrders:
     def _take_up(self, kept: StoredOrder) -> None:
         """Let an order of an earlier run go on: 1. it had come to nothing   2. it may not go on by itself, or cannot   3. it goes on."""
         adapter = kept.adapter
-        missing = missing_credentials(kept.needs, self._has_variable)
+        missing = find_missing_credentials(kept.needs, self._has_variable)
         self._kept[adapter.name] = kept
         if kept.phase == "failed":  # 1
             self._put_over(adapter, "failed", kept.error, kept.since_s)

@@ -6,7 +6,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from appliance.base.errors import Forbidden, Invalid
-from appliance.downloads.contract import shown
+from appliance.downloads.contract import redact_source
 
 MOST_LETTERS = 128
 ENDINGS = (".gguf", ".bin")
@@ -86,7 +86,7 @@ def shown_source(source: str) -> str:
         raise Invalid(
             "Put no credentials into `source`; give them in `config`.", param="source", code="invalid_source"
         )
-    return shown(source)
+    return redact_source(source)
 
 
 def adapter_file(path: Path) -> Path:

@@ -41,7 +41,7 @@ from appliance.front.pipeline.response import Response, json_response
 from appliance.front.pipeline.route import Route
 from appliance.front.pipeline.sse import read_events
 from appliance.models.status.views import ModelManagerApi
-from appliance.models.table.library import Library
+from appliance.models.table.library import ModelLibrary
 
 log = structlog.get_logger("ollama")
 API_VERSION = "0.13.0"  # the level of Ollama's API that is spoken here; clients compare it
@@ -67,7 +67,7 @@ class OllamaHandlers:
         *,
         clock: Clock,
         manager: ModelManagerApi | None = None,
-        library: Library | None = None,
+        library: ModelLibrary | None = None,
         pulls: PullHandlers | None = None,
         heartbeat_s: Callable[[], float] = lambda: 0.0,
     ) -> None:

@@ -13,9 +13,9 @@ from appliance.base.errors import NoSuchModel
 from appliance.front.ollama.translate import NEVER_AFTER_S
 from appliance.models.status.views import ModelManagerApi, ModelView, RunnerView
 from appliance.models.table.catalogue import Model
-from appliance.models.table.command import context_of_slot
-from appliance.models.table.details import TEMPLATE, Details
-from appliance.models.table.library import Library
+from appliance.models.table.command import slot_context_tokens
+from appliance.models.table.details import TEMPLATE, ModelDetails
+from appliance.models.table.library import ModelLibrary
 
 HOLDS_MEMORY = {"starting", "loading", "ready"}
 NAME_WIDTH = 30  # of a parameter's name in /api/show, as Ollama writes them
@@ -24,7 +24,7 @@ NAME_WIDTH = 30  # of a parameter's name in /api/show, as Ollama writes them
 class LocalModels:
     """The models of the manager's table, in Ollama's shapes."""
 
-    def __init__(self, manager: ModelManagerApi, library: Library | None, *, clock: Clock) -> None:
+    def __init__(self, manager: ModelManagerApi, library: ModelLibrary | None, *, clock: Clock) -> None:
         self._manager = manager
         self._library = library
         self._clock = clock
@@ -80,7 +80,7 @@ class LocalModels:
         }
         return out | ({"license": details.license} if details and details.license else {})
 
-    async def _known(self, aliases: Iterable[str]) -> dict[str, Details]:
+    async def _known(self, aliases: Iterable[str]) -> dict[str, ModelDetails]:
         return await self._library.every(aliases) if self._library else {}
 
     # ---- loading
@@ -110,11 +110,11 @@ def not_found(name: str) -> NoSuchModel:
 # ---- shapes
 
 
-def _tag(view: ModelView, details: Details | None) -> dict[str, Any]:
+def _tag(view: ModelView, details: ModelDetails | None) -> dict[str, Any]:
     return _entry(view, details) | _facts(view, details)
 
 
-def _entry(view: ModelView, details: Details | None) -> dict[str, Any]:
+def _entry(view: ModelView, details: ModelDetails | None) -> dict[str, Any]:
     """Give what /api/tags and /api/ps share."""
     return {
         "name": view.alias,
@@ -125,7 +125,7 @@ def _entry(view: ModelView, details: Details | None) -> dict[str, Any]:
     }
 
 
-def _facts(view: ModelView, details: Details | None) -> dict[str, Any]:
+def _facts(view: ModelView, details: ModelDetails | None) -> dict[str, Any]:
     """Give what /api/tags and /api/show share."""
     capabilities = list(details.capabilities) if details else ["completion"]
     return {
@@ -135,7 +135,7 @@ def _facts(view: ModelView, details: Details | None) -> dict[str, Any]:
     }
 
 
-def _digest(view: ModelView, details: Details | None) -> str:
+def _digest(view: ModelView, details: ModelDetails | None) -> str:
     """Give the file's digest; until that is reckoned a stand-in, for clients cut the first letters off without looking."""
     if details and details.digest:
         return details.digest
@@ -143,7 +143,7 @@ def _digest(view: ModelView, details: Details | None) -> str:
     return hashlib.sha256(state.encode()).hexdigest()
 
 
-def _details(details: Details | None) -> dict[str, Any]:
+def _details(details: ModelDetails | None) -> dict[str, Any]:
     if details is None:
         return {
             "parent_model": "",
@@ -188,7 +188,7 @@ def _expiry_s(view: ModelView, now_s: float) -> float:
 
 def _context(view: ModelView) -> int:
     """Give the tokens that one request has: a slot's part of the whole."""
-    return context_of_slot(view.context_tokens, view.slots)
+    return slot_context_tokens(view.context_tokens, view.slots)
 
 
 def _parameters(model: Model, view: ModelView, *, threads: int) -> list[str]:

@@ -16,8 +16,8 @@ from appliance.front.ollama.ndjson import CONTENT_TYPE, line
 from appliance.front.pipeline.errors import error_event
 from appliance.front.pipeline.request import Request
 from appliance.front.pipeline.response import DerivedStream, Response, json_response
-from appliance.models.pull_name import Choice, PullName, parse_pull
-from appliance.models.pulls import Pulls, digest_of
+from appliance.models.pull_name import PullFiles, PullName, parse_pull_name
+from appliance.models.pulls import Pulls, pull_digest
 
 
 class PullHandlers:
@@ -37,7 +37,7 @@ class PullHandlers:
 
         Raises  Invalid: it begins like one and is none · Forbidden, Unauthenticated · without a stream whatever the download does
         """
-        wanted = parse_pull(name)
+        wanted = parse_pull_name(name)
         if wanted is None:
             return None
         self._admit(request)
@@ -57,10 +57,10 @@ class PullHandlers:
         yield {"status": "pulling manifest"}
         choice = await self._pulls.find(name)
         job = await self._pulls.start(name, choice)
-        digest = digest_of(name, choice)
+        digest = pull_digest(name, choice)
         with self._pulls.jobs.holding(job.id):
             async for now in self._pulls.jobs.follow(job.id):
-                if now.is_going:
+                if now.is_active:
                     yield _progress(digest, choice, now)
                     await asyncio.sleep(self._gather_s)
             done = await self._pulls.jobs.wait(job.id)  # raises why it failed
@@ -76,12 +76,12 @@ class PullHandlers:
         self._admit(request)
         if not name:
             raise Invalid("model is required", param="model")
-        wanted = parse_pull(name)
+        wanted = parse_pull_name(name)
         await self._pulls.delete(wanted.alias if wanted else name)
         return Response(body=b"")
 
 
-def _progress(digest: str, choice: Choice, job: DownloadJob) -> dict[str, Any]:
+def _progress(digest: str, choice: PullFiles, job: DownloadJob) -> dict[str, Any]:
     """Give a line of progress; as in Ollama there is no `completed` while it is zero."""
     total = choice.total_bytes or job.progress.total_bytes or job.bytes_total
     done = (

@@ -28,7 +28,7 @@ from appliance.models.scheduler.scheduler import free_slot
 from appliance.models.scheduler.state import ResidentRunner
 from appliance.models.status.views import Ejected, FailedView, ModelView, ServerStatus
 from appliance.models.table.catalogue import Catalogue, LoraAdapter, Model
-from appliance.models.table.command import slots_of
+from appliance.models.table.command import slot_count
 
 log = get_logger("models")
 T = TypeVar("T")
@@ -169,7 +169,7 @@ class ModelManager(SchedulerLoop):
             elif entry.model != model:
                 entry = self._changed(entry, model)
             entry.line.limit = system.max_queue_size_per_model
-            entry.slots = slots_of(model, system)
+            entry.slots = slot_count(model, system)
             entries[alias] = entry
         self.model_states = entries
 

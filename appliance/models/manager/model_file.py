@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 from appliance.models.manager.state import ModelState
 from appliance.models.runner.load_history import key_of
 from appliance.models.table.catalogue import Model, System
-from appliance.models.table.command import slots_of
-from appliance.models.table.estimate import Estimate, memory_of
-from appliance.models.table.gguf import BadGguf, GgufHeader, read_header
+from appliance.models.table.command import slot_count
+from appliance.models.table.estimate import Estimate, estimate_memory
+from appliance.models.table.gguf import GgufHeader, InvalidGguf, read_header
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,17 +32,17 @@ class FileCheck:
 
 def look_at_file(model: Model, system: System) -> FileCheck:
     """Look (blocks). A file that is missing may come later: it is looked at again before each load."""
-    slots = slots_of(model, system)
+    slots = slot_count(model, system)
     try:
         header = read_header(model.path)
     except FileNotFoundError:
         return FileCheck(slots, f"model file not found: {model.path}")
     except OSError as exc:
         return FileCheck(slots, f"the file {model.path} cannot be read: {exc.strerror or exc}")
-    except BadGguf as exc:
+    except InvalidGguf as exc:
         return FileCheck(slots, f"the file {model.path} is no model: {exc}")
     shape = replace(model, pinned=False, replicas=1)  # what one llama-server is made of
     key = key_of(
         model.path, f"{shape!r} {system.cpu_threads} {slots} {system.flash_attention} {system.use_mmap}"
     )
-    return FileCheck(slots, "", header, memory_of(model, system, header), key)
+    return FileCheck(slots, "", header, estimate_memory(model, system, header), key)

@@ -16,7 +16,7 @@ from appliance.models.runner.orphans import Records
 from appliance.models.runner.process import LoadFailed, Process, StopTimes, environment, free_port, log_name
 from appliance.models.settings import FIRST_PORT, LAST_PORT
 from appliance.models.table.catalogue import Catalogue
-from appliance.models.table.command import Flags, command_line
+from appliance.models.table.command import Flags, build_command
 
 log = get_logger("models")
 HELP_S = 20.0
@@ -122,7 +122,7 @@ class Loader:
         runner.port = port = free_port({*self._ports, *tried}, self.first_port, self.last_port)
         self._ports[port] = runner.serial
         try:
-            command = command_line(
+            command = build_command(
                 self.program.path,
                 runner.model,
                 catalogue.system,

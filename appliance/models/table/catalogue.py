@@ -26,7 +26,7 @@ from pydantic_core import CoreSchema
 from appliance.base import jsons
 from appliance.base.settings import Problem
 from appliance.models.settings import ModelSettings
-from appliance.models.table.folder import Found, scan
+from appliance.models.table.folder import FoundModel, scan_folder
 from appliance.models.table.pulled import read_pulled
 
 CacheType = Literal["f16", "f32", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"]
@@ -455,7 +455,7 @@ def _problem(path: Path | None, where: str, remedy: str, *, is_fatal: bool = Tru
     )
 
 
-def _files(folder: Path | None, problems: list[Problem]) -> list[Found]:
+def _files(folder: Path | None, problems: list[Problem]) -> list[FoundModel]:
     if folder is None:
         return []
     if not folder.is_dir():
@@ -463,7 +463,7 @@ def _files(folder: Path | None, problems: list[Problem]) -> list[Found]:
             Problem("MODEL_DIR", str(folder), "a folder of .gguf files", "There is no such folder.")
         )
         return []
-    found, warnings = scan(folder)
+    found, warnings = scan_folder(folder)
     problems += warnings
     return found
 

@@ -17,7 +17,7 @@ _FLAG = re.compile(r"(?<![\w-])(--?[a-zA-Z][\w-]*)")
 _ENTRY = re.compile(r"\n(?=[ ]{0,12}--?[A-Za-z])")  # where the help begins to speak of the next flag
 
 
-class BadCommand(ValueError):
+class InvalidCommand(ValueError):
     """The table wants of a model what this llama-server does not do. The message names each key, and what to do."""
 
 
@@ -61,25 +61,25 @@ class Flags:
         )
 
 
-def slots_of(model: Model, system: System) -> int:
+def slot_count(model: Model, system: System) -> int:
     """Give how many requests at a time: as the table says, but each with LEAST_SLOT_TOKENS of context."""
     wanted = model.params.parallel_override or system.parallel_requests
     return max(1, min(wanted, model.params.n_ctx // LEAST_SLOT_TOKENS))
 
 
-def context_of_slot(context_tokens: int, slots: int) -> int:
+def slot_context_tokens(context_tokens: int, slots: int) -> int:
     """Give the context of one request: llama-server parts a model's among its slots."""
     return context_tokens // max(1, slots)
 
 
-def kind_of(model: Model, header: GgufHeader | None) -> Kind:
+def model_kind(model: Model, header: GgufHeader | None) -> Kind:
     """Tell what a model is for: as the table says, else as its file says of itself."""
     if model.reranking or (header is not None and header.is_reranker and not model.params.embedding):
         return "reranking"
     return "embedding" if model.params.embedding or (header is not None and header.is_embedding) else "text"
 
 
-def command_line(
+def build_command(
     program: str,
     model: Model,
     system: System,
@@ -98,7 +98,7 @@ def command_line(
         flags,
         [program, "--model", str(model.path), "--alias", model.alias, "--host", host, "--port", str(port)],
     )
-    kind = kind_of(model, header)
+    kind = model_kind(model, header)
     _size(words, model, system, kind, header)
     _character(words, model, kind, header)
     _memory(words, system)
@@ -172,7 +172,7 @@ class _Words:
 
     def whole(self) -> list[str]:
         if self._problems:
-            raise BadCommand("; ".join(dict.fromkeys(self._problems)))
+            raise InvalidCommand("; ".join(dict.fromkeys(self._problems)))
         return self._words
 
 
@@ -183,7 +183,7 @@ def _size(
     kind: Kind,
     header: GgufHeader | None,
 ) -> None:
-    params, slots = model.params, slots_of(model, system)
+    params, slots = model.params, slot_count(model, system)
     batch = params.batch_override or params.n_batch
     if kind != "text" and not params.batch_override:
         # Such models read a text in one piece: what is longer than a batch is refused.

@@ -24,7 +24,7 @@ _UNITS = {"K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 
 
 @dataclass(frozen=True, slots=True)
-class Details:
+class ModelDetails:
     """One model's facts. Unknown numbers are 0, unknown texts "".
 
     size_bytes        of all its parts; modified_s: seconds since 1970
@@ -59,7 +59,7 @@ class Details:
         return label_of(self.parameters) if self.parameters else ""
 
 
-def details_of(
+def gather_details(
     alias: str,
     header: GgufHeader,
     params: Params,
@@ -67,7 +67,7 @@ def details_of(
     size_bytes: int,
     modified_s: float,
     counted: int = 0,
-) -> Details:
+) -> ModelDetails:
     """Gather a model's facts.
 
     Takes   counted: the numbers in its tensors, 0 = they could not be counted
@@ -81,7 +81,7 @@ def details_of(
     if parameters:
         info["general.parameter_count"] = parameters
     found = header.values.get("general.license")
-    return Details(
+    return ModelDetails(
         alias,
         size_bytes,
         modified_s,

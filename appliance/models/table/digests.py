@@ -36,7 +36,7 @@ class FileState:
         return cls(path, found.st_size, found.st_mtime_ns)
 
 
-class Digests:
+class DigestCache:
     """Knows digests, or reckons them. `path`: the JSON file in which they are kept, None = only in memory."""
 
     def __init__(self, path: Path | None, *, tasks: Tasks) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from appliance.models.table.catalogue import Model, System
-from appliance.models.table.gguf import BadGguf, GgufHeader, read_header, size_of
+from appliance.models.table.gguf import GgufHeader, InvalidGguf, gguf_size_bytes, read_header
 
 MIB = 1 << 20
 # Bytes of one element. The quantised ones hold blocks of 32 with a scale (and a minimum).
@@ -46,17 +46,17 @@ class Estimate:
         return self.weights + self.cache + self.buffers + self.extras
 
 
-def memory_of(model: Model, system: System, header: GgufHeader | None) -> Estimate:
+def estimate_memory(model: Model, system: System, header: GgufHeader | None) -> Estimate:
     """Estimate what a model of the table takes, with everything that runs beside it: the one figure for manager and check.
 
     Takes   header: of the model's file (its first part), None = it could not be read. Looks at the sizes of all its files.
     """
-    params, size = model.params, size_of(model.path)
+    params, size = model.params, gguf_size_bytes(model.path)
     known = replace(header, size_bytes=max(size, header.size_bytes)) if header else GgufHeader(0, 0, {}, size)
     extras = _draft(model, system) + round(
-        size_of(model.mmproj_path) * system.vram_multiplier if model.mmproj_path else 0
+        gguf_size_bytes(model.mmproj_path) * system.vram_multiplier if model.mmproj_path else 0
     )
-    extras += sum(size_of(one.path) for one in model.lora)
+    extras += sum(gguf_size_bytes(one.path) for one in model.lora)
     floor = max(0, system.min_vram_required * MIB - extras)
     made = estimate(
         known,
@@ -76,10 +76,10 @@ def _draft(model: Model, system: System) -> int:
         return 0
     try:
         header = read_header(path)
-    except (OSError, BadGguf):
-        return round(size_of(path) * system.vram_multiplier)
+    except (OSError, InvalidGguf):
+        return round(gguf_size_bytes(path) * system.vram_multiplier)
     made = estimate(
-        replace(header, size_bytes=size_of(path)),
+        replace(header, size_bytes=gguf_size_bytes(path)),
         context_tokens=model.params.n_ctx,
         multiplier=system.vram_multiplier,
     )

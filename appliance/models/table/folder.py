@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from appliance.base.settings import Problem
-from appliance.models.table.gguf import BadGguf, GgufHeader, parts_of, read_header, stem_of
+from appliance.models.table.gguf import GgufHeader, InvalidGguf, gguf_parts, gguf_stem, read_header
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class FoundModel:
     """One model of the folder. Paths are absolute."""
 
     alias: str
@@ -26,7 +26,7 @@ class Found:
     mmproj_path: Path | None = None
 
 
-def scan(folder: Path) -> tuple[list[Found], list[Problem]]:
+def scan_folder(folder: Path) -> tuple[list[FoundModel], list[Problem]]:
     """Look through a folder and all below it, but for hidden ones.
 
     Gives   (models in the order of their paths, warnings)
@@ -47,7 +47,7 @@ def scan(folder: Path) -> tuple[list[Found], list[Problem]]:
     texts = [path for path in models if (header := headers[path]) is None or not header.is_embedding]
     owned = _projectors(top, projectors, texts, problems)
     return [
-        Found(alias, path, owned.get(path.parent) if path in texts else None)
+        FoundModel(alias, path, owned.get(path.parent) if path in texts else None)
         for alias, path in _names(top, models).items()
     ], problems
 
@@ -61,19 +61,19 @@ def _firsts(top: Path) -> list[Path]:
         and path.is_file()
         and not any(part.startswith(".") for part in path.relative_to(top).parts)
     )
-    return sorted({parts_of(path)[0] for path in found})
+    return sorted({gguf_parts(path)[0] for path in found})
 
 
 def _look(path: Path, problems: list[Problem]) -> GgufHeader | None:
     """Read what says what the file is, not its vocabulary, which is most of it."""
-    missing = [part.name for part in parts_of(path) if not part.is_file()]
+    missing = [part.name for part in gguf_parts(path) if not part.is_file()]
     header, said = None, f"It is not whole: there is no {', '.join(missing)}"
     if not missing:
         try:
             header, said = read_header(path, is_brief=True), ""
         except OSError as exc:
             said = f"It cannot be read: {exc.strerror or exc}"
-        except BadGguf as exc:
+        except InvalidGguf as exc:
             said = f"It is no model: {exc}"
     if said:
         problems.append(_warning(path, f"{said}. It is listed, but cannot be loaded."))
@@ -110,7 +110,7 @@ def _projectors(
 
 def _names(top: Path, models: Iterable[Path]) -> dict[str, Path]:
     """Name every model; llama-server takes a comma for the end of a name, so there is none in them."""
-    stems = {path: stem_of(path) for path in models}
+    stems = {path: gguf_stem(path) for path in models}
     often = Counter(stems.values())
     named: dict[str, Path] = {}
     for path, stem in stems.items():

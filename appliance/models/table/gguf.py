@@ -75,7 +75,7 @@ PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<ending
 _RANK = 4  # LLAMA_POOLING_TYPE_RANK: it pools to a score
 
 
-class BadGguf(ValueError):
+class InvalidGguf(ValueError):
     """The file is no GGUF file, is cut off, or says things of itself that cannot be."""
 
 
@@ -158,7 +158,7 @@ class GgufHeader:
         return [one] * self.layers if one else []
 
 
-def parts_of(path: Path) -> list[Path]:
+def gguf_parts(path: Path) -> list[Path]:
     """Give all files of a model: itself, or where its name says `-00001-of-00003`, all parts in their order, there or not."""
     found = PART.fullmatch(path.name)
     if not found:
@@ -169,15 +169,15 @@ def parts_of(path: Path) -> list[Path]:
     ]
 
 
-def stem_of(path: Path) -> str:
+def gguf_stem(path: Path) -> str:
     """Give a file's name without its ending, and without `-00001-of-00003`."""
     found = PART.fullmatch(path.name)
     return found["stem"] if found else path.stem
 
 
-def size_of(path: Path) -> int:
+def gguf_size_bytes(path: Path) -> int:
     """Give the bytes of a model's files together; those that are not there count nothing."""
-    return sum(part.stat().st_size for part in parts_of(path) if part.is_file())
+    return sum(part.stat().st_size for part in gguf_parts(path) if part.is_file())
 
 
 def read_header(path: Path, *, most_kept: int = MOST_KEPT, is_brief: bool = False) -> GgufHeader:
@@ -205,7 +205,7 @@ def _reading(path: Path, most_kept: int) -> Iterator["_Reader"]:
     with path.open("rb") as file:
         size = file.seek(0, 2)
         if size < 24:
-            raise BadGguf(f"it has {size} bytes, which is too short for a model")
+            raise InvalidGguf(f"it has {size} bytes, which is too short for a model")
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             yield _Reader(data, size, most_kept)
 
@@ -222,7 +222,7 @@ class _Reader:
     def header(self, is_brief: bool) -> GgufHeader:
         version, tensors, values = self._values(is_brief)
         if not values.get("general.architecture"):
-            raise BadGguf("it does not say its architecture")
+            raise InvalidGguf("it does not say its architecture")
         return GgufHeader(version, tensors, values, self._size)
 
     def parameters(self) -> int:
@@ -232,28 +232,28 @@ class _Reader:
             self._string()
             dimensions = self._scalar("<I")
             if dimensions > MOST_DIMENSIONS:
-                raise BadGguf(f"a tensor has {dimensions} dimensions, which cannot be")
+                raise InvalidGguf(f"a tensor has {dimensions} dimensions, which cannot be")
             total += math.prod(self._scalar("<Q") for _ in range(dimensions))
             self._skip(12, "its tensors")  # its type, and where its numbers begin
         if total * LEAST_BITS > self._size * 8:
-            raise BadGguf(f"its tensors would have {total} numbers, for which it is too short")
+            raise InvalidGguf(f"its tensors would have {total} numbers, for which it is too short")
         return total
 
     def _values(self, is_brief: bool) -> tuple[int, int, dict[str, Any]]:
         """Give (version, how many tensors, values by key)."""
         if self._data[:4] != MAGIC:
-            raise BadGguf(f"it begins with {self._data[:4]!r}, not with {MAGIC!r}: it is no GGUF file")
+            raise InvalidGguf(f"it begins with {self._data[:4]!r}, not with {MAGIC!r}: it is no GGUF file")
         self._at = 4
         version = self._scalar("<I")
         if version not in {2, 3}:
-            raise BadGguf(
+            raise InvalidGguf(
                 f"it is of GGUF version {version}; 2 and 3 are known"
                 if version < 1 << 16
                 else "its bytes are in big-endian order"
             )
         tensors, keys = self._scalar("<Q"), self._scalar("<Q")
         if keys > MOST_KEYS or tensors > MOST_TENSORS:
-            raise BadGguf(f"it says that it has {tensors} tensors and {keys} keys, which cannot be")
+            raise InvalidGguf(f"it says that it has {tensors} tensors and {keys} keys, which cannot be")
         values: dict[str, Any] = {}
         for _ in range(keys):
             key = self._string()
@@ -269,7 +269,7 @@ class _Reader:
             return self._scalar(_FORMATS[kind])
         if kind == _ARRAY:
             return self._array(key)
-        raise BadGguf(f"the value of {key!r} is of the unknown type {kind}")
+        raise InvalidGguf(f"the value of {key!r} is of the unknown type {kind}")
 
     def _array(self, key: str) -> Any:
         kind, length = self._scalar("<I"), self._scalar("<Q")
@@ -282,9 +282,9 @@ class _Reader:
                 else ParameterCount(length)
             )
         if kind != _STRING:
-            raise BadGguf(f"the array {key!r} holds values of the unknown type {kind}")
+            raise InvalidGguf(f"the array {key!r} holds values of the unknown type {kind}")
         if length * 8 > self._size:
-            raise BadGguf(f"the array {key!r} is longer than the file")
+            raise InvalidGguf(f"the array {key!r} is longer than the file")
         if length <= self._most_kept:
             return [self._string() for _ in range(length)]
         data, at, read = self._data, self._at, struct.Struct("<Q").unpack_from
@@ -292,7 +292,7 @@ class _Reader:
             for _ in range(length):
                 at += 8 + read(data, at)[0]
         except struct.error:
-            raise BadGguf(f"it ends in the middle of {key!r}") from None
+            raise InvalidGguf(f"it ends in the middle of {key!r}") from None
         self._at = at
         self._skip(0, key)
         return ParameterCount(length)
@@ -310,6 +310,6 @@ class _Reader:
         """Go on by `length` bytes; give where they began."""
         start = self._at
         if start + length > self._size:
-            raise BadGguf(f"it ends in the middle of {what!r}: it was cut off, or is still being written")
+            raise InvalidGguf(f"it ends in the middle of {what!r}: it was cut off, or is still being written")
         self._at = start + length
         return start

@@ -15,7 +15,7 @@ INDEX = "pulled.json"
 
 
 @dataclass(frozen=True, slots=True)
-class Pulled:
+class PulledModel:
     """One pulled model. `alias`: the name it was pulled by; paths are absolute; `folder`: all that belongs to it and to nothing else."""
 
     alias: str
@@ -26,7 +26,7 @@ class Pulled:
     pulled_at_s: float = 0.0
 
 
-def read_pulled(home: Path) -> tuple[list[Pulled], str]:
+def read_pulled(home: Path) -> tuple[list[PulledModel], str]:
     """Read the index of the folder `home` (blocks).
 
     Gives   (models, what is wrong with the index or ""); rows that cannot be used are left out
@@ -43,7 +43,7 @@ def read_pulled(home: Path) -> tuple[list[Pulled], str]:
     return [one for one in found if one is not None], ""
 
 
-def _read(home: Path, alias: str, row: Any) -> Pulled | None:
+def _read(home: Path, alias: str, row: Any) -> PulledModel | None:
     """Read a row; None = a path of it leads out of `home`."""
     paths = {key: home / str(row[key]) for key in ("folder", "path", "mmproj_path") if row.get(key)}
     if (
@@ -51,7 +51,7 @@ def _read(home: Path, alias: str, row: Any) -> Pulled | None:
         or paths["folder"] == home
     ):
         return None
-    return Pulled(
+    return PulledModel(
         alias,
         str(row["source"]),
         paths["folder"],
@@ -61,7 +61,7 @@ def _read(home: Path, alias: str, row: Any) -> Pulled | None:
     )
 
 
-def add_pulled(home: Path, model: Pulled) -> None:
+def add_pulled(home: Path, model: PulledModel) -> None:
     """Put a model into the index, in the place of one of the same name (blocks). Raises OSError."""
     _change(home, lambda models: models.update({model.alias: model}))
 
@@ -71,7 +71,7 @@ def remove_pulled(home: Path, alias: str) -> None:
     _change(home, lambda models: models.pop(alias, None))
 
 
-def _change(home: Path, change: Callable[[dict[str, Pulled]], Any]) -> None:
+def _change(home: Path, change: Callable[[dict[str, PulledModel]], Any]) -> None:
     models = {one.alias: one for one in read_pulled(home)[0]}
     change(models)
 

@@ -9,7 +9,7 @@ from typing import Any
 from appliance.models.table.catalogue import Table
 
 
-def schema() -> dict[str, Any]:
+def build_schema() -> dict[str, Any]:
     """Give the schema (draft 2020-12) of the file of CONFIG_PATH, in which backends and pools are only named, not described."""
     made = Table.model_json_schema()
     made["properties"]["models"]["minProperties"] = 1
