@@ -13,7 +13,8 @@ USAGE = """usage: appliance VERB [ARGUMENT…]
   serve         serve HTTP and the control API (what the container does)
   check         read the environment; name every problem with its remedy; exit 78 if there is one
   prepare       ready the machine: machine-id, GPU identity, nvidia-smi, port 14444
-  settings      every variable: room, default, current value, help   [--json | --env-example | --markdown]
+  settings      every variable: package, default, current value, help   [--json | --env-example | --markdown]
+  routes        every address of the HTTP API: method, path, access, errors, what it does   [--markdown]
   models        the models of a running appliance: list, show, load, eject, reset, pin, unpin, queue, vram (`models --help`)
   models check  what would be run for each model of the table, and what would not work   [--json]
   models schema the JSON schema of the file of CONFIG_PATH (as etc/models.schema.json)
@@ -60,7 +61,7 @@ def show_settings(arguments: list[str]) -> int:
     """Print every variable in the form that is asked for."""
     from appliance.base import jsons
     from appliance.settings import described, effective_environ, load
-    from appliance.settings_text import as_env_example, as_markdown, as_text
+    from appliance.settings_text import as_env_example, as_page, as_text
 
     settings, _ = load()
     rows = described(settings, effective_environ(os.environ)[0])
@@ -72,7 +73,7 @@ def show_settings(arguments: list[str]) -> int:
         case ["--env-example"]:
             print(as_env_example(rows), end="")
         case ["--markdown"]:
-            print(as_markdown(rows), end="")
+            print(as_page(rows), end="")
         case []:
             print(as_text(rows), end="")
         case _:
@@ -80,6 +81,21 @@ def show_settings(arguments: list[str]) -> int:
                 f"settings: unknown argument {arguments[0]!r}; use --json, --env-example or --markdown.",
                 file=sys.stderr,
             )
+            return 2
+    return 0
+
+
+def show_routes(arguments: list[str]) -> int:
+    """Print every address of the HTTP API: for a terminal, or as the page docs/http-api.md."""
+    from appliance.front.routes_text import as_page, as_text
+
+    match arguments:
+        case ["--markdown"]:
+            print(as_page(), end="")
+        case []:
+            print(as_text(), end="")
+        case _:
+            print(f"routes: unknown argument {arguments[0]!r}; use --markdown.", file=sys.stderr)
             return 2
     return 0
 
@@ -212,6 +228,8 @@ def main(argv: list[str] | None = None) -> int:
         return sidecar_main(rest)
     if verb == "settings":
         return show_settings(rest)
+    if verb == "routes":
+        return show_routes(rest)
     if verb == "models":
         return models(rest)
     if verb == "download":

@@ -1,0 +1,100 @@
+"""The HTTP API's table of addresses, rendered for people: the page docs/http-api.md."""
+
+from collections.abc import Sequence
+
+from appliance.base.markdown import markdown_table
+from appliance.front.balance import BalanceHandlers
+from appliance.front.downloads import DownloadHandlers
+from appliance.front.lora import LoraHandlers
+from appliance.front.manager.handlers import ManagerHandlers
+from appliance.front.ollama.handlers import OllamaHandlers
+from appliance.front.openai.handlers import OpenAIHandlers
+from appliance.front.openai.responses import ResponsesHandlers
+from appliance.front.passthrough.rules import QUESTIONS, WORK
+from appliance.front.pipeline.route import Route, RouteGroup
+from appliance.front.routes import join_routes
+from appliance.front.sidecar import SidecarHandlers, sidecar_routes
+from appliance.front.sidecar_metrics import SidecarMetricsHandlers
+from appliance.front.system import SystemHandlers
+
+PAGE_HEAD = """\
+# HTTP API
+
+Every address of the HTTP port, in the order in which they are tried. This page is rendered from the route tables in the
+code by `appliance routes --markdown`.
+
+- *Access*: `public` is open to all; `client` needs a key of `APPLIANCE_API_KEYS`, where keys are set; `operator` needs a
+  key of `OPERATOR_API_KEYS`, or a caller on this machine where no keys are set.
+- *Errors*: `openai` is `{"error": {"message", "type", "param", "code"}}`, `ollama` is `{"error": text}`, `detail` is
+  `{"detail": text}`.
+- `{name}` is one piece of a path, `{name:.+}` one or more.
+"""
+SECTIONS: tuple[tuple[str, tuple[type[RouteGroup], ...]], ...] = (
+    ("Health, metrics, receipts", (SystemHandlers,)),
+    ("Backends and load balancing", (BalanceHandlers,)),
+    ("Models of this machine", (ManagerHandlers,)),
+    ("Downloads", (DownloadHandlers,)),
+    ("LoRA adapters", (LoraHandlers,)),
+    ("OpenAI", (OpenAIHandlers, ResponsesHandlers)),
+    ("Ollama", (OllamaHandlers,)),
+)
+SIDECAR: tuple[type[RouteGroup], ...] = (
+    SidecarHandlers,
+    SidecarMetricsHandlers,
+    LoraHandlers,
+    DownloadHandlers,
+)
+
+
+def main_sections() -> list[tuple[str, list[Route]]]:
+    """Return the addresses of the HTTP port as (title, routes)."""
+    return [(title, join_routes(*without_parts(groups))) for title, groups in SECTIONS]
+
+
+def without_parts(groups: Sequence[type[RouteGroup]]) -> list[RouteGroup]:
+    """Make the groups without what their handlers need: enough to read their tables, since `routes` reads no state."""
+    return [object.__new__(group) for group in groups]
+
+
+def as_page() -> str:
+    """Render docs/http-api.md: one table for each group of handlers."""
+    parts = [PAGE_HEAD]
+    parts += [f"## {title}\n\n{_table(routes)}" for title, routes in main_sections()]
+    parts.append(_passed_on())
+    parts.append(f"## The sidecar's port (SIDECAR_PORT)\n\n{_table(sidecar_routes(*without_parts(SIDECAR)))}")
+    return "\n".join(parts)
+
+
+def as_text() -> str:
+    """Render the table for a terminal: method, path, access, errors, what it does."""
+    rows = [_cells(route) for _, routes in main_sections() for route in routes]
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    return "".join(
+        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[4]]).rstrip()
+        + "\n"
+        for row in rows
+    )
+
+
+def _table(routes: list[Route]) -> str:
+    rows = [(methods, f"`{path}`", *more) for methods, path, *more in map(_cells, routes)]
+    return markdown_table(("Method", "Path", "Access", "Errors", "What it does"), rows)
+
+
+def _cells(route: Route) -> tuple[str, str, str, str, str]:
+    return ", ".join(route.methods), route.path, route.access.value, route.dialect, route.summary
+
+
+def _passed_on() -> str:
+    """Render what clients may have passed on to a backend; the rest is for operators."""
+    work = ", ".join(f"`{path}`" for path in sorted(WORK))
+    questions = ", ".join(f"`{method} {path}`" for method, path in sorted(QUESTIONS))
+    return f"""\
+## Passed on to a backend (PASSTHROUGH)
+
+An address that is not listed above goes to a chosen backend as it came. Clients may send what only computes an answer;
+everything else needs an operator: any other address, `/backends/{{name}}/…` and the header `x-appliance-backend`.
+
+- Takes a slot of the backend (POST): {work}
+- Takes no slot: {questions}
+"""
