@@ -20,7 +20,7 @@ from appliance.engines.receipts import Receipt
 from appliance.engines.router import Router
 from appliance.engines.settings import EngineSettings
 from appliance.engines.specs import BackendSpec
-from appliance.engines.types import NO_OPTIONS, ModelCard, Served
+from appliance.engines.types import NO_OPTIONS, ModelCard, ServedModel
 
 COUNTS = (2, 16, 256)
 ROUNDS = 5
@@ -61,7 +61,7 @@ def whole(count: int, wire: ConnectionPool) -> float:
             clock=clock,
             metrics=metrics,
         )
-        server.update_facts(EngineFacts({"m": Served(card, "m")}))
+        server.update_facts(EngineFacts({"m": ServedModel(card, "m")}))
         server.health = EngineHealth(True)
         server.update_load(1.0, 0.0, "ok")
         pool.backends.append(server)
@@ -71,7 +71,7 @@ def whole(count: int, wire: ConnectionPool) -> float:
     def once() -> None:
         place = router.dispatcher._choose(asking)
         assert place is not None
-        place.done("ok")
+        place.release("ok")
 
     return timed(once)
 

@@ -32,7 +32,7 @@ class Names:
             compact(spelling) for name in self.reported for spelling in (name, without_suffix(name))
         }
 
-    def knows(self, name: str) -> bool:
+    def matches(self, name: str) -> bool:
         """Say whether `name` means this model; a tag `:latest`, which Ollama clients add, is ignored.
 
         1. the name, however spelt      2. the name without a precision suffix     3. either without `:latest`

@@ -23,11 +23,11 @@ from appliance.base.fair_queue import FairQueue, FairQueueFull, Ticket
 from appliance.base.metrics.registry import Metrics
 from appliance.base.retry_budget import RetryBudget
 from appliance.engines.backends.contract import Backend
-from appliance.engines.receipts import Receipt
+from appliance.engines.receipts import Receipt, attempt_rows
 from appliance.engines.settings import EngineSettings
 from appliance.engines.slots import Slot
 from appliance.engines.types import BackendStatus, EngineReply, EngineRequest, RequestOptions
-from appliance.engines.upstream.exchange import AttemptFailed, attempts_of
+from appliance.engines.upstream.exchange import AttemptFailed
 from appliance.engines.upstream.refusal import context_error
 
 ELSEWHERE = {
@@ -60,7 +60,7 @@ class Pool:
         found = self._by_model.get(model)
         if found is None:
             found = self._by_model[model] = [
-                backend for backend in self.backends if backend.served(model) is not None
+                backend for backend in self.backends if backend.find_model(model) is not None
             ]
             if len(self._by_model) > 10_000:  # names come from clients where any name is served
                 self._by_model = {model: found}
@@ -112,7 +112,7 @@ class Dispatcher:
         self._metrics = metrics
         self._lines: dict[tuple[object, ...], _Line] = {}
         self.waiting = 0
-        self.budget = RetryBudget()
+        self.retry_budget = RetryBudget()
         self._waited = metrics.queue_seconds.labels("served")
         self.apply(settings)
 
@@ -128,11 +128,11 @@ class Dispatcher:
         Raises  Unavailable: nobody can · Exhausted: the line is full · TimedOut · UpstreamFailed: all that were tried failed ·
                 what a backend says of the caller's own fault
         """
-        self.budget.deposit()
+        self.retry_budget.deposit()
         last: Exception | None = None
         while True:
             slot = self._choose(asking) or await self._place_later(asking, last)
-            backend: Backend = slot.owner  # type: ignore[assignment]
+            backend: Backend = slot.backend  # type: ignore[assignment]
             try:
                 return await backend.send(
                     request, slot, budget_s=max(0.001, asking.deadline_s - self._clock.monotonic_s())
@@ -166,14 +166,14 @@ class Dispatcher:
             asking.context_over = max(asking.context_over, failure.context[1], backend.context_tokens)
         elif isinstance(failure, AttemptFailed) and (not failure.was_sent or failure.is_full):  # 4
             pass
-        elif not self.budget.may_retry():  # 5
+        elif not self.retry_budget.may_retry():  # 5
             raise self._told(asking, failure)
         if self._candidates(asking):
             self._metrics.retries.labels(reason).inc()
 
     # ---- placing
 
-    async def slot(self, asking: DispatchRequest) -> Slot:
+    async def take_slot(self, asking: DispatchRequest) -> Slot:
         """Give a place on a backend; wait in line while all that could answer are full."""
         return self._choose(asking) or await self._place_later(asking, None)
 
@@ -199,10 +199,10 @@ class Dispatcher:
         return [
             backend
             for number, pool in enumerate(asking.stages)
-            if number == 0 or options.may_leave
+            if number == 0 or not options.is_local_only
             for backend in pool.serving(asking.model)
             if backend.name not in tried
-            and (options.may_leave or not backend.is_remote)
+            and not (options.is_local_only and backend.is_remote)
             and (not over or not backend.context_tokens or backend.context_tokens > over)
         ]
 
@@ -220,7 +220,7 @@ class Dispatcher:
             max(asking.context_over, asking.options.context_tokens - 1),
         )
         for number, pool in enumerate(asking.stages):
-            if number and not options.may_leave:
+            if number and options.is_local_only:
                 break
             ready: list[Backend] = []
             for backend in pool.serving(asking.model):
@@ -232,7 +232,7 @@ class Dispatcher:
                     continue
                 if over and backend.context_tokens and backend.context_tokens <= over:
                     continue
-                if backend.is_remote and not options.may_leave:
+                if backend.is_remote and options.is_local_only:
                     continue
                 if backend.status(now_s) is BackendStatus.READY:
                     ready.append(backend)
@@ -317,11 +317,11 @@ class Dispatcher:
         except TimeoutError:
             outcome = "timed_out"
             if waiter.slot.done() and not waiter.slot.cancelled():  # the turn came in the very moment
-                waiter.slot.result().done("cancelled")
+                waiter.slot.result().release("cancelled")
             raise self._too_long(asking, patience_s, last) from None
         except asyncio.CancelledError:
             if waiter.slot.done() and not waiter.slot.cancelled():
-                waiter.slot.result().done("client_left")
+                waiter.slot.result().release("client_left")
             raise
         finally:
             self.waiting -= 1
@@ -342,7 +342,7 @@ class Dispatcher:
             frozenset(asking.tried),
             asking.context_over,
             options.context_tokens,
-            options.may_leave,
+            options.is_local_only,
             options.pin,
         )
         line = self._lines.get(key)
@@ -358,8 +358,8 @@ class Dispatcher:
                 if value is line:
                     del self._lines[key]
 
-    def room(self, backend: Backend | None) -> None:
-        """A backend may have room: let those go whose turn it is. Of several lines the one whose first has waited longest."""
+    def serve_queues(self) -> None:
+        """Give slots to queued requests, as far as there is capacity. Of several queues, first the one whose head has waited longest."""
         if not self._lines:
             return
         now_s = self._clock.monotonic_s()
@@ -394,7 +394,7 @@ class Dispatcher:
             f"Every backend was full for {waited_s:.0f} seconds (QUEUE_TIMEOUT_S).",
             code="queue_timeout",
             retry_after_s=self._retry_after_s(asking),
-            details={"attempts": attempts_of(asking.receipt.attempts)},
+            details={"attempts": attempt_rows(asking.receipt.attempts)},
         )
 
     def _nobody(self, asking: DispatchRequest, standings: Collection[BackendStatus]) -> ApplianceError:
@@ -411,7 +411,7 @@ class Dispatcher:
                     param="num_ctx",
                     details={"prompt_tokens": options.context_tokens, "context_tokens": largest},
                 )
-        if not options.may_leave and any(b.is_remote for b in everyone):
+        if options.is_local_only and any(b.is_remote for b in everyone):
             return Unavailable(
                 "No backend of this machine can answer, and the request may not leave it (x-appliance-stay-local).",
                 code="stay_local",
@@ -428,7 +428,7 @@ class Dispatcher:
 
     def _told(self, asking: DispatchRequest, failure: Exception) -> ApplianceError:
         """Give the error for a caller whose request failed with every backend that was tried."""
-        attempts = attempts_of(asking.receipt.attempts)
+        attempts = attempt_rows(asking.receipt.attempts)
         if isinstance(failure, ApplianceError):
             return failure
         assert isinstance(failure, AttemptFailed)
@@ -462,7 +462,7 @@ class Dispatcher:
         )
 
 
-def prefixes_of(request: EngineRequest) -> list[int]:
+def hash_prefixes(request: EngineRequest) -> list[int]:
     """Give the hashes of a request's beginning: what a server that had the same beginning before has in its cache."""
     from appliance.base import jsons
 

@@ -287,8 +287,8 @@ class Fleet:
             if kept != self._changes.drained:
                 self._changes.drained = kept
                 self._persist()
-        server.on_room(server)
-        self.router.bump()
+        server.on_capacity(server)
+        self.router.notify_changed()
         return server
 
     def set_strategy(self, strategy: str, *, pool: str = "", persist: bool = False) -> None:
@@ -347,7 +347,7 @@ class Fleet:
         )
         server.member.cost = spec.cost
         server.on_models = self.router.refresh
-        server.on_change = self.router.bump
+        server.on_change = self.router.notify_changed
         self._servers[spec.name] = server
         prober = HealthProber(server)
         self._loops[spec.name] = (prober, self._tasks.start(prober.run(), name=f"look-at-{spec.name}"))
@@ -367,7 +367,7 @@ class Fleet:
             await asyncio.sleep(0.2)
             waited_s += 0.2
         if server.name not in self._servers:  # it may have come back under the same name
-            server.forget()
+            server.remove_metrics()
 
     def _context(self, spec: BackendSpec) -> ssl.SSLContext | None:
         """Make the TLS context of a server that wants its own; the same wishes share one."""

@@ -42,19 +42,39 @@ class Receipt:
     error: str = ""
     status: int = 0
 
-    def header(self) -> str:
+    def render_header(self) -> str:
         """Give the short form for `x-appliance-receipt`: `backend=…; endpoint=…; …`."""
         return (
             f"backend={self.backend}; endpoint={self.endpoint}; model={self.served_model}; attempts={len(self.attempts)}; "
             f"queue_ms={self.queue_ms:.1f}; upstream_ms={self.upstream_ms:.1f}; reason={self.reason}"
         )
 
-    def timing(self) -> str:
+    def render_server_timing(self) -> str:
         """Give `Server-Timing`'s value, durations in milliseconds."""
         return f"queue;dur={self.queue_ms:.1f}, upstream;dur={self.upstream_ms:.1f}"
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def attempt_rows(attempts: list[Attempt]) -> list[dict[str, Any]]:
+    """List attempts as error bodies show them.
+
+    Returns:
+        One object per attempt: `url`, `outcome`, and `status` and `body`, or `error` where no status came.
+
+    Source:
+        docs/compatibility.md, error bodies of the hosted API.
+    """
+    rows: list[dict[str, Any]] = []
+    for attempt in attempts:
+        row: dict[str, Any] = {"url": attempt.endpoint, "outcome": attempt.outcome}
+        if attempt.status:
+            row |= {"status": attempt.status, "body": attempt.note}
+        else:
+            row["error"] = attempt.note
+        rows.append(row)
+    return rows
 
 
 class Receipts:

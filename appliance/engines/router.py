@@ -18,7 +18,7 @@ from appliance.base.watch import Watched
 from appliance.engines.backends.adapters import CODE, AdapterNotLoaded
 from appliance.engines.backends.contract import Backend
 from appliance.engines.backends.server import EngineServer
-from appliance.engines.dispatch import Dispatcher, DispatchRequest, Pool, prefixes_of
+from appliance.engines.dispatch import Dispatcher, DispatchRequest, Pool, hash_prefixes
 from appliance.engines.receipts import Receipt
 from appliance.engines.settings import EngineSettings
 from appliance.engines.slots import Slot
@@ -65,9 +65,9 @@ class Router:
         """Put pools in place, in the order in which a name is looked for in them."""
         self.pools = pools
         for backend in self.backends():
-            backend.on_room = self._room
+            backend.on_capacity = self._on_capacity
         self.refresh()
-        self._room(None)
+        self._on_capacity(None)
 
     def refresh(self) -> None:
         """Backends or their models changed."""
@@ -75,20 +75,20 @@ class Router:
         self._routes = {}
         for pool in self.pools:
             pool.refresh()
-        self.bump()
+        self.notify_changed()
 
-    def bump(self) -> None:
+    def notify_changed(self) -> None:
         self.changed.set(self.changed.value + 1)
 
-    def _room(self, backend: Backend | None) -> None:
-        self.dispatcher.room(backend)
+    def _on_capacity(self, backend: Backend | None) -> None:
+        self.dispatcher.serve_queues()
 
     # ---- what there is
 
     def backends(self) -> list[Backend]:
         return [backend for pool in self.pools for backend in pool.backends]
 
-    def backend_names(self) -> list[str]:
+    def server_names(self) -> list[str]:
         """Name the backends that are servers of their own (which passage can reach)."""
         return [backend.name for backend in self._servers()]
 
@@ -101,7 +101,7 @@ class Router:
     def is_managed(self, model: str) -> bool:
         """Whether a model of the table is named, whose llama-server the manager starts and stops."""
         return any(
-            backend.kind == "managed" and backend.served(model) is not None for backend in self.backends()
+            backend.kind == "managed" and backend.find_model(model) is not None for backend in self.backends()
         )
 
     @property
@@ -168,7 +168,7 @@ class Router:
             )
         for one in pools:
             one.balancer.strategy = name
-        self.bump()
+        self.notify_changed()
 
     # ---- what a name means
 
@@ -221,7 +221,7 @@ class Router:
                 raise absent
         for pool in self.pools:
             for backend in pool.backends:
-                if model and backend.served(model) is not None:  # 6
+                if model and backend.find_model(model) is not None:  # 6
                     return self._stages(pool), model, backend.cards()[0], "default"
         raise self._unknown(model)  # 7
 
@@ -320,7 +320,7 @@ class Router:
             options,
             receipt,
             deadline_s,
-            partial(prefixes_of, request),
+            partial(hash_prefixes, request),
             is_pinned=bool(options.pin),
         )
 
@@ -364,7 +364,7 @@ class Router:
         wanted = model or (cards[0].id if cards else "")
         if model:
             wanted = self._route(model)[1]
-        served = backend.served(wanted)
+        served = backend.find_model(wanted)
         if served is None:
             raise NoSuchModel(
                 f"The backend {name!r} does not serve the model {model[:200]!r}. It serves: {', '.join(c.id for c in cards)}.",
@@ -381,18 +381,18 @@ class Router:
         model: str = "",
         exclude: Collection[str] = (),
         options: RequestOptions = NO_OPTIONS,
-        is_visit: bool = False,
+        is_uncounted: bool = False,
     ) -> Slot:
         """Give the right to send one request to one server (passage).
 
         Takes   model: only servers of it ("" = any server); exclude: servers not to use; wishes.pin: the server's name;
-                is_visit: a question that needs none of its slots, asked also while it is full (and, if pinned, whatever its state)
+                is_uncounted: a question that needs none of its slots, asked also while it is full (and, if pinned, whatever its state)
         Gives   a place with url, headers and ssl; its `done` must be called in any case
         Raises  NotFound: no such server · NoSuchModel · Unavailable · Exhausted
         """
         stages, wanted, reason = self._servers_for(model, options.pin, receipt)
         if (
-            is_visit
+            is_uncounted
             and not self.is_managed(model)
             and (slot := self._visit(stages, wanted, options, exclude)) is not None
         ):
@@ -420,15 +420,15 @@ class Router:
                 tried={*exclude, *closed},
                 is_pinned=bool(options.pin),
             )
-            slot = await self.dispatcher.slot(asking)
+            slot = await self.dispatcher.take_slot(asking)
             try:
-                await slot.owner.board(slot, wanted, options)
+                await slot.backend.prepare_passthrough(slot, wanted, options)
             except BaseException:
-                slot.done("cancelled")
+                slot.release("cancelled")
                 raise
         if not exclude:
-            self.dispatcher.budget.deposit()
-        receipt.backend, receipt.endpoint = slot.backend, slot.url
+            self.dispatcher.retry_budget.deposit()
+        receipt.backend, receipt.endpoint = slot.backend.name, slot.url
         receipt.attempts.append(slot.attempt)
         return slot
 
@@ -440,7 +440,7 @@ class Router:
         own = [
             (b.name, served)
             for b in self.backends()
-            if b.kind != "managed" and (served := b.served(wanted)) is not None
+            if b.kind != "managed" and (served := b.find_model(wanted)) is not None
         ]
         mute = {
             name for name, served in own if served.card.parent and (served.extra or served.upstream != wanted)
@@ -454,9 +454,9 @@ class Router:
             )
         return mute
 
-    def may_repeat(self, reason: str) -> bool:
+    def may_retry_elsewhere(self, reason: str) -> bool:
         """Whether a request that a server failed may go to another one: as long as the retry budget lasts."""
-        if not self.dispatcher.budget.may_retry():
+        if not self.dispatcher.retry_budget.may_retry():
             return False
         self._metrics.retries.labels(reason).inc()
         return True
@@ -504,7 +504,7 @@ class Router:
             servers = [b for b in servers if b.name == options.pin]
         else:
             servers = [b for b in servers if b.status(now_s) in {BackendStatus.READY, BackendStatus.FULL}]
-        return min(servers, key=lambda b: b.member.active).visit() if servers else None
+        return min(servers, key=lambda b: b.member.active).uncounted_slot() if servers else None
 
     def health(self) -> list[tuple[BackendState, bool]]:
         """Give every backend with whether it can answer: what GET /health of system C tells."""

@@ -43,38 +43,34 @@ class ResponseTimes:
 
 @dataclass(slots=True, eq=False)
 class Slot:
-    """One request's place on a backend. `done` gives it back; a second call does nothing.
+    """One request's place on a backend. `release` gives it back; a second call does nothing.
 
     url, headers, ssl   for those who speak to the server themselves (passage): its base address, the headers that it wants
-    attempt             the receipt's line about this try; `done` fills it in
+    attempt             the receipt's line about this try; `release` fills it in
     """
 
-    owner: "BackendStats"
-    began_s: float  # monotonic
+    backend: "BackendStats"
+    started_s: float  # monotonic
     attempt: Attempt
     url: str = ""
     headers: dict[str, str] = field(default_factory=dict, repr=False)
     ssl: SSLContext | None = None
-    is_visit: bool = False  # takes no room: a question that no slot is needed for
-    is_done: bool = False
-    measured: "ResponseTimes | None" = None
+    is_uncounted: bool = False  # takes no room: a question that no slot is needed for
+    is_released: bool = False
+    times: "ResponseTimes | None" = None
 
-    @property
-    def backend(self) -> str:
-        return self.owner.name
-
-    def done(
+    def release(
         self, outcome: str, *, status: int | None = None, note: str = "", retry_after_s: float | None = None
     ) -> None:
         """Give the place back: the backend's counters, its breaker and the receipt learn what it came to."""
-        if self.is_done:
+        if self.is_released:
             return
-        self.is_done = True
+        self.is_released = True
         attempt = self.attempt
         attempt.outcome = outcome
         attempt.note = note or attempt.note
         attempt.status = status if status is not None else attempt.status
-        self.owner.settle(self, outcome, retry_after_s)
+        self.backend.record(self, outcome, retry_after_s)
 
 
 class BackendStats:
@@ -93,7 +89,9 @@ class BackendStats:
         self.pool = pool
         self.member = Member(name, weight=weight)
         self.errors: Counter[str] = Counter()
-        self.on_room: Callable[[Any], None] = lambda _: None  # the dispatcher's: somebody in line may go now
+        self.on_capacity: Callable[[Any], None] = lambda _: (
+            None
+        )  # the dispatcher's: somebody in line may go now
         self._clock = clock
         self._metrics = metrics
         self._seconds = metrics.backend_seconds.labels(name)
@@ -104,7 +102,7 @@ class BackendStats:
         return self.member.active
 
     def take(self, reason: str) -> Slot:
-        """Take a place, chosen for `reason`; the caller sends at once and calls `done` in any case."""
+        """Take a place, chosen for `reason`; the caller sends at once and calls `release` in any case."""
         clock = self._clock
         self.member.began(clock.now_s())
         counter = self._chosen.get(reason)
@@ -113,20 +111,20 @@ class BackendStats:
         counter.inc()
         return Slot(self, clock.monotonic_s(), Attempt("", "cancelled"))
 
-    def visit(self) -> Slot:
+    def uncounted_slot(self) -> Slot:
         """Give a place that takes no room, for a question about the server itself: it is asked also when it is full."""
-        return Slot(self, self._clock.monotonic_s(), Attempt("", "cancelled"), is_visit=True)
+        return Slot(self, self._clock.monotonic_s(), Attempt("", "cancelled"), is_uncounted=True)
 
-    async def board(self, slot: Slot, model: str | None, options: Any) -> None:
+    async def prepare_passthrough(self, slot: Slot, model: str | None, options: Any) -> None:
         """Make a place of passage ready to be spoken to; those who know their address beforehand have nothing to do."""
 
-    def settle(self, slot: Slot, outcome: str, retry_after_s: float | None) -> None:
+    def record(self, slot: Slot, outcome: str, retry_after_s: float | None) -> None:
         """Count a place's end; called by the place, once."""
-        took_s = self._clock.monotonic_s() - slot.began_s
+        took_s = self._clock.monotonic_s() - slot.started_s
         slot.attempt.ms = took_s * 1000
-        if slot.is_visit:
+        if slot.is_uncounted:
             if outcome not in WELL and outcome not in UNDECIDED:
-                self.suspect()
+                self.probe_soon()
             return
         self.member.ended(took_s if outcome == "ok" else None)
         if outcome == "ok":
@@ -134,16 +132,16 @@ class BackendStats:
         elif outcome not in WELL and outcome not in LEFT:
             self.errors[outcome] += 1
             self._metrics.backend_errors.labels(self.name, outcome).inc()
-        self.verdict(slot, outcome, retry_after_s)
-        self.on_room(self)
+        self.observe_outcome(slot, outcome, retry_after_s)
+        self.on_capacity(self)
 
-    def verdict(self, slot: Slot, outcome: str, retry_after_s: float | None) -> None:
+    def observe_outcome(self, slot: Slot, outcome: str, retry_after_s: float | None) -> None:
         """What an outcome says about the server; kinds that care about it say so here."""
 
-    def suspect(self) -> None:
+    def probe_soon(self) -> None:
         """Something was wrong with it that no counter should hold against it; kinds that look at their servers look now."""
 
-    def forget(self) -> None:
+    def remove_metrics(self) -> None:
         """Take this backend's rows out of the metrics: it is gone."""
         for family in self._metrics.backend_families:
             family.remove_by_labels({"backend": self.name})
@@ -155,7 +153,7 @@ class SlotStream:
 
     def __init__(self, pieces: AsyncIterator[bytes], slot: Slot) -> None:
         self._pieces = pieces
-        self._place = slot
+        self._slot = slot
 
     def __aiter__(self) -> "SlotStream":
         return self
@@ -164,14 +162,14 @@ class SlotStream:
         try:
             return await anext(self._pieces)
         except StopAsyncIteration:
-            self._place.done("ok")
+            self._slot.release("ok")
             raise
         except Exception:
-            self._place.done("cut_off")
+            self._slot.release("cut_off")
             raise
 
     async def aclose(self) -> None:
         try:
             await self._pieces.aclose()  # type: ignore[attr-defined]
         finally:
-            self._place.done("client_left")
+            self._slot.release("client_left")

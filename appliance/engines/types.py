@@ -25,7 +25,7 @@ class RequestOptions:
 
     flow             whose request it is, for turns in the line: a digest of the key, or the address ("" = nobody in particular)
     priority         0 high, 1 normal, 2 low
-    may_leave        False: it must be answered by this pool's own servers, not by an overflow and not by a hosted API
+    is_local_only    it must be answered by this pool's own servers, not by an overflow and not by a hosted API
     pin              the name of the one backend that is to answer ("" = any)
     context_tokens   the context that the client counts on; a server known to have less is not asked (0 = any)
     keep_alive_s     how long a model that runs here stays loaded after this request: 0 = not at all, negative = for ever,
@@ -34,7 +34,7 @@ class RequestOptions:
 
     flow: str = ""
     priority: int = 1
-    may_leave: bool = True
+    is_local_only: bool = False
     pin: str = ""
     context_tokens: int = 0
     keep_alive_s: float | None = None
@@ -63,13 +63,12 @@ class EngineRequest:
     options: RequestOptions = NO_OPTIONS
     public_model: str = ""  # set by the router: the name that the reply carries
     wanted_model: str = ""  # set by the router: the name by which backends know it
-    waiting: Callable[[], list[tuple[str, str]]] | None = (
-        None  # set while it waits for a model: headers that tell how things stand
-    )
+    # Set while the request waits for a model: gives headers that report the model's state.
+    wait_headers: Callable[[], list[tuple[str, str]]] | None = None
 
-    def told(self) -> list[tuple[str, str]]:
-        """Give the headers that tell how things stand; none unless it waits for a model."""
-        return self.waiting() if self.waiting is not None else []
+    def status_headers(self) -> list[tuple[str, str]]:
+        """Return the headers that report the model's state; none unless the request waits for a model."""
+        return self.wait_headers() if self.wait_headers is not None else []
 
 
 @dataclass(slots=True)
@@ -87,7 +86,6 @@ class EngineReply:
     body: bytes | None = None
     events: AsyncIterator[bytes] | None = None
     content_type: str = "application/json"
-    on_close: Callable[[], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +103,7 @@ class ModelCard:
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
+class ServedModel:
     """A model as one server has it: the name to send to it, and fields to add to the body (an adapter of llama.cpp)."""
 
     card: ModelCard
@@ -121,7 +119,7 @@ class BackendStatus(Enum):
     STARTING = "starting"  # not seen yet, or its model is being loaded
     CIRCUIT_OPEN = "circuit_open"  # its circuit breaker is open after failures
     DOWN = "down"
-    DRAINING = "draining"  # takes no new requests by the operator's word
+    DRAINING = "draining"  # the operator drains it: no new requests
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +135,7 @@ class BackendState:
     in_flight: int = 0
     url: str = ""
     pool: str = ""
-    standing: str = "ready"  # a value of Standing
+    standing: str = "ready"  # a value of BackendStatus
     running: float | None = None  # as the engine's own metrics said last
     waiting: float | None = None
     data_age_s: float | None = None  # of those metrics

@@ -5,11 +5,11 @@ import asyncio
 import pytest
 
 from appliance.engines.backends.adapters import AdapterState, LoadedAdapter, is_missing
-from appliance.engines.types import ModelCard, Served
+from appliance.engines.types import ModelCard, ServedModel
 
 
-def served(name: str, parent: str = "tiny") -> Served:
-    return Served(ModelCard(name, 1, "vllm", name, parent=parent), name)
+def served(name: str, parent: str = "tiny") -> ServedModel:
+    return ServedModel(ModelCard(name, 1, "vllm", name, parent=parent), name)
 
 
 TINY, STYLE, OTHER = served("tiny", ""), served("style"), served("other")

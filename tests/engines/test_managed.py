@@ -61,7 +61,11 @@ class Scene:
         return sum(runner.active for runner in self.house.manager.runners())
 
     def all_is_given_back(self) -> bool:
-        return (self.busy(), self.backend.in_flight, self.slot is None or self.slot.is_done) == (0, 0, True)
+        return (self.busy(), self.backend.in_flight, self.slot is None or self.slot.is_released) == (
+            0,
+            0,
+            True,
+        )
 
 
 Open = Callable[..., Awaitable[Scene]]
@@ -272,16 +276,16 @@ async def test_who_waits_can_be_told_how_things_stand_and_only_then(open_backend
     at.engines[0].token_s = 0.05
     first, second = at.sending(one := at.request()), at.sending(other := at.request())
     await settle()
-    assert one.waiting is None
-    assert other.waiting is not None
-    assert other.waiting() == [
+    assert one.wait_headers is None
+    assert other.wait_headers is not None
+    assert other.wait_headers() == [
         ("X-Queue-Position", "1"),
         ("X-Model-Status", "ready"),
         ("X-Model-Load-Progress", "100"),
     ]
     await first
     await settle()
-    assert other.waiting is None  # it is answered now
+    assert other.wait_headers is None  # it is answered now
     await second
 
 
@@ -289,8 +293,8 @@ async def test_who_waits_for_a_load_is_told_how_far_it_is(open_backend: Open) ->
     at = await open_backend("a")
     at.sending(request := at.request())
     await settle()
-    assert request.waiting is not None
-    assert request.waiting() == [
+    assert request.wait_headers is not None
+    assert request.wait_headers() == [
         ("X-Queue-Position", "1"),
         ("X-Model-Status", "starting"),
         ("X-Model-Load-Progress", "0"),
@@ -305,9 +309,9 @@ async def test_passage_is_given_a_server_and_gives_its_slot_back(open_backend: O
     at = await open_backend("a", "b", slots=1)
     await at.house.have("a")
     at.slot = slot = at.backend.take("only_one")
-    await at.backend.board(slot, "a", RequestOptions())
+    await at.backend.prepare_passthrough(slot, "a", RequestOptions())
     assert (slot.url, slot.attempt.endpoint, at.busy()) == (at.engines[0].url, at.engines[0].url, 1)
-    slot.done("passed")
+    slot.release("passed")
     assert at.all_is_given_back()
     assert at.house.manager.telemetry()[0].is_ok
 
@@ -316,27 +320,27 @@ async def test_passage_without_a_name_goes_to_the_only_model_or_must_name_one(op
     only = await open_backend("a")
     await only.house.have("a")
     slot = only.backend.take("only_one")
-    await only.backend.board(slot, None, RequestOptions())
-    slot.done("cut_off")
+    await only.backend.prepare_passthrough(slot, None, RequestOptions())
+    slot.release("cut_off")
     assert not only.house.manager.telemetry()[0].is_ok
     several = await open_backend("a", "b")
     slot = several.backend.take("only_one")
     with pytest.raises(Invalid, match="There are a, b"):
-        await several.backend.board(slot, None, RequestOptions())
+        await several.backend.prepare_passthrough(slot, None, RequestOptions())
     with pytest.raises(NoSuchModel):
-        await several.backend.board(slot, "c", RequestOptions())
-    slot.done("cancelled")
+        await several.backend.prepare_passthrough(slot, "c", RequestOptions())
+    slot.release("cancelled")
     assert several.all_is_given_back()
 
 
 async def test_passage_that_leaves_while_it_waits_takes_nothing_along(open_backend: Open) -> None:
     at = await open_backend("a", slots=1)
     at.slot = slot = at.backend.take("only_one")
-    boarding = asyncio.create_task(at.backend.board(slot, "a", RequestOptions()))
+    boarding = asyncio.create_task(at.backend.prepare_passthrough(slot, "a", RequestOptions()))
     await settle()
     boarding.cancel()
     await settle()
-    slot.done("cancelled")
+    slot.release("cancelled")
     await at.house.loaded("a")
     assert at.all_is_given_back()
 
@@ -361,7 +365,7 @@ async def test_its_state_says_what_is_loaded_and_who_waits(open_backend: Open) -
     )
     await asyncio.gather(*tasks)
     assert [card.id for card in at.backend.cards()] == ["a", "b"]
-    assert at.backend.served("c") is None
+    assert at.backend.find_model("c") is None
 
 
 async def test_nothing_is_kept_of_servers_that_are_gone(open_backend: Open) -> None:

@@ -31,7 +31,7 @@ NAMES = Names(
     ],
 )
 def test_spellings(name: str, known: bool) -> None:
-    assert NAMES.knows(name) is known
+    assert NAMES.matches(name) is known
 
 
 def test_the_reported_names_are_those_of_the_ancestor_without_repeats() -> None:

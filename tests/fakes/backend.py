@@ -14,7 +14,7 @@ from appliance.engines.types import (
     EngineReply,
     EngineRequest,
     ModelCard,
-    Served,
+    ServedModel,
 )
 
 
@@ -38,12 +38,9 @@ class ScriptedBackend(BackendStats):
     async def answer(self, request: EngineRequest) -> EngineReply:
         raise NotImplementedError
 
-    def serves_any(self) -> bool:
-        return True
-
-    def served(self, model: str) -> Served | None:
+    def find_model(self, model: str) -> ServedModel | None:
         card = self.cards()[0]
-        return Served(card, card.upstream) if self.serves(model) else None
+        return ServedModel(card, card.upstream) if self.serves(model) else None
 
     def status(self, now_s: float) -> BackendStatus:
         return BackendStatus.READY
@@ -60,7 +57,7 @@ class ScriptedBackend(BackendStats):
         try:
             return await self.answer(request)
         finally:
-            place.done("ok")
+            place.release("ok")
 
 
 def router_of(*backends: object, clock: Clock, settings: EngineSettings | None = None) -> Router:

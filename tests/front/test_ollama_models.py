@@ -20,7 +20,7 @@ from appliance.base.metrics.registry import Metrics
 from appliance.base.tasks import Tasks
 from appliance.engines.receipts import Receipt, Receipts
 from appliance.engines.settings import EngineSettings
-from appliance.engines.types import EngineReply, EngineRequest, ModelCard, Operation, Served
+from appliance.engines.types import EngineReply, EngineRequest, ModelCard, Operation, ServedModel
 from appliance.front.ollama.handlers import OllamaHandlers
 from appliance.front.pipeline.access_log import AccessLog
 from appliance.front.pipeline.pipeline import RequestPipeline
@@ -57,9 +57,10 @@ class Backend(ScriptedBackend):
     def cards(self) -> list[ModelCard]:
         return [*(ModelCard(alias, CHANGED_S, "user", alias) for alias in self._board.views), REMOTE]
 
-    def served(self, model: str) -> Served | None:
+    def find_model(self, model: str) -> ServedModel | None:
         return next(
-            (Served(card, card.upstream) for card in self.cards() if model in {card.id, *card.aliases}), None
+            (ServedModel(card, card.upstream) for card in self.cards() if model in {card.id, *card.aliases}),
+            None,
         )
 
     async def answer(self, request: EngineRequest) -> EngineReply:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from appliance.base.errors import Unavailable
-from appliance.engines.types import Served
+from appliance.engines.types import ServedModel
 from appliance.engines.upstream.exchange import AttemptFailed
 
 MISSING = "adapter_missing"  # what a place comes to
@@ -30,7 +30,7 @@ class AdapterNotLoaded(Unavailable):
 class LoadedAdapter:
     """An adapter that the backend has. `engine_name`: how it lists it; `is_listed`: whether it did, so that a list without it means a loss."""
 
-    served: Served
+    served: ServedModel
     engine_name: str
     is_listed: bool
 
@@ -48,7 +48,7 @@ class AdapterState:
         self._in_use: dict[Any, str] = {}  # by place
         self._ended = asyncio.Event()
 
-    def apply_to(self, models: dict[str, Served]) -> dict[str, Served]:
+    def apply_to(self, models: dict[str, ServedModel]) -> dict[str, ServedModel]:
         """Give what may be served: the models, less the declared ones that it has not, and those that it has."""
         if not self.declared and not self.loaded:
             return models
@@ -76,7 +76,7 @@ class AdapterState:
         self.version += 1
         self.loaded = {}
 
-    def update_from(self, models: Mapping[str, Served]) -> None:
+    def update_from(self, models: Mapping[str, ServedModel]) -> None:
         """Take a list of what it serves, asked for after the latest change."""
         for name, own in self.loaded.items():
             listed = models.get(own.engine_name)
@@ -119,7 +119,7 @@ class AdapterState:
             pass
 
 
-def renamed(served: Served, name: str) -> Served:
+def renamed(served: ServedModel, name: str) -> ServedModel:
     """Give the same adapter under another name; a name `base:adapter` that it is asked by stays."""
     if served.card.id == name:
         return served

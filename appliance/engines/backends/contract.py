@@ -11,7 +11,7 @@ from appliance.engines.types import (
     EngineReply,
     EngineRequest,
     ModelCard,
-    Served,
+    ServedModel,
 )
 
 
@@ -21,7 +21,7 @@ class Backend(Protocol):
     name: str
     pool: str
     member: Member
-    on_room: Callable[[Any], None]
+    on_capacity: Callable[[Any], None]
 
     @property
     def kind(self) -> str: ...
@@ -43,12 +43,8 @@ class Backend(Protocol):
         """List the models it serves, public names first."""
         ...
 
-    def serves_any(self) -> bool:
-        """Whether it answers any model name with what it has."""
-        ...
-
-    def served(self, model: str) -> Served | None:
-        """Give what `model` is here, or None; a backend of `serves_any` gives what it has for every name."""
+    def find_model(self, model: str) -> ServedModel | None:
+        """Return what `model` is here, or None; a backend that answers to any name returns what it has."""
         ...
 
     def status(self, now_s: float) -> BackendStatus:

@@ -43,7 +43,7 @@ from appliance.engines.types import (
     EngineRequest,
     ModelCard,
     Operation,
-    Served,
+    ServedModel,
 )
 from appliance.engines.upstream.pacing import chunks_of
 
@@ -64,15 +64,12 @@ class DemoBackend(BackendStats):
     ) -> None:
         super().__init__("demo", pool="demo", clock=clock, metrics=metrics)
         self._cards = [ModelCard(public_model, int(clock.now_s()), "demo", "demo", aliases)]
-        self._served = Served(self._cards[0], "demo")
+        self._served = ServedModel(self._cards[0], "demo")
 
     def cards(self) -> list[ModelCard]:
         return self._cards
 
-    def serves_any(self) -> bool:
-        return True
-
-    def served(self, model: str) -> Served | None:
+    def find_model(self, model: str) -> ServedModel | None:
         return self._served
 
     def status(self, now_s: float) -> BackendStatus:
@@ -116,7 +113,7 @@ class DemoBackend(BackendStats):
             raise
         finally:
             if reply is None or reply.events is None:
-                slot.done(outcome)
+                slot.release(outcome)
 
     async def _play(self, request: EngineRequest) -> EngineReply:
         receipt = request.receipt

@@ -15,7 +15,7 @@ from appliance.base.wire.pool import ConnectionPool
 from appliance.base.wire.types import Target, WireError
 from appliance.engines.aliases import Names
 from appliance.engines.backends.breaker import Breaker
-from appliance.engines.receipts import Attempt
+from appliance.engines.receipts import Attempt, attempt_rows
 from appliance.engines.settings import EngineSettings
 from appliance.engines.slots import BackendStats, Slot
 from appliance.engines.types import (
@@ -24,14 +24,13 @@ from appliance.engines.types import (
     EngineReply,
     EngineRequest,
     ModelCard,
-    Served,
+    ServedModel,
 )
 from appliance.engines.upstream.exchange import (
     NOTE_CHARACTERS,
     AttemptFailed,
     Peer,
     Timeouts,
-    attempts_of,
     body_for,
     client_error_of,
     exchange,
@@ -95,19 +94,18 @@ class HostedBackend(BackendStats):
                 self.names.public, int(clock.now_s()), "novita", self.names.upstream, self.names.reported
             )
         ]
-        self._served = Served(self._cards[0], self.names.upstream)
+        self._served = ServedModel(self._cards[0], self.names.upstream)
         self._first_byte = metrics.upstream_seconds.labels(name)
         self._counters: dict[tuple[str, str], Any] = {}
 
     def cards(self) -> list[ModelCard]:
         return self._cards
 
-    def serves_any(self) -> bool:
-        return not self._settings.model_strict
-
-    def served(self, model: str) -> Served | None:
+    def find_model(self, model: str) -> ServedModel | None:
         return (
-            self._served if not model or not self._settings.model_strict or self.names.knows(model) else None
+            self._served
+            if not model or not self._settings.model_strict or self.names.matches(model)
+            else None
         )
 
     def status(self, now_s: float) -> BackendStatus:
@@ -201,7 +199,7 @@ class HostedBackend(BackendStats):
             raise
         finally:
             if reply is None or reply.events is None:  # else the stream counts until it is closed
-                slot.done(outcome)
+                slot.release(outcome)
 
     async def _attempt(
         self,
@@ -227,7 +225,7 @@ class HostedBackend(BackendStats):
                 path=request.operation.value.encode(),
                 wants_events=wants_events,
                 public_model=request.public_model or self.names.public,
-                on_end=slot.done,
+                on_end=slot.release,
                 on_head=lambda: self._first_byte.observe(self._clock.monotonic_s() - began),
                 patience=Timeouts(
                     min(settings.upstream_connect_timeout_s, budget_s),
@@ -279,13 +277,13 @@ class HostedBackend(BackendStats):
         return TimedOut(
             f"No endpoint of the hosted API answered within {self._settings.upstream_total_timeout_s:g} seconds "
             "(UPSTREAM_TOTAL_TIMEOUT_S).",
-            details={"attempts": attempts_of(request.receipt.attempts)},
+            details={"attempts": attempt_rows(request.receipt.attempts)},
         )
 
     def _all_failed(self, own: list[Attempt]) -> ApplianceError:
         now = self._clock.monotonic_s()
         soonest = min(e.breaker.wait_s(now) for e in self._endpoints)
-        attempts = attempts_of(own)
+        attempts = attempt_rows(own)
         if not attempts:
             return Unavailable(
                 "Every endpoint of the hosted API is rested after failures; try again later.",

@@ -26,7 +26,7 @@ from appliance.engines.types import (
     EngineRequest,
     ModelCard,
     RequestOptions,
-    Served,
+    ServedModel,
 )
 from appliance.engines.upstream.exchange import AttemptFailed
 from appliance.models.manager.manager import ModelManager
@@ -73,13 +73,13 @@ class RunnerServer(EngineServer):
         self.health = EngineHealth(True)
         self.update_facts(
             EngineFacts(
-                {runner.alias: Served(card, runner.alias), **adapters}, card.context_tokens, runner.slots
+                {runner.alias: ServedModel(card, runner.alias), **adapters}, card.context_tokens, runner.slots
             )
         )
 
-    def settle(self, slot: Slot, outcome: str, retry_after_s: float | None) -> None:
+    def record(self, slot: Slot, outcome: str, retry_after_s: float | None) -> None:
         """A request ended: its slot goes back to the manager."""
-        super().settle(slot, outcome, retry_after_s)
+        super().record(slot, outcome, retry_after_s)
         lease, request, outer = (
             self.leases.pop(slot, None),
             self.requests.pop(slot, None),
@@ -93,7 +93,7 @@ class RunnerServer(EngineServer):
                 completion_tokens=(receipt.completion_tokens or 0) if receipt else 0,
             )
         if outer is not None:
-            outer.done(outcome)
+            outer.release(outcome)
 
 
 class ManagedBackend(BackendStats):
@@ -118,7 +118,7 @@ class ManagedBackend(BackendStats):
         self._servers: dict[int, RunnerServer] = {}
         self._boarded: dict[Slot, Lease] = {}
         self._made_of: Any = None
-        self._served: dict[str, Served] = {}
+        self._served: dict[str, ServedModel] = {}
         self.on_models: Callable[[], None] = lambda: None  # the fleet's: what it serves changed
         self.adapters = AdapterState()  # adapters; each has its base model's entry in the manager
         manager.add_removed_callback(self._forget)
@@ -138,7 +138,7 @@ class ManagedBackend(BackendStats):
 
     # ---- what it serves
 
-    def _all(self) -> dict[str, Served]:
+    def _all(self) -> dict[str, ServedModel]:
         catalogue = self.manager.catalogue
         if self._made_of != (id(catalogue), self.adapters.version):
             created_s = int(self._clock.now_s())
@@ -151,7 +151,7 @@ class ManagedBackend(BackendStats):
                     alias,
                     context_tokens=slot_context_tokens(entry.model.params.n_ctx, entry.slots),
                 )
-                self._served[alias] = Served(card, alias)
+                self._served[alias] = ServedModel(card, alias)
             self._served = self.adapters.apply_to(self._served)
             self._made_of = (id(catalogue), self.adapters.version)
         return self._served
@@ -159,10 +159,7 @@ class ManagedBackend(BackendStats):
     def cards(self) -> list[ModelCard]:
         return [served.card for served in self._all().values()]
 
-    def serves_any(self) -> bool:
-        return False
-
-    def served(self, model: str) -> Served | None:
+    def find_model(self, model: str) -> ServedModel | None:
         return self._all().get(model)
 
     def status(self, now_s: float) -> BackendStatus:
@@ -176,17 +173,17 @@ class ManagedBackend(BackendStats):
         return self._place()
 
     def _place(self) -> Slot:
-        return super().visit()
+        return super().uncounted_slot()
 
-    def settle(self, slot: Slot, outcome: str, retry_after_s: float | None) -> None:
-        took_s = self._clock.monotonic_s() - slot.began_s
+    def record(self, slot: Slot, outcome: str, retry_after_s: float | None) -> None:
+        took_s = self._clock.monotonic_s() - slot.started_s
         slot.attempt.ms = took_s * 1000
         self.adapters.release(slot)
         self.member.ended(took_s if outcome == "ok" else None)
         lease = self._boarded.pop(slot, None)
         if lease is not None:
             lease.release(is_ok=outcome in WELL or outcome in LEFT)
-        self.on_room(self)
+        self.on_capacity(self)
 
     async def send(self, request: EngineRequest, slot: Slot, *, budget_s: float) -> EngineReply:
         """Answer `request` by one of the model's llama-servers (see Backend.send). It may wait longer than `budget_s`: the table's
@@ -215,7 +212,7 @@ class ManagedBackend(BackendStats):
             raise AssertionError("unreachable")
         finally:
             if reply is None:
-                slot.done("refused")  # what it was is in the receipt's attempts
+                slot.release("refused")  # what it was is in the receipt's attempts
 
     async def _send(self, request: EngineRequest, slot: Slot, lease: Lease) -> EngineReply:
         try:
@@ -229,7 +226,7 @@ class ManagedBackend(BackendStats):
         if reply.events is not None:
             server.outer[inner] = slot
         else:
-            slot.done("ok")
+            slot.release("ok")
         return reply
 
     async def _lease_of(self, request: EngineRequest) -> Lease:
@@ -238,14 +235,14 @@ class ManagedBackend(BackendStats):
         Raises  Unavailable: the adapter went while the request waited
         """
         name = request.wanted_model
-        served = self.served(name)
+        served = self.find_model(name)
         base = served.card.parent if served is not None else ""
         while base:
             lease = await self._lease(base, request.options, request)
             if any(one.name == name for one in lease.runner.model.lora):
                 return lease
             lease.release(is_ok=True)
-            if self.served(name) is None:
+            if self.find_model(name) is None:
                 break
             await asyncio.sleep(0)  # it was given as its model was about to be started anew
         if name in self.adapters.declared:
@@ -257,7 +254,7 @@ class ManagedBackend(BackendStats):
     ) -> Lease:
         def on_wait(tell: Callable[[], WaitStatus]) -> None:
             if request is not None:
-                request.waiting = lambda: waiting_headers(tell())
+                request.wait_headers = lambda: waiting_headers(tell())
 
         try:
             return await self.manager.lease(
@@ -269,9 +266,9 @@ class ManagedBackend(BackendStats):
             )
         finally:
             if request is not None:
-                request.waiting = None
+                request.wait_headers = None
 
-    async def board(self, slot: Slot, model: str | None, options: RequestOptions) -> None:
+    async def prepare_passthrough(self, slot: Slot, model: str | None, options: RequestOptions) -> None:
         """Give a place of passage its llama-server; without a model's name the only one that there is.
 
         Raises  Invalid: there are several · what Manager.lease raises
@@ -285,7 +282,7 @@ class ManagedBackend(BackendStats):
                     code="missing_required_parameter",
                 )
             model = aliases[0]
-        if (served := self.served(model)) is not None and served.card.parent:
+        if (served := self.find_model(model)) is not None and served.card.parent:
             raise Invalid(
                 f"{model!r} is an adapter: it answers chats and completions of the OpenAI, Ollama and Responses addresses. Here, name its "
                 f"model {served.card.parent!r}.",
@@ -359,7 +356,7 @@ class ManagedBackend(BackendStats):
         """Its llama-servers belong to the manager."""
 
 
-def adapters_of(model: Model, base: ModelCard) -> dict[str, Served]:
+def adapters_of(model: Model, base: ModelCard) -> dict[str, ServedModel]:
     """Give the adapters that a model was started with and that are models for requests: each is asked for with `lora` in the body.
 
     What such a list leaves out is off for the request: those of the table are named with the strength that they have there.
@@ -381,7 +378,7 @@ def adapters_of(model: Model, base: ModelCard) -> dict[str, Served]:
                 parent=base.id,
                 path=str(one.path),
             )
-            found[one.name] = Served(card, base.id, (("lora", [*table, {"id": number, "scale": 1.0}]),))
+            found[one.name] = ServedModel(card, base.id, (("lora", [*table, {"id": number, "scale": 1.0}]),))
     return found
 
 

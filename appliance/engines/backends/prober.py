@@ -97,7 +97,7 @@ class HealthProber:
             or self._looks % LEARN_EVERY_LOOKS == 0
         ):
             await self._learn(dialect)
-        server.on_room(server)  # limits, slow start and rest times move with the clock
+        server.on_capacity(server)  # limits, slow start and rest times move with the clock
 
     async def _recognise(self) -> bool:
         """Find out which engine it is; until then it is starting."""

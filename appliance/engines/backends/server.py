@@ -21,7 +21,7 @@ from appliance.engines.dialects.table import DIALECTS
 from appliance.engines.settings import EngineSettings
 from appliance.engines.slots import ResponseTimes, Slot
 from appliance.engines.specs import BackendSpec
-from appliance.engines.types import EngineReply, EngineRequest, Operation, Served
+from appliance.engines.types import EngineReply, EngineRequest, Operation, ServedModel
 from appliance.engines.upstream.exchange import AttemptFailed, Peer, Timeouts, body_for, exchange
 from appliance.engines.upstream.relay import BrokenStream
 
@@ -72,8 +72,8 @@ class EngineServer(ServerState):
         self.breaker.may_try(self._clock.monotonic_s())
         return self._addressed(super().take(reason))
 
-    def visit(self) -> Slot:
-        return self._addressed(super().visit())
+    def uncounted_slot(self) -> Slot:
+        return self._addressed(super().uncounted_slot())
 
     def _addressed(self, slot: Slot) -> Slot:
         slot.url, slot.headers, slot.ssl = self.spec.url, self.headers, self.ssl
@@ -91,7 +91,7 @@ class EngineServer(ServerState):
     async def send(self, request: EngineRequest, slot: Slot, *, budget_s: float) -> EngineReply:
         """Answer `request` by one attempt (see Backend.send)."""
         receipt, settings = request.receipt, self.settings
-        served = self.served(request.wanted_model)
+        served = self.find_model(request.wanted_model)
         upstream = served.upstream if served else request.model
         receipt.backend, receipt.served_model, receipt.endpoint = self.name, upstream, self.spec.url
         receipt.attempts.append(slot.attempt)
@@ -99,7 +99,7 @@ class EngineServer(ServerState):
         gathers = not wants_events and self._must_stream(request)
         outcome, failed, reply = "cancelled", None, None
         if self.measures_latencies and request.operation is not Operation.EMBEDDING:
-            slot.measured = ResponseTimes(receipt)
+            slot.times = ResponseTimes(receipt)
         try:
             if served is None or served.extra or self.adapters.declared:
                 await self._hold(request.wanted_model, served, slot)
@@ -122,7 +122,7 @@ class EngineServer(ServerState):
                 public_model=request.public_model,
                 on_head=lambda: self._saw_head(slot, request),
                 on_first=lambda: self._saw_first(slot),
-                on_end=slot.done,
+                on_end=slot.release,
                 patience=Timeouts(
                     min(settings.upstream_connect_timeout_s, budget_s),
                     first_byte_s,
@@ -131,8 +131,8 @@ class EngineServer(ServerState):
                 ),
             )
             outcome = "ok"
-            if slot.measured is not None:
-                slot.measured.stream = reply.events
+            if slot.times is not None:
+                slot.times.stream = reply.events
             return reply
         except AttemptFailed as exc:
             outcome, failed = exc.outcome, exc
@@ -150,18 +150,18 @@ class EngineServer(ServerState):
             raise
         finally:
             if reply is None or reply.events is None:  # else the stream holds its place until it is closed
-                slot.done(
+                slot.release(
                     outcome,
                     note=failed.note if failed else "",
                     retry_after_s=failed.retry_after_s if failed else None,
                 )
 
     def _saw_head(self, slot: Slot, request: EngineRequest) -> None:
-        took_s = self._clock.monotonic_s() - slot.began_s
+        took_s = self._clock.monotonic_s() - slot.started_s
         self._first_byte.observe(took_s)
         request.receipt.upstream_ms = took_s * 1000
 
-    async def _hold(self, name: str, served: Served | None, slot: Slot) -> None:
+    async def _hold(self, name: str, served: ServedModel | None, slot: Slot) -> None:
         """See to it that a declared adapter, or one that the body names, is there to answer. Raises AttemptFailed, WireError."""
         name = served.card.id if served is not None else name
         if (
@@ -178,10 +178,10 @@ class EngineServer(ServerState):
         self.adapters.acquire(name, slot)
 
     def _saw_first(self, slot: Slot) -> None:
-        if slot.measured is not None:
-            slot.measured.first_s = self._clock.monotonic_s()
+        if slot.times is not None:
+            slot.times.first_s = self._clock.monotonic_s()
 
-    def _peer(self, served: Served | None = None) -> Peer:
+    def _peer(self, served: ServedModel | None = None) -> Peer:
         dialect = self.dialect or DIALECTS["openai"]
         name = served.card.id if served is not None and served.card.parent else ""
 

@@ -20,7 +20,7 @@ from appliance.engines.metrics.normalise import EngineExtras
 from appliance.engines.settings import EngineSettings
 from appliance.engines.slots import UNDECIDED, WELL, BackendStats, Slot
 from appliance.engines.specs import BackendSpec
-from appliance.engines.types import BackendState, BackendStatus, ModelCard, Served
+from appliance.engines.types import BackendState, BackendStatus, ModelCard, ServedModel
 
 log = get_logger("backend")
 UNKNOWN_SLOTS = 4  # llama.cpp's own default, where it does not tell
@@ -84,7 +84,7 @@ class ServerState(BackendStats):
         self.facts_are_current = False  # what was learned is of its present life
         self.adapters = AdapterState()
         self._serves = self._configured()
-        self._also: dict[str, Served] = {}  # by their other names
+        self._also: dict[str, ServedModel] = {}  # by their other names
 
     # ---- what it serves
 
@@ -99,10 +99,7 @@ class ServerState(BackendStats):
     def cards(self) -> list[ModelCard]:
         return [served.card for served in self._serves.values()]
 
-    def serves_any(self) -> bool:
-        return False
-
-    def served(self, model: str) -> Served | None:
+    def find_model(self, model: str) -> ServedModel | None:
         return self._serves.get(model) or self._also.get(model)
 
     def is_unknown(self) -> bool:
@@ -129,10 +126,10 @@ class ServerState(BackendStats):
             self.on_models()
         return self._serves != former
 
-    def _configured(self) -> dict[str, Served]:
+    def _configured(self) -> dict[str, ServedModel]:
         created = int(self._clock.now_s())
         return {
-            name: Served(
+            name: ServedModel(
                 ModelCard(name, created, self.spec.kind if self.spec.kind != AUTO else "backend", name), name
             )
             for name in self.spec.models
@@ -235,7 +232,7 @@ class ServerState(BackendStats):
             log.warning("backend_lost", backend=self.name, why=health.detail)
         if health.is_ready != former.is_ready:
             self.on_change()
-            self.on_room(self)
+            self.on_capacity(self)
         return is_lost_now
 
     def update_load(self, running: float | None, waiting: float | None, note: str) -> None:
@@ -258,19 +255,19 @@ class ServerState(BackendStats):
         adapters = tuple(name for name, served in self._serves.items() if served.card.parent)
         return EngineExtras(kv_usage, adapters or None, len(adapters), self._clock.now_s())
 
-    def verdict(self, slot: Slot, outcome: str, retry_after_s: float | None) -> None:
+    def observe_outcome(self, slot: Slot, outcome: str, retry_after_s: float | None) -> None:
         """Learn from a request's end: what the breaker thinks, whether a look is due, whether it is full."""
         self._ended_since += 1
         self.adapters.release(slot)
         now_s = self._clock.monotonic_s()
-        if outcome == "ok" and (taken := slot.measured) is not None:
+        if outcome == "ok" and (taken := slot.times) is not None:
             receipt = taken.receipt
             self._metrics.latencies.add(
                 self.name,
                 receipt.served_model,
                 queue_s=receipt.queue_ms / 1000,
-                whole_s=now_s - slot.began_s,
-                first_s=taken.first_s - slot.began_s if taken.first_s else None,
+                whole_s=now_s - slot.started_s,
+                first_s=taken.first_s - slot.started_s if taken.first_s else None,
                 tokens=taken.tokens(),
             )
         if outcome in WELL:
@@ -287,7 +284,7 @@ class ServerState(BackendStats):
                 self.update_health(EngineHealth(False, detail="connections are refused"))
             self.on_suspicion()
 
-    def suspect(self) -> None:
+    def probe_soon(self) -> None:
         self.on_suspicion()
 
     def now_s(self) -> float:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
-from appliance.engines.types import Served
+from appliance.engines.types import ServedModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class EngineFacts:
     slots            requests that it works on at a time; 0 = not told
     """
 
-    models: dict[str, Served]
+    models: dict[str, ServedModel]
     context_tokens: int = 0
     slots: int = 0
 
@@ -126,11 +126,11 @@ class LoraDialect(Protocol):
         """Unload it; `more`: further fields that the caller had for the engine. Raises as `load_adapter` does."""
         ...
 
-    def describe_adapter(self, base: Served, name: str, path: str) -> Served:
+    def describe_adapter(self, base: ServedModel, name: str, path: str) -> ServedModel:
         """Give how an adapter is asked for that was loaded, but that the engine does not list."""
         ...
 
-    async def has_adapter(self, client: EngineClient, served: Served) -> bool:
+    async def has_adapter(self, client: EngineClient, served: ServedModel) -> bool:
         """Whether a request for the adapter would be answered by it. Only engines that would let the base model answer in its place
         are really asked; the others refuse. Raises WireError."""
         ...

@@ -13,7 +13,7 @@ from appliance.engines.dialects.queries import (
     rows_of_models,
     served_of,
 )
-from appliance.engines.types import ModelCard, Served
+from appliance.engines.types import ModelCard, ServedModel
 from appliance.engines.upstream.refusal import meaning
 
 
@@ -57,7 +57,7 @@ class LlamaCpp:
             models |= await self._adapters(client, models[rows[0]["id"]])
         return EngineFacts(models, context, slots)
 
-    async def _adapters(self, client: EngineClient, base: Served) -> dict[str, Served]:
+    async def _adapters(self, client: EngineClient, base: ServedModel) -> dict[str, ServedModel]:
         """Adapters that were named at its start: each is a model by its file's name, asked for with `lora` in the body."""
         served = {}
         for number, path in await _rows(client):
@@ -71,7 +71,7 @@ class LlamaCpp:
                 parent=base.card.id,
                 path=path,
             )
-            served[name] = Served(card, base.upstream, (("lora", [{"id": number, "scale": 1.0}]),))
+            served[name] = ServedModel(card, base.upstream, (("lora", [{"id": number, "scale": 1.0}]),))
         return served
 
     async def matches(self, client: EngineClient) -> bool:
@@ -122,10 +122,10 @@ class LlamaCpp:
             )
         return LoraReply("unknown", 404, f"llama-server has no adapter {name!r}.")
 
-    def describe_adapter(self, base: Served, name: str, path: str) -> Served:
+    def describe_adapter(self, base: ServedModel, name: str, path: str) -> ServedModel:
         raise UnexpectedReply("llama-server lists its adapters; this one is not among them")
 
-    async def has_adapter(self, client: EngineClient, served: Served) -> bool:
+    async def has_adapter(self, client: EngineClient, served: ServedModel) -> bool:
         """Seen with b11669: an id that it has not is passed over, and the base model answers."""
         wanted = next((value[0]["id"] for key, value in served.extra if key == "lora"), None)
         return (wanted, served.card.path) in await _rows(client)

@@ -5,7 +5,7 @@ from typing import Any
 
 from appliance.base import jsons
 from appliance.engines.dialects.contract import EngineClient, QueryReply
-from appliance.engines.types import ModelCard, Served
+from appliance.engines.types import ModelCard, ServedModel
 
 LOOK_S = 5.0  # for questions about models and limits
 
@@ -42,7 +42,7 @@ async def rows_of_models(client: EngineClient) -> list[dict[str, Any]]:
     return [row for row in rows if isinstance(row, dict) and isinstance(row.get("id"), str) and row["id"]]
 
 
-def served_of(row: dict[str, Any], *, owner: str, context_tokens: int = 0) -> Served:
+def served_of(row: dict[str, Any], *, owner: str, context_tokens: int = 0) -> ServedModel:
     """Make a row of /v1/models a model that is served."""
     created, longest, parent, root = (
         row.get("created"),
@@ -61,10 +61,10 @@ def served_of(row: dict[str, Any], *, owner: str, context_tokens: int = 0) -> Se
         parent=parent if isinstance(parent, str) else "",
         path=root if isinstance(parent, str) and isinstance(root, str) else "",
     )
-    return Served(card, row["id"])
+    return ServedModel(card, row["id"])
 
 
-def with_parents(models: dict[str, Served]) -> dict[str, Served]:
+def with_parents(models: dict[str, ServedModel]) -> dict[str, ServedModel]:
     """Give adapters the context of their parents: theirs is not told."""
     grown = dict(models)
     for name, served in models.items():
@@ -76,7 +76,7 @@ def with_parents(models: dict[str, Served]) -> dict[str, Served]:
     return grown
 
 
-def longest_of(models: dict[str, Served]) -> int:
+def longest_of(models: dict[str, ServedModel]) -> int:
     """Give the smallest context that all of the models have (0 = not told): what a request can count on."""
     return min((served.card.context_tokens for served in models.values()), default=0)
 
@@ -91,13 +91,13 @@ async def owner_of(client: EngineClient) -> str:
 
 
 def adapter_of(
-    base: Served,
+    base: ServedModel,
     name: str,
     path: str,
     *,
     owner: str,
     upstream: str = "",
-) -> Served:
+) -> ServedModel:
     """Give an adapter that was loaded for `base`, as the engine would list it."""
     card = ModelCard(
         name,
@@ -108,4 +108,4 @@ def adapter_of(
         parent=base.card.id,
         path=path,
     )
-    return Served(card, upstream or name)
+    return ServedModel(card, upstream or name)

@@ -14,7 +14,7 @@ from appliance.engines.dialects.queries import (
     served_of,
     with_parents,
 )
-from appliance.engines.types import Served
+from appliance.engines.types import ServedModel
 from appliance.engines.upstream.refusal import meaning
 
 INFORMATION = ("/get_model_info", "/model_info")  # the older name, the newer one
@@ -91,10 +91,10 @@ class Sglang:
         unknown = any(words in text for words in ("does not exist", "not loaded", "not found"))
         return LoraReply("unknown" if unknown else "refused", reply.status, text)
 
-    def describe_adapter(self, base: Served, name: str, path: str) -> Served:
+    def describe_adapter(self, base: ServedModel, name: str, path: str) -> ServedModel:
         return _adapter(adapter_of(base, name, path, owner="sglang"))
 
-    async def has_adapter(self, client: EngineClient, served: Served) -> bool:
+    async def has_adapter(self, client: EngineClient, served: ServedModel) -> bool:
         """A name `base:adapter` that it has not is refused."""
         return True
 
@@ -115,7 +115,7 @@ def _is_off(reply: QueryReply, text: str) -> bool:
     return reply.status in {404, 405} or "not enabled" in text
 
 
-def _adapter(served: Served) -> Served:
+def _adapter(served: ServedModel) -> ServedModel:
     """It is listed by its own name, but asked for as `base:adapter`: by its own name alone, the base model would answer, silently."""
     full = f"{served.card.parent}:{served.card.id}"
     return replace(served, card=replace(served.card, aliases=(full,), upstream=full), upstream=full)

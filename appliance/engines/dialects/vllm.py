@@ -12,7 +12,7 @@ from appliance.engines.dialects.queries import (
     served_of,
     with_parents,
 )
-from appliance.engines.types import Served
+from appliance.engines.types import ServedModel
 from appliance.engines.upstream.refusal import meaning
 
 LORA_REMEDY = (
@@ -82,10 +82,10 @@ class Vllm:
             "unknown" if reply.status == 404 or "cannot be found" in text else "refused", reply.status, text
         )
 
-    def describe_adapter(self, base: Served, name: str, path: str) -> Served:
+    def describe_adapter(self, base: ServedModel, name: str, path: str) -> ServedModel:
         return adapter_of(base, name, path, owner="vllm")
 
-    async def has_adapter(self, client: EngineClient, served: Served) -> bool:
+    async def has_adapter(self, client: EngineClient, served: ServedModel) -> bool:
         """A name that it has not gets 404."""
         return True
 

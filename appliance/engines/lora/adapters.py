@@ -449,7 +449,7 @@ class AdapterReconciler(AdapterStatusView):
         self._gate()
         for host in self._hosts.values():
             host.settle()
-        self._router.bump()
+        self._router.notify_changed()
 
     async def _keep(self) -> None:
         if self._path is None:

@@ -104,7 +104,7 @@ class ServerHost:
             server.update_facts(await server.dialect.read_facts(server.client))
         except (WireError, ValueError):  # with the next look, then
             server.facts_are_current = False
-            server.suspect()
+            server.probe_soon()
 
     async def unload(self, adapter: Adapter, more: dict[str, Any]) -> LoraReply:
         server, was_held = self.server, adapter.name in self.adapters.loaded
@@ -130,7 +130,7 @@ class ServerHost:
         listed = models.get(engine_name)
         if listed is not None:
             return LoadedAdapter(renamed(listed, adapter.name), engine_name, True)
-        base = models.get(adapter.base_model) or self.server.served(adapter.base_model)
+        base = models.get(adapter.base_model) or self.server.find_model(adapter.base_model)
         assert base is not None  # else it would not fit
         return LoadedAdapter(
             self._dialect().describe_adapter(base, adapter.name, adapter.path), engine_name, False
@@ -200,7 +200,7 @@ class ManagedHost:
 
     def own(self, adapter: Adapter, said: LoraReply) -> LoadedAdapter:
         entry = self.managed.manager.model_state(adapter.base_model)
-        base = self.managed.served(adapter.base_model)
+        base = self.managed.find_model(adapter.base_model)
         card = base.card if base is not None else ModelCard(adapter.base_model, 0, "user", adapter.base_model)
         return LoadedAdapter(adapters_of(entry.model, card)[adapter.name], adapter.name, True)
 

@@ -332,16 +332,6 @@ def take_usage(request: EngineRequest, usage: Any) -> None:
         request.receipt.completion_tokens = usage.get("completion_tokens")
 
 
-def attempts_of(attempts: list[Attempt]) -> list[dict[str, Any]]:
-    """List the attempts as system A's error bodies do: url, and status and body, or error."""
-    rows: list[dict[str, Any]] = []
-    for a in attempts:
-        row: dict[str, Any] = {"url": a.endpoint, "outcome": a.outcome}
-        row |= {"status": a.status, "body": a.note} if a.status else {"error": a.note}
-        rows.append(row)
-    return rows
-
-
 def retry_after_of(headers: dict[str, str]) -> float | None:
     """Read `Retry-After` in seconds; dates are not used by these APIs and give None."""
     try:

@@ -224,7 +224,7 @@ class OllamaHandlers:
                 self._stream(engine_request, request, StreamTranslator(voice), memory),
                 STREAM,
                 heartbeat_s=self._heartbeat_s(),
-                late_headers=engine_request.told,
+                late_headers=engine_request.status_headers,
             )
         reply = await self._ask(engine_request)
         out, text = whole(

@@ -123,7 +123,7 @@ class OpenAIHandlers:
             self._stream(engine_request),
             STREAM,
             heartbeat_s=self._heartbeat_s(),
-            late_headers=engine_request.told,
+            late_headers=engine_request.status_headers,
         )
 
     async def _stream(self, engine_request: EngineRequest) -> Response:

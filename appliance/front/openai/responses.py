@@ -77,7 +77,7 @@ class ResponsesHandlers:
                 self._stream(engine_request, stream, form),
                 form,
                 heartbeat_s=self._heartbeat_s(),
-                late_headers=engine_request.told,
+                late_headers=engine_request.status_headers,
             )
         reply = await self._router.answer(engine_request)
         if reply.status >= 400:

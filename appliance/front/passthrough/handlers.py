@@ -19,10 +19,10 @@ from appliance.base import jsons
 from appliance.base.errors import ApplianceError, Invalid, NotFound, TimedOut, Unavailable, UpstreamFailed
 from appliance.base.http import HttpClient, pieces_of
 from appliance.base.wire.types import UpstreamTimeout, WireError
+from appliance.engines.receipts import attempt_rows
 from appliance.engines.router import Router
 from appliance.engines.slots import Slot
 from appliance.engines.types import RequestOptions
-from appliance.engines.upstream.exchange import attempts_of
 from appliance.front.passthrough.rules import (
     SAFE,
     access_of,
@@ -141,10 +141,10 @@ class Passthrough:
             access, name, target = Access.OPERATOR, unquote(found[0]), found[1]
         self._desk.admit(access, call)
         options = replace(call.options, pin=name) if name else call.options
-        if options.pin and options.pin not in self.router.backend_names():
+        if options.pin and options.pin not in self.router.server_names():
             raise NotFound(
                 f"There is no backend {options.pin[:200]!r} that can be reached directly. Known: "
-                f"{', '.join(self.router.backend_names())}.",
+                f"{', '.join(self.router.server_names())}.",
                 code="no_such_backend",
             )
         return target, options
@@ -209,7 +209,7 @@ class Passthrough:
         try:
             return await self._relay(request, call, slot, far, upload)
         except BaseException:
-            slot.done("client_left")
+            slot.release("client_left")
             raise
         finally:
             far.close()
@@ -234,7 +234,7 @@ class Passthrough:
                     model=sent.model,
                     exclude=tried,
                     options=sent.options,
-                    is_visit=not sent.is_work,
+                    is_uncounted=not sent.is_work,
                 )
             except ApplianceError:
                 if kept is not None:
@@ -243,23 +243,23 @@ class Passthrough:
             try:
                 far = await self._open(request, call, sent, slot, upload)
             except WireError as exc:
-                slot.done(exc.phase, note=str(exc))
+                slot.release(exc.phase, note=str(exc))
                 if upload is not None and upload.error is not None:
                     raise upload.error from None
-                tried.add(slot.backend)
+                tried.add(slot.backend.name)
                 is_unsent = not exc.was_sent and not (upload is not None and upload.has_begun)
-                others = set(self.router.backend_names()) - tried
+                others = set(self.router.server_names()) - tried
                 if (
                     sent.is_pinned
                     or not others
-                    or not (is_unsent or (sent.is_repeatable and self.router.may_repeat(exc.phase)))
+                    or not (is_unsent or (sent.is_repeatable and self.router.may_retry_elsewhere(exc.phase)))
                 ):
                     if kept is not None:
                         return kept
                     raise self._told(call, exc) from exc
                 continue  # 1, 2
             except BaseException:
-                slot.done("client_left")
+                slot.release("client_left")
                 raise
             call.receipt.upstream_ms = (self._desk.now_s() - call.began_s) * 1000 - call.receipt.queue_ms
             passed_over = self._passed_over(sent, far.status, slot, tried)
@@ -269,7 +269,7 @@ class Passthrough:
                 kept = await self._keep(far)
             finally:
                 far.close()
-                slot.done(outcome_of(far.status), status=far.status)
+                slot.release(outcome_of(far.status), status=far.status)
             tried |= passed_over  # 3, 4
 
     def _passed_over(
@@ -280,13 +280,13 @@ class Passthrough:
             return None
         over: set[str] = set()
         if status in ELSEWHERE:
-            over = {slot.backend}
+            over = {slot.backend.name}
         elif status in OTHER_KIND:
-            kind = slot.owner.kind  # type: ignore[attr-defined]
+            kind = slot.backend.kind  # type: ignore[attr-defined]
             over = {b.name for b in self.router.backends() if b.kind == kind}
-        if not over or not set(self.router.backend_names()) - tried - over:
+        if not over or not set(self.router.server_names()) - tried - over:
             return None
-        if status in ELSEWHERE and status != 429 and not self.router.may_repeat(f"status_{status}"):
+        if status in ELSEWHERE and status != 429 and not self.router.may_retry_elsewhere(f"status_{status}"):
             return None
         return over
 
@@ -330,7 +330,7 @@ class Passthrough:
         return KeptError(far.status, far.reason or "", answer_fields(texts(far.raw_headers)), body)
 
     def _told(self, call: Request, failure: WireError) -> ApplianceError:
-        details = {"attempts": attempts_of(call.receipt.attempts)}
+        details = {"attempts": attempt_rows(call.receipt.attempts)}
         if isinstance(failure, UpstreamTimeout) and failure.was_sent:
             return TimedOut(f"{call.receipt.backend} did not answer in time.", details=details)
         if not failure.was_sent:
@@ -354,9 +354,9 @@ class Passthrough:
     ) -> tuple[web.StreamResponse, str, int]:
         """Write the answer as it comes; what breaks off upstream breaks off here too, so that nobody takes a part for the whole."""
         if far.status == 401:  # it speaks of the operator's key; a client would take it for its own
-            slot.done("key_refused", status=401)
+            slot.release("key_refused", status=401)
             raise UpstreamFailed(
-                f"The backend {slot.backend} refuses the key that the appliance has for it. Set its `api_key`.",
+                f"The backend {slot.backend.name} refuses the key that the appliance has for it. Set its `api_key`.",
                 code="upstream_key_refused",
             )
         call.receipt.status = far.status
@@ -375,9 +375,11 @@ class Passthrough:
             failure = (
                 upload.error
                 if upload is not None and upload.error is not None
-                else UpstreamFailed(f"{slot.backend} broke off its answer: {exc}", code="upstream_cut_off")
+                else UpstreamFailed(
+                    f"{slot.backend.name} broke off its answer: {exc}", code="upstream_cut_off"
+                )
             )
-            slot.done("cut_off", status=far.status, note=str(exc))
+            slot.release("cut_off", status=far.status, note=str(exc))
             call.receipt.error = f"{failure.kind.value}: {failure.message}"
             if is_events:
                 await response.write(error_event(failure, "openai"))
@@ -389,7 +391,7 @@ class Passthrough:
             if request.transport is not None:
                 request.transport.abort()
             raise ConnectionResetError("the client stopped reading") from None
-        slot.done(outcome_of(far.status), status=far.status)
+        slot.release(outcome_of(far.status), status=far.status)
         await response.write_eof()
         return response, "done", sent
 

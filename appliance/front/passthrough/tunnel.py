@@ -113,22 +113,22 @@ class Tunnel:
             try:
                 reader, writer = await self._connect(slot)
             except (OSError, TimeoutError) as exc:
-                slot.done("connect", note=str(exc))
-                tried.add(slot.backend)
-                if options.pin or not set(self._passthrough.router.backend_names()) - tried:
+                slot.release("connect", note=str(exc))
+                tried.add(slot.backend.name)
+                if options.pin or not set(self._passthrough.router.server_names()) - tried:
                     raise Unavailable(
-                        f"No backend available: {slot.backend} could not be reached.",
+                        f"No backend available: {slot.backend.name} could not be reached.",
                         code="no_backend",
                         retry_after_s=2,
                     ) from exc
                 continue
             except BaseException:
-                slot.done("client_left")
+                slot.release("client_left")
                 raise
             try:
                 return await self._exchange(call, slot, target, reader, writer)
             finally:
-                slot.done("client_left")
+                slot.release("client_left")
                 writer.transport.abort()
 
     async def _connect(self, slot: Slot) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -170,11 +170,11 @@ class Tunnel:
             async with asyncio.timeout(self._passthrough.router.settings.backend_timeout_seconds):
                 raw = await reader.readuntil(b"\r\n\r\n")
         except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError) as exc:
-            slot.done("first_byte", note=repr(exc))
+            slot.release("first_byte", note=repr(exc))
             raise UpstreamFailed(
-                f"{slot.backend} gave no answer to the request to switch to {upgrade[:40]}."
+                f"{slot.backend.name} gave no answer to the request to switch to {upgrade[:40]}."
             ) from exc
-        status, reason, answered = _parse(raw, slot.backend)
+        status, reason, answered = _parse(raw, slot.backend.name)
         call.receipt.status = status
         has_switched = status == 101
         fields = [*answer_fields(answered), *self._server.pipeline.response_headers(call)]
@@ -190,7 +190,7 @@ class Tunnel:
         self._transport.write(_head(f"HTTP/1.1 {status} {reason}", fields))
         self._server.pipeline.mark_first_byte(call)
         sent = await (self._both_ways(reader, writer) if has_switched else self._down(reader, _End(raw)))
-        slot.done("passed", status=status)
+        slot.release("passed", status=status)
         return "done", sent
 
     async def _both_ways(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> int:

@@ -38,9 +38,7 @@ def parse_options(headers: dict[str, str], peer: str, *, must_stay_local: bool =
         raise Invalid(f"{STAY} must be 1 or 0, not {stay[:40]!r}.", param=STAY, code="invalid_header")
     key = read_key(headers)
     flow = hashlib.sha256(key.encode()).hexdigest()[:16] if key else peer
-    return _options(
-        flow, PRIORITIES[word], not (must_stay_local or stay in YES), headers.get(PIN, "").strip()
-    )
+    return _options(flow, PRIORITIES[word], must_stay_local or stay in YES, headers.get(PIN, "").strip())
 
 
 _options = lru_cache(maxsize=1024)(

@@ -142,8 +142,8 @@ class RequestPipeline:
         headers = [("x-request-id", receipt.id)]
         if receipt.backend:
             headers += [
-                ("x-appliance-receipt", _clean(receipt.header())),
-                ("Server-Timing", receipt.timing()),
+                ("x-appliance-receipt", _clean(receipt.render_header())),
+                ("Server-Timing", receipt.render_server_timing()),
             ]
         origin = call.headers.get("origin")
         if origin is not None:

@@ -24,7 +24,7 @@ class Route:
         handler: Answers; its docstring's first line is the address's `summary`.
         dialect: How errors are rendered: openai, ollama or detail.
         access: Who may call.
-        is_hot: Served straight from the socket where the request allows it (server/fast_connection.py).
+        is_hot: ServedModel straight from the socket where the request allows it (server/fast_connection.py).
         is_open_while_draining: Answered while the appliance takes no new requests.
         is_ours: No engine has this address: a method that is not listed is refused here and does not go to a backend.
     """
