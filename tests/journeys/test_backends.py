@@ -205,8 +205,11 @@ async def test_a_hanging_server_is_given_up(start, engines, fault: str, settings
 async def test_a_server_found_dead_gives_its_waiting_requests_to_another(start, engines) -> None:
     servers = await engines("vllm", "vllm")
     running = await start(BACKENDS=named(servers), LB_ENABLED="0", **QUICK)
-    servers[0].faults, servers[0].health_status = ["hang"], 500
-    status, headers, _ = await ask(running)
+    servers[0].faults = ["hang"]
+    request = asyncio.create_task(ask(running))
+    assert await until(lambda: len(servers[0].asked) == 1)
+    servers[0].health_status = 500  # not before: a probe between must not take the server out of the choice
+    status, headers, _ = await request
     assert (status, backend(headers)) == (200, "e1")
     assert running.appliance.receipts.latest(1)[0].attempts[0].outcome == "lost"
 
