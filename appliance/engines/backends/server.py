@@ -17,12 +17,12 @@ from appliance.engines.backends.adapters import is_missing, missing
 from appliance.engines.backends.server_state import ServerState
 from appliance.engines.dialects.contract import LoraDialect
 from appliance.engines.dialects.query import HttpEngineClient
-from appliance.engines.dialects.table import DIALECTS
 from appliance.engines.settings import EngineSettings
 from appliance.engines.slots import ResponseTimes, Slot
 from appliance.engines.specs import BackendSpec
 from appliance.engines.types import EngineReply, EngineRequest, Operation, ServedModel
 from appliance.engines.upstream.exchange import AttemptFailed, Peer, Timeouts, body_for, exchange
+from appliance.engines.upstream.refusal import meaning
 from appliance.engines.upstream.relay import BrokenStream
 
 
@@ -182,13 +182,12 @@ class EngineServer(ServerState):
             slot.times.first_s = self._clock.monotonic_s()
 
     def _peer(self, served: ServedModel | None = None) -> Peer:
-        dialect = self.dialect or DIALECTS["openai"]
         name = served.card.id if served is not None and served.card.parent else ""
 
         def refuse(status: int, headers: dict[str, str], text: str) -> Exception:
             if name and is_missing(status, text) and self.report_missing_adapter(name):
                 return missing(name, self._label, note=text[:200], status=status)
-            return dialect.map_error(status, headers, text, self._label)
+            return meaning(status, headers, text, self._label)
 
         return Peer(self._wire, self.target, self._label, refuse)
 

@@ -1,4 +1,4 @@
-"""The contract of a dialect: how one kind of engine is asked about itself and told to load adapters."""
+"""The contract of a dialect: how one kind of engine is asked about itself, and told to load adapters."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
@@ -8,7 +8,7 @@ from appliance.engines.types import ServedModel
 
 @dataclass(frozen=True, slots=True)
 class QueryReply:
-    """An engine's answer to one of our own questions."""
+    """An engine's reply to one of the appliance's own queries."""
 
     status: int
     body: bytes
@@ -29,11 +29,11 @@ class EngineClient(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class EngineFacts:
-    """What an engine says of itself when asked.
+    """What an engine says of itself.
 
     models           by the name that clients use
-    context_tokens   of one request; 0 = not told
-    slots            requests that it works on at a time; 0 = not told
+    context_tokens   of one request; 0 = unknown
+    slots            requests that it works on at a time; 0 = unknown
     """
 
     models: dict[str, ServedModel]
@@ -43,7 +43,7 @@ class EngineFacts:
 
 @dataclass(frozen=True, slots=True)
 class EngineHealth:
-    """What a look at an engine's health came to: it is `ready`, or `loading` its model, or neither; and why."""
+    """Whether an engine is ready, or loading its model, or neither; `detail` says why."""
 
     is_ready: bool
     is_loading: bool = False
@@ -51,42 +51,43 @@ class EngineHealth:
 
 
 class Dialect(Protocol):
-    """How one kind of engine is asked about itself. Answers to requests are OpenAI's with all of them."""
+    """How one kind of engine is asked about itself.
+
+    running_metrics, waiting_metrics   names on its metrics page, prefix separator as in normalise.py; () = it has no page
+    stops_on_disconnect                whether it stops generating when a client disconnects that wanted the response whole
+    """
 
     kind: ClassVar[str]
-    running_metrics: ClassVar[
-        tuple[str, ...]
-    ]  # metric names, without prefix separator's spelling: see normalise.py
+    running_metrics: ClassVar[tuple[str, ...]]
     waiting_metrics: ClassVar[tuple[str, ...]]
-    stops_on_disconnect: ClassVar[
-        bool
-    ]  # whether it ends its work when a caller leaves who wanted the answer in one piece
+    stops_on_disconnect: ClassVar[bool]
 
     async def probe_health(self, client: EngineClient) -> EngineHealth:
-        """Look at its health. Raises WireError when it cannot be reached."""
+        """Query its health. Raises WireError when it cannot be reached."""
         ...
 
     async def read_facts(self, client: EngineClient) -> EngineFacts:
-        """Ask for its models and limits. Raises WireError, ValueError (its answer makes no sense)."""
+        """Query its models and limits.
+
+        Raises:
+            WireError: It cannot be reached.
+            ValueError: A page makes no sense.
+        """
         ...
 
     async def matches(self, client: EngineClient) -> bool:
-        """Say whether this kind of engine is what answers there. Raises WireError."""
-        ...
-
-    def map_error(self, status: int, headers: dict[str, str], text: str, label: str) -> Exception:
-        """Give what an error answer means: AttemptFailed (another may try) or ApplianceError (the caller's fault)."""
+        """Say whether the server behind `client` is of this kind. Raises WireError, ValueError."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class LoraReply:
-    """What came of telling one engine to load or to unload an adapter.
+    """What came of commanding one engine to load or unload an adapter.
 
-    outcome       done · already: it has one of that name · unknown: it has none of that name · off: it loads none as it was started ·
-                  refused: anything else that it did not do
-    status, text  the engine's own answer
-    engine_name      the name under which it lists the adapter ("" = its own)
+    outcome       done · already: it has one of that name · unknown: it has none of that name ·
+                  off: it was started without loading adapters at run time · refused: anything else that it did not do
+    status, text  the engine's own reply
+    engine_name   the name under which it lists the adapter ("" = its own)
     remedy        what the operator can do about it
     """
 
@@ -103,34 +104,40 @@ class LoraReply:
 
     @property
     def is_unloaded(self) -> bool:
-        """Whether the engine has it no longer, after an unload."""
+        """Whether the engine has the adapter no longer, after an unload."""
         return self.outcome in {"done", "unknown"}
 
 
 @runtime_checkable
 class LoraDialect(Protocol):
-    """How one kind of engine is told of LoRA adapters. A dialect that has none of this cannot be."""
+    """How one kind of engine loads LoRA adapters. A dialect without these methods cannot load any."""
 
     async def load_adapter(
-        self,
-        client: EngineClient,
-        name: str,
-        path: str,
-        *,
-        is_pinned: bool = False,
+        self, client: EngineClient, name: str, path: str, *, is_pinned: bool = False
     ) -> LoraReply:
-        """Load the adapter in the folder or file `path` under `name`. Raises WireError, ValueError (its answer makes no sense)."""
+        """Load the adapter in the folder or file `path` under `name`.
+
+        Raises:
+            WireError: The engine cannot be reached.
+            ValueError: Its reply makes no sense.
+        """
         ...
 
     async def unload_adapter(self, client: EngineClient, name: str, more: dict[str, Any]) -> LoraReply:
-        """Unload it; `more`: further fields that the caller had for the engine. Raises as `load_adapter` does."""
+        """Unload it; `more` are the caller's further fields for the engine. Raises as `load_adapter` does."""
         ...
 
     def describe_adapter(self, base: ServedModel, name: str, path: str) -> ServedModel:
-        """Give how an adapter is asked for that was loaded, but that the engine does not list."""
+        """Return how an adapter is requested that was loaded, but that the engine does not list.
+
+        Raises:
+            ValueError: This kind of engine lists every adapter, so that it does not have this one.
+        """
         ...
 
     async def has_adapter(self, client: EngineClient, served: ServedModel) -> bool:
-        """Whether a request for the adapter would be answered by it. Only engines that would let the base model answer in its place
-        are really asked; the others refuse. Raises WireError."""
+        """Say whether the adapter itself would answer a request for it.
+
+        Only engines whose base model would answer in its place are queried; the others refuse. Raises WireError.
+        """
         ...

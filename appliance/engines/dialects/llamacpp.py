@@ -6,15 +6,15 @@ from typing import Any, ClassVar
 from appliance.base import jsons
 from appliance.engines.dialects.contract import EngineClient, EngineFacts, EngineHealth, LoraReply
 from appliance.engines.dialects.queries import (
-    LOOK_S,
+    HEALTH_TIMEOUT_S,
+    QUERY_TIMEOUT_S,
     UnexpectedReply,
-    owner_of,
+    first_owner,
+    list_models,
     read_json,
-    rows_of_models,
-    served_of,
+    served_model,
 )
 from appliance.engines.types import ModelCard, ServedModel
-from appliance.engines.upstream.refusal import meaning
 
 
 class LlamaCpp:
@@ -23,84 +23,58 @@ class LlamaCpp:
     kind: ClassVar[str] = "llamacpp"
     running_metrics: ClassVar[tuple[str, ...]] = ("llamacpp:requests_processing",)
     waiting_metrics: ClassVar[tuple[str, ...]] = ("llamacpp:requests_deferred",)
-    stops_on_disconnect: ClassVar[bool] = (
-        False  # seen with 0.7.0: it generates to the end; in a stream it stops at once
-    )
+    # Seen with 0.7.0: it generates to the end; in a stream it stops at once.
+    stops_on_disconnect: ClassVar[bool] = False
 
     async def probe_health(self, client: EngineClient) -> EngineHealth:
-        """200 and `status: ok` is ready; 503 is loading."""
-        reply = await client.get("/health", 1.0)
-        if reply.status == 503:
-            return EngineHealth(False, True, "it loads its model")
-        if reply.status != 200:
+        """Query /health.
+
+        1. 503                      → loading
+        2. another status than 200  → not ready
+        3. not a JSON object        → not ready
+        4. `status: ok`             → ready; any other word → not ready
+        """
+        reply = await client.get("/health", HEALTH_TIMEOUT_S)
+        if reply.status == 503:  # 1
+            return EngineHealth(False, True, "loading its model")
+        if reply.status != 200:  # 2
             return EngineHealth(False, False, f"/health answered {reply.status}")
         try:
             status = jsons.loads(reply.body).get("status")
-        except (jsons.BadJson, AttributeError):
-            return EngineHealth(False, False, "/health is no JSON object")
-        return EngineHealth(
-            status == "ok", False, "" if status == "ok" else f"/health says {str(status)[:40]!r}"
-        )
+        except (jsons.BadJson, AttributeError):  # 3
+            return EngineHealth(False, False, "/health is not a JSON object")
+        is_ready = status == "ok"  # 4
+        return EngineHealth(is_ready, False, "" if is_ready else f"/health says {str(status)[:40]!r}")
 
     async def read_facts(self, client: EngineClient) -> EngineFacts:
-        """Models from /v1/models, context and slots from /props, adapters from /lora-adapters."""
-        context, slots = 0, 0
-        props = await client.get("/props", LOOK_S)
-        if props.status == 200:
-            value = read_json(props, "/props")
-            made = value.get("default_generation_settings")
-            context = _count(made.get("n_ctx")) if isinstance(made, dict) else 0
-            slots = _count(value.get("total_slots"))
-        rows = [row for row in await rows_of_models(client) if not _is_unloaded(row)]
-        models = {row["id"]: served_of(row, owner="llamacpp", context_tokens=context) for row in rows}
+        """Read models of /v1/models, context and slots of /props, adapters of /lora-adapters."""
+        context_tokens, slots = await _read_limits(client)
+        rows = [row for row in await list_models(client) if not _has_failed(row)]
+        models = {
+            row["id"]: served_model(row, owner="llamacpp", context_tokens=context_tokens) for row in rows
+        }
         if len(rows) == 1:
-            models |= await self._adapters(client, models[rows[0]["id"]])
-        return EngineFacts(models, context, slots)
-
-    async def _adapters(self, client: EngineClient, base: ServedModel) -> dict[str, ServedModel]:
-        """Adapters that were named at its start: each is a model by its file's name, asked for with `lora` in the body."""
-        served = {}
-        for number, path in await _rows(client):
-            name = PurePosixPath(path).stem
-            card = ModelCard(
-                name,
-                base.card.created_s,
-                "llamacpp",
-                name,
-                context_tokens=base.card.context_tokens,
-                parent=base.card.id,
-                path=path,
-            )
-            served[name] = ServedModel(card, base.upstream, (("lora", [{"id": number, "scale": 1.0}]),))
-        return served
+            models |= await _read_adapters(client, models[rows[0]["id"]])
+        return EngineFacts(models, context_tokens, slots)
 
     async def matches(self, client: EngineClient) -> bool:
-        """/props with llama-server's fields, or its name in the list of models."""
-        reply = await client.get("/props", LOOK_S)
+        """Look for llama-server's fields in /props, or for its name in the list of models."""
+        reply = await client.get("/props", QUERY_TIMEOUT_S)
         if reply.status == 200 and b"default_generation_settings" in reply.body:
             return True
-        return await owner_of(client) == "llamacpp"
-
-    def map_error(self, status: int, headers: dict[str, str], text: str, label: str) -> Exception:
-        return meaning(status, headers, text, label)
+        return await first_owner(client) == "llamacpp"
 
     async def load_adapter(
-        self,
-        client: EngineClient,
-        name: str,
-        path: str,
-        *,
-        is_pinned: bool = False,
+        self, client: EngineClient, name: str, path: str, *, is_pinned: bool = False
     ) -> LoraReply:
-        """It reads no adapter while it runs: there is only what it was started with, found by its file, or by its file's name."""
-        rows = await _rows(client)
-        for _, own in [row for row in rows if row[1] == path] or [
-            row for row in rows if _is_same_file(row[1], path)
-        ]:
+        """Find an adapter of its start, by its file or its file's name: it loads none while it runs."""
+        rows = await _adapter_rows(client)
+        same = [row for row in rows if row[1] == path] or [row for row in rows if _is_same_file(row[1], path)]
+        for _, own in same:
             return LoraReply(
                 "already",
                 200,
-                f"The adapter {name!r} is {own}, which it was started with.",
+                f"The adapter {name!r} is {own}, which llama-server was started with.",
                 engine_name=PurePosixPath(own).stem,
             )
         has = ", ".join(own for _, own in rows) or "none"
@@ -108,43 +82,76 @@ class LlamaCpp:
             "off",
             409,
             f"llama-server has only the adapters that it was started with: {has}.",
-            remedy=f"Start it with --lora-scaled {path}:0, or let the appliance run the model itself (CONFIG_PATH, MODEL_DIR).",
+            remedy=(
+                f"Start it with --lora-scaled {path}:0, or let the appliance run the model itself "
+                "(CONFIG_PATH, MODEL_DIR)."
+            ),
         )
 
     async def unload_adapter(self, client: EngineClient, name: str, more: dict[str, Any]) -> LoraReply:
-        """It keeps what it was started with."""
-        if any(PurePosixPath(own).stem == name for _, own in await _rows(client)):
+        """Refuse: it keeps what it was started with."""
+        if any(PurePosixPath(own).stem == name for _, own in await _adapter_rows(client)):
             return LoraReply(
                 "off",
                 409,
-                f"llama-server was started with the adapter {name!r}, and keeps it.",
-                remedy="Start it without.",
+                f"llama-server was started with the adapter {name!r} and keeps it.",
+                remedy="Start it without the adapter.",
             )
         return LoraReply("unknown", 404, f"llama-server has no adapter {name!r}.")
 
     def describe_adapter(self, base: ServedModel, name: str, path: str) -> ServedModel:
-        raise UnexpectedReply("llama-server lists its adapters; this one is not among them")
+        """Raise UnexpectedReply: llama-server lists every adapter that it has."""
+        raise UnexpectedReply(f"llama-server does not list the adapter {name!r}")
 
     async def has_adapter(self, client: EngineClient, served: ServedModel) -> bool:
-        """Seen with b11669: an id that it has not is passed over, and the base model answers."""
+        """Query /lora-adapters. Seen with b11669: an unknown id is ignored, and the base model answers."""
         wanted = next((value[0]["id"] for key, value in served.extra if key == "lora"), None)
-        return (wanted, served.card.path) in await _rows(client)
+        return (wanted, served.card.path) in await _adapter_rows(client)
+
+
+async def _read_limits(client: EngineClient) -> tuple[int, int]:
+    """Return (context in tokens, slots) of /props; 0 = unknown."""
+    props = await client.get("/props", QUERY_TIMEOUT_S)
+    if props.status != 200:
+        return 0, 0
+    value = read_json(props, "/props")
+    generation = value.get("default_generation_settings")
+    context_tokens = _count(generation.get("n_ctx")) if isinstance(generation, dict) else 0
+    return context_tokens, _count(value.get("total_slots"))
+
+
+async def _read_adapters(client: EngineClient, base: ServedModel) -> dict[str, ServedModel]:
+    """Return the adapters of its start: each a model by its file's name, requested with `lora` in the body."""
+    served = {}
+    for number, path in await _adapter_rows(client):
+        name = PurePosixPath(path).stem
+        card = ModelCard(
+            name,
+            base.card.created_s,
+            "llamacpp",
+            name,
+            context_tokens=base.card.context_tokens,
+            parent=base.card.id,
+            path=path,
+        )
+        served[name] = ServedModel(card, base.upstream, (("lora", [{"id": number, "scale": 1.0}]),))
+    return served
 
 
 def _is_same_file(own: str, path: str) -> bool:
-    """Whether it may be the file that is meant: in a container it may lie in another folder, and the path may be the folder."""
+    """Whether `path` may mean that file: in a container its folder may differ, and `path` may be the folder."""
     return own.startswith(path + "/") or PurePosixPath(own).name == PurePosixPath(path).name
 
 
-async def _rows(client: EngineClient) -> list[tuple[int, str]]:
-    """Give (id, path) of each adapter. Raises OddAnswer, WireError."""
-    reply = await client.get("/lora-adapters", LOOK_S)
+async def _adapter_rows(client: EngineClient) -> list[tuple[int, str]]:
+    """Return (id, path) of each adapter. Raises UnexpectedReply, WireError."""
+    reply = await client.get("/lora-adapters", QUERY_TIMEOUT_S)
     if reply.status != 200:
         return []
     try:
         rows = jsons.loads(reply.body)
     except jsons.BadJson as exc:
-        raise UnexpectedReply(f"/lora-adapters is no JSON: {exc}") from None
+        raise UnexpectedReply(f"/lora-adapters is not JSON: {exc}") from None
     return [
         (row["id"], row["path"])
         for row in (rows if isinstance(rows, list) else [])
@@ -156,7 +163,7 @@ def _count(value: Any) -> int:
     return value if isinstance(value, int) and value > 0 else 0
 
 
-def _is_unloaded(row: dict[str, Any]) -> bool:
-    """Whether a router-mode row is a model that failed to load; unloaded ones are loaded when asked for."""
+def _has_failed(row: dict[str, Any]) -> bool:
+    """Whether a row of router mode is a model that failed to load; an unloaded one is loaded on request."""
     status = row.get("status")
     return isinstance(status, dict) and bool(status.get("failed"))

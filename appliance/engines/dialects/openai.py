@@ -3,12 +3,20 @@
 from typing import ClassVar
 
 from appliance.engines.dialects.contract import EngineClient, EngineFacts, EngineHealth
-from appliance.engines.dialects.queries import longest_of, rows_of_models, served_of
-from appliance.engines.upstream.refusal import meaning
+from appliance.engines.dialects.queries import (
+    HEALTH_TIMEOUT_S,
+    QUERY_TIMEOUT_S,
+    health_by_status,
+    list_models,
+    served_model,
+    smallest_context,
+)
+
+NO_HEALTH_PAGE = {401, 403, 404, 405}
 
 
 class OpenAi:
-    """An OpenAI-compatible server of unknown make. It is the last kind that detection tries."""
+    """An OpenAI-compatible server of unknown make. Detection tries it last."""
 
     kind: ClassVar[str] = "openai"
     running_metrics: ClassVar[tuple[str, ...]] = ()
@@ -16,28 +24,19 @@ class OpenAi:
     stops_on_disconnect: ClassVar[bool] = True
 
     async def probe_health(self, client: EngineClient) -> EngineHealth:
-        """/health where it is known; else a server that lists its models is well."""
-        reply = await client.get("/health", 1.0)
-        if reply.status in {404, 405, 401, 403}:
-            reply = await client.get("/v1/models", 5.0)
-            return EngineHealth(
-                reply.status == 200,
-                False,
-                "" if reply.status == 200 else f"/v1/models answered {reply.status}",
-            )
-        return EngineHealth(
-            reply.status == 200,
-            reply.status == 503,
-            "" if reply.status == 200 else f"/health answered {reply.status}",
-        )
+        """Query /health where there is one; else a server that lists its models is ready."""
+        reply = await client.get("/health", HEALTH_TIMEOUT_S)
+        if reply.status not in NO_HEALTH_PAGE:
+            return health_by_status(reply)
+        listed = await client.get("/v1/models", QUERY_TIMEOUT_S)
+        is_ready = listed.status == 200
+        return EngineHealth(is_ready, False, "" if is_ready else f"/v1/models answered {listed.status}")
 
     async def read_facts(self, client: EngineClient) -> EngineFacts:
-        models = {row["id"]: served_of(row, owner="openai") for row in await rows_of_models(client)}
-        return EngineFacts(models, longest_of(models))
+        """Read the models of /v1/models."""
+        models = {row["id"]: served_model(row, owner="openai") for row in await list_models(client)}
+        return EngineFacts(models, smallest_context(models))
 
     async def matches(self, client: EngineClient) -> bool:
-        """Any list of models will do."""
-        return bool(await rows_of_models(client))
-
-    def map_error(self, status: int, headers: dict[str, str], text: str, label: str) -> Exception:
-        return meaning(status, headers, text, label)
+        """Accept any list of models."""
+        return bool(await list_models(client))

@@ -1,111 +1,113 @@
-"""What dialects share: reading an engine's JSON, and the list of models that all of them give."""
+"""What dialects share: reading an engine's JSON, and the list of models that all of them have."""
 
 from dataclasses import replace
 from typing import Any
 
 from appliance.base import jsons
-from appliance.engines.dialects.contract import EngineClient, QueryReply
+from appliance.engines.dialects.contract import EngineClient, EngineHealth, QueryReply
 from appliance.engines.types import ModelCard, ServedModel
 
-LOOK_S = 5.0  # for questions about models and limits
+HEALTH_TIMEOUT_S = 1.0
+QUERY_TIMEOUT_S = 5.0  # for pages about models, limits and adapters
 
 
 class UnexpectedReply(ValueError):
-    """An engine's answer makes no sense."""
+    """An engine's reply makes no sense."""
 
 
-def read_json(reply: QueryReply, what: str) -> dict[str, Any]:
-    """Give the object in an answer of 200.
+def health_by_status(reply: QueryReply, path: str = "/health") -> EngineHealth:
+    """Read a health page whose status alone tells: 200 is ready, 503 is loading."""
+    is_ready = reply.status == 200
+    return EngineHealth(is_ready, reply.status == 503, "" if is_ready else f"{path} answered {reply.status}")
 
-    Raises  OddAnswer
+
+def read_json(reply: QueryReply, path: str) -> dict[str, Any]:
+    """Return the JSON object of a reply.
+
+    Raises:
+        UnexpectedReply: The status is not 200, or the body is not a JSON object.
     """
     if reply.status != 200:
-        raise UnexpectedReply(f"{what} answered {reply.status}")
+        raise UnexpectedReply(f"{path} answered {reply.status}")
     try:
         value = jsons.loads(reply.body)
     except jsons.BadJson as exc:
-        raise UnexpectedReply(f"{what} is no JSON: {exc}") from None
+        raise UnexpectedReply(f"{path} is not JSON: {exc}") from None
     if not isinstance(value, dict):
-        raise UnexpectedReply(f"{what} is no JSON object")
+        raise UnexpectedReply(f"{path} is not a JSON object")
     return value
 
 
-async def rows_of_models(client: EngineClient) -> list[dict[str, Any]]:
-    """Give the rows of GET /v1/models that have an id.
+async def list_models(client: EngineClient) -> list[dict[str, Any]]:
+    """Return the rows of GET /v1/models that have an id.
 
-    Raises  OddAnswer · WireError
+    Raises:
+        UnexpectedReply: The page has no list of models.
+        WireError: The engine cannot be reached.
     """
-    value = read_json(await client.get("/v1/models", LOOK_S), "/v1/models")
+    value = read_json(await client.get("/v1/models", QUERY_TIMEOUT_S), "/v1/models")
     rows = value.get("data")
     if not isinstance(rows, list):
         raise UnexpectedReply("/v1/models has no list `data`")
     return [row for row in rows if isinstance(row, dict) and isinstance(row.get("id"), str) and row["id"]]
 
 
-def served_of(row: dict[str, Any], *, owner: str, context_tokens: int = 0) -> ServedModel:
-    """Make a row of /v1/models a model that is served."""
-    created, longest, parent, root = (
-        row.get("created"),
-        row.get("max_model_len"),
-        row.get("parent"),
-        row.get("root"),
-    )
-    tokens = longest if isinstance(longest, int) and longest > 0 else context_tokens
-    owned = row.get("owned_by")
+def served_model(row: dict[str, Any], *, owner: str, context_tokens: int = 0) -> ServedModel:
+    """Make a row of /v1/models a served model.
+
+    Args:
+        row: With an `id`; see `list_models`.
+        owner: For a row without `owned_by`.
+        context_tokens: For a row without `max_model_len`; 0 = unknown.
+    """
+    created, longest = row.get("created"), row.get("max_model_len")
+    parent, root, owned = row.get("parent"), row.get("root"), row.get("owned_by")
     card = ModelCard(
         row["id"],
         created if isinstance(created, int) else 0,
         owned if isinstance(owned, str) and owned else owner,
         row["id"],
-        context_tokens=tokens,
+        context_tokens=longest if isinstance(longest, int) and longest > 0 else context_tokens,
         parent=parent if isinstance(parent, str) else "",
         path=root if isinstance(parent, str) and isinstance(root, str) else "",
     )
     return ServedModel(card, row["id"])
 
 
-def with_parents(models: dict[str, ServedModel]) -> dict[str, ServedModel]:
-    """Give adapters the context of their parents: theirs is not told."""
-    grown = dict(models)
+def with_parent_context(models: dict[str, ServedModel]) -> dict[str, ServedModel]:
+    """Give adapters the context of their base models: engines do not list it."""
+    complete = dict(models)
     for name, served in models.items():
         parent = models.get(served.card.parent)
         if parent is not None and not served.card.context_tokens:
-            grown[name] = replace(
-                served, card=replace(served.card, context_tokens=parent.card.context_tokens)
-            )
-    return grown
+            card = replace(served.card, context_tokens=parent.card.context_tokens)
+            complete[name] = replace(served, card=card)
+    return complete
 
 
-def longest_of(models: dict[str, ServedModel]) -> int:
-    """Give the smallest context that all of the models have (0 = not told): what a request can count on."""
+def smallest_context(models: dict[str, ServedModel]) -> int:
+    """Return the smallest context of the models in tokens (0 = unknown): what any request can count on."""
     return min((served.card.context_tokens for served in models.values()), default=0)
 
 
-async def owner_of(client: EngineClient) -> str:
-    """Give `owned_by` of the first model, lower case; "" where there is none."""
+async def first_owner(client: EngineClient) -> str:
+    """Return `owned_by` of the first model in lower case; "" without one. Raises WireError."""
     try:
-        rows = await rows_of_models(client)
+        rows = await list_models(client)
     except UnexpectedReply:
         return ""
     return str(rows[0].get("owned_by") or "").lower() if rows else ""
 
 
-def adapter_of(
-    base: ServedModel,
-    name: str,
-    path: str,
-    *,
-    owner: str,
-    upstream: str = "",
-) -> ServedModel:
-    """Give an adapter that was loaded for `base`, as the engine would list it."""
+def unlisted_adapter(base: ServedModel, name: str, path: str, *, owner: str) -> ServedModel:
+    """Return an adapter that was loaded for `base`, as the engine would list it."""
     card = ModelCard(
         name,
         base.card.created_s,
         owner,
-        upstream or name,
+        name,
         context_tokens=base.card.context_tokens,
         parent=base.card.id,
         path=path,
     )
-    return ServedModel(card, upstream or name)
+    return ServedModel(card, name)

@@ -1,4 +1,4 @@
-"""Kind → dialect: the engines that can be spoken to. A new member is one file and one row. Detection tries them in this order."""
+"""Kind → dialect: the engines that the appliance speaks with. A new one is one file and one row here."""
 
 from appliance.engines.dialects.contract import Dialect
 from appliance.engines.dialects.llamacpp import LlamaCpp
@@ -6,5 +6,5 @@ from appliance.engines.dialects.openai import OpenAi
 from appliance.engines.dialects.sglang import Sglang
 from appliance.engines.dialects.vllm import Vllm
 
+AUTO = "auto"  # a backend's kind until it is detected; dialects are tried in the order of the table
 DIALECTS: dict[str, Dialect] = {dialect.kind: dialect for dialect in (LlamaCpp(), Vllm(), Sglang(), OpenAi())}
-AUTO = "auto"
