@@ -9,7 +9,8 @@ import structlog
 
 from appliance.base import jsons
 from appliance.base.errors import ApplianceError, Invalid, Unavailable, UpstreamFailed
-from appliance.control.convert import from_struct, to_receipt
+from appliance.control.convert.backends import to_receipt
+from appliance.control.convert.values import from_struct
 from appliance.control.errors import error_of_reply, http_status_of
 from appliance.control.parts import ControlParts
 from appliance.control.v1 import control_pb2 as pb

@@ -1,4 +1,4 @@
-"""One failure, said in gRPC's words: a status code for every Kind, and google.rpc details that programs can read."""
+"""Failures in gRPC's terms: a status code for every Kind, and google.rpc details that programs can read."""
 
 from math import ceil
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import grpc
 from google.protobuf import any_pb2
 from google.rpc import error_details_pb2, status_pb2
+from grpc.aio import ServicerContext
 
 from appliance.base import jsons
 from appliance.base.errors import ApplianceError, Forbidden, Invalid, Kind, NotFound, UpstreamFailed
@@ -14,8 +15,10 @@ from appliance.engines.types import EngineReply
 
 DOMAIN = "appliance"
 DETAILS_KEY = "grpc-status-details-bin"
-LONGEST_MESSAGE = 1000  # characters; trailers beyond 8 KiB are cut by peers
-LONGEST_ATTEMPTS = 1500
+# In characters: peers cut trailers beyond 8 KiB.
+MAX_MESSAGE_CHARS = 1000
+MAX_ATTEMPTS_CHARS = 1500
+MAX_VIOLATIONS = 10
 
 GRPC_CODE = {
     Kind.INVALID: grpc.StatusCode.INVALID_ARGUMENT,
@@ -66,35 +69,39 @@ HTTP_OF_CODE = {
 
 
 class RolledBack(ApplianceError):
-    """New settings could not be put in place; the former ones are in place again."""
+    """New settings could not be applied; the former ones are in force again."""
 
     kind = Kind.CONFLICT
     default_code = "reload_rolled_back"
 
 
 def code_of(error: ApplianceError) -> grpc.StatusCode:
-    """Give the status code: a roll-back is ABORTED, an upstream's own status counts, else the kind decides."""
+    """Return the status code: a roll-back is ABORTED, an upstream's own status counts, else the kind decides."""
     if isinstance(error, RolledBack):
         return grpc.StatusCode.ABORTED
-    return CODE_OF_HTTP.get(error.details.get("status"), GRPC_CODE[error.kind])  # type: ignore[arg-type]
+    status = error.details.get("status")
+    code = CODE_OF_HTTP.get(status) if isinstance(status, int) else None
+    return code or GRPC_CODE[error.kind]
 
 
 def http_status_of(error: ApplianceError) -> int:
-    """Give the HTTP status that a receipt shows for a failed call."""
+    """Return the HTTP status that a receipt shows for a failed call."""
     status = error.details.get("status")
     return status if isinstance(status, int) else HTTP_OF_CODE[code_of(error)]
 
 
 def rich_status(error: ApplianceError, *, request_id: str = "") -> status_pb2.Status:
-    """Give google.rpc.Status with ErrorInfo, and BadRequest and RetryInfo where there is something to say.
+    """Return google.rpc.Status with ErrorInfo; BadRequest where a field is at fault, RetryInfo where a retry makes sense.
 
-    Takes   error: `details["violations"]` may list further (field, description) pairs
+    Args:
+        error: The failure; `details["violations"]` may list further (field, description) pairs.
+        request_id: The request's id; "" = none.
     """
     metadata = {"kind": error.kind.value}
     if request_id:
         metadata["request_id"] = request_id
     if attempts := error.details.get("attempts"):
-        metadata["attempts"] = jsons.dumps_text(attempts)[:LONGEST_ATTEMPTS]
+        metadata["attempts"] = jsons.dumps_text(attempts)[:MAX_ATTEMPTS_CHARS]
     details: list[Any] = [
         error_details_pb2.ErrorInfo(
             reason=(error.code or error.kind.value).upper(), domain=DOMAIN, metadata=metadata
@@ -108,8 +115,10 @@ def rich_status(error: ApplianceError, *, request_id: str = "") -> status_pb2.St
         details.append(
             error_details_pb2.BadRequest(
                 field_violations=[
-                    {"field": name, "description": text[: LONGEST_MESSAGE // 4]}
-                    for name, text in violations[:10]
+                    error_details_pb2.BadRequest.FieldViolation(
+                        field=name, description=text[: MAX_MESSAGE_CHARS // 4]
+                    )
+                    for name, text in violations[:MAX_VIOLATIONS]
                 ]
             )
         )
@@ -122,14 +131,18 @@ def rich_status(error: ApplianceError, *, request_id: str = "") -> status_pb2.St
         box = any_pb2.Any()
         box.Pack(detail)
         packed.append(box)
-    message = (
-        error.message if len(error.message) <= LONGEST_MESSAGE else error.message[:LONGEST_MESSAGE] + "…"
-    )
+    message = error.message
+    if len(message) > MAX_MESSAGE_CHARS:
+        message = message[:MAX_MESSAGE_CHARS] + "…"
     return status_pb2.Status(code=code_of(error).value[0], message=message, details=packed)
 
 
-async def abort(context: Any, error: ApplianceError, *, request_id: str = "") -> None:
-    """End a call with the error's code, text and details. Raises what ends the handler, always."""
+async def abort(context: ServicerContext[Any, Any], error: ApplianceError, *, request_id: str = "") -> None:
+    """End a call with the error's code, text and details.
+
+    Raises:
+        grpc.aio.AbortError: Always; it ends the handler.
+    """
     status = rich_status(error, request_id=request_id)
     trailers = [(DETAILS_KEY, status.SerializeToString())]
     if request_id:
@@ -139,18 +152,18 @@ async def abort(context: Any, error: ApplianceError, *, request_id: str = "") ->
 
 
 def error_of_reply(reply: EngineReply) -> ApplianceError:
-    """Turn an error status that the upstream gave into one of our errors, its own words and field kept."""
+    """Return an upstream's error response as one of our errors, with its text, field and code."""
     try:
         value = jsons.loads(reply.body or b"")
     except jsons.BadJson:
         value = None
-    said = value.get("error") if isinstance(value, dict) else None
-    said = said if isinstance(said, dict) else {"message": said} if isinstance(said, str) else {}
+    given = value.get("error") if isinstance(value, dict) else None
+    fields = given if isinstance(given, dict) else {"message": given} if isinstance(given, str) else {}
     kinds = {403: Forbidden, 404: NotFound}
     kind = UpstreamFailed if reply.status >= 500 else kinds.get(reply.status, Invalid)
-    param, code = said.get("param"), said.get("code")
+    param, code = fields.get("param"), fields.get("code")
     return kind(
-        str(said.get("message") or f"The upstream answered with status {reply.status}."),
+        str(fields.get("message") or f"The upstream responded with status {reply.status}."),
         param=param if isinstance(param, str) else None,
         code=code if isinstance(code, str) else None,
         details={"status": reply.status},

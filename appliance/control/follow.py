@@ -1,4 +1,4 @@
-"""Take values from something that never ends, until the door closes."""
+"""Take values from a source without an end, until the control API closes."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -7,12 +7,15 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-async def followed(
-    source: AsyncIterator[T], *, stopping: asyncio.Event, every_s: float | None = None
+async def follow_until(
+    stopping: asyncio.Event, source: AsyncIterator[T], *, every_s: float | None = None
 ) -> AsyncGenerator[T | None, None]:
-    """Give the source's values until `stopping` is set. Close it with `aclosing`; the source is closed with it.
+    """Yield the source's values until `stopping` is set. Close it with `aclosing`; that closes the source as well.
 
-    Takes   every_s: give None after so many seconds without a value; None = never
+    Args:
+        stopping: Ends the iteration.
+        source: Where the values come from.
+        every_s: Yield None after so many seconds without a value; None = never.
     """
     stop: asyncio.Future[Any] = asyncio.ensure_future(stopping.wait())  # noqa: TID251 - cancelled below
     coming: asyncio.Future[Any] | None = None

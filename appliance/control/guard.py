@@ -13,31 +13,31 @@ from appliance.base.errors import Unauthenticated
 from appliance.base.settings import HIDDEN, Problem
 from appliance.control.settings import ControlSettings
 
-LONGEST_SOCKET_PATH_BYTES = 107  # sun_path of Linux, less its closing zero
-SHORTEST_TOKEN = 8
+MAX_SOCKET_PATH_BYTES = 107  # sun_path of Linux, less its closing zero
+MIN_TOKEN_CHARS = 8
 
 
 class Guard:
-    """Compares a caller's token with ours, in constant time. An empty token lets everybody in who reaches the door."""
+    """Compares a caller's token with ours, in constant time. An empty token admits every caller."""
 
     def __init__(self, token: str) -> None:
         self._token = token.encode()
 
     def check(self, metadata: Iterable[tuple[str, str | bytes]]) -> None:
-        """Let a caller pass who shows the token as `authorization: Bearer …` or `x-api-key: …`.
+        """Admit a caller whose metadata has the token, as `authorization: Bearer …` or `x-api-key: …`.
 
-        Raises  Unauthenticated when none of its metadata does
+        Raises:
+            Unauthenticated: None of its metadata has it.
         """
         if not self._token:
             return
-        shown = [token for key, value in metadata if (token := _token_in(key, value)) is not None]
-        if not sum(
-            hmac.compare_digest(token, self._token) for token in shown
-        ):  # a sum: all are compared, always
+        sent = [token for key, value in metadata if (token := _token_in(key, value)) is not None]
+        # A sum, and not any(): all are compared, always.
+        if not sum(hmac.compare_digest(token, self._token) for token in sent):
             raise Unauthenticated(
-                "The control API needs its token: send it as metadata `authorization: Bearer <CONTROL_TOKEN>`."
-                if not shown
-                else "The token is not the one of CONTROL_TOKEN."
+                "The token does not match CONTROL_TOKEN."
+                if sent
+                else "A token is required: send it as metadata `authorization: Bearer <CONTROL_TOKEN>`."
             )
 
 
@@ -52,7 +52,7 @@ def _token_in(key: str, value: str | bytes) -> bytes | None:
 
 
 def is_loopback(host: str) -> bool:
-    """Say whether `host` is this machine only: localhost, 127.0.0.0/8 or ::1."""
+    """Return whether `host` is this machine only: localhost, 127.0.0.0/8 or ::1."""
     if host == "localhost":
         return True
     try:
@@ -62,9 +62,10 @@ def is_loopback(host: str) -> bool:
 
 
 def problems(settings: ControlSettings) -> list[Problem]:
-    """Find what is wrong with the settings of the control API, all of it at once.
+    """Return everything that is wrong with the settings of the control API, at once.
 
-    Gives   problems; those with is_fatal=False are warnings
+    Returns:
+        Problems; those with is_fatal=False are warnings.
     """
     if not settings.control:
         return []
@@ -80,13 +81,13 @@ def _token_problems(settings: ControlSettings) -> list[Problem]:
     token = settings.control_token.get_secret_value()
     if not token:
         return []
-    if len(token) < SHORTEST_TOKEN:
+    if len(token) < MIN_TOKEN_CHARS:
         return [
             Problem(
                 "CONTROL_TOKEN",
                 HIDDEN,
-                f"at least {SHORTEST_TOKEN} characters",
-                "The token is too short; use a long random one.",
+                f"at least {MIN_TOKEN_CHARS} characters",
+                "The token is too short. Use a long random one.",
             )
         ]
     if not token.isascii() or not token.isprintable() or " " in token:
@@ -94,8 +95,8 @@ def _token_problems(settings: ControlSettings) -> list[Problem]:
             Problem(
                 "CONTROL_TOKEN",
                 HIDDEN,
-                "printable ASCII without blanks",
-                "Metadata cannot carry this token; use another.",
+                "printable ASCII without spaces",
+                "gRPC metadata cannot carry this token. Use another one.",
             )
         ]
     return []
@@ -117,7 +118,7 @@ def _tls_problems(settings: ControlSettings) -> list[Problem]:
                 "CONTROL_TLS_CERT",
                 "",
                 "a PEM file",
-                "CONTROL_TLS_CLIENT_CA asks callers for certificates, which needs TLS: set CONTROL_TLS_CERT and _KEY.",
+                "CONTROL_TLS_CLIENT_CA needs TLS: set CONTROL_TLS_CERT and CONTROL_TLS_KEY.",
             )
         )
     files = {"CONTROL_TLS_CERT": cert, "CONTROL_TLS_KEY": key, "CONTROL_TLS_CLIENT_CA": ca}
@@ -129,16 +130,15 @@ def _tls_problems(settings: ControlSettings) -> list[Problem]:
     try:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         if cert is not None:
-            context.load_cert_chain(
-                cert, key, password=lambda: ""
-            )  # a key with a pass phrase is refused, not asked for
+            # A key with a pass phrase is refused, and not asked for.
+            context.load_cert_chain(cert, key, password=lambda: "")
     except (ssl.SSLError, ValueError):
         found.append(
             Problem(
                 "CONTROL_TLS_CERT",
                 str(cert),
                 "a certificate (PEM) and its own key, without a pass phrase",
-                "The two files are no such pair.",
+                "The certificate and the key do not match.",
             )
         )
     try:
@@ -147,7 +147,10 @@ def _tls_problems(settings: ControlSettings) -> list[Problem]:
     except ssl.SSLError:
         found.append(
             Problem(
-                "CONTROL_TLS_CLIENT_CA", str(ca), "one or more CA certificates (PEM)", "The file holds none."
+                "CONTROL_TLS_CLIENT_CA",
+                str(ca),
+                "one or more CA certificates (PEM)",
+                "The file contains no CA certificate.",
             )
         )
     return found
@@ -157,7 +160,7 @@ def _unreadable(name: str, path: Path) -> Problem | None:
     try:
         path.read_bytes()
     except OSError as exc:
-        return Problem(name, str(path), "a readable PEM file", f"It cannot be read: {exc.strerror}.")
+        return Problem(name, str(path), "a readable PEM file", f"Cannot read the file: {exc.strerror}.")
     return None
 
 
@@ -166,23 +169,23 @@ def _socket_problems(settings: ControlSettings) -> list[Problem]:
     if path is None:
         return []
     if not path.is_absolute():
-        return [Problem("CONTROL_SOCKET", str(path), "an absolute path", "Begin it with /.")]
-    if len(str(path).encode()) > LONGEST_SOCKET_PATH_BYTES:
+        return [Problem("CONTROL_SOCKET", str(path), "an absolute path", "Start it with /.")]
+    if len(str(path).encode()) > MAX_SOCKET_PATH_BYTES:
         return [
             Problem(
                 "CONTROL_SOCKET",
                 str(path),
-                f"at most {LONGEST_SOCKET_PATH_BYTES} bytes",
-                "The system allows no longer path for a socket; choose a shorter one.",
+                f"at most {MAX_SOCKET_PATH_BYTES} bytes",
+                "The path is too long for a socket. Choose a shorter one.",
             )
         ]
     return []
 
 
 def _reach_problems(settings: ControlSettings) -> list[Problem]:
-    """Judge a door that others than this machine can reach.
+    """Return what is wrong with an address that other machines can reach.
 
-    1. loopback, or no port            → nothing to say
+    1. loopback, or no port            → nothing
     2. neither token nor mutual TLS    → refused
     3. a token, but no TLS             → a warning
     """
@@ -194,9 +197,10 @@ def _reach_problems(settings: ControlSettings) -> list[Problem]:
             Problem(
                 "CONTROL_HOST",
                 host,
-                "a loopback address such as 127.0.0.1, unless callers must prove who they are",
-                "Whoever reaches this port could stop the appliance and change its settings. Set CONTROL_TOKEN (with "
-                "CONTROL_TLS_CERT and CONTROL_TLS_KEY), or CONTROL_TLS_CLIENT_CA for mutual TLS, or listen on 127.0.0.1.",
+                "a loopback address such as 127.0.0.1, unless callers must authenticate",
+                "Every client that reaches this port could stop the appliance and change its settings. Set "
+                "CONTROL_TOKEN (with CONTROL_TLS_CERT and CONTROL_TLS_KEY), or CONTROL_TLS_CLIENT_CA for mutual "
+                "TLS, or listen on 127.0.0.1.",
             )
         ]
     if settings.control_tls_cert is None:  # 3
@@ -205,8 +209,8 @@ def _reach_problems(settings: ControlSettings) -> list[Problem]:
                 "CONTROL_HOST",
                 host,
                 "any address",
-                "The control API is reachable from other machines without TLS: whoever can read the traffic learns "
-                "CONTROL_TOKEN and can then steer the appliance. Set CONTROL_TLS_CERT and CONTROL_TLS_KEY.",
+                "The control API is reachable from other machines without TLS: CONTROL_TOKEN can be read from the "
+                "traffic. Set CONTROL_TLS_CERT and CONTROL_TLS_KEY.",
                 is_fatal=False,
             )
         ]

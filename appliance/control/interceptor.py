@@ -2,8 +2,9 @@
 
 import asyncio
 import inspect
+from collections.abc import Awaitable, Callable
 from time import perf_counter  # the loop's own clock is too coarse for a short call
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc
 import grpc.aio
@@ -11,12 +12,16 @@ import structlog
 from google.protobuf.message import DecodeError
 
 from appliance.base.errors import ApplianceError, Internal, Invalid
+from appliance.control.calls.group import AnyContext
 from appliance.control.errors import abort, code_of
 from appliance.control.guard import Guard
 from appliance.control.writing import write
 
 log = structlog.get_logger("control")
 OPEN_PREFIX = "/grpc.health.v1.Health/"  # liveness probes carry no token
+
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # it is generic for mypy alone
+Behaviour: TypeAlias = Callable[[Any, AnyContext], Awaitable[Any]]
 
 
 class Interceptor(grpc.aio.ServerInterceptor):
@@ -25,61 +30,69 @@ class Interceptor(grpc.aio.ServerInterceptor):
     def __init__(self, guard: Guard) -> None:
         self._guard = guard
 
-    async def intercept_service(self, continuation: Any, details: Any) -> Any:
-        handler = await continuation(details)
+    async def intercept_service(
+        self,
+        continuation: "Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]]",
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> "Handler | None":
+        """Return the call's handler, wrapped; None for a method that does not exist."""
+        handler = await continuation(handler_call_details)
         if handler is None:
             return None
-        return self._wrapped(handler, details.method, tuple(details.invocation_metadata or ()))
+        metadata = tuple(handler_call_details.invocation_metadata or ())
+        return self._wrap(handler, handler_call_details.method, metadata)
 
-    def _wrapped(self, handler: Any, method: str, metadata: tuple[tuple[str, str | bytes], ...]) -> Any:
-        """Give a handler of the same shape around the real one. Single requests come as bytes: nobody's are read before the token."""
-        inner = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
+    def _wrap(self, handler: Handler, method: str, metadata: tuple[tuple[str, str | bytes], ...]) -> Handler:
+        """Return a handler of the same shape around the real one.
+
+        A single request arrives as bytes: nobody's request is parsed before the token is checked.
+        """
+        inner: Any = (
+            handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
+        )
         is_generator = inspect.isasyncgenfunction(inner)
         is_streamed = handler.request_streaming
 
-        async def run(request: Any, context: Any) -> Any:
+        async def run(request: Any, context: AnyContext) -> Any:
             if not method.startswith(OPEN_PREFIX):
                 self._guard.check(metadata)
             if not is_streamed:
-                request = _read(handler.request_deserializer, request)
+                request = _parse(handler.request_deserializer, request)
             if not is_generator:
                 return await inner(request, context)
             async for message in inner(request, context):
                 await write(context, message)
             return None
 
-        async def guarded(request: Any, context: Any) -> Any:
-            return await _told(run, request, context, method=method)
+        async def guarded(request: Any, context: AnyContext) -> Any:
+            return await _report(run, request, context, method=method)
 
-        kinds = {
+        makers: dict[tuple[bool, bool], Callable[..., Handler]] = {
             (False, False): grpc.unary_unary_rpc_method_handler,
             (False, True): grpc.unary_stream_rpc_method_handler,
             (True, False): grpc.stream_unary_rpc_method_handler,
             (True, True): grpc.stream_stream_rpc_method_handler,
         }
-        make = kinds[(handler.request_streaming, handler.response_streaming)]
-        return make(
+        return makers[(handler.request_streaming, handler.response_streaming)](
             guarded,
             request_deserializer=handler.request_deserializer if is_streamed else None,
             response_serializer=handler.response_serializer,
         )
 
 
-def _read(deserialize: Any, data: bytes) -> Any:
+def _parse(deserialize: Any, data: bytes) -> Any:
     try:
         return deserialize(data)
     except DecodeError:
-        raise Invalid(
-            "The request is no message of the type that this call takes.", code="invalid_message"
-        ) from None
+        raise Invalid("The request is not a message of this call's type.", code="invalid_message") from None
 
 
-async def _told(run: Any, request: Any, context: Any, *, method: str) -> Any:
+async def _report(run: Behaviour, request: Any, context: AnyContext, *, method: str) -> Any:
     """Run a handler; give its failure a status code, and the call its line in the log.
 
     1. our own errors         the code and details of their kind
-    2. aborted by a handler   as it said
-    3. cancelled              the caller left, or its deadline passed; gRPC has told it already
+    2. aborted by a handler   as it is
+    3. cancelled              the caller left, or its deadline passed; gRPC has reported it already
     4. anything else          INTERNAL; the details stay in our log
     """
     began_s = perf_counter()
@@ -93,21 +106,15 @@ async def _told(run: Any, request: Any, context: Any, *, method: str) -> Any:
         code = context.code() or grpc.StatusCode.UNKNOWN
         raise
     except asyncio.CancelledError:  # 3
-        left_s = context.time_remaining()
-        code = (
-            grpc.StatusCode.DEADLINE_EXCEEDED
-            if left_s is not None and left_s <= 0
-            else grpc.StatusCode.CANCELLED
-        )
+        left_s: float | None = context.time_remaining()
+        is_late = left_s is not None and left_s <= 0
+        code = grpc.StatusCode.DEADLINE_EXCEEDED if is_late else grpc.StatusCode.CANCELLED
         raise
     except Exception as exc:  # 4
         code = grpc.StatusCode.INTERNAL
         log.error("unhandled", method=method, error=repr(exc), exc_info=exc)
-        await abort(
-            context,
-            Internal("Something failed inside the appliance; its log has the details."),
-            request_id=_request_id(),
-        )
+        internal = Internal("Internal error. The appliance's log has the details.")
+        await abort(context, internal, request_id=_request_id())
     finally:
         level = log.debug if method.startswith(OPEN_PREFIX) else log.info
         level(
@@ -120,5 +127,5 @@ async def _told(run: Any, request: Any, context: Any, *, method: str) -> Any:
 
 
 def _request_id() -> str:
-    """Give the id that the handler bound for the log, if it did."""
+    """Return the id that the handler bound for the log; "" if it bound none."""
     return str(structlog.contextvars.get_contextvars().get("id", ""))

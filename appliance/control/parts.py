@@ -1,4 +1,4 @@
-"""What the gRPC door is given by the wiring: the very objects that the HTTP door uses, and the verbs it may call."""
+"""What the control API reaches: the objects that the HTTP front uses too, and the functions that it may call."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -14,6 +14,7 @@ from appliance.downloads.request import DownloadFolders
 from appliance.engines.lora.orders import AdapterOrders
 from appliance.engines.receipts import Receipt, Receipts
 from appliance.engines.router import Router
+from appliance.engines.types import BackendState
 from appliance.models.status.views import ModelManagerApi
 
 DEFAULT_GRACE_S = 30.0
@@ -21,7 +22,7 @@ DEFAULT_GRACE_S = 30.0
 
 @dataclass(frozen=True, slots=True)
 class SettingChange:
-    """One variable whose value differs; secrets are hidden in `old` and `new`."""
+    """One setting whose value differs; secrets are hidden in `old` and `new`."""
 
     variable: str
     old: str
@@ -31,10 +32,10 @@ class SettingChange:
 
 @dataclass(frozen=True, slots=True)
 class ReloadResult:
-    """What a reload came to.
+    """The outcome of a reload.
 
-    1. problems, no changes   the new settings cannot be used; nothing was changed
-    2. problems and changes   putting them in place failed; the former ones are in place again
+    1. problems, no changes   the new settings are invalid; nothing was changed
+    2. problems and changes   applying them failed; the former ones are in force again
     3. no problems            `changes` were applied, or would be (dry run)
     """
 
@@ -45,7 +46,10 @@ class ReloadResult:
 
 
 class WorkerLike(Protocol):
-    """The worker as this door needs it. `as_dict` gives {state, command, pid, restarts, exit_code, started_at_s, reason}."""
+    """What the control API needs of the worker.
+
+    `as_dict` returns `{state, command, pid, restarts, exit_code, started_at_s, reason}`.
+    """
 
     def as_dict(self) -> dict[str, Any]: ...
     async def start(self) -> Any: ...
@@ -53,28 +57,39 @@ class WorkerLike(Protocol):
     async def restart(self) -> Any: ...
 
 
-class FleetLike(Protocol):
-    """The backends' fleet as this door needs it (see engines/fleet.py)."""
+class ServerLike(Protocol):
+    """What the control API needs of one server of the fleet."""
 
-    def add(self, value: dict[str, Any], *, persist: bool = False) -> Any: ...
+    def state(self) -> BackendState: ...
+
+
+class FleetLike(Protocol):
+    """What the control API needs of the fleet of backends (engines/fleet.py)."""
+
+    def add(self, value: dict[str, Any], *, persist: bool = False) -> ServerLike: ...
     def remove(self, name: str, *, persist: bool = False) -> None: ...
-    def drain(self, name: str, *, resume: bool = False, persist: bool = False) -> Any: ...
+    def drain(self, name: str, *, resume: bool = False, persist: bool = False) -> ServerLike: ...
     def set_strategy(self, strategy: str, *, pool: str = "", persist: bool = False) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
 class ControlParts:
-    """Everything the door reaches.
+    """Everything that the control API reaches.
 
-    status     the object of GET /healthz; `changed` rises whenever it changed
-    identity   {machine_id, hostname, gpu: {mode, simulated, gpus, reason}}
-    reload     (overrides, dry_run) → ReloadResult
-    shutdown   seconds for running answers, None = as set; returns at once
-    finish     to be called once for each receipt of `new_receipt` (given the route), when its request has ended
-    board      the models that this appliance runs itself; None when no table of models is configured
-    jobs       downloads; None where nothing can be downloaded; `folders` gives where they may go
-    lora       LoRA adapters; None where nobody can have any
-    grace_s    seconds that running calls get when the door closes; `hurry`, when set, takes them away
+    Attributes:
+        status: Returns the object of GET /healthz.
+        changed: Rises after each change of `status`.
+        identity: Returns `{machine_id, hostname, gpu: {mode, simulated, gpus, reason}}`.
+        reload: Takes (overrides, dry_run).
+        shutdown: Takes the seconds that running requests get, None = as configured. Returns at once.
+        new_receipt: Takes the route.
+        finish: To be called once for each receipt of `new_receipt`, when its request has ended.
+        manager: The models that this appliance runs itself; None where no table of models is configured.
+        jobs: Downloads; None where they are not available.
+        folders: Returns the folders that downloads may go to.
+        lora: LoRA adapters; None where they are not available.
+        grace_s: Returns the seconds that running calls get when the control API closes.
+        hurry: Set to end the grace early; None = never.
     """
 
     router: Router

@@ -1,4 +1,4 @@
-"""The gRPC server: where it listens, who may call, its bounds, and its end. One event loop with the HTTP door."""
+"""The gRPC server: where it listens, who may call, its limits, and its shutdown. It shares the event loop of the HTTP front."""
 
 import asyncio
 import os
@@ -7,7 +7,6 @@ import stat
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import grpc
 import grpc.aio
@@ -27,18 +26,16 @@ from appliance.control.v1 import control_pb2_grpc
 
 log = structlog.get_logger("control")
 MAX_CALLS = 256  # at the same time, streams included
-MAX_MESSAGE_BYTES = 33_554_432  # as MAX_BODY_BYTES of the HTTP door
+MAX_MESSAGE_BYTES = 33_554_432  # as MAX_BODY_BYTES of the HTTP front
 MAX_METADATA_BYTES = 16_384
 OPTIONS = [
-    ("grpc.so_reuseport", 0),  # else a second appliance could take half of the calls unseen
+    ("grpc.so_reuseport", 0),  # else a second appliance on the same port would take half of the calls
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", -1),
     ("grpc.max_metadata_size", MAX_METADATA_BYTES),
     ("grpc.max_concurrent_streams", MAX_CALLS),
-    (
-        "grpc.keepalive_time_ms",
-        60_000,
-    ),  # a caller that vanished without a word is noticed, and its upstream call ended
+    # A caller that vanished is noticed within these 80 s, and its upstream request ended.
+    ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
 ]
@@ -48,11 +45,19 @@ OPTIONS = [
 async def serving_control(
     settings: ControlSettings, parts: ControlParts, *, max_calls: int = MAX_CALLS
 ) -> AsyncIterator[list[str]]:
-    """Serve the control API while the context lasts.
+    """Serve the control API while the context is open.
 
-    Takes   max_calls: calls at the same time; more are refused with RESOURCE_EXHAUSTED
-    Gives   the addresses, `host:port` and `unix:/path`; [] when the settings name none
-    Raises  BadSettings when the door would be open to others, or TLS files cannot be used · OSError when an address is taken
+    Args:
+        settings: Where to listen, and how callers authenticate.
+        parts: What the calls reach.
+        max_calls: Calls at the same time; more are refused with RESOURCE_EXHAUSTED.
+
+    Yields:
+        The addresses, `host:port` and `unix:/path`; [] where the settings name none.
+
+    Raises:
+        InvalidSettings: Every client could call from other machines, or the TLS files cannot be used.
+        OSError: An address cannot be used.
     """
     found = problems(settings)
     if fatal := [p for p in found if p.is_fatal]:
@@ -69,7 +74,7 @@ async def serving_control(
         addresses = _listen(server, settings, stack)
         await server.start()
         stack.push_async_callback(_close, server, parts, stopping, tasks)
-        tasks.start(_watch_for_the_end(parts, stopping), name="control-end")
+        tasks.start(_watch_stopping(parts, stopping), name="control-end")
         log.info(
             "control_serving",
             addresses=addresses,
@@ -87,7 +92,7 @@ def _build(
     stopping: asyncio.Event,
     tasks: Tasks,
     max_calls: int,
-) -> Any:
+) -> grpc.aio.Server:
     guard = Guard(settings.control_token.get_secret_value())
     server = grpc.aio.server(
         interceptors=[Interceptor(guard)], options=OPTIONS, maximum_concurrent_rpcs=max_calls
@@ -99,13 +104,13 @@ def _build(
     return server
 
 
-def _listen(server: Any, settings: ControlSettings, stack: AsyncExitStack) -> list[str]:
-    """Open the port and the socket that the settings name."""
+def _listen(server: grpc.aio.Server, settings: ControlSettings, stack: AsyncExitStack) -> list[str]:
+    """Open the port and the socket that the settings name; return their addresses."""
     addresses = []
     if settings.control_port:
         host, port = settings.control_host.strip("[]"), settings.control_port
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        credentials = _tls(settings)
+        credentials = _credentials(settings)
         try:
             if credentials is None:
                 server.add_insecure_port(address)
@@ -113,8 +118,8 @@ def _listen(server: Any, settings: ControlSettings, stack: AsyncExitStack) -> li
                 server.add_secure_port(address, credentials)
         except RuntimeError as exc:
             raise OSError(
-                f"The control API cannot listen on {address} (CONTROL_HOST, CONTROL_PORT): the address is taken, "
-                "or is not one of this machine."
+                f"Cannot listen on {address} (CONTROL_HOST, CONTROL_PORT): the address is in use, or it is not "
+                "an address of this machine."
             ) from exc
         addresses.append(address)
         if not is_loopback(host):
@@ -127,7 +132,7 @@ def _listen(server: Any, settings: ControlSettings, stack: AsyncExitStack) -> li
             server.add_insecure_port(f"unix:{path}")
         except RuntimeError as exc:
             raise OSError(
-                f"The control API cannot listen on {path} (CONTROL_SOCKET): is its folder there, and writable?"
+                f"Cannot listen on {path} (CONTROL_SOCKET). The folder must exist and be writable."
             ) from exc
         finally:
             os.umask(former)
@@ -137,9 +142,10 @@ def _listen(server: Any, settings: ControlSettings, stack: AsyncExitStack) -> li
 
 
 def remove_dead_socket(path: Path) -> None:
-    """Take away a socket that nobody listens on any more, and nothing else.
+    """Remove a socket file that no process listens on, and nothing else.
 
-    Raises  OSError when `path` is not a socket, or somebody answers there
+    Raises:
+        OSError: `path` is no socket, or a process listens there.
     """
     try:
         mode = path.lstat().st_mode
@@ -147,7 +153,7 @@ def remove_dead_socket(path: Path) -> None:
         return
     if not stat.S_ISSOCK(mode):
         raise OSError(
-            f"{path} (CONTROL_SOCKET) is there and is no socket; remove it, or choose another path."
+            f"{path} (CONTROL_SOCKET) exists and is not a socket. Remove it, or choose another path."
         )
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(1)
@@ -157,18 +163,19 @@ def remove_dead_socket(path: Path) -> None:
             path.unlink()
             return
         except OSError as exc:
-            raise OSError(f"{path} (CONTROL_SOCKET) is there and cannot be tried: {exc}.") from exc
-    raise OSError(f"{path} (CONTROL_SOCKET) is in use: another appliance listens there.")
+            raise OSError(f"{path} (CONTROL_SOCKET) exists and cannot be tested: {exc}.") from exc
+    raise OSError(f"{path} (CONTROL_SOCKET) is in use: another process listens there.")
 
 
 def _remove(path: Path, inode: int) -> None:
-    """Remove our socket, unless it is another one by now."""
+    """Remove our socket, unless the path leads to another one by now."""
     with suppress(OSError):
         if path.stat().st_ino == inode:
             path.unlink()
 
 
-def _tls(settings: ControlSettings) -> Any:
+def _credentials(settings: ControlSettings) -> grpc.ServerCredentials | None:
+    """Return the TLS credentials; None for plain text."""
     cert, key, ca = settings.control_tls_cert, settings.control_tls_key, settings.control_tls_client_ca
     if cert is None or key is None:
         return None
@@ -179,15 +186,15 @@ def _tls(settings: ControlSettings) -> Any:
     )
 
 
-async def _watch_for_the_end(parts: ControlParts, stopping: asyncio.Event) -> None:
+async def _watch_stopping(parts: ControlParts, stopping: asyncio.Event) -> None:
     async for _ in parts.changed.follow():
         if parts.status()["state"] == "stopping":
             stopping.set()
             return
 
 
-async def _close(server: Any, parts: ControlParts, stopping: asyncio.Event, tasks: Tasks) -> None:
-    """Take no new calls, let followers end, give the others their grace; then cancel what is left."""
+async def _close(server: grpc.aio.Server, parts: ControlParts, stopping: asyncio.Event, tasks: Tasks) -> None:
+    """Take no new calls, end the calls that follow something, give the others their grace; then cancel the rest."""
     stopping.set()
     closing = tasks.start(server.stop(parts.grace_s()), name="control-stop")
     if parts.hurry is not None:

@@ -1,4 +1,4 @@
-"""Settings of the gRPC control door."""
+"""Settings of the control API."""
 
 from pathlib import Path
 
@@ -8,11 +8,12 @@ from appliance.base.settings import PackageSettings, Switch
 
 
 class ControlSettings(PackageSettings):
-    """Where control listens, and what a caller must show."""
+    """Where the control API listens, and how callers authenticate."""
 
     control: Switch = Field(True, description="0 = no control API")
     control_host: str = Field(
-        "127.0.0.1", description="Address of the control API; beyond loopback a token or mutual TLS is needed"
+        "127.0.0.1",
+        description="Address of the control API; beyond loopback a token or mutual TLS is required",
     )
     control_port: int = Field(
         50051, ge=0, le=65_535, description="Port of the control API; 0 = none (only CONTROL_SOCKET)"
@@ -23,7 +24,7 @@ class ControlSettings(PackageSettings):
         json_schema_extra={"allowed": "an absolute path"},
     )
     control_token: SecretStr = Field(
-        SecretStr(""), description="Token that callers of the control API must show"
+        SecretStr(""), description="Token that callers of the control API must send"
     )
     control_tls_cert: Path | None = Field(
         None,
@@ -37,6 +38,6 @@ class ControlSettings(PackageSettings):
     )
     control_tls_client_ca: Path | None = Field(
         None,
-        description="CA of client certificates: asks callers for one (mutual TLS)",
+        description="CA of client certificates; callers must have one (mutual TLS)",
         json_schema_extra={"allowed": "a PEM file"},
     )

@@ -1,11 +1,14 @@
-"""Send to a caller that may have left. That it left is a cancellation, however gRPC comes to tell it."""
+"""Write to a caller that may have left. gRPC reports that in several ways; here it is always a cancellation."""
 
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc.aio
+from grpc.aio import ServicerContext
+
+Message = TypeVar("Message")
 
 
 @contextmanager
@@ -20,10 +23,11 @@ def sending() -> Iterator[None]:
         raise asyncio.CancelledError("the caller left") from exc
 
 
-async def write(context: Any, message: Any) -> None:
-    """Send one message of a stream, waiting while the caller does not read.
+async def write(context: ServicerContext[Any, Message], message: Message) -> None:
+    """Send one message of a stream; wait while the caller does not read.
 
-    Raises  CancelledError when the caller has left
+    Raises:
+        asyncio.CancelledError: The caller has left.
     """
     with sending():
         await context.write(message)

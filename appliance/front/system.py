@@ -78,5 +78,5 @@ class SystemHandlers:
         """GET /receipts/{id} (operator)."""
         receipt = self._receipts.get(request.params["id"])
         if receipt is None:
-            raise NotFound(f"There is no receipt {request.params['id']!r}; the last thousand are kept.")
+            raise NotFound(f"There is no receipt {request.params['id']!r}; only the last 1000 are stored.")
         return json_response(receipt.as_dict())

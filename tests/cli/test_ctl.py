@@ -220,7 +220,7 @@ async def test_backends_and_receipts(terminal: Terminal) -> None:
     assert await terminal.run("receipt", "r1") == 0
     assert "prompt tokens\t3\ncompletion tokens\t4" in terminal.out
     assert await terminal.run("receipt", "r2") == 1
-    assert terminal.err == "error: There is no receipt 'r2'; the last thousand are kept.\n"
+    assert terminal.err == "error: There is no receipt 'r2'; only the last 1000 are stored.\n"
 
 
 # ---- errors and exit codes

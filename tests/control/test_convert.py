@@ -3,7 +3,7 @@
 import pytest
 
 from appliance.base.watch import Watched
-from appliance.control.convert import (
+from appliance.control.convert.status import (
     to_appliance_state,
     to_gpu,
     to_status,

@@ -78,9 +78,9 @@ def test_a_roll_back_is_aborted() -> None:
     [
         (b'{"error":{"message":"m"}}', "m"),
         (b'{"error":"plain"}', "plain"),
-        (b"<html>", "The upstream answered with status 400."),
-        (b"[]", "The upstream answered with status 400."),
-        (None, "The upstream answered with status 400."),
+        (b"<html>", "The upstream responded with status 400."),
+        (b"[]", "The upstream responded with status 400."),
+        (None, "The upstream responded with status 400."),
     ],
 )
 def test_an_error_reply_of_any_shape_becomes_words(body: bytes | None, message: str) -> None:

@@ -112,7 +112,7 @@ def test_a_socket_alone_is_not_beyond_loopback() -> None:
 def test_a_token_over_plain_text_beyond_loopback_is_a_warning_that_says_what_it_means() -> None:
     (problem,) = problems(control_settings(control_host="0.0.0.0", control_port=50051, control_token=TOKEN))
     assert not problem.is_fatal
-    assert "read the traffic" in problem.remedy
+    assert "read from the traffic" in problem.remedy
     assert TOKEN not in str(problem)
 
 

@@ -10,7 +10,7 @@ import pytest
 from appliance.base.clock import FakeClock
 from appliance.base.errors import Forbidden, NotFound
 from appliance.base.tasks import Tasks
-from appliance.control.convert_jobs import to_job_state
+from appliance.control.convert.jobs import to_job_state
 from appliance.control.v1 import control_pb2 as pb
 from appliance.downloads.contract import DownloadProgress
 from appliance.downloads.job import STATES

@@ -10,7 +10,7 @@ import grpc
 import pytest
 
 from appliance.base.errors import ApplianceError, TimedOut, Unavailable
-from appliance.control.convert_models import to_model_status
+from appliance.control.convert.models import to_model_status
 from appliance.control.v1 import control_pb2 as pb
 from appliance.models.status.views import FailedView, QueueView
 from tests.control.scripted_board import GIB, STARTED_AT_S, ScriptedBoard, model_view, ready_view

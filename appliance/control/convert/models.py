@@ -1,26 +1,28 @@
-"""Between what the model manager tells and the messages of control.proto. Pure; what is not known stays absent."""
+"""Models, queues and devices as messages; what is not known stays absent."""
 
 from collections.abc import Mapping, Sequence
 
-from appliance.control.convert import sendable, to_enum, to_timestamp
+from appliance.control.convert.values import to_enum, to_sendable, to_timestamp
 from appliance.control.v1 import control_pb2 as pb
 from appliance.models.status.views import DeviceView, ModelView, QueueView, RunnerView
 
 
 def to_model_status(word: str) -> pb.ModelStatus:
-    """Give the enum value of a status's word; 0 for a word that the enum does not have."""
+    """Return the enum value for the status `word`; 0 for a word that the enum does not have."""
     return to_enum(pb.ModelStatus, "MODEL_STATUS", word)
 
 
 def to_model(view: ModelView, waiting: Mapping[str, int] | None = None) -> pb.Model:
-    """Give a model as a message.
+    """Return a model as a message.
 
-    Takes   waiting: how many requests wait for each model
+    Args:
+        view: The model.
+        waiting: How many requests wait for each model, by alias; None = none.
     """
     return pb.Model(
         alias=view.alias,
         status=to_model_status(view.status),
-        path=sendable(str(view.path)),
+        path=to_sendable(str(view.path)),
         context_tokens=view.context_tokens,
         slots=view.slots,
         replicas=view.replicas,
@@ -31,7 +33,7 @@ def to_model(view: ModelView, waiting: Mapping[str, int] | None = None) -> pb.Mo
         updated_at=to_timestamp(view.updated_at_s or None),
         load_progress_percent=view.load_progress,
         expected_in_s=view.expected_in_s,
-        error_message=sendable(view.error_message),
+        error_message=to_sendable(view.error_message),
         attempts=view.attempts,
         is_pinned=view.is_pinned,
         is_warm=view.is_warm,
@@ -48,7 +50,7 @@ def to_model(view: ModelView, waiting: Mapping[str, int] | None = None) -> pb.Mo
 
 
 def _expires_at_s(view: ModelView) -> float | None:
-    """Give when the last of its processes is unloaded; None when one of them never is, or there is none."""
+    """Return when its last process is unloaded; None when one of them never is, or there is none."""
     ends = [runner.expires_at_s for runner in view.runners]
     known = [end for end in ends if end is not None]
     return max(known) if known and len(known) == len(ends) else None
@@ -66,13 +68,13 @@ def _to_runner(view: RunnerView) -> pb.Runner:
         active=view.active,
         load_s=view.load_s,
         memory_bytes=view.memory_bytes,
-        log_path=sendable(str(view.log_path or "")),
+        log_path=to_sendable(str(view.log_path or "")),
         devices=[pb.DeviceMemory(index=index, memory_bytes=taken) for index, taken in view.devices],
     )
 
 
 def to_queue(view: QueueView) -> pb.Queue:
-    """Give one model's line as a message."""
+    """Return one model's queue as a message."""
     return pb.Queue(
         alias=view.alias,
         queue_length=view.queue_length,
@@ -86,7 +88,7 @@ def to_queue(view: QueueView) -> pb.Queue:
 
 
 def to_device(view: DeviceView, models: Sequence[ModelView]) -> pb.Device:
-    """Give a device as a message, with the models that take memory there."""
+    """Return a device as a message, with the models that take memory there."""
     taken: dict[str, int] = {}
     for model in models:
         for runner in model.runners:

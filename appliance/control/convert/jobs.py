@@ -1,31 +1,31 @@
-"""Between download jobs and the messages of control.proto. Pure; what is not known stays absent."""
+"""Download jobs as messages; what is not known stays absent."""
 
-from appliance.control.convert import sendable, to_enum, to_timestamp
+from appliance.control.convert.values import to_enum, to_sendable, to_timestamp
 from appliance.control.v1 import control_pb2 as pb
 from appliance.downloads.job import DownloadJob
 
 
 def to_job_state(word: str) -> pb.JobState:
-    """Give the enum value of a state's word; 0 for a word that the enum does not have."""
+    """Return the enum value for the state `word`; 0 for a word that the enum does not have."""
     return to_enum(pb.JobState, "JOB_STATE", word)
 
 
 def to_job(job: DownloadJob) -> pb.Job:
-    """Give a job as a message."""
+    """Return a job as a message."""
     progress, is_done = job.progress, job.state == "completed"
     return pb.Job(
         id=job.id,
         kind=job.kind,
         state=to_job_state(job.state),
-        source=sendable(job.source),
-        output_dir=sendable(str(job.output_dir)),
-        model=sendable(job.model),
+        source=to_sendable(job.source),
+        output_dir=to_sendable(str(job.output_dir)),
+        model=to_sendable(job.model),
         created_at=to_timestamp(job.created_at_s),
         started_at=to_timestamp(job.started_at_s),
         ended_at=to_timestamp(job.ended_at_s),
-        error=sendable(job.error),
+        error=to_sendable(job.error),
         max_workers=job.max_workers,
-        config={key: sendable(value) for key, value in job.config.items()},
+        config={key: to_sendable(value) for key, value in job.config.items()},
         phase=progress.phase,
         files=job.files if is_done else progress.files,
         files_done=job.files if is_done else progress.files_done,
@@ -34,7 +34,7 @@ def to_job(job: DownloadJob) -> pb.Job:
         fetched_bytes=progress.fetched_bytes,
         rate_bytes_s=progress.rate_bytes_s,
         percent=job.percent,
-        now=map(sendable, progress.now),
+        now=map(to_sendable, progress.now),
         seconds=job.seconds,
-        note=sendable(progress.note),
+        note=to_sendable(progress.note),
     )

@@ -1,0 +1,10 @@
+"""Between our objects and the messages of control.proto. Pure.
+
+Modules:
+    backends: backends and receipts.
+    jobs: download jobs.
+    lora: LoRA adapters and their orders.
+    models: models, queues and devices.
+    status: status, identity, worker, settings, lines of the log.
+    values: timestamps, enums, texts, structs.
+"""

@@ -1,0 +1,79 @@
+"""Backends and receipts as messages."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from appliance.control.convert.values import pick_fields, to_sendable, to_timestamp
+from appliance.control.v1 import control_pb2 as pb
+from appliance.engines.receipts import Attempt, Receipt
+from appliance.engines.types import BackendState
+
+BACKEND_FIELDS = (
+    "name",
+    "kind",
+    "is_up",
+    "detail",
+    "models",
+    "in_flight",
+    "url",
+    "pool",
+    "standing",
+    "running",
+    "waiting",
+    "limit",
+    "weight",
+    "context_tokens",
+    "chosen_total",
+    "mean_s",
+    "breaker",
+    "origin",
+)
+RECEIPT_FIELDS = (
+    "id",
+    "route",
+    "model",
+    "public_model",
+    "served_model",
+    "backend",
+    "endpoint",
+    "reason",
+    "streamed",
+    "queue_ms",
+    "upstream_ms",
+    "total_ms",
+    "prompt_tokens",
+    "completion_tokens",
+    "finish",
+    "error",
+    "status",
+)
+
+
+def to_backend(state: BackendState | Mapping[str, Any]) -> pb.Backend:
+    """Return a backend's state as a message."""
+    values = asdict(state) if isinstance(state, BackendState) else state
+    endpoints = [
+        pb.Endpoint(**pick_fields(pb.Endpoint, row, "url", "rested_s", "failed_in_a_row", "last_error"))
+        for row in values.get("endpoints", ())
+    ]
+    return pb.Backend(endpoints=endpoints, **pick_fields(pb.Backend, values, *BACKEND_FIELDS))
+
+
+def to_receipt(receipt: Receipt) -> pb.Receipt:
+    """Return a receipt as a message; counts that nobody reported stay absent."""
+    values = {name: value for name in RECEIPT_FIELDS if (value := getattr(receipt, name)) is not None}
+    values = {name: to_sendable(value) if isinstance(value, str) else value for name, value in values.items()}
+    return pb.Receipt(
+        at=to_timestamp(receipt.at_s), attempts=[_to_attempt(one) for one in receipt.attempts], **values
+    )
+
+
+def _to_attempt(attempt: Attempt) -> pb.Attempt:
+    return pb.Attempt(
+        endpoint=attempt.endpoint,
+        outcome=attempt.outcome,
+        status=attempt.status,
+        ms=attempt.ms,
+        note=to_sendable(attempt.note),
+    )
