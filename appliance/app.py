@@ -14,7 +14,7 @@ from typing import Any
 
 from appliance import __version__
 from appliance.base import logs
-from appliance.base.clock import SystemClock, rfc3339
+from appliance.base.clock import SystemClock, format_rfc3339
 from appliance.base.log_buffer import LogBuffer
 from appliance.base.logs import get_logger
 from appliance.base.metrics.registry import Metrics
@@ -118,7 +118,7 @@ class Appliance:
             "ok": self.state == "serving",
             "state": self.state,
             "version": __version__,
-            "started_at": rfc3339(self.started_s),
+            "started_at": format_rfc3339(self.started_s),
             "started_at_s": self.started_s,
             "uptime_s": round(self.clock.now_s() - self.started_s, 3),
             "demo": self.router.is_demo,

@@ -18,7 +18,7 @@ from appliance.base import jsons
 from appliance.base.errors import ApplianceError, Invalid
 from appliance.base.logs import SECRETS
 from appliance.base.proxies import Proxies
-from appliance.base.settings import Problem, read
+from appliance.base.settings import Problem, read_settings
 from appliance.download_output import Bar, Lines, render_faults, size
 from appliance.downloads.contract import DownloadRequest, DownloadResult, FileFault, redact_source
 from appliance.downloads.engine import DownloadEngine
@@ -99,7 +99,7 @@ def _config(text: str | None) -> dict[str, str]:
         value: Any = jsons.loads(text)  # 4
     except OSError as exc:
         raise Invalid(f"The file of -c cannot be read: {exc.strerror}.") from exc
-    except (jsons.BadJson, UnicodeDecodeError):
+    except (jsons.InvalidJson, UnicodeDecodeError):
         raise Invalid(
             'What -c gives is no JSON; write an object, such as \'{"revision": "main"}\'.'
         ) from None
@@ -141,7 +141,7 @@ def _settings() -> tuple[DownloadSettings, Proxies]:
         from appliance.settings import effective_environ  # which needs every room: only where it must be
 
         environ = effective_environ(environ)[0]
-    settings, problems = read(DownloadSettings, environ)
+    settings, problems = read_settings(DownloadSettings, environ)
     if settings is None:
         raise BadEnvironment(problems)
     SECRETS.learn(

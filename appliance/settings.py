@@ -16,9 +16,9 @@ from appliance.base.settings import (
     PackageSettings,
     Problem,
     SettingDescription,
-    describe,
-    read,
-    unknown_variables,
+    describe_settings,
+    find_unknown_variables,
+    read_settings,
 )
 from appliance.control.guard import problems as control_problems
 from appliance.control.settings import ControlSettings
@@ -146,13 +146,13 @@ def load(environ: Mapping[str, str] | None = None) -> tuple[Settings | None, lis
         given["PROXY_PORT"] = given["PORT"]
     rooms: dict[str, PackageSettings] = {}
     for name, model in ROOMS.items():
-        value, found = read(model, given)
+        value, found = read_settings(model, given)
         problems += [
             replace(p, variable="PORT") if is_port and p.variable == "PROXY_PORT" else p for p in found
         ]
         if value is not None:
             rooms[name] = value
-    problems += unknown_variables(known_variables(), given)
+    problems += find_unknown_variables(known_variables(), given)
     fleet, catalogue, found = _tables(rooms, given)
     problems += found
     if len(rooms) < len(ROOMS):
@@ -335,7 +335,7 @@ def described(settings: Settings | None, environ: Mapping[str, str]) -> list[Set
     return [
         row
         for name, model in ROOMS.items()
-        for row in describe(
+        for row in describe_settings(
             SHOWN_UNDER.get(name, name), model, getattr(settings, name) if settings else None, environ
         )
     ]

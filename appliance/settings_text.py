@@ -75,7 +75,7 @@ def as_page(rows: list[SettingDescription]) -> str:
 
 
 def _by_package(rows: list[SettingDescription]) -> Iterator[tuple[str, Iterator[SettingDescription]]]:
-    return groupby(rows, key=lambda row: row.room)
+    return groupby(rows, key=lambda row: row.package)
 
 
 def _name(row: SettingDescription) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_of
 from prometheus_client.parser import text_string_to_metric_families as text_of
 
-from appliance.base.metrics.exposition_read import read
+from appliance.base.metrics.exposition_read import read_page
 from appliance.engines.metrics.normalise import Normalised, normalise
 
 TARGET_BYTES = 5_000_000
@@ -104,7 +104,7 @@ def fastest(action: Callable[[], object], rounds: int) -> float:
 async def longest_pause(raw: bytes) -> float:
     """Give the longest seconds for which the loop did not come round while a thread made text of the page."""
     done = asyncio.get_running_loop().run_in_executor(
-        None, lambda: normalise(read(raw)).render(openmetrics=False)
+        None, lambda: normalise(read_page(raw)).render(openmetrics=False)
     )
     longest, last = 0.0, time.perf_counter()
     while not done.done():
@@ -118,7 +118,7 @@ async def longest_pause(raw: bytes) -> float:
 def main() -> None:
     raw = large_page()
     text = raw.decode()
-    done: Normalised = normalise(read(raw))
+    done: Normalised = normalise(read_page(raw))
     samples = sum(len(family.samples) for family in done.page)
     print(
         f"Python {platform.python_version()}; page {len(raw) / 1e6:.2f} MB, {samples} samples, {len(done.page.families)} families"
@@ -126,12 +126,15 @@ def main() -> None:
     theirs = fastest(lambda: list(text_of(text)), 2)
     rows = [
         ("prometheus-client, parse alone", theirs),
-        ("ours, read alone", fastest(lambda: read(raw), 7)),
-        ("ours, read and map", fastest(lambda: normalise(read(raw)), 5)),
-        ("ours, read, map, write text", fastest(lambda: normalise(read(raw)).render(openmetrics=False), 5)),
+        ("ours, read alone", fastest(lambda: read_page(raw), 7)),
+        ("ours, read and map", fastest(lambda: normalise(read_page(raw)), 5)),
+        (
+            "ours, read, map, write text",
+            fastest(lambda: normalise(read_page(raw)).render(openmetrics=False), 5),
+        ),
         (
             "ours, read, map, write OpenMetrics",
-            fastest(lambda: normalise(read(raw)).render(openmetrics=True), 3),
+            fastest(lambda: normalise(read_page(raw)).render(openmetrics=True), 3),
         ),
     ]
     for name, seconds in rows:

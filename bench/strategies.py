@@ -101,14 +101,14 @@ class Door:
 
     def look(self) -> None:
         for member, server in zip(self.members, self.servers, strict=True):
-            member.others = max(0.0, server.present - member.active)
+            member.external = max(0.0, server.present - member.active)
 
     def choose(self, job: Job, now_s: float) -> int | None:
         """Give the number of a server, None = all are full."""
         ready = [
             m
             for m, s in zip(self.members, self.servers, strict=True)
-            if not self.has_line or m.active + m.others < s.slots
+            if not self.has_line or m.active + m.external < s.slots
         ]
         if not ready:
             return None
@@ -120,7 +120,7 @@ class Door:
         member, _ = self.balancer.choose(ready, prefixes=prefixes)
         if prefixes:
             self.balancer.remember(member, prefixes)
-        member.began(now_s)
+        member.record_start(now_s)
         return int(member.name)
 
 
@@ -175,7 +175,7 @@ def simulate(
             job.ended_s = now_s
             server, door = servers[job.server], doors[job.door]
             server.running -= 1
-            door.members[job.server].ended(now_s - job.sent_s)
+            door.members[job.server].record_end(now_s - job.sent_s)
             if server.waiting:
                 begin(server, server.waiting.popleft(), now_s)
             for one in doors:

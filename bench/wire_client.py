@@ -58,7 +58,7 @@ async def measure(port: int) -> None:
 
         async def our_stream() -> int:
             response, events = await wire.send(target, path=b"/chat/completions", body=STREAM), 0
-            while piece := await response.next_piece():
+            while piece := await response.next_chunk():
                 events += piece.count(b"\n\n")
             response.close()
             return events

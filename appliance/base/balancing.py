@@ -20,18 +20,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import inf
 
-BONUS = 2.0  # requests' worth: a cached beginning outweighs at most so much more load
-REMEMBERED = 8192  # beginnings
+MAX_AFFINITY_BONUS = 2.0  # requests' worth: a cached beginning outweighs at most so much more load
+MAX_REMEMBERED_PREFIXES = 8192  # beginnings
 BLOCK_BYTES = 256
-MOST_BLOCKS = 64
+MAX_BLOCKS = 64
 USUAL_PART = (
-    0.03  # of a new sample in `usual_s`: lengths differ a lot, so it takes dozens to tell a slow server
+    0.03  # of a new sample in `typical_s`: lengths differ a lot, so it takes dozens to tell a slow server
 )
 SLOWER, SLOWEST = (
     2.0,
     8.0,
 )  # times as long as at the fastest one: below, it may be chance; above, it is not believed
-ENOUGH = 10  # samples before `usual_s` is believed: the first requests of a cold server take longer
+ENOUGH = 10  # samples before `typical_s` is believed: the first requests of a cold server take longer
 NOTICED_S = 0.05  # less than that is nobody's concern
 FORGETTING = 0.998  # per choice that passes an idle slow one over
 
@@ -42,7 +42,7 @@ class Member:
 
     weight    shares of weighted_round_robin; also divides the load elsewhere (weight 2 takes twice as much)
     active    our own requests in flight, counted at once; total: all that were ever sent to it
-    others    requests running or waiting in the server that are not ours, set by the owner before a choice
+    external  requests running or waiting in the server that are not ours, set by the owner before a choice
     mean_s    response time: the first sample, then (old + new) / 2 (system B's definition); last_s: the latest sample
     last_used_s   seconds since 1970; ramp: slow start, 0 < ramp <= 1, shrinks the weight; cost: breaks ties
     """
@@ -51,28 +51,28 @@ class Member:
     weight: float = 1.0
     active: int = 0
     total: int = 0
-    others: float = 0.0
+    external: float = 0.0
     mean_s: float | None = None
     last_s: float | None = None
     last_used_s: float | None = None
     ramp: float = 1.0
     cost: float = 0.0
     turn: float = 0.0  # state of the weighted rotation
-    usual_s: float = 0.0  # response time over the last dozens of requests, for least_busy
+    typical_s: float = 0.0  # response time over the last dozens of requests, for least_busy
     samples: int = 0  # that it was made of
 
-    def began(self, now_s: float) -> None:
+    def record_start(self, now_s: float) -> None:
         """A request is sent to it."""
         self.active += 1
         self.total += 1
         self.last_used_s = now_s
 
-    def ended(self, took_s: float | None) -> None:
+    def record_end(self, took_s: float | None) -> None:
         """A request ended; None = without a sample (it failed, or was cancelled)."""
         self.active -= 1
         if took_s is not None:
             self.samples += 1
-            self.usual_s += (took_s - self.usual_s) * max(USUAL_PART, 1 / self.samples)
+            self.typical_s += (took_s - self.typical_s) * max(USUAL_PART, 1 / self.samples)
             self.mean_s = took_s if self.mean_s is None else (self.mean_s + took_s) / 2
             self.last_s = took_s
 
@@ -115,7 +115,7 @@ class Balancer:
         for prefix in prefixes:
             owners[prefix] = member
             owners.move_to_end(prefix)
-        while len(owners) > REMEMBERED:
+        while len(owners) > MAX_REMEMBERED_PREFIXES:
             owners.popitem(last=False)
 
     def forget(self, member: Member) -> None:
@@ -129,7 +129,7 @@ class Balancer:
         fastest, slowest = inf, 0.0
         for member in members:
             if member.samples >= ENOUGH:
-                usual = member.usual_s
+                usual = member.typical_s
                 if usual > slowest:
                     slowest = usual
                 if usual < fastest:
@@ -138,7 +138,7 @@ class Balancer:
             return self._least_late(members, fastest)
         best, least = members[0], _load(members[0])
         for member in members[1:]:
-            load = (member.active + member.others) / (member.weight * member.ramp)
+            load = (member.active + member.external) / (member.weight * member.ramp)
             if load < least or (load == least and _is_before(member, best)):
                 best, least = member, load
         return best
@@ -147,16 +147,16 @@ class Balancer:
         """Some take clearly longer than others: the fewest requests, this one included, times how much longer they take there."""
         best, least = members[0], inf
         for member in members:
-            slower = member.usual_s / fastest if member.samples >= ENOUGH else 1.0
+            slower = member.typical_s / fastest if member.samples >= ENOUGH else 1.0
             if slower < SLOWER:
                 slower = 1.0
             else:
                 slower = min(slower, SLOWEST)
                 if not member.active:
-                    member.usual_s *= (
+                    member.typical_s *= (
                         FORGETTING  # what it was is believed less and less, until it is tried again
                     )
-            late = (member.active + member.others + 1) / (member.weight * member.ramp) * slower
+            late = (member.active + member.external + 1) / (member.weight * member.ramp) * slower
             if late < least or (late == least and _is_before(member, best)):
                 best, least = member, late
         return best
@@ -219,14 +219,14 @@ class Balancer:
                 matched[owner] = number
         best, least = members[0], inf
         for member in members:
-            score = _load(member) - BONUS * matched.get(member, 0) / len(prefixes)
+            score = _load(member) - MAX_AFFINITY_BONUS * matched.get(member, 0) / len(prefixes)
             if score < least or (score == least and _is_before(member, best)):
                 best, least = member, score
         return best, "affinity" if best in matched else "prefix_affinity"
 
 
 def _load(member: Member) -> float:
-    return (member.active + member.others) / (member.weight * member.ramp)
+    return (member.active + member.external) / (member.weight * member.ramp)
 
 
 def _is_before(member: Member, other: Member) -> bool:
@@ -249,12 +249,12 @@ _CHOOSERS: dict[str, Callable[[Balancer, Sequence[Member]], Member]] = {
 STRATEGIES: tuple[str, ...] = tuple(_CHOOSERS)
 
 
-def settle(newcomer: Member, members: Sequence[Member]) -> None:
+def align_total(newcomer: Member, members: Sequence[Member]) -> None:
     """Give a newcomer the present minimum of lifetime counts, so that `equal_weighted` does not flood it to make up for the past."""
     newcomer.total = min((member.total for member in members), default=0)
 
 
-def prefix_hashes(text: bytes, *, block: int = BLOCK_BYTES, most: int = MOST_BLOCKS) -> list[int]:
+def hash_blocks(text: bytes, *, block: int = BLOCK_BYTES, most: int = MAX_BLOCKS) -> list[int]:
     """Give a hash for each whole leading block, each of all text up to its end: equal beginnings have equal hashes."""
     hashes: list[int] = []
     so_far = 0
@@ -264,7 +264,7 @@ def prefix_hashes(text: bytes, *, block: int = BLOCK_BYTES, most: int = MOST_BLO
     return hashes
 
 
-def vram_weight(vram_gib: float, price_per_hour: float | None = None) -> float:
+def compute_vram_weight(vram_gib: float, price_per_hour: float | None = None) -> float:
     """Give the weight of a server by its memory, and a fifth more where it costs less than one dollar an hour. Source: system B."""
     weight = 3.0 if vram_gib >= 80 else 2.0 if vram_gib >= 40 else 1.5 if vram_gib >= 24 else 1.0
     return weight * 1.2 if price_per_hour is not None and price_per_hour < 1.0 else weight

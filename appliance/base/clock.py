@@ -37,7 +37,7 @@ class FakeClock:
         self.elapsed_s += seconds
 
 
-def rfc3339(at_s: float, *, fraction_digits: int = 6) -> str:
+def format_rfc3339(at_s: float, *, fraction_digits: int = 6) -> str:
     """Render seconds since 1970 as RFC 3339 in UTC, `2026-11-20T10:11:12.123456Z`."""
     text = datetime.fromtimestamp(at_s, UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")
     return text[: -(6 - fraction_digits)] + "Z" if fraction_digits < 6 else text + "Z"

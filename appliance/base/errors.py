@@ -23,7 +23,6 @@ class Kind(Enum):
     TIMEOUT = "timeout"  # the caller's own patience, or the time budget, ran out
     UNAVAILABLE = "unavailable"  # nothing can answer at present
     UPSTREAM = "upstream"  # whoever answers for us failed
-    CANCELLED = "cancelled"  # the caller left
     INTERNAL = "internal"  # our own fault
 
 
@@ -116,10 +115,6 @@ class UpstreamFailed(ApplianceError):
 
     kind = Kind.UPSTREAM
     default_code = "upstream_error"
-
-
-class Cancelled(ApplianceError):
-    kind = Kind.CANCELLED
 
 
 class Internal(ApplianceError):

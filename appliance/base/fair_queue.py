@@ -24,7 +24,7 @@ class Ticket(Generic[T]):
     flow: str
     priority: int
     since_s: float
-    is_gone: bool = False
+    is_removed: bool = False
 
 
 class FairQueue(Generic[T]):
@@ -53,9 +53,9 @@ class FairQueue(Generic[T]):
 
     def remove(self, ticket: Ticket[T]) -> bool:
         """Leave the line; gives False when it was left already."""
-        if ticket.is_gone:
+        if ticket.is_removed:
             return False
-        ticket.is_gone = True
+        ticket.is_removed = True
         self._count -= 1
         flows = self._levels[ticket.priority]
         waiters = flows[ticket.flow]
@@ -91,7 +91,7 @@ class FairQueue(Generic[T]):
         before = sum(len(waiters) for flows in self._levels[: ticket.priority] for waiters in flows.values())
         flows = self._levels[ticket.priority]
         own = flows.get(ticket.flow)
-        if own is None or ticket.is_gone:
+        if own is None or ticket.is_removed:
             return 0
         turns = own.index(ticket)
         return (

@@ -3,10 +3,10 @@
 import os
 from pathlib import Path
 
-OPEN_MODE = 0o666  # less the umask: as any program's files
+DEFAULT_MODE = 0o666  # less the umask: as any program's files
 
 
-def put(path: Path, data: bytes, *, mode: int = 0o600, is_synced: bool = True) -> None:
+def write_atomic(path: Path, data: bytes, *, mode: int = 0o600, is_synced: bool = True) -> None:
     """Put `data` in the file's place; its folder is made where it is missing (blocks).
 
     Takes   mode: of the file, less the umask; is_synced: wait until the disk has it, False = what a power cut takes can be found out anew

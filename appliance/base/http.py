@@ -21,11 +21,11 @@ from appliance.base.errors import Forbidden
 from appliance.base.proxies import Proxies, Proxy
 from appliance.base.wire.types import BrokenResponse, Unreachable, UpstreamTimeout
 
-MOST_CONNECTIONS = 512
+MAX_CONNECTIONS = 512
 OURS = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")  # what the library would add by itself
 
 
-RefusalOf = Callable[[str], str]  # an IP address → why it may not be reached, "" = it may
+RefusalReason = Callable[[str], str]  # an IP address → why it may not be reached, "" = it may
 
 
 class AddressRefused(OSError):
@@ -35,16 +35,16 @@ class AddressRefused(OSError):
 class _Guarded(AbstractResolver):
     """Looks names up, and refuses one that leads to an address that may not be reached: what is connected to is what was looked at."""
 
-    def __init__(self, refusal_of: RefusalOf) -> None:
+    def __init__(self, refusal_reason: RefusalReason) -> None:
         self._inner = aiohttp.ThreadedResolver()
-        self._refusal_of = refusal_of
+        self._refusal_reason = refusal_reason
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
         found = await self._inner.resolve(host, port, family)
         for row in found:
-            if why := self._refusal_of(row["host"]):
+            if why := self._refusal_reason(row["host"]):
                 raise AddressRefused(f"{host} may not be reached: {why}")
         return found
 
@@ -63,9 +63,13 @@ class HttpClient:
     """
 
     def __init__(
-        self, *, refusal_of: RefusalOf | None = None, read_bytes: int = 65_536, proxies: Proxies | None = None
+        self,
+        *,
+        refusal_reason: RefusalReason | None = None,
+        read_bytes: int = 65_536,
+        proxies: Proxies | None = None,
     ) -> None:
-        self._refusal_of = refusal_of
+        self._refusal_reason = refusal_reason
         self._read_bytes = read_bytes
         self._proxies = proxies or Proxies()
         self._sessions: dict[
@@ -80,7 +84,7 @@ class HttpClient:
         headers: list[tuple[str, str]],
         body: bytes | AsyncIterator[bytes] | None,
         ssl_context: ssl.SSLContext | None = None,
-        may_keep: bool,
+        is_repeatable: bool,
         connect_s: float,
         first_byte_s: float | None,
     ) -> aiohttp.ClientResponse:
@@ -95,10 +99,10 @@ class HttpClient:
         where = URL(url, encoded=True)
         self._check_literal(where.host or "")
         proxy = self._proxies.of(url)
-        if proxy is not None and self._refusal_of is not None:
+        if proxy is not None and self._refusal_reason is not None:
             with suppress(OSError):  # a name that only the proxy knows is its to judge
-                await check_name(where.host or "", self._refusal_of)
-        session = self._session(may_keep, proxy is not None)
+                await check_host(where.host or "", self._refusal_reason)
+        session = self._session(is_repeatable, proxy is not None)
         name = f"{where.host}:{where.port}" + (f" (through {proxy})" if proxy is not None else "")
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_s, sock_read=None)
         try:
@@ -148,19 +152,21 @@ class HttpClient:
             address = str(ipaddress.ip_address(host.partition("%")[0]))
         except ValueError:
             return
-        if self._refusal_of is not None and (why := self._refusal_of(address)):
+        if self._refusal_reason is not None and (why := self._refusal_reason(address)):
             raise Forbidden(f"{host} may not be reached: {why}.", code="address_not_allowed")
 
-    def _session(self, may_keep: bool, is_proxied: bool) -> aiohttp.ClientSession:
+    def _session(self, is_repeatable: bool, is_proxied: bool) -> aiohttp.ClientSession:
         """Give the session, made at its first use: most appliances never need one. A proxy is the operator's, wherever it is."""
-        session = self._sessions.get((may_keep, is_proxied))
+        session = self._sessions.get((is_repeatable, is_proxied))
         if session is None:
-            is_guarded = self._refusal_of is not None and not is_proxied
+            is_guarded = self._refusal_reason is not None and not is_proxied
             connector = aiohttp.TCPConnector(
-                limit=MOST_CONNECTIONS,
-                force_close=not may_keep,
+                limit=MAX_CONNECTIONS,
+                force_close=not is_repeatable,
                 ttl_dns_cache=10,
-                resolver=_Guarded(self._refusal_of) if is_guarded and self._refusal_of is not None else None,
+                resolver=_Guarded(self._refusal_reason)
+                if is_guarded and self._refusal_reason is not None
+                else None,
             )
             session = aiohttp.ClientSession(
                 connector=connector,
@@ -172,17 +178,17 @@ class HttpClient:
                 max_field_size=65_536,
                 read_bufsize=self._read_bytes,
             )
-            self._sessions[may_keep, is_proxied] = session
+            self._sessions[is_repeatable, is_proxied] = session
         return session
 
 
-async def check_name(host: str, refusal_of: RefusalOf) -> None:
+async def check_host(host: str, refusal_reason: RefusalReason) -> None:
     """Refuse a host of whose addresses one may not be reached, as far as they are known here.
 
     Raises  Forbidden; OSError: the name is not known
     """
     for row in await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM):
-        if why := refusal_of(str(row[4][0])):
+        if why := refusal_reason(str(row[4][0])):
             raise Forbidden(f"{host} may not be reached: {why}.", code="address_not_allowed")
 
 
@@ -195,7 +201,7 @@ def _through(proxy: Proxy | None, where: URL, headers: list[tuple[str, str]]) ->
     return {"headers": [*headers, *proxy.authorization.items()], "proxy": proxy.url}
 
 
-async def pieces_of(response: aiohttp.ClientResponse, *, idle_s: float | None) -> AsyncIterator[bytes]:
+async def iter_body(response: aiohttp.ClientResponse, *, idle_s: float | None) -> AsyncIterator[bytes]:
     """Give an answer's body as it arrives, bytes as they were sent.
 
     Raises  UpstreamTimeout: nothing came for `idle_s` seconds · BrokenAnswer: it ended before its end

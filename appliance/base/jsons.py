@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 
 
-class BadJson(ValueError):
+class InvalidJson(ValueError):
     """The text is no JSON; the message says where (line, column)."""
 
 
@@ -21,7 +21,7 @@ def loads(data: bytes | str) -> Any:
         try:  # orjson refuses integers over 64 bits and lone surrogates, which the standard library reads
             return json.loads(data)
         except (ValueError, RecursionError):
-            raise BadJson(str(exc)) from None
+            raise InvalidJson(str(exc)) from None
 
 
 def dumps(value: Any) -> bytes:

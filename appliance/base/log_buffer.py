@@ -17,19 +17,19 @@ class LogLine:
 
 
 class LogBuffer:
-    """Keeps the last `keep` lines; a follower that is too slow loses the oldest, never blocks the writer."""
+    """Keeps the last `max_lines` lines; a follower that is too slow loses the oldest, never blocks the writer."""
 
-    def __init__(self, keep: int = 2000, *, longest: int = 8192) -> None:
-        self._lines: deque[LogLine] = deque(maxlen=keep)
+    def __init__(self, max_lines: int = 2000, *, max_characters: int = 8192) -> None:
+        self._lines: deque[LogLine] = deque(maxlen=max_lines)
         self._next = 1
-        self._longest = longest
+        self._max_characters = max_characters
         self._changed = asyncio.Event()
         self._followers = 0
 
     def add(self, at_s: float, source: str, text: str) -> None:
-        """Put one line; texts over `longest` characters are cut with an ellipsis."""
-        if len(text) > self._longest:
-            text = text[: self._longest] + "…"
+        """Put one line; texts over `max_characters` are cut with an ellipsis."""
+        if len(text) > self._max_characters:
+            text = text[: self._max_characters] + "…"
         self._lines.append(LogLine(self._next, at_s, source, text))
         self._next += 1
         if self._followers:

@@ -108,14 +108,14 @@ class Proxies:
         """
         parts = urlsplit(url)
         host = (parts.hostname or "").rstrip(".")
-        if parts.scheme not in self.by_scheme or not host or is_here(host):
+        if parts.scheme not in self.by_scheme or not host or is_local_host(host):
             return None
         if any(_matches(entry, host, parts.port or DEFAULT_PORTS[parts.scheme]) for entry in self.direct):
             return None
         return _proxy(*self.by_scheme[parts.scheme])
 
 
-def is_here(host: str) -> bool:
+def is_local_host(host: str) -> bool:
     """Whether a name or address means this machine itself."""
     address = _address(host)
     return address.is_loopback if address is not None else host == "localhost" or host.endswith(".localhost")

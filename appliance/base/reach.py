@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from appliance.base.errors import Forbidden, Unavailable
-from appliance.base.http import check_name
+from appliance.base.http import check_host
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -53,7 +53,7 @@ class HostPolicy:
             code="host_not_allowed",
         )
 
-    def refusal_of(self, address: str) -> str:
+    def refusal_reason(self, address: str) -> str:
         """Say why an address may not be reached; "" = it may."""
         if self.is_open:
             return ""
@@ -109,7 +109,7 @@ class FolderPolicy:
             )
 
 
-async def look(url: str, *, reach: HostPolicy, what: str, is_proxied: bool = False) -> None:
+async def check_url(url: str, *, reach: HostPolicy, what: str, is_proxied: bool = False) -> None:
     """Refuse a host that may not be reached, for sources whose own client asks it: a name that changes its address right afterwards gets through.
 
     Takes   is_proxied: it is asked through a proxy, which may know more names
@@ -119,7 +119,7 @@ async def look(url: str, *, reach: HostPolicy, what: str, is_proxied: bool = Fal
     if reach.is_open:
         return
     try:
-        await check_name(host, reach.refusal_of)
+        await check_host(host, reach.refusal_reason)
     except OSError as exc:
         if not is_proxied:
             raise Unavailable(f"{what}: {host} is not known: {exc.strerror or exc}") from exc

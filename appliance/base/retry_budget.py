@@ -24,7 +24,7 @@ class RetryBudget:
         if self.tokens < self.cap:
             self.tokens = min(self.cap, self.tokens + self.share)
 
-    def may_retry(self) -> bool:
+    def withdraw(self) -> bool:
         """Take one retry out of the purse; False = it is empty."""
         if self.tokens < 1:
             return False

@@ -58,13 +58,13 @@ class PackageSettings(BaseSettings):
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Self:
         """Read the room's settings from `environ`; raise BadSettings with every problem."""
-        value, problems = read(cls, environ)
+        value, problems = read_settings(cls, environ)
         if value is None:
             raise InvalidSettings(problems)
         return value
 
 
-Room = TypeVar("Room", bound=PackageSettings)
+SettingsT = TypeVar("SettingsT", bound=PackageSettings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,7 @@ class SettingDescription:
     """One variable for people: where it belongs, what it is now, what it may be."""
 
     variable: str
-    room: str
+    package: str
     default: str
     value: str
     allowed: str
@@ -107,7 +107,7 @@ class SettingDescription:
     is_reloadable: bool
 
 
-def variable_of(field_name: str) -> str:
+def variable_name(field_name: str) -> str:
     return field_name.upper()
 
 
@@ -127,7 +127,7 @@ def _extra(field: FieldInfo) -> dict[str, Any]:
     return field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
 
 
-def allowed_text(field: FieldInfo) -> str:
+def describe_allowed(field: FieldInfo) -> str:
     """Say in words what a variable accepts: its own `allowed` note, its literals, or its type and bounds."""
     if note := _extra(field).get("allowed"):
         return str(note)
@@ -185,7 +185,7 @@ def _raw_values(
     raw: dict[str, str] = {}
     problems: list[Problem] = []
     for name, field in model.model_fields.items():
-        variable = variable_of(name)
+        variable = variable_name(name)
         value = environ.get(variable, "")
         file_value = environ.get(f"{variable}_FILE", "") if is_secret(field) else ""
         if value and file_value:
@@ -225,7 +225,9 @@ def _raw_values(
     return raw, problems
 
 
-def read(model: type[Room], environ: Mapping[str, str]) -> tuple[Room | None, list[Problem]]:
+def read_settings(
+    model: type[SettingsT], environ: Mapping[str, str]
+) -> tuple[SettingsT | None, list[Problem]]:
     """Read one room's settings.
 
     Takes   environ: variable → text, as os.environ
@@ -263,27 +265,27 @@ def _problem_of(model: type[PackageSettings], raw: Mapping[str, str], error: Any
     remedy = _extra(field).get("remedy") or (
         f"{reason[:1].upper()}{reason[1:]}."
         if error["type"] == "value_error"
-        else f"Set {variable_of(name)} to an allowed value, or unset it to use {_show(field, field.get_default()) or 'the default'}."
+        else f"Set {variable_name(name)} to an allowed value, or unset it to use {_show(field, field.get_default()) or 'the default'}."
     )
-    return Problem(variable_of(name), shown, allowed_text(field), str(remedy))
+    return Problem(variable_name(name), shown, describe_allowed(field), str(remedy))
 
 
-def describe(
-    room: str, model: type[PackageSettings], current: PackageSettings | None, environ: Mapping[str, str]
+def describe_settings(
+    package: str, model: type[PackageSettings], current: PackageSettings | None, environ: Mapping[str, str]
 ) -> list[SettingDescription]:
     """Say everything about a room's variables: for `settings`, the example file and the README table."""
     rows = []
     for name, field in model.model_fields.items():
-        variable = variable_of(name)
+        variable = variable_name(name)
         default = field.get_default(call_default_factory=True)
         value = getattr(current, name) if current is not None else default
         rows.append(
             SettingDescription(
                 variable=variable,
-                room=room,
+                package=package,
                 default=str(_extra(field).get("default_text") or _show(field, default)),
                 value=_show(field, value),
-                allowed=allowed_text(field),
+                allowed=describe_allowed(field),
                 help=field.description or "",
                 is_secret=is_secret(field),
                 is_set=bool(environ.get(variable) or environ.get(f"{variable}_FILE")),
@@ -293,7 +295,7 @@ def describe(
     return rows
 
 
-def unknown_variables(
+def find_unknown_variables(
     known: Iterable[str], environ: Mapping[str, str], *, prefix: str = "APPLIANCE_"
 ) -> list[Problem]:
     """Find variables that were surely, or probably, meant for us.

@@ -5,7 +5,7 @@ from typing import Any
 from appliance.base import jsons
 from appliance.base.errors import UpstreamFailed
 
-SSE = "text/event-stream; charset=utf-8"  # the Content-Type
+SSE_CONTENT_TYPE = "text/event-stream; charset=utf-8"  # the Content-Type
 
 
 class SseReader:
@@ -47,7 +47,7 @@ def _payload(event: bytes) -> bytes | None:
 def _object(payload: bytes) -> dict[str, Any]:
     try:
         value = jsons.loads(payload)
-    except jsons.BadJson as exc:
+    except jsons.InvalidJson as exc:
         raise UpstreamFailed(f"An event of the answer is no JSON: {exc}.", code="upstream_rubbish") from None
     if not isinstance(value, dict):
         raise UpstreamFailed("An event of the answer is no JSON object.", code="upstream_rubbish")

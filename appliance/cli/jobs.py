@@ -114,7 +114,7 @@ def parse_config(text: str, option: str) -> dict[str, str]:
         return {}
     try:
         value = jsons.loads(text)
-    except jsons.BadJson:
+    except jsons.InvalidJson:
         value = None
     if not isinstance(value, dict) or any(isinstance(one, (dict, list)) for one in value.values()):
         raise CallFailed(

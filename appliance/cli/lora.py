@@ -165,7 +165,7 @@ def _config(path: Path | None) -> dict[str, str]:
         return {}
     try:
         value = jsons.loads(path.read_bytes())
-    except (OSError, jsons.BadJson) as exc:
+    except (OSError, jsons.InvalidJson) as exc:
         raise CallFailed(f"--config-file {path}: it cannot be read: {exc}.", USAGE) from None
     if not isinstance(value, dict) or not all(isinstance(one, str) for one in value.values()):
         raise CallFailed(f"--config-file {path}: it must hold one JSON object of texts.", USAGE)

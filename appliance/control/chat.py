@@ -121,7 +121,7 @@ def engine_request(request: pb.ChatRequest, receipt: Receipt) -> EngineRequest:
 def _read_object(data: bytes) -> dict[str, Any]:
     try:
         body = jsons.loads(data)
-    except jsons.BadJson as exc:
+    except jsons.InvalidJson as exc:
         raise Invalid(
             f"openai_json is no valid JSON: {exc}.", param="openai_json", code="invalid_json"
         ) from None

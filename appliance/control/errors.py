@@ -33,7 +33,6 @@ GRPC_CODE = {
     Kind.TIMEOUT: grpc.StatusCode.DEADLINE_EXCEEDED,
     Kind.UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
     Kind.UPSTREAM: grpc.StatusCode.UNAVAILABLE,
-    Kind.CANCELLED: grpc.StatusCode.CANCELLED,
     Kind.INTERNAL: grpc.StatusCode.INTERNAL,
 }
 
@@ -155,7 +154,7 @@ def error_of_reply(reply: EngineReply) -> ApplianceError:
     """Return an upstream's error response as one of our errors, with its text, field and code."""
     try:
         value = jsons.loads(reply.body or b"")
-    except jsons.BadJson:
+    except jsons.InvalidJson:
         value = None
     given = value.get("error") if isinstance(value, dict) else None
     fields = given if isinstance(given, dict) else {"message": given} if isinstance(given, str) else {}

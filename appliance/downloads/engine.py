@@ -21,7 +21,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from appliance.base.clock import Clock, SystemClock, rfc3339
+from appliance.base.clock import Clock, SystemClock, format_rfc3339
 from appliance.base.errors import Conflict, Invalid
 from appliance.base.proxies import Proxies
 from appliance.base.tasks import Tasks
@@ -279,7 +279,9 @@ class DownloadEngine:
             manifest.write(
                 folder,
                 replace(
-                    entry, finished_at=rfc3339(self._clock.now_s(), fraction_digits=3), files=tuple(rows)
+                    entry,
+                    finished_at=format_rfc3339(self._clock.now_s(), fraction_digits=3),
+                    files=tuple(rows),
                 ),
             )
             manifest.clear_journal(folder, entry.asked)

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from appliance.base.clock import rfc3339
+from appliance.base.clock import format_rfc3339
 from appliance.downloads.contract import DownloadProgress
 
 JobState = Literal["queued", "running", "completed", "failed", "cancelled", "interrupted"]
@@ -63,7 +63,7 @@ def job_object(job: DownloadJob) -> dict[str, Any]:
     files_done, total_bytes, done_bytes, fetched_bytes, rate_bytes_s, percent, now}, files, bytes, seconds}`; null = not known."""
 
     def at(time_s: float | None) -> str | None:
-        return None if time_s is None else rfc3339(time_s)
+        return None if time_s is None else format_rfc3339(time_s)
 
     percent = job.percent
     progress = {

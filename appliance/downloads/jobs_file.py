@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from appliance.base import jsons
-from appliance.base.files import put
+from appliance.base.files import write_atomic
 from appliance.base.logs import get_logger
 from appliance.downloads.job import DownloadJob, job_from_row, job_to_row
 
@@ -19,7 +19,7 @@ def read_jobs(path: Path) -> list[DownloadJob]:
         return [job for row in rows if (job := _read(row, path)) is not None]
     except FileNotFoundError:
         return []
-    except (OSError, jsons.BadJson, KeyError, TypeError) as exc:
+    except (OSError, jsons.InvalidJson, KeyError, TypeError) as exc:
         log.error("jobs_unreadable", path=str(path), error=repr(exc))
         return []
 
@@ -35,7 +35,7 @@ def _read(row: Any, path: Path) -> DownloadJob | None:
 def write_jobs(path: Path, jobs: Sequence[DownloadJob]) -> None:
     """Keep the jobs; a folder that cannot be written is told of, and the jobs go on (blocks)."""
     try:
-        put(path, jsons.dumps({"jobs": [job_to_row(job) for job in jobs]}))
+        write_atomic(path, jsons.dumps({"jobs": [job_to_row(job) for job in jobs]}))
     except OSError as exc:
         log.warning(
             "jobs_not_written",

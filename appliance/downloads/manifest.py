@@ -56,7 +56,7 @@ def read(folder: Path) -> list[ManifestEntry]:
             ManifestEntry(**(entry | {"files": tuple(ManifestRow(**row) for row in entry["files"])}))
             for entry in value["downloads"]
         ]
-    except (OSError, jsons.BadJson, KeyError, TypeError, ValueError):
+    except (OSError, jsons.InvalidJson, KeyError, TypeError, ValueError):
         return []
 
 
@@ -100,7 +100,7 @@ def known_rows(folder: Path) -> dict[str, ManifestRow]:
     for line in lines:
         try:
             row = ManifestRow(**jsons.loads(line))
-        except (jsons.BadJson, TypeError):
+        except (jsons.InvalidJson, TypeError):
             continue  # the process was killed while it wrote
         rows[row.path] = row
     return rows
@@ -149,7 +149,7 @@ def _states(folder: Path) -> dict[Path, dict[str, Any]]:
     for path in (folder / FOLDER).glob("*.json"):
         try:
             value: Any = jsons.loads(path.read_bytes())
-        except (OSError, jsons.BadJson):
+        except (OSError, jsons.InvalidJson):
             continue
         if isinstance(value, dict):
             found[path] = value

@@ -100,7 +100,7 @@ class PartialFile:
                 spans = [
                     (int(start), int(end)) for start, end in rows if 0 <= int(start) < int(end) <= length
                 ]
-        except (OSError, jsons.BadJson, KeyError, TypeError, ValueError, AttributeError):
+        except (OSError, jsons.InvalidJson, KeyError, TypeError, ValueError, AttributeError):
             spans = []
         size = self._remote.size_bytes
         self.done = Spans([span for span in spans if size is None or span[1] <= size])

@@ -158,7 +158,7 @@ def parse_config(value: Any) -> dict[str, str]:
     if isinstance(value, str):
         try:
             value = jsons.loads(value) if value.strip() else {}
-        except jsons.BadJson:  # its words may hold a piece of the text
+        except jsons.InvalidJson:  # its words may hold a piece of the text
             raise Invalid("`config` is no valid JSON.", param="config", code="invalid_json") from None
     if value is None:
         return {}

@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
-from appliance.base.balancing import Balancer, prefix_hashes
+from appliance.base.balancing import Balancer, hash_blocks
 from appliance.base.clock import Clock
 from appliance.base.errors import (
     ApplianceError,
@@ -166,7 +166,7 @@ class Dispatcher:
             asking.context_over = max(asking.context_over, failure.context[1], backend.context_tokens)
         elif isinstance(failure, AttemptFailed) and (not failure.was_sent or failure.is_full):  # 4
             pass
-        elif not self.retry_budget.may_retry():  # 5
+        elif not self.retry_budget.withdraw():  # 5
             raise self._told(asking, failure)
         if self._candidates(asking):
             self._metrics.retries.labels(reason).inc()
@@ -471,4 +471,4 @@ def hash_prefixes(request: EngineRequest) -> list[int]:
     text = jsons.dumps(
         body.get("messages") if "messages" in body else body.get("prompt") or body.get("input")
     )
-    return ([hash(key)] if isinstance(key, str) else []) + prefix_hashes(text)
+    return ([hash(key)] if isinstance(key, str) else []) + hash_blocks(text)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from appliance.base import jsons
-from appliance.base.balancing import STRATEGIES, settle
+from appliance.base.balancing import STRATEGIES, align_total
 from appliance.base.clock import Clock
 from appliance.base.errors import Conflict, NotFound
 from appliance.base.logs import get_logger
@@ -62,7 +62,7 @@ class RuntimeChanges:
             )
         except FileNotFoundError:
             return cls()
-        except (OSError, jsons.BadJson, KeyError, TypeError, ValueError) as exc:
+        except (OSError, jsons.InvalidJson, KeyError, TypeError, ValueError) as exc:
             log.error("changes_unreadable", path=str(path), error=repr(exc))
             return cls()
 
@@ -243,7 +243,7 @@ class Fleet:
                 code="backend_exists",
             )
         server = self._open(spec, self.router.settings, "persisted" if persist else "runtime")
-        settle(server.member, [s.member for s in self._servers.values() if s is not server])
+        align_total(server.member, [s.member for s in self._servers.values() if s is not server])
         self._removed.discard(spec.name)
         self._runtime.add(spec.name)
         self._put()

@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from appliance.base.clock import Clock
 from appliance.base.logs import get_logger
 from appliance.base.metrics.exposition_read import (
-    BadPage,
+    InvalidPage,
     MetricFamily,
     MetricSample,
-    escaped,
-    gauge,
-    pairs_of,
-    unescaped,
+    escape_label,
+    make_gauge,
+    parse_labels,
+    unescape_label,
 )
-from appliance.base.metrics.exposition_write import labelled, merged
+from appliance.base.metrics.exposition_write import add_label, merge_families
 from appliance.base.metrics.histogram import PlainHistogram
 from appliance.base.metrics.latencies import Latencies, ModelLatencies
 from appliance.base.single_flight import SingleFlight
@@ -71,7 +71,7 @@ class Overview:
             if seen.normalised is not None:
                 families = [*seen.normalised.ours, *seen.normalised.mapping()]
                 for name, value in reversed(seen.labels):
-                    families = labelled(families, name, escaped(value))
+                    families = add_label(families, name, escape_label(value))
                 out += families
         now_s = self._clock.monotonic_s()
         out += scrape_families(
@@ -88,7 +88,7 @@ class Overview:
             self._latencies,
             {(seen.labels[0][1], seen.normalised.has(LATENCIES[0])) for seen in all_seen if seen.normalised},
         )
-        return [*merged(out), *self._for_the_picker(all_seen)]
+        return [*merge_families(out), *self._for_the_picker(all_seen)]
 
     # ---- reading pages
 
@@ -153,7 +153,7 @@ class Overview:
             )
             if normalised.missing or normalised.odd:
                 trouble = f"missing {', '.join(normalised.missing) or 'nothing'}; invalid {normalised.odd or 'nothing'}"
-        except BadPage as exc:
+        except InvalidPage as exc:
             trouble = str(exc)
         if trouble and self._troubles.get(key) != trouble:
             log.warning("metrics_not_mapped", backend=server.name, why=trouble)
@@ -180,7 +180,7 @@ class Overview:
         for name, source, text in GATEWAY:
             value = values[source.removeprefix(PREFIX)]
             if value is not None:
-                yield gauge(name, f"{text}, of all backends", value)
+                yield make_gauge(name, f"{text}, of all backends", value)
         adapters, most = _adapters(all_seen)
         if adapters or most:
             yield lora_info(
@@ -189,7 +189,7 @@ class Overview:
 
 
 def _labels(labels: Iterable[tuple[bytes, str]]) -> bytes:
-    return b",".join(name + b'="' + escaped(value) + b'"' for name, value in labels)
+    return b",".join(name + b'="' + escape_label(value) + b'"' for name, value in labels)
 
 
 def _values(normalised: Normalised | None, name: str) -> Iterator[float]:
@@ -218,8 +218,8 @@ def _adapters(all_seen: list[SeenBackend]) -> tuple[list[str], int]:
             names |= dict.fromkeys(seen.server.engine_extras(None).adapters or ())
             continue
         labels = {
-            key: unescaped(value)
-            for key, value in pairs_of(max(family.samples, key=lambda sample: float(sample.value)).labels)
+            key: unescape_label(value)
+            for key, value in parse_labels(max(family.samples, key=lambda sample: float(sample.value)).labels)
         }
         names |= dict.fromkeys(
             name.strip() for name in labels.get(b"running_lora_adapters", "").split(",") if name.strip()

@@ -5,7 +5,7 @@ from typing import Any
 
 from appliance.base import jsons
 from appliance.base.errors import Conflict
-from appliance.base.files import put
+from appliance.base.files import write_atomic
 
 
 def keep(path: Path, value: Any) -> None:
@@ -14,7 +14,7 @@ def keep(path: Path, value: Any) -> None:
     Raises  Conflict: the folder cannot be written
     """
     try:
-        put(path, jsons.dumps(value))
+        write_atomic(path, jsons.dumps(value))
     except OSError as exc:
         raise Conflict(
             f"The change is in force, but cannot be kept for a restart: {exc.strerror or exc} ({path.parent}).",

@@ -13,7 +13,7 @@ from appliance.base.balancing import STRATEGIES
 from appliance.base.clock import Clock
 from appliance.base.errors import ApplianceError, Invalid, NoSuchModel, NotFound, Unavailable
 from appliance.base.metrics.registry import Metrics
-from appliance.base.sse import SSE
+from appliance.base.sse import SSE_CONTENT_TYPE
 from appliance.base.watch import Watched
 from appliance.engines.backends.adapters import CODE, AdapterNotLoaded
 from appliance.engines.backends.contract import Backend
@@ -298,7 +298,7 @@ class Router:
                 delay_ms=settings.stream_delay_ms if is_paced else 0,
                 include_usage=include_usage,
             )
-            return EngineReply(events=events, content_type=SSE)
+            return EngineReply(events=events, content_type=SSE_CONTENT_TYPE)
         return reply
 
     def _asking(self, request: EngineRequest, deadline_s: float) -> DispatchRequest:
@@ -456,7 +456,7 @@ class Router:
 
     def may_retry_elsewhere(self, reason: str) -> bool:
         """Whether a request that a server failed may go to another one: as long as the retry budget lasts."""
-        if not self.dispatcher.retry_budget.may_retry():
+        if not self.dispatcher.retry_budget.withdraw():
             return False
         self._metrics.retries.labels(reason).inc()
         return True

@@ -104,7 +104,7 @@ class BackendStats:
     def take(self, reason: str) -> Slot:
         """Take a place, chosen for `reason`; the caller sends at once and calls `release` in any case."""
         clock = self._clock
-        self.member.began(clock.now_s())
+        self.member.record_start(clock.now_s())
         counter = self._chosen.get(reason)
         if counter is None:
             counter = self._chosen[reason] = self._metrics.backend_chosen.labels(self.name, reason)
@@ -126,7 +126,7 @@ class BackendStats:
             if outcome not in WELL and outcome not in UNDECIDED:
                 self.probe_soon()
             return
-        self.member.ended(took_s if outcome == "ok" else None)
+        self.member.record_end(took_s if outcome == "ok" else None)
         if outcome == "ok":
             self._seconds.observe(took_s)
         elif outcome not in WELL and outcome not in LEFT:

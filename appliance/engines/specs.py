@@ -23,7 +23,7 @@ from pydantic import (
 )
 
 from appliance.base import jsons
-from appliance.base.balancing import STRATEGIES, vram_weight
+from appliance.base.balancing import STRATEGIES, compute_vram_weight
 from appliance.base.errors import Invalid
 from appliance.base.settings import Problem
 from appliance.engines.settings import EngineSettings
@@ -121,7 +121,7 @@ class BackendSpec(BaseModel):
         """Its weight: as given, else by its memory and price as system B has it."""
         if self.weight is not None:
             return self.weight
-        return vram_weight(self.vram_gib, self.price_per_hour) if self.vram_gib is not None else 1.0
+        return compute_vram_weight(self.vram_gib, self.price_per_hour) if self.vram_gib is not None else 1.0
 
     def with_key(self, environ: Mapping[str, str]) -> "BackendSpec":
         """Give the same with its key read from where it is named.
@@ -244,7 +244,7 @@ def _read_file(
         value = jsons.loads(Path(path).read_bytes())
     except OSError as exc:
         return [], [], [problem(f"It cannot be read: {exc.strerror or exc}.")]
-    except jsons.BadJson as exc:
+    except jsons.InvalidJson as exc:
         return [], [], [problem(f"It is no JSON: {exc}.")]
     if not isinstance(value, dict):
         return [], [], [problem("It must hold one JSON object.")]

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import parse_qs
 
-from appliance.base.clock import Clock, rfc3339
+from appliance.base.clock import Clock, format_rfc3339
 from appliance.base.errors import Invalid, NotFound
 from appliance.engines.router import Router
 from appliance.engines.types import BackendState
@@ -139,5 +139,5 @@ def _load(state: BackendState) -> dict[str, Any]:
         "avg_response_time": state.mean_s or 0.0,
         "last_response_time": state.last_s or 0.0,
         "weight": state.weight,
-        "last_used": rfc3339(state.last_used_at_s) if state.last_used_at_s else None,
+        "last_used": format_rfc3339(state.last_used_at_s) if state.last_used_at_s else None,
     }

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from appliance.base.errors import ApplianceError, Conflict, Invalid
-from appliance.base.sse import SSE
+from appliance.base.sse import SSE_CONTENT_TYPE
 from appliance.downloads.contract import DownloadRequest
 from appliance.downloads.job import DownloadJob, job_object
 from appliance.downloads.jobs import GATHER_S, DownloadJobs
@@ -165,7 +165,7 @@ class DownloadHandlers:
         """GET /v1/jobs/{id}/stream: `progress` events (the job object), the last one called completed, failed, cancelled or interrupted."""
         self._jobs.get(request.params["id"])
         return Response(
-            content_type=SSE,
+            content_type=SSE_CONTENT_TYPE,
             headers=SSE_HEADERS,
             pieces=self._feed(request.params["id"]),
             on_error=event_of_error,

@@ -6,7 +6,7 @@ On the sidecar's port errors have system E's shape, on the main port ours. Decis
 from typing import Any
 
 from appliance.base import jsons
-from appliance.base.clock import rfc3339
+from appliance.base.clock import format_rfc3339
 from appliance.base.errors import ApplianceError, Invalid, Kind
 from appliance.downloads.request import parse_config, parse_max_workers
 from appliance.engines.lora.adapters import AdapterChange
@@ -175,7 +175,7 @@ def _spoken(text: str) -> dict[str, Any]:
     """Give an engine's answer as an object: system E makes `{message}` of what is no JSON."""
     try:
         value = jsons.loads(text)
-    except jsons.BadJson:
+    except jsons.InvalidJson:
         return {"message": text}
     return value if isinstance(value, dict) else {"message": text}
 
@@ -215,7 +215,7 @@ def as_pending(one: PendingOrder) -> dict[str, Any]:
         "source": one.source,
         "output_dir": one.path,
         "phase": one.phase,
-        "since": rfc3339(one.since_s),
+        "since": format_rfc3339(one.since_s),
     }
     if one.error:
         told["error"] = one.error

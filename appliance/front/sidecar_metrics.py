@@ -8,7 +8,11 @@ from collections.abc import Callable
 
 from appliance.base.clock import Clock
 from appliance.base.metrics.exposition_read import MetricFamily
-from appliance.base.metrics.exposition_write import OPENMETRICS, TEXT, wants_openmetrics
+from appliance.base.metrics.exposition_write import (
+    OPENMETRICS_CONTENT_TYPE,
+    TEXT_CONTENT_TYPE,
+    wants_openmetrics,
+)
 from appliance.engines.metrics.scrape import Following, Scraper
 from appliance.front.pipeline.request import Request
 from appliance.front.pipeline.response import Response
@@ -35,4 +39,6 @@ class SidecarMetricsHandlers:
         openmetrics = wants_openmetrics(request.headers.get("accept", ""))
         scraped = await self._scraper.scrape()
         body = await scraped.render(self._clock.monotonic_s(), openmetrics=openmetrics, more=self._more())
-        return Response(body=body, content_type=OPENMETRICS if openmetrics else TEXT)
+        return Response(
+            body=body, content_type=OPENMETRICS_CONTENT_TYPE if openmetrics else TEXT_CONTENT_TYPE
+        )

@@ -13,7 +13,7 @@ from aiohttp import web
 from appliance.base import jsons
 from appliance.base.clock import Clock
 from appliance.base.errors import NoSuchModel
-from appliance.base.sse import SSE
+from appliance.base.sse import SSE_CONTENT_TYPE
 from appliance.front.manager.feeds import SILENCE_S, StatusFeeds
 from appliance.front.openai.handlers import SSE_HEADERS
 from appliance.front.pipeline.errors import error_body
@@ -60,7 +60,7 @@ class StatusListener:
     async def stream(self, request: web.Request) -> web.StreamResponse:
         """GET /status/stream: see Feeds.status."""
         response = web.StreamResponse(
-            headers={"Content-Type": SSE, "Server": "inference-appliance", **dict(SSE_HEADERS)}
+            headers={"Content-Type": SSE_CONTENT_TYPE, "Server": "inference-appliance", **dict(SSE_HEADERS)}
         )
         pieces = self.feeds.status()
         try:

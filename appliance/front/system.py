@@ -6,11 +6,11 @@ from typing import Any
 from appliance.base.errors import NotFound
 from appliance.base.metrics.exposition_read import MetricFamily
 from appliance.base.metrics.exposition_write import (
-    END,
-    OPENMETRICS,
-    TEXT,
-    as_openmetrics,
-    as_text,
+    EOF_LINE,
+    OPENMETRICS_CONTENT_TYPE,
+    TEXT_CONTENT_TYPE,
+    render_openmetrics,
+    render_text,
     wants_openmetrics,
 )
 from appliance.base.metrics.registry import Metrics
@@ -64,9 +64,11 @@ class SystemHandlers:
         self._measure()
         engines = await self._engines() if self._engines is not None else []
         body = self._metrics.render(openmetrics=openmetrics) + (
-            as_openmetrics(engines) + END if openmetrics else as_text(engines)
+            render_openmetrics(engines) + EOF_LINE if openmetrics else render_text(engines)
         )
-        return Response(body=body, content_type=OPENMETRICS if openmetrics else TEXT)
+        return Response(
+            body=body, content_type=OPENMETRICS_CONTENT_TYPE if openmetrics else TEXT_CONTENT_TYPE
+        )
 
     async def receipts(self, request: Request) -> Response:
         """GET /receipts: the latest hundred, newest first (operator)."""

@@ -4,7 +4,14 @@ from collections import Counter
 
 import pytest
 
-from appliance.base.balancing import STRATEGIES, Balancer, Member, prefix_hashes, settle, vram_weight
+from appliance.base.balancing import (
+    STRATEGIES,
+    Balancer,
+    Member,
+    align_total,
+    compute_vram_weight,
+    hash_blocks,
+)
 from appliance.base.fair_queue import FairQueue, FairQueueFull
 from appliance.base.retry_budget import RetryBudget
 
@@ -23,9 +30,9 @@ def shares(strategy: str, rows: list[Member], count: int, *, keeps: bool = False
     balancer, found = Balancer(strategy, seed=1), Counter[str]()
     for _ in range(count):
         member, _ = balancer.choose(rows)
-        member.began(1.0)
+        member.record_start(1.0)
         if not keeps:
-            member.ended(None)
+            member.record_end(None)
         found[member.name] += 1
     return found
 
@@ -55,12 +62,12 @@ def test_power_of_two_spreads_a_burst_nearly_evenly() -> None:
     ("strategy", "state", "wanted"),
     [
         ("least_busy", {"active": [2, 1, 2]}, "m1"),
-        ("least_busy", {"active": [0, 0], "others": [3.0, 1.0]}, "m1"),
+        ("least_busy", {"active": [0, 0], "external": [3.0, 1.0]}, "m1"),
         ("least_busy", {"active": [3, 2], "weight": [2.0, 1.0]}, "m0"),
         ("least_busy", {"active": [1, 1], "ramp": [0.1, 1.0]}, "m1"),
         ("least_busy", {"active": [1, 1], "cost": [2.0, 1.0]}, "m1"),
         ("equal_weighted", {"total": [5, 3, 4], "active": [0, 9, 0]}, "m1"),
-        ("least_connections", {"active": [1, 0], "others": [0.0, 9.0]}, "m1"),
+        ("least_connections", {"active": [1, 0], "external": [0.0, 9.0]}, "m1"),
         ("least_response_time", {"mean_s": [0.2, 0.1, 0.3]}, "m1"),
         ("least_response_time", {"mean_s": [0.2, 0.1, None]}, "m2"),
     ],
@@ -90,17 +97,17 @@ def test_a_switch_keeps_the_counters() -> None:
 def test_times_are_averaged_as_system_b_does() -> None:
     member = Member("m")
     for took_s in (0.4, 0.2, None, 0.1):
-        member.began(1.0)
-        member.ended(took_s)
+        member.record_start(1.0)
+        member.record_end(took_s)
     assert (member.mean_s, member.last_s, member.active, member.total) == (pytest.approx(0.2), 0.1, 0, 4)
 
 
 def test_affinity_finds_the_cache_and_yields_to_load() -> None:
     rows, balancer = members(weight=[1, 1, 1]), Balancer("prefix_affinity")
-    prefixes = prefix_hashes(b"a long system prompt " * 100)
+    prefixes = hash_blocks(b"a long system prompt " * 100)
     balancer.remember(rows[2], prefixes)
     assert balancer.choose(rows, prefixes=prefixes) == (rows[2], "affinity")
-    assert balancer.choose(rows, prefixes=prefixes[:4] + prefix_hashes(b"x" * 1000)) == (rows[2], "affinity")
+    assert balancer.choose(rows, prefixes=prefixes[:4] + hash_blocks(b"x" * 1000)) == (rows[2], "affinity")
     rows[2].active = 1
     assert balancer.choose(rows, prefixes=prefixes)[0] is rows[2]
     rows[2].active = 3
@@ -111,11 +118,11 @@ def test_affinity_finds_the_cache_and_yields_to_load() -> None:
 
 
 def test_equal_beginnings_have_equal_hashes() -> None:
-    one, two = prefix_hashes(b"x" * 600 + b"one" * 200), prefix_hashes(b"x" * 600 + b"two" * 200)
+    one, two = hash_blocks(b"x" * 600 + b"one" * 200), hash_blocks(b"x" * 600 + b"two" * 200)
     assert one[:2] == two[:2]
     assert one[2] != two[2]
-    assert prefix_hashes(b"short") == []
-    assert len(prefix_hashes(b"y" * 10**6)) == 64
+    assert hash_blocks(b"short") == []
+    assert len(hash_blocks(b"y" * 10**6)) == 64
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -126,7 +133,7 @@ def test_one_alone_is_chosen_as_such(strategy: str) -> None:
 
 def test_a_newcomer_is_not_flooded() -> None:
     rows, newcomer = members(total=[1000, 1002]), Member("new")
-    settle(newcomer, rows)
+    align_total(newcomer, rows)
     assert newcomer.total == 1000
 
 
@@ -135,7 +142,7 @@ def test_a_newcomer_is_not_flooded() -> None:
     [(80, None, 3.0), (48, 2.0, 2.0), (24, 0.5, 1.8), (16, 0.99, 1.2), (16, 1.0, 1.0)],
 )
 def test_weights_by_memory_and_price(gib: float, price: float | None, weight: float) -> None:
-    assert vram_weight(gib, price) == pytest.approx(weight)
+    assert compute_vram_weight(gib, price) == pytest.approx(weight)
 
 
 def queue_of(*rows: tuple[str, int, float]) -> FairQueue[str]:
@@ -194,52 +201,52 @@ def test_leaving_the_line() -> None:
 
 def test_retries_are_a_share_of_requests() -> None:
     budget = RetryBudget(share=0.2, floor=2, cap=3)
-    assert [budget.may_retry() for _ in range(3)] == [True, True, False]
+    assert [budget.withdraw() for _ in range(3)] == [True, True, False]
     for _ in range(5):
         budget.deposit()
-    assert [budget.may_retry() for _ in range(2)] == [True, False]
+    assert [budget.withdraw() for _ in range(2)] == [True, False]
     for _ in range(1000):
         budget.deposit()
-    assert sum(budget.may_retry() for _ in range(10)) == 3
+    assert sum(budget.withdraw() for _ in range(10)) == 3
 
 
 def test_a_server_that_takes_clearly_longer_gets_less_by_the_default() -> None:
     """Four times as long: an idle one is worth a fast one that has three requests."""
-    fast, slow = Member("fast", usual_s=1.0, samples=10), Member("slow", usual_s=4.0, samples=10)
+    fast, slow = Member("fast", typical_s=1.0, samples=10), Member("slow", typical_s=4.0, samples=10)
     balancer = Balancer("least_busy")
     for _ in range(10):
-        balancer.choose([slow, fast])[0].began(0)
+        balancer.choose([slow, fast])[0].record_start(0)
     assert (fast.active, slow.active) == (8, 2)
 
 
-@pytest.mark.parametrize(("usual_s", "samples"), [(0.0, 0), (1.9, 10), (50.0, 9)])
-def test_a_little_longer_or_not_known_is_no_reason(usual_s: float, samples: int) -> None:
-    members = [Member("a", usual_s=1.0, samples=10), Member("b", usual_s=usual_s, samples=samples)]
+@pytest.mark.parametrize(("typical_s", "samples"), [(0.0, 0), (1.9, 10), (50.0, 9)])
+def test_a_little_longer_or_not_known_is_no_reason(typical_s: float, samples: int) -> None:
+    members = [Member("a", typical_s=1.0, samples=10), Member("b", typical_s=typical_s, samples=samples)]
     balancer = Balancer("least_busy")
     for _ in range(64):
-        balancer.choose(members)[0].began(0)
+        balancer.choose(members)[0].record_start(0)
     assert [member.active for member in members] == [32, 32]
 
 
 def test_a_slow_one_is_tried_again_some_day_and_believed_when_it_is_well() -> None:
-    fast, slow = Member("fast", usual_s=1.0, samples=10), Member("slow", usual_s=100.0, samples=10)
+    fast, slow = Member("fast", typical_s=1.0, samples=10), Member("slow", typical_s=100.0, samples=10)
     balancer, tries = Balancer("least_busy"), 0
     while not slow.total:
         member, _ = balancer.choose([fast, slow])
-        member.began(0)
-        member.ended(1.0)
+        member.record_start(0)
+        member.record_end(1.0)
         tries += 1
     assert 1000 < tries < 5000
     for _ in range(200):
         member, _ = balancer.choose([fast, slow])
-        member.began(0)
-        member.ended(1.0)
+        member.record_start(0)
+        member.record_end(1.0)
     assert slow.total > 80
 
 
 def test_the_usual_time_moves_slowly() -> None:
     member = Member("a")
     for took_s in [1.0] * 50 + [20.0]:
-        member.began(0)
-        member.ended(took_s)
-    assert 1.0 < member.usual_s < 2.0
+        member.record_start(0)
+        member.record_end(took_s)
+    assert 1.0 < member.typical_s < 2.0

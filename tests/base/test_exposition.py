@@ -10,20 +10,20 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as text_of
 
 from appliance.base.metrics.exposition_read import (
-    BadPage,
+    InvalidPage,
     MetricFamily,
     MetricsPage,
-    escaped,
-    pairs_of,
-    read,
-    unescaped,
+    escape_label,
+    parse_labels,
+    read_page,
+    unescape_label,
 )
 from appliance.base.metrics.exposition_write import (
-    END,
-    as_openmetrics,
-    as_text,
-    labelled,
-    merged,
+    EOF_LINE,
+    add_label,
+    merge_families,
+    render_openmetrics,
+    render_text,
     wants_openmetrics,
 )
 
@@ -57,7 +57,9 @@ def ours(families: Iterable[MetricFamily]) -> list[Row]:
     return sorted(
         (
             sample.name.decode(),
-            tuple(sorted((key.decode(), unescaped(value)) for key, value in pairs_of(sample.labels))),
+            tuple(
+                sorted((key.decode(), unescape_label(value)) for key, value in parse_labels(sample.labels))
+            ),
             repr(float(sample.value)),
             int(sample.stamp) / 1000 if sample.stamp else None,
         )
@@ -93,7 +95,7 @@ def odd_labels(chance: random.Random, **more: str) -> str:
     labels = {
         name: odd_text(chance) for name in chance.sample(["a", "b", "model_name", "_x"], chance.randrange(4))
     } | more
-    return ",".join(f'{key}="{escaped(value).decode()}"' for key, value in labels.items())
+    return ",".join(f'{key}="{escape_label(value).decode()}"' for key, value in labels.items())
 
 
 def odd_page(chance: random.Random) -> str:
@@ -103,7 +105,7 @@ def odd_page(chance: random.Random) -> str:
         kind = chance.choice(["counter", "gauge", "histogram", "summary", "untyped", ""])
         name = f"vllm:m{number}" + ("_total" if kind == "counter" and chance.random() < 0.7 else "")
         if kind and chance.random() < 0.7:
-            lines.append(f"# HELP {name} {escaped(odd_text(chance)).decode()}x")
+            lines.append(f"# HELP {name} {escape_label(odd_text(chance)).decode()}x")
         if kind:
             lines.append(f"# TYPE {name} {kind}")
         for _ in range(chance.randrange(1, 4)):
@@ -131,20 +133,20 @@ def odd_page(chance: random.Random) -> str:
 @pytest.mark.parametrize("seed", range(150))
 def test_any_page_is_read_as_prometheus_client_reads_it_and_written_without_loss(seed: int) -> None:
     text = odd_page(random.Random(seed))
-    page = read(text.encode())
+    page = read_page(text.encode())
     assert ours(page) == theirs(text_of(text), raw=text)
-    written = as_text(page).decode()
+    written = render_text(page).decode()
     assert theirs(text_of(written), raw=written) == theirs(text_of(text), raw=text)
     assert {f.name.decode(): f.kind for f in page if f.kind != "untyped"} == {
-        f.name.decode(): f.kind for f in read(written.encode()) if f.kind != "untyped"
+        f.name.decode(): f.kind for f in read_page(written.encode()) if f.kind != "untyped"
     }
 
 
 @pytest.mark.parametrize("seed", range(150))
 def test_any_page_becomes_valid_openmetrics_with_every_sample_in_it(seed: int) -> None:
     text = odd_page(random.Random(seed))
-    page = read(text.encode())
-    written = (as_openmetrics(page) + END).decode()
+    page = read_page(text.encode())
+    written = (render_openmetrics(page) + EOF_LINE).decode()
     families = list(openmetrics_of(written))  # raises where it is not valid
     rows = theirs(families)
     named = [
@@ -152,10 +154,10 @@ def test_any_page_becomes_valid_openmetrics_with_every_sample_in_it(seed: int) -
         for name, labels, value, stamp in ours(page)
     ]
     assert rows == sorted(named)
-    again = read(written.encode())
+    again = read_page(written.encode())
     assert again.is_openmetrics
     assert not again.is_plain
-    assert theirs(text_of(as_text(again).decode())) == rows  # and back
+    assert theirs(text_of(render_text(again).decode())) == rows  # and back
 
 
 PLAIN = """# HELP a_total Its help with "quotes" and \\\\ and \\n.
@@ -176,7 +178,9 @@ h_created 1.7e+09
 
 
 def test_the_times_at_which_metrics_began_are_no_metrics_of_their_own_in_openmetrics() -> None:
-    families = {f.name: f for f in openmetrics_of((as_openmetrics(read(PLAIN.encode())) + END).decode())}
+    families = {
+        f.name: f for f in openmetrics_of((render_openmetrics(read_page(PLAIN.encode())) + EOF_LINE).decode())
+    }
     assert set(families) == {"a", "h"}
     assert [(s.name, s.labels, s.value) for s in families["a"].samples] == [
         ("a_total", {"x": "1"}, 5),
@@ -192,7 +196,7 @@ def test_the_times_at_which_metrics_began_are_no_metrics_of_their_own_in_openmet
         ("h_created", None),
     ]
     assert families["a"].documentation == 'Its help with "quotes" and \\ and \n.'
-    again = as_text(read(as_openmetrics(read(PLAIN.encode())) + END)).decode()
+    again = render_text(read_page(render_openmetrics(read_page(PLAIN.encode())) + EOF_LINE)).decode()
     assert '# TYPE a_created gauge\na_created{x="1"} 1.7e+09\n' in again
     assert 'with "quotes" and \\\\ and \\n.' in again
 
@@ -236,7 +240,7 @@ def test_the_times_at_which_metrics_began_are_no_metrics_of_their_own_in_openmet
 def test_what_cannot_be_openmetrics_keeps_its_samples_and_loses_its_kind(
     lines: list[str], kinds: dict[str, str]
 ) -> None:
-    written = as_openmetrics(read("\n".join(lines).encode())) + END
+    written = render_openmetrics(read_page("\n".join(lines).encode())) + EOF_LINE
     assert {f.name: f.type for f in openmetrics_of(written.decode())} == kinds
 
 
@@ -245,7 +249,7 @@ def test_exemplars_and_times_of_openmetrics_are_read_and_kept_where_they_may_be(
         b'# TYPE c counter\n# HELP c With \\"quotes\\".\nc_total{a="1"} 5 1700000000.5 # {trace_id="x} # {"} 1.0 1700000000.1\n'
         b'# TYPE h histogram\n# UNIT h_seconds seconds\nh_bucket{le="+Inf"} 1 # {} 0.5\nh_count 1\nh_sum 0.5\n# EOF\n'
     )
-    page = read(source)
+    page = read_page(source)
     assert page.families[b"c_total"].samples[0] == (
         b"c_total",
         b'a="1"',
@@ -253,10 +257,10 @@ def test_exemplars_and_times_of_openmetrics_are_read_and_kept_where_they_may_be(
         b"1700000000500",
         b'{trace_id="x} # {"} 1.0 1700000000.1',
     )
-    assert as_text(page).startswith(
+    assert render_text(page).startswith(
         b'# HELP c_total With "quotes".\n# TYPE c_total counter\nc_total{a="1"} 5 1700000000500\n'
     )
-    families = {f.name: f for f in openmetrics_of((as_openmetrics(page) + END).decode())}
+    families = {f.name: f for f in openmetrics_of((render_openmetrics(page) + EOF_LINE).decode())}
     exemplar = families["c"].samples[0].exemplar
     assert (exemplar.labels, exemplar.value) == ({"trace_id": "x} # {"}, 1.0)
     assert families["h"].samples[0].exemplar.value == 0.5
@@ -273,10 +277,10 @@ def test_exemplars_and_times_of_openmetrics_are_read_and_kept_where_they_may_be(
     ],
 )
 def test_what_is_not_quite_right_is_forgiven_and_written_right(line: str, samples: list[Row]) -> None:
-    page = read((line + "\n").encode())
+    page = read_page((line + "\n").encode())
     assert ours(page) == samples
-    assert ours(read(as_text(page))) == samples
-    list(openmetrics_of((as_openmetrics(page) + END).decode()))
+    assert ours(read_page(render_text(page))) == samples
+    list(openmetrics_of((render_openmetrics(page) + EOF_LINE).decode()))
 
 
 @pytest.mark.parametrize(
@@ -298,35 +302,38 @@ def test_what_is_not_quite_right_is_forgiven_and_written_right(line: str, sample
 )
 def test_a_line_that_makes_no_sense_is_named_with_its_number(line: str, why: str) -> None:
     page = "# TYPE a gauge\n" + "a 1\n" * 70_000 + line + "\na 2\n"
-    with pytest.raises(BadPage) as caught:
-        read(page.encode())
+    with pytest.raises(InvalidPage) as caught:
+        read_page(page.encode())
     assert (caught.value.number, caught.value.line) == (70_002, line)
     assert f"line 70002 {why}" in str(caught.value)
 
 
 def test_bytes_that_are_no_utf8_are_named_and_long_lines_are_cut() -> None:
-    with pytest.raises(BadPage, match="line 2 is no UTF-8: b\\\\xff"):
-        read(b"a 1\nb\xff 2\n")
-    with pytest.raises(BadPage) as caught:
-        read(b"x" * 100_000)
+    with pytest.raises(InvalidPage, match="line 2 is no UTF-8: b\\\\xff"):
+        read_page(b"a 1\nb\xff 2\n")
+    with pytest.raises(InvalidPage) as caught:
+        read_page(b"x" * 100_000)
     assert len(caught.value.line) == 201
 
 
 def test_a_family_may_stand_in_pieces_and_before_its_type() -> None:
-    page = read(b"a 1\n# TYPE b gauge\nb 1\na 2\n# TYPE a gauge\n# a remark\n#\n# TYPE\nb 3\n")
+    page = read_page(b"a 1\n# TYPE b gauge\nb 1\na 2\n# TYPE a gauge\n# a remark\n#\n# TYPE\nb 3\n")
     assert sorted((f.name, f.kind, len(f.samples)) for f in page) == [(b"a", "gauge", 2), (b"b", "gauge", 2)]
 
 
 def test_a_label_is_added_first_and_pushes_none_out() -> None:
-    page = read(b'g{a="1"} 1\ng 2\ng{backend="theirs",b="2"} 3\n')
-    assert as_text(labelled(page, b"backend", escaped('our"s'))) == (
+    page = read_page(b'g{a="1"} 1\ng 2\ng{backend="theirs",b="2"} 3\n')
+    assert render_text(add_label(page, b"backend", escape_label('our"s'))) == (
         b'# TYPE g untyped\ng{backend="our\\"s",a="1"} 1\ng{backend="our\\"s"} 2\ng{backend="our\\"s",exported_backend="theirs",b="2"} 3\n'
     )
 
 
 def test_families_of_one_name_are_put_together() -> None:
-    one, other = read(b"# TYPE g gauge\ng 1\n"), read(b'# TYPE g gauge\ng{a="2"} 2\nx 1\n')
-    assert as_text(merged([*one, *other])) == b'# TYPE g gauge\ng 1\ng{a="2"} 2\n# TYPE x untyped\nx 1\n'
+    one, other = read_page(b"# TYPE g gauge\ng 1\n"), read_page(b'# TYPE g gauge\ng{a="2"} 2\nx 1\n')
+    assert (
+        render_text(merge_families([*one, *other]))
+        == b'# TYPE g gauge\ng 1\ng{a="2"} 2\n# TYPE x untyped\nx 1\n'
+    )
 
 
 @pytest.mark.parametrize(
@@ -353,8 +360,8 @@ def test_the_form_is_what_the_scraper_asks_for(accept: str, openmetrics: bool) -
 
 
 def test_values_survive_as_they_were_written() -> None:
-    page = read(b"a 1e+09\nb NaN\nc +Inf\nd 0.1\n")
+    page = read_page(b"a 1e+09\nb NaN\nc +Inf\nd 0.1\n")
     assert [row[2] for row in ours(page)] == ["1000000000.0", "nan", "inf", "0.1"]
-    assert as_text(page).split(b"\n")[1] == b"a 1e+09"
+    assert render_text(page).split(b"\n")[1] == b"a 1e+09"
     assert math.isnan(float(page.families[b"b"].samples[0].value))
     assert isinstance(page, MetricsPage)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from appliance.base.files import OPEN_MODE, put
+from appliance.base.files import DEFAULT_MODE, write_atomic
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def everything_in(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
-@pytest.mark.parametrize(("mode", "becomes"), [(0o600, 0o600), (0o640, 0o640), (OPEN_MODE, 0o644)])
+@pytest.mark.parametrize(("mode", "becomes"), [(0o600, 0o600), (0o640, 0o640), (DEFAULT_MODE, 0o644)])
 @pytest.mark.parametrize("is_synced", [True, False])
 def test_a_file_is_put_in_its_place(
     tmp_path: Path,
@@ -33,7 +33,7 @@ def test_a_file_is_put_in_its_place(
 ) -> None:
     path = tmp_path / "some" / "folder" / "a.json"
     for data in (b"first", b"", b"a longer one"):
-        put(path, data, mode=mode, is_synced=is_synced)
+        write_atomic(path, data, mode=mode, is_synced=is_synced)
         assert everything_in(path.parent) == {"a.json": data}
         assert path.stat().st_mode & 0o777 == becomes
 
@@ -41,7 +41,7 @@ def test_a_file_is_put_in_its_place(
 def test_the_mode_is_the_new_files(tmp_path: Path, umask: None) -> None:
     path = tmp_path / "a.json"
     path.write_bytes(b"for all eyes")
-    put(path, b"secret")
+    write_atomic(path, b"secret")
     assert path.stat().st_mode & 0o777 == 0o600
 
 
@@ -54,13 +54,13 @@ def test_only_what_must_last_waits_for_the_disk(
         "appliance.base.files.os.fsync",
         lambda descriptor: at_sync.append((os.fstat(descriptor).st_size, path.exists())),
     )
-    put(path, b"seven b", is_synced=is_synced)
+    write_atomic(path, b"seven b", is_synced=is_synced)
     assert at_sync == ([(7, False)] if is_synced else [])  # all bytes, and before anybody sees the name
 
 
 def test_what_a_killed_writer_left_is_written_over(tmp_path: Path) -> None:
     (tmp_path / ".a.json.new").write_bytes(b"a half, longer than what comes")
-    put(tmp_path / "a.json", b"whole")
+    write_atomic(tmp_path / "a.json", b"whole")
     assert everything_in(tmp_path) == {"a.json": b"whole"}
 
 
@@ -124,7 +124,7 @@ def test_a_failure_leaves_what_stood_there(
         path.write_bytes(former)
     fail(monkeypatch)
     with pytest.raises(raised):
-        put(path, b"what should stand there")
+        write_atomic(path, b"what should stand there")
     assert everything_in(tmp_path) == ({"a.json": former} if former is not None else {})
 
 
@@ -132,10 +132,10 @@ def test_a_folder_that_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"a file where a folder should be")
     for path in (tmp_path / "a" / "b.json", tmp_path / "a" / "b" / "c.json"):
         with pytest.raises(OSError, match="a"):
-            put(path, b"x")
+            write_atomic(path, b"x")
     (tmp_path / "b.json" / "inside").mkdir(parents=True)
     with pytest.raises(OSError, match=r"b\.json"):
-        put(tmp_path / "b.json", b"a folder stands in its place")
+        write_atomic(tmp_path / "b.json", b"a folder stands in its place")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b.json"]
     with pytest.raises(OSError):  # noqa: PT011 - whichever the machine gives: of a file system that takes no files
-        put(Path("/proc/none.json"), b"x")
+        write_atomic(Path("/proc/none.json"), b"x")

@@ -3,7 +3,7 @@
 import pytest
 
 from appliance.base.metrics.histogram import PlainHistogram
-from appliance.base.metrics.latencies import MOST_ROWS, OTHER, Latencies
+from appliance.base.metrics.latencies import MAX_ROWS, OTHER_MODEL, Latencies
 
 
 def test_an_answer_is_counted_once_in_each_histogram_that_it_says_something_for() -> None:
@@ -31,10 +31,10 @@ def test_a_value_on_a_bound_is_within_it() -> None:
 
 def test_names_without_end_are_kept_together_and_a_backend_that_goes_is_forgotten() -> None:
     books = Latencies()
-    for number in range(MOST_ROWS + 10):
+    for number in range(MAX_ROWS + 10):
         books.add("a", f"m{number}", queue_s=0, first_s=None, whole_s=1, tokens=None)
     rows = {model: sum(row.e2e.counts) for _, model, row in books}
-    assert (len(rows), rows[OTHER]) == (MOST_ROWS + 1, 10)
+    assert (len(rows), rows[OTHER_MODEL]) == (MAX_ROWS + 1, 10)
     books.add("b", "m", queue_s=0, first_s=None, whole_s=1, tokens=None)
     books.forget("a")
-    assert [(backend, model) for backend, model, _ in books] == [("b", OTHER)]
+    assert [(backend, model) for backend, model, _ in books] == [("b", OTHER_MODEL)]

@@ -273,7 +273,7 @@ async def test_a_reader_that_pauses_holds_the_server_back(wire: ConnectionPool) 
             await asyncio.sleep(0.2)
         assert sent < size / 2  # what the kernel's buffers hold
         total = 0
-        while piece := await response.next_piece():
+        while piece := await response.next_chunk():
             total += len(piece)
         assert total == size
         assert counts(wire) == (1, 1, 0, 0)

@@ -146,7 +146,7 @@ async def test_any_body_cut_into_any_pieces_comes_through(seed: int) -> None:
         exchange.feed(text[:cut])
         text = text[cut:]
         if exchange.answer.pieces and chance.random() < 0.5:
-            found += await exchange.response.next_piece() or b""
+            found += await exchange.response.next_chunk() or b""
     assert found + await exchange.response.read() == b"".join(chunks)
     assert exchange.is_kept
 
@@ -191,9 +191,9 @@ async def test_an_answer_without_a_length_ends_with_its_connection(framing: byte
 async def test_an_answer_without_a_length_that_is_reset_is_not_whole() -> None:
     exchange = Exchange().feed(HEAD + b"\r\n", b"until").end(ConnectionResetError())
     response = exchange.response
-    assert await response.next_piece() == b"until"
+    assert await response.next_chunk() == b"until"
     with pytest.raises(BrokenResponse):
-        await response.next_piece()
+        await response.next_chunk()
 
 
 @pytest.mark.parametrize("framing", [b"Content-Length: 100\r\n", b"Transfer-Encoding: chunked\r\n"])
@@ -275,10 +275,10 @@ async def test_an_answer_that_breaks_off_is_an_error(answer: bytes) -> None:
 
 async def test_what_arrived_before_the_break_is_given_first() -> None:
     response = Exchange().feed(HEAD + b"Content-Length: 10\r\n\r\nhel", b"lo").end().response
-    assert await response.next_piece() == b"hello"
+    assert await response.next_chunk() == b"hello"
     for _ in range(2):
         with pytest.raises(BrokenResponse):
-            await response.next_piece()
+            await response.next_chunk()
 
 
 @pytest.mark.parametrize(
@@ -314,9 +314,9 @@ async def test_a_long_stream_of_small_chunks_is_not_taken_for_a_large_head() -> 
     response = exchange.response
     for _ in range(30_000):
         exchange.feed(b"5\r\n", b"hello", b"\r\n")  # the size apart from the data, as some servers write it
-        assert await response.next_piece() == b"hello"
+        assert await response.next_chunk() == b"hello"
     exchange.feed(b"0\r\n\r\n")
-    assert await response.next_piece() is None
+    assert await response.next_chunk() is None
     assert exchange.is_kept
 
 
@@ -344,7 +344,7 @@ async def test_an_answer_is_not_touched_by_the_next_one_on_its_connection() -> N
     first_response.close()
     assert (first.status, first_response.headers["x-n"], await first_response.read()) == (200, "1", b"one")
     assert (exchange.response.headers["x-n"], await exchange.response.read()) == ("2", b"two")
-    assert await first_response.next_piece() is None
+    assert await first_response.next_chunk() is None
     assert exchange.released == 2
 
 
@@ -377,7 +377,7 @@ async def test_a_whole_answer_is_limited_and_a_stream_is_not() -> None:
     stream = Exchange(max_body_bytes=100_000).feed(head)
     total = 0
     for _ in range(3):
-        total += len(await stream.feed(b"x" * 100_000).response.next_piece() or b"")
+        total += len(await stream.feed(b"x" * 100_000).response.next_chunk() or b"")
     assert total == 300_000
 
 
@@ -387,7 +387,7 @@ async def test_reading_stops_while_much_is_unread_and_goes_on_after() -> None:
     assert exchange.transport.is_reading
     exchange.feed(b"x")
     assert not exchange.transport.is_reading
-    assert len(await response.next_piece() or b"") == UNREAD_BYTES + 1
+    assert len(await response.next_chunk() or b"") == UNREAD_BYTES + 1
     assert exchange.transport.is_reading
     exchange.feed(b"x" * (UNREAD_BYTES + 1))
     assert not exchange.transport.is_reading
@@ -438,7 +438,7 @@ async def test_framing_alone_does_not_keep_a_whole_from_being_idle() -> None:
 async def test_only_the_total_runs_while_nobody_waits() -> None:
     exchange = Exchange(idle_s=10, ends_s=1100).feed(CHUNKED_HEAD)
     assert exchange.connection.deadline_s == 1100
-    reading = asyncio.ensure_future(exchange.response.next_piece())
+    reading = asyncio.ensure_future(exchange.response.next_chunk())
     await asyncio.sleep(0)
     assert exchange.connection.deadline_s == 1010
     exchange.feed(b"1\r\nx\r\n")
@@ -450,7 +450,7 @@ async def test_only_the_total_runs_while_nobody_waits() -> None:
 
 async def test_a_reader_that_wakes_late_leaves_the_next_exchange_alone() -> None:
     exchange = Exchange(idle_s=10).feed(CHUNKED_HEAD)
-    reading = asyncio.ensure_future(exchange.response.next_piece())
+    reading = asyncio.ensure_future(exchange.response.next_chunk())
     await asyncio.sleep(0)
     exchange.feed(b"1\r\nx\r\n0\r\n\r\n")  # whole: the connection goes to somebody else at once
     answer = exchange.connection.start(b"", is_head=False, idle_s=5, ends_s=inf)
@@ -475,7 +475,7 @@ async def test_leaving_the_pieces_closes_the_connection() -> None:
 
 async def test_closing_wakes_who_reads_and_what_is_closed_has_no_end() -> None:
     exchange = Exchange().feed(CHUNKED_HEAD)
-    reading = asyncio.ensure_future(exchange.response.next_piece())
+    reading = asyncio.ensure_future(exchange.response.next_chunk())
     await asyncio.sleep(0)
     exchange.response.close()
     with pytest.raises(BrokenResponse) as caught:
@@ -486,10 +486,10 @@ async def test_closing_wakes_who_reads_and_what_is_closed_has_no_end() -> None:
 
 async def test_two_readers_of_one_answer_are_a_mistake() -> None:
     exchange = Exchange().feed(CHUNKED_HEAD)
-    reading = asyncio.ensure_future(exchange.response.next_piece())
+    reading = asyncio.ensure_future(exchange.response.next_chunk())
     await asyncio.sleep(0)
     with pytest.raises(AssertionError):
-        await exchange.response.next_piece()
+        await exchange.response.next_chunk()
     reading.cancel()
 
 

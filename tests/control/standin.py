@@ -119,7 +119,7 @@ class ScriptedBackend(Base):
             return EngineReply(status=self.reply_status, body=self.script)
         return EngineReply(events=Events(self, iter(self.script)), content_type="text/event-stream")
 
-    async def next_piece(self, pieces: Iterator[Any]) -> bytes:
+    async def next_chunk(self, pieces: Iterator[Any]) -> bytes:
         for piece in pieces:
             if isinstance(piece, ApplianceError):
                 raise piece
@@ -150,7 +150,7 @@ class Events:
         return self
 
     async def __anext__(self) -> bytes:
-        return await self._backend.next_piece(self._pieces)
+        return await self._backend.next_chunk(self._pieces)
 
     async def aclose(self) -> None:
         self._backend.closed.set()

@@ -102,10 +102,10 @@ def test_config_that_cannot_be_meant_is_refused() -> None:
 
 def test_an_endpoint_that_a_caller_names_may_not_be_private_and_the_operators_own_may() -> None:
     here = rules(hf_endpoint="http://10.0.0.5:8080")
-    assert here.reach_of("hf", {"hf_endpoint": "http://10.0.0.5:8080"}).refusal_of("10.0.0.5") == ""
-    assert "private" in here.reach_of("hf", {"hf_endpoint": "http://10.0.0.6"}).refusal_of("10.0.0.6")
+    assert here.reach_of("hf", {"hf_endpoint": "http://10.0.0.5:8080"}).refusal_reason("10.0.0.5") == ""
+    assert "private" in here.reach_of("hf", {"hf_endpoint": "http://10.0.0.6"}).refusal_reason("10.0.0.6")
     listed = rules(download_allowed_hosts="10.0.0.0/24")
-    assert listed.reach_of("hf", {"hf_endpoint": "http://10.0.0.6"}).refusal_of("10.0.0.6") == ""
+    assert listed.reach_of("hf", {"hf_endpoint": "http://10.0.0.6"}).refusal_reason("10.0.0.6") == ""
     assert rules(is_trusted=True).reach_of("https", {}).is_open
     assert not rules(is_trusted=True, download_allowed_hosts="a.example").reach_of("https", {}).is_open
 
@@ -130,8 +130,8 @@ def test_an_endpoint_that_a_caller_names_may_not_be_private_and_the_operators_ow
     ],
 )
 def test_addresses_that_are_not_public_are_refused_unless_listed(address: str) -> None:
-    assert HostPolicy.listed(["*"]).refusal_of(address)
-    assert HostPolicy.everywhere().refusal_of(address) == ""
+    assert HostPolicy.listed(["*"]).refusal_reason(address)
+    assert HostPolicy.everywhere().refusal_reason(address) == ""
 
 
 def test_listed_names_are_patterns() -> None:

@@ -13,7 +13,7 @@ from pydantic import SecretStr
 from structlog.testing import capture_logs
 
 from appliance.base.clock import FakeClock, SystemClock
-from appliance.base.metrics.exposition_write import as_openmetrics, as_text
+from appliance.base.metrics.exposition_write import render_openmetrics, render_text
 from appliance.base.tasks import Tasks
 from appliance.engines.kv import follower as kv_follower
 from appliance.engines.kv.follower import KvFollower, KvSource
@@ -371,7 +371,7 @@ async def test_its_figures_are_on_a_page_in_both_forms(
         assert await has(redis_server, 2)
         assert await comes_true(lambda: follower.is_connected)
         families = follower.families()
-    text = as_text(families).decode()
+    text = render_text(families).decode()
     values = {
         (sample.name, *sample.labels.values()): sample.value
         for family in text_string_to_metric_families(text)
@@ -387,7 +387,7 @@ async def test_its_figures_are_on_a_page_in_both_forms(
         ("engine_kv_index_up",): 1,
     }
     assert values["engine_kv_events_lost_total", "sequence_gap"] == 0
-    assert b"# TYPE engine_kv_events counter" in as_openmetrics(families)
+    assert b"# TYPE engine_kv_events counter" in render_openmetrics(families)
 
 
 async def test_it_begins_when_the_engines_kind_is_known(

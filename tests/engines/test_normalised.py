@@ -6,7 +6,7 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_of
 from prometheus_client.parser import text_string_to_metric_families as text_of
 
-from appliance.base.metrics.exposition_read import read
+from appliance.base.metrics.exposition_read import read_page
 from appliance.engines.metrics.families import GATEWAY, KTHENA, WANTED
 from appliance.engines.metrics.normalise import (
     NOTHING,
@@ -48,7 +48,7 @@ VALUES = {
 
 
 def made(text: str, kind: str = "auto", aside: EngineExtras = NOTHING) -> Normalised:
-    return normalise(read(text.encode()), kind, aside)
+    return normalise(read_page(text.encode()), kind, aside)
 
 
 def value(out: str, name: str, **labels: str) -> float:

@@ -15,7 +15,7 @@ from operator import itemgetter
 from typing import NamedTuple
 
 CHUNK_BYTES = 64 * 1024  # looked at in one piece: a regular expression holds up all threads while it runs
-LONGEST_TOLD = 200  # characters of a bad line that an error shows
+MAX_SHOWN_CHARACTERS = 200  # characters of a bad line that an error shows
 
 _NAME = rb"[a-zA-Z_:][a-zA-Z0-9_:]*+"
 _VALUE = rb"[+-]?\d++(?:\.\d*+)?(?:[eE][+-]?\d++)?|[+-]?\.\d++(?:[eE][+-]?\d++)?|[+-]?[Ii]nf(?:inity)?|[+-]?[Nn]a[Nn]"
@@ -59,7 +59,7 @@ _SUFFIXES = {
 }
 
 
-class BadPage(ValueError):
+class InvalidPage(ValueError):
     """The page is no metrics page.
 
     Takes   number: of the line, from 1; line: as it came, at most LONGEST_TOLD characters of it
@@ -67,7 +67,10 @@ class BadPage(ValueError):
 
     def __init__(self, why: str, number: int, line: bytes) -> None:
         shown = line.decode("utf-8", "backslashreplace")
-        self.number, self.line = number, shown if len(shown) <= LONGEST_TOLD else shown[:LONGEST_TOLD] + "…"
+        self.number, self.line = (
+            number,
+            shown if len(shown) <= MAX_SHOWN_CHARACTERS else shown[:MAX_SHOWN_CHARACTERS] + "…",
+        )
         super().__init__(f"line {number} {why}: {self.line}")
 
 
@@ -102,7 +105,7 @@ class MetricFamily:
     unit: bytes = b""
 
 
-def gauge(name: str, text: str, value: float) -> MetricFamily:
+def make_gauge(name: str, text: str, value: float) -> MetricFamily:
     """Give a gauge of one value without labels."""
     full = name.encode()
     return MetricFamily(full, "gauge", text.encode(), [MetricSample(full, b"", b"%.10g" % value)])
@@ -121,28 +124,28 @@ class MetricsPage:
         return iter(self.families.values())
 
 
-def pairs_of(labels: bytes) -> list[tuple[bytes, bytes]]:
+def parse_labels(labels: bytes) -> list[tuple[bytes, bytes]]:
     """Give labels one by one, values still escaped."""
     return _PAIRS.findall(labels)
 
 
-def unescaped(value: bytes) -> str:
+def unescape_label(value: bytes) -> str:
     """Give a label's value as text."""
     if b"\\" in value:
         value = _ESCAPE.sub(lambda found: b"\n" if found[1] == b"n" else found[1], value)
     return value.decode()
 
 
-def escaped(value: str) -> bytes:
+def escape_label(value: str) -> bytes:
     """Give text as a label's value."""
     return value.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"').encode("utf-8", "replace")
 
 
-def read(raw: bytes, *, is_openmetrics: bool | None = None) -> MetricsPage:
+def read_page(raw: bytes, *, is_openmetrics: bool | None = None) -> MetricsPage:
     """Read a page.
 
     Takes   is_openmetrics: as its content type said; None = it is, if it ends with `# EOF`
-    Raises  BadPage
+    Raises  InvalidPage
     """
     _check_text(raw)
     if is_openmetrics is None:
@@ -164,7 +167,7 @@ def _check_text(raw: bytes) -> None:
         raw.decode()
     except UnicodeDecodeError as exc:
         number = raw.count(b"\n", 0, exc.start) + 1
-        raise BadPage("is no UTF-8", number, raw.split(b"\n", number)[number - 1]) from None
+        raise InvalidPage("is no UTF-8", number, raw.split(b"\n", number)[number - 1]) from None
 
 
 def _chunks(raw: bytes) -> Iterator[tuple[int, bytes]]:
@@ -272,10 +275,10 @@ class _Reading:
 
 
 def _forgiven(number: int, line: bytes) -> tuple[bytes, ...]:
-    """Read a line that is not written as it should be, and write it so. Raises BadPage."""
+    """Read a line that is not written as it should be, and write it so. Raises InvalidPage."""
     found = _LOOSE.match(line)
     if found is None:
-        raise BadPage("is no sample, no comment and not empty", number, line)
+        raise InvalidPage("is no sample, no comment and not empty", number, line)
     name, labels, value, stamp, exemplar = found.groups(b"")
     rows: list[bytes] = []
     at = 0
@@ -284,7 +287,7 @@ def _forgiven(number: int, line: bytes) -> tuple[bytes, ...]:
         if pair is None:
             if rows and not labels[at:].strip(b", \t"):
                 break
-            raise BadPage("has labels that cannot be read", number, line)
+            raise InvalidPage("has labels that cannot be read", number, line)
         rows.append(
             pair[1]
             + b'="'
@@ -294,7 +297,7 @@ def _forgiven(number: int, line: bytes) -> tuple[bytes, ...]:
         at = pair.end()
         if at < len(labels):
             if labels[at : at + 1] != b",":
-                raise BadPage("has labels that cannot be read", number, line)
+                raise InvalidPage("has labels that cannot be read", number, line)
             at += 1
     return name, b",".join(rows), value, stamp, exemplar
 

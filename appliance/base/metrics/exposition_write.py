@@ -10,11 +10,11 @@ import re
 from collections.abc import Iterable
 from operator import itemgetter
 
-from appliance.base.metrics.exposition_read import MetricFamily, MetricSample, pairs_of
+from appliance.base.metrics.exposition_read import MetricFamily, MetricSample, parse_labels
 
-TEXT = "text/plain; version=0.0.4; charset=utf-8"
-OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
-END = b"# EOF\n"
+TEXT_CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+OPENMETRICS_CONTENT_TYPE = "application/openmetrics-text; version=1.0.0; charset=utf-8"
+EOF_LINE = b"# EOF\n"
 Key = tuple[tuple[bytes, bytes], ...]
 Row = tuple[
     bytes, MetricSample
@@ -49,7 +49,7 @@ def _weight(text: str) -> float:
         return 0.0
 
 
-def labelled(families: Iterable[MetricFamily], name: bytes, value: bytes) -> list[MetricFamily]:
+def add_label(families: Iterable[MetricFamily], name: bytes, value: bytes) -> list[MetricFamily]:
     """Give copies with one more label, the first; one of that name that is there already becomes `exported_<name>`, as Prometheus does.
 
     Takes   value: escaped
@@ -61,7 +61,7 @@ def labelled(families: Iterable[MetricFamily], name: bytes, value: bytes) -> lis
         if taken in labels:
             labels = b",".join(
                 (b"exported_" if key == name else b"") + key + b'="' + text + b'"'
-                for key, text in pairs_of(labels)
+                for key, text in parse_labels(labels)
             )
         return sample._replace(labels=extra + b"," + labels if labels else extra)
 
@@ -78,7 +78,7 @@ def labelled(families: Iterable[MetricFamily], name: bytes, value: bytes) -> lis
     ]
 
 
-def merged(families: Iterable[MetricFamily]) -> list[MetricFamily]:
+def merge_families(families: Iterable[MetricFamily]) -> list[MetricFamily]:
     """Put families of one name together: one TYPE for all."""
     found: dict[bytes, MetricFamily] = {}
     for family in families:
@@ -90,7 +90,7 @@ def merged(families: Iterable[MetricFamily]) -> list[MetricFamily]:
     return list(found.values())
 
 
-def as_text(families: Iterable[MetricFamily]) -> bytes:
+def render_text(families: Iterable[MetricFamily]) -> bytes:
     """Write families as text 0.0.4."""
     out: list[bytes] = []
     for family in families:
@@ -116,9 +116,9 @@ def as_text(families: Iterable[MetricFamily]) -> bytes:
     return b"".join(out)
 
 
-def as_openmetrics(families: Iterable[MetricFamily]) -> bytes:
+def render_openmetrics(families: Iterable[MetricFamily]) -> bytes:
     """Write families as OpenMetrics 1.0, without `# EOF` (END)."""
-    whole = merged(families)
+    whole = merge_families(families)
     created = _created_of(whole)  # by the owner's name
     beginnings = {id(one) for one in created.values()}
     groups = {
@@ -193,7 +193,7 @@ class _Grouping:
             labels = labels[:begin] + labels[end:] if begin else labels[end + 1 :]
         key = self._keys.get(labels)
         if key is None:
-            key = self._keys[labels] = tuple(sorted(pairs_of(labels)))
+            key = self._keys[labels] = tuple(sorted(parse_labels(labels)))
         return key, one
 
 
@@ -332,7 +332,7 @@ def _write_singly(out: list[bytes], family: MetricFamily, taken: set[bytes]) -> 
     """Write what is no OpenMetrics family as samples of no kind, each name for itself; of the same series only the first."""
     by_name: dict[bytes, dict[Key, MetricSample]] = {}
     for sample in family.samples:
-        by_name.setdefault(sample.name, {}).setdefault(tuple(sorted(pairs_of(sample.labels))), sample)
+        by_name.setdefault(sample.name, {}).setdefault(tuple(sorted(parse_labels(sample.labels))), sample)
     for name, rows in by_name.items():
         if name in taken:
             continue

@@ -59,8 +59,8 @@ PER_TOKEN_S = (
 )
 WHOLE_S = (0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680)
 QUEUE_S = (0.001, 0.005, 0.01, 0.05, 0.1, *WHOLE_S)
-MOST_ROWS = 500  # a name that is new beyond that is counted as OTHER
-OTHER = "other"
+MAX_ROWS = 500  # a name that is new beyond that is counted as OTHER
+OTHER_MODEL = "other"
 
 
 @dataclass(slots=True)
@@ -97,8 +97,8 @@ class Latencies:
         key = (backend, model)
         row = self._rows.get(key)
         if row is None:
-            if len(self._rows) >= MOST_ROWS:
-                key = (backend, OTHER)
+            if len(self._rows) >= MAX_ROWS:
+                key = (backend, OTHER_MODEL)
             row = self._rows.setdefault(key, ModelLatencies())
         row.queue.observe(queue_s)
         row.e2e.observe(queue_s + whole_s)

@@ -10,7 +10,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from prometheus_client.openmetrics import exposition as openmetrics_exposition
 
-from appliance.base.metrics.exposition_write import END
+from appliance.base.metrics.exposition_write import EOF_LINE
 from appliance.base.metrics.histogram import PlainHistogram
 from appliance.base.metrics.latencies import Latencies
 from appliance.base.metrics.models import RouterMetrics
@@ -169,10 +169,12 @@ class Metrics:
     def render(self, *, openmetrics: bool = False) -> bytes:
         """Give all families in Prometheus' text format, or in OpenMetrics without `# EOF`."""
         return (
-            _openmetrics(self.registry).removesuffix(END) if openmetrics else generate_latest(self.registry)
+            _openmetrics(self.registry).removesuffix(EOF_LINE)
+            if openmetrics
+            else generate_latest(self.registry)
         )
 
-    def show_backend(self, state: Any) -> None:
+    def update_backend(self, state: Any) -> None:
         """Bring one backend's gauges up to date.
 
         Takes   state: its name, kind, is_up, in_flight, running, waiting, data_age_s (None = not known) and breaker

@@ -62,7 +62,7 @@ class UpstreamResponse:
         answer.size = 0
         return body
 
-    async def next_piece(self) -> bytes | None:
+    async def next_chunk(self) -> bytes | None:
         """Give what has arrived since the last call, joined, or wait for more; None at the end.
 
         Raises  UpstreamTimeout (idle, total) · BrokenAnswer, after all that had arrived before was given. Cancelling closes the
@@ -92,7 +92,7 @@ class UpstreamResponse:
     async def pieces(self) -> AsyncIterator[bytes]:
         """Give the pieces as they arrive; leaving early closes the response."""
         try:
-            while (piece := await self.next_piece()) is not None:
+            while (piece := await self.next_chunk()) is not None:
                 yield piece
         finally:
             self.close()

@@ -81,7 +81,7 @@ def to_setting(row: SettingDescription) -> pb.Setting:
     """Return the description of one setting as a message."""
     return pb.Setting(
         variable=row.variable,
-        room=row.room,
+        room=row.package,
         default_value=row.default,
         value=row.value,
         allowed=row.allowed,

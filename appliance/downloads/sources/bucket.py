@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from appliance.base.errors import ApplianceError, Forbidden, Invalid, NotFound, TimedOut
 from appliance.base.proxies import Proxy
-from appliance.base.reach import HostPolicy, look
+from appliance.base.reach import HostPolicy, check_url
 from appliance.base.settings import FALSE_WORDS, TRUE_WORDS
 from appliance.downloads.sources.contract import (
     Interrupted,
@@ -69,7 +69,7 @@ class Bucket:
 
     async def listing(self) -> Listing:
         if self._endpoint:
-            await look(
+            await check_url(
                 self._endpoint, reach=self._reach, what=self._pinned, is_proxied=self._proxy is not None
             )
         from obstore import list as list_objects

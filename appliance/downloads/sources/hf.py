@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
 from appliance.base.errors import ApplianceError, Forbidden, Invalid, NotFound, TimedOut, UpstreamFailed
-from appliance.base.reach import look
+from appliance.base.reach import check_url
 from appliance.downloads.sources.contract import Interrupted, Listing, RemoteFile, SourceContext
 from appliance.downloads.sources.web import WebClient, name_host, status_error
 
@@ -51,7 +51,7 @@ class Hf:
         self._web = WebClient(errand, reach=errand.reach)
 
     async def listing(self) -> Listing:
-        await look(
+        await check_url(
             self._endpoint,
             reach=self._reach,
             what=self._repo,

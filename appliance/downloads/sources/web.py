@@ -7,7 +7,7 @@ from urllib.parse import quote, urljoin, urlsplit
 
 from appliance.base import jsons
 from appliance.base.errors import ApplianceError, Forbidden, NotFound, TimedOut, UpstreamFailed
-from appliance.base.http import HttpClient, pieces_of
+from appliance.base.http import HttpClient, iter_body
 from appliance.base.proxies import Proxy
 from appliance.base.reach import HostPolicy
 from appliance.base.wire.types import UpstreamTimeout, WireError
@@ -36,7 +36,7 @@ class WebClient:
         self._ssl = errand.ssl_context
         self._proxies = errand.proxies
         self._client = HttpClient(
-            refusal_of=None if reach.is_open else reach.refusal_of,
+            refusal_reason=None if reach.is_open else reach.refusal_reason,
             read_bytes=READ_BYTES,
             proxies=errand.proxies,
         )
@@ -57,7 +57,7 @@ class WebClient:
                     raise UpstreamFailed(f"{what}: the answer is larger than {MOST_JSON_BYTES >> 20} MiB.")
             try:
                 return jsons.loads(bytes(body)), answer.headers
-            except jsons.BadJson as exc:
+            except jsons.InvalidJson as exc:
                 raise UpstreamFailed(f"{what}: the answer is no JSON: {exc}.") from exc
 
     async def file(
@@ -93,7 +93,7 @@ class WebClient:
 
     async def _read(self, answer: Any, what: str) -> AsyncIterator[bytes]:
         try:
-            async for piece in pieces_of(answer, idle_s=self._patience.idle_s):
+            async for piece in iter_body(answer, idle_s=self._patience.idle_s):
                 yield piece
         except UpstreamTimeout as exc:
             raise TimedOut(f"{what}: {exc.message}") from exc
@@ -137,7 +137,7 @@ class WebClient:
                 headers=lines,
                 body=None,
                 ssl_context=self._ssl,
-                may_keep=True,
+                is_repeatable=True,
                 connect_s=self._patience.connect_s,
                 first_byte_s=self._patience.first_byte_s,
             )

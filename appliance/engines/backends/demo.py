@@ -25,7 +25,7 @@ from appliance.base.errors import (
     UpstreamFailed,
 )
 from appliance.base.metrics.registry import Metrics
-from appliance.base.sse import SSE
+from appliance.base.sse import SSE_CONTENT_TYPE
 from appliance.engines.backends.demo_script import (
     DIMENSIONS,
     ScriptPart,
@@ -91,7 +91,7 @@ class DemoBackend(BackendStats):
 
     def measure(self) -> None:
         """Bring its gauges up to date."""
-        self._metrics.show_backend(self.state())
+        self._metrics.update_backend(self.state())
 
     async def close(self) -> None:
         """Nothing is open."""
@@ -139,7 +139,7 @@ class DemoBackend(BackendStats):
         )
         if not request.stream:
             return EngineReply(body=jsons.dumps(reply))
-        return EngineReply(events=self._events(request, reply, parts[0]), content_type=SSE)
+        return EngineReply(events=self._events(request, reply, parts[0]), content_type=SSE_CONTENT_TYPE)
 
     def _reply(
         self, request: EngineRequest, texts: list[str], parts: list[ScriptPart], *, is_chat: bool

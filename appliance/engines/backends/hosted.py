@@ -152,7 +152,7 @@ class HostedBackend(BackendStats):
             self._metrics.breaker_open.labels(self.name, endpoint.address).set(
                 1 if endpoint.breaker.wait_s(now) else 0
             )
-        self._metrics.show_backend(self.state())
+        self._metrics.update_backend(self.state())
 
     def connections(self) -> dict[str, int]:
         """Give the numbers of its connection pool (see Wire.stats)."""
@@ -234,7 +234,7 @@ class HostedBackend(BackendStats):
                     None if wants_events else budget_s,
                 ),
             )
-        except (AttemptFailed, WireError, BrokenStream, jsons.BadJson) as exc:
+        except (AttemptFailed, WireError, BrokenStream, jsons.InvalidJson) as exc:
             failed = (
                 exc
                 if isinstance(exc, AttemptFailed)

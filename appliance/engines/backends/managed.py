@@ -169,7 +169,7 @@ class ManagedBackend(BackendStats):
 
     def take(self, reason: str) -> Slot:
         """Take a place; what it comes to is counted where it is sent, see RunnerServer."""
-        self.member.began(self._clock.now_s())
+        self.member.record_start(self._clock.now_s())
         return self._place()
 
     def _place(self) -> Slot:
@@ -179,7 +179,7 @@ class ManagedBackend(BackendStats):
         took_s = self._clock.monotonic_s() - slot.started_s
         slot.attempt.ms = took_s * 1000
         self.adapters.release(slot)
-        self.member.ended(took_s if outcome == "ok" else None)
+        self.member.record_end(took_s if outcome == "ok" else None)
         lease = self._boarded.pop(slot, None)
         if lease is not None:
             lease.release(is_ok=outcome in WELL or outcome in LEFT)
@@ -350,7 +350,7 @@ class ManagedBackend(BackendStats):
         )
 
     def measure(self) -> None:
-        self._metrics.show_backend(self.state())
+        self._metrics.update_backend(self.state())
 
     async def close(self) -> None:
         """Its llama-servers belong to the manager."""

@@ -141,7 +141,7 @@ class EngineServer(ServerState):
             outcome = exc.phase
             failed = AttemptFailed(outcome, str(exc), was_sent=exc.was_sent)
             raise failed from exc
-        except (BrokenStream, jsons.BadJson) as exc:
+        except (BrokenStream, jsons.InvalidJson) as exc:
             outcome = "rubbish"
             failed = AttemptFailed(outcome, str(exc))
             raise failed from exc

@@ -164,7 +164,7 @@ class ServerState(BackendStats):
         if breaker.open_until_s is not None and (now_s < breaker.open_until_s or breaker.is_probing):  # 4
             return BackendStatus.CIRCUIT_OPEN
         member = self.member
-        member.others = others = self._others(now_s)
+        member.external = others = self._others(now_s)
         if self._recovered_s is not None:
             member.ramp = self._ramp(now_s)
         if member.active + others >= self.limit(now_s):  # 5
@@ -361,5 +361,5 @@ class ServerState(BackendStats):
     def measure(self) -> None:
         """Bring its gauges up to date; called when metrics are read."""
         state = self.state()
-        self._metrics.show_backend(state)
+        self._metrics.update_backend(state)
         self._metrics.breaker_open.labels(self.name, self.spec.url).set(0 if state.breaker == "closed" else 1)

@@ -41,7 +41,7 @@ class LlamaCpp:
             return EngineHealth(False, False, f"/health answered {reply.status}")
         try:
             status = jsons.loads(reply.body).get("status")
-        except (jsons.BadJson, AttributeError):  # 3
+        except (jsons.InvalidJson, AttributeError):  # 3
             return EngineHealth(False, False, "/health is not a JSON object")
         is_ready = status == "ok"  # 4
         return EngineHealth(is_ready, False, "" if is_ready else f"/health says {str(status)[:40]!r}")
@@ -150,7 +150,7 @@ async def _adapter_rows(client: EngineClient) -> list[tuple[int, str]]:
         return []
     try:
         rows = jsons.loads(reply.body)
-    except jsons.BadJson as exc:
+    except jsons.InvalidJson as exc:
         raise UnexpectedReply(f"/lora-adapters is not JSON: {exc}") from None
     return [
         (row["id"], row["path"])

@@ -31,7 +31,7 @@ def read_json(reply: QueryReply, path: str) -> dict[str, Any]:
         raise UnexpectedReply(f"{path} answered {reply.status}")
     try:
         value = jsons.loads(reply.body)
-    except jsons.BadJson as exc:
+    except jsons.InvalidJson as exc:
         raise UnexpectedReply(f"{path} is not JSON: {exc}") from None
     if not isinstance(value, dict):
         raise UnexpectedReply(f"{path} is not a JSON object")

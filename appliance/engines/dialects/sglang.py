@@ -97,7 +97,7 @@ def _read_reply(reply: QueryReply) -> tuple[bool, str]:
     text = reply.body.decode("utf-8", "replace")
     try:
         value = jsons.loads(reply.body)
-    except jsons.BadJson:
+    except jsons.InvalidJson:
         return False, text
     if not isinstance(value, dict):
         return False, text

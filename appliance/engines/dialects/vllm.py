@@ -96,6 +96,6 @@ def _has_no_such_route(reply: QueryReply) -> bool:
         return False
     try:
         value = jsons.loads(reply.body)
-    except jsons.BadJson:
+    except jsons.InvalidJson:
         return True
     return not isinstance(value, dict) or not ("error" in value or "message" in value)

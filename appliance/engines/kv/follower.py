@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from appliance.base.clock import Clock
 from appliance.base.logs import SECRETS, get_logger
-from appliance.base.metrics.exposition_read import MetricFamily, MetricSample, escaped, gauge
+from appliance.base.metrics.exposition_read import MetricFamily, MetricSample, escape_label, make_gauge
 from appliance.base.tasks import Tasks
 from appliance.engines.kv.blocks import Blocks
 from appliance.engines.kv.events import TAGS, read
@@ -262,17 +262,17 @@ class KvFollower:
             ),
             _counter("kv_engine_restarts", "Restarts of the engine that its KV events showed", self.restarts),
             _counter("kv_index_failures", "Tries to write the index that failed", self.failures),
-            gauge(
+            make_gauge(
                 PREFIX + "kv_events_connected",
                 "1 while the engine's publisher of KV events is connected",
                 self.is_connected,
             ),
-            gauge(
+            make_gauge(
                 PREFIX + "kv_index_up",
                 "1 while the index of blocks can be written; 0 also before the first event",
                 self.index_state == "up",
             ),
-            gauge(PREFIX + "kv_blocks", "Blocks that the engine is known to have", len(self.blocks)),
+            make_gauge(PREFIX + "kv_blocks", "Blocks that the engine is known to have", len(self.blocks)),
         ]
 
 
@@ -297,7 +297,7 @@ def _counted(name: str, text: str, label: str, values: Mapping[str, int]) -> Met
         "counter",
         text.encode(),
         [
-            MetricSample(full, b'%b="%b"' % (label.encode(), escaped(word)), b"%d" % value)
+            MetricSample(full, b'%b="%b"' % (label.encode(), escape_label(word)), b"%d" % value)
             for word, value in values.items()
         ],
     )

@@ -20,7 +20,7 @@ def read(path: Path) -> dict[str, Adapter]:
         return {adapter.name: adapter for adapter in map(_adapter, rows)}
     except FileNotFoundError:
         return {}
-    except (OSError, jsons.BadJson, KeyError, TypeError, ValueError) as exc:
+    except (OSError, jsons.InvalidJson, KeyError, TypeError, ValueError) as exc:
         log.error("adapters_unreadable", path=str(path), error=repr(exc))
         return {}
 

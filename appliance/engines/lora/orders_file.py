@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from appliance.base import jsons
-from appliance.base.files import put
+from appliance.base.files import write_atomic
 from appliance.base.logs import get_logger
 from appliance.engines.lora.plan import Adapter
 
@@ -40,7 +40,7 @@ def read(path: Path) -> list[StoredOrder]:
         return [_from_row(row) for row in jsons.loads(path.read_bytes())["orders"]]
     except FileNotFoundError:
         return []
-    except (OSError, jsons.BadJson, KeyError, TypeError, ValueError, AttributeError) as exc:
+    except (OSError, jsons.InvalidJson, KeyError, TypeError, ValueError, AttributeError) as exc:
         log.error("adapter_orders_unreadable", path=str(path), error=repr(exc))
         return []
 
@@ -48,7 +48,7 @@ def read(path: Path) -> list[StoredOrder]:
 def write(path: Path, orders: Sequence[StoredOrder]) -> None:
     """Write them, whole or not at all; a folder that cannot be written is told of, and the orders go on (blocks)."""
     try:
-        put(path, jsons.dumps({"orders": [_as_row(order) for order in orders]}))
+        write_atomic(path, jsons.dumps({"orders": [_as_row(order) for order in orders]}))
     except OSError as exc:
         log.warning(
             "adapter_orders_not_written",

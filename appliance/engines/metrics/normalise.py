@@ -13,11 +13,11 @@ from appliance.base.metrics.exposition_read import (
     MetricFamily,
     MetricSample,
     MetricsPage,
-    escaped,
-    gauge,
-    pairs_of,
+    escape_label,
+    make_gauge,
+    parse_labels,
 )
-from appliance.base.metrics.exposition_write import END, as_openmetrics, as_text
+from appliance.base.metrics.exposition_write import EOF_LINE, render_openmetrics, render_text
 from appliance.engines.metrics.families import (
     GATEWAY,
     KINDS,
@@ -108,9 +108,9 @@ class Normalised:
         """
         added = [*self.kthena, *self.ours, *self.gateway, *self.mapping(), *more]
         if openmetrics:
-            return as_openmetrics([*self.page, *added]) + END
-        raw = self.page.raw if self.page.is_plain else as_text(self.page)
-        return raw + (b"" if raw.endswith(b"\n") or not raw else b"\n") + as_text(added)
+            return render_openmetrics([*self.page, *added]) + EOF_LINE
+        raw = self.page.raw if self.page.is_plain else render_text(self.page)
+        return raw + (b"" if raw.endswith(b"\n") or not raw else b"\n") + render_text(added)
 
 
 def _metric(name: str) -> bytes:
@@ -264,7 +264,7 @@ def completed(family: MetricFamily) -> bool:
         return all(b'le="' in sample.labels for sample in family.samples if sample.name == buckets)
     seen: dict[tuple[tuple[bytes, bytes], ...], dict[bytes, MetricSample]] = {}
     for sample in family.samples:
-        pairs = pairs_of(sample.labels)
+        pairs = parse_labels(sample.labels)
         bound = next((value for key, value in pairs if key == b"le"), b"")
         group = seen.setdefault(tuple(sorted(pair for pair in pairs if pair[0] != b"le")), {})
         if sample.name != buckets or bound in {b"+Inf", b"Inf", b"inf"}:
@@ -297,7 +297,7 @@ def _derived(name: str, index: _Index, aside: EngineExtras) -> MetricFamily | No
         if info is not None and info.samples:
             newest = max(info.samples, key=lambda sample: float(sample.value))
             running = next(
-                (value for key, value in pairs_of(newest.labels) if key == b"running_lora_adapters"), b""
+                (value for key, value in parse_labels(newest.labels) if key == b"running_lora_adapters"), b""
             )
             return _single(b"%d" % len([one for one in running.split(b",") if one.strip()]))
         if aside.adapters is not None and not index.has_any(("lora_pool_slots_used",)):
@@ -336,7 +336,7 @@ def _gateway(page: MetricsPage, ours: list[MetricFamily], aside: EngineExtras) -
         if name.encode() not in page.families and family is not None and family.samples:
             values = [float(sample.value) for sample in family.samples]
             value = sum(values) / (len(values) if source.endswith("_ratio") else 1)
-            yield gauge(name, text, value)
+            yield make_gauge(name, text, value)
     if aside.adapters is not None and LORA_INFO.encode() not in page.families:
         yield lora_info(aside)
 
@@ -346,7 +346,7 @@ def lora_info(aside: EngineExtras) -> MetricFamily:
     names = aside.adapters or ()
     labels = b'max_lora="%d",running_lora_adapters="%b",waiting_lora_adapters=""' % (
         max(aside.most_adapters, len(names)),
-        escaped(",".join(names)),
+        escape_label(",".join(names)),
     )
     return MetricFamily(
         LORA_INFO.encode(),

@@ -15,7 +15,13 @@ from appliance.base import jsons
 from appliance.base.clock import Clock
 from appliance.base.errors import Internal, UpstreamFailed
 from appliance.base.logs import SECRETS, get_logger
-from appliance.base.metrics.exposition_read import BadPage, MetricFamily, MetricSample, MetricsPage, read
+from appliance.base.metrics.exposition_read import (
+    InvalidPage,
+    MetricFamily,
+    MetricSample,
+    MetricsPage,
+    read_page,
+)
 from appliance.base.single_flight import SingleFlight
 from appliance.base.tasks import Tasks
 from appliance.base.wire.pool import ConnectionPool
@@ -74,11 +80,11 @@ def scrape_families(rows: list[tuple[bytes, bool, float | None]]) -> list[Metric
 async def mapped(raw: bytes, kind: str, *, is_openmetrics: bool, aside: EngineExtras) -> Normalised:
     """Read and map a page, a large one in a thread.
 
-    Raises  BadPage
+    Raises  InvalidPage
     """
 
     def work() -> Normalised:
-        return normalise(read(raw, is_openmetrics=is_openmetrics), kind, aside)
+        return normalise(read_page(raw, is_openmetrics=is_openmetrics), kind, aside)
 
     return work() if len(raw) < INLINE_BYTES else await asyncio.to_thread(work)
 
@@ -145,7 +151,7 @@ class Scraper:
             normalised = await mapped(
                 raw, self.kind, is_openmetrics=is_openmetrics, aside=await self._aside(raw)
             )
-        except BadPage as exc:
+        except InvalidPage as exc:
             raise Internal(
                 f"The engine's metrics at {where} cannot be read: {SECRETS.blank(str(exc))}"
             ) from None
@@ -228,7 +234,7 @@ async def slots_usage(client: EngineClient) -> float | None:
     try:
         reply = await client.get("/slots", SLOTS_S)
         return kv_usage_of_slots(jsons.loads(reply.body)) if reply.status == 200 else None
-    except (WireError, jsons.BadJson):
+    except (WireError, jsons.InvalidJson):
         return None
 
 

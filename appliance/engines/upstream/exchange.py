@@ -12,7 +12,7 @@ from typing import Any
 from appliance.base import jsons
 from appliance.base.errors import ApplianceError, Forbidden, Invalid, UpstreamFailed
 from appliance.base.logs import SECRETS
-from appliance.base.sse import SSE, SseReader
+from appliance.base.sse import SSE_CONTENT_TYPE, SseReader
 from appliance.base.wire.pool import ConnectionPool
 from appliance.base.wire.response import UpstreamResponse
 from appliance.base.wire.types import Target, WireError
@@ -106,7 +106,7 @@ async def exchange(
             on_head: called when the answer's head is there;
             on_first: called when a stream's first event is there;
             on_end: called once for a stream, when it ends: ok | cut_off | error_event | client_left (not for whole answers)
-    Raises  AttemptFailed · WireError · BrokenStream · jsons.BadJson (all: another server may try) · ApplianceError (the caller's fault)
+    Raises  AttemptFailed · WireError · BrokenStream · jsons.InvalidJson (all: another server may try) · ApplianceError (the caller's fault)
     """
     response = await peer.wire.send(
         peer.target,
@@ -160,7 +160,7 @@ async def _gathered(
     reader, gathering = SseReader(), ResponseBuilder()
     is_done = False
     while not is_done:
-        data = await response.next_piece()
+        data = await response.next_chunk()
         try:
             events = reader.feed(data) if data is not None else reader.end()
         except UpstreamFailed as exc:
@@ -178,7 +178,7 @@ async def _gathered(
             break
     if is_done and not response.is_complete:
         try:  # the closing chunk is usually one packet behind [DONE], see Events.aclose
-            await asyncio.wait_for(response.next_piece(), 0.1)
+            await asyncio.wait_for(response.next_chunk(), 0.1)
         except (TimeoutError, WireError):
             pass
     whole = gathering.whole()
@@ -207,7 +207,7 @@ async def _stream(
     relay = StreamRelay(public_model)
     first = b""
     while b"data:" not in first:  # comments are not yet an answer
-        data = await response.next_piece()
+        data = await response.next_chunk()
         if data is None:
             raise AttemptFailed("empty_stream", "the stream ended before its first event")
         first += relay.feed(data)
@@ -215,7 +215,9 @@ async def _stream(
             raise AttemptFailed(
                 "error_event", SECRETS.blank(str(relay.error.get("message", "")))[:NOTE_CHARACTERS]
             )
-    return EngineReply(events=Events(peer.label, first, response, relay, request, on_end), content_type=SSE)
+    return EngineReply(
+        events=Events(peer.label, first, response, relay, request, on_end), content_type=SSE_CONTENT_TYPE
+    )
 
 
 class Events:
@@ -254,7 +256,7 @@ class Events:
             return first
         while not relay.is_done and not self._is_closed:
             try:
-                data = await self._response.next_piece()
+                data = await self._response.next_chunk()
                 out = relay.feed(data) if data is not None else b""
             except (WireError, BrokenStream) as exc:
                 self._outcome = "cut_off"
@@ -292,7 +294,7 @@ class Events:
         try:
             if self._relay.is_done and not self._response.is_complete:
                 # The closing chunk is usually one packet behind [DONE]; a moment's patience keeps the connection usable.
-                await asyncio.wait_for(self._response.next_piece(), 0.1)
+                await asyncio.wait_for(self._response.next_chunk(), 0.1)
         except (TimeoutError, WireError):
             pass
         finally:
@@ -344,7 +346,7 @@ def client_error_of(status: int, text: str, label: str) -> ApplianceError:
     """Turn an upstream's 4xx into ours, with its own sentence, param and code."""
     try:
         value = jsons.loads(text)
-    except jsons.BadJson:
+    except jsons.InvalidJson:
         value = None
     error = value.get("error", value) if isinstance(value, dict) else None
     error = error if isinstance(error, dict) else {"message": str(error) if error else text}

@@ -101,7 +101,7 @@ class StreamRelay:
             return True
         try:
             value = jsons.loads(data)
-        except jsons.BadJson as exc:
+        except jsons.InvalidJson as exc:
             raise BrokenStream(f"an event is no JSON ({exc})") from None
         if isinstance(value, dict) and value.get("error") and not value.get("choices"):
             error = value["error"]
@@ -114,7 +114,7 @@ class StreamRelay:
         data = whole[start:end].removeprefix(b"data:")
         try:
             value = jsons.loads(data)
-        except jsons.BadJson:
+        except jsons.InvalidJson:
             return  # several lines in one event: usage is for our counters only, the client gets the bytes
         if isinstance(value, dict) and isinstance(value.get("usage"), dict):
             self.usage = value["usage"]

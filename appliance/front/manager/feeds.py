@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any
 
 from appliance.base import jsons
-from appliance.base.clock import Clock, rfc3339
+from appliance.base.clock import Clock, format_rfc3339
 from appliance.base.errors import ApplianceError
 from appliance.front.manager.snapshot import snapshot
 from appliance.front.pipeline.errors import openai_error
@@ -88,7 +88,10 @@ class StatusFeeds:
             elif not await self._change(seen):
                 yield event(
                     "heartbeat",
-                    {"timestamp": rfc3339(self._clock.now_s()), "server_status": told["server"]["status"]},
+                    {
+                        "timestamp": format_rfc3339(self._clock.now_s()),
+                        "server_status": told["server"]["status"],
+                    },
                 )
 
     def _version(self) -> int:
@@ -115,7 +118,7 @@ class StatusFeeds:
             yield event("metrics", snapshot(manager, self._clock.now_s()))
             if self._clock.monotonic_s() - beat_s >= self._silence_s:
                 beat_s = self._clock.monotonic_s()
-                yield event("heartbeat", {"timestamp": rfc3339(self._clock.now_s())})
+                yield event("heartbeat", {"timestamp": format_rfc3339(self._clock.now_s())})
             try:
                 await asyncio.wait_for(self._closed.wait(), self._every_s)
             except TimeoutError:

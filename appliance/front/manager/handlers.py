@@ -12,7 +12,7 @@ from typing import Any
 
 from appliance.base.clock import Clock
 from appliance.base.errors import Invalid, NoSuchModel
-from appliance.base.sse import SSE
+from appliance.base.sse import SSE_CONTENT_TYPE
 from appliance.front.manager.feeds import EVERY_S, SILENCE_S, StatusFeeds, event_of_error, loading
 from appliance.front.manager.objects import (
     health_of_models,
@@ -303,4 +303,6 @@ class ManagerHandlers:
 
 
 def _stream(pieces: AsyncIterator[bytes]) -> Response:
-    return Response(content_type=SSE, headers=SSE_HEADERS, pieces=pieces, on_error=event_of_error)
+    return Response(
+        content_type=SSE_CONTENT_TYPE, headers=SSE_HEADERS, pieces=pieces, on_error=event_of_error
+    )

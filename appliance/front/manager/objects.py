@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
-from appliance.base.clock import rfc3339
+from appliance.base.clock import format_rfc3339
 from appliance.models.status.objects import MEBIBYTE, at, gigabytes, megabytes
 from appliance.models.status.views import (
     RAM,
@@ -103,7 +103,7 @@ def vram_of_model(manager: ModelManagerApi, view: ModelView, now_s: float) -> di
         },
         "snapshots": [
             {
-                "timestamp": rfc3339(now_s),
+                "timestamp": format_rfc3339(now_s),
                 "vram_used_mb": megabytes(view.memory_bytes),
                 "status": _memory_word(view),
             }

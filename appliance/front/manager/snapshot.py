@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
-from appliance.base.clock import rfc3339
+from appliance.base.clock import format_rfc3339
 from appliance.front.manager.objects import gpus, memory_of, share
 from appliance.models.status.objects import megabytes
 from appliance.models.status.views import ModelManagerApi, ModelView, QueueView, RequestSample
@@ -20,7 +20,7 @@ def snapshot(manager: ModelManagerApi, now_s: float) -> dict[str, Any]:
     recent = _since(manager.telemetry(), now_s - MINUTE_S)
     queues = {queue.alias: queue for queue in manager.queues()}
     return {
-        "timestamp": rfc3339(now_s),
+        "timestamp": format_rfc3339(now_s),
         "server": _server(manager, now_s),
         "gpu": _gpu(manager),
         "models": [

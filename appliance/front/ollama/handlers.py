@@ -14,7 +14,7 @@ from typing import Any
 
 import structlog
 
-from appliance.base.clock import Clock, rfc3339
+from appliance.base.clock import Clock, format_rfc3339
 from appliance.base.errors import Invalid, NoSuchModel, Unsupported
 from appliance.engines.router import Router
 from appliance.engines.types import EngineReply, EngineRequest, ModelCard, Operation
@@ -125,7 +125,7 @@ class OllamaHandlers:
 
     async def ps(self, request: Request) -> Response:
         """GET /api/ps: the models that are loaded here; relayed ones are always ready, take no memory here and do not expire."""
-        far = rfc3339(self._clock.now_s() + FAR_S)
+        far = format_rfc3339(self._clock.now_s() + FAR_S)
         loaded = await self._local.loaded() if self._local else []
         relayed = [
             {**self._entry(card), "expires_at": far, "size_vram": 0}
@@ -147,7 +147,7 @@ class OllamaHandlers:
                 "template": "",
                 "details": _details(card),
                 "capabilities": self._capabilities(),
-                "modified_at": rfc3339(card.created_s),
+                "modified_at": format_rfc3339(card.created_s),
                 **self._remote(card),
                 "model_info": {
                     "general.architecture": _family(card),
@@ -281,7 +281,7 @@ class OllamaHandlers:
         took_s = await self._touch(card, stay_s)
         out = {
             "model": card.id,
-            "created_at": rfc3339(self._clock.now_s()),
+            "created_at": format_rfc3339(self._clock.now_s()),
             **empty,
             "done": True,
             "done_reason": "unload" if stay_s == 0 else "load",
@@ -414,7 +414,7 @@ class OllamaHandlers:
         """Give what /api/tags says of a model that is elsewhere."""
         return {
             **self._entry(card),
-            "modified_at": rfc3339(card.created_s),
+            "modified_at": format_rfc3339(card.created_s),
             "capabilities": self._capabilities(),
         }
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from appliance.base import jsons
-from appliance.base.clock import Clock, rfc3339
+from appliance.base.clock import Clock, format_rfc3339
 from appliance.base.errors import NoSuchModel
 from appliance.front.ollama.translate import NEVER_AFTER_S
 from appliance.models.status.views import ModelManagerApi, ModelView, RunnerView
@@ -51,7 +51,7 @@ class LocalModels:
             {
                 **_entry(view, known.get(view.alias)),
                 **_memory(view),
-                "expires_at": rfc3339(at_s),
+                "expires_at": format_rfc3339(at_s),
                 "context_length": _context(view),
             }
             for at_s, view in stays
@@ -129,7 +129,7 @@ def _facts(view: ModelView, details: ModelDetails | None) -> dict[str, Any]:
     """Give what /api/tags and /api/show share."""
     capabilities = list(details.capabilities) if details else ["completion"]
     return {
-        "modified_at": rfc3339(details.modified_s if details else view.updated_at_s),
+        "modified_at": format_rfc3339(details.modified_s if details else view.updated_at_s),
         "details": _details(details),
         "capabilities": capabilities,
     }

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from appliance.base import jsons
-from appliance.base.clock import rfc3339
+from appliance.base.clock import format_rfc3339
 from appliance.base.errors import UpstreamFailed
 
 DONE_REASONS = {
@@ -44,7 +44,7 @@ class ReplyFormat:
             said["thinking"] = thinking
         if calls:
             said["tool_calls"] = calls
-        out: dict[str, Any] = {"model": self.model, "created_at": rfc3339(at_s)}
+        out: dict[str, Any] = {"model": self.model, "created_at": format_rfc3339(at_s)}
         out |= {"message": said} if self.is_chat else said
         return out | ({"logprobs": logprobs} if logprobs else {})
 
@@ -162,7 +162,7 @@ def _arguments(text: Any) -> dict[str, Any]:
         return text
     try:
         value = jsons.loads(text) if text else {}
-    except jsons.BadJson:
+    except jsons.InvalidJson:
         value = None
     return value if isinstance(value, dict) else {BROKEN_ARGUMENTS: text}
 

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from appliance.base.errors import Invalid, NoSuchModel
-from appliance.base.sse import SSE
+from appliance.base.sse import SSE_CONTENT_TYPE
 from appliance.engines.router import Router
 from appliance.engines.types import EngineReply, EngineRequest, ModelCard, Operation
 from appliance.front.pipeline.body import OPENAI_TYPES, check_messages, check_types, read_object
@@ -20,7 +20,7 @@ from appliance.models.status.views import ModelManagerApi
 SSE_HEADERS = [("Cache-Control", "no-cache"), ("X-Accel-Buffering", "no")]
 HEARTBEAT = b": heartbeat\n\n"
 STREAM = Response(
-    content_type=SSE,
+    content_type=SSE_CONTENT_TYPE,
     headers=SSE_HEADERS,
     on_error=partial(error_event, dialect="openai"),
     heartbeat=HEARTBEAT,

@@ -9,7 +9,7 @@ from typing import Any
 from appliance.base import jsons
 from appliance.base.clock import Clock
 from appliance.base.errors import ApplianceError, NotFound
-from appliance.base.sse import SSE
+from appliance.base.sse import SSE_CONTENT_TYPE
 from appliance.engines.router import Router
 from appliance.engines.types import EngineReply, EngineRequest, Operation
 from appliance.front.openai import responses_translate as translate
@@ -71,7 +71,10 @@ class ResponsesHandlers:
         if is_stream:
             stream = _Stream(shell, self._clock)
             form = Response(
-                content_type=SSE, headers=list(SSE_HEADERS), on_error=stream.failed, heartbeat=HEARTBEAT
+                content_type=SSE_CONTENT_TYPE,
+                headers=list(SSE_HEADERS),
+                on_error=stream.failed,
+                heartbeat=HEARTBEAT,
             )
             return await respond_or_heartbeat(
                 self._stream(engine_request, stream, form),

@@ -17,7 +17,7 @@ from aiohttp import web
 
 from appliance.base import jsons
 from appliance.base.errors import ApplianceError, Invalid, NotFound, TimedOut, Unavailable, UpstreamFailed
-from appliance.base.http import HttpClient, pieces_of
+from appliance.base.http import HttpClient, iter_body
 from appliance.base.wire.types import UpstreamTimeout, WireError
 from appliance.engines.receipts import attempt_rows
 from appliance.engines.router import Router
@@ -303,7 +303,7 @@ class Passthrough:
             sent.method,
             slot.url.rstrip("/") + sent.target,
             ssl_context=slot.ssl,
-            may_keep=sent.is_repeatable,
+            is_repeatable=sent.is_repeatable,
             headers=request_fields(
                 sent.fields,
                 peer=call.peer,
@@ -321,7 +321,7 @@ class Passthrough:
         """Keep an error answer; None where it is too large or does not come."""
         body = b""
         try:
-            async for piece in pieces_of(far, idle_s=2.0):
+            async for piece in iter_body(far, idle_s=2.0):
                 body += piece
                 if len(body) > KEPT_BYTES:
                     return None
@@ -367,7 +367,7 @@ class Passthrough:
         await response.prepare(request)
         self._desk.mark_first_byte(call)
         try:
-            async for piece in pieces_of(far, idle_s=self.router.settings.upstream_idle_timeout_s):
+            async for piece in iter_body(far, idle_s=self.router.settings.upstream_idle_timeout_s):
                 async with asyncio.timeout(self._desk.settings.write_timeout_s):
                     await response.write(piece)
                 sent += len(piece)
@@ -435,7 +435,7 @@ def model_of(body: bytes | None, target: str) -> str:
     if body and body.lstrip()[:1] == b"{":
         try:
             value = jsons.loads(body)
-        except jsons.BadJson:
+        except jsons.InvalidJson:
             value = None
         model = value.get("model") if isinstance(value, dict) else None
         if isinstance(model, str):

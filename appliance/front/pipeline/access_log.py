@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TextIO
 
 from appliance.base import jsons
-from appliance.base.clock import Clock, rfc3339
+from appliance.base.clock import Clock, format_rfc3339
 from appliance.base.logs import SECRETS
 from appliance.engines.receipts import Receipt
 
@@ -49,7 +49,7 @@ class AccessLog:
         error = SECRETS.blank(receipt.error) if receipt.error else ""
         if self._is_console:
             line = (
-                f"{rfc3339(now_s, fraction_digits=3)} {peer} {method} {path} {receipt.status} {receipt.total_ms:.1f}ms"
+                f"{format_rfc3339(now_s, fraction_digits=3)} {peer} {method} {path} {receipt.status} {receipt.total_ms:.1f}ms"
                 f" model={model or '-'} backend={receipt.backend or '-'} {error}"
             ).rstrip()
         else:
@@ -88,7 +88,7 @@ class AccessLog:
         """Give the time with milliseconds; the date is rendered once a second, not once a line."""
         second = int(now_s)
         if self._at[0] != second:
-            self._at = (second, rfc3339(second, fraction_digits=3)[:-4])
+            self._at = (second, format_rfc3339(second, fraction_digits=3)[:-4])
         return f"{self._at[1]}{int(now_s % 1 * 1000):03d}Z"
 
     def flush(self) -> None:

@@ -51,7 +51,7 @@ def read_object(body: bytes) -> dict[str, Any]:
         raise Invalid("The request has no body; send a JSON object.", code="missing_body")
     try:
         value = jsons.loads(body)
-    except jsons.BadJson as exc:
+    except jsons.InvalidJson as exc:
         raise Invalid(f"The body is no valid JSON: {exc}.", code="invalid_json") from None
     if not isinstance(value, dict):
         raise Invalid(f"The body must be a JSON object, not {json_type_of(value)}.", code="invalid_json")

@@ -19,7 +19,6 @@ HTTP_STATUS = {
     Kind.TIMEOUT: 504,
     Kind.UNAVAILABLE: 503,
     Kind.UPSTREAM: 502,
-    Kind.CANCELLED: 499,
     Kind.INTERNAL: 500,
 }
 
@@ -36,7 +35,6 @@ OPENAI_TYPE = {
     Kind.TIMEOUT: "timeout_error",
     Kind.UNAVAILABLE: "service_unavailable_error",
     Kind.UPSTREAM: "upstream_error",
-    Kind.CANCELLED: "cancelled",
     Kind.INTERNAL: "server_error",
 }
 

@@ -14,7 +14,7 @@ def parse_reply(reply: EngineReply) -> dict[str, Any]:
     """
     try:
         value = jsons.loads(reply.body or b"")
-    except jsons.BadJson as exc:
+    except jsons.InvalidJson as exc:
         raise UpstreamFailed(f"The engine's answer is no JSON: {exc}.", code="upstream_rubbish") from None
     if not isinstance(value, dict):
         raise UpstreamFailed("The engine's answer is no JSON object.", code="upstream_rubbish")
@@ -25,7 +25,7 @@ def parse_error_reply(status: int, body: bytes) -> ApplianceError:
     """Turn an error answer into an error with the same status and sentence."""
     try:
         value = jsons.loads(body)
-    except jsons.BadJson:
+    except jsons.InvalidJson:
         value = None
     error = value.get("error") if isinstance(value, dict) else None
     message = error.get("message") if isinstance(error, dict) else error

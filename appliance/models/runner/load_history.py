@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from appliance.base import jsons
-from appliance.base.files import OPEN_MODE, put
+from appliance.base.files import DEFAULT_MODE, write_atomic
 from appliance.base.logs import get_logger
 
 log = get_logger("models")
@@ -57,7 +57,7 @@ class LoadHistory:
             for key, one in list(self._lessons.items())[-MOST_KEPT:]
         }
         try:
-            put(self._path, jsons.dumps(rows), mode=OPEN_MODE, is_synced=False)
+            write_atomic(self._path, jsons.dumps(rows), mode=DEFAULT_MODE, is_synced=False)
         except OSError as exc:
             log.warning("lessons_not_written", path=str(self._path), reason=str(exc))
 

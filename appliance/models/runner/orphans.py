@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from appliance.base import jsons
-from appliance.base.files import OPEN_MODE, put
+from appliance.base.files import DEFAULT_MODE, write_atomic
 from appliance.base.logs import get_logger
 from appliance.host.boot import boot_id
 
@@ -39,7 +39,7 @@ class Records:
             "owner_ticks": started_ticks(os.getpid()),
         }
         try:
-            put(self._folder / f"{pid}.json", jsons.dumps(value), mode=OPEN_MODE, is_synced=False)
+            write_atomic(self._folder / f"{pid}.json", jsons.dumps(value), mode=DEFAULT_MODE, is_synced=False)
         except OSError as exc:
             log.warning("record_not_written", pid=pid, reason=str(exc))
 

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from appliance.base import jsons
-from appliance.base.files import OPEN_MODE, put
+from appliance.base.files import DEFAULT_MODE, write_atomic
 from appliance.base.logs import get_logger
 from appliance.base.tasks import Tasks
 from appliance.models.status.objects import as_file
@@ -57,7 +57,7 @@ class StatusFile:
         if text == self._written:  # asked here and not before: a write may still have been on its way then
             return
         try:
-            put(self.path, text, mode=OPEN_MODE)
+            write_atomic(self.path, text, mode=DEFAULT_MODE)
         except OSError as exc:
             if not self._has_warned:
                 log.warning(

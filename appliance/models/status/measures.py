@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import Any
 
-from appliance.base.clock import rfc3339
+from appliance.base.clock import format_rfc3339
 from appliance.base.metrics.models import RouterMetrics
 from appliance.models.status.views import (
     KEPT_SAMPLES,
@@ -135,11 +135,11 @@ def report(manager: ModelManagerApi, now_s: float) -> dict[str, Any]:
     ]
     return {
         "report_type": "5_minute_aggregation",
-        "generated_at": rfc3339(now_s),
+        "generated_at": format_rfc3339(now_s),
         "window_s": WINDOW_S,
         "window": {
-            "start": rfc3339(now_s - WINDOW_S),
-            "end": rfc3339(now_s),
+            "start": format_rfc3339(now_s - WINDOW_S),
+            "end": format_rfc3339(now_s),
             "duration_seconds": round(WINDOW_S),
         },
         "covered_s": round(covered_s, 1),

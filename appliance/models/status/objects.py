@@ -7,7 +7,7 @@ Source: system D, `/v1/models/status` and `model_status.json`.
 from collections import Counter
 from typing import Any
 
-from appliance.base.clock import rfc3339
+from appliance.base.clock import format_rfc3339
 from appliance.models.status.views import ModelManagerApi, ModelView, QueueView
 
 MEBIBYTE = 1 << 20
@@ -35,8 +35,8 @@ def as_server(manager: ModelManagerApi) -> dict[str, Any]:
     """Give `{status, started_at, updated_at}`."""
     return {
         "status": manager.server_status,
-        "started_at": rfc3339(manager.server_started_at_s),
-        "updated_at": rfc3339(manager.server_updated_at_s),
+        "started_at": format_rfc3339(manager.server_started_at_s),
+        "updated_at": format_rfc3339(manager.server_updated_at_s),
     }
 
 
@@ -68,7 +68,7 @@ def as_model(view: ModelView, queue: QueueView | None = None) -> dict[str, Any]:
 
 def before_manager(started_at_s: float) -> dict[str, Any]:
     """Give the status while the table is not read yet: the server is initializing, and there are no models."""
-    began = rfc3339(started_at_s)
+    began = format_rfc3339(started_at_s)
     return {
         "server": {"status": "initializing", "started_at": began, "updated_at": began},
         "models": {},
@@ -91,4 +91,4 @@ def gigabytes(size_bytes: float) -> float:
 
 def at(at_s: float | None) -> str | None:
     """Give a time, null for none."""
-    return rfc3339(at_s) if at_s else None
+    return format_rfc3339(at_s) if at_s else None

@@ -424,7 +424,7 @@ def _read_file(path: Path | None) -> tuple[Table, list[Problem]]:
         value: Any = jsons.loads(path.read_bytes())
     except OSError as exc:
         return Table(), [_problem(path, "", f"It cannot be read: {exc.strerror or exc}.")]
-    except jsons.BadJson as exc:
+    except jsons.InvalidJson as exc:
         return Table(), [_problem(path, "", f"It is no JSON: {exc}.")]
     if not isinstance(value, dict):
         return Table(), [_problem(path, "", "It must hold one JSON object.")]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from appliance.base import jsons
-from appliance.base.files import OPEN_MODE, put
+from appliance.base.files import DEFAULT_MODE, write_atomic
 from appliance.base.logs import get_logger
 from appliance.base.tasks import Tasks
 
@@ -88,7 +88,7 @@ class DigestCache:
         """Read what is kept; a file that is damaged is as good as none, for all in it can be reckoned anew."""
         try:
             value: Any = jsons.loads(self._path.read_bytes()) if self._path else {}
-        except (OSError, jsons.BadJson):
+        except (OSError, jsons.InvalidJson):
             return {}
         rows = value.items() if isinstance(value, dict) else ()
         return {
@@ -104,7 +104,7 @@ class DigestCache:
         kept = {path: row for path, row in kept.items() if os.path.exists(path)}
         if self._path is not None:
             try:
-                put(self._path, jsons.dumps(kept), mode=OPEN_MODE, is_synced=False)
+                write_atomic(self._path, jsons.dumps(kept), mode=DEFAULT_MODE, is_synced=False)
             except OSError as exc:
                 log.warning("digests_not_kept", path=str(self._path), reason=exc.strerror or str(exc))
         return kept

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from appliance.base import jsons
-from appliance.base.files import put
+from appliance.base.files import write_atomic
 
 INDEX = "pulled.json"
 
@@ -38,7 +38,7 @@ def read_pulled(home: Path) -> tuple[list[PulledModel], str]:
         return [], ""
     except OSError as exc:
         return [], f"{INDEX} cannot be read: {exc.strerror or exc}. Pulled models are missing until it can."
-    except (jsons.BadJson, KeyError, TypeError, AttributeError, ValueError):
+    except (jsons.InvalidJson, KeyError, TypeError, AttributeError, ValueError):
         return [], f"{INDEX} is spoilt. Remove it, and pull the models again; what was fetched is used."
     return [one for one in found if one is not None], ""
 
@@ -78,7 +78,7 @@ def _change(home: Path, change: Callable[[dict[str, PulledModel]], Any]) -> None
     def inside(path: Path | None) -> str | None:
         return path.relative_to(home).as_posix() if path else None
 
-    put(
+    write_atomic(
         home / INDEX,
         jsons.dumps(
             {
