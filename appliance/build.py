@@ -11,7 +11,7 @@ from appliance.base.metrics.registry import Metrics
 from appliance.base.proxies import Proxies
 from appliance.base.tasks import Tasks
 from appliance.base.wire.pool import ConnectionPool
-from appliance.base.wire.types import PoolLimits
+from appliance.base.wire.types import PoolLimits, Timeouts
 from appliance.downloads.contract import Downloader
 from appliance.downloads.engine import DownloadEngine
 from appliance.downloads.jobs import DownloadJobs
@@ -231,10 +231,7 @@ def manager_wire(system: System) -> ConnectionPool:
     """Give the pool of connections to llama-servers of ours, as large as the table says."""
     return ConnectionPool(
         PoolLimits(
-            connect_s=2.0,
-            first_byte_s=None,
-            idle_s=None,
-            total_s=None,
+            Timeouts(connect_s=2.0, first_byte_s=None, idle_s=None),
             max_connections=system.http_max_connections,
             max_idle_per_origin=system.http_max_keepalive,
         )

@@ -20,7 +20,7 @@ from appliance.base.logs import get_logger
 from appliance.base.metrics.registry import Metrics
 from appliance.base.tasks import Tasks
 from appliance.base.wire.pool import ConnectionPool
-from appliance.base.wire.types import PoolLimits
+from appliance.base.wire.types import PoolLimits, Timeouts
 from appliance.engines.aliases import Names
 from appliance.engines.backends.contract import Backend
 from appliance.engines.backends.demo import DemoBackend
@@ -329,10 +329,11 @@ class Fleet:
         if self._wire is None:
             self._wire = ConnectionPool(
                 PoolLimits(
-                    connect_s=settings.upstream_connect_timeout_s,
-                    first_byte_s=settings.upstream_first_byte_timeout_s,
-                    idle_s=settings.upstream_idle_timeout_s,
-                    total_s=None,
+                    Timeouts(
+                        connect_s=settings.upstream_connect_timeout_s,
+                        first_byte_s=settings.upstream_first_byte_timeout_s,
+                        idle_s=settings.upstream_idle_timeout_s,
+                    ),
                     max_connections=settings.upstream_max_connections,
                 )
             )
@@ -393,10 +394,11 @@ class Fleet:
         if settings.novita_api_key.get_secret_value():
             wire = ConnectionPool(
                 PoolLimits(
-                    connect_s=settings.upstream_connect_timeout_s,
-                    first_byte_s=settings.upstream_first_byte_timeout_s,
-                    idle_s=settings.upstream_idle_timeout_s,
-                    total_s=None,
+                    Timeouts(
+                        connect_s=settings.upstream_connect_timeout_s,
+                        first_byte_s=settings.upstream_first_byte_timeout_s,
+                        idle_s=settings.upstream_idle_timeout_s,
+                    ),
                     max_connections=settings.upstream_max_connections,
                 )
             )

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import trustme
 
-from appliance.base.wire.dial import Dialer, interleaved
+from appliance.base.wire.dial import Dialer, interleave
 from appliance.base.wire.pool import ConnectionPool
 from appliance.base.wire.response import UpstreamResponse
 from appliance.base.wire.types import (
@@ -20,6 +20,7 @@ from appliance.base.wire.types import (
     PoolLimits,
     StaleConnection,
     Target,
+    Timeouts,
     Unreachable,
     UpstreamTimeout,
 )
@@ -27,7 +28,8 @@ from tests.fakes.raw_server import OK, Peer, RawServer, answering, once
 from tests.journeys.running import until
 
 CHUNKED_HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
-LIMITS = PoolLimits(connect_s=2, first_byte_s=5, idle_s=5, max_connections=3)
+TIMES = Timeouts(connect_s=2, first_byte_s=5, idle_s=5)
+LIMITS = PoolLimits(TIMES, max_connections=3)
 
 
 @pytest.fixture
@@ -154,7 +156,9 @@ async def test_a_server_that_takes_no_more_of_a_request_is_given_up() -> None:
 
     async with ConnectionPool(LIMITS) as wire, RawServer(script) as server:
         with pytest.raises(UpstreamTimeout) as caught:
-            await wire.send(Target.parse(server.address), body=bytes(50_000_000), idle_s=0.2)
+            await wire.send(
+                Target.parse(server.address), body=bytes(50_000_000), timeouts=TIMES._replace(idle_s=0.2)
+            )
         assert (caught.value.phase, caught.value.was_sent, caught.value.has_begun) == (
             "first_byte",
             True,
@@ -188,11 +192,11 @@ async def test_a_whole_that_keeps_flowing_is_not_idle(wire: ConnectionPool) -> N
             peer.say(b"x")
 
     async with RawServer(script) as server:
-        assert await whole(wire, server, idle_s=0.5) == b"x" * 8  # 1.2 s in all
+        assert await whole(wire, server, timeouts=TIMES._replace(idle_s=0.5)) == b"x" * 8  # 1.2 s in all
 
 
 @pytest.mark.parametrize(
-    ("answer", "patience", "phase", "has_begun"),
+    ("answer", "limits", "phase", "has_begun"),
     [
         (b"", {"first_byte_s": 0.1}, "first_byte", False),
         (OK[:20], {"first_byte_s": 0.1}, "first_byte", False),
@@ -204,13 +208,13 @@ async def test_a_whole_that_keeps_flowing_is_not_idle(wire: ConnectionPool) -> N
 async def test_each_patience_has_its_own_error(
     wire: ConnectionPool,
     answer: bytes,
-    patience: dict[str, float],
+    limits: dict[str, float],
     phase: str,
     has_begun: bool,
 ) -> None:
     async with RawServer(once(answer)) as server:
         with pytest.raises(UpstreamTimeout) as caught:
-            await whole(wire, server, **patience)
+            await whole(wire, server, timeouts=TIMES._replace(**limits))
         assert (caught.value.phase, caught.value.was_sent, caught.value.has_begun) == (phase, True, has_begun)
         assert await until(lambda: server.left == 1)
         assert counts(wire) == (0, 0, 0, 0)
@@ -395,12 +399,43 @@ async def test_cancelling_while_connecting_gives_the_place_back() -> None:
 
 
 async def test_a_tls_handshake_has_a_limit() -> None:
-    async with RawServer(once(b"")) as server, ConnectionPool(PoolLimits(connect_s=0.2)) as wire:
+    async with RawServer(once(b"")) as server, ConnectionPool(PoolLimits(Timeouts(connect_s=0.2))) as wire:
         with pytest.raises(UpstreamTimeout) as caught:
             await wire.send(Target.parse(f"https://127.0.0.1:{server.port}"))
         assert (caught.value.phase, caught.value.was_sent) == ("connect", False)
         assert counts(wire) == (0, 0, 0, 0)
         assert await until(lambda: server.left == 1)
+
+
+async def test_loading_the_ca_bundle_is_no_part_of_the_handshake_limit(
+    monkeypatch: pytest.MonkeyPatch, authority: trustme.CA
+) -> None:
+    loads, trust = [], trusting(authority)
+
+    def slow_context() -> ssl.SSLContext:
+        loads.append(time.sleep(0.5))  # longer than the limit
+        return trust
+
+    monkeypatch.setattr("appliance.base.wire.dial.ssl.create_default_context", slow_context)
+    async with (
+        RawServer(answering(OK), tls=serving(authority)) as server,
+        ConnectionPool(PoolLimits(Timeouts(connect_s=0.4))) as wire,
+    ):
+        assert await asyncio.gather(whole(wire, server), whole(wire, server)) == [b"hello"] * 2
+        assert len(loads) == 1  # two first requests share one load
+
+
+async def test_ca_certificates_that_cannot_be_read_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> ssl.SSLContext:
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setattr("appliance.base.wire.dial.ssl.create_default_context", missing)
+    async with ConnectionPool(LIMITS) as wire:
+        for _ in range(2):
+            with pytest.raises(Unreachable, match="CA certificates cannot be read: No such file") as caught:
+                await wire.send(Target.parse("https://127.0.0.1:9"))
+            assert (caught.value.phase, caught.value.was_sent) == ("tls", False)
+        assert counts(wire) == (0, 0, 0, 0)
 
 
 async def test_the_next_address_is_tried_after_a_refusal_and_beside_a_silent_one() -> None:
@@ -451,7 +486,7 @@ async def test_a_name_whose_address_failed_is_looked_up_anew() -> None:
     ],
 )
 def test_families_take_turns(found: list[str], ordered: list[str]) -> None:
-    assert interleaved(found) == ordered
+    assert interleave(found) == ordered
 
 
 @pytest.fixture(scope="module")
@@ -479,7 +514,7 @@ async def test_tls_is_verified(authority: trustme.CA, name: str, trusted: bool, 
     context = trusting(authority) if trusted else ssl.create_default_context()
     async with (
         RawServer(answering(OK), tls=serving(authority, name)) as server,
-        ConnectionPool(PoolLimits(connect_s=5), ssl_context=context) as wire,
+        ConnectionPool(PoolLimits(Timeouts(connect_s=5)), ssl_context=context) as wire,
     ):
         if is_fine:
             assert [await whole(wire, server) for _ in range(2)] == [b"hello"] * 2
@@ -508,7 +543,7 @@ async def test_what_speaks_no_tls_is_said_to(wire: ConnectionPool) -> None:
 async def test_a_connection_is_shared_within_one_tls_context_only(authority: trustme.CA) -> None:
     async with (
         RawServer(answering(OK), tls=serving(authority)) as server,
-        ConnectionPool(PoolLimits(connect_s=5)) as wire,
+        ConnectionPool(PoolLimits(Timeouts(connect_s=5))) as wire,
     ):
         trust = trusting(authority)
         one, same, other, strict = (
@@ -613,9 +648,19 @@ async def test_standing_in_line_has_a_limit_of_its_own() -> None:
         with pytest.raises(PoolFull) as caught:
             await ask(wire, server)
         assert (caught.value.phase, caught.value.was_sent) == ("pool", False)
-        with pytest.raises(UpstreamTimeout) as timeout:
-            await ask(wire, server, pool_s=5, total_s=0.1)
-        assert (timeout.value.phase, timeout.value.was_sent) == ("total", False)
+        assert counts(wire) == (1, 0, 1, 0)
+        holder.cancel()
+        await failure(holder)
+
+
+async def test_queueing_counts_to_the_total_time() -> None:
+    limits = PoolLimits(max_connections=1, pool_s=5)
+    async with RawServer(once(b"")) as server, ConnectionPool(limits) as wire:
+        holder = start(whole(wire, server))
+        assert await until(lambda: bool(server.requests))
+        with pytest.raises(UpstreamTimeout, match="no upstream connection became free") as caught:
+            await ask(wire, server, timeouts=Timeouts(total_s=0.1))
+        assert (caught.value.phase, caught.value.was_sent) == ("total", False)
         assert counts(wire) == (1, 0, 1, 0)
         holder.cancel()
         await failure(holder)
@@ -810,7 +855,7 @@ def test_addresses_are_read(
 ) -> None:
     target = Target.parse(address)
     assert (target.origin, target.origin_url, target.prefix) == (origin, url, prefix)
-    assert b"Host: " + host + b"\r\n" in target.constant
+    assert b"Host: " + host + b"\r\n" in target.header_lines
 
 
 @pytest.mark.parametrize(
@@ -833,8 +878,8 @@ def test_a_header_cannot_smuggle_another(headers: dict[str, str]) -> None:
 
 
 def test_a_header_of_ours_takes_the_place_of_the_usual_one() -> None:
-    constant = Target.parse("http://x", headers={"accept": "text/event-stream", "HOST": "y"}).constant
-    assert constant == b"HOST: y\r\naccept: text/event-stream\r\nAccept-Encoding: identity\r\n"
+    lines = Target.parse("http://x", headers={"accept": "text/event-stream", "HOST": "y"}).header_lines
+    assert lines == b"HOST: y\r\naccept: text/event-stream\r\nAccept-Encoding: identity\r\n"
 
 
 def test_a_target_does_not_show_its_key() -> None:

@@ -145,7 +145,7 @@ async def test_any_body_cut_into_any_pieces_comes_through(seed: int) -> None:
         cut = chance.choice([1, 3, 100, 5000, 262_144])
         exchange.feed(text[:cut])
         text = text[cut:]
-        if exchange.answer.pieces and chance.random() < 0.5:
+        if exchange.answer.chunks and chance.random() < 0.5:
             found += await exchange.response.next_chunk() or b""
     assert found + await exchange.response.read() == b"".join(chunks)
     assert exchange.is_kept
@@ -461,13 +461,13 @@ async def test_a_reader_that_wakes_late_leaves_the_next_exchange_alone() -> None
 
 async def test_pieces_that_arrived_together_are_given_together() -> None:
     exchange = Exchange().feed(CHUNKED_HEAD + b"3\r\nhel\r\n", b"2\r\nlo\r\n")
-    pieces = [piece async for piece in exchange.feed(b"0\r\n\r\n").response.pieces()]
+    pieces = [piece async for piece in exchange.feed(b"0\r\n\r\n").response.chunks()]
     assert pieces == [b"hello"]
 
 
 async def test_leaving_the_pieces_closes_the_connection() -> None:
     exchange = Exchange().feed(CHUNKED_HEAD + b"3\r\nhel\r\n")
-    pieces = exchange.response.pieces()
+    pieces = exchange.response.chunks()
     assert await anext(pieces) == b"hel"
     await pieces.aclose()  # type: ignore[attr-defined]
     assert exchange.transport.is_aborted

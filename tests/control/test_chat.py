@@ -12,7 +12,7 @@ from appliance.base import jsons
 from appliance.base.errors import Exhausted, Invalid, UpstreamFailed
 from appliance.base.metrics.registry import Metrics
 from appliance.base.wire.pool import ConnectionPool
-from appliance.base.wire.types import PoolLimits
+from appliance.base.wire.types import PoolLimits, Timeouts
 from appliance.control.chat import deltas_of, engine_request
 from appliance.control.v1 import control_pb2 as pb
 from appliance.engines.backends.hosted import HostedBackend
@@ -144,9 +144,7 @@ async def test_a_cancelled_call_closes_the_connection_to_the_hosted_api(tmp_path
         settings = EngineSettings.from_env(
             {"NOVITA_API_KEY": "sk_not_a_real_key", "NOVITA_OPENAI_ENDPOINTS": f"http://127.0.0.1:{port}/v1"}
         )
-        wire = ConnectionPool(
-            PoolLimits(connect_s=5, first_byte_s=5, idle_s=60, total_s=None, max_connections=4)
-        )
+        wire = ConnectionPool(PoolLimits(Timeouts(connect_s=5, first_byte_s=5, idle_s=60), max_connections=4))
         house.backend = HostedBackend(settings, wire=wire, clock=house.clock, metrics=Metrics())  # type: ignore[assignment]
         async with opened(tmp_path, house) as door:
             call = door.stub.Chat(pb.ChatRequest(messages=HELLO, stream=True))

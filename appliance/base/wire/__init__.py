@@ -1,1 +1,9 @@
-"""The pool of upstream connections of the hot path."""
+"""The pool of upstream connections of the hot path: HTTP/1.1 on asyncio protocols, parsed by httptools.
+
+Modules:
+    connection: one connection and its protocol; bytes in, a `PendingResponse` filled.
+    dial: opens a connection: name resolution, TCP, TLS.
+    pool: the pool; limits, queue, idle connections, time-outs.
+    response: what a caller holds of a response: read it whole, in chunks, or drop it.
+    types: limits, time-outs, targets and errors.
+"""

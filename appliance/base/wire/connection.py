@@ -1,6 +1,6 @@
-"""One upstream connection: bytes in, `Answer` filled. Used by `wire.Wire` alone; callers hold a `Response`.
+"""One upstream connection: bytes in, a `PendingResponse` filled. Used by `ConnectionPool` alone.
 
-An answer that has arrived to its end gives its connection back at once, also before anybody has read it.
+A response that has arrived completely returns its connection to the pool at once, even before it is read.
 """
 
 import asyncio
@@ -12,58 +12,63 @@ import httptools
 
 from appliance.base.wire.types import BrokenResponse, PoolKey, StaleConnection, UpstreamTimeout, WireError
 
-UNREAD_BYTES = 256 * 1024  # more than this waiting for the reader, and the socket is not read on
+UNREAD_BYTES = 256 * 1024  # with more than this waiting for the reader, the socket is paused
 SLICE_BYTES = 128 * 1024  # a larger request is written in slices, as the server takes them
 READABLE = select.POLLIN | select.POLLPRI | select.POLLHUP | select.POLLERR
 
 TOO_SLOW = {
-    "first_byte": "sent no answer",
-    "idle": "fell silent in its answer",
-    "upload": "took no more of the request",
+    "first_byte": "sent no response head",
+    "idle": "sent nothing more of its response",
+    "upload": "did not read the request body",
 }
 
 
 class ConnectionOwner(Protocol):
-    """What a connection tells its pool."""
+    """What a connection needs of its pool."""
 
-    def release(self, connection: "Connection") -> None: ...
-    def forget(self, connection: "Connection") -> None: ...
+    def release(self, connection: "Connection") -> None:
+        """Take back a connection whose response is complete."""
+
+    def forget(self, connection: "Connection") -> None:
+        """Stop counting a connection that is closed."""
 
 
 class PendingResponse:
-    """What has arrived of one answer; outlives the connection's part in it, and is never used for another."""
+    """What has arrived of one response so far; outlives its time on the connection, and is never reused."""
 
     __slots__ = (
+        "chunks",
         "connection",
         "error",
         "fields",
         "is_complete",
-        "max_bytes",
-        "pieces",
-        "size",
+        "max_body_bytes",
         "status",
+        "unread_bytes",
         "waiter",
-        "wants_all",
+        "wants_whole",
     )
 
-    def __init__(self, connection: "Connection", max_bytes: int) -> None:
-        self.connection: Connection | None = connection  # None: it has ended, one way or the other
-        self.max_bytes = max_bytes  # of the body, where it is read whole
+    def __init__(self, connection: "Connection", max_body_bytes: int) -> None:
+        self.connection: Connection | None = connection  # None: it has ended, in one way or another
+        self.max_body_bytes = max_body_bytes  # of the body, where it is read whole
         self.status = 0  # 0: the head is not complete
         self.fields: list[tuple[bytes, bytes]] = []
-        self.pieces: list[bytes] = []  # unread
-        self.size = 0  # bytes in `pieces`
+        self.chunks: list[bytes] = []  # unread
+        self.unread_bytes = 0  # bytes in `chunks`
         self.is_complete = False
-        self.wants_all = False  # the reader wants no pieces, only the whole
+        self.wants_whole = False  # the reader wants the whole body, not chunks
         self.error: WireError | None = None
         self.waiter: asyncio.Future[None] | None = None
 
     def too_large(self) -> BrokenResponse:
+        """Return the error of a body that is too long to be read whole."""
         return BrokenResponse(
-            f"the answer is larger than {self.max_bytes} bytes", phase="broken", has_begun=True
+            f"the response is larger than {self.max_body_bytes} bytes", phase="broken", has_begun=True
         )
 
     def wake(self) -> None:
+        """Wake the reader, if one waits."""
         waiter = self.waiter
         if waiter is not None:
             self.waiter = None
@@ -82,10 +87,17 @@ class PendingResponse:
 
 
 class Connection(asyncio.Protocol):
-    """Carries one exchange at a time."""
+    """Carries one request and its response at a time.
+
+    Args:
+        owner: The pool.
+        key: What it was opened for.
+        loop: The running loop.
+        max_head_bytes: Longest response head.
+        max_body_bytes: Longest body of a response that is read whole.
+    """
 
     __slots__ = (
-        "_answer",
         "_ends_s",
         "_fd",
         "_idle_s",
@@ -104,6 +116,7 @@ class Connection(asyncio.Protocol):
         "_parser",
         "_phase",
         "_refusal",
+        "_response",
         "_transport",
         "deadline_s",
         "idle_since_s",
@@ -132,7 +145,7 @@ class Connection(asyncio.Protocol):
         self._max_body_bytes = max_body_bytes
         self._transport: Any = None
         self._fd = -1
-        self._answer: PendingResponse | None = None
+        self._response: PendingResponse | None = None
         self._parser: Any = None
         self._is_lost = self._is_paused = self._is_full = self._is_last = self._is_uploading = False
 
@@ -140,22 +153,33 @@ class Connection(asyncio.Protocol):
 
     @property
     def awaits_head(self) -> bool:
-        """Whether a request is out of whose answer nothing usable has arrived."""
-        return self._answer is not None and not self._answer.status
+        """Whether a request was sent whose response head has not arrived."""
+        return self._response is not None and not self._response.status
 
     def is_usable(self, *, look: bool) -> bool:
-        """Say whether a request can go out on it. `look`: ask the kernel too, for an end that the loop has not seen yet."""
+        """Say whether a request can be sent on it.
+
+        Args:
+            look: Ask the kernel too, for a close that the loop has not seen yet.
+        """
         if self._is_lost or self._transport.is_closing():
             return False
         if look and self._fd >= 0:
             poll = select.poll()
             poll.register(self._fd, READABLE)
-            return not poll.poll(0)  # nothing may come in while no request is out
+            return not poll.poll(0)  # nothing may arrive while no request is under way
         return True
 
     def start(self, message: bytes, *, is_head: bool, idle_s: float | None, ends_s: float) -> PendingResponse:
-        """Write a request, or the first part of one, and give the answer that is to come."""
-        self._answer = answer = PendingResponse(self, self._max_body_bytes)
+        """Write a request, or the first part of one, and return its pending response.
+
+        Args:
+            message: Head and body, or the head alone if `upload` writes the body.
+            is_head: The method is HEAD: the response has no body, whatever its head says.
+            idle_s: Longest silence in seconds; None = no limit.
+            ends_s: When the whole request is out of time, in the loop's time.
+        """
+        self._response = response = PendingResponse(self, self._max_body_bytes)
         self.is_fresh = False
         self._is_head = is_head
         self._idle_s = inf if idle_s is None else idle_s
@@ -165,233 +189,249 @@ class Connection(asyncio.Protocol):
         self._refusal = ""
         self._parser = httptools.HttpResponseParser(self)
         self._transport.write(message)
-        return answer
+        return response
 
-    async def upload(self, answer: PendingResponse, body: bytes) -> None:
-        """Write the rest of a large request slice by slice; stop when the server answers before its end."""
+    async def upload(self, response: PendingResponse, body: bytes) -> None:
+        """Write a large body slice by slice; stop when the server responds before its end."""
         self._is_uploading = True
         rest = memoryview(body)
-        while rest and not answer.status and answer.error is None:
+        while rest and not response.status and response.error is None:
             if self._is_full:
-                await self.wait(answer, "upload", self._idle_s)
+                await self.wait(response, "upload", self._idle_s)
             else:
                 self._transport.write(rest[:SLICE_BYTES])
                 rest = rest[SLICE_BYTES:]
         if rest:
-            self._is_last = True  # the server would take the next request for the rest of this one
+            self._is_last = True  # the server would read the next request as the rest of this body
         else:
             self._is_uploading = False
 
-    def wait(self, answer: PendingResponse, phase: str, limit_s: float) -> asyncio.Future[None]:
-        """Set the deadline of the next thing to come and give a future for it."""
-        assert answer.waiter is None, "two readers of one answer"
+    def wait(self, response: PendingResponse, phase: str, limit_s: float) -> asyncio.Future[None]:
+        """Set the deadline of the next event and return a future for it.
+
+        Args:
+            response: The response that is waited for.
+            phase: `first_byte`, `idle` or `upload`, for the error's text.
+            limit_s: Seconds from now; inf = no limit.
+        """
+        assert response.waiter is None, "a response can have one reader only"
         self._phase = phase
         deadline_s = self._loop.time() + limit_s
         self.deadline_s = deadline_s if deadline_s < self._ends_s else self._ends_s
-        answer.waiter = waiter = self._loop.create_future()
+        response.waiter = waiter = self._loop.create_future()
         return waiter
 
     def time_out(self) -> None:
-        """End what took too long; called by the ticker."""
+        """Fail the request that took too long; called by the ticker."""
         host, port = self.key[:2]
         if self.deadline_s >= self._ends_s:
-            self.abort(UpstreamTimeout(f"{host}:{port} did not finish in time", phase="total"))
+            self.abort(UpstreamTimeout(f"{host}:{port} did not complete its response in time", phase="total"))
         else:
             phase = "first_byte" if self._phase == "upload" else self._phase
             self.abort(UpstreamTimeout(f"{host}:{port} {TOO_SLOW[self._phase]} in time", phase=phase))
 
     def abandon(self) -> None:
-        """Abort it from wherever a response was dropped: the garbage collector may run in any thread."""
+        """Abort it from any thread: the garbage collector, which found a dropped response, may run in any."""
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self.abort, None)
 
     def abort(self, error: WireError | None) -> None:
-        """Close at once; who waits for an answer gets `error`."""
+        """Close at once; the reader of a response gets `error`."""
         if self._is_lost:
             return
         self._is_lost = True
-        self._part(error or BrokenResponse("the answer was given up before its end", phase="closed"))
+        self._detach(error or BrokenResponse("the response was abandoned before its end", phase="closed"))
         self._owner.forget(self)
         self._transport.abort()
 
     # ---- for the reader
 
-    def next_thing(self, answer: PendingResponse) -> asyncio.Future[None]:
-        """Give a future for the next piece, the end, or an error."""
-        return self.wait(answer, "idle", self._idle_s)
+    def next_event(self, response: PendingResponse) -> asyncio.Future[None]:
+        """Return a future for the next chunk, the end, or an error."""
+        return self.wait(response, "idle", self._idle_s)
 
-    def want_all(self, answer: PendingResponse) -> None:
-        """Wake the reader at the end only, and hold up to the pool's limit for it."""
-        answer.wants_all = True
+    def want_whole(self, response: PendingResponse) -> None:
+        """Wake the reader at the end only, and buffer up to the pool's limit for it."""
+        response.wants_whole = True
         self._limit = self._max_body_bytes
-        if answer.size > self._limit:
-            self.abort(answer.too_large())
+        if response.unread_bytes > self._limit:
+            self.abort(response.too_large())
         else:
             self.read_on()
 
     def read_on(self) -> None:
+        """Resume reading from the socket, if it was paused."""
         if self._is_paused:
             self._is_paused = False
             if not self._transport.is_closing():
                 self._transport.resume_reading()
 
-    # ---- the transport's calls
+    # ---- called by the transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take the transport."""
         self._transport = transport
         sock = transport.get_extra_info("socket")
         self._fd = -1 if sock is None else sock.fileno()
 
     def data_received(self, data: bytes) -> None:
-        answer = self._answer
-        if answer is None:
-            self.abort(None)  # bytes that nobody asked for: this connection cannot be trusted
+        """Parse what arrived, then wake the reader, complete the response, or fail it."""
+        response = self._response
+        if response is None:
+            self.abort(None)  # unsolicited bytes: this connection cannot be trusted
             return
-        had_head, size = answer.status, answer.size
+        had_head, size = response.status, response.unread_bytes
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            self._refusal = "the server wants to switch protocols"
+            self._refusal = "the server tried to switch protocols"
         except httptools.HttpParserError as exc:
-            if (
-                answer.is_complete
-            ):  # the answer was whole; what follows it is rubbish, so the connection ends with it
-                self._is_last = True
+            if response.is_complete:
+                self._is_last = True  # only what follows the response is invalid: drop the connection with it
             else:
-                self._refusal = f"the answer is no HTTP: {exc}"
-        if not had_head or answer.size == size:
+                self._refusal = f"the response is not valid HTTP: {exc}"
+        if not had_head or response.unread_bytes == size:
             self._other_bytes += len(data)
             if self._other_bytes > self._max_head_bytes:
-                self._measure(answer, had_head)
+                self._check_head_size(response, had_head)
         else:
             self._other_bytes = 0
         if self._refusal:
-            self.abort(BrokenResponse(self._refusal, phase="broken" if answer.status else "head"))
-        elif answer.is_complete:
-            self._finish(answer)
-        elif answer.status and (answer.size != size or not had_head):
-            if answer.wants_all:  # a whole that keeps coming is not idle
+            self.abort(BrokenResponse(self._refusal, phase="broken" if response.status else "head"))
+        elif response.is_complete:
+            self._finish(response)
+        elif response.status and (response.unread_bytes != size or not had_head):
+            if response.wants_whole:  # a body that keeps arriving is not idle
                 self.deadline_s = min(self._loop.time() + self._idle_s, self._ends_s)
             else:
-                self.deadline_s = self._ends_s  # nobody waits any more: only the total time runs
-                answer.wake()
+                self.deadline_s = self._ends_s  # no reader waits any more: only the total time-out applies
+                response.wake()
 
     def pause_writing(self) -> None:
+        """Note that the socket's write buffer is full."""
         self._is_full = True
 
     def resume_writing(self) -> None:
+        """Go on with an upload."""
         self._is_full = False
-        if self._is_uploading and self._answer is not None:
-            self._answer.wake()
+        if self._is_uploading and self._response is not None:
+            self._response.wake()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Complete or fail the response under way, by what had arrived of it.
+
+        1. a head without a length, and a clean close   → the response is complete
+        2. part of a response                           → broken
+        3. nothing of it                                → stale
+        """
         if self._is_lost:
             return
         self._is_lost = True
-        answer = self._answer
-        if answer is not None:
-            if answer.status and exc is None and not answer.is_framed():
-                answer.is_complete = True  # such an answer ends with its connection
-                self._part(None)
-            elif answer.status or self._other_bytes:
-                self._part(
+        response = self._response
+        if response is not None:
+            if response.status and exc is None and not response.is_framed():  # 1
+                response.is_complete = True
+                self._detach(None)
+            elif response.status or self._other_bytes:  # 2
+                self._detach(
                     BrokenResponse(
-                        "the server closed the connection in the middle of its answer",
-                        phase="broken" if answer.status else "head",
+                        "the server closed the connection in the middle of the response",
+                        phase="broken" if response.status else "head",
                     )
                 )
-            else:
-                # A broken pipe is an end that was there before we wrote: the server cannot have read the request whole.
-                self._part(
+            else:  # 3
+                # A broken pipe was there before we wrote: the server cannot have read the whole request.
+                self._detach(
                     StaleConnection(
-                        "the server closed the connection without an answer",
+                        "the server closed the connection without a response",
                         phase="first_byte",
                         was_sent=not isinstance(exc, BrokenPipeError),
                     )
                 )
         self._owner.forget(self)
 
-    # ---- the parser's calls
+    # ---- called by the parser
 
     def on_message_begin(self) -> None:
-        if self._answer is None or self._answer.is_complete:
+        """Notice a second response."""
+        if self._response is None or self._response.is_complete:
             self._is_last = (
-                True  # a second answer that nobody asked for: it is not read, and the connection ends
+                True  # an unsolicited second response: it is not read, and the connection is closed
             )
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        answer = self._answer
-        if (
-            answer is not None and not answer.status
-        ):  # later ones are trailers: they must not pass for headers
-            answer.fields.append((name, value))
+        """Keep a header field."""
+        response = self._response
+        if response is not None and not response.status:  # later ones are trailers, not headers
+            response.fields.append((name, value))
 
     def on_headers_complete(self) -> None:
-        answer = self._answer
-        if answer is None or answer.status:
+        """Take the status; interim responses (1xx) are skipped."""
+        response = self._response
+        if response is None or response.status:
             return
         status = self._parser.get_status_code()
-        if status < 200:  # 100 Continue, 103 Early Hints: the answer is still to come
-            answer.fields.clear()
+        if status < 200:  # 100 Continue, 103 Early Hints: the response follows
+            response.fields.clear()
             if status == 101 or status < 100:
-                self._refusal = f"the server answered with status {status}"
+                self._refusal = f"the server responded with status {status}"
             return
-        answer.status = status
-        if self._is_head:  # its head speaks of a body that is not sent
-            answer.is_complete = True
+        response.status = status
+        if self._is_head:  # its head describes a body that is not sent
+            response.is_complete = True
             self._is_last = self._is_last or not self._parser.should_keep_alive()
 
     def on_body(self, data: bytes) -> None:
-        answer = self._answer
-        if answer is None or answer.is_complete:
+        """Buffer a piece of the body; pause the socket when the reader is too slow."""
+        response = self._response
+        if response is None or response.is_complete:
             self._is_last = True
             return
-        answer.pieces.append(data)
-        answer.size += len(data)
-        if answer.size > self._limit:
-            if answer.wants_all:
-                self._refusal = answer.too_large().message
+        response.chunks.append(data)
+        response.unread_bytes += len(data)
+        if response.unread_bytes > self._limit:
+            if response.wants_whole:
+                self._refusal = response.too_large().message
             elif not self._is_paused:
                 self._is_paused = True
                 self._transport.pause_reading()
 
     def on_message_complete(self) -> None:
-        answer = self._answer
-        if (
-            answer is None or not answer.status or answer.is_complete
-        ):  # the end of a 1xx, or of what nobody asked for
-            return
-        answer.is_complete = True
+        """Mark the response as complete."""
+        response = self._response
+        if response is None or not response.status or response.is_complete:
+            return  # the end of a 1xx, or of an unsolicited response
+        response.is_complete = True
         if not self._parser.should_keep_alive():
             self._is_last = True
 
-    # ---- its own
+    # ---- internal
 
-    def _finish(self, answer: PendingResponse) -> None:
-        """The answer is whole: give the connection back, or end it if no other request may follow."""
+    def _finish(self, response: PendingResponse) -> None:
+        """Return the connection to the pool after a complete response, or close it if no request may follow."""
         if self._is_last or self._is_uploading:
-            self._part(None)
+            self._detach(None)
             self.abort(None)
             return
-        self._part(None)
+        self._detach(None)
         self.read_on()
         self._owner.release(self)
 
-    def _part(self, error: WireError | None) -> None:
-        """Let go of the answer under way, and wake its reader."""
-        answer, self._answer, self._parser = self._answer, None, None
+    def _detach(self, error: WireError | None) -> None:
+        """Detach the response under way, and wake its reader."""
+        response, self._response, self._parser = self._response, None, None
         self.deadline_s = inf
-        if answer is not None:
-            answer.connection = None
-            answer.error = error
+        if response is not None:
+            response.connection = None
+            response.error = error
             if error is not None:
-                error.has_begun = answer.status != 0
-            answer.wake()
+                error.has_begun = response.status != 0
+            response.wake()
 
-    def _measure(self, answer: PendingResponse, had_head: int) -> None:
-        """Refuse too much that is no body; count exactly, for the head and much of the body may have come in one piece."""
-        if answer.status and not had_head:
-            self._other_bytes = sum(len(name) + len(value) + 4 for name, value in answer.fields)
+    def _check_head_size(self, response: PendingResponse, had_head: int) -> None:
+        """Refuse a head or trailers that are too large; body bytes that arrived with them do not count."""
+        if response.status and not had_head:
+            self._other_bytes = sum(len(name) + len(value) + 4 for name, value in response.fields)
         if self._other_bytes > self._max_head_bytes:
-            self._refusal = f"the head of the answer is larger than {self._max_head_bytes} bytes"
+            self._refusal = f"the response head is larger than {self._max_head_bytes} bytes"
         self._other_bytes = 0

@@ -1,4 +1,7 @@
-"""How a connection comes to be: names to addresses, addresses to a socket, a socket to TLS. Used by `wire.Wire` alone."""
+"""How a connection is opened: name to addresses, addresses to a socket, socket to TLS.
+
+Used by `ConnectionPool` alone.
+"""
 
 import asyncio
 import ipaddress
@@ -19,18 +22,48 @@ P = TypeVar("P", bound=asyncio.Protocol)
 
 
 class Dialer:
-    """Opens connections, with a short memory for names."""
+    """Opens connections, and remembers resolved names for a short time.
+
+    Args:
+        ssl_context: For keys that bring none of their own; None = the default one, see `load_tls`.
+        resolve: `(host, port)` → IP addresses; None = the system's resolver.
+    """
 
     def __init__(self, *, ssl_context: ssl.SSLContext | None, resolve: Resolve | None) -> None:
         self._loop = asyncio.get_running_loop()
         self._ssl = ssl_context
+        self._loading: asyncio.Future[ssl.SSLContext] | None = None
         self._resolve = resolve
         self._names: dict[tuple[str, int], tuple[float, list[str]]] = {}
 
-    async def dial(self, key: PoolKey, factory: Callable[[], P]) -> P:
-        """Open a connection for `key` and give its protocol, made by `factory`.
+    @property
+    def has_tls(self) -> bool:
+        """Whether the TLS context is there; if not, `load_tls` must be called before `dial`."""
+        return self._ssl is not None
 
-        Raises  Unreachable: phase dns, connect or tls, with the reason
+    async def load_tls(self) -> None:
+        """Load the default TLS context: the system's CAs, or those of SSL_CERT_FILE.
+
+        Reading the CA bundle takes tens of milliseconds and more on a busy machine. So it happens once, in a
+        thread, and outside of every connect time-out; requests that need it at the same time wait for the
+        same load.
+
+        Raises:
+            Unreachable: The CA certificates cannot be read (phase tls).
+        """
+        if self._loading is None:
+            self._loading = self._loop.run_in_executor(None, _default_context)
+        try:
+            self._ssl = await asyncio.shield(self._loading)
+        except OSError as exc:  # SSLError is one
+            self._loading = None
+            raise Unreachable(f"the CA certificates cannot be read: {reason_of(exc)}", phase="tls") from exc
+
+    async def dial(self, key: PoolKey, factory: Callable[[], P]) -> P:
+        """Open a connection for `key` and return its protocol, made by `factory`.
+
+        Raises:
+            Unreachable: With the reason; phase dns, connect or tls.
         """
         host, port, is_tls, context = key
         try:
@@ -38,7 +71,8 @@ class Dialer:
         except (OSError, UnicodeError) as exc:
             raise Unreachable(f"the name {host} cannot be resolved: {reason_of(exc)}", phase="dns") from exc
         if is_tls and context is None:
-            context = await self._context()
+            context = self._ssl
+            assert context is not None, "load_tls comes before dial"
         try:
             sock = await self._race(addresses, port)
         except OSError as exc:
@@ -50,31 +84,32 @@ class Dialer:
             )
         except ssl.SSLCertVerificationError as exc:
             raise Unreachable(
-                f"{host}:{port} did not prove who it is: {exc.verify_message or exc.reason}", phase="tls"
+                f"the TLS certificate of {host}:{port} is not valid: {exc.verify_message or exc.reason}",
+                phase="tls",
             ) from exc
         except OSError as exc:  # SSLError is one
             raise Unreachable(
-                f"{host}:{port} cannot speak TLS with us: {reason_of(exc)}", phase="tls"
+                f"the TLS handshake with {host}:{port} failed: {reason_of(exc)}", phase="tls"
             ) from exc
         return protocol
 
     async def _addresses(self, host: str, port: int) -> list[str]:
         if self._resolve is not None:
-            return interleaved(await self._resolve(host, port))
+            return interleave(await self._resolve(host, port))
         known = self._names.get((host, port))
         if known is not None and known[0] > self._loop.time():
             return known[1]
         if is_address(host):
             return [host]
         found = await self._loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        addresses = interleaved(list(dict.fromkeys(str(row[4][0]) for row in found)))
+        addresses = interleave(list(dict.fromkeys(str(row[4][0]) for row in found)))
         if len(self._names) >= MAX_NAMES:
             self._names.clear()
         self._names[(host, port)] = (self._loop.time() + DNS_TTL_S, addresses)
         return addresses
 
     async def _race(self, addresses: list[str], port: int) -> socket.socket:
-        """Give a socket connected to the first address that answers; each next one starts when one failed or is slow."""
+        """Connect to the first address that accepts; the next one is tried when one failed or is slow."""
         left = list(reversed(addresses))
         running: set[asyncio.Task[OSError | None]] = set()
         opened: list[socket.socket] = []
@@ -92,7 +127,7 @@ class Dialer:
                 raise last
             return opened.pop(0)
         finally:
-            for sock in opened:  # a second one may have won in the same moment, or we were cancelled
+            for sock in opened:  # a second one may have connected in the same moment, or we were cancelled
                 sock.close()
 
     async def _try(self, address: str, port: int, opened: list[socket.socket]) -> OSError | None:
@@ -106,9 +141,8 @@ class Dialer:
         try:
             sock.setblocking(False)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            sock.setsockopt(
-                socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1
-            )  # a long silence must not hide a dead peer for ever
+            # A long silence must not hide a dead peer for ever.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             await self._loop.sock_connect(sock, where)
         except OSError as exc:
             sock.close()
@@ -119,13 +153,11 @@ class Dialer:
         opened.append(sock)
         return None
 
-    async def _context(self) -> ssl.SSLContext:
-        """Give the TLS context; our own verifies against the system's CAs (or SSL_CERT_FILE) and is read outside the loop."""
-        if self._ssl is None:
-            context = await self._loop.run_in_executor(None, ssl.create_default_context)
-            context.set_alpn_protocols(["http/1.1"])
-            self._ssl = self._ssl or context
-        return self._ssl
+
+def _default_context() -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    context.set_alpn_protocols(["http/1.1"])
+    return context
 
 
 def is_address(host: str) -> bool:
@@ -137,8 +169,12 @@ def is_address(host: str) -> bool:
     return True
 
 
-def interleaved(addresses: list[str]) -> list[str]:
-    """Order addresses so that the families take turns, the resolver's first choice first (RFC 8305, section 4)."""
+def interleave(addresses: list[str]) -> list[str]:
+    """Order addresses so that IPv4 and IPv6 alternate, the resolver's first choice first.
+
+    Source:
+        RFC 8305, section 4.
+    """
     first = [a for a in addresses if (":" in a) == (":" in addresses[0])]
     other = [a for a in addresses if (":" in a) != (":" in addresses[0])]
     mixed = [a for pair in zip(first, other, strict=False) for a in pair]
@@ -146,6 +182,6 @@ def interleaved(addresses: list[str]) -> list[str]:
 
 
 def reason_of(exc: BaseException) -> str:
-    """Say shortly why a connection failed, without addresses of ours."""
+    """Say briefly why a connection failed, without addresses of ours."""
     reason = getattr(exc, "reason", None) or getattr(exc, "strerror", None) or str(exc) or type(exc).__name__
     return str(reason).replace("_", " ").lower() if isinstance(exc, ssl.SSLError) else str(reason)

@@ -1,4 +1,4 @@
-"""What a caller of the pool holds of an answer: read it whole, or piece by piece, or leave it."""
+"""What a caller of the pool holds of a response: read it whole, in chunks, or drop it."""
 
 from collections.abc import AsyncIterator
 
@@ -7,26 +7,26 @@ from appliance.base.wire.types import BrokenResponse
 
 
 class UpstreamResponse:
-    """The answer to one request. Close it in any case; after its end that costs nothing."""
+    """The response to one request. Close it in any case; after its end that does nothing."""
 
-    __slots__ = ("_answer", "_headers", "status")
+    __slots__ = ("_headers", "_pending", "status")
 
-    def __init__(self, answer: PendingResponse) -> None:
-        self._answer = answer
+    def __init__(self, pending: PendingResponse) -> None:
+        self._pending = pending
         self._headers: dict[str, str] | None = None
-        self.status = answer.status
+        self.status = pending.status
 
     @property
     def fields(self) -> list[tuple[bytes, bytes]]:
-        """The fields as they came, in order, repeated ones too. Trailers are not among them."""
-        return self._answer.fields
+        """The header fields as they arrived, in order, repeated ones too; without trailers."""
+        return self._pending.fields
 
     @property
     def headers(self) -> dict[str, str]:
-        """The fields by lower-case name; a repeated one is joined by commas. Trailers are not among them."""
+        """The header fields by lower-case name, repeated ones joined by commas; without trailers."""
         if self._headers is None:
             self._headers = {}
-            for name, value in self._answer.fields:
+            for name, value in self._pending.fields:
                 key, text = name.decode("latin-1").lower(), value.decode("latin-1")
                 self._headers[key] = f"{self._headers[key]}, {text}" if key in self._headers else text
         return self._headers
@@ -34,77 +34,84 @@ class UpstreamResponse:
     @property
     def is_complete(self) -> bool:
         """Whether everything has arrived (it may still be unread)."""
-        return self._answer.is_complete
+        return self._pending.is_complete
 
     async def read(self) -> bytes:
-        """Give the whole body, or what of it was not yet taken by next_piece.
+        """Read the whole body, or what of it `next_chunk` has not returned yet.
 
-        Raises  UpstreamTimeout (idle, total) · BrokenAnswer, also above the pool's max_body_bytes. Cancelling closes the connection.
+        Cancelling closes the connection.
+
+        Raises:
+            UpstreamTimeout: Idle or total.
+            BrokenResponse: It ended too early, or is longer than the pool's `max_body_bytes`.
         """
-        answer = self._answer
-        connection = answer.connection
+        pending = self._pending
+        connection = pending.connection
         if connection is not None:
-            connection.want_all(answer)
-            if answer.connection is not None:
-                waiter = connection.next_thing(answer)
+            connection.want_whole(pending)
+            if pending.connection is not None:
+                waiter = connection.next_event(pending)
                 try:
                     await waiter
                 except BaseException:
                     self.close()
                     raise
-        if answer.error is None and answer.size > answer.max_bytes:
-            answer.error = answer.too_large()
-        if answer.error is not None:
-            raise answer.error
-        pieces = answer.pieces
-        body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        pieces.clear()
-        answer.size = 0
+        if pending.error is None and pending.unread_bytes > pending.max_body_bytes:
+            pending.error = pending.too_large()
+        if pending.error is not None:
+            raise pending.error
+        chunks = pending.chunks
+        body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        chunks.clear()
+        pending.unread_bytes = 0
         return body
 
     async def next_chunk(self) -> bytes | None:
-        """Give what has arrived since the last call, joined, or wait for more; None at the end.
+        """Return what has arrived since the last call, or wait for more; None at the end.
 
-        Raises  UpstreamTimeout (idle, total) · BrokenAnswer, after all that had arrived before was given. Cancelling closes the
-                connection.
+        Cancelling closes the connection.
+
+        Raises:
+            UpstreamTimeout: Idle or total.
+            BrokenResponse: It ended too early; raised after all that had arrived was returned.
         """
-        answer = self._answer
-        while not answer.pieces:
-            if answer.error is not None:
-                raise answer.error
-            connection = answer.connection
+        pending = self._pending
+        while not pending.chunks:
+            if pending.error is not None:
+                raise pending.error
+            connection = pending.connection
             if connection is None:
                 return None
-            waiter = connection.next_thing(answer)
+            waiter = connection.next_event(pending)
             try:
                 await waiter
             except BaseException:
                 self.close()
                 raise
-        pieces = answer.pieces
-        piece = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        pieces.clear()
-        answer.size = 0
-        if answer.connection is not None:
-            answer.connection.read_on()
-        return piece
+        chunks = pending.chunks
+        chunk = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        chunks.clear()
+        pending.unread_bytes = 0
+        if pending.connection is not None:
+            pending.connection.read_on()
+        return chunk
 
-    async def pieces(self) -> AsyncIterator[bytes]:
-        """Give the pieces as they arrive; leaving early closes the response."""
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """Iterate over the chunks as they arrive; leaving early closes the response."""
         try:
-            while (piece := await self.next_chunk()) is not None:
-                yield piece
+            while (chunk := await self.next_chunk()) is not None:
+                yield chunk
         finally:
             self.close()
 
     def close(self) -> None:
-        """End it. Before the whole answer has arrived this closes the connection, which the server sees at once."""
-        connection = self._answer.connection
+        """Close it; an incomplete response takes its connection along, which the server sees at once."""
+        connection = self._pending.connection
         if connection is not None:
             connection.abort(BrokenResponse("the response was closed before its end", phase="closed"))
 
     def __del__(self) -> None:
-        """A response that was dropped unread must not hold its place in the pool for ever."""
-        connection = self._answer.connection
+        """Free the pool's slot of a response that was dropped unread."""
+        connection = self._pending.connection
         if connection is not None:
             connection.abandon()

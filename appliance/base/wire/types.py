@@ -1,9 +1,9 @@
-"""What callers of the upstream pool hold: its limits, a base address made ready, and the ways in which a call can fail."""
+"""What callers of the upstream pool hold: limits, time-outs, a parsed base address, and the errors."""
 
 import re
 import ssl
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 from urllib.parse import quote, urlsplit
 
 from appliance.base.errors import ApplianceError, Kind
@@ -17,33 +17,66 @@ _PATH_SAFE = "/%:@!$&'()*+,;=~"
 _UNSENT = frozenset({"pool", "dns", "connect", "tls"})
 
 
+class Timeouts(NamedTuple):
+    """The time limits of one upstream request, in seconds; None = no limit.
+
+    A named tuple, not a frozen dataclass: one is built for every attempt, and this is three times cheaper.
+
+    Attributes:
+        connect_s: DNS, TCP and TLS handshake together.
+        first_byte_s: From the last byte of the request to the end of the response head.
+        idle_s: Between two pieces, of the response or of a large request body.
+        total_s: From the call to the last byte of the response, time in the pool's queue included.
+    """
+
+    connect_s: float | None = 5.0
+    first_byte_s: float | None = 120.0
+    idle_s: float | None = 60.0
+    total_s: float | None = None
+
+
+_DEFAULT_TIMEOUTS = Timeouts()
+
+
 @dataclass(frozen=True, slots=True)
 class PoolLimits:
-    """What the pool holds itself to. Seconds may be None = no limit; a call can give its own for the first five."""
+    """What one connection pool allows.
 
-    connect_s: float | None = 5.0  # DNS, TCP and TLS together
-    first_byte_s: float | None = 120.0  # from the request's last byte to the end of the answer's head
-    idle_s: float | None = 60.0  # between two pieces, of the answer or of a large request
-    total_s: float | None = None  # from the call to the answer's last byte
-    pool_s: float | None = 30.0  # in line while all connections are in use
+    Attributes:
+        timeouts: For requests that bring none of their own.
+        pool_s: Longest time in the queue while all connections are in use, in seconds; None = no limit.
+        max_connections: Open connections to all origins together.
+        max_idle_per_origin: Idle connections kept for one origin.
+        keepalive_s: An idle connection is closed after so many seconds.
+        max_body_bytes: Longest body of a response that is read whole.
+        max_head_bytes: Longest response head; also the limit for trailers and chunk extensions.
+    """
+
+    timeouts: Timeouts = _DEFAULT_TIMEOUTS
+    pool_s: float | None = 30.0
     max_connections: int = 1024
     max_idle_per_origin: int = 256
     keepalive_s: float = 60.0
-    max_body_bytes: int = 64 * 1024 * 1024  # of answers that are read whole
-    max_head_bytes: int = 65_536  # of the head, and of whatever else is no body (trailers, chunk extensions)
+    max_body_bytes: int = 64 * 1024 * 1024
+    max_head_bytes: int = 65_536
 
 
 class WireError(ApplianceError):
-    """A connection or an answer failed.
+    """A connection or a response failed.
 
-    phase      how far it had come:
-               pool · dns · connect · tls   the server cannot have begun on the request
-               first_byte · head · lost     it may have: no answer in time, or none at all · a head that is cut or is no HTTP ·
-                                            given up for lost by `Wire.fail_waiting`
-               idle · broken                the answer had begun: it fell silent · it broke off, or its body is no HTTP
-               total · closed               at any point, see was_sent and has_begun: out of time · we ended it ourselves
-    was_sent   False: the server cannot have read this request whole, so that sending it again repeats nothing
-    has_begun  True: the head of the answer had arrived
+    Attributes:
+        phase: How far the request had come:
+
+            - `pool`, `dns`, `connect`, `tls`: the server cannot have begun to work on it.
+            - `first_byte`: the server may have begun; no response in time, or none at all.
+            - `head`: the response head is cut off or is not HTTP.
+            - `lost`: given up by `ConnectionPool.fail_waiting`.
+            - `idle`: the response had begun, then nothing more arrived.
+            - `broken`: the response had begun; it was cut off, or its body is not HTTP.
+            - `total`: out of time, at any point; see `was_sent` and `has_begun`.
+            - `closed`: we ended it ourselves, at any point.
+        was_sent: False: the server cannot have read the whole request, so sending it again repeats nothing.
+        has_begun: True: the response head had arrived.
     """
 
     kind = Kind.UPSTREAM
@@ -59,11 +92,11 @@ class WireError(ApplianceError):
 
 
 class Unreachable(WireError):
-    """Nothing was sent: the server was not reached, or is not who it should be."""
+    """Nothing was sent: the server was not reached, or it is not the one that it should be."""
 
 
 class PoolFull(WireError):
-    """All connections were in use for as long as a call may stand in line. It says nothing about the server."""
+    """All connections were in use for the whole queue time. This says nothing about the server."""
 
     kind = Kind.EXHAUSTED
     retryable = True
@@ -77,14 +110,15 @@ class UpstreamTimeout(WireError):
 
 
 class BrokenResponse(WireError):
-    """The answer did not come, ended too early, or is no HTTP."""
+    """The response did not arrive, ended too early, or is not HTTP."""
 
 
 class StaleConnection(BrokenResponse):
-    """A kept connection ended without one byte of an answer after the request had been written to it (phase first_byte).
+    """A kept-alive connection was closed by the server before one byte of the response (phase first_byte).
 
-    Most likely the server had just closed it for being idle; but unless `was_sent` is False it may have begun the work. Whoever
-    can bear that it is done twice says so beforehand, `is_repeatable`, and does not see this.
+    Most likely the server had just closed it for being idle. But unless `was_sent` is False, it may have
+    begun the work. A caller for whom doing the work twice is harmless says so with `is_repeatable`, and never
+    sees this error.
     """
 
     retryable = True
@@ -92,16 +126,23 @@ class StaleConnection(BrokenResponse):
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One base address with everything about it that does not change from call to call, made ready once."""
+    """One base address, with everything about it that is the same for every request, made ready once.
+
+    Attributes:
+        origin: Host, port, and whether it is TLS.
+        prefix: The path in front of each request's own.
+        header_lines: Header lines, Host included. They may hold a key, so they are never shown.
+        key: Connections are kept by it.
+    """
 
     origin: Origin
-    prefix: bytes  # the path before each call's own
-    constant: bytes = field(repr=False)  # header lines, Host included; may hold a key, so it is never shown
-    key: PoolKey = field(repr=False)  # connections are kept by it
+    prefix: bytes
+    header_lines: bytes = field(repr=False)
+    key: PoolKey = field(repr=False)
 
     @property
     def origin_url(self) -> str:
-        """Where it is, without path and secrets: `http://host:port`."""
+        """The address without path and secrets: `http://host:port`."""
         host, port, is_tls = self.origin
         return f"{'https' if is_tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
 
@@ -109,26 +150,28 @@ class Target:
     def parse(
         cls, address: str, *, headers: dict[str, str] | None = None, ssl_context: ssl.SSLContext | None = None
     ) -> "Target":
-        """Read a base address.
+        """Parse a base address.
 
-        Takes   address: `http(s)://host[:port][/path]`; headers: sent with every call (a secret in them is never shown);
-                ssl_context: for https, None = the pool's; a connection is never shared between two contexts
-        Raises  ValueError: not such an address, or a header that cannot be sent; the text holds no header's value
+        Args:
+            address: `http(s)://host[:port][/path]`.
+            headers: Sent with every request; values are never shown.
+            ssl_context: For https; None = the pool's. A connection is never shared between two contexts.
+
+        Raises:
+            ValueError: It is not such an address, or a header cannot be sent. The text holds no header value.
         """
         try:
             parts = urlsplit(address)
             host, port = parts.hostname or "", parts.port
             host = host if host.isascii() else host.encode("idna").decode()
         except ValueError:
-            raise ValueError("the address cannot be read; write http(s)://host[:port][/path]") from None
+            raise ValueError("the address is not valid; write http(s)://host[:port][/path]") from None
         if parts.username is not None or parts.password is not None:
-            raise ValueError(f"the address of {host} has credentials in it; give them apart")
+            raise ValueError(f"the address of {host} contains credentials; give them in a header")
         if parts.scheme not in {"http", "https"} or not _HOST.fullmatch(host) or port == 0:
-            raise ValueError(f"{address!r} is no http(s) address")
+            raise ValueError(f"{address!r} is not an http(s) address; write http(s)://host[:port][/path]")
         if parts.query or parts.fragment:
-            raise ValueError(
-                f"the base address of {host} has a query or a fragment, which no call would send"
-            )
+            raise ValueError(f"the base address of {host} has a query or a fragment; remove it")
         is_tls = parts.scheme == "https"
         default = 443 if is_tls else 80
         name = f"[{host.partition('%')[0]}]" if ":" in host else host
@@ -139,17 +182,17 @@ class Target:
         }
         lines |= {key.lower(): (key, value) for key, value in (headers or {}).items()}
         prefix = quote(parts.path, safe=_PATH_SAFE).rstrip("/").encode()
-        constant = b"".join(_line(key, value) for key, value in lines.values())
+        header_lines = b"".join(_header_line(key, value) for key, value in lines.values())
         origin = (host, port or default, is_tls)
-        return cls(origin, prefix, constant, (*origin, ssl_context if is_tls else None))
+        return cls(origin, prefix, header_lines, (*origin, ssl_context if is_tls else None))
 
 
-def _line(key: str, value: str) -> bytes:
+def _header_line(key: str, value: str) -> bytes:
     if not _TOKEN.fullmatch(key) or key.lower() in {"content-length", "transfer-encoding"}:
-        raise ValueError(f"{key!r} is no header that can be set")
+        raise ValueError(f"{key!r} is not a header that can be set")
     if any(c in value for c in "\r\n\0"):
-        raise ValueError(f"the header {key} has a line break in it")
+        raise ValueError(f"the header {key} contains a line break")
     try:
         return f"{key}: {value}\r\n".encode("latin-1")
     except UnicodeEncodeError:
-        raise ValueError(f"the header {key} has characters in it that no header can carry") from None
+        raise ValueError(f"the header {key} contains characters outside Latin-1") from None

@@ -12,7 +12,7 @@ from appliance.base.clock import Clock
 from appliance.base.errors import ApplianceError, TimedOut, Unavailable, UpstreamFailed
 from appliance.base.metrics.registry import Metrics
 from appliance.base.wire.pool import ConnectionPool
-from appliance.base.wire.types import Target, WireError
+from appliance.base.wire.types import Target, Timeouts, WireError
 from appliance.engines.aliases import Names
 from appliance.engines.backends.breaker import Breaker
 from appliance.engines.receipts import Attempt, attempt_rows
@@ -30,7 +30,6 @@ from appliance.engines.upstream.exchange import (
     NOTE_CHARACTERS,
     AttemptFailed,
     Peer,
-    Timeouts,
     body_for,
     client_error_of,
     exchange,
@@ -227,7 +226,7 @@ class HostedBackend(BackendStats):
                 public_model=request.public_model or self.names.public,
                 on_end=slot.release,
                 on_head=lambda: self._first_byte.observe(self._clock.monotonic_s() - began),
-                patience=Timeouts(
+                timeouts=Timeouts(
                     min(settings.upstream_connect_timeout_s, budget_s),
                     min(settings.upstream_first_byte_timeout_s, budget_s),
                     settings.upstream_idle_timeout_s,

@@ -12,7 +12,7 @@ from appliance.base.errors import ApplianceError
 from appliance.base.logs import SECRETS
 from appliance.base.metrics.registry import Metrics
 from appliance.base.wire.pool import ConnectionPool
-from appliance.base.wire.types import Target, WireError
+from appliance.base.wire.types import Target, Timeouts, WireError
 from appliance.engines.backends.adapters import is_missing, missing
 from appliance.engines.backends.server_state import ServerState
 from appliance.engines.dialects.contract import LoraDialect
@@ -21,7 +21,7 @@ from appliance.engines.settings import EngineSettings
 from appliance.engines.slots import ResponseTimes, Slot
 from appliance.engines.specs import BackendSpec
 from appliance.engines.types import EngineReply, EngineRequest, Operation, ServedModel
-from appliance.engines.upstream.exchange import AttemptFailed, Peer, Timeouts, body_for, exchange
+from appliance.engines.upstream.exchange import AttemptFailed, Peer, body_for, exchange
 from appliance.engines.upstream.refusal import meaning
 from appliance.engines.upstream.relay import BrokenStream
 
@@ -123,7 +123,7 @@ class EngineServer(ServerState):
                 on_head=lambda: self._saw_head(slot, request),
                 on_first=lambda: self._saw_first(slot),
                 on_end=slot.release,
-                patience=Timeouts(
+                timeouts=Timeouts(
                     min(settings.upstream_connect_timeout_s, budget_s),
                     first_byte_s,
                     settings.upstream_idle_timeout_s,

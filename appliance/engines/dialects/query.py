@@ -4,7 +4,7 @@ from typing import Any
 
 from appliance.base import jsons
 from appliance.base.wire.pool import ConnectionPool
-from appliance.base.wire.types import Target
+from appliance.base.wire.types import Target, Timeouts
 from appliance.engines.dialects.contract import QueryReply
 
 CONNECT_S = 5.0  # the most that connecting may take of a query's time
@@ -30,10 +30,7 @@ async def query(
         method=method,
         path=path.encode(),
         body=body,
-        connect_s=min(timeout_s, CONNECT_S),
-        first_byte_s=timeout_s,
-        idle_s=timeout_s,
-        total_s=timeout_s,
+        timeouts=Timeouts(min(timeout_s, CONNECT_S), timeout_s, timeout_s, timeout_s),
         is_repeatable=True,
     )
     try:

@@ -26,7 +26,7 @@ from appliance.base.single_flight import SingleFlight
 from appliance.base.tasks import Tasks
 from appliance.base.wire.pool import ConnectionPool
 from appliance.base.wire.response import UpstreamResponse
-from appliance.base.wire.types import Target, WireError
+from appliance.base.wire.types import Target, Timeouts, WireError
 from appliance.engines.dialects.contract import EngineClient
 from appliance.engines.dialects.query import HttpEngineClient
 from appliance.engines.metrics.families import PREFIX
@@ -166,9 +166,7 @@ class Scraper:
                 target,
                 method=b"GET",
                 path=path.encode(),
-                connect_s=min(CONNECT_S, self._timeout_s),
-                first_byte_s=self._timeout_s,
-                idle_s=self._timeout_s,
+                timeouts=Timeouts(min(CONNECT_S, self._timeout_s), self._timeout_s, self._timeout_s),
             )
             location = response.headers.get("location", "")
             if response.status not in REDIRECTS or not location:

@@ -15,7 +15,7 @@ from appliance.base.logs import SECRETS
 from appliance.base.sse import SSE_CONTENT_TYPE, SseReader
 from appliance.base.wire.pool import ConnectionPool
 from appliance.base.wire.response import UpstreamResponse
-from appliance.base.wire.types import Target, WireError
+from appliance.base.wire.types import Target, Timeouts, WireError
 from appliance.engines.receipts import Attempt
 from appliance.engines.types import EngineReply, EngineRequest
 from appliance.engines.upstream.gather import ResponseBuilder
@@ -61,16 +61,6 @@ class AttemptFailed(Exception):
         self.context, self.error = context, error
 
 
-@dataclass(slots=True)
-class Timeouts:
-    """Seconds for one attempt: to connect, to the first byte, of silence in the answer, in all (None = no limit)."""
-
-    connect_s: float
-    first_byte_s: float
-    idle_s: float
-    total_s: float | None
-
-
 @dataclass(frozen=True, slots=True)
 class Peer:
     """Who is asked, and how it is spoken of.
@@ -94,7 +84,7 @@ async def exchange(
     path: bytes,
     wants_events: bool,
     public_model: str,
-    patience: Timeouts,
+    timeouts: Timeouts,
     on_head: Callable[[], None],
     on_end: Callable[[str], None],
     gathers: bool = False,
@@ -114,10 +104,7 @@ async def exchange(
         method=b"POST",
         path=path,
         body=body,
-        connect_s=patience.connect_s,
-        first_byte_s=patience.first_byte_s,
-        idle_s=patience.idle_s,
-        total_s=patience.total_s,
+        timeouts=timeouts,
     )
     on_head()
     reply = None

@@ -18,7 +18,7 @@ from typing import Literal
 from appliance.base.logs import get_logger
 from appliance.base.tasks import Tasks
 from appliance.base.wire.pool import ConnectionPool
-from appliance.base.wire.types import Target, WireError
+from appliance.base.wire.types import Target, Timeouts, WireError
 from appliance.models.runner.orphans import session_of
 
 log = get_logger("runner")
@@ -217,9 +217,7 @@ class Process:
                 self._target,
                 method=b"GET",
                 path=b"/health",
-                connect_s=limit_s,
-                first_byte_s=limit_s,
-                total_s=limit_s,
+                timeouts=Timeouts(limit_s, limit_s, limit_s, limit_s),
             )
         except WireError:
             return False
