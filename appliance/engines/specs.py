@@ -1,15 +1,17 @@
-"""Which backends and pools there are to be: from BACKENDS, from the configuration file, and from calls at run time. Read and
-checked here; nothing is opened.
+"""The backends and pools that the operator wants: from BACKENDS, the configuration file, or added at run time.
 
-    {"backends": [{"url": "http://llm-1:8080", "name": "llm-1", "kind": "auto", "weight": 2, "models": ["tiny"],
-                   "api_key_env": "LLM_1_KEY", "pool": "default"}],
+Read and checked here; nothing is opened.
+
+    {"backends": [{"url": "http://llm-1:8080", "name": "llm-1", "kind": "auto", "weight": 2,
+                   "models": ["tiny"], "api_key_env": "LLM_1_KEY", "pool": "default"}],
      "pools": [{"name": "default", "strategy": "least_busy", "overflow": "hosted"}]}
 """
 
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -30,19 +32,20 @@ from appliance.engines.settings import EngineSettings
 
 DEFAULT_POOL = "default"
 HOSTED_POOL = "hosted"
-# Other top-level keys that the same file may have: they are the model manager's, and an editor's.
-OTHER_KEYS = {"api", "system", "models", "$schema"}
+OWN_KEYS = {"backends", "pools"}
+OTHER_KEYS = {"api", "system", "models", "$schema"}  # of the same file: the model manager's, and an editor's
+Spec = TypeVar("Spec")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:\[\]-]{0,127}")
 
 
 class Tls(BaseModel):
-    """How the server proves who it is, and how we do: files in PEM."""
+    """How the server proves its identity, and how the appliance proves its own: files in PEM."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     verify: bool = Field(
         default=True,
-        description="false = accept any certificate: whoever sits between can read and change everything",
+        description="false = accept any certificate: anyone on the way can read and change everything",
     )
     ca_file: str = ""
     cert_file: str = ""
@@ -52,15 +55,15 @@ class Tls(BaseModel):
     @model_validator(mode="after")
     def _pair(self) -> Self:
         if bool(self.cert_file) != bool(self.key_file):
-            raise ValueError("cert_file and key_file go together")
+            raise ValueError("cert_file and key_file must both be given")
         for name in (self.ca_file, self.cert_file, self.key_file):
             if name and not Path(name).is_file():
-                raise ValueError(f"{name} is no readable file")
+                raise ValueError(f"{name} is not a readable file")
         return self
 
 
 class BackendSpec(BaseModel):
-    """One backend as the operator wants it. `name` defaults to the address's host and port."""
+    """One backend that the operator wants. `name` defaults to the address's host and port."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True)
 
@@ -74,7 +77,7 @@ class BackendSpec(BaseModel):
     cost: float = Field(
         default=0.0,
         ge=0,
-        description="What it costs to use, in any unit: of equally busy ones the cheaper is taken",
+        description="What it costs to use, in any unit: of equally busy backends the cheaper is chosen",
     )
     max_in_flight: int | None = Field(default=None, ge=1, le=1_000_000)
     models: tuple[str, ...] = ()
@@ -88,12 +91,12 @@ class BackendSpec(BaseModel):
     def _url(cls, value: str) -> str:
         parts = urlsplit(value if "://" in value else f"http://{value}")
         if parts.scheme not in {"http", "https"} or not parts.hostname:
-            raise ValueError(f"{value!r} is no http(s) address")
+            raise ValueError(f"{value!r} is not an http(s) address")
         if parts.username or parts.password:
-            raise ValueError("put no credentials into an address; use api_key_env or api_key_file")
+            raise ValueError("an address must not hold credentials; use api_key_env or api_key_file")
         if parts.query or parts.fragment:
-            raise ValueError("an address ends before ? and #")
-        _ = parts.port  # raises ValueError where it is no number
+            raise ValueError("an address must not hold '?' or '#'")
+        _ = parts.port  # raises ValueError where it is not a number
         path = parts.path.rstrip("/").removesuffix("/v1")
         return f"{parts.scheme}://{parts.netloc}{path}"
 
@@ -101,13 +104,15 @@ class BackendSpec(BaseModel):
     @classmethod
     def _names(cls, value: str) -> str:
         if value and not _NAME.fullmatch(value):
-            raise ValueError("a name has letters, digits and . _ : - [ ], 128 at most")
+            raise ValueError(
+                "a name is 1-128 letters, digits and . _ : - [ ], and begins with a letter or digit"
+            )
         return value
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
         if sum(map(bool, (self.api_key.get_secret_value(), self.api_key_env, self.api_key_file))) > 1:
-            raise ValueError("give one of api_key, api_key_env and api_key_file")
+            raise ValueError("give only one of api_key, api_key_env and api_key_file")
         if not self.name:
             parts = urlsplit(self.url)
             host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
@@ -117,47 +122,48 @@ class BackendSpec(BaseModel):
         return self
 
     @property
-    def share(self) -> float:
-        """Its weight: as given, else by its memory and price as system B has it."""
+    def effective_weight(self) -> float:
+        """Its weight: as given, else computed from its GPU memory and price (see balancing.compute_vram_weight)."""
         if self.weight is not None:
             return self.weight
         return compute_vram_weight(self.vram_gib, self.price_per_hour) if self.vram_gib is not None else 1.0
 
     def with_key(self, environ: Mapping[str, str]) -> "BackendSpec":
-        """Give the same with its key read from where it is named.
+        """Return the same backend with its key read from the variable or file that names it.
 
-        Raises  ValueError: the variable is not set, or the file cannot be read
+        Raises:
+            ValueError: The variable is not set, or the file cannot be read.
         """
         if self.api_key_env:
             key = environ.get(self.api_key_env, "")
             if not key:
-                raise ValueError(f"api_key_env names {self.api_key_env}, which is not set")
+                raise ValueError(f"api_key_env: the variable {self.api_key_env} is not set")
         elif self.api_key_file:
             try:
                 key = Path(self.api_key_file).read_text().strip()
             except (OSError, UnicodeDecodeError) as exc:
-                raise ValueError(f"api_key_file cannot be read: {exc}") from None
+                raise ValueError(f"api_key_file: {self.api_key_file} cannot be read: {exc}") from None
         else:
             return self
         return self.model_copy(update={"api_key": SecretStr(key), "api_key_env": "", "api_key_file": ""})
 
 
 class PoolSpec(BaseModel):
-    """One set of backends that stand in for each other."""
+    """A set of backends that stand in for each other."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True)
 
     name: str
     strategy: str = ""
     overflow: str = Field(
-        default="", description="The pool that is asked when every backend of this one is full or down"
+        default="", description="The pool that takes requests when every backend of this one is full or down"
     )
 
     @field_validator("strategy")
     @classmethod
     def _strategy(cls, value: str) -> str:
         if value and value not in STRATEGIES:
-            raise ValueError(f"strategy is one of {', '.join(STRATEGIES)}")
+            raise ValueError(f"must be one of {', '.join(STRATEGIES)}")
         return value
 
 
@@ -170,72 +176,65 @@ class FleetSpec(BaseModel):
     pools: tuple[PoolSpec, ...] = ()
 
     def pool(self, name: str) -> PoolSpec:
+        """Return the pool of that name; one that is not configured has no settings of its own."""
         return next((pool for pool in self.pools if pool.name == name), PoolSpec(name=name))
 
 
 def read_fleet(settings: EngineSettings, environ: Mapping[str, str]) -> tuple[FleetSpec, list[Problem]]:
     """Read BACKENDS and the configuration file.
 
-    Gives   (what could be read, problems): fatal ones mean that it must not be used
+    Returns:
+        What could be read, and the problems; with a fatal one the fleet must not be used.
     """
-    problems: list[Problem] = []
-    backends: list[BackendSpec] = []
-    for address in settings.backends:
-        name, equals, url = address.partition("=")
-        try:
-            backends.append(
-                BackendSpec(url=url, name=name) if equals and "/" not in name else BackendSpec(url=address)
-            )
-        except ValidationError as exc:
-            problems.append(
-                Problem(
-                    "BACKENDS",
-                    address,
-                    "addresses separated by commas, each `http://host:port` or `name=http://host:port`",
-                    _said(exc),
-                )
-            )
-    rows, pools, found = _read_file(settings, environ)
-    problems += found
-    backends += rows
-    names = [spec.name for spec in backends]
-    for name in sorted({name for name in names if names.count(name) > 1}):
-        problems.append(
-            Problem(
-                "BACKENDS", name, "each backend once", f"Two backends are called {name}; give them a `name`."
-            )
-        )
-    if settings.lb_overflow and not any(pool.name == DEFAULT_POOL and pool.overflow for pool in pools):
-        former = next((pool for pool in pools if pool.name == DEFAULT_POOL), PoolSpec(name=DEFAULT_POOL))
-        pools = [pool for pool in pools if pool.name != DEFAULT_POOL] + [
-            former.model_copy(update={"overflow": settings.lb_overflow})
-        ]
-    fleet = FleetSpec(backends=tuple(backends), pools=tuple(pools))
-    return fleet, problems + _chains(fleet, settings)
+    addresses, problems = _read_addresses(settings)
+    file, file_problems = _read_file(settings, environ)
+    backends = (*addresses, *file.backends)
+    fleet = FleetSpec(backends=backends, pools=_with_overflow(file.pools, settings.lb_overflow))
+    problems += [*file_problems, *_duplicates(backends), *_overflow_problems(fleet, settings)]
+    return fleet, problems
 
 
 def parse_backend(value: dict[str, Any], environ: Mapping[str, str]) -> BackendSpec:
-    """Read one backend given at run time.
+    """Read one backend that is added at run time.
 
-    Raises  Invalid: says which field, and what it takes
+    Args:
+        value: The fields of BackendSpec.
+        environ: Where `api_key_env` is looked up.
+
+    Raises:
+        Invalid: A field is wrong; `param` names it.
     """
     try:
         return BackendSpec.model_validate(value).with_key(environ)
     except ValidationError as exc:
         first = exc.errors()[0]
         raise Invalid(
-            f"The backend cannot be used: {_said(exc)}", param=".".join(map(str, first["loc"])) or None
+            f"The backend is not valid: {_describe(exc)}", param=".".join(map(str, first["loc"])) or None
         ) from None
     except ValueError as exc:
-        raise Invalid(f"The backend cannot be used: {exc}.", param="api_key") from None
+        raise Invalid(f"The backend is not valid: {exc}.", param="api_key") from None
 
 
-def _read_file(
-    settings: EngineSettings, environ: Mapping[str, str]
-) -> tuple[list[BackendSpec], list[PoolSpec], list[Problem]]:
+def _read_addresses(settings: EngineSettings) -> tuple[list[BackendSpec], list[Problem]]:
+    """Read BACKENDS: each entry is an address, or `name=address`."""
+    backends: list[BackendSpec] = []
+    problems: list[Problem] = []
+    for entry in settings.backends:
+        name, equals, address = entry.partition("=")
+        is_named = bool(equals) and "/" not in name
+        try:
+            backends.append(BackendSpec(url=address, name=name) if is_named else BackendSpec(url=entry))
+        except ValidationError as exc:
+            allowed = "addresses separated by commas, each `http://host:port` or `name=http://host:port`"
+            problems.append(Problem("BACKENDS", entry, allowed, _describe(exc)))
+    return backends, problems
+
+
+def _read_file(settings: EngineSettings, environ: Mapping[str, str]) -> tuple[FleetSpec, list[Problem]]:
+    """Read the backends and pools of CONFIG_PATH; rows with a problem are left out."""
     path = settings.config_path
     if path is None:
-        return [], [], []
+        return FleetSpec(), []
 
     def problem(remedy: str) -> Problem:
         return Problem("CONFIG_PATH", str(path), "a JSON file with `backends` and `pools`", remedy)
@@ -243,39 +242,62 @@ def _read_file(
     try:
         value = jsons.loads(Path(path).read_bytes())
     except OSError as exc:
-        return [], [], [problem(f"It cannot be read: {exc.strerror or exc}.")]
+        return FleetSpec(), [problem(f"The file cannot be read: {exc.strerror or exc}.")]
     except jsons.InvalidJson as exc:
-        return [], [], [problem(f"It is no JSON: {exc}.")]
+        return FleetSpec(), [problem(f"The file is not JSON: {exc}.")]
     if not isinstance(value, dict):
-        return [], [], [problem("It must hold one JSON object.")]
-    problems = [
-        problem(f"It has the key {key!r}, which is not known.")
-        for key in value
-        if key not in OTHER_KEYS | {"backends", "pools"}
+        return FleetSpec(), [problem("The file must hold one JSON object.")]
+    remedies = [f"The key {key!r} is unknown." for key in value if key not in OTHER_KEYS | OWN_KEYS]
+    backends = _read_rows(
+        "backends", value, lambda row: BackendSpec.model_validate(row).with_key(environ), remedies
+    )
+    pools = _read_rows("pools", value, PoolSpec.model_validate, remedies)
+    return FleetSpec(backends=tuple(backends), pools=tuple(pools)), list(map(problem, remedies))
+
+
+def _read_rows(
+    section: str, value: dict[str, Any], parse: Callable[[Any], Spec], remedies: list[str]
+) -> list[Spec]:
+    """Read one list of the file; what is wrong is added to `remedies`."""
+    rows = value.get(section, [])
+    if not isinstance(rows, list):
+        remedies.append(f"`{section}` must be a list.")
+        return []
+    found = []
+    for number, row in enumerate(rows):
+        try:
+            found.append(parse(row))
+        except ValidationError as exc:
+            remedies.append(f"{section}[{number}]: {_describe(exc)}")
+        except ValueError as exc:
+            remedies.append(f"{section}[{number}]: {exc}.")
+    return found
+
+
+def _with_overflow(pools: tuple[PoolSpec, ...], overflow: str) -> tuple[PoolSpec, ...]:
+    """Give the default pool the overflow of LB_OVERFLOW, unless the file gives it one."""
+    default = next((pool for pool in pools if pool.name == DEFAULT_POOL), PoolSpec(name=DEFAULT_POOL))
+    if not overflow or default.overflow:
+        return pools
+    others = (pool for pool in pools if pool.name != DEFAULT_POOL)
+    return (*others, default.model_copy(update={"overflow": overflow}))
+
+
+def _duplicates(backends: Sequence[BackendSpec]) -> list[Problem]:
+    counts = Counter(spec.name for spec in backends)
+    return [
+        Problem(
+            "BACKENDS",
+            name,
+            "each backend once",
+            f"Two backends are called {name}; give each its own `name`.",
+        )
+        for name in sorted(name for name, count in counts.items() if count > 1)
     ]
-    backends: list[BackendSpec] = []
-    pools: list[PoolSpec] = []
-    for section, model in (("backends", BackendSpec), ("pools", PoolSpec)):
-        rows = value.get(section, [])
-        if not isinstance(rows, list):
-            problems.append(problem(f"`{section}` must be a list."))
-            continue
-        for number, row in enumerate(rows):
-            try:
-                made = model.model_validate(row)
-                if isinstance(made, BackendSpec):
-                    backends.append(made.with_key(environ))
-                else:
-                    pools.append(made)
-            except ValidationError as exc:
-                problems.append(problem(f"{section}[{number}]: {_said(exc)}"))
-            except ValueError as exc:
-                problems.append(problem(f"{section}[{number}]: {exc}."))
-    return backends, pools, problems
 
 
-def _chains(fleet: FleetSpec, settings: EngineSettings) -> list[Problem]:
-    """Overflows that lead nowhere, or round in a circle."""
+def _overflow_problems(fleet: FleetSpec, settings: EngineSettings) -> list[Problem]:
+    """Find overflows into a pool that does not exist, circles, and a hosted API without a key."""
     known = {spec.pool for spec in fleet.backends} | {pool.name for pool in fleet.pools} | {HOSTED_POOL}
     problems = []
     for pool in fleet.pools:
@@ -288,40 +310,42 @@ def _chains(fleet: FleetSpec, settings: EngineSettings) -> list[Problem]:
                     f"The pool {pool.name} overflows into a pool that does not exist.",
                 )
             )
-        seen, at = {pool.name}, pool.overflow
-        while at:
-            if at in seen:
-                problems.append(
-                    Problem(
-                        "CONFIG_PATH",
-                        pool.name,
-                        "overflows without a circle",
-                        f"The overflow of {pool.name} leads back to {at}.",
-                    )
+        if circle := _circle(fleet, pool):
+            problems.append(
+                Problem(
+                    "CONFIG_PATH",
+                    pool.name,
+                    "overflows without a circle",
+                    f"The overflow of {pool.name} leads back to {circle}.",
                 )
-                break
-            seen.add(at)
-            at = fleet.pool(at).overflow
-    if (
-        any(pool.overflow == HOSTED_POOL for pool in fleet.pools)
-        and not settings.novita_api_key.get_secret_value()
-    ):
+            )
+    is_hosted_needed = any(pool.overflow == HOSTED_POOL for pool in fleet.pools)
+    if is_hosted_needed and not settings.novita_api_key.get_secret_value():
         problems.append(
             Problem(
                 "NOVITA_API_KEY",
                 "",
                 "a key",
-                "A pool overflows into the hosted API, which has no key. Set NOVITA_API_KEY, or "
-                "take the overflow away.",
+                "A pool overflows into the hosted API, which has no key. "
+                "Set NOVITA_API_KEY, or remove the overflow.",
             )
         )
     return problems
 
 
-def _said(exc: ValidationError) -> str:
-    """Say what is wrong in one line, without the values (one of them may be a key)."""
+def _circle(fleet: FleetSpec, pool: PoolSpec) -> str:
+    """Follow a pool's overflows; return the pool that is met twice, "" = none is."""
+    seen, name = {pool.name}, pool.overflow
+    while name and name not in seen:
+        seen.add(name)
+        name = fleet.pool(name).overflow
+    return name
+
+
+def _describe(exc: ValidationError) -> str:
+    """Describe what is wrong in one line, without the values (one of them may be a key)."""
     rows = [
-        (".".join(map(str, e["loc"])) or "it", e["msg"].removeprefix("Value error, "))
-        for e in exc.errors(include_input=False)
+        (".".join(map(str, error["loc"])), error["msg"].removeprefix("Value error, "))
+        for error in exc.errors(include_input=False)
     ]
-    return "; ".join(f"{where}: {what}" for where, what in rows) + "."
+    return "; ".join(f"{field}: {message}" if field else message for field, message in rows) + "."

@@ -55,7 +55,7 @@ def test_addresses_that_are_none(tmp_path: Path, address: str) -> None:
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        ("{", "no JSON"),
+        ("{", "is not JSON"),
         ("[]", "one JSON object"),
         ({"backend": []}, "'backend'"),
         ({"backends": {}}, "must be a list"),
@@ -67,7 +67,7 @@ def test_addresses_that_are_none(tmp_path: Path, address: str) -> None:
         ({"backends": [{"url": "http://x", "api_key_file": "/nowhere/key"}]}, "api_key_file"),
         ({"backends": [{"url": "http://x", "api_key": "k", "api_key_env": "E"}]}, "one of api_key"),
         ({"backends": [{"url": "https://x", "tls": {"ca_file": "/nowhere/ca"}}]}, "/nowhere/ca"),
-        ({"backends": [{"url": "https://x", "tls": {"cert_file": __file__}}]}, "go together"),
+        ({"backends": [{"url": "https://x", "tls": {"cert_file": __file__}}]}, "must both be given"),
         ({"backends": [{"url": "http://x"}, {"url": "http://x"}]}, "Two backends"),
         ({"pools": [{"name": "default", "overflow": "moon"}]}, "does not exist"),
         (
@@ -98,7 +98,7 @@ def test_a_file_with_everything(tmp_path: Path) -> None:
     )
     assert not problems
     assert [b.name for b in fleet.backends] == ["y:80", "x:80"]
-    assert fleet.backends[1].share == pytest.approx(3.6)
+    assert fleet.backends[1].effective_weight == pytest.approx(3.6)
     assert fleet.backends[1].api_key.get_secret_value() == "sk_secret_of_x"
     assert "sk_secret_of_x" not in repr(fleet)
 

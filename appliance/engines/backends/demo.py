@@ -28,11 +28,11 @@ from appliance.base.metrics.registry import Metrics
 from appliance.base.sse import SSE_CONTENT_TYPE
 from appliance.engines.backends.demo_script import (
     DIMENSIONS,
-    ScriptPart,
+    ScriptedReply,
+    count_tokens,
+    decide_reply,
+    embed,
     last_user_text,
-    play,
-    tokens_of,
-    vector_of,
 )
 from appliance.engines.receipts import Attempt
 from appliance.engines.slots import BackendStats, Slot, SlotStream
@@ -126,9 +126,9 @@ class DemoBackend(BackendStats):
         texts = (
             [last_user_text(request.body["messages"])] if is_chat else _prompts(request.body.get("prompt"))
         )
-        parts = [play(request.body, text, is_chat=is_chat) for text in texts]
-        if slow_s := max(part.slow_s for part in parts):
-            await asyncio.sleep(slow_s)
+        parts = [decide_reply(request.body, text, is_chat=is_chat) for text in texts]
+        if delay_s := max(part.delay_s for part in parts):
+            await asyncio.sleep(delay_s)
         if status := parts[0].error_status:
             attempt.outcome, attempt.status = f"status_{status}", status
             raise _provoked(status)
@@ -142,7 +142,7 @@ class DemoBackend(BackendStats):
         return EngineReply(events=self._events(request, reply, parts[0]), content_type=SSE_CONTENT_TYPE)
 
     def _reply(
-        self, request: EngineRequest, texts: list[str], parts: list[ScriptPart], *, is_chat: bool
+        self, request: EngineRequest, texts: list[str], parts: list[ScriptedReply], *, is_chat: bool
     ) -> dict[str, Any]:
         body = request.body
         asked = body.get("n")
@@ -154,16 +154,17 @@ class DemoBackend(BackendStats):
             make(index, part, body) for index, part in enumerate(part for part in parts for _ in range(n))
         ]
         prompt = (
-            sum(map(tokens_of, texts))
+            sum(map(count_tokens, texts))
             if not is_chat
             else sum(
-                tokens_of(jsons.dumps_text(m.get("content"))) + 3
+                count_tokens(jsons.dumps_text(m.get("content"))) + 3
                 for m in body["messages"]
                 if isinstance(m, dict)
             )
         )
         completion = n * sum(
-            tokens_of(p.text) + tokens_of(p.reasoning) + sum(tokens_of(a) for _, a in p.tools) for p in parts
+            count_tokens(p.text) + count_tokens(p.reasoning) + sum(count_tokens(a) for _, a in p.tool_calls)
+            for p in parts
         )
         reply_id = hashlib.blake2b(f"{request.receipt.id}".encode(), digest_size=12).hexdigest()
         return {
@@ -177,47 +178,47 @@ class DemoBackend(BackendStats):
                 "completion_tokens": completion,
                 "total_tokens": prompt + completion,
                 "completion_tokens_details": {
-                    "reasoning_tokens": n * sum(tokens_of(p.reasoning) for p in parts)
+                    "reasoning_tokens": n * sum(count_tokens(p.reasoning) for p in parts)
                 },
             },
             "system_fingerprint": FINGERPRINT,
         }
 
-    def _chat_choice(self, index: int, part: ScriptPart, body: dict[str, Any]) -> dict[str, Any]:
+    def _chat_choice(self, index: int, part: ScriptedReply, body: dict[str, Any]) -> dict[str, Any]:
         message: dict[str, Any] = {
             "role": "assistant",
-            "content": part.text if not part.tools else None,
+            "content": part.text if not part.tool_calls else None,
             "refusal": None,
         }
         if part.reasoning:
             message["reasoning_content"] = part.reasoning
-        if part.tools:
+        if part.tool_calls:
             message["tool_calls"] = [
                 {
                     "id": f"call_demo_{index}_{number}",
                     "type": "function",
                     "function": {"name": name, "arguments": arguments},
                 }
-                for number, (name, arguments) in enumerate(part.tools)
+                for number, (name, arguments) in enumerate(part.tool_calls)
             ]
         logprobs = None
         if body.get("logprobs") and part.text:
             top = body.get("top_logprobs") or 0
             words = [w for w in part.text.replace(" ", "\0 ").split("\0") if w]
             logprobs = {"content": [_logprob(word, top) for word in words], "refusal": None}
-        return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": part.finish}
+        return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": part.finish_reason}
 
-    def _text_choice(self, index: int, part: ScriptPart, body: dict[str, Any]) -> dict[str, Any]:
-        return {"index": index, "text": part.text, "logprobs": None, "finish_reason": part.finish}
+    def _text_choice(self, index: int, part: ScriptedReply, body: dict[str, Any]) -> dict[str, Any]:
+        return {"index": index, "text": part.text, "logprobs": None, "finish_reason": part.finish_reason}
 
     async def _events(
-        self, request: EngineRequest, reply: dict[str, Any], part: ScriptPart
+        self, request: EngineRequest, reply: dict[str, Any], part: ScriptedReply
     ) -> AsyncIterator[bytes]:
         options = request.body.get("stream_options")
         include_usage = isinstance(options, dict) and bool(options.get("include_usage"))
         gathered: list[bytes] = []
         for number, chunk in enumerate(chunks_of(reply, size=PIECE_CHARACTERS, include_usage=include_usage)):
-            if number == 2 and (part.is_stalling or part.is_cut):
+            if number == 2 and (part.is_stalled or part.is_cut):
                 yield b"".join(gathered)
                 if part.is_cut:
                     raise UpstreamFailed(
@@ -247,11 +248,11 @@ class DemoBackend(BackendStats):
             raise Invalid("`dimensions` must be an integer from 1 to 4096.", param="dimensions")
         data = []
         for index, item in enumerate(inputs):
-            vector: Any = vector_of(item if isinstance(item, str) else " ".join(map(str, item)), dimensions)
+            vector: Any = embed(item if isinstance(item, str) else " ".join(map(str, item)), dimensions)
             if body.get("encoding_format") == "base64":
                 vector = base64.b64encode(struct.pack(f"<{dimensions}f", *vector)).decode()
             data.append({"object": "embedding", "index": index, "embedding": vector})
-        count = sum(tokens_of(i) if isinstance(i, str) else len(i) for i in inputs)
+        count = sum(count_tokens(i) if isinstance(i, str) else len(i) for i in inputs)
         request.receipt.prompt_tokens = count
         return EngineReply(
             body=jsons.dumps(

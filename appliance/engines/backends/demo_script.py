@@ -1,9 +1,9 @@
-"""What the demo engine says, and what a prompt can provoke. Pure.
+"""What the demo engine replies, and what a prompt can provoke. Pure.
 
-The prompts (see docs/demo-engine.md), anywhere in the last user message:
-  demo: error 429      answer with that status          demo: slow 2       wait so many seconds first
+Commands (see docs/demo-engine.md), anywhere in the last user message:
+  demo: error 429      reply with that status           demo: slow 2       wait so many seconds first
   demo: stall          fall silent in the stream        demo: cut          break the stream off
-  demo: long 500       that many words                  demo: think        reasoning text before the answer
+  demo: long 500       that many words                  demo: think        reasoning text before the reply
   demo: tool NAME      call that tool                   demo: unicode      newlines, emoji, joined characters
 """
 
@@ -23,164 +23,181 @@ _TOKEN = re.compile(r"\w{1,4}|[^\w\s]|\s+")
 UNICODE = "First line.\nSecond line.\n\n👩‍👩‍👧‍👦 family, 🇪🇺 flag, e\u0301 accent, ไทย, 日本語.\n"
 WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "the", "lazy", "dog"]
 DIMENSIONS = 64
+MOST_WORDS = 100_000
+MOST_DELAY_S = 60.0
+MOST_SCHEMA_DEPTH = 8
 
 
 @dataclass(frozen=True, slots=True)
-class ScriptPart:
-    """What is to happen: a text, perhaps tool calls, perhaps trouble."""
+class ScriptedReply:
+    """What the demo engine is to do: reply with a text, perhaps with tool calls, perhaps with trouble.
 
-    text: str
+    tool_calls     (name, arguments as JSON text)
+    error_status   0 = no error
+    """
+
+    text: str = ""
     reasoning: str = ""
-    tools: tuple[tuple[str, str], ...] = ()  # (name, arguments as JSON text)
+    tool_calls: tuple[tuple[str, str], ...] = ()
     error_status: int = 0
-    slow_s: float = 0.0
-    is_stalling: bool = False
+    delay_s: float = 0.0
+    is_stalled: bool = False
     is_cut: bool = False
-    finish: str = "stop"
+    finish_reason: str = "stop"
 
 
-def tokens_of(text: str) -> int:
-    """Count tokens by a simple rule: up to four letters, one other sign, or a run of blanks make one."""
+def count_tokens(text: str) -> int:
+    """Count tokens by a simple rule: up to four letters, or one other sign, make one; blanks make none."""
     return sum(1 for piece in _TOKEN.findall(text) if not piece.isspace())
 
 
-def cut_tokens(text: str, most: int) -> str:
-    """Give the beginning of `text` that has `most` tokens."""
+def truncate(text: str, most_tokens: int) -> str:
+    """Return the beginning of `text` that has `most_tokens` tokens."""
     count = 0
     for match in _TOKEN.finditer(text):
         if not match.group().isspace():
             count += 1
-        if count > most:
+        if count > most_tokens:
             return text[: match.start()].rstrip()
     return text
 
 
 def last_user_text(messages: list[Any]) -> str:
-    """Give the text of the last user message; parts are joined, other media named."""
+    """Return the text of the last user message, else of the last one; parts are joined, other media named."""
     for message in reversed(messages):
         if isinstance(message, dict) and message.get("role") == "user":
-            return content_text(message.get("content"))
-    return content_text(messages[-1].get("content")) if messages and isinstance(messages[-1], dict) else ""
+            return _content_text(message.get("content"))
+    last = messages[-1] if messages else None
+    return _content_text(last.get("content")) if isinstance(last, dict) else ""
 
 
-def content_text(content: Any) -> str:
-    if isinstance(content, str):
-        return content
-    if isinstance(content, list):
-        return " ".join(
-            str(p.get("text", f"[{p.get('type', 'part')}]")) if isinstance(p, dict) else str(p)
-            for p in content
-        )
-    return ""
-
-
-def play(body: dict[str, Any], text: str, *, is_chat: bool) -> ScriptPart:
+def decide_reply(body: dict[str, Any], text: str, *, is_chat: bool) -> ScriptedReply:
     """Decide the reply to `text`.
 
     1. an error is asked for         → that status
     2. a tool is forced or asked for → a call that fits its schema
-    3. JSON is wanted                → an object that fits
-    4. else                          → an echo; then `stop` and the token limit are applied
+    3. otherwise                     → a text, ended by `stop` and the token limit
     """
-    commands = {m[1].lower(): m[2] for m in _COMMAND.finditer(text)}
-    slow_s = min(_number(commands.get("slow", "0")), 60.0)
-    trouble = {"slow_s": slow_s, "is_stalling": "stall" in commands, "is_cut": "cut" in commands}
+    commands = {match[1].lower(): match[2] for match in _COMMAND.finditer(text)}
+    delay_s = min(_number(commands.get("slow", "0")), MOST_DELAY_S)
     if "error" in commands:  # 1
         status = int(_number(commands["error"]) or 500)
-        return ScriptPart("", error_status=status if 400 <= status <= 599 else 500, slow_s=slow_s)
-    tools = [
-        t["function"]
-        for t in body.get("tools") or []
-        if isinstance(t, dict) and isinstance(t.get("function"), dict)
-    ]
-    called = _called_tools(body, tools, commands) if is_chat else []
-    if called:  # 2
-        calls = tuple(
-            (str(f.get("name", "")), jsons.dumps_text(fitting(f.get("parameters") or {}))) for f in called
+        return ScriptedReply(error_status=status if 400 <= status <= 599 else 500, delay_s=delay_s)
+    is_stalled, is_cut = "stall" in commands, "cut" in commands
+    if is_chat and (called := _called_tools(body, commands)):  # 2
+        return ScriptedReply(
+            tool_calls=tuple(map(_call, called)),
+            finish_reason="tool_calls",
+            delay_s=delay_s,
+            is_stalled=is_stalled,
+            is_cut=is_cut,
         )
-        return ScriptPart("", tools=calls, finish="tool_calls", **trouble)  # type: ignore[arg-type]
-    wanted = body.get("response_format")
-    if isinstance(wanted, dict) and wanted.get("type") == "json_schema":  # 3
-        reply = jsons.dumps_text(fitting((wanted.get("json_schema") or {}).get("schema") or {}))
-    elif isinstance(wanted, dict) and wanted.get("type") == "json_object":
-        reply = jsons.dumps_text({"engine": "demo", "echo": text})
-    elif "long" in commands:  # 4
-        count = min(int(_number(commands["long"]) or 100), 100_000)
-        reply = f"{MARK} " + " ".join(WORDS[i % len(WORDS)] for i in range(count))
-    elif "unicode" in commands:
-        reply = f"{MARK} {UNICODE}"
-    else:
-        reply = f"{MARK} You said: {text}"
-    reasoning = (
-        f"{MARK} thinking about: {text}" if "think" in commands or body.get("reasoning_effort") else ""
+    reply, finish_reason = _limited(_text_of(body, text, commands), body)  # 3
+    thinks = "think" in commands or body.get("reasoning_effort")
+    return ScriptedReply(
+        reply,
+        reasoning=f"{MARK} thinking about: {text}" if thinks else "",
+        finish_reason=finish_reason,
+        delay_s=delay_s,
+        is_stalled=is_stalled,
+        is_cut=is_cut,
     )
-    reply, finish = _limited(reply, body)
-    return ScriptPart(reply, reasoning=reasoning, finish=finish, **trouble)  # type: ignore[arg-type]
+
+
+def _text_of(body: dict[str, Any], text: str, commands: dict[str, str]) -> str:
+    """Return the whole text of a reply.
+
+    1. JSON is wanted, with a schema    → a value that fits it
+    2. JSON is wanted                   → an object with the prompt
+    3. `demo: long`, `demo: unicode`    → such a text
+    4. otherwise                        → an echo
+    """
+    wanted = body.get("response_format")
+    if not isinstance(wanted, dict):
+        wanted = {}
+    form = wanted.get("type")
+    if form == "json_schema":  # 1
+        return jsons.dumps_text(example_of((wanted.get("json_schema") or {}).get("schema") or {}))
+    if form == "json_object":  # 2
+        return jsons.dumps_text({"engine": "demo", "echo": text})
+    if "long" in commands:  # 3
+        count = min(int(_number(commands["long"]) or 100), MOST_WORDS)
+        return f"{MARK} " + " ".join(WORDS[number % len(WORDS)] for number in range(count))
+    if "unicode" in commands:
+        return f"{MARK} {UNICODE}"
+    return f"{MARK} You said: {text}"  # 4
 
 
 def _limited(reply: str, body: dict[str, Any]) -> tuple[str, str]:
+    """Apply `stop` and the token limit; return (text, finish reason)."""
     stops = body.get("stop") or []
     for stop in [stops] if isinstance(stops, str) else stops:
         if isinstance(stop, str) and stop and stop in reply:
             reply = reply[: reply.index(stop)]
     most = body.get("max_completion_tokens") or body.get("max_tokens")
-    if isinstance(most, int) and most > 0 and tokens_of(reply) > most:
-        return cut_tokens(reply, most), "length"
+    if isinstance(most, int) and most > 0 and count_tokens(reply) > most:
+        return truncate(reply, most), "length"
     return reply, "stop"
 
 
-def _called_tools(
-    body: dict[str, Any], tools: list[dict[str, Any]], commands: dict[str, str]
-) -> list[dict[str, Any]]:
+def _called_tools(body: dict[str, Any], commands: dict[str, str]) -> list[dict[str, Any]]:
+    """Return the functions to call.
+
+    1. there are none, or none is wanted  → none
+    2. one is forced by name              → that one
+    3. one is asked for in the prompt     → that one, else the first
+    4. any is forced                      → the first; otherwise none
+    """
+    rows = [row for row in body.get("tools") or [] if isinstance(row, dict)]
+    tools = [row["function"] for row in rows if isinstance(row.get("function"), dict)]
     choice = body.get("tool_choice")
-    if not tools or choice == "none":
+    if not tools or choice == "none":  # 1
         return []
-    if isinstance(choice, dict):
+    if isinstance(choice, dict):  # 2
         name = (choice.get("function") or {}).get("name")
-        return [t for t in tools if t.get("name") == name]
-    if "tool" in commands:
-        return [t for t in tools if t.get("name") == commands["tool"]] or tools[:1]
-    return tools[:1] if choice == "required" else []
+        return [tool for tool in tools if tool.get("name") == name]
+    if "tool" in commands:  # 3
+        return [tool for tool in tools if tool.get("name") == commands["tool"]] or tools[:1]
+    return tools[:1] if choice == "required" else []  # 4
 
 
-def fitting(schema: Any, depth: int = 0) -> Any:
-    """Give a small value that fits a JSON schema: the first allowed value, the smallest number, every property."""
-    if not isinstance(schema, dict) or depth > 8:
+def _call(function: dict[str, Any]) -> tuple[str, str]:
+    return str(function.get("name", "")), jsons.dumps_text(example_of(function.get("parameters") or {}))
+
+
+def example_of(schema: Any, depth: int = 0) -> Any:
+    """Return a small value that fits a JSON schema: the first allowed value, the smallest number, every property.
+
+    1. not a schema, or too deep      → {}
+    2. `const`, `enum`, alternatives  → the value, or the first one
+    3. an object, an array            → every property, as many items as needed
+    4. a number, a boolean, null      → the smallest number, true, null
+    5. otherwise                      → a text
+    """
+    if not isinstance(schema, dict) or depth > MOST_SCHEMA_DEPTH:  # 1
         return {}
-    if "const" in schema:
+    if "const" in schema:  # 2
         return schema["const"]
     if schema.get("enum"):
         return schema["enum"][0]
-    for word in ("anyOf", "oneOf"):
-        if schema.get(word):
-            return fitting(schema[word][0], depth + 1)
+    if alternatives := schema.get("anyOf") or schema.get("oneOf"):
+        return example_of(alternatives[0], depth + 1)
     kind = schema.get("type", "object" if "properties" in schema or depth == 0 else "string")
     kind = kind[0] if isinstance(kind, list) and kind else kind
-    if kind == "object":
-        return {name: fitting(sub, depth + 1) for name, sub in (schema.get("properties") or {}).items()}
+    if kind == "object":  # 3
+        return {name: example_of(sub, depth + 1) for name, sub in (schema.get("properties") or {}).items()}
     if kind == "array":
-        return [
-            fitting(schema.get("items") or {"type": "string"}, depth + 1)
-            for _ in range(max(1, schema.get("minItems") or 1))
-        ]
-    if kind in {"integer", "number"}:
+        items = schema.get("items") or {"type": "string"}
+        return [example_of(items, depth + 1) for _ in range(max(1, schema.get("minItems") or 1))]
+    if kind in {"integer", "number"}:  # 4
         return schema.get("minimum", 1)
-    return (
-        {"boolean": True, "null": None}.get(kind, "demo")
-        if kind != "string"
-        else "demo".ljust(schema.get("minLength") or 0, "o")
-    )
+    if kind in {"boolean", "null"}:
+        return True if kind == "boolean" else None
+    return "demo".ljust((schema.get("minLength") or 0) if kind == "string" else 0, "o")  # 5
 
 
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return 0.0
-
-
-def vector_of(text: str, dimensions: int) -> list[float]:
-    """Give a unit vector from hashed words and letter triples: the same for the same text, near for similar ones."""
+def embed(text: str, dimensions: int) -> list[float]:
+    """Return a unit vector of hashed words and letter triples: near for texts that are similar."""
     vector = [0.0] * dimensions
     plain = f" {text.lower()} "
     for feature in [*re.findall(r"\w+", plain), *(plain[i : i + 3] for i in range(len(plain) - 2))]:
@@ -188,3 +205,22 @@ def vector_of(text: str, dimensions: int) -> list[float]:
         vector[int.from_bytes(digest[:4], "little") % dimensions] += 1.0 if digest[4] & 1 else -1.0
     length = math.sqrt(sum(x * x for x in vector))
     return [x / length for x in vector] if length else [1.0, *[0.0] * (dimensions - 1)]
+
+
+def _content_text(content: Any) -> str:
+    if isinstance(content, str):
+        return content
+    if isinstance(content, list):
+        return " ".join(map(_part_text, content))
+    return ""
+
+
+def _part_text(part: Any) -> str:
+    return str(part.get("text", f"[{part.get('type', 'part')}]")) if isinstance(part, dict) else str(part)
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return 0.0

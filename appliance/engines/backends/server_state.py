@@ -52,7 +52,9 @@ class ServerState(BackendStats):
         metrics: Metrics,
         origin: str,
     ) -> None:
-        super().__init__(spec.name, pool=spec.pool, clock=clock, metrics=metrics, weight=spec.share)
+        super().__init__(
+            spec.name, pool=spec.pool, clock=clock, metrics=metrics, weight=spec.effective_weight
+        )
         self.spec = spec
         self.origin = origin
         self.settings = settings
