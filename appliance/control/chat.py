@@ -15,6 +15,7 @@ from appliance.control.errors import error_of_reply, http_status_of
 from appliance.control.parts import ControlParts
 from appliance.control.v1 import control_pb2 as pb
 from appliance.control.writing import sending, write
+from appliance.engines.outcome import Finish
 from appliance.engines.receipts import Receipt
 from appliance.engines.types import EngineRequest, Operation
 
@@ -39,16 +40,19 @@ async def answer_chat(parts: ControlParts, request: pb.ChatRequest, context: Any
                 "The appliance takes no new requests at present.", code="draining", retry_after_s=5
             )
         await _answer(parts, engine_request(request, receipt), sent)
-        receipt.finish, receipt.status = receipt.finish or "done", 200
+        receipt.finish, receipt.status = receipt.finish or Finish.DONE, 200
     except asyncio.CancelledError:
-        receipt.finish, receipt.status = "client_left", 499
+        receipt.finish, receipt.status = Finish.CLIENT_LEFT, 499
         raise
     except ApplianceError as error:
-        receipt.finish, receipt.status = "cut_off" if sent.messages else "error", http_status_of(error)
+        receipt.finish, receipt.status = (
+            Finish.CUT_OFF if sent.messages else Finish.ERROR,
+            http_status_of(error),
+        )
         receipt.error = f"{error.kind.value}: {error.message}"
         raise
     except Exception as exc:
-        receipt.finish, receipt.status, receipt.error = "error", 500, f"internal: {type(exc).__name__}"
+        receipt.finish, receipt.status, receipt.error = Finish.ERROR, 500, f"internal: {type(exc).__name__}"
         raise
     finally:
         receipt.total_ms = (perf_counter() - began_s) * 1000

@@ -23,6 +23,7 @@ from appliance.base.fair_queue import FairQueue, FairQueueFull, Ticket
 from appliance.base.metrics.registry import Metrics
 from appliance.base.retry_budget import RetryBudget
 from appliance.engines.backends.contract import Backend
+from appliance.engines.outcome import Outcome, Retry
 from appliance.engines.receipts import Receipt, attempt_rows
 from appliance.engines.settings import EngineSettings
 from appliance.engines.slots import Slot
@@ -36,6 +37,7 @@ ELSEWHERE = {
     Kind.TIMEOUT,
     Kind.EXHAUSTED,
 }  # a hosted API's own verdicts that let another stage try
+OUT_OF_TIME = {Outcome.FIRST_BYTE, Outcome.TOTAL, Outcome.IDLE}
 LONGEST_RETRY_AFTER_S = 30.0
 
 
@@ -156,7 +158,7 @@ class Dispatcher:
         if asking.is_pinned:  # 2
             raise self._told(asking, failure)
         reason = (
-            failure.outcome
+            failure.label
             if isinstance(failure, AttemptFailed)
             else failure.kind.value
             if isinstance(failure, ApplianceError)
@@ -164,7 +166,9 @@ class Dispatcher:
         )
         if isinstance(failure, AttemptFailed) and failure.context is not None:  # 3
             asking.context_over = max(asking.context_over, failure.context[1], backend.context_tokens)
-        elif isinstance(failure, AttemptFailed) and (not failure.was_sent or failure.is_full):  # 4
+        elif isinstance(failure, AttemptFailed) and (
+            not failure.was_sent or failure.outcome.retry is Retry.FREE
+        ):  # 4
             pass
         elif not self.retry_budget.withdraw():  # 5
             raise self._told(asking, failure)
@@ -317,11 +321,11 @@ class Dispatcher:
         except TimeoutError:
             outcome = "timed_out"
             if waiter.slot.done() and not waiter.slot.cancelled():  # the turn came in the very moment
-                waiter.slot.result().release("cancelled")
+                waiter.slot.result().release(Outcome.CANCELLED)
             raise self._too_long(asking, patience_s, last) from None
         except asyncio.CancelledError:
             if waiter.slot.done() and not waiter.slot.cancelled():
-                waiter.slot.result().release("client_left")
+                waiter.slot.result().release(Outcome.CLIENT_LEFT)
             raise
         finally:
             self.waiting -= 1
@@ -440,17 +444,17 @@ class Dispatcher:
             )
         if failure.error is not None:
             return failure.error
-        if failure.is_full:
+        if failure.outcome.retry is Retry.FREE:
             return Exhausted(
                 "Every backend that could be asked is full.",
                 code="backends_full",
                 retry_after_s=failure.retry_after_s or self._retry_after_s(asking),
                 details={"attempts": attempts},
             )
-        tried = f"{len(attempts)} tried, the last: {failure.outcome}"
-        if failure.outcome in {"first_byte", "total", "idle"}:
+        tried = f"{len(attempts)} tried, the last: {failure.label}"
+        if failure.outcome in OUT_OF_TIME:
             return TimedOut(f"No backend answered in time ({tried}).", details={"attempts": attempts})
-        if failure.outcome == "connect":
+        if failure.outcome is Outcome.CONNECT:
             return Unavailable(
                 f"No backend available: none could be reached ({tried}).",
                 code="no_backend",

@@ -4,16 +4,23 @@ from collections import OrderedDict
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from appliance.engines.outcome import Finish, Outcome
+
 
 @dataclass(slots=True)
 class Attempt:
-    """One try at one endpoint. `outcome` is `ok` or a word for what went wrong; `status` the HTTP status, if one came."""
+    """One attempt at one endpoint. `status` is the HTTP status that came, None = none."""
 
     endpoint: str
-    outcome: str
+    outcome: Outcome = Outcome.CANCELLED
     status: int | None = None
     ms: float = 0.0
     note: str = ""
+
+    @property
+    def label(self) -> str:
+        """The outcome as receipts and metrics show it: `ok`, `status_502` …"""
+        return self.outcome.render(self.status)
 
 
 @dataclass(slots=True)
@@ -38,7 +45,7 @@ class Receipt:
     total_ms: float = 0.0
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
-    finish: str = ""  # done | client_left | cut_off | error
+    finish: Finish | None = None
     error: str = ""
     status: int = 0
 
@@ -54,7 +61,15 @@ class Receipt:
         return f"queue;dur={self.queue_ms:.1f}, upstream;dur={self.upstream_ms:.1f}"
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        row = asdict(self)
+        row["attempts"] = [{**asdict(attempt), "outcome": attempt.label} for attempt in self.attempts]
+        row["finish"] = self.finish_label
+        return row
+
+    @property
+    def finish_label(self) -> str:
+        """How the request ended, as JSON and gRPC show it; "" while it runs."""
+        return self.finish.value if self.finish is not None else ""
 
 
 def attempt_rows(attempts: list[Attempt]) -> list[dict[str, Any]]:
@@ -68,7 +83,7 @@ def attempt_rows(attempts: list[Attempt]) -> list[dict[str, Any]]:
     """
     rows: list[dict[str, Any]] = []
     for attempt in attempts:
-        row: dict[str, Any] = {"url": attempt.endpoint, "outcome": attempt.outcome}
+        row: dict[str, Any] = {"url": attempt.endpoint, "outcome": attempt.label}
         if attempt.status:
             row |= {"status": attempt.status, "body": attempt.note}
         else:

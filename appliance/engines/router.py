@@ -19,6 +19,7 @@ from appliance.engines.backends.adapters import CODE, AdapterNotLoaded
 from appliance.engines.backends.contract import Backend
 from appliance.engines.backends.server import EngineServer
 from appliance.engines.dispatch import Dispatcher, DispatchRequest, Pool, hash_prefixes
+from appliance.engines.outcome import Outcome
 from appliance.engines.receipts import Receipt
 from appliance.engines.settings import EngineSettings
 from appliance.engines.slots import Slot
@@ -424,7 +425,7 @@ class Router:
             try:
                 await slot.backend.prepare_passthrough(slot, wanted, options)
             except BaseException:
-                slot.release("cancelled")
+                slot.release(Outcome.CANCELLED)
                 raise
         if not exclude:
             self.dispatcher.retry_budget.deposit()

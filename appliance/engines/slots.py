@@ -13,17 +13,8 @@ from typing import Any
 from appliance.base.balancing import Member
 from appliance.base.clock import Clock
 from appliance.base.metrics.registry import Metrics
+from appliance.engines.outcome import BreakerEffect, Outcome
 from appliance.engines.receipts import Attempt, Receipt
-
-# What a place can come to, besides failures of the server (`connect`, `first_byte`, `status_502`, `cut_off` …):
-WELL = {
-    "ok",
-    "refused",
-    "passed",
-}  # it answered; `refused`: the caller's own fault; `passed`: through passage, its time says little
-LEFT = {"cancelled", "client_left"}
-# Says nothing about the server's health: the caller left, there is no room, the request is not one for this server, nothing was sent.
-UNDECIDED = LEFT | {"full", "context", "key_refused", "status_404", "unsupported", "pool", "adapter_missing"}
 
 
 @dataclass(slots=True)
@@ -60,7 +51,12 @@ class Slot:
     times: "ResponseTimes | None" = None
 
     def release(
-        self, outcome: str, *, status: int | None = None, note: str = "", retry_after_s: float | None = None
+        self,
+        outcome: Outcome,
+        *,
+        status: int | None = None,
+        note: str = "",
+        retry_after_s: float | None = None,
     ) -> None:
         """Give the place back: the backend's counters, its breaker and the receipt learn what it came to."""
         if self.is_released:
@@ -109,33 +105,34 @@ class BackendStats:
         if counter is None:
             counter = self._chosen[reason] = self._metrics.backend_chosen.labels(self.name, reason)
         counter.inc()
-        return Slot(self, clock.monotonic_s(), Attempt("", "cancelled"))
+        return Slot(self, clock.monotonic_s(), Attempt(""))
 
     def uncounted_slot(self) -> Slot:
         """Give a place that takes no room, for a question about the server itself: it is asked also when it is full."""
-        return Slot(self, self._clock.monotonic_s(), Attempt("", "cancelled"), is_uncounted=True)
+        return Slot(self, self._clock.monotonic_s(), Attempt(""), is_uncounted=True)
 
     async def prepare_passthrough(self, slot: Slot, model: str | None, options: Any) -> None:
         """Make a place of passage ready to be spoken to; those who know their address beforehand have nothing to do."""
 
-    def record(self, slot: Slot, outcome: str, retry_after_s: float | None) -> None:
+    def record(self, slot: Slot, outcome: Outcome, retry_after_s: float | None) -> None:
         """Count a place's end; called by the place, once."""
         took_s = self._clock.monotonic_s() - slot.started_s
         slot.attempt.ms = took_s * 1000
         if slot.is_uncounted:
-            if outcome not in WELL and outcome not in UNDECIDED:
+            if outcome.breaker is BreakerEffect.FAILED:
                 self.probe_soon()
             return
-        self.member.record_end(took_s if outcome == "ok" else None)
-        if outcome == "ok":
+        self.member.record_end(took_s if outcome is Outcome.OK else None)
+        if outcome is Outcome.OK:
             self._seconds.observe(took_s)
-        elif outcome not in WELL and outcome not in LEFT:
-            self.errors[outcome] += 1
-            self._metrics.backend_errors.labels(self.name, outcome).inc()
+        elif outcome.is_error:
+            label = slot.attempt.label
+            self.errors[label] += 1
+            self._metrics.backend_errors.labels(self.name, label).inc()
         self.observe_outcome(slot, outcome, retry_after_s)
         self.on_capacity(self)
 
-    def observe_outcome(self, slot: Slot, outcome: str, retry_after_s: float | None) -> None:
+    def observe_outcome(self, slot: Slot, outcome: Outcome, retry_after_s: float | None) -> None:
         """What an outcome says about the server; kinds that care about it say so here."""
 
     def probe_soon(self) -> None:
@@ -162,14 +159,14 @@ class SlotStream:
         try:
             return await anext(self._pieces)
         except StopAsyncIteration:
-            self._slot.release("ok")
+            self._slot.release(Outcome.OK)
             raise
         except Exception:
-            self._slot.release("cut_off")
+            self._slot.release(Outcome.CUT_OFF)
             raise
 
     async def aclose(self) -> None:
         try:
             await self._pieces.aclose()  # type: ignore[attr-defined]
         finally:
-            self._slot.release("client_left")
+            self._slot.release(Outcome.CLIENT_LEFT)

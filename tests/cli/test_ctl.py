@@ -14,6 +14,7 @@ from appliance.base import jsons
 from appliance.base.errors import UpstreamFailed
 from appliance.cli import ctl
 from appliance.control.server import serving_control
+from appliance.engines.outcome import Finish
 from appliance.engines.receipts import Receipt
 from tests.control.standin import House, control_settings, event, free_port
 
@@ -208,7 +209,7 @@ async def test_backends_and_receipts(terminal: Terminal) -> None:
             "/v1/chat/completions",
             model="m",
             status=200,
-            finish="done",
+            finish=Finish.DONE,
             prompt_tokens=3,
             completion_tokens=4,
         )

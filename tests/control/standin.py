@@ -22,6 +22,7 @@ from appliance.control.settings import ControlSettings
 from appliance.control.v1 import control_pb2_grpc
 from appliance.downloads.jobs import DownloadJobs
 from appliance.downloads.request import DownloadFolders
+from appliance.engines.outcome import Outcome
 from appliance.engines.receipts import Attempt, Receipt, Receipts
 from appliance.engines.types import BackendState, EngineReply, EngineRequest, ModelCard
 from tests.control.scripted_board import ScriptedBoard
@@ -109,7 +110,7 @@ class ScriptedBackend(Base):
             "http://127.0.0.1:1/v1",
             "upstream/model",
         )
-        receipt.attempts.append(Attempt("http://127.0.0.1:1/v1", "ok", 200, 1.5))
+        receipt.attempts.append(Attempt("http://127.0.0.1:1/v1", Outcome.OK, 200, 1.5))
         receipt.prompt_tokens, receipt.completion_tokens = 3, 2
         if isinstance(self.script, ApplianceError) or self.script is ZeroDivisionError:
             raise self.script

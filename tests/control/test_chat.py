@@ -87,7 +87,7 @@ async def test_a_cancelled_call_ends_the_stream_below_and_settles_the_books(door
     await door.house.backend.cancelled.wait()
     await door.house.backend.closed.wait()
     await door.house.settled.wait()
-    assert (door.house.finished[0].finish, door.house.finished[0].status) == ("client_left", 499)
+    assert (door.house.finished[0].finish_label, door.house.finished[0].status) == ("client_left", 499)
 
 
 async def test_a_cancelled_call_ends_the_wait_for_an_answer(door: Open) -> None:
@@ -97,7 +97,7 @@ async def test_a_cancelled_call_ends_the_wait_for_an_answer(door: Open) -> None:
     call.cancel()
     await door.house.backend.cancelled.wait()
     await door.house.settled.wait()
-    assert door.house.finished[0].finish == "client_left"
+    assert door.house.finished[0].finish_label == "client_left"
 
 
 async def test_a_caller_that_stops_reading_and_leaves_ends_the_stream_below(door: Open) -> None:
@@ -113,7 +113,7 @@ async def test_a_caller_that_stops_reading_and_leaves_ends_the_stream_below(door
     call.cancel()
     await door.house.backend.closed.wait()
     await door.house.settled.wait()
-    assert door.house.finished[0].finish == "client_left"
+    assert door.house.finished[0].finish_label == "client_left"
 
 
 async def test_a_deadline_ends_the_upstream_call(door: Open) -> None:
@@ -153,8 +153,8 @@ async def test_a_cancelled_call_closes_the_connection_to_the_hosted_api(tmp_path
             await is_gone.wait()
             await house.settled.wait()
         await wire.close()
-    assert house.finished[0].finish == "client_left"
-    assert house.finished[0].attempts[0].outcome == "ok"
+    assert house.finished[0].finish_label == "client_left"
+    assert house.finished[0].attempts[0].label == "ok"
 
 
 async def test_a_failure_of_the_engines_keeps_its_words_and_its_receipt(door: Open) -> None:
@@ -166,7 +166,11 @@ async def test_a_failure_of_the_engines_keeps_its_words_and_its_receipt(door: Op
     assert details["RetryInfo"].retry_delay.ToMilliseconds() == 1500
     request_id = details["ErrorInfo"].metadata["request_id"]
     receipt = (await door.stub.GetReceipt(pb.GetReceiptRequest(id=request_id))).receipt
-    assert (receipt.finish, receipt.status, receipt.error) == ("error", 429, "exhausted: The queue is full.")
+    assert (receipt.finish, receipt.status, receipt.error) == (
+        "error",
+        429,
+        "exhausted: The queue is full.",
+    )
     assert dict(error.trailing_metadata())["x-request-id"] == request_id
 
 
@@ -180,7 +184,7 @@ async def test_a_stream_that_breaks_off_ends_with_an_error(door: Open) -> None:
     error = await refused(call.read())
     assert error.code() is grpc.StatusCode.UNAVAILABLE
     assert details_of(error)["ErrorInfo"].metadata["attempts"] == '[{"url":"u"}]'
-    assert door.house.finished[0].finish == "cut_off"
+    assert door.house.finished[0].finish_label == "cut_off"
 
 
 async def test_a_mistake_of_ours_is_internal_and_says_nothing_of_itself(door: Open) -> None:

@@ -364,7 +364,7 @@ async def test_followers_end_with_the_appliance_and_running_answers_at_the_end_o
         await rest_of(watch)
         assert not chat.done()
     assert house.backend.cancelled.is_set()
-    assert house.finished[0].finish == "client_left"
+    assert house.finished[0].finish_label == "client_left"
 
 
 async def test_a_follower_does_not_hold_the_door_open(tmp_path: Path) -> None:
@@ -419,7 +419,7 @@ async def test_a_second_signal_takes_the_grace_away(tmp_path: Path) -> None:
         await chat.read()
         house.hurry.set()
     assert house.backend.cancelled.is_set()
-    assert house.finished[0].finish == "client_left"
+    assert house.finished[0].finish_label == "client_left"
 
 
 async def test_shutdown_is_answered_before_the_door_closes(tmp_path: Path) -> None:

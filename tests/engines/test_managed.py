@@ -13,6 +13,7 @@ from appliance.base.wire.pool import ConnectionPool
 from appliance.base.wire.types import PoolLimits
 from appliance.engines.backends import managed as room
 from appliance.engines.backends.managed import ManagedBackend
+from appliance.engines.outcome import Outcome
 from appliance.engines.receipts import Receipt
 from appliance.engines.settings import EngineSettings
 from appliance.engines.slots import Slot
@@ -172,7 +173,7 @@ async def test_a_failure_before_the_first_byte_is_tried_again(
     if reply.events is not None:
         assert b"[DONE]" in [piece async for piece in reply.events][-1]
     assert at.all_is_given_back()
-    assert [attempt.outcome for attempt in request.receipt.attempts][2:] == ["ok"]
+    assert [attempt.label for attempt in request.receipt.attempts][2:] == ["ok"]
     assert len(at.engines[0].asked) == 3
 
 
@@ -311,7 +312,7 @@ async def test_passage_is_given_a_server_and_gives_its_slot_back(open_backend: O
     at.slot = slot = at.backend.take("only_one")
     await at.backend.prepare_passthrough(slot, "a", RequestOptions())
     assert (slot.url, slot.attempt.endpoint, at.busy()) == (at.engines[0].url, at.engines[0].url, 1)
-    slot.release("passed")
+    slot.release(Outcome.PASSED)
     assert at.all_is_given_back()
     assert at.house.manager.telemetry()[0].is_ok
 
@@ -321,7 +322,7 @@ async def test_passage_without_a_name_goes_to_the_only_model_or_must_name_one(op
     await only.house.have("a")
     slot = only.backend.take("only_one")
     await only.backend.prepare_passthrough(slot, None, RequestOptions())
-    slot.release("cut_off")
+    slot.release(Outcome.CUT_OFF)
     assert not only.house.manager.telemetry()[0].is_ok
     several = await open_backend("a", "b")
     slot = several.backend.take("only_one")
@@ -329,7 +330,7 @@ async def test_passage_without_a_name_goes_to_the_only_model_or_must_name_one(op
         await several.backend.prepare_passthrough(slot, None, RequestOptions())
     with pytest.raises(NoSuchModel):
         await several.backend.prepare_passthrough(slot, "c", RequestOptions())
-    slot.release("cancelled")
+    slot.release(Outcome.CANCELLED)
     assert several.all_is_given_back()
 
 
@@ -340,7 +341,7 @@ async def test_passage_that_leaves_while_it_waits_takes_nothing_along(open_backe
     await settle()
     boarding.cancel()
     await settle()
-    slot.release("cancelled")
+    slot.release(Outcome.CANCELLED)
     await at.house.loaded("a")
     assert at.all_is_given_back()
 

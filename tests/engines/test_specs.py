@@ -8,6 +8,7 @@ import pytest
 
 from appliance.base.errors import Invalid
 from appliance.engines.metrics.values import BadMetrics, gauge
+from appliance.engines.outcome import BreakerEffect
 from appliance.engines.specs import BackendSpec, parse_backend
 from appliance.engines.upstream.exchange import AttemptFailed
 from appliance.engines.upstream.refusal import meaning, too_long
@@ -220,11 +221,12 @@ def test_what_an_error_answer_means(
 ) -> None:
     meant = meaning(status, {}, text, "The backend x")
     assert isinstance(meant, AttemptFailed)
-    assert (meant.outcome, meant.counts, meant.error.kind.value if meant.error else None) == (
-        outcome,
-        counts,
-        kind,
+    said = (
+        meant.label,
+        meant.outcome.breaker is BreakerEffect.FAILED,
+        meant.error and meant.error.kind.value,
     )
+    assert said == (outcome, counts, kind)
 
 
 @pytest.mark.parametrize("status", [400, 409, 422])

@@ -5,6 +5,7 @@ from typing import ClassVar
 from appliance.base.clock import Clock
 from appliance.base.metrics.registry import Metrics
 from appliance.engines.dispatch import Pool
+from appliance.engines.outcome import Outcome
 from appliance.engines.router import Router
 from appliance.engines.settings import EngineSettings
 from appliance.engines.slots import BackendStats, Slot
@@ -57,7 +58,7 @@ class ScriptedBackend(BackendStats):
         try:
             return await self.answer(request)
         finally:
-            place.release("ok")
+            place.release(Outcome.OK)
 
 
 def router_of(*backends: object, clock: Clock, settings: EngineSettings | None = None) -> Router:

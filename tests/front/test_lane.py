@@ -205,7 +205,7 @@ async def test_a_client_that_does_not_read_is_given_up(start: Start) -> None:
     writer.write(HEAD % len(body) + b"\r\n" + body)
     assert await until(lambda: running.appliance.pipeline.in_flight == 1)
     assert await until(lambda: running.appliance.pipeline.in_flight == 0, seconds=10)
-    assert running.appliance.receipts.latest(1)[0].finish == "client_left"
+    assert running.appliance.receipts.latest(1)[0].finish_label == "client_left"
     writer.close()
 
 

@@ -159,7 +159,7 @@ async def test_a_failing_server_is_not_noticed(start, engines, fault: str, strea
     assert len(servers[0].asked) <= (2 if fault == "refuse" else 1)
     receipt = running.appliance.receipts.latest(1)[0]
     assert len(receipt.attempts) == 2
-    assert receipt.attempts[1].outcome == "ok"
+    assert receipt.attempts[1].label == "ok"
 
 
 @pytest.mark.parametrize("fault", ["cut", "event_500", "refuse"])
@@ -211,7 +211,7 @@ async def test_a_server_found_dead_gives_its_waiting_requests_to_another(start, 
     servers[0].health_status = 500  # not before: a probe between must not take the server out of the choice
     status, headers, _ = await request
     assert (status, backend(headers)) == (200, "e1")
-    assert running.appliance.receipts.latest(1)[0].attempts[0].outcome == "lost"
+    assert running.appliance.receipts.latest(1)[0].attempts[0].label == "lost"
 
 
 async def test_after_the_first_byte_a_failure_is_an_event_and_the_receipt_says_so(start, engines) -> None:
@@ -223,7 +223,7 @@ async def test_after_the_first_byte_a_failure_is_an_event_and_the_receipt_says_s
     assert '"error"' in text
     assert "upstream_cut_off" in text
     assert not servers[1].asked
-    assert running.appliance.receipts.latest(1)[0].finish == "cut_off"
+    assert running.appliance.receipts.latest(1)[0].finish_label == "cut_off"
 
 
 async def test_a_dead_server_is_rested_and_comes_back(start, engines) -> None:

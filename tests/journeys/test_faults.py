@@ -81,7 +81,7 @@ async def test_every_request_under_random_faults_is_accounted_for(start) -> None
         assert told["complete"] > REQUESTS / 2, told
         assert await until(lambda: all(state.in_flight == 0 for state in running.appliance.router.states()))
         assert running.appliance.router.dispatcher.waiting == running.appliance.pipeline.in_flight == 0
-        finishes = Counter(receipt.finish for receipt in running.appliance.receipts.latest(1000))
+        finishes = Counter(receipt.finish_label for receipt in running.appliance.receipts.latest(1000))
         assert set(finishes) <= {"done", "cut_off", "error"}
         answered = {f"e{n}": running.appliance.router.state(f"e{n}").chosen_total for n in range(4)}
         assert min(answered.values()) > 0, answered

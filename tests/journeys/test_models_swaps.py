@@ -264,4 +264,4 @@ async def test_five_hundred_mixed_requests_over_five_models_with_two_places(mana
         <= 2
     )
     assert house.running.appliance.pipeline.in_flight == 0
-    assert {receipt.finish for receipt in house.running.appliance.receipts.latest(1000)} == {"done"}
+    assert {receipt.finish_label for receipt in house.running.appliance.receipts.latest(1000)} == {"done"}

@@ -245,7 +245,7 @@ async def test_the_next_endpoint_answers_when_one_fails(start: Start, hosted: Ho
         hosted.script(Status(503))
         raw = await client(running).chat.completions.with_raw_response.create(model="m", messages=HELLO)
     receipt = running.appliance.receipts.get(raw.headers["x-request-id"])
-    assert [a.outcome for a in receipt.attempts] == ["connect", "status_503", "ok"]
+    assert [a.label for a in receipt.attempts] == ["connect", "status_503", "ok"]
     assert receipt.endpoint == second.base_url
     assert "attempts=3" in raw.headers["x-appliance-receipt"]
 
@@ -320,7 +320,7 @@ async def test_a_cut_stream_ends_with_an_error_not_as_a_short_answer(
         async for _ in stream:
             pass
     assert await until(lambda: len(relay.appliance.receipts.latest(1)) == 1)
-    assert relay.appliance.receipts.latest(1)[0].finish == "cut_off"
+    assert relay.appliance.receipts.latest(1)[0].finish_label == "cut_off"
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -338,7 +338,7 @@ async def test_when_the_client_leaves_the_upstream_call_ends(
     await asyncio.gather(task, return_exceptions=True)
     assert await until(lambda: hosted.records[-1].left_after_s is not None, seconds=1.0)
     assert await until(lambda: relay.appliance.pipeline.in_flight == 0)
-    assert relay.appliance.receipts.latest(1)[0].finish == "client_left"
+    assert relay.appliance.receipts.latest(1)[0].finish_label == "client_left"
 
 
 async def _consume(api: openai.AsyncOpenAI, streaming: bool) -> None:

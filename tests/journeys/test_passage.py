@@ -403,7 +403,7 @@ async def test_an_answer_that_breaks_off_is_no_whole_one(start, mirrors, session
         with pytest.raises(aiohttp.ClientError):
             await response.read()
     assert await until(lambda: running.appliance.pipeline.in_flight == 0)
-    assert running.appliance.receipts.latest(1)[0].finish == "cut_off"
+    assert running.appliance.receipts.latest(1)[0].finish_label == "cut_off"
     async with session.post(running.base_url + "/act/cut?type=text/event-stream") as response:
         text = (await response.read()).decode()
     assert text.startswith("data: one\n\ndata: {")

@@ -120,7 +120,9 @@ async def test_one_is_killed_in_the_middle_of_two_hundred(start, llama: Llama) -
     assert all(text.startswith(REPLY) for end, text in ends if end == "done")
     assert after == [("done", REPLY)] * 4
     assert running.appliance.pipeline.in_flight == 0
-    errors = [receipt for receipt in running.appliance.receipts.latest(1000) if receipt.finish == "cut_off"]
+    errors = [
+        receipt for receipt in running.appliance.receipts.latest(1000) if receipt.finish_label == "cut_off"
+    ]
     assert len(errors) == counts["error"]
     assert {receipt.backend for receipt in errors} <= {"a"}
 

@@ -44,7 +44,6 @@ RECEIPT_FIELDS = (
     "total_ms",
     "prompt_tokens",
     "completion_tokens",
-    "finish",
     "error",
     "status",
 )
@@ -65,14 +64,17 @@ def to_receipt(receipt: Receipt) -> pb.Receipt:
     values = {name: value for name in RECEIPT_FIELDS if (value := getattr(receipt, name)) is not None}
     values = {name: to_sendable(value) if isinstance(value, str) else value for name, value in values.items()}
     return pb.Receipt(
-        at=to_timestamp(receipt.at_s), attempts=[_to_attempt(one) for one in receipt.attempts], **values
+        at=to_timestamp(receipt.at_s),
+        attempts=[_to_attempt(one) for one in receipt.attempts],
+        finish=receipt.finish_label,
+        **values,
     )
 
 
 def _to_attempt(attempt: Attempt) -> pb.Attempt:
     return pb.Attempt(
         endpoint=attempt.endpoint,
-        outcome=attempt.outcome,
+        outcome=attempt.label,
         status=attempt.status,
         ms=attempt.ms,
         note=to_sendable(attempt.note),

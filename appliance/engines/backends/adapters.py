@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from appliance.base.errors import Unavailable
+from appliance.engines.outcome import Outcome
 from appliance.engines.types import ServedModel
 from appliance.engines.upstream.exchange import AttemptFailed
 
-MISSING = "adapter_missing"  # what a place comes to
 CODE = "adapter_not_loaded"
 # What engines say to the name of an adapter that they have not.
 _SAID = ("does not exist", "not loaded", "never been loaded", "not found", "unknown lora", "unknown adapter")
@@ -139,11 +139,9 @@ def is_missing(status: int, text: str) -> bool:
 def missing(name: str, backend: str, *, note: str = "", status: int | None = None) -> AttemptFailed:
     """Give what it means for a request: another backend may have the adapter, and this one will soon again."""
     return AttemptFailed(
-        MISSING,
+        Outcome.ADAPTER_MISSING,
         note,
         status=status,
-        counts=False,
-        is_full=True,
         error=not_loaded(name, f"{backend} has lost it"),
     )
 

@@ -34,6 +34,7 @@ from appliance.engines.backends.demo_script import (
     embed,
     last_user_text,
 )
+from appliance.engines.outcome import Outcome
 from appliance.engines.receipts import Attempt
 from appliance.engines.slots import BackendStats, Slot, SlotStream
 from appliance.engines.types import (
@@ -101,15 +102,15 @@ class DemoBackend(BackendStats):
 
         Gives   EngineReply as Backend.send; Raises Invalid for shapes it cannot read, and what a prompt provokes
         """
-        reply, outcome = None, "cancelled"
+        reply, outcome = None, Outcome.CANCELLED
         try:
             reply = await self._play(request)
-            outcome = "ok"
+            outcome = Outcome.OK
             if reply.events is not None:
                 reply.events = SlotStream(reply.events, slot)
             return reply
         except ApplianceError:
-            outcome = "refused"
+            outcome = Outcome.REFUSED
             raise
         finally:
             if reply is None or reply.events is None:
@@ -118,7 +119,7 @@ class DemoBackend(BackendStats):
     async def _play(self, request: EngineRequest) -> EngineReply:
         receipt = request.receipt
         receipt.backend, receipt.endpoint, receipt.served_model = self.name, "demo", "demo"
-        attempt = Attempt("demo", "ok")
+        attempt = Attempt("demo", Outcome.OK)
         receipt.attempts.append(attempt)
         if request.operation is Operation.EMBEDDING:
             return self._embeddings(request)
@@ -130,7 +131,7 @@ class DemoBackend(BackendStats):
         if delay_s := max(part.delay_s for part in parts):
             await asyncio.sleep(delay_s)
         if status := parts[0].error_status:
-            attempt.outcome, attempt.status = f"status_{status}", status
+            attempt.outcome, attempt.status = Outcome.STATUS, status
             raise _provoked(status)
         reply = self._reply(request, texts, parts, is_chat=is_chat)
         receipt.prompt_tokens, receipt.completion_tokens = (

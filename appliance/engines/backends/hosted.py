@@ -9,12 +9,13 @@ from typing import Any, ClassVar
 
 from appliance.base import jsons
 from appliance.base.clock import Clock
-from appliance.base.errors import ApplianceError, TimedOut, Unavailable, UpstreamFailed
+from appliance.base.errors import ApplianceError, Kind, TimedOut, Unavailable, UpstreamFailed
 from appliance.base.metrics.registry import Metrics
 from appliance.base.wire.pool import ConnectionPool
 from appliance.base.wire.types import Target, Timeouts, WireError
 from appliance.engines.aliases import Names
 from appliance.engines.backends.breaker import Breaker
+from appliance.engines.outcome import BreakerEffect, Outcome
 from appliance.engines.receipts import Attempt, attempt_rows
 from appliance.engines.settings import EngineSettings
 from appliance.engines.slots import BackendStats, Slot
@@ -39,6 +40,12 @@ from appliance.engines.upstream.relay import BrokenStream
 
 LABEL = "The hosted API"
 NEXT_ENDPOINT = {404, 408, 429}  # and every 5xx: another endpoint may know better
+# What a failure of the whole API counts as; any other error is the caller's own fault.
+FAILURES = {
+    Kind.UPSTREAM: Outcome.UPSTREAM,
+    Kind.UNAVAILABLE: Outcome.UNAVAILABLE,
+    Kind.TIMEOUT: Outcome.TIMEOUT,
+}
 
 
 @dataclass(slots=True)
@@ -174,7 +181,7 @@ class HostedBackend(BackendStats):
         began = self._clock.monotonic_s()
         deadline = began + min(self._settings.upstream_total_timeout_s, budget_s)
         before = len(receipt.attempts)
-        outcome = "cancelled"
+        outcome = Outcome.CANCELLED
         reply = None
         try:
             for endpoint in self._endpoints:
@@ -188,13 +195,13 @@ class HostedBackend(BackendStats):
                 )
                 if reply is not None:
                     receipt.upstream_ms = (self._clock.monotonic_s() - began) * 1000
-                    outcome = "ok"
+                    outcome = Outcome.OK
                     return reply
             if self._clock.monotonic_s() >= deadline:
                 raise self._out_of_time(request)
             raise self._all_failed(receipt.attempts[before:])
         except ApplianceError as error:
-            outcome = "refused" if error.kind.value in {"invalid", "forbidden"} else error.kind.value
+            outcome = FAILURES.get(error.kind, Outcome.REFUSED)
             raise
         finally:
             if reply is None or reply.events is None:  # else the stream counts until it is closed
@@ -212,7 +219,7 @@ class HostedBackend(BackendStats):
     ) -> EngineReply | None:
         """Try one endpoint; None = the next one may try. The outcome goes into the receipt, the breaker and the metrics."""
         began = self._clock.monotonic_s()
-        attempt = Attempt(endpoint.address, "cancelled")
+        attempt = Attempt(endpoint.address)
         request.receipt.attempts.append(attempt)
         settings, budget_s = self._settings, deadline_s - began
         try:
@@ -237,11 +244,14 @@ class HostedBackend(BackendStats):
             failed = (
                 exc
                 if isinstance(exc, AttemptFailed)
-                else AttemptFailed(getattr(exc, "phase", "rubbish"), str(exc))
+                else AttemptFailed(
+                    Outcome.of_phase(exc.phase) if isinstance(exc, WireError) else Outcome.INVALID_RESPONSE,
+                    str(exc),
+                )
             )
             attempt.outcome, attempt.note = failed.outcome, failed.note
-            endpoint.last_error = f"{failed.outcome}: {failed.note}"[:200]
-            if failed.counts:
+            endpoint.last_error = f"{failed.label}: {failed.note}"[:200]
+            if failed.outcome.breaker is BreakerEffect.FAILED:
                 endpoint.breaker.failed(self._clock.monotonic_s(), retry_after_s=failed.retry_after_s)
             else:
                 endpoint.breaker.abandoned()
@@ -249,14 +259,14 @@ class HostedBackend(BackendStats):
         except (
             ApplianceError
         ) as exc:  # the client's or the operator's fault: no other endpoint would say otherwise
-            attempt.outcome, attempt.note = "refused", exc.message
+            attempt.outcome, attempt.note = Outcome.REFUSED, exc.message
             endpoint.breaker.succeeded()
             raise
         except BaseException:
             endpoint.breaker.abandoned()
             raise
         else:
-            attempt.outcome = "ok"
+            attempt.outcome = Outcome.OK
             request.receipt.endpoint = endpoint.address
             endpoint.last_error = ""
             endpoint.breaker.succeeded()
@@ -264,7 +274,7 @@ class HostedBackend(BackendStats):
         finally:
             took_s = self._clock.monotonic_s() - began
             attempt.ms = took_s * 1000
-            self._counter(endpoint.address, attempt.outcome).inc()
+            self._counter(endpoint.address, attempt.label).inc()
 
     def _counter(self, endpoint: str, outcome: str) -> Any:
         key = (endpoint, outcome)
@@ -317,10 +327,9 @@ def refusal(status: int, headers: dict[str, str], text: str) -> Exception:
         )
     if status in NEXT_ENDPOINT or status >= 500 or status < 400:  # 2
         return AttemptFailed(
-            f"status_{status}",
+            Outcome.NOT_FOUND if status == 404 else Outcome.STATUS,
             text[:NOTE_CHARACTERS],
             status=status,
             retry_after_s=retry_after_of(headers) if status in {429, 503} else None,
-            counts=status != 404,
         )
     return client_error_of(status, text, LABEL)  # 3

@@ -16,8 +16,9 @@ from appliance.base.wire.pool import ConnectionPool
 from appliance.engines.backends.adapters import AdapterState, not_loaded
 from appliance.engines.backends.server import EngineServer
 from appliance.engines.dialects.contract import EngineFacts, EngineHealth
+from appliance.engines.outcome import Outcome, Retry
 from appliance.engines.settings import EngineSettings
-from appliance.engines.slots import LEFT, WELL, BackendStats, Slot
+from appliance.engines.slots import BackendStats, Slot
 from appliance.engines.specs import BackendSpec
 from appliance.engines.types import (
     BackendState,
@@ -77,7 +78,7 @@ class RunnerServer(EngineServer):
             )
         )
 
-    def record(self, slot: Slot, outcome: str, retry_after_s: float | None) -> None:
+    def record(self, slot: Slot, outcome: Outcome, retry_after_s: float | None) -> None:
         """A request ended: its slot goes back to the manager."""
         super().record(slot, outcome, retry_after_s)
         lease, request, outer = (
@@ -88,7 +89,7 @@ class RunnerServer(EngineServer):
         if lease is not None:
             receipt = request.receipt if request is not None else None
             lease.release(
-                is_ok=outcome in WELL or outcome in LEFT,
+                is_ok=not outcome.is_error,
                 prompt_tokens=(receipt.prompt_tokens or 0) if receipt else 0,
                 completion_tokens=(receipt.completion_tokens or 0) if receipt else 0,
             )
@@ -175,14 +176,14 @@ class ManagedBackend(BackendStats):
     def _place(self) -> Slot:
         return super().uncounted_slot()
 
-    def record(self, slot: Slot, outcome: str, retry_after_s: float | None) -> None:
+    def record(self, slot: Slot, outcome: Outcome, retry_after_s: float | None) -> None:
         took_s = self._clock.monotonic_s() - slot.started_s
         slot.attempt.ms = took_s * 1000
         self.adapters.release(slot)
-        self.member.record_end(took_s if outcome == "ok" else None)
+        self.member.record_end(took_s if outcome is Outcome.OK else None)
         lease = self._boarded.pop(slot, None)
         if lease is not None:
-            lease.release(is_ok=outcome in WELL or outcome in LEFT)
+            lease.release(is_ok=not outcome.is_error)
         self.on_capacity(self)
 
     async def send(self, request: EngineRequest, slot: Slot, *, budget_s: float) -> EngineReply:
@@ -201,18 +202,18 @@ class ManagedBackend(BackendStats):
                     if (
                         not left
                         or failure.context is not None
-                        or failure.is_full
+                        or failure.outcome.retry is Retry.FREE
                         or (failure.status or 500) < 500
                     ):
                         raise
                     log.warning(
-                        "retried", alias=request.wanted_model, why=failure.outcome, id=request.receipt.id
+                        "retried", alias=request.wanted_model, why=failure.label, id=request.receipt.id
                     )
                     await _seen_dead(lease.runner)
             raise AssertionError("unreachable")
         finally:
             if reply is None:
-                slot.release("refused")  # what it was is in the receipt's attempts
+                slot.release(Outcome.REFUSED)  # what it was is in the receipt's attempts
 
     async def _send(self, request: EngineRequest, slot: Slot, lease: Lease) -> EngineReply:
         try:
@@ -226,7 +227,7 @@ class ManagedBackend(BackendStats):
         if reply.events is not None:
             server.outer[inner] = slot
         else:
-            slot.release("ok")
+            slot.release(Outcome.OK)
         return reply
 
     async def _lease_of(self, request: EngineRequest) -> Lease:

@@ -17,6 +17,7 @@ from appliance.engines.backends.adapters import is_missing, missing
 from appliance.engines.backends.server_state import ServerState
 from appliance.engines.dialects.contract import LoraDialect
 from appliance.engines.dialects.query import HttpEngineClient
+from appliance.engines.outcome import Outcome
 from appliance.engines.settings import EngineSettings
 from appliance.engines.slots import ResponseTimes, Slot
 from appliance.engines.specs import BackendSpec
@@ -97,7 +98,7 @@ class EngineServer(ServerState):
         receipt.attempts.append(slot.attempt)
         wants_events = request.stream and settings.upstream_streaming != "simulate"
         gathers = not wants_events and self._must_stream(request)
-        outcome, failed, reply = "cancelled", None, None
+        outcome, failed, reply = Outcome.CANCELLED, None, None
         if self.measures_latencies and request.operation is not Operation.EMBEDDING:
             slot.times = ResponseTimes(receipt)
         try:
@@ -130,7 +131,7 @@ class EngineServer(ServerState):
                     None if wants_events else budget_s,
                 ),
             )
-            outcome = "ok"
+            outcome = Outcome.OK
             if slot.times is not None:
                 slot.times.stream = reply.events
             return reply
@@ -138,15 +139,15 @@ class EngineServer(ServerState):
             outcome, failed = exc.outcome, exc
             raise
         except WireError as exc:
-            outcome = exc.phase
+            outcome = Outcome.of_phase(exc.phase)
             failed = AttemptFailed(outcome, str(exc), was_sent=exc.was_sent)
             raise failed from exc
         except (BrokenStream, jsons.InvalidJson) as exc:
-            outcome = "rubbish"
+            outcome = Outcome.INVALID_RESPONSE
             failed = AttemptFailed(outcome, str(exc))
             raise failed from exc
         except ApplianceError:
-            outcome = "refused"
+            outcome = Outcome.REFUSED
             raise
         finally:
             if reply is None or reply.events is None:  # else the stream holds its place until it is closed

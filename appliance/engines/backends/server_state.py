@@ -17,8 +17,9 @@ from appliance.engines.dialects.contract import Dialect, EngineFacts, EngineHeal
 from appliance.engines.dialects.table import AUTO, DIALECTS
 from appliance.engines.metrics.families import MEASURING
 from appliance.engines.metrics.normalise import EngineExtras
+from appliance.engines.outcome import BreakerEffect, Outcome
 from appliance.engines.settings import EngineSettings
-from appliance.engines.slots import UNDECIDED, WELL, BackendStats, Slot
+from appliance.engines.slots import BackendStats, Slot
 from appliance.engines.specs import BackendSpec
 from appliance.engines.types import BackendState, BackendStatus, ModelCard, ServedModel
 
@@ -257,12 +258,12 @@ class ServerState(BackendStats):
         adapters = tuple(name for name, served in self._serves.items() if served.card.parent)
         return EngineExtras(kv_usage, adapters or None, len(adapters), self._clock.now_s())
 
-    def observe_outcome(self, slot: Slot, outcome: str, retry_after_s: float | None) -> None:
+    def observe_outcome(self, slot: Slot, outcome: Outcome, retry_after_s: float | None) -> None:
         """Learn from a request's end: what the breaker thinks, whether a look is due, whether it is full."""
         self._ended_since += 1
         self.adapters.release(slot)
         now_s = self._clock.monotonic_s()
-        if outcome == "ok" and (taken := slot.times) is not None:
+        if outcome is Outcome.OK and (taken := slot.times) is not None:
             receipt = taken.receipt
             self._metrics.latencies.add(
                 self.name,
@@ -272,16 +273,16 @@ class ServerState(BackendStats):
                 first_s=taken.first_s - slot.started_s if taken.first_s else None,
                 tokens=taken.tokens(),
             )
-        if outcome in WELL:
+        if outcome.breaker is BreakerEffect.SUCCEEDED:
             self.breaker.succeeded()
-        elif outcome in UNDECIDED:
+        elif outcome.breaker is BreakerEffect.NONE:
             self.breaker.abandoned()
-            if outcome == "full":
+            if outcome is Outcome.FULL:
                 self._full_until_s = now_s + min(retry_after_s or FULL_S, 60.0)
         else:
             self.breaker.failed(now_s, retry_after_s=retry_after_s)
             if (
-                outcome == "connect" and self.health.is_ready
+                outcome is Outcome.CONNECT and self.health.is_ready
             ):  # nobody listens there: no need to wait for the next look
                 self.update_health(EngineHealth(False, detail="connections are refused"))
             self.on_suspicion()

@@ -16,6 +16,7 @@ from appliance.base.sse import SSE_CONTENT_TYPE, SseReader
 from appliance.base.wire.pool import ConnectionPool
 from appliance.base.wire.response import UpstreamResponse
 from appliance.base.wire.types import Target, Timeouts, WireError
+from appliance.engines.outcome import Outcome
 from appliance.engines.receipts import Attempt
 from appliance.engines.types import EngineReply, EngineRequest
 from appliance.engines.upstream.gather import ResponseBuilder
@@ -30,35 +31,36 @@ Refuse = Callable[[int, dict[str, str], str], Exception]
 class AttemptFailed(Exception):
     """An attempt failed before its first byte went to the client, in a way that lets another server try.
 
-    Takes   outcome: a word for the receipt and the metrics (connect, first_byte, status_503, full, rubbish …); note: what the
-            server said, shortened; status: its HTTP status; retry_after_s: its own word; counts: whether the breaker counts it;
-            was_sent: False when the server cannot have read any of the request; is_full: it has no room, and is well otherwise;
-            context: (prompt tokens or 0, the server's context or 0) when the prompt was too long for it; error: what to raise
-            when nobody else can answer
+    Args:
+        outcome: What it came to; its `retry` and `breaker` say what follows.
+        note: What the server said, shortened.
+        status: Its HTTP status; None = none came.
+        retry_after_s: Its own word, seconds; None = it said nothing.
+        was_sent: False when the server cannot have read any of the request.
+        context: (prompt tokens or 0, the server's context or 0) when the prompt was too long for it.
+        error: What to raise when nobody else can answer.
     """
 
     def __init__(
         self,
-        outcome: str,
+        outcome: Outcome,
         note: str = "",
         *,
         status: int | None = None,
         retry_after_s: float | None = None,
-        counts: bool = True,
         was_sent: bool = True,
-        is_full: bool = False,
         context: tuple[int, int] | None = None,
         error: ApplianceError | None = None,
     ) -> None:
         super().__init__(outcome)
         self.outcome, self.note, self.status = outcome, note, status
-        self.retry_after_s, self.counts, self.was_sent, self.is_full = (
-            retry_after_s,
-            counts,
-            was_sent,
-            is_full,
-        )
+        self.retry_after_s, self.was_sent = retry_after_s, was_sent
         self.context, self.error = context, error
+
+    @property
+    def label(self) -> str:
+        """The outcome as receipts and metrics show it: `connect`, `status_502` …"""
+        return self.outcome.render(self.status)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +88,7 @@ async def exchange(
     public_model: str,
     timeouts: Timeouts,
     on_head: Callable[[], None],
-    on_end: Callable[[str], None],
+    on_end: Callable[[Outcome], None],
     gathers: bool = False,
     on_first: Callable[[], None] = lambda: None,
 ) -> EngineReply:
@@ -131,7 +133,9 @@ def _whole(body: bytes, request: EngineRequest, public_model: str) -> EngineRepl
     """Check an answer in one piece, make its model name public, take its usage."""
     value = jsons.loads(body)
     if not isinstance(value, dict) or not ("choices" in value or "data" in value):
-        raise AttemptFailed("rubbish", SECRETS.blank(body[:NOTE_CHARACTERS].decode("utf-8", "replace")))
+        raise AttemptFailed(
+            Outcome.INVALID_RESPONSE, SECRETS.blank(body[:NOTE_CHARACTERS].decode("utf-8", "replace"))
+        )
     take_usage(request, value.get("usage"))
     return EngineReply(body=with_model(body, value, public_model))
 
@@ -180,7 +184,7 @@ def _failed(peer: Peer, error: Any) -> Exception:
     if isinstance(status, int) and 400 <= status < 600:
         return peer.refuse(status, {}, text)
     message = error.get("message") if isinstance(error, dict) else error
-    return AttemptFailed("error_event", SECRETS.blank(str(message))[:NOTE_CHARACTERS])
+    return AttemptFailed(Outcome.ERROR_EVENT, SECRETS.blank(str(message))[:NOTE_CHARACTERS])
 
 
 async def _stream(
@@ -188,7 +192,7 @@ async def _stream(
     response: UpstreamResponse,
     request: EngineRequest,
     public_model: str,
-    on_end: Callable[[str], None],
+    on_end: Callable[[Outcome], None],
 ) -> EngineReply:
     """Wait for the first whole event, so that until then another server may still answer."""
     relay = StreamRelay(public_model)
@@ -196,11 +200,11 @@ async def _stream(
     while b"data:" not in first:  # comments are not yet an answer
         data = await response.next_chunk()
         if data is None:
-            raise AttemptFailed("empty_stream", "the stream ended before its first event")
+            raise AttemptFailed(Outcome.EMPTY_STREAM, "the stream ended before its first event")
         first += relay.feed(data)
         if relay.error is not None:
             raise AttemptFailed(
-                "error_event", SECRETS.blank(str(relay.error.get("message", "")))[:NOTE_CHARACTERS]
+                Outcome.ERROR_EVENT, SECRETS.blank(str(relay.error.get("message", "")))[:NOTE_CHARACTERS]
             )
     return EngineReply(
         events=Events(peer.label, first, response, relay, request, on_end), content_type=SSE_CONTENT_TYPE
@@ -217,7 +221,7 @@ class Events:
         response: UpstreamResponse,
         relay: StreamRelay,
         request: EngineRequest,
-        on_end: Callable[[str], None],
+        on_end: Callable[[Outcome], None],
     ) -> None:
         self._label = label
         self._first: bytes | None = first
@@ -225,7 +229,7 @@ class Events:
         self._relay = relay
         self._request = request
         self._on_end = on_end
-        self._outcome = ""
+        self._outcome: Outcome | None = None
         self._is_closed = False
 
     @property
@@ -246,12 +250,12 @@ class Events:
                 data = await self._response.next_chunk()
                 out = relay.feed(data) if data is not None else b""
             except (WireError, BrokenStream) as exc:
-                self._outcome = "cut_off"
+                self._outcome = Outcome.CUT_OFF
                 raise UpstreamFailed(
                     f"{self._label} broke off its answer: {exc}", code="upstream_cut_off"
                 ) from exc
             if relay.error is not None:
-                self._outcome = "error_event"
+                self._outcome = Outcome.ERROR_EVENT
                 message = SECRETS.blank(str(relay.error.get("message") or "unknown error"))
                 raise UpstreamFailed(
                     f"{self._label} ended its answer with an error: {message}", code="upstream_error_event"
@@ -266,7 +270,7 @@ class Events:
     def _last(self) -> bytes:
         """The connection ended without `[DONE]`: fine after a finish_reason, else the answer was cut off."""
         if not self._relay.has_finished:
-            self._outcome = "cut_off"
+            self._outcome = Outcome.CUT_OFF
             raise UpstreamFailed(
                 f"{self._label} broke off its answer before it was complete.", code="upstream_cut_off"
             )
@@ -286,7 +290,7 @@ class Events:
             pass
         finally:
             self._response.close()
-            self._on_end(self._outcome or ("ok" if self._relay.is_done else "client_left"))
+            self._on_end(self._outcome or (Outcome.OK if self._relay.is_done else Outcome.CLIENT_LEFT))
 
 
 def body_for(

@@ -3,6 +3,7 @@
 import re
 
 from appliance.base.errors import ApplianceError, Invalid, NoSuchModel, Unsupported, UpstreamFailed
+from appliance.engines.outcome import Outcome
 from appliance.engines.upstream.exchange import (
     NOTE_CHARACTERS,
     AttemptFailed,
@@ -94,30 +95,25 @@ def meaning(status: int, headers: dict[str, str], text: str, label: str) -> Exce
             f"{label} refuses the key that the appliance has for it. Set its `api_key`.",
             code="upstream_key_refused",
         )
-        return AttemptFailed("key_refused", note, status=status, counts=False, error=error)
+        return AttemptFailed(Outcome.KEY_REFUSED, note, status=status, error=error)
     if status in {400, 413, 422, 500} and (found := too_long(text)) is not None:  # 2
-        return AttemptFailed(
-            "context", note, status=status, counts=False, context=found, error=context_error(*found)
-        )
+        return AttemptFailed(Outcome.CONTEXT, note, status=status, context=found, error=context_error(*found))
     if status == 404:  # 3
         return AttemptFailed(
-            "status_404",
+            Outcome.NOT_FOUND,
             note,
             status=404,
-            counts=False,
             error=NoSuchModel(str(client_error_of(404, text, label).message), param="model"),
         )
     if status == 429:  # 4
-        return AttemptFailed(
-            "full", note, status=429, counts=False, is_full=True, retry_after_s=retry_after_of(headers)
-        )
+        return AttemptFailed(Outcome.FULL, note, status=429, retry_after_s=retry_after_of(headers))
     if status == 501 or (status == 500 and _CANNOT.search(text)):  # 5
         said = client_error_of(status, text, label).message
         error = Unsupported(said) if status == 501 else Invalid(said, code="not_supported")
-        return AttemptFailed("unsupported", note, status=status, counts=False, error=error)
+        return AttemptFailed(Outcome.UNSUPPORTED, note, status=status, error=error)
     if status == 408 or status >= 500 or status < 400:  # 6
         return AttemptFailed(
-            "loading" if "loading model" in text.lower() else f"status_{status}",
+            Outcome.LOADING if "loading model" in text.lower() else Outcome.STATUS,
             note,
             status=status,
             retry_after_s=retry_after_of(headers) if status == 503 else None,

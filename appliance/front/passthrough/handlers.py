@@ -19,6 +19,7 @@ from appliance.base import jsons
 from appliance.base.errors import ApplianceError, Invalid, NotFound, TimedOut, Unavailable, UpstreamFailed
 from appliance.base.http import HttpClient, iter_body
 from appliance.base.wire.types import UpstreamTimeout, WireError
+from appliance.engines.outcome import Finish, Outcome
 from appliance.engines.receipts import attempt_rows
 from appliance.engines.router import Router
 from appliance.engines.slots import Slot
@@ -188,7 +189,7 @@ class Passthrough:
 
     # ---- sending
 
-    async def serve(self, request: web.Request, call: Request) -> tuple[web.StreamResponse, str, int]:
+    async def serve(self, request: web.Request, call: Request) -> tuple[web.StreamResponse, Finish, int]:
         """Pass a request on and its answer back.
 
         Gives   (response, finish, bytes)
@@ -209,7 +210,7 @@ class Passthrough:
         try:
             return await self._relay(request, call, slot, far, upload)
         except BaseException:
-            slot.release("client_left")
+            slot.release(Outcome.CLIENT_LEFT)
             raise
         finally:
             far.close()
@@ -243,7 +244,7 @@ class Passthrough:
             try:
                 far = await self._open(request, call, sent, slot, upload)
             except WireError as exc:
-                slot.release(exc.phase, note=str(exc))
+                slot.release(Outcome.of_phase(exc.phase), note=str(exc))
                 if upload is not None and upload.error is not None:
                     raise upload.error from None
                 tried.add(slot.backend.name)
@@ -259,7 +260,7 @@ class Passthrough:
                     raise self._told(call, exc) from exc
                 continue  # 1, 2
             except BaseException:
-                slot.release("client_left")
+                slot.release(Outcome.CLIENT_LEFT)
                 raise
             call.receipt.upstream_ms = (self._desk.now_s() - call.began_s) * 1000 - call.receipt.queue_ms
             passed_over = self._passed_over(sent, far.status, slot, tried)
@@ -351,10 +352,10 @@ class Passthrough:
         slot: Slot,
         far: aiohttp.ClientResponse,
         upload: Upload | None,
-    ) -> tuple[web.StreamResponse, str, int]:
+    ) -> tuple[web.StreamResponse, Finish, int]:
         """Write the answer as it comes; what breaks off upstream breaks off here too, so that nobody takes a part for the whole."""
         if far.status == 401:  # it speaks of the operator's key; a client would take it for its own
-            slot.release("key_refused", status=401)
+            slot.release(Outcome.KEY_REFUSED, status=401)
             raise UpstreamFailed(
                 f"The backend {slot.backend.name} refuses the key that the appliance has for it. Set its `api_key`.",
                 code="upstream_key_refused",
@@ -379,32 +380,32 @@ class Passthrough:
                     f"{slot.backend.name} broke off its answer: {exc}", code="upstream_cut_off"
                 )
             )
-            slot.release("cut_off", status=far.status, note=str(exc))
+            slot.release(Outcome.CUT_OFF, status=far.status, note=str(exc))
             call.receipt.error = f"{failure.kind.value}: {failure.message}"
             if is_events:
                 await response.write(error_event(failure, "openai"))
                 await response.write_eof()
             elif request.transport is not None:
                 request.transport.abort()
-            return response, "cut_off", sent
+            return response, Finish.CUT_OFF, sent
         except TimeoutError:  # the client does not read
             if request.transport is not None:
                 request.transport.abort()
             raise ConnectionResetError("the client stopped reading") from None
         slot.release(outcome_of(far.status), status=far.status)
         await response.write_eof()
-        return response, "done", sent
+        return response, Finish.DONE, sent
 
     async def _give_kept(
         self, request: web.Request, call: Request, kept: KeptError
-    ) -> tuple[web.StreamResponse, str, int]:
+    ) -> tuple[web.StreamResponse, Finish, int]:
         call.receipt.status = kept.status
         response = self._response(call, kept.status, kept.reason, kept.fields)
         await response.prepare(request)
         self._desk.mark_first_byte(call)
         await response.write(kept.body)
         await response.write_eof()
-        return response, "done", len(kept.body)
+        return response, Finish.DONE, len(kept.body)
 
     def _response(
         self, call: Request, status: int, reason: str, fields: list[tuple[str, str]]
@@ -447,8 +448,8 @@ def texts(fields: Collection[tuple[bytes, bytes]]) -> list[tuple[str, str]]:
     return [(name.decode("latin-1"), value.decode("utf-8", "replace")) for name, value in fields]
 
 
-def outcome_of(status: int) -> str:
+def outcome_of(status: int) -> Outcome:
     """Say what an answer's status means for the server: most of them that it is well."""
     if status == 429:
-        return "full"
-    return f"status_{status}" if status in {502, 503, 504} else "passed"
+        return Outcome.FULL
+    return Outcome.STATUS if status in {502, 503, 504} else Outcome.PASSED

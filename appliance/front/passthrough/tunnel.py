@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import httptools
 
 from appliance.base.errors import ApplianceError, Unavailable, UpstreamFailed
+from appliance.engines.outcome import Finish, Outcome
 from appliance.engines.slots import Slot
 from appliance.front.passthrough.handlers import Passthrough
 from appliance.front.passthrough.rules import answer_fields, request_fields
@@ -85,7 +86,7 @@ class Tunnel:
 
     async def _serve(self, call: Request) -> None:
         """Serve it; whatever happens it is closed at the desk exactly once, and both connections end."""
-        pipeline, finish, sent = self._server.pipeline, "client_left", 0
+        pipeline, finish, sent = self._server.pipeline, Finish.CLIENT_LEFT, 0
         try:
             try:
                 finish, sent = await self._tunnel(call)
@@ -99,13 +100,13 @@ class Tunnel:
                 return
             call.receipt.status = answer.status
             answer.headers += pipeline.response_headers(call)
-            finish, sent = "done", self._lane.write_last(answer)
+            finish, sent = Finish.DONE, self._lane.write_last(answer)
         finally:
             pipeline.close(call, finish=finish, sent_bytes=sent)
             self._lane.busy -= 1
             self._transport.close()
 
-    async def _tunnel(self, call: Request) -> tuple[str, int]:
+    async def _tunnel(self, call: Request) -> tuple[Finish, int]:
         target, options = self._passthrough.admit(call, self._wanted.target)
         tried: set[str] = set()
         while True:
@@ -113,7 +114,7 @@ class Tunnel:
             try:
                 reader, writer = await self._connect(slot)
             except (OSError, TimeoutError) as exc:
-                slot.release("connect", note=str(exc))
+                slot.release(Outcome.CONNECT, note=str(exc))
                 tried.add(slot.backend.name)
                 if options.pin or not set(self._passthrough.router.server_names()) - tried:
                     raise Unavailable(
@@ -123,12 +124,12 @@ class Tunnel:
                     ) from exc
                 continue
             except BaseException:
-                slot.release("client_left")
+                slot.release(Outcome.CLIENT_LEFT)
                 raise
             try:
                 return await self._exchange(call, slot, target, reader, writer)
             finally:
-                slot.release("client_left")
+                slot.release(Outcome.CLIENT_LEFT)
                 writer.transport.abort()
 
     async def _connect(self, slot: Slot) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -149,7 +150,7 @@ class Tunnel:
         target: str,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
-    ) -> tuple[str, int]:
+    ) -> tuple[Finish, int]:
         """Send the request's head, wait for the answer's, then pass bytes on until both sides have ended.
 
         Gives   (finish, bytes sent to the client)
@@ -170,7 +171,7 @@ class Tunnel:
             async with asyncio.timeout(self._passthrough.router.settings.backend_timeout_seconds):
                 raw = await reader.readuntil(b"\r\n\r\n")
         except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError) as exc:
-            slot.release("first_byte", note=repr(exc))
+            slot.release(Outcome.FIRST_BYTE, note=repr(exc))
             raise UpstreamFailed(
                 f"{slot.backend.name} gave no answer to the request to switch to {upgrade[:40]}."
             ) from exc
@@ -190,8 +191,8 @@ class Tunnel:
         self._transport.write(_head(f"HTTP/1.1 {status} {reason}", fields))
         self._server.pipeline.mark_first_byte(call)
         sent = await (self._both_ways(reader, writer) if has_switched else self._down(reader, _End(raw)))
-        slot.release("passed", status=status)
-        return "done", sent
+        slot.release(Outcome.PASSED, status=status)
+        return Finish.DONE, sent
 
     async def _both_ways(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> int:
         """Pass bytes on; the end of the client's direction leaves the other one open, the end of the server's ends both."""

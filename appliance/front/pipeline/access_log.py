@@ -63,7 +63,7 @@ class AccessLog:
                     "method": method,
                     "path": path,
                     "status": receipt.status,
-                    "finish": receipt.finish,
+                    "finish": receipt.finish_label,
                     "ms": round(receipt.total_ms, 2),
                     "bytes": sent_bytes,
                     "stream": receipt.streamed,

@@ -12,6 +12,7 @@ from appliance.base.clock import Clock
 from appliance.base.errors import ApplianceError, Internal, TooLarge, Unavailable
 from appliance.base.logs import get_logger
 from appliance.base.metrics.registry import Metrics
+from appliance.engines.outcome import Finish
 from appliance.engines.receipts import Receipt, Receipts
 from appliance.front.pipeline.access import Access, Keys
 from appliance.front.pipeline.access_log import AccessLog
@@ -170,7 +171,7 @@ class RequestPipeline:
         """The answer's first byte goes out now."""
         call.first_byte_s = self._clock.monotonic_s()
 
-    def close(self, call: Request, *, finish: str, sent_bytes: int, events: int = 0) -> None:
+    def close(self, call: Request, *, finish: Finish, sent_bytes: int, events: int = 0) -> None:
         """End a request, once.
 
         Takes   finish: done | client_left | cut_off | error; events: pieces of a stream
@@ -181,7 +182,7 @@ class RequestPipeline:
         took_s = now - call.began_s
         receipt.total_ms = took_s * 1000
         receipt.finish = receipt.finish or finish
-        if finish == "client_left" and not receipt.status:
+        if finish is Finish.CLIENT_LEFT and not receipt.status:
             receipt.status = 499
         if call.method == "POST":  # pollers of health and metrics would push the receipts that matter out
             self.receipts.add(receipt)

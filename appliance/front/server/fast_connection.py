@@ -12,6 +12,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from appliance.base.errors import ApplianceError, Internal, Invalid, TimedOut
+from appliance.engines.outcome import Finish
 from appliance.front.passthrough.tunnel import Tunnel
 from appliance.front.pipeline.heads import BadHead, parse_request_head, parse_upgrade, render_response_head
 from appliance.front.pipeline.pipeline import too_large
@@ -253,18 +254,18 @@ class FastConnection(asyncio.Protocol):
     async def _answer(self, route: Route, call: Request) -> None:
         """Answer one request; whatever happens it is closed at the desk exactly once."""
         pipeline = self._server.pipeline
-        finish, sent, events = "client_left", 0, 0
+        finish, sent, events = Finish.CLIENT_LEFT, 0, 0
         try:
             answer = await pipeline.handle(route, call)
             if answer.pieces is None:
                 pipeline.mark_first_byte(call)
                 sent = self._write_whole(answer)
-                finish = "done"
+                finish = Finish.DONE
             else:
                 finish, sent, events = await self._write_stream(answer, route, call)
         except asyncio.CancelledError:
             if not self._is_closing:  # not the client: the server is stopping
-                finish = "cut_off"
+                finish = Finish.CUT_OFF
                 self.transport.abort()
         finally:
             pipeline.close(call, finish=finish, sent_bytes=sent, events=events)
@@ -292,7 +293,7 @@ class FastConnection(asyncio.Protocol):
         self.transport.write(head + body)
         return len(body)
 
-    async def _write_stream(self, answer: Response, route: Route, call: Request) -> tuple[str, int, int]:
+    async def _write_stream(self, answer: Response, route: Route, call: Request) -> tuple[Finish, int, int]:
         """Write pieces as they come, each as one chunk.
 
         Gives   (finish, bytes, events)
@@ -302,7 +303,7 @@ class FastConnection(asyncio.Protocol):
         write = self.transport.write
         head = self._head(answer, b"Transfer-Encoding: chunked\r\n")
         sent = events = 0
-        finish = "done"
+        finish = Finish.DONE
         self.heartbeat, self.wrote_s = (
             answer.heartbeat,
             0.0,
@@ -318,7 +319,7 @@ class FastConnection(asyncio.Protocol):
                 sent += len(piece)
                 self.wrote_s = self._server.tick_s
                 if self._is_paused and not await self._may_write():
-                    return "client_left", sent, events
+                    return Finish.CLIENT_LEFT, sent, events
         except ApplianceError as error:
             finish = self._note_failure(error, call)
             last = answer.on_error(error)
@@ -337,9 +338,9 @@ class FastConnection(asyncio.Protocol):
         write(head + b"0\r\n\r\n")
         return finish, sent, events
 
-    def _note_failure(self, error: ApplianceError, call: Request) -> str:
+    def _note_failure(self, error: ApplianceError, call: Request) -> Finish:
         call.receipt.error = f"{error.kind.value}: {error.message}"
-        return "cut_off" if call.first_byte_s else "error"
+        return Finish.CUT_OFF if call.first_byte_s else Finish.ERROR
 
     async def _may_write(self) -> bool:
         """Wait until the client reads on; False when it has left or did not read for too long."""
@@ -377,7 +378,7 @@ class FastConnection(asyncio.Protocol):
         self._is_closing = True
         self._next, self._body = None, []
         sent = self._write_whole(answer)
-        pipeline.close(call, finish="error", sent_bytes=sent)
+        pipeline.close(call, finish=Finish.ERROR, sent_bytes=sent)
         # What is still on its way is read and dropped for a moment: closing at once would reset the connection under our answer.
         self.transport.write_eof()
         self._server.loop.call_later(LINGER_S, self.transport.abort)

@@ -12,6 +12,7 @@ from appliance.base.clock import Clock
 from appliance.base.errors import ApplianceError, Invalid, NotFound, TimedOut
 from appliance.base.logs import get_logger
 from appliance.base.tasks import Tasks
+from appliance.engines.outcome import Finish
 from appliance.front.passthrough.handlers import Passthrough
 from appliance.front.pipeline.pipeline import RequestPipeline, too_large
 from appliance.front.pipeline.request import Request
@@ -153,7 +154,7 @@ class HttpServer:
         connection = self._lane_of(request)
         if connection is not None:
             connection.busy += 1
-        finish, sent, events = "client_left", 0, 0
+        finish, sent, events = Finish.CLIENT_LEFT, 0, 0
         try:
             try:
                 pipeline.keys.check(route.access, call.headers, call.peer)  # before a body is read, not after
@@ -173,7 +174,7 @@ class HttpServer:
                 else:
                     response, finish, sent, events = await self._send_stream(request, answer, call)
                     return response
-            finish, sent = "done", len(answer.body)
+            finish, sent = Finish.DONE, len(answer.body)
             return response
         except ConnectionResetError:
             return web.Response(status=499)  # to nobody; raised, aiohttp would log it as a fault of ours
@@ -227,7 +228,7 @@ class HttpServer:
 
     async def _send_stream(
         self, request: web.Request, answer: Response, call: Request
-    ) -> tuple[web.StreamResponse, str, int, int]:
+    ) -> tuple[web.StreamResponse, Finish, int, int]:
         """Write pieces as they come.
 
         Gives   (response, finish, bytes, events)
@@ -239,7 +240,7 @@ class HttpServer:
         response.headers["Server"] = "inference-appliance"  # aiohttp would tell its version and Python's
         for name, value in answer.headers:
             response.headers[name] = value
-        finish, sent, events = "done", 0, 0
+        finish, sent, events = Finish.DONE, 0, 0
         try:
             await response.prepare(request)
             beat = self.settings.heartbeat_s if answer.heartbeat else 0
@@ -250,14 +251,14 @@ class HttpServer:
                 sent += len(piece)
         except ApplianceError as error:
             call.receipt.error = f"{error.kind.value}: {error.message}"
-            finish = "cut_off" if sent else "error"
+            finish = Finish.CUT_OFF if sent else Finish.ERROR
             await response.write(answer.on_error(error))
         except (ConnectionResetError, asyncio.CancelledError):
             raise
         except Exception as error:
             internal = self.pipeline.internal_error(error, call)
             call.receipt.error = f"{internal.kind.value}: {internal.message}"
-            finish = "cut_off" if sent else "error"
+            finish = Finish.CUT_OFF if sent else Finish.ERROR
             await response.write(answer.on_error(internal))
         finally:
             events = getattr(pieces, "events", 0)
@@ -302,7 +303,7 @@ class HttpServer:
         call.receipt.status = answer.status
         answer.headers.append(("x-request-id", call.id))
         response = await self._send_whole(request, answer)
-        self.pipeline.close(call, finish="done", sent_bytes=len(answer.body))
+        self.pipeline.close(call, finish=Finish.DONE, sent_bytes=len(answer.body))
         return response
 
     def methods_at(self, path: str) -> list[str]:
@@ -332,7 +333,7 @@ class HttpServer:
         call.receipt.route = call.route = "passage"
         if connection is not None:
             connection.busy += 1
-        finish, sent = "client_left", 0
+        finish, sent = Finish.CLIENT_LEFT, 0
         try:
             try:
                 response, finish, sent = await self.passthrough.serve(request, call)
@@ -351,7 +352,7 @@ class HttpServer:
             refusal = await self._send_whole(request, answer)
             if not request.content.at_eof():
                 refusal.force_close()
-            finish, sent = "done", len(answer.body)
+            finish, sent = Finish.DONE, len(answer.body)
             return refusal
         finally:
             pipeline.close(call, finish=finish, sent_bytes=sent)

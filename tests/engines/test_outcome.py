@@ -1,0 +1,102 @@
+"""What each outcome of an attempt means: the words on the wire, the breaker, the retry, the error counters."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import appliance.base
+from appliance.engines.outcome import BreakerEffect, Finish, Outcome, Retry
+
+B, R = BreakerEffect, Retry
+
+
+@pytest.mark.parametrize(
+    ("outcome", "word", "breaker", "retry", "is_error"),
+    [
+        # the server responded
+        (Outcome.OK, "ok", B.SUCCEEDED, R.NEVER, False),
+        (Outcome.REFUSED, "refused", B.SUCCEEDED, R.NEVER, False),
+        (Outcome.PASSED, "passed", B.SUCCEEDED, R.NEVER, False),
+        # the caller left
+        (Outcome.CANCELLED, "cancelled", B.NONE, R.NEVER, False),
+        (Outcome.CLIENT_LEFT, "client_left", B.NONE, R.NEVER, False),
+        # the server is well, and cannot have the request
+        (Outcome.FULL, "full", B.NONE, R.FREE, True),
+        (Outcome.ADAPTER_MISSING, "adapter_missing", B.NONE, R.FREE, True),
+        (Outcome.CONTEXT, "context", B.NONE, R.LARGER_CONTEXT, True),
+        (Outcome.KEY_REFUSED, "key_refused", B.NONE, R.BUDGET, True),
+        (Outcome.NOT_FOUND, "status_404", B.NONE, R.BUDGET, True),
+        (Outcome.UNSUPPORTED, "unsupported", B.NONE, R.BUDGET, True),
+        (Outcome.POOL, "pool", B.NONE, R.BUDGET, True),
+        # the server failed
+        *[
+            (outcome, outcome.value, B.FAILED, R.BUDGET, True)
+            for outcome in (
+                *(
+                    Outcome.DNS,
+                    Outcome.CONNECT,
+                    Outcome.TLS,
+                    Outcome.FIRST_BYTE,
+                    Outcome.HEAD,
+                    Outcome.LOST,
+                    Outcome.TOTAL,
+                ),
+                *(
+                    Outcome.STATUS,
+                    Outcome.LOADING,
+                    Outcome.IDLE,
+                    Outcome.BROKEN,
+                    Outcome.CLOSED,
+                    Outcome.INVALID_RESPONSE,
+                    Outcome.ERROR_EVENT,
+                ),
+                *(
+                    Outcome.EMPTY_STREAM,
+                    Outcome.CUT_OFF,
+                    Outcome.UPSTREAM,
+                    Outcome.UNAVAILABLE,
+                    Outcome.TIMEOUT,
+                ),
+            )
+        ],
+    ],
+)
+def test_what_an_outcome_means(
+    outcome: Outcome, word: str, breaker: BreakerEffect, retry: Retry, is_error: bool
+) -> None:
+    assert (outcome.value, outcome.breaker, outcome.retry, outcome.is_error) == (
+        word,
+        breaker,
+        retry,
+        is_error,
+    )
+
+
+def test_the_table_above_names_every_outcome() -> None:
+    [table] = [mark for mark in test_what_an_outcome_means.pytestmark if mark.name == "parametrize"]  # type: ignore[attr-defined]
+    assert {row[0] for row in table.args[1]} == set(Outcome)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "status", "word"),
+    [
+        (Outcome.OK, 200, "ok"),
+        (Outcome.STATUS, 502, "status_502"),
+        (Outcome.NOT_FOUND, 404, "status_404"),
+        (Outcome.CONNECT, None, "connect"),
+    ],
+)
+def test_only_an_error_status_shows_its_number(outcome: Outcome, status: int | None, word: str) -> None:
+    assert outcome.render(status) == word
+
+
+def test_every_phase_of_a_failed_exchange_is_an_outcome() -> None:
+    sources = Path(appliance.base.__path__[0]).rglob("*.py")
+    phases = {phase for path in sources for phase in re.findall(r'phase="([a-z_]+)"', path.read_text())}
+    assert phases > {"connect", "first_byte"}
+    assert {Outcome.of_phase(phase).value for phase in phases} == phases
+
+
+def test_finishes_are_the_words_of_the_access_log() -> None:
+    assert [finish.value for finish in Finish] == ["done", "client_left", "cut_off", "error"]
