@@ -1,7 +1,6 @@
 """A chat request over gRPC: the same router, receipt and books as an HTTP one; only the wrapping differs."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from time import perf_counter  # the loop's own clock is too coarse for a short call
 from typing import Any
 
@@ -85,13 +84,7 @@ async def _answer(parts: ControlParts, request: EngineRequest, sent: _Sent) -> N
             for delta in deltas_of(piece):
                 await sent.write(pb.ChatResponse(delta=delta))
     finally:
-        await _close(events)
-
-
-async def _close(events: AsyncIterator[bytes]) -> None:
-    close = getattr(events, "aclose", None)
-    if close is not None:
-        await close()
+        await events.aclose()
 
 
 def engine_request(request: pb.ChatRequest, receipt: Receipt) -> EngineRequest:

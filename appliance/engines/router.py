@@ -23,6 +23,7 @@ from appliance.engines.outcome import Outcome
 from appliance.engines.receipts import Receipt
 from appliance.engines.settings import EngineSettings
 from appliance.engines.slots import Slot
+from appliance.engines.stream import GeneratedStream
 from appliance.engines.types import (
     NO_OPTIONS,
     BackendState,
@@ -299,7 +300,7 @@ class Router:
                 delay_ms=settings.stream_delay_ms if is_paced else 0,
                 include_usage=include_usage,
             )
-            return EngineReply(events=events, content_type=SSE_CONTENT_TYPE)
+            return EngineReply(events=GeneratedStream(events), content_type=SSE_CONTENT_TYPE)
         return reply
 
     def _asking(self, request: EngineRequest, deadline_s: float) -> DispatchRequest:

@@ -5,7 +5,7 @@ Counting at once, not when the engine's metrics show it, is what keeps a burst f
 """
 
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 from ssl import SSLContext
 from typing import Any
@@ -15,6 +15,7 @@ from appliance.base.clock import Clock
 from appliance.base.metrics.registry import Metrics
 from appliance.engines.outcome import BreakerEffect, Outcome
 from appliance.engines.receipts import Attempt, Receipt
+from appliance.engines.stream import Stream
 
 
 @dataclass(slots=True)
@@ -23,13 +24,13 @@ class ResponseTimes:
 
     receipt: Receipt
     first_s: float = 0.0
-    stream: Any = None  # EngineReply.events: it counts its events
+    stream: Stream | None = None  # the reply's; it counts its events
 
     def tokens(self) -> int | None:
         """Give how many tokens were generated: as was reported, else the stream's events but for the first (the role) and the last."""
         if self.receipt.completion_tokens is not None or self.stream is None:
             return self.receipt.completion_tokens
-        return max(0, getattr(self.stream, "events", 0) - 2)
+        return max(0, self.stream.events - 2)
 
 
 @dataclass(slots=True, eq=False)
@@ -145,19 +146,18 @@ class BackendStats:
         self._metrics.latencies.forget(self.name)
 
 
-class SlotStream:
-    """A stream whose place is given back when it ends, is broken off, or is closed (also when not one piece was taken)."""
+class SlotStream(Stream):
+    """A stream that holds a slot until it ends, fails, or is closed (also when not one piece was taken)."""
 
-    def __init__(self, pieces: AsyncIterator[bytes], slot: Slot) -> None:
+    __slots__ = ("_pieces", "_slot")
+
+    def __init__(self, pieces: AsyncGenerator[bytes, None], slot: Slot) -> None:
         self._pieces = pieces
         self._slot = slot
 
-    def __aiter__(self) -> "SlotStream":
-        return self
-
     async def __anext__(self) -> bytes:
         try:
-            return await anext(self._pieces)
+            return await self._pieces.__anext__()
         except StopAsyncIteration:
             self._slot.release(Outcome.OK)
             raise
@@ -167,6 +167,10 @@ class SlotStream:
 
     async def aclose(self) -> None:
         try:
-            await self._pieces.aclose()  # type: ignore[attr-defined]
+            await self._pieces.aclose()
         finally:
             self._slot.release(Outcome.CLIENT_LEFT)
+
+    @property
+    def outcome(self) -> Outcome | None:
+        return self._slot.attempt.outcome if self._slot.is_released else None

@@ -3,12 +3,13 @@
 No lower room knows that Ollama exists; a door whose dialect is not OpenAI's translates to and from these.
 """
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
 from appliance.engines.receipts import Receipt
+from appliance.engines.stream import Stream
 
 
 class Operation(Enum):
@@ -84,7 +85,7 @@ class EngineReply:
 
     status: int = 200
     body: bytes | None = None
-    events: AsyncIterator[bytes] | None = None
+    events: Stream | None = None
     content_type: str = "application/json"
 
 

@@ -15,6 +15,7 @@ from appliance.downloads.contract import DownloadRequest
 from appliance.downloads.job import DownloadJob, job_object
 from appliance.downloads.jobs import GATHER_S, DownloadJobs
 from appliance.downloads.request import DownloadFolders, parse_config, parse_download_request
+from appliance.engines.stream import GeneratedStream
 from appliance.front.manager.feeds import event, event_of_error
 from appliance.front.openai.handlers import HEARTBEAT, SSE_HEADERS
 from appliance.front.pipeline.access import Access
@@ -167,7 +168,7 @@ class DownloadHandlers:
         return Response(
             content_type=SSE_CONTENT_TYPE,
             headers=SSE_HEADERS,
-            pieces=self._feed(request.params["id"]),
+            pieces=GeneratedStream(self._feed(request.params["id"])),
             on_error=event_of_error,
             heartbeat=HEARTBEAT,
         )

@@ -24,6 +24,7 @@ from appliance.downloads.jobs import DownloadJobs
 from appliance.downloads.request import DownloadFolders
 from appliance.engines.outcome import Outcome
 from appliance.engines.receipts import Attempt, Receipt, Receipts
+from appliance.engines.stream import Stream
 from appliance.engines.types import BackendState, EngineReply, EngineRequest, ModelCard
 from tests.control.scripted_board import ScriptedBoard
 from tests.fakes.backend import ScriptedBackend as Base
@@ -140,15 +141,12 @@ class ScriptedBackend(Base):
             raise
 
 
-class Events:
+class Events(Stream):
     """A stream that must be closed by whoever reads it: nothing else does."""
 
     def __init__(self, backend: ScriptedBackend, pieces: Iterator[Any]) -> None:
         self._backend = backend
         self._pieces = pieces
-
-    def __aiter__(self) -> "Events":
-        return self
 
     async def __anext__(self) -> bytes:
         return await self._backend.next_chunk(self._pieces)

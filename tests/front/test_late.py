@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from appliance.base.errors import ApplianceError, Exhausted
+from appliance.engines.stream import GeneratedStream, Stream
 from appliance.front.pipeline.errors import error_event
 from appliance.front.pipeline.late import LateStream, respond_or_heartbeat
-from appliance.front.pipeline.response import DerivedStream, Response
+from appliance.front.pipeline.response import Response
 
 SOON_S, NEVER_S = 0.001, 60.0
 FORM = Response(
@@ -22,10 +23,10 @@ FORM = Response(
 )
 
 
-class Source:
+class Source(Stream):
     """What pieces are made from."""
 
-    events = 3
+    events = 3  # type: ignore[assignment]
     is_closed = False
 
     async def aclose(self) -> None:
@@ -73,7 +74,7 @@ async def test_late_pieces_follow_heartbeats() -> None:
     assert answer.headers == [("Cache-Control", "no-cache"), ("X-Queue-Position", "2")]
     pieces: Any = answer.pieces
     assert [await anext(pieces) for _ in range(3)] == [b" "] * 3
-    waiting.set_result(Response(pieces=DerivedStream(two(), source)))
+    waiting.set_result(Response(pieces=GeneratedStream(two(), source)))
     assert [piece async for piece in pieces] == [b"1\n", b"2\n"]
     assert pieces.events == 3
     await pieces.aclose()
@@ -134,7 +135,7 @@ async def test_who_leaves_between_heartbeats_ends_the_call() -> None:
 async def test_who_leaves_as_the_answer_comes_closes_it() -> None:
     waiting, source = future(), Source()
     pieces: Any = (await late(waiting)).pieces
-    waiting.set_result(Response(pieces=DerivedStream(two(), source)))
+    waiting.set_result(Response(pieces=GeneratedStream(two(), source)))
     await pieces.aclose()
     assert source.is_closed
 

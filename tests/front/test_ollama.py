@@ -18,6 +18,7 @@ from appliance.base.errors import (
 )
 from appliance.engines.receipts import Receipt
 from appliance.engines.settings import EngineSettings
+from appliance.engines.stream import Stream
 from appliance.engines.types import EngineReply, EngineRequest, ModelCard, Operation
 from appliance.front.ollama import handlers as ollama
 from appliance.front.ollama.handlers import OllamaHandlers
@@ -55,7 +56,7 @@ STREAM = [
 ]
 
 
-class Events:
+class Events(Stream):
     """A stream by script: bytes are given, errors raised, `hang` waits; each piece takes a second of the clock."""
 
     def __init__(self, clock: FakeClock, script: list[Any]) -> None:
@@ -63,9 +64,6 @@ class Events:
         self._script: Iterator[Any] = iter(script)
         self.is_closed = False
         self.is_waiting = asyncio.Event()
-
-    def __aiter__(self) -> "Events":
-        return self
 
     async def __anext__(self) -> bytes:
         for step in self._script:
@@ -146,7 +144,7 @@ class House:
         assert answer.content_type == "application/x-ndjson"
         assert answer.pieces is not None
         lines = [jsons.loads(line) async for piece in answer.pieces for line in piece.splitlines()]
-        await answer.pieces.aclose()  # type: ignore[attr-defined]
+        await answer.pieces.aclose()
         return lines
 
     async def refused(self, handler: str, ask: Any = None, *, body: bytes | None = None) -> ApplianceError:
@@ -341,7 +339,7 @@ async def test_who_leaves_within_a_stream_closes_the_upstream(house: House, take
     assert answer.pieces is not None
     for _ in range(taken):
         await anext(answer.pieces)
-    await answer.pieces.aclose()  # type: ignore[attr-defined]
+    await answer.pieces.aclose()
     assert house.backend.events is not None
     assert house.backend.events.is_closed
 

@@ -1,6 +1,5 @@
 """Event streams cut anywhere are read whole; a stream that is not complete is a failure."""
 
-from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
 
@@ -8,6 +7,7 @@ import pytest
 
 from appliance.base.errors import UpstreamFailed
 from appliance.base.sse import SseReader
+from appliance.engines.stream import Stream
 from appliance.front.pipeline.sse import read_events
 
 STREAM = (
@@ -17,15 +17,12 @@ STREAM = (
 EVENTS = [{"a": "x\ny"}, {"b": "🎉"}, {"c": 3}, None]
 
 
-class Pieces:
+class Pieces(Stream):
     """A source that knows whether it was closed."""
 
     def __init__(self, *pieces: bytes) -> None:
         self._pieces = iter(pieces)
         self.is_closed = False
-
-    def __aiter__(self) -> "Pieces":
-        return self
 
     async def __anext__(self) -> bytes:
         for piece in self._pieces:
@@ -36,7 +33,7 @@ class Pieces:
         self.is_closed = True
 
 
-async def read(source: AsyncIterator[bytes]) -> list[dict[str, Any]]:
+async def read(source: Stream) -> list[dict[str, Any]]:
     return [event async for event in read_events(source)]
 
 

@@ -8,7 +8,7 @@ import asyncio
 import base64
 import hashlib
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any, ClassVar
 
 from appliance.base import jsons
@@ -104,10 +104,8 @@ class DemoBackend(BackendStats):
         """
         reply, outcome = None, Outcome.CANCELLED
         try:
-            reply = await self._play(request)
+            reply = await self._play(request, slot)
             outcome = Outcome.OK
-            if reply.events is not None:
-                reply.events = SlotStream(reply.events, slot)
             return reply
         except ApplianceError:
             outcome = Outcome.REFUSED
@@ -116,7 +114,7 @@ class DemoBackend(BackendStats):
             if reply is None or reply.events is None:
                 slot.release(outcome)
 
-    async def _play(self, request: EngineRequest) -> EngineReply:
+    async def _play(self, request: EngineRequest, slot: Slot) -> EngineReply:
         receipt = request.receipt
         receipt.backend, receipt.endpoint, receipt.served_model = self.name, "demo", "demo"
         attempt = Attempt("demo", Outcome.OK)
@@ -140,7 +138,9 @@ class DemoBackend(BackendStats):
         )
         if not request.stream:
             return EngineReply(body=jsons.dumps(reply))
-        return EngineReply(events=self._events(request, reply, parts[0]), content_type=SSE_CONTENT_TYPE)
+        return EngineReply(
+            events=SlotStream(self._events(request, reply, parts[0]), slot), content_type=SSE_CONTENT_TYPE
+        )
 
     def _reply(
         self, request: EngineRequest, texts: list[str], parts: list[ScriptedReply], *, is_chat: bool
@@ -214,7 +214,7 @@ class DemoBackend(BackendStats):
 
     async def _events(
         self, request: EngineRequest, reply: dict[str, Any], part: ScriptedReply
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes, None]:
         options = request.body.get("stream_options")
         include_usage = isinstance(options, dict) and bool(options.get("include_usage"))
         gathered: list[bytes] = []

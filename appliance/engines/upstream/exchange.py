@@ -18,6 +18,7 @@ from appliance.base.wire.response import UpstreamResponse
 from appliance.base.wire.types import Target, Timeouts, WireError
 from appliance.engines.outcome import Outcome
 from appliance.engines.receipts import Attempt
+from appliance.engines.stream import Stream
 from appliance.engines.types import EngineReply, EngineRequest
 from appliance.engines.upstream.gather import ResponseBuilder
 from appliance.engines.upstream.relay import BrokenStream, StreamRelay
@@ -168,7 +169,7 @@ async def _gathered(
         if data is None:
             break
     if is_done and not response.is_complete:
-        try:  # the closing chunk is usually one packet behind [DONE], see Events.aclose
+        try:  # the closing chunk is usually one packet behind [DONE], see UpstreamStream.aclose
             await asyncio.wait_for(response.next_chunk(), 0.1)
         except (TimeoutError, WireError):
             pass
@@ -207,11 +208,12 @@ async def _stream(
                 Outcome.ERROR_EVENT, SECRETS.blank(str(relay.error.get("message", "")))[:NOTE_CHARACTERS]
             )
     return EngineReply(
-        events=Events(peer.label, first, response, relay, request, on_end), content_type=SSE_CONTENT_TYPE
+        events=UpstreamStream(peer.label, first, response, relay, request, on_end),
+        content_type=SSE_CONTENT_TYPE,
     )
 
 
-class Events:
+class UpstreamStream(Stream):
     """The stream of one reply; closing it, at any time, ends the upstream call and settles the books."""
 
     def __init__(
@@ -234,11 +236,11 @@ class Events:
 
     @property
     def events(self) -> int:
-        """How many events have gone through."""
         return self._relay.events
 
-    def __aiter__(self) -> "Events":
-        return self
+    @property
+    def outcome(self) -> Outcome | None:
+        return self._outcome
 
     async def __anext__(self) -> bytes:
         relay = self._relay
@@ -290,7 +292,9 @@ class Events:
             pass
         finally:
             self._response.close()
-            self._on_end(self._outcome or (Outcome.OK if self._relay.is_done else Outcome.CLIENT_LEFT))
+            if self._outcome is None:
+                self._outcome = Outcome.OK if self._relay.is_done else Outcome.CLIENT_LEFT
+            self._on_end(self._outcome)
 
 
 def body_for(

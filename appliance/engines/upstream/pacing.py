@@ -5,7 +5,7 @@ several choices, tool calls, reasoning text, log-probabilities, usage.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from typing import Any
 
 import regex
@@ -103,7 +103,7 @@ def _shares(logprobs: Any, texts: list[str]) -> list[Any]:
 
 async def paced(
     reply: dict[str, Any], *, size: int, delay_ms: float, include_usage: bool
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes, None]:
     """Send `reply` as a stream of `data: {json}\\n\\n` pieces with `delay_ms` between them, then `data: [DONE]\\n\\n`."""
     is_first = True
     for chunk in chunks_of(reply, size=size, include_usage=include_usage):

@@ -5,7 +5,7 @@ Source: system D, `/v1/models/status/stream` and `/metrics/stream`.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 from appliance.base import jsons
@@ -143,7 +143,9 @@ def _differences(told: dict[str, Any], now: dict[str, Any]) -> list[bytes]:
     return news
 
 
-async def loading(manager: ModelManagerApi, alias: str, keep_alive_s: float | None) -> AsyncIterator[bytes]:
+async def loading(
+    manager: ModelManagerApi, alias: str, keep_alive_s: float | None
+) -> AsyncGenerator[bytes, None]:
     """Load a model, and give a `model_update` for each change of it until it is ready. Closing it gives the load up.
 
     Raises  what Board.load raises, after the last `model_update`

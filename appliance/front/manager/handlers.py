@@ -6,13 +6,14 @@ feeds: models_feed.py.
 
 import asyncio
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
 from appliance.base.clock import Clock
 from appliance.base.errors import Invalid, NoSuchModel
 from appliance.base.sse import SSE_CONTENT_TYPE
+from appliance.engines.stream import GeneratedStream
 from appliance.front.manager.feeds import EVERY_S, SILENCE_S, StatusFeeds, event_of_error, loading
 from appliance.front.manager.objects import (
     health_of_models,
@@ -302,7 +303,10 @@ class ManagerHandlers:
         return as_model(view, lines.get(view.alias))
 
 
-def _stream(pieces: AsyncIterator[bytes]) -> Response:
+def _stream(pieces: AsyncGenerator[bytes, None]) -> Response:
     return Response(
-        content_type=SSE_CONTENT_TYPE, headers=SSE_HEADERS, pieces=pieces, on_error=event_of_error
+        content_type=SSE_CONTENT_TYPE,
+        headers=SSE_HEADERS,
+        pieces=GeneratedStream(pieces),
+        on_error=event_of_error,
     )

@@ -17,10 +17,11 @@ import structlog
 from appliance.base.clock import Clock, format_rfc3339
 from appliance.base.errors import Invalid, NoSuchModel, Unsupported
 from appliance.engines.router import Router
+from appliance.engines.stream import GeneratedStream, start_stream
 from appliance.engines.types import EngineReply, EngineRequest, ModelCard, Operation
 from appliance.front.ollama.context import pack
 from appliance.front.ollama.models import LocalModels, not_found
-from appliance.front.ollama.ndjson import CONTENT_TYPE, HEARTBEAT, begin, line
+from appliance.front.ollama.ndjson import CONTENT_TYPE, HEARTBEAT, line
 from appliance.front.ollama.pull import PullHandlers
 from appliance.front.ollama.reply import ReplyFormat, StreamTranslator, normalised, ns, vectors_of, whole
 from appliance.front.ollama.translate import (
@@ -243,7 +244,12 @@ class OllamaHandlers:
     ) -> Response:
         reply = await self._ask(engine_request)
         assert reply.events is not None
-        return replace(STREAM, pieces=await begin(self._lines(reply, request, teller, memory), reply.events))
+        return replace(
+            STREAM,
+            pieces=await start_stream(
+                GeneratedStream(self._lines(reply, request, teller, memory), reply.events)
+            ),
+        )
 
     async def _lines(
         self,
@@ -255,7 +261,7 @@ class OllamaHandlers:
         """Give the lines of a stream, the closing one last."""
         assert reply.events is not None
         now_s = self._clock.now_s
-        async with aclosing(read_events(reply.events)) as events:  # type: ignore[type-var]
+        async with aclosing(read_events(reply.events)) as events:
             async for event in events:
                 part = teller.take(event, at_s=now_s(), elapsed_s=self._elapsed_s(request))
                 if part is not None:

@@ -12,10 +12,11 @@ from typing import Any
 from appliance.base.errors import Invalid
 from appliance.downloads.job import DownloadJob
 from appliance.downloads.jobs import GATHER_S
+from appliance.engines.stream import GeneratedStream
 from appliance.front.ollama.ndjson import CONTENT_TYPE, line
 from appliance.front.pipeline.errors import error_event
 from appliance.front.pipeline.request import Request
-from appliance.front.pipeline.response import DerivedStream, Response, json_response
+from appliance.front.pipeline.response import Response, json_response
 from appliance.models.pull_name import PullFiles, PullName, parse_pull_name
 from appliance.models.pulls import Pulls, pull_digest
 
@@ -45,7 +46,7 @@ class PullHandlers:
         if is_stream:
             return Response(
                 content_type=CONTENT_TYPE,
-                pieces=DerivedStream((line(one) async for one in lines), lines),
+                pieces=GeneratedStream((line(one) async for one in lines), lines),
                 on_error=partial(error_event, dialect="ollama"),
             )
         last: dict[str, Any] = {}

@@ -11,6 +11,7 @@ from appliance.base.clock import Clock
 from appliance.base.errors import ApplianceError, NotFound
 from appliance.base.sse import SSE_CONTENT_TYPE
 from appliance.engines.router import Router
+from appliance.engines.stream import GeneratedStream
 from appliance.engines.types import EngineReply, EngineRequest, Operation
 from appliance.front.openai import responses_translate as translate
 from appliance.front.openai.handlers import HEARTBEAT, SSE_HEADERS
@@ -19,7 +20,7 @@ from appliance.front.pipeline.errors import OPENAI_TYPE
 from appliance.front.pipeline.late import respond_or_heartbeat
 from appliance.front.pipeline.replies import parse_reply
 from appliance.front.pipeline.request import Request
-from appliance.front.pipeline.response import DerivedStream, Response, json_response
+from appliance.front.pipeline.response import Response, json_response
 from appliance.front.pipeline.route import Route
 from appliance.front.pipeline.sse import read_events
 
@@ -91,7 +92,7 @@ class ResponsesHandlers:
         reply = await self._router.answer(engine_request)
         if reply.events is None:
             return Response(reply.status, reply.body or b"", reply.content_type)
-        return replace(form, pieces=DerivedStream(stream.pieces(reply), reply.events))
+        return replace(form, pieces=GeneratedStream(stream.pieces(reply), reply.events))
 
     async def stored(self, request: Request) -> Response:
         """Whatever asks for a stored response."""
@@ -144,7 +145,7 @@ class _Stream:
             "response.in_progress", response=self._shell
         )
         finish = usage = None
-        async with aclosing(read_events(reply.events)) as events:  # type: ignore[type-var]
+        async with aclosing(read_events(reply.events)) as events:
             async for event in events:
                 usage = event.get("usage") or usage
                 for choice in (event.get("choices") or [])[:1]:

@@ -9,9 +9,11 @@ with it and each JSON reader passes over it.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import replace
 
+from appliance.engines.outcome import Outcome
+from appliance.engines.stream import GeneratedStream, Stream
 from appliance.front.pipeline.replies import parse_error_reply
 from appliance.front.pipeline.response import Response
 
@@ -48,22 +50,22 @@ async def respond_or_heartbeat(
     )  # 2
 
 
-class LateStream:
+class LateStream(Stream):
     """Heartbeats until the answer is there, then what it is made of. Closing it, at any time, gives the answer up."""
 
     def __init__(self, waiting: "asyncio.Future[Response]", heartbeat: bytes, heartbeat_s: float) -> None:
         self._waiting = waiting
         self._heartbeat, self._heartbeat_s = heartbeat, heartbeat_s
-        self._pieces: AsyncIterator[bytes] | None = None
+        self._pieces: Stream | None = None
         self._is_first = True
 
     @property
     def events(self) -> int:
-        """How many events have come, where the stream counts them."""
-        return int(getattr(self._pieces, "events", 0))
+        return self._pieces.events if self._pieces is not None else 0
 
-    def __aiter__(self) -> "LateStream":
-        return self
+    @property
+    def outcome(self) -> Outcome | None:
+        return self._pieces.outcome if self._pieces is not None else None
 
     async def __anext__(self) -> bytes:
         if self._is_first:  # it takes the headers along
@@ -76,14 +78,14 @@ class LateStream:
             answer = self._waiting.result()
             if answer.status >= 400:
                 raise parse_error_reply(answer.status, answer.body)
-            self._pieces = answer.pieces or _one(answer.body)
+            self._pieces = answer.pieces or GeneratedStream(_one(answer.body))
         return await anext(self._pieces)
 
     async def aclose(self) -> None:
         await _give_up(self._waiting)
 
 
-async def _one(body: bytes) -> AsyncIterator[bytes]:
+async def _one(body: bytes) -> AsyncGenerator[bytes, None]:
     yield body
 
 
@@ -96,4 +98,4 @@ async def _give_up(waiting: "asyncio.Future[Response]") -> None:
         return
     pieces = waiting.result().pieces
     if pieces is not None:
-        await pieces.aclose()  # type: ignore[attr-defined]
+        await pieces.aclose()

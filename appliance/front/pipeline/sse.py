@@ -1,13 +1,14 @@
 """Read OpenAI-shaped event streams at the door, for dialects that must look into each event. The reader itself: base/sse.py."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 from appliance.base.errors import UpstreamFailed
 from appliance.base.sse import SseReader
+from appliance.engines.stream import Stream
 
 
-async def read_events(pieces: AsyncIterator[bytes]) -> AsyncIterator[dict[str, Any]]:
+async def read_events(pieces: Stream) -> AsyncGenerator[dict[str, Any], None]:
     """Give the events of a stream, up to `[DONE]`; closes `pieces` when it ends or is closed.
 
     Raises  UpstreamFailed: the stream ended without `[DONE]`, an event is no JSON object, or an event is an error
@@ -25,7 +26,7 @@ async def read_events(pieces: AsyncIterator[bytes]) -> AsyncIterator[dict[str, A
             yield _unless_error(event)
         raise UpstreamFailed("The answer was broken off before it was complete.", code="upstream_cut_off")
     finally:
-        await pieces.aclose()  # type: ignore[attr-defined]
+        await pieces.aclose()
 
 
 def _unless_error(event: dict[str, Any]) -> dict[str, Any]:

@@ -333,8 +333,8 @@ class FastConnection(asyncio.Protocol):
             head = b""
         finally:
             self.heartbeat = b""
-            events = getattr(pieces, "events", 0)
-            await pieces.aclose()  # type: ignore[attr-defined]
+            events = pieces.events
+            await pieces.aclose()
         write(head + b"0\r\n\r\n")
         return finish, sent, events
 

@@ -261,8 +261,8 @@ class HttpServer:
             finish = Finish.CUT_OFF if sent else Finish.ERROR
             await response.write(answer.on_error(internal))
         finally:
-            events = getattr(pieces, "events", 0)
-            await pieces.aclose()  # type: ignore[attr-defined]
+            events = pieces.events
+            await pieces.aclose()
         await response.write_eof()
         return response, finish, sent, events
 

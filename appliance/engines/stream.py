@@ -1,0 +1,119 @@
+"""A response as it comes: pieces of bytes that are pulled one by one, and a way to stop.
+
+Everything that streams, from an engine's events to the lines that a client reads, is a Stream. The rule that all of them keep: closing
+a stream ends what it is made from, also when not one piece was taken yet. (A plain async generator does not: one that was never begun
+runs no `finally`, so the upstream exchange below it would go on for a client that has left.)
+"""
+
+from collections.abc import AsyncGenerator, Awaitable
+from typing import Protocol, Self
+
+from appliance.engines.outcome import Outcome
+
+
+class Stream:
+    """Pieces of one response. Iterate it, and close it in any case; closing it again does nothing."""
+
+    __slots__ = ()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    def __anext__(self) -> Awaitable[bytes]:
+        """Return the next piece."""
+        raise NotImplementedError
+
+    async def aclose(self) -> None:
+        """End the response and everything below it."""
+        raise NotImplementedError
+
+    @property
+    def events(self) -> int:
+        """How many events of an engine have gone through; 0 where none are counted."""
+        return 0
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """How the attempt behind it ended; None while it runs, and where there is none."""
+        return None
+
+
+class Closable(Protocol):
+    """What a stream can be made from."""
+
+    async def aclose(self) -> None: ...
+
+
+class GeneratedStream(Stream):
+    """A stream that a generator makes, perhaps from another stream. Closing it closes both."""
+
+    __slots__ = ("_pieces", "_source")
+
+    def __init__(self, pieces: AsyncGenerator[bytes, None], source: Closable | None = None) -> None:
+        self._pieces = pieces
+        self._source = source
+
+    def __anext__(self) -> Awaitable[bytes]:
+        return self._pieces.__anext__()
+
+    async def aclose(self) -> None:
+        try:
+            await self._pieces.aclose()
+        finally:
+            if self._source is not None:
+                await self._source.aclose()
+
+    @property
+    def events(self) -> int:
+        return self._source.events if isinstance(self._source, Stream) else 0
+
+    @property
+    def outcome(self) -> Outcome | None:
+        return self._source.outcome if isinstance(self._source, Stream) else None
+
+
+class StartedStream(Stream):
+    """A stream whose first piece is in hand."""
+
+    __slots__ = ("_first", "_rest")
+
+    def __init__(self, first: bytes, rest: Stream) -> None:
+        self._first: bytes | None = first
+        self._rest = rest
+
+    async def __anext__(self) -> bytes:
+        if self._first is not None:
+            first, self._first = self._first, None
+            return first
+        return await self._rest.__anext__()
+
+    async def aclose(self) -> None:
+        self._first = None
+        await self._rest.aclose()
+
+    @property
+    def events(self) -> int:
+        return self._rest.events
+
+    @property
+    def outcome(self) -> Outcome | None:
+        return self._rest.outcome
+
+
+async def start_stream(stream: Stream) -> StartedStream:
+    """Wait for a stream's first piece, so that a failure before it can still become an error status.
+
+    Args:
+        stream: Has at least one piece.
+
+    Returns:
+        The whole stream, the first piece included.
+
+    Raises:
+        Exception: What making the first piece raises; `stream` is closed then, also when the wait is cancelled.
+    """
+    try:
+        return StartedStream(await anext(stream), stream)
+    except BaseException:
+        await stream.aclose()
+        raise
