@@ -393,7 +393,7 @@ def configure_logs(settings: Settings, appliance: Appliance) -> None:
     logs.configure(
         level=settings.general.log_level,
         form=settings.general.log_format,
-        also=lambda line: appliance.lines.add(appliance.clock.now_s(), "appliance", line),
+        on_line=lambda line: appliance.lines.add(appliance.clock.now_s(), "appliance", line),
     )
 
 

@@ -211,7 +211,7 @@ def _verified(flaws: list[FileFault], folder: Path, *, is_json: bool) -> int:
 
 
 def _failed(exc: ApplianceError, *, is_json: bool) -> int:
-    text = SECRETS.blank(exc.message)
+    text = SECRETS.redact(exc.message)
     if is_json:
         print(
             jsons.dumps_text(

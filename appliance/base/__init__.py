@@ -1,6 +1,23 @@
-"""Ground floor: tools any room may use; knows none of our business words.
+"""The ground floor: tools that every package may use; nothing here knows a word of our own business.
 
-settings (machinery) · errors (Kind, ApplianceError) · logs · lines (the ring that control tails) · clock · tasks · watch · jsons · files
-proxies (those of the environment, for downloads)
-wire, wire_connection (the pooled upstream connection of the hot path) · metrics (all families)
+Modules:
+    balancing: how one of several equal servers is chosen.
+    clock: the one place that reads the time, and a clock for tests.
+    errors: what went wrong (Kind), as an exception that may be shown to the caller.
+    fair_queue: a queue with priorities, ageing and turns, in which no flow starves.
+    files: files that are written completely or not at all.
+    http: streaming HTTP client for what is not hot; the only place that knows aiohttp's client.
+    jsons: JSON by orjson.
+    log_buffer: the latest log lines, to be followed while they are written.
+    logs: structured logs, with secrets replaced.
+    metrics: metric families, and pages in Prometheus' formats.
+    proxies: HTTPS_PROXY and its like, for downloads.
+    reach: which hosts may be contacted and which folders may be read.
+    retry_budget: how many retries are allowed for the requests that there were.
+    settings: the machinery of settings; every package declares its own with it.
+    single_flight: one run of a piece of work for everyone who asks at the same time.
+    sse: server-sent events, parsed.
+    tasks: background tasks that cannot die unnoticed.
+    watch: one value with any number of followers.
+    wire: the pool of upstream connections of the hot path.
 """

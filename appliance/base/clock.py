@@ -1,4 +1,4 @@
-"""The one place that reads the time, so that tests can hand over a clock of their own."""
+"""The one place that reads the time, so that tests can provide a clock of their own."""
 
 import time
 from dataclasses import dataclass, field
@@ -9,8 +9,11 @@ from typing import Protocol
 class Clock(Protocol):
     """Two readings: seconds since 1970 for people, and a monotonic one for durations."""
 
-    def now_s(self) -> float: ...
-    def monotonic_s(self) -> float: ...
+    def now_s(self) -> float:
+        """Return seconds since 1970."""
+
+    def monotonic_s(self) -> float:
+        """Return seconds from an arbitrary start; they never go back."""
 
 
 class SystemClock:
@@ -22,22 +25,30 @@ class SystemClock:
 
 @dataclass
 class FakeClock:
-    """A clock that moves when told to: for tests of decisions that depend on time."""
+    """A clock that moves only when it is advanced: for tests of decisions that depend on time."""
 
     at_s: float = 1_800_000_000.0
     elapsed_s: float = field(default=0.0)
 
     def now_s(self) -> float:
+        """Return seconds since 1970."""
         return self.at_s + self.elapsed_s
 
     def monotonic_s(self) -> float:
+        """Return the seconds that it was advanced."""
         return self.elapsed_s
 
     def advance(self, seconds: float) -> None:
+        """Move the time on."""
         self.elapsed_s += seconds
 
 
 def format_rfc3339(at_s: float, *, fraction_digits: int = 6) -> str:
-    """Render seconds since 1970 as RFC 3339 in UTC, `2026-11-20T10:11:12.123456Z`."""
+    """Render a time as RFC 3339 in UTC, `2026-11-20T10:11:12.123456Z`.
+
+    Args:
+        at_s: Seconds since 1970.
+        fraction_digits: Of the second, 1 to 6.
+    """
     text = datetime.fromtimestamp(at_s, UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")
     return text[: -(6 - fraction_digits)] + "Z" if fraction_digits < 6 else text + "Z"

@@ -1,7 +1,7 @@
-"""One shallow tree of errors: what went wrong (Kind), in words for the caller, and whether trying again can help.
+"""One shallow tree of errors: what went wrong (`Kind`), a text for the caller, whether a retry can help.
 
-Raising code never mentions a status number; the doors translate a Kind (`front/pipeline/errors.py`, `control/errors.py`).
-An error text never carries a secret: it is shown to callers and written to logs.
+Raising code never mentions a status number; the interfaces translate a Kind (`front/pipeline/errors.py`,
+`control/errors.py`). An error text never contains a secret: it is shown to callers and written to logs.
 """
 
 from enum import Enum
@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 
 
 class Kind(Enum):
-    """What sort of failure it is; every door has one row per kind."""
+    """The sort of failure; every interface has one row per kind."""
 
-    INVALID = "invalid"  # the caller's request is wrong; asking again the same way cannot help
+    INVALID = "invalid"  # the caller's request is wrong; the same request cannot succeed later
     UNAUTHENTICATED = "unauthenticated"  # no key, or a wrong one
     FORBIDDEN = "forbidden"  # the key is known and may not do this
     NOT_FOUND = "not_found"
@@ -19,19 +19,22 @@ class Kind(Enum):
     CONFLICT = "conflict"  # the present state does not allow it
     TOO_LARGE = "too_large"
     EXHAUSTED = "exhausted"  # a limit or a queue is full; later it may work
-    UNSUPPORTED = "unsupported"  # we will never do this here
-    TIMEOUT = "timeout"  # the caller's own patience, or the time budget, ran out
-    UNAVAILABLE = "unavailable"  # nothing can answer at present
-    UPSTREAM = "upstream"  # whoever answers for us failed
+    UNSUPPORTED = "unsupported"  # not offered here, now or later
+    TIMEOUT = "timeout"  # the time that the caller or a setting allows is over
+    UNAVAILABLE = "unavailable"  # no backend can respond at present
+    UPSTREAM = "upstream"  # the upstream server failed
     INTERNAL = "internal"  # our own fault
 
 
 class ApplianceError(Exception):
     """A failure that may be shown to the caller.
 
-    Takes   message: one sentence, what was wrong and what to do; param: the field at fault, dotted (`messages.0.role`);
-            code: a short machine-readable word; retry_after_s: when to come back, None = unknown;
-            details: JSON-able extras for operators (never secrets)
+    Args:
+        message: One sentence: what was wrong and what to do.
+        param: The field at fault, dotted (`messages.0.role`); None = no single field.
+        code: A short machine-readable word; None = the type's own.
+        retry_after_s: When to try again, in seconds; None = unknown.
+        details: Extras for operators, ready for JSON; never secrets.
     """
 
     kind: ClassVar[Kind] = Kind.INTERNAL
@@ -56,67 +59,91 @@ class ApplianceError(Exception):
 
 
 class Invalid(ApplianceError):
+    """The request is wrong."""
+
     kind = Kind.INVALID
 
 
 class Unauthenticated(ApplianceError):
+    """There is no API key, or a wrong one."""
+
     kind = Kind.UNAUTHENTICATED
     default_code = "invalid_api_key"
 
 
 class Forbidden(ApplianceError):
+    """The caller may not do this."""
+
     kind = Kind.FORBIDDEN
 
 
 class NotFound(ApplianceError):
+    """There is no such thing at this address."""
+
     kind = Kind.NOT_FOUND
     default_code = "not_found"
 
 
 class NoSuchModel(ApplianceError):
+    """There is no model of this name."""
+
     kind = Kind.NO_SUCH_MODEL
     default_code = "model_not_found"
 
 
 class Conflict(ApplianceError):
+    """The present state does not allow it."""
+
     kind = Kind.CONFLICT
 
 
 class TooLarge(ApplianceError):
+    """The request is larger than allowed."""
+
     kind = Kind.TOO_LARGE
     default_code = "request_too_large"
 
 
 class Exhausted(ApplianceError):
+    """A limit or a queue is full; later it may work."""
+
     kind = Kind.EXHAUSTED
     retryable = True
     default_code = "rate_limit_exceeded"
 
 
 class Unsupported(ApplianceError):
+    """The appliance does not offer this."""
+
     kind = Kind.UNSUPPORTED
     default_code = "not_supported"
 
 
 class TimedOut(ApplianceError):
+    """It took longer than allowed."""
+
     kind = Kind.TIMEOUT
     retryable = True
     default_code = "timeout"
 
 
 class Unavailable(ApplianceError):
+    """Nothing can respond at present."""
+
     kind = Kind.UNAVAILABLE
     retryable = True
     default_code = "unavailable"
 
 
 class UpstreamFailed(ApplianceError):
-    """Whoever answers for us failed; `details["attempts"]` lists what was tried."""
+    """An upstream server failed; `details["attempts"]` lists what was tried."""
 
     kind = Kind.UPSTREAM
     default_code = "upstream_error"
 
 
 class Internal(ApplianceError):
+    """The appliance itself failed."""
+
     kind = Kind.INTERNAL
     default_code = "internal_error"

@@ -1,7 +1,8 @@
-"""A line in which nobody starves: levels of priority with ageing, and within a level turn by turn among flows. Pure: the caller
-brings the time.
+"""A queue in which no flow starves: priority levels with ageing, and turns among the flows of a level.
 
-A flow is whoever should have one share (a key, an address): one with a thousand waiters delays another's first by one turn.
+A flow is what should have one share of the queue (a key, an address): a flow with a thousand waiters delays
+the first
+of another by one turn. Pure: the caller provides the time.
 """
 
 from collections import OrderedDict, deque
@@ -13,12 +14,12 @@ LEVELS = 3  # 0 high, 1 normal, 2 low
 
 
 class FairQueueFull(Exception):
-    """The line has reached its limit."""
+    """The queue has reached its limit."""
 
 
 @dataclass(slots=True, eq=False)
 class Ticket(Generic[T]):
-    """A place in line."""
+    """A position in the queue."""
 
     item: T
     flow: str
@@ -28,7 +29,12 @@ class Ticket(Generic[T]):
 
 
 class FairQueue(Generic[T]):
-    """Takes at most `limit` waiters; `ageing_s` seconds of waiting are worth one level of priority."""
+    """The queue.
+
+    Args:
+        limit: Most waiters.
+        ageing_s: So many seconds of waiting are worth one level of priority.
+    """
 
     def __init__(self, limit: int, *, ageing_s: float = 10.0) -> None:
         self.limit = limit
@@ -40,9 +46,19 @@ class FairQueue(Generic[T]):
         return self._count
 
     def push(self, item: T, *, flow: str, priority: int = 1, now_s: float) -> Ticket[T]:
-        """Stand in line.
+        """Add a waiter.
 
-        Raises  Full
+        Args:
+            item: What `pop` will return.
+            flow: Whose turn it is counted to.
+            priority: 0 high, 1 normal, 2 low.
+            now_s: The time, in the same clock as for `pop`.
+
+        Returns:
+            The ticket, for `remove` and `position`.
+
+        Raises:
+            FairQueueFull: `limit` are waiting.
         """
         if self._count >= self.limit:
             raise FairQueueFull
@@ -52,7 +68,7 @@ class FairQueue(Generic[T]):
         return ticket
 
     def remove(self, ticket: Ticket[T]) -> bool:
-        """Leave the line; gives False when it was left already."""
+        """Take a waiter out of the queue; False if it was out already."""
         if ticket.is_removed:
             return False
         ticket.is_removed = True
@@ -68,16 +84,18 @@ class FairQueue(Generic[T]):
         return True
 
     def peek(self, now_s: float) -> T:
-        """Give the next one, who stays in line.
+        """Return the next item and leave it in the queue.
 
-        Raises  IndexError: nobody is there
+        Raises:
+            IndexError: The queue is empty.
         """
         return self._next(now_s).item
 
     def pop(self, now_s: float) -> T:
-        """Give the next one, who leaves the line; then its flow's turn is over.
+        """Take the next item out of the queue, and end the turn of its flow.
 
-        Raises  IndexError: nobody is there
+        Raises:
+            IndexError: The queue is empty.
         """
         ticket = self._next(now_s)
         flows = self._levels[ticket.priority]
@@ -87,21 +105,18 @@ class FairQueue(Generic[T]):
         return ticket.item
 
     def position(self, ticket: Ticket[T], now_s: float) -> int:
-        """Give about how many go before: those of better levels, and the turns of its own."""
+        """Estimate how many are served before it: all of higher levels, and the turns of its own level."""
         before = sum(len(waiters) for flows in self._levels[: ticket.priority] for waiters in flows.values())
         flows = self._levels[ticket.priority]
         own = flows.get(ticket.flow)
         if own is None or ticket.is_removed:
             return 0
         turns = own.index(ticket)
-        return (
-            before
-            + turns
-            + sum(min(len(waiters), turns + 1) for flow, waiters in flows.items() if flow != ticket.flow)
-        )
+        others = sum(min(len(waiters), turns + 1) for flow, waiters in flows.items() if flow != ticket.flow)
+        return before + turns + others
 
     def _next(self, now_s: float) -> Ticket[T]:
-        """The flow whose turn it is in each level puts forward its first; the best level by age wins, then the longest wait."""
+        """Find the next ticket: the first of each level's next flow; the best level by age wins."""
         best: Ticket[T] | None = None
         best_score = 0.0
         for level, flows in enumerate(self._levels):
@@ -112,5 +127,5 @@ class FairQueue(Generic[T]):
             if best is None or score < best_score:
                 best, best_score = ticket, score
         if best is None:
-            raise IndexError("nobody is in line")
+            raise IndexError("the queue is empty")
         return best

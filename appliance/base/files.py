@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all: beside their place first, then renamed into it, so that nobody ever reads half of one."""
+"""Files that are written completely or not at all: written beside their place, then renamed into it."""
 
 import os
 from pathlib import Path
@@ -7,12 +7,19 @@ DEFAULT_MODE = 0o666  # less the umask: as any program's files
 
 
 def write_atomic(path: Path, data: bytes, *, mode: int = 0o600, is_synced: bool = True) -> None:
-    """Put `data` in the file's place; its folder is made where it is missing (blocks).
+    """Write `data` as the file's new content; a missing folder is made (blocking).
 
-    Takes   mode: of the file, less the umask; is_synced: wait until the disk has it, False = what a power cut takes can be found out anew
-    Raises  OSError: then what stood there stands there still, and nothing lies beside it
+    One writer at a time for a file: the new content is written to `.NAME.new` beside it, always the same
+    name, so that what a killed writer left is overwritten and not kept for ever.
 
-    One writer at a time for a file: what lies beside it (`.NAME.new`) has one name, so that a killed writer's is not left for ever.
+    Args:
+        path: The file.
+        data: Its whole content.
+        mode: Of the file, less the umask.
+        is_synced: Wait until it is on the disk; False = what a power failure takes can be found out again.
+
+    Raises:
+        OSError: The old file is unchanged, and nothing is left beside it.
     """
     partial = path.with_name(f".{path.name}.new")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -31,5 +38,5 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o600, is_synced: bool 
 def _remove(path: Path) -> None:
     try:
         path.unlink(missing_ok=True)
-    except OSError:  # the folder is refused: the failure that brought us here says more
+    except OSError:  # the folder refuses it: the failure under way says more
         pass

@@ -1,7 +1,8 @@
 """HTTP to a server as it comes, for what is not hot: any method, bodies streamed both ways, nothing decoded, nothing followed.
 
-aiohttp's client, and the only place where it enters. The hot path has a pool of its own (wire.py), which is several times as
-fast and can do less. Failures are told in the wire's words, so that callers have one table of them.
+aiohttp's client, and the only place where it enters. The hot path has a pool of its own (wire.py), which is
+several times as fast and can do less. Failures are told in the wire's words, so that callers have one table
+of them.
 """
 
 import asyncio
@@ -55,11 +56,14 @@ class _Guarded(AbstractResolver):
 class HttpClient:
     """Two sets of connections: kept ones for requests that may be repeated, fresh ones for those that may not.
 
-    A kept connection can die with a request on it that the server may or may not have begun; a fresh one leaves no such doubt.
+    A kept connection can die with a request on it that the server may or may not have begun; a fresh one
+    leaves no such doubt.
 
     Takes   refusal_of: asked about every address before it is connected to; None = all may be reached. What is asked through a proxy is
-            looked up here as well, but connected to by the proxy; names that only the proxy knows are its to judge
-            read_bytes: what is read of an answer before its reader has taken it; proxies: None = every host is asked directly
+            looked up here as well, but connected to by the proxy; names that only the proxy knows are its to
+            judge
+            read_bytes: what is read of an answer before its reader has taken it; proxies: None = every host
+                is asked directly
     """
 
     def __init__(
@@ -91,9 +95,11 @@ class HttpClient:
         """Send a request and wait for the head of its answer.
 
         Takes   url: percent-encoded, sent as it is; headers: all that are to be sent, Host apart; body: an iterator is sent as it comes,
-                chunked unless the headers have a Content-Length; may_keep: the request may be repeated; times in seconds
+                chunked unless the headers have a Content-Length; may_keep: the request may be repeated; times
+                in seconds
         Gives   the response: read it by `pieces_of`, close it in any case
-        Raises  Unreachable · UpstreamTimeout · BrokenAnswer; Forbidden: an address that may not be reached; UpstreamFailed: a proxy that
+        Raises  Unreachable · UpstreamTimeout · BrokenAnswer; Forbidden: an address that may not be reached;
+        UpstreamFailed: a proxy that
                 cannot be used, or does not pass on; whatever the body's iterator raises
         """
         where = URL(url, encoded=True)

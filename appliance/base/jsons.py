@@ -1,7 +1,4 @@
-"""JSON at the speed of orjson, with one escape: numbers that do not fit 64 bits are still read, by the standard library.
-
-`dumps` gives bytes without blanks; `dumps_text` the same as text, for logs and headers.
-"""
+"""JSON by orjson, with one exception: numbers beyond 64 bits are still read, by the standard library."""
 
 import json
 from typing import Any
@@ -10,11 +7,15 @@ import orjson
 
 
 class InvalidJson(ValueError):
-    """The text is no JSON; the message says where (line, column)."""
+    """The text is not JSON; the message names the position (line, column)."""
 
 
 def loads(data: bytes | str) -> Any:
-    """Read one JSON value; raise BadJson with the place of the mistake."""
+    """Parse one JSON value.
+
+    Raises:
+        InvalidJson: With the position of the mistake.
+    """
     try:
         return orjson.loads(data)
     except orjson.JSONDecodeError as exc:
@@ -25,7 +26,7 @@ def loads(data: bytes | str) -> Any:
 
 
 def dumps(value: Any) -> bytes:
-    """Write one JSON value as UTF-8 bytes without blanks."""
+    """Render one JSON value as UTF-8 without blanks."""
     try:
         return orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS)
     except (TypeError, ValueError):
@@ -33,8 +34,10 @@ def dumps(value: Any) -> bytes:
 
 
 def dumps_text(value: Any) -> str:
+    """Render one JSON value as text without blanks, for logs and headers."""
     return dumps(value).decode()
 
 
 def dumps_pretty(value: Any) -> str:
+    """Render one JSON value as indented text; what JSON does not know is rendered by `str`."""
     return orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS, default=str).decode()

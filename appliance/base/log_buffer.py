@@ -8,7 +8,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class LogLine:
-    """One line: its running number, seconds since 1970, where it came from (`appliance`, `worker.stdout` …), the text."""
+    """One line.
+
+    Attributes:
+        number: Counts up from 1.
+        at_s: Seconds since 1970.
+        source: `appliance`, `worker.stdout`, ….
+        text: The line itself.
+    """
 
     number: int
     at_s: float
@@ -17,7 +24,12 @@ class LogLine:
 
 
 class LogBuffer:
-    """Keeps the last `max_lines` lines; a follower that is too slow loses the oldest, never blocks the writer."""
+    """Keeps the latest lines; a follower that is too slow loses the oldest and never blocks the writer.
+
+    Args:
+        max_lines: Lines kept.
+        max_characters: Of a line; the rest is cut off, with an ellipsis.
+    """
 
     def __init__(self, max_lines: int = 2000, *, max_characters: int = 8192) -> None:
         self._lines: deque[LogLine] = deque(maxlen=max_lines)
@@ -27,7 +39,7 @@ class LogBuffer:
         self._followers = 0
 
     def add(self, at_s: float, source: str, text: str) -> None:
-        """Put one line; texts over `max_characters` are cut with an ellipsis."""
+        """Append one line."""
         if len(text) > self._max_characters:
             text = text[: self._max_characters] + "…"
         self._lines.append(LogLine(self._next, at_s, source, text))
@@ -37,13 +49,18 @@ class LogBuffer:
             self._changed = asyncio.Event()
 
     def tail(self, count: int, *, source: str = "") -> list[LogLine]:
-        """Give up to `count` latest lines, oldest first; `source` keeps those whose source begins with it."""
+        """Return up to `count` of the latest lines, oldest first, whose source begins with `source`."""
         if count <= 0:
             return []
         return [line for line in self._lines if line.source.startswith(source)][-count:]
 
     async def follow(self, *, after: int | None = None, source: str = "") -> AsyncIterator[LogLine]:
-        """Give lines newer than number `after` (None = from now on), for ever."""
+        """Yield new lines for ever.
+
+        Args:
+            after: The number of the last line already seen; None = only lines from now on.
+            source: Only lines whose source begins with it.
+        """
         seen = self._next - 1 if after is None else after
         self._followers += 1
         try:

@@ -1,7 +1,7 @@
-"""Structured logs: JSON lines (or a readable form on a terminal), secrets blanked before anything is written.
+"""Structured logs: JSON lines (or a readable form on a terminal); secrets are replaced before writing.
 
-`SECRETS` holds every secret value the process knows; each event passes `blank_secrets` last. The blanking is a safety net
-under the rule that nobody logs a secret, not a replacement for it.
+`SECRETS` holds every secret value that the process knows; each event passes `redact_event` last. This is a
+safety net under the rule that secrets are not logged, not a replacement for it.
 """
 
 import logging
@@ -15,56 +15,59 @@ import structlog
 
 from appliance.base import jsons
 
-BLANK = "[secret]"
+REDACTED = "[secret]"
 _LOOKS_SECRET = re.compile(
-    r"(?i)(bearer\s+)[A-Za-z0-9._~+/=-]{6,}|\b(sk[-_][A-Za-z0-9_-]{6,})|((?:api[-_]?key|token|authorization|password|secret)[\"']?\s*[=:]\s*[\"']?(?:bearer\s+)?)"
+    r"(?i)(bearer\s+)[A-Za-z0-9._~+/=-]{6,}|\b(sk[-_][A-Za-z0-9_-]{6,})"
+    r"|((?:api[-_]?key|token|authorization|password|secret)[\"']?\s*[=:]\s*[\"']?(?:bearer\s+)?)"
     r"(?!\[secret\])[^\s\"',;&}]{4,}"
 )
 
 
 class Secrets:
-    """The secret texts known to this process; blanking replaces each wherever it stands."""
+    """The secret texts known to this process; `redact` replaces each wherever it appears."""
 
     def __init__(self) -> None:
         self._known: set[str] = set()
         self._pattern: re.Pattern[str] | None = None
-        self._blank_short = lru_cache(maxsize=2048)(self.blank)
+        self._redact_short = lru_cache(maxsize=2048)(self.redact)
 
     def learn(self, values: Iterable[str]) -> None:
-        """Remember secrets; texts shorter than 6 characters are too common to blank."""
+        """Add secrets; texts shorter than 6 characters are too common to be replaced."""
         self._known |= {v for v in values if len(v) >= 6}
-        self._blank_short.cache_clear()
+        self._redact_short.cache_clear()
         longest_first = sorted(self._known, key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
 
-    def blank(self, text: str) -> str:
+    def redact(self, text: str) -> str:
+        """Replace every known secret, and whatever looks like one."""
         if self._pattern is not None:
-            text = self._pattern.sub(BLANK, text)
-        return _LOOKS_SECRET.sub(lambda m: (m.group(1) or m.group(3) or "") + BLANK, text)
+            text = self._pattern.sub(REDACTED, text)
+        return _LOOKS_SECRET.sub(lambda m: (m.group(1) or m.group(3) or "") + REDACTED, text)
 
-    def blank_name(self, text: str) -> str:
-        """Blank a short text that comes again and again (a model's name, a path): looked at once, then remembered."""
-        return self._blank_short(text) if len(text) <= 256 else self.blank(text)
+    def redact_name(self, text: str) -> str:
+        """Redact a short text that is logged again and again (a model, a path); results are cached."""
+        return self._redact_short(text) if len(text) <= 256 else self.redact(text)
 
 
 SECRETS = Secrets()
 
 
-def _blank_value(value: Any) -> Any:
+def _redact_value(value: Any) -> Any:
     if isinstance(value, str):
-        return SECRETS.blank(value)
+        return SECRETS.redact(value)
     if isinstance(value, (list, tuple)):
-        return [_blank_value(v) for v in value]
+        return [_redact_value(v) for v in value]
     if isinstance(value, dict):
-        return {k: _blank_value(v) for k, v in value.items()}
+        return {k: _redact_value(v) for k, v in value.items()}
     if value is None or isinstance(value, (int, float, bool)):
         return value
-    return SECRETS.blank(str(value))
+    return SECRETS.redact(str(value))
 
 
-def blank_secrets(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+def redact_event(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Redact every value of a log event; a structlog processor."""
     for key, value in event.items():
-        event[key] = _blank_value(value)
+        event[key] = _redact_value(value)
     return event
 
 
@@ -73,19 +76,22 @@ def _render_json(_: Any, __: str, event: MutableMapping[str, Any]) -> str:
 
 
 def configure(
-    *, level: str, form: str, stream: TextIO | None = None, also: Callable[[str], None] | None = None
+    *, level: str, form: str, stream: TextIO | None = None, on_line: Callable[[str], None] | None = None
 ) -> None:
     """Set up logging for the process.
 
-    Takes   level: debug|info|warning|error; form: json|console|auto (console on a terminal);
-            also: called with every finished line (the ring buffer that control tails)
+    Args:
+        level: debug, info, warning or error.
+        form: json, console, or auto (console on a terminal, else json).
+        stream: Where lines go; None = stdout.
+        on_line: Called with every finished line.
     """
     out = stream or sys.stdout
     is_console = form == "console" or (form == "auto" and out.isatty())
 
-    def keep(_: Any, __: str, line: Any) -> Any:
-        if also is not None:
-            also(str(line))
+    def pass_on(_: Any, __: str, line: Any) -> Any:
+        if on_line is not None:
+            on_line(str(line))
         return line
 
     structlog.configure(
@@ -94,9 +100,9 @@ def configure(
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True, key="ts"),
             structlog.processors.format_exc_info,
-            blank_secrets,
+            redact_event,
             structlog.dev.ConsoleRenderer(colors=is_console and out.isatty()) if is_console else _render_json,
-            keep,
+            pass_on,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
         logger_factory=structlog.PrintLoggerFactory(out),
@@ -106,7 +112,7 @@ def configure(
 
 
 class _ToStructlog(logging.Handler):
-    """Lines of libraries (aiohttp, grpc, asyncio) leave in our form too, blanked like ours."""
+    """Sends the lines of libraries (aiohttp, grpc, asyncio) the same way: our form, secrets redacted."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -124,7 +130,7 @@ def _join_standard_logging(level: str) -> None:
 
 
 def get_logger(name: str) -> Any:
-    """Give a logger; every room takes it from here."""
+    """Return a logger; every package gets its logger here."""
     return structlog.get_logger(name)
 
 

@@ -4,8 +4,9 @@
     NO_PROXY      comma list of what is asked directly: host or domain (with all below it), .domain, *.domain, address, network in
                   CIDR form, each with :port where wanted; * = everything
 
-Names in small letters win, as in curl. This machine (localhost, loopback) is never asked through a proxy: for a proxy it would be another
-one. Only http:// and https:// proxies can be used; a host without a scheme is an http:// one.
+Names in small letters win, as in curl. This machine (localhost, loopback) is never asked through a proxy: for
+a proxy it would be another one. Only http:// and https:// proxies can be used; a host without a scheme is an
+http:// one.
 
 Used by downloads alone: the connections to engines (wire.py) know no proxies.
 """

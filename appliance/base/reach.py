@@ -1,7 +1,9 @@
 """Which hosts may be asked and which folders may be read, when somebody else says where to fetch from.
 
-Names allow names; addresses of private networks, of this machine and of the link are refused after the name was resolved, unless the
-operator listed the address or its network as well: a name in somebody's DNS must not lead into the operator's network.
+Names allow names; addresses of private networks, of this machine and of the link are refused after the name
+was resolved, unless the
+operator listed the address or its network as well: a name in somebody's DNS must not lead into the operator's
+network.
 """
 
 import ipaddress

@@ -1,13 +1,19 @@
-"""How many second tries there may be, so that retries never become a load of their own. Pure."""
+"""How many retries there may be, so that they never become a load of their own. Pure."""
 
 from dataclasses import dataclass
 
 
 @dataclass(slots=True)
 class RetryBudget:
-    """A purse: every request puts in `share` of a retry, a retry takes out one; it holds `cap` at most and begins with `floor`.
+    """A token bucket: every request deposits a part of a retry, every retry withdraws one.
 
-    So in the long run retries are at most `share` of the requests, and a quiet time saves up for a burst of `cap`.
+    In the long run retries are at most `share` of the requests; a quiet time saves up for a burst.
+
+    Attributes:
+        share: Deposited by each request.
+        floor: Tokens at the start.
+        cap: Most tokens.
+        tokens: At present; negative = begin with `floor`.
     """
 
     share: float = 0.2
@@ -20,12 +26,12 @@ class RetryBudget:
             self.tokens = self.floor
 
     def deposit(self) -> None:
-        """A request came."""
+        """Count a request."""
         if self.tokens < self.cap:
             self.tokens = min(self.cap, self.tokens + self.share)
 
     def withdraw(self) -> bool:
-        """Take one retry out of the purse; False = it is empty."""
+        """Take one retry out of the budget; False = there is none."""
         if self.tokens < 1:
             return False
         self.tokens -= 1

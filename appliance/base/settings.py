@@ -1,7 +1,8 @@
 """The machinery of settings: one pydantic-settings model per room, read from one mapping, all problems at once.
 
-A field's name in upper case is its variable. Every secret may come as NAME or from the file named by NAME_FILE, not
-both. An empty variable counts as not set. Nothing here knows a setting by name; rooms declare theirs in `settings.py`.
+A field's name in upper case is its variable. Every secret may come as NAME or from the file named by
+NAME_FILE, not both. An empty variable counts as not set. Nothing here knows a setting by name; rooms declare
+theirs in `settings.py`.
 """
 
 import difflib

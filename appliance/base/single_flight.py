@@ -1,4 +1,4 @@
-"""One piece of work for all who ask for it at the same time: whoever comes while it is under way waits for that one's result."""
+"""One run of a piece of work for everyone who asks at the same time: later callers wait for that run."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -14,9 +14,15 @@ Result = TypeVar("Result")
 
 
 class SingleFlight(Generic[Result]):
-    """Calls `work` when asked, never twice at a time. It goes on when those who asked have left, so it must end by itself.
+    """Runs `work` on demand, never twice at a time.
 
-    Takes   work: its errors are raised to everybody who waits; one that is not ours is logged, and told as Internal
+    A run goes on when its callers leave, so it must end by itself.
+
+    Args:
+        work: Its errors are raised to every caller; one that is not an ApplianceError is logged and becomes
+            Internal.
+        tasks: Where it runs.
+        name: Of the task, in logs.
     """
 
     def __init__(self, work: Callable[[], Awaitable[Result]], tasks: Tasks, *, name: str) -> None:
@@ -26,9 +32,10 @@ class SingleFlight(Generic[Result]):
         self._flight: asyncio.Task[Result | ApplianceError] | None = None
 
     async def get(self) -> Result:
-        """Give the result of the run that is under way, or of a new one.
+        """Return the result of the run under way, or of a new one.
 
-        Raises  ApplianceError: what the work raised
+        Raises:
+            ApplianceError: What the work raised.
         """
         if self._flight is None or self._flight.done():
             self._flight = self._tasks.start(self._run(), name=self._name)

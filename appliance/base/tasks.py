@@ -1,4 +1,4 @@
-"""Background tasks that may not die unnoticed. Everything that runs beside a request is started here."""
+"""Background tasks that cannot die unnoticed. Everything that runs beside a request is started here."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
@@ -12,7 +12,8 @@ log = get_logger("tasks")
 class Tasks:
     """A set of background tasks with one owner; leaving the context cancels them and waits for their end.
 
-    Takes   on_death: called with (name, exception) when a task that should run on ends by an exception
+    Args:
+        on_death: Called with (name, exception) when a task was ended by an exception; None = only logged.
     """
 
     def __init__(self, on_death: Callable[[str, BaseException], None] | None = None) -> None:
@@ -20,14 +21,14 @@ class Tasks:
         self._on_death = on_death
 
     def start(self, work: Coroutine[Any, Any, Any], *, name: str) -> asyncio.Task[Any]:
-        """Run `work` in the background; its death by exception is logged and escalated to the owner."""
+        """Run `work` in the background; an exception that ends it is logged and passed to `on_death`."""
         task = asyncio.create_task(work, name=name)  # noqa: TID251 - this is the one place
         self._running.add(task)
         task.add_done_callback(self._ended)
         return task
 
     def every(self, seconds: float, action: Callable[[], Awaitable[None]], *, name: str) -> asyncio.Task[Any]:
-        """Call `action` again and again; one failed round is logged and does not end the rounds."""
+        """Call `action` every `seconds`, counted from its end; a call that fails is logged."""
 
         async def rounds() -> None:
             while True:
@@ -48,7 +49,7 @@ class Tasks:
             self._on_death(task.get_name(), error)
 
     async def close(self) -> None:
-        """Cancel all and wait until each has ended."""
+        """Cancel all tasks and wait until each has ended."""
         for task in (running := list(self._running)):
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)

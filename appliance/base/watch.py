@@ -1,4 +1,4 @@
-"""`Watched[T]`: one latest value, any number of followers. Followers see the newest state, not every step between."""
+"""`Watched[T]`: one value, any number of followers, each of which sees the newest state, not every step."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -17,26 +17,25 @@ class Watched(Generic[T]):
 
     @property
     def value(self) -> T:
+        """The present value."""
         return self._value
 
     @property
     def version(self) -> int:
-        """How often the value has changed: a mark for `newer`."""
+        """How often the value has changed; for `newer`."""
         return self._version
 
     def set(self, value: T) -> None:
-        """Put a new value; setting an equal one wakes nobody."""
+        """Set a new value; an equal one wakes no follower."""
         if value == self._value:
             return
         self._value = value
         self._version += 1
         self._changed.set()
-        self._changed = (
-            asyncio.Event()
-        )  # whoever waited holds the old event; later followers wait on this one
+        self._changed = asyncio.Event()  # present followers hold the old event, later ones wait on this one
 
     async def follow(self) -> AsyncIterator[T]:
-        """Give the present value at once, then each newer one. A slow follower skips what was overtaken."""
+        """Yield the present value at once, then each newer one; a slow follower skips values in between."""
         seen = -1
         while True:
             if seen != self._version:
@@ -46,7 +45,7 @@ class Watched(Generic[T]):
                 await self._changed.wait()
 
     async def newer(self, seen: int) -> int:
-        """Wait until the value was changed after the version `seen`; give the version it has now. May be cancelled at any time."""
+        """Wait until the value was changed after version `seen`; return its version then."""
         while self._version == seen:
             await self._changed.wait()
         return self._version

@@ -407,7 +407,7 @@ def _hidden(error: ApplianceError, hidden: list[str]) -> ApplianceError:
 
     def clean(value: Any) -> Any:
         if isinstance(value, str):
-            return SECRETS.blank(blank_secrets(value, hidden))
+            return SECRETS.redact(blank_secrets(value, hidden))
         if isinstance(value, dict):
             return {key: clean(one) for key, one in value.items()}
         return [clean(one) for one in value] if isinstance(value, (list, tuple)) else value

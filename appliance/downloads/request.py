@@ -12,7 +12,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from appliance.base import jsons
 from appliance.base.errors import Forbidden, Invalid
-from appliance.base.logs import BLANK
+from appliance.base.logs import REDACTED
 from appliance.downloads.contract import DEFAULT_WORKERS, MAX_WORKERS, DownloadRequest, redact_source
 
 MAX_SOURCE_CHARS = 2048
@@ -224,7 +224,7 @@ def secret_texts(wish: DownloadRequest) -> list[str]:
 def blank_secrets(text: str, secrets: list[str]) -> str:
     """Blank `secrets` in a text."""
     for secret in secrets:
-        text = text.replace(secret, BLANK)
+        text = text.replace(secret, REDACTED)
     return text
 
 

@@ -408,7 +408,7 @@ class Connection(asyncio.Protocol):
     # ---- internal
 
     def _finish(self, response: PendingResponse) -> None:
-        """Return the connection to the pool after a complete response, or close it if no request may follow."""
+        """Return the connection to the pool, or close it if no other request may follow."""
         if self._is_last or self._is_uploading:
             self._detach(None)
             self.abort(None)

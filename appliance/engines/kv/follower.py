@@ -111,7 +111,7 @@ class KvFollower:
             while self.blocks.has_changes:
                 await self._index.write(self.blocks.take(PIECE), self._clock.now_s())
         except IndexDown as exc:
-            log.warning("kv_index_left", reason=SECRETS.blank(str(exc)))
+            log.warning("kv_index_left", reason=SECRETS.redact(str(exc)))
 
     # ---- the engine
 
@@ -203,7 +203,7 @@ class KvFollower:
             except IndexDown as exc:
                 self.failures += 1
                 self.blocks.forget_changes()  # all is written when it is there again
-                self._saw_index("down", reason=SECRETS.blank(str(exc)))
+                self._saw_index("down", reason=SECRETS.redact(str(exc)))
                 await asyncio.sleep(pause_s)
                 pause_s = min(LONGEST_PAUSE_S, pause_s * 2)
                 continue

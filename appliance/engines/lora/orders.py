@@ -232,7 +232,7 @@ class AdapterOrders:
             self._kept.pop(order.name, None)
             self.pending.pop(order.name, None)
         else:
-            why = SECRETS.blank(blank_secrets(error.message, secret_texts(_wish(order, adapter))))
+            why = SECRETS.redact(blank_secrets(error.message, secret_texts(_wish(order, adapter))))
             log.warning("adapter_order_failed", adapter=order.name, why=why)
             self._put_over(adapter, "failed", why)
         await self._keep()

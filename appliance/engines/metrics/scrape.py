@@ -142,7 +142,7 @@ class Scraper:
         except WireError as exc:
             raise UpstreamFailed(f"The engine's metrics at {where} cannot be had: {exc}.") from None
         if not 200 <= response.status < 300:
-            said = SECRETS.blank(raw[:200].decode("utf-8", "replace"))
+            said = SECRETS.redact(raw[:200].decode("utf-8", "replace"))
             raise UpstreamFailed(
                 f"The engine's metrics at {where} cannot be had: it answered {response.status}: {said}"
             )
@@ -153,7 +153,7 @@ class Scraper:
             )
         except InvalidPage as exc:
             raise Internal(
-                f"The engine's metrics at {where} cannot be read: {SECRETS.blank(str(exc))}"
+                f"The engine's metrics at {where} cannot be read: {SECRETS.redact(str(exc))}"
             ) from None
         self._tell(normalised)
         return Scraped(normalised, at_s)

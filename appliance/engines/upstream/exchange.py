@@ -114,7 +114,7 @@ async def exchange(
     try:
         attempt.status = response.status
         if response.status >= 300:
-            text = SECRETS.blank((await response.read())[:MOST_ERROR_BYTES].decode("utf-8", "replace"))
+            text = SECRETS.redact((await response.read())[:MOST_ERROR_BYTES].decode("utf-8", "replace"))
             raise peer.refuse(response.status, response.headers, text)
         is_stream = wants_events and "event-stream" in response.headers.get("content-type", "")
         if is_stream and gathers:
@@ -135,7 +135,7 @@ def _whole(body: bytes, request: EngineRequest, public_model: str) -> EngineRepl
     value = jsons.loads(body)
     if not isinstance(value, dict) or not ("choices" in value or "data" in value):
         raise AttemptFailed(
-            Outcome.INVALID_RESPONSE, SECRETS.blank(body[:NOTE_CHARACTERS].decode("utf-8", "replace"))
+            Outcome.INVALID_RESPONSE, SECRETS.redact(body[:NOTE_CHARACTERS].decode("utf-8", "replace"))
         )
     take_usage(request, value.get("usage"))
     return EngineReply(body=with_model(body, value, public_model))
@@ -181,11 +181,11 @@ async def _gathered(
 def _failed(peer: Peer, error: Any) -> Exception:
     """Give what an error event means: what the same error would have meant as an answer's status."""
     status = error.get("code") if isinstance(error, dict) else None
-    text = SECRETS.blank(jsons.dumps({"error": error}).decode())
+    text = SECRETS.redact(jsons.dumps({"error": error}).decode())
     if isinstance(status, int) and 400 <= status < 600:
         return peer.refuse(status, {}, text)
     message = error.get("message") if isinstance(error, dict) else error
-    return AttemptFailed(Outcome.ERROR_EVENT, SECRETS.blank(str(message))[:NOTE_CHARACTERS])
+    return AttemptFailed(Outcome.ERROR_EVENT, SECRETS.redact(str(message))[:NOTE_CHARACTERS])
 
 
 async def _stream(
@@ -205,7 +205,7 @@ async def _stream(
         first += relay.feed(data)
         if relay.error is not None:
             raise AttemptFailed(
-                Outcome.ERROR_EVENT, SECRETS.blank(str(relay.error.get("message", "")))[:NOTE_CHARACTERS]
+                Outcome.ERROR_EVENT, SECRETS.redact(str(relay.error.get("message", "")))[:NOTE_CHARACTERS]
             )
     return EngineReply(
         events=UpstreamStream(peer.label, first, response, relay, request, on_end),
@@ -258,7 +258,7 @@ class UpstreamStream(Stream):
                 ) from exc
             if relay.error is not None:
                 self._outcome = Outcome.ERROR_EVENT
-                message = SECRETS.blank(str(relay.error.get("message") or "unknown error"))
+                message = SECRETS.redact(str(relay.error.get("message") or "unknown error"))
                 raise UpstreamFailed(
                     f"{self._label} ended its answer with an error: {message}", code="upstream_error_event"
                 )

@@ -43,10 +43,10 @@ class AccessLog:
         """Put one request's line: JSON with the receipt's facts, or a short text on a terminal. Never a body, never a key."""
         now_s = self._clock.now_s()
         path, model = (
-            SECRETS.blank_name(path),
-            SECRETS.blank_name(receipt.model),
+            SECRETS.redact_name(path),
+            SECRETS.redact_name(receipt.model),
         )  # what a client may have put a secret into
-        error = SECRETS.blank(receipt.error) if receipt.error else ""
+        error = SECRETS.redact(receipt.error) if receipt.error else ""
         if self._is_console:
             line = (
                 f"{format_rfc3339(now_s, fraction_digits=3)} {peer} {method} {path} {receipt.status} {receipt.total_ms:.1f}ms"

@@ -290,7 +290,7 @@ class Worker:
         self._set(exit_code=process.returncode)
 
     def _tell(self, name: str, text: str) -> None:
-        text = SECRETS.blank(text)
+        text = SECRETS.redact(text)
         self._lines.add(self._clock.now_s(), f"worker.{name}", text)
         try:
             log.info("worker_output", stream=name, text=text)
