@@ -8,14 +8,18 @@ STATE_DIR ?= $(CURDIR)/.state
 export STATE_DIR
 
 ENGINE := tests/tools/container-engine
+QUICK := tests/base tests/downloads tests/engines tests/front tests/control tests/cli tests/host tests/models tests/golden \
+    tests/test_names.py tests/test_docs.py
 SCRIPTS := $(shell find entrypoint.sh .ci shims tests/tools tests/image -type f -not -name '*.py*' \
     -exec awk 'FNR == 1 && /^\#!.*sh$$/ {print FILENAME}' {} + 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help run check test lint unit image image-test vllm test-vllm test-gpu bench lock proto clean
+.PHONY: help dev run check quick test lint unit docs format image image-test vllm test-vllm test-gpu bench lock proto clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+dev: $(VENV)/dev.stamp proto  ## set everything up for development, in .venv
 
 run: proto  ## serve on http://127.0.0.1:14000: the demo engine, or with NOVITA_API_KEY the hosted models
 	@exec $(BIN)/python -m appliance serve
@@ -23,9 +27,23 @@ run: proto  ## serve on http://127.0.0.1:14000: the demo engine, or with NOVITA_
 check: proto  ## read the environment as `run` would, and name every problem
 	@$(BIN)/python -m appliance check
 
+quick: lint  ## lint, types, import contracts and the tests without processes or clients, in two minutes
+	$(BIN)/python -m pytest -n 2 -q $(QUICK)
+
+format: $(VENV)/dev.stamp  ## let ruff lay the code out
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix --select I .
+
+docs: proto  ## write the generated pages anew: settings, addresses, the example environment, the table's schema
+	@$(BIN)/python -m appliance settings --markdown >docs/configuration.md
+	@$(BIN)/python -m appliance routes --markdown >docs/http-api.md
+	@$(BIN)/python -m appliance settings --env-example >etc/appliance.env.example
+	@$(BIN)/python -m appliance models schema >etc/models.schema.json
+
 test: lint unit  ## lint, types, import contracts, and every test but the container's and vLLM's
 
 lint: $(VENV)/dev.stamp proto  ## ruff, mypy, import-linter, shellcheck, hadolint
+	$(BIN)/ruff format --check -q .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo

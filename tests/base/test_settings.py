@@ -8,7 +8,6 @@ import pytest
 from appliance.__main__ import main
 from appliance.base.settings import HIDDEN
 from appliance.settings import described, load
-from appliance.settings_text import as_env_example, as_markdown
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -170,12 +169,6 @@ def test_models_that_nothing_can_run_end_the_start(
             "error: LLAMA_SERVER_PATH=/no/such: allowed: a program. There is no program here"
             in capsys.readouterr().err
         )
-
-
-def test_the_example_file_and_the_readme_are_what_the_settings_say() -> None:
-    rows = described(load({})[0], {})
-    assert (ROOT / "etc" / "appliance.env.example").read_text() == as_env_example(rows)
-    assert as_markdown(rows) in (ROOT / "README.md").read_text()
 
 
 def test_the_example_file_can_be_used_as_it_is(tmp_path: Path) -> None:
