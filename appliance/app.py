@@ -36,7 +36,7 @@ from appliance.build import (
 )
 from appliance.control.server import serving_control
 from appliance.downloads.request import DownloadFolders
-from appliance.engines.receipts import Receipt, Receipts
+from appliance.engines.receipts import Receipts
 from appliance.front.manager.handlers import ManagerHandlers
 from appliance.front.pipeline.access_log import AccessLog
 from appliance.front.pipeline.pipeline import RequestPipeline
@@ -72,7 +72,7 @@ class Appliance:
         self.changed: Watched[int] = Watched(0)
         self.tasks = Tasks(on_death=self._task_died)
         self.warnings = warnings
-        self.state = "starting"
+        self.lifecycle: Watched[str] = Watched("starting")
         self.stop_asked = asyncio.Event()
         self.hurry = asyncio.Event()
         self.grace_s: float | None = None
@@ -108,6 +108,11 @@ class Appliance:
         self.metrics.build_info.labels(__version__, platform.python_version()).set(1)
 
     # ---- what doors may ask
+
+    @property
+    def state(self) -> str:
+        """starting, serving, draining or stopping."""
+        return self.lifecycle.value
 
     def status(self) -> dict[str, Any]:
         """Give the object that /healthz and GetStatus show: system A's fields and ours. No secrets."""
@@ -151,7 +156,7 @@ class Appliance:
     def set_state(self, state: str) -> None:
         if state != self.state:
             log.info("state", state=state)
-            self.state = state
+            self.lifecycle.set(state)
             self.bump()
 
     def bump(self) -> None:
@@ -173,20 +178,6 @@ class Appliance:
             self.hurry.set()
         self.grace_s = grace_s
         self.stop_asked.set()
-
-    def begin(self, route: str) -> Receipt:
-        """Begin a request that came by another door than HTTP; `finish` must follow."""
-        self.pipeline.in_flight += 1
-        return self.pipeline.new_receipt(route)
-
-    def finish(self, receipt: Receipt) -> None:
-        """Settle a request of `begin`: it is counted and kept like one of HTTP's."""
-        self.pipeline.in_flight -= 1
-        self.receipts.add(receipt)
-        self.pipeline.count_engine(receipt, 0)
-        requests, seconds, _ = self.metrics.request_children(receipt.route, receipt.status)
-        requests.inc()
-        seconds.observe(receipt.total_ms / 1000)
 
     def measure(self) -> None:
         """Bring all gauges up to date: /metrics is read."""

@@ -17,7 +17,7 @@ from appliance.front.ollama.handlers import OllamaHandlers
 from appliance.front.ollama.pull import PullHandlers
 from appliance.front.openai.handlers import OpenAIHandlers
 from appliance.front.openai.responses import ResponsesHandlers
-from appliance.front.passthrough.handlers import Passthrough
+from appliance.front.passthrough.passthrough import Passthrough
 from appliance.front.pipeline.access import Access
 from appliance.front.pipeline.access_log import AccessLog
 from appliance.front.pipeline.pipeline import RequestPipeline
@@ -42,11 +42,8 @@ def build_front(house: "Appliance", access_log: AccessLog) -> HttpServer:
         metrics=house.metrics,
         access_log=access_log,
         clock=clock,
-        is_draining=lambda: house.state in {"draining", "stopping"},
+        state=house.lifecycle,
     )
-
-    def heartbeat_s() -> float:
-        return house.pipeline.settings.heartbeat_s
 
     overview = Overview(router, latencies=house.metrics.latencies, tasks=house.tasks, clock=clock)
     system = SystemHandlers(
@@ -62,7 +59,7 @@ def build_front(house: "Appliance", access_log: AccessLog) -> HttpServer:
         manager=manager,
         library=house.library,
         pulls=PullHandlers(house.pulls, admit=partial(pipeline.admit, Access.OPERATOR)),
-        heartbeat_s=heartbeat_s,
+        heartbeat_s=pipeline.heartbeat_s,
     )
     balance = BalanceHandlers(router, clock=clock, set_strategy=house.fleet.set_strategy, manager=manager)
     routes = join_routes(
@@ -71,8 +68,8 @@ def build_front(house: "Appliance", access_log: AccessLog) -> HttpServer:
         house.models_door,
         DownloadHandlers(house.jobs, folders=house.folders),
         LoraHandlers(house.lora_orders),
-        OpenAIHandlers(router, heartbeat_s=heartbeat_s, manager=manager),
-        ResponsesHandlers(router, clock=clock, heartbeat_s=heartbeat_s),
+        OpenAIHandlers(router, heartbeat_s=pipeline.heartbeat_s, manager=manager),
+        ResponsesHandlers(router, clock=clock, heartbeat_s=pipeline.heartbeat_s),
         ollama,
     )
     house.server = HttpServer(routes, pipeline, clock=clock, passthrough=Passthrough(router, pipeline))
@@ -168,8 +165,7 @@ def control_parts(house: "Appliance", reloader: Reloader) -> ControlParts:
         resume=house.resume,
         shutdown=house.shutdown,
         lines=house.lines,
-        new_receipt=house.begin,
-        finish=house.finish,
+        pipeline=house.pipeline,
         is_draining=lambda: house.state != "serving",
         grace_s=lambda: house.settings.front.shutdown_grace_s if house.grace_s is None else house.grace_s,
         hurry=house.hurry,

@@ -21,6 +21,7 @@ from appliance.base.logs import get_logger
 from appliance.base.metrics.registry import Metrics
 from appliance.base.settings import InvalidSettings, Problem
 from appliance.base.tasks import Tasks
+from appliance.base.watch import Watched
 from appliance.base.wire.pool import ConnectionPool
 from appliance.base.wire.types import PoolLimits
 from appliance.build import (
@@ -155,7 +156,7 @@ def settings_of(options: Options, environ: Mapping[str, str]) -> tuple[Settings,
 async def running(options: Options, settings: Settings) -> AsyncIterator[list[tuple[str, int]]]:
     """Open the sidecar; gives the addresses that it listens on."""
     clock, metrics, hurry = SystemClock(), Metrics(), asyncio.Event()
-    is_stopping = False
+    state = Watched("serving")
     async with AsyncExitStack() as stack:
         tasks = await stack.enter_async_context(Tasks())
         fleet = build_fleet(settings, tasks=tasks, clock=clock, metrics=metrics)
@@ -167,7 +168,7 @@ async def running(options: Options, settings: Settings) -> AsyncIterator[list[tu
             metrics=metrics,
             access_log=access_log,
             clock=clock,
-            is_draining=lambda: is_stopping,
+            state=state,
         )
 
         def engine() -> BackendState | None:
@@ -230,7 +231,7 @@ async def running(options: Options, settings: Settings) -> AsyncIterator[list[tu
                 grace_s=lambda: settings.front.shutdown_grace_s,
             )
         )
-        is_stopping = True
+        state.set("stopping")
         await jobs.close()  # else whoever waits for a download, or follows one, would use up the grace
 
 

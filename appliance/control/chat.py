@@ -1,7 +1,5 @@
-"""A chat request over gRPC: the same router, receipt and books as an HTTP one; only the wrapping differs."""
+"""A chat request over gRPC: the same pipeline, router and receipt as an HTTP one; only the messages differ."""
 
-import asyncio
-from time import perf_counter  # the loop's own clock is too coarse for a short call
 from typing import Any
 
 import structlog
@@ -24,38 +22,37 @@ ROUTE = "appliance.control.v1.Control/Chat"
 async def answer_chat(parts: ControlParts, request: pb.ChatRequest, context: Any) -> None:
     """Answer one chat request: deltas or one reply, then the receipt. The request's id goes out first, as `x-request-id`.
 
-    Raises  Invalid: the request cannot be read · Unavailable: draining · what Router.answer raises. Cancelled: the upstream call
-            is closed before this ends, and the books are settled in every case.
+    Args:
+        parts: What the control API reaches; the request goes through its pipeline, as an HTTP request does.
+
+    Raises:
+        Invalid: The request cannot be read.
+        Unavailable: The appliance takes no new requests.
+        ApplianceError: What `Router.answer` raises.
+        CancelledError: The caller left; the upstream connection is closed and the request is settled before this ends.
     """
-    began_s = perf_counter()
-    receipt = parts.new_receipt(ROUTE)
-    structlog.contextvars.bind_contextvars(id=receipt.id)
-    sent = _Sent(context)
-    try:
-        with sending():
-            await context.send_initial_metadata((("x-request-id", receipt.id),))
-        if parts.is_draining():
-            raise Unavailable(
-                "The appliance takes no new requests at present.", code="draining", retry_after_s=5
-            )
-        await _answer(parts, engine_request(request, receipt), sent)
-        receipt.finish, receipt.status = receipt.finish or Finish.DONE, 200
-    except asyncio.CancelledError:
-        receipt.finish, receipt.status = Finish.CLIENT_LEFT, 499
-        raise
-    except ApplianceError as error:
-        receipt.finish, receipt.status = (
-            Finish.CUT_OFF if sent.messages else Finish.ERROR,
-            http_status_of(error),
-        )
-        receipt.error = f"{error.kind.value}: {error.message}"
-        raise
-    except Exception as exc:
-        receipt.finish, receipt.status, receipt.error = Finish.ERROR, 500, f"internal: {type(exc).__name__}"
-        raise
-    finally:
-        receipt.total_ms = (perf_counter() - began_s) * 1000
-        parts.finish(receipt)
+    with parts.pipeline.guarded_request(ROUTE) as running:
+        receipt, sent = running.receipt, _Sent(context)
+        structlog.contextvars.bind_contextvars(id=receipt.id)
+        try:
+            with sending():
+                await context.send_initial_metadata((("x-request-id", receipt.id),))
+            if parts.is_draining():
+                raise Unavailable(
+                    "The appliance takes no new requests at present.", code="draining", retry_after_s=5
+                )
+            parts.pipeline.admit_guarded(running)
+            await _answer(parts, engine_request(request, receipt), sent)
+            running.finish, receipt.status = Finish.DONE, 200
+        except ApplianceError as error:
+            running.finish = Finish.CUT_OFF if sent.messages else Finish.ERROR
+            receipt.status = http_status_of(error)
+            receipt.error = f"{error.kind.value}: {error.message}"
+            raise
+        except Exception as exc:
+            running.finish, receipt.status = Finish.ERROR, 500
+            receipt.error = f"internal: {type(exc).__name__}"
+            raise
     await write(context, pb.ChatResponse(receipt=to_receipt(receipt)))
 
 

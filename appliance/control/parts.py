@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from appliance.base.clock import Clock, SystemClock
 from appliance.base.log_buffer import LogBuffer
@@ -12,6 +12,7 @@ from appliance.base.watch import Watched
 from appliance.downloads.jobs import DownloadJobs
 from appliance.downloads.request import DownloadFolders
 from appliance.engines.lora.orders import AdapterOrders
+from appliance.engines.outcome import Finish
 from appliance.engines.receipts import Receipt, Receipts
 from appliance.engines.router import Router
 from appliance.engines.types import BackendState
@@ -72,6 +73,23 @@ class FleetLike(Protocol):
     def set_strategy(self, strategy: str, *, pool: str = "", persist: bool = False) -> None: ...
 
 
+class AccountedRequest(Protocol):
+    """A request while it runs: entering it counts it as in flight, leaving it settles it, in every case."""
+
+    receipt: Receipt
+    finish: Finish
+
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *_: object) -> None: ...
+
+
+class PipelineLike(Protocol):
+    """What the control API needs of the request pipeline (front/pipeline/pipeline.py)."""
+
+    def guarded_request(self, route: str) -> AccountedRequest: ...
+    def admit_guarded(self, request: Any) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class ControlParts:
     """Everything that the control API reaches.
@@ -82,8 +100,7 @@ class ControlParts:
         identity: Returns `{machine_id, hostname, gpu: {mode, simulated, gpus, reason}}`.
         reload: Takes (overrides, dry_run).
         shutdown: Takes the seconds that running requests get, None = as configured. Returns at once.
-        new_receipt: Takes the route.
-        finish: To be called once for each receipt of `new_receipt`, when its request has ended.
+        pipeline: What every request passes, over HTTP and over gRPC.
         manager: The models that this appliance runs itself; None where no table of models is configured.
         jobs: Downloads; None where they are not available.
         folders: Returns the folders that downloads may go to.
@@ -105,8 +122,7 @@ class ControlParts:
     resume: Callable[[], None]
     shutdown: Callable[[float | None], None]
     lines: LogBuffer
-    new_receipt: Callable[[str], Receipt]
-    finish: Callable[[Receipt], None]
+    pipeline: PipelineLike
     is_draining: Callable[[], bool]
     grace_s: Callable[[], float] = lambda: DEFAULT_GRACE_S
     hurry: asyncio.Event | None = None

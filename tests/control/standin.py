@@ -26,6 +26,7 @@ from appliance.engines.outcome import Outcome
 from appliance.engines.receipts import Attempt, Receipt, Receipts
 from appliance.engines.stream import Stream
 from appliance.engines.types import BackendState, EngineReply, EngineRequest, ModelCard
+from appliance.front.pipeline.request import Request
 from tests.control.scripted_board import ScriptedBoard
 from tests.fakes.backend import ScriptedBackend as Base
 from tests.fakes.backend import router_of
@@ -317,10 +318,20 @@ class House:
         self.log_level = wanted
         return ReloadResult(changes, (), True, "Applied.")
 
-    def new_receipt(self, route: str) -> Receipt:
-        return Receipt(f"req_{next(self._ids)}", self.clock.now_s(), route)
+    def guarded_request(self, route: str) -> Request:
+        receipt = Receipt(f"req_{next(self._ids)}", self.clock.now_s(), route)
+        return Request("POST", route, {}, b"", "", receipt.id, receipt, route, lifecycle=self)
 
-    def finish(self, receipt: Receipt) -> None:
+    def admit_guarded(self, request: Request) -> None:
+        pass
+
+    def begin(self, request: Request) -> None:
+        pass
+
+    def settle(self, request: Request) -> None:
+        receipt = request.receipt
+        receipt.finish = request.finish
+        receipt.status = receipt.status or 499
         self.receipts.add(receipt)
         self.finished.append(receipt)
         self.settled.set()
@@ -348,8 +359,7 @@ class House:
             resume=self.resume,
             shutdown=self.shutdowns.append,
             lines=self.lines,
-            new_receipt=self.new_receipt,
-            finish=self.finish,
+            pipeline=self,
             is_draining=lambda: self.state != "serving",
             grace_s=lambda: self.grace_s,
             hurry=self.hurry,

@@ -18,7 +18,7 @@ from appliance.front.ollama.handlers import OllamaHandlers
 from appliance.front.ollama.pull import PullHandlers
 from appliance.front.openai.handlers import OpenAIHandlers
 from appliance.front.openai.responses import ResponsesHandlers
-from appliance.front.passthrough.handlers import Passthrough
+from appliance.front.passthrough.passthrough import Passthrough
 from appliance.front.pipeline.access import Access
 from appliance.front.pipeline.access_log import AccessLog
 from appliance.front.pipeline.pipeline import RequestPipeline
@@ -65,7 +65,7 @@ async def downloads_house(
     """Serve it. Downloads go below `home`; GATHER is zero, so that every step is told."""
     settings, _ = load_or_raise({"NAT_REDIRECT": "off", "ACCESS_LOG": "0", **variables})
     clock, parts = SystemClock(), Appliance(settings, [])
-    parts.state = "serving"
+    parts.lifecycle.set("serving")
     house = DownloadsHouse(home, StandinDownloader())
     async with parts.tasks:
         await parts.fleet.wait_first_probes()
@@ -74,7 +74,7 @@ async def downloads_house(
             receipts=Receipts(),
             metrics=parts.metrics,
             clock=clock,
-            is_draining=lambda: parts.state != "serving",
+            state=parts.lifecycle,
             access_log=AccessLog(clock=clock, form="json"),
         )
         house.jobs = jobs = DownloadJobs(house.downloader, tasks=parts.tasks, clock=clock, path=jobs_path)

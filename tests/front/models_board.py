@@ -19,7 +19,7 @@ from appliance.front.manager.handlers import ManagerHandlers
 from appliance.front.ollama.handlers import OllamaHandlers
 from appliance.front.openai.handlers import OpenAIHandlers
 from appliance.front.openai.responses import ResponsesHandlers
-from appliance.front.passthrough.handlers import Passthrough
+from appliance.front.passthrough.passthrough import Passthrough
 from appliance.front.pipeline.access_log import AccessLog
 from appliance.front.pipeline.pipeline import RequestPipeline
 from appliance.front.routes import join_routes
@@ -205,7 +205,7 @@ async def door_over(
     settings, _ = load_or_raise({"NAT_REDIRECT": "off", "ACCESS_LOG": "0", **variables})
     clock = clock or SystemClock()
     parts = Appliance(settings, [])
-    parts.state = "serving"
+    parts.lifecycle.set("serving")
     async with parts.tasks:
         await parts.fleet.wait_first_probes()
         parts.pipeline = pipeline = RequestPipeline(
@@ -213,7 +213,7 @@ async def door_over(
             receipts=Receipts(),
             metrics=parts.metrics,
             clock=clock,
-            is_draining=lambda: parts.state != "serving",
+            state=parts.lifecycle,
             access_log=AccessLog(clock=clock, form="json"),
         )
 

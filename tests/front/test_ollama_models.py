@@ -18,6 +18,7 @@ from appliance.base.clock import FakeClock
 from appliance.base.errors import Invalid, NoSuchModel, Unavailable
 from appliance.base.metrics.registry import Metrics
 from appliance.base.tasks import Tasks
+from appliance.base.watch import Watched
 from appliance.engines.receipts import Receipt, Receipts
 from appliance.engines.settings import EngineSettings
 from appliance.engines.types import EngineReply, EngineRequest, ModelCard, Operation, ServedModel
@@ -130,7 +131,7 @@ async def client(house: House) -> AsyncIterator[ollama.AsyncClient]:
         metrics=Metrics(),
         access_log=AccessLog(clock=house.clock, stream=io.StringIO()),
         clock=house.clock,
-        is_draining=lambda: False,
+        state=Watched("serving"),
     )
     routes = house.door.routes()
     async with (

@@ -11,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families as text_of
 
 from appliance.app import Appliance
 from appliance.base.clock import SystemClock
+from appliance.base.watch import Watched
 from appliance.base.wire.pool import ConnectionPool
 from appliance.base.wire.types import PoolLimits
 from appliance.engines.metrics.scrape import Scraper
@@ -58,7 +59,7 @@ async def over() -> AsyncIterator[Over]:
                 receipts=Receipts(),
                 metrics=parts.metrics,
                 clock=clock,
-                is_draining=lambda: False,
+                state=Watched("serving"),
                 access_log=AccessLog(clock=clock, form="json"),
             )
             routes = sidecar_routes(door)

@@ -41,7 +41,7 @@ OURS = frozenset(
 )
 OUR_PREFIX = "x-appliance-"
 # Of an answer: what our own server writes, and what tells a browser who may read it, which is for this door to say.
-ANSWER_OURS = frozenset({"server", "date", "x-request-id", "server-timing", "via"})
+RESPONSE_OURS = frozenset({"server", "date", "x-request-id", "server-timing", "via"})
 CORS_PREFIX = "access-control-"
 AGENT = "inference-appliance"
 
@@ -164,10 +164,10 @@ def request_fields(
     return [*out, *own]
 
 
-def answer_fields(fields: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+def response_fields(fields: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
     """Give the fields of a server's answer for the client: those that are end to end, in order, repeated ones too."""
     rows = list(fields)
-    dropped = HOP | ANSWER_OURS | listed(value for name, value in rows if name.lower() == "connection")
+    dropped = HOP | RESPONSE_OURS | listed(value for name, value in rows if name.lower() == "connection")
     return [
         (name, value)
         for name, value in rows

@@ -1,44 +1,55 @@
 """A connection that asks to switch protocols (WebSocket and the like): its request goes to a chosen server, then bytes go both ways.
 
-It takes the connection over from the lane, as aiohttp's protocol does for everything else that is not hot. Until the server has
-answered, the client may be refused in HTTP; after `101` nothing is looked at any more. No time limit holds for silence, since none
-is known for what is spoken; a side that does not read makes the other one wait.
+It takes the connection over from the fast connection, as aiohttp's protocol does for everything else that is not hot. Until the
+server has answered, the client may be refused in HTTP; after `101` nothing is looked at any more. No time limit holds for silence,
+since none is known for what is spoken; a side that does not read makes the other one wait.
 """
 
 import asyncio
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 import httptools
 
-from appliance.base.errors import ApplianceError, Unavailable, UpstreamFailed
+from appliance.base.errors import Unavailable, UpstreamFailed
 from appliance.engines.outcome import Finish, Outcome
 from appliance.engines.slots import Slot
-from appliance.front.passthrough.handlers import Passthrough
-from appliance.front.passthrough.rules import answer_fields, request_fields
+from appliance.front.passthrough.passthrough import Passthrough
+from appliance.front.passthrough.rules import request_fields, response_fields
 from appliance.front.pipeline.heads import Upgrade
+from appliance.front.pipeline.pipeline import RequestPipeline
 from appliance.front.pipeline.request import Request
+from appliance.front.pipeline.response import Response
 
-if TYPE_CHECKING:
-    from appliance.front.server.fast_connection import FastConnection
-    from appliance.front.server.server import HttpServer
-
-MOST_UNSENT_BYTES = 256 * 1024
-MOST_HEAD_BYTES = 65_536
+MAX_UNSENT_BYTES = 256 * 1024
+MAX_HEAD_BYTES = 65_536
 PIECE_BYTES = 65_536
 
 
+class TunnelClient(Protocol):
+    """The client's connection, as the tunnel needs it. `busy`: requests being answered on it."""
+
+    busy: int
+
+    @property
+    def peer(self) -> str:
+        """The client's address."""
+
+    def write_last(self, response: Response) -> int:
+        """Write a response after which the connection ends; return the size of its body."""
+
+
 class Tunnel:
-    """One such connection. The lane passes on what its transport calls."""
+    """One such connection. It gets what the client's transport calls."""
 
     def __init__(
-        self, connection: "FastConnection", server: "HttpServer", passthrough: Passthrough, wanted: Upgrade
+        self, client: TunnelClient, pipeline: RequestPipeline, passthrough: Passthrough, upgrade: Upgrade
     ) -> None:
-        self._lane = connection
-        self._server = server
+        self._client = client
+        self._pipeline = pipeline
         self._passthrough = passthrough
-        self._wanted = wanted
+        self._upgrade = upgrade
         self._transport: Any = None
         self._arrived = bytearray()
         self._more = asyncio.Event()
@@ -48,75 +59,93 @@ class Tunnel:
         self._may_write.set()
         self._task: asyncio.Task[None] | None = None
 
-    # ---- the lane's calls
+    # ---- the transport's calls
 
     def connection_made(self, transport: Any) -> None:
+        """Begin: the request's head has been read."""
         self._transport = transport
-        wanted = self._wanted
-        call = self._server.pipeline.open(
-            None, method="GET", path=wanted.path, headers=wanted.headers, body=b"", peer=self._lane.peer
+        upgrade = self._upgrade
+        request = self._pipeline.request(
+            "passage",
+            method="GET",
+            path=upgrade.path,
+            headers=upgrade.headers,
+            body=b"",
+            peer=self._client.peer,
         )
-        call.receipt.route = call.route = "passage"
-        self._lane.busy += 1
-        self._task = self._server.loop.create_task(self._serve(call))
+        self._client.busy += 1
+        self._task = asyncio.get_running_loop().create_task(self._serve(request))
 
     def data_received(self, data: bytes) -> None:
+        """Keep what the client sent; where the server does not take it, the client is not read on."""
         self._arrived += data
         self._more.set()
-        if len(self._arrived) > MOST_UNSENT_BYTES and not self._is_waiting:
+        if len(self._arrived) > MAX_UNSENT_BYTES and not self._is_waiting:
             self._is_waiting = True
             self._transport.pause_reading()
 
     def eof_received(self) -> bool:
+        """The client sends no more; the other direction goes on."""
         self._is_ended = True
         self._more.set()
-        return True  # the other direction goes on
+        return True
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """The client has left."""
         if self._task is not None:
             self._task.cancel()
 
     def pause_writing(self) -> None:
+        """The client does not read."""
         self._may_write.clear()
 
     def resume_writing(self) -> None:
+        """The client reads on."""
         self._may_write.set()
 
-    # ---- its story
+    # ---- its course
 
-    async def _serve(self, call: Request) -> None:
-        """Serve it; whatever happens it is closed at the desk exactly once, and both connections end."""
-        pipeline, finish, sent = self._server.pipeline, Finish.CLIENT_LEFT, 0
+    async def _serve(self, request: Request) -> None:
+        """Serve the connection to its end; both sides are closed then.
+
+        1. the tunnel ends            → done, as noted by `_exchange`
+        2. the client leaves          → client_left
+        3. it fails before it opens   → an error in HTTP
+        """
         try:
-            try:
-                finish, sent = await self._tunnel(call)
-            except ApplianceError as error:
-                answer = pipeline.error_response(error, "openai", call.receipt)
-            except (ConnectionError, asyncio.CancelledError):
-                return
-            except Exception as error:
-                answer = pipeline.error_response(pipeline.internal_error(error, call), "openai", call.receipt)
-            else:
-                return
-            call.receipt.status = answer.status
-            answer.headers += pipeline.response_headers(call)
-            finish, sent = Finish.DONE, self._lane.write_last(answer)
+            with request:
+                try:
+                    await self._tunnel(request)  # 1
+                except (ConnectionError, asyncio.CancelledError):  # 2
+                    pass
+                except Exception as error:  # 3
+                    self._refuse(error, request)
         finally:
-            pipeline.close(call, finish=finish, sent_bytes=sent)
-            self._lane.busy -= 1
+            self._client.busy -= 1
             self._transport.close()
 
-    async def _tunnel(self, call: Request) -> tuple[Finish, int]:
-        target, options = self._passthrough.admit(call, self._wanted.target)
+    def _refuse(self, error: Exception, request: Request) -> None:
+        pipeline = self._pipeline
+        failure = pipeline.to_appliance_error(error, request)
+        response = pipeline.error_response(failure, "openai", request.receipt)
+        request.receipt.status = response.status
+        response.headers += pipeline.response_headers(request)
+        request.sent_bytes = self._client.write_last(response)
+        request.finish = Finish.DONE
+
+    async def _tunnel(self, request: Request) -> None:
+        """Find a server that can be reached, and exchange bytes with it."""
+        target, options = self._passthrough.admit(request, self._upgrade.target)
+        router = self._passthrough.router
         tried: set[str] = set()
         while True:
-            slot = await self._passthrough.router.lease(receipt=call.receipt, exclude=tried, options=options)
+            slot = await router.lease(receipt=request.receipt, exclude=tried, options=options)
             try:
                 reader, writer = await self._connect(slot)
             except (OSError, TimeoutError) as exc:
                 slot.release(Outcome.CONNECT, note=str(exc))
                 tried.add(slot.backend.name)
-                if options.pin or not set(self._passthrough.router.server_names()) - tried:
+                if options.pin or not set(router.server_names()) - tried:
                     raise Unavailable(
                         f"No backend available: {slot.backend.name} could not be reached.",
                         code="no_backend",
@@ -127,10 +156,11 @@ class Tunnel:
                 slot.release(Outcome.CLIENT_LEFT)
                 raise
             try:
-                return await self._exchange(call, slot, target, reader, writer)
+                await self._exchange(request, slot, target, reader, writer)
             finally:
                 slot.release(Outcome.CLIENT_LEFT)
                 writer.transport.abort()
+            return
 
     async def _connect(self, slot: Slot) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         parts = urlsplit(slot.url)
@@ -139,64 +169,69 @@ class Tunnel:
             return await asyncio.open_connection(
                 parts.hostname,
                 parts.port or (443 if is_tls else 80),
-                limit=MOST_HEAD_BYTES,
+                limit=MAX_HEAD_BYTES,
                 ssl=(slot.ssl or True) if is_tls else None,
             )
 
     async def _exchange(
         self,
-        call: Request,
+        request: Request,
         slot: Slot,
         target: str,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
-    ) -> tuple[Finish, int]:
-        """Send the request's head, wait for the answer's, then pass bytes on until both sides have ended.
+    ) -> None:
+        """Send the request's head, wait for the response's, then pass bytes on until both sides have ended.
 
-        Gives   (finish, bytes sent to the client)
+        1. it switches          → bytes go both ways
+        2. any other response   → its body goes through in its own framing, and the connection ends with it
         """
-        parts = urlsplit(slot.url)
-        upgrade = next(value for name, value in self._wanted.fields if name.lower() == "upgrade")
-        fields = request_fields(
-            self._wanted.fields,
-            peer=call.peer,
-            scheme="http",
-            host=call.headers.get("host", ""),
-            request_id=call.id,
-            own=slot.headers.items(),
-        )
-        fields = [("Host", parts.netloc), *fields, ("Connection", "Upgrade"), ("Upgrade", upgrade)]
-        writer.write(_head(f"GET {parts.path.rstrip('/')}{target} HTTP/1.1", fields))
+        protocol = next(value for name, value in self._upgrade.fields if name.lower() == "upgrade")
+        writer.write(self._request_head(request, slot, target, protocol))
         try:
             async with asyncio.timeout(self._passthrough.router.settings.backend_timeout_seconds):
                 raw = await reader.readuntil(b"\r\n\r\n")
         except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError) as exc:
             slot.release(Outcome.FIRST_BYTE, note=repr(exc))
             raise UpstreamFailed(
-                f"{slot.backend.name} gave no answer to the request to switch to {upgrade[:40]}."
+                f"{slot.backend.name} did not answer the request to switch to {protocol[:40]}."
             ) from exc
         status, reason, answered = _parse(raw, slot.backend.name)
-        call.receipt.status = status
+        request.receipt.status = status
         has_switched = status == 101
-        fields = [*answer_fields(answered), *self._server.pipeline.response_headers(call)]
-        if has_switched:
+        fields = [*response_fields(answered), *self._pipeline.response_headers(request)]
+        if has_switched:  # 1
             fields += [
                 ("Connection", "Upgrade"),
                 *((name, value) for name, value in answered if name.lower() == "upgrade"),
             ]
-        else:  # the body goes through in its own framing, and the connection ends with it
-            fields += [(name, value) for name, value in answered if name.lower() == "transfer-encoding"] + [
-                ("Connection", "close")
-            ]
+        else:  # 2
+            fields += [(name, value) for name, value in answered if name.lower() == "transfer-encoding"]
+            fields.append(("Connection", "close"))
         self._transport.write(_head(f"HTTP/1.1 {status} {reason}", fields))
-        self._server.pipeline.mark_first_byte(call)
-        sent = await (self._both_ways(reader, writer) if has_switched else self._down(reader, _End(raw)))
+        self._pipeline.mark_first_byte(request)
+        sent_bytes = await (
+            self._both_ways(reader, writer) if has_switched else self._down(reader, _End(raw))
+        )
         slot.release(Outcome.PASSED, status=status)
-        return Finish.DONE, sent
+        request.finish, request.sent_bytes = Finish.DONE, sent_bytes
+
+    def _request_head(self, request: Request, slot: Slot, target: str, protocol: str) -> bytes:
+        parts = urlsplit(slot.url)
+        fields = request_fields(
+            self._upgrade.fields,
+            peer=request.peer,
+            scheme="http",
+            host=request.headers.get("host", ""),
+            request_id=request.id,
+            own=slot.headers.items(),
+        )
+        fields = [("Host", parts.netloc), *fields, ("Connection", "Upgrade"), ("Upgrade", protocol)]
+        return _head(f"GET {parts.path.rstrip('/')}{target} HTTP/1.1", fields)
 
     async def _both_ways(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> int:
         """Pass bytes on; the end of the client's direction leaves the other one open, the end of the server's ends both."""
-        up = self._server.loop.create_task(self._up(writer))
+        up = asyncio.get_running_loop().create_task(self._up(writer))
         try:
             return await self._down(reader)
         finally:
@@ -211,7 +246,7 @@ class Tunnel:
             if data:
                 writer.write(data)
                 await writer.drain()
-            if self._is_waiting and len(self._arrived) <= MOST_UNSENT_BYTES:
+            if self._is_waiting and len(self._arrived) <= MAX_UNSENT_BYTES:
                 self._is_waiting = False
                 self._transport.resume_reading()
             if self._arrived:
@@ -223,7 +258,7 @@ class Tunnel:
             await self._more.wait()
 
     async def _down(self, reader: asyncio.StreamReader, end: "_End | None" = None) -> int:
-        """Pass the server's bytes on until it ends, or until `end` sees that its answer is whole."""
+        """Pass the server's bytes on until it ends, or until `end` sees that its response is whole."""
         sent = 0
         while (end is None or not end.is_there) and (data := await reader.read(PIECE_BYTES)):
             await self._may_write.wait()
@@ -235,7 +270,7 @@ class Tunnel:
 
 
 class _End:
-    """Finds the end of an answer that did not switch: its connection may stay open after it."""
+    """Finds the end of a response that did not switch: its connection may stay open after it."""
 
     def __init__(self, head: bytes) -> None:
         self.is_there = False
@@ -259,12 +294,12 @@ def _head(line: str, fields: list[tuple[str, str]]) -> bytes:
 
 
 def _parse(raw: bytes, backend: str) -> tuple[int, str, list[tuple[str, str]]]:
-    """Read an answer's head as (status, reason, fields)."""
+    """Read a response's head as (status, reason, fields)."""
     first, *lines = raw.decode("latin-1").rstrip("\r\n").split("\r\n")
     version, _, rest = first.partition(" ")
     status, _, reason = rest.partition(" ")
     if not version.startswith("HTTP/1.") or not status.isdigit():
-        raise UpstreamFailed(f"{backend} answered with something that is no HTTP.")
+        raise UpstreamFailed(f"{backend} answered with something that is not HTTP.")
     fields = [
         (name.strip(), value.strip())
         for name, colon, value in (line.partition(":") for line in lines)

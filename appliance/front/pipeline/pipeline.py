@@ -1,17 +1,22 @@
-"""What happens to every request, whichever server took it: id, access, the handler, errors in dialect, receipt, metrics, log.
+"""What happens to every request, whichever interface has read it.
 
-The servers (lane, aiohttp) call `open`, then `handle`, then `close` when the last byte has gone or the client has left.
+    with pipeline.request(...) as request:                  id · counted as in flight
+        response = await pipeline.respond(route, request)   actor · access · limits · hold · options; the handler; errors in
+                                                            the caller's dialect
+        ...                                                 the server sends it, and notes how it went
+    at the end, in every case                               settlement · receipt · metrics · log line: once, without waiting
+
+The fast connection, aiohttp, the tunnel and gRPC's Chat all go this way: there is one accounting.
 """
 
-import asyncio
 import os
 import re
-from collections.abc import Callable
 
 from appliance.base.clock import Clock
 from appliance.base.errors import ApplianceError, Internal, TooLarge, Unavailable
 from appliance.base.logs import get_logger
 from appliance.base.metrics.registry import Metrics
+from appliance.base.watch import Watched
 from appliance.engines.outcome import Finish
 from appliance.engines.receipts import Receipt, Receipts
 from appliance.front.pipeline.access import Access, Keys
@@ -24,11 +29,18 @@ from appliance.front.pipeline.route import Route
 from appliance.front.settings import FrontSettings
 
 log = get_logger("front")
+REFUSES = frozenset({"draining", "stopping"})  # states of the appliance in which no new request is taken
+CLIENT_LEFT = 499
+EXPOSED_HEADERS = "x-request-id, x-appliance-receipt, Server-Timing, Retry-After"
 _GOOD_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
 class RequestPipeline:
-    """One per door; `apply` takes new settings while requests run."""
+    """The steps that every request passes. One for all interfaces; `apply` takes new settings while requests run.
+
+    Attributes:
+        in_flight: Requests that have begun and are not settled.
+    """
 
     def __init__(
         self,
@@ -38,35 +50,34 @@ class RequestPipeline:
         metrics: Metrics,
         access_log: AccessLog,
         clock: Clock,
-        is_draining: Callable[[], bool],
+        state: Watched[str],
     ) -> None:
         self.receipts = receipts
         self.metrics = metrics
         self.access_log = access_log
+        self.now_s = clock.monotonic_s
         self._clock = clock
-        self._is_draining = is_draining
+        self._state = state
         self.in_flight = 0
         self._start = os.urandom(8).hex()
         self._count = 0
         self.apply(settings)
 
     def apply(self, settings: FrontSettings) -> None:
-        """Take settings that may change while running: keys, CORS, the log."""
+        """Put settings in place that may change while running: keys, CORS, the log, limits."""
         self.settings = settings
         self.keys = Keys(settings)
         self._any_origin = "*" in settings.cors_origins
 
-    def new_receipt(self, route: str, wanted_id: str = "") -> Receipt:
-        """Begin a receipt; the caller's own id is kept when it is a plain one of up to 128 characters."""
-        is_good = bool(wanted_id) and _GOOD_ID.fullmatch(wanted_id) is not None
-        if not is_good:
-            self._count += 1  # unique in this process by the counter, among processes by the random start
-            wanted_id = f"req_{self._start}{self._count:08x}"
-        return Receipt(wanted_id, self._clock.now_s(), route)
+    def heartbeat_s(self) -> float:
+        """Return the seconds between heartbeats to streaming clients that wait; 0 = none."""
+        return self.settings.heartbeat_s
 
-    def open(
+    # ---- the beginning
+
+    def request(
         self,
-        route: Route | None,
+        route: str,
         *,
         method: str,
         path: str,
@@ -76,9 +87,13 @@ class RequestPipeline:
         query: str = "",
         params: dict[str, str] | None = None,
     ) -> Request:
-        """Begin a request: it counts as in flight until `close`."""
-        receipt = self.new_receipt(route.path if route else "other", headers.get("x-request-id", ""))
-        self.in_flight += 1
+        """Make a request, with its id and receipt. Entering it counts it as in flight, leaving it settles it.
+
+        Args:
+            route: The label in metrics and receipts.
+            headers: By lower-case name; `x-request-id` is kept where it is a plain one of up to 128 characters.
+        """
+        receipt = self._new_receipt(route, headers.get("x-request-id", ""))
         return Request(
             method,
             path,
@@ -87,118 +102,187 @@ class RequestPipeline:
             peer,
             receipt.id,
             receipt,
-            receipt.route,
+            route,
             query,
             params or {},
-            self._clock.monotonic_s(),
+            self.now_s(),
+            lifecycle=self,
         )
 
-    async def handle(self, route: Route, call: Request) -> Response:
-        """Give the answer to a call; every failure becomes an answer in the route's dialect."""
-        try:
-            self.admit(route.access, call, is_open_while_draining=route.is_open_while_draining)
-            answer = await route.handler(call)
-        except ApplianceError as error:
-            answer = self.error_response(error, route.dialect, call.receipt)
-        except asyncio.CancelledError:
-            raise
-        except Exception as error:
-            answer = self.error_response(self.internal_error(error, call), route.dialect, call.receipt)
-        call.receipt.status = answer.status
-        answer.headers = [*answer.headers, *self.response_headers(call)]
-        return answer
+    def guarded_request(self, route: str) -> Request:
+        """Make a request of an interface that checks access and writes the log line itself (gRPC)."""
+        request = self.request(route, method="POST", path=route, headers={}, body=b"", peer="")
+        request.has_log_line = False
+        return request
 
-    def admit(self, access: Access, call: Request, *, is_open_while_draining: bool = False) -> None:
-        """Let a call in, and read its wishes.
+    def begin(self, request: Request) -> None:
+        """Count a request as in flight; called by entering it."""
+        self.in_flight += 1
 
-        Raises  Unauthenticated · Forbidden · Unavailable: draining · TooLarge · Invalid: a header has a value that is not known
+    def _new_receipt(self, route: str, wanted_id: str) -> Receipt:
+        if not wanted_id or _GOOD_ID.fullmatch(wanted_id) is None:
+            self._count += 1  # unique in this process by the counter, among processes by the random start
+            wanted_id = f"req_{self._start}{self._count:08x}"
+        return Receipt(wanted_id, self._clock.now_s(), route)
+
+    # ---- letting it in
+
+    def admit(self, access: Access, request: Request, *, is_open_while_draining: bool = False) -> None:
+        """Let a request in.
+
+        1. actor     who calls
+        2. access    whether this caller may call this address
+        3. limits    the appliance's state, the size of the body
+        4. hold      what the request may spend
+        5. options   what its headers say about where and when it is answered; a chosen backend is for operators
+
+        Raises:
+            Unauthenticated: No key, or one that is not known.
+            Forbidden: The caller's key does not open this address.
+            Unavailable: The appliance takes no new requests.
+            TooLarge: The body is larger than MAX_BODY_BYTES.
+            Invalid: A header has a value that is not allowed.
         """
-        self.keys.check(access, call.headers, call.peer)
-        if self._is_draining() and not is_open_while_draining:
+        self.identify(request)  # 1
+        self.keys.check(access, request.headers, request.peer)  # 2
+        self.check_limits(request, is_open_while_draining=is_open_while_draining)  # 3
+        self.hold(request)  # 4
+        must_stay = self.keys.must_stay_local(request.headers)  # 5
+        request.options = parse_options(request.headers, request.peer, must_stay_local=must_stay)
+        if request.options.pin:
+            self.keys.check(Access.OPERATOR, request.headers, request.peer)
+
+    def admit_guarded(self, request: Request) -> None:
+        """Let in a request whose interface has checked access: actor, limits and hold, as in `admit`."""
+        self.identify(request)
+        self.check_limits(request)
+        self.hold(request)
+
+    def identify(self, request: Request) -> None:
+        """Find out who calls. Nobody is told apart until there are accounts."""
+
+    def check_limits(self, request: Request, *, is_open_while_draining: bool = False) -> None:
+        """Refuse what is beyond a limit.
+
+        Raises:
+            Unavailable: The appliance takes no new requests.
+            TooLarge: The body is larger than MAX_BODY_BYTES.
+        """
+        if self._state.value in REFUSES and not is_open_while_draining:
             raise Unavailable(
-                "The appliance is being drained and takes no new requests.", code="draining", retry_after_s=5
+                "The appliance is draining and takes no new requests.", code="draining", retry_after_s=5
             )
-        if len(call.body) > self.settings.max_body_bytes:
+        if len(request.body) > self.settings.max_body_bytes:
             raise too_large(self.settings.max_body_bytes)
-        call.options = parse_options(
-            call.headers, call.peer, must_stay_local=self.keys.must_stay_local(call.headers)
-        )
-        if call.options.pin:  # whoever chooses the server goes round the balance: operators only
-            self.keys.check(Access.OPERATOR, call.headers, call.peer)
+
+    def hold(self, request: Request) -> None:
+        """Reserve what the request may spend. Nothing is spent until there are accounts."""
+
+    # ---- answering it
+
+    async def respond(self, route: Route, request: Request) -> Response:
+        """Let a request in and have it answered; every failure becomes a response in the route's dialect.
+
+        Raises:
+            CancelledError: The client left, or the server stops.
+        """
+        try:
+            self.admit(route.access, request, is_open_while_draining=route.is_open_while_draining)
+            response = await route.handler(request)
+        except Exception as error:
+            response = self.error_response(
+                self.to_appliance_error(error, request), route.dialect, request.receipt
+            )
+        request.receipt.status = response.status
+        response.headers = [*response.headers, *self.response_headers(request)]
+        return response
+
+    def to_appliance_error(self, error: Exception, request: Request) -> ApplianceError:
+        """Return an error that may be shown: ours as it is; for any other one, logged in full, a sentence that says little."""
+        if isinstance(error, ApplianceError):
+            return error
+        log.error("unhandled", id=request.id, path=request.path, error=repr(error), exc_info=error)
+        return Internal(f"Something failed inside the appliance; its log has the details under {request.id}.")
 
     def error_response(self, error: ApplianceError, dialect: str, receipt: Receipt | None = None) -> Response:
-        """Render an error as an answer, and note it in the receipt."""
+        """Render an error as a response of the dialect, and note it in the receipt."""
         if receipt is not None:
             receipt.error = f"{error.kind.value}: {error.message}"
         return Response(status_of(error), error_body(error, dialect), headers=error_headers(error))
 
-    def internal_error(self, error: Exception, call: Request) -> ApplianceError:
-        """Log a mistake of ours in full, and say little about it outside."""
-        log.error("unhandled", id=call.id, path=call.path, error=repr(error), exc_info=error)
-        return Internal(f"Something failed inside the appliance; its log has the details under {call.id}.")
+    def fail_stream(self, error: Exception, request: Request) -> ApplianceError:
+        """Note that a stream failed after its response had begun; return the error to be rendered as its last piece."""
+        failure = self.to_appliance_error(error, request)
+        request.receipt.error = f"{failure.kind.value}: {failure.message}"
+        request.finish = Finish.CUT_OFF if request.first_byte_s else Finish.ERROR
+        return failure
 
-    def response_headers(self, call: Request) -> list[tuple[str, str]]:
-        """Give the headers that every answer carries: the id, the receipt in short, CORS."""
-        receipt = call.receipt
+    def response_headers(self, request: Request) -> list[tuple[str, str]]:
+        """Return the headers that every response carries: the id, the receipt in short, CORS."""
+        receipt = request.receipt
         headers = [("x-request-id", receipt.id)]
         if receipt.backend:
             headers += [
                 ("x-appliance-receipt", _clean(receipt.render_header())),
                 ("Server-Timing", receipt.render_server_timing()),
             ]
-        origin = call.headers.get("origin")
+        origin = request.headers.get("origin")
         if origin is not None:
             headers += self.cors_headers(origin)
         return headers
 
     def cors_headers(self, origin: str) -> list[tuple[str, str]]:
-        """Give the CORS headers for a page of `origin`; none when it may not call."""
+        """Return the CORS headers for a page of `origin`; none that allow anything when it may not call."""
         if not self._any_origin and origin not in self.settings.cors_origins:
             return [("Vary", "Origin")] if self.settings.cors_origins else []
         return [
             ("Access-Control-Allow-Origin", "*" if self._any_origin else origin),
             ("Vary", "Origin"),
-            (
-                "Access-Control-Expose-Headers",
-                "x-request-id, x-appliance-receipt, Server-Timing, Retry-After",
-            ),
+            ("Access-Control-Expose-Headers", EXPOSED_HEADERS),
         ]
 
-    def now_s(self) -> float:
-        return self._clock.monotonic_s()
+    def mark_first_byte(self, request: Request) -> None:
+        """Note that the response's first byte goes out now."""
+        request.first_byte_s = self.now_s()
 
-    def mark_first_byte(self, call: Request) -> None:
-        """The answer's first byte goes out now."""
-        call.first_byte_s = self._clock.monotonic_s()
+    # ---- the end
 
-    def close(self, call: Request, *, finish: Finish, sent_bytes: int, events: int = 0) -> None:
-        """End a request, once.
+    def settle(self, request: Request) -> None:
+        """Account for a request that has ended: settlement, receipt, metrics, log line. Called once, by leaving it.
 
-        Takes   finish: done | client_left | cut_off | error; events: pieces of a stream
+        Nothing here waits: it completes also where the client has left or the server stops.
         """
         self.in_flight -= 1
-        receipt = call.receipt
-        now = self._clock.monotonic_s()
-        took_s = now - call.began_s
+        receipt = request.receipt
+        took_s = self.now_s() - request.began_s
         receipt.total_ms = took_s * 1000
-        receipt.finish = receipt.finish or finish
-        if finish is Finish.CLIENT_LEFT and not receipt.status:
-            receipt.status = 499
-        if call.method == "POST":  # pollers of health and metrics would push the receipts that matter out
+        receipt.finish = receipt.finish or request.finish
+        if request.finish is Finish.CLIENT_LEFT and not receipt.status:
+            receipt.status = CLIENT_LEFT
+        self.release(request)
+        if request.method == "POST":  # polling of health and metrics would push out the receipts that matter
             self.receipts.add(receipt)
+        self._measure(request, took_s)
+        if request.has_log_line and self.settings.access_log:
+            self.access_log.write(
+                receipt,
+                method=request.method,
+                path=request.path,
+                peer=request.peer,
+                sent_bytes=request.sent_bytes,
+            )
+
+    def release(self, request: Request) -> None:
+        """Settle what the request has spent and release the rest of its hold. Nothing is spent until there are accounts."""
+
+    def _measure(self, request: Request, took_s: float) -> None:
+        """Count the request, and tokens and stream events for the backend that answered."""
+        receipt = request.receipt
         requests, seconds, first = self.metrics.request_children(receipt.route, receipt.status)
         requests.inc()
         seconds.observe(took_s)
-        if call.first_byte_s:
-            first.observe(call.first_byte_s - call.began_s)
-        self.count_engine(receipt, events)
-        if self.settings.access_log:
-            self.access_log.write(
-                receipt, method=call.method, path=call.path, peer=call.peer, sent_bytes=sent_bytes
-            )
-
-    def count_engine(self, receipt: Receipt, events: int) -> None:
-        """Count tokens and stream events for the backend that answered."""
+        if request.first_byte_s:
+            first.observe(request.first_byte_s - request.began_s)
         if not receipt.backend:
             return
         tokens_in, tokens_out, streamed = self.metrics.engine_children(receipt.backend)
@@ -206,16 +290,17 @@ class RequestPipeline:
             tokens_in.inc(receipt.prompt_tokens)
         if receipt.completion_tokens:
             tokens_out.inc(receipt.completion_tokens)
-        if events:
-            streamed.inc(events)
+        if request.events:
+            streamed.inc(request.events)
 
 
 def too_large(limit_bytes: int) -> TooLarge:
-    return TooLarge(f"The request's body is larger than {limit_bytes} bytes (MAX_BODY_BYTES).")
+    """Return the error for a body beyond MAX_BODY_BYTES."""
+    return TooLarge(f"The request body is larger than {limit_bytes} bytes (MAX_BODY_BYTES).")
 
 
 def _clean(value: str) -> str:
-    """Keep a header value on one line and in Latin-1, whatever a model was called."""
+    """Keep a header value on one line and in ASCII, whatever a model is called."""
     if value.isascii() and value.isprintable():
         return value
     return value.encode("ascii", "replace").decode().replace("\r", " ").replace("\n", " ")

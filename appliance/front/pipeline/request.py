@@ -1,18 +1,43 @@
-"""What a handler takes and gives, whichever server stands outside: hot handlers know neither aiohttp nor a socket."""
+"""What a handler takes: one request, whichever server has read it. Hot handlers know neither aiohttp nor a socket."""
 
 from dataclasses import dataclass, field
+from typing import Protocol, Self
 
+from appliance.engines.outcome import Finish
 from appliance.engines.receipts import Receipt
 from appliance.engines.types import NO_OPTIONS, RequestOptions
 
 
+class Lifecycle(Protocol):
+    """Counts requests in, and settles each of them once (pipeline.py)."""
+
+    def begin(self, request: "Request") -> None: ...
+    def settle(self, request: "Request") -> None: ...
+
+
 @dataclass(slots=True)
 class Request:
-    """One request, read whole.
+    """One request, read whole. Used as a context by the server that carries it, which settles it in every case.
 
-    Takes   headers: lower-case names; body: all bytes (b"" if none); peer: address of the caller or "unix";
-            query: the raw query string; params: parts of the path by name (`{model}`)
     The handler runs in a task that is cancelled when the client leaves.
+
+    Attributes:
+        path: Of the route, or as it came where no route was found.
+        headers: Values by lower-case name, several of one name joined by commas.
+        body: All bytes; b"" = none.
+        peer: The caller's address, "unix" for a unix socket.
+        id: The receipt's id.
+        route: The label of the route in metrics and receipts.
+        query: The raw query string.
+        params: Parts of the path by name (`{model}`).
+        began_s: Monotonic.
+        first_byte_s: Monotonic; 0 = nothing was sent yet.
+        options: What the headers say about where and when it is answered; set by `RequestPipeline.admit`.
+        has_log_line: Whether the pipeline writes its line in the log; False: its interface does.
+        lifecycle: Counts and settles it; None = a request of a test.
+        finish: How it ended, for the receipt: done, client_left, cut_off or error. Set by the server.
+        sent_bytes: Of the response's body. Set by the server.
+        events: Pieces of a stream. Set by the server.
     """
 
     method: str
@@ -25,6 +50,20 @@ class Request:
     route: str = ""
     query: str = ""
     params: dict[str, str] = field(default_factory=dict)
-    began_s: float = 0.0  # monotonic
-    first_byte_s: float = 0.0  # monotonic; 0 = nothing was sent yet
-    options: RequestOptions = NO_OPTIONS  # what its headers say about where and when; set at the desk
+    began_s: float = 0.0
+    first_byte_s: float = 0.0
+    options: RequestOptions = NO_OPTIONS
+    has_log_line: bool = True
+    lifecycle: Lifecycle | None = None
+    finish: Finish = Finish.CLIENT_LEFT
+    sent_bytes: int = 0
+    events: int = 0
+
+    def __enter__(self) -> Self:
+        if self.lifecycle is not None:
+            self.lifecycle.begin(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.lifecycle is not None:
+            self.lifecycle.settle(self)

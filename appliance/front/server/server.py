@@ -1,32 +1,44 @@
-"""The HTTP server: sockets whose connections begin in the fast lane, and aiohttp behind it for everything that is not hot."""
+"""The HTTP server: sockets whose connections begin as fast ones, and aiohttp behind them for everything that is not hot."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
-from email.utils import formatdate
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 
 from aiohttp import web
 
 from appliance.base.clock import Clock
-from appliance.base.errors import ApplianceError, Invalid, NotFound, TimedOut
+from appliance.base.errors import ApplianceError, Invalid, NotFound
 from appliance.base.logs import get_logger
 from appliance.base.tasks import Tasks
 from appliance.engines.outcome import Finish
-from appliance.front.passthrough.handlers import Passthrough
+from appliance.front.passthrough.passthrough import Passthrough
+from appliance.front.passthrough.rules import AGENT
+from appliance.front.passthrough.tunnel import Tunnel
+from appliance.front.passthrough.upload import Upload
+from appliance.front.pipeline.heads import parse_upgrade
 from appliance.front.pipeline.pipeline import RequestPipeline, too_large
 from appliance.front.pipeline.request import Request
 from appliance.front.pipeline.response import Response
 from appliance.front.pipeline.route import Route
-from appliance.front.server.fast_connection import LINGER_S, FastConnection
+from appliance.front.server.connections import LINGER_S, Connections, InnerProtocol
+from appliance.front.server.fast_connection import FastConnection
 from appliance.front.settings import FrontSettings
 
 log = get_logger("front")
 TICK_S = 0.5
+PASSTHROUGH_METHODS = [
+    "DELETE",
+    "GET",
+    "PATCH",
+    "POST",
+    "PUT",
+]  # for a browser that asks what it may send there
+PREFLIGHT_AGE_S = 600
+MAX_LINE_BYTES = 8190  # of a request line or a field, where MAX_HEADER_BYTES allows more
 
 
 class HttpServer:
-    """One HTTP door: its connections, its ticker, its addresses."""
+    """One HTTP port: its connections, its ticker, its addresses."""
 
     def __init__(
         self,
@@ -37,19 +49,17 @@ class HttpServer:
         passthrough: Passthrough | None = None,
         dialect: str = "",
     ) -> None:
-        """Takes dialect: how errors at unknown addresses are said; "" = by the address, Ollama's below /api."""
+        """Make the server; it listens once `listening` is entered.
+
+        Args:
+            passthrough: Serves the addresses that are not in the table; None = 404.
+            dialect: How errors at unknown addresses are rendered; "" = by the address, Ollama's below /api.
+        """
         self.pipeline = pipeline
-        self._dialect = dialect
-        self.passthrough = passthrough
-        self.now_s = clock.monotonic_s
-        self.clock = clock
-        self.hot = {f"POST {route.path} HTTP/1.1".encode(): route for route in routes if route.is_hot}
-        self.connections: set[FastConnection] = set()
-        self.is_stopping = False
-        self.date_line = b""
-        self.tick_s = 0.0
-        self.loop = asyncio.get_running_loop()
+        self.connections = Connections(pipeline, routes, clock=clock)
         self._routes = routes
+        self._passthrough = passthrough
+        self._dialect = dialect
         self._runner = web.AppRunner(
             self._application(),
             handle_signals=False,
@@ -57,70 +67,70 @@ class HttpServer:
             handler_cancellation=True,
             keepalive_timeout=pipeline.settings.keepalive_timeout_s,
             lingering_time=LINGER_S,
-            max_line_size=min(8190, pipeline.settings.max_header_bytes),
-            max_field_size=min(8190, pipeline.settings.max_header_bytes),
+            max_line_size=min(MAX_LINE_BYTES, pipeline.settings.max_header_bytes),
+            max_field_size=min(MAX_LINE_BYTES, pipeline.settings.max_header_bytes),
         )
-        self._open = pipeline.metrics.connections
-        self._refused = pipeline.metrics.connections_refused
 
     @property
     def settings(self) -> FrontSettings:
         return self.pipeline.settings
 
-    # ---- connections
-
-    def admit(self, connection: FastConnection) -> bool:
-        """Count a new connection in, unless there are too many or the server stops."""
-        if self.is_stopping or len(self.connections) >= self.settings.max_connections:
-            self._refused.labels("stopping" if self.is_stopping else "too_many").inc()
-            return False
-        self.connections.add(connection)
-        self._open.set(len(self.connections))
-        return True
-
-    def forget(self, connection: FastConnection) -> None:
-        self.connections.discard(connection)
-        self._open.set(len(self.connections))
-
-    def aiohttp_protocol(self) -> Any:
-        """Give a fresh aiohttp protocol for a connection that leaves the fast lane."""
-        server = self._runner.server
-        assert server is not None
-        return server()
-
-    async def tick(self) -> None:
-        """Do what needs the clock: the Date header, heartbeats, time-outs, the gathered log lines."""
-        self.tick_s = self.now_s()
-        self.date_line = f"Date: {formatdate(self.clock.now_s(), usegmt=True)}\r\n".encode()
-        self.pipeline.metrics.in_flight.set(self.pipeline.in_flight)
-        self.pipeline.access_log.flush()
-        for connection in list(self.connections):
-            connection.tick(self.tick_s)
-
     # ---- life
 
     async def start(self) -> None:
+        """Make ready to take connections."""
         await self._runner.setup()
         await self.tick()
 
+    async def tick(self) -> None:
+        """Do what needs the clock: the Date header, heartbeats, time-outs, the gathered log lines."""
+        self.pipeline.metrics.in_flight.set(self.pipeline.in_flight)
+        self.pipeline.access_log.flush()
+        self.connections.tick()
+
     async def stop(self, grace_s: float, hurry: asyncio.Event) -> None:
-        """Take no new request, let running answers end for `grace_s` seconds (or until `hurry`), then cut them."""
-        self.is_stopping = True
-        for connection in list(self.connections):
-            connection.stop()
-        deadline = self.now_s() + grace_s
-        while self.pipeline.in_flight and self.now_s() < deadline and not hurry.is_set():
+        """Take no new request, let running responses end for `grace_s` seconds (or until `hurry`), then cut them."""
+        connections, pipeline = self.connections, self.pipeline
+        connections.stop()
+        await asyncio.sleep(0)  # requests whose task was made just now are counted as in flight
+        deadline_s = connections.now_s() + grace_s
+        while pipeline.in_flight and connections.now_s() < deadline_s and not hurry.is_set():
             with suppress(TimeoutError):
                 await asyncio.wait_for(hurry.wait(), 0.05)
-        if self.pipeline.in_flight:
-            log.warning("answers_cut_off", count=self.pipeline.in_flight, grace_s=grace_s)
-        for connection in list(self.connections):
-            connection.cut()
-        await asyncio.sleep(0)  # the cancelled answers get their turn, so that each is closed at the desk
+        if pipeline.in_flight:
+            log.warning("answers_cut_off", count=pipeline.in_flight, grace_s=grace_s)
+        connections.cut()
+        await asyncio.sleep(0)  # the cancelled requests are settled
         await self._runner.cleanup()
-        if self.passthrough is not None:
-            await self.passthrough.close()
-        self.pipeline.access_log.flush()
+        if self._passthrough is not None:
+            await self._passthrough.close()
+        pipeline.access_log.flush()
+
+    # ---- connections
+
+    def connect(self) -> FastConnection:
+        """Make the protocol of a new connection."""
+        return FastConnection(self.connections, self._take_over)
+
+    def _take_over(self, connection: FastConnection, buffer: bytes) -> tuple[InnerProtocol, bytes]:
+        """Choose who serves a connection that is not a fast one any more, from the request that begins in `buffer`.
+
+        1. it asks to switch protocols, at an address that is a backend's   → a tunnel, which reads on after the head
+        2. anything else                                                    → aiohttp, which reads it from its first byte
+        """
+        passthrough = self._passthrough
+        if passthrough is not None:  # 1
+            end = buffer.find(b"\r\n\r\n") + 4
+            upgrade = parse_upgrade(buffer[:end])
+            if (
+                upgrade is not None
+                and passthrough.accepts(upgrade.path)
+                and not self.methods_at(upgrade.path)
+            ):
+                return Tunnel(connection, self.pipeline, passthrough, upgrade), buffer[end:]
+        server = self._runner.server  # 2
+        assert server is not None
+        return server(), buffer
 
     # ---- aiohttp's part
 
@@ -128,249 +138,222 @@ class HttpServer:
         app = web.Application(client_max_size=self.pipeline.settings.max_body_bytes)
         for route in self._routes:
             for method in route.methods:
-                app.router.add_route(method, route.path, self._adapter(route))
-        app.router.add_route("*", "/{rest:.*}", self._unknown)
+                app.router.add_route(method, route.path, self._handler_of(route))
+        app.router.add_route("*", "/{rest:.*}", self._handler_of(None))
         return app
 
-    def _adapter(self, route: Route) -> Callable[[web.Request], Any]:
-        async def handler(request: web.Request) -> web.StreamResponse:
-            return await self._serve(request, route)
+    def _handler_of(self, route: Route | None) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+        async def handler(web_request: web.Request) -> web.StreamResponse:
+            return await self._handle(web_request, route)
 
         return handler
 
-    async def _serve(self, request: web.Request, route: Route) -> web.StreamResponse:
-        """Serve one request of aiohttp's: the same desk, the same handlers."""
-        pipeline = self.pipeline
-        call = pipeline.open(
-            route,
-            method=request.method,
-            path=request.path,
-            headers=_headers(request),
+    async def _handle(self, web_request: web.Request, route: Route | None) -> web.StreamResponse:
+        """Serve one request of aiohttp's.
+
+        1. an address of the table                             → its handler
+        2. one that goes through to a backend                  → passthrough
+        3. any other one: unknown, a wrong method, a preflight → answered here
+        """
+        is_passed = route is None and self._is_passed_on(web_request)
+        request = self.pipeline.request(
+            route.path if route else "passage" if is_passed else "other",
+            method=web_request.method,
+            path=web_request.path,
+            headers=_headers(web_request),
             body=b"",
-            peer=_peer(request),
-            query=request.query_string,
-            params=dict(request.match_info),
+            peer=web_request.remote or "unix",
+            query=web_request.query_string if route else "",
+            params=dict(web_request.match_info) if route else None,
         )
-        connection = self._lane_of(request)
-        if connection is not None:
-            connection.busy += 1
-        finish, sent, events = Finish.CLIENT_LEFT, 0, 0
-        try:
+        with _busy(web_request), request:
             try:
-                pipeline.keys.check(route.access, call.headers, call.peer)  # before a body is read, not after
-                call.body = await self._read_body(request)
-            except ApplianceError as error:
-                answer = pipeline.error_response(error, route.dialect, call.receipt)
-                call.receipt.status = answer.status
-                answer.headers.append(("x-request-id", call.id))
-                response: web.StreamResponse = await self._send_whole(request, answer)
-                if not request.content.at_eof():
-                    response.force_close()
-            else:
-                answer = await pipeline.handle(route, call)
-                if answer.pieces is None:
-                    pipeline.mark_first_byte(call)
-                    response = await self._send_whole(request, answer)
-                else:
-                    response, finish, sent, events = await self._send_stream(request, answer, call)
-                    return response
-            finish, sent = Finish.DONE, len(answer.body)
-            return response
-        except ConnectionResetError:
-            return web.Response(status=499)  # to nobody; raised, aiohttp would log it as a fault of ours
-        finally:
-            pipeline.close(call, finish=finish, sent_bytes=sent, events=events)
-            if connection is not None:
-                connection.busy -= 1
-                connection.unmark()
-
-    def _lane_of(self, request: web.Request) -> FastConnection | None:
-        transport = request.transport
-        protocol = transport.get_protocol() if transport is not None else None
-        return protocol if isinstance(protocol, FastConnection) else None
-
-    async def _read_body(self, request: web.Request) -> bytes:
-        """Read a body of any framing, within its limits of size and patience."""
-        limit = self.settings.max_body_bytes
-        if (request.content_length or 0) > limit:
-            raise too_large(limit)
-        if not request.body_exists:
-            return b""
-        pieces: list[bytes] = []
-        size = 0
-        while True:
-            try:
-                piece = await asyncio.wait_for(request.content.readany(), self.settings.body_timeout_s)
-            except TimeoutError:
-                raise TimedOut(
-                    "The request's body did not arrive in time (BODY_TIMEOUT_S).",
-                    code="body_timeout",
-                    details={"status": 408},
-                ) from None
-            except (web.HTTPException, ValueError) as exc:
-                raise Invalid(f"The request's body cannot be read: {exc}.") from None
-            if not piece:
-                return b"".join(pieces)
-            size += len(piece)
-            if size > limit:
-                raise too_large(limit)
-            pieces.append(piece)
-
-    async def _send_whole(self, request: web.Request, answer: Response) -> web.Response:
-        response = web.Response(status=answer.status, body=answer.body)
-        response.headers["Content-Type"] = answer.content_type
-        response.headers["Server"] = "inference-appliance"  # aiohttp would tell its version and Python's
-        for name, value in answer.headers:
-            response.headers[name] = value
-        if self.is_stopping:
-            response.force_close()
-        return response
-
-    async def _send_stream(
-        self, request: web.Request, answer: Response, call: Request
-    ) -> tuple[web.StreamResponse, Finish, int, int]:
-        """Write pieces as they come.
-
-        Gives   (response, finish, bytes, events)
-        """
-        pieces = answer.pieces
-        assert pieces is not None
-        response = web.StreamResponse(status=answer.status)
-        response.headers["Content-Type"] = answer.content_type
-        response.headers["Server"] = "inference-appliance"  # aiohttp would tell its version and Python's
-        for name, value in answer.headers:
-            response.headers[name] = value
-        finish, sent, events = Finish.DONE, 0, 0
-        try:
-            await response.prepare(request)
-            beat = self.settings.heartbeat_s if answer.heartbeat else 0
-            async for piece in beating(pieces, answer.heartbeat, beat) if beat else pieces:
-                if not sent:
-                    self.pipeline.mark_first_byte(call)
-                await response.write(piece)
-                sent += len(piece)
-        except ApplianceError as error:
-            call.receipt.error = f"{error.kind.value}: {error.message}"
-            finish = Finish.CUT_OFF if sent else Finish.ERROR
-            await response.write(answer.on_error(error))
-        except (ConnectionResetError, asyncio.CancelledError):
-            raise
-        except Exception as error:
-            internal = self.pipeline.internal_error(error, call)
-            call.receipt.error = f"{internal.kind.value}: {internal.message}"
-            finish = Finish.CUT_OFF if sent else Finish.ERROR
-            await response.write(answer.on_error(internal))
-        finally:
-            events = pieces.events
-            await pieces.aclose()
-        await response.write_eof()
-        return response, finish, sent, events
-
-    async def _unknown(self, request: web.Request) -> web.StreamResponse:
-        """Answer for addresses that are not in the table, a wrong method, and a browser's preflight."""
-        path = request.path
-        dialect = self._dialect or ("ollama" if path.startswith("/api/") else "openai")
-        call = self.pipeline.open(
-            None, method=request.method, path=path, headers=_headers(request), body=b"", peer=_peer(request)
-        )
-        methods = self.methods_at(path)
-        if self._passes(request, methods):
-            return await self._pass(request, call, dialect)
-        if (
-            request.method == "OPTIONS"
-            and not methods
-            and self.passthrough is not None
-            and self.passthrough.takes(path)
-        ):
-            methods = ["DELETE", "GET", "PATCH", "POST", "PUT"]
-        if request.method == "OPTIONS" and methods:
-            answer = Response(204, headers=self._preflight(request, methods))
-        elif methods:
-            answer = self.pipeline.error_response(
-                Invalid(
-                    f"{path} does not take {request.method}; it takes {', '.join(methods)}.",
-                    code="method_not_allowed",
-                ),
-                dialect,
-                call.receipt,
-            )
-            answer.status = 405
-            answer.headers.append(("Allow", ", ".join(methods)))
-        else:
-            answer = self.pipeline.error_response(
-                NotFound(f"There is nothing at {path}."), dialect, call.receipt
-            )
-        call.receipt.status = answer.status
-        answer.headers.append(("x-request-id", call.id))
-        response = await self._send_whole(request, answer)
-        self.pipeline.close(call, finish=Finish.DONE, sent_bytes=len(answer.body))
-        return response
-
-    def methods_at(self, path: str) -> list[str]:
-        """Give the methods that this door itself answers at `path`, in order; none = it is somebody else's."""
-        return sorted({m for route in self._routes if route.fits(path) for m in route.methods})
-
-    def _passes(self, request: web.Request, methods: list[str]) -> bool:
-        """Whether a request goes through to a backend.
-
-        1. a browser's question whether it may ask   → is answered here
-        2. an address that is not ours               → goes through
-        3. a method that we have not, at the API's   → goes through (engines may have it), unless the address is ours alone
-        """
-        if self.passthrough is None or not self.passthrough.takes(request.path):
-            return False
-        if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:  # 1
-            return False
-        return not methods or (
-            request.path.startswith("/v1/")  # 2, 3
-            and not any(route.is_ours and route.fits(request.path) for route in self._routes)
-        )
-
-    async def _pass(self, request: web.Request, call: Request, dialect: str) -> web.StreamResponse:
-        """Serve one request by passage; closed at the desk exactly once."""
-        assert self.passthrough is not None
-        pipeline, connection = self.pipeline, self._lane_of(request)
-        call.receipt.route = call.route = "passage"
-        if connection is not None:
-            connection.busy += 1
-        finish, sent = Finish.CLIENT_LEFT, 0
-        try:
-            try:
-                response, finish, sent = await self.passthrough.serve(request, call)
-            except ApplianceError as error:
-                answer = pipeline.error_response(error, dialect, call.receipt)
+                if route is not None:  # 1
+                    return await self._serve(web_request, route, request)
+                if is_passed:  # 2
+                    return await self._pass_on(web_request, request)
+                return self._send_whole(self._answer_unknown(web_request, request), request)  # 3
             except ConnectionResetError:
                 return web.Response(status=499)  # to nobody; raised, aiohttp would log it as a fault of ours
-            except Exception as error:
-                answer = pipeline.error_response(pipeline.internal_error(error, call), dialect, call.receipt)
-            else:
-                if not request.content.at_eof():
-                    response.force_close()
-                return response
-            call.receipt.status = answer.status
-            answer.headers += pipeline.response_headers(call)
-            refusal = await self._send_whole(request, answer)
-            if not request.content.at_eof():
-                refusal.force_close()
-            finish, sent = Finish.DONE, len(answer.body)
-            return refusal
-        finally:
-            pipeline.close(call, finish=finish, sent_bytes=sent)
-            if connection is not None:
-                connection.busy -= 1
-                connection.unmark()
 
-    def _preflight(self, request: web.Request, methods: list[str]) -> list[tuple[str, str]]:
-        headers = self.pipeline.cors_headers(request.headers.get("Origin", ""))
-        if any(name == "Access-Control-Allow-Origin" for name, _ in headers):
-            asked = request.headers.get("Access-Control-Request-Headers", "")
-            allowed = (
-                asked if asked and asked.isprintable() and asked.isascii() else "authorization, content-type"
+    async def _serve(self, web_request: web.Request, route: Route, request: Request) -> web.StreamResponse:
+        """Serve a request at an address of the table. Access is checked before its body is read, not after."""
+        pipeline = self.pipeline
+        try:
+            pipeline.keys.check(route.access, request.headers, request.peer)
+            request.body = await self._read_body(web_request)
+        except ApplianceError as error:
+            return self._refuse(web_request, request, self._bare_error(error, route.dialect, request))
+        response = await pipeline.respond(route, request)
+        if response.pieces is not None:
+            return await self._send_stream(web_request, response, request)
+        pipeline.mark_first_byte(request)
+        return self._send_whole(response, request)
+
+    async def _read_body(self, web_request: web.Request) -> bytes:
+        """Read a body of any framing.
+
+        Raises:
+            TooLarge: It is larger than MAX_BODY_BYTES.
+            TimedOut: The client paused for longer than BODY_TIMEOUT_S.
+            Invalid: Its framing cannot be read.
+        """
+        limit_bytes = self.settings.max_body_bytes
+        if (web_request.content_length or 0) > limit_bytes:
+            raise too_large(limit_bytes)
+        if not web_request.body_exists:
+            return b""
+        upload = Upload(web_request, limit_bytes=limit_bytes, patience_s=self.settings.body_timeout_s)
+        return await upload.read()
+
+    async def _pass_on(self, web_request: web.Request, request: Request) -> web.StreamResponse:
+        """Serve a request by passthrough; what fails before its response has begun is answered in the address's dialect."""
+        assert self._passthrough is not None
+        pipeline = self.pipeline
+        try:
+            passed = await self._passthrough.serve(web_request, request)
+        except ConnectionResetError:
+            raise
+        except Exception as error:
+            failure = pipeline.to_appliance_error(error, request)
+            response = pipeline.error_response(failure, self._dialect_at(request.path), request.receipt)
+            request.receipt.status = response.status
+            response.headers += pipeline.response_headers(request)
+            return self._refuse(web_request, request, response)
+        if not web_request.content.at_eof():
+            passed.force_close()
+        return passed
+
+    # ---- sending
+
+    def _send_whole(self, response: Response, request: Request) -> web.Response:
+        """Turn a response in one piece into aiohttp's, and note in the request that it is done."""
+        sent = web.Response(status=response.status, body=response.body)
+        _set_headers(sent, response)
+        if self.connections.is_stopping:
+            sent.force_close()
+        request.finish, request.sent_bytes = Finish.DONE, len(response.body)
+        return sent
+
+    def _refuse(self, web_request: web.Request, request: Request, response: Response) -> web.Response:
+        """Send an error; the connection ends with it where the request's body is not read to its end."""
+        sent = self._send_whole(response, request)
+        if not web_request.content.at_eof():
+            sent.force_close()
+        return sent
+
+    async def _send_stream(
+        self, web_request: web.Request, response: Response, request: Request
+    ) -> web.StreamResponse:
+        """Write pieces as they come; note in the request how it went.
+
+        1. the stream ends       → done
+        2. the client leaves     → client_left
+        3. a failure             → the dialect's error as the last piece; cut_off, or error before the first piece
+        """
+        pieces = response.pieces
+        assert pieces is not None
+        sent = web.StreamResponse(status=response.status)
+        _set_headers(sent, response)
+        beat_s = self.settings.heartbeat_s if response.heartbeat else 0
+        is_whole = False
+        try:
+            await sent.prepare(web_request)
+            async for piece in beating(pieces, response.heartbeat, beat_s) if beat_s else pieces:
+                if not request.sent_bytes:
+                    self.pipeline.mark_first_byte(request)
+                await sent.write(piece)
+                request.sent_bytes += len(piece)
+            is_whole = True
+        except ConnectionResetError:  # 2
+            raise
+        except Exception as error:  # 3
+            await sent.write(response.on_error(self.pipeline.fail_stream(error, request)))
+        finally:
+            request.events = pieces.events
+            await pieces.aclose()
+        await sent.write_eof()
+        if is_whole:  # 1
+            request.finish = Finish.DONE
+        return sent
+
+    # ---- addresses that are not in the table
+
+    def methods_at(self, path: str) -> list[str]:
+        """Return the methods that this server itself answers at `path`, in order; none = it is not an address of ours."""
+        return sorted({m for route in self._routes if route.fits(path) for m in route.methods})
+
+    def _dialect_at(self, path: str) -> str:
+        return self._dialect or ("ollama" if path.startswith("/api/") else "openai")
+
+    def _is_passed_on(self, web_request: web.Request) -> bool:
+        """Whether a request goes through to a backend.
+
+        1. passthrough is off, or there is no backend         → no
+        2. a browser's preflight                              → no, it is answered here
+        3. an address that is not in the table                → yes
+        4. a method that is not in the table, below /v1/      → yes (engines may have it), unless the address is ours alone
+        """
+        path = web_request.path
+        if self._passthrough is None or not self._passthrough.accepts(path):  # 1
+            return False
+        if web_request.method == "OPTIONS" and "Access-Control-Request-Method" in web_request.headers:  # 2
+            return False
+        if not self.methods_at(path):  # 3
+            return True
+        return path.startswith("/v1/") and not any(
+            route.is_ours and route.fits(path) for route in self._routes
+        )  # 4
+
+    def _answer_unknown(self, web_request: web.Request, request: Request) -> Response:
+        """Answer at an address that is not in the table, or with a method that is not.
+
+        1. a browser's preflight            → what it may send there
+        2. another method is in the table   → 405 and which
+        3. no such address                  → 404
+        """
+        path, method, dialect = request.path, request.method, self._dialect_at(request.path)
+        methods = self.methods_at(path)
+        if (
+            method == "OPTIONS"
+            and not methods
+            and self._passthrough is not None
+            and self._passthrough.accepts(path)
+        ):
+            methods = PASSTHROUGH_METHODS
+        if method == "OPTIONS" and methods:  # 1
+            response = Response(204, headers=self._preflight(web_request, methods))
+            request.receipt.status = response.status
+            response.headers.append(("x-request-id", request.id))
+            return response
+        if methods:  # 2
+            allowed = ", ".join(methods)
+            error: ApplianceError = Invalid(
+                f"{path} does not take {method}; it takes {allowed}.",
+                code="method_not_allowed",
+                details={"status": 405},
             )
+            response = self._bare_error(error, dialect, request)
+            response.headers.insert(0, ("Allow", allowed))
+            return response
+        return self._bare_error(NotFound(f"There is nothing at {path}."), dialect, request)  # 3
+
+    def _bare_error(self, error: ApplianceError, dialect: str, request: Request) -> Response:
+        """Render an error with no header but the id: to a caller that is not let in, or at no address."""
+        response = self.pipeline.error_response(error, dialect, request.receipt)
+        request.receipt.status = response.status
+        response.headers.append(("x-request-id", request.id))
+        return response
+
+    def _preflight(self, web_request: web.Request, methods: list[str]) -> list[tuple[str, str]]:
+        headers = self.pipeline.cors_headers(web_request.headers.get("Origin", ""))
+        if any(name == "Access-Control-Allow-Origin" for name, _ in headers):
+            asked = web_request.headers.get("Access-Control-Request-Headers", "")
+            is_plain = asked and asked.isprintable() and asked.isascii()
             headers += [
                 ("Access-Control-Allow-Methods", ", ".join(methods)),
-                ("Access-Control-Allow-Headers", allowed),
-                ("Access-Control-Max-Age", "600"),
+                ("Access-Control-Allow-Headers", asked if is_plain else "authorization, content-type"),
+                ("Access-Control-Max-Age", str(PREFLIGHT_AGE_S)),
             ]
         return headers
 
@@ -394,16 +377,35 @@ async def beating(pieces: AsyncIterator[bytes], heartbeat: bytes, every_s: float
             await asyncio.wait({waiting})
 
 
-def _headers(request: web.Request) -> dict[str, str]:
+@contextmanager
+def _busy(web_request: web.Request) -> Iterator[None]:
+    """Count a request as being answered on its connection, whose time limits for idleness rest meanwhile."""
+    transport = web_request.transport
+    connection = transport.get_protocol() if transport is not None else None
+    if not isinstance(connection, FastConnection):
+        yield
+        return
+    connection.busy += 1
+    try:
+        yield
+    finally:
+        connection.busy -= 1
+        connection.finish_response()
+
+
+def _headers(web_request: web.Request) -> dict[str, str]:
     headers: dict[str, str] = {}
-    for name, value in request.headers.items():
+    for name, value in web_request.headers.items():
         key = name.lower()
         headers[key] = f"{headers[key]}, {value}" if key in headers else value
     return headers
 
 
-def _peer(request: web.Request) -> str:
-    return request.remote or "unix"
+def _set_headers(sent: web.StreamResponse, response: Response) -> None:
+    sent.headers["Content-Type"] = response.content_type
+    sent.headers["Server"] = AGENT  # aiohttp would send its version and Python's
+    for name, value in response.headers:
+        sent.headers[name] = value
 
 
 @asynccontextmanager
@@ -421,8 +423,8 @@ async def listening(
     try:
         for host, port in addresses:
             try:
-                listener = await server.loop.create_server(
-                    lambda: FastConnection(server), host, port, backlog=4096, reuse_address=True
+                listener = await server.connections.loop.create_server(
+                    server.connect, host, port, backlog=4096, reuse_address=True
                 )
             except OSError as exc:
                 raise OSError(exc.errno, f"cannot listen on {host}:{port}: {exc.strerror or exc}") from exc

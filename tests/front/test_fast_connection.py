@@ -115,7 +115,7 @@ async def test_the_rare_forms_are_served_just_the_same(start: Start, head: bytes
             b'"param":"previous_response_id"',
         ),
         (b"GET /v1/responses/r_1 HTTP/1.1\r\nHost: x\r\n\r\n", 404, b"not stored"),
-        (b"GET /receipts/none HTTP/1.1\r\nHost: x\r\n\r\n", 404, b"last thousand"),
+        (b"GET /receipts/none HTTP/1.1\r\nHost: x\r\n\r\n", 404, b"last 1000"),
     ],
 )
 async def test_what_cannot_be_taken_is_refused_in_words(

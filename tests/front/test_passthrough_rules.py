@@ -2,8 +2,8 @@
 
 import pytest
 
-from appliance.front.passthrough.handlers import model_of
-from appliance.front.passthrough.rules import access_of, answer_fields, is_work, pinned, request_fields
+from appliance.front.passthrough.forwarded import model_of
+from appliance.front.passthrough.rules import access_of, is_work, pinned, request_fields, response_fields
 from appliance.front.pipeline.access import Access
 
 
@@ -141,7 +141,7 @@ def test_a_chain_of_proxies_stays_readable() -> None:
 
 
 def test_an_answer_keeps_what_is_end_to_end() -> None:
-    out = answer_fields(
+    out = response_fields(
         [
             ("Content-Type", "text/plain"),
             ("Set-Cookie", "a"),

@@ -1,0 +1,66 @@
+"""A request's body on its way in, read through aiohttp: counted, and never without a limit."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from aiohttp import web
+
+from appliance.base.errors import ApplianceError, Invalid, TimedOut
+from appliance.front.pipeline.pipeline import too_large
+
+
+class Upload:
+    """The body of one request.
+
+    Attributes:
+        has_begun: Whether it was asked for: a body that is streamed can be sent once.
+        error: What went wrong with it, for who sees only that sending it on failed.
+    """
+
+    def __init__(self, request: web.Request, *, limit_bytes: int, patience_s: float) -> None:
+        """Make ready to read; nothing is read yet.
+
+        Args:
+            limit_bytes: Largest body.
+            patience_s: Longest pause of the client.
+        """
+        self._request = request
+        self._limit_bytes = limit_bytes
+        self._patience_s = patience_s
+        self.has_begun = False
+        self.error: ApplianceError | None = None
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        """Yield the body as it arrives.
+
+        Raises:
+            TooLarge: It is larger than the limit.
+            TimedOut: The client paused for too long.
+            Invalid: Its framing cannot be read.
+        """
+        self.has_begun = True
+        size = 0
+        while True:
+            try:
+                piece = await asyncio.wait_for(self._request.content.readany(), self._patience_s)
+            except TimeoutError:
+                self.error = TimedOut(
+                    "The request body did not arrive in time (BODY_TIMEOUT_S).",
+                    code="body_timeout",
+                    details={"status": 408},
+                )
+                raise self.error from None
+            except (web.HTTPException, ValueError) as exc:
+                self.error = Invalid(f"The request body cannot be read: {exc}.")
+                raise self.error from None
+            if not piece:
+                return
+            size += len(piece)
+            if size > self._limit_bytes:
+                self.error = too_large(self._limit_bytes)
+                raise self.error
+            yield piece
+
+    async def read(self) -> bytes:
+        """Return the whole body; raises what `pieces` raises."""
+        return b"".join([piece async for piece in self.pieces()])
