@@ -1,4 +1,14 @@
-"""Command lines of people and scripts; they talk to a running appliance over the wire only.
+"""The command lines of people and scripts. They talk to a running appliance over its control API only.
 
-calls (the wire) · show (tables, lines, JSON) · ctl (the commands of `appliance ctl`)
+Modules:
+    backends: commands about backends.
+    client: the connection to the control API, and its failures.
+    ctl: `appliance ctl`.
+    jobs: commands about downloads.
+    lora: commands about LoRA adapters.
+    messages: the messages of the control API, imported when needed.
+    models: commands about models, and `appliance models`.
+    render: what is shown of each response.
+    screen: where output goes: tables, lines or JSON.
+    session: what every command shares: global options, connection, failures.
 """

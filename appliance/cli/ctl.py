@@ -1,309 +1,329 @@
-"""`appliance ctl`: see and steer a running appliance from a terminal, over its gRPC control API."""
+"""`appliance ctl`: see and control a running appliance from a terminal, over its gRPC control API."""
+
+from __future__ import annotations
 
 import sys
 from contextlib import closing
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from appliance.cli import backends, jobs, lora, models, show
-from appliance.cli.calls import OTHER, USAGE, CallFailed
-from appliance.cli.session import Session, options, parted, run, told
-from appliance.cli.show import Screen
+from appliance.base import jsons
+from appliance.cli import backends, jobs, lora, models
+from appliance.cli import messages as pb
+from appliance.cli.client import FAILED, USAGE, CallFailed
+from appliance.cli.render.backends import RECEIPT_HEADERS, receipt_pairs, receipt_row
+from appliance.cli.render.status import identity_pairs, status_line, status_pairs, worker_pairs
+from appliance.cli.render.values import as_object
+from appliance.cli.screen import Screen
+from appliance.cli.session import Session, exits_on_failure, global_options, run, split_global_options
 
-WORKER_PATIENCE_S = 90.0  # a worker may take WORKER_STOP_GRACE_S to end
-RELOAD_PATIENCE_S = 30.0
+WORKER_TIMEOUT_S = 90.0  # a worker gets WORKER_STOP_GRACE_S to stop
+RELOAD_TIMEOUT_S = 30.0
 
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="See and steer a running appliance. The token comes from CONTROL_TOKEN or CONTROL_TOKEN_FILE.",
+    help="See and control a running appliance. The token comes from CONTROL_TOKEN or CONTROL_TOKEN_FILE.",
 )
-worker_app = typer.Typer(invoke_without_command=True, help="See, start, stop or restart the worker.")
+worker_app = typer.Typer(invoke_without_command=True, help="Show, start, stop or restart the worker.")
 app.add_typer(worker_app, name="worker")
-app.callback()(options)
+app.callback()(global_options)
 
 
 @app.command()
-@told
+@exits_on_failure
 def status(
     ctx: typer.Context,
     watch: Annotated[
-        bool, typer.Option("--watch", "-w", help="Go on with each change, until the appliance stops.")
+        bool, typer.Option("--watch", "-w", help="Show each change until the appliance stops.")
     ] = False,
     interval: Annotated[
-        float, typer.Option(min=0, help="With --watch: also after so many seconds without a change.")
+        float, typer.Option(min=0, help="With --watch: show it also after so many seconds without a change.")
     ] = 0.0,
 ) -> None:
     """Show what the appliance is doing."""
-    session: Session = ctx.obj
+    session = Session.of(ctx)
+    stub = session.client.stub
     if not watch:
-        answer = session.calls.ask("GetStatus").status
-        session.show(answer, lambda screen: screen.pairs(show.status_pairs(answer)))
+        status = session.client.call(stub.GetStatus, pb.GetStatusRequest()).status
+        session.show(status, lambda screen: screen.pairs(status_pairs(status)))
         return
-    request = session.calls.messages.WatchStatusRequest(interval_s=interval)
-    with closing(session.calls.stream("WatchStatus", request)) as answers:
-        for answer in answers:
-            if session.screen.is_json:
-                session.screen.object(show.as_object(answer.status), is_one_of_many=True)
-            else:
-                session.screen.say(show.status_line(answer.status))
+    session.show_each(
+        session.client.stream(stub.WatchStatus, pb.WatchStatusRequest(interval_s=interval)),
+        lambda response: response.status,
+        lambda response: session.screen.say(status_line(response.status)),
+    )
 
 
 @app.command()
-@told
+@exits_on_failure
 def identity(ctx: typer.Context) -> None:
     """Show which machine this is: machine-id, host name, GPUs."""
-    session: Session = ctx.obj
-    answer = session.calls.ask("GetIdentity")
-    session.show(answer, lambda screen: screen.pairs(show.identity_pairs(answer)))
+    session = Session.of(ctx)
+    response = session.client.call(session.client.stub.GetIdentity, pb.GetIdentityRequest())
+    session.show(response, lambda screen: screen.pairs(identity_pairs(response)))
 
 
 @app.command()
-@told
+@exits_on_failure
 def settings(
     ctx: typer.Context,
     set_only: Annotated[bool, typer.Option("--set-only", help="Only those that are set.")] = False,
 ) -> None:
     """List the settings in force; secrets are hidden."""
-    session: Session = ctx.obj
-    answer = session.calls.ask("GetSettings", set_only=set_only)
+    session = Session.of(ctx)
+    response = session.client.call(session.client.stub.GetSettings, pb.GetSettingsRequest(set_only=set_only))
+    headers = ["PACKAGE", "VARIABLE", "VALUE", "DEFAULT", "RELOAD"]
     rows = [
         [s.room, s.variable, s.value, s.default_value, "yes" if s.is_reloadable else "restart"]
-        for s in answer.settings
+        for s in response.settings
     ]
-    session.show(
-        answer, lambda screen: screen.table(["ROOM", "VARIABLE", "VALUE", "DEFAULT", "RELOAD"], rows)
-    )
+    session.show(response, lambda screen: screen.table(headers, rows))
 
 
 @app.command()
-@told
+@exits_on_failure
 def reload(
     ctx: typer.Context,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only tell what would change, and what is wrong.")
+        bool, typer.Option("--dry-run", help="Only show what would change, and what is invalid.")
     ] = False,
     overrides: Annotated[
         list[str] | None,
         typer.Option(
             "--set",
             metavar="NAME=VALUE",
-            help="Lay a value over the environment (NAME= is the default again). May be repeated. For a "
-            "secret set NAME_FILE instead: arguments can be read by everybody on the machine.",
+            help="Override the environment (NAME= is the default again). May be repeated. For a secret set "
+            "NAME_FILE instead: every user of the machine can read arguments.",
         ),
     ] = None,
 ) -> None:
-    """Read the settings again and put them in place."""
-    session: Session = ctx.obj
-    answer = session.calls.ask(
-        "Reload", patience_s=RELOAD_PATIENCE_S, dry_run=dry_run, overrides=parse_overrides(overrides or [])
+    """Read the settings again and apply them."""
+    session = Session.of(ctx)
+    response = session.client.call(
+        session.client.stub.Reload,
+        pb.ReloadRequest(dry_run=dry_run, overrides=parse_overrides(overrides or [])),
+        timeout_s=RELOAD_TIMEOUT_S,
     )
+    session.show(response, lambda screen: _write_reload(screen, response))
+    if response.problems:
+        raise typer.Exit(FAILED)
 
-    def people(screen: Screen) -> None:
-        if answer.changes:
-            screen.table(
-                ["VARIABLE", "OLD", "NEW", "TAKES EFFECT"],
-                [
-                    [c.variable, c.old_value, c.new_value, "at the next start" if c.needs_restart else "now"]
-                    for c in answer.changes
-                ],
-            )
-        for problem in answer.problems:
-            screen.say(
-                f"problem: {problem.variable}={problem.value}: allowed: {problem.allowed}. {problem.remedy}"
-            )
-        screen.say(answer.message)
 
-    session.show(answer, people)
-    if answer.problems:
-        raise typer.Exit(OTHER)
+def _write_reload(screen: Screen, response: pb.ReloadResponse) -> None:
+    if response.changes:
+        rows = [
+            [c.variable, c.old_value, c.new_value, "at the next start" if c.needs_restart else "now"]
+            for c in response.changes
+        ]
+        screen.table(["VARIABLE", "OLD", "NEW", "TAKES EFFECT"], rows)
+    for p in response.problems:
+        screen.say(f"problem: {p.variable}={p.value}: allowed: {p.allowed}. {p.remedy}")
+    screen.say(response.message)
 
 
 def parse_overrides(texts: list[str]) -> dict[str, str]:
-    """Read NAME=VALUE pairs; raise CallFailed (usage) for one that is none."""
-    found = {}
+    """Return NAME=VALUE pairs as a dictionary.
+
+    Raises:
+        CallFailed: One is no such pair (wrong usage).
+    """
+    overrides = {}
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals or not name.isidentifier():
-            raise CallFailed(f"--set {name}: write NAME=VALUE.", USAGE)
-        found[name] = value
-    return found
+            raise CallFailed(f"--set {name}: use NAME=VALUE.", USAGE)
+        overrides[name] = value
+    return overrides
 
 
 @app.command()
-@told
+@exits_on_failure
 def drain(ctx: typer.Context) -> None:
-    """Take no new requests; running ones go on."""
-    _say_state(ctx.obj, "Drain")
+    """Take no new requests; running ones are finished."""
+    session = Session.of(ctx)
+    status = session.client.call(session.client.stub.Drain, pb.DrainRequest()).status
+    session.show(status, lambda screen: screen.say(status_line(status)))
 
 
 @app.command()
-@told
+@exits_on_failure
 def resume(ctx: typer.Context) -> None:
     """Take requests again."""
-    _say_state(ctx.obj, "Resume")
-
-
-def _say_state(session: Session, method: str) -> None:
-    answer = session.calls.ask(method).status
-    session.show(answer, lambda screen: screen.say(show.status_line(answer)))
+    session = Session.of(ctx)
+    status = session.client.call(session.client.stub.Resume, pb.ResumeRequest()).status
+    session.show(status, lambda screen: screen.say(status_line(status)))
 
 
 @app.command()
-@told
+@exits_on_failure
 def shutdown(
     ctx: typer.Context,
     grace: Annotated[
         float | None,
-        typer.Option(min=0, max=3600, help="Seconds for running answers; else SHUTDOWN_GRACE_S."),
+        typer.Option(min=0, max=3600, help="Seconds for running requests. Default: SHUTDOWN_GRACE_S."),
     ] = None,
 ) -> None:
-    """End the appliance; a second time hurries it."""
-    session: Session = ctx.obj
-    answer = session.calls.ask("Shutdown", **({} if grace is None else {"grace_s": grace}))
-    session.show(answer, lambda screen: screen.say("stopping"))
+    """Stop the appliance; a second call cuts the grace short."""
+    session = Session.of(ctx)
+    response = session.client.call(session.client.stub.Shutdown, pb.ShutdownRequest(grace_s=grace))
+    session.show(response, lambda screen: screen.say("stopping"))
 
 
 @worker_app.callback()
 def worker(ctx: typer.Context) -> None:
-    """See, start, stop or restart the worker."""
+    """Show, start, stop or restart the worker."""
     if ctx.invoked_subcommand is None:
         worker_show(ctx)
 
 
 @worker_app.command("show")
-@told
+@exits_on_failure
 def worker_show(ctx: typer.Context) -> None:
     """Show what the worker is doing."""
-    _show_worker(ctx.obj, "GetWorker")
+    session = Session.of(ctx)
+    response = session.client.call(session.client.stub.GetWorker, pb.GetWorkerRequest())
+    _show_worker(session, response.worker)
 
 
 @worker_app.command("start")
-@told
+@exits_on_failure
 def worker_start(ctx: typer.Context) -> None:
     """Start the worker."""
-    _show_worker(ctx.obj, "StartWorker")
+    session = Session.of(ctx)
+    stub, request = session.client.stub, pb.StartWorkerRequest()
+    response = session.client.call(stub.StartWorker, request, timeout_s=WORKER_TIMEOUT_S)
+    _show_worker(session, response.worker)
 
 
 @worker_app.command("stop")
-@told
+@exits_on_failure
 def worker_stop(ctx: typer.Context) -> None:
-    """End the worker and all its children."""
-    _show_worker(ctx.obj, "StopWorker")
+    """Stop the worker and all its children."""
+    session = Session.of(ctx)
+    stub, request = session.client.stub, pb.StopWorkerRequest()
+    response = session.client.call(stub.StopWorker, request, timeout_s=WORKER_TIMEOUT_S)
+    _show_worker(session, response.worker)
 
 
 @worker_app.command("restart")
-@told
+@exits_on_failure
 def worker_restart(ctx: typer.Context) -> None:
     """Stop the worker, then start it."""
-    _show_worker(ctx.obj, "RestartWorker")
+    session = Session.of(ctx)
+    stub, request = session.client.stub, pb.RestartWorkerRequest()
+    response = session.client.call(stub.RestartWorker, request, timeout_s=WORKER_TIMEOUT_S)
+    _show_worker(session, response.worker)
 
 
-def _show_worker(session: Session, method: str) -> None:
-    answer = session.calls.ask(method, patience_s=WORKER_PATIENCE_S).worker
-    session.show(answer, lambda screen: screen.pairs(show.worker_pairs(answer)))
+def _show_worker(session: Session, worker: pb.Worker) -> None:
+    session.show(worker, lambda screen: screen.pairs(worker_pairs(worker)))
 
 
 @app.command()
-@told
+@exits_on_failure
 def logs(
     ctx: typer.Context,
     count: Annotated[
-        int,
-        typer.Option("--lines", "-n", min=0, max=2000, help="How many of the latest lines to begin with."),
+        int, typer.Option("--lines", "-n", min=0, max=2000, help="How many of the latest lines to show.")
     ] = 50,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with new lines.")] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Show new lines as they are written.")
+    ] = False,
     source: Annotated[
         str, typer.Option(help="Only lines of this source: appliance, worker, worker.stderr …")
     ] = "",
 ) -> None:
-    """Show the latest lines of the log, the worker's too."""
-    session: Session = ctx.obj
-    request = session.calls.messages.TailLogsRequest(count=count, follow=follow, source=source)
-    with closing(session.calls.stream("TailLogs", request)) as lines:
-        for line in lines:
-            if session.screen.is_json:
-                session.screen.object(show.as_object(line), is_one_of_many=True)
-            else:
-                session.screen.say(f"{line.at.ToDatetime():%H:%M:%S} {line.source}: {line.text}")
+    """Show the latest lines of the log, the worker's included."""
+    session = Session.of(ctx)
+    request = pb.TailLogsRequest(count=count, follow=follow, source=source)
+    session.show_each(
+        session.client.stream(session.client.stub.TailLogs, request),
+        lambda line: line,
+        lambda line: session.screen.say(f"{line.at.ToDatetime():%H:%M:%S} {line.source}: {line.text}"),
+    )
 
 
 @app.command()
-@told
+@exits_on_failure
 def chat(
     ctx: typer.Context,
-    text: Annotated[str, typer.Argument(help="What to say; - reads it from standard input.")],
-    model: Annotated[str, typer.Option("--model", "-m", help="The model's name; else the default one.")] = "",
-    system: Annotated[str, typer.Option(help="What to tell the model first.")] = "",
+    text: Annotated[str, typer.Argument(help="The message; - reads it from standard input.")],
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="The model's name. Default: the default model.")
+    ] = "",
+    system: Annotated[str, typer.Option(help="The system message.")] = "",
     is_streamed: Annotated[
-        bool, typer.Option("--stream/--no-stream", help="Show the answer as it is made.")
+        bool, typer.Option("--stream/--no-stream", help="Show the reply while it is generated.")
     ] = True,
 ) -> None:
-    """Ask a model; the answer appears as it is made."""
-    session: Session = ctx.obj
-    said = sys.stdin.read() if text == "-" else text
-    messages = [{"role": "system", "content": system}] if system else []
-    request = session.calls.messages.ChatRequest(
-        model=model, messages=[*messages, {"role": "user", "content": said}], stream=is_streamed
-    )
+    """Ask a model; the reply is shown while it is generated."""
+    session = Session.of(ctx)
+    prompt = sys.stdin.read() if text == "-" else text
+    messages = [pb.ChatMessage(role="system", content=system)] if system else []
+    messages.append(pb.ChatMessage(role="user", content=prompt))
+    request = pb.ChatRequest(model=model, messages=messages, stream=is_streamed)
     is_begun = False
     try:
-        with closing(session.calls.stream("Chat", request)) as parts:
+        with closing(session.client.stream(session.client.stub.Chat, request)) as parts:
             for part in parts:
                 is_begun = True
-                _show_part(session.screen, part)
+                _write_part(session.screen, part)
     except CallFailed:
         if is_begun:
-            session.screen.say("")  # the error begins on a line of its own
+            session.screen.say("")  # the error starts on a line of its own
         raise
 
 
-def _show_part(screen: Screen, part: Any) -> None:
-    from appliance.base import jsons
+def _write_part(screen: Screen, part: pb.ChatResponse) -> None:
+    """Write one message of a chat.
 
-    kind = part.WhichOneof("part")
-    value = getattr(part, kind)
-    if screen.is_json:
-        screen.object(
-            {kind: show.as_object(value) if kind == "receipt" else jsons.loads(value.openai_json)},
-            is_one_of_many=True,
-        )
-    elif kind == "receipt":
-        screen.say("")
+    1. the receipt, as JSON              2. a delta or the reply, as JSON: the upstream's own object
+    3. the receipt, for people: a line on stderr, on a terminal only        4. text
+    """
+    if part.HasField("receipt"):
+        receipt = part.receipt
+        if screen.is_json:  # 1
+            screen.object({"receipt": as_object(receipt)}, is_one_of_many=True)
+            return
+        screen.say("")  # 3
         if screen.is_terminal:
-            print(
-                f"[{value.served_model or value.backend}, {value.total_ms:.0f} ms, receipt {value.id}]",
-                file=sys.stderr,
-            )
+            server = receipt.served_model or receipt.backend
+            print(f"[{server}, {receipt.total_ms:.0f} ms, receipt {receipt.id}]", file=sys.stderr)
+        return
+    kind, value = ("delta", part.delta) if part.HasField("delta") else ("reply", part.reply)
+    if screen.is_json:  # 2
+        screen.object({kind: jsons.loads(value.openai_json)}, is_one_of_many=True)
     else:
-        screen.say(value.text, end="")
+        screen.say(value.text, end="")  # 4
 
 
 @app.command()
-@told
+@exits_on_failure
 def receipt(
     ctx: typer.Context,
     receipt_id: Annotated[str, typer.Argument(metavar="ID", help="The request's id (x-request-id).")],
 ) -> None:
     """Show what was decided for one request, and why."""
-    session: Session = ctx.obj
-    answer = session.calls.ask("GetReceipt", id=receipt_id).receipt
-    session.show(answer, lambda screen: screen.pairs(show.receipt_pairs(answer)))
+    session = Session.of(ctx)
+    request = pb.GetReceiptRequest(id=receipt_id)
+    receipt = session.client.call(session.client.stub.GetReceipt, request).receipt
+    session.show(receipt, lambda screen: screen.pairs(receipt_pairs(receipt)))
 
 
 @app.command()
-@told
+@exits_on_failure
 def receipts(
     ctx: typer.Context,
     count: Annotated[int, typer.Option("--lines", "-n", min=1, max=1000, help="How many.")] = 20,
 ) -> None:
     """List the latest requests, newest first."""
-    session: Session = ctx.obj
-    answer = session.calls.ask("ListReceipts", count=count)
-    headers = ["AT", "ID", "ROUTE", "MODEL", "STATUS", "FINISH", "MS", "TOKENS"]
-    session.show(answer, lambda screen: screen.table(headers, [show.receipt_row(r) for r in answer.receipts]))
+    session = Session.of(ctx)
+    response = session.client.call(session.client.stub.ListReceipts, pb.ListReceiptsRequest(count=count))
+    rows = [receipt_row(receipt) for receipt in response.receipts]
+    session.show(response, lambda screen: screen.table(RECEIPT_HEADERS, rows))
 
 
 backends.add_to(app)
@@ -312,12 +332,12 @@ jobs.add_to(app)
 app.add_typer(lora.app, name="lora")
 
 
-def hoist(arguments: list[str]) -> list[str]:
-    """Bring the options of all commands to the front, wherever they stand; nothing after `--` is touched."""
-    front, rest = parted(arguments)
+def move_global_options(arguments: list[str]) -> list[str]:
+    """Return the arguments with the global options in front, wherever they stood; nothing after `--` is touched."""
+    front, rest = split_global_options(arguments)
     return [*front, *rest]
 
 
 def main(arguments: list[str]) -> int:
-    """Run `appliance ctl` with `arguments`; give the exit code: 0 done, 1 refused, 2 wrong usage, 3 not reached, 4 not allowed."""
-    return run(app, hoist(arguments), prog_name="appliance ctl")
+    """Run `appliance ctl`; return the exit code: 0 done, 1 refused, 2 wrong usage, 3 not reachable, 4 not allowed."""
+    return run(app, move_global_options(arguments), prog_name="appliance ctl")

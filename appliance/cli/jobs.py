@@ -1,52 +1,56 @@
 """The commands about downloads of a running appliance: `ctl download`, `ctl jobs`, `ctl job show|cancel|watch`."""
 
+from __future__ import annotations
+
 from contextlib import closing
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from appliance.base import jsons
-from appliance.cli import show
-from appliance.cli import show_jobs as shown
-from appliance.cli.calls import USAGE, CallFailed
-from appliance.cli.session import Session, told
+from appliance.cli import messages as pb
+from appliance.cli.client import USAGE, CallFailed
+from appliance.cli.render.jobs import ACTIVE, JOB_HEADERS, job_pairs, job_progress, job_rows, outcome_text
+from appliance.cli.render.values import as_object, enum_word
+from appliance.cli.session import Session, exits_on_failure
 
-CANCEL_PATIENCE_S = 30.0
+CANCEL_TIMEOUT_S = 30.0
 JobId = Annotated[str, typer.Argument(metavar="ID", help="The job's id (`jobs` lists them).")]
 
 
-@told
+@exits_on_failure
 def jobs(ctx: typer.Context) -> None:
     """List the downloads, newest first."""
-    session: Session = ctx.obj
-    answer = session.calls.ask("ListJobs")
-    session.show(answer, lambda screen: screen.table(shown.JOB_HEADERS, shown.job_rows(answer.jobs)))
+    session = Session.of(ctx)
+    response = session.client.call(session.client.stub.ListJobs, pb.ListJobsRequest())
+    session.show(response, lambda screen: screen.table(JOB_HEADERS, job_rows(response.jobs)))
 
 
-@told
+@exits_on_failure
 def show_one(ctx: typer.Context, job_id: JobId) -> None:
     """Show all that is known of one download."""
-    session: Session = ctx.obj
-    job = session.calls.ask("GetJob", id=job_id).job
-    session.show(job, lambda screen: screen.pairs(shown.job_pairs(job)))
+    session = Session.of(ctx)
+    job = session.client.call(session.client.stub.GetJob, pb.GetJobRequest(id=job_id)).job
+    session.show(job, lambda screen: screen.pairs(job_pairs(job)))
 
 
-@told
+@exits_on_failure
 def cancel(ctx: typer.Context, job_id: JobId) -> None:
-    """End a download; what was fetched stays, and a later one goes on from it."""
-    session: Session = ctx.obj
-    job = session.calls.ask("CancelJob", patience_s=CANCEL_PATIENCE_S, id=job_id).job
-    session.show(job, lambda screen: screen.say(shown.job_ended(job)))
+    """Cancel a download; what was fetched is kept, and a later download continues from it."""
+    session = Session.of(ctx)
+    request = pb.CancelJobRequest(id=job_id)
+    job = session.client.call(session.client.stub.CancelJob, request, timeout_s=CANCEL_TIMEOUT_S).job
+    session.show(job, lambda screen: screen.say(outcome_text(job)))
 
 
-@told
+@exits_on_failure
 def watch(ctx: typer.Context, job_id: JobId) -> None:
-    """Follow a download until it has ended. Interrupting this does not stop it."""
-    _follow(ctx.obj, job_id)
+    """Show a download's progress until it has ended. Interrupting this command does not stop the download."""
+    _follow(Session.of(ctx), job_id)
 
 
-@told
+@exits_on_failure
 def download(
     ctx: typer.Context,
     source: Annotated[
@@ -61,14 +65,18 @@ def download(
         typer.Option(
             "--output-dir",
             "-o",
-            help="Folder on the appliance, below those that it allows; else one in "
-            "DOWNLOAD_DIR by the source's name.",
+            help="Folder on the appliance, below those that it allows. Default: one in DOWNLOAD_DIR, named after "
+            "the source.",
         ),
     ] = "",
     max_workers: Annotated[
         int | None,
         typer.Option(
-            "--max-workers", "-w", min=1, max=64, help="Files, and parts of files, at a time; else 8."
+            "--max-workers",
+            "-w",
+            min=1,
+            max=64,
+            help="Files, and parts of files, at the same time. Default: 8.",
         ),
     ] = None,
     config: Annotated[
@@ -78,38 +86,46 @@ def download(
             "-c",
             metavar="JSON",
             help="revision, include, exclude, checksum, endpoint … as a JSON object. "
-            "Put credentials into a file: arguments can be read by everybody on the machine.",
+            "Put credentials into a file: every user of the machine can read arguments.",
         ),
     ] = "",
     config_file: Annotated[
-        Path | None, typer.Option(help="A file with such an object; --config is laid over it.")
+        Path | None, typer.Option(help="A file with such an object; --config overrides it.")
     ] = None,
     detach: Annotated[
-        bool, typer.Option("--detach", "-d", help="Do not wait for its end; say its job.")
+        bool, typer.Option("--detach", "-d", help="Do not wait for the end; print the job's id.")
     ] = False,
 ) -> None:
-    """Let the appliance download a model, and show how far it is. Interrupting this does not stop the download."""
-    session: Session = ctx.obj
-    wanted = {**(_read(config_file) if config_file else {}), **parse_config(config, "--config")}
-    fields: dict[str, Any] = {"source": source, "output_dir": output_dir, "config": wanted}
-    job = session.calls.ask(
-        "StartDownload", **fields, **({} if max_workers is None else {"max_workers": max_workers})
-    ).job
+    """Let the appliance download a model, and show the progress. Interrupting this command does not stop it."""
+    session = Session.of(ctx)
+    request = pb.StartDownloadRequest(
+        source=source,
+        output_dir=output_dir,
+        config={**_read_config(config_file), **parse_config(config, "--config")},
+        max_workers=max_workers,
+    )
+    job = session.client.call(session.client.stub.StartDownload, request).job
     if detach:
         session.show(job, lambda screen: screen.say(job.id))
         return
     _follow(session, job.id)
 
 
-def _read(path: Path) -> dict[str, str]:
+def _read_config(path: Path | None) -> dict[str, str]:
+    if path is None:
+        return {}
     try:
         return parse_config(path.read_text(), f"--config-file {path}")
     except (OSError, UnicodeDecodeError) as exc:
-        raise CallFailed(f"--config-file {path} cannot be read: {exc}.", USAGE) from exc
+        raise CallFailed(f"--config-file {path}: cannot read the file: {exc}.", USAGE) from exc
 
 
 def parse_config(text: str, option: str) -> dict[str, str]:
-    """Read a JSON object of texts, numbers and truth values; raise CallFailed (usage), which does not repeat it."""
+    """Return a JSON object of texts, numbers and booleans, its values as texts.
+
+    Raises:
+        CallFailed: It is none (wrong usage). The message does not repeat the text, which may hold credentials.
+    """
     if not text.strip():
         return {}
     try:
@@ -118,7 +134,7 @@ def parse_config(text: str, option: str) -> dict[str, str]:
         value = None
     if not isinstance(value, dict) or any(isinstance(one, (dict, list)) for one in value.values()):
         raise CallFailed(
-            f'{option}: write a JSON object of plain values, such as {{"revision": "main"}}.', USAGE
+            f'{option}: use a JSON object of plain values, such as {{"revision": "main"}}.', USAGE
         )
     return {
         key: jsons.dumps_text(one) if isinstance(one, bool) else str(one)
@@ -128,31 +144,29 @@ def parse_config(text: str, option: str) -> dict[str, str]:
 
 
 def _follow(session: Session, job_id: str) -> None:
-    """Show a job until it has ended; raise CallFailed where it came to nothing."""
+    """Show a job's progress until it has ended; raise CallFailed unless it is completed."""
     screen, job = session.screen, None
-    with closing(
-        session.calls.stream("WatchJob", session.calls.messages.WatchJobRequest(id=job_id))
-    ) as steps:
+    stream = session.client.stream(session.client.stub.WatchJob, pb.WatchJobRequest(id=job_id))
+    with closing(stream) as steps:
         if screen.is_json:
             for step in steps:
                 job = step.job
-                screen.object(show.as_object(job), is_one_of_many=True)
+                screen.object(as_object(job), is_one_of_many=True)
         else:
-            with screen.progress() as tell:
+            with screen.progress() as show:
                 for step in steps:
                     job = step.job
-                    tell(*shown.job_step(job))
-    word = show.word_of(job, "state") if job is not None else "queued"
-    if word in shown.GOING:
-        raise CallFailed(f"The appliance stops; the download {job_id} is not over yet.")
+                    show(*job_progress(job))
+    if job is None or (word := enum_word(job, "state")) in ACTIVE:
+        raise CallFailed(f"The appliance is shutting down; the download {job_id} has not ended.")
     if word != "completed":
-        raise CallFailed(shown.job_ended(job))
+        raise CallFailed(outcome_text(job))
     if not screen.is_json:
-        screen.say(shown.job_ended(job))
+        screen.say(outcome_text(job))
 
 
 def add_to(ctl: typer.Typer) -> None:
-    """Give `appliance ctl` these commands: download, jobs, job VERB."""
+    """Add these commands to `appliance ctl`: download, jobs, job VERB."""
     ctl.command("download")(download)
     ctl.command("jobs")(jobs)
     one = typer.Typer(no_args_is_help=True, help="Show, cancel or watch one download.")

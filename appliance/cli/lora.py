@@ -1,42 +1,36 @@
 """`appliance ctl lora`: the LoRA adapters of a running appliance."""
 
+from __future__ import annotations
+
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from appliance.base import jsons
-from appliance.cli.calls import USAGE, CallFailed
-from appliance.cli.session import Session, told
-from appliance.cli.show import Screen
+from appliance.cli import messages as pb
+from appliance.cli.client import USAGE, CallFailed
+from appliance.cli.render.lora import HEADERS, adapter_lines, adapter_row, order_row
+from appliance.cli.session import Session, exits_on_failure
 
-LOAD_PATIENCE_S = 3600.0  # it may be downloaded first
-HEADERS = ["NAME", "BASE MODEL", "STATE", "BACKENDS", "PATH"]
-app = typer.Typer(no_args_is_help=True, help="See, load and unload LoRA adapters.")
+LOAD_TIMEOUT_S = 3600.0  # it may be downloaded first
+app = typer.Typer(no_args_is_help=True, help="List, load and unload LoRA adapters.")
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="The adapter's name: what clients ask for.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The adapter's name: the model name of requests.")]
 
 
 @app.command("list")
-@told
-def list_them(ctx: typer.Context) -> None:
-    """List the adapters with how they stand on each backend, and the orders that are not done."""
-    session: Session = ctx.obj
-    answer = session.calls.ask("ListLoraAdapters")
-    session.show(
-        answer,
-        lambda screen: screen.table(
-            HEADERS,
-            [
-                *(row_of(session, adapter) for adapter in answer.adapters),
-                *(order_row(session, order) for order in answer.orders),
-            ],
-        ),
-    )
+@exits_on_failure
+def list_adapters(ctx: typer.Context) -> None:
+    """List the adapters with their state on each backend, and the orders that are not done."""
+    session = Session.of(ctx)
+    response = session.client.call(session.client.stub.ListLoraAdapters, pb.ListLoraAdaptersRequest())
+    rows = [*map(adapter_row, response.adapters), *map(order_row, response.orders)]
+    session.show(response, lambda screen: screen.table(HEADERS, rows))
 
 
 @app.command()
-@told
+@exits_on_failure
 def load(
     ctx: typer.Context,
     name: Name,
@@ -50,33 +44,31 @@ def load(
         str, typer.Option(help="Download it first: hf://namespace/repository, s3://bucket/key …")
     ] = "",
     output_dir: Annotated[
-        str, typer.Option(help="With --source: where to; else a folder of the appliance's own.")
+        str,
+        typer.Option(help="With --source: the folder to download to. Default: one of the appliance's own."),
     ] = "",
     base_model: Annotated[
         str,
-        typer.Option(
-            "--base-model", "-b", help="The model that it is for; not needed where there is only one."
-        ),
+        typer.Option("--base-model", "-b", help="The base model; not needed where there is only one."),
     ] = "",
-    backend: Annotated[str, typer.Option(help="Only this backend is to have it.")] = "",
+    backend: Annotated[str, typer.Option(help="Load it on this backend only.")] = "",
     partial: Annotated[
-        bool, typer.Option("--partial", help="One backend that has it is enough; the others are tried again.")
+        bool,
+        typer.Option("--partial", help="One backend that loads it is enough; the others are retried."),
     ] = False,
     pinned: Annotated[
         bool, typer.Option("--pinned", help="Engines that unload adapters by themselves keep this one.")
     ] = False,
     workers: Annotated[
-        int, typer.Option("--max-workers", "-w", min=1, max=64, help="Files that are downloaded at a time.")
+        int, typer.Option("--max-workers", "-w", min=1, max=64, help="Files to download at the same time.")
     ] = 8,
     config_file: Annotated[
         Path | None, typer.Option(help="A JSON file with keys of the download (hf_token, access_key …).")
     ] = None,
 ) -> None:
-    """Load an adapter on every backend of its model; where one refuses, it is loaded on none."""
-    session: Session = ctx.obj
-    answer = session.calls.ask(
-        "LoadLoraAdapter",
-        patience_s=LOAD_PATIENCE_S,
+    """Load an adapter on every backend of its model; if one refuses it, it is loaded on none."""
+    session = Session.of(ctx)
+    request = pb.LoadLoraAdapterRequest(
         name=name,
         path=path,
         source=source,
@@ -86,87 +78,40 @@ def load(
         partial=partial,
         pinned=pinned,
         max_workers=workers,
-        config=_config(config_file),
-    ).adapter
-    session.show(
-        answer, lambda screen: _say(screen, session, answer, f"{name} is loaded for {answer.base_model}")
+        config=_read_config(config_file),
     )
+    stub = session.client.stub
+    adapter = session.client.call(stub.LoadLoraAdapter, request, timeout_s=LOAD_TIMEOUT_S).adapter
+    _show(session, adapter, f"{name} is loaded for {adapter.base_model}")
 
 
 @app.command()
-@told
+@exits_on_failure
 def unload(
     ctx: typer.Context,
     name: Name,
     partial: Annotated[
-        bool, typer.Option("--partial", help="What a backend refuses is tried again in the background.")
+        bool, typer.Option("--partial", help="Backends that refuse are retried in the background.")
     ] = False,
 ) -> None:
-    """Unload an adapter; a backend that is down is told when it comes back."""
-    session: Session = ctx.obj
-    answer = session.calls.ask(
-        "UnloadLoraAdapter", patience_s=LOAD_PATIENCE_S, name=name, partial=partial
-    ).adapter
-    session.show(answer, lambda screen: _say(screen, session, answer, f"{name} is unloaded"))
+    """Unload an adapter; on a backend that is down, as soon as it is up again."""
+    session = Session.of(ctx)
+    stub, request = session.client.stub, pb.UnloadLoraAdapterRequest(name=name, partial=partial)
+    adapter = session.client.call(stub.UnloadLoraAdapter, request, timeout_s=LOAD_TIMEOUT_S).adapter
+    _show(session, adapter, f"{name} is unloaded")
 
 
-def _say(screen: Screen, session: Session, adapter: Any, text: str) -> None:
-    screen.say(text)
-    for one in adapter.backends:
-        screen.say(
-            f"  {one.backend}: {word_of(session, one.state)}" + (f" ({one.detail})" if one.detail else "")
-        )
+def _show(session: Session, adapter: pb.LoraAdapter, text: str) -> None:
+    session.show(adapter, lambda screen: screen.say("\n".join([text, *adapter_lines(adapter)])))
 
 
-def row_of(session: Session, adapter: Any) -> list[str]:
-    """Give an adapter's row; one that an engine has by itself is marked."""
-    states = [word_of(session, one.state) for one in adapter.backends]
-    state = (
-        states[0]
-        if len(set(states)) == 1
-        else "partly loaded"
-        if "loaded" in states
-        else "pending"
-        if states
-        else "nowhere"
-    )
-    backends = ", ".join(
-        f"{one.backend} {word}" if len(set(states)) > 1 else one.backend
-        for one, word in zip(adapter.backends, states, strict=True)
-    )
-    return [
-        adapter.name,
-        adapter.base_model,
-        state + ("" if adapter.is_declared else ", not declared"),
-        backends,
-        adapter.path,
-    ]
-
-
-def order_row(session: Session, order: Any) -> list[str]:
-    """Give the row of an order that is not done."""
-    state = (
-        str(session.calls.messages.LoraOrderPhase.Name(order.phase)).removeprefix("LORA_ORDER_PHASE_").lower()
-    )
-    if order.error:
-        state += f": {order.error}"
-    elif order.total_bytes:
-        state += f" {100 * order.done_bytes // order.total_bytes} %"
-    return [order.name, "", state, "", order.path]
-
-
-def word_of(session: Session, value: int) -> str:
-    """Give a state's word."""
-    return str(session.calls.messages.LoraState.Name(value)).removeprefix("LORA_STATE_").lower()
-
-
-def _config(path: Path | None) -> dict[str, str]:
+def _read_config(path: Path | None) -> dict[str, str]:
     if path is None:
         return {}
     try:
         value = jsons.loads(path.read_bytes())
     except (OSError, jsons.InvalidJson) as exc:
-        raise CallFailed(f"--config-file {path}: it cannot be read: {exc}.", USAGE) from None
+        raise CallFailed(f"--config-file {path}: cannot read the file: {exc}.", USAGE) from None
     if not isinstance(value, dict) or not all(isinstance(one, str) for one in value.values()):
-        raise CallFailed(f"--config-file {path}: it must hold one JSON object of texts.", USAGE)
+        raise CallFailed(f"--config-file {path}: it must contain one JSON object of texts.", USAGE)
     return value

@@ -1,20 +1,21 @@
-"""The commands about the models that the appliance runs itself. `appliance ctl model load` and `appliance models load` are one thing in two
-spellings, and so are all the others."""
+"""The commands about the models that the appliance runs itself: `appliance models VERB` and `appliance ctl model VERB` are one."""
+
+from __future__ import annotations
 
 import re
 from collections.abc import Callable
 from contextlib import closing
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from appliance.cli import show
-from appliance.cli import show_models as shown
-from appliance.cli.calls import USAGE, CallFailed
-from appliance.cli.session import Session, options, parted, run, told
-from appliance.cli.show import Screen
+from appliance.cli import messages as pb
+from appliance.cli.client import USAGE, CallFailed
+from appliance.cli.render import models as render
+from appliance.cli.render.values import as_object
+from appliance.cli.session import Session, exits_on_failure, global_options, run, split_global_options
 
-EJECT_PATIENCE_S = 600.0  # running requests end first
+EJECT_TIMEOUT_S = 600.0  # running requests are finished first
 UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
@@ -24,59 +25,61 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="See and steer the models of a running appliance; without a command, list them. `appliance models check` explains "
-    "the table of models without an appliance. The token comes from CONTROL_TOKEN or CONTROL_TOKEN_FILE.",
+    help="See and control the models of a running appliance; without a command, list them. `appliance models check` "
+    "explains the table of models without an appliance. The token comes from CONTROL_TOKEN or CONTROL_TOKEN_FILE.",
 )
-app.callback()(options)
+app.callback()(global_options)
 
 
-@told
+@exits_on_failure
 def models(
     ctx: typer.Context,
     watch: Annotated[
-        bool, typer.Option("--watch", "-w", help="Go on with each change, until the appliance stops.")
+        bool, typer.Option("--watch", "-w", help="Show each change until the appliance stops.")
     ] = False,
     interval: Annotated[
         float | None,
         typer.Option(
             min=0,
             max=3600,
-            help="With --watch: also after so many seconds without a change; else 1 on a terminal, 0 (never) elsewhere.",
+            help="With --watch: show them also after so many seconds without a change; 0 = never. "
+            "Default: 1 on a terminal, else 0.",
         ),
     ] = None,
 ) -> None:
     """List the models, loaded or not."""
-    session: Session = ctx.obj
+    session = Session.of(ctx)
+    stub, screen = session.client.stub, session.screen
     if not watch:
-        answer = session.calls.ask("ListModels")
-        session.show(answer, lambda screen: screen.table(shown.MODEL_HEADERS, shown.model_rows(answer)))
+        response = session.client.call(stub.ListModels, pb.ListModelsRequest())
+        rows = render.model_rows(response)
+        session.show(response, lambda screen: screen.table(render.MODEL_HEADERS, rows))
         return
-    screen = session.screen
-    every_s = (
-        interval if interval is not None else float(screen.is_terminal and not screen.is_json)
-    )  # so that EXPIRES counts down
-    request = session.calls.messages.WatchModelsRequest(interval_s=every_s)
-    with closing(session.calls.stream("WatchModels", request)) as answers:
+    if interval is None:
+        interval = float(screen.is_terminal and not screen.is_json)  # so that EXPIRES counts down
+    stream = session.client.stream(stub.WatchModels, pb.WatchModelsRequest(interval_s=interval))
+    with closing(stream) as updates:
         if screen.is_json:
-            for answer in answers:
-                screen.object(show.as_object(answer), is_one_of_many=True)
+            for update in updates:
+                screen.object(as_object(update), is_one_of_many=True)
             return
         with screen.refreshing() as write:
-            for answer in answers:
-                write(shown.MODEL_HEADERS, shown.model_rows(answer))
+            for update in updates:
+                write(render.MODEL_HEADERS, render.model_rows(update))
 
 
-@told
+@exits_on_failure
 def show_one(ctx: typer.Context, alias: Alias) -> None:
     """Show all that is known of one model."""
-    session: Session = ctx.obj
-    found = [model for model in session.calls.ask("ListModels").models if model.alias == alias]
-    if not found:
+    session = Session.of(ctx)
+    response = session.client.call(session.client.stub.ListModels, pb.ListModelsRequest())
+    model = next((model for model in response.models if model.alias == alias), None)
+    if model is None:
         raise CallFailed(f"There is no model {alias!r}. `models` lists them.")
-    session.show(found[0], lambda screen: screen.pairs(shown.model_pairs(found[0])))
+    session.show(model, lambda screen: screen.pairs(render.model_pairs(model)))
 
 
-@told
+@exits_on_failure
 def load(
     ctx: typer.Context,
     alias: Alias,
@@ -84,101 +87,102 @@ def load(
         str,
         typer.Option(
             metavar="TIME",
-            help="How long it stays without a request: 10m, 1h30m, seconds; 0 = it goes when idle, -1 = for ever. "
-            "Else as configured.",
+            help="How long it stays loaded without a request: 10m, 1h30m, seconds; 0 = until it is idle, -1 = for "
+            "ever. Default: as configured.",
         ),
     ] = "",
 ) -> None:
-    """Load a model and show how far it is. Interrupting this does not stop the load."""
-    session: Session = ctx.obj
-    stay = {"keep_alive_s": parse_stay(keep_alive)} if keep_alive else {}
-    request = session.calls.messages.LoadModelRequest(alias=alias, **stay)
-    with closing(session.calls.stream("LoadModel", request)) as steps:
-        if session.screen.is_json:
+    """Load a model and show the progress. Interrupting this command does not stop the load."""
+    session = Session.of(ctx)
+    screen, model = session.screen, None
+    keep_alive_s = parse_keep_alive(keep_alive) if keep_alive else None
+    request = pb.LoadModelRequest(alias=alias, keep_alive_s=keep_alive_s)
+    with closing(session.client.stream(session.client.stub.LoadModel, request)) as steps:
+        if screen.is_json:
             for step in steps:
-                session.screen.object(show.as_object(step.model), is_one_of_many=True)
+                screen.object(as_object(step.model), is_one_of_many=True)
             return
-        with session.screen.progress() as tell:
+        with screen.progress() as show:
             for step in steps:
-                tell(*shown.load_step(step.model))
-    session.screen.say(shown.loaded_text(step.model))
+                model = step.model
+                show(*render.load_progress(model))
+    if model is not None:
+        screen.say(render.loaded_text(model))
 
 
-def parse_stay(text: str) -> float:
-    """Read a time as Ollama writes it, `10m`, `1h30m` or a number of seconds, negative for ever; raise CallFailed (usage) for anything else."""
+def parse_keep_alive(text: str) -> float:
+    """Return the seconds of a time as Ollama writes it: `10m`, `1h30m` or a number of seconds; negative = for ever.
+
+    Raises:
+        CallFailed: It is none (wrong usage).
+    """
     sign, rest = (-1.0, text[1:]) if text.startswith("-") else (1.0, text)
     if NUMBER.fullmatch(text):
         return float(text)
     if not rest or PART.sub("", rest):
-        raise CallFailed(
-            f"--keep-alive {text}: write 10m, 1h30m, a number of seconds, or -1 for ever.", USAGE
-        )
+        raise CallFailed(f"--keep-alive {text}: use 10m, 1h30m, a number of seconds, or -1 for ever.", USAGE)
     return sign * sum(float(count) * UNIT_S[unit] for count, unit in PART.findall(rest))
 
 
-@told
+@exits_on_failure
 def eject(
     ctx: typer.Context,
     alias: Alias,
-    force: Annotated[
-        bool, typer.Option("--force", help="Cut off the requests that it is answering.")
-    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Cut off its running requests.")] = False,
 ) -> None:
-    """Unload a model; the requests that it is answering end first."""
-    session: Session = ctx.obj
-    answer = session.calls.ask("EjectModel", patience_s=EJECT_PATIENCE_S, alias=alias, force=force)
-    session.show(answer, lambda screen: screen.say(shown.ejected_text(alias, answer, force=force)))
+    """Unload a model; its running requests are finished first."""
+    session = Session.of(ctx)
+    request = pb.EjectModelRequest(alias=alias, force=force)
+    response = session.client.call(session.client.stub.EjectModel, request, timeout_s=EJECT_TIMEOUT_S)
+    session.show(response, lambda screen: screen.say(render.ejected_text(alias, response, force=force)))
 
 
-@told
+@exits_on_failure
 def reset(ctx: typer.Context, alias: Alias) -> None:
-    """Forget a model's failures, so that it is tried again."""
-    session: Session = ctx.obj
-    answer = session.calls.ask("ResetModel", alias=alias)
-    session.show(answer, lambda screen: screen.say(shown.reset_text(alias, answer)))
+    """Forget a model's failures, so that it can be loaded again."""
+    session = Session.of(ctx)
+    response = session.client.call(session.client.stub.ResetModel, pb.ResetModelRequest(alias=alias))
+    session.show(response, lambda screen: screen.say(render.reset_text(alias, response)))
 
 
-@told
+@exits_on_failure
 def pin(ctx: typer.Context, alias: Alias) -> None:
-    """Never unload a model for others or for being idle."""
-    _pin(ctx.obj, alias, pinned=True)
+    """Never unload a model for another model or for being idle."""
+    _pin(Session.of(ctx), alias, pinned=True)
 
 
-@told
+@exits_on_failure
 def unpin(ctx: typer.Context, alias: Alias) -> None:
     """Let a pinned model be unloaded again."""
-    _pin(ctx.obj, alias, pinned=False)
+    _pin(Session.of(ctx), alias, pinned=False)
 
 
 def _pin(session: Session, alias: str, *, pinned: bool) -> None:
-    answer = session.calls.ask("PinModel", alias=alias, pinned=pinned)
-    session.show(
-        answer,
-        lambda screen: screen.say(f"{alias} is {'pinned' if answer.model.is_pinned else 'not pinned'}"),
-    )
+    request = pb.PinModelRequest(alias=alias, pinned=pinned)
+    response = session.client.call(session.client.stub.PinModel, request)
+    word = "pinned" if response.model.is_pinned else "not pinned"
+    session.show(response, lambda screen: screen.say(f"{alias} is {word}"))
 
 
-@told
+@exits_on_failure
 def queue(
     ctx: typer.Context,
-    alias: Annotated[str, typer.Argument(metavar="[ALIAS]", help="Only this model's; else all.")] = "",
+    alias: Annotated[str, typer.Argument(metavar="[ALIAS]", help="Only this model. Default: all.")] = "",
 ) -> None:
-    """Show who waits for which model."""
-    session: Session = ctx.obj
-    answer = session.calls.ask("GetQueue", alias=alias)
-    session.show(answer, lambda screen: screen.table(shown.QUEUE_HEADERS, shown.queue_rows(answer.queues)))
+    """Show how many requests wait for which model."""
+    session = Session.of(ctx)
+    response = session.client.call(session.client.stub.GetQueue, pb.GetQueueRequest(alias=alias))
+    rows = render.queue_rows(response.queues)
+    session.show(response, lambda screen: screen.table(render.QUEUE_HEADERS, rows))
 
 
-@told
+@exits_on_failure
 def vram(ctx: typer.Context) -> None:
-    """Show the memory where models lie, and which models take it."""
-    session: Session = ctx.obj
-    answer = session.calls.ask("GetVram")
-    session.show(answer, lambda screen: _show_devices(screen, answer))
-
-
-def _show_devices(screen: Screen, answer: Any) -> None:
-    screen.table(shown.DEVICE_HEADERS, shown.device_rows(answer.devices))
+    """Show the memory that models are loaded into, and the models in it."""
+    session = Session.of(ctx)
+    response = session.client.call(session.client.stub.GetVram, pb.GetVramRequest())
+    rows = render.device_rows(response.devices)
+    session.show(response, lambda screen: screen.table(render.DEVICE_HEADERS, rows))
 
 
 Verb = Callable[..., None]
@@ -190,13 +194,13 @@ VERBS: dict[str, Verb] = {
     "pin": pin,
     "unpin": unpin,
 }
-EVERY: dict[str, Verb] = {"list": models, **VERBS, "queue": queue, "vram": vram}
-for _name, _verb in EVERY.items():
+COMMANDS: dict[str, Verb] = {"list": models, **VERBS, "queue": queue, "vram": vram}
+for _name, _verb in COMMANDS.items():
     app.command(_name)(_verb)
 
 
 def add_to(ctl: typer.Typer) -> None:
-    """Give `appliance ctl` these commands: models, model VERB, queue, vram."""
+    """Add these commands to `appliance ctl`: models, model VERB, queue, vram."""
     ctl.command("models")(models)
     one = typer.Typer(no_args_is_help=True, help="Show, load, eject, reset, pin or unpin one model.")
     for name, verb in VERBS.items():
@@ -207,8 +211,8 @@ def add_to(ctl: typer.Typer) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Run `appliance models` with `arguments`; give the exit code: 0 done, 1 refused, 2 wrong usage, 3 not reached, 4 not allowed."""
-    front, rest = parted(arguments)
+    """Run `appliance models`; return the exit code: 0 done, 1 refused, 2 wrong usage, 3 not reachable, 4 not allowed."""
+    front, rest = split_global_options(arguments)
     if not rest or (rest[0].startswith("-") and rest[0] != "--help"):
         rest = ["list", *rest]
     return run(app, [*front, *rest], prog_name="appliance models")

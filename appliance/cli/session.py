@@ -1,42 +1,78 @@
-"""What every command stands on: the options that all have, the connection, the screen, and failures in one sentence with their exit code."""
+"""What every command shares: the global options, the connection, the screen, and failures as one sentence with an exit code."""
+
+from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import closing
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, ParamSpec
+from typing import TYPE_CHECKING, Annotated, ParamSpec, TypeVar
 
 import typer
 
-from appliance.cli import show
-from appliance.cli.calls import OTHER, CallFailed, ControlClient, ServerAddress, default_address, read_token
-from appliance.cli.show import Screen
+from appliance.cli.client import (
+    FAILED,
+    CallFailed,
+    ControlClient,
+    ServerAddress,
+    default_address,
+    read_token,
+)
+from appliance.cli.render.values import as_object
+from appliance.cli.screen import Screen, clean
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from google.protobuf.message import Message
 
 INTERRUPTED = 130
 P = ParamSpec("P")
+Item = TypeVar("Item")
 
-# Options of all commands; they may stand before or after the command's name.
+# Global options; they may stand before or after the command's name.
 WITH_VALUE = {"--address", "--tls-ca", "--tls-cert", "--tls-key", "--timeout"}
 WITHOUT_VALUE = {"--json"}
 
 
 class Session:
-    """What one run of the command needs: the connection and the screen."""
+    """What one run of a command needs: the connection and the screen."""
 
-    def __init__(self, calls: ControlClient, screen: Screen) -> None:
-        self.calls = calls
+    def __init__(self, client: ControlClient, screen: Screen) -> None:
+        self.client = client
         self.screen = screen
 
-    def show(self, answer: Any, people: Callable[[Screen], None]) -> None:
-        """Show an answer as JSON where asked for, else as `people` does."""
+    @classmethod
+    def of(cls, ctx: typer.Context) -> Session:
+        """Return the session of a command."""
+        session: Session = ctx.obj
+        return session
+
+    def show(self, message: Message, write: Callable[[Screen], None]) -> None:
+        """Show a message as JSON where asked for, else as `write` does."""
         if self.screen.is_json:
-            self.screen.object(show.as_object(answer))
+            self.screen.object(as_object(message))
         else:
-            people(self.screen)
+            write(self.screen)
+
+    def show_each(
+        self,
+        items: Generator[Item, None, None],
+        message: Callable[[Item], Message],
+        write: Callable[[Item], None],
+    ) -> None:
+        """Show each item of a stream: its message as one line of JSON where asked for, else as `write` does."""
+        with closing(items):
+            for item in items:
+                if self.screen.is_json:
+                    self.screen.object(as_object(message(item)), is_one_of_many=True)
+                else:
+                    write(item)
 
 
-def told(command: Callable[P, None]) -> Callable[P, None]:
+def exits_on_failure(command: Callable[P, None]) -> Callable[P, None]:
     """Turn a failed call into one sentence on stderr and its exit code."""
 
     @wraps(command)
@@ -44,7 +80,7 @@ def told(command: Callable[P, None]) -> Callable[P, None]:
         try:
             command(*args, **kwargs)
         except CallFailed as failure:
-            print(f"error: {show.clean(failure.message)}", file=sys.stderr)
+            print(f"error: {clean(failure.message)}", file=sys.stderr)
             raise typer.Exit(failure.exit_code) from None
         except KeyboardInterrupt:
             raise typer.Exit(INTERRUPTED) from None
@@ -52,33 +88,34 @@ def told(command: Callable[P, None]) -> Callable[P, None]:
     return run
 
 
-@told
-def options(
+@exits_on_failure
+def global_options(
     ctx: typer.Context,
     address: Annotated[
-        str, typer.Option(help="host:port or unix:/path; else CONTROL_ADDRESS, or 127.0.0.1:50051.")
+        str, typer.Option(help="host:port or unix:/path. Default: CONTROL_ADDRESS, or 127.0.0.1:50051.")
     ] = "",
     tls_ca: Annotated[
-        Path | None, typer.Option(help="CA of the appliance's certificate (PEM); turns TLS on.")
+        Path | None, typer.Option(help="CA of the appliance's certificate (PEM). Switches TLS on.")
     ] = None,
-    tls_cert: Annotated[Path | None, typer.Option(help="Our certificate (PEM), for mutual TLS.")] = None,
-    tls_key: Annotated[Path | None, typer.Option(help="Its private key (PEM).")] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="Client certificate (PEM), for mutual TLS.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Private key of the client certificate (PEM).")] = None,
     json: Annotated[
-        bool, typer.Option("--json", help="JSON for programs; streams give one object a line.")
+        bool, typer.Option("--json", help="Write JSON; streams write one object per line.")
     ] = False,
     timeout: Annotated[
         float | None,
-        typer.Option(min=0.001, help="Seconds to wait for the answer; for streams, until they end."),
+        typer.Option(min=0.001, help="Longest wait for the response in seconds; for streams, for their end."),
     ] = None,
 ) -> None:
-    where = ServerAddress(
+    """Read the global options and make the session."""
+    server = ServerAddress(
         address or default_address(os.environ), read_token(os.environ), tls_ca, tls_cert, tls_key, timeout
     )
-    ctx.obj = Session(ctx.with_resource(ControlClient(where)), Screen(is_json=json))
+    ctx.obj = Session(ctx.with_resource(ControlClient(server)), Screen(is_json=json))
 
 
-def parted(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Give (the options of all commands, all else), wherever they stand; nothing after `--` is touched."""
+def split_global_options(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Return (the global options, everything else), wherever they stand; nothing after `--` is touched."""
     cut = arguments.index("--") if "--" in arguments else len(arguments)
     front: list[str] = []
     rest: list[str] = []
@@ -86,9 +123,9 @@ def parted(arguments: list[str]) -> tuple[list[str], list[str]]:
     for word in words:
         name, equals, _ = word.partition("=")
         if name in WITH_VALUE:
-            front += (
-                [word] if equals else [word, *[value for value in [next(words, None)] if value is not None]]
-            )
+            front.append(word)
+            if not equals and (value := next(words, None)) is not None:
+                front.append(value)
         elif word in WITHOUT_VALUE:
             front.append(word)
         else:
@@ -96,10 +133,10 @@ def parted(arguments: list[str]) -> tuple[list[str], list[str]]:
     return front, [*rest, *arguments[cut:]]
 
 
-def run(app: typer.Typer, arguments: list[str], *, prog_name: str) -> int:
-    """Run a command line; give the exit code: 0 done, 1 refused, 2 wrong usage, 3 not reached, 4 not allowed."""
+def run(app: typer.Typer, arguments: Iterable[str], *, prog_name: str) -> int:
+    """Run a command line; return the exit code: 0 done, 1 refused, 2 wrong usage, 3 not reachable, 4 not allowed."""
     try:
-        app(args=arguments, prog_name=prog_name)
+        app(args=list(arguments), prog_name=prog_name)
     except SystemExit as end:
-        return end.code if isinstance(end.code, int) else OTHER if end.code else 0
+        return end.code if isinstance(end.code, int) else FAILED if end.code else 0
     return 0

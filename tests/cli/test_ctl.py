@@ -200,7 +200,7 @@ async def test_backends_and_receipts(terminal: Terminal) -> None:
     assert await terminal.run("backends") == 0
     assert (
         terminal.out.splitlines()[1]
-        == "scripted\tscripted\tready\t1\thouse/model\thttp://127.0.0.1:1/v1\trested for 1.5s; connect: refused"
+        == "scripted\tscripted\tready\t1\thouse/model\thttp://127.0.0.1:1/v1\tretry in 1.5s; connect: refused"
     )
     terminal.house.receipts.add(
         Receipt(
@@ -251,14 +251,14 @@ async def test_nobody_there_is_exit_code_3_in_one_sentence(terminal: Terminal, t
         assert await terminal.run("status", "--address", address) == 3
         assert (
             terminal.err
-            == f"error: No appliance answers at {address}. Is it running, and is the address right (--address, CONTROL_ADDRESS)?\n"
+            == f"error: No appliance responds at {address}. Check that it is running, and the address (--address, CONTROL_ADDRESS).\n"
         )
 
 
 async def test_no_answer_in_time_is_exit_code_3(terminal: Terminal) -> None:
     terminal.house.backend.script = "hang"
     assert await terminal.run("chat", "hi", "--timeout", "0.3") == 3
-    assert "did not answer in time" in terminal.err
+    assert "No response from" in terminal.err
 
 
 async def test_a_missing_or_wrong_token_is_exit_code_4(
@@ -317,7 +317,7 @@ def test_there_is_no_way_to_give_the_token_as_an_argument(capsys: pytest.Capture
     ],
 )
 def test_options_of_all_commands_may_stand_anywhere(given: list[str], expected: list[str]) -> None:
-    assert ctl.hoist(given) == expected
+    assert ctl.move_global_options(given) == expected
 
 
 def test_the_command_line_loads_grpc_and_rich_only_when_it_needs_them() -> None:

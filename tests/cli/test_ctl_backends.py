@@ -68,7 +68,7 @@ async def test_a_backend_is_added_drained_resumed_and_removed(start, engines, tm
         )
         == 0
     )
-    assert (terminal.pairs()["name"], terminal.pairs()["weight"], terminal.pairs()["comes from"]) == (
+    assert (terminal.pairs()["name"], terminal.pairs()["weight"], terminal.pairs()["origin"]) == (
         "e1",
         "2",
         "runtime",
@@ -132,12 +132,12 @@ async def test_backends_are_watched_until_it_is_over(start, engines) -> None:
         (["strategy", "round_robin", "--pool", "none"], 1, "no pool 'none'"),
         (["backend", "add", "ftp://127.0.0.1"], 1, "ftp"),
         (["backend", "add", "http://127.0.0.1:9", "--kind", "abacus"], 1, "llamacpp"),
-        (["backend", "add", "http://127.0.0.1:9", "--key-file", "/no/such"], 2, "cannot be read"),
+        (["backend", "add", "http://127.0.0.1:9", "--key-file", "/no/such"], 2, "cannot read the file"),
         (["backend", "add", "http://127.0.0.1:9", "--key-env", "NO_SUCH_VARIABLE"], 2, "is not set"),
         (
             ["backend", "add", "http://127.0.0.1:9", "--key-env", "A", "--key-file", "/x"],
             2,
-            "exclude each other",
+            "cannot be used together",
         ),
     ],
 )

@@ -9,7 +9,7 @@ from appliance.base import jsons
 from appliance.base.clock import FakeClock
 from appliance.base.errors import NotFound
 from appliance.base.tasks import Tasks
-from appliance.cli.calls import CallFailed
+from appliance.cli.client import CallFailed
 from appliance.cli.jobs import parse_config
 from appliance.control.server import serving_control
 from appliance.downloads.jobs import DownloadJobs
@@ -126,7 +126,7 @@ async def test_a_follower_is_told_when_the_appliance_stops(
         await process.line()
         terminal.house.become("stopping")
         assert await process.end() == 1
-    assert "is not over yet" in process.err
+    assert "has not ended" in process.err
 
 
 async def test_a_terminal_gets_a_bar(terminal: Terminal, downloader: StandinDownloader) -> None:
@@ -144,9 +144,9 @@ async def test_a_terminal_gets_a_bar(terminal: Terminal, downloader: StandinDown
     ("arguments", "code", "said"),
     [
         (["download", "ns/repo", "-o", "/etc"], 4, "outside the folders"),
-        (["download", "ns/repo", "-c", "{" + SECRET], 2, "--config: write a JSON object"),
-        (["download", "ns/repo", "-c", "[]"], 2, "--config: write a JSON object"),
-        (["download", "ns/repo", "--config-file", "/nowhere"], 2, "cannot be read"),
+        (["download", "ns/repo", "-c", "{" + SECRET], 2, "--config: use a JSON object"),
+        (["download", "ns/repo", "-c", "[]"], 2, "--config: use a JSON object"),
+        (["download", "ns/repo", "--config-file", "/nowhere"], 2, "cannot read the file"),
         (["download", "s3://a:" + SECRET + "@b"], 1, "Leave them out"),
         (["job", "show", "x"], 1, "no download job 'x'"),
         (["job", "cancel", "x"], 1, "no download job 'x'"),

@@ -16,7 +16,7 @@ import pytest
 from appliance.base import jsons
 from appliance.base.errors import Unavailable
 from appliance.cli import models as commands
-from appliance.cli.calls import CallFailed
+from appliance.cli.client import CallFailed
 from appliance.control.server import serving_control
 from appliance.models.status.views import FailedView, QueueView
 from tests.control.scripted_board import STARTED_AT_S, ScriptedBoard, model_view, ready_view
@@ -257,13 +257,13 @@ async def test_ending_the_command_does_not_stop_the_load(terminal: Terminal) -> 
     ],
 )
 def test_stays_are_read_as_ollama_writes_them(text: str, expected: float) -> None:
-    assert commands.parse_stay(text) == expected
+    assert commands.parse_keep_alive(text) == expected
 
 
 @pytest.mark.parametrize("text", ["soon", "10 m", "m", "-", "1h-30m", "inf", "nan", "1e3"])
 def test_a_stay_that_is_no_time_is_refused(text: str) -> None:
     with pytest.raises(CallFailed, match="--keep-alive") as found:
-        commands.parse_stay(text)
+        commands.parse_keep_alive(text)
     assert found.value.exit_code == 2
 
 
@@ -273,7 +273,7 @@ def test_a_stay_that_is_no_time_is_refused(text: str) -> None:
 @BOTH
 async def test_a_model_is_ejected(terminal: Terminal, spelling: list[str]) -> None:
     assert await terminal.run(*spelling, "eject", "big") == 0
-    assert terminal.out == "big is unloaded (2 requests answered first)\n"
+    assert terminal.out == "big is unloaded (2 requests finished first)\n"
     assert await terminal.run(*spelling, "eject", "big") == 0
     assert terminal.out == "big was not loaded\n"
     terminal.manager.put(ready_view("big"))
@@ -288,7 +288,7 @@ async def test_a_model_is_ejected(terminal: Terminal, spelling: list[str]) -> No
 async def test_a_failed_model_is_reset(terminal: Terminal, spelling: list[str]) -> None:
     terminal.manager.failures["small"] = FailedView("small", 3, "the file is cut short")
     assert await terminal.run(*spelling, "reset", "small") == 0
-    assert terminal.out == "small will be tried again; 3 loads had failed: the file is cut short\n"
+    assert terminal.out == "small can be loaded again; 3 loads had failed: the file is cut short\n"
     assert await terminal.run(*spelling, "reset", "small") == 0
     assert terminal.out == "small had no failures\n"
     assert (await terminal.json(*spelling, "reset", "small"))["had_failures"] is False
@@ -339,7 +339,7 @@ async def test_wrong_usage_is_exit_code_2(terminal: Terminal, arguments: list[st
 
 async def test_nobody_there_is_exit_code_3(terminal: Terminal, tmp_path: Path) -> None:
     assert await terminal.run("models", "--address", f"unix:{tmp_path / 'none.sock'}") == 3
-    assert terminal.err.startswith("error: No appliance answers at unix:")
+    assert terminal.err.startswith("error: No appliance responds at unix:")
 
 
 async def test_a_missing_token_is_exit_code_4(tmp_path: Path) -> None:

@@ -42,4 +42,4 @@ async def test_what_cannot_be_loaded_is_said(start, llama_binary: str, tmp_path:
     assert await terminal.run("models") == 0
     assert "broken\tfailed\t" in terminal.out
     assert await terminal.run("model", "reset", "broken") == 0
-    assert terminal.out.startswith("broken will be tried again; 1 load had failed: ")
+    assert terminal.out.startswith("broken can be loaded again; 1 load had failed: ")

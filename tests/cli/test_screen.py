@@ -4,8 +4,10 @@ import io
 
 import pytest
 
-from appliance.cli import show
-from appliance.cli.show import Screen, clean, duration, word_of
+from appliance.cli.render import status as render
+from appliance.cli.render.backends import backend_rows
+from appliance.cli.render.values import duration, enum_word
+from appliance.cli.screen import Screen, clean
 from appliance.control.v1 import control_pb2 as pb
 
 
@@ -27,9 +29,9 @@ def test_durations_are_told_in_fitting_units(seconds: float, expected: str) -> N
 
 
 def test_enum_values_become_words() -> None:
-    assert word_of(pb.Status(state=pb.APPLIANCE_STATE_DRAINING), "state") == "draining"
-    assert word_of(pb.Worker(state=pb.WORKER_STATE_BACKING_OFF), "state") == "backing_off"
-    assert word_of(pb.Status(state=99), "state") == "unknown"  # of a newer appliance
+    assert enum_word(pb.Status(state=pb.APPLIANCE_STATE_DRAINING), "state") == "draining"
+    assert enum_word(pb.Worker(state=pb.WORKER_STATE_BACKING_OFF), "state") == "backing_off"
+    assert enum_word(pb.Status(state=99), "state") == "unknown"  # of a newer appliance
 
 
 def test_without_a_terminal_a_table_is_tab_separated_lines() -> None:
@@ -56,8 +58,8 @@ def test_a_simulated_gpu_says_so_wherever_it_is_shown() -> None:
     gpu = pb.Gpu(
         mode="simulated", simulated=True, gpus=[pb.GpuCard(name="NVIDIA H100 (simulated)", uuid="GPU-1")]
     )
-    assert "(simulated)" in show.gpu_text(gpu)
-    assert "(simulated)" in dict(show.identity_pairs(pb.GetIdentityResponse(gpu=gpu)))["gpu 0"]
+    assert "(simulated)" in render.gpu_text(gpu)
+    assert "(simulated)" in dict(render.identity_pairs(pb.GetIdentityResponse(gpu=gpu)))["gpu 0"]
 
 
 def test_failed_steps_and_warnings_are_shown() -> None:
@@ -68,14 +70,14 @@ def test_failed_steps_and_warnings_are_shown() -> None:
         ],
         warnings=["mind the gap"],
     )
-    pairs = show.status_pairs(status)
+    pairs = render.status_pairs(status)
     assert ("failed step", "nat: no privilege. --cap-add NET_ADMIN") in pairs
     assert ("warning", "mind the gap") in pairs
     assert not any("gpu: " in value for name, value in pairs if name == "failed step")
 
 
 def test_a_backend_without_endpoints_still_has_its_row() -> None:
-    rows = show.backend_rows(
+    rows = backend_rows(
         [
             pb.Backend(name="demo", kind="demo", is_up=True, detail="built in"),
             pb.Backend(name="hosted", endpoints=[pb.Endpoint(url="u", rested_s=3, last_error="connect")]),
@@ -83,5 +85,5 @@ def test_a_backend_without_endpoints_still_has_its_row() -> None:
     )
     assert rows == [
         ["demo", "demo", "up", "0", "", "", "built in"],
-        ["hosted", "", "down", "0", "", "u", "rested for 3.0s; connect"],
+        ["hosted", "", "down", "0", "", "u", "retry in 3.0s; connect"],
     ]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.cli.calls import CallFailed, default_address, parse_address, read_token
+from appliance.cli.client import CallFailed, default_address, parse_address, read_token
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,10 @@
+"""What is shown of each response: rows of tables, names with values, sentences. Pure.
+
+Modules:
+    backends: backends and receipts.
+    jobs: downloads.
+    lora: LoRA adapters.
+    models: models, queues and devices.
+    status: status, identity, worker.
+    values: times, sizes, enums, optional fields as text.
+"""
