@@ -48,7 +48,7 @@ from appliance.host.prepare import Prepared, prepared_or_now
 from appliance.host.worker.worker import Worker
 from appliance.interfaces import build_front, control_parts, sidecar_table
 from appliance.models.manager.manager import ModelManager
-from appliance.models.pulls import Pulls
+from appliance.models.pulls import PulledModels, Pulls
 from appliance.models.status.file import keeping_status_file
 from appliance.models.status.measures import RequestStatistics, measure
 from appliance.models.table.catalogue import read_catalogue
@@ -96,15 +96,11 @@ class Appliance:
         self.lora_orders = build_lora_orders(
             self.adapters, settings, downloader=self.downloader, tasks=self.tasks, clock=self.clock
         )
-        self.jobs = build_jobs(settings, self.downloader, tasks=self.tasks, clock=self.clock)
-        self.pulls = Pulls(
-            self.jobs,
-            home=download_folders(settings).home,
-            lister=self.downloader.list_files,
-            clock=self.clock,
-            eject=self.eject,
-            on_change=self.reread_models,
+        pulled = PulledModels(download_folders(settings).home, clock=self.clock, on_change=self.reread_models)
+        self.jobs = build_jobs(
+            settings, self.downloader, tasks=self.tasks, clock=self.clock, on_fetched=pulled.add_fetched
         )
+        self.pulls = Pulls(self.jobs, pulled, lister=self.downloader.list_files, eject=self.eject)
         self.metrics.build_info.labels(__version__, platform.python_version()).set(1)
 
     # ---- what doors may ask

@@ -1,7 +1,7 @@
 """Build who answers, from the settings: at start, and again at each reload."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,12 +14,13 @@ from appliance.base.wire.pool import ConnectionPool
 from appliance.base.wire.types import PoolLimits, Timeouts
 from appliance.downloads.contract import Downloader
 from appliance.downloads.engine import DownloadEngine
+from appliance.downloads.job import DownloadJob
 from appliance.downloads.jobs import DownloadJobs
 from appliance.downloads.request import DownloadFolders
 from appliance.engines.backends.managed import ManagedBackend
 from appliance.engines.fleet import Fleet
 from appliance.engines.lora import file as lora_file
-from appliance.engines.lora import orders_file as lora_orders_file
+from appliance.engines.lora import order as lora_order
 from appliance.engines.lora.adapters import AdapterReconciler
 from appliance.engines.lora.orders import AdapterOrders
 from appliance.engines.router import Router
@@ -86,7 +87,7 @@ def build_lora_orders(
         own_folder=own_folder,
         tasks=tasks,
         clock=clock,
-        path=Path(settings.host.state_dir) / lora_orders_file.FILE,
+        path=Path(settings.host.state_dir) / lora_order.FILE,
         has_variable=has_variable(settings),
         resumes=settings.downloads.download_resume,
     )
@@ -130,8 +131,15 @@ def download_folders(settings: Settings) -> DownloadFolders:
     )
 
 
-def build_jobs(settings: Settings, downloader: Downloader, *, tasks: Tasks, clock: Clock) -> DownloadJobs:
-    """Give the downloads' jobs, not yet open."""
+def build_jobs(
+    settings: Settings,
+    downloader: Downloader,
+    *,
+    tasks: Tasks,
+    clock: Clock,
+    on_fetched: Callable[[DownloadJob], Awaitable[None]] | None = None,
+) -> DownloadJobs:
+    """Return the download jobs, not yet open. `on_fetched`: see DownloadJobs."""
     own = settings.downloads
     return DownloadJobs(
         downloader,
@@ -141,6 +149,7 @@ def build_jobs(settings: Settings, downloader: Downloader, *, tasks: Tasks, cloc
         most_running=own.download_jobs,
         has_variable=has_variable(settings),
         resumes=own.download_resume,
+        on_fetched=on_fetched,
     )
 
 

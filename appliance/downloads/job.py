@@ -1,41 +1,33 @@
 """A download job as a value: what is shown of it, and what is kept of it over a restart. No credential is ever in it."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from appliance.base.clock import format_rfc3339
+from appliance.base.durable_jobs import JOB_STATES, Job, JobFile
 from appliance.downloads.contract import DownloadProgress
 
-JobState = Literal["queued", "running", "completed", "failed", "cancelled", "interrupted"]
 JobKind = Literal["download", "repair"]
-STATES: tuple[str, ...] = get_args(JobState)
-ACTIVE_STATES = frozenset({"queued", "running"})
+JOBS_KEY = "jobs"  # in the file
 
 
-@dataclass(frozen=True, slots=True)
-class DownloadJob:
-    """One download, or one repair of a folder. Times in seconds since 1970.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DownloadJob(Job):
+    """One download, or one repair of a folder.
 
-    source     without credentials; "" = a repair, which fetches from where the folder came from
-    state      interrupted: the appliance ended while it ran; it is taken up again at the next start
-    error      why it failed, or what keeps an interrupted one from going on
-    needs      names of the credentials that came with it
-    model      the name under which the model is to serve (Ollama's pull), "" = none
-    seconds    that fetching took; `bytes_total`, `files`: what a completed one came to
+    Attributes:
+        source: Without credentials. "" = a repair, which fetches from where the folder came from.
+        needs: Names of the credentials that came with the request, without their values.
+        model: The name under which the model is to serve (Ollama's pull), "" = none.
+        files: Of a completed job, as are `bytes_total` and `seconds` (that fetching took).
     """
 
-    id: str
     source: str
     output_dir: Path
-    state: JobState
-    created_at_s: float
     kind: JobKind = "download"
-    started_at_s: float | None = None
-    ended_at_s: float | None = None
     progress: DownloadProgress = field(default_factory=DownloadProgress)
-    error: str = ""
     max_workers: int = 8
     config: Mapping[str, str] = field(default_factory=dict)
     needs: tuple[str, ...] = ()
@@ -45,10 +37,6 @@ class DownloadJob:
     seconds: float = 0.0
 
     @property
-    def is_active(self) -> bool:
-        return self.state in ACTIVE_STATES
-
-    @property
     def percent(self) -> float | None:
         """How far it is, 0 to 100; None = not known yet."""
         if self.state == "completed":
@@ -56,11 +44,20 @@ class DownloadJob:
         total = self.progress.total_bytes
         return min(100.0, 100.0 * self.progress.done_bytes / total) if total else None
 
+    def is_same_work(self, other: "DownloadJob") -> bool:
+        """Whether both do the same to the same folder."""
+        own = (self.kind, self.source, self.output_dir)
+        return own == (other.kind, other.source, other.output_dir)
+
 
 def job_object(job: DownloadJob) -> dict[str, Any]:
-    """Give a job as the doors show it:
-    `{id, kind, state, source, output_dir, model, created_at, started_at, ended_at, error, max_workers, config, progress {phase, files,
-    files_done, total_bytes, done_bytes, fetched_bytes, rate_bytes_s, percent, now}, files, bytes, seconds}`; null = not known."""
+    """Return a job as the interfaces show it.
+
+    Returns:
+        `{id, kind, state, source, output_dir, model, created_at, started_at, ended_at, error, max_workers, config, progress {phase,
+        files, files_done, total_bytes, done_bytes, fetched_bytes, rate_bytes_s, percent, now}, files, bytes, seconds}`; null = not
+        known.
+    """
 
     def at(time_s: float | None) -> str | None:
         return None if time_s is None else format_rfc3339(time_s)
@@ -92,13 +89,27 @@ def job_object(job: DownloadJob) -> dict[str, Any]:
     }
 
 
+NOT_KEPT = ("step", "since_s")  # a job that is taken up begins anew
+KEPT = frozenset(one.name for one in fields(DownloadJob)) - {*NOT_KEPT}
+
+
+def job_file(path: Path) -> JobFile[DownloadJob]:
+    """Return the file in which download jobs are kept."""
+    return JobFile(path, key=JOBS_KEY, to_row=job_to_row, from_row=job_from_row)
+
+
 def job_to_row(job: DownloadJob) -> dict[str, Any]:
-    """Give a job as it is kept in the file."""
-    return {**asdict(job), "output_dir": str(job.output_dir)}
+    """Return a job as it is kept in the file."""
+    values = asdict(job)
+    return {name: values[name] for name in values if name in KEPT} | {"output_dir": str(job.output_dir)}
 
 
 def job_from_row(row: Mapping[str, Any]) -> DownloadJob:
-    """Read a kept job back. Raises KeyError, TypeError, ValueError: the row is none."""
+    """Read a kept job back.
+
+    Raises:
+        KeyError, TypeError, ValueError: The row is no job.
+    """
     progress = dict(row["progress"])
     values = {
         **row,
@@ -106,6 +117,6 @@ def job_from_row(row: Mapping[str, Any]) -> DownloadJob:
         "needs": tuple(map(str, row["needs"])),
         "progress": DownloadProgress(**{**progress, "now": tuple(progress["now"])}),
     }
-    if values["state"] not in STATES:
+    if values["state"] not in JOB_STATES:
         raise ValueError(f"unknown state {str(values['state'])[:20]!r}")
     return DownloadJob(**values)

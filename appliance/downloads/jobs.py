@@ -1,23 +1,19 @@
-"""Download jobs: who downloads what to where, bounded in number, joined where two ask for the same, and kept over a restart.
+"""Download jobs: who downloads what to where, joined where two ask for the same, bounded in number, and kept over a restart.
 
-One download of one source to one folder at a time: a second request for the same joins the first. A job ends in completed, failed or
+One download of one source to one folder at a time: a second request for the same joins the first. A job ends as completed, failed or
 cancelled; one that the end of the appliance cut off is interrupted, and goes on at the next start from the parts that are there.
 """
 
-import asyncio
-import copy
 import secrets
-import threading
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from functools import partial
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from appliance.base.clock import Clock
+from appliance.base.durable_jobs import DurableJobs, JobLimits, JobPlan, Step, end_job, redact_text
 from appliance.base.errors import ApplianceError, Conflict, Exhausted, Internal, NotFound, Unavailable
-from appliance.base.logs import SECRETS, get_logger
+from appliance.base.logs import get_logger
 from appliance.base.tasks import Tasks
 from appliance.base.watch import Watched
 from appliance.downloads.contract import (
@@ -28,10 +24,8 @@ from appliance.downloads.contract import (
     FileFault,
     redact_source,
 )
-from appliance.downloads.job import DownloadJob, JobKind
-from appliance.downloads.jobs_file import read_jobs, write_jobs
+from appliance.downloads.job import DownloadJob, JobKind, job_file
 from appliance.downloads.request import (
-    blank_secrets,
     credential_names,
     find_missing_credentials,
     public_config,
@@ -39,29 +33,21 @@ from appliance.downloads.request import (
 )
 
 log = get_logger("downloads")
-GATHER_S = 0.1  # for those who follow: progress that comes closer together is told together
+GATHER_S = 0.1  # for followers: progress that comes closer together is reported together
 MAX_KEPT = 200
-MAX_ACTIVE = 200  # queued ones counted in
-CANCEL_WAIT_S = 10.0
-
-
-@dataclass(slots=True)
-class _Going:
-    """What belongs to a job while it goes on, and is in no file. `is_kept`: it goes on though nobody waits for it."""
-
-    wish: DownloadRequest
-    task: "asyncio.Task[DownloadResult | ApplianceError]"
-    is_kept: bool
-    secrets: list[str] = field(repr=False)
-    waiters: int = 0
-    is_cancelled: bool = False
+MAX_ACTIVE = 200  # including queued ones
+NOT_RESUMED = "The appliance stopped during this download. Request it again to continue with what is there."
 
 
 class DownloadJobs:
-    """All jobs. `open` before use, `close` before its tasks end.
+    """All download jobs. Call `open` before use, and `close` before its tasks end.
 
-    Takes   path: the file in which they are kept, None = in memory only; most_running: at the same time, the others queue;
-            has_variable: whether the environment has a variable; resumes: whether interrupted jobs go on at `open`
+    Args:
+        path: The file in which the jobs are kept, None = in memory only.
+        most_running: At the same time, 1 or more; the others are queued.
+        has_variable: Says whether the environment has a variable.
+        resumes: Whether interrupted jobs go on at `open`.
+        on_fetched: Called before a job counts as completed; an error that it raises fails the job.
     """
 
     def __init__(
@@ -74,346 +60,237 @@ class DownloadJobs:
         most_running: int = 2,
         has_variable: Callable[[str], bool] = lambda _: False,
         resumes: bool = True,
+        on_fetched: Callable[[DownloadJob], Awaitable[None]] | None = None,
     ) -> None:
-        self.changed: Watched[int] = Watched(0)
-        self.on_fetched: Callable[[DownloadJob], Awaitable[None]] | None = (
-            None  # called before a job counts as completed; may fail it
-        )
         self._downloader = downloader
-        self._tasks = tasks
-        self._clock = clock
-        self._path = path
-        self._places = asyncio.Semaphore(most_running)
         self._has_variable = has_variable
         self._resumes = resumes
-        self._jobs: dict[str, DownloadJob] = {}
-        self._going: dict[str, _Going] = {}
-        self._failures: dict[str, ApplianceError] = {}
-        self._writing = asyncio.Lock()
-        self._is_closing = False
-        self._loop = asyncio.get_running_loop()
-        self._thread = threading.get_ident()
+        self._on_fetched = on_fetched
+        self._clock = clock
+        self._jobs = DurableJobs[DownloadJob](
+            tasks=tasks,
+            clock=clock,
+            limits=JobLimits(running=most_running, kept=MAX_KEPT),
+            file=job_file(path) if path else None,
+            on_fault=_fault,
+            on_end=_log_end,
+        )
+
+    @property
+    def changed(self) -> Watched[int]:
+        """Changes with every change of a job."""
+        return self._jobs.changed
 
     async def open(self) -> None:
         """Read the kept jobs, and take up those that were interrupted."""
-        kept = await asyncio.to_thread(read_jobs, self._path) if self._path else []
-        self._jobs = {job.id: job for job in kept}
-        for job in kept:
-            if job.is_active or job.state == "interrupted":
-                self._take_up(
-                    replace(job, state="interrupted", ended_at_s=job.ended_at_s or self._clock.now_s())
-                )
-        await self._keep()
+        await self._jobs.open(self._resume)
 
     async def close(self) -> None:
         """Interrupt what runs, so that the next start goes on with it; whoever waits is told."""
-        self._is_closing = True
-        running = [going.task for going in self._going.values()]
-        for task in running:
-            task.cancel()
-        if running:
-            await asyncio.wait(running, timeout=CANCEL_WAIT_S)
-        await self._keep()
+        await self._jobs.close()
 
-    # ---- seeing
+    # ---- reading
 
     def all(self) -> list[DownloadJob]:
         """List the jobs, newest first."""
-        return list(reversed(self._jobs.values()))
+        return self._jobs.all()[::-1]
 
     def get(self, job_id: str) -> DownloadJob:
-        """Give one. Raises NotFound."""
-        if job_id not in self._jobs:
+        """Return one job.
+
+        Raises:
+            NotFound: There is none, or none any more.
+        """
+        job = self._jobs.find(job_id)
+        if job is None:
             raise NotFound(
-                f"There is no download job {job_id[:100]!r}; the last {MAX_KEPT} are kept.",
+                f"No such download job: {job_id[:100]!r}. The last {MAX_KEPT} jobs are kept.",
                 code="no_such_job",
             )
-        return self._jobs[job_id]
+        return job
 
     async def follow(self, job_id: str) -> AsyncGenerator[DownloadJob, None]:
-        """Give a job now and whenever it changed, the last time when it goes on no more. A slow follower skips what was overtaken.
+        """Yield a job now and after each change, the last time when it is active no more; a slow follower skips versions.
 
-        Raises  NotFound
+        Raises:
+            NotFound: There is no such job.
         """
-        told: DownloadJob | None = None
-        while True:
-            seen, job = self.changed.version, self.get(job_id)
-            if job != told:
-                told = job
-                yield job
-            if not job.is_active:
-                return
-            await self.changed.newer(seen)
+        self.get(job_id)
+        async for job in self._jobs.follow(job_id):
+            yield job
 
     # ---- doing
 
     async def start(
-        self, wish: DownloadRequest, *, kind: JobKind = "download", model: str = "", is_kept: bool = True
+        self,
+        request: DownloadRequest,
+        *,
+        kind: JobKind = "download",
+        model: str = "",
+        is_detached: bool = True,
     ) -> DownloadJob:
-        """Begin a job, or join the one that does the same; give it once it is kept.
+        """Begin a job, or join the one that does the same; return it once it is kept.
 
-        Takes   wish: for a repair with source ""; is_kept: it goes on though nobody waits for it (see `holding`)
-        Raises  Conflict: the same runs with other settings · Exhausted: too many · Unavailable: the appliance stops
+        Args:
+            request: For a repair with source "".
+            model: The name under which the model is to serve, "" = none.
+            is_detached: The job goes on although nobody waits for it (see `holding`).
+
+        Raises:
+            Conflict: The same download runs with other settings.
+            Exhausted: Too many jobs are active.
+            Unavailable: The appliance is stopping.
         """
-        if self._is_closing:
-            raise Unavailable("The appliance stops and begins no download.", code="shutting_down")
-        if (same := self._same(wish, kind)) is not None:
-            return self._joined(same, wish, model, is_kept=is_kept)
-        if len(self._going) >= MAX_ACTIVE:
+        if self._jobs.is_closing:
+            raise Unavailable("The appliance is stopping; no new download is started.", code="shutting_down")
+        job = DownloadJob(
+            id=f"job_{secrets.token_hex(8)}",
+            source=redact_source(request.source),
+            output_dir=request.output_dir,
+            kind=kind,
+            max_workers=request.max_workers,
+            config=public_config(request.config),
+            needs=credential_names(request),
+            model=model,
+        )
+        same = next((one for one in self._jobs.active if one.is_same_work(job)), None)
+        if same is not None:
+            return self._join(same, job, is_detached=is_detached)
+        if len(self._jobs.active) >= MAX_ACTIVE:
             raise Exhausted(
-                f"{MAX_ACTIVE} downloads run or wait already; try again when some have ended.",
+                f"{MAX_ACTIVE} downloads are running or queued. Try again when some have ended.",
                 code="too_many_jobs",
                 retry_after_s=60,
             )
-        job = DownloadJob(
-            f"job_{secrets.token_hex(8)}",
-            redact_source(wish.source),
-            wish.output_dir,
-            "queued",
-            self._clock.now_s(),
-            kind,
-            max_workers=wish.max_workers,
-            config=public_config(wish.config),
-            needs=credential_names(wish),
-            model=model,
-        )
-        self._replace_interrupted(job)
-        self._begin(job, wish, is_kept=is_kept)
-        self._forget_oldest()
-        await self._keep()
-        return self.get(job.id)
+        for former in self._jobs.all():
+            if former.state == "interrupted" and former.is_same_work(job):
+                self._jobs.put_ended(replace(former, state="cancelled", error=f"It continues as {job.id}."))
+        return await self._jobs.begin(job, self._plan(job, request, is_detached=is_detached))
 
     async def wait(self, job_id: str) -> DownloadJob:
         """Wait for a job's end, and hold it meanwhile (see `holding`).
 
-        Gives   the completed job
-        Raises  NotFound · why it failed · Conflict: it was cancelled · Unavailable: the appliance stops
+        Returns:
+            The completed job.
+
+        Raises:
+            NotFound: There is no such job.
+            Conflict: It was cancelled.
+            Unavailable: The appliance is stopping.
+            ApplianceError: Why it failed.
         """
-        with self.holding(job_id):
-            if (going := self._going.get(job_id)) is not None:
-                await asyncio.wait({going.task})
-        job = self.get(job_id)
+        self.get(job_id)
+        end = await self._jobs.wait(job_id)
+        job = end.job
         if job.state == "completed":
             return job
         if job.state == "cancelled":
             raise Conflict(
-                "The download was cancelled; what was fetched is kept for the next time.",
+                "The download was cancelled. What was fetched is kept for the next time.",
                 code="download_cancelled",
             )
-        if job.state == "interrupted":
+        if job.state != "failed":
             raise Unavailable(
-                f"The appliance stops; the download {job.id} goes on when it is started again.",
+                f"The appliance is stopping; the download {job.id} goes on after the next start.",
                 code="shutting_down",
             )
-        raise self._failures.get(job_id) or Internal(job.error)
+        raise end.failure or Internal(job.error)
 
-    @contextmanager
-    def holding(self, job_id: str) -> Iterator[None]:
-        """Want a job while the context lasts: the last who lets go of it cancels it, unless it is one that goes on by itself."""
-        going = self._going.get(job_id)
-        if going is None:
-            yield
-            return
-        going.waiters += 1
-        try:
-            yield
-        finally:
-            going.waiters -= 1
-            if not going.waiters and not going.is_kept and not going.task.done():
-                _stop(going)
+    def holding(self, job_id: str) -> AbstractContextManager[None]:
+        """Want a job while the context lasts: the last holder that leaves cancels it, unless it is detached."""
+        return self._jobs.holding(job_id)
+
+    def holder_count(self, job_id: str) -> int:
+        """How many callers hold a job."""
+        return self._jobs.holder_count(job_id)
 
     async def cancel(self, job_id: str) -> DownloadJob:
-        """End a job; its parts stay, and a later job goes on from them. One that has ended already stays as it is.
+        """End a job; its parts stay, and a later job continues with them. One that has ended already stays as it is.
 
-        Raises  NotFound
+        Raises:
+            NotFound: There is no such job.
         """
-        job, going = self.get(job_id), self._going.get(job_id)
-        if going is not None:
-            _stop(going)
-            await asyncio.wait({going.task}, timeout=CANCEL_WAIT_S)
-        elif job.state == "interrupted":
-            self._put(replace(job, state="cancelled"))
-        await self._keep()
-        return self.get(job_id)
+        self.get(job_id)
+        return await self._jobs.cancel(job_id)
 
     async def verify(self, folder: Path) -> list[FileFault]:
-        """Hold a folder against what its download wrote down. Raises what Downloader.verify raises."""
+        """Compare a folder with what its downloads wrote down. Raises what `Downloader.verify` raises."""
         return await self._downloader.verify(folder)
 
-    # ---- one job's life
+    # ---- one job
 
-    def _begin(self, job: DownloadJob, wish: DownloadRequest, *, is_kept: bool) -> None:
-        hidden = secret_texts(wish)
-        SECRETS.learn(hidden)  # what others log of it is blanked, too
-        self._put(job)
-        task = self._tasks.start(self._run(job.id, wish), name=f"download-{job.id}")
-        self._going[job.id] = _Going(wish, task, is_kept, hidden)
-        task.add_done_callback(partial(self._ended, job.id))
-
-    async def _run(self, job_id: str, wish: DownloadRequest) -> DownloadResult | ApplianceError:
-        """Give what a job came to, or why it failed: as a value, since nobody may be left to catch it."""
-        try:
-            async with self._places:
-                self._put(replace(self.get(job_id), state="running", started_at_s=self._clock.now_s()))
-                await self._keep()
-                fetched = await self._fetch(self.get(job_id), wish)
-                if self.on_fetched is not None:
-                    await self.on_fetched(self.get(job_id))
-            return fetched
-        except ApplianceError as error:
-            return error
-        except Exception as exc:
-            log.error(
-                "download_broke", job=job_id, error=blank_secrets(repr(exc), secret_texts(wish)), exc_info=exc
-            )
-            return Internal(
-                f"Something failed inside the appliance while downloading; its log has the details under {job_id}."
-            )
-
-    async def _fetch(self, job: DownloadJob, wish: DownloadRequest) -> DownloadResult:
-        on_progress = partial(self._progressed, job.id)
-        if job.kind == "repair":
-            return await self._downloader.repair(wish.output_dir, on_progress, dict(wish.config))
-        return await self._downloader.download(wish, on_progress)
-
-    def _progressed(self, job_id: str, progress: DownloadProgress) -> None:
-        """Take progress, from whatever thread it is told in."""
-        if threading.get_ident() != self._thread:
-            self._loop.call_soon_threadsafe(self._progressed, job_id, progress)
-        elif (going := self._going.get(job_id)) is not None and not going.task.done():
-            self._put(replace(self._jobs[job_id], progress=progress))
-
-    def _ended(self, job_id: str, task: "asyncio.Task[DownloadResult | ApplianceError]") -> None:
-        """Settle a job: also one that was cancelled before its first step, hence not in `_run`."""
-        going, job = self._going.pop(job_id), self._jobs[job_id]
-        over: dict[str, Any] = {"ended_at_s": self._clock.now_s()}
-        if task.cancelled():
-            over["state"] = "cancelled" if going.is_cancelled else "interrupted"
-        elif isinstance(outcome := task.result(), ApplianceError):
-            error = self._failures[job_id] = _hidden(outcome, going.secrets)
-            over |= {"state": "failed", "error": error.message}
-        else:
-            done = replace(
-                job.progress,
-                phase="done",
-                now=(),
-                note="",
-                rate_bytes_s=0.0,
-                fetched_bytes=outcome.fetched_bytes,
-            )
-            over |= {
-                "state": "completed",
-                "files": outcome.files,
-                "bytes_total": outcome.total_bytes,
-                "seconds": outcome.seconds,
-                "progress": done,
-            }
-        self._put(replace(job, **over))
-        log.info(
-            "download_ended",
-            job=job_id,
-            source=job.source,
-            output_dir=str(job.output_dir),
-            state=over["state"],
-            error=over.get("error", ""),
-        )
-        if not self._is_closing:
-            self._tasks.start(self._keep(), name="keep-jobs")
-
-    # ---- which job
-
-    def _same(self, wish: DownloadRequest, kind: JobKind) -> DownloadJob | None:
-        """Give the job that goes on and does the same, if there is one."""
-        key = (kind, redact_source(wish.source), wish.output_dir)
-        return next(
-            (
-                job
-                for job_id in self._going
-                if (job := self._jobs[job_id]) and (job.kind, job.source, job.output_dir) == key
-            ),
-            None,
-        )
-
-    def _joined(self, job: DownloadJob, wish: DownloadRequest, model: str, *, is_kept: bool) -> DownloadJob:
-        if (job.config, job.model) != (public_config(wish.config), model):
+    def _join(self, running: DownloadJob, wanted: DownloadJob, *, is_detached: bool) -> DownloadJob:
+        if (running.config, running.model) != (wanted.config, wanted.model):
             raise Conflict(
-                f"{job.source} is being downloaded to {job.output_dir} with other settings (job {job.id}). Wait for it, or cancel it.",
+                f"{running.source} is being downloaded to {running.output_dir} with other settings "
+                f"(job {running.id}). Wait for it, or cancel it.",
                 code="download_runs",
             )
-        self._going[job.id].is_kept |= is_kept
-        return job
+        self._jobs.attach(running.id, is_detached=is_detached)
+        return running
 
-    def _take_up(self, job: DownloadJob) -> None:
+    def _plan(
+        self, job: DownloadJob, request: DownloadRequest, *, is_detached: bool = True
+    ) -> JobPlan[DownloadJob]:
+        """Return the steps of a job: fetch, and what is to be done with what was fetched."""
+        results: list[DownloadResult] = []
+
+        def report(progress: DownloadProgress) -> None:
+            self._jobs.update(job.id, progress=progress)
+
+        async def fetch() -> None:
+            if job.kind == "repair":
+                result = await self._downloader.repair(request.output_dir, report, dict(request.config))
+            else:
+                result = await self._downloader.download(request, report)
+            results.append(result)
+
+        async def hand_over() -> None:
+            if self._on_fetched is not None:
+                await self._on_fetched(self.get(job.id))
+
+        return JobPlan(
+            (Step("fetch", fetch), Step("hand_over", hand_over)),
+            complete=lambda ended: _completed(ended, results[-1]),
+            secrets=secret_texts(request),
+            is_detached=is_detached,
+        )
+
+    def _resume(self, job: DownloadJob) -> JobPlan[DownloadJob] | DownloadJob:
         """Let an interrupted job go on, or say why it does not."""
         missing = find_missing_credentials(job.needs, self._has_variable)
-        if not self._resumes:
-            self._put(
-                replace(
-                    job,
-                    error="It was interrupted when the appliance ended. Ask for it again to go on from what is there.",
-                )
+        if self._resumes and not missing:
+            request = DownloadRequest(job.source, job.output_dir, job.max_workers, dict(job.config))
+            return self._plan(job, request)
+        error = NOT_RESUMED
+        if missing and self._resumes:
+            error = (
+                f"The appliance stopped during this download, and credentials are not kept: {', '.join(missing)}. "
+                "Set them in the environment and restart, or request the download again."
             )
-        elif missing:
-            self._put(
-                replace(
-                    job,
-                    error=f"It was interrupted, and cannot go on without credentials, which are not kept: {', '.join(missing)}. "
-                    "Set them in the environment and restart, or ask for it again.",
-                )
-            )
-        else:
-            wish = DownloadRequest(job.source, job.output_dir, job.max_workers, dict(job.config))
-            self._begin(
-                replace(job, state="queued", started_at_s=None, ended_at_s=None, error=""), wish, is_kept=True
-            )
-
-    def _replace_interrupted(self, heir: DownloadJob) -> None:
-        for job in list(self._jobs.values()):
-            if job.state == "interrupted" and (job.kind, job.source, job.output_dir) == (
-                heir.kind,
-                heir.source,
-                heir.output_dir,
-            ):
-                self._put(replace(job, state="cancelled", error=f"It goes on as {heir.id}."))
-
-    def _forget_oldest(self) -> None:
-        for job_id in [job_id for job_id in self._jobs if job_id not in self._going][
-            : max(0, len(self._jobs) - MAX_KEPT)
-        ]:
-            del self._jobs[job_id]
-            self._failures.pop(job_id, None)
-
-    # ---- keeping
-
-    def _put(self, job: DownloadJob) -> None:
-        self._jobs[job.id] = job
-        self.changed.set(self.changed.value + 1)
-
-    async def _keep(self) -> None:
-        """Write the jobs as they are, one write after the other."""
-        if self._path is None:
-            return
-        async with self._writing:
-            await asyncio.to_thread(write_jobs, self._path, list(self._jobs.values()))
+        return end_job(job, "interrupted", at_s=self._clock.now_s(), error=error)
 
 
-def _stop(going: _Going) -> None:
-    going.is_cancelled = True
-    going.task.cancel()
+def _completed(job: DownloadJob, result: DownloadResult) -> DownloadJob:
+    progress = replace(
+        job.progress, phase="done", now=(), note="", rate_bytes_s=0.0, fetched_bytes=result.fetched_bytes
+    )
+    return replace(
+        job, files=result.files, bytes_total=result.total_bytes, seconds=result.seconds, progress=progress
+    )
 
 
-def _hidden(error: ApplianceError, hidden: list[str]) -> ApplianceError:
-    """Give an error without the secrets that whoever raised it may have put in."""
+def _fault(job: DownloadJob, exc: Exception, secrets: Sequence[str]) -> ApplianceError:
+    log.error("download_broke", job=job.id, error=redact_text(repr(exc), secrets), exc_info=exc)
+    return Internal(f"The download failed inside the appliance. See its log under {job.id}.")
 
-    def clean(value: Any) -> Any:
-        if isinstance(value, str):
-            return SECRETS.redact(blank_secrets(value, hidden))
-        if isinstance(value, dict):
-            return {key: clean(one) for key, one in value.items()}
-        return [clean(one) for one in value] if isinstance(value, (list, tuple)) else value
 
-    found = copy.copy(error)
-    found.message, found.details = clean(error.message), clean(error.details)
-    found.args = (found.message,)
-    found.__cause__ = found.__context__ = None
-    return found
+def _log_end(job: DownloadJob) -> None:
+    log.info(
+        "download_ended",
+        job=job.id,
+        source=job.source,
+        output_dir=str(job.output_dir),
+        state=job.state,
+        error=job.error,
+    )

@@ -12,7 +12,6 @@ from urllib.parse import parse_qsl, urlsplit
 
 from appliance.base import jsons
 from appliance.base.errors import Forbidden, Invalid
-from appliance.base.logs import REDACTED
 from appliance.downloads.contract import DEFAULT_WORKERS, MAX_WORKERS, DownloadRequest, redact_source
 
 MAX_SOURCE_CHARS = 2048
@@ -219,13 +218,6 @@ def secret_texts(wish: DownloadRequest) -> list[str]:
     texts = [value for key, value in wish.config.items() if key not in PUBLIC_KEYS]
     texts += [parts.query, parts.fragment, *(value for _, value in parse_qsl(parts.query))]
     return sorted({text for text in texts if len(text) >= MIN_SECRET_CHARS}, key=len, reverse=True)
-
-
-def blank_secrets(text: str, secrets: list[str]) -> str:
-    """Blank `secrets` in a text."""
-    for secret in secrets:
-        text = text.replace(secret, REDACTED)
-    return text
 
 
 def find_missing_credentials(needs: tuple[str, ...], has_variable: Callable[[str], bool]) -> list[str]:

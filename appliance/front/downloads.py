@@ -112,7 +112,7 @@ class DownloadHandlers:
             max_workers=body.get("max_workers"),
         )
         is_async = bool(body.get("async_download"))
-        job = await self._jobs.start(wish, is_kept=is_async)
+        job = await self._jobs.start(wish, is_detached=is_async)
         named = {"source": job.source, "output_dir": str(job.output_dir), "job": job.id}
         if is_async:
             return json_response(
@@ -200,7 +200,7 @@ class DownloadHandlers:
         job = await self._jobs.start(
             DownloadRequest("", folder, config=parse_config(body.get("config"))),
             kind="repair",
-            is_kept=is_async,
+            is_detached=is_async,
         )
         named = {"output_dir": str(folder), "job": job.id}
         if is_async:

@@ -10,7 +10,8 @@ from appliance.base.clock import format_rfc3339
 from appliance.base.errors import ApplianceError, Invalid, Kind
 from appliance.downloads.request import parse_config, parse_max_workers
 from appliance.engines.lora.adapters import AdapterChange
-from appliance.engines.lora.orders import AdapterOrder, AdapterOrders, PendingOrder
+from appliance.engines.lora.order import AdapterOrder, OrderJob
+from appliance.engines.lora.orders import AdapterOrders
 from appliance.engines.lora.readings import AdapterRow
 from appliance.front.pipeline.access import Access
 from appliance.front.pipeline.body import check_types, read_object
@@ -209,7 +210,7 @@ def as_row(row: AdapterRow) -> dict[str, Any]:
     }
 
 
-def as_pending(one: PendingOrder) -> dict[str, Any]:
+def as_pending(one: OrderJob) -> dict[str, Any]:
     told: dict[str, Any] = {
         "lora_name": one.name,
         "source": one.source,

@@ -1,6 +1,7 @@
-"""Pulling: a name of Ollama's becomes a download job, and what it fetched becomes a model of the table.
+"""Pulls: a name of Ollama's becomes a download job, and what it fetched becomes a model of the table.
 
-A pull is a job like any other; that its file is to serve as a model stands in the job, so that one taken up after a restart ends as well.
+A pull is a job like any other. That its file is to serve as a model stands in the job (`DownloadJob.model`), so that one that is taken
+up after a restart ends in the table as well.
 """
 
 import asyncio
@@ -23,59 +24,37 @@ from appliance.models.table.pulled import PulledModel, add_pulled, read_pulled, 
 log = get_logger("downloads")
 
 
-class Pulls:
-    """Takes the jobs' `on_fetched`.
+class PulledModels:
+    """The index of pulled models, changed by one writer at a time.
 
-    Takes   home: the folder of downloads, absolute; lister: what a repository has; eject: unloads a model by its name if it is loaded;
-            on_change: lets the table of models be read again; config: what goes along with each wish (an endpoint, never kept)
+    Args:
+        home: The folder of downloads, absolute.
+        on_change: Lets the model table be read again.
     """
 
-    def __init__(
-        self,
-        jobs: DownloadJobs,
-        *,
-        home: Path,
-        lister: SourceLister,
-        clock: Clock,
-        eject: Callable[[str], Awaitable[None]],
-        on_change: Callable[[], Awaitable[None]],
-        config: Mapping[str, str] | None = None,
-    ) -> None:
-        self.jobs = jobs
-        self._home = home
-        self._lister = lister
+    def __init__(self, home: Path, *, clock: Clock, on_change: Callable[[], Awaitable[None]]) -> None:
+        self.home = home
         self._clock = clock
-        self._eject = eject
         self._on_change = on_change
-        self._config = dict(config or {})
         self._writing = asyncio.Lock()
-        jobs.on_fetched = self._fetched
 
-    async def find(self, name: PullName) -> PullFiles:
-        """Give the files that a name means. Raises as Ollama says it: `pull model manifest: …`."""
-        try:
-            return choose_files(await self._lister(name.source, self._config), name.tag)
-        except ApplianceError as error:
-            found = copy.copy(error)
-            found.message = f"pull model manifest: {error.message}"
-            raise found from None
+    async def find(self, alias: str) -> PulledModel | None:
+        """Return a pulled model by the name it was pulled by, with or without `:latest`."""
+        rows, _ = await asyncio.to_thread(read_pulled, self.home)
+        return next((row for row in rows if row.alias in {alias, alias.removesuffix(":latest")}), None)
 
-    async def start(self, name: PullName, choice: PullFiles) -> DownloadJob:
-        """Begin to fetch the files of a name, or join who does already. Raises what Jobs.start raises."""
-        folder = self._home.joinpath(name.folder)
-        config = {**self._config, "include": ",".join(file.path for file in choice.files)}
-        return await self.jobs.start(
-            DownloadRequest(name.source, folder, config=config), model=name.alias, is_kept=False
-        )
+    async def add_fetched(self, job: DownloadJob) -> None:
+        """Put what a pull fetched into the index, and let it serve. Other downloads are left alone.
 
-    async def _fetched(self, job: DownloadJob) -> None:
-        """Put what a pull fetched into the index, and let it serve."""
+        Raises:
+            Invalid: The file is no model that can be run.
+        """
         if not job.model:
             return
         first, *others = job.config["include"].split(",")
         projector = next((name for name in others if Path(name).name.lower().startswith("mmproj")), None)
         path = job.output_dir / first
-        await asyncio.to_thread(_check, path)
+        await asyncio.to_thread(_check_model, path)
         model = PulledModel(
             job.model,
             job.source,
@@ -85,51 +64,101 @@ class Pulls:
             self._clock.now_s(),
         )
         async with self._writing:
-            await asyncio.to_thread(add_pulled, self._home, model)
+            await asyncio.to_thread(add_pulled, self.home, model)
         await self._on_change()
         log.info("model_pulled", model=job.model, path=str(path))
+
+    async def remove(self, model: PulledModel) -> None:
+        """Take a model out of the index and the table, and remove its files."""
+        async with self._writing:
+            await asyncio.to_thread(remove_pulled, self.home, model.alias)
+        await self._on_change()
+        await asyncio.to_thread(_remove_folder, model.folder, self.home)
+        log.info("model_deleted", model=model.alias, path=str(model.path))
+
+
+class Pulls:
+    """Begins pulls, and deletes pulled models.
+
+    Args:
+        jobs: Its `on_fetched` must be `models.add_fetched`.
+        lister: Lists what a repository has.
+        eject: Unloads a model by its name, if it is loaded.
+        config: Goes along with each request (an endpoint, for tests).
+    """
+
+    def __init__(
+        self,
+        jobs: DownloadJobs,
+        models: PulledModels,
+        *,
+        lister: SourceLister,
+        eject: Callable[[str], Awaitable[None]],
+        config: Mapping[str, str] | None = None,
+    ) -> None:
+        self.jobs = jobs
+        self._models = models
+        self._lister = lister
+        self._eject = eject
+        self._config = dict(config or {})
+
+    async def find_files(self, name: PullName) -> PullFiles:
+        """Return the files that a name means.
+
+        Raises:
+            ApplianceError: As Ollama says it: `pull model manifest: …`.
+        """
+        try:
+            return choose_files(await self._lister(name.source, self._config), name.tag)
+        except ApplianceError as error:
+            found = copy.copy(error)
+            found.message = f"pull model manifest: {error.message}"
+            raise found from None
+
+    async def start(self, name: PullName, files: PullFiles) -> DownloadJob:
+        """Begin to fetch the files of a name, or join the job that does already. Raises what `DownloadJobs.start` raises."""
+        folder = self._models.home.joinpath(name.folder)
+        config = {**self._config, "include": ",".join(file.path for file in files.files)}
+        return await self.jobs.start(
+            DownloadRequest(name.source, folder, config=config), model=name.alias, is_detached=False
+        )
 
     async def delete(self, alias: str) -> None:
         """Unload a pulled model, take it out of the table, and remove its files.
 
-        Raises  NoSuchModel: nothing was pulled by that name · Conflict: it is being pulled
+        Raises:
+            NoSuchModel: Nothing was pulled by that name.
+            Conflict: It is being pulled.
         """
-        found = await self.known(alias)
+        found = await self._models.find(alias)
         if found is None:
             raise NoSuchModel(f"model '{alias}' not found", param="model")
         if any(job.is_active and job.output_dir == found.folder for job in self.jobs.all()):
-            raise Conflict(f"{alias} is being pulled; cancel that first.", code="download_runs")
+            raise Conflict(f"{alias} is being pulled. Cancel that download first.", code="download_runs")
         await self._eject(found.alias)
-        async with self._writing:
-            await asyncio.to_thread(remove_pulled, self._home, found.alias)
-        await self._on_change()
-        await asyncio.to_thread(_remove, found.folder, self._home)
-        log.info("model_deleted", model=found.alias, path=str(found.path))
-
-    async def known(self, alias: str) -> PulledModel | None:
-        """Give a pulled model by the name it was pulled by, with or without `:latest`."""
-        rows, _ = await asyncio.to_thread(read_pulled, self._home)
-        return next((row for row in rows if row.alias in {alias, alias.removesuffix(":latest")}), None)
+        await self._models.remove(found)
 
 
-def pull_digest(name: PullName, choice: PullFiles) -> str:
-    """Give the SHA-256 of the model's file in hex; where it is not told, one of its name, for clients tell files apart by it."""
-    first = choice.model[0]
+def pull_digest(name: PullName, files: PullFiles) -> str:
+    """Return the SHA-256 of the model's file in hex; if the source does not say it, one of its name: clients tell files apart by it."""
+    first = files.model[0]
     return first.sha256 or hashlib.sha256(f"{name.source}/{first.path}".encode()).hexdigest()
 
 
-def _check(path: Path) -> None:
-    """Raise Invalid where a file is not a model that can be run (blocks)."""
+def _check_model(path: Path) -> None:
+    """Raise Invalid if a file is not a model that can be run (blocks)."""
     try:
         header = read_header(path, is_brief=True)
     except (OSError, InvalidGguf) as exc:
         reason = (exc.strerror or type(exc).__name__) if isinstance(exc, OSError) else str(exc)
-        raise Invalid(f"{path.name} was fetched, but is no GGUF model: {reason}.", code="not_gguf") from None
+        raise Invalid(
+            f"{path.name} was downloaded, but is no GGUF model: {reason}.", code="not_gguf"
+        ) from None
     if header.kind != "model":
-        raise Invalid(f"{path.name} is no model by itself, but of the kind {header.kind!r}.", code="not_gguf")
+        raise Invalid(f"{path.name} is no model, but a file of type {header.kind!r}.", code="not_gguf")
 
 
-def _remove(folder: Path, home: Path) -> None:
+def _remove_folder(folder: Path, home: Path) -> None:
     """Remove a folder and the empty ones above it, up to `home` (blocks)."""
     shutil.rmtree(folder, ignore_errors=True)
     for parent in folder.parents:

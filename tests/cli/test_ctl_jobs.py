@@ -148,9 +148,9 @@ async def test_a_terminal_gets_a_bar(terminal: Terminal, downloader: StandinDown
         (["download", "ns/repo", "-c", "[]"], 2, "--config: use a JSON object"),
         (["download", "ns/repo", "--config-file", "/nowhere"], 2, "cannot read the file"),
         (["download", "s3://a:" + SECRET + "@b"], 1, "Leave them out"),
-        (["job", "show", "x"], 1, "no download job 'x'"),
-        (["job", "cancel", "x"], 1, "no download job 'x'"),
-        (["job", "watch", "x"], 1, "no download job 'x'"),
+        (["job", "show", "x"], 1, "No such download job: 'x'"),
+        (["job", "cancel", "x"], 1, "No such download job: 'x'"),
+        (["job", "watch", "x"], 1, "No such download job: 'x'"),
         (["download"], 2, "SOURCE"),
     ],
 )

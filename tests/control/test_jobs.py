@@ -8,12 +8,12 @@ import grpc
 import pytest
 
 from appliance.base.clock import FakeClock
+from appliance.base.durable_jobs import JOB_STATES
 from appliance.base.errors import Forbidden, NotFound
 from appliance.base.tasks import Tasks
 from appliance.control.convert.jobs import to_job_state
 from appliance.control.v1 import control_pb2 as pb
 from appliance.downloads.contract import DownloadProgress
-from appliance.downloads.job import STATES
 from appliance.downloads.jobs import DownloadJobs
 from appliance.downloads.request import DownloadFolders
 from tests.control.standin import House, Open, opened, refused, rest_of
@@ -188,5 +188,5 @@ async def test_credentials_are_in_no_answer(door: Open, downloader: StandinDownl
 
 
 def test_every_state_has_its_value() -> None:
-    assert [to_job_state(word) for word in STATES] == [1, 2, 3, 4, 5, 6]
+    assert [to_job_state(word) for word in JOB_STATES] == [1, 2, 3, 4, 5, 6]
     assert to_job_state("dreaming") == pb.JOB_STATE_UNSPECIFIED

@@ -201,7 +201,7 @@ async def test_a_waiter_that_leaves_cancels_only_what_nobody_else_wants(tmp_path
     async with opened(downloader, most_running=9) as jobs:
 
         async def waiter(name: str) -> tuple[str, asyncio.Task[Any]]:
-            job = await jobs.start(wish(tmp_path, name), is_kept=False)
+            job = await jobs.start(wish(tmp_path, name), is_detached=False)
             task = asyncio.create_task(jobs.wait(job.id))
             await asyncio.sleep(0)
             return job.id, task
@@ -210,7 +210,7 @@ async def test_a_waiter_that_leaves_cancels_only_what_nobody_else_wants(tmp_path
         _, second = await waiter("shared")
         lonely, third = await waiter("lonely")
         kept, fourth = await waiter("kept")
-        await jobs.start(wish(tmp_path, "kept"), is_kept=True)
+        await jobs.start(wish(tmp_path, "kept"), is_detached=True)
         for _ in range(3):
             await downloader.next()
         for task in (first, third, fourth):
@@ -249,12 +249,11 @@ async def test_cancelling_ends_a_job_and_whoever_waits_is_told(tmp_path: Path, w
 async def test_what_is_to_be_done_after_fetching_may_fail_the_job(tmp_path: Path) -> None:
     downloader = StandinDownloader()
     downloader.at_once = True
-    async with opened(downloader) as jobs:
 
-        async def refuse(job: Any) -> None:
-            raise Conflict(f"{job.source} is no model.")
+    async def refuse(job: Any) -> None:
+        raise Conflict(f"{job.source} is no model.")
 
-        jobs.on_fetched = refuse
+    async with opened(downloader, on_fetched=refuse) as jobs:
         job = await jobs.start(wish(tmp_path))
         with pytest.raises(Conflict, match="no model"):
             await jobs.wait(job.id)
@@ -289,14 +288,14 @@ async def test_jobs_outlast_a_restart_and_interrupted_ones_go_on(tmp_path: Path)
         assert (await jobs.wait(running.id)).state == "completed"
     async with opened(StandinDownloader(), path, resumes=False) as jobs:
         assert (jobs.get(running.id).state, jobs.get(running.id).bytes_total) == ("completed", 100)
-        assert (jobs.get(queued.id).state, "Ask for it again" in jobs.get(queued.id).error) == (
+        assert (jobs.get(queued.id).state, "Request it again" in jobs.get(queued.id).error) == (
             "interrupted",
             True,
         )
         fresh = await jobs.start(wish(tmp_path, "b"))
         assert (jobs.get(queued.id).state, jobs.get(queued.id).error) == (
             "cancelled",
-            f"It goes on as {fresh.id}.",
+            f"It continues as {fresh.id}.",
         )
 
 

@@ -27,7 +27,7 @@ from appliance.front.routes import join_routes
 from appliance.front.server.server import HttpServer, serving_http
 from appliance.front.sidecar import DIALECT, SidecarHandlers, sidecar_routes
 from appliance.front.system import SystemHandlers
-from appliance.models.pulls import Pulls
+from appliance.models.pulls import PulledModels, Pulls
 from appliance.settings import load_or_raise
 from tests.downloads.standin_downloader import StandinDownloader
 
@@ -77,15 +77,20 @@ async def downloads_house(
             state=parts.lifecycle,
             access_log=AccessLog(clock=clock, form="json"),
         )
-        house.jobs = jobs = DownloadJobs(house.downloader, tasks=parts.tasks, clock=clock, path=jobs_path)
+        pulled = PulledModels(home, clock=clock, on_change=house.reread)
+        house.jobs = jobs = DownloadJobs(
+            house.downloader,
+            tasks=parts.tasks,
+            clock=clock,
+            path=jobs_path,
+            on_fetched=pulled.add_fetched,
+        )
         await jobs.open()
 
         def admit(call: Request) -> None:
             pipeline.keys.check(Access.OPERATOR, call.headers, call.peer)
 
-        pulls = Pulls(
-            jobs, home=home, lister=house.list, clock=clock, eject=house.eject, on_change=house.reread
-        )
+        pulls = Pulls(jobs, pulled, lister=house.list, eject=house.eject)
         system = SystemHandlers(
             status=lambda: {"ok": True},
             metrics=parts.metrics,

@@ -177,7 +177,7 @@ async def test_a_failure_has_its_status_on_the_main_port_and_500_on_the_sidecars
 ) -> None:
     house.downloader.at_once = sidecar[0].downloader.at_once = error
     answer, beside = await asking(http), await asking(sidecar[1])
-    said = error.message if isinstance(error, ApplianceError) else "Something failed inside the appliance"
+    said = error.message if isinstance(error, ApplianceError) else "The download failed inside the appliance"
     assert (answer.status_code, answer.json()["error"]["message"].startswith(said)) == (status, True)
     assert beside.status_code == 500
     assert list(beside.json()) == ["detail"]
@@ -190,10 +190,10 @@ async def test_a_caller_that_leaves_cancels_only_what_nobody_else_wants(
     first, second = asking(http), asking(http)
     run = await house.downloader.next()
     assert await until(
-        lambda: house.jobs.all() != [] and house.jobs._going[house.jobs.all()[0].id].waiters == 2
+        lambda: house.jobs.all() != [] and house.jobs.holder_count(house.jobs.all()[0].id) == 2
     )
     first.cancel()
-    assert await until(lambda: house.jobs._going[house.jobs.all()[0].id].waiters == 1)
+    assert await until(lambda: house.jobs.holder_count(house.jobs.all()[0].id) == 1)
     assert not run.was_cancelled
     run.finish()
     assert (await second).status_code == 200

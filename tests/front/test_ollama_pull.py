@@ -209,9 +209,9 @@ async def test_a_client_that_leaves_cancels_the_pull_unless_another_waits(house:
     first, second = asyncio.create_task(pull()), asyncio.create_task(client(house).pull(NAME))
     run = await house.downloader.next()
     job = house.jobs.all()[0]
-    assert await until(lambda: house.jobs._going[job.id].waiters >= 2)
+    assert await until(lambda: house.jobs.holder_count(job.id) >= 2)
     first.cancel()
-    assert await until(lambda: house.jobs._going[job.id].waiters < 3)
+    assert await until(lambda: house.jobs.holder_count(job.id) < 3)
     await asyncio.sleep(0.05)
     assert not run.was_cancelled
     second.cancel()
@@ -239,7 +239,7 @@ async def test_a_pull_taken_up_after_a_restart_ends_in_the_index(tmp_path: Path,
         pulling = asyncio.create_task(client(house).pull(NAME))
         await house.downloader.next()
         await house.jobs.close()
-        with pytest.raises(ollama.ResponseError, match="goes on when it is started again"):
+        with pytest.raises(ollama.ResponseError, match="goes on after the next start"):
             await pulling
     async with downloads_house(home, jobs_path=jobs_path) as house:
         house.downloader.writes = {"tiny.Q4_K_M.gguf": gguf}

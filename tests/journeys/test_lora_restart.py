@@ -130,7 +130,7 @@ async def test_an_order_whose_credentials_are_gone_says_so(
         if not is_given_again:
             assert (found["phase"], found["error"]) == (
                 "interrupted",
-                "It was interrupted, and cannot go on without credentials, which are not kept: "
+                "The appliance stopped during this order, and credentials are not kept: "
                 "hf_token (HF_AUTH_TOKEN). Set them in the environment and restart, or order it again.",
             )
             assert (await load(running, source="ns/repo", config={"hf_token": TOKEN}))[0] == 202

@@ -5,7 +5,8 @@ from appliance.control.calls.group import AnyContext, CallGroup, require_in_rang
 from appliance.control.convert.lora import to_adapter, to_order
 from appliance.control.v1 import control_pb2 as pb
 from appliance.downloads.contract import DEFAULT_WORKERS, MAX_WORKERS
-from appliance.engines.lora.orders import AdapterOrder, AdapterOrders
+from appliance.engines.lora.order import AdapterOrder
+from appliance.engines.lora.orders import AdapterOrders
 
 
 class LoraCalls(CallGroup):

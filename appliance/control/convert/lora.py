@@ -3,7 +3,7 @@
 from appliance.control.convert.values import to_enum, to_sendable, to_timestamp
 from appliance.control.v1 import control_pb2 as pb
 from appliance.downloads.contract import DownloadProgress
-from appliance.engines.lora.orders import PendingOrder
+from appliance.engines.lora.order import OrderJob
 from appliance.engines.lora.readings import AdapterRow
 
 
@@ -35,7 +35,7 @@ def to_adapter(row: AdapterRow) -> pb.LoraAdapter:
     )
 
 
-def to_order(order: PendingOrder) -> pb.LoraOrder:
+def to_order(order: OrderJob) -> pb.LoraOrder:
     """Return an order that is not done as a message."""
     progress = order.progress or DownloadProgress()
     return pb.LoraOrder(

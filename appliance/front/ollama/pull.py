@@ -56,7 +56,7 @@ class PullHandlers:
 
     async def _lines(self, name: PullName) -> AsyncGenerator[dict[str, Any], None]:
         yield {"status": "pulling manifest"}
-        choice = await self._pulls.find(name)
+        choice = await self._pulls.find_files(name)
         job = await self._pulls.start(name, choice)
         digest = pull_digest(name, choice)
         with self._pulls.jobs.holding(job.id):

@@ -1,0 +1,525 @@
+"""Durable jobs: steps, limits, holders, the file, and restarts at each step."""
+
+import asyncio
+import stat
+import threading
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from appliance.base import durable_jobs, jsons
+from appliance.base.clock import FakeClock
+from appliance.base.durable_jobs import (
+    DurableJobs,
+    Job,
+    JobFile,
+    JobLimits,
+    JobPlan,
+    JobState,
+    Step,
+    end_job,
+    redact_error,
+    redact_text,
+)
+from appliance.base.errors import ApplianceError, Conflict, Internal
+from appliance.base.tasks import Tasks
+from tests.journeys.running import until
+
+SECRET = "a-very-secret-text"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Errand(Job):
+    """The smallest kind of job."""
+
+    result: int = 0
+
+
+def job_file(path: Path) -> JobFile[Errand]:
+    def from_row(row: Mapping[str, Any]) -> Errand:
+        return Errand(**row)
+
+    return JobFile(path, key="jobs", to_row=asdict, from_row=from_row)
+
+
+class Work:
+    """Steps by script: each waits until it is released, or fails."""
+
+    def __init__(self, *names: str) -> None:
+        self.begun: list[str] = []
+        self.gates = {name: asyncio.Event() for name in names}
+        self.fails: dict[str, Exception] = {}
+
+    def plan(self, **more: Any) -> JobPlan[Errand]:
+        return JobPlan([Step(name, lambda name=name: self._run(name)) for name in self.gates], **more)
+
+    async def _run(self, name: str) -> None:
+        self.begun.append(name)
+        await self.gates[name].wait()
+        if name in self.fails:
+            raise self.fails[name]
+
+    def release(self, *names: str) -> None:
+        for name in names or self.gates:
+            self.gates[name].set()
+
+
+class House:
+    """Jobs, and what they called."""
+
+    def __init__(self, tasks: Tasks, path: Path | None, limits: JobLimits) -> None:
+        self.clock = FakeClock()
+        self.ended: list[tuple[str, JobState]] = []
+        self.faults: list[str] = []
+        self.jobs = DurableJobs[Errand](
+            tasks=tasks,
+            clock=self.clock,
+            limits=limits,
+            file=job_file(path) if path else None,
+            on_fault=self._fault,
+            on_end=lambda job: self.ended.append((job.id, job.state)),
+        )
+
+    def _fault(self, job: Errand, exc: Exception, secrets: Any) -> ApplianceError:
+        self.faults.append(redact_text(repr(exc), secrets))
+        return Internal(f"{job.id} broke")
+
+    def state(self, job_id: str = "a") -> tuple[str, str]:
+        job = self.jobs.find(job_id)
+        assert job is not None
+        return job.state, job.step
+
+
+def no_resume(job: Errand) -> Errand:
+    return end_job(job, "interrupted", at_s=99.0, error="not resumed")
+
+
+@asynccontextmanager
+async def opened(
+    path: Path | None = None, *, limits: JobLimits | None = None, resume: Any = no_resume, closes: bool = True
+) -> AsyncIterator[House]:
+    deaths: list[str] = []
+    async with Tasks(on_death=lambda name, _: deaths.append(name)) as tasks:
+        house = House(tasks, path, limits or JobLimits())
+        await house.jobs.open(resume)
+        yield house
+        if closes:
+            await house.jobs.close()
+    assert deaths == []
+
+
+# ---- steps
+
+
+async def test_steps_follow_each_other_and_are_shown() -> None:
+    async with opened() as house:
+        work = Work("fetch", "load")
+        job = await house.jobs.begin(Errand(id="a"), work.plan(complete=lambda job: replace(job, result=7)))
+        assert (job.state, job.step, job.created_at_s, job.started_at_s) == (
+            "running",
+            "fetch",
+            *[1_800_000_000.0] * 2,
+        )
+        house.clock.advance(5)
+        work.release("fetch")
+        assert await until(lambda: house.state() == ("running", "load"))
+        assert house.jobs.active[0].since_s == 1_800_000_005.0
+        work.release("load")
+        end = await house.jobs.wait("a")
+        assert (end.job.state, end.job.result, end.job.ended_at_s, end.failure) == (
+            "completed",
+            7,
+            1_800_000_005.0,
+            None,
+        )
+        assert (await house.jobs.wait("a")).job == end.job
+        assert house.ended == [("a", "completed")]
+
+
+async def test_a_step_may_show_steps_of_its_own() -> None:
+    async with opened() as house:
+        work = Work("load")
+        await house.jobs.begin(Errand(id="a"), work.plan())
+        await house.jobs.enter("a", "waiting", result=3)
+        assert (house.state(), house.jobs.active[0].result) == (("running", "waiting"), 3)
+        await house.jobs.enter("a", "waiting", result=4)
+        assert house.jobs.active[0].result == 4
+
+
+@pytest.mark.parametrize("step", ["fetch", "load"])
+async def test_a_failure_ends_the_job_at_its_step(step: str) -> None:
+    async with opened() as house:
+        work = Work("fetch", "load")
+        work.fails[step] = Conflict(f"no {SECRET}", details={"tries": [SECRET]})
+        work.release()
+        await house.jobs.begin(Errand(id="a"), work.plan(secrets=[SECRET]))
+        end = await house.jobs.wait("a")
+        assert (end.job.state, end.job.step, end.job.error) == ("failed", step, "no [secret]")
+        assert isinstance(end.failure, Conflict)
+        assert (end.failure.message, end.failure.details) == ("no [secret]", {"tries": ["[secret]"]})
+        assert (await house.jobs.wait("a")).failure is end.failure
+
+
+async def test_a_fault_of_ours_is_translated_and_logged_without_secrets() -> None:
+    async with opened() as house:
+        work = Work("fetch")
+        work.fails["fetch"] = ZeroDivisionError(SECRET)
+        work.release()
+        await house.jobs.begin(Errand(id="a"), work.plan(secrets=[SECRET]))
+        end = await house.jobs.wait("a")
+        assert (end.job.error, house.faults) == ("a broke", ["ZeroDivisionError('[secret]')"])
+
+
+async def test_progress_is_taken_from_any_thread_until_the_end() -> None:
+    async with opened() as house:
+        work = Work("fetch")
+        await house.jobs.begin(Errand(id="a"), work.plan())
+        thread = threading.Thread(target=lambda: house.jobs.update("a", result=5))
+        thread.start()
+        thread.join()
+        assert await until(lambda: house.jobs.active[0].result == 5)
+        work.release()
+        await house.jobs.wait("a")
+        house.jobs.update("a", result=6)
+        assert house.jobs.all()[0].result == 5
+
+
+async def test_a_follower_sees_the_end_and_stops() -> None:
+    async with opened() as house:
+        work = Work("fetch")
+        await house.jobs.begin(Errand(id="a"), work.plan())
+        seen: list[str] = []
+
+        async def follow() -> None:
+            async for job in house.jobs.follow("a"):
+                seen.append(job.state)
+
+        following = asyncio.create_task(follow())
+        assert await until(lambda: seen == ["running"])
+        work.release()
+        await asyncio.wait_for(following, 5)
+        assert seen == ["running", "completed"]
+        assert [job async for job in house.jobs.follow("nobody")] == []
+
+
+# ---- limits
+
+
+async def test_no_more_run_than_the_limit_and_the_rest_queue() -> None:
+    async with opened(limits=JobLimits(running=1)) as house:
+        works = {name: Work("fetch") for name in "ab"}
+        for name, work in works.items():
+            await house.jobs.begin(Errand(id=name), work.plan())
+        assert await until(lambda: house.state("a") == ("running", "fetch"))
+        assert house.state("b") == ("queued", "")
+        works["a"].release()
+        assert await until(lambda: house.state("b") == ("running", "fetch"))
+
+
+async def test_the_oldest_ended_jobs_are_forgotten(tmp_path: Path) -> None:
+    path = tmp_path / "jobs.json"
+    async with opened(path, limits=JobLimits(kept=2)) as house:
+        running = Work("fetch")
+        await house.jobs.begin(Errand(id="running"), running.plan())
+        for name in "abc":
+            work = Work("fetch")
+            work.release()
+            await house.jobs.begin(Errand(id=name), work.plan())
+            await house.jobs.wait(name)
+        assert [job.id for job in house.jobs.all()] == ["running", "c"]
+        assert [row["id"] for row in jsons.loads(path.read_bytes())["jobs"]] == ["running", "c"]
+
+
+@pytest.mark.parametrize(("fails", "left"), [(False, []), (True, ["a"])])
+async def test_only_wanted_ends_are_kept(tmp_path: Path, fails: bool, left: list[str]) -> None:
+    path = tmp_path / "jobs.json"
+    async with opened(path, limits=JobLimits(ends_kept=("failed",))) as house:
+        work = Work("fetch")
+        work.fails |= {"fetch": Conflict("no")} if fails else {}
+        work.release()
+        await house.jobs.begin(Errand(id="a"), work.plan())
+        assert (await house.jobs.wait("a")).job.state == ("failed" if fails else "completed")
+        assert [job.id for job in house.jobs.all()] == left
+        assert [row["id"] for row in jsons.loads(path.read_bytes())["jobs"]] == left
+
+
+async def test_a_job_that_is_not_stored_is_in_no_file(tmp_path: Path) -> None:
+    path = tmp_path / "jobs.json"
+    async with opened(path) as house:
+        work = Work("fetch")
+        await house.jobs.begin(Errand(id="a"), work.plan(is_stored=False))
+        assert (house.jobs.is_stored("a"), jsons.loads(path.read_bytes())) == (False, {"jobs": []})
+        work.release()
+        await house.jobs.wait("a")
+        assert house.jobs.all() == []
+
+
+# ---- holders
+
+
+async def test_the_last_holder_that_leaves_cancels() -> None:
+    async with opened() as house:
+        work = Work("fetch")
+        await house.jobs.begin(Errand(id="a"), work.plan(is_detached=False))
+        with house.jobs.holding("a"):
+            with house.jobs.holding("a"):
+                assert house.jobs.holder_count("a") == 2
+            assert house.state() == ("running", "fetch")
+        assert await until(lambda: house.state()[0] == "cancelled")
+        with house.jobs.holding("a"):
+            assert house.jobs.holder_count("a") == 0
+
+
+async def test_a_detached_caller_keeps_a_shared_job_going() -> None:
+    async with opened() as house:
+        work = Work("fetch")
+        await house.jobs.begin(Errand(id="a"), work.plan(is_detached=False))
+        house.jobs.attach("a", is_detached=True)
+        with house.jobs.holding("a"):
+            pass
+        await asyncio.sleep(0)
+        assert house.state() == ("running", "fetch")
+
+
+async def test_a_caller_that_leaves_while_the_job_is_kept_cancels_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = threading.Event()
+    put = durable_jobs.write_atomic
+
+    def slow_put(path: Path, data: bytes) -> None:
+        gate.wait(5)
+        put(path, data)
+
+    monkeypatch.setattr(durable_jobs, "write_atomic", slow_put)
+    async with opened(tmp_path / "jobs.json") as house:
+        work = Work("fetch")
+        beginning = asyncio.create_task(house.jobs.begin(Errand(id="a"), work.plan(is_detached=False)))
+        await asyncio.sleep(0.01)
+        beginning.cancel()
+        await asyncio.wait({beginning})
+        gate.set()
+        assert await until(lambda: house.state()[0] == "cancelled")
+
+
+@pytest.mark.parametrize("when", ["before its first step", "queued", "running", "ended"])
+async def test_a_job_can_be_cancelled_at_any_time(when: str) -> None:
+    async with opened(limits=JobLimits(running=1)) as house:
+        first, work = Work("fetch"), Work("fetch")
+        if when == "queued":
+            await house.jobs.begin(Errand(id="first"), first.plan())
+        await house.jobs.begin(Errand(id="a"), work.plan())
+        if when == "running":
+            assert await until(lambda: house.state() == ("running", "fetch"))
+        if when == "ended":
+            work.release()
+            await house.jobs.wait("a")
+        assert (await house.jobs.cancel("a")).state == ("completed" if when == "ended" else "cancelled")
+        assert work.begun == ([] if when in {"before its first step", "queued"} else ["fetch"])
+
+
+async def test_only_a_job_that_is_not_active_is_forgotten() -> None:
+    async with opened() as house:
+        work = Work("fetch")
+        await house.jobs.begin(Errand(id="a"), work.plan())
+        await house.jobs.forget("a")
+        assert house.state() == ("running", "fetch")
+        await house.jobs.cancel("a")
+        await house.jobs.forget("a")
+        await house.jobs.forget("nobody")
+        assert house.jobs.all() == []
+
+
+# ---- restarts
+
+
+@pytest.mark.parametrize("is_killed", [False, True], ids=["closed", "killed"])
+@pytest.mark.parametrize("at", ["queued", "fetch", "load"])
+async def test_a_restart_at_each_step_takes_the_job_up(tmp_path: Path, at: str, is_killed: bool) -> None:
+    path, limits = tmp_path / "jobs.json", JobLimits(running=1)
+    async with opened(path, limits=limits, closes=not is_killed) as house:
+        if at == "queued":
+            await house.jobs.begin(Errand(id="first"), Work("fetch").plan())
+        work = Work("fetch", "load")
+        await house.jobs.begin(Errand(id="a", result=4), work.plan())
+        if at == "load":
+            work.release("fetch")
+        assert await until(lambda: house.state() == (("queued", "") if at == "queued" else ("running", at)))
+        assert await until(lambda: f'"step":"{"" if at == "queued" else at}"' in path.read_text())
+    again = Work("fetch", "load")
+
+    def resume(job: Errand) -> JobPlan[Errand] | Errand:
+        assert (job.state in {"queued", "running"}) == is_killed or job.state == "interrupted"
+        return again.plan() if job.id == "a" else no_resume(job)
+
+    async with opened(path, resume=resume) as house:
+        assert (house.jobs.find("a") or Errand(id="")).result == 4
+        again.release()
+        assert (await house.jobs.wait("a")).job.state == "completed"
+        assert again.begun == ["fetch", "load"]  # steps are repeatable
+    async with opened(path) as house:
+        assert house.state("a")[0] == "completed"
+
+
+async def test_what_cannot_go_on_stays_and_says_why(tmp_path: Path) -> None:
+    path = tmp_path / "jobs.json"
+    async with opened(path) as house:
+        await house.jobs.begin(Errand(id="a"), Work("fetch").plan())
+    for _ in range(2):
+        async with opened(path) as house:
+            job = house.jobs.find("a")
+            assert job is not None
+            assert (job.state, job.error, job.ended_at_s) == ("interrupted", "not resumed", 1_800_000_000.0)
+    async with opened(path) as house:
+        assert (await house.jobs.cancel("a")).state == "cancelled"
+    async with opened(path) as house:
+        assert house.state()[0] == "cancelled"
+
+
+async def test_what_is_shown_of_the_end_has_been_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill right after the end was seen must not take it back."""
+    path = tmp_path / "jobs.json"
+    gate, put = threading.Event(), durable_jobs.write_atomic
+    gate.set()
+
+    def slow_put(path: Path, data: bytes) -> None:
+        gate.wait(5)
+        put(path, data)
+
+    monkeypatch.setattr(durable_jobs, "write_atomic", slow_put)
+    async with opened(path) as house:
+        work = Work("fetch")
+        work.fails["fetch"] = Conflict("no")
+        await house.jobs.begin(Errand(id="a"), work.plan())
+        gate.clear()
+        work.release()
+        await asyncio.sleep(0.05)
+        assert house.state()[0] == "running"
+        gate.set()
+        assert await until(lambda: house.state()[0] == "failed")
+        assert jsons.loads(path.read_bytes())["jobs"][0]["state"] == "failed"
+
+
+async def test_nobody_begins_or_waits_for_ever_at_the_end() -> None:
+    async with opened() as house:
+        await house.jobs.begin(Errand(id="a"), Work("fetch").plan())
+        waiting = asyncio.create_task(house.jobs.wait("a"))
+        await asyncio.sleep(0)
+        await house.jobs.close()
+        assert house.jobs.is_closing
+        assert (await waiting).job.state == "interrupted"
+
+
+# ---- the file
+
+
+class Log:
+    """Keeps the names of events."""
+
+    def __init__(self) -> None:
+        self.events: list[str] = []
+
+    def warning(self, event: str, **_: object) -> None:
+        self.events.append(event)
+
+    error = warning
+
+
+@pytest.fixture
+def events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    log = Log()
+    monkeypatch.setattr(durable_jobs, "log", log)
+    return log.events
+
+
+async def test_the_file_is_the_owners_and_read_back(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "jobs.json"
+    jobs = [Errand(id="a", state="failed", error="why"), Errand(id="b")]
+    await job_file(path).write(jobs)
+    assert await job_file(path).read() == jobs
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize(
+    ("text", "event"),
+    [
+        ("", "jobs_unreadable"),
+        ("{", "jobs_unreadable"),
+        ("[]", "jobs_unreadable"),
+        ("{}", "jobs_unreadable"),
+        ('{"jobs": 1}', "jobs_unreadable"),
+        ('{"jobs": [1, {"odd": 2}]}', "job_unreadable"),
+    ],
+)
+async def test_what_cannot_be_read_is_logged_and_left_as_it_is(
+    tmp_path: Path, text: str, event: str, events: list[str]
+) -> None:
+    path = tmp_path / "jobs.json"
+    path.write_text(text)
+    async with opened(path) as house:
+        assert house.jobs.all() == []
+    assert (set(events), path.read_text()) == ({event}, text)
+
+
+async def test_a_row_that_cannot_be_read_costs_no_other(tmp_path: Path, events: list[str]) -> None:
+    path = tmp_path / "jobs.json"
+    path.write_text('{"jobs": [3, {"id": "a", "state": "completed"}]}')
+    async with opened(path) as house:
+        assert [job.id for job in house.jobs.all()] == ["a"]
+    assert events == ["job_unreadable"]
+
+
+async def test_a_folder_that_cannot_be_written_stops_no_job(tmp_path: Path, events: list[str]) -> None:
+    (tmp_path / "file").write_text("")
+    async with opened(tmp_path / "file" / "jobs.json") as house:
+        work = Work("fetch")
+        work.release()
+        await house.jobs.begin(Errand(id="a"), work.plan())
+        assert (await house.jobs.wait("a")).job.state == "completed"
+    assert set(events) <= {"jobs_not_written", "jobs_unreadable"}
+    assert "jobs_not_written" in events
+
+
+async def test_a_write_whose_waiter_was_cancelled_overtakes_no_later_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, put, gate = job_file(tmp_path / "jobs.json"), durable_jobs.write_atomic, threading.Event()
+    busy = threading.Lock()
+
+    def slow_put(path: Path, data: bytes) -> None:
+        assert busy.acquire(blocking=False), "two writers at a time"
+        if b'"first"' in data:
+            gate.wait(5)
+        put(path, data)
+        busy.release()
+
+    monkeypatch.setattr(durable_jobs, "write_atomic", slow_put)
+    first = asyncio.create_task(file.write([Errand(id="first")]))
+    await asyncio.sleep(0.01)
+    first.cancel()
+    second = asyncio.create_task(file.write([Errand(id="second")]))
+    await asyncio.sleep(0.01)
+    gate.set()
+    await second
+    assert [job.id for job in await file.read()] == ["second"]
+    file._write(1, [Errand(id="late")])
+    assert [job.id for job in await file.read()] == ["second"]
+
+
+def test_an_error_is_copied_without_its_secrets_and_causes() -> None:
+    error = Conflict(f"a {SECRET}", details={"list": [SECRET, 3]}, code="odd")
+    error.__cause__ = ValueError(SECRET)
+    found = redact_error(error, [SECRET])
+    assert (found.message, found.details, found.code, found.args) == (
+        "a [secret]",
+        {"list": ["[secret]", 3]},
+        "odd",
+        ("a [secret]",),
+    )
+    assert (found.__cause__, error.message) == (None, f"a {SECRET}")
