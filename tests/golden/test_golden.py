@@ -11,8 +11,10 @@ from tests.golden.capture import AREAS, as_text, difference, file_of
 FIRST = ["command_line", "models", "backends", "downloads", "full", "settings"]
 
 
-@pytest.mark.parametrize("area", sorted(AREAS, key=lambda area: (FIRST.index(area) if area in FIRST else len(FIRST), area)))
-async def test_it_goes_over_the_wire_as_it_did(area: str) -> None:
+@pytest.mark.parametrize(
+    "area", sorted(AREAS, key=lambda area: (FIRST.index(area) if area in FIRST else len(FIRST), area))
+)
+async def test_wire_is_as_recorded(area: str) -> None:
     told = difference(area, as_text(await AREAS[area]()))
     if told:
         pytest.fail(f"{area} is not as it was (- then, + now):\n{told}", pytrace=False)

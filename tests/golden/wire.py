@@ -24,17 +24,39 @@ class Heard:
         return next((value for key, value in self.fields if key.lower() == name.lower()), "")
 
 
-def request_bytes(method: str, target: str, *, body: Any = None, headers: dict[str, str] | None = None) -> bytes:
+def request_bytes(
+    method: str, target: str, *, body: Any = None, headers: dict[str, str] | None = None
+) -> bytes:
     """Write a request. Takes   body: bytes as they are, text, None = none, anything else as JSON"""
-    data = body if isinstance(body, bytes) else body.encode() if isinstance(body, str) else b"" if body is None else json.dumps(body).encode()
+    data = (
+        body
+        if isinstance(body, bytes)
+        else body.encode()
+        if isinstance(body, str)
+        else b""
+        if body is None
+        else json.dumps(body).encode()
+    )
     fields = {"Host": "golden.localhost", **(headers or {})}
     if body is not None:
         fields = {"Content-Type": "application/json", "Content-Length": str(len(data)), **fields}
-    return f"{method} {target} HTTP/1.1\r\n".encode() + b"".join(f"{k}: {v}\r\n".encode() for k, v in fields.items()) + b"\r\n" + data
+    return (
+        f"{method} {target} HTTP/1.1\r\n".encode()
+        + b"".join(f"{k}: {v}\r\n".encode() for k, v in fields.items())
+        + b"\r\n"
+        + data
+    )
 
 
-async def talk(port: int, raw: bytes, *, answers: int = 1, methods: tuple[str, ...] = (), events: int = 0,
-               seen: Callable[[bytes], None] | None = None) -> list[Heard]:
+async def talk(
+    port: int,
+    raw: bytes,
+    *,
+    answers: int = 1,
+    methods: tuple[str, ...] = (),
+    events: int = 0,
+    seen: Callable[[bytes], None] | None = None,
+) -> list[Heard]:
     """Send bytes on a connection of its own and read so many answers to them.
 
     Takes   methods: of the requests, where one of them is HEAD; events: a stream is left after so many blank lines, 0 = read to its end;
@@ -45,7 +67,12 @@ async def talk(port: int, raw: bytes, *, answers: int = 1, methods: tuple[str, .
         try:
             writer.write(raw)
             await writer.drain()
-            return [await _read(reader, is_head=methods[number: number + 1] == ("HEAD",), events=events, seen=seen) for number in range(answers)]
+            return [
+                await _read(
+                    reader, is_head=methods[number : number + 1] == ("HEAD",), events=events, seen=seen
+                )
+                for number in range(answers)
+            ]
         finally:
             writer.close()
             try:
@@ -54,7 +81,9 @@ async def talk(port: int, raw: bytes, *, answers: int = 1, methods: tuple[str, .
                 pass
 
 
-async def _read(reader: asyncio.StreamReader, *, is_head: bool, events: int, seen: Callable[[bytes], None] | None) -> Heard:
+async def _read(
+    reader: asyncio.StreamReader, *, is_head: bool, events: int, seen: Callable[[bytes], None] | None
+) -> Heard:
     heard = Heard()
     try:
         head = await reader.readuntil(b"\r\n\r\n")
@@ -84,7 +113,9 @@ async def _read(reader: asyncio.StreamReader, *, is_head: bool, events: int, see
     return heard
 
 
-async def _read_chunks(reader: asyncio.StreamReader, heard: Heard, events: int, seen: Callable[[bytes], None] | None) -> None:
+async def _read_chunks(
+    reader: asyncio.StreamReader, heard: Heard, events: int, seen: Callable[[bytes], None] | None
+) -> None:
     while True:
         size = int((await reader.readuntil(b"\r\n")).split(b";")[0], 16)
         piece = await reader.readexactly(size)

@@ -12,14 +12,38 @@ from typing import Any
 from tests.golden.wire import Heard
 
 # Sentences for people. They may be reworded at any time; codes, types, statuses and keys may not.
-PROSE = {"message", "detail", "reason", "note", "remedy", "help", "error", "warnings", "error_message", "previous_error", "details_text", "last_error",
-         "why", "description", "error_text", "upstream_error"}
+PROSE = {
+    "message",
+    "detail",
+    "reason",
+    "note",
+    "remedy",
+    "help",
+    "error",
+    "warnings",
+    "error_message",
+    "previous_error",
+    "details_text",
+    "last_error",
+    "why",
+    "description",
+    "error_text",
+    "upstream_error",
+}
 # Numbers and texts that differ from run to run, by the name of their key.
 VARYING = re.compile(
     r"(.*_)?(ms|s|sec|seconds|at|ts|timestamp|time|duration|port|pid|uptime|modified|created|mb|gb|percent|percentage|since|expires|free|used|"
-    r"updated|celsius|watts|driver|p50|p95|p99|avg|min|max|mean|rate)(_s|_ms|_sec|_mb|_gb)?")
-NUMBERS_IN_BYTES = re.compile(r"(used|free|total|memory|estimate|average|rate|resident|available)_bytes(_s)?|total_bytes|vram_.*|size_vram|(.*_)?per_(second|minute)|last_used|size")
-WORDS = {"rubbish": "<invalid_response>", "invalid_response": "<invalid_response>", "rested": "<circuit_open>", "circuit_open": "<circuit_open>"}
+    r"updated|celsius|watts|driver|p50|p95|p99|avg|min|max|mean|rate)(_s|_ms|_sec|_mb|_gb)?"
+)
+NUMBERS_IN_BYTES = re.compile(
+    r"(used|free|total|memory|estimate|average|rate|resident|available)_bytes(_s)?|total_bytes|vram_.*|size_vram|(.*_)?per_(second|minute)|last_used|size"
+)
+WORDS = {
+    "rubbish": "<invalid_response>",
+    "invalid_response": "<invalid_response>",
+    "rested": "<circuit_open>",
+    "circuit_open": "<circuit_open>",
+}
 RENAMED = re.compile(r"\b(" + "|".join(WORDS) + r")\b")
 PATTERNS = [
     (re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:?\d\d)?"), "<time>"),
@@ -34,12 +58,19 @@ LONG_VECTOR = 32
 LONG_TEXT = 1500
 
 # Headers whose value says nothing but that they are there.
-HEADER_VALUES = {"date": "<time>", "content-length": "<int>", "x-request-id": "<id>", "etag": "<id>", "retry-after": "<int>",
-                 "x-model-expected-in": "<float>", "x-model-load-progress": "<int>"}
+HEADER_VALUES = {
+    "date": "<time>",
+    "content-length": "<int>",
+    "x-request-id": "<id>",
+    "etag": "<id>",
+    "retry-after": "<int>",
+    "x-model-expected-in": "<float>",
+    "x-model-load-progress": "<int>",
+}
 NUMBER = re.compile(r"-?\d+(\.\d+)?([eE][-+]?\d+)?")
 
 
-class Normal:
+class Normaliser:
     """Normalises. `known`: texts of this run (addresses, folders) with what stands for them."""
 
     def __init__(self, known: dict[str, str] | None = None) -> None:
@@ -57,9 +88,11 @@ class Normal:
     def value(self, value: Any, key: str = "") -> Any:
         """Replace what varies inside a JSON value."""
         if isinstance(value, dict):
-            if key == "steps" and "outcome" in value:               # what they come to depends on who runs this and where
+            if key == "steps" and "outcome" in value:  # what they come to depends on who runs this and where
                 value = {**value, "outcome": "done"}
-            if "body" in value and not str(value.get("outcome", "status_")).startswith("status_"):       # an attempt: then it is a sentence of ours
+            if "body" in value and not str(value.get("outcome", "status_")).startswith(
+                "status_"
+            ):  # an attempt: then it is a sentence of ours
                 value = {**value, "body": "<text>"}
             return {self.text(name): self.value(one, name) for name, one in value.items()}
         if isinstance(value, list):
@@ -91,8 +124,11 @@ class Normal:
 
     def answer(self, heard: Heard) -> dict[str, Any]:
         """Give an answer as it is recorded."""
-        found = {"status": f"{heard.version} {heard.status} {heard.reason}".strip(), "headers": self.headers(heard.fields),
-                 "body": self.body(heard.body, heard.header("content-type"))}
+        found = {
+            "status": f"{heard.version} {heard.status} {heard.reason}".strip(),
+            "headers": self.headers(heard.fields),
+            "body": self.body(heard.body, heard.header("content-type")),
+        }
         if heard.status >= 400 and heard.header("content-type").startswith("text/plain"):
             found["body"] = "<text>"
         return found if heard.end == "complete" else {**found, "end": heard.end}
@@ -102,7 +138,11 @@ class Normal:
         found: dict[str, Any] = {}
         for name, value in fields:
             said = HEADER_VALUES.get(name.lower()) or self._field(name.lower(), value)
-            found[name] = said if name not in found else [*(found[name] if isinstance(found[name], list) else [found[name]]), said]
+            found[name] = (
+                said
+                if name not in found
+                else [*(found[name] if isinstance(found[name], list) else [found[name]]), said]
+            )
         return found
 
     def _field(self, name: str, value: str) -> str:
@@ -133,7 +173,7 @@ class Normal:
     def line(self, line: str) -> str:
         """Give one line of a stream; JSON in it keeps the order of its keys and its way of writing."""
         mark = next((mark for mark in ("data: ", "data:") if line.startswith(mark)), "")
-        said = line[len(mark):]
+        said = line[len(mark) :]
         try:
             value = json.loads(said)
         except ValueError:
@@ -151,16 +191,27 @@ LABEL = re.compile(r'(\w+)="(?:[^"\\]|\\.)*"')
 ENDS = ("_bucket", "_sum", "_count", "_created", "_total", "_info")
 
 
-def metrics_page(page: str, normal: Normal) -> dict[str, Any]:
+def metrics_page(page: str, normaliser: Normaliser) -> dict[str, Any]:
     """Give the families of a page: name → type, help, names of labels. Values say nothing."""
     families: dict[str, dict[str, Any]] = {}
     for line in page.splitlines():
         if line.startswith(("# HELP ", "# TYPE ", "# UNIT ")):
             _, what, name, *rest = line.split(" ", 3)
-            families.setdefault(name, {"labels": []})[what.lower()] = normal.text(rest[0] if rest else "")
+            families.setdefault(name, {"labels": []})[what.lower()] = normaliser.text(rest[0] if rest else "")
         elif match := SAMPLE.match(line):
             name = match[1]
-            owner = name if name in families else next((name.removesuffix(end) for end in ENDS if name.removesuffix(end) in families and name.endswith(end)), name)
+            owner = (
+                name
+                if name in families
+                else next(
+                    (
+                        name.removesuffix(end)
+                        for end in ENDS
+                        if name.removesuffix(end) in families and name.endswith(end)
+                    ),
+                    name,
+                )
+            )
             family = families.setdefault(owner, {"labels": []})
             family["labels"] = sorted({*family["labels"], *LABEL.findall(match[2] or "")})
             if owner != name:

@@ -36,13 +36,23 @@ class Seen:
 
 
 def _last_text(chunks: list[dict[str, Any]]) -> str:
-    return next((text for chunk in reversed(chunks) for choice in chunk["choices"] if (text := choice.get("text") or choice.get("delta", {}).get("content"))), "")
+    return next(
+        (
+            text
+            for chunk in reversed(chunks)
+            for choice in chunk["choices"]
+            if (text := choice.get("text") or choice.get("delta", {}).get("content"))
+        ),
+        "",
+    )
 
 
 async def _break_off(request: web.Request, response: web.StreamResponse, *, error: int) -> web.StreamResponse:
     """End a stream before its end: with an error event of that status, 0 = by breaking the connection off."""
     if error:
-        await response.write(b'data: {"error": {"message": "engine died", "code": %d, "type": "server_error"}}\n\n' % error)
+        await response.write(
+            b'data: {"error": {"message": "engine died", "code": %d, "type": "server_error"}}\n\n' % error
+        )
         await response.write_eof()
         return response
     assert request.transport is not None
@@ -57,10 +67,14 @@ class HeldHosted(HostedApi):
         super().__init__(**more)
         self.seen = Seen()
 
-    async def _stream(self, request: web.Request, record: Record, how: Any, *, is_chat: bool) -> web.StreamResponse:
+    async def _stream(
+        self, request: web.Request, record: Record, how: Any, *, is_chat: bool
+    ) -> web.StreamResponse:
         if not isinstance(how, CutStream | ErrorEvent):
             return await super()._stream(request, record, how, is_chat=is_chat)
-        chunks = self._chunks(record.body, is_chat=is_chat)[: how.after_events if isinstance(how, CutStream) else 3]
+        chunks = self._chunks(record.body, is_chat=is_chat)[
+            : how.after_events if isinstance(how, CutStream) else 3
+        ]
         self.seen.wait_for(_last_text(chunks))
         response = web.StreamResponse(headers={"content-type": "text/event-stream"})
         await response.prepare(request)
@@ -86,8 +100,13 @@ class HeldEngine(EngineServer):
         self.seen.wait_for(piece)
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
-        chunk = {"id": "c1", "created": 1700000000, "model": body.get("model"), "object": "chat.completion.chunk",
-                 "choices": [{"index": 0, "delta": {"content": piece}, "finish_reason": None}]}
+        chunk = {
+            "id": "c1",
+            "created": 1700000000,
+            "model": body.get("model"),
+            "object": "chat.completion.chunk",
+            "choices": [{"index": 0, "delta": {"content": piece}, "finish_reason": None}],
+        }
         await response.write(b"data: " + json.dumps(chunk).encode() + b"\n\n")
         await self.seen.wait()
         return await _break_off(request, response, error=int(fault[6:]) if fault != "cut" else 0)
