@@ -69,7 +69,9 @@ def show_settings(arguments: list[str]) -> int:
         case ["--json"]:
             from dataclasses import asdict
 
-            print(jsons.dumps_pretty([asdict(row) for row in rows]))
+            fields = [asdict(row) for row in rows]
+            # The package is called `room` on the wire, as in gRPC's Setting.
+            print(jsons.dumps_pretty([{"room": row.pop("package"), **row} for row in fields]))
         case ["--env-example"]:
             print(as_env_example(rows), end="")
         case ["--markdown"]:
