@@ -111,7 +111,9 @@ def has_variable(settings: Settings) -> Callable[[str], bool]:
 def build_downloader(settings: Settings) -> DownloadEngine:
     """Give who fetches."""
     return DownloadEngine(
-        settings.downloads, output_roots=download_roots(settings), proxies=Proxies.read(settings.environ)
+        settings.downloads,
+        output_roots=download_roots(settings),
+        proxies=Proxies.from_environ(settings.environ),
     )
 
 

@@ -148,7 +148,7 @@ def _settings() -> tuple[DownloadSettings, Proxies]:
         secret.get_secret_value()
         for secret in (settings.hf_auth_token, settings.ms_token, settings.access_key, settings.secret_key)
     )
-    proxies = Proxies.read(environ)
+    proxies = Proxies.from_environ(environ)
     SECRETS.learn(proxies.secrets)
     return settings, proxies
 

@@ -88,7 +88,7 @@ class Reloader:
             for said in self._appliance.fleet.describe_changes(wanted.fleet)
         ]
         if (
-            Proxies.read(wanted.environ) != self._appliance.downloader.proxies
+            Proxies.from_environ(wanted.environ) != self._appliance.downloader.proxies
         ):  # their values may hold a password
             changes.append(
                 SettingChange(
@@ -144,7 +144,9 @@ class Reloader:
 
     def _apply_models(self, settings: Settings) -> None:
         self._appliance.downloader.apply(
-            settings.downloads, output_roots=download_roots(settings), proxies=Proxies.read(settings.environ)
+            settings.downloads,
+            output_roots=download_roots(settings),
+            proxies=Proxies.from_environ(settings.environ),
         )
         self._appliance.lora_orders.apply(*lora_folders(settings))
         manager = self._appliance.manager

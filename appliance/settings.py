@@ -343,7 +343,7 @@ def described(settings: Settings | None, environ: Mapping[str, str]) -> list[Set
 
 def learn_secrets(settings: Settings) -> None:
     """Teach the log every secret of these settings, so that it can blank them."""
-    SECRETS.learn(Proxies.read(settings.environ).secrets)
+    SECRETS.learn(Proxies.from_environ(settings.environ).secrets)
     for room in fields(settings):
         value = getattr(settings, room.name)
         if isinstance(value, PackageSettings):

@@ -1,17 +1,18 @@
-"""How one of several equal servers is chosen. Pure: no I/O, no clock; counters live in the members, so that a switch of strategy
-keeps them.
+"""How one of several equal servers is chosen. Pure: no I/O, no clock.
 
-    least_busy            fewest requests per weight, ours and others', times the server's usual time where one is clearly slower;
-                          the default
-    round_robin           in turn
-    equal_weighted        the lowest lifetime count
-    weighted_round_robin  in turn, shares as the weights, evenly interleaved
-    least_connections     fewest of our own requests
-    least_response_time   lowest mean time; one without a sample first
-    power_of_two          the less busy of two drawn at random
-    prefix_affinity       least_busy less a bounded bonus for having the same beginning in its cache
+Counters live in the members, so that a change of the strategy keeps them.
 
-Ties go to the cheaper one, then to the one chosen least often, so that a burst spreads.
+    least_busy             fewest requests per weight, others' included; a clearly slower server counts as
+                           so much busier; the default
+    round_robin            in turn
+    equal_weighted         the lowest lifetime count
+    weighted_round_robin   in turn, shares by weight, evenly interleaved
+    least_connections      fewest requests of our own
+    least_response_time    lowest mean time; a server without a sample first
+    power_of_two           the less busy of two drawn at random
+    prefix_affinity        least_busy, less a bounded bonus for having the same beginning in its cache
+
+Ties go to the cheaper server, then to the one chosen least often, so that a burst spreads.
 """
 
 import random
@@ -20,31 +21,38 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import inf
 
-MAX_AFFINITY_BONUS = 2.0  # requests' worth: a cached beginning outweighs at most so much more load
-MAX_REMEMBERED_PREFIXES = 8192  # beginnings
+MAX_AFFINITY_BONUS = 2.0  # in requests: a cached beginning outweighs at most so much more load
+MAX_REMEMBERED_PREFIXES = 8192
 BLOCK_BYTES = 256
 MAX_BLOCKS = 64
-USUAL_PART = (
-    0.03  # of a new sample in `typical_s`: lengths differ a lot, so it takes dozens to tell a slow server
-)
-SLOWER, SLOWEST = (
-    2.0,
-    8.0,
-)  # times as long as at the fastest one: below, it may be chance; above, it is not believed
-ENOUGH = 10  # samples before `typical_s` is believed: the first requests of a cold server take longer
-NOTICED_S = 0.05  # less than that is nobody's concern
-FORGETTING = 0.998  # per choice that passes an idle slow one over
+
+# When least_busy takes a server for a slow one:
+TYPICAL_SHARE = 0.03  # of a new sample in `typical_s`: lengths differ a lot, so one sample says little
+MIN_SLOWNESS = 2.0  # times the fastest server's typical time; less may be chance
+MAX_SLOWNESS = 8.0  # more is not believed
+MIN_SAMPLES = 10  # before `typical_s` is believed: the first requests of a cold server take longer
+MIN_DIFFERENCE_S = 0.05  # a smaller difference does not matter
+FORGETTING = 0.998  # factor for `typical_s` of an idle slow server, for each choice that passes it over
 
 
 @dataclass(slots=True, eq=False)
 class Member:
     """One server as a strategy sees it.
 
-    weight    shares of weighted_round_robin; also divides the load elsewhere (weight 2 takes twice as much)
-    active    our own requests in flight, counted at once; total: all that were ever sent to it
-    external  requests running or waiting in the server that are not ours, set by the owner before a choice
-    mean_s    response time: the first sample, then (old + new) / 2 (system B's definition); last_s: the latest sample
-    last_used_s   seconds since 1970; ramp: slow start, 0 < ramp <= 1, shrinks the weight; cost: breaks ties
+    Attributes:
+        name: Of the server.
+        weight: Shares of weighted_round_robin; elsewhere it divides the load (weight 2 takes twice as much).
+        active: Our own requests in flight, counted at once.
+        total: Our own requests ever sent to it.
+        external: Others' requests running or queued in the server; set before each choice.
+        mean_s: Response time: the first sample, then (old + new) / 2; see docs/compatibility.md.
+        last_s: The latest sample.
+        last_used_s: Seconds since 1970.
+        ramp: Slow start: 0 < ramp <= 1, shrinks the weight.
+        cost: Breaks ties.
+        rotation: State of the weighted rotation.
+        typical_s: Response time over the last dozens of requests, for least_busy.
+        samples: How many `typical_s` is made of.
     """
 
     name: str
@@ -57,28 +65,33 @@ class Member:
     last_used_s: float | None = None
     ramp: float = 1.0
     cost: float = 0.0
-    turn: float = 0.0  # state of the weighted rotation
-    typical_s: float = 0.0  # response time over the last dozens of requests, for least_busy
-    samples: int = 0  # that it was made of
+    rotation: float = 0.0
+    typical_s: float = 0.0
+    samples: int = 0
 
     def record_start(self, now_s: float) -> None:
-        """A request is sent to it."""
+        """Count a request that is sent to it."""
         self.active += 1
         self.total += 1
         self.last_used_s = now_s
 
     def record_end(self, took_s: float | None) -> None:
-        """A request ended; None = without a sample (it failed, or was cancelled)."""
+        """Count the end of a request; `took_s` None = no sample (it failed, or was cancelled)."""
         self.active -= 1
         if took_s is not None:
             self.samples += 1
-            self.typical_s += (took_s - self.typical_s) * max(USUAL_PART, 1 / self.samples)
+            self.typical_s += (took_s - self.typical_s) * max(TYPICAL_SHARE, 1 / self.samples)
             self.mean_s = took_s if self.mean_s is None else (self.mean_s + took_s) / 2
             self.last_s = took_s
 
 
 class Balancer:
-    """What strategies share: whose turn it is, who had which beginning, and a random generator."""
+    """Chooses by a strategy; keeps what strategies share: rotation, known prefixes, a random source.
+
+    Args:
+        strategy: One of STRATEGIES; can be changed later.
+        seed: Of the random source, for tests; None = random.
+    """
 
     def __init__(self, strategy: str = "least_busy", *, seed: int | None = None) -> None:
         self._random = random.Random(seed)
@@ -88,20 +101,25 @@ class Balancer:
 
     @property
     def strategy(self) -> str:
+        """The strategy's name."""
         return self._strategy
 
     @strategy.setter
     def strategy(self, name: str) -> None:
         if name not in _CHOOSERS:
-            raise ValueError(f"{name!r} is no strategy; there are {', '.join(STRATEGIES)}")
+            raise ValueError(f"unknown strategy {name!r}; allowed: {', '.join(STRATEGIES)}")
         self._strategy = name
         self._chooser = _CHOOSERS[name]
 
     def choose(self, members: Sequence[Member], *, prefixes: Sequence[int] = ()) -> tuple[Member, str]:
-        """Choose one of `members` (never empty); the caller then says `began`.
+        """Choose one of `members`; the caller then calls its `record_start`.
 
-        Takes   prefixes: of the request, shortest first (see prefix_hashes)
-        Gives   (member, reason): the strategy's name, `only_one`, or `affinity` when the cache decided
+        Args:
+            members: Never empty.
+            prefixes: Hashes of the request's beginnings, shortest first; see `hash_blocks`.
+
+        Returns:
+            (member, reason); reason: the strategy's name, `only_one`, or `affinity` if the cache decided.
         """
         if len(members) == 1:
             return members[0], "only_one"
@@ -110,7 +128,7 @@ class Balancer:
         return self._chooser(self, members), self._strategy
 
     def remember(self, member: Member, prefixes: Sequence[int]) -> None:
-        """The request with these prefixes was sent to `member`."""
+        """Note that a request with these prefixes was sent to `member`."""
         owners = self._owners
         for prefix in prefixes:
             owners[prefix] = member
@@ -119,7 +137,7 @@ class Balancer:
             owners.popitem(last=False)
 
     def forget(self, member: Member) -> None:
-        """`member` is gone, or its cache is."""
+        """Drop all prefixes of `member`: it was removed, or its cache was cleared."""
         for prefix in [prefix for prefix, owner in self._owners.items() if owner is member]:
             del self._owners[prefix]
 
@@ -128,14 +146,14 @@ class Balancer:
     def _least_busy(self, members: Sequence[Member]) -> Member:
         fastest, slowest = inf, 0.0
         for member in members:
-            if member.samples >= ENOUGH:
-                usual = member.typical_s
-                if usual > slowest:
-                    slowest = usual
-                if usual < fastest:
-                    fastest = usual
-        if slowest > fastest * SLOWER and slowest > fastest + NOTICED_S:
-            return self._least_late(members, fastest)
+            if member.samples >= MIN_SAMPLES:
+                typical_s = member.typical_s
+                if typical_s > slowest:
+                    slowest = typical_s
+                if typical_s < fastest:
+                    fastest = typical_s
+        if slowest > fastest * MIN_SLOWNESS and slowest > fastest + MIN_DIFFERENCE_S:
+            return self._least_delayed(members, fastest)
         best, least = members[0], _load(members[0])
         for member in members[1:]:
             load = (member.active + member.external) / (member.weight * member.ramp)
@@ -143,22 +161,20 @@ class Balancer:
                 best, least = member, load
         return best
 
-    def _least_late(self, members: Sequence[Member], fastest: float) -> Member:
-        """Some take clearly longer than others: the fewest requests, this one included, times how much longer they take there."""
+    def _least_delayed(self, members: Sequence[Member], fastest: float) -> Member:
+        """Choose among servers of which some are slow: fewest requests, the new one too, times slowness."""
         best, least = members[0], inf
         for member in members:
-            slower = member.typical_s / fastest if member.samples >= ENOUGH else 1.0
-            if slower < SLOWER:
-                slower = 1.0
+            slowness = member.typical_s / fastest if member.samples >= MIN_SAMPLES else 1.0
+            if slowness < MIN_SLOWNESS:
+                slowness = 1.0
             else:
-                slower = min(slower, SLOWEST)
+                slowness = min(slowness, MAX_SLOWNESS)
                 if not member.active:
-                    member.typical_s *= (
-                        FORGETTING  # what it was is believed less and less, until it is tried again
-                    )
-            late = (member.active + member.external + 1) / (member.weight * member.ramp) * slower
-            if late < least or (late == least and _is_before(member, best)):
-                best, least = member, late
+                    member.typical_s *= FORGETTING  # believed less and less, until it is tried again
+            delay = (member.active + member.external + 1) / (member.weight * member.ramp) * slowness
+            if delay < least or (delay == least and _is_before(member, best)):
+                best, least = member, delay
         return best
 
     def _round_robin(self, members: Sequence[Member]) -> Member:
@@ -173,15 +189,15 @@ class Balancer:
         return best
 
     def _weighted_round_robin(self, members: Sequence[Member]) -> Member:
-        """The smooth rotation: everyone gains its weight, the richest is chosen and pays the sum of all weights."""
+        """Rotate smoothly: each gains its weight, the highest is chosen and pays the sum of all weights."""
         best, total = members[0], 0.0
         for member in members:
             weight = member.weight * member.ramp
             total += weight
-            member.turn += weight
-            if member.turn > best.turn:
+            member.rotation += weight
+            if member.rotation > best.rotation:
                 best = member
-        best.turn -= total
+        best.rotation -= total
         return best
 
     def _least_connections(self, members: Sequence[Member]) -> Member:
@@ -210,7 +226,7 @@ class Balancer:
         return second if _load(second) < _load(first) else first
 
     def _by_prefix(self, members: Sequence[Member], prefixes: Sequence[int]) -> tuple[Member, str]:
-        """One score: load per weight, less at most BONUS for the share of the beginning that the member had before."""
+        """Choose by load per weight, less a bonus for the share of the beginning that the member knows."""
         matched: dict[Member, int] = {}
         owners = self._owners
         for number, prefix in enumerate(prefixes, 1):
@@ -230,7 +246,7 @@ def _load(member: Member) -> float:
 
 
 def _is_before(member: Member, other: Member) -> bool:
-    """Of equally busy ones: the cheaper, then the one chosen less often for its weight."""
+    """Whether `member` comes first of two equally busy ones: cheaper, or chosen less often by weight."""
     if member.cost != other.cost:
         return member.cost < other.cost
     return member.total * other.weight < other.total * member.weight
@@ -250,12 +266,21 @@ STRATEGIES: tuple[str, ...] = tuple(_CHOOSERS)
 
 
 def align_total(newcomer: Member, members: Sequence[Member]) -> None:
-    """Give a newcomer the present minimum of lifetime counts, so that `equal_weighted` does not flood it to make up for the past."""
+    """Set a new member's total to the present minimum, so that `equal_weighted` does not flood it."""
     newcomer.total = min((member.total for member in members), default=0)
 
 
 def hash_blocks(text: bytes, *, block: int = BLOCK_BYTES, most: int = MAX_BLOCKS) -> list[int]:
-    """Give a hash for each whole leading block, each of all text up to its end: equal beginnings have equal hashes."""
+    """Hash the beginnings of a text, one for each whole block: equal beginnings have equal hashes.
+
+    Args:
+        text: The text.
+        block: Bytes of a block.
+        most: Most blocks.
+
+    Returns:
+        One hash for each whole leading block, shortest beginning first.
+    """
     hashes: list[int] = []
     so_far = 0
     for at in range(0, min(len(text) // block, most) * block, block):
@@ -265,6 +290,14 @@ def hash_blocks(text: bytes, *, block: int = BLOCK_BYTES, most: int = MAX_BLOCKS
 
 
 def compute_vram_weight(vram_gib: float, price_per_hour: float | None = None) -> float:
-    """Give the weight of a server by its memory, and a fifth more where it costs less than one dollar an hour. Source: system B."""
+    """Compute a server's weight from its memory; a fifth more if it costs less than one dollar an hour.
+
+    Args:
+        vram_gib: GPU memory in GiB.
+        price_per_hour: In dollars; None = unknown.
+
+    Source:
+        See docs/compatibility.md.
+    """
     weight = 3.0 if vram_gib >= 80 else 2.0 if vram_gib >= 40 else 1.5 if vram_gib >= 24 else 1.0
     return weight * 1.2 if price_per_hour is not None and price_per_hour < 1.0 else weight

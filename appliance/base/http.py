@@ -1,8 +1,8 @@
-"""HTTP to a server as it comes, for what is not hot: any method, bodies streamed both ways, nothing decoded, nothing followed.
+"""A streaming HTTP client for what is not hot: any method, bodies streamed, no decoding, no redirects.
 
-aiohttp's client, and the only place where it enters. The hot path has a pool of its own (wire.py), which is
-several times as fast and can do less. Failures are told in the wire's words, so that callers have one table
-of them.
+It is aiohttp's client, and the only module that knows it. The hot path has a pool of its own (`base/wire`),
+which is several times as fast and can do less. Failures become the errors of `base/wire/types.py`, so that
+callers handle one set of them.
 """
 
 import asyncio
@@ -23,18 +23,18 @@ from appliance.base.proxies import Proxies, Proxy
 from appliance.base.wire.types import BrokenResponse, Unreachable, UpstreamTimeout
 
 MAX_CONNECTIONS = 512
-OURS = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")  # what the library would add by itself
+NO_AUTO_HEADERS = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")  # the library would add them
 
-
-RefusalReason = Callable[[str], str]  # an IP address → why it may not be reached, "" = it may
+# An IP address → why it must not be contacted, "" = it may be.
+RefusalReason = Callable[[str], str]
 
 
 class AddressRefused(OSError):
-    """A name leads to an address that may not be reached."""
+    """A name resolves to an address that is not allowed."""
 
 
-class _Guarded(AbstractResolver):
-    """Looks names up, and refuses one that leads to an address that may not be reached: what is connected to is what was looked at."""
+class _GuardedResolver(AbstractResolver):
+    """Resolves names, and refuses addresses that are not allowed, before a connection is made."""
 
     def __init__(self, refusal_reason: RefusalReason) -> None:
         self._inner = aiohttp.ThreadedResolver()
@@ -46,7 +46,7 @@ class _Guarded(AbstractResolver):
         found = await self._inner.resolve(host, port, family)
         for row in found:
             if why := self._refusal_reason(row["host"]):
-                raise AddressRefused(f"{host} may not be reached: {why}")
+                raise AddressRefused(f"Access to {host} is not allowed: {why}")
         return found
 
     async def close(self) -> None:
@@ -54,16 +54,17 @@ class _Guarded(AbstractResolver):
 
 
 class HttpClient:
-    """Two sets of connections: kept ones for requests that may be repeated, fresh ones for those that may not.
+    """Two sets of connections: kept-alive ones for repeatable requests, fresh ones for all others.
 
-    A kept connection can die with a request on it that the server may or may not have begun; a fresh one
+    A kept-alive connection can close while the server may or may not have begun the request; a fresh one
     leaves no such doubt.
 
-    Takes   refusal_of: asked about every address before it is connected to; None = all may be reached. What is asked through a proxy is
-            looked up here as well, but connected to by the proxy; names that only the proxy knows are its to
-            judge
-            read_bytes: what is read of an answer before its reader has taken it; proxies: None = every host
-                is asked directly
+    Args:
+        refusal_reason: Called for every address before it is connected to; None = all are allowed. For a
+            request through a proxy the name is resolved here as well, but the proxy connects; names that only
+            the proxy can resolve are left to it.
+        read_bytes: How much of a response is buffered before its reader takes it.
+        proxies: None = every host is contacted directly.
     """
 
     def __init__(
@@ -76,9 +77,8 @@ class HttpClient:
         self._refusal_reason = refusal_reason
         self._read_bytes = read_bytes
         self._proxies = proxies or Proxies()
-        self._sessions: dict[
-            tuple[bool, bool], aiohttp.ClientSession
-        ] = {}  # (connections are kept, through a proxy)
+        # By (connections are kept alive, through a proxy).
+        self._sessions: dict[tuple[bool, bool], aiohttp.ClientSession] = {}
 
     async def open(
         self,
@@ -92,21 +92,33 @@ class HttpClient:
         connect_s: float,
         first_byte_s: float | None,
     ) -> aiohttp.ClientResponse:
-        """Send a request and wait for the head of its answer.
+        """Send a request and wait for the head of its response.
 
-        Takes   url: percent-encoded, sent as it is; headers: all that are to be sent, Host apart; body: an iterator is sent as it comes,
-                chunked unless the headers have a Content-Length; may_keep: the request may be repeated; times
-                in seconds
-        Gives   the response: read it by `pieces_of`, close it in any case
-        Raises  Unreachable · UpstreamTimeout · BrokenAnswer; Forbidden: an address that may not be reached;
-        UpstreamFailed: a proxy that
-                cannot be used, or does not pass on; whatever the body's iterator raises
+        Args:
+            method: Upper case.
+            url: Percent-encoded; sent as it is.
+            headers: All headers except Host.
+            body: An iterator is sent as it yields, chunked unless the headers contain a Content-Length.
+            ssl_context: None = verify against the system's CAs.
+            is_repeatable: Doing it twice is harmless, so a kept-alive connection may be used.
+            connect_s: Seconds to connect.
+            first_byte_s: Seconds from then to the response head; None = no limit.
+
+        Returns:
+            The response: read it by `iter_body`, and close it in any case.
+
+        Raises:
+            Unreachable: The server was not reached.
+            UpstreamTimeout: No response head in time.
+            BrokenResponse: The response is not HTTP, or was cut off.
+            Forbidden: An address that is not allowed.
+            UpstreamFailed: The proxy cannot be used, or does not forward the request.
         """
         where = URL(url, encoded=True)
         self._check_literal(where.host or "")
-        proxy = self._proxies.of(url)
+        proxy = self._proxies.find(url)
         if proxy is not None and self._refusal_reason is not None:
-            with suppress(OSError):  # a name that only the proxy knows is its to judge
+            with suppress(OSError):  # a name that only the proxy can resolve is left to it
                 await check_host(where.host or "", self._refusal_reason)
         session = self._session(is_repeatable, proxy is not None)
         name = f"{where.host}:{where.port}" + (f" (through {proxy})" if proxy is not None else "")
@@ -120,27 +132,28 @@ class HttpClient:
                     ssl=True if ssl_context is None else ssl_context,
                     allow_redirects=False,
                     timeout=timeout,
-                    skip_auto_headers=OURS,
-                    **_through(proxy, where, headers),
+                    skip_auto_headers=NO_AUTO_HEADERS,
+                    **_proxy_options(proxy, where, headers),
                 )
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as exc:
             if isinstance(refused := getattr(exc, "os_error", None), AddressRefused):
                 raise Forbidden(f"{refused}.", code="address_not_allowed") from exc
             raise Unreachable(f"{name} cannot be reached: {exc}", phase="connect") from exc
         except aiohttp.ClientHttpProxyError as exc:
-            raise (proxy or Proxy("", "")).refusal(exc.status, where.host or "") from None
+            raise (proxy or Proxy("", "")).error_for(exc.status, where.host or "") from None
         except TimeoutError as exc:
-            raise UpstreamTimeout(f"{name} sent no answer in time", phase="first_byte") from exc
+            raise UpstreamTimeout(f"{name} sent no response in time", phase="first_byte") from exc
         except aiohttp.ClientError as exc:
             raise BrokenResponse(
-                f"{name} did not answer: {exc or type(exc).__name__}", phase="first_byte"
+                f"{name} sent no valid response: {exc or type(exc).__name__}", phase="first_byte"
             ) from exc
         if proxy is not None and response.status == 407:
             response.close()
-            raise proxy.refusal(407, where.host or "")
+            raise proxy.error_for(407, where.host or "")
         return response
 
     async def close(self) -> None:
+        """Close every connection."""
         for session in self._sessions.values():
             await session.close()
 
@@ -153,16 +166,16 @@ class HttpClient:
         await self.close()
 
     def _check_literal(self, host: str) -> None:
-        """Refuse an address that stands in the URL itself: no name is looked up for it."""
+        """Refuse an address written in the URL itself: no resolver is asked for it."""
         try:
             address = str(ipaddress.ip_address(host.partition("%")[0]))
         except ValueError:
             return
         if self._refusal_reason is not None and (why := self._refusal_reason(address)):
-            raise Forbidden(f"{host} may not be reached: {why}.", code="address_not_allowed")
+            raise Forbidden(f"Access to {host} is not allowed: {why}.", code="address_not_allowed")
 
     def _session(self, is_repeatable: bool, is_proxied: bool) -> aiohttp.ClientSession:
-        """Give the session, made at its first use: most appliances never need one. A proxy is the operator's, wherever it is."""
+        """Return the session, made at first use; a proxy's own address is not checked: the operator set it."""
         session = self._sessions.get((is_repeatable, is_proxied))
         if session is None:
             is_guarded = self._refusal_reason is not None and not is_proxied
@@ -170,7 +183,7 @@ class HttpClient:
                 limit=MAX_CONNECTIONS,
                 force_close=not is_repeatable,
                 ttl_dns_cache=10,
-                resolver=_Guarded(self._refusal_reason)
+                resolver=_GuardedResolver(self._refusal_reason)
                 if is_guarded and self._refusal_reason is not None
                 else None,
             )
@@ -189,17 +202,23 @@ class HttpClient:
 
 
 async def check_host(host: str, refusal_reason: RefusalReason) -> None:
-    """Refuse a host of whose addresses one may not be reached, as far as they are known here.
+    """Refuse a host if one of its addresses is not allowed.
 
-    Raises  Forbidden; OSError: the name is not known
+    Args:
+        host: A name or an address.
+        refusal_reason: An IP address → why it is not allowed, "" = it is.
+
+    Raises:
+        Forbidden: With the reason.
+        OSError: The name cannot be resolved.
     """
     for row in await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM):
         if why := refusal_reason(str(row[4][0])):
-            raise Forbidden(f"{host} may not be reached: {why}.", code="address_not_allowed")
+            raise Forbidden(f"Access to {host} is not allowed: {why}.", code="address_not_allowed")
 
 
-def _through(proxy: Proxy | None, where: URL, headers: list[tuple[str, str]]) -> dict[str, Any]:
-    """Give what tells the library of a proxy, and the headers: its credentials are for the tunnel alone, or are sent with the request."""
+def _proxy_options(proxy: Proxy | None, where: URL, headers: list[tuple[str, str]]) -> dict[str, Any]:
+    """Return the library's options; a proxy's credentials go to the tunnel (https) or request (http)."""
     if proxy is None:
         return {"headers": headers}
     if where.scheme == "https":
@@ -208,22 +227,28 @@ def _through(proxy: Proxy | None, where: URL, headers: list[tuple[str, str]]) ->
 
 
 async def iter_body(response: aiohttp.ClientResponse, *, idle_s: float | None) -> AsyncIterator[bytes]:
-    """Give an answer's body as it arrives, bytes as they were sent.
+    """Iterate over a response's body as it arrives, bytes as they were sent.
 
-    Raises  UpstreamTimeout: nothing came for `idle_s` seconds · BrokenAnswer: it ended before its end
+    Args:
+        response: From `HttpClient.open`.
+        idle_s: Longest silence in seconds; None = no limit.
+
+    Raises:
+        UpstreamTimeout: Nothing arrived for `idle_s` seconds.
+        BrokenResponse: It ended too early.
     """
     while True:
         try:
             async with asyncio.timeout(idle_s):
-                piece = await response.content.readany()
+                chunk = await response.content.readany()
         except TimeoutError as exc:
             raise UpstreamTimeout(
-                f"the answer fell silent for {idle_s:g} s", phase="idle", has_begun=True
+                f"the response was silent for {idle_s:g} s", phase="idle", has_begun=True
             ) from exc
         except aiohttp.ClientError as exc:
             raise BrokenResponse(
-                f"the answer broke off: {exc or type(exc).__name__}", phase="broken", has_begun=True
+                f"the response was cut off: {exc or type(exc).__name__}", phase="broken", has_begun=True
             ) from exc
-        if not piece:
+        if not chunk:
             return
-        yield piece
+        yield chunk

@@ -1,14 +1,16 @@
-"""The proxies that the environment names, HTTPS_PROXY and its kin: one reading for every client that fetches from elsewhere.
+"""The proxies that the environment names (HTTPS_PROXY and its like), read once for every client.
 
-    HTTPS_PROXY   for https addresses      HTTP_PROXY   for http addresses      ALL_PROXY   for both, where those two say nothing
-    NO_PROXY      comma list of what is asked directly: host or domain (with all below it), .domain, *.domain, address, network in
-                  CIDR form, each with :port where wanted; * = everything
+    HTTPS_PROXY   for https addresses
+    HTTP_PROXY    for http addresses
+    ALL_PROXY     for both, where the other is not set
+    NO_PROXY      comma list of what is contacted directly: a host or domain (with all below it), .domain,
+                  *.domain, an address, a network in CIDR form, each with :port if wanted; * = everything
 
-Names in small letters win, as in curl. This machine (localhost, loopback) is never asked through a proxy: for
-a proxy it would be another one. Only http:// and https:// proxies can be used; a host without a scheme is an
-http:// one.
+Lower-case names win, as in curl. This machine (localhost, loopback) is never contacted through a proxy: for a
+proxy it would be another machine. Only http:// and https:// proxies are supported; without a scheme it is
+http://.
 
-Used by downloads alone: the connections to engines (wire.py) know no proxies.
+Used by downloads alone: the connections to engines (`base/wire`) use no proxies.
 """
 
 import ipaddress
@@ -23,7 +25,7 @@ DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 class ProxyBusy(UpstreamFailed):
-    """A proxy did not pass a request on; asking again may help."""
+    """A proxy did not forward a request; a retry may help."""
 
     retryable = True
     default_code = "proxy_refused"
@@ -31,7 +33,14 @@ class ProxyBusy(UpstreamFailed):
 
 @dataclass(frozen=True, slots=True)
 class Proxy:
-    """One proxy. `variable`: where it was named; `url`: scheme, host and port, without the credentials."""
+    """One proxy.
+
+    Attributes:
+        variable: The environment variable that names it.
+        url: Scheme, host and port, without credentials.
+        user: "" = no credentials.
+        password: Of the user.
+    """
 
     variable: str
     url: str
@@ -43,46 +52,58 @@ class Proxy:
 
     @property
     def url_with_credentials(self) -> str:
-        scheme, _, place = self.url.partition("://")
+        """The URL with user and password, percent-encoded."""
+        scheme, _, authority = self.url.partition("://")
         return (
-            f"{scheme}://{quote(self.user, safe='')}:{quote(self.password, safe='')}@{place}"
+            f"{scheme}://{quote(self.user, safe='')}:{quote(self.password, safe='')}@{authority}"
             if self.user
             else self.url
         )
 
     @property
     def authorization(self) -> dict[str, str]:
-        """Give the header with the credentials, where there are some."""
-        words = b64encode(f"{self.user}:{self.password}".encode()).decode()
-        return {"Proxy-Authorization": f"Basic {words}"} if self.user else {}
+        """The header with the credentials; empty without any."""
+        credentials = b64encode(f"{self.user}:{self.password}".encode()).decode()
+        return {"Proxy-Authorization": f"Basic {credentials}"} if self.user else {}
 
-    def refusal(self, status: int, host: str) -> UpstreamFailed:
-        """Say what a status of its own means: 1. credentials   2. it is busy, or cannot reach the host   3. it does not want to."""
+    def error_for(self, status: int, host: str) -> UpstreamFailed:
+        """Return the error that a response of the proxy itself means.
+
+        1. 407               → credentials are missing or wrong
+        2. 408, 429, 5xx     → it is busy, or cannot reach the host: a retry may help
+        3. any other status  → it refuses this host
+        """
         if status == 407:  # 1
-            given = "other credentials" if self.user else "credentials"
+            needed = "other credentials" if self.user else "credentials"
             return UpstreamFailed(
-                f"The {str(self)[4:]} wants {given} (407). Write them into {self.variable}: http://user:password@host:port.",
+                f"The {str(self)[4:]} requires {needed} (407). "
+                f"Set {self.variable} to http://user:password@host:port.",
                 code="proxy_refused",
             )
         if status in {408, 429} or status >= 500:  # 2
-            return ProxyBusy(f"{self} did not pass on to {host} ({status})")
-        return UpstreamFailed(
-            f"The {str(self)[4:]} does not pass on to {host} ({status}). Ask who runs it to allow that host, or name the host "
-            "in NO_PROXY.",
+            return ProxyBusy(f"{self} did not forward the request to {host} ({status})")
+        return UpstreamFailed(  # 3
+            f"The {str(self)[4:]} does not forward requests to {host} ({status}). "
+            "Ask the operator of the proxy to allow that host, or add the host to NO_PROXY.",
             code="proxy_refused",
-        )  # 3
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Proxies:
-    """All of them. `by_scheme`: (variable, what it holds) for http and https; `direct`: the entries of NO_PROXY."""
+    """All proxies of the environment.
+
+    Attributes:
+        by_scheme: http and https → (variable, its value).
+        no_proxy: The entries of NO_PROXY, in lower case.
+    """
 
     by_scheme: Mapping[str, tuple[str, str]] = field(default_factory=dict, repr=False)
-    direct: tuple[str, ...] = ()
+    no_proxy: tuple[str, ...] = ()
 
     @classmethod
-    def read(cls, environ: Mapping[str, str]) -> "Proxies":
-        """Read the environment. A variable that cannot be used is told of when it is needed: it may be meant for others."""
+    def from_environ(cls, environ: Mapping[str, str]) -> "Proxies":
+        """Read the environment; an unusable variable is an error only when it is needed."""
         found = {}
         for scheme in ("http", "https"):
             for variable in (f"{scheme}_proxy", f"{scheme.upper()}_PROXY", "all_proxy", "ALL_PROXY"):
@@ -94,7 +115,7 @@ class Proxies:
 
     @property
     def secrets(self) -> list[str]:
-        """Give every text in them that must be seen nowhere."""
+        """Every text in them that must not be shown or logged."""
         found = []
         for _, value in self.by_scheme.values():
             user = value.partition("://")[2].rpartition("@")[0] or value.rpartition("@")[0]
@@ -102,28 +123,29 @@ class Proxies:
             found += [text for text in (user, password, unquote(password)) if text]
         return found
 
-    def of(self, url: str) -> Proxy | None:
-        """Give the proxy through which an address is asked; None = directly.
+    def find(self, url: str) -> Proxy | None:
+        """Return the proxy for an address; None = contact it directly.
 
-        Raises  UpstreamFailed: the variable names none that can be used
+        Raises:
+            UpstreamFailed: The variable names no usable proxy.
         """
         parts = urlsplit(url)
         host = (parts.hostname or "").rstrip(".")
         if parts.scheme not in self.by_scheme or not host or is_local_host(host):
             return None
-        if any(_matches(entry, host, parts.port or DEFAULT_PORTS[parts.scheme]) for entry in self.direct):
+        if any(_matches(entry, host, parts.port or DEFAULT_PORTS[parts.scheme]) for entry in self.no_proxy):
             return None
         return _proxy(*self.by_scheme[parts.scheme])
 
 
 def is_local_host(host: str) -> bool:
-    """Whether a name or address means this machine itself."""
+    """Say whether a name or address means this machine itself."""
     address = _address(host)
     return address.is_loopback if address is not None else host == "localhost" or host.endswith(".localhost")
 
 
 def _proxy(variable: str, value: str) -> Proxy:
-    """Read what a variable holds; nothing of it is repeated in an error, for it may hold a password."""
+    """Parse a variable's value; no error repeats any of it, for it may contain a password."""
     try:
         parts = urlsplit(value if "://" in value else f"http://{value}")
         host, port = parts.hostname or "", parts.port
@@ -131,26 +153,31 @@ def _proxy(variable: str, value: str) -> Proxy:
         host, port = "", None
     if not host or not host.isprintable() or " " in host or parts.path not in {"", "/"}:
         raise UpstreamFailed(
-            f"{variable} names no proxy that can be used; write http://host:port, or http://user:password@host:port.",
+            f"{variable} is not the URL of a proxy. Set it to http://host:port or http://user:password@host:port.",
             code="unusable_proxy",
         )
     if parts.scheme.lower() not in DEFAULT_PORTS:
         raise UpstreamFailed(
-            f"{variable} names a {parts.scheme[:10]}:// proxy; only http:// and https:// proxies can be used. "
-            "Hosts in NO_PROXY are asked directly.",
+            f"{variable} names a {parts.scheme[:10]}:// proxy; only http:// and https:// are supported. "
+            "Hosts in NO_PROXY are contacted directly.",
             code="unusable_proxy",
         )
-    place = f"[{host}]" if ":" in host else host
+    authority = f"[{host}]" if ":" in host else host
     return Proxy(
         variable,
-        f"{parts.scheme.lower()}://{place}:{port or DEFAULT_PORTS[parts.scheme.lower()]}",
+        f"{parts.scheme.lower()}://{authority}:{port or DEFAULT_PORTS[parts.scheme.lower()]}",
         unquote(parts.username or ""),
         unquote(parts.password or ""),
     )
 
 
 def _matches(entry: str, host: str, port: int) -> bool:
-    """Say whether an entry of NO_PROXY means a host: 1. everything   2. a network, an address   3. a domain and all below it."""
+    """Say whether an entry of NO_PROXY covers a host.
+
+    1. `*`                      → every host
+    2. an address or a network  → addresses in it
+    3. a domain                 → it and everything below it
+    """
     if entry == "*":  # 1
         return True
     name, its_port = _split(entry)
@@ -164,7 +191,7 @@ def _matches(entry: str, host: str, port: int) -> bool:
 
 
 def _split(entry: str) -> tuple[str, str]:
-    """Part an entry into host and port ("" = every port); a bare IPv6 address has colons of its own."""
+    """Split an entry into host and port ("" = every port); a bare IPv6 address has colons of its own."""
     if entry.startswith("["):
         name, _, port = entry[1:].partition("]")
         return name, port.removeprefix(":")

@@ -1,9 +1,9 @@
-"""Which hosts may be asked and which folders may be read, when somebody else says where to fetch from.
+"""Which hosts may be contacted and which folders may be read, for sources that a caller names.
 
-Names allow names; addresses of private networks, of this machine and of the link are refused after the name
-was resolved, unless the
-operator listed the address or its network as well: a name in somebody's DNS must not lead into the operator's
-network.
+Names allow names. Addresses of private networks, of this machine and of the link are refused after the name
+was
+resolved, unless the operator listed the address or its network as well: a name in a foreign DNS must not lead
+into the operator's network.
 """
 
 import ipaddress
@@ -22,11 +22,12 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 @dataclass(frozen=True, slots=True)
 class HostPolicy:
-    """Hosts that may be asked.
+    """Hosts that may be contacted.
 
-    names        patterns of host names (`files.example.com`, `*.example.com`, `*`); None = every name
-    networks     private networks that may be reached all the same
-    is_open      every address may be reached: the operator chose the host
+    Attributes:
+        names: Patterns of host names (`files.example.com`, `*.example.com`, `*`); None = every name.
+        networks: Private networks that are allowed all the same.
+        is_open: Every address is allowed: the operator chose the host.
     """
 
     names: tuple[str, ...] | None = None
@@ -34,39 +35,49 @@ class HostPolicy:
     is_open: bool = False
 
     @classmethod
-    def everywhere(cls) -> "HostPolicy":
+    def unrestricted(cls) -> "HostPolicy":
+        """Return the policy that allows every host."""
         return cls(is_open=True)
 
     @classmethod
     def listed(cls, entries: Sequence[str], *, any_name: bool = False) -> "HostPolicy":
-        """Read DOWNLOAD_ALLOWED_HOSTS: names, patterns, addresses and networks. An address allows itself as a name, too."""
+        """Parse DOWNLOAD_ALLOWED_HOSTS.
+
+        Args:
+            entries: Names, patterns, addresses and networks; an address allows itself as a name, too.
+            any_name: Every name is allowed; the entries add private networks only.
+        """
         networks = tuple(network for entry in entries if (network := _network(entry)) is not None)
         return cls(None if any_name else tuple(entry.lower().strip("[]") for entry in entries), networks)
 
     def check_host(self, host: str) -> None:
-        """Raises  Forbidden: the host is not listed"""
+        """Check that a host is listed.
+
+        Raises:
+            Forbidden: It is not.
+        """
         name = host.lower().strip("[]").rstrip(".")
         if self.names is None or any(fnmatchcase(name, pattern) for pattern in self.names):
             return
         if any(_address(name) in network for network in self.networks if _address(name) is not None):
             return
         raise Forbidden(
-            f"Nothing may be fetched from {host}. The operator can allow it with DOWNLOAD_ALLOWED_HOSTS.",
+            f"Downloads from {host} are not allowed. The operator can allow it in DOWNLOAD_ALLOWED_HOSTS.",
             code="host_not_allowed",
         )
 
     def refusal_reason(self, address: str) -> str:
-        """Say why an address may not be reached; "" = it may."""
+        """Say why an IP address is not allowed; "" = it is."""
         if self.is_open:
             return ""
         found = _address(address.partition("%")[0])
         if found is None:
-            return f"{address} is no address"
+            return f"{address} is not an IP address"
         if any(found in network for network in self.networks) or (found.is_global and not found.is_multicast):
             return ""
         return (
-            f"{address} is an address of a private network, of this machine or of the link; the operator can list it "
-            "in DOWNLOAD_ALLOWED_HOSTS"
+            f"{address} is an address of a private network, of this machine or of the link; "
+            "the operator can allow it in DOWNLOAD_ALLOWED_HOSTS"
         )
 
 
@@ -78,7 +89,7 @@ def _network(entry: str) -> Network | None:
 
 
 def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """Read an address; an IPv4 one in IPv6's clothes is taken for what it is."""
+    """Parse an address; an IPv4 address embedded in an IPv6 one counts as IPv4."""
     try:
         found = ipaddress.ip_address(text)
     except ValueError:
@@ -89,33 +100,55 @@ def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 
 @dataclass(frozen=True, slots=True)
 class FolderPolicy:
-    """Folders of this machine that may be read. `roots`: resolved; None = every folder."""
+    """Folders of this machine that may be read.
+
+    Attributes:
+        roots: Resolved paths; None = every folder.
+    """
 
     roots: tuple[Path, ...] | None = ()
 
     @classmethod
     def listed(cls, entries: Sequence[str | Path]) -> "FolderPolicy":
+        """Return the policy that allows these folders."""
         return cls(tuple(Path(os.path.realpath(entry)) for entry in entries))
 
     def allows(self, path: str | Path) -> bool:
-        """Say whether a path, its links followed, lies in one of the folders."""
+        """Say whether a path, with its links resolved, is in one of the folders."""
         real = Path(os.path.realpath(path))
         return self.roots is None or any(real.is_relative_to(root) for root in self.roots)
 
     def check(self, path: str | Path, *, what: str) -> None:
-        """Raises  Forbidden"""
+        """Check a path.
+
+        Args:
+            path: The path; its links are resolved.
+            what: Begins the error's text.
+
+        Raises:
+            Forbidden: It is in none of the folders.
+        """
         if not self.allows(path):
             raise Forbidden(
-                f"{what} is not below a folder that may be read. The operator can allow one with DOWNLOAD_ALLOWED_DIRS.",
+                f"{what} is not in an allowed folder. The operator can allow it in DOWNLOAD_ALLOWED_DIRS.",
                 code="folder_not_allowed",
             )
 
 
 async def check_url(url: str, *, reach: HostPolicy, what: str, is_proxied: bool = False) -> None:
-    """Refuse a host that may not be reached, for sources whose own client asks it: a name that changes its address right afterwards gets through.
+    """Check the host of a URL, for sources whose own client library opens the connection.
 
-    Takes   is_proxied: it is asked through a proxy, which may know more names
-    Raises  Forbidden; Unavailable: the name is not known
+    A name whose address changes right after this check is not caught.
+
+    Args:
+        url: What will be fetched.
+        reach: The allowed hosts.
+        what: Begins the error's text.
+        is_proxied: It is fetched through a proxy, which may be able to resolve more names.
+
+    Raises:
+        Forbidden: The host is not allowed.
+        Unavailable: The name cannot be resolved.
     """
     host = urlsplit(url).hostname or ""
     if reach.is_open:
@@ -124,4 +157,4 @@ async def check_url(url: str, *, reach: HostPolicy, what: str, is_proxied: bool 
         await check_host(host, reach.refusal_reason)
     except OSError as exc:
         if not is_proxied:
-            raise Unavailable(f"{what}: {host} is not known: {exc.strerror or exc}") from exc
+            raise Unavailable(f"{what}: the name {host} cannot be resolved: {exc.strerror or exc}") from exc

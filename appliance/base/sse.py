@@ -1,23 +1,24 @@
-"""Server-sent events as OpenAI-shaped APIs write them: bytes in, objects out. Pure. Comments (heartbeats) are dropped."""
+"""Server-sent events as OpenAI-shaped APIs send them: bytes in, objects out; comments are dropped. Pure."""
 
 from typing import Any
 
 from appliance.base import jsons
 from appliance.base.errors import UpstreamFailed
 
-SSE_CONTENT_TYPE = "text/event-stream; charset=utf-8"  # the Content-Type
+SSE_CONTENT_TYPE = "text/event-stream; charset=utf-8"
 
 
 class SseReader:
-    """Takes bytes as they come, cut anywhere; gives whole events."""
+    """Parses a byte stream, cut anywhere, into complete events."""
 
     def __init__(self) -> None:
         self._rest = b""
 
     def feed(self, data: bytes) -> list[dict[str, Any] | None]:
-        """Take bytes; give the events that are complete: objects, None for `[DONE]`.
+        """Add bytes and return the events that are complete: objects, None for `[DONE]`.
 
-        Raises  UpstreamFailed: an event is no JSON object
+        Raises:
+            UpstreamFailed: An event is not a JSON object.
         """
         text = self._rest + data
         if b"\r" in text:
@@ -31,7 +32,7 @@ class SseReader:
         return found
 
     def end(self) -> list[dict[str, Any] | None]:
-        """Say that no more bytes come; give the last event if only the blank line after it was missing, else nothing."""
+        """End the stream; return the last event if only the blank line after it was missing."""
         try:
             return self.feed(b"\n\n") if self._rest.strip() else []
         except UpstreamFailed:
@@ -39,7 +40,7 @@ class SseReader:
 
 
 def _payload(event: bytes) -> bytes | None:
-    """Give the data of one event, None when it has none (a comment, an id)."""
+    """Return the data of one event; None = it has none (a comment, an id)."""
     lines = [line[5:].removeprefix(b" ") for line in event.split(b"\n") if line.startswith(b"data:")]
     return b"\n".join(lines) if lines else None
 
@@ -48,7 +49,9 @@ def _object(payload: bytes) -> dict[str, Any]:
     try:
         value = jsons.loads(payload)
     except jsons.InvalidJson as exc:
-        raise UpstreamFailed(f"An event of the answer is no JSON: {exc}.", code="upstream_rubbish") from None
+        raise UpstreamFailed(
+            f"An event of the response is not JSON: {exc}.", code="upstream_rubbish"
+        ) from None
     if not isinstance(value, dict):
-        raise UpstreamFailed("An event of the answer is no JSON object.", code="upstream_rubbish")
+        raise UpstreamFailed("An event of the response is not a JSON object.", code="upstream_rubbish")
     return value

@@ -57,10 +57,12 @@ class DownloadRules:
         """Give which hosts may be asked: 1. https names any host, so only listed ones   2. the operator's endpoint   3. a caller's: public ones."""
         entries = self.settings.download_allowed_hosts
         if scheme == "https":  # 1
-            return HostPolicy.everywhere() if self.is_trusted and not entries else HostPolicy.listed(entries)
+            return (
+                HostPolicy.unrestricted() if self.is_trusted and not entries else HostPolicy.listed(entries)
+            )
         key = BELONGS.get(scheme, ("", ()))[0]
         if self.is_trusted or config.get(key, "") == self._own(key):  # 2
-            return HostPolicy.everywhere()
+            return HostPolicy.unrestricted()
         return HostPolicy.listed(entries, any_name=True)  # 3
 
     def check_output(self, folder: Path) -> None:

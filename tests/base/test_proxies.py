@@ -9,7 +9,7 @@ BOTH = {"HTTP_PROXY": "http://plain.test:1", "HTTPS_PROXY": "http://secure.test:
 
 
 def chosen(url: str, **environ: str) -> str:
-    proxy = Proxies.read(environ).of(url)
+    proxy = Proxies.from_environ(environ).find(url)
     return f"{proxy.variable} {proxy.url}" if proxy is not None else ""
 
 
@@ -99,40 +99,40 @@ def test_what_is_asked_directly(entry: str, direct: list[str], proxied: list[str
     ("value", "said"),
     [
         ("socks5://me:topsecret@p.test:1080", "names a socks5:// proxy"),
-        ("http://", "names no proxy"),
-        ("http://me:topsecret@p.test:99999", "names no"),
-        ("http://me:topsecret@p.test/path", "names no proxy"),
-        ("http://[me:topsecret", "names no proxy"),
-        ("a b", "names no proxy"),
+        ("http://", "is not the URL of a proxy"),
+        ("http://me:topsecret@p.test:99999", "is not the URL of a proxy"),
+        ("http://me:topsecret@p.test/path", "is not the URL of a proxy"),
+        ("http://[me:topsecret", "is not the URL of a proxy"),
+        ("a b", "is not the URL of a proxy"),
     ],
 )
 def test_a_proxy_that_cannot_be_used_is_told_of_when_it_is_needed(value: str, said: str) -> None:
-    proxies = Proxies.read({"HTTPS_PROXY": value, "NO_PROXY": "inside.test"})
-    assert proxies.of("https://inside.test") is proxies.of("http://host.test") is None
+    proxies = Proxies.from_environ({"HTTPS_PROXY": value, "NO_PROXY": "inside.test"})
+    assert proxies.find("https://inside.test") is proxies.find("http://host.test") is None
     with pytest.raises(UpstreamFailed, match=f"^HTTPS_PROXY {said}") as caught:
-        proxies.of("https://host.test")
+        proxies.find("https://host.test")
     assert caught.value.code == "unusable_proxy"
     assert "topsecret" not in caught.value.message + repr(proxies)
 
 
 def test_credentials_are_read_and_never_shown() -> None:
-    proxies = Proxies.read({"HTTPS_PROXY": "http://me%40corp:pass%3Aword%2F@p.test:3128"})
-    proxy = proxies.of("https://host.test")
+    proxies = Proxies.from_environ({"HTTPS_PROXY": "http://me%40corp:pass%3Aword%2F@p.test:3128"})
+    proxy = proxies.find("https://host.test")
     assert proxy is not None
     assert (proxy.user, proxy.password) == ("me@corp", "pass:word/")
     assert proxy.url_with_credentials == "http://me%40corp:pass%3Aword%2F@p.test:3128"
     assert str(proxy) == "the proxy of HTTPS_PROXY (http://p.test:3128)"
     assert "pass" not in repr(proxy) + repr(proxies)
     assert {"me%40corp:pass%3Aword%2F", "pass%3Aword%2F", "pass:word/"} <= set(proxies.secrets)
-    assert Proxies.read({"HTTP_PROXY": "me:word@p.test:1"}).secrets == ["me:word", "word", "word"]
+    assert Proxies.from_environ({"HTTP_PROXY": "me:word@p.test:1"}).secrets == ["me:word", "word", "word"]
 
 
 @pytest.mark.parametrize(
     ("status", "may_pass"), [(407, False), (403, False), (405, False), (429, True), (502, True), (503, True)]
 )
 def test_which_refusals_may_pass(status: int, may_pass: bool) -> None:
-    proxy = Proxies.read({"HTTPS_PROXY": "http://p.test:1"}).of("https://host.test")
+    proxy = Proxies.from_environ({"HTTPS_PROXY": "http://p.test:1"}).find("https://host.test")
     assert proxy is not None
-    error = proxy.refusal(status, "host.test")
+    error = proxy.error_for(status, "host.test")
     assert (error.retryable, error.code) == (may_pass, "proxy_refused")
-    assert "HTTPS_PROXY (http://p.test:1)" in error.message or "HTTPS_PROXY: http://user" in error.message
+    assert "HTTPS_PROXY (http://p.test:1)" in error.message or "HTTPS_PROXY to http://user" in error.message

@@ -183,8 +183,8 @@ async def test_wrong_credentials_for_the_proxy_are_told_by_its_variable(
                     await fetcher.download(wish(source, tmp_path / "out", config))
                 wants = "other credentials" if given else "credentials"
                 assert caught.value.message == (
-                    f"The proxy of {variable} (http://127.0.0.1:{proxy.port}) wants {wants} (407). Write them into "
-                    f"{variable}: http://user:password@host:port."
+                    f"The proxy of {variable} (http://127.0.0.1:{proxy.port}) requires {wants} (407). "
+                    f"Set {variable} to http://user:password@host:port."
                 ), source
                 assert caught.value.code == "proxy_refused"
                 assert len(proxy.asked) == before + 1  # asking again would not help
@@ -209,13 +209,15 @@ async def test_a_host_that_the_proxy_does_not_pass_on_to_is_told(tmp_path: Path)
         ):
             with pytest.raises(
                 UpstreamFailed,
-                match=rf"proxy of HTTPS_PROXY \(http://127.0.0.1:{proxy.port}\).* pass on to {host}",
+                match=rf"proxy of HTTPS_PROXY \(http://127.0.0.1:{proxy.port}\).* does not forward requests to {host}",
             ) as caught:
                 await fetcher.download(wish(source, tmp_path / "out"))
             assert "verysecret" not in caught.value.message
             assert caught.value.code == "proxy_refused"
         proxy.refuses = {}
-        with pytest.raises(UpstreamFailed, match=r"did not pass on to unknown\.test \(502\); tried 3 times"):
+        with pytest.raises(
+            UpstreamFailed, match=r"did not forward the request to unknown\.test \(502\); tried 3 times"
+        ):
             await fetcher.download(wish("https://unknown.test/x", tmp_path / "out"))
 
 
@@ -265,11 +267,11 @@ async def test_through_a_proxy_no_private_address_is_reached_either(tmp_path: Pa
                 ({"endpoint": endpoint, **KEYS}, "s3://weights"),
                 ({"ms_endpoint": endpoint}, "ms://ns/repo"),
             ):
-                with pytest.raises(Forbidden, match="may not be reached"):
+                with pytest.raises(Forbidden, match="is not allowed"):
                     await fetcher.download(wish(source, tmp_path / "out", config))
         assert proxy.asked == []
         hub.cdn = named(hub.cdn, "192.168.1.1")  # nor by a redirect
-        with pytest.raises(Forbidden, match=r"192\.168\.1\.1 may not be reached"):
+        with pytest.raises(Forbidden, match=r"Access to 192\.168\.1\.1 is not allowed"):
             await fetcher.download(
                 wish("ns/repo", tmp_path / "out", {"hf_endpoint": named(hub.url, "10.1.2.3")})
             )

@@ -131,7 +131,7 @@ def test_an_endpoint_that_a_caller_names_may_not_be_private_and_the_operators_ow
 )
 def test_addresses_that_are_not_public_are_refused_unless_listed(address: str) -> None:
     assert HostPolicy.listed(["*"]).refusal_reason(address)
-    assert HostPolicy.everywhere().refusal_reason(address) == ""
+    assert HostPolicy.unrestricted().refusal_reason(address) == ""
 
 
 def test_listed_names_are_patterns() -> None:

@@ -184,7 +184,7 @@ async def test_an_endpoint_of_a_caller_is_not_shown_the_operators_keys_nor_may_i
     own = engine(tmp_path, endpoint="https://store.example.com", **KEYS)
     with pytest.raises(Invalid, match="Missing credentials"):
         await own.download(wish("s3://models/llama", tmp_path / "out", {"endpoint": s3}))
-    with pytest.raises(Forbidden, match=r"127\.0\.0\.1 may not be reached"):
+    with pytest.raises(Forbidden, match=r"Access to 127\.0\.0\.1 is not allowed"):
         await own.download(wish("s3://models/llama", tmp_path / "out", {"endpoint": s3, **KEYS}))
     listed = engine(tmp_path, download_allowed_hosts="127.0.0.0/8")
     await listed.download(wish("s3://models/llama", tmp_path / "out", {"endpoint": s3, **KEYS}))

@@ -37,7 +37,7 @@ def engine(
         is_trusted=is_trusted,
         patience=patience,
         ssl_context=ssl_context,
-        proxies=Proxies.read(proxies or {}),
+        proxies=Proxies.from_environ(proxies or {}),
     )
 
 

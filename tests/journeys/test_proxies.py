@@ -50,9 +50,9 @@ async def test_the_command_line_goes_through_it_and_says_what_is_wrong_with_it(t
         proxy.password = "me:rightsecret"
         for value, code, said in [
             (f"http://me:rightsecret@127.0.0.1:{proxy.port}", 0, "1 file, 2.1 MB"),
-            (f"http://me:wrongsecret@127.0.0.1:{proxy.port}", 1, "wants other credentials"),
+            (f"http://me:wrongsecret@127.0.0.1:{proxy.port}", 1, "requires other credentials"),
             ("socks5://me:wrongsecret@p.test:1", 78, "HTTP_PROXY names a socks5:// proxy"),
-            ("http://me:wrongsecret@", 78, "HTTP_PROXY names no proxy"),
+            ("http://me:wrongsecret@", 78, "HTTP_PROXY is not the URL of a proxy"),
         ]:
             async with download(
                 "ns/repo", "-o", tmp_path / str(code), HF_ENDPOINT=hub.url, HTTP_PROXY=value
@@ -103,7 +103,7 @@ async def test_a_job_goes_through_it_and_a_reload_takes_another_one(start: Start
             return (await ask(running, path=f"/v1/jobs/{jobs.all()[0].id}", method="GET"))[2]
 
         job = await outcome()
-        assert (job["state"], "wants other credentials" in str(job["error"])) == ("failed", True)
+        assert (job["state"], "requires other credentials" in str(job["error"])) == ("failed", True)
         variables.write_text(variables.read_text().replace("wrongsecret", "rightsecret"))
         result = await Reloader(running.appliance).reload({}, False)
         assert (result.applied, [change.new for change in result.changes]) == (

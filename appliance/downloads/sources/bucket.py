@@ -60,7 +60,7 @@ class Bucket:
         self._reach: HostPolicy = errand.reach
         self._patience = errand.patience
         address = _address(self._endpoint, errand.config)
-        self._proxy = errand.proxies.of(address)
+        self._proxy = errand.proxies.find(address)
         self._host = urlsplit(address).hostname or ""
         self._hidden = [
             value for key in ("access_key", "secret_key") if (value := errand.config.get(key, ""))
@@ -184,7 +184,7 @@ class Bucket:
         if self._proxy is not None and (
             (status is not None and status[1] == "407") or "ProxyAuthRequired" in text
         ):  # 6
-            return self._proxy.refusal(407, self._host)
+            return self._proxy.error_for(407, self._host)
         if self._proxy is not None and "TunnelUnsuccessful" in text:  # the client does not say the status
             return Interrupted(f"{where}: the proxy did not pass on to {self._host}", code="proxy_refused")
         if status is not None and status[1] in {"401", "403"}:  # 2

@@ -55,7 +55,7 @@ class Hf:
             self._endpoint,
             reach=self._reach,
             what=self._repo,
-            is_proxied=self._proxies.of(self._endpoint) is not None,
+            is_proxied=self._proxies.find(self._endpoint) is not None,
         )
         try:
             async with asyncio.timeout(self._tries.first_byte_s * 4):
@@ -107,10 +107,10 @@ class Hf:
 
         if isinstance(exc, ApplianceError):  # 0
             return exc
-        proxy, host = self._proxies.of(self._endpoint), urlsplit(self._endpoint).hostname or ""
+        proxy, host = self._proxies.find(self._endpoint), urlsplit(self._endpoint).hostname or ""
         where = f"{self._repo} at {name_host(proxy, self._endpoint)}"
         if proxy is not None and isinstance(exc, httpx2.ProxyError) and (status := str(exc)[:3]).isdecimal():
-            return proxy.refusal(int(status), host)
+            return proxy.error_for(int(status), host)
         if isinstance(exc, errors.GatedRepoError):  # 1
             return Forbidden(
                 f"{where} is gated: its terms must be accepted there, and hf_token be of who did so.",
@@ -122,7 +122,7 @@ class Hf:
             return NotFound(f"{where} does not exist, or hf_token may not see it.")
         if isinstance(exc, errors.HfHubHTTPError) and exc.response is not None:  # 3
             if proxy is not None and exc.response.status_code == 407:
-                return proxy.refusal(407, host)
+                return proxy.error_for(407, host)
             return status_error(
                 exc.response.status_code, self._repo, name_host(proxy, self._endpoint), exc.response.headers
             )

@@ -26,7 +26,7 @@ class Routed(httpx2.BaseTransport):
         self._ways: dict[Proxy | None, httpx2.HTTPTransport] = {}
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
-        return self._way(PROXIES.get().of(str(request.url))).handle_request(request)
+        return self._way(PROXIES.get().find(str(request.url))).handle_request(request)
 
     def _way(self, proxy: Proxy | None) -> httpx2.HTTPTransport:
         with self._lock:

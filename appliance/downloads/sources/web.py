@@ -118,7 +118,7 @@ class WebClient:
                     raise status_error(
                         answer.status,
                         what,
-                        name_host(self._proxies.of(url), urlsplit(url).hostname or ""),
+                        name_host(self._proxies.find(url), urlsplit(url).hostname or ""),
                         answer.headers,
                     )
                 yield answer
