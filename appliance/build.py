@@ -217,11 +217,11 @@ def build_manager(
     memory, why = pick_memory(catalogue.system.gpu_devices, is_simulated=is_simulated, offloads=offloads)
     log.info("model_memory", devices=[device.name for device in memory.read()], why=why)
     loader = Loader(
-        own.model_log_dir or state_dir / "model-logs",
-        Records(state_dir / "runners"),
-        settings.environ,
-        tasks,
-        wire,
+        log_dir=own.model_log_dir or state_dir / "model-logs",
+        records=Records(state_dir / "runners"),
+        environ=settings.environ,
+        tasks=tasks,
+        wire=wire,
         first_port=own.model_first_port,
         last_port=own.model_last_port,
     )
@@ -265,4 +265,4 @@ def add_manager(
     )
     watchdog = Watchdog(manager)
     tasks.every(MEASURE_EVERY_S, watchdog.measure, name="measure-models")
-    tasks.every(settings.models.model_look_s, watchdog.look, name="look-at-models")
+    tasks.every(settings.models.model_look_s, watchdog.probe, name="probe-models")

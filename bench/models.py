@@ -463,7 +463,9 @@ async def in_process(shop: Workshop, counts: Counts) -> dict[str, float]:
         house = full_house()
         return {
             "one lease and its end (two looks at a slot, one turn)": lease_s,
-            "one turn of the manager in which nothing is to be done": _timed(manager._turn, counts.calls),
+            "one turn of the manager in which nothing is to be done": _timed(
+                manager.reschedule, counts.calls
+            ),
             "one decision with 100 lines waiting and 3 busy models": _timed(
                 lambda: next_step(house), counts.calls
             ),

@@ -19,14 +19,15 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from appliance.models.scheduler.fit import fitting
-from appliance.models.scheduler.scheduler import Demand, next_step
+from appliance.models.scheduler.demand import Demand
+from appliance.models.scheduler.fit import find_devices
+from appliance.models.scheduler.scheduler import next_step
 from appliance.models.scheduler.state import (
-    Close,
+    Drain,
     ModelFacts,
-    Open,
     QueueState,
     ResidentRunner,
+    Resume,
     SchedulerRules,
     SchedulerState,
     Serve,
@@ -43,12 +44,12 @@ SLOTS = 4
 
 @dataclass(slots=True, eq=False)
 class Server:
-    key: int
+    serial: int
     alias: str
     began_s: float
     phase: str = "loading"
     active: int = 0
-    is_closed: bool = False
+    is_draining: bool = False
     ready_s: float = 0.0
     idle_since_s: float = 0.0
     queue: list[Job] = field(default_factory=list)  # inside: only first come, first served has one
@@ -149,7 +150,7 @@ class Sim:
         self.loads += 1
         self.owed.discard(alias)
         server = Server(self.loads, alias, self.now_s)
-        self.servers[server.key] = server
+        self.servers[server.serial] = server
         assert self.free() >= 0
         assert len({one.alias for one in self.servers.values()}) <= self.trace.places
         self._at(self.now_s + self.trace.models[alias].load_s, lambda: self._is_ready(server))
@@ -174,7 +175,7 @@ class Sim:
         server.ready_s = server.idle_since_s = self.now_s
 
     def _is_gone(self, server: Server) -> None:
-        del self.servers[server.key]
+        del self.servers[server.serial]
 
     # ---- what a policy may know
 
@@ -193,7 +194,7 @@ class Sim:
             model = self.trace.models[one.alias]
             found.append(
                 ResidentRunner(
-                    one.key,
+                    one.serial,
                     one.alias,
                     one.phase,
                     SLOTS,
@@ -203,7 +204,7 @@ class Sim:
                     self.now_s - one.ready_s,
                     model.load_s,
                     self.demand[one.alias].rate(self.now_s),
-                    is_closed=one.is_closed,
+                    is_draining=one.is_draining,
                 )
             )
         return found
@@ -215,8 +216,8 @@ class Sim:
                 len(line),
                 0,
                 self.now_s - line[0].at_s,
-                is_owed=alias in self.owed,
-                since_turn_s=self.now_s - self.turn_ended_s.get(alias, -math.inf),
+                has_reservation=alias in self.owed,
+                since_eviction_s=self.now_s - self.turn_ended_s.get(alias, -math.inf),
             )
             for alias, line in self.lines.items()
             if line
@@ -242,17 +243,17 @@ def ours(sim: Sim) -> float | None:
     while True:
         step = next_step(sim.house())
         if isinstance(step, Serve):
-            sim.serve(sim.servers[step.key])
+            sim.serve(sim.servers[step.serial])
         elif isinstance(step, Start):
             sim.start(step.alias)
         elif isinstance(step, Stop):
-            sim.gives_way(sim.servers[step.key], step.alias)
-            sim.stop(sim.servers[step.key])
-        elif isinstance(step, Close):
-            sim.gives_way(sim.servers[step.key], step.alias)
-            sim.servers[step.key].is_closed = True
-        elif isinstance(step, Open):
-            sim.servers[step.key].is_closed = False
+            sim.gives_way(sim.servers[step.serial], step.alias)
+            sim.stop(sim.servers[step.serial])
+        elif isinstance(step, Drain):
+            sim.gives_way(sim.servers[step.serial], step.alias)
+            sim.servers[step.serial].is_draining = True
+        elif isinstance(step, Resume):
+            sim.servers[step.serial].is_draining = False
         else:
             assert isinstance(step, Wait), step
             return step.again_s
@@ -274,7 +275,7 @@ def fcfs(sim: Sim) -> None:
             continue
         if any(one.phase != "ready" for one in sim.servers.values()):
             return
-        if fitting(sim.facts(job.alias), sim.house()) is not None:
+        if find_devices(sim.facts(job.alias), sim.house()) is not None:
             sim.start(job.alias)
             return
         oldest = min(sim.servers.values(), key=lambda one: one.began_s)
@@ -290,14 +291,17 @@ def lru(sim: Sim) -> None:
     job = sim.oldest(is_loaded=False)
     if job is None or any(one.phase != "ready" for one in sim.servers.values()):
         return
-    if fitting(sim.facts(job.alias), sim.house()) is not None:
+    if find_devices(sim.facts(job.alias), sim.house()) is not None:
         sim.start(job.alias)
         return
     idle = sorted((one for one in sim.servers.values() if not one.active), key=lambda one: one.idle_since_s)
     gone: list[Server] = []
     for one in idle:
         gone.append(one)
-        if fitting(sim.facts(job.alias), sim.house(), gone=[server.key for server in gone]) is not None:
+        if (
+            find_devices(sim.facts(job.alias), sim.house(), removed=[server.serial for server in gone])
+            is not None
+        ):
             for server in gone:
                 sim.stop(server)
             return

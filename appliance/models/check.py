@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from appliance.models.runner.loader import look_at_program
+from appliance.models.runner.program import find_program
 from appliance.models.settings import FIRST_PORT
 from appliance.models.table.catalogue import Catalogue, Model
 from appliance.models.table.command import (
@@ -48,7 +48,7 @@ class CheckReport:
 
 def check_models(catalogue: Catalogue) -> CheckReport:
     """Look at the llama-server and at every model's file."""
-    program = look_at_program(catalogue.llama_server)
+    program = find_program(catalogue.llama_server)
     flags = None if program.problem else program.flags
     return CheckReport(
         program.path,

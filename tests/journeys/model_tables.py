@@ -24,8 +24,8 @@ import pytest
 
 from appliance.control.parts import ReloadResult
 from appliance.models.manager.manager import ModelManager
-from appliance.models.manager.state import Runner
 from appliance.models.runner.orphans import started_ticks
+from appliance.models.runner.runner import Runner
 from appliance.models.status.views import DeviceView
 from appliance.reload import Reloader
 from tests.journeys.llama_servers import HELLO

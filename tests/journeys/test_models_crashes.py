@@ -149,7 +149,7 @@ async def test_one_that_answers_no_more_is_ended_and_loaded_again(
     managed: Managed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Five looks in a row without an answer (system D's rule)."""
-    monkeypatch.setattr(watchdog, "LOOK_LIMIT_S", 0.3)
+    monkeypatch.setattr(watchdog, "PROBE_TIMEOUT_S", 0.3)
     monkeypatch.setattr(watchdog, "RELOAD_AFTER_S", 0.1)
     house = await managed("a", variables={"MODEL_LOOK_S": "0.05"})
     house.manager.loader.times = StopTimes(term_s=0.2, kill_s=2.0)

@@ -16,16 +16,18 @@ ON_GPU = {"params": {"n_gpu_layers": 99}}
 
 async def test_a_models_memory_is_seen_on_the_gpu_and_comes_back(managed: Managed) -> None:
     house = await managed("a", a=ON_GPU)
-    assert isinstance(house.manager.memory, NvmlMemory)
-    before = house.manager.memory.read()[0].free_bytes
+    assert isinstance(house.manager.device_memory.memory, NvmlMemory)
+    before = house.manager.device_memory.memory.read()[0].free_bytes
     assert await house.said("a") == REPLY
     runner = house.runners("a")[0]
     assert set(runner.devices) == {0}
-    assert before - house.manager.memory.read()[0].free_bytes > 50 * MIB
+    assert before - house.manager.device_memory.memory.read()[0].free_bytes > 50 * MIB
     status, _, value = await house.ask("a", path="/vram", method="GET")
     assert (status, value["loaded_models_count"]) == (200, 1)
     await house.manager.eject("a")
-    assert await until(lambda: before - house.manager.memory.read()[0].free_bytes < 50 * MIB, seconds=10)
+    assert await until(
+        lambda: before - house.manager.device_memory.memory.read()[0].free_bytes < 50 * MIB, seconds=10
+    )
 
 
 async def test_models_give_way_to_each_other_on_the_gpu(managed: Managed) -> None:
@@ -38,10 +40,12 @@ async def test_models_give_way_to_each_other_on_the_gpu(managed: Managed) -> Non
 
 async def test_what_never_fits_is_refused_with_the_drivers_figures(managed: Managed) -> None:
     house = await managed("a", a={"params": {"n_gpu_layers": 99, "n_ctx": 131_072}}, vram_multiplier=3.0)
-    device = house.manager.memory.read()[0]
+    device = house.manager.device_memory.memory.read()[0]
     entry = house.manager.model_state("a")
     assert entry.estimate is not None
-    house.manager.history.took(entry.key, device.total_bytes)  # as if a load of it had filled the card
+    house.manager.history.record_memory(
+        entry.history_key, device.total_bytes
+    )  # as if a load of it had filled the card
     status, _, value = await house.ask("a")
     assert (status, value["error"]["code"]) == (503, "vram_exhausted")
     assert value["error"]["required_mb"] > device.total_bytes / MIB

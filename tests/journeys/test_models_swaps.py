@@ -100,7 +100,7 @@ async def test_pinned_models_do_not_give_way(managed: Managed) -> None:
 async def test_memory_that_is_full_is_told_with_its_figures_until_it_comes_free(managed: Managed) -> None:
     house = await managed("a", "b", max_concurrent_models=3, a={"pinned": True})
     assert await house.said("a") == REPLY
-    memory = house.manager.memory = Memory(house, 8000 * MIB, taken_bytes=7900 * MIB)
+    memory = house.manager.device_memory.memory = Memory(house, 8000 * MIB, taken_bytes=7900 * MIB)
     assert await until(lambda: house.manager.devices()[0].free_bytes == 100 * MIB)
     status, _, value = await house.ask("b")
     assert (status, value["error"]["code"]) == (503, "vram_exhausted")
@@ -119,10 +119,10 @@ async def test_memory_that_is_full_is_told_with_its_figures_until_it_comes_free(
 async def test_for_want_of_memory_an_idle_model_gives_way_although_there_are_places(managed: Managed) -> None:
     house = await managed("a", "b", max_concurrent_models=3)
     # Each is reckoned to take 500 MB (min_vram_required), and 200 are to stay free: there is room for one.
-    house.manager.memory = Memory(house, 1000 * MIB, each_bytes=500 * MIB)
+    house.manager.device_memory.memory = Memory(house, 1000 * MIB, each_bytes=500 * MIB)
     assert await house.said("a") == REPLY
     pid = house.pid("a")
-    house.runners("a")[0].memory = {-1: 500 * MIB}  # as the next measurement would find
+    house.runners("a")[0].memory_by_device = {-1: 500 * MIB}  # as the next measurement would find
     assert await until(lambda: house.manager.devices()[0].free_bytes == 500 * MIB)
     assert await house.said("b") == REPLY
     assert house.words() == {"a": "off", "b": "ready"}
@@ -179,7 +179,7 @@ async def replay(house: House, *, in_order: bool) -> tuple[int, float, float]:
         tasks.append(asyncio.create_task(one(number)))
         await asyncio.sleep(0.04)
     await asyncio.gather(*tasks)
-    answers = [sample.seconds - sample.queue_s for sample in list(house.manager.telemetry())[-24:]]
+    answers = [sample.duration_s - sample.queue_s for sample in list(house.manager.telemetry())[-24:]]
     return house.manager.counts().loads - before, max(waits), max(answers)
 
 

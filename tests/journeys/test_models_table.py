@@ -38,7 +38,9 @@ async def test_preloading_fills_the_places_and_pushes_nobody_out(managed: Manage
 
 async def _looked(house: House, alias: str) -> None:
     """Wait until it was the turn of a model to be preloaded."""
-    while not (house.manager.model_state(alias).wanted or house.manager.model_state(alias).reason):
+    while not (
+        house.manager.model_state(alias).background_load or house.manager.model_state(alias).wait_reason
+    ):
         await asyncio.sleep(0.02)
 
 
@@ -133,7 +135,7 @@ async def test_without_a_word_it_stays_for_idle_timeout_sec_but_for_the_most_ask
     house.manager.pin("c", pinned=False)  # any event: it is the manager's turn
     assert await until(lambda: house.word("b") == "off")
     assert (house.word("a"), house.word("c")) == ("ready", "ready")
-    stays_s = house.manager.stays_s(
+    stays_s = house.manager.retention.expires_in_s(
         house.runners("c")[0], house.manager.model_state("c"), house.manager.clock.monotonic_s()
     )
     assert stays_s is not None

@@ -15,11 +15,13 @@ import pytest
 from appliance.base.clock import FakeClock
 from appliance.base.tasks import Tasks
 from appliance.models.manager.manager import ModelManager
-from appliance.models.manager.state import Lease, ModelState, Runner
+from appliance.models.manager.waiters import Lease
+from appliance.models.runner.failures import LoadFailed
 from appliance.models.runner.load_history import LoadHistory
-from appliance.models.runner.process import LoadFailed
+from appliance.models.runner.runner import Runner
 from appliance.models.status.views import RAM, DeviceView, ModelView
 from appliance.models.table.catalogue import Catalogue, Model, Params, System
+from appliance.models.table.gguf import GgufHeader
 
 MIB = 1 << 20
 NEED = 500 * MIB  # of each model: min_vram_required
@@ -56,7 +58,7 @@ class StandinProcess:
         self.exited = asyncio.Event()
         self.exit_code: int | None = None
         self.is_listening = True
-        self.is_well = True
+        self.answers_well = True
         self.log_path = log_path
         self.tail: list[str] = []
 
@@ -67,8 +69,8 @@ class StandinProcess:
     def log_tail(self, lines: int = 20) -> list[str]:
         return self.tail[-lines:]
 
-    async def answers(self, limit_s: float = 2.0) -> bool:
-        return self.is_well
+    async def is_healthy(self, timeout_s: float = 2.0) -> bool:
+        return self.answers_well
 
     def trim_log(self) -> None:
         """It writes none."""
@@ -87,19 +89,23 @@ class StandinLoader:
         self.begun: list[str] = []  # aliases, in the order of loads
         self.loading: dict[int, tuple[Runner, asyncio.Future[None]]] = {}
         self.running: dict[int, Runner] = {}
-        self.ports: dict[int, int] = {}  # port → Live.serial
+        self.ports: dict[int, int] = {}  # port → Runner.serial
         self.engines: list[int] = []  # ports where somebody really listens, for the next loads
         self.stopped: list[str] = []
         self.killed_with: list[int] = []  # requests that each stop found active
-        self.cut_off: set[int] = set()  # llama-servers (Live.serial) that were stopped with requests
+        self.cut_off: set[int] = set()  # llama-servers (Runner.serial) that were stopped with requests
         self.stops_at_once = True
         self.may_stop = asyncio.Event()
 
-    async def look(self, catalogue: Catalogue) -> None:
+    async def find_program(self, catalogue: Catalogue) -> None:
         """There is no program to look at."""
 
     async def load(
-        self, runner: Runner, entry: ModelState, catalogue: Catalogue, on_look: Callable[[], None]
+        self,
+        runner: Runner,
+        header: GgufHeader | None,
+        catalogue: Catalogue,
+        on_progress: Callable[[], None],
     ) -> None:
         self.begun.append(runner.alias)
         runner.port = (
@@ -193,7 +199,7 @@ class StandinMemory:
     def read(self) -> list[DeviceView]:
         views = []
         for index in self.indices:
-            used = sum(runner.memory.get(index, 0) for runner in self._loader.running.values())
+            used = sum(runner.memory_by_device.get(index, 0) for runner in self._loader.running.values())
             views.append(
                 DeviceView(index, f"device {index}", self.total_bytes, used, self.total_bytes - used)
             )
@@ -281,7 +287,7 @@ class StandinHouse:
     async def later(self, seconds: float) -> None:
         """Let time go by."""
         self.clock.advance(seconds)
-        self.manager._turn()
+        self.manager.reschedule()
         await settle()
 
     def status(self, alias: str) -> str:

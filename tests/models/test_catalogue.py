@@ -581,8 +581,8 @@ def test_the_check_explains_itself_and_names_every_problem(
 @pytest.mark.parametrize(
     ("environ", "code", "said"),
     [
-        ({"LLAMA_SERVER_PATH": "/no/such"}, 78, "/no/such is no program"),
-        ({"LLAMA_SERVER_PATH": "/bin/true"}, 78, "does not read like a llama-server's"),
+        ({"LLAMA_SERVER_PATH": "/no/such"}, 78, "llama-server not found: /no/such"),
+        ({"LLAMA_SERVER_PATH": "/bin/true"}, 78, "is not that of a llama-server"),
         ({"CONFIG_PATH": "/no/such.json"}, 78, "/no/such.json"),
     ],
 )

@@ -80,8 +80,8 @@ def test_a_failed_model_tells_its_reason_and_how_it_is_tried_again() -> None:
     error = ModelFailed("org/b", reason="unknown argument: --x.\n", attempts=3)
     assert not error.retryable
     assert error.message == (
-        "'org/b' could not be loaded (3 attempts): unknown argument: --x. When the cause is mended, "
-        "POST /v1/models/org/b/reset lets it be tried again."
+        "Model 'org/b' could not be loaded (3 attempts): unknown argument: --x. "
+        "Fix the cause, then POST /v1/models/org/b/reset to try again."
     )
 
 

@@ -21,18 +21,18 @@ def test_a_load_is_expected_by_the_file_until_one_was_seen() -> None:
     lessons = LoadHistory(None)
     assert lessons.expected_load_s("a", 10 * GB) == 10 * GB / GUESSED_BYTES_PER_S
     assert lessons.expected_load_s("a", 0) == LEAST_LOAD_S
-    lessons.loaded("a", seconds=4.0, size_bytes=0)
+    lessons.record_load("a", seconds=4.0, size_bytes=0)
     assert lessons.expected_load_s("a", 10 * GB) == 4.0
-    lessons.loaded("a", seconds=2.0, size_bytes=0)
+    lessons.record_load("a", seconds=2.0, size_bytes=0)
     assert lessons.expected_load_s("a", 10 * GB) == 3.0
-    lessons.loaded("a", seconds=0.01, size_bytes=0)
-    lessons.loaded("b", seconds=0.01, size_bytes=0)
+    lessons.record_load("a", seconds=0.01, size_bytes=0)
+    lessons.record_load("b", seconds=0.01, size_bytes=0)
     assert lessons.expected_load_s("b", 10 * GB) == LEAST_LOAD_S
 
 
 def test_the_speed_of_other_loads_is_taken_for_those_never_seen() -> None:
     lessons = LoadHistory(None)
-    lessons.loaded("a", seconds=1.0, size_bytes=3 * GB)
+    lessons.record_load("a", seconds=1.0, size_bytes=3 * GB)
     assert lessons.expected_load_s("b", 10 * GB) == pytest.approx(
         10 * GB / ((GUESSED_BYTES_PER_S + 3 * GB) / 2)
     )
@@ -41,31 +41,36 @@ def test_the_speed_of_other_loads_is_taken_for_those_never_seen() -> None:
 def test_the_most_memory_that_was_seen_counts() -> None:
     lessons = LoadHistory(None)
     for seen in (100, 300, 200, 301):
-        lessons.took("a", seen)
-    assert lessons.of("a") == LoadRecord(0.0, 300, 0)  # a page more is not worth a write
+        lessons.record_memory("a", seen)
+    assert lessons.record_of("a") == LoadRecord(0.0, 300, 0)  # a page more is not worth a write
     assert lessons.version == 2
 
 
 def test_lessons_are_there_again_after_a_restart(tmp_path: Path) -> None:
     path = tmp_path / "state" / "lessons.json"
     first, second = LoadHistory(path), LoadHistory(path)
-    first.loaded("a", seconds=1.2345, size_bytes=0)
-    first.took("a", 5 * GB)
+    first.record_load("a", seconds=1.2345, size_bytes=0)
+    first.record_memory("a", 5 * GB)
     first.write()
     second.read()
-    assert second.of("a") == LoadRecord(1.234, 5 * GB, 1)
+    assert second.record_of("a") == LoadRecord(1.234, 5 * GB, 1)
     assert [file.name for file in path.parent.iterdir()] == ["lessons.json"]
 
 
 def test_those_used_last_are_kept(tmp_path: Path) -> None:
     first, second = LoadHistory(tmp_path / "l.json"), LoadHistory(tmp_path / "l.json")
     for number in range(MOST_KEPT):
-        first.loaded(f"k{number}", seconds=1, size_bytes=0)
-    first.loaded("k0", seconds=1, size_bytes=0)
-    first.loaded("new", seconds=1, size_bytes=0)
+        first.record_load(f"k{number}", seconds=1, size_bytes=0)
+    first.record_load("k0", seconds=1, size_bytes=0)
+    first.record_load("new", seconds=1, size_bytes=0)
     first.write()
     second.read()
-    assert [second.of(key) is not None for key in ("k0", "k1", "k2", "new")] == [True, False, True, True]
+    assert [second.record_of(key) is not None for key in ("k0", "k1", "k2", "new")] == [
+        True,
+        False,
+        True,
+        True,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -99,11 +104,11 @@ def test_a_spoilt_file_is_as_none(tmp_path: Path, text: str) -> None:
     path.write_text(text)
     lessons = LoadHistory(path)
     lessons.read()
-    assert lessons.of("a") is None
-    lessons.took("a", 7)
+    assert lessons.record_of("a") is None
+    lessons.record_memory("a", 7)
     lessons.write()  # and is replaced by a good one
     lessons.read()
-    assert lessons.of("a") == LoadRecord(0.0, 7, 0)
+    assert lessons.record_of("a") == LoadRecord(0.0, 7, 0)
 
 
 def test_where_nothing_can_be_written_the_lessons_are_only_kept_in_memory(tmp_path: Path) -> None:
@@ -111,16 +116,16 @@ def test_where_nothing_can_be_written_the_lessons_are_only_kept_in_memory(tmp_pa
     for path in (tmp_path / "file" / "lessons.json", tmp_path):
         lessons = LoadHistory(path)
         lessons.read()
-        lessons.took("a", 7)
+        lessons.record_memory("a", 7)
         lessons.write()
-        assert lessons.of("a") == LoadRecord(0.0, 7, 0)
+        assert lessons.record_of("a") == LoadRecord(0.0, 7, 0)
 
 
 def test_nobodys_lessons_are_nobodys() -> None:
     lessons = LoadHistory(None)
-    lessons.took("", 7)
-    lessons.loaded("", seconds=1, size_bytes=0)
-    assert (lessons.of(""), lessons.version) == (None, 0)
+    lessons.record_memory("", 7)
+    lessons.record_load("", seconds=1, size_bytes=0)
+    assert (lessons.record_of(""), lessons.version) == (None, 0)
 
 
 def test_a_model_is_known_by_its_file_and_by_how_it_is_run(tmp_path: Path) -> None:

@@ -9,15 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from appliance.base.fair_queue import FairQueue
 from appliance.base.tasks import Tasks
 from appliance.base.wire.pool import ConnectionPool
 from appliance.base.wire.types import PoolLimits
-from appliance.models.manager.state import ModelState, Runner
-from appliance.models.runner import loader as room
-from appliance.models.runner.loader import Loader, look_at_program
+from appliance.models.runner import loader as loader_module
+from appliance.models.runner import program as program_module
+from appliance.models.runner.failures import LoadFailed
+from appliance.models.runner.loader import Loader
 from appliance.models.runner.orphans import Records, started_ticks
-from appliance.models.runner.process import LoadFailed, StopTimes, free_port, owner_of
+from appliance.models.runner.ports import find_free_port, owner_of
+from appliance.models.runner.process import StopTimes
+from appliance.models.runner.program import find_program
+from appliance.models.runner.runner import Runner
 from appliance.models.table.catalogue import Catalogue, Model, Params, System
 
 pytestmark = pytest.mark.timeout(60)
@@ -32,19 +35,19 @@ class Yard:
         self.binary = binary
         self.serial = 0
 
-    def runner(self, **params: object) -> tuple[Runner, ModelState]:
+    def runner(self, **params: object) -> Runner:
         self.serial += 1
         model = Model(
             "tiny", self.folder / "tiny-chat.gguf", Params(n_ctx=2048).model_copy(update=params), "table"
         )
-        return Runner(self.serial, "tiny", model, (-1,), 1, 1, 0.0, 0.0), ModelState(model, FairQueue(10))
+        return Runner(self.serial, "tiny", model, (-1,), 1, 1, 0.0, 0.0)
 
-    async def load(self, runner: Runner, entry: ModelState, binary: str | None = None) -> None:
+    async def load(self, runner: Runner, binary: str | None = None) -> None:
         await self.loader.load(
             runner,
-            entry,
+            None,
             Catalogue(
-                {"tiny": entry.model}, self.system, llama_server=self.binary if binary is None else binary
+                {"tiny": runner.model}, self.system, llama_server=self.binary if binary is None else binary
             ),
             lambda: None,
         )
@@ -56,13 +59,13 @@ class Yard:
 @pytest.fixture
 async def yard(tmp_path: Path, llama_binary: str, tiny_models: Path) -> AsyncIterator[Yard]:
     tasks, wire = Tasks(), ConnectionPool(PoolLimits())
-    first = free_port((), 20_000 + os.getpid() % 9000, 29_900)
+    first = find_free_port((), 20_000 + os.getpid() % 9000, 29_900)
     loader = Loader(
-        tmp_path / "logs",
-        Records(tmp_path / "runners"),
-        os.environ,
-        tasks,
-        wire,
+        log_dir=tmp_path / "logs",
+        records=Records(tmp_path / "runners"),
+        environ=os.environ,
+        tasks=tasks,
+        wire=wire,
         first_port=first,
         last_port=first + 90,
         times=StopTimes(5.0, 5.0),
@@ -71,10 +74,10 @@ async def yard(tmp_path: Path, llama_binary: str, tiny_models: Path) -> AsyncIte
     made = Yard(loader, llama_binary, tiny_models)
     plain = made.runner
 
-    def remembered(**params: object) -> tuple[Runner, ModelState]:
-        runner, entry = plain(**params)
+    def remembered(**params: object) -> Runner:
+        runner = plain(**params)
         runners.append(runner)
-        return runner, entry
+        return runner
 
     made.runner = remembered  # type: ignore[method-assign]
     yield made
@@ -85,8 +88,8 @@ async def yard(tmp_path: Path, llama_binary: str, tiny_models: Path) -> AsyncIte
 
 
 async def test_it_comes_up_with_a_record_and_goes_with_it(yard: Yard) -> None:
-    runner, entry = yard.runner()
-    await yard.load(runner, entry)
+    runner = yard.runner()
+    await yard.load(runner)
     process = runner.process
     assert process is not None
     assert owner_of(runner.port, process.pid) == "ours"
@@ -99,9 +102,9 @@ async def test_it_comes_up_with_a_record_and_goes_with_it(yard: Yard) -> None:
 
 
 async def test_two_side_by_side_get_ports_of_their_own(yard: Yard) -> None:
-    pairs = [yard.runner() for _ in range(2)]
-    await asyncio.gather(*(yard.load(*pair) for pair in pairs))
-    assert len({runner.port for runner, _ in pairs}) == 2
+    runners = [yard.runner() for _ in range(2)]
+    await asyncio.gather(*map(yard.load, runners))
+    assert len({runner.port for runner in runners}) == 2
 
 
 async def test_a_port_that_somebody_takes_in_the_moment_is_left_for_another(
@@ -116,12 +119,12 @@ async def test_a_port_that_somebody_takes_in_the_moment_is_left_for_another(
 
         def blind(taken: set[int], first: int, last: int) -> int:
             """As if it had been free when it was looked at."""
-            given.append(squatted if squatted not in taken else free_port(taken, first, last))
+            given.append(squatted if squatted not in taken else find_free_port(taken, first, last))
             return given[-1]
 
-        monkeypatch.setattr(room, "free_port", blind)
-        runner, entry = yard.runner()
-        await yard.load(runner, entry)
+        monkeypatch.setattr(loader_module, "find_free_port", blind)
+        runner = yard.runner()
+        await yard.load(runner)
     assert (given[0], runner.port) == (squatted, given[1])
     assert len(yard.records()) == 1
     assert set(yard.loader._ports) == {runner.port}
@@ -130,7 +133,7 @@ async def test_a_port_that_somebody_takes_in_the_moment_is_left_for_another(
 async def test_one_that_is_told_to_go_while_it_is_spawned_leaves_nothing(
     yard: Yard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runner, entry = yard.runner()
+    runner = yard.runner()
     add, spawned = yard.loader.records.add, list[int]()
 
     def told(pid: int, *, port: int, alias: str, command: list[str]) -> None:
@@ -139,38 +142,38 @@ async def test_one_that_is_told_to_go_while_it_is_spawned_leaves_nothing(
         runner.is_stop_requested = True  # its stop came a moment ago, when there was no process yet
 
     monkeypatch.setattr(yard.loader.records, "add", told)
-    with pytest.raises(LoadFailed, match="told to go"):
-        await yard.load(runner, entry)
+    with pytest.raises(LoadFailed, match="it was stopped"):
+        await yard.load(runner)
     assert started_ticks(spawned[0]) is None
     assert (yard.records(), yard.loader._ports) == ([], {})
 
 
 async def test_one_that_is_told_to_go_before_is_not_spawned(yard: Yard) -> None:
-    runner, entry = yard.runner()
+    runner = yard.runner()
     runner.is_stop_requested = True
-    with pytest.raises(LoadFailed, match="told to go"):
-        await yard.load(runner, entry)
+    with pytest.raises(LoadFailed, match="it was stopped"):
+        await yard.load(runner)
     assert runner.process is not None
     assert runner.process.pid == 0
 
 
 async def test_a_second_stop_does_not_free_what_is_anothers_by_now(yard: Yard) -> None:
-    runner, entry = yard.runner()
-    await yard.load(runner, entry)
+    runner = yard.runner()
+    await yard.load(runner)
     await yard.loader.stop(runner)
-    other, entry = yard.runner()
-    await yard.load(other, entry)
+    other = yard.runner()
+    await yard.load(other)
     assert other.port == runner.port
     await yard.loader.stop(runner)
     assert yard.loader._ports == {other.port: other.serial}
 
 
 async def test_one_that_cannot_be_loaded_leaves_no_record_and_no_port(yard: Yard, tmp_path: Path) -> None:
-    runner, entry = yard.runner()
+    runner = yard.runner()
     (tmp_path / "none.gguf").write_bytes(b"GGUF and nothing else")
     runner.model = Model("tiny", tmp_path / "none.gguf", Params(), "table")
     with pytest.raises(LoadFailed, match="failed to read") as caught:
-        await yard.load(runner, entry)
+        await yard.load(runner)
     assert not caught.value.can_retry
     assert (yard.records(), yard.loader._ports) == ([], {})
 
@@ -179,18 +182,18 @@ async def test_what_this_server_does_not_know_is_hopeless(yard: Yard, tmp_path: 
     program = tmp_path / "older"
     program.write_text("#!/bin/sh\necho '--port N  --model F  --ctx-size N'\n")
     program.chmod(0o755)
-    runner, entry = yard.runner(chat_template="chatml")
+    runner = yard.runner(chat_template="chatml")
     with pytest.raises(LoadFailed, match="chat_template") as caught:
-        await yard.load(runner, entry, str(program))
+        await yard.load(runner, str(program))
     assert not caught.value.can_retry
     assert yard.loader._ports == {}
 
 
 async def test_without_a_free_port_it_may_be_tried_again(yard: Yard) -> None:
     yard.loader.last_port = yard.loader.first_port - 1
-    runner, entry = yard.runner()
+    runner = yard.runner()
     with pytest.raises(LoadFailed, match="are taken") as caught:
-        await yard.load(runner, entry)
+        await yard.load(runner)
     assert caught.value.can_retry
 
 
@@ -200,47 +203,47 @@ async def test_without_a_free_port_it_may_be_tried_again(yard: Yard) -> None:
 async def test_another_program_of_the_table_is_taken_from_the_next_load_on(
     yard: Yard, tmp_path: Path
 ) -> None:
-    runner, entry = yard.runner()
-    await yard.load(runner, entry)
+    runner = yard.runner()
+    await yard.load(runner)
     link = tmp_path / "other-llama-server"
     link.symlink_to(yard.binary)
-    other, entry = yard.runner()
-    await yard.load(other, entry, str(link))
+    other = yard.runner()
+    await yard.load(other, str(link))
     assert other.process is not None
     assert other.process.command[0] == str(link)
 
 
 async def test_a_program_that_is_missing_is_looked_for_again(yard: Yard, tmp_path: Path) -> None:
     link = tmp_path / "late-llama-server"
-    runner, entry = yard.runner()
+    runner = yard.runner()
     with pytest.raises(
-        LoadFailed, match=r"late-llama-server is no program that is found; set LLAMA_SERVER_PATH"
+        LoadFailed, match=r"llama-server not found: .*late-llama-server. Set LLAMA_SERVER_PATH"
     ) as caught:
-        await yard.load(runner, entry, str(link))
+        await yard.load(runner, str(link))
     assert not caught.value.can_retry
     link.symlink_to(yard.binary)
-    await yard.load(runner, entry, str(link))
+    await yard.load(runner, str(link))
     assert runner.process is not None
 
 
 @pytest.mark.parametrize(
     ("script", "said"),
     [
-        ("#!/bin/sh\necho hello\n", "does not read like a llama-server's (exit code 0)"),
-        ("#!/bin/sh\nexit 3\n", "does not read like a llama-server's (exit code 3)"),
-        ("#!/nowhere/interpreter\n", "does not work"),
-        ("#!/bin/sh\nsleep 5\n", "does not work"),
-        ("#!/bin/sh\nprintf '\\377\\376 --porto'\n", "does not read like a llama-server's"),
+        ("#!/bin/sh\necho hello\n", "is not that of a llama-server (exit code 0)"),
+        ("#!/bin/sh\nexit 3\n", "is not that of a llama-server (exit code 3)"),
+        ("#!/nowhere/interpreter\n", "failed:"),
+        ("#!/bin/sh\nsleep 5\n", "failed:"),
+        ("#!/bin/sh\nprintf '\\377\\376 --porto'\n", "is not that of a llama-server"),
     ],
 )
 def test_a_program_that_is_no_llama_server_is_said_to_be_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, said: str
 ) -> None:
-    monkeypatch.setattr(room, "HELP_S", 0.3)
+    monkeypatch.setattr(program_module, "HELP_TIMEOUT_S", 0.3)
     program = tmp_path / "program"
     program.write_text(script)
     program.chmod(0o755)
-    assert said in look_at_program(str(program)).problem
+    assert said in find_program(str(program)).problem
 
 
 def test_not_even_the_question_what_it_takes_shows_it_our_secrets(
@@ -250,12 +253,12 @@ def test_not_even_the_question_what_it_takes_shows_it_our_secrets(
     program = tmp_path / "program"
     program.write_text(f"#!/bin/sh\nenv > {tmp_path}/seen\necho '--port N'\n")
     program.chmod(0o755)
-    assert look_at_program(str(program)).problem == ""
+    assert find_program(str(program)).problem == ""
     assert "sk-secret" not in (tmp_path / "seen").read_text()
 
 
 def test_the_real_one_is_known_by_its_help(llama_binary: str) -> None:
-    program = look_at_program(llama_binary)
+    program = find_program(llama_binary)
     assert (program.path, program.problem) == (llama_binary, "")
     assert "--ctx-size" in program.flags.names
 
@@ -267,11 +270,21 @@ def server(path: Path, *, knows: str) -> str:
     return str(path)
 
 
+def bare_loader(tmp_path: Path, tasks: Tasks) -> Loader:
+    return Loader(
+        log_dir=tmp_path,
+        records=Records(tmp_path / "runners"),
+        environ={},
+        tasks=tasks,
+        wire=ConnectionPool(PoolLimits()),
+    )
+
+
 async def looked(tmp_path: Path, *wanted: str) -> Loader:
     async with Tasks() as tasks:
-        loader = Loader(tmp_path, Records(tmp_path / "runners"), {}, tasks, ConnectionPool(PoolLimits()))
+        loader = bare_loader(tmp_path, tasks)
         for one in wanted:
-            await loader.look(Catalogue({}, llama_server=one))
+            await loader.find_program(Catalogue({}, llama_server=one))
         return loader
 
 
@@ -285,8 +298,8 @@ async def test_a_llama_server_is_asked_once_for_its_help(tmp_path):
 async def test_loads_that_begin_while_it_is_asked_wait_for_that(tmp_path):
     one = server(tmp_path / "one", knows="--jinja")
     async with Tasks() as tasks:
-        loader = Loader(tmp_path, Records(tmp_path / "runners"), {}, tasks, ConnectionPool(PoolLimits()))
-        await asyncio.gather(*(loader.look(Catalogue({}, llama_server=one)) for _ in range(3)))
+        loader = bare_loader(tmp_path, tasks)
+        await asyncio.gather(*(loader.find_program(Catalogue({}, llama_server=one)) for _ in range(3)))
     assert Path(f"{one}.asked").read_text() == "x\n"
 
 
@@ -300,7 +313,7 @@ async def test_after_a_reload_the_new_llama_server_is_used(tmp_path):
 
 async def test_one_that_was_missing_is_looked_for_again(tmp_path):
     loader = await looked(tmp_path, str(tmp_path / "one"))
-    assert "is no program that is found" in loader.program.problem
+    assert "not found" in loader.program.problem
     server(tmp_path / "one", knows="--jinja")
-    await loader.look(Catalogue({}, llama_server=str(tmp_path / "one")))
+    await loader.find_program(Catalogue({}, llama_server=str(tmp_path / "one")))
     assert not loader.program.problem

@@ -8,6 +8,7 @@ import pytest
 
 from appliance.models.manager.errors import ModelFailed
 from appliance.models.manager.supervisor import BACK_OFF_S
+from appliance.models.scheduler.scheduler import RETRY_LATER
 from tests.models.standin_house import NEED, Make, model, settle, until
 
 pytestmark = pytest.mark.timeout(20)
@@ -24,7 +25,7 @@ async def test_a_load_is_tried_as_often_as_configured_with_longer_rests(open_hou
         await house.fails("a", f"failure {number}")
         await house.later(rest_s - 0.01)
         assert (len(house.loader.begun), house.status("a")) == (number, "crashed")
-        assert house.manager.model_states["a"].reason == "it rests after a crash"
+        assert house.manager.model_states["a"].wait_reason == RETRY_LATER
         await house.later(0.02)
         assert len(house.loader.begun) == number + 1
     await house.fails("a", "failure 4")
@@ -205,7 +206,7 @@ async def test_what_it_really_takes_is_known_as_soon_as_it_is_ready(open_house: 
     task = house.ask("a")
     await settle()
     runner = next(iter(house.loader.loading.values()))[0]
-    runner.memory = {-1: 1}  # as it was seen when it had just begun
+    runner.memory_by_device = {-1: 1}  # as it was seen when it had just begun
     runner.process.pid = os.getpid()  # type: ignore[union-attr]
     house.loader.ready("a")
     await settle()

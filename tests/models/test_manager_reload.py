@@ -26,7 +26,13 @@ TABLE = Catalogue({"a": MODEL}, System(parallel_requests=4), llama_server="/nowh
 async def manager(tmp_path: Path) -> AsyncIterator[ModelManager]:
     """A manager of one model, which is not loaded (there is no llama-server, and no file)."""
     async with Tasks() as tasks:
-        loader = Loader(tmp_path, Records(tmp_path / "runners"), {}, tasks, ConnectionPool(PoolLimits()))
+        loader = Loader(
+            log_dir=tmp_path,
+            records=Records(tmp_path / "runners"),
+            environ={},
+            tasks=tasks,
+            wire=ConnectionPool(PoolLimits()),
+        )
         one = ModelManager(
             TABLE,
             loader=loader,

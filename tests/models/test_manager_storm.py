@@ -10,7 +10,8 @@ from typing import ParamSpec, TypeVar
 import pytest
 
 from appliance.base.errors import ApplianceError
-from appliance.models.manager.state import Lease, Runner
+from appliance.models.manager.waiters import Lease, SlotWaiter
+from appliance.models.runner.runner import Runner
 from appliance.models.table.catalogue import Catalogue
 from tests.models.standin_house import Make, StandinHouse, model, settle
 
@@ -150,7 +151,7 @@ class Storm:
 
     def time_goes_by(self) -> None:
         self.house.clock.advance(self.chance.choice((0.01, 0.1, 1.0, 10.0, 60.0, 400.0)))
-        self.house.manager._turn()
+        self.house.manager.reschedule()
 
     def reset(self) -> None:
         self.house.manager.reset(self.alias())
@@ -191,12 +192,12 @@ class Storm:
         assert len({runner.alias for runner in self.runners()}) <= PLACES
         assert loader.cut_off <= self.forced, "a running request was cut off"
         assert (
-            sum(sum(runner.memory.values()) for runner in loader.running.values())
+            sum(sum(runner.memory_by_device.values()) for runner in loader.running.values())
             <= self.house.memory.total_bytes
         )
         for entry in manager.model_states.values():
-            assert len(entry.line) == sum(ticket is not None for _, ticket in entry.waiters.values())
-            assert len(entry.line) <= entry.line.limit
+            assert len(entry.queue) == sum(isinstance(waiter, SlotWaiter) for waiter in entry.waiters)
+            assert len(entry.queue) <= entry.queue.limit
         assert self.house.deaths == []
 
     async def calm(self) -> None:
@@ -220,7 +221,7 @@ class Storm:
             for alias in self.pending():
                 self.house.loader.ready(alias)
             self.house.clock.advance(5)
-            manager._turn()
+            manager.reschedule()
         raise AssertionError(
             f"lost: {len(self.tasks)} asked, {[task for task in self.others if not task.done()]}, {manager.queues()}"
         )
@@ -247,7 +248,7 @@ async def test_nothing_is_lost_nothing_leaks_and_nobody_is_cut_off(
     await storm.calm()
     assert storm.granted > 30
     assert all(runner.active == 0 for runner in storm.runners())
-    assert all(not entry.waiters and not len(entry.line) for entry in house.manager.model_states.values())
+    assert all(not entry.waiters and not len(entry.queue) for entry in house.manager.model_states.values())
     assert len(house.loader.ports) == len(storm.runners())
     assert {runner.serial for runner in storm.runners()} == set(house.loader.running)
     for task in storm.others:

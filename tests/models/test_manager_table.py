@@ -37,7 +37,7 @@ async def test_nothing_is_loaded_before_its_file_was_looked_at(open_house: Make,
     (tmp_path / "b.gguf").write_bytes(HEADER)
     apply(house, model("a", tmp_path), model("b", tmp_path))
     task = house.ask("b")  # before the look has ended: what it needs is not known
-    with pytest.raises(Exception, match="needs 700 MB"):
+    with pytest.raises(Exception, match="700 MB needed"):
         await task
     assert house.loader.begun == []
 
@@ -96,8 +96,8 @@ async def test_a_model_that_is_taken_out_ends_what_it_has_begun_and_refuses_the_
     lease, waits = await house.manager.lease("a"), house.ask("a", on_wait=told.append)
     await settle()
     apply(house, model("b", tmp_path))
-    assert told[0]().reason == "it was taken out of the table"
-    with pytest.raises(NoSuchModel, match="was taken out of the table"):
+    assert told[0]().reason == "it was removed from the table"
+    with pytest.raises(NoSuchModel, match="was removed from the table"):
         await waits
     with pytest.raises(NoSuchModel):
         await house.manager.lease("a")
@@ -268,6 +268,6 @@ async def test_a_model_that_runs_serves_on_though_its_file_went(open_house: Make
     await house.have("a")
     (tmp_path / "a.gguf").unlink()
     house.manager.reset("a")  # its file is looked at again
-    await until(lambda: house.manager.model_states["a"].problem)
+    await until(lambda: house.manager.model_states["a"].file_problem)
     (await house.manager.lease("a")).release(is_ok=True)
     assert (house.status("a"), house.manager.failed_models()) == ("ready", [])

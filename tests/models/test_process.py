@@ -14,17 +14,17 @@ import pytest
 from appliance.base.tasks import Tasks
 from appliance.base.wire.pool import ConnectionPool
 from appliance.base.wire.types import PoolLimits
-from appliance.models.runner import process as room
+from appliance.models.runner import log_file
+from appliance.models.runner import process as process_module
+from appliance.models.runner.failures import LoadFailed
+from appliance.models.runner.log_file import log_name
 from appliance.models.runner.orphans import started_ticks
+from appliance.models.runner.ports import find_free_port, owner_of
 from appliance.models.runner.process import (
-    LoadFailed,
     Process,
     StopTimes,
     environment,
-    free_port,
-    log_name,
     memory_bytes,
-    owner_of,
     pause_after,
 )
 from tests.models.standin_house import until
@@ -73,7 +73,7 @@ Make = Callable[..., Process]
 
 def unused_port() -> int:
     """Give a port of a range that the kernel gives to nobody by itself."""
-    return free_port((), 20_000 + os.getpid() % 9000, 29_999)
+    return find_free_port((), 20_000 + os.getpid() % 9000, 29_999)
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ async def make(tmp_path: Path) -> AsyncIterator[Make]:
 
     yield begin
     for process in made:
-        if process.runs:
+        if process.is_running:
             assert await process.stop(StopTimes(0.2, 5.0)) != "stuck"
     await tasks.close()
     await wire.close()
@@ -116,7 +116,7 @@ async def make(tmp_path: Path) -> AsyncIterator[Make]:
 
 async def load_failure(process: Process, limit_s: float = 10.0) -> LoadFailed:
     with pytest.raises(LoadFailed) as caught:
-        await process.ready(limit_s, lambda: None)
+        await process.wait_ready(limit_s, lambda: None)
     return caught.value
 
 
@@ -131,12 +131,16 @@ async def test_it_is_ready_when_its_health_says_so(make: Make) -> None:
     looks: list[bool] = []
     process = make("serve(503, 503, 200)")
     await process.start()
-    await process.ready(10, lambda: looks.append(process.is_listening))
-    assert process.runs
+    await process.wait_ready(10, lambda: looks.append(process.is_listening))
+    assert process.is_running
     assert looks[0] is False
     assert looks[-1] is True  # it was seen to listen before it was ready
-    assert (await process.stop(SOON), process.exit_code, process.runs) == ("term", -signal.SIGTERM, False)
-    assert await process.stop(SOON) == "ended"
+    assert (await process.stop(SOON), process.exit_code, process.is_running) == (
+        "term",
+        -signal.SIGTERM,
+        False,
+    )
+    assert await process.stop(SOON) == "exited"
 
 
 @pytest.mark.parametrize("code", ["time.sleep(60)", "serve(503)", "serve(404)"])
@@ -150,7 +154,7 @@ async def test_one_that_does_not_come_to_be_ready_may_be_tried_again(make: Make,
 async def test_somebody_elses_answer_does_not_count(make: Make) -> None:
     other = make("serve(200)")
     await other.start()
-    await other.ready(10, lambda: None)
+    await other.wait_ready(10, lambda: None)
     process = make("time.sleep(60)", port=other.port, log="second.log")
     await process.start()
     assert (await load_failure(process, 0.3)).can_retry
@@ -164,7 +168,7 @@ async def test_a_script_that_starts_the_real_server_is_as_good(make: Make) -> No
         "print('child', child.pid, flush=True); child.wait()"
     )
     await process.start()
-    await process.ready(10, lambda: None)
+    await process.wait_ready(10, lambda: None)
     child = int(process.log_tail()[0].split()[1])
     os.kill(process.pid, signal.SIGKILL)  # it crashes, and leaves its child behind
     await process.exited.wait()
@@ -206,7 +210,7 @@ async def test_what_its_log_says_decides_whether_it_is_tried_again(
     await process.start()
     failure = await load_failure(process)
     assert failure.can_retry is can_retry
-    assert failure.reason.startswith("it ended with exit code 1")
+    assert failure.reason.startswith("llama-server exited with code 1")
     if said and "terminate" not in said:
         assert said in failure.reason  # the first complaint, not the last
     assert failure.is_port == ("bind" in said.lower())
@@ -216,7 +220,7 @@ async def test_one_that_is_killed_while_it_loads_is_said_to_be(make: Make) -> No
     process = make("print('warning: failed to mlock, harmless', flush=True); os.kill(os.getpid(), 9)")
     await process.start()
     failure = await load_failure(process)
-    assert (failure.reason, failure.can_retry) == ("it was killed by signal 9", True)
+    assert (failure.reason, failure.can_retry) == ("llama-server was killed by signal 9", True)
 
 
 @pytest.mark.parametrize(
@@ -235,7 +239,7 @@ async def test_a_program_that_cannot_be_started_is_hopeless(
     said: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(room.shutil, "which", lambda _: None)  # no setpriv on this machine
+    monkeypatch.setattr(process_module.shutil, "which", lambda _: None)  # no setpriv on this machine
     if mode is not None:
         (tmp_path / name).write_text("#!/bin/sh\n")
         (tmp_path / name).chmod(mode)
@@ -243,7 +247,7 @@ async def test_a_program_that_cannot_be_started_is_hopeless(
     with pytest.raises(LoadFailed, match=f"cannot be started: {said}") as caught:
         await process.start()
     assert not caught.value.can_retry
-    assert (process.runs, await process.stop(SOON)) == (False, "ended")
+    assert (process.is_running, await process.stop(SOON)) == (False, "exited")
 
 
 async def test_a_program_that_is_missing_is_as_hopeless_behind_setpriv(make: Make, tmp_path: Path) -> None:
@@ -256,7 +260,7 @@ async def test_a_program_that_is_missing_is_as_hopeless_behind_setpriv(make: Mak
 
 async def test_a_log_that_cannot_be_written_is_hopeless(make: Make, tmp_path: Path) -> None:
     (tmp_path / "logs").write_text("a file where the folder should be")
-    with pytest.raises(LoadFailed, match=r"its log .*runner\.log cannot be written") as caught:
+    with pytest.raises(LoadFailed, match=r"the log .*runner\.log cannot be written") as caught:
         await make("serve(200)").start()
     assert not caught.value.can_retry
 
@@ -267,7 +271,7 @@ async def test_a_log_that_cannot_be_written_is_hopeless(make: Make, tmp_path: Pa
 async def test_one_that_ignores_sigterm_is_killed_with_all_that_it_started(make: Make) -> None:
     process = make("signal.signal(signal.SIGTERM, signal.SIG_IGN)" + WITH_A_DEAF_CHILD)
     await process.start()
-    await process.ready(10, lambda: None)
+    await process.wait_ready(10, lambda: None)
     child = int(process.log_tail()[0].split()[1])
     assert await process.stop(StopTimes(0.2, 5.0)) == "kill"
     assert process.exit_code == -signal.SIGKILL
@@ -277,7 +281,7 @@ async def test_one_that_ignores_sigterm_is_killed_with_all_that_it_started(make:
 async def test_what_a_polite_one_leaves_behind_is_ended_too(make: Make) -> None:
     process = make(WITH_A_DEAF_CHILD)
     await process.start()
-    await process.ready(10, lambda: None)
+    await process.wait_ready(10, lambda: None)
     child = int(process.log_tail()[0].split()[1])
     assert await process.stop(SOON) == "term"
     await until(lambda: is_gone(child))
@@ -286,7 +290,7 @@ async def test_what_a_polite_one_leaves_behind_is_ended_too(make: Make) -> None:
 async def test_two_who_stop_it_at_the_same_time_both_see_it_end(make: Make) -> None:
     process = make("serve(200)")
     await process.start()
-    await process.ready(10, lambda: None)
+    await process.wait_ready(10, lambda: None)
     assert await asyncio.gather(process.stop(SOON), process.stop(SOON)) == ["term", "term"]
 
 
@@ -298,7 +302,7 @@ async def test_one_that_cannot_be_ended_is_stuck_and_nobody_waits_for_ever(
     with monkeypatch.context() as patch:
         patch.setattr(process, "_signal", lambda number: None)  # as one that hangs in the kernel
         assert await process.stop(StopTimes(0.05, 0.05)) == "stuck"
-    assert process.runs
+    assert process.is_running
 
 
 # ---- what it sees, and what it leaves
@@ -331,7 +335,7 @@ async def test_it_sees_nothing_of_our_secrets(make: Make) -> None:
     }
     process = make("serve(200)", environ=environment(ours | secrets, (-1,)))
     await process.start()
-    await process.ready(10, lambda: None)
+    await process.wait_ready(10, lambda: None)
     seen = dict(
         pair.split("=", 1) for pair in Path(f"/proc/{process.pid}/environ").read_text().split("\0") if pair
     )
@@ -374,10 +378,10 @@ async def test_its_former_logs_are_kept_and_no_more_than_three(make: Make, tmp_p
 async def test_a_log_that_grows_too_large_is_cut_while_it_runs(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(room, "MOST_LOG_BYTES", 1000)
+    monkeypatch.setattr(log_file, "MAX_LOG_BYTES", 1000)
     process = make("print('x' * 2000, flush=True); serve(200, 200); ")
     await process.start()
-    await process.ready(10, lambda: None)
+    await process.wait_ready(10, lambda: None)
     process.trim_log()
     assert (process.log_path.stat().st_size, Path(f"{process.log_path}.1").stat().st_size) == (0, 2001)
     process.trim_log()  # there is nothing to cut
@@ -388,12 +392,12 @@ async def test_a_log_that_grows_too_large_is_cut_while_it_runs(
 
 
 async def test_after_a_cut_it_writes_on_at_the_beginning(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "MOST_LOG_BYTES", 10)
+    monkeypatch.setattr(log_file, "MAX_LOG_BYTES", 10)
     process = make(
         "print('before', 'x' * 99, flush=True); sys.stdin; signal.signal(signal.SIGUSR1, lambda *_: print('after', flush=True)); serve(200)"
     )
     await process.start()
-    await process.ready(10, lambda: None)
+    await process.wait_ready(10, lambda: None)
     process.trim_log()
     os.kill(process.pid, signal.SIGUSR1)
     await until(lambda: process.log_path.read_text() == "after\n")
@@ -434,17 +438,17 @@ def test_the_lowest_free_port_is_given_and_those_taken_are_left_out() -> None:
         one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         one.bind(("127.0.0.1", first))
         one.listen()
-        assert free_port((), first, first + 50) != first
+        assert find_free_port((), first, first + 50) != first
         with pytest.raises(LoadFailed, match=f"all ports from {first} to {first} are taken") as caught:
-            free_port((), first, first)
+            find_free_port((), first, first)
         assert caught.value.can_retry
         with pytest.raises(LoadFailed):
-            free_port({first + 1}, first, first + 1)
+            find_free_port({first + 1}, first, first + 1)
         other.bind(("0.0.0.0", 0))  # one that listens everywhere listens here too
         other.listen()
         port = other.getsockname()[1]
         with pytest.raises(LoadFailed):
-            free_port((), port, port)
+            find_free_port((), port, port)
 
 
 def test_a_process_that_has_ended_owns_nothing_and_takes_nothing() -> None:
@@ -478,7 +482,7 @@ async def test_the_real_one_comes_up_takes_memory_and_goes(
     port = unused_port()
     process = make(command=real(llama_binary, tiny_models, port), port=port)
     await process.start()
-    await process.ready(30, lambda: None)
+    await process.wait_ready(30, lambda: None)
     resident, of_files = memory_bytes(process.pid)
     assert resident > of_files > 1_000_000
     assert owner_of(port, process.pid) == "ours"

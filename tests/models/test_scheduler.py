@@ -7,29 +7,30 @@ from typing import Any
 
 import pytest
 
-from appliance.models.scheduler import scheduler
-from appliance.models.scheduler.fit import fitting
+from appliance.models.scheduler import demand as demand_module
+from appliance.models.scheduler.demand import Demand
+from appliance.models.scheduler.fit import find_devices
 from appliance.models.scheduler.scheduler import (
+    DOES_NOT_FIT,
+    DUE_COSTS,
     LINGER_COSTS,
-    LOADS_FIRST,
-    NO_ROOM,
+    OTHER_LOADS_FIRST,
+    RETRY_LATER,
     STAY_LOADS,
-    TURN_COSTS,
-    Demand,
-    due_s,
-    free_slot,
-    lingers_s,
-    loss,
+    due_after_s,
+    eviction_loss,
+    linger_s,
+    min_stay_s,
     next_step,
-    stay_s,
+    pick_free,
 )
 from appliance.models.scheduler.state import (
-    Close,
+    Drain,
     ModelFacts,
-    Open,
     QueueState,
     Refuse,
     ResidentRunner,
+    Resume,
     SchedulerRules,
     SchedulerState,
     Serve,
@@ -41,7 +42,7 @@ from appliance.models.status.views import RAM
 
 GIB = 1 << 30
 SWAP_S = 2.0  # what a swap of two models of a second each costs
-DUE_S = TURN_COSTS * SWAP_S  # so long waits a line of normal priority for it
+DUE_S = DUE_COSTS * SWAP_S  # so long waits a line of normal priority for it
 LINGERS_S = LINGER_COSTS * SWAP_S  # so long an idle model is kept before it
 OFTEN = 1 / LINGERS_S  # if it is asked so often
 BUSY_STAYED_S = 100.0  # ready for longer than any stay
@@ -166,21 +167,25 @@ def waits(state: SchedulerState, alias: str) -> str:
     ),
     ("2-failed", house(line("a"), model("a", is_failed=True)), Refuse("a", "failed")),
     ("2-failed-for-an-operator-too", house(loads("a"), model("a", is_failed=True)), Refuse("a", "failed")),
-    ("3-its-time-is-over", house(idle(1, "a", stays_s=0.0)), Stop(1, "idle")),
-    ("3-before-anybody-needs-its-room", house(line("b"), idle(1, "a", stays_s=0.0)), Stop(1, "idle")),
+    ("3-its-time-is-over", house(idle(1, "a", expires_in_s=0.0)), Stop(1, "idle")),
+    ("3-before-anybody-needs-its-room", house(line("b"), idle(1, "a", expires_in_s=0.0)), Stop(1, "idle")),
     (
         "3-but-not-while-somebody-waits-for-it",
-        house(loads("a"), idle(1, "a", stays_s=0.0)),
+        house(loads("a"), idle(1, "a", expires_in_s=0.0)),
         Wait(None, {"a": "all its slots are busy"}),
     ),
-    ("3-nor-while-it-works", house(busy(1, "a", stays_s=0.0)), Wait()),
-    ("3-nor-pinned", house(idle(1, "a", stays_s=0.0, is_pinned=True)), Wait()),
-    ("4-closed-for-nobody", house(busy(1, "a", is_closed=True)), Open(1)),
-    ("4-and-idle-by-now", house(idle(1, "a", is_closed=True)), Open(1)),
-    ("4-though-its-own-line-waits", house(line("a"), idle(1, "a", is_closed=True), places=1), Open(1)),
+    ("3-nor-while-it-works", house(busy(1, "a", expires_in_s=0.0)), Wait()),
+    ("3-nor-pinned", house(idle(1, "a", expires_in_s=0.0, is_pinned=True)), Wait()),
+    ("4-closed-for-nobody", house(busy(1, "a", is_draining=True)), Resume(1)),
+    ("4-and-idle-by-now", house(idle(1, "a", is_draining=True)), Resume(1)),
+    ("4-though-its-own-line-waits", house(line("a"), idle(1, "a", is_draining=True), places=1), Resume(1)),
     ("5-not-loaded", house(line("a")), Start("a", (RAM,))),
     ("5-wanted-by-an-operator", house(loads("a")), Start("a", (RAM,))),
-    ("6-until-its-time-is-over", house(idle(1, "a", stays_s=7.0), idle(2, "b", stays_s=9.0)), Wait(7.0)),
+    (
+        "6-until-its-time-is-over",
+        house(idle(1, "a", expires_in_s=7.0), idle(2, "b", expires_in_s=9.0)),
+        Wait(7.0),
+    ),
     ("6-for-ever", house(idle(1, "a")), Wait()),
 )
 def test_what_comes_first(state: SchedulerState, step: Any) -> None:
@@ -196,13 +201,14 @@ def test_what_comes_first(state: SchedulerState, step: Any) -> None:
         ),
         pytest.param([idle(2, "a"), idle(1, "a")], 1, id="the-older-of-equals"),
         pytest.param([busy(1, "a", slots=1)], None, id="none-free"),
-        pytest.param([idle(1, "a", is_closed=True)], None, id="not-closed"),
+        pytest.param([idle(1, "a", is_draining=True)], None, id="not-closed"),
         pytest.param([loading(1, "a"), stopping(2, "a")], None, id="only-ready-ones"),
         pytest.param([], None, id="none-there"),
     ],
 )
 def test_which_server_a_request_goes_to(servers: list[ResidentRunner], key: int | None) -> None:
-    assert free_slot(servers) == key
+    free = pick_free(servers)
+    assert (free.serial if free is not None else None) == key
 
 
 # ---- what a line has already
@@ -214,14 +220,14 @@ def test_which_server_a_request_goes_to(servers: list[ResidentRunner], key: int 
         pytest.param(house(line("a"), loading(1, "a")), "it is being loaded", id="loading"),
         pytest.param(house(line("a"), busy(1, "a")), "all its slots are busy", id="busy"),
         pytest.param(
-            house(line("a", 99), busy(1, "a", is_closed=True), line("b", 99), places=1),
-            "it gave way, and its turn comes again",
+            house(line("a", 99), busy(1, "a", is_draining=True), line("b", 99), places=1),
+            "it was unloaded for another model, and is loaded again later",
             id="gave-way",
         ),
-        pytest.param(house(line("a"), model("a", rest_s=3.0)), "it rests after a crash", id="crashed"),
+        pytest.param(house(line("a"), model("a", blocked_s=3.0)), RETRY_LATER, id="crashed"),
         pytest.param(
-            house(line("a"), busy(1, "a"), model("a", replicas=2, rest_s=3.0)),
-            "it rests after a crash",
+            house(line("a"), busy(1, "a"), model("a", replicas=2, blocked_s=3.0)),
+            RETRY_LATER,
             id="a-replica-crashed",
         ),
     ],
@@ -231,11 +237,15 @@ def test_what_a_line_waits_for(state: SchedulerState, reason: str) -> None:
 
 
 def test_a_rest_ends_by_itself() -> None:
-    assert next_step(house(line("a"), model("a", rest_s=3.0), idle(1, "b", stays_s=9.0))).again_s == 3.0
+    assert (
+        next_step(house(line("a"), model("a", blocked_s=3.0), idle(1, "b", expires_in_s=9.0))).again_s == 3.0
+    )
 
 
 def test_a_resting_model_keeps_no_place_from_others() -> None:
-    assert next_step(house(line("a", 99), model("a", rest_s=3.0), line("b"), places=1)) == Start("b", (RAM,))
+    assert next_step(house(line("a", 99), model("a", blocked_s=3.0), line("b"), places=1)) == Start(
+        "b", (RAM,)
+    )
 
 
 # ---- _Look.room, case by case
@@ -277,12 +287,12 @@ def test_a_resting_model_keeps_no_place_from_others() -> None:
             places=2,
             free=1,
         ),
-        Wait(DUE_S, {"a": "all its slots are busy, and others wait for room", "b": "c is in use"}),
+        Wait(DUE_S, {"a": "all its slots are busy, and other models wait for memory", "b": "c is in use"}),
     ),
     (
         "2-preloading-pushes-nobody",
         house(loads("a", may_evict=False), idle(1, "b"), places=1),
-        Wait(None, {"a": NO_ROOM}),
+        Wait(None, {"a": DOES_NOT_FIT}),
     ),
     (
         "2-preloading-where-there-is-room",
@@ -307,54 +317,54 @@ def test_a_resting_model_keeps_no_place_from_others() -> None:
     (
         "3-what-goes-may-leave-more-than-is-known",
         house(line("a"), ResidentRunner(1, "b", "stopping"), free=0),
-        Wait(None, {"a": "room is being made"}),
+        Wait(None, {"a": "memory is being freed for it"}),
     ),
     (
         "4-kept-for-others",
         house(line("a", 99), stopping(1, "b"), line("c", 98), places=1),
-        Wait(None, {"a": "room is being made", "c": "a goes first"}),
+        Wait(None, {"a": "memory is being freed for it", "c": "a is loaded first"}),
     ),
     ("5-busy-ones-go-on", house(line("a", 3), busy(1, "b"), places=1), Wait(DUE_S - 3, {"a": "b is in use"})),
     (
         "5-idle-ones-linger",
         house(line("a"), idle(1, "b", LINGERS_S / 4, demand=OFTEN), places=1),
-        Wait(LINGERS_S * 3 / 4, {"a": "b is likely to be asked again"}),
+        Wait(LINGERS_S * 3 / 4, {"a": "b is likely to be requested again soon"}),
     ),
     (
         "5-since-its-own-turn-ended",
-        house(line("a", 99, since_turn_s=3.0), busy(1, "b"), places=1),
+        house(line("a", 99, since_eviction_s=3.0), busy(1, "b"), places=1),
         Wait(DUE_S - 3, {"a": "b is in use"}),
     ),
     (
         "6-room-is-being-made",
         house(line("a", 99), stopping(1, "b"), busy(2, "c"), places=2),
-        Wait(None, {"a": "room is being made"}),
+        Wait(None, {"a": "memory is being freed for it"}),
     ),
     (
         "7-a-load-comes-first",
         house(line("a", 99), idle(1, "b"), loading(2, "c"), places=2),
-        Wait(None, {"a": LOADS_FIRST}),
+        Wait(None, {"a": OTHER_LOADS_FIRST}),
     ),
     (
         "7-busy-ones-go-on-meanwhile",
         house(line("a", 99), busy(1, "b"), loading(2, "c"), places=2),
-        Wait(None, {"a": LOADS_FIRST}),
+        Wait(None, {"a": OTHER_LOADS_FIRST}),
     ),
     (
         "7-a-load-that-will-be-next",
         house(line("a", 99), line("d", 98), idle(1, "b"), stopping(2, "c"), places=2),
-        Wait(None, {"a": "room is being made", "d": LOADS_FIRST}),
+        Wait(None, {"a": "memory is being freed for it", "d": OTHER_LOADS_FIRST}),
     ),
     (
         "7-not-a-load-elsewhere",
         house(line("a"), idle(1, "b"), loading(2, "c", on=0), places=2, free={RAM: 9, 0: 9}),
-        Stop(1, "room", "a"),
+        Stop(1, "evicted", "a"),
     ),
-    ("8-due", house(line("a", DUE_S), busy(1, "b"), places=1), Close(1, "a")),
+    ("8-due", house(line("a", DUE_S), busy(1, "b"), places=1), Drain(1, "a")),
     (
         "8-closed-it-ends-its-answers",
-        house(line("a", DUE_S), busy(1, "b", is_closed=True), places=1),
-        Wait(None, {"a": "b ends what it has begun"}),
+        house(line("a", DUE_S), busy(1, "b", is_draining=True), places=1),
+        Wait(None, {"a": "b finishes its running requests"}),
     ),
     (
         "8-due-but-just-loaded",
@@ -364,33 +374,35 @@ def test_a_resting_model_keeps_no_place_from_others() -> None:
     (
         "8-due-but-still-loading-elsewhere",
         house(line("a", 99), loading(1, "b", on=0), places=1, free={RAM: 9, 0: 9}),
-        Wait(None, {"a": "b is just being loaded"}),
+        Wait(None, {"a": "b is being loaded"}),
     ),
     (
         "8-a-line-before-it-is-work",
         house(line("a", DUE_S), ResidentRunner(1, "b", "ready", slots=0, ready_s=99), line("b"), places=1),
-        Close(1, "a"),
+        Drain(1, "a"),
     ),
-    ("9-an-idle-one-goes", house(line("a"), idle(1, "b"), places=1), Stop(1, "room", "a")),
+    ("9-an-idle-one-goes", house(line("a"), idle(1, "b"), places=1), Stop(1, "evicted", "a")),
     (
         "9-lingering-no-longer",
         house(line("a"), idle(1, "b", LINGERS_S, demand=OFTEN), places=1),
-        Stop(1, "room", "a"),
+        Stop(1, "evicted", "a"),
     ),
     (
         "9-lingering-but-due",
         house(line("a", DUE_S), idle(1, "b", LINGERS_S / 4, demand=OFTEN), places=1),
-        Stop(1, "room", "a"),
+        Stop(1, "evicted", "a"),
     ),
     (
         "9-asked-too-seldom-to-linger",
         house(line("a"), idle(1, "b", 0.0, demand=OFTEN * 0.9), places=1),
-        Stop(1, "room", "a"),
+        Stop(1, "evicted", "a"),
     ),
     (
         "9-closed-and-idle",
-        house(line("a", DUE_S), idle(1, "b", is_closed=True), line("b", 99, since_turn_s=1.0), places=1),
-        Stop(1, "room", "a"),
+        house(
+            line("a", DUE_S), idle(1, "b", is_draining=True), line("b", 99, since_eviction_s=1.0), places=1
+        ),
+        Stop(1, "evicted", "a"),
     ),
 )
 def test_how_room_is_made(state: SchedulerState, step: Any) -> None:
@@ -398,7 +410,7 @@ def test_how_room_is_made(state: SchedulerState, step: Any) -> None:
 
 
 def test_loads_on_one_device_follow_each_other() -> None:
-    assert waits(house(line("a"), loading(1, "b")), "a") == LOADS_FIRST
+    assert waits(house(line("a"), loading(1, "b")), "a") == OTHER_LOADS_FIRST
 
 
 def test_the_next_load_in_turn_keeps_its_place() -> None:
@@ -411,7 +423,7 @@ def test_the_next_load_in_turn_keeps_its_place() -> None:
         free={RAM: 9, 0: 9},
         total={RAM: 9, 0: 9},
     )
-    assert waits(state, "a") == LOADS_FIRST
+    assert waits(state, "a") == OTHER_LOADS_FIRST
     assert waits(state, "c") == "b is in use"
 
 
@@ -427,16 +439,16 @@ def test_loads_on_other_devices_do_not_wait() -> None:
 @pytest.mark.parametrize(
     ("priority", "cost_s", "due"),
     [
-        pytest.param(1, 1.0, TURN_COSTS, id="normal"),
-        pytest.param(0, 1.0, TURN_COSTS / 2, id="high"),
-        pytest.param(2, 1.0, TURN_COSTS * 2, id="low"),
+        pytest.param(1, 1.0, DUE_COSTS, id="normal"),
+        pytest.param(0, 1.0, DUE_COSTS / 2, id="high"),
+        pytest.param(2, 1.0, DUE_COSTS * 2, id="low"),
         pytest.param(1, 1000.0, 30.0, id="at-most-extra-wait"),
         pytest.param(2, 1000.0, 30.0, id="even-of-low-priority"),
         pytest.param(1, 0.0, 0.0, id="swaps-that-cost-nothing"),
     ],
 )
 def test_when_a_line_is_due(priority: int, cost_s: float, due: float) -> None:
-    assert due_s(QueueState("a", priority=priority), cost_s, SchedulerRules(extra_wait_s=30.0)) == due
+    assert due_after_s(QueueState("a", priority=priority), cost_s, SchedulerRules(extra_wait_s=30.0)) == due
 
 
 @pytest.mark.parametrize(
@@ -444,7 +456,7 @@ def test_when_a_line_is_due(priority: int, cost_s: float, due: float) -> None:
     [pytest.param(1.0, STAY_LOADS, id="by-its-load"), pytest.param(1000.0, 30.0, id="at-most-extra-wait")],
 )
 def test_how_long_a_model_stays_that_was_just_loaded(load_s: float, stay: float) -> None:
-    assert stay_s(idle(1, "a", load_s=load_s), SchedulerRules(extra_wait_s=30.0)) == stay
+    assert min_stay_s(idle(1, "a", load_s=load_s), SchedulerRules(extra_wait_s=30.0)) == stay
 
 
 @pytest.mark.parametrize(
@@ -456,25 +468,25 @@ def test_how_long_a_model_stays_that_was_just_loaded(load_s: float, stay: float)
         ),
         pytest.param(idle(1, "a", LINGERS_S * 2, demand=OFTEN), 0.0, id="no-longer"),
         pytest.param(idle(1, "a", 0.0, demand=OFTEN * 0.9), 0.0, id="asked-less-often"),
-        pytest.param(idle(1, "a", 0.0, demand=OFTEN * 9, is_closed=True), 0.0, id="closed"),
+        pytest.param(idle(1, "a", 0.0, demand=OFTEN * 9, is_draining=True), 0.0, id="closed"),
     ],
 )
 def test_how_long_an_idle_model_is_better_kept(one: ResidentRunner, lingers: float) -> None:
-    assert lingers_s(one, SWAP_S, SchedulerRules()) == pytest.approx(lingers)
+    assert linger_s(one, SWAP_S, SchedulerRules()) == pytest.approx(lingers)
 
 
 def test_an_idle_model_is_kept_no_longer_than_the_extra_wait() -> None:
-    assert lingers_s(idle(1, "a", 0.0, demand=100.0), 1000.0, SchedulerRules(extra_wait_s=5.0)) == 5.0
+    assert linger_s(idle(1, "a", 0.0, demand=100.0), 1000.0, SchedulerRules(extra_wait_s=5.0)) == 5.0
 
 
 def test_an_operator_who_allows_no_extra_wait_gets_swaps_at_once() -> None:
-    assert next_step(house(line("a"), busy(1, "b", ready_s=0.0), places=1, extra_wait_s=0.0)) == Close(1, "a")
+    assert next_step(house(line("a"), busy(1, "b", ready_s=0.0), places=1, extra_wait_s=0.0)) == Drain(1, "a")
 
 
 def test_a_model_that_loads_long_is_given_up_later() -> None:
     assert (
         next_step(house(line("a", DUE_S), busy(1, "b", load_s=3.0), places=1)).again_s
-        == TURN_COSTS * 4 - DUE_S
+        == DUE_COSTS * 4 - DUE_S
     )
 
 
@@ -494,17 +506,17 @@ def test_a_model_that_loads_long_is_given_up_later() -> None:
     (
         "of-due-lines-by-priority",
         house(line("a", 20), line("b", 15, priority=0), busy(1, "c"), places=1),
-        Close(1, "b"),
+        Drain(1, "b"),
     ),
-    ("of-due-lines-by-age", house(line("a", 20), line("b", 15), busy(1, "c"), places=1), Close(1, "a")),
+    ("of-due-lines-by-age", house(line("a", 20), line("b", 15), busy(1, "c"), places=1), Drain(1, "a")),
     (
         "one-that-had-its-turn-after-those-that-had-none",
-        house(line("a", 99, since_turn_s=5.0), line("b", 9), places=1),
+        house(line("a", 99, since_eviction_s=5.0), line("b", 9), places=1),
         Start("b", (RAM,)),
     ),
     (
         "whoever-others-gave-way-for",
-        house(line("a", 99, priority=0), line("b", 9, is_owed=True), places=1),
+        house(line("a", 99, priority=0), line("b", 9, has_reservation=True), places=1),
         Start("b", (RAM,)),
     ),
     (
@@ -515,7 +527,7 @@ def test_a_model_that_loads_long_is_given_up_later() -> None:
     (
         "who-is-due-waits-for-nobody-who-is-not",
         house(line("a", 9, priority=0), model("a", load_s=9), line("b", 8), busy(1, "c"), places=1),
-        Close(1, "b"),
+        Drain(1, "b"),
     ),
 )
 def test_whose_turn_it_is(state: SchedulerState, step: Any) -> None:
@@ -525,9 +537,12 @@ def test_whose_turn_it_is(state: SchedulerState, step: Any) -> None:
 def test_what_was_cleared_for_one_is_not_taken_by_the_one_that_was_cleared() -> None:
     """`b` was unloaded for `a`; its own line is older and more urgent."""
     state = house(
-        line("a", 9, is_owed=True), line("b", 50, priority=0, since_turn_s=3.0), stopping(1, "b"), places=1
+        line("a", 9, has_reservation=True),
+        line("b", 50, priority=0, since_eviction_s=3.0),
+        stopping(1, "b"),
+        places=1,
     )
-    assert waits(state, "b") == "a goes first"
+    assert waits(state, "b") == "a is loaded first"
 
 
 # ---- who gives way
@@ -537,37 +552,37 @@ def test_what_was_cleared_for_one_is_not_taken_by_the_one_that_was_cleared() -> 
     (
         "least-loss",
         house(line("d"), idle(1, "a", demand=0.3), idle(2, "b", demand=0.1), idle(3, "c", demand=0.2)),
-        Stop(2, "room", "d"),
+        Stop(2, "evicted", "d"),
     ),
     (
         "loading-time-counts",
         house(line("d"), idle(1, "a", demand=0.1, load_s=9), idle(2, "b", demand=0.2), places=2),
-        Stop(2, "room", "d"),
+        Stop(2, "evicted", "d"),
     ),
     (
         "of-equals-the-longest-idle",
         house(line("d"), idle(1, "a", 5), idle(2, "b", 9), idle(3, "c", 7)),
-        Stop(2, "room", "d"),
+        Stop(2, "evicted", "d"),
     ),
     (
         "idle-before-busy",
         house(line("d", 99), busy(1, "a"), idle(2, "b", demand=0.4), places=2),
-        Stop(2, "room", "d"),
+        Stop(2, "evicted", "d"),
     ),
     (
         "not-pinned",
         house(line("d"), idle(1, "a", 99, is_pinned=True), idle(2, "b", 1), places=2),
-        Stop(2, "room", "d"),
+        Stop(2, "evicted", "d"),
     ),
     (
         "not-what-is-loading",
         house(line("d", 99), loading(1, "a", on=0), busy(2, "b"), places=2, free={RAM: 9, 0: 9}),
-        Close(2, "d"),
+        Drain(2, "d"),
     ),
     (
         "not-what-was-just-loaded",
         house(line("d", 99), busy(1, "a", ready_s=1.0), busy(2, "b", demand=9.0), places=2),
-        Close(2, "d"),
+        Drain(2, "d"),
     ),
     (
         "one-that-does-not-linger",
@@ -577,19 +592,19 @@ def test_what_was_cleared_for_one_is_not_taken_by_the_one_that_was_cleared() -> 
             idle(2, "b", 0.0, demand=OFTEN / 2, load_s=2.1),
             places=2,
         ),
-        Stop(2, "room", "d"),
+        Stop(2, "evicted", "d"),
     ),
     (
         "a-closed-one-before-one-more",
-        house(line("d", 99), busy(1, "a"), busy(2, "b", is_closed=True, demand=9.0), places=2),
-        Wait(None, {"d": "b ends what it has begun"}),
+        house(line("d", 99), busy(1, "a"), busy(2, "b", is_draining=True, demand=9.0), places=2),
+        Wait(None, {"d": "b finishes its running requests"}),
     ),
     (
         "an-idle-one-before-a-closed-one-which-opens",
-        house(line("d", 99), idle(1, "a"), busy(2, "b", is_closed=True), places=2),
-        Open(2),
+        house(line("d", 99), idle(1, "a"), busy(2, "b", is_draining=True), places=2),
+        Resume(2),
     ),
-    ("and-goes", house(line("d", 99), idle(1, "a"), busy(2, "b"), places=2), Stop(1, "room", "d")),
+    ("and-goes", house(line("d", 99), idle(1, "a"), busy(2, "b"), places=2), Stop(1, "evicted", "d")),
     (
         "one-of-two-replicas",
         house(
@@ -601,7 +616,7 @@ def test_what_was_cleared_for_one_is_not_taken_by_the_one_that_was_cleared() -> 
             free=1,
             total=4,
         ),
-        Stop(1, "room", "d"),
+        Stop(1, "evicted", "d"),
     ),
 )
 def test_who_gives_way(state: SchedulerState, step: Any) -> None:
@@ -609,7 +624,7 @@ def test_who_gives_way(state: SchedulerState, step: Any) -> None:
 
 
 def test_loss_is_what_loading_again_would_cost() -> None:
-    assert loss(idle(1, "a", demand=0.5, load_s=8.0)) == 4.0
+    assert eviction_loss(idle(1, "a", demand=0.5, load_s=8.0)) == 4.0
 
 
 @table(
@@ -624,7 +639,7 @@ def test_loss_is_what_loading_again_would_cost() -> None:
             free=0,
             total=6,
         ),
-        Stop(2, "room", "d"),
+        Stop(2, "evicted", "d"),
     ),
     (
         "none-of-many-in-vain",
@@ -638,7 +653,7 @@ def test_loss_is_what_loading_again_would_cost() -> None:
             free=0,
             total=5,
         ),
-        Stop(2, "room", "d"),
+        Stop(2, "evicted", "d"),
     ),
     (
         "one-rather-than-many-that-are-as-cheap",
@@ -651,7 +666,7 @@ def test_loss_is_what_loading_again_would_cost() -> None:
             free=0,
             total=4,
         ),
-        Stop(3, "room", "d"),
+        Stop(3, "evicted", "d"),
     ),
     (
         "one-rather-than-many",
@@ -664,7 +679,7 @@ def test_loss_is_what_loading_again_would_cost() -> None:
             free=0,
             total=4,
         ),
-        Stop(3, "room", "d"),
+        Stop(3, "evicted", "d"),
     ),
     (
         "many-rather-than-a-dear-one",
@@ -677,27 +692,27 @@ def test_loss_is_what_loading_again_would_cost() -> None:
             free=0,
             total=4,
         ),
-        Stop(1, "room", "d"),
+        Stop(1, "evicted", "d"),
     ),
     (
         "the-next-of-many",
         house(line("d"), model("d", 2), stopping(1, "a"), idle(2, "b"), places=9, free=0, total=2),
-        Stop(2, "room", "d"),
+        Stop(2, "evicted", "d"),
     ),
     (
         "what-goes-already-comes-back",
         house(line("d"), model("d", 2), stopping(1, "a", gib=2), idle(2, "b"), free=0, total=3),
-        Wait(None, {"d": "room is being made"}),
+        Wait(None, {"d": "memory is being freed for it"}),
     ),
     (
         "two-that-go-are-for-two",
         house(line("d", 2), line("e", 1), stopping(1, "a"), stopping(2, "b"), idle(3, "c"), free=0, total=3),
-        Wait(None, {"d": "room is being made", "e": "room is being made"}),
+        Wait(None, {"d": "memory is being freed for it", "e": "memory is being freed for it"}),
     ),
     (
         "not-while-it-would-stand-empty",
-        house(line("d", 99), model("d", 2), idle(1, "a"), busy(2, "b", is_closed=True), free=0, total=2),
-        Wait(None, {"d": "b ends what it has begun"}),
+        house(line("d", 99), model("d", 2), idle(1, "a"), busy(2, "b", is_draining=True), free=0, total=2),
+        Wait(None, {"d": "b finishes its running requests"}),
     ),
     (
         "not-closed-while-another-stays",
@@ -706,8 +721,8 @@ def test_loss_is_what_loading_again_would_cost() -> None:
     ),
     (
         "all-together",
-        house(line("d", 99), model("d", 2), busy(1, "a", is_closed=True), busy(2, "b"), free=0, total=2),
-        Close(2, "d"),
+        house(line("d", 99), model("d", 2), busy(1, "a", is_draining=True), busy(2, "b"), free=0, total=2),
+        Drain(2, "d"),
     ),
     (
         "nobody-for-what-cannot-be",
@@ -728,21 +743,21 @@ def test_memory_is_cleared_sparingly(state: SchedulerState, step: Any) -> None:
         house(
             line("big", 40),
             model("big", 4),
-            busy(1, "a", is_closed=True),
-            busy(2, "b", is_closed=True),
+            busy(1, "a", is_draining=True),
+            busy(2, "b", is_draining=True),
             line("c", 1),
             places=9,
             free=2,
             total=4,
         ),
-        Wait(None, {"big": "a, b ends what it has begun", "c": "big goes first"}),
+        Wait(None, {"big": "a, b finishes its running requests", "c": "big is loaded first"}),
     ),
     (
         "small-ones-start-beside-it",
         house(
             line("big", 40),
             model("big", 4),
-            busy(1, "a", gib=2, is_closed=True),
+            busy(1, "a", gib=2, is_draining=True),
             line("c", 1),
             places=9,
             free=3.5,
@@ -760,7 +775,7 @@ def test_memory_is_cleared_sparingly(state: SchedulerState, step: Any) -> None:
         house(
             line("big", 40),
             model("big", 4, on_gpu=True),
-            busy(1, "a", on=0, gib=4, is_closed=True),
+            busy(1, "a", on=0, gib=4, is_draining=True),
             line("c", 1),
             places=2,
             free={RAM: 8, 0: 0},
@@ -770,8 +785,8 @@ def test_memory_is_cleared_sparingly(state: SchedulerState, step: Any) -> None:
     ),
     (
         "a-second-due-line-clears-another-place",
-        house(line("c", 99), line("d", 98), busy(1, "a", is_closed=True), busy(2, "b"), places=2),
-        Close(2, "d"),
+        house(line("c", 99), line("d", 98), busy(1, "a", is_draining=True), busy(2, "b"), places=2),
+        Drain(2, "d"),
     ),
     (
         "what-is-closed-for-a-second-line-stays-closed-while-a-first-one-starts",
@@ -780,7 +795,7 @@ def test_memory_is_cleared_sparingly(state: SchedulerState, step: Any) -> None:
             model("c", on_gpu=True),
             line("d", 98),
             model("d", 2),
-            busy(1, "a", gib=2, is_closed=True),
+            busy(1, "a", gib=2, is_draining=True),
             places=9,
             free={RAM: 0, 0: 4},
             total={RAM: 2, 0: 4},
@@ -790,7 +805,7 @@ def test_memory_is_cleared_sparingly(state: SchedulerState, step: Any) -> None:
     (
         "preloading-takes-no-room-that-is-being-made",
         house(line("c", 99), stopping(1, "a"), loads("d", may_evict=False), places=1),
-        Wait(None, {"c": "room is being made", "d": NO_ROOM}),
+        Wait(None, {"c": "memory is being freed for it", "d": DOES_NOT_FIT}),
     ),
 )
 def test_nobody_starves(state: SchedulerState, step: Any) -> None:
@@ -811,7 +826,7 @@ def gpus(
     total: float = 8,
     margin: float = 0,
     extra: tuple[ResidentRunner, ...] = (),
-    gone: tuple[int, ...] = (),
+    removed: tuple[int, ...] = (),
 ) -> Any:
     """Give where a model of `need` GiB fits on GPUs with so much free, each of `total`, beside a machine full of RAM."""
     state = house(
@@ -820,7 +835,7 @@ def gpus(
         total=dict.fromkeys(range(len(free)), total) | {RAM: 100},
         margin=margin,
     )
-    return fitting(model("a", need, on_gpu=True), state, gone=gone)
+    return find_devices(model("a", need, on_gpu=True), state, removed=removed)
 
 
 @pytest.mark.parametrize(
@@ -848,12 +863,12 @@ def gpus(
         pytest.param(gpus(8, need=9), None, id="nothing-to-split-over"),
         pytest.param(gpus(need=1), None, id="no-gpu"),
         pytest.param(
-            gpus(1, need=4, extra=(idle(1, "b", on=0, gib=3),), gone=(1,)),
+            gpus(1, need=4, extra=(idle(1, "b", on=0, gib=3),), removed=(1,)),
             (0,),
             id="with-what-another-leaves",
         ),
         pytest.param(
-            gpus(6, need=9, extra=(idle(1, "b", on=0, gib=6),), gone=(1,)),
+            gpus(6, need=9, extra=(idle(1, "b", on=0, gib=6),), removed=(1,)),
             None,
             id="never-more-than-there-is",
         ),
@@ -864,7 +879,7 @@ def test_where_a_model_fits_on_gpus(devices: Any, expected: Any) -> None:
 
 
 def test_a_model_for_the_processor_lies_in_system_memory() -> None:
-    assert fitting(model("a"), house(free={RAM: 2, 0: 9}, total={RAM: 2, 0: 9})) == (RAM,)
+    assert find_devices(model("a"), house(free={RAM: 2, 0: 9}, total={RAM: 2, 0: 9})) == (RAM,)
 
 
 @table(
@@ -932,5 +947,5 @@ def test_demand_is_requests_a_second() -> None:
 def test_demand_fades() -> None:
     demand = Demand()
     demand.add(0.0)
-    assert demand.rate(scheduler.DEMAND_S) == pytest.approx(demand.rate(0.0) / 2.718, rel=0.001)
+    assert demand.rate(demand_module.DEMAND_S) == pytest.approx(demand.rate(0.0) / 2.718, rel=0.001)
     assert Demand().rate(5.0) == 0.0

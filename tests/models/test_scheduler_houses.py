@@ -8,14 +8,15 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from appliance.models.scheduler.scheduler import Demand, next_step
+from appliance.models.scheduler.demand import Demand
+from appliance.models.scheduler.scheduler import next_step
 from appliance.models.scheduler.state import (
-    Close,
+    Drain,
     ModelFacts,
-    Open,
     QueueState,
     Refuse,
     ResidentRunner,
+    Resume,
     SchedulerRules,
     SchedulerState,
     Serve,
@@ -113,14 +114,14 @@ class Houseful:
     def seen(self, server: Server) -> ResidentRunner:
         one = server.resident
         idle_s = 0.0 if one.active else self.now_s - server.idle_since_s
-        stays_s = self.stays[one.alias]
+        expires_in_s = self.stays[one.alias]
         return replace(
             one,
             idle_s=idle_s,
             ready_s=self.now_s - server.ready_at_s,
             demand=self.demand[one.alias].rate(self.now_s),
             is_pinned=one.alias in self.pinned,
-            stays_s=None if stays_s is None else max(0.0, stays_s - idle_s),
+            expires_in_s=None if expires_in_s is None else max(0.0, expires_in_s - idle_s),
         )
 
     # ---- what happens
@@ -161,21 +162,21 @@ class Houseful:
         for _ in range(MOST_STEPS):
             house = self.house()
             step = next_step(house)
-            if not house.lines:  # then the manager does not even look how much memory there is
+            if not house.queues:  # then the manager does not even look how much memory there is
                 assert step == next_step(replace(house, free={}, total={}))
             if isinstance(step, Wait):
                 return step
             self.do(step)
         raise AssertionError(f"it does not settle: {step}")
 
-    def do(self, step: Serve | Start | Stop | Close | Open | Refuse) -> None:
-        one = self.servers[step.key].resident if isinstance(step, Serve | Stop | Close | Open) else None
+    def do(self, step: Serve | Start | Stop | Drain | Resume | Refuse) -> None:
+        one = self.servers[step.serial].resident if isinstance(step, Serve | Stop | Drain | Resume) else None
         if isinstance(step, Serve):
             assert one is not None
-            assert (one.phase, one.is_closed, one.alias) == ("ready", False, step.alias)
+            assert (one.phase, one.is_draining, one.alias) == ("ready", False, step.alias)
             assert one.active < one.slots
             self.waiting[step.alias].pop(0)
-            self.change(step.key, active=one.active + 1)
+            self.change(step.serial, active=one.active + 1)
         elif isinstance(step, Start):
             self.start(step)
         elif isinstance(step, Refuse):
@@ -184,17 +185,17 @@ class Houseful:
         else:
             assert one is not None
             assert one.phase == "ready"
-            assert one.alias not in self.pinned or isinstance(step, Open)
+            assert one.alias not in self.pinned or isinstance(step, Resume)
             self.give_way(step, one)
 
-    def give_way(self, step: Stop | Close | Open, one: ResidentRunner) -> None:
+    def give_way(self, step: Stop | Drain | Resume, one: ResidentRunner) -> None:
         if isinstance(step, Stop):
             assert not one.active, "a running answer was cut off"
-            self.change(step.key, phase="stopping")
+            self.change(step.serial, phase="stopping")
         else:
-            assert one.is_closed == isinstance(step, Open)
-            self.change(step.key, is_closed=isinstance(step, Close))
-        if not isinstance(step, Open) and step.alias:
+            assert one.is_draining == isinstance(step, Resume)
+            self.change(step.serial, is_draining=isinstance(step, Drain))
+        if not isinstance(step, Resume) and step.alias:
             assert self.evicts[step.alias]
             self.owed.add(step.alias)
             self.turn_ended_s[one.alias] = self.now_s
@@ -218,7 +219,7 @@ class Houseful:
         self.owed.discard(step.alias)
         assert all((device >= 0) == facts.on_gpu for device in step.devices)
         assert all(self.free()[device] >= MARGIN for device in step.devices), "more memory than there is"
-        assert len({server.resident.alias for server in self.servers.values()}) <= self.rules.places, (
+        assert len({server.resident.alias for server in self.servers.values()}) <= self.rules.max_models, (
             "more models than places"
         )
         assert (
@@ -237,7 +238,7 @@ class Houseful:
             return
         pinned = [server.resident for server in self.servers.values() if server.resident.alias in self.pinned]
         if step.why == "pinned":
-            assert len({one.alias for one in pinned}) >= self.rules.places
+            assert len({one.alias for one in pinned}) >= self.rules.max_models
             return
         rooms = [
             size - self.foreign[device] - sum(one.memory.get(device, 0) for one in pinned)

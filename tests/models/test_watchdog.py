@@ -20,7 +20,7 @@ def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def hang(house: StandinHouse, number: int = 0, *, is_well: bool = False) -> None:
     runner = list(house.loader.running.values())[number]
-    runner.process.is_well = is_well  # type: ignore[union-attr]
+    runner.process.answers_well = is_well  # type: ignore[union-attr]
 
 
 def health(house: StandinHouse) -> tuple[str, int, float]:
@@ -32,7 +32,7 @@ async def test_a_well_one_is_healthy_and_one_never_looked_at_is_unknown(open_hou
     house = await open_house("a")
     await house.have("a")
     assert health(house) == ("unknown", 0, 0.0)
-    await Watchdog(house.manager).look()
+    await Watchdog(house.manager).probe()
     assert health(house) == ("healthy", 0, 100.0)
     assert house.manager.health()[0].last_check_s == house.clock.now_s()
 
@@ -42,12 +42,12 @@ async def test_two_failed_looks_are_degraded_and_one_good_look_mends_it(open_hou
     await house.have("a")
     watchdog = Watchdog(house.manager)
     hang(house)
-    await watchdog.look()
+    await watchdog.probe()
     assert health(house) == ("healthy", 1, 0.0)
-    await watchdog.look()
+    await watchdog.probe()
     assert health(house) == ("degraded", 2, 0.0)
     hang(house, is_well=True)
-    await watchdog.look()
+    await watchdog.probe()
     assert health(house) == ("healthy", 0, pytest.approx(33.3, abs=0.1))
 
 
@@ -57,12 +57,12 @@ async def test_five_failed_looks_in_a_row_load_it_again(open_house: Make) -> Non
     watchdog = Watchdog(house.manager)
     hang(house)
     for _ in range(4):
-        await watchdog.look()
+        await watchdog.probe()
     assert (house.loader.stopped, health(house)[0]) == ([], "degraded")
-    await watchdog.look()
+    await watchdog.probe()
     assert house.loader.stopped == ["a"]
     await house.loaded("a")
-    await watchdog.look()
+    await watchdog.probe()
     assert (house.status("a"), health(house)[:2]) == ("ready", ("healthy", 0))
     assert house.manager.model("a").attempts == 0
 
@@ -78,7 +78,7 @@ async def test_a_hung_replica_is_found_beside_a_well_one_which_serves_on(
     hang(house, 1)
     watchdog = Watchdog(house.manager)
     for _ in range(5):
-        await watchdog.look()
+        await watchdog.probe()
     assert house.loader.cut_off == {(await second).runner.serial}
     assert [runner.serial for runner in house.manager.runners()] == [first.runner.serial]
     assert house.loader.begun == ["a", "a"]  # nobody asks for more than one just now
@@ -93,8 +93,8 @@ async def test_one_that_stops_while_it_is_looked_at_counts_nothing(open_house: M
         await house.manager.eject("a")
         return False
 
-    runner.process.answers = answers  # type: ignore[union-attr, method-assign, assignment]
-    await Watchdog(house.manager).look()
+    runner.process.is_healthy = answers  # type: ignore[union-attr, method-assign, assignment]
+    await Watchdog(house.manager).probe()
     assert health(house) == ("unknown", 0, 0.0)
 
 
@@ -112,7 +112,9 @@ async def test_what_it_takes_is_what_the_next_load_is_judged_by(open_house: Make
     )
     again = LoadHistory(tmp_path / "lessons.json")
     again.read()
-    assert again.of(house.manager.model_states["a"].key) == lessons.of(house.manager.model_states["a"].key)
+    assert again.record_of(house.manager.model_states["a"].history_key) == lessons.record_of(
+        house.manager.model_states["a"].history_key
+    )
 
 
 async def test_what_the_driver_does_not_tell_teaches_nothing(open_house: Make) -> None:
@@ -134,6 +136,6 @@ async def test_a_reset_while_it_runs_mixes_up_no_lessons(open_house: Make) -> No
     house.loader.ready("a")
     (await task).release(is_ok=True)
     house.memory.told = {RAM: 2000 * MIB}
-    house.manager.model_states["a"].key = ""
+    house.manager.model_states["a"].history_key = ""
     await Watchdog(house.manager).measure()
-    assert house.manager.history.of("") is None
+    assert house.manager.history.record_of("") is None

@@ -31,7 +31,8 @@ from appliance.engines.types import (
 )
 from appliance.engines.upstream.exchange import AttemptFailed
 from appliance.models.manager.manager import ModelManager
-from appliance.models.manager.state import Lease, Runner, WaitStatus
+from appliance.models.manager.waiters import Lease, WaitStatus
+from appliance.models.runner.runner import Runner
 from appliance.models.table.catalogue import Model
 from appliance.models.table.command import slot_context_tokens
 

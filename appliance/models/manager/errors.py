@@ -1,4 +1,4 @@
-"""Why a model cannot answer now: the memory, the line, the patience, the model itself. Raised by the manager, said by every door.
+"""Why a model cannot serve a request now. Raised by the manager; each interface says it in its own dialect.
 
 `error_type` and `error_fields` in an error's details are what OpenAI's error object carries beyond its own four fields.
 """
@@ -9,11 +9,17 @@ from appliance.base.errors import TimedOut, Unavailable
 
 
 class InsufficientMemory(Unavailable):
-    """The model does not fit beside what is loaded and in use.
+    """The model does not fit, whatever is unloaded.
 
-    Takes   required_mb, available_mb: mebibytes, the reserve counted in; loaded_models: aliases that hold memory now;
-            retry_after_s: when memory may be free, None = not known
-    Source  system D, `insufficient_vram_error`
+    Args:
+        model: Its alias.
+        required_mb: Mebibytes that a load takes, the reserve included.
+        available_mb: Mebibytes that it could find at most.
+        loaded_models: Aliases of the models that hold memory now.
+        retry_after_s: When memory may be free; None = not known.
+
+    Source:
+        docs/compatibility.md, `insufficient_vram_error`.
     """
 
     default_code = "vram_exhausted"
@@ -29,8 +35,8 @@ class InsufficientMemory(Unavailable):
     ) -> None:
         loaded = f" beside {', '.join(loaded_models)}" if loaded_models else ""
         super().__init__(
-            f"There is not enough memory to load {model!r}: it needs {required_mb:.0f} MB, {available_mb:.0f} MB are free{loaded}. "
-            "Try again later, unload a model, or give it less context (n_ctx).",
+            f"Not enough memory to load model {model!r}: {required_mb:.0f} MB needed, {available_mb:.0f} MB "
+            f"available{loaded}. Retry later, unload a model, or lower its context (n_ctx).",
             retry_after_s=retry_after_s,
             details={
                 "error_type": "insufficient_vram_error",
@@ -45,64 +51,91 @@ class InsufficientMemory(Unavailable):
 
 
 class QueueFull(Unavailable):
-    """The model's line has all the requests it may have (`max_queue_size_per_model`)."""
+    """The queue of a model has as many requests as it may have.
+
+    Args:
+        model: Its alias.
+        limit: `max_queue_size_per_model`.
+        retry_after_s: When a place in the queue may be free.
+    """
 
     default_code = "queue_full"
 
     def __init__(self, model: str, *, limit: int, retry_after_s: float) -> None:
         super().__init__(
-            f"{limit} requests wait for {model!r} already; try again in {max(1, round(retry_after_s))} s.",
+            f"The queue of model {model!r} is full (max_queue_size_per_model = {limit}). "
+            f"Retry in {max(1, round(retry_after_s))} s.",
             retry_after_s=retry_after_s,
             details={"error_fields": {"model": model, "queue_limit": limit}},
         )
 
 
 class QueueTimeout(TimedOut):
-    """The request stood in the model's line for all of its time (`queue_timeout_sec`)."""
+    """A request got no slot within `queue_timeout_sec`.
+
+    Args:
+        model: Its alias.
+        waited_s: How long the request waited.
+        retry_after_s: When a slot may be free; None = not known.
+        reason: What its queue waits for, as the scheduler said last; "" = not known.
+    """
 
     default_code = "queue_timeout"
 
     def __init__(
         self, model: str, *, waited_s: float, retry_after_s: float | None = None, reason: str = ""
     ) -> None:
-        because = f" Last, {reason}." if reason else ""
+        because = f" Last state: {reason}." if reason else ""
         super().__init__(
-            f"The request waited {waited_s:.1f} s for {model!r} and had no turn.{because}",
+            f"No slot of model {model!r} became free within {waited_s:.1f} s (queue_timeout_sec).{because}",
             retry_after_s=retry_after_s,
             details={"error_fields": {"model": model, "waited_s": round(waited_s, 3)}},
         )
 
 
 class ModelFailed(Unavailable):
-    """The model could not be loaded, and is not tried again until it is reset; asking again cannot help before."""
+    """A model could not be loaded, and is not tried again until it is reset; another request cannot succeed before.
+
+    Args:
+        model: Its alias.
+        reason: Why its latest load failed.
+        attempts: Failures in a row.
+    """
 
     retryable = False
     default_code = "model_failed"
 
     def __init__(self, model: str, *, reason: str, attempts: int) -> None:
+        count = f"{attempts} attempt{'' if attempts == 1 else 's'}"
         super().__init__(
-            f"{model!r} could not be loaded ({attempts} attempt{'' if attempts == 1 else 's'}): {reason.strip().rstrip('.')}. When the cause "
-            f"is mended, POST /v1/models/{model}/reset lets it be tried again.",
+            f"Model {model!r} could not be loaded ({count}): {reason.strip().rstrip('.')}. "
+            f"Fix the cause, then POST /v1/models/{model}/reset to try again.",
             details={"error_fields": {"model": model, "attempts": attempts}},
         )
 
 
 class AllPinned(Unavailable):
-    """Pinned models hold every place (`max_concurrent_models`): nothing will change by waiting."""
+    """Pinned models are as many as may be loaded: waiting changes nothing.
+
+    Args:
+        model: The alias of the model that cannot be loaded.
+        limit: `max_concurrent_models`.
+        pinned: Aliases of the pinned models.
+    """
 
     retryable = False
     default_code = "places_pinned"
 
-    def __init__(self, model: str, *, places: int, pinned: Sequence[str]) -> None:
+    def __init__(self, model: str, *, limit: int, pinned: Sequence[str]) -> None:
         super().__init__(
-            f"{model!r} cannot be loaded: pinned models hold all {places} places (max_concurrent_models): {', '.join(pinned)}. "
-            "Unpin one, or allow more.",
+            f"Model {model!r} cannot be loaded: pinned models use the whole limit (max_concurrent_models = {limit}): "
+            f"{', '.join(pinned)}. Unpin one, or raise the limit.",
             details={"error_fields": {"model": model, "pinned_models": list(pinned)}},
         )
 
 
 class ShuttingDown(Unavailable):
-    """The appliance ends; system D's 503."""
+    """The appliance is shutting down."""
 
     default_code = "shutting_down"
 

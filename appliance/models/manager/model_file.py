@@ -1,8 +1,10 @@
 """What a model's file says: header, need of memory, slots, or why it cannot be loaded."""
 
+import asyncio
 from dataclasses import dataclass, replace
 
-from appliance.models.manager.state import ModelState
+from appliance.models.manager.model_state import ModelState
+from appliance.models.manager.state import ManagerState
 from appliance.models.runner.load_history import key_of
 from appliance.models.table.catalogue import Model, System
 from appliance.models.table.command import slot_count
@@ -12,26 +14,47 @@ from appliance.models.table.gguf import GgufHeader, InvalidGguf, read_header
 
 @dataclass(frozen=True, slots=True)
 class FileCheck:
-    """What was found. `problem`: why it cannot be loaded, "" = it can; then the others are there."""
+    """What was found.
+
+    Attributes:
+        problem: Why the file cannot be loaded; "" = it can. Only then header, estimate and history_key are set.
+    """
 
     slots: int
     problem: str = ""
     header: GgufHeader | None = None
     estimate: Estimate | None = None
-    key: str = ""
+    history_key: str = ""
 
-    def into(self, entry: ModelState) -> None:
-        """Put it into the model's entry; on the event loop, where nobody then sees a half of it."""
-        former, entry.problem, entry.key, entry.slots = entry.problem, self.problem, self.key, self.slots
+    def apply_to(self, model: ModelState) -> None:
+        """Put it into the model's state: on the event loop, where no reader sees a half of it."""
+        former_problem = model.file_problem
+        model.file_problem, model.history_key, model.slots = self.problem, self.history_key, self.slots
         if self.problem:
             return
-        entry.header, entry.estimate = self.header, self.estimate
-        if former and entry.failed == former:  # it failed for this alone, and that is mended
-            entry.forgive()
+        model.header, model.estimate = self.header, self.estimate
+        if former_problem and model.failure == former_problem:  # it failed for this alone, and that is mended
+            model.clear_failures()
 
 
-def look_at_file(model: Model, system: System) -> FileCheck:
-    """Look (blocks). A file that is missing may come later: it is looked at again before each load."""
+async def check_file(model: ModelState, state: ManagerState) -> None:
+    """Check a model's file in a thread and put the result into the model's state.
+
+    Where the model was changed meanwhile, its new file is checked instead.
+    """
+    while True:
+        checked = model.model
+        found = await asyncio.to_thread(read_file, checked, state.catalogue.system)
+        if model.model is checked:
+            found.apply_to(model)
+            return
+
+
+def read_file(model: Model, system: System) -> FileCheck:
+    """Read what a model's file says (blocks).
+
+    A file that is missing may be there later: it is checked again before each load.
+    """
     slots = slot_count(model, system)
     try:
         header = read_header(model.path)
@@ -41,7 +64,7 @@ def look_at_file(model: Model, system: System) -> FileCheck:
         return FileCheck(slots, f"the file {model.path} cannot be read: {exc.strerror or exc}")
     except InvalidGguf as exc:
         return FileCheck(slots, f"the file {model.path} is no model: {exc}")
-    shape = replace(model, pinned=False, replicas=1)  # what one llama-server is made of
+    shape = replace(model, pinned=False, replicas=1)  # what one llama-server is started with
     key = key_of(
         model.path, f"{shape!r} {system.cpu_threads} {slots} {system.flash_attention} {system.use_mmap}"
     )

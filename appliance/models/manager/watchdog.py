@@ -1,85 +1,79 @@
-"""Looks at what runs, in the background: how much memory it really takes, whether it is well, and that its log stays within bounds.
+"""Watches what runs, in the background: how much memory it takes, whether it is healthy, and the size of its log.
 
-A llama-server that five times in a row does not answer for its health is ended and loaded again: it would keep its place for nothing.
+A llama-server whose health probe fails five times in a row is ended and loaded again: it would take a place for nothing.
 """
 
 import asyncio
-from typing import TYPE_CHECKING
 
 from appliance.base.logs import get_logger
-from appliance.models.manager.readings import DOWN
+from appliance.models.manager.manager import ModelManager
+from appliance.models.manager.status_view import DOWN
 from appliance.models.runner.process import memory_bytes
+from appliance.models.runner.runner import Runner
 from appliance.models.status.views import RAM
-
-if TYPE_CHECKING:
-    from appliance.models.manager.manager import ModelManager
-    from appliance.models.manager.state import Runner
 
 log = get_logger("models")
 MEASURE_EVERY_S = 5.0
-LOOK_EVERY_S = 30.0
-LOOK_LIMIT_S = 5.0
+PROBE_TIMEOUT_S = 5.0
 RELOAD_AFTER_S = 2.0
 
 
 class Watchdog:
-    """Watches over a manager's llama-servers. `look_every_s`: between two looks at their health."""
+    """Measures and probes the llama-servers of a manager."""
 
-    def __init__(self, manager: "ModelManager", *, look_every_s: float = LOOK_EVERY_S) -> None:
+    def __init__(self, manager: ModelManager) -> None:
         self._manager = manager
-        self.look_every_s = look_every_s
 
     async def measure(self) -> None:
-        """Measure what each takes, and teach the next load."""
+        """Measure the memory of each llama-server, and teach the load history."""
         manager = self._manager
-        before = manager.history.version
+        version = manager.history.version
         for runner in manager.runners():
             if runner.phase == "ready" and runner.process is not None:
-                is_told = await asyncio.to_thread(self._measure_one, runner)
-                entry = manager.model_states.get(runner.alias)
+                is_measured = await asyncio.to_thread(self._measure_one, runner)
+                model = manager.model_states.get(runner.alias)
                 # What is only estimated teaches nothing: each load would believe the one before, and add to it.
-                if is_told and entry is not None and runner.phase == "ready":
-                    manager.history.took(entry.key, sum(runner.memory.values()))
-        if manager.history.version != before:
+                if is_measured and model is not None and runner.phase == "ready":
+                    manager.history.record_memory(model.history_key, runner.memory_bytes)
+        if manager.history.version != version:
             await asyncio.to_thread(manager.history.write)
 
-    def _measure_one(self, runner: "Runner") -> bool:
-        """Measure one; give whether the driver tells (blocks)."""
+    def _measure_one(self, runner: Runner) -> bool:
+        """Measure one llama-server (blocks); return whether the driver shows its memory."""
         assert runner.process is not None
-        memory = self._manager.ram if RAM in runner.devices else self._manager.memory
-        taken = memory.of_process(runner.process.pid)
+        taken = self._manager.device_memory.of(runner).of_process(runner.process.pid)
         if taken:
-            runner.memory = taken
+            runner.memory_by_device = taken
         if RAM in runner.devices:
             runner.file_bytes = memory_bytes(runner.process.pid)[1]
         runner.process.trim_log()
         return bool(taken)
 
-    async def look(self) -> None:
-        """Look at the health of each."""
-        await asyncio.gather(
-            *(self._look_at(runner) for runner in self._manager.runners() if runner.phase == "ready")
-        )
+    async def probe(self) -> None:
+        """Probe the health of each llama-server that is ready."""
+        ready = [runner for runner in self._manager.runners() if runner.phase == "ready"]
+        await asyncio.gather(*map(self._probe_one, ready))
 
-    async def _look_at(self, runner: "Runner") -> None:
+    async def _probe_one(self, runner: Runner) -> None:
         manager = self._manager
-        entry = manager.model_states.get(runner.alias)
-        if entry is None or runner.process is None:
+        model = manager.model_states.get(runner.alias)
+        if model is None or runner.process is None:
             return
-        clock = manager.clock
-        began_s = clock.monotonic_s()
-        is_well = await runner.process.answers(LOOK_LIMIT_S)
+        started_s = manager.clock.monotonic_s()
+        is_healthy = await runner.process.is_healthy(PROBE_TIMEOUT_S)
         if runner.phase != "ready":
             return
-        entry.looks.append((is_well, (clock.monotonic_s() - began_s) * 1000))
-        entry.looked_at_s = clock.now_s()
-        runner.misses = 0 if is_well else runner.misses + 1
-        entry.misses = max(one.misses for one in entry.runners) if entry.runners else 0
-        if not is_well:
-            log.warning("model_unwell", alias=runner.alias, port=runner.port, in_a_row=runner.misses)
-        if runner.misses >= DOWN:
-            log.error("model_down", alias=runner.alias, port=runner.port, in_a_row=runner.misses)
-            await manager.cut_off(runner)  # this one only: its sisters may be well
+        model.probes.append((is_healthy, (manager.clock.monotonic_s() - started_s) * 1000))
+        model.probed_at_s = manager.clock.now_s()
+        runner.failed_probes = 0 if is_healthy else runner.failed_probes + 1
+        model.failed_probes = max((one.failed_probes for one in model.runners), default=0)
+        if not is_healthy:
+            log.warning(
+                "health_probe_failed", alias=runner.alias, port=runner.port, in_a_row=runner.failed_probes
+            )
+        if runner.failed_probes >= DOWN:
+            log.error("model_down", alias=runner.alias, port=runner.port, in_a_row=runner.failed_probes)
+            await manager.stop_now(runner)  # this one only: other replicas may be healthy
             await asyncio.sleep(RELOAD_AFTER_S)
-            entry.misses = 0
+            model.failed_probes = 0
             manager.restore(runner.alias)

@@ -61,10 +61,10 @@ class LoadHistory:
         except OSError as exc:
             log.warning("lessons_not_written", path=str(self._path), reason=str(exc))
 
-    def of(self, key: str) -> LoadRecord | None:
+    def record_of(self, key: str) -> LoadRecord | None:
         return self._lessons.get(key)
 
-    def loaded(self, key: str, *, seconds: float, size_bytes: int) -> None:
+    def record_load(self, key: str, *, seconds: float, size_bytes: int) -> None:
         """Take a load that came to ready. The page cache makes second loads quicker: the mean counts, recent ones more."""
         if not key:  # its file is just looked at anew: whose lesson it is, is not known
             return
@@ -77,7 +77,7 @@ class LoadHistory:
         if seconds > 0.05 and size_bytes > 1 << 20:
             self._bytes_per_s = (self._bytes_per_s + size_bytes / seconds) / 2
 
-    def took(self, key: str, memory_bytes: int) -> None:
+    def record_memory(self, key: str, memory_bytes: int) -> None:
         """Take what it was seen to take while it ran."""
         if not key:
             return

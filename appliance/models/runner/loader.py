@@ -1,106 +1,98 @@
-"""How one llama-server comes to be ready: its port, its command line, its process, its record; and how it goes again."""
+"""Starts a llama-server until it is ready, and ends it: its port, its command line, its process, its record."""
 
 import asyncio
-import os
-import shutil
-import subprocess
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from appliance.base.logs import get_logger
 from appliance.base.tasks import Tasks
 from appliance.base.wire.pool import ConnectionPool
-from appliance.models.manager.state import ModelState, Runner
+from appliance.models.runner.failures import LoadFailed
+from appliance.models.runner.log_file import log_name
 from appliance.models.runner.orphans import Records
-from appliance.models.runner.process import LoadFailed, Process, StopTimes, environment, free_port, log_name
+from appliance.models.runner.ports import find_free_port
+from appliance.models.runner.process import Process, StopOutcome, StopTimes, environment
+from appliance.models.runner.program import NO_FLAGS, Program, find_program
+from appliance.models.runner.runner import Runner
 from appliance.models.settings import FIRST_PORT, LAST_PORT
 from appliance.models.table.catalogue import Catalogue
-from appliance.models.table.command import Flags, build_command
+from appliance.models.table.command import InvalidCommand, build_command
+from appliance.models.table.gguf import GgufHeader
 
 log = get_logger("models")
-HELP_S = 20.0
-PORTS_TRIED = 5  # somebody else may take a port between our look and the server's
+PORTS_TRIED = 5  # another program may take a port between our look and llama-server's
 
 
-@dataclass(frozen=True, slots=True)
-class Program:
-    """The llama-server of this machine. `problem`: why it cannot be used, "" = it can."""
-
-    path: str
-    flags: Flags
-    problem: str = ""
-
-
-def look_at_program(wanted: str) -> Program:
-    """Find a llama-server and ask it what it takes (blocks). It sees as little of our environment as one that runs."""
-    nothing = Flags(frozenset(), False)
-    path = shutil.which(wanted or "llama-server")
-    if path is None:
-        return Program(
-            wanted, nothing, f"{wanted or 'llama-server'} is no program that is found; set LLAMA_SERVER_PATH"
-        )
-    try:
-        done = subprocess.run(
-            [path, "--help"],
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            timeout=HELP_S,
-            check=False,
-            stdin=subprocess.DEVNULL,
-            env=environment(os.environ, ()),
-        )
-    except (OSError, subprocess.TimeoutExpired) as exc:
-        return Program(path, nothing, f"`{path} --help` does not work: {exc}")
-    flags = Flags.of_help(done.stdout + done.stderr)
-    if "--port" not in flags.names:
-        return Program(
-            path, flags, f"`{path} --help` does not read like a llama-server's (exit code {done.returncode})"
-        )
-    return Program(path, flags)
-
-
-@dataclass
 class Loader:
-    """Starts and stops processes; decides nothing."""
+    """Starts and stops processes; decides nothing.
 
-    log_dir: Path
-    records: Records
-    environ: Mapping[str, str] = field(repr=False)
-    tasks: Tasks
-    wire: ConnectionPool
-    first_port: int = FIRST_PORT
-    last_port: int = LAST_PORT
-    times: StopTimes = field(default_factory=StopTimes)
-    program: Program = field(
-        default_factory=lambda: Program("", Flags(frozenset(), False), "it was not looked at yet")
-    )
-    _ports: dict[int, int] = field(default_factory=dict)  # port → whose it is (Live.serial)
-    _looked_for: str = ""
-    _looking: asyncio.Lock = field(default_factory=asyncio.Lock)
+    Args:
+        log_dir: Where the logs of llama-servers are written.
+        records: Where started processes are noted.
+        environ: What llama-servers may see a part of.
+        tasks: Runs what watches a process.
+        wire: Connections for health probes.
+        first_port, last_port: The range of their ports.
+        times: How long a process gets to exit.
+    """
 
-    async def look(self, catalogue: Catalogue) -> None:
-        """Look at the llama-server, unless this one was found well before: one that is missing may have come meanwhile."""
-        async with self._looking:
+    def __init__(
+        self,
+        *,
+        log_dir: Path,
+        records: Records,
+        environ: Mapping[str, str],
+        tasks: Tasks,
+        wire: ConnectionPool,
+        first_port: int = FIRST_PORT,
+        last_port: int = LAST_PORT,
+        times: StopTimes | None = None,
+    ) -> None:
+        self.log_dir = log_dir
+        self.records = records
+        self.first_port, self.last_port = first_port, last_port
+        self.times = times or StopTimes()
+        self.program = Program("", NO_FLAGS, "llama-server was not looked for yet")
+        self._environ = environ
+        self._tasks = tasks
+        self._wire = wire
+        self._ports: dict[int, int] = {}  # by port the serial of the llama-server that has it
+        self._looked_for = ""
+        self._finding = asyncio.Lock()
+
+    async def find_program(self, catalogue: Catalogue) -> None:
+        """Find the table's llama-server, unless it was found before: a missing one may have been installed meanwhile."""
+        async with self._finding:
             if self.program.problem or self._looked_for != catalogue.llama_server:
                 self._looked_for = catalogue.llama_server
-                self.program = await asyncio.to_thread(look_at_program, catalogue.llama_server)
+                self.program = await asyncio.to_thread(find_program, catalogue.llama_server)
 
     async def load(
-        self, runner: Runner, entry: ModelState, catalogue: Catalogue, on_look: Callable[[], None]
+        self,
+        runner: Runner,
+        header: GgufHeader | None,
+        catalogue: Catalogue,
+        on_progress: Callable[[], None],
     ) -> None:
-        """Bring one up.
+        """Start a llama-server and wait until it is ready.
 
-        Raises  LoadFailed
+        Args:
+            runner: What is to be started; gets its port and its process.
+            header: Of the model's file.
+            catalogue: The table.
+            on_progress: Called again and again until it is ready.
+
+        Raises:
+            LoadFailed: It did not become ready; its process has exited.
         """
-        await self.look(catalogue)
+        await self.find_program(catalogue)
         if self.program.problem:
             raise LoadFailed(self.program.problem, can_retry=False)
         tried: set[int] = set()
         while True:
+            runner.port = find_free_port({*self._ports, *tried}, self.first_port, self.last_port)
             try:
-                return await self._try(runner, entry, catalogue, on_look, tried)
+                return await self._try(runner, header, catalogue, on_progress)
             except LoadFailed as exc:
                 if not exc.is_port:
                     raise
@@ -108,66 +100,63 @@ class Loader:
                 tried.add(runner.port)
                 if len(tried) == PORTS_TRIED:
                     raise LoadFailed(
-                        f"each of {PORTS_TRIED} ports was taken by somebody else, the last was {runner.port}"
+                        f"another program took each of {PORTS_TRIED} ports, the last was {runner.port}"
                     ) from None
 
     async def _try(
         self,
         runner: Runner,
-        entry: ModelState,
+        header: GgufHeader | None,
         catalogue: Catalogue,
-        on_look: Callable[[], None],
-        tried: set[int],
+        on_progress: Callable[[], None],
     ) -> None:
-        runner.port = port = free_port({*self._ports, *tried}, self.first_port, self.last_port)
-        self._ports[port] = runner.serial
+        """Start it on the port that it was given."""
+        self._ports[runner.port] = runner.serial
         try:
             command = build_command(
                 self.program.path,
                 runner.model,
                 catalogue.system,
                 self.program.flags,
-                port=port,
-                header=entry.header,
+                port=runner.port,
+                header=header,
             )
-        except ValueError as exc:
-            self._ports.pop(port)
+        except InvalidCommand as exc:
+            self._ports.pop(runner.port)
             raise LoadFailed(str(exc), can_retry=False) from None
         process = runner.process = Process(
             command,
-            port=port,
-            log_path=self.log_dir / log_name(runner.alias, port),
-            tasks=self.tasks,
-            wire=self.wire,
+            port=runner.port,
+            log_path=self.log_dir / log_name(runner.alias, runner.port),
+            tasks=self._tasks,
+            wire=self._wire,
             environ=environment(
-                self.environ, runner.devices, hides_gpus=runner.model.params.n_gpu_layers == 0
+                self._environ, runner.devices, hides_gpus=runner.model.params.n_gpu_layers == 0
             ),
         )
-        is_well = False
+        is_ready = False
         try:
             if runner.is_stop_requested:
-                raise LoadFailed("it was told to go before it was started")
+                raise LoadFailed("it was stopped before it was started")
             await process.start()
-            self.records.add(process.pid, port=port, alias=runner.alias, command=command)
+            self.records.add(process.pid, port=runner.port, alias=runner.alias, command=command)
             if runner.is_stop_requested:
-                raise LoadFailed("it was told to go while it was started")
-            await process.ready(float(catalogue.system.wait_ready_sec), on_look)
-            is_well = True
+                raise LoadFailed("it was stopped while it was started")
+            await process.wait_ready(float(catalogue.system.wait_ready_sec), on_progress)
+            is_ready = True
         finally:
-            if not is_well:
+            if not is_ready:
                 await self.stop(runner)
 
-    async def stop(self, runner: Runner) -> str:
-        """End its process; give how, see Process.stop. Its port and its record are free after that."""
+    async def stop(self, runner: Runner) -> StopOutcome:
+        """End its process (see Process.stop). Its port and its record are free afterwards, unless it is stuck."""
         process = runner.process
-        how = await process.stop(self.times) if process is not None else "ended"
-        if how != "stuck":
-            if (
-                self._ports.get(runner.port) == runner.serial
-            ):  # a second stop must not free what is another's by now
-                self._ports.pop(runner.port)
-            if process is not None and process.pid:
-                self.records.remove(process.pid)
-        else:
-            log.error("runner_stuck", alias=runner.alias, pid=process.pid if process else 0, port=runner.port)
-        return how
+        outcome: StopOutcome = await process.stop(self.times) if process is not None else "exited"
+        if outcome == "stuck":
+            log.error("runner_stuck", alias=runner.alias, pid=runner.pid, port=runner.port)
+            return outcome
+        if self._ports.get(runner.port) == runner.serial:  # else it is another's by now
+            self._ports.pop(runner.port)
+        if runner.pid:
+            self.records.remove(runner.pid)
+        return outcome

@@ -1,4 +1,4 @@
-"""Where a model fits, and who would have to give way for it. Decisions only; see scheduler.py for when that is worth its time."""
+"""Where a model fits, and what must be unloaded for it. Decisions only; scheduler.py says when that is worth its time."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -7,105 +7,143 @@ from appliance.models.scheduler.state import ModelFacts, ResidentRunner, Schedul
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
-    """Room that is kept for a model: it will take so much of these devices once these llama-servers (keys) have left."""
+class Reservation:
+    """Memory that is kept for a model.
+
+    It will take `need_bytes` of these devices once the llama-servers with these serials are removed.
+    """
 
     alias: str
     devices: tuple[int, ...]
     need_bytes: int
-    keys: tuple[int, ...] = ()
+    serials: tuple[int, ...] = ()
 
 
-def fitting(
-    facts: ModelFacts, house: SchedulerState, *, gone: Collection[int] = (), claims: Sequence[Claim] = ()
+def find_devices(
+    facts: ModelFacts,
+    state: SchedulerState,
+    *,
+    removed: Collection[int] = (),
+    reservations: Sequence[Reservation] = (),
 ) -> tuple[int, ...] | None:
-    """Give the devices that a model fits on once `gone` (keys) have left, beside what others claim. None = none.
+    """Return the devices that a model fits on.
 
-    1. no place, now or when the claims are met       → None
-    2. one device that holds it                       → of those where nothing is being loaded, else of all, the one with the most room
-    3. no GPU could ever hold it, all together can    → all that have room
-    4. else                                           → None
+    1. max_models is reached, now or once the reservations are used    → None
+    2. one device holds it                                             → that with the most free memory, of those
+                                                                         where nothing is being loaded, else of all
+    3. no GPU alone could ever hold it, all together can               → all that have memory free
+    4. else                                                            → None
+
+    Args:
+        facts: The model.
+        state: What is loaded.
+        removed: Serials of llama-servers that are taken as removed.
+        reservations: Memory that is kept for other models.
     """
-    if not _has_place(facts.alias, house, gone, claims):  # 1
+    if not _is_allowed(facts.alias, state, removed, reservations):  # 1
         return None
-    free = _free(house, gone, claims)
+    free = _free_bytes(state, removed, reservations)
     devices = [index for index in free if (index >= 0) == facts.on_gpu]
-    margin = house.rules.margin_bytes
+    margin = state.rules.margin_bytes
     need = facts.need_bytes + margin
     enough = [index for index in devices if free[index] >= need]
     if enough:  # 2
-        loading = {index for one in house.residents if one.phase == "loading" for index in one.memory}
+        loading = {index for one in state.residents if one.phase == "loading" for index in one.memory}
         return (max(enough, key=lambda index: (index not in loading, free[index], -index)),)
     together = [index for index in devices if free[index] > margin]
-    room = sum(free[index] - margin for index in together)
-    if len(together) > 1 and room >= facts.need_bytes and need > most_bytes(facts, house):  # 3
+    usable = sum(free[index] - margin for index in together)
+    if len(together) > 1 and usable >= facts.need_bytes and need > largest_device_bytes(facts, state):  # 3
         return tuple(sorted(together))
     return None  # 4
 
 
-def most_bytes(facts: ModelFacts, house: SchedulerState) -> int:
-    """Give what the largest device for a model has in all."""
-    return max((size for index, size in house.total.items() if (index >= 0) == facts.on_gpu), default=0)
+def largest_device_bytes(facts: ModelFacts, state: SchedulerState) -> int:
+    """Return the total memory of the largest device for a model."""
+    return max((size for index, size in state.total.items() if (index >= 0) == facts.on_gpu), default=0)
 
 
-def _has_place(alias: str, house: SchedulerState, gone: Collection[int], claims: Sequence[Claim]) -> bool:
-    """Say whether one more model may be loaded, now and also when the claims are met. Replicas take one place together."""
-    leaving = {key for claim in claims for key in claim.keys}
-    now = {one.alias for one in house.residents if one.key not in gone}
-    later = {one.alias for one in house.residents if one.key not in gone and one.key not in leaving} | {
-        claim.alias for claim in claims
-    }
-    return all(alias in some or len(some) < house.rules.places for some in (now, later))
+def _is_allowed(
+    alias: str, state: SchedulerState, removed: Collection[int], reservations: Sequence[Reservation]
+) -> bool:
+    """Say whether one more model may be loaded, now and once the reservations are used. Replicas count as one model."""
+    leaving = {serial for kept in reservations for serial in kept.serials}
+    now = {one.alias for one in state.residents if one.serial not in removed}
+    later = {
+        one.alias for one in state.residents if one.serial not in removed and one.serial not in leaving
+    } | {kept.alias for kept in reservations}
+    return all(alias in loaded or len(loaded) < state.rules.max_models for loaded in (now, later))
 
 
-def _free(house: SchedulerState, gone: Collection[int], claims: Sequence[Claim]) -> dict[int, int]:
-    """Give bytes by device once `gone` have left: what is there, and what the claims leave of it, whichever is less."""
-    now = _freed(house, dict(house.free), gone)
-    if not claims:
+def _free_bytes(
+    state: SchedulerState, removed: Collection[int], reservations: Sequence[Reservation]
+) -> dict[int, int]:
+    """Return free bytes by device: now, or what the reservations leave, whichever is less."""
+    now = _with_freed(state, dict(state.free), removed)
+    if not reservations:
         return now
-    later = _freed(house, dict(now), {key for claim in claims for key in claim.keys if key not in gone})
-    for claim in claims:
-        for device in claim.devices:
-            later[device] = later.get(device, 0) - claim.need_bytes // len(claim.devices)
+    leaving = {serial for kept in reservations for serial in kept.serials if serial not in removed}
+    later = _with_freed(state, dict(now), leaving)
+    for kept in reservations:
+        for device in kept.devices:
+            later[device] = later.get(device, 0) - kept.need_bytes // len(kept.devices)
     return {device: min(size, later[device]) for device, size in now.items()}
 
 
-def _freed(house: SchedulerState, free: dict[int, int], gone: Collection[int]) -> dict[int, int]:
-    for one in house.residents:
-        if one.key in gone:
+def _with_freed(state: SchedulerState, free: dict[int, int], removed: Collection[int]) -> dict[int, int]:
+    """Add the memory of removed llama-servers to `free`, never beyond what a device has."""
+    for one in state.residents:
+        if one.serial in removed:
             for device, size in one.memory.items():
-                free[device] = min(
-                    free.get(device, 0) + size, house.total.get(device, free.get(device, 0) + size)
-                )
+                freed = free.get(device, 0) + size
+                free[device] = min(freed, state.total.get(device, freed))
     return free
 
 
-def leaving(
-    facts: ModelFacts, house: SchedulerState, order: Sequence[ResidentRunner], claims: Sequence[Claim] = ()
+def pick_evicted(
+    facts: ModelFacts,
+    state: SchedulerState,
+    order: Sequence[ResidentRunner],
+    reservations: Sequence[Reservation] = (),
 ) -> list[ResidentRunner] | None:
-    """Choose who must leave for a model that does not fit: the first of `order` before the later ones, none in vain.
+    """Choose what is unloaded for a model that does not fit.
 
-    None = not even all were enough.
+    Args:
+        facts: The model.
+        state: What is loaded.
+        order: The candidates, the cheapest first.
+        reservations: Memory that is kept for other models.
+
+    Returns:
+        The first of `order` that suffice together, without any that is not needed; None = not even all suffice.
     """
+
+    def fits_without(some: Sequence[ResidentRunner]) -> bool:
+        serials = [one.serial for one in some]
+        return find_devices(facts, state, removed=serials, reservations=reservations) is not None
+
     chosen: list[ResidentRunner] = []
     for one in order:
         chosen.append(one)
-        if fitting(facts, house, gone=[c.key for c in chosen], claims=claims) is not None:
+        if fits_without(chosen):
             break
     else:
         return None
     for one in chosen[::-1]:
-        rest = [c for c in chosen if c is not one]
-        if fitting(facts, house, gone=[c.key for c in rest], claims=claims) is not None:
-            chosen = rest
+        others = [other for other in chosen if other is not one]
+        if fits_without(others):
+            chosen = others
     return chosen
 
 
-def available_bytes(facts: ModelFacts, house: SchedulerState) -> int:
-    """Give the most that a model could ever find, with all gone that are not pinned: on one device, or on all GPUs that it is split over."""
-    margin = house.rules.margin_bytes
-    free = _freed(house, dict(house.free), {one.key for one in house.residents if not one.is_pinned})
-    rooms = [size for index, size in free.items() if (index >= 0) == facts.on_gpu]
-    if len(rooms) > 1 and facts.need_bytes + margin > most_bytes(facts, house):
-        return margin + sum(max(0, size - margin) for size in rooms)
-    return max([0, *rooms])
+def max_available_bytes(facts: ModelFacts, state: SchedulerState) -> int:
+    """Return the most memory that a model could ever find, with everything unloaded that is not pinned.
+
+    That is the largest device, or all GPUs together where the model is larger than each of them.
+    """
+    margin = state.rules.margin_bytes
+    removable = {one.serial for one in state.residents if not one.is_pinned}
+    free = _with_freed(state, dict(state.free), removable)
+    sizes = [size for index, size in free.items() if (index >= 0) == facts.on_gpu]
+    if len(sizes) > 1 and facts.need_bytes + margin > largest_device_bytes(facts, state):
+        return margin + sum(max(0, size - margin) for size in sizes)
+    return max([0, *sizes])

@@ -1,4 +1,4 @@
-"""What the scheduler sees and says: plain values. The house: who waits, who is loaded, what memory there is. The steps: what happens next.
+"""What the scheduler decides from and what it says: plain values.
 
 Memory is in bytes by device: a GPU's index, or RAM. Times are durations, so that no clock is needed to read them.
 """
@@ -13,15 +13,16 @@ MIB = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class SchedulerRules:
-    """What the operator set.
+    """What the operator has set.
 
-    places         models that may be loaded at a time
-    extra_wait_s   the longest that a line waits for others to be served together before a place is cleared for it
-    margin_bytes   memory that a load must leave free
-    ageing_s       a wait of so long weighs as much as one level of priority
+    Attributes:
+        max_models: Models that may be loaded at a time.
+        extra_wait_s: The longest that a queue waits for others to be served together before a model is unloaded for it.
+        margin_bytes: Memory that a load must leave free.
+        ageing_s: A wait of so long weighs as much as one level of priority.
     """
 
-    places: int = 3
+    max_models: int = 3
     extra_wait_s: float = 30.0
     margin_bytes: int = 200 * MIB
     ageing_s: float = 10.0
@@ -29,11 +30,17 @@ class SchedulerRules:
 
 @dataclass(frozen=True, slots=True)
 class QueueState:
-    """Those who wait for one model. `requests` want a slot, `loads` only that it is loaded; `oldest_s`: the longest wait among them.
+    """Those who wait for one model.
 
-    may_evict     False: it is loaded only where there is room (preloading, restoring after a crash)
-    is_owed       a llama-server was closed or stopped for it, and it has not been started since: its room is nobody else's
-    since_turn_s  since a llama-server of its own was closed or stopped for others: before that it had its turn
+    Attributes:
+        requests: How many want a slot.
+        loads: How many only want the model loaded.
+        oldest_s: The longest wait among them.
+        priority: The best among them: 0 high, 1 normal, 2 low.
+        may_evict: False = the model is loaded only where it fits (preloading, restoring after a crash).
+        has_reservation: A llama-server was drained or stopped for it, and it has not been started since: that memory is
+            nobody else's.
+        since_eviction_s: Since a llama-server of its own was drained or stopped for others: before that it had its turn.
     """
 
     alias: str
@@ -42,23 +49,25 @@ class QueueState:
     oldest_s: float = 0.0
     priority: int = 1
     may_evict: bool = True
-    is_owed: bool = False
-    since_turn_s: float = math.inf
+    has_reservation: bool = False
+    since_eviction_s: float = math.inf
 
 
 @dataclass(frozen=True, slots=True)
 class ResidentRunner:
-    """One llama-server of the house.
+    """One llama-server that loads, runs or stops.
 
-    memory     what comes back when it goes; while it loads: all that it will take
-    idle_s     since its last request ended (0 while one runs); ready_s: since it was ready
-    load_s     how long it takes to load it again
-    demand     requests for its model a second, recently
-    is_closed  takes no more requests: it gives way
-    stays_s    how much longer it stays without a request; None = for ever
+    Attributes:
+        memory: What comes back when it is removed; while it loads: all that it will take.
+        idle_s: Since its last request ended; 0 while one runs.
+        ready_s: Since it was ready.
+        load_s: How long it takes to load it again.
+        demand: Requests for its model a second, recently.
+        is_draining: It gets no more requests: it makes place for another model.
+        expires_in_s: How much longer it stays without a request; None = for ever.
     """
 
-    key: int
+    serial: int
     alias: str
     phase: Literal["loading", "ready", "stopping"]
     slots: int = 1
@@ -69,13 +78,22 @@ class ResidentRunner:
     load_s: float = 1.0
     demand: float = 0.0
     is_pinned: bool = False
-    is_closed: bool = False
-    stays_s: float | None = None
+    is_draining: bool = False
+    expires_in_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """What is known of a model that is wanted. `rest_s`: how long it must rest after a crash; `load_s`: expected."""
+    """What is known of a model that somebody waits for.
+
+    Attributes:
+        need_bytes: The memory that a load takes.
+        on_gpu: Whether it is loaded on GPUs, else into system memory.
+        load_s: How long a load is expected to take.
+        replicas: How many llama-servers it may have.
+        is_failed: It is not loaded again until it is reset.
+        blocked_s: How long it is not loaded again after a failure.
+    """
 
     alias: str
     need_bytes: int = 0
@@ -83,14 +101,22 @@ class ModelFacts:
     load_s: float = 1.0
     replicas: int = 1
     is_failed: bool = False
-    rest_s: float = 0.0
+    blocked_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class SchedulerState:
-    """The state that a decision is made from. `free`, `total`: bytes by device, what is loading already taken off; without lines nobody asks."""
+    """The state that a decision is made from.
 
-    lines: Sequence[QueueState] = ()
+    Attributes:
+        queues: One for each model that somebody waits for.
+        residents: Every llama-server.
+        facts: By alias, at least of the models in `queues`.
+        free: Bytes by device, without what loading llama-servers will take. May be empty where nobody waits.
+        total: Bytes by device. May be empty where nobody waits.
+    """
+
+    queues: Sequence[QueueState] = ()
     residents: Sequence[ResidentRunner] = ()
     facts: Mapping[str, ModelFacts] = field(default_factory=dict)
     free: Mapping[int, int] = field(default_factory=dict)
@@ -103,15 +129,15 @@ class SchedulerState:
 
 @dataclass(frozen=True, slots=True)
 class Serve:
-    """The line's next request goes to this llama-server."""
+    """Give a slot of this llama-server to the queue's next request."""
 
     alias: str
-    key: int
+    serial: int
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Load the model on these devices (several: it is split over them)."""
+    """Load the model on these devices; several = it is split over them."""
 
     alias: str
     devices: tuple[int, ...]
@@ -119,31 +145,37 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """Unload it: it is idle. `why`: idle (its time is over) or room (for `alias`)."""
+    """Unload an idle llama-server: its time is over (`idle`), or its memory is for `alias` (`evicted`)."""
 
-    key: int
-    why: Literal["idle", "room"]
+    serial: int
+    why: Literal["idle", "evicted"]
     alias: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class Close:
-    """Give it no more requests, so that it becomes idle and makes room for `alias`."""
+class Drain:
+    """Give a llama-server no more requests, so that it becomes idle and makes place for `alias`."""
 
-    key: int
+    serial: int
     alias: str
 
 
 @dataclass(frozen=True, slots=True)
-class Open:
-    """It need not give way any more."""
+class Resume:
+    """Give a draining llama-server requests again: nobody needs its place any more."""
 
-    key: int
+    serial: int
 
 
 @dataclass(frozen=True, slots=True)
 class Refuse:
-    """Nothing that may be done would let this model be loaded. Bytes; `why`: failed, memory or pinned."""
+    """Fail everybody who waits: nothing that may be done would let the model be loaded.
+
+    Attributes:
+        why: It has failed; memory does not suffice; or pinned models are as many as may be loaded.
+        need_bytes: With `memory`: what a load takes, the margin included.
+        available_bytes: With `memory`: the most that it could ever find.
+    """
 
     alias: str
     why: Literal["failed", "memory", "pinned"]
@@ -153,10 +185,15 @@ class Refuse:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Nothing to do now. `again_s`: when time alone changes that; `reasons`: by model, what its line waits for."""
+    """Do nothing now.
+
+    Attributes:
+        again_s: When time alone changes that; None = never.
+        reasons: By model, what its queue waits for.
+    """
 
     again_s: float | None = None
     reasons: Mapping[str, str] = field(default_factory=dict)
 
 
-Step = Serve | Start | Stop | Close | Open | Refuse | Wait
+Step = Serve | Start | Stop | Drain | Resume | Refuse | Wait

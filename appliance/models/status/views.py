@@ -183,8 +183,11 @@ class ModelManagerApi(Protocol):
     changed: raised at every change of a status, of progress or of a line; `server` likewise is followed through it
     """
 
-    changed: Watched[int]
-    catalogue: Catalogue
+    @property
+    def changed(self) -> Watched[int]: ...
+
+    @property
+    def catalogue(self) -> Catalogue: ...
 
     @property
     def server_status(self) -> ServerStatus: ...

@@ -1,0 +1,75 @@
+"""What the state of each model is after the table was read anew. Decisions only."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from appliance.base.fair_queue import FairQueue
+from appliance.models.manager.model_state import ModelState
+from appliance.models.manager.waiters import SlotWaiter
+from appliance.models.table.catalogue import Catalogue, LoraAdapter, Model
+from appliance.models.table.command import slot_count
+
+
+def updated_models(
+    catalogue: Catalogue,
+    former: Mapping[str, ModelState],
+    *,
+    adapters: Mapping[str, tuple[LoraAdapter, ...]],
+    ageing_s: float,
+    now_at_s: float,
+) -> dict[str, ModelState]:
+    """Return the state of each model of a table, in its order.
+
+    1. a new model                               → a fresh state
+    2. an unchanged model                        → its former state, the very same object
+    3. only pinned or replicas have changed      → its former state, changed in place: no llama-server needs to know
+    4. it has changed                            → a new object with the former queue, counts and llama-servers, but
+                                                   without what was known of its file and its failures
+
+    Args:
+        catalogue: The table.
+        former: The states until now.
+        adapters: Adapters that a model is run with besides those of the table, by alias.
+        ageing_s: See FairQueue.
+        now_at_s: Seconds since 1970.
+    """
+    system, models = catalogue.system, {}
+    for alias, configured in catalogue.models.items():
+        state, model = former.get(alias), with_adapters(configured, adapters)
+        if state is None:  # 1
+            queue: FairQueue[SlotWaiter] = FairQueue(system.max_queue_size_per_model, ageing_s=ageing_s)
+            state = ModelState(model, queue, is_pinned=model.pinned, updated_at_s=now_at_s)
+        elif state.model != model:  # 3, 4
+            state = _changed(state, model, now_at_s)
+        state.queue.limit = system.max_queue_size_per_model
+        state.slots = slot_count(model, system)
+        models[alias] = state
+    return models
+
+
+def with_adapters(model: Model, adapters: Mapping[str, tuple[LoraAdapter, ...]]) -> Model:
+    """Return a model of the table together with the adapters that it is run with besides."""
+    return replace(model, lora=(*model.lora, *adapters.get(model.alias, ())))
+
+
+def _changed(state: ModelState, model: Model, now_at_s: float) -> ModelState:
+    follows_table = state.is_pinned == state.model.pinned  # else an operator has pinned or unpinned it
+    is_pinned = model.pinned if follows_table else state.is_pinned
+    if replace(state.model, pinned=model.pinned, replicas=model.replicas) == model:
+        state.model, state.is_pinned = model, is_pinned
+        return state
+    return replace(
+        state,
+        model=model,
+        header=None,
+        file_problem="",
+        estimate=None,
+        history_key="",
+        failure="",
+        last_error="",
+        attempts=0,
+        replica_failures=0,
+        blocked_until_s=0.0,
+        is_pinned=is_pinned,
+        updated_at_s=now_at_s,
+    )

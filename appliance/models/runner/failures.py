@@ -1,0 +1,66 @@
+"""Why a llama-server did not become ready, in the words of its log."""
+
+import re
+from collections.abc import Sequence
+
+# No further try can succeed after these. Source: docs/compatibility.md, the model manager's list.
+HOPELESS = tuple(
+    text.lower()
+    for text in (
+        "unsupported cache type",
+        "error while handling argument",
+        "model file not found",
+        "invalid model path",
+        "GGML_ASSERT",
+        "llama_model_load",
+        "unknown argument",
+        "invalid argument",
+        "failed to load model",
+    )
+)
+PORT_TAKEN = ("couldn't bind", "address already in use")
+NOT_STARTED = (126, 127)  # as shells and setpriv say that a program is missing or cannot be run
+_COMPLAINT = re.compile(r"error|fail|invalid|couldn't|assert|unsupported|unknown|not found", re.IGNORECASE)
+_WARNING = re.compile(r"\bwarn|^\S+ W ", re.IGNORECASE)
+MAX_COMPLAINT_CHARS = 300
+
+
+class LoadFailed(Exception):
+    """A llama-server did not become ready.
+
+    Args:
+        reason: Why, for the operator.
+        can_retry: False = it would fail again in the same way.
+        is_port: Another program has the port; with another port it may succeed.
+    """
+
+    def __init__(self, reason: str, *, can_retry: bool = True, is_port: bool = False) -> None:
+        super().__init__(reason)
+        self.reason, self.can_retry, self.is_port = reason, can_retry, is_port
+
+
+def failure_of_exit(exit_code: int, tail: Sequence[str]) -> LoadFailed:
+    """Say why a llama-server exited while it loaded.
+
+    Args:
+        exit_code: Its exit code, or minus the signal that ended it.
+        tail: The last lines of its log.
+    """
+    text = "\n".join(tail).lower()
+    # The first complaint is the cause; the later ones say that there was one.
+    complaint = next((line for line in tail if _COMPLAINT.search(line) and not _WARNING.search(line)), "")
+    is_port = any(one in text for one in PORT_TAKEN)
+    is_hopeless = exit_code in NOT_STARTED or any(one in text for one in HOPELESS)
+    return LoadFailed(
+        f"llama-server {exit_text(exit_code)}"
+        + (f": {complaint.strip()[:MAX_COMPLAINT_CHARS]}" if complaint else ""),
+        is_port=is_port,
+        can_retry=is_port or not is_hopeless,
+    )
+
+
+def exit_text(exit_code: int) -> str:
+    """Say how a process exited."""
+    if exit_code < 0:
+        return f"was killed by signal {-exit_code}"
+    return f"exited with code {exit_code}"

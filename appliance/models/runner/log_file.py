@@ -1,0 +1,56 @@
+"""The log of a llama-server: opened fresh for each start, read at its end, kept within bounds while it grows."""
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+from appliance.base.logs import get_logger
+
+log = get_logger("runner")
+KEPT_LOGS = 3
+MAX_LOG_BYTES = 16 << 20
+TAIL_BYTES = 65_536
+MAX_NAME_CHARS = 100
+LOG_MODE = 0o640
+
+
+def log_name(alias: str, port: int) -> str:
+    """Return the name of a llama-server's log file; characters that cannot be in one become underscores."""
+    return f"{re.sub(r'[^A-Za-z0-9._-]', '_', alias)[:MAX_NAME_CHARS]}_{port}.log"
+
+
+def open_log(path: Path) -> int:
+    """Open a fresh log and return its descriptor; the former ones are kept as .1, .2, .3 (blocks).
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for number in range(KEPT_LOGS - 1, 0, -1):
+        older = Path(f"{path}.{number}")
+        if older.exists():
+            older.replace(f"{path}.{number + 1}")
+    if path.exists():
+        path.replace(f"{path}.1")
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, LOG_MODE)
+
+
+def read_tail(path: Path, lines: int) -> list[str]:
+    """Return the last lines of a log; none where it cannot be read (blocks)."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, 2) - TAIL_BYTES))
+            return file.read().decode("utf-8", "replace").splitlines()[-lines:]
+    except OSError:
+        return []
+
+
+def trim_log(path: Path) -> None:
+    """Move a log that has grown too large to `.1`, while its process goes on writing (blocks)."""
+    try:
+        if path.stat().st_size > MAX_LOG_BYTES:
+            shutil.copyfile(path, f"{path}.1")
+            os.truncate(path, 0)  # the process writes at the end (O_APPEND), wherever that is
+    except OSError as exc:
+        log.warning("log_not_trimmed", path=str(path), reason=str(exc))
