@@ -15,7 +15,9 @@ from appliance.base.wire.pool import ConnectionPool
 from appliance.base.wire.types import PoolLimits
 from appliance.engines.backends.server import EngineServer
 from appliance.engines.dialects.contract import EngineFacts, EngineHealth
-from appliance.engines.dispatch import DispatchRequest, Pool
+from appliance.engines.dispatch_request import DispatchRequest
+from appliance.engines.outcome import Outcome
+from appliance.engines.pool import Pool
 from appliance.engines.receipts import Receipt
 from appliance.engines.router import Router
 from appliance.engines.settings import EngineSettings
@@ -71,7 +73,7 @@ def whole(count: int, wire: ConnectionPool) -> float:
     def once() -> None:
         place = router.dispatcher._choose(asking)
         assert place is not None
-        place.release("ok")
+        place.release(Outcome.OK)
 
     return timed(once)
 

@@ -28,8 +28,8 @@ from appliance.engines.backends.hosted import HostedBackend
 from appliance.engines.backends.managed import ManagedBackend
 from appliance.engines.backends.prober import HealthProber
 from appliance.engines.backends.server import EngineServer
-from appliance.engines.dispatch import Pool
 from appliance.engines.persistence import keep
+from appliance.engines.pool import Pool
 from appliance.engines.router import Router
 from appliance.engines.settings import EngineSettings
 from appliance.engines.specs import DEFAULT_POOL, HOSTED_POOL, BackendSpec, FleetSpec, Tls, parse_backend

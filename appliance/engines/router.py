@@ -18,8 +18,10 @@ from appliance.base.watch import Watched
 from appliance.engines.backends.adapters import CODE, AdapterNotLoaded
 from appliance.engines.backends.contract import Backend
 from appliance.engines.backends.server import EngineServer
-from appliance.engines.dispatch import Dispatcher, DispatchRequest, Pool, hash_prefixes
+from appliance.engines.dispatch import Dispatcher
+from appliance.engines.dispatch_request import DispatchRequest, hash_prompt_prefixes
 from appliance.engines.outcome import Outcome
+from appliance.engines.pool import Pool
 from appliance.engines.receipts import Receipt
 from appliance.engines.settings import EngineSettings
 from appliance.engines.slots import Slot
@@ -322,7 +324,7 @@ class Router:
             options,
             receipt,
             deadline_s,
-            partial(hash_prefixes, request),
+            partial(hash_prompt_prefixes, request),
             is_pinned=bool(options.pin),
         )
 
@@ -384,7 +386,7 @@ class Router:
         exclude: Collection[str] = (),
         options: RequestOptions = NO_OPTIONS,
         is_uncounted: bool = False,
-    ) -> Slot:
+    ) -> Slot[Backend]:
         """Give the right to send one request to one server (passage).
 
         Takes   model: only servers of it ("" = any server); exclude: servers not to use; wishes.pin: the server's name;
@@ -493,7 +495,7 @@ class Router:
 
     def _visit(
         self, stages: list[Pool], model: str | None, options: RequestOptions, exclude: Collection[str]
-    ) -> Slot | None:
+    ) -> Slot[Backend] | None:
         """Give a visit to a server: the pinned one, else the least busy one that is up; None = nobody is."""
         now_s = self._clock.monotonic_s()
         servers = [

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 from ssl import SSLContext
-from typing import Any
+from typing import Any, Generic, Protocol, Self, TypeAlias, TypeVar
 
 from appliance.base.balancing import Member
 from appliance.base.clock import Clock
@@ -33,15 +33,26 @@ class ResponseTimes:
         return max(0, self.stream.events - 2)
 
 
+class SlotOwner(Protocol):
+    """Whatever gives out slots, and hears what became of each."""
+
+    name: str
+
+    def record(self, slot: "Slot[Any]", outcome: Outcome, retry_after_s: float | None) -> None: ...
+
+
+OwnerT = TypeVar("OwnerT", bound=SlotOwner, covariant=True)
+
+
 @dataclass(slots=True, eq=False)
-class Slot:
+class Slot(Generic[OwnerT]):
     """One request's place on a backend. `release` gives it back; a second call does nothing.
 
     url, headers, ssl   for those who speak to the server themselves (passage): its base address, the headers that it wants
     attempt             the receipt's line about this try; `release` fills it in
     """
 
-    backend: "BackendStats"
+    backend: OwnerT
     started_s: float  # monotonic
     attempt: Attempt
     url: str = ""
@@ -68,6 +79,9 @@ class Slot:
         attempt.note = note or attempt.note
         attempt.status = status if status is not None else attempt.status
         self.backend.record(self, outcome, retry_after_s)
+
+
+AnySlot: TypeAlias = Slot[Any]  # where it does not matter whose it is
 
 
 class BackendStats:
@@ -98,7 +112,7 @@ class BackendStats:
     def in_flight(self) -> int:
         return self.member.active
 
-    def take(self, reason: str) -> Slot:
+    def take(self, reason: str) -> Slot[Self]:
         """Take a place, chosen for `reason`; the caller sends at once and calls `release` in any case."""
         clock = self._clock
         self.member.record_start(clock.now_s())
@@ -108,14 +122,14 @@ class BackendStats:
         counter.inc()
         return Slot(self, clock.monotonic_s(), Attempt(""))
 
-    def uncounted_slot(self) -> Slot:
+    def uncounted_slot(self) -> Slot[Self]:
         """Give a place that takes no room, for a question about the server itself: it is asked also when it is full."""
         return Slot(self, self._clock.monotonic_s(), Attempt(""), is_uncounted=True)
 
-    async def prepare_passthrough(self, slot: Slot, model: str | None, options: Any) -> None:
+    async def prepare_passthrough(self, slot: AnySlot, model: str | None, options: Any) -> None:
         """Make a place of passage ready to be spoken to; those who know their address beforehand have nothing to do."""
 
-    def record(self, slot: Slot, outcome: Outcome, retry_after_s: float | None) -> None:
+    def record(self, slot: AnySlot, outcome: Outcome, retry_after_s: float | None) -> None:
         """Count a place's end; called by the place, once."""
         took_s = self._clock.monotonic_s() - slot.started_s
         slot.attempt.ms = took_s * 1000
@@ -133,7 +147,7 @@ class BackendStats:
         self.observe_outcome(slot, outcome, retry_after_s)
         self.on_capacity(self)
 
-    def observe_outcome(self, slot: Slot, outcome: Outcome, retry_after_s: float | None) -> None:
+    def observe_outcome(self, slot: AnySlot, outcome: Outcome, retry_after_s: float | None) -> None:
         """What an outcome says about the server; kinds that care about it say so here."""
 
     def probe_soon(self) -> None:
@@ -151,7 +165,7 @@ class SlotStream(Stream):
 
     __slots__ = ("_pieces", "_slot")
 
-    def __init__(self, pieces: AsyncGenerator[bytes, None], slot: Slot) -> None:
+    def __init__(self, pieces: AsyncGenerator[bytes, None], slot: AnySlot) -> None:
         self._pieces = pieces
         self._slot = slot
 

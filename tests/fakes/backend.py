@@ -4,11 +4,11 @@ from typing import ClassVar
 
 from appliance.base.clock import Clock
 from appliance.base.metrics.registry import Metrics
-from appliance.engines.dispatch import Pool
 from appliance.engines.outcome import Outcome
+from appliance.engines.pool import Pool
 from appliance.engines.router import Router
 from appliance.engines.settings import EngineSettings
-from appliance.engines.slots import BackendStats, Slot
+from appliance.engines.slots import AnySlot, BackendStats
 from appliance.engines.types import (
     BackendState,
     BackendStatus,
@@ -53,7 +53,7 @@ class ScriptedBackend(BackendStats):
 
     async def close(self) -> None: ...
 
-    async def send(self, request: EngineRequest, place: Slot, *, budget_s: float) -> EngineReply:
+    async def send(self, request: EngineRequest, place: AnySlot, *, budget_s: float) -> EngineReply:
         self.asked.append(request)
         try:
             return await self.answer(request)

@@ -1,16 +1,18 @@
 """What every backend promises to the dispatcher, and what every dialect of engine promises to the server that speaks it."""
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from appliance.base.balancing import Member
-from appliance.engines.slots import Slot
+from appliance.engines.outcome import Outcome
+from appliance.engines.slots import AnySlot, Slot
 from appliance.engines.types import (
     BackendState,
     BackendStatus,
     EngineReply,
     EngineRequest,
     ModelCard,
+    RequestOptions,
     ServedModel,
 )
 
@@ -51,9 +53,19 @@ class Backend(Protocol):
         """Say whether a request can be sent at this moment (monotonic seconds)."""
         ...
 
-    def take(self, reason: str) -> Slot: ...
+    def take(self, reason: str) -> Slot[Self]:
+        """Take a slot, chosen for `reason`."""
+        ...
 
-    async def send(self, request: EngineRequest, slot: Slot, *, budget_s: float) -> EngineReply:
+    def record(self, slot: AnySlot, outcome: Outcome, retry_after_s: float | None) -> None:
+        """Hear what became of a slot; called by the slot, once."""
+        ...
+
+    async def prepare_passthrough(self, slot: AnySlot, model: str | None, options: RequestOptions) -> None:
+        """Make a slot of passthrough ready to be spoken to."""
+        ...
+
+    async def send(self, request: EngineRequest, slot: AnySlot, *, budget_s: float) -> EngineReply:
         """Answer `request`, or raise; the place is given back in any case, for a stream when it is closed.
 
         Gives   EngineReply; `request.receipt` has backend, endpoint, served_model, attempts and upstream_ms filled in

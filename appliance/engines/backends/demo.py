@@ -36,7 +36,7 @@ from appliance.engines.backends.demo_script import (
 )
 from appliance.engines.outcome import Outcome
 from appliance.engines.receipts import Attempt
-from appliance.engines.slots import BackendStats, Slot, SlotStream
+from appliance.engines.slots import AnySlot, BackendStats, SlotStream
 from appliance.engines.types import (
     BackendState,
     BackendStatus,
@@ -97,7 +97,7 @@ class DemoBackend(BackendStats):
     async def close(self) -> None:
         """Nothing is open."""
 
-    async def send(self, request: EngineRequest, slot: Slot, *, budget_s: float) -> EngineReply:
+    async def send(self, request: EngineRequest, slot: AnySlot, *, budget_s: float) -> EngineReply:
         """Answer by the script.
 
         Gives   EngineReply as Backend.send; Raises Invalid for shapes it cannot read, and what a prompt provokes
@@ -114,7 +114,7 @@ class DemoBackend(BackendStats):
             if reply is None or reply.events is None:
                 slot.release(outcome)
 
-    async def _play(self, request: EngineRequest, slot: Slot) -> EngineReply:
+    async def _play(self, request: EngineRequest, slot: AnySlot) -> EngineReply:
         receipt = request.receipt
         receipt.backend, receipt.endpoint, receipt.served_model = self.name, "demo", "demo"
         attempt = Attempt("demo", Outcome.OK)

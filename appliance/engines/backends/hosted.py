@@ -18,7 +18,7 @@ from appliance.engines.backends.breaker import Breaker
 from appliance.engines.outcome import BreakerEffect, Outcome
 from appliance.engines.receipts import Attempt, attempt_rows
 from appliance.engines.settings import EngineSettings
-from appliance.engines.slots import BackendStats, Slot
+from appliance.engines.slots import AnySlot, BackendStats
 from appliance.engines.types import (
     BackendState,
     BackendStatus,
@@ -167,7 +167,7 @@ class HostedBackend(BackendStats):
     async def close(self) -> None:
         await self._wire.close()
 
-    async def send(self, request: EngineRequest, slot: Slot, *, budget_s: float) -> EngineReply:
+    async def send(self, request: EngineRequest, slot: AnySlot, *, budget_s: float) -> EngineReply:
         """Answer `request` from the first endpoint that can.
 
         Gives   EngineReply (see its docstring); 400, 403, 422 … of the upstream as they are, in shape
@@ -211,7 +211,7 @@ class HostedBackend(BackendStats):
         self,
         endpoint: Endpoint,
         request: EngineRequest,
-        slot: Slot,
+        slot: AnySlot,
         body: bytes,
         *,
         wants_events: bool,

@@ -6,7 +6,7 @@ that dies before its first byte costs the request nothing but time: it is given 
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 from appliance.base.clock import Clock
 from appliance.base.errors import Invalid
@@ -18,7 +18,7 @@ from appliance.engines.backends.server import EngineServer
 from appliance.engines.dialects.contract import EngineFacts, EngineHealth
 from appliance.engines.outcome import Outcome, Retry
 from appliance.engines.settings import EngineSettings
-from appliance.engines.slots import BackendStats, Slot
+from appliance.engines.slots import AnySlot, BackendStats, Slot
 from appliance.engines.specs import BackendSpec
 from appliance.engines.types import (
     BackendState,
@@ -69,9 +69,9 @@ class RunnerServer(EngineServer):
         )
         super().__init__(spec, settings=settings, wire=wire, clock=clock, metrics=metrics, origin="managed")
         self._label = f"The llama-server of {runner.alias}"
-        self.leases: dict[Slot, Lease] = {}
-        self.outer: dict[Slot, Slot] = {}  # of streams: the dispatcher's place, given back at their end
-        self.requests: dict[Slot, EngineRequest] = {}
+        self.leases: dict[AnySlot, Lease] = {}
+        self.outer: dict[AnySlot, AnySlot] = {}  # of streams: the dispatcher's place, given back at their end
+        self.requests: dict[AnySlot, EngineRequest] = {}
         self.health = EngineHealth(True)
         self.update_facts(
             EngineFacts(
@@ -79,7 +79,7 @@ class RunnerServer(EngineServer):
             )
         )
 
-    def record(self, slot: Slot, outcome: Outcome, retry_after_s: float | None) -> None:
+    def record(self, slot: AnySlot, outcome: Outcome, retry_after_s: float | None) -> None:
         """A request ended: its slot goes back to the manager."""
         super().record(slot, outcome, retry_after_s)
         lease, request, outer = (
@@ -118,7 +118,7 @@ class ManagedBackend(BackendStats):
         self.manager = manager
         self._wire = wire
         self._servers: dict[int, RunnerServer] = {}
-        self._boarded: dict[Slot, Lease] = {}
+        self._boarded: dict[AnySlot, Lease] = {}
         self._made_of: Any = None
         self._served: dict[str, ServedModel] = {}
         self.on_models: Callable[[], None] = lambda: None  # the fleet's: what it serves changed
@@ -169,15 +169,15 @@ class ManagedBackend(BackendStats):
 
     # ---- answering
 
-    def take(self, reason: str) -> Slot:
+    def take(self, reason: str) -> Slot[Self]:
         """Take a place; what it comes to is counted where it is sent, see RunnerServer."""
         self.member.record_start(self._clock.now_s())
         return self._place()
 
-    def _place(self) -> Slot:
+    def _place(self) -> Slot[Self]:
         return super().uncounted_slot()
 
-    def record(self, slot: Slot, outcome: Outcome, retry_after_s: float | None) -> None:
+    def record(self, slot: AnySlot, outcome: Outcome, retry_after_s: float | None) -> None:
         took_s = self._clock.monotonic_s() - slot.started_s
         slot.attempt.ms = took_s * 1000
         self.adapters.release(slot)
@@ -187,7 +187,7 @@ class ManagedBackend(BackendStats):
             lease.release(is_ok=not outcome.is_error)
         self.on_capacity(self)
 
-    async def send(self, request: EngineRequest, slot: Slot, *, budget_s: float) -> EngineReply:
+    async def send(self, request: EngineRequest, slot: AnySlot, *, budget_s: float) -> EngineReply:
         """Answer `request` by one of the model's llama-servers (see Backend.send). It may wait longer than `budget_s`: the table's
         own limits hold, for the line and for the answer."""
         reply = None
@@ -216,7 +216,7 @@ class ManagedBackend(BackendStats):
             if reply is None:
                 slot.release(Outcome.REFUSED)  # what it was is in the receipt's attempts
 
-    async def _send(self, request: EngineRequest, slot: Slot, lease: Lease) -> EngineReply:
+    async def _send(self, request: EngineRequest, slot: AnySlot, lease: Lease) -> EngineReply:
         try:
             server = self._server(lease.runner)
         except BaseException:
@@ -270,7 +270,7 @@ class ManagedBackend(BackendStats):
             if request is not None:
                 request.wait_headers = None
 
-    async def prepare_passthrough(self, slot: Slot, model: str | None, options: RequestOptions) -> None:
+    async def prepare_passthrough(self, slot: AnySlot, model: str | None, options: RequestOptions) -> None:
         """Give a place of passage its llama-server; without a model's name the only one that there is.
 
         Raises  Invalid: there are several · what Manager.lease raises

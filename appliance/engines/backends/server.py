@@ -4,7 +4,7 @@ What is known of it, and so whether a request may be sent, is in known.py.
 """
 
 import ssl
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from appliance.base import jsons
 from appliance.base.clock import Clock
@@ -19,7 +19,7 @@ from appliance.engines.dialects.contract import LoraDialect
 from appliance.engines.dialects.query import HttpEngineClient
 from appliance.engines.outcome import Outcome
 from appliance.engines.settings import EngineSettings
-from appliance.engines.slots import ResponseTimes, Slot
+from appliance.engines.slots import AnySlot, ResponseTimes, Slot
 from appliance.engines.specs import BackendSpec
 from appliance.engines.types import EngineReply, EngineRequest, Operation, ServedModel
 from appliance.engines.upstream.exchange import AttemptFailed, Peer, body_for, exchange
@@ -68,15 +68,15 @@ class EngineServer(ServerState):
 
     # ---- answering
 
-    def take(self, reason: str) -> Slot:
+    def take(self, reason: str) -> Slot[Self]:
         """Take a place; where the breaker is half open, this request is its probe."""
         self.breaker.may_try(self._clock.monotonic_s())
         return self._addressed(super().take(reason))
 
-    def uncounted_slot(self) -> Slot:
+    def uncounted_slot(self) -> Slot[Self]:
         return self._addressed(super().uncounted_slot())
 
-    def _addressed(self, slot: Slot) -> Slot:
+    def _addressed(self, slot: Slot[Self]) -> Slot[Self]:
         slot.url, slot.headers, slot.ssl = self.spec.url, self.headers, self.ssl
         slot.attempt.endpoint = self.spec.url
         return slot
@@ -89,7 +89,7 @@ class EngineServer(ServerState):
             and request.operation is not Operation.EMBEDDING
         )
 
-    async def send(self, request: EngineRequest, slot: Slot, *, budget_s: float) -> EngineReply:
+    async def send(self, request: EngineRequest, slot: AnySlot, *, budget_s: float) -> EngineReply:
         """Answer `request` by one attempt (see Backend.send)."""
         receipt, settings = request.receipt, self.settings
         served = self.find_model(request.wanted_model)
@@ -157,12 +157,12 @@ class EngineServer(ServerState):
                     retry_after_s=failed.retry_after_s if failed else None,
                 )
 
-    def _saw_head(self, slot: Slot, request: EngineRequest) -> None:
+    def _saw_head(self, slot: AnySlot, request: EngineRequest) -> None:
         took_s = self._clock.monotonic_s() - slot.started_s
         self._first_byte.observe(took_s)
         request.receipt.upstream_ms = took_s * 1000
 
-    async def _hold(self, name: str, served: ServedModel | None, slot: Slot) -> None:
+    async def _hold(self, name: str, served: ServedModel | None, slot: AnySlot) -> None:
         """See to it that a declared adapter, or one that the body names, is there to answer. Raises AttemptFailed, WireError."""
         name = served.card.id if served is not None else name
         if (
@@ -178,7 +178,7 @@ class EngineServer(ServerState):
             raise missing(name, self._label)  # it went since this server was chosen
         self.adapters.acquire(name, slot)
 
-    def _saw_first(self, slot: Slot) -> None:
+    def _saw_first(self, slot: AnySlot) -> None:
         if slot.times is not None:
             slot.times.first_s = self._clock.monotonic_s()
 

@@ -19,7 +19,7 @@ from appliance.engines.metrics.families import MEASURING
 from appliance.engines.metrics.normalise import EngineExtras
 from appliance.engines.outcome import BreakerEffect, Outcome
 from appliance.engines.settings import EngineSettings
-from appliance.engines.slots import BackendStats, Slot
+from appliance.engines.slots import AnySlot, BackendStats
 from appliance.engines.specs import BackendSpec
 from appliance.engines.types import BackendState, BackendStatus, ModelCard, ServedModel
 
@@ -258,7 +258,7 @@ class ServerState(BackendStats):
         adapters = tuple(name for name, served in self._serves.items() if served.card.parent)
         return EngineExtras(kv_usage, adapters or None, len(adapters), self._clock.now_s())
 
-    def observe_outcome(self, slot: Slot, outcome: Outcome, retry_after_s: float | None) -> None:
+    def observe_outcome(self, slot: AnySlot, outcome: Outcome, retry_after_s: float | None) -> None:
         """Learn from a request's end: what the breaker thinks, whether a look is due, whether it is full."""
         self._ended_since += 1
         self.adapters.release(slot)

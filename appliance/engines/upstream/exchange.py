@@ -16,7 +16,7 @@ from appliance.base.sse import SSE_CONTENT_TYPE, SseReader
 from appliance.base.wire.pool import ConnectionPool
 from appliance.base.wire.response import UpstreamResponse
 from appliance.base.wire.types import Target, Timeouts, WireError
-from appliance.engines.outcome import Outcome
+from appliance.engines.outcome import Outcome, Retry
 from appliance.engines.receipts import Attempt
 from appliance.engines.stream import Stream
 from appliance.engines.types import EngineReply, EngineRequest
@@ -57,6 +57,11 @@ class AttemptFailed(Exception):
         self.outcome, self.note, self.status = outcome, note, status
         self.retry_after_s, self.was_sent = retry_after_s, was_sent
         self.context, self.error = context, error
+
+    @property
+    def retry(self) -> Retry:
+        """When another backend may try: at no cost what was never sent, else as the outcome says."""
+        return self.outcome.retry if self.was_sent else Retry.FREE
 
     @property
     def label(self) -> str:

@@ -17,6 +17,7 @@ from aiohttp import web
 from appliance.base.errors import ApplianceError, NotFound, TimedOut, Unavailable, UpstreamFailed
 from appliance.base.http import HttpClient, iter_body
 from appliance.base.wire.types import UpstreamTimeout, WireError
+from appliance.engines.backends.contract import Backend
 from appliance.engines.outcome import Finish, Outcome
 from appliance.engines.receipts import attempt_rows
 from appliance.engines.router import Router
@@ -114,7 +115,7 @@ class Passthrough:
         finally:
             upstream.close()
 
-    async def _find(self, sent: ForwardedRequest) -> KeptError | tuple[Slot, aiohttp.ClientResponse]:
+    async def _find(self, sent: ForwardedRequest) -> KeptError | tuple[Slot[Backend], aiohttp.ClientResponse]:
         """Find a server that answers.
 
         1. it was not reached                         → another one, at no cost
@@ -173,7 +174,7 @@ class Passthrough:
         return is_unsent or (sent.is_repeatable and self.router.may_retry_elsewhere(failure.phase))
 
     def _passed_over(
-        self, sent: ForwardedRequest, status: int, slot: Slot, tried: set[str]
+        self, sent: ForwardedRequest, status: int, slot: Slot[Backend], tried: set[str]
     ) -> set[str] | None:
         """Return the servers that are not to be asked any more after a response of `status`; None = give this response."""
         if not sent.is_repeatable:
@@ -182,7 +183,7 @@ class Passthrough:
         if status in ELSEWHERE:
             over = {slot.backend.name}
         elif status in OTHER_KIND:
-            kind = slot.backend.kind  # type: ignore[attr-defined]
+            kind = slot.backend.kind
             over = {b.name for b in self.router.backends() if b.kind == kind}
         if not over or not set(self.router.server_names()) - tried - over:
             return None
@@ -190,7 +191,7 @@ class Passthrough:
             return None
         return over
 
-    async def _open(self, sent: ForwardedRequest, slot: Slot) -> aiohttp.ClientResponse:
+    async def _open(self, sent: ForwardedRequest, slot: Slot[Backend]) -> aiohttp.ClientResponse:
         limits, origin = self.router.settings, sent.origin
         fields = request_fields(
             sent.fields,
@@ -245,7 +246,7 @@ class Passthrough:
     # ---- the way back
 
     async def _relay(
-        self, sent: ForwardedRequest, slot: Slot, upstream: aiohttp.ClientResponse
+        self, sent: ForwardedRequest, slot: Slot[Backend], upstream: aiohttp.ClientResponse
     ) -> web.StreamResponse:
         """Write the response as it comes.
 
@@ -291,7 +292,7 @@ class Passthrough:
         origin.finish, origin.sent_bytes = Finish.DONE, sent_bytes
         return response
 
-    def _cut_off(self, sent: ForwardedRequest, slot: Slot, failure: WireError) -> ApplianceError:
+    def _cut_off(self, sent: ForwardedRequest, slot: Slot[Backend], failure: WireError) -> ApplianceError:
         """Note that a response broke off, through the client's own body or the server; return the error."""
         error: ApplianceError
         if sent.upload is not None and sent.upload.error is not None:

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import httptools
 
 from appliance.base.errors import Unavailable, UpstreamFailed
+from appliance.engines.backends.contract import Backend
 from appliance.engines.outcome import Finish, Outcome
 from appliance.engines.slots import Slot
 from appliance.front.passthrough.passthrough import Passthrough
@@ -162,7 +163,7 @@ class Tunnel:
                 writer.transport.abort()
             return
 
-    async def _connect(self, slot: Slot) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    async def _connect(self, slot: Slot[Backend]) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         parts = urlsplit(slot.url)
         is_tls = parts.scheme == "https"
         async with asyncio.timeout(self._passthrough.router.settings.upstream_connect_timeout_s):
@@ -176,7 +177,7 @@ class Tunnel:
     async def _exchange(
         self,
         request: Request,
-        slot: Slot,
+        slot: Slot[Backend],
         target: str,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
@@ -216,7 +217,7 @@ class Tunnel:
         slot.release(Outcome.PASSED, status=status)
         request.finish, request.sent_bytes = Finish.DONE, sent_bytes
 
-    def _request_head(self, request: Request, slot: Slot, target: str, protocol: str) -> bytes:
+    def _request_head(self, request: Request, slot: Slot[Backend], target: str, protocol: str) -> bytes:
         parts = urlsplit(slot.url)
         fields = request_fields(
             self._upgrade.fields,

@@ -1,0 +1,78 @@
+"""What the dispatcher is to place: a route, and what must not be forgotten from one attempt to the next."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from appliance.base import jsons
+from appliance.base.balancing import hash_blocks
+from appliance.engines.backends.contract import Backend
+from appliance.engines.pool import Pool
+from appliance.engines.receipts import Receipt
+from appliance.engines.types import EngineRequest, RequestOptions
+
+
+@dataclass(slots=True)
+class DispatchRequest:
+    """One request on its way to a backend.
+
+    stages         the pools in order: the first one, then those that it overflows into
+    model          by the name that backends know; None = any backend will do
+    reason         why this route, for the receipt (model, alias, default, pinned …)
+    deadline_s     monotonic; no attempt and no wait goes beyond it
+    hash_prefixes  gives the hashes of the prompt's beginning; called only where a strategy wants them
+    tried          names of the backends that had this request already, or must not have it
+    context_over   only backends with more context tokens than that; 0 = any
+    is_pinned      only the backend that `options` names
+    """
+
+    stages: list[Pool]
+    model: str | None
+    reason: str
+    options: RequestOptions
+    receipt: Receipt
+    deadline_s: float
+    hash_prefixes: Callable[[], list[int]] = list
+    tried: set[str] = field(default_factory=set)
+    context_over: int = 0
+    is_pinned: bool = False
+
+    def open_stages(self) -> list[Pool]:
+        """Return the pools that the request may go to: a local one does not overflow."""
+        return self.stages[:1] if self.options.is_local_only else self.stages
+
+    def candidates_in(self, pool: Pool) -> list[Backend]:
+        """Return the backends of `pool` that could answer if they had capacity.
+
+        1. they serve the model     3. they are no hosted API, if the request must stay local
+        2. they were not tried yet  4. their context is large enough, or not known
+        """
+        serving = pool.serving(self.model)  # 1
+        options, tried = self.options, self.tried
+        if not (tried or self.context_over or options.context_tokens or options.is_local_only):
+            return serving
+        over = max(self.context_over, options.context_tokens - 1)
+        return [
+            backend
+            for backend in serving
+            if backend.name not in tried  # 2
+            and not (options.is_local_only and backend.is_remote)  # 3
+            and (not over or not backend.context_tokens or backend.context_tokens > over)  # 4
+        ]
+
+    def candidates(self) -> Iterator[Backend]:
+        """Yield the backends of every pool that could answer if they had capacity."""
+        for pool in self.open_stages():
+            yield from self.candidates_in(pool)
+
+
+def hash_prompt_prefixes(request: EngineRequest) -> list[int]:
+    """Return the hashes of a prompt's beginnings: a server that had the same beginning before has it in its cache.
+
+    Returns:
+        Hashes, shortest beginning first; the client's own `prompt_cache_key` before all.
+    """
+    body = request.body
+    key = body.get("prompt_cache_key")
+    prompt = body["messages"] if "messages" in body else body.get("prompt") or body.get("input")
+    hashes = hash_blocks(jsons.dumps(prompt))
+    return [hash(key), *hashes] if isinstance(key, str) else hashes

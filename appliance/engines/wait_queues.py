@@ -1,0 +1,103 @@
+"""Requests that wait for a backend with capacity. Requests that the same backends can answer share one queue.
+
+Nobody starves within a queue (base/fair_queue.py); among queues, the one whose head has waited longest is served first.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from appliance.base.fair_queue import FairQueue, Ticket
+from appliance.engines.backends.contract import Backend
+from appliance.engines.dispatch_request import DispatchRequest
+from appliance.engines.slots import Slot
+
+UNLIMITED = 1_000_000  # the dispatcher holds the limit, over all queues together
+
+
+@dataclass(slots=True, eq=False)
+class _Queue:
+    key: tuple[object, ...]
+    waiters: "FairQueue[Waiter]"
+
+
+@dataclass(slots=True, eq=False)
+class Waiter:
+    """One request that waits. `slot` is set when it is served."""
+
+    request: DispatchRequest
+    since_s: float  # monotonic
+    slot: "asyncio.Future[Slot[Backend]]"
+    queue: _Queue
+    ticket: "Ticket[Waiter]" = field(init=False)
+
+    def served(self) -> Slot[Backend] | None:
+        """Return the slot that it was given, None = it still waits."""
+        if self.slot.done() and not self.slot.cancelled():
+            return self.slot.result()
+        return None
+
+
+class WaitQueues:
+    """All queues of a dispatcher."""
+
+    def __init__(self) -> None:
+        self._queues: dict[tuple[object, ...], _Queue] = {}
+        self.length = 0  # requests that wait, in all queues
+
+    def join(self, request: DispatchRequest, *, now_s: float, ageing_s: float) -> Waiter:
+        """Put a request into its queue; `leave` must be called in any case.
+
+        Args:
+            request: Its options name the flow that it belongs to, and its priority.
+            now_s: Monotonic seconds.
+            ageing_s: Seconds of waiting that are worth one level of priority.
+        """
+        key = _key(request)
+        queue = self._queues.get(key)
+        if queue is None:
+            queue = self._queues[key] = _Queue(key, FairQueue(UNLIMITED, ageing_s=ageing_s))
+        waiter = Waiter(request, now_s, asyncio.get_running_loop().create_future(), queue)
+        options = request.options
+        waiter.ticket = queue.waiters.push(waiter, flow=options.flow, priority=options.priority, now_s=now_s)
+        self.length += 1
+        return waiter
+
+    def leave(self, waiter: Waiter) -> None:
+        """Take a request out, served or not."""
+        queue = waiter.queue
+        self.length -= 1
+        queue.waiters.remove(waiter.ticket)
+        if not len(queue.waiters) and self._queues.get(queue.key) is queue:
+            del self._queues[queue.key]
+
+    def serve(self, choose: Callable[[DispatchRequest], Slot[Any] | None], now_s: float) -> None:
+        """Give slots to those whose turn it is, as long as `choose` finds any."""
+        if not self._queues:
+            return
+        queues = [queue.waiters for queue in self._queues.values() if len(queue.waiters)]
+        queues.sort(key=lambda waiters: waiters.peek(now_s).since_s)
+        for waiters in queues:
+            while len(waiters):
+                waiter = waiters.peek(now_s)
+                if not waiter.slot.done():  # else it left or timed out, and has not run since
+                    slot = choose(waiter.request)
+                    if slot is None:
+                        break
+                    waiter.slot.set_result(slot)
+                waiters.pop(now_s)
+
+
+def _key(request: DispatchRequest) -> tuple[object, ...]:
+    """Return what two requests must share to be helped by the same backends: pools, model, limits and history."""
+    options = request.options
+    return (
+        tuple(id(pool) for pool in request.stages),
+        request.model,
+        frozenset(request.tried),
+        request.context_over,
+        options.context_tokens,
+        options.is_local_only,
+        options.pin,
+    )

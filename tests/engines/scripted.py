@@ -1,0 +1,175 @@
+"""A backend in whatever state a row of a table wants it, and the parts around it. No wire, no waiting, a clock that is set."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from appliance.base.clock import FakeClock
+from appliance.base.errors import ApplianceError
+from appliance.base.metrics.registry import Metrics
+from appliance.engines.dispatch import Dispatcher
+from appliance.engines.dispatch_request import DispatchRequest
+from appliance.engines.outcome import Outcome
+from appliance.engines.pool import Pool
+from appliance.engines.receipts import Receipt
+from appliance.engines.settings import EngineSettings
+from appliance.engines.slots import AnySlot, BackendStats, Slot
+from appliance.engines.types import (
+    NO_OPTIONS,
+    BackendState,
+    BackendStatus,
+    EngineReply,
+    EngineRequest,
+    ModelCard,
+    Operation,
+    RequestOptions,
+    ServedModel,
+)
+from appliance.engines.upstream.exchange import AttemptFailed
+
+READY = BackendStatus.READY
+OK = EngineReply(body=b'{"choices":[]}')
+
+
+class TableBackend(BackendStats):
+    """Serves `models`, in the state `status`, at most `limit` requests at a time, and answers by `script`.
+
+    script   what each request to it comes to, in turn: None = a reply, an exception = that; when used up, replies
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *script: Exception | None,
+        models: Iterable[str] = ("m",),
+        status: BackendStatus = READY,
+        limit: int = 1000,
+        context_tokens: int = 0,
+        is_remote: bool = False,
+        kind: str = "vllm",
+        serves_any: bool = False,
+        cost: float = 0.0,
+        clock: FakeClock | None = None,
+    ) -> None:
+        super().__init__(name, pool="default", clock=clock or FakeClock(), metrics=Metrics())
+        self.script = list(script)
+        self.models = [model if isinstance(model, ModelCard) else card(model) for model in models]
+        self.now, self.limit = status, limit
+        self.context_tokens, self.is_remote, self.kind = context_tokens, is_remote, kind
+        self.serves_any = serves_any
+        self.member.cost = cost
+        self.asked: list[str] = []
+
+    def cards(self) -> list[ModelCard]:
+        return self.models
+
+    def find_model(self, model: str) -> ServedModel | None:
+        for one in self.models:
+            if model in {one.id, *one.aliases}:
+                return ServedModel(one, one.upstream)
+        return ServedModel(self.models[0], self.models[0].upstream) if self.serves_any else None
+
+    def status(self, now_s: float) -> BackendStatus:
+        if self.now is READY and self.member.active >= self.limit:
+            return BackendStatus.FULL
+        return self.now
+
+    def state(self) -> BackendState:
+        return BackendState(self.name, self.kind, True, "", standing=self.status(0.0).value)
+
+    def measure(self) -> None:
+        self.measured = True
+
+    async def close(self) -> None: ...
+
+    async def send(self, request: EngineRequest, slot: AnySlot, *, budget_s: float) -> EngineReply:
+        self.asked.append(request.wanted_model)
+        request.receipt.attempts.append(slot.attempt)
+        slot.attempt.endpoint = f"http://{self.name}"
+        failure = self.script.pop(0) if self.script else None
+        if isinstance(failure, AttemptFailed):
+            slot.release(failure.outcome, status=failure.status, note=failure.note)
+            raise failure
+        slot.release(Outcome.OK if failure is None else Outcome.REFUSED)
+        if failure is not None:
+            raise failure
+        return OK
+
+
+def card(name: str, **more: Any) -> ModelCard:
+    return ModelCard(name, 0, "vllm", name, **more)
+
+
+def pool_of(*backends: BackendStats, name: str = "default", strategy: str = "round_robin") -> Pool:
+    pool = Pool(name, strategy=strategy)
+    pool.backends = list(backends)  # type: ignore[arg-type]
+    return pool
+
+
+class Dispatching:
+    """A dispatcher before some pools, in order; further ones are overflows of the first."""
+
+    def __init__(self, *pools: Pool, **settings: Any) -> None:
+        self.clock, self.metrics, self.pools = FakeClock(), Metrics(), list(pools)
+        self.dispatcher = Dispatcher(EngineSettings(**settings), clock=self.clock, metrics=self.metrics)
+        for pool in pools:
+            for backend in pool.backends:
+                backend.on_capacity = lambda _: self.dispatcher.serve_queues()
+
+    def request(
+        self,
+        *,
+        model: str | None = "m",
+        options: RequestOptions = NO_OPTIONS,
+        budget_s: float = 300.0,
+        reason: str = "model",
+        **more: Any,
+    ) -> DispatchRequest:
+        return DispatchRequest(
+            stages=self.pools,
+            model=model,
+            reason=reason,
+            options=options,
+            receipt=Receipt("r", public_model=model or ""),
+            deadline_s=self.clock.monotonic_s() + budget_s,
+            is_pinned=bool(options.pin),
+            **more,
+        )
+
+    async def take(self, **how: Any) -> tuple[Slot, Receipt]:
+        request = self.request(**how)
+        return await self.dispatcher.take_slot(request), request.receipt
+
+    async def answer(self, **how: Any) -> tuple[EngineReply | ApplianceError, Receipt]:
+        """Give what a request comes to, a reply or the error, and its receipt."""
+        request = self.request(**how)
+        try:
+            return await self.dispatcher.answer(
+                request, engine_request(receipt=request.receipt)
+            ), request.receipt
+        except ApplianceError as error:
+            return error, request.receipt
+
+    def count(self, family: str, *labels: str) -> float:
+        """Give the value of a counter of the metrics."""
+        value = getattr(self.metrics, family).labels(*labels)
+        return float(value._value.get())
+
+
+def engine_request(
+    body: dict[str, Any] | None = None, *, receipt: Receipt | None = None, **more: Any
+) -> EngineRequest:
+    return EngineRequest(
+        **(
+            {
+                "operation": Operation.CHAT,
+                "body": body if body is not None else {"messages": []},
+                "raw": None,
+                "model": "m",
+                "stream": False,
+                "receipt": receipt or Receipt("r"),
+                "wanted_model": "m",
+                "public_model": "m",
+            }
+            | more
+        )
+    )
