@@ -69,6 +69,8 @@ class FileServer:
         self.sent: Counter[str] = Counter()
         self.open_now = 0
         self.most_open = 0
+        self.flowing = asyncio.Event()  # cleared: no byte of a file is sent until it is set again
+        self.flowing.set()
         self._runners: list[web.AppRunner] = []
         self._digests: dict[str, str] = {}
 
@@ -167,6 +169,7 @@ class FileServer:
         data, begun = self.files[path], at
         try:
             while at < end:
+                await self.flowing.wait()
                 stop = min(end, at + PIECE)
                 if fault is not None:
                     stop = min(stop, begun + fault.after_bytes)

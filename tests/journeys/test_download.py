@@ -55,7 +55,7 @@ class Download:
     async def result_with_story(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         code, out, err = await self.end()
         assert code == 0, err + out
-        *story, result = [json.loads(line) for line in out.splitlines()]
+        *story, result = [*self.told, *(json.loads(line) for line in out.splitlines())]
         return result, story
 
 
@@ -115,15 +115,25 @@ async def test_a_killed_download_is_gone_on_with_and_little_is_fetched_twice(tmp
     assert done["fetched_bytes"] < size * 0.45
 
 
+def is_waiting(told: dict[str, Any]) -> bool:
+    return bool(told["status"] == "waiting")
+
+
 async def test_two_processes_for_one_folder_fetch_once(tmp_path: Path) -> None:
     out, size = tmp_path / "out", 24 * MIB
     async with Hub({"model.gguf": noise(size)}) as hub:
-        hub.drip_s = 0.03
+        hub.flowing.clear()  # nobody is ready before the other one is there
         arguments = ("ns/repo", "-o", out, "-w", "2", "--json")
         async with (
             download(*arguments, HF_ENDPOINT=hub.url) as first,
             download(*arguments, HF_ENDPOINT=hub.url) as second,
         ):
+            waits = {asyncio.create_task(one.until(is_waiting)) for one in (first, second)}
+            _, others = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            for other in others:
+                other.cancel()
+            await asyncio.wait(others)
+            hub.flowing.set()
             results = await asyncio.gather(first.result_with_story(), second.result_with_story())
     assert sorted(result["fetched_bytes"] for result, _ in results) == [0, size]
     assert hub.sent["model.gguf"] == size
@@ -133,7 +143,7 @@ async def test_two_processes_for_one_folder_fetch_once(tmp_path: Path) -> None:
     assert notes[0] == f"process {holder.process.pid} fetches into the same folder"
 
 
-async def test_the_lock_of_a_dead_process_and_a_forgotten_lock_file_hold_nobody_up(tmp_path: Path) -> None:
+async def test_a_lock_of_a_dead_process_blocks_nobody(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     (out / ".lock").write_text("1\n")  # young, of a living process: system E would wait for it
@@ -141,13 +151,15 @@ async def test_the_lock_of_a_dead_process_and_a_forgotten_lock_file_hold_nobody_
         hub.drip_s = 0.2
         async with download("ns/repo", "-o", out, "--json", HF_ENDPOINT=hub.url) as first:
             await first.until(lambda told: told["status"] == "fetching" and told["fetched_bytes"] > 0)
+            hub.flowing.clear()  # it must not be ready before the second one waits for it
             assert (out / ".lock").read_text() == f"{first.process.pid}\n"
             assert (out / ".lock").stat().st_mode & 0o777 == 0o600
             async with download("ns/repo", "-o", out, "--json", HF_ENDPOINT=hub.url) as second:
-                await second.until(lambda told: told["status"] == "waiting")
+                await second.until(is_waiting)
                 first.process.kill()
                 await first.process.wait()
                 hub.drip_s = 0
+                hub.flowing.set()
                 assert (await second.result())["status"] == "completed"
     assert held(out) == {"model.gguf": hub.files["model.gguf"]}
     assert (out / ".lock").read_text() == ""
