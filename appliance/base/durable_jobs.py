@@ -146,9 +146,10 @@ class JobFile(Generic[JobT]):
         self._to_row = to_row
         self._from_row = from_row
         self._noun = noun
-        self._lock = (
-            threading.Lock()
-        )  # not asyncio's: a write whose waiter is cancelled goes on in its thread
+        self._turn = (
+            asyncio.Lock()
+        )  # one write after the other, so that no thread waits and waiters go on in order
+        self._lock = threading.Lock()  # a write whose waiter was cancelled goes on in its thread
         self._snapshots = 0
         self._written = 0
         self._content = b""
@@ -177,7 +178,9 @@ class JobFile(Generic[JobT]):
     async def write(self, jobs: Sequence[JobT]) -> None:
         """Write the jobs. A failure is logged, and the jobs go on."""
         self._snapshots += 1
-        await asyncio.to_thread(self._write, self._snapshots, jobs)
+        snapshot = self._snapshots
+        async with self._turn:
+            await asyncio.to_thread(self._write, snapshot, jobs)
 
     def _write(self, snapshot: int, jobs: Sequence[JobT]) -> None:
         with self._lock:

@@ -104,7 +104,7 @@ class Downloader(Protocol):
     each naming the file and the reason, never a credential. Cancelling leaves parts that a later run resumes."""
 
     async def download(
-        self, wish: DownloadRequest, on_progress: OnProgress = lambda _: None
+        self, request: DownloadRequest, on_progress: OnProgress = lambda _: None
     ) -> DownloadResult: ...
 
     async def verify(self, folder: Path) -> list[FileFault]:

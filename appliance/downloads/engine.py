@@ -69,14 +69,14 @@ class DownloadEngine:
         output_roots: tuple[Path, ...] | None,
         is_trusted: bool = False,
         proxies: Proxies | None = None,
-        patience: SourceTimeouts | None = None,
+        timeouts: SourceTimeouts | None = None,
         clock: Clock | None = None,
         ssl_context: ssl.SSLContext | None = None,
     ) -> None:
         self.proxies = proxies or Proxies()
         self._settings = settings
         self._rules = DownloadRules(settings, output_roots, is_trusted)
-        self._patience = patience or SourceTimeouts()
+        self._timeouts = timeouts or SourceTimeouts()
         self._clock = clock or SystemClock()
         self._ssl = ssl_context
 
@@ -88,22 +88,22 @@ class DownloadEngine:
         self._rules = DownloadRules(settings, output_roots, self._rules.is_trusted)
 
     async def download(
-        self, wish: DownloadRequest, on_progress: OnProgress = lambda _: None
+        self, request: DownloadRequest, on_progress: OnProgress = lambda _: None
     ) -> DownloadResult:
         """Fetch what is not there yet.
 
         Raises  Invalid, NotFound, Forbidden, Conflict (no space, not writable), UpstreamFailed, TimedOut: which file, and why
         """
-        return await self._download(wish, on_progress, {})
+        return await self._download(request, on_progress, {})
 
     async def list_files(self, source: str, config: Mapping[str, str]) -> list[SourceOffer]:
         """List what a source has, without fetching it (fetching.Lister).
 
         Raises  as `download`
         """
-        wish = DownloadRequest(source, Path("/"), config=config)
-        async with self._opened(wish, has_output=False) as (opened, _):
-            listing: Listing = await retry(opened.listing, self._patience, lambda _: None)
+        request = DownloadRequest(source, Path("/"), config=config)
+        async with self._opened(request, has_output=False) as (opened, _):
+            listing: Listing = await retry(opened.listing, self._timeouts, lambda _: None)
         return [
             SourceOffer(
                 file.path,
@@ -138,11 +138,11 @@ class DownloadEngine:
             for path in rows:
                 await asyncio.to_thread(_remove, folder / path)
             given = {"include": entry.include, "exclude": entry.exclude} | dict(config or {})
-            wish = DownloadRequest(
+            request = DownloadRequest(
                 entry.pinned, folder, max_workers=self._settings.download_max_workers, config=given
             )
             done = await self._download(
-                wish, on_progress, {row.path: row.sha256 for row in entry.files}, asked=entry.asked
+                request, on_progress, {row.path: row.sha256 for row in entry.files}, asked=entry.asked
             )
             totals = replace(
                 totals,
@@ -154,28 +154,28 @@ class DownloadEngine:
         return totals
 
     async def _download(
-        self, wish: DownloadRequest, on_progress: OnProgress, expected: Mapping[str, str], asked: str = ""
+        self, request: DownloadRequest, on_progress: OnProgress, expected: Mapping[str, str], asked: str = ""
     ) -> DownloadResult:
         begun = self._clock.monotonic_s()
         meter, tasks = ProgressMeter(on_progress, self._clock), Tasks()
         tasks.every(REPORT_EVERY_S, meter.report_often, name="tell-progress")
         try:
-            async with self._opened(wish) as (source, config):
+            async with self._opened(request) as (source, config):
                 meter.report()
-                chosen, pinned = await self._list(source, config, wish, meter)
-                async with download_lock.holding_lock(wish.output_dir, meter.wait_for) as has_waited:
+                chosen, pinned = await self._list(source, config, request, meter)
+                async with download_lock.holding_lock(request.output_dir, meter.wait_for) as has_waited:
                     if has_waited:  # that may have taken hours
-                        chosen, pinned = await self._list(source, config, wish, meter)
-                    name = asked or redact_source("://".join(split_source(wish.source)))
+                        chosen, pinned = await self._list(source, config, request, meter)
+                    name = asked or redact_source("://".join(split_source(request.source)))
                     entry = manifest.ManifestEntry(
                         name, pinned, config.get("include", ""), config.get("exclude", "")
                     )
-                    await self._fetch(source, wish, chosen, entry, expected, meter)
+                    await self._fetch(source, request, chosen, entry, expected, meter)
             meter.enter("done")
         finally:
             await tasks.close()
         return DownloadResult(
-            wish.output_dir,
+            request.output_dir,
             meter.files,
             meter.total_bytes or 0,
             meter.fetched_bytes,
@@ -184,15 +184,15 @@ class DownloadEngine:
 
     @asynccontextmanager
     async def _opened(
-        self, wish: DownloadRequest, *, has_output: bool = True
+        self, request: DownloadRequest, *, has_output: bool = True
     ) -> AsyncIterator[tuple[DownloadSource, dict[str, str]]]:
         """Open a wish's source, once it is seen that it may be fetched."""
-        if not 1 <= wish.max_workers <= MAX_WORKERS:
+        if not 1 <= request.max_workers <= MAX_WORKERS:
             raise Invalid(f"max_workers must be from 1 to {MAX_WORKERS}.", param="max_workers")
         if has_output:
-            self._rules.check_output(wish.output_dir)
-        scheme, address = split_source(wish.source)
-        config = self._rules.config_of(wish, scheme)
+            self._rules.check_output(request.output_dir)
+        scheme, address = split_source(request.source)
+        config = self._rules.config_of(request, scheme)
         source = open_source(
             scheme,
             SourceContext(
@@ -200,7 +200,7 @@ class DownloadEngine:
                 config,
                 self._rules.reach_of(scheme, config),
                 self._rules.folders,
-                self._patience,
+                self._timeouts,
                 self._ssl,
                 self.proxies,
             ),
@@ -211,21 +211,25 @@ class DownloadEngine:
             await source.close()
 
     async def _list(
-        self, source: DownloadSource, config: Mapping[str, str], wish: DownloadRequest, meter: ProgressMeter
+        self,
+        source: DownloadSource,
+        config: Mapping[str, str],
+        request: DownloadRequest,
+        meter: ProgressMeter,
     ) -> tuple[list[RemoteFile], str]:
         """Give the wanted files, their names fit for us, and the source with its revision."""
         meter.enter("listing")
         listing: Listing = await retry(
-            source.listing, self._patience, lambda why: meter.enter("listing", f"again: {why}")
+            source.listing, self._timeouts, lambda why: meter.enter("listing", f"again: {why}")
         )
-        chosen = download_names.select_files(listing.files, config, source=redact_source(wish.source))
+        chosen = download_names.select_files(listing.files, config, source=redact_source(request.source))
         download_names.check_names(chosen)
         return chosen, listing.pinned
 
     async def _fetch(
         self,
         source: DownloadSource,
-        wish: DownloadRequest,
+        request: DownloadRequest,
         files: list[RemoteFile],
         entry: manifest.ManifestEntry,
         expected: Mapping[str, str],
@@ -233,10 +237,10 @@ class DownloadEngine:
     ) -> None:
         """Fetch, in a folder that is ours now."""
         folder, workers = (
-            wish.output_dir,
-            wish.max_workers
+            request.output_dir,
+            request.max_workers
             if self._rules.is_trusted
-            else min(wish.max_workers, self._settings.download_max_workers),
+            else min(request.max_workers, self._settings.download_max_workers),
         )
         sizes = [file.size_bytes for file in files]
         meter.files = len(files)
@@ -263,7 +267,7 @@ class DownloadEngine:
                 jobs,
                 workers=workers,
                 meter=meter,
-                patience=self._patience,
+                timeouts=self._timeouts,
                 clock=self._clock,
                 threads=threads,
             )

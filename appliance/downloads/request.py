@@ -206,16 +206,16 @@ def public_config(config: Mapping[str, str]) -> dict[str, str]:
     return {key: value for key, value in config.items() if key in PUBLIC_KEYS}
 
 
-def credential_names(wish: DownloadRequest) -> tuple[str, ...]:
+def credential_names(request: DownloadRequest) -> tuple[str, ...]:
     """Name the credentials that came with a wish, not their values."""
-    signed = (SIGNED_QUERY,) if redact_source(wish.source) != wish.source else ()
-    return tuple(key for key in wish.config if key not in PUBLIC_KEYS) + signed
+    signed = (SIGNED_QUERY,) if redact_source(request.source) != request.source else ()
+    return tuple(key for key in request.config if key not in PUBLIC_KEYS) + signed
 
 
-def secret_texts(wish: DownloadRequest) -> list[str]:
+def secret_texts(request: DownloadRequest) -> list[str]:
     """Give every text of a wish that must be seen nowhere, the longest first."""
-    parts = urlsplit(wish.source)
-    texts = [value for key, value in wish.config.items() if key not in PUBLIC_KEYS]
+    parts = urlsplit(request.source)
+    texts = [value for key, value in request.config.items() if key not in PUBLIC_KEYS]
     texts += [parts.query, parts.fragment, *(value for _, value in parse_qsl(parts.query))]
     return sorted({text for text in texts if len(text) >= MIN_SECRET_CHARS}, key=len, reverse=True)
 

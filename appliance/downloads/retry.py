@@ -14,8 +14,8 @@ Given = TypeVar("Given")
 class RetryCounter:
     """Counts the attempts in a row that brought nothing."""
 
-    def __init__(self, patience: SourceTimeouts) -> None:
-        self._patience = patience
+    def __init__(self, timeouts: SourceTimeouts) -> None:
+        self._timeouts = timeouts
         self.failed = 0
 
     def progressed(self) -> None:
@@ -24,13 +24,13 @@ class RetryCounter:
     def pause_s(self, error: ApplianceError) -> float | None:
         """Give how long to wait before the next attempt; None = there is none: asking again cannot help, or has not."""
         self.failed += 1
-        if not error.retryable or self.failed >= self._patience.tries:
+        if not error.retryable or self.failed >= self._timeouts.tries:
             return None
-        doubled = self._patience.first_pause_s * 2.0 ** (self.failed - 1)
+        doubled = self._timeouts.first_pause_s * 2.0 ** (self.failed - 1)
         pause = (
             error.retry_after_s if error.retry_after_s is not None else doubled * random.uniform(0.75, 1.25)
         )
-        return min(pause, self._patience.longest_pause_s)
+        return min(pause, self._timeouts.longest_pause_s)
 
     def final(self, error: ApplianceError, note: str = "") -> ApplianceError:
         """Give the error to be raised at the end, which says how often it was tried."""
@@ -43,13 +43,13 @@ class RetryCounter:
 
 
 async def retry(
-    ask: Callable[[], Awaitable[Given]], patience: SourceTimeouts, on_failure: Callable[[str], None]
+    ask: Callable[[], Awaitable[Given]], timeouts: SourceTimeouts, on_failure: Callable[[str], None]
 ) -> Given:
     """Ask until there is an answer, or asking again cannot help.
 
     Raises  ApplianceError
     """
-    retries = RetryCounter(patience)
+    retries = RetryCounter(timeouts)
     while True:
         try:
             return await ask()

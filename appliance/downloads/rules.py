@@ -76,7 +76,7 @@ class DownloadRules:
                 code="folder_not_allowed",
             )
 
-    def config_of(self, wish: DownloadRequest, scheme: str) -> dict[str, str]:
+    def config_of(self, request: DownloadRequest, scheme: str) -> dict[str, str]:
         """Choose each key between the wish and the settings.
 
         Gives   all keys that have a value, credentials among them
@@ -84,7 +84,7 @@ class DownloadRules:
         """
         given = {
             key: str(value).strip()
-            for key, value in wish.config.items()
+            for key, value in request.config.items()
             if value is not None and str(value).strip()
         }
         for key in given:

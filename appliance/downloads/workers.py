@@ -70,15 +70,15 @@ class TransferWorkers:
         *,
         workers: int,
         meter: ProgressMeter,
-        patience: SourceTimeouts,
+        timeouts: SourceTimeouts,
         clock: Clock,
         threads: ThreadPoolExecutor,
     ) -> None:
-        self._source, self._folder, self._meter, self._patience, self._clock = (
+        self._source, self._folder, self._meter, self._timeouts, self._clock = (
             source,
             folder,
             meter,
-            patience,
+            timeouts,
             clock,
         )
         self._workers = workers
@@ -154,7 +154,7 @@ class TransferWorkers:
         if not job.is_open:
             job.is_open = True
             job.part.open()
-        retries = RetryCounter(self._patience)
+        retries = RetryCounter(self._timeouts)
         while piece.end is None or at < piece.end:
             begun, pause = at, 0.0
             try:

@@ -56,8 +56,8 @@ async def test_a_download_is_followed_to_its_end_in_plain_lines(
     ]
     async with terminal.begin("ctl", "download", *arguments) as process:
         run = await downloader.next()
-        assert (run.wish.output_dir, run.wish.max_workers) == (tmp_path / "home/models/a", 3)
-        assert run.wish.config == {"hf_token": SECRET, "revision": "v1"}
+        assert (run.request.output_dir, run.request.max_workers) == (tmp_path / "home/models/a", 3)
+        assert run.request.config == {"hf_token": SECRET, "revision": "v1"}
         assert await process.line() in {"hf://ns/repo queued", "hf://ns/repo listing"}
         run.progress(60)
         while not (line := await process.line()).startswith("hf://ns/repo fetching"):

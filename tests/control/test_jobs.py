@@ -48,12 +48,12 @@ async def test_a_download_is_started_and_seen(
 ) -> None:
     job = await started(door, config={"hf_token": SECRET, "revision": "v1"}, max_workers=3)
     run = await downloader.next()
-    assert (run.wish.source, run.wish.output_dir, run.wish.max_workers) == (
+    assert (run.request.source, run.request.output_dir, run.request.max_workers) == (
         "hf://ns/repo",
         tmp_path / "home/hf/ns/repo",
         3,
     )
-    assert run.wish.config == {"hf_token": SECRET, "revision": "v1"}
+    assert run.request.config == {"hf_token": SECRET, "revision": "v1"}
     assert (job.source, job.output_dir, job.kind, dict(job.config)) == (
         "hf://ns/repo",
         f"{tmp_path}/home/hf/ns/repo",

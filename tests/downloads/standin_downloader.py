@@ -13,7 +13,7 @@ from appliance.downloads.contract import DownloadProgress, DownloadRequest, Down
 class Run:
     """One download or repair under way; a test lets it go on."""
 
-    wish: DownloadRequest
+    request: DownloadRequest
     tell: Callable[[DownloadProgress], None]
     over: "asyncio.Future[None]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     was_cancelled: bool = False
@@ -52,9 +52,9 @@ class StandinDownloader:
         self.refuses: ApplianceError | None = None
 
     async def download(
-        self, wish: DownloadRequest, on_progress: Callable[[DownloadProgress], None] = lambda _: None
+        self, request: DownloadRequest, on_progress: Callable[[DownloadProgress], None] = lambda _: None
     ) -> DownloadResult:
-        run = Run(wish, on_progress)
+        run = Run(request, on_progress)
         self.runs.append(run)
         self.begun.put_nowait(run)
         try:
@@ -66,10 +66,10 @@ class StandinDownloader:
             run.was_cancelled = True
             raise
         for name, data in self.writes.items():
-            path = wish.output_dir / name
+            path = request.output_dir / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
-        return DownloadResult(wish.output_dir, 2, 100, 60, 1.5)
+        return DownloadResult(request.output_dir, 2, 100, 60, 1.5)
 
     async def verify(self, folder: Path) -> list[FileFault]:
         if self.refuses is not None:

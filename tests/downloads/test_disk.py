@@ -7,7 +7,7 @@ import pytest
 
 from appliance.base.errors import Forbidden, Invalid, NotFound, UpstreamFailed
 from appliance.downloads.contract import DownloadProgress
-from tests.downloads.workplace import MIB, engine, held, noise, wish
+from tests.downloads.workplace import MIB, download_request, engine, held, noise
 
 FILES = {"config.json": b"{}", "deep/er/weights.bin": noise(9 * MIB)}
 
@@ -24,33 +24,33 @@ def mounted(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("slashes", ["pvc://", "pvc:///"])
 async def test_both_spellings_of_a_pvc_mean_the_folder(tmp_path: Path, mounted: Path, slashes: str) -> None:
     fetcher = engine(tmp_path, download_allowed_dirs=tmp_path / "mounted")
-    done = await fetcher.download(wish(slashes + str(mounted).lstrip("/"), tmp_path / "out"))
+    done = await fetcher.download(download_request(slashes + str(mounted).lstrip("/"), tmp_path / "out"))
     assert held(tmp_path / "out") == FILES
-    assert (await fetcher.download(wish(f"pvc://{mounted}", tmp_path / "out"))).fetched_bytes == 0
+    assert (await fetcher.download(download_request(f"pvc://{mounted}", tmp_path / "out"))).fetched_bytes == 0
     assert done.fetched_bytes == 9 * MIB + 2
 
 
 async def test_only_what_the_operator_allows_is_read(tmp_path: Path, mounted: Path) -> None:
     with pytest.raises(Forbidden, match="DOWNLOAD_ALLOWED_DIRS"):
-        await engine(tmp_path).download(wish(f"pvc://{mounted}", tmp_path / "out"))
+        await engine(tmp_path).download(download_request(f"pvc://{mounted}", tmp_path / "out"))
     fetcher = engine(tmp_path, download_allowed_dirs=mounted)
     with pytest.raises(Forbidden):
-        await fetcher.download(wish(f"pvc://{mounted.parent}", tmp_path / "out"))
+        await fetcher.download(download_request(f"pvc://{mounted.parent}", tmp_path / "out"))
     with pytest.raises(Forbidden):
-        await fetcher.download(wish("file:///etc/passwd", tmp_path / "out"))
+        await fetcher.download(download_request("file:///etc/passwd", tmp_path / "out"))
     with pytest.raises(Invalid, match="pvc://"):
-        await fetcher.download(wish(f"pvc://{mounted}/../..", tmp_path / "out"))
+        await fetcher.download(download_request(f"pvc://{mounted}/../..", tmp_path / "out"))
     with pytest.raises(Invalid, match="absolute path"):
-        await fetcher.download(wish("file://relative", tmp_path / "out"))
+        await fetcher.download(download_request("file://relative", tmp_path / "out"))
     with pytest.raises(NotFound, match="no folder"):
-        await fetcher.download(wish(f"pvc://{mounted}/none", tmp_path / "out"))
+        await fetcher.download(download_request(f"pvc://{mounted}/none", tmp_path / "out"))
     with pytest.raises(NotFound, match="no folder"):
-        await fetcher.download(wish(f"pvc://{mounted}/config.json", tmp_path / "out"))
+        await fetcher.download(download_request(f"pvc://{mounted}/config.json", tmp_path / "out"))
 
 
 async def test_a_single_file_can_be_named_where_files_may(tmp_path: Path, mounted: Path) -> None:
     await engine(tmp_path, download_allowed_dirs=mounted).download(
-        wish(f"file://{mounted}/config.json", tmp_path / "out")
+        download_request(f"file://{mounted}/config.json", tmp_path / "out")
     )
     assert held(tmp_path / "out") == {"config.json": b"{}"}
 
@@ -59,12 +59,12 @@ async def test_links_inside_are_followed_and_links_out_are_refused(tmp_path: Pat
     (mounted / "again.bin").symlink_to("deep/er/weights.bin")  # as the Hugging Face cache has them
     (mounted / "deep" / "up").symlink_to("..")  # a circle
     fetcher = engine(tmp_path, download_allowed_dirs=mounted)
-    await fetcher.download(wish(f"pvc://{mounted}", tmp_path / "out"))
+    await fetcher.download(download_request(f"pvc://{mounted}", tmp_path / "out"))
     assert held(tmp_path / "out") == FILES | {"again.bin": FILES["deep/er/weights.bin"]}
     assert not (tmp_path / "out" / "again.bin").is_symlink()
     (mounted / "passwords").symlink_to("/etc/passwd")
     with pytest.raises(Forbidden, match="leads out"):
-        await fetcher.download(wish(f"pvc://{mounted}", tmp_path / "out2"))
+        await fetcher.download(download_request(f"pvc://{mounted}", tmp_path / "out2"))
 
 
 async def test_a_file_that_becomes_a_link_after_it_was_listed_is_not_read(
@@ -77,7 +77,7 @@ async def test_a_file_that_becomes_a_link_after_it_was_listed_is_not_read(
 
     with pytest.raises(Forbidden, match=r"config\.json"):
         await engine(tmp_path, download_allowed_dirs=mounted).download(
-            wish(f"pvc://{mounted}", tmp_path / "out"), swap
+            download_request(f"pvc://{mounted}", tmp_path / "out"), swap
         )
     assert "config.json" not in held(tmp_path / "out")
 
@@ -89,13 +89,15 @@ async def test_a_file_that_changes_while_it_is_copied_is_told(tmp_path: Path, mo
 
     with pytest.raises(UpstreamFailed, match=r"config\.json has changed"):
         await engine(tmp_path, download_allowed_dirs=mounted).download(
-            wish(f"pvc://{mounted}", tmp_path / "out"), change
+            download_request(f"pvc://{mounted}", tmp_path / "out"), change
         )
 
 
 async def test_pipes_are_left_alone(tmp_path: Path, mounted: Path) -> None:
     os.mkfifo(mounted / "pipe")
-    await engine(tmp_path, download_allowed_dirs=mounted).download(wish(f"pvc://{mounted}", tmp_path / "out"))
+    await engine(tmp_path, download_allowed_dirs=mounted).download(
+        download_request(f"pvc://{mounted}", tmp_path / "out")
+    )
     assert held(tmp_path / "out") == FILES
 
 
@@ -103,13 +105,13 @@ async def test_downloads_stay_in_the_folders_for_them(tmp_path: Path, mounted: P
     fetcher = engine(tmp_path / "models", download_allowed_dirs=mounted)
     for folder in (tmp_path / "elsewhere", tmp_path / "models" / ".." / "elsewhere", Path("relative")):
         with pytest.raises((Forbidden, Invalid)):
-            await fetcher.download(wish(f"pvc://{mounted}", folder))
+            await fetcher.download(download_request(f"pvc://{mounted}", folder))
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "out").symlink_to(tmp_path)
     with pytest.raises(Forbidden):
-        await fetcher.download(wish(f"pvc://{mounted}", tmp_path / "models" / "out"))
+        await fetcher.download(download_request(f"pvc://{mounted}", tmp_path / "models" / "out"))
     (tmp_path / "models" / "inner").mkdir()
     (tmp_path / "models" / "inner" / "deep").symlink_to(tmp_path)
     with pytest.raises(Forbidden, match="leads out"):
-        await fetcher.download(wish(f"pvc://{mounted}", tmp_path / "models" / "inner"))
+        await fetcher.download(download_request(f"pvc://{mounted}", tmp_path / "models" / "inner"))
     assert not (tmp_path / "er").exists()

@@ -9,7 +9,7 @@ import pytest
 
 from appliance.base.errors import Conflict, Forbidden, Invalid, NotFound, TimedOut, UpstreamFailed
 from appliance.downloads.part import BLOCK_BYTES
-from tests.downloads.workplace import MIB, Story, engine, held, leftovers, noise, wish
+from tests.downloads.workplace import MIB, Story, download_request, engine, held, leftovers, noise
 from tests.fakes.file_hubs import COMMIT, Cut, Hub, Stall, Status
 
 FILES = {
@@ -28,7 +28,9 @@ async def test_a_repository_is_fetched_as_the_official_client_fetches_it(tmp_pat
         await asyncio.to_thread(
             snapshot_download, "ns/repo", local_dir=tmp_path / "official", endpoint=hub.url, token=False
         )
-        done = await engine(tmp_path, hf_endpoint=hub.url).download(wish("hf://ns/repo", tmp_path / "ours"))
+        done = await engine(tmp_path, hf_endpoint=hub.url).download(
+            download_request("hf://ns/repo", tmp_path / "ours")
+        )
     official = {
         path: data for path, data in held(tmp_path / "official").items() if not path.startswith(".cache")
     }
@@ -46,10 +48,10 @@ async def test_bare_names_revisions_and_paths_are_understood(tmp_path: Path) -> 
     async with Hub(dict(FILES)) as hub:
         fetcher = engine(tmp_path, hf_endpoint=hub.url)
         await fetcher.download(
-            wish("ns/repo", tmp_path / "a", {"include": "*.json,deep/", "exclude": "sub/*"})
+            download_request("ns/repo", tmp_path / "a", {"include": "*.json,deep/", "exclude": "sub/*"})
         )
-        await fetcher.download(wish("hf://ns/repo@refs/pr/1/sub", tmp_path / "b"))
-        await fetcher.download(wish(f"ns/repo@{COMMIT}/sub/deep/shard.gguf", tmp_path / "c"))
+        await fetcher.download(download_request("hf://ns/repo@refs/pr/1/sub", tmp_path / "b"))
+        await fetcher.download(download_request(f"ns/repo@{COMMIT}/sub/deep/shard.gguf", tmp_path / "c"))
     assert list(held(tmp_path / "a")) == ["config.json"]
     assert list(held(tmp_path / "b")) == ["deep/shard.gguf", "tokenizer.json"]
     assert list(held(tmp_path / "c")) == ["shard.gguf"]
@@ -60,7 +62,7 @@ async def test_bare_names_revisions_and_paths_are_understood(tmp_path: Path) -> 
 async def test_a_listing_in_pages_is_read_to_its_end(tmp_path: Path) -> None:
     async with Hub(dict(FILES)) as hub:
         hub.page = 2
-        await engine(tmp_path, hf_endpoint=hub.url).download(wish("ns/repo", tmp_path / "out"))
+        await engine(tmp_path, hf_endpoint=hub.url).download(download_request("ns/repo", tmp_path / "out"))
     assert held(tmp_path / "out") == FILES
 
 
@@ -68,9 +70,11 @@ async def test_the_token_goes_to_the_endpoint_and_not_where_that_redirects_to(tm
     async with Hub(dict(FILES)) as hub:
         hub.token = "hf_secret_of_ours"
         with pytest.raises(NotFound, match="may not see it"):
-            await engine(tmp_path, hf_endpoint=hub.url).download(wish("ns/repo", tmp_path / "out"))
+            await engine(tmp_path, hf_endpoint=hub.url).download(
+                download_request("ns/repo", tmp_path / "out")
+            )
         await engine(tmp_path, hf_endpoint=hub.url, hf_auth_token=hub.token).download(
-            wish("ns/repo", tmp_path / "out")
+            download_request("ns/repo", tmp_path / "out")
         )
     sent = {asked.path: asked.authorization for asked in hub.asked}
     assert sent["config.json"] == "Bearer hf_secret_of_ours"
@@ -82,12 +86,12 @@ async def test_what_is_there_is_not_fetched_again_and_what_was_changed_is(tmp_pa
     out = tmp_path / "out"
     async with Hub(dict(FILES)) as hub:
         fetcher = engine(tmp_path, hf_endpoint=hub.url)
-        await fetcher.download(wish("ns/repo", out))
-        again = await fetcher.download(wish("ns/repo", out))
+        await fetcher.download(download_request("ns/repo", out))
+        again = await fetcher.download(download_request("ns/repo", out))
         assert again.fetched_bytes == 0
         (out / "config.json").write_bytes(b'{"a": 2}')
         (out / ".download.json").unlink()  # without a manifest the checksums tell
-        third = await fetcher.download(wish("ns/repo", out))
+        third = await fetcher.download(download_request("ns/repo", out))
     assert third.fetched_bytes == len(FILES["config.json"])
     assert held(out) == FILES
 
@@ -96,7 +100,9 @@ async def test_large_files_are_fetched_in_parts_by_all_workers(tmp_path: Path) -
     data = noise(40 * MIB)
     async with Hub({"model.gguf": data}) as hub:
         hub.drip_s = 0.001
-        await engine(tmp_path, hf_endpoint=hub.url).download(wish("ns/repo", tmp_path / "out", workers=4))
+        await engine(tmp_path, hf_endpoint=hub.url).download(
+            download_request("ns/repo", tmp_path / "out", workers=4)
+        )
     assert hub.most_open == 4
     assert len({asked.first for asked in hub.asked}) == 5
     assert (tmp_path / "out" / "model.gguf").read_bytes() == data
@@ -110,7 +116,9 @@ async def test_large_files_are_fetched_in_parts_by_all_workers(tmp_path: Path) -
 async def test_a_server_that_fails_in_the_middle_is_asked_for_the_rest(tmp_path: Path, fault: object) -> None:
     async with Hub({"model.gguf": FILES["model.gguf"]}) as hub:
         hub.faults["model.gguf"] = [fault, fault]
-        await engine(tmp_path, hf_endpoint=hub.url).download(wish("ns/repo", tmp_path / "out", workers=1))
+        await engine(tmp_path, hf_endpoint=hub.url).download(
+            download_request("ns/repo", tmp_path / "out", workers=1)
+        )
     assert held(tmp_path / "out") == {"model.gguf": FILES["model.gguf"]}
     assert hub.sent["model.gguf"] <= len(FILES["model.gguf"]) + 2 * BLOCK_BYTES
 
@@ -122,7 +130,7 @@ async def test_it_gives_up_at_last_and_keeps_what_it_has(tmp_path: Path) -> None
         with pytest.raises(
             UpstreamFailed, match=r"model\.gguf: .*502; tried 3 times in a row\. What was fetched is kept"
         ):
-            await fetcher.download(wish("ns/repo", tmp_path / "out", workers=1))
+            await fetcher.download(download_request("ns/repo", tmp_path / "out", workers=1))
         assert held(tmp_path / "out") == {}
         assert [(flaw.path, flaw.kind) for flaw in await fetcher.verify(tmp_path / "out")] == [
             ("model.gguf", "partial")
@@ -141,7 +149,9 @@ async def test_a_server_that_always_breaks_off_at_the_same_place_is_not_asked_fo
         hub.has_ranges = False
         hub.faults["model.gguf"] = [Cut(3 * MIB)] * 50
         with pytest.raises(UpstreamFailed, match=r"tried 3 times"):
-            await engine(tmp_path, hf_endpoint=hub.url).download(wish("ns/repo", tmp_path / "out", workers=1))
+            await engine(tmp_path, hf_endpoint=hub.url).download(
+                download_request("ns/repo", tmp_path / "out", workers=1)
+            )
     assert len(hub.asked) <= 8
 
 
@@ -149,7 +159,9 @@ async def test_a_server_without_ranges_gives_whole_files(tmp_path: Path) -> None
     data = noise(40 * MIB)
     async with Hub({"model.gguf": data}) as hub:
         hub.has_ranges = False
-        done = await engine(tmp_path, hf_endpoint=hub.url).download(wish("ns/repo", tmp_path / "out"))
+        done = await engine(tmp_path, hf_endpoint=hub.url).download(
+            download_request("ns/repo", tmp_path / "out")
+        )
     assert (tmp_path / "out" / "model.gguf").read_bytes() == data
     assert done.total_bytes == len(data)
 
@@ -158,7 +170,9 @@ async def test_a_wrong_checksum_is_refused_and_leaves_nothing(tmp_path: Path) ->
     async with Hub(dict(FILES)) as hub:
         hub.sha256 = lambda path: "0" * 64  # type: ignore[method-assign]
         with pytest.raises(UpstreamFailed, match=r"(model|shard)\.gguf does not have the checksum") as caught:
-            await engine(tmp_path, hf_endpoint=hub.url).download(wish("ns/repo", tmp_path / "out", workers=1))
+            await engine(tmp_path, hf_endpoint=hub.url).download(
+                download_request("ns/repo", tmp_path / "out", workers=1)
+            )
     assert caught.value.code == "checksum_mismatch"
     assert "model.gguf" not in held(tmp_path / "out")
 
@@ -169,10 +183,10 @@ async def test_a_resumed_part_that_was_spoilt_is_fetched_again_from_its_beginnin
         fetcher = engine(tmp_path, hf_endpoint=hub.url)
         hub.faults["model.gguf"] = [Cut(5 * MIB), Status(403)]
         with pytest.raises(Forbidden):
-            await fetcher.download(wish("ns/repo", out, workers=1))
+            await fetcher.download(download_request("ns/repo", out, workers=1))
         part = next((out / ".download").glob("*.part"))
         part.write_bytes(b"x" * 1000 + part.read_bytes()[1000:])
-        await fetcher.download(wish("ns/repo", out))
+        await fetcher.download(download_request("ns/repo", out))
     assert held(out) == {"model.gguf": hub.files["model.gguf"]}
 
 
@@ -181,7 +195,9 @@ async def test_refusals_are_not_asked_again(tmp_path: Path, status: int) -> None
     async with Hub({"model.gguf": FILES["model.gguf"]}) as hub:
         hub.faults["model.gguf"] = [Status(status)] * 5
         with pytest.raises(Forbidden if status == 403 else NotFound, match=rf"model\.gguf.*{status}"):
-            await engine(tmp_path, hf_endpoint=hub.url).download(wish("ns/repo", tmp_path / "out"))
+            await engine(tmp_path, hf_endpoint=hub.url).download(
+                download_request("ns/repo", tmp_path / "out")
+            )
     assert len(hub.asked) == 1
 
 
@@ -189,24 +205,26 @@ async def test_what_the_hub_refuses_is_told(tmp_path: Path) -> None:
     async with Hub(dict(FILES)) as hub:
         fetcher = engine(tmp_path, hf_endpoint=hub.url)
         with pytest.raises(NotFound, match="no revision v9"):
-            await fetcher.download(wish("ns/repo@v9", tmp_path / "out"))
+            await fetcher.download(download_request("ns/repo@v9", tmp_path / "out"))
         with pytest.raises(NotFound, match="ns/other"):
-            await fetcher.download(wish("ns/other", tmp_path / "out"))
+            await fetcher.download(download_request("ns/other", tmp_path / "out"))
         with pytest.raises(NotFound, match="has no nothing"):
-            await fetcher.download(wish("ns/repo/nothing", tmp_path / "out"))
+            await fetcher.download(download_request("ns/repo/nothing", tmp_path / "out"))
         with pytest.raises(NotFound, match="None of the 5 files"):
-            await fetcher.download(wish("ns/repo", tmp_path / "out", {"include": "*.bin"}))
+            await fetcher.download(download_request("ns/repo", tmp_path / "out", {"include": "*.bin"}))
         with pytest.raises(Invalid, match="namespace/repository"):
-            await fetcher.download(wish("hf://repo", tmp_path / "out"))
+            await fetcher.download(download_request("hf://repo", tmp_path / "out"))
         hub.is_gated = True
         with pytest.raises(Forbidden, match="terms"):
-            await fetcher.download(wish("ns/repo", tmp_path / "out"))
+            await fetcher.download(download_request("ns/repo", tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
 async def test_an_endpoint_that_is_not_there_is_asked_some_times_and_named(tmp_path: Path) -> None:
     with pytest.raises(UpstreamFailed, match=r"127\.0\.0\.1:9.* cannot be reached"):
-        await engine(tmp_path, hf_endpoint="http://127.0.0.1:9").download(wish("ns/repo", tmp_path / "out"))
+        await engine(tmp_path, hf_endpoint="http://127.0.0.1:9").download(
+            download_request("ns/repo", tmp_path / "out")
+        )
 
 
 async def test_progress_is_told_in_bytes_and_seldom(tmp_path: Path) -> None:
@@ -214,7 +232,7 @@ async def test_progress_is_told_in_bytes_and_seldom(tmp_path: Path) -> None:
     async with Hub({"model.gguf": noise(12 * MIB), "config.json": b"{}"}) as hub:
         hub.drip_s = 0.02
         await engine(tmp_path, hf_endpoint=hub.url).download(
-            wish("ns/repo", tmp_path / "out", workers=2), story.append
+            download_request("ns/repo", tmp_path / "out", workers=2), story.append
         )
     assert story.phases() == ["listing", "verifying", "fetching", "done"]
     assert (story[-1].files, story[-1].files_done, story[-1].done_bytes, story[-1].total_bytes) == (
@@ -236,7 +254,8 @@ async def test_cancelling_leaves_parts_that_are_gone_on_with(tmp_path: Path) -> 
         fetcher = engine(tmp_path, hf_endpoint=hub.url)
         task = asyncio.ensure_future(
             fetcher.download(
-                wish("ns/repo", out), lambda told: half.set() if told.done_bytes > 8 * MIB else None
+                download_request("ns/repo", out),
+                lambda told: half.set() if told.done_bytes > 8 * MIB else None,
             )
         )
         await asyncio.wait_for(half.wait(), 20)
@@ -245,7 +264,7 @@ async def test_cancelling_leaves_parts_that_are_gone_on_with(tmp_path: Path) -> 
             await task
         assert [name.rpartition(".")[2] for name in leftovers(out)] == ["json", "part"]
         hub.drip_s, before = 0.0, hub.sent["model.gguf"]
-        done = await fetcher.download(wish("ns/repo", out))
+        done = await fetcher.download(download_request("ns/repo", out))
     assert done.fetched_bytes < 16 * MIB
     assert done.fetched_bytes <= hub.sent["model.gguf"] - before
     assert held(out) == {"model.gguf": hub.files["model.gguf"]}
@@ -255,13 +274,17 @@ async def test_a_server_that_stays_silent_is_given_up_as_late(tmp_path: Path) ->
     async with Hub({"model.gguf": FILES["model.gguf"]}) as hub:
         hub.faults["model.gguf"] = [Stall(0)] * 9
         with pytest.raises(TimedOut, match=r"model\.gguf.*silent.*tried 3 times"):
-            await engine(tmp_path, hf_endpoint=hub.url).download(wish("ns/repo", tmp_path / "out", workers=1))
+            await engine(tmp_path, hf_endpoint=hub.url).download(
+                download_request("ns/repo", tmp_path / "out", workers=1)
+            )
 
 
 async def test_a_slow_server_is_waited_for_as_long_as_it_sends(tmp_path: Path) -> None:
     async with Hub({"model.gguf": noise(2 * MIB)}) as hub:
         hub.drip_s = 0.12  # longer in all than the patience with silence
-        await engine(tmp_path, hf_endpoint=hub.url).download(wish("ns/repo", tmp_path / "out", workers=1))
+        await engine(tmp_path, hf_endpoint=hub.url).download(
+            download_request("ns/repo", tmp_path / "out", workers=1)
+        )
     assert held(tmp_path / "out") == hub.files
 
 
@@ -278,11 +301,11 @@ async def test_too_little_room_is_seen_first_and_needs_only_what_is_missing(
         with pytest.raises(
             Conflict, match="has room for 3,145,728 more bytes, and 5,242,880 are to be fetched"
         ) as caught:
-            await fetcher.download(wish("ns/repo", tmp_path / "out"))
+            await fetcher.download(download_request("ns/repo", tmp_path / "out"))
         assert (caught.value.code, hub.asked) == ("no_space", [])
-        await fetcher.download(wish("ns/repo", tmp_path / "out", {"include": "first"}))
+        await fetcher.download(download_request("ns/repo", tmp_path / "out", {"include": "first"}))
         room[0] = 4 * MIB
-        await fetcher.download(wish("ns/repo", tmp_path / "out"))
+        await fetcher.download(download_request("ns/repo", tmp_path / "out"))
     assert held(tmp_path / "out") == hub.files
 
 
@@ -294,4 +317,4 @@ async def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
             (Path("/proc/none"), "^/proc/none cannot be written: No such file"),
         ):
             with pytest.raises(Conflict, match=said):
-                await engine(None, hf_endpoint=hub.url).download(wish("ns/repo", folder))
+                await engine(None, hf_endpoint=hub.url).download(download_request("ns/repo", folder))

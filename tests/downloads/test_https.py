@@ -8,7 +8,7 @@ import pytest
 import trustme
 
 from appliance.base.errors import Forbidden, Invalid, NotFound, UpstreamFailed
-from tests.downloads.workplace import MIB, engine, held, noise, wish
+from tests.downloads.workplace import MIB, download_request, engine, held, noise
 from tests.fakes.file_hubs import Cut, FileServer, ModelScopeHub
 
 DATA = noise(3 * MIB)
@@ -29,7 +29,7 @@ async def test_a_file_is_fetched_and_held_against_its_checksum(tmp_path: Path, t
     async with FileServer({"m/model v1.gguf": DATA}, ssl_context=tls[0]) as server:
         fetcher = engine(tmp_path, ssl_context=tls[1], download_allowed_hosts=LISTED)
         await fetcher.download(
-            wish(
+            download_request(
                 f"{server.url}/m/model%20v1.gguf?key=verysecret",
                 tmp_path / "out",
                 {"checksum": f"sha256:{SHA256}"},
@@ -37,11 +37,13 @@ async def test_a_file_is_fetched_and_held_against_its_checksum(tmp_path: Path, t
         )
         with pytest.raises(UpstreamFailed, match="checksum"):
             await fetcher.download(
-                wish(f"{server.url}/m/model%20v1.gguf", tmp_path / "two", {"checksum": "0" * 64})
+                download_request(f"{server.url}/m/model%20v1.gguf", tmp_path / "two", {"checksum": "0" * 64})
             )
         with pytest.raises(Invalid, match="checksum is none"):
             await fetcher.download(
-                wish(f"{server.url}/m/model%20v1.gguf", tmp_path / "two", {"checksum": "sha256:xyz"})
+                download_request(
+                    f"{server.url}/m/model%20v1.gguf", tmp_path / "two", {"checksum": "sha256:xyz"}
+                )
             )
     assert held(tmp_path / "out") == {"model v1.gguf": DATA}
     assert held(tmp_path / "two") == {}
@@ -62,7 +64,7 @@ async def test_servers_that_tell_little_are_good_enough(
             Cut(MIB) for _ in range(2)
         ]  # the look at its head, and the first fetch
         await engine(tmp_path, ssl_context=tls[1], download_allowed_hosts=LISTED).download(
-            wish(f"{server.url}/model.gguf", tmp_path / "out")
+            download_request(f"{server.url}/model.gguf", tmp_path / "out")
         )
     assert held(tmp_path / "out") == {"model.gguf": DATA}
 
@@ -73,7 +75,7 @@ async def test_a_body_that_is_cut_without_a_length_is_found_by_the_checksum(
     async with FileServer({"model.gguf": DATA[:1000]}, tells_length=False, ssl_context=tls[0]) as server:
         with pytest.raises(UpstreamFailed, match="checksum"):
             await engine(tmp_path, ssl_context=tls[1], download_allowed_hosts=LISTED).download(
-                wish(f"{server.url}/model.gguf", tmp_path / "out", {"checksum": SHA256})
+                download_request(f"{server.url}/model.gguf", tmp_path / "out", {"checksum": SHA256})
             )
 
 
@@ -97,7 +99,7 @@ async def test_hosts_and_addresses_must_be_listed(tmp_path: Path, tls: tuple) ->
                 match=r"DOWNLOAD_ALLOWED_HOSTS|not a canonical",
             ):
                 await engine(tmp_path, ssl_context=tls[1], download_allowed_hosts=hosts).download(
-                    wish(f"{url}/f", tmp_path / "out")
+                    download_request(f"{url}/f", tmp_path / "out")
                 )
         assert server.asked == []
         for hosts, url in [
@@ -106,7 +108,7 @@ async def test_hosts_and_addresses_must_be_listed(tmp_path: Path, tls: tuple) ->
             ("127.0.0.0/8", server.url),
         ]:
             await engine(tmp_path, ssl_context=tls[1], download_allowed_hosts=hosts).download(
-                wish(f"{url}/f", tmp_path / "out")
+                download_request(f"{url}/f", tmp_path / "out")
             )
     assert held(tmp_path / "out") == {"f": DATA}
 
@@ -128,28 +130,28 @@ async def test_redirects_are_followed_only_to_hosts_that_are_listed_and_secured(
     async with Redirecting({"f": DATA}, ssl_context=tls[0]) as server, FileServer({"f": DATA}) as plain:
         fetcher = engine(tmp_path, ssl_context=tls[1], download_allowed_hosts=LISTED)
         server.there = "/f"
-        await fetcher.download(wish(f"{server.url}/go", tmp_path / "out"))
+        await fetcher.download(download_request(f"{server.url}/go", tmp_path / "out"))
         server.there = server.url.replace("127.0.0.1", "localhost") + "/f"
         with pytest.raises(Forbidden, match="localhost"):
-            await fetcher.download(wish(f"{server.url}/go", tmp_path / "out2"))
+            await fetcher.download(download_request(f"{server.url}/go", tmp_path / "out2"))
         server.there = f"{plain.url}/f"
         with pytest.raises(Forbidden, match="from https to http"):
-            await fetcher.download(wish(f"{server.url}/go", tmp_path / "out2"))
+            await fetcher.download(download_request(f"{server.url}/go", tmp_path / "out2"))
         server.there = "/go"
         with pytest.raises(UpstreamFailed, match="redirects more than"):
-            await fetcher.download(wish(f"{server.url}/go", tmp_path / "out2"))
+            await fetcher.download(download_request(f"{server.url}/go", tmp_path / "out2"))
     assert held(tmp_path / "out") == {"go": DATA}
 
 
 async def test_credentials_in_an_address_are_refused_and_not_repeated(tmp_path: Path) -> None:
     with pytest.raises(Invalid, match="credentials in it") as caught:
         await engine(tmp_path, download_allowed_hosts="*").download(
-            wish("https://me:mypassword@example.com/f", tmp_path / "out")
+            download_request("https://me:mypassword@example.com/f", tmp_path / "out")
         )
     assert "mypassword" not in str(caught.value)
     with pytest.raises(Invalid, match="one file"):
         await engine(tmp_path, download_allowed_hosts="*").download(
-            wish("https://example.com/", tmp_path / "out")
+            download_request("https://example.com/", tmp_path / "out")
         )
 
 
@@ -158,9 +160,9 @@ async def test_a_new_version_is_not_joined_to_an_old_part(tmp_path: Path, tls: t
         fetcher = engine(tmp_path, ssl_context=tls[1], download_allowed_hosts=LISTED)
         server.faults["f"] = [Cut(0), *[Cut(3 * MIB), Cut(0), Cut(0), Cut(0)]]
         with pytest.raises(UpstreamFailed, match="kept"):
-            await fetcher.download(wish(f"{server.url}/f", tmp_path / "out", workers=1))
+            await fetcher.download(download_request(f"{server.url}/f", tmp_path / "out", workers=1))
         server.files["f"], server.etags["f"] = noise(6 * MIB, 2), "another"
-        done = await fetcher.download(wish(f"{server.url}/f", tmp_path / "out"))
+        done = await fetcher.download(download_request(f"{server.url}/f", tmp_path / "out"))
     assert done.fetched_bytes == 6 * MIB
     assert held(tmp_path / "out") == {"f": server.files["f"]}
 
@@ -172,13 +174,15 @@ async def test_modelscope_is_fetched_by_its_own_api(tmp_path: Path) -> None:
         fetcher = engine(None, is_trusted=True)
         config = {"ms_endpoint": hub.url, "ms_token": "ms-our-token"}
         hub.faults["sub/model.gguf"] = [Cut(MIB)]
-        await fetcher.download(wish("ms://ns/repo", tmp_path / "out", config))
-        await fetcher.download(wish("ms://ns/repo@master/sub", tmp_path / "sub", config))
+        await fetcher.download(download_request("ms://ns/repo", tmp_path / "out", config))
+        await fetcher.download(download_request("ms://ns/repo@master/sub", tmp_path / "sub", config))
         with pytest.raises(Forbidden, match="ms_token"):
-            await fetcher.download(wish("ms://ns/repo", tmp_path / "no", {"ms_endpoint": hub.url}))
+            await fetcher.download(
+                download_request("ms://ns/repo", tmp_path / "no", {"ms_endpoint": hub.url})
+            )
         with pytest.raises(NotFound):
-            await fetcher.download(wish("ms://ns/repo@v9", tmp_path / "no", config))
+            await fetcher.download(download_request("ms://ns/repo@v9", tmp_path / "no", config))
         with pytest.raises(Invalid, match="ms://"):
-            await fetcher.download(wish("ms://repo", tmp_path / "no", config))
+            await fetcher.download(download_request("ms://repo", tmp_path / "no", config))
     assert held(tmp_path / "out") == files
     assert held(tmp_path / "sub") == {"model.gguf": DATA}

@@ -41,7 +41,7 @@ async def opened(
     assert deaths == []
 
 
-def wish(tmp_path: Path, name: str = "a", **values: Any) -> DownloadRequest:
+def download_request(tmp_path: Path, name: str = "a", **values: Any) -> DownloadRequest:
     return DownloadRequest(**{"source": f"hf://ns/{name}", "output_dir": tmp_path / name, **values})
 
 
@@ -51,10 +51,10 @@ def wish(tmp_path: Path, name: str = "a", **values: Any) -> DownloadRequest:
 async def test_a_job_goes_from_queued_over_running_to_completed(tmp_path: Path) -> None:
     downloader = StandinDownloader()
     async with opened(downloader) as jobs:
-        job = await jobs.start(wish(tmp_path, config={"revision": "v1"}))
+        job = await jobs.start(download_request(tmp_path, config={"revision": "v1"}))
         assert job.state == "queued"
         run = await downloader.next()
-        assert (run.wish.source, run.wish.config) == ("hf://ns/a", {"revision": "v1"})
+        assert (run.request.source, run.request.config) == ("hf://ns/a", {"revision": "v1"})
         run.progress(40)
         job = jobs.get(job.id)
         assert (job.state, job.percent, job.progress.rate_bytes_s) == ("running", 40.0, 12.5)
@@ -75,7 +75,7 @@ async def test_a_job_goes_from_queued_over_running_to_completed(tmp_path: Path) 
 async def test_a_failure_reaches_whoever_waits_as_the_error_that_it_was(tmp_path: Path) -> None:
     downloader = StandinDownloader()
     async with opened(downloader) as jobs:
-        job = await jobs.start(wish(tmp_path))
+        job = await jobs.start(download_request(tmp_path))
         (await downloader.next()).fail(
             Forbidden("model.safetensors: the server says 403.", code="forbidden_there")
         )
@@ -91,7 +91,7 @@ async def test_a_failure_reaches_whoever_waits_as_the_error_that_it_was(tmp_path
 async def test_a_mistake_of_ours_fails_the_job_and_nothing_else(tmp_path: Path) -> None:
     downloader = StandinDownloader()
     async with opened(downloader) as jobs:
-        job = await jobs.start(wish(tmp_path))
+        job = await jobs.start(download_request(tmp_path))
         (await downloader.next()).fail(ZeroDivisionError("oops"))
         with pytest.raises(Internal, match=job.id):
             await jobs.wait(job.id)
@@ -101,7 +101,7 @@ async def test_a_mistake_of_ours_fails_the_job_and_nothing_else(tmp_path: Path) 
 async def test_progress_may_be_told_in_a_thread(tmp_path: Path) -> None:
     downloader = StandinDownloader()
     async with opened(downloader) as jobs:
-        job = await jobs.start(wish(tmp_path))
+        job = await jobs.start(download_request(tmp_path))
         run = await downloader.next()
         thread = threading.Thread(target=run.progress, args=(70,))
         thread.start()
@@ -112,7 +112,7 @@ async def test_progress_may_be_told_in_a_thread(tmp_path: Path) -> None:
 async def test_progress_after_the_end_is_not_taken(tmp_path: Path) -> None:
     downloader = StandinDownloader()
     async with opened(downloader) as jobs:
-        job = await jobs.start(wish(tmp_path))
+        job = await jobs.start(download_request(tmp_path))
         run = await downloader.next()
         await jobs.cancel(job.id)
         run.progress(99)
@@ -122,7 +122,7 @@ async def test_progress_after_the_end_is_not_taken(tmp_path: Path) -> None:
 async def test_a_follower_sees_each_change_and_the_end(tmp_path: Path) -> None:
     downloader = StandinDownloader()
     async with opened(downloader) as jobs:
-        job = await jobs.start(wish(tmp_path))
+        job = await jobs.start(download_request(tmp_path))
         states = []
 
         async def follow() -> None:
@@ -146,24 +146,24 @@ async def test_a_follower_sees_each_change_and_the_end(tmp_path: Path) -> None:
 async def test_a_second_request_for_the_same_joins_the_first(tmp_path: Path) -> None:
     downloader = StandinDownloader()
     async with opened(downloader) as jobs:
-        first = await jobs.start(wish(tmp_path, config={"hf_token": SECRET}))
-        assert (await jobs.start(wish(tmp_path))).id == first.id
+        first = await jobs.start(download_request(tmp_path, config={"hf_token": SECRET}))
+        assert (await jobs.start(download_request(tmp_path))).id == first.id
         with pytest.raises(Conflict, match="other settings"):
-            await jobs.start(wish(tmp_path, config={"revision": "v2"}))
-        assert (await jobs.start(wish(tmp_path, "b"))).id != first.id
+            await jobs.start(download_request(tmp_path, config={"revision": "v2"}))
+        assert (await jobs.start(download_request(tmp_path, "b"))).id != first.id
         (await downloader.next()).finish()
         await jobs.wait(first.id)
-        assert (await jobs.start(wish(tmp_path))).id != first.id
+        assert (await jobs.start(download_request(tmp_path))).id != first.id
 
 
 async def test_no_more_run_at_a_time_than_set_and_the_rest_queue_in_order(tmp_path: Path) -> None:
     downloader = StandinDownloader()
     async with opened(downloader, most_running=2) as jobs:
-        ids = [(await jobs.start(wish(tmp_path, name))).id for name in "abcd"]
+        ids = [(await jobs.start(download_request(tmp_path, name))).id for name in "abcd"]
         first, _ = await downloader.next(), await downloader.next()
         assert [jobs.get(one).state for one in ids] == ["running", "running", "queued", "queued"]
         first.finish()
-        assert (await downloader.next()).wish.source == "hf://ns/c"
+        assert (await downloader.next()).request.source == "hf://ns/c"
         assert [job.id for job in jobs.all()] == ids[::-1]
 
 
@@ -171,9 +171,9 @@ async def test_too_many_jobs_are_refused(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(jobs_module, "MAX_ACTIVE", 2)
     async with opened(StandinDownloader()) as jobs:
         for name in "ab":
-            await jobs.start(wish(tmp_path, name))
+            await jobs.start(download_request(tmp_path, name))
         with pytest.raises(Exhausted, match="2 downloads") as caught:
-            await jobs.start(wish(tmp_path, "c"))
+            await jobs.start(download_request(tmp_path, "c"))
         assert caught.value.retry_after_s
 
 
@@ -181,12 +181,12 @@ async def test_the_oldest_that_ended_are_forgotten(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(jobs_module, "MAX_KEPT", 3)
     downloader = StandinDownloader()
     async with opened(downloader, tmp_path / "jobs.json", most_running=9) as jobs:
-        running = await jobs.start(wish(tmp_path, "running"))
+        running = await jobs.start(download_request(tmp_path, "running"))
         await downloader.next()
         downloader.at_once = True
         ids = []
         for number in range(4):
-            ids.append((await jobs.start(wish(tmp_path, f"n{number}"))).id)
+            ids.append((await jobs.start(download_request(tmp_path, f"n{number}"))).id)
             await jobs.wait(ids[-1])
         assert [job.id for job in jobs.all()] == [ids[3], ids[2], running.id]
         with pytest.raises(NotFound, match=ids[0]):
@@ -201,7 +201,7 @@ async def test_a_waiter_that_leaves_cancels_only_what_nobody_else_wants(tmp_path
     async with opened(downloader, most_running=9) as jobs:
 
         async def waiter(name: str) -> tuple[str, asyncio.Task[Any]]:
-            job = await jobs.start(wish(tmp_path, name), is_detached=False)
+            job = await jobs.start(download_request(tmp_path, name), is_detached=False)
             task = asyncio.create_task(jobs.wait(job.id))
             await asyncio.sleep(0)
             return job.id, task
@@ -210,7 +210,7 @@ async def test_a_waiter_that_leaves_cancels_only_what_nobody_else_wants(tmp_path
         _, second = await waiter("shared")
         lonely, third = await waiter("lonely")
         kept, fourth = await waiter("kept")
-        await jobs.start(wish(tmp_path, "kept"), is_detached=True)
+        await jobs.start(download_request(tmp_path, "kept"), is_detached=True)
         for _ in range(3):
             await downloader.next()
         for task in (first, third, fourth):
@@ -227,9 +227,9 @@ async def test_cancelling_ends_a_job_and_whoever_waits_is_told(tmp_path: Path, w
     downloader = StandinDownloader()
     async with opened(downloader, most_running=1) as jobs:
         if when == "queued":
-            await jobs.start(wish(tmp_path, "before"))
+            await jobs.start(download_request(tmp_path, "before"))
             await downloader.next()
-        job = await jobs.start(wish(tmp_path))
+        job = await jobs.start(download_request(tmp_path))
         if when == "running":
             await downloader.next()
         waiting = asyncio.create_task(jobs.wait(job.id))
@@ -238,7 +238,7 @@ async def test_cancelling_ends_a_job_and_whoever_waits_is_told(tmp_path: Path, w
         assert (await jobs.cancel(job.id)).state == "cancelled"
         with pytest.raises(Conflict, match="cancelled"):
             await waiting
-        assert [run.was_cancelled for run in downloader.runs if run.wish.source == "hf://ns/a"] == (
+        assert [run.was_cancelled for run in downloader.runs if run.request.source == "hf://ns/a"] == (
             [True] if when == "running" else []
         )
         assert (await jobs.cancel(job.id)).state == "cancelled"
@@ -254,7 +254,7 @@ async def test_what_is_to_be_done_after_fetching_may_fail_the_job(tmp_path: Path
         raise Conflict(f"{job.source} is no model.")
 
     async with opened(downloader, on_fetched=refuse) as jobs:
-        job = await jobs.start(wish(tmp_path))
+        job = await jobs.start(download_request(tmp_path))
         with pytest.raises(Conflict, match="no model"):
             await jobs.wait(job.id)
 
@@ -265,22 +265,24 @@ async def test_what_is_to_be_done_after_fetching_may_fail_the_job(tmp_path: Path
 async def test_jobs_outlast_a_restart_and_interrupted_ones_go_on(tmp_path: Path) -> None:
     path, downloader = tmp_path / "state" / "jobs.json", StandinDownloader()
     async with opened(downloader, path, most_running=1) as jobs:
-        running = await jobs.start(wish(tmp_path, "a", max_workers=3, config={"include": "*.gguf"}))
+        running = await jobs.start(
+            download_request(tmp_path, "a", max_workers=3, config={"include": "*.gguf"})
+        )
         (await downloader.next()).progress(30)
-        queued = await jobs.start(wish(tmp_path, "b"))
+        queued = await jobs.start(download_request(tmp_path, "b"))
         waiting = asyncio.create_task(jobs.wait(running.id))
         await asyncio.sleep(0)
         await jobs.close()
         with pytest.raises(Unavailable, match="goes on"):
             await waiting
         with pytest.raises(Unavailable):
-            await jobs.start(wish(tmp_path, "c"))
+            await jobs.start(download_request(tmp_path, "c"))
         assert [jobs.get(one.id).state for one in (running, queued)] == ["interrupted", "interrupted"]
     assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
     again = StandinDownloader()
     async with opened(again, path) as jobs:
         runs = [await again.next(), await again.next()]
-        assert [(run.wish.source, run.wish.max_workers, dict(run.wish.config)) for run in runs] == [
+        assert [(run.request.source, run.request.max_workers, dict(run.request.config)) for run in runs] == [
             ("hf://ns/a", 3, {"include": "*.gguf"}),
             ("hf://ns/b", 8, {}),
         ]
@@ -292,7 +294,7 @@ async def test_jobs_outlast_a_restart_and_interrupted_ones_go_on(tmp_path: Path)
             "interrupted",
             True,
         )
-        fresh = await jobs.start(wish(tmp_path, "b"))
+        fresh = await jobs.start(download_request(tmp_path, "b"))
         assert (jobs.get(queued.id).state, jobs.get(queued.id).error) == (
             "cancelled",
             f"It continues as {fresh.id}.",
@@ -304,7 +306,7 @@ async def test_a_job_that_was_running_when_the_process_was_killed_is_on_the_disk
 ) -> None:
     path, downloader = tmp_path / "jobs.json", StandinDownloader()
     async with opened(downloader, path) as jobs:
-        job = await jobs.start(wish(tmp_path))
+        job = await jobs.start(download_request(tmp_path))
         await downloader.next()
         left_behind = path.read_bytes()
     assert b'"state":"running"' in left_behind
@@ -320,18 +322,20 @@ async def test_a_job_whose_credentials_are_gone_says_which_and_one_whose_are_in_
 ) -> None:
     path, downloader = tmp_path / "jobs.json", StandinDownloader()
     async with opened(downloader, path) as jobs:
-        job = await jobs.start(wish(tmp_path, config={"hf_token": SECRET}))
-        signed = await jobs.start(wish(tmp_path, source="https://host/f.bin?X-Amz-Signature=abcdef0123"))
+        job = await jobs.start(download_request(tmp_path, config={"hf_token": SECRET}))
+        signed = await jobs.start(
+            download_request(tmp_path, source="https://host/f.bin?X-Amz-Signature=abcdef0123")
+        )
         await downloader.next()
     async with opened(StandinDownloader(), path) as jobs:
         assert jobs.get(job.id).state == "interrupted"
         assert "hf_token (HF_AUTH_TOKEN)" in jobs.get(job.id).error
         assert "the query of its address" in jobs.get(signed.id).error
         assert (await jobs.cancel(job.id)).state == "cancelled"
-        await jobs.start(wish(tmp_path, config={"hf_token": SECRET}))
+        await jobs.start(download_request(tmp_path, config={"hf_token": SECRET}))
     again = StandinDownloader()
     async with opened(again, path, has_variable={"HF_AUTH_TOKEN"}.__contains__) as jobs:
-        assert "hf_token" not in (await again.next()).wish.config
+        assert "hf_token" not in (await again.next()).request.config
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"jobs": 3}', '{"jobs": [3, {}, {"id": "x"}]}', "no json"])
@@ -340,7 +344,7 @@ async def test_a_spoilt_file_is_as_none(tmp_path: Path, text: str) -> None:
     path.write_text(text)
     async with opened(StandinDownloader(), path) as jobs:
         assert jobs.all() == []
-        await jobs.start(wish(tmp_path))
+        await jobs.start(download_request(tmp_path))
 
 
 async def test_a_folder_that_cannot_be_written_stops_no_download(tmp_path: Path) -> None:
@@ -348,7 +352,7 @@ async def test_a_folder_that_cannot_be_written_stops_no_download(tmp_path: Path)
     downloader = StandinDownloader()
     downloader.at_once = True
     async with opened(downloader, tmp_path / "file" / "jobs.json") as jobs:
-        assert (await jobs.wait((await jobs.start(wish(tmp_path))).id)).state == "completed"
+        assert (await jobs.wait((await jobs.start(download_request(tmp_path))).id)).state == "completed"
 
 
 # ---- what callers ask for
@@ -494,12 +498,12 @@ async def test_credentials_are_in_no_job_no_file_no_error_and_no_log(
             ValueError(f"bad {SECRET}"),
             None,
         ):
-            asked = wish(
+            asked = download_request(
                 tmp_path, source=f"https://host/f?sig={SECRET}", config={key: SECRET, "revision": "v1"}
             )
             job = await jobs.start(asked)
             run = await downloader.next()
-            assert run.wish.config[key] == SECRET
+            assert run.request.config[key] == SECRET
             if error is None:
                 run.finish()
                 await jobs.wait(job.id)
@@ -513,7 +517,11 @@ async def test_credentials_are_in_no_job_no_file_no_error_and_no_log(
                     caught.value.message,
                     repr(caught.value),
                 ]
-            seen += [repr(jobs.get(job.id)), repr(job_object(jobs.get(job.id))), repr(run.wish.config.keys())]
+            seen += [
+                repr(jobs.get(job.id)),
+                repr(job_object(jobs.get(job.id))),
+                repr(run.request.config.keys()),
+            ]
         assert jobs.get(job.id).config == {"revision": "v1"}
         assert jobs.get(job.id).needs == (key, "the query of its address")
     assert "download_broke" in log_text.getvalue()

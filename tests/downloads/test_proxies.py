@@ -8,7 +8,7 @@ import pytest
 import trustme
 
 from appliance.base.errors import Forbidden, UpstreamFailed
-from tests.downloads.workplace import MIB, engine, held, noise, wish
+from tests.downloads.workplace import MIB, download_request, engine, held, noise
 from tests.fakes.file_hubs import FileServer, Hub, ModelScopeHub
 from tests.fakes.forward_proxy import ForwardProxy
 from tests.fakes.s3_server import S3Server
@@ -50,7 +50,7 @@ async def test_a_hugging_face_repository_is_listed_and_fetched_through_it(
         proxy.password = "me:p%3A secret"
         proxies = {variable: f"http://me:p%253A%20secret@127.0.0.1:{proxy.port}"}
         await engine(tmp_path, hf_endpoint=hub.url, proxies=proxies).download(
-            wish("ns/repo", tmp_path / "out")
+            download_request("ns/repo", tmp_path / "out")
         )
     assert held(tmp_path / "out") == {"model.gguf": DATA, "config.json": b"{}"}
     assert proxy.hosts == {"hub.test", "cdn.test"}
@@ -78,7 +78,7 @@ async def test_an_object_store_is_listed_and_fetched_through_it(
             proxies={"http_proxy": f"http://me:p%3Asecret@127.0.0.1:{proxy.port}"},
             **KEYS,
         )
-        await fetcher.download(wish("s3://weights/llama", tmp_path / "out", style))
+        await fetcher.download(download_request("s3://weights/llama", tmp_path / "out", style))
     assert held(tmp_path / "out") == {"model.gguf": DATA}
     assert proxy.sent.total() > len(DATA)
     assert proxy.hosts == {asked}
@@ -88,7 +88,7 @@ async def test_modelscope_is_asked_through_it(tmp_path: Path) -> None:
     async with ModelScopeHub({"model.gguf": DATA}) as hub, ForwardProxy(HOSTS) as proxy:
         config = {"ms_endpoint": named(hub.url, "hub.test")}
         await engine(None, is_trusted=True, proxies={"HTTP_PROXY": proxy.url}).download(
-            wish("ms://ns/repo", tmp_path / "out", config)
+            download_request("ms://ns/repo", tmp_path / "out", config)
         )
     assert held(tmp_path / "out") == {"model.gguf": DATA}
     assert proxy.sent["hub.test"] > len(DATA)
@@ -113,7 +113,9 @@ async def test_a_secured_host_is_reached_through_a_tunnel(
                 "HTTP_PROXY": "http://127.0.0.1:1",
             },
         )
-        await fetcher.download(wish(f"{named(server.url, 'files.test')}/model.gguf", tmp_path / "out"))
+        await fetcher.download(
+            download_request(f"{named(server.url, 'files.test')}/model.gguf", tmp_path / "out")
+        )
     assert held(tmp_path / "out") == {"model.gguf": DATA}
     assert set(proxy.asked) == {("CONNECT", "files.test")}
     assert proxy.sent["files.test"] > len(DATA)
@@ -130,8 +132,8 @@ async def test_what_no_proxy_names_and_this_machine_are_asked_directly(
             ({}, {"HTTP_PROXY": proxy.url}, {"HTTP_PROXY": proxy.url, "NO_PROXY": "*"})
         ):
             fetcher = engine(tmp_path, hf_endpoint=hub.url, endpoint=s3.url, proxies=proxies, **KEYS)
-            await fetcher.download(wish("ns/repo", tmp_path / f"hf{number}"))
-            await fetcher.download(wish("s3://weights", tmp_path / f"s3{number}"))
+            await fetcher.download(download_request("ns/repo", tmp_path / f"hf{number}"))
+            await fetcher.download(download_request("s3://weights", tmp_path / f"s3{number}"))
         assert proxy.asked == []
         fetcher = engine(
             tmp_path,
@@ -142,7 +144,7 @@ async def test_what_no_proxy_names_and_this_machine_are_asked_directly(
         )
         for source in ("ns/repo", "s3://weights"):  # names that only the proxy knows
             with pytest.raises(UpstreamFailed):
-                await fetcher.download(wish(source, tmp_path / "out"))
+                await fetcher.download(download_request(source, tmp_path / "out"))
     assert proxy.asked == []
 
 
@@ -180,7 +182,7 @@ async def test_wrong_credentials_for_the_proxy_are_told_by_its_variable(
                 )
                 before = len(proxy.asked)
                 with pytest.raises(UpstreamFailed) as caught:
-                    await fetcher.download(wish(source, tmp_path / "out", config))
+                    await fetcher.download(download_request(source, tmp_path / "out", config))
                 wants = "other credentials" if given else "credentials"
                 assert caught.value.message == (
                     f"The proxy of {variable} (http://127.0.0.1:{proxy.port}) requires {wants} (407). "
@@ -211,14 +213,14 @@ async def test_a_host_that_the_proxy_does_not_pass_on_to_is_told(tmp_path: Path)
                 UpstreamFailed,
                 match=rf"proxy of HTTPS_PROXY \(http://127.0.0.1:{proxy.port}\).* does not forward requests to {host}",
             ) as caught:
-                await fetcher.download(wish(source, tmp_path / "out"))
+                await fetcher.download(download_request(source, tmp_path / "out"))
             assert "verysecret" not in caught.value.message
             assert caught.value.code == "proxy_refused"
         proxy.refuses = {}
         with pytest.raises(
             UpstreamFailed, match=r"did not forward the request to unknown\.test \(502\); tried 3 times"
         ):
-            await fetcher.download(wish("https://unknown.test/x", tmp_path / "out"))
+            await fetcher.download(download_request("https://unknown.test/x", tmp_path / "out"))
 
 
 async def test_a_proxy_that_is_not_there_is_told(tmp_path: Path) -> None:
@@ -238,7 +240,7 @@ async def test_a_proxy_that_is_not_there_is_told(tmp_path: Path) -> None:
             with pytest.raises(
                 UpstreamFailed, match=r"the proxy of ALL_PROXY \(http://127.0.0.1.*tried 3 times"
             ) as caught:
-                await fetcher.download(wish(source, tmp_path / "out"))
+                await fetcher.download(download_request(source, tmp_path / "out"))
             assert "refused" in caught.value.message.lower() or "connect" in caught.value.message.lower()
             assert "verysecret" not in caught.value.message
 
@@ -253,7 +255,7 @@ async def test_a_variable_that_names_no_proxy_is_told(tmp_path: Path) -> None:
     )
     for source in ("ns/repo", "s3://weights", "ms://ns/repo", "https://files.test/x"):
         with pytest.raises(UpstreamFailed, match="HTTPS_PROXY names a socks5:// proxy") as caught:
-            await fetcher.download(wish(source, tmp_path / "out"))
+            await fetcher.download(download_request(source, tmp_path / "out"))
         assert "verysecret" not in caught.value.message
 
 
@@ -268,13 +270,15 @@ async def test_through_a_proxy_no_private_address_is_reached_either(tmp_path: Pa
                 ({"ms_endpoint": endpoint}, "ms://ns/repo"),
             ):
                 with pytest.raises(Forbidden, match="is not allowed"):
-                    await fetcher.download(wish(source, tmp_path / "out", config))
+                    await fetcher.download(download_request(source, tmp_path / "out", config))
         assert proxy.asked == []
         hub.cdn = named(hub.cdn, "192.168.1.1")  # nor by a redirect
         with pytest.raises(Forbidden, match=r"Access to 192\.168\.1\.1 is not allowed"):
             await fetcher.download(
-                wish("ns/repo", tmp_path / "out", {"hf_endpoint": named(hub.url, "10.1.2.3")})
+                download_request("ns/repo", tmp_path / "out", {"hf_endpoint": named(hub.url, "10.1.2.3")})
             )
         hub.cdn = named(hub.cdn.replace("192.168.1.1", "127.0.0.1"), "cdn.test")
-        await fetcher.download(wish("ns/repo", tmp_path / "out", {"hf_endpoint": named(hub.url, "hub.test")}))
+        await fetcher.download(
+            download_request("ns/repo", tmp_path / "out", {"hf_endpoint": named(hub.url, "hub.test")})
+        )
     assert held(tmp_path / "out") == {"model.gguf": DATA}

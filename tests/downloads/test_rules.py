@@ -18,7 +18,7 @@ from appliance.downloads.retry import RetryCounter
 from appliance.downloads.rules import DownloadRules
 from appliance.downloads.sources.contract import Interrupted, RemoteFile, SourceContext, SourceTimeouts
 from appliance.downloads.sources.table import split_source
-from tests.downloads.workplace import engine, settings, wish
+from tests.downloads.workplace import download_request, engine, settings
 
 ENV = {
     "hf_auth_token": "hf_of_the_operator",
@@ -245,14 +245,14 @@ def test_a_source_is_shown_without_what_may_be_a_key() -> None:
     assert redact_source("file:///a/what?.gguf") == "file:///a/what?.gguf"
     errand = SourceContext("ns/repo", {"hf_token": "hf_verysecret"}, HostPolicy(), FolderPolicy())
     assert "hf_verysecret" not in repr(errand) + repr(
-        wish("ns/repo", Path("/x"), {"hf_token": "hf_verysecret"})
+        download_request("ns/repo", Path("/x"), {"hf_token": "hf_verysecret"})
     )
 
 
 async def test_a_wish_that_cannot_be_is_refused(tmp_path: Path) -> None:
     for workers in (0, 65):
         with pytest.raises(Invalid, match="max_workers"):
-            await engine(tmp_path).download(wish("ns/repo", tmp_path, workers=workers))
+            await engine(tmp_path).download(download_request("ns/repo", tmp_path, workers=workers))
     with pytest.raises(NotFound, match="nothing is known"):
         await engine(tmp_path).verify(tmp_path)
 
@@ -266,10 +266,10 @@ async def test_callers_of_a_running_appliance_write_where_the_settings_say(tmp_p
         output_roots=(tmp_path / "state/models", tmp_path / "allowed"),
     )
     for folder in ("state/models/one", "allowed/two"):
-        assert (await fetcher.download(wish(source, tmp_path / folder))).files == 1
+        assert (await fetcher.download(download_request(source, tmp_path / folder))).files == 1
     for folder in ("state/other", "elsewhere"):
         with pytest.raises(Forbidden, match="DOWNLOAD_DIR"):
-            await fetcher.download(wish(source, tmp_path / folder))
+            await fetcher.download(download_request(source, tmp_path / folder))
 
 
 def test_spans_are_joined_and_their_gaps_known() -> None:

@@ -12,7 +12,7 @@ import trustme
 from moto.server import ThreadedMotoServer
 
 from appliance.base.errors import Forbidden, Invalid, NotFound, UpstreamFailed
-from tests.downloads.workplace import MIB, engine, held, noise, wish
+from tests.downloads.workplace import MIB, download_request, engine, held, noise
 
 FILES = {"config.json": b"{}", "sub/weights.bin": noise(2 * MIB), "empty": b""}
 KEYS = {"access_key": "AKIAOURKEY", "secret_key": "oursecretkey123"}
@@ -48,10 +48,12 @@ def bucket(s3: str) -> Iterator[object]:
 
 async def test_all_below_a_prefix_is_fetched_and_then_known(s3: str, bucket: object, tmp_path: Path) -> None:
     fetcher = engine(tmp_path, endpoint=s3, **KEYS)
-    done = await fetcher.download(wish("s3://models/llama", tmp_path / "out"))
+    done = await fetcher.download(download_request("s3://models/llama", tmp_path / "out"))
     assert held(tmp_path / "out") == FILES
     assert done.files == 3
-    assert (await fetcher.download(wish("s3://models/llama/", tmp_path / "out"))).fetched_bytes == 0
+    assert (
+        await fetcher.download(download_request("s3://models/llama/", tmp_path / "out"))
+    ).fetched_bytes == 0
     assert await fetcher.verify(tmp_path / "out") == []
 
 
@@ -59,8 +61,10 @@ async def test_one_object_and_a_part_of_a_prefix_can_be_named(
     s3: str, bucket: object, tmp_path: Path
 ) -> None:
     fetcher = engine(tmp_path, endpoint=s3, **KEYS)
-    await fetcher.download(wish("s3://models/llama/sub/weights.bin", tmp_path / "one"))
-    await fetcher.download(wish("obs://models/llama/sub", tmp_path / "two", KEYS | {"path_style": "1"}))
+    await fetcher.download(download_request("s3://models/llama/sub/weights.bin", tmp_path / "one"))
+    await fetcher.download(
+        download_request("obs://models/llama/sub", tmp_path / "two", KEYS | {"path_style": "1"})
+    )
     assert held(tmp_path / "one") == held(tmp_path / "two") == {"weights.bin": FILES["sub/weights.bin"]}
 
 
@@ -69,7 +73,9 @@ async def test_a_file_that_is_there_without_a_manifest_is_known_by_its_etag(
 ) -> None:
     (tmp_path / "out" / "sub").mkdir(parents=True)
     (tmp_path / "out" / "sub" / "weights.bin").write_bytes(FILES["sub/weights.bin"])
-    done = await engine(tmp_path, endpoint=s3, **KEYS).download(wish("s3://models/llama", tmp_path / "out"))
+    done = await engine(tmp_path, endpoint=s3, **KEYS).download(
+        download_request("s3://models/llama", tmp_path / "out")
+    )
     assert done.fetched_bytes == len(FILES["config.json"])
 
 
@@ -77,13 +83,13 @@ async def test_objects_in_parts_that_change_are_fetched_anew(s3: str, bucket: ob
     first, second = noise(12 * MIB, 5), noise(12 * MIB, 6)
     bucket.upload_fileobj(io.BytesIO(first), "models", "big/model")
     fetcher = engine(tmp_path, endpoint=s3, **KEYS)
-    await fetcher.download(wish("s3://models/big", tmp_path / "out"))
+    await fetcher.download(download_request("s3://models/big", tmp_path / "out"))
     assert (
         "-"
         in json.loads((tmp_path / "out" / ".download.json").read_text())["downloads"][0]["files"][0]["etag"]
     )
     bucket.upload_fileobj(io.BytesIO(second), "models", "big/model")
-    done = await fetcher.download(wish("s3://models/big", tmp_path / "out"))
+    done = await fetcher.download(download_request("s3://models/big", tmp_path / "out"))
     assert done.fetched_bytes == len(second)
     assert held(tmp_path / "out") == {"model": second}
 
@@ -97,7 +103,7 @@ async def test_what_changed_since_the_listing_is_not_mixed(s3: str, bucket: obje
 
     with pytest.raises(UpstreamFailed, match="model has changed at its source") as caught:
         await engine(tmp_path, endpoint=s3, **KEYS).download(
-            wish("s3://models/big", tmp_path / "out"), change
+            download_request("s3://models/big", tmp_path / "out"), change
         )
     assert caught.value.code == "changed"
     assert held(tmp_path / "out") == {}
@@ -106,7 +112,7 @@ async def test_what_changed_since_the_listing_is_not_mixed(s3: str, bucket: obje
 async def test_repair_fetches_what_is_damaged_missing_or_cut(s3: str, bucket: object, tmp_path: Path) -> None:
     out = tmp_path / "out"
     fetcher = engine(tmp_path, endpoint=s3, **KEYS)
-    await fetcher.download(wish("s3://models/llama", out))
+    await fetcher.download(download_request("s3://models/llama", out))
     damaged = bytearray(FILES["sub/weights.bin"])
     damaged[1000] ^= 1
     (out / "sub" / "weights.bin").write_bytes(damaged)
@@ -127,7 +133,7 @@ async def test_repair_does_not_mix_in_what_the_source_has_by_now(
     s3: str, bucket: object, tmp_path: Path
 ) -> None:
     fetcher = engine(tmp_path, endpoint=s3, **KEYS)
-    await fetcher.download(wish("s3://models/llama", tmp_path / "out"))
+    await fetcher.download(download_request("s3://models/llama", tmp_path / "out"))
     bucket.put_object(Bucket="models", Key="llama/config.json", Body=b"[]")
     (tmp_path / "out" / "config.json").unlink()
     with pytest.raises(UpstreamFailed, match="other contents by now"):
@@ -140,7 +146,9 @@ async def test_names_that_lead_elsewhere_are_refused(
 ) -> None:
     bucket.put_object(Bucket="models", Key=key, Body=b"x")
     with pytest.raises(Invalid) as caught:
-        await engine(tmp_path, endpoint=s3, **KEYS).download(wish("s3://models/evil", tmp_path / "out"))
+        await engine(tmp_path, endpoint=s3, **KEYS).download(
+            download_request("s3://models/evil", tmp_path / "out")
+        )
     assert caught.value.code == "unsafe_name"
 
 
@@ -150,9 +158,9 @@ async def test_an_object_with_a_question_mark_comes_with_its_prefix_and_a_query_
     bucket.put_object(Bucket="models", Key="odd/what?.bin", Body=b"x")
     fetcher, out = engine(tmp_path, endpoint=s3, **KEYS), tmp_path / "out"
     with pytest.raises(Invalid, match="without a query") as caught:
-        await fetcher.download(wish("s3://models/odd/what?.bin", out))
+        await fetcher.download(download_request("s3://models/odd/what?.bin", out))
     assert ".bin" not in caught.value.message  # it may have been a signature
-    await fetcher.download(wish("s3://models/odd", out))
+    await fetcher.download(download_request("s3://models/odd", out))
     assert held(out) == {"what?.bin": b"x"}
     (out / "what?.bin").write_bytes(b"y")
     await fetcher.repair(out)
@@ -162,20 +170,22 @@ async def test_an_object_with_a_question_mark_comes_with_its_prefix_and_a_query_
 async def test_keys_are_needed_and_never_told(s3: str, bucket: object, tmp_path: Path) -> None:
     for given in ({}, {"access_key": "AKIAOURKEY"}):
         with pytest.raises(Invalid, match="Missing credentials"):
-            await engine(tmp_path, endpoint=s3, **given).download(wish("s3://models/llama", tmp_path / "out"))
+            await engine(tmp_path, endpoint=s3, **given).download(
+                download_request("s3://models/llama", tmp_path / "out")
+            )
     with pytest.raises(Invalid, match="ENDPOINT"):
-        await engine(tmp_path, **KEYS).download(wish("obs://models/llama", tmp_path / "out"))
-    assert "oursecretkey123" not in repr(wish("s3://models/llama", tmp_path, KEYS))
+        await engine(tmp_path, **KEYS).download(download_request("obs://models/llama", tmp_path / "out"))
+    assert "oursecretkey123" not in repr(download_request("s3://models/llama", tmp_path, KEYS))
 
 
 async def test_what_is_not_there_is_told(s3: str, bucket: object, tmp_path: Path) -> None:
     fetcher = engine(tmp_path, endpoint=s3, **KEYS)
     with pytest.raises(NotFound, match="nothing below s3://models/none"):
-        await fetcher.download(wish("s3://models/none", tmp_path / "out"))
+        await fetcher.download(download_request("s3://models/none", tmp_path / "out"))
     with pytest.raises(NotFound, match=r"nobucket.* does not have it"):
-        await fetcher.download(wish("s3://nobucket/x", tmp_path / "out"))
+        await fetcher.download(download_request("s3://nobucket/x", tmp_path / "out"))
     with pytest.raises(Invalid, match="s3://bucket/prefix"):
-        await fetcher.download(wish("s3:///x", tmp_path / "out"))
+        await fetcher.download(download_request("s3:///x", tmp_path / "out"))
 
 
 async def test_an_endpoint_of_a_caller_is_not_shown_the_operators_keys_nor_may_it_be_private(
@@ -183,13 +193,15 @@ async def test_an_endpoint_of_a_caller_is_not_shown_the_operators_keys_nor_may_i
 ) -> None:
     own = engine(tmp_path, endpoint="https://store.example.com", **KEYS)
     with pytest.raises(Invalid, match="Missing credentials"):
-        await own.download(wish("s3://models/llama", tmp_path / "out", {"endpoint": s3}))
+        await own.download(download_request("s3://models/llama", tmp_path / "out", {"endpoint": s3}))
     with pytest.raises(Forbidden, match=r"Access to 127\.0\.0\.1 is not allowed"):
-        await own.download(wish("s3://models/llama", tmp_path / "out", {"endpoint": s3, **KEYS}))
+        await own.download(download_request("s3://models/llama", tmp_path / "out", {"endpoint": s3, **KEYS}))
     listed = engine(tmp_path, download_allowed_hosts="127.0.0.0/8")
-    await listed.download(wish("s3://models/llama", tmp_path / "out", {"endpoint": s3, **KEYS}))
+    await listed.download(download_request("s3://models/llama", tmp_path / "out", {"endpoint": s3, **KEYS}))
     trusted = engine(None, is_trusted=True, endpoint="https://store.example.com", **KEYS)
-    assert (await trusted.download(wish("s3://models/llama", tmp_path / "two", {"endpoint": s3}))).files == 3
+    assert (
+        await trusted.download(download_request("s3://models/llama", tmp_path / "two", {"endpoint": s3}))
+    ).files == 3
 
 
 async def test_a_refusal_names_the_object_and_not_the_key(tmp_path: Path) -> None:
@@ -199,12 +211,12 @@ async def test_a_refusal_names_the_object_and_not_the_key(tmp_path: Path) -> Non
         server.faults["models"] = [Status(403)]
         with pytest.raises(Forbidden, match=r"s3://models/x.*refused") as caught:
             await engine(tmp_path, endpoint=server.url, **KEYS).download(
-                wish("s3://models/x", tmp_path / "out")
+                download_request("s3://models/x", tmp_path / "out")
             )
         server.faults["models"] = [Status(500)] * 9
         with pytest.raises(UpstreamFailed, match="tried 3 times") as again:
             await engine(tmp_path, endpoint=server.url, **KEYS).download(
-                wish("s3://models/x", tmp_path / "out")
+                download_request("s3://models/x", tmp_path / "out")
             )
     for text in (caught.value.message, again.value.message):
         assert "AKIAOURKEY" not in text
@@ -221,7 +233,7 @@ async def test_a_store_that_is_not_reached_or_not_trusted_is_told_with_the_cause
             UpstreamFailed, match=r"certificate is not trusted \(UnknownIssuer\); SSL_CERT_FILE"
         ):
             await engine(tmp_path, endpoint=server.url, **KEYS).download(
-                wish("s3://models/x", tmp_path / "out")
+                download_request("s3://models/x", tmp_path / "out")
             )
     for endpoint, cause in (
         (server.url, "Connection refused"),
@@ -229,5 +241,5 @@ async def test_a_store_that_is_not_reached_or_not_trusted_is_told_with_the_cause
     ):
         with pytest.raises(UpstreamFailed, match=f"s3://models/x at {endpoint}: {cause}"):
             await engine(tmp_path, endpoint=endpoint, **KEYS).download(
-                wish("s3://models/x", tmp_path / "out")
+                download_request("s3://models/x", tmp_path / "out")
             )

@@ -26,7 +26,7 @@ def engine(
     *,
     is_trusted: bool = False,
     ssl_context: object = None,
-    patience: SourceTimeouts = QUICK,
+    timeouts: SourceTimeouts = QUICK,
     proxies: Mapping[str, str] | None = None,
     **values: object,
 ) -> DownloadEngine:
@@ -35,13 +35,13 @@ def engine(
         settings(**values),
         output_roots=None if root is None else (root,),
         is_trusted=is_trusted,
-        patience=patience,
+        timeouts=timeouts,
         ssl_context=ssl_context,
         proxies=Proxies.from_environ(proxies or {}),
     )
 
 
-def wish(
+def download_request(
     source: str, folder: Path, config: Mapping[str, str] | None = None, workers: int = 4
 ) -> DownloadRequest:
     return DownloadRequest(source, folder, workers, config or {})

@@ -62,12 +62,12 @@ async def test_a_download_is_answered_when_it_is_there(
 ) -> None:
     answering = asking(http, max_workers=3, config={"hf_token": SECRET, "revision": "v1"})
     run = await house.downloader.next()
-    assert (run.wish.source, run.wish.output_dir, run.wish.max_workers) == (
+    assert (run.request.source, run.request.output_dir, run.request.max_workers) == (
         "hf://ns/repo",
         tmp_path / "home" / "a",
         3,
     )
-    assert run.wish.config == {"hf_token": SECRET, "revision": "v1"}
+    assert run.request.config == {"hf_token": SECRET, "revision": "v1"}
     run.finish()
     answer = await answering
     body = answer.json()
@@ -91,7 +91,7 @@ async def test_an_asynchronous_one_is_answered_at_once_and_goes_on(
     assert (answer.status_code, body["status"], body["source"]) == (202, "started", "hf://ns/repo")
     assert {"message", "output_dir", "job"} <= set(body)
     run = await house.downloader.next()
-    assert run.wish.config == {"hf_token": SECRET}
+    assert run.request.config == {"hf_token": SECRET}
     run.progress(25)
     job = (await http.get(f"/v1/jobs/{body['job']}")).json()
     assert (job["id"], job["state"], job["progress"]["percent"], job["progress"]["now"]) == (
@@ -350,7 +350,7 @@ async def test_a_folder_is_repaired_as_a_job(
         http.post("/v1/downloads/repair", json={"output_dir": "a", "config": {"hf_token": SECRET}})
     )
     run = await house.downloader.next()
-    assert (run.wish.output_dir, run.wish.config) == (tmp_path / "home" / "a", {"hf_token": SECRET})
+    assert (run.request.output_dir, run.request.config) == (tmp_path / "home" / "a", {"hf_token": SECRET})
     (job,) = (await http.get("/v1/jobs")).json()["jobs"]
     assert (job["kind"], job["source"], job["state"]) == ("repair", "", "running")
     run.finish()

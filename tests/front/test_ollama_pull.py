@@ -78,7 +78,7 @@ async def pulled_by(house: DownloadsHouse) -> AsyncIterator[Any]:
 
     async def go() -> None:
         run = await house.downloader.next()
-        assert (run.wish.source, run.wish.config, run.wish.output_dir) == (
+        assert (run.request.source, run.request.config, run.request.output_dir) == (
             "hf://ns/tiny",
             {"include": "tiny.Q4_K_M.gguf"},
             house.home / "hf.co/ns/tiny/Q4_K_M",

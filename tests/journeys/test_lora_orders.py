@@ -39,9 +39,9 @@ class Downloads:
         self.cancelled = False
 
     async def download(
-        self, wish: DownloadRequest, on_progress: OnProgress = lambda _: None
+        self, request: DownloadRequest, on_progress: OnProgress = lambda _: None
     ) -> DownloadResult:
-        self.options.append(wish)
+        self.options.append(request)
         on_progress(
             DownloadProgress(files=1, total_bytes=10, done_bytes=4, rate_bytes_s=2.0, phase="fetching")
         )
@@ -52,9 +52,9 @@ class Downloads:
             raise
         if self.fails is not None:
             raise self.fails
-        wish.output_dir.mkdir(parents=True)
-        (wish.output_dir / "adapter_model.safetensors").write_bytes(b"x")
-        return DownloadResult(wish.output_dir, 1, 10, 10, 0.1)
+        request.output_dir.mkdir(parents=True)
+        (request.output_dir / "adapter_model.safetensors").write_bytes(b"x")
+        return DownloadResult(request.output_dir, 1, 10, 10, 0.1)
 
     async def verify(self, folder: Path) -> list[FileFault]:
         raise NotImplementedError
@@ -122,8 +122,8 @@ async def test_with_a_source_it_is_downloaded_and_then_loaded(house: House) -> N
         max_workers=2,
     )
     assert (status, value["message"]) == (200, "Success: LoRA adapter 'org/style' added successfully.")
-    (wish,) = house.downloads.options
-    assert (wish.source, wish.output_dir, wish.max_workers, wish.config) == (
+    (request,) = house.downloads.options
+    assert (request.source, request.output_dir, request.max_workers, request.config) == (
         "hf://org/style",
         house.folder / "org--style",
         2,

@@ -35,8 +35,8 @@ class Bucket:
 
     can_range = True
 
-    def __init__(self, errand: SourceContext, *, scheme: str, needs_endpoint: bool = False) -> None:
-        self._name, _, prefix = errand.address.partition("/")
+    def __init__(self, context: SourceContext, *, scheme: str, needs_endpoint: bool = False) -> None:
+        self._name, _, prefix = context.address.partition("/")
         self._prefix = prefix.strip("/")
         if not _BUCKET.fullmatch(self._name):
             raise Invalid(
@@ -51,21 +51,21 @@ class Bucket:
                 param="source",
             )
         self._pinned = f"{scheme}://{self._name}" + (f"/{self._prefix}" if self._prefix else "")
-        self._endpoint = errand.config.get("endpoint", "").rstrip("/")
+        self._endpoint = context.config.get("endpoint", "").rstrip("/")
         if needs_endpoint and not self._endpoint:
             raise Invalid(
                 f"{scheme}:// needs the store's address: set `endpoint` in config, or ENDPOINT.",
                 param="config.endpoint",
             )
-        self._reach: HostPolicy = errand.reach
-        self._patience = errand.patience
-        address = _address(self._endpoint, errand.config)
-        self._proxy = errand.proxies.find(address)
+        self._reach: HostPolicy = context.reach
+        self._timeouts = context.timeouts
+        address = _address(self._endpoint, context.config)
+        self._proxy = context.proxies.find(address)
         self._host = urlsplit(address).hostname or ""
         self._hidden = [
-            value for key in ("access_key", "secret_key") if (value := errand.config.get(key, ""))
-        ] + errand.proxies.secrets
-        self._store = _store(self._name, address, errand.config, errand.patience, self._proxy)
+            value for key in ("access_key", "secret_key") if (value := context.config.get(key, ""))
+        ] + context.proxies.secrets
+        self._store = _store(self._name, address, context.config, context.timeouts, self._proxy)
 
     async def listing(self) -> Listing:
         if self._endpoint:
@@ -76,7 +76,7 @@ class Bucket:
 
         files: list[RemoteFile] = []
         try:
-            async with asyncio.timeout(self._patience.first_byte_s * 4):
+            async with asyncio.timeout(self._timeouts.first_byte_s * 4):
                 async for batch in list_objects(self._store, self._prefix or None):
                     files += [remote for row in batch if (remote := self._remote(row)) is not None]
                 files = await self._without_markers(files)
@@ -158,12 +158,12 @@ class Bucket:
     async def _read(self, key: str, options: Any) -> AsyncGenerator[bytes]:
         from obstore import get_async
 
-        async with asyncio.timeout(self._patience.first_byte_s):
+        async with asyncio.timeout(self._timeouts.first_byte_s):
             answer = await get_async(self._store, key, options=options)
         stream = answer.stream(min_chunk_size=PIECE_BYTES).__aiter__()
         while True:
             try:
-                async with asyncio.timeout(self._patience.idle_s):
+                async with asyncio.timeout(self._timeouts.idle_s):
                     piece = await anext(stream)
             except StopAsyncIteration:
                 return
@@ -231,7 +231,7 @@ def _store(
     name: str,
     address: str,
     config: Mapping[str, str],
-    patience: SourceTimeouts,
+    timeouts: SourceTimeouts,
     proxy: Proxy | None,
 ) -> Any:
     """Build obstore's client; keys are handed over by a function, and the proxy by name, so that none come from the environment behind our
@@ -273,8 +273,8 @@ def _store(
         | {
             "allow_http": True,
             "timeout": timedelta(hours=24),
-            "connect_timeout": timedelta(seconds=patience.connect_s),
-            "read_timeout": timedelta(seconds=patience.idle_s),
+            "connect_timeout": timedelta(seconds=timeouts.connect_s),
+            "read_timeout": timedelta(seconds=timeouts.idle_s),
         },
     )
 

@@ -35,7 +35,7 @@ class SourceContext:
     config: Mapping[str, str] = field(repr=False)
     reach: HostPolicy
     folders: FolderPolicy
-    patience: SourceTimeouts = field(default_factory=SourceTimeouts)
+    timeouts: SourceTimeouts = field(default_factory=SourceTimeouts)
     ssl_context: ssl.SSLContext | None = field(default=None, repr=False)
     proxies: Proxies = field(default_factory=Proxies)
 

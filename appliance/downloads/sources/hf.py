@@ -29,14 +29,14 @@ class Hf:
     scheme = "hf"
     can_range = True
 
-    def __init__(self, errand: SourceContext) -> None:
-        match = _REPO.fullmatch(errand.address.strip("/"))
+    def __init__(self, context: SourceContext) -> None:
+        match = _REPO.fullmatch(context.address.strip("/"))
         if match is None or ".." in match["repo"]:
             raise Invalid(
                 "A Hugging Face source is hf://namespace/repository, with @revision and a path in it where wanted.",
                 param="source",
             )
-        config = errand.config
+        config = context.config
         self._repo = match["repo"]
         self._sub = (match["sub"] or "").strip("/")
         self._revision = unquote(
@@ -44,11 +44,11 @@ class Hf:
         )
         self._endpoint = config["hf_endpoint"].rstrip("/")
         self._token = config.get("hf_token", "")
-        self._tries = errand.patience
-        self._reach = errand.reach
+        self._tries = context.timeouts
+        self._reach = context.reach
         self._pinned = self._revision
-        self._proxies = errand.proxies
-        self._web = WebClient(errand, reach=errand.reach)
+        self._proxies = context.proxies
+        self._web = WebClient(context, reach=context.reach)
 
     async def listing(self) -> Listing:
         await check_url(

@@ -12,8 +12,8 @@ from appliance.downloads.sources.web import WebClient, version_tag
 class Https:
     scheme = "https"
 
-    def __init__(self, errand: SourceContext) -> None:
-        self._url = f"https://{errand.address}"
+    def __init__(self, context: SourceContext) -> None:
+        self._url = f"https://{context.address}"
         try:
             parts = urlsplit(self._url)
             host, _ = parts.hostname, parts.port
@@ -29,9 +29,9 @@ class Https:
         self._name = unquote(parts.path.rpartition("/")[2])
         if not host or not self._name:
             raise Invalid("An https:// source names one file: https://host/path/file.", param="source")
-        errand.reach.check_host(host)
-        self._checksum = _checksum(errand.config.get("checksum", ""))
-        self._web = WebClient(errand, reach=errand.reach, checks_names=True)
+        context.reach.check_host(host)
+        self._checksum = _checksum(context.config.get("checksum", ""))
+        self._web = WebClient(context, reach=context.reach, checks_names=True)
         self.can_range = True
 
     async def listing(self) -> Listing:

@@ -21,14 +21,14 @@ class ModelScope:
     scheme = "ms"
     can_range = True
 
-    def __init__(self, errand: SourceContext) -> None:
-        match = _REPO.fullmatch(errand.address.strip("/"))
+    def __init__(self, context: SourceContext) -> None:
+        match = _REPO.fullmatch(context.address.strip("/"))
         if match is None or ".." in match["repo"]:
             raise Invalid(
                 "A ModelScope source is ms://namespace/repository, with @revision and a path in it where wanted.",
                 param="source",
             )
-        config = errand.config
+        config = context.config
         self._repo, self._sub = match["repo"], (match["sub"] or "").strip("/")
         self._revision = unquote(
             match["revision"] or config.get("revision") or config.get("ms_revision") or "master"
@@ -38,7 +38,7 @@ class ModelScope:
         if not _TOKEN.fullmatch(token):
             raise Invalid("ms_token has characters that no token has.", param="config.ms_token")
         self._secret = {"Cookie": f"m_session_id={token}"} if token else {}
-        self._web = WebClient(errand, reach=errand.reach)
+        self._web = WebClient(context, reach=context.reach)
 
     async def listing(self) -> Listing:
         url = f"{self._base}/files?{urlencode({'Revision': self._revision, 'Recursive': 'true'})}"

@@ -7,5 +7,5 @@ from appliance.downloads.sources.contract import SourceContext
 class Obs(Bucket):
     scheme = "obs"
 
-    def __init__(self, errand: SourceContext) -> None:
-        super().__init__(errand, scheme=self.scheme, needs_endpoint=True)
+    def __init__(self, context: SourceContext) -> None:
+        super().__init__(context, scheme=self.scheme, needs_endpoint=True)

@@ -10,11 +10,11 @@ from appliance.downloads.sources.disk import Disk
 class Pvc(Disk):
     scheme = "pvc"
 
-    def __init__(self, errand: SourceContext) -> None:
-        path = errand.address.strip("/")
+    def __init__(self, context: SourceContext) -> None:
+        path = context.address.strip("/")
         if not path or "\0" in path or ".." in path.split("/"):
             raise Invalid(
                 "A pvc:// source names the path of a mounted folder, such as pvc://data/models/llama.",
                 param="source",
             )
-        super().__init__(Path("/") / path, errand.folders, pinned=f"pvc://{path}", may_be_file=False)
+        super().__init__(Path("/") / path, context.folders, pinned=f"pvc://{path}", may_be_file=False)

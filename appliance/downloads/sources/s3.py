@@ -7,5 +7,5 @@ from appliance.downloads.sources.contract import SourceContext
 class S3(Bucket):
     scheme = "s3"
 
-    def __init__(self, errand: SourceContext) -> None:
-        super().__init__(errand, scheme=self.scheme)
+    def __init__(self, context: SourceContext) -> None:
+        super().__init__(context, scheme=self.scheme)

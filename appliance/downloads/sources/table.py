@@ -57,6 +57,6 @@ def split_source(source: str) -> tuple[str, str]:
     return scheme.lower(), address
 
 
-def open_source(scheme: str, errand: SourceContext) -> DownloadSource:
+def open_source(scheme: str, context: SourceContext) -> DownloadSource:
     """Build the source; nothing is asked yet. Raises  Invalid, Forbidden"""
-    return SOURCES[scheme](errand)
+    return SOURCES[scheme](context)

@@ -29,16 +29,16 @@ AGENT = ("User-Agent", "inference-appliance")
 class WebClient:
     """Connections to web servers, for one download."""
 
-    def __init__(self, errand: SourceContext, *, reach: HostPolicy, checks_names: bool = False) -> None:
+    def __init__(self, context: SourceContext, *, reach: HostPolicy, checks_names: bool = False) -> None:
         self._reach = reach
         self._checks_names = checks_names
-        self._patience: SourceTimeouts = errand.patience
-        self._ssl = errand.ssl_context
-        self._proxies = errand.proxies
+        self._timeouts: SourceTimeouts = context.timeouts
+        self._ssl = context.ssl_context
+        self._proxies = context.proxies
         self._client = HttpClient(
             refusal_reason=None if reach.is_open else reach.refusal_reason,
             read_bytes=READ_BYTES,
-            proxies=errand.proxies,
+            proxies=context.proxies,
         )
 
     async def close(self) -> None:
@@ -93,7 +93,7 @@ class WebClient:
 
     async def _read(self, answer: Any, what: str) -> AsyncIterator[bytes]:
         try:
-            async for piece in iter_body(answer, idle_s=self._patience.idle_s):
+            async for piece in iter_body(answer, idle_s=self._timeouts.idle_s):
                 yield piece
         except UpstreamTimeout as exc:
             raise TimedOut(f"{what}: {exc.message}") from exc
@@ -138,8 +138,8 @@ class WebClient:
                 body=None,
                 ssl_context=self._ssl,
                 is_repeatable=True,
-                connect_s=self._patience.connect_s,
-                first_byte_s=self._patience.first_byte_s,
+                connect_s=self._timeouts.connect_s,
+                first_byte_s=self._timeouts.first_byte_s,
             )
         except UpstreamTimeout as exc:
             raise TimedOut(f"{what}: {exc.message}") from exc
