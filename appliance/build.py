@@ -1,49 +1,124 @@
-"""Build who answers, from the settings: at start, and again at each reload."""
+"""Build what the appliance and the sidecar have in common, from the settings: backends, adapters, downloads, the request pipeline."""
 
-import shutil
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from appliance.base.clock import Clock
-from appliance.base.logs import get_logger
+from appliance.base.log_buffer import LogBuffer
 from appliance.base.metrics.registry import Metrics
 from appliance.base.proxies import Proxies
 from appliance.base.tasks import Tasks
+from appliance.base.watch import Watched
 from appliance.base.wire.pool import ConnectionPool
-from appliance.base.wire.types import PoolLimits, Timeouts
+from appliance.base.wire.types import PoolLimits
 from appliance.downloads.contract import Downloader
 from appliance.downloads.engine import DownloadEngine
 from appliance.downloads.job import DownloadJob
 from appliance.downloads.jobs import DownloadJobs
 from appliance.downloads.request import DownloadFolders
-from appliance.engines.backends.managed import ManagedBackend
 from appliance.engines.fleet import Fleet
 from appliance.engines.lora import file as lora_file
 from appliance.engines.lora import order as lora_order
 from appliance.engines.lora.adapters import AdapterReconciler
 from appliance.engines.lora.orders import AdapterOrders
+from appliance.engines.receipts import Receipts
 from appliance.engines.router import Router
-from appliance.host.gpu import real_gpus
-from appliance.models.manager.manager import ModelManager
-from appliance.models.manager.watchdog import MEASURE_EVERY_S, Watchdog
-from appliance.models.runner.load_history import LoadHistory
-from appliance.models.runner.loader import Loader
-from appliance.models.runner.orphans import Records
-from appliance.models.runner.vram import pick_memory
-from appliance.models.status.measures import RequestStatistics
-from appliance.models.table.catalogue import System
+from appliance.front.pipeline.access_log import AccessLog
+from appliance.front.pipeline.pipeline import RequestPipeline
 from appliance.settings import Settings, download_dir
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # imported where it is used: no other process is to carry its libraries in memory
     from appliance.engines.kv.follower import KvFollower
 
-log = get_logger("models")
 CHANGES_FILE = "backends.json"
 
 
+@dataclass(frozen=True, slots=True)
+class Services:
+    """The parts that the appliance and the sidecar have in common.
+
+    Attributes:
+        fleet: The backends; its router answers requests.
+        adapters: The declared LoRA adapters, which the backends are brought to have.
+        scrape_pool: Connections to the engines' metrics pages.
+    """
+
+    tasks: Tasks
+    clock: Clock
+    metrics: Metrics
+    receipts: Receipts
+    pipeline: RequestPipeline
+    fleet: Fleet
+    adapters: AdapterReconciler
+    downloader: DownloadEngine
+    lora_orders: AdapterOrders
+    jobs: DownloadJobs
+    scrape_pool: ConnectionPool
+
+    @property
+    def router(self) -> Router:
+        """Who answers requests."""
+        return self.fleet.router
+
+    async def open(self, stack: AsyncExitStack) -> None:
+        """Open the parts in order; the stack closes them in reverse order."""
+        stack.push_async_callback(self.fleet.close)
+        stack.push_async_callback(self.scrape_pool.close)
+        self.adapters.start()
+        stack.push_async_callback(self.jobs.close)
+        await self.jobs.open()
+        await self.lora_orders.open()
+
+
+def build_services(
+    settings: Settings,
+    *,
+    tasks: Tasks,
+    clock: Clock,
+    metrics: Metrics,
+    state: Watched[str],
+    lines: LogBuffer | None = None,
+    on_fetched: Callable[[DownloadJob], Awaitable[None]] | None = None,
+) -> Services:
+    """Build the common parts; nothing is open yet but the backends. Called inside the event loop.
+
+    Args:
+        state: Of the process: starting, serving, draining or stopping.
+        lines: Gets a copy of each line of the access log; None = no copies.
+        on_fetched: Called when a download is complete; None = nobody needs to know.
+    """
+    receipts = Receipts()
+    access_log = AccessLog(
+        clock=clock,
+        form=settings.general.log_format,
+        also=None if lines is None else lambda at_s, line: lines.add(at_s, "appliance.access", line),
+    )
+    pipeline = RequestPipeline(
+        settings.front, receipts=receipts, metrics=metrics, access_log=access_log, clock=clock, state=state
+    )
+    fleet = build_fleet(settings, tasks=tasks, clock=clock, metrics=metrics)
+    adapters = build_adapters(fleet.router, settings, tasks=tasks, clock=clock, metrics=metrics)
+    downloader = build_downloader(settings)
+    return Services(
+        tasks=tasks,
+        clock=clock,
+        metrics=metrics,
+        receipts=receipts,
+        pipeline=pipeline,
+        fleet=fleet,
+        adapters=adapters,
+        downloader=downloader,
+        lora_orders=build_lora_orders(adapters, settings, downloader=downloader, tasks=tasks, clock=clock),
+        jobs=build_jobs(settings, downloader, tasks=tasks, clock=clock, on_fetched=on_fetched),
+        scrape_pool=ConnectionPool(PoolLimits()),
+    )
+
+
 def build_fleet(settings: Settings, *, tasks: Tasks, clock: Clock, metrics: Metrics) -> Fleet:
-    """Give the fleet with its router; `apply` opens the backends. Call it inside the event loop."""
+    """Build the fleet with its router; the backends are open. Called inside the event loop."""
     router = Router(settings.engines, clock=clock, metrics=metrics)
     fleet = Fleet(
         router,
@@ -64,7 +139,7 @@ def build_adapters(
     clock: Clock,
     metrics: Metrics,
 ) -> AdapterReconciler:
-    """Give the declared LoRA adapters; `start` brings the backends to have them. Call it inside the event loop."""
+    """Build the declared LoRA adapters; `start` brings the backends to have them. Called inside the event loop."""
     return AdapterReconciler(
         router, tasks=tasks, clock=clock, metrics=metrics, path=Path(settings.host.state_dir) / lora_file.FILE
     )
@@ -78,7 +153,7 @@ def build_lora_orders(
     tasks: Tasks,
     clock: Clock,
 ) -> AdapterOrders:
-    """Give who takes orders for adapters. `downloader` None: none can be downloaded."""
+    """Build the orders for adapters. `downloader` None: adapters cannot be downloaded."""
     folders, own_folder = lora_folders(settings)
     return AdapterOrders(
         adapters,
@@ -94,7 +169,7 @@ def build_lora_orders(
 
 
 def lora_folders(settings: Settings) -> tuple[list[Path], Path]:
-    """Give the folders where adapters may lie, and the one that they are downloaded to."""
+    """Return the folders where adapters may lie, and the one that they are downloaded to."""
     own_folder = Path(settings.host.state_dir) / "adapters"
     folders = list(map(Path, settings.engines.lora_allowed_dirs)) or [
         own_folder,
@@ -104,12 +179,12 @@ def lora_folders(settings: Settings) -> tuple[list[Path], Path]:
 
 
 def has_variable(settings: Settings) -> Callable[[str], bool]:
-    """Give what says whether the environment has a variable, itself or as a file's name."""
+    """Return a function that says whether the environment has a variable, itself or as a file's name."""
     return lambda name: bool(settings.environ.get(name) or settings.environ.get(f"{name}_FILE"))
 
 
 def build_downloader(settings: Settings) -> DownloadEngine:
-    """Give who fetches."""
+    """Build the download engine."""
     return DownloadEngine(
         settings.downloads,
         output_roots=download_roots(settings),
@@ -118,7 +193,7 @@ def build_downloader(settings: Settings) -> DownloadEngine:
 
 
 def download_roots(settings: Settings) -> tuple[Path, ...]:
-    """Give the folders for downloads and for adapters: nothing is fetched to anywhere else."""
+    """Return the folders for downloads and for adapters: nothing is downloaded to anywhere else."""
     adapters = list(map(Path, settings.engines.lora_allowed_dirs)) or [
         Path(settings.host.state_dir) / "adapters"
     ]
@@ -127,6 +202,7 @@ def download_roots(settings: Settings) -> tuple[Path, ...]:
 
 
 def download_folders(settings: Settings) -> DownloadFolders:
+    """Return the folders that downloads may go to: the configured one, and those allowed beside it."""
     return DownloadFolders(
         download_dir(settings.downloads, settings.host),
         tuple(map(Path, settings.downloads.download_allowed_dirs)),
@@ -141,7 +217,7 @@ def build_jobs(
     clock: Clock,
     on_fetched: Callable[[DownloadJob], Awaitable[None]] | None = None,
 ) -> DownloadJobs:
-    """Return the download jobs, not yet open. `on_fetched`: see DownloadJobs."""
+    """Build the download jobs, not yet open. `on_fetched`: see DownloadJobs."""
     own = settings.downloads
     return DownloadJobs(
         downloader,
@@ -164,17 +240,20 @@ def build_kv_events(
     tasks: Tasks,
     clock: Clock,
 ) -> "KvFollower | None":
-    """Give who follows an engine's KV events, not yet started; None = that is not wanted.
+    """Build the follower of an engine's KV events, not yet started.
 
-    Takes   kind: of the engine, by the time it is known; with any but vLLM and SGLang there is nothing to follow
+    Args:
+        kind: Returns the engine's kind, None = not known yet. Only vLLM and SGLang have events to follow.
+        pod: This pod's name in the index; "" = events are not followed.
+        model: The model's name in the index; "" = events are not followed.
+
+    Returns:
+        The follower; None = events are not to be followed.
     """
     own = settings.engines
     if not (own.kv_events and pod and model):
         return None
-    from appliance.engines.kv.follower import (  # here: nobody else is to carry these in memory
-        KvFollower,
-        KvSource,
-    )
+    from appliance.engines.kv.follower import KvFollower, KvSource
     from appliance.engines.kv.index import Index, IndexKey
 
     sources = {
@@ -189,80 +268,3 @@ def build_kv_events(
     return KvFollower(
         lambda: sources.get(kind() or ""), index, most=own.kv_events_max_blocks, tasks=tasks, clock=clock
     )
-
-
-def has_llama_server(settings: Settings) -> bool:
-    """Whether models could be run here, though none is named yet: one that is pulled is to be served."""
-    return shutil.which(settings.catalogue.llama_server or "llama-server") is not None
-
-
-def build_manager(
-    settings: Settings,
-    *,
-    tasks: Tasks,
-    clock: Clock,
-    wire: ConnectionPool,
-    statistics: RequestStatistics,
-) -> ModelManager | None:
-    """Give the model manager, not yet open; None = there are no models, and nothing that could run any. Call it inside the event loop.
-
-    Raises  Invalid: the table names a GPU that does not exist
-    """
-    catalogue = settings.catalogue
-    if not catalogue.models and not has_llama_server(settings):
-        return None
-    own, state_dir = settings.models, Path(settings.host.state_dir)
-    is_simulated = settings.host.gpu_mode == "simulated" and not real_gpus()[0]
-    offloads = any(model.params.n_gpu_layers != 0 for model in catalogue.models.values())
-    memory, why = pick_memory(catalogue.system.gpu_devices, is_simulated=is_simulated, offloads=offloads)
-    log.info("model_memory", devices=[device.name for device in memory.read()], why=why)
-    loader = Loader(
-        log_dir=own.model_log_dir or state_dir / "model-logs",
-        records=Records(state_dir / "runners"),
-        environ=settings.environ,
-        tasks=tasks,
-        wire=wire,
-        first_port=own.model_first_port,
-        last_port=own.model_last_port,
-    )
-    return ModelManager(
-        catalogue,
-        loader=loader,
-        memory=memory,
-        history=LoadHistory(state_dir / "model-lessons.json"),
-        tasks=tasks,
-        clock=clock,
-        extra_wait_s=own.model_swap_wait_s,
-        ageing_s=settings.engines.queue_ageing_s,
-        events=statistics,
-    )
-
-
-def manager_wire(system: System) -> ConnectionPool:
-    """Give the pool of connections to llama-servers of ours, as large as the table says."""
-    return ConnectionPool(
-        PoolLimits(
-            Timeouts(connect_s=2.0, first_byte_s=None, idle_s=None),
-            max_connections=system.http_max_connections,
-            max_idle_per_origin=system.http_max_keepalive,
-        )
-    )
-
-
-def add_manager(
-    fleet: Fleet,
-    manager: ModelManager,
-    settings: Settings,
-    *,
-    wire: ConnectionPool,
-    clock: Clock,
-    metrics: Metrics,
-    tasks: Tasks,
-) -> None:
-    """Join an open manager to those who answer, and watch over what it runs."""
-    fleet.set_managed(
-        ManagedBackend(manager, settings=settings.engines, wire=wire, clock=clock, metrics=metrics)
-    )
-    watchdog = Watchdog(manager)
-    tasks.every(MEASURE_EVERY_S, watchdog.measure, name="measure-models")
-    tasks.every(settings.models.model_look_s, watchdog.probe, name="probe-models")

@@ -1,14 +1,18 @@
-"""The doors, built from the parts that they open to: HTTP, the sidecar's addresses, control."""
+"""The interfaces, built from the parts that they open to: the HTTP server, the sidecar's addresses, the control API."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from appliance.build import build_kv_events
+from appliance.build import Services, build_kv_events
 from appliance.control.parts import ControlParts
+from appliance.downloads.request import DownloadFolders
 from appliance.engines.backends.managed import ManagedBackend
-from appliance.engines.backends.server import EngineServer as EngineServer
+from appliance.engines.backends.server import EngineServer
 from appliance.engines.metrics.scrape import Engine, Following, Scraper
 from appliance.engines.overview import Overview
+from appliance.engines.router import Router
 from appliance.engines.types import BackendState
 from appliance.front.balance import BalanceHandlers
 from appliance.front.downloads import DownloadHandlers
@@ -19,159 +23,201 @@ from appliance.front.openai.handlers import OpenAIHandlers
 from appliance.front.openai.responses import ResponsesHandlers
 from appliance.front.passthrough.passthrough import Passthrough
 from appliance.front.pipeline.access import Access
-from appliance.front.pipeline.access_log import AccessLog
-from appliance.front.pipeline.pipeline import RequestPipeline
-from appliance.front.pipeline.route import Route
 from appliance.front.routes import join_routes
 from appliance.front.server.server import HttpServer
-from appliance.front.sidecar import SidecarHandlers, sidecar_groups, sidecar_routes
+from appliance.front.sidecar import DIALECT, SidecarHandlers, sidecar_groups, sidecar_routes
 from appliance.front.system import SystemHandlers
+from appliance.parts import Appliance
 from appliance.reload import Reloader
+from appliance.settings import Settings
 
-if TYPE_CHECKING:
-    from appliance.app import Appliance
+if TYPE_CHECKING:  # its libraries are loaded only where events are followed
     from appliance.engines.kv.follower import KvFollower
 
 
-def build_front(house: "Appliance", access_log: AccessLog) -> HttpServer:
-    """Build the HTTP door with all its addresses."""
-    settings, clock, router, manager = house.settings.front, house.clock, house.router, house.manager
-    pipeline = house.pipeline = RequestPipeline(
-        settings,
-        receipts=house.receipts,
-        metrics=house.metrics,
-        access_log=access_log,
-        clock=clock,
-        state=house.lifecycle,
-    )
-
-    overview = Overview(router, latencies=house.metrics.latencies, tasks=house.tasks, clock=clock)
-    system = SystemHandlers(
-        status=house.status,
-        metrics=house.metrics,
-        receipts=house.receipts,
-        measure=house.measure,
-        engines=overview.families,
-    )
-    ollama = OllamaHandlers(
-        router,
-        clock=clock,
-        manager=manager,
-        library=house.library,
-        pulls=PullHandlers(house.pulls, admit=partial(pipeline.admit, Access.OPERATOR)),
-        heartbeat_s=pipeline.heartbeat_s,
-    )
-    balance = BalanceHandlers(router, clock=clock, set_strategy=house.fleet.set_strategy, manager=manager)
+def build_front(appliance: Appliance) -> HttpServer:
+    """Build the HTTP server with all its addresses."""
+    router, pipeline, clock = appliance.router, appliance.pipeline, appliance.clock
+    manager, heartbeat_s = appliance.manager, pipeline.heartbeat_s
+    overview = Overview(router, latencies=appliance.metrics.latencies, tasks=appliance.tasks, clock=clock)
     routes = join_routes(
-        system,
-        balance,
-        house.models_door,
-        DownloadHandlers(house.jobs, folders=house.folders),
-        LoraHandlers(house.lora_orders),
-        OpenAIHandlers(router, heartbeat_s=pipeline.heartbeat_s, manager=manager),
-        ResponsesHandlers(router, clock=clock, heartbeat_s=pipeline.heartbeat_s),
-        ollama,
-    )
-    house.server = HttpServer(routes, pipeline, clock=clock, passthrough=Passthrough(router, pipeline))
-    return house.server
-
-
-def sidecar_table(house: "Appliance") -> tuple[list[Route], "KvFollower | None"]:
-    """Give the addresses of SIDECAR_PORT: they are about the server that SIDECAR_BACKEND names, else about the first,
-    else about the models that run here. Beside them who follows that server's KV events, not yet started; None = that is not wanted."""
-    front = house.settings.front
-
-    def server() -> EngineServer | None:
-        wanted = front.sidecar_backend
-        servers = (one for one in house.router.backends() if isinstance(one, EngineServer))
-        return next((one for one in servers if not wanted or one.name == wanted), None)
-
-    def engine() -> Engine | None:
-        found = server()
-        if found is None:  # models of our own: the first that is loaded
-            found = next(
-                (
-                    one
-                    for backend in house.router.backends()
-                    if isinstance(backend, ManagedBackend)
-                    for _, _, one in backend.runners()
-                ),
-                None,
-            )
-        return Engine(found.spec.url, found.kind, tuple(found.headers.items()), found.ssl) if found else None
-
-    def state() -> BackendState | None:
-        found = server()
-        return (
-            found.state()
-            if found
-            else next((one for one in house.router.states() if one.kind == "managed"), None)
-        )
-
-    def adapters() -> tuple[tuple[str, ...] | None, int]:
-        found = server()
-        return (loaded_adapters(found) if found else None), 0
-
-    scraper = Following(
-        engine,
-        lambda one: Scraper(
-            one.url,
-            wire=house.scrape_wire,
-            tasks=house.tasks,
-            clock=house.clock,
-            kind=one.kind,
-            headers=dict(one.headers),
-            ssl_context=one.ssl_context,
-            timeout_s=house.settings.engines.request_timeout,
-            adapters=adapters,
+        SystemHandlers(
+            status=appliance.status,
+            metrics=appliance.metrics,
+            receipts=appliance.receipts,
+            measure=appliance.measure,
+            engines=overview.families,
+        ),
+        BalanceHandlers(router, clock=clock, set_strategy=appliance.fleet.set_strategy, manager=manager),
+        appliance.manager_handlers,
+        DownloadHandlers(appliance.jobs, folders=appliance.folders),
+        LoraHandlers(appliance.lora_orders),
+        OpenAIHandlers(router, heartbeat_s=heartbeat_s, manager=manager),
+        ResponsesHandlers(router, clock=clock, heartbeat_s=heartbeat_s),
+        OllamaHandlers(
+            router,
+            clock=clock,
+            manager=manager,
+            library=appliance.library,
+            pulls=PullHandlers(appliance.pulls, admit=partial(pipeline.admit, Access.OPERATOR)),
+            heartbeat_s=heartbeat_s,
         ),
     )
+    return HttpServer(routes, pipeline, clock=clock, passthrough=Passthrough(router, pipeline))
+
+
+# ---- the sidecar's addresses
+
+
+class SidecarEngine:
+    """The engine that a sidecar's addresses are about, as the router knows it.
+
+    1. the server that is named
+    2. without a name, the first server
+    3. without any server, the first model that runs on this machine
+    """
+
+    def __init__(self, router: Router, name: str = "") -> None:
+        self._router = router
+        self._name = name
+
+    def server(self) -> EngineServer | None:
+        """Return the server; None = there is none, cases 1 and 2."""
+        servers = (one for one in self._router.backends() if isinstance(one, EngineServer))
+        return next((one for one in servers if not self._name or one.name == self._name), None)
+
+    def kind(self) -> str | None:
+        """Return the server's kind; None = there is none."""
+        server = self.server()
+        return server.kind if server else None
+
+    def state(self) -> BackendState | None:
+        """Return the state to report; None = there is nothing to report."""
+        server = self.server()
+        if server is not None:
+            return server.state()
+        return next((one for one in self._router.states() if one.kind == "managed"), None)
+
+    def adapters(self) -> tuple[tuple[str, ...] | None, int]:
+        """Return (the adapters that the server has, 0); None = it was not asked yet."""
+        server = self.server()
+        if server is None or not server.has_facts:
+            return None, 0
+        return tuple(card.id for card in server.cards() if card.parent), 0
+
+    def target(self) -> Engine | None:
+        """Return where its metrics are to be read; None = nowhere."""
+        found = self.server() or next(
+            (
+                runner
+                for backend in self._router.backends()
+                if isinstance(backend, ManagedBackend)
+                for _, _, runner in backend.runners()
+            ),
+            None,
+        )
+        return Engine(found.spec.url, found.kind, tuple(found.headers.items()), found.ssl) if found else None
+
+
+@dataclass(frozen=True, slots=True)
+class SidecarNames:
+    """What the sidecar calls itself: `pod` on /ready; with `model` also in the index of KV blocks. "" = no name."""
+
+    pod: str = ""
+    model: str = ""
+
+
+def build_sidecar(
+    services: Services,
+    settings: Settings,
+    *,
+    engine: SidecarEngine,
+    scraper: Scraper | Following,
+    names: SidecarNames,
+    folders: Callable[[], DownloadFolders],
+) -> tuple[HttpServer, "KvFollower | None"]:
+    """Build a server of the sidecar's addresses.
+
+    Args:
+        scraper: Reads the engine's metrics.
+        folders: Returns the folders that downloads may go to.
+
+    Returns:
+        (the server, the follower of the engine's KV events, not yet started; None = they are not followed)
+    """
+    clock = services.clock
     kv_events = build_kv_events(
-        house.settings,
-        lambda: found.kind if (found := server()) else None,
-        pod=front.pod_name,
-        model=front.sidecar_model,
-        tasks=house.tasks,
-        clock=house.clock,
+        settings, engine.kind, pod=names.pod, model=names.model, tasks=services.tasks, clock=clock
     )
-    groups = sidecar_groups(
-        scraper,
-        house.lora_orders,
-        house.jobs,
-        house.folders,
-        clock=house.clock,
-        more=kv_events.families if kv_events is not None else list,
+    routes = sidecar_routes(
+        SidecarHandlers(engine.state, pod=names.pod),
+        *sidecar_groups(
+            scraper,
+            services.lora_orders,
+            services.jobs,
+            folders,
+            clock=clock,
+            more=kv_events.families if kv_events is not None else list,
+        ),
     )
-    return sidecar_routes(SidecarHandlers(state, pod=front.pod_name), *groups), kv_events
+    return HttpServer(routes, services.pipeline, clock=clock, dialect=DIALECT), kv_events
 
 
-def loaded_adapters(server: EngineServer) -> tuple[str, ...] | None:
-    """Name the adapters that a server has; None = it was not asked yet."""
-    return tuple(card.id for card in server.cards() if card.parent) if server.has_facts else None
+def build_own_sidecar(appliance: Appliance) -> tuple[HttpServer, "KvFollower | None"]:
+    """Build the server of SIDECAR_PORT; returns what `build_sidecar` returns."""
+    front, services = appliance.settings.front, appliance.services
+    engine = SidecarEngine(appliance.router, front.sidecar_backend)
+
+    def scraper_of(target: Engine) -> Scraper:
+        return Scraper(
+            target.url,
+            wire=services.scrape_pool,
+            tasks=services.tasks,
+            clock=services.clock,
+            kind=target.kind,
+            headers=dict(target.headers),
+            ssl_context=target.ssl_context,
+            timeout_s=appliance.settings.engines.request_timeout,
+            adapters=engine.adapters,
+        )
+
+    return build_sidecar(
+        services,
+        appliance.settings,
+        engine=engine,
+        scraper=Following(engine.target, scraper_of),
+        names=SidecarNames(front.pod_name, front.sidecar_model),
+        folders=appliance.folders,
+    )
 
 
-def control_parts(house: "Appliance", reloader: Reloader) -> ControlParts:
+# ---- the control API
+
+
+def control_parts(appliance: Appliance, reloader: Reloader) -> ControlParts:
+    """Return what the control API reaches."""
+    lifecycle = appliance.lifecycle
     return ControlParts(
-        router=house.router,
-        fleet=house.fleet,
-        receipts=house.receipts,
-        worker=house.worker,
-        status=house.status,
-        changed=house.changed,
-        identity=house.identity,
+        router=appliance.router,
+        fleet=appliance.fleet,
+        receipts=appliance.receipts,
+        worker=appliance.worker,
+        status=appliance.status,
+        changed=lifecycle.changed,
+        identity=appliance.identity,
         settings=reloader.described,
         reload=reloader.reload,
-        drain=house.drain,
-        resume=house.resume,
-        shutdown=house.shutdown,
-        lines=house.lines,
-        pipeline=house.pipeline,
-        is_draining=lambda: house.state != "serving",
-        grace_s=lambda: house.settings.front.shutdown_grace_s if house.grace_s is None else house.grace_s,
-        hurry=house.hurry,
-        manager=house.manager,
-        clock=house.clock,
-        lora=house.lora_orders,
-        jobs=house.jobs,
-        folders=house.folders,
+        drain=lifecycle.drain,
+        resume=lifecycle.resume,
+        shutdown=lifecycle.shutdown,
+        lines=appliance.lines,
+        pipeline=appliance.pipeline,
+        is_draining=lambda: not lifecycle.is_serving,
+        grace_s=appliance.grace_s,
+        hurry=lifecycle.hurry,
+        manager=appliance.manager,
+        clock=appliance.clock,
+        lora=appliance.lora_orders,
+        jobs=appliance.jobs,
+        folders=appliance.folders,
     )

@@ -1,7 +1,6 @@
 """Reload: read the settings again, say what would change, put it in place without touching running answers, or put it back."""
 
 import asyncio
-from typing import TYPE_CHECKING
 
 from appliance.base import logs
 from appliance.base.logs import get_logger
@@ -10,10 +9,8 @@ from appliance.base.settings import Problem, SettingDescription
 from appliance.build import download_roots, lora_folders
 from appliance.control.parts import ReloadResult, SettingChange
 from appliance.models.table.differences import differences
+from appliance.parts import Appliance
 from appliance.settings import ROOMS, Settings, described, learn_secrets, load
-
-if TYPE_CHECKING:
-    from appliance.app import Appliance
 
 log = get_logger("reload")
 
@@ -21,7 +18,7 @@ log = get_logger("reload")
 class Reloader:
     """Takes one reload at a time. Overrides of earlier reloads stay until the process ends."""
 
-    def __init__(self, appliance: "Appliance") -> None:
+    def __init__(self, appliance: Appliance) -> None:
         self._appliance = appliance
         self._environ = dict(appliance.settings.environ)
         self._given = dict(appliance.settings.given)
@@ -140,7 +137,7 @@ class Reloader:
                 appliance.fleet.apply(former.engines, former.fleet, former.environ)
             self._apply_models(former)
             raise
-        appliance.bump()
+        appliance.lifecycle.mark_changed()
 
     def _apply_models(self, settings: Settings) -> None:
         self._appliance.downloader.apply(

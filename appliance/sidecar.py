@@ -22,29 +22,13 @@ from appliance.base.metrics.registry import Metrics
 from appliance.base.settings import InvalidSettings, Problem
 from appliance.base.tasks import Tasks
 from appliance.base.watch import Watched
-from appliance.base.wire.pool import ConnectionPool
-from appliance.base.wire.types import PoolLimits
-from appliance.build import (
-    build_adapters,
-    build_downloader,
-    build_fleet,
-    build_jobs,
-    build_kv_events,
-    build_lora_orders,
-    download_folders,
-)
-from appliance.engines.backends.server import EngineServer as EngineServer
+from appliance.build import build_services, download_folders
 from appliance.engines.metrics.scrape import Scraper
-from appliance.engines.receipts import Receipts
 from appliance.engines.specs import BackendSpec, FleetSpec
-from appliance.engines.types import BackendState
 from appliance.front.pipeline.access import is_loopback
-from appliance.front.pipeline.access_log import AccessLog
-from appliance.front.pipeline.pipeline import RequestPipeline
-from appliance.front.server.server import HttpServer, serving_http
+from appliance.front.server.server import serving_http
 from appliance.front.settings import split_keys
-from appliance.front.sidecar import DIALECT, SidecarHandlers, sidecar_groups, sidecar_routes
-from appliance.interfaces import loaded_adapters
+from appliance.interfaces import SidecarEngine, SidecarNames, build_sidecar
 from appliance.models.table.catalogue import Catalogue
 from appliance.settings import Settings, learn_secrets, load_or_raise
 
@@ -154,85 +138,46 @@ def settings_of(options: Options, environ: Mapping[str, str]) -> tuple[Settings,
 
 @asynccontextmanager
 async def running(options: Options, settings: Settings) -> AsyncIterator[list[tuple[str, int]]]:
-    """Open the sidecar; gives the addresses that it listens on."""
-    clock, metrics, hurry = SystemClock(), Metrics(), asyncio.Event()
-    state = Watched("serving")
+    """Open the sidecar; yields the addresses that it listens on."""
+    clock, metrics, state = SystemClock(), Metrics(), Watched("serving")
     async with AsyncExitStack() as stack:
         tasks = await stack.enter_async_context(Tasks())
-        fleet = build_fleet(settings, tasks=tasks, clock=clock, metrics=metrics)
-        stack.push_async_callback(fleet.close)
-        access_log = AccessLog(clock=clock, form=settings.general.log_format, also=lambda _at_s, _line: None)
-        pipeline = RequestPipeline(
-            settings.front,
-            receipts=Receipts(),
-            metrics=metrics,
-            access_log=access_log,
-            clock=clock,
-            state=state,
-        )
-
-        def engine() -> BackendState | None:
-            return fleet.router.state(NAME)
-
-        def engine_server() -> EngineServer:
-            return next(one for one in fleet.router.backends() if isinstance(one, EngineServer))
-
-        downloader = build_downloader(settings)
-        adapters = build_adapters(fleet.router, settings, tasks=tasks, clock=clock, metrics=metrics)
-        adapters.start()
-        orders = build_lora_orders(adapters, settings, downloader=downloader, tasks=tasks, clock=clock)
-        jobs = build_jobs(settings, downloader, tasks=tasks, clock=clock)
-        stack.push_async_callback(jobs.close)
-        await jobs.open()
-        await orders.open()
-        wire = ConnectionPool(PoolLimits())
-        stack.push_async_callback(wire.close)
+        services = build_services(settings, tasks=tasks, clock=clock, metrics=metrics, state=state)
+        await services.open(stack)
+        engine = SidecarEngine(services.router, NAME)
         scraper = Scraper(
             options.base_url,
-            wire=wire,
+            wire=services.scrape_pool,
             tasks=tasks,
             clock=clock,
             path=options.metrics_path,
             kind=KINDS[options.engine],
             timeout_s=settings.engines.request_timeout,
-            adapters=lambda: (loaded_adapters(engine_server()), 0),
+            adapters=engine.adapters,
         )
-        kv_events = build_kv_events(
+        server, kv_events = build_sidecar(
+            services,
             settings,
-            lambda: engine_server().kind,
-            pod=options.pod,
-            model=options.model,
-            tasks=tasks,
-            clock=clock,
+            engine=engine,
+            scraper=scraper,
+            names=SidecarNames(options.pod, options.model),
+            folders=lambda: download_folders(settings),
         )
         if kv_events is not None:
             stack.push_async_callback(kv_events.close)
             kv_events.start()
-        groups = sidecar_groups(
-            scraper,
-            orders,
-            jobs,
-            lambda: download_folders(settings),
-            clock=clock,
-            more=kv_events.families if kv_events is not None else list,
-        )
-        server = HttpServer(
-            sidecar_routes(SidecarHandlers(engine, pod=options.pod), *groups),
-            pipeline,
-            clock=clock,
-            dialect=DIALECT,
-        )
         yield await stack.enter_async_context(
             serving_http(
                 server,
                 [(options.host, options.port)],
-                hurry=hurry,
+                hurry=asyncio.Event(),
                 tasks=tasks,
                 grace_s=lambda: settings.front.shutdown_grace_s,
             )
         )
         state.set("stopping")
-        await jobs.close()  # else whoever waits for a download, or follows one, would use up the grace
+        # Those who wait for a download, or follow one, would use up the grace.
+        await services.jobs.close()
 
 
 async def serve(options: Options, environ: Mapping[str, str]) -> int:

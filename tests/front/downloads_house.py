@@ -5,7 +5,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from appliance.app import Appliance
 from appliance.base.clock import SystemClock
 from appliance.base.errors import ApplianceError
 from appliance.downloads.contract import SourceOffer
@@ -28,6 +27,7 @@ from appliance.front.server.server import HttpServer, serving_http
 from appliance.front.sidecar import DIALECT, SidecarHandlers, sidecar_routes
 from appliance.front.system import SystemHandlers
 from appliance.models.pulls import PulledModels, Pulls
+from appliance.parts import Appliance
 from appliance.settings import load_or_raise
 from tests.downloads.standin_downloader import StandinDownloader
 
@@ -65,7 +65,7 @@ async def downloads_house(
     """Serve it. Downloads go below `home`; GATHER is zero, so that every step is told."""
     settings, _ = load_or_raise({"NAT_REDIRECT": "off", "ACCESS_LOG": "0", **variables})
     clock, parts = SystemClock(), Appliance(settings, [])
-    parts.lifecycle.set("serving")
+    parts.lifecycle.set_state("serving")
     house = DownloadsHouse(home, StandinDownloader())
     async with parts.tasks:
         await parts.fleet.wait_first_probes()
@@ -74,7 +74,7 @@ async def downloads_house(
             receipts=Receipts(),
             metrics=parts.metrics,
             clock=clock,
-            state=parts.lifecycle,
+            state=parts.lifecycle.state,
             access_log=AccessLog(clock=clock, form="json"),
         )
         pulled = PulledModels(home, clock=clock, on_change=house.reread)
@@ -120,7 +120,7 @@ async def downloads_house(
                 routes, pipeline, clock=clock, passthrough=Passthrough(parts.router, pipeline)
             )
         async with serving_http(
-            server, [("127.0.0.1", 0)], hurry=parts.hurry, tasks=parts.tasks, grace_s=lambda: 5
+            server, [("127.0.0.1", 0)], hurry=parts.lifecycle.hurry, tasks=parts.tasks, grace_s=lambda: 5
         ) as bound:
             house.base_url = f"http://127.0.0.1:{bound[0][1]}"
             yield house

@@ -9,7 +9,6 @@ from pathlib import Path
 import httpx
 import pytest
 
-from appliance.app import Appliance
 from appliance.base.clock import Clock, FakeClock, SystemClock
 from appliance.base.errors import NoSuchModel
 from appliance.base.watch import Watched
@@ -40,6 +39,7 @@ from appliance.models.status.views import (
     ServerStatus,
 )
 from appliance.models.table.catalogue import Catalogue, Model, Params
+from appliance.parts import Appliance
 from appliance.settings import load_or_raise
 
 AT_S = 1_800_000_000.0
@@ -205,7 +205,7 @@ async def door_over(
     settings, _ = load_or_raise({"NAT_REDIRECT": "off", "ACCESS_LOG": "0", **variables})
     clock = clock or SystemClock()
     parts = Appliance(settings, [])
-    parts.lifecycle.set("serving")
+    parts.lifecycle.set_state("serving")
     async with parts.tasks:
         await parts.fleet.wait_first_probes()
         parts.pipeline = pipeline = RequestPipeline(
@@ -213,7 +213,7 @@ async def door_over(
             receipts=Receipts(),
             metrics=parts.metrics,
             clock=clock,
-            state=parts.lifecycle,
+            state=parts.lifecycle.state,
             access_log=AccessLog(clock=clock, form="json"),
         )
 
@@ -239,7 +239,7 @@ async def door_over(
         )
         server = HttpServer(routes, pipeline, clock=clock, passthrough=Passthrough(parts.router, pipeline))
         async with serving_http(
-            server, [("127.0.0.1", 0)], hurry=parts.hurry, tasks=parts.tasks, grace_s=lambda: 5
+            server, [("127.0.0.1", 0)], hurry=parts.lifecycle.hurry, tasks=parts.tasks, grace_s=lambda: 5
         ) as bound:
             yield f"http://127.0.0.1:{bound[0][1]}", parts
         await parts.fleet.close()

@@ -275,10 +275,10 @@ async def test_metrics_show_rested_endpoints_and_the_pool(start: Start, hosted) 
 
 async def test_while_draining_health_answers_and_the_rest_is_refused(start: Start) -> None:
     running = await start()
-    running.appliance.drain()
+    running.appliance.lifecycle.drain()
     out = await talk(running, HEAD % len(BODY) + b"\r\n" + BODY)
     assert status(out) == 503
     assert b"Retry-After" in out
     assert status(await talk(running, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")) == 503
-    running.appliance.resume()
+    running.appliance.lifecycle.resume()
     assert status(await talk(running, HEAD % len(BODY) + b"\r\n" + BODY)) == 200

@@ -150,7 +150,7 @@ async def test_a_page_of_another_site_may_not_eject_where_there_are_no_keys(
 
 async def test_while_draining_readings_go_on_and_verbs_do_not(manager: BoardOfValues) -> None:
     async with door_over(manager) as (url, parts), httpx.AsyncClient(base_url=url) as client:
-        parts.lifecycle.set("draining")
+        parts.lifecycle.set_state("draining")
         assert (await client.get("/v1/models/status")).status_code == 200
         answer = await client.post("/v1/models/org/gemma-3/load")
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "draining")

@@ -9,7 +9,6 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_of
 from prometheus_client.parser import text_string_to_metric_families as text_of
 
-from appliance.app import Appliance
 from appliance.base.clock import SystemClock
 from appliance.base.watch import Watched
 from appliance.base.wire.pool import ConnectionPool
@@ -25,6 +24,7 @@ from appliance.front.pipeline.route import Route
 from appliance.front.server.server import HttpServer, serving_http
 from appliance.front.sidecar import sidecar_routes
 from appliance.front.sidecar_metrics import SidecarMetricsHandlers
+from appliance.parts import Appliance
 from appliance.settings import load_or_raise
 from tests.fakes.engine_pages import PAGES, VLLM_2026, PageOf, page
 from tests.fakes.raw_server import Peer, RawServer

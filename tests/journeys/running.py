@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from appliance.app import Appliance, running
+from appliance.app import running
+from appliance.parts import Appliance
 from appliance.settings import load_or_raise
 from tests.fakes.hosted_api import KEY, HostedApi
 

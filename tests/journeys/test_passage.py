@@ -636,7 +636,7 @@ async def test_a_browsers_question_is_answered_here(start, mirrors, session) -> 
 
 async def test_draining_ends_it_too(start, mirrors, session) -> None:
     running = await start(**named(await mirrors()))
-    running.appliance.drain()
+    running.appliance.lifecycle.drain()
     async with session.get(running.base_url + "/props") as response:
         assert (response.status, (await response.json())["error"]["code"]) == (503, "draining")
 

@@ -1,0 +1,98 @@
+"""The appliance and the machine that it runs on: what its preparation found, the worker's port, the worker."""
+
+import asyncio
+from contextlib import AsyncExitStack
+
+from appliance.base.logs import get_logger
+from appliance.front.server.server import HttpServer, listening
+from appliance.host.nat.redirect import WORKER_PORT
+from appliance.host.prepare import Prepared, prepared_or_now
+from appliance.host.worker.worker import Worker
+from appliance.parts import Appliance
+
+log = get_logger("appliance")
+PATIENCE_S = 2.0  # for our own health address
+LOOPBACK_OF = {
+    "0.0.0.0": "127.0.0.1",
+    "::": "::1",
+}  # an address that listens on all interfaces is asked on this one
+
+
+async def open_machine(appliance: Appliance, server: HttpServer, stack: AsyncExitStack) -> None:
+    """Read, or make up for, the machine's preparation; make the worker, not yet started."""
+    settings = appliance.settings
+    port = appliance.http_addresses[0][1]
+    prepared = await asyncio.to_thread(
+        prepared_or_now, settings.host, proxy_port=port, environ=settings.environ
+    )
+    appliance.prepared = prepared
+    if prepared.needs_listener:
+        await _open_worker_port(appliance, server, stack)
+    _report(appliance, prepared)
+
+    async def is_ready() -> bool:
+        return await answers_health(*appliance.http_addresses[0])
+
+    appliance.worker = Worker(
+        settings.host,
+        environ=settings.environ,
+        is_gpu_simulated=bool(prepared.gpu.get("simulated")),
+        is_ready=is_ready,
+        lines=appliance.lines,
+        clock=appliance.clock,
+        metrics=appliance.metrics,
+    )
+
+
+async def start_worker(appliance: Appliance, worker: Worker) -> None:
+    """Start the worker, and show its state in the status."""
+    await worker.start()
+    appliance.tasks.start(_follow(worker, appliance), name="worker-status")
+
+
+async def answers_health(host: str, port: int) -> bool:
+    """Whether /healthz at an address of ours answers 200, as the worker would see it."""
+    try:
+        reader, writer = await asyncio.wait_for(
+            asyncio.open_connection(LOOPBACK_OF.get(host, host), port), PATIENCE_S
+        )
+        try:
+            writer.write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            line = await asyncio.wait_for(reader.readline(), PATIENCE_S)
+        finally:
+            writer.close()
+    except (OSError, TimeoutError):
+        return False
+    return b" 200 " in line
+
+
+async def _open_worker_port(appliance: Appliance, server: HttpServer, stack: AsyncExitStack) -> None:
+    """Listen on the worker's port: without the privilege for a NAT rule that has the same effect for local callers."""
+    try:
+        await stack.enter_async_context(listening(server, [("127.0.0.1", WORKER_PORT)]))
+        log.info("second_listener", address=f"127.0.0.1:{WORKER_PORT}")
+    except OSError as exc:
+        appliance.lifecycle.warnings.append(f"port {WORKER_PORT} could not be opened: {exc}")
+        log.warning("second_listener_failed", reason=str(exc))
+
+
+def _report(appliance: Appliance, prepared: Prepared) -> None:
+    """Log and measure what the machine's preparation gave; a simulated GPU is announced in plain words."""
+    warnings, metrics = appliance.lifecycle.warnings, appliance.metrics
+    for step in prepared.steps:
+        metrics.step_ok.labels(step.name).set(0 if step.outcome == "failed" else 1)
+        if step.outcome == "failed":
+            warnings.append(f"{step.name}: {step.detail}")
+    gpu = prepared.gpu
+    is_simulated = bool(gpu.get("simulated"))
+    for row in gpu.get("gpus", []):
+        labels = str(row["index"]), row["name"], row["uuid"], str(is_simulated).lower()
+        metrics.gpu_info.labels(*labels).set(1)
+    if is_simulated:
+        warnings.append("The GPU that nvidia-smi reports here is simulated (GPU_MODE=simulated).")
+        log.warning("simulated_gpu", names=[row["name"] for row in gpu["gpus"]])
+
+
+async def _follow(worker: Worker, appliance: Appliance) -> None:
+    async for _ in worker.status.follow():
+        appliance.lifecycle.mark_changed()

@@ -1,0 +1,165 @@
+"""The parts of a running appliance, and what its interfaces may ask of all of them together."""
+
+import asyncio
+import platform
+import socket
+from dataclasses import asdict, replace
+from typing import Any
+
+from appliance import __version__
+from appliance.base.clock import SystemClock, format_rfc3339
+from appliance.base.log_buffer import LogBuffer
+from appliance.base.logs import get_logger
+from appliance.base.metrics.registry import Metrics
+from appliance.base.tasks import Tasks
+from appliance.build import build_services, download_folders
+from appliance.downloads.request import DownloadFolders
+from appliance.front.manager.handlers import ManagerHandlers
+from appliance.front.server.server import HttpServer
+from appliance.host.prepare import Prepared
+from appliance.host.worker.worker import Worker
+from appliance.lifecycle import Lifecycle
+from appliance.models.manager.manager import ModelManager
+from appliance.models.pulls import PulledModels, Pulls
+from appliance.models.status.measures import measure
+from appliance.models.table.catalogue import read_catalogue
+from appliance.models.table.library import ModelLibrary
+from appliance.settings import Settings, download_dir
+
+log = get_logger("appliance")
+
+
+class Appliance:
+    """The parts of one appliance. They are made here, and opened and closed by `app.running`.
+
+    Attributes:
+        settings: As they are in force; a reload replaces them.
+        lines: The latest lines of the log, for the control API.
+        manager: Runs the models of this machine; None = none can be run here, or it is not open yet.
+        library: What is known of the files of those models; None as for `manager`.
+        manager_handlers: The HTTP addresses of `manager`; None as for it.
+        server: The HTTP server; None = it is not open yet.
+        prepared: What the machine's preparation has found; None = not done yet.
+        worker: The program beside the appliance; None = not made yet.
+        http_addresses: (host, port) that are really listened on.
+        control_addresses: The same of the control API, as text.
+    """
+
+    def __init__(self, settings: Settings, warnings: list[str]) -> None:
+        """Make the parts that need no opening. Called inside the event loop."""
+        self.settings = settings
+        self.clock = SystemClock()
+        self.started_s = self.clock.now_s()
+        self.metrics = Metrics()
+        self.metrics.build_info.labels(__version__, platform.python_version()).set(1)
+        self.lines = LogBuffer()
+        self.lifecycle = Lifecycle(warnings)
+        self.tasks = Tasks(on_death=self.lifecycle.task_died)
+        pulled = PulledModels(download_folders(settings).home, clock=self.clock, on_change=self.reread_models)
+        self.services = services = build_services(
+            settings,
+            tasks=self.tasks,
+            clock=self.clock,
+            metrics=self.metrics,
+            state=self.lifecycle.state,
+            lines=self.lines,
+            on_fetched=pulled.add_fetched,
+        )
+        self.receipts, self.pipeline = services.receipts, services.pipeline
+        self.fleet, self.router, self.adapters = services.fleet, services.router, services.adapters
+        self.downloader, self.jobs, self.lora_orders = (
+            services.downloader,
+            services.jobs,
+            services.lora_orders,
+        )
+        self.pulls = Pulls(self.jobs, pulled, lister=self.downloader.list_files, eject=self.eject)
+        self.manager: ModelManager | None = None
+        self.library: ModelLibrary | None = None
+        self.manager_handlers: ManagerHandlers | None = None
+        self.server: HttpServer | None = None
+        self.prepared: Prepared | None = None
+        self.worker: Worker | None = None
+        self.http_addresses: list[tuple[str, int]] = []
+        self.control_addresses: list[str] = []
+
+    # ---- what is known of it
+
+    def status(self) -> dict[str, Any]:
+        """Return the object that /healthz and GetStatus show. No secrets."""
+        engines, state = self.router.settings, self.lifecycle.state.value
+        cards = self.router.cards()
+        prepared = self.prepared
+        return {
+            "ok": state == "serving",
+            "state": state,
+            "version": __version__,
+            "started_at": format_rfc3339(self.started_s),
+            "started_at_s": self.started_s,
+            "uptime_s": round(self.clock.now_s() - self.started_s, 3),
+            "demo": self.router.is_demo,
+            "engine": "demo (built in, no model behind it)"
+            if self.router.is_demo
+            else ", ".join(dict.fromkeys(backend.kind for backend in self.router.backends())),
+            "public_model": engines.public_model,
+            "upstream_base": engines.upstream_base_model,
+            "aliases": list(cards[0].aliases) if cards else [],
+            "novita_endpoints": list(engines.novita_openai_endpoints),
+            "backends": [asdict(backend) for backend in self.router.states()],
+            "gpu": prepared.gpu if prepared else {},
+            "nat": prepared.nat if prepared else {},
+            "worker": self.worker.as_dict() if self.worker else {"state": "off"},
+            "steps": [step.as_dict() for step in prepared.steps] if prepared else [],
+            "machine_id": prepared.machine_id if prepared else "",
+            "in_flight": self.pipeline.in_flight,
+            "warnings": list(self.lifecycle.warnings),
+        }
+
+    def identity(self) -> dict[str, Any]:
+        """Return what GetIdentity shows: `{machine_id, hostname, gpu}`."""
+        prepared = self.prepared
+        return {
+            "machine_id": prepared.machine_id if prepared else "",
+            "hostname": socket.gethostname(),
+            "gpu": prepared.gpu if prepared else {},
+        }
+
+    def measure(self) -> None:
+        """Bring all gauges up to date: /metrics is read."""
+        self.fleet.measure()
+        self.adapters.measure()
+        if self.manager is not None:
+            measure(self.manager, self.metrics.router, self.clock.now_s())
+
+    def folders(self) -> DownloadFolders:
+        """Return the folders that downloads may go to, by the settings in force."""
+        return download_folders(self.settings)
+
+    def grace_s(self) -> float:
+        """Return the seconds that running requests get at the end: as asked with the stop, else as configured."""
+        asked_s = self.lifecycle.grace_s
+        return self.settings.front.shutdown_grace_s if asked_s is None else asked_s
+
+    # ---- models that come and go
+
+    async def eject(self, alias: str) -> None:
+        """Unload a model, where it is one of this machine."""
+        if self.manager is not None and alias in self.manager.model_states:
+            await self.manager.eject(alias)
+
+    async def reread_models(self) -> None:
+        """Read the table again: models were pulled or deleted."""
+        settings = self.settings
+        catalogue, problems = await asyncio.to_thread(
+            read_catalogue,
+            settings.models,
+            settings.engines.config_path,
+            download_dir(settings.downloads, settings.host),
+        )
+        fatal = [str(problem) for problem in problems if problem.is_fatal]
+        if fatal:
+            log.error("table_not_read", problems=fatal)
+            return
+        self.settings = replace(settings, catalogue=catalogue)
+        if self.manager is not None:
+            self.manager.apply(catalogue)
+            self.fleet.refresh_managed(settings.engines)
