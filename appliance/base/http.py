@@ -218,7 +218,7 @@ async def check_host(host: str, refusal_reason: RefusalReason) -> None:
 
 
 def _proxy_options(proxy: Proxy | None, where: URL, headers: list[tuple[str, str]]) -> dict[str, Any]:
-    """Return the library's options; a proxy's credentials go to the tunnel (https) or request (http)."""
+    """Return the library's options; credentials go to the proxy's tunnel (https) or request (http)."""
     if proxy is None:
         return {"headers": headers}
     if where.scheme == "https":

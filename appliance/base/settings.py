@@ -1,8 +1,9 @@
-"""The machinery of settings: one pydantic-settings model per room, read from one mapping, all problems at once.
+"""The machinery of settings: one pydantic-settings model per package, all problems reported at once.
 
-A field's name in upper case is its variable. Every secret may come as NAME or from the file named by
-NAME_FILE, not both. An empty variable counts as not set. Nothing here knows a setting by name; rooms declare
-theirs in `settings.py`.
+A field's name in upper case is its variable. Every secret may be given as NAME or in the file named by
+NAME_FILE, not
+both. An empty variable counts as not set. Nothing here knows a setting by name: each package declares its own
+in its `settings.py`.
 """
 
 import difflib
@@ -44,7 +45,7 @@ Switch = Annotated[bool, BeforeValidator(_switch)]
 
 
 class PackageSettings(BaseSettings):
-    """Base of each room's settings. Values come from the mapping given to `read`, never from os.environ behind our back."""
+    """The base of each package's settings; values come from the given mapping, never from os.environ."""
 
     model_config = SettingsConfigDict(
         frozen=True, extra="forbid", validate_default=False, str_strip_whitespace=True
@@ -54,11 +55,19 @@ class PackageSettings(BaseSettings):
     def settings_customise_sources(
         cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, *_: Any, **__: Any
     ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Take values from the constructor alone."""
         return (init_settings,)
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Self:
-        """Read the room's settings from `environ`; raise BadSettings with every problem."""
+        """Read the package's settings.
+
+        Args:
+            environ: Variable → text, as os.environ.
+
+        Raises:
+            InvalidSettings: With every problem.
+        """
         value, problems = read_settings(cls, environ)
         if value is None:
             raise InvalidSettings(problems)
@@ -70,7 +79,15 @@ SettingsT = TypeVar("SettingsT", bound=PackageSettings)
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing wrong with the environment: the variable, its value (hidden for secrets), what is allowed, what to do."""
+    """One thing that is wrong with the environment.
+
+    Attributes:
+        variable: Its name.
+        value: Hidden for secrets.
+        allowed: What it may be.
+        remedy: What to do, a sentence.
+        is_fatal: False = a warning only.
+    """
 
     variable: str
     value: str
@@ -86,7 +103,7 @@ class Problem:
 
 
 class InvalidSettings(Exception):
-    """The environment cannot be used; `problems` names everything that is wrong with it."""
+    """The environment is not valid; `problems` lists everything that is wrong with it."""
 
     def __init__(self, problems: list[Problem]) -> None:
         super().__init__("; ".join(map(str, problems)))
@@ -95,7 +112,7 @@ class InvalidSettings(Exception):
 
 @dataclass(frozen=True, slots=True)
 class SettingDescription:
-    """One variable for people: where it belongs, what it is now, what it may be."""
+    """One variable, described for people: what it is now, and what it may be."""
 
     variable: str
     package: str
@@ -109,10 +126,12 @@ class SettingDescription:
 
 
 def variable_name(field_name: str) -> str:
+    """Return the variable of a field."""
     return field_name.upper()
 
 
 def is_secret(field: FieldInfo) -> bool:
+    """Say whether a field's value must be hidden."""
     return SecretStr in _flat(field.annotation) or bool(_extra(field).get("secret"))
 
 
@@ -129,12 +148,19 @@ def _extra(field: FieldInfo) -> dict[str, Any]:
 
 
 def describe_allowed(field: FieldInfo) -> str:
-    """Say in words what a variable accepts: its own `allowed` note, its literals, or its type and bounds."""
-    if note := _extra(field).get("allowed"):
+    """Say in words what a variable accepts.
+
+    1. its own note, `allowed`    → that
+    2. literals                   → their list
+    3. a switch                   → 0 or 1
+    4. a number                   → its kind and bounds
+    5. a list, anything else      → a list; text
+    """
+    if note := _extra(field).get("allowed"):  # 1
         return str(note)
     annotation = field.annotation
     literals = [a for part in _literals(annotation) for a in get_args(part)]
-    if literals:
+    if literals:  # 2
         return ", ".join(str(x) for x in literals)
     kinds = _flat(annotation)
     bounds: dict[str, Any] = {}
@@ -142,9 +168,9 @@ def describe_allowed(field: FieldInfo) -> str:
         for word in ("ge", "gt", "le", "lt"):
             if isinstance(meta, getattr(annotated_types, word.capitalize())):
                 bounds[word] = getattr(meta, word)
-    if bool in kinds:
+    if bool in kinds:  # 3
         return "0 or 1"
-    if int in kinds or float in kinds:
+    if int in kinds or float in kinds:  # 4
         noun = "a whole number" if int in kinds else "a number"
         low = bounds.get("ge", bounds.get("gt"))
         high = bounds.get("le", bounds.get("lt"))
@@ -154,9 +180,7 @@ def describe_allowed(field: FieldInfo) -> str:
         if low is not None:
             return f"{noun} {'above' if above else 'of at least'} {low}"
         return noun
-    if get_origin(annotation) is list:
-        return "a list"
-    return "text"
+    return "a list" if get_origin(annotation) is list else "text"  # 5
 
 
 def _literals(annotation: Any) -> list[Any]:
@@ -182,57 +206,52 @@ def _show(field: FieldInfo, value: Any) -> str:
 def _raw_values(
     model: type[PackageSettings], environ: Mapping[str, str]
 ) -> tuple[dict[str, str], list[Problem]]:
-    """Gather what the environment says for this room, secrets' files included."""
+    """Collect what the environment says for this package, the files of secrets included."""
     raw: dict[str, str] = {}
     problems: list[Problem] = []
     for name, field in model.model_fields.items():
         variable = variable_name(name)
         value = environ.get(variable, "")
-        file_value = environ.get(f"{variable}_FILE", "") if is_secret(field) else ""
-        if value and file_value:
-            problems.append(
-                Problem(
-                    f"{variable}_FILE",
-                    file_value,
-                    f"either {variable} or {variable}_FILE",
-                    "Both are set; unset one of them.",
-                )
-            )
-        elif file_value:
-            try:
-                raw[name] = Path(file_value).read_text().strip()
-            except (OSError, UnicodeDecodeError) as exc:
-                reason = exc.strerror if isinstance(exc, OSError) else "not a text file"
-                problems.append(
-                    Problem(
-                        f"{variable}_FILE",
-                        file_value,
-                        "a readable text file",
-                        f"It cannot be read: {reason}. Mount the secret there, or set {variable}.",
-                    )
-                )
-            else:
-                if not raw[name]:
-                    problems.append(
-                        Problem(
-                            f"{variable}_FILE",
-                            file_value,
-                            "a file that holds the secret",
-                            "The file is empty. Write the secret into it.",
-                        )
-                    )
+        file = environ.get(f"{variable}_FILE", "") if is_secret(field) else ""
+        if value and file:
+            allowed = f"either {variable} or {variable}_FILE"
+            problems.append(Problem(f"{variable}_FILE", file, allowed, "Both are set; unset one of them."))
+        elif file:
+            secret, problem = _read_secret_file(variable, file)
+            if problem is not None:
+                problems.append(problem)
+            if secret is not None:
+                raw[name] = secret
         elif value.strip():
             raw[name] = value
     return raw, problems
 
 
+def _read_secret_file(variable: str, file: str) -> tuple[str | None, Problem | None]:
+    """Return the secret in a file (None = unreadable) and what is wrong with the file (None = nothing)."""
+    try:
+        secret = Path(file).read_text().strip()
+    except (OSError, UnicodeDecodeError) as exc:
+        reason = exc.strerror if isinstance(exc, OSError) else "not a text file"
+        remedy = f"It cannot be read: {reason}. Mount the secret there, or set {variable}."
+        return None, Problem(f"{variable}_FILE", file, "a readable text file", remedy)
+    if secret:
+        return secret, None
+    remedy = "The file is empty. Write the secret into it."
+    return secret, Problem(f"{variable}_FILE", file, "a file that holds the secret", remedy)
+
+
 def read_settings(
     model: type[SettingsT], environ: Mapping[str, str]
 ) -> tuple[SettingsT | None, list[Problem]]:
-    """Read one room's settings.
+    """Read one package's settings.
 
-    Takes   environ: variable → text, as os.environ
-    Gives   (settings, []) or (None, every problem found)
+    Args:
+        model: The package's settings class.
+        environ: Variable → text, as os.environ.
+
+    Returns:
+        (settings, []) or (None, every problem found).
     """
     raw, problems = _raw_values(model, environ)
     try:
@@ -241,7 +260,7 @@ def read_settings(
         errors = exc.errors(include_url=False)
         problems += [_problem_of(model, raw, error) for error in errors]
         bad = {str(error["loc"][0]) for error in errors if error["loc"]}
-        if bad:  # checks over several fields run only when each field is fine: ask again without the bad ones
+        if bad:  # checks over several fields run only when each field is valid: repeat without the others
             try:
                 model(**{name: value for name, value in raw.items() if name not in bad})
             except ValidationError as again:
@@ -258,23 +277,32 @@ def _problem_of(model: type[PackageSettings], raw: Mapping[str, str], error: Any
     name = str(error["loc"][0]) if error["loc"] else ""
     field = model.model_fields.get(name)
     reason = str(error["msg"]).removeprefix("Value error, ")
-    if field is None:  # a check over several fields names its variable itself: "NAME: what to do"
+    if field is None:  # a check over several fields names the variable itself: "NAME: what to do"
         variable, _, remedy = reason.partition(": ")
         return Problem(variable, "", "see the remedy", remedy or reason)
     given = raw.get(name, "")
     shown = HIDDEN if given and is_secret(field) else given
-    remedy = _extra(field).get("remedy") or (
-        f"{reason[:1].upper()}{reason[1:]}."
-        if error["type"] == "value_error"
-        else f"Set {variable_name(name)} to an allowed value, or unset it to use {_show(field, field.get_default()) or 'the default'}."
+    if error["type"] == "value_error":
+        reason = f"{reason[:1].upper()}{reason[1:]}."
+    else:
+        default = _show(field, field.get_default()) or "the default"
+        reason = f"Set {variable_name(name)} to an allowed value, or unset it to use {default}."
+    return Problem(
+        variable_name(name), shown, describe_allowed(field), str(_extra(field).get("remedy") or reason)
     )
-    return Problem(variable_name(name), shown, describe_allowed(field), str(remedy))
 
 
 def describe_settings(
     package: str, model: type[PackageSettings], current: PackageSettings | None, environ: Mapping[str, str]
 ) -> list[SettingDescription]:
-    """Say everything about a room's variables: for `settings`, the example file and the README table."""
+    """Describe a package's variables: for the verb `settings`, the example file and the documentation.
+
+    Args:
+        package: Its name.
+        model: Its settings class.
+        current: Its settings now; None = the defaults.
+        environ: What is set.
+    """
     rows = []
     for name, field in model.model_fields.items():
         variable = variable_name(name)
@@ -299,10 +327,15 @@ def describe_settings(
 def find_unknown_variables(
     known: Iterable[str], environ: Mapping[str, str], *, prefix: str = "APPLIANCE_"
 ) -> list[Problem]:
-    """Find variables that were surely, or probably, meant for us.
+    """Find variables that were surely, or probably, meant for the appliance.
 
-    1. NAME begins with our prefix and is unknown          → a problem
-    2. NAME is one slip away from a name of ours           → a warning with "did you mean"
+    1. it has our prefix and is unknown                 → a problem
+    2. it differs from one of our names by a typo       → a warning with "did you mean"
+
+    Args:
+        known: All names that exist.
+        environ: What is set.
+        prefix: What every name with it is meant for us.
     """
     names = set(known)
     found = []

@@ -286,18 +286,18 @@ def test_what_is_not_quite_right_is_forgiven_and_written_right(line: str, sample
 @pytest.mark.parametrize(
     ("line", "why"),
     [
-        ("a 1_000", "is no sample"),
-        ("a", "is no sample"),
-        ("5 a", "is no sample"),
+        ("a 1_000", "is neither a sample"),
+        ("a", "is neither a sample"),
+        ("5 a", "is neither a sample"),
         ("a{x=1} 5", "has labels"),
         ('a{x="1" y="2"} 5', "has labels"),
-        ('a{x="1} 5', "is no sample"),
-        ("a+5", "is no sample"),
-        ("<html>", "is no sample"),
+        ('a{x="1} 5', "is neither a sample"),
+        ("a+5", "is neither a sample"),
+        ("<html>", "is neither a sample"),
         ('a{,x="1"} 1', "has labels"),
-        ("a 1 2 3", "is no sample"),
-        ("\x00", "is no sample"),
-        ('a{x="1"} five', "is no sample"),
+        ("a 1 2 3", "is neither a sample"),
+        ("\x00", "is neither a sample"),
+        ('a{x="1"} five', "is neither a sample"),
     ],
 )
 def test_a_line_that_makes_no_sense_is_named_with_its_number(line: str, why: str) -> None:
@@ -309,7 +309,7 @@ def test_a_line_that_makes_no_sense_is_named_with_its_number(line: str, why: str
 
 
 def test_bytes_that_are_no_utf8_are_named_and_long_lines_are_cut() -> None:
-    with pytest.raises(InvalidPage, match="line 2 is no UTF-8: b\\\\xff"):
+    with pytest.raises(InvalidPage, match="line 2 is not UTF-8: b\\\\xff"):
         read_page(b"a 1\nb\xff 2\n")
     with pytest.raises(InvalidPage) as caught:
         read_page(b"x" * 100_000)

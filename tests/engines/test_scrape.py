@@ -130,9 +130,9 @@ async def test_one_that_is_silent_is_given_up_in_time(wire: ConnectionPool, task
 @pytest.mark.parametrize(
     ("body", "why"),
     [
-        (b"# TYPE a gauge\na 1\n<html>\n", "line 3 is no sample, no comment and not empty: <html>"),
-        (b"a \xff\n", "line 1 is no UTF-8"),
-        (b'a{b="1"c="2"} 1\n', 'line 1 has labels that cannot be read: a{b="1"c="2"} 1'),
+        (b"# TYPE a gauge\na 1\n<html>\n", "line 3 is neither a sample, no comment and not empty: <html>"),
+        (b"a \xff\n", "line 1 is not UTF-8"),
+        (b'a{b="1"c="2"} 1\n', 'line 1 has labels that are not valid: a{b="1"c="2"} 1'),
     ],
 )
 async def test_a_page_that_is_none_is_told_with_its_line(

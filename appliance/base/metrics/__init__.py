@@ -1,1 +1,11 @@
-"""The metrics of the appliance: families, plain counters, and reading and writing of metrics pages."""
+"""Metric families, and pages in Prometheus' text format and in OpenMetrics.
+
+Modules:
+    exposition_read: parses metrics pages.
+    exposition_write: renders metrics pages.
+    histogram: a histogram's plain numbers.
+    latencies: response times by backend and model, for engines that measure none themselves.
+    models: the families of the model manager.
+    registry: all families of the appliance.
+    tallies: counters and histograms that cost little on the hot path.
+"""

@@ -1,10 +1,12 @@
-"""Metrics pages, read: Prometheus' text format 0.0.4 and OpenMetrics 1.0 into families of samples. Pure; bytes stay as they came.
+"""Metrics pages, parsed: Prometheus' text format 0.0.4 and OpenMetrics 1.0 into families of samples. Pure.
 
-Why not prometheus-client's parser: a page of 5 MB takes it seconds (`python -m bench.normalise`), it gives up without saying where, and it
-renames counters. The tests hold this reader against it. Labels are not taken apart unless somebody wants them: both formats write
-them alike. What no server may send (an unknown escape, blanks, a comma at the end of the labels) is put right, or refused with its line.
+Why not prometheus-client's parser: a page of 5 MB takes it seconds (`python -m bench.normalise`), it gives up
+without naming the line, and it renames counters. The tests compare this parser with it. Bytes stay as they
+arrived, and labels
+are split only on demand: both formats write them alike. What no server may send (an unknown escape, blanks, a
+comma at the end of the labels) is put right, or refused with its line.
 
-Writing: exposition_out.py
+Rendering: exposition_write.py.
 """
 
 import re
@@ -14,29 +16,24 @@ from itertools import groupby
 from operator import itemgetter
 from typing import NamedTuple
 
-CHUNK_BYTES = 64 * 1024  # looked at in one piece: a regular expression holds up all threads while it runs
+CHUNK_BYTES = 64 * 1024  # parsed at once: a regular expression blocks all threads while it runs
 MAX_SHOWN_CHARACTERS = 200  # characters of a bad line that an error shows
 
 _NAME = rb"[a-zA-Z_:][a-zA-Z0-9_:]*+"
-_VALUE = rb"[+-]?\d++(?:\.\d*+)?(?:[eE][+-]?\d++)?|[+-]?\.\d++(?:[eE][+-]?\d++)?|[+-]?[Ii]nf(?:inity)?|[+-]?[Nn]a[Nn]"
+_VALUE = (
+    rb"[+-]?\d++(?:\.\d*+)?(?:[eE][+-]?\d++)?|[+-]?\.\d++(?:[eE][+-]?\d++)?"
+    rb"|[+-]?[Ii]nf(?:inity)?|[+-]?[Nn]a[Nn]"
+)
 _STRING = rb'"[^"\\\n]*+(?:\\[\\n"][^"\\\n]*+)*+"'
 _PAIR = rb"[a-zA-Z_][a-zA-Z0-9_]*+=" + _STRING
 _EXEMPLAR = rb"(?: # (\{[^\n]*))?"
+_LABELS = rb"(?:" + _PAIR + rb"(?:," + _PAIR + rb")*+)?+"
 _LINE = (
-    rb"^("
-    + _NAME
-    + rb")(?:\{((?:"
-    + _PAIR
-    + rb"(?:,"
-    + _PAIR
-    + rb")*+)?+)\})?+ ("
-    + _VALUE
-    + rb")(?: ([+-]?[0-9.eE+-]++))?"
-    + _EXEMPLAR
-    + rb"$"
+    rb"^(" + _NAME + rb")(?:\{(" + _LABELS + rb")\})?+ "
+    rb"(" + _VALUE + rb")(?: ([+-]?[0-9.eE+-]++))?" + _EXEMPLAR + rb"$"
 )
 _SAMPLES = re.compile(_LINE, re.MULTILINE)
-# The same with all that is forgiven: blanks and tabs anywhere, a comma at the end of the labels, CR, any escape.
+# The same with what is tolerated: blanks and tabs anywhere, a comma after the last label, CR, any escape.
 _LOOSE_PAIR = re.compile(
     rb'[ \t]*+([a-zA-Z_][a-zA-Z0-9_]*+)[ \t]*+=[ \t]*+"([^"\\\n]*+(?:\\.[^"\\\n]*+)*+)"[ \t]*+'
 )
@@ -60,9 +57,12 @@ _SUFFIXES = {
 
 
 class InvalidPage(ValueError):
-    """The page is no metrics page.
+    """The page is not a metrics page.
 
-    Takes   number: of the line, from 1; line: as it came, at most LONGEST_TOLD characters of it
+    Args:
+        why: Continues "line N …".
+        number: Of the line, from 1.
+        line: As it arrived; at most MAX_SHOWN_CHARACTERS characters of it are shown.
     """
 
     def __init__(self, why: str, number: int, line: bytes) -> None:
@@ -75,7 +75,15 @@ class InvalidPage(ValueError):
 
 
 class MetricSample(NamedTuple):
-    """One line. `labels` is what stands between the braces, `stamp` milliseconds since 1970 or b"", `exemplar` `{…} value [seconds]` or b""."""
+    """One line.
+
+    Attributes:
+        name: Of the sample.
+        labels: What is between the braces.
+        value: As it arrived.
+        stamp: Milliseconds since 1970, or b"".
+        exemplar: `{…} value [seconds]`, or b"".
+    """
 
     name: bytes
     labels: bytes
@@ -91,10 +99,13 @@ _SAMPLE = MetricSample._make
 class MetricFamily:
     """One metric.
 
-    name     as the text format's TYPE line has it: of counters with `_total`, where their samples have it
-    kind     counter · gauge · histogram · summary · untyped, and OpenMetrics' info · stateset · gaugehistogram
-    samples  may be empty: an engine announces metrics that nothing has happened to yet
-    help     as it stands on the page, escaped; created: OpenMetrics' `_created` samples of it
+    Attributes:
+        name: As in the text format's TYPE line; a counter's with `_total`, if its samples have it.
+        kind: counter, gauge, histogram, summary, untyped; OpenMetrics' info, stateset, gaugehistogram.
+        help: As on the page, escaped.
+        samples: May be empty: engines announce metrics before anything has happened to them.
+        created: OpenMetrics' `_created` samples of it.
+        unit: OpenMetrics' unit, or b"".
     """
 
     name: bytes
@@ -106,14 +117,21 @@ class MetricFamily:
 
 
 def make_gauge(name: str, text: str, value: float) -> MetricFamily:
-    """Give a gauge of one value without labels."""
+    """Build a gauge of one value without labels."""
     full = name.encode()
     return MetricFamily(full, "gauge", text.encode(), [MetricSample(full, b"", b"%.10g" % value)])
 
 
 @dataclass(slots=True)
 class MetricsPage:
-    """A page that was read. `raw` is what came; `is_plain` says that it can be passed on as text 0.0.4 as it is."""
+    """A parsed page.
+
+    Attributes:
+        raw: What was parsed.
+        is_openmetrics: Its format.
+        is_plain: `raw` can be passed on as text 0.0.4, unchanged.
+        families: By name.
+    """
 
     raw: bytes
     is_openmetrics: bool
@@ -125,38 +143,42 @@ class MetricsPage:
 
 
 def parse_labels(labels: bytes) -> list[tuple[bytes, bytes]]:
-    """Give labels one by one, values still escaped."""
+    """Split labels into (name, value) pairs, values still escaped."""
     return _PAIRS.findall(labels)
 
 
 def unescape_label(value: bytes) -> str:
-    """Give a label's value as text."""
+    """Return a label's value as text."""
     if b"\\" in value:
         value = _ESCAPE.sub(lambda found: b"\n" if found[1] == b"n" else found[1], value)
     return value.decode()
 
 
 def escape_label(value: str) -> bytes:
-    """Give text as a label's value."""
+    """Return text as a label's value."""
     return value.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"').encode("utf-8", "replace")
 
 
 def read_page(raw: bytes, *, is_openmetrics: bool | None = None) -> MetricsPage:
-    """Read a page.
+    """Parse a page.
 
-    Takes   is_openmetrics: as its content type said; None = it is, if it ends with `# EOF`
-    Raises  InvalidPage
+    Args:
+        raw: The page.
+        is_openmetrics: By its content type; None = it is, if it ends with `# EOF`.
+
+    Raises:
+        InvalidPage: With the first line that is not valid.
     """
     _check_text(raw)
     if is_openmetrics is None:
         is_openmetrics = raw[-8:].rstrip().endswith(b"# EOF")
-    reading = _Reading(is_openmetrics)
+    parser = _Parser(is_openmetrics)
     for first, chunk in _chunks(raw):
-        reading.take(first, chunk)
-    is_plain = not is_openmetrics and not reading.has_exemplars and reading.is_tidy
+        parser.take(first, chunk)
+    is_plain = not is_openmetrics and not parser.has_exemplars and parser.is_tidy
     seen = {
         family.name: family
-        for family in reading.families.values()
+        for family in parser.families.values()
         if family.samples or family.kind != "untyped"
     }
     return MetricsPage(raw, is_openmetrics, is_plain, seen)
@@ -167,11 +189,11 @@ def _check_text(raw: bytes) -> None:
         raw.decode()
     except UnicodeDecodeError as exc:
         number = raw.count(b"\n", 0, exc.start) + 1
-        raise InvalidPage("is no UTF-8", number, raw.split(b"\n", number)[number - 1]) from None
+        raise InvalidPage("is not UTF-8", number, raw.split(b"\n", number)[number - 1]) from None
 
 
 def _chunks(raw: bytes) -> Iterator[tuple[int, bytes]]:
-    """Give the page in pieces of whole lines, each with the number of its first."""
+    """Yield the page in chunks of whole lines, each with the number of its first."""
     begin, number = 0, 1
     while begin < len(raw):
         end = raw.rfind(b"\n", begin, begin + CHUNK_BYTES) + 1
@@ -187,8 +209,8 @@ def _comments_of(chunk: bytes) -> list[bytes]:
     return [b"#" + rest.partition(b"\n")[0] for rest in (b"\n" + chunk).split(b"\n#")[1:]]
 
 
-class _Reading:
-    """What was read so far."""
+class _Parser:
+    """What was parsed so far."""
 
     def __init__(self, is_openmetrics: bool) -> None:
         self.families: dict[bytes, MetricFamily] = {}
@@ -199,9 +221,9 @@ class _Reading:
         self._creators: dict[bytes, MetricFamily] = {}
 
     def take(self, first: int, chunk: bytes) -> None:
-        """Take whole lines. All of them at once by two searches; where that leaves a line over, one by one.
+        """Parse whole lines: all at once by two searches, or one by one if that leaves a line over.
 
-        A sample belongs to the family that a TYPE line gave its name to, wherever that stands: no order is asked for.
+        A sample belongs to the family whose TYPE line has its name, wherever that line is.
         """
         samples, comments = _SAMPLES.findall(chunk), _comments_of(chunk)
         lines = chunk.count(b"\n") + (not chunk.endswith(b"\n"))
@@ -217,7 +239,7 @@ class _Reading:
             self._samples_of(name).extend(map(_SAMPLE, rows))
 
     def _samples_of(self, name: bytes) -> list[MetricSample]:
-        """Give the list that samples of a name go to."""
+        """Return the list for samples of a name."""
         if family := self._owners.get(name):
             return family.samples
         if family := self._creators.get(name):
@@ -232,12 +254,12 @@ class _Reading:
             elif line.lstrip().startswith(b"#"):
                 comments.append(line.strip())
             elif line.strip():
-                samples.append(_forgiven(number, line))
+                samples.append(_repair_line(number, line))
                 self.is_tidy = False
         return samples, comments
 
     def _comment(self, line: bytes) -> None:
-        """Take `# HELP name text`, `# TYPE name kind`, `# UNIT name unit`; every other comment means nothing."""
+        """Parse `# HELP name text`, `# TYPE name kind` and `# UNIT name unit`; ignore other comments."""
         words = line.split(None, 3)
         if len(words) < 3 or words[0] != b"#":
             return
@@ -260,7 +282,7 @@ class _Reading:
         return family
 
     def _new(self, name: bytes, kind: str) -> MetricFamily:
-        """Give the family of a TYPE line, or of a sample without one; it owns the names that its kind has."""
+        """Return the family of a TYPE line, or of a sample without one; it owns the names of its kind."""
         family = self.families.get(name) or self._put(name)
         kind = "untyped" if kind == "unknown" else kind
         if family.kind == "untyped":
@@ -274,11 +296,11 @@ class _Reading:
         return family
 
 
-def _forgiven(number: int, line: bytes) -> tuple[bytes, ...]:
-    """Read a line that is not written as it should be, and write it so. Raises InvalidPage."""
+def _repair_line(number: int, line: bytes) -> tuple[bytes, ...]:
+    """Parse a line that breaks the format, and put it right; raise InvalidPage if that is impossible."""
     found = _LOOSE.match(line)
     if found is None:
-        raise InvalidPage("is no sample, no comment and not empty", number, line)
+        raise InvalidPage("is neither a sample nor a comment nor empty", number, line)
     name, labels, value, stamp, exemplar = found.groups(b"")
     rows: list[bytes] = []
     at = 0
@@ -287,17 +309,13 @@ def _forgiven(number: int, line: bytes) -> tuple[bytes, ...]:
         if pair is None:
             if rows and not labels[at:].strip(b", \t"):
                 break
-            raise InvalidPage("has labels that cannot be read", number, line)
-        rows.append(
-            pair[1]
-            + b'="'
-            + _ESCAPE.sub(lambda one: one[0] if one[1] in b'\\n"' else b"\\" + one[0], pair[2])
-            + b'"'
-        )
+            raise InvalidPage("has labels that are not valid", number, line)
+        value_text = _ESCAPE.sub(lambda one: one[0] if one[1] in b'\\n"' else b"\\" + one[0], pair[2])
+        rows.append(pair[1] + b'="' + value_text + b'"')
         at = pair.end()
         if at < len(labels):
             if labels[at : at + 1] != b",":
-                raise InvalidPage("has labels that cannot be read", number, line)
+                raise InvalidPage("has labels that are not valid", number, line)
             at += 1
     return name, b",".join(rows), value, stamp, exemplar
 

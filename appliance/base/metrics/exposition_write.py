@@ -1,8 +1,12 @@
-"""Metrics pages, written: families as Prometheus' text 0.0.4 or as OpenMetrics 1.0, and which of the two a scraper wants. Pure.
+"""Metrics pages, rendered as Prometheus' text 0.0.4 or as OpenMetrics 1.0. Pure.
 
-OpenMetrics is the stricter one: counters end in `_total`, what belongs to one label set stands together, histograms are whole and add
-up, `_created` is no metric of its own, and no two metrics share a name. A family that cannot be such a one is written sample by sample
-as `unknown`: nothing is lost, and the page stays valid. Source: the OpenMetrics 1.0 specification.
+OpenMetrics is the stricter format: counters end in `_total`, samples of one label set stand together,
+histograms are complete and add up, `_created` is not a metric of its own, and no two metrics share a name. A
+family that cannot be rendered so is written sample by sample as `unknown`: nothing is lost, and the page
+stays valid.
+
+Source:
+    The OpenMetrics 1.0 specification.
 """
 
 import math
@@ -16,12 +20,10 @@ TEXT_CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS_CONTENT_TYPE = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 EOF_LINE = b"# EOF\n"
 Key = tuple[tuple[bytes, bytes], ...]
-Row = tuple[
-    bytes, MetricSample
-]  # what tells it apart in its group (the value of `le` or `quantile`, else b""), and the sample
+Row = tuple[bytes, MetricSample]  # the value of `le` or `quantile`, else b""; the sample
 Groups = dict[Key, list[Row]]
 _FIRST = itemgetter(0)
-# Exact: a value has its quotes escaped, so that nothing like this can stand inside of one.
+# Exact: values have their quotes escaped, so this cannot match inside of one.
 _LE, _QUANTILE = re.compile(rb'(?:^|,)le="([^"\\]*)"'), re.compile(rb'(?:^|,)quantile="([^"\\]*)"')
 _APART = {"histogram": _LE, "summary": _QUANTILE}
 _BARE = re.compile(rb'(^|,)le="(\d+)"')
@@ -50,9 +52,14 @@ def _weight(text: str) -> float:
 
 
 def add_label(families: Iterable[MetricFamily], name: bytes, value: bytes) -> list[MetricFamily]:
-    """Give copies with one more label, the first; one of that name that is there already becomes `exported_<name>`, as Prometheus does.
+    """Return copies with one more label in front.
 
-    Takes   value: escaped
+    A label of that name that is there already becomes `exported_<name>`, as Prometheus does it.
+
+    Args:
+        families: Are not changed.
+        name: Of the new label.
+        value: Escaped.
     """
     extra, taken = name + b'="' + value + b'"', name + b'="'
 
@@ -79,7 +86,7 @@ def add_label(families: Iterable[MetricFamily], name: bytes, value: bytes) -> li
 
 
 def merge_families(families: Iterable[MetricFamily]) -> list[MetricFamily]:
-    """Put families of one name together: one TYPE for all."""
+    """Merge families of the same name: one TYPE for all."""
     found: dict[bytes, MetricFamily] = {}
     for family in families:
         one = found.setdefault(
@@ -91,63 +98,53 @@ def merge_families(families: Iterable[MetricFamily]) -> list[MetricFamily]:
 
 
 def render_text(families: Iterable[MetricFamily]) -> bytes:
-    """Write families as text 0.0.4."""
+    """Render families as text 0.0.4."""
     out: list[bytes] = []
     for family in families:
         kind = _TEXT_KINDS.get(family.kind, family.kind)
-        name = (
-            family.name + b"_info"
-            if family.kind == "info" and not family.name.endswith(b"_info")
-            else family.name
-        )
+        name = family.name
+        if family.kind == "info" and not name.endswith(b"_info"):
+            name += b"_info"
         if family.help:
             out.append(b"# HELP %b %b\n" % (name, family.help))
         out.append(b"# TYPE %b %b\n" % (name, kind.encode()))
-        out += [
-            _line(sample.name, sample, b" " + sample.stamp if sample.stamp else b"")
-            for sample in family.samples
-        ]
+        out += [_text_line(sample) for sample in family.samples]
         if family.created:
             out.append(b"# TYPE %b gauge\n" % family.created[0].name)
-            out += [
-                _line(sample.name, sample, b" " + sample.stamp if sample.stamp else b"")
-                for sample in family.created
-            ]
+            out += [_text_line(sample) for sample in family.created]
     return b"".join(out)
 
 
 def render_openmetrics(families: Iterable[MetricFamily]) -> bytes:
-    """Write families as OpenMetrics 1.0, without `# EOF` (END)."""
+    """Render families as OpenMetrics 1.0, without `# EOF` (EOF_LINE)."""
     whole = merge_families(families)
     created = _created_of(whole)  # by the owner's name
-    beginnings = {id(one) for one in created.values()}
+    creation_times = {id(one) for one in created.values()}
     groups = {
         id(one): _groups(one, one.created or (created[one.name].samples if one.name in created else []))
         for one in whole
     }
     taken: set[bytes] = set()
-    fit: set[int] = set()
-    for family in sorted(
-        whole, key=lambda one: one.kind == "counter"
-    ):  # a counter gives way: its samples keep their name without a kind
+    valid: set[int] = set()
+    # Counters come last and give way: their samples keep their names without a kind.
+    for family in sorted(whole, key=lambda one: one.kind == "counter"):
         names = _names(family)[1]
-        if groups[id(family)] is not None and id(family) not in beginnings and not names & taken:
+        if groups[id(family)] is not None and id(family) not in creation_times and not names & taken:
             taken |= names
-            fit.add(id(family))
-    told = {
-        id(created[one.name]) for one in whole if id(one) in fit and one.name in created
-    }  # with their owner
+            valid.add(id(family))
+    # Creation times that are rendered with their owner.
+    rendered = {id(created[one.name]) for one in whole if id(one) in valid and one.name in created}
     out: list[bytes] = []
     for family in whole:
-        if (rows := groups[id(family)]) is not None and id(family) in fit:
+        if (rows := groups[id(family)]) is not None and id(family) in valid:
             _write(out, _names(family)[0], family, rows)
-        elif id(family) not in told:
+        elif id(family) not in rendered:
             _write_singly(out, family, taken)
     return b"".join(out)
 
 
 def _created_of(families: list[MetricFamily]) -> dict[bytes, MetricFamily]:
-    """Find what the text format has as metrics of their own: the times at which others began. Gives them by their owner's name."""
+    """Find the creation times, which the text format has as metrics of their own; by their owner's name."""
     owners = {
         family.name.removesuffix(b"_total") + b"_created": family.name
         for family in families
@@ -161,7 +158,7 @@ def _created_of(families: list[MetricFamily]) -> dict[bytes, MetricFamily]:
 
 
 def _names(family: MetricFamily) -> tuple[bytes, set[bytes]]:
-    """Give the family's name in OpenMetrics, and all names that it takes."""
+    """Return the family's name in OpenMetrics, and all names that it takes."""
     suffixes = {
         "counter": (b"", b"_total", b"_created"),
         "histogram": (b"", b"_bucket", b"_count", b"_sum", b"_created"),
@@ -178,14 +175,14 @@ def _names(family: MetricFamily) -> tuple[bytes, set[bytes]]:
 
 
 class _Grouping:
-    """Puts together what has the same labels, whatever their order, `le` and `quantile` apart."""
+    """Groups samples by their labels in any order, without `le` and `quantile`."""
 
     def __init__(self, apart: re.Pattern[bytes] | None) -> None:
         self._apart = apart
         self._keys: dict[bytes, Key] = {}
 
     def key(self, labels: bytes) -> tuple[Key, bytes]:
-        """Give what its group is known by, and what tells it apart there."""
+        """Return the group's key, and the value of `le` or `quantile`, b"" without one."""
         one = b""
         if self._apart is not None and (found := self._apart.search(labels)):
             begin, end = found.span()
@@ -198,7 +195,7 @@ class _Grouping:
 
 
 def _groups(family: MetricFamily, created: list[MetricSample]) -> Groups | None:
-    """Put together what belongs together; None: OpenMetrics has no such family."""
+    """Group a family's samples; None = it is not valid in OpenMetrics."""
     grouping = _Grouping(_APART.get(family.kind))
     groups: Groups = {}
     for sample in family.samples:
@@ -235,7 +232,7 @@ def _never(family: MetricFamily, rows: list[Row]) -> bool:
 
 
 def _is_whole(family: MetricFamily, rows: list[Row]) -> bool:
-    """Sort a histogram's samples, and say whether they are one: rising buckets up to +Inf, which is the count, and a sum."""
+    """Sort a histogram's samples; say whether it is complete: buckets rising to +Inf = count, and a sum."""
     buckets, others = [], {}
     bucket = family.name + b"_bucket"
     for row in rows:
@@ -263,7 +260,7 @@ def _is_whole(family: MetricFamily, rows: list[Row]) -> bool:
 
 
 def _is_summary(family: MetricFamily, rows: list[Row]) -> bool:
-    """Sort a summary's samples, and say whether they are one."""
+    """Sort a summary's samples; say whether it is valid."""
     quantiles = sorted(((_float(row[0]), row) for row in rows if row[1].name == family.name), key=_FIRST)
     others = {row[1].name[len(family.name) :]: row for row in rows if row[1].name != family.name}
     bounds = [bound for bound, _ in quantiles]
@@ -302,12 +299,10 @@ def _write(out: list[bytes], base: bytes, family: MetricFamily, groups: Groups) 
             name = names.get(row.name) or names.setdefault(
                 row.name, _called(row.name, kind, base, family.name)
             )
-            labels = (
-                row.labels if not one.isdigit() or kind != "histogram" else _BARE.sub(_with_point, row.labels)
-            )  # `1.0`, not `1`
-            end = b""
-            if row.stamp:
-                end = _seconds(row.stamp)
+            labels = row.labels
+            if kind == "histogram" and one.isdigit():
+                labels = _BARE.sub(_with_point, labels)  # `1.0`, not `1`
+            end = _seconds(row.stamp)
             if row.exemplar and name.endswith((b"_bucket", b"_total")):
                 end += b" # " + row.exemplar
             out.append(
@@ -318,7 +313,7 @@ def _write(out: list[bytes], base: bytes, family: MetricFamily, groups: Groups) 
 
 
 def _called(name: bytes, kind: str, base: bytes, family: bytes) -> bytes:
-    """Give a sample's name in OpenMetrics."""
+    """Return a sample's name in OpenMetrics."""
     if kind == "counter":
         return base + (b"_created" if name.endswith(b"_created") and name != family else b"_total")
     return base + b"_info" if kind == "info" else name
@@ -329,7 +324,7 @@ def _with_point(found: re.Match[bytes]) -> bytes:
 
 
 def _write_singly(out: list[bytes], family: MetricFamily, taken: set[bytes]) -> None:
-    """Write what is no OpenMetrics family as samples of no kind, each name for itself; of the same series only the first."""
+    """Render a family that is not valid in OpenMetrics: each name as `unknown`, the first of each series."""
     by_name: dict[bytes, dict[Key, MetricSample]] = {}
     for sample in family.samples:
         by_name.setdefault(sample.name, {}).setdefault(tuple(sorted(parse_labels(sample.labels))), sample)
@@ -341,12 +336,16 @@ def _write_singly(out: list[bytes], family: MetricFamily, taken: set[bytes]) -> 
         out += [_line(name, row, _seconds(row.stamp)) for row in rows.values()]
 
 
+def _text_line(sample: MetricSample) -> bytes:
+    return _line(sample.name, sample, b" " + sample.stamp if sample.stamp else b"")
+
+
 def _line(name: bytes, sample: MetricSample, stamp: bytes) -> bytes:
     return b"%b%b %b%b\n" % (name, b"{" + sample.labels + b"}" if sample.labels else b"", sample.value, stamp)
 
 
 def _help(text: bytes) -> bytes:
-    """OpenMetrics wants quotes escaped in HELP, too."""
+    """Escape quotes, which OpenMetrics requires in HELP, too."""
     return text.replace(b'"', b'\\"')
 
 

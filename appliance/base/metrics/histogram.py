@@ -1,13 +1,14 @@
-"""A histogram's numbers, plain: counted on the event loop, read by whoever writes metrics (tallies.py, engines/overview.py)."""
+"""A histogram's plain numbers: counted on the event loop, read when metrics are rendered."""
 
 from bisect import bisect_left
 from collections.abc import Sequence
 
 
 class PlainHistogram:
-    """How many values were at most each bound and above the one before it (the last: above all), and their sum.
+    """How many values fell between two bounds each (the last: above all of them), and their sum.
 
-    Takes   bounds: rising
+    Args:
+        bounds: Upper bounds, rising.
     """
 
     __slots__ = ("bounds", "counts", "total")
@@ -16,5 +17,6 @@ class PlainHistogram:
         self.bounds, self.counts, self.total = bounds, [0] * (len(bounds) + 1), 0.0
 
     def observe(self, value: float) -> None:
+        """Count a value."""
         self.counts[bisect_left(self.bounds, value)] += 1
         self.total += value

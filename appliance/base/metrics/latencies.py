@@ -1,7 +1,7 @@
-"""Times of answers as the appliance sees them from between client and engine: for engines that measure none themselves.
+"""Response times, measured between client and engine: for engines that measure none themselves.
 
-Four histograms for each backend and model, with vLLM's bounds, so that engines compare. One `add` at an answer's end is all it costs.
-Written as metrics by engines/overview.py.
+Four histograms for each backend and model, with vLLM's bounds, so that engines compare. One `add` at the end
+of a response is all that it costs. Rendered as metrics by engines/overview.py.
 """
 
 from collections.abc import Iterator
@@ -59,13 +59,13 @@ PER_TOKEN_S = (
 )
 WHOLE_S = (0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680)
 QUEUE_S = (0.001, 0.005, 0.01, 0.05, 0.1, *WHOLE_S)
-MAX_ROWS = 500  # a name that is new beyond that is counted as OTHER
+MAX_ROWS = 500  # a further name is counted as OTHER_MODEL
 OTHER_MODEL = "other"
 
 
 @dataclass(slots=True)
 class ModelLatencies:
-    """What was measured of one model on one backend."""
+    """The response times of one model on one backend."""
 
     ttft: PlainHistogram = field(default_factory=lambda: PlainHistogram(FIRST_TOKEN_S))
     tpot: PlainHistogram = field(default_factory=lambda: PlainHistogram(PER_TOKEN_S))
@@ -74,7 +74,7 @@ class ModelLatencies:
 
 
 class Latencies:
-    """The books. Times in line count to the time to the first token and to the whole, as they do with engines that measure them."""
+    """All rows. The times to the first token and to the end include the queue time, as engines' own do."""
 
     def __init__(self) -> None:
         self._rows: dict[tuple[str, str], ModelLatencies] = {}
@@ -89,10 +89,15 @@ class Latencies:
         whole_s: float,
         tokens: int | None,
     ) -> None:
-        """Take one answer that came to its end.
+        """Add one response that was completed.
 
-        Takes   first_s, whole_s: seconds from sending to the first event and to the end; first_s None: it came in one piece;
-                tokens: that were generated, None = not known
+        Args:
+            backend: Its name.
+            model: The model's name.
+            queue_s: Seconds in the queue.
+            first_s: Seconds from sending to the first event; None = the response was not streamed.
+            whole_s: Seconds from sending to the end.
+            tokens: How many were generated; None = unknown.
         """
         key = (backend, model)
         row = self._rows.get(key)
@@ -108,7 +113,7 @@ class Latencies:
                 row.tpot.observe(max(0.0, whole_s - first_s) / (tokens - 1))
 
     def forget(self, backend: str) -> None:
-        """A backend is gone."""
+        """Drop the rows of a backend that was removed."""
         for key in [key for key in self._rows if key[0] == backend]:
             del self._rows[key]
 

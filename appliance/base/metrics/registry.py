@@ -1,10 +1,10 @@
 """All metric families of the appliance, in one registry that is built in `app.py` and handed over.
 
-Hot paths ask for a child once (`requests.labels(…)`) and keep it; `labels()` on every request costs more than the rest. What every request
-counts is counted by tallies.py.
+Hot paths ask for a child once (`requests.labels(…)`) and keep it; `labels()` for every request costs more
+than the rest. What every request counts is counted by tallies.py.
 """
 
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
@@ -25,112 +25,85 @@ def _openmetrics(registry: CollectorRegistry) -> bytes:
 
 
 class Metrics:
-    """Every family, by its short name; names and labels are part of the product's interface."""
+    """Every family, by its short name. Names and labels are part of the product's interface."""
 
     def __init__(self) -> None:
-        r = self.registry = CollectorRegistry()
-        self.latencies = Latencies()  # of engines that measure none; written by engines/overview.py
+        self.registry = CollectorRegistry()
+        self.latencies = Latencies()  # of engines that measure none; rendered by engines/overview.py
+        counter, gauge = partial(Counter, registry=self.registry), partial(Gauge, registry=self.registry)
+        count = partial(CounterFamily, registry=self.registry)
+        times = partial(HistogramFamily, registry=self.registry, buckets=SECONDS)
         p = "appliance_"
-        self.requests = CounterFamily(p + "requests", "Requests answered", ["route", "status"], registry=r)
-        self.request_seconds = HistogramFamily(
-            p + "request_duration_seconds",
-            "Time from request to the last byte of the answer",
-            ["route"],
-            buckets=SECONDS,
-            registry=r,
+
+        # Requests of clients.
+        self.requests = count(p + "requests", "Completed requests", ["route", "status"])
+        self.request_seconds = times(
+            p + "request_duration_seconds", "Time from request to the last byte of the response", ["route"]
         )
-        self.first_byte_seconds = HistogramFamily(
-            p + "time_to_first_byte_seconds",
-            "Time from request to the first byte of the answer",
-            ["route"],
-            buckets=SECONDS,
-            registry=r,
+        self.first_byte_seconds = times(
+            p + "time_to_first_byte_seconds", "Time from request to the first byte of the response", ["route"]
         )
-        self.in_flight = Gauge(p + "requests_in_flight", "Requests being answered at this moment", registry=r)
-        self.connections = Gauge(p + "connections", "Open client connections", registry=r)
-        self.connections_refused = Counter(
-            p + "connections_refused", "Connections turned away", ["reason"], registry=r
+        self.in_flight = gauge(p + "requests_in_flight", "Requests in flight")
+        self.connections = gauge(p + "connections", "Open client connections")
+        self.connections_refused = counter(
+            p + "connections_refused", "Refused client connections", ["reason"]
         )
-        self.stream_events = CounterFamily(
-            p + "stream_events", "Events sent in streams", ["backend"], registry=r
+        self.stream_events = count(p + "stream_events", "Events sent in streams", ["backend"])
+        self.tokens = count(p + "tokens", "Tokens as reported by the backend", ["backend", "kind"])
+
+        # Attempts at upstream servers.
+        self.upstream_attempts = count(
+            p + "upstream_attempts", "Attempts to get a response", ["backend", "endpoint", "outcome"]
         )
-        self.tokens = CounterFamily(
-            p + "tokens", "Tokens as reported by whoever answered", ["backend", "kind"], registry=r
+        self.upstream_seconds = times(
+            p + "upstream_first_byte_seconds", "Time until the first byte of the upstream server", ["backend"]
         )
-        self.upstream_attempts = CounterFamily(
-            p + "upstream_attempts",
-            "Attempts to get an answer",
-            ["backend", "endpoint", "outcome"],
-            registry=r,
+        self.upstream_connections = gauge(p + "upstream_connections", "Open upstream connections", ["state"])
+        self.breaker_open = gauge(
+            p + "upstream_breaker_open", "1 while the endpoint's circuit is open", ["backend", "endpoint"]
         )
-        self.upstream_seconds = HistogramFamily(
-            p + "upstream_first_byte_seconds",
-            "Time until the upstream's first byte",
-            ["backend"],
-            buckets=SECONDS,
-            registry=r,
+
+        # Backends.
+        self.backend_up = gauge(
+            p + "backend_up", "1 while requests can be sent to the backend", ["backend", "kind"]
         )
-        self.upstream_connections = Gauge(
-            p + "upstream_connections", "Open upstream connections", ["state"], registry=r
+        self.backend_in_flight = gauge(
+            p + "backend_in_flight", "The appliance's own requests at the backend", ["backend"]
         )
-        self.breaker_open = Gauge(
-            p + "upstream_breaker_open", "1 while an endpoint is rested", ["backend", "endpoint"], registry=r
+        self.backend_running = gauge(
+            p + "backend_running", "Running requests, as reported by the engine", ["backend"]
         )
-        self.backend_up = Gauge(
-            p + "backend_up", "1 while requests can be sent to the backend", ["backend", "kind"], registry=r
+        self.backend_waiting = gauge(
+            p + "backend_waiting", "Queued requests, as reported by the engine", ["backend"]
         )
-        self.backend_in_flight = Gauge(
-            p + "backend_in_flight", "Our own requests at the backend", ["backend"], registry=r
+        self.backend_data_age = gauge(
+            p + "backend_data_age_seconds", "Age of the numbers reported by the engine", ["backend"]
         )
-        self.backend_running = Gauge(
-            p + "backend_running", "Requests the engine says that it works on", ["backend"], registry=r
+        self.backend_breaker = gauge(
+            p + "backend_breaker", "1 for the present state of the backend's breaker", ["backend", "state"]
         )
-        self.backend_waiting = Gauge(
-            p + "backend_waiting", "Requests the engine says that wait inside it", ["backend"], registry=r
-        )
-        self.backend_data_age = Gauge(
-            p + "backend_data_age_seconds", "Age of the engine's own numbers", ["backend"], registry=r
-        )
-        self.backend_breaker = Gauge(
-            p + "backend_breaker",
-            "1 for the state that the backend's breaker is in",
-            ["backend", "state"],
-            registry=r,
-        )
-        self.backend_chosen = CounterFamily(
+        self.backend_chosen = count(
             p + "backend_chosen",
-            "Requests sent to the backend, by why it was chosen",
+            "Requests sent to the backend, by reason of the choice",
             ["backend", "reason"],
-            registry=r,
         )
-        self.backend_errors = CounterFamily(
-            p + "backend_errors", "Failed requests of the backend, by kind", ["backend", "kind"], registry=r
+        self.backend_errors = count(
+            p + "backend_errors", "Failed requests of the backend, by kind", ["backend", "kind"]
         )
-        self.backend_seconds = HistogramFamily(
-            p + "backend_duration_seconds",
-            "Time of the backend's complete answers",
-            ["backend"],
-            buckets=SECONDS,
-            registry=r,
+        self.backend_seconds = times(
+            p + "backend_duration_seconds", "Time of complete responses of the backend", ["backend"]
         )
-        self.lora_loaded = Gauge(
+        self.lora_loaded = gauge(
             p + "lora_loaded",
             "1 for the state of a LoRA adapter on a backend: loaded, loading, pending, failed, down or "
             "unloading",
             ["adapter", "backend", "state"],
-            registry=r,
         )
-        self.queue_length = Gauge(
-            p + "queue_length", "Requests in line because every backend is full", registry=r
-        )
-        self.queue_seconds = HistogramFamily(
-            p + "queue_duration_seconds", "Time in line", ["outcome"], buckets=SECONDS, registry=r
-        )
-        self.retries = Counter(
-            p + "retries", "Requests that were given to another backend, by why", ["reason"], registry=r
-        )
-        self.overflows = Counter(
-            p + "overflows", "Requests answered by a pool's overflow", ["pool", "into", "reason"], registry=r
+        self.queue_length = gauge(p + "queue_length", "Requests queued because every backend is full")
+        self.queue_seconds = times(p + "queue_duration_seconds", "Time in the queue", ["outcome"])
+        self.retries = counter(p + "retries", "Requests sent to another backend, by reason", ["reason"])
+        self.overflows = counter(
+            p + "overflows", "Requests sent to a pool's overflow", ["pool", "into", "reason"]
         )
         self.backend_families = (
             self.backend_up,
@@ -143,31 +116,27 @@ class Metrics:
             self.backend_errors,
             self.backend_seconds,
         )
-        self.gpu_info = Gauge(
+
+        # The machine.
+        self.gpu_info = gauge(
             p + "gpu_info",
             "One per GPU that nvidia-smi reports here; simulated=true means made up",
             ["index", "name", "uuid", "simulated"],
-            registry=r,
         )
-        self.worker_up = Gauge(p + "worker_up", "1 while the worker runs", registry=r)
-        self.worker_restarts = Counter(p + "worker_restarts", "Restarts of the worker", registry=r)
-        self.step_ok = Gauge(
-            p + "prepare_step_ok",
-            "1 when a step of the machine's preparation was done or not needed",
-            ["step"],
-            registry=r,
+        self.worker_up = gauge(p + "worker_up", "1 while the worker runs")
+        self.worker_restarts = counter(p + "worker_restarts", "Restarts of the worker")
+        self.step_ok = gauge(
+            p + "prepare_step_ok", "1 if a step of the preparation was done or not needed", ["step"]
         )
-        self.build_info = Gauge(
-            p + "build_info", "Version of the appliance", ["version", "python"], registry=r
-        )
+        self.build_info = gauge(p + "build_info", "Version of the appliance", ["version", "python"])
 
     @cached_property
     def router(self) -> RouterMetrics:
-        """The families of the model manager; they appear from the first use on, so that only who has a table of models touches this."""
+        """The families of the model manager; they appear at first use, with a model table."""
         return RouterMetrics(self.registry)
 
     def render(self, *, openmetrics: bool = False) -> bytes:
-        """Give all families in Prometheus' text format, or in OpenMetrics without `# EOF`."""
+        """Render all families in Prometheus' text format, or in OpenMetrics without `# EOF`."""
         return (
             _openmetrics(self.registry).removesuffix(EOF_LINE)
             if openmetrics
@@ -175,9 +144,11 @@ class Metrics:
         )
 
     def update_backend(self, state: Any) -> None:
-        """Bring one backend's gauges up to date.
+        """Update the gauges of one backend.
 
-        Takes   state: its name, kind, is_up, in_flight, running, waiting, data_age_s (None = not known) and breaker
+        Args:
+            state: Has name, kind, is_up, in_flight, running, waiting, data_age_s (None = unknown) and
+                breaker.
         """
         name = state.name
         self.backend_up.labels(name, state.kind).set(1 if state.is_up else 0)
@@ -196,7 +167,7 @@ class Metrics:
     def request_children(
         self, route: str, status: int
     ) -> tuple[PlainCounter, PlainHistogram, PlainHistogram]:
-        """Give the three children a finished request touches, looked up once per route and status."""
+        """Return what a finished request changes: count, duration and first byte; looked up once."""
         return (
             self.requests.labels(route, str(status)),
             self.request_seconds.labels(route),
@@ -205,7 +176,7 @@ class Metrics:
 
     @lru_cache(maxsize=256)  # noqa: B019 - one registry lives as long as the process
     def engine_children(self, backend: str) -> tuple[PlainCounter, PlainCounter, PlainCounter]:
-        """Give the children a finished answer of `backend` touches: prompt tokens, completion tokens, stream events."""
+        """Return what a finished response changes: prompt tokens, completion tokens, stream events."""
         return (
             self.tokens.labels(backend, "prompt"),
             self.tokens.labels(backend, "completion"),
