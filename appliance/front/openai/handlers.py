@@ -1,4 +1,4 @@
-"""OpenAI's dialect: models, chat, completions, embeddings. The client's bytes travel on; only `model` is changed in them."""
+"""OpenAI's dialect: models, chat, completions, embeddings. The client's bytes are sent on; only `model` is replaced in them."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -30,7 +30,9 @@ STREAM = Response(
 class OpenAIHandlers:
     """The handlers of `/v1`.
 
-    Takes   heartbeat_s: after how long without an answer a streaming client gets its headers and comments; board: our own models
+    Args:
+        heartbeat_s: Returns the seconds after which a stream that waits gets its headers and comments; 0 = never.
+        manager: The models that this appliance runs itself; None = none.
     """
 
     def __init__(
@@ -51,21 +53,21 @@ class OpenAIHandlers:
         ]
 
     async def chat(self, request: Request) -> Response:
-        """POST /v1/chat/completions."""
+        """Answer a conversation, whole or as a stream of events."""
         body = read_object(request.body)
         check_types(body, OPENAI_TYPES)
         check_messages(body.get("messages"))
-        return await self._ask(Operation.CHAT, body, request)
+        return await self._answer(Operation.CHAT, body, request)
 
     async def completions(self, request: Request) -> Response:
-        """POST /v1/completions."""
+        """Continue a prompt, whole or as a stream of events."""
         body = read_object(request.body)
         check_types(body, OPENAI_TYPES)
         _check_prompt("prompt", body)
-        return await self._ask(Operation.COMPLETION, body, request)
+        return await self._answer(Operation.COMPLETION, body, request)
 
     async def embeddings(self, request: Request) -> Response:
-        """POST /v1/embeddings."""
+        """Compute the embeddings of one text or several."""
         body = read_object(request.body)
         check_types(body, OPENAI_TYPES)
         _check_prompt("input", body)
@@ -75,25 +77,33 @@ class OpenAIHandlers:
                 param="encoding_format",
                 code="invalid_value",
             )
-        return await self._ask(Operation.EMBEDDING, body, request)
+        return await self._answer(Operation.EMBEDDING, body, request)
 
     async def models(self, request: Request) -> Response:
-        """GET /v1/models: `{object:"list", data:[model…]}`."""
-        return json_response({"object": "list", "data": list(self._rows().values())})
+        """List the models.
+
+        Returns:
+            `{"object": "list", "data": [{"id", "object": "model", "created", "owned_by", …}]}`.
+        """
+        return json_response({"object": "list", "data": list(self._model_rows().values())})
 
     async def model(self, request: Request) -> Response:
-        """GET /v1/models/{id}; ids may hold slashes. A name that no card has is not a model, whatever MODEL_STRICT says."""
+        """Show one model, by its id or an alias; an id may have slashes.
+
+        Raises:
+            NoSuchModel: No model has this name; MODEL_STRICT does not matter here.
+        """
         wanted = request.params["model"]
         for card in self._router.cards():
             if wanted == card.id or wanted in card.aliases:
-                return json_response(self._rows()[card.id])
+                return json_response(self._model_rows()[card.id])
         if self._manager is not None and wanted in self._manager.catalogue.models:
-            return json_response(self._rows()[wanted])
+            return json_response(self._model_rows()[wanted])
         raise NoSuchModel(f"The model {wanted!r} does not exist here.", param="model")
 
-    def _rows(self) -> dict[str, dict[str, Any]]:
-        """Give every model by its id; ours with system D's fields, loaded or not."""
-        rows = {card.id: _model(card) for card in self._router.cards()}
+    def _model_rows(self) -> dict[str, dict[str, Any]]:
+        """Return every model by its id; those that run here, loaded or not, with `n_ctx`, and owned by `user`."""
+        rows = {card.id: _model_row(card) for card in self._router.cards()}
         if (manager := self._manager) is None:
             return rows
         for view in manager.models():
@@ -105,7 +115,7 @@ class OpenAIHandlers:
             }
         return rows
 
-    async def _ask(self, operation: Operation, body: dict[str, Any], request: Request) -> Response:
+    async def _answer(self, operation: Operation, body: dict[str, Any], request: Request) -> Response:
         is_stream = bool(body.get("stream")) and operation is not Operation.EMBEDDING
         engine_request = EngineRequest(
             operation,
@@ -120,18 +130,18 @@ class OpenAIHandlers:
             reply = await self._router.answer(engine_request)
             return Response(reply.status, reply.body or b"", reply.content_type)
         return await respond_or_heartbeat(
-            self._stream(engine_request),
+            self._start_stream(engine_request),
             STREAM,
             heartbeat_s=self._heartbeat_s(),
             late_headers=engine_request.status_headers,
         )
 
-    async def _stream(self, engine_request: EngineRequest) -> Response:
-        return stream_of(await self._router.answer(engine_request))
+    async def _start_stream(self, engine_request: EngineRequest) -> Response:
+        return stream_response(await self._router.answer(engine_request))
 
 
-def stream_of(reply: EngineReply) -> Response:
-    """Give an engine's answer as it is: a stream, or the error that it answered with instead."""
+def stream_response(reply: EngineReply) -> Response:
+    """Return an engine's reply as it is: a stream, or its error."""
     if reply.events is None:
         return Response(reply.status, reply.body or b"", reply.content_type)
     return replace(STREAM, headers=list(SSE_HEADERS), pieces=reply.events)
@@ -143,12 +153,14 @@ def _check_prompt(name: str, body: dict[str, Any]) -> None:
         raise Invalid(f"`{name}` is required.", param=name, code="missing_required_parameter")
     if not isinstance(value, (str, list)) or value == []:
         raise Invalid(
-            f"`{name}` must be a string or an array that is not empty.", param=name, code="invalid_type"
+            f"`{name}` must be a string or an array with at least one element.",
+            param=name,
+            code="invalid_type",
         )
 
 
-def _model(card: ModelCard) -> dict[str, Any]:
-    """Give a row of the list: OpenAI's fields, and vLLM's and SGLang's two where they are known."""
+def _model_row(card: ModelCard) -> dict[str, Any]:
+    """Return OpenAI's fields, and `max_model_len` and `parent` (of vLLM and SGLang) where they are known."""
     row: dict[str, Any] = {
         "id": card.id,
         "object": "model",

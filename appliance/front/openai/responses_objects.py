@@ -1,0 +1,137 @@
+"""The objects of OpenAI's Responses API: a response and the items of its output. Pure.
+
+Source: OpenAI's API reference, "Responses"; responses are not stored here, so `store` is false.
+"""
+
+import os
+from typing import Any
+
+INCOMPLETE_REASONS = {
+    "length": "max_output_tokens",
+    "content_filter": "content_filter",
+}  # by chat's finish_reason
+
+
+def new_id(prefix: str) -> str:
+    """Return a new random id, such as `msg_…` for the prefix `msg`."""
+    return f"{prefix}_{os.urandom(16).hex()}"
+
+
+def new_response(asked: dict[str, Any], *, model: str, at_s: int) -> dict[str, Any]:
+    """Return a response without output, with the fields that were asked for.
+
+    Args:
+        asked: The request's body.
+        model: The model's public name.
+        at_s: Seconds since 1970.
+    """
+    given = asked.get("reasoning")
+    reasoning = given if isinstance(given, dict) else {}
+    return {
+        "id": new_id("resp"),
+        "object": "response",
+        "created_at": at_s,
+        "completed_at": None,
+        "status": "in_progress",
+        "background": False,
+        "error": None,
+        "incomplete_details": None,
+        "instructions": asked.get("instructions"),
+        "max_output_tokens": asked.get("max_output_tokens"),
+        "max_tool_calls": asked.get("max_tool_calls"),
+        "model": model,
+        "output": [],
+        "parallel_tool_calls": asked.get("parallel_tool_calls", True),
+        "previous_response_id": None,
+        "reasoning": {"effort": reasoning.get("effort"), "summary": reasoning.get("summary")},
+        "store": False,
+        "temperature": asked.get("temperature", 1.0),
+        "text": asked.get("text") or {"format": {"type": "text"}},
+        "tool_choice": asked.get("tool_choice") or "auto",
+        "tools": asked.get("tools") or [],
+        "top_p": asked.get("top_p", 1.0),
+        "truncation": asked.get("truncation") or "disabled",
+        "usage": None,
+        "user": asked.get("user"),
+        "metadata": asked.get("metadata") or {},
+    }
+
+
+def finish_response(
+    response: dict[str, Any], output: list[dict[str, Any]], *, finish: Any, usage: Any, at_s: int
+) -> dict[str, Any]:
+    """Return the response with its output, completed or incomplete.
+
+    Args:
+        response: From `new_response`.
+        output: The items.
+        finish: Chat's finish_reason.
+        usage: Chat's usage; None where nobody reported it.
+        at_s: Seconds since 1970.
+    """
+    reason = INCOMPLETE_REASONS.get(finish)
+    return {
+        **response,
+        "output": output,
+        "usage": usage_object(usage),
+        "status": "incomplete" if reason else "completed",
+        "incomplete_details": {"reason": reason} if reason else None,
+        "completed_at": None if reason else at_s,
+    }
+
+
+def usage_object(usage: Any) -> dict[str, Any] | None:
+    """Return chat's usage under the names of the Responses API; None for anything else."""
+    if not isinstance(usage, dict):
+        return None
+    cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+    reasoning = (usage.get("completion_tokens_details") or {}).get("reasoning_tokens") or 0
+    return {
+        "input_tokens": usage.get("prompt_tokens") or 0,
+        "input_tokens_details": {"cached_tokens": cached},
+        "output_tokens": usage.get("completion_tokens") or 0,
+        "output_tokens_details": {"reasoning_tokens": reasoning},
+        "total_tokens": usage.get("total_tokens") or 0,
+    }
+
+
+def message_item(item_id: str, text: str, *, status: str = "completed") -> dict[str, Any]:
+    """Return a message of the assistant; without content while it is in progress."""
+    part = {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+    content = [] if status == "in_progress" else [part]
+    return {"type": "message", "id": item_id, "role": "assistant", "status": status, "content": content}
+
+
+def reasoning_item(item_id: str, text: str) -> dict[str, Any]:
+    """Return reasoning, as one summary; without one while there is no text."""
+    summary = [{"type": "summary_text", "text": text}] if text else []
+    return {"type": "reasoning", "id": item_id, "summary": summary}
+
+
+def call_item(item_id: str, call: dict[str, Any], *, status: str = "completed") -> dict[str, Any]:
+    """Return a function call from chat's tool call `{id, function: {name, arguments}}`."""
+    function = call.get("function") or {}
+    return {
+        "type": "function_call",
+        "id": item_id,
+        "call_id": call.get("id") or item_id,
+        "name": function.get("name", ""),
+        "arguments": function.get("arguments") or "",
+        "status": status,
+    }
+
+
+def output_items(message: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return a chat message as items: reasoning, text, function calls; at least one."""
+    items = []
+    if reasoning := reasoning_text(message):
+        items.append(reasoning_item(new_id("rs"), reasoning))
+    calls = message.get("tool_calls") or []
+    if message.get("content") or not calls:
+        items.append(message_item(new_id("msg"), message.get("content") or ""))
+    return items + [call_item(new_id("fc"), call) for call in calls]
+
+
+def reasoning_text(message: dict[str, Any]) -> Any:
+    """Return the reasoning of a chat message or delta, under either of its two names."""
+    return message.get("reasoning_content") or message.get("reasoning")
