@@ -6,7 +6,7 @@ from contextlib import AsyncExitStack
 from appliance.base.logs import get_logger
 from appliance.front.server.server import HttpServer, listening
 from appliance.host.nat.redirect import WORKER_PORT
-from appliance.host.prepare import Prepared, prepared_or_now
+from appliance.host.prepare import Prepared, load_or_prepare
 from appliance.host.worker.worker import Worker
 from appliance.parts import Appliance
 
@@ -23,7 +23,7 @@ async def open_machine(appliance: Appliance, server: HttpServer, stack: AsyncExi
     settings = appliance.settings
     port = appliance.http_addresses[0][1]
     prepared = await asyncio.to_thread(
-        prepared_or_now, settings.host, proxy_port=port, environ=settings.environ
+        load_or_prepare, settings.host, proxy_port=port, environ=settings.environ
     )
     appliance.prepared = prepared
     if prepared.needs_listener:

@@ -175,7 +175,7 @@ class HttpClient:
             raise Forbidden(f"Access to {host} is not allowed: {why}.", code="address_not_allowed")
 
     def _session(self, is_repeatable: bool, is_proxied: bool) -> aiohttp.ClientSession:
-        """Return the session, made at first use; a proxy's own address is not checked: the operator set it."""
+        """Return the session, made at first use; the operator chose the proxy, so it is not checked."""
         session = self._sessions.get((is_repeatable, is_proxied))
         if session is None:
             is_guarded = self._refusal_reason is not None and not is_proxied

@@ -1,5 +1,13 @@
-"""The machine we stand on: machine-id, GPU identity, the nvidia-smi shim, NAT, the worker.
+"""The machine underneath: machine-id, GPU identity, the nvidia-smi shim, NAT, the worker.
 
-settings · identity (machine-id) · gpu (which GPU is here, and the made-up one) · smi (what nvidia-smi prints) ·
-shim (the program in front of it) · nat (14444 → our port) · worker (the third-party CLI) · prepare (the steps at start)
+Modules:
+    boot: which boot of the machine this is.
+    gpu: which GPU is here: real, simulated or none.
+    identity: the machine-id, kept over restarts.
+    nat: port 14444 redirected to our own port.
+    prepare: the steps that prepare the machine at start.
+    settings: the package's variables.
+    smi: the nvidia-smi shim and the simulated GPU.
+    steps: the result of one step of the preparation.
+    worker: the third-party worker CLI inside the container.
 """

@@ -1,10 +1,10 @@
-"""Which boot of this machine it is: what a process id, or bytes that were never synced, mean nothing beyond."""
+"""Which boot of the machine this is: process ids and unsynced bytes mean nothing in another one."""
 
 from pathlib import Path
 
 
 def boot_id() -> str:
-    """Give the kernel's id of this boot; "" = it tells none."""
+    """Return the kernel's id of this boot; "" = unknown."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:

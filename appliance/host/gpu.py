@@ -1,12 +1,12 @@
-"""Which GPU is here: the real one through NVML, none, or a made-up one that says so. Used by prepare and serve.
+"""Which GPU is here: the real one (by NVML), none, or a simulated one that says so.
 
-The identity of a simulated GPU and the shim's decisions live in `simulated.py`, which the shim can load without anything else.
+A simulated GPU's identity is in `smi/simulated.py`, which the shim can load without anything else.
 """
 
 import ctypes
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from appliance.host.settings import HostSettings
@@ -15,7 +15,7 @@ from appliance.host.smi import simulated
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One GPU as nvidia-smi reports it here. Memory in MiB."""
+    """One GPU as nvidia-smi reports it here."""
 
     index: int
     name: str
@@ -27,31 +27,29 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True)
 class GpuReport:
-    """What GPU_MODE came to, and why."""
+    """The result of GPU_MODE, and why.
+
+    Attributes:
+        asked: GPU_MODE.
+        mode: What nvidia-smi reports here.
+        gpus: None if the mode is none.
+        reason: A sentence for people.
+        is_satisfied: False = GPU_MODE=real, but there is no GPU.
+    """
 
     asked: str
     mode: Literal["real", "simulated", "none"]
     gpus: tuple[Gpu, ...]
     reason: str
-    is_satisfied: bool = True  # False: GPU_MODE=real and there is none
+    is_satisfied: bool = True
 
     def as_dict(self) -> dict[str, Any]:
-        rows = [
-            {
-                "index": g.index,
-                "name": g.name,
-                "uuid": g.uuid,
-                "pci_bus_id": g.pci_bus_id,
-                "memory_total_mib": g.memory_total_mib,
-                "driver": g.driver,
-            }
-            for g in self.gpus
-        ]
+        """Return it for JSON: {asked, mode, simulated, gpus, reason}."""
         return {
             "asked": self.asked,
             "mode": self.mode,
             "simulated": self.mode == "simulated",
-            "gpus": rows,
+            "gpus": [asdict(gpu) for gpu in self.gpus],
             "reason": self.reason,
         }
 
@@ -59,23 +57,22 @@ class GpuReport:
 def find_gpus(settings: HostSettings, environ: Mapping[str, str]) -> GpuReport:
     """Decide what nvidia-smi reports here.
 
-    Gives   GpuReport
-            1. GPU_MODE=none                     → none
-            2. a real GPU is there               → real, whatever else was asked for: it is passed through, always
-            3. GPU_MODE=simulated                → the made-up one, its identity made now if this is the run's first call
-            4. GPU_MODE=real                     → none, and not satisfied
-            5. auto                              → none
+    1. GPU_MODE=none         → none
+    2. there is a real GPU   → real, whatever GPU_MODE says: it is always passed through
+    3. GPU_MODE=simulated    → the simulated one; its identity is made at the first call of a run
+    4. GPU_MODE=real         → none, and not satisfied
+    5. GPU_MODE=auto         → none
+
+    Args:
+        settings: The package's settings.
+        environ: The variables of the simulated GPU, laid over the process's own.
     """
     asked = settings.gpu_mode
     if asked == "none":  # 1
         return GpuReport(asked, "none", (), "GPU_MODE=none")
     real, why = real_gpus()
     if real:  # 2
-        more = (
-            "; a simulated one was asked for, but the real one is passed through"
-            if asked == "simulated"
-            else ""
-        )
+        more = "; GPU_MODE=simulated is ignored: a real GPU is passed through" if asked == "simulated" else ""
         return GpuReport(
             asked, "real", real, f"NVML reports {len(real)} GPU{'s' if len(real) > 1 else ''}{more}"
         )
@@ -86,16 +83,20 @@ def find_gpus(settings: HostSettings, environ: Mapping[str, str]) -> GpuReport:
             asked,
             "simulated",
             gpus,
-            "GPU_MODE=simulated: this GPU is made up, and every name it prints says so",
+            "GPU_MODE=simulated: this GPU is simulated, and every name that is printed says so",
         )
     if asked == "real":  # 4
-        return GpuReport(asked, "none", (), f"GPU_MODE=real, but there is no GPU: {why}", is_satisfied=False)
+        return GpuReport(asked, "none", (), f"GPU_MODE=real, but no GPU was found: {why}", is_satisfied=False)
     return GpuReport(asked, "none", (), f"no GPU: {why}")  # 5
 
 
 def real_gpus() -> tuple[tuple[Gpu, ...], str]:
-    """Ask NVML for the machine's GPUs; give them, or none and the reason."""
-    try:  # the library first: where there is none, the bindings are not worth their seven megabytes
+    """Ask NVML for the machine's GPUs.
+
+    Returns:
+        (GPUs, ""), or ((), why there are none).
+    """
+    try:  # the library first: without it, loading the bindings would waste seven megabytes
         ctypes.CDLL("libnvidia-ml.so.1")
     except OSError:
         return (), "NVML Shared Library Not Found"

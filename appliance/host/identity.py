@@ -1,6 +1,9 @@
-"""The machine-id: kept if there is a valid one, else restored from the state folder, else made and kept there.
+"""The machine-id: kept if it is valid, else restored from the state folder, else made and kept there.
 
-A read-only root is fine: then the state folder alone holds it. Source: machine-id(5); system A, launcher order.
+With a read-only root the state folder alone holds it.
+
+Source:
+    machine-id(5); for the order, see docs/compatibility.md.
 """
 
 import os
@@ -17,7 +20,14 @@ DBUS_PATH = Path("/var/lib/dbus/machine-id")
 
 @dataclass(frozen=True, slots=True)
 class MachineId:
-    """The id and where it came from. `is_kept`: it will be the same after a restart."""
+    """The id and where it came from.
+
+    Attributes:
+        value: 32 lower-case hex digits.
+        source: kept, restored or made.
+        is_kept: It will be the same after a restart.
+        detail: A sentence for people.
+    """
 
     value: str
     source: Literal["kept", "restored", "made"]
@@ -26,7 +36,7 @@ class MachineId:
 
 
 def read_machine_id(path: Path) -> str:
-    """Give the machine-id in `path`, or "" if there is none or it is not 32 lower-case hex digits (or all zero)."""
+    """Return the machine-id in `path`; "" = none, not 32 lower-case hex digits, or all zero."""
     try:
         text = path.read_text(encoding="ascii")
     except (OSError, UnicodeDecodeError):
@@ -37,15 +47,18 @@ def read_machine_id(path: Path) -> str:
 def ensure_machine_id(
     machine_id_path: Path, state_dir: Path, *, dbus_path: Path | None = None, is_container: bool | None = None
 ) -> MachineId:
-    """Make sure that there is a machine-id which lasts.
+    """Make sure that there is a machine-id which outlasts restarts.
 
-    Takes   machine_id_path: where the system looks; state_dir: the folder that lasts; dbus_path: its second place (None = the usual
-            one, beside the usual first); is_container: whether the system's files are a container's own (None = look)
-    Gives   MachineId
-            1. valid where the system looks, on a machine of its own      → keep it; a machine's own files are never replaced
-            2. valid there, in a container, none or the same kept         → keep it
-            3. one in the state folder                                    → restore that one: the container was made anew
-            4. none anywhere                                              → make one
+    1. a valid one where the system looks, on a real machine   → keep it; a machine's own file is not changed
+    2. a valid one there, in a container, none or same kept    → keep it
+    3. one in the state folder                                 → restore it: the container is a new one
+    4. none anywhere                                           → make one
+
+    Args:
+        machine_id_path: Where the system looks.
+        state_dir: The folder that outlasts restarts.
+        dbus_path: The system's second place; None = the usual one, if `machine_id_path` is the usual one.
+        is_container: Whether the system's files belong to a container; None = find out.
     """
     if dbus_path is None and machine_id_path == Path("/etc/machine-id"):
         dbus_path = DBUS_PATH
@@ -58,26 +71,27 @@ def ensure_machine_id(
         value, source = kept, "restored"
     else:  # 4
         value, source = uuid.uuid4().hex, "made"
-    value = _keep(state_dir / "machine-id", value, instead_of=kept) if value != kept else value
+    if value != kept:
+        value = _keep(state_dir / "machine-id", value, instead_of=kept)
     is_kept = read_machine_id(state_dir / "machine-id") == value
     wrote = [
         str(path)
         for path in (machine_id_path, dbus_path)
-        if path is not None and _settle(path, value, may_replace=is_ours)
+        if path is not None and _install(path, value, may_replace=is_ours)
     ]
     where = ", ".join([*wrote, *([str(state_dir / "machine-id")] if is_kept else [])]) or "memory only"
     return MachineId(value, source, is_kept, f"machine-id {source} ({where})")
 
 
 def is_in_container() -> bool:
-    """Whether an engine made this root file system."""
+    """Say whether a container engine made this root file system."""
     return any(Path(path).exists() for path in ("/.dockerenv", "/run/.containerenv")) or bool(
         os.environ.get("KUBERNETES_SERVICE_HOST")
     )
 
 
-def _settle(path: Path, value: str, *, may_replace: bool) -> bool:
-    """Put `value` where the system looks; a valid one of a machine's own stays. Give whether it stands there."""
+def _install(path: Path, value: str, *, may_replace: bool) -> bool:
+    """Write `value` where the system looks, unless a machine has a valid one; say whether it is there."""
     present = read_machine_id(path)
     if present == value:
         return True
@@ -85,9 +99,9 @@ def _settle(path: Path, value: str, *, may_replace: bool) -> bool:
 
 
 def _keep(path: Path, value: str, *, instead_of: str) -> str:
-    """Put `value` into the state folder unless another process was faster; give what stands there.
+    """Write `value` into the state folder, unless another process was faster; return what is there then.
 
-    Only the id that the decision was made with (`instead_of`, "" = none) is replaced: another one was put there since.
+    Only the id that the decision was based on (`instead_of`, "" = none) is replaced: any other is newer.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -97,9 +111,9 @@ def _keep(path: Path, value: str, *, instead_of: str) -> str:
             file.write(value + "\n")
         os.chmod(file.name, 0o644)
         try:
-            os.link(file.name, path)  # unlike a rename, a link does not replace the winner's
+            os.link(file.name, path)  # unlike a rename, a link does not replace the winner's file
         except FileExistsError:
-            if not read_machine_id(path):  # what stands there is no machine-id
+            if not read_machine_id(path):  # what is there is not a machine-id
                 os.replace(file.name, path)
                 return value
             return read_machine_id(path)
@@ -111,7 +125,7 @@ def _keep(path: Path, value: str, *, instead_of: str) -> str:
 
 
 def _write(path: Path, value: str) -> bool:
-    """Write in place (the file may be a bind mount, which cannot be replaced); False where that is not allowed."""
+    """Write in place (the file may be a bind mount, which cannot be replaced); False = not allowed."""
     try:
         path.write_text(value + "\n", encoding="ascii")
     except OSError:

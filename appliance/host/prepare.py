@@ -1,7 +1,8 @@
-"""Ready the machine: identity → gpu → shim → nat. As root in the container's entrypoint, or by `serve` itself elsewhere.
+"""Prepare the machine: machine-id, GPU, nvidia-smi shim, NAT.
 
-`prepare` leaves its results in a run-time file, so that `serve`, which has lost the privileges by then, knows them. A file of
-another run (the container was restarted, the network is another) is not believed.
+Run as root by the container's entrypoint, or by `serve` itself elsewhere. `prepare` leaves its results in a
+run-time file for `serve`, which has lost the privileges by then. A file of another run is ignored: the
+container was restarted, or its network is another one.
 """
 
 import json
@@ -13,18 +14,31 @@ from pathlib import Path
 from typing import Any
 
 from appliance.host.gpu import GpuReport, find_gpus
-from appliance.host.identity import ensure_machine_id
+from appliance.host.identity import MachineId, ensure_machine_id
 from appliance.host.nat.redirect import ensure_redirect
 from appliance.host.settings import HostSettings
 from appliance.host.smi.simulated import write_shim_state
-from appliance.host.steps import StepResult
+from appliance.host.steps import Outcome, StepResult
 
 RUN_FILES = (Path("/run/appliance/prepare.json"),)
+NAT_OUTCOMES: dict[str, Outcome] = {
+    "rule": "done",
+    "listener": "done",
+    "off": "skipped",
+    "failed": "failed",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """What the steps came to. `needs_listener`: port 14444 is to be opened by the server."""
+    """The results of the steps.
+
+    Attributes:
+        steps: In order.
+        machine_id: 32 hex digits.
+        gpu: See `GpuReport.as_dict`.
+        nat: See `NatResult.as_dict`.
+    """
 
     steps: tuple[StepResult, ...]
     machine_id: str
@@ -33,41 +47,50 @@ class Prepared:
 
     @property
     def needs_listener(self) -> bool:
+        """Whether the server must listen on port 14444 itself."""
         return bool(self.nat.get("outcome") == "listener")
 
     @property
     def failures(self) -> list[StepResult]:
+        """Failed steps without which the server must not start."""
         return [step for step in self.steps if step.outcome == "failed" and step.is_mandatory]
 
 
 def prepare_machine(settings: HostSettings, *, proxy_port: int, environ: Mapping[str, str]) -> Prepared:
-    """Do every step; one that failed does not keep the others from being tried."""
+    """Run every step, also after one that failed.
+
+    Args:
+        settings: The package's settings.
+        proxy_port: PROXY_PORT, where port 14444 is redirected to.
+        environ: The variables of the simulated GPU.
+    """
     machine = ensure_machine_id(settings.machine_id_path, settings.state_dir)
-    steps = [
-        StepResult(
-            "machine-id",
-            "done" if machine.is_kept else "skipped",
-            machine.detail,
-            ""
-            if machine.is_kept
-            else f"It will change at the next start: make {settings.state_dir} (STATE_DIR) writable.",
-        )
-    ]
     gpu = find_gpus(settings, environ)
-    steps.append(_gpu_step(gpu))
-    path = write_shim_state({**environ, "STATE_DIR": str(settings.state_dir)}, gpu.mode)
-    steps.append(
-        StepResult(
-            "shim",
-            "done" if path else "skipped",
-            f"nvidia-smi answers for: {gpu.mode}"
-            + ("" if path else " (no folder to leave that in; the shim goes by its environment)"),
-        )
-    )
+    shim_file = write_shim_state({**environ, "STATE_DIR": str(settings.state_dir)}, gpu.mode)
     nat = ensure_redirect(settings.nat_redirect, port_to=proxy_port, forwarded=settings.nat_forwarded)
-    outcome = {"rule": "done", "listener": "done", "off": "skipped", "failed": "failed"}[nat.outcome]
-    steps.append(StepResult("nat", outcome, nat.detail, nat.remedy, is_mandatory=nat.outcome == "failed"))  # type: ignore[arg-type]
-    return Prepared(tuple(steps), machine.value, gpu.as_dict(), nat.as_dict())
+    steps = (
+        _identity_step(machine, settings.state_dir),
+        _gpu_step(gpu),
+        _shim_step(gpu, shim_file),
+        StepResult("nat", NAT_OUTCOMES[nat.outcome], nat.detail, nat.remedy, nat.outcome == "failed"),
+    )
+    return Prepared(steps, machine.value, gpu.as_dict(), nat.as_dict())
+
+
+def _identity_step(machine: MachineId, state_dir: Path) -> StepResult:
+    if machine.is_kept:
+        return StepResult("machine-id", "done", machine.detail)
+    remedy = f"It will change at the next start: make {state_dir} (STATE_DIR) writable."
+    return StepResult("machine-id", "skipped", machine.detail, remedy)
+
+
+def _shim_step(gpu: GpuReport, shim_file: str) -> StepResult:
+    detail = f"nvidia-smi responds for: {gpu.mode}"
+    if shim_file:
+        return StepResult("shim", "done", detail)
+    return StepResult(
+        "shim", "skipped", f"{detail} (no writable folder for this; the shim uses its environment)"
+    )
 
 
 def _gpu_step(gpu: GpuReport) -> StepResult:
@@ -83,31 +106,31 @@ def _gpu_step(gpu: GpuReport) -> StepResult:
 
 
 def run_prepare(settings: HostSettings, *, proxy_port: int, environ: Mapping[str, str]) -> list[StepResult]:
-    """Do every step, say what each came to, and leave the results for `serve`."""
+    """Run every step, print the results, and save them for `serve`."""
     prepared = prepare_machine(settings, proxy_port=proxy_port, environ=environ)
     for step in prepared.steps:
-        print(f"prepare: {step}", file=sys.stderr)  # noqa: T201 - the entrypoint's own words
-    _leave(prepared, settings, proxy_port)
+        print(f"prepare: {step}", file=sys.stderr)  # noqa: T201 - the entrypoint's own output
+    _save(prepared, settings, proxy_port)
     return list(prepared.steps)
 
 
-def prepared_or_now(settings: HostSettings, *, proxy_port: int, environ: Mapping[str, str]) -> Prepared:
-    """Give what `prepare` left in this run, or do the steps now.
+def load_or_prepare(settings: HostSettings, *, proxy_port: int, environ: Mapping[str, str]) -> Prepared:
+    """Return what `prepare` saved in this run, or run the steps now.
 
-    A machine-id that root could not keep (it may not write the service user's state folder) is kept now.
+    A machine-id that root could not save (it has no access to the service user's state folder) is saved now.
     """
-    left = _read(settings, proxy_port)
-    if left is None:
+    saved = _read(settings, proxy_port)
+    if saved is None:
         return prepare_machine(settings, proxy_port=proxy_port, environ=environ)
     machine = ensure_machine_id(settings.machine_id_path, settings.state_dir)
-    if machine.value == left.machine_id and machine.is_kept:
-        steps = (StepResult("machine-id", "done", machine.detail), *left.steps[1:])
-        return Prepared(steps, machine.value, left.gpu, left.nat)
-    return Prepared(left.steps, machine.value, left.gpu, left.nat)
+    if machine.value == saved.machine_id and machine.is_kept:
+        steps = (StepResult("machine-id", "done", machine.detail), *saved.steps[1:])
+        return Prepared(steps, machine.value, saved.gpu, saved.nat)
+    return Prepared(saved.steps, machine.value, saved.gpu, saved.nat)
 
 
 def run_marker() -> str:
-    """Give what tells this run from another: the start of the namespace's first process, and the network namespace."""
+    """Return what identifies this run: the start of the first process, and the network namespace."""
     try:
         started = Path("/proc/1/stat").read_text().rpartition(")")[2].split()[19]
         return f"{started}:{os.readlink('/proc/self/ns/net')}"
@@ -119,7 +142,7 @@ def _files(settings: HostSettings) -> list[Path]:
     return [*RUN_FILES, settings.state_dir / "run" / "prepare.json"]
 
 
-def _leave(prepared: Prepared, settings: HostSettings, proxy_port: int) -> None:
+def _save(prepared: Prepared, settings: HostSettings, proxy_port: int) -> None:
     text = json.dumps(  # noqa: TID251 - read by the shim, too
         {
             "run": run_marker(),

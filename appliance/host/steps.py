@@ -8,7 +8,15 @@ Outcome = Literal["done", "skipped", "failed"]
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What a step did. `detail` is a sentence for people; `remedy` what to do when it failed."""
+    """What a step did.
+
+    Attributes:
+        name: machine-id, gpu, shim or nat.
+        outcome: done, skipped or failed.
+        detail: A sentence for people.
+        remedy: What to do if it failed.
+        is_mandatory: The server must not start without it.
+    """
 
     name: str
     outcome: Outcome
@@ -17,6 +25,7 @@ class StepResult:
     is_mandatory: bool = False
 
     def as_dict(self) -> dict[str, Any]:
+        """Return it for JSON."""
         return asdict(self)
 
     def __str__(self) -> str:

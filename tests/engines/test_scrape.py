@@ -130,7 +130,7 @@ async def test_one_that_is_silent_is_given_up_in_time(wire: ConnectionPool, task
 @pytest.mark.parametrize(
     ("body", "why"),
     [
-        (b"# TYPE a gauge\na 1\n<html>\n", "line 3 is neither a sample, no comment and not empty: <html>"),
+        (b"# TYPE a gauge\na 1\n<html>\n", "line 3 is neither a sample nor a comment nor empty: <html>"),
         (b"a \xff\n", "line 1 is not UTF-8"),
         (b'a{b="1"c="2"} 1\n', 'line 1 has labels that are not valid: a{b="1"c="2"} 1'),
     ],

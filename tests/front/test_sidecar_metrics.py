@@ -137,7 +137,9 @@ async def test_failures_are_said_as_system_e_says_them(over: Over) -> None:
         answer = await http.get("/metrics")
         assert answer.status_code == 500
         assert set(answer.json()) == {"detail"}
-        assert "line 2 is no sample, no comment and not empty: <!doctype html>" in answer.json()["detail"]
+        assert (
+            "line 2 is neither a sample nor a comment nor empty: <!doctype html>" in answer.json()["detail"]
+        )
     answer = await http.get("/metrics")
     assert answer.status_code == 502
     assert set(answer.json()) == {"detail"}

@@ -40,18 +40,18 @@ def test_each_step_says_what_it_came_to(settings, capsys) -> None:
 
 def test_serve_believes_what_prepare_left_in_this_run_and_nothing_else(settings, tmp_path: Path) -> None:
     prepare.run_prepare(settings(GPU_MODE="simulated"), proxy_port=14000, environ={})
-    assert prepare.prepared_or_now(settings(), proxy_port=14000, environ={}).gpu["mode"] == "simulated"
+    assert prepare.load_or_prepare(settings(), proxy_port=14000, environ={}).gpu["mode"] == "simulated"
     assert (
-        prepare.prepared_or_now(settings(GPU_MODE="none"), proxy_port=15000, environ={}).gpu["mode"] == "none"
+        prepare.load_or_prepare(settings(GPU_MODE="none"), proxy_port=15000, environ={}).gpu["mode"] == "none"
     )
     path = tmp_path / "run" / "prepare.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "run": "another"}))
     assert (
-        prepare.prepared_or_now(settings(GPU_MODE="none"), proxy_port=14000, environ={}).gpu["mode"] == "none"
+        prepare.load_or_prepare(settings(GPU_MODE="none"), proxy_port=14000, environ={}).gpu["mode"] == "none"
     )
     path.write_text("{ rubbish")
     assert (
-        prepare.prepared_or_now(settings(GPU_MODE="none"), proxy_port=14000, environ={}).gpu["mode"] == "none"
+        prepare.load_or_prepare(settings(GPU_MODE="none"), proxy_port=14000, environ={}).gpu["mode"] == "none"
     )
 
 
