@@ -24,7 +24,7 @@ import pytest
 
 from appliance.control.parts import ReloadResult
 from appliance.models.manager.manager import ModelManager
-from appliance.models.runner.orphans import started_ticks
+from appliance.models.runner.proc import started_ticks
 from appliance.models.runner.runner import Runner
 from appliance.models.status.views import DeviceView
 from appliance.reload import Reloader

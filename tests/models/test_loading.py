@@ -16,8 +16,9 @@ from appliance.models.runner import loader as loader_module
 from appliance.models.runner import program as program_module
 from appliance.models.runner.failures import LoadFailed
 from appliance.models.runner.loader import Loader
-from appliance.models.runner.orphans import Records, started_ticks
+from appliance.models.runner.orphans import Records
 from appliance.models.runner.ports import find_free_port, owner_of
+from appliance.models.runner.proc import started_ticks
 from appliance.models.runner.process import StopTimes
 from appliance.models.runner.program import find_program
 from appliance.models.runner.runner import Runner

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from appliance.models.runner.orphans import Records, command_of, started_ticks, survivors
+from appliance.models.runner.orphans import Records, survivors
+from appliance.models.runner.proc import command_of, started_ticks
 
 pytestmark = pytest.mark.timeout(40)
 SLEEPER = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(60)", "--model", "x.gguf"]

@@ -18,13 +18,12 @@ from appliance.models.runner import log_file
 from appliance.models.runner import process as process_module
 from appliance.models.runner.failures import LoadFailed
 from appliance.models.runner.log_file import log_name
-from appliance.models.runner.orphans import started_ticks
 from appliance.models.runner.ports import find_free_port, owner_of
+from appliance.models.runner.proc import memory_bytes, started_ticks
 from appliance.models.runner.process import (
     Process,
     StopTimes,
     environment,
-    memory_bytes,
     pause_after,
 )
 from tests.models.standin_house import until

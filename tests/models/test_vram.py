@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from appliance.base.errors import Unavailable
-from appliance.models.runner.system_memory import SystemMemory, descendants_of
-from appliance.models.runner.vram import pick_memory, wait_back
+from appliance.models.runner.proc import descendants_of
+from appliance.models.runner.system_memory import SystemMemory
+from appliance.models.runner.vram import pick_memory, wait_memory_freed
 from appliance.models.status.views import RAM, DeviceView
 from tests.tools import fake_nvml
 from tests.tools.fake_nvml import Figures
@@ -29,7 +30,7 @@ import asyncio, json, logging, sys
 from dataclasses import asdict
 from appliance.base.errors import ApplianceError
 from appliance.base import logs
-from appliance.models.runner.vram import NvmlMemory, pick_memory, wait_back
+from appliance.models.runner.vram import NvmlMemory, pick_memory, wait_memory_freed
 logs.configure(level="info", form="json", stream=sys.stderr)
 tell = lambda value: print(json.dumps(value), flush=True)
 try:
@@ -50,7 +51,7 @@ for line in sys.stdin:
         elif word == "wait":
             before, expected = map(int, rest.split())
             tell("waiting")
-            tell(asyncio.run(wait_back(memory, [0], {0: before}, expected, limit_s=20)))
+            tell(asyncio.run(wait_memory_freed(memory, [0], {0: before}, expected, limit_s=20)))
     except ApplianceError as exc:
         tell([type(exc).__name__, exc.message])
 """
@@ -223,7 +224,7 @@ def test_an_index_that_does_not_exist_is_refused_at_once(
 ) -> None:
     kind, text = believe(*devices).start
     assert kind == "Invalid"
-    assert f"names {named}, but the driver has GPUs 0 to 1; correct system.gpu_devices" in text
+    assert f"names {named}, but the driver has GPUs 0 to 1. Correct system.gpu_devices" in text
 
 
 def test_an_index_that_does_not_exist_is_never_taken_for_no_gpu(believe: Callable[..., Believer]) -> None:
@@ -306,7 +307,7 @@ class Scripted:
 async def waited(memory: Scripted, expected: int, *, limit_s: float = 5.0) -> bool:
     async def sleep(_: float) -> None: ...
 
-    return await wait_back(memory, [0], {0: 100}, expected, limit_s=limit_s, sleep=sleep)
+    return await wait_memory_freed(memory, [0], {0: 100}, expected, limit_s=limit_s, sleep=sleep)
 
 
 async def test_nine_tenths_back_are_enough() -> None:
@@ -453,7 +454,9 @@ def test_a_reading_that_fails_gives_what_was_last_known(
 
 
 def test_a_machine_that_never_tells_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(Unavailable, match="meminfo does not say how much memory there is"):
+    with pytest.raises(
+        Unavailable, match=r"meminfo has no line .MemTotal.: the size of the system memory is not known"
+    ):
         SystemMemory(proc=tmp_path)
 
 

@@ -45,8 +45,8 @@ class DeviceMemory:
     ) -> tuple[dict[int, int], dict[int, int]]:
         """Return the bytes by device as (free, total).
 
-        Free is without what loading llama-servers have not taken yet, and without pages of model files that the
-        kernel counts as available.
+        Free is without what loading llama-servers have not taken yet, and without pages of model files that
+        the kernel counts as available.
         """
         devices = [*self.read(now_s), *self._ram_beside_gpus]
         free = {device.index: device.free_bytes for device in devices}

@@ -1,6 +1,7 @@
 """Why a model cannot serve a request now. Raised by the manager; each interface says it in its own dialect.
 
-`error_type` and `error_fields` in an error's details are what OpenAI's error object carries beyond its own four fields.
+`error_type` and `error_fields` in an error's details are what OpenAI's error object carries beyond its own
+four fields.
 """
 
 from collections.abc import Sequence
@@ -94,7 +95,7 @@ class QueueTimeout(TimedOut):
 
 
 class ModelFailed(Unavailable):
-    """A model could not be loaded, and is not tried again until it is reset; another request cannot succeed before.
+    """A model could not be loaded, and is not tried again until it is reset.
 
     Args:
         model: Its alias.
@@ -128,8 +129,8 @@ class AllPinned(Unavailable):
 
     def __init__(self, model: str, *, limit: int, pinned: Sequence[str]) -> None:
         super().__init__(
-            f"Model {model!r} cannot be loaded: pinned models use the whole limit (max_concurrent_models = {limit}): "
-            f"{', '.join(pinned)}. Unpin one, or raise the limit.",
+            f"Model {model!r} cannot be loaded: pinned models use the whole limit "
+            f"(max_concurrent_models = {limit}): {', '.join(pinned)}. Unpin one, or raise the limit.",
             details={"error_fields": {"model": model, "pinned_models": list(pinned)}},
         )
 

@@ -6,7 +6,10 @@ from appliance.models.status.views import RequestSample
 
 
 class ManagerEvents(Protocol):
-    """Whoever counts what happens to models. Called on the event loop, between two decisions: it must not raise or block."""
+    """Counts what happens to models.
+
+    Called on the event loop, between two decisions: it must not raise or block.
+    """
 
     def finished(self, sample: RequestSample) -> None:
         """A request has ended."""

@@ -1,10 +1,10 @@
-"""The model manager: who waits for which model, which llama-servers run, and what is done next. One writer, on the event loop.
+"""The model manager: who waits for which model, which llama-servers run, and what is done next.
 
-It holds parts that share one ManagerState:
+It has one writer, on the event loop, and holds parts that share one ManagerState:
 
     admission       lets requests in: at once, or after a wait in the model's queue
     scheduler loop  asks the scheduler what must happen next, does it, and asks again
-    supervisor      starts, watches and stops llama-servers; at the end of whatever takes time the loop runs again
+    supervisor      starts, watches and stops llama-servers; whenever one has changed, the loop runs again
     leases          slots given and taken back
     status view     the readings for interfaces
 """
@@ -191,8 +191,8 @@ class ModelManager:
     def apply(self, catalogue: Catalogue) -> None:
         """Put another table in place.
 
-        Llama-servers of models that changed or left the table end their running requests and are unloaded. Requests
-        that wait for a changed model wait on.
+        Llama-servers of models that changed or left the table end their running requests and are unloaded.
+        Requests that wait for a changed model wait on.
         """
         former_models, former_system = self._state.models, self.catalogue.system
         self._state.catalogue = catalogue
@@ -227,8 +227,8 @@ class ModelManager:
     def set_adapters(self, alias: str, adapters: tuple[LoraAdapter, ...]) -> bool:
         """Let a model be run with these adapters besides those of its table.
 
-        Where that is a change, its llama-servers end their running requests and are unloaded; requests that wait keep
-        their place in the queue.
+        Where that is a change, its llama-servers end their running requests and are unloaded; requests that
+        wait keep their place in the queue.
 
         Returns:
             Whether it is a change.
@@ -261,13 +261,14 @@ class ModelManager:
         keep_alive_s: float | None = None,
         on_wait: Callable[[Callable[[], WaitStatus]], None] | None = None,
     ) -> Lease:
-        """Return the right to send one request to a llama-server of a model; the model is loaded if it is not.
+        """Return the right to send one request to a llama-server of a model, which is loaded if it is not.
 
         Args:
             alias: A key of the table.
             flow: Who gets one fair share of the queue, see FairQueue.
             priority: 0 high, 1 normal, 2 low.
-            keep_alive_s: How long the model stays without a request afterwards; None = as configured, negative = for ever.
+            keep_alive_s: How long the model stays without a request afterwards; None = as configured,
+                negative = for ever.
             on_wait: Called once if the request must wait, with a function that gives the state of the wait.
 
         Raises:

@@ -17,7 +17,8 @@ class FileCheck:
     """What was found.
 
     Attributes:
-        problem: Why the file cannot be loaded; "" = it can. Only then header, estimate and history_key are set.
+        problem: Why the file cannot be loaded; "" = it can. Only then header, estimate and history_key are
+            set.
     """
 
     slots: int

@@ -1,7 +1,7 @@
 """Asks the scheduler what must happen next, does it, and asks again, until there is nothing to do.
 
-It runs whenever a request arrives, leaves or ends, when a llama-server is ready or removed, and at the time that the
-scheduler named.
+It runs whenever a request arrives, leaves or ends, when a llama-server is ready or removed, and at the time
+that the scheduler named.
 """
 
 import asyncio

@@ -21,7 +21,8 @@ class ManagerState:
 
     Attributes:
         models: By alias, in the order of the table.
-        runners: Every llama-server by its serial, until it is removed; also those of models that left the table.
+        runners: Every llama-server by its serial, until it is removed; also those of models that left the
+            table.
         adapters: Adapters that a model is run with besides those of its table, by alias.
         samples: The latest finished requests.
         changed: Rises with every change that a reader can see.

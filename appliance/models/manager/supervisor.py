@@ -1,6 +1,7 @@
-"""The life of the manager's llama-servers: started, watched while they load and run, given up, stopped, and removed.
+"""The life of the manager's llama-servers: started, watched while they load and run, stopped, and removed.
 
-What is done when is decided by the scheduler (scheduler_loop.py); at the end of whatever takes time it is asked again.
+What is done when is decided by the scheduler (scheduler_loop.py); at the end of whatever takes time it is
+asked again.
 """
 
 import asyncio
@@ -19,9 +20,9 @@ from appliance.models.manager.waiters import LoadWaiter
 from appliance.models.runner.failures import LoadFailed
 from appliance.models.runner.load_history import LoadHistory
 from appliance.models.runner.loader import Loader
-from appliance.models.runner.process import memory_bytes
+from appliance.models.runner.proc import memory_bytes
 from appliance.models.runner.runner import Runner
-from appliance.models.runner.vram import wait_back
+from appliance.models.runner.vram import wait_memory_freed
 from appliance.models.status.views import RAM, ModelView
 
 log = get_logger("models")
@@ -33,7 +34,9 @@ MAX_LOADING_PERCENT = 99  # 100 is said when it is ready
 class ModelReader(Protocol):
     """Gives the reading of one model, for those who waited for its load."""
 
-    def model(self, alias: str) -> ModelView: ...
+    def model(self, alias: str) -> ModelView:
+        """Return one model."""
+        ...
 
 
 class RunnerSupervisor:
@@ -205,7 +208,8 @@ class RunnerSupervisor:
         await process.exited.wait()
         if runner.phase != "ready":
             return
-        # First of all: the next request must not be sent to it, nor have the model loaded again without a pause.
+        # First of all: the next request must not be sent to it, nor have the model loaded again without a
+        # pause.
         runner.phase = "stopping"
         self._back_off(model, 1)
         tail = await asyncio.to_thread(process.log_tail, LOG_LINES_OF_CRASH)
@@ -282,7 +286,8 @@ class RunnerSupervisor:
 
         Args:
             runner: The llama-server; one that stops already is left alone.
-            is_forced: End it at once. Else its running requests end first; a load is ended at once in any case.
+            is_forced: End it at once. Else its running requests end first; a load is ended at once in any
+                case.
         """
         if runner.phase == "stopping":
             return
@@ -315,7 +320,7 @@ class RunnerSupervisor:
         await self._loader.stop(runner)
         await runner.load_ended.wait()  # also what was about to be started has exited
         # Else the next load would be refused for memory that is only on its way back.
-        await wait_back(memory, runner.devices, free_before, runner.memory_bytes)
+        await wait_memory_freed(memory, runner.devices, free_before, runner.memory_bytes)
         self._remove(runner, self._state.models.get(runner.alias))
         self._state.count(ejects=1)
         self._events.ejected(runner.alias)

@@ -22,8 +22,8 @@ def updated_models(
 
     1. a new model                               → a fresh state
     2. an unchanged model                        → its former state, the very same object
-    3. only pinned or replicas have changed      → its former state, changed in place: no llama-server needs to know
-    4. it has changed                            → a new object with the former queue, counts and llama-servers, but
+    3. only pinned or replicas have changed      → its former state, changed in place
+    4. it has changed                            → a new object with the former queue, counts and runners,
                                                    without what was known of its file and its failures
 
     Args:

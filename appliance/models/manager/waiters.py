@@ -41,7 +41,8 @@ class Waiter(Generic[T]):
     Attributes:
         since_s: When the wait began (monotonic).
         priority: 0 high, 1 normal, 2 low.
-        keep_alive_s: How long the model stays without a request afterwards; None = as configured, negative = for ever.
+        keep_alive_s: How long the model stays without a request afterwards; None = as configured, negative =
+            for ever.
     """
 
     alias: str

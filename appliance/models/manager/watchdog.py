@@ -1,6 +1,7 @@
-"""Watches what runs, in the background: how much memory it takes, whether it is healthy, and the size of its log.
+"""Watches llama-servers in the background: the memory that they take, their health, the size of their logs.
 
-A llama-server whose health probe fails five times in a row is ended and loaded again: it would take a place for nothing.
+A llama-server whose health probe fails five times in a row is ended and loaded again: it would take a place
+for nothing.
 """
 
 import asyncio
@@ -8,7 +9,7 @@ import asyncio
 from appliance.base.logs import get_logger
 from appliance.models.manager.manager import ModelManager
 from appliance.models.manager.status_view import DOWN
-from appliance.models.runner.process import memory_bytes
+from appliance.models.runner.proc import memory_bytes
 from appliance.models.runner.runner import Runner
 from appliance.models.status.views import RAM
 
@@ -32,7 +33,8 @@ class Watchdog:
             if runner.phase == "ready" and runner.process is not None:
                 is_measured = await asyncio.to_thread(self._measure_one, runner)
                 model = manager.model_states.get(runner.alias)
-                # What is only estimated teaches nothing: each load would believe the one before, and add to it.
+                # What is only estimated teaches nothing: each load would believe the one before, and add to
+                # it.
                 if is_measured and model is not None and runner.phase == "ready":
                     manager.history.record_memory(model.history_key, runner.memory_bytes)
         if manager.history.version != version:

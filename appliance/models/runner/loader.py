@@ -1,4 +1,4 @@
-"""Starts a llama-server until it is ready, and ends it: its port, its command line, its process, its record."""
+"""Starts a llama-server, and ends it: its port, its command line, its process, its record."""
 
 import asyncio
 from collections.abc import Callable, Mapping
@@ -61,7 +61,10 @@ class Loader:
         self._finding = asyncio.Lock()
 
     async def find_program(self, catalogue: Catalogue) -> None:
-        """Find the table's llama-server, unless it was found before: a missing one may have been installed meanwhile."""
+        """Find the table's llama-server, unless it was found before.
+
+        A missing one is looked for each time: it may have been installed meanwhile.
+        """
         async with self._finding:
             if self.program.problem or self._looked_for != catalogue.llama_server:
                 self._looked_for = catalogue.llama_server
@@ -149,7 +152,7 @@ class Loader:
                 await self.stop(runner)
 
     async def stop(self, runner: Runner) -> StopOutcome:
-        """End its process (see Process.stop). Its port and its record are free afterwards, unless it is stuck."""
+        """End its process (see Process.stop); its port and its record are free afterwards."""
         process = runner.process
         outcome: StopOutcome = await process.stop(self.times) if process is not None else "exited"
         if outcome == "stuck":

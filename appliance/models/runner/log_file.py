@@ -1,4 +1,4 @@
-"""The log of a llama-server: opened fresh for each start, read at its end, kept within bounds while it grows."""
+"""The log of a llama-server: opened fresh for each start, read at its end, kept within bounds."""
 
 import os
 import re

@@ -1,7 +1,8 @@
-"""Records of the llama-servers that we started, so that those which outlive us are found and ended at the next start; only ours.
+"""Records of the llama-servers that we have started: those that outlive us are ended at the next start.
 
-A record is one small file: process id, when it started (the kernel's ticks, and which boot), its command line, and who owns it. A process
-is an orphan when all of that still holds of it, and its owner is gone. Process ids come round again: one alone proves nothing.
+A record is one small file: process id, when the process started (the kernel's ticks, and which boot), its
+command line, and who owns it. A process is an orphan when all of that still holds of it, and its owner has
+exited. Process ids are used again: one alone proves nothing.
 """
 
 import os
@@ -15,9 +16,11 @@ from appliance.base import jsons
 from appliance.base.files import DEFAULT_MODE, write_atomic
 from appliance.base.logs import get_logger
 from appliance.host.boot import boot_id
+from appliance.models.runner.proc import command_of, session_of, started_ticks
 
 log = get_logger("orphans")
 TERM_S, KILL_S = 5.0, 5.0
+POLL_S = 0.05
 
 
 class Records:
@@ -27,7 +30,10 @@ class Records:
         self._folder = folder
 
     def add(self, pid: int, *, port: int, alias: str, command: list[str]) -> None:
-        """Note a process that was just started. A folder that cannot be written is logged: then an orphan would not be found."""
+        """Record a process that was just started.
+
+        A folder that cannot be written is only logged: an orphan would then not be found.
+        """
         value = {
             "pid": pid,
             "ticks": started_ticks(pid),
@@ -44,39 +50,46 @@ class Records:
             log.warning("record_not_written", pid=pid, reason=str(exc))
 
     def remove(self, pid: int) -> None:
-        _forget(self._folder / f"{pid}.json")
+        """Remove the record of a process that has exited."""
+        _remove(self._folder / f"{pid}.json")
 
     def end_orphans(self, *, sleep: Callable[[float], None] = time.sleep) -> list[dict[str, Any]]:
         """End what earlier appliances left behind (blocks: not on the event loop).
 
-        Gives   the records of those that were ended
+        Returns:
+            The records of those that were ended.
         """
-        found = []
+        ended = []
         for path in sorted(self._folder.glob("*.json")):
             try:
                 record = jsons.loads(path.read_bytes())
                 pid, owner = int(record["pid"]), int(record["owner"])
             except (OSError, LookupError, TypeError, ValueError, ArithmeticError):
-                _forget(path)
+                _remove(path)
                 continue
-            owner_ticks = started_ticks(owner)
-            if (
-                owner != os.getpid()
-                and owner_ticks is not None
-                and record.get("boot") == boot_id()
-                and owner_ticks == record.get("owner_ticks")
-            ):
-                continue  # another appliance's, which is alive
+            if _is_owned_by_another(record, owner):
+                continue
             if survivors(record):
                 log.warning("orphan", pid=pid, alias=record.get("alias"), port=record.get("port"))
                 _end(record, sleep)
-                found.append(record)
-            _forget(path)
-        return found
+                ended.append(record)
+            _remove(path)
+        return ended
 
 
-def _forget(path: Path) -> None:
-    """Remove a record. Where that cannot be, it is only logged: a record alone harms nobody."""
+def _is_owned_by_another(record: dict[str, Any], owner: int) -> bool:
+    """Whether another appliance, which is running, has started the process of a record."""
+    owner_ticks = started_ticks(owner)
+    return (
+        owner != os.getpid()
+        and owner_ticks is not None
+        and record.get("boot") == boot_id()
+        and owner_ticks == record.get("owner_ticks")
+    )
+
+
+def _remove(path: Path) -> None:
+    """Remove a record. Where that is not possible, it is only logged: a record alone does no harm."""
     try:
         path.unlink(missing_ok=True)
     except OSError as exc:
@@ -84,21 +97,19 @@ def _forget(path: Path) -> None:
 
 
 def survivors(record: dict[str, Any]) -> list[int]:
-    """Give those that live of what we started: the process of a record, and what it started in its turn with the same arguments.
+    """Return what still runs of a record: its process, and what that has started with the same arguments.
 
-    It led a session of its own, and a program put before llama-server may have ended while llama-server went on.
+    It led a session of its own, and a script that started llama-server may have exited while llama-server
+    runs.
     """
     pid, ticks, command = int(record["pid"]), record.get("ticks"), record.get("command")
-    if (
-        not isinstance(command, list)
-        or len(command) < 2
-        or pid < 2
-        or not isinstance(ticks, int)
-        or record.get("boot") != boot_id()
-    ):
+    is_usable = isinstance(command, list) and len(command) > 1 and pid > 1 and isinstance(ticks, int)
+    if not is_usable or record.get("boot") != boot_id():
         return []
+    assert isinstance(command, list)
+    assert isinstance(ticks, int)
     arguments = command[1:]
-    # Of the command the program may be another: a script, or what it became.
+    # The program itself may differ: a script, or what it became.
     return [
         one
         for one in session_of(pid)
@@ -107,25 +118,9 @@ def survivors(record: dict[str, Any]) -> list[int]:
     ]
 
 
-def session_of(pid: int) -> list[int]:
-    """Give a process that leads a session of its own, as each llama-server of ours does, and all of that session: what it started, also what
-    lives on where its parent has ended (system_memory.descendants_of would not find that).
-
-    Raises  OSError: the kernel does not tell (no /proc)
-    """
-    found = [pid]
-    for one in map(int, filter(str.isdigit, os.listdir("/proc"))):
-        try:
-            if one != pid and os.getsid(one) == pid:
-                found.append(one)
-        except OSError:  # it has ended meanwhile
-            pass
-    return found
-
-
 def _end(record: dict[str, Any], sleep: Callable[[float], None]) -> None:
     pid = int(record["pid"])
-    for number, patience_s in ((signal.SIGTERM, TERM_S), (signal.SIGKILL, KILL_S)):
+    for number, timeout_s in ((signal.SIGTERM, TERM_S), (signal.SIGKILL, KILL_S)):
         for one in survivors(record):
             try:
                 if os.getpgid(one) == pid:
@@ -133,36 +128,18 @@ def _end(record: dict[str, Any], sleep: Callable[[float], None]) -> None:
                 else:
                     os.kill(one, number)
             except OSError:
-                pass  # it has just ended
-        for _ in range(int(patience_s / 0.05)):
+                pass  # it has just exited
+        for _ in range(int(timeout_s / POLL_S)):
             if not survivors(record):
                 _end_rest(pid)
                 return
-            sleep(0.05)
-    log.error("orphan_does_not_end", pid=pid)
+            sleep(POLL_S)
+    log.error("orphan_not_stopping", pid=pid)
 
 
 def _end_rest(group: int) -> None:
-    """End what is left of a group whose leader has ended."""
+    """End what is left of a process group whose leader has exited."""
     try:
         os.killpg(group, signal.SIGKILL)
     except OSError:  # nothing is left
         pass
-
-
-def started_ticks(pid: int) -> int | None:
-    """Give when a process started, in the kernel's ticks since boot; None = there is none (or it is a zombie)."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] == b"Z" else int(fields[19])
-
-
-def command_of(pid: int) -> list[str]:
-    try:
-        with open(f"/proc/{pid}/cmdline", "rb") as file:
-            return file.read().decode("utf-8", "surrogateescape").split("\0")[:-1]
-    except OSError:
-        return []

@@ -6,7 +6,7 @@ from collections.abc import Container, Iterator
 from typing import Literal
 
 from appliance.models.runner.failures import LoadFailed
-from appliance.models.runner.orphans import session_of
+from appliance.models.runner.proc import session_of
 
 LISTENING = "0A"  # TCP_LISTEN in /proc/net/tcp
 
@@ -34,9 +34,9 @@ def owner_of(port: int, pid: int) -> Literal["ours", "shared", "foreign"]:
     """Say who listens on a port of loopback.
 
     Returns:
-        `ours`: the process, or what it has started. `shared`: others as well (SO_REUSEPORT gives each a part of the
-        connections). `foreign`: only others. The answers of others must not count as ours. Where the kernel does not
-        show it (no /proc, another user's process) it counts as ours.
+        `ours`: the process, or what it has started. `shared`: others as well (SO_REUSEPORT gives each a part
+            of the connections). `foreign`: only others. The answers of others must not count as ours. Where
+            the kernel does not show it (no /proc, another user's process) it counts as ours.
     """
     wanted = f"0100007F:{port:04X}"
     try:

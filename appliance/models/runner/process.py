@@ -1,9 +1,9 @@
 """One llama-server process.
 
-It is started in a session of its own, its output goes to a file, it is probed until it is ready, and it is ended with its
-whole process group. It dies with us where the machine has `setpriv` (the kernel then ends it when we exit, also after
-SIGKILL); what outlives us all the same is found by its record at the next start, see orphans.py. Its environment holds none
-of our secrets.
+It is started in a session of its own, its output goes to a file, it is probed until it is ready, and it is
+ended with its whole process group. It dies with us where the machine has `setpriv` (the kernel then ends it
+when we exit, also after SIGKILL); what outlives us all the same is found by its record at the next start, see
+orphans.py. Its environment holds none of our secrets.
 """
 
 import asyncio
@@ -59,8 +59,8 @@ def environment(
     Args:
         environ: Our environment.
         devices: As the driver counts; negative = system memory.
-        hides_gpus: No layer is loaded on a GPU, and none is to be used for the rest either: what that takes is not
-            counted anywhere.
+        hides_gpus: No layer is loaded on a GPU, and none is to be used for the rest either: what that takes
+            is not counted anywhere.
     """
     passed = {name: value for name, value in environ.items() if _PASSED_VARIABLES.fullmatch(name)}
     gpus = [str(index) for index in devices if index >= 0]
@@ -162,7 +162,8 @@ class Process:
             on_progress: Called before each health probe.
 
         Raises:
-            LoadFailed: It exited (with the end of its log), was not ready within `limit_s`, or shares its port.
+            LoadFailed: It exited (with the end of its log), was not ready within `limit_s`, or shares its
+                port.
         """
         loop = asyncio.get_running_loop()
         started_s = loop.time()
@@ -245,17 +246,3 @@ class Process:
             os.killpg(self.pid, number)
         except (ProcessLookupError, PermissionError):  # it has just exited
             pass
-
-
-def memory_bytes(pid: int) -> tuple[int, int]:
-    """Return the memory of a process as (resident bytes, bytes of them that are pages of files); 0 once it has exited."""
-    found = {"VmRSS": 0, "RssFile": 0}
-    try:
-        with open(f"/proc/{pid}/status") as file:
-            for line in file:
-                name, _, value = line.partition(":")
-                if name in found:
-                    found[name] = int(value.split()[0]) * 1024
-    except (OSError, ValueError, IndexError):
-        pass
-    return found["VmRSS"], found["RssFile"]

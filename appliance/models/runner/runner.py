@@ -1,4 +1,4 @@
-"""One llama-server as the manager keeps it: what it serves, which memory it takes, how far it is, and who uses it."""
+"""One llama-server as the manager keeps it: what it serves, the memory it takes, its load, its use."""
 
 import asyncio
 from dataclasses import dataclass, field
@@ -23,7 +23,8 @@ class Runner:
         load_progress: 0 to 100.
         active: Requests that hold one of its slots.
         is_draining: It gets no more requests, because it makes place for another model.
-        is_stop_requested: An eject or a changed definition ends it: nothing replaces it, and its end is no failure.
+        is_stop_requested: An eject or a changed definition ends it: nothing replaces it, and its end is no
+            failure.
         keep_alive_s: How long it stays without a request, as the latest request asked; None = as configured,
             negative = for ever.
         memory_by_device: Bytes that it takes, by device.

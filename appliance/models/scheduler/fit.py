@@ -1,4 +1,4 @@
-"""Where a model fits, and what must be unloaded for it. Decisions only; scheduler.py says when that is worth its time."""
+"""Where a model fits, and what must be unloaded for it. Decisions only; scheduler.py says when."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -29,8 +29,8 @@ def find_devices(
     """Return the devices that a model fits on.
 
     1. max_models is reached, now or once the reservations are used    → None
-    2. one device holds it                                             → that with the most free memory, of those
-                                                                         where nothing is being loaded, else of all
+    2. one device holds it                                             → that with the most free memory, but
+                                                                       first those where nothing is being loaded
     3. no GPU alone could ever hold it, all together can               → all that have memory free
     4. else                                                            → None
 
@@ -65,7 +65,7 @@ def largest_device_bytes(facts: ModelFacts, state: SchedulerState) -> int:
 def _is_allowed(
     alias: str, state: SchedulerState, removed: Collection[int], reservations: Sequence[Reservation]
 ) -> bool:
-    """Say whether one more model may be loaded, now and once the reservations are used. Replicas count as one model."""
+    """Whether one more model may be loaded, now and once the reservations are used. Replicas count as one."""
     leaving = {serial for kept in reservations for serial in kept.serials}
     now = {one.alias for one in state.residents if one.serial not in removed}
     later = {
@@ -114,7 +114,8 @@ def pick_evicted(
         reservations: Memory that is kept for other models.
 
     Returns:
-        The first of `order` that suffice together, without any that is not needed; None = not even all suffice.
+        The first of `order` that suffice together, without any that is not needed; None = not even all
+        suffice.
     """
 
     def fits_without(some: Sequence[ResidentRunner]) -> bool:

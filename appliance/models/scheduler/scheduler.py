@@ -2,20 +2,23 @@
 
 Decisions only: no I/O, no clock; the manager acts and asks again.
 
-Few models can be loaded at a time (by count, and by memory on each device), and more are wanted. No running request is
-ever cut off to load another model. While a model loads it serves nobody, so the requests for a loaded model are served
-together before it is unloaded for another:
+Few models can be loaded at a time (by count, and by memory on each device), and more are wanted. No running
+request is ever cut off to load another model. While a model loads it serves nobody, so the requests for a
+loaded model are served together before it is unloaded for another:
 
-    a busy model goes on until the queue that needs its place is due (`due_after_s`), at most SchedulerRules.extra_wait_s;
-    then it is drained: running requests end, new ones wait for its next turn
-    an idle model is unloaded at once, unless it is requested so often that it is better to wait a moment (`linger_s`)
-    a model that was just loaded stays for a while whatever waits (`min_stay_s`), else two due queues would only swap
+  - A busy model goes on until the queue that needs its place is due (`due_after_s`), at most
+    SchedulerRules.extra_wait_s. Then it is drained: running requests end, new ones wait for its next turn.
+  - An idle model is unloaded at once, unless it is requested so often that it is better to wait a moment
+    (`linger_s`).
+  - A model that was just loaded stays for a while whatever waits (`min_stay_s`), else two due queues would
+    only swap.
 
-Of the models that could be unloaded the one goes first whose loss is least: how often it is requested, times how long it
-takes to load. Loads on one device follow each other, and nothing is unloaded for a load that could not begin yet. What is
-unloaded for one queue is reserved for it.
+Of the models that could be unloaded the one goes first whose loss is least: how often it is requested, times
+how long it takes to load. Loads on one device follow each other, and nothing is unloaded for a load that
+could not begin yet. What is unloaded for one queue is reserved for it.
 
-The values are in state.py, memory in fit.py; the constants were chosen by bench/swaps.py, see docs/scheduling.md.
+The values are in state.py, memory in fit.py; the constants were chosen by bench/swaps.py, see
+docs/scheduling.md.
 """
 
 from collections.abc import Iterable
@@ -55,22 +58,39 @@ class SlotHolder(Protocol):
     """What a request needs to know of a llama-server."""
 
     @property
-    def serial(self) -> int: ...
+    def serial(self) -> int:
+        """Its number."""
+        ...
+
     @property
-    def phase(self) -> str: ...
+    def phase(self) -> str:
+        """`loading`, `ready` or `stopping`."""
+        ...
+
     @property
-    def slots(self) -> int: ...
+    def slots(self) -> int:
+        """How many requests it serves at a time."""
+        ...
+
     @property
-    def active(self) -> int: ...
+    def active(self) -> int:
+        """How many of them run."""
+        ...
+
     @property
-    def is_draining(self) -> bool: ...
+    def is_draining(self) -> bool:
+        """Whether it gets no more requests."""
+        ...
 
 
 H = TypeVar("H", bound=SlotHolder)
 
 
 def pick_free(runners: Iterable[H]) -> H | None:
-    """Return the llama-server that a request goes to: ready, not draining, the least busy; None = no slot is free."""
+    """Return the llama-server that a request goes to: the least busy that is ready and not draining.
+
+    None = no slot is free.
+    """
     best: H | None = None
     best_score = (0.0, 0)
     for one in runners:
@@ -88,8 +108,8 @@ def next_step(state: SchedulerState) -> Step:
     2. somebody waits for a model that has failed              → Refuse
     3. an idle llama-server has expired                        → Stop
     4. one is draining, and nobody needs its memory            → Resume
-    5. somebody waits for a model that is not loaded           → Start, Stop, Drain or Refuse: see _Plan.make_place, the
-                                                                 most urgent queue first
+    5. somebody waits for a model that is not loaded           → Start, Stop, Drain or Refuse for the most
+                                                                 urgent queue: see _Plan.make_place
     6. none of these                                           → Wait
     """
     plan = _Plan(state)
@@ -126,7 +146,8 @@ def min_stay_s(one: ResidentRunner, rules: SchedulerRules) -> float:
 def linger_s(one: ResidentRunner, cost_s: float, rules: SchedulerRules) -> float:
     """Return how much longer an idle model is better kept than unloaded for a swap that costs `cost_s`.
 
-    It is kept for a part of that time after its last request, if it is requested so often that one comes within it.
+    It is kept for a part of that time after its last request, if it is requested so often that one comes
+    within it.
     """
     longest_s = min(LINGER_COSTS * cost_s, rules.extra_wait_s)
     if one.is_draining or one.demand * longest_s < 1.0:
@@ -142,7 +163,8 @@ def eviction_loss(one: ResidentRunner) -> float:
 def counted_wait_s(queue: QueueState) -> float:
     """Return what counts of a queue's wait: nothing from before the end of its model's last turn.
 
-    Else a model with more requests than it can serve would be due again at once, and be next before all others.
+    Else a model with more requests than it can serve would be due again at once, and be next before all
+    others.
     """
     return min(queue.oldest_s, queue.since_eviction_s)
 
@@ -199,7 +221,7 @@ class _Plan:
         return step
 
     def _urgency(self, queue: QueueState) -> tuple[bool, bool, float, int]:
-        """Order queues: further replicas last, those with a reservation first; then by priority and age, then by length."""
+        """Order queues: replicas last, with a reservation first; then by priority and age, then by length."""
         is_replica = any(one.phase != "stopping" for one in self.by_alias.get(queue.alias, ()))
         return (
             is_replica,
@@ -224,17 +246,16 @@ class _Plan:
     def make_place(
         self, queue: QueueState, facts: ModelFacts, own: list[ResidentRunner]
     ) -> tuple[Step | None, str]:
-        """Say how one more llama-server of a model comes to be loaded, as (step or None, what the queue waits for).
+        """Say how one more llama-server can be loaded, as (step or None, what the queue waits for).
 
-        1. it fits                                               → Start, once nothing else is being loaded there
+        1. it fits                                               → Start, once no other load runs there
         2. it would be a further replica, or may not evict       → waits
-        3. it would not fit even alone                           → Refuse; but a llama-server that stops may leave more
-                                                                   than is known: waits
+        3. it would not fit even alone                           → Refuse, or waits: see _without_place
         4. it would fit, but the memory is reserved for others   → waits
         5. it is better to wait (see _better_wait_s)             → waits
         6. what is being stopped will suffice                    → waits
         7. the load could not begin yet                          → waits
-        8. busy llama-servers must be unloaded                   → Drain, once all of them have stayed long enough
+        8. busy llama-servers must be unloaded                   → Drain, once all have stayed long enough
         9. idle ones suffice                                     → Stop
         """
         devices = find_devices(facts, self.state, reservations=self.reservations)
@@ -301,8 +322,9 @@ class _Plan:
     def _pick_evicted(
         self, facts: ModelFacts, reservations: list[Reservation]
     ) -> list[ResidentRunner] | None:
-        """Choose what is unloaded for a model (see _rank). One that suffices alone is taken before several, if no more
-        is lost by it.
+        """Choose what is unloaded for a model (see _rank).
+
+        One that suffices alone is taken before several, if no more is lost by it.
         """
         reserved = {serial for kept in reservations for serial in kept.serials}
         order = sorted(
@@ -367,8 +389,9 @@ class _Plan:
     def _better_wait_s(
         self, queue: QueueState, facts: ModelFacts, victims: list[ResidentRunner], busy: list[ResidentRunner]
     ) -> float:
-        """Return how long it is better to wait than to swap: for busy ones until the queue is due, for idle ones until
-        they linger no longer.
+        """Return how long it is better to wait than to swap.
+
+        For busy ones until the queue is due, for idle ones until they linger no longer.
         """
         if not victims:
             return 0.0
@@ -410,7 +433,7 @@ def _names(runners: list[ResidentRunner]) -> str:
 
 
 def _why_nothing_is_needed(queue: QueueState, facts: ModelFacts, own: list[ResidentRunner]) -> str:
-    """Say why nothing is to be loaded for a queue: its model has what it can have. "" = something is to be loaded."""
+    """Say why nothing is to be loaded for a queue; "" = something is to be loaded."""
     if any(one.phase == "loading" for one in own):
         return "it is being loaded"
     if any(one.is_draining for one in own):

@@ -1,6 +1,7 @@
 """What the scheduler decides from and what it says: plain values.
 
-Memory is in bytes by device: a GPU's index, or RAM. Times are durations, so that no clock is needed to read them.
+Memory is in bytes by device: a GPU's index, or RAM. Times are durations, so that no clock is needed to read
+them.
 """
 
 import math
@@ -17,7 +18,8 @@ class SchedulerRules:
 
     Attributes:
         max_models: Models that may be loaded at a time.
-        extra_wait_s: The longest that a queue waits for others to be served together before a model is unloaded for it.
+        extra_wait_s: The longest that a queue waits for others to be served together before a model is
+            unloaded for it.
         margin_bytes: Memory that a load must leave free.
         ageing_s: A wait of so long weighs as much as one level of priority.
     """
@@ -38,9 +40,10 @@ class QueueState:
         oldest_s: The longest wait among them.
         priority: The best among them: 0 high, 1 normal, 2 low.
         may_evict: False = the model is loaded only where it fits (preloading, restoring after a crash).
-        has_reservation: A llama-server was drained or stopped for it, and it has not been started since: that memory is
-            nobody else's.
-        since_eviction_s: Since a llama-server of its own was drained or stopped for others: before that it had its turn.
+        has_reservation: A llama-server was drained or stopped for it, and it has not been started since: that
+            memory is nobody else's.
+        since_eviction_s: Since a llama-server of its own was drained or stopped for others: before that it
+            had its turn.
     """
 
     alias: str

@@ -1,1 +1,8 @@
-"""What the manager reports about itself."""
+"""What the manager shows of itself.
+
+Modules:
+    file: model_status.json.
+    measures: the `router_` metrics, and the report of the last five minutes.
+    objects: the status objects of server and models.
+    views: plain values, and ModelManagerApi, the protocol of who gives them.
+"""

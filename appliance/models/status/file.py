@@ -1,7 +1,8 @@
-"""`model_status.json`: the status of server and models in a file, for whoever looks before the door is open or after it is closed.
+"""`model_status.json`: the status of server and models in a file.
 
-The file is replaced as a whole, so that a reader never sees half of it. It is written in a thread, at most every half second.
-Source: system D, `model_status.json`.
+It is for readers before the HTTP front opens and after it closes. The file is replaced as a whole, so that a
+reader never sees half of it. It is written in a thread, at most every half second. For compatibility, see
+docs/compatibility.md.
 """
 
 import asyncio
@@ -23,7 +24,18 @@ FILE_NAME = "model_status.json"
 
 
 class StatusFile:
-    """Keeps the file at `path` as the manager is. One thread writes, in order: no older state ever lands on a newer one."""
+    """Keeps a file as the manager's status is.
+
+    One thread writes, in order: an older state never replaces a newer one.
+
+    Args:
+        manager: Whose status is written.
+        path: The file.
+        every_s: The shortest time between two writes, in seconds.
+
+    Attributes:
+        writes: How often the file was replaced.
+    """
 
     def __init__(self, manager: ModelManagerApi, path: Path, *, every_s: float = EVERY_S) -> None:
         self.path = path
@@ -43,7 +55,7 @@ class StatusFile:
             await self._manager.changed.newer(seen)
 
     async def write(self) -> None:
-        """Write the present status, unless it is what the file holds."""
+        """Write the present status, unless the file holds it already."""
         text = jsons.dumps_pretty(as_file(self._manager)).encode()
         await asyncio.get_running_loop().run_in_executor(self._thread, self._replace, text)
 
@@ -53,8 +65,8 @@ class StatusFile:
         self._thread.shutdown(wait=False)
 
     def _replace(self, text: bytes) -> None:
-        """Put `text` in the file's place. A folder that cannot be written is told once, until it can be again."""
-        if text == self._written:  # asked here and not before: a write may still have been on its way then
+        """Replace the file. A folder that cannot be written is logged once, until it can be written again."""
+        if text == self._written:  # compared here and not before: a write may still have been on its way then
             return
         try:
             write_atomic(self.path, text, mode=DEFAULT_MODE)
@@ -76,7 +88,7 @@ class StatusFile:
 async def keeping_status_file(
     manager: ModelManagerApi, path: Path, *, tasks: Tasks, every_s: float = EVERY_S
 ) -> AsyncIterator[StatusFile]:
-    """Keep the file while the context is open; what it holds at the end is the manager's last state."""
+    """Keep the file while the context is open; at its end the file holds the manager's last state."""
     file = StatusFile(manager, path, every_s=every_s)
     task = tasks.start(file.run(), name="status-file")
     try:

@@ -1,6 +1,7 @@
-"""What the manager counts: the `router_` metrics, and the report of the last five minutes. Readings of a ModelManagerApi, no clock of their own.
+"""What the manager counts: the `router_` metrics, and the report of the last five minutes.
 
-Counters are moved when something happens (Measures); gauges are brought up to date when somebody reads /metrics (measure).
+Counters rise when something happens (RequestStatistics); gauges are updated when /metrics is read
+(`measure`). Readings of a ModelManagerApi; the caller brings the time.
 """
 
 import math
@@ -25,7 +26,7 @@ STATUS_NUMBERS = {"off": 0, "stopping": 0, "starting": 1, "loading": 1, "ready":
 
 
 class RequestStatistics:
-    """Moves the counters when something has happened."""
+    """Counts what happens to models (ManagerEvents)."""
 
     def __init__(self, metrics: RouterMetrics) -> None:
         self._metrics = metrics
@@ -41,12 +42,12 @@ class RequestStatistics:
         model.tokens_out.inc(sample.completion_tokens)
 
     def rejected(self, alias: str) -> None:
-        """Count a request that was turned away because the line was full."""
+        """Count a request that was refused."""
         self._metrics.model(alias)
         self._metrics.rejected.labels(alias).inc()
 
     def loaded(self, alias: str, seconds: float) -> None:
-        """Count a load that came to ready after `seconds`."""
+        """Count a load that became ready after `seconds`."""
         self._metrics.model(alias)
         self._metrics.loads.labels(alias).inc()
         self._metrics.load_seconds.labels(alias).observe(seconds)
@@ -58,9 +59,12 @@ class RequestStatistics:
 
 
 def measure(manager: ModelManagerApi, metrics: RouterMetrics, now_s: float) -> None:
-    """Bring the gauges up to date; rows of models and devices that are gone go, too.
+    """Update the gauges; rows of models and devices that exist no more are removed.
 
-    Takes   now_s: seconds since 1970
+    Args:
+        manager: Whose readings are taken.
+        metrics: The gauges.
+        now_s: Seconds since 1970.
     """
     models = manager.models()
     metrics.keep_models({model.alias for model in models})
@@ -90,9 +94,11 @@ def measure(manager: ModelManagerApi, metrics: RouterMetrics, now_s: float) -> N
 
 
 def percentile(ascending: Sequence[float], share: float) -> float | None:
-    """Give the least of the values that so many are not above (nearest rank); None of nothing.
+    """Return the least value that so many of the values do not exceed (nearest rank); None of no values.
 
-    Takes   share: 0 <= share <= 1; 0 = the least, 1 = the most
+    Args:
+        ascending: The values.
+        share: 0 = the least value, 1 = the greatest; 0 <= share <= 1.
     """
     if not ascending:
         return None
@@ -103,28 +109,45 @@ def percentile(ascending: Sequence[float], share: float) -> float | None:
 def report(manager: ModelManagerApi, now_s: float) -> dict[str, Any]:
     """Sum up the last five minutes.
 
-    Gives   {"report_type": "5_minute_aggregation", "generated_at": RFC 3339, "window_s": 300.0,
+    Args:
+        manager: Whose readings are taken.
+        now_s: Seconds since 1970.
+
+    Returns:
+        The report. Times of no requests are null; MB and GB are of 2^20 and 2^30 bytes.
+
+            {"report_type": "5_minute_aggregation", "generated_at": RFC 3339, "window_s": 300.0,
              "window": {"start", "end": RFC 3339, "duration_seconds": 300},
-             "covered_s": the seconds at the window's end that are really known: since the start, or since the oldest request remembered,
+             "covered_s": seconds at the window's end that are known: since the start, or since the oldest
+                          request that is remembered,
              "server": {"status", "uptime_seconds"},
-             "gpu": all devices together, as {"vram_{total,used,free}_{mb,gb}", "vram_used_percent", "utilization_percent": highest | None},
+             "gpu": all devices together: {"vram_{total,used,free}_{mb,gb}", "vram_used_percent",
+                                           "utilization_percent": the highest, or null},
              "devices": [{"device": "0" | "ram", "name", …the same, "temperature_celsius", "power_watts"}],
              "models": [{"alias", "status", "port", "vram": {"used_mb"}, "active_requests",
-                         "queue": {"current_depth", "total_requests", "total_processed", "total_rejected": since the start},
-                         …what happened}],
-             "totals": {"requests", "success", "errors", "error_rate_percent", "avg_latency_ms", "tokens", "input_tokens", "output_tokens",
-                        "tokens_per_second", "requests_per_minute", "latency", "queue_wait": as below, "queued", "active_requests"}}
-            What happened: {"requests": {"total", "success", "errors", "error_rate_percent"},
-                            "latency": {"avg_ms", "min_ms", "max_ms", "p50_ms", "p95_ms", "p99_ms"}, "queue_wait": the same,
-                            "tokens": {"total", "input", "output", "per_second": of output}}
-            Times of no requests are null. MB and GB are 2²⁰ and 2³⁰ bytes.
-    Source  system D, `/metrics/report`; `covered_s`, `devices`, p50, p99, queue_wait and the tokens' kinds are ours
+                         "queue": {"current_depth", since the start: "total_requests", "total_processed",
+                                   "total_rejected"},
+                         …activity}],
+             "totals": {"requests", "success", "errors", "error_rate_percent", "avg_latency_ms", "tokens",
+                        "input_tokens", "output_tokens", "tokens_per_second", "requests_per_minute",
+                        "latency", "queue_wait": as in activity, "queued", "active_requests"}}
+
+        Activity:
+
+            {"requests": {"total", "success", "errors", "error_rate_percent"},
+             "latency": {"avg_ms", "min_ms", "max_ms", "p50_ms", "p95_ms", "p99_ms"},
+             "queue_wait": the same,
+             "tokens": {"total", "input", "output", "per_second": of output}}
+
+    Source:
+        docs/compatibility.md, `/metrics/report`; `covered_s`, `devices`, p50, p99, queue_wait and the kinds
+        of tokens are ours.
     """
-    told = manager.telemetry()
-    inside = [one for one in told if now_s - WINDOW_S <= one.finished_at_s <= now_s]
+    samples = manager.telemetry()
+    inside = [one for one in samples if now_s - WINDOW_S <= one.finished_at_s <= now_s]
     uptime_s = max(0.0, now_s - manager.server_started_at_s)
     covered_s = min(
-        WINDOW_S, uptime_s, now_s - told[0].finished_at_s if len(told) >= KEPT_SAMPLES else WINDOW_S
+        WINDOW_S, uptime_s, now_s - samples[0].finished_at_s if len(samples) >= KEPT_SAMPLES else WINDOW_S
     )
     queues, devices = {queue.alias: queue for queue in manager.queues()}, manager.devices()
     rows = [
@@ -163,8 +186,8 @@ def report(manager: ModelManagerApi, now_s: float) -> dict[str, Any]:
 def _totals(
     inside: Sequence[RequestSample], covered_s: float, rows: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
-    happened = _happened(inside, covered_s)
-    requests, tokens, latency = happened["requests"], happened["tokens"], happened["latency"]
+    activity = _activity(inside, covered_s)
+    requests, tokens, latency = activity["requests"], activity["tokens"], activity["latency"]
     return {
         "requests": requests["total"],
         "success": requests["success"],
@@ -177,16 +200,16 @@ def _totals(
         "tokens_per_second": tokens["per_second"],
         "requests_per_minute": round(len(inside) / covered_s * 60, 2) if covered_s else 0.0,
         "latency": latency,
-        "queue_wait": happened["queue_wait"],
+        "queue_wait": activity["queue_wait"],
         "queued": sum(row["queue"]["current_depth"] for row in rows),
         "active_requests": sum(row["active_requests"] for row in rows),
     }
 
 
 def _model_row(
-    model: ModelView, queue: QueueView | None, told: Sequence[RequestSample], covered_s: float
+    model: ModelView, queue: QueueView | None, samples: Sequence[RequestSample], covered_s: float
 ) -> dict[str, Any]:
-    line = queue or QueueView(model.alias, 0, 0, 0, 0, 0)
+    queue = queue or QueueView(model.alias, 0, 0, 0, 0, 0)
     return {
         "alias": model.alias,
         "status": model.status,
@@ -194,27 +217,27 @@ def _model_row(
         "vram": {"used_mb": round(model.memory_bytes / MIB, 2)},
         "active_requests": model.active,
         "queue": {
-            "current_depth": line.queue_length,
-            "total_requests": line.total_requests,
-            "total_processed": line.total_processed,
-            "total_rejected": line.total_rejected,
+            "current_depth": queue.queue_length,
+            "total_requests": queue.total_requests,
+            "total_processed": queue.total_processed,
+            "total_rejected": queue.total_rejected,
         },
-        **_happened(told, covered_s),
+        **_activity(samples, covered_s),
     }
 
 
-def _happened(told: Sequence[RequestSample], covered_s: float) -> dict[str, Any]:
-    errors, made = sum(not one.is_ok for one in told), sum(one.completion_tokens for one in told)
-    read = sum(one.prompt_tokens for one in told)
+def _activity(samples: Sequence[RequestSample], covered_s: float) -> dict[str, Any]:
+    errors, made = sum(not one.is_ok for one in samples), sum(one.completion_tokens for one in samples)
+    read = sum(one.prompt_tokens for one in samples)
     return {
         "requests": {
-            "total": len(told),
-            "success": len(told) - errors,
+            "total": len(samples),
+            "success": len(samples) - errors,
             "errors": errors,
-            "error_rate_percent": round(errors / len(told) * 100, 2) if told else 0.0,
+            "error_rate_percent": round(errors / len(samples) * 100, 2) if samples else 0.0,
         },
-        "latency": _spread(one.duration_s for one in told),
-        "queue_wait": _spread(one.queue_s for one in told),
+        "latency": _spread(one.duration_s for one in samples),
+        "queue_wait": _spread(one.queue_s for one in samples),
         "tokens": {
             "total": read + made,
             "input": read,
@@ -243,7 +266,7 @@ def _memory_row(devices: Sequence[DeviceView]) -> dict[str, Any]:
         "used": sum(one.used_bytes for one in devices),
         "free": sum(one.free_bytes for one in devices),
     }
-    told = [one.utilization_percent for one in devices if one.utilization_percent is not None]
+    known = [one.utilization_percent for one in devices if one.utilization_percent is not None]
     return {
         **{
             f"vram_{name}_{unit}": round(size / of, 2)
@@ -251,13 +274,13 @@ def _memory_row(devices: Sequence[DeviceView]) -> dict[str, Any]:
             for unit, of in (("mb", MIB), ("gb", GIB))
         },
         "vram_used_percent": round(sizes["used"] / sizes["total"] * 100, 2) if sizes["total"] else 0.0,
-        "utilization_percent": max(told, default=None),
+        "utilization_percent": max(known, default=None),
     }
 
 
-def _times_by_model(told: Sequence[RequestSample]) -> dict[str, list[float]]:
-    """Give each model's durations, ascending."""
-    ordered = sorted(told, key=lambda one: (one.alias, one.duration_s))
+def _times_by_model(samples: Sequence[RequestSample]) -> dict[str, list[float]]:
+    """Return each model's durations, ascending."""
+    ordered = sorted(samples, key=lambda one: (one.alias, one.duration_s))
     return {
         alias: [one.duration_s for one in each] for alias, each in groupby(ordered, key=lambda one: one.alias)
     }

@@ -1,7 +1,8 @@
-"""The status objects of system D, made of what the manager tells: for the HTTP door, the status file and the status listener alike.
+"""The status objects of server and models: for the HTTP front, the status file and the status listener alike.
 
-Ours stand behind system D's fields: why and for how long one must wait, and what keeps a model loaded. Times are RFC 3339 in UTC.
-Source: system D, `/v1/models/status` and `model_status.json`.
+They have the fields of the model manager that we are compatible with (see docs/compatibility.md,
+`/v1/models/status` and `model_status.json`); ours come after them: why and for how long one must wait, and
+what keeps a model loaded. Times are RFC 3339 in UTC.
 """
 
 from collections import Counter
@@ -15,24 +16,24 @@ GIBIBYTE = 1 << 30
 
 
 def as_status(manager: ModelManagerApi) -> dict[str, Any]:
-    """Give everything: `{server, models: {alias: model}, summary: {total, by_status: {word: count}}}`."""
+    """Return everything: `{server, models: {alias: model}, summary: {total, by_status: {word: count}}}`."""
     models = as_models(manager)
     return {"server": as_server(manager), "models": models, "summary": summary_of(models)}
 
 
 def as_file(manager: ModelManagerApi) -> dict[str, Any]:
-    """Give what `model_status.json` holds: `{server, models}`."""
+    """Return what `model_status.json` holds: `{server, models}`."""
     return {"server": as_server(manager), "models": as_models(manager)}
 
 
 def as_models(manager: ModelManagerApi) -> dict[str, dict[str, Any]]:
-    """Give every model of the table by its alias."""
-    waiting = {queue.alias: queue for queue in manager.queues()}
-    return {view.alias: as_model(view, waiting.get(view.alias)) for view in manager.models()}
+    """Return every model of the table by its alias."""
+    queues = {queue.alias: queue for queue in manager.queues()}
+    return {view.alias: as_model(view, queues.get(view.alias)) for view in manager.models()}
 
 
 def as_server(manager: ModelManagerApi) -> dict[str, Any]:
-    """Give `{status, started_at, updated_at}`."""
+    """Return `{status, started_at, updated_at}`."""
     return {
         "status": manager.server_status,
         "started_at": format_rfc3339(manager.server_started_at_s),
@@ -41,11 +42,15 @@ def as_server(manager: ModelManagerApi) -> dict[str, Any]:
 
 
 def as_model(view: ModelView, queue: QueueView | None = None) -> dict[str, Any]:
-    """Give one model: system D's nine fields, and ours.
+    """Return one model.
 
-    Takes   queue: its line, where there is one
-    Gives   `{alias, status, port, started_at, last_used_at, load_progress, error_message, vram_used_mb, updated_at,
-            expected_in_s, queue_length, attempts, pinned, expires_at}`; null = there is nothing to tell
+    Args:
+        view: The model.
+        queue: Its queue, where there is one.
+
+    Returns:
+        `{alias, status, port, started_at, last_used_at, load_progress, error_message, vram_used_mb,
+        updated_at, expected_in_s, queue_length, attempts, pinned, expires_at}`; null = there is no value.
     """
     expiries = [runner.expires_at_s for runner in view.runners if runner.expires_at_s is not None]
     return {
@@ -67,28 +72,30 @@ def as_model(view: ModelView, queue: QueueView | None = None) -> dict[str, Any]:
 
 
 def before_manager(started_at_s: float) -> dict[str, Any]:
-    """Give the status while the table is not read yet: the server is initializing, and there are no models."""
-    began = format_rfc3339(started_at_s)
+    """Return the status while the table is not read yet: initializing, and no models."""
+    started_at = format_rfc3339(started_at_s)
     return {
-        "server": {"status": "initializing", "started_at": began, "updated_at": began},
+        "server": {"status": "initializing", "started_at": started_at, "updated_at": started_at},
         "models": {},
         "summary": summary_of({}),
     }
 
 
 def summary_of(models: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Count models by their status: `{total, by_status: {word: count}}`."""
     return {"total": len(models), "by_status": dict(Counter(model["status"] for model in models.values()))}
 
 
 def megabytes(size_bytes: float) -> float:
-    """Give MB as system D counts them: of 2^20 bytes."""
+    """Return MB of 2^20 bytes, with two decimals."""
     return round(size_bytes / MEBIBYTE, 2)
 
 
 def gigabytes(size_bytes: float) -> float:
+    """Return GB of 2^30 bytes, with two decimals."""
     return round(size_bytes / GIBIBYTE, 2)
 
 
 def at(at_s: float | None) -> str | None:
-    """Give a time, null for none."""
+    """Return a time as RFC 3339, null for none."""
     return format_rfc3339(at_s) if at_s else None

@@ -1,7 +1,9 @@
-"""What the manager tells about itself: plain values for the doors, and the promise of who gives them (ModelManagerApi).
+"""What the manager shows of itself: plain values, and the protocol of who gives them (ModelManagerApi).
 
-Status words are system D's: off, starting, loading, ready, loaded (alias of ready), standby (deprecated), stopping, crashed, failed,
-unknown. We give off, starting, loading, ready, stopping, crashed (it will be tried again) and failed (it will not, until reset).
+Status words are those of the model manager that we are compatible with (docs/compatibility.md): off,
+starting, loading, ready, loaded (alias of ready), standby (deprecated), stopping, crashed, failed, unknown.
+We give off, starting, loading, ready, stopping, crashed (it is tried again) and failed (it is not, until it
+is reset).
 """
 
 from collections.abc import Sequence
@@ -15,7 +17,7 @@ from appliance.models.table.catalogue import Catalogue
 ModelStatus = Literal["off", "starting", "loading", "ready", "stopping", "crashed", "failed"]
 ServerStatus = Literal["initializing", "ready", "shutting_down"]
 RAM = -1  # the index of system memory among the devices
-KEPT_SAMPLES = 1000  # the latest answers: ModelManagerApi.telemetry() gives no more
+KEPT_SAMPLES = 1000  # finished requests that ModelManagerApi.telemetry() gives at most
 STATUS_WORDS = (
     "off",
     "starting",
@@ -34,9 +36,10 @@ STATUS_WORDS = (
 class RunnerView:
     """One llama-server process. Times in seconds since 1970 (…_at_s) or durations; memory in bytes.
 
-    load_s        from spawn to ready; None while it loads
-    devices       bytes it takes, by device index (-1 = system RAM)
-    expires_at_s  when it is unloaded if nobody asks any more; None = never
+    Attributes:
+        load_s: From start to ready; None while it loads.
+        devices: Bytes that it takes, by device index (-1 = system memory).
+        expires_at_s: When it is unloaded if no request comes; None = never.
     """
 
     alias: str
@@ -58,11 +61,17 @@ class RunnerView:
 class ModelView:
     """One model of the table, loaded or not.
 
-    load_progress    0 to 100 while it starts or loads (100 once ready), None when off
-    error_message    why it crashed or failed; attempts: loads that failed in a row
-    expected_in_s    seconds until it is expected to be ready, while it loads; None = not known
-    average_bytes    of the memory that it was seen to take while loaded; 0 = never seen
-    size_bytes       of its file; estimate_bytes: what loading it is reckoned to take; context_tokens: of one slot times slots (n_ctx)
+    Attributes:
+        context_tokens: Of one slot times slots (n_ctx).
+        load_progress: 0 to 100 while it starts or loads (100 once ready), None when off.
+        error_message: Why it crashed or failed.
+        attempts: Loads that failed in a row.
+        expected_in_s: Seconds until it is expected to be ready, while it loads; None = not known.
+        is_warm: One of keep_warm_models: not unloaded for being idle.
+        size_bytes: Of its file.
+        estimate_bytes: The memory that a load is expected to take.
+        average_bytes: The memory that it was seen to take while loaded; 0 = never seen.
+        load_s: Of the latest load.
     """
 
     alias: str
@@ -80,12 +89,12 @@ class ModelView:
     expected_in_s: float | None = None
     updated_at_s: float = 0.0
     is_pinned: bool = False
-    is_warm: bool = False  # of keep_warm_models: not unloaded for being idle
+    is_warm: bool = False
     size_bytes: int = 0
     estimate_bytes: int = 0
     memory_bytes: int = 0
     average_bytes: int = 0
-    load_s: float | None = None  # of the latest load
+    load_s: float | None = None
     loads: int = 0
     runners: tuple[RunnerView, ...] = ()
 
@@ -97,7 +106,12 @@ class ModelView:
 
 @dataclass(frozen=True, slots=True)
 class QueueView:
-    """One model's line. `oldest_s`: how long its first has waited; position counts from 1."""
+    """The queue of one model.
+
+    Attributes:
+        oldest_s: The longest wait in it, in seconds.
+        limit: Requests that it may have (max_queue_size_per_model).
+    """
 
     alias: str
     queue_length: int
@@ -111,7 +125,11 @@ class QueueView:
 
 @dataclass(frozen=True, slots=True)
 class DeviceView:
-    """One place where models lie: a GPU (index as the driver counts), or system RAM (index -1). Bytes; None = not told."""
+    """One device that models are loaded into; None = not known.
+
+    Attributes:
+        index: Of a GPU as the driver counts; -1 = system memory.
+    """
 
     index: int
     name: str
@@ -134,7 +152,12 @@ class FailedView:
 
 @dataclass(frozen=True, slots=True)
 class HealthView:
-    """What the looks at a loaded model's health came to. `status`: healthy | degraded | down | unknown (never looked at)."""
+    """What the latest health probes of a model came to.
+
+    Attributes:
+        status: healthy | degraded | down | unknown (never probed).
+        last_check_s: Seconds since 1970.
+    """
 
     alias: str
     uptime_percent: float
@@ -146,7 +169,7 @@ class HealthView:
 
 @dataclass(frozen=True, slots=True)
 class RequestSample:
-    """One finished request, for the telemetry's window."""
+    """One finished request. `queue_s` is a part of `duration_s`; `finished_at_s` is in seconds since 1970."""
 
     alias: str
     is_ok: bool
@@ -159,7 +182,7 @@ class RequestSample:
 
 @dataclass(frozen=True, slots=True)
 class Ejected:
-    """What an eject came to. `was_loaded` False: there was nothing to unload; `waited_for`: requests that had to end first."""
+    """What an eject came to; `waited_for`: the requests that had to end first."""
 
     alias: str
     was_loaded: bool
@@ -168,7 +191,7 @@ class Ejected:
 
 @dataclass(frozen=True, slots=True)
 class ManagerCounts:
-    """Totals since the start: loads begun, loads that came to ready, ejects, crashes."""
+    """Totals since the start: loads begun, loads that became ready, ejects, crashes."""
 
     loads: int = 0
     loaded: int = 0
@@ -178,80 +201,116 @@ class ManagerCounts:
 
 
 class ModelManagerApi(Protocol):
-    """What doors may ask of the manager. Every reading is from memory; the verbs act through its single writer.
+    """What interfaces may ask of the manager.
 
-    changed: raised at every change of a status, of progress or of a line; `server` likewise is followed through it
+    Readings are made from memory; the verbs act through its single writer.
     """
 
     @property
-    def changed(self) -> Watched[int]: ...
+    def changed(self) -> Watched[int]:
+        """Rises at every change of a status, of a load's progress, or of a queue."""
+        ...
 
     @property
-    def catalogue(self) -> Catalogue: ...
+    def catalogue(self) -> Catalogue:
+        """The table of models."""
+        ...
 
     @property
-    def server_status(self) -> ServerStatus: ...
+    def server_status(self) -> ServerStatus:
+        """The status of the server as a whole."""
+        ...
 
     @property
-    def server_started_at_s(self) -> float: ...
+    def server_started_at_s(self) -> float:
+        """When it was started, in seconds since 1970."""
+        ...
 
     @property
-    def server_updated_at_s(self) -> float: ...
+    def server_updated_at_s(self) -> float:
+        """When `server_status` changed last, in seconds since 1970."""
+        ...
 
     def models(self) -> list[ModelView]:
         """List every model of the table, in its order."""
         ...
 
     def model(self, alias: str) -> ModelView:
-        """Give one. Raises NoSuchModel."""
+        """Return one model.
+
+        Raises:
+            NoSuchModel: The table has no such model.
+        """
         ...
 
-    def queues(self) -> list[QueueView]: ...
+    def queues(self) -> list[QueueView]:
+        """List the queue of every model."""
+        ...
 
-    def devices(self) -> list[DeviceView]: ...
+    def devices(self) -> list[DeviceView]:
+        """List the devices that models are loaded into."""
+        ...
 
-    def failed_models(self) -> list[FailedView]: ...
+    def failed_models(self) -> list[FailedView]:
+        """List the models that are not loaded again until they are reset."""
+        ...
 
-    def health(self) -> list[HealthView]: ...
+    def health(self) -> list[HealthView]:
+        """List what the latest health probes of each model came to."""
+        ...
 
     def telemetry(self) -> Sequence[RequestSample]:
-        """Give the latest thousand finished requests, oldest first."""
+        """List the latest KEPT_SAMPLES finished requests, oldest first."""
         ...
 
-    def counts(self) -> ManagerCounts: ...
+    def counts(self) -> ManagerCounts:
+        """Return the totals since the start."""
+        ...
 
     async def load(self, alias: str, *, keep_alive_s: float | None = None) -> ModelView:
         """Load a model and wait until it is ready.
 
-        Takes   keep_alive_s: how long it stays without a request, negative = for ever, None = as configured
-        Raises  NoSuchModel · Unavailable (failed, no memory, shutting down) · TimedOut
+        Args:
+            alias: A key of the table.
+            keep_alive_s: How long it stays without a request; negative = for ever, None = as configured.
+
+        Raises:
+            NoSuchModel: The table has no such model.
+            Unavailable: It has failed, does not fit, or the appliance is shutting down.
+            TimedOut: It was not ready within `queue_timeout_sec`.
         """
         ...
 
     async def eject(self, alias: str, *, force: bool = False) -> Ejected:
-        """Unload a model: its running requests end first, new ones wait for it to be loaded again; `force` cuts them off.
+        """Unload a model and wait until it is removed.
 
-        Raises  NoSuchModel
+        Its running requests end first, unless `force` ends them; new ones wait until it is loaded again.
+
+        Raises:
+            NoSuchModel: The table has no such model.
         """
         ...
 
     def set_keep_alive(self, alias: str, keep_alive_s: float) -> None:
-        """Let a loaded model's stay be `keep_alive_s` from its last request: 0 = it goes as soon as it is idle, negative = never.
+        """Set how long a loaded model stays after its last request; 0 = until it is idle, negative = always.
 
-        Raises  NoSuchModel
+        Raises:
+            NoSuchModel: The table has no such model.
         """
         ...
 
     def reset(self, alias: str) -> FailedView | None:
-        """Forget a model's failures; give what they were, None when there were none.
+        """Forget a model's failures; return what they were, None when there were none.
 
-        Raises  NoSuchModel
+        Raises:
+            NoSuchModel: The table has no such model.
         """
         ...
 
     def pin(self, alias: str, *, pinned: bool = True) -> ModelView:
-        """Let a model never be unloaded for others or for idleness, or let it again.
+        """Let a model never be unloaded for others or for being idle, or let it be unloaded again.
 
-        Raises  NoSuchModel
+        Raises:
+            NoSuchModel: The table has no such model.
         """
         ...
