@@ -1,6 +1,7 @@
 """Backends that stand in for each other, and the strategy by which one of them is chosen."""
 
 from appliance.base.balancing import Balancer
+from appliance.base.errors import NotFound
 from appliance.engines.backends.contract import Backend
 
 MAX_CACHED_MODELS = 10_000  # names come from clients where any name is served
@@ -31,3 +32,45 @@ class Pool:
                 self._by_model.clear()
             self._by_model[model] = found
         return found
+
+
+class Pools:
+    """All pools, in the order in which a model is looked for in them."""
+
+    def __init__(self) -> None:
+        self.all: list[Pool] = []
+
+    def refresh(self) -> None:
+        """Forget who serves what, in every pool."""
+        for pool in self.all:
+            pool.refresh()
+
+    def backends(self) -> list[Backend]:
+        """Return every backend, in order."""
+        return [backend for pool in self.all for backend in pool.backends]
+
+    def backend(self, name: str) -> Backend:
+        """Return the backend called `name`.
+
+        Raises:
+            NotFound: There is none.
+        """
+        for backend in self.backends():
+            if backend.name == name:
+                return backend
+        known = ", ".join(backend.name for backend in self.backends()) or "none"
+        raise NotFound(f"There is no backend {name[:200]!r}. Known: {known}.", code="no_such_backend")
+
+    def pool_of(self, backend: Backend) -> Pool:
+        """Return the pool that `backend` is in."""
+        return next(pool for pool in self.all if backend in pool.backends)
+
+    def stages_from(self, pool: Pool) -> list[Pool]:
+        """Return `pool` and those that it overflows into, in order, each once."""
+        stages = [pool]
+        while stages[-1].overflow:
+            following = next((one for one in self.all if one.name == stages[-1].overflow), None)
+            if following is None or following in stages:
+                break
+            stages.append(following)
+        return stages

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 from ssl import SSLContext
-from typing import Any, Generic, Protocol, Self, TypeAlias, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, Self, TypeAlias, TypeVar
 
 from appliance.base.balancing import Member
 from appliance.base.clock import Clock
@@ -85,7 +85,10 @@ AnySlot: TypeAlias = Slot[Any]  # where it does not matter whose it is
 
 
 class BackendStats:
-    """What each backend counts: requests in flight, chosen, times, failures by kind. Kinds build on it and add `verdict`."""
+    """What each backend counts: requests in flight, chosen, times, failures by kind. Kinds build on it and add `observe_outcome`."""
+
+    is_direct: ClassVar[bool] = False
+    is_managed: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -111,6 +114,10 @@ class BackendStats:
     @property
     def in_flight(self) -> int:
         return self.member.active
+
+    def is_unknown(self) -> bool:
+        """Whether its models are not known, because it was not reached yet and none were configured."""
+        return False
 
     def take(self, reason: str) -> Slot[Self]:
         """Take a place, chosen for `reason`; the caller sends at once and calls `release` in any case."""

@@ -40,13 +40,14 @@ class TableBackend(BackendStats):
         self,
         name: str,
         *script: Exception | None,
-        models: Iterable[str] = ("m",),
+        models: Iterable[str | ModelCard] = ("m",),
         status: BackendStatus = READY,
         limit: int = 1000,
         context_tokens: int = 0,
         is_remote: bool = False,
         kind: str = "vllm",
         serves_any: bool = False,
+        is_unseen: bool = False,
         cost: float = 0.0,
         clock: FakeClock | None = None,
     ) -> None:
@@ -55,7 +56,8 @@ class TableBackend(BackendStats):
         self.models = [model if isinstance(model, ModelCard) else card(model) for model in models]
         self.now, self.limit = status, limit
         self.context_tokens, self.is_remote, self.kind = context_tokens, is_remote, kind
-        self.serves_any = serves_any
+        self.serves_any, self.is_unseen = serves_any, is_unseen
+        self.is_direct, self.is_managed = kind not in {"hosted", "demo"}, kind == "managed"  # type: ignore[misc]
         self.member.cost = cost
         self.asked: list[str] = []
 
@@ -66,7 +68,10 @@ class TableBackend(BackendStats):
         for one in self.models:
             if model in {one.id, *one.aliases}:
                 return ServedModel(one, one.upstream)
-        return ServedModel(self.models[0], self.models[0].upstream) if self.serves_any else None
+        return ServedModel(self.models[0], model) if self.serves_any else None
+
+    def is_unknown(self) -> bool:
+        return self.is_unseen
 
     def status(self, now_s: float) -> BackendStatus:
         if self.now is READY and self.member.active >= self.limit:

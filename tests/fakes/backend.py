@@ -24,6 +24,7 @@ class ScriptedBackend(BackendStats):
 
     kind: ClassVar[str] = "scripted"
     is_remote: ClassVar[bool] = False
+    is_direct: ClassVar[bool] = True
     context_tokens: ClassVar[int] = 0
 
     def __init__(self, clock: Clock, *, name: str = "scripted") -> None:

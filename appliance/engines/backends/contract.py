@@ -34,6 +34,20 @@ class Backend(Protocol):
         ...
 
     @property
+    def is_direct(self) -> bool:
+        """Whether it is a server that clients can speak to themselves, through passthrough."""
+        ...
+
+    @property
+    def is_managed(self) -> bool:
+        """Whether its processes are started and stopped by the model manager."""
+        ...
+
+    def is_unknown(self) -> bool:
+        """Whether its models are not known, because it was not reached yet and none were configured."""
+        ...
+
+    @property
     def in_flight(self) -> int: ...
 
     @property
@@ -55,6 +69,10 @@ class Backend(Protocol):
 
     def take(self, reason: str) -> Slot[Self]:
         """Take a slot, chosen for `reason`."""
+        ...
+
+    def uncounted_slot(self) -> Slot[Self]:
+        """Return a slot that takes no capacity, for a question about the backend itself."""
         ...
 
     def record(self, slot: AnySlot, outcome: Outcome, retry_after_s: float | None) -> None:

@@ -103,6 +103,8 @@ class ManagedBackend(BackendStats):
 
     kind = "managed"
     is_remote = False
+    is_direct = True
+    is_managed = True
     context_tokens = 0  # each model has its own
 
     def __init__(

@@ -31,6 +31,7 @@ class EngineServer(ServerState):
     """A server: what we know of it, and the way to it."""
 
     is_remote: ClassVar[bool] = False
+    is_direct: ClassVar[bool] = True
     _asks_first: ClassVar[bool] = (
         True  # whether it may be another process than the one that told of its adapters
     )

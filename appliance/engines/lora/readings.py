@@ -70,7 +70,7 @@ class AdapterStatusView:
         self._hosts: dict[str, AdapterHost] = {}
         self._failures: dict[tuple[str, str], Failure] = {}
         self._busy: set[tuple[str, str]] = set()
-        router.absent = self._absent
+        router.connect_adapters(self)
 
     # ---- who is there
 
@@ -136,7 +136,7 @@ class AdapterStatusView:
 
     # ---- telling
 
-    def _absent(self, name: str) -> AdapterNotLoaded | None:
+    def find_absent(self, name: str) -> AdapterNotLoaded | None:
         """Say why a declared adapter cannot be asked for at the moment; None = there is none of that name."""
         adapter = self.declared.get(name)
         if adapter is None or not adapter.is_wanted:

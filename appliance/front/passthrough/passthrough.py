@@ -57,7 +57,9 @@ class Passthrough:
 
     def accepts(self, path: str) -> bool:
         """Whether there is a server to pass to, and the operator lets requests pass (PASSTHROUGH)."""
-        return self._pipeline.settings.passthrough and path.startswith("/") and self.router.has_servers()
+        return (
+            self._pipeline.settings.passthrough and path.startswith("/") and self.router.direct.has_servers()
+        )
 
     async def close(self) -> None:
         """Close the connections to the servers."""
@@ -80,7 +82,7 @@ class Passthrough:
             access, name, target = Access.OPERATOR, unquote(found[0]), found[1]
         self._pipeline.admit(access, request)
         options = replace(request.options, pin=name) if name else request.options
-        known = self.router.server_names()
+        known = self.router.direct.server_names()
         if options.pin and options.pin not in known:
             raise NotFound(
                 f"There is no backend {options.pin[:200]!r} that can be reached directly. Known: {', '.join(known)}.",
@@ -99,7 +101,7 @@ class Passthrough:
         """
         target, options = self.admit(request, target_of(web_request))
         sent = await read_forwarded(web_request, request, target, options, self._pipeline.settings)
-        if not (sent.is_work and not options.pin) and not self.router.is_managed(sent.model):
+        if not (sent.is_work and not options.pin) and not self.router.direct.is_managed(sent.model):
             sent.model = (
                 ""  # any server can answer it; one about a model of the table is for that model's own
             )
@@ -129,7 +131,7 @@ class Passthrough:
         kept: KeptError | None = None
         while True:
             try:
-                slot = await self.router.lease(
+                slot = await self.router.direct.lease(
                     receipt=receipt,
                     model=sent.model,
                     exclude=tried,
@@ -168,10 +170,10 @@ class Passthrough:
 
     def _may_try_another(self, sent: ForwardedRequest, failure: WireError, tried: set[str]) -> bool:
         """Whether a request that got no response may go to another server."""
-        if sent.options.pin or not set(self.router.server_names()) - tried:
+        if sent.options.pin or not set(self.router.direct.server_names()) - tried:
             return False
         is_unsent = not failure.was_sent and not sent.has_begun_upload
-        return is_unsent or (sent.is_repeatable and self.router.may_retry_elsewhere(failure.phase))
+        return is_unsent or (sent.is_repeatable and self.router.direct.may_retry(failure.phase))
 
     def _passed_over(
         self, sent: ForwardedRequest, status: int, slot: Slot[Backend], tried: set[str]
@@ -185,9 +187,9 @@ class Passthrough:
         elif status in OTHER_KIND:
             kind = slot.backend.kind
             over = {b.name for b in self.router.backends() if b.kind == kind}
-        if not over or not set(self.router.server_names()) - tried - over:
+        if not over or not set(self.router.direct.server_names()) - tried - over:
             return None
-        if status in UNWELL and not self.router.may_retry_elsewhere(f"status_{status}"):
+        if status in UNWELL and not self.router.direct.may_retry(f"status_{status}"):
             return None
         return over
 

@@ -140,13 +140,13 @@ class Tunnel:
         router = self._passthrough.router
         tried: set[str] = set()
         while True:
-            slot = await router.lease(receipt=request.receipt, exclude=tried, options=options)
+            slot = await router.direct.lease(receipt=request.receipt, exclude=tried, options=options)
             try:
                 reader, writer = await self._connect(slot)
             except (OSError, TimeoutError) as exc:
                 slot.release(Outcome.CONNECT, note=str(exc))
                 tried.add(slot.backend.name)
-                if options.pin or not set(router.server_names()) - tried:
+                if options.pin or not set(router.direct.server_names()) - tried:
                     raise Unavailable(
                         f"No backend available: {slot.backend.name} could not be reached.",
                         code="no_backend",

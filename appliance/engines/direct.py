@@ -1,0 +1,205 @@
+"""Slots for those who speak to a server themselves (passthrough, tunnels): the dispatcher chooses, they send."""
+
+from collections.abc import Collection
+
+from appliance.base.clock import Clock
+from appliance.base.errors import Invalid, NotFound, Unavailable
+from appliance.base.metrics.registry import Metrics
+from appliance.engines.backends.contract import Backend
+from appliance.engines.dispatch import Dispatcher
+from appliance.engines.dispatch_request import DispatchRequest
+from appliance.engines.outcome import Outcome
+from appliance.engines.pool import Pool, Pools
+from appliance.engines.receipts import Receipt
+from appliance.engines.routes import Routes
+from appliance.engines.slots import Slot
+from appliance.engines.types import NO_OPTIONS, BackendStatus, RequestOptions
+
+UP = {BackendStatus.READY, BackendStatus.FULL}
+
+
+class DirectAccess:
+    """Gives out slots on the servers that can be reached directly: all but hosted APIs and the demo engine."""
+
+    def __init__(
+        self, pools: Pools, routes: Routes, dispatcher: Dispatcher, *, clock: Clock, metrics: Metrics
+    ) -> None:
+        self._pools = pools
+        self._routes = routes
+        self._dispatcher = dispatcher
+        self._clock = clock
+        self._metrics = metrics
+
+    def server_names(self) -> list[str]:
+        """Return the names of the backends that can be reached directly."""
+        return [backend.name for backend in self._pools.backends() if backend.is_direct]
+
+    def has_servers(self) -> bool:
+        """Whether any backend can be reached directly."""
+        return any(backend.is_direct for backend in self._pools.backends())
+
+    def is_managed(self, model: str) -> bool:
+        """Whether a model of the table is named, whose llama-server the manager starts and stops."""
+        return any(
+            backend.is_managed and backend.find_model(model) is not None for backend in self._pools.backends()
+        )
+
+    def may_retry(self, reason: str) -> bool:
+        """Whether a request that a server failed may go to another one: as long as the retry budget lasts."""
+        if not self._dispatcher.retry_budget.withdraw():
+            return False
+        self._metrics.retries.labels(reason).inc()
+        return True
+
+    async def lease(
+        self,
+        *,
+        receipt: Receipt,
+        model: str = "",
+        exclude: Collection[str] = (),
+        options: RequestOptions = NO_OPTIONS,
+        is_uncounted: bool = False,
+    ) -> Slot[Backend]:
+        """Return the right to send one request to one server.
+
+        Args:
+            receipt: Filled in.
+            model: Only servers of it; "" = any server.
+            exclude: Names of servers not to use: they had the request already.
+            options: `pin` is the name of the one server that is meant.
+            is_uncounted: A question about the server that needs no capacity: asked also while it is full, and, if pinned,
+                whatever its state.
+
+        Returns:
+            A slot with url, headers and ssl; `release` must be called in any case.
+
+        Raises:
+            NotFound: No such server.
+            NoSuchModel: No backend serves the model.
+            Invalid: The model is an adapter that cannot be asked for directly.
+            Unavailable: No server can answer.
+            Exhausted: The queue is full.
+        """
+        stages, wanted, reason = self._servers_for(model, options.pin, receipt)
+        slot: Slot[Backend] | None = None
+        if is_uncounted and not self.is_managed(model):
+            slot = self._uncounted_slot(stages, wanted, options, exclude)
+        if slot is not None:
+            receipt.reason = reason
+        else:
+            request = DispatchRequest(
+                stages=stages,
+                model=wanted,
+                reason=reason,
+                options=options,
+                receipt=receipt,
+                deadline_s=self._clock.monotonic_s() + self._dispatcher.settings.backend_timeout_seconds,
+                tried={*exclude, *self._closed_to(wanted, options)},
+                is_pinned=bool(options.pin),
+            )
+            slot = await self._prepared_slot(request)
+        if not exclude:
+            self._dispatcher.retry_budget.deposit()
+        receipt.backend, receipt.endpoint = slot.backend.name, slot.url
+        receipt.attempts.append(slot.attempt)
+        return slot
+
+    async def _prepared_slot(self, request: DispatchRequest) -> Slot[Backend]:
+        slot = await self._dispatcher.take_slot(request)
+        try:
+            await slot.backend.prepare_passthrough(slot, request.model, request.options)
+        except BaseException:
+            slot.release(Outcome.CANCELLED)
+            raise
+        return slot
+
+    def _servers_for(self, model: str, pin: str, receipt: Receipt) -> tuple[list[Pool], str | None, str]:
+        """Return (stages with servers in them, the model's name among backends or None, the reason).
+
+        1. a server is pinned     → its pool; a model only where it decides which process answers
+        2. a model is named       → the pools that serve it
+        3. neither                → all pools
+        """
+        if pin:  # 1
+            backend = self._pools.backend(pin)
+            if not backend.is_direct:
+                raise NotFound(
+                    f"The backend {pin[:200]!r} cannot be reached directly: it is no server.",
+                    code="no_such_backend",
+                )
+            wanted = model if backend.is_managed and model else None
+            return [self._pools.pool_of(backend)], wanted, "pinned"
+        if model:  # 2
+            route = self._routes.find(model)
+            receipt.model, receipt.public_model = model, route.card.id
+            stages, wanted, reason = route.stages, route.model, route.reason
+        else:  # 3
+            stages, wanted, reason = self._pools.all, None, "any"
+        stages = [pool for pool in stages if any(backend.is_direct for backend in pool.backends)]
+        if not stages:
+            raise Unavailable(
+                "No backend here can be reached directly: the model is served by a hosted API.",
+                code="no_backend",
+            )
+        return stages, wanted, reason
+
+    def _closed_to(self, wanted: str | None, options: RequestOptions) -> set[str]:
+        """Return the names of the backends that must not have a request.
+
+        1. those that cannot be reached directly
+        2. those that cannot be asked for the adapter by its name alone
+        3. the managed models, for a request that names no model: none is loaded for it while a server can answer
+        """
+        backends = self._pools.backends()
+        closed = {backend.name for backend in backends if not backend.is_direct}  # 1
+        if wanted:
+            closed |= self._deaf_to(wanted)  # 2
+        elif not options.pin and any(backend.is_direct and not backend.is_managed for backend in backends):
+            closed |= {backend.name for backend in backends if backend.is_managed}  # 3
+        return closed
+
+    def _deaf_to(self, wanted: str) -> set[str]:
+        """Return the names of the servers where an adapter needs more than its name in the body.
+
+        Passthrough changes no body, so the base model would answer there.
+
+        Raises:
+            Invalid: There are only such servers.
+        """
+        serving = [
+            (backend.name, served)
+            for backend in self._pools.backends()
+            if not backend.is_managed and (served := backend.find_model(wanted)) is not None
+        ]
+        deaf = {
+            name
+            for name, served in serving
+            if served.card.parent and (served.extra or served.upstream != wanted)
+        }
+        if deaf and len(deaf) == len(serving):
+            raise Invalid(
+                f"{wanted!r} is an adapter, and this address cannot select it. Use the chat, completion or Responses addresses, "
+                "or name its base model here and select the adapter as the engine wants it.",
+                param="model",
+                code="not_supported",
+            )
+        return deaf
+
+    def _uncounted_slot(
+        self, stages: list[Pool], model: str | None, options: RequestOptions, exclude: Collection[str]
+    ) -> Slot[Backend] | None:
+        """Return a slot that takes no capacity, on the pinned server, else on the least busy one that is up; None = none is."""
+        now_s = self._clock.monotonic_s()
+        servers = [
+            backend
+            for pool in stages
+            for backend in pool.serving(model)
+            if backend.is_direct and not backend.is_managed and backend.name not in exclude
+        ]
+        if options.pin:
+            servers = [backend for backend in servers if backend.name == options.pin]
+        else:
+            servers = [backend for backend in servers if backend.status(now_s) in UP]
+        if not servers:
+            return None
+        return min(servers, key=lambda backend: backend.member.active).uncounted_slot()

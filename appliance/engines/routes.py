@@ -1,0 +1,186 @@
+"""What a model's name leads to: the backends that serve it, the name that they know, and why."""
+
+import difflib
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from appliance.base.errors import NoSuchModel, Unavailable
+from appliance.engines.backends.adapters import AdapterNotLoaded
+from appliance.engines.pool import Pool, Pools
+from appliance.engines.settings import EngineSettings
+from appliance.engines.types import ModelCard
+
+MAX_CACHED_ROUTES = 4096  # names come from clients
+NEAR_NAMES = 3
+NAMED_MODELS, NAMED_BACKENDS = 20, 8  # in a sentence
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where requests for a model go.
+
+    stages   the pool that serves it, then those that it overflows into
+    model    the name by which backends know it
+    card     how it is shown to clients
+    reason   what the name was: model, alias, default, pinned …
+    """
+
+    stages: list[Pool]
+    model: str
+    card: ModelCard
+    reason: str
+
+
+class AdapterLookup(Protocol):
+    """Knows the declared adapters."""
+
+    def find_absent(self, name: str) -> AdapterNotLoaded | None:
+        """Say why a declared adapter cannot be asked for at the moment; None = there is none of that name."""
+        ...
+
+
+class Routes:
+    """Finds routes by name, and remembers them until something changes."""
+
+    def __init__(self, pools: Pools, settings: EngineSettings) -> None:
+        self._pools = pools
+        self._adapters: AdapterLookup | None = None
+        self._routes: dict[str, Route] = {}
+        self._cards: list[ModelCard] | None = None
+        self.apply(settings)
+
+    def apply(self, settings: EngineSettings) -> None:
+        """Take new settings: the aliases of models."""
+        self._aliases = dict(alias.split("=", 1) for alias in settings.model_aliases if "=" in alias)
+        self.refresh()
+
+    def connect_adapters(self, adapters: AdapterLookup) -> None:
+        """Let names of declared adapters be known that no backend has at the moment."""
+        self._adapters = adapters
+
+    def refresh(self) -> None:
+        """Forget what was found: backends or their models changed."""
+        self._routes.clear()
+        self._cards = None
+
+    def cards(self) -> list[ModelCard]:
+        """Return the models that are served, each once; the first one is the default."""
+        if self._cards is None:
+            # Of two backends with one model the first one's card is shown, at the last one's place.
+            backwards = [card for backend in self._pools.backends() for card in backend.cards()][::-1]
+            self._cards = list({card.id: card for card in backwards}.values())[::-1]
+        return self._cards
+
+    def find(self, model: str) -> Route:
+        """Return the route of a name; "" = the default model.
+
+        Raises:
+            NoSuchModel: No backend serves it.
+            Unavailable: There is no backend, or not all could be asked yet.
+            AdapterNotLoaded: It is a declared adapter that no backend has at the moment.
+        """
+        route = self._routes.get(model)
+        if route is None:
+            route = self._resolve(model)
+            if len(self._routes) >= MAX_CACHED_ROUTES:
+                self._routes.clear()
+            self._routes[model] = route
+        return route
+
+    def _resolve(self, model: str) -> Route:
+        """Look a name up.
+
+        1. no name                              → the default: the first model there is
+        2. the name of a model, or an alias     → the first pool that serves it
+        3. `name=model` of MODEL_ALIASES        → that model
+        4. the same without `:latest`           → the same
+        5. a declared adapter that is not loaded → AdapterNotLoaded: no other backend may answer in its place
+        6. a backend that answers to any name   → that one
+        7. anything else                        → an error, with near names
+        """
+        if not model and (route := self._default()) is not None:
+            return route  # 1
+        plain = model.removesuffix(":latest")
+        aliases = self._aliases
+        for name in dict.fromkeys((model, plain)):  # 4
+            if (route := self.find_exact(name)) is not None:
+                return route  # 2
+            if name in aliases and (route := self.find_exact(aliases[name])) is not None:
+                return replace(route, reason="alias")  # 3
+        for meant in (model, plain, aliases.get(model), aliases.get(plain)):
+            if meant and (absent := self.find_absent(meant)) is not None:
+                raise absent  # 5
+        for pool in self._pools.all:
+            for backend in pool.backends:
+                if model and backend.find_model(model) is not None:
+                    return Route(self._pools.stages_from(pool), model, backend.cards()[0], "default")  # 6
+        raise self._unknown(model)  # 7
+
+    def _default(self) -> Route | None:
+        for pool in self._pools.all:
+            for backend in pool.backends:
+                if cards := backend.cards():
+                    return Route(self._pools.stages_from(pool), cards[0].id, cards[0], "no model named")
+        return None
+
+    def find_exact(self, model: str) -> Route | None:
+        """Return the route of a model by its very name or alias; None = no backend has it."""
+        for pool in self._pools.all:
+            for backend in pool.backends:
+                for card in backend.cards():
+                    if model == card.id or model in card.aliases:
+                        reason = "model" if model == card.id else "alias"
+                        return Route(self._pools.stages_from(pool), model, card, reason)
+        return None
+
+    def find_absent(self, name: str) -> AdapterNotLoaded | None:
+        """Say why a declared adapter cannot be asked for at the moment; None = there is none of that name."""
+        return self._adapters.find_absent(name) if self._adapters is not None else None
+
+    def find_pinned(self, backend_name: str, model: str) -> Route:
+        """Return the route to one backend; "" = its first model.
+
+        Raises:
+            NotFound: There is no such backend.
+            NoSuchModel: It does not serve the model.
+        """
+        backend = self._pools.backend(backend_name)
+        cards = backend.cards()
+        wanted = self.find(model).model if model else cards[0].id if cards else ""
+        served = backend.find_model(wanted)
+        if served is None:
+            raise NoSuchModel(
+                f"The backend {backend_name!r} does not serve the model {model[:200]!r}. It serves: "
+                f"{', '.join(card.id for card in cards)}.",
+                param="model",
+            )
+        return Route([self._pools.pool_of(backend)], wanted, served.card, "pinned")
+
+    def _unknown(self, model: str) -> NoSuchModel | Unavailable:
+        """Say that a name leads nowhere.
+
+        1. there is no backend                     3. it is like one that is served
+        2. not every backend could be asked so far 4. it is not
+        """
+        backends = self._pools.backends()
+        if not backends:
+            return Unavailable("No backend is configured. Set BACKENDS or NOVITA_API_KEY.")  # 1
+        unseen = [backend.name for backend in backends if backend.is_unknown()]
+        if unseen:  # 2
+            names = ", ".join(unseen[:NAMED_BACKENDS])
+            return Unavailable(
+                f"No backend that was reached serves {model[:200]!r}; not reached yet: {names}."
+                if model
+                else f"No backend available; not reached yet: {names}.",
+                code="no_backend",
+                retry_after_s=2,
+            )
+        known = [card.id for card in self.cards()]
+        near = difflib.get_close_matches(model, known, n=NEAR_NAMES, cutoff=0.5)
+        hint = f"Did you mean {' or '.join(repr(name) for name in near)}? " if near else ""  # 3
+        listed = ", ".join(known[:NAMED_MODELS])
+        if len(known) > NAMED_MODELS:
+            listed += f" and {len(known) - NAMED_MODELS} more"
+        return NoSuchModel(
+            f"The model {model[:200]!r} does not exist here. {hint}Known: {listed}.", param="model"
+        )
