@@ -1,7 +1,7 @@
 """One object a line, whatever is in it."""
 
-from appliance.front.ollama.ndjson import line
+from appliance.front.ollama.ndjson import json_line
 
 
 def test_a_line_is_one_object_whatever_is_in_its_text() -> None:
-    assert line({"text": "a\nb 🎉"}) == '{"text":"a\\nb 🎉"}\n'.encode()
+    assert json_line({"text": "a\nb 🎉"}) == '{"text":"a\\nb 🎉"}\n'.encode()

@@ -237,7 +237,7 @@ async def test_pull_without_a_stream_is_its_last_line(house: House) -> None:
 async def test_writes_to_a_store_are_not_supported(house: House) -> None:
     error = await house.refused("unsupported")
     assert isinstance(error, Unsupported)
-    assert "takes in no models" in error.message
+    assert "models cannot be created" in error.message
 
 
 # ---- streams
@@ -281,8 +281,8 @@ async def test_a_streams_numbers_are_measured(house: House) -> None:
 
 
 async def test_an_answer_in_one_piece_is_streamed_too(house: House) -> None:
-    whole = {**jsons.loads(WHOLE), "object": "chat.completion"}
-    house.backend.script = jsons.dumps(whole)
+    from_openai_reply = {**jsons.loads(WHOLE), "object": "chat.completion"}
+    house.backend.script = jsons.dumps(from_openai_reply)
     lines = await house.lines("chat", {"messages": USER})
     assert "".join(line["message"]["content"] for line in lines) == "hello"
     assert lines[-1]["eval_count"] == 2
@@ -453,7 +453,7 @@ async def test_unknown_options_are_logged_and_cut(house: House, monkeypatch: pyt
     )
     [entry] = log.entries
     assert (entry["event"], entry["id"], entry["count"]) == ("ignored", "req_1", 99)
-    assert len(entry["names"]) == ollama.MOST_NAMES_LOGGED
+    assert len(entry["names"]) == ollama.MAX_NAMES_LOGGED
     assert max(map(len, entry["names"])) == 64
 
 

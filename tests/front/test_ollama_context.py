@@ -5,18 +5,18 @@ from typing import Any
 import pytest
 
 from appliance.base.errors import Invalid
-from appliance.front.ollama.context import pack, unpack
+from appliance.front.ollama.context import pack_context, unpack_context
 
 TALK = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Grüße 🎉\nzweite Zeile"}]
 
 
 @pytest.mark.parametrize("answer", ["", "a", "ab", "abc", "日本語 👩‍👩‍👧"])
 def test_what_was_packed_comes_back(answer: str) -> None:
-    assert unpack(pack(TALK, answer)) == [*TALK, {"role": "assistant", "content": answer}]
+    assert unpack_context(pack_context(TALK, answer)) == [*TALK, {"role": "assistant", "content": answer}]
 
 
 def test_the_numbers_are_small_enough_for_every_client() -> None:
-    assert all(0 <= number < 2**24 for number in pack(TALK, "answer"))
+    assert all(0 <= number < 2**24 for number in pack_context(TALK, "answer"))
 
 
 def test_pictures_are_left_out_and_their_text_stays() -> None:
@@ -24,13 +24,13 @@ def test_pictures_are_left_out_and_their_text_stays() -> None:
         {"type": "text", "text": "what is this?"},
         {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}},
     ]
-    assert unpack(pack([{"role": "user", "content": parts}], "a cat"))[0] == {
+    assert unpack_context(pack_context([{"role": "user", "content": parts}], "a cat"))[0] == {
         "role": "user",
         "content": "what is this?",
     }
 
 
-WHOLE = pack(TALK, "x")
+WHOLE = pack_context(TALK, "x")
 
 
 def holding(text: bytes) -> list[int]:
@@ -58,5 +58,5 @@ def holding(text: bytes) -> list[int]:
 )
 def test_a_context_from_elsewhere_is_refused(context: list[Any]) -> None:
     with pytest.raises(Invalid) as caught:
-        unpack(context)
+        unpack_context(context)
     assert caught.value.param == "context"

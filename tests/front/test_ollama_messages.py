@@ -7,7 +7,7 @@ import pytest
 
 from appliance.base import jsons
 from appliance.base.errors import Invalid
-from appliance.front.ollama.messages import media_type_of, messages_up, tools_up
+from appliance.front.ollama.messages import detect_media_type, to_openai_messages, to_openai_tools
 
 PNG = base64.b64encode(b"\x89PNG\r\n\x1a\n rest").decode()
 
@@ -30,15 +30,21 @@ def test_plain_messages_stay_what_they_are() -> None:
         {"role": "user", "content": "hi"},
         {"role": "assistant", "content": "ho"},
     ]
-    assert messages_up(talk) == talk
-    assert messages_up([{"role": "assistant", "content": None}]) == [{"role": "assistant", "content": ""}]
+    assert to_openai_messages(talk) == talk
+    assert to_openai_messages([{"role": "assistant", "content": None}]) == [
+        {"role": "assistant", "content": ""}
+    ]
 
 
 def test_thinking_goes_up_as_reasoning() -> None:
     assert (
-        messages_up([{"role": "assistant", "content": "a", "thinking": "hm"}])[0]["reasoning_content"] == "hm"
+        to_openai_messages([{"role": "assistant", "content": "a", "thinking": "hm"}])[0]["reasoning_content"]
+        == "hm"
     )
-    assert "reasoning_content" not in messages_up([{"role": "assistant", "content": "a", "thinking": ""}])[0]
+    assert (
+        "reasoning_content"
+        not in to_openai_messages([{"role": "assistant", "content": "a", "thinking": ""}])[0]
+    )
 
 
 # ---- images
@@ -46,7 +52,7 @@ def test_thinking_goes_up_as_reasoning() -> None:
 
 @pytest.mark.parametrize("image", [PNG, f"data:image/png;base64,{PNG}", f"{PNG[:4]}\n{PNG[4:]}\r\n"])
 def test_an_image_becomes_a_part(image: str) -> None:
-    [message] = messages_up([{"role": "user", "content": "look", "images": [image]}])
+    [message] = to_openai_messages([{"role": "user", "content": "look", "images": [image]}])
     assert message["content"] == [
         {"type": "text", "text": "look"},
         {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{PNG}"}},
@@ -54,12 +60,12 @@ def test_an_image_becomes_a_part(image: str) -> None:
 
 
 def test_an_image_alone_has_no_empty_text_beside_it() -> None:
-    [message] = messages_up([{"role": "user", "content": "", "images": [PNG, PNG]}])
+    [message] = to_openai_messages([{"role": "user", "content": "", "images": [PNG, PNG]}])
     assert [part["type"] for part in message["content"]] == ["image_url", "image_url"]
 
 
 def test_images_join_parts_that_are_there() -> None:
-    [message] = messages_up(
+    [message] = to_openai_messages(
         [{"role": "user", "content": [{"type": "text", "text": "look"}], "images": [PNG]}]
     )
     assert [part["type"] for part in message["content"]] == ["text", "image_url"]
@@ -84,7 +90,7 @@ def test_images_join_parts_that_are_there() -> None:
     ],
 )
 def test_media_types_are_read_from_the_first_bytes(data: bytes, kind: str) -> None:
-    assert media_type_of(data) == kind
+    assert detect_media_type(data) == kind
 
 
 @pytest.mark.parametrize(
@@ -92,7 +98,7 @@ def test_media_types_are_read_from_the_first_bytes(data: bytes, kind: str) -> No
 )
 def test_what_is_no_base64_is_refused_by_place(image: Any) -> None:
     with pytest.raises(Invalid) as caught:
-        messages_up(
+        to_openai_messages(
             [{"role": "user", "content": "x"}, {"role": "user", "content": "x", "images": [PNG, image]}]
         )
     assert caught.value.param == "messages.1.images.1"
@@ -102,7 +108,7 @@ def test_what_is_no_base64_is_refused_by_place(image: Any) -> None:
 
 
 def test_arguments_become_text_and_ids_stay() -> None:
-    [message] = messages_up(
+    [message] = to_openai_messages(
         [called(call("add", {"a": 1, "b": "ü"}, id="x1"), call("now"), call("raw", '{"a":1}'))]
     )
     assert [jsons.loads(c["function"]["arguments"]) for c in message["tool_calls"]] == [
@@ -128,12 +134,12 @@ def test_arguments_become_text_and_ids_stay() -> None:
     ],
 )
 def test_results_find_their_calls(results: list[dict[str, Any]], ids: list[str]) -> None:
-    up = messages_up([called(call("a", id="x1"), call("b", id="x2"), call("a", id="x3")), *results])
+    up = to_openai_messages([called(call("a", id="x1"), call("b", id="x2"), call("a", id="x3")), *results])
     assert [message["tool_call_id"] for message in up[1:]] == ids
 
 
 def test_results_find_calls_without_ids() -> None:
-    up = messages_up(
+    up = to_openai_messages(
         [
             {"role": "user", "content": "x"},
             called(call("a"), call("b")),
@@ -159,14 +165,17 @@ def test_results_find_calls_without_ids() -> None:
 )
 def test_a_message_that_cannot_be_read_is_refused_by_place(message: dict[str, Any], param: str) -> None:
     with pytest.raises(Invalid) as caught:
-        messages_up([message])
+        to_openai_messages([message])
     assert caught.value.param == param
 
 
 def test_a_tool_is_a_function_if_it_does_not_say() -> None:
     function = {"name": "add", "parameters": {"type": "object"}}
-    whole = {"type": "function", "function": function}
-    assert tools_up([{"function": function}, whole]) == [whole, whole]
+    from_openai_reply = {"type": "function", "function": function}
+    assert to_openai_tools([{"function": function}, from_openai_reply]) == [
+        from_openai_reply,
+        from_openai_reply,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -174,5 +183,5 @@ def test_a_tool_is_a_function_if_it_does_not_say() -> None:
 )
 def test_a_tool_without_a_function_is_refused(tool: Any) -> None:
     with pytest.raises(Invalid) as caught:
-        tools_up([{"function": {"name": "fine"}}, tool])
+        to_openai_tools([{"function": {"name": "fine"}}, tool])
     assert caught.value.param == "tools.1.function.name"

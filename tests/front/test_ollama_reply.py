@@ -10,13 +10,13 @@ from appliance.base.errors import UpstreamFailed
 from appliance.front.ollama.reply import (
     ReplyFormat,
     StreamTranslator,
-    calls_down,
-    done_reason,
-    logprobs_of,
-    normalised,
-    numbers_of,
-    vectors_of,
-    whole,
+    closing_numbers,
+    from_openai_calls,
+    from_openai_logprobs,
+    from_openai_reply,
+    normalize,
+    parse_vectors,
+    to_done_reason,
 )
 
 AT_S, STAMP = 1_800_000_000.25, "2027-01-15T08:00:00.250000Z"
@@ -28,11 +28,13 @@ def chunk(delta: dict[str, Any], *, finish: str | None = None, **more: Any) -> d
     return {"choices": [{"index": 0, "delta": delta, "finish_reason": finish, **more}]}
 
 
-def tell(voice: ReplyFormat, *events: dict[str, Any]) -> list[dict[str, Any]]:
+def tell(reply_format: ReplyFormat, *events: dict[str, Any]) -> list[dict[str, Any]]:
     """Tell events that come a second apart; the stream ends one second after the last."""
-    teller = StreamTranslator(voice)
-    parts = [teller.take(event, at_s=AT_S, elapsed_s=1.0 + n) for n, event in enumerate(events)]
-    return [part for part in parts if part is not None] + teller.end(at_s=AT_S, elapsed_s=1.0 + len(events))
+    translator = StreamTranslator(reply_format)
+    parts = [translator.translate(event, at_s=AT_S, elapsed_s=1.0 + n) for n, event in enumerate(events)]
+    return [part for part in parts if part is not None] + translator.finish(
+        at_s=AT_S, elapsed_s=1.0 + len(events)
+    )
 
 
 def fragment(index: int, arguments: str, **first: Any) -> dict[str, Any]:
@@ -163,7 +165,7 @@ def test_a_whole_chat_is_one_object() -> None:
         "tool_calls": [{"id": "x1", "type": "function", "function": {"name": "add", "arguments": '{"a":1}'}}],
     }
     reply = {"choices": [{"message": message, "finish_reason": "tool_calls"}], "usage": USAGE}
-    out, text = whole(reply, CHAT, at_s=AT_S, elapsed_s=2)
+    out, text = from_openai_reply(reply, CHAT, at_s=AT_S, elapsed_s=2)
     assert text == "hi"
     assert out == {
         "model": "house/model",
@@ -184,7 +186,7 @@ def test_a_whole_chat_is_one_object() -> None:
 
 
 def test_a_whole_completion_is_one_object() -> None:
-    out, text = whole(
+    out, text = from_openai_reply(
         {"choices": [{"text": "hi", "finish_reason": "stop"}]}, GENERATE, at_s=AT_S, elapsed_s=1
     )
     assert (out["response"], text) == ("hi", "hi")
@@ -192,7 +194,7 @@ def test_a_whole_completion_is_one_object() -> None:
 
 def test_a_refusal_is_text() -> None:
     assert (
-        whole(
+        from_openai_reply(
             {"choices": [{"message": {"content": None, "refusal": "no"}}]}, GENERATE, at_s=AT_S, elapsed_s=1
         )[1]
         == "no"
@@ -202,7 +204,7 @@ def test_a_refusal_is_text() -> None:
 @pytest.mark.parametrize("reply", [{}, {"choices": []}, {"choices": None}, {"choices": ["x"]}, {"data": []}])
 def test_an_answer_without_choices_is_a_failure(reply: dict[str, Any]) -> None:
     with pytest.raises(UpstreamFailed):
-        whole(reply, CHAT, at_s=AT_S, elapsed_s=1)
+        from_openai_reply(reply, CHAT, at_s=AT_S, elapsed_s=1)
 
 
 # ---- parts
@@ -220,7 +222,7 @@ def test_an_answer_without_choices_is_a_failure(reply: dict[str, Any]) -> None:
     ],
 )
 def test_arguments_are_always_an_object(arguments: Any, given: dict[str, Any]) -> None:
-    [call] = calls_down([{"function": {"name": "f", "arguments": arguments}}])
+    [call] = from_openai_calls([{"function": {"name": "f", "arguments": arguments}}])
     assert call == {"function": {"index": 0, "name": "f", "arguments": given}}
 
 
@@ -238,7 +240,7 @@ def test_arguments_are_always_an_object(arguments: Any, given: dict[str, Any]) -
     ],
 )
 def test_finish_reasons_become_done_reasons(finish: Any, reason: str) -> None:
-    assert done_reason(finish) == reason
+    assert to_done_reason(finish) == reason
 
 
 @pytest.mark.parametrize(
@@ -268,19 +270,19 @@ def test_finish_reasons_become_done_reasons(finish: Any, reason: str) -> None:
     ],
 )
 def test_both_shapes_of_log_probabilities_are_read(logprobs: Any, rows: list[Any]) -> None:
-    assert logprobs_of({"logprobs": logprobs}) == rows
+    assert from_openai_logprobs({"logprobs": logprobs}) == rows
 
 
 def test_numbers_that_are_zero_are_left_out() -> None:
-    assert numbers_of(None, total_s=1.5, first_s=0) == {
+    assert closing_numbers(None, total_s=1.5, first_s=0) == {
         "total_duration": 1_500_000_000,
         "eval_duration": 1_500_000_000,
     }
-    assert numbers_of({"prompt_tokens": None, "completion_tokens": 0}, total_s=0, first_s=0) == {}
+    assert closing_numbers({"prompt_tokens": None, "completion_tokens": 0}, total_s=0, first_s=0) == {}
 
 
 def test_the_engines_own_measurements_come_first() -> None:
-    numbers = numbers_of(USAGE, total_s=9, first_s=2, timings={"prompt_ms": 100.5, "predicted_ms": 250})
+    numbers = closing_numbers(USAGE, total_s=9, first_s=2, timings={"prompt_ms": 100.5, "predicted_ms": 250})
     assert (numbers["prompt_eval_duration"], numbers["eval_duration"]) == (100_500_000, 250_000_000)
 
 
@@ -290,7 +292,7 @@ def test_the_engines_own_measurements_come_first() -> None:
 def test_vectors_come_in_the_order_of_their_inputs_as_numbers_or_base64() -> None:
     packed = base64.b64encode(struct.pack("<2f", 0.5, -2.0)).decode()
     rows = [{"index": 1, "embedding": packed}, {"index": 0, "embedding": [3, 4]}]
-    assert vectors_of({"data": rows}, 2) == [[3.0, 4.0], [0.5, -2.0]]
+    assert parse_vectors({"data": rows}, 2) == [[3.0, 4.0], [0.5, -2.0]]
 
 
 @pytest.mark.parametrize(
@@ -309,9 +311,9 @@ def test_vectors_come_in_the_order_of_their_inputs_as_numbers_or_base64() -> Non
 )
 def test_vectors_that_cannot_be_read_are_a_failure(reply: dict[str, Any]) -> None:
     with pytest.raises(UpstreamFailed):
-        vectors_of(reply, 1)
+        parse_vectors(reply, 1)
 
 
 def test_vectors_get_length_one() -> None:
-    assert normalised([3.0, 4.0]) == pytest.approx([0.6, 0.8])
-    assert normalised([0.0, 0.0]) == [0.0, 0.0]
+    assert normalize([3.0, 4.0]) == pytest.approx([0.6, 0.8])
+    assert normalize([0.0, 0.0]) == [0.0, 0.0]

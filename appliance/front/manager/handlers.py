@@ -23,7 +23,7 @@ from appliance.front.manager.objects import (
     vram_of_model,
     vram_summary,
 )
-from appliance.front.ollama.translate import keep_alive_s
+from appliance.front.ollama.translated_request import parse_keep_alive_s
 from appliance.front.openai.handlers import SSE_HEADERS
 from appliance.front.pipeline.access import Access
 from appliance.front.pipeline.body import check_types, read_object
@@ -236,7 +236,7 @@ class ManagerHandlers:
         """
         body = read_object(request.body) if request.body.strip() else {}
         check_types(body, {"stream": bool})
-        stay_s = keep_alive_s(body.get("keep_alive"))
+        stay_s = parse_keep_alive_s(body.get("keep_alive"))
         stay_s = -1.0 if stay_s == math.inf else stay_s
         alias = self._view(request).alias
         if body.get("stream"):

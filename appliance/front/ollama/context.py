@@ -1,7 +1,7 @@
 """The `context` of /api/generate: an opaque list of numbers that carries a conversation from one request to the next.
 
-An engine that is reached over an API shows no token numbers, so ours hold the conversation's text: its UTF-8 JSON behind a
-mark, three bytes a number. Nothing is kept here, and nobody but the client that sends it back can be affected by it.
+An engine behind an API does not show its token numbers, so ours hold the conversation's text: its UTF-8 JSON after a
+marker, three bytes per number. Nothing is stored here.
 """
 
 from itertools import pairwise
@@ -10,39 +10,45 @@ from typing import Any
 from appliance.base import jsons
 from appliance.base.errors import Invalid
 
-_MARK = int.from_bytes(b"ic1", "big")
-_STEP = 3  # bytes a number; larger ones would leave the 32-bit integers that clients store
+_MARKER = int.from_bytes(b"ic1", "big")
+# A larger number would not fit the 32-bit integers that clients store.
+_BYTES_PER_NUMBER = 3
 _ROLES = {"system", "user", "assistant"}
 
 
-def pack(messages: list[dict[str, Any]], answer: str) -> list[int]:
-    """Give the context after `answer`.
+def pack_context(messages: list[dict[str, Any]], reply: str) -> list[int]:
+    """Return the context of a conversation and the reply to it.
 
-    Takes   messages: OpenAI's, as they were asked; pictures in them are left out, their text stays
+    Args:
+        messages: OpenAI's, as they were sent; their images are left out.
+        reply: The text of the reply.
     """
     turns = [[m["role"], _text(m["content"])] for m in messages if m["role"] in _ROLES] + [
-        ["assistant", answer]
+        ["assistant", reply]
     ]
     data = jsons.dumps(turns)
-    data += b" " * (-len(data) % _STEP)
-    return [_MARK, *(int.from_bytes(data[a:b], "big") for a, b in pairwise(range(0, len(data) + 1, _STEP)))]
+    data += b" " * (-len(data) % _BYTES_PER_NUMBER)
+    return [
+        _MARKER,
+        *(int.from_bytes(data[a:b], "big") for a, b in pairwise(range(0, len(data) + 1, _BYTES_PER_NUMBER))),
+    ]
 
 
-def unpack(context: list[Any]) -> list[dict[str, Any]]:
-    """Give the messages that a context holds.
+def unpack_context(context: list[Any]) -> list[dict[str, Any]]:
+    """Return the messages in a context.
 
-    Raises  Invalid: it was not made here
+    Raises:
+        Invalid: It was not made by this server.
     """
     try:
-        if context[0] != _MARK:
+        if context[0] != _MARKER:
             raise ValueError
-        turns = jsons.loads(b"".join(number.to_bytes(_STEP, "big") for number in context[1:]))
+        turns = jsons.loads(b"".join(number.to_bytes(_BYTES_PER_NUMBER, "big") for number in context[1:]))
         if not all(role in _ROLES and isinstance(text, str) for role, text in turns):
             raise ValueError
     except (ValueError, OverflowError, AttributeError, TypeError):
         raise Invalid(
-            "`context` is not one that this server gave; leave it out, or send the conversation as `messages` to "
-            "/api/chat.",
+            "`context` was not made by this server. Leave it out, or send the conversation as `messages` to /api/chat.",
             param="context",
         ) from None
     return [{"role": role, "content": text} for role, text in turns]

@@ -1,14 +1,15 @@
-"""Ollama's dialect: NDJSON streams, durations in nanoseconds, errors as `{error: text}`. Models are answered for, and can be pulled.
+"""Ollama's dialect: NDJSON streams, durations in nanoseconds, errors as `{error: text}`.
 
-Requests are translated in ollama_translate.py, replies in ollama_reply.py; models that run here are told of in ollama_models.py,
-relayed ones in this file. Replies carry the public model name. Source: Ollama's
-API (level API_VERSION); system A, `/api/tags`, `/api/pull`, `/api/generate` (where the two differ, the union).
+Requests are translated in translated_request.py, replies in reply.py; the models that run here are described in models.py,
+the others in relayed.py. Replies have the public model name.
+
+Source: Ollama's API at level API_VERSION; `messages` in /api/generate, `upstream` in /api/tags and the lines of
+/api/pull for a relayed model: for compatibility, see docs/compatibility.md.
 """
 
-import hashlib
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -17,20 +18,28 @@ import structlog
 from appliance.base.clock import Clock, format_rfc3339
 from appliance.base.errors import Invalid, NoSuchModel, Unsupported
 from appliance.engines.router import Router
-from appliance.engines.stream import GeneratedStream, start_stream
+from appliance.engines.stream import GeneratedStream, Stream, start_stream
 from appliance.engines.types import EngineReply, EngineRequest, ModelCard, Operation
-from appliance.front.ollama.context import pack
+from appliance.front.ollama.context import pack_context
 from appliance.front.ollama.models import LocalModels, not_found
-from appliance.front.ollama.ndjson import CONTENT_TYPE, HEARTBEAT, line
+from appliance.front.ollama.ndjson import CONTENT_TYPE, HEARTBEAT, json_line
 from appliance.front.ollama.pull import PullHandlers
-from appliance.front.ollama.reply import ReplyFormat, StreamTranslator, normalised, ns, vectors_of, whole
-from appliance.front.ollama.translate import (
+from appliance.front.ollama.relayed import RelayedModels
+from appliance.front.ollama.reply import (
+    ReplyFormat,
+    StreamTranslator,
+    from_openai_reply,
+    nanoseconds,
+    normalize,
+    parse_vectors,
+)
+from appliance.front.ollama.translated_request import (
     TYPES,
     TranslatedRequest,
-    chat_up,
-    generate_up,
-    keep_alive_s,
-    options_up,
+    parse_keep_alive_s,
+    to_openai_chat,
+    to_openai_generate,
+    to_openai_options,
 )
 from appliance.front.pipeline.access import Access
 from appliance.front.pipeline.body import check_types, read_object
@@ -45,21 +54,56 @@ from appliance.models.status.views import ModelManagerApi
 from appliance.models.table.library import ModelLibrary
 
 log = structlog.get_logger("ollama")
-API_VERSION = "0.13.0"  # the level of Ollama's API that is spoken here; clients compare it
-FAR_S = 365 * 86_400  # a relayed model does not expire
-CAPABILITIES = ["completion", "tools"]
-DEMO_CAPABILITIES = ["completion", "tools", "insert", "embedding", "thinking"]
-MOST_NAMES_LOGGED = 10
+API_VERSION = "0.13.0"  # the level of Ollama's API that is implemented; clients compare it
+MAX_NAMES_LOGGED = 10
+MAX_NAME_CHARS_LOGGED = 64
 STREAM = Response(
     content_type=CONTENT_TYPE, on_error=partial(error_event, dialect="ollama"), heartbeat=HEARTBEAT
 )
+PROMPT_FIELDS = ("prompt", "messages", "suffix", "images")  # without any of them /api/generate only loads
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """One request that an engine answers.
+
+    Attributes:
+        request: As it was received.
+        asked: Its body.
+        card: The model that answers.
+        conversation: What /api/generate returns as `context`, with the reply; None = nothing.
+    """
+
+    request: Request
+    asked: dict[str, Any]
+    card: ModelCard
+    conversation: list[dict[str, Any]] | None = None
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether the reply is streamed: it is, unless the body says no."""
+        return self.asked.get("stream") is not False
+
+    @property
+    def keep_alive_s(self) -> float | None:
+        """How long the model stays loaded, in seconds; None = as configured."""
+        return parse_keep_alive_s(self.asked.get("keep_alive"))
+
+    def add_context(self, last: dict[str, Any], text: str) -> dict[str, Any]:
+        """Return the closing object with `context`, so that /api/generate can continue from it."""
+        if self.conversation is None:
+            return last
+        return last | {"context": pack_context(self.conversation, text)}
 
 
 class OllamaHandlers:
     """The handlers of `/api`.
 
-    Takes   board, library: of the models that run here, None = all are relayed; pulls: None = none can be pulled; heartbeat_s: after how
-            long without an answer a streaming client gets its headers and heartbeats
+    Args:
+        manager: The models that run here; None = all are relayed.
+        library: What is known of their files; None = nothing.
+        pulls: None = no model can be pulled.
+        heartbeat_s: Returns the seconds after which a stream that waits gets its headers and heartbeats; 0 = never.
     """
 
     def __init__(
@@ -76,9 +120,8 @@ class OllamaHandlers:
         self._clock = clock
         self._heartbeat_s = heartbeat_s
         self._local = LocalModels(manager, library, clock=clock) if manager is not None else None
+        self._relayed = RelayedModels(router, clock=clock)
         self._pulls = pulls
-
-    # ---- about models
 
     def routes(self) -> list[Route]:
         """Return this group's addresses."""
@@ -100,23 +143,29 @@ class OllamaHandlers:
             Route(("HEAD", "POST"), "/api/blobs/{digest}", self.unsupported, dialect="ollama"),
         ]
 
+    # ---- about models
+
     async def root(self, request: Request) -> Response:
-        """GET /: what Ollama's clients look for; for who wants JSON `{message}`, as system C."""
+        """Say that the server is running: as text, or as `{message}` where JSON is accepted."""
         if "application/json" in request.headers.get("accept", ""):
             return json_response({"message": "The inference appliance is running."})
         return Response(body=b"Ollama is running", content_type="text/plain; charset=utf-8")
 
     async def version(self, request: Request) -> Response:
-        """GET /api/version: `{version}`."""
+        """Show the level of Ollama's API that is implemented: `{version}`."""
         return json_response({"version": API_VERSION})
 
     async def tags(self, request: Request) -> Response:
-        """GET /api/tags: `{models: [{name, upstream, aliases, model, modified_at, size, digest, details, capabilities, …}]}`."""
+        """List the models.
+
+        Returns:
+            `{models: [{name, model, upstream, aliases, modified_at, size, digest, details, capabilities, …}]}`.
+        """
         cards = self._router.cards()
         local = await self._local.tags(card.id for card in cards) if self._local else {}
         models = [
             {
-                **(local.get(card.id) or self._relayed(card)),
+                **(local.get(card.id) or self._relayed.tag(card)),
                 "upstream": card.upstream,
                 "aliases": list(card.aliases),
             }
@@ -125,271 +174,208 @@ class OllamaHandlers:
         return json_response({"models": models})
 
     async def ps(self, request: Request) -> Response:
-        """GET /api/ps: the models that are loaded here; relayed ones are always ready, take no memory here and do not expire."""
-        far = format_rfc3339(self._clock.now_s() + FAR_S)
+        """List the models that are loaded here, and the relayed ones, which are always ready."""
         loaded = await self._local.loaded() if self._local else []
-        relayed = [
-            {**self._entry(card), "expires_at": far, "size_vram": 0}
-            for card in self._router.cards()
-            if not self._is_local(card)
-        ]
+        relayed = [self._relayed.loaded(card) for card in self._router.cards() if not self._is_local(card)]
         return json_response({"models": loaded + relayed})
 
     async def show(self, request: Request) -> Response:
-        """POST /api/show: what is known of a model, by any name that is answered."""
-        ask = self._read(request)
-        card = self._card(ask, must_name=True)
+        """Show what is known of a model, by its id or an alias."""
+        asked = _read(request)
+        card = self._card(asked, must_name=True)
         if self._local and self._is_local(card):
-            return json_response(await self._local.show(card.id, verbose=bool(ask.get("verbose"))))
-        return json_response(
-            {
-                "modelfile": f"# {card.id} is relayed to {card.upstream}; there is no model file here\nFROM {card.id}\n",
-                "parameters": "",
-                "template": "",
-                "details": _details(card),
-                "capabilities": self._capabilities(),
-                "modified_at": format_rfc3339(card.created_s),
-                **self._remote(card),
-                "model_info": {
-                    "general.architecture": _family(card),
-                    "general.name": card.id,
-                    "appliance.upstream": card.upstream,
-                },
-            }
-        )
+            return json_response(await self._local.show(card.id, verbose=bool(asked.get("verbose"))))
+        return json_response(self._relayed.show(card))
 
     async def pull(self, request: Request) -> Response:
-        """POST /api/pull: a name of Hugging Face's is fetched (ollama_pull.py); a relayed model is always there: the four lines are system A's,
-        `success` ends them as in Ollama."""
-        ask = self._read(request, may_be_empty=True)
-        if (
-            self._pulls
-            and (
-                response := await self._pulls.pull(
-                    request, _name(ask), is_stream=ask.get("stream") is not False
-                )
-            )
-            is not None
-        ):
-            return response
-        card = self._card(ask)
-        if ask.get("stream") is False:
+        """Download a model of Hugging Face.
+
+        1. a name of Hugging Face         → it is downloaded (pull.py)
+        2. a model that is here already   → success: at once, or in four lines
+        """
+        asked = _read(request, may_be_empty=True)
+        name, is_stream = _name(asked), asked.get("stream") is not False
+        if self._pulls is not None:
+            response = await self._pulls.pull(request, name, is_stream=is_stream)
+            if response is not None:  # 1
+                return response
+        card = self._card(asked)
+        if not is_stream:  # 2
             return json_response({"status": "success"})
-        lines = [f"pulling {_name(ask) or card.id}", "verifying sha256", "writing manifest", "success"]
-        return Response(
-            body=b"".join(line({"status": status}) for status in lines), content_type=CONTENT_TYPE
-        )
+        lines = [f"pulling {name or card.id}", "verifying sha256", "writing manifest", "success"]
+        body = b"".join(json_line({"status": status}) for status in lines)
+        return Response(body=body, content_type=CONTENT_TYPE)
 
     async def delete(self, request: Request) -> Response:
-        """DELETE /api/delete: removes a model that was pulled; others are the operator's own."""
+        """Delete a model that was pulled; the models of the operator's table stay."""
         if self._pulls is None:
             return await self.unsupported(request)
-        return await self._pulls.delete(request, _name(self._read(request)))
+        return await self._pulls.delete(request, _name(_read(request)))
 
     async def unsupported(self, request: Request) -> Response:
-        """Writes to a model store that there is not here."""
+        """Refuse: models are not created, copied or uploaded here."""
         raise Unsupported(
-            f"{request.method} {request.path} is not supported: this server makes, copies and takes in no models."
+            f"{request.method} {request.path} is not supported: models cannot be created, copied or "
+            "uploaded here."
         )
 
     # ---- answering
 
     async def chat(self, request: Request) -> Response:
-        """POST /api/chat; without messages it only loads, as in Ollama."""
-        ask = self._read(request)
-        if not ask.get("messages"):
-            return await self._loaded(request, ask, {"message": {"role": "assistant", "content": ""}})
-        return await self._answer(request, ask, chat_up(ask), is_chat=True)
+        """Answer a conversation; without messages only load the model, or unload it (`keep_alive: 0`)."""
+        asked = _read(request)
+        if not asked.get("messages"):
+            return await self._load(request, asked, {"message": {"role": "assistant", "content": ""}})
+        return await self._answer(request, asked, to_openai_chat(asked), is_chat=True)
 
     async def generate(self, request: Request) -> Response:
-        """POST /api/generate; without a prompt (or system A's `messages`) it only loads, as in Ollama."""
-        ask = self._read(request)
-        if not any(ask.get(name) for name in ("prompt", "messages", "suffix", "images")):
-            return await self._loaded(request, ask, {"response": ""})
-        return await self._answer(request, ask, generate_up(ask), is_chat=False)
+        """Answer a prompt; without one only load the model, or unload it (`keep_alive: 0`)."""
+        asked = _read(request)
+        if not any(asked.get(name) for name in PROMPT_FIELDS):
+            return await self._load(request, asked, {"response": ""})
+        return await self._answer(request, asked, to_openai_generate(asked), is_chat=False)
 
     async def _answer(
-        self, request: Request, ask: dict[str, Any], asked: TranslatedRequest, *, is_chat: bool
+        self, request: Request, asked: dict[str, Any], translated: TranslatedRequest, *, is_chat: bool
     ) -> Response:
-        """Ask the engines, and tell what they say in one piece or line by line."""
-        self._note_ignored(request, asked.ignored)
-        card = self._card(ask)
-        is_stream = ask.get("stream") is not False
-        voice = ReplyFormat(card.id, is_chat, shows_thinking=ask.get("think") is not False)
-        memory = None if is_chat or asked.operation is Operation.COMPLETION else asked.body["messages"]
-        if is_stream:
-            asked.body |= {"stream": True, "stream_options": {"include_usage": True}}
-        engine_request = self._request(request, ask, card, asked.operation, asked.body, is_stream=is_stream)
-        if is_stream:
+        """Ask the engines, and render the reply whole or line by line."""
+        _log_ignored(request, translated.ignored)
+        has_context = not is_chat and translated.operation is not Operation.COMPLETION
+        conversation = translated.body["messages"] if has_context else None
+        exchange = Exchange(request, asked, self._card(asked), conversation)
+        reply_format = ReplyFormat(exchange.card.id, is_chat, shows_thinking=asked.get("think") is not False)
+        if exchange.is_stream:
+            translated.body |= {"stream": True, "stream_options": {"include_usage": True}}
+        engine_request = _engine_request(exchange, translated.operation, translated.body)
+        if exchange.is_stream:
             return await respond_or_heartbeat(
-                self._stream(engine_request, request, StreamTranslator(voice), memory),
+                self._start_stream(engine_request, exchange, StreamTranslator(reply_format)),
                 STREAM,
                 heartbeat_s=self._heartbeat_s(),
                 late_headers=engine_request.status_headers,
             )
-        reply = await self._ask(engine_request)
-        out, text = whole(
-            parse_reply(reply), voice, at_s=self._clock.now_s(), elapsed_s=self._elapsed_s(request)
+        value = parse_reply(await self._ask(engine_request))
+        last, text = from_openai_reply(
+            value, reply_format, at_s=self._clock.now_s(), elapsed_s=self._elapsed_s(request)
         )
         if not is_chat:
-            out["upstream_model"] = card.upstream  # system A's field
-        return json_response(_with_context(out, memory, text))
+            last["upstream_model"] = exchange.card.upstream
+        return json_response(exchange.add_context(last, text))
 
-    async def _stream(
-        self,
-        engine_request: EngineRequest,
-        request: Request,
-        teller: StreamTranslator,
-        memory: list[dict[str, Any]] | None,
+    async def _start_stream(
+        self, engine_request: EngineRequest, exchange: Exchange, translator: StreamTranslator
     ) -> Response:
+        """Ask the engines; what fails before the first line becomes a real status, not a line of the stream."""
         reply = await self._ask(engine_request)
         assert reply.events is not None
-        return replace(
-            STREAM,
-            pieces=await start_stream(
-                GeneratedStream(self._lines(reply, request, teller, memory), reply.events)
-            ),
-        )
+        lines = GeneratedStream(self._lines(reply.events, exchange, translator), reply.events)
+        return replace(STREAM, pieces=await start_stream(lines))
 
     async def _lines(
-        self,
-        reply: EngineReply,
-        request: Request,
-        teller: StreamTranslator,
-        memory: list[dict[str, Any]] | None,
+        self, events: Stream, exchange: Exchange, translator: StreamTranslator
     ) -> AsyncGenerator[bytes, None]:
-        """Give the lines of a stream, the closing one last."""
-        assert reply.events is not None
-        now_s = self._clock.now_s
-        async with aclosing(read_events(reply.events)) as events:
-            async for event in events:
-                part = teller.take(event, at_s=now_s(), elapsed_s=self._elapsed_s(request))
+        """Yield the lines of a stream, the closing one last."""
+        now_s, request = self._clock.now_s, exchange.request
+        async with aclosing(read_events(events)) as chunks:
+            async for chunk in chunks:
+                part = translator.translate(chunk, at_s=now_s(), elapsed_s=self._elapsed_s(request))
                 if part is not None:
-                    yield line(part)
-        *calls, last = teller.end(at_s=now_s(), elapsed_s=self._elapsed_s(request))
+                    yield json_line(part)
+        *calls, last = translator.finish(at_s=now_s(), elapsed_s=self._elapsed_s(request))
         for part in calls:
-            yield line(part)
-        yield line(_with_context(last, memory, teller.text))
+            yield json_line(part)
+        yield json_line(exchange.add_context(last, translator.text))
 
-    async def _loaded(self, request: Request, ask: dict[str, Any], empty: dict[str, Any]) -> Response:
-        """Answer a request that only loads a model, or unloads it (`keep_alive: 0`); for a relayed one both are done already."""
-        card = self._card(ask)
-        if ask.get("stream") is False:
-            return await self._touched(request, ask, card, empty)
-        return await respond_or_heartbeat(
-            self._touched(request, ask, card, empty), STREAM, heartbeat_s=self._heartbeat_s()
-        )
+    async def _load(self, request: Request, asked: dict[str, Any], empty: dict[str, Any]) -> Response:
+        """Answer a request that only loads or unloads a model; a relayed one is always loaded.
 
-    async def _touched(
-        self, request: Request, ask: dict[str, Any], card: ModelCard, empty: dict[str, Any]
-    ) -> Response:
-        stay_s = keep_alive_s(ask.get("keep_alive"))
-        took_s = await self._touch(card, stay_s)
-        out = {
-            "model": card.id,
+        Args:
+            empty: The reply's field without content, as the address has it.
+        """
+        exchange = Exchange(request, asked, self._card(asked))
+        loading = self._load_now(exchange, empty)
+        if not exchange.is_stream:
+            return await loading
+        return await respond_or_heartbeat(loading, STREAM, heartbeat_s=self._heartbeat_s())
+
+    async def _load_now(self, exchange: Exchange, empty: dict[str, Any]) -> Response:
+        keep_alive_s = exchange.keep_alive_s
+        took_s = await self._touch(exchange.card, keep_alive_s)
+        body = {
+            "model": exchange.card.id,
             "created_at": format_rfc3339(self._clock.now_s()),
             **empty,
             "done": True,
-            "done_reason": "unload" if stay_s == 0 else "load",
+            "done_reason": "unload" if keep_alive_s == 0 else "load",
         }
         if took_s:
-            out |= {"total_duration": ns(self._elapsed_s(request)), "load_duration": ns(took_s)}
-        if ask.get("stream") is False:
-            return json_response(out)
-        return Response(body=line(out), content_type=CONTENT_TYPE)
+            body["total_duration"] = nanoseconds(self._elapsed_s(exchange.request))
+            body["load_duration"] = nanoseconds(took_s)
+        if not exchange.is_stream:
+            return json_response(body)
+        return Response(body=json_line(body), content_type=CONTENT_TYPE)
 
-    async def _touch(self, card: ModelCard, stay_s: float | None) -> float:
-        """Load or unload a model that runs here; give the seconds that loading took."""
-        return await self._local.touch(card.id, stay_s) if self._local and self._is_local(card) else 0.0
+    async def _touch(self, card: ModelCard, keep_alive_s: float | None) -> float:
+        """Load or unload a model that runs here; return the seconds that loading took."""
+        if self._local is None or not self._is_local(card):
+            return 0.0
+        return await self._local.touch(card.id, keep_alive_s)
 
     # ---- embeddings
 
     async def embed(self, request: Request) -> Response:
-        """POST /api/embed: `{model, embeddings, total_duration, prompt_eval_count}`, vectors of length 1."""
-        ask = self._read(request)
-        value = ask.get("input")
+        """Compute the embeddings of one text or several, as vectors of length 1.
+
+        Returns:
+            `{model, embeddings, total_duration, prompt_eval_count}`.
+        """
+        asked = _read(request)
+        value = asked.get("input")
         inputs = [] if value in (None, "") else [value] if isinstance(value, str) else value
         if not isinstance(inputs, list) or not all(isinstance(text, str) for text in inputs):
             raise Invalid("invalid input type", param="input")
-        card = self._card(ask)
-        vectors, count = await self._vectors(request, ask, card, inputs)
-        out: dict[str, Any] = {"model": card.id, "embeddings": [normalised(v) for v in vectors]}
-        numbers = {"total_duration": ns(self._elapsed_s(request)), "prompt_eval_count": count}
-        return json_response(out | {name: number for name, number in numbers.items() if number})
+        exchange = Exchange(request, asked, self._card(asked))
+        vectors, count = await self._vectors(exchange, inputs)
+        body = {"model": exchange.card.id, "embeddings": [normalize(vector) for vector in vectors]}
+        numbers = {"total_duration": nanoseconds(self._elapsed_s(request)), "prompt_eval_count": count}
+        return json_response(body | {name: number for name, number in numbers.items() if number})
 
     async def embeddings(self, request: Request) -> Response:
-        """POST /api/embeddings, the older shape: `{embedding}`, as the engine gave it."""
-        ask = self._read(request)
-        prompt = ask.get("prompt")
-        vectors, _ = await self._vectors(request, ask, self._card(ask), [prompt] if prompt else [])
+        """Compute one text's embedding as the engine returns it: `{embedding}`, the older address."""
+        asked = _read(request)
+        prompt = asked.get("prompt")
+        exchange = Exchange(request, asked, self._card(asked))
+        vectors, _ = await self._vectors(exchange, [prompt] if prompt else [])
         return json_response({"embedding": vectors[0] if vectors else []})
 
-    async def _vectors(
-        self, request: Request, ask: dict[str, Any], card: ModelCard, inputs: list[str]
-    ) -> tuple[list[list[float]], int]:
-        """Give one vector a text, and the tokens that were read."""
-        stay_s = keep_alive_s(ask.get("keep_alive"))
-        self._note_ignored(request, options_up(ask.get("options"))[1])
+    async def _vectors(self, exchange: Exchange, inputs: list[str]) -> tuple[list[list[float]], int]:
+        """Return one vector per text, and the number of tokens."""
+        asked, keep_alive_s = exchange.asked, exchange.keep_alive_s
+        _log_ignored(exchange.request, to_openai_options(asked.get("options"))[1])
         if not inputs:
-            await self._touch(card, stay_s)
+            await self._touch(exchange.card, keep_alive_s)
             return [], 0
         body: dict[str, Any] = {"input": inputs}
-        if ask.get("dimensions"):
-            body["dimensions"] = ask["dimensions"]
-        value = parse_reply(
-            await self._ask(self._request(request, ask, card, Operation.EMBEDDING, body, is_stream=False))
-        )
+        if asked.get("dimensions"):
+            body["dimensions"] = asked["dimensions"]
+        engine_request = _engine_request(exchange, Operation.EMBEDDING, body, is_stream=False)
+        value = parse_reply(await self._ask(engine_request))
         usage = value.get("usage")
-        return vectors_of(value, len(inputs)), (usage.get("prompt_tokens") or 0) if isinstance(
-            usage, dict
-        ) else 0
+        tokens = usage.get("prompt_tokens") if isinstance(usage, dict) else None
+        return parse_vectors(value, len(inputs)), tokens or 0
 
     # ---- shared
 
     async def _ask(self, engine_request: EngineRequest) -> EngineReply:
-        """Ask the engines; an error status of theirs is raised."""
+        """Ask the engines; raise their error where they return one."""
         reply = await self._router.answer(engine_request)
         if reply.status >= 400:
             raise parse_error_reply(reply.status, reply.body or b"")
         return reply
 
-    def _request(
-        self,
-        request: Request,
-        ask: dict[str, Any],
-        card: ModelCard,
-        operation: Operation,
-        body: dict[str, Any],
-        *,
-        is_stream: bool,
-    ) -> EngineRequest:
-        """Give what the engines are asked: for the model that was named, with the wishes of Ollama's own fields."""
-        name = _name(ask)
-        body["model"] = name or card.id
-        options = request.options
-        if (stay_s := keep_alive_s(ask.get("keep_alive"))) is not None:
-            options = replace(options, keep_alive_s=stay_s)
-        given = ask.get("options")
-        context = given.get("num_ctx") if isinstance(given, dict) else None
-        if (
-            isinstance(context, int) and context > 0
-        ):  # the client counts on so much: a smaller one would cut what it sends
-            options = replace(options, context_tokens=context)
-        return EngineRequest(operation, body, None, name, is_stream, request.receipt, options)
-
-    def _read(self, request: Request, *, may_be_empty: bool = False) -> dict[str, Any]:
-        """Read the body and check the types of what is known in it."""
-        if not request.body.strip():
-            if may_be_empty:
-                return {}
-            raise Invalid("missing request body", code="missing_body")
-        ask = read_object(request.body)
-        check_types(ask, TYPES)
-        return ask
-
-    def _card(self, ask: dict[str, Any], *, must_name: bool = False) -> ModelCard:
-        """Give the model asked for; without a name the default one, as system A does, unless MODEL_STRICT=1."""
-        name = _name(ask)
+    def _card(self, asked: dict[str, Any], *, must_name: bool = False) -> ModelCard:
+        """Return the model asked for; without a name the default one, unless MODEL_STRICT=1."""
+        name = _name(asked)
         if not name and (must_name or self._router.settings.model_strict):
             raise Invalid("model is required", param="model")
         try:
@@ -397,76 +383,53 @@ class OllamaHandlers:
         except NoSuchModel:
             raise not_found(name) from None
 
-    def _note_ignored(self, request: Request, names: list[str]) -> None:
-        """Warn of what was not used, as Ollama does; the names are the client's, so they are cut."""
-        if names:
-            log.warning(
-                "ignored",
-                id=request.id,
-                names=[name[:64] for name in names[:MOST_NAMES_LOGGED]],
-                count=len(names),
-            )
+    def _is_local(self, card: ModelCard) -> bool:
+        return self._local is not None and self._local.has(card.id)
 
     def _elapsed_s(self, request: Request) -> float:
         return self._clock.monotonic_s() - request.began_s
 
-    def _capabilities(self) -> list[str]:
-        return DEMO_CAPABILITIES if self._router.is_demo else CAPABILITIES
 
-    def _is_local(self, card: ModelCard) -> bool:
-        return self._local is not None and self._local.has(card.id)
-
-    def _relayed(self, card: ModelCard) -> dict[str, Any]:
-        """Give what /api/tags says of a model that is elsewhere."""
-        return {
-            **self._entry(card),
-            "modified_at": format_rfc3339(card.created_s),
-            "capabilities": self._capabilities(),
-        }
-
-    def _entry(self, card: ModelCard) -> dict[str, Any]:
-        """Give what /api/tags and /api/ps share; nothing of the model lies on this machine, so its size is 0."""
-        return {
-            "name": card.id,
-            "model": card.id,
-            **self._remote(card),
-            "size": 0,
-            "digest": hashlib.sha256(card.upstream.encode()).hexdigest(),
-            "details": _details(card),
-        }
-
-    def _remote(self, card: ModelCard) -> dict[str, str]:
-        """Give the fields by which Ollama says that a model is elsewhere; the demo engine is not."""
-        if card.owned_by != "novita":
+def _read(request: Request, *, may_be_empty: bool = False) -> dict[str, Any]:
+    """Return the body, the types of its known fields checked."""
+    if not request.body.strip():
+        if may_be_empty:
             return {}
-        return {
-            "remote_model": card.upstream,
-            "remote_host": self._router.settings.novita_openai_endpoints[0],
-        }
+        raise Invalid("missing request body", code="missing_body")
+    asked = read_object(request.body)
+    check_types(asked, TYPES)
+    return asked
 
 
-def _name(ask: dict[str, Any]) -> str:
-    """Give the name asked for, under its present or its older field; "" = none."""
-    return str(ask.get("model") or ask.get("name") or "")
+def _name(asked: dict[str, Any]) -> str:
+    """Return the model's name, from its field or the older one; "" = none."""
+    return str(asked.get("model") or asked.get("name") or "")
 
 
-def _family(card: ModelCard) -> str:
-    """Guess a model's family from its name: what stands before the first number or dash."""
-    name = card.upstream.rsplit("/", 1)[-1].lower()
-    return "llama" if "llama" in name else name.split("-")[0].rstrip("0123456789.")
+def _engine_request(
+    exchange: Exchange, operation: Operation, body: dict[str, Any], *, is_stream: bool | None = None
+) -> EngineRequest:
+    """Return what the engines are asked: for the model that was named, with the options of Ollama's own fields.
+
+    Args:
+        is_stream: None = as the client asked.
+    """
+    name = _name(exchange.asked)
+    body["model"] = name or exchange.card.id
+    options = exchange.request.options
+    if (keep_alive_s := exchange.keep_alive_s) is not None:
+        options = replace(options, keep_alive_s=keep_alive_s)
+    given = exchange.asked.get("options")
+    context = given.get("num_ctx") if isinstance(given, dict) else None
+    if isinstance(context, int) and context > 0:
+        # The client relies on this size: a smaller context would cut what it sends.
+        options = replace(options, context_tokens=context)
+    is_stream = exchange.is_stream if is_stream is None else is_stream
+    return EngineRequest(operation, body, None, name, is_stream, exchange.request.receipt, options)
 
 
-def _details(card: ModelCard) -> dict[str, Any]:
-    return {
-        "parent_model": "",
-        "format": "remote",
-        "family": _family(card),
-        "families": [_family(card)],
-        "parameter_size": "",
-        "quantization_level": "",
-    }
-
-
-def _with_context(last: dict[str, Any], memory: list[dict[str, Any]] | None, text: str) -> dict[str, Any]:
-    """Give a closing object with `context`, so that /api/generate can go on from it; a chat or a completion has none."""
-    return last if memory is None else last | {"context": pack(memory, text)}
+def _log_ignored(request: Request, names: list[str]) -> None:
+    """Log the options that were not used, as Ollama does; the names are the client's, so they are shortened."""
+    if names:
+        shown = [name[:MAX_NAME_CHARS_LOGGED] for name in names[:MAX_NAMES_LOGGED]]
+        log.warning("ignored", id=request.id, names=shown, count=len(names))

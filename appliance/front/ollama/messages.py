@@ -1,4 +1,4 @@
-"""Ollama's messages and tools into OpenAI's: images become data URIs, tool arguments become text, every call gets an id. Pure."""
+"""Ollama's messages and tools as OpenAI's: images become data URIs, arguments become text, every call gets an id. Pure."""
 
 import base64
 import binascii
@@ -17,14 +17,18 @@ _IMAGE_TYPES = (  # first bytes → media type
     (b"II*\x00", "image/tiff"),
     (b"MM\x00*", "image/tiff"),
 )
-UNKNOWN_TYPE = "application/octet-stream"  # the engine looks for itself
+UNKNOWN_TYPE = "application/octet-stream"  # the engine detects it
 
 
-def messages_up(messages: list[dict[str, Any]], *, where: str = "messages") -> list[dict[str, Any]]:
-    """Translate a conversation.
+def to_openai_messages(messages: list[dict[str, Any]], *, where: str = "messages") -> list[dict[str, Any]]:
+    """Return a conversation as OpenAI's messages.
 
-    Takes   messages: each an object with a role (checked before); where: how a field at fault is named, "" = by itself
-    Raises  Invalid: with the field at fault
+    Args:
+        messages: Objects with a role (checked before).
+        where: The path of the field at fault in an error; "" = its name alone.
+
+    Raises:
+        Invalid: A field has the wrong type, or an image is not base64.
     """
     ids = _CallIds()
     return [
@@ -33,10 +37,11 @@ def messages_up(messages: list[dict[str, Any]], *, where: str = "messages") -> l
     ]
 
 
-def tools_up(tools: list[Any]) -> list[dict[str, Any]]:
-    """Translate `tools`, which differ only where `type` is missing.
+def to_openai_tools(tools: list[Any]) -> list[dict[str, Any]]:
+    """Return `tools` as OpenAI's, which differ only where `type` is missing.
 
-    Raises  Invalid: a tool without a function
+    Raises:
+        Invalid: A tool has no function with a name.
     """
     for number, tool in enumerate(tools):
         function = tool.get("function") if isinstance(tool, dict) else None
@@ -49,71 +54,76 @@ def tools_up(tools: list[Any]) -> list[dict[str, Any]]:
 
 
 class _CallIds:
-    """Joins tool results to the calls that they answer: OpenAI's messages do it by id, Ollama's by name or by order."""
+    """Matches tool results with their calls: by id in OpenAI's messages, by name or order in Ollama's."""
 
     def __init__(self) -> None:
-        self._open: list[tuple[str, str]] = []  # (id, name) of the calls without a result yet
+        self._open: list[tuple[str, str]] = []  # (id, name) of the calls without a result
 
-    def called(self, call_id: str, name: str) -> None:
+    def add(self, call_id: str, name: str) -> None:
         self._open.append((call_id, name))
 
-    def answered(self, message: dict[str, Any], number: int) -> str:
-        """Give the id of the call that a tool's message answers.
+    def match(self, message: dict[str, Any], number: int) -> str:
+        """Return the id of the call that a tool's message belongs to.
 
-        1. the id it gives     2. the first open call of its tool_name     3. the first open call     4. a new id
+        1. by its tool_call_id     2. the first open call of its tool_name     3. the first open call
+        4. none is found: its own id, or a new one
         """
         given, name = message.get("tool_call_id"), message.get("tool_name")
-        found = (
-            next((c for c in self._open if c[0] == given), None)
-            if given
-            # 1
-            else (
-                next((c for c in self._open if c[1] == name), None)
-                if name
-                # 2
-                else (self._open[0] if self._open else None)
-            )
-        )  # 3
-        if found is not None:
-            self._open.remove(found)
-            return found[0]
-        return str(given or f"call_{number}_0")  # 4
+        if given:  # 1
+            found = next((call for call in self._open if call[0] == given), None)
+        elif name:  # 2
+            found = next((call for call in self._open if call[1] == name), None)
+        else:  # 3
+            found = self._open[0] if self._open else None
+        if found is None:  # 4
+            return str(given or f"call_{number}_0")
+        self._open.remove(found)
+        return found[0]
 
 
 def _message(message: dict[str, Any], where: str, number: int, ids: _CallIds) -> dict[str, Any]:
     out: dict[str, Any] = {"role": message["role"], "content": _content(message, where)}
     if isinstance(message.get("thinking"), str) and message["thinking"]:
         out["reasoning_content"] = message["thinking"]
+    if calls := _calls(message, where, number):
+        out["tool_calls"] = calls
+        for call in calls:
+            ids.add(call["id"], call["function"]["name"])
+    if message["role"] == "tool":
+        out |= _tool_result(message, where, number, ids)
+    return out
+
+
+def _calls(message: dict[str, Any], where: str, number: int) -> list[dict[str, Any]]:
     calls = message.get("tool_calls")
     if calls is not None and not isinstance(calls, list):
         raise Invalid(
             f"`{where}tool_calls` must be an array, not {json_type_of(calls)}.", param=f"{where}tool_calls"
         )
-    if calls:
-        out["tool_calls"] = [
-            _call(call, f"{where}tool_calls.{k}", f"call_{number}_{k}") for k, call in enumerate(calls)
-        ]
-        for call in out["tool_calls"]:
-            ids.called(call["id"], call["function"]["name"])
-    if message["role"] == "tool":
-        for name in ("tool_name", "tool_call_id"):
-            if not isinstance(message.get(name), (str, type(None))):
-                raise Invalid(
-                    f"`{where}{name}` must be a string, not {json_type_of(message[name])}.",
-                    param=f"{where}{name}",
-                )
-        out["tool_call_id"] = ids.answered(message, number)
-        if message.get("tool_name"):
-            out["name"] = message["tool_name"]
-    return out
+    return [
+        _call(call, f"{where}tool_calls.{index}", f"call_{number}_{index}")
+        for index, call in enumerate(calls or [])
+    ]
+
+
+def _tool_result(message: dict[str, Any], where: str, number: int, ids: _CallIds) -> dict[str, Any]:
+    """Return the fields that only a tool's message has."""
+    for name in ("tool_name", "tool_call_id"):
+        if not isinstance(message.get(name), (str, type(None))):
+            raise Invalid(
+                f"`{where}{name}` must be a string, not {json_type_of(message[name])}.",
+                param=f"{where}{name}",
+            )
+    fields = {"tool_call_id": ids.match(message, number)}
+    return fields | ({"name": message["tool_name"]} if message.get("tool_name") else {})
 
 
 def _content(message: dict[str, Any], where: str) -> Any:
-    """Give a message's content: text, or parts when it has images."""
+    """Return a message's content: text, or parts where it has images."""
     content, images = message.get("content") or "", message.get("images")
     if images is not None and not isinstance(images, list):
         raise Invalid(
-            f"`{where}images` must be an array of base64 texts, not {json_type_of(images)}.",
+            f"`{where}images` must be an array of base64 strings, not {json_type_of(images)}.",
             param=f"{where}images",
         )
     if not images:
@@ -122,7 +132,7 @@ def _content(message: dict[str, Any], where: str) -> Any:
     return [
         *parts,
         *(
-            {"type": "image_url", "image_url": {"url": data_uri(image, f"{where}images.{index}")}}
+            {"type": "image_url", "image_url": {"url": to_data_uri(image, f"{where}images.{index}")}}
             for index, image in enumerate(images)
         ),
     ]
@@ -147,11 +157,15 @@ def _call(call: Any, where: str, new_id: str) -> dict[str, Any]:
     }
 
 
-def data_uri(image: Any, param: str) -> str:
-    """Give an image as a data URI.
+def to_data_uri(image: Any, param: str) -> str:
+    """Return an image as a data URI.
 
-    Takes   image: base64, line breaks allowed; a data URI is taken too; param: how it is named when it is at fault
-    Raises  Invalid: it is no base64, or empty
+    Args:
+        image: Base64, line breaks allowed; or a data URI.
+        param: The path of the field in an error.
+
+    Raises:
+        Invalid: It is not base64, or empty.
     """
     text = image if isinstance(image, str) else ""
     if text.startswith("data:"):
@@ -162,12 +176,12 @@ def data_uri(image: Any, param: str) -> str:
     except (binascii.Error, ValueError):
         data = b""
     if not data:
-        raise Invalid(f"`{param}` is no base64 text of an image.", param=param)
-    return f"data:{media_type_of(data)};base64,{text}"
+        raise Invalid(f"`{param}` must be an image in base64.", param=param)
+    return f"data:{detect_media_type(data)};base64,{text}"
 
 
-def media_type_of(data: bytes) -> str:
-    """Tell an image's media type from its first bytes."""
+def detect_media_type(data: bytes) -> str:
+    """Return an image's media type, from its first bytes."""
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "image/webp"
     if data[4:12] in {b"ftypavif", b"ftypheic"}:

@@ -1,6 +1,8 @@
-"""Ollama's words for the models that run here: what /api/tags, /api/ps and /api/show say of them, and loading by an empty prompt.
+"""The models that run here, as /api/tags, /api/ps and /api/show describe them; and loading by an empty prompt.
 
-Facts come from the model's file (the library), states from the manager (the board). Source: Ollama's API types and its `ollama ps`.
+Facts come from the model's file (the library), states from the manager.
+
+Source: Ollama's API types and its `ollama ps`.
 """
 
 import hashlib
@@ -10,7 +12,7 @@ from typing import Any
 from appliance.base import jsons
 from appliance.base.clock import Clock, format_rfc3339
 from appliance.base.errors import NoSuchModel
-from appliance.front.ollama.translate import NEVER_AFTER_S
+from appliance.front.ollama.translated_request import NEVER_AFTER_S
 from appliance.models.status.views import ModelManagerApi, ModelView, RunnerView
 from appliance.models.table.catalogue import Model
 from appliance.models.table.command import slot_context_tokens
@@ -22,7 +24,11 @@ NAME_WIDTH = 30  # of a parameter's name in /api/show, as Ollama writes them
 
 
 class LocalModels:
-    """The models of the manager's table, in Ollama's shapes."""
+    """The models of the manager's table, in Ollama's shapes.
+
+    Args:
+        library: What is known of the files; None = nothing.
+    """
 
     def __init__(self, manager: ModelManagerApi, library: ModelLibrary | None, *, clock: Clock) -> None:
         self._manager = manager
@@ -30,26 +36,34 @@ class LocalModels:
         self._clock = clock
 
     def has(self, alias: str) -> bool:
+        """Whether the table has this model."""
         return alias in self._manager.catalogue.models
 
     # ---- what there is
 
     async def tags(self, aliases: Iterable[str]) -> dict[str, dict[str, Any]]:
-        """Give what /api/tags says of those that are ours: `{name, model, modified_at, size, digest, details, capabilities}` by alias."""
+        """Return the rows of /api/tags of those that run here, by alias.
+
+        Returns:
+            `{alias: {name, model, modified_at, size, digest, details, capabilities}}`.
+        """
         views = [self._manager.model(alias) for alias in aliases if self.has(alias)]
-        known = await self._known(view.alias for view in views)
-        return {view.alias: _tag(view, known.get(view.alias)) for view in views}
+        details = await self._details(view.alias for view in views)
+        return {view.alias: _tag(view, details.get(view.alias)) for view in views}
 
     async def loaded(self) -> list[dict[str, Any]]:
-        """Give the rows of /api/ps, the one that stays longest first:
-        `{name, model, size, digest, details, expires_at, size_vram, context_length}`; one row for all runners of a model."""
+        """Return the rows of /api/ps, the one that stays longest first; one row for all runners of a model.
+
+        Returns:
+            `[{name, model, size, digest, details, expires_at, size_vram, context_length}]`.
+        """
         views = [view for view in self._manager.models() if _holding(view)]
-        known = await self._known(view.alias for view in views)
+        details = await self._details(view.alias for view in views)
         now_s = self._clock.now_s()
         stays = sorted(((_expiry_s(view, now_s), view) for view in views), key=lambda stay: -stay[0])
         return [
             {
-                **_entry(view, known.get(view.alias)),
+                **_entry(view, details.get(view.alias)),
                 **_memory(view),
                 "expires_at": format_rfc3339(at_s),
                 "context_length": _context(view),
@@ -58,9 +72,15 @@ class LocalModels:
         ]
 
     async def show(self, alias: str, *, verbose: bool) -> dict[str, Any]:
-        """Give the answer of /api/show; the lists of the header (vocabularies) only when `verbose`, null else.
+        """Return the body of /api/show.
 
-        Raises  NoSuchModel · Unavailable: the file cannot be read
+        Args:
+            alias: A model of the table.
+            verbose: With the lists of the file's header (vocabularies); else they are null.
+
+        Raises:
+            NoSuchModel: The table has no such model.
+            Unavailable: The file cannot be read.
         """
         view, model = self._manager.model(alias), self._manager.catalogue.models[alias]
         details = await self._library.details(alias) if self._library else None
@@ -80,16 +100,20 @@ class LocalModels:
         }
         return out | ({"license": details.license} if details and details.license else {})
 
-    async def _known(self, aliases: Iterable[str]) -> dict[str, ModelDetails]:
+    async def _details(self, aliases: Iterable[str]) -> dict[str, ModelDetails]:
         return await self._library.every(aliases) if self._library else {}
 
     # ---- loading
 
     async def touch(self, alias: str, keep_alive_s: float | None) -> float:
-        """Do what a request with nothing to answer asks for: unload the model if `keep_alive_s` is 0, load it else.
+        """Unload the model if `keep_alive_s` is 0, else load it.
 
-        Gives   the seconds that loading took; 0 = it was loaded, or is unloaded now
-        Raises  NoSuchModel: in Ollama's words · what loading raises (Board.load)
+        Returns:
+            The seconds that loading took; 0 = it was loaded before, or is unloaded now.
+
+        Raises:
+            NoSuchModel: The table has no such model.
+            ApplianceError: What ModelManagerApi.load raises.
         """
         try:
             if keep_alive_s == 0:
@@ -103,7 +127,7 @@ class LocalModels:
 
 
 def not_found(name: str) -> NoSuchModel:
-    """Say in Ollama's words that there is no such model."""
+    """Return the error of an unknown model, with Ollama's text."""
     return NoSuchModel(f"model '{name}' not found", param="model")
 
 
@@ -115,7 +139,7 @@ def _tag(view: ModelView, details: ModelDetails | None) -> dict[str, Any]:
 
 
 def _entry(view: ModelView, details: ModelDetails | None) -> dict[str, Any]:
-    """Give what /api/tags and /api/ps share."""
+    """Return what /api/tags and /api/ps share."""
     return {
         "name": view.alias,
         "model": view.alias,
@@ -126,7 +150,7 @@ def _entry(view: ModelView, details: ModelDetails | None) -> dict[str, Any]:
 
 
 def _facts(view: ModelView, details: ModelDetails | None) -> dict[str, Any]:
-    """Give what /api/tags and /api/show share."""
+    """Return what /api/tags and /api/show share."""
     capabilities = list(details.capabilities) if details else ["completion"]
     return {
         "modified_at": format_rfc3339(details.modified_s if details else view.updated_at_s),
@@ -136,7 +160,7 @@ def _facts(view: ModelView, details: ModelDetails | None) -> dict[str, Any]:
 
 
 def _digest(view: ModelView, details: ModelDetails | None) -> str:
-    """Give the file's digest; until that is reckoned a stand-in, for clients cut the first letters off without looking."""
+    """Return the file's digest; until it is computed a substitute, because clients shorten it without a check."""
     if details and details.digest:
         return details.digest
     state = f"{view.path}:{details.size_bytes}:{details.modified_s}" if details else str(view.path)
@@ -170,7 +194,7 @@ def _holding(view: ModelView) -> list[RunnerView]:
 
 
 def _memory(view: ModelView) -> dict[str, int]:
-    """Give `size`, all the memory that it takes, and `size_vram`, what of it lies on GPUs; while it loads, what it is reckoned to take."""
+    """Return `size`, all its memory (estimated while it loads), and `size_vram`, its memory on GPUs."""
     runners = _holding(view)
     total = sum(max(runner.memory_bytes, sum(taken for _, taken in runner.devices)) for runner in runners)
     on_gpus = sum(taken for runner in runners for index, taken in runner.devices if index >= 0)
@@ -178,7 +202,7 @@ def _memory(view: ModelView) -> dict[str, int]:
 
 
 def _expiry_s(view: ModelView, now_s: float) -> float:
-    """Give when the last of its runners goes; one that never goes is so far off that `ollama ps` says Forever."""
+    """Return when its last runner is unloaded; never is so far in the future that `ollama ps` prints Forever."""
     never_s = now_s + NEVER_AFTER_S
     return max(
         never_s if runner.expires_at_s is None else min(runner.expires_at_s, never_s)
@@ -187,12 +211,12 @@ def _expiry_s(view: ModelView, now_s: float) -> float:
 
 
 def _context(view: ModelView) -> int:
-    """Give the tokens that one request has: a slot's part of the whole."""
+    """Return the context of one request in tokens: a slot's part of the whole."""
     return slot_context_tokens(view.context_tokens, view.slots)
 
 
 def _parameters(model: Model, view: ModelView, *, threads: int) -> list[str]:
-    """Give the lines of `parameters`: how the model is run here, under Ollama's names."""
+    """Return the lines of `parameters`: how the model is run here, with Ollama's names."""
     params = model.params
     values = {
         "num_ctx": _context(view),
@@ -209,8 +233,8 @@ def _parameters(model: Model, view: ModelView, *, threads: int) -> list[str]:
 
 
 def _modelfile(model: Model, template: str, parameters: list[str]) -> str:
-    """Write how Ollama would be told to make this model; of the file only its name, where it lies is the operator's."""
-    lines = [f"# {model.alias} is run here from its file", f"FROM {model.path.name}"]
+    """Return a Modelfile for this model; with the file's name only, not the folder."""
+    lines = [f"# {model.alias} runs here from its file", f"FROM {model.path.name}"]
     if template:
         lines.append(f"TEMPLATE {_quoted(template)}")
     return "\n".join([*lines, *(f"PARAMETER {' '.join(line.split())}" for line in parameters)]) + "\n"

@@ -1,6 +1,6 @@
-"""Newline-delimited JSON: one object a line. The framing of Ollama's streams.
+"""Newline-delimited JSON, one object per line: the framing of Ollama's streams.
 
-NDJSON knows no comments, and clients stumble over a line that is empty. What every JSON reader passes over is space before an object:
+NDJSON has no comments, and clients fail on an empty line. But every JSON reader skips spaces before an object:
 HEARTBEAT is the beginning of the next line.
 """
 
@@ -12,6 +12,6 @@ CONTENT_TYPE = "application/x-ndjson"
 HEARTBEAT = b" "
 
 
-def line(value: dict[str, Any]) -> bytes:
-    """Render one object as a line."""
+def json_line(value: dict[str, Any]) -> bytes:
+    """Return one object as a line."""
     return jsons.dumps(value) + b"\n"

@@ -1,7 +1,8 @@
-"""Ollama's /api/pull of a model on Hugging Face, and /api/delete of a pulled one: the real thing, in Ollama's words.
+"""Ollama's /api/pull of a model on Hugging Face, and /api/delete of a pulled one.
 
-A stream begins before the repository is asked, as Ollama's does: what fails from there on is said in a last line. A client that leaves
-cancels the download unless others want it; what was fetched stays for the next time. Both are for operators: they fill and clear the disk.
+A stream starts before the repository is asked, as Ollama's does: a failure after that is its last line. A client that
+leaves cancels the download unless others wait for it; what was fetched is kept. Both need an operator: they fill and
+clear the disk.
 """
 
 import asyncio
@@ -13,7 +14,7 @@ from appliance.base.errors import Invalid
 from appliance.downloads.job import DownloadJob
 from appliance.downloads.jobs import GATHER_S
 from appliance.engines.stream import GeneratedStream
-from appliance.front.ollama.ndjson import CONTENT_TYPE, line
+from appliance.front.ollama.ndjson import CONTENT_TYPE, json_line
 from appliance.front.pipeline.errors import error_event
 from appliance.front.pipeline.request import Request
 from appliance.front.pipeline.response import Response, json_response
@@ -22,9 +23,11 @@ from appliance.models.pulls import Pulls, pull_digest
 
 
 class PullHandlers:
-    """The two handlers.
+    """What OllamaHandlers calls for pull and delete.
 
-    Takes   admit: raises unless a call may do what operators may; gather_s: for tests
+    Args:
+        admit: Raises unless the client is an operator.
+        gather_s: Seconds between two lines of progress.
     """
 
     def __init__(self, pulls: Pulls, *, admit: Callable[[Request], None], gather_s: float = GATHER_S) -> None:
@@ -33,10 +36,16 @@ class PullHandlers:
         self._gather_s = gather_s
 
     async def pull(self, request: Request, name: str, *, is_stream: bool) -> Response | None:
-        """POST /api/pull: `pulling manifest`, `pulling <12 hex>` with digest, total and completed, `verifying sha256 digest`, `writing manifest`,
-        `success`; without a stream only the last. None = the name is none of Hugging Face's.
+        """Download a model; return None where `name` is not one of Hugging Face.
 
-        Raises  Invalid: it begins like one and is none · Forbidden, Unauthenticated · without a stream whatever the download does
+        Returns:
+            Lines: `pulling manifest`, `pulling <12 hex digits>` with digest, total and completed, `verifying sha256
+            digest`, `writing manifest`, `success`; or without a stream the last one.
+
+        Raises:
+            Invalid: The name starts like one of Hugging Face and is invalid.
+            Forbidden, Unauthenticated: The client is no operator.
+            ApplianceError: Without a stream: the download failed.
         """
         wanted = parse_pull_name(name)
         if wanted is None:
@@ -46,7 +55,7 @@ class PullHandlers:
         if is_stream:
             return Response(
                 content_type=CONTENT_TYPE,
-                pieces=GeneratedStream((line(one) async for one in lines), lines),
+                pieces=GeneratedStream((json_line(one) async for one in lines), lines),
                 on_error=partial(error_event, dialect="ollama"),
             )
         last: dict[str, Any] = {}
@@ -56,23 +65,27 @@ class PullHandlers:
 
     async def _lines(self, name: PullName) -> AsyncGenerator[dict[str, Any], None]:
         yield {"status": "pulling manifest"}
-        choice = await self._pulls.find_files(name)
-        job = await self._pulls.start(name, choice)
-        digest = pull_digest(name, choice)
+        files = await self._pulls.find_files(name)
+        job = await self._pulls.start(name, files)
+        digest = pull_digest(name, files)
         with self._pulls.jobs.holding(job.id):
             async for now in self._pulls.jobs.follow(job.id):
                 if now.is_active:
-                    yield _progress(digest, choice, now)
+                    yield _progress(digest, files, now)
                     await asyncio.sleep(self._gather_s)
             done = await self._pulls.jobs.wait(job.id)  # raises why it failed
-        yield _progress(digest, choice, done)
+        yield _progress(digest, files, done)
         for status in ("verifying sha256 digest", "writing manifest", "success"):
             yield {"status": status}
 
     async def delete(self, request: Request, name: str) -> Response:
-        """DELETE /api/delete: unloads a pulled model and removes its files; an empty 200.
+        """Unload a pulled model and remove its files; return an empty 200.
 
-        Raises  Forbidden, Unauthenticated · Invalid: no name · NoSuchModel: nothing was pulled by that name · Conflict: it is being pulled
+        Raises:
+            Forbidden, Unauthenticated: The client is no operator.
+            Invalid: There is no name.
+            NoSuchModel: No model of this name was pulled.
+            Conflict: It is being pulled.
         """
         self._admit(request)
         if not name:
@@ -82,15 +95,13 @@ class PullHandlers:
         return Response(body=b"")
 
 
-def _progress(digest: str, choice: PullFiles, job: DownloadJob) -> dict[str, Any]:
-    """Give a line of progress; as in Ollama there is no `completed` while it is zero."""
-    total = choice.total_bytes or job.progress.total_bytes or job.bytes_total
-    done = (
-        total
-        if job.state == "completed"
-        else min(job.progress.done_bytes, total)
-        if total
-        else job.progress.done_bytes
-    )
-    told: dict[str, Any] = {"status": f"pulling {digest[:12]}", "digest": f"sha256:{digest}"}
-    return told | {name: number for name, number in (("total", total), ("completed", done)) if number}
+def _progress(digest: str, files: PullFiles, job: DownloadJob) -> dict[str, Any]:
+    """Return a line of progress; as in Ollama there is no `completed` while it is zero."""
+    total = files.total_bytes or job.progress.total_bytes or job.bytes_total
+    done = job.progress.done_bytes
+    if job.state == "completed":
+        done = total
+    elif total:
+        done = min(done, total)
+    line: dict[str, Any] = {"status": f"pulling {digest[:12]}", "digest": f"sha256:{digest}"}
+    return line | {name: number for name, number in (("total", total), ("completed", done)) if number}

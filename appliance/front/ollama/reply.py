@@ -1,6 +1,6 @@
-"""OpenAI's replies and chunks into Ollama's objects: text, thinking, whole tool calls, numbers in nanoseconds. Pure.
+"""OpenAI's replies and chunks as Ollama's objects: text, thinking, whole tool calls, durations in nanoseconds. Pure.
 
-Source: Ollama's API types. Times come in from outside; nothing here reads a clock.
+Source: Ollama's API types.
 """
 
 import base64
@@ -17,13 +17,13 @@ from appliance.base.errors import UpstreamFailed
 DONE_REASONS = {
     "tool_calls": "stop",
     "function_call": "stop",
-}  # other words are the same, or worth knowing (content_filter)
-BROKEN_ARGUMENTS = "_raw"  # holds a tool call's arguments when the model wrote no JSON object
+}  # the others stay as they are
+BROKEN_ARGUMENTS = "_raw"  # the key of a tool call's arguments that are no JSON object
 
 
 @dataclass(frozen=True, slots=True)
 class ReplyFormat:
-    """How the answers of one request speak: the name they carry, chat's shape or generate's, with or without thinking."""
+    """How the reply to one request is rendered: the model's name, chat's shape or generate's, with or without thinking."""
 
     model: str
     is_chat: bool
@@ -38,25 +38,27 @@ class ReplyFormat:
         calls: list[dict[str, Any]] | None = None,
         logprobs: list[Any] | None = None,
     ) -> dict[str, Any]:
-        """Give an object without its `done`."""
-        said: dict[str, Any] = {"role": "assistant", "content": text} if self.is_chat else {"response": text}
+        """Return an object without its `done`."""
+        content: dict[str, Any] = (
+            {"role": "assistant", "content": text} if self.is_chat else {"response": text}
+        )
         if thinking and self.shows_thinking:
-            said["thinking"] = thinking
+            content["thinking"] = thinking
         if calls:
-            said["tool_calls"] = calls
+            content["tool_calls"] = calls
         out: dict[str, Any] = {"model": self.model, "created_at": format_rfc3339(at_s)}
-        out |= {"message": said} if self.is_chat else said
+        out |= {"message": content} if self.is_chat else content
         return out | ({"logprobs": logprobs} if logprobs else {})
 
 
 @dataclass(slots=True)
 class StreamTranslator:
-    """Tells one stream: takes OpenAI's events, gives Ollama's objects. After the last event, `end`.
+    """Turns the chunks of one stream into Ollama's objects. After the last chunk call `finish`.
 
-    Tool calls are gathered and told whole, in one object before the closing one. `text` is all that was said.
+    Tool calls are assembled and sent whole, in one object before the closing one. `text` is the whole text so far.
     """
 
-    voice: ReplyFormat
+    reply_format: ReplyFormat
     text: str = ""
     _calls: dict[int, dict[str, Any]] = field(default_factory=dict)
     _usage: Any = None
@@ -64,10 +66,13 @@ class StreamTranslator:
     _finish: Any = None
     _first_s: float | None = None
 
-    def take(self, event: dict[str, Any], *, at_s: float, elapsed_s: float) -> dict[str, Any] | None:
-        """Take an event; give the object that it makes, if it says something.
+    def translate(self, event: dict[str, Any], *, at_s: float, elapsed_s: float) -> dict[str, Any] | None:
+        """Return a chunk as an object; None where it has neither text nor thinking.
 
-        Takes   at_s: seconds since 1970; elapsed_s: since the request came
+        Args:
+            event: One chunk of OpenAI's.
+            at_s: Seconds since 1970.
+            elapsed_s: Seconds since the request arrived.
         """
         self._usage = event.get("usage") or self._usage
         self._timings = event.get("timings") or self._timings
@@ -78,27 +83,29 @@ class StreamTranslator:
         self._finish = choice.get("finish_reason") or self._finish
         self._gather(delta.get("tool_calls"))
         text = delta.get("content") or delta.get("text") or delta.get("refusal") or ""
-        thinking = thinking_of(delta) if self.voice.shows_thinking else ""
-        if self._first_s is None and (text or self._calls or thinking_of(delta)):
+        thinking = reasoning_text(delta) if self.reply_format.shows_thinking else ""
+        if self._first_s is None and (text or self._calls or reasoning_text(delta)):
             self._first_s = elapsed_s
         if not text and not thinking:
             return None
         self.text += text
-        return self.voice.part(at_s, text, thinking=thinking, logprobs=logprobs_of(choice)) | {"done": False}
+        return self.reply_format.part(
+            at_s, text, thinking=thinking, logprobs=from_openai_logprobs(choice)
+        ) | {"done": False}
 
-    def end(self, *, at_s: float, elapsed_s: float) -> list[dict[str, Any]]:
-        """Give the last objects: the tool calls, if there are any, and the closing one with the numbers."""
-        calls = calls_down([self._calls[index] for index in sorted(self._calls)])
-        told = [self.voice.part(at_s, calls=calls) | {"done": False}] if calls else []
-        last = self.voice.part(at_s) | {"done": True, "done_reason": done_reason(self._finish)}
+    def finish(self, *, at_s: float, elapsed_s: float) -> list[dict[str, Any]]:
+        """Return the last objects: the tool calls, if there are any, and the closing one with the numbers."""
+        calls = from_openai_calls([self._calls[index] for index in sorted(self._calls)])
+        parts = [self.reply_format.part(at_s, calls=calls) | {"done": False}] if calls else []
+        last = self.reply_format.part(at_s) | {"done": True, "done_reason": to_done_reason(self._finish)}
         first_s = 0.0 if self._first_s is None else self._first_s
         return [
-            *told,
-            last | numbers_of(self._usage, total_s=elapsed_s, first_s=first_s, timings=self._timings),
+            *parts,
+            last | closing_numbers(self._usage, total_s=elapsed_s, first_s=first_s, timings=self._timings),
         ]
 
     def _gather(self, fragments: Any) -> None:
-        """Put the fragments of tool calls together."""
+        """Add fragments to the tool calls that they belong to."""
         for fragment in fragments or []:
             index = fragment.get("index")
             call = self._calls.setdefault(
@@ -114,34 +121,37 @@ class StreamTranslator:
             )
 
 
-def whole(
-    reply: dict[str, Any], voice: ReplyFormat, *, at_s: float, elapsed_s: float
+def from_openai_reply(
+    reply: dict[str, Any], reply_format: ReplyFormat, *, at_s: float, elapsed_s: float
 ) -> tuple[dict[str, Any], str]:
-    """Translate an answer in one piece.
+    """Return a whole reply as an object.
 
-    Gives   (the object, the text that was said)
-    Raises  UpstreamFailed: there is no choice in it
+    Returns:
+        (the object, its text).
+
+    Raises:
+        UpstreamFailed: It has no choices.
     """
     choices = reply.get("choices")
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-        raise UpstreamFailed("The engine's answer has no choices.", code="upstream_rubbish")
+        raise UpstreamFailed("The engine's response has no `choices`.", code="upstream_rubbish")
     choice = choices[0]
     message = choice.get("message") or choice  # a completion has `text` in the choice itself
     text = message.get("content") or message.get("text") or message.get("refusal") or ""
-    out = voice.part(
+    out = reply_format.part(
         at_s,
         text,
-        thinking=thinking_of(message),
-        calls=calls_down(message.get("tool_calls") or []),
-        logprobs=logprobs_of(choice),
+        thinking=reasoning_text(message),
+        calls=from_openai_calls(message.get("tool_calls") or []),
+        logprobs=from_openai_logprobs(choice),
     )
-    out |= {"done": True, "done_reason": done_reason(choice.get("finish_reason"))}
-    return out | numbers_of(
+    out |= {"done": True, "done_reason": to_done_reason(choice.get("finish_reason"))}
+    return out | closing_numbers(
         reply.get("usage"), total_s=elapsed_s, first_s=0.0, timings=reply.get("timings")
     ), text
 
 
-def calls_down(calls: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def from_openai_calls(calls: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Translate finished tool calls: arguments become an object, ids stay."""
     out = []
     for index, call in enumerate(calls):
@@ -167,18 +177,18 @@ def _arguments(text: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {BROKEN_ARGUMENTS: text}
 
 
-def thinking_of(message: dict[str, Any]) -> str:
-    """Give the reasoning text under either of its names."""
+def reasoning_text(message: dict[str, Any]) -> str:
+    """Return the reasoning of a message, under either of its names."""
     return str(message.get("reasoning_content") or message.get("reasoning") or "")
 
 
-def done_reason(finish: Any) -> str:
-    """Give Ollama's word for a finish_reason."""
+def to_done_reason(finish: Any) -> str:
+    """Return Ollama's done_reason for a finish_reason."""
     return DONE_REASONS.get(finish, finish) if isinstance(finish, str) and finish else "stop"
 
 
-def logprobs_of(choice: dict[str, Any]) -> list[Any]:
-    """Give Ollama's list of log-probabilities, from a chat's (`content`) or a completion's (parallel arrays)."""
+def from_openai_logprobs(choice: dict[str, Any]) -> list[Any]:
+    """Return Ollama's list of log-probabilities, from a chat's (`content`) or a completion's (parallel arrays)."""
     given = choice.get("logprobs")
     if not isinstance(given, dict):
         return []
@@ -195,23 +205,26 @@ def logprobs_of(choice: dict[str, Any]) -> list[Any]:
     return rows
 
 
-def numbers_of(usage: Any, *, total_s: float, first_s: float, timings: Any = None) -> dict[str, int]:
-    """Give the closing object's numbers, durations in nanoseconds; those that are zero are left out, as Ollama does.
+def closing_numbers(usage: Any, *, total_s: float, first_s: float, timings: Any = None) -> dict[str, int]:
+    """Return the closing object's numbers, durations in nanoseconds; zeros are left out, as Ollama does.
 
-    Takes   usage: OpenAI's; total_s: from the request to its end; first_s: to the first token, 0 = not seen (one piece);
-            timings: llama-server's own measurements, which know better, if there are any
+    Args:
+        usage: OpenAI's.
+        total_s: Seconds from the request to its end.
+        first_s: Seconds to the first token; 0 = unknown (a whole reply).
+        timings: llama-server's own measurements, which are more exact; None = none.
     """
     usage = usage if isinstance(usage, dict) else {}
     prompt_s, eval_s = first_s, max(0.0, total_s - first_s)
     if isinstance(timings, dict):
         prompt_s, eval_s = _ms(timings.get("prompt_ms"), prompt_s), _ms(timings.get("predicted_ms"), eval_s)
     numbers = {
-        "total_duration": ns(total_s),
+        "total_duration": nanoseconds(total_s),
         "load_duration": 0,
         "prompt_eval_count": usage.get("prompt_tokens") or 0,
-        "prompt_eval_duration": ns(prompt_s),
+        "prompt_eval_duration": nanoseconds(prompt_s),
         "eval_count": usage.get("completion_tokens") or 0,
-        "eval_duration": ns(eval_s),
+        "eval_duration": nanoseconds(eval_s),
     }
     return {name: value for name, value in numbers.items() if value}
 
@@ -220,27 +233,28 @@ def _ms(value: Any, otherwise_s: float) -> float:
     return value / 1000 if isinstance(value, (int, float)) and value >= 0 else otherwise_s
 
 
-def ns(seconds: float) -> int:
-    """Give whole nanoseconds."""
+def nanoseconds(seconds: float) -> int:
+    """Return seconds as whole nanoseconds."""
     return round(seconds * 1e9)
 
 
-def vectors_of(reply: dict[str, Any], count: int) -> list[list[float]]:
-    """Read `count` embeddings, in the order of their inputs; numbers or base64 of little-endian 32-bit floats.
+def parse_vectors(reply: dict[str, Any], count: int) -> list[list[float]]:
+    """Return `count` embeddings, in the order of their inputs, from numbers or base64 of little-endian 32-bit floats.
 
-    Raises  UpstreamFailed: there are more or fewer, or one cannot be read
+    Raises:
+        UpstreamFailed: There are more or fewer, or one is invalid.
     """
     rows = reply.get("data")
     if not isinstance(rows, list) or len(rows) != count:
         raise UpstreamFailed(
-            f"The engine gave {len(rows) if isinstance(rows, list) else 'no'} embeddings for {count} texts.",
+            f"The engine returned {len(rows) if isinstance(rows, list) else 'no'} embeddings for {count} texts.",
             code="upstream_rubbish",
         )
     try:
         return [_vector(row["embedding"]) for row in sorted(rows, key=lambda row: row.get("index", 0))]
     except (KeyError, TypeError, ValueError, AttributeError, struct.error, binascii.Error) as exc:
         raise UpstreamFailed(
-            f"The engine's embeddings cannot be read: {exc!r}.", code="upstream_rubbish"
+            f"The engine's embeddings are invalid: {exc!r}.", code="upstream_rubbish"
         ) from exc
 
 
@@ -251,7 +265,7 @@ def _vector(given: Any) -> list[float]:
     return [float(x) for x in given]
 
 
-def normalised(vector: list[float]) -> list[float]:
-    """Give the vector with length 1; a zero vector stays."""
+def normalize(vector: list[float]) -> list[float]:
+    """Return the vector scaled to length 1; a zero vector stays."""
     length = math.sqrt(sum(x * x for x in vector))
     return [x / length for x in vector] if length else vector

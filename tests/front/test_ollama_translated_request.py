@@ -7,21 +7,21 @@ import pytest
 
 from appliance.base.errors import Invalid
 from appliance.engines.types import Operation
-from appliance.front.ollama.context import pack
-from appliance.front.ollama.translate import (
+from appliance.front.ollama.context import pack_context
+from appliance.front.ollama.translated_request import (
     LOCAL_OPTIONS,
     OPTIONS,
-    chat_up,
-    generate_up,
-    keep_alive_s,
-    options_up,
+    parse_keep_alive_s,
+    to_openai_chat,
+    to_openai_generate,
+    to_openai_options,
 )
 
 USER = [{"role": "user", "content": "hi"}]
 
 
 def chat(**fields: Any) -> dict[str, Any]:
-    return chat_up({"messages": USER, **fields}).body
+    return to_openai_chat({"messages": USER, **fields}).body
 
 
 def refusal(call: Any, *arguments: Any) -> Invalid:
@@ -69,16 +69,16 @@ def refusal(call: Any, *arguments: Any) -> Invalid:
 )
 def test_keep_alive_is_read_as_go_reads_durations(value: Any, seconds: float | None) -> None:
     if value == "-1":
-        assert refusal(keep_alive_s, value).param == "keep_alive"
+        assert refusal(parse_keep_alive_s, value).param == "keep_alive"
     else:
-        assert keep_alive_s(value) == (seconds if seconds is None else pytest.approx(seconds))
+        assert parse_keep_alive_s(value) == (seconds if seconds is None else pytest.approx(seconds))
 
 
 @pytest.mark.parametrize(
     "value", ["", "5", "5 m", "m", "5x", "5m-3s", "1h 30m", "1.2.3s", "ever", True, [5], {"s": 5}, math.nan]
 )
 def test_a_keep_alive_that_is_no_duration_is_refused(value: Any) -> None:
-    error = refusal(keep_alive_s, value)
+    error = refusal(parse_keep_alive_s, value)
     assert error.param == "keep_alive"
     assert "5m" in error.message
 
@@ -116,15 +116,15 @@ def test_a_keep_alive_that_is_no_duration_is_refused(value: Any) -> None:
     ],
 )
 def test_options_become_fields(options: dict[str, Any] | None, fields: dict[str, Any]) -> None:
-    assert options_up(options)[0] == fields
+    assert to_openai_options(options)[0] == fields
 
 
 def test_an_unknown_option_is_named_and_no_error() -> None:
-    assert options_up({"num_ctx": 1, "warmth": 3, "temperature": 1, "color": None}) == (
+    assert to_openai_options({"num_ctx": 1, "warmth": 3, "temperature": 1, "color": None}) == (
         {"temperature": 1},
         ["warmth", "color"],
     )
-    assert chat_up({"messages": USER, "options": {"warmth": 3}}).ignored == ["warmth"]
+    assert to_openai_chat({"messages": USER, "options": {"warmth": 3}}).ignored == ["warmth"]
 
 
 WRONG = {float: ["1", True, [], {}], int: ["1", True, 1.5, []], bool: [1, "true"], list: [1, [1], {}]}
@@ -139,7 +139,7 @@ WRONG = {float: ["1", True, [], {}], int: ["1", True, 1.5, []], bool: [1, "true"
     ],
 )
 def test_an_option_of_a_wrong_type_is_refused_by_name(name: str, value: Any) -> None:
-    error = refusal(options_up, {name: value})
+    error = refusal(to_openai_options, {name: value})
     assert error.param == f"options.{name}"
     assert name in error.message
 
@@ -182,7 +182,8 @@ def test_think_becomes_reasoning_effort(think: Any, effort: str | None) -> None:
 def test_logprobs_are_asked_for_in_each_operations_spelling() -> None:
     assert chat(logprobs=True, top_logprobs=3).items() >= {"logprobs": True, "top_logprobs": 3}.items()
     assert (
-        generate_up({"prompt": "a", "raw": True, "logprobs": True, "top_logprobs": 3}).body["logprobs"] == 3
+        to_openai_generate({"prompt": "a", "raw": True, "logprobs": True, "top_logprobs": 3}).body["logprobs"]
+        == 3
     )
     assert not {"logprobs", "top_logprobs"} & set(chat(top_logprobs=3))
 
@@ -201,15 +202,15 @@ def test_logprobs_are_asked_for_in_each_operations_spelling() -> None:
     ],
 )
 def test_what_chat_and_generate_share_is_refused_by_field(fields: dict[str, Any], param: str) -> None:
-    assert refusal(chat_up, {"messages": USER, **fields}).param == param
-    assert refusal(generate_up, {"prompt": "hi", **fields}).param == param
+    assert refusal(to_openai_chat, {"messages": USER, **fields}).param == param
+    assert refusal(to_openai_generate, {"prompt": "hi", **fields}).param == param
 
 
 # ---- generate
 
 
 def test_a_prompt_becomes_a_chat() -> None:
-    asked = generate_up({"prompt": "why?", "system": "Be brief.", "options": {"num_predict": 5}})
+    asked = to_openai_generate({"prompt": "why?", "system": "Be brief.", "options": {"num_predict": 5}})
     assert asked.operation is Operation.CHAT
     assert asked.body == {
         "max_tokens": 5,
@@ -218,15 +219,15 @@ def test_a_prompt_becomes_a_chat() -> None:
 
 
 def test_system_as_messages_are_taken_by_generate() -> None:
-    assert generate_up({"messages": USER, "prompt": "unused"}).body["messages"] == USER
-    assert generate_up({"messages": USER, "system": "S"}).body["messages"] == [
+    assert to_openai_generate({"messages": USER, "prompt": "unused"}).body["messages"] == USER
+    assert to_openai_generate({"messages": USER, "system": "S"}).body["messages"] == [
         {"role": "system", "content": "S"},
         *USER,
     ]
 
 
 def test_raw_goes_up_as_it_is() -> None:
-    asked = generate_up(
+    asked = to_openai_generate(
         {"prompt": "<s>[INST] hi [/INST]", "raw": True, "think": "low", "options": {"stop": "x"}}
     )
     assert asked.operation is Operation.COMPLETION
@@ -234,7 +235,7 @@ def test_raw_goes_up_as_it_is() -> None:
 
 
 def test_a_suffix_asks_for_what_belongs_between() -> None:
-    asked = generate_up(
+    asked = to_openai_generate(
         {"prompt": "def f():", "suffix": "return x", "system": "unused", "options": {"num_predict": 9}}
     )
     assert asked.operation is Operation.COMPLETION
@@ -243,17 +244,17 @@ def test_a_suffix_asks_for_what_belongs_between() -> None:
 
 
 def test_a_context_puts_the_conversation_before_the_prompt() -> None:
-    context = pack([{"role": "system", "content": "old"}, {"role": "user", "content": "1"}], "2")
+    context = pack_context([{"role": "system", "content": "old"}, {"role": "user", "content": "1"}], "2")
     first = [
         {"role": "system", "content": "old"},
         {"role": "user", "content": "1"},
         {"role": "assistant", "content": "2"},
     ]
-    assert generate_up({"prompt": "3", "context": context}).body["messages"] == [
+    assert to_openai_generate({"prompt": "3", "context": context}).body["messages"] == [
         *first,
         {"role": "user", "content": "3"},
     ]
-    newer = generate_up({"prompt": "3", "context": context, "system": "new"}).body["messages"]
+    newer = to_openai_generate({"prompt": "3", "context": context, "system": "new"}).body["messages"]
     assert newer == [{"role": "system", "content": "new"}, *first[1:], {"role": "user", "content": "3"}]
 
 
@@ -272,7 +273,7 @@ def test_a_context_puts_the_conversation_before_the_prompt() -> None:
     ],
 )
 def test_what_generate_cannot_do_is_refused(fields: dict[str, Any], param: str, words: str) -> None:
-    error = refusal(generate_up, {"prompt": "hi", **fields})
+    error = refusal(to_openai_generate, {"prompt": "hi", **fields})
     assert error.param == param
     assert words in error.message
 
@@ -287,7 +288,7 @@ def test_what_generate_cannot_do_is_refused(fields: dict[str, Any], param: str, 
     ],
 )
 def test_a_chats_messages_are_refused_by_place(messages: list[Any], param: str) -> None:
-    assert refusal(chat_up, {"messages": messages}).param == param
+    assert refusal(to_openai_chat, {"messages": messages}).param == param
 
 
 def test_tools_go_up() -> None:

@@ -1,0 +1,293 @@
+"""Ollama's requests as OpenAI's. Pure: it decides what the engines are asked, and refuses what is invalid.
+
+Source: Ollama's API types and `options`; `messages` in /api/generate and `options.max_tokens`: docs/compatibility.md.
+"""
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from appliance.base.errors import Invalid
+from appliance.engines.types import Operation
+from appliance.front.ollama.context import unpack_context
+from appliance.front.ollama.messages import to_openai_messages, to_openai_tools
+from appliance.front.pipeline.body import check_messages, json_type_of
+
+TYPES: dict[str, Any] = {  # of every field of any address
+    "model": str,
+    "name": str,
+    "prompt": str,
+    "system": str,
+    "suffix": str,
+    "template": str,
+    "messages": list,
+    "images": list,
+    "context": list,
+    "tools": list,
+    "stream": bool,
+    "raw": bool,
+    "truncate": bool,
+    "shift": bool,
+    "logprobs": bool,
+    "insecure": bool,
+    "verbose": bool,
+    "top_logprobs": int,
+    "dimensions": int,
+    "options": dict,
+}
+OPTIONS: dict[str, tuple[str, type]] = {  # Ollama's option → (OpenAI's field, type)
+    "temperature": ("temperature", float),
+    "top_p": ("top_p", float),
+    "top_k": ("top_k", int),
+    "min_p": ("min_p", float),
+    "seed": ("seed", int),
+    "presence_penalty": ("presence_penalty", float),
+    "frequency_penalty": ("frequency_penalty", float),
+    "repeat_penalty": ("repetition_penalty", float),
+    "num_predict": ("max_tokens", int),
+    "max_tokens": ("max_tokens", int),
+    "stop": ("stop", list),
+}
+LOCAL_OPTIONS: dict[str, type] = {  # about an engine on the same machine: checked, not sent on
+    "num_ctx": int,
+    "num_keep": int,
+    "num_batch": int,
+    "num_gpu": int,
+    "main_gpu": int,
+    "num_thread": int,
+    "use_mmap": bool,
+    "use_mlock": bool,
+    "numa": bool,
+    "low_vram": bool,
+    "f16_kv": bool,
+    "vocab_only": bool,
+    "logits_all": bool,
+    "embedding_only": bool,
+    "typical_p": float,
+    "repeat_last_n": int,
+    "tfs_z": float,
+    "mirostat": int,
+    "mirostat_tau": float,
+    "mirostat_eta": float,
+    "penalize_newline": bool,
+}
+TYPE_NAMES = {float: "float32", int: "integer", bool: "boolean", list: "array"}
+EFFORTS = {"low": "low", "medium": "medium", "high": "high", "max": "high"}  # OpenAI's scale ends at high
+MAX_TOP_LOGPROBS = 20
+FOREVER = -1.0  # seconds: never unloaded, for the model manager
+NEVER_AFTER_S = 2**63 / 1e9  # 292 years: the longest time that Ollama can hold; it means never
+RAW_MAX_TOKENS = 512  # where `num_predict` is absent: the completions API would stop after 16
+_DURATION = re.compile(r"[+-]?(?:(?:\d+(?:\.\d*)?|\.\d+)(?:ns|us|µs|μs|ms|s|m|h))+")
+_TERM = re.compile(r"([\d.]+)(ns|us|µs|μs|ms|s|m|h)")
+_UNIT_S = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+@dataclass(slots=True)
+class TranslatedRequest:
+    """One request of Ollama's, translated.
+
+    Attributes:
+        operation: What the engines are asked for.
+        body: OpenAI's, without `model` and `stream`.
+        ignored: Names of valid fields that cannot be used, and of unknown options. Ollama logs them, too.
+    """
+
+    operation: Operation
+    body: dict[str, Any]
+    ignored: list[str] = field(default_factory=list)
+
+
+def parse_keep_alive_s(value: Any) -> float | None:
+    """Return the seconds of `keep_alive`.
+
+    Args:
+        value: Seconds as a number, or a duration such as "5m", "1h30m", "-1s", "0".
+
+    Returns:
+        Seconds; FOREVER for a negative or endless time; None where it is absent.
+
+    Raises:
+        Invalid: It is neither.
+    """
+    if value is None:
+        return None
+    is_nan = value != value  # JSON as some clients write it may hold one
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and not is_nan:
+        return float(value) if 0 <= value <= NEVER_AFTER_S else FOREVER
+    if isinstance(value, str) and (value.lstrip("+-") == "0" or _DURATION.fullmatch(value)):
+        total = sum(float(number) * _UNIT_S[unit] for number, unit in _TERM.findall(value))
+        return FOREVER if total > NEVER_AFTER_S or (value.startswith("-") and total) else total
+    raise Invalid(
+        '`keep_alive` must be seconds as a number, or a duration such as "5m" or "-1s".', param="keep_alive"
+    )
+
+
+def to_openai_options(options: dict[str, Any] | None) -> tuple[dict[str, Any], list[str]]:
+    """Return `options` as fields of OpenAI's.
+
+    Returns:
+        (fields, names of unknown options).
+
+    Raises:
+        Invalid: A known option has the wrong type; `param` is `options.<name>`.
+    """
+    fields: dict[str, Any] = {}
+    unknown = []
+    for name, value in (options or {}).items():
+        known, kind = OPTIONS.get(name) or ("", LOCAL_OPTIONS.get(name))
+        if kind is None:
+            unknown.append(name)
+        if kind is None or value is None:
+            continue
+        value = _option(name, value, kind)
+        if known and not _is_default(name, value):
+            fields[known] = value
+    return fields, unknown
+
+
+def _option(name: str, value: Any, kind: type) -> Any:
+    """Return a known option's value in its type; raise Invalid for another type."""
+    if kind is list:
+        value = [value] if isinstance(value, str) else value
+        if isinstance(value, list) and all(isinstance(item, str) for item in value):
+            return value
+    elif kind is bool:
+        if isinstance(value, bool):
+            return value
+    elif (
+        isinstance(value, (int, float))
+        and not isinstance(value, bool)
+        and (kind is float or float(value).is_integer())
+    ):
+        return int(value) if kind is int else value
+    raise Invalid(f'option "{name}" must be of type {TYPE_NAMES[kind]}', param=f"options.{name}")
+
+
+def _is_default(name: str, value: Any) -> bool:
+    """Whether a value means the same as no value.
+
+    1. a limit of 0, -1 or -2: no limit     2. a negative seed: a random one     3. no stop words
+    """
+    if name in {"num_predict", "max_tokens"}:  # 1
+        return bool(value <= 0)
+    if name == "seed":  # 2
+        return bool(value < 0)
+    return name == "stop" and not value  # 3
+
+
+def to_openai_chat(asked: dict[str, Any]) -> TranslatedRequest:
+    """Return a request to /api/chat as a chat.
+
+    Raises:
+        Invalid: A field is invalid; `param` names it.
+    """
+    check_messages(asked["messages"])
+    body: dict[str, Any] = {"messages": to_openai_messages(asked["messages"])}
+    if asked.get("tools"):
+        body["tools"] = to_openai_tools(asked["tools"])
+    fields, ignored = _common(asked)
+    return TranslatedRequest(Operation.CHAT, body | fields | _logprobs(asked, Operation.CHAT), ignored)
+
+
+def to_openai_generate(asked: dict[str, Any]) -> TranslatedRequest:
+    """Return a request to /api/generate as a chat or a completion.
+
+    1. raw                  → a completion: the prompt is sent as it is
+    2. a suffix             → a completion that fills the gap
+    3. `messages`           → a chat
+    4. else                 → a chat: the system text, the messages in `context`, the prompt with its images
+
+    Raises:
+        Invalid: A field is invalid; `param` names it.
+    """
+    if asked.get("raw") and any(asked.get(name) for name in ("template", "system", "context")):
+        raise Invalid("raw mode does not support template, system, or context", param="raw")
+    if asked.get("template"):
+        raise Invalid(
+            "`template` is not supported: the engine applies the model's own. Leave it out, or send a complete prompt "
+            "with `raw`.",
+            param="template",
+        )
+    fields, ignored = _common(asked)
+    if asked.get("raw") or asked.get("suffix"):  # 1, 2
+        return _completion(asked, fields, ignored)
+    if asked.get("messages"):  # 3
+        check_messages(asked["messages"])
+        messages = to_openai_messages(asked["messages"])
+    else:  # 4
+        messages = unpack_context(asked["context"]) if asked.get("context") else []
+        messages += to_openai_messages(
+            [{"role": "user", "content": asked.get("prompt") or "", "images": asked.get("images")}], where=""
+        )
+    if asked.get("system"):
+        messages = [
+            {"role": "system", "content": asked["system"]},
+            *(m for m in messages if m["role"] != "system"),
+        ]
+    return TranslatedRequest(
+        Operation.CHAT, {"messages": messages, **fields, **_logprobs(asked, Operation.CHAT)}, ignored
+    )
+
+
+def _completion(asked: dict[str, Any], fields: dict[str, Any], ignored: list[str]) -> TranslatedRequest:
+    if asked.get("images"):
+        raise Invalid(
+            f"`images` cannot be used with `{'raw' if asked.get('raw') else 'suffix'}`.", param="images"
+        )
+    body: dict[str, Any] = {"prompt": asked.get("prompt") or "", "max_tokens": RAW_MAX_TOKENS, **fields}
+    if asked.get("suffix"):
+        body["suffix"] = asked["suffix"]
+    body.pop("reasoning_effort", None)
+    # A gap has no conversation around it.
+    ignored = ignored + [name for name in ("system", "context") if asked.get(name)]
+    return TranslatedRequest(Operation.COMPLETION, body | _logprobs(asked, Operation.COMPLETION), ignored)
+
+
+def _common(asked: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Return the fields that both share, as OpenAI's: options, format, think. Also check keep_alive.
+
+    Returns:
+        (fields, names of unknown options).
+    """
+    fields, unknown = to_openai_options(asked.get("options"))
+    parse_keep_alive_s(asked.get("keep_alive"))
+    fields |= _response_format(asked.get("format"))
+    fields |= _reasoning_effort(asked.get("think"))
+    return fields, unknown
+
+
+def _response_format(wanted: Any) -> dict[str, Any]:
+    if wanted in (None, ""):
+        return {}
+    if wanted == "json":
+        return {"response_format": {"type": "json_object"}}
+    if isinstance(wanted, dict):
+        schema = {"name": "answer", "schema": wanted}
+        return {"response_format": {"type": "json_schema", "json_schema": schema}}
+    raise Invalid('`format` must be "json" or a JSON schema object.', param="format")
+
+
+def _reasoning_effort(think: Any) -> dict[str, Any]:
+    if think is None or isinstance(think, bool):
+        return {}
+    if not isinstance(think, str):
+        raise Invalid(
+            f"`think` must be true, false, or one of low, medium, high, max, not {json_type_of(think)}.",
+            param="think",
+        )
+    if think not in EFFORTS:
+        raise Invalid(
+            f'invalid think value: "{think[:64]}" (must be "high", "medium", "low", "max", true, or false)',
+            param="think",
+        )
+    return {"reasoning_effort": EFFORTS[think]}
+
+
+def _logprobs(asked: dict[str, Any], operation: Operation) -> dict[str, Any]:
+    """Return the fields for log-probabilities, which the two operations spell differently."""
+    top = asked.get("top_logprobs") or 0
+    if not 0 <= top <= MAX_TOP_LOGPROBS:
+        raise Invalid("top_logprobs must be between 0 and 20", param="top_logprobs")
+    if not asked.get("logprobs"):
+        return {}
+    return {"logprobs": top} if operation is Operation.COMPLETION else {"logprobs": True, "top_logprobs": top}
