@@ -95,13 +95,13 @@ class SidecarEngine:
         """Return the state to report; None = there is nothing to report."""
         server = self.server()
         if server is not None:
-            return server.state()
-        return next((one for one in self._router.states() if one.kind == "managed"), None)
+            return server.describe()
+        return next((one.describe() for one in self._router.backends() if one.is_managed), None)
 
     def adapters(self) -> tuple[tuple[str, ...] | None, int]:
         """Return (the adapters that the server has, 0); None = it was not asked yet."""
         server = self.server()
-        if server is None or not server.has_facts:
+        if server is None or not server.models.has_facts:
             return None, 0
         return tuple(card.id for card in server.cards() if card.parent), 0
 

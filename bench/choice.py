@@ -62,10 +62,11 @@ def whole(count: int, wire: ConnectionPool) -> float:
             wire=wire,
             clock=clock,
             metrics=metrics,
+            callbacks=router.callbacks,
         )
-        server.update_facts(EngineFacts({"m": ServedModel(card, "m")}))
-        server.health = EngineHealth(True)
-        server.update_load(1.0, 0.0, "ok")
+        server.state.update_facts(EngineFacts({"m": ServedModel(card, "m")}))
+        server.state.health = EngineHealth(True)
+        server.state.update_load(1.0, 0.0, "ok")
         pool.backends.append(server)
     router.set_pools([pool])
     asking = DispatchRequest([pool], "m", "model", NO_OPTIONS, Receipt("r"), clock.monotonic_s() + 300)

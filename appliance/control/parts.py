@@ -61,7 +61,7 @@ class WorkerLike(Protocol):
 class ServerLike(Protocol):
     """What the control API needs of one server of the fleet."""
 
-    def state(self) -> BackendState: ...
+    def describe(self) -> BackendState: ...
 
 
 class FleetLike(Protocol):

@@ -103,7 +103,6 @@ class Fleet:
         self._spec = FleetSpec()
         self._servers: dict[str, EngineServer] = {}
         self._loops: dict[str, tuple[HealthProber, asyncio.Task[Any]]] = {}
-        self._leaving: dict[str, EngineServer] = {}
         self._hosted: HostedBackend | None = None
         self._managed: ManagedBackend | None = None
         self._hosted_from: EngineSettings | None = None
@@ -140,18 +139,14 @@ class Fleet:
         for name, (one, origin) in wanted.items():
             present = self._servers.get(name)
             if present is not None and present.spec == one:
-                present.settings, present.origin = settings, origin
-                present.breaker.failures, present.breaker.rest_s = (
-                    settings.breaker_failures,
-                    settings.breaker_rest_s,
-                )
+                present.apply(settings, origin)
                 continue
             differences.append(f"the backend {name} {'changes' if present else 'comes'}")
             if present is not None:
                 self._drop(name)
             self._open(one, settings, origin)
         for name in self._drained & set(self._servers):
-            self._servers[name].is_draining = True
+            self._servers[name].state.is_draining = True
         self._spec = spec
         if self._hosted_from is None or settings != self._hosted_from:
             self._replace_hosted(settings)
@@ -181,7 +176,6 @@ class Fleet:
     def set_managed(self, backend: ManagedBackend) -> None:
         """Put the model manager's backend in place: the table's models are looked for before everything else."""
         self._managed = backend
-        backend.on_models = self.router.refresh
         self._put()
 
     def refresh_managed(self, settings: EngineSettings) -> None:
@@ -280,14 +274,14 @@ class Fleet:
         Raises  NotFound
         """
         server = self._server(name)
-        server.is_draining = not resume
+        server.state.is_draining = not resume
         (self._drained.discard if resume else self._drained.add)(name)
         if persist or resume:
             kept = [n for n in self._changes.drained if n != name] + ([] if resume else [name])
             if kept != self._changes.drained:
                 self._changes.drained = kept
                 self._persist()
-        server.on_capacity(server)
+        self.router.dispatcher.serve_queues()
         self.router.notify_changed()
         return server
 
@@ -343,14 +337,12 @@ class Fleet:
             wire=self._wire,
             clock=self._clock,
             metrics=self._metrics,
+            callbacks=self.router.callbacks,
             origin=origin,
             ssl_context=self._context(spec),
         )
-        server.member.cost = spec.cost
-        server.on_models = self.router.refresh
-        server.on_change = self.router.notify_changed
         self._servers[spec.name] = server
-        prober = HealthProber(server)
+        prober = HealthProber(server, on_capacity=self.router.dispatcher.serve_queues)
         self._loops[spec.name] = (prober, self._tasks.start(prober.run(), name=f"look-at-{spec.name}"))
         return server
 
@@ -368,7 +360,7 @@ class Fleet:
             await asyncio.sleep(0.2)
             waited_s += 0.2
         if server.name not in self._servers:  # it may have come back under the same name
-            server.remove_metrics()
+            server.stats.remove_metrics()
 
     def _context(self, spec: BackendSpec) -> ssl.SSLContext | None:
         """Make the TLS context of a server that wants its own; the same wishes share one."""
@@ -402,7 +394,9 @@ class Fleet:
                     max_connections=settings.upstream_max_connections,
                 )
             )
-            self._hosted = HostedBackend(settings, wire=wire, clock=self._clock, metrics=self._metrics)
+            self._hosted = HostedBackend(
+                settings, wire=wire, clock=self._clock, metrics=self._metrics, callbacks=self.router.callbacks
+            )
         else:
             self._hosted = None
         if old is not None:
@@ -450,7 +444,13 @@ class Fleet:
                 if "demo" in former
                 and former["demo"].backends[0].cards()[0].id == settings.public_model
                 and former["demo"].backends[0].cards()[0].aliases == aliases
-                else DemoBackend(settings.public_model, aliases, clock=self._clock, metrics=self._metrics)
+                else DemoBackend(
+                    settings.public_model,
+                    aliases,
+                    clock=self._clock,
+                    metrics=self._metrics,
+                    callbacks=self.router.callbacks,
+                )
             )
             pools.append(self._pool("demo", [demo], former, settings))
         self.router.set_pools(pools)

@@ -26,9 +26,9 @@ from appliance.base.metrics.latencies import Latencies, ModelLatencies
 from appliance.base.single_flight import SingleFlight
 from appliance.base.tasks import Tasks
 from appliance.base.wire.types import WireError
-from appliance.engines.backends.managed import ManagedBackend, RunnerServer
+from appliance.engines.backends.engine_load import ScrapedPage
+from appliance.engines.backends.managed import ManagedBackend
 from appliance.engines.backends.server import EngineServer
-from appliance.engines.backends.server_state import ScrapedPage
 from appliance.engines.metrics.families import GATEWAY, LATENCIES, LORA_INFO, PREFIX, WANTED
 from appliance.engines.metrics.normalise import EngineExtras, Normalised, lora_info
 from appliance.engines.metrics.scrape import mapped, scrape_families, slots_usage
@@ -96,10 +96,13 @@ class Overview:
         found: list[tuple[object, SeenBackend]] = []
         for backend in self._router.backends():
             if isinstance(backend, EngineServer) and (
-                backend.dialect is None or backend.dialect.running_metrics
+                backend.state.dialect is None or backend.state.dialect.running_metrics
             ):
                 found.append(
-                    (backend.name, SeenBackend(backend, ((b"backend", backend.name),), backend.scraped_page))
+                    (
+                        backend.name,
+                        SeenBackend(backend, ((b"backend", backend.name),), backend.state.load.page),
+                    )
                 )
             elif isinstance(backend, ManagedBackend):
                 for alias, port, runner in backend.runners():
@@ -109,7 +112,7 @@ class Overview:
             *(
                 self._ask(seen)
                 for _, seen in found
-                if seen.server.kind == "llamacpp" and seen.server.health.is_ready
+                if seen.server.state.has_slots and seen.server.state.health.is_ready
             )
         )
         for key, seen in found:
@@ -124,7 +127,7 @@ class Overview:
         """Ask a llama-server for its page, where nobody looks at it in the background, and for what its slots tell of its cache. (Builds
         that tell it on the page do not tell it there.)"""
         server = seen.server
-        if isinstance(server, RunnerServer):
+        if server.is_managed:
             try:
                 reply = await server.client.get("/metrics", RUNNER_S)
             except WireError:

@@ -14,8 +14,8 @@ from appliance.base.errors import ApplianceError, Invalid, NotFound
 from appliance.base.metrics.registry import Metrics
 from appliance.base.sse import SSE_CONTENT_TYPE
 from appliance.base.watch import Watched
-from appliance.engines.backends.adapters import CODE, AdapterNotLoaded
-from appliance.engines.backends.contract import Backend
+from appliance.engines.backends.adapters import ADAPTER_NOT_LOADED, AdapterNotLoaded
+from appliance.engines.backends.contract import Backend, BackendCallbacks
 from appliance.engines.direct import DirectAccess
 from appliance.engines.dispatch import Dispatcher
 from appliance.engines.dispatch_request import DispatchRequest, hash_prompt_prefixes
@@ -51,6 +51,11 @@ class Router:
     # ---- the fleet's side
 
     @property
+    def callbacks(self) -> BackendCallbacks:
+        """What backends report to while requests run; they are built with it."""
+        return BackendCallbacks(self.dispatcher.serve_queues, self.notify_changed, self.refresh)
+
+    @property
     def pools(self) -> list[Pool]:
         """The pools, in the order in which a name is looked for in them."""
         return self._pools.all
@@ -65,8 +70,6 @@ class Router:
     def set_pools(self, pools: list[Pool]) -> None:
         """Put pools in place; requests that wait may go to them at once."""
         self._pools.all = pools
-        for backend in self.backends():
-            backend.on_capacity = self._on_capacity
         self.refresh()
         self.dispatcher.serve_queues()
 
@@ -84,9 +87,6 @@ class Router:
         """Tell those who follow `changed`."""
         self.changed.set(self.changed.value + 1)
 
-    def _on_capacity(self, _backend: Backend) -> None:
-        self.dispatcher.serve_queues()
-
     # ---- what there is
 
     def backends(self) -> list[Backend]:
@@ -96,7 +96,7 @@ class Router:
     @property
     def is_demo(self) -> bool:
         """Whether the built-in demo engine is what answers."""
-        return all(backend.kind == "demo" for backend in self.backends())
+        return all(backend.is_demo for backend in self.backends())
 
     def cards(self) -> list[ModelCard]:
         """Return the models that are served, each once."""
@@ -113,7 +113,7 @@ class Router:
 
     def states(self) -> list[BackendState]:
         """Return the state of every backend, from memory."""
-        return [backend.state() for backend in self.backends()]
+        return [backend.describe() for backend in self.backends()]
 
     def state(self, name: str) -> BackendState:
         """Return the state of one backend.
@@ -121,7 +121,7 @@ class Router:
         Raises:
             NotFound: There is none of that name.
         """
-        return self._pools.backend(name).state()
+        return self._pools.backend(name).describe()
 
     def measure(self) -> None:
         """Bring every backend's gauges up to date."""
@@ -238,7 +238,7 @@ class Router:
         try:
             while True:
                 left_s = patient_until_s - self._clock.monotonic_s()
-                if not absent.is_coming or left_s <= 0:
+                if not absent.is_expected or left_s <= 0:
                     raise absent
                 seen = self.changed.version  # nothing can have changed since it was found absent
                 try:
@@ -255,7 +255,7 @@ class Router:
 
     def _has_lost_adapter(self, model: str, error: ApplianceError) -> bool:
         """Whether a request failed because its adapter is not where it was: then it may wait for it, or go where it is now."""
-        return error.code == CODE or (
+        return error.code == ADAPTER_NOT_LOADED or (
             error.code == "no_backend"
             and self._routes.find_exact(model) is None
             and self._routes.find_absent(model) is not None

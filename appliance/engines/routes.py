@@ -165,7 +165,7 @@ class Routes:
         backends = self._pools.backends()
         if not backends:
             return Unavailable("No backend is configured. Set BACKENDS or NOVITA_API_KEY.")  # 1
-        unseen = [backend.name for backend in backends if backend.is_unknown()]
+        unseen = [backend.name for backend in backends if backend.is_unknown]
         if unseen:  # 2
             names = ", ".join(unseen[:NAMED_BACKENDS])
             return Unavailable(

@@ -1,19 +1,11 @@
-"""The right to send one request to one backend: taken when the backend is chosen, given back exactly once; and the books that
-every kind of backend keeps in the same way.
+"""The right to send one request to one backend: taken when the backend is chosen, released exactly once."""
 
-Counting at once, not when the engine's metrics show it, is what keeps a burst from landing on one server.
-"""
-
-from collections import Counter
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from ssl import SSLContext
-from typing import Any, ClassVar, Generic, Protocol, Self, TypeAlias, TypeVar
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
-from appliance.base.balancing import Member
-from appliance.base.clock import Clock
-from appliance.base.metrics.registry import Metrics
-from appliance.engines.outcome import BreakerEffect, Outcome
+from appliance.engines.outcome import Outcome
 from appliance.engines.receipts import Attempt, Receipt
 from appliance.engines.stream import Stream
 
@@ -36,7 +28,8 @@ class ResponseTimes:
 class SlotOwner(Protocol):
     """Whatever gives out slots, and hears what became of each."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def record(self, slot: "Slot[Any]", outcome: Outcome, retry_after_s: float | None) -> None: ...
 
@@ -82,89 +75,6 @@ class Slot(Generic[OwnerT]):
 
 
 AnySlot: TypeAlias = Slot[Any]  # where it does not matter whose it is
-
-
-class BackendStats:
-    """What each backend counts: requests in flight, chosen, times, failures by kind. Kinds build on it and add `observe_outcome`."""
-
-    is_direct: ClassVar[bool] = False
-    is_managed: ClassVar[bool] = False
-
-    def __init__(
-        self,
-        name: str,
-        *,
-        pool: str,
-        clock: Clock,
-        metrics: Metrics,
-        weight: float = 1.0,
-    ) -> None:
-        self.name = name
-        self.pool = pool
-        self.member = Member(name, weight=weight)
-        self.errors: Counter[str] = Counter()
-        self.on_capacity: Callable[[Any], None] = lambda _: (
-            None
-        )  # the dispatcher's: somebody in line may go now
-        self._clock = clock
-        self._metrics = metrics
-        self._seconds = metrics.backend_seconds.labels(name)
-        self._chosen: dict[str, Any] = {}
-
-    @property
-    def in_flight(self) -> int:
-        return self.member.active
-
-    def is_unknown(self) -> bool:
-        """Whether its models are not known, because it was not reached yet and none were configured."""
-        return False
-
-    def take(self, reason: str) -> Slot[Self]:
-        """Take a place, chosen for `reason`; the caller sends at once and calls `release` in any case."""
-        clock = self._clock
-        self.member.record_start(clock.now_s())
-        counter = self._chosen.get(reason)
-        if counter is None:
-            counter = self._chosen[reason] = self._metrics.backend_chosen.labels(self.name, reason)
-        counter.inc()
-        return Slot(self, clock.monotonic_s(), Attempt(""))
-
-    def uncounted_slot(self) -> Slot[Self]:
-        """Give a place that takes no room, for a question about the server itself: it is asked also when it is full."""
-        return Slot(self, self._clock.monotonic_s(), Attempt(""), is_uncounted=True)
-
-    async def prepare_passthrough(self, slot: AnySlot, model: str | None, options: Any) -> None:
-        """Make a place of passage ready to be spoken to; those who know their address beforehand have nothing to do."""
-
-    def record(self, slot: AnySlot, outcome: Outcome, retry_after_s: float | None) -> None:
-        """Count a place's end; called by the place, once."""
-        took_s = self._clock.monotonic_s() - slot.started_s
-        slot.attempt.ms = took_s * 1000
-        if slot.is_uncounted:
-            if outcome.breaker is BreakerEffect.FAILED:
-                self.probe_soon()
-            return
-        self.member.record_end(took_s if outcome is Outcome.OK else None)
-        if outcome is Outcome.OK:
-            self._seconds.observe(took_s)
-        elif outcome.is_error:
-            label = slot.attempt.label
-            self.errors[label] += 1
-            self._metrics.backend_errors.labels(self.name, label).inc()
-        self.observe_outcome(slot, outcome, retry_after_s)
-        self.on_capacity(self)
-
-    def observe_outcome(self, slot: AnySlot, outcome: Outcome, retry_after_s: float | None) -> None:
-        """What an outcome says about the server; kinds that care about it say so here."""
-
-    def probe_soon(self) -> None:
-        """Something was wrong with it that no counter should hold against it; kinds that look at their servers look now."""
-
-    def remove_metrics(self) -> None:
-        """Take this backend's rows out of the metrics: it is gone."""
-        for family in self._metrics.backend_families:
-            family.remove_by_labels({"backend": self.name})
-        self._metrics.latencies.forget(self.name)
 
 
 class SlotStream(Stream):

@@ -85,7 +85,7 @@ class ScriptedBackend(Base):
     def serves(self, model: str) -> bool:
         return model != "no-such"
 
-    def state(self) -> BackendState:
+    def describe(self) -> BackendState:
         return BackendState(
             self.name,
             self.kind,

@@ -12,7 +12,7 @@ from appliance.engines.outcome import Outcome
 from appliance.engines.pool import Pool
 from appliance.engines.receipts import Receipt
 from appliance.engines.settings import EngineSettings
-from appliance.engines.slots import AnySlot, BackendStats, Slot
+from appliance.engines.slots import AnySlot, Slot
 from appliance.engines.types import (
     NO_OPTIONS,
     BackendState,
@@ -25,12 +25,13 @@ from appliance.engines.types import (
     ServedModel,
 )
 from appliance.engines.upstream.exchange import AttemptFailed
+from tests.fakes.backend import FakeBackend
 
 READY = BackendStatus.READY
 OK = EngineReply(body=b'{"choices":[]}')
 
 
-class TableBackend(BackendStats):
+class TableBackend(FakeBackend):
     """Serves `models`, in the state `status`, at most `limit` requests at a time, and answers by `script`.
 
     script   what each request to it comes to, in turn: None = a reply, an exception = that; when used up, replies
@@ -47,17 +48,16 @@ class TableBackend(BackendStats):
         is_remote: bool = False,
         kind: str = "vllm",
         serves_any: bool = False,
-        is_unseen: bool = False,
+        is_unknown: bool = False,
         cost: float = 0.0,
         clock: FakeClock | None = None,
     ) -> None:
-        super().__init__(name, pool="default", clock=clock or FakeClock(), metrics=Metrics())
+        super().__init__(name, clock or FakeClock(), kind=kind)
         self.script = list(script)
         self.models = [model if isinstance(model, ModelCard) else card(model) for model in models]
         self.now, self.limit = status, limit
-        self.context_tokens, self.is_remote, self.kind = context_tokens, is_remote, kind
-        self.serves_any, self.is_unseen = serves_any, is_unseen
-        self.is_direct, self.is_managed = kind not in {"hosted", "demo"}, kind == "managed"  # type: ignore[misc]
+        self.context_tokens, self.is_remote = context_tokens, is_remote
+        self.serves_any, self.is_unknown = serves_any, is_unknown
         self.member.cost = cost
         self.asked: list[str] = []
 
@@ -70,21 +70,16 @@ class TableBackend(BackendStats):
                 return ServedModel(one, one.upstream)
         return ServedModel(self.models[0], model) if self.serves_any else None
 
-    def is_unknown(self) -> bool:
-        return self.is_unseen
-
     def status(self, now_s: float) -> BackendStatus:
         if self.now is READY and self.member.active >= self.limit:
             return BackendStatus.FULL
         return self.now
 
-    def state(self) -> BackendState:
+    def describe(self) -> BackendState:
         return BackendState(self.name, self.kind, True, "", standing=self.status(0.0).value)
 
     def measure(self) -> None:
         self.measured = True
-
-    async def close(self) -> None: ...
 
     async def send(self, request: EngineRequest, slot: AnySlot, *, budget_s: float) -> EngineReply:
         self.asked.append(request.wanted_model)
@@ -104,7 +99,7 @@ def card(name: str, **more: Any) -> ModelCard:
     return ModelCard(name, 0, "vllm", name, **more)
 
 
-def pool_of(*backends: BackendStats, name: str = "default", strategy: str = "round_robin") -> Pool:
+def pool_of(*backends: FakeBackend, name: str = "default", strategy: str = "round_robin") -> Pool:
     pool = Pool(name, strategy=strategy)
     pool.backends = list(backends)  # type: ignore[arg-type]
     return pool
@@ -118,7 +113,7 @@ class Dispatching:
         self.dispatcher = Dispatcher(EngineSettings(**settings), clock=self.clock, metrics=self.metrics)
         for pool in pools:
             for backend in pool.backends:
-                backend.on_capacity = lambda _: self.dispatcher.serve_queues()
+                backend.on_capacity = self.dispatcher.serve_queues  # type: ignore[attr-defined]
 
     def request(
         self,

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from appliance.engines.backends.adapters import AdapterState, LoadedAdapter, is_missing
+from appliance.engines.backends.adapters import AdapterState, LoadedAdapter, is_adapter_missing
 from appliance.engines.types import ModelCard, ServedModel
 
 
@@ -17,7 +17,7 @@ MODELS = {"tiny": TINY, "style": STYLE, "other": OTHER}
 
 
 def test_a_declared_name_is_served_only_once_it_was_seen_to_be_there() -> None:
-    held = AdapterState()
+    held = AdapterState("e0")
     assert held.apply_to(MODELS) is MODELS
     held.declare(frozenset({"style"}))
     assert set(held.apply_to(MODELS)) == {"tiny", "other"}
@@ -29,20 +29,19 @@ def test_a_declared_name_is_served_only_once_it_was_seen_to_be_there() -> None:
 
 
 def test_a_list_without_it_means_a_loss_only_if_it_was_ever_listed() -> None:
-    held, lost = AdapterState(), []
-    held.on_lost = lost.append
+    held = AdapterState("e0")
     held.declare(frozenset({"style", "quiet"}))
     held.add("style", LoadedAdapter(STYLE, "style", False))
     held.add("quiet", LoadedAdapter(served("quiet"), "quiet", False))
     held.update_from({"tiny": TINY})
-    assert (set(held.loaded), lost) == ({"style", "quiet"}, [])
+    assert set(held.loaded) == {"style", "quiet"}
     held.update_from(MODELS)
     held.update_from({"tiny": TINY})
-    assert (set(held.loaded), lost) == ({"quiet"}, ["style"])
+    assert set(held.loaded) == {"quiet"}
 
 
 def test_an_adapter_known_by_another_name_goes_by_ours() -> None:
-    held = AdapterState()
+    held = AdapterState("e0")
     held.declare(frozenset({"ours"}))
     held.add("ours", LoadedAdapter(STYLE, "style", True))
     held.update_from(MODELS)
@@ -51,7 +50,7 @@ def test_an_adapter_known_by_another_name_goes_by_ours() -> None:
 
 
 def test_a_request_that_met_none_takes_it_out() -> None:
-    held = AdapterState()
+    held = AdapterState("e0")
     assert held.report_missing("style") is False
     held.declare(frozenset({"style"}))
     held.add("style", LoadedAdapter(STYLE, "style", True))
@@ -62,7 +61,7 @@ def test_a_request_that_met_none_takes_it_out() -> None:
 
 
 async def test_an_unload_waits_for_answers_that_are_made_with_it() -> None:
-    held = AdapterState()
+    held = AdapterState("e0")
     held.declare(frozenset({"style"}))
     held.acquire("style", "place 1")
     held.acquire("tiny", "place 2")  # not an adapter
@@ -92,4 +91,4 @@ async def test_an_unload_waits_for_answers_that_are_made_with_it() -> None:
 def test_what_engines_say_to_an_adapter_that_they_have_not_is_understood(
     status: int, text: str, wanted: bool
 ) -> None:
-    assert is_missing(status, text) is wanted
+    assert is_adapter_missing(status, text) is wanted

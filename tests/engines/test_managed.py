@@ -355,7 +355,7 @@ async def test_its_state_says_what_is_loaded_and_who_waits(open_backend: Open) -
     at.engines[0].token_s = 0.05
     tasks = [at.sending(at.request()) for _ in range(2)]
     await settle()
-    state = at.backend.state()
+    state = at.backend.describe()
     assert (state.detail, state.models, state.in_flight, state.running, state.waiting, state.origin) == (
         "1 of 2 models loaded",
         ("a", "b"),
@@ -376,4 +376,4 @@ async def test_nothing_is_kept_of_servers_that_are_gone(open_backend: Open) -> N
         await at.send(at.request())
         await at.house.manager.eject("a")
     assert at.backend._servers == {}
-    assert at.backend._boarded == {}
+    assert (at.backend._sent, at.backend._passthrough_leases) == ({}, {})

@@ -9,7 +9,7 @@ from appliance.base import jsons
 from appliance.base.clock import FakeClock
 from appliance.base.errors import ApplianceError, Invalid, Kind, NoSuchModel, NotFound, Unavailable
 from appliance.base.metrics.registry import Metrics
-from appliance.engines.backends.adapters import AdapterNotLoaded, not_loaded
+from appliance.engines.backends.adapters import AdapterNotLoaded, adapter_not_loaded
 from appliance.engines.pool import Pool
 from appliance.engines.router import MAX_RETURNS, Router
 from appliance.engines.routes import MAX_CACHED_ROUTES
@@ -23,14 +23,14 @@ ALIASES = ["short=b", "lost-short=lost", "plain alias of the hosted API"]
 class Adapters:
     """Declared adapters that no backend has, by name."""
 
-    def __init__(self, *absent: str, is_coming: bool = False) -> None:
-        self.absent, self.is_coming = set(absent), is_coming
+    def __init__(self, *absent: str, is_expected: bool = False) -> None:
+        self.absent, self.is_expected = set(absent), is_expected
 
     def find_absent(self, name: str) -> AdapterNotLoaded | None:
         if name not in self.absent:
             return None
-        error = not_loaded(name, "loading")
-        error.is_coming = self.is_coming
+        error = adapter_not_loaded(name, "loading")
+        error.is_expected = self.is_expected
         return error
 
 
@@ -106,13 +106,13 @@ async def test_a_backend_that_answers_any_name_is_the_last_resort() -> None:
         ([], "m", Kind.UNAVAILABLE, "No backend is configured. Set BACKENDS or NOVITA_API_KEY."),
         ([], "", Kind.UNAVAILABLE, "No backend is configured. Set BACKENDS or NOVITA_API_KEY."),
         (
-            [TableBackend("e0", models=[], is_unseen=True), TableBackend("e1")],
+            [TableBackend("e0", models=[], is_unknown=True), TableBackend("e1")],
             "x",
             Kind.UNAVAILABLE,
             "No backend that was reached serves 'x'; not reached yet: e0.",
         ),
         (
-            [TableBackend("e0", models=[], is_unseen=True)],
+            [TableBackend("e0", models=[], is_unknown=True)],
             "",
             Kind.UNAVAILABLE,
             "No backend available; not reached yet: e0.",
@@ -225,7 +225,7 @@ class Late(TableBackend):
 
 
 async def test_a_request_waits_for_an_adapter_that_is_being_loaded() -> None:
-    adapters, backend = Adapters("lost", is_coming=True), Late("e0")
+    adapters, backend = Adapters("lost", is_expected=True), Late("e0")
     router = routing(pool_of(backend), adapters=adapters)
     request = engine_request(model="lost")
     task = asyncio.get_running_loop().create_task(router.answer(request))
@@ -243,21 +243,21 @@ async def test_a_request_waits_for_an_adapter_that_is_being_loaded() -> None:
 
 async def test_an_adapter_that_does_not_come_in_time_is_an_error() -> None:
     router = routing(
-        pool_of(TableBackend("e0")), adapters=Adapters("lost", is_coming=True), queue_timeout_s=0.01
+        pool_of(TableBackend("e0")), adapters=Adapters("lost", is_expected=True), queue_timeout_s=0.01
     )
     with pytest.raises(AdapterNotLoaded):
         await router.answer(engine_request(model="lost"))
 
 
 async def test_a_lost_adapter_sends_the_request_back_to_its_route() -> None:
-    lost = not_loaded("lost", "e0 has lost it")
+    lost = adapter_not_loaded("lost", "e0 has lost it")
     backend = TableBackend("e0", lost, models=["lost"])
     assert await routing(pool_of(backend)).answer(engine_request(model="lost")) is OK
     assert backend.asked == ["lost", "lost"]
 
 
 async def test_a_request_goes_back_only_so_often() -> None:
-    backend = TableBackend("e0", *[not_loaded("lost", "again")] * 20, models=["lost"])
+    backend = TableBackend("e0", *[adapter_not_loaded("lost", "again")] * 20, models=["lost"])
     with pytest.raises(AdapterNotLoaded):
         await routing(pool_of(backend)).answer(engine_request(model="lost"))
     assert len(backend.asked) == MAX_RETURNS + 1

@@ -37,7 +37,7 @@ class BackendCalls(CallGroup):
     async def AddBackend(self, request: pb.AddBackendRequest, context: AnyContext) -> pb.AddBackendResponse:
         """Add a server to the fleet."""
         server = self._parts.fleet.add(backend_spec(request), persist=request.persist)
-        return pb.AddBackendResponse(backend=to_backend(server.state()))
+        return pb.AddBackendResponse(backend=to_backend(server.describe()))
 
     async def RemoveBackend(
         self, request: pb.RemoveBackendRequest, context: AnyContext
@@ -52,7 +52,7 @@ class BackendCalls(CallGroup):
         """Send a server no new requests, or with `resume` send it requests again."""
         name = require_text(request.name)
         server = self._parts.fleet.drain(name, resume=request.resume, persist=request.persist)
-        return pb.DrainBackendResponse(backend=to_backend(server.state()))
+        return pb.DrainBackendResponse(backend=to_backend(server.describe()))
 
     async def SetStrategy(
         self, request: pb.SetStrategyRequest, context: AnyContext

@@ -1,34 +1,47 @@
-"""The declared adapters as one backend has them: which it may be asked for, and which are being answered with.
+"""The declared adapters as one backend has them: which it may be asked for, and which are in use.
 
-A declared name is served only from the moment that the backend was seen to have it, in its present life: an engine that was restarted has
-lost what it was told to load, and some would then let the base model answer.
+A declared name is served only from the moment that the backend was seen to have it, in its present life: an engine
+that was restarted has lost what it was told to load, and some would then let the base model answer.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from appliance.base.errors import Unavailable
+from appliance.base.logs import get_logger
 from appliance.engines.outcome import Outcome
 from appliance.engines.types import ServedModel
 from appliance.engines.upstream.exchange import AttemptFailed
 
-CODE = "adapter_not_loaded"
-# What engines say to the name of an adapter that they have not.
-_SAID = ("does not exist", "not loaded", "never been loaded", "not found", "unknown lora", "unknown adapter")
+log = get_logger("lora")
+ADAPTER_NOT_LOADED = "adapter_not_loaded"  # the error code
+# What engines say to the name of an adapter that they do not have.
+_UNKNOWN_TEXTS = (
+    "does not exist",
+    "not loaded",
+    "never been loaded",
+    "not found",
+    "unknown lora",
+    "unknown adapter",
+)
 
 
 class AdapterNotLoaded(Unavailable):
-    """A declared adapter that no backend has at the moment. `is_coming`: one is about to have it."""
+    """A declared adapter that no backend has at the moment. `is_expected`: one is about to have it."""
 
-    default_code = CODE
-    is_coming = False
+    default_code = ADAPTER_NOT_LOADED
+    is_expected = False
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedAdapter:
-    """An adapter that the backend has. `engine_name`: how it lists it; `is_listed`: whether it did, so that a list without it means a loss."""
+    """An adapter that the backend has.
+
+    engine_name   how the engine lists it
+    is_listed     whether it was ever listed, so that a list without it means that it was lost
+    """
 
     served: ServedModel
     engine_name: str
@@ -36,118 +49,138 @@ class LoadedAdapter:
 
 
 class AdapterState:
-    """One per backend. `version` rises with each change of ours: a list of models that was asked for before one is not believed."""
+    """The adapters of one backend.
 
-    def __init__(self) -> None:
-        self.declared: frozenset[str] = (
-            frozenset()
-        )  # declared for this backend, or about to be: served only once it has them
+    declared   names that are declared for it, or about to be: served only once it has them
+    loaded     the declared adapters that it has
+    version    rises with each change of ours: a list of models that was queried before a change is out of date
+    """
+
+    def __init__(self, backend: str) -> None:
+        self.declared: frozenset[str] = frozenset()
         self.loaded: Mapping[str, LoadedAdapter] = {}
         self.version = 0
-        self.on_lost: Callable[[str], None] = lambda _name: None  # somebody should load it again
-        self._in_use: dict[Any, str] = {}  # by place
-        self._ended = asyncio.Event()
+        self._backend = backend
+        self._in_use: dict[Any, str] = {}  # slot → adapter
+        self._released = asyncio.Event()
 
     def apply_to(self, models: dict[str, ServedModel]) -> dict[str, ServedModel]:
-        """Give what may be served: the models, less the declared ones that it has not, and those that it has."""
+        """Return what may be served: the models without declared adapters that it lacks, and those that it has."""
         if not self.declared and not self.loaded:
             return models
-        return {name: served for name, served in models.items() if name not in self.declared} | {
-            name: own.served for name, own in self.loaded.items()
-        }
+        allowed = {name: served for name, served in models.items() if name not in self.declared}
+        return allowed | {name: adapter.served for name, adapter in self.loaded.items()}
 
     def declare(self, names: frozenset[str]) -> bool:
-        """Say which names are declared for it; give whether that changed anything."""
-        changed = names != self.declared
+        """Set the declared names; return whether that changed anything."""
+        is_changed = names != self.declared
         self.declared = names
-        return changed
+        return is_changed
 
-    def add(self, name: str, own: LoadedAdapter) -> None:
-        """It was seen to have this one."""
+    def add(self, name: str, adapter: LoadedAdapter) -> None:
+        """Note that the backend was seen to have this one."""
         self.version += 1
-        self.loaded = {**self.loaded, name: own}
+        self.loaded = {**self.loaded, name: adapter}
 
     def remove(self, name: str) -> None:
+        """Note that the backend has this one no longer."""
         self.version += 1
-        self.loaded = {key: own for key, own in self.loaded.items() if key != name}
+        self.loaded = {other: adapter for other, adapter in self.loaded.items() if other != name}
 
     def clear(self) -> None:
-        """Its engine went: whatever comes back has none of them."""
+        """Note that its engine went down: whatever comes back has none of them."""
         self.version += 1
         self.loaded = {}
 
     def update_from(self, models: Mapping[str, ServedModel]) -> None:
-        """Take a list of what it serves, asked for after the latest change."""
-        for name, own in self.loaded.items():
-            listed = models.get(own.engine_name)
-            if listed is not None:
-                self.loaded = {
-                    **self.loaded,
-                    name: LoadedAdapter(renamed(listed, name), own.engine_name, True),
-                }
-            elif own.is_listed:
-                self.remove(name)
-                self.on_lost(name)
+        """Take a list of what the engine serves, queried after the latest change.
+
+        1. it lists an adapter                 → that is how it is requested
+        2. it listed it before, and now not    → it is lost
+        3. it never listed it                  → it is believed to be there
+        """
+        for name, adapter in self.loaded.items():
+            listed = models.get(adapter.engine_name)
+            if listed is not None:  # 1
+                renamed = LoadedAdapter(rename_model(listed, name), adapter.engine_name, True)
+                self.loaded = {**self.loaded, name: renamed}
+            elif adapter.is_listed:  # 2
+                self._lose(name)
 
     def report_missing(self, name: str) -> bool:
-        """A request met a missing adapter. Give whether it was one of these."""
+        """Note that a request met no such adapter; return whether it is a declared one."""
         if name not in self.declared:
             return False
         if name in self.loaded:
-            self.remove(name)
-            self.on_lost(name)
+            self._lose(name)
         return True
+
+    def _lose(self, name: str) -> None:
+        self.remove(name)
+        log.warning("adapter_lost", adapter=name, backend=self._backend)
 
     # ---- in use
 
     def acquire(self, name: str, slot: Any) -> None:
+        """Note that a request uses a declared adapter; other names are ignored."""
         if name in self.declared:
             self._in_use[slot] = name
 
     def release(self, slot: Any) -> None:
+        """Note that the request of `slot` ended."""
         if self._in_use.pop(slot, None) is not None:
-            self._ended.set()
+            self._released.set()
 
-    async def wait_unused(self, name: str, patience_s: float) -> None:
-        """Wait until no answer is made with it any more, but not for ever."""
+    async def wait_unused(self, name: str, timeout_s: float) -> None:
+        """Wait until no request uses the adapter any more, for `timeout_s` at most."""
         try:
-            async with asyncio.timeout(patience_s):
+            async with asyncio.timeout(timeout_s):
                 while name in self._in_use.values():
-                    self._ended.clear()
-                    await self._ended.wait()
+                    self._released.clear()
+                    await self._released.wait()
         except TimeoutError:
             pass
 
 
-def renamed(served: ServedModel, name: str) -> ServedModel:
-    """Give the same adapter under another name; a name `base:adapter` that it is asked by stays."""
+def rename_model(served: ServedModel, name: str) -> ServedModel:
+    """Return the same model under another name; how it is requested from the engine stays."""
     if served.card.id == name:
         return served
     return replace(served, card=replace(served.card, id=name, aliases=()))
 
 
-def is_missing(status: int, text: str) -> bool:
-    """Whether an engine's error answer to a request for an adapter means that it has no such adapter."""
+def is_adapter_missing(status: int, text: str) -> bool:
+    """Whether an engine's error response to a request for an adapter means that it has no such adapter."""
     said = text.lower()
     return status == 404 or (
         status in {400, 422, 500}
         and ("lora" in said or "adapter" in said or "model" in said)
-        and any(words in said for words in _SAID)
+        and any(words in said for words in _UNKNOWN_TEXTS)
     )
 
 
-def missing(name: str, backend: str, *, note: str = "", status: int | None = None) -> AttemptFailed:
-    """Give what it means for a request: another backend may have the adapter, and this one will soon again."""
+def adapter_missing(
+    name: str, backend_label: str, *, note: str = "", status: int | None = None
+) -> AttemptFailed:
+    """Return what a missing adapter means for a request: another backend may have it, and this one soon again.
+
+    Args:
+        name: The adapter.
+        backend_label: Begins a sentence, such as "The backend llm-1".
+        note: What the engine said.
+        status: Its HTTP status; None = none came.
+    """
     return AttemptFailed(
         Outcome.ADAPTER_MISSING,
         note,
         status=status,
-        error=not_loaded(name, f"{backend} has lost it"),
+        error=adapter_not_loaded(name, f"{backend_label} has lost it"),
     )
 
 
-def not_loaded(name: str, why: str) -> AdapterNotLoaded:
+def adapter_not_loaded(name: str, reason: str) -> AdapterNotLoaded:
+    """Return the error for a declared adapter that no backend has."""
     return AdapterNotLoaded(
-        f"The adapter {name[:200]!r} is declared, but no backend has it loaded at the moment: {why}.",
+        f"The adapter {name[:200]!r} is declared, but no backend has it loaded at the moment: {reason}.",
         retry_after_s=2,
     )

@@ -1,30 +1,33 @@
-"""When an endpoint is rested, and when one request may try it again. Pure: the caller brings the time."""
+"""The circuit breaker of one endpoint. Pure: the caller brings the time."""
 
 from dataclasses import dataclass
+from typing import Literal
+
+LONGEST_RETRY_AFTER_S = 600.0
 
 
 @dataclass(slots=True)
 class Breaker:
-    """Circuit breaker of one endpoint.
+    """Stop sending to an endpoint that keeps failing, and let one request at a time try it again.
 
-    closed     requests pass; `failures` in a row open it
-    open       no request until `rest_s` has passed (or until the time its Retry-After named)
-    half open  exactly one request tries; its success closes, its failure opens again
+    closed       requests pass; `max_failures` in a row open it
+    open         no request until `open_s` has passed (or until the time that its Retry-After named)
+    half open    exactly one request tries; its success closes the circuit, its failure opens it again
     """
 
-    failures: int
-    rest_s: float
-    failed_in_a_row: int = 0
-    open_until_s: float | None = None
+    max_failures: int
+    open_s: float
+    failures_in_a_row: int = 0
+    open_until_s: float | None = None  # monotonic; None = closed
     is_probing: bool = False
 
-    def may_try(self, now_s: float) -> bool:
-        """Say whether a request may go; when the rest is over, the asker becomes the probe.
+    def admit(self, now_s: float) -> bool:
+        """Say whether a request may be sent; where the circuit is half open, that request becomes the probe.
 
-        1. closed                    → yes
-        2. open, rest not over       → no
-        3. rest over, somebody probes → no
-        4. rest over                 → yes, as the probe
+        1. closed                          → yes
+        2. open                            → no
+        3. half open, a probe is under way → no
+        4. half open                       → yes, as the probe
         """
         if self.open_until_s is None:  # 1
             return True
@@ -35,24 +38,36 @@ class Breaker:
         self.is_probing = True  # 4
         return True
 
-    def succeeded(self) -> None:
-        self.failed_in_a_row = 0
+    def record_success(self) -> None:
+        """Close the circuit."""
+        self.failures_in_a_row = 0
         self.open_until_s = None
         self.is_probing = False
 
-    def failed(self, now_s: float, *, retry_after_s: float | None = None) -> None:
-        """Count a failure; `retry_after_s` (the endpoint's own word) rests it at once, ten minutes at most."""
-        self.failed_in_a_row += 1
+    def record_failure(self, now_s: float, *, retry_after_s: float | None = None) -> None:
+        """Count a failure, and open the circuit where that is due.
+
+        Args:
+            now_s: Monotonic seconds.
+            retry_after_s: The endpoint's own Retry-After opens it at once, for ten minutes at most.
+        """
+        self.failures_in_a_row += 1
         was_probe, self.is_probing = self.is_probing, False
         if retry_after_s is not None:
-            self.open_until_s = now_s + min(retry_after_s, 600.0)
-        elif was_probe or self.failed_in_a_row >= self.failures:
-            self.open_until_s = now_s + self.rest_s
+            self.open_until_s = now_s + min(retry_after_s, LONGEST_RETRY_AFTER_S)
+        elif was_probe or self.failures_in_a_row >= self.max_failures:
+            self.open_until_s = now_s + self.open_s
 
-    def abandoned(self) -> None:
-        """The request ended without a verdict (the client left): a probe's place is free again."""
+    def release_probe(self) -> None:
+        """Let another request be the probe: this one ended without a verdict (the client left)."""
         self.is_probing = False
 
-    def wait_s(self, now_s: float) -> float:
-        """Give the seconds until a request may try again; 0 = now."""
+    def retry_in_s(self, now_s: float) -> float:
+        """Return the seconds until a request may try again; 0 = now."""
         return 0.0 if self.open_until_s is None else max(0.0, self.open_until_s - now_s)
+
+    def state(self, now_s: float) -> Literal["closed", "open", "half_open"]:
+        """Return the circuit's state."""
+        if self.open_until_s is None:
+            return "closed"
+        return "open" if now_s < self.open_until_s else "half_open"

@@ -1,7 +1,8 @@
-"""What every backend promises to the dispatcher, and what every dialect of engine promises to the server that speaks it."""
+"""What every backend is to the router and the dispatcher, and what it tells them."""
 
 from collections.abc import Callable
-from typing import Any, Protocol, Self
+from dataclasses import dataclass
+from typing import Protocol, Self
 
 from appliance.base.balancing import Member
 from appliance.engines.outcome import Outcome
@@ -17,46 +18,84 @@ from appliance.engines.types import (
 )
 
 
+def _ignore() -> None:
+    """Do nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class BackendCallbacks:
+    """What a backend reports while requests run; given to it when it is built (see Router.callbacks).
+
+    on_capacity   it may be able to take a request that it could not take before
+    on_change     its status or its facts changed
+    on_models     the models that it serves changed
+    """
+
+    on_capacity: Callable[[], None] = _ignore
+    on_change: Callable[[], None] = _ignore
+    on_models: Callable[[], None] = _ignore
+
+
+NO_CALLBACKS = BackendCallbacks()
+
+
 class Backend(Protocol):
-    """One reachable server (or set of equal endpoints) of some engine."""
+    """One reachable server (or a set of equal endpoints) of some engine.
 
-    name: str
-    pool: str
-    member: Member
-    on_capacity: Callable[[Any], None]
+    is_remote    a request leaves the operator's own machines (a hosted API)
+    is_direct    it has an address of its own that passthrough can send to
+    is_managed   its llama-servers are started and stopped by the model manager
+    is_demo      it is the built-in demo engine
+    is_unknown   what it serves is not known, because it was not reached yet
+    """
 
     @property
-    def kind(self) -> str: ...
-
-    @property
-    def is_remote(self) -> bool:
-        """Whether a request leaves the operator's own machines here (a hosted API)."""
+    def name(self) -> str:
+        """Its name: unique, in metrics and receipts."""
         ...
 
     @property
-    def is_direct(self) -> bool:
-        """Whether it is a server that clients can speak to themselves, through passthrough."""
+    def pool(self) -> str:
+        """The pool that it belongs to."""
         ...
 
     @property
-    def is_managed(self) -> bool:
-        """Whether its processes are started and stopped by the model manager."""
-        ...
-
-    def is_unknown(self) -> bool:
-        """Whether its models are not known, because it was not reached yet and none were configured."""
+    def member(self) -> Member:
+        """Its load and times as a balancing strategy sees them."""
         ...
 
     @property
-    def in_flight(self) -> int: ...
+    def kind(self) -> str:
+        """Its kind as ListBackends shows it."""
+        ...
+
+    @property
+    def is_remote(self) -> bool: ...
+
+    @property
+    def is_direct(self) -> bool: ...
+
+    @property
+    def is_managed(self) -> bool: ...
+
+    @property
+    def is_demo(self) -> bool: ...
+
+    @property
+    def is_unknown(self) -> bool: ...
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that it works on at this moment."""
+        ...
 
     @property
     def context_tokens(self) -> int:
-        """The context of one request, in tokens; 0 = not known."""
+        """The context of one request in tokens; 0 = unknown."""
         ...
 
     def cards(self) -> list[ModelCard]:
-        """List the models it serves, public names first."""
+        """List the models that it serves, public names first."""
         ...
 
     def find_model(self, model: str) -> ServedModel | None:
@@ -68,36 +107,49 @@ class Backend(Protocol):
         ...
 
     def take(self, reason: str) -> Slot[Self]:
-        """Take a slot, chosen for `reason`."""
+        """Take a slot, chosen for `reason`; the caller sends at once, and `send` releases it."""
         ...
 
     def uncounted_slot(self) -> Slot[Self]:
-        """Return a slot that takes no capacity, for a question about the backend itself."""
-        ...
-
-    def record(self, slot: AnySlot, outcome: Outcome, retry_after_s: float | None) -> None:
-        """Hear what became of a slot; called by the slot, once."""
+        """Return a slot that takes no capacity, for a request about the server itself."""
         ...
 
     async def prepare_passthrough(self, slot: AnySlot, model: str | None, options: RequestOptions) -> None:
-        """Make a slot of passthrough ready to be spoken to."""
-        ...
+        """Make a slot ready for passthrough: afterwards its url is the server's.
 
-    async def send(self, request: EngineRequest, slot: AnySlot, *, budget_s: float) -> EngineReply:
-        """Answer `request`, or raise; the place is given back in any case, for a stream when it is closed.
-
-        Gives   EngineReply; `request.receipt` has backend, endpoint, served_model, attempts and upstream_ms filled in
-        Raises  AttemptFailed: another backend may try · ApplianceError: nobody else would say otherwise, or (a hosted API, which
-                has several endpoints of its own) all of them failed. Cancelling the call closes the upstream connection.
+        Raises:
+            ApplianceError: The model cannot be had, or it is not clear which one is meant.
         """
         ...
 
-    def state(self) -> BackendState:
-        """Tell its present state, from memory."""
+    async def send(self, request: EngineRequest, slot: AnySlot, *, budget_s: float) -> EngineReply:
+        """Answer `request`; the slot is released in any case, for a stream when it is closed.
+
+        Cancelling closes the upstream connection.
+
+        Args:
+            request: Its receipt gets backend, endpoint, served_model, attempts and upstream_ms.
+            slot: As `take` gave it.
+            budget_s: Seconds until the response must have begun, without a stream until its end.
+
+        Raises:
+            AttemptFailed: Another backend may try.
+            ApplianceError: Every backend would fail it; or all endpoints of a hosted API failed.
+        """
+        ...
+
+    def record(self, slot: AnySlot, outcome: Outcome, retry_after_s: float | None) -> None:
+        """Learn how a request ended; called once, when its slot is released."""
+        ...
+
+    def describe(self) -> BackendState:
+        """Return its present state, from memory."""
         ...
 
     def measure(self) -> None:
         """Bring its gauges up to date; called when metrics are read."""
         ...
 
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        """Close what it has opened."""
+        ...

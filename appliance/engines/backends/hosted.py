@@ -1,11 +1,13 @@
 """The hosted backend: a paid OpenAI-compatible API, several endpoints tried in order until one answers.
 
-Fail-over among endpoints happens here, before the first byte has gone to the client, and nowhere after it. The key goes up; the
-client's own key never does. Source: system A (endpoints, aliases), Novita's API pages (errors, streaming).
+Fail-over among endpoints happens here, before the first byte has gone to the client, and nowhere after it. The
+operator's key goes to the API; the client's own key never does.
+
+Source: Novita's API pages (errors, streaming); docs/compatibility.md (endpoints, aliases).
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from appliance.base import jsons
 from appliance.base.clock import Clock
@@ -15,16 +17,19 @@ from appliance.base.wire.pool import ConnectionPool
 from appliance.base.wire.types import Target, Timeouts, WireError
 from appliance.engines.aliases import Names
 from appliance.engines.backends.breaker import Breaker
+from appliance.engines.backends.contract import NO_CALLBACKS, BackendCallbacks
+from appliance.engines.backends.stats import BackendStats
 from appliance.engines.outcome import BreakerEffect, Outcome
 from appliance.engines.receipts import Attempt, attempt_rows
 from appliance.engines.settings import EngineSettings
-from appliance.engines.slots import AnySlot, BackendStats
+from appliance.engines.slots import AnySlot, Slot
 from appliance.engines.types import (
     BackendState,
     BackendStatus,
     EngineReply,
     EngineRequest,
     ModelCard,
+    RequestOptions,
     ServedModel,
 )
 from appliance.engines.upstream.exchange import (
@@ -39,8 +44,8 @@ from appliance.engines.upstream.exchange import (
 from appliance.engines.upstream.relay import BrokenStream
 
 LABEL = "The hosted API"
-NEXT_ENDPOINT = {404, 408, 429}  # and every 5xx: another endpoint may know better
-# What a failure of the whole API counts as; any other error is the caller's own fault.
+NEXT_ENDPOINT = {404, 408, 429}  # and every 5xx: another endpoint may be able to answer
+ERROR_CHARACTERS = 200  # of an endpoint's last error
 FAILURES = {
     Kind.UPSTREAM: Outcome.UPSTREAM,
     Kind.UNAVAILABLE: Outcome.UNAVAILABLE,
@@ -50,7 +55,7 @@ FAILURES = {
 
 @dataclass(slots=True)
 class Endpoint:
-    """One base address with its breaker and its numbers."""
+    """One base address with its circuit breaker and its last error."""
 
     address: str
     peer: Peer
@@ -58,11 +63,16 @@ class Endpoint:
     last_error: str = ""
 
 
-class HostedBackend(BackendStats):
-    """Relays to the hosted API."""
+class HostedBackend:
+    """Relay requests to the hosted API."""
 
     kind: ClassVar[str] = "hosted"
+    pool: ClassVar[str] = "hosted"
     is_remote: ClassVar[bool] = True
+    is_direct: ClassVar[bool] = False
+    is_managed: ClassVar[bool] = False
+    is_demo: ClassVar[bool] = False
+    is_unknown: ClassVar[bool] = False
     context_tokens: ClassVar[int] = 0
 
     def __init__(
@@ -72,139 +82,112 @@ class HostedBackend(BackendStats):
         wire: ConnectionPool,
         clock: Clock,
         metrics: Metrics,
+        callbacks: BackendCallbacks = NO_CALLBACKS,
         name: str = "hosted",
     ) -> None:
-        super().__init__(name, pool="hosted", clock=clock, metrics=metrics)
-        self._settings = settings
-        self._wire = wire
+        self.name = name
+        self.stats = BackendStats(name, clock=clock, metrics=metrics)
+        self.member = self.stats.member
         self.names = Names(
             upstream=settings.upstream_base_model,
             public=settings.public_model,
             aliases=[alias for alias in settings.model_aliases if "=" not in alias],
         )
-        headers = {
-            "Authorization": f"Bearer {settings.novita_api_key.get_secret_value()}",
-            "Content-Type": "application/json",
-            "User-Agent": "inference-appliance",
-        }
-        self._endpoints = [
-            Endpoint(
-                address,
-                Peer(wire, Target.parse(base_of(address), headers=headers), LABEL, refusal),
-                Breaker(settings.breaker_failures, settings.breaker_rest_s),
-            )
-            for address in settings.novita_openai_endpoints
-        ]
-        self._cards = [
-            ModelCard(
-                self.names.public, int(clock.now_s()), "novita", self.names.upstream, self.names.reported
-            )
-        ]
-        self._served = ServedModel(self._cards[0], self.names.upstream)
+        self._settings = settings
+        self._wire = wire
+        self._clock = clock
+        self._metrics = metrics
+        self._callbacks = callbacks
+        self._endpoints = _endpoints(settings, wire)
+        card = ModelCard(
+            self.names.public, int(clock.now_s()), "novita", self.names.upstream, self.names.reported
+        )
+        self._served = ServedModel(card, self.names.upstream)
         self._first_byte = metrics.upstream_seconds.labels(name)
         self._counters: dict[tuple[str, str], Any] = {}
 
+    # ---- what it is
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that it works on at this moment."""
+        return self.member.active
+
     def cards(self) -> list[ModelCard]:
-        return self._cards
+        """List its one model."""
+        return [self._served.card]
 
     def find_model(self, model: str) -> ServedModel | None:
-        return (
-            self._served
-            if not model or not self._settings.model_strict or self.names.matches(model)
-            else None
-        )
+        """Return its model for every name; with MODEL_STRICT for the names that it knows only."""
+        if not model or not self._settings.model_strict or self.names.matches(model):
+            return self._served
+        return None
 
     def status(self, now_s: float) -> BackendStatus:
-        """Ready: resting endpoints are its own affair, and a request that meets only those is told so."""
+        """Return READY: open circuits are a matter of its endpoints (see `send`)."""
         return BackendStatus.READY
 
-    def state(self) -> BackendState:
-        now = self._clock.monotonic_s()
-        rows = tuple(
-            {
-                "url": e.address,
-                "rested_s": round(e.breaker.wait_s(now), 1),
-                "failed_in_a_row": e.breaker.failed_in_a_row,
-                "last_error": e.last_error,
-            }
-            for e in self._endpoints
-        )
-        is_up = any(e.breaker.wait_s(now) == 0 for e in self._endpoints)
-        detail = "" if is_up else "every endpoint is rested after failures"
-        member = self.member
-        return BackendState(
-            self.name,
-            self.kind,
-            is_up,
-            detail,
-            rows,
-            (self.names.public,),
-            self.in_flight,
-            url=self._endpoints[0].address,
-            pool=self.pool,
-            standing="ready" if is_up else BackendStatus.CIRCUIT_OPEN.value,
-            breaker="closed" if is_up else "open",
-            chosen_total=member.total,
-            mean_s=member.mean_s,
-            last_s=member.last_s,
-            last_used_at_s=member.last_used_s,
-            errors=tuple(self.errors.items()),
-        )
+    # ---- slots
 
-    def measure(self) -> None:
-        """Bring the gauges up to date: rested endpoints, the pool's connections. Called when metrics are read."""
-        now = self._clock.monotonic_s()
-        for endpoint in self._endpoints:
-            self._metrics.breaker_open.labels(self.name, endpoint.address).set(
-                1 if endpoint.breaker.wait_s(now) else 0
-            )
-        self._metrics.update_backend(self.state())
+    def take(self, reason: str) -> Slot[Self]:
+        """Take a slot; there are as many as are wanted."""
+        return self.stats.open_slot(self, reason)
 
-    def connections(self) -> dict[str, int]:
-        """Give the numbers of its connection pool (see Wire.stats)."""
-        return self._wire.stats()
+    def uncounted_slot(self) -> Slot[Self]:
+        """Return a slot that takes no capacity."""
+        return self.stats.open_uncounted_slot(self)
 
-    async def close(self) -> None:
-        await self._wire.close()
+    async def prepare_passthrough(self, slot: AnySlot, model: str | None, options: RequestOptions) -> None:
+        """Do nothing: it is never chosen for passthrough."""
+
+    def record(self, slot: AnySlot, outcome: Outcome, retry_after_s: float | None) -> None:
+        """Count the end of a request."""
+        self.stats.close_slot(slot, outcome)
+        self._callbacks.on_capacity()
+
+    # ---- sending
 
     async def send(self, request: EngineRequest, slot: AnySlot, *, budget_s: float) -> EngineReply:
         """Answer `request` from the first endpoint that can.
 
-        Gives   EngineReply (see its docstring); 400, 403, 422 … of the upstream as they are, in shape
-        Raises  UpstreamFailed: all endpoints failed, or the key was refused · Unavailable: all are rested · TimedOut: the
-                total budget is gone
+        Returns:
+            The reply; 400, 403, 422 … of the API as they are, in shape.
+
+        Raises:
+            UpstreamFailed: All endpoints failed, or the key was refused.
+            Unavailable: The circuits of all endpoints are open.
+            TimedOut: The total budget is used up.
         """
         receipt = request.receipt
         receipt.backend, receipt.served_model = self.name, self.names.upstream
         wants_events = request.stream and self._settings.upstream_streaming != "simulate"
         body = body_for(request, self.names.upstream, wants_events=wants_events)
-        began = self._clock.monotonic_s()
-        deadline = began + min(self._settings.upstream_total_timeout_s, budget_s)
-        before = len(receipt.attempts)
-        outcome = Outcome.CANCELLED
-        reply = None
+        began_s = self._clock.monotonic_s()
+        deadline_s = began_s + min(self._settings.upstream_total_timeout_s, budget_s)
+        earlier = len(receipt.attempts)
+        outcome, reply = Outcome.CANCELLED, None
         try:
             for endpoint in self._endpoints:
-                now = self._clock.monotonic_s()
-                if now >= deadline:
+                now_s = self._clock.monotonic_s()
+                if now_s >= deadline_s:
                     raise self._out_of_time(request)
-                if not endpoint.breaker.may_try(now):
+                if not endpoint.breaker.admit(now_s):
                     continue
                 reply = await self._attempt(
-                    endpoint, request, slot, body, wants_events=wants_events, deadline_s=deadline
+                    endpoint, request, slot, body, wants_events=wants_events, deadline_s=deadline_s
                 )
                 if reply is not None:
-                    receipt.upstream_ms = (self._clock.monotonic_s() - began) * 1000
+                    receipt.upstream_ms = (self._clock.monotonic_s() - began_s) * 1000
                     outcome = Outcome.OK
                     return reply
-            if self._clock.monotonic_s() >= deadline:
+            if self._clock.monotonic_s() >= deadline_s:
                 raise self._out_of_time(request)
-            raise self._all_failed(receipt.attempts[before:])
+            raise self._all_failed(receipt.attempts[earlier:])
         except ApplianceError as error:
             outcome = FAILURES.get(error.kind, Outcome.REFUSED)
             raise
         finally:
-            if reply is None or reply.events is None:  # else the stream counts until it is closed
+            if reply is None or reply.events is None:  # else the slot is released when the stream is closed
                 slot.release(outcome)
 
     async def _attempt(
@@ -217,11 +200,19 @@ class HostedBackend(BackendStats):
         wants_events: bool,
         deadline_s: float,
     ) -> EngineReply | None:
-        """Try one endpoint; None = the next one may try. The outcome goes into the receipt, the breaker and the metrics."""
-        began = self._clock.monotonic_s()
+        """Try one endpoint; None = the next one may try.
+
+        The outcome goes into the receipt, the circuit breaker and the metrics.
+
+        1. the attempt failed                        → the next endpoint may try
+        2. the client's or the operator's own fault  → that error: no endpoint would say otherwise
+        3. it was cancelled                          → nothing is known of the endpoint
+        4. it answered                               → the reply
+        """
+        began_s = self._clock.monotonic_s()
         attempt = Attempt(endpoint.address)
         request.receipt.attempts.append(attempt)
-        settings, budget_s = self._settings, deadline_s - began
+        settings, budget_s = self._settings, deadline_s - began_s
         try:
             reply = await exchange(
                 endpoint.peer,
@@ -232,7 +223,7 @@ class HostedBackend(BackendStats):
                 wants_events=wants_events,
                 public_model=request.public_model or self.names.public,
                 on_end=slot.release,
-                on_head=lambda: self._first_byte.observe(self._clock.monotonic_s() - began),
+                on_head=lambda: self._first_byte.observe(self._clock.monotonic_s() - began_s),
                 timeouts=Timeouts(
                     min(settings.upstream_connect_timeout_s, budget_s),
                     min(settings.upstream_first_byte_timeout_s, budget_s),
@@ -240,41 +231,33 @@ class HostedBackend(BackendStats):
                     None if wants_events else budget_s,
                 ),
             )
-        except (AttemptFailed, WireError, BrokenStream, jsons.InvalidJson) as exc:
-            failed = (
-                exc
-                if isinstance(exc, AttemptFailed)
-                else AttemptFailed(
-                    Outcome.of_phase(exc.phase) if isinstance(exc, WireError) else Outcome.INVALID_RESPONSE,
-                    str(exc),
-                )
-            )
-            attempt.outcome, attempt.note = failed.outcome, failed.note
-            endpoint.last_error = f"{failed.label}: {failed.note}"[:200]
-            if failed.outcome.breaker is BreakerEffect.FAILED:
-                endpoint.breaker.failed(self._clock.monotonic_s(), retry_after_s=failed.retry_after_s)
-            else:
-                endpoint.breaker.abandoned()
+        except (AttemptFailed, WireError, BrokenStream, jsons.InvalidJson) as exc:  # 1
+            self._record_failure(endpoint, attempt, _as_failure(exc))
             return None
-        except (
-            ApplianceError
-        ) as exc:  # the client's or the operator's fault: no other endpoint would say otherwise
+        except ApplianceError as exc:  # 2
             attempt.outcome, attempt.note = Outcome.REFUSED, exc.message
-            endpoint.breaker.succeeded()
+            endpoint.breaker.record_success()
             raise
-        except BaseException:
-            endpoint.breaker.abandoned()
+        except BaseException:  # 3
+            endpoint.breaker.release_probe()
             raise
-        else:
+        else:  # 4
             attempt.outcome = Outcome.OK
             request.receipt.endpoint = endpoint.address
             endpoint.last_error = ""
-            endpoint.breaker.succeeded()
+            endpoint.breaker.record_success()
             return reply
         finally:
-            took_s = self._clock.monotonic_s() - began
-            attempt.ms = took_s * 1000
+            attempt.ms = (self._clock.monotonic_s() - began_s) * 1000
             self._counter(endpoint.address, attempt.label).inc()
+
+    def _record_failure(self, endpoint: Endpoint, attempt: Attempt, failed: AttemptFailed) -> None:
+        attempt.outcome, attempt.note = failed.outcome, failed.note
+        endpoint.last_error = f"{failed.label}: {failed.note}"[:ERROR_CHARACTERS]
+        if failed.outcome.breaker is BreakerEffect.FAILED:
+            endpoint.breaker.record_failure(self._clock.monotonic_s(), retry_after_s=failed.retry_after_s)
+        else:
+            endpoint.breaker.release_probe()
 
     def _counter(self, endpoint: str, outcome: str) -> Any:
         key = (endpoint, outcome)
@@ -290,34 +273,103 @@ class HostedBackend(BackendStats):
         )
 
     def _all_failed(self, own: list[Attempt]) -> ApplianceError:
-        now = self._clock.monotonic_s()
-        soonest = min(e.breaker.wait_s(now) for e in self._endpoints)
+        """Return the error of a request that no endpoint answered; with no attempt all circuits are open."""
+        now_s = self._clock.monotonic_s()
+        retry_in_s = min(endpoint.breaker.retry_in_s(now_s) for endpoint in self._endpoints)
         attempts = attempt_rows(own)
         if not attempts:
             return Unavailable(
-                "Every endpoint of the hosted API is rested after failures; try again later.",
-                retry_after_s=soonest,
+                "The circuits of all endpoints of the hosted API are open after failures; "
+                f"retrying in {retry_in_s:.0f} s.",
+                retry_after_s=retry_in_s,
                 details={"attempts": attempts},
             )
-        tried = len(attempts)
         return UpstreamFailed(
-            f"novita_upstream_error: no endpoint of the hosted API could answer ({tried} tried, the last: {attempts[-1]['outcome']}).",
+            f"novita_upstream_error: no endpoint of the hosted API could answer "
+            f"({len(attempts)} tried, the last: {attempts[-1]['outcome']}).",
             code="novita_upstream_error",
-            retry_after_s=soonest or None,
+            retry_after_s=retry_in_s or None,
             details={"attempts": attempts},
         )
 
+    # ---- what it shows
 
-def base_of(address: str) -> str:
-    """Give the base address; system A's lists may hold whole `/chat/completions` addresses."""
+    def describe(self) -> BackendState:
+        """Return its present state, from memory; it is up while one endpoint's circuit is not open."""
+        now_s = self._clock.monotonic_s()
+        rows = tuple(
+            {
+                "url": endpoint.address,
+                "rested_s": round(endpoint.breaker.retry_in_s(now_s), 1),
+                "failed_in_a_row": endpoint.breaker.failures_in_a_row,
+                "last_error": endpoint.last_error,
+            }
+            for endpoint in self._endpoints
+        )
+        retry_in_s = min(endpoint.breaker.retry_in_s(now_s) for endpoint in self._endpoints)
+        is_up, member = retry_in_s == 0, self.member
+        return BackendState(
+            self.name,
+            self.kind,
+            is_up,
+            "" if is_up else f"all circuits open after failures, retrying in {retry_in_s:.0f} s",
+            rows,
+            (self.names.public,),
+            self.in_flight,
+            url=self._endpoints[0].address,
+            pool=self.pool,
+            standing=(BackendStatus.READY if is_up else BackendStatus.CIRCUIT_OPEN).value,
+            breaker="closed" if is_up else "open",
+            chosen_total=member.total,
+            mean_s=member.mean_s,
+            last_s=member.last_s,
+            last_used_at_s=member.last_used_s,
+            errors=tuple(self.stats.errors.items()),
+        )
+
+    def measure(self) -> None:
+        """Bring its gauges up to date; called when metrics are read."""
+        now_s = self._clock.monotonic_s()
+        for endpoint in self._endpoints:
+            is_open = endpoint.breaker.retry_in_s(now_s) > 0
+            self._metrics.breaker_open.labels(self.name, endpoint.address).set(1 if is_open else 0)
+        self._metrics.update_backend(self.describe())
+
+    def connections(self) -> dict[str, int]:
+        """Return the numbers of its connection pool (see ConnectionPool.stats)."""
+        return self._wire.stats()
+
+    async def close(self) -> None:
+        """Close its connections."""
+        await self._wire.close()
+
+
+def _endpoints(settings: EngineSettings, wire: ConnectionPool) -> list[Endpoint]:
+    headers = {
+        "Authorization": f"Bearer {settings.novita_api_key.get_secret_value()}",
+        "Content-Type": "application/json",
+        "User-Agent": "inference-appliance",
+    }
+    return [
+        Endpoint(
+            address,
+            Peer(wire, Target.parse(base_address(address), headers=headers), LABEL, map_error),
+            Breaker(settings.breaker_failures, settings.breaker_rest_s),
+        )
+        for address in settings.novita_openai_endpoints
+    ]
+
+
+def base_address(address: str) -> str:
+    """Return the base of an address; lists of earlier versions hold whole `/chat/completions` addresses."""
     return address.rstrip("/").removesuffix("/chat/completions")
 
 
-def refusal(status: int, headers: dict[str, str], text: str) -> Exception:
-    """Give what an error status means.
+def map_error(status: int, headers: dict[str, str], text: str) -> Exception:
+    """Return what an error status means.
 
     1. 401                        the operator's key is wrong: 502 that names the variable
-    2. 404, 408, 429, 5xx, 3xx    the next endpoint may try (3xx: we follow no redirects with a key in hand)
+    2. 404, 408, 429, 5xx, 3xx    the next endpoint may try (3xx: no redirect is followed with a key in hand)
     3. other 4xx                  the client's: passed on in shape
     """
     if status == 401:  # 1
@@ -333,3 +385,10 @@ def refusal(status: int, headers: dict[str, str], text: str) -> Exception:
             retry_after_s=retry_after_of(headers) if status in {429, 503} else None,
         )
     return client_error_of(status, text, LABEL)  # 3
+
+
+def _as_failure(exc: Exception) -> AttemptFailed:
+    if isinstance(exc, AttemptFailed):
+        return exc
+    outcome = Outcome.of_phase(exc.phase) if isinstance(exc, WireError) else Outcome.INVALID_RESPONSE
+    return AttemptFailed(outcome, str(exc))

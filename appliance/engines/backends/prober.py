@@ -1,50 +1,48 @@
-"""Looking at servers: one loop per server, beside the requests and never on their path.
+"""Probing servers: one loop per server, beside the requests and never on their path.
 
-A look asks for health and load at the same time. Its rhythm is jittered, so that many appliances do not ask in step; a failure
-seen by a request brings the next look forward. What a server serves is asked for when it becomes ready, and now and then after.
+A probe queries health and load at the same time. Its interval is jittered, so that many appliances do not probe in
+step; a failure that a request met brings the next probe forward. What a server serves is queried when it becomes
+ready, and now and then after.
 """
 
 import asyncio
 import random
+from collections.abc import Callable
 
 from appliance.base.errors import ApplianceError
 from appliance.base.logs import get_logger
 from appliance.base.wire.types import UpstreamTimeout, WireError
+from appliance.engines.backends.engine_load import ScrapedPage
 from appliance.engines.backends.server import EngineServer
-from appliance.engines.backends.server_state import ScrapedPage
-from appliance.engines.dialects.contract import Dialect, EngineHealth, QueryReply
+from appliance.engines.dialects.contract import Dialect, EngineHealth
 from appliance.engines.dialects.table import DIALECTS
 from appliance.engines.metrics.values import BadMetrics, gauge
 
 log = get_logger("health")
-METRICS_S = 5.0  # seconds for a metrics page
-LEARN_EVERY_LOOKS = 10
-SUSPICION_S = 0.2  # the first look after a suspicion comes so soon; then twice as late each time, up to the usual rhythm
-STARTING_S = 0.5  # rhythm while it is starting
+METRICS_TIMEOUT_S = 5.0
+FACTS_EVERY_PROBES = 10
+SUSPICION_S = 0.2  # the first probe after a failure; then twice as late each time, up to the usual interval
+STARTING_S = 0.5  # interval while the server starts
+MOST_DOUBLINGS = 16
 JITTER = 0.2
 
 
 class HealthProber:
-    """Looks at one server for as long as `run` runs."""
+    """Probes one server for as long as `run` runs."""
 
-    def __init__(self, server: EngineServer) -> None:
+    def __init__(self, server: EngineServer, *, on_capacity: Callable[[], None]) -> None:
         self._server = server
-        self._now = asyncio.Event()
+        self._on_capacity = on_capacity
         self._first = asyncio.Event()
-        self._looks = 0
-        self._hurried = 0
-        server.on_suspicion = self.probe_soon
-
-    def probe_soon(self) -> None:
-        """A request failed: look soon."""
-        self._now.set()
+        self._probes = 0
+        self._unready_pauses = 0
 
     async def wait_first_probe(self) -> None:
-        """Wait until the first look is over."""
+        """Wait until the first probe is over."""
         await self._first.wait()
 
     async def run(self) -> None:
-        """Look again and again, until cancelled. A mistake of ours in a look is logged; the looks go on."""
+        """Probe again and again, until cancelled. A fault of ours in a probe is logged; the probes go on."""
         while True:
             try:
                 await self.probe()
@@ -54,68 +52,76 @@ class HealthProber:
             await self._pause()
 
     async def _pause(self) -> None:
-        """Wait for the next look: the usual rhythm, or sooner after a suspicion and while the server starts."""
-        server = self._server
-        rhythm = server.settings.metrics_cache_ttl_seconds
-        if not server.health.is_ready:
-            self._hurried = min(self._hurried + 1, 16)
-            rhythm = min(rhythm, SUSPICION_S * 2**self._hurried if server.is_lost else STARTING_S)
-        else:
-            self._hurried = 0
-        pause_s = rhythm * random.uniform(1 - JITTER, 1 + JITTER)
+        """Wait for the next probe: the usual interval, or less after a failure and while the server starts."""
+        pause_s = self._interval_s() * random.uniform(1 - JITTER, 1 + JITTER)
+        due = self._server.state.probe_due
         try:
-            await asyncio.wait_for(self._now.wait(), pause_s)
+            await asyncio.wait_for(due.wait(), pause_s)
         except TimeoutError:
-            pass
-        else:
-            self._now.clear()
-            await asyncio.sleep(
-                min(SUSPICION_S, pause_s) * random.uniform(0.1, 1)
-            )  # many failures at once are one suspicion
+            return
+        due.clear()
+        # Many failures at once are one reason to probe.
+        await asyncio.sleep(min(SUSPICION_S, pause_s) * random.uniform(0.1, 1))
+
+    def _interval_s(self) -> float:
+        """Return the seconds until the next probe.
+
+        1. ready     → the usual interval
+        2. lost      → soon, then twice as late each time, up to the usual interval
+        3. starting  → half a second
+        """
+        state = self._server.state
+        usual_s = state.settings.metrics_cache_ttl_seconds
+        if state.health.is_ready:  # 1
+            self._unready_pauses = 0
+            return usual_s
+        self._unready_pauses = min(self._unready_pauses + 1, MOST_DOUBLINGS)
+        if state.is_lost:  # 2
+            return min(usual_s, SUSPICION_S * (1 << self._unready_pauses))
+        return min(usual_s, STARTING_S)  # 3
 
     async def probe(self) -> None:
-        """Look once: its kind if that is not known, health and load together, its models when due."""
-        server = self._server
-        if server.dialect is None and not await self._recognise():
+        """Probe once: its kind where that is unknown, health and load together, its facts when they are due."""
+        server, state = self._server, self._server.state
+        if state.dialect is None:
+            await self._detect()
+        dialect = state.dialect
+        if dialect is None:
             return
-        dialect = server.dialect
-        assert dialect is not None
-        health, _ = await asyncio.gather(self._health(dialect), self._load(dialect))
-        was_ready = server.health.is_ready
+        health, _ = await asyncio.gather(self._query_health(dialect), self._query_load(dialect))
+        was_ready = state.health.is_ready
         is_timeout = health is None
-        if server.update_health(
+        if state.update_health(
             health or EngineHealth(False, detail="/health did not answer in time"), is_timeout=is_timeout
         ):
             count = server.fail_waiting()
             if count:
                 log.warning("requests_moved", backend=server.name, count=count)
-        self._looks += 1
-        if server.health.is_ready and (
-            not was_ready
-            or not server.has_facts
-            or not server.facts_are_current
-            or self._looks % LEARN_EVERY_LOOKS == 0
-        ):
-            await self._learn(dialect)
-        server.on_capacity(server)  # limits, slow start and rest times move with the clock
+        self._probes += 1
+        if state.health.is_ready and (not was_ready or self._are_facts_due()):
+            await self._query_facts(dialect)
+        self._on_capacity()  # limits, slow start and open circuits move with the clock
 
-    async def _recognise(self) -> bool:
-        """Find out which engine it is; until then it is starting."""
-        server = self._server
+    def _are_facts_due(self) -> bool:
+        models = self._server.models
+        return not models.has_facts or not models.is_current or self._probes % FACTS_EVERY_PROBES == 0
+
+    async def _detect(self) -> None:
+        """Find out which kind of engine it is; until then it is starting."""
+        server, state = self._server, self._server.state
         try:
             for dialect in DIALECTS.values():
                 if await dialect.matches(server.client):
-                    server.dialect = dialect
+                    state.dialect = dialect
                     log.info("backend_recognised", backend=server.name, kind=dialect.kind)
-                    return True
-            detail = "it answers, but not like any engine that is known"
+                    return
+            detail = "it answers, but like no engine that is known"
         except (ApplianceError, ValueError) as exc:
             detail = str(exc)
-        server.update_health(EngineHealth(False, detail=detail))
-        return False
+        state.update_health(EngineHealth(False, detail=detail))
 
-    async def _health(self, dialect: Dialect) -> EngineHealth | None:
-        """Give its health; None = it did not answer in time."""
+    async def _query_health(self, dialect: Dialect) -> EngineHealth | None:
+        """Return its health; None = it did not reply in time."""
         try:
             return await dialect.probe_health(self._server.client)
         except UpstreamTimeout:
@@ -123,40 +129,47 @@ class HealthProber:
         except WireError as exc:
             return EngineHealth(False, detail=str(exc))
 
-    async def _load(self, dialect: Dialect) -> None:
-        """Read its metrics; a page that is missing or makes no sense leaves the decision to health and our own counts."""
-        server = self._server
-        if not dialect.running_metrics:
+    async def _query_load(self, dialect: Dialect) -> None:
+        """Read its metrics page.
+
+        1. its kind has none                     → our own counts decide
+        2. it cannot be reached                  → no page, and no numbers
+        3. an error status; 404 and 501 mean off → no page, and no numbers
+        4. a page that makes no sense            → the page, and no numbers
+        5. a page                                → the page and its numbers
+        """
+        server, state = self._server, self._server.state
+        if not dialect.running_metrics:  # 1
             return
         try:
-            reply: QueryReply = await server.client.get("/metrics", METRICS_S)
-            if reply.status != 200:
-                server.update_page(None)
-                server.update_load(
-                    None, None, "off" if reply.status in {404, 501} else f"/metrics answered {reply.status}"
-                )
-                return
-            server.update_page(ScrapedPage(reply.body, "openmetrics" in reply.content_type, server.now_s()))
-            running, waiting = (
-                gauge(reply.body, dialect.running_metrics),
-                gauge(reply.body, dialect.waiting_metrics),
+            reply = await server.client.get("/metrics", METRICS_TIMEOUT_S)
+        except WireError as exc:  # 2
+            state.load.page = None
+            state.update_load(None, None, str(exc))
+            return
+        if reply.status != 200:  # 3
+            state.load.page = None
+            state.update_load(
+                None, None, "off" if reply.status in {404, 501} else f"/metrics answered {reply.status}"
             )
-            note = "ok" if running is not None else f"/metrics has no {dialect.running_metrics[0]}"
-            server.update_load(running, waiting, note)
-        except BadMetrics as exc:
-            server.update_load(None, None, str(exc))
-        except WireError as exc:
-            server.update_page(None)
-            server.update_load(None, None, str(exc))
-
-    async def _learn(self, dialect: Dialect) -> None:
-        server = self._server
-        version = server.adapters.version
+            return
+        state.load.page = ScrapedPage(reply.body, "openmetrics" in reply.content_type, state.now_s())
         try:
-            learned = await dialect.read_facts(server.client)
-            if (
-                server.adapters.version == version
-            ):  # else an adapter came or went meanwhile, and this may be from before
-                server.update_facts(learned)
+            running = gauge(reply.body, dialect.running_metrics)
+            waiting = gauge(reply.body, dialect.waiting_metrics)
+        except BadMetrics as exc:  # 4
+            state.update_load(None, None, str(exc))
+            return
+        note = "ok" if running is not None else f"/metrics has no {dialect.running_metrics[0]}"
+        state.update_load(running, waiting, note)  # 5
+
+    async def _query_facts(self, dialect: Dialect) -> None:
+        server = self._server
+        version = server.models.adapters.version
+        try:
+            facts = await dialect.read_facts(server.client)
         except (WireError, ValueError) as exc:
             log.warning("backend_not_learned", backend=server.name, why=str(exc)[:200])
+            return
+        if server.models.adapters.version == version:  # else an adapter changed meanwhile: these may be older
+            server.state.update_facts(facts)

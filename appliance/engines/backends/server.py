@@ -1,10 +1,10 @@
-"""One server of an engine: how it is asked about itself, told to do something, and how a request is sent to it, in one attempt.
+"""One server of an engine: what is known of it, how it is queried, and how a request is sent to it, in one attempt."""
 
-What is known of it, and so whether a request may be sent, is in known.py.
-"""
-
+import math
 import ssl
-from typing import ClassVar, Self
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
 
 from appliance.base import jsons
 from appliance.base.clock import Clock
@@ -13,28 +13,60 @@ from appliance.base.logs import SECRETS
 from appliance.base.metrics.registry import Metrics
 from appliance.base.wire.pool import ConnectionPool
 from appliance.base.wire.types import Target, Timeouts, WireError
-from appliance.engines.backends.adapters import is_missing, missing
+from appliance.engines.backends.adapters import adapter_missing, is_adapter_missing
+from appliance.engines.backends.contract import NO_CALLBACKS, BackendCallbacks
+from appliance.engines.backends.served_models import ServedModels
 from appliance.engines.backends.server_state import ServerState
+from appliance.engines.backends.stats import BackendStats
 from appliance.engines.dialects.contract import LoraDialect
 from appliance.engines.dialects.query import HttpEngineClient
-from appliance.engines.outcome import Outcome
+from appliance.engines.metrics.families import MEASURING
+from appliance.engines.metrics.normalise import EngineExtras
+from appliance.engines.outcome import BreakerEffect, Outcome
 from appliance.engines.settings import EngineSettings
 from appliance.engines.slots import AnySlot, ResponseTimes, Slot
 from appliance.engines.specs import BackendSpec
-from appliance.engines.types import EngineReply, EngineRequest, Operation, ServedModel
+from appliance.engines.types import (
+    BackendState,
+    BackendStatus,
+    EngineReply,
+    EngineRequest,
+    ModelCard,
+    Operation,
+    RequestOptions,
+    ServedModel,
+)
 from appliance.engines.upstream.exchange import AttemptFailed, Peer, body_for, exchange
 from appliance.engines.upstream.refusal import meaning
 from appliance.engines.upstream.relay import BrokenStream
 
 
-class EngineServer(ServerState):
-    """A server: what we know of it, and the way to it."""
+@dataclass(frozen=True, slots=True)
+class RunnerPolicy:
+    """What is different with a llama-server that the model manager runs.
+
+    label         begins error sentences: "The llama-server of tiny"
+    on_released   called with each slot when it is released: its lease goes back to the manager
+    """
+
+    label: str
+    on_released: Callable[[AnySlot, Outcome], None]
+
+
+class EngineServer:
+    """A server of an engine.
+
+    state    its health, load and limits        stats    what the appliance counts of it
+    models   what it serves                     client   the way to it for the appliance's own queries
+    origin   configured | runtime | persisted | managed
+
+    With a `runner` policy the model manager runs it: it is never probed, and it is the very process that was
+    started with its adapters.
+    """
 
     is_remote: ClassVar[bool] = False
     is_direct: ClassVar[bool] = True
-    _asks_first: ClassVar[bool] = (
-        True  # whether it may be another process than the one that told of its adapters
-    )
+    is_demo: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -44,15 +76,26 @@ class EngineServer(ServerState):
         wire: ConnectionPool,
         clock: Clock,
         metrics: Metrics,
+        callbacks: BackendCallbacks = NO_CALLBACKS,
         origin: str = "configured",
+        runner: RunnerPolicy | None = None,
         ssl_context: ssl.SSLContext | None = None,
     ) -> None:
-        super().__init__(spec, settings=settings, clock=clock, metrics=metrics, origin=origin)
-        self._wire = wire
-        key = spec.api_key.get_secret_value()
-        if key:
-            SECRETS.learn([key])
-        self.headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self.spec, self.name, self.pool, self.origin = spec, spec.name, spec.pool, origin
+        self.is_managed = runner is not None
+        self.stats = BackendStats(spec.name, clock=clock, metrics=metrics, weight=spec.effective_weight)
+        self.member = self.stats.member
+        self.member.cost = spec.cost
+        self.models = ServedModels(spec, created_s=int(clock.now_s()))
+        self.state = ServerState(
+            spec,
+            settings=settings,
+            models=self.models,
+            member=self.member,
+            clock=clock,
+            callbacks=callbacks,
+        )
+        self.headers = _headers(spec)
         self.ssl = ssl_context
         self.target = Target.parse(
             spec.url,
@@ -60,138 +103,317 @@ class EngineServer(ServerState):
             ssl_context=ssl_context,
         )
         self.client = HttpEngineClient(wire, self.target)
-        self._label = f"The backend {spec.name}"
+        self._wire = wire
+        self._clock = clock
+        self._metrics = metrics
+        self._callbacks = callbacks
+        self._runner = runner
+        self._label = runner.label if runner is not None else f"The backend {spec.name}"
         self._first_byte = metrics.upstream_seconds.labels(spec.name)
 
-    def fail_waiting(self) -> int:
-        """End the exchanges that wait for its answer; each goes to another server. Gives how many."""
-        return self._wire.fail_waiting(self.target.origin, f"{self.name} was found to be down")
+    # ---- what it is
 
-    # ---- answering
+    @property
+    def kind(self) -> str:
+        """The kind of engine; `auto` until it is detected."""
+        return self.state.kind
+
+    @property
+    def is_unknown(self) -> bool:
+        """Whether what it serves is not known, because it was not reached yet and no models are configured."""
+        return self.models.is_unknown
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that it works on at this moment."""
+        return self.member.active
+
+    @property
+    def context_tokens(self) -> int:
+        """The context of one request in tokens; 0 = unknown."""
+        return self.models.facts.context_tokens
+
+    @property
+    def measures_latencies(self) -> bool:
+        """Whether response times are taken here: its kind has no histograms, or its metrics are switched off."""
+        return self.kind not in MEASURING or self.state.load.note == "off"
+
+    def cards(self) -> list[ModelCard]:
+        """List the models that it serves."""
+        return self.models.cards()
+
+    def find_model(self, model: str) -> ServedModel | None:
+        """Return what `model` is here; None = it is not served."""
+        return self.models.find(model)
+
+    def status(self, now_s: float) -> BackendStatus:
+        """Say whether a request can be sent at this moment (see ServerState.status)."""
+        return self.state.status(now_s)
+
+    def apply(self, settings: EngineSettings, origin: str) -> None:
+        """Take new settings."""
+        self.origin = origin
+        self.state.apply(settings)
+
+    # ---- slots
 
     def take(self, reason: str) -> Slot[Self]:
-        """Take a place; where the breaker is half open, this request is its probe."""
-        self.breaker.may_try(self._clock.monotonic_s())
-        return self._addressed(super().take(reason))
+        """Take a slot; where the circuit is half open, this request is its probe."""
+        self.state.breaker.admit(self._clock.monotonic_s())
+        return self._addressed(self.stats.open_slot(self, reason))
 
     def uncounted_slot(self) -> Slot[Self]:
-        return self._addressed(super().uncounted_slot())
+        """Return a slot that takes no capacity, for a request about the server itself."""
+        return self._addressed(self.stats.open_uncounted_slot(self))
 
     def _addressed(self, slot: Slot[Self]) -> Slot[Self]:
         slot.url, slot.headers, slot.ssl = self.spec.url, self.headers, self.ssl
         slot.attempt.endpoint = self.spec.url
         return slot
 
-    def _must_stream(self, request: EngineRequest) -> bool:
-        """Whether an answer that is wanted in one piece is asked for as a stream all the same: see Dialect.stops_on_disconnect."""
-        return (
-            self.dialect is not None
-            and not self.dialect.stops_on_disconnect
-            and request.operation is not Operation.EMBEDDING
+    async def prepare_passthrough(self, slot: AnySlot, model: str | None, options: RequestOptions) -> None:
+        """Do nothing: its slots have its address from the start."""
+
+    def record(self, slot: AnySlot, outcome: Outcome, retry_after_s: float | None) -> None:
+        """Learn how a request ended; called once, when its slot is released."""
+        self.stats.close_slot(slot, outcome)
+        if slot.is_uncounted:
+            if outcome.breaker is BreakerEffect.FAILED:
+                self.state.probe_soon()
+            return
+        self.models.adapters.release(slot)
+        if outcome is Outcome.OK and slot.times is not None:
+            self._add_latencies(slot, slot.times)
+        self.state.record(outcome, retry_after_s)
+        self._callbacks.on_capacity()
+        if self._runner is not None:
+            self._runner.on_released(slot, outcome)
+
+    def _add_latencies(self, slot: AnySlot, times: ResponseTimes) -> None:
+        receipt = times.receipt
+        self._metrics.latencies.add(
+            self.name,
+            receipt.served_model,
+            queue_s=receipt.queue_ms / 1000,
+            whole_s=self._clock.monotonic_s() - slot.started_s,
+            first_s=times.first_s - slot.started_s if times.first_s else None,
+            tokens=times.tokens(),
         )
 
+    # ---- sending
+
     async def send(self, request: EngineRequest, slot: AnySlot, *, budget_s: float) -> EngineReply:
-        """Answer `request` by one attempt (see Backend.send)."""
-        receipt, settings = request.receipt, self.settings
-        served = self.find_model(request.wanted_model)
-        upstream = served.upstream if served else request.model
-        receipt.backend, receipt.served_model, receipt.endpoint = self.name, upstream, self.spec.url
-        receipt.attempts.append(slot.attempt)
-        wants_events = request.stream and settings.upstream_streaming != "simulate"
-        gathers = not wants_events and self._must_stream(request)
+        """Answer `request` by one attempt (see Backend.send).
+
+        1. the attempt failed                → its outcome, and AttemptFailed
+        2. the connection failed             → its phase as outcome, and AttemptFailed
+        3. the response makes no sense       → invalid_response, and AttemptFailed
+        4. the caller's own fault            → refused, and that error
+        5. a whole response                  → ok
+        6. a stream                          → its slot is released when it is closed
+        """
+        served = self.models.find(request.wanted_model)
+        upstream = self._begin_receipt(request, slot, served)
         outcome, failed, reply = Outcome.CANCELLED, None, None
-        if self.measures_latencies and request.operation is not Operation.EMBEDDING:
-            slot.times = ResponseTimes(receipt)
         try:
-            if served is None or served.extra or self.adapters.declared:
-                await self._hold(request.wanted_model, served, slot)
-            body = body_for(
-                request,
-                upstream,
-                wants_events=wants_events,
-                extra=served.extra if served else (),
-                gathers=gathers,
-            )
-            first_byte_s = min(settings.upstream_first_byte_timeout_s, budget_s) if wants_events else budget_s
-            reply = await exchange(
-                self._peer(served),
-                request,
-                body,
-                slot.attempt,
-                path=b"/v1" + request.operation.value.encode(),
-                wants_events=wants_events or gathers,
-                gathers=gathers,
-                public_model=request.public_model,
-                on_head=lambda: self._saw_head(slot, request),
-                on_first=lambda: self._saw_first(slot),
-                on_end=slot.release,
-                timeouts=Timeouts(
-                    min(settings.upstream_connect_timeout_s, budget_s),
-                    first_byte_s,
-                    settings.upstream_idle_timeout_s,
-                    None if wants_events else budget_s,
-                ),
-            )
-            outcome = Outcome.OK
+            if served is None or served.extra or self.models.adapters.declared:
+                await self._acquire_adapter(request.wanted_model, served, slot)
+            reply = await self._exchange(request, slot, served, upstream, budget_s)
+            outcome = Outcome.OK  # 5
             if slot.times is not None:
                 slot.times.stream = reply.events
             return reply
-        except AttemptFailed as exc:
+        except AttemptFailed as exc:  # 1
             outcome, failed = exc.outcome, exc
             raise
-        except WireError as exc:
+        except WireError as exc:  # 2
             outcome = Outcome.of_phase(exc.phase)
             failed = AttemptFailed(outcome, str(exc), was_sent=exc.was_sent)
             raise failed from exc
-        except (BrokenStream, jsons.InvalidJson) as exc:
+        except (BrokenStream, jsons.InvalidJson) as exc:  # 3
             outcome = Outcome.INVALID_RESPONSE
             failed = AttemptFailed(outcome, str(exc))
             raise failed from exc
-        except ApplianceError:
+        except ApplianceError:  # 4
             outcome = Outcome.REFUSED
             raise
         finally:
-            if reply is None or reply.events is None:  # else the stream holds its place until it is closed
+            if reply is None or reply.events is None:  # 6
                 slot.release(
                     outcome,
                     note=failed.note if failed else "",
                     retry_after_s=failed.retry_after_s if failed else None,
                 )
 
-    def _saw_head(self, slot: AnySlot, request: EngineRequest) -> None:
+    def _begin_receipt(self, request: EngineRequest, slot: AnySlot, served: ServedModel | None) -> str:
+        """Write down who is asked; return the model's name there."""
+        receipt = request.receipt
+        upstream = served.upstream if served else request.model
+        receipt.backend, receipt.served_model, receipt.endpoint = self.name, upstream, self.spec.url
+        receipt.attempts.append(slot.attempt)
+        if self.measures_latencies and request.operation is not Operation.EMBEDDING:
+            slot.times = ResponseTimes(receipt)
+        return upstream
+
+    def _exchange(
+        self,
+        request: EngineRequest,
+        slot: AnySlot,
+        served: ServedModel | None,
+        upstream: str,
+        budget_s: float,
+    ) -> Coroutine[Any, Any, EngineReply]:
+        """Begin the exchange; what is wanted whole may be read from a stream (`gathers`)."""
+        settings = self.state.settings
+        wants_events = request.stream and settings.upstream_streaming != "simulate"
+        gathers = not wants_events and self._must_stream(request)
+        body = body_for(
+            request,
+            upstream,
+            wants_events=wants_events,
+            extra=served.extra if served else (),
+            gathers=gathers,
+        )
+        first_byte_s = min(settings.upstream_first_byte_timeout_s, budget_s) if wants_events else budget_s
+        return exchange(
+            self._peer(served),
+            request,
+            body,
+            slot.attempt,
+            path=b"/v1" + request.operation.value.encode(),
+            wants_events=wants_events or gathers,
+            gathers=gathers,
+            public_model=request.public_model,
+            on_head=lambda: self._on_head(slot, request),
+            on_first=lambda: self._on_first(slot),
+            on_end=slot.release,
+            timeouts=Timeouts(
+                min(settings.upstream_connect_timeout_s, budget_s),
+                first_byte_s,
+                settings.upstream_idle_timeout_s,
+                None if wants_events else budget_s,
+            ),
+        )
+
+    def _must_stream(self, request: EngineRequest) -> bool:
+        """Whether to ask for a stream although a whole response is wanted (see Dialect.stops_on_disconnect)."""
+        dialect = self.state.dialect
+        return (
+            dialect is not None
+            and not dialect.stops_on_disconnect
+            and request.operation is not Operation.EMBEDDING
+        )
+
+    def _on_head(self, slot: AnySlot, request: EngineRequest) -> None:
         took_s = self._clock.monotonic_s() - slot.started_s
         self._first_byte.observe(took_s)
         request.receipt.upstream_ms = took_s * 1000
 
-    async def _hold(self, name: str, served: ServedModel | None, slot: AnySlot) -> None:
-        """See to it that a declared adapter, or one that the body names, is there to answer. Raises AttemptFailed, WireError."""
-        name = served.card.id if served is not None else name
-        if (
-            served is not None
-            and served.extra
-            and self._asks_first
-            and isinstance(self.dialect, LoraDialect)
-            and not await self.dialect.has_adapter(self.client, served)
-        ):
-            self.report_missing_adapter(name)
-            raise missing(name, self._label)
-        if served is None and name in self.adapters.declared:
-            raise missing(name, self._label)  # it went since this server was chosen
-        self.adapters.acquire(name, slot)
-
-    def _saw_first(self, slot: AnySlot) -> None:
+    def _on_first(self, slot: AnySlot) -> None:
         if slot.times is not None:
             slot.times.first_s = self._clock.monotonic_s()
 
-    def _peer(self, served: ServedModel | None = None) -> Peer:
+    async def _acquire_adapter(self, name: str, served: ServedModel | None, slot: AnySlot) -> None:
+        """Make sure that a declared adapter, or one that the body names, is there to answer.
+
+        Raises:
+            AttemptFailed: It is not.
+            WireError: The server, which must say so, cannot be reached.
+        """
+        name = served.card.id if served is not None else name
+        dialect = self.state.dialect
+        if (
+            served is not None
+            and served.extra
+            and self._runner is None
+            and isinstance(dialect, LoraDialect)
+            and not await dialect.has_adapter(self.client, served)
+        ):
+            self.state.report_missing_adapter(name)
+            raise adapter_missing(name, self._label)
+        if served is None and name in self.models.adapters.declared:
+            raise adapter_missing(name, self._label)  # it was unloaded since this server was chosen
+        self.models.adapters.acquire(name, slot)
+
+    def _peer(self, served: ServedModel | None) -> Peer:
         name = served.card.id if served is not None and served.card.parent else ""
 
         def refuse(status: int, headers: dict[str, str], text: str) -> Exception:
-            if name and is_missing(status, text) and self.report_missing_adapter(name):
-                return missing(name, self._label, note=text[:200], status=status)
+            if name and is_adapter_missing(status, text) and self.state.report_missing_adapter(name):
+                return adapter_missing(name, self._label, note=text[:200], status=status)
             return meaning(status, headers, text, self._label)
 
         return Peer(self._wire, self.target, self._label, refuse)
 
+    def fail_waiting(self) -> int:
+        """End the requests that wait for its response; each goes to another server. Return how many."""
+        return self._wire.fail_waiting(self.target.origin, f"{self.name} was found to be down")
+
+    # ---- what it shows
+
+    def describe(self) -> BackendState:
+        """Return its present state, from memory."""
+        now_s = self._clock.monotonic_s()
+        state, member, breaker, load = self.state, self.member, self.state.breaker, self.state.load
+        status, limit = state.status(now_s), state.limit(now_s)
+        endpoint = {
+            "url": self.spec.url,
+            "rested_s": round(breaker.retry_in_s(now_s), 1),
+            "failed_in_a_row": breaker.failures_in_a_row,
+            "last_error": "",
+        }
+        return BackendState(
+            self.name,
+            self.kind,
+            status in {BackendStatus.READY, BackendStatus.FULL},
+            state.detail(status, now_s),
+            (endpoint,),
+            self.models.names(),
+            self.in_flight,
+            url=self.spec.url,
+            pool=self.pool,
+            standing=status.value,
+            running=load.running,
+            waiting=load.waiting,
+            data_age_s=load.age_s(now_s),
+            metrics=load.note,
+            checked_at_s=state.checked_at_s,
+            limit=int(limit) if math.isfinite(limit) else None,
+            context_tokens=self.context_tokens,
+            weight=member.weight,
+            cost=self.spec.cost,
+            chosen_total=member.total,
+            mean_s=member.mean_s,
+            last_s=member.last_s,
+            last_used_at_s=member.last_used_s,
+            breaker=breaker.state(now_s),
+            errors=tuple(sorted(self.stats.errors.items())),
+            origin=self.origin,
+        )
+
+    def engine_extras(self, kv_usage: float | None) -> EngineExtras:
+        """Return what is known beside its metrics page.
+
+        Args:
+            kv_usage: The part of its cache in use, from its slots page; None = unknown.
+        """
+        adapters = self.models.adapter_names()
+        return EngineExtras(kv_usage, adapters or None, len(adapters), self._clock.now_s())
+
+    def measure(self) -> None:
+        """Bring its gauges up to date; called when metrics are read."""
+        state = self.describe()
+        self._metrics.update_backend(state)
+        self._metrics.breaker_open.labels(self.name, self.spec.url).set(0 if state.breaker == "closed" else 1)
+
     async def close(self) -> None:
-        """Its connections belong to the fleet's wire."""
+        """Do nothing: its connections belong to the fleet's pool."""
+
+
+def _headers(spec: BackendSpec) -> dict[str, str]:
+    """Return the headers that its key makes; the key is kept out of the logs from here on."""
+    key = spec.api_key.get_secret_value()
+    if not key:
+        return {}
+    SECRETS.learn([key])
+    return {"Authorization": f"Bearer {key}"}

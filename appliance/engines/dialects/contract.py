@@ -55,12 +55,14 @@ class Dialect(Protocol):
 
     running_metrics, waiting_metrics   names on its metrics page, prefix separator as in normalise.py; () = it has no page
     stops_on_disconnect                whether it stops generating when a client disconnects that wanted the response whole
+    has_slots                          whether it works on a fixed number of requests at a time, and shows them on /slots
     """
 
     kind: ClassVar[str]
     running_metrics: ClassVar[tuple[str, ...]]
     waiting_metrics: ClassVar[tuple[str, ...]]
     stops_on_disconnect: ClassVar[bool]
+    has_slots: ClassVar[bool]
 
     async def probe_health(self, client: EngineClient) -> EngineHealth:
         """Query its health. Raises WireError when it cannot be reached."""

@@ -25,6 +25,7 @@ class LlamaCpp:
     waiting_metrics: ClassVar[tuple[str, ...]] = ("llamacpp:requests_deferred",)
     # Seen with 0.7.0: it generates to the end; in a stream it stops at once.
     stops_on_disconnect: ClassVar[bool] = False
+    has_slots: ClassVar[bool] = True
 
     async def probe_health(self, client: EngineClient) -> EngineHealth:
         """Query /health.

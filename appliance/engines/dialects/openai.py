@@ -22,6 +22,7 @@ class OpenAi:
     running_metrics: ClassVar[tuple[str, ...]] = ()
     waiting_metrics: ClassVar[tuple[str, ...]] = ()
     stops_on_disconnect: ClassVar[bool] = True
+    has_slots: ClassVar[bool] = False
 
     async def probe_health(self, client: EngineClient) -> EngineHealth:
         """Query /health where there is one; else a server that lists its models is ready."""

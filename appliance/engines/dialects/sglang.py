@@ -36,6 +36,7 @@ class Sglang:
     running_metrics: ClassVar[tuple[str, ...]] = ("sglang:num_running_reqs",)
     waiting_metrics: ClassVar[tuple[str, ...]] = ("sglang:num_queue_reqs",)
     stops_on_disconnect: ClassVar[bool] = True
+    has_slots: ClassVar[bool] = False
 
     async def probe_health(self, client: EngineClient) -> EngineHealth:
         """Query /health: 200 is ready; 503 is what it says while it starts."""

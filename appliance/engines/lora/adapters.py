@@ -19,7 +19,7 @@ from appliance.base.logs import get_logger
 from appliance.base.metrics.registry import Metrics
 from appliance.base.tasks import Tasks
 from appliance.base.wire.types import WireError
-from appliance.engines.backends.managed import NAME as MANAGED
+from appliance.engines.backends.managed import MANAGED_BACKEND
 from appliance.engines.dialects.contract import LoraReply
 from appliance.engines.lora import file as lora_file
 from appliance.engines.lora.hosts import AdapterHost, managed_file, refusal, unreached
@@ -77,7 +77,11 @@ class AdapterReconciler(AdapterStatusView):
         for alias in manager.model_states:
             found = []
             for adapter in self.declared.values():
-                if adapter.is_wanted and adapter.base_model == alias and adapter.backend in {"", MANAGED}:
+                if (
+                    adapter.is_wanted
+                    and adapter.base_model == alias
+                    and adapter.backend in {"", MANAGED_BACKEND}
+                ):
                     try:
                         found.append(LoraAdapter(managed_file(manager, adapter), 0.0, adapter.name))
                     except ApplianceError as error:  # its model comes up without it, and the list says why

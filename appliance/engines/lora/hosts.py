@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 from appliance.base.errors import ApplianceError, Conflict, Invalid, NotFound, Unavailable, UpstreamFailed
 from appliance.base.wire.types import UpstreamTimeout, WireError
-from appliance.engines.backends.adapters import AdapterState, LoadedAdapter, renamed
-from appliance.engines.backends.managed import ManagedBackend, adapters_of
+from appliance.engines.backends.adapters import AdapterState, LoadedAdapter, rename_model
+from appliance.engines.backends.managed import ManagedBackend, served_adapters
 from appliance.engines.backends.server import EngineServer
 from appliance.engines.dialects.contract import LoraDialect, LoraReply
 from appliance.engines.lora.plan import Adapter, HostView
@@ -57,13 +57,13 @@ class ServerHost:
         self.server, self.name, self.adapters, self.lock = (
             server,
             server.name,
-            server.adapters,
+            server.models.adapters,
             asyncio.Lock(),
         )
 
     def view(self) -> HostView:
         server = self.server
-        models = server.facts.models
+        models = server.models.facts.models
         listed = {name: served.card.path for name, served in models.items() if served.card.parent}
         bases = frozenset(
             [
@@ -71,11 +71,11 @@ class ServerHost:
                 *(name for name in server.spec.models if name not in listed),
             ]
         )
-        loads = isinstance(server.dialect, LoraDialect)
+        loads = isinstance(server.state.dialect, LoraDialect)
         return HostView(
             self.name,
             server.kind,
-            server.health.is_ready and server.facts_are_current,
+            server.state.health.is_ready and server.models.is_current,
             bases - frozenset(self.adapters.loaded),
             frozenset(self.adapters.loaded),
             listed,
@@ -84,7 +84,7 @@ class ServerHost:
 
     def is_coming(self) -> bool:
         server = self.server
-        return server.health.is_ready or server.state().standing == BackendStatus.STARTING.value
+        return server.state.health.is_ready or server.describe().standing == BackendStatus.STARTING.value
 
     async def load(self, adapter: Adapter, *, is_tried: bool) -> LoraReply:
         dialect, server = self._dialect(), self.server
@@ -100,11 +100,11 @@ class ServerHost:
         server = self.server
         self.adapters.version += 1
         try:
-            assert server.dialect is not None
-            server.update_facts(await server.dialect.read_facts(server.client))
+            assert server.state.dialect is not None
+            server.state.update_facts(await server.state.dialect.read_facts(server.client))
         except (WireError, ValueError):  # with the next look, then
-            server.facts_are_current = False
-            server.probe_soon()
+            server.models.is_current = False
+            server.state.probe_soon()
 
     async def unload(self, adapter: Adapter, more: dict[str, Any]) -> LoraReply:
         server, was_held = self.server, adapter.name in self.adapters.loaded
@@ -118,18 +118,20 @@ class ServerHost:
         ):  # what it was started with it keeps; requests for its model do not meet it
             said = LoraReply("done", 200, f"The adapter {adapter.name!r} is declared no longer. {said.text}")
         if said.is_unloaded:
-            server.facts = replace(
-                server.facts,
-                models={name: one for name, one in server.facts.models.items() if name != adapter.name},
+            server.models.facts = replace(
+                server.models.facts,
+                models={
+                    name: one for name, one in server.models.facts.models.items() if name != adapter.name
+                },
             )
             await self._learn()
         return said
 
     def own(self, adapter: Adapter, said: LoraReply) -> LoadedAdapter:
-        engine_name, models = said.engine_name or adapter.name, self.server.facts.models
+        engine_name, models = said.engine_name or adapter.name, self.server.models.facts.models
         listed = models.get(engine_name)
         if listed is not None:
-            return LoadedAdapter(renamed(listed, adapter.name), engine_name, True)
+            return LoadedAdapter(rename_model(listed, adapter.name), engine_name, True)
         base = models.get(adapter.base_model) or self.server.find_model(adapter.base_model)
         assert base is not None  # else it would not fit
         return LoadedAdapter(
@@ -137,10 +139,10 @@ class ServerHost:
         )
 
     def settle(self) -> None:
-        self.server.refresh_models()
+        self.server.state.refresh_models()
 
     def _dialect(self) -> LoraDialect:
-        dialect = self.server.dialect
+        dialect = self.server.state.dialect
         if not isinstance(dialect, LoraDialect):
             raise Conflict(
                 f"The backend {self.name} ({self.server.kind}) cannot be told to load adapters.",
@@ -202,11 +204,11 @@ class ManagedHost:
         entry = self.managed.manager.model_state(adapter.base_model)
         base = self.managed.find_model(adapter.base_model)
         card = base.card if base is not None else ModelCard(adapter.base_model, 0, "user", adapter.base_model)
-        return LoadedAdapter(adapters_of(entry.model, card)[adapter.name], adapter.name, True)
+        return LoadedAdapter(served_adapters(entry.model, card)[adapter.name], adapter.name, True)
 
     def settle(self) -> None:
         self.adapters.version += 1
-        self.managed.on_models()
+        self.managed.callbacks.on_models()
 
 
 def managed_file(manager: ModelManager, adapter: Adapter) -> Path:

@@ -8,7 +8,7 @@ from appliance.base.errors import Conflict, NoSuchModel, NotFound, Unavailable
 from appliance.base.logs import get_logger
 from appliance.base.metrics.registry import Metrics
 from appliance.base.tasks import Tasks
-from appliance.engines.backends.adapters import AdapterNotLoaded, not_loaded
+from appliance.engines.backends.adapters import AdapterNotLoaded, adapter_not_loaded
 from appliance.engines.backends.managed import ManagedBackend
 from appliance.engines.backends.server import EngineServer
 from appliance.engines.lora import file as lora_file
@@ -91,10 +91,6 @@ class AdapterStatusView:
                     if isinstance(known, ManagedHost) and known.managed is backend
                     else ManagedHost(backend)
                 )
-            if backend.name in found and found[backend.name] is not known:
-                found[backend.name].adapters.on_lost = lambda name, where=backend.name: log.warning(  # type: ignore[misc]
-                    "adapter_lost", adapter=name, backend=where
-                )
         self._hosts = found
         return found
 
@@ -147,10 +143,10 @@ class AdapterStatusView:
             f"{backend} is {state}" + (f" ({why})" if state == "failed" else "")
             for backend, (state, why) in states.items()
         )
-        error = not_loaded(name, told or f"nobody serves its base model {adapter.base_model!r}")
-        error.is_coming = any(host.is_coming() and states[host.name][0] != "failed" for host in hosts) or any(
-            not host.view().bases and host.is_coming() for host in self._hosts.values()
-        )
+        error = adapter_not_loaded(name, told or f"nobody serves its base model {adapter.base_model!r}")
+        error.is_expected = any(
+            host.is_coming() and states[host.name][0] != "failed" for host in hosts
+        ) or any(not host.view().bases and host.is_coming() for host in self._hosts.values())
         return error
 
     def rows(self) -> list[AdapterRow]:

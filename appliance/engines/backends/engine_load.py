@@ -1,0 +1,86 @@
+"""The load of one server as its own metrics page showed it last, and how much of that still counts. Pure."""
+
+import math
+from dataclasses import dataclass
+
+FULL_S = 1.0  # a server that said "full" gets no request for so long, unless it said how long
+MOST_FULL_S = 60.0
+STALE_INTERVALS = 2  # a page older than so many intervals fades out of the decision, over as many again
+
+
+@dataclass(frozen=True, slots=True)
+class ScrapedPage:
+    """A server's metrics page as it was at `at_s` (monotonic)."""
+
+    raw: bytes
+    is_openmetrics: bool
+    at_s: float
+
+
+@dataclass(slots=True)
+class EngineLoad:
+    """What the engine says of its load, and what the requests that ended since then say against it.
+
+    running, waiting   the engine's own numbers; None = it has none
+    note               ok | off | what is wrong with its page
+    external_read      requests at the server that were not ours when the page was read
+    ended_since        our requests that ended since then
+    full_until_s       monotonic; until then it gets no request because it said that it is full
+    """
+
+    running: float | None = None
+    waiting: float | None = None
+    note: str = "off"
+    page: ScrapedPage | None = None
+    read_at_s: float = -math.inf
+    external_read: float = 0.0
+    ended_since: int = 0
+    full_until_s: float = 0.0
+
+    def update(
+        self, running: float | None, waiting: float | None, note: str, *, own: int, now_s: float
+    ) -> None:
+        """Take the engine's own numbers.
+
+        Args:
+            running: Requests that it works on; None = unknown.
+            waiting: Requests that wait inside it; None = unknown. With both unknown only our own counts decide.
+            note: See the class.
+            own: Our own requests in flight.
+            now_s: Monotonic seconds.
+        """
+        self.note, self.running, self.waiting = note, running, waiting
+        if running is None and waiting is None:
+            self.external_read = 0.0
+            return
+        self.read_at_s = now_s
+        self.ended_since = 0
+        self.external_read = max(0.0, (running or 0.0) + (waiting or 0.0) - own)
+
+    def external(self, now_s: float, interval_s: float) -> float:
+        """Estimate the requests at the server that are not ours: as its page had them, fading once it is stale.
+
+        Args:
+            now_s: Monotonic seconds.
+            interval_s: The time between two probes.
+        """
+        intervals = (now_s - self.read_at_s) / interval_s - STALE_INTERVALS
+        if intervals <= 0:
+            return self.external_read
+        return max(0.0, self.external_read * (1 - intervals / STALE_INTERVALS))
+
+    def is_queueing(self, now_s: float, interval_s: float, most_waiting: int) -> bool:
+        """Whether a page that is not stale shows `most_waiting` requests or more waiting inside the server."""
+        return (
+            self.waiting is not None
+            and self.waiting - self.ended_since >= most_waiting
+            and now_s - self.read_at_s < interval_s * STALE_INTERVALS
+        )
+
+    def mark_full(self, now_s: float, retry_after_s: float | None) -> None:
+        """Note that the server refused a request because it is full; `retry_after_s` is its own word."""
+        self.full_until_s = now_s + min(retry_after_s or FULL_S, MOST_FULL_S)
+
+    def age_s(self, now_s: float) -> float | None:
+        """Return the age of the numbers in seconds; None = there were never any."""
+        return round(now_s - self.read_at_s, 3) if math.isfinite(self.read_at_s) else None

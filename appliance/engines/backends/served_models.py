@@ -1,0 +1,81 @@
+"""The models that one server serves: what is configured, what the engine lists, and the adapters declared for it."""
+
+from appliance.engines.backends.adapters import AdapterState
+from appliance.engines.dialects.contract import EngineFacts
+from appliance.engines.dialects.table import AUTO
+from appliance.engines.specs import BackendSpec
+from appliance.engines.types import ModelCard, ServedModel
+
+
+class ServedModels:
+    """What a server can be asked for, by name.
+
+    facts         what the engine says of itself
+    has_facts     whether it has ever said it
+    is_current    whether it said it in its present life: since it came up, and since the latest change of ours
+    """
+
+    def __init__(self, spec: BackendSpec, *, created_s: int) -> None:
+        self.facts = EngineFacts({})
+        self.has_facts = False
+        self.is_current = False
+        self.adapters = AdapterState(spec.name)
+        self._spec = spec
+        self._configured = _configured(spec, created_s)
+        self._by_name = self._configured
+        self._by_alias: dict[str, ServedModel] = {}
+
+    def cards(self) -> list[ModelCard]:
+        """List the models."""
+        return [served.card for served in self._by_name.values()]
+
+    def names(self) -> tuple[str, ...]:
+        """List the names of the models."""
+        return tuple(self._by_name)
+
+    def find(self, name: str) -> ServedModel | None:
+        """Return a model by its name or one of its aliases; None = it is not served."""
+        return self._by_name.get(name) or self._by_alias.get(name)
+
+    def adapter_names(self) -> tuple[str, ...]:
+        """List the adapters among the models."""
+        return tuple(name for name, served in self._by_name.items() if served.card.parent)
+
+    @property
+    def is_unknown(self) -> bool:
+        """Whether nothing is known: none are configured, and the engine was never reached."""
+        return not self.has_facts and not self._spec.models
+
+    def update(self, facts: EngineFacts) -> bool:
+        """Take what the engine says of itself; return whether the models changed."""
+        self.is_current = True
+        self.facts, self.has_facts = facts, True
+        self.adapters.update_from(facts.models)
+        return self.refresh()
+
+    def invalidate(self) -> None:
+        """Forget the adapters: the engine went down, and whatever comes back has none of them."""
+        self.is_current = False
+        self.adapters.clear()
+
+    def refresh(self) -> bool:
+        """Combine facts, configuration and adapters anew; return whether the models changed.
+
+        1. models are configured → those, with what the engine says of them
+        2. the engine was reached → what it lists
+        3. otherwise             → none
+        In each case adapters that are declared, but that it does not have, are left out.
+        """
+        former = self._by_name
+        if self._spec.models:  # 1
+            models = {name: self.facts.models.get(name, one) for name, one in self._configured.items()}
+        else:  # 2, 3
+            models = self.facts.models
+        self._by_name = self.adapters.apply_to(models)
+        self._by_alias = {alias: served for served in self._by_name.values() for alias in served.card.aliases}
+        return self._by_name != former
+
+
+def _configured(spec: BackendSpec, created_s: int) -> dict[str, ServedModel]:
+    owner = spec.kind if spec.kind != AUTO else "backend"
+    return {name: ServedModel(ModelCard(name, created_s, owner, name), name) for name in spec.models}
