@@ -99,7 +99,14 @@ def add_manager(
 ) -> None:
     """Add an open manager to the backends, and watch over what it runs."""
     fleet.set_managed(
-        ManagedBackend(manager, settings=settings.engines, wire=wire, clock=clock, metrics=metrics)
+        ManagedBackend(
+            manager,
+            settings=settings.engines,
+            wire=wire,
+            clock=clock,
+            metrics=metrics,
+            callbacks=fleet.router.callbacks,
+        )
     )
     watchdog = Watchdog(manager)
     tasks.every(MEASURE_EVERY_S, watchdog.measure, name="measure-models")
