@@ -20,10 +20,10 @@ from appliance.downloads.job import DownloadJob
 from appliance.downloads.jobs import DownloadJobs
 from appliance.downloads.request import DownloadFolders
 from appliance.engines.fleet import Fleet
-from appliance.engines.lora import file as lora_file
 from appliance.engines.lora import order as lora_order
-from appliance.engines.lora.adapters import AdapterReconciler
+from appliance.engines.lora.manager import AdapterManager
 from appliance.engines.lora.orders import AdapterOrders
+from appliance.engines.lora.table_file import FILE_NAME as ADAPTERS_FILE
 from appliance.engines.receipts import Receipts
 from appliance.engines.router import Router
 from appliance.front.pipeline.access_log import AccessLog
@@ -52,7 +52,7 @@ class Services:
     receipts: Receipts
     pipeline: RequestPipeline
     fleet: Fleet
-    adapters: AdapterReconciler
+    adapters: AdapterManager
     downloader: DownloadEngine
     lora_orders: AdapterOrders
     jobs: DownloadJobs
@@ -138,15 +138,15 @@ def build_adapters(
     tasks: Tasks,
     clock: Clock,
     metrics: Metrics,
-) -> AdapterReconciler:
+) -> AdapterManager:
     """Build the declared LoRA adapters; `start` brings the backends to have them. Called inside the event loop."""
-    return AdapterReconciler(
-        router, tasks=tasks, clock=clock, metrics=metrics, path=Path(settings.host.state_dir) / lora_file.FILE
+    return AdapterManager(
+        router, tasks=tasks, clock=clock, metrics=metrics, path=Path(settings.host.state_dir) / ADAPTERS_FILE
     )
 
 
 def build_lora_orders(
-    adapters: AdapterReconciler,
+    adapters: AdapterManager,
     settings: Settings,
     *,
     downloader: Downloader | None,

@@ -126,7 +126,7 @@ class Appliance:
     def measure(self) -> None:
         """Bring all gauges up to date: /metrics is read."""
         self.fleet.measure()
-        self.adapters.measure()
+        self.adapters.status.measure()
         if self.manager is not None:
             measure(self.manager, self.metrics.router, self.clock.now_s())
 

@@ -9,10 +9,10 @@ from appliance.base import jsons
 from appliance.base.clock import format_rfc3339
 from appliance.base.errors import ApplianceError, Invalid, Kind
 from appliance.downloads.request import parse_config, parse_max_workers
-from appliance.engines.lora.adapters import AdapterChange
+from appliance.engines.lora.changes import AdapterChange
 from appliance.engines.lora.order import AdapterOrder, OrderJob
 from appliance.engines.lora.orders import AdapterOrders
-from appliance.engines.lora.readings import AdapterRow
+from appliance.engines.lora.status_view import AdapterRow
 from appliance.front.pipeline.access import Access
 from appliance.front.pipeline.body import check_types, read_object
 from appliance.front.pipeline.errors import status_of
@@ -111,19 +111,19 @@ class LoraHandlers:
         return json_response(
             {
                 "object": "list",
-                "data": [as_row(row) for row in self._orders.adapters.rows()],
+                "data": [as_row(row) for row in self._orders.adapters.status.rows()],
                 "pending": [as_pending(one) for one in self._orders.pending.values()],
             }
         )
 
     def _done(self, changed: AdapterChange, otherwise: str) -> Response:
         """Give what the (first) engine said, and on the main port how the adapter stands."""
-        said = next(iter(changed.said.values()), None)
+        said = next(iter(changed.replies.values()), None)
         body: dict[str, Any] = _spoken(said.text) if said is not None else {"message": otherwise}
         if self._is_sidecar:
             return json_response(body, said.status if said is not None else 200)
         row = as_row(changed.row)
-        failed = {name: error.message for name, error in changed.failed.items()}
+        failed = {name: error.message for name, error in changed.errors.items()}
         return json_response(
             {
                 **body,

@@ -37,7 +37,7 @@ async def test_an_adapter_is_loaded_listed_and_unloaded_from_a_terminal(start) -
         assert await terminal.run("lora", "unload", "style", "--partial") == 0
         assert terminal.out.splitlines()[:2] == [
             "style is unloaded",
-            "  v: unloading (The backend v says to the adapter 'style' (500): "
+            "  v: unloading (The backend v refused the adapter 'style' (HTTP 500): "
             + '{"error": {"message": "busy", "type": "InternalServerError", "param": null, "code": 500}})',
         ]
         assert second.adapters == {"own": "/elsewhere/own"}

@@ -1,13 +1,11 @@
-"""Names, paths and sources of adapters, and the file that declared ones are kept in."""
+"""Names, paths and sources of adapters: what is allowed, and what a refusal says."""
 
 from pathlib import Path
 
 import pytest
 
-from appliance.base.errors import ApplianceError, Conflict, Forbidden, Invalid
-from appliance.engines.lora import file as lora_file
-from appliance.engines.lora.plan import Adapter
-from appliance.engines.lora.rules import adapter_file, check_name, check_path, folder_name, shown_source
+from appliance.base.errors import Forbidden, Invalid
+from appliance.engines.lora.rules import check_name, check_path, check_source, find_adapter_file, folder_name
 
 
 @pytest.mark.parametrize("name", ["a", "style-v2", "org/adapter", "tiny:sql", "ä b", "x" * 128])
@@ -19,112 +17,100 @@ def test_usual_names_pass(name: str) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "",
-        "x" * 129,
-        "a,b",
-        "a\nb",
-        "a\x00",
-        " a",
-        "a ",
-        "..",
-        ".",
-        "a/..",
-        "../a",
-        "a//b",
-        "/a",
-        "a/",
-        "a\\b",
-        "\u202ea",
+        *("", "x" * 129, "a,b", "a\nb", "a\x00", " a", "a ", "\u202ea"),
+        *("..", ".", "a/..", "../a", "a//b", "/a", "a/", "a\\b"),
     ],
 )
-def test_names_that_could_do_harm_are_refused(name: str) -> None:
-    with pytest.raises(Invalid):
+def test_harmful_names_are_refused(name: str) -> None:
+    with pytest.raises(Invalid, match="1-128 printable characters") as raised:
         check_name(name)
+    assert (raised.value.param, raised.value.code) == ("lora_name", "invalid_name")
 
 
-def test_paths_stay_inside_the_allowed_folders(tmp_path: Path) -> None:
-    allowed, other = tmp_path / "allowed", tmp_path / "allowed-not"
-    allowed.mkdir()
+@pytest.fixture
+def allowed(tmp_path: Path) -> Path:
+    """An allowed folder with links in it: to inside, to outside, and to itself."""
+    folder, other = tmp_path / "allowed", tmp_path / "allowed-not"
+    folder.mkdir()
     other.mkdir()
-    (allowed / "out").symlink_to(other)
-    (allowed / "in").symlink_to(allowed / "a")
-    (allowed / "loop").symlink_to(allowed / "loop")
-    assert check_path(f"{allowed}/a//b/./c", [allowed]) == f"{allowed}/a/b/c"
-    assert check_path(f"{allowed}/in", [allowed]) == f"{allowed}/in"
-    assert check_path("/nowhere/here/a", [Path("/nowhere/here")]) == "/nowhere/here/a"  # as an engine sees it
-    for path in (f"{allowed}", f"{other}/a", f"{allowed}/out/a", "/etc/passwd", "/"):
-        with pytest.raises(Forbidden):
-            check_path(path, [allowed])
-    for path in (
-        "",
-        "a",
-        f"{allowed}/../x",
-        f"{allowed}/a,b",
-        f"{allowed}/a\nb",
-        "hf://a/b",
-        "~/a",
-        "/" + "x" * 5000,
-    ):
-        with pytest.raises(Invalid):
-            check_path(path, [allowed])
-    with pytest.raises(ApplianceError):
-        check_path(f"{allowed}/loop/a", [allowed])
-    with pytest.raises(Forbidden, match="of which there are none"):
+    (folder / "out").symlink_to(other)
+    (folder / "in").symlink_to(folder / "a")
+    (folder / "loop").symlink_to(folder / "loop")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"), [("{}/a//b/./c", "{}/a/b/c"), ("{}/in", "{}/in"), ("{}/none", "{}/none")]
+)
+def test_paths_inside_the_folders_are_normalised(allowed: Path, path: str, expected: str) -> None:
+    assert check_path(path.format(allowed), [allowed]) == expected.format(allowed)
+
+
+def test_paths_need_not_exist_here() -> None:
+    """An engine may see other folders."""
+    assert check_path("/nowhere/here/a", [Path("/nowhere/here")]) == "/nowhere/here/a"
+
+
+@pytest.mark.parametrize("path", ["{}", "{}-not/a", "{}/out/a", "{}/loop/a", "/etc/passwd", "/"])
+def test_paths_outside_the_folders_are_forbidden(allowed: Path, path: str) -> None:
+    with pytest.raises(Forbidden, match=r"outside the folders for adapters \(LORA_ALLOWED_DIRS\)") as raised:
+        check_path(path.format(allowed), [allowed])
+    assert str(allowed) in raised.value.message
+    assert raised.value.code == "path_not_allowed"
+
+
+def test_no_allowed_folder_is_said() -> None:
+    with pytest.raises(Forbidden, match="none"):
         check_path("/a", [])
 
 
-def test_a_linked_folder_that_is_allowed_as_a_whole_works(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "path", ["", "a", "{}/../x", "{}/a,b", "{}/a\nb", "hf://a/b", "~/a", "/" + "x" * 5000]
+)
+def test_malformed_paths_are_invalid(allowed: Path, path: str) -> None:
+    with pytest.raises(Invalid, match="an absolute path of up to 4096 printable characters") as raised:
+        check_path(path.format(allowed), [allowed], param="output_dir")
+    assert (raised.value.param, raised.value.code) == ("output_dir", "invalid_path")
+
+
+def test_an_allowed_folder_may_be_a_link(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "real")
     assert check_path(f"{tmp_path}/link/a", [tmp_path / "link"]) == f"{tmp_path}/link/a"
 
 
-def test_sources_are_kept_without_what_is_secret() -> None:
-    assert shown_source("https://host/a.gguf?X-Signature=secret#x") == "https://host/a.gguf"
-    assert shown_source("hf://org/adapter") == "hf://org/adapter"
-    assert shown_source("org/adapter") == "org/adapter"
-    for source in ("https://me:secret@host/a", "s3://key:secret@bucket/a"):
-        with pytest.raises(Invalid) as raised:
-            shown_source(source)
-        assert "secret" not in raised.value.message
+def test_sources_are_stored_without_secrets() -> None:
+    assert check_source("https://host/a.gguf?X-Signature=secret#x") == "https://host/a.gguf"
+    assert check_source("hf://org/adapter") == "hf://org/adapter"
+    assert check_source("org/adapter") == "org/adapter"
 
 
-def test_the_file_of_a_folder_is_found(tmp_path: Path) -> None:
-    with pytest.raises(Invalid, match="nothing"):
-        adapter_file(tmp_path / "none")
-    with pytest.raises(Invalid, match="no file"):
-        adapter_file(tmp_path / "none.gguf")
-    with pytest.raises(Invalid, match="no other adapters"):
-        adapter_file(tmp_path)
+@pytest.mark.parametrize("source", ["https://me:secret@host/a", "s3://key:secret@bucket/a"])
+def test_sources_with_credentials_are_refused(source: str) -> None:
+    with pytest.raises(Invalid, match="must not contain credentials") as raised:
+        check_source(source)
+    assert "secret" not in raised.value.message
+
+
+def test_the_only_gguf_file_of_a_folder_is_found(tmp_path: Path) -> None:
     (tmp_path / "deep").mkdir()
     one = tmp_path / "deep" / "a.GGUF"
     one.write_bytes(b"x")
-    assert adapter_file(tmp_path) == one == adapter_file(one)
-    (tmp_path / "b.gguf").write_bytes(b"x")
-    with pytest.raises(Invalid, match="several"):
-        adapter_file(tmp_path)
+    assert find_adapter_file(tmp_path) == one == find_adapter_file(one)
 
 
-def test_declared_adapters_are_kept_in_a_file(tmp_path: Path) -> None:
-    path = tmp_path / "state" / "lora-adapters.json"
-    both = {
-        "a": Adapter("a", "/a", "tiny", "hf://o/a", "v", True),
-        "b": Adapter("b", "/b", "tiny", is_wanted=False, leaves=("v", "w")),
-    }
-    assert lora_file.read(path) == {}
-    lora_file.write(path, both)
-    assert lora_file.read(path) == both
-    assert path.stat().st_mode & 0o777 == 0o600
-    for broken in (
-        b"",
-        b"[]",
-        b'{"adapters": [{"name": "a"}]}',
-        b'{"adapters": [{"name": 1, "path": "", "base_model": ""}]}',
-    ):
-        path.write_bytes(broken)
-        assert lora_file.read(path) == {}
-        assert path.read_bytes() == broken
-    (tmp_path / "no folder").write_bytes(b"")
-    with pytest.raises(Conflict) as raised:
-        lora_file.write(tmp_path / "no folder" / "x.json", both)
-    assert raised.value.code == "not_persisted"
+@pytest.mark.parametrize(
+    ("files", "path", "text"),
+    [
+        ([], "none", "Folder not found"),
+        ([], "none.gguf", "File not found"),
+        (["adapter.bin"], "", "no .gguf file"),
+        (["a.gguf", "b.gguf"], "", "several .gguf files"),
+    ],
+)
+def test_other_than_one_file_is_refused(tmp_path: Path, files: list[str], path: str, text: str) -> None:
+    for name in files:
+        (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(Invalid, match=text) as raised:
+        find_adapter_file(tmp_path / path)
+    assert (raised.value.param, raised.value.code) == ("lora_path", "adapter_not_found")

@@ -171,9 +171,9 @@ async def test_a_model_whose_process_is_killed_comes_back_with_its_adapter(
 @pytest.mark.parametrize(
     ("what", "code", "words"),
     [
-        ("rubbish", "adapter_unusable", "cannot be read"),
-        ("a model", "adapter_unusable", "of the kind model"),
-        ("nothing", "adapter_not_found", "no file"),
+        ("garbage", "adapter_unusable", "Cannot read the adapter"),
+        ("a model", "adapter_unusable", "of kind 'model'"),
+        ("nothing", "adapter_not_found", "File not found"),
         ("an empty folder", "adapter_not_found", "no .gguf file"),
     ],
 )
@@ -187,7 +187,7 @@ async def test_what_is_no_adapter_is_refused_before_anything_is_stopped(
     words,
 ) -> None:
     path = folder / "bad.gguf"
-    if what == "rubbish":
+    if what == "garbage":
         path.write_bytes(b"no adapter at all")
     elif what == "a model":
         shutil.copy(tiny_models / "tiny-chat.gguf", path)

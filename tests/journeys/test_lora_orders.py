@@ -165,7 +165,7 @@ async def test_in_the_background_it_is_told_how_far_it_is(house: House) -> None:
     assert (status, value["error"]["code"]) == (409, "adapter_busy")
     house.downloads.released.set()
     assert await until(lambda: "style" in house.engine.adapters)
-    assert await until(lambda: "style" in house.running.appliance.adapters.declared)
+    assert await until(lambda: "style" in house.running.appliance.adapters.table.declared)
     assert await house.pending() == {}
 
 

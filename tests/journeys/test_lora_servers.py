@@ -208,7 +208,7 @@ async def test_one_that_is_down_at_an_unload_is_told_when_it_comes_back_also_aft
     again = await start(**behind(servers))
     await servers[1].start()
     assert await until(lambda: servers[1].adapters == {}, seconds=10)
-    assert await until(lambda: again.appliance.adapters.declared == {})
+    assert await until(lambda: again.appliance.adapters.table.declared == {})
     assert (await say(again, "style"))[0] == 404
 
 

@@ -392,7 +392,7 @@ async def test_killed_and_restarted_it_gets_its_adapters_again(
     await asyncio.sleep(1)
     vllm_alone.kill()
     await asyncio.to_thread(vllm_alone.start)
-    states = running.appliance.adapters.rows
+    states = running.appliance.adapters.status.rows
     assert await until(
         lambda: [one.state for row in states() if row.is_declared for one in row.backends] == ["loaded"],
         seconds=60,

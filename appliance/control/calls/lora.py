@@ -18,7 +18,7 @@ class LoraCalls(CallGroup):
         """Return every adapter, and the orders that are not done."""
         orders = self._orders()
         return pb.ListLoraAdaptersResponse(
-            adapters=[to_adapter(row) for row in orders.adapters.rows()],
+            adapters=[to_adapter(row) for row in orders.adapters.status.rows()],
             orders=[to_order(order) for order in orders.pending.values()],
         )
 

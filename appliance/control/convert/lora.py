@@ -4,7 +4,7 @@ from appliance.control.convert.values import to_enum, to_sendable, to_timestamp
 from appliance.control.v1 import control_pb2 as pb
 from appliance.downloads.contract import DownloadProgress
 from appliance.engines.lora.order import OrderJob
-from appliance.engines.lora.readings import AdapterRow
+from appliance.engines.lora.status_view import AdapterRow
 
 
 def to_lora_state(word: str) -> pb.LoraState:

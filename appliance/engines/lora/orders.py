@@ -27,10 +27,11 @@ from appliance.downloads.request import (
     public_config,
     secret_texts,
 )
-from appliance.engines.lora.adapters import AdapterChange, AdapterReconciler
+from appliance.engines.lora.changes import AdapterChange
+from appliance.engines.lora.manager import AdapterManager
 from appliance.engines.lora.order import AdapterOrder, OrderJob, order_file
 from appliance.engines.lora.plan import Adapter
-from appliance.engines.lora.rules import check_name, check_path, folder_name, shown_source
+from appliance.engines.lora.rules import check_name, check_path, check_source, folder_name
 
 log = get_logger("lora")
 MAX_KEPT = 100
@@ -51,7 +52,7 @@ class AdapterOrders:
 
     def __init__(
         self,
-        adapters: AdapterReconciler,
+        adapters: AdapterManager,
         *,
         downloader: Downloader | None,
         folders: Sequence[Path],
@@ -98,16 +99,16 @@ class AdapterOrders:
         Raises:
             Invalid, Forbidden: A name or a path is not allowed.
             Unsupported: Nothing can be downloaded here.
-            ApplianceError: What `Downloader.download` and `AdapterReconciler.load` raise.
+            ApplianceError: What `Downloader.download` and `AdapterManager.load` raise.
         """
         adapter = self._check(order)
         if not order.source:
             await self._jobs.forget(order.name)  # this order takes the place of one that failed
-            return await self.adapters.load(adapter, partial=order.is_partial)
+            return await self.adapters.load(adapter, is_partial=order.is_partial)
         changes: list[AdapterChange] = []
 
         async def load_now() -> None:
-            changes.append(await self.adapters.load(adapter, partial=order.is_partial))
+            changes.append(await self.adapters.load(adapter, is_partial=order.is_partial))
 
         job = _job(order, adapter)
         steps = (self._download_step(order, adapter), Step("loading", load_now))
@@ -135,17 +136,17 @@ class AdapterOrders:
     async def unload(
         self, name: str, *, partial: bool = False, more: dict[str, object] | None = None
     ) -> AdapterChange:
-        """Unload an adapter, see `AdapterReconciler.unload`.
+        """Unload an adapter, see `AdapterManager.unload`.
 
         An order in the background that is not loading yet is given up, and one that failed is forgotten.
         """
         given_up = await self._give_up(check_name(name))
         try:
-            return await self.adapters.unload(name, partial=partial, more=more)
+            return await self.adapters.unload(name, is_partial=partial, more=more)
         except NotFound:
             if given_up is None:
                 raise
-            return self.adapters.not_there(given_up)
+            return self.adapters.describe_unloaded(given_up)
 
     # ---- the check
 
@@ -156,12 +157,12 @@ class AdapterOrders:
         if former is not None and former.is_active:
             raise Conflict(f"The adapter {order.name!r} is already {former.phase}.", code="adapter_busy")
         source, path = self._check_download(order) if order.source else ("", self._check_path(order))
-        base = self.adapters.base_for(order.base_model, order.backend)
+        base = self.adapters.status.find_base_model(order.base_model, order.backend)
         return Adapter(order.name, path, base, source, order.backend, order.is_pinned)
 
     def _check_download(self, order: AdapterOrder) -> tuple[str, str]:
         """Return the source as it may be shown, and the folder that it is downloaded to."""
-        source = shown_source(order.source)
+        source = check_source(order.source)
         folder = order.output_dir or str(self._own_folder / folder_name(order.name))
         path = check_path(folder, self._folders, param="output_dir")
         if self._downloader is None:
@@ -202,12 +203,12 @@ class AdapterOrders:
     async def _load_when_up(self, order: AdapterOrder, adapter: Adapter) -> None:
         """Load it on the backends that are up; wait while there is none, as after a restart of everything."""
         while True:
-            if not self.adapters.has_host(adapter):
+            if not self.adapters.hosts.has_target(adapter):
                 await self._jobs.enter(adapter.name, "waiting")
-                await self.adapters.until_host(adapter)
+                await self.adapters.hosts.wait_target(adapter)
             await self._jobs.enter(adapter.name, "loading")
             try:
-                await self.adapters.load(adapter, partial=order.is_partial)
+                await self.adapters.load(adapter, is_partial=order.is_partial)
                 return
             except Unavailable as exc:
                 if exc.code != "no_backend":  # else it went down in between
