@@ -1,7 +1,8 @@
-"""The redirect by nftables, over netlink with pyroute2: one inet table of our own, IPv4 and IPv6. Run as a child process.
+"""The redirect by nftables, over netlink with pyroute2: one inet table of our own for IPv4 and IPv6.
 
-python -m appliance.host.nat.nft add FROM TO local|forwarded
-python -m appliance.host.nat.nft remove FROM
+Run as a child process:
+
+    python -m appliance.host.nat.nft FROM TO local|forwarded
 """
 
 import socket
@@ -14,13 +15,14 @@ META_OIFNAME, META_L4PROTO, TRANSPORT_HEADER, INET, ACCEPT = 7, 16, 2, 1, 1
 
 
 def _expressions(port_from: int, port_to: int, *, is_loopback: bool) -> tuple[list[Any]]:
+    """Build the rule: TCP to `port_from`, by `lo` alone if `is_loopback`, is redirected to `port_to`."""
     from pyroute2.nftables.expressions import genex
 
     def equals(data: bytes) -> Any:  # register 1 holds this
         return genex("cmp", {"sreg": 1, "op": 0, "data": {"attrs": [("NFTA_DATA_VALUE", data)]}})
 
     found = []
-    if is_loopback:  # what leaves by `lo` was sent to this machine by itself
+    if is_loopback:  # what leaves by `lo` was sent by this machine to itself
         found += [genex("meta", {"key": META_OIFNAME, "dreg": 1}), equals(b"lo".ljust(16, b"\0"))]
     found += [
         genex("meta", {"key": META_L4PROTO, "dreg": 1}),
@@ -34,7 +36,7 @@ def _expressions(port_from: int, port_to: int, *, is_loopback: bool) -> tuple[li
 
 
 def _remove(nft: Any) -> None:
-    """Take the table away; adding it first makes that right whether it was there or not."""
+    """Remove the table; it is added first, so that removing it works in any case."""
     nft.begin()
     nft.table("add", name=TABLE)
     nft.table("del", name=TABLE)
@@ -42,15 +44,17 @@ def _remove(nft: Any) -> None:
 
 
 def run(arguments: list[str]) -> None:
-    """Add or remove the table; replaces whatever an earlier run left."""
+    """Add the table; what an earlier run left is replaced.
+
+    Args:
+        arguments: FROM, TO, and local or forwarded.
+    """
     from pyroute2.nftables.main import NFTables
 
     nft = NFTables(nfgen_family=INET)
     try:
         _remove(nft)
-        if arguments[0] == "remove":
-            return
-        port_from, port_to, is_forwarded = int(arguments[1]), int(arguments[2]), arguments[3] == "forwarded"
+        port_from, port_to, is_forwarded = int(arguments[0]), int(arguments[1]), arguments[2] == "forwarded"
         nft.begin()
         nft.table("add", name=TABLE)
         hooks = [("output", True), *([("prerouting", False)] if is_forwarded else [])]

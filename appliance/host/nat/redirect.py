@@ -1,8 +1,10 @@
-"""Port 14444 → our port: a NAT rule where NET_ADMIN allows it, else a second listener with the same effect for local callers.
+"""Port 14444 to our own port: a NAT rule if NET_ADMIN allows it, else a second listener.
 
-The capability is read before anything is asked of the kernel, and the asking happens in a child process under a time-out:
-without the privilege the netlink calls wait for ever. Rules are never put into a host's own network. Keepers of the promise:
-`nft` (one inet table, IPv4 and IPv6) first, `legacy` where a kernel has only the legacy tables.
+The capability is checked before the kernel is asked for anything, and the request runs in a child process
+with a time-out: without the privilege netlink calls wait for ever. Rules are never put into a host's own
+network. Two tools
+can set the rule: `nft` first (one inet table for IPv4 and IPv6), `legacy` for kernels with only the legacy
+tables.
 """
 
 import subprocess
@@ -15,12 +17,20 @@ from typing import Any, Literal
 CAP_NET_ADMIN = 12
 WORKER_PORT = 14444
 CHILD_TIMEOUT_S = 10
-KEEPERS = ("nft", "legacy")
+KEEPERS = ("nft", "legacy")  # the tools, in order; "keeper" is the JSON field that names one
 
 
 @dataclass(frozen=True, slots=True)
 class NatResult:
-    """What became of the redirect. listener: the caller opens 127.0.0.1:14444 itself; failed: NAT_REDIRECT=on was not possible."""
+    """The result of the redirect.
+
+    Attributes:
+        outcome: rule; listener: the caller must listen on 127.0.0.1:14444; off; failed: NAT_REDIRECT=on, but
+            there can be no rule.
+        keeper: The tool that set the rule, `listener`, or "".
+        detail: A sentence for people.
+        remedy: What to do if it failed.
+    """
 
     outcome: Literal["rule", "listener", "off", "failed"]
     keeper: str
@@ -28,11 +38,17 @@ class NatResult:
     remedy: str = ""
 
     def as_dict(self) -> dict[str, Any]:
+        """Return it for JSON."""
         return asdict(self)
 
 
 def has_capability(bit: int, *, status: Path = Path("/proc/self/status")) -> bool:
-    """Whether the process has an effective capability, by its number."""
+    """Say whether the process has an effective capability.
+
+    Args:
+        bit: Its number, see capabilities(7).
+        status: The process's status file.
+    """
     for line in status.read_text().splitlines():
         if line.startswith("CapEff:"):
             return bool(int(line.split()[1], 16) >> bit & 1)
@@ -40,12 +56,17 @@ def has_capability(bit: int, *, status: Path = Path("/proc/self/status")) -> boo
 
 
 def is_host_network(*, sys_net: Path = Path("/sys/class/net"), proc: Path = Path("/proc")) -> bool:
-    """Whether this is a machine's own network rather than a container's or a namespace's.
+    """Say whether this is a machine's own network, not that of a container or a namespace.
 
     1. a real device (one with a `device` link: a network card, virtual ones included)   → the machine's
     2. a bridge or the host end of containers (docker0, virbr0, cni0, a bridge folder)   → the machine's
-    Every container and namespace of our own has only lo, veth, tap or dummy devices. When the devices cannot be read we
-    assume the machine's: refusing costs a listener, a rule in a host's network costs more.
+
+    A container or namespace has only lo, veth, tap or dummy devices. If the devices cannot be read, the
+    network counts as the machine's: a refusal costs one listener, a rule in a host's network costs more.
+
+    Args:
+        sys_net: The folder of network devices.
+        proc: The folder of processes.
     """
     try:
         devices = list(sys_net.iterdir())
@@ -54,7 +75,7 @@ def is_host_network(*, sys_net: Path = Path("/sys/class/net"), proc: Path = Path
     listed = _devices_of_namespace(proc)
     for device in devices:
         if listed and device.name not in listed:
-            continue  # /sys may still show another namespace's devices; /proc/net/dev is this one's
+            continue  # /sys may show another namespace's devices; /proc/self/net/dev shows this one's
         if (
             (device / "device").exists()
             or (device / "bridge").exists()
@@ -72,13 +93,21 @@ def _devices_of_namespace(proc: Path) -> set[str]:
     return {line.partition(":")[0].strip() for line in lines}
 
 
-def ask_keeper(keeper: str, arguments: list[str]) -> str:
-    """Run a keeper in a child; give "" or the reason why it failed."""
+def run_keeper(keeper: str, arguments: list[str]) -> str:
+    """Run a tool in a child process.
+
+    Args:
+        keeper: nft or legacy.
+        arguments: Of its command line.
+
+    Returns:
+        "" or the reason why it failed.
+    """
     command = [sys.executable, "-m", f"appliance.host.nat.{keeper}", *arguments]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=CHILD_TIMEOUT_S, check=False)
     except subprocess.TimeoutExpired:
-        return f"no answer from the kernel within {CHILD_TIMEOUT_S} s"
+        return f"the kernel did not respond within {CHILD_TIMEOUT_S} s"
     if done.returncode == 0:
         return ""
     lines = (done.stderr or done.stdout).strip().splitlines()
@@ -93,15 +122,24 @@ def ensure_redirect(
     port_from: int = WORKER_PORT,
     is_permitted: Callable[[], bool] | None = None,
     is_host: Callable[[], bool] | None = None,
-    ask: Callable[[str, list[str]], str] = ask_keeper,
+    run: Callable[[str, list[str]], str] = run_keeper,
 ) -> NatResult:
-    """Make sure that `port_from` reaches `port_to` on this machine; a stale rule of ours is replaced, an equal one stays.
+    """Make sure that `port_from` reaches `port_to` on this machine; an older rule of ours is replaced.
 
-    Takes   asked: NAT_REDIRECT (auto|on|off); forwarded: traffic from other machines too; the callables are for tests
-    Gives   NatResult
-            1. off, or both ports are the same → off     2. no NET_ADMIN → listener (auto) or failed (on)
-            3. the machine's own network → the same      4. the first keeper that can → rule
-            5. none can → listener (auto) or failed (on)
+    1. off, or both ports are the same   → off
+    2. no NET_ADMIN                      → listener (auto) or failed (on)
+    3. the machine's own network         → listener (auto) or failed (on)
+    4. the first tool that succeeds      → rule
+    5. none succeeds                     → listener (auto) or failed (on)
+
+    Args:
+        asked: NAT_REDIRECT: auto, on or off.
+        port_to: Where the traffic goes.
+        forwarded: Traffic from other machines too.
+        port_from: What is redirected.
+        is_permitted: For tests; None = check for NET_ADMIN.
+        is_host: For tests; None = `is_host_network`.
+        run: For tests.
     """
     if asked == "off":  # 1
         return NatResult("off", "", "NAT_REDIRECT=off")
@@ -118,33 +156,26 @@ def ensure_redirect(
         return _without(
             asked,
             port_from,
-            "this is the host's own network, and rules of ours never go there",
+            "this is the host's own network, where the appliance never sets rules",
             "Run in a container with a network of its own, or set NAT_REDIRECT=auto.",
         )
     reasons = []
     for keeper in KEEPERS:  # 4
-        reason = ask(keeper, ["add", str(port_from), str(port_to), "forwarded" if forwarded else "local"])
+        reason = run(keeper, [str(port_from), str(port_to), "forwarded" if forwarded else "local"])
         if not reason:
-            scope = "local callers and forwarded traffic" if forwarded else "local callers"
+            scope = "local clients and forwarded traffic" if forwarded else "local clients"
             return NatResult("rule", keeper, f"tcp {port_from} → {port_to} for {scope}")
         reasons.append(f"{keeper}: {reason}")
-    return _without(
-        asked, port_from, "; ".join(reasons), "Use a kernel with nf_tables, or set NAT_REDIRECT=auto."
-    )  # 5
+    remedy = "Use a kernel with nf_tables, or set NAT_REDIRECT=auto."
+    return _without(asked, port_from, "; ".join(reasons), remedy)  # 5
 
 
 def _without(asked: str, port_from: int, why: str, remedy: str) -> NatResult:
+    """Return the result without a rule."""
     if asked == "on":
         return NatResult("failed", "", f"NAT_REDIRECT=on, but {why}", remedy)
     return NatResult(
         "listener",
         "listener",
-        f"{why}: a second listener on 127.0.0.1:{port_from} has the same effect for local callers",
+        f"{why}: a second listener on 127.0.0.1:{port_from} has the same effect for local clients",
     )
-
-
-def remove_redirect() -> None:
-    """Take our rules away again, where we may."""
-    if has_capability(CAP_NET_ADMIN) and not is_host_network():
-        for keeper in KEEPERS:
-            ask_keeper(keeper, ["remove", str(WORKER_PORT)])
