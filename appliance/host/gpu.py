@@ -77,7 +77,7 @@ def find_gpus(settings: HostSettings, environ: Mapping[str, str]) -> GpuReport:
             asked, "real", real, f"NVML reports {len(real)} GPU{'s' if len(real) > 1 else ''}{more}"
         )
     if asked == "simulated":  # 3
-        rows = simulated.gpus({**os.environ, **environ, "STATE_DIR": str(settings.state_dir)})
+        rows = simulated.list_gpus({**os.environ, **environ, "STATE_DIR": str(settings.state_dir)})
         gpus = tuple(Gpu(g.index, g.name, g.uuid, g.bus_id, g.memory_mib, g.driver) for g in rows)
         return GpuReport(
             asked,

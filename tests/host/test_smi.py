@@ -133,7 +133,7 @@ def test_wrong_arguments_get_text_and_exit_code_on_stdout(run, argv: list[str], 
 
 
 def test_a_gpu_is_chosen_by_index_uuid_or_bus_id(run, environ) -> None:
-    second = simulated.gpus({**environ, "GPU_SIM_COUNT": "2"})[1]
+    second = simulated.list_gpus({**environ, "GPU_SIM_COUNT": "2"})[1]
     for name in (
         "1",
         second.uuid,
@@ -203,12 +203,14 @@ def test_the_light_defaults_are_those_of_the_settings() -> None:
     for variable, default in simulated.DEFAULTS.items():
         assert str(getattr(settings, variable.lower())) == default
     assert all(
-        simulated.marked(n).endswith(MARK) and simulated.marked(n).count(MARK.strip()) <= 2 for n in NAMES
+        simulated.add_mark(n).endswith(MARK) and simulated.add_mark(n).count(MARK.strip()) <= 2 for n in NAMES
     )
 
 
 def test_two_processes_at_once_make_one_identity(environ) -> None:
-    code = "import os; from appliance.host import simulated; print(simulated.gpus(os.environ)[0].uuid)"
+    code = (
+        "import os; from appliance.host.smi import simulated; print(simulated.list_gpus(os.environ)[0].uuid)"
+    )
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", code], env={**os.environ, **environ}, stdout=subprocess.PIPE, text=True
@@ -223,13 +225,13 @@ def test_two_processes_at_once_make_one_identity(environ) -> None:
 
 
 def test_a_damaged_identity_is_made_anew_and_a_foreign_one_not_believed(environ) -> None:
-    first = simulated.gpus(environ)[0].uuid
+    first = simulated.list_gpus(environ)[0].uuid
     path = Path(environ["GPU_SPOOF_STATE_DIR"]) / "identity.json"
     path.write_text("{ damaged")
-    assert simulated.gpus(environ)[0].uuid != first
-    second = simulated.gpus(environ)[0].uuid
+    assert simulated.list_gpus(environ)[0].uuid != first
+    second = simulated.list_gpus(environ)[0].uuid
     path.chmod(0o666)
-    assert simulated.gpus(environ)[0].uuid != second
+    assert simulated.list_gpus(environ)[0].uuid != second
 
 
 def test_configured_identity_is_used_for_the_first_gpu(environ) -> None:
@@ -238,6 +240,6 @@ def test_configured_identity_is_used_for_the_first_gpu(environ) -> None:
         "GPU_SPOOF_PCI_BUS_ID": "00000000:0a:00.0",
         "GPU_SIM_COUNT": "2",
     }
-    first, second = simulated.gpus({**environ, **chosen})
+    first, second = simulated.list_gpus({**environ, **chosen})
     assert (first.uuid, first.bus_id) == (chosen["GPU_SPOOF_UUID"], "00000000:0A:00.0")
     assert second.uuid != first.uuid

@@ -15,7 +15,7 @@ from appliance.base.settings import InvalidSettings
 from appliance.host.settings import HostSettings
 from appliance.host.worker import guard as worker_guard
 from appliance.host.worker.restarts import RestartPolicy
-from appliance.host.worker.worker import Worker, command_of, environment_for
+from appliance.host.worker.worker import Worker, build_command, build_environment
 from tests.journeys.running import until
 
 ROOT = Path(__file__).parents[2]
@@ -283,7 +283,7 @@ async def test_no_worker_outlives_us_whenever_we_are_killed(tmp_path: Path) -> N
     """At a moment of the start, each time another one."""
     script = """
 import asyncio, os, signal, sys
-from appliance.host.worker import _start_guard
+from appliance.host.worker.worker import _start_guard
 async def main():
     await _start_guard(["/bin/sleep", sys.argv[2]], {})
     await asyncio.sleep(float(sys.argv[1]))
@@ -416,7 +416,7 @@ async def test_the_code_is_hidden_wherever_we_print() -> None:
     assert await until(lambda: state(one) == "exited")
     assert "424242" not in str([line.text for line in lines.tail(9)])
     kuzco = HostSettings.from_env({"WORKER": "kuzco", "CODE": "code-424242"})
-    assert command_of(kuzco) == ["inference", "node", "start", "--code", "code-424242"]
+    assert build_command(kuzco) == ["inference", "node", "start", "--code", "code-424242"]
     shown = Worker(
         kuzco, environ={}, is_gpu_simulated=False, is_ready=ready, lines=lines, clock=SystemClock()
     )
@@ -444,7 +444,9 @@ def test_settings_that_cannot_be_are_refused(variables: dict[str, str], name: st
 
 
 def test_secrets_are_not_in_the_environment_for_it() -> None:
-    given = environment_for(HostSettings.from_env({}), {"PATH": "/bin", "NOVITA_API_KEY": "x", "LC_ALL": "C"})
+    given = build_environment(
+        HostSettings.from_env({}), {"PATH": "/bin", "NOVITA_API_KEY": "x", "LC_ALL": "C"}
+    )
     assert given == {"PATH": "/bin", "LC_ALL": "C"}
 
 

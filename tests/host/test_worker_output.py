@@ -5,19 +5,19 @@ import asyncio
 import pytest
 
 from appliance.base.clock import FakeClock
-from appliance.host.worker.output import LONGEST_BYTES, LineSplitter, OutputBudget, tell_output
+from appliance.host.worker.output import MAX_LINE_BYTES, LineSplitter, OutputBudget, forward_output
 
 
 def lines_of(*pieces: bytes, longest: int = 5) -> tuple[list[bytes], int]:
-    cutter = LineSplitter(longest)
-    told = [line for piece in pieces for line in cutter.cut(piece)]
-    if rest := cutter.rest():
+    splitter = LineSplitter(longest)
+    told = [line for piece in pieces for line in splitter.split(piece)]
+    if rest := splitter.rest():
         told.append(rest)
-    return told, cutter.passed_over
+    return told, splitter.skipped_bytes
 
 
 @pytest.mark.parametrize(
-    ("pieces", "told", "passed_over"),
+    ("pieces", "told", "skipped_bytes"),
     [
         ([b"one\ntwo\n"], [b"one", b"two"], 0),
         ([b"o", b"ne\nt", b"wo"], [b"one", b"two"], 0),
@@ -29,32 +29,32 @@ def lines_of(*pieces: bytes, longest: int = 5) -> tuple[list[bytes], int]:
     ],
 )
 def test_lines_are_cut_and_every_byte_is_accounted_for(
-    pieces: list[bytes], told: list[bytes], passed_over: int
+    pieces: list[bytes], told: list[bytes], skipped_bytes: int
 ) -> None:
-    assert lines_of(*pieces) == (told, passed_over)
+    assert lines_of(*pieces) == (told, skipped_bytes)
 
 
 def test_what_is_skipped_ends_at_the_end_of_a_line() -> None:
-    cutter = LineSplitter(100)
-    assert list(cutter.cut(b"one\ntw")) == [b"one"]
-    cutter.skip(b"o\nthr")
-    assert list(cutter.cut(b"ee\nfour\n")) == [b"four"]
-    assert cutter.passed_over == len(b"two\nthr") + len(b"ee")
-    cutter.skip(b"five\n")
-    assert list(cutter.cut(b"six\n")) == [b"six"]
+    splitter = LineSplitter(100)
+    assert list(splitter.split(b"one\ntw")) == [b"one"]
+    splitter.skip(b"o\nthr")
+    assert list(splitter.split(b"ee\nfour\n")) == [b"four"]
+    assert splitter.skipped_bytes == len(b"two\nthr") + len(b"ee")
+    splitter.skip(b"five\n")
+    assert list(splitter.split(b"six\n")) == [b"six"]
 
 
-def test_the_allowance_is_one_second_s() -> None:
-    allowance = OutputBudget(most_lines=2, most_bytes=10)
-    allowance.take(b"a")
-    assert not allowance.is_spent
-    allowance.take(b"b")
-    assert allowance.is_spent
-    assert not allowance.turn(0.9)
-    assert allowance.turn(1.0)
-    assert not allowance.is_spent
-    allowance.take(b"x" * 10)
-    assert allowance.is_spent
+def test_the_budget_is_one_second_s() -> None:
+    budget = OutputBudget(max_lines=2, max_bytes=10)
+    budget.take(b"a")
+    assert not budget.is_spent
+    budget.take(b"b")
+    assert budget.is_spent
+    assert not budget.renew(0.9)
+    assert budget.renew(1.0)
+    assert not budget.is_spent
+    budget.take(b"x" * 10)
+    assert budget.is_spent
 
 
 async def test_a_flood_of_any_shape_is_told_in_part_and_counted() -> None:
@@ -62,17 +62,17 @@ async def test_a_flood_of_any_shape_is_told_in_part_and_counted() -> None:
         clock, told, stream = FakeClock(), [], asyncio.StreamReader()
         stream.feed_data(line * (2_000_000 // len(line)))
         stream.feed_eof()
-        await tell_output(stream, told.append, clock.monotonic_s)
+        await forward_output(stream, told.append, clock.monotonic_s)
         texts, note = told[:-1], told[-1]
         assert len(texts) <= 500 + 1024
-        assert sum(map(len, texts)) <= 262_144 + 2 * LONGEST_BYTES
+        assert sum(map(len, texts)) <= 262_144 + 2 * MAX_LINE_BYTES
         assert int(note.split()[0][1:]) > 1_500_000
 
 
-async def test_each_second_has_its_own_allowance_and_says_what_the_last_one_left_out() -> None:
+async def test_each_second_has_its_own_budget_and_says_what_the_last_one_left_out() -> None:
     clock, told, stream = FakeClock(), [], asyncio.StreamReader()
     stream.feed_data(b"x\n" * 4000)
-    reading = asyncio.create_task(tell_output(stream, told.append, clock.monotonic_s))
+    reading = asyncio.create_task(forward_output(stream, told.append, clock.monotonic_s))
     while not (
         told and not stream._buffer and stream._waiter is not None
     ):  # it has told what it may, and waits for more

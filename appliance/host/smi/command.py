@@ -1,7 +1,10 @@
-"""The simulated nvidia-smi: reads its arguments and prints what a machine with such GPUs would. Standard library only.
+"""The simulated nvidia-smi: parses its arguments and prints what a machine with such GPUs would print.
 
-Every name it prints ends in ` (simulated)`: names come from `simulated.gpus` alone, and the table's narrow cell shortens the
-name, never the mark. Source: observed output and exit codes of the real tool (drivers 550 to 610).
+Standard library only. Every name that it prints ends in ` (simulated)`: names come from `simulated.list_gpus`
+alone, and the narrow cell of the table cuts the name, never the mark.
+
+Source:
+    Observed output and exit codes of the real tool, drivers 550 to 610.
 """
 
 import os
@@ -10,21 +13,8 @@ import sys
 import time
 from contextlib import contextmanager
 
-from appliance.host.smi import (
-    fields as smi_fields,
-)
-from appliance.host.smi import (
-    help as smi_help,
-)
-from appliance.host.smi import (
-    report as smi_log,
-)
-from appliance.host.smi import (
-    simulated,
-)
-from appliance.host.smi import (
-    table as smi_table,
-)
+from appliance.host.smi import fields, report, simulated, table
+from appliance.host.smi import help as smi_help
 
 CUDA = "12.8"
 BAD_ARGUMENT, NOT_FOUND, NOT_SUPPORTED = 2, 6, 3
@@ -84,7 +74,7 @@ TAKES = {
     "-d": "display",
     "--display": "display",
     "--format": "format",
-    **{f"--query-{q}": f"query:{q}" for q in smi_fields.QUERIES},
+    **{f"--query-{q}": f"query:{q}" for q in fields.QUERIES},
 }
 SWITCHES = {
     "-q": "q",
@@ -97,7 +87,7 @@ SWITCHES = {
     "-h": "help",
     "--help": "help",
     "-a": "q",
-    **{f"--help-query-{q}": f"help:{q}" for q in smi_fields.QUERIES},
+    **{f"--help-query-{q}": f"help:{q}" for q in fields.QUERIES},
 }
 
 
@@ -112,13 +102,18 @@ class GpuRow:
             identity.bus_id,
         )
         self.memory_mib, self.driver, self.count = identity.memory_mib, identity.driver, count
-        self.reserved_mib = min(smi_fields.RESERVED_MIB, self.memory_mib // 4)
-        self.used_mib = min(smi_fields.USED_MIB, self.memory_mib)
+        self.reserved_mib = min(fields.RESERVED_MIB, self.memory_mib // 4)
+        self.used_mib = min(fields.USED_MIB, self.memory_mib)
         self.free_mib = max(0, self.memory_mib - self.reserved_mib - self.used_mib)
 
 
 class InvalidArgument(Exception):
-    """The arguments cannot be served; `text` goes to stdout, as the tool does."""
+    """The arguments are not valid; `text` goes to stdout, as with the real tool.
+
+    Args:
+        text: What is printed.
+        code: The exit code.
+    """
 
     def __init__(self, text, code):
         super().__init__(text)
@@ -126,9 +121,10 @@ class InvalidArgument(Exception):
 
 
 def parse(argv):
-    """Read the arguments; give {option: value}. Both `--option=value` and `--option value` are understood.
+    """Parse the arguments into {option: value}; both `--option=value` and `--option value` are accepted.
 
-    Raises  Refused with the tool's text and exit code
+    Raises:
+        InvalidArgument: With the tool's text and exit code.
     """
     given = {}
     rest = list(argv)
@@ -150,7 +146,8 @@ def parse(argv):
             given[SWITCHES[word]] = ""
         else:
             raise InvalidArgument(
-                f"Invalid combination of input arguments. Please run 'nvidia-smi -h' for help.\n\nUnrecognized argument: {word}\n"
+                "Invalid combination of input arguments. Please run 'nvidia-smi -h' for help.\n\n"
+                f"Unrecognized argument: {word}\n"
                 if not word.startswith("-")
                 else f"Option \"{word}\" is not recognized.\nPlease run 'nvidia-smi -h' for help.\n\n",
                 BAD_ARGUMENT,
@@ -158,8 +155,12 @@ def parse(argv):
     return given
 
 
-def chosen(gpus, wanted):
-    """Give the GPUs that `-i` names, by index, UUID or bus id, in their own order; raise Refused if one is not there."""
+def select_gpus(gpus, wanted):
+    """Return the GPUs that `-i` names by index, UUID or bus id, in their own order; None = all.
+
+    Raises:
+        InvalidArgument: There is no such GPU.
+    """
     if wanted is None:
         return gpus
     found = []
@@ -189,8 +190,8 @@ def _same_bus(name, bus_id):
     )
 
 
-def query(name, given, gpus):
-    """Give the text of a --query-… call."""
+def render_query(name, given, gpus):
+    """Render the output of a --query-… option."""
     form = given.get("format")
     if form is None:
         raise InvalidArgument(
@@ -206,7 +207,7 @@ def query(name, given, gpus):
             raise InvalidArgument(f'"{word}" is not a valid format option.\n\n', BAD_ARGUMENT)
     columns = []
     for field in (f.strip() for f in given[f"query:{name}"].split(",")):
-        found = smi_fields.find(name, field)
+        found = fields.find(name, field)
         if found is None:
             raise InvalidArgument(f'Field "{field}" is not a valid field to query.\n\n', BAD_ARGUMENT)
         columns.append(found)
@@ -226,17 +227,19 @@ def query(name, given, gpus):
     return "".join(line + "\n" for line in lines)
 
 
-def text_of(given, gpus):
-    """Give what one round prints."""
+def render(given, gpus):
+    """Render what one round prints."""
     queries = [key.partition(":")[2] for key in given if key.startswith("query:")]
     if queries:
-        return query(queries[0], given, chosen(gpus, given.get("id")))
+        return render_query(queries[0], given, select_gpus(gpus, given.get("id")))
     if "format" in given:
         raise InvalidArgument(
             "Invalid combination of input arguments. Please run 'nvidia-smi -h' for help.\n\n", BAD_ARGUMENT
         )
     if "list" in given:
-        return "".join(f"GPU {g.index}: {g.name} (UUID: {g.uuid})\n" for g in chosen(gpus, given.get("id")))
+        return "".join(
+            f"GPU {g.index}: {g.name} (UUID: {g.uuid})\n" for g in select_gpus(gpus, given.get("id"))
+        )
     if "q" in given or "x" in given or "display" in given:
         if "q" not in given:
             raise InvalidArgument(
@@ -252,15 +255,15 @@ def text_of(given, gpus):
                         f"Invalid display type: {section}\nPlease run 'nvidia-smi -h' for help.\n\n",
                         BAD_ARGUMENT,
                     )
-        rows = chosen(gpus, given.get("id"))
+        rows = select_gpus(gpus, given.get("id"))
         if "x" in given:
-            return smi_log.as_xml(rows, count=len(gpus), cuda=CUDA)
-        return smi_log.as_text(rows, count=len(gpus), cuda=CUDA, sections=sections)
-    return smi_table.draw(chosen(gpus, given.get("id")), cuda=CUDA)
+            return report.render_xml(rows, count=len(gpus), cuda=CUDA)
+        return report.render_text(rows, count=len(gpus), cuda=CUDA, sections=sections)
+    return table.render(select_gpus(gpus, given.get("id")), cuda=CUDA)
 
 
-def pause_of(given):
-    """Give the seconds between rounds, or None for a single one."""
+def parse_pause(given):
+    """Return the seconds between rounds; None = a single round."""
     for key, scale in (("loop_ms", 0.001), ("loop", 1.0)):
         if key in given:
             try:
@@ -277,7 +280,8 @@ def pause_of(given):
 
 
 @contextmanager
-def output_of(given):
+def opening_output(given):
+    """Yield the file of `-f`, or stdout."""
     if "file" not in given:
         yield sys.stdout
         return
@@ -292,8 +296,8 @@ def output_of(given):
 
 
 def main(argv, environ):
-    """Print what was asked for; give the exit code."""
-    identities = simulated.gpus(environ)
+    """Print what was asked for; return the exit code."""
+    identities = simulated.list_gpus(environ)
     gpus = [GpuRow(identity, len(identities)) for identity in identities]
     if argv and argv[0] in SUBCOMMANDS:
         sys.stdout.write(f"nvidia-smi {argv[0]}: not available on a simulated GPU.\n")
@@ -302,21 +306,25 @@ def main(argv, environ):
         given = parse(argv)
         for key in given:
             if key.startswith("help"):
-                sys.stdout.write(smi_help.fields_of(key.partition(":")[2]) if ":" in key else smi_help.USAGE)
+                sys.stdout.write(
+                    smi_help.render_fields(key.partition(":")[2]) if ":" in key else smi_help.USAGE
+                )
                 return 0
         if "version" in given:
             driver = gpus[0].driver
             sys.stdout.write(
-                f"NVIDIA-SMI version  : {driver}\nNVML version        : {driver.rpartition('.')[0] or driver}\n"
-                f"DRIVER version      : {driver}\nCUDA Version        : {CUDA}\n"
+                f"NVIDIA-SMI version  : {driver}\n"
+                f"NVML version        : {driver.rpartition('.')[0] or driver}\n"
+                f"DRIVER version      : {driver}\n"
+                f"CUDA Version        : {CUDA}\n"
             )
             return 0
-        pause_s = pause_of(given)
+        pause_s = parse_pause(given)
         if pause_s is not None:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
-        with output_of(given) as out:
+        with opening_output(given) as out:
             while True:
-                out.write(text_of(given, gpus))
+                out.write(render(given, gpus))
                 out.flush()
                 if pause_s is None:
                     return 0

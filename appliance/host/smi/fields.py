@@ -1,6 +1,9 @@
-"""The fields of `nvidia-smi --query-…`: names, aliases, units, and what a simulated, idle GPU answers. Standard library only.
+"""The fields of `nvidia-smi --query-…`: names, aliases, units, and the values of a simulated, idle GPU.
 
-Source: the field list of the real tool (drivers 550 to 610). A cell is a text, or a function of the GPU.
+Standard library only. A value is a text, or a function of the GPU.
+
+Source:
+    The field list of the real tool, drivers 550 to 610.
 """
 
 import time
@@ -15,20 +18,14 @@ IDLE_W, LIMIT_W, USED_MIB, RESERVED_MIB = 21.5, 450.0, 1, 436
 
 
 def timestamp():
-    """Give the time as the tool prints it, `2026/07/03 22:11:09.763`."""
+    """Return the time as the tool prints it, `2026/07/03 22:11:09.763`."""
     now = time.time()  # noqa: TID251 - this program reads the machine's own clock
     return time.strftime("%Y/%m/%d %H:%M:%S", time.localtime(now)) + f".{int(now % 1 * 1000):03d}"
 
 
 def _bus(gpu, which):
-    return (
-        "0x"
-        + {
-            "domain": gpu.bus_id[:4] if len(gpu.bus_id.split(":")[0]) == 4 else gpu.bus_id[4:8],
-            "bus": gpu.bus_id.split(":")[1],
-            "device": gpu.bus_id.split(":")[2][:2],
-        }[which]
-    )
+    domain, bus, device = gpu.bus_id.split(":")
+    return "0x" + {"domain": domain[-4:], "bus": bus, "device": device[:2]}[which]
 
 
 # name, aliases, unit, value
@@ -247,7 +244,7 @@ QUERIES: "dict[str, list[tuple[Any, ...]]]" = {
 
 
 def find(query, name):
-    """Give (primary name, unit, value) of a field of a query, or None: names are matched exactly, as the tool does."""
+    """Return (primary name, unit, value) of a query's field, or None; names must match exactly."""
     for primary, aliases, unit, value in QUERIES[query]:
         if name == primary or name in aliases:
             return primary, unit, value

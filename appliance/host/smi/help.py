@@ -1,4 +1,4 @@
-"""What the simulated nvidia-smi says about its own use. Standard library only; the words are ours, the forms the tool's."""
+"""The usage text of the simulated nvidia-smi, and its lists of fields. Standard library only."""
 
 from appliance.host.smi.fields import QUERIES
 
@@ -16,14 +16,15 @@ USAGE = """nvidia-smi (stand-in of the inference appliance)
     -f,   --filename=           Write into a file.
     -l,   --loop=               Again and again, every so many seconds.
     -lms, --loop-ms=            Again and again, every so many milliseconds.
-          --query-gpu=          Print fields of the GPUs; with --format=csv[,noheader][,nounits]. Also --query-compute-apps=,
+          --query-gpu=          Print fields of the GPUs; with --format=csv[,noheader][,nounits]. \
+Also --query-compute-apps=,
                                 --query-accounted-apps=, --query-retired-pages=, --query-remapped-rows=.
           --help-query-gpu      List the fields; likewise for the other queries.
 """
 
 
-def fields_of(query):
-    """Give the list of a query's fields in the tool's layout: the quoted names, then what they are."""
+def render_fields(query):
+    """Render the list of a query's fields in the tool's layout: the quoted names, then what they are."""
     lines = [f'List of valid properties to query for the switch "--query-{query}":', ""]
     for primary, aliases, unit, _ in QUERIES[query]:
         lines.append(" or ".join(f'"{name}"' for name in (primary, *aliases)))

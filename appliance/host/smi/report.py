@@ -1,13 +1,13 @@
-"""`nvidia-smi -q`: everything about each GPU, as indented text (the colon at column 55) or as XML. Standard library only."""
+"""`nvidia-smi -q`: everything about each GPU, as indented text or as XML. Standard library only."""
 
 import time
 from xml.sax.saxutils import escape
 
 from appliance.host.smi.fields import IDLE_W, LIMIT_W
 
-COLON = 55
+COLON = 55  # column
 NA = "N/A"
-# section of -d → the tree's branches it shows
+# section of -d → the branches of the tree that it shows
 DISPLAY = {
     "MEMORY": ["FB Memory Usage", "BAR1 Memory Usage"],
     "UTILIZATION": ["Utilization"],
@@ -26,8 +26,8 @@ DISPLAY = {
 }
 
 
-def tree(gpu):
-    """Give what is known of a GPU, as nested pairs in the tool's order."""
+def build_tree(gpu):
+    """Return everything about a GPU, as nested pairs in the tool's order."""
     not_active = [
         (name, "Not Active")
         for name in (
@@ -149,8 +149,8 @@ def _branch(pairs, depth):
     return lines
 
 
-def as_text(gpus, *, count, cuda, sections=None):
-    """Give -q's text; `sections`: the words of -d, None = everything."""
+def render_text(gpus, *, count, cuda, sections=None):
+    """Render the text of -q; `sections`: those of -d, None = all."""
     lines = [
         "",
         "==============NVSMI LOG==============",
@@ -163,7 +163,7 @@ def as_text(gpus, *, count, cuda, sections=None):
     ]
     shown = None if sections is None else {name for section in sections for name in DISPLAY.get(section, [])}
     for gpu in gpus:
-        pairs = [pair for pair in tree(gpu) if shown is None or pair[0] in shown]
+        pairs = [pair for pair in build_tree(gpu) if shown is None or pair[0] in shown]
         lines += [f"GPU {gpu.bus_id}", *_branch(pairs, 1), ""]
     return "\n".join(lines) + "\n"
 
@@ -209,8 +209,8 @@ def _elements(pairs, depth):
     return lines
 
 
-def as_xml(gpus, *, count, cuda):
-    """Give -q -x's document."""
+def render_xml(gpus, *, count, cuda):
+    """Render the document of -q -x."""
     lines = [
         '<?xml version="1.0" ?>',
         '<!DOCTYPE nvidia_smi_log SYSTEM "nvsmi_device_v12.dtd">',
@@ -221,5 +221,5 @@ def as_xml(gpus, *, count, cuda):
         f"\t<attached_gpus>{count}</attached_gpus>",
     ]
     for gpu in gpus:
-        lines += [f'\t<gpu id="{escape(gpu.bus_id)}">', *_elements(tree(gpu), 2), "\t</gpu>"]
+        lines += [f'\t<gpu id="{escape(gpu.bus_id)}">', *_elements(build_tree(gpu), 2), "\t</gpu>"]
     return "\n".join([*lines, "</nvidia_smi_log>"]) + "\n"

@@ -1,6 +1,7 @@
-"""What stands before nvidia-smi: finds out who answers, and hands over. Standard library only; started every second by pollers.
+"""The program in front of nvidia-smi: decides which tool responds, and hands over. Standard library only.
 
-A real tool gets everything by exec: arguments, streams, signals and the exit code are its own, untouched.
+Pollers start it every second. A real tool gets everything by exec: arguments, streams, signals and the exit
+code are its own, unchanged.
 """
 
 import os
@@ -20,14 +21,14 @@ USUAL = (
     "/opt/bin/nvidia-smi",
 )
 NO_DRIVER = (
-    "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver. Make sure that the latest NVIDIA driver is "
-    "installed and running.\n"
+    "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver. "
+    "Make sure that the latest NVIDIA driver is installed and running.\n"
 )
 NO_DRIVER_EXIT = 9
 
 
 def find_real(path, own):
-    """Give the real nvidia-smi: the first on `path` or in the usual places that is not this shim, or None."""
+    """Find the real nvidia-smi: the first on `path` or in the usual places that is not this shim."""
     try:
         mine = os.stat(own) if own else None
     except OSError:
@@ -52,7 +53,7 @@ def find_real(path, own):
 
 
 def _is_shim(candidate):
-    """Whether a file is a copy of this shim: its first line and its own words say so."""
+    """Say whether a file is a copy of this shim, by the path that it contains."""
     try:
         with open(candidate, "rb") as file:
             return b"appliance/host/smi/shim.py" in file.read(1024)
@@ -61,7 +62,7 @@ def _is_shim(candidate):
 
 
 def has_real_gpu():
-    """Whether the driver has a device here, told by the files it makes."""
+    """Say whether the driver has a device here, by the files that it makes."""
     try:
         return bool(os.listdir("/proc/driver/nvidia/gpus")) or os.path.exists("/dev/nvidia0")
     except OSError:
@@ -69,23 +70,22 @@ def has_real_gpu():
 
 
 def decide(environ, real, real_gpu):
-    """Say who answers: `real`, `simulated` or `none`, and the settings to answer by.
+    """Decide which tool responds: (`real`, `simulated` or `none`, the environment that it goes by).
 
-    1. GPU_MODE, of the environment or as `prepare` left it, is none     → none
-    2. simulated, and no real GPU is here                                → simulated
-    3. a real tool is here                                               → real: it knows best what is missing
-    4. else                                                              → none
+    1. GPU_MODE, of the environment or as `prepare` saved it, is none   → none
+    2. it is simulated, and there is no real GPU                        → simulated
+    3. there is a real tool                                             → real: it knows best what is missing
+    4. else                                                             → none
     """
     mode = (environ.get("GPU_MODE") or "").strip().lower()
     if not mode:
-        left = simulated.read_shim_state(environ)
-        mode = str(left.get("mode", "auto"))
-        kept = left.get("environ")
+        saved = simulated.read_shim_state(environ)
+        mode = str(saved.get("mode", "auto"))
+        kept = saved.get("environ")
         if mode == "simulated" and isinstance(kept, dict):
             environ = {**kept, **environ}
-        mode = (
-            "auto" if mode == "none" else mode
-        )  # none then was found, not asked for: a GPU may be here by now
+        if mode == "none":  # a finding of `prepare`, not a setting: there may be a GPU by now
+            mode = "auto"
     if mode == "none":  # 1
         return "none", environ
     if mode == "simulated" and not real_gpu:  # 2
@@ -94,11 +94,11 @@ def decide(environ, real, real_gpu):
 
 
 def main(argv):
-    """Answer, or become the real tool; give the exit code."""
+    """Respond, or become the real tool; return the exit code."""
     real = find_real(os.environ.get("PATH", ""), os.environ.pop("APPLIANCE_SHIM", ""))
     who, environ = decide(os.environ, real, has_real_gpu())
     if who == "real":
-        os.execv(real, ["nvidia-smi", *argv])  # noqa: S606 - the very tool that was asked for
+        os.execv(real, ["nvidia-smi", *argv])  # noqa: S606 - the tool that was asked for
     if who == "simulated":
         from appliance.host.smi import command as smi
 

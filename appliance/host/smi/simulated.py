@@ -1,7 +1,7 @@
-"""The simulated GPU: its identity, made once a run, and the mark that every name carries. Standard library only.
+"""The simulated GPU: its identity, generated once a run, and the mark in every name. Standard library only.
 
-The nvidia-smi shim loads this file by itself, every second where a tool polls: nothing here may import anything heavy.
-Every name ends in ` (simulated)`; no setting removes that.
+Pollers start the nvidia-smi shim, which loads this file, every second: nothing here may import anything
+heavy. Every name ends in ` (simulated)`; no setting removes that.
 """
 
 import json
@@ -26,7 +26,7 @@ DEFAULTS = {
 
 @dataclass(frozen=True)
 class SimulatedGpu:
-    """One made-up GPU; memory in MiB, bus id `00000000:BB:DD.F`."""
+    """One simulated GPU; memory in MiB, bus id `00000000:BB:DD.F`."""
 
     index: int
     name: str
@@ -36,8 +36,8 @@ class SimulatedGpu:
     driver: str
 
 
-def marked(name: str) -> str:
-    """Give `name` with the mark at its end, exactly once."""
+def add_mark(name: str) -> str:
+    """Return `name` with the mark at its end, exactly once."""
     plain = name.strip()
     while plain.lower().endswith(MARK.strip()):
         plain = plain[: -len(MARK.strip())].rstrip()
@@ -48,21 +48,21 @@ def _setting(environ: Mapping[str, str], name: str) -> str:
     return (environ.get(name) or "").strip() or DEFAULTS.get(name, "")
 
 
-def memory_mib(text: str) -> int:
-    """Read `24576`, `24576 MiB`, `24 GiB`; anything else is the default (`check` refuses it before)."""
+def parse_memory_mib(text: str) -> int:
+    """Parse `24576`, `24576 MiB` or `24 GiB`; anything else is the default (`check` refuses it before)."""
     number = "".join(c for c in text if c.isdigit())
     if not number:
         return int(DEFAULTS["GPU_SPOOF_MEMORY_TOTAL"])
     return int(number) * (1024 if "g" in text.lower() else 1)
 
 
-def gpus(environ: Mapping[str, str]) -> list[SimulatedGpu]:
-    """Give this run's simulated GPUs; their identities are made at the first call and kept until the state is deleted."""
+def list_gpus(environ: Mapping[str, str]) -> list[SimulatedGpu]:
+    """Return this run's simulated GPUs; identities are generated once, until the state is deleted."""
     try:
         count = min(max(int(_setting(environ, "GPU_SIM_COUNT")), 1), 16)
     except ValueError:
         count = 1
-    identities = identities_of(environ, count)
+    identities = load_identities(environ, count)
     rows = []
     for index in range(count):
         own_uuid, bus_id = identities[index]
@@ -72,10 +72,10 @@ def gpus(environ: Mapping[str, str]) -> list[SimulatedGpu]:
         rows.append(
             SimulatedGpu(
                 index,
-                marked(_setting(environ, "GPU_SPOOF_NAME")),
+                add_mark(_setting(environ, "GPU_SPOOF_NAME")),
                 own_uuid,
                 bus_id,
-                memory_mib(_setting(environ, "GPU_SPOOF_MEMORY_TOTAL")),
+                parse_memory_mib(_setting(environ, "GPU_SPOOF_MEMORY_TOTAL")),
                 _setting(environ, "GPU_SPOOF_DRIVER"),
             )
         )
@@ -83,13 +83,13 @@ def gpus(environ: Mapping[str, str]) -> list[SimulatedGpu]:
 
 
 def new_identities(count: int) -> list[tuple[str, str]]:
-    """Make identities: `GPU-` and an upper-case UUID v4, a bus id of its own each."""
+    """Generate identities: `GPU-` and an upper-case UUID v4, and a bus id of its own for each."""
     buses = random.SystemRandom().sample(range(1, 0xFF), count)
     return [("GPU-" + str(uuid.uuid4()).upper(), f"00000000:{bus:02X}:00.0") for bus in buses]
 
 
 def state_dirs(environ: Mapping[str, str]) -> list[str]:
-    """List where the identity may be kept: GPU_SPOOF_STATE_DIR, the state folder, a private folder of this user."""
+    """List the folders for the identity: GPU_SPOOF_STATE_DIR, the state folder, one of this user."""
     return [
         _setting(environ, "GPU_SPOOF_STATE_DIR"),
         os.path.join(_setting(environ, "STATE_DIR"), "gpu-spoof"),
@@ -97,11 +97,12 @@ def state_dirs(environ: Mapping[str, str]) -> list[str]:
     ]
 
 
-def identities_of(environ: Mapping[str, str], count: int) -> list[tuple[str, str]]:
-    """Give the kept identities, making them if needed; two processes asking at once get the same.
+def load_identities(environ: Mapping[str, str], count: int) -> list[tuple[str, str]]:
+    """Return the saved identities, or generate them; two processes that ask at once get the same.
 
-    1. one of the folders has them     → those          2. a folder can be written → made there, the first writer wins
-    3. no folder can be written        → made for this process alone
+    1. a folder has them             → those
+    2. a folder is writable          → generated there; the first writer wins
+    3. no folder is writable         → generated for this process alone
     """
     folders = state_dirs(environ)
     for folder in folders:  # 1
@@ -125,7 +126,7 @@ def _read(folder: str, count: int) -> list[tuple[str, str]]:
             owner.st_uid not in {0, os.getuid(), os.stat(folder).st_uid}
             or stat.S_IMODE(owner.st_mode) & 0o022
         ):
-            return []  # somebody else could have put it there
+            return []  # another user could have written it
         with open(path, encoding="ascii") as file:
             rows = json.load(file)["gpus"]
         found = [(str(row["uuid"]), str(row["bus_id"])) for row in rows]
@@ -135,9 +136,7 @@ def _read(folder: str, count: int) -> list[tuple[str, str]]:
 
 
 def _make(folder: str, count: int) -> list[tuple[str, str]]:
-    made = new_identities(
-        max(count, 16)
-    )  # GPU_SIM_COUNT may grow within a run: the first ones stay as they are
+    made = new_identities(max(count, 16))  # GPU_SIM_COUNT may grow within a run: the first ones stay the same
     content = {"note": "made up: a simulated GPU", "gpus": [{"uuid": u, "bus_id": b} for u, b in made]}
     text = json.dumps(content) + "\n"  # noqa: TID251 - standard library only
     handle, name = tempfile.mkstemp(dir=folder, prefix=".identity.")
@@ -152,7 +151,7 @@ def _make(folder: str, count: int) -> list[tuple[str, str]]:
             found = _read(folder, count)
             if found:
                 return found
-            os.replace(name, path)  # what stands there is damaged
+            os.replace(name, path)  # the file there is damaged
             return made
     finally:
         try:
@@ -162,11 +161,11 @@ def _make(folder: str, count: int) -> list[tuple[str, str]]:
     return made
 
 
-# ---- how the shim decides, where it has only the files to go by
+# ---- what the shim decides by, if its environment says nothing
 
 
 def write_shim_state(environ: Mapping[str, str], mode: str) -> str:
-    """Leave the settled mode and the settings for a shim whose caller has another environment; give the path or ""."""
+    """Save mode and settings for shims whose callers have another environment; return the path, "" = none."""
     kept = {k: environ[k] for k in [*DEFAULTS, "GPU_SPOOF_UUID", "GPU_SPOOF_PCI_BUS_ID"] if environ.get(k)}
     text = json.dumps({"mode": mode, "environ": kept})  # noqa: TID251 - standard library only
     for folder in state_dirs(environ):
@@ -185,7 +184,7 @@ def write_shim_state(environ: Mapping[str, str], mode: str) -> str:
 
 
 def read_shim_state(environ: Mapping[str, str]) -> dict[str, object]:
-    """Give what write_shim_state left, or {}."""
+    """Return what write_shim_state saved, or {}."""
     for folder in state_dirs(environ):
         try:
             with open(os.path.join(folder, "mode.json"), encoding="ascii") as file:

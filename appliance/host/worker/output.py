@@ -1,7 +1,7 @@
-"""The worker's output, brought into the log and the ring: any bytes, lines of any length, any amount.
+"""The worker's output, passed on to the log: any bytes, lines of any length, any amount.
 
-The pipe is always read on, since a full one would stop the worker; what is too much is counted instead of kept, and a worker that
-floods is slowed down. Nothing it writes can hold up the appliance: its output costs a bounded part of each second.
+The pipe is always read, since a full one would block the worker; what is too much is counted instead of kept,
+and a worker that floods is slowed down. Its output costs the appliance a bounded part of each second.
 """
 
 import asyncio
@@ -9,69 +9,81 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 READ_BYTES = 65_536
-SLICE_BYTES = 1024  # of what was read: so much is cut before the allowance is asked again
-LONGEST_BYTES = 8192  # of one line; the rest of it is passed over
-FLOOD_PAUSE_S = 0.01  # after each reading of a flood: some 6 MiB a second come through
-AT_ONCE = 50  # lines before others have their turn
+SLICE_BYTES = 1024  # so much is split into lines before the budget is checked again
+MAX_LINE_BYTES = 8192  # the rest of a line is skipped
+FLOOD_PAUSE_S = 0.01  # after each read of a flood: about 6 MiB a second are read
+LINES_AT_ONCE = 50  # then other tasks get their turn
 
 
 class LineSplitter:
-    """Cuts what was read into lines, and keeps no more than `longest` bytes of an unfinished one. Pure.
+    """Splits a byte stream into lines, and keeps a limited part of an unfinished one. Pure.
 
-    passed_over   bytes that were in no line that it gave
+    Args:
+        max_bytes: Of a line.
+
+    Attributes:
+        skipped_bytes: Bytes that were in no line returned.
     """
 
-    def __init__(self, longest: int = LONGEST_BYTES) -> None:
-        self._longest = longest
-        self._held = b""
-        self._is_over = False  # of the present line enough was given: its end is looked for
-        self.passed_over = 0
+    def __init__(self, max_bytes: int = MAX_LINE_BYTES) -> None:
+        self._max_bytes = max_bytes
+        self._unfinished = b""
+        self._is_skipping = False  # the present line was cut off: its end is searched
+        self.skipped_bytes = 0
 
-    def cut(self, data: bytes) -> Iterator[bytes]:
-        """Give the lines that `data` ends, and the beginning of one that has become too long, with an ellipsis."""
+    def split(self, data: bytes) -> Iterator[bytes]:
+        """Yield the lines that `data` completes, and the beginning of a line that is too long."""
         *ended, rest = data.split(b"\n")
         for piece in ended:
-            if self._is_over:
-                self.passed_over += len(piece)
-                self._is_over = False
+            if self._is_skipping:
+                self.skipped_bytes += len(piece)
+                self._is_skipping = False
             else:
-                yield self._shown(self._held + piece)
-            self._held = b""
-        if self._is_over:
-            self.passed_over += len(rest)
-        elif len(self._held) + len(rest) > self._longest:
-            yield self._shown(self._held + rest)
-            self._held, self._is_over = b"", True
+                yield self._shown(self._unfinished + piece)
+            self._unfinished = b""
+        if self._is_skipping:
+            self.skipped_bytes += len(rest)
+        elif len(self._unfinished) + len(rest) > self._max_bytes:
+            yield self._shown(self._unfinished + rest)
+            self._unfinished, self._is_skipping = b"", True
         else:
-            self._held += rest
+            self._unfinished += rest
 
     def skip(self, data: bytes) -> None:
-        """Pass `data` over; if it ends within a line, the rest of that line, too."""
-        self.passed_over += len(self._held) + len(data)
-        self._held, self._is_over = b"", not data.endswith(b"\n")
+        """Skip `data`; if it ends inside a line, the rest of that line, too."""
+        self.skipped_bytes += len(self._unfinished) + len(data)
+        self._unfinished, self._is_skipping = b"", not data.endswith(b"\n")
 
     def rest(self) -> bytes:
-        """Give the line that nothing ended."""
-        held, self._held = self._held, b""
-        return held
+        """Return the unfinished line at the end of the stream."""
+        rest, self._unfinished = self._unfinished, b""
+        return rest
 
     def _shown(self, line: bytes) -> bytes:
-        self.passed_over += max(0, len(line) - self._longest)
-        return line if len(line) <= self._longest else line[: self._longest] + "…".encode()
+        self.skipped_bytes += max(0, len(line) - self._max_bytes)
+        return line if len(line) <= self._max_bytes else line[: self._max_bytes] + "…".encode()
 
 
 @dataclass(slots=True)
 class OutputBudget:
-    """How much is told in each second. Pure: the caller brings the time, monotonic seconds."""
+    """How much is passed on in each second. Pure: the caller provides the time, in monotonic seconds.
 
-    most_lines: int = 500
-    most_bytes: int = 262_144
+    Attributes:
+        max_lines: In a second.
+        max_bytes: In a second.
+        began_s: Start of the present second.
+        lines: Passed on in it.
+        size: Bytes passed on in it.
+    """
+
+    max_lines: int = 500
+    max_bytes: int = 262_144
     began_s: float = 0.0
     lines: int = 0
     size: int = 0
 
-    def turn(self, now_s: float) -> bool:
-        """Begin a new second where one is over; say whether it does."""
+    def renew(self, now_s: float) -> bool:
+        """Begin a new second if the present one is over; say whether it did."""
         if now_s - self.began_s < 1:
             return False
         self.began_s, self.lines, self.size = now_s, 0, 0
@@ -79,46 +91,51 @@ class OutputBudget:
 
     @property
     def is_spent(self) -> bool:
-        return self.lines >= self.most_lines or self.size >= self.most_bytes
+        """Whether no more may be passed on in this second."""
+        return self.lines >= self.max_lines or self.size >= self.max_bytes
 
     def take(self, line: bytes) -> None:
+        """Count a line."""
         self.lines += 1
         self.size += len(line)
 
 
-async def tell_output(
-    stream: asyncio.StreamReader, tell: Callable[[str], None], now_s: Callable[[], float]
+async def forward_output(
+    stream: asyncio.StreamReader, on_line: Callable[[str], None], now_s: Callable[[], float]
 ) -> None:
-    """Read `stream` to its end and `tell` its lines, and how much was left out.
+    """Read a stream to its end; pass on its lines, and how much was left out.
 
-    Takes   now_s: gives monotonic seconds
+    Args:
+        stream: Of the worker.
+        on_line: Called with each line.
+        now_s: Returns monotonic seconds.
     """
-    cutter, allowance = LineSplitter(), OutputBudget(began_s=now_s())
+    splitter, budget = LineSplitter(), OutputBudget(began_s=now_s())
     while data := await stream.read(READ_BYTES):
-        if allowance.turn(now_s()):
-            _tell_passed_over(cutter, tell)
-        before = cutter.passed_over
+        if budget.renew(now_s()):
+            _report_skipped(splitter, on_line)
+        before = splitter.skipped_bytes
         for at in range(0, len(data), SLICE_BYTES):
-            if allowance.is_spent:
-                cutter.skip(data[at:])
+            if budget.is_spent:
+                splitter.skip(data[at:])
                 break
-            for line in cutter.cut(data[at : at + SLICE_BYTES]):
-                allowance.take(line)
-                _tell_line(line, tell)
-                if allowance.lines % AT_ONCE == 0:
+            for line in splitter.split(data[at : at + SLICE_BYTES]):
+                budget.take(line)
+                _pass_on(line, on_line)
+                if budget.lines % LINES_AT_ONCE == 0:
                     await asyncio.sleep(0)
-        if cutter.passed_over > before:
+        if splitter.skipped_bytes > before:
             await asyncio.sleep(FLOOD_PAUSE_S)
-    if rest := cutter.rest():
-        _tell_line(rest, tell)
-    _tell_passed_over(cutter, tell)
+    if rest := splitter.rest():
+        _pass_on(rest, on_line)
+    _report_skipped(splitter, on_line)
 
 
-def _tell_line(line: bytes, tell: Callable[[str], None]) -> None:
-    tell(line.decode("utf-8", "replace").rstrip("\r"))
+def _pass_on(line: bytes, on_line: Callable[[str], None]) -> None:
+    on_line(line.decode("utf-8", "replace").rstrip("\r"))
 
 
-def _tell_passed_over(cutter: LineSplitter, tell: Callable[[str], None]) -> None:
-    if cutter.passed_over:
-        tell(f"[{cutter.passed_over} bytes of output left out]")
-        cutter.passed_over = 0
+def _report_skipped(splitter: LineSplitter, on_line: Callable[[str], None]) -> None:
+    if splitter.skipped_bytes:
+        on_line(f"[{splitter.skipped_bytes} bytes of output left out]")
+        splitter.skipped_bytes = 0

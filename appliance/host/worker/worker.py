@@ -1,7 +1,8 @@
-"""The third-party CLI inside the container: started once we answer, watched, started again, ended with all its children.
+"""The third-party worker in the container: started once the appliance responds, then watched, restarted.
 
-Its environment is an allow-list; the hosted key and every other secret of ours stay out of it. It never runs beside a
-simulated GPU unless its operator says that its network accepts one.
+It is stopped together with everything that it started. Its environment is an allow-list without the hosted
+API's key or any other secret of ours. It never runs beside a simulated GPU, unless its operator says that its
+network accepts one.
 """
 
 import asyncio
@@ -25,7 +26,7 @@ from appliance.base.metrics.registry import Metrics
 from appliance.base.tasks import Tasks
 from appliance.base.watch import Watched
 from appliance.host.settings import KUZCO_COMMAND, HostSettings
-from appliance.host.worker.output import tell_output
+from appliance.host.worker.output import forward_output
 from appliance.host.worker.restarts import RestartPolicy
 
 log = get_logger("worker")
@@ -55,11 +56,12 @@ PASSED = {
 }
 PASSED_PREFIXES = ("LC_", "GPU_SPOOF_", "GPU_SIM_")
 READY_EVERY_S = 0.25
-KILLED_S = 5.0
+KILL_WAIT_S = 5.0
 GUARD = Path(__file__).with_name("guard.py")
 REFUSAL = (
-    "The GPU that nvidia-smi reports here is simulated, and a worker's network must not take it for a real one: the worker is not "
-    "started. If its network accepts simulated GPUs, set WORKER_ALLOW_SIMULATED_GPU=1."
+    "The worker is not started: the GPU that nvidia-smi reports here is simulated, and the network of the "
+    "worker must not take it for a real one. If its network accepts simulated GPUs, set "
+    "WORKER_ALLOW_SIMULATED_GPU=1."
 )
 
 
@@ -67,8 +69,15 @@ REFUSAL = (
 class WorkerStatus:
     """What the worker is doing.
 
-    state   off | waiting (for our own health) | running | backing_off | stopping | stopped | exited | failed | refused
-    command is shown with the code hidden; exit_code is None while none is known, negative for the number of a signal
+    Attributes:
+        state: off, waiting (for our own health), running, backing_off, stopping, stopped, exited, failed,
+            refused.
+        command: The command line, with the registration code hidden.
+        pid: None = it does not run.
+        restarts: Since the appliance started.
+        exit_code: Of the last run; None = unknown, negative = the number of a signal.
+        started_at_s: Seconds since 1970; None = never.
+        reason: Why it is in this state.
     """
 
     state: str = "off"
@@ -80,15 +89,15 @@ class WorkerStatus:
     reason: str = ""
 
 
-def command_of(settings: HostSettings) -> list[str]:
-    """Give the command line as words; [] when no worker is wanted."""
+def build_command(settings: HostSettings) -> list[str]:
+    """Return the command line as words; [] = no worker is configured."""
     if settings.worker == "kuzco":
         return [word.format(code=settings.code.get_secret_value()) for word in shlex.split(KUZCO_COMMAND)]
     return shlex.split(settings.worker_command)
 
 
-def environment_for(settings: HostSettings, environ: Mapping[str, str]) -> dict[str, str]:
-    """Give the worker's environment: an allow-list, WORKER_ENV's names, and never a secret of ours."""
+def build_environment(settings: HostSettings, environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the worker's environment: an allow-list and the names of WORKER_ENV, without our secrets."""
     wanted = {name.strip() for name in settings.worker_env.split(",") if name.strip()}
     return {
         name: value
@@ -98,7 +107,18 @@ def environment_for(settings: HostSettings, environ: Mapping[str, str]) -> dict[
 
 
 class Worker:
-    """Supervises one process. start, stop and restart may be called in any state, and take their turns."""
+    """Supervises one process. `start`, `stop` and `restart` may be called in any state; they run one by one.
+
+    Args:
+        settings: The package's settings.
+        environ: The appliance's environment.
+        is_gpu_simulated: Whether nvidia-smi reports a simulated GPU here.
+        is_ready: Whether the appliance responds by now.
+        lines: Gets the worker's output.
+        clock: The time.
+        metrics: None = nothing is counted.
+        restarts: None = as the settings say.
+    """
 
     def __init__(
         self,
@@ -124,7 +144,7 @@ class Worker:
             longest_s=settings.worker_restart_max_s,
             crash_limit=settings.worker_crash_limit,
         )
-        self._command = command_of(settings)
+        self._command = build_command(settings)
         SECRETS.learn([settings.code.get_secret_value()])
         shown = shlex.join(self._command)
         code = settings.code.get_secret_value()
@@ -132,9 +152,10 @@ class Worker:
         self.status: Watched[WorkerStatus] = Watched(WorkerStatus(command=self._shown))
         self._tasks = Tasks()
         self._run: asyncio.Task[None] | None = None
-        self._turn = asyncio.Lock()
+        self._lock = asyncio.Lock()
 
     def as_dict(self) -> dict[str, Any]:
+        """Return the status for JSON."""
         return asdict(self.status.value)
 
     def _set(self, **changes: Any) -> None:
@@ -143,8 +164,8 @@ class Worker:
             self._metrics.worker_up.set(1 if self.status.value.state == "running" else 0)
 
     async def start(self) -> WorkerStatus:
-        """Start the worker, unless there is none, it runs, or it is refused; give the state that this leads to."""
-        async with self._turn:
+        """Start the worker, unless there is none, it runs already, or it is refused; return its status."""
+        async with self._lock:
             if not self._command or (self._run is not None and not self._run.done()):
                 return self.status.value
             if self._is_gpu_simulated and not self._settings.worker_allow_simulated_gpu:
@@ -152,17 +173,19 @@ class Worker:
                 log.error("worker_refused", reason=REFUSAL)
                 return self.status.value
             self._restarts.reset()
-            self._set(state="waiting", reason="waiting until /healthz answers", exit_code=None)
+            self._set(state="waiting", reason="waiting until /healthz responds", exit_code=None)
             self._run = self._tasks.start(self._supervise(), name="worker")
             return self.status.value
 
     async def stop(self) -> WorkerStatus:
-        """End the worker and all its children: SIGTERM to each, SIGKILL after WORKER_STOP_GRACE_S."""
-        # The end goes on when whoever asked for it has gone: a worker that is half ended is nobody's.
+        """Stop the worker and all its children: SIGTERM to each, SIGKILL after WORKER_STOP_GRACE_S.
+
+        It is carried through when the caller leaves: a worker must not stay half stopped.
+        """
         return await asyncio.shield(self._tasks.start(self._stop(), name="worker-stop"))
 
     async def _stop(self) -> WorkerStatus:
-        async with self._turn:
+        async with self._lock:
             if self._run is None or self._run.done():
                 if self.status.value.state not in {"off", "refused"} and self._command:
                     self._set(state="stopped", reason="stopped by request")
@@ -175,7 +198,7 @@ class Worker:
             return self.status.value
 
     async def restart(self) -> WorkerStatus:
-        """Stop it and start it; the start follows also when whoever asked has gone."""
+        """Stop it and start it; carried through when the caller leaves."""
         return await asyncio.shield(self._tasks.start(self._restart(), name="worker-restart"))
 
     async def _restart(self) -> WorkerStatus:
@@ -183,10 +206,11 @@ class Worker:
         return await self.start()
 
     async def close(self) -> None:
+        """Stop the worker for good."""
         await self.stop()
         await self._tasks.close()
 
-    # ---- one run after another
+    # ---- runs
 
     async def _supervise(self) -> None:
         while not await self._is_ready():
@@ -209,8 +233,8 @@ class Worker:
                     state="failed",
                     pid=None,
                     exit_code=code,
-                    reason=f"{reason}; it ended {self._restarts.crash_limit} times in a row, each in less than "
-                    f"{self._restarts.steady_s:.0f} s, and is not started again",
+                    reason=f"{reason}; no more restarts: {self._restarts.crash_limit} runs in a row "
+                    f"of less than {self._restarts.steady_s:.0f} s",
                 )
                 log.error("worker_failed", reason=self.status.value.reason)
                 return
@@ -218,7 +242,7 @@ class Worker:
                 state="backing_off",
                 pid=None,
                 exit_code=code,
-                reason=f"{reason}; the next start in {pause_s:.1f} s",
+                reason=f"{reason}; restarting in {pause_s:.1f} s",
             )
             await asyncio.sleep(pause_s)
             self._set(restarts=self.status.value.restarts + 1)
@@ -226,13 +250,13 @@ class Worker:
                 self._metrics.worker_restarts.inc()
 
     async def _run_once(self) -> int | None:
-        """Run the process to its end and give its code; None when it cannot be started at all."""
-        environment = environment_for(self._settings, self._environ)
+        """Run the process until it exits and return its exit code; None = it cannot be started."""
+        environment = build_environment(self._settings, self._environ)
         program = shutil.which(self._command[0], path=environment.get("PATH", os.defpath))
         if program is None:
             self._set(
                 state="failed",
-                reason=f"the command {self._command[0]!r} is not there; add the worker CLI to the image",
+                reason=f"the command {self._command[0]!r} was not found; add the worker CLI to the image",
             )
             log.error("worker_failed", reason=self.status.value.reason)
             return None
@@ -243,7 +267,8 @@ class Worker:
             return None
         readers = [
             self._tasks.start(
-                tell_output(stream, partial(self._tell, name), self._clock.monotonic_s), name=f"worker-{name}"
+                forward_output(stream, partial(self._keep_line, name), self._clock.monotonic_s),
+                name=f"worker-{name}",
             )
             for stream, name in ((process.stdout, "stdout"), (process.stderr, "stderr"))
             if stream is not None
@@ -276,37 +301,35 @@ class Worker:
         log.error("worker_failed", reason=self.status.value.reason)
 
     async def _end(self, process: asyncio.subprocess.Process) -> None:
-        """Ask all of it to end; then have all of it killed, see guard.py."""
+        """Ask all of it to exit; then have all of it killed, see guard.py."""
         _signal(process.pid, signal.SIGTERM)
         try:
             await asyncio.wait_for(process.wait(), self._settings.worker_stop_grace_s)
         except TimeoutError:
             _signal(process.pid, signal.SIGUSR1)
             try:
-                await asyncio.wait_for(process.wait(), KILLED_S)
-            except TimeoutError:  # the guard itself was stopped: its end ends what it started
+                await asyncio.wait_for(process.wait(), KILL_WAIT_S)
+            except TimeoutError:  # the guard itself was stopped: its exit ends what it started
                 _signal(process.pid, signal.SIGKILL)
                 await process.wait()
         self._set(exit_code=process.returncode)
 
-    def _tell(self, name: str, text: str) -> None:
+    def _keep_line(self, name: str, text: str) -> None:
         text = SECRETS.redact(text)
         self._lines.add(self._clock.now_s(), f"worker.{name}", text)
         try:
             log.info("worker_output", stream=name, text=text)
-        except (
-            OSError,
-            ValueError,
-        ):  # our own log cannot be written: no reason to stop the worker by not reading it
+        except (OSError, ValueError):  # our log cannot be written: still read on, or the worker would block
             pass
 
 
 async def _start_guard(
     command: list[str], environment: dict[str, str]
 ) -> tuple[asyncio.subprocess.Process, asyncio.StreamReader]:
-    """Start the guard, and have it start the worker; give the guard and what it reports (see guard.py).
+    """Start the guard, and have it start the worker; return the guard and its report (see guard.py).
 
-    Raises  OSError
+    Raises:
+        OSError: The guard cannot be started.
     """
     reading, writing = os.pipe()
     report = asyncio.StreamReader()
