@@ -119,7 +119,7 @@ async def test_ollama_embeds_many_at_once(tags: ollama.AsyncClient, house: House
 # ---- who leaves
 
 
-async def test_who_leaves_while_streaming_gives_the_slot_back_within_a_second(house: House) -> None:
+async def test_client_that_leaves_a_stream_frees_its_slot(house: House) -> None:
     assert await house.said("a") == REPLY
     streams = [await house.begun("a", ENDLESS) for _ in range(2)]
     waiting = asyncio.create_task(house.said("a"))
@@ -158,7 +158,7 @@ async def test_who_leaves_the_line_is_forgotten_and_takes_nobody_along(house: Ho
     assert await house.is_free()
 
 
-async def test_who_leaves_while_a_model_loads_leaves_at_once_and_the_load_is_for_the_next(
+async def test_client_that_leaves_a_load_leaves_it_to_the_next(
     managed: Managed, tmp_path: Path, llama_binary: str
 ) -> None:
     house = await managed("a", binary=wrapper(tmp_path, llama_binary, "sleep 0.8"))
@@ -214,7 +214,7 @@ async def test_passage_reaches_the_model_that_is_named(house: House) -> None:
     assert await house.is_free()
 
 
-async def test_passage_that_names_no_model_or_an_unknown_one_is_told_so(house: House) -> None:
+async def test_passthrough_without_a_known_model_is_refused(house: House) -> None:
     async with (
         aiohttp.ClientSession() as session,
         session.post(house.running.base_url + "/tokenize", data=json.dumps({"content": "x"})) as response,

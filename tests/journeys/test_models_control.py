@@ -7,7 +7,7 @@ from tests.cli.test_ctl_backends import Terminal
 from tests.tools.tiny_models import REPLY
 
 
-async def test_a_model_is_loaded_asked_pinned_and_ejected_from_a_terminal(
+async def test_terminal_loads_requests_pins_and_ejects_a_model(
     start, llama_binary: str, tiny_models: Path
 ) -> None:
     running = await start(MODEL_DIR=str(tiny_models), LLAMA_SERVER_PATH=llama_binary)

@@ -24,7 +24,7 @@ LONG = 1000  # tokens: nearly a second
 # ---- killed
 
 
-async def test_a_server_killed_while_it_streams_ends_that_stream_with_an_error_and_nothing_else(
+async def test_server_killed_in_a_stream_fails_only_that_stream(
     managed: Managed,
 ) -> None:
     house = await managed("a", "b")
@@ -48,7 +48,7 @@ async def test_a_server_killed_while_it_streams_ends_that_stream_with_an_error_a
     assert await house.is_free()
 
 
-async def test_a_server_killed_before_the_first_byte_costs_the_request_nothing_but_time(
+async def test_server_killed_before_the_first_byte_costs_only_time(
     managed: Managed,
 ) -> None:
     """The server is stopped where it is, so that requests surely wait for their first byte when it is killed."""
@@ -86,7 +86,7 @@ async def test_a_server_killed_while_it_loads_is_loaded_again(
     assert house.manager.counts().loaded == 1
 
 
-async def test_one_that_crashes_again_and_again_rests_longer_each_time_and_is_given_up(
+async def test_repeated_crashes_pause_longer_and_are_given_up(
     managed: Managed, tmp_path: Path, llama_binary: str
 ) -> None:
     dying = wrapper(
@@ -145,7 +145,7 @@ async def test_one_that_ignores_sigterm_is_killed_after_the_limit(managed: Manag
     assert house.words() == {"a": "off", "b": "ready"}
 
 
-async def test_one_that_answers_no_more_is_ended_and_loaded_again(
+async def test_hung_server_is_ended_and_loaded_again(
     managed: Managed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Five looks in a row without an answer (system D's rule)."""
@@ -167,7 +167,7 @@ async def test_one_that_answers_no_more_is_ended_and_loaded_again(
 # ---- files
 
 
-async def test_files_that_are_no_models_fail_at_once_and_in_plain_words(
+async def test_files_that_are_no_models_fail_at_once(
     managed: Managed, tmp_path: Path, tiny_models: Path
 ) -> None:
     text, cut = tmp_path / "text.gguf", tmp_path / "cut.gguf"
@@ -237,7 +237,7 @@ async def test_ports_that_are_taken_are_passed_over(managed: Managed) -> None:
 
 
 @pytest.mark.parametrize("is_shared", [False, True])
-async def test_a_port_that_is_taken_between_look_and_bind_is_given_up_for_another(
+async def test_port_taken_before_the_bind_is_replaced(
     managed: Managed, tmp_path: Path, llama_binary: str, is_shared: bool
 ) -> None:
     """The wrapper lets somebody take the port before it starts llama-server; who shares it with llama-server would answer for it at times."""

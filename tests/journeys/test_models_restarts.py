@@ -67,7 +67,7 @@ def house(spawn: Spawn, models: Path, llama_binary: str, tmp_path: Path) -> Iter
         os.kill(pid, signal.SIGKILL)
 
 
-def test_after_sigterm_a_running_stream_ends_in_peace_and_no_server_is_left(house, models: Path) -> None:
+def test_sigterm_lets_streams_end_and_leaves_no_server(house, models: Path) -> None:
     running = house(SHUTDOWN_GRACE_S="20")
     assert [said(running, "a"), said(running, "b")] == [REPLY] * 2
     assert len(servers_of(models)) == 2
@@ -109,7 +109,7 @@ def test_killed_with_minus_9_it_takes_its_servers_along(house, models: Path) -> 
 
 
 @pytest.mark.parametrize("is_child", [False, True], ids=["plain", "behind a wrapper"])
-def test_servers_that_outlive_it_are_ended_at_the_next_start_and_only_they(
+def test_next_start_ends_orphans_and_only_them(
     house,
     models: Path,
     llama_binary: str,
@@ -165,7 +165,7 @@ def test_servers_that_outlive_it_are_ended_at_the_next_start_and_only_they(
         foreign.wait()
 
 
-def test_a_second_appliance_on_the_same_state_leaves_the_first_ones_servers_alone(
+def test_second_appliance_leaves_servers_of_the_first_alone(
     house, models: Path, tmp_path: Path
 ) -> None:
     first = house()

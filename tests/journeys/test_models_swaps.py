@@ -20,7 +20,7 @@ LONG = 1000  # tokens: nearly a second
 # ---- loading
 
 
-async def test_the_first_request_loads_and_others_wait_for_the_same_load(managed: Managed) -> None:
+async def test_first_request_loads_and_others_wait_for_it(managed: Managed) -> None:
     house = await managed("a", "b")
     assert house.words() == {"a": "off", "b": "off"}
     assert await asyncio.gather(*(house.said("a") for _ in range(6))) == [REPLY] * 6
@@ -49,7 +49,7 @@ async def test_both_slots_of_a_model_work_at_the_same_time(managed: Managed) -> 
 # ---- giving way
 
 
-async def test_when_all_places_are_taken_an_idle_model_gives_way(managed: Managed) -> None:
+async def test_idle_model_is_evicted_when_the_limit_is_reached(managed: Managed) -> None:
     """The one whose loss is least: asked for less often."""
     house = await managed("a", "b", "c", max_concurrent_models=2)
     for alias in "aab":
@@ -62,7 +62,7 @@ async def test_when_all_places_are_taken_an_idle_model_gives_way(managed: Manage
     assert house.manager.counts().ejects == 1
 
 
-async def test_when_all_are_busy_a_request_waits_and_nobody_is_cut_off(managed: Managed) -> None:
+async def test_when_all_are_busy_nothing_is_cut_off(managed: Managed) -> None:
     house = await managed("a", "b", max_concurrent_models=1, variables={"MODEL_SWAP_WAIT_S": "0"})
     running = await house.begun("a", LONG)
     pid = house.pid("a")
@@ -98,7 +98,7 @@ async def test_pinned_models_do_not_give_way(managed: Managed) -> None:
 # ---- memory
 
 
-async def test_memory_that_is_full_is_told_with_its_figures_until_it_comes_free(managed: Managed) -> None:
+async def test_full_memory_is_refused_with_its_figures(managed: Managed) -> None:
     house = await managed("a", "b", max_concurrent_models=3, a={"pinned": True})
     assert await house.said("a") == REPLY
     memory = house.manager.device_memory.memory = Memory(house, 8000 * MIB, taken_bytes=7900 * MIB)
@@ -117,7 +117,7 @@ async def test_memory_that_is_full_is_told_with_its_figures_until_it_comes_free(
     assert house.words() == {"a": "ready", "b": "ready"}
 
 
-async def test_for_want_of_memory_an_idle_model_gives_way_although_there_are_places(managed: Managed) -> None:
+async def test_idle_model_is_evicted_when_memory_is_short(managed: Managed) -> None:
     house = await managed("a", "b", max_concurrent_models=3)
     # Each is reckoned to take 500 MB (min_vram_required), and 200 are to stay free: there is room for one.
     house.manager.device_memory.memory = Memory(house, 1000 * MIB, each_bytes=500 * MIB)
@@ -214,7 +214,7 @@ async def test_a_b_a_b_traffic_does_not_thrash(managed: Managed, tmp_path: Path,
 
 
 @pytest.mark.timeout(120)
-async def test_five_hundred_mixed_requests_over_five_models_with_two_places(managed: Managed) -> None:
+async def test_500_mixed_requests_over_five_models(managed: Managed) -> None:
     """Every one is answered as it should be, none is interrupted by a swap, and all the books agree."""
     house = await managed(
         "a",

@@ -16,7 +16,7 @@ LONG = 1200  # tokens: about a second
 # ---- at the start
 
 
-async def test_models_named_in_preload_models_are_loaded_without_a_request(managed: Managed) -> None:
+async def test_preload_models_are_loaded_without_a_request(managed: Managed) -> None:
     house = await managed("a", "b", "c", preload_models=["b", "a"], preload_delay_sec=1)
     watch = Stopwatch()
     assert await until(lambda: house.words() == {"a": "ready", "b": "ready", "c": "off"})
@@ -86,7 +86,7 @@ async def test_keep_alive_of_a_request_says_how_long_the_model_stays(managed: Ma
     assert house.manager.counts().ejects == 1
 
 
-async def test_keep_alive_0_unloads_at_once_and_a_running_answer_ends_first(managed: Managed) -> None:
+async def test_keep_alive_0_unloads_after_the_running_request(managed: Managed) -> None:
     house = await managed("a", "b")
     await house.ask("b", path="/api/chat", stream=False, keep_alive=0)
     assert await until(lambda: house.word("b") == "off", seconds=1)
@@ -122,7 +122,7 @@ async def test_a_negative_keep_alive_a_pin_and_the_most_asked_for_stay(managed: 
     assert house.word("ever") == "ready"
 
 
-async def test_without_a_word_it_stays_for_idle_timeout_sec_but_for_the_most_asked_for(
+async def test_idle_timeout_spares_the_most_requested_models(
     managed: Managed,
 ) -> None:
     """A minute is the least that the table takes: the llama-servers are said to have been idle for so long already."""
@@ -145,7 +145,7 @@ async def test_without_a_word_it_stays_for_idle_timeout_sec_but_for_the_most_ask
 # ---- changed while it runs
 
 
-async def test_a_changed_model_ends_what_it_has_begun_and_then_is_another(managed: Managed) -> None:
+async def test_changed_model_ends_its_requests_and_is_reloaded(managed: Managed) -> None:
     house = await managed("a", "b", "c", max_concurrent_models=3)
     assert await asyncio.gather(*map(house.said, "abc")) == [REPLY] * 3
     stays, old, gone = house.pid("b"), house.pid("a"), house.pid("c")
@@ -169,7 +169,7 @@ async def test_a_changed_model_ends_what_it_has_begun_and_then_is_another(manage
     assert {row["id"] for row in listed["data"]} == {"a", "b", "d"}
 
 
-async def test_who_waits_for_a_model_that_is_changed_is_served_by_it_as_it_is_now(managed: Managed) -> None:
+async def test_requests_waiting_for_a_changed_model_get_the_new_one(managed: Managed) -> None:
     house = await managed("a", "b", max_concurrent_models=1, a={"params": {"parallel_override": 1}})
     stream = await house.begun("a", LONG)
     with house.paused("a"):
@@ -205,7 +205,7 @@ def slow(tmp_path: Path, llama_binary: str) -> Path:
     return wrapper(tmp_path, llama_binary, "sleep 1.2")
 
 
-async def test_a_waiting_stream_gets_heartbeats_and_is_told_why_it_waits(
+async def test_waiting_stream_gets_heartbeats_and_the_reason(
     managed: Managed, slow: Path
 ) -> None:
     house = await managed("a", binary=slow, variables={"HEARTBEAT_S": "0.2"})

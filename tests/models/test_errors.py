@@ -76,7 +76,7 @@ def test_rows_queue_full_timeout_and_failed(
     assert {key: body[key] for key in fields} == fields
 
 
-def test_a_failed_model_tells_its_reason_and_how_it_is_tried_again() -> None:
+def test_failed_model_says_its_reason_and_the_reset() -> None:
     error = ModelFailed("org/b", reason="unknown argument: --x.\n", attempts=3)
     assert not error.retryable
     assert error.message == (

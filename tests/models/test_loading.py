@@ -108,7 +108,7 @@ async def test_two_side_by_side_get_ports_of_their_own(yard: Yard) -> None:
     assert len({runner.port for runner in runners}) == 2
 
 
-async def test_a_port_that_somebody_takes_in_the_moment_is_left_for_another(
+async def test_port_taken_meanwhile_is_replaced_by_another(
     yard: Yard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with socket.socket() as squatter:
@@ -131,7 +131,7 @@ async def test_a_port_that_somebody_takes_in_the_moment_is_left_for_another(
     assert set(yard.loader._ports) == {runner.port}
 
 
-async def test_one_that_is_told_to_go_while_it_is_spawned_leaves_nothing(
+async def test_stop_during_the_start_leaves_nothing(
     yard: Yard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runner = yard.runner()
@@ -201,7 +201,7 @@ async def test_without_a_free_port_it_may_be_tried_again(yard: Yard) -> None:
 # ---- the program
 
 
-async def test_another_program_of_the_table_is_taken_from_the_next_load_on(
+async def test_changed_program_is_used_from_the_next_load_on(
     yard: Yard, tmp_path: Path
 ) -> None:
     runner = yard.runner()
@@ -237,7 +237,7 @@ async def test_a_program_that_is_missing_is_looked_for_again(yard: Yard, tmp_pat
         ("#!/bin/sh\nprintf '\\377\\376 --porto'\n", "is not that of a llama-server"),
     ],
 )
-def test_a_program_that_is_no_llama_server_is_said_to_be_none(
+def test_program_that_is_no_llama_server_is_a_problem(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, said: str
 ) -> None:
     monkeypatch.setattr(program_module, "HELP_TIMEOUT_S", 0.3)
@@ -247,7 +247,7 @@ def test_a_program_that_is_no_llama_server_is_said_to_be_none(
     assert said in find_program(str(program)).problem
 
 
-def test_not_even_the_question_what_it_takes_shows_it_our_secrets(
+def test_help_is_read_without_our_secrets(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NOVITA_API_KEY", "sk-secret")

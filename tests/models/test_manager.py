@@ -27,7 +27,7 @@ async def served(house: StandinHouse, *tasks: "asyncio.Task[Any]") -> list[bool]
 # ---- a slot of a model
 
 
-async def test_a_loaded_model_with_a_free_slot_is_leased_without_a_wait(open_house: Make) -> None:
+async def test_free_slot_is_leased_without_a_wait(open_house: Make) -> None:
     house = await open_house("a", slots=2)
     await house.have("a")
     first, second = await house.manager.lease("a"), await house.manager.lease("a")
@@ -40,7 +40,7 @@ async def test_a_loaded_model_with_a_free_slot_is_leased_without_a_wait(open_hou
     assert (second.runner.active, house.manager.queues()[0].total_processed) == (0, 2)
 
 
-async def test_all_who_ask_for_a_model_wait_for_one_load(open_house: Make) -> None:
+async def test_all_requests_for_a_model_wait_for_one_load(open_house: Make) -> None:
     house = await open_house("a", slots=3)
     tasks = [house.ask("a") for _ in range(3)]
     await settle()
@@ -51,7 +51,7 @@ async def test_all_who_ask_for_a_model_wait_for_one_load(open_house: Make) -> No
     assert house.loader.begun == ["a"]
 
 
-async def test_the_slots_are_the_limit_and_the_next_one_goes_when_one_is_given_back(open_house: Make) -> None:
+async def test_next_request_is_served_when_a_slot_is_released(open_house: Make) -> None:
     house = await open_house("a", slots=2)
     tasks = [house.ask("a") for _ in range(3)]
     await house.loaded("a")
@@ -62,7 +62,7 @@ async def test_the_slots_are_the_limit_and_the_next_one_goes_when_one_is_given_b
     assert house.manager.model("a").runners[0].active == 2
 
 
-async def test_a_model_that_the_table_does_not_have_is_refused_with_those_that_it_has(
+async def test_unknown_model_is_refused_with_the_known_ones(
     open_house: Make,
 ) -> None:
     house = await open_house("a", "b")
@@ -83,7 +83,7 @@ async def test_a_model_that_the_table_does_not_have_is_refused_with_those_that_i
             act()
 
 
-async def test_a_full_line_refuses_with_the_time_to_come_back(open_house: Make) -> None:
+async def test_full_queue_is_refused_with_retry_hint(open_house: Make) -> None:
     house = await open_house("a", slots=1, max_queue_size_per_model=2)
     await house.have("a")
     lease = await house.manager.lease("a")
@@ -101,7 +101,7 @@ async def test_a_full_line_refuses_with_the_time_to_come_back(open_house: Make) 
     (await tasks[1]).release(is_ok=True)
 
 
-async def test_a_wait_too_long_ends_with_the_reason(open_house: Make) -> None:
+async def test_queue_timeout_says_the_reason(open_house: Make) -> None:
     house = await open_house("a", "b", places=1, slots=1, queue_timeout_sec=0.05)
     await house.have("a")
     lease = await house.manager.lease("a")
@@ -114,7 +114,7 @@ async def test_a_wait_too_long_ends_with_the_reason(open_house: Make) -> None:
     assert house.loader.begun == ["a"]  # nobody waits for b any more: it is not loaded
 
 
-async def test_high_goes_before_low_and_flows_take_turns(open_house: Make) -> None:
+async def test_high_priority_goes_first_and_flows_take_turns(open_house: Make) -> None:
     house = await open_house("a", slots=1)
     await house.have("a")
     order: list[str] = []
@@ -142,7 +142,7 @@ async def test_high_goes_before_low_and_flows_take_turns(open_house: Make) -> No
     assert order == ["high", "x1", "y1", "x2", "x3", "low"]
 
 
-async def test_a_low_one_does_not_wait_for_ever(open_house: Make) -> None:
+async def test_low_priority_does_not_wait_for_ever(open_house: Make) -> None:
     house = await open_house("a", slots=1)
     await house.have("a")
     running = await house.manager.lease("a")
@@ -158,7 +158,7 @@ async def test_a_low_one_does_not_wait_for_ever(open_house: Make) -> None:
 # ---- leaving
 
 
-async def test_who_leaves_the_line_takes_nothing_along(open_house: Make) -> None:
+async def test_client_that_leaves_the_queue_keeps_nothing(open_house: Make) -> None:
     house = await open_house("a", slots=1)
     await house.have("a")
     lease = await house.manager.lease("a")
@@ -172,7 +172,7 @@ async def test_who_leaves_the_line_takes_nothing_along(open_house: Make) -> None
     assert (await stays).runner.active == 1
 
 
-async def test_who_leaves_in_the_moment_of_their_turn_gives_the_slot_to_the_next(open_house: Make) -> None:
+async def test_slot_granted_to_a_client_that_left_goes_to_the_next(open_house: Make) -> None:
     house = await open_house("a", slots=1)
     await house.have("a")
     lease = await house.manager.lease("a")
@@ -185,7 +185,7 @@ async def test_who_leaves_in_the_moment_of_their_turn_gives_the_slot_to_the_next
     assert (await stays).runner.active == 1
 
 
-async def test_a_turn_in_the_moment_when_patience_ends_is_taken(open_house: Make) -> None:
+async def test_slot_granted_at_the_moment_of_the_timeout_is_used(open_house: Make) -> None:
     house = await open_house("a", slots=1, queue_timeout_sec=0.05)
     await house.have("a")
     lease = await house.manager.lease("a")
@@ -202,7 +202,7 @@ async def test_a_turn_in_the_moment_when_patience_ends_is_taken(open_house: Make
         assert lease.runner.active == 0
 
 
-async def test_one_whose_model_is_loaded_for_nobody_is_used_by_the_next(open_house: Make) -> None:
+async def test_model_loaded_for_a_client_that_left_serves_the_next(open_house: Make) -> None:
     house = await open_house("a", slots=1)
     leaves = house.ask("a")
     await settle()
@@ -214,7 +214,7 @@ async def test_one_whose_model_is_loaded_for_nobody_is_used_by_the_next(open_hou
     assert house.loader.begun == ["a"]
 
 
-async def test_who_waits_is_told_how_things_stand(open_house: Make) -> None:
+async def test_waiting_client_sees_position_progress_and_reason(open_house: Make) -> None:
     house = await open_house("a", "b", places=1, slots=1)
     await house.have("b")
     lease = await house.manager.lease("b")
@@ -239,7 +239,7 @@ async def test_who_waits_is_told_how_things_stand(open_house: Make) -> None:
 # ---- refusals
 
 
-async def test_a_model_too_big_for_the_machine_is_refused_with_the_figures(open_house: Make) -> None:
+async def test_model_larger_than_the_memory_is_refused_with_figures(open_house: Make) -> None:
     house = await open_house("a", "b", memory_mib=650)
     with pytest.raises(InsufficientMemory, match=r"700 MB needed, 650 MB available") as caught:
         await house.manager.lease("a")
@@ -254,7 +254,7 @@ async def test_a_model_too_big_for_the_machine_is_refused_with_the_figures(open_
         await house.manager.load("a")
 
 
-async def test_one_that_fits_only_beside_nobody_gets_the_others_out(open_house: Make) -> None:
+async def test_large_model_evicts_all_others(open_house: Make) -> None:
     house = await open_house("a", "b", memory_mib=800)
     await house.have("a")
     task = house.ask("b")
@@ -293,7 +293,7 @@ async def test_memory_that_a_pinned_model_holds_cannot_be_had(open_house: Make, 
     }
 
 
-async def test_after_the_end_nobody_is_let_in(open_house: Make) -> None:
+async def test_closed_manager_refuses_requests(open_house: Make) -> None:
     house = await open_house("a", slots=1)
     await house.have("a")
     await house.manager.lease("a")
@@ -309,7 +309,7 @@ async def test_after_the_end_nobody_is_let_in(open_house: Make) -> None:
     assert (house.loader.stopped, house.loader.running) == (["a"], {})
 
 
-async def test_the_end_fails_those_who_wait_for_loads_and_stops_what_loads(open_house: Make) -> None:
+async def test_close_fails_waiting_loads_and_stops_running_ones(open_house: Make) -> None:
     house = await open_house("a", "b", "c", places=2)
     tasks = [house.ask("a"), house.load("b"), house.ask("c")]
     await settle()
@@ -325,7 +325,7 @@ async def test_the_end_fails_those_who_wait_for_loads_and_stops_what_loads(open_
 # ---- what it costs
 
 
-async def test_a_hundred_models_and_fifty_who_wait_cost_little(open_house: Make) -> None:
+async def test_hundred_models_and_fifty_waiters_cost_little(open_house: Make) -> None:
     house = await open_house(*[f"m{number}" for number in range(100)], slots=1)
     await house.have("m0", "m1", "m2")
     running = await house.manager.lease("m0")
@@ -337,7 +337,7 @@ async def test_a_hundred_models_and_fifty_who_wait_cost_little(open_house: Make)
     running.release(is_ok=True)
 
 
-async def test_memory_is_not_read_again_for_each_turn(open_house: Make) -> None:
+async def test_memory_reading_is_reused_for_a_while(open_house: Make) -> None:
     house = await open_house("a", gpus=(0,))
     reads: list[object] = []
     for memory in (house.manager.device_memory.memory, house.manager.device_memory.ram):
@@ -350,7 +350,7 @@ async def test_memory_is_not_read_again_for_each_turn(open_house: Make) -> None:
     assert len(reads) <= 2
 
 
-async def test_memory_is_read_for_those_who_wait_alone(open_house: Make) -> None:
+async def test_memory_is_only_read_while_somebody_waits(open_house: Make) -> None:
     house = await open_house("a", slots=1)
     await house.have("a")
     reads: list[float] = []

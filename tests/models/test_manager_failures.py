@@ -17,7 +17,7 @@ pytestmark = pytest.mark.timeout(20)
 # ---- failures
 
 
-async def test_a_load_is_tried_as_often_as_configured_with_longer_rests(open_house: Make) -> None:
+async def test_load_is_retried_as_configured_with_longer_pauses(open_house: Make) -> None:
     house = await open_house("a", model_load_max_retries=3)
     waits = house.ask("a")
     await settle()
@@ -38,7 +38,7 @@ async def test_a_load_is_tried_as_often_as_configured_with_longer_rests(open_hou
     assert (house.status("a"), len(house.loader.begun)) == ("failed", 4)
 
 
-async def test_a_hopeless_error_is_not_tried_again(open_house: Make) -> None:
+async def test_hopeless_failure_is_not_retried(open_house: Make) -> None:
     house = await open_house("a")
     waits = [house.ask("a"), house.load("a")]
     await house.fails("a", "unknown argument", can_retry=False)
@@ -48,7 +48,7 @@ async def test_a_hopeless_error_is_not_tried_again(open_house: Make) -> None:
     assert house.manager.queues()[0].queue_length == 0
 
 
-async def test_a_reset_lets_it_be_tried_again_and_says_what_was(open_house: Make) -> None:
+async def test_reset_allows_retries_and_returns_the_failure(open_house: Make) -> None:
     house = await open_house("a")
     assert house.manager.reset("a") is None
     waits = house.ask("a")
@@ -68,7 +68,7 @@ async def test_a_reset_lets_it_be_tried_again_and_says_what_was(open_house: Make
     assert (await again).runner.alias == "a"
 
 
-async def test_an_answer_forgets_former_failures(open_house: Make) -> None:
+async def test_successful_request_clears_former_failures(open_house: Make) -> None:
     house = await open_house("a")
     waits = house.ask("a")
     await house.fails("a")
@@ -79,7 +79,7 @@ async def test_an_answer_forgets_former_failures(open_house: Make) -> None:
     assert house.manager.model("a").attempts == 0
 
 
-async def test_one_who_leaves_in_the_moment_of_the_turn_proves_nothing(open_house: Make) -> None:
+async def test_unused_slot_does_not_clear_failures(open_house: Make) -> None:
     house = await open_house("a", slots=1)
     leaves = house.ask("a")
     await house.fails("a")
@@ -99,7 +99,7 @@ async def test_one_who_leaves_in_the_moment_of_the_turn_proves_nothing(open_hous
     ) == (0, 0, [], 1)
 
 
-async def test_a_crash_is_restored_though_nobody_asks(open_house: Make) -> None:
+async def test_crashed_model_is_restored_without_a_request(open_house: Make) -> None:
     house = await open_house("a", "b")
     await house.have("a")
     house.loader.crash("a", -11, "something broke")
@@ -110,7 +110,7 @@ async def test_a_crash_is_restored_though_nobody_asks(open_house: Make) -> None:
     assert (house.status("a"), house.manager.counts().crashes) == ("ready", 1)
 
 
-async def test_a_crash_in_the_middle_gives_the_next_one_a_fresh_server(open_house: Make) -> None:
+async def test_request_after_a_crash_gets_a_fresh_server(open_house: Make) -> None:
     house = await open_house("a", slots=1)
     await house.have("a")
     lease, waits = await house.manager.lease("a"), house.ask("a")
@@ -125,7 +125,7 @@ async def test_a_crash_in_the_middle_gives_the_next_one_a_fresh_server(open_hous
     assert second.runner.active == 1
 
 
-async def test_one_that_always_crashes_is_given_up(open_house: Make) -> None:
+async def test_model_that_always_crashes_is_given_up(open_house: Make) -> None:
     house = await open_house("a", model_load_max_retries=2)
     await house.have("a")
     for number in range(3):
@@ -139,7 +139,7 @@ async def test_one_that_always_crashes_is_given_up(open_house: Make) -> None:
     ]
 
 
-async def test_a_restore_pushes_nobody_out(open_house: Make) -> None:
+async def test_restore_evicts_no_other_model(open_house: Make) -> None:
     house = await open_house("a", "b", places=1)
     await house.have("a")
     house.loader.crash("a")
@@ -154,7 +154,7 @@ async def test_a_restore_pushes_nobody_out(open_house: Make) -> None:
 # ---- replicas
 
 
-async def test_a_second_replica_comes_when_the_first_is_busy(open_house: Make, tmp_path: Path) -> None:
+async def test_second_replica_is_loaded_when_the_first_is_busy(open_house: Make, tmp_path: Path) -> None:
     house = await open_house(models=[model("a", tmp_path, replicas=2)], slots=1)
     await house.have("a")
     first, second = await house.manager.lease("a"), house.ask("a")
@@ -164,7 +164,7 @@ async def test_a_second_replica_comes_when_the_first_is_busy(open_house: Make, t
 
 
 @pytest.mark.parametrize("can_retry", [True, False])
-async def test_a_replica_that_cannot_be_had_does_not_take_the_first_along(
+async def test_failed_replica_leaves_the_first_one_serving(
     open_house: Make, tmp_path: Path, can_retry: bool
 ) -> None:
     house = await open_house(models=[model("a", tmp_path, replicas=2)], slots=1)
@@ -185,7 +185,7 @@ async def test_a_replica_that_cannot_be_had_does_not_take_the_first_along(
     assert (await third).runner is not lease.runner
 
 
-async def test_a_replica_that_crashes_leaves_the_other_to_serve(open_house: Make, tmp_path: Path) -> None:
+async def test_crashed_replica_leaves_the_other_one_serving(open_house: Make, tmp_path: Path) -> None:
     house = await open_house(models=[model("a", tmp_path, replicas=2)], slots=1, model_load_max_retries=0)
     await house.have("a")
     first, second = await house.manager.lease("a"), house.ask("a")
@@ -201,7 +201,7 @@ async def test_a_replica_that_crashes_leaves_the_other_to_serve(open_house: Make
 # ---- memory
 
 
-async def test_what_it_really_takes_is_known_as_soon_as_it_is_ready(open_house: Make) -> None:
+async def test_memory_is_measured_as_soon_as_it_is_ready(open_house: Make) -> None:
     house = await open_house("a", slots=1)
     task = house.ask("a")
     await settle()
@@ -216,7 +216,7 @@ async def test_what_it_really_takes_is_known_as_soon_as_it_is_ready(open_house: 
     (await task).release(is_ok=True)
 
 
-async def test_where_the_driver_does_not_tell_the_estimate_stands_and_teaches_nothing(
+async def test_unmeasured_memory_is_estimated_and_not_recorded(
     open_house: Make,
 ) -> None:
     house = await open_house("a", gpus=(0, 1))
@@ -227,7 +227,7 @@ async def test_where_the_driver_does_not_tell_the_estimate_stands_and_teaches_no
         await house.manager.eject("a")
 
 
-async def test_a_model_whose_line_is_empty_again_is_still_loaded_and_then_idle(open_house: Make) -> None:
+async def test_load_continues_when_its_queue_is_empty_again(open_house: Make) -> None:
     house = await open_house("a", keep_warm_models=0)
     leaves = house.ask("a")
     await settle()

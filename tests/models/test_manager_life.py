@@ -15,7 +15,7 @@ pytestmark = pytest.mark.timeout(20)
 # ---- an operator's word
 
 
-async def test_eject_waits_for_what_has_begun_and_new_ones_wait_for_the_next_load(open_house: Make) -> None:
+async def test_eject_lets_running_requests_end_and_new_ones_wait(open_house: Make) -> None:
     house = await open_house("a", slots=1, memory_mib=1000)
     await house.have("a")
     lease = await house.manager.lease("a")
@@ -36,7 +36,7 @@ async def test_eject_waits_for_what_has_begun_and_new_ones_wait_for_the_next_loa
     assert house.manager.counts().ejects == 1
 
 
-async def test_a_forced_eject_cuts_off_and_counts_once(open_house: Make) -> None:
+async def test_forced_eject_cuts_off_and_counts_once(open_house: Make) -> None:
     house = await open_house("a", slots=1)
     await house.have("a")
     lease = await house.manager.lease("a")
@@ -51,7 +51,7 @@ async def test_a_forced_eject_cuts_off_and_counts_once(open_house: Make) -> None
     assert not (await house.manager.eject("a", force=True)).was_loaded
 
 
-async def test_an_eject_while_it_is_unloaded_for_idleness_counts_once(open_house: Make) -> None:
+async def test_eject_during_an_idle_unload_counts_once(open_house: Make) -> None:
     house = await open_house("a")
     house.loader.stops_at_once = False
     await house.have("a")
@@ -66,7 +66,7 @@ async def test_an_eject_while_it_is_unloaded_for_idleness_counts_once(open_house
     assert house.manager.counts().ejects == 1
 
 
-async def test_eject_while_it_loads_ends_the_load_and_those_who_wait_get_another(open_house: Make) -> None:
+async def test_eject_during_a_load_starts_another_for_waiters(open_house: Make) -> None:
     house = await open_house("a")
     waits = house.ask("a")
     await settle()
@@ -77,7 +77,7 @@ async def test_eject_while_it_loads_ends_the_load_and_those_who_wait_get_another
     assert house.manager.model("a").attempts == 0  # it was told to go: that is no failure
 
 
-async def test_eject_ends_the_wish_to_restore(open_house: Make) -> None:
+async def test_eject_cancels_a_pending_restore(open_house: Make) -> None:
     house = await open_house("a")
     await house.have("a")
     house.loader.crash("a")
@@ -87,7 +87,7 @@ async def test_eject_ends_the_wish_to_restore(open_house: Make) -> None:
     assert house.loader.begun == ["a"]
 
 
-async def test_load_waits_until_it_is_ready_and_is_at_once_done_when_it_is(open_house: Make) -> None:
+async def test_load_waits_until_ready_and_returns_at_once_if_it_is(open_house: Make) -> None:
     house = await open_house("a")
     tasks = [house.load("a"), house.load("a", keep_alive_s=7.0)]
     await house.loaded("a")
@@ -99,7 +99,7 @@ async def test_load_waits_until_it_is_ready_and_is_at_once_done_when_it_is(open_
     assert view.runners[0].expires_at_s == house.clock.now_s() + 9
 
 
-async def test_load_gets_a_place_though_others_are_idle_there(open_house: Make) -> None:
+async def test_load_evicts_an_idle_model(open_house: Make) -> None:
     house = await open_house("a", "b", places=1)
     await house.have("a", "b")
     assert house.statuses() == {"a": "off", "b": "ready"}
@@ -143,7 +143,7 @@ async def test_an_idle_model_stays_as_long_as_the_rules_say(
     assert house.status("a") == ("ready" if stays else "off")
 
 
-async def test_a_running_request_keeps_it_and_its_stay_begins_at_the_end(open_house: Make) -> None:
+async def test_keep_alive_begins_when_the_request_ends(open_house: Make) -> None:
     house = await open_house("a", keep_warm_models=0)
     await house.have("a")
     lease = await house.manager.lease("a", keep_alive_s=5)
@@ -156,7 +156,7 @@ async def test_a_running_request_keeps_it_and_its_stay_begins_at_the_end(open_ho
     assert house.status("a") == "off"
 
 
-async def test_expire_ends_a_stay_at_once_or_sets_another(open_house: Make) -> None:
+async def test_set_keep_alive_unloads_at_once_or_extends(open_house: Make) -> None:
     house = await open_house("a", "b")
     await house.have("a", "b")
     house.manager.set_keep_alive("a", 0)
@@ -166,7 +166,7 @@ async def test_expire_ends_a_stay_at_once_or_sets_another(open_house: Make) -> N
     assert house.manager.model("b").runners[0].expires_at_s is None
 
 
-async def test_the_most_asked_for_are_kept_warm_and_the_others_go(open_house: Make) -> None:
+async def test_most_requested_models_are_kept_warm(open_house: Make) -> None:
     house = await open_house("a", "b", "c", keep_warm_models=2)
     await house.have("a", "b", "c")
     for alias, times in (("a", 2), ("b", 1), ("c", 3)):
@@ -177,7 +177,7 @@ async def test_the_most_asked_for_are_kept_warm_and_the_others_go(open_house: Ma
     assert house.statuses() == {"a": "ready", "b": "off", "c": "ready"}
 
 
-async def test_followers_are_told_when_an_idle_one_begins_to_stop(open_house: Make) -> None:
+async def test_followers_see_an_idle_model_begin_to_stop(open_house: Make) -> None:
     house = await open_house("a")
     await house.have("a")
     house.loader.stops_at_once = False
@@ -191,7 +191,7 @@ async def test_followers_are_told_when_an_idle_one_begins_to_stop(open_house: Ma
 # ---- preloading
 
 
-async def test_preloading_takes_what_there_is_room_for_and_pushes_nobody_out(open_house: Make) -> None:
+async def test_preload_loads_what_fits_and_evicts_nothing(open_house: Make) -> None:
     house = await open_house("a", "b", "c", places=2, preload_models=("*",))
     await house.loaded("a")
     await house.loaded("b")
@@ -201,7 +201,7 @@ async def test_preloading_takes_what_there_is_room_for_and_pushes_nobody_out(ope
     assert house.loader.begun == ["a", "b"]
 
 
-async def test_a_request_of_low_priority_goes_before_a_preload(open_house: Make) -> None:
+async def test_low_priority_request_goes_before_a_preload(open_house: Make) -> None:
     house = await open_house("a", "b", "c", places=1, preload_models=("a", "b"))
     await house.loaded("a")
     house.loader.stops_at_once = False
@@ -215,7 +215,7 @@ async def test_a_request_of_low_priority_goes_before_a_preload(open_house: Make)
     (await task).release(is_ok=True)
 
 
-async def test_a_preload_that_fails_is_tried_again_and_given_up(open_house: Make) -> None:
+async def test_failed_preload_is_retried_and_given_up(open_house: Make) -> None:
     house = await open_house("a", preload_models=("a",), model_load_max_retries=1)
     await house.fails("a", "no luck")
     assert house.status("a") == "crashed"

@@ -50,7 +50,7 @@ def with_model(**changes: object) -> Catalogue:
     return replace(TABLE, models={"a": replace(MODEL, **changes)})
 
 
-async def test_other_slots_for_all_count_for_models_that_did_not_change(manager):
+async def test_new_slot_count_applies_to_unchanged_models(manager):
     assert manager.model("a").slots == 4
     manager.apply(replace(TABLE, system=System(parallel_requests=2)))
     async with asyncio.timeout(5):
@@ -58,7 +58,7 @@ async def test_other_slots_for_all_count_for_models_that_did_not_change(manager)
             await asyncio.sleep(0.01)
 
 
-async def test_a_model_unpinned_in_the_table_is_unpinned(manager):
+async def test_model_unpinned_in_the_table_is_unpinned(manager):
     manager.apply(with_model(pinned=True))
     assert manager.model("a").is_pinned
     manager.apply(with_model(pinned=False))
@@ -66,7 +66,7 @@ async def test_a_model_unpinned_in_the_table_is_unpinned(manager):
 
 
 @pytest.mark.parametrize("pinned", [True, False])
-async def test_what_an_operator_pinned_or_unpinned_outlasts_a_change_of_the_model(manager, pinned):
+async def test_operator_pin_outlasts_a_change_of_the_model(manager, pinned):
     manager.apply(with_model(pinned=not pinned))
     manager.pin("a", pinned=pinned)
     manager.apply(with_model(pinned=not pinned, replicas=2))

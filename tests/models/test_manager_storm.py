@@ -228,7 +228,7 @@ class Storm:
 
 
 @pytest.mark.parametrize("seed", range(16))
-async def test_nothing_is_lost_nothing_leaks_and_nobody_is_cut_off(
+async def test_nothing_is_lost_leaks_or_is_cut_off(
     open_house: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
     threads = Threads(seed)

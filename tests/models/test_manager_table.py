@@ -21,7 +21,7 @@ def apply(house: StandinHouse, *models: Model, **system: Any) -> None:
     house.manager.apply(Catalogue({one.alias: one for one in models}, how))
 
 
-async def test_a_model_that_is_added_can_be_asked_for(open_house: Make, tmp_path: Path) -> None:
+async def test_added_model_can_be_requested(open_house: Make, tmp_path: Path) -> None:
     house = await open_house("a")
     await house.have("a")
     apply(house, model("a", tmp_path), model("b", tmp_path))
@@ -32,7 +32,7 @@ async def test_a_model_that_is_added_can_be_asked_for(open_house: Make, tmp_path
     assert house.loader.begun == ["a", "b"]
 
 
-async def test_nothing_is_loaded_before_its_file_was_looked_at(open_house: Make, tmp_path: Path) -> None:
+async def test_nothing_is_loaded_before_its_file_was_checked(open_house: Make, tmp_path: Path) -> None:
     house = await open_house("a", memory_mib=650)
     (tmp_path / "b.gguf").write_bytes(HEADER)
     apply(house, model("a", tmp_path), model("b", tmp_path))
@@ -42,7 +42,7 @@ async def test_nothing_is_loaded_before_its_file_was_looked_at(open_house: Make,
     assert house.loader.begun == []
 
 
-async def test_who_waits_for_a_model_that_changed_waits_on_and_gets_the_new_one(
+async def test_requests_wait_on_for_a_changed_model(
     open_house: Make, tmp_path: Path
 ) -> None:
     house = await open_house("a", slots=1)
@@ -74,7 +74,7 @@ async def test_who_waits_for_a_model_that_changed_waits_on_and_gets_the_new_one(
     assert house.status("a") == "ready"
 
 
-async def test_a_load_under_way_of_a_model_that_changed_is_ended_and_begun_anew(
+async def test_running_load_of_a_changed_model_starts_anew(
     open_house: Make, tmp_path: Path
 ) -> None:
     house = await open_house("a")
@@ -87,7 +87,7 @@ async def test_a_load_under_way_of_a_model_that_changed_is_ended_and_begun_anew(
     assert (await waits[1]).attempts == 0
 
 
-async def test_a_model_that_is_taken_out_ends_what_it_has_begun_and_refuses_the_rest(
+async def test_removed_model_ends_its_requests_and_refuses_waiters(
     open_house: Make, tmp_path: Path
 ) -> None:
     house = await open_house("a", "b", places=1, slots=1)
@@ -110,7 +110,7 @@ async def test_a_model_that_is_taken_out_ends_what_it_has_begun_and_refuses_the_
     assert house.loader.killed_with == [0]
 
 
-async def test_one_taken_out_that_still_answers_is_ended_at_the_end(open_house: Make, tmp_path: Path) -> None:
+async def test_removed_model_that_still_serves_is_ended_on_close(open_house: Make, tmp_path: Path) -> None:
     house = await open_house("a", "b")
     await house.have("a")
     await house.manager.lease("a")
@@ -120,7 +120,7 @@ async def test_one_taken_out_that_still_answers_is_ended_at_the_end(open_house: 
     assert (house.loader.stopped, house.loader.running) == (["a"], {})
 
 
-async def test_one_that_comes_back_while_the_former_still_ends_is_another(
+async def test_model_added_again_while_the_former_stops_is_new(
     open_house: Make, tmp_path: Path
 ) -> None:
     house = await open_house("a", "b", places=1)
@@ -136,7 +136,7 @@ async def test_one_that_comes_back_while_the_former_still_ends_is_another(
     assert house.manager.model("a").runners[0].active == 1
 
 
-async def test_a_pin_of_the_table_goes_with_it_and_one_of_an_operator_stays(
+async def test_table_pin_follows_the_table_operator_pin_stays(
     open_house: Make, tmp_path: Path
 ) -> None:
     house = await open_house(
@@ -153,7 +153,7 @@ async def test_a_pin_of_the_table_goes_with_it_and_one_of_an_operator_stays(
     assert [view.is_pinned for view in house.manager.models()] == [False, True, False]
 
 
-async def test_a_pin_or_a_number_of_replicas_alone_unloads_nothing(open_house: Make, tmp_path: Path) -> None:
+async def test_change_of_pin_or_replicas_alone_unloads_nothing(open_house: Make, tmp_path: Path) -> None:
     house = await open_house("a", slots=1)
     await house.have("a")
     lease, waits = await house.manager.lease("a"), house.ask("a")
@@ -164,7 +164,7 @@ async def test_a_pin_or_a_number_of_replicas_alone_unloads_nothing(open_house: M
     assert house.loader.stopped == []
 
 
-async def test_counts_go_on_over_a_change(open_house: Make, tmp_path: Path) -> None:
+async def test_counts_continue_over_a_change(open_house: Make, tmp_path: Path) -> None:
     house = await open_house("a")
     await house.have("a")
     (await house.manager.lease("a")).release(is_ok=True)
@@ -178,7 +178,7 @@ async def test_counts_go_on_over_a_change(open_house: Make, tmp_path: Path) -> N
     ) == (1, 1, {"a": 1}, house.clock.now_s())
 
 
-async def test_a_failed_model_that_changed_is_tried_again(open_house: Make, tmp_path: Path) -> None:
+async def test_failed_model_that_changed_is_tried_again(open_house: Make, tmp_path: Path) -> None:
     house = await open_house("a")
     task = house.ask("a")
     await house.fails("a", "unknown argument", can_retry=False)
@@ -204,7 +204,7 @@ async def test_who_waits_for_one_whose_new_file_is_missing_is_told_so(
     assert house.status("b") == "ready"  # it gave way to nobody
 
 
-async def test_a_missing_file_is_refused_at_once_and_found_when_it_has_come(
+async def test_missing_file_is_refused_and_found_once_it_is_there(
     open_house: Make, tmp_path: Path
 ) -> None:
     there = model("a", tmp_path)
@@ -226,7 +226,7 @@ async def test_a_missing_file_is_refused_at_once_and_found_when_it_has_come(
     assert house.manager.failed_models() == []
 
 
-async def test_a_table_that_changes_while_a_file_is_looked_at_is_the_one_that_counts(
+async def test_table_changed_during_a_file_check_counts(
     open_house: Make, tmp_path: Path
 ) -> None:
     missing = replace(model("a", tmp_path), path=tmp_path / "late.gguf")
@@ -263,7 +263,7 @@ async def test_other_numbers_of_the_system_hold_from_the_next_load_on(
     assert house.statuses() == {"a": "ready", "b": "ready"}
 
 
-async def test_a_model_that_runs_serves_on_though_its_file_went(open_house: Make, tmp_path: Path) -> None:
+async def test_running_model_serves_on_without_its_file(open_house: Make, tmp_path: Path) -> None:
     house = await open_house("a")
     await house.have("a")
     (tmp_path / "a.gguf").unlink()

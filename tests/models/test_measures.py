@@ -292,7 +292,7 @@ def test_rows_of_a_model_that_is_gone_go_whatever_they_were(metrics: Metrics) ->
     assert scraped(metrics)["router_requests_total", "a", "success"] == 1
 
 
-def test_rows_of_a_device_go_with_it_and_unknown_figures_have_none(metrics: Metrics) -> None:
+def test_rows_of_a_removed_device_are_removed(metrics: Metrics) -> None:
     ram = DeviceView(-1, "system memory", 8 * GIB, 3 * GIB, 5 * GIB)
     manager = ModelManagerApi(its_devices=[GPU, replace(GPU, index=1, power_watts=None)])
     measure(manager, metrics.router, NOW_S)

@@ -146,7 +146,7 @@ def gone(pid: int) -> bool:
     ],
     ids=lambda other: f"{next(iter(other))}={str(next(iter(other.values())))[:20]}",
 )
-def test_a_process_that_is_not_the_one_of_the_record_is_left_alone(
+def test_process_that_differs_from_its_record_is_left_alone(
     tmp_path: Path, spawn: Spawn, other: dict[str, Any]
 ) -> None:
     process = spawn(SLEEPER)
@@ -156,7 +156,7 @@ def test_a_process_that_is_not_the_one_of_the_record_is_left_alone(
     assert list(tmp_path.iterdir()) == []  # and the record says nothing any more
 
 
-def test_one_of_an_appliance_that_is_alive_is_left_alone_with_its_record(
+def test_process_of_a_running_appliance_is_left_alone(
     tmp_path: Path, spawn: Spawn
 ) -> None:
     process, owner = spawn(SLEEPER), spawn(SLEEPER)
@@ -165,7 +165,7 @@ def test_one_of_an_appliance_that_is_alive_is_left_alone_with_its_record(
     assert (process.poll(), path.exists()) == (None, True)
 
 
-def test_one_started_by_a_script_before_it_is_found_by_its_arguments(tmp_path: Path, spawn: Spawn) -> None:
+def test_process_behind_a_script_is_found_by_its_arguments(tmp_path: Path, spawn: Spawn) -> None:
     process = spawn(SLEEPER)
     written(tmp_path, process, ["/opt/wrapper", *SLEEPER[1:]])
     assert len(Records(tmp_path).end_orphans()) == 1

@@ -40,14 +40,14 @@ serve(200)"""
 
 
 @pytest.mark.parametrize("loads_s", [0.05, 0.3, 1.0, 2.0, 5.0, 30.0, 119.0])
-def test_a_ready_model_is_noticed_within_a_tenth_of_its_load_and_a_quarter_second(loads_s):
+def test_ready_is_noticed_within_a_tenth_of_the_load(loads_s):
     at_s = 0.0
     while at_s < loads_s:
         at_s += pause_after(at_s)
     assert at_s - loads_s <= max(0.01, min(0.25, loads_s / 10)) + 1e-9
 
 
-def test_a_long_load_is_not_looked_at_all_the_time():
+def test_long_load_is_not_probed_all_the_time():
     at_s, looks = 0.0, 0
     while at_s < 120.0:
         at_s, looks = at_s + pause_after(at_s), looks + 1
@@ -267,7 +267,7 @@ async def test_a_log_that_cannot_be_written_is_hopeless(make: Make, tmp_path: Pa
 # ---- going
 
 
-async def test_one_that_ignores_sigterm_is_killed_with_all_that_it_started(make: Make) -> None:
+async def test_process_that_ignores_sigterm_is_killed_with_children(make: Make) -> None:
     process = make("signal.signal(signal.SIGTERM, signal.SIG_IGN)" + WITH_A_DEAF_CHILD)
     await process.start()
     await process.wait_ready(10, lambda: None)
@@ -293,7 +293,7 @@ async def test_two_who_stop_it_at_the_same_time_both_see_it_end(make: Make) -> N
     assert await asyncio.gather(process.stop(SOON), process.stop(SOON)) == ["term", "term"]
 
 
-async def test_one_that_cannot_be_ended_is_stuck_and_nobody_waits_for_ever(
+async def test_process_that_cannot_be_ended_is_reported_stuck(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     process = make("serve(200)")
@@ -431,7 +431,7 @@ async def test_the_end_of_a_log_is_read_whatever_is_in_it(make: Make) -> None:
 # ---- ports
 
 
-def test_the_lowest_free_port_is_given_and_those_taken_are_left_out() -> None:
+def test_lowest_free_port_is_found() -> None:
     with socket.socket() as one, socket.socket() as other:
         first = unused_port()
         one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -188,7 +188,7 @@ def waits(state: SchedulerState, alias: str) -> str:
     ),
     ("6-for-ever", house(idle(1, "a")), Wait()),
 )
-def test_what_comes_first(state: SchedulerState, step: Any) -> None:
+def test_order_of_decisions(state: SchedulerState, step: Any) -> None:
     assert next_step(state) == step
 
 
@@ -206,7 +206,7 @@ def test_what_comes_first(state: SchedulerState, step: Any) -> None:
         pytest.param([], None, id="none-there"),
     ],
 )
-def test_which_server_a_request_goes_to(servers: list[ResidentRunner], key: int | None) -> None:
+def test_pick_free_takes_the_least_busy_server(servers: list[ResidentRunner], key: int | None) -> None:
     free = pick_free(servers)
     assert (free.serial if free is not None else None) == key
 
@@ -232,17 +232,17 @@ def test_which_server_a_request_goes_to(servers: list[ResidentRunner], key: int 
         ),
     ],
 )
-def test_what_a_line_waits_for(state: SchedulerState, reason: str) -> None:
+def test_wait_reasons(state: SchedulerState, reason: str) -> None:
     assert waits(state, "a") == reason
 
 
-def test_a_rest_ends_by_itself() -> None:
+def test_pause_after_a_failure_ends_by_itself() -> None:
     assert (
         next_step(house(line("a"), model("a", blocked_s=3.0), idle(1, "b", expires_in_s=9.0))).again_s == 3.0
     )
 
 
-def test_a_resting_model_keeps_no_place_from_others() -> None:
+def test_model_that_pauses_reserves_nothing() -> None:
     assert next_step(house(line("a", 99), model("a", blocked_s=3.0), line("b"), places=1)) == Start(
         "b", (RAM,)
     )
@@ -405,7 +405,7 @@ def test_a_resting_model_keeps_no_place_from_others() -> None:
         Stop(1, "evicted", "a"),
     ),
 )
-def test_how_room_is_made(state: SchedulerState, step: Any) -> None:
+def test_how_place_is_made(state: SchedulerState, step: Any) -> None:
     assert next_step(state) == step
 
 
@@ -413,7 +413,7 @@ def test_loads_on_one_device_follow_each_other() -> None:
     assert waits(house(line("a"), loading(1, "b")), "a") == OTHER_LOADS_FIRST
 
 
-def test_the_next_load_in_turn_keeps_its_place() -> None:
+def test_next_load_keeps_its_reservation() -> None:
     state = house(
         line("a", 5),
         loading(1, "b"),
@@ -447,7 +447,7 @@ def test_loads_on_other_devices_do_not_wait() -> None:
         pytest.param(1, 0.0, 0.0, id="swaps-that-cost-nothing"),
     ],
 )
-def test_when_a_line_is_due(priority: int, cost_s: float, due: float) -> None:
+def test_due_after(priority: int, cost_s: float, due: float) -> None:
     assert due_after_s(QueueState("a", priority=priority), cost_s, SchedulerRules(extra_wait_s=30.0)) == due
 
 
@@ -455,7 +455,7 @@ def test_when_a_line_is_due(priority: int, cost_s: float, due: float) -> None:
     ("load_s", "stay"),
     [pytest.param(1.0, STAY_LOADS, id="by-its-load"), pytest.param(1000.0, 30.0, id="at-most-extra-wait")],
 )
-def test_how_long_a_model_stays_that_was_just_loaded(load_s: float, stay: float) -> None:
+def test_min_stay_of_a_loaded_model(load_s: float, stay: float) -> None:
     assert min_stay_s(idle(1, "a", load_s=load_s), SchedulerRules(extra_wait_s=30.0)) == stay
 
 
@@ -471,19 +471,19 @@ def test_how_long_a_model_stays_that_was_just_loaded(load_s: float, stay: float)
         pytest.param(idle(1, "a", 0.0, demand=OFTEN * 9, is_draining=True), 0.0, id="closed"),
     ],
 )
-def test_how_long_an_idle_model_is_better_kept(one: ResidentRunner, lingers: float) -> None:
+def test_linger_of_an_idle_model(one: ResidentRunner, lingers: float) -> None:
     assert linger_s(one, SWAP_S, SchedulerRules()) == pytest.approx(lingers)
 
 
-def test_an_idle_model_is_kept_no_longer_than_the_extra_wait() -> None:
+def test_linger_is_limited_by_the_extra_wait() -> None:
     assert linger_s(idle(1, "a", 0.0, demand=100.0), 1000.0, SchedulerRules(extra_wait_s=5.0)) == 5.0
 
 
-def test_an_operator_who_allows_no_extra_wait_gets_swaps_at_once() -> None:
+def test_without_extra_wait_busy_models_are_drained_at_once() -> None:
     assert next_step(house(line("a"), busy(1, "b", ready_s=0.0), places=1, extra_wait_s=0.0)) == Drain(1, "a")
 
 
-def test_a_model_that_loads_long_is_given_up_later() -> None:
+def test_model_with_a_long_load_is_drained_later() -> None:
     assert (
         next_step(house(line("a", DUE_S), busy(1, "b", load_s=3.0), places=1)).again_s
         == DUE_COSTS * 4 - DUE_S
@@ -530,11 +530,11 @@ def test_a_model_that_loads_long_is_given_up_later() -> None:
         Drain(1, "b"),
     ),
 )
-def test_whose_turn_it_is(state: SchedulerState, step: Any) -> None:
+def test_most_urgent_queue(state: SchedulerState, step: Any) -> None:
     assert next_step(state) == step
 
 
-def test_what_was_cleared_for_one_is_not_taken_by_the_one_that_was_cleared() -> None:
+def test_evicted_model_does_not_take_the_place_back() -> None:
     """`b` was unloaded for `a`; its own line is older and more urgent."""
     state = house(
         line("a", 9, has_reservation=True),
@@ -619,11 +619,11 @@ def test_what_was_cleared_for_one_is_not_taken_by_the_one_that_was_cleared() -> 
         Stop(1, "evicted", "d"),
     ),
 )
-def test_who_gives_way(state: SchedulerState, step: Any) -> None:
+def test_which_model_is_evicted(state: SchedulerState, step: Any) -> None:
     assert next_step(state) == step
 
 
-def test_loss_is_what_loading_again_would_cost() -> None:
+def test_eviction_loss_is_the_cost_of_another_load() -> None:
     assert eviction_loss(idle(1, "a", demand=0.5, load_s=8.0)) == 4.0
 
 
@@ -730,7 +730,7 @@ def test_loss_is_what_loading_again_would_cost() -> None:
         Refuse("d", "memory", 3 * GIB, 1 * GIB),
     ),
 )
-def test_memory_is_cleared_sparingly(state: SchedulerState, step: Any) -> None:
+def test_no_more_is_evicted_than_needed(state: SchedulerState, step: Any) -> None:
     assert next_step(state) == step
 
 
@@ -812,7 +812,7 @@ def test_nobody_starves(state: SchedulerState, step: Any) -> None:
     assert next_step(state) == step
 
 
-def test_the_most_urgent_lines_wait_is_the_one_told() -> None:
+def test_most_urgent_queue_sets_the_next_time() -> None:
     state = house(line("a", 3), line("b", 1), busy(1, "c"), busy(2, "d"), places=2)
     assert next_step(state) == Wait(DUE_S - 3, {"a": "c is in use", "b": "c is in use"})
 
@@ -878,7 +878,7 @@ def test_where_a_model_fits_on_gpus(devices: Any, expected: Any) -> None:
     assert devices == expected
 
 
-def test_a_model_for_the_processor_lies_in_system_memory() -> None:
+def test_model_without_gpu_layers_uses_system_memory() -> None:
     assert find_devices(model("a"), house(free={RAM: 2, 0: 9}, total={RAM: 2, 0: 9})) == (RAM,)
 
 
@@ -930,7 +930,7 @@ def test_a_model_for_the_processor_lies_in_system_memory() -> None:
         Wait(DUE_S, {"a": "b is in use"}),
     ),
 )
-def test_what_memory_refuses_says_its_figures(state: SchedulerState, step: Any) -> None:
+def test_refusal_for_memory_has_its_figures(state: SchedulerState, step: Any) -> None:
     assert next_step(state) == step
 
 

@@ -265,7 +265,7 @@ def nobody_waits_for_nothing(full: Houseful, wait: Wait) -> None:
 
 
 @pytest.mark.parametrize("first", range(0, 400, 100))
-def test_a_house_never_breaks_its_rules_and_everybody_is_answered(first: int) -> None:
+def test_rules_always_hold_and_every_request_is_served(first: int) -> None:
     for number in range(first, first + 100):
         full = Houseful(random.Random(number))
         for _ in range(EVENTS):
@@ -286,7 +286,7 @@ def test_a_house_never_breaks_its_rules_and_everybody_is_answered(first: int) ->
         assert full.answered + full.refused + sum(map(len, full.waiting.values())) == full.arrived
 
 
-def test_time_alone_changes_a_decision_only_so_often() -> None:
+def test_time_alone_changes_decisions_only_so_often() -> None:
     """While nothing ends and nobody comes, the manager is woken a few times for each line and server, and then no more."""
     for number in range(200):
         full = Houseful(random.Random(number))

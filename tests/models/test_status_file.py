@@ -31,7 +31,7 @@ async def test_the_file_is_there_at_once_and_follows_every_change(tmp_path: Path
     assert [child.name for child in path.parent.iterdir()] == [FILE_NAME]
 
 
-async def test_changes_in_quick_succession_are_written_together_and_the_last_one_at_the_end(
+async def test_quick_changes_are_written_together_the_last_one_too(
     tmp_path: Path,
 ) -> None:
     manager, path = BoardOfValues(off("a")), tmp_path / FILE_NAME
@@ -85,7 +85,7 @@ async def test_a_reader_never_sees_half_a_file(tmp_path: Path) -> None:
     assert faults == []
 
 
-async def test_a_folder_that_cannot_be_written_is_told_once_and_stops_nothing(tmp_path: Path) -> None:
+async def test_unwritable_folder_is_logged_once(tmp_path: Path) -> None:
     (tmp_path / "in_the_way").write_text("a file where a folder should be")
     manager, path = BoardOfValues(off("a")), tmp_path / "in_the_way" / FILE_NAME
     with capture_logs() as logs:

@@ -34,7 +34,7 @@ def run(make: Callable[[random.Random], Trace], policy: str) -> Row:
     return replay(make(random.Random(1)), policy)
 
 
-def test_a_b_a_b_makes_at_most_half_the_swaps_of_first_come_first_served() -> None:
+def test_a_b_a_b_makes_at_most_half_the_swaps_of_fcfs() -> None:
     ours, fcfs = run(a_b_a_b, "ours"), run(a_b_a_b, "fcfs")
     assert ours.swaps <= fcfs.swaps / 2
     assert ours.answered == ours.asked
@@ -44,7 +44,7 @@ def test_a_b_a_b_makes_at_most_half_the_swaps_of_first_come_first_served() -> No
     )  # an answer, and the swap
 
 
-def test_clients_of_two_models_wait_less_with_a_tenth_of_the_swaps() -> None:
+def test_two_crowds_wait_less_with_a_tenth_of_the_swaps() -> None:
     ours, fcfs, lru = (run(two_crowds, policy) for policy in POLICIES)
     assert ours.swaps <= fcfs.swaps / 10
     assert ours.p99_s < min(fcfs.p99_s, lru.p99_s)
@@ -56,7 +56,7 @@ def test_nobody_starves(name: str) -> None:
     assert run(SHORT[name], "ours").starved == 0
 
 
-def test_a_model_beside_one_that_is_never_idle_starves_if_only_idle_ones_may_go() -> None:
+def test_evicting_only_idle_models_starves() -> None:
     """What the limit is for: the same trace, and who waits for idleness waits for ever."""
     lru, ours = run(never_idle, "lru"), run(never_idle, "ours")
     assert lru.starved > 0
@@ -70,7 +70,7 @@ def test_nobody_waits_longer_for_it(name: str) -> None:
     assert ours.swaps <= fcfs.swaps
 
 
-def test_a_client_that_takes_turns_itself_pays_no_more_than_it_must() -> None:
+def test_alternating_client_pays_no_more_than_it_must() -> None:
     ours, fcfs = run(one_agent, "ours"), run(one_agent, "fcfs")
     assert (ours.swaps, ours.max_s) == (fcfs.swaps, fcfs.max_s)
 

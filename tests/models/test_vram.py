@@ -159,7 +159,7 @@ def test_what_the_driver_does_not_measure_is_none(believe: Callable[..., Believe
     assert told["total_bytes"] == 24 * GIB
 
 
-def test_a_lost_gpu_is_reported_as_last_known_and_logged_once_until_it_is_back(
+def test_lost_gpu_is_shown_as_last_known_and_logged_once(
     believe: Callable[..., Believer], figures: Figures
 ) -> None:
     gpu = believe(0, 1)
@@ -208,7 +208,7 @@ def test_a_process_is_counted_with_what_it_started(
         script.wait(10)
 
 
-def test_a_process_that_computes_and_draws_counts_once_and_unknown_figures_not(
+def test_process_in_both_lists_counts_once(
     believe: Callable[..., Believer], figures: Figures
 ) -> None:
     mine = os.getpid()
@@ -247,7 +247,7 @@ def test_real_gpus_are_taken_and_named(believe: Callable[..., Believer]) -> None
         ({"gpu_devices": [], "is_simulated": False}, "gpu_devices is empty"),
     ],
 )
-def test_system_memory_is_taken_even_beside_a_gpu_when_nothing_is_to_lie_there(
+def test_system_memory_is_picked_when_no_layer_is_on_a_gpu(
     believe: Callable[..., Believer], given: dict, why: str
 ) -> None:
     name, is_gpu, text = believe(0).ask("pick_memory " + json.dumps(given))
@@ -389,7 +389,7 @@ def test_without_limits_the_machine_is_what_there_is(machine: Callable[..., Syst
     assert sizes(machine()) == (1000, 400, 600)
 
 
-def test_a_groups_limit_bounds_it_and_its_reclaimable_cache_is_free(
+def test_group_limit_bounds_memory_and_cache_is_free(
     machine: Callable[..., SystemMemory],
 ) -> None:
     assert sizes(machine(at("cgroup/a/b", group_v2(str(500 << 10), 300, 100)))) == (500, 200, 300)
@@ -453,7 +453,7 @@ def test_a_reading_that_fails_gives_what_was_last_known(
     assert sizes(memory) == (1000, 500, 500)
 
 
-def test_a_machine_that_never_tells_is_refused(tmp_path: Path) -> None:
+def test_unknown_size_of_system_memory_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         Unavailable, match=r"meminfo has no line .MemTotal.: the size of the system memory is not known"
     ):

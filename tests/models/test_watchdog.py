@@ -28,7 +28,7 @@ def health(house: StandinHouse) -> tuple[str, int, float]:
     return row.status, row.consecutive_failures, row.uptime_percent
 
 
-async def test_a_well_one_is_healthy_and_one_never_looked_at_is_unknown(open_house: Make) -> None:
+async def test_model_never_probed_is_unknown(open_house: Make) -> None:
     house = await open_house("a")
     await house.have("a")
     assert health(house) == ("unknown", 0, 0.0)
@@ -37,7 +37,7 @@ async def test_a_well_one_is_healthy_and_one_never_looked_at_is_unknown(open_hou
     assert house.manager.health()[0].last_check_s == house.clock.now_s()
 
 
-async def test_two_failed_looks_are_degraded_and_one_good_look_mends_it(open_house: Make) -> None:
+async def test_two_failed_probes_degrade_and_a_good_one_mends(open_house: Make) -> None:
     house = await open_house("a")
     await house.have("a")
     watchdog = Watchdog(house.manager)
@@ -51,7 +51,7 @@ async def test_two_failed_looks_are_degraded_and_one_good_look_mends_it(open_hou
     assert health(house) == ("healthy", 0, pytest.approx(33.3, abs=0.1))
 
 
-async def test_five_failed_looks_in_a_row_load_it_again(open_house: Make) -> None:
+async def test_five_failed_probes_in_a_row_reload(open_house: Make) -> None:
     house = await open_house("a")
     await house.have("a")
     watchdog = Watchdog(house.manager)
@@ -67,7 +67,7 @@ async def test_five_failed_looks_in_a_row_load_it_again(open_house: Make) -> Non
     assert house.manager.model("a").attempts == 0
 
 
-async def test_a_hung_replica_is_found_beside_a_well_one_which_serves_on(
+async def test_hung_replica_is_replaced_while_the_other_serves(
     open_house: Make, tmp_path: Path
 ) -> None:
     house = await open_house(models=[model("a", tmp_path, replicas=2)], slots=1)
@@ -84,7 +84,7 @@ async def test_a_hung_replica_is_found_beside_a_well_one_which_serves_on(
     assert house.loader.begun == ["a", "a"]  # nobody asks for more than one just now
 
 
-async def test_one_that_stops_while_it_is_looked_at_counts_nothing(open_house: Make) -> None:
+async def test_probe_of_a_model_that_stops_does_not_count(open_house: Make) -> None:
     house = await open_house("a")
     await house.have("a")
     runner = house.manager.runners()[0]
@@ -98,7 +98,7 @@ async def test_one_that_stops_while_it_is_looked_at_counts_nothing(open_house: M
     assert health(house) == ("unknown", 0, 0.0)
 
 
-async def test_what_it_takes_is_what_the_next_load_is_judged_by(open_house: Make, tmp_path: Path) -> None:
+async def test_measured_memory_decides_the_next_load(open_house: Make, tmp_path: Path) -> None:
     lessons = LoadHistory(tmp_path / "lessons.json")
     house = await open_house("a", history=lessons)
     await house.have("a")
@@ -117,7 +117,7 @@ async def test_what_it_takes_is_what_the_next_load_is_judged_by(open_house: Make
     )
 
 
-async def test_what_the_driver_does_not_tell_teaches_nothing(open_house: Make) -> None:
+async def test_unmeasured_memory_is_not_recorded(open_house: Make) -> None:
     house = await open_house("a", gpus=(0,))
     for _ in range(4):
         await house.have("a")
@@ -128,7 +128,7 @@ async def test_what_the_driver_does_not_tell_teaches_nothing(open_house: Make) -
         await settle()
 
 
-async def test_a_reset_while_it_runs_mixes_up_no_lessons(open_house: Make) -> None:
+async def test_reset_while_it_runs_records_nothing_wrong(open_house: Make) -> None:
     house = await open_house("a", "b")
     task = house.ask("a")
     await house.loads("a")
