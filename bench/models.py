@@ -460,14 +460,14 @@ async def in_process(shop: Workshop, counts: Counts) -> dict[str, float]:
         for name in ("m0", "m1", "m2"):
             await manager.load(name)
         lease_s = await _leases(manager, counts.calls)
-        house = full_house()
+        state = full_state()
         return {
             "one lease and its end (two looks at a slot, one turn)": lease_s,
             "one turn of the manager in which nothing is to be done": _timed(
                 manager.reschedule, counts.calls
             ),
             "one decision with 100 lines waiting and 3 busy models": _timed(
-                lambda: next_step(house), counts.calls
+                lambda: next_step(state), counts.calls
             ),
             "one reading of all 100 models (ModelManagerApi.models)": _timed(manager.models, counts.calls),
         }
@@ -493,8 +493,8 @@ def _timed(action: Callable[[], object], calls: int) -> float:
     return statistics.median(batches)
 
 
-def full_house() -> SchedulerState:
-    """A house at its worst: every place is busy, and somebody waits for each of the 100 models."""
+def full_state() -> SchedulerState:
+    """Return the worst state: as many models as allowed are busy, and requests wait for each of the 100 models."""
     names = [f"m{n}" for n in range(100)]
     residents = [
         ResidentRunner(

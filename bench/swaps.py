@@ -56,17 +56,17 @@ class Server:
 
 
 class Sim:
-    """The house: what takes time happens here, what is decided is decided by `turn`."""
+    """What takes time happens here; what is decided is decided by `policy`."""
 
     def __init__(self, trace: Trace, turn: Callable[["Sim"], float | None]) -> None:
         self.trace, self._turn = trace, turn
         self.now_s = 0.0
         self.servers: dict[int, Server] = {}
-        self.lines: dict[str, deque[Job]] = {alias: deque() for alias in trace.models}
+        self.queues: dict[str, deque[Job]] = {alias: deque() for alias in trace.models}
         self.done: list[Job] = []
         self.swaps = self.loads = 0
-        self.owed: set[str] = set()
-        self.turn_ended_s: dict[str, float] = {}
+        self.reserved: set[str] = set()
+        self.evicted_s: dict[str, float] = {}
         self.demand = {alias: Demand() for alias in trace.models}
         self._out: dict[str, list[Job]] = {alias: [] for alias in trace.models}
         self._events: list[tuple[float, int, Callable[[], None]]] = []
@@ -102,7 +102,7 @@ class Sim:
         job.at_s = self.now_s
         self._out[job.alias].append(job)
         self.demand[job.alias].add(self.now_s)
-        self.lines[job.alias].append(job)
+        self.queues[job.alias].append(job)
         self._at(self.now_s + PATIENCE_S, lambda: self._leaves(job))
 
     def _leaves(self, job: Job) -> None:
@@ -116,22 +116,22 @@ class Sim:
             self._next(job.following)
 
     def _forget(self, job: Job) -> None:
-        for some in (self.lines[job.alias], *(server.queue for server in self.servers.values())):
+        for some in (self.queues[job.alias], *(server.queue for server in self.servers.values())):
             if job in some:
                 some.remove(job)
-        if not self.lines[job.alias]:
-            self.owed.discard(job.alias)
+        if not self.queues[job.alias]:
+            self.reserved.discard(job.alias)
 
     # ---- what a policy may do
 
     def serve(self, server: Server) -> None:
-        self.begin(self.lines[server.alias].popleft(), server)
+        self.begin(self.queues[server.alias].popleft(), server)
 
     def oldest(self, *, is_loaded: bool = True) -> Job | None:
         """Give who waits longest; of those whose model has no llama-server unless `is_loaded`."""
         there = set() if is_loaded else {server.alias for server in self.servers.values()}
         return min(
-            (line[0] for alias, line in self.lines.items() if line and alias not in there),
+            (queue[0] for alias, queue in self.queues.items() if queue and alias not in there),
             key=lambda job: job.at_s,
             default=None,
         )
@@ -148,7 +148,7 @@ class Sim:
 
     def start(self, alias: str) -> None:
         self.loads += 1
-        self.owed.discard(alias)
+        self.reserved.discard(alias)
         server = Server(self.loads, alias, self.now_s)
         self.servers[server.serial] = server
         assert self.free() >= 0
@@ -209,31 +209,31 @@ class Sim:
             )
         return found
 
-    def house(self) -> SchedulerState:
-        lines = [
+    def state(self) -> SchedulerState:
+        queues = [
             QueueState(
                 alias,
-                len(line),
+                len(queue),
                 0,
-                self.now_s - line[0].at_s,
-                has_reservation=alias in self.owed,
-                since_eviction_s=self.now_s - self.turn_ended_s.get(alias, -math.inf),
+                self.now_s - queue[0].at_s,
+                has_reservation=alias in self.reserved,
+                since_eviction_s=self.now_s - self.evicted_s.get(alias, -math.inf),
             )
-            for alias, line in self.lines.items()
-            if line
+            for alias, queue in self.queues.items()
+            if queue
         ]
         return SchedulerState(
-            lines,
+            queues,
             self.residents(),
-            {line.alias: self.facts(line.alias) for line in lines},
+            {queue.alias: self.facts(queue.alias) for queue in queues},
             {RAM: self.free()},
             {RAM: self.trace.memory},
             SchedulerRules(self.trace.places, self.trace.extra_wait_s, 0),
         )
 
-    def gives_way(self, server: Server, alias: str) -> None:
-        self.owed.add(alias)
-        self.turn_ended_s[server.alias] = self.now_s
+    def note_eviction(self, server: Server, alias: str) -> None:
+        self.reserved.add(alias)
+        self.evicted_s[server.alias] = self.now_s
 
 
 # ---- policies: each does what is to be done now, and says when time alone would change that
@@ -241,16 +241,16 @@ class Sim:
 
 def ours(sim: Sim) -> float | None:
     while True:
-        step = next_step(sim.house())
+        step = next_step(sim.state())
         if isinstance(step, Serve):
             sim.serve(sim.servers[step.serial])
         elif isinstance(step, Start):
             sim.start(step.alias)
         elif isinstance(step, Stop):
-            sim.gives_way(sim.servers[step.serial], step.alias)
+            sim.note_eviction(sim.servers[step.serial], step.alias)
             sim.stop(sim.servers[step.serial])
         elif isinstance(step, Drain):
-            sim.gives_way(sim.servers[step.serial], step.alias)
+            sim.note_eviction(sim.servers[step.serial], step.alias)
             sim.servers[step.serial].is_draining = True
         elif isinstance(step, Resume):
             sim.servers[step.serial].is_draining = False
@@ -271,11 +271,11 @@ def fcfs(sim: Sim) -> None:
             if mine.active < SLOTS:
                 sim.serve(mine)
             else:
-                mine.queue.append(sim.lines[job.alias].popleft())
+                mine.queue.append(sim.queues[job.alias].popleft())
             continue
         if any(one.phase != "ready" for one in sim.servers.values()):
             return
-        if find_devices(sim.facts(job.alias), sim.house()) is not None:
+        if find_devices(sim.facts(job.alias), sim.state()) is not None:
             sim.start(job.alias)
             return
         oldest = min(sim.servers.values(), key=lambda one: one.began_s)
@@ -286,23 +286,23 @@ def fcfs(sim: Sim) -> None:
 
 def lru(sim: Sim) -> None:
     for server in sim.servers.values():
-        while sim.lines[server.alias] and server.phase == "ready" and server.active < SLOTS:
+        while sim.queues[server.alias] and server.phase == "ready" and server.active < SLOTS:
             sim.serve(server)
     job = sim.oldest(is_loaded=False)
     if job is None or any(one.phase != "ready" for one in sim.servers.values()):
         return
-    if find_devices(sim.facts(job.alias), sim.house()) is not None:
+    if find_devices(sim.facts(job.alias), sim.state()) is not None:
         sim.start(job.alias)
         return
     idle = sorted((one for one in sim.servers.values() if not one.active), key=lambda one: one.idle_since_s)
-    gone: list[Server] = []
+    removed: list[Server] = []
     for one in idle:
-        gone.append(one)
+        removed.append(one)
         if (
-            find_devices(sim.facts(job.alias), sim.house(), removed=[server.serial for server in gone])
+            find_devices(sim.facts(job.alias), sim.state(), removed=[server.serial for server in removed])
             is not None
         ):
-            for server in gone:
+            for server in removed:
                 sim.stop(server)
             return
 

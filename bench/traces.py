@@ -1,4 +1,4 @@
-"""What is asked of a house with more models than places: the traces of bench/swaps.py. The same random numbers give the same trace."""
+"""Requests for more models than can be loaded: the traces of bench/swaps.py. The same seed gives the same trace."""
 
 import math
 import random
@@ -30,7 +30,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Trace:
-    """What is asked for, and of which house. `clients`: each asks its requests one after another."""
+    """Requests, and what there is to serve them. `clients`: each sends its requests one after another."""
 
     name: str
     models: dict[str, Model]

@@ -200,7 +200,7 @@ async def test_inside_the_appliance_it_is_about_the_first_server_or_the_models_t
     status, value = await _get(url + "/ready")
     assert (status, value["engine"]["kind"], value["engine"]["models"]) == (200, "managed", ["a"])
     assert (await _get(url + "/metrics"))[0] == 502  # nothing is loaded
-    await house.said("a")
+    await house.chat("a")
     assert "kthena:generation_tokens_total" in await asyncio.to_thread(_text, url + "/metrics")
     row = (await _get(house.running.v1 + "/models"))[1]["data"][0]
     assert (row["n_ctx"], row["max_model_len"]) == (8192, 4096)  # of two slots

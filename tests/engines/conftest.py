@@ -1,5 +1,5 @@
 """Shared by the tests of the engines' room."""
 
-from tests.models.standin_house import open_house
+from tests.models.manager_harness import open_manager
 
-__all__ = ["open_house"]
+__all__ = ["open_manager"]

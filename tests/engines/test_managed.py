@@ -21,16 +21,16 @@ from appliance.engines.types import EngineReply, EngineRequest, Operation, Reque
 from appliance.engines.upstream.exchange import AttemptFailed
 from appliance.models.manager.errors import InsufficientMemory, ModelFailed
 from tests.fakes.engine_server import REPLY, EngineServer
-from tests.models.standin_house import Make, StandinHouse, settle
+from tests.models.manager_harness import Make, ManagerHarness, settle
 
 pytestmark = pytest.mark.timeout(20)
 
 
 class Scene:
-    """A house, the backend over it, and a server for each load."""
+    """A harness, the backend over it, and a server for each load."""
 
-    def __init__(self, house: StandinHouse, backend: ManagedBackend, engines: list[EngineServer]) -> None:
-        self.house, self.backend, self.engines = house, backend, engines
+    def __init__(self, harness: ManagerHarness, backend: ManagedBackend, engines: list[EngineServer]) -> None:
+        self.harness, self.backend, self.engines = harness, backend, engines
         self.slot: Slot | None = None
 
     def request(
@@ -55,11 +55,11 @@ class Scene:
 
     def sending(self, request: EngineRequest) -> "asyncio.Task[EngineReply]":
         task = asyncio.create_task(self.send(request))
-        self.house.asked.append(task)
+        self.harness.asked.append(task)
         return task
 
     def busy(self) -> int:
-        return sum(runner.active for runner in self.house.manager.runners())
+        return sum(runner.active for runner in self.harness.manager.runners())
 
     def all_is_given_back(self) -> bool:
         return (self.busy(), self.backend.in_flight, self.slot is None or self.slot.is_released) == (
@@ -73,21 +73,21 @@ Open = Callable[..., Awaitable[Scene]]
 
 
 @pytest.fixture
-async def open_backend(open_house: Make, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Open]:
-    """Open a backend: `await open_backend("a", servers=2, **house)`; each load gets the next of the servers."""
+async def open_backend(open_manager: Make, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Open]:
+    """Open a backend: `await open_backend("a", servers=2, **harness)`; each load gets the next of the servers."""
     monkeypatch.setattr(room, "DEATH_S", 0.02)
     wire, engines = ConnectionPool(PoolLimits()), list[EngineServer]()
 
     async def make(*aliases: str, servers: int = 1, **how: Any) -> Scene:
-        house = await open_house(*aliases, **how)
+        harness = await open_manager(*aliases, **how)
         for _ in range(servers):
             engines.append(EngineServer(models=aliases))
             await engines[-1].start()
-            house.loader.engines.append(engines[-1].port)
+            harness.loader.engines.append(engines[-1].port)
         return Scene(
-            house,
+            harness,
             ManagedBackend(
-                house.manager, settings=EngineSettings(), wire=wire, clock=house.clock, metrics=Metrics()
+                harness.manager, settings=EngineSettings(), wire=wire, clock=harness.clock, metrics=Metrics()
             ),
             engines,
         )
@@ -104,12 +104,12 @@ async def open_backend(open_house: Make, monkeypatch: pytest.MonkeyPatch) -> Asy
 async def test_an_answer_takes_a_slot_and_gives_it_back(open_backend: Open) -> None:
     at = await open_backend("a")
     task = at.sending(request := at.request())
-    await at.house.loaded("a")
+    await at.harness.loaded("a")
     reply = await task
     assert jsons.loads(reply.body or b"")["choices"][0]["message"]["content"] == "".join(REPLY)
     assert at.all_is_given_back()
-    sample = at.house.manager.telemetry()[0]
-    assert (sample.alias, sample.is_ok, at.house.manager.queues()[0].total_processed) == ("a", True, 1)
+    sample = at.harness.manager.telemetry()[0]
+    assert (sample.alias, sample.is_ok, at.harness.manager.queues()[0].total_processed) == ("a", True, 1)
     assert (request.receipt.served_model, request.receipt.backend, len(request.receipt.attempts)) == (
         "a",
         "models",
@@ -119,7 +119,7 @@ async def test_an_answer_takes_a_slot_and_gives_it_back(open_backend: Open) -> N
 
 async def test_a_stream_keeps_its_slot_until_it_ends(open_backend: Open) -> None:
     at = await open_backend("a", slots=1)
-    await at.house.have("a")
+    await at.harness.have("a")
     reply = await at.send(at.request(stream=True))
     assert reply.events is not None
     assert (at.busy(), at.backend.in_flight) == (1, 1)
@@ -130,14 +130,14 @@ async def test_a_stream_keeps_its_slot_until_it_ends(open_backend: Open) -> None
 
 async def test_a_client_that_leaves_in_the_middle_frees_the_slot(open_backend: Open) -> None:
     at = await open_backend("a", slots=1)
-    await at.house.have("a")
+    await at.harness.have("a")
     at.engines[0].token_s = 0.05
     reply = await at.send(at.request(stream=True))
     events: Any = reply.events
     await anext(events)
     await events.aclose()
     assert at.all_is_given_back()
-    assert at.house.manager.telemetry()[0].is_ok  # that it left says nothing against the model
+    assert at.harness.manager.telemetry()[0].is_ok  # that it left says nothing against the model
 
 
 async def test_one_that_leaves_while_its_model_loads_takes_nothing_along(open_backend: Open) -> None:
@@ -147,15 +147,15 @@ async def test_one_that_leaves_while_its_model_loads_takes_nothing_along(open_ba
     task.cancel()
     await settle()
     assert at.all_is_given_back()
-    assert at.house.manager.queues()[0].queue_length == 0
+    assert at.harness.manager.queues()[0].queue_length == 0
 
 
 async def test_what_a_request_wishes_for_the_models_stay_is_passed_on(open_backend: Open) -> None:
     at = await open_backend("a")
-    await at.house.have("a")
+    await at.harness.have("a")
     await at.send(at.request(options=RequestOptions(keep_alive_s=0)))
     await settle()
-    assert at.house.status("a") == "off"
+    assert at.harness.status("a") == "off"
 
 
 # ---- failures
@@ -167,7 +167,7 @@ async def test_a_failure_before_the_first_byte_is_tried_again(
     open_backend: Open, fault: str, stream: bool
 ) -> None:
     at = await open_backend("a", slots=1)
-    await at.house.have("a")
+    await at.harness.have("a")
     at.engines[0].faults = [fault, fault]
     reply = await at.send(request := at.request(stream=stream))
     if reply.events is not None:
@@ -179,7 +179,7 @@ async def test_a_failure_before_the_first_byte_is_tried_again(
 
 async def test_after_three_failures_the_last_one_is_told(open_backend: Open) -> None:
     at = await open_backend("a", slots=1)
-    await at.house.have("a")
+    await at.harness.have("a")
     at.engines[0].faults = ["status_500"] * 5
     with pytest.raises(AttemptFailed) as caught:
         await at.send(request := at.request())
@@ -189,22 +189,22 @@ async def test_after_three_failures_the_last_one_is_told(open_backend: Open) -> 
         ["status_500"] * 2,
     )
     assert at.all_is_given_back()
-    assert [sample.is_ok for sample in at.house.manager.telemetry()] == [False] * 3
+    assert [sample.is_ok for sample in at.harness.manager.telemetry()] == [False] * 3
 
 
 async def test_one_whose_server_dies_is_sent_to_the_next(open_backend: Open) -> None:
     at = await open_backend("a", servers=2, slots=1)
-    await at.house.have("a")
+    await at.harness.have("a")
     at.engines[0].faults = ["hang"]
     task = at.sending(at.request())
     while not at.engines[0].asked:
         await asyncio.sleep(0.005)
-    at.house.loader.crash("a")
+    at.harness.loader.crash("a")
     await at.engines[0].stop()
-    while at.house.status("a") != "crashed":
+    while at.harness.status("a") != "crashed":
         await asyncio.sleep(0.005)
-    await at.house.later(60)
-    await at.house.loaded("a")
+    await at.harness.later(60)
+    await at.harness.loaded("a")
     reply = await task
     assert reply.status == 200
     assert len(at.engines[1].asked) == 1
@@ -213,7 +213,7 @@ async def test_one_whose_server_dies_is_sent_to_the_next(open_backend: Open) -> 
 
 async def test_a_prompt_too_long_is_the_callers_and_is_not_tried_again(open_backend: Open) -> None:
     at = await open_backend("a")
-    await at.house.have("a")
+    await at.harness.have("a")
     at.engines[0].faults = ["context"]
     with pytest.raises(AttemptFailed) as caught:
         await at.send(at.request())
@@ -223,17 +223,17 @@ async def test_a_prompt_too_long_is_the_callers_and_is_not_tried_again(open_back
 
 async def test_a_bad_request_is_the_callers_and_is_not_tried_again(open_backend: Open) -> None:
     at = await open_backend("a")
-    await at.house.have("a")
+    await at.harness.have("a")
     at.engines[0].faults = ["status_400"]
     with pytest.raises((ApplianceError, AttemptFailed)):
         await at.send(at.request())
     assert (len(at.engines[0].asked), at.all_is_given_back()) == (1, True)
-    assert at.house.manager.telemetry()[0].is_ok  # the model is well
+    assert at.harness.manager.telemetry()[0].is_ok  # the model is well
 
 
 async def test_a_stream_that_breaks_off_is_an_error_and_frees_the_slot(open_backend: Open) -> None:
     at = await open_backend("a", slots=1)
-    await at.house.have("a")
+    await at.harness.have("a")
     at.engines[0].faults = ["cut"]
     reply = await at.send(at.request(stream=True))
     events: Any = reply.events
@@ -242,7 +242,7 @@ async def test_a_stream_that_breaks_off_is_an_error_and_frees_the_slot(open_back
             pass
     await events.aclose()
     assert at.all_is_given_back()
-    assert not at.house.manager.telemetry()[0].is_ok
+    assert not at.harness.manager.telemetry()[0].is_ok
 
 
 async def test_a_model_that_cannot_be_had_says_so(open_backend: Open) -> None:
@@ -254,13 +254,13 @@ async def test_a_model_that_cannot_be_had_says_so(open_backend: Open) -> None:
 
 async def test_a_model_that_fails_while_it_is_tried_again_says_so(open_backend: Open) -> None:
     at = await open_backend("a", slots=1, model_load_max_retries=0)
-    await at.house.have("a")
+    await at.harness.have("a")
     at.engines[0].faults = ["hang"]
     task = at.sending(at.request())
     while not at.engines[0].asked:
         await asyncio.sleep(0.005)
-    at.house.loader.crash("a", 134)
-    while at.house.status("a") != "failed":
+    at.harness.loader.crash("a", 134)
+    while at.harness.status("a") != "failed":
         await asyncio.sleep(0.005)
     await at.engines[0].stop()
     with pytest.raises(ModelFailed, match="it crashed: ended with exit code 134"):
@@ -273,7 +273,7 @@ async def test_a_model_that_fails_while_it_is_tried_again_says_so(open_backend: 
 
 async def test_who_waits_can_be_told_how_things_stand_and_only_then(open_backend: Open) -> None:
     at = await open_backend("a", slots=1)
-    await at.house.have("a")
+    await at.harness.have("a")
     at.engines[0].token_s = 0.05
     first, second = at.sending(one := at.request()), at.sending(other := at.request())
     await settle()
@@ -308,22 +308,22 @@ async def test_who_waits_for_a_load_is_told_how_far_it_is(open_backend: Open) ->
 
 async def test_passage_is_given_a_server_and_gives_its_slot_back(open_backend: Open) -> None:
     at = await open_backend("a", "b", slots=1)
-    await at.house.have("a")
+    await at.harness.have("a")
     at.slot = slot = at.backend.take("only_one")
     await at.backend.prepare_passthrough(slot, "a", RequestOptions())
     assert (slot.url, slot.attempt.endpoint, at.busy()) == (at.engines[0].url, at.engines[0].url, 1)
     slot.release(Outcome.PASSED)
     assert at.all_is_given_back()
-    assert at.house.manager.telemetry()[0].is_ok
+    assert at.harness.manager.telemetry()[0].is_ok
 
 
 async def test_passage_without_a_name_goes_to_the_only_model_or_must_name_one(open_backend: Open) -> None:
     only = await open_backend("a")
-    await only.house.have("a")
+    await only.harness.have("a")
     slot = only.backend.take("only_one")
     await only.backend.prepare_passthrough(slot, None, RequestOptions())
     slot.release(Outcome.CUT_OFF)
-    assert not only.house.manager.telemetry()[0].is_ok
+    assert not only.harness.manager.telemetry()[0].is_ok
     several = await open_backend("a", "b")
     slot = several.backend.take("only_one")
     with pytest.raises(Invalid, match="There are a, b"):
@@ -342,7 +342,7 @@ async def test_passage_that_leaves_while_it_waits_takes_nothing_along(open_backe
     boarding.cancel()
     await settle()
     slot.release(Outcome.CANCELLED)
-    await at.house.loaded("a")
+    await at.harness.loaded("a")
     assert at.all_is_given_back()
 
 
@@ -351,7 +351,7 @@ async def test_passage_that_leaves_while_it_waits_takes_nothing_along(open_backe
 
 async def test_its_state_says_what_is_loaded_and_who_waits(open_backend: Open) -> None:
     at = await open_backend("a", "b", slots=1)
-    await at.house.have("a")
+    await at.harness.have("a")
     at.engines[0].token_s = 0.05
     tasks = [at.sending(at.request()) for _ in range(2)]
     await settle()
@@ -372,8 +372,8 @@ async def test_its_state_says_what_is_loaded_and_who_waits(open_backend: Open) -
 async def test_nothing_is_kept_of_servers_that_are_gone(open_backend: Open) -> None:
     at = await open_backend("a", servers=3)
     for _ in range(3):
-        await at.house.have("a")
+        await at.harness.have("a")
         await at.send(at.request())
-        await at.house.manager.eject("a")
+        await at.harness.manager.eject("a")
     assert at.backend._servers == {}
     assert (at.backend._sent, at.backend._passthrough_leases) == ({}, {})

@@ -1,9 +1,9 @@
 """The appliance with a table of several tiny models, which it runs by real llama-server processes of its own.
 
-    house = await managed("a", "b", max_concurrent_models=1)        two chat models, one place
-    house = await managed("chat", "embed", a={"pinned": True})      `embed…` is the embedding model; keys of one model by its name
+    appliance = await managed("a", "b", max_concurrent_models=1)        two chat models, one place
+    appliance = await managed("chat", "embed", a={"pinned": True})      `embed…` is the embedding model; keys of one model by its name
 
-Each table is a file under tmp_path, and may be changed and read again (`house.change`). What the models answer stands in
+Each table is a file under tmp_path, and may be changed and read again (`appliance.change`). What the models answer stands in
 tests/tools/tiny_models.py: they load in a tenth of a second or so.
 """
 
@@ -76,7 +76,7 @@ def table_of(
 
 
 @dataclass
-class House:
+class ManagedAppliance:
     """A running appliance and its table."""
 
     running: Running
@@ -92,10 +92,10 @@ class House:
 
     # ---- looking
 
-    def word(self, alias: str) -> str:
+    def status(self, alias: str) -> str:
         return self.manager.model(alias).status
 
-    def words(self) -> dict[str, str]:
+    def statuses(self) -> dict[str, str]:
         return {view.alias: view.status for view in self.manager.models()}
 
     def runners(self, alias: str) -> list[Runner]:
@@ -107,7 +107,7 @@ class House:
         assert process is not None
         return process.pid
 
-    def line(self, alias: str) -> int:
+    def queue_length(self, alias: str) -> int:
         """How many wait for it."""
         return next(queue.queue_length for queue in self.manager.queues() if queue.alias == alias)
 
@@ -116,14 +116,16 @@ class House:
         return sum(runner.active for runner in self.runners(alias))
 
     def own_servers(self) -> set[int]:
-        """Give every llama-server of this house, wrappers before it included: by the port in its command line."""
+        """Give every llama-server of this appliance, wrappers before it included: by the port in its command line."""
         ports = {runner.port for alias in self.manager.model_states for runner in self.runners(alias)}
         return {pid for pid, port in servers_of(self.folder).items() if port in ports}
 
     async def is_free(self) -> bool:
         """Whether nobody waits and no slot is taken within a second."""
         return await until(
-            lambda: not any(self.active(alias) or self.line(alias) for alias in self.manager.model_states),
+            lambda: (
+                not any(self.active(alias) or self.queue_length(alias) for alias in self.manager.model_states)
+            ),
             seconds=1.0,
         )
 
@@ -154,7 +156,7 @@ class House:
                 json.loads(text) if "application/json" in response.headers["Content-Type"] else text,
             )
 
-    async def said(self, alias: str, **more: Any) -> str:
+    async def chat(self, alias: str, **more: Any) -> str:
         """Ask a chat model and give what it said; anything but an answer fails the test."""
         status, _, value = await self.ask(alias, **more)
         assert status == 200, value
@@ -168,31 +170,31 @@ class House:
         on_text: Callable[[], None] | None = None,
         headers: dict[str, str] | None = None,
         **more: Any,
-    ) -> "Told":
+    ) -> "StreamResult":
         """Ask for a stream, of really `n_tokens` tokens if given, and read it to its end."""
         body = (
             {"model": alias, "messages": HELLO, "stream": True}
             | ({"max_tokens": n_tokens, "ignore_eos": True} if n_tokens else {})
             | more
         )
-        told = Told()
+        result = StreamResult()
         try:
             async with self.session.post(
                 self.running.v1 + "/chat/completions", json=body, headers=headers
             ) as response:
-                told.status, told.headers = response.status, dict(response.headers)
+                result.status, result.headers = response.status, dict(response.headers)
                 if response.status != 200:
-                    told.end, told.error = "refused", json.loads(await response.text())["error"]
-                    return told
+                    result.end, result.error = "refused", json.loads(await response.text())["error"]
+                    return result
                 async for line in response.content:
-                    told.take(line)
-                    if told.n_pieces == 1 and on_text is not None:
+                    result.take(line)
+                    if result.n_pieces == 1 and on_text is not None:
                         on_text()
         except aiohttp.ClientError as exc:
-            told.end = f"cut: {exc!r}"
-        return told
+            result.end = f"cut: {exc!r}"
+        return result
 
-    async def begun(self, alias: str, n_tokens: int, **more: Any) -> "asyncio.Task[Told]":
+    async def start_stream(self, alias: str, n_tokens: int, **more: Any) -> "asyncio.Task[StreamResult]":
         """Begin a stream, and come back once it has begun to say something."""
         begun = asyncio.Event()
         task = asyncio.create_task(self.stream(alias, n_tokens, on_text=begun.set, **more))
@@ -231,7 +233,7 @@ class House:
 
 
 @dataclass
-class Told:
+class StreamResult:
     """A stream as its client saw it. `end`: done, error (an error event), refused (no stream), cut (neither end nor error)."""
 
     end: str = "cut"
@@ -265,7 +267,7 @@ class Told:
         return self.end == "done" and self.text.startswith(REPLY)
 
 
-Managed = Callable[..., Awaitable[House]]
+Managed = Callable[..., Awaitable[ManagedAppliance]]
 
 
 @pytest.fixture
@@ -273,14 +275,14 @@ async def managed(
     start: Start, llama_binary: str, tiny_models: Path, tmp_path: Path
 ) -> AsyncIterator[Managed]:
     """Start an appliance with a table: `await managed("a", "b", variables={…}, binary=…, max_concurrent_models=1, a={…})`."""
-    houses: list[House] = []
+    appliances: list[ManagedAppliance] = []
     async with AsyncExitStack() as stack:
 
         async def begin(
             *names: str, variables: Mapping[str, str] | None = None, binary: Path | str = "", **keys: Any
-        ) -> House:
+        ) -> ManagedAppliance:
             models = {name: keys.pop(name) for name in names if name in keys}
-            config = tmp_path / f"config-{len(houses)}.json"
+            config = tmp_path / f"config-{len(appliances)}.json"
             table = table_of(tiny_models, names, system=keys, models=models)
             config.write_text(json.dumps(table))
             running = await start(
@@ -294,12 +296,12 @@ async def managed(
                     connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=60)
                 )
             )
-            houses.append(House(running, config, table, tiny_models, session))
-            return houses[-1]
+            appliances.append(ManagedAppliance(running, config, table, tiny_models, session))
+            return appliances[-1]
 
         yield begin
-        for house in houses:  # pytest shows it when the test fails
-            print(house.words(), house.manager.counts(), house.manager.queues(), sep="\n")
+        for appliance in appliances:  # pytest shows it when the test fails
+            print(appliance.statuses(), appliance.manager.counts(), appliance.manager.queues(), sep="\n")
 
 
 def wrapper(folder: Path, binary: str, *before: str, ending: str = 'exec "$real" "$@"') -> Path:
@@ -344,12 +346,16 @@ class Memory:
 
     is_gpu = False
 
-    def __init__(self, house: House, total_bytes: int, *, taken_bytes: int = 0, each_bytes: int = 0) -> None:
-        self._house = house
+    def __init__(
+        self, appliance: ManagedAppliance, total_bytes: int, *, taken_bytes: int = 0, each_bytes: int = 0
+    ) -> None:
+        self._appliance = appliance
         self.total_bytes, self.taken_bytes, self.each_bytes = total_bytes, taken_bytes, each_bytes
 
     def read(self) -> list[DeviceView]:
-        used = self.taken_bytes + self.each_bytes * len(self._house.own_servers() if self.each_bytes else ())
+        used = self.taken_bytes + self.each_bytes * len(
+            self._appliance.own_servers() if self.each_bytes else ()
+        )
         return [DeviceView(-1, "system memory", self.total_bytes, used, self.total_bytes - used)]
 
     def of_process(self, pid: int) -> dict[int, int]:

@@ -11,7 +11,7 @@ import openai
 import pytest
 
 from tests.journeys.llama_servers import HELLO
-from tests.journeys.model_tables import House, Managed, Stopwatch, runs, wrapper
+from tests.journeys.model_tables import Managed, ManagedAppliance, Stopwatch, runs, wrapper
 from tests.journeys.running import until
 from tests.tools.tiny_models import REPLY, REPLY_TOKENS
 
@@ -19,25 +19,25 @@ ENDLESS = 4000  # tokens: some seconds, so that a stream does not end before it 
 
 
 @pytest.fixture
-async def house(managed: Managed) -> House:
+async def appliance(managed: Managed) -> ManagedAppliance:
     return await managed("a", "b", "embed", max_concurrent_models=2)
 
 
 @pytest.fixture
-async def client(house: House) -> AsyncIterator[openai.AsyncOpenAI]:
-    async with openai.AsyncOpenAI(base_url=house.running.v1, api_key="none", max_retries=0) as client:
+async def client(appliance: ManagedAppliance) -> AsyncIterator[openai.AsyncOpenAI]:
+    async with openai.AsyncOpenAI(base_url=appliance.running.v1, api_key="none", max_retries=0) as client:
         yield client
 
 
 @pytest.fixture
-def tags(house: House) -> ollama.AsyncClient:
-    return ollama.AsyncClient(host=house.running.base_url)
+def tags(appliance: ManagedAppliance) -> ollama.AsyncClient:
+    return ollama.AsyncClient(host=appliance.running.base_url)
 
 
 # ---- openai
 
 
-async def test_openai_lists_asks_and_streams(client: openai.AsyncOpenAI, house: House) -> None:
+async def test_openai_lists_asks_and_streams(client: openai.AsyncOpenAI, appliance: ManagedAppliance) -> None:
     assert {model.id async for model in client.models.list()} == {"a", "b", "embed"}
     for name in "ab":
         made = await client.chat.completions.create(model=name, messages=HELLO)
@@ -62,7 +62,7 @@ async def test_openai_lists_asks_and_streams(client: openai.AsyncOpenAI, house: 
 
 
 async def test_openai_embeddings_are_one_batch_with_true_counts(
-    client: openai.AsyncOpenAI, house: House
+    client: openai.AsyncOpenAI, appliance: ManagedAppliance
 ) -> None:
     made = await client.embeddings.create(model="embed", input=["good morning", "good evening", "xyz"])
     assert [row.index for row in made.data] == [0, 1, 2]
@@ -70,7 +70,7 @@ async def test_openai_embeddings_are_one_batch_with_true_counts(
     assert len(first) == 64
     assert near(first, second) > near(first, third)
     assert made.usage.prompt_tokens == made.usage.total_tokens > 3
-    assert house.manager.queues()[2].total_requests == 1  # asked as one
+    assert appliance.manager.queues()[2].total_requests == 1  # asked as one
     one = await client.embeddings.create(model="embed", input="good morning")
     assert near(one.data[0].embedding, first) > 0.999
 
@@ -84,12 +84,14 @@ def near(one: list[float], other: list[float]) -> float:
 # ---- ollama
 
 
-async def test_ollama_asks_lists_shows_and_unloads(tags: ollama.AsyncClient, house: House) -> None:
+async def test_ollama_asks_lists_shows_and_unloads(
+    tags: ollama.AsyncClient, appliance: ManagedAppliance
+) -> None:
     assert [row.model for row in (await tags.list()).models] == ["a", "b", "embed"]
     assert (await tags.ps()).models == []
     assert (await tags.generate(model="a", prompt="", keep_alive="10m")).done_reason == "load"
     (row,) = (await tags.ps()).models
-    assert (row.model, house.word("a")) == ("a", "ready")
+    assert (row.model, appliance.status("a")) == ("a", "ready")
     assert (row.size or 0) > 1 << 20
     assert row.expires_at is not None
     answer = await tags.chat(model="a", messages=HELLO)
@@ -103,13 +105,13 @@ async def test_ollama_asks_lists_shows_and_unloads(tags: ollama.AsyncClient, hou
     assert (shown.details.family, shown.details.format) == ("llama", "gguf")
     assert "<|im_start|>" in (shown.template or "")
     assert (shown.modelinfo or {})["llama.block_count"] == 2
-    pid = house.pid("a")
+    pid = appliance.pid("a")
     assert (await tags.generate(model="a", prompt="", keep_alive=0)).done_reason == "unload"
     assert not runs(pid)
     assert [row.model for row in (await tags.ps()).models] == ["b"]
 
 
-async def test_ollama_embeds_many_at_once(tags: ollama.AsyncClient, house: House) -> None:
+async def test_ollama_embeds_many_at_once(tags: ollama.AsyncClient, appliance: ManagedAppliance) -> None:
     made = await tags.embed(model="embed", input=["one", "two", "three"])
     assert [len(row) for row in made.embeddings] == [64] * 3
     with pytest.raises(ollama.ResponseError, match="not found"):
@@ -119,69 +121,69 @@ async def test_ollama_embeds_many_at_once(tags: ollama.AsyncClient, house: House
 # ---- who leaves
 
 
-async def test_client_that_leaves_a_stream_frees_its_slot(house: House) -> None:
-    assert await house.said("a") == REPLY
-    streams = [await house.begun("a", ENDLESS) for _ in range(2)]
-    waiting = asyncio.create_task(house.said("a"))
-    assert await until(lambda: house.line("a") == 1)
+async def test_client_that_leaves_a_stream_frees_its_slot(appliance: ManagedAppliance) -> None:
+    assert await appliance.chat("a") == REPLY
+    streams = [await appliance.start_stream("a", ENDLESS) for _ in range(2)]
+    waiting = asyncio.create_task(appliance.chat("a"))
+    assert await until(lambda: appliance.queue_length("a") == 1)
     for stream in streams:
         stream.cancel()
     assert await until(lambda: waiting.done(), seconds=1.0)
     assert waiting.result() == REPLY
-    assert await house.is_free()
-    assert await until(lambda: house.running.appliance.pipeline.in_flight == 0, seconds=1.0)
+    assert await appliance.is_free()
+    assert await until(lambda: appliance.running.appliance.pipeline.in_flight == 0, seconds=1.0)
     watch = Stopwatch()
-    while await working(house, "a"):
+    while await working(appliance, "a"):
         assert watch.s < 1.0  # llama-server itself works no more
         await asyncio.sleep(0.02)
-    assert house.manager.counts().loads == 1
+    assert appliance.manager.counts().loads == 1
 
 
-async def working(house: House, alias: str) -> int:
+async def working(appliance: ManagedAppliance, alias: str) -> int:
     """How many of its slots llama-server itself says to be working."""
-    status, _, slots = await house.ask("", path=f"/slots?model={alias}", method="GET")
+    status, _, slots = await appliance.ask("", path=f"/slots?model={alias}", method="GET")
     assert (status, len(slots)) == (200, 2)
     return sum(slot["is_processing"] for slot in slots)
 
 
-async def test_who_leaves_the_line_is_forgotten_and_takes_nobody_along(house: House) -> None:
-    streams = [await house.begun("a", 1000)]
-    with house.paused("a"):
-        streams.append(asyncio.create_task(house.stream("a", 100)))
-        assert await until(lambda: house.active("a") == 2)
-        leaves, stays = asyncio.create_task(house.said("a")), asyncio.create_task(house.said("a"))
-        assert await until(lambda: house.line("a") == 2)
+async def test_client_that_leaves_the_queue_affects_nobody(appliance: ManagedAppliance) -> None:
+    streams = [await appliance.start_stream("a", 1000)]
+    with appliance.paused("a"):
+        streams.append(asyncio.create_task(appliance.stream("a", 100)))
+        assert await until(lambda: appliance.active("a") == 2)
+        leaves, stays = asyncio.create_task(appliance.chat("a")), asyncio.create_task(appliance.chat("a"))
+        assert await until(lambda: appliance.queue_length("a") == 2)
         leaves.cancel()
-        assert await until(lambda: house.line("a") == 1, seconds=1.0)
+        assert await until(lambda: appliance.queue_length("a") == 1, seconds=1.0)
     assert await stays == REPLY
-    assert all(told.is_whole for told in await asyncio.gather(*streams))
-    assert await house.is_free()
+    assert all(result.is_whole for result in await asyncio.gather(*streams))
+    assert await appliance.is_free()
 
 
 async def test_client_that_leaves_a_load_leaves_it_to_the_next(
     managed: Managed, tmp_path: Path, llama_binary: str
 ) -> None:
-    house = await managed("a", binary=wrapper(tmp_path, llama_binary, "sleep 0.8"))
+    appliance = await managed("a", binary=wrapper(tmp_path, llama_binary, "sleep 0.8"))
     clients = [
-        asyncio.create_task(house.said("a")),
-        asyncio.create_task(house.stream("a")),
-        asyncio.create_task(house.ask("a", path="/api/generate", prompt="", stream=False)),
+        asyncio.create_task(appliance.chat("a")),
+        asyncio.create_task(appliance.stream("a")),
+        asyncio.create_task(appliance.ask("a", path="/api/generate", prompt="", stream=False)),
     ]
-    assert await until(lambda: house.word("a") == "starting" and house.line("a") == 3)
+    assert await until(lambda: appliance.status("a") == "starting" and appliance.queue_length("a") == 3)
     for one in clients:
         one.cancel()
-    assert await until(lambda: house.line("a") == 0, seconds=0.5)
-    assert house.word("a") == "starting"
-    assert await until(lambda: house.running.appliance.pipeline.in_flight == 0, seconds=0.5)
-    assert await house.said("a") == REPLY
-    assert house.manager.counts().loads == 1  # what had begun was used
+    assert await until(lambda: appliance.queue_length("a") == 0, seconds=0.5)
+    assert appliance.status("a") == "starting"
+    assert await until(lambda: appliance.running.appliance.pipeline.in_flight == 0, seconds=0.5)
+    assert await appliance.chat("a") == REPLY
+    assert appliance.manager.counts().loads == 1  # what had begun was used
 
 
-async def test_a_hundred_clients_that_come_and_go_leave_nothing_behind(house: House) -> None:
+async def test_a_hundred_clients_that_come_and_go_leave_nothing_behind(appliance: ManagedAppliance) -> None:
     """Half of them leave, at every stage: in line, while it loads, while it streams."""
 
     async def one(number: int) -> str:
-        asked = asyncio.create_task(house.stream("ab"[number % 2], 30 + number))
+        asked = asyncio.create_task(appliance.stream("ab"[number % 2], 30 + number))
         if number % 4 < 2:
             return (await asked).end
         await asyncio.wait({asked}, timeout=0.01 * (number % 50))
@@ -190,54 +192,54 @@ async def test_a_hundred_clients_that_come_and_go_leave_nothing_behind(house: Ho
     ends = await asyncio.gather(*(one(number) for number in range(100)))
     assert set(ends) == {"done", "left"}
     assert ends.count("done") >= 50
-    assert await house.is_free()
-    assert await until(lambda: house.running.appliance.pipeline.in_flight == 0, seconds=1.0)
-    queues = house.manager.queues()
+    assert await appliance.is_free()
+    assert await until(lambda: appliance.running.appliance.pipeline.in_flight == 0, seconds=1.0)
+    queues = appliance.manager.queues()
     assert sum(queue.total_rejected for queue in queues) == 0
-    assert [await house.said(alias) for alias in "ab"] == [REPLY] * 2
+    assert [await appliance.chat(alias) for alias in "ab"] == [REPLY] * 2
 
 
 # ---- passage
 
 
-async def test_passage_reaches_the_model_that_is_named(house: House) -> None:
-    status, headers, value = await house.ask("a", path="/tokenize", content="Every question")
+async def test_passage_reaches_the_model_that_is_named(appliance: ManagedAppliance) -> None:
+    status, headers, value = await appliance.ask("a", path="/tokenize", content="Every question")
     assert status == 200, value
     assert len(value["tokens"]) == 2  # its own words: one token each
-    assert house.words() == {"a": "ready", "b": "off", "embed": "off"}
+    assert appliance.statuses() == {"a": "ready", "b": "off", "embed": "off"}
     assert headers["x-appliance-receipt"]
-    status, _, value = await house.ask("embed", path="/tokenize", content="Every question")
+    status, _, value = await appliance.ask("embed", path="/tokenize", content="Every question")
     assert (status, len(value["tokens"]) > 10) == (200, True)  # of this one each sign is a token
-    status, _, value = await house.ask("", path="/props?model=b", method="GET")
+    status, _, value = await appliance.ask("", path="/props?model=b", method="GET")
     assert (status, value["model_alias"]) == (200, "b")
     assert value["total_slots"] == 2
-    assert await house.is_free()
+    assert await appliance.is_free()
 
 
-async def test_passthrough_without_a_known_model_is_refused(house: House) -> None:
+async def test_passthrough_without_a_known_model_is_refused(appliance: ManagedAppliance) -> None:
     async with (
         aiohttp.ClientSession() as session,
-        session.post(house.running.base_url + "/tokenize", data=json.dumps({"content": "x"})) as response,
+        session.post(appliance.running.base_url + "/tokenize", data=json.dumps({"content": "x"})) as response,
     ):
         value = await response.json()
         assert (response.status, value["error"]["param"]) == (400, "model")
         assert "a, b, embed" in value["error"]["message"]
-    status, _, value = await house.ask("nobody", path="/completion", prompt="x")
+    status, _, value = await appliance.ask("nobody", path="/completion", prompt="x")
     assert (status, value["error"]["code"]) == (404, "model_not_found")
 
 
-async def test_a_stream_by_passage_holds_its_slot(house: House) -> None:
+async def test_a_stream_by_passage_holds_its_slot(appliance: ManagedAppliance) -> None:
     """/completion is llama-server's own; a swap must not cut it off."""
-    async with house.session.post(
-        house.running.base_url + "/completion",
+    async with appliance.session.post(
+        appliance.running.base_url + "/completion",
         json={"model": "a", "prompt": "x", "n_predict": 800, "ignore_eos": True, "stream": True},
     ) as response:
         assert response.status == 200
         await response.content.readline()
-        assert house.active("a") == 1
-        assert await house.said("b") == REPLY
-        waiting = asyncio.create_task(house.ask("embed", path="/v1/embeddings", input=["x"]))
+        assert appliance.active("a") == 1
+        assert await appliance.chat("b") == REPLY
+        waiting = asyncio.create_task(appliance.ask("embed", path="/v1/embeddings", input=["x"]))
         lines = [line async for line in response.content if line.startswith(b"data: ")]
     assert json.loads(lines[-1][6:])["stop"] is True
     assert (await waiting)[0] == 200
-    assert await house.is_free()
+    assert await appliance.is_free()

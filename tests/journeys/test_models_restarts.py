@@ -54,7 +54,9 @@ def models(tmp_path: Path, tiny_models: Path) -> Path:
 
 
 @pytest.fixture
-def house(spawn: Spawn, models: Path, llama_binary: str, tmp_path: Path) -> Iterator[Callable[..., Process]]:
+def start_appliance(
+    spawn: Spawn, models: Path, llama_binary: str, tmp_path: Path
+) -> Iterator[Callable[..., Process]]:
     """Start the appliance in a process of its own with models a and b; again and again on the same state and ports."""
     config, ports = tmp_path / "config.json", port_range()
     config.write_text(json.dumps(table_of(models, "ab")))
@@ -67,8 +69,8 @@ def house(spawn: Spawn, models: Path, llama_binary: str, tmp_path: Path) -> Iter
         os.kill(pid, signal.SIGKILL)
 
 
-def test_sigterm_lets_streams_end_and_leaves_no_server(house, models: Path) -> None:
-    running = house(SHUTDOWN_GRACE_S="20")
+def test_sigterm_lets_streams_end_and_leaves_no_server(start_appliance, models: Path) -> None:
+    running = start_appliance(SHUTDOWN_GRACE_S="20")
     assert [said(running, "a"), said(running, "b")] == [REPLY] * 2
     assert len(servers_of(models)) == 2
     with asked(running, "a", **long_body(1500, model="a")) as answer:
@@ -82,8 +84,8 @@ def test_sigterm_lets_streams_end_and_leaves_no_server(house, models: Path) -> N
     assert list((running.log.parent / "state" / "runners").iterdir()) == []
 
 
-def test_when_the_grace_is_over_everything_ends_all_the_same(house, models: Path) -> None:
-    running = house(SHUTDOWN_GRACE_S="0.3")
+def test_when_the_grace_is_over_everything_ends_all_the_same(start_appliance, models: Path) -> None:
+    running = start_appliance(SHUTDOWN_GRACE_S="0.3")
     with asked(running, "a", **long_body(3500, model="a")) as answer:
         answer.readline()
         running.process.send_signal(signal.SIGTERM)
@@ -96,21 +98,21 @@ def test_when_the_grace_is_over_everything_ends_all_the_same(house, models: Path
     assert servers_of(models) == {}
 
 
-def test_killed_with_minus_9_it_takes_its_servers_along(house, models: Path) -> None:
+def test_killed_with_minus_9_it_takes_its_servers_along(start_appliance, models: Path) -> None:
     """The kernel tells them (setpriv); the next start serves."""
-    running = house()
+    running = start_appliance()
     assert said(running, "a") == REPLY
     running.process.kill()
     running.process.wait()
     assert until(lambda: not servers_of(models))
-    again = house()
+    again = start_appliance()
     assert said(again, "a") == REPLY
     assert len(servers_of(models)) == 1
 
 
 @pytest.mark.parametrize("is_child", [False, True], ids=["plain", "behind a wrapper"])
 def test_next_start_ends_orphans_and_only_them(
-    house,
+    start_appliance,
     models: Path,
     llama_binary: str,
     tmp_path: Path,
@@ -120,7 +122,7 @@ def test_next_start_ends_orphans_and_only_them(
     (tmp_path / "nothing").mkdir()
     binary = str(wrapper(tmp_path, llama_binary, ending='"$real" "$@"; exit')) if is_child else llama_binary
     poor = {"PATH": str(tmp_path / "nothing"), "LLAMA_SERVER_PATH": binary}
-    running = house(**poor)
+    running = start_appliance(**poor)
     assert [said(running, "a"), said(running, "b")] == [REPLY] * 2
     ours = servers_of(models)
     assert len(set(ours.values())) == 2
@@ -150,7 +152,7 @@ def test_next_start_ends_orphans_and_only_them(
         (tmp_path / "state" / "runners" / f"{foreign.pid}.json").write_text(
             json.dumps(record | {"pid": foreign.pid})
         )
-        again = house(**poor)
+        again = start_appliance(**poor)
         assert until(lambda: not any(runs(pid) for pid in ours))
         assert foreign.poll() is None
         assert '"event":"orphans_ended"' in again.text()
@@ -166,21 +168,21 @@ def test_next_start_ends_orphans_and_only_them(
 
 
 def test_second_appliance_leaves_servers_of_the_first_alone(
-    house, models: Path, tmp_path: Path
+    start_appliance, models: Path, tmp_path: Path
 ) -> None:
-    first = house()
+    first = start_appliance()
     assert said(first, "a") == REPLY
     mine = set(servers_of(models))
-    assert said(house(), "a") == REPLY
+    assert said(start_appliance(), "a") == REPLY
     assert mine < set(servers_of(models))
     assert said(first, "a") == REPLY
 
 
 def test_a_sigterm_while_a_model_loads_and_requests_wait(
-    house, models: Path, llama_binary: str, tmp_path: Path
+    start_appliance, models: Path, llama_binary: str, tmp_path: Path
 ) -> None:
     slow = wrapper(tmp_path, llama_binary, f"touch {tmp_path}/begun", "exec sleep 60")
-    running = house(LLAMA_SERVER_PATH=str(slow), SHUTDOWN_GRACE_S="0.3")
+    running = start_appliance(LLAMA_SERVER_PATH=str(slow), SHUTDOWN_GRACE_S="0.3")
     found: list[Any] = []
 
     def ask() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.journeys.model_tables import House, Managed, Stopwatch, runs, wrapper
+from tests.journeys.model_tables import Managed, ManagedAppliance, Stopwatch, runs, wrapper
 from tests.journeys.running import until
 from tests.tools.tiny_models import REPLY
 
@@ -17,29 +17,32 @@ LONG = 1200  # tokens: about a second
 
 
 async def test_preload_models_are_loaded_without_a_request(managed: Managed) -> None:
-    house = await managed("a", "b", "c", preload_models=["b", "a"], preload_delay_sec=1)
+    appliance = await managed("a", "b", "c", preload_models=["b", "a"], preload_delay_sec=1)
     watch = Stopwatch()
-    assert await until(lambda: house.words() == {"a": "ready", "b": "ready", "c": "off"})
+    assert await until(lambda: appliance.statuses() == {"a": "ready", "b": "ready", "c": "off"})
     assert watch.s > 0.5  # one after the other
-    assert house.manager.counts().by_model == {"a": 1, "b": 1, "c": 0}
-    assert await house.said("a") == REPLY
-    assert house.manager.counts().loads == 2
+    assert appliance.manager.counts().by_model == {"a": 1, "b": 1, "c": 0}
+    assert await appliance.chat("a") == REPLY
+    assert appliance.manager.counts().loads == 2
 
 
 async def test_preloading_fills_the_places_and_pushes_nobody_out(managed: Managed) -> None:
-    house = await managed("a", "b", "c", preload_models=["*"], preload_delay_sec=1, max_concurrent_models=1)
-    assert await until(lambda: house.word("a") == "ready")
-    pid = house.pid("a")
-    await asyncio.wait_for(_looked(house, "b"), 5)
-    assert house.words() == {"a": "ready", "b": "off", "c": "off"}
-    assert house.pid("a") == pid
-    assert await house.said("c") == REPLY  # a request may
+    appliance = await managed(
+        "a", "b", "c", preload_models=["*"], preload_delay_sec=1, max_concurrent_models=1
+    )
+    assert await until(lambda: appliance.status("a") == "ready")
+    pid = appliance.pid("a")
+    await asyncio.wait_for(_looked(appliance, "b"), 5)
+    assert appliance.statuses() == {"a": "ready", "b": "off", "c": "off"}
+    assert appliance.pid("a") == pid
+    assert await appliance.chat("c") == REPLY  # a request may
 
 
-async def _looked(house: House, alias: str) -> None:
+async def _looked(appliance: ManagedAppliance, alias: str) -> None:
     """Wait until it was the turn of a model to be preloaded."""
     while not (
-        house.manager.model_state(alias).background_load or house.manager.model_state(alias).wait_reason
+        appliance.manager.model_state(alias).background_load
+        or appliance.manager.model_state(alias).wait_reason
     ):
         await asyncio.sleep(0.02)
 
@@ -48,95 +51,95 @@ async def _looked(house: House, alias: str) -> None:
 
 
 async def test_two_replicas_share_the_load(managed: Managed) -> None:
-    house = await managed("a", "b", a={"replicas": 2}, max_concurrent_models=1)
-    streams = [await house.begun("a", LONG)]
-    with house.paused("a"):
-        streams.append(asyncio.create_task(house.stream("a", 100)))
-        assert await until(lambda: house.active("a") == 2)
+    appliance = await managed("a", "b", a={"replicas": 2}, max_concurrent_models=1)
+    streams = [await appliance.start_stream("a", LONG)]
+    with appliance.paused("a"):
+        streams.append(asyncio.create_task(appliance.stream("a", 100)))
+        assert await until(lambda: appliance.active("a") == 2)
         assert (
-            await house.stream("a", 100)
+            await appliance.stream("a", 100)
         ).is_whole  # both slots are taken: a second llama-server is started
-        assert [runner.active for runner in house.runners("a")] == [2, 0]
-        assert house.manager.counts().by_model["a"] == 2
-        assert len({runner.port for runner in house.runners("a")}) == 2
-    assert all(told.is_whole for told in await asyncio.gather(*streams))
-    with house.paused("a"):
-        four = [asyncio.create_task(house.said("a")) for _ in range(4)]
-        assert await until(lambda: [runner.active for runner in house.runners("a")] == [2, 2])
+        assert [runner.active for runner in appliance.runners("a")] == [2, 0]
+        assert appliance.manager.counts().by_model["a"] == 2
+        assert len({runner.port for runner in appliance.runners("a")}) == 2
+    assert all(result.is_whole for result in await asyncio.gather(*streams))
+    with appliance.paused("a"):
+        four = [asyncio.create_task(appliance.chat("a")) for _ in range(4)]
+        assert await until(lambda: [runner.active for runner in appliance.runners("a")] == [2, 2])
     assert await asyncio.gather(*four) == [REPLY] * 4
-    assert house.manager.counts().by_model["a"] == 2
-    assert len(house.own_servers()) == 2
-    assert await house.said("b") == REPLY  # all of them give way
-    assert await until(lambda: len(house.own_servers()) == 1)
+    assert appliance.manager.counts().by_model["a"] == 2
+    assert len(appliance.own_servers()) == 2
+    assert await appliance.chat("b") == REPLY  # all of them give way
+    assert await until(lambda: len(appliance.own_servers()) == 1)
 
 
 # ---- how long it stays
 
 
 async def test_keep_alive_of_a_request_says_how_long_the_model_stays(managed: Managed) -> None:
-    house = await managed("a")
-    status, _, value = await house.ask("a", path="/api/chat", stream=False, keep_alive=1)
+    appliance = await managed("a")
+    status, _, value = await appliance.ask("a", path="/api/chat", stream=False, keep_alive=1)
     assert (status, value["message"]["content"]) == (200, REPLY)
-    pid, watch = house.pid("a"), Stopwatch()
-    expires_at_s = house.manager.model("a").runners[0].expires_at_s
+    pid, watch = appliance.pid("a"), Stopwatch()
+    expires_at_s = appliance.manager.model("a").runners[0].expires_at_s
     assert expires_at_s is not None
     assert await until(lambda: not runs(pid))
     assert 0.8 < watch.s < 3.0
-    assert await until(lambda: house.word("a") == "off")
-    assert house.manager.counts().ejects == 1
+    assert await until(lambda: appliance.status("a") == "off")
+    assert appliance.manager.counts().ejects == 1
 
 
 async def test_keep_alive_0_unloads_after_the_running_request(managed: Managed) -> None:
-    house = await managed("a", "b")
-    await house.ask("b", path="/api/chat", stream=False, keep_alive=0)
-    assert await until(lambda: house.word("b") == "off", seconds=1)
-    stream = await house.begun("a", LONG)
-    pid = house.pid("a")
-    with house.paused("a"):
-        asked = asyncio.create_task(house.ask("a", path="/api/generate", keep_alive=0, stream=False))
-        assert await until(lambda: house.word("a") == "stopping")
+    appliance = await managed("a", "b")
+    await appliance.ask("b", path="/api/chat", stream=False, keep_alive=0)
+    assert await until(lambda: appliance.status("b") == "off", seconds=1)
+    stream = await appliance.start_stream("a", LONG)
+    pid = appliance.pid("a")
+    with appliance.paused("a"):
+        asked = asyncio.create_task(appliance.ask("a", path="/api/generate", keep_alive=0, stream=False))
+        assert await until(lambda: appliance.status("a") == "stopping")
         assert not stream.done()
     assert (await stream).is_whole
     status, _, value = await asked
     assert (status, value["done_reason"]) == (200, "unload")
     assert await until(lambda: not runs(pid))
-    assert house.word("a") == "off"
+    assert appliance.status("a") == "off"
 
 
 async def test_a_negative_keep_alive_a_pin_and_the_most_asked_for_stay(managed: Managed) -> None:
     """Each of them is asked with keep_alive 1 first; what stays although that time is over, stays for its own reason."""
-    house = await managed("ever", "pinned", "brief", pinned={"pinned": True})
+    appliance = await managed("ever", "pinned", "brief", pinned={"pinned": True})
     await asyncio.gather(
         *(
-            house.ask(alias, path="/api/chat", stream=False, keep_alive=1)
+            appliance.ask(alias, path="/api/chat", stream=False, keep_alive=1)
             for alias in ("ever", "pinned", "brief")
         )
     )
-    await house.ask("ever", path="/api/chat", stream=False, keep_alive=-1)
-    assert await until(lambda: house.word("brief") == "off", seconds=5)
-    assert house.words() == {"ever": "ready", "pinned": "ready", "brief": "off"}
-    stays = {view.alias: view.runners[0].expires_at_s for view in house.manager.models() if view.runners}
+    await appliance.ask("ever", path="/api/chat", stream=False, keep_alive=-1)
+    assert await until(lambda: appliance.status("brief") == "off", seconds=5)
+    assert appliance.statuses() == {"ever": "ready", "pinned": "ready", "brief": "off"}
+    stays = {view.alias: view.runners[0].expires_at_s for view in appliance.manager.models() if view.runners}
     assert stays == {"ever": None, "pinned": None}
-    house.manager.pin("pinned", pinned=False)  # its second is long over
-    assert await until(lambda: house.word("pinned") == "off", seconds=2)
-    assert house.word("ever") == "ready"
+    appliance.manager.pin("pinned", pinned=False)  # its second is long over
+    assert await until(lambda: appliance.status("pinned") == "off", seconds=2)
+    assert appliance.status("ever") == "ready"
 
 
 async def test_idle_timeout_spares_the_most_requested_models(
     managed: Managed,
 ) -> None:
     """A minute is the least that the table takes: the llama-servers are said to have been idle for so long already."""
-    house = await managed("a", "b", "c", idle_timeout_sec=60, keep_warm_models=1)
+    appliance = await managed("a", "b", "c", idle_timeout_sec=60, keep_warm_models=1)
     for alias in "aabc":
-        assert await house.said(alias) == REPLY
+        assert await appliance.chat(alias) == REPLY
     for alias in "ab":
-        house.runners(alias)[0].idle_since_s -= 60
-    house.runners("c")[0].idle_since_s -= 55
-    house.manager.pin("c", pinned=False)  # any event: it is the manager's turn
-    assert await until(lambda: house.word("b") == "off")
-    assert (house.word("a"), house.word("c")) == ("ready", "ready")
-    stays_s = house.manager.retention.expires_in_s(
-        house.runners("c")[0], house.manager.model_state("c"), house.manager.clock.monotonic_s()
+        appliance.runners(alias)[0].idle_since_s -= 60
+    appliance.runners("c")[0].idle_since_s -= 55
+    appliance.manager.pin("c", pinned=False)  # any event: it is the manager's turn
+    assert await until(lambda: appliance.status("b") == "off")
+    assert (appliance.status("a"), appliance.status("c")) == ("ready", "ready")
+    stays_s = appliance.manager.retention.expires_in_s(
+        appliance.runners("c")[0], appliance.manager.model_state("c"), appliance.manager.clock.monotonic_s()
     )
     assert stays_s is not None
     assert 0 < stays_s <= 5
@@ -146,57 +149,57 @@ async def test_idle_timeout_spares_the_most_requested_models(
 
 
 async def test_changed_model_ends_its_requests_and_is_reloaded(managed: Managed) -> None:
-    house = await managed("a", "b", "c", max_concurrent_models=3)
-    assert await asyncio.gather(*map(house.said, "abc")) == [REPLY] * 3
-    stays, old, gone = house.pid("b"), house.pid("a"), house.pid("c")
-    stream = await house.begun("a", LONG)
-    with house.paused("a"):
-        result = await house.change(a={"params": {"n_ctx": 4096, "parallel_override": 1}}, c=None, d={})
+    appliance = await managed("a", "b", "c", max_concurrent_models=3)
+    assert await asyncio.gather(*map(appliance.said, "abc")) == [REPLY] * 3
+    stays, old, gone = appliance.pid("b"), appliance.pid("a"), appliance.pid("c")
+    stream = await appliance.start_stream("a", LONG)
+    with appliance.paused("a"):
+        result = await appliance.change(a={"params": {"n_ctx": 4096, "parallel_override": 1}}, c=None, d={})
         assert result.applied, result
-        assert await house.said("d") == REPLY  # added
-        assert await house.said("b") == REPLY
-        assert house.pid("b") == stays  # untouched
-        status, _, value = await house.ask("c")  # removed
+        assert await appliance.chat("d") == REPLY  # added
+        assert await appliance.chat("b") == REPLY
+        assert appliance.pid("b") == stays  # untouched
+        status, _, value = await appliance.ask("c")  # removed
         assert (status, value["error"]["code"]) == (404, "model_not_found")
         assert await until(lambda: not runs(gone))
         assert runs(old)
-        later = asyncio.create_task(house.said("a"))  # changed: by a llama-server of the new kind
+        later = asyncio.create_task(appliance.chat("a"))  # changed: by a llama-server of the new kind
     assert (await stream).is_whole
     assert await later == REPLY
     assert await until(lambda: not runs(old))
-    assert await until(lambda: [runner.slots for runner in house.runners("a")] == [1])
-    status, _, listed = await house.ask("", path="/v1/models", method="GET")
+    assert await until(lambda: [runner.slots for runner in appliance.runners("a")] == [1])
+    status, _, listed = await appliance.ask("", path="/v1/models", method="GET")
     assert {row["id"] for row in listed["data"]} == {"a", "b", "d"}
 
 
 async def test_requests_waiting_for_a_changed_model_get_the_new_one(managed: Managed) -> None:
-    house = await managed("a", "b", max_concurrent_models=1, a={"params": {"parallel_override": 1}})
-    stream = await house.begun("a", LONG)
-    with house.paused("a"):
-        waiting = [asyncio.create_task(house.said("a")), asyncio.create_task(house.ask("b"))]
-        assert await until(lambda: (house.line("a"), house.line("b")) == (1, 1))
-        assert (await house.change(a={"params": {"parallel_override": 2}}, b=None)).applied
+    appliance = await managed("a", "b", max_concurrent_models=1, a={"params": {"parallel_override": 1}})
+    stream = await appliance.start_stream("a", LONG)
+    with appliance.paused("a"):
+        waiting = [asyncio.create_task(appliance.chat("a")), asyncio.create_task(appliance.ask("b"))]
+        assert await until(lambda: (appliance.queue_length("a"), appliance.queue_length("b")) == (1, 1))
+        assert (await appliance.change(a={"params": {"parallel_override": 2}}, b=None)).applied
     assert (await stream).is_whole
     assert await waiting[0] == REPLY
-    assert await until(lambda: [runner.slots for runner in house.runners("a")] == [2])
+    assert await until(lambda: [runner.slots for runner in appliance.runners("a")] == [2])
     status, _, value = await waiting[1]  # what was taken out cannot be waited for
     assert (status, value["error"]["code"]) == (404, "model_not_found")
-    (queue,) = house.manager.queues()
+    (queue,) = appliance.manager.queues()
     assert (queue.total_requests, queue.total_processed, queue.queue_length) == (2, 2, 0)
 
 
 async def test_a_table_with_problems_changes_nothing(managed: Managed) -> None:
-    house = await managed("a")
-    assert await house.said("a") == REPLY
-    pid = house.pid("a")
-    result = await house.change(a={"params": {"n_ctx": 1}})
+    appliance = await managed("a")
+    assert await appliance.chat("a") == REPLY
+    pid = appliance.pid("a")
+    result = await appliance.change(a={"params": {"n_ctx": 1}})
     assert not result.applied
     assert "n_ctx" in str(result.problems)
-    assert await house.said("a") == REPLY
-    assert house.pid("a") == pid
+    assert await appliance.chat("a") == REPLY
+    assert appliance.pid("a") == pid
 
 
-# ---- what those who wait are told
+# ---- what those who wait are result
 
 
 @pytest.fixture
@@ -205,29 +208,27 @@ def slow(tmp_path: Path, llama_binary: str) -> Path:
     return wrapper(tmp_path, llama_binary, "sleep 1.2")
 
 
-async def test_waiting_stream_gets_heartbeats_and_the_reason(
-    managed: Managed, slow: Path
-) -> None:
-    house = await managed("a", binary=slow, variables={"HEARTBEAT_S": "0.2"})
-    first, second = await asyncio.gather(house.stream("a"), house.stream("a"))
-    assert sorted(told.headers["X-Queue-Position"] for told in (first, second)) == ["1", "2"]
-    for told in (first, second):
-        assert (told.status, told.end, told.text, told.other) == (200, "done", REPLY, [])
-        assert len(told.comments) >= 3
-        assert set(told.comments) == {b": heartbeat\n"}
-        assert told.headers["X-Model-Status"] in {"starting", "loading"}
-        assert 0 <= int(told.headers["X-Model-Load-Progress"]) < 100
-        assert float(told.headers["X-Model-Expected-In"]) >= 0
-    quick = await house.stream("a")
+async def test_waiting_stream_gets_heartbeats_and_the_reason(managed: Managed, slow: Path) -> None:
+    appliance = await managed("a", binary=slow, variables={"HEARTBEAT_S": "0.2"})
+    first, second = await asyncio.gather(appliance.stream("a"), appliance.stream("a"))
+    assert sorted(result.headers["X-Queue-Position"] for result in (first, second)) == ["1", "2"]
+    for result in (first, second):
+        assert (result.status, result.end, result.text, result.other) == (200, "done", REPLY, [])
+        assert len(result.comments) >= 3
+        assert set(result.comments) == {b": heartbeat\n"}
+        assert result.headers["X-Model-Status"] in {"starting", "loading"}
+        assert 0 <= int(result.headers["X-Model-Load-Progress"]) < 100
+        assert float(result.headers["X-Model-Expected-In"]) >= 0
+    quick = await appliance.stream("a")
     assert (quick.text, quick.comments) == (REPLY, [])
     assert not {name for name in quick.headers if name.startswith(("X-Queue", "X-Model"))}
 
 
 async def test_nothing_of_the_wait_appears_inside_an_answer(managed: Managed, slow: Path) -> None:
     """Ollama's streams get spaces before a line, and whole answers have no place for anything."""
-    house = await managed("a", binary=slow, variables={"HEARTBEAT_S": "0.2"})
+    appliance = await managed("a", binary=slow, variables={"HEARTBEAT_S": "0.2"})
     (status, _, value), (also, headers, text) = await asyncio.gather(
-        house.ask("a"), house.ask("a", path="/api/chat", stream=True)
+        appliance.ask("a"), appliance.ask("a", path="/api/chat", stream=True)
     )
     assert (status, value["choices"][0]["message"]["content"]) == (200, REPLY)
     assert also == 200
@@ -240,7 +241,7 @@ async def test_nothing_of_the_wait_appears_inside_an_answer(managed: Managed, sl
 
 
 async def test_who_only_loads_gets_spaces_too(managed: Managed, slow: Path) -> None:
-    house = await managed("a", binary=slow, variables={"HEARTBEAT_S": "0.2"})
-    status, _, text = await house.ask("a", path="/api/generate", messages=[], stream=True)
+    appliance = await managed("a", binary=slow, variables={"HEARTBEAT_S": "0.2"})
+    status, _, text = await appliance.ask("a", path="/api/generate", messages=[], stream=True)
     assert (status, text[:3], text.count("\n")) == (200, "   ", 1)
     assert (json.loads(text)["done_reason"], json.loads(text)["response"]) == ("load", "")

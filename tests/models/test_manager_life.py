@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from appliance.models.manager.supervisor import BACK_OFF_S
-from tests.models.standin_house import Make, model, settle, until
+from tests.models.manager_harness import Make, model, settle, until
 
 pytestmark = pytest.mark.timeout(20)
 
@@ -15,14 +15,14 @@ pytestmark = pytest.mark.timeout(20)
 # ---- an operator's word
 
 
-async def test_eject_lets_running_requests_end_and_new_ones_wait(open_house: Make) -> None:
-    house = await open_house("a", slots=1, memory_mib=1000)
-    await house.have("a")
-    lease = await house.manager.lease("a")
-    ejecting = asyncio.create_task(house.manager.eject("a"))
-    waits = house.ask("a")
+async def test_eject_lets_running_requests_end_and_new_ones_wait(open_manager: Make) -> None:
+    harness = await open_manager("a", slots=1, memory_mib=1000)
+    await harness.have("a")
+    lease = await harness.manager.lease("a")
+    ejecting = asyncio.create_task(harness.manager.eject("a"))
+    waits = harness.ask("a")
     await settle()
-    assert (ejecting.done(), waits.done(), house.status("a"), house.loader.stopped) == (
+    assert (ejecting.done(), waits.done(), harness.status("a"), harness.loader.stopped) == (
         False,
         False,
         "stopping",
@@ -30,79 +30,83 @@ async def test_eject_lets_running_requests_end_and_new_ones_wait(open_house: Mak
     )
     lease.release(is_ok=True)
     ejected = await ejecting
-    assert (ejected.was_loaded, ejected.waited_for, house.loader.killed_with) == (True, 1, [0])
-    await house.loaded("a")
+    assert (ejected.was_loaded, ejected.waited_for, harness.loader.killed_with) == (True, 1, [0])
+    await harness.loaded("a")
     assert (await waits).runner is not lease.runner
-    assert house.manager.counts().ejects == 1
+    assert harness.manager.counts().ejects == 1
 
 
-async def test_forced_eject_cuts_off_and_counts_once(open_house: Make) -> None:
-    house = await open_house("a", slots=1)
-    await house.have("a")
-    lease = await house.manager.lease("a")
-    gentle = asyncio.create_task(house.manager.eject("a"))
+async def test_forced_eject_cuts_off_and_counts_once(open_manager: Make) -> None:
+    harness = await open_manager("a", slots=1)
+    await harness.have("a")
+    lease = await harness.manager.lease("a")
+    gentle = asyncio.create_task(harness.manager.eject("a"))
     await settle()
-    forced = asyncio.create_task(house.manager.eject("a", force=True))  # it does not wait any longer
+    forced = asyncio.create_task(harness.manager.eject("a", force=True))  # it does not wait any longer
     await settle()
-    assert house.loader.killed_with == [1]
+    assert harness.loader.killed_with == [1]
     lease.release(is_ok=False)  # its connection broke
     assert [(await task).was_loaded for task in (gentle, forced)] == [True, True]
-    assert (house.manager.counts().ejects, house.manager.counts().crashes, house.status("a")) == (1, 0, "off")
-    assert not (await house.manager.eject("a", force=True)).was_loaded
+    assert (harness.manager.counts().ejects, harness.manager.counts().crashes, harness.status("a")) == (
+        1,
+        0,
+        "off",
+    )
+    assert not (await harness.manager.eject("a", force=True)).was_loaded
 
 
-async def test_eject_during_an_idle_unload_counts_once(open_house: Make) -> None:
-    house = await open_house("a")
-    house.loader.stops_at_once = False
-    await house.have("a")
-    house.manager.set_keep_alive("a", 0)
+async def test_eject_during_an_idle_unload_counts_once(open_manager: Make) -> None:
+    harness = await open_manager("a")
+    harness.loader.stops_at_once = False
+    await harness.have("a")
+    harness.manager.set_keep_alive("a", 0)
     await settle()
-    assert house.status("a") == "stopping"
-    ejecting = asyncio.create_task(house.manager.eject("a", force=True))
+    assert harness.status("a") == "stopping"
+    ejecting = asyncio.create_task(harness.manager.eject("a", force=True))
     await settle()
     assert not ejecting.done()  # it says when it is gone, not before
-    house.loader.may_stop.set()
+    harness.loader.may_stop.set()
     await ejecting
-    assert house.manager.counts().ejects == 1
+    assert harness.manager.counts().ejects == 1
 
 
-async def test_eject_during_a_load_starts_another_for_waiters(open_house: Make) -> None:
-    house = await open_house("a")
-    waits = house.ask("a")
+async def test_eject_during_a_load_starts_another_for_waiters(open_manager: Make) -> None:
+    harness = await open_manager("a")
+    waits = harness.ask("a")
     await settle()
-    await house.manager.eject("a")
-    assert house.loader.stopped == ["a"]
-    await house.loaded("a")
+    await harness.manager.eject("a")
+    assert harness.loader.stopped == ["a"]
+    await harness.loaded("a")
     assert (await waits).runner.serial == 2
-    assert house.manager.model("a").attempts == 0  # it was told to go: that is no failure
+    assert harness.manager.model("a").attempts == 0  # it was told to go: that is no failure
 
 
-async def test_eject_cancels_a_pending_restore(open_house: Make) -> None:
-    house = await open_house("a")
-    await house.have("a")
-    house.loader.crash("a")
-    await until(lambda: house.status("a") == "crashed")
-    await house.manager.eject("a")
-    await house.later(60)
-    assert house.loader.begun == ["a"]
+async def test_eject_cancels_a_pending_restore(open_manager: Make) -> None:
+    harness = await open_manager("a")
+    await harness.have("a")
+    harness.loader.crash("a")
+    await until(lambda: harness.status("a") == "crashed")
+    await harness.manager.eject("a")
+    await harness.later(60)
+    assert harness.loader.begun == ["a"]
 
 
-async def test_load_waits_until_ready_and_returns_at_once_if_it_is(open_house: Make) -> None:
-    house = await open_house("a")
-    tasks = [house.load("a"), house.load("a", keep_alive_s=7.0)]
-    await house.loaded("a")
+async def test_load_waits_until_ready_and_returns_at_once_if_it_is(open_manager: Make) -> None:
+    harness = await open_manager("a")
+    tasks = [harness.load("a"), harness.load("a", keep_alive_s=7.0)]
+    await harness.loaded("a")
     assert [(await task).status for task in tasks] == ["ready", "ready"]
-    view = await house.manager.load("a")
-    assert (view.runners[0].expires_at_s, house.loader.begun) == (house.clock.now_s() + 7, ["a"])
-    house.clock.advance(6)
-    view = await house.manager.load("a", keep_alive_s=9.0)
-    assert view.runners[0].expires_at_s == house.clock.now_s() + 9
+    view = await harness.manager.load("a")
+    assert (view.runners[0].expires_at_s, harness.loader.begun) == (harness.clock.now_s() + 7, ["a"])
+    harness.clock.advance(6)
+    view = await harness.manager.load("a", keep_alive_s=9.0)
+    assert view.runners[0].expires_at_s == harness.clock.now_s() + 9
 
 
-async def test_load_evicts_an_idle_model(open_house: Make) -> None:
-    house = await open_house("a", "b", places=1)
-    await house.have("a", "b")
-    assert house.statuses() == {"a": "off", "b": "ready"}
+async def test_load_evicts_an_idle_model(open_manager: Make) -> None:
+    harness = await open_manager("a", "b", places=1)
+    await harness.have("a", "b")
+    assert harness.statuses() == {"a": "off", "b": "ready"}
 
 
 # ---- how long it stays
@@ -126,7 +130,7 @@ async def test_load_evicts_an_idle_model(open_house: Make) -> None:
     ],
 )
 async def test_an_idle_model_stays_as_long_as_the_rules_say(
-    open_house: Make,
+    open_manager: Make,
     tmp_path: Path,
     keep_alive_s: float | None,
     system: dict[str, Any],
@@ -134,93 +138,96 @@ async def test_an_idle_model_stays_as_long_as_the_rules_say(
     idle_s: float,
     stays: bool,
 ) -> None:
-    house = await open_house(
+    harness = await open_manager(
         models=[model("a", tmp_path, pinned=is_pinned)], **{"keep_warm_models": 0, **system}
     )
-    await house.have("a")
-    (await house.manager.lease("a", keep_alive_s=keep_alive_s)).release(is_ok=True)
-    await house.later(idle_s)
-    assert house.status("a") == ("ready" if stays else "off")
+    await harness.have("a")
+    (await harness.manager.lease("a", keep_alive_s=keep_alive_s)).release(is_ok=True)
+    await harness.later(idle_s)
+    assert harness.status("a") == ("ready" if stays else "off")
 
 
-async def test_keep_alive_begins_when_the_request_ends(open_house: Make) -> None:
-    house = await open_house("a", keep_warm_models=0)
-    await house.have("a")
-    lease = await house.manager.lease("a", keep_alive_s=5)
-    await house.later(1000)
-    assert house.status("a") == "ready"
+async def test_keep_alive_begins_when_the_request_ends(open_manager: Make) -> None:
+    harness = await open_manager("a", keep_warm_models=0)
+    await harness.have("a")
+    lease = await harness.manager.lease("a", keep_alive_s=5)
+    await harness.later(1000)
+    assert harness.status("a") == "ready"
     lease.release(is_ok=True)
-    await house.later(4)
-    assert house.status("a") == "ready"
-    await house.later(1)
-    assert house.status("a") == "off"
+    await harness.later(4)
+    assert harness.status("a") == "ready"
+    await harness.later(1)
+    assert harness.status("a") == "off"
 
 
-async def test_set_keep_alive_unloads_at_once_or_extends(open_house: Make) -> None:
-    house = await open_house("a", "b")
-    await house.have("a", "b")
-    house.manager.set_keep_alive("a", 0)
-    house.manager.set_keep_alive("b", -1)
+async def test_set_keep_alive_unloads_at_once_or_extends(open_manager: Make) -> None:
+    harness = await open_manager("a", "b")
+    await harness.have("a", "b")
+    harness.manager.set_keep_alive("a", 0)
+    harness.manager.set_keep_alive("b", -1)
     await settle()
-    assert house.statuses() == {"a": "off", "b": "ready"}
-    assert house.manager.model("b").runners[0].expires_at_s is None
+    assert harness.statuses() == {"a": "off", "b": "ready"}
+    assert harness.manager.model("b").runners[0].expires_at_s is None
 
 
-async def test_most_requested_models_are_kept_warm(open_house: Make) -> None:
-    house = await open_house("a", "b", "c", keep_warm_models=2)
-    await house.have("a", "b", "c")
+async def test_most_requested_models_are_kept_warm(open_manager: Make) -> None:
+    harness = await open_manager("a", "b", "c", keep_warm_models=2)
+    await harness.have("a", "b", "c")
     for alias, times in (("a", 2), ("b", 1), ("c", 3)):
         for _ in range(times):
-            (await house.manager.lease(alias)).release(is_ok=True)
-    assert [view.is_warm for view in house.manager.models()] == [True, False, True]
-    await house.later(301)
-    assert house.statuses() == {"a": "ready", "b": "off", "c": "ready"}
+            (await harness.manager.lease(alias)).release(is_ok=True)
+    assert [view.is_warm for view in harness.manager.models()] == [True, False, True]
+    await harness.later(301)
+    assert harness.statuses() == {"a": "ready", "b": "off", "c": "ready"}
 
 
-async def test_followers_see_an_idle_model_begin_to_stop(open_house: Make) -> None:
-    house = await open_house("a")
-    await house.have("a")
-    house.loader.stops_at_once = False
-    before = house.manager.changed.value
-    house.clock.advance(1)
-    house.manager.set_keep_alive("a", 0)
-    assert (house.status("a"), house.manager.model("a").updated_at_s) == ("stopping", house.clock.now_s())
-    assert house.manager.changed.value > before
+async def test_followers_see_an_idle_model_begin_to_stop(open_manager: Make) -> None:
+    harness = await open_manager("a")
+    await harness.have("a")
+    harness.loader.stops_at_once = False
+    before = harness.manager.changed.value
+    harness.clock.advance(1)
+    harness.manager.set_keep_alive("a", 0)
+    assert (harness.status("a"), harness.manager.model("a").updated_at_s) == (
+        "stopping",
+        harness.clock.now_s(),
+    )
+    assert harness.manager.changed.value > before
 
 
 # ---- preloading
 
 
-async def test_preload_loads_what_fits_and_evicts_nothing(open_house: Make) -> None:
-    house = await open_house("a", "b", "c", places=2, preload_models=("*",))
-    await house.loaded("a")
-    await house.loaded("b")
+async def test_preload_loads_what_fits_and_evicts_nothing(open_manager: Make) -> None:
+    harness = await open_manager("a", "b", "c", places=2, preload_models=("*",))
+    await harness.loaded("a")
+    await harness.loaded("b")
     await settle()
-    assert house.statuses() == {"a": "ready", "b": "ready", "c": "off"}
-    (await house.manager.lease("a")).release(is_ok=True)
-    assert house.loader.begun == ["a", "b"]
+    assert harness.statuses() == {"a": "ready", "b": "ready", "c": "off"}
+    (await harness.manager.lease("a")).release(is_ok=True)
+    assert harness.loader.begun == ["a", "b"]
 
 
-async def test_low_priority_request_goes_before_a_preload(open_house: Make) -> None:
-    house = await open_house("a", "b", "c", places=1, preload_models=("a", "b"))
-    await house.loaded("a")
-    house.loader.stops_at_once = False
-    task = house.ask("c", priority=2)
+async def test_low_priority_request_goes_before_a_preload(open_manager: Make) -> None:
+    harness = await open_manager("a", "b", "c", places=1, preload_models=("a", "b"))
+    await harness.loaded("a")
+    harness.loader.stops_at_once = False
+    task = harness.ask("c", priority=2)
     await settle()
-    house.clock.advance(0.1)
-    house.loader.may_stop.set()
-    await house.loads("c")
-    assert house.loader.begun == ["a", "c"]
-    await house.loaded("c")
+    harness.clock.advance(0.1)
+    harness.loader.may_stop.set()
+    await harness.loads("c")
+    assert harness.loader.begun == ["a", "c"]
+    await harness.loaded("c")
     (await task).release(is_ok=True)
 
 
-async def test_failed_preload_is_retried_and_given_up(open_house: Make) -> None:
-    house = await open_house("a", preload_models=("a",), model_load_max_retries=1)
-    await house.fails("a", "no luck")
-    assert house.status("a") == "crashed"
-    await house.later(BACK_OFF_S[0])
-    await house.fails("a", "no luck again")
-    assert [(row.alias, row.attempts, row.error) for row in house.manager.failed_models()] == [
+async def test_failed_preload_is_retried_and_given_up(open_manager: Make) -> None:
+    harness = await open_manager("a", preload_models=("a",), model_load_max_retries=1)
+    await harness.fails("a", "no luck")
+    assert harness.status("a") == "crashed"
+    await harness.later(BACK_OFF_S[0])
+    await harness.fails("a", "no luck again")
+    assert [(row.alias, row.attempts, row.error) for row in harness.manager.failed_models()] == [
         ("a", 2, "no luck again")
     ]

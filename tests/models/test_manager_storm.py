@@ -13,7 +13,7 @@ from appliance.base.errors import ApplianceError
 from appliance.models.manager.waiters import Lease, SlotWaiter
 from appliance.models.runner.runner import Runner
 from appliance.models.table.catalogue import Catalogue
-from tests.models.standin_house import Make, StandinHouse, model, settle
+from tests.models.manager_harness import Make, ManagerHarness, model, settle
 
 pytestmark = pytest.mark.timeout(60)
 PLACES, STEPS = 2, 400
@@ -41,8 +41,8 @@ class Threads:
 class Storm:
     """Random events, and what was promised to whom."""
 
-    def __init__(self, house: StandinHouse, seed: int, folder: Path, threads: Threads) -> None:
-        self.house, self.chance, self.folder, self.threads = house, random.Random(seed), folder, threads
+    def __init__(self, harness: ManagerHarness, seed: int, folder: Path, threads: Threads) -> None:
+        self.harness, self.chance, self.folder, self.threads = harness, random.Random(seed), folder, threads
         self.tasks: list[asyncio.Task[Lease]] = []
         self.others: list[asyncio.Task[object]] = []
         self.leases: list[Lease] = []  # given and not given back
@@ -78,13 +78,13 @@ class Storm:
         return self.chance.choices(ALIASES, (8, 4, 2, 1))[0]
 
     def runners(self) -> list[Runner]:
-        return self.house.manager.runners()
+        return self.harness.manager.runners()
 
     # ---- events
 
     def ask(self) -> None:
         self.tasks.append(
-            self.house.ask(
+            self.harness.ask(
                 self.alias(),
                 flow=self.chance.choice("xyz"),
                 priority=self.chance.choice((0, 1, 1, 1, 2)),
@@ -107,58 +107,58 @@ class Storm:
             self.chance.choice(self.tasks).cancel()
 
     def load(self) -> None:
-        self.others.append(self.house.load(self.alias()))
+        self.others.append(self.harness.load(self.alias()))
 
     def pending(self) -> list[str]:
-        return [runner.alias for runner, future in self.house.loader.loading.values() if not future.done()]
+        return [runner.alias for runner, future in self.harness.loader.loading.values() if not future.done()]
 
     def load_ends(self) -> None:
         if pending := self.pending():
-            self.house.loader.ready(self.chance.choice(pending))
+            self.harness.loader.ready(self.chance.choice(pending))
 
     def load_fails(self) -> None:
         if pending := self.pending():
-            self.house.loader.fail(
+            self.harness.loader.fail(
                 self.chance.choice(pending), "no luck", can_retry=self.chance.random() < 0.8
             )
 
     def crash(self) -> None:
         running = [
             runner
-            for runner in self.house.loader.running.values()
+            for runner in self.harness.loader.running.values()
             if runner.process is not None and not runner.process.exited.is_set()
         ]
         if running:
-            self.house.loader.crash(self.chance.choice(running).alias)
+            self.harness.loader.crash(self.chance.choice(running).alias)
 
     def eject(self) -> None:
-        self.others.append(asyncio.create_task(self.house.manager.eject(self.alias())))
+        self.others.append(asyncio.create_task(self.harness.manager.eject(self.alias())))
 
     def eject_by_force(self) -> None:
         alias = self.alias()
         self.forced |= {runner.serial for runner in self.runners() if runner.alias == alias}
-        self.others.append(asyncio.create_task(self.house.manager.eject(alias, force=True)))
+        self.others.append(asyncio.create_task(self.harness.manager.eject(alias, force=True)))
 
     def pin(self) -> None:
         alias = self.alias()
         others = sum(
-            entry.is_pinned for entry in self.house.manager.model_states.values() if entry.alias != alias
+            entry.is_pinned for entry in self.harness.manager.model_states.values() if entry.alias != alias
         )
-        self.house.manager.pin(alias, pinned=others == 0 and self.chance.random() < 0.5)
+        self.harness.manager.pin(alias, pinned=others == 0 and self.chance.random() < 0.5)
 
     def set_keep_alive(self) -> None:
-        self.house.manager.set_keep_alive(self.alias(), self.chance.choice((0.0, 5.0, -1.0)))
+        self.harness.manager.set_keep_alive(self.alias(), self.chance.choice((0.0, 5.0, -1.0)))
 
     def time_goes_by(self) -> None:
-        self.house.clock.advance(self.chance.choice((0.01, 0.1, 1.0, 10.0, 60.0, 400.0)))
-        self.house.manager.reschedule()
+        self.harness.clock.advance(self.chance.choice((0.01, 0.1, 1.0, 10.0, 60.0, 400.0)))
+        self.harness.manager.reschedule()
 
     def reset(self) -> None:
-        self.house.manager.reset(self.alias())
+        self.harness.manager.reset(self.alias())
 
     def change(self) -> None:
         """Another table: a model changes."""
-        models = dict(self.house.manager.catalogue.models)
+        models = dict(self.harness.manager.catalogue.models)
         alias = self.alias()
         models[alias] = model(
             alias,
@@ -166,7 +166,7 @@ class Storm:
             n_batch=self.chance.choice((64, 128, 256)),
             replicas=self.chance.choice((1, 2)),
         )
-        self.house.manager.apply(Catalogue(models, self.house.manager.catalogue.system))
+        self.harness.manager.apply(Catalogue(models, self.harness.manager.catalogue.system))
 
     # ---- what must hold
 
@@ -183,7 +183,7 @@ class Storm:
                 self.failed += 1
 
     def check(self, *, is_settled: bool = False) -> None:
-        manager, loader = self.house.manager, self.house.loader
+        manager, loader = self.harness.manager, self.harness.loader
         held = Counter(lease.runner.serial for lease in self.leases)
         for runner in self.runners():
             assert held[runner.serial] <= runner.active <= runner.slots
@@ -193,16 +193,16 @@ class Storm:
         assert loader.cut_off <= self.forced, "a running request was cut off"
         assert (
             sum(sum(runner.memory_by_device.values()) for runner in loader.running.values())
-            <= self.house.memory.total_bytes
+            <= self.harness.memory.total_bytes
         )
         for entry in manager.model_states.values():
             assert len(entry.queue) == sum(isinstance(waiter, SlotWaiter) for waiter in entry.waiters)
             assert len(entry.queue) <= entry.queue.limit
-        assert self.house.deaths == []
+        assert self.harness.deaths == []
 
     async def calm(self) -> None:
         """Let everything come to its end: everybody gets a slot or a reason."""
-        manager = self.house.manager
+        manager = self.harness.manager
         for alias in ALIASES:
             manager.pin(alias, pinned=False)
         for _ in range(400):
@@ -219,8 +219,8 @@ class Storm:
             while self.leases:
                 self.leases.pop().release(is_ok=True)
             for alias in self.pending():
-                self.house.loader.ready(alias)
-            self.house.clock.advance(5)
+                self.harness.loader.ready(alias)
+            self.harness.clock.advance(5)
             manager.reschedule()
         raise AssertionError(
             f"lost: {len(self.tasks)} asked, {[task for task in self.others if not task.done()]}, {manager.queues()}"
@@ -229,12 +229,12 @@ class Storm:
 
 @pytest.mark.parametrize("seed", range(16))
 async def test_nothing_is_lost_leaks_or_is_cut_off(
-    open_house: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+    open_manager: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
     threads = Threads(seed)
     monkeypatch.setattr(asyncio, "to_thread", threads.to_thread)
     models = [model(alias, tmp_path, replicas=2 if alias == "b" else 1) for alias in ALIASES]
-    house = await open_house(
+    harness = await open_manager(
         models=models,
         places=PLACES,
         slots=2,
@@ -242,14 +242,14 @@ async def test_nothing_is_lost_leaks_or_is_cut_off(
         max_queue_size_per_model=10,
         model_load_max_retries=2,
     )
-    storm = Storm(house, seed, tmp_path, threads)
+    storm = Storm(harness, seed, tmp_path, threads)
     for _ in range(STEPS):
         await storm.step()
     await storm.calm()
     assert storm.granted > 30
     assert all(runner.active == 0 for runner in storm.runners())
-    assert all(not entry.waiters and not len(entry.queue) for entry in house.manager.model_states.values())
-    assert len(house.loader.ports) == len(storm.runners())
-    assert {runner.serial for runner in storm.runners()} == set(house.loader.running)
+    assert all(not entry.waiters and not len(entry.queue) for entry in harness.manager.model_states.values())
+    assert len(harness.loader.ports) == len(storm.runners())
+    assert {runner.serial for runner in storm.runners()} == set(harness.loader.running)
     for task in storm.others:
         assert task.exception() is None or isinstance(task.exception(), ApplianceError)

@@ -10,242 +10,228 @@ import pytest
 from appliance.base.errors import NoSuchModel
 from appliance.models.manager.errors import ModelFailed
 from appliance.models.table.catalogue import Catalogue, Model
-from tests.models.standin_house import HEADER, Make, StandinHouse, model, settle, until
+from tests.models.manager_harness import HEADER, Make, ManagerHarness, model, settle, until
 
 pytestmark = pytest.mark.timeout(20)
 
 
-def apply(house: StandinHouse, *models: Model, **system: Any) -> None:
+def apply(harness: ManagerHarness, *models: Model, **system: Any) -> None:
     """Put a table of these models in place."""
-    how = house.manager.catalogue.system.model_copy(update=system)
-    house.manager.apply(Catalogue({one.alias: one for one in models}, how))
+    how = harness.manager.catalogue.system.model_copy(update=system)
+    harness.manager.apply(Catalogue({one.alias: one for one in models}, how))
 
 
-async def test_added_model_can_be_requested(open_house: Make, tmp_path: Path) -> None:
-    house = await open_house("a")
-    await house.have("a")
-    apply(house, model("a", tmp_path), model("b", tmp_path))
-    task = house.ask("b")
-    await house.loaded("b")
+async def test_added_model_can_be_requested(open_manager: Make, tmp_path: Path) -> None:
+    harness = await open_manager("a")
+    await harness.have("a")
+    apply(harness, model("a", tmp_path), model("b", tmp_path))
+    task = harness.ask("b")
+    await harness.loaded("b")
     assert (await task).runner.slots == 2
-    assert house.statuses() == {"a": "ready", "b": "ready"}  # what did not change goes on
-    assert house.loader.begun == ["a", "b"]
+    assert harness.statuses() == {"a": "ready", "b": "ready"}  # what did not change goes on
+    assert harness.loader.begun == ["a", "b"]
 
 
-async def test_nothing_is_loaded_before_its_file_was_checked(open_house: Make, tmp_path: Path) -> None:
-    house = await open_house("a", memory_mib=650)
+async def test_nothing_is_loaded_before_its_file_was_checked(open_manager: Make, tmp_path: Path) -> None:
+    harness = await open_manager("a", memory_mib=650)
     (tmp_path / "b.gguf").write_bytes(HEADER)
-    apply(house, model("a", tmp_path), model("b", tmp_path))
-    task = house.ask("b")  # before the look has ended: what it needs is not known
+    apply(harness, model("a", tmp_path), model("b", tmp_path))
+    task = harness.ask("b")  # before the look has ended: what it needs is not known
     with pytest.raises(Exception, match="700 MB needed"):
         await task
-    assert house.loader.begun == []
+    assert harness.loader.begun == []
 
 
-async def test_requests_wait_on_for_a_changed_model(
-    open_house: Make, tmp_path: Path
-) -> None:
-    house = await open_house("a", slots=1)
-    old = house.ask("a")
-    await house.loaded("a")
+async def test_requests_wait_on_for_a_changed_model(open_manager: Make, tmp_path: Path) -> None:
+    harness = await open_manager("a", slots=1)
+    old = harness.ask("a")
+    await harness.loaded("a")
     lease = await old
     told: list[Any] = []
     waits = [
-        house.ask("a", on_wait=told.append, priority=2),
-        house.ask("a", on_wait=told.append, flow="x", priority=0),
+        harness.ask("a", on_wait=told.append, priority=2),
+        harness.ask("a", on_wait=told.append, flow="x", priority=0),
     ]
-    loads = house.load("a")
+    loads = harness.load("a")
     await settle()
     new = model("a", tmp_path, file="other.gguf")
-    apply(house, new)
+    apply(harness, new)
     await settle()
     assert [task.done() for task in (*waits, loads)] == [False, False, True]
     assert [one().position for one in told] == [2, 1]
     waits[0].cancel()  # and who leaves, leaves the new line
     await settle()
-    assert house.manager.queues()[0].queue_length == 1
-    await house.loaded("a")  # beside the former one, which ends what it has begun
+    assert harness.manager.queues()[0].queue_length == 1
+    await harness.loaded("a")  # beside the former one, which ends what it has begun
     second = await waits[1]
     assert (second.runner.model, second.runner.active, lease.runner.phase) == (new, 1, "stopping")
-    assert house.loader.stopped == []
+    assert harness.loader.stopped == []
     lease.release(is_ok=True)
     await settle()
-    assert (house.loader.stopped, house.loader.killed_with) == (["a"], [0])
-    assert house.status("a") == "ready"
+    assert (harness.loader.stopped, harness.loader.killed_with) == (["a"], [0])
+    assert harness.status("a") == "ready"
 
 
-async def test_running_load_of_a_changed_model_starts_anew(
-    open_house: Make, tmp_path: Path
-) -> None:
-    house = await open_house("a")
-    waits = [house.ask("a"), house.load("a")]
-    await house.loads("a")
-    apply(house, model("a", tmp_path, n_batch=64))
-    await until(lambda: house.loader.stopped == ["a"])
-    await house.loaded("a")
+async def test_running_load_of_a_changed_model_starts_anew(open_manager: Make, tmp_path: Path) -> None:
+    harness = await open_manager("a")
+    waits = [harness.ask("a"), harness.load("a")]
+    await harness.loads("a")
+    apply(harness, model("a", tmp_path, n_batch=64))
+    await until(lambda: harness.loader.stopped == ["a"])
+    await harness.loaded("a")
     assert (await waits[0]).runner.model.params.n_batch == 64
     assert (await waits[1]).attempts == 0
 
 
 async def test_removed_model_ends_its_requests_and_refuses_waiters(
-    open_house: Make, tmp_path: Path
+    open_manager: Make, tmp_path: Path
 ) -> None:
-    house = await open_house("a", "b", places=1, slots=1)
-    await house.have("a")
+    harness = await open_manager("a", "b", places=1, slots=1)
+    await harness.have("a")
     told: list[Any] = []
-    lease, waits = await house.manager.lease("a"), house.ask("a", on_wait=told.append)
+    lease, waits = await harness.manager.lease("a"), harness.ask("a", on_wait=told.append)
     await settle()
-    apply(house, model("b", tmp_path))
+    apply(harness, model("b", tmp_path))
     assert told[0]().reason == "it was removed from the table"
     with pytest.raises(NoSuchModel, match="was removed from the table"):
         await waits
     with pytest.raises(NoSuchModel):
-        await house.manager.lease("a")
-    other = house.ask("b")
+        await harness.manager.lease("a")
+    other = harness.ask("b")
     await settle()
-    assert house.loader.begun == ["a"]  # its place is not free before it is gone
+    assert harness.loader.begun == ["a"]  # its place is not free before it is gone
     lease.release(is_ok=True)
-    await house.loaded("b")
+    await harness.loaded("b")
     (await other).release(is_ok=True)
-    assert house.loader.killed_with == [0]
+    assert harness.loader.killed_with == [0]
 
 
-async def test_removed_model_that_still_serves_is_ended_on_close(open_house: Make, tmp_path: Path) -> None:
-    house = await open_house("a", "b")
-    await house.have("a")
-    await house.manager.lease("a")
-    apply(house, model("b", tmp_path))
+async def test_removed_model_that_still_serves_is_ended_on_close(open_manager: Make, tmp_path: Path) -> None:
+    harness = await open_manager("a", "b")
+    await harness.have("a")
+    await harness.manager.lease("a")
+    apply(harness, model("b", tmp_path))
     await settle()
-    await house.manager.close()
-    assert (house.loader.stopped, house.loader.running) == (["a"], {})
+    await harness.manager.close()
+    assert (harness.loader.stopped, harness.loader.running) == (["a"], {})
 
 
-async def test_model_added_again_while_the_former_stops_is_new(
-    open_house: Make, tmp_path: Path
-) -> None:
-    house = await open_house("a", "b", places=1)
-    await house.have("a")
-    lease = await house.manager.lease("a")
-    apply(house, model("b", tmp_path))
-    apply(house, model("a", tmp_path), model("b", tmp_path))
-    assert house.status("a") == "off"
+async def test_model_added_again_while_the_former_stops_is_new(open_manager: Make, tmp_path: Path) -> None:
+    harness = await open_manager("a", "b", places=1)
+    await harness.have("a")
+    lease = await harness.manager.lease("a")
+    apply(harness, model("b", tmp_path))
+    apply(harness, model("a", tmp_path), model("b", tmp_path))
+    assert harness.status("a") == "off"
     lease.release(is_ok=True)
-    task = house.ask("a")
-    await house.loaded("a")
+    task = harness.ask("a")
+    await harness.loaded("a")
     assert (await task).runner is not lease.runner
-    assert house.manager.model("a").runners[0].active == 1
+    assert harness.manager.model("a").runners[0].active == 1
 
 
-async def test_table_pin_follows_the_table_operator_pin_stays(
-    open_house: Make, tmp_path: Path
-) -> None:
-    house = await open_house(
+async def test_table_pin_follows_the_table_operator_pin_stays(open_manager: Make, tmp_path: Path) -> None:
+    harness = await open_manager(
         models=[model("a", tmp_path, pinned=True), model("b", tmp_path), model("c", tmp_path, pinned=True)]
     )
-    house.manager.pin("b")
-    house.manager.pin("c", pinned=False)
+    harness.manager.pin("b")
+    harness.manager.pin("c", pinned=False)
     apply(
-        house,
+        harness,
         model("a", tmp_path),
         model("b", tmp_path, n_batch=64),
         model("c", tmp_path, pinned=True, n_batch=64),
     )
-    assert [view.is_pinned for view in house.manager.models()] == [False, True, False]
+    assert [view.is_pinned for view in harness.manager.models()] == [False, True, False]
 
 
-async def test_change_of_pin_or_replicas_alone_unloads_nothing(open_house: Make, tmp_path: Path) -> None:
-    house = await open_house("a", slots=1)
-    await house.have("a")
-    lease, waits = await house.manager.lease("a"), house.ask("a")
-    apply(house, model("a", tmp_path, pinned=True, replicas=2))
-    assert (house.status("a"), house.manager.model("a").is_pinned) == ("ready", True)
-    await house.loaded("a")  # the second replica, which may be there now
+async def test_change_of_pin_or_replicas_alone_unloads_nothing(open_manager: Make, tmp_path: Path) -> None:
+    harness = await open_manager("a", slots=1)
+    await harness.have("a")
+    lease, waits = await harness.manager.lease("a"), harness.ask("a")
+    apply(harness, model("a", tmp_path, pinned=True, replicas=2))
+    assert (harness.status("a"), harness.manager.model("a").is_pinned) == ("ready", True)
+    await harness.loaded("a")  # the second replica, which may be there now
     assert (await waits).runner is not lease.runner
-    assert house.loader.stopped == []
+    assert harness.loader.stopped == []
 
 
-async def test_counts_continue_over_a_change(open_house: Make, tmp_path: Path) -> None:
-    house = await open_house("a")
-    await house.have("a")
-    (await house.manager.lease("a")).release(is_ok=True)
-    apply(house, model("a", tmp_path, n_batch=64))
-    row = house.manager.queues()[0]
+async def test_counts_continue_over_a_change(open_manager: Make, tmp_path: Path) -> None:
+    harness = await open_manager("a")
+    await harness.have("a")
+    (await harness.manager.lease("a")).release(is_ok=True)
+    apply(harness, model("a", tmp_path, n_batch=64))
+    row = harness.manager.queues()[0]
     assert (
         row.total_requests,
         row.total_processed,
-        house.manager.counts().by_model,
-        house.manager.model("a").last_used_at_s,
-    ) == (1, 1, {"a": 1}, house.clock.now_s())
+        harness.manager.counts().by_model,
+        harness.manager.model("a").last_used_at_s,
+    ) == (1, 1, {"a": 1}, harness.clock.now_s())
 
 
-async def test_failed_model_that_changed_is_tried_again(open_house: Make, tmp_path: Path) -> None:
-    house = await open_house("a")
-    task = house.ask("a")
-    await house.fails("a", "unknown argument", can_retry=False)
+async def test_failed_model_that_changed_is_tried_again(open_manager: Make, tmp_path: Path) -> None:
+    harness = await open_manager("a")
+    task = harness.ask("a")
+    await harness.fails("a", "unknown argument", can_retry=False)
     with pytest.raises(ModelFailed):
         await task
-    apply(house, model("a", tmp_path, n_batch=64))
-    again = house.ask("a")
-    await house.loaded("a")
+    apply(harness, model("a", tmp_path, n_batch=64))
+    again = harness.ask("a")
+    await harness.loaded("a")
     assert (await again).runner.active == 1
 
 
-async def test_who_waits_for_one_whose_new_file_is_missing_is_told_so(
-    open_house: Make, tmp_path: Path
-) -> None:
-    house = await open_house("a", "b", places=1, slots=1)
-    await house.have("b")
-    lease, waits = await house.manager.lease("b"), house.ask("a")
+async def test_waiters_of_a_model_with_a_missing_new_file_fail(open_manager: Make, tmp_path: Path) -> None:
+    harness = await open_manager("a", "b", places=1, slots=1)
+    await harness.have("b")
+    lease, waits = await harness.manager.lease("b"), harness.ask("a")
     await settle()
-    apply(house, replace(model("a", tmp_path), path=tmp_path / "gone.gguf"), model("b", tmp_path))
+    apply(harness, replace(model("a", tmp_path), path=tmp_path / "gone.gguf"), model("b", tmp_path))
     with pytest.raises(ModelFailed, match=r"model file not found: .*gone\.gguf"):
         await waits
     lease.release(is_ok=True)
-    assert house.status("b") == "ready"  # it gave way to nobody
+    assert harness.status("b") == "ready"  # it gave way to nobody
 
 
-async def test_missing_file_is_refused_and_found_once_it_is_there(
-    open_house: Make, tmp_path: Path
-) -> None:
+async def test_missing_file_is_refused_and_found_once_it_is_there(open_manager: Make, tmp_path: Path) -> None:
     there = model("a", tmp_path)
     there.path.unlink()
-    house = await open_house(models=[there, model("b", tmp_path)], places=1, slots=3)
-    assert (house.status("a"), house.manager.model("a").error_message) == (
+    harness = await open_manager(models=[there, model("b", tmp_path)], places=1, slots=3)
+    assert (harness.status("a"), harness.manager.model("a").error_message) == (
         "off",
         f"model file not found: {there.path}",
     )
-    for ask in (house.manager.lease, house.manager.load, house.manager.lease):
+    for ask in (harness.manager.lease, harness.manager.load, harness.manager.lease):
         with pytest.raises(ModelFailed, match="model file not found"):
             await ask("a")
-    assert house.loader.begun == []
+    assert harness.loader.begun == []
     there.path.write_bytes(HEADER)
-    tasks = [house.ask("a") for _ in range(3)]
-    await house.loaded("a")
+    tasks = [harness.ask("a") for _ in range(3)]
+    await harness.loaded("a")
     for task in tasks:
         (await task).release(is_ok=True)
-    assert house.manager.failed_models() == []
+    assert harness.manager.failed_models() == []
 
 
-async def test_table_changed_during_a_file_check_counts(
-    open_house: Make, tmp_path: Path
-) -> None:
+async def test_table_changed_during_a_file_check_counts(open_manager: Make, tmp_path: Path) -> None:
     missing = replace(model("a", tmp_path), path=tmp_path / "late.gguf")
-    house = await open_house(models=[missing])
+    harness = await open_manager(models=[missing])
     missing.path.write_bytes(HEADER)
-    task = house.ask("a")
+    task = harness.ask("a")
     await asyncio.sleep(0)  # it looks at the file now, in a thread
-    apply(house, model("a", tmp_path))
-    await house.loaded("a")
+    apply(harness, model("a", tmp_path))
+    await harness.loaded("a")
     assert (await task).runner.model.path == tmp_path / "a.gguf"
 
 
 async def test_other_numbers_of_the_system_hold_from_the_next_load_on(
-    open_house: Make, tmp_path: Path
+    open_manager: Make, tmp_path: Path
 ) -> None:
-    house = await open_house("a", "b", slots=1, places=1, max_queue_size_per_model=10)
-    await house.have("a")
+    harness = await open_manager("a", "b", slots=1, places=1, max_queue_size_per_model=10)
+    await harness.have("a")
     apply(
-        house,
+        harness,
         model("a", tmp_path),
         model("b", tmp_path),
         parallel_requests=3,
@@ -253,21 +239,21 @@ async def test_other_numbers_of_the_system_hold_from_the_next_load_on(
         max_queue_size_per_model=20,
     )
     assert (
-        house.manager.model("a").runners[0].slots,
-        house.manager.model("a").slots,
-        house.manager.queues()[0].limit,
+        harness.manager.model("a").runners[0].slots,
+        harness.manager.model("a").slots,
+        harness.manager.queues()[0].limit,
     ) == (1, 3, 20)
-    task = house.ask("b")
-    await house.loaded("b")
+    task = harness.ask("b")
+    await harness.loaded("b")
     assert (await task).runner.slots == 3
-    assert house.statuses() == {"a": "ready", "b": "ready"}
+    assert harness.statuses() == {"a": "ready", "b": "ready"}
 
 
-async def test_running_model_serves_on_without_its_file(open_house: Make, tmp_path: Path) -> None:
-    house = await open_house("a")
-    await house.have("a")
+async def test_running_model_serves_on_without_its_file(open_manager: Make, tmp_path: Path) -> None:
+    harness = await open_manager("a")
+    await harness.have("a")
     (tmp_path / "a.gguf").unlink()
-    house.manager.reset("a")  # its file is looked at again
-    await until(lambda: house.manager.model_states["a"].file_problem)
-    (await house.manager.lease("a")).release(is_ok=True)
-    assert (house.status("a"), house.manager.failed_models()) == ("ready", [])
+    harness.manager.reset("a")  # its file is looked at again
+    await until(lambda: harness.manager.model_states["a"].file_problem)
+    (await harness.manager.lease("a")).release(is_ok=True)
+    assert (harness.status("a"), harness.manager.failed_models()) == ("ready", [])

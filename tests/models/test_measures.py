@@ -264,7 +264,7 @@ def test_a_percentile_is_a_value_that_was_there(share: float, value: int) -> Non
     assert percentile(list(range(1, 21)), share) == value
 
 
-def test_rows_of_a_model_that_is_gone_go_whatever_they_were(metrics: Metrics) -> None:
+def test_all_rows_of_a_removed_model_are_removed(metrics: Metrics) -> None:
     manager, measures = (
         ModelManagerApi([model("a"), model("b")], told=[told("b", 1.0)]),
         RequestStatistics(metrics.router),
@@ -308,7 +308,7 @@ def test_rows_of_a_removed_device_are_removed(metrics: Metrics) -> None:
     }
 
 
-def test_a_figure_that_is_no_longer_told_does_not_stay_as_it_was(metrics: Metrics) -> None:
+def test_figure_that_is_no_longer_known_is_removed(metrics: Metrics) -> None:
     manager = ModelManagerApi(its_devices=[GPU])
     measure(manager, metrics.router, NOW_S)
     manager.its_devices = [replace(GPU, temperature_celsius=None)]

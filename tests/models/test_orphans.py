@@ -57,7 +57,7 @@ def written(folder: Path, process: "subprocess.Popen[str]", started: list[str], 
     return path
 
 
-def test_one_whose_owner_is_gone_is_ended_and_forgotten(tmp_path: Path, spawn: Spawn) -> None:
+def test_orphan_is_ended_and_its_record_removed(tmp_path: Path, spawn: Spawn) -> None:
     process = spawn(SLEEPER)
     written(tmp_path, process, SLEEPER)
     found = Records(tmp_path).end_orphans()
@@ -156,9 +156,7 @@ def test_process_that_differs_from_its_record_is_left_alone(
     assert list(tmp_path.iterdir()) == []  # and the record says nothing any more
 
 
-def test_process_of_a_running_appliance_is_left_alone(
-    tmp_path: Path, spawn: Spawn
-) -> None:
+def test_process_of_a_running_appliance_is_left_alone(tmp_path: Path, spawn: Spawn) -> None:
     process, owner = spawn(SLEEPER), spawn(SLEEPER)
     path = written(tmp_path, process, SLEEPER, owner=owner.pid, owner_ticks=started_ticks(owner.pid))
     assert Records(tmp_path).end_orphans() == []

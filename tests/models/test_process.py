@@ -26,7 +26,7 @@ from appliance.models.runner.process import (
     environment,
     pause_after,
 )
-from tests.models.standin_house import until
+from tests.models.manager_harness import until
 from tests.tools.tiny_models import CONTEXT
 
 pytestmark = pytest.mark.timeout(40)

@@ -1,6 +1,7 @@
-"""What the scheduler decides, as tables: a state of the house, and the step that follows. Sizes are in GiB, times in seconds.
+"""What the scheduler decides, as tables: a state, and the step that follows. Sizes are in GiB, times in seconds.
 
-Models `a`, `b`, `c` … take 1 GiB and a second to load unless a row says otherwise. Houses have plenty of memory unless a row is about memory.
+Models `a`, `b`, `c` … take 1 GiB and a second to load unless a row says otherwise. There is plenty of memory unless a row
+is about memory.
 """
 
 from typing import Any
@@ -48,7 +49,7 @@ OFTEN = 1 / LINGERS_S  # if it is asked so often
 BUSY_STAYED_S = 100.0  # ready for longer than any stay
 
 
-def line(alias: str, oldest_s: float = 0.0, **how: Any) -> QueueState:
+def queue(alias: str, oldest_s: float = 0.0, **how: Any) -> QueueState:
     return QueueState(alias, **({"requests": 1, "oldest_s": oldest_s} | how))
 
 
@@ -109,7 +110,7 @@ def model(alias: str, gib: float = 1, **how: Any) -> ModelFacts:
     return ModelFacts(alias, int(gib * GIB), **how)
 
 
-def house(
+def scheduler_state(
     *parts: QueueState | ResidentRunner | ModelFacts,
     places: int = 3,
     free: dict[int, float] | float = 100,
@@ -117,9 +118,9 @@ def house(
     margin: float = 0,
     **rules: Any,
 ) -> SchedulerState:
-    """Make a house of its parts; a model of which nothing is said is an ordinary one. `free` and `total` are GiB, of RAM or by device."""
-    lines = [part for part in parts if isinstance(part, QueueState)]
-    facts = {one.alias: ModelFacts(one.alias, GIB) for one in lines} | {
+    """Make a state of its parts; a model without facts is an ordinary one. `free`, `total`: GiB, of RAM or by device."""
+    queues = [part for part in parts if isinstance(part, QueueState)]
+    facts = {one.alias: ModelFacts(one.alias, GIB) for one in queues} | {
         part.alias: part for part in parts if isinstance(part, ModelFacts)
     }
     sizes = [
@@ -127,7 +128,7 @@ def house(
         for some in (free, total)
     ]
     return SchedulerState(
-        lines,
+        queues,
         [part for part in parts if isinstance(part, ResidentRunner)],
         facts,
         *sizes,
@@ -142,7 +143,7 @@ def table(*rows: tuple[str, SchedulerState, Any]) -> pytest.MarkDecorator:
 
 
 def waits(state: SchedulerState, alias: str) -> str:
-    """Give what a line waits for, in a house where nothing is to be done."""
+    """Return what a queue waits for, where nothing is to be done."""
     step = next_step(state)
     assert isinstance(step, Wait), step
     return step.reasons[alias]
@@ -152,41 +153,57 @@ def waits(state: SchedulerState, alias: str) -> str:
 
 
 @table(
-    ("nobody-waits", house(), Wait()),
-    ("1-a-free-slot", house(line("a"), idle(1, "a")), Serve("a", 1)),
-    ("1-parallel-slots-are-used", house(line("a"), busy(1, "a", slots=4, active=3)), Serve("a", 1)),
+    ("nobody-waits", scheduler_state(), Wait()),
+    ("1-a-free-slot", scheduler_state(queue("a"), idle(1, "a")), Serve("a", 1)),
+    (
+        "1-parallel-slots-are-used",
+        scheduler_state(queue("a"), busy(1, "a", slots=4, active=3)),
+        Serve("a", 1),
+    ),
     (
         "1-even-if-others-are-due",
-        house(line("b", 99), line("a"), busy(1, "a", slots=2), places=1),
+        scheduler_state(queue("b", 99), queue("a"), busy(1, "a", slots=2), places=1),
         Serve("a", 1),
     ),
     (
         "1-a-loaded-model-of-bad-repute",
-        house(line("a"), model("a", is_failed=True), idle(1, "a")),
+        scheduler_state(queue("a"), model("a", is_failed=True), idle(1, "a")),
         Serve("a", 1),
     ),
-    ("2-failed", house(line("a"), model("a", is_failed=True)), Refuse("a", "failed")),
-    ("2-failed-for-an-operator-too", house(loads("a"), model("a", is_failed=True)), Refuse("a", "failed")),
-    ("3-its-time-is-over", house(idle(1, "a", expires_in_s=0.0)), Stop(1, "idle")),
-    ("3-before-anybody-needs-its-room", house(line("b"), idle(1, "a", expires_in_s=0.0)), Stop(1, "idle")),
+    ("2-failed", scheduler_state(queue("a"), model("a", is_failed=True)), Refuse("a", "failed")),
+    (
+        "2-failed-for-an-operator-too",
+        scheduler_state(loads("a"), model("a", is_failed=True)),
+        Refuse("a", "failed"),
+    ),
+    ("3-its-time-is-over", scheduler_state(idle(1, "a", expires_in_s=0.0)), Stop(1, "idle")),
+    (
+        "3-before-anybody-needs-its-room",
+        scheduler_state(queue("b"), idle(1, "a", expires_in_s=0.0)),
+        Stop(1, "idle"),
+    ),
     (
         "3-but-not-while-somebody-waits-for-it",
-        house(loads("a"), idle(1, "a", expires_in_s=0.0)),
+        scheduler_state(loads("a"), idle(1, "a", expires_in_s=0.0)),
         Wait(None, {"a": "all its slots are busy"}),
     ),
-    ("3-nor-while-it-works", house(busy(1, "a", expires_in_s=0.0)), Wait()),
-    ("3-nor-pinned", house(idle(1, "a", expires_in_s=0.0, is_pinned=True)), Wait()),
-    ("4-closed-for-nobody", house(busy(1, "a", is_draining=True)), Resume(1)),
-    ("4-and-idle-by-now", house(idle(1, "a", is_draining=True)), Resume(1)),
-    ("4-though-its-own-line-waits", house(line("a"), idle(1, "a", is_draining=True), places=1), Resume(1)),
-    ("5-not-loaded", house(line("a")), Start("a", (RAM,))),
-    ("5-wanted-by-an-operator", house(loads("a")), Start("a", (RAM,))),
+    ("3-nor-while-it-works", scheduler_state(busy(1, "a", expires_in_s=0.0)), Wait()),
+    ("3-nor-pinned", scheduler_state(idle(1, "a", expires_in_s=0.0, is_pinned=True)), Wait()),
+    ("4-closed-for-nobody", scheduler_state(busy(1, "a", is_draining=True)), Resume(1)),
+    ("4-and-idle-by-now", scheduler_state(idle(1, "a", is_draining=True)), Resume(1)),
+    (
+        "4-though-its-own-line-waits",
+        scheduler_state(queue("a"), idle(1, "a", is_draining=True), places=1),
+        Resume(1),
+    ),
+    ("5-not-loaded", scheduler_state(queue("a")), Start("a", (RAM,))),
+    ("5-wanted-by-an-operator", scheduler_state(loads("a")), Start("a", (RAM,))),
     (
         "6-until-its-time-is-over",
-        house(idle(1, "a", expires_in_s=7.0), idle(2, "b", expires_in_s=9.0)),
+        scheduler_state(idle(1, "a", expires_in_s=7.0), idle(2, "b", expires_in_s=9.0)),
         Wait(7.0),
     ),
-    ("6-for-ever", house(idle(1, "a")), Wait()),
+    ("6-for-ever", scheduler_state(idle(1, "a")), Wait()),
 )
 def test_order_of_decisions(state: SchedulerState, step: Any) -> None:
     assert next_step(state) == step
@@ -211,22 +228,22 @@ def test_pick_free_takes_the_least_busy_server(servers: list[ResidentRunner], ke
     assert (free.serial if free is not None else None) == key
 
 
-# ---- what a line has already
+# ---- what a queue waits for
 
 
 @pytest.mark.parametrize(
     ("state", "reason"),
     [
-        pytest.param(house(line("a"), loading(1, "a")), "it is being loaded", id="loading"),
-        pytest.param(house(line("a"), busy(1, "a")), "all its slots are busy", id="busy"),
+        pytest.param(scheduler_state(queue("a"), loading(1, "a")), "it is being loaded", id="loading"),
+        pytest.param(scheduler_state(queue("a"), busy(1, "a")), "all its slots are busy", id="busy"),
         pytest.param(
-            house(line("a", 99), busy(1, "a", is_draining=True), line("b", 99), places=1),
+            scheduler_state(queue("a", 99), busy(1, "a", is_draining=True), queue("b", 99), places=1),
             "it was unloaded for another model, and is loaded again later",
             id="gave-way",
         ),
-        pytest.param(house(line("a"), model("a", blocked_s=3.0)), RETRY_LATER, id="crashed"),
+        pytest.param(scheduler_state(queue("a"), model("a", blocked_s=3.0)), RETRY_LATER, id="crashed"),
         pytest.param(
-            house(line("a"), busy(1, "a"), model("a", replicas=2, blocked_s=3.0)),
+            scheduler_state(queue("a"), busy(1, "a"), model("a", replicas=2, blocked_s=3.0)),
             RETRY_LATER,
             id="a-replica-crashed",
         ),
@@ -238,51 +255,66 @@ def test_wait_reasons(state: SchedulerState, reason: str) -> None:
 
 def test_pause_after_a_failure_ends_by_itself() -> None:
     assert (
-        next_step(house(line("a"), model("a", blocked_s=3.0), idle(1, "b", expires_in_s=9.0))).again_s == 3.0
+        next_step(
+            scheduler_state(queue("a"), model("a", blocked_s=3.0), idle(1, "b", expires_in_s=9.0))
+        ).again_s
+        == 3.0
     )
 
 
 def test_model_that_pauses_reserves_nothing() -> None:
-    assert next_step(house(line("a", 99), model("a", blocked_s=3.0), line("b"), places=1)) == Start(
-        "b", (RAM,)
-    )
+    assert next_step(
+        scheduler_state(queue("a", 99), model("a", blocked_s=3.0), queue("b"), places=1)
+    ) == Start("b", (RAM,))
 
 
-# ---- _Look.room, case by case
+# ---- _Plan.make_place, case by case
 
 
 @table(
-    ("1-a-place-is-free", house(line("c"), idle(1, "a"), idle(2, "b")), Start("c", (RAM,))),
-    ("1-replicas-take-one-place", house(line("c"), idle(1, "a"), idle(2, "a"), places=2), Start("c", (RAM,))),
-    ("1-while-its-last-one-goes", house(line("a"), stopping(1, "a"), places=1), Start("a", (RAM,))),
-    ("2-a-further-replica", house(line("a"), busy(1, "a"), model("a", replicas=2)), Start("a", (RAM,))),
+    ("1-a-place-is-free", scheduler_state(queue("c"), idle(1, "a"), idle(2, "b")), Start("c", (RAM,))),
+    (
+        "1-replicas-take-one-place",
+        scheduler_state(queue("c"), idle(1, "a"), idle(2, "a"), places=2),
+        Start("c", (RAM,)),
+    ),
+    (
+        "1-while-its-last-one-goes",
+        scheduler_state(queue("a"), stopping(1, "a"), places=1),
+        Start("a", (RAM,)),
+    ),
+    (
+        "2-a-further-replica",
+        scheduler_state(queue("a"), busy(1, "a"), model("a", replicas=2)),
+        Start("a", (RAM,)),
+    ),
     (
         "2-needs-no-place",
-        house(line("a"), busy(1, "a"), model("a", replicas=2), places=1),
+        scheduler_state(queue("a"), busy(1, "a"), model("a", replicas=2), places=1),
         Start("a", (RAM,)),
     ),
     (
         "2-not-for-an-operator",
-        house(loads("a"), busy(1, "a"), model("a", replicas=2)),
+        scheduler_state(loads("a"), busy(1, "a"), model("a", replicas=2)),
         Wait(None, {"a": "all its slots are busy"}),
     ),
     (
         "2-pushes-nobody",
-        house(line("a", 99), busy(1, "a"), idle(2, "b"), model("a", replicas=2), free=0, total=2),
+        scheduler_state(queue("a", 99), busy(1, "a"), idle(2, "b"), model("a", replicas=2), free=0, total=2),
         Wait(None, {"a": "all its slots are busy"}),
     ),
     (
         "2-no-third",
-        house(line("a"), busy(1, "a"), busy(2, "a"), model("a", replicas=2)),
+        scheduler_state(queue("a"), busy(1, "a"), busy(2, "a"), model("a", replicas=2)),
         Wait(None, {"a": "all its slots are busy"}),
     ),
     (
         "2-not-before-others",
-        house(
-            line("a", 99),
+        scheduler_state(
+            queue("a", 99),
             busy(1, "a", demand=0.1),
             model("a", replicas=2),
-            line("b"),
+            queue("b"),
             busy(2, "c"),
             places=2,
             free=1,
@@ -291,116 +323,124 @@ def test_model_that_pauses_reserves_nothing() -> None:
     ),
     (
         "2-preloading-pushes-nobody",
-        house(loads("a", may_evict=False), idle(1, "b"), places=1),
+        scheduler_state(loads("a", may_evict=False), idle(1, "b"), places=1),
         Wait(None, {"a": DOES_NOT_FIT}),
     ),
     (
         "2-preloading-where-there-is-room",
-        house(loads("a", may_evict=False), idle(1, "b"), places=2),
+        scheduler_state(loads("a", may_evict=False), idle(1, "b"), places=2),
         Start("a", (RAM,)),
     ),
     (
         "2-preloading-keeps-no-replica-away",
-        house(loads("b", 99, may_evict=False), line("a"), busy(1, "a"), model("a", replicas=2), places=1),
+        scheduler_state(
+            loads("b", 99, may_evict=False), queue("a"), busy(1, "a"), model("a", replicas=2), places=1
+        ),
         Start("a", (RAM,)),
     ),
     (
         "3-larger-than-the-machine",
-        house(line("a"), model("a", 9), idle(1, "b"), free=7, total=8),
+        scheduler_state(queue("a"), model("a", 9), idle(1, "b"), free=7, total=8),
         Refuse("a", "memory", 9 * GIB, 8 * GIB),
     ),
     (
         "3-pinned-ones-fill-the-places",
-        house(line("a"), idle(1, "b", is_pinned=True), places=1),
+        scheduler_state(queue("a"), idle(1, "b", is_pinned=True), places=1),
         Refuse("a", "pinned"),
     ),
     (
         "3-what-goes-may-leave-more-than-is-known",
-        house(line("a"), ResidentRunner(1, "b", "stopping"), free=0),
+        scheduler_state(queue("a"), ResidentRunner(1, "b", "stopping"), free=0),
         Wait(None, {"a": "memory is being freed for it"}),
     ),
     (
         "4-kept-for-others",
-        house(line("a", 99), stopping(1, "b"), line("c", 98), places=1),
+        scheduler_state(queue("a", 99), stopping(1, "b"), queue("c", 98), places=1),
         Wait(None, {"a": "memory is being freed for it", "c": "a is loaded first"}),
     ),
-    ("5-busy-ones-go-on", house(line("a", 3), busy(1, "b"), places=1), Wait(DUE_S - 3, {"a": "b is in use"})),
+    (
+        "5-busy-ones-go-on",
+        scheduler_state(queue("a", 3), busy(1, "b"), places=1),
+        Wait(DUE_S - 3, {"a": "b is in use"}),
+    ),
     (
         "5-idle-ones-linger",
-        house(line("a"), idle(1, "b", LINGERS_S / 4, demand=OFTEN), places=1),
+        scheduler_state(queue("a"), idle(1, "b", LINGERS_S / 4, demand=OFTEN), places=1),
         Wait(LINGERS_S * 3 / 4, {"a": "b is likely to be requested again soon"}),
     ),
     (
         "5-since-its-own-turn-ended",
-        house(line("a", 99, since_eviction_s=3.0), busy(1, "b"), places=1),
+        scheduler_state(queue("a", 99, since_eviction_s=3.0), busy(1, "b"), places=1),
         Wait(DUE_S - 3, {"a": "b is in use"}),
     ),
     (
         "6-room-is-being-made",
-        house(line("a", 99), stopping(1, "b"), busy(2, "c"), places=2),
+        scheduler_state(queue("a", 99), stopping(1, "b"), busy(2, "c"), places=2),
         Wait(None, {"a": "memory is being freed for it"}),
     ),
     (
         "7-a-load-comes-first",
-        house(line("a", 99), idle(1, "b"), loading(2, "c"), places=2),
+        scheduler_state(queue("a", 99), idle(1, "b"), loading(2, "c"), places=2),
         Wait(None, {"a": OTHER_LOADS_FIRST}),
     ),
     (
         "7-busy-ones-go-on-meanwhile",
-        house(line("a", 99), busy(1, "b"), loading(2, "c"), places=2),
+        scheduler_state(queue("a", 99), busy(1, "b"), loading(2, "c"), places=2),
         Wait(None, {"a": OTHER_LOADS_FIRST}),
     ),
     (
         "7-a-load-that-will-be-next",
-        house(line("a", 99), line("d", 98), idle(1, "b"), stopping(2, "c"), places=2),
+        scheduler_state(queue("a", 99), queue("d", 98), idle(1, "b"), stopping(2, "c"), places=2),
         Wait(None, {"a": "memory is being freed for it", "d": OTHER_LOADS_FIRST}),
     ),
     (
         "7-not-a-load-elsewhere",
-        house(line("a"), idle(1, "b"), loading(2, "c", on=0), places=2, free={RAM: 9, 0: 9}),
+        scheduler_state(queue("a"), idle(1, "b"), loading(2, "c", on=0), places=2, free={RAM: 9, 0: 9}),
         Stop(1, "evicted", "a"),
     ),
-    ("8-due", house(line("a", DUE_S), busy(1, "b"), places=1), Drain(1, "a")),
+    ("8-due", scheduler_state(queue("a", DUE_S), busy(1, "b"), places=1), Drain(1, "a")),
     (
         "8-closed-it-ends-its-answers",
-        house(line("a", DUE_S), busy(1, "b", is_draining=True), places=1),
+        scheduler_state(queue("a", DUE_S), busy(1, "b", is_draining=True), places=1),
         Wait(None, {"a": "b finishes its running requests"}),
     ),
     (
         "8-due-but-just-loaded",
-        house(line("a", 99), busy(1, "b", ready_s=0.5), places=1),
+        scheduler_state(queue("a", 99), busy(1, "b", ready_s=0.5), places=1),
         Wait(1.5, {"a": "b was just loaded"}),
     ),
     (
         "8-due-but-still-loading-elsewhere",
-        house(line("a", 99), loading(1, "b", on=0), places=1, free={RAM: 9, 0: 9}),
+        scheduler_state(queue("a", 99), loading(1, "b", on=0), places=1, free={RAM: 9, 0: 9}),
         Wait(None, {"a": "b is being loaded"}),
     ),
     (
         "8-a-line-before-it-is-work",
-        house(line("a", DUE_S), ResidentRunner(1, "b", "ready", slots=0, ready_s=99), line("b"), places=1),
+        scheduler_state(
+            queue("a", DUE_S), ResidentRunner(1, "b", "ready", slots=0, ready_s=99), queue("b"), places=1
+        ),
         Drain(1, "a"),
     ),
-    ("9-an-idle-one-goes", house(line("a"), idle(1, "b"), places=1), Stop(1, "evicted", "a")),
+    ("9-an-idle-one-goes", scheduler_state(queue("a"), idle(1, "b"), places=1), Stop(1, "evicted", "a")),
     (
         "9-lingering-no-longer",
-        house(line("a"), idle(1, "b", LINGERS_S, demand=OFTEN), places=1),
+        scheduler_state(queue("a"), idle(1, "b", LINGERS_S, demand=OFTEN), places=1),
         Stop(1, "evicted", "a"),
     ),
     (
         "9-lingering-but-due",
-        house(line("a", DUE_S), idle(1, "b", LINGERS_S / 4, demand=OFTEN), places=1),
+        scheduler_state(queue("a", DUE_S), idle(1, "b", LINGERS_S / 4, demand=OFTEN), places=1),
         Stop(1, "evicted", "a"),
     ),
     (
         "9-asked-too-seldom-to-linger",
-        house(line("a"), idle(1, "b", 0.0, demand=OFTEN * 0.9), places=1),
+        scheduler_state(queue("a"), idle(1, "b", 0.0, demand=OFTEN * 0.9), places=1),
         Stop(1, "evicted", "a"),
     ),
     (
         "9-closed-and-idle",
-        house(
-            line("a", DUE_S), idle(1, "b", is_draining=True), line("b", 99, since_eviction_s=1.0), places=1
+        scheduler_state(
+            queue("a", DUE_S), idle(1, "b", is_draining=True), queue("b", 99, since_eviction_s=1.0), places=1
         ),
         Stop(1, "evicted", "a"),
     ),
@@ -410,14 +450,14 @@ def test_how_place_is_made(state: SchedulerState, step: Any) -> None:
 
 
 def test_loads_on_one_device_follow_each_other() -> None:
-    assert waits(house(line("a"), loading(1, "b")), "a") == OTHER_LOADS_FIRST
+    assert waits(scheduler_state(queue("a"), loading(1, "b")), "a") == OTHER_LOADS_FIRST
 
 
 def test_next_load_keeps_its_reservation() -> None:
-    state = house(
-        line("a", 5),
+    state = scheduler_state(
+        queue("a", 5),
         loading(1, "b"),
-        line("c", 1),
+        queue("c", 1),
         model("c", on_gpu=True),
         places=2,
         free={RAM: 9, 0: 9},
@@ -429,7 +469,7 @@ def test_next_load_keeps_its_reservation() -> None:
 
 def test_loads_on_other_devices_do_not_wait() -> None:
     assert next_step(
-        house(line("a"), model("a", on_gpu=True), loading(1, "b"), free={RAM: 9, 0: 9})
+        scheduler_state(queue("a"), model("a", on_gpu=True), loading(1, "b"), free={RAM: 9, 0: 9})
     ) == Start("a", (0,))
 
 
@@ -480,53 +520,67 @@ def test_linger_is_limited_by_the_extra_wait() -> None:
 
 
 def test_without_extra_wait_busy_models_are_drained_at_once() -> None:
-    assert next_step(house(line("a"), busy(1, "b", ready_s=0.0), places=1, extra_wait_s=0.0)) == Drain(1, "a")
+    assert next_step(
+        scheduler_state(queue("a"), busy(1, "b", ready_s=0.0), places=1, extra_wait_s=0.0)
+    ) == Drain(1, "a")
 
 
 def test_model_with_a_long_load_is_drained_later() -> None:
     assert (
-        next_step(house(line("a", DUE_S), busy(1, "b", load_s=3.0), places=1)).again_s
+        next_step(scheduler_state(queue("a", DUE_S), busy(1, "b", load_s=3.0), places=1)).again_s
         == DUE_COSTS * 4 - DUE_S
     )
 
 
-# ---- whose turn it is
+# ---- the most urgent queue
 
 
 @table(
-    ("the-older", house(line("a", 1), line("b", 2)), Start("b", (RAM,))),
-    ("of-equals-the-longer", house(line("a"), line("b", requests=5)), Start("b", (RAM,))),
-    ("priority", house(line("a", 9), line("b", 0, priority=0)), Start("b", (RAM,))),
-    ("ageing-weighs-more-in-the-end", house(line("a", 11), line("b", 0, priority=0)), Start("a", (RAM,))),
+    ("the-older", scheduler_state(queue("a", 1), queue("b", 2)), Start("b", (RAM,))),
+    ("of-equals-the-longer", scheduler_state(queue("a"), queue("b", requests=5)), Start("b", (RAM,))),
+    ("priority", scheduler_state(queue("a", 9), queue("b", 0, priority=0)), Start("b", (RAM,))),
+    (
+        "ageing-weighs-more-in-the-end",
+        scheduler_state(queue("a", 11), queue("b", 0, priority=0)),
+        Start("a", (RAM,)),
+    ),
     (
         "ageing-as-the-operator-says",
-        house(line("a", 11), line("b", 0, priority=0), ageing_s=60.0),
+        scheduler_state(queue("a", 11), queue("b", 0, priority=0), ageing_s=60.0),
         Start("b", (RAM,)),
     ),
     (
-        "of-due-lines-by-priority",
-        house(line("a", 20), line("b", 15, priority=0), busy(1, "c"), places=1),
+        "of-due-queues-by-priority",
+        scheduler_state(queue("a", 20), queue("b", 15, priority=0), busy(1, "c"), places=1),
         Drain(1, "b"),
     ),
-    ("of-due-lines-by-age", house(line("a", 20), line("b", 15), busy(1, "c"), places=1), Drain(1, "a")),
+    (
+        "of-due-queues-by-age",
+        scheduler_state(queue("a", 20), queue("b", 15), busy(1, "c"), places=1),
+        Drain(1, "a"),
+    ),
     (
         "one-that-had-its-turn-after-those-that-had-none",
-        house(line("a", 99, since_eviction_s=5.0), line("b", 9), places=1),
+        scheduler_state(queue("a", 99, since_eviction_s=5.0), queue("b", 9), places=1),
         Start("b", (RAM,)),
     ),
     (
         "whoever-others-gave-way-for",
-        house(line("a", 99, priority=0), line("b", 9, has_reservation=True), places=1),
+        scheduler_state(queue("a", 99, priority=0), queue("b", 9, has_reservation=True), places=1),
         Start("b", (RAM,)),
     ),
     (
         "replicas-last",
-        house(line("a", 99, priority=0), busy(1, "a"), model("a", replicas=2), line("b", priority=2)),
+        scheduler_state(
+            queue("a", 99, priority=0), busy(1, "a"), model("a", replicas=2), queue("b", priority=2)
+        ),
         Start("b", (RAM,)),
     ),
     (
         "who-is-due-waits-for-nobody-who-is-not",
-        house(line("a", 9, priority=0), model("a", load_s=9), line("b", 8), busy(1, "c"), places=1),
+        scheduler_state(
+            queue("a", 9, priority=0), model("a", load_s=9), queue("b", 8), busy(1, "c"), places=1
+        ),
         Drain(1, "b"),
     ),
 )
@@ -536,58 +590,60 @@ def test_most_urgent_queue(state: SchedulerState, step: Any) -> None:
 
 def test_evicted_model_does_not_take_the_place_back() -> None:
     """`b` was unloaded for `a`; its own line is older and more urgent."""
-    state = house(
-        line("a", 9, has_reservation=True),
-        line("b", 50, priority=0, since_eviction_s=3.0),
+    state = scheduler_state(
+        queue("a", 9, has_reservation=True),
+        queue("b", 50, priority=0, since_eviction_s=3.0),
         stopping(1, "b"),
         places=1,
     )
     assert waits(state, "b") == "a is loaded first"
 
 
-# ---- who gives way
+# ---- what is evicted
 
 
 @table(
     (
         "least-loss",
-        house(line("d"), idle(1, "a", demand=0.3), idle(2, "b", demand=0.1), idle(3, "c", demand=0.2)),
+        scheduler_state(
+            queue("d"), idle(1, "a", demand=0.3), idle(2, "b", demand=0.1), idle(3, "c", demand=0.2)
+        ),
         Stop(2, "evicted", "d"),
     ),
     (
         "loading-time-counts",
-        house(line("d"), idle(1, "a", demand=0.1, load_s=9), idle(2, "b", demand=0.2), places=2),
+        scheduler_state(queue("d"), idle(1, "a", demand=0.1, load_s=9), idle(2, "b", demand=0.2), places=2),
         Stop(2, "evicted", "d"),
     ),
     (
         "of-equals-the-longest-idle",
-        house(line("d"), idle(1, "a", 5), idle(2, "b", 9), idle(3, "c", 7)),
+        scheduler_state(queue("d"), idle(1, "a", 5), idle(2, "b", 9), idle(3, "c", 7)),
         Stop(2, "evicted", "d"),
     ),
     (
         "idle-before-busy",
-        house(line("d", 99), busy(1, "a"), idle(2, "b", demand=0.4), places=2),
+        scheduler_state(queue("d", 99), busy(1, "a"), idle(2, "b", demand=0.4), places=2),
         Stop(2, "evicted", "d"),
     ),
     (
         "not-pinned",
-        house(line("d"), idle(1, "a", 99, is_pinned=True), idle(2, "b", 1), places=2),
+        scheduler_state(queue("d"), idle(1, "a", 99, is_pinned=True), idle(2, "b", 1), places=2),
         Stop(2, "evicted", "d"),
     ),
     (
         "not-what-is-loading",
-        house(line("d", 99), loading(1, "a", on=0), busy(2, "b"), places=2, free={RAM: 9, 0: 9}),
+        scheduler_state(queue("d", 99), loading(1, "a", on=0), busy(2, "b"), places=2, free={RAM: 9, 0: 9}),
         Drain(2, "d"),
     ),
     (
         "not-what-was-just-loaded",
-        house(line("d", 99), busy(1, "a", ready_s=1.0), busy(2, "b", demand=9.0), places=2),
+        scheduler_state(queue("d", 99), busy(1, "a", ready_s=1.0), busy(2, "b", demand=9.0), places=2),
         Drain(2, "d"),
     ),
     (
         "one-that-does-not-linger",
-        house(
-            line("d"),
+        scheduler_state(
+            queue("d"),
             idle(1, "a", 0.0, demand=OFTEN),
             idle(2, "b", 0.0, demand=OFTEN / 2, load_s=2.1),
             places=2,
@@ -596,19 +652,23 @@ def test_evicted_model_does_not_take_the_place_back() -> None:
     ),
     (
         "a-closed-one-before-one-more",
-        house(line("d", 99), busy(1, "a"), busy(2, "b", is_draining=True, demand=9.0), places=2),
+        scheduler_state(queue("d", 99), busy(1, "a"), busy(2, "b", is_draining=True, demand=9.0), places=2),
         Wait(None, {"d": "b finishes its running requests"}),
     ),
     (
         "an-idle-one-before-a-closed-one-which-opens",
-        house(line("d", 99), idle(1, "a"), busy(2, "b", is_draining=True), places=2),
+        scheduler_state(queue("d", 99), idle(1, "a"), busy(2, "b", is_draining=True), places=2),
         Resume(2),
     ),
-    ("and-goes", house(line("d", 99), idle(1, "a"), busy(2, "b"), places=2), Stop(1, "evicted", "d")),
+    (
+        "and-goes",
+        scheduler_state(queue("d", 99), idle(1, "a"), busy(2, "b"), places=2),
+        Stop(1, "evicted", "d"),
+    ),
     (
         "one-of-two-replicas",
-        house(
-            line("d"),
+        scheduler_state(
+            queue("d"),
             model("d", 2),
             idle(1, "a", demand=0.3),
             idle(2, "a", demand=0.3),
@@ -630,8 +690,8 @@ def test_eviction_loss_is_the_cost_of_another_load() -> None:
 @table(
     (
         "none-in-vain",
-        house(
-            line("d"),
+        scheduler_state(
+            queue("d"),
             model("d", 4),
             idle(1, "a", demand=0.1),
             idle(2, "b", gib=4, demand=0.2),
@@ -643,8 +703,8 @@ def test_eviction_loss_is_the_cost_of_another_load() -> None:
     ),
     (
         "none-of-many-in-vain",
-        house(
-            line("d"),
+        scheduler_state(
+            queue("d"),
             model("d", 4),
             idle(1, "a", demand=0.1),
             idle(2, "b", gib=2, demand=0.2),
@@ -657,8 +717,8 @@ def test_eviction_loss_is_the_cost_of_another_load() -> None:
     ),
     (
         "one-rather-than-many-that-are-as-cheap",
-        house(
-            line("d"),
+        scheduler_state(
+            queue("d"),
             model("d", 2),
             idle(1, "a", 9),
             idle(2, "b", 8),
@@ -670,8 +730,8 @@ def test_eviction_loss_is_the_cost_of_another_load() -> None:
     ),
     (
         "one-rather-than-many",
-        house(
-            line("d"),
+        scheduler_state(
+            queue("d"),
             model("d", 2),
             idle(1, "a", demand=0.2),
             idle(2, "b", demand=0.2),
@@ -683,8 +743,8 @@ def test_eviction_loss_is_the_cost_of_another_load() -> None:
     ),
     (
         "many-rather-than-a-dear-one",
-        house(
-            line("d"),
+        scheduler_state(
+            queue("d"),
             model("d", 2),
             idle(1, "a", demand=0.1),
             idle(2, "b", demand=0.1),
@@ -696,37 +756,47 @@ def test_eviction_loss_is_the_cost_of_another_load() -> None:
     ),
     (
         "the-next-of-many",
-        house(line("d"), model("d", 2), stopping(1, "a"), idle(2, "b"), places=9, free=0, total=2),
+        scheduler_state(queue("d"), model("d", 2), stopping(1, "a"), idle(2, "b"), places=9, free=0, total=2),
         Stop(2, "evicted", "d"),
     ),
     (
         "what-goes-already-comes-back",
-        house(line("d"), model("d", 2), stopping(1, "a", gib=2), idle(2, "b"), free=0, total=3),
+        scheduler_state(queue("d"), model("d", 2), stopping(1, "a", gib=2), idle(2, "b"), free=0, total=3),
         Wait(None, {"d": "memory is being freed for it"}),
     ),
     (
         "two-that-go-are-for-two",
-        house(line("d", 2), line("e", 1), stopping(1, "a"), stopping(2, "b"), idle(3, "c"), free=0, total=3),
+        scheduler_state(
+            queue("d", 2), queue("e", 1), stopping(1, "a"), stopping(2, "b"), idle(3, "c"), free=0, total=3
+        ),
         Wait(None, {"d": "memory is being freed for it", "e": "memory is being freed for it"}),
     ),
     (
         "not-while-it-would-stand-empty",
-        house(line("d", 99), model("d", 2), idle(1, "a"), busy(2, "b", is_draining=True), free=0, total=2),
+        scheduler_state(
+            queue("d", 99), model("d", 2), idle(1, "a"), busy(2, "b", is_draining=True), free=0, total=2
+        ),
         Wait(None, {"d": "b finishes its running requests"}),
     ),
     (
         "not-closed-while-another-stays",
-        house(line("d", 99), model("d", 2), busy(1, "a"), busy(2, "b", ready_s=1.0), free=0, total=2),
+        scheduler_state(
+            queue("d", 99), model("d", 2), busy(1, "a"), busy(2, "b", ready_s=1.0), free=0, total=2
+        ),
         Wait(1.0, {"d": "a, b was just loaded"}),
     ),
     (
         "all-together",
-        house(line("d", 99), model("d", 2), busy(1, "a", is_draining=True), busy(2, "b"), free=0, total=2),
+        scheduler_state(
+            queue("d", 99), model("d", 2), busy(1, "a", is_draining=True), busy(2, "b"), free=0, total=2
+        ),
         Drain(2, "d"),
     ),
     (
         "nobody-for-what-cannot-be",
-        house(line("d", 99), model("d", 3), idle(1, "a"), idle(2, "b", is_pinned=True), free=0, total=3),
+        scheduler_state(
+            queue("d", 99), model("d", 3), idle(1, "a"), idle(2, "b", is_pinned=True), free=0, total=3
+        ),
         Refuse("d", "memory", 3 * GIB, 1 * GIB),
     ),
 )
@@ -740,12 +810,12 @@ def test_no_more_is_evicted_than_needed(state: SchedulerState, step: Any) -> Non
 @table(
     (
         "small-ones-wait-while-room-is-made-for-a-big-one",
-        house(
-            line("big", 40),
+        scheduler_state(
+            queue("big", 40),
             model("big", 4),
             busy(1, "a", is_draining=True),
             busy(2, "b", is_draining=True),
-            line("c", 1),
+            queue("c", 1),
             places=9,
             free=2,
             total=4,
@@ -754,11 +824,11 @@ def test_no_more_is_evicted_than_needed(state: SchedulerState, step: Any) -> Non
     ),
     (
         "small-ones-start-beside-it",
-        house(
-            line("big", 40),
+        scheduler_state(
+            queue("big", 40),
             model("big", 4),
             busy(1, "a", gib=2, is_draining=True),
-            line("c", 1),
+            queue("c", 1),
             places=9,
             free=3.5,
             total=5.5,
@@ -767,16 +837,18 @@ def test_no_more_is_evicted_than_needed(state: SchedulerState, step: Any) -> Non
     ),
     (
         "small-ones-start-while-it-is-not-due",
-        house(line("big", 1), model("big", 4), busy(1, "a", gib=2), line("c", 0), places=9, free=2, total=4),
+        scheduler_state(
+            queue("big", 1), model("big", 4), busy(1, "a", gib=2), queue("c", 0), places=9, free=2, total=4
+        ),
         Start("c", (RAM,)),
     ),
     (
         "others-start-on-another-device",
-        house(
-            line("big", 40),
+        scheduler_state(
+            queue("big", 40),
             model("big", 4, on_gpu=True),
             busy(1, "a", on=0, gib=4, is_draining=True),
-            line("c", 1),
+            queue("c", 1),
             places=2,
             free={RAM: 8, 0: 0},
             total={RAM: 8, 0: 4},
@@ -785,15 +857,17 @@ def test_no_more_is_evicted_than_needed(state: SchedulerState, step: Any) -> Non
     ),
     (
         "a-second-due-line-clears-another-place",
-        house(line("c", 99), line("d", 98), busy(1, "a", is_draining=True), busy(2, "b"), places=2),
+        scheduler_state(
+            queue("c", 99), queue("d", 98), busy(1, "a", is_draining=True), busy(2, "b"), places=2
+        ),
         Drain(2, "d"),
     ),
     (
         "what-is-closed-for-a-second-line-stays-closed-while-a-first-one-starts",
-        house(
-            line("c", 99),
+        scheduler_state(
+            queue("c", 99),
             model("c", on_gpu=True),
-            line("d", 98),
+            queue("d", 98),
             model("d", 2),
             busy(1, "a", gib=2, is_draining=True),
             places=9,
@@ -804,7 +878,7 @@ def test_no_more_is_evicted_than_needed(state: SchedulerState, step: Any) -> Non
     ),
     (
         "preloading-takes-no-room-that-is-being-made",
-        house(line("c", 99), stopping(1, "a"), loads("d", may_evict=False), places=1),
+        scheduler_state(queue("c", 99), stopping(1, "a"), loads("d", may_evict=False), places=1),
         Wait(None, {"c": "memory is being freed for it", "d": DOES_NOT_FIT}),
     ),
 )
@@ -813,7 +887,7 @@ def test_nobody_starves(state: SchedulerState, step: Any) -> None:
 
 
 def test_most_urgent_queue_sets_the_next_time() -> None:
-    state = house(line("a", 3), line("b", 1), busy(1, "c"), busy(2, "d"), places=2)
+    state = scheduler_state(queue("a", 3), queue("b", 1), busy(1, "c"), busy(2, "d"), places=2)
     assert next_step(state) == Wait(DUE_S - 3, {"a": "c is in use", "b": "c is in use"})
 
 
@@ -829,7 +903,7 @@ def gpus(
     removed: tuple[int, ...] = (),
 ) -> Any:
     """Give where a model of `need` GiB fits on GPUs with so much free, each of `total`, beside a machine full of RAM."""
-    state = house(
+    state = scheduler_state(
         *extra,
         free=dict(enumerate(free)) | {RAM: 100},
         total=dict.fromkeys(range(len(free)), total) | {RAM: 100},
@@ -879,34 +953,36 @@ def test_where_a_model_fits_on_gpus(devices: Any, expected: Any) -> None:
 
 
 def test_model_without_gpu_layers_uses_system_memory() -> None:
-    assert find_devices(model("a"), house(free={RAM: 2, 0: 9}, total={RAM: 2, 0: 9})) == (RAM,)
+    assert find_devices(model("a"), scheduler_state(free={RAM: 2, 0: 9}, total={RAM: 2, 0: 9})) == (RAM,)
 
 
 @table(
     (
         "with-the-margin",
-        house(line("a"), model("a", 8, on_gpu=True), free={0: 8}, total={0: 8}, margin=0.5),
+        scheduler_state(queue("a"), model("a", 8, on_gpu=True), free={0: 8}, total={0: 8}, margin=0.5),
         Refuse("a", "memory", 17 << 29, 8 * GIB),
     ),
     (
         "the-best-of-several-gpus",
-        house(line("a"), model("a", 7, on_gpu=True), free={0: 2, 1: 5}, total={0: 8, 1: 8}),
+        scheduler_state(queue("a"), model("a", 7, on_gpu=True), free={0: 2, 1: 5}, total={0: 8, 1: 8}),
         Refuse("a", "memory", 7 * GIB, 5 * GIB),
     ),
     (
         "all-gpus-together",
-        house(line("a"), model("a", 20, on_gpu=True), free={0: 2, 1: 5}, total={0: 8, 1: 8}),
+        scheduler_state(queue("a"), model("a", 20, on_gpu=True), free={0: 2, 1: 5}, total={0: 8, 1: 8}),
         Refuse("a", "memory", 20 * GIB, 7 * GIB),
     ),
     (
         "with-what-may-leave",
-        house(line("a"), model("a", 7, on_gpu=True), idle(1, "b", on=0, gib=4), free={0: 2}, total={0: 8}),
+        scheduler_state(
+            queue("a"), model("a", 7, on_gpu=True), idle(1, "b", on=0, gib=4), free={0: 2}, total={0: 8}
+        ),
         Refuse("a", "memory", 7 * GIB, 6 * GIB),
     ),
     (
         "without-what-is-pinned",
-        house(
-            line("a"),
+        scheduler_state(
+            queue("a"),
             model("a", 7, on_gpu=True),
             idle(1, "b", on=0, gib=6, is_pinned=True),
             free={0: 2},
@@ -916,17 +992,17 @@ def test_model_without_gpu_layers_uses_system_memory() -> None:
     ),
     (
         "no-memory-is-known",
-        house(line("a"), model("a", on_gpu=True), free={}, total={}),
+        scheduler_state(queue("a"), model("a", on_gpu=True), free={}, total={}),
         Refuse("a", "memory", GIB, 0),
     ),
     (
         "even-while-others-run",
-        house(line("a"), model("a", 9), busy(1, "b"), free=7, total=8),
+        scheduler_state(queue("a"), model("a", 9), busy(1, "b"), free=7, total=8),
         Refuse("a", "memory", 9 * GIB, 8 * GIB),
     ),
     (
         "not-for-what-is-only-loading",
-        house(line("a"), model("a", 8), loading(1, "b", gib=6), free=2, total=8),
+        scheduler_state(queue("a"), model("a", 8), loading(1, "b", gib=6), free=2, total=8),
         Wait(DUE_S, {"a": "b is in use"}),
     ),
 )

@@ -208,9 +208,7 @@ def test_a_process_is_counted_with_what_it_started(
         script.wait(10)
 
 
-def test_process_in_both_lists_counts_once(
-    believe: Callable[..., Believer], figures: Figures
-) -> None:
+def test_process_in_both_lists_counts_once(believe: Callable[..., Believer], figures: Figures) -> None:
     mine = os.getpid()
     figures.process(0, mine, 300)
     figures.process(0, mine, 300, kind="graphics")
@@ -491,22 +489,20 @@ def test_what_a_script_started_counts_as_its_own() -> None:
         assert SystemMemory().of_process(script.pid)[RAM] > 64 * MIB
 
 
-def test_a_process_that_is_gone_takes_nothing() -> None:
+def test_exited_process_takes_no_memory() -> None:
     done = subprocess.Popen(["true"])
     done.wait(10)
     assert SystemMemory().of_process(done.pid) == {}
 
 
-def test_where_smaps_are_closed_the_status_tells(machine: Callable[..., SystemMemory]) -> None:
+def test_status_is_read_where_smaps_are_closed(machine: Callable[..., SystemMemory]) -> None:
     assert machine({"proc/7/status": "Name:\tx\nVmRSS:\t   300 kB\n"}).of_process(7) == {RAM: 300 << 10}
     assert machine(
         {"proc/7/smaps_rollup": "00-ff ---p 00000000 00:00 0   [rollup]\nRss:  300 kB\nPss:  200 kB\n"}
     ).of_process(7) == {RAM: 200 << 10}
 
 
-def test_without_lists_of_children_parents_are_looked_up(
-    machine: Callable[..., SystemMemory], tmp_path: Path
-) -> None:
+def test_children_are_found_by_their_parents(machine: Callable[..., SystemMemory], tmp_path: Path) -> None:
     machine(
         {
             "proc/7/stat": "7 (sh) S 1 7",

@@ -1,6 +1,6 @@
-"""Many houses at random, each run by a naive manager that does what the scheduler says: what must hold in all of them, whatever happens.
+"""Random states, each run by a naive manager that does what the scheduler says: what must always hold.
 
-Time is a number that the test moves; nothing sleeps. Each house is made from its number, so that a failing one can be looked at again.
+Time is a number that the test moves; nothing sleeps. Each state is made from its seed, so that a failing one can be run again.
 """
 
 import random
@@ -40,15 +40,15 @@ class Server:
 
 
 @dataclass
-class Houseful:
-    """A house, and the manager of it. Memory in single bytes: the numbers stay small."""
+class RandomManager:
+    """Random models and memory, and a naive manager. Memory in single bytes: the numbers stay small."""
 
     rng: random.Random
     now_s: float = 1000.0
     servers: dict[int, Server] = field(default_factory=dict)
     waiting: dict[str, list[float]] = field(default_factory=dict)
-    owed: set[str] = field(default_factory=set)
-    turn_ended_s: dict[str, float] = field(default_factory=dict)
+    reserved: set[str] = field(default_factory=set)
+    evicted_s: dict[str, float] = field(default_factory=dict)
     demand: dict[str, Demand] = field(default_factory=dict)
     answered: int = 0
     refused: int = 0
@@ -87,8 +87,8 @@ class Houseful:
                 free[device] -= size
         return free
 
-    def house(self) -> SchedulerState:
-        lines = [
+    def state(self) -> SchedulerState:
+        queues = [
             QueueState(
                 alias,
                 len(since),
@@ -96,14 +96,14 @@ class Houseful:
                 self.now_s - since[0],
                 self.priority[alias],
                 self.evicts[alias],
-                alias in self.owed,
-                self.now_s - self.turn_ended_s.get(alias, -1e9),
+                alias in self.reserved,
+                self.now_s - self.evicted_s.get(alias, -1e9),
             )
             for alias, since in self.waiting.items()
             if since
         ]
         return SchedulerState(
-            lines,
+            queues,
             [self.seen(server) for server in self.servers.values()],
             self.facts,
             self.free(),
@@ -157,13 +157,13 @@ class Houseful:
             server.idle_since_s = self.now_s
         return True
 
-    def turn(self) -> Wait:
+    def run(self) -> Wait:
         """Do what the scheduler says until it says that there is nothing."""
         for _ in range(MOST_STEPS):
-            house = self.house()
-            step = next_step(house)
-            if not house.queues:  # then the manager does not even look how much memory there is
-                assert step == next_step(replace(house, free={}, total={}))
+            state = self.state()
+            step = next_step(state)
+            if not state.queues:  # then the manager does not even look how much memory there is
+                assert step == next_step(replace(state, free={}, total={}))
             if isinstance(step, Wait):
                 return step
             self.do(step)
@@ -186,9 +186,9 @@ class Houseful:
             assert one is not None
             assert one.phase == "ready"
             assert one.alias not in self.pinned or isinstance(step, Resume)
-            self.give_way(step, one)
+            self.unload(step, one)
 
-    def give_way(self, step: Stop | Drain | Resume, one: ResidentRunner) -> None:
+    def unload(self, step: Stop | Drain | Resume, one: ResidentRunner) -> None:
         if isinstance(step, Stop):
             assert not one.active, "a running answer was cut off"
             self.change(step.serial, phase="stopping")
@@ -197,8 +197,8 @@ class Houseful:
             self.change(step.serial, is_draining=isinstance(step, Drain))
         if not isinstance(step, Resume) and step.alias:
             assert self.evicts[step.alias]
-            self.owed.add(step.alias)
-            self.turn_ended_s[one.alias] = self.now_s
+            self.reserved.add(step.alias)
+            self.evicted_s[one.alias] = self.now_s
 
     def start(self, step: Start) -> None:
         facts = self.facts[step.alias]
@@ -216,7 +216,7 @@ class Houseful:
                 key, step.alias, "loading", self.rng.choice([1, 1, 2, 4]), memory=memory, load_s=facts.load_s
             )
         )
-        self.owed.discard(step.alias)
+        self.reserved.discard(step.alias)
         assert all((device >= 0) == facts.on_gpu for device in step.devices)
         assert all(self.free()[device] >= MARGIN for device in step.devices), "more memory than there is"
         assert len({server.resident.alias for server in self.servers.values()}) <= self.rules.max_models, (
@@ -253,50 +253,50 @@ class Houseful:
         assert one_could or sum(max(0, size - MARGIN) for size in rooms) < facts.need_bytes
 
 
-def nobody_waits_for_nothing(full: Houseful, wait: Wait) -> None:
+def nobody_waits_for_nothing(manager: RandomManager, wait: Wait) -> None:
     """Say that whoever waits has something to wait for: work that ends, or a time that comes."""
-    waiting = [alias for alias, since in full.waiting.items() if since and full.evicts[alias]]
+    waiting = [alias for alias, since in manager.waiting.items() if since and manager.evicts[alias]]
     works = any(
-        server.resident.phase != "ready" or server.resident.active for server in full.servers.values()
+        server.resident.phase != "ready" or server.resident.active for server in manager.servers.values()
     )
     assert not waiting or works or wait.again_s is not None
-    assert set(wait.reasons) == {alias for alias, since in full.waiting.items() if since}
+    assert set(wait.reasons) == {alias for alias, since in manager.waiting.items() if since}
     assert all(wait.reasons.values())
 
 
 @pytest.mark.parametrize("first", range(0, 400, 100))
 def test_rules_always_hold_and_every_request_is_served(first: int) -> None:
     for number in range(first, first + 100):
-        full = Houseful(random.Random(number))
+        manager = RandomManager(random.Random(number))
         for _ in range(EVENTS):
-            if full.rng.random() < 0.6:
-                full.ask(full.rng.choice(list(full.facts)))
-            elif not full.happens():
-                full.now_s += full.rng.choice([0.1, 1.0, 30.0])
-            nobody_waits_for_nothing(full, full.turn())
+            if manager.rng.random() < 0.6:
+                manager.ask(manager.rng.choice(list(manager.facts)))
+            elif not manager.happens():
+                manager.now_s += manager.rng.choice([0.1, 1.0, 30.0])
+            nobody_waits_for_nothing(manager, manager.run())
         for _ in range(MOST_EVENTS):
-            wait = full.turn()
-            nobody_waits_for_nothing(full, wait)
-            if not full.happens():
+            wait = manager.run()
+            nobody_waits_for_nothing(manager, wait)
+            if not manager.happens():
                 if wait.again_s is None:
                     break
-                full.now_s += max(0.005, wait.again_s)
-        left = sum(len(since) for alias, since in full.waiting.items() if full.evicts[alias])
-        assert left == 0, f"house {number}: {full.waiting}"
-        assert full.answered + full.refused + sum(map(len, full.waiting.values())) == full.arrived
+                manager.now_s += max(0.005, wait.again_s)
+        left = sum(len(since) for alias, since in manager.waiting.items() if manager.evicts[alias])
+        assert left == 0, f"seed {number}: {manager.waiting}"
+        assert manager.answered + manager.refused + sum(map(len, manager.waiting.values())) == manager.arrived
 
 
 def test_time_alone_changes_decisions_only_so_often() -> None:
     """While nothing ends and nobody comes, the manager is woken a few times for each line and server, and then no more."""
     for number in range(200):
-        full = Houseful(random.Random(number))
+        manager = RandomManager(random.Random(number))
         for _ in range(20):
-            full.ask(full.rng.choice(list(full.facts)))
-            full.turn()
-            full.happens()
-        wait, woken = full.turn(), 0
+            manager.ask(manager.rng.choice(list(manager.facts)))
+            manager.run()
+            manager.happens()
+        wait, woken = manager.run(), 0
         while wait.again_s is not None:
             assert wait.again_s > 0
-            full.now_s += max(0.005, wait.again_s)
-            wait, woken = full.turn(), woken + 1
-            assert woken <= 3 * (len(full.facts) + len(full.servers)), f"house {number}"
+            manager.now_s += max(0.005, wait.again_s)
+            wait, woken = manager.run(), woken + 1
+            assert woken <= 3 * (len(manager.facts) + len(manager.servers)), f"seed {number}"

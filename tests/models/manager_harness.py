@@ -1,7 +1,7 @@
 """The real Manager over stand-ins: no process runs, loads end when the test says so, memory is what the test says, time is the test's.
 
-house = await open_house("a", "b", places=1)
-lease = house.ask("a"); await house.loaded("a"); (await lease).release(is_ok=True)
+harness = await open_manager("a", "b", places=1)
+lease = harness.ask("a"); await harness.loaded("a"); (await lease).release(is_ok=True)
 """
 
 import asyncio
@@ -50,7 +50,7 @@ async def until(is_so: Callable[[], object]) -> None:
     await settle()
 
 
-class StandinProcess:
+class FakeProcess:
     """A llama-server that is none."""
 
     def __init__(self, log_path: Path) -> None:
@@ -76,16 +76,16 @@ class StandinProcess:
         """It writes none."""
 
 
-class NoRecords:
+class FakeRecords:
     def end_orphans(self) -> list[dict[str, Any]]:
         return []
 
 
-class StandinLoader:
+class FakeLoader:
     """Loads end when the test says so, by `ready` or `fail`. `stops_at_once` False: so do stops, by `stopped`."""
 
     def __init__(self) -> None:
-        self.records = NoRecords()
+        self.records = FakeRecords()
         self.begun: list[str] = []  # aliases, in the order of loads
         self.loading: dict[int, tuple[Runner, asyncio.Future[None]]] = {}
         self.running: dict[int, Runner] = {}
@@ -115,7 +115,7 @@ class StandinLoader:
         )
         self.ports[runner.port] = runner.serial
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        process: Any = StandinProcess(Path(f"/nowhere/{runner.alias}.log"))
+        process: Any = FakeProcess(Path(f"/nowhere/{runner.alias}.log"))
         runner.process = process
         try:
             if runner.is_stop_requested:
@@ -185,10 +185,10 @@ class StandinLoader:
         process.end(code)
 
 
-class StandinMemory:
+class FakeMemory:
     """System memory, or GPUs: each process takes what the manager reckoned."""
 
-    def __init__(self, loader: StandinLoader, *, total_bytes: int, devices: tuple[int, ...] = (RAM,)) -> None:
+    def __init__(self, loader: FakeLoader, *, total_bytes: int, devices: tuple[int, ...] = (RAM,)) -> None:
         self._loader, self.total_bytes, self.indices = loader, total_bytes, devices
         self.told: dict[int, int] = {}  # what `of_process` tells
 
@@ -225,14 +225,14 @@ def model(
     return Model(alias, path, Params(n_ctx=6144).model_copy(update=params), "table", replicas, pinned)
 
 
-class StandinHouse:
+class ManagerHarness:
     """A manager that is open, and everything around it."""
 
     def __init__(
         self,
         manager: ModelManager,
-        loader: StandinLoader,
-        memory: StandinMemory,
+        loader: FakeLoader,
+        memory: FakeMemory,
         clock: FakeClock,
         tasks: Tasks,
         deaths: list[str],
@@ -297,13 +297,13 @@ class StandinHouse:
         return {view.alias: view.status for view in self.manager.models()}
 
 
-Make = Callable[..., Awaitable[StandinHouse]]
+Make = Callable[..., Awaitable[ManagerHarness]]
 
 
 @pytest.fixture
-async def open_house(tmp_path: Path) -> AsyncIterator[Make]:
-    """Open managers: `await open_house("a", "b", places=3, slots=2, memory_mib=100_000, gpus=(), models=[…], path=None, **system)`."""
-    houses: list[StandinHouse] = []
+async def open_manager(tmp_path: Path) -> AsyncIterator[Make]:
+    """Open managers: `await open_manager("a", "b", places=3, slots=2, memory_mib=100_000, gpus=(), models=[…], path=None, **system)`."""
+    harnesses: list[ManagerHarness] = []
 
     async def make(
         *aliases: str,
@@ -315,7 +315,7 @@ async def open_house(tmp_path: Path) -> AsyncIterator[Make]:
         lessons: LoadHistory | None = None,
         extra_wait_s: float = 30.0,
         **system: Any,
-    ) -> StandinHouse:
+    ) -> ManagerHarness:
         how = System().model_copy(
             update={
                 "max_concurrent_models": places,
@@ -325,8 +325,8 @@ async def open_house(tmp_path: Path) -> AsyncIterator[Make]:
             }
         )
         table = {one.alias: one for one in models or [model(alias, tmp_path) for alias in aliases]}
-        loader, clock, deaths = StandinLoader(), FakeClock(), list[str]()
-        memory = StandinMemory(loader, total_bytes=memory_mib * MIB, devices=gpus or (RAM,))
+        loader, clock, deaths = FakeLoader(), FakeClock(), list[str]()
+        memory = FakeMemory(loader, total_bytes=memory_mib * MIB, devices=gpus or (RAM,))
         tasks = Tasks(on_death=lambda name, error: deaths.append(f"{name}: {error!r}"))
         stand: Any = loader
         manager = ModelManager(
@@ -338,17 +338,17 @@ async def open_house(tmp_path: Path) -> AsyncIterator[Make]:
             clock=clock,
             extra_wait_s=extra_wait_s,
         )
-        house = StandinHouse(manager, loader, memory, clock, tasks, deaths)
-        houses.append(house)
+        harness = ManagerHarness(manager, loader, memory, clock, tasks, deaths)
+        harnesses.append(harness)
         await manager.open()
-        return house
+        return harness
 
     yield make
-    for house in houses:
-        for task in house.asked:
+    for harness in harnesses:
+        for task in harness.asked:
             task.cancel()
-        await asyncio.gather(*house.asked, return_exceptions=True)
-        house.loader.may_stop.set()
-        await house.manager.close()
-        await house.tasks.close()
-        assert house.deaths == [], "a background task died"
+        await asyncio.gather(*harness.asked, return_exceptions=True)
+        harness.loader.may_stop.set()
+        await harness.manager.close()
+        await harness.tasks.close()
+        assert harness.deaths == [], "a background task died"

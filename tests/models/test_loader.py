@@ -131,9 +131,7 @@ async def test_port_taken_meanwhile_is_replaced_by_another(
     assert set(yard.loader._ports) == {runner.port}
 
 
-async def test_stop_during_the_start_leaves_nothing(
-    yard: Yard, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_stop_during_the_start_leaves_nothing(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
     runner = yard.runner()
     add, spawned = yard.loader.records.add, list[int]()
 
@@ -149,7 +147,7 @@ async def test_stop_during_the_start_leaves_nothing(
     assert (yard.records(), yard.loader._ports) == ([], {})
 
 
-async def test_one_that_is_told_to_go_before_is_not_spawned(yard: Yard) -> None:
+async def test_stop_before_the_start_starts_nothing(yard: Yard) -> None:
     runner = yard.runner()
     runner.is_stop_requested = True
     with pytest.raises(LoadFailed, match="it was stopped"):
@@ -201,9 +199,7 @@ async def test_without_a_free_port_it_may_be_tried_again(yard: Yard) -> None:
 # ---- the program
 
 
-async def test_changed_program_is_used_from_the_next_load_on(
-    yard: Yard, tmp_path: Path
-) -> None:
+async def test_changed_program_is_used_from_the_next_load_on(yard: Yard, tmp_path: Path) -> None:
     runner = yard.runner()
     await yard.load(runner)
     link = tmp_path / "other-llama-server"
@@ -214,7 +210,7 @@ async def test_changed_program_is_used_from_the_next_load_on(
     assert other.process.command[0] == str(link)
 
 
-async def test_a_program_that_is_missing_is_looked_for_again(yard: Yard, tmp_path: Path) -> None:
+async def test_missing_program_fails_the_load_and_is_found_later(yard: Yard, tmp_path: Path) -> None:
     link = tmp_path / "late-llama-server"
     runner = yard.runner()
     with pytest.raises(
@@ -247,9 +243,7 @@ def test_program_that_is_no_llama_server_is_a_problem(
     assert said in find_program(str(program)).problem
 
 
-def test_help_is_read_without_our_secrets(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_help_is_read_without_our_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NOVITA_API_KEY", "sk-secret")
     program = tmp_path / "program"
     program.write_text(f"#!/bin/sh\nenv > {tmp_path}/seen\necho '--port N'\n")
@@ -312,7 +306,7 @@ async def test_after_a_reload_the_new_llama_server_is_used(tmp_path):
     assert "--mlock" in loader.program.flags.names
 
 
-async def test_one_that_was_missing_is_looked_for_again(tmp_path):
+async def test_missing_program_is_looked_for_again(tmp_path):
     loader = await looked(tmp_path, str(tmp_path / "one"))
     assert "not found" in loader.program.problem
     server(tmp_path / "one", knows="--jinja")
