@@ -474,7 +474,7 @@ async def test_a_reload_brings_and_takes_backends_and_says_so(start, engines) ->
     from appliance.reload import Reloader
 
     result = await Reloader(running.appliance).reload({"BACKENDS": named(servers)}, True)
-    assert [c.new for c in result.changes if c.variable == "backends"] == ["the backend e1 comes"]
+    assert [c.new for c in result.changes if c.variable == "backends"] == ["the backend e1 is added"]
     assert not result.applied
     reloader = Reloader(running.appliance)
     assert (await reloader.reload({"BACKENDS": named(servers)}, False)).applied

@@ -107,6 +107,10 @@ class DemoBackend:
         """Return its model for every name."""
         return self._served
 
+    def is_called(self, public_model: str, aliases: tuple[str, ...]) -> bool:
+        """Whether these are its names."""
+        return (self._card.id, self._card.aliases) == (public_model, aliases)
+
     def status(self, now_s: float) -> BackendStatus:
         """Return READY."""
         return BackendStatus.READY

@@ -1,0 +1,82 @@
+"""What an operator changed at run time and that is to survive a restart: one file of the state folder."""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from appliance.base import jsons
+from appliance.base.logs import get_logger
+from appliance.engines.persistence import keep
+
+log = get_logger("fleet")
+
+
+@dataclass(slots=True)
+class RuntimeChanges:
+    """Changes that are laid over the configuration.
+
+    The file may hold keys of servers: only its owner can read it.
+
+    added        backends by name, with the fields of BackendSpec
+    removed      names of configured backends
+    drained      names of backends
+    strategies   by pool; "" = all pools
+    """
+
+    added: dict[str, dict[str, Any]] = field(default_factory=dict)
+    removed: list[str] = field(default_factory=list)
+    drained: list[str] = field(default_factory=list)
+    strategies: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, path: Path) -> "RuntimeChanges":
+        """Read them; a missing file has none, one that cannot be read is reported and left as it is."""
+        try:
+            value = jsons.loads(path.read_bytes())
+            return cls(
+                dict(value["added"]),
+                list(value["removed"]),
+                list(value["drained"]),
+                dict(value["strategies"]),
+            )
+        except FileNotFoundError:
+            return cls()
+        except (OSError, jsons.InvalidJson, KeyError, TypeError, ValueError) as exc:
+            log.error("changes_unreadable", path=str(path), error=repr(exc))
+            return cls()
+
+    def write(self, path: Path) -> None:
+        """Write them, whole or not at all (blocks).
+
+        Raises:
+            Conflict: The folder cannot be written.
+        """
+        keep(path, asdict(self))
+
+    def add(self, name: str, fields: dict[str, Any]) -> None:
+        """Note a backend that was added; empty fields are left out."""
+        self.added[name] = {key: value for key, value in fields.items() if value not in (None, "", [])}
+        self.added[name]["name"] = name
+        if name in self.removed:
+            self.removed.remove(name)
+
+    def remove(self, name: str, *, is_configured: bool) -> None:
+        """Note that a backend was removed; a configured one would come back with the next restart."""
+        self.added.pop(name, None)
+        if is_configured and name not in self.removed:
+            self.removed.append(name)
+
+    def drain(self, name: str, *, is_draining: bool) -> bool:
+        """Note that a backend is drained, or no longer; return whether that changed anything."""
+        drained = [other for other in self.drained if other != name]
+        if is_draining:
+            drained.append(name)
+        is_changed = drained != self.drained
+        self.drained = drained
+        return is_changed
+
+    def set_strategy(self, strategy: str, pool: str) -> None:
+        """Note the strategy of a pool; of all ("") it replaces those of single pools."""
+        if not pool:
+            self.strategies.clear()
+        self.strategies[pool] = strategy
