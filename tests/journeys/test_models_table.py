@@ -150,7 +150,7 @@ async def test_idle_timeout_spares_the_most_requested_models(
 
 async def test_changed_model_ends_its_requests_and_is_reloaded(managed: Managed) -> None:
     appliance = await managed("a", "b", "c", max_concurrent_models=3)
-    assert await asyncio.gather(*map(appliance.said, "abc")) == [REPLY] * 3
+    assert await asyncio.gather(*map(appliance.chat, "abc")) == [REPLY] * 3
     stays, old, gone = appliance.pid("b"), appliance.pid("a"), appliance.pid("c")
     stream = await appliance.start_stream("a", LONG)
     with appliance.paused("a"):
