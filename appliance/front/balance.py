@@ -1,4 +1,7 @@
-"""Addresses about the backends: system C's GET /health, and the load balancer's state under /api/v1 as system B has it."""
+"""The addresses about the backends: GET /health, and the load balancer's state under /api/v1/loadbalancer.
+
+For compatibility, see docs/compatibility.md.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +23,12 @@ BASE = "/api/v1/loadbalancer"
 
 
 class BalanceHandlers:
-    """The handlers. `set_strategy` switches the strategy of all pools; it raises Invalid for one that does not exist."""
+    """The handlers.
+
+    Args:
+        set_strategy: Changes the strategy of all pools; raises Invalid for an unknown one.
+        manager: The models that this appliance runs itself; None = none.
+    """
 
     def __init__(
         self,
@@ -46,9 +54,11 @@ class BalanceHandlers:
         ]
 
     async def health(self, request: Request) -> Response:
-        """GET /health: `ok` while every backend is up, `degraded` while one is not; 200 both, as system C has it.
+        """Show whether every backend is up: `ok` or `degraded`, both with 200.
 
-        With models of our own also system D's `checks`; when one of those fails it is 503, and the whole stands under `detail` too.
+        1. no models of our own   → 200
+        2. every check passes     → 200, with `checks`
+        3. a check fails          → 503, with `checks`, and the same body under `detail` as well
         """
         states = self._router.states()
         up = [state for state in states if state.is_up]
@@ -60,20 +70,20 @@ class BalanceHandlers:
             "timestamp": now_s,
             "details": [_detail(state, now_s) for state in states],
         }
-        if self._manager is None:
+        if self._manager is None:  # 1
             return json_response(body)
         body["checks"] = checks = health_checks(self._manager)
-        if all(check["status"] == "ok" for check in checks.values()):
+        if all(check["status"] == "ok" for check in checks.values()):  # 2
             return json_response(body)
-        body["status"] = "degraded"
+        body["status"] = "degraded"  # 3
         return json_response({**body, "detail": body}, 503)
 
     async def strategy(self, request: Request) -> Response:
-        """GET …/strategy: `{strategy}`."""
+        """Show how a backend is chosen: `{strategy}`."""
         return json_response({"strategy": self._router.strategy})
 
     async def put_strategy(self, request: Request) -> Response:
-        """PUT …/strategy `{strategy}`: switches all pools; counters stay (operator)."""
+        """Change how a backend is chosen, in all pools: `{strategy}`; counters are kept."""
         name = read_object(request.body).get("strategy")
         if not isinstance(name, str):
             raise Invalid("`strategy` must be a string.", param="strategy", code="invalid_type")
@@ -81,7 +91,7 @@ class BalanceHandlers:
         return json_response({"strategy": name, "message": "Load balancing strategy updated"})
 
     async def loads(self, request: Request) -> Response:
-        """GET …/loads: `{strategy, count, loads: {name: load}}`."""
+        """Show the load of every backend: `{strategy, count, loads: {name: load}}`."""
         states = self._router.states()
         return json_response(
             {
@@ -92,7 +102,7 @@ class BalanceHandlers:
         )
 
     async def load(self, request: Request) -> Response:
-        """GET …/load?instance_id=: one load."""
+        """Show the load of one backend: `?instance_id=NAME`."""
         name = parse_qs(request.query).get("instance_id", [""])[0]
         if not name:
             raise Invalid(
@@ -107,7 +117,7 @@ class BalanceHandlers:
 
 
 def _detail(state: BackendState, now_s: float) -> dict[str, Any]:
-    """Give one row of system C's `details`, with ours behind it."""
+    """Return one row of `details`."""
     metrics = None
     if state.running is not None or state.waiting is not None:
         metrics = {
@@ -130,7 +140,7 @@ def _detail(state: BackendState, now_s: float) -> dict[str, Any]:
 
 
 def _load(state: BackendState) -> dict[str, Any]:
-    """Give one backend's load in system B's fields; times are seconds."""
+    """Return one backend's load; times are seconds."""
     return {
         "instance_id": state.name,
         "provider": state.kind,

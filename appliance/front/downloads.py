@@ -1,11 +1,12 @@
-"""The addresses of downloads: system E's /v1/download_model, and the jobs behind it; also on the sidecar's port.
+"""The addresses of downloads: /v1/download_model, and the jobs behind it; also on the sidecar's port.
 
-On the main port failures have their own status. On the sidecar's (`is_sidecar`), whose routes say errors as `{detail}`, a download that
-fails is 500 `Download failed: …`, as in system E.
+On the main port a failed download has the status of its error, on the sidecar's port 500 and `Download failed: …`: for
+compatibility, see docs/compatibility.md.
 """
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from appliance.downloads.job import DownloadJob, job_object
 from appliance.downloads.jobs import GATHER_S, DownloadJobs
 from appliance.downloads.request import DownloadFolders, parse_config, parse_download_request
 from appliance.engines.stream import GeneratedStream
-from appliance.front.manager.feeds import event, event_of_error
+from appliance.front.manager.feeds import render_error_event, render_event
 from appliance.front.openai.handlers import HEARTBEAT, SSE_HEADERS
 from appliance.front.pipeline.access import Access
 from appliance.front.pipeline.body import check_types, read_object
@@ -36,7 +37,10 @@ TYPES: dict[str, Any] = {
 class DownloadHandlers:
     """The handlers.
 
-    Takes   folders: gives where downloads may go, as it is at the moment; is_sidecar: see above; gather_s: of the feed, for tests
+    Args:
+        folders: Returns the folders that downloads may go to.
+        is_sidecar: On the sidecar's port, see above.
+        gather_s: Seconds between two events of a job's feed.
     """
 
     def __init__(
@@ -52,58 +56,31 @@ class DownloadHandlers:
         self._folders = folders
         self._gather_s = gather_s
 
-    # ---- downloading
-
     def routes(self) -> list[Route]:
         """Return this group's addresses."""
+        ours = partial(Route, access=Access.OPERATOR, is_ours=True)
         return [
-            Route(("POST",), "/v1/download_model", self.download_model, access=Access.OPERATOR, is_ours=True),
-            Route(
-                ("GET",),
-                "/v1/jobs",
-                self.jobs,
-                access=Access.OPERATOR,
-                is_open_while_draining=True,
-                is_ours=True,
-            ),
-            Route(
-                ("GET",),
-                "/v1/jobs/{id}",
-                self.job,
-                access=Access.OPERATOR,
-                is_open_while_draining=True,
-                is_ours=True,
-            ),
-            Route(
-                ("DELETE",),
-                "/v1/jobs/{id}",
-                self.cancel,
-                access=Access.OPERATOR,
-                is_open_while_draining=True,
-                is_ours=True,
-            ),
-            Route(
-                ("GET",),
-                "/v1/jobs/{id}/stream",
-                self.stream,
-                access=Access.OPERATOR,
-                is_open_while_draining=True,
-                is_ours=True,
-            ),
-            Route(("POST",), "/v1/downloads/verify", self.verify, access=Access.OPERATOR, is_ours=True),
-            Route(("POST",), "/v1/downloads/repair", self.repair, access=Access.OPERATOR, is_ours=True),
+            ours(("POST",), "/v1/download_model", self.download_model),
+            ours(("GET",), "/v1/jobs", self.jobs, is_open_while_draining=True),
+            ours(("GET",), "/v1/jobs/{id}", self.job, is_open_while_draining=True),
+            ours(("DELETE",), "/v1/jobs/{id}", self.cancel, is_open_while_draining=True),
+            ours(("GET",), "/v1/jobs/{id}/stream", self.stream, is_open_while_draining=True),
+            ours(("POST",), "/v1/downloads/verify", self.verify),
+            ours(("POST",), "/v1/downloads/repair", self.repair),
         ]
 
-    async def download_model(self, request: Request) -> Response:
-        """POST /v1/download_model `{source, output_dir, config?, max_workers?, async_download?}`.
+    # ---- downloading
 
-        Gives   200 `{status: "completed", message, source, output_dir, job, files, bytes}` when it is there; with async_download
-                202 `{status: "started", message, source, output_dir, job}` at once
-        Source  system E
+    async def download_model(self, request: Request) -> Response:
+        """Download a model: `{source, output_dir, config?, max_workers?, async_download?}`.
+
+        Returns:
+            200 `{status: "completed", message, source, output_dir, job, files, bytes}` when it is complete; with
+            async_download 202 `{status: "started", message, source, output_dir, job}` at once.
         """
         body = read_object(request.body)
         check_types(body, TYPES)
-        wish = await asyncio.to_thread(
+        wanted = await asyncio.to_thread(
             parse_download_request,
             body.get("source"),
             body.get("output_dir"),
@@ -112,18 +89,18 @@ class DownloadHandlers:
             max_workers=body.get("max_workers"),
         )
         is_async = bool(body.get("async_download"))
-        job = await self._jobs.start(wish, is_detached=is_async)
+        job = await self._jobs.start(wanted, is_detached=is_async)
         named = {"source": job.source, "output_dir": str(job.output_dir), "job": job.id}
         if is_async:
             return json_response(
                 {
                     "status": "started",
-                    "message": f"The download of {job.source} to {job.output_dir} has begun.",
+                    "message": f"The download of {job.source} to {job.output_dir} has started.",
                     **named,
                 },
                 status=202,
             )
-        return await self._waited(
+        return await self._wait(
             job,
             "Download failed",
             lambda done: {
@@ -135,12 +112,17 @@ class DownloadHandlers:
             },
         )
 
-    async def _waited(
-        self, job: DownloadJob, failure: str, made: Callable[[DownloadJob], dict[str, Any]]
+    async def _wait(
+        self, job: DownloadJob, failure: str, render: Callable[[DownloadJob], dict[str, Any]]
     ) -> Response:
-        """Wait for a job's end, and answer with what is made of it."""
+        """Wait for the end of a job; return what `render` makes of it.
+
+        Args:
+            failure: What the error text starts with on the sidecar's port.
+            render: Makes the body.
+        """
         try:
-            return json_response(made(await self._jobs.wait(job.id)))
+            return json_response(render(await self._jobs.wait(job.id)))
         except ApplianceError as error:
             if not self._is_sidecar:
                 raise
@@ -151,38 +133,45 @@ class DownloadHandlers:
     # ---- jobs
 
     async def jobs(self, request: Request) -> Response:
-        """GET /v1/jobs: `{jobs: [{id, state, …}]}`, newest first, see as_object."""
+        """List the jobs, newest first: `{jobs: [{id, state, …}]}`, see job_object."""
         return json_response({"jobs": [job_object(job) for job in self._jobs.all()]})
 
     async def job(self, request: Request) -> Response:
-        """GET /v1/jobs/{id}: one of them."""
+        """Show one job."""
         return json_response(job_object(self._jobs.get(request.params["id"])))
 
     async def cancel(self, request: Request) -> Response:
-        """DELETE /v1/jobs/{id}: cancels it and gives it as it is then; what was fetched stays for the next time."""
+        """Cancel a job; what was fetched is kept for the next download."""
         return json_response(job_object(await self._jobs.cancel(request.params["id"])))
 
     async def stream(self, request: Request) -> Response:
-        """GET /v1/jobs/{id}/stream: `progress` events (the job object), the last one called completed, failed, cancelled or interrupted."""
+        """Follow a job as server-sent events.
+
+        The events are `progress` with the job object; the last one is completed, failed, cancelled or interrupted.
+        """
         self._jobs.get(request.params["id"])
         return Response(
             content_type=SSE_CONTENT_TYPE,
             headers=SSE_HEADERS,
             pieces=GeneratedStream(self._feed(request.params["id"])),
-            on_error=event_of_error,
+            on_error=render_error_event,
             heartbeat=HEARTBEAT,
         )
 
     async def _feed(self, job_id: str) -> AsyncGenerator[bytes, None]:
         async for job in self._jobs.follow(job_id):
-            yield event("progress" if job.is_active else job.state, job_object(job))
+            yield render_event("progress" if job.is_active else job.state, job_object(job))
             if job.is_active:
                 await asyncio.sleep(self._gather_s)
 
     # ---- folders
 
     async def verify(self, request: Request) -> Response:
-        """POST /v1/downloads/verify `{output_dir}`: `{output_dir, ok, flaws: [{path, kind, detail}]}`; kind: missing, size, checksum, partial."""
+        """Compare a folder with its manifest: `{output_dir}`.
+
+        Returns:
+            `{output_dir, ok, flaws: [{path, kind, detail}]}`; kind: missing, size, checksum, partial.
+        """
         body = read_object(request.body)
         folder = await self._folder(body)
         flaws = await self._jobs.verify(folder)
@@ -190,9 +179,11 @@ class DownloadHandlers:
         return json_response({"output_dir": str(folder), "ok": not rows, "flaws": rows})
 
     async def repair(self, request: Request) -> Response:
-        """POST /v1/downloads/repair `{output_dir, config?, async_download?}`: fetches again what verify finds wrong.
+        """Download again what is wrong in a folder: `{output_dir, config?, async_download?}`.
 
-        Gives   200 `{status: "completed", message, output_dir, job, files, bytes}`, or 202 `{status: "started", message, output_dir, job}`
+        Returns:
+            200 `{status: "completed", message, output_dir, job, files, bytes}`, or with async_download
+            202 `{status: "started", message, output_dir, job}` at once.
         """
         body = read_object(request.body)
         folder = await self._folder(body)
@@ -205,14 +196,14 @@ class DownloadHandlers:
         named = {"output_dir": str(folder), "job": job.id}
         if is_async:
             return json_response(
-                {"status": "started", "message": f"The repair of {folder} has begun.", **named}, status=202
+                {"status": "started", "message": f"The repair of {folder} has started.", **named}, status=202
             )
-        return await self._waited(
+        return await self._wait(
             job,
             "Repair failed",
             lambda done: {
                 "status": "completed",
-                "message": f"{folder} is as it should be.",
+                "message": f"{folder} is complete.",
                 **named,
                 "files": done.files,
                 "bytes": done.bytes_total,
@@ -220,13 +211,13 @@ class DownloadHandlers:
         )
 
     async def _folder(self, body: dict[str, Any]) -> Path:
-        """Give the folder that a body names, which no download is writing to."""
+        """Return the folder that a body names; raise Conflict while a download writes to it."""
         check_types(body, TYPES)
         text = body.get("output_dir")
         if not text:
             raise Invalid("`output_dir` is required.", param="output_dir", code="missing_required_parameter")
         folder = await asyncio.to_thread(self._folders().resolve_folder, text)
-        going = next(
+        active = next(
             (
                 job
                 for job in self._jobs.all()
@@ -234,9 +225,9 @@ class DownloadHandlers:
             ),
             None,
         )
-        if going is not None:
+        if active is not None:
             raise Conflict(
-                f"{going.source} is being downloaded to {folder} (job {going.id}). Wait for it, or cancel it.",
+                f"{active.source} is being downloaded to {folder} (job {active.id}). Wait for it, or cancel it.",
                 code="download_runs",
             )
         return folder

@@ -1,8 +1,9 @@
-"""The addresses about LoRA adapters, as system E has them: load, unload, and the list, which is ours.
+"""The addresses about LoRA adapters: load, unload, list. Decisions: engines/lora/orders.py.
 
-On the sidecar's port errors have system E's shape, on the main port ours. Decisions: engines/lora/orders.py and lora.py.
+On the sidecar's port responses and errors are the engine's own: for compatibility, see docs/compatibility.md.
 """
 
+from functools import partial
 from typing import Any
 
 from appliance.base import jsons
@@ -33,8 +34,8 @@ TYPES: dict[str, Any] = {
     "max_workers": int,
     "config": (str, dict),
 }
-OWN = {*TYPES}  # of an unload: what is ours and no engine's
-OURS_TO_SAY = {
+OWN_FIELDS = {*TYPES}  # all others are sent on to the engines
+OWN_STATUS = {  # kinds of errors whose status is kept on the sidecar's port; any other is 500
     Kind.INVALID,
     Kind.FORBIDDEN,
     Kind.NOT_FOUND,
@@ -45,7 +46,11 @@ OURS_TO_SAY = {
 
 
 class LoraHandlers:
-    """The handlers. `is_sidecar`: success is the engine's own answer, and errors are `{detail}`."""
+    """The handlers.
+
+    Args:
+        is_sidecar: On the sidecar's port, see above.
+    """
 
     def __init__(self, orders: AdapterOrders, *, is_sidecar: bool = False) -> None:
         self._orders = orders
@@ -53,30 +58,22 @@ class LoraHandlers:
 
     def routes(self) -> list[Route]:
         """Return this group's addresses."""
+        ours = partial(Route, access=Access.OPERATOR, is_ours=True)
         return [
-            Route(("POST",), "/v1/load_lora_adapter", self.load, access=Access.OPERATOR, is_ours=True),
-            Route(("POST",), "/v1/unload_lora_adapter", self.unload, access=Access.OPERATOR, is_ours=True),
-            Route(
-                ("GET",),
-                "/v1/lora_adapters",
-                self.adapters,
-                access=Access.OPERATOR,
-                is_open_while_draining=True,
-                is_ours=True,
-            ),
+            ours(("POST",), "/v1/load_lora_adapter", self.load),
+            ours(("POST",), "/v1/unload_lora_adapter", self.unload),
+            ours(("GET",), "/v1/lora_adapters", self.adapters, is_open_while_draining=True),
         ]
 
     async def load(self, request: Request) -> Response:
-        """POST /v1/load_lora_adapter: load an adapter, downloaded first where it has a `source`; 202 at once with `async_download`."""
+        """Load an adapter, downloaded first where it has a `source`; with `async_download` return 202 at once."""
         try:
             body = read_object(request.body)
             check_types(body, TYPES)
-            order = read_order(body)
+            order = parse_order(body)
             if body.get("async_download"):
                 adapter = await self._orders.begin(order)
-                message = (
-                    f"The adapter {order.name!r} is being loaded; GET /v1/lora_adapters tells how far it is."
-                )
+                message = f"The adapter {order.name!r} is being loaded. Its progress: GET /v1/lora_adapters."
                 return json_response(
                     {
                         "status": "started",
@@ -88,26 +85,32 @@ class LoraHandlers:
                     202,
                 )
             return self._done(
-                await self._orders.load(order), f"The adapter {order.name!r} is loaded already."
+                await self._orders.load(order), f"The adapter {order.name!r} is already loaded."
             )
         except ApplianceError as error:
             return self._refused(error)
 
     async def unload(self, request: Request) -> Response:
-        """POST /v1/unload_lora_adapter `{lora_name}`: further fields go to the engines as they came."""
+        """Unload an adapter: `{lora_name}`; other fields are sent on to the engines."""
         try:
             body = read_object(request.body)
             check_types(body, TYPES)
-            name = _named(body)
-            more = {key: value for key, value in body.items() if key not in OWN}
+            name = _require_name(body)
+            more = {key: value for key, value in body.items() if key not in OWN_FIELDS}
             changed = await self._orders.unload(name, partial=bool(body.get("partial")), more=more)
-            return self._done(changed, f"The adapter {name!r} is not declared any more; no backend had it.")
+            return self._done(
+                changed, f"The adapter {name!r} is no longer declared; no backend had loaded it."
+            )
         except ApplianceError as error:
             return self._refused(error)
 
     async def adapters(self, request: Request) -> Response:
-        """GET /v1/lora_adapters: `{object: "list", data: [{id, base_model, path, source, backend, pinned, declared, state, backends: [{backend,
-        kind, state, detail}]}], pending: [{lora_name, source, output_dir, phase, since, error, …}]}`."""
+        """List the adapters, and the orders that are not done.
+
+        Returns:
+            `{object: "list", data: [{id, base_model, path, source, backend, pinned, declared, state, backends: [{backend,
+            kind, state, detail}]}], pending: [{lora_name, source, output_dir, phase, since, error?, …}]}`.
+        """
         return json_response(
             {
                 "object": "list",
@@ -117,9 +120,13 @@ class LoraHandlers:
         )
 
     def _done(self, changed: AdapterChange, otherwise: str) -> Response:
-        """Give what the (first) engine said, and on the main port how the adapter stands."""
+        """Return the first engine's response; on the main port with the adapter's state.
+
+        Args:
+            otherwise: The message where no engine was asked.
+        """
         said = next(iter(changed.replies.values()), None)
-        body: dict[str, Any] = _spoken(said.text) if said is not None else {"message": otherwise}
+        body: dict[str, Any] = _engine_object(said.text) if said is not None else {"message": otherwise}
         if self._is_sidecar:
             return json_response(body, said.status if said is not None else 200)
         row = as_row(changed.row)
@@ -136,26 +143,32 @@ class LoraHandlers:
         )
 
     def _refused(self, error: ApplianceError) -> Response:
-        if not self._is_sidecar:
+        """Return the response of a failure.
+
+        1. on the main port               → the error is raised
+        2. an engine refused              → the engine's own status and text
+        3. we refused                     → our status
+        4. anything else                  → 500
+        """
+        if not self._is_sidecar:  # 1
             raise error
         status = error.details.get("engine_status")
-        if isinstance(status, int) and status >= 400:
+        if isinstance(status, int) and status >= 400:  # 2
             remedy = f" {error.message}" if error.code == "lora_not_enabled" else ""
             return json_response({"detail": f"HTTP {status}: {error.details['engine_text']}{remedy}"}, status)
-        return json_response(
-            {"detail": error.message}, status_of(error) if error.kind in OURS_TO_SAY else 500
-        )
+        return json_response({"detail": error.message}, status_of(error) if error.kind in OWN_STATUS else 500)
 
 
-def read_order(body: dict[str, Any]) -> AdapterOrder:
-    """Give what a body orders.
+def parse_order(body: dict[str, Any]) -> AdapterOrder:
+    """Return the order in a body.
 
-    Raises  Invalid
+    Raises:
+        Invalid: A field is missing or invalid.
     """
     workers = parse_max_workers(body.get("max_workers"))
     texts = {key: body.get(key) or "" for key in ("source", "output_dir", "base_model", "backend")}
     return AdapterOrder(
-        _named(body),
+        _require_name(body),
         body.get("lora_path") or "",
         **texts,
         is_pinned=bool(body.get("pinned")),
@@ -165,15 +178,15 @@ def read_order(body: dict[str, Any]) -> AdapterOrder:
     )
 
 
-def _named(body: dict[str, Any]) -> str:
+def _require_name(body: dict[str, Any]) -> str:
     name = body.get("lora_name")
     if not name:
         raise Invalid("`lora_name` is required.", param="lora_name", code="missing_required_parameter")
     return str(name)
 
 
-def _spoken(text: str) -> dict[str, Any]:
-    """Give an engine's answer as an object: system E makes `{message}` of what is no JSON."""
+def _engine_object(text: str) -> dict[str, Any]:
+    """Return an engine's response as an object: `{message}` where it is not a JSON object."""
     try:
         value = jsons.loads(text)
     except jsons.InvalidJson:
@@ -182,17 +195,8 @@ def _spoken(text: str) -> dict[str, Any]:
 
 
 def as_row(row: AdapterRow) -> dict[str, Any]:
-    """Give an adapter as the list tells it. `state`: loaded (everywhere) | partial | the state that all backends are in | absent."""
-    adapter, states = row.adapter, {one.state for one in row.backends}
-    state = (
-        states.pop()
-        if len(states) == 1
-        else "partial"
-        if "loaded" in states
-        else "pending"
-        if states
-        else "absent"
-    )
+    """Return an adapter as in the list."""
+    adapter = row.adapter
     return {
         "id": adapter.name,
         "object": "lora_adapter",
@@ -202,7 +206,7 @@ def as_row(row: AdapterRow) -> dict[str, Any]:
         "backend": adapter.backend,
         "pinned": adapter.is_pinned,
         "declared": row.is_declared,
-        "state": state,
+        "state": _common_state({one.state for one in row.backends}),
         "backends": [
             {"backend": one.backend, "kind": one.kind, "state": one.state, "detail": one.detail}
             for one in row.backends
@@ -210,20 +214,36 @@ def as_row(row: AdapterRow) -> dict[str, Any]:
     }
 
 
-def as_pending(one: OrderJob) -> dict[str, Any]:
-    told: dict[str, Any] = {
-        "lora_name": one.name,
-        "source": one.source,
-        "output_dir": one.path,
-        "phase": one.phase,
-        "since": format_rfc3339(one.since_s),
+def _common_state(states: set[str]) -> str:
+    """Return one word for the states on all backends.
+
+    1. no backend              → absent
+    2. the same everywhere     → that state
+    3. loaded on some          → partial
+    4. anything else           → pending
+    """
+    if not states:  # 1
+        return "absent"
+    if len(states) == 1:  # 2
+        return next(iter(states))
+    return "partial" if "loaded" in states else "pending"  # 3, 4
+
+
+def as_pending(order: OrderJob) -> dict[str, Any]:
+    """Return an order that is not done as in the list."""
+    row: dict[str, Any] = {
+        "lora_name": order.name,
+        "source": order.source,
+        "output_dir": order.path,
+        "phase": order.phase,
+        "since": format_rfc3339(order.since_s),
     }
-    if one.error:
-        told["error"] = one.error
-    if one.progress is not None:
-        told |= {
-            "done_bytes": one.progress.done_bytes,
-            "total_bytes": one.progress.total_bytes,
-            "rate_bytes_s": one.progress.rate_bytes_s,
+    if order.error:
+        row["error"] = order.error
+    if order.progress is not None:
+        row |= {
+            "done_bytes": order.progress.done_bytes,
+            "total_bytes": order.progress.total_bytes,
+            "rate_bytes_s": order.progress.rate_bytes_s,
         }
-    return told
+    return row

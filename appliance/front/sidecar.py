@@ -1,9 +1,9 @@
-"""The sidecar's port: what runs beside one engine. Health as system E has it, readiness that follows the engine, and, each where it is
-given, the engine's metrics, its adapters and downloads. Errors are `{detail: text}` here.
+"""The sidecar's port: what runs beside one engine: health, readiness, the engine's metrics, its adapters and downloads.
 
-    GET /health     {status: healthy, service: runtime}: this process answers
+    GET /health     {status: healthy, service: runtime}: this process responds
     GET /ready      200 while the engine can take requests, 503 with the reason while it cannot
-Source: system E (its README and routes); Kubernetes' probes.
+
+Errors are `{detail: text}` here. For compatibility, see docs/compatibility.md. Source: Kubernetes' probes.
 """
 
 from collections.abc import Callable
@@ -30,7 +30,12 @@ DIALECT = "detail"
 
 
 class SidecarHandlers:
-    """The sidecar's own handlers. `engine` gives the state of the engine that it stands beside; None = there is none."""
+    """The sidecar's own handlers.
+
+    Args:
+        engine: Returns the state of the engine beside it; None = there is none.
+        pod: The pod's name.
+    """
 
     def __init__(self, engine: Callable[[], BackendState | None], *, pod: str = "") -> None:
         self._engine = engine
@@ -44,18 +49,22 @@ class SidecarHandlers:
         ]
 
     async def health(self, request: Request) -> Response:
-        """GET /health: exactly system E's."""
+        """Show that this process responds: `{status: healthy, service: runtime}`."""
         return json_response({"status": "healthy", "service": "runtime"})
 
     async def ready(self, request: Request) -> Response:
-        """GET /ready: `{status: ready | not_ready, engine, detail, pod}`."""
+        """Show whether the engine can take requests; 503 while it cannot.
+
+        Returns:
+            `{status: ready | not_ready, engine, detail, pod}`.
+        """
         state = self._engine()
         if state is None:
             return json_response(
                 {
                     "status": "not_ready",
                     "engine": None,
-                    "detail": "There is no engine to stand beside.",
+                    "detail": "No engine is configured.",
                     "pod": self._pod,
                 },
                 503,
@@ -87,7 +96,7 @@ def sidecar_groups(
     """Return the handler groups beside the sidecar's own: the engine's metrics, and what it shares with the main port.
 
     Args:
-        more: Gives metric families of the sidecar's own.
+        more: Returns metric families of the sidecar's own.
     """
     return [
         SidecarMetricsHandlers(scraper, clock=clock, more=more),

@@ -1,7 +1,6 @@
-"""The sidecar's `GET /metrics`: one engine's page as it came, with system E's names and ours beside it.
+"""The sidecar's `GET /metrics`: the engine's page as it was received, with our names beside the engine's.
 
-Errors are said as system E does, `{"detail": text}` (dialect `detail`): 502 when the engine cannot be asked, 500 with the line when its
-page is none.
+Errors are `{"detail": text}`: 502 when the engine cannot be reached, 500 with the line when its page is invalid.
 """
 
 from collections.abc import Callable
@@ -20,7 +19,11 @@ from appliance.front.pipeline.route import Route
 
 
 class SidecarMetricsHandlers:
-    """The handler, over the scraper of the one engine. `more` gives the families that stand behind its page."""
+    """The handler, over the scraper of the one engine.
+
+    Args:
+        more: Returns metric families that follow the engine's page.
+    """
 
     def __init__(
         self, scraper: Scraper | Following, *, clock: Clock, more: Callable[[], list[MetricFamily]] = list
@@ -35,7 +38,7 @@ class SidecarMetricsHandlers:
         ]
 
     async def metrics(self, request: Request) -> Response:
-        """GET /metrics: text 0.0.4, or OpenMetrics 1.0 to whoever prefers it."""
+        """Show the engine's metrics, as text 0.0.4 or OpenMetrics 1.0."""
         openmetrics = wants_openmetrics(request.headers.get("accept", ""))
         scraped = await self._scraper.scrape()
         body = await scraped.render(self._clock.monotonic_s(), openmetrics=openmetrics, more=self._more())

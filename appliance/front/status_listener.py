@@ -1,7 +1,9 @@
-"""The status listener: a port of its own that tells how far the start has come, while everything else is still on its way.
+"""The status listener: a port of its own that shows the progress of the start, before anything else responds.
 
     /health   /status   /status/{alias}   /status/stream
-Readings only and no keys, so it listens on this machine alone unless told otherwise. Source: system D's README, `--port 8001`.
+
+It has readings only and no keys, so it listens on this machine alone unless configured otherwise. For compatibility, see
+docs/compatibility.md.
 """
 
 from collections.abc import AsyncIterator, Callable
@@ -19,11 +21,15 @@ from appliance.front.openai.handlers import SSE_HEADERS
 from appliance.front.pipeline.errors import error_body
 from appliance.models.status.views import ModelManagerApi
 
-CLOSE_S = 1.0  # at the end followers get so long to take the last event
+CLOSE_S = 1.0  # at the end clients get so long to read the last event
 
 
 class StatusListener:
-    """The handlers. `board` gives the board, None while the table is not read yet."""
+    """The handlers.
+
+    Args:
+        manager: Returns the manager; None while the table of models is not read yet.
+    """
 
     def __init__(
         self, manager: Callable[[], ModelManagerApi | None], *, clock: Clock, silence_s: float = SILENCE_S
@@ -31,6 +37,7 @@ class StatusListener:
         self.feeds = StatusFeeds(manager, clock=clock, silence_s=silence_s)
 
     def application(self) -> web.Application:
+        """Return the application with its addresses."""
         app = web.Application(client_max_size=1024)
         app.router.add_get("/health", self.health)
         app.router.add_get("/status", self.status)
@@ -40,25 +47,25 @@ class StatusListener:
         return app
 
     async def health(self, request: web.Request) -> web.StreamResponse:
-        """GET /health: `{status: ok, server: {status, …}}`, 200 as long as this listener answers."""
+        """Show that this listener responds: `{status: ok, server: {status, …}}`."""
         return _json(200, {"status": "ok", "server": self.feeds.now()["server"]})
 
     async def status(self, request: web.Request) -> web.StreamResponse:
-        """GET /status: what /v1/models/status gives."""
+        """Show the status of the server and of every model, as /v1/models/status does."""
         return _json(200, self.feeds.now())
 
     async def one(self, request: web.Request) -> web.StreamResponse:
-        """GET /status/{alias}: one model object, 404 for an alias that is not in the table (yet)."""
+        """Show the status of one model; 404 for an alias that is not in the table (yet)."""
         status = self.feeds.now()
         alias = request.match_info["alias"]
         if alias in status["models"]:
             return _json(200, status["models"][alias])
-        why = "; the table is not read yet" if status["server"]["status"] == "initializing" else ""
-        error = NoSuchModel(f"There is no model {alias[:200]!r} in the table{why}.", param="model")
-        return _answer(404, error_body(error, "openai"))
+        reason = "; the table is not read yet" if status["server"]["status"] == "initializing" else ""
+        error = NoSuchModel(f"There is no model {alias[:200]!r} in the table{reason}.", param="model")
+        return _respond(404, error_body(error, "openai"))
 
     async def stream(self, request: web.Request) -> web.StreamResponse:
-        """GET /status/stream: see Feeds.status."""
+        """Follow the status as server-sent events (StatusFeeds.status)."""
         response = web.StreamResponse(
             headers={"Content-Type": SSE_CONTENT_TYPE, "Server": "inference-appliance", **dict(SSE_HEADERS)}
         )
@@ -68,14 +75,15 @@ class StatusListener:
             async for piece in pieces:
                 await response.write(piece)
         except ConnectionResetError:
-            return response  # the follower has left
+            return response  # the client has left
         finally:
             await pieces.aclose()
         await response.write_eof()
         return response
 
     async def unknown(self, request: web.Request) -> web.StreamResponse:
-        known = "This port answers GET at /health, /status, /status/ALIAS and /status/stream."
+        """Refuse any other address with 404."""
+        known = "This port has GET /health, /status, /status/ALIAS and /status/stream."
         return _json(
             404,
             {
@@ -98,11 +106,20 @@ async def serving_status(
     port: int,
     silence_s: float = SILENCE_S,
 ) -> AsyncIterator[tuple[str, int]]:
-    """Answer on host and port while the context is open; at its end feeds say that the server is shutting down.
+    """Serve on host and port while the context is open; at its end feeds say that the server is shutting down.
 
-    Takes   board: gives the board, None until there is one; port: 0 = any free one
-    Gives   the address that is really listened on
-    Raises  OSError with the address in its text when it cannot be had
+    Args:
+        manager: Returns the manager; None until there is one.
+        clock: The time of events.
+        host: Where to listen.
+        port: 0 = any free one.
+        silence_s: Seconds without an event after which a feed sends a heartbeat.
+
+    Yields:
+        The address that is listened on.
+
+    Raises:
+        OSError: The address cannot be used; it is in the text.
     """
     listener = StatusListener(manager, clock=clock, silence_s=silence_s)
     runner = web.AppRunner(
@@ -128,10 +145,10 @@ async def serving_status(
 
 
 def _json(status: int, value: Any) -> web.Response:
-    return _answer(status, jsons.dumps(value))
+    return _respond(status, jsons.dumps(value))
 
 
-def _answer(status: int, body: bytes) -> web.Response:
+def _respond(status: int, body: bytes) -> web.Response:
     return web.Response(
         status=status,
         body=body,

@@ -1,4 +1,4 @@
-"""Addresses about the appliance itself: health, metrics, receipts."""
+"""The addresses about the appliance itself: health, metrics, receipts."""
 
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -22,8 +22,15 @@ from appliance.front.pipeline.route import Route
 
 
 class SystemHandlers:
-    """The handlers. `status` gives the object that /healthz shows (and control's GetStatus); `measure` brings gauges up to date;
-    `engines` gives the engines' families (engines/overview.py), None = there are none to tell of."""
+    """The handlers.
+
+    Args:
+        status: Returns the object of /healthz, which the control API shows as well.
+        metrics: The appliance's own.
+        receipts: Of the latest requests.
+        measure: Updates the gauges.
+        engines: Returns the metric families of the engines (engines/overview.py); None = there are no engines.
+    """
 
     def __init__(
         self,
@@ -54,12 +61,16 @@ class SystemHandlers:
         ]
 
     async def healthz(self, request: Request) -> Response:
-        """GET /healthz: system A's `{ok, public_model, upstream_base, aliases, novita_endpoints}` and more; 503 while not serving."""
+        """Show the status of the appliance; 503 while it is not serving.
+
+        Returns:
+            `{ok, public_model, upstream_base, aliases, novita_endpoints, …}`.
+        """
         status = {k: v for k, v in self._status().items() if k not in {"machine_id"}}
         return json_response(status, 200 if status["ok"] else 503)
 
     async def metrics(self, request: Request) -> Response:
-        """GET /metrics: ours and every engine's, as text 0.0.4 or, to whoever prefers it, OpenMetrics 1.0 (docs/metrics.md)."""
+        """Show the metrics of the appliance and of every engine, as text 0.0.4 or OpenMetrics 1.0."""
         openmetrics = wants_openmetrics(request.headers.get("accept", ""))
         self._measure()
         engines = await self._engines() if self._engines is not None else []
@@ -71,13 +82,13 @@ class SystemHandlers:
         )
 
     async def receipts(self, request: Request) -> Response:
-        """GET /receipts: the latest hundred, newest first (operator)."""
+        """List the receipts of the latest 100 requests, newest first."""
         return json_response(
             {"receipts": [r.as_dict() for r in self._receipts.latest(100)], "kept": len(self._receipts)}
         )
 
     async def receipt(self, request: Request) -> Response:
-        """GET /receipts/{id} (operator)."""
+        """Show the receipt of one request."""
         receipt = self._receipts.get(request.params["id"])
         if receipt is None:
             raise NotFound(f"There is no receipt {request.params['id']!r}; only the last 1000 are stored.")

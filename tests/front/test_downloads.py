@@ -357,7 +357,7 @@ async def test_a_folder_is_repaired_as_a_job(
     body = (await answering).json()
     assert body == {
         "status": "completed",
-        "message": f"{tmp_path}/home/a is as it should be.",
+        "message": f"{tmp_path}/home/a is complete.",
         "output_dir": f"{tmp_path}/home/a",
         "job": job["id"],
         "files": 2,

@@ -265,7 +265,7 @@ async def test_another_file_under_the_same_name_is_a_conflict_and_the_same_is_no
     assert (await load(running, folder / "style.gguf", base_model="tiny"))[0] == 200
     former = pid(running)
     status, value = await load(running, folder / "style.gguf", base_model="tiny")
-    assert (status, value["message"], pid(running)) == (200, "The adapter 'style' is loaded already.", former)
+    assert (status, value["message"], pid(running)) == (200, "The adapter 'style' is already loaded.", former)
     status, value = await load(running, folder / "other.gguf", base_model="tiny")
     assert (status, value["error"]["code"]) == (409, "adapter_exists")
     assert (await load(running, folder / "other.gguf", "second", base_model="tiny"))[0] == 200

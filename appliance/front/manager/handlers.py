@@ -1,12 +1,12 @@
-"""The addresses of the model manager, as system D has them: status, lines, memory, health, telemetry, and the operators' verbs.
+"""The addresses of the model manager: status, queues, memory, health, telemetry; load, eject, reset, pin for operators.
 
-They are there only where there is a table of models. Shapes: models/status/objects.py, models_readings.py, models_snapshot.py, models/status/measures.py;
-feeds: models_feed.py.
+They exist only where there is a table of models. Shapes: models/status/objects.py, models/status/measures.py, objects.py,
+snapshot.py; streams: feeds.py. For compatibility, see docs/compatibility.md.
 """
 
 import asyncio
-import math
 from collections.abc import AsyncGenerator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from appliance.base.clock import Clock
 from appliance.base.errors import Invalid, NoSuchModel
 from appliance.base.sse import SSE_CONTENT_TYPE
 from appliance.engines.stream import GeneratedStream
-from appliance.front.manager.feeds import EVERY_S, SILENCE_S, StatusFeeds, event_of_error, loading
+from appliance.front.manager.feeds import EVERY_S, SILENCE_S, StatusFeeds, load_events, render_error_event
 from appliance.front.manager.objects import (
     health_of_models,
     queue_stats,
@@ -35,15 +35,17 @@ from appliance.models.status.measures import report
 from appliance.models.status.objects import as_file, as_model, as_status
 from appliance.models.status.views import ModelManagerApi, ModelView
 
-ERROR_LETTERS = 200
+MAX_ERROR_CHARS = 200
 VERBS = "reset|load|pin|unpin"
-# Fixed addresses before those with a name in them: a model may be called `failed` or `status`.
 
 
 class ManagerHandlers:
-    """The handlers. `close` ends the feeds, so that followers do not hold up a shutdown.
+    """The handlers. `close` ends the feeds, so that their clients do not delay a shutdown.
 
-    Takes   status_path: the file of models/status/file.py, None = it is not kept; silence_s, every_s: of the feeds, for tests
+    Args:
+        status_path: The file of models/status/file.py; None = it is not written.
+        silence_s: Seconds without an event after which a feed sends a heartbeat.
+        every_s: Seconds between two `metrics` events.
     """
 
     def __init__(
@@ -61,97 +63,66 @@ class ManagerHandlers:
         self._feeds = StatusFeeds(lambda: manager, clock=clock, silence_s=silence_s, every_s=every_s)
 
     def close(self) -> None:
+        """End every feed."""
         self._feeds.close()
+
+    def routes(self) -> list[Route]:
+        """Return this group's addresses. Fixed ones before those with a name: a model may be called `failed` or `status`."""
+        read = partial(Route, ("GET",), is_open_while_draining=True, is_ours=True)
+        act = partial(Route, ("POST",), access=Access.OPERATOR, is_ours=True)
+        return [
+            read("/v1/models/status", self.all_status),
+            read("/v1/models/status/file", self.status_file),
+            read("/v1/models/status/stream", self.status_stream),
+            read("/v1/models/status/{alias:.+}", self.one_status),
+            read("/v1/models/failed", self.failed),
+            read("/v1/models/eject", self.only_post),
+            act("/v1/models/eject", self.eject),
+            act("/v1/models/{alias:.+}/reset", self.reset),
+            act("/v1/models/{alias:.+}/load", self.load),
+            act("/v1/models/{alias:.+}/pin", self.pin),
+            act("/v1/models/{alias:.+}/unpin", self.unpin),
+            read(f"/v1/models/{{alias:.+}}/{{verb:{VERBS}}}", self.only_post),
+            read("/v1/models/{alias:.+}/status", self.short_status),
+            read("/v1/queue/stats", self.queue_stats),
+            read("/v1/health/models", self.health),
+            read("/v1/telemetry/summary", self.telemetry),
+            read("/vram", self.vram),
+            read("/vram/summary", self.vram_summary),
+            read("/vram/models/{alias:.+}", self.vram_of_model),
+            read("/metrics/stream", self.metrics_stream),
+            read("/metrics/report", self.metrics_report),
+        ]
 
     # ---- status
 
-    def routes(self) -> list[Route]:
-        """Return this group's addresses."""
-        return [
-            Route(("GET",), "/v1/models/status", self.all_status, is_open_while_draining=True, is_ours=True),
-            Route(
-                ("GET",),
-                "/v1/models/status/file",
-                self.status_file,
-                is_open_while_draining=True,
-                is_ours=True,
-            ),
-            Route(
-                ("GET",),
-                "/v1/models/status/stream",
-                self.status_stream,
-                is_open_while_draining=True,
-                is_ours=True,
-            ),
-            Route(
-                ("GET",),
-                "/v1/models/status/{alias:.+}",
-                self.one_status,
-                is_open_while_draining=True,
-                is_ours=True,
-            ),
-            Route(("GET",), "/v1/models/failed", self.failed, is_open_while_draining=True, is_ours=True),
-            Route(("GET",), "/v1/models/eject", self.only_post, is_open_while_draining=True, is_ours=True),
-            Route(("POST",), "/v1/models/eject", self.eject, access=Access.OPERATOR, is_ours=True),
-            Route(("POST",), "/v1/models/{alias:.+}/reset", self.reset, access=Access.OPERATOR, is_ours=True),
-            Route(("POST",), "/v1/models/{alias:.+}/load", self.load, access=Access.OPERATOR, is_ours=True),
-            Route(("POST",), "/v1/models/{alias:.+}/pin", self.pin, access=Access.OPERATOR, is_ours=True),
-            Route(("POST",), "/v1/models/{alias:.+}/unpin", self.unpin, access=Access.OPERATOR, is_ours=True),
-            Route(
-                ("GET",),
-                f"/v1/models/{{alias:.+}}/{{verb:{VERBS}}}",
-                self.only_post,
-                is_open_while_draining=True,
-                is_ours=True,
-            ),
-            Route(
-                ("GET",), "/v1/models/{alias:.+}/status", self.word, is_open_while_draining=True, is_ours=True
-            ),
-            Route(("GET",), "/v1/queue/stats", self.queue_stats, is_open_while_draining=True, is_ours=True),
-            Route(("GET",), "/v1/health/models", self.health, is_open_while_draining=True, is_ours=True),
-            Route(
-                ("GET",), "/v1/telemetry/summary", self.telemetry, is_open_while_draining=True, is_ours=True
-            ),
-            Route(("GET",), "/vram", self.vram, is_open_while_draining=True, is_ours=True),
-            Route(("GET",), "/vram/summary", self.vram_summary, is_open_while_draining=True, is_ours=True),
-            Route(
-                ("GET",),
-                "/vram/models/{alias:.+}",
-                self.vram_of_model,
-                is_open_while_draining=True,
-                is_ours=True,
-            ),
-            Route(
-                ("GET",), "/metrics/stream", self.metrics_stream, is_open_while_draining=True, is_ours=True
-            ),
-            Route(
-                ("GET",), "/metrics/report", self.metrics_report, is_open_while_draining=True, is_ours=True
-            ),
-        ]
-
     async def all_status(self, request: Request) -> Response:
-        """GET /v1/models/status: `{server, models, summary}`."""
+        """Show the status of the server and of every model: `{server, models, summary}`."""
         return json_response(as_status(self._manager))
 
     async def one_status(self, request: Request) -> Response:
-        """GET /v1/models/status/{alias}: one model object; 404 for an alias that is not in the table."""
+        """Show the status of one model; 404 for an alias that is not in the table."""
         return json_response(self._object(self._view(request)))
 
     async def status_file(self, request: Request) -> Response:
-        """GET /v1/models/status/file: what `model_status.json` holds; where it is not kept, what it would."""
+        """Show the content of `model_status.json`; where that file is not written, what it would contain."""
         if self._status_path is not None:
             try:
                 return Response(body=await asyncio.to_thread(self._status_path.read_bytes))
             except OSError:
-                pass  # not written yet, or not writable: the status itself is at hand
+                pass  # not written yet, or not readable: the status itself is at hand
         return json_response(as_file(self._manager))
 
     async def status_stream(self, request: Request) -> Response:
-        """GET /v1/models/status/stream: see Feeds.status."""
+        """Follow the status as server-sent events (StatusFeeds.status)."""
         return _stream(self._feeds.status())
 
-    async def word(self, request: Request) -> Response:
-        """GET /v1/models/{alias}/status: `{model, status, port?}`, with `detail` when it crashed or failed; `stopped` for off."""
+    async def short_status(self, request: Request) -> Response:
+        """Show a model's state in one word.
+
+        Returns:
+            `{model, status, port?}`; `detail` instead of `port` for crashed and failed; `stopped` for off.
+        """
         view = self._view(request)
         body: dict[str, Any] = {
             "model": view.alias,
@@ -164,19 +135,27 @@ class ManagerHandlers:
         return json_response(body)
 
     async def failed(self, request: Request) -> Response:
-        """GET /v1/models/failed: `{failed_models: [{model, attempts, error}]}`, the error's first 200 letters; `message` when there are none."""
+        """List the models that failed.
+
+        Returns:
+            `{failed_models: [{model, attempts, error}]}`, errors shortened; with `message` where there are none.
+        """
         rows = [
-            {"model": one.alias, "attempts": one.attempts, "error": one.error[:ERROR_LETTERS]}
+            {"model": one.alias, "attempts": one.attempts, "error": one.error[:MAX_ERROR_CHARS]}
             for one in self._manager.failed_models()
         ]
         return json_response(
             {"failed_models": rows} if rows else {"failed_models": [], "message": "No failed models"}
         )
 
-    # ---- the operators' verbs
+    # ---- for operators
 
     async def eject(self, request: Request) -> Response:
-        """POST /v1/models/eject `{model, force?}`: `{status: success | not_found, model_ejected, message}`, 200 both."""
+        """Unload a model: `{model, force?}`.
+
+        Returns:
+            200 `{status: success | not_found, model_ejected, message}`.
+        """
         body = read_object(request.body)
         check_types(body, {"model": str, "force": bool})
         alias = body.get("model")
@@ -186,121 +165,108 @@ class ManagerHandlers:
                 param="model",
                 code="missing_required_parameter",
             )
+        answer: dict[str, Any] = {"status": "not_found", "model_ejected": alias}
         try:
             ejected = await self._manager.eject(alias, force=bool(body.get("force")))
         except NoSuchModel as error:
-            return json_response({"status": "not_found", "model_ejected": alias, "message": error.message})
+            return json_response({**answer, "message": error.message})
         if not ejected.was_loaded:
-            return json_response(
-                {"status": "not_found", "model_ejected": alias, "message": f"Model '{alias}' is not loaded."}
-            )
-        return json_response(
-            {
-                "status": "success",
-                "model_ejected": alias,
-                "message": f"Model '{alias}' was unloaded.",
-                "waited_for": ejected.waited_for,
-            }
-        )
+            return json_response({**answer, "message": f"Model '{alias}' is not loaded."})
+        answer |= {"status": "success", "message": f"Model '{alias}' was unloaded."}
+        return json_response({**answer, "waited_for": ejected.waited_for})
 
     async def reset(self, request: Request) -> Response:
-        """POST /v1/models/{alias}/reset: `{status: success | not_found, model, message, previous_error?}`, 200 both."""
+        """Forget a model's failures.
+
+        Returns:
+            200 `{status: success | not_found, model, message, previous_error?}`.
+        """
         alias = request.params["alias"]
+        answer: dict[str, Any] = {"status": "not_found", "model": alias}
         try:
-            was = self._manager.reset(alias)
+            former = self._manager.reset(alias)
         except NoSuchModel as error:
-            return json_response({"status": "not_found", "model": alias, "message": error.message})
-        if was is None:
-            return json_response(
-                {
-                    "status": "not_found",
-                    "model": alias,
-                    "message": f"Model '{alias}' has no failures to forget.",
-                }
-            )
+            return json_response({**answer, "message": error.message})
+        if former is None:
+            return json_response({**answer, "message": f"Model '{alias}' has no failures."})
+        message = f"Model '{alias}' can be loaded again; {former.attempts} failed attempts were forgotten."
         return json_response(
-            {
-                "status": "success",
-                "model": alias,
-                "message": f"Model '{alias}' is tried again when it is next asked for; "
-                f"{was.attempts} failed attempts are forgotten.",
-                "previous_error": was.error,
-            }
+            {"status": "success", "model": alias, "message": message, "previous_error": former.error}
         )
 
     async def load(self, request: Request) -> Response:
-        """POST /v1/models/{alias}/load `{keep_alive?, stream?}`: the model object once it is ready, or a feed until then.
+        """Load a model: `{keep_alive?, stream?}`.
 
-        keep_alive  seconds or a duration such as "5m", negative = for ever, as in Ollama's API
+        keep_alive  seconds, or a duration such as "5m"; negative = for ever, as in Ollama's API
         stream      true → `model_update` events; a failed load ends with an `error` event
+
+        Returns:
+            The model object when it is ready; with `stream` the events until then.
         """
         body = read_object(request.body) if request.body.strip() else {}
         check_types(body, {"stream": bool})
-        stay_s = parse_keep_alive_s(body.get("keep_alive"))
-        stay_s = -1.0 if stay_s == math.inf else stay_s
+        keep_alive_s = parse_keep_alive_s(body.get("keep_alive"))
         alias = self._view(request).alias
         if body.get("stream"):
-            return _stream(loading(self._manager, alias, stay_s))
-        return json_response(self._object(await self._manager.load(alias, keep_alive_s=stay_s)))
+            return _stream(load_events(self._manager, alias, keep_alive_s))
+        return json_response(self._object(await self._manager.load(alias, keep_alive_s=keep_alive_s)))
 
     async def pin(self, request: Request) -> Response:
-        """POST /v1/models/{alias}/pin: it is never unloaded for others or for idleness; the model object."""
+        """Pin a model: it is never unloaded for another model or for being idle."""
         return json_response(self._object(self._manager.pin(self._view(request).alias)))
 
     async def unpin(self, request: Request) -> Response:
-        """POST /v1/models/{alias}/unpin."""
+        """Unpin a model."""
         return json_response(self._object(self._manager.pin(self._view(request).alias, pinned=False)))
 
     async def only_post(self, request: Request) -> Response:
-        """GET at an address of a verb: 405; a model that is called so does not exist here."""
+        """Refuse GET with 405 where only POST is allowed; 404 for an unknown model."""
         if "alias" in request.params and request.params["alias"] not in self._manager.catalogue.models:
-            raise NoSuchModel(
-                f"The model {request.params['alias'] + '/' + request.params['verb']!r} does not exist here.",
-                param="model",
-            )
-        error = Invalid(f"{request.path} does not take GET; it takes POST.", code="method_not_allowed")
+            name = f"{request.params['alias']}/{request.params['verb']}"
+            raise NoSuchModel(f"The model {name!r} does not exist here.", param="model")
+        error = Invalid(f"GET is not allowed at {request.path}; use POST.", code="method_not_allowed")
         return Response(405, error_body(error, "openai"), headers=[("Allow", "POST")])
 
     # ---- readings
 
     async def queue_stats(self, request: Request) -> Response:
-        """GET /v1/queue/stats."""
+        """Show the queue of every model."""
         return json_response(queue_stats(self._manager.queues()))
 
     async def health(self, request: Request) -> Response:
-        """GET /v1/health/models."""
+        """Show the health of every model that is loaded."""
         return json_response(health_of_models(self._manager.health()))
 
     async def telemetry(self, request: Request) -> Response:
-        """GET /v1/telemetry/summary."""
+        """Show statistics of the latest requests."""
         return json_response(telemetry(self._manager.telemetry()))
 
     async def vram(self, request: Request) -> Response:
-        """GET /vram."""
+        """Show the memory of the GPUs, or of the system without GPUs, and the models in it."""
         return json_response(vram(self._manager))
 
     async def vram_summary(self, request: Request) -> Response:
-        """GET /vram/summary."""
+        """Show the memory in short, with the models that are ready."""
         return json_response(vram_summary(self._manager))
 
     async def vram_of_model(self, request: Request) -> Response:
-        """GET /vram/models/{alias}."""
+        """Show the memory of one model."""
         return json_response(vram_of_model(self._manager, self._view(request), self._clock.now_s()))
 
     async def metrics_stream(self, request: Request) -> Response:
-        """GET /metrics/stream: see Feeds.metrics."""
+        """Follow the figures of the last minute as server-sent events (StatusFeeds.metrics)."""
         return _stream(self._feeds.metrics())
 
     async def metrics_report(self, request: Request) -> Response:
-        """GET /metrics/report: the last five minutes."""
+        """Show the figures of the last five minutes."""
         return json_response(report(self._manager, self._clock.now_s()))
 
     def _view(self, request: Request) -> ModelView:
         return self._manager.model(request.params["alias"])
 
     def _object(self, view: ModelView) -> dict[str, Any]:
-        lines = {queue.alias: queue for queue in self._manager.queues()}
-        return as_model(view, lines.get(view.alias))
+        queues = {queue.alias: queue for queue in self._manager.queues()}
+        return as_model(view, queues.get(view.alias))
 
 
 def _stream(pieces: AsyncGenerator[bytes, None]) -> Response:
@@ -308,5 +274,5 @@ def _stream(pieces: AsyncGenerator[bytes, None]) -> Response:
         content_type=SSE_CONTENT_TYPE,
         headers=SSE_HEADERS,
         pieces=GeneratedStream(pieces),
-        on_error=event_of_error,
+        on_error=render_error_event,
     )

@@ -1,6 +1,7 @@
-"""What system D's readings say: memory, lines, health, telemetry, and the figures of the metrics feed. Pure: values in, objects out.
+"""The bodies of the model manager's readings: memory, queues, health, telemetry. Pure: values in, objects out.
 
-MB and GB are of 2^20 and 2^30 bytes, percentages and seconds are texts where system D has texts ("99.0%", "0.123s").
+MB and GB are 2^20 and 2^30 bytes. Some percentages and seconds are texts ("99.0%", "0.123s"): for compatibility, see
+docs/compatibility.md.
 """
 
 from collections.abc import Sequence
@@ -23,9 +24,9 @@ from appliance.models.status.views import (
 
 
 def vram(manager: ModelManagerApi) -> dict[str, Any]:
-    """Give /vram. Without a GPU the figures are those of system RAM, where the models lie then.
+    """Return the body of /vram. Without a GPU the figures are those of system memory, which the models use then.
 
-    `status`: healthy with twice `min_vram_required` free, warning with once, else critical
+    `status`: healthy with twice `min_vram_required` free, warning with once, else critical.
     """
     total, used, free = memory_of(manager)
     rows = sorted(
@@ -59,7 +60,7 @@ def vram(manager: ModelManagerApi) -> dict[str, Any]:
 
 
 def vram_summary(manager: ModelManagerApi) -> dict[str, Any]:
-    """Give /vram/summary: what a dashboard shows, of loaded models only."""
+    """Return the body of /vram/summary: for a dashboard, with loaded models only."""
     whole = vram(manager)
     info = whole["gpu_info"]
     return {
@@ -83,7 +84,7 @@ def vram_summary(manager: ModelManagerApi) -> dict[str, Any]:
 
 
 def vram_of_model(manager: ModelManagerApi, view: ModelView, now_s: float) -> dict[str, Any]:
-    """Give /vram/models/{alias}; a model that is not loaded takes nothing, and `estimate_mb` tells what it would take."""
+    """Return the body of /vram/models/{alias}; `estimate_mb` is what a model would use that is not loaded."""
     total, used, free = memory_of(manager)
     began, took = view.started_at_s, view.load_s
     return {
@@ -125,7 +126,7 @@ def vram_of_model(manager: ModelManagerApi, view: ModelView, now_s: float) -> di
 
 
 def memory_of(manager: ModelManagerApi) -> tuple[int, int, int]:
-    """Give (total, used, free) bytes of all GPUs together, or of system RAM where there is no GPU."""
+    """Return (total, used, free) bytes of all GPUs together, or of system memory where there is no GPU."""
     devices = gpus(manager) or manager.devices()
     return (
         sum(d.total_bytes for d in devices),
@@ -135,6 +136,7 @@ def memory_of(manager: ModelManagerApi) -> tuple[int, int, int]:
 
 
 def gpus(manager: ModelManagerApi) -> list[DeviceView]:
+    """Return the GPUs, without system memory."""
     return [device for device in manager.devices() if device.index != RAM]
 
 
@@ -152,7 +154,7 @@ def _vram_row(view: ModelView, total: int) -> dict[str, Any]:
 
 
 def _memory_word(view: ModelView) -> str:
-    """Give system D's word in this place: a model that is ready is `loaded`, one on its way `loading`."""
+    """Return the status as these addresses have it: a model that is ready is `loaded`, one that starts `loading`."""
     return {"ready": "loaded", "starting": "loading"}.get(view.status, view.status)
 
 
@@ -169,11 +171,11 @@ def _device(device: DeviceView) -> dict[str, Any]:
     }
 
 
-# ---- lines and health
+# ---- queues and health
 
 
 def queue_stats(queues: Sequence[QueueView]) -> dict[str, Any]:
-    """Give /v1/queue/stats."""
+    """Return the body of /v1/queue/stats."""
     return {
         "summary": {
             "total_queued": sum(q.queue_length for q in queues),
@@ -197,30 +199,30 @@ def queue_stats(queues: Sequence[QueueView]) -> dict[str, Any]:
     }
 
 
-def health_of_models(looks: Sequence[HealthView]) -> dict[str, Any]:
-    """Give /v1/health/models, by alias."""
+def health_of_models(views: Sequence[HealthView]) -> dict[str, Any]:
+    """Return the body of /v1/health/models, by alias."""
     return {
-        look.alias: {
-            "uptime_percentage": f"{look.uptime_percent:.1f}%",
-            "consecutive_failures": look.consecutive_failures,
-            "avg_response_time_ms": "N/A" if look.last_check_s is None else f"{look.avg_response_ms:.1f}",
-            "last_check": at(look.last_check_s),
-            "status": look.status,
+        view.alias: {
+            "uptime_percentage": f"{view.uptime_percent:.1f}%",
+            "consecutive_failures": view.consecutive_failures,
+            "avg_response_time_ms": "N/A" if view.last_check_s is None else f"{view.avg_response_ms:.1f}",
+            "last_check": at(view.last_check_s),
+            "status": view.status,
         }
-        for look in looks
+        for view in views
     }
 
 
 def health_checks(manager: ModelManagerApi) -> dict[str, dict[str, Any]]:
-    """Give /health's `checks`: gpu, manager, http_client, each with `status` ok | error, and `error` with the latter.
+    """Return the `checks` of /health: gpu, manager, http_client; each with `status` ok or error, and `error` with the latter.
 
-    A machine without a GPU is well; one where no memory at all can be read is not.
+    A machine without a GPU is healthy; one whose memory cannot be read at all is not.
     """
     used = sum(device.used_bytes for device in gpus(manager))
     is_ending = manager.server_status == "shutting_down"
     ended = {"error": "The server is shutting down."} if is_ending else {}
     word = "error" if is_ending else "ok"
-    unread = {} if manager.devices() else {"error": "Neither a GPU's memory nor the system's can be read."}
+    unread = {} if manager.devices() else {"error": "Cannot read the memory of a GPU or of the system."}
     return {
         "gpu": {
             "status": "error" if unread else "ok",
@@ -241,7 +243,7 @@ def health_checks(manager: ModelManagerApi) -> dict[str, dict[str, Any]]:
 
 
 def telemetry(samples: Sequence[RequestSample]) -> dict[str, Any]:
-    """Give /v1/telemetry/summary of the window; nothing yet → `{message}`."""
+    """Return the body of /v1/telemetry/summary; `{message}` while there are no samples."""
     if not samples:
         return {"message": "No requests recorded yet"}
     good = sum(one.is_ok for one in samples)
@@ -286,7 +288,7 @@ def _seconds(value: float) -> str:
 
 
 def quantile(ordered: Sequence[float], part: float) -> float:
-    """Give the value below which `part` (0 to 1) of sorted values lie, on the line between neighbours; 0 of none."""
+    """Return the quantile `part` (0 to 1) of sorted values, interpolated linearly; 0 of no values."""
     if not ordered:
         return 0.0
     slot = (len(ordered) - 1) * part
@@ -296,5 +298,5 @@ def quantile(ordered: Sequence[float], part: float) -> float:
 
 
 def share(part: float, whole: float) -> float:
-    """Give a percentage with two digits; 0 of nothing."""
+    """Return a percentage with two decimals; 0 where the whole is 0."""
     return round(100 * part / whole, 2) if whole else 0.0

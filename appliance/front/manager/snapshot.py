@@ -1,6 +1,6 @@
-"""The figures of /metrics/stream: now, and the last minute. Pure. What nobody measures is null, not zero.
+"""The figures of /metrics/stream: now, and the last minute. Pure. What is not measured is null, not zero.
 
-Source: system D, its realtime snapshot. The five minutes of /metrics/report: models/status/measures.py.
+For compatibility, see docs/compatibility.md. The five minutes of /metrics/report: models/status/measures.py.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ MINUTE_S = 60.0
 
 
 def snapshot(manager: ModelManagerApi, now_s: float) -> dict[str, Any]:
-    """Give one `metrics` event: server, memory, the loaded models and the totals of the last minute."""
+    """Return one `metrics` event: server, memory, the loaded models and the totals of the last minute."""
     recent = _since(manager.telemetry(), now_s - MINUTE_S)
     queues = {queue.alias: queue for queue in manager.queues()}
     return {
