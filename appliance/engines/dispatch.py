@@ -26,7 +26,7 @@ from appliance.engines.pool import Pool
 from appliance.engines.settings import EngineSettings
 from appliance.engines.slots import Slot
 from appliance.engines.types import BackendStatus, EngineReply, EngineRequest
-from appliance.engines.upstream.exchange import AttemptFailed
+from appliance.engines.upstream.attempt import AttemptFailed
 from appliance.engines.wait_queues import WaitQueues
 
 # A hosted API's own verdicts after which another stage may try.

@@ -15,7 +15,7 @@ from appliance.engines.dispatch_request import DispatchRequest
 from appliance.engines.outcome import Outcome, Retry
 from appliance.engines.receipts import attempt_rows
 from appliance.engines.types import BackendStatus
-from appliance.engines.upstream.exchange import AttemptFailed
+from appliance.engines.upstream.attempt import AttemptFailed
 from appliance.engines.upstream.refusal import context_error
 
 Failure = AttemptFailed | ApplianceError

@@ -49,6 +49,12 @@ class Receipt:
     error: str = ""
     status: int = 0
 
+    def note_usage(self, usage: Any) -> None:
+        """Take the token counts that an engine reported; anything but an object is passed over."""
+        if isinstance(usage, dict):
+            self.prompt_tokens = usage.get("prompt_tokens")
+            self.completion_tokens = usage.get("completion_tokens")
+
     def render_header(self) -> str:
         """Give the short form for `x-appliance-receipt`: `backend=…; endpoint=…; …`."""
         return (

@@ -24,7 +24,7 @@ from appliance.engines.types import (
     RequestOptions,
     ServedModel,
 )
-from appliance.engines.upstream.exchange import AttemptFailed
+from appliance.engines.upstream.attempt import AttemptFailed
 from tests.fakes.backend import FakeBackend
 
 READY = BackendStatus.READY

@@ -18,7 +18,7 @@ from appliance.base.errors import (
 from appliance.engines.outcome import Outcome
 from appliance.engines.slots import Slot
 from appliance.engines.types import BackendStatus, RequestOptions
-from appliance.engines.upstream.exchange import AttemptFailed
+from appliance.engines.upstream.attempt import AttemptFailed
 from appliance.engines.upstream.refusal import context_error
 from tests.engines.scripted import OK, Dispatching, TableBackend, pool_of
 

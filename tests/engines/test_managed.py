@@ -18,7 +18,7 @@ from appliance.engines.receipts import Receipt
 from appliance.engines.settings import EngineSettings
 from appliance.engines.slots import Slot
 from appliance.engines.types import EngineReply, EngineRequest, Operation, RequestOptions
-from appliance.engines.upstream.exchange import AttemptFailed
+from appliance.engines.upstream.attempt import AttemptFailed
 from appliance.models.manager.errors import InsufficientMemory, ModelFailed
 from tests.fakes.engine_server import REPLY, EngineServer
 from tests.models.manager_harness import Make, ManagerHarness, settle

@@ -10,8 +10,8 @@ from appliance.base.errors import Invalid
 from appliance.engines.metrics.values import BadMetrics, gauge
 from appliance.engines.outcome import BreakerEffect
 from appliance.engines.specs import BackendSpec, parse_backend
-from appliance.engines.upstream.exchange import AttemptFailed
-from appliance.engines.upstream.refusal import meaning, too_long
+from appliance.engines.upstream.attempt import AttemptFailed
+from appliance.engines.upstream.refusal import interpret_error, parse_context_error
 from appliance.settings import load
 
 ROOT = {"PATH": "/usr/bin:/bin"}
@@ -193,7 +193,7 @@ def test_the_key_is_in_no_representation() -> None:
     ],
 )
 def test_words_for_too_long(text: str, numbers: tuple[int, int] | None) -> None:
-    assert too_long(text) == numbers
+    assert parse_context_error(text) == numbers
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def test_what_an_error_answer_means(
     counts: bool,
     kind: str | None,
 ) -> None:
-    meant = meaning(status, {}, text, "The backend x")
+    meant = interpret_error(status, {}, text, "The backend x")
     assert isinstance(meant, AttemptFailed)
     said = (
         meant.label,
@@ -231,7 +231,7 @@ def test_what_an_error_answer_means(
 
 @pytest.mark.parametrize("status", [400, 409, 422])
 def test_the_callers_own_fault_is_passed_on(status: int) -> None:
-    meant = meaning(
+    meant = interpret_error(
         status,
         {},
         '{"error":{"message":"temperature must be positive","param":"temperature"}}',

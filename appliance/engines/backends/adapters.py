@@ -13,7 +13,7 @@ from appliance.base.errors import Unavailable
 from appliance.base.logs import get_logger
 from appliance.engines.outcome import Outcome
 from appliance.engines.types import ServedModel
-from appliance.engines.upstream.exchange import AttemptFailed
+from appliance.engines.upstream.attempt import AttemptFailed
 
 log = get_logger("lora")
 ADAPTER_NOT_LOADED = "adapter_not_loaded"  # the error code

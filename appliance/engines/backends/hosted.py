@@ -9,12 +9,11 @@ Source: Novita's API pages (errors, streaming); docs/compatibility.md (endpoints
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
-from appliance.base import jsons
 from appliance.base.clock import Clock
 from appliance.base.errors import ApplianceError, Kind, TimedOut, Unavailable, UpstreamFailed
 from appliance.base.metrics.registry import Metrics
 from appliance.base.wire.pool import ConnectionPool
-from appliance.base.wire.types import Target, Timeouts, WireError
+from appliance.base.wire.types import Target, Timeouts
 from appliance.engines.aliases import Names
 from appliance.engines.backends.breaker import Breaker
 from appliance.engines.backends.contract import NO_CALLBACKS, BackendCallbacks
@@ -32,16 +31,10 @@ from appliance.engines.types import (
     RequestOptions,
     ServedModel,
 )
-from appliance.engines.upstream.exchange import (
-    NOTE_CHARACTERS,
-    AttemptFailed,
-    Peer,
-    body_for,
-    client_error_of,
-    exchange,
-    retry_after_of,
-)
-from appliance.engines.upstream.relay import BrokenStream
+from appliance.engines.upstream.attempt import NOTE_CHARACTERS, AttemptFailed
+from appliance.engines.upstream.exchange import AttemptObserver, Peer, UpstreamCall, exchange
+from appliance.engines.upstream.refusal import caller_error, parse_retry_after
+from appliance.engines.upstream.request_body import render_body
 
 LABEL = "The hosted API"
 NEXT_ENDPOINT = {404, 408, 429}  # and every 5xx: another endpoint may be able to answer
@@ -61,6 +54,21 @@ class Endpoint:
     peer: Peer
     breaker: Breaker
     last_error: str = ""
+
+
+class _EndpointObserver(AttemptObserver):
+    """Takes the time to the response's head, and gives the slot back when a stream ends."""
+
+    __slots__ = ("_clock", "_first_byte", "_slot", "_started_s")
+
+    def __init__(self, clock: Clock, first_byte: Any, started_s: float, slot: AnySlot) -> None:
+        self._clock, self._first_byte, self._started_s, self._slot = clock, first_byte, started_s, slot
+
+    def on_head(self) -> None:
+        self._first_byte.observe(self._clock.monotonic_s() - self._started_s)
+
+    def on_stream_end(self, outcome: Outcome) -> None:
+        self._slot.release(outcome)
 
 
 class HostedBackend:
@@ -161,7 +169,7 @@ class HostedBackend:
         receipt = request.receipt
         receipt.backend, receipt.served_model = self.name, self.names.upstream
         wants_events = request.stream and self._settings.upstream_streaming != "simulate"
-        body = body_for(request, self.names.upstream, wants_events=wants_events)
+        body = render_body(request, self.names.upstream, wants_events=wants_events)
         began_s = self._clock.monotonic_s()
         deadline_s = began_s + min(self._settings.upstream_total_timeout_s, budget_s)
         earlier = len(receipt.attempts)
@@ -214,25 +222,23 @@ class HostedBackend:
         request.receipt.attempts.append(attempt)
         settings, budget_s = self._settings, deadline_s - began_s
         try:
-            reply = await exchange(
-                endpoint.peer,
-                request,
-                body,
-                attempt,
-                path=request.operation.value.encode(),
-                wants_events=wants_events,
-                public_model=request.public_model or self.names.public,
-                on_end=slot.release,
-                on_head=lambda: self._first_byte.observe(self._clock.monotonic_s() - began_s),
-                timeouts=Timeouts(
-                    min(settings.upstream_connect_timeout_s, budget_s),
-                    min(settings.upstream_first_byte_timeout_s, budget_s),
-                    settings.upstream_idle_timeout_s,
-                    None if wants_events else budget_s,
-                ),
+            timeouts = Timeouts(
+                min(settings.upstream_connect_timeout_s, budget_s),
+                min(settings.upstream_first_byte_timeout_s, budget_s),
+                settings.upstream_idle_timeout_s,
+                None if wants_events else budget_s,
             )
-        except (AttemptFailed, WireError, BrokenStream, jsons.InvalidJson) as exc:  # 1
-            self._record_failure(endpoint, attempt, _as_failure(exc))
+            call = UpstreamCall(
+                request.operation.value.encode(),
+                body,
+                timeouts,
+                request.public_model or self.names.public,
+                wants_events,
+            )
+            observer = _EndpointObserver(self._clock, self._first_byte, began_s, slot)
+            reply = await exchange(endpoint.peer, call, request, attempt, observer)
+        except AttemptFailed as failed:  # 1
+            self._record_failure(endpoint, attempt, failed)
             return None
         except ApplianceError as exc:  # 2
             attempt.outcome, attempt.note = Outcome.REFUSED, exc.message
@@ -382,13 +388,6 @@ def map_error(status: int, headers: dict[str, str], text: str) -> Exception:
             Outcome.NOT_FOUND if status == 404 else Outcome.STATUS,
             text[:NOTE_CHARACTERS],
             status=status,
-            retry_after_s=retry_after_of(headers) if status in {429, 503} else None,
+            retry_after_s=parse_retry_after(headers) if status in {429, 503} else None,
         )
-    return client_error_of(status, text, LABEL)  # 3
-
-
-def _as_failure(exc: Exception) -> AttemptFailed:
-    if isinstance(exc, AttemptFailed):
-        return exc
-    outcome = Outcome.of_phase(exc.phase) if isinstance(exc, WireError) else Outcome.INVALID_RESPONSE
-    return AttemptFailed(outcome, str(exc))
+    return caller_error(status, text, LABEL)  # 3

@@ -33,7 +33,7 @@ from appliance.engines.types import (
     RequestOptions,
     ServedModel,
 )
-from appliance.engines.upstream.exchange import AttemptFailed
+from appliance.engines.upstream.attempt import AttemptFailed
 from appliance.models.manager.manager import ModelManager
 from appliance.models.manager.waiters import Lease, WaitStatus
 from appliance.models.runner.runner import Runner

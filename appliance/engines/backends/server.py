@@ -2,11 +2,10 @@
 
 import math
 import ssl
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
-from appliance.base import jsons
 from appliance.base.clock import Clock
 from appliance.base.errors import ApplianceError
 from appliance.base.logs import SECRETS
@@ -23,6 +22,7 @@ from appliance.engines.dialects.query import HttpEngineClient
 from appliance.engines.metrics.families import MEASURING
 from appliance.engines.metrics.normalise import EngineExtras
 from appliance.engines.outcome import BreakerEffect, Outcome
+from appliance.engines.receipts import Receipt
 from appliance.engines.settings import EngineSettings
 from appliance.engines.slots import AnySlot, ResponseTimes, Slot
 from appliance.engines.specs import BackendSpec
@@ -36,9 +36,10 @@ from appliance.engines.types import (
     RequestOptions,
     ServedModel,
 )
-from appliance.engines.upstream.exchange import AttemptFailed, Peer, body_for, exchange
-from appliance.engines.upstream.refusal import meaning
-from appliance.engines.upstream.relay import BrokenStream
+from appliance.engines.upstream.attempt import AttemptFailed
+from appliance.engines.upstream.exchange import AttemptObserver, Peer, UpstreamCall, exchange
+from appliance.engines.upstream.refusal import interpret_error
+from appliance.engines.upstream.request_body import render_body
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,27 @@ class RunnerPolicy:
 
     label: str
     on_released: Callable[[AnySlot, Outcome], None]
+
+
+class _SlotObserver(AttemptObserver):
+    """Takes the times of one attempt, and gives its slot back when its stream ends."""
+
+    __slots__ = ("_clock", "_first_byte", "_receipt", "_slot")
+
+    def __init__(self, clock: Clock, first_byte: Any, slot: AnySlot, receipt: Receipt) -> None:
+        self._clock, self._first_byte, self._slot, self._receipt = clock, first_byte, slot, receipt
+
+    def on_head(self) -> None:
+        took_s = self._clock.monotonic_s() - self._slot.started_s
+        self._first_byte.observe(took_s)
+        self._receipt.upstream_ms = took_s * 1000
+
+    def on_first_event(self) -> None:
+        if self._slot.times is not None:
+            self._slot.times.first_s = self._clock.monotonic_s()
+
+    def on_stream_end(self, outcome: Outcome) -> None:
+        self._slot.release(outcome)
 
 
 class EngineServer:
@@ -205,12 +227,10 @@ class EngineServer:
     async def send(self, request: EngineRequest, slot: AnySlot, *, budget_s: float) -> EngineReply:
         """Answer `request` by one attempt (see Backend.send).
 
-        1. the attempt failed                → its outcome, and AttemptFailed
-        2. the connection failed             → its phase as outcome, and AttemptFailed
-        3. the response makes no sense       → invalid_response, and AttemptFailed
-        4. the caller's own fault            → refused, and that error
-        5. a whole response                  → ok
-        6. a stream                          → its slot is released when it is closed
+        1. the attempt failed      → its outcome, and AttemptFailed
+        2. the caller's own fault  → refused, and that error
+        3. a whole response        → ok
+        4. a stream                → its slot is released when it is closed
         """
         served = self.models.find(request.wanted_model)
         upstream = self._begin_receipt(request, slot, served)
@@ -218,27 +238,21 @@ class EngineServer:
         try:
             if served is None or served.extra or self.models.adapters.declared:
                 await self._acquire_adapter(request.wanted_model, served, slot)
-            reply = await self._exchange(request, slot, served, upstream, budget_s)
-            outcome = Outcome.OK  # 5
+            call = self._call(request, served, upstream, budget_s)
+            observer = _SlotObserver(self._clock, self._first_byte, slot, request.receipt)
+            reply = await exchange(self._peer(served), call, request, slot.attempt, observer)
+            outcome = Outcome.OK  # 3
             if slot.times is not None:
                 slot.times.stream = reply.events
             return reply
         except AttemptFailed as exc:  # 1
             outcome, failed = exc.outcome, exc
             raise
-        except WireError as exc:  # 2
-            outcome = Outcome.of_phase(exc.phase)
-            failed = AttemptFailed(outcome, str(exc), was_sent=exc.was_sent)
-            raise failed from exc
-        except (BrokenStream, jsons.InvalidJson) as exc:  # 3
-            outcome = Outcome.INVALID_RESPONSE
-            failed = AttemptFailed(outcome, str(exc))
-            raise failed from exc
-        except ApplianceError:  # 4
+        except ApplianceError:  # 2
             outcome = Outcome.REFUSED
             raise
         finally:
-            if reply is None or reply.events is None:  # 6
+            if reply is None or reply.events is None:  # 4
                 slot.release(
                     outcome,
                     note=failed.note if failed else "",
@@ -255,44 +269,29 @@ class EngineServer:
             slot.times = ResponseTimes(receipt)
         return upstream
 
-    def _exchange(
-        self,
-        request: EngineRequest,
-        slot: AnySlot,
-        served: ServedModel | None,
-        upstream: str,
-        budget_s: float,
-    ) -> Coroutine[Any, Any, EngineReply]:
-        """Begin the exchange; what is wanted whole may be read from a stream (`gathers`)."""
+    def _call(
+        self, request: EngineRequest, served: ServedModel | None, upstream: str, budget_s: float
+    ) -> UpstreamCall:
+        """Return what is sent for `request`, in `budget_s` at most; what is wanted whole may be read from a stream."""
         settings = self.state.settings
         wants_events = request.stream and settings.upstream_streaming != "simulate"
-        gathers = not wants_events and self._must_stream(request)
-        body = body_for(
+        is_gathered = not wants_events and self._must_stream(request)
+        body = render_body(
             request,
             upstream,
             wants_events=wants_events,
             extra=served.extra if served else (),
-            gathers=gathers,
+            is_gathered=is_gathered,
         )
-        first_byte_s = min(settings.upstream_first_byte_timeout_s, budget_s) if wants_events else budget_s
-        return exchange(
-            self._peer(served),
-            request,
-            body,
-            slot.attempt,
-            path=b"/v1" + request.operation.value.encode(),
-            wants_events=wants_events or gathers,
-            gathers=gathers,
-            public_model=request.public_model,
-            on_head=lambda: self._on_head(slot, request),
-            on_first=lambda: self._on_first(slot),
-            on_end=slot.release,
-            timeouts=Timeouts(
-                min(settings.upstream_connect_timeout_s, budget_s),
-                first_byte_s,
-                settings.upstream_idle_timeout_s,
-                None if wants_events else budget_s,
-            ),
+        timeouts = Timeouts(
+            min(settings.upstream_connect_timeout_s, budget_s),
+            min(settings.upstream_first_byte_timeout_s, budget_s) if wants_events else budget_s,
+            settings.upstream_idle_timeout_s,
+            None if wants_events else budget_s,
+        )
+        path = b"/v1" + request.operation.value.encode()
+        return UpstreamCall(
+            path, body, timeouts, request.public_model, wants_events or is_gathered, is_gathered
         )
 
     def _must_stream(self, request: EngineRequest) -> bool:
@@ -304,21 +303,11 @@ class EngineServer:
             and request.operation is not Operation.EMBEDDING
         )
 
-    def _on_head(self, slot: AnySlot, request: EngineRequest) -> None:
-        took_s = self._clock.monotonic_s() - slot.started_s
-        self._first_byte.observe(took_s)
-        request.receipt.upstream_ms = took_s * 1000
-
-    def _on_first(self, slot: AnySlot) -> None:
-        if slot.times is not None:
-            slot.times.first_s = self._clock.monotonic_s()
-
     async def _acquire_adapter(self, name: str, served: ServedModel | None, slot: AnySlot) -> None:
         """Make sure that a declared adapter, or one that the body names, is there to answer.
 
         Raises:
-            AttemptFailed: It is not.
-            WireError: The server, which must say so, cannot be reached.
+            AttemptFailed: It is not, or the server, which must say so, cannot be reached.
         """
         name = served.card.id if served is not None else name
         dialect = self.state.dialect
@@ -327,7 +316,7 @@ class EngineServer:
             and served.extra
             and self._runner is None
             and isinstance(dialect, LoraDialect)
-            and not await dialect.has_adapter(self.client, served)
+            and not await self._has_adapter(dialect, served)
         ):
             self.state.report_missing_adapter(name)
             raise adapter_missing(name, self._label)
@@ -335,13 +324,19 @@ class EngineServer:
             raise adapter_missing(name, self._label)  # it was unloaded since this server was chosen
         self.models.adapters.acquire(name, slot)
 
+    async def _has_adapter(self, dialect: LoraDialect, served: ServedModel) -> bool:
+        try:
+            return await dialect.has_adapter(self.client, served)
+        except WireError as error:
+            raise AttemptFailed.of(error) from error
+
     def _peer(self, served: ServedModel | None) -> Peer:
         name = served.card.id if served is not None and served.card.parent else ""
 
         def refuse(status: int, headers: dict[str, str], text: str) -> Exception:
             if name and is_adapter_missing(status, text) and self.state.report_missing_adapter(name):
                 return adapter_missing(name, self._label, note=text[:200], status=status)
-            return meaning(status, headers, text, self._label)
+            return interpret_error(status, headers, text, self._label)
 
         return Peer(self._wire, self.target, self._label, refuse)
 

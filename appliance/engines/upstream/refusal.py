@@ -2,14 +2,10 @@
 
 import re
 
-from appliance.base.errors import ApplianceError, Invalid, NoSuchModel, Unsupported, UpstreamFailed
+from appliance.base import jsons
+from appliance.base.errors import ApplianceError, Forbidden, Invalid, NoSuchModel, Unsupported, UpstreamFailed
 from appliance.engines.outcome import Outcome
-from appliance.engines.upstream.exchange import (
-    NOTE_CHARACTERS,
-    AttemptFailed,
-    client_error_of,
-    retry_after_of,
-)
+from appliance.engines.upstream.attempt import NOTE_CHARACTERS, AttemptFailed
 
 # Sentences of several generations: vLLM's front, its renderer and its engine; SGLang's front and its scheduler; llama.cpp.
 _TOO_LONG = re.compile(
@@ -40,7 +36,7 @@ _SUM = re.compile(r"\((\d+) > \d+ - (\d+)\)")
 _CANNOT = re.compile(r"(?:image|audio|video) input is not supported|requires --jinja", re.IGNORECASE)
 
 
-def too_long(text: str) -> tuple[int, int] | None:
+def parse_context_error(text: str) -> tuple[int, int] | None:
     """Read an error text about the length of a prompt, as llama.cpp, vLLM and SGLang write it.
 
     Gives   (tokens that the request needs, context tokens), 0 for a number that is not in it; None = the text is about something else
@@ -78,7 +74,7 @@ def context_error(prompt: int, context: int, *, model: str = "") -> Invalid:
     )
 
 
-def meaning(status: int, headers: dict[str, str], text: str, label: str) -> Exception:
+def interpret_error(status: int, headers: dict[str, str], text: str, label: str) -> Exception:
     """Give the exception that a server's error answer means.
 
     1. 401, 403           it refuses the operator's key: another may answer; the caller is told that it is the operator's to mend
@@ -96,19 +92,19 @@ def meaning(status: int, headers: dict[str, str], text: str, label: str) -> Exce
             code="upstream_key_refused",
         )
         return AttemptFailed(Outcome.KEY_REFUSED, note, status=status, error=error)
-    if status in {400, 413, 422, 500} and (found := too_long(text)) is not None:  # 2
+    if status in {400, 413, 422, 500} and (found := parse_context_error(text)) is not None:  # 2
         return AttemptFailed(Outcome.CONTEXT, note, status=status, context=found, error=context_error(*found))
     if status == 404:  # 3
         return AttemptFailed(
             Outcome.NOT_FOUND,
             note,
             status=404,
-            error=NoSuchModel(str(client_error_of(404, text, label).message), param="model"),
+            error=NoSuchModel(str(caller_error(404, text, label).message), param="model"),
         )
     if status == 429:  # 4
-        return AttemptFailed(Outcome.FULL, note, status=429, retry_after_s=retry_after_of(headers))
+        return AttemptFailed(Outcome.FULL, note, status=429, retry_after_s=parse_retry_after(headers))
     if status == 501 or (status == 500 and _CANNOT.search(text)):  # 5
-        said = client_error_of(status, text, label).message
+        said = caller_error(status, text, label).message
         error = Unsupported(said) if status == 501 else Invalid(said, code="not_supported")
         return AttemptFailed(Outcome.UNSUPPORTED, note, status=status, error=error)
     if status == 408 or status >= 500 or status < 400:  # 6
@@ -116,6 +112,41 @@ def meaning(status: int, headers: dict[str, str], text: str, label: str) -> Exce
             Outcome.LOADING if "loading model" in text.lower() else Outcome.STATUS,
             note,
             status=status,
-            retry_after_s=retry_after_of(headers) if status == 503 else None,
+            retry_after_s=parse_retry_after(headers) if status == 503 else None,
         )
-    return client_error_of(status, text, label)  # 7
+    return caller_error(status, text, label)  # 7
+
+
+def parse_retry_after(headers: dict[str, str]) -> float | None:
+    """Read `Retry-After`, in seconds; dates, which these APIs do not use, and nonsense give None."""
+    try:
+        return max(0.0, float(headers.get("retry-after", "")))
+    except ValueError:
+        return None
+
+
+def caller_error(status: int, text: str, label: str) -> ApplianceError:
+    """Return an upstream's 4xx as ours, with its own sentence, param and code.
+
+    Args:
+        status: 400 to 499; 403 is Forbidden, everything else Invalid; it stays in `details["status"]`.
+        text: The response's body: OpenAI's error object, or anything.
+        label: Who says it, for a body without a sentence.
+    """
+    try:
+        value = jsons.loads(text)
+    except jsons.InvalidJson:
+        value = None
+    error = value.get("error", value) if isinstance(value, dict) else None
+    if not isinstance(error, dict):
+        error = {"message": str(error) if error else text}
+    message = str(error.get("message") or f"{label} refused the request with status {status}.")
+    param, code = error.get("param"), error.get("code")
+    kind = Forbidden if status == 403 else Invalid
+    raised = kind(
+        message,
+        param=param if isinstance(param, str) else None,
+        code=code if isinstance(code, str) else None,
+    )
+    raised.details["status"] = status
+    return raised

@@ -4,15 +4,15 @@ from typing import Any
 
 import pytest
 
-from appliance.engines.upstream.gather import ResponseBuilder
 from appliance.engines.upstream.relay import BrokenStream
+from appliance.engines.upstream.response_builder import ResponseBuilder
 
 
 def whole(*events: dict[str, Any]) -> dict[str, Any]:
-    gathering = ResponseBuilder()
+    builder = ResponseBuilder()
     for event in events:
-        gathering.add(event)
-    return gathering.whole()
+        builder.add(event)
+    return builder.build()
 
 
 def chunk(*choices: dict[str, Any], **more: Any) -> dict[str, Any]:

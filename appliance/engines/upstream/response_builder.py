@@ -38,7 +38,7 @@ class ResponseBuilder:
             if key != "choices" and (value is not None or key not in self._top):
                 self._top[key] = value
 
-    def whole(self) -> dict[str, Any]:
+    def build(self) -> dict[str, Any]:
         """Give the answer, as if it had come in one piece.
 
         Raises  BrokenStream: the events ended before every choice had

@@ -1,0 +1,361 @@
+"""One attempt at one server: what each kind of response becomes, and who hears of it. The wire is a script of chunks."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import pytest
+
+from appliance.base import jsons
+from appliance.base.errors import ApplianceError, Invalid, UpstreamFailed
+from appliance.base.wire.types import BrokenResponse, Target, Timeouts, Unreachable, WireError
+from appliance.engines.outcome import Outcome, Retry
+from appliance.engines.receipts import Attempt
+from appliance.engines.types import EngineReply, EngineRequest
+from appliance.engines.upstream.attempt import AttemptFailed
+from appliance.engines.upstream.exchange import AttemptObserver, Peer, UpstreamCall, exchange
+from appliance.engines.upstream.refusal import interpret_error
+from tests.engines.scripted import engine_request
+
+JSON, SSE = "application/json", "text/event-stream"
+BROKE_OFF = BrokenResponse("broke off", phase="broken", has_begun=True)
+
+
+def event(value: Any) -> bytes:
+    return b"data: " + (value if isinstance(value, bytes) else jsons.dumps(value)) + b"\n\n"
+
+
+def chunk(text: str, finish: str | None = None, **more: Any) -> bytes:
+    choice = {"index": 0, "delta": {"content": text}, "finish_reason": finish}
+    return event({"object": "chat.completion.chunk", "model": "up", "choices": [choice], **more})
+
+
+def error_event(**error: Any) -> bytes:
+    return event({"error": error})
+
+
+DONE = event(b"[DONE]")
+WHOLE = {"model": "up", "choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 4}}
+
+
+class Response:
+    """A response by script: chunks, exceptions, then the end. `hang` = nothing more comes, and the end neither."""
+
+    def __init__(self, status: int, content_type: str, *script: Any, **headers: str) -> None:
+        self.status, self.headers = status, {"content-type": content_type, **headers}
+        self.script = list(script)
+        self.closed = 0
+
+    async def next_chunk(self) -> bytes | None:
+        step = self.script.pop(0) if self.script else None
+        if step == "hang":
+            await asyncio.Event().wait()
+        if isinstance(step, Exception):
+            raise step
+        return step
+
+    async def read(self) -> bytes:
+        parts = []
+        while (part := await self.next_chunk()) is not None:
+            parts.append(part)
+        return b"".join(parts)
+
+    @property
+    def is_complete(self) -> bool:
+        return not self.script
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+class Wire:
+    def __init__(self, response: Response | Exception) -> None:
+        self.response = response
+        self.sent: dict[str, Any] = {}
+
+    async def send(self, target: Target, **sent: Any) -> Response:
+        self.sent = sent
+        if isinstance(self.response, Exception):
+            raise self.response
+        return self.response
+
+
+class Observer(AttemptObserver):
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+
+    def on_head(self) -> None:
+        self.seen.append("head")
+
+    def on_first_event(self) -> None:
+        self.seen.append("first")
+
+    def on_stream_end(self, outcome: Outcome) -> None:
+        self.seen.append(outcome.value)
+
+
+class Attempting:
+    """One attempt at a scripted server."""
+
+    def __init__(
+        self, response: Response | Exception, *, wants_events: bool = True, is_gathered: bool = False
+    ) -> None:
+        self.response, self.observer, self.attempt = response, Observer(), Attempt("http://e0")
+        self.request: EngineRequest = engine_request()
+        self.wire = Wire(response)
+        self._call = UpstreamCall(b"/v1/x", b"{}", Timeouts(), "public", wants_events, is_gathered)
+
+    async def send(self) -> EngineReply:
+        peer = Peer(
+            self.wire,  # type: ignore[arg-type]
+            Target.parse("http://e0"),
+            "The backend e0",
+            lambda status, headers, text: interpret_error(status, headers, text, "The backend e0"),
+        )
+        return await exchange(peer, self._call, self.request, self.attempt, self.observer)
+
+    async def stream(self) -> list[bytes]:
+        reply = await self.send()
+        assert reply.events is not None
+        try:
+            return [piece async for piece in reply.events]
+        finally:
+            await reply.events.aclose()
+
+    @property
+    def tokens(self) -> tuple[int | None, int | None]:
+        return self.request.receipt.prompt_tokens, self.request.receipt.completion_tokens
+
+
+def stream_of(*script: Any) -> Response:
+    return Response(200, SSE, *script)
+
+
+# ---- in one piece
+
+
+@pytest.mark.parametrize(("content_type", "wants_events"), [(JSON, False), (JSON, True), (SSE, False)])
+async def test_a_response_in_one_piece(content_type: str, wants_events: bool) -> None:
+    it = Attempting(Response(200, content_type, jsons.dumps(WHOLE)), wants_events=wants_events)
+    reply = await it.send()
+    assert reply.body is not None
+    assert jsons.loads(reply.body) == WHOLE | {"model": "public"}
+    assert (reply.events, it.attempt.status, it.tokens) == (None, 200, (3, 4))
+    assert it.observer.seen == ["head"]
+    assert it.response.closed == 1  # type: ignore[union-attr]
+    assert it.wire.sent == {
+        "is_repeatable": True,
+        "method": b"POST",
+        "path": b"/v1/x",
+        "body": b"{}",
+        "timeouts": Timeouts(),
+    }
+
+
+@pytest.mark.parametrize("body", [b"oops", b"[1]", b'{"hello":"world"}', b"\xff", b""])
+async def test_an_unreadable_response_is_invalid(body: bytes) -> None:
+    it = Attempting(Response(200, JSON, body), wants_events=False)
+    with pytest.raises(AttemptFailed) as caught:
+        await it.send()
+    assert caught.value.outcome is Outcome.INVALID_RESPONSE
+    assert it.response.closed == 1  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "raised", "label"),
+    [
+        (502, b"bad gateway", AttemptFailed, "status_502"),
+        (429, b"later", AttemptFailed, "full"),
+        (422, b'{"error":{"message":"no"}}', Invalid, ""),
+        (302, b"", AttemptFailed, "status_302"),
+    ],
+)
+async def test_an_error_status_means_what_the_peer_says(
+    status: int, body: bytes, raised: type[Exception], label: str
+) -> None:
+    it = Attempting(Response(status, JSON, body))
+    with pytest.raises(raised) as caught:
+        await it.send()
+    assert not label or caught.value.label == label  # type: ignore[attr-defined]
+    assert (it.attempt.status, it.observer.seen, it.response.closed) == (status, ["head"], 1)  # type: ignore[union-attr]
+
+
+# ---- failures of the wire
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome", "retry"),
+    [
+        (Unreachable("refused", phase="connect"), Outcome.CONNECT, Retry.FREE),
+        (BrokenResponse("lost", phase="lost"), Outcome.LOST, Retry.BUDGET),
+        (BrokenResponse("lost", phase="first_byte", was_sent=False), Outcome.FIRST_BYTE, Retry.FREE),
+    ],
+)
+async def test_a_failed_exchange_is_a_failed_attempt(
+    error: WireError, outcome: Outcome, retry: Retry
+) -> None:
+    it = Attempting(error)
+    with pytest.raises(AttemptFailed) as caught:
+        await it.send()
+    assert (caught.value.outcome, caught.value.retry, caught.value.note) == (outcome, retry, str(error))
+    assert caught.value.__cause__ is error
+    assert it.observer.seen == []
+
+
+# ---- streams
+
+
+async def test_a_stream_is_relayed_with_the_public_name() -> None:
+    usage = event({"model": "up", "choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 2}})
+    it = Attempting(stream_of(b": hi\n\n", chunk("a"), chunk("b", "stop"), usage + DONE))
+    pieces = await it.stream()
+    assert b"".join(pieces).count(b'"model":"public"') == 3
+    assert (pieces[0].startswith(b": hi"), pieces[-1].endswith(DONE)) == (True, True)
+    assert (it.tokens, it.observer.seen, it.response.closed) == ((1, 2), ["head", "first", "ok"], 1)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("ending", [(), (b"0\r\n",), ("hang",), (BROKE_OFF,)])
+async def test_after_its_last_word_a_stream_is_ok_however_it_ends(ending: tuple[Any, ...]) -> None:
+    it = Attempting(stream_of(chunk("a", "stop") + DONE, *ending))
+    await it.stream()
+    assert (it.observer.seen, it.response.closed) == (["head", "first", "ok"], 1)  # type: ignore[union-attr]
+
+
+async def test_a_finished_stream_without_its_last_word_is_completed() -> None:
+    it = Attempting(stream_of(chunk("a"), chunk("b", "stop")))
+    assert (await it.stream())[-1] == DONE
+    assert it.observer.seen[-1] == "ok"
+
+
+@pytest.mark.parametrize(
+    ("script", "outcome"),
+    [
+        ([], Outcome.EMPTY_STREAM),
+        ([b": hi\n\n"], Outcome.EMPTY_STREAM),
+        ([error_event(message="overloaded")], Outcome.ERROR_EVENT),
+        ([b"data: {oops\n\n"], Outcome.INVALID_RESPONSE),
+        ([BROKE_OFF], Outcome.BROKEN),
+    ],
+)
+async def test_before_the_first_event_another_server_may_try(script: list[Any], outcome: Outcome) -> None:
+    it = Attempting(stream_of(*script))
+    with pytest.raises(AttemptFailed) as caught:
+        await it.send()
+    assert caught.value.outcome is outcome
+    assert (it.observer.seen, it.response.closed) == (["head"], 1)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("script", "code", "text", "outcome"),
+    [
+        ([BROKE_OFF], "upstream_cut_off", "The backend e0 broke off its response: broke off", "cut_off"),
+        ([], "upstream_cut_off", "The backend e0 broke off its response before it was complete.", "cut_off"),
+        (
+            [b"data: {oops\n\n"],
+            "upstream_cut_off",
+            "The backend e0 broke off its response: an event is no JSON",
+            "cut_off",
+        ),
+        (
+            [error_event(message="out of memory")],
+            "upstream_error_event",
+            "The backend e0 ended its response with an error: out of memory",
+            "error_event",
+        ),
+        ([error_event(message="")], "upstream_error_event", "with an error: unknown error", "error_event"),
+    ],
+)
+async def test_after_the_first_event_a_failure_is_the_clients_to_see(
+    script: list[Any], code: str, text: str, outcome: str
+) -> None:
+    it = Attempting(stream_of(chunk("a"), *script))
+    with pytest.raises(UpstreamFailed) as caught:
+        await it.stream()
+    assert caught.value.code == code
+    assert text in caught.value.message
+    assert it.observer.seen == ["head", "first", outcome]
+
+
+@pytest.mark.parametrize("taken", [0, 1])
+async def test_closing_a_stream_ends_the_exchange(taken: int) -> None:
+    it = Attempting(stream_of(chunk("a"), chunk("b"), "hang"))
+    reply = await it.send()
+    assert reply.events is not None
+    for _ in range(taken):
+        await anext(reply.events)
+    assert reply.events.outcome is None
+    await reply.events.aclose()
+    await reply.events.aclose()
+    assert reply.events.outcome is Outcome.CLIENT_LEFT
+    assert (it.observer.seen, it.response.closed) == (["head", "first", "client_left"], 1)  # type: ignore[union-attr]
+
+
+async def test_a_stream_counts_its_events() -> None:
+    it = Attempting(stream_of(chunk("a"), chunk("b") + chunk("c", "stop") + DONE))
+    reply = await it.send()
+    assert reply.events is not None
+    assert reply.events.events == 1
+    async for _ in reply.events:
+        pass
+    assert reply.events.events == 3
+
+
+# ---- a stream that becomes one response
+
+
+async def test_a_gathered_stream_is_one_response() -> None:
+    usage = event(
+        {
+            "object": "chat.completion.chunk",
+            "choices": [],
+            "usage": {"prompt_tokens": 1, "completion_tokens": 2},
+        }
+    )
+    it = Attempting(stream_of(chunk("a"), chunk("b", "stop") + usage + DONE), is_gathered=True)
+    reply = await it.send()
+    assert reply.body is not None
+    whole = jsons.loads(reply.body)
+    assert (whole["model"], whole["choices"][0]["message"]["content"]) == ("public", "ab")
+    assert (it.tokens, it.observer.seen, it.response.closed) == ((1, 2), ["head", "first"], 1)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("script", "raised", "label"),
+    [
+        ([chunk("a")], AttemptFailed, "invalid_response"),
+        ([chunk("a"), BROKE_OFF], AttemptFailed, "broken"),
+        ([b"data: {oops\n\n"], AttemptFailed, "invalid_response"),
+        ([chunk("a"), error_event(message="overloaded")], AttemptFailed, "error_event"),
+        ([event({"error": "overloaded"})], AttemptFailed, "error_event"),
+        ([chunk("a"), error_event(message="later", code=429)], AttemptFailed, "full"),
+        ([error_event(message="bad request", code=400)], Invalid, ""),
+    ],
+)
+async def test_until_its_end_another_server_may_answer_for_a_gathered_stream(
+    script: list[Any], raised: type[Exception], label: str
+) -> None:
+    it = Attempting(stream_of(*script), is_gathered=True)
+    with pytest.raises(raised) as caught:
+        await it.send()
+    if isinstance(caught.value, AttemptFailed):
+        assert caught.value.label == label
+    else:
+        assert isinstance(caught.value, ApplianceError)
+    assert it.response.closed == 1  # type: ignore[union-attr]
+
+
+async def test_a_stream_is_a_source_like_any_other() -> None:
+    """What is made from it closes it, also if it was never begun."""
+    from appliance.engines.stream import GeneratedStream
+
+    it = Attempting(stream_of(chunk("a"), "hang"))
+    reply = await it.send()
+    assert reply.events is not None
+
+    async def lines() -> AsyncGenerator[bytes, None]:
+        async for piece in reply.events or ():  # type: ignore[union-attr]
+            yield piece
+
+    made = GeneratedStream(lines(), reply.events)
+    await made.aclose()
+    assert (it.observer.seen[-1], made.outcome) == ("client_left", Outcome.CLIENT_LEFT)
