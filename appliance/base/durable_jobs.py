@@ -1,10 +1,12 @@
 """Jobs that run in the background, step by step, and outlast a restart.
 
-A job is a value (`Job` and what its kind adds); a plan says how it is done: named steps, one after the other. `DurableJobs` runs the
-plans, bounded in number, and keeps the jobs in a file of the state folder (`JobFile`). A job that was not at its end when the process
-ended is offered to its owner at the next start, which gives it a plan again or says why it cannot go on.
+A job is a value (`Job` and what its kind adds); a plan says how it is done: named steps, one after the other.
+`DurableJobs` runs the plans, bounded in number, and keeps the jobs in a file of the state folder (`JobFile`).
+A job that was not at its end when the process ended is offered to its owner at the next start, which gives it
+a plan again or says why it cannot go on.
 
-Steps must be repeatable: a job that is taken up begins with its first step again. No credential is ever part of a job.
+Steps must be repeatable: a job that is taken up begins with its first step again. No credential is ever part
+of a job.
 """
 
 import asyncio
@@ -155,7 +157,7 @@ class JobFile(Generic[JobT]):
         self._content = b""
 
     async def read(self) -> list[JobT]:
-        """Return the kept jobs in their order. A missing file is empty; what cannot be read is logged and left out."""
+        """Return the kept jobs in their order. What cannot be read is logged and left out."""
         return await asyncio.to_thread(self._read)
 
     def _read(self) -> list[JobT]:
@@ -223,8 +225,8 @@ class DurableJobs(Generic[JobT]):
 
     Args:
         file: Where the jobs are kept, None = in memory only.
-        on_fault: Turns an exception that is none of ours into the error that the job fails with, and logs it without the
-            secrets that it is given.
+        on_fault: Turns an exception that is none of ours into the error that the job fails with, and logs it
+            without the secrets that it is given.
         on_end: Called with each job that has ended, for the log.
     """
 
@@ -257,7 +259,8 @@ class DurableJobs(Generic[JobT]):
         """Read the kept jobs, and let those go on that had not ended.
 
         Args:
-            resume: Called with each job that had not ended. It returns a plan for it, or the job as it is to stand from now on.
+            resume: Called with each job that had not ended. It returns a plan for it, or the job as it is to
+                stand from now on.
         """
         for job in await self._file.read() if self._file is not None else []:
             self._jobs[job.id] = job
@@ -306,7 +309,7 @@ class DurableJobs(Generic[JobT]):
         return run.holders if run is not None else 0
 
     async def follow(self, job_id: str) -> AsyncGenerator[JobT, None]:
-        """Yield a job now and after each change, the last time when it is active no more; a slow follower skips versions."""
+        """Yield a job now and after each change, the last time at its end. A slow follower skips versions."""
         last: JobT | None = None
         while (job := self._jobs.get(job_id)) is not None:
             seen = self.changed.version
@@ -372,7 +375,7 @@ class DurableJobs(Generic[JobT]):
 
     @contextmanager
     def holding(self, job_id: str) -> Iterator[None]:
-        """Want a job while the context lasts: the last holder that leaves cancels it, unless it is detached."""
+        """Want a job while the context lasts: the last holder to leave cancels it, unless it is detached."""
         run = self._runs.get(job_id)
         if run is None:
             yield
@@ -386,7 +389,7 @@ class DurableJobs(Generic[JobT]):
                 run.cancel()
 
     async def cancel(self, job_id: str, *, wait_s: float | None = CANCEL_WAIT_S) -> JobT:
-        """End a job and return it as it is then; one that has ended stays as it is, one that was interrupted is cancelled.
+        """End a job, and return it as it is then. One that has ended already stays as it is.
 
         Args:
             wait_s: Longest wait for its end in seconds, None = no limit.
@@ -437,7 +440,7 @@ class DurableJobs(Generic[JobT]):
         return None
 
     async def _supervise(self, job_id: str) -> None:
-        """Settle a job, also one that was cancelled before its first step. Its end is kept before it is shown."""
+        """Settle a job, also one cancelled before its first step. Its end is kept before it is shown."""
         run = self._runs[job_id]
         await asyncio.wait({run.work})
         run.end = self._conclude(self._jobs[job_id], run)
@@ -452,7 +455,7 @@ class DurableJobs(Generic[JobT]):
         self._on_end(run.end.job)
 
     def _conclude(self, job: JobT, run: _Run[JobT]) -> JobEnd[JobT]:
-        """Say how a job ended: 1. cancelled, by a caller or by the end of the process   2. failed   3. completed."""
+        """Say how a job ended: 1. cancelled by a caller, or interrupted   2. failed   3. completed."""
         now_s = self._clock.now_s()
         if run.work.cancelled():  # 1
             return JobEnd(end_job(job, "cancelled" if run.is_cancelled else "interrupted", at_s=now_s))

@@ -1,6 +1,8 @@
-"""What a download is: the words that pass between whoever asks for one (doors, command line) and whoever does it (download.py).
+"""What a download is: the values that pass between its caller and whoever does it.
 
-Sources (table.py in sources/): hf://ns/repo and the bare ns/repo, s3://, obs://, pvc://, ms://, https:// and file:// where allowed.
+Callers are HTTP, gRPC and the command line.
+Sources (`sources/table.py`): hf://ns/repo and the bare ns/repo, s3://, obs://, pvc://, ms://, and https://
+and file:// where allowed.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,12 +18,13 @@ DEFAULT_WORKERS, MAX_WORKERS = 8, 64
 class DownloadRequest:
     """What is to be fetched, and where to.
 
-    source       with its scheme, as the caller wrote it; never with credentials in it
-    output_dir   absolute; made where it is missing
-    max_workers  files (and parts of files) that are fetched at a time
-    config       system E's keys: hf_token, hf_endpoint, hf_revision, ms_token, ms_revision, access_key, secret_key, endpoint; also
-                 `revision`, `include` and `exclude` (patterns, comma list), `checksum` (of a single file, sha256:…), `path_style` and `region`
-                 (of object stores), `anonymous`, `ms_endpoint`
+    Attributes:
+        source: With its scheme, as the caller wrote it; never with a user or password in it.
+        output_dir: Absolute; created where it is missing.
+        max_workers: Files, and parts of files, that are fetched at a time, 1 to `MAX_WORKERS`.
+        config: hf_token, hf_endpoint, hf_revision, ms_token, ms_revision, access_key, secret_key, endpoint;
+            also `revision`, `include` and `exclude` (patterns, comma list), `checksum` (of a single file,
+            sha256:…), `path_style` and `region` (of object stores), `anonymous`, `ms_endpoint`.
     """
 
     source: str
@@ -32,7 +35,16 @@ class DownloadRequest:
 
 @dataclass(frozen=True, slots=True)
 class DownloadProgress:
-    """How far a download is. Bytes; `fetched_bytes`: what came over the network in this run (less than done_bytes when it was resumed)."""
+    """How far a download is.
+
+    Attributes:
+        total_bytes: None = not known.
+        fetched_bytes: What came over the network in this run; less than `done_bytes` in a resumed download.
+        now: The files that are being fetched, by their path below the output folder.
+        note: What it waits for, or what is tried again; for people.
+        phase: listing | waiting (for another process that fetches into the same folder) | verifying |
+            fetching | done.
+    """
 
     files: int = 0
     files_done: int = 0
@@ -40,9 +52,9 @@ class DownloadProgress:
     done_bytes: int = 0
     fetched_bytes: int = 0
     rate_bytes_s: float = 0.0
-    now: tuple[str, ...] = ()  # the files that are being fetched, by their path below output_dir
-    note: str = ""  # who is waited for, what is tried again; for people
-    phase: str = "listing"  # waiting (for another process that fetches the same) | listing | fetching | verifying | done
+    now: tuple[str, ...] = ()
+    note: str = ""
+    phase: str = "listing"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +67,20 @@ class DownloadResult:
     fetched_bytes: int
     seconds: float
 
+    def plus(self, other: "DownloadResult") -> "DownloadResult":
+        """Return the sum of two downloads into one folder."""
+        return DownloadResult(
+            self.output_dir,
+            self.files + other.files,
+            self.total_bytes + other.total_bytes,
+            self.fetched_bytes + other.fetched_bytes,
+            self.seconds + other.seconds,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class FileFault:
-    """A file of a folder that is not as it should be: missing, size, checksum or partial."""
+    """A file that is not as it should be. `kind`: missing, size, checksum, partial or unreadable."""
 
     path: str
     kind: str
@@ -67,7 +89,7 @@ class FileFault:
 
 @dataclass(frozen=True, slots=True)
 class SourceOffer:
-    """A file that a source has: its path there, its bytes (None = not told), its SHA-256 in hex ("" = not told)."""
+    """A file that a source has. `size_bytes` None and `sha256` "" (in hex) = the source does not say."""
 
     path: str
     size_bytes: int | None = None
@@ -75,15 +97,59 @@ class SourceOffer:
 
 
 class SourceLister(Protocol):
-    """Lists what a source has, without fetching it. Raises as Downloader does."""
+    """Lists what a source has, without fetching it. Raises what `Downloader` raises."""
 
-    async def __call__(self, source: str, config: Mapping[str, str]) -> list[SourceOffer]: ...
+    async def __call__(self, source: str, config: Mapping[str, str]) -> list[SourceOffer]:
+        """Return the files of a source."""
+        ...
+
+
+OnProgress = Callable[[DownloadProgress], None]
+
+
+def ignore_progress(_: DownloadProgress) -> None:
+    """Take progress that nobody wants to see."""
+
+
+class Downloader(Protocol):
+    """Downloads. Cancelling leaves parts that a later run resumes.
+
+    Raises:
+        Invalid: The source or the config is wrong.
+        NotFound: There is no such source.
+        Forbidden: It may not be read, or not be written to that folder.
+        Conflict: The disk is full, or the folder cannot be written.
+        UpstreamFailed, TimedOut: The source failed.
+
+    Every error names the file and the reason, never a credential.
+    """
+
+    async def download(
+        self, request: DownloadRequest, on_progress: OnProgress = ignore_progress
+    ) -> DownloadResult:
+        """Fetch what is not there yet."""
+        ...
+
+    async def verify(self, folder: Path) -> list[FileFault]:
+        """Compare a folder with what its downloads wrote down (sizes and checksums)."""
+        ...
+
+    async def repair(
+        self,
+        folder: Path,
+        on_progress: OnProgress = ignore_progress,
+        config: Mapping[str, str] | None = None,
+    ) -> DownloadResult:
+        """Fetch again what `verify` finds wrong, from the source that was written down."""
+        ...
 
 
 def redact_source(source: str) -> str:
-    """Give a source as it may be shown and written down: without user, password and query, which can be a key.
+    """Return a source as it may be shown and kept: without user, password and query (a signature).
 
-    1. a path of this machine: there a question mark is a letter like others    2. an address    3. others, where an @ names a revision
+    1. a path of this machine   → as it is; a question mark is a letter like others
+    2. an address               → without user, password, query and fragment
+    3. any other                → without query; an @ names a revision
     """
     try:
         parts = urlsplit(source)
@@ -94,25 +160,3 @@ def redact_source(source: str) -> str:
     if parts.scheme in {"http", "https"}:  # 2
         return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
     return source.partition("?")[0]  # 3
-
-
-OnProgress = Callable[[DownloadProgress], None]
-
-
-class Downloader(Protocol):
-    """Fetches. Raises ApplianceError kinds: Invalid (source, config), NotFound, Forbidden, Conflict (no space), UpstreamFailed, TimedOut,
-    each naming the file and the reason, never a credential. Cancelling leaves parts that a later run resumes."""
-
-    async def download(
-        self, request: DownloadRequest, on_progress: OnProgress = lambda _: None
-    ) -> DownloadResult: ...
-
-    async def verify(self, folder: Path) -> list[FileFault]:
-        """Hold a folder against what its download wrote down (sizes and checksums)."""
-        ...
-
-    async def repair(
-        self, folder: Path, on_progress: OnProgress = lambda _: None, config: Mapping[str, str] | None = None
-    ) -> DownloadResult:
-        """Fetch again what verify finds wrong, from the source that was written down."""
-        ...

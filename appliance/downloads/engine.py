@@ -1,13 +1,15 @@
-"""The download engine: one way for every source to bring files into a folder, resumed, in parallel, checked, and one at a time for a folder.
+"""The download engine: the one way in which the files of every source get into a folder.
 
-The way of a download:
-    rules     may it be done at all, and with which keys                       download_config.py
-    listing   which files are there; names that no file may have               sources/, download_names.py
-    lock      nobody else at work in this folder, on this machine              download_lock.py
-    plan      which files are there already, and which parts of others         download_manifest.py, download_part.py
+Downloads are resumed, run in parallel, are verified, and there is one per folder at a time.
+
+The steps of a download:
+    rules     may it be done, and with which credentials                       rules
+    listing   which files are there; names that no file may have               sources, names
+    lock      nobody else is at work in this folder, on this machine           lock
+    plan      which files are there already, and which parts of others         manifest, check, part
     space     is there room for the rest
-    fetch     pieces by workers, asked for again, hashed, named                download_fetch.py, download_retry.py
-    manifest  what it was, for `verify` and `repair`
+    fetch     pieces by workers, retried, hashed, named                        workers, retry
+    manifest  what it was, for `verify` and `repair`                           manifest
 
 Never half a file under its own name; never a credential in what is written, raised or logged.
 """
@@ -18,16 +20,14 @@ import ssl
 from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from appliance.base.clock import Clock, SystemClock, format_rfc3339
 from appliance.base.errors import Conflict, Invalid
 from appliance.base.proxies import Proxies
 from appliance.base.tasks import Tasks
-from appliance.downloads import lock as download_lock
 from appliance.downloads import manifest
-from appliance.downloads import names as download_names
 from appliance.downloads.check import ExistingFiles, find_faults
 from appliance.downloads.contract import (
     MAX_WORKERS,
@@ -36,8 +36,11 @@ from appliance.downloads.contract import (
     FileFault,
     OnProgress,
     SourceOffer,
+    ignore_progress,
     redact_source,
 )
+from appliance.downloads.lock import holding_lock
+from appliance.downloads.names import check_names, resolve_target, select_files
 from appliance.downloads.part import PartialFile, disk_error
 from appliance.downloads.progress import REPORT_EVERY_S, ProgressMeter
 from appliance.downloads.retry import retry
@@ -55,11 +58,14 @@ from appliance.downloads.workers import FetchPlan, TransferWorkers
 
 
 class DownloadEngine:
-    """Fetches (fetching.Downloader).
+    """Downloads (`contract.Downloader`), lists (`contract.SourceLister`), verifies and repairs.
 
-    Takes   settings: the room's; output_roots: folders that downloads may be put in, None = every folder; is_trusted: the caller is the
-            operator (a terminal), whose config may be mixed with the settings' credentials, and who may read what the process can read;
-            proxies: through which hosts are asked, None = all directly
+    Args:
+        settings: The package's.
+        output_roots: Folders that downloads may be written to, None = every folder.
+        is_trusted: The caller is the operator (a terminal): the config may be mixed with the settings'
+            credentials, and what the process can read may be read.
+        proxies: Through which hosts are contacted, None = all directly.
     """
 
     def __init__(
@@ -88,19 +94,13 @@ class DownloadEngine:
         self._rules = DownloadRules(settings, output_roots, self._rules.is_trusted)
 
     async def download(
-        self, request: DownloadRequest, on_progress: OnProgress = lambda _: None
+        self, request: DownloadRequest, on_progress: OnProgress = ignore_progress
     ) -> DownloadResult:
-        """Fetch what is not there yet.
-
-        Raises  Invalid, NotFound, Forbidden, Conflict (no space, not writable), UpstreamFailed, TimedOut: which file, and why
-        """
+        """Fetch what is not there yet. Raises what `contract.Downloader` says."""
         return await self._download(request, on_progress, {})
 
     async def list_files(self, source: str, config: Mapping[str, str]) -> list[SourceOffer]:
-        """List what a source has, without fetching it (fetching.Lister).
-
-        Raises  as `download`
-        """
+        """List what a source has, without fetching it. Raises as `download` does."""
         request = DownloadRequest(source, Path("/"), config=config)
         async with self._opened(request, has_output=False) as (opened, _):
             listing: Listing = await retry(opened.listing, self._timeouts, lambda _: None)
@@ -114,85 +114,95 @@ class DownloadEngine:
         ]
 
     async def verify(self, folder: Path) -> list[FileFault]:
-        """Hold a folder against what its downloads wrote down.
+        """Compare a folder with what its downloads wrote down.
 
-        Raises  NotFound: nothing was downloaded into it, that it knows of
+        Raises:
+            NotFound: Nothing was downloaded into it, as far as is known.
         """
         self._rules.check_output(folder)
         with ThreadPoolExecutor(2, thread_name_prefix="verify") as threads:
             return await asyncio.get_running_loop().run_in_executor(threads, find_faults, folder)
 
     async def repair(
-        self, folder: Path, on_progress: OnProgress = lambda _: None, config: Mapping[str, str] | None = None
+        self,
+        folder: Path,
+        on_progress: OnProgress = ignore_progress,
+        config: Mapping[str, str] | None = None,
     ) -> DownloadResult:
         """Fetch again what `verify` finds wrong, from the source and at the revision that was written down.
 
-        Raises  as download; UpstreamFailed too when the source has other contents by now than those that were written down
+        Raises:
+            ApplianceError: As `download` does; UpstreamFailed also if the source has other contents now than
+                were written down.
         """
-        flawed = {flaw.path for flaw in await self.verify(folder)}
-        totals = DownloadResult(folder, 0, 0, 0, 0.0)
+        faulty = {fault.path for fault in await self.verify(folder)}
+        total = DownloadResult(folder, 0, 0, 0, 0.0)
         for entry in manifest.read(folder):
-            rows = {row.path: row for row in entry.files if row.path in flawed}
-            if not rows and entry.finished_at:
+            paths = [row.path for row in entry.files if row.path in faulty]
+            if not paths and entry.finished_at:
                 continue
-            for path in rows:
+            for path in paths:
                 await asyncio.to_thread(_remove, folder / path)
             given = {"include": entry.include, "exclude": entry.exclude} | dict(config or {})
-            request = DownloadRequest(
-                entry.pinned, folder, max_workers=self._settings.download_max_workers, config=given
-            )
-            done = await self._download(
-                request, on_progress, {row.path: row.sha256 for row in entry.files}, asked=entry.asked
-            )
-            totals = replace(
-                totals,
-                files=totals.files + done.files,
-                total_bytes=totals.total_bytes + done.total_bytes,
-                fetched_bytes=totals.fetched_bytes + done.fetched_bytes,
-                seconds=totals.seconds + done.seconds,
-            )
-        return totals
+            workers = self._settings.download_max_workers
+            request = DownloadRequest(entry.pinned, folder, max_workers=workers, config=given)
+            expected = {row.path: row.sha256 for row in entry.files}
+            total = total.plus(await self._download(request, on_progress, expected, asked=entry.asked))
+        return total
 
     async def _download(
-        self, request: DownloadRequest, on_progress: OnProgress, expected: Mapping[str, str], asked: str = ""
+        self,
+        request: DownloadRequest,
+        on_progress: OnProgress,
+        expected: Mapping[str, str],
+        *,
+        asked: str = "",
     ) -> DownloadResult:
-        begun = self._clock.monotonic_s()
+        """Download.
+
+        Args:
+            request: What is to be fetched.
+            on_progress: Called a few times a second.
+            expected: SHA-256 by path that files must have.
+            asked: The source in the manifest, "" = the request's.
+        """
+        begun_s = self._clock.monotonic_s()
         meter, tasks = ProgressMeter(on_progress, self._clock), Tasks()
-        tasks.every(REPORT_EVERY_S, meter.report_often, name="tell-progress")
+        tasks.every(REPORT_EVERY_S, meter.report_often, name="report-progress")
         try:
             async with self._opened(request) as (source, config):
                 meter.report()
-                chosen, pinned = await self._list(source, config, request, meter)
-                async with download_lock.holding_lock(request.output_dir, meter.wait_for) as has_waited:
+                name = asked or redact_source("://".join(split_source(request.source)))
+                workers = request.max_workers
+                if not self._rules.is_trusted:
+                    workers = min(workers, self._settings.download_max_workers)
+                run = _Run(
+                    request, source, config, name, expected, workers, meter, self._timeouts, self._clock
+                )
+                files, pinned = await run.list_files()
+                async with holding_lock(request.output_dir, meter.wait_for) as has_waited:
                     if has_waited:  # that may have taken hours
-                        chosen, pinned = await self._list(source, config, request, meter)
-                    name = asked or redact_source("://".join(split_source(request.source)))
-                    entry = manifest.ManifestEntry(
-                        name, pinned, config.get("include", ""), config.get("exclude", "")
-                    )
-                    await self._fetch(source, request, chosen, entry, expected, meter)
+                        files, pinned = await run.list_files()
+                    await run.fetch(files, pinned)
             meter.enter("done")
         finally:
             await tasks.close()
+        seconds = self._clock.monotonic_s() - begun_s
         return DownloadResult(
-            request.output_dir,
-            meter.files,
-            meter.total_bytes or 0,
-            meter.fetched_bytes,
-            self._clock.monotonic_s() - begun,
+            request.output_dir, meter.files, meter.total_bytes or 0, meter.fetched_bytes, seconds
         )
 
     @asynccontextmanager
     async def _opened(
         self, request: DownloadRequest, *, has_output: bool = True
     ) -> AsyncIterator[tuple[DownloadSource, dict[str, str]]]:
-        """Open a wish's source, once it is seen that it may be fetched."""
+        """Open a request's source, after the check that it may be fetched."""
         if not 1 <= request.max_workers <= MAX_WORKERS:
-            raise Invalid(f"max_workers must be from 1 to {MAX_WORKERS}.", param="max_workers")
+            raise Invalid(f"`max_workers` must be from 1 to {MAX_WORKERS}.", param="max_workers")
         if has_output:
             self._rules.check_output(request.output_dir)
         scheme, address = split_source(request.source)
-        config = self._rules.config_of(request, scheme)
+        config = self._rules.choose_config(request, scheme)
         source = open_source(
             scheme,
             SourceContext(
@@ -210,101 +220,108 @@ class DownloadEngine:
         finally:
             await source.close()
 
-    async def _list(
-        self,
-        source: DownloadSource,
-        config: Mapping[str, str],
-        request: DownloadRequest,
-        meter: ProgressMeter,
-    ) -> tuple[list[RemoteFile], str]:
-        """Give the wanted files, their names fit for us, and the source with its revision."""
-        meter.enter("listing")
-        listing: Listing = await retry(
-            source.listing, self._timeouts, lambda why: meter.enter("listing", f"again: {why}")
-        )
-        chosen = download_names.select_files(listing.files, config, source=redact_source(request.source))
-        download_names.check_names(chosen)
-        return chosen, listing.pinned
 
-    async def _fetch(
-        self,
-        source: DownloadSource,
-        request: DownloadRequest,
-        files: list[RemoteFile],
-        entry: manifest.ManifestEntry,
-        expected: Mapping[str, str],
-        meter: ProgressMeter,
-    ) -> None:
-        """Fetch, in a folder that is ours now."""
-        folder, workers = (
-            request.output_dir,
-            request.max_workers
-            if self._rules.is_trusted
-            else min(request.max_workers, self._settings.download_max_workers),
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """One download while it runs. `asked`, `expected`: as in `DownloadEngine._download`."""
+
+    request: DownloadRequest
+    source: DownloadSource
+    config: Mapping[str, str]
+    asked: str
+    expected: Mapping[str, str]
+    workers: int
+    meter: ProgressMeter
+    timeouts: SourceTimeouts
+    clock: Clock
+
+    async def list_files(self) -> tuple[list[RemoteFile], str]:
+        """Return the wanted files, whose names can be used, and the source with its revision."""
+        self.meter.enter("listing")
+        listing: Listing = await retry(
+            self.source.listing, self.timeouts, lambda why: self.meter.enter("listing", f"again: {why}")
+        )
+        files = select_files(listing.files, self.config, source=redact_source(self.request.source))
+        check_names(files)
+        return files, listing.pinned
+
+    async def fetch(self, files: list[RemoteFile], pinned: str) -> None:
+        """Fetch into the folder, which is locked for this download."""
+        folder, meter = self.request.output_dir, self.meter
+        entry = manifest.ManifestEntry(
+            self.asked, pinned, self.config.get("include", ""), self.config.get("exclude", "")
         )
         sizes = [file.size_bytes for file in files]
         meter.files = len(files)
         meter.total_bytes = None if None in sizes else sum(size or 0 for size in sizes)
         meter.enter("verifying")
-        threads = ThreadPoolExecutor(workers + 2, thread_name_prefix="download")
+        threads = ThreadPoolExecutor(self.workers + 2, thread_name_prefix="download")
         try:
-            checks = ExistingFiles(folder, meter, threads, expected)
-            kept, wanted = await checks.sort_files(files)
-            jobs = [
-                FetchPlan(
-                    file,
-                    download_names.resolve_target(folder, file.path),
-                    PartialFile(folder / manifest.FOLDER, file, asked=entry.asked),
-                    expected.get(file.path, ""),
-                )
-                for file in sorted(wanted, key=lambda file: -(file.size_bytes or 0))
-            ]
-            for job in jobs:
-                job.was_resumed = job.part.recall() > 0
-            fetching = TransferWorkers(
-                source,
-                folder,
-                jobs,
-                workers=workers,
-                meter=meter,
-                timeouts=self._timeouts,
-                clock=self._clock,
-                threads=threads,
-            )
-            meter.done_bytes += sum(job.part.done.total() for job in jobs)
-            _check_space(folder, jobs)
+            kept, wanted = await ExistingFiles(folder, meter, threads, self.expected).sort_files(files)
+            plans = self._plan(wanted)
+            meter.done_bytes += sum(plan.part.done.total() for plan in plans)
+            _check_space(folder, plans)
             manifest.write(folder, replace(entry, files=tuple(kept)))  # so that `repair` knows what was begun
-            if jobs:
-                meter.enter("fetching")
-                await fetching.run()
+            rows = [*kept, *await self._transfer(plans, threads)]
             if meter.total_bytes is None:
                 meter.total_bytes = meter.done_bytes
-            rows = sorted([*kept, *fetching.rows], key=lambda row: row.path)
-            manifest.write(
-                folder,
-                replace(
-                    entry,
-                    finished_at=format_rfc3339(self._clock.now_s(), fraction_digits=3),
-                    files=tuple(rows),
-                ),
-            )
+            rows.sort(key=lambda row: row.path)
+            finished_at = format_rfc3339(self.clock.now_s(), fraction_digits=3)
+            manifest.write(folder, replace(entry, finished_at=finished_at, files=tuple(rows)))
             manifest.clear_journal(folder, entry.asked)
         except OSError as exc:
             raise disk_error(exc.filename or folder, exc) from exc
         finally:
             threads.shutdown(wait=False)
 
+    def _plan(self, files: list[RemoteFile]) -> list[FetchPlan]:
+        """Plan the files that are to be fetched, the largest first, from the parts that are there."""
+        folder, plans = self.request.output_dir, []
+        for file in sorted(files, key=lambda file: -(file.size_bytes or 0)):
+            part = PartialFile(folder / manifest.FOLDER, file, asked=self.asked)
+            plan = FetchPlan(file, resolve_target(folder, file.path), part, self.expected.get(file.path, ""))
+            plan.was_resumed = part.recall() > 0
+            plans.append(plan)
+        return plans
 
-def _check_space(folder: Path, jobs: list[FetchPlan]) -> None:
-    """Raises  Conflict: what is missing does not fit"""
+    async def _transfer(
+        self, plans: list[FetchPlan], threads: ThreadPoolExecutor
+    ) -> list[manifest.ManifestRow]:
+        """Fetch; return the rows of what was fetched."""
+        if not plans:
+            return []
+        workers = TransferWorkers(
+            self.source,
+            self.request.output_dir,
+            plans,
+            workers=self.workers,
+            meter=self.meter,
+            timeouts=self.timeouts,
+            clock=self.clock,
+            threads=threads,
+        )
+        self.meter.enter("fetching")
+        await workers.run()
+        return workers.rows
+
+
+def _check_space(folder: Path, plans: list[FetchPlan]) -> None:
+    """Check that what is missing fits.
+
+    Raises:
+        Conflict: It does not.
+    """
     needed = sum(
-        job.remote.size_bytes - job.part.done.total() for job in jobs if job.remote.size_bytes is not None
+        plan.remote.size_bytes - plan.part.done.total()
+        for plan in plans
+        if plan.remote.size_bytes is not None
     )
     found = os.statvfs(folder)
     free = found.f_bavail * found.f_frsize
     if needed > free:
         raise Conflict(
-            f"{folder} has room for {free:,} more bytes, and {needed:,} are to be fetched into it. Make room, or choose another folder.",
+            f"Not enough disk space in {folder}: {needed:,} bytes are needed, {free:,} are free. "
+            "Free some space, or choose another folder.",
             code="no_space",
             details={"needed_bytes": needed, "free_bytes": free},
         )

@@ -1,4 +1,4 @@
-"""A download job as a value: what is shown of it, and what is kept of it over a restart. No credential is ever in it."""
+"""A download job as a value: what is shown of it, and what is kept over a restart. It has no credentials."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -54,9 +54,9 @@ def job_object(job: DownloadJob) -> dict[str, Any]:
     """Return a job as the interfaces show it.
 
     Returns:
-        `{id, kind, state, source, output_dir, model, created_at, started_at, ended_at, error, max_workers, config, progress {phase,
-        files, files_done, total_bytes, done_bytes, fetched_bytes, rate_bytes_s, percent, now}, files, bytes, seconds}`; null = not
-        known.
+        `{id, kind, state, source, output_dir, model, created_at, started_at, ended_at, error, max_workers,
+        config, progress {phase, files, files_done, total_bytes, done_bytes, fetched_bytes, rate_bytes_s,
+        percent, now}, files, bytes, seconds}`; null = not known.
     """
 
     def at(time_s: float | None) -> str | None:

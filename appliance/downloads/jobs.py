@@ -1,7 +1,8 @@
-"""Download jobs: who downloads what to where, joined where two ask for the same, bounded in number, and kept over a restart.
+"""Download jobs: who downloads what to where, bounded in number, and kept over a restart.
 
-One download of one source to one folder at a time: a second request for the same joins the first. A job ends as completed, failed or
-cancelled; one that the end of the appliance cut off is interrupted, and goes on at the next start from the parts that are there.
+One download of one source to one folder at a time: a second request for the same joins the first. A job ends
+as completed, failed or cancelled; one that the end of the appliance cut off is interrupted, and goes on at
+the next start from the parts that are there.
 """
 
 import secrets
@@ -110,7 +111,7 @@ class DownloadJobs:
         return job
 
     async def follow(self, job_id: str) -> AsyncGenerator[DownloadJob, None]:
-        """Yield a job now and after each change, the last time when it is active no more; a slow follower skips versions.
+        """Yield a job now and after each change, the last time at its end. A slow follower skips versions.
 
         Raises:
             NotFound: There is no such job.
@@ -197,7 +198,7 @@ class DownloadJobs:
         raise end.failure or Internal(job.error)
 
     def holding(self, job_id: str) -> AbstractContextManager[None]:
-        """Want a job while the context lasts: the last holder that leaves cancels it, unless it is detached."""
+        """Want a job while the context lasts: the last holder to leave cancels it, unless it is detached."""
         return self._jobs.holding(job_id)
 
     def holder_count(self, job_id: str) -> int:
@@ -205,7 +206,7 @@ class DownloadJobs:
         return self._jobs.holder_count(job_id)
 
     async def cancel(self, job_id: str) -> DownloadJob:
-        """End a job; its parts stay, and a later job continues with them. One that has ended already stays as it is.
+        """End a job; one that has ended already stays as it is. The parts stay, for a later job.
 
         Raises:
             NotFound: There is no such job.
@@ -265,7 +266,8 @@ class DownloadJobs:
         error = NOT_RESUMED
         if missing and self._resumes:
             error = (
-                f"The appliance stopped during this download, and credentials are not kept: {', '.join(missing)}. "
+                "The appliance stopped during this download, and credentials are not kept: "
+                f"{', '.join(missing)}. "
                 "Set them in the environment and restart, or request the download again."
             )
         return end_job(job, "interrupted", at_s=self._clock.now_s(), error=error)

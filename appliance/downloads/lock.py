@@ -1,7 +1,10 @@
-"""One download of one folder at a time, over all processes: an flock on `.lock`, which the kernel takes back from a dead process.
+"""One download per folder at a time, over all processes.
 
-System E tells by the lock file's age whether it is held. We do not look at the age, so that no clock and no forgotten file can lock us out;
-but we renew it, and write our process id into the file as E does, so that an E beside us sees that we are there.
+It is an flock on `.lock`, which the kernel takes back from a dead process.
+
+Another downloader that uses these folders (docs/compatibility.md) tells by the lock file's age whether it is
+held. We do not look at the age, so that no clock and no forgotten file can lock us out. But we renew it, and
+write our process id into the file as the other one does, so that it sees us.
 """
 
 import asyncio
@@ -16,29 +19,35 @@ from appliance.base.tasks import Tasks
 from appliance.downloads.part import disk_error
 
 NAME = ".lock"
-ASK_S = 0.25
-RENEW_S = 5.0  # system E's
+TRY_EVERY_S = 0.25
+RENEW_EVERY_S = 5.0  # as the other downloader does
 MODE = 0o600
 
 
 @asynccontextmanager
 async def holding_lock(folder: Path, on_wait: Callable[[str], None]) -> AsyncIterator[bool]:
-    """Hold the folder's lock.
+    """Hold the folder's lock; the folder is created where it is missing.
 
-    Takes   on_wait: called while somebody else holds it, with who that is
-    Gives   whether it had to be waited for
-    Raises  Conflict: the file system does not let it be locked
+    Args:
+        folder: The output folder.
+        on_wait: Called again and again while another process holds it, with who that is.
+
+    Yields:
+        Whether it had to be waited for.
+
+    Raises:
+        Conflict: The folder cannot be created, or the file system does not let it be locked.
     """
     descriptor = await asyncio.to_thread(_open, folder)
     try:
         has_waited = False
-        while not _take(descriptor, folder):
+        while not _try_lock(descriptor, folder):
             has_waited = True
-            on_wait(_holder(descriptor))
-            await asyncio.sleep(ASK_S)
+            on_wait(_name_holder(descriptor))
+            await asyncio.sleep(TRY_EVERY_S)
         tasks = Tasks()
         _write(descriptor, f"{os.getpid()}\n")
-        tasks.every(RENEW_S, lambda: _renew(descriptor), name="renew-lock")
+        tasks.every(RENEW_EVERY_S, lambda: _renew(descriptor), name="renew-lock")
         try:
             yield has_waited
         finally:
@@ -54,7 +63,8 @@ def _open(folder: Path) -> int:
     except OSError as exc:
         if isinstance(exc, FileExistsError | NotADirectoryError):
             raise Conflict(
-                f"{folder} is no folder, or lies below something that is none.", code="cannot_write"
+                f"{folder} is not a folder, or lies below something that is not a folder.",
+                code="cannot_write",
             ) from exc
         raise disk_error(folder, exc) from exc
     try:
@@ -63,7 +73,7 @@ def _open(folder: Path) -> int:
         raise disk_error(folder / NAME, exc) from exc
 
 
-def _take(descriptor: int, folder: Path) -> bool:
+def _try_lock(descriptor: int, folder: Path) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -73,7 +83,7 @@ def _take(descriptor: int, folder: Path) -> bool:
     return True
 
 
-def _holder(descriptor: int) -> str:
+def _name_holder(descriptor: int) -> str:
     text = os.pread(descriptor, 20, 0).decode(errors="replace").strip()
     return f"process {text}" if text.isdecimal() else "another process"
 

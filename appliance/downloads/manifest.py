@@ -1,11 +1,11 @@
-"""What a folder's downloads were: names, sizes and checksums, in `.download.json`, so that the folder can be held against it later.
+"""What was downloaded into a folder, in `.download.json`, so that the folder can be verified later.
 
-While a download runs, each file that is done is a line in `.download/journal`; at its end the lines become part of the manifest. So a
-download that is killed knows afterwards which files it had, without reading them.
+While a download runs, each file that is done is a line in `.download/journal`; at its end the lines become
+part of the manifest. So a download that is killed knows afterwards which files it had, without reading them.
 """
 
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,11 @@ JOURNAL = "journal"
 
 @dataclass(frozen=True, slots=True)
 class ManifestRow:
-    """One file as it was fetched. modified_ns: of the file on this machine, to see without reading it that nobody touched it."""
+    """One file as it was fetched.
+
+    Attributes:
+        modified_ns: Of the file on this machine. It tells without reading that nobody changed the file.
+    """
 
     path: str
     size_bytes: int
@@ -28,7 +32,7 @@ class ManifestRow:
     modified_ns: int = 0
 
     def is_untouched(self, folder: Path) -> bool:
-        """Say whether the file is there, untouched."""
+        """Say whether the file is there, and was not changed since."""
         try:
             found = (folder / self.path).lstat()
         except OSError:
@@ -38,7 +42,13 @@ class ManifestRow:
 
 @dataclass(frozen=True, slots=True)
 class ManifestEntry:
-    """One download. `asked`: the source as it was asked for, `pinned`: with the revision that was found; never with credentials."""
+    """One download.
+
+    Attributes:
+        asked: The source as it was requested, without credentials.
+        pinned: The same with the revision that was found.
+        finished_at: "" = it was begun, and not finished.
+    """
 
     asked: str
     pinned: str
@@ -47,9 +57,14 @@ class ManifestEntry:
     finished_at: str = ""
     files: tuple[ManifestRow, ...] = field(default=())
 
+    def is_same_download(self, other: "ManifestEntry") -> bool:
+        """Whether both request the same files of the same source."""
+        own = (self.asked, self.include, self.exclude)
+        return own == (other.asked, other.include, other.exclude)
+
 
 def read(folder: Path) -> list[ManifestEntry]:
-    """Give what was downloaded into a folder; a manifest that cannot be read is as good as none."""
+    """Return what was downloaded into a folder; a manifest that cannot be read counts as none."""
     try:
         value: Any = jsons.loads((folder / NAME).read_bytes())
         return [
@@ -61,23 +76,15 @@ def read(folder: Path) -> list[ManifestEntry]:
 
 
 def write(folder: Path, entry: ManifestEntry) -> None:
-    """Put a download into the manifest: in place of an earlier one of the same, whose files it still has are kept by nobody twice."""
+    """Put a download into the manifest, in the place of an earlier one; no file is in two entries."""
     own = {row.path for row in entry.files}
     others = [
-        other
+        replace(other, files=tuple(row for row in other.files if row.path not in own))
         for other in read(folder)
-        if (other.asked, other.include, other.exclude) != (entry.asked, entry.include, entry.exclude)
+        if not other.is_same_download(entry)
     ]
-    others = [
-        ManifestEntry(
-            **(_fields(other) | {"files": tuple(row for row in other.files if row.path not in own)})
-        )
-        for other in others
-    ]
-    value = {
-        "version": 1,
-        "downloads": [asdict(one) for one in [*others, entry] if one.files or not one.finished_at],
-    }
+    entries = [one for one in [*others, entry] if one.files or not one.finished_at]
+    value = {"version": 1, "downloads": [asdict(one) for one in entries]}
     new = folder / FOLDER / "manifest.new"
     new.parent.mkdir(exist_ok=True)
     with new.open("wb") as file:
@@ -86,12 +93,8 @@ def write(folder: Path, entry: ManifestEntry) -> None:
     new.replace(folder / NAME)
 
 
-def _fields(entry: ManifestEntry) -> dict[str, Any]:
-    return {name: getattr(entry, name) for name in ManifestEntry.__slots__}
-
-
 def known_rows(folder: Path) -> dict[str, ManifestRow]:
-    """Give the rows of the manifest and of a journal that no manifest has yet, by path."""
+    """Return the rows of the manifest, and of a journal that no manifest has yet, by path."""
     rows = {row.path: row for entry in read(folder) for row in entry.files}
     try:
         lines = (folder / FOLDER / JOURNAL).read_bytes().splitlines()
@@ -113,20 +116,17 @@ def append_journal(folder: Path, row: ManifestRow) -> None:
 
 
 def clear_journal(folder: Path, asked: str) -> None:
-    """Remove the journal, and what earlier downloads of the same source left of files that it does not have any more."""
+    """Remove the journal, and what earlier downloads left of files that the source does not have any more."""
     own = folder / FOLDER
-    states = _states(folder)
+    states = _read_states(folder)
     for path, state in states.items():
         if state.get("source") == asked:
             path.with_suffix(".part").unlink(missing_ok=True)
             path.unlink(missing_ok=True)
     try:
         for path in own.iterdir():
-            if (
-                path.suffix == ".new"
-                or path.name == JOURNAL
-                or (path.suffix == ".part" and path.with_suffix(".json") not in states)
-            ):
+            is_orphan = path.suffix == ".part" and path.with_suffix(".json") not in states
+            if path.suffix == ".new" or path.name == JOURNAL or is_orphan:
                 path.unlink(missing_ok=True)
         own.rmdir()
     except OSError:
@@ -134,9 +134,9 @@ def clear_journal(folder: Path, asked: str) -> None:
 
 
 def partial_bytes(folder: Path) -> dict[str, int]:
-    """Give the files that were begun and not finished: path → bytes that are there."""
+    """Return the files that were begun and not finished: path → bytes that are there."""
     found = {}
-    for state in _states(folder).values():
+    for state in _read_states(folder).values():
         try:
             found[str(state["path"])] = sum(int(end) - int(start) for start, end in state["done"])
         except (KeyError, TypeError, ValueError):
@@ -144,7 +144,7 @@ def partial_bytes(folder: Path) -> dict[str, int]:
     return found
 
 
-def _states(folder: Path) -> dict[Path, dict[str, Any]]:
+def _read_states(folder: Path) -> dict[Path, dict[str, Any]]:
     found: dict[Path, dict[str, Any]] = {}
     for path in (folder / FOLDER).glob("*.json"):
         try:

@@ -1,4 +1,4 @@
-"""Names that come from elsewhere: which of them may become a file below the output folder, and which of the files are wanted."""
+"""File names that come from elsewhere: which may be written below the output folder, and which are wanted."""
 
 import os
 from collections.abc import Iterable, Mapping
@@ -9,44 +9,52 @@ from appliance.base.errors import Forbidden, Invalid, NotFound
 from appliance.downloads.sources.contract import RemoteFile
 
 RESERVED = {".lock", ".download", ".download.json"}  # our own, in the output folder
-MOST_BYTES = 255  # of one part of a path, on nearly every file system
+MAX_PART_BYTES = 255  # of one part of a path, on nearly every file system
 
 
 def find_unsafe_reason(path: str) -> str:
     """Say why a name may not be used; "" = it may.
 
-    1. nothing, or characters that are none   2. Windows' separators and drives   3. absolute   4. parts that go up, or nowhere
-    5. our own files   6. too long
+    1. it is empty, or has control characters
+    2. Windows' separators or drives
+    3. it is absolute
+    4. a part leads up, or nowhere
+    5. our own files
+    6. not Unicode, or too long
     """
     parts = path.split("/")
     if not path or any(ord(letter) < 32 or ord(letter) == 127 for letter in path):  # 1
-        return "it holds a control character" if path else "it is empty"
+        return "it contains a control character" if path else "it is empty"
     if "\\" in path or (len(path) > 1 and path[1] == ":" and path[0].isalpha()):  # 2
-        return "it has a backslash or a drive letter"
+        return "it contains a backslash or a drive letter"
     if path.startswith("/"):  # 3
         return "it is an absolute path"
     if any(part in {"", ".", ".."} for part in parts):  # 4
         return "it has a part that is empty, . or .."
     if parts[0] in RESERVED:  # 5
-        return "that name is used for the download's own files"
+        return "the name is reserved for the download's own files"
     try:
-        is_long = any(len(part.encode()) > MOST_BYTES for part in parts)
+        is_long = any(len(part.encode()) > MAX_PART_BYTES for part in parts)
     except UnicodeEncodeError:
         return "it is not Unicode"
-    return f"a part of it is longer than {MOST_BYTES} bytes" if is_long else ""  # 6
+    return f"a part of it is longer than {MAX_PART_BYTES} bytes" if is_long else ""  # 6
 
 
 def check_names(files: Iterable[RemoteFile]) -> None:
-    """Raises  Invalid: a name that no file can have here, one that comes twice, or one that is a folder of another"""
+    """Check that all files can be written.
+
+    Raises:
+        Invalid: A name cannot be used, comes twice, or is the folder of another one.
+    """
     seen: set[str] = set()
     for file in files:
         if why := find_unsafe_reason(file.path):
             raise Invalid(
-                f"The source has a file named {file.path[:200]!r}, which cannot be written: {why}.",
+                f"The source has a file {file.path[:200]!r} that cannot be written: {why}.",
                 code="unsafe_name",
             )
         if file.path in seen:
-            raise Invalid(f"The source has {file.path!r} twice.", code="unsafe_name")
+            raise Invalid(f"The source has the file {file.path!r} twice.", code="unsafe_name")
         seen.add(file.path)
     for path in seen:
         above = path
@@ -59,12 +67,18 @@ def check_names(files: Iterable[RemoteFile]) -> None:
 
 
 def select_files(files: Iterable[RemoteFile], config: Mapping[str, str], *, source: str) -> list[RemoteFile]:
-    """Choose the files by `include` and `exclude`, patterns as of a shell, `*` for any text, also over folders.
+    """Select files by `include` and `exclude`: shell patterns, whose `*` stands for any text, also with `/`.
 
-    Raises  NotFound: nothing is there, or nothing is chosen
+    Args:
+        files: All files of the source.
+        config: May have `include` and `exclude`, comma lists.
+        source: For the error.
+
+    Raises:
+        NotFound: There is no file, or none is selected.
     """
     every = list(files)
-    include, exclude = _patterns(config.get("include", "")), _patterns(config.get("exclude", ""))
+    include, exclude = _parse_patterns(config.get("include", "")), _parse_patterns(config.get("exclude", ""))
     found = [
         file
         for file in every
@@ -80,7 +94,7 @@ def select_files(files: Iterable[RemoteFile], config: Mapping[str, str], *, sour
     return found
 
 
-def _patterns(text: str) -> list[str]:
+def _parse_patterns(text: str) -> list[str]:
     pieces = [piece.strip() for piece in text.split(",") if piece.strip()]
     return [f"{piece}*" if piece.endswith("/") else piece for piece in pieces]
 
@@ -90,9 +104,10 @@ def _matches(path: str, patterns: list[str]) -> bool:
 
 
 def resolve_target(folder: Path, path: str) -> Path:
-    """Give where a file is written.
+    """Return where a file is written.
 
-    Raises  Forbidden: a link in the output folder leads out of it
+    Raises:
+        Forbidden: A link in the output folder leads out of it.
     """
     target, root = folder / path, Path(os.path.realpath(folder))
     if not Path(os.path.realpath(target.parent)).is_relative_to(root):

@@ -1,8 +1,9 @@
-"""A file that is being fetched: its bytes so far, which of them they are, and their checksum as far as they are without a gap.
+"""A file that is being fetched: its bytes so far, and their checksum up to the first gap.
 
-The bytes lie in `.download/ID.part`, what is known of them in `.download/ID.json`, written anew after each block. A process that is killed
-loses what it had not handed to the kernel: at most one block for each worker. A machine that goes down may lose more, so what counts after
-another boot is only what was synced; and where the source tells a checksum, that has the last word anyway.
+The bytes lie in `.download/ID.part`, what is known of them in `.download/ID.json`, written anew after each
+block. A process that is killed loses what it had not handed to the kernel: at most one block for each worker.
+A machine that goes down may lose more, so what counts after another boot is only what was synced; and where
+the source tells a checksum, that has the last word anyway.
 """
 
 import errno
@@ -25,7 +26,7 @@ Span = tuple[int, int]
 
 
 class Spans:
-    """Which bytes are there: disjoint spans (from, before), in order."""
+    """Which bytes are there: disjoint spans (from, to before), in order."""
 
     def __init__(self, spans: Sequence[Span] = ()) -> None:
         self.all: list[Span] = []
@@ -33,6 +34,7 @@ class Spans:
             self.add(start, end)
 
     def add(self, start: int, end: int) -> None:
+        """Add the bytes from `start` to before `end`."""
         if start >= end:
             return
         apart = [span for span in self.all if span[1] < start or span[0] > end]
@@ -42,13 +44,15 @@ class Spans:
         )
 
     def total(self) -> int:
+        """Return how many bytes there are."""
         return sum(end - start for start, end in self.all)
 
     def prefix(self) -> int:
-        """Give how many bytes there are from the beginning on without a gap."""
+        """Return how many bytes there are from the beginning to the first gap."""
         return self.all[0][1] if self.all and self.all[0][0] == 0 else 0
 
     def missing(self, size: int) -> list[Span]:
+        """Return the gaps in a file of `size` bytes."""
         gaps, at = [], 0
         for start, end in self.all:
             if start > at:
@@ -58,7 +62,13 @@ class Spans:
 
 
 class PartialFile:
-    """The bytes of one file. Methods that touch the disk block, and are called in threads."""
+    """The bytes of one file. Methods that touch the disk block, and are called in threads.
+
+    Args:
+        folder: Where the bytes and their state are kept.
+        remote: The file as the source has it.
+        asked: The source as it was requested.
+    """
 
     def __init__(self, folder: Path, remote: RemoteFile, *, asked: str) -> None:
         name = hashlib.sha256(remote.path.encode()).hexdigest()[:24]
@@ -88,24 +98,25 @@ class PartialFile:
             self._git = hashlib.sha1(b"blob %d\0" % (self._remote.size_bytes or 0), usedforsecurity=False)
 
     def recall(self) -> int:
-        """Read what an earlier run left; give how many bytes can be used."""
-        spans: list[Span] = []
-        try:
-            state: Any = jsons.loads(self._state.read_bytes())
-            if all(state.get(key) == value for key, value in self._identity.items()) and (
-                self._remote.digest or self._remote.etag
-            ):
-                rows = state["done"] if state["boot"] == boot_id() else state["synced"]
-                length = self.path.stat().st_size
-                spans = [
-                    (int(start), int(end)) for start, end in rows if 0 <= int(start) < int(end) <= length
-                ]
-        except (OSError, jsons.InvalidJson, KeyError, TypeError, ValueError, AttributeError):
-            spans = []
+        """Read what an earlier run left; return how many bytes can be used."""
         size = self._remote.size_bytes
-        self.done = Spans([span for span in spans if size is None or span[1] <= size])
+        self.done = Spans([span for span in self._read_spans() if size is None or span[1] <= size])
         self._synced = list(self.done.all)
         return self.done.total()
+
+    def _read_spans(self) -> list[Span]:
+        """Return the bytes that are written down and there, if they are of this version of the file."""
+        if not self._remote.digest and not self._remote.etag:
+            return []
+        try:
+            state: Any = jsons.loads(self._state.read_bytes())
+            if any(state.get(key) != value for key, value in self._identity.items()):
+                return []
+            rows = state["done"] if state["boot"] == boot_id() else state["synced"]
+            length = self.path.stat().st_size
+            return [(int(start), int(end)) for start, end in rows if 0 <= int(start) < int(end) <= length]
+        except (OSError, jsons.InvalidJson, KeyError, TypeError, ValueError, AttributeError):
+            return []
 
     def open(self) -> None:
         """Open the file for its bytes; what cannot be used is cut off."""
@@ -139,7 +150,11 @@ class PartialFile:
             self._sync()
 
     def hash_on(self, wait: bool) -> None:
-        """Reckon the checksum on, as far as the bytes are there without a gap. wait: also when another thread is at it; else that one goes on."""
+        """Continue the checksum, up to the first gap.
+
+        Args:
+            wait: Also when another thread is at it; False = that one goes on.
+        """
         if not self._hashing.acquire(blocking=wait):
             return
         try:
@@ -160,13 +175,12 @@ class PartialFile:
             self._hashing.release()
 
     def digests(self) -> dict[str, str]:
-        """Give the checksums of all that was hashed: {"sha256": HEX, "git-sha1": HEX}."""
-        return {"sha256": self._sha256.hexdigest()} | (
-            {"git-sha1": self._git.hexdigest()} if self._git is not None else {}
-        )
+        """Return the checksums of all that was hashed: {"sha256": HEX, "git-sha1": HEX}."""
+        found = {"sha256": self._sha256.hexdigest()}
+        return found | ({"git-sha1": self._git.hexdigest()} if self._git is not None else {})
 
     def sync(self) -> os.stat_result:
-        """Hand all bytes to the disk; give what the file is then."""
+        """Hand all bytes to the disk; return what the file is then."""
         with self._lock:
             os.fsync(self._descriptor)
             return os.fstat(self._descriptor)
@@ -228,7 +242,7 @@ class PartialFile:
 
 
 def _write_all(descriptor: int, pieces: Sequence[bytes], start: int) -> int:
-    """Write pieces one after the other; give where they end."""
+    """Write pieces one after the other; return where they end."""
     for at in range(0, len(pieces), 512):  # the system call takes 1024 at most
         some = list(pieces[at : at + 512])
         length, written = sum(map(len, some)), os.pwritev(descriptor, some, start)
@@ -242,10 +256,11 @@ def _write_all(descriptor: int, pieces: Sequence[bytes], start: int) -> int:
 
 
 def disk_error(path: str | Path, exc: OSError) -> ApplianceError:
-    """Say that a file cannot be written: 1. the disk is full   2. anything else."""
+    """Return the error of a file that cannot be written: 1. the disk is full   2. anything else."""
     if exc.errno in {errno.ENOSPC, errno.EDQUOT}:  # 1
         return Conflict(
-            f"{path} cannot be written: {exc.strerror}. What was fetched is kept; make room and run it again.",
+            f"{path} cannot be written: {exc.strerror}. What was fetched is kept. Free some space, and run it "
+            "again.",
             code="no_space",
         )
     return Conflict(f"{path} cannot be written: {exc.strerror or exc}.", code="cannot_write")  # 2

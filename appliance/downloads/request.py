@@ -1,6 +1,7 @@
-"""What a caller asks to be downloaded, read and checked: one reading for HTTP, gRPC and Ollama's pull.
+"""What a caller asks to be downloaded, parsed and checked: one reading for HTTP, gRPC and Ollama's pull.
 
-Credentials come in `config` and nowhere else; they go to whoever downloads, and into no job, no file, no log line and no error.
+Credentials come in `config` and nowhere else. They go to whoever downloads, and into no job, no file, no log
+line and no error.
 """
 
 import math
@@ -15,8 +16,8 @@ from appliance.base.errors import Forbidden, Invalid
 from appliance.downloads.contract import DEFAULT_WORKERS, MAX_WORKERS, DownloadRequest, redact_source
 
 MAX_SOURCE_CHARS = 2048
-MIN_SECRET_CHARS = 4  # characters: a shorter text is too common to be blanked wherever it stands
-# Keys of `config` that may be seen and kept; any other, known or not, is taken for a secret.
+MIN_SECRET_CHARS = 4  # a shorter text is too common to be redacted wherever it stands
+# Keys of `config` that may be shown and kept; any other, known or not, is taken for a secret.
 PUBLIC_KEYS = frozenset(
     {
         "hf_endpoint",
@@ -33,29 +34,31 @@ PUBLIC_KEYS = frozenset(
         "ms_endpoint",
     }
 )
-# Where the credentials are found when `config` does not have them.
+ADDRESS_KEYS = ("hf_endpoint", "endpoint", "ms_endpoint")
+# Where credentials are found that `config` does not have.
 VARIABLES_OF = {
     "hf_token": ("HF_AUTH_TOKEN",),
     "ms_token": ("MS_TOKEN",),
     "access_key": ("ACCESS_KEY",),
     "secret_key": ("SECRET_KEY",),
 }
-SIGNED_QUERY = (
-    "the query of its address"  # as the name of a credential: what stands behind the ? of a signed address
-)
+# The name, as a credential, of what stands behind the ? of a signed address.
+SIGNED_QUERY = "the query of its address"
 
 
 @dataclass(frozen=True, slots=True)
 class DownloadFolders:
-    """Where downloads may go: `home`, where relative paths begin, and `others`; all with everything below them."""
+    """Where downloads may go: `home`, where relative paths begin, and `others`; and everything below them."""
 
     home: Path
     others: tuple[Path, ...] = ()
 
     def resolve_folder(self, text: str) -> Path:
-        """Give the folder that a caller names, symbolic links followed (blocks).
+        """Return the folder that a caller names, symbolic links followed (blocks).
 
-        Raises  Invalid: it is no path · Forbidden: it is outside
+        Raises:
+            Invalid: It is no path.
+            Forbidden: It is outside the folders.
         """
         if not text or "\0" in text or not text.isprintable():
             raise Invalid(
@@ -69,9 +72,10 @@ class DownloadFolders:
                 f"`output_dir` cannot be used: {exc}.", param="output_dir", code="invalid_value"
             ) from None
         if not any(path == root or root in path.parents for root in roots):
+            allowed = ", ".join(map(str, (self.home, *self.others)))
             raise Forbidden(
-                f"{text} is outside the folders for downloads ({', '.join(map(str, (self.home, *self.others)))}). Name one below "
-                "them, or add it to DOWNLOAD_ALLOWED_DIRS.",
+                f"{text} is outside the download folders ({allowed}). Choose a folder below them, "
+                "or add it to DOWNLOAD_ALLOWED_DIRS.",
                 param="output_dir",
                 code="outside_allowed_folders",
             )
@@ -86,11 +90,18 @@ def parse_download_request(
     config: Any = None,
     max_workers: int | None = None,
 ) -> DownloadRequest:
-    """Read what a caller asks for (blocks: paths are looked up).
+    """Parse what a caller asks for (blocks: paths are looked up).
 
-    Takes   source, output_dir: both are needed; config: an object, the same as JSON text, or None; max_workers: None = 8
-    Raises  Invalid · Forbidden: output_dir is outside the allowed folders
-    Source  system E, body of /v1/download_model
+    Args:
+        source: Required; None = the caller left it out.
+        output_dir: Required, as `source`.
+        folders: Where downloads may go.
+        config: An object, the same as JSON text, or None.
+        max_workers: 1 to `MAX_WORKERS`, None = `DEFAULT_WORKERS`.
+
+    Raises:
+        Invalid: A field is missing or wrong.
+        Forbidden: `output_dir` is outside the allowed folders.
     """
     for name, value in (("source", source), ("output_dir", output_dir)):
         if not value:
@@ -104,9 +115,10 @@ def parse_download_request(
 
 
 def parse_max_workers(value: int | None) -> int:
-    """Give `max_workers`; None = as usual.
+    """Return `max_workers`; None = `DEFAULT_WORKERS`.
 
-    Raises  Invalid
+    Raises:
+        Invalid: It is out of range.
     """
     workers = DEFAULT_WORKERS if value is None else value
     if not 1 <= workers <= MAX_WORKERS:
@@ -119,9 +131,10 @@ def parse_max_workers(value: int | None) -> int:
 
 
 def parse_source(text: str) -> str:
-    """Give a source with its scheme; a bare `ns/repo` is Hugging Face's.
+    """Return a source with its scheme; a bare `ns/repo` is Hugging Face's.
 
-    Raises  Invalid: it is none, or has a user or password in it (which is not repeated)
+    Raises:
+        Invalid: It is no source, or has a user or password in it (which is not repeated).
     """
     text = text.strip()
     if not text or len(text) > MAX_SOURCE_CHARS or not text.isprintable() or " " in text:
@@ -136,7 +149,7 @@ def parse_source(text: str) -> str:
     whole = f"{scheme.lower()}://{rest}"
     if _has_user_info(whole):
         raise Invalid(
-            "`source` has a user or a password in it. Leave them out, and give credentials in `config`.",
+            "`source` contains a user or a password. Remove them, and send credentials in `config`.",
             param="source",
             code="credentials_in_source",
         )
@@ -144,32 +157,35 @@ def parse_source(text: str) -> str:
 
 
 def default_folder(source: str) -> str:
-    """Give the folder, relative to that for downloads, where a source goes that is given none: `hf/ns/repo`."""
+    """Return the folder of a source that comes without one, relative to the download folder: `hf/ns/repo`."""
     scheme, _, rest = redact_source(source).partition("://")
     return "/".join([scheme, *(piece for piece in rest.split("/") if piece not in {"", ".", ".."})])
 
 
 def parse_config(value: Any) -> dict[str, str]:
-    """Give `config` as texts by name, whether it came as an object or as JSON text; null and empty values are left out.
+    """Return `config` as texts by name; null and empty values are left out.
 
-    Raises  Invalid; it never repeats a value
+    Args:
+        value: An object, the same as JSON text, or None.
+
+    Raises:
+        Invalid: It is no object of plain values. The error never repeats a value.
     """
     if isinstance(value, str):
         try:
             value = jsons.loads(value) if value.strip() else {}
         except jsons.InvalidJson:  # its words may hold a piece of the text
-            raise Invalid("`config` is no valid JSON.", param="config", code="invalid_json") from None
+            raise Invalid("`config` is not valid JSON.", param="config", code="invalid_json") from None
     if value is None:
         return {}
     if not isinstance(value, Mapping):
-        raise Invalid("`config` must be an object, or one as JSON text.", param="config", code="invalid_type")
-    found = {
-        str(key): _config_text(str(key), one) for key, one in value.items() if one is not None and one != ""
-    }
-    for key in ("hf_endpoint", "endpoint", "ms_endpoint"):
+        raise Invalid("`config` must be a JSON object, or one as text.", param="config", code="invalid_type")
+    given = {str(key): one for key, one in value.items() if one is not None and one != ""}
+    found = {key: _config_text(key, one) for key, one in given.items()}
+    for key in ADDRESS_KEYS:
         if _has_user_info(found.get(key, "")):
             raise Invalid(
-                f"`config.{key}` has a user or a password in it; give credentials under their own names.",
+                f"`config.{key}` contains a user or a password. Send credentials under their own names.",
                 param=f"config.{key}",
                 code="credentials_in_address",
             )
@@ -177,18 +193,16 @@ def parse_config(value: Any) -> dict[str, str]:
 
 
 def _config_text(key: str, value: Any) -> str:
-    if isinstance(value, bool):
+    """Return one value as text: 1. a boolean   2. a text or a number   3. a list of patterns."""
+    if isinstance(value, bool):  # 1
         return "true" if value else "false"
-    if isinstance(value, str) or (isinstance(value, (int, float)) and math.isfinite(value)):
+    if isinstance(value, str) or (isinstance(value, int | float) and math.isfinite(value)):  # 2
         return str(value)
-    if (
-        isinstance(value, (list, tuple))
-        and key in {"include", "exclude"}
-        and all(isinstance(one, str) for one in value)
-    ):
+    is_list = isinstance(value, list | tuple) and all(isinstance(one, str) for one in value)
+    if key in {"include", "exclude"} and is_list:  # 3
         return ",".join(value)
     raise Invalid(
-        f"`config.{key[:64]}` must be a text, a number or a truth value.",
+        f"`config.{key[:64]}` must be a string, a number or a boolean.",
         param=f"config.{key[:64]}",
         code="invalid_type",
     )
@@ -202,18 +216,18 @@ def _has_user_info(address: str) -> bool:
 
 
 def public_config(config: Mapping[str, str]) -> dict[str, str]:
-    """Give what may be shown and kept of `config`."""
+    """Return what may be shown and kept of `config`."""
     return {key: value for key, value in config.items() if key in PUBLIC_KEYS}
 
 
 def credential_names(request: DownloadRequest) -> tuple[str, ...]:
-    """Name the credentials that came with a wish, not their values."""
+    """Name the credentials that came with a request, not their values."""
     signed = (SIGNED_QUERY,) if redact_source(request.source) != request.source else ()
     return tuple(key for key in request.config if key not in PUBLIC_KEYS) + signed
 
 
 def secret_texts(request: DownloadRequest) -> list[str]:
-    """Give every text of a wish that must be seen nowhere, the longest first."""
+    """Return every text of a request that must be seen nowhere, the longest first."""
     parts = urlsplit(request.source)
     texts = [value for key, value in request.config.items() if key not in PUBLIC_KEYS]
     texts += [parts.query, parts.fragment, *(value for _, value in parse_qsl(parts.query))]
@@ -221,14 +235,13 @@ def secret_texts(request: DownloadRequest) -> list[str]:
 
 
 def find_missing_credentials(needs: tuple[str, ...], has_variable: Callable[[str], bool]) -> list[str]:
-    """Say which credentials of an earlier run are not in the environment, with the variables that would have them."""
+    """Say which credentials of an earlier run the environment does not have, and in which variables it could.
 
-    def told(name: str) -> str:
-        variables = VARIABLES_OF.get(name, ())
-        return f"{name} ({' or '.join(variables)})" if variables else name
-
+    Args:
+        needs: Names of credentials, as `credential_names` returns them.
+        has_variable: Says whether the environment has a variable.
+    """
+    missing = [name for name in needs if not any(map(has_variable, VARIABLES_OF.get(name, ())))]
     return [
-        told(name)
-        for name in needs
-        if not any(has_variable(variable) for variable in VARIABLES_OF.get(name, ()))
+        f"{name} ({' or '.join(VARIABLES_OF[name])})" if name in VARIABLES_OF else name for name in missing
     ]

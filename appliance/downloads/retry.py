@@ -1,4 +1,4 @@
-"""Asking again: after how long, and when no more."""
+"""When an attempt is repeated, and when no more."""
 
 import asyncio
 import random
@@ -8,7 +8,7 @@ from typing import TypeVar
 from appliance.base.errors import ApplianceError, TimedOut, UpstreamFailed
 from appliance.downloads.sources.contract import SourceTimeouts
 
-Given = TypeVar("Given")
+ResultT = TypeVar("ResultT")
 
 
 class RetryCounter:
@@ -19,21 +19,22 @@ class RetryCounter:
         self.failed = 0
 
     def progressed(self) -> None:
+        """Begin to count anew: something came."""
         self.failed = 0
 
-    def pause_s(self, error: ApplianceError) -> float | None:
-        """Give how long to wait before the next attempt; None = there is none: asking again cannot help, or has not."""
+    def next_pause_s(self, error: ApplianceError) -> float | None:
+        """Return the seconds before the next attempt; None = a further one cannot help, or has not."""
         self.failed += 1
         if not error.retryable or self.failed >= self._timeouts.tries:
             return None
-        doubled = self._timeouts.first_pause_s * 2.0 ** (self.failed - 1)
-        pause = (
-            error.retry_after_s if error.retry_after_s is not None else doubled * random.uniform(0.75, 1.25)
-        )
-        return min(pause, self._timeouts.longest_pause_s)
+        pause_s = error.retry_after_s
+        if pause_s is None:
+            doubled_s = self._timeouts.first_pause_s * 2.0 ** (self.failed - 1)
+            pause_s = doubled_s * random.uniform(0.75, 1.25)
+        return min(pause_s, self._timeouts.longest_pause_s)
 
-    def final(self, error: ApplianceError, note: str = "") -> ApplianceError:
-        """Give the error to be raised at the end, which says how often it was tried."""
+    def final_error(self, error: ApplianceError, note: str = "") -> ApplianceError:
+        """Return the error to raise at the end. It says how many attempts there were."""
         if not error.retryable:
             return error
         kind = TimedOut if isinstance(error, TimedOut) else UpstreamFailed
@@ -43,19 +44,25 @@ class RetryCounter:
 
 
 async def retry(
-    ask: Callable[[], Awaitable[Given]], timeouts: SourceTimeouts, on_failure: Callable[[str], None]
-) -> Given:
-    """Ask until there is an answer, or asking again cannot help.
+    attempt: Callable[[], Awaitable[ResultT]], timeouts: SourceTimeouts, on_failure: Callable[[str], None]
+) -> ResultT:
+    """Repeat an attempt until it succeeds, or a further one cannot help.
 
-    Raises  ApplianceError
+    Args:
+        attempt: What is done.
+        timeouts: How often, and how long the pauses are.
+        on_failure: Called with the reason of each failure that is followed by another attempt.
+
+    Raises:
+        ApplianceError: The last failure.
     """
     retries = RetryCounter(timeouts)
     while True:
         try:
-            return await ask()
+            return await attempt()
         except ApplianceError as exc:
-            pause = retries.pause_s(exc)
-            if pause is None:
-                raise retries.final(exc) from exc
+            pause_s = retries.next_pause_s(exc)
+            if pause_s is None:
+                raise retries.final_error(exc) from exc
             on_failure(exc.message)
-        await asyncio.sleep(pause)
+        await asyncio.sleep(pause_s)

@@ -20,13 +20,15 @@ class DownloadSettings(PackageSettings):
     )
     download_allowed_hosts: CommaList = Field(
         [],
-        description="Hosts that https:// sources may name, such as `files.example.com,*.example.org`; none = https:// is refused. A private "
-        "address is reached only when it, or its network (10.0.0.0/8), is listed here, too",
+        description="Hosts that https:// sources may name, such as `files.example.com,*.example.org`; "
+        "none = https:// is refused. A private address is reached only when it, or its network (10.0.0.0/8), "
+        "is listed here, too",
         json_schema_extra=RELOAD | {"allowed": "a comma list"},
     )
     download_allowed_dirs: CommaList = Field(
         [],
-        description="Folders that pvc:// and file:// sources may read, and that downloads may be put in besides DOWNLOAD_DIR",
+        description="Folders that pvc:// and file:// sources may read, and that downloads may be put in "
+        "besides DOWNLOAD_DIR",
         json_schema_extra=RELOAD | {"allowed": "a comma list of absolute paths"},
     )
     download_jobs: int = Field(

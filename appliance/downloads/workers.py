@@ -1,7 +1,7 @@
-"""The workers: each takes a piece of a file from the line, fetches it, writes it, and asks again where it broke off.
+"""The workers: each takes a piece of a file from the queue, fetches it, and writes it.
 
-Large files are cut into pieces where the source can, so that all workers are busy to the end; what is hashed follows the bytes, so that
-nothing is left to be read when the last one has come.
+Large files are cut into pieces where the source can, so that all workers are busy to the end. Hashing follows
+the bytes, so that nothing is left to be read when the last one has come.
 """
 
 import asyncio
@@ -27,32 +27,47 @@ from appliance.downloads.sources.contract import (
     SourceTimeouts,
 )
 
-SMALLEST_PIECE_BYTES, LARGEST_PIECE_BYTES = 8 << 20, 64 << 20
-WRITE_EVERY_S = 1.0  # on slow lines, so that a kill loses little
-Given = TypeVar("Given")
+MIN_PIECE_BYTES, MAX_PIECE_BYTES = 8 << 20, 64 << 20
+WRITE_EVERY_S = 1.0  # on slow connections, so that a kill loses little
+RESUME_HINT = " What was fetched is kept; run it again to continue."
+ResultT = TypeVar("ResultT")
 
 
 @dataclass(eq=False)
 class FetchPlan:
-    """One file under way. `generation` goes up when it begins anew, and what was begun before is left."""
+    """One file that is being fetched.
+
+    Attributes:
+        expected: SHA-256 that it must have, if that is known from an earlier time.
+        is_whole: The server gives no parts of it.
+        generation: Goes up when it begins anew; what was begun before is left.
+        left: Pieces that are not done.
+    """
 
     remote: RemoteFile
     target: Path
     part: PartialFile
-    expected: str = ""  # SHA-256 that it must have, if that is known from an earlier time
+    expected: str = ""
     was_resumed: bool = False
     is_open: bool = False
-    is_whole: bool = False  # the server gives no parts of it
+    is_whole: bool = False
     generation: int = 0
-    left: int = 0  # pieces that are not done
+    left: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class FilePiece:
-    job: FetchPlan
+    """Bytes of a file from `start` to before `end`; None = to the end of a file whose size is not known."""
+
+    plan: FetchPlan
     start: int
-    end: int | None  # None = to the end of a file whose size is not known
+    end: int | None
     generation: int
+
+    def check_current(self) -> None:
+        """Raise Superseded if the file began anew."""
+        if self.generation != self.plan.generation:
+            raise Superseded
 
 
 class Superseded(Exception):
@@ -60,13 +75,13 @@ class Superseded(Exception):
 
 
 class TransferWorkers:
-    """Fetches some files of one source."""
+    """Fetches some files of one source; `rows` are those that are done."""
 
     def __init__(
         self,
         source: DownloadSource,
         folder: Path,
-        jobs: list[FetchPlan],
+        plans: list[FetchPlan],
         *,
         workers: int,
         meter: ProgressMeter,
@@ -74,231 +89,235 @@ class TransferWorkers:
         clock: Clock,
         threads: ThreadPoolExecutor,
     ) -> None:
-        self._source, self._folder, self._meter, self._timeouts, self._clock = (
-            source,
-            folder,
-            meter,
-            timeouts,
-            clock,
-        )
+        self.rows: list[manifest.ManifestRow] = []
+        self._source = source
+        self._folder = folder
+        self._meter = meter
+        self._timeouts = timeouts
+        self._clock = clock
         self._workers = workers
         self._threads = threads
-        self.rows: list[manifest.ManifestRow] = []
-        self._jobs = jobs
-        self._line = deque(piece for job in jobs for piece in self._pieces_of(job))
+        self._plans = plans
+        self._queue = deque(piece for plan in plans for piece in self._cut(plan))
 
     async def run(self) -> None:
-        """Fetch all; the first error ends all workers. Raises  ApplianceError"""
+        """Fetch all; the first error ends all workers.
+
+        Raises:
+            ApplianceError: Which file, and why.
+        """
         try:
             async with asyncio.TaskGroup() as group:
-                for _ in range(min(self._workers, max(len(self._line), 1))):
+                for _ in range(min(self._workers, max(len(self._queue), 1))):
                     group.create_task(self._work())
         except BaseExceptionGroup as exc:
             raise first_error(exc) from exc
-        finally:
-            await self._in_thread(
-                self._close_parts
-            )  # also when it is cancelled: they are left so that they can be gone on with
+        finally:  # also when it is cancelled: a later run can go on with what is there
+            await self._in_thread(self._close_parts)
 
     def _close_parts(self) -> None:
-        for job in self._jobs:
+        for plan in self._plans:
             try:
-                job.part.close()
+                plan.part.close()
             except OSError:
                 pass  # what was written down before counts
 
-    def _pieces_of(self, job: FetchPlan) -> list[FilePiece]:
-        """Cut what is missing of a file into pieces: 1. nothing is missing   2. one to the end   3. several."""
-        size, generation = job.remote.size_bytes, job.generation
-        if size is None:  # 2
-            job.part.done.all.clear()
-            pieces = [FilePiece(job, 0, None, generation)]
-        elif not (gaps := job.part.done.missing(size)):  # 1
-            pieces = [FilePiece(job, size, size, generation)]
-        elif not self._source.can_range:  # 2
-            job.part.done.all.clear()
-            pieces = [FilePiece(job, 0, size, generation)]
-        else:  # 3
-            step = self._step(size)
+    def _cut(self, plan: FetchPlan) -> list[FilePiece]:
+        """Cut what is missing of a file into pieces.
+
+        1. its size is not known      → one, to the end
+        2. nothing is missing         → one without bytes, which finishes the file
+        3. the source gives no parts  → one, the whole file
+        4. otherwise                  → several
+        """
+        size, generation = plan.remote.size_bytes, plan.generation
+        if size is None:  # 1
+            plan.part.done.all.clear()
+            pieces = [FilePiece(plan, 0, None, generation)]
+        elif not (gaps := plan.part.done.missing(size)):  # 2
+            pieces = [FilePiece(plan, size, size, generation)]
+        elif not self._source.can_range:  # 3
+            plan.part.done.all.clear()
+            pieces = [FilePiece(plan, 0, size, generation)]
+        else:  # 4
+            step = self._piece_bytes(size)
             pieces = [
-                FilePiece(job, at, min(at + step, end), generation)
+                FilePiece(plan, at, min(at + step, end), generation)
                 for start, end in gaps
                 for at in range(start, end, step)
             ]
-        job.left = len(pieces)
+        plan.left = len(pieces)
         return pieces
 
-    def _step(self, size: int) -> int:
-        return (
-            size
-            if self._workers == 1
-            else min(max(size // (4 * self._workers), SMALLEST_PIECE_BYTES), LARGEST_PIECE_BYTES)
-        )
+    def _piece_bytes(self, size: int) -> int:
+        if self._workers == 1:
+            return size
+        return min(max(size // (4 * self._workers), MIN_PIECE_BYTES), MAX_PIECE_BYTES)
 
     async def _work(self) -> None:
-        while self._line:
-            piece = self._line.popleft()
-            self._meter.begin(piece.job.remote.path)
+        while self._queue:
+            piece = self._queue.popleft()
+            self._meter.begin(piece.plan.remote.path)
             try:
-                await self._piece(piece)
+                await self._fetch(piece)
             except Superseded:
                 pass
             except OSError as exc:
-                raise disk_error(piece.job.target, exc) from exc
+                raise disk_error(piece.plan.target, exc) from exc
             finally:
-                self._meter.end(piece.job.remote.path)
+                self._meter.end(piece.plan.remote.path)
 
-    async def _piece(self, piece: FilePiece) -> None:
-        """Fetch one piece, again from where it broke off; the worker with a file's last piece finishes the file."""
-        job, at, furthest = piece.job, piece.start, piece.start
-        if not job.is_open:
-            job.is_open = True
-            job.part.open()
+    async def _fetch(self, piece: FilePiece) -> None:
+        """Fetch one piece, again from where it broke off; whoever has a file's last piece finishes it."""
+        plan, at, furthest = piece.plan, piece.start, piece.start
+        if not plan.is_open:
+            plan.is_open = True
+            plan.part.open()
         retries = RetryCounter(self._timeouts)
         while piece.end is None or at < piece.end:
-            begun, pause = at, 0.0
+            begun, pause_s = at, 0.0
             try:
                 at = await self._stream(piece, at)
                 break
             except RangesUnsupported:
-                job.is_whole = True
+                plan.is_whole = True
             except ApplianceError as exc:
-                job.is_whole = job.is_whole or not self._source.can_range or piece.end is None
-                at = _reached(job, piece, begun)
+                plan.is_whole = plan.is_whole or not self._source.can_range or piece.end is None
+                at = _find_reached(piece, begun)
                 # A whole file that breaks off at the same place again and again gets nowhere.
-                if at > furthest + (BLOCK_BYTES if job.is_whole else 0):
+                if at > furthest + (BLOCK_BYTES if plan.is_whole else 0):
                     furthest = at
                     retries.progressed()
-                pause = self._pause(job, exc, retries)
-            await asyncio.sleep(pause)
+                pause_s = self._next_pause_s(plan, exc, retries)
+            await asyncio.sleep(pause_s)
             self._meter.note = ""
-            self._check(piece)
-            if job.is_whole:
-                piece, at = await self._begin_anew(piece), 0
-        self._check(piece)
-        job.left -= 1
-        if job.left:
-            await self._in_thread(job.part.hash_on, False)
+            piece.check_current()
+            if plan.is_whole:
+                piece, at = await self._restart(piece), 0
+        piece.check_current()
+        plan.left -= 1
+        if plan.left:
+            await self._in_thread(plan.part.hash_on, False)
         else:
-            await self._finish(job)
+            await self._finish(plan)
 
-    def _pause(self, job: FetchPlan, exc: ApplianceError, retries: RetryCounter) -> float:
-        """Give how long to wait before a piece is asked for again, and tell it; raise when it cannot help."""
-        pause = retries.pause_s(exc)
-        if pause is None:
-            raise retries.final(
-                _named(job, exc), " What was fetched is kept; run it again to go on."
-            ) from exc
-        self._meter.note = f"again in {pause:.1f} s: {_named(job, exc).message}"
-        return pause
+    def _next_pause_s(self, plan: FetchPlan, exc: ApplianceError, retries: RetryCounter) -> float:
+        """Return how long to wait before the next attempt, and report it; raise if that cannot help."""
+        error = _name_file(plan, exc)
+        pause_s = retries.next_pause_s(error)
+        if pause_s is None:
+            raise retries.final_error(error, RESUME_HINT) from exc
+        self._meter.note = f"again in {pause_s:.1f} s: {error.message}"
+        return pause_s
 
     async def _stream(self, piece: FilePiece, at: int) -> int:
-        """Fetch and write from `at` on; give where it ended. What came before an error is written, too."""
-        job = piece.job
+        """Fetch and write from `at` on; return where it ended. What came before an error is written, too."""
+        plan = piece.plan
         blocks: list[bytes] = []
         waiting, written_s = 0, self._clock.monotonic_s()
         try:
-            async with aclosing(self._source.pieces(job.remote, at, piece.end)) as stream:
+            async with aclosing(self._source.pieces(plan.remote, at, piece.end)) as stream:
                 async for data in stream:
                     if piece.end is not None and at + waiting + len(data) > piece.end:
                         raise UpstreamFailed(
-                            f"{job.remote.path}: the source gave more bytes than the file has."
+                            f"{plan.remote.path}: the source sent more bytes than the file has."
                         )
                     blocks.append(data)
                     waiting += len(data)
                     if waiting >= BLOCK_BYTES or self._clock.monotonic_s() - written_s > WRITE_EVERY_S:
-                        self._check(piece)
-                        await self._in_thread(job.part.write, blocks, at)
+                        piece.check_current()
+                        await self._in_thread(plan.part.write, blocks, at)
                         self._meter.fetched(waiting)
                         at, blocks, waiting, written_s = at + waiting, [], 0, self._clock.monotonic_s()
         except BaseException:
-            if waiting and job.generation == piece.generation:
-                job.part.write(
-                    blocks, at
-                )  # not in a thread: when it is cancelled nothing could be waited for
+            if waiting and plan.generation == piece.generation:
+                # Not in a thread: when this is cancelled nothing could be waited for.
+                plan.part.write(blocks, at)
                 self._meter.fetched(waiting)
             raise
         if waiting:
-            self._check(piece)
-            await self._in_thread(job.part.write, blocks, at)
+            piece.check_current()
+            await self._in_thread(plan.part.write, blocks, at)
             self._meter.fetched(waiting)
             at += waiting
         if piece.end is not None and at < piece.end:
-            raise Interrupted(f"the answer ended {piece.end - at} bytes early")
+            raise Interrupted(f"the response ended {piece.end - at} bytes early")
         return at
 
-    async def _begin_anew(self, piece: FilePiece) -> FilePiece:
-        """Fetch a file whole and in one go from its beginning: the server gives no parts, or the parts cannot be trusted."""
-        job = piece.job
-        self._check(piece)
-        job.generation += 1
-        job.left, job.was_resumed = 1, False
-        self._line = deque(other for other in self._line if other.job is not job)
-        self._meter.done_bytes -= job.part.done.total()
-        await self._in_thread(job.part.restart)
-        return FilePiece(job, 0, job.remote.size_bytes, job.generation)
+    async def _restart(self, piece: FilePiece) -> FilePiece:
+        """Begin a file anew, whole and in one go: the server gives no parts, or they cannot be trusted."""
+        plan = piece.plan
+        piece.check_current()
+        plan.generation += 1
+        plan.left, plan.was_resumed = 1, False
+        self._queue = deque(other for other in self._queue if other.plan is not plan)
+        self._meter.done_bytes -= plan.part.done.total()
+        await self._in_thread(plan.part.restart)
+        return FilePiece(plan, 0, plan.remote.size_bytes, plan.generation)
 
-    async def _finish(self, job: FetchPlan) -> None:
-        """Hold a file against its checksum, and give it its name."""
-        await self._in_thread(job.part.hash_on, True)
-        remote, digests = job.remote, job.part.digests()
-        kind, _, wanted = remote.digest.partition(":")
-        wrong = next(
-            (
-                (name, want)
-                for name, want in ((kind, wanted), ("sha256", job.expected))
-                if want and digests.get(name) != want
-            ),
-            None,
+    async def _finish(self, plan: FetchPlan) -> None:
+        """Compare a file with its checksum, and give it its name.
+
+        1. the checksum is right        → it gets its name
+        2. wrong, and it was resumed    → once again from the beginning: what an earlier run left may be at
+        fault
+        3. wrong                        → it is discarded
+        """
+        await self._in_thread(plan.part.hash_on, True)
+        digests = plan.part.digests()
+        wrong = _find_wrong_digest(plan, digests)
+        if wrong is None:  # 1
+            await self._in_thread(self._give_name, plan, digests["sha256"])
+            self._meter.files_done += 1
+            return
+        if plan.was_resumed:  # 2
+            await self._restart(FilePiece(plan, 0, plan.remote.size_bytes, plan.generation))
+            self._queue.extend(self._cut(plan))
+            return
+        await self._in_thread(plan.part.discard)  # 3
+        kind, wanted = wrong
+        why = "The file was discarded."
+        if wanted == plan.expected:
+            why = "The source has other contents now; download it anew."
+        raise UpstreamFailed(
+            f"Wrong checksum for {plan.remote.path}: {kind} is {digests[kind]}, not {wanted}. {why}",
+            code="checksum_mismatch",
         )
-        if wrong is not None:
-            if job.was_resumed:  # what an earlier run left may be at fault: once again, from the beginning
-                await self._begin_anew(FilePiece(job, 0, remote.size_bytes, job.generation))
-                self._line.extend(self._pieces_of(job))
-                return
-            await self._in_thread(job.part.discard)
-            why = (
-                "The source has other contents by now; download it anew."
-                if wrong[1] == job.expected
-                else "It was thrown away."
-            )
-            raise UpstreamFailed(
-                f"{remote.path} does not have the checksum that it should have: {wrong[0]} is {digests[wrong[0]]}, not {wrong[1]}. "
-                f"{why}",
-                code="checksum_mismatch",
-            )
-        await self._in_thread(self._name, job, digests["sha256"])
-        self._meter.files_done += 1
 
-    def _name(self, job: FetchPlan, sha256: str) -> None:
-        found = job.part.sync()
+    def _give_name(self, plan: FetchPlan, sha256: str) -> None:
+        found = plan.part.sync()
         row = manifest.ManifestRow(
-            job.remote.path, found.st_size, sha256, job.remote.etag, job.remote.digest, found.st_mtime_ns
+            plan.remote.path, found.st_size, sha256, plan.remote.etag, plan.remote.digest, found.st_mtime_ns
         )
-        manifest.append_journal(
-            self._folder, row
-        )  # first: a row without its file is harmless, a file without its row is fetched again
-        job.part.finish(job.target)
+        # The row comes first: one without its file is harmless, a file without its row is fetched again.
+        manifest.append_journal(self._folder, row)
+        plan.part.finish(plan.target)
         self.rows.append(row)
 
-    def _check(self, piece: FilePiece) -> None:
-        if piece.generation != piece.job.generation:
-            raise Superseded
-
-    async def _in_thread(self, work: Callable[..., Given], *arguments: object) -> Given:
+    async def _in_thread(self, work: Callable[..., ResultT], *arguments: object) -> ResultT:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
 
 
-def _reached(job: FetchPlan, piece: FilePiece, begun: int) -> int:
-    """Give up to where a piece is written, seen from where its stream began."""
-    return next(
-        (min(end, piece.end or end) for start, end in job.part.done.all if start <= begun < end), begun
-    )
+def _find_wrong_digest(plan: FetchPlan, digests: dict[str, str]) -> tuple[str, str] | None:
+    """Return the kind and the wanted value of the first checksum that is not right; None = all are."""
+    kind, _, wanted = plan.remote.digest.partition(":")
+    for name, value in ((kind, wanted), ("sha256", plan.expected)):
+        if value and digests.get(name) != value:
+            return name, value
+    return None
 
 
-def _named(job: FetchPlan, exc: ApplianceError) -> ApplianceError:
+def _find_reached(piece: FilePiece, begun: int) -> int:
+    """Return up to where a piece is written, seen from where its stream began."""
+    for start, end in piece.plan.part.done.all:
+        if start <= begun < end:
+            return min(end, piece.end or end)
+    return begun
+
+
+def _name_file(plan: FetchPlan, exc: ApplianceError) -> ApplianceError:
     """Make sure that an error names its file."""
-    if job.remote.path not in exc.message:
-        exc.message = f"{job.remote.path}: {exc.message}"
+    if plan.remote.path not in exc.message:
+        exc.message = f"{plan.remote.path}: {exc.message}"
         exc.args = (exc.message,)
     return exc

@@ -1,7 +1,7 @@
 """Pulls: a name of Ollama's becomes a download job, and what it fetched becomes a model of the table.
 
-A pull is a job like any other. That its file is to serve as a model stands in the job (`DownloadJob.model`), so that one that is taken
-up after a restart ends in the table as well.
+A pull is a job like any other. That its file is to serve as a model stands in the job (`DownloadJob.model`),
+so that one that is taken up after a restart ends in the table as well.
 """
 
 import asyncio
@@ -116,7 +116,7 @@ class Pulls:
             raise found from None
 
     async def start(self, name: PullName, files: PullFiles) -> DownloadJob:
-        """Begin to fetch the files of a name, or join the job that does already. Raises what `DownloadJobs.start` raises."""
+        """Begin to fetch the files of a name, or join. Raises what `DownloadJobs.start` raises."""
         folder = self._models.home.joinpath(name.folder)
         config = {**self._config, "include": ",".join(file.path for file in files.files)}
         return await self.jobs.start(
@@ -140,7 +140,10 @@ class Pulls:
 
 
 def pull_digest(name: PullName, files: PullFiles) -> str:
-    """Return the SHA-256 of the model's file in hex; if the source does not say it, one of its name: clients tell files apart by it."""
+    """Return the SHA-256 of the model's file in hex, or of its name if the source does not say it.
+
+    Clients tell files apart by it.
+    """
     first = files.model[0]
     return first.sha256 or hashlib.sha256(f"{name.source}/{first.path}".encode()).hexdigest()
 

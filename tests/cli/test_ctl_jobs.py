@@ -143,11 +143,11 @@ async def test_a_terminal_gets_a_bar(terminal: Terminal, downloader: StandinDown
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (["download", "ns/repo", "-o", "/etc"], 4, "outside the folders"),
+        (["download", "ns/repo", "-o", "/etc"], 4, "outside the download folders"),
         (["download", "ns/repo", "-c", "{" + SECRET], 2, "--config: use a JSON object"),
         (["download", "ns/repo", "-c", "[]"], 2, "--config: use a JSON object"),
         (["download", "ns/repo", "--config-file", "/nowhere"], 2, "cannot read the file"),
-        (["download", "s3://a:" + SECRET + "@b"], 1, "Leave them out"),
+        (["download", "s3://a:" + SECRET + "@b"], 1, "Remove them"),
         (["job", "show", "x"], 1, "No such download job: 'x'"),
         (["job", "cancel", "x"], 1, "No such download job: 'x'"),
         (["job", "watch", "x"], 1, "No such download job: 'x'"),

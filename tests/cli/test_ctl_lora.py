@@ -87,7 +87,7 @@ async def test_what_is_wrong_is_said(start, tmp_path: Path) -> None:
             (("style", "/adapters/../x"), "without `..`"),
             (("style",), "`lora_path`"),
             (("style", "/adapters/a"), "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"),
-            (("style", "--source", "gopher://a/b"), "There are no gopher://"),
+            (("style", "--source", "gopher://a/b"), "Unknown source gopher://"),
         ):
             assert await terminal.run("lora", "load", *arguments) == (4 if "/etc" in arguments[-1] else 1)
             assert words in terminal.err

@@ -42,9 +42,9 @@ async def test_only_what_the_operator_allows_is_read(tmp_path: Path, mounted: Pa
         await fetcher.download(download_request(f"pvc://{mounted}/../..", tmp_path / "out"))
     with pytest.raises(Invalid, match="absolute path"):
         await fetcher.download(download_request("file://relative", tmp_path / "out"))
-    with pytest.raises(NotFound, match="no folder"):
+    with pytest.raises(NotFound, match="not a folder"):
         await fetcher.download(download_request(f"pvc://{mounted}/none", tmp_path / "out"))
-    with pytest.raises(NotFound, match="no folder"):
+    with pytest.raises(NotFound, match="not a folder"):
         await fetcher.download(download_request(f"pvc://{mounted}/config.json", tmp_path / "out"))
 
 
@@ -63,7 +63,7 @@ async def test_links_inside_are_followed_and_links_out_are_refused(tmp_path: Pat
     assert held(tmp_path / "out") == FILES | {"again.bin": FILES["deep/er/weights.bin"]}
     assert not (tmp_path / "out" / "again.bin").is_symlink()
     (mounted / "passwords").symlink_to("/etc/passwd")
-    with pytest.raises(Forbidden, match="leads out"):
+    with pytest.raises(Forbidden, match="link out of"):
         await fetcher.download(download_request(f"pvc://{mounted}", tmp_path / "out2"))
 
 
@@ -87,7 +87,7 @@ async def test_a_file_that_changes_while_it_is_copied_is_told(tmp_path: Path, mo
         if progress.phase == "verifying":
             (mounted / "config.json").write_bytes(b"{}{}")
 
-    with pytest.raises(UpstreamFailed, match=r"config\.json has changed"):
+    with pytest.raises(UpstreamFailed, match=r"config\.json changed"):
         await engine(tmp_path, download_allowed_dirs=mounted).download(
             download_request(f"pvc://{mounted}", tmp_path / "out"), change
         )
@@ -112,6 +112,6 @@ async def test_downloads_stay_in_the_folders_for_them(tmp_path: Path, mounted: P
         await fetcher.download(download_request(f"pvc://{mounted}", tmp_path / "models" / "out"))
     (tmp_path / "models" / "inner").mkdir()
     (tmp_path / "models" / "inner" / "deep").symlink_to(tmp_path)
-    with pytest.raises(Forbidden, match="leads out"):
+    with pytest.raises(Forbidden, match="leads out of"):
         await fetcher.download(download_request(f"pvc://{mounted}", tmp_path / "models" / "inner"))
     assert not (tmp_path / "er").exists()

@@ -39,7 +39,7 @@ def rules(*, is_trusted: bool = False, **values: object) -> DownloadRules:
 def config(
     source: str, given: dict[str, str], *, is_trusted: bool = False, **values: object
 ) -> dict[str, str]:
-    return rules(is_trusted=is_trusted, **values).config_of(
+    return rules(is_trusted=is_trusted, **values).choose_config(
         DownloadRequest(source, Path("/x"), config=given), split_source(source)[0]
     )
 
@@ -95,7 +95,7 @@ def test_config_that_cannot_be_meant_is_refused() -> None:
         "https://x.example/?a=b",
         "https://x:99999999",
     ):
-        with pytest.raises(Invalid, match="hf_endpoint is not") as caught:
+        with pytest.raises(Invalid, match="`hf_endpoint` must be") as caught:
             config("ns/repo", {"hf_endpoint": address})
         assert "u:p" not in caught.value.message
 
@@ -253,7 +253,7 @@ async def test_a_wish_that_cannot_be_is_refused(tmp_path: Path) -> None:
     for workers in (0, 65):
         with pytest.raises(Invalid, match="max_workers"):
             await engine(tmp_path).download(download_request("ns/repo", tmp_path, workers=workers))
-    with pytest.raises(NotFound, match="nothing is known"):
+    with pytest.raises(NotFound, match="nothing was downloaded"):
         await engine(tmp_path).verify(tmp_path)
 
 
@@ -366,16 +366,16 @@ def test_the_journal_and_the_manifest_are_read_whatever_was_cut(tmp_path: Path) 
 
 def test_pauses_grow_and_end_and_a_servers_wish_counts() -> None:
     retries = RetryCounter(SourceTimeouts(tries=4, first_pause_s=1, longest_pause_s=10))
-    pauses = [retries.pause_s(Interrupted("x")) for _ in range(4)]
+    pauses = [retries.next_pause_s(Interrupted("x")) for _ in range(4)]
     assert 0.75 <= (pauses[0] or 0) <= 1.25
     assert 1.5 <= (pauses[1] or 0) <= 2.5
     assert pauses[3] is None
     retries.progressed()
-    assert retries.pause_s(Interrupted("x", retry_after_s=7)) == 7
-    assert retries.pause_s(Interrupted("x", retry_after_s=700)) == 10
-    assert retries.pause_s(Forbidden("x")) is None
-    assert isinstance(retries.final(TimedOut("silent")), TimedOut)
-    assert isinstance(retries.final(Interrupted("cut.")), UpstreamFailed)
+    assert retries.next_pause_s(Interrupted("x", retry_after_s=7)) == 7
+    assert retries.next_pause_s(Interrupted("x", retry_after_s=700)) == 10
+    assert retries.next_pause_s(Forbidden("x")) is None
+    assert isinstance(retries.final_error(TimedOut("silent")), TimedOut)
+    assert isinstance(retries.final_error(Interrupted("cut.")), UpstreamFailed)
 
 
 def test_progress_is_told_once_and_its_rate_is_of_the_last_seconds() -> None:

@@ -140,7 +140,7 @@ async def test_two_processes_for_one_folder_fetch_once(tmp_path: Path) -> None:
     waiter = min(results, key=lambda pair: pair[0]["fetched_bytes"])[1]
     holder = max(((first, results[0]), (second, results[1])), key=lambda pair: pair[1][0]["fetched_bytes"])[0]
     notes = [told["note"] for told in waiter if told["status"] == "waiting"]
-    assert notes[0] == f"process {holder.process.pid} fetches into the same folder"
+    assert notes[0] == f"process {holder.process.pid} downloads into the same folder"
 
 
 async def test_a_lock_of_a_dead_process_blocks_nobody(tmp_path: Path) -> None:
@@ -210,8 +210,8 @@ async def test_a_disk_without_room_is_seen_before_anything_is_fetched(tmp_path: 
     ):
         code, _, err = await run.end()
     assert code == 1
-    assert "has room for" in err
-    assert f"{24 * MIB:,} are to be fetched" in err
+    assert "Not enough disk space" in err
+    assert f"{24 * MIB:,} bytes are needed" in err
     assert hub.asked == []
 
 
@@ -233,7 +233,7 @@ async def test_a_disk_that_becomes_full_is_told_and_what_came_is_kept(tmp_path: 
     ):  # it learns the size only by running into the wall
         code, out, err = await run.end()
     assert code == 1
-    assert "No space left on device. What was fetched is kept; make room and run it again." in err
+    assert "No space left on device. What was fetched is kept. Free some space, and run it again." in err
     assert "model.gguf" not in out.splitlines()
     assert ".download" in out.splitlines()
 
@@ -259,7 +259,7 @@ async def test_a_secret_in_the_arguments_is_gone_from_the_process_list_and_in_no
         ) as refused:
             failed, out2, err2 = await refused.end()
     assert (code, failed) == (0, 1)
-    assert "refuses it (403)" in err2
+    assert "refuses access (403)" in err2
     written = (tmp_path / "out" / ".download.json").read_text()
     assert "hf_a_secret" not in out + err + out2 + err2 + written
 
@@ -290,7 +290,7 @@ async def test_what_is_asked_wrongly_is_said_with_its_own_exit_code(tmp_path: Pa
     (tmp_path / "file").write_text("")
     for arguments, environ, code, text in [
         ((), {}, 2, "Name a SOURCE"),
-        (("gs://x/y",), {}, 2, "no gs:// sources"),
+        (("gs://x/y",), {}, 2, "Unknown source gs://"),
         (("ns/repo", "-c", "{"), {}, 2, "no JSON"),
         (("ns/repo", "-c", "[1]"), {}, 2, "JSON object"),
         (("ns/repo", "-c", "@/none"), {}, 2, "cannot be read"),

@@ -1,9 +1,19 @@
-"""Where model files come from. A source lists its files and streams one of them from an offset; everything else is the engine's (download.py).
+"""Where model files come from.
 
-contract.py   what a source is, what it is given, how it fails       table.py   scheme → source
-hf.py         Hugging Face, and what serves its API                  ms: modelscope.py
-s3.py obs.py  object stores                                          pvc.py file.py   folders of this machine
-https.py      one file from a web server
-web.py, bucket.py, disk.py   what several of them stand on           reach.py   which hosts and folders may be read
-hf_client.py  Hugging Face's own client, asking through our proxies
+A source lists its files, and streams one of them from an offset. All the rest is the engine's.
+
+Modules:
+    bucket: object stores that speak S3's protocol; s3 and obs stand on it.
+    contract: what a source is, what it is given, how it fails.
+    disk: folders of this machine; pvc and file stand on it.
+    file: file://, a file or folder of this machine.
+    hf: hf://, Hugging Face and what serves its API.
+    hf_client: Hugging Face's own client, through our proxies.
+    https: https://, one file from a web server.
+    modelscope: ms://, ModelScope.
+    obs: obs://, Huawei's object store.
+    pvc: pvc://, a mounted folder.
+    s3: s3://, Amazon's object store and others.
+    table: scheme → source.
+    web: HTTP for the sources that speak it.
 """

@@ -1,4 +1,4 @@
-"""Object stores that speak S3's protocol, through obstore: every object below a prefix, in parts, always the version that was listed."""
+"""Object stores that speak S3's protocol, by obstore: every object below a prefix, as it was listed."""
 
 import asyncio
 import re
@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from appliance.base.errors import ApplianceError, Forbidden, Invalid, NotFound, TimedOut
+from appliance.base.logs import REDACTED
 from appliance.base.proxies import Proxy
 from appliance.base.reach import HostPolicy, check_url
 from appliance.base.settings import FALSE_WORDS, TRUE_WORDS
@@ -31,7 +32,11 @@ _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,62}")
 
 
 class Bucket:
-    """One prefix of a bucket. Path style unless `path_style` is 0, which puts the bucket's name before the endpoint's host."""
+    """One prefix of a bucket.
+
+    The address has path style, unless `path_style` is 0, which puts the bucket's name before the endpoint's
+    host.
+    """
 
     can_range = True
 
@@ -40,21 +45,21 @@ class Bucket:
         self._prefix = prefix.strip("/")
         if not _BUCKET.fullmatch(self._name):
             raise Invalid(
-                f"An object store's source is {scheme}://bucket/prefix; a bucket's name has at least two letters, digits, dots, hyphens "
-                "and underscores.",
+                f"An object store's source must be {scheme}://bucket/prefix. A bucket's name is 2 to 63 "
+                "letters, digits, dots, hyphens and underscores.",
                 param="source",
             )
         if "?" in prefix:  # what stands behind one is shown and kept nowhere, as it is a signature elsewhere
             raise Invalid(
-                f"An object store's source is {scheme}://bucket/prefix, without a query. An object with a ? in its name comes with the "
-                "prefix above it; `include` in config chooses it.",
+                f"An object store's source must be {scheme}://bucket/prefix, without a query. For an object "
+                "with a ? in its name, use the prefix above it, and select it by `include` in config.",
                 param="source",
             )
         self._pinned = f"{scheme}://{self._name}" + (f"/{self._prefix}" if self._prefix else "")
         self._endpoint = context.config.get("endpoint", "").rstrip("/")
         if needs_endpoint and not self._endpoint:
             raise Invalid(
-                f"{scheme}:// needs the store's address: set `endpoint` in config, or ENDPOINT.",
+                f"{scheme}:// needs the store's address. Set `endpoint` in config, or ENDPOINT.",
                 param="config.endpoint",
             )
         self._reach: HostPolicy = context.reach
@@ -62,12 +67,12 @@ class Bucket:
         address = _address(self._endpoint, context.config)
         self._proxy = context.proxies.find(address)
         self._host = urlsplit(address).hostname or ""
-        self._hidden = [
-            value for key in ("access_key", "secret_key") if (value := context.config.get(key, ""))
-        ] + context.proxies.secrets
+        keys = [context.config.get(key, "") for key in ("access_key", "secret_key")]
+        self._secrets = [key for key in keys if key] + context.proxies.secrets
         self._store = _store(self._name, address, context.config, context.timeouts, self._proxy)
 
     async def listing(self) -> Listing:
+        """Return all objects below the prefix."""
         if self._endpoint:
             await check_url(
                 self._endpoint, reach=self._reach, what=self._pinned, is_proxied=self._proxy is not None
@@ -76,7 +81,7 @@ class Bucket:
 
         files: list[RemoteFile] = []
         try:
-            async with asyncio.timeout(self._timeouts.first_byte_s * 4):
+            async with asyncio.timeout(self._timeouts.listing_s):
                 async for batch in list_objects(self._store, self._prefix or None):
                     files += [remote for row in batch if (remote := self._remote(row)) is not None]
                 files = await self._without_markers(files)
@@ -85,29 +90,26 @@ class Bucket:
         except Exception as exc:
             raise self._failure(exc, self._pinned) from exc
         if not files:
-            raise NotFound(f"There is nothing below {self._pinned}.")
+            raise NotFound(f"There are no objects below {self._pinned}.")
         return Listing(tuple(files), self._pinned)
 
     def _remote(self, row: Any) -> RemoteFile | None:
-        """Give one object, named from the prefix on."""
+        """Return one object, named from the prefix on."""
         key = str(row["path"])
         name = key[len(self._prefix) :].lstrip("/") if self._prefix else key
-        return (
-            RemoteFile(name, int(row["size"]), "", str(row["e_tag"] or "").strip('"'), key) if name else None
-        )
+        return RemoteFile(name, int(row["size"]), "", _etag(row), key) if name else None
 
     async def _without_markers(self, files: list[RemoteFile]) -> list[RemoteFile]:
-        """Leave out the empty objects `folder/` that consoles make; the store's client lists them without the slash: 1. of folders with files
-        2. of empty ones, which do not exist without it."""
-        folders = {
-            path[:at]
-            for path in (file.path for file in files)
-            for at, letter in enumerate(path)
-            if letter == "/"
-        }
+        """Leave out the empty objects `folder/` of consoles. The client lists them without the slash.
+
+        1. such an object of a folder with files
+        2. one of an empty folder: without the slash it does not exist
+        """
+        paths = [file.path for file in files]
+        folders = {path[:at] for path in paths for at, letter in enumerate(path) if letter == "/"}
         kept = []
         for file in files:
-            if file.size_bytes == 0 and (file.path in folders or not await self._exists(file.key)):
+            if file.size_bytes == 0 and (file.path in folders or not await self._exists(file.key)):  # 1, 2
                 continue
             kept.append(file)
         return kept
@@ -123,7 +125,7 @@ class Bucket:
         return True
 
     async def _single(self) -> RemoteFile | None:
-        """Give the object whose whole name the prefix is."""
+        """Return the object whose whole name the prefix is."""
         from obstore import head_async
         from obstore.exceptions import NotFoundError
 
@@ -131,15 +133,11 @@ class Bucket:
             row = await head_async(self._store, self._prefix)
         except (NotFoundError, FileNotFoundError):
             return None
-        return RemoteFile(
-            self._prefix.rpartition("/")[2],
-            int(row["size"]),
-            "",
-            str(row["e_tag"] or "").strip('"'),
-            str(row["path"]),
-        )
+        name = self._prefix.rpartition("/")[2]
+        return RemoteFile(name, int(row["size"]), "", _etag(row), str(row["path"]))
 
     async def pieces(self, file: RemoteFile, start: int, end: int | None) -> AsyncGenerator[bytes]:
+        """Yield an object's bytes, see `DownloadSource.pieces`."""
         options: Any = {"if_match": f'"{file.etag}"'} if file.etag else {}
         stop = file.size_bytes if end is None else end
         if stop is not None and stop > start:
@@ -153,14 +151,14 @@ class Bucket:
         except Exception as exc:
             raise self._failure(exc, file.path) from exc
         if stop is not None and length < stop - start:
-            raise Interrupted(f"the answer ended {stop - start - length} bytes early")
+            raise Interrupted(f"the response ended {stop - start - length} bytes early")
 
     async def _read(self, key: str, options: Any) -> AsyncGenerator[bytes]:
         from obstore import get_async
 
         async with asyncio.timeout(self._timeouts.first_byte_s):
-            answer = await get_async(self._store, key, options=options)
-        stream = answer.stream(min_chunk_size=PIECE_BYTES).__aiter__()
+            response = await get_async(self._store, key, options=options)
+        stream = response.stream(min_chunk_size=PIECE_BYTES).__aiter__()
         while True:
             try:
                 async with asyncio.timeout(self._timeouts.idle_s):
@@ -170,44 +168,60 @@ class Bucket:
             yield piece
 
     def _failure(self, exc: Exception, what: str) -> ApplianceError:
-        """Say what the store's client met: 1. ours   2. a status   3. no such object   4. a name   5. silence   6. a proxy that does not pass on
-        7. anything else, which may pass."""
+        """Translate what the store's client raised.
+
+        1. one of ours
+        2. the proxy refused
+        3. a status
+        4. no such object
+        5. a name that cannot be used
+        6. silence
+        7. anything else, which may pass
+        """
         from obstore import exceptions as known
 
         if isinstance(exc, ApplianceError):  # 1
             return exc
         text = str(exc)
-        for secret in self._hidden:
-            text = text.replace(secret, "[secret]")
-        where = f"{what} at {name_host(self._proxy, self._endpoint or 'S3')}"
-        status = _STATUS.search(text)
-        if self._proxy is not None and (
-            (status is not None and status[1] == "407") or "ProxyAuthRequired" in text
-        ):  # 6
-            return self._proxy.error_for(407, self._host)
-        if self._proxy is not None and "TunnelUnsuccessful" in text:  # the client does not say the status
-            return Interrupted(f"{where}: the proxy did not pass on to {self._host}", code="proxy_refused")
-        if status is not None and status[1] in {"401", "403"}:  # 2
+        for secret in self._secrets:
+            text = text.replace(secret, REDACTED)
+        host = name_host(self._proxy, self._endpoint or "S3")
+        where = f"{what} at {host}"
+        found = _STATUS.search(text)
+        status = int(found[1]) if found is not None else 0
+        if self._proxy is not None:  # 2
+            if status == 407 or "ProxyAuthRequired" in text:
+                return self._proxy.error_for(407, self._host)
+            if "TunnelUnsuccessful" in text:  # the client does not say the status
+                return Interrupted(
+                    f"{where}: the proxy does not forward requests to {self._host}", code="proxy_refused"
+                )
+        if status in {401, 403}:  # 3
             return Forbidden(
-                f"{where} is refused ({status[1]}). Check access_key and secret_key, and what they may read.",
+                f"{where} refuses access ({status}). Check access_key and secret_key, and what they may "
+                "read.",
                 code="source_forbidden",
             )
-        if status is not None:
-            return status_error(int(status[1]), what, name_host(self._proxy, self._endpoint or "S3"), {})
-        if isinstance(exc, (known.NotFoundError, FileNotFoundError)):  # 3
+        if status:
+            return status_error(status, what, host, {})
+        if isinstance(exc, known.NotFoundError | FileNotFoundError):  # 4
             return NotFound(f"{where} does not exist.")
-        if isinstance(exc, known.InvalidPathError) or "arsing Path" in text or "path segment" in text:  # 4
-            return Invalid(f"{what} holds a name that no file can have here.", code="unsafe_name")
-        if isinstance(exc, TimeoutError):  # 5
-            return TimedOut(f"{where} fell silent")
-        return Interrupted(f"{where}: {_reason(text)}")  # 7
+        if isinstance(exc, known.InvalidPathError) or "arsing Path" in text or "path segment" in text:  # 5
+            return Invalid(f"{what} has a name that a file here cannot have.", code="unsafe_name")
+        if isinstance(exc, TimeoutError):  # 6
+            return TimedOut(f"{where} stopped sending")
+        return Interrupted(f"{where}: {_find_reason(text)}")  # 7
 
     async def close(self) -> None:
-        """The store's client closes its connections when it is let go."""
+        """Do nothing: the store's client closes its connections when it is collected."""
+
+
+def _etag(row: Any) -> str:
+    return str(row["e_tag"] or "").strip('"')
 
 
 def _address(endpoint: str, config: Mapping[str, str]) -> str:
-    """Give the store's address. Raises  Invalid"""
+    """Return the store's address; raise Invalid if it is none."""
     address = endpoint or f"https://s3.{config.get('region', '') or DEFAULT_REGION}.amazonaws.com"
     try:
         parts = urlsplit(address)
@@ -221,7 +235,7 @@ def _address(endpoint: str, config: Mapping[str, str]) -> str:
         is_address = False
     if not is_address:
         raise Invalid(
-            "The endpoint is an http(s) address without credentials, such as https://minio.example.com:9000.",
+            "`endpoint` must be an http(s) address without credentials, such as https://minio.example.com:9000.",
             param="config.endpoint",
         )
     return address
@@ -234,15 +248,19 @@ def _store(
     timeouts: SourceTimeouts,
     proxy: Proxy | None,
 ) -> Any:
-    """Build obstore's client; keys are handed over by a function, and the proxy by name, so that none come from the environment behind our
-    back. A proxy that is left out for every host keeps it from looking for one."""
+    """Build obstore's client.
+
+    Keys are handed over by a function, and the proxy by name, so that none come from the environment behind
+    our back. A proxy that is excluded for every host keeps the client from looking for one.
+    """
     from obstore.store import S3Store
 
     access, secret = config.get("access_key", ""), config.get("secret_key", "")
     is_anonymous = config.get("anonymous", "").lower() in TRUE_WORDS
     if not is_anonymous and not (access and secret):
         raise Invalid(
-            "Missing credentials: set access_key and secret_key in config, or ACCESS_KEY and SECRET_KEY; `anonymous` for a public bucket.",
+            "Missing credentials. Set access_key and secret_key in config, or ACCESS_KEY and SECRET_KEY; or "
+            "`anonymous` for a public bucket.",
             param="config.access_key",
             code="missing_credentials",
         )
@@ -279,8 +297,8 @@ def _store(
     )
 
 
-def _reason(text: str) -> str:
-    """Give the part of the client's report that people can use: 1. the innermost cause, where it has one   2. what it says itself."""
+def _find_reason(text: str) -> str:
+    """Return what people can use of the client's report: 1. the innermost cause   2. else its own words."""
     first, _, source = text.partition("Debug source:")
     if found := _CERTIFICATE.search(source):  # 1
         return (

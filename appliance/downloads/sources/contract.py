@@ -12,23 +12,38 @@ from appliance.base.reach import FolderPolicy, HostPolicy
 
 @dataclass(frozen=True, slots=True)
 class SourceTimeouts:
-    """How long a source is waited for, and how often it is asked again. `tries`: attempts in a row that brought no byte."""
+    """How long a source is waited for, and how often an attempt is repeated.
+
+    Attributes:
+        idle_s: Between two pieces.
+        tries: Attempts in a row that brought no byte.
+        first_pause_s: Doubled after each attempt, with jitter.
+        longest_pause_s: Also of what a server requests by Retry-After.
+    """
 
     connect_s: float = 10.0
     first_byte_s: float = 60.0
-    idle_s: float = 60.0  # between two pieces
+    idle_s: float = 60.0
     tries: int = 6
-    first_pause_s: float = 0.5  # doubled after each attempt, with jitter
-    longest_pause_s: float = 20.0  # also of what a server asks for by Retry-After
+    first_pause_s: float = 0.5
+    longest_pause_s: float = 20.0
+
+    @property
+    def listing_s(self) -> float:
+        """Longest time for a whole listing, which may have several pages."""
+        return self.first_byte_s * 4
 
 
 @dataclass(frozen=True, slots=True)
 class SourceContext:
     """What a source is given.
 
-    address   the source without its scheme
-    config    system E's keys, already chosen between the wish and the operator's settings; secrets are in it
-    reach     which hosts may be asked; folders: which folders may be read; proxies: through which those are asked
+    Attributes:
+        address: The source without its scheme.
+        config: Already chosen between the request and the settings; there are secrets in it.
+        reach: Which hosts may be contacted.
+        folders: Which folders may be read.
+        proxies: Through which hosts are contacted.
     """
 
     address: str
@@ -44,11 +59,12 @@ class SourceContext:
 class RemoteFile:
     """A file that a source has.
 
-    path         where it belongs below the output folder, `/` between parts; not yet checked
-    size_bytes   None = not known before it is fetched
-    digest       `sha256:HEX` or `git-sha1:HEX` (git's name of a blob); "" = the source does not tell one
-    etag         any text that changes with the contents; "" = none
-    key          how the source itself calls it
+    Attributes:
+        path: Where it belongs below the output folder, `/` between parts; not checked yet.
+        size_bytes: None = not known before it is fetched.
+        digest: `sha256:HEX` or `git-sha1:HEX` (git's name of a blob); "" = the source does not say.
+        etag: Any text that changes with the contents; "" = none.
+        key: How the source itself calls it.
     """
 
     path: str
@@ -60,34 +76,52 @@ class RemoteFile:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """All files of a source. `pinned`: the source again, without credentials, and with the revision that was found instead of a moving name."""
+    """All files of a source.
+
+    Attributes:
+        pinned: The source again, without credentials, with the revision found instead of a name that moves.
+    """
 
     files: tuple[RemoteFile, ...]
     pinned: str
 
 
 class DownloadSource(Protocol):
-    """One place that files are fetched from. Built by `table.open_source`, closed by whoever opened it."""
+    """One place that files are fetched from. Built by `table.open_source`, closed by whoever opened it.
 
-    can_range: bool  # whether parts of a file can be asked for; a server may still refuse (WholeOnly)
+    Attributes:
+        can_range: Whether parts of a file can be requested. A server may still refuse (`RangesUnsupported`).
+    """
+
+    can_range: bool
 
     async def listing(self) -> Listing:
-        """Raises  ApplianceError; Interrupted and TimedOut where asking again may help"""
-        ...
+        """Return all files.
 
-    def pieces(self, file: RemoteFile, start: int, end: int | None) -> AsyncGenerator[bytes]:
-        """Give a file's bytes from `start` to before `end` (None = its end), as they arrive.
-
-        Raises  WholeOnly: the server would give the whole file only · Changed: it is not the listed one any more
-                Interrupted, TimedOut: asking again for the rest may help · other ApplianceError: it cannot
+        Raises:
+            Interrupted, TimedOut: Another attempt may help.
+            ApplianceError: It cannot.
         """
         ...
 
-    async def close(self) -> None: ...
+    def pieces(self, file: RemoteFile, start: int, end: int | None) -> AsyncGenerator[bytes]:
+        """Yield a file's bytes from `start` to before `end` (None = its end), as they arrive.
+
+        Raises:
+            RangesUnsupported: The server would send the whole file only.
+            SourceChanged: It is not the listed file any more.
+            Interrupted, TimedOut: Another attempt for the rest may help.
+            ApplianceError: It cannot.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Close what was opened."""
+        ...
 
 
 class Interrupted(UpstreamFailed):
-    """The source broke off, or is busy; asking again may help."""
+    """The source broke off, or is busy; another attempt may help."""
 
     retryable = True
     default_code = "interrupted"
@@ -100,4 +134,23 @@ class SourceChanged(UpstreamFailed):
 
 
 class RangesUnsupported(Exception):
-    """The server answers a question for a part with the whole file."""
+    """The server answers a request for a part with the whole file."""
+
+
+def sub_path_name(path: str, sub: str) -> str | None:
+    """Return the name of a repository's file from a sub-path on; None = the file is not below that.
+
+    Args:
+        path: Of the file in its repository.
+        sub: A folder or a file, "" = the whole repository.
+    """
+    if not sub:
+        return path
+    if path == sub:
+        return path.rpartition("/")[2]
+    return path[len(sub) :].lstrip("/") if path.startswith(f"{sub}/") else None
+
+
+def pin(scheme: str, repository: str, revision: str, sub: str) -> str:
+    """Return a repository's source with its revision."""
+    return f"{scheme}://{repository}@{revision}" + (f"/{sub}" if sub else "")

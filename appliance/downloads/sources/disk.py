@@ -1,4 +1,7 @@
-"""Folders of this machine as sources: what is below them, links followed only as far as the operator allows, nothing read that is no plain file."""
+"""Folders of this machine as sources.
+
+Links are followed only as far as the operator allows, and nothing but plain files is read.
+"""
 
 import asyncio
 import os
@@ -16,7 +19,11 @@ PIECE_BYTES = 4 << 20
 class Disk:
     """A folder, or one file, that is copied.
 
-    Takes   root: absolute; pinned: the source as it is written down
+    Args:
+        root: Absolute.
+        folders: Which folders may be read.
+        pinned: The source as it is written down.
+        may_be_file: `root` may be a file.
     """
 
     can_range = True
@@ -28,6 +35,7 @@ class Disk:
         self._may_be_file = may_be_file
 
     async def listing(self) -> Listing:
+        """Return all files below the root."""
         return await asyncio.to_thread(self._listing)
 
     def _listing(self) -> Listing:
@@ -39,15 +47,16 @@ class Disk:
                 return Listing((self._remote(self._root, self._root.name),), self._pinned)
         except OSError as exc:
             raise _unreadable(exc.filename or self._root, exc) from exc
-        raise NotFound(f"{self._root} is no {'file or ' if self._may_be_file else ''}folder on this machine.")
+        kind = "file or folder" if self._may_be_file else "folder"
+        raise NotFound(f"{self._root} is not a {kind} on this machine.")
 
     def _walk(self, folder: Path, above: tuple[str, ...]) -> Iterator[RemoteFile]:
-        """Give all files below, links to folders followed unless they lead back up."""
+        """Yield all files below, links to folders followed unless they lead back up."""
         for entry in sorted(os.scandir(folder), key=lambda one: one.name):
             path = Path(entry.path)
             if entry.is_symlink() and not self._folders.allows(path):
                 raise Forbidden(
-                    f"{path} is a link that leads out of the folders that may be read.", code="link_leads_out"
+                    f"{path} is a link out of the folders that may be read.", code="link_leads_out"
                 )
             if entry.is_dir():
                 real = os.path.realpath(path)
@@ -58,10 +67,11 @@ class Disk:
 
     def _remote(self, path: Path, name: str) -> RemoteFile:
         if not path.is_file():
-            raise Forbidden(f"{path} is no plain file.", code="no_plain_file")
+            raise Forbidden(f"{path} is not a regular file.", code="no_plain_file")
         return RemoteFile(name, path.stat().st_size, etag=_stamp(path.stat()), key=str(path))
 
     async def pieces(self, file: RemoteFile, start: int, end: int | None) -> AsyncGenerator[bytes]:
+        """Yield a file's bytes, see `DownloadSource.pieces`."""
         descriptor = await asyncio.to_thread(self._open, file)
         try:
             while end is None or start < end:
@@ -77,11 +87,11 @@ class Disk:
             os.close(descriptor)
         if end is not None and start < end:
             raise SourceChanged(
-                f"{file.path} has become shorter at its source while it was copied; fetch it again."
+                f"{file.path} became shorter at its source while it was copied. Download it again."
             )
 
     def _open(self, file: RemoteFile) -> int:
-        """Open it, and look again at what was opened: it may have been replaced by a link since it was listed."""
+        """Open it, and check again what was opened: since the listing it may have been replaced by a link."""
         try:
             descriptor = os.open(file.key, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as exc:
@@ -91,7 +101,7 @@ class Disk:
             self._folders.check(os.readlink(f"/proc/self/fd/{descriptor}"), what=file.path)
             if not stat.S_ISREG(found.st_mode) or _stamp(found) != file.etag:
                 raise SourceChanged(
-                    f"{file.path} has changed at its source while it was copied; fetch it again."
+                    f"{file.path} changed at its source while it was copied. Download it again."
                 )
         except BaseException:
             os.close(descriptor)

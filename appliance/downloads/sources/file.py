@@ -9,13 +9,15 @@ from appliance.downloads.sources.disk import Disk
 
 
 class File(Disk):
+    """A file or folder of this machine."""
+
     scheme = "file"
 
     def __init__(self, context: SourceContext) -> None:
         path = unquote(context.address)
         if not path.startswith("/") or "\0" in path or ".." in path.split("/"):
             raise Invalid(
-                "A file:// source names an absolute path, such as file:///data/models/llama.gguf.",
+                "A file:// source must be an absolute path, such as file:///data/models/llama.gguf.",
                 param="source",
             )
         super().__init__(Path(path), context.folders, pinned=f"file://{path}", may_be_file=True)

@@ -1,7 +1,8 @@
-"""The HTTP client inside Hugging Face's official client, with our reading of the environment's proxies instead of its own.
+"""The HTTP client inside Hugging Face's official client, with our reading of the environment's proxies.
 
-The official client has one HTTP client for the whole process, used by all threads; which proxies hold is said per thread (`use`), and chosen
-for each request by its address. It reads nothing else from the environment, neither; its ~/.netrc would send passwords behind our back.
+The official client has one HTTP client for the whole process, used by all threads. Which proxies hold is set
+per thread (`use_proxies`), and chosen for each request by its address. Nothing else is read from the
+environment either: ~/.netrc would send passwords behind our back.
 """
 
 import threading
@@ -18,32 +19,34 @@ _LOCK = threading.Lock()
 _is_set = False
 
 
-class Routed(httpx2.BaseTransport):
+class ProxyTransport(httpx2.BaseTransport):
     """Sends each request directly or through the proxy for its address; connections to each are kept."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._ways: dict[Proxy | None, httpx2.HTTPTransport] = {}
+        self._transports: dict[Proxy | None, httpx2.HTTPTransport] = {}
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
-        return self._way(PROXIES.get().find(str(request.url))).handle_request(request)
+        """Send one request."""
+        return self._transport(PROXIES.get().find(str(request.url))).handle_request(request)
 
-    def _way(self, proxy: Proxy | None) -> httpx2.HTTPTransport:
+    def _transport(self, proxy: Proxy | None) -> httpx2.HTTPTransport:
         with self._lock:
-            if proxy not in self._ways:
+            if proxy not in self._transports:
                 auth = (proxy.user, proxy.password) if proxy is not None and proxy.user else None
-                self._ways[proxy] = httpx2.HTTPTransport(
+                self._transports[proxy] = httpx2.HTTPTransport(
                     proxy=None if proxy is None else httpx2.Proxy(proxy.url, auth=auth)
                 )
-            return self._ways[proxy]
+            return self._transports[proxy]
 
     def close(self) -> None:
-        for way in self._ways.values():
-            way.close()
+        """Close all connections."""
+        for transport in self._transports.values():
+            transport.close()
 
 
 def use_proxies(proxies: Proxies) -> None:
-    """Let the official client ask through these, in this thread's context."""
+    """Let the official client use these proxies, in this thread's context."""
     global _is_set
     PROXIES.set(proxies)
     with _LOCK:
@@ -55,7 +58,7 @@ def use_proxies(proxies: Proxies) -> None:
 def _client() -> httpx2.Client:
     """Build what the official client would, without the environment."""
     return httpx2.Client(
-        transport=Routed(),
+        transport=ProxyTransport(),
         event_hooks={"request": [hf_request_event_hook]},
         follow_redirects=True,
         timeout=None,

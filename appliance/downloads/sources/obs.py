@@ -5,6 +5,8 @@ from appliance.downloads.sources.contract import SourceContext
 
 
 class Obs(Bucket):
+    """A prefix of a bucket of Huawei's store."""
+
     scheme = "obs"
 
     def __init__(self, context: SourceContext) -> None:

@@ -5,6 +5,8 @@ from appliance.downloads.sources.contract import SourceContext
 
 
 class S3(Bucket):
+    """A prefix of a bucket of Amazon's, or of a store with the same protocol."""
+
     scheme = "s3"
 
     def __init__(self, context: SourceContext) -> None:

@@ -23,40 +23,46 @@ SOURCES: dict[str, Callable[[SourceContext], DownloadSource]] = {
     "https": Https,
     "file": File,
 }
+MAX_CHARS = 4096
 _BARE = re.compile(r"[\w-][\w.-]*/[\w.-]+(@[^/]+)?(/.+)?")
 
 
 def split_source(source: str) -> tuple[str, str]:
-    """Give a source's scheme and address; without a scheme it is Hugging Face's, as in system E.
+    """Return a source's scheme and address.
 
-    Raises  Invalid: no such scheme, or no source at all
+    1. not a text that could be one   → refused
+    2. without a scheme               → Hugging Face's, if it looks like a repository
+    3. an unknown scheme              → refused
+    4. otherwise                      → as it is
+
+    Raises:
+        Invalid: No such scheme, or no source at all.
     """
     text = source.strip()
     scheme, separator, address = text.partition("://")
-    if "\0" in text or len(text) > 4096:
-        raise Invalid("The source cannot be read.", param="source")
-    if not separator:
+    if "\0" in text or len(text) > MAX_CHARS:  # 1
+        raise Invalid(
+            f"The source has a NUL character, or is longer than {MAX_CHARS} characters.", param="source"
+        )
+    if not separator:  # 2
         if _BARE.fullmatch(text) and ".." not in text:
             return "hf", text
-        hint = (
-            " For a folder of this machine write file:// or pvc:// and its path."
-            if text.startswith(("/", ".", "~"))
-            else ""
-        )
-        raise Invalid(
-            f"The source is none that is known; write one of {', '.join(f'{name}://…' for name in SOURCES)}, or namespace/repository."
-            f"{hint}",
-            param="source",
-        )
-    if scheme.lower() not in SOURCES:
+        is_path = text.startswith(("/", ".", "~"))
+        hint = " For a folder of this machine, write file:// or pvc:// and its path." if is_path else ""
+        known = ", ".join(f"{name}://…" for name in SOURCES)
+        raise Invalid(f"Unknown source. Write {known}, or namespace/repository.{hint}", param="source")
+    if scheme.lower() not in SOURCES:  # 3
         near = difflib.get_close_matches(scheme.lower(), SOURCES, n=1)
-        raise Invalid(
-            f"There are no {scheme[:20]}:// sources; known: {', '.join(SOURCES)}.{f' Did you mean {near[0]}?' if near else ''}",
-            param="source",
-        )
-    return scheme.lower(), address
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise Invalid(f"Unknown source {scheme[:20]}://. Known: {', '.join(SOURCES)}.{hint}", param="source")
+    return scheme.lower(), address  # 4
 
 
 def open_source(scheme: str, context: SourceContext) -> DownloadSource:
-    """Build the source; nothing is asked yet. Raises  Invalid, Forbidden"""
+    """Build a source; nothing is requested yet.
+
+    Raises:
+        Invalid: The address or the config is wrong.
+        Forbidden: The host is not allowed.
+    """
     return SOURCES[scheme](context)

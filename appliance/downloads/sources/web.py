@@ -1,4 +1,7 @@
-"""HTTP for the sources that speak it: redirects followed by hand, credentials left at home when a redirect leads elsewhere, parts asked for."""
+"""HTTP for the sources that speak it.
+
+Redirects are followed by hand, so that credentials do not go where one leads.
+"""
 
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -20,14 +23,19 @@ from appliance.downloads.sources.contract import (
     SourceTimeouts,
 )
 
-MOST_REDIRECTS = 10
-MOST_JSON_BYTES = 64 << 20
+MAX_REDIRECTS = 10
+MAX_JSON_BYTES = 64 << 20
 READ_BYTES = 1 << 20  # the library's buffer: large pieces cost less than many small ones
 AGENT = ("User-Agent", "inference-appliance")
 
 
 class WebClient:
-    """Connections to web servers, for one download."""
+    """Connections to web servers, for one download.
+
+    Args:
+        reach: Which addresses may be contacted.
+        checks_names: Host names, also of redirects, must be listed in `reach`.
+    """
 
     def __init__(self, context: SourceContext, *, reach: HostPolicy, checks_names: bool = False) -> None:
         self._reach = reach
@@ -42,23 +50,30 @@ class WebClient:
         )
 
     async def close(self) -> None:
+        """Close the connections."""
         await self._client.close()
 
     async def json(self, url: str, *, what: str, secret: Mapping[str, str]) -> tuple[Any, Mapping[str, str]]:
-        """Give an answer's JSON and its headers. `secret`: headers that only the first host may see.
+        """Return a response's JSON and its headers.
 
-        Raises  ApplianceError, Interrupted and TimedOut among them
+        Args:
+            url: Where it is.
+            what: Begins the errors' texts.
+            secret: Headers that only the first host may see.
+
+        Raises:
+            ApplianceError: `Interrupted` and `TimedOut` if another attempt may help.
         """
-        async with self.get(url, what=what, secret=secret) as answer:
+        async with self.get(url, what=what, secret=secret) as response:
             body = bytearray()
-            async for piece in self._read(answer, what):
+            async for piece in self._read(response, what):
                 body += piece
-                if len(body) > MOST_JSON_BYTES:
-                    raise UpstreamFailed(f"{what}: the answer is larger than {MOST_JSON_BYTES >> 20} MiB.")
+                if len(body) > MAX_JSON_BYTES:
+                    raise UpstreamFailed(f"{what}: the response is larger than {MAX_JSON_BYTES >> 20} MiB.")
             try:
-                return jsons.loads(bytes(body)), answer.headers
+                return jsons.loads(bytes(body)), response.headers
             except jsons.InvalidJson as exc:
-                raise UpstreamFailed(f"{what}: the answer is no JSON: {exc}.") from exc
+                raise UpstreamFailed(f"{what}: the response is not JSON: {exc}.") from exc
 
     async def file(
         self,
@@ -70,30 +85,37 @@ class WebClient:
         secret: Mapping[str, str],
         etag: str = "",
     ) -> AsyncGenerator[bytes]:
-        """Give a file's bytes from `start` to before `end`, as they arrive; the source's promise (contract.Source.pieces)."""
+        """Yield a file's bytes from `start` to before `end`, as they arrive, see `DownloadSource.pieces`.
+
+        Args:
+            url: Where it is.
+            file: For its size, and for the errors.
+            start: 0 or more.
+            end: None = to its end.
+            secret: Headers that only the first host may see.
+            etag: The version that it must be, "" = any.
+        """
         is_part = start > 0 or (end is not None and end != file.size_bytes)
         headers = {"Range": f"bytes={start}-{'' if end is None else end - 1}"} if is_part else {}
-        async with self.get(url, what=file.path, headers=headers, secret=secret) as answer:
-            found = version_tag(answer.headers)
+        async with self.get(url, what=file.path, headers=headers, secret=secret) as response:
+            found = version_tag(response.headers)
             if etag and found and found != etag:
-                raise SourceChanged(
-                    f"{file.path} has changed at its source while it was fetched; fetch it again."
-                )
-            if is_part and answer.status != 206:
+                raise SourceChanged(_changed(file.path))
+            if is_part and response.status != 206:
                 raise RangesUnsupported
-            if is_part and not str(answer.headers.get("Content-Range", "")).startswith(f"bytes {start}-"):
-                raise UpstreamFailed(f"{file.path}: the server gave another part than the one asked for.")
+            if is_part and not str(response.headers.get("Content-Range", "")).startswith(f"bytes {start}-"):
+                raise UpstreamFailed(f"{file.path}: the server sent another part than the requested one.")
             length = 0
-            async for piece in self._read(answer, file.path):
+            async for piece in self._read(response, file.path):
                 length += len(piece)
                 yield piece
         wanted = file.size_bytes if end is None else end
         if wanted is not None and length < wanted - start:
-            raise Interrupted(f"the answer ended {wanted - start - length} bytes early")
+            raise Interrupted(f"the response ended {wanted - start - length} bytes early")
 
-    async def _read(self, answer: Any, what: str) -> AsyncIterator[bytes]:
+    async def _read(self, response: Any, what: str) -> AsyncIterator[bytes]:
         try:
-            async for piece in iter_body(answer, idle_s=self._timeouts.idle_s):
+            async for piece in iter_body(response, idle_s=self._timeouts.idle_s):
                 yield piece
         except UpstreamTimeout as exc:
             raise TimedOut(f"{what}: {exc.message}") from exc
@@ -104,28 +126,28 @@ class WebClient:
     async def get(
         self, url: str, *, what: str, headers: Mapping[str, str] | None = None, secret: Mapping[str, str]
     ) -> AsyncIterator[Any]:
-        """Open the answer to a GET, redirects followed; only 200 and 206 are given."""
+        """Open the response to a GET, redirects followed; any status but 200 and 206 is an error."""
         origin = _origin(url)
-        for _ in range(MOST_REDIRECTS):
+        for _ in range(MAX_REDIRECTS):
             lines = [AGENT, ("Accept", "*/*"), ("Accept-Encoding", "identity"), *(headers or {}).items()]
             lines += secret.items() if _origin(url) == origin else ()
-            answer = await self._open(url, lines, what)
+            response = await self._open(url, lines, what)
             try:
-                if answer.status in {301, 302, 303, 307, 308} and "Location" in answer.headers:
-                    url = _moved(url, str(answer.headers["Location"]), what)
+                if response.status in {301, 302, 303, 307, 308} and "Location" in response.headers:
+                    url = _follow_redirect(url, str(response.headers["Location"]), what)
                     continue
-                if answer.status not in {200, 206}:
+                if response.status not in {200, 206}:
                     raise status_error(
-                        answer.status,
+                        response.status,
                         what,
                         name_host(self._proxies.find(url), urlsplit(url).hostname or ""),
-                        answer.headers,
+                        response.headers,
                     )
-                yield answer
+                yield response
                 return
             finally:
-                answer.close()
-        raise UpstreamFailed(f"{what}: {urlsplit(url).hostname} redirects more than {MOST_REDIRECTS} times.")
+                response.close()
+        raise UpstreamFailed(f"{what}: {urlsplit(url).hostname} redirects more than {MAX_REDIRECTS} times.")
 
     async def _open(self, url: str, lines: list[tuple[str, str]], what: str) -> Any:
         if self._checks_names:
@@ -146,23 +168,37 @@ class WebClient:
         except WireError as exc:
             raise Interrupted(f"{what}: {exc.message}") from exc
         except ValueError as exc:
-            raise UpstreamFailed(f"{what}: the address is none that can be asked: {exc}.") from exc
+            raise UpstreamFailed(f"{what}: the address is not valid: {exc}.") from exc
 
 
 def name_host(proxy: Proxy | None, host: str) -> str:
-    """Name a host for people, with the proxy that may be the one that answers in its place."""
+    """Name a host for people, with the proxy that may answer in its place."""
     return f"{host} (through {proxy})" if proxy is not None else host
 
 
 def version_tag(headers: Mapping[str, str]) -> str:
-    """Give what tells this version of a file from another; "" = the server says nothing."""
+    """Return what tells this version of a file from another; "" = the server does not say."""
     if tag := headers.get("ETag", "").removeprefix("W/").strip('"'):
         return tag
     return f"modified:{changed}" if (changed := headers.get("Last-Modified", "")) else ""
 
 
 def status_error(status: int, what: str, host: str, headers: Mapping[str, str]) -> ApplianceError:
-    """Say what a status means: 1. busy or broken: again later   2. no or wrong credentials   3. refused   4. not there   5. others."""
+    """Return the error that a status means.
+
+    1. busy or broken              → another attempt may help
+    2. no or wrong credentials
+    3. refused
+    4. not there
+    5. another version than listed
+    6. any other
+
+    Args:
+        status: Any but 200 and 206.
+        what: Begins the error's text.
+        host: Who sent it, see `name_host`.
+        headers: May have Retry-After, in seconds.
+    """
     if status in {408, 425, 429} or status >= 500:  # 1
         pause = headers.get("Retry-After", "")
         return Interrupted(
@@ -170,19 +206,24 @@ def status_error(status: int, what: str, host: str, headers: Mapping[str, str]) 
         )
     if status == 401:  # 2
         return Forbidden(
-            f"{what}: {host} wants credentials, or other ones (401). Give a token that may read it.",
+            f"{what}: {host} requires credentials, or other ones (401). Use a token that may read it.",
             code="source_unauthenticated",
         )
     if status == 403:  # 3
         return Forbidden(
-            f"{what}: {host} refuses it (403). The token must be allowed to read it; a gated model's terms must be accepted there.",
+            f"{what}: {host} refuses access (403). The token must be allowed to read it; the terms of a "
+            "gated model must be accepted there.",
             code="source_forbidden",
         )
     if status in {404, 410}:  # 4
         return NotFound(f"{what}: {host} does not have it ({status}).")
-    if status in {412, 416}:
-        return SourceChanged(f"{what} has changed at its source while it was fetched; fetch it again.")
-    return UpstreamFailed(f"{what}: {host} answers {status}.")  # 5
+    if status in {412, 416}:  # 5
+        return SourceChanged(_changed(what))
+    return UpstreamFailed(f"{what}: {host} answers {status}.")  # 6
+
+
+def _changed(what: str) -> str:
+    return f"{what} changed at its source during the download. Download it again."
 
 
 def _origin(url: str) -> tuple[str, str | None, int | None]:
@@ -190,13 +231,13 @@ def _origin(url: str) -> tuple[str, str | None, int | None]:
     return parts.scheme, parts.hostname, parts.port
 
 
-def _moved(url: str, location: str, what: str) -> str:
-    """Give where a redirect leads, written as a server can be asked; raise when it leaves the secured path."""
+def _follow_redirect(url: str, location: str, what: str) -> str:
+    """Return where a redirect leads, percent-encoded; raise if it leaves https."""
     there = urljoin(url, quote(location, safe="%/:=&?~#+!$,;'@()*[]"))
     old, new = urlsplit(url).scheme, urlsplit(there).scheme
     if new not in {"http", "https"} or (old == "https" and new == "http"):
         raise Forbidden(
-            f"{what}: {urlsplit(url).hostname} redirects from {old} to {new}; that is not followed.",
+            f"{what}: {urlsplit(url).hostname} redirects from {old} to {new}, which is not followed.",
             code="unsafe_redirect",
         )
     return there

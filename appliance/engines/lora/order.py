@@ -1,4 +1,4 @@
-"""An order for an adapter as a value: what a caller asks for, how far it is, and what is kept of it over a restart.
+"""An order for an adapter as a value: what is asked for, how far it is, and what is kept over a restart.
 
 No credential is in what is kept, only the names of those that came with an order.
 """
@@ -48,7 +48,7 @@ class AdapterOrder:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OrderJob(Job):
-    """An order that is being carried out, or the latest one of its name that failed. Its id is the adapter's name.
+    """An order that is being carried out, or the latest one of its name that failed. Its id is the name.
 
     Attributes:
         config: What may be seen of the order's.
@@ -79,7 +79,7 @@ class OrderJob(Job):
 
     @property
     def phase(self) -> str:
-        """`downloading`, `waiting` (for a backend of its base model), `loading`; at its end `failed` or `interrupted`."""
+        """`downloading`, `waiting` (for a backend) or `loading`; at its end `failed` or `interrupted`."""
         return self.step if self.is_active else self.state
 
     def order(self) -> AdapterOrder:

@@ -1,7 +1,8 @@
-"""Adapters as callers order them: the name and the paths are checked, what has a source is downloaded, then the adapter is loaded.
+"""Adapters as callers order them: checked, downloaded if there is a source, then loaded.
 
-An order that its caller does not wait for is kept in a file until it is done: a restart takes it up again, or says what keeps it from
-going on. An order that its caller waits for ends with the caller, except for a load that has begun.
+An order that its caller does not wait for is kept in a file until it is done: a restart takes it up again, or
+says what keeps it from going on. An order that its caller waits for ends with the caller, except for a load
+that has begun.
 """
 
 from collections.abc import Callable, Sequence
@@ -94,7 +95,7 @@ class AdapterOrders:
     # ---- orders
 
     async def load(self, order: AdapterOrder) -> AdapterChange:
-        """Download the adapter if it has a source, and load it. A caller that leaves ends the download, but not the load.
+        """Download the adapter if it has a source, and load it. A caller that leaves ends only the download.
 
         Raises:
             Invalid, Forbidden: A name or a path is not allowed.
@@ -124,7 +125,7 @@ class AdapterOrders:
         return changes[0]
 
     async def begin(self, order: AdapterOrder) -> Adapter:
-        """Carry out an order in the background, once it is kept. `pending` tells how far it is, then the list of adapters.
+        """Carry out an order in the background, once it is kept. `pending` tells how far it is.
 
         Raises:
             ApplianceError: What is wrong with the order can be said before anything is downloaded.
@@ -241,7 +242,8 @@ class AdapterOrders:
         missing = find_missing_credentials(job.needs, self._has_variable)
         if missing:  # 1
             error = (
-                f"The appliance stopped during this order, and credentials are not kept: {', '.join(missing)}. "
+                "The appliance stopped during this order, and credentials are not kept: "
+                f"{', '.join(missing)}. "
                 "Set them in the environment and restart, or order it again."
             )
             return end_job(job, "interrupted", at_s=now_s, error=error)
