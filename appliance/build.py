@@ -94,7 +94,7 @@ def build_services(
     access_log = AccessLog(
         clock=clock,
         form=settings.general.log_format,
-        also=None if lines is None else lambda at_s, line: lines.add(at_s, "appliance.access", line),
+        on_line=None if lines is None else lambda at_s, line: lines.add(at_s, "appliance.access", line),
     )
     pipeline = RequestPipeline(
         settings.front, receipts=receipts, metrics=metrics, access_log=access_log, clock=clock, state=state

@@ -325,8 +325,7 @@ class House:
     def admit_guarded(self, request: Request) -> None:
         pass
 
-    def begin(self, request: Request) -> None:
-        pass
+    in_flight = 0
 
     def settle(self, request: Request) -> None:
         receipt = request.receipt

@@ -515,7 +515,7 @@ async def test_embeddings_that_do_not_fit_are_a_failure(house: House, body: byte
     [
         (b"", "missing request body"),
         (b" \n", "missing request body"),
-        (b"{", "no valid JSON"),
+        (b"{", "not valid JSON"),
         (b"[]", "an array"),
         (b'"x"', "a string"),
     ],

@@ -151,7 +151,7 @@ async def test_unknown_models_when_strict(start: Start) -> None:
     ("body", "text"),
     [
         (b"", "missing request body"),
-        (b"{", "no valid JSON"),
+        (b"{", "not valid JSON"),
         (b'{"messages": 5}', "`messages`"),
         (b'{"model": 5}', "`model`"),
         (

@@ -1,4 +1,4 @@
-"""Who may call: keys compared in constant time, and the three levels of access an address can have."""
+"""Who may call: keys compared in constant time, and the three levels of access that an address can have."""
 
 import hashlib
 import hmac
@@ -9,37 +9,38 @@ from appliance.base.errors import Forbidden, Unauthenticated
 from appliance.base.wire.dial import is_address
 from appliance.front.settings import FrontSettings, split_keys
 
-OWN_DOMAINS = (".localhost", ".local", ".internal")  # nobody can buy a name there and have it lead here
+OWN_DOMAINS = (".localhost", ".local", ".internal")  # names there cannot be bought and made to lead here
+FORWARDED = ("x-forwarded-for", "forwarded", "x-real-ip", "via")
 
 
 class Access(Enum):
-    """Every address has one; what is not listed is closed."""
+    """Who may call an address. Every address has one; what is not listed is closed."""
 
-    PUBLIC = "public"  # health: anybody who reaches the port
+    PUBLIC = "public"  # health: whoever reaches the port
     CLIENT = "client"  # a client key, where keys are set
     OPERATOR = "operator"  # an operator key; without any key set, callers on loopback
 
 
 class Keys:
-    """The accepted keys, as digests: comparing digests of equal length tells nothing about a key by its time."""
+    """The accepted keys, as digests: the time to compare digests of equal length says nothing about a key."""
 
     def __init__(self, settings: FrontSettings) -> None:
         self._client = [_digest(key) for key in split_keys(settings.appliance_api_keys)]
         self._operator = [_digest(key) for key in split_keys(settings.operator_api_keys)]
         self._origins = set(settings.cors_origins)
-        self._staying = [_digest(key) for key in split_keys(settings.stay_local_api_keys)]
+        self._local_only = [_digest(key) for key in split_keys(settings.stay_local_api_keys)]
 
     @property
     def is_open(self) -> bool:
-        """Whether anybody who reaches the port may use the models."""
+        """Whether whoever reaches the port may use the models."""
         return not self._client
 
     def must_stay_local(self, headers: dict[str, str]) -> bool:
         """Whether the caller's key is one whose requests may not leave this machine's own backends."""
-        return bool(self._staying) and _is_one_of(read_key(headers), self._staying)
+        return bool(self._local_only) and _is_one_of(read_key(headers), self._local_only)
 
     def check(self, access: Access, headers: dict[str, str], peer: str) -> None:
-        """Let the call pass, or raise.
+        """Let a request pass, or raise.
 
         1. public address                              → pass
         2. client address, no keys set                 → pass
@@ -47,21 +48,20 @@ class Keys:
         4. operator address, only client keys set      → one of those
         5. operator address, no keys at all            → callers on loopback only; no page of another site there, and no proxy
         6. client address                              → a client or operator key
+
+        Args:
+            headers: By lower-case name.
+            peer: The caller's address, "unix" for a unix socket.
+
+        Raises:
+            Unauthenticated: No key, or one that is not known.
+            Forbidden: The caller does not have this level of access.
         """
         if access is Access.PUBLIC or (access is Access.CLIENT and not self._client):  # 1, 2
             return
         if access is Access.OPERATOR and not self._operator and not self._client:  # 5
-            if is_loopback(peer) and not self._is_foreign_page(headers) and not _is_forwarded(headers):
-                return
-            if is_loopback(peer):
-                raise Forbidden(
-                    "Pages of other sites, and what a proxy passes on, may not call this address. Set OPERATOR_API_KEYS and send one.",
-                    code="operator_only",
-                )
-            raise Forbidden(
-                "This address is for callers on this machine, or with a key of OPERATOR_API_KEYS once those are set.",
-                code="operator_only",
-            )
+            self._check_loopback(headers, peer)
+            return
         key = read_key(headers)
         if not key:
             raise Unauthenticated("No API key. Send it as `Authorization: Bearer KEY`.")
@@ -72,14 +72,29 @@ class Keys:
                 raise Forbidden("This address needs a key of OPERATOR_API_KEYS.", code="operator_only")
         elif _is_one_of(key, self._client + self._operator):  # 4, 6
             return
-        raise Unauthenticated("The API key is not known here.")
+        raise Unauthenticated("Unknown API key.")
+
+    def _check_loopback(self, headers: dict[str, str], peer: str) -> None:
+        """Let callers on this machine pass, but no page of another site in a browser here, and no proxy's clients."""
+        if not is_loopback(peer):
+            raise Forbidden(
+                "Without OPERATOR_API_KEYS this address is open to callers on this machine only. Set OPERATOR_API_KEYS "
+                "and send one of these keys.",
+                code="operator_only",
+            )
+        if self._is_foreign_page(headers) or any(name in headers for name in FORWARDED):
+            raise Forbidden(
+                "Without OPERATOR_API_KEYS this address is closed to pages of other sites and to proxies. Set "
+                "OPERATOR_API_KEYS and send one of these keys.",
+                code="operator_only",
+            )
 
     def _is_foreign_page(self, headers: dict[str, str]) -> bool:
         """Whether a browser says that a page of another site calls: being on this machine is then no sign of trust.
 
-        1. an origin of CORS_ORIGINS                                      → no
-        2. any other origin, or the browser's own word for it             → yes
-        3. a host name that is not this machine's: it was made to lead here → yes
+        1. an origin of CORS_ORIGINS                                         → no
+        2. any other origin, or the browser says that the site is another    → yes
+        3. a host name that is not this machine's: it was made to lead here  → yes
         """
         origin, site = headers.get("origin", ""), headers.get("sec-fetch-site", "")
         if origin and ("*" in self._origins or origin in self._origins):  # 1
@@ -91,11 +106,12 @@ class Keys:
 
 
 def read_key(headers: dict[str, str]) -> str:
-    """Read the caller's key: `Authorization: Bearer KEY` or `X-API-Key: KEY`."""
-    scheme, _, value = headers.get("authorization", "").partition(" ")
-    if scheme.lower() == "bearer" and value.strip():
-        return value.strip()
-    return headers.get("x-api-key", "").strip()
+    """Read the caller's key, `Authorization: Bearer KEY` or `X-API-Key: KEY`; "" = none."""
+    if "authorization" in headers:
+        scheme, _, value = headers["authorization"].partition(" ")
+        if scheme.lower() == "bearer" and value.strip():
+            return value.strip()
+    return headers["x-api-key"].strip() if "x-api-key" in headers else ""
 
 
 def is_loopback(peer: str) -> bool:
@@ -108,11 +124,6 @@ def is_loopback(peer: str) -> bool:
         return False
     mapped = getattr(address, "ipv4_mapped", None)
     return (mapped or address).is_loopback
-
-
-def _is_forwarded(headers: dict[str, str]) -> bool:
-    """Whether a proxy on this machine passes on what somebody else sent."""
-    return any(name in headers for name in ("x-forwarded-for", "forwarded", "x-real-ip", "via"))
 
 
 def _digest(key: str) -> bytes:

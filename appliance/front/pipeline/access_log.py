@@ -1,5 +1,5 @@
-"""One rich line per request. Lines are gathered and written together, a few times a second: a write per request costs more
-than the rest of the line."""
+"""One rich line per request. Lines are gathered and written together, a few times a second: one write per request would cost
+more than the rest of the line."""
 
 import sys
 from collections.abc import Callable
@@ -10,11 +10,17 @@ from appliance.base.clock import Clock, format_rfc3339
 from appliance.base.logs import SECRETS
 from appliance.engines.receipts import Receipt
 
-GATHER = 256
+GATHER = 256  # so many lines are written at once without waiting for `flush`
 
 
 class AccessLog:
-    """Writes the lines. `flush` is called by the server's ticker and at the end."""
+    """Writes the lines. `flush` is called by the server's ticker and at the end.
+
+    Args:
+        form: json, console, or auto (console on a terminal, else json).
+        stream: Where lines go; None = stdout.
+        on_line: Called with each line's time (seconds since 1970) and text; None = nothing else gets them.
+    """
 
     def __init__(
         self,
@@ -22,12 +28,12 @@ class AccessLog:
         clock: Clock,
         form: str = "json",
         stream: TextIO | None = None,
-        also: Callable[[float, str], None] | None = None,
+        on_line: Callable[[float, str], None] | None = None,
     ) -> None:
         self._clock = clock
         self._stream = stream or sys.stdout
         self._is_console = form == "console" or (form == "auto" and self._stream.isatty())
-        self._also = also
+        self._on_line = on_line
         self._lines: list[str] = []
         self._at = (0, "")  # the second that was rendered last
 
@@ -40,17 +46,20 @@ class AccessLog:
         peer: str,
         sent_bytes: int,
     ) -> None:
-        """Put one request's line: JSON with the receipt's facts, or a short text on a terminal. Never a body, never a key."""
+        """Add one request's line: JSON with the receipt's facts, or a short text on a terminal. Never a body, never a key.
+
+        Args:
+            peer: The caller's address.
+            sent_bytes: Of the response's body.
+        """
         now_s = self._clock.now_s()
-        path, model = (
-            SECRETS.redact_name(path),
-            SECRETS.redact_name(receipt.model),
-        )  # what a client may have put a secret into
+        # A client may have put a secret into both.
+        path, model = SECRETS.redact_name(path), SECRETS.redact_name(receipt.model)
         error = SECRETS.redact(receipt.error) if receipt.error else ""
         if self._is_console:
             line = (
-                f"{format_rfc3339(now_s, fraction_digits=3)} {peer} {method} {path} {receipt.status} {receipt.total_ms:.1f}ms"
-                f" model={model or '-'} backend={receipt.backend or '-'} {error}"
+                f"{format_rfc3339(now_s, fraction_digits=3)} {peer} {method} {path} {receipt.status}"
+                f" {receipt.total_ms:.1f}ms model={model or '-'} backend={receipt.backend or '-'} {error}"
             ).rstrip()
         else:
             line = jsons.dumps_text(
@@ -79,20 +88,20 @@ class AccessLog:
                 }
             )
         self._lines.append(line)
-        if self._also is not None:
-            self._also(now_s, line)
+        if self._on_line is not None:
+            self._on_line(now_s, line)
         if len(self._lines) >= GATHER:
             self.flush()
 
     def _second(self, now_s: float) -> str:
-        """Give the time with milliseconds; the date is rendered once a second, not once a line."""
+        """Render the time with milliseconds; the date is rendered once a second, not once a line."""
         second = int(now_s)
         if self._at[0] != second:
             self._at = (second, format_rfc3339(second, fraction_digits=3)[:-4])
         return f"{self._at[1]}{int(now_s % 1 * 1000):03d}Z"
 
     def flush(self) -> None:
-        """Write what was gathered."""
+        """Write the lines that were gathered."""
         if self._lines:
             lines, self._lines = self._lines, []
             self._stream.write("\n".join(lines) + "\n")

@@ -1,4 +1,4 @@
-"""Read a JSON request body and check the types of what we know in it; unknown fields are let through untouched."""
+"""Read a JSON request body and check the types of the fields that are known; others are let through untouched."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from appliance.base import jsons
 from appliance.base.errors import Invalid
 
 _NUMBER = (int, float)
-_WORDS = {
+_NAMES = {
     bool: "true or false",
     int: "an integer",
     _NUMBER: "a number",
@@ -46,34 +46,49 @@ OPENAI_TYPES: dict[str, Any] = {
 
 
 def read_object(body: bytes) -> dict[str, Any]:
-    """Parse a request body that must be one JSON object; raise Invalid with what is wrong and where."""
+    """Parse a request body that must be one JSON object.
+
+    Raises:
+        Invalid: There is no body, it is not JSON, or not an object.
+    """
     if not body.strip():
-        raise Invalid("The request has no body; send a JSON object.", code="missing_body")
+        raise Invalid("The request has no body. Send a JSON object.", code="missing_body")
     try:
         value = jsons.loads(body)
     except jsons.InvalidJson as exc:
-        raise Invalid(f"The body is no valid JSON: {exc}.", code="invalid_json") from None
+        raise Invalid(f"The body is not valid JSON: {exc}.", code="invalid_json") from None
     if not isinstance(value, dict):
         raise Invalid(f"The body must be a JSON object, not {json_type_of(value)}.", code="invalid_json")
     return value
 
 
 def check_types(body: dict[str, Any], types: dict[str, Any]) -> None:
-    """Raise Invalid for the first known field of a wrong type; null counts as absent."""
+    """Check the types of the known fields; null counts as absent.
+
+    Args:
+        types: Type, or tuple of types, by field name.
+
+    Raises:
+        Invalid: The first field of a wrong type.
+    """
     for name, value in body.items():
         wanted = types.get(name)
         if wanted is None or value is None:
             continue
         if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
             raise Invalid(
-                f"`{name}` must be {_WORDS[wanted]}, not {json_type_of(value)}.",
+                f"`{name}` must be {_NAMES[wanted]}, not {json_type_of(value)}.",
                 param=name,
                 code="invalid_type",
             )
 
 
 def check_messages(messages: Any) -> None:
-    """Check OpenAI's `messages`: a list that is not empty, of objects with a role; content text, parts or null."""
+    """Check OpenAI's `messages`: a list that is not empty, of objects with a role; content is text, parts or null.
+
+    Raises:
+        Invalid: The first thing that is wrong, with its place in `param`.
+    """
     if not messages:
         raise Invalid(
             "messages required: `messages` must be an array with at least one message.",
@@ -103,7 +118,7 @@ def check_messages(messages: Any) -> None:
 
 
 def json_type_of(value: Any) -> str:
-    """Name a JSON value's type in JSON's own words."""
+    """Name a JSON value's type in JSON's own words, with its article."""
     if value is None:
         return "null"
     for kind, word in (

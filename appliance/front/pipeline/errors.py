@@ -1,4 +1,4 @@
-"""One failure, said in the caller's dialect: HTTP status and body for every Kind. A door never inspects messages."""
+"""One failure, rendered in the caller's dialect: HTTP status and body for every Kind. Messages are never inspected."""
 
 from math import ceil
 from typing import Any
@@ -40,15 +40,15 @@ OPENAI_TYPE = {
 
 
 def status_of(error: ApplianceError) -> int:
-    """Give the HTTP status; an upstream's own status keeps its number where the backend says so."""
+    """Return the HTTP status; an upstream's own status keeps its number where the backend says so."""
     status = error.details.get("status")
     return status if isinstance(status, int) and 400 <= status < 600 else HTTP_STATUS[error.kind]
 
 
 def openai_error(error: ApplianceError) -> dict[str, Any]:
-    """Give OpenAI's error object, `{message, type, param, code}`; failed attempts are listed as system A does.
+    """Render OpenAI's error object, `{message, type, param, code}`, and the failed `attempts` where there are some.
 
-    `error_type` of its details takes the type's place, `error_fields` stand beside the four (system D's insufficient_vram_error).
+    Of the error's details, `error_type` takes the type's place, and `error_fields` are added beside the four.
     """
     details = error.details
     body: dict[str, Any] = {
@@ -64,7 +64,7 @@ def openai_error(error: ApplianceError) -> dict[str, Any]:
 
 
 def ollama_error(error: ApplianceError) -> dict[str, Any]:
-    """Give Ollama's error object, `{error: text}`."""
+    """Render Ollama's error object, `{error: text}`, and the failed `attempts` where there are some."""
     body: dict[str, Any] = {"error": error.message}
     if "attempts" in error.details:
         body["attempts"] = error.details["attempts"]
@@ -72,7 +72,7 @@ def ollama_error(error: ApplianceError) -> dict[str, Any]:
 
 
 def error_body(error: ApplianceError, dialect: str) -> bytes:
-    """Render `error` for `dialect` (openai | ollama | detail) as a JSON body; `detail` is the sidecar's, `{detail: text}`."""
+    """Render an error as a JSON body of a dialect: openai, ollama, or detail, which is the sidecar's `{detail: text}`."""
     if dialect == "ollama":
         return jsons.dumps(ollama_error(error))
     if dialect == "detail":
@@ -81,9 +81,10 @@ def error_body(error: ApplianceError, dialect: str) -> bytes:
 
 
 def error_event(error: ApplianceError, dialect: str) -> bytes:
-    """Render an error that struck inside a stream as a last piece of the dialect's stream.
+    """Render a failure inside a stream as the last piece of the dialect's stream.
 
-    1. ollama → a line of NDJSON      2. openai → an SSE event (no [DONE] after it: the answer is not complete)
+    1. ollama → a line of NDJSON
+    2. openai → an SSE event, with no [DONE] after it: the response is not complete
     """
     if dialect == "ollama":  # 1
         return jsons.dumps(ollama_error(error)) + b"\n"
@@ -91,7 +92,7 @@ def error_event(error: ApplianceError, dialect: str) -> bytes:
 
 
 def error_headers(error: ApplianceError) -> list[tuple[str, str]]:
-    """Give the headers an error needs: Retry-After in whole seconds, WWW-Authenticate with 401."""
+    """Return the headers that an error needs: Retry-After in whole seconds, WWW-Authenticate with 401."""
     headers = []
     if error.retry_after_s is not None:
         headers.append(("Retry-After", str(max(1, ceil(error.retry_after_s)))))

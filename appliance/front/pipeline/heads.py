@@ -1,4 +1,4 @@
-"""Heads on a client's connection: a request's bytes made into values, an answer's values made into bytes. Pure; the connection is the lane's."""
+"""Heads on a client's connection: a request's bytes made into values, a response's values made into bytes. No I/O."""
 
 from dataclasses import dataclass
 
@@ -62,8 +62,11 @@ class _Fields(_Headers):
 def parse_request_head(head: bytes) -> tuple[dict[str, str], bool]:
     """Read a request's head, its blank line included.
 
-    Gives   (fields by lower-case name, several of one name joined; whether the connection may be kept after it)
-    Raises  BadHead
+    Returns:
+        (fields by lower-case name, several of one name joined; whether the connection may be kept after the response)
+
+    Raises:
+        BadHead: It cannot be read.
     """
     found = _Headers()
     parser = httptools.HttpRequestParser(found)
@@ -71,15 +74,20 @@ def parse_request_head(head: bytes) -> tuple[dict[str, str], bool]:
         parser.feed_data(head)
     except httptools.HttpParserError as exc:
         raise BadHead(str(exc)) from None
-    # The parser has forgotten what it read of the connection once the request is complete, as one without a body is here.
-    return found.headers, parser.should_keep_alive() and "close" not in found.headers.get(
-        "connection", ""
-    ).lower()
+    # The parser forgets what it has read of the connection once the request is complete, as one without a body is here.
+    is_closed = "close" in found.headers.get("connection", "").lower()
+    return found.headers, parser.should_keep_alive() and not is_closed
 
 
 @dataclass(frozen=True, slots=True)
 class Upgrade:
-    """A request to switch protocols. `target`: path and query; `fields`: as they came; `headers`: the same by lower-case name."""
+    """A request to switch protocols.
+
+    Attributes:
+        target: Path and query.
+        fields: As they came.
+        headers: The same by lower-case name.
+    """
 
     target: str
     fields: list[tuple[str, str]]
@@ -87,11 +95,12 @@ class Upgrade:
 
     @property
     def path(self) -> str:
+        """The target without its query."""
         return self.target.partition("?")[0]
 
 
 def parse_upgrade(head: bytes) -> Upgrade | None:
-    """Read a head that asks to switch protocols; None = it does not, not as HTTP/1.1 has it, or it cannot be read."""
+    """Read a head that asks to switch protocols; None = it does not, or not as HTTP/1.1 has it, or it cannot be read."""
     if head[:4] != b"GET " or b"\nupgrade:" not in head.lower():
         return None
     found = _Fields()
@@ -113,15 +122,22 @@ def parse_upgrade(head: bytes) -> Upgrade | None:
     return Upgrade(target, found.fields, found.headers)
 
 
-def render_response_head(answer: Response, framing: bytes, *, date_line: bytes, may_stay: bool) -> bytes:
-    """Write an answer's head, its blank line included. `framing`: the line that says where the body ends; may_stay: the connection is kept."""
-    fields = "".join([f"{name}: {value}\r\n" for name, value in answer.headers])
-    return b"HTTP/1.1 %d %b\r\n%b%bContent-Type: %b\r\n%b%b" % (
-        answer.status,
-        REASONS.get(answer.status, b"Status"),
+def render_response_head(response: Response, framing: bytes, *, date_line: bytes, may_stay: bool) -> bytes:
+    """Write a response's head, its blank line included.
+
+    Args:
+        framing: The line that says where the body ends.
+        date_line: The Date header, with its line break.
+        may_stay: The connection is kept after the response.
+    """
+    fields = f"Content-Type: {response.content_type}\r\n" + "".join(
+        [f"{name}: {value}\r\n" for name, value in response.headers]
+    )
+    return b"HTTP/1.1 %d %b\r\n%b%b%b%b" % (
+        response.status,
+        REASONS.get(response.status, b"Status"),
         date_line,
         framing,
-        answer.content_type.encode(),
         fields.encode("latin-1", "replace"),
         b"\r\n" if may_stay else b"Connection: close\r\n\r\n",
     )

@@ -1,11 +1,13 @@
-"""Streams that are answered late, because their model loads or every server is full: headers and heartbeats go out meanwhile, so that
-no client and no proxy on the way gives up.
+"""Streams that begin late, because their model loads or every server is full.
 
-    1. answered within HEARTBEAT_S   → that answer: a stream, or a real error status
-    2. it takes longer               → 200 and heartbeats until it comes; what fails then is told inside the stream, in its dialect
+Headers and heartbeats go out meanwhile, so that no client and no proxy on the way gives up.
 
-What a heartbeat is, the dialect says: a comment among server-sent events, a space before the next line of NDJSON, where no line begins
-with it and each JSON reader passes over it.
+    1. the response is there within HEARTBEAT_S   → that response: a stream, or a real error status
+    2. it takes longer                            → 200 and heartbeats until it comes; a failure then is rendered inside the
+                                                    stream, in its dialect
+
+What a heartbeat is depends on the dialect: a comment among server-sent events; a space before the next line of NDJSON, where no
+line begins with one and every JSON reader skips it.
 """
 
 import asyncio
@@ -21,81 +23,86 @@ Headers = list[tuple[str, str]]
 
 
 async def respond_or_heartbeat(
-    answering: Awaitable[Response],
+    responding: Awaitable[Response],
     form: Response,
     *,
     heartbeat_s: float,
     late_headers: Callable[[], Headers] = list,
 ) -> Response:
-    """Wait for an answer, or begin it without.
+    """Wait for a response, or begin it without.
 
-    Takes   form: how a stream of this dialect looks, without its pieces; heartbeat_s: 0 = wait for ever;
-            late_headers: headers that say how things stand, for a stream that begins late
-    Raises  whatever answering raises in time
+    Args:
+        responding: Cancelled when the client leaves.
+        form: How a stream of this dialect looks, without its pieces.
+        heartbeat_s: Longest wait before the response begins, and between heartbeats; 0 = wait for ever.
+        late_headers: Returns headers for a stream that begins late, such as its position in the queue.
+
+    Raises:
+        ApplianceError: What `responding` raises in time.
     """
     if not heartbeat_s:
-        return await answering
-    waiting = asyncio.ensure_future(answering)  # noqa: TID251 - awaited or cancelled below, in both cases
+        return await responding
+    pending = asyncio.ensure_future(responding)  # noqa: TID251 - awaited or cancelled below, in both cases
     try:
-        done, _ = await asyncio.wait({waiting}, timeout=heartbeat_s)
+        done, _ = await asyncio.wait({pending}, timeout=heartbeat_s)
     except asyncio.CancelledError:
-        await _give_up(waiting)
+        await _give_up(pending)
         raise
     if done:  # 1
-        return waiting.result()
-    return replace(
-        form,
-        headers=[*form.headers, *late_headers()],
-        pieces=LateStream(waiting, form.heartbeat, heartbeat_s),
-    )  # 2
+        return pending.result()
+    late = LateStream(pending, form.heartbeat, heartbeat_s)  # 2
+    return replace(form, headers=[*form.headers, *late_headers()], pieces=late)
 
 
 class LateStream(Stream):
-    """Heartbeats until the answer is there, then what it is made of. Closing it, at any time, gives the answer up."""
+    """Heartbeats until the response is there, then its pieces. Closing it, at any time, gives the response up."""
 
-    def __init__(self, waiting: "asyncio.Future[Response]", heartbeat: bytes, heartbeat_s: float) -> None:
-        self._waiting = waiting
+    def __init__(self, pending: "asyncio.Future[Response]", heartbeat: bytes, heartbeat_s: float) -> None:
+        self._pending = pending
         self._heartbeat, self._heartbeat_s = heartbeat, heartbeat_s
         self._pieces: Stream | None = None
         self._is_first = True
 
     @property
     def events(self) -> int:
+        """How many events have come, where the stream counts them."""
         return self._pieces.events if self._pieces is not None else 0
 
     @property
     def outcome(self) -> Outcome | None:
+        """How the attempt behind it ended, once it has."""
         return self._pieces.outcome if self._pieces is not None else None
 
     async def __anext__(self) -> bytes:
-        if self._is_first:  # it takes the headers along
+        if self._is_first:  # the headers go out with it
             self._is_first = False
             return self._heartbeat
         if self._pieces is None:
-            done, _ = await asyncio.wait({self._waiting}, timeout=self._heartbeat_s)
+            done, _ = await asyncio.wait({self._pending}, timeout=self._heartbeat_s)
             if not done:
                 return self._heartbeat
-            answer = self._waiting.result()
-            if answer.status >= 400:
-                raise parse_error_reply(answer.status, answer.body)
-            self._pieces = answer.pieces or GeneratedStream(_one(answer.body))
+            response = self._pending.result()
+            if response.status >= 400:
+                raise parse_error_reply(response.status, response.body)
+            self._pieces = response.pieces or GeneratedStream(_one(response.body))
         return await anext(self._pieces)
 
     async def aclose(self) -> None:
-        await _give_up(self._waiting)
+        """Give the response up, and close its stream if it has begun."""
+        await _give_up(self._pending)
 
 
 async def _one(body: bytes) -> AsyncGenerator[bytes, None]:
     yield body
 
 
-async def _give_up(waiting: "asyncio.Future[Response]") -> None:
-    """Cancel a call that nobody waits for, and close its stream if it had begun."""
-    if not waiting.done():
-        waiting.cancel()
-        await asyncio.wait({waiting})
-    if waiting.cancelled() or waiting.exception() is not None:
+async def _give_up(pending: "asyncio.Future[Response]") -> None:
+    """Cancel a response that is not waited for any more, and close its stream if it has begun."""
+    if not pending.done():
+        pending.cancel()
+        await asyncio.wait({pending})
+    if pending.cancelled() or pending.exception() is not None:
         return
-    pieces = waiting.result().pieces
+    pieces = pending.result().pieces
     if pieces is not None:
         await pieces.aclose()

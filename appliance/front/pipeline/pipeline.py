@@ -115,10 +115,6 @@ class RequestPipeline:
         request.has_log_line = False
         return request
 
-    def begin(self, request: Request) -> None:
-        """Count a request as in flight; called by entering it."""
-        self.in_flight += 1
-
     def _new_receipt(self, route: str, wanted_id: str) -> Receipt:
         if not wanted_id or _GOOD_ID.fullmatch(wanted_id) is None:
             self._count += 1  # unique in this process by the counter, among processes by the random start
@@ -194,7 +190,8 @@ class RequestPipeline:
                 self.to_appliance_error(error, request), route.dialect, request.receipt
             )
         request.receipt.status = response.status
-        response.headers = [*response.headers, *self.response_headers(request)]
+        own = self.response_headers(request)
+        response.headers = [*response.headers, *own] if response.headers else own
         return response
 
     def to_appliance_error(self, error: Exception, request: Request) -> ApplianceError:
@@ -257,7 +254,7 @@ class RequestPipeline:
         took_s = self.now_s() - request.began_s
         receipt.total_ms = took_s * 1000
         receipt.finish = receipt.finish or request.finish
-        if request.finish is Finish.CLIENT_LEFT and not receipt.status:
+        if not receipt.status and request.finish is Finish.CLIENT_LEFT:
             receipt.status = CLIENT_LEFT
         self.release(request)
         if request.method == "POST":  # polling of health and metrics would push out the receipts that matter

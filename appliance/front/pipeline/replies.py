@@ -1,4 +1,4 @@
-"""Engines' answers in one piece, read at the door."""
+"""Engines' replies in one piece, read for dialects that must look into them."""
 
 from typing import Any
 
@@ -8,21 +8,22 @@ from appliance.engines.types import EngineReply
 
 
 def parse_reply(reply: EngineReply) -> dict[str, Any]:
-    """Read an answer.
+    """Read a reply in one piece.
 
-    Raises  UpstreamFailed: it is no JSON object
+    Raises:
+        UpstreamFailed: It is not a JSON object.
     """
     try:
         value = jsons.loads(reply.body or b"")
     except jsons.InvalidJson as exc:
-        raise UpstreamFailed(f"The engine's answer is no JSON: {exc}.", code="upstream_rubbish") from None
+        raise UpstreamFailed(f"The engine's reply is not JSON: {exc}.", code="upstream_rubbish") from None
     if not isinstance(value, dict):
-        raise UpstreamFailed("The engine's answer is no JSON object.", code="upstream_rubbish")
+        raise UpstreamFailed("The engine's reply is not a JSON object.", code="upstream_rubbish")
     return value
 
 
 def parse_error_reply(status: int, body: bytes) -> ApplianceError:
-    """Turn an error answer into an error with the same status and sentence."""
+    """Turn an error reply into an error with the same status and sentence."""
     try:
         value = jsons.loads(body)
     except jsons.InvalidJson:
@@ -30,7 +31,5 @@ def parse_error_reply(status: int, body: bytes) -> ApplianceError:
     error = value.get("error") if isinstance(value, dict) else None
     message = error.get("message") if isinstance(error, dict) else error
     kind = Invalid if status < 500 else UpstreamFailed
-    return kind(
-        str(message or f"The engine refused the request with status {status}."),
-        details={"status": status},
-    )
+    text = str(message or f"The engine refused the request with status {status}.")
+    return kind(text, details={"status": status})

@@ -9,10 +9,12 @@ from appliance.engines.types import NO_OPTIONS, RequestOptions
 
 
 class Lifecycle(Protocol):
-    """Counts requests in, and settles each of them once (pipeline.py)."""
+    """Counts the requests that run, and settles each of them once (pipeline.py)."""
 
-    def begin(self, request: "Request") -> None: ...
-    def settle(self, request: "Request") -> None: ...
+    in_flight: int
+
+    def settle(self, request: "Request") -> None:
+        """Account for a request that has ended, and count it out."""
 
 
 @dataclass(slots=True)
@@ -61,9 +63,9 @@ class Request:
 
     def __enter__(self) -> Self:
         if self.lifecycle is not None:
-            self.lifecycle.begin(self)
+            self.lifecycle.in_flight += 1
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
         if self.lifecycle is not None:
             self.lifecycle.settle(self)

@@ -1,18 +1,24 @@
 """What a handler returns: a response in one piece, or as a stream of pieces."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from appliance.base import jsons
+from appliance.base.errors import ApplianceError
 from appliance.engines.stream import Stream
 
 
 @dataclass(slots=True)
 class Response:
-    """One answer: `body` in one piece, or `pieces` as they come (each written and flushed at once; aclose ends all below).
+    """One response: `body` in one piece, or `pieces` as they come.
 
-    headers: extra headers, names in the spelling to send; Content-Type apart in `content_type`.
-    `on_error` renders an error that struck after the first piece into a last piece of the dialect.
+    Attributes:
+        pieces: Each is written at once; closing the stream ends everything below it.
+        headers: Names in the spelling to send; Content-Type is apart.
+        on_error: Renders a failure after the first piece as the last piece, in the dialect of the stream; None = the stream
+            ends without one.
+        heartbeat: Sent between pieces while there is nothing else to send, every HEARTBEAT_S; b"" = never.
     """
 
     status: int = 200
@@ -20,10 +26,14 @@ class Response:
     content_type: str = "application/json"
     pieces: Stream | None = None
     headers: list[tuple[str, str]] = field(default_factory=list)
-    on_error: Any = None  # Callable[[ApplianceError], bytes] | None
-    heartbeat: bytes = b""  # sent between pieces while nothing else is, every HEARTBEAT_S; b"" = never
+    on_error: Callable[[ApplianceError], bytes] | None = None
+    heartbeat: bytes = b""
+
+    def render_failure(self, error: ApplianceError) -> bytes:
+        """Render a failure of the stream as its last piece; b"" = none."""
+        return self.on_error(error) if self.on_error is not None else b""
 
 
 def json_response(value: Any, status: int = 200) -> Response:
-    """Give one JSON value as an answer."""
+    """Return one JSON value as a response."""
     return Response(status, jsons.dumps(value))

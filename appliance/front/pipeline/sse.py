@@ -1,4 +1,4 @@
-"""Read OpenAI-shaped event streams at the door, for dialects that must look into each event. The reader itself: base/sse.py."""
+"""Engines' event streams, read for dialects that must look into each event. The reader itself: base/sse.py."""
 
 from collections.abc import AsyncGenerator
 from typing import Any
@@ -9,9 +9,10 @@ from appliance.engines.stream import Stream
 
 
 async def read_events(pieces: Stream) -> AsyncGenerator[dict[str, Any], None]:
-    """Give the events of a stream, up to `[DONE]`; closes `pieces` when it ends or is closed.
+    """Yield the events of a stream, up to `[DONE]`; closes `pieces` when it ends or is closed.
 
-    Raises  UpstreamFailed: the stream ended without `[DONE]`, an event is no JSON object, or an event is an error
+    Raises:
+        UpstreamFailed: The stream ended without `[DONE]`, an event is not a JSON object, or an event is an error.
     """
     reader = SseReader()
     try:
@@ -24,15 +25,16 @@ async def read_events(pieces: Stream) -> AsyncGenerator[dict[str, Any], None]:
             if event is None:
                 return
             yield _unless_error(event)
-        raise UpstreamFailed("The answer was broken off before it was complete.", code="upstream_cut_off")
+        raise UpstreamFailed("The response broke off before it was complete.", code="upstream_cut_off")
     finally:
         await pieces.aclose()
 
 
 def _unless_error(event: dict[str, Any]) -> dict[str, Any]:
-    """Give the event, or raise what it reports."""
+    """Return the event, or raise what it reports."""
     error = event.get("error")
     if error and not event.get("choices"):
         message = error.get("message") if isinstance(error, dict) else error
-        raise UpstreamFailed(str(message or "The answer ended with an error."), code="upstream_error_event")
+        text = str(message or "The response ended with an error.")
+        raise UpstreamFailed(text, code="upstream_error_event")
     return event

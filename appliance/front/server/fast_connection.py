@@ -315,9 +315,10 @@ class FastConnection(asyncio.Protocol):
                     return  # 2
             request.finish = Finish.DONE  # 1
         except Exception as error:  # 3
-            last = response.on_error(pipeline.fail_stream(error, request))
-            write(b"%b%x\r\n%b\r\n" % (head, len(last), last))
-            head = b""
+            last = response.render_failure(pipeline.fail_stream(error, request))
+            if last:
+                write(b"%b%x\r\n%b\r\n" % (head, len(last), last))
+                head = b""
         finally:
             self._heartbeat = b""
             request.sent_bytes, request.events = sent, pieces.events

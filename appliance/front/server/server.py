@@ -268,7 +268,7 @@ class HttpServer:
         except ConnectionResetError:  # 2
             raise
         except Exception as error:  # 3
-            await sent.write(response.on_error(self.pipeline.fail_stream(error, request)))
+            await sent.write(response.render_failure(self.pipeline.fail_stream(error, request)))
         finally:
             request.events = pieces.events
             await pieces.aclose()
