@@ -31,11 +31,11 @@ def parse_options(headers: dict[str, str], peer: str, *, must_stay_local: bool =
         Invalid: A header has a value that is not allowed.
     """
     priority = PRIORITIES["normal"] if PRIORITY not in headers else _parse_priority(headers[PRIORITY])
-    stays = must_stay_local if STAY not in headers else _parse_stay(headers[STAY]) or must_stay_local
+    is_local_only = (STAY in headers and _parse_stay(headers[STAY])) or must_stay_local
     pin = "" if PIN not in headers else headers[PIN].strip()
     key = read_key(headers)
     flow = hashlib.sha256(key.encode()).hexdigest()[:16] if key else peer
-    return _options(flow, priority, not stays, pin)
+    return _options(flow, priority, is_local_only, pin)
 
 
 def _parse_priority(value: str) -> int:
