@@ -110,7 +110,7 @@ def test_a_plain_user_checks_prepares_and_serves(stage: Stage, arguments: tuple[
     ]
 
 
-def test_a_state_folder_that_cannot_be_written_leaves_tmp_as_home(stage: Stage) -> None:
+def test_unwritable_state_folder_leaves_tmp_as_home(stage: Stage) -> None:
     (stage.state / "home").write_text("not a folder")
     stage.run("serve")
     assert stage.calls[-1] == "HOME /tmp"
@@ -132,7 +132,7 @@ def test_root_steps_down_before_it_serves(stage: Stage) -> None:
         f"{down} {SCRIPT} become-server",
     ]
     assert (
-        "does not run as root" in done.stderr
+        "must not run as root" in done.stderr
     )  # our setpriv changes nothing, and the server's last step notices
     assert done.returncode == 77
 
@@ -144,7 +144,7 @@ def test_root_with_setpcap_empties_the_bounding_set_too(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("capabilities", [(), (SETUID,), (SETGID,)], ids=["none", "setuid", "setgid"])
-def test_root_that_cannot_step_down_is_told_what_to_add_and_does_nothing(
+def test_root_that_cannot_drop_privileges_is_told_what_to_add(
     stage: Stage, capabilities: tuple[int, ...]
 ) -> None:
     done = stage.as_root(*capabilities)
@@ -169,7 +169,7 @@ def test_a_verb_of_ours_is_run_alone(stage: Stage, arguments: tuple[str, ...]) -
     assert len(stage.calls) == 2  # tini, and the verb
 
 
-def test_any_other_command_is_become_with_its_output_and_exit_code(stage: Stage) -> None:
+def test_other_commands_are_executed_with_their_output_and_code(stage: Stage) -> None:
     done = stage.run("sh", "-c", "'echo out; echo err >&2; exit 7'")
     assert (done.returncode, done.stdout, done.stderr) == (7, "out\n", "err\n")
     assert not any(call.startswith("python3") for call in stage.calls)

@@ -1,4 +1,7 @@
-"""JSON by orjson, with one exception: numbers beyond 64 bits are still read, by the standard library."""
+"""JSON by orjson; what orjson refuses (lone surrogates, huge integers) is left to the standard library.
+
+Integers over 64 bits are written exactly, and read as the nearest float.
+"""
 
 import json
 from typing import Any
@@ -19,7 +22,7 @@ def loads(data: bytes | str) -> Any:
     try:
         return orjson.loads(data)
     except orjson.JSONDecodeError as exc:
-        try:  # orjson refuses integers over 64 bits and lone surrogates, which the standard library reads
+        try:  # the standard library reads lone surrogates, NaN and numbers that are too large
             return json.loads(data)
         except (ValueError, RecursionError):
             raise InvalidJson(str(exc)) from None

@@ -12,8 +12,6 @@ from appliance.base.balancing import (
     compute_vram_weight,
     hash_blocks,
 )
-from appliance.base.fair_queue import FairQueue, FairQueueFull
-from appliance.base.retry_budget import RetryBudget
 
 
 def members(**how: list[float]) -> list[Member]:
@@ -72,7 +70,9 @@ def test_power_of_two_spreads_a_burst_nearly_evenly() -> None:
         ("least_response_time", {"mean_s": [0.2, 0.1, None]}, "m2"),
     ],
 )
-def test_the_one_that_is_chosen(strategy: str, state: dict[str, list[float]], wanted: str) -> None:
+def test_each_strategy_chooses_as_described(
+    strategy: str, state: dict[str, list[float]], wanted: str
+) -> None:
     assert Balancer(strategy).choose(members(**state))[0].name == wanted
 
 
@@ -84,7 +84,7 @@ def test_shares_follow_weights_and_interleave() -> None:
     assert [balancer.choose(fresh)[0].name for _ in range(4)] == ["m0", "m1", "m2", "m0"]
 
 
-def test_a_switch_keeps_the_counters() -> None:
+def test_change_of_strategy_keeps_the_counters() -> None:
     rows = members(weight=[1, 1])
     shares("round_robin", rows, 10)
     balancer = Balancer("round_robin")
@@ -94,7 +94,7 @@ def test_a_switch_keeps_the_counters() -> None:
         balancer.strategy = "best"
 
 
-def test_times_are_averaged_as_system_b_does() -> None:
+def test_mean_is_half_old_half_new() -> None:
     member = Member("m")
     for took_s in (0.4, 0.2, None, 0.1):
         member.record_start(1.0)
@@ -126,12 +126,12 @@ def test_equal_beginnings_have_equal_hashes() -> None:
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_one_alone_is_chosen_as_such(strategy: str) -> None:
+def test_single_member_is_only_one(strategy: str) -> None:
     (row,) = members(weight=[1])
     assert Balancer(strategy).choose([row], prefixes=[1]) == (row, "only_one")
 
 
-def test_a_newcomer_is_not_flooded() -> None:
+def test_new_member_is_not_flooded() -> None:
     rows, newcomer = members(total=[1000, 1002]), Member("new")
     align_total(newcomer, rows)
     assert newcomer.total == 1000
@@ -145,72 +145,7 @@ def test_weights_by_memory_and_price(gib: float, price: float | None, weight: fl
     assert compute_vram_weight(gib, price) == pytest.approx(weight)
 
 
-def queue_of(*rows: tuple[str, int, float]) -> FairQueue[str]:
-    queue: FairQueue[str] = FairQueue(100, ageing_s=10)
-    for number, (flow, priority, since_s) in enumerate(rows):
-        queue.push(f"{flow}{number}", flow=flow, priority=priority, now_s=since_s)
-    return queue
-
-
-def order(queue: FairQueue[str], now_s: float) -> list[str]:
-    return [queue.pop(now_s) for _ in range(len(queue))]
-
-
-@pytest.mark.parametrize(
-    ("rows", "wanted"),
-    [
-        ([("a", 1, 0), ("a", 1, 0), ("a", 1, 0), ("b", 1, 0)], ["a0", "b3", "a1", "a2"]),
-        ([("a", 2, 0), ("b", 1, 0), ("c", 0, 0)], ["c2", "b1", "a0"]),
-        ([("a", 0, 19.0), ("b", 2, -10.0)], ["b1", "a0"]),
-        ([("a", 1, 15.0), ("b", 2, 4.0)], ["b1", "a0"]),
-    ],
-)
-def test_whose_turn_it_is(rows: list[tuple[str, int, float]], wanted: list[str]) -> None:
-    assert order(queue_of(*rows), 20.0) == wanted
-
-
-def test_a_low_one_is_served_under_a_flood_of_high_ones() -> None:
-    queue: FairQueue[str] = FairQueue(1000, ageing_s=10)
-    queue.push("low", flow="l", priority=2, now_s=0)
-    served: list[str] = []
-    for second in range(100):
-        for _ in range(2):
-            queue.push(f"{second}", flow="h", priority=0, now_s=second)
-        served.append(queue.pop(second))
-    before = served[: served.index("low")]
-    assert (
-        max(map(int, before)) <= 20
-    )  # two levels of ten seconds: nobody who came later than that went before it
-
-
-def test_leaving_the_line() -> None:
-    queue: FairQueue[str] = FairQueue(2)
-    first, second = (queue.push(name, flow="f", now_s=0) for name in "ab")
-    with pytest.raises(FairQueueFull):
-        queue.push("c", flow="g", now_s=0)
-    assert queue.position(second, 0) == 1
-    assert queue.remove(first)
-    assert not queue.remove(first)
-    assert queue.position(second, 0) == 0
-    assert queue.pop(0) == "b"
-    assert not queue.remove(second)
-    assert len(queue) == 0
-    with pytest.raises(IndexError):
-        queue.peek(0)
-
-
-def test_retries_are_a_share_of_requests() -> None:
-    budget = RetryBudget(share=0.2, floor=2, cap=3)
-    assert [budget.withdraw() for _ in range(3)] == [True, True, False]
-    for _ in range(5):
-        budget.deposit()
-    assert [budget.withdraw() for _ in range(2)] == [True, False]
-    for _ in range(1000):
-        budget.deposit()
-    assert sum(budget.withdraw() for _ in range(10)) == 3
-
-
-def test_a_server_that_takes_clearly_longer_gets_less_by_the_default() -> None:
+def test_least_busy_sends_less_to_a_clearly_slower_server() -> None:
     """Four times as long: an idle one is worth a fast one that has three requests."""
     fast, slow = Member("fast", typical_s=1.0, samples=10), Member("slow", typical_s=4.0, samples=10)
     balancer = Balancer("least_busy")
@@ -220,7 +155,7 @@ def test_a_server_that_takes_clearly_longer_gets_less_by_the_default() -> None:
 
 
 @pytest.mark.parametrize(("typical_s", "samples"), [(0.0, 0), (1.9, 10), (50.0, 9)])
-def test_a_little_longer_or_not_known_is_no_reason(typical_s: float, samples: int) -> None:
+def test_small_or_unknown_difference_is_ignored(typical_s: float, samples: int) -> None:
     members = [Member("a", typical_s=1.0, samples=10), Member("b", typical_s=typical_s, samples=samples)]
     balancer = Balancer("least_busy")
     for _ in range(64):
@@ -228,7 +163,7 @@ def test_a_little_longer_or_not_known_is_no_reason(typical_s: float, samples: in
     assert [member.active for member in members] == [32, 32]
 
 
-def test_a_slow_one_is_tried_again_some_day_and_believed_when_it_is_well() -> None:
+def test_slow_server_is_tried_again_and_recovers() -> None:
     fast, slow = Member("fast", typical_s=1.0, samples=10), Member("slow", typical_s=100.0, samples=10)
     balancer, tries = Balancer("least_busy"), 0
     while not slow.total:
@@ -244,7 +179,7 @@ def test_a_slow_one_is_tried_again_some_day_and_believed_when_it_is_well() -> No
     assert slow.total > 80
 
 
-def test_the_usual_time_moves_slowly() -> None:
+def test_typical_time_moves_slowly() -> None:
     member = Member("a")
     for took_s in [1.0] * 50 + [20.0]:
         member.record_start(0)

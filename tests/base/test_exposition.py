@@ -131,7 +131,7 @@ def odd_page(chance: random.Random) -> str:
 
 
 @pytest.mark.parametrize("seed", range(150))
-def test_any_page_is_read_as_prometheus_client_reads_it_and_written_without_loss(seed: int) -> None:
+def test_any_page_is_parsed_as_by_prometheus_client_without_loss(seed: int) -> None:
     text = odd_page(random.Random(seed))
     page = read_page(text.encode())
     assert ours(page) == theirs(text_of(text), raw=text)
@@ -143,7 +143,7 @@ def test_any_page_is_read_as_prometheus_client_reads_it_and_written_without_loss
 
 
 @pytest.mark.parametrize("seed", range(150))
-def test_any_page_becomes_valid_openmetrics_with_every_sample_in_it(seed: int) -> None:
+def test_any_page_becomes_valid_openmetrics_with_all_samples(seed: int) -> None:
     text = odd_page(random.Random(seed))
     page = read_page(text.encode())
     written = (render_openmetrics(page) + EOF_LINE).decode()
@@ -177,7 +177,7 @@ h_created 1.7e+09
 """
 
 
-def test_the_times_at_which_metrics_began_are_no_metrics_of_their_own_in_openmetrics() -> None:
+def test_creation_times_are_no_openmetrics_metrics_of_their_own() -> None:
     families = {
         f.name: f for f in openmetrics_of((render_openmetrics(read_page(PLAIN.encode())) + EOF_LINE).decode())
     }
@@ -237,14 +237,14 @@ def test_the_times_at_which_metrics_began_are_no_metrics_of_their_own_in_openmet
         (["x 1", "y 2", 'x{a="1"} 3'], {"x": "unknown", "y": "unknown"}),
     ],
 )
-def test_what_cannot_be_openmetrics_keeps_its_samples_and_loses_its_kind(
+def test_invalid_openmetrics_family_keeps_samples_and_loses_kind(
     lines: list[str], kinds: dict[str, str]
 ) -> None:
     written = render_openmetrics(read_page("\n".join(lines).encode())) + EOF_LINE
     assert {f.name: f.type for f in openmetrics_of(written.decode())} == kinds
 
 
-def test_exemplars_and_times_of_openmetrics_are_read_and_kept_where_they_may_be() -> None:
+def test_exemplars_and_timestamps_are_kept_where_allowed() -> None:
     source = (
         b'# TYPE c counter\n# HELP c With \\"quotes\\".\nc_total{a="1"} 5 1700000000.5 # {trace_id="x} # {"} 1.0 1700000000.1\n'
         b'# TYPE h histogram\n# UNIT h_seconds seconds\nh_bucket{le="+Inf"} 1 # {} 0.5\nh_count 1\nh_sum 0.5\n# EOF\n'

@@ -24,7 +24,7 @@ def everything_in(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize(("mode", "becomes"), [(0o600, 0o600), (0o640, 0o640), (DEFAULT_MODE, 0o644)])
 @pytest.mark.parametrize("is_synced", [True, False])
-def test_a_file_is_put_in_its_place(
+def test_file_is_written_completely(
     tmp_path: Path,
     umask: None,
     mode: int,
@@ -38,7 +38,7 @@ def test_a_file_is_put_in_its_place(
         assert path.stat().st_mode & 0o777 == becomes
 
 
-def test_the_mode_is_the_new_files(tmp_path: Path, umask: None) -> None:
+def test_mode_is_the_new_files(tmp_path: Path, umask: None) -> None:
     path = tmp_path / "a.json"
     path.write_bytes(b"for all eyes")
     write_atomic(path, b"secret")
@@ -46,7 +46,7 @@ def test_the_mode_is_the_new_files(tmp_path: Path, umask: None) -> None:
 
 
 @pytest.mark.parametrize("is_synced", [True, False])
-def test_only_what_must_last_waits_for_the_disk(
+def test_unsynced_file_does_not_wait_for_the_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_synced: bool
 ) -> None:
     path, at_sync = tmp_path / "a.json", []
@@ -58,7 +58,7 @@ def test_only_what_must_last_waits_for_the_disk(
     assert at_sync == ([(7, False)] if is_synced else [])  # all bytes, and before anybody sees the name
 
 
-def test_what_a_killed_writer_left_is_written_over(tmp_path: Path) -> None:
+def test_rest_of_a_killed_writer_is_overwritten(tmp_path: Path) -> None:
     (tmp_path / ".a.json.new").write_bytes(b"a half, longer than what comes")
     write_atomic(tmp_path / "a.json", b"whole")
     assert everything_in(tmp_path) == {"a.json": b"whole"}
@@ -112,7 +112,7 @@ def broken_off(monkeypatch: pytest.MonkeyPatch) -> None:
     [(no_write, OSError), (no_sync, OSError), (no_rename, OSError), (broken_off, KeyboardInterrupt)],
 )
 @pytest.mark.parametrize("former", [b"what stood there", None])
-def test_a_failure_leaves_what_stood_there(
+def test_failure_leaves_the_old_file(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     fail: Any,
@@ -128,7 +128,7 @@ def test_a_failure_leaves_what_stood_there(
     assert everything_in(tmp_path) == ({"a.json": former} if former is not None else {})
 
 
-def test_a_folder_that_is_refused(tmp_path: Path) -> None:
+def test_refused_folder_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"a file where a folder should be")
     for path in (tmp_path / "a" / "b.json", tmp_path / "a" / "b" / "c.json"):
         with pytest.raises(OSError, match="a"):

@@ -6,7 +6,7 @@ from appliance.base.metrics.histogram import PlainHistogram
 from appliance.base.metrics.latencies import MAX_ROWS, OTHER_MODEL, Latencies
 
 
-def test_an_answer_is_counted_once_in_each_histogram_that_it_says_something_for() -> None:
+def test_response_is_counted_once_in_each_histogram_it_informs() -> None:
     books = Latencies()
     books.add("a", "m", queue_s=0.5, first_s=0.1, whole_s=1.1, tokens=11)
     books.add("a", "m", queue_s=0.0, first_s=None, whole_s=2.0, tokens=50)  # in one piece
@@ -29,7 +29,7 @@ def test_a_value_on_a_bound_is_within_it() -> None:
     assert times.counts == [2, 2, 1]
 
 
-def test_names_without_end_are_kept_together_and_a_backend_that_goes_is_forgotten() -> None:
+def test_excess_names_are_one_row_and_removed_backend_is_dropped() -> None:
     books = Latencies()
     for number in range(MAX_ROWS + 10):
         books.add("a", f"m{number}", queue_s=0, first_s=None, whole_s=1, tokens=None)

@@ -106,7 +106,7 @@ def test_what_is_asked_directly(entry: str, direct: list[str], proxied: list[str
         ("a b", "is not the URL of a proxy"),
     ],
 )
-def test_a_proxy_that_cannot_be_used_is_told_of_when_it_is_needed(value: str, said: str) -> None:
+def test_unusable_proxy_is_an_error_only_when_needed(value: str, said: str) -> None:
     proxies = Proxies.from_environ({"HTTPS_PROXY": value, "NO_PROXY": "inside.test"})
     assert proxies.find("https://inside.test") is proxies.find("http://host.test") is None
     with pytest.raises(UpstreamFailed, match=f"^HTTPS_PROXY {said}") as caught:

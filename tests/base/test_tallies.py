@@ -38,14 +38,14 @@ def test_both_write_the_same(write: Any) -> None:
     assert 'x_seconds_bucket{le="+Inf",route="/b"} 2.0' in ours
 
 
-def test_a_child_is_there_from_its_first_naming_and_is_the_same_ever_after() -> None:
+def test_child_exists_from_first_use_and_stays_the_same() -> None:
     registry = CollectorRegistry()
     counts = CounterFamily("x", "X", ["a"], registry=registry)
     assert counts.labels("1") is counts.labels("1")
     assert registry.get_sample_value("x_total", {"a": "1"}) == 0
 
 
-def test_a_family_cannot_be_there_twice_and_labels_must_be_its_own() -> None:
+def test_family_is_unique_and_checks_its_labels() -> None:
     registry = CollectorRegistry()
     counts = CounterFamily("x", "X", ["a", "b"], registry=registry)
     with pytest.raises(ValueError, match="Duplicated"):

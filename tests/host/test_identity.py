@@ -92,7 +92,7 @@ def test_two_processes_at_once_get_the_same(folder: Path) -> None:
     assert len({p.communicate()[0] for p in processes}) == 1
 
 
-def test_one_that_another_process_kept_after_the_look_is_taken_over(
+def test_id_saved_by_another_process_meanwhile_is_taken(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looked: list[Path] = []

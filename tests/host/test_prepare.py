@@ -38,7 +38,7 @@ def test_each_step_says_what_it_came_to(settings, capsys) -> None:
     assert "prepare: gpu: done: GPU_MODE=simulated" in capsys.readouterr().err
 
 
-def test_serve_believes_what_prepare_left_in_this_run_and_nothing_else(settings, tmp_path: Path) -> None:
+def test_serve_uses_results_of_this_run_only(settings, tmp_path: Path) -> None:
     prepare.run_prepare(settings(GPU_MODE="simulated"), proxy_port=14000, environ={})
     assert prepare.load_or_prepare(settings(), proxy_port=14000, environ={}).gpu["mode"] == "simulated"
     assert (

@@ -340,7 +340,7 @@ async def test_a_killed_worker_is_told_by_its_signal() -> None:
     await one.close()
 
 
-async def test_keepalive_starts_it_again_and_gives_up_when_it_only_crashes() -> None:
+async def test_keepalive_restarts_until_it_only_crashes() -> None:
     one, _ = worker(
         "exit:1", KEEPALIVE="1", restarts=RestartPolicy(first_s=0.01, longest_s=0.02, crash_limit=3)
     )
@@ -472,7 +472,7 @@ def test_jitter_spreads_by_a_quarter_and_the_cap_ends_it() -> None:
     ("runs", "gives_up_at"),
     [([1] * 12, 10), ([1] * 9 + [100] + [1] * 12, 19), ([100] * 30, None), ([59] * 12, 10)],
 )
-def test_it_is_given_up_after_so_many_crashes_in_a_row_however_long_the_pauses(
+def test_crashes_in_a_row_end_restarts_however_long_the_pauses(
     runs: list[float], gives_up_at: int | None
 ) -> None:
     decider = RestartPolicy()

@@ -9,7 +9,7 @@ from appliance.base.single_flight import SingleFlight
 from appliance.base.tasks import Tasks
 
 
-async def test_those_who_ask_together_get_one_result_and_later_ones_a_new_one() -> None:
+async def test_concurrent_callers_share_a_run_later_ones_start_anew() -> None:
     go, runs = asyncio.Event(), 0
 
     async def work() -> int:
@@ -32,7 +32,7 @@ async def test_those_who_ask_together_get_one_result_and_later_ones_a_new_one() 
 @pytest.mark.parametrize(
     ("raised", "seen"), [(UpstreamFailed("gone"), UpstreamFailed), (ZeroDivisionError("ours"), Internal)]
 )
-async def test_a_failure_is_everybodys_and_the_next_run_is_a_new_try(
+async def test_failure_is_raised_to_all_and_next_call_runs_anew(
     raised: Exception, seen: type[Exception]
 ) -> None:
     deaths, fails = [], True

@@ -224,7 +224,7 @@ def test_two_processes_at_once_make_one_identity(environ) -> None:
     )
 
 
-def test_a_damaged_identity_is_made_anew_and_a_foreign_one_not_believed(environ) -> None:
+def test_damaged_or_foreign_identity_is_not_used(environ) -> None:
     first = simulated.list_gpus(environ)[0].uuid
     path = Path(environ["GPU_SPOOF_STATE_DIR"]) / "identity.json"
     path.write_text("{ damaged")

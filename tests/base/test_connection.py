@@ -203,7 +203,7 @@ async def test_an_answer_to_head_has_no_body(framing: bytes) -> None:
     assert exchange.is_kept
 
 
-async def test_a_body_that_follows_an_answer_to_head_ends_the_connection() -> None:
+async def test_body_after_a_head_response_closes_the_connection() -> None:
     exchange = Exchange(is_head=True).feed(OK)
     assert await exchange.response.read() == b""
     assert exchange.transport.is_aborted
@@ -304,12 +304,12 @@ async def test_what_is_no_body_is_bounded(answer: bytes, cut: int) -> None:
     assert "65536" in exchange.error.message
 
 
-async def test_a_small_head_before_a_large_body_in_one_piece_is_no_large_head() -> None:
+async def test_small_head_with_large_body_is_not_a_large_head() -> None:
     exchange = Exchange().feed(HEAD + b"Content-Length: 300000\r\n\r\n" + b"x" * 200_000, b"x" * 100_000)
     assert len(await exchange.response.read()) == 300_000
 
 
-async def test_a_long_stream_of_small_chunks_is_not_taken_for_a_large_head() -> None:
+async def test_long_stream_of_small_chunks_is_not_a_large_head() -> None:
     exchange = Exchange().feed(CHUNKED_HEAD)
     response = exchange.response
     for _ in range(30_000):
@@ -336,7 +336,7 @@ async def test_bytes_on_an_idle_connection_end_it() -> None:
     assert exchange.forgotten == 1
 
 
-async def test_an_answer_is_not_touched_by_the_next_one_on_its_connection() -> None:
+async def test_response_is_unchanged_by_the_next_on_its_connection() -> None:
     exchange = Exchange().feed(HEAD + b"X-N: 1\r\nContent-Length: 3\r\n\r\none")
     first, first_response = exchange.answer, exchange.response
     exchange.answer = exchange.connection.start(b"", is_head=False, idle_s=None, ends_s=inf)
@@ -398,7 +398,7 @@ async def test_reading_stops_while_much_is_unread_and_goes_on_after() -> None:
     assert len(await reading) == 1_000_000 - UNREAD_BYTES - 1
 
 
-async def test_a_connection_held_back_at_the_end_of_its_answer_is_given_back_reading() -> None:
+async def test_connection_paused_at_the_end_is_released_reading() -> None:
     exchange = Exchange().feed(HEAD + b"Content-Length: 300000\r\n\r\n" + b"x" * 300_000)
     assert exchange.is_kept
     assert exchange.transport.is_reading
@@ -503,7 +503,7 @@ async def test_an_end_without_a_byte_is_told_apart(exc: Exception | None, was_se
     assert (error.phase, error.has_begun) == ("first_byte", False)
 
 
-async def test_an_end_that_only_the_kernel_knows_of_is_seen_when_looked_for() -> None:
+async def test_close_known_to_the_kernel_only_is_seen_on_look() -> None:
     ours, theirs = socket.socketpair()
     exchange = Exchange()
     connection = Connection(
@@ -532,7 +532,7 @@ async def test_a_large_request_waits_for_the_server_to_take_it() -> None:
     assert exchange.is_kept
 
 
-async def test_an_answer_to_half_a_request_stops_it_and_ends_the_connection() -> None:
+async def test_response_to_half_a_request_stops_the_upload() -> None:
     exchange = Exchange()
     exchange.connection.pause_writing()
     uploading = asyncio.ensure_future(exchange.connection.upload(exchange.answer, bytes(1_000_000)))

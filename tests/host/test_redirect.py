@@ -68,7 +68,7 @@ def test_what_is_done_follows_from_the_facts(
     assert len(asked_keepers) == keepers
 
 
-def test_without_the_privilege_nothing_is_asked_of_the_kernel_and_on_says_what_to_add() -> None:
+def test_without_privilege_the_kernel_is_not_asked() -> None:
     result, asked_keepers = decide("on", permitted=False)
     assert asked_keepers == []
     assert "--cap-add NET_ADMIN" in result.remedy

@@ -62,7 +62,7 @@ def counts(wire: ConnectionPool) -> tuple[int, int, int, int]:
 # ---- what is written
 
 
-async def test_a_request_is_written_right_and_connections_are_kept(wire: ConnectionPool) -> None:
+async def test_request_is_rendered_and_connections_are_kept(wire: ConnectionPool) -> None:
     async with RawServer(answering(OK)) as server:
         target = Target.parse(server.address + "/v1/", headers={"Authorization": "Bearer k"})
         for _ in range(5):
@@ -88,7 +88,7 @@ async def test_a_request_is_written_right_and_connections_are_kept(wire: Connect
     ("method", "has_length"),
     [(b"GET", False), (b"HEAD", False), (b"DELETE", False), (b"POST", True), (b"PUT", True)],
 )
-async def test_only_methods_that_mean_something_by_it_announce_an_empty_body(
+async def test_empty_body_is_announced_for_methods_with_bodies_only(
     wire: ConnectionPool, method: bytes, has_length: bool
 ) -> None:
     async with RawServer(answering(b"HTTP/1.1 204 No Content\r\n\r\n")) as server:
@@ -122,7 +122,9 @@ async def test_head_reads_no_body(wire: ConnectionPool) -> None:
         (b"/", b"X: a\rY: b\r\n"),
     ],
 )
-async def test_what_would_end_the_head_is_not_sent(wire: ConnectionPool, path: bytes, headers: bytes) -> None:
+async def test_path_or_header_that_ends_the_head_is_refused(
+    wire: ConnectionPool, path: bytes, headers: bytes
+) -> None:
     with pytest.raises(ValueError, match="must be"):
         await wire.send(Target.parse("http://127.0.0.1:9"), path=path, headers=headers)
     assert counts(wire) == (0, 0, 0, 0)
@@ -137,7 +139,7 @@ async def test_a_large_request_arrives_whole(wire: ConnectionPool) -> None:
         assert server.connections == 1
 
 
-async def test_an_answer_to_half_a_request_is_heard(wire: ConnectionPool) -> None:
+async def test_early_response_to_a_large_request_is_returned(wire: ConnectionPool) -> None:
     async def script(peer: Peer) -> None:
         await peer.head()
         peer.say(b"HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\n\r\nno")
@@ -149,7 +151,7 @@ async def test_an_answer_to_half_a_request_is_heard(wire: ConnectionPool) -> Non
         assert counts(wire) == (0, 0, 0, 0)
 
 
-async def test_a_server_that_takes_no_more_of_a_request_is_given_up() -> None:
+async def test_server_that_stops_reading_the_request_times_out() -> None:
     async def script(peer: Peer) -> None:
         await peer.head()
         await peer.closed_by_us.wait()
@@ -170,7 +172,7 @@ async def test_a_server_that_takes_no_more_of_a_request_is_given_up() -> None:
 # ---- what is read
 
 
-async def test_repeated_fields_stay_apart_and_an_answer_keeps_its_own(wire: ConnectionPool) -> None:
+async def test_repeated_fields_are_kept_for_each_response(wire: ConnectionPool) -> None:
     first = b"HTTP/1.1 200 OK\r\nSet-Cookie: a\r\nset-cookie: b\r\nContent-Length: 3\r\n\r\none"
     async with RawServer(
         answering(first, b"HTTP/1.1 500 No\r\nX-N: 2\r\nContent-Length: 3\r\n\r\ntwo")
@@ -183,7 +185,7 @@ async def test_repeated_fields_stay_apart_and_an_answer_keeps_its_own(wire: Conn
         assert (one.status, two.status) == (200, 500)
 
 
-async def test_a_whole_that_keeps_flowing_is_not_idle(wire: ConnectionPool) -> None:
+async def test_body_that_keeps_arriving_is_not_idle(wire: ConnectionPool) -> None:
     async def script(peer: Peer) -> None:
         await peer.request()
         peer.say(b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\n")
@@ -205,7 +207,7 @@ async def test_a_whole_that_keeps_flowing_is_not_idle(wire: ConnectionPool) -> N
         (b"", {"total_s": 0.1}, "total", False),
     ],
 )
-async def test_each_patience_has_its_own_error(
+async def test_each_time_limit_has_its_own_error(
     wire: ConnectionPool,
     answer: bytes,
     limits: dict[str, float],
@@ -232,7 +234,7 @@ async def test_each_patience_has_its_own_error(
         (b"HTTP/1.1 101 Switching\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n", False, "head"),
     ],
 )
-async def test_a_broken_answer_is_said_to_be_one(
+async def test_invalid_or_cut_response_is_broken(
     wire: ConnectionPool, answer: bytes, closes: bool, phase: str
 ) -> None:
     async with RawServer(once(answer, closes=closes)) as server:
@@ -247,7 +249,7 @@ async def test_a_broken_answer_is_said_to_be_one(
         assert len(server.requests) == 1
 
 
-async def test_a_reset_in_the_middle_is_a_broken_answer(wire: ConnectionPool) -> None:
+async def test_reset_in_the_middle_is_a_broken_response(wire: ConnectionPool) -> None:
     async def script(peer: Peer) -> None:
         await peer.request()
         peer.say(OK[:-2])
@@ -260,7 +262,7 @@ async def test_a_reset_in_the_middle_is_a_broken_answer(wire: ConnectionPool) ->
         assert counts(wire) == (0, 0, 0, 0)
 
 
-async def test_a_reader_that_pauses_holds_the_server_back(wire: ConnectionPool) -> None:
+async def test_slow_reader_slows_the_server(wire: ConnectionPool) -> None:
     size = 50_000_000
 
     async def script(peer: Peer) -> None:
@@ -283,7 +285,7 @@ async def test_a_reader_that_pauses_holds_the_server_back(wire: ConnectionPool) 
         assert counts(wire) == (1, 1, 0, 0)
 
 
-async def test_leaving_closes_the_connection_at_once(wire: ConnectionPool) -> None:
+async def test_cancelled_request_closes_its_connection(wire: ConnectionPool) -> None:
     async with RawServer(once(b"")) as server:
         task = start(whole(wire, server))
         assert await until(lambda: bool(server.requests))
@@ -293,7 +295,7 @@ async def test_leaving_closes_the_connection_at_once(wire: ConnectionPool) -> No
         assert counts(wire) == (0, 0, 0, 0)
 
 
-async def test_a_response_that_is_dropped_unread_gives_its_place_back(wire: ConnectionPool) -> None:
+async def test_response_dropped_unread_frees_its_slot(wire: ConnectionPool) -> None:
     async with RawServer(once(OK[:-2])) as server:
         response = await ask(wire, server)
         assert counts(wire) == (1, 0, 1, 0)
@@ -305,7 +307,7 @@ async def test_a_response_that_is_dropped_unread_gives_its_place_back(wire: Conn
 # ---- what is sent again
 
 
-async def test_a_connection_that_the_server_closed_while_idle_is_not_used(wire: ConnectionPool) -> None:
+async def test_connection_closed_by_the_server_while_idle_is_not_used(wire: ConnectionPool) -> None:
     async with RawServer(once(OK, closes=True)) as server:
         for _ in range(3):
             assert await whole(wire, server) == b"hello"
@@ -339,7 +341,7 @@ def dying(*, at: int) -> Callable[[Peer], Awaitable[None]]:
         ({"method": b"PATCH"}, False),
     ],
 )
-async def test_only_what_may_be_done_twice_is_sent_twice(
+async def test_only_repeatable_requests_are_sent_twice(
     wire: ConnectionPool, how: dict[str, Any], is_repeated: bool
 ) -> None:
     async with RawServer(dying(at=2)) as server:
@@ -353,7 +355,7 @@ async def test_only_what_may_be_done_twice_is_sent_twice(
         assert counts(wire) == (0, 0, 0, 0)
 
 
-async def test_a_kept_connection_that_dies_unanswered_is_replaced(wire: ConnectionPool) -> None:
+async def test_kept_connection_closed_without_response_is_replaced(wire: ConnectionPool) -> None:
     async def script(peer: Peer) -> None:
         await peer.request()
         peer.say(OK)
@@ -370,7 +372,7 @@ async def test_a_kept_connection_that_dies_unanswered_is_replaced(wire: Connecti
 # ---- how a connection comes to be
 
 
-async def test_who_cannot_be_reached_is_named(wire: ConnectionPool) -> None:
+async def test_unreachable_server_is_named(wire: ConnectionPool) -> None:
     with pytest.raises(Unreachable) as caught:
         await wire.send(Target.parse("http://127.0.0.1:9/"))
     assert "127.0.0.1:9" in caught.value.message
@@ -381,7 +383,7 @@ async def test_who_cannot_be_reached_is_named(wire: ConnectionPool) -> None:
     assert counts(wire) == (0, 0, 0, 0)
 
 
-async def test_cancelling_while_connecting_gives_the_place_back() -> None:
+async def test_cancelling_a_dial_frees_its_slot() -> None:
     asked = asyncio.Event()
 
     async def never(host: str, port: int) -> list[str]:
@@ -398,7 +400,7 @@ async def test_cancelling_while_connecting_gives_the_place_back() -> None:
         assert counts(wire) == (0, 0, 0, 0)
 
 
-async def test_a_tls_handshake_has_a_limit() -> None:
+async def test_tls_handshake_has_a_time_limit() -> None:
     async with RawServer(once(b"")) as server, ConnectionPool(PoolLimits(Timeouts(connect_s=0.2))) as wire:
         with pytest.raises(UpstreamTimeout) as caught:
             await wire.send(Target.parse(f"https://127.0.0.1:{server.port}"))
@@ -407,7 +409,7 @@ async def test_a_tls_handshake_has_a_limit() -> None:
         assert await until(lambda: server.left == 1)
 
 
-async def test_loading_the_ca_bundle_is_no_part_of_the_handshake_limit(
+async def test_ca_bundle_is_loaded_outside_the_handshake_limit(
     monkeypatch: pytest.MonkeyPatch, authority: trustme.CA
 ) -> None:
     loads, trust = [], trusting(authority)
@@ -425,7 +427,7 @@ async def test_loading_the_ca_bundle_is_no_part_of_the_handshake_limit(
         assert len(loads) == 1  # two first requests share one load
 
 
-async def test_ca_certificates_that_cannot_be_read_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unreadable_ca_certificates_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing() -> ssl.SSLContext:
         raise FileNotFoundError(2, "No such file or directory")
 
@@ -438,7 +440,7 @@ async def test_ca_certificates_that_cannot_be_read_are_named(monkeypatch: pytest
         assert counts(wire) == (0, 0, 0, 0)
 
 
-async def test_the_next_address_is_tried_after_a_refusal_and_beside_a_silent_one() -> None:
+async def test_next_address_is_tried_after_refusal_or_silence() -> None:
     async with RawServer(answering(OK)) as server:
         with socket.socket() as silent:
             silent.bind(("127.0.0.2", server.port))
@@ -466,7 +468,7 @@ async def test_the_next_address_is_tried_after_a_refusal_and_beside_a_silent_one
                 filler.close()
 
 
-async def test_a_name_whose_address_failed_is_looked_up_anew() -> None:
+async def test_name_is_resolved_again_after_its_address_failed() -> None:
     async with RawServer(answering(OK)) as server:
         dialer = Dialer(ssl_context=None, resolve=None)
         key = ("localhost", server.port, False, None)
@@ -485,7 +487,7 @@ async def test_a_name_whose_address_failed_is_looked_up_anew() -> None:
         (["1.1.1.1", "::1", "1.1.1.2"], ["1.1.1.1", "::1", "1.1.1.2"]),
     ],
 )
-def test_families_take_turns(found: list[str], ordered: list[str]) -> None:
+def test_address_families_alternate(found: list[str], ordered: list[str]) -> None:
     assert interleave(found) == ordered
 
 
@@ -526,7 +528,7 @@ async def test_tls_is_verified(authority: trustme.CA, name: str, trusted: bool, 
             assert counts(wire) == (0, 0, 0, 0)
 
 
-async def test_what_speaks_no_tls_is_said_to(wire: ConnectionPool) -> None:
+async def test_server_without_tls_is_unreachable(wire: ConnectionPool) -> None:
     async with RawServer(once(OK)) as server:
 
         async def script(peer: Peer) -> None:
@@ -561,7 +563,7 @@ async def test_a_connection_is_shared_within_one_tls_context_only(authority: tru
 # ---- the pool
 
 
-async def test_the_line_is_first_come_first_served() -> None:
+async def test_queue_is_first_come_first_served() -> None:
     order: list[str] = []
 
     async def one(name: str) -> None:
@@ -597,7 +599,7 @@ async def test_the_line_is_first_come_first_served() -> None:
         assert counts(wire) == (1, 1, 0, 0)
 
 
-async def test_a_place_goes_to_the_first_in_line_also_to_another_server() -> None:
+async def test_freed_slot_goes_to_first_in_queue_for_any_server() -> None:
     async def script(peer: Peer) -> None:
         while True:
             await peer.request()
@@ -626,7 +628,7 @@ async def test_a_place_goes_to_the_first_in_line_also_to_another_server() -> Non
         assert counts(wire) == (1, 1, 0, 0)
 
 
-async def test_an_idle_connection_makes_room_for_another_server() -> None:
+async def test_idle_connection_gives_way_to_another_server() -> None:
     async with (
         RawServer(answering(OK)) as one,
         RawServer(answering(OK)) as other,
@@ -638,7 +640,7 @@ async def test_an_idle_connection_makes_room_for_another_server() -> None:
         assert counts(wire) == (1, 1, 0, 0)
 
 
-async def test_standing_in_line_has_a_limit_of_its_own() -> None:
+async def test_queueing_has_a_time_limit_of_its_own() -> None:
     async with (
         RawServer(once(b"")) as server,
         ConnectionPool(PoolLimits(max_connections=1, pool_s=0.1)) as wire,
@@ -666,7 +668,7 @@ async def test_queueing_counts_to_the_total_time() -> None:
         await failure(holder)
 
 
-async def test_who_is_cancelled_as_its_turn_comes_passes_it_on() -> None:
+async def test_slot_handed_to_a_cancelled_request_is_passed_on() -> None:
     async def script(peer: Peer) -> None:
         while True:
             await peer.request()
@@ -694,13 +696,13 @@ async def test_who_is_cancelled_as_its_turn_comes_passes_it_on() -> None:
         assert counts(wire) == (1, 1, 0, 0)
 
 
-async def test_what_lies_idle_too_long_is_closed() -> None:
+async def test_connection_idle_too_long_is_closed() -> None:
     async with RawServer(once(OK)) as server, ConnectionPool(PoolLimits(keepalive_s=0.1)) as wire:
         assert await whole(wire, server) == b"hello"
         assert await until(lambda: server.left == 1 and counts(wire) == (0, 0, 0, 0))
 
 
-async def test_only_so_many_lie_idle() -> None:
+async def test_idle_connections_are_limited() -> None:
     go = asyncio.Event()
 
     async def script(peer: Peer) -> None:
@@ -717,7 +719,7 @@ async def test_only_so_many_lie_idle() -> None:
         assert counts(wire) == (2, 2, 0, 0)
 
 
-async def test_closing_ends_everything() -> None:
+async def test_close_fails_all_requests() -> None:
     found: asyncio.Future[list[str]] = asyncio.get_running_loop().create_future()
 
     async def resolve(host: str, port: int) -> list[str]:
@@ -747,7 +749,7 @@ async def test_closing_ends_everything() -> None:
         assert counts(wire) == (0, 0, 0, 0)
 
 
-async def test_a_dead_servers_waiting_exchanges_are_given_up() -> None:
+async def test_fail_waiting_fails_requests_to_a_dead_server() -> None:
     resolving = asyncio.Event()
 
     async def resolve(host: str, port: int) -> list[str]:
@@ -824,7 +826,7 @@ async def test_a_dead_servers_waiting_exchanges_are_given_up() -> None:
         "http://x\\y",
     ],
 )
-def test_only_addresses_are_targets(address: str) -> None:
+def test_invalid_addresses_are_refused(address: str) -> None:
     with pytest.raises(ValueError, match="address") as caught:
         Target.parse(address)
     assert "secret" not in str(caught.value)
@@ -846,7 +848,7 @@ def test_only_addresses_are_targets(address: str) -> None:
         ("http://x/\r\nX: y", ("x", 80, False), "http://x:80", b"/X:%20y", b"x"),
     ],
 )
-def test_addresses_are_read(
+def test_addresses_are_parsed(
     address: str,
     origin: Any,
     url: str,
@@ -871,16 +873,16 @@ def test_addresses_are_read(
         {"transfer-encoding": "x"},
     ],
 )
-def test_a_header_cannot_smuggle_another(headers: dict[str, str]) -> None:
+def test_header_cannot_smuggle_another(headers: dict[str, str]) -> None:
     with pytest.raises(ValueError, match="header") as caught:
         Target.parse("http://x", headers=headers)
     assert "secret" not in str(caught.value)
 
 
-def test_a_header_of_ours_takes_the_place_of_the_usual_one() -> None:
+def test_given_header_replaces_the_default_one() -> None:
     lines = Target.parse("http://x", headers={"accept": "text/event-stream", "HOST": "y"}).header_lines
     assert lines == b"HOST: y\r\naccept: text/event-stream\r\nAccept-Encoding: identity\r\n"
 
 
-def test_a_target_does_not_show_its_key() -> None:
+def test_target_does_not_show_its_key() -> None:
     assert "secret" not in repr(Target.parse("http://x", headers={"Authorization": "Bearer secret"}))

@@ -69,7 +69,7 @@ async def test_a_flood_of_any_shape_is_told_in_part_and_counted() -> None:
         assert int(note.split()[0][1:]) > 1_500_000
 
 
-async def test_each_second_has_its_own_budget_and_says_what_the_last_one_left_out() -> None:
+async def test_each_second_has_a_budget_and_reports_what_was_skipped() -> None:
     clock, told, stream = FakeClock(), [], asyncio.StreamReader()
     stream.feed_data(b"x\n" * 4000)
     reading = asyncio.create_task(forward_output(stream, told.append, clock.monotonic_s))

@@ -1,0 +1,28 @@
+"""The tree of errors: kinds, codes, and which of them may be retried."""
+
+import pytest
+
+from appliance.base import errors
+from appliance.base.errors import ApplianceError, Kind
+
+TYPES = [
+    value
+    for value in vars(errors).values()
+    if isinstance(value, type) and issubclass(value, ApplianceError) and value is not ApplianceError
+]
+
+
+def test_every_kind_has_exactly_one_type() -> None:
+    assert sorted(kind.value for kind in Kind) == sorted(one.kind.value for one in TYPES)
+
+
+def test_only_temporary_failures_are_retryable() -> None:
+    assert {one.kind for one in TYPES if one.retryable} == {Kind.EXHAUSTED, Kind.TIMEOUT, Kind.UNAVAILABLE}
+
+
+@pytest.mark.parametrize("one", TYPES)
+def test_code_of_the_raise_wins_over_the_types_own(one: type[ApplianceError]) -> None:
+    assert one("m").code == one.default_code
+    error = one("m", code="special", param="messages.0", retry_after_s=2.0, details={"a": 1})
+    assert (str(error), error.code, error.param) == ("m", "special", "messages.0")
+    assert (error.retry_after_s, error.details) == (2.0, {"a": 1})
