@@ -2,7 +2,6 @@
 
 Modules:
     calls: the calls of the service, by subject.
-    chat: a chat request over gRPC.
     convert: between our objects and the messages.
     errors: failures in gRPC's terms.
     follow: take values until the control API closes.

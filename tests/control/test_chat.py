@@ -13,7 +13,7 @@ from appliance.base.errors import Exhausted, Invalid, UpstreamFailed
 from appliance.base.metrics.registry import Metrics
 from appliance.base.wire.pool import ConnectionPool
 from appliance.base.wire.types import PoolLimits, Timeouts
-from appliance.control.chat import deltas_of, engine_request
+from appliance.control.convert.chat import to_deltas, to_engine_request
 from appliance.control.v1 import control_pb2 as pb
 from appliance.engines.backends.hosted import HostedBackend
 from appliance.engines.receipts import Receipt
@@ -243,7 +243,7 @@ async def test_a_draining_appliance_takes_no_chat_but_ends_the_running_ones(door
 
 
 def read(request: pb.ChatRequest) -> Any:
-    return engine_request(request, Receipt("r"))
+    return to_engine_request(request, Receipt("r"))
 
 
 def test_fields_and_options_become_openais_body() -> None:
@@ -329,11 +329,11 @@ async def test_a_request_that_cannot_be_read_is_an_invalid_argument(door: Open) 
 
 def test_an_error_event_is_a_failure() -> None:
     with pytest.raises(UpstreamFailed, match="went wrong"):
-        deltas_of(b'data: {"error": {"message": "went wrong"}}\n\n')
+        to_deltas(b'data: {"error": {"message": "went wrong"}}\n\n')
 
 
 def test_deltas_keep_choices_apart_and_survive_odd_events() -> None:
-    deltas = deltas_of(
+    deltas = to_deltas(
         event({"content": "a"}, index=1)
         + b'data: {"choices": [], "usage": {}}\n\n'
         + b"event: x\ndata: {}\n\n"

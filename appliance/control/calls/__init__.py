@@ -2,6 +2,7 @@
 
 Modules:
     backends: list, watch, add, remove, drain; how one is chosen.
+    chat: chat requests.
     group: the base of all groups, and checks of fields.
     jobs: downloads.
     logs: the latest lines of the log, and new ones.

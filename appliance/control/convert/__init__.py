@@ -2,6 +2,7 @@
 
 Modules:
     backends: backends and receipts.
+    chat: chat requests and replies.
     jobs: download jobs.
     lora: LoRA adapters and their orders.
     models: models, queues and devices.
