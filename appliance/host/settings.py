@@ -133,7 +133,7 @@ class HostSettings(PackageSettings):
     def _no_secrets(cls, value: str) -> str:
         for name in (piece.strip() for piece in value.split(",")):
             if any(word in name.upper() for word in OUR_SECRETS):
-                raise ValueError(f"{name} is a secret of the appliance, which a worker never gets; remove it")
+                raise ValueError(f"a worker never gets {name}, a secret of the appliance; remove it")
         return value
 
     @field_validator("gpu_spoof_uuid")

@@ -647,7 +647,7 @@ async def test_queueing_has_a_time_limit_of_its_own() -> None:
     ):
         holder = start(whole(wire, server))
         assert await until(lambda: bool(server.requests))
-        with pytest.raises(PoolFull) as caught:
+        with pytest.raises(PoolFull, match=r"all 1 upstream connections were in use for 0\.1 s") as caught:
             await ask(wire, server)
         assert (caught.value.phase, caught.value.was_sent) == ("pool", False)
         assert counts(wire) == (1, 0, 1, 0)
@@ -830,6 +830,23 @@ def test_invalid_addresses_are_refused(address: str) -> None:
     with pytest.raises(ValueError, match="address") as caught:
         Target.parse(address)
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("address", "headers", "text"),
+    [
+        ("http://[::1", {}, r"the address is not valid; write http\(s\)://host"),
+        ("http://me:word@x", {}, "the address of x contains credentials"),
+        ("ftp://x", {}, "'ftp://x' is not an http"),
+        ("http://x/?a=b", {}, "the base address of x has a query or a fragment; remove it"),
+        ("http://x", {"Content-Length": "5"}, "'Content-Length' is not a header that can be set"),
+        ("http://x", {"A": "b\r\nC: d"}, "the header A contains a line break"),
+        ("http://x", {"A": "…"}, "the header A contains characters outside Latin-1"),
+    ],
+)
+def test_refusal_of_a_target_says_what_is_wrong(address: str, headers: dict[str, str], text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        Target.parse(address, headers=headers)
 
 
 @pytest.mark.parametrize(

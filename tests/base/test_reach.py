@@ -1,0 +1,76 @@
+"""Which hosts may be contacted and which folders may be read."""
+
+from pathlib import Path
+
+import pytest
+
+from appliance.base.errors import Forbidden, Unavailable
+from appliance.base.reach import FolderPolicy, HostPolicy, check_url
+
+
+@pytest.mark.parametrize(
+    ("entries", "address", "is_allowed"),
+    [
+        (["*"], "93.184.216.34", True),
+        (["*"], "2606:2800::1", True),
+        (["*"], "10.0.0.1", False),
+        (["*"], "::ffff:10.0.0.1", False),
+        (["*", "10.0.0.0/8"], "10.0.0.1", True),
+        (["*", "10.0.0.0/8"], "::ffff:10.0.0.1", True),
+        (["127.0.0.1"], "127.0.0.1", True),
+        (["127.0.0.1"], "127.0.0.2", False),
+        (["[fd00::]/8"], "fd00::1", False),
+        (["fd00::/8"], "fd00::1", True),
+    ],
+)
+def test_private_addresses_must_be_listed(entries: list[str], address: str, is_allowed: bool) -> None:
+    assert (HostPolicy.listed(entries).refusal_reason(address) == "") is is_allowed
+
+
+@pytest.mark.parametrize(
+    ("address", "reason"),
+    [
+        ("10.0.0.1", "an address of a private network, of this machine or of the link"),
+        ("name.test", "name.test is not an IP address"),
+    ],
+)
+def test_refusal_says_why(address: str, reason: str) -> None:
+    assert reason in HostPolicy.listed(["*"]).refusal_reason(address)
+
+
+@pytest.mark.parametrize("host", ["evil.test", "a.files.test", "10.0.0.1", ""])
+def test_unlisted_host_is_refused_with_the_variable_to_set(host: str) -> None:
+    policy = HostPolicy.listed(["files.test", "*.hub.test", "192.168.0.0/16"])
+    with pytest.raises(Forbidden, match=r"are not allowed.*DOWNLOAD_ALLOWED_HOSTS") as caught:
+        policy.check_host(host)
+    assert caught.value.code == "host_not_allowed"
+    for listed in ("files.test", "a.hub.test", "192.168.1.1", "FILES.TEST."):
+        policy.check_host(listed)
+    HostPolicy.listed([], any_name=True).check_host(host)
+
+
+async def test_check_url_resolves_the_name() -> None:
+    policy = HostPolicy.listed(["*"])
+    with pytest.raises(Forbidden, match="Access to localhost is not allowed"):
+        await check_url("http://localhost:1/x", reach=policy, what="x")
+    with pytest.raises(Unavailable, match=r"^x: the name no-such-host\.invalid cannot be resolved"):
+        await check_url("https://no-such-host.invalid", reach=policy, what="x")
+    await check_url("https://no-such-host.invalid", reach=policy, what="x", is_proxied=True)
+    await check_url("http://localhost", reach=HostPolicy.unrestricted(), what="x")
+
+
+def test_only_listed_folders_may_be_read(tmp_path: Path) -> None:
+    inside, outside = tmp_path / "models", tmp_path / "other"
+    inside.mkdir()
+    outside.mkdir()
+    (inside / "link").symlink_to(outside)
+    policy = FolderPolicy.listed([inside])
+    policy.check(inside / "a.gguf", what="a.gguf")
+    for path in (outside / "a", inside / "link" / "a", inside / ".." / "other"):
+        with pytest.raises(
+            Forbidden, match=r"^It is not in an allowed folder\..*DOWNLOAD_ALLOWED_DIRS"
+        ) as caught:
+            policy.check(path, what="It")
+        assert caught.value.code == "folder_not_allowed"
+    assert FolderPolicy(None).allows(outside)
+    assert not FolderPolicy().allows(inside)
