@@ -253,18 +253,23 @@ def build_kv_events(
     own = settings.engines
     if not (own.kv_events and pod and model):
         return None
-    from appliance.engines.kv.follower import KvFollower, KvSource
-    from appliance.engines.kv.index import Index, IndexKey
+    from appliance.engines.kv.follower import KvFollower
+    from appliance.engines.kv.index import BlockIndex, RedisAddress
+    from appliance.engines.kv.subscription import KvSource
 
     sources = {
         "vllm": KvSource(own.vllm_zmq_endpoint, own.vllm_zmq_topic_filter.rstrip("*")),
         "sglang": KvSource(own.sglang_zmq_endpoint, own.sglang_zmq_topic_filter.rstrip("*")),
     }
-    index = Index(
-        IndexKey(own.redis_host, own.redis_port, own.redis_db, own.redis_password, own.redis_tls),
+    index = BlockIndex(
+        RedisAddress(own.redis_host, own.redis_port, own.redis_db, own.redis_password, own.redis_tls),
         pod=pod,
         model=model,
     )
     return KvFollower(
-        lambda: sources.get(kind() or ""), index, most=own.kv_events_max_blocks, tasks=tasks, clock=clock
+        lambda: sources.get(kind() or ""),
+        index,
+        max_blocks=own.kv_events_max_blocks,
+        tasks=tasks,
+        clock=clock,
     )

@@ -1,9 +1,10 @@
-"""KV events followed: a real ZeroMQ publisher and a real Redis, each of them away, late, wrong or restarted in the middle."""
+"""KV events followed: a real ZeroMQ publisher and a real Redis, each of them down, late, wrong or restarted."""
 
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,31 +16,34 @@ from structlog.testing import capture_logs
 from appliance.base.clock import FakeClock, SystemClock
 from appliance.base.metrics.exposition_write import render_openmetrics, render_text
 from appliance.base.tasks import Tasks
-from appliance.engines.kv import follower as kv_follower
-from appliance.engines.kv.follower import KvFollower, KvSource
-from appliance.engines.kv.index import TTL_S, Index, IndexKey
+from appliance.engines.kv.follower import KvFollower
+from appliance.engines.kv.index import TTL_S, BlockIndex, RedisAddress
+from appliance.engines.kv.subscription import KvSource
+from appliance.engines.kv.times import KvTimes
 from tests.fakes.kv_publisher import Publisher, name, publisher, publishing
 from tests.redis_server import RedisServer, closed_port, redis_server
 
 __all__ = ["publisher", "redis_server"]
 POD, MODEL = "pod-0", "qwen"
+QUICK = KvTimes(kind_poll_s=0.02, reconnect_ms=50, max_reconnect_ms=100, retry_s=0.05, max_retry_s=0.2)
 
 
 @asynccontextmanager
 async def following(port: int, redis_port: int, **about: Any) -> AsyncIterator[KvFollower]:
     async with Tasks() as tasks:
         source = KvSource(f"tcp://127.0.0.1:{port}", about.pop("topic", "kv-events"))
-        index = Index(
-            IndexKey("127.0.0.1", redis_port, password=SecretStr(about.pop("password", ""))),
+        index = BlockIndex(
+            RedisAddress("127.0.0.1", redis_port, password=SecretStr(about.pop("password", ""))),
             pod=about.pop("pod", POD),
             model=MODEL,
         )
         follower = KvFollower(
             about.pop("source", lambda: source),
             index,
-            most=about.pop("most", 1000),
+            max_blocks=about.pop("max_blocks", 1000),
             tasks=tasks,
             clock=about.pop("clock", SystemClock()),
+            times=replace(QUICK, **about.pop("times", {})),
         )
         follower.start()
         try:
@@ -66,26 +70,12 @@ async def has(server: RedisServer, *numbers: int) -> bool:
     return await comes_true(lambda: server.keys() == entries(*numbers))
 
 
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Short pauses."""
-    for constant, value in {
-        "PAUSE_S": 0.05,
-        "LONGEST_PAUSE_S": 0.2,
-        "KIND_S": 0.02,
-        "RETRY_MS": 50,
-        "LONGEST_RETRY_MS": 100,
-    }.items():
-        monkeypatch.setattr(kv_follower, constant, value)
+# ---- the keys in Redis
 
 
-pytestmark = pytest.mark.usefixtures("quick")
-
-
-# ---- what stands in Redis
-
-
-async def test_the_keys_are_system_es(publisher: Publisher, redis_server: RedisServer) -> None:
+async def test_keys_and_values_are_those_that_routers_read(
+    publisher: Publisher, redis_server: RedisServer
+) -> None:
     async with following(publisher.port, redis_server.port):
         await publisher.has_subscribers()
         publisher.store(5)
@@ -99,13 +89,13 @@ async def test_the_keys_are_system_es(publisher: Publisher, redis_server: RedisS
             assert client.ttl(f"matrix:kv:block:{MODEL}@{name(5)}") == -1
 
 
-async def test_removed_and_cleared_blocks_go_and_other_pods_stay(
+async def test_removed_blocks_disappear_and_other_pods_stay(
     publisher: Publisher, redis_server: RedisServer
 ) -> None:
     with redis_server.client() as client:
         client.hset(f"matrix:kv:block:{MODEL}@{name(2)}", "pod-1", "1")
         client.set("vllm:kv:block:pod-1@2", name(2))
-        client.set(f"vllm:kv:block:{POD}@x@2", name(2))  # of a pod whose name begins as ours
+        client.set(f"vllm:kv:block:{POD}@x@2", name(2))  # of a pod whose name begins with ours
     others = {f"matrix:kv:block:{MODEL}@{name(2)}", "vllm:kv:block:pod-1@2", f"vllm:kv:block:{POD}@x@2"}
     async with following(publisher.port, redis_server.port):
         await publisher.has_subscribers()
@@ -119,7 +109,7 @@ async def test_removed_and_cleared_blocks_go_and_other_pods_stay(
 
 
 async def test_many_blocks_in_many_messages_arrive(publisher: Publisher, redis_server: RedisServer) -> None:
-    async with following(publisher.port, redis_server.port, most=100_000) as follower:
+    async with following(publisher.port, redis_server.port, max_blocks=100_000) as follower:
         await publisher.has_subscribers()
         for begin in range(0, 6000, 300):
             publisher.store(*range(begin, begin + 300))
@@ -128,7 +118,9 @@ async def test_many_blocks_in_many_messages_arrive(publisher: Publisher, redis_s
         assert await has(redis_server, *range(1000))
 
 
-async def test_only_the_topic_that_was_asked_for(publisher: Publisher, redis_server: RedisServer) -> None:
+async def test_only_the_topic_of_the_source_is_followed(
+    publisher: Publisher, redis_server: RedisServer
+) -> None:
     async with (
         following(publisher.port, redis_server.port) as some,
         following(publisher.port, redis_server.port, topic="", pod="all") as every,
@@ -137,10 +129,10 @@ async def test_only_the_topic_that_was_asked_for(publisher: Publisher, redis_ser
         publisher.send(["AllBlocksCleared"], topic=b"other")
         publisher.store(1)
         assert await comes_true(lambda: len(some.blocks) == len(every.blocks) == 1)
-        assert (some.seen["AllBlocksCleared"], every.seen["AllBlocksCleared"]) == (0, 1)
+        assert (some.counters.seen["AllBlocksCleared"], every.counters.seen["AllBlocksCleared"]) == (0, 1)
 
 
-# ---- what is not there, and comes and goes
+# ---- a publisher or a Redis that is down
 
 
 async def test_nothing_is_contacted_before_the_first_event(publisher: Publisher) -> None:
@@ -150,12 +142,12 @@ async def test_nothing_is_contacted_before_the_first_event(publisher: Publisher)
         await publisher.has_subscribers()
         publisher.raw(b"kv-events", b"no", b"message")
         publisher.send()
-        assert await comes_true(lambda: follower.lost["not_understood"] == 1)
+        assert await comes_true(lambda: follower.counters.lost["not_understood"] == 1)
         await asyncio.sleep(0.2)
-        assert (calls, follower.index_state) == ([], "")
+        assert (calls, follower.writer.state) == ([], "")
         publisher.store(1)
         assert await comes_true(lambda: calls)
-        assert await comes_true(lambda: follower.index_state == "down")
+        assert await comes_true(lambda: follower.writer.state == "down")
 
 
 async def test_a_publisher_that_is_late_is_waited_for(redis_server: RedisServer) -> None:
@@ -169,10 +161,10 @@ async def test_a_publisher_that_is_late_is_waited_for(redis_server: RedisServer)
             assert await has(redis_server, 1)
 
 
-async def test_what_came_while_redis_was_away_is_there_afterwards(
+async def test_events_while_redis_was_down_are_indexed_afterwards(
     publisher: Publisher, redis_server: RedisServer
 ) -> None:
-    """The rest goes on meanwhile, and the log has one line for each change."""
+    """Everything else continues meanwhile, and the log has one line for each change."""
     with capture_logs() as lines:
         async with following(publisher.port, redis_server.port) as follower:
             await publisher.has_subscribers()
@@ -180,19 +172,19 @@ async def test_what_came_while_redis_was_away_is_there_afterwards(
             assert await has(redis_server, 1, 2)
             redis_server.stop()
             publisher.store(3)
-            assert await comes_true(lambda: follower.index_state == "down")
+            assert await comes_true(lambda: follower.writer.state == "down")
             publisher.send(["BlockRemoved", [1]])
             publisher.store(4)
-            assert await comes_true(lambda: follower.late == 2)
-            assert await comes_true(lambda: follower.failures >= 3)
+            assert await comes_true(lambda: follower.counters.late == 2)
+            assert await comes_true(lambda: follower.counters.index_failures >= 3)
             redis_server.start()
             assert await has(redis_server, 2, 3, 4)
-            assert follower.index_state == "up"
+            assert follower.writer.state == "up"
     states = [line["state"] for line in lines if line["event"] == "kv_index"]
     assert states == ["up", "down", "up"]
 
 
-async def test_a_wrong_password_is_said_once_and_without_it(publisher: Publisher, tmp_path: Path) -> None:
+async def test_a_wrong_password_is_logged_once_and_not_shown(publisher: Publisher, tmp_path: Path) -> None:
     server = RedisServer(tmp_path, password="the-right-one")
     server.start()
     try:
@@ -200,7 +192,7 @@ async def test_a_wrong_password_is_said_once_and_without_it(publisher: Publisher
             async with following(publisher.port, server.port, password="a-wrong-one") as follower:
                 await publisher.has_subscribers()
                 publisher.store(1)
-                assert await comes_true(lambda: follower.failures >= 3)
+                assert await comes_true(lambda: follower.counters.index_failures >= 3)
         assert "a-wrong-one" not in str(lines)
         told = [line for line in lines if line["event"] == "kv_index"]
         assert len(told) == 1
@@ -221,15 +213,15 @@ async def test_a_redis_that_refuses_to_write_is_tried_again(
         async with following(publisher.port, redis_server.port) as follower:
             await publisher.has_subscribers()
             publisher.store(1)
-            assert await comes_true(lambda: follower.index_state == "down")
+            assert await comes_true(lambda: follower.writer.state == "down")
             client.delete(f"matrix:kv:block:{MODEL}@{name(1)}")
             assert await has(redis_server, 1)
 
 
-# ---- so that nothing false stays
+# ---- no false entry stays
 
 
-async def test_a_restarted_engine_has_nothing_of_before(
+async def test_a_restarted_engine_has_no_former_blocks(
     publisher: Publisher, redis_server: RedisServer
 ) -> None:
     async with following(publisher.port, redis_server.port) as follower:
@@ -240,14 +232,11 @@ async def test_a_restarted_engine_has_nothing_of_before(
         publisher.sequence = 0
         publisher.store(3)
         assert await has(redis_server, 3)
-        assert follower.restarts == 1
+        assert follower.counters.engine_restarts == 1
 
 
-async def test_an_engine_that_stays_away_has_nothing(
-    publisher: Publisher, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(kv_follower, "AWAY_S", 2.0)
-    async with following(publisher.port, redis_server.port) as follower:
+async def test_an_engine_that_is_lost_has_no_blocks(publisher: Publisher, redis_server: RedisServer) -> None:
+    async with following(publisher.port, redis_server.port, times={"lost_after_s": 2.0}) as follower:
         await publisher.has_subscribers()
         publisher.store(1)
         assert await has(redis_server, 1)
@@ -263,7 +252,7 @@ async def test_an_engine_that_stays_away_has_nothing(
         assert await has(redis_server)
 
 
-async def test_lost_messages_are_counted_and_what_they_might_have_removed_lapses(
+async def test_lost_messages_are_counted_and_doubtful_blocks_expire(
     publisher: Publisher, redis_server: RedisServer
 ) -> None:
     clock = FakeClock()
@@ -272,7 +261,7 @@ async def test_lost_messages_are_counted_and_what_they_might_have_removed_lapses
         publisher.store(1, 2)
         publisher.sequence += 3
         publisher.store(2)
-        assert await comes_true(lambda: follower.lost["sequence_gap"] == 3)
+        assert await comes_true(lambda: follower.counters.lost["sequence_gap"] == 3)
         assert await has(redis_server, 1, 2)
         clock.advance(90_000.0)
         publisher.store(3)
@@ -280,10 +269,10 @@ async def test_lost_messages_are_counted_and_what_they_might_have_removed_lapses
         redis_server.start()
         publisher.store(4)
         assert await has(redis_server, 2, 3, 4)
-        assert follower.left_out["lapsed"] == 1
+        assert follower.counters.left_out["lapsed"] == 1
 
 
-async def test_what_a_former_life_left_goes_with_the_first_event(
+async def test_entries_of_a_former_process_are_removed(
     publisher: Publisher, redis_server: RedisServer
 ) -> None:
     with redis_server.client() as client:
@@ -297,7 +286,7 @@ async def test_what_a_former_life_left_goes_with_the_first_event(
 
 
 @pytest.mark.parametrize("pod", ["pod[1]*", "a\\b?"])
-async def test_signs_in_a_pods_name_are_no_pattern(
+async def test_glob_characters_in_a_pod_name_are_no_pattern(
     pod: str, publisher: Publisher, redis_server: RedisServer
 ) -> None:
     with redis_server.client() as client:
@@ -312,7 +301,9 @@ async def test_signs_in_a_pods_name_are_no_pattern(
         )
 
 
-async def test_at_the_end_the_pods_entries_go(publisher: Publisher, redis_server: RedisServer) -> None:
+async def test_all_entries_of_the_pod_are_removed_at_the_end(
+    publisher: Publisher, redis_server: RedisServer
+) -> None:
     async with following(publisher.port, redis_server.port):
         await publisher.has_subscribers()
         publisher.store(*range(900))
@@ -320,14 +311,15 @@ async def test_at_the_end_the_pods_entries_go(publisher: Publisher, redis_server
     assert redis_server.everything() == {}
 
 
-async def test_the_end_does_not_wait_for_a_redis_that_says_nothing(
-    publisher: Publisher, monkeypatch: pytest.MonkeyPatch
+async def test_closing_does_not_wait_for_a_silent_redis(
+    publisher: Publisher,
 ) -> None:
-    monkeypatch.setattr(kv_follower, "END_S", 0.3)
     listener = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
     async with listener:
         with capture_logs() as lines:
-            async with following(publisher.port, listener.sockets[0].getsockname()[1]) as follower:
+            async with following(
+                publisher.port, listener.sockets[0].getsockname()[1], times={"close_s": 0.3}
+            ) as follower:
                 await publisher.has_subscribers()
                 publisher.store(1)
                 assert await comes_true(lambda: len(follower.blocks) == 1)
@@ -337,11 +329,10 @@ async def test_the_end_does_not_wait_for_a_redis_that_says_nothing(
         assert [line["event"] for line in lines if line["event"] == "kv_index_left"] == ["kv_index_left"]
 
 
-async def test_entries_are_written_again_before_they_end(
-    publisher: Publisher, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+async def test_entries_are_written_again_before_they_expire(
+    publisher: Publisher, redis_server: RedisServer
 ) -> None:
-    monkeypatch.setattr(kv_follower, "RENEW_S", 0.3)
-    async with following(publisher.port, redis_server.port):
+    async with following(publisher.port, redis_server.port, times={"renew_s": 0.3}):
         await publisher.has_subscribers()
         publisher.store(1)
         assert await has(redis_server, 1)
@@ -350,18 +341,18 @@ async def test_entries_are_written_again_before_they_end(
             assert await comes_true(lambda: client.ttl(f"vllm:kv:block:{POD}@1") > 1000)
 
 
-# ---- bounds and figures
+# ---- limits and counters
 
 
-async def test_blocks_without_room_are_counted(publisher: Publisher, redis_server: RedisServer) -> None:
-    async with following(publisher.port, redis_server.port, most=2) as follower:
+async def test_blocks_beyond_the_limit_are_counted(publisher: Publisher, redis_server: RedisServer) -> None:
+    async with following(publisher.port, redis_server.port, max_blocks=2) as follower:
         await publisher.has_subscribers()
         publisher.store(1, 2, 3)
         assert await has(redis_server, 1, 2)
-        assert follower.lost["too_many_blocks"] == 1
+        assert follower.counters.lost["too_many_blocks"] == 1
 
 
-async def test_its_figures_are_on_a_page_in_both_forms(
+async def test_counters_are_on_the_page_in_both_formats(
     publisher: Publisher, redis_server: RedisServer
 ) -> None:
     async with following(publisher.port, redis_server.port) as follower:
@@ -390,7 +381,7 @@ async def test_its_figures_are_on_a_page_in_both_forms(
     assert b"# TYPE engine_kv_events counter" in render_openmetrics(families)
 
 
-async def test_it_begins_when_the_engines_kind_is_known(
+async def test_following_begins_when_the_kind_is_known(
     publisher: Publisher, redis_server: RedisServer
 ) -> None:
     known: list[KvSource] = []

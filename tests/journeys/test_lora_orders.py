@@ -166,7 +166,7 @@ async def test_in_the_background_it_is_told_how_far_it_is(house: House) -> None:
     house.downloads.released.set()
     assert await until(lambda: "style" in house.engine.adapters)
     assert await until(lambda: "style" in house.running.appliance.adapters.table.declared)
-    assert await house.pending() == {}
+    assert await until(lambda: house.running.appliance.lora_orders.pending == {})
 
 
 async def test_a_failure_in_the_background_is_kept_and_told(house: House) -> None:

@@ -1,8 +1,8 @@
-"""The blocks that one engine has at this moment, and which of them the index must still hear of. Decides only; no clock, no network.
+"""The blocks that one engine has, and which of them the index does not have yet. Pure: no clock, no network.
 
-The index (kv_index.py) gets the state, not the steps: what was stored and removed again meanwhile costs nothing, and after the index was
-away it is simply written anew. Several blocks of the engine can hold the same tokens (at other places of a prompt) and then share one
-standard hash, which is gone only with the last of them.
+The index gets the state, not the steps: a block that was stored and removed again meanwhile costs nothing,
+and after the index was away it is simply written anew. Several blocks of the engine can hold the same tokens
+(at other places of a prompt). They share one standard hash, which is removed only with the last of them.
 """
 
 from collections import Counter
@@ -11,33 +11,35 @@ from dataclasses import dataclass
 
 from appliance.engines.kv.events import Cleared, EngineHash, Event, Removed, Stored
 
-LAPSED_S = 86_400.0  # how long what may be wrong is believed
+UNCERTAIN_S = 86_400.0  # how long a block is kept that may be wrong
 
 
 @dataclass(frozen=True, slots=True)
 class BlockChanges:
-    """What the index must be told: blocks that are there (engine's hash, standard hash) and that are not, standard hashes that nothing
-    has any more."""
+    """What the index must be brought to.
 
-    there: tuple[tuple[EngineHash, int], ...] = ()
-    gone: tuple[EngineHash, ...] = ()
-    gone_standard: tuple[int, ...] = ()
+    Attributes:
+        stored: Blocks that the engine has, as (engine's hash, standard hash).
+        removed: Blocks that it has no longer.
+        removed_standard: Standard hashes that no block has any more.
+    """
+
+    stored: tuple[tuple[EngineHash, int], ...] = ()
+    removed: tuple[EngineHash, ...] = ()
+    removed_standard: tuple[int, ...] = ()
 
 
 class Blocks:
-    """The engine's blocks, bounded.
+    """The engine's blocks, `max_blocks` at most; further ones are left out."""
 
-    Takes   most: blocks that are kept; those beyond are left out
-    """
-
-    def __init__(self, *, most: int) -> None:
-        self._most = most
+    def __init__(self, *, max_blocks: int) -> None:
+        self._max_blocks = max_blocks
         self._standard: dict[EngineHash, int] = {}
-        self._shared: Counter[int] = Counter()
+        self._shared: Counter[int] = Counter()  # standard hash → number of blocks that have it
         self._changed: set[EngineHash] = set()
         self._changed_standard: set[int] = set()
-        self._doubted: set[EngineHash] = set()
-        self._doubted_since_s: float | None = None
+        self._uncertain: set[EngineHash] = set()
+        self._uncertain_since_s: float | None = None
 
     def __len__(self) -> int:
         return len(self._standard)
@@ -46,14 +48,16 @@ class Blocks:
         return engine_hash in self._standard
 
     def has_standard(self, standard: int) -> bool:
+        """Whether a block has this standard hash."""
         return standard in self._shared
 
     @property
     def has_changes(self) -> bool:
+        """Whether there is anything that the index does not have yet."""
         return bool(self._changed or self._changed_standard)
 
     def apply(self, event: Event) -> int:
-        """Take what the engine says; give how many blocks found no room."""
+        """Apply an event; return how many blocks were left out because there are too many."""
         if isinstance(event, Cleared):
             self.clear()
         elif isinstance(event, Removed):
@@ -64,41 +68,44 @@ class Blocks:
         return 0
 
     def clear(self) -> None:
-        """It has no blocks any more."""
+        """Remove all blocks."""
         for engine_hash in list(self._standard):
             self._remove(engine_hash)
-        self._doubted_since_s = None
+        self._uncertain_since_s = None
 
-    def doubt(self, now_s: float) -> None:
-        """Messages were lost, perhaps of removals: what is there now may be wrong, unless it is heard of again."""
-        self._doubted |= self._standard.keys()
-        if self._doubted_since_s is None:
-            self._doubted_since_s = now_s
+    def mark_uncertain(self, now_s: float) -> None:
+        """Note that messages were lost, perhaps removals: blocks may be wrong until they are stored again."""
+        self._uncertain |= self._standard.keys()
+        if self._uncertain_since_s is None:
+            self._uncertain_since_s = now_s
 
-    def lapse(self, now_s: float) -> int:
-        """Drop what has been in doubt for LAPSED_S; give how many blocks that were."""
-        if self._doubted_since_s is None or now_s - self._doubted_since_s < LAPSED_S:
+    def expire_uncertain(self, now_s: float) -> int:
+        """Remove the blocks that were uncertain for UNCERTAIN_S; return how many."""
+        if self._uncertain_since_s is None or now_s - self._uncertain_since_s < UNCERTAIN_S:
             return 0
-        dropped = list(self._doubted)
-        for engine_hash in dropped:
+        expired = list(self._uncertain)
+        for engine_hash in expired:
             self._remove(engine_hash)
-        self._doubted_since_s = None
-        return len(dropped)
+        self._uncertain_since_s = None
+        return len(expired)
 
-    def take(self, most: int) -> BlockChanges:
-        """Give up to `most` blocks whose state the index does not have yet, as it is now; they count as told."""
-        hashes = [self._changed.pop() for _ in range(min(most, len(self._changed)))]
-        standards = [self._changed_standard.pop() for _ in range(min(most, len(self._changed_standard)))]
+    def take_changes(self, limit: int) -> BlockChanges:
+        """Return up to `limit` blocks that the index lacks, as they are now; it counts as having them then."""
+        hashes = [self._changed.pop() for _ in range(min(limit, len(self._changed)))]
+        standards = [self._changed_standard.pop() for _ in range(min(limit, len(self._changed_standard)))]
         return self._state_of(hashes, standards)
 
-    def all(self, most: int) -> Iterator[BlockChanges]:
-        """Give everything in pieces of `most` blocks, each as it is when it is asked for. What changed until now counts as told."""
-        self.forget_changes()
-        hashes = list(self._standard)
-        return (self._state_of(hashes[begin : begin + most], ()) for begin in range(0, len(hashes), most))
+    def take_all(self, limit: int) -> Iterator[BlockChanges]:
+        """Return all blocks in pieces of `limit`, each as it is when the iterator reaches it.
 
-    def forget_changes(self) -> None:
-        """The index is to be written anew as a whole: what changed until now need not be told by itself."""
+        The index counts as having what changed until now; later changes are kept for `take_changes`.
+        """
+        self.discard_changes()
+        hashes = list(self._standard)
+        return (self._state_of(hashes[begin : begin + limit], ()) for begin in range(0, len(hashes), limit))
+
+    def discard_changes(self) -> None:
+        """Forget what changed: the whole index will be written anew."""
         self._changed.clear()
         self._changed_standard.clear()
 
@@ -111,22 +118,29 @@ class Blocks:
         )
 
     def _store(self, engine_hash: EngineHash, standard: int) -> bool:
-        self._doubted.discard(engine_hash)
+        """Store a block; return False if there are too many.
+
+        1. it is stored already              → nothing
+        2. its hash now means other tokens   → replaced
+        3. there are too many                → left out
+        4. it is new                         → stored
+        """
+        self._uncertain.discard(engine_hash)
         known = self._standard.get(engine_hash)
-        if known == standard:
+        if known == standard:  # 1
             return True
-        if known is not None:
+        if known is not None:  # 2
             self._remove(engine_hash)
-        elif len(self._standard) >= self._most:
+        elif len(self._standard) >= self._max_blocks:  # 3
             return False
-        self._standard[engine_hash] = standard
+        self._standard[engine_hash] = standard  # 4
         self._shared[standard] += 1
         self._changed.add(engine_hash)
         return True
 
     def _remove(self, engine_hash: EngineHash) -> None:
         standard = self._standard.pop(engine_hash, None)
-        self._doubted.discard(engine_hash)
+        self._uncertain.discard(engine_hash)
         if standard is None:
             return
         self._changed.add(engine_hash)

@@ -1,10 +1,14 @@
-"""The index of blocks in Redis, that routers read to find the engine that has a prompt's beginning already.
+"""The index of blocks in Redis, where routers find the engine that already has the beginning of a prompt.
 
     matrix:kv:block:<model>@<standard hash>      hash: pod → seconds since 1970 at which that was written
-    vllm:kv:block:<pod>@<engine's hash>          the standard hash; lives TTL_S, and is what a pod's entries are found by
+    vllm:kv:block:<pod>@<engine's hash>          the standard hash; expires after TTL_S; a pod's entries are
+                                                 found by these keys
 
-Nothing is imported or contacted before the first write. Every failure is IndexDown, with a sentence; when to try again is the caller's.
-Source: system E (keys and values; SGLang's blocks lie under the same names).
+Nothing is imported or contacted before the first write. Every failure is IndexUnavailable; when to try again
+is the caller's decision.
+
+Source:
+    For keys and values, see docs/compatibility.md (SGLang's blocks have the same names).
 """
 
 import asyncio
@@ -23,19 +27,26 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
 TTL_S = 86_400
-CONNECT_S, ANSWER_S = 3.0, 5.0
+CONNECT_TIMEOUT_S, REPLY_TIMEOUT_S = 3.0, 5.0
 SCAN_KEYS = 1000
-PIECE = 500  # blocks told to Redis at a time
+PIECE_BLOCKS = 500  # written at a time
+MAX_CONNECTIONS = 2
+MAX_ERROR_CHARS = 300
 _GLOB = re.compile(r"([\\*?\[\]^-])")
 
 
-class IndexDown(Exception):
+class IndexUnavailable(Exception):
     """Redis cannot be reached, refuses us, or failed; the text says which, without a secret."""
 
 
 @dataclass(frozen=True, slots=True)
-class IndexKey:
-    """Which Redis. db: its number; has_tls: with a certificate that this machine trusts."""
+class RedisAddress:
+    """Which Redis.
+
+    Attributes:
+        db: Its number.
+        has_tls: Connect with TLS; the certificate must be trusted by this machine.
+    """
 
     host: str
     port: int = 6379
@@ -47,40 +58,51 @@ class IndexKey:
         return f"{'rediss' if self.has_tls else 'redis'}://{self.host}:{self.port}/{self.db}"
 
 
-class Index:
+class BlockIndex:
     """The entries of one pod and one model."""
 
-    def __init__(self, slot: IndexKey, *, pod: str, model: str) -> None:
-        self.slot, self._pod, self._model = slot, pod, model
+    def __init__(self, address: RedisAddress, *, pod: str, model: str) -> None:
+        self.address = address
+        self._pod = pod
+        self._model = model
         self._redis: Redis | None = None
         self._failures: tuple[type[Exception], ...] = (OSError,)
 
     async def write(self, changes: BlockChanges, now_s: float) -> None:
-        """Tell what changed, in one exchange.
+        """Write changes, in one exchange.
 
-        Raises  IndexDown
+        Args:
+            now_s: Seconds since 1970.
+
+        Raises:
+            IndexUnavailable: Redis did not take them.
         """
         at = str(int(now_s))
-        steps: list[tuple[Any, ...]] = [
-            ("HDEL", self._key(str(standard)), self._pod) for standard in changes.gone_standard
+        commands: list[tuple[Any, ...]] = [
+            ("HDEL", self._standard_key(str(standard)), self._pod) for standard in changes.removed_standard
         ]
-        if changes.gone:
-            steps.append(("DEL", *map(self._mapping, changes.gone)))
-        for engine_hash, standard in changes.there:
-            steps += [
-                ("HSET", self._key(str(standard)), self._pod, at),
-                ("SET", self._mapping(engine_hash), str(standard), "EX", TTL_S),
+        if changes.removed:
+            commands.append(("DEL", *map(self._engine_key, changes.removed)))
+        for engine_hash, standard in changes.stored:
+            commands += [
+                ("HSET", self._standard_key(str(standard)), self._pod, at),
+                ("SET", self._engine_key(engine_hash), str(standard), "EX", TTL_S),
             ]
-        await self._send(steps)
+        await self._send(commands)
 
     async def renew(self, blocks: Blocks, now_s: float) -> None:
-        """Bring all of the pod's entries to what `blocks` says, whatever was written before, by this process or a former one.
+        """Bring all of the pod's entries to `blocks`, whatever this process or a former one has written.
 
-        1. what is found and is not there any more goes   2. what is there is written
+        1. entries of blocks that do not exist any more are removed
+        2. all blocks are written
 
-        Raises  IndexDown
+        Args:
+            now_s: Seconds since 1970.
+
+        Raises:
+            IndexUnavailable: Redis did not take it all.
         """
-        pieces = blocks.all(PIECE)  # from here on changes are kept for the next write
+        pieces = blocks.take_all(PIECE_BLOCKS)  # from here on changes are kept for the next write
         await self._sweep(blocks)  # 1
         for piece in pieces:  # 2
             await self.write(piece, now_s)
@@ -88,59 +110,63 @@ class Index:
     async def remove_all(self) -> None:
         """Remove every entry of the pod.
 
-        Raises  IndexDown
+        Raises:
+            IndexUnavailable: Redis did not remove them all.
         """
-        await self._sweep(Blocks(most=0))
+        await self._sweep(Blocks(max_blocks=0))
 
     async def close(self) -> None:
+        """Close the connections."""
         redis, self._redis = self._redis, None
         if redis is not None:
             await redis.aclose()
 
     async def _sweep(self, blocks: Blocks) -> None:
-        """Remove the pod's entries that `blocks` has not."""
-        prefix = self._mapping("")
+        """Remove the pod's entries that are not in `blocks`."""
+        prefix = self._engine_key("")
         pattern = _GLOB.sub(r"\\\1", prefix) + "*"
         cursor = 0
         while True:
             ((cursor, keys),) = await self._send([("SCAN", cursor, "MATCH", pattern, "COUNT", SCAN_KEYS)])
-            texts = [key.decode("utf-8", "replace") for key in keys]
+            found = {key: key[len(prefix) :] for key in (key.decode("utf-8", "replace") for key in keys)}
+            # A second "@" belongs to a pod whose name begins with ours.
             stale = [
-                text
-                for text in texts
-                if "@" not in text[len(prefix) :] and _hash_of(text[len(prefix) :]) not in blocks
+                key for key, text in found.items() if "@" not in text and _parse_hash(text) not in blocks
             ]
             if stale:
                 await self._remove(stale, blocks)
             if not int(cursor):
                 return
 
-    async def _remove(self, mappings: list[str], blocks: Blocks) -> None:
-        (standards,) = await self._send([("MGET", *mappings)])
-        texts = [value.decode("utf-8", "replace") for value in standards if value]
-        gone = [text for text in texts if not (text.isdecimal() and blocks.has_standard(int(text)))]
-        await self._send([*(("HDEL", self._key(text), self._pod) for text in gone), ("DEL", *mappings)])
+    async def _remove(self, engine_keys: list[str], blocks: Blocks) -> None:
+        (values,) = await self._send([("MGET", *engine_keys)])
+        texts = [value.decode("utf-8", "replace") for value in values if value]
+        removed = [text for text in texts if not (text.isdecimal() and blocks.has_standard(int(text)))]
+        deletions = [("HDEL", self._standard_key(text), self._pod) for text in removed]
+        await self._send([*deletions, ("DEL", *engine_keys)])
 
-    def _key(self, standard: str) -> str:
+    def _standard_key(self, standard: str) -> str:
         return f"matrix:kv:block:{self._model}@{standard}"
 
-    def _mapping(self, engine_hash: EngineHash) -> str:
+    def _engine_key(self, engine_hash: EngineHash) -> str:
         return f"vllm:kv:block:{self._pod}@{engine_hash}"
 
-    async def _send(self, steps: Iterable[tuple[Any, ...]]) -> list[Any]:
-        """Send commands together; give their answers."""
-        redis = self._redis or await self._opened()
+    async def _send(self, commands: Iterable[tuple[Any, ...]]) -> list[Any]:
+        """Send commands together; return their replies."""
+        redis = self._redis or await self._open()
         try:
             async with redis.pipeline(transaction=False) as pipe:
-                for step in steps:
-                    pipe.execute_command(*step)
-                answers: list[Any] = await pipe.execute()
-                return answers
+                for command in commands:
+                    pipe.execute_command(*command)
+                replies: list[Any] = await pipe.execute()
+                return replies
         except self._failures as exc:
-            raise IndexDown(f"{self.slot}: {str(exc)[:300] or type(exc).__name__}") from None
+            raise IndexUnavailable(
+                f"{self.address}: {str(exc)[:MAX_ERROR_CHARS] or type(exc).__name__}"
+            ) from None
 
-    async def _opened(self) -> "Redis":
-        """Give the client. It is imported in a thread, since that takes a tenth of a second."""
+    async def _open(self) -> "Redis":
+        """Return the client. It is imported in a thread, since that takes a tenth of a second."""
         await asyncio.to_thread(import_module, "redis.asyncio")
         from redis.asyncio import Redis
         from redis.asyncio.retry import Retry
@@ -148,24 +174,24 @@ class Index:
         from redis.exceptions import RedisError
 
         self._failures = (OSError, RedisError)
-        slot = self.slot
+        address = self.address
         self._redis = Redis(
-            host=slot.host,
-            port=slot.port,
-            db=slot.db,
-            password=slot.password.get_secret_value() or None,
-            ssl=slot.has_tls,
-            socket_connect_timeout=CONNECT_S,
-            socket_timeout=ANSWER_S,
+            host=address.host,
+            port=address.port,
+            db=address.db,
+            password=address.password.get_secret_value() or None,
+            ssl=address.has_tls,
+            socket_connect_timeout=CONNECT_TIMEOUT_S,
+            socket_timeout=REPLY_TIMEOUT_S,
             retry=Retry(NoBackoff(), 0),
             protocol=2,
-            max_connections=2,
+            max_connections=MAX_CONNECTIONS,
         )
         return self._redis
 
 
-def _hash_of(text: str) -> EngineHash:
-    """Read an engine's hash as it stands in a key."""
+def _parse_hash(text: str) -> EngineHash:
+    """Return an engine's hash as it stands in a key."""
     try:
         return int(text)
     except ValueError:
