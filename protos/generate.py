@@ -1,8 +1,11 @@
-"""Generate the Python code of every .proto file beside this script into the package. Run by `make`; the result is not committed.
+"""Generate the Python code of every .proto file beside this script into the package.
 
-The path of a file below `protos/` is its path in the package, so that imports in the generated code are right as they are.
-Messages and stubs come from protoc with their types (`.pyi`). protoc gives a service no types: those are written here, for
-servicers of grpc.aio that answer a stream by `context.write`, and for the blocking client of the command line.
+Run by `make`; the result is not committed.
+
+The path of a file below `protos/` is its path in the package, so that imports in the generated code are right
+as they are. Messages and stubs come from protoc with their types (`.pyi`). protoc gives a service no types:
+those are written here, for servicers of grpc.aio that answer a stream by `context.write`, and for the
+blocking client of the command line.
 """
 
 import sys
@@ -52,8 +55,9 @@ def service_types(descriptors: bytes) -> Iterator[tuple[str, str]]:
                     f"        self, request: {asked}, context: aio.ServicerContext[{asked}, {given}]",
                     f"    ) -> {result}: ...",
                 ]
-            adder = f"\ndef add_{service.name}Servicer_to_server(servicer: {service.name}Servicer, server: aio.Server) -> None: ..."
-            lines += [*stub, *servicer, adder]
+            add = f"\ndef add_{service.name}Servicer_to_server("
+            adder = [add, f"    servicer: {service.name}Servicer, server: aio.Server", ") -> None: ..."]
+            lines += [*stub, *servicer, *adder]
         yield file.name, "\n".join(lines) + "\n"
 
 

@@ -96,7 +96,10 @@ def backend_add(
     ] = "",
     persist: Annotated[bool, typer.Option("--persist", help="Add it again after a restart.")] = False,
 ) -> None:
-    """Add a backend. Its key comes from a file or a variable: every user of the machine can read arguments."""
+    """Add a backend.
+
+    Its key comes from a file or a variable: every user of the machine can read arguments.
+    """
     session = Session.of(ctx)
     request = pb.AddBackendRequest(
         url=url,

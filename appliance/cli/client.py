@@ -1,7 +1,8 @@
 """The connection to a running appliance's control API, and its failures in one sentence each.
 
-gRPC is imported when the first call is made. The token comes from CONTROL_TOKEN or the file named by CONTROL_TOKEN_FILE,
-never from an argument, which every user of the machine could read in the list of processes.
+gRPC is imported when the first call is made. The token comes from CONTROL_TOKEN or the file named by
+CONTROL_TOKEN_FILE, never from an argument, which every user of the machine could read in the list of
+processes.
 """
 
 from __future__ import annotations
@@ -29,7 +30,10 @@ Response = TypeVar("Response")
 
 
 class CallFailed(Exception):
-    """A call failed. `exit_code`: 1 refused by the appliance, 2 wrong usage, 3 not reachable, 4 not allowed."""
+    """A call failed.
+
+    `exit_code`: 1 refused by the appliance, 2 wrong usage, 3 not reachable, 4 not allowed.
+    """
 
     def __init__(self, message: str, exit_code: int = FAILED) -> None:
         super().__init__(message)
@@ -180,8 +184,8 @@ class ControlClient:
         if not server.is_tls:
             if server.token and not _is_local(self._address):
                 print(
-                    f"warning: the token goes to {self._address} without TLS and can be read from the traffic. "
-                    "Use --tls-ca.",
+                    f"warning: the token goes to {self._address} without TLS and can be read from the "
+                    "traffic. Use --tls-ca.",
                     file=sys.stderr,
                 )
             channel = module.insecure_channel(self._address, options)
@@ -219,7 +223,8 @@ def _unreachable(address: str, reason: str, *, is_tls: bool) -> str:
     lower = reason.lower()
     if is_tls and ("handshake" in lower or "ssl" in lower or "certificate" in lower):
         return f"The TLS handshake with {address} failed. Check --tls-ca, --tls-cert and --tls-key."
-    return f"No appliance responds at {address}. Check that it is running, and the address (--address, CONTROL_ADDRESS)."
+    check = "Check that it is running, and the address (--address, CONTROL_ADDRESS)."
+    return f"No appliance responds at {address}. {check}"
 
 
 def _is_local(address: str) -> bool:

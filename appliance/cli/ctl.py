@@ -333,11 +333,14 @@ app.add_typer(lora.app, name="lora")
 
 
 def move_global_options(arguments: list[str]) -> list[str]:
-    """Return the arguments with the global options in front, wherever they stood; nothing after `--` is touched."""
+    """Return the arguments with the global options in front, wherever they stood.
+
+    Nothing after `--` is touched.
+    """
     front, rest = split_global_options(arguments)
     return [*front, *rest]
 
 
 def main(arguments: list[str]) -> int:
-    """Run `appliance ctl`; return the exit code: 0 done, 1 refused, 2 wrong usage, 3 not reachable, 4 not allowed."""
+    """Run `appliance ctl`; return the exit code (session.run)."""
     return run(app, move_global_options(arguments), prog_name="appliance ctl")

@@ -1,4 +1,4 @@
-"""The commands about downloads of a running appliance: `ctl download`, `ctl jobs`, `ctl job show|cancel|watch`."""
+"""The commands about downloads: `ctl download`, `ctl jobs`, `ctl job show|cancel|watch`."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ def download(
         typer.Option(
             "--output-dir",
             "-o",
-            help="Folder on the appliance, below those that it allows. Default: one in DOWNLOAD_DIR, named after "
-            "the source.",
+            help="Folder on the appliance, below those that it allows. "
+            "Default: one in DOWNLOAD_DIR, named after the source.",
         ),
     ] = "",
     max_workers: Annotated[
@@ -96,7 +96,10 @@ def download(
         bool, typer.Option("--detach", "-d", help="Do not wait for the end; print the job's id.")
     ] = False,
 ) -> None:
-    """Let the appliance download a model, and show the progress. Interrupting this command does not stop it."""
+    """Let the appliance download a model, and show the progress.
+
+    Interrupting this command does not stop it.
+    """
     session = Session.of(ctx)
     request = pb.StartDownloadRequest(
         source=source,
@@ -124,7 +127,8 @@ def parse_config(text: str, option: str) -> dict[str, str]:
     """Return a JSON object of texts, numbers and booleans, its values as texts.
 
     Raises:
-        CallFailed: It is none (wrong usage). The message does not repeat the text, which may hold credentials.
+        CallFailed: It is none (wrong usage). The message does not repeat the text, which may hold
+            credentials.
     """
     if not text.strip():
         return {}

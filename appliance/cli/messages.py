@@ -1,4 +1,4 @@
-"""The messages of the control API, imported when the first one is needed: `appliance ctl --help` starts without gRPC."""
+"""The messages of the control API, imported when needed: `appliance ctl --help` starts without gRPC."""
 
 from typing import TYPE_CHECKING, Any
 

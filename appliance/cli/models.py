@@ -1,4 +1,7 @@
-"""The commands about the models that the appliance runs itself: `appliance models VERB` and `appliance ctl model VERB` are one."""
+"""The commands about the models that the appliance runs itself.
+
+`appliance models VERB` and `appliance ctl model VERB` are the same.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +28,9 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="See and control the models of a running appliance; without a command, list them. `appliance models check` "
-    "explains the table of models without an appliance. The token comes from CONTROL_TOKEN or CONTROL_TOKEN_FILE.",
+    help="See and control the models of a running appliance; without a command, list them. "
+    "`appliance models check` explains the table of models without an appliance. "
+    "The token comes from CONTROL_TOKEN or CONTROL_TOKEN_FILE.",
 )
 app.callback()(global_options)
 
@@ -87,8 +91,8 @@ def load(
         str,
         typer.Option(
             metavar="TIME",
-            help="How long it stays loaded without a request: 10m, 1h30m, seconds; 0 = until it is idle, -1 = for "
-            "ever. Default: as configured.",
+            help="How long it stays loaded without a request: 10m, 1h30m, seconds; 0 = until it is idle, "
+            "-1 = for ever. Default: as configured.",
         ),
     ] = "",
 ) -> None:
@@ -111,7 +115,7 @@ def load(
 
 
 def parse_keep_alive(text: str) -> float:
-    """Return the seconds of a time as Ollama writes it: `10m`, `1h30m` or a number of seconds; negative = for ever.
+    """Return the seconds of a time as in Ollama: `10m`, `1h30m` or a number of seconds; negative = for ever.
 
     Raises:
         CallFailed: It is none (wrong usage).
@@ -211,7 +215,7 @@ def add_to(ctl: typer.Typer) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Run `appliance models`; return the exit code: 0 done, 1 refused, 2 wrong usage, 3 not reachable, 4 not allowed."""
+    """Run `appliance models`; return the exit code (session.run)."""
     front, rest = split_global_options(arguments)
     if not rest or (rest[0].startswith("-") and rest[0] != "--help"):
         rest = ["list", *rest]

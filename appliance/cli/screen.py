@@ -70,7 +70,7 @@ class Screen:
 
     @contextmanager
     def refreshing(self) -> Iterator[Callable[[Row, Iterable[Row]], None]]:
-        """Yield a function that writes a table again: in place on a terminal, elsewhere below an empty line."""
+        """Yield a function that rewrites a table: in place on a terminal, elsewhere below an empty line."""
         if not self.is_terminal:
 
             def append(headers: Row, rows: Iterable[Row]) -> None:
@@ -86,7 +86,10 @@ class Screen:
 
     @contextmanager
     def progress(self) -> Iterator[Callable[[str, float | None, str], None]]:
-        """Yield a function that shows progress, (what, percent or None, note): a bar on a terminal, elsewhere lines."""
+        """Yield a function that shows progress: a bar on a terminal, elsewhere lines.
+
+        It takes (what, percent or None, note).
+        """
         if not self.is_terminal:
 
             def line(what: str, percent: float | None, note: str) -> None:

@@ -1,4 +1,4 @@
-"""What every command shares: the global options, the connection, the screen, and failures as one sentence with an exit code."""
+"""What every command shares: the global options, the connection, the screen, failures as exit codes."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Session:
         message: Callable[[Item], Message],
         write: Callable[[Item], None],
     ) -> None:
-        """Show each item of a stream: its message as one line of JSON where asked for, else as `write` does."""
+        """Show each item of a stream: as one line of JSON where asked for, else as `write` does."""
         with closing(items):
             for item in items:
                 if self.screen.is_json:
@@ -134,7 +134,11 @@ def split_global_options(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 
 def run(app: typer.Typer, arguments: Iterable[str], *, prog_name: str) -> int:
-    """Run a command line; return the exit code: 0 done, 1 refused, 2 wrong usage, 3 not reachable, 4 not allowed."""
+    """Run a command line.
+
+    Returns:
+        The exit code: 0 done, 1 refused, 2 wrong usage, 3 not reachable, 4 not allowed.
+    """
     try:
         app(args=list(arguments), prog_name=prog_name)
     except SystemExit as end:

@@ -36,7 +36,7 @@ GRPC_CODE = {
     Kind.INTERNAL: grpc.StatusCode.INTERNAL,
 }
 
-# An upstream's own HTTP status, where the backend passes it on (`details["status"]`), says more than the kind.
+# An upstream's own HTTP status (`details["status"]`) is more exact than the kind.
 CODE_OF_HTTP = {
     401: grpc.StatusCode.UNAUTHENTICATED,
     403: grpc.StatusCode.PERMISSION_DENIED,
@@ -75,12 +75,17 @@ class RolledBack(ApplianceError):
 
 
 def code_of(error: ApplianceError) -> grpc.StatusCode:
-    """Return the status code: a roll-back is ABORTED, an upstream's own status counts, else the kind decides."""
-    if isinstance(error, RolledBack):
+    """Return the status code.
+
+    1. a roll-back                  → ABORTED
+    2. an upstream's own status     → its code
+    3. else                         → that of the kind
+    """
+    if isinstance(error, RolledBack):  # 1
         return grpc.StatusCode.ABORTED
     status = error.details.get("status")
     code = CODE_OF_HTTP.get(status) if isinstance(status, int) else None
-    return code or GRPC_CODE[error.kind]
+    return code or GRPC_CODE[error.kind]  # 2, 3
 
 
 def http_status_of(error: ApplianceError) -> int:
@@ -90,7 +95,7 @@ def http_status_of(error: ApplianceError) -> int:
 
 
 def rich_status(error: ApplianceError, *, request_id: str = "") -> status_pb2.Status:
-    """Return google.rpc.Status with ErrorInfo; BadRequest where a field is at fault, RetryInfo where a retry makes sense.
+    """Return google.rpc.Status with ErrorInfo, and BadRequest and RetryInfo where they apply.
 
     Args:
         error: The failure; `details["violations"]` may list further (field, description) pairs.

@@ -10,7 +10,9 @@ T = TypeVar("T")
 async def follow_until(
     stopping: asyncio.Event, source: AsyncIterator[T], *, every_s: float | None = None
 ) -> AsyncGenerator[T | None, None]:
-    """Yield the source's values until `stopping` is set. Close it with `aclosing`; that closes the source as well.
+    """Yield the source's values until `stopping` is set.
+
+    Close it with `aclosing`; that closes the source as well.
 
     Args:
         stopping: Ends the iteration.

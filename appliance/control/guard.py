@@ -1,4 +1,6 @@
-"""Who may call the control API, and whether its settings are safe. Pure but for reading the files that settings name.
+"""Who may call the control API, and whether its settings are safe.
+
+Pure but for reading the files that settings name.
 
 Imports nothing of gRPC, so that `appliance check` stays quick; `interceptor.py` asks `Guard` on every call.
 """
@@ -198,9 +200,9 @@ def _reach_problems(settings: ControlSettings) -> list[Problem]:
                 "CONTROL_HOST",
                 host,
                 "a loopback address such as 127.0.0.1, unless callers must authenticate",
-                "Every client that reaches this port could stop the appliance and change its settings. Set "
-                "CONTROL_TOKEN (with CONTROL_TLS_CERT and CONTROL_TLS_KEY), or CONTROL_TLS_CLIENT_CA for mutual "
-                "TLS, or listen on 127.0.0.1.",
+                "Every client that reaches this port could stop the appliance and change its settings. "
+                "Set CONTROL_TOKEN (with CONTROL_TLS_CERT and CONTROL_TLS_KEY), or CONTROL_TLS_CLIENT_CA for "
+                "mutual TLS, or listen on 127.0.0.1.",
             )
         ]
     if settings.control_tls_cert is None:  # 3
@@ -209,8 +211,8 @@ def _reach_problems(settings: ControlSettings) -> list[Problem]:
                 "CONTROL_HOST",
                 host,
                 "any address",
-                "The control API is reachable from other machines without TLS: CONTROL_TOKEN can be read from the "
-                "traffic. Set CONTROL_TLS_CERT and CONTROL_TLS_KEY.",
+                "The control API is reachable from other machines without TLS: CONTROL_TOKEN can be "
+                "read from the traffic. Set CONTROL_TLS_CERT and CONTROL_TLS_KEY.",
                 is_fatal=False,
             )
         ]

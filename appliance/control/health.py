@@ -1,4 +1,4 @@
-"""The standard health service, answered from the appliance's own state: nothing is copied, so nothing can be stale."""
+"""The standard health service, computed from the appliance's own state at every call."""
 
 import asyncio
 from contextlib import aclosing

@@ -1,4 +1,7 @@
-"""What happens to every gRPC call: the token, errors into status codes, one line in the log. Handlers raise our errors."""
+"""What happens to every gRPC call: the token, errors into status codes, one line in the log.
+
+Handlers raise our errors.
+"""
 
 import asyncio
 import inspect

@@ -1,4 +1,4 @@
-"""What the control API reaches: the objects that the HTTP front uses too, and the functions that it may call."""
+"""What the control API reaches: the objects that the HTTP front uses too, and functions that it may call."""
 
 import asyncio
 from collections.abc import Awaitable, Callable

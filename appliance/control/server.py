@@ -1,4 +1,7 @@
-"""The gRPC server: where it listens, who may call, its limits, and its shutdown. It shares the event loop of the HTTP front."""
+"""The gRPC server: where it listens, who may call, its limits, and its shutdown.
+
+It shares the event loop of the HTTP front.
+"""
 
 import asyncio
 import os
@@ -118,8 +121,8 @@ def _listen(server: grpc.aio.Server, settings: ControlSettings, stack: AsyncExit
                 server.add_secure_port(address, credentials)
         except RuntimeError as exc:
             raise OSError(
-                f"Cannot listen on {address} (CONTROL_HOST, CONTROL_PORT): the address is in use, or it is not "
-                "an address of this machine."
+                f"Cannot listen on {address} (CONTROL_HOST, CONTROL_PORT): the address is in use, or it is "
+                "not an address of this machine."
             ) from exc
         addresses.append(address)
         if not is_loopback(host):
@@ -194,7 +197,10 @@ async def _watch_stopping(parts: ControlParts, stopping: asyncio.Event) -> None:
 
 
 async def _close(server: grpc.aio.Server, parts: ControlParts, stopping: asyncio.Event, tasks: Tasks) -> None:
-    """Take no new calls, end the calls that follow something, give the others their grace; then cancel the rest."""
+    """Take no new calls, end the calls that follow something, give the others their grace.
+
+    Then cancel the rest.
+    """
     stopping.set()
     closing = tasks.start(server.stop(parts.grace_s()), name="control-stop")
     if parts.hurry is not None:

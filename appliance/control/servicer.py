@@ -1,7 +1,7 @@
 """The service `appliance.control.v1.Control`: every call, from its group.
 
-A call reads its request, asks the part that HTTP uses too, and renders the response. Errors are raised as our own; the
-interceptor gives them their status codes.
+A call reads its request, asks the part that HTTP uses too, and renders the response. Errors are raised as our
+own; the interceptor gives them their status codes.
 """
 
 from appliance.control.calls.backends import BackendCalls

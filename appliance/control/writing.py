@@ -1,4 +1,7 @@
-"""Write to a caller that may have left. gRPC reports that in several ways; here it is always a cancellation."""
+"""Write to a caller that may have left.
+
+gRPC reports that in several ways; here it is always a cancellation.
+"""
 
 import asyncio
 from collections.abc import Iterator
@@ -15,7 +18,8 @@ Message = TypeVar("Message")
 def sending() -> Iterator[None]:
     """Turn the failure of an operation on a call whose caller has left into CancelledError.
 
-    gRPC cancels the handler's task then, but an operation that was under way fails first, with an InternalError.
+    gRPC cancels the handler's task then, but an operation that was under way fails first, with an
+    InternalError.
     """
     try:
         yield

@@ -1,7 +1,7 @@
 """The addresses of downloads: /v1/download_model, and the jobs behind it; also on the sidecar's port.
 
-On the main port a failed download has the status of its error, on the sidecar's port 500 and `Download failed: …`: for
-compatibility, see docs/compatibility.md.
+On the main port a failed download has the status of its error, on the sidecar's port 500 and `Download
+failed: …`: for compatibility, see docs/compatibility.md.
 """
 
 import asyncio
@@ -75,8 +75,8 @@ class DownloadHandlers:
         """Download a model: `{source, output_dir, config?, max_workers?, async_download?}`.
 
         Returns:
-            200 `{status: "completed", message, source, output_dir, job, files, bytes}` when it is complete; with
-            async_download 202 `{status: "started", message, source, output_dir, job}` at once.
+            200 `{status: "completed", message, source, output_dir, job, files, bytes}` when it is complete;
+            with async_download 202 `{status: "started", message, source, output_dir, job}` at once.
         """
         body = read_object(request.body)
         check_types(body, TYPES)
@@ -147,7 +147,8 @@ class DownloadHandlers:
     async def stream(self, request: Request) -> Response:
         """Follow a job as server-sent events.
 
-        The events are `progress` with the job object; the last one is completed, failed, cancelled or interrupted.
+        The events are `progress` with the job object; the last one is completed, failed, cancelled or
+        interrupted.
         """
         self._jobs.get(request.params["id"])
         return Response(
@@ -227,7 +228,8 @@ class DownloadHandlers:
         )
         if active is not None:
             raise Conflict(
-                f"{active.source} is being downloaded to {folder} (job {active.id}). Wait for it, or cancel it.",
+                f"{active.source} is being downloaded to {folder} (job {active.id}). "
+                "Wait for it, or cancel it.",
                 code="download_runs",
             )
         return folder

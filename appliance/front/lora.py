@@ -66,7 +66,10 @@ class LoraHandlers:
         ]
 
     async def load(self, request: Request) -> Response:
-        """Load an adapter, downloaded first where it has a `source`; with `async_download` return 202 at once."""
+        """Load an adapter, downloaded first where it has a `source`.
+
+        With `async_download` return 202 at once.
+        """
         try:
             body = read_object(request.body)
             check_types(body, TYPES)
@@ -108,8 +111,9 @@ class LoraHandlers:
         """List the adapters, and the orders that are not done.
 
         Returns:
-            `{object: "list", data: [{id, base_model, path, source, backend, pinned, declared, state, backends: [{backend,
-            kind, state, detail}]}], pending: [{lora_name, source, output_dir, phase, since, error?, …}]}`.
+            `{object: "list", data: [{id, base_model, path, source, backend, pinned, declared, state,
+            backends: [{backend, kind, state, detail}]}], pending: [{lora_name, source, output_dir, phase,
+            since, error?, …}]}`.
         """
         return json_response(
             {

@@ -1,4 +1,4 @@
-"""The sidecar's port: what runs beside one engine: health, readiness, the engine's metrics, its adapters and downloads.
+"""The sidecar's port, beside one engine: health, readiness, the engine's metrics, adapters, downloads.
 
     GET /health     {status: healthy, service: runtime}: this process responds
     GET /ready      200 while the engine can take requests, 503 with the reason while it cannot
@@ -93,7 +93,7 @@ def sidecar_groups(
     clock: Clock,
     more: Callable[[], list[MetricFamily]] = list,
 ) -> list[RouteGroup]:
-    """Return the handler groups beside the sidecar's own: the engine's metrics, and what it shares with the main port.
+    """Return the groups beside the sidecar's own: the engine's metrics, adapters and downloads.
 
     Args:
         more: Returns metric families of the sidecar's own.

@@ -1,6 +1,7 @@
 """The sidecar's `GET /metrics`: the engine's page as it was received, with our names beside the engine's.
 
-Errors are `{"detail": text}`: 502 when the engine cannot be reached, 500 with the line when its page is invalid.
+Errors are `{"detail": text}`: 502 when the engine cannot be reached, 500 with the line when its page is
+invalid.
 """
 
 from collections.abc import Callable

@@ -2,8 +2,8 @@
 
     /health   /status   /status/{alias}   /status/stream
 
-It has readings only and no keys, so it listens on this machine alone unless configured otherwise. For compatibility, see
-docs/compatibility.md.
+It has readings only and no keys, so it listens on this machine alone unless configured otherwise. For
+compatibility, see docs/compatibility.md.
 """
 
 from collections.abc import AsyncIterator, Callable
@@ -106,7 +106,9 @@ async def serving_status(
     port: int,
     silence_s: float = SILENCE_S,
 ) -> AsyncIterator[tuple[str, int]]:
-    """Serve on host and port while the context is open; at its end feeds say that the server is shutting down.
+    """Serve on host and port while the context is open.
+
+    At its end feeds say that the server is shutting down.
 
     Args:
         manager: Returns the manager; None until there is one.

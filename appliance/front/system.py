@@ -29,7 +29,8 @@ class SystemHandlers:
         metrics: The appliance's own.
         receipts: Of the latest requests.
         measure: Updates the gauges.
-        engines: Returns the metric families of the engines (engines/overview.py); None = there are no engines.
+        engines: Returns the metric families of the engines (engines/overview.py); None = there are no
+            engines.
     """
 
     def __init__(

@@ -13,7 +13,10 @@ Pairs = list[tuple[str, str]]
 
 
 def as_object(message: Message) -> dict[str, Any]:
-    """Return a message as a plain object, its fields named as in the .proto file; only absent optional ones are left out."""
+    """Return a message as a plain object, its fields named as in the .proto file.
+
+    Only absent optional ones are left out.
+    """
     from google.protobuf import json_format
 
     return json_format.MessageToDict(
@@ -22,7 +25,10 @@ def as_object(message: Message) -> dict[str, Any]:
 
 
 def enum_word(message: Message, field: str) -> str:
-    """Return an enum field's value as a word: APPLIANCE_STATE_SERVING → serving; `unknown` for a newer value."""
+    """Return an enum field's value as a word: APPLIANCE_STATE_SERVING → serving.
+
+    A value of a newer appliance is `unknown`.
+    """
     enum = message.DESCRIPTOR.fields_by_name[field].enum_type
     assert enum is not None
     prefix = enum.values[0].name.removesuffix("UNSPECIFIED")

@@ -24,8 +24,8 @@ class ChatCalls(CallGroup):
     ) -> None:
         """Answer one chat request: deltas or one reply, then the receipt.
 
-        The request's id is sent first, as the header `x-request-id`. When the caller leaves, the upstream request is
-        cancelled and the request is settled before this ends.
+        The request's id is sent first, as the header `x-request-id`. When the caller leaves, the upstream
+        request is cancelled and the request is settled before this ends.
 
         Raises:
             Invalid: The request is invalid.

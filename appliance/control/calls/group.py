@@ -1,4 +1,4 @@
-"""The base of every group of calls: what stands behind the control API, and the checks of fields that several calls share."""
+"""The base of every group of calls, and the checks of fields that several calls share."""
 
 import asyncio
 import math

@@ -25,7 +25,10 @@ class LoraCalls(CallGroup):
     async def LoadLoraAdapter(
         self, request: pb.LoadLoraAdapterRequest, context: AnyContext
     ) -> pb.LoadLoraAdapterResponse:
-        """Load an adapter, downloaded first where it has a source; return it with its state on each backend."""
+        """Load an adapter, downloaded first where it has a source.
+
+        Return it with its state on each backend.
+        """
         workers = require_in_range("max_workers", request.max_workers or DEFAULT_WORKERS, 1, MAX_WORKERS)
         order = AdapterOrder(
             require_text(request.name),

@@ -119,7 +119,10 @@ class ModelCalls(CallGroup):
         return self._parts.manager
 
     def _require_alias(self, alias: str) -> str:
-        """Return the alias of a model of the table; raise Invalid without one, NoSuchModel for an unknown one."""
+        """Return the alias of a model of the table.
+
+        Raise Invalid without one, NoSuchModel for an unknown one.
+        """
         return self._manager().model(require_text(alias, "alias")).alias
 
     def _now(self) -> Timestamp | None:
@@ -129,7 +132,7 @@ class ModelCalls(CallGroup):
 async def _load(
     manager: ModelManagerApi, alias: str, keep_alive_s: float | None
 ) -> ModelView | ApplianceError:
-    """Return the loaded model, or the error: as a value, because the caller that would catch it may have left."""
+    """Return the loaded model, or the error: as a value, because its caller may have left."""
     try:
         return await manager.load(alias, keep_alive_s=keep_alive_s)
     except ApplianceError as error:
@@ -150,7 +153,10 @@ def _waiting(manager: ModelManagerApi) -> dict[str, int]:
 
 
 def _progress(view: ModelView) -> tuple[object, ...]:
-    """Return what a follower of a load is sent on change; whole seconds, else every change would be sent as a countdown."""
+    """Return what a client is sent on change.
+
+    Whole seconds: else every change of any model would be sent as a countdown.
+    """
     return (
         view.status,
         view.load_progress,

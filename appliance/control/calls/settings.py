@@ -37,7 +37,7 @@ class SettingsCalls(CallGroup):
 
 
 def _error_of(result: ReloadResult) -> Invalid | RolledBack:
-    """Return the error of a reload that was not applied: problems with changes mean that it was rolled back."""
+    """Return the error of a reload that was not applied; problems with changes: it was rolled back."""
     text = f"{result.message} {'; '.join(str(problem) for problem in result.problems)}"
     violations = [
         (problem.variable, f"allowed: {problem.allowed}. {problem.remedy}") for problem in result.problems

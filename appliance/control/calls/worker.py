@@ -47,7 +47,10 @@ class WorkerCalls(CallGroup):
 
 
 def _started(worker: WorkerLike) -> pb.Worker:
-    """Return the worker after a start; raise Conflict where it may not run here, which the worker only records."""
+    """Return the worker after a start.
+
+    Raise Conflict where it may not run here, which the worker only records.
+    """
     state = worker.as_dict()
     if state.get("state") == "refused":
         raise Conflict(str(state.get("reason") or "The worker may not run here."), code="worker_refused")

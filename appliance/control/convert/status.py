@@ -1,4 +1,7 @@
-"""Status, identity, worker, settings and lines of the log as messages. Unknown keys are left out; missing ones stay default."""
+"""Status, identity, worker, settings and lines of the log as messages.
+
+Unknown keys are left out; missing ones stay default.
+"""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,7 +1,7 @@
-"""The two feeds about models, as server-sent events: the status of each model as it changes, and figures every two seconds.
+"""The two feeds about models, as server-sent events: status on change, and figures every two seconds.
 
-A client is sent the latest state, not every step to it: nothing is queued for it, so a slow client costs nothing.
-For compatibility, see docs/compatibility.md.
+A client is sent the latest state, not every step to it: nothing is queued for it, so a slow client costs
+nothing. For compatibility, see docs/compatibility.md.
 """
 
 import asyncio
@@ -75,7 +75,8 @@ class StatusFeeds:
 
         Yields:
             `full_status` first, then `model_update` (one model) and `server_update` (`{status, started_at,
-            updated_at}`) on change, `heartbeat` (`{timestamp, server_status}`) after silence_s without an event.
+            updated_at}`) on change, `heartbeat` (`{timestamp, server_status}`) after silence_s without an
+            event.
         """
         sent = self.now()
         yield render_event("full_status", sent)
@@ -130,7 +131,10 @@ class StatusFeeds:
 
 
 def _differences(former: dict[str, Any], now: dict[str, Any]) -> list[bytes]:
-    """Return the events from the former status to the present one. A model that left the table becomes `unknown`."""
+    """Return the events from the former status to the present one.
+
+    A model that left the table becomes `unknown`.
+    """
     updates = [
         render_event("model_update", model)
         for alias, model in now["models"].items()
@@ -149,7 +153,9 @@ def _differences(former: dict[str, Any], now: dict[str, Any]) -> list[bytes]:
 async def load_events(
     manager: ModelManagerApi, alias: str, keep_alive_s: float | None
 ) -> AsyncGenerator[bytes, None]:
-    """Load a model; yield a `model_update` for each change of it until it is ready. Closing it cancels the load.
+    """Load a model; yield a `model_update` for each change of it until it is ready.
+
+    Closing it cancels the load.
 
     Raises:
         ApplianceError: What ModelManagerApi.load raises, after the last `model_update`.

@@ -1,7 +1,7 @@
-"""The addresses of the model manager: status, queues, memory, health, telemetry; load, eject, reset, pin for operators.
+"""The addresses of the model manager: readings for clients; load, eject, reset and pin for operators.
 
-They exist only where there is a table of models. Shapes: models/status/objects.py, models/status/measures.py, objects.py,
-snapshot.py; streams: feeds.py. For compatibility, see docs/compatibility.md.
+They exist only where there is a table of models. Shapes: models/status/objects.py, models/status/measures.py,
+objects.py, snapshot.py; streams: feeds.py. For compatibility, see docs/compatibility.md.
 """
 
 import asyncio
@@ -67,7 +67,8 @@ class ManagerHandlers:
         self._feeds.close()
 
     def routes(self) -> list[Route]:
-        """Return this group's addresses. Fixed ones before those with a name: a model may be called `failed` or `status`."""
+        """Return this group's addresses."""
+        # Fixed addresses before those with a name: a model may be called `failed` or `status`.
         read = partial(Route, ("GET",), is_open_while_draining=True, is_ours=True)
         act = partial(Route, ("POST",), access=Access.OPERATOR, is_ours=True)
         return [
@@ -138,7 +139,8 @@ class ManagerHandlers:
         """List the models that failed.
 
         Returns:
-            `{failed_models: [{model, attempts, error}]}`, errors shortened; with `message` where there are none.
+            `{failed_models: [{model, attempts, error}]}`, errors shortened; with `message` where there are
+            none.
         """
         rows = [
             {"model": one.alias, "attempts": one.attempts, "error": one.error[:MAX_ERROR_CHARS]}

@@ -1,7 +1,9 @@
-"""The bodies of the model manager's readings: memory, queues, health, telemetry. Pure: values in, objects out.
+"""The bodies of the model manager's readings: memory, queues, health, telemetry.
 
-MB and GB are 2^20 and 2^30 bytes. Some percentages and seconds are texts ("99.0%", "0.123s"): for compatibility, see
-docs/compatibility.md.
+Pure: values in, objects out.
+
+MB and GB are 2^20 and 2^30 bytes. Some percentages and seconds are texts ("99.0%", "0.123s"): for
+compatibility, see docs/compatibility.md.
 """
 
 from collections.abc import Sequence
@@ -24,7 +26,9 @@ from appliance.models.status.views import (
 
 
 def vram(manager: ModelManagerApi) -> dict[str, Any]:
-    """Return the body of /vram. Without a GPU the figures are those of system memory, which the models use then.
+    """Return the body of /vram.
+
+    Without a GPU the figures are those of system memory, which the models use then.
 
     `status`: healthy with twice `min_vram_required` free, warning with once, else critical.
     """
@@ -154,7 +158,7 @@ def _vram_row(view: ModelView, total: int) -> dict[str, Any]:
 
 
 def _memory_word(view: ModelView) -> str:
-    """Return the status as these addresses have it: a model that is ready is `loaded`, one that starts `loading`."""
+    """Return the status as here: a model that is ready is `loaded`, one that starts `loading`."""
     return {"ready": "loaded", "starting": "loading"}.get(view.status, view.status)
 
 
@@ -214,7 +218,7 @@ def health_of_models(views: Sequence[HealthView]) -> dict[str, Any]:
 
 
 def health_checks(manager: ModelManagerApi) -> dict[str, dict[str, Any]]:
-    """Return the `checks` of /health: gpu, manager, http_client; each with `status` ok or error, and `error` with the latter.
+    """Return the `checks` of /health: gpu, manager, http_client; each `{status: ok | error, error?, …}`.
 
     A machine without a GPU is healthy; one whose memory cannot be read at all is not.
     """

@@ -1,7 +1,7 @@
-"""The `context` of /api/generate: an opaque list of numbers that carries a conversation from one request to the next.
+"""The `context` of /api/generate: a conversation as an opaque list of numbers, for the next request.
 
-An engine behind an API does not show its token numbers, so ours hold the conversation's text: its UTF-8 JSON after a
-marker, three bytes per number. Nothing is stored here.
+An engine behind an API does not show its token numbers, so ours hold the conversation's text: its UTF-8 JSON
+after a marker, three bytes per number. Nothing is stored here.
 """
 
 from itertools import pairwise
@@ -48,7 +48,8 @@ def unpack_context(context: list[Any]) -> list[dict[str, Any]]:
             raise ValueError
     except (ValueError, OverflowError, AttributeError, TypeError):
         raise Invalid(
-            "`context` was not made by this server. Leave it out, or send the conversation as `messages` to /api/chat.",
+            "`context` was not made by this server. Leave it out, or send the conversation as `messages` to "
+            "/api/chat.",
             param="context",
         ) from None
     return [{"role": role, "content": text} for role, text in turns]

@@ -1,10 +1,10 @@
 """Ollama's dialect: NDJSON streams, durations in nanoseconds, errors as `{error: text}`.
 
-Requests are translated in translated_request.py, replies in reply.py; the models that run here are described in models.py,
-the others in relayed.py. Replies have the public model name.
+Requests are translated in translated_request.py, replies in reply.py; the models that run here are described
+in models.py, the others in relayed.py. Replies have the public model name.
 
-Source: Ollama's API at level API_VERSION; `messages` in /api/generate, `upstream` in /api/tags and the lines of
-/api/pull for a relayed model: for compatibility, see docs/compatibility.md.
+Source: Ollama's API at level API_VERSION; `messages` in /api/generate, `upstream` in /api/tags and the lines
+of /api/pull for a relayed model: for compatibility, see docs/compatibility.md.
 """
 
 from collections.abc import AsyncGenerator, Callable
@@ -103,7 +103,8 @@ class OllamaHandlers:
         manager: The models that run here; None = all are relayed.
         library: What is known of their files; None = nothing.
         pulls: None = no model can be pulled.
-        heartbeat_s: Returns the seconds after which a stream that waits gets its headers and heartbeats; 0 = never.
+        heartbeat_s: Returns the seconds after which a stream that waits gets its headers and heartbeats; 0 =
+            never.
     """
 
     def __init__(
@@ -159,7 +160,8 @@ class OllamaHandlers:
         """List the models.
 
         Returns:
-            `{models: [{name, model, upstream, aliases, modified_at, size, digest, details, capabilities, …}]}`.
+            `{models: [{name, model, upstream, aliases, modified_at, size, digest, details, capabilities,
+            …}]}`.
         """
         cards = self._router.cards()
         local = await self._local.tags(card.id for card in cards) if self._local else {}
@@ -265,7 +267,7 @@ class OllamaHandlers:
     async def _start_stream(
         self, engine_request: EngineRequest, exchange: Exchange, translator: StreamTranslator
     ) -> Response:
-        """Ask the engines; what fails before the first line becomes a real status, not a line of the stream."""
+        """Ask the engines; a failure before the first line becomes a status, not a line of the stream."""
         reply = await self._ask(engine_request)
         assert reply.events is not None
         lines = GeneratedStream(self._lines(reply.events, exchange, translator), reply.events)
@@ -409,7 +411,7 @@ def _name(asked: dict[str, Any]) -> str:
 def _engine_request(
     exchange: Exchange, operation: Operation, body: dict[str, Any], *, is_stream: bool | None = None
 ) -> EngineRequest:
-    """Return what the engines are asked: for the model that was named, with the options of Ollama's own fields.
+    """Return the engines' request: for the named model, with the options of Ollama's own fields.
 
     Args:
         is_stream: None = as the client asked.
@@ -429,7 +431,7 @@ def _engine_request(
 
 
 def _log_ignored(request: Request, names: list[str]) -> None:
-    """Log the options that were not used, as Ollama does; the names are the client's, so they are shortened."""
+    """Log the options that were not used, as Ollama does; the names are the client's: they are shortened."""
     if names:
         shown = [name[:MAX_NAME_CHARS_LOGGED] for name in names[:MAX_NAMES_LOGGED]]
         log.warning("ignored", id=request.id, names=shown, count=len(names))

@@ -1,4 +1,7 @@
-"""Ollama's messages and tools as OpenAI's: images become data URIs, arguments become text, every call gets an id. Pure."""
+"""Ollama's messages and tools as OpenAI's. Pure.
+
+Images become data URIs, arguments become text, every call gets an id.
+"""
 
 import base64
 import binascii

@@ -1,4 +1,6 @@
-"""The models that run here, as /api/tags, /api/ps and /api/show describe them; and loading by an empty prompt.
+"""The models that run here, as /api/tags, /api/ps and /api/show describe them.
+
+And loading by an empty prompt.
 
 Facts come from the model's file (the library), states from the manager.
 
@@ -160,7 +162,7 @@ def _facts(view: ModelView, details: ModelDetails | None) -> dict[str, Any]:
 
 
 def _digest(view: ModelView, details: ModelDetails | None) -> str:
-    """Return the file's digest; until it is computed a substitute, because clients shorten it without a check."""
+    """Return the file's digest; until it is computed a substitute: clients shorten it without a check."""
     if details and details.digest:
         return details.digest
     state = f"{view.path}:{details.size_bytes}:{details.modified_s}" if details else str(view.path)
@@ -202,7 +204,7 @@ def _memory(view: ModelView) -> dict[str, int]:
 
 
 def _expiry_s(view: ModelView, now_s: float) -> float:
-    """Return when its last runner is unloaded; never is so far in the future that `ollama ps` prints Forever."""
+    """Return when its last runner is unloaded; for never so late that `ollama ps` prints Forever."""
     never_s = now_s + NEVER_AFTER_S
     return max(
         never_s if runner.expires_at_s is None else min(runner.expires_at_s, never_s)

@@ -1,7 +1,7 @@
 """Newline-delimited JSON, one object per line: the framing of Ollama's streams.
 
-NDJSON has no comments, and clients fail on an empty line. But every JSON reader skips spaces before an object:
-HEARTBEAT is the beginning of the next line.
+NDJSON has no comments, and clients fail on an empty line. But every JSON reader skips spaces before an
+object: HEARTBEAT is the beginning of the next line.
 """
 
 from typing import Any

@@ -1,8 +1,8 @@
 """Ollama's /api/pull of a model on Hugging Face, and /api/delete of a pulled one.
 
-A stream starts before the repository is asked, as Ollama's does: a failure after that is its last line. A client that
-leaves cancels the download unless others wait for it; what was fetched is kept. Both need an operator: they fill and
-clear the disk.
+A stream starts before the repository is asked, as Ollama's does: a failure after that is its last line. A
+client that leaves cancels the download unless others wait for it; what was fetched is kept. Both need an
+operator: they fill and clear the disk.
 """
 
 import asyncio
@@ -39,8 +39,8 @@ class PullHandlers:
         """Download a model; return None where `name` is not one of Hugging Face.
 
         Returns:
-            Lines: `pulling manifest`, `pulling <12 hex digits>` with digest, total and completed, `verifying sha256
-            digest`, `writing manifest`, `success`; or without a stream the last one.
+            Lines: `pulling manifest`, `pulling <12 hex digits>` with digest, total and completed, then
+            `verifying sha256 digest`, `writing manifest`, `success`; or without a stream the last one.
 
         Raises:
             Invalid: The name starts like one of Hugging Face and is invalid.

@@ -1,4 +1,4 @@
-"""OpenAI's replies and chunks as Ollama's objects: text, thinking, whole tool calls, durations in nanoseconds. Pure.
+"""OpenAI's replies and chunks as Ollama's objects: text, thinking, whole tool calls, numbers. Pure.
 
 Source: Ollama's API types.
 """
@@ -23,7 +23,7 @@ BROKEN_ARGUMENTS = "_raw"  # the key of a tool call's arguments that are no JSON
 
 @dataclass(frozen=True, slots=True)
 class ReplyFormat:
-    """How the reply to one request is rendered: the model's name, chat's shape or generate's, with or without thinking."""
+    """How the reply to one request is rendered: model name, chat's or generate's shape, thinking or not."""
 
     model: str
     is_chat: bool
@@ -55,7 +55,8 @@ class ReplyFormat:
 class StreamTranslator:
     """Turns the chunks of one stream into Ollama's objects. After the last chunk call `finish`.
 
-    Tool calls are assembled and sent whole, in one object before the closing one. `text` is the whole text so far.
+    Tool calls are assembled and sent whole, in one object before the closing one. `text` is the whole text so
+    far.
     """
 
     reply_format: ReplyFormat
@@ -188,7 +189,7 @@ def to_done_reason(finish: Any) -> str:
 
 
 def from_openai_logprobs(choice: dict[str, Any]) -> list[Any]:
-    """Return Ollama's list of log-probabilities, from a chat's (`content`) or a completion's (parallel arrays)."""
+    """Return Ollama's log-probabilities, from a chat's (`content`) or a completion's (parallel arrays)."""
     given = choice.get("logprobs")
     if not isinstance(given, dict):
         return []
@@ -239,15 +240,18 @@ def nanoseconds(seconds: float) -> int:
 
 
 def parse_vectors(reply: dict[str, Any], count: int) -> list[list[float]]:
-    """Return `count` embeddings, in the order of their inputs, from numbers or base64 of little-endian 32-bit floats.
+    """Return `count` embeddings, in the order of their inputs.
+
+    Each is numbers, or base64 of little-endian 32-bit floats.
 
     Raises:
         UpstreamFailed: There are more or fewer, or one is invalid.
     """
     rows = reply.get("data")
     if not isinstance(rows, list) or len(rows) != count:
+        found = len(rows) if isinstance(rows, list) else "no"
         raise UpstreamFailed(
-            f"The engine returned {len(rows) if isinstance(rows, list) else 'no'} embeddings for {count} texts.",
+            f"The engine returned {found} embeddings for {count} texts.",
             code="upstream_rubbish",
         )
     try:

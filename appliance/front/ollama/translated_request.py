@@ -1,6 +1,7 @@
 """Ollama's requests as OpenAI's. Pure: it decides what the engines are asked, and refuses what is invalid.
 
-Source: Ollama's API types and `options`; `messages` in /api/generate and `options.max_tokens`: docs/compatibility.md.
+Source: Ollama's API types and `options`; `messages` in /api/generate and `options.max_tokens`:
+docs/compatibility.md.
 """
 
 import re
@@ -204,8 +205,8 @@ def to_openai_generate(asked: dict[str, Any]) -> TranslatedRequest:
         raise Invalid("raw mode does not support template, system, or context", param="raw")
     if asked.get("template"):
         raise Invalid(
-            "`template` is not supported: the engine applies the model's own. Leave it out, or send a complete prompt "
-            "with `raw`.",
+            "`template` is not supported: the engine applies the model's own. Leave it out, or send a "
+            "complete prompt with `raw`.",
             param="template",
         )
     fields, ignored = _common(asked)

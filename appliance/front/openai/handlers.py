@@ -1,4 +1,7 @@
-"""OpenAI's dialect: models, chat, completions, embeddings. The client's bytes are sent on; only `model` is replaced in them."""
+"""OpenAI's dialect: models, chat, completions, embeddings.
+
+The client's bytes are sent on; only `model` is replaced in them.
+"""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -31,7 +34,8 @@ class OpenAIHandlers:
     """The handlers of `/v1`.
 
     Args:
-        heartbeat_s: Returns the seconds after which a stream that waits gets its headers and comments; 0 = never.
+        heartbeat_s: Returns the seconds after which a stream that waits gets its headers and comments; 0 =
+            never.
         manager: The models that this appliance runs itself; None = none.
     """
 
@@ -102,7 +106,10 @@ class OpenAIHandlers:
         raise NoSuchModel(f"The model {wanted!r} does not exist here.", param="model")
 
     def _model_rows(self) -> dict[str, dict[str, Any]]:
-        """Return every model by its id; those that run here, loaded or not, with `n_ctx`, and owned by `user`."""
+        """Return every model by its id.
+
+        Those that run here, loaded or not, with `n_ctx`, and owned by `user`.
+        """
         rows = {card.id: _model_row(card) for card in self._router.cards()}
         if (manager := self._manager) is None:
             return rows

@@ -1,4 +1,7 @@
-"""OpenAI's Responses API, on top of chat completions: whole responses and event streams. Nothing is stored."""
+"""OpenAI's Responses API, on top of chat completions: whole responses and event streams.
+
+Nothing is stored.
+"""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -36,7 +39,8 @@ class ResponsesHandlers:
     """The handlers of `/v1/responses`.
 
     Args:
-        heartbeat_s: Returns the seconds after which a stream that waits gets its headers and comments; 0 = never.
+        heartbeat_s: Returns the seconds after which a stream that waits gets its headers and comments; 0 =
+            never.
     """
 
     def __init__(

@@ -1,4 +1,7 @@
-"""A request of the Responses API as a chat request. Pure. Nothing is stored, so nothing can be continued by id."""
+"""A request of the Responses API as a chat request.
+
+Pure. Nothing is stored, so nothing can be continued by id.
+"""
 
 from typing import Any
 
@@ -115,8 +118,11 @@ def chat_messages(asked: dict[str, Any]) -> list[dict[str, Any]]:
 def _add_item(messages: list[dict[str, Any]], item: dict[str, Any], where: str) -> None:
     """Append one input item to the messages.
 
-    1. a message             2. a function call: joins the assistant's message before it
-    3. a call's result       4. reasoning: left out, chat has no field for it       5. anything else is refused
+    1. a message
+    2. a function call: joins the assistant's message before it
+    3. a call's result
+    4. reasoning: left out, chat has no field for it
+    5. anything else is refused
     """
     kind = item.get("type") or ("message" if "role" in item else "")
     if kind == "message":  # 1

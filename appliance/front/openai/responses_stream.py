@@ -208,7 +208,10 @@ class _ReasoningItem:
 
 
 class _CallItem:
-    """A function call, from the first fragment of chat's tool call; fragments of one `index` belong together."""
+    """A function call, from the first fragment of chat's tool call.
+
+    Fragments of one `index` belong together.
+    """
 
     def __init__(self, fragment: dict[str, Any]) -> None:
         self.id = new_id("fc")
