@@ -1,0 +1,317 @@
+"""One attempt at one server: what each way to fail comes to, and what becomes of its slot. The server is a stand-in on loopback."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from appliance.base import jsons
+from appliance.base.clock import FakeClock
+from appliance.base.errors import ApplianceError, Invalid
+from appliance.base.logs import SECRETS
+from appliance.base.metrics.registry import Metrics
+from appliance.base.wire.pool import ConnectionPool
+from appliance.base.wire.types import PoolLimits
+from appliance.engines.backends.adapters import LoadedAdapter
+from appliance.engines.backends.contract import BackendCallbacks
+from appliance.engines.backends.server import EngineServer
+from appliance.engines.dialects.contract import EngineFacts
+from appliance.engines.outcome import Outcome
+from appliance.engines.slots import AnySlot
+from appliance.engines.types import EngineReply, EngineRequest
+from appliance.engines.upstream.exchange import AttemptFailed
+from tests.engines.servers import PageClient, chat, served, server_at
+from tests.fakes.engine_server import EngineServer as Engine
+
+pytestmark = pytest.mark.timeout(20)
+
+
+class Scene:
+    """A server, the stand-in behind it, and what it reports."""
+
+    def __init__(self, engine: Engine, server: EngineServer, metrics: Metrics, reports: list[str]) -> None:
+        self.engine, self.server, self.metrics, self.reports = engine, server, metrics, reports
+
+    async def send(self, request: EngineRequest, *, budget_s: float = 5.0) -> tuple[EngineReply, AnySlot]:
+        slot = self.server.take("only_one")
+        return await self.server.send(request, slot, budget_s=budget_s), slot
+
+    async def fail(self, request: EngineRequest, *, budget_s: float = 5.0) -> tuple[Exception, AnySlot]:
+        slot = self.server.take("only_one")
+        with pytest.raises((AttemptFailed, ApplianceError)) as caught:
+            await self.server.send(request, slot, budget_s=budget_s)
+        return caught.value, slot
+
+
+Open = Callable[..., Awaitable[Scene]]
+
+
+@pytest.fixture
+async def open_server() -> AsyncIterator[Open]:
+    """Open a scene: `await open_server("vllm", **settings)`."""
+    wire, engines = ConnectionPool(PoolLimits()), list[Engine]()
+
+    async def make(kind: str = "vllm", **how: Any) -> Scene:
+        engine, metrics, reports = Engine(kind), Metrics(), list[str]()
+        engines.append(engine)
+        await engine.start()
+        callbacks = BackendCallbacks(
+            lambda: reports.append("capacity"), on_models=lambda: reports.append("models")
+        )
+        server = server_at(engine.url, kind=kind, wire=wire, metrics=metrics, callbacks=callbacks, **how)
+        reports.clear()
+        return Scene(engine, server, metrics, reports)
+
+    yield make
+    await wire.close()
+    for engine in engines:
+        await engine.stop()
+
+
+# ---- responses
+
+
+@pytest.mark.parametrize(
+    ("kind", "asks_for_a_stream"), [("vllm", False), ("llamacpp", True), ("openai", False)]
+)
+async def test_a_whole_response_releases_the_slot(
+    open_server: Open, kind: str, asks_for_a_stream: bool
+) -> None:
+    """llama.cpp is asked for a stream: a whole response it would go on with when the client has left."""
+    scene = await open_server(kind)
+    reply, slot = await scene.send(request := chat())
+    assert jsons.loads(reply.body or b"")["choices"][0]["message"]["content"] == "Standing in."
+    assert scene.engine.asked[0].get("stream", False) is asks_for_a_stream
+    assert (slot.is_released, slot.attempt.outcome, scene.server.in_flight) == (True, Outcome.OK, 0)
+    receipt = request.receipt
+    assert (receipt.backend, receipt.served_model, receipt.endpoint) == ("e0", "tiny", scene.engine.url)
+    assert scene.reports == ["capacity"]
+
+
+async def test_a_stream_holds_its_slot_until_it_ends(open_server: Open) -> None:
+    scene = await open_server()
+    reply, slot = await scene.send(chat(stream=True))
+    assert (slot.is_released, scene.server.in_flight, scene.reports) == (False, 1, [])
+    assert reply.events is not None
+    pieces = [piece async for piece in reply.events]
+    assert b"[DONE]" in pieces[-1]
+    assert (slot.attempt.outcome, scene.server.in_flight, scene.reports) == (Outcome.OK, 0, ["capacity"])
+
+
+async def test_a_client_that_leaves_releases_the_slot(open_server: Open) -> None:
+    scene = await open_server()
+    scene.engine.token_s = 0.05
+    reply, slot = await scene.send(chat(stream=True))
+    assert reply.events is not None
+    await anext(reply.events)
+    await reply.events.aclose()
+    assert (slot.attempt.outcome, scene.server.in_flight) == (Outcome.CLIENT_LEFT, 0)
+
+
+# ---- failures
+
+
+@pytest.mark.parametrize(
+    ("fault", "outcome", "failures_in_a_row"),
+    [
+        ("status_429", Outcome.FULL, 0),
+        ("status_500", Outcome.STATUS, 1),
+        ("status_502", Outcome.STATUS, 1),
+        ("rubbish", Outcome.INVALID_RESPONSE, 1),
+        ("context", Outcome.CONTEXT, 0),
+        ("refuse", Outcome.FIRST_BYTE, 1),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_failure_before_the_first_byte_lets_another_try(
+    open_server: Open, fault: str, outcome: Outcome, failures_in_a_row: int, stream: bool
+) -> None:
+    scene = await open_server()
+    scene.engine.faults = [fault] * 2  # a connection that breaks without a byte is replaced once
+    failure, slot = await scene.fail(chat(stream=stream))
+    assert isinstance(failure, AttemptFailed)
+    assert (failure.outcome, slot.attempt.outcome, slot.is_released) == (outcome, outcome, True)
+    assert scene.server.state.breaker.failures_in_a_row == failures_in_a_row
+    assert sum(scene.server.stats.errors.values()) == 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "settings", "outcome"),
+    [
+        ("hang", {"upstream_first_byte_timeout_s": 0.05}, Outcome.FIRST_BYTE),
+        ("hang_after_head", {"upstream_idle_timeout_s": 0.05}, Outcome.IDLE),
+    ],
+)
+async def test_a_silent_server_is_given_up(
+    open_server: Open, fault: str, settings: dict[str, float], outcome: Outcome
+) -> None:
+    scene = await open_server(**settings)
+    scene.engine.faults = [fault]
+    failure, _ = await scene.fail(chat(stream=True))
+    assert isinstance(failure, AttemptFailed)
+    assert failure.outcome is outcome
+
+
+async def test_the_budget_limits_a_whole_response(open_server: Open) -> None:
+    scene = await open_server()
+    scene.engine.faults = ["hang"]
+    failure, _ = await scene.fail(chat(), budget_s=0.05)
+    assert isinstance(failure, AttemptFailed)
+    assert failure.outcome in {Outcome.FIRST_BYTE, Outcome.TOTAL}
+
+
+async def test_a_refused_connection_takes_the_server_down(open_server: Open) -> None:
+    scene = await open_server()
+    await scene.engine.stop()
+    failure, _ = await scene.fail(chat())
+    assert isinstance(failure, AttemptFailed)
+    assert (failure.outcome, failure.was_sent) == (Outcome.CONNECT, False)
+    assert not scene.server.state.health.is_ready
+
+
+async def test_the_clients_own_fault_says_nothing_against_the_server(open_server: Open) -> None:
+    scene = await open_server()
+    scene.engine.faults = ["status_400"]
+    failure, slot = await scene.fail(chat())
+    assert isinstance(failure, Invalid)
+    assert (slot.attempt.outcome, scene.server.state.breaker.failures_in_a_row) == (Outcome.REFUSED, 0)
+
+
+async def test_a_stream_that_breaks_off_is_an_error_of_the_server(open_server: Open) -> None:
+    scene = await open_server()
+    scene.engine.faults = ["cut"]
+    reply, slot = await scene.send(chat(stream=True))
+    assert reply.events is not None
+    with pytest.raises(ApplianceError):
+        async for _ in reply.events:
+            pass
+    await reply.events.aclose()
+    assert (slot.attempt.outcome, scene.server.state.breaker.failures_in_a_row) == (Outcome.CUT_OFF, 1)
+
+
+# ---- slots
+
+
+async def test_the_request_after_an_open_circuit_is_its_probe() -> None:
+    server = server_at(clock=(clock := FakeClock()), breaker_failures=1, breaker_rest_s=10)
+    server.take("only_one").release(Outcome.STATUS, status=500)
+    clock.advance(10)
+    server.take("only_one")
+    assert server.state.breaker.is_probing
+
+
+@pytest.mark.parametrize(("outcome", "is_probe_due"), [(Outcome.OK, False), (Outcome.STATUS, True)])
+async def test_an_uncounted_slot_only_asks_for_a_probe(outcome: Outcome, is_probe_due: bool) -> None:
+    server = server_at()
+    slot = server.uncounted_slot()
+    assert server.in_flight == 0
+    slot.release(outcome)
+    assert (server.state.breaker.failures_in_a_row, server.member.total) == (0, 0)
+    assert server.state.probe_due.is_set() is is_probe_due
+
+
+async def test_slots_carry_the_servers_address_and_key() -> None:
+    server = server_at("http://127.0.0.1:9", spec={"api_key": "sk_of_the_server"})
+    slot = server.take("only_one")
+    assert (slot.url, slot.headers) == ("http://127.0.0.1:9", {"Authorization": "Bearer sk_of_the_server"})
+    assert "sk_of_the_server" not in SECRETS.redact("the key is sk_of_the_server")
+
+
+# ---- latencies
+
+
+@pytest.mark.parametrize(
+    ("kind", "note", "measures"),
+    [
+        ("openai", "ok", True),
+        ("vllm", "ok", False),
+        ("vllm", "off", True),
+        ("vllm", "/metrics answered 500", False),
+    ],
+)
+async def test_response_times_are_taken_where_the_engine_takes_none(
+    kind: str, note: str, measures: bool
+) -> None:
+    server = server_at(kind=kind)
+    server.state.update_load(None, None, note)
+    assert server.measures_latencies is measures
+
+
+async def test_response_times_reach_the_metrics(open_server: Open) -> None:
+    scene = await open_server("openai")
+    reply, _ = await scene.send(chat(stream=True))
+    assert reply.events is not None
+    async for _ in reply.events:
+        pass
+    assert [(backend, model) for backend, model, _ in scene.metrics.latencies] == [("e0", "tiny")]
+
+
+# ---- adapters
+
+
+async def test_an_adapter_that_was_unloaded_meanwhile_is_missing(open_server: Open) -> None:
+    scene = await open_server()
+    scene.server.models.adapters.declare(frozenset({"sql"}))
+    failure, slot = await scene.fail(chat("sql"))
+    assert isinstance(failure, AttemptFailed)
+    assert (failure.outcome, slot.attempt.outcome) == (Outcome.ADAPTER_MISSING, Outcome.ADAPTER_MISSING)
+    assert failure.error is not None
+    assert "'sql' is declared" in failure.error.message
+
+
+async def test_an_adapter_that_the_body_names_is_asked_for_first(open_server: Open) -> None:
+    """llama.cpp lets its base model answer where it does not have the adapter."""
+    scene = await open_server("llamacpp")
+    adapter = served("sql", parent="tiny", extra=(("lora", [{"id": 7, "scale": 1.0}]),))
+    scene.server.state.update_facts(EngineFacts({"tiny": served("tiny"), "sql": adapter}))
+    scene.server.models.adapters.declare(frozenset({"sql"}))
+    scene.server.models.adapters.add("sql", LoadedAdapter(adapter, "sql", True))
+    scene.server.state.refresh_models()
+    scene.server.client = PageClient({"/lora-adapters": (200, b"[]")})  # type: ignore[assignment]
+    failure, _ = await scene.fail(chat("sql"))
+    assert isinstance(failure, AttemptFailed)
+    assert (failure.outcome, scene.engine.asked) == (Outcome.ADAPTER_MISSING, [])
+    assert scene.server.find_model("sql") is None
+
+
+async def test_an_engines_404_for_a_declared_adapter_takes_it_out(open_server: Open) -> None:
+    scene = await open_server()
+    adapter = served("sql", parent="tiny")
+    scene.server.models.adapters.declare(frozenset({"sql"}))
+    scene.server.models.adapters.add("sql", LoadedAdapter(adapter, "sql", True))
+    scene.server.state.refresh_models()
+    scene.engine.faults = ["status_404"]
+    failure, _ = await scene.fail(chat("sql"))
+    assert isinstance(failure, AttemptFailed)
+    assert (failure.outcome, scene.server.find_model("sql")) == (Outcome.ADAPTER_MISSING, None)
+    assert scene.server.models.adapters._in_use == {}
+
+
+# ---- what it shows
+
+
+async def test_its_state_tells_everything_that_is_known() -> None:
+    server = server_at(kind="llamacpp", spec={"cost": 2.0, "weight": 3.0}, breaker_failures=1)
+    server.state.update_load(2, 1, "ok")
+    state = server.describe()
+    assert (state.kind, state.is_up, state.standing, state.detail) == ("llamacpp", True, "ready", "")
+    assert (state.running, state.waiting, state.limit, state.weight, state.cost) == (2, 1, 4, 3.0, 2.0)
+    server.take("only_one").release(Outcome.STATUS, status=502)
+    state = server.describe()
+    assert (state.standing, state.breaker, state.is_up, state.errors) == (
+        "circuit_open",
+        "open",
+        False,
+        (("status_502", 1),),
+    )
+    assert state.detail == "circuit open after failures, retrying in 15 s"
+    assert state.endpoints == (
+        {"url": "http://127.0.0.1:1", "rested_s": 15.0, "failed_in_a_row": 1, "last_error": ""},
+    )
+
+
+async def test_its_adapters_are_told_beside_its_metrics_page() -> None:
+    server = server_at()
+    assert (server.engine_extras(0.5).kv_usage, server.engine_extras(None).adapters) == (0.5, None)
+    server.state.update_facts(EngineFacts({"tiny": served("tiny"), "sql": served("sql", parent="tiny")}))
+    assert server.engine_extras(None).adapters == ("sql",)
