@@ -137,3 +137,12 @@ def test_a_model_is_known_by_its_file_and_by_how_it_is_run(tmp_path: Path) -> No
     os.utime(path, (1, 1))
     assert key_of(path, "x") != first
     assert key_of(tmp_path / "none.gguf", "x") == key_of(tmp_path / "none.gguf", "x")
+
+
+def test_damaged_record_is_logged_with_its_value(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "history.json"
+    path.write_text('{"a": [-1, 5, 1]}')
+    LoadHistory(path).read()
+    printed = "".join(capsys.readouterr())
+    assert "load_history_unreadable" in printed
+    assert "invalid record: [-1, 5, 1]" in printed

@@ -19,7 +19,7 @@ from appliance.models.runner.loader import Loader
 from appliance.models.runner.orphans import Records
 from appliance.models.runner.ports import find_free_port, owner_of
 from appliance.models.runner.proc import started_ticks
-from appliance.models.runner.process import StopTimes
+from appliance.models.runner.process import Process, StopTimes
 from appliance.models.runner.program import find_program
 from appliance.models.runner.runner import Runner
 from appliance.models.table.catalogue import Catalogue, Model, Params, System
@@ -131,6 +131,20 @@ async def test_port_taken_meanwhile_is_replaced_by_another(
     assert set(yard.loader._ports) == {runner.port}
 
 
+async def test_five_taken_ports_end_the_load(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = LoadFailed("couldn't bind", is_port=True)
+
+    async def fails(self: Process, limit_s: float, on_progress: object) -> None:
+        raise taken
+
+    monkeypatch.setattr(Process, "wait_ready", fails)
+    first = yard.loader.first_port
+    with pytest.raises(LoadFailed, match=f"took each of 5 ports, the last was {first + 4}") as caught:
+        await yard.load(yard.runner())
+    assert caught.value.can_retry
+    assert (yard.records(), yard.loader._ports) == ([], {})
+
+
 async def test_stop_during_the_start_leaves_nothing(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
     runner = yard.runner()
     add, spawned = yard.loader.records.add, list[int]()
@@ -141,7 +155,7 @@ async def test_stop_during_the_start_leaves_nothing(yard: Yard, monkeypatch: pyt
         runner.is_stop_requested = True  # its stop came a moment ago, when there was no process yet
 
     monkeypatch.setattr(yard.loader.records, "add", told)
-    with pytest.raises(LoadFailed, match="it was stopped"):
+    with pytest.raises(LoadFailed, match="it was stopped while it was started"):
         await yard.load(runner)
     assert started_ticks(spawned[0]) is None
     assert (yard.records(), yard.loader._ports) == ([], {})
@@ -150,7 +164,7 @@ async def test_stop_during_the_start_leaves_nothing(yard: Yard, monkeypatch: pyt
 async def test_stop_before_the_start_starts_nothing(yard: Yard) -> None:
     runner = yard.runner()
     runner.is_stop_requested = True
-    with pytest.raises(LoadFailed, match="it was stopped"):
+    with pytest.raises(LoadFailed, match="it was stopped before it was started"):
         await yard.load(runner)
     assert runner.process is not None
     assert runner.process.pid == 0

@@ -126,6 +126,17 @@ def is_gone(pid: int) -> bool:
 # ---- coming up
 
 
+async def test_port_that_another_program_shares_is_given_up(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = make("serve(200)")
+    monkeypatch.setattr(process_module, "owner_of", lambda port, pid: "shared")
+    await process.start()
+    failure = await load_failure(process)
+    assert failure.reason == f"another program listens on port {process.port} as well"
+    assert (failure.is_port, failure.can_retry) == (True, True)
+
+
 async def test_it_is_ready_when_its_health_says_so(make: Make) -> None:
     looks: list[bool] = []
     process = make("serve(503, 503, 200)")

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from appliance.base.errors import Unavailable
+from appliance.models.runner import vram
 from appliance.models.runner.proc import descendants_of
 from appliance.models.runner.system_memory import SystemMemory
 from appliance.models.runner.vram import pick_memory, wait_memory_freed
@@ -264,6 +265,52 @@ def test_without_a_driver_that_answers_system_memory_is_taken(
         False,
         "system memory: the NVIDIA driver does not answer: Driver Not Loaded",
     ]
+
+
+class NoDevices:
+    """Bindings of a driver that counts no GPU, or that does not show the memory of one."""
+
+    class NVMLError(Exception):
+        """The driver's own error."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def nvmlDeviceGetCount(self) -> int:
+        return self.count
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:
+        raise self.NVMLError("Not Supported")
+
+
+@pytest.mark.parametrize(
+    ("count", "message"),
+    [
+        (0, "the NVIDIA driver reports no GPU"),
+        (1, "the NVIDIA driver does not show the memory of the GPUs [0]: Not Supported"),
+    ],
+)
+def test_driver_without_a_usable_gpu(monkeypatch: pytest.MonkeyPatch, count: int, message: str) -> None:
+    monkeypatch.setattr(vram, "_start_nvml", lambda: NoDevices(count))
+    with pytest.raises(Unavailable) as caught:
+        vram.NvmlMemory([0])
+    assert caught.value.message == message
+
+
+def test_machine_without_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr(vram.ctypes, "CDLL", missing)
+    with pytest.raises(Unavailable, match=r"there is no NVIDIA driver \(libnvidia-ml.so.1\)"):
+        vram.NvmlMemory([0])
+
+
+def test_driver_without_bindings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vram.ctypes, "CDLL", lambda name: None)
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    with pytest.raises(Unavailable, match="the NVML bindings are not installed"):
+        vram.NvmlMemory([0])
 
 
 def test_a_gpu_that_does_not_tell_its_memory_is_not_taken(
