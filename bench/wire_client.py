@@ -1,6 +1,8 @@
-"""The upstream pool of the hot path beside aiohttp's client, over the same upstream, in one run.  python -m bench.wire_client
+"""The upstream pool beside aiohttp's client, over the same upstream server, in one run.
 
-Prints requests and stream events per second of the client's own processor time; medians of several rounds, taken in turn.
+    python -m bench.wire_client
+
+Prints requests and stream events per second of the client's own processor time: medians of several rounds in turn.
 """
 
 import asyncio
@@ -19,13 +21,13 @@ from appliance.base.wire.pool import ConnectionPool
 from appliance.base.wire.types import PoolLimits, Target
 from bench.__main__ import CHAT, HERE, free_port, wait_port
 
-ROUNDS, SECONDS, AT_ONCE = 5, 2.0, 64
+ROUNDS, SECONDS, CLIENTS = 5, 2.0, 64
 BODY = json.dumps(CHAT).encode()
 STREAM = json.dumps({**CHAT, "stream": True}).encode()
 
 
 async def rate(one: Callable[[], Awaitable[int]]) -> float:
-    """Run `one` from AT_ONCE places for SECONDS; give what it counted per processor second."""
+    """Run `one` in CLIENTS tasks for SECONDS; return what it counted per processor second."""
     ends, total = time.monotonic() + SECONDS, 0
 
     async def worker() -> None:
@@ -35,7 +37,7 @@ async def rate(one: Callable[[], Awaitable[int]]) -> float:
             total += count
 
     before = time.process_time()
-    await asyncio.gather(*(worker() for _ in range(AT_ONCE)))
+    await asyncio.gather(*(worker() for _ in range(CLIENTS)))
     return total / (time.process_time() - before)
 
 
@@ -52,22 +54,22 @@ async def measure(port: int) -> None:
             return 1
 
         async def theirs() -> int:
-            async with session.post(base + "/chat/completions", data=BODY) as answer:
-                await answer.read()
+            async with session.post(base + "/chat/completions", data=BODY) as response:
+                await response.read()
             return 1
 
         async def our_stream() -> int:
             response, events = await wire.send(target, path=b"/chat/completions", body=STREAM), 0
-            while piece := await response.next_chunk():
-                events += piece.count(b"\n\n")
+            while chunk := await response.next_chunk():
+                events += chunk.count(b"\n\n")
             response.close()
             return events
 
         async def their_stream() -> int:
             events = 0
-            async with session.post(base + "/chat/completions", data=STREAM) as answer:
-                async for piece in answer.content.iter_any():
-                    events += piece.count(b"\n\n")
+            async with session.post(base + "/chat/completions", data=STREAM) as response:
+                async for chunk in response.content.iter_any():
+                    events += chunk.count(b"\n\n")
             return events
 
         for name, pair in (("requests", (ours, theirs)), ("stream events", (our_stream, their_stream))):
@@ -77,7 +79,8 @@ async def measure(port: int) -> None:
                     column.append(await rate(one))
             mine, other = (statistics.median(column) for column in found)
             print(
-                f"{name:14} per core second: wire {mine:12,.0f}   aiohttp's client {other:12,.0f}   ratio {mine / other:.2f}"
+                f"{name:14} per core second: pool {mine:12,.0f}   aiohttp's client {other:12,.0f}   "
+                f"ratio {mine / other:.2f}"
             )
 
 

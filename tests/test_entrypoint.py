@@ -1,4 +1,4 @@
-"""entrypoint.sh: sourced, nothing runs; run, it takes the steps in order. Programs that record how they were called stand in."""
+"""entrypoint.sh: sourced, it runs nothing; run, it takes its steps in order, here with fake programs."""
 
 import os
 import subprocess
@@ -75,7 +75,8 @@ class Stage:
         """Source the script, let root have those capabilities and no others, and begin to serve."""
         pattern = "|".join(map(str, capabilities)) or "none"
         return self.bash(
-            f"source {SCRIPT}; has_capability() {{ case $1 in {pattern}) return 0;; *) return 1;; esac; }}; main serve",
+            f"source {SCRIPT}; "
+            f"has_capability() {{ case $1 in {pattern}) return 0;; *) return 1;; esac; }}; main serve",
             user=0,
             failing=failing,
             failing_with=failing_with,
@@ -124,7 +125,10 @@ def test_a_step_that_fails_ends_it_with_that_steps_code(stage: Stage, step: str,
 
 def test_root_steps_down_before_it_serves(stage: Stage) -> None:
     done = stage.as_root(SETGID, SETUID, NET_ADMIN)
-    down = "setpriv --reuid=10001 --regid=10001 --init-groups --no-new-privs --inh-caps=-all --ambient-caps=-all --"
+    down = (
+        "setpriv --reuid=10001 --regid=10001 --init-groups --no-new-privs "
+        "--inh-caps=-all --ambient-caps=-all --"
+    )
     assert stage.calls == [
         f"{down} python3 -m appliance check",
         "python3 -m appliance check",

@@ -1,4 +1,4 @@
-"""One answer, byte by byte, without a socket: what is read, what is refused, what may follow on the same connection."""
+"""One response, byte by byte, without a socket: what is read, what is refused, what may follow it."""
 
 import asyncio
 import random
@@ -17,7 +17,8 @@ HEAD = b"HTTP/1.1 200 OK\r\n"
 CHUNKED_HEAD = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
 CHUNKED = (
     HEAD
-    + b"Transfer-Encoding: chunked\r\nX-A: 1\r\n\r\n3;x=y\r\nhel\r\n2\r\nlo\r\n0\r\nTrailer: x\r\nX-A: evil\r\n\r\n"
+    + b"Transfer-Encoding: chunked\r\nX-A: 1\r\n\r\n"
+    + b"3;x=y\r\nhel\r\n2\r\nlo\r\n0\r\nTrailer: x\r\nX-A: evil\r\n\r\n"
 )
 
 

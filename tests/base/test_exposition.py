@@ -1,4 +1,4 @@
-"""Metrics pages read and written: held against the parsers of prometheus-client, over odd labels and odd values."""
+"""Metrics pages parsed and rendered, compared with prometheus-client over odd labels and odd values."""
 
 import math
 import random
@@ -246,8 +246,10 @@ def test_invalid_openmetrics_family_keeps_samples_and_loses_kind(
 
 def test_exemplars_and_timestamps_are_kept_where_allowed() -> None:
     source = (
-        b'# TYPE c counter\n# HELP c With \\"quotes\\".\nc_total{a="1"} 5 1700000000.5 # {trace_id="x} # {"} 1.0 1700000000.1\n'
-        b'# TYPE h histogram\n# UNIT h_seconds seconds\nh_bucket{le="+Inf"} 1 # {} 0.5\nh_count 1\nh_sum 0.5\n# EOF\n'
+        b'# TYPE c counter\n# HELP c With \\"quotes\\".\nc_total{a="1"} 5 1700000000.5 '
+        b'# {trace_id="x} # {"} 1.0 1700000000.1\n'
+        b'# TYPE h histogram\n# UNIT h_seconds seconds\nh_bucket{le="+Inf"} 1 # {} 0.5\n'
+        b"h_count 1\nh_sum 0.5\n# EOF\n"
     )
     page = read_page(source)
     assert page.families[b"c_total"].samples[0] == (
@@ -324,7 +326,8 @@ def test_a_family_may_stand_in_pieces_and_before_its_type() -> None:
 def test_a_label_is_added_first_and_pushes_none_out() -> None:
     page = read_page(b'g{a="1"} 1\ng 2\ng{backend="theirs",b="2"} 3\n')
     assert render_text(add_label(page, b"backend", escape_label('our"s'))) == (
-        b'# TYPE g untyped\ng{backend="our\\"s",a="1"} 1\ng{backend="our\\"s"} 2\ng{backend="our\\"s",exported_backend="theirs",b="2"} 3\n'
+        b'# TYPE g untyped\ng{backend="our\\"s",a="1"} 1\ng{backend="our\\"s"} 2\n'
+        b'g{backend="our\\"s",exported_backend="theirs",b="2"} 3\n'
     )
 
 

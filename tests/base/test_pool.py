@@ -316,7 +316,7 @@ async def test_connection_closed_by_the_server_while_idle_is_not_used(wire: Conn
 
 
 def dying(*, at: int) -> Callable[[Peer], Awaitable[None]]:
-    """Answer on each connection, until the request number `at` of all is read: that connection ends without an answer."""
+    """Respond on each connection, until request number `at` of all is read: that connection just closes."""
     seen = 0
 
     async def script(peer: Peer) -> None:

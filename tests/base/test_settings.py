@@ -1,4 +1,4 @@
-"""Settings: every problem at once, secrets from files, slips told; and the texts made from them are those in the repository."""
+"""Settings: every problem at once, secrets from files, typos found, and the generated example file."""
 
 import sys
 from pathlib import Path
@@ -141,7 +141,8 @@ def test_the_table_of_models_is_read_with_everything_else(tmp_path: Path) -> Non
     )
     (tmp_path / "a.gguf").touch()
     config.write_text(
-        '{"$schema": "x", "backends": [], "models": {"a": {"model_path": "a.gguf"}, "b": {"model_path": "b.gguf"}}}'
+        '{"$schema": "x", "backends": [], "models": {"a": {"model_path": "a.gguf"}, '
+        '"b": {"model_path": "b.gguf"}}}'
     )
     settings, found = load(program)
     assert set(settings.catalogue.models) == {"a", "b"}

@@ -12,7 +12,8 @@ import pytest
 from tests.tools import fake_nvml
 
 ASK = (
-    "import json,sys; from appliance.host.gpu import find_gpus; from appliance.host.settings import HostSettings;"
+    "import json,sys; from appliance.host.gpu import find_gpus;"
+    "from appliance.host.settings import HostSettings;"
     "print(json.dumps(find_gpus(HostSettings.from_env(json.loads(sys.argv[1])), {}).as_dict()))"
 )
 

@@ -80,7 +80,8 @@ def test_without_any_folder_it_is_made_for_this_run_and_says_so(folder: Path) ->
 
 def test_two_processes_at_once_get_the_same(folder: Path) -> None:
     code = (
-        "from pathlib import Path; from appliance.host.identity import ensure_machine_id as e; import sys; f = Path(sys.argv[1]);"
+        "from pathlib import Path; from appliance.host.identity import ensure_machine_id as e;"
+        "import sys; f = Path(sys.argv[1]);"
         "print(e(f/'none'/'machine-id', f/'state', dbus_path=f/'none'/'x', is_container=True).value)"
     )
     processes = [

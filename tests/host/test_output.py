@@ -1,4 +1,4 @@
-"""What of the worker's output is told: lines of any length, from pieces of any size, and no more than so much a second."""
+"""What is passed on of the worker's output: lines of any length, with a limit per second."""
 
 import asyncio
 

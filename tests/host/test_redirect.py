@@ -12,6 +12,7 @@ import pytest
 
 from appliance.host.nat.redirect import ensure_redirect, has_capability, is_host_network
 
+ENSURE = "from appliance.host.nat.redirect import ensure_redirect as e; "
 SERVER = (
     "import socket,sys,http.server\n"
     "class S(http.server.ThreadingHTTPServer):\n"
@@ -136,7 +137,8 @@ def space():
             assert (
                 inside(
                     name,
-                    f"import socket,time\nfor _ in range(200):\n  s=socket.socket()\n  if s.connect_ex(('127.0.0.1',{port}))==0: break\n"
+                    f"import socket,time\nfor _ in range(200):\n  s=socket.socket()\n"
+                    f"  if s.connect_ex(('127.0.0.1',{port}))==0: break\n"
                     "  time.sleep(0.02)\nelse: raise SystemExit(1)",
                 ).returncode
                 == 0
@@ -171,7 +173,8 @@ def redirect(name: str, port_to: int) -> str:
 def reached(name: str, host: str) -> str:
     """Say which port a connection to 14444 came out at."""
     code = (
-        f"import socket; s = socket.create_connection(('{host}', 14444), 3); s.sendall(b'GET / HTTP/1.0\\r\\n\\r\\n'); "
+        f"import socket; s = socket.create_connection(('{host}', 14444), 3); "
+        "s.sendall(b'GET / HTTP/1.0\\r\\n\\r\\n'); "
         "print(s.recv(12).decode()); "
     )
     return inside(name, code).stdout.strip()
@@ -233,7 +236,7 @@ def test_traffic_from_another_host_is_redirected_where_asked(
         for name, device, address in ((space, "near", "10.99.0.1/24"), (other, "far", "10.99.0.2/24")):
             subprocess.run(["ip", "-n", name, "addr", "add", address, "dev", device], check=True)
             subprocess.run(["ip", "-n", name, "link", "set", device, "up"], check=True)
-        code = f"from appliance.host.nat.redirect import ensure_redirect as e; print(e('on', port_to=18000, forwarded={forwarded}).outcome)"
+        code = ENSURE + f"print(e('on', port_to=18000, forwarded={forwarded}).outcome)"
         assert inside(space, code).stdout.strip() == "rule"
         assert reached(other, "10.99.0.1") == answer
         assert reached(space, "127.0.0.1") == "HTTP/1.0 200"
@@ -246,7 +249,7 @@ def test_traffic_from_another_host_is_redirected_where_asked(
 @pytest.mark.skipif(shutil.which("setpriv") is None, reason="setpriv takes the privilege away")
 @pytest.mark.parametrize(("asked", "outcome"), [("auto", "listener"), ("on", "failed")])
 def test_without_net_admin_it_does_not_hang(space: str, asked: str, outcome: str) -> None:
-    code = f"from appliance.host.nat.redirect import ensure_redirect as e; print(e('{asked}', port_to=18000).outcome)"
+    code = ENSURE + f"print(e('{asked}', port_to=18000).outcome)"
     done = subprocess.run(
         [
             "ip",

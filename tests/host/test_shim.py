@@ -1,4 +1,4 @@
-"""What stands before nvidia-smi: hands a real tool everything, says what a machine without a GPU says, or simulates when asked."""
+"""The shim in front of nvidia-smi: a real tool gets everything, else "no driver", or a simulation."""
 
 import json
 import os

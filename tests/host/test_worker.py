@@ -1,4 +1,4 @@
-"""The worker: started when we are ready, watched, ended with its children, told no secrets, refused beside a simulated GPU."""
+"""The worker: started when we are ready, watched, stopped with its children, kept from our secrets."""
 
 import asyncio
 import json
@@ -100,7 +100,7 @@ async def test_a_stubborn_worker_and_its_children_are_killed() -> None:
 
 
 async def test_children_that_went_their_own_way_end_with_it() -> None:
-    """In a session of their own, and with a parent that has ended: by request, and when the worker itself ends."""
+    """In a session of their own, and with a parent that exited: on request, and when the worker exits."""
     for words in (("escape", "sleep:60"), ("escape", "exit:0")):
         one, lines = worker(*words)
         await one.start()
@@ -168,14 +168,17 @@ async def test_a_program_that_cannot_be_run_fails_with_the_reason(tmp_path: Path
 
 
 async def test_its_process_is_as_a_program_expects_it() -> None:
-    """Of a session of its own, which a signal to its own group does not leave; no signal ignored or blocked, nothing open but 0 to 2."""
-    command = 'sh -c \'trap "" HUP; kill -HUP 0; grep -E "Sig(Blk|Ign)" /proc/self/status; ls /proc/self/fd; cut -d" " -f1,6 /proc/$$/stat; echo $$\''
+    """A session of its own that its signals do not leave; no signal ignored or blocked, only 0 to 2 open."""
+    command = (
+        'sh -c \'trap "" HUP; kill -HUP 0; grep -E "Sig(Blk|Ign)" /proc/self/status; ls /proc/self/fd; '
+        'cut -d" " -f1,6 /proc/$$/stat; echo $$\''
+    )
     one, lines = worker(WORKER_COMMAND=command)
     await one.start()
     assert await until(lambda: state(one) == "exited")
     texts = [line.text for line in lines.tail(9)]
     assert one.status.value.exit_code == 0
-    # Of the standard signals 1 to 31; those above are the C library's own, and whoever started us may have them ignored.
+    # The standard signals 1 to 31; those above belong to the C library, and may be ignored by our parent.
     masks = {name: int(mask, 16) & 0x7FFFFFFF for name, mask in (text.split(":\t") for text in texts[:2])}
     assert masks == {"SigBlk": 0, "SigIgn": 1}  # HUP, by its own wish
     assert texts[2:6] == ["0", "1", "2", "3"]  # 3 is the folder that ls reads
