@@ -96,7 +96,7 @@ def test_the_schema_has_the_limits_of_each_key_and_both_forms_of_an_adapter() ->
 @pytest.mark.parametrize(
     ("value", "where", "said"),
     [
-        ("{", "", "no JSON"),
+        ("{", "", "not JSON"),
         ([1], "", "one JSON object"),
         ({"models": {}}, "models", "empty"),
         ({"models": {"a": {}}}, "models.a.model_path", "missing"),

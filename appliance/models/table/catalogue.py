@@ -423,9 +423,9 @@ def _read_file(path: Path | None) -> tuple[Table, list[Problem]]:
     try:
         value: Any = jsons.loads(path.read_bytes())
     except OSError as exc:
-        return Table(), [_problem(path, "", f"It cannot be read: {exc.strerror or exc}.")]
+        return Table(), [_problem(path, "", f"The file cannot be read: {exc.strerror or exc}.")]
     except jsons.InvalidJson as exc:
-        return Table(), [_problem(path, "", f"It is no JSON: {exc}.")]
+        return Table(), [_problem(path, "", f"The file is not JSON: {exc}.")]
     if not isinstance(value, dict):
         return Table(), [_problem(path, "", "It must hold one JSON object.")]
     own = {key: one for key, one in value.items() if key in Table.model_fields}
