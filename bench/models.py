@@ -1,16 +1,20 @@
-"""The model manager beside llama-server alone, in one run. `python -m bench.models [--only loaded|cold|memory|replay] [--quick]`
+"""The model manager beside llama-server alone, in one run.
 
-    loaded   a model that is loaded: the same llama-server process asked at its own port and through the appliance, request by request in
-             turn: whole answers and time to the first event, one at a time and with all slots busy
-    cold     a model that is not: from the client's first byte to the start of the llama-server process, from its being ready to the first
-             event; beside it the same command line started by hand and asked the moment that it is ready
-    memory   PSS of the appliance without a table, with 1 and with 100 models in it, none loaded; what a lease, a turn of the scheduler and
-             a reading of all models cost with 100 models (in process)
+`python -m bench.models [--only loaded|cold|memory|replay] [--quick]`
+
+    loaded   a model that is loaded: the same llama-server process, requested at its own port and through the
+             appliance in turn: whole responses and time to the first event, one at a time and with all slots busy
+    cold     a model that is not: from the client's first byte to the start of the llama-server process, and
+             from its being ready to the first event; beside it the same command line started by hand and
+             requested the moment that it is ready
+    memory   PSS of the appliance without a table, with 1 and with 100 models in it, none loaded; what a lease,
+             a run of the scheduler and a reading of all models cost with 100 models (in process)
     replay   A-B-A-B: requests for two models in turn, at fixed moments, one place: swaps and waits by MODEL_SWAP_WAIT_S
 
-The appliance is a process of its own with everything switched on; llama-servers are real, their models tiny. bench/spawned.c stands
-before llama-server and notes the clock as its first act: that is what "spawned" means here. Ready is when /health says so to somebody who
-asks each millisecond. Nothing is tied to a core. Bounded in count and time; loopback only.
+The appliance is a process of its own with everything switched on; llama-servers are real, their models tiny.
+bench/spawned.c stands before llama-server and notes the clock as its first act: that is what "spawned" means
+here. Ready is when /health says so to somebody who asks each millisecond. Nothing is tied to a core. Bounded
+in count and time; loopback only.
 """
 
 import argparse
@@ -53,7 +57,7 @@ PATIENCE_S = 60.0
 
 @dataclass(frozen=True)
 class Counts:
-    """How much is done: requests of each kind, cold starts, starts for memory, calls in process, seconds and rate of arrivals."""
+    """How much is measured: requests of each kind, cold starts, starts for memory, calls, seconds, rate."""
 
     alone: int = 200
     busy: int = 100
@@ -71,15 +75,18 @@ QUICK = Counts(alone=10, busy=5, colds=2, starts=1, calls=100, seconds=2.0)
 
 @dataclass
 class Client:
-    """One connection. It is dialled anew, outside of what is timed, before each stream and each 50 requests: llama-server ends a connection
-    after a stream, and after 100 requests."""
+    """One connection.
+
+    It is dialled anew, outside of what is timed, before each stream and each 50 requests: llama-server ends a
+    connection after a stream, and after 100 requests.
+    """
 
     port: int
     kept: socket.socket | None = None
     asked: int = 0
 
     def ask(self, body: bytes, path: str = "/v1/chat/completions") -> tuple[float, float, float]:
-        """Ask once; give the moments (sent, first event or byte of the body, end), in seconds of the monotonic clock."""
+        """Send one request; return (sent, first event or byte, end) in seconds of the monotonic clock."""
         if self.kept is None or self.asked >= 50 or b'"stream": true' in body:
             self.close()
             self.kept = socket.create_connection(("127.0.0.1", self.port), PATIENCE_S)
@@ -335,7 +342,7 @@ def in_turn(ports: dict[str, int], body: bytes, number: int, *, stream: bool) ->
 
 
 def all_busy(ports: dict[str, int], body: bytes, number: int, *, stream: bool) -> dict[str, list[float]]:
-    """As many clients as slots, each asks again as soon as it is answered; blocks of ten requests a client, in turn."""
+    """Keep all slots busy: as many clients as slots, in blocks of ten requests a client, in turn."""
     took: dict[str, list[float]] = {who: [] for who in ports}
 
     def work(who: str) -> None:
@@ -494,7 +501,7 @@ def _timed(action: Callable[[], object], calls: int) -> float:
 
 
 def full_state() -> SchedulerState:
-    """Return the worst state: as many models as allowed are busy, and requests wait for each of the 100 models."""
+    """Return the worst state: all models that may be loaded are busy, and requests wait for all 100."""
     names = [f"m{n}" for n in range(100)]
     residents = [
         ResidentRunner(
@@ -544,7 +551,7 @@ def replay(shop: Workshop, counts: Counts) -> None:
 
 
 async def arrivals(port: int, seconds: float) -> tuple[list[float], int, float]:
-    """Send requests for `a` and `b` in turn, at their moments whatever becomes of the earlier ones; give (seconds of each, failed, all)."""
+    """Send requests for `a` and `b` in turn, at fixed moments; return (seconds of each, failed, all)."""
     took, bad = list[float](), 0
 
     async def request(at_s: float, model: str) -> None:

@@ -1,13 +1,16 @@
-"""The model manager's scheduler beside two simpler ones, in virtual time. `python -m bench.swaps [--seeds 3] [--only a-b-a-b]`
+"""The model manager's scheduler beside two simpler ones, in virtual time.
+
+`python -m bench.swaps [--seeds 3] [--only a-b-a-b]`
 
     ours    drives `scheduler.next_step` as the manager does
-    fcfs    first come, first served: requests are dealt with strictly in order of arrival. One whose model is loaded goes there, and waits
-            inside for a slot; else the model that was loaded longest ago is given nothing more, unloaded once it is idle, and replaced
-    lru     least recently used: a request whose model is loaded is served whenever a slot is free. The oldest of the others gets the place
-            of the idle model that was used least recently, as soon as there is one
+    fcfs    first come, first served: requests are dealt with strictly in order of arrival. One whose model is
+            loaded goes there and waits for a slot; else the model that was loaded longest ago gets no more
+            requests, is unloaded once it is idle, and replaced
+    lru     least recently used: a request whose model is loaded is served whenever a slot is free. The oldest of
+            the others gets the place of the idle model that was used least recently, as soon as there is one
 
-A request takes its slot for a time that is known beforehand, whatever else runs; loads follow each other; who has waited PATIENCE_S leaves.
-Nothing sleeps, and the same seed gives the same table.
+A request takes its slot for a time that is known beforehand, whatever else runs; loads follow each other; who
+has waited PATIENCE_S leaves. Nothing sleeps, and the same seed gives the same table.
 """
 
 import argparse
@@ -315,7 +318,9 @@ POLICIES: dict[str, Callable[[Sim], float | None]] = {"ours": ours, "fcfs": fcfs
 
 @dataclass(frozen=True)
 class Row:
-    """What came of one trace. Waits in seconds, from the request to its slot; who left unanswered waited PATIENCE_S.
+    """What came of one trace.
+
+    Waits in seconds, from the request to its slot; who left unanswered waited PATIENCE_S.
 
     starved   requests whose model was not given a single slot for longer than Trace.limit_s while they waited
     end_s     when the last answer was given

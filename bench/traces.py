@@ -1,4 +1,7 @@
-"""Requests for more models than can be loaded: the traces of bench/swaps.py. The same seed gives the same trace."""
+"""Requests for more models than can be loaded: the traces of bench/swaps.py.
+
+The same seed gives the same trace.
+"""
 
 import math
 import random
@@ -40,7 +43,7 @@ class Trace:
     extra_wait_s: float = 30.0
 
     def limit_s(self) -> float:
-        """Give how long a model that is waited for may at most be kept from its turn: until all others have had one."""
+        """Return how long a requested model may wait at most: until all others have had their turn."""
         turns = max(1, math.ceil(len(self.models) / self.places) - 1)
         longest_s = max(job.work_s for client in self.clients for job in client)
         return turns * (

@@ -1,6 +1,9 @@
-"""Real llama-server processes with tiny models, for the journeys: `first, second = await llama(), await llama(slots=1)`.
+"""Real llama-server processes with tiny models, for the journeys.
 
-What the models answer stands in tests/tools/tiny_models.py. A server ends with its test, and with the test run however that ends.
+`first, second = await llama(), await llama(slots=1)`.
+
+What the models answer stands in tests/tools/tiny_models.py. A server ends with its test, and with the test
+run however that ends.
 """
 
 import asyncio
@@ -29,7 +32,10 @@ HELLO = [{"role": "user", "content": "hello"}]
 
 
 def long_body(n_tokens: int, **more: Any) -> dict[str, Any]:
-    """A chat that really generates `n_tokens` tokens: some 0.5 ms each on an idle core, so thousands for one that lasts."""
+    """A chat that really generates `n_tokens` tokens.
+
+    Some 0.5 ms each on an idle core, so thousands for one that lasts.
+    """
     return {
         "model": "tiny",
         "messages": HELLO,
@@ -61,7 +67,10 @@ class LlamaServer:
         return self.process is not None and self.process.poll() is None
 
     async def start(self, *, within_s: float = 30.0) -> None:
-        """Start it and wait until it is healthy. Raises AssertionError with its log when it ends or takes longer."""
+        """Start it and wait until it is healthy.
+
+        Raises AssertionError with its log when it ends or takes longer.
+        """
         before = self.text().count("\n")
         environ = {"PATH": os.environ["PATH"], "HOME": str(self.log.parent), "GGML_NO_BACKTRACE": "1"}
         if self._api_key:
@@ -159,10 +168,14 @@ def tiny_models() -> Path:
 
 @pytest.fixture
 async def llama(llama_binary: str, tiny_models: Path, tmp_path: Path) -> AsyncIterator[Llama]:
-    """Start servers: `await llama(slots=2, ctx=8192, alias="tiny", lora=False, embeddings=False, rerank=False, api_key="", port=0, extra=())`.
+    """Start servers.
 
-    `ctx` is in tokens for each slot, `port` 0 is a free one, `extra` are more arguments. With `embeddings` or `rerank` it serves
-    tiny-embed or tiny-rerank, and nothing else. `lora` loads the adapter at scale 0, for requests to ask for.
+    `await llama(slots=2, ctx=8192, alias="tiny", lora=False, embeddings=False, rerank=False, api_key="",
+    port=0, extra=())`.
+
+    `ctx` is in tokens for each slot, `port` 0 is a free one, `extra` are more arguments. With `embeddings` or
+    `rerank` it serves tiny-embed or tiny-rerank, and nothing else. `lora` loads the adapter at scale 0, for
+    requests to ask for.
     """
     servers: list[LlamaServer] = []
 

@@ -1,10 +1,12 @@
 """The appliance with a table of several tiny models, which it runs by real llama-server processes of its own.
 
-    appliance = await managed("a", "b", max_concurrent_models=1)        two chat models, one place
-    appliance = await managed("chat", "embed", a={"pinned": True})      `embed…` is the embedding model; keys of one model by its name
+    appliance = await managed("a", "b", max_concurrent_models=1)    # two chat models, one at a time
+    appliance = await managed("chat", "embed", chat={"pinned": True})    # `embed…`: the embedding model
 
-Each table is a file under tmp_path, and may be changed and read again (`appliance.change`). What the models answer stands in
-tests/tools/tiny_models.py: they load in a tenth of a second or so.
+Keys of one model are given by its name.
+
+Each table is a file under tmp_path, and may be changed and read again (`appliance.change`). What the models
+answer stands in tests/tools/tiny_models.py: they load in a tenth of a second or so.
 """
 
 import asyncio
@@ -58,7 +60,11 @@ def table_of(
     system: Mapping[str, Any] | None = None,
     models: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Give a table: names that begin with `embed` are the embedding model, all others the chat model, two requests at a time each."""
+    """Return a table of models.
+
+    Names that begin with `embed` are the embedding model, all others the chat model, two requests at a time
+    each.
+    """
     rows = {}
     for name in names:
         row = dict((models or {}).get(name, {}))
@@ -116,7 +122,7 @@ class ManagedAppliance:
         return sum(runner.active for runner in self.runners(alias))
 
     def own_servers(self) -> set[int]:
-        """Give every llama-server of this appliance, wrappers before it included: by the port in its command line."""
+        """Give every llama-server of this appliance, wrappers included, by the port in its command line."""
         ports = {runner.port for alias in self.manager.model_states for runner in self.runners(alias)}
         return {pid for pid, port in servers_of(self.folder).items() if port in ports}
 
@@ -206,7 +212,7 @@ class ManagedAppliance:
 
     @contextmanager
     def paused(self, alias: str) -> Iterator[None]:
-        """Stop its llama-servers where they are: what runs there goes on only afterwards, however slow this machine is."""
+        """Pause its llama-servers: their requests go on only afterwards, however slow this machine is."""
         pids = [runner.process.pid for runner in self.runners(alias) if runner.process is not None]
         for pid in pids:
             os.kill(pid, signal.SIGSTOP)
@@ -219,7 +225,7 @@ class ManagedAppliance:
     # ---- changing the table
 
     async def change(self, **models: Any) -> ReloadResult:
-        """Give models other keys (None = the model is taken out), write the table, and let it be read again."""
+        """Give models other keys (None = remove the model), write the table, and let it be read again."""
         for alias, row in models.items():
             if row is None:
                 del self.table["models"][alias]
@@ -234,7 +240,10 @@ class ManagedAppliance:
 
 @dataclass
 class StreamResult:
-    """A stream as its client saw it. `end`: done, error (an error event), refused (no stream), cut (neither end nor error)."""
+    """A stream as its client saw it.
+
+    `end`: done, error (an error event), refused (no stream), cut (neither end nor error).
+    """
 
     end: str = "cut"
     status: int = 0
@@ -274,7 +283,10 @@ Managed = Callable[..., Awaitable[ManagedAppliance]]
 async def managed(
     start: Start, llama_binary: str, tiny_models: Path, tmp_path: Path
 ) -> AsyncIterator[Managed]:
-    """Start an appliance with a table: `await managed("a", "b", variables={…}, binary=…, max_concurrent_models=1, a={…})`."""
+    """Start an appliance with a table.
+
+    `await managed("a", "b", variables={…}, binary=…, max_concurrent_models=1, a={…})`.
+    """
     appliances: list[ManagedAppliance] = []
     async with AsyncExitStack() as stack:
 
@@ -305,7 +317,10 @@ async def managed(
 
 
 def wrapper(folder: Path, binary: str, *before: str, ending: str = 'exec "$real" "$@"') -> Path:
-    """Write a program in front of llama-server: the lines of `before` run at each start of a server, not when it is asked for its help."""
+    """Write a program in front of llama-server.
+
+    The lines of `before` run at each start of a server, not when it is asked for its help.
+    """
     path = folder / f"llama-server-{len(list(folder.glob('llama-server-*')))}"
     path.write_text(
         "\n".join(
@@ -329,7 +344,7 @@ def runs(pid: int) -> bool:
 
 
 def servers_of(folder: Path) -> dict[int, int]:
-    """Give the port of every process whose command line names a model of `folder` and `--port`, by process id."""
+    """Give by process id the port of each process that has `--port` and a model of `folder` as arguments."""
     found = {}
     for name in os.listdir("/proc"):
         try:
@@ -342,7 +357,10 @@ def servers_of(folder: Path) -> dict[int, int]:
 
 
 class Memory:
-    """Memory as a test says it, in the place of the driver's reading: others hold `taken_bytes`, each of our llama-servers `each_bytes`."""
+    """Memory as a test says it, in the place of the driver's reading.
+
+    Others hold `taken_bytes`, each of our llama-servers `each_bytes`.
+    """
 
     is_gpu = False
 

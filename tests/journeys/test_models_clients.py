@@ -1,4 +1,4 @@
-"""Those who ask: the official `openai` and `ollama` clients against models that run here, clients that leave, and passage to the right one."""
+"""Clients of models that run here: the official `openai` and `ollama` clients, clients that leave, passthrough."""
 
 import asyncio
 import json

@@ -1,4 +1,7 @@
-"""Local models steered from a terminal over the control API: the whole appliance, its manager, and real llama-servers."""
+"""Local models steered from a terminal over the control API.
+
+The whole appliance, its manager, and real llama-servers.
+"""
 
 from pathlib import Path
 

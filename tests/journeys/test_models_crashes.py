@@ -1,4 +1,4 @@
-"""What goes wrong with models that run here: killed, deaf, spoilt, in each other's way; on real llama-servers."""
+"""Failures of models that run here, on real llama-servers: killed, hung, damaged, competing for a port."""
 
 import asyncio
 import os
@@ -51,7 +51,7 @@ async def test_server_killed_in_a_stream_fails_only_that_stream(
 async def test_server_killed_before_the_first_byte_costs_only_time(
     managed: Managed,
 ) -> None:
-    """The server is stopped where it is, so that requests surely wait for their first byte when it is killed."""
+    """The server is paused, so that requests surely wait for their first byte when it is killed."""
     appliance = await managed("a")
     assert await appliance.chat("a") == REPLY
     pid = appliance.pid("a")
@@ -115,7 +115,10 @@ async def test_repeated_crashes_pause_longer_and_are_given_up(
 async def test_what_a_wrapper_started_is_ended_with_it(
     managed: Managed, tmp_path: Path, llama_binary: str
 ) -> None:
-    """A program before llama-server need not replace itself by it: what listens is then its child, and must not outlive it."""
+    """A program before llama-server need not replace itself by it.
+
+    What listens is then its child, and must not outlive it.
+    """
     appliance = await managed("a", binary=wrapper(tmp_path, llama_binary, ending='"$real" "$@"; exit'))
     assert await appliance.chat("a") == REPLY
     pid = appliance.pid("a")
@@ -148,7 +151,7 @@ async def test_one_that_ignores_sigterm_is_killed_after_the_limit(managed: Manag
 async def test_hung_server_is_ended_and_loaded_again(
     managed: Managed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Five looks in a row without an answer (system D's rule)."""
+    """Five looks in a row without an answer (as in docs/compatibility.md)."""
     monkeypatch.setattr(watchdog, "PROBE_TIMEOUT_S", 0.3)
     monkeypatch.setattr(watchdog, "RELOAD_AFTER_S", 0.1)
     appliance = await managed("a", variables={"MODEL_LOOK_S": "0.05"})
@@ -240,7 +243,10 @@ async def test_ports_that_are_taken_are_passed_over(managed: Managed) -> None:
 async def test_port_taken_before_the_bind_is_replaced(
     managed: Managed, tmp_path: Path, llama_binary: str, is_shared: bool
 ) -> None:
-    """The wrapper lets somebody take the port before it starts llama-server; who shares it with llama-server would answer for it at times."""
+    """The wrapper lets somebody take the port before it starts llama-server.
+
+    Who shares it with llama-server would answer for it at times.
+    """
     thief = wrapper(
         tmp_path,
         llama_binary,

@@ -1,6 +1,9 @@
-"""The model manager with a real NVIDIA GPU: `make test-gpu`, on a machine that has one, with LLAMA_SERVER a llama-server built for it.
+"""The model manager with a real NVIDIA GPU.
 
-Memory here is what the driver says (NVML); nothing stands in for it. Without a GPU the tests fail: they are only run where asked for.
+`make test-gpu`, on a machine that has one, with LLAMA_SERVER a llama-server built for it.
+
+Memory here is what the driver says (NVML); nothing stands in for it. Without a GPU the tests fail: they are
+only run where asked for.
 """
 
 import pytest

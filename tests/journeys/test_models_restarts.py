@@ -1,4 +1,7 @@
-"""The appliance itself ends, or is ended, with models loaded: nothing is left behind, and nothing that is not ours is touched."""
+"""The appliance itself ends, or is ended, with models loaded.
+
+Nothing is left behind, and nothing that is not ours is touched.
+"""
 
 import http.client
 import json
@@ -57,7 +60,7 @@ def models(tmp_path: Path, tiny_models: Path) -> Path:
 def start_appliance(
     spawn: Spawn, models: Path, llama_binary: str, tmp_path: Path
 ) -> Iterator[Callable[..., Process]]:
-    """Start the appliance in a process of its own with models a and b; again and again on the same state and ports."""
+    """Start the appliance in a process of its own with models a and b, each time on the same state."""
     config, ports = tmp_path / "config.json", port_range()
     config.write_text(json.dumps(table_of(models, "ab")))
 
@@ -118,7 +121,10 @@ def test_next_start_ends_orphans_and_only_them(
     tmp_path: Path,
     is_child: bool,
 ) -> None:
-    """Without setpriv they survive. Another's llama-server runs the same model, and a stale record names it."""
+    """Without setpriv they survive.
+
+    Another's llama-server runs the same model, and a stale record names it.
+    """
     (tmp_path / "nothing").mkdir()
     binary = str(wrapper(tmp_path, llama_binary, ending='"$real" "$@"; exit')) if is_child else llama_binary
     poor = {"PATH": str(tmp_path / "nothing"), "LLAMA_SERVER_PATH": binary}

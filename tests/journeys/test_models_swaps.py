@@ -1,6 +1,7 @@
-"""More models than places: who gives way, who waits, and how often models are swapped; on real llama-servers.
+"""More models than can be loaded: which is evicted, who waits, how often they are swapped; on real llama-servers.
 
-No answer that has begun is ever cut off to make room; and requests for a loaded model are served together before it gives way.
+No running request is ever cut off to load another model, and requests for a loaded model are served together
+before it is evicted.
 """
 
 import asyncio
@@ -69,7 +70,7 @@ async def test_when_all_are_busy_nothing_is_cut_off(managed: Managed) -> None:
     with appliance.paused("a"):
         waiting = asyncio.create_task(appliance.chat("b"))
         assert await until(lambda: appliance.queue_length("b") == 1)
-        also = asyncio.create_task(appliance.chat("a"))  # a has a free slot, but gives way: it comes after b
+        also = asyncio.create_task(appliance.chat("a"))  # a has a free slot, but drains: it comes after b
         assert await until(lambda: appliance.queue_length("a") == 1)
         assert not running.done()
         assert runs(pid)
@@ -107,7 +108,8 @@ async def test_full_memory_is_refused_with_its_figures(managed: Managed) -> None
     assert (status, value["error"]["code"]) == (503, "vram_exhausted")
     error = value["error"]
     assert (error["type"], error["model"], error["loaded_models"]) == ("insufficient_vram_error", "b", ["a"])
-    # The kernel counts the pages of a mapped file as available; those of a loaded model are not, once they have been measured.
+    # The kernel counts the pages of a mapped file as available; those of a loaded model are not, once they
+    # have been measured.
     assert error["available_mb"] in {100, round(100 - appliance.runners("a")[0].file_bytes / MIB)}
     assert error["required_mb"] > 200
     assert await appliance.chat("a") == REPLY  # who is loaded goes on
@@ -119,7 +121,7 @@ async def test_full_memory_is_refused_with_its_figures(managed: Managed) -> None
 
 async def test_idle_model_is_evicted_when_memory_is_short(managed: Managed) -> None:
     appliance = await managed("a", "b", max_concurrent_models=3)
-    # Each is reckoned to take 500 MB (min_vram_required), and 200 are to stay free: there is room for one.
+    # Each is estimated to take 500 MB (min_vram_required), and 200 are to stay free: there is room for one.
     appliance.manager.device_memory.memory = Memory(appliance, 1000 * MIB, each_bytes=500 * MIB)
     assert await appliance.chat("a") == REPLY
     pid = appliance.pid("a")
@@ -134,7 +136,10 @@ async def test_idle_model_is_evicted_when_memory_is_short(managed: Managed) -> N
 
 
 class InOrder:
-    """First come, first served: at the entrance, all strictly in order of arrival. Requests in a row for one model run together."""
+    """First come, first served: at the entrance, all strictly in order of arrival.
+
+    Requests in a row for one model run together.
+    """
 
     def __init__(self) -> None:
         self._line: list[tuple[str, asyncio.Event]] = []
@@ -158,7 +163,9 @@ class InOrder:
 
 
 async def replay(appliance: ManagedAppliance, *, in_order: bool) -> tuple[int, float, float]:
-    """Ask A, B, A, B … from four clients by turns, one every 40 ms; give (loads, the longest wait, the longest answer) in seconds.
+    """Ask A, B, A, B … from four clients by turns, one every 40 ms.
+
+    Give (loads, the longest wait, the longest answer) in seconds.
 
     In order or not, the same requests come at the same times to the same appliance with one place.
     """
@@ -185,14 +192,16 @@ async def replay(appliance: ManagedAppliance, *, in_order: bool) -> tuple[int, f
 
 
 async def test_a_b_a_b_traffic_does_not_thrash(managed: Managed, tmp_path: Path, llama_binary: str) -> None:
-    """At most half the swaps of first come, first served; the longest wait is the limit, a request and a swap.
+    """At most half the swaps of first come, first served.
 
-    First come, first served is the same traffic through the same appliance, held to its order at the entrance.
-    MODEL_SWAP_WAIT_S=0 would be no fair comparison: it only says that a busy model is drained at once, and the
-    requests of one queue are served together all the same.
+    The longest wait is the limit, a request and a swap.
 
-    Each load is slowed down. The tiny model loads in the time between two requests, and is idle between them: swaps
-    that cost nothing are no thrashing, and how many there are would depend on the machine's load.
+    First come, first served is the same traffic through the same appliance, held to its order at the
+    entrance. MODEL_SWAP_WAIT_S=0 would be no fair comparison: it only says that a busy model is drained at
+    once, and the requests of one queue are served together all the same.
+
+    Each load is slowed down. The tiny model loads in the time between two requests, and is idle between them:
+    swaps that cost nothing are no thrashing, and how many there are would depend on the machine's load.
     """
     limit_s = 2.0
     appliance = await managed(

@@ -1,4 +1,4 @@
-"""What the table says is what runs: preloaded, replicated, unloaded in time, changed while it runs; on real llama-servers."""
+"""What the table says is what runs, on real llama-servers: preload, replicas, idle timeout, changes."""
 
 import asyncio
 import json
@@ -107,7 +107,10 @@ async def test_keep_alive_0_unloads_after_the_running_request(managed: Managed) 
 
 
 async def test_a_negative_keep_alive_a_pin_and_the_most_asked_for_stay(managed: Managed) -> None:
-    """Each of them is asked with keep_alive 1 first; what stays although that time is over, stays for its own reason."""
+    """Each of them is asked with keep_alive 1 first.
+
+    What stays although that time is over, stays for its own reason.
+    """
     appliance = await managed("ever", "pinned", "brief", pinned={"pinned": True})
     await asyncio.gather(
         *(
@@ -128,7 +131,10 @@ async def test_a_negative_keep_alive_a_pin_and_the_most_asked_for_stay(managed: 
 async def test_idle_timeout_spares_the_most_requested_models(
     managed: Managed,
 ) -> None:
-    """A minute is the least that the table takes: the llama-servers are said to have been idle for so long already."""
+    """A minute is the least that the table takes.
+
+    The llama-servers are said to have been idle for so long already.
+    """
     appliance = await managed("a", "b", "c", idle_timeout_sec=60, keep_warm_models=1)
     for alias in "aabc":
         assert await appliance.chat(alias) == REPLY

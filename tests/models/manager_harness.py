@@ -1,4 +1,6 @@
-"""The real Manager over stand-ins: no process runs, loads end when the test says so, memory is what the test says, time is the test's.
+"""The real ModelManager over fakes.
+
+No process runs, loads end when the test says so, memory is what the test says, time is the test's.
 
 harness = await open_manager("a", "b", places=1)
 lease = harness.ask("a"); await harness.loaded("a"); (await lease).release(is_ok=True)
@@ -82,7 +84,10 @@ class FakeRecords:
 
 
 class FakeLoader:
-    """Loads end when the test says so, by `ready` or `fail`. `stops_at_once` False: so do stops, by `stopped`."""
+    """Loads end when the test says so, by `ready` or `fail`.
+
+    `stops_at_once` False: so do stops, by `stopped`.
+    """
 
     def __init__(self) -> None:
         self.records = FakeRecords()
@@ -186,7 +191,7 @@ class FakeLoader:
 
 
 class FakeMemory:
-    """System memory, or GPUs: each process takes what the manager reckoned."""
+    """System memory, or GPUs: each process takes what the manager estimated."""
 
     def __init__(self, loader: FakeLoader, *, total_bytes: int, devices: tuple[int, ...] = (RAM,)) -> None:
         self._loader, self.total_bytes, self.indices = loader, total_bytes, devices
@@ -302,7 +307,11 @@ Make = Callable[..., Awaitable[ManagerHarness]]
 
 @pytest.fixture
 async def open_manager(tmp_path: Path) -> AsyncIterator[Make]:
-    """Open managers: `await open_manager("a", "b", places=3, slots=2, memory_mib=100_000, gpus=(), models=[…], path=None, **system)`."""
+    """Open managers:
+
+    `await open_manager("a", "b", places=3, slots=2, memory_mib=100_000, gpus=(), models=[…], path=None,
+    **system)`.
+    """
     harnesses: list[ManagerHarness] = []
 
     async def make(
@@ -312,7 +321,7 @@ async def open_manager(tmp_path: Path) -> AsyncIterator[Make]:
         slots: int = 2,
         memory_mib: int = 100_000,
         gpus: tuple[int, ...] = (),
-        lessons: LoadHistory | None = None,
+        history: LoadHistory | None = None,
         extra_wait_s: float = 30.0,
         **system: Any,
     ) -> ManagerHarness:
@@ -333,7 +342,7 @@ async def open_manager(tmp_path: Path) -> AsyncIterator[Make]:
             Catalogue(table, how),
             loader=stand,
             memory=memory,
-            history=lessons or LoadHistory(None),
+            history=history or LoadHistory(None),
             tasks=tasks,
             clock=clock,
             extra_wait_s=extra_wait_s,

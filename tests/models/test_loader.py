@@ -1,4 +1,7 @@
-"""How a llama-server comes to be ready and goes again: its program, its port, its record. The real program, and ones that are none."""
+"""How a llama-server comes to be ready and goes again: its program, its port, its record.
+
+The real program, and ones that are none.
+"""
 
 import asyncio
 import json

@@ -1,4 +1,7 @@
-"""Loads that fail, crashes, replicas, and the memory that is really taken: the real manager over stand-ins."""
+"""Loads that fail, crashes, replicas, and the memory that is really taken.
+
+The real manager over stand-ins.
+"""
 
 import asyncio
 import os

@@ -1,4 +1,7 @@
-"""What another table changes in the manager's own books. What it does to running llama-servers is in the journeys."""
+"""What another table changes in the manager's own books.
+
+What it does to running llama-servers is in the journeys.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator

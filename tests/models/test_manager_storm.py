@@ -1,4 +1,7 @@
-"""Whatever happens in whatever order, what must always hold of the manager holds: hundreds of random events, each run known by its seed."""
+"""Whatever happens in whatever order, what must always hold of the manager holds.
+
+Hundreds of random events, each run known by its seed.
+"""
 
 import asyncio
 import random
@@ -22,7 +25,7 @@ P, T = ParamSpec("P"), TypeVar("T")
 
 
 class Threads:
-    """What would be done in threads takes a number of the loop's turns that the seed says: else no run could be had again."""
+    """Work of threads takes a number of the loop's turns that the seed says: else no run could be repeated."""
 
     def __init__(self, seed: int) -> None:
         self.chance, self.at_work = random.Random(seed), 0

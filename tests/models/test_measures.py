@@ -1,4 +1,7 @@
-"""The router_ metrics as a scraper reads them, and the five-minute report: exact values, from a manager of plain values."""
+"""The router_ metrics as a scraper reads them, and the five-minute report.
+
+Exact values, from a manager of plain values.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace

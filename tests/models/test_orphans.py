@@ -1,4 +1,7 @@
-"""Processes that outlived us are found and ended at the next start, and nobody else's: real processes, and records of them."""
+"""Processes that outlived us are found and ended at the next start, and nobody else's.
+
+Real processes, and records of them.
+"""
 
 import json
 import os

@@ -54,7 +54,8 @@ def test_long_load_is_not_probed_all_the_time():
     assert looks < 600
 
 
-# What a program of these tests is made of: `serve(port)` answers each request with the next of the statuses, the last one for ever.
+# What a program of these tests is made of: `serve(port)` answers each request with the next of the statuses,
+# the last one for ever.
 COMMON = """
 import os, signal, socket, subprocess, sys, time
 port = int(sys.argv[-1])
@@ -77,7 +78,10 @@ def unused_port() -> int:
 
 @pytest.fixture
 async def make(tmp_path: Path) -> AsyncIterator[Make]:
-    """Make processes of small programs: `make("serve(503, 200)")`, `make(command=[…])`. They end with the test."""
+    """Make processes of small programs: `make("serve(503, 200)")`, `make(command=[…])`.
+
+    They end with the test.
+    """
     tasks, wire = Tasks(), ConnectionPool(PoolLimits())
     made: list[Process] = []
 
@@ -185,7 +189,8 @@ async def test_a_script_that_starts_the_real_server_is_as_good(make: Make) -> No
     await until(lambda: is_gone(child))
 
 
-# System D's list, each as llama-server writes it; what must not be taken for one of it; and what only looks like it.
+# The list of hopeless errors, each as llama-server writes it; what must not be taken for one of it; and what only looks
+# like it.
 @pytest.mark.parametrize(
     ("said", "can_retry"),
     [

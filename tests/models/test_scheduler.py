@@ -1,7 +1,9 @@
-"""What the scheduler decides, as tables: a state, and the step that follows. Sizes are in GiB, times in seconds.
+"""What the scheduler decides, as tables: a state, and the step that follows.
 
-Models `a`, `b`, `c` … take 1 GiB and a second to load unless a row says otherwise. There is plenty of memory unless a row
-is about memory.
+Sizes are in GiB, times in seconds.
+
+Models `a`, `b`, `c` … take 1 GiB and a second to load unless a row says otherwise. There is plenty of memory
+unless a row is about memory.
 """
 
 from typing import Any
@@ -118,7 +120,10 @@ def scheduler_state(
     margin: float = 0,
     **rules: Any,
 ) -> SchedulerState:
-    """Make a state of its parts; a model without facts is an ordinary one. `free`, `total`: GiB, of RAM or by device."""
+    """Make a state of its parts; a model without facts is an ordinary one.
+
+    `free`, `total`: GiB, of RAM or by device.
+    """
     queues = [part for part in parts if isinstance(part, QueueState)]
     facts = {one.alias: ModelFacts(one.alias, GIB) for one in queues} | {
         part.alias: part for part in parts if isinstance(part, ModelFacts)
@@ -902,7 +907,10 @@ def gpus(
     extra: tuple[ResidentRunner, ...] = (),
     removed: tuple[int, ...] = (),
 ) -> Any:
-    """Give where a model of `need` GiB fits on GPUs with so much free, each of `total`, beside a machine full of RAM."""
+    """Give where a model of `need` GiB fits on GPUs with so much free, each of `total`.
+
+    Beside a machine full of RAM.
+    """
     state = scheduler_state(
         *extra,
         free=dict(enumerate(free)) | {RAM: 100},

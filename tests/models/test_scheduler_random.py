@@ -1,6 +1,7 @@
 """Random states, each run by a naive manager that does what the scheduler says: what must always hold.
 
-Time is a number that the test moves; nothing sleeps. Each state is made from its seed, so that a failing one can be run again.
+Time is a number that the test moves; nothing sleeps. Each state is made from its seed, so that a failing one
+can be run again.
 """
 
 import random
@@ -135,7 +136,10 @@ class RandomManager:
         self.servers[key].resident = replace(self.servers[key].resident, **how)  # type: ignore[arg-type]
 
     def happens(self) -> bool:
-        """Let one thing happen that takes time: a load, an answer or an unloading ends. False = there is none."""
+        """Let one thing happen that takes time: a load, an answer or an unloading ends.
+
+        False = there is none.
+        """
         choices = [
             key
             for key, server in self.servers.items()
@@ -287,7 +291,10 @@ def test_rules_always_hold_and_every_request_is_served(first: int) -> None:
 
 
 def test_time_alone_changes_decisions_only_so_often() -> None:
-    """While nothing ends and nobody comes, the manager is woken a few times for each line and server, and then no more."""
+    """While nothing ends and nobody comes, the manager is woken a few times for each line and server.
+
+    And then no more.
+    """
     for number in range(200):
         manager = RandomManager(random.Random(number))
         for _ in range(20):

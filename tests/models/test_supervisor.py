@@ -1,4 +1,7 @@
-"""What the supervisor makes of failures and of requests to stop; loads themselves are in test_manager_*.py."""
+"""What the supervisor makes of failures and of requests to stop.
+
+Loads themselves are in test_manager_*.py.
+"""
 
 import asyncio
 from collections.abc import Callable

@@ -1,4 +1,7 @@
-"""Swaps in virtual time, by the simulation of bench/swaps.py on short traces: what is promised beside first come, first served."""
+"""Swaps in virtual time, by the simulation of bench/swaps.py on short traces.
+
+What is promised beside first come, first served.
+"""
 
 import random
 from collections.abc import Callable

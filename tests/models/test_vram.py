@@ -1,4 +1,7 @@
-"""Memory as the driver says it: GPUs through a stand-in for NVML in a process of its own, system memory from files of ours and the real /proc."""
+"""Memory as the driver says it.
+
+GPUs through a stand-in for NVML in a process of its own, system memory from files of ours and the real /proc.
+"""
 
 import json
 import mmap
@@ -24,8 +27,8 @@ from tests.tools.fake_nvml import Figures
 
 MIB, GIB = 1 << 20, 1 << 30
 
-# Answers one line of JSON for each line that it reads: `read`, `of PID`, `pick_memory {arguments}`, `wait BEFORE EXPECTED`.
-# It writes `waiting` before the first reading of a wait.
+# Answers one line of JSON for each line that it reads: `read`, `of PID`, `pick_memory {arguments}`, `wait
+# BEFORE EXPECTED`. It writes `waiting` before the first reading of a wait.
 SERVE = """
 import asyncio, json, logging, sys
 from dataclasses import asdict

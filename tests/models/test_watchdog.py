@@ -1,4 +1,7 @@
-"""Looks at what runs: one that does not answer is loaded again, and what one really takes teaches the next load."""
+"""Looks at what runs.
+
+One that does not answer is loaded again, and what one really takes teaches the next load.
+"""
 
 from pathlib import Path
 
@@ -97,8 +100,8 @@ async def test_probe_of_a_model_that_stops_does_not_count(open_manager: Make) ->
 
 
 async def test_measured_memory_decides_the_next_load(open_manager: Make, tmp_path: Path) -> None:
-    lessons = LoadHistory(tmp_path / "lessons.json")
-    harness = await open_manager("a", history=lessons)
+    history = LoadHistory(tmp_path / "history.json")
+    harness = await open_manager("a", history=history)
     await harness.have("a")
     harness.memory.told = {RAM: 2000 * MIB}
     await Watchdog(harness.manager).measure()
@@ -108,9 +111,9 @@ async def test_measured_memory_decides_the_next_load(open_manager: Make, tmp_pat
         2000 * MIB,
         2100 * MIB,
     )
-    again = LoadHistory(tmp_path / "lessons.json")
+    again = LoadHistory(tmp_path / "history.json")
     again.read()
-    assert again.record_of(harness.manager.model_states["a"].history_key) == lessons.record_of(
+    assert again.record_of(harness.manager.model_states["a"].history_key) == history.record_of(
         harness.manager.model_states["a"].history_key
     )
 

@@ -33,7 +33,7 @@ class Admission:
         supervisor: Books the failure of a file that cannot be loaded.
         view: Gives what those who wait may know.
         events: Told of refused requests.
-        reschedule: Called when somebody begins or stops to wait.
+        reschedule: Called when a client begins or stops to wait.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class Admission:
         return await self._wait(waiter, model)
 
     async def check_possible(self, model: ModelState) -> None:
-        """Refuse what would fail anyway, before another model gives way for it.
+        """Refuse what would fail anyway, before another model is evicted for it.
 
         A file that was missing or broken is checked again.
 

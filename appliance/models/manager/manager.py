@@ -54,7 +54,7 @@ log = get_logger("models")
 
 
 class ModelManager:
-    """Runs models, and tells about them (ModelManagerApi). Build it inside the event loop, then `open`.
+    """Runs models and shows their state (ModelManagerApi). Build it inside the event loop, then `open`.
 
     Args:
         catalogue: The table of models.
@@ -310,7 +310,7 @@ class ModelManager:
         await self._supervisor.stop_now(runner)
 
     def restore(self, alias: str) -> None:
-        """Load a model again where it fits, although nobody waits for it."""
+        """Load a model again where it fits, although no request waits for it."""
         model = self._state.models.get(alias)
         if model is not None and not model.current_runners():
             model.background_load = "restore"

@@ -26,7 +26,7 @@ class ModelState:
         waiters: Everybody who waits, loads included, in the order of arrival.
         header, estimate, history_key: What its file says; empty until the file was checked.
         file_problem: Why its file cannot be loaded; "" = no problem is known.
-        background_load: It is to be loaded although nobody waits: at the start, or because it stopped
+        background_load: It is to be loaded although no request waits: at the start, or because it stopped
             unexpectedly.
         failure: Why it is not loaded again until it is reset; "" = it may be loaded.
         last_error: Why the latest load failed or the llama-server crashed.
@@ -34,7 +34,7 @@ class ModelState:
         replica_failures: Loads in a row that failed while another llama-server of it runs. It then makes do
             with fewer.
         blocked_until_s: Before that it is not loaded again.
-        has_reservation: Another model gave way for it, and it has not been started since. That memory is kept
+        has_reservation: Another model was evicted for it, and it has not been started since. That memory is kept
             for it.
         evicted_s: When a llama-server of it was last drained or stopped for another model.
         wait_reason: What its queue waits for, as the scheduler said last.

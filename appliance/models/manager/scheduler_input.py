@@ -82,7 +82,7 @@ class SchedulerInput:
 
 
 def queue_state(model: ModelState, now_s: float) -> QueueState | None:
-    """Return a model's queue as the scheduler sees it; None = nobody waits and no load is wanted."""
+    """Return a model's queue as the scheduler sees it; None = no client waits and no load is wanted."""
     if not model.waiters:
         if not model.background_load or model.current_runners():
             return None

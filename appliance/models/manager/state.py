@@ -1,6 +1,6 @@
 """What all parts of the manager share: the table, the state of each model, the llama-servers, the counts.
 
-Written on the event loop only; whoever changes what a reader can see calls `notify`.
+Written on the event loop only; a part that changes what a reader can see calls `notify`.
 """
 
 from collections import deque

@@ -12,7 +12,7 @@ LISTENING = "0A"  # TCP_LISTEN in /proc/net/tcp
 
 
 def find_free_port(taken: Container[int], first: int, last: int) -> int:
-    """Return the lowest port on loopback that nobody listens on.
+    """Return the lowest port on loopback that no process listens on.
 
     Raises:
         LoadFailed: All are taken.

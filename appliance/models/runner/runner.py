@@ -18,7 +18,7 @@ class Runner:
         serial: Its number; never used twice while the appliance runs.
         devices: Where it is loaded, as the driver counts; -1 = system memory.
         need_bytes: The memory that it is expected to take, on all devices together.
-        phase: `stopping` as soon as somebody has begun to end it.
+        phase: `stopping` from the moment that its end has begun.
         load_phase: While `phase` is loading: `starting` until something listens on its port, then `loading`.
         load_progress: 0 to 100.
         active: Requests that hold one of its slots.

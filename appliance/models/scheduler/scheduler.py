@@ -105,10 +105,10 @@ def next_step(state: SchedulerState) -> Step:
     """Say what must happen first.
 
     1. a request waits whose model has a free slot             → Serve
-    2. somebody waits for a model that has failed              → Refuse
+    2. a client waits for a model that has failed              → Refuse
     3. an idle llama-server has expired                        → Stop
-    4. one is draining, and nobody needs its memory            → Resume
-    5. somebody waits for a model that is not loaded           → Start, Stop, Drain or Refuse for the most
+    4. one is draining, and no other model needs its memory    → Resume
+    5. a client waits for a model that is not loaded           → Start, Stop, Drain or Refuse for the most
                                                                  urgent queue: see _Plan.make_place
     6. none of these                                           → Wait
     """

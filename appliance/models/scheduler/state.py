@@ -87,7 +87,7 @@ class ResidentRunner:
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """What is known of a model that somebody waits for.
+    """What is known of a model that clients wait for.
 
     Attributes:
         need_bytes: The memory that a load takes.
@@ -112,11 +112,11 @@ class SchedulerState:
     """The state that a decision is made from.
 
     Attributes:
-        queues: One for each model that somebody waits for.
+        queues: One for each model that clients wait for.
         residents: Every llama-server.
         facts: By alias, at least of the models in `queues`.
-        free: Bytes by device, without what loading llama-servers will take. May be empty where nobody waits.
-        total: Bytes by device. May be empty where nobody waits.
+        free: Bytes by device, without what loading llama-servers will take. May be empty without queues.
+        total: Bytes by device. May be empty without queues.
     """
 
     queues: Sequence[QueueState] = ()
@@ -165,7 +165,7 @@ class Drain:
 
 @dataclass(frozen=True, slots=True)
 class Resume:
-    """Give a draining llama-server requests again: nobody needs its place any more."""
+    """Give a draining llama-server requests again: no other model needs its place any more."""
 
     serial: int
 
