@@ -1,0 +1,38 @@
+"""Settings of the engines that are refused, with the words that say why."""
+
+import pytest
+
+from appliance.engines.settings import EngineSettings
+from appliance.settings import load
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("VLLM_ZMQ_ENDPOINT", "http://x:1", "is not an address such as tcp://localhost:5557"),
+        ("SGLANG_ZMQ_ENDPOINT", "tcp://x", "is not an address such as tcp://localhost:5557"),
+        ("LORA_ALLOWED_DIRS", "adapters", "is not an absolute path"),
+        ("LORA_ALLOWED_DIRS", "/a/../b", "is not an absolute path"),
+        ("LORA_ALLOWED_DIRS", "/", "is not an absolute path"),
+        ("NOVITA_OPENAI_ENDPOINTS", "ftp://x", "is not an http(s) address"),
+        ("NOVITA_OPENAI_ENDPOINTS", "https://u:p@x", "must not hold credentials"),
+        ("NOVITA_OPENAI_ENDPOINTS", ";", "at least one address"),
+        ("LB_ENABLED", "perhaps", ""),
+        ("QUEUE_LIMIT", "-1", ""),
+        ("BREAKER_FAILURES", "0", ""),
+    ],
+)
+def test_values_that_are_refused(variable: str, value: str, message: str) -> None:
+    settings, problems = load({"PATH": "/usr/bin:/bin", variable: value})
+    fatal = [str(problem) for problem in problems if problem.is_fatal]
+    assert settings is None
+    assert len(fatal) == 1
+    assert fatal[0].startswith(f"{variable}=")
+    assert message in fatal[0]
+
+
+@pytest.mark.parametrize(
+    ("value", "port"), [("6380", 6380), ("tcp://10.0.0.7:6380", 6380), ("tcp://[::1]:6380", 6380)]
+)
+def test_redis_port_may_be_an_address_of_kubernetes(value: str, port: int) -> None:
+    assert EngineSettings(redis_port=value).redis_port == port  # type: ignore[arg-type]
