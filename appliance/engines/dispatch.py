@@ -126,11 +126,7 @@ class Dispatcher:
             return self._choose_pinned(request)  # 1
         now_s = self._clock.monotonic_s()
         for number, pool in enumerate(request.open_stages()):
-            ready = [
-                backend
-                for backend in request.candidates_in(pool)
-                if backend.status(now_s) is BackendStatus.READY
-            ]
+            ready = [b for b in request.candidates_in(pool) if b.status(now_s) is BackendStatus.READY]
             if ready:
                 backend, reason = self._pick(ready, pool, request)  # 2, 3
                 return self._take(backend, reason, request, number)

@@ -49,7 +49,7 @@ class DispatchRequest:
         serving = pool.serving(self.model)  # 1
         options, tried = self.options, self.tried
         if not (tried or self.context_over or options.context_tokens or options.is_local_only):
-            return serving
+            return serving  # so it is nearly always
         over = max(self.context_over, options.context_tokens - 1)
         return [
             backend

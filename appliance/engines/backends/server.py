@@ -4,6 +4,7 @@ import math
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Self
 
 from appliance.base.clock import Clock
@@ -132,6 +133,9 @@ class EngineServer:
         self._runner = runner
         self._label = runner.label if runner is not None else f"The backend {spec.name}"
         self._first_byte = metrics.upstream_seconds.labels(spec.name)
+        self._model_peer = Peer(
+            self._wire, self.target, self._label, partial(interpret_error, label=self._label)
+        )
 
     # ---- what it is
 
@@ -331,10 +335,13 @@ class EngineServer:
             raise AttemptFailed.of(error) from error
 
     def _peer(self, served: ServedModel | None) -> Peer:
-        name = served.card.id if served is not None and served.card.parent else ""
+        """Return how it is spoken to for a model, or for an adapter, which it may have lost."""
+        if served is None or not served.card.parent:
+            return self._model_peer
+        name = served.card.id
 
         def refuse(status: int, headers: dict[str, str], text: str) -> Exception:
-            if name and is_adapter_missing(status, text) and self.state.report_missing_adapter(name):
+            if is_adapter_missing(status, text) and self.state.report_missing_adapter(name):
                 return adapter_missing(name, self._label, note=text[:200], status=status)
             return interpret_error(status, headers, text, self._label)
 
