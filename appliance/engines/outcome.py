@@ -1,6 +1,6 @@
-"""How an attempt at a server can end, and what each end means: for the circuit breaker, for a retry, for the error counters.
+"""How an attempt at a server ended, and what that means: for the circuit breaker, a retry, the error counters.
 
-The values are the words of receipts and metrics. `Finish` is the other half: how a whole request ended, as the client saw it.
+The values are the words of receipts and metrics. `Finish` is the other half: how a request ended, as its client saw it.
 """
 
 from enum import Enum
@@ -27,9 +27,10 @@ class Retry(Enum):
 class Outcome(Enum):
     """How one attempt ended.
 
-    breaker   what the circuit breaker learns
-    retry     when another backend may try (what was never sent may always be sent elsewhere: see AttemptFailed.was_sent)
-    is_error  whether it is counted among the backend's errors
+    Attributes:
+        breaker: What the circuit breaker learns.
+        retry: When another backend may try. (What was never sent may always be sent elsewhere: AttemptFailed.retry.)
+        is_error: Whether it is counted among the backend's errors.
     """
 
     breaker: BreakerEffect

@@ -1,4 +1,4 @@
-"""Receipts: what was decided for one request, and why. The last thousand are kept for the operator."""
+"""Receipts: what was decided for one request, and why. The latest ones are kept for the operator."""
 
 from collections import OrderedDict
 from dataclasses import asdict, dataclass, field
@@ -6,10 +6,20 @@ from typing import Any
 
 from appliance.engines.outcome import Finish, Outcome
 
+KEPT_RECEIPTS = 1000
+
 
 @dataclass(slots=True)
 class Attempt:
-    """One attempt at one endpoint. `status` is the HTTP status that came, None = none."""
+    """One attempt at one endpoint.
+
+    Attributes:
+        endpoint: Its address; "" = not known yet.
+        outcome: What it came to.
+        status: The HTTP status that came; None = none.
+        ms: How long it took, milliseconds.
+        note: What the server said when it failed, shortened.
+    """
 
     endpoint: str
     outcome: Outcome = Outcome.CANCELLED
@@ -19,35 +29,64 @@ class Attempt:
 
     @property
     def label(self) -> str:
-        """The outcome as receipts and metrics show it: `ok`, `status_502` …"""
+        """The outcome as receipts and metrics show it, as `ok` or `status_502`."""
         return self.outcome.render(self.status)
 
 
 @dataclass(slots=True)
 class Receipt:
-    """One request's story. Times are milliseconds; `at_s` is seconds since 1970. Holds no prompt, no answer and no key."""
+    """The story of one request. It holds no prompt, no response and no key.
+
+    Attributes:
+        id: The request's id.
+        at_s: When it began, seconds since 1970.
+        route: The address in the table of routes.
+        model: The model as the client asked for it.
+        public_model: The model as the reply names it.
+        served_model: The model that really answered, by its name there.
+        backend: Which backend was asked last.
+        endpoint: Its address.
+        reason: Why this backend.
+        pool: The pool that it is in.
+        overflow: Why the request left the pool that it was meant for; "" = it did not.
+        streamed: The client wanted a stream.
+        attempts: One row for each endpoint that was asked.
+        queue_ms: Time in queues, milliseconds.
+        upstream_ms: Until the upstream's first byte, milliseconds.
+        total_ms: Until the response's last byte, milliseconds.
+        prompt_tokens: As the engine reported; None = it did not.
+        completion_tokens: As the engine reported; None = it did not.
+        finish: How it ended; None = it runs.
+        error: `kind: sentence`; "" = none.
+        status: The HTTP status that the client got; 0 = none yet.
+    """
 
     id: str
     at_s: float = 0.0
     route: str = ""
-    model: str = ""  # as the client asked
-    public_model: str = ""  # as the reply says
-    served_model: str = ""  # what really answered
+    model: str = ""
+    public_model: str = ""
+    served_model: str = ""
     backend: str = ""
     endpoint: str = ""
-    reason: str = ""  # why this backend
+    reason: str = ""
     pool: str = ""
-    overflow: str = ""  # why the request left the pool that it was meant for; "" = it did not
+    overflow: str = ""
     streamed: bool = False
     attempts: list[Attempt] = field(default_factory=list)
     queue_ms: float = 0.0
-    upstream_ms: float = 0.0  # until the upstream's first byte
+    upstream_ms: float = 0.0
     total_ms: float = 0.0
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     finish: Finish | None = None
     error: str = ""
     status: int = 0
+
+    @property
+    def finish_label(self) -> str:
+        """How the request ended, as JSON and gRPC show it; "" while it runs."""
+        return self.finish.value if self.finish is not None else ""
 
     def note_usage(self, usage: Any) -> None:
         """Take the token counts that an engine reported; anything but an object is passed over."""
@@ -56,26 +95,23 @@ class Receipt:
             self.completion_tokens = usage.get("completion_tokens")
 
     def render_header(self) -> str:
-        """Give the short form for `x-appliance-receipt`: `backend=…; endpoint=…; …`."""
+        """Return the short form for `x-appliance-receipt`: `backend=…; endpoint=…; …`."""
         return (
-            f"backend={self.backend}; endpoint={self.endpoint}; model={self.served_model}; attempts={len(self.attempts)}; "
-            f"queue_ms={self.queue_ms:.1f}; upstream_ms={self.upstream_ms:.1f}; reason={self.reason}"
+            f"backend={self.backend}; endpoint={self.endpoint}; model={self.served_model}; "
+            f"attempts={len(self.attempts)}; queue_ms={self.queue_ms:.1f}; upstream_ms={self.upstream_ms:.1f}; "
+            f"reason={self.reason}"
         )
 
     def render_server_timing(self) -> str:
-        """Give `Server-Timing`'s value, durations in milliseconds."""
+        """Return the value of `Server-Timing`, durations in milliseconds."""
         return f"queue;dur={self.queue_ms:.1f}, upstream;dur={self.upstream_ms:.1f}"
 
     def as_dict(self) -> dict[str, Any]:
+        """Return the receipt as JSON shows it: every field by its name, outcome and finish as words."""
         row = asdict(self)
         row["attempts"] = [{**asdict(attempt), "outcome": attempt.label} for attempt in self.attempts]
         row["finish"] = self.finish_label
         return row
-
-    @property
-    def finish_label(self) -> str:
-        """How the request ended, as JSON and gRPC show it; "" while it runs."""
-        return self.finish.value if self.finish is not None else ""
 
 
 def attempt_rows(attempts: list[Attempt]) -> list[dict[str, Any]]:
@@ -99,22 +135,24 @@ def attempt_rows(attempts: list[Attempt]) -> list[dict[str, Any]]:
 
 
 class Receipts:
-    """The last `keep` receipts, by id."""
+    """The latest receipts, by id."""
 
-    def __init__(self, keep: int = 1000) -> None:
-        self._keep = keep
+    def __init__(self, capacity: int = KEPT_RECEIPTS) -> None:
+        self._capacity = capacity
         self._by_id: OrderedDict[str, Receipt] = OrderedDict()
 
     def add(self, receipt: Receipt) -> None:
+        """Keep a receipt; the oldest one goes if there are too many."""
         self._by_id[receipt.id] = receipt
-        if len(self._by_id) > self._keep:
+        if len(self._by_id) > self._capacity:
             self._by_id.popitem(last=False)
 
     def get(self, receipt_id: str) -> Receipt | None:
+        """Return a receipt; None = there is none, or not any more."""
         return self._by_id.get(receipt_id)
 
     def latest(self, count: int) -> list[Receipt]:
-        """Give up to `count` receipts, newest first."""
+        """Return up to `count` receipts, newest first."""
         return list(reversed(self._by_id.values()))[:count]
 
     def __len__(self) -> int:

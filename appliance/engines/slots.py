@@ -12,26 +12,40 @@ from appliance.engines.stream import Stream
 
 @dataclass(slots=True)
 class ResponseTimes:
-    """An answer whose times the appliance takes, because its engine takes none. `first_s`: monotonic, of its first event, 0 = none yet."""
+    """The times of a response, taken by the appliance because the engine takes none.
+
+    Attributes:
+        receipt: Of the request; it may be given the engine's token counts.
+        first_s: When the first event came, monotonic; 0 = not yet.
+        stream: The reply's; it counts its events; None = the response came in one piece.
+    """
 
     receipt: Receipt
     first_s: float = 0.0
-    stream: Stream | None = None  # the reply's; it counts its events
+    stream: Stream | None = None
 
     def tokens(self) -> int | None:
-        """Give how many tokens were generated: as was reported, else the stream's events but for the first (the role) and the last."""
+        """Return how many tokens were generated; None = unknown.
+
+        1. the engine reported it  → that
+        2. there was a stream      → its events, less the first (the role) and the last
+        """
         if self.receipt.completion_tokens is not None or self.stream is None:
-            return self.receipt.completion_tokens
-        return max(0, self.stream.events - 2)
+            return self.receipt.completion_tokens  # 1
+        return max(0, self.stream.events - 2)  # 2
 
 
 class SlotOwner(Protocol):
     """Whatever gives out slots, and hears what became of each."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Its name, in metrics and receipts."""
+        ...
 
-    def record(self, slot: "Slot[Any]", outcome: Outcome, retry_after_s: float | None) -> None: ...
+    def record(self, slot: "Slot[Any]", outcome: Outcome, retry_after_s: float | None) -> None:
+        """Learn how a request ended; called once, when its slot is released."""
+        ...
 
 
 OwnerT = TypeVar("OwnerT", bound=SlotOwner, covariant=True)
@@ -39,21 +53,29 @@ OwnerT = TypeVar("OwnerT", bound=SlotOwner, covariant=True)
 
 @dataclass(slots=True, eq=False)
 class Slot(Generic[OwnerT]):
-    """One request's place on a backend. `release` gives it back; a second call does nothing.
+    """The right to send one request to one backend.
 
-    url, headers, ssl   for those who speak to the server themselves (passage): its base address, the headers that it wants
-    attempt             the receipt's line about this try; `release` fills it in
+    Attributes:
+        backend: Which one.
+        started_s: When it was taken, monotonic.
+        attempt: The receipt's row about it; `release` fills it in.
+        url: For passthrough: the server's base address.
+        headers: For passthrough: headers that the server wants, its key for example.
+        ssl: For passthrough: None = the default context.
+        is_uncounted: It takes no capacity: a question about the server itself.
+        is_released: It was given back.
+        times: Of the response, where the appliance takes them; None = it does not.
     """
 
     backend: OwnerT
-    started_s: float  # monotonic
+    started_s: float
     attempt: Attempt
     url: str = ""
     headers: dict[str, str] = field(default_factory=dict, repr=False)
     ssl: SSLContext | None = None
-    is_uncounted: bool = False  # takes no room: a question that no slot is needed for
+    is_uncounted: bool = False
     is_released: bool = False
-    times: "ResponseTimes | None" = None
+    times: ResponseTimes | None = None
 
     def release(
         self,
@@ -63,7 +85,14 @@ class Slot(Generic[OwnerT]):
         note: str = "",
         retry_after_s: float | None = None,
     ) -> None:
-        """Give the place back: the backend's counters, its breaker and the receipt learn what it came to."""
+        """Give the slot back; the backend and the receipt learn what it came to. A second call does nothing.
+
+        Args:
+            outcome: What it came to.
+            status: The HTTP status that came; None = as noted before.
+            note: What the server said, shortened; "" = as noted before.
+            retry_after_s: When the server wants to be asked again, seconds; None = it did not say.
+        """
         if self.is_released:
             return
         self.is_released = True
@@ -97,6 +126,7 @@ class SlotStream(Stream):
             raise
 
     async def aclose(self) -> None:
+        """End the stream; if it had not ended by itself, the client left."""
         try:
             await self._pieces.aclose()
         finally:
@@ -104,4 +134,5 @@ class SlotStream(Stream):
 
     @property
     def outcome(self) -> Outcome | None:
+        """How it ended; None while it runs."""
         return self._slot.attempt.outcome if self._slot.is_released else None

@@ -1,8 +1,8 @@
 """A response as it comes: pieces of bytes that are pulled one by one, and a way to stop.
 
-Everything that streams, from an engine's events to the lines that a client reads, is a Stream. The rule that all of them keep: closing
-a stream ends what it is made from, also when not one piece was taken yet. (A plain async generator does not: one that was never begun
-runs no `finally`, so the upstream exchange below it would go on for a client that has left.)
+Everything that streams, from an engine's events to the lines that a client reads, is a Stream. They all keep one rule:
+closing a stream ends what it is made from, also when not one piece was taken yet. (A plain async generator does not: one
+that was never begun runs no `finally`, so the upstream exchange below it would go on for a client that has left.)
 """
 
 from collections.abc import AsyncGenerator, Awaitable
@@ -41,7 +41,9 @@ class Stream:
 class Closable(Protocol):
     """What a stream can be made from."""
 
-    async def aclose(self) -> None: ...
+    async def aclose(self) -> None:
+        """End it."""
+        ...
 
 
 class GeneratedStream(Stream):
@@ -57,6 +59,7 @@ class GeneratedStream(Stream):
         return self._pieces.__anext__()
 
     async def aclose(self) -> None:
+        """End the generator and its source."""
         try:
             await self._pieces.aclose()
         finally:
@@ -65,10 +68,12 @@ class GeneratedStream(Stream):
 
     @property
     def events(self) -> int:
+        """How many events of the source have gone through."""
         return self._source.events if isinstance(self._source, Stream) else 0
 
     @property
     def outcome(self) -> Outcome | None:
+        """How the attempt behind the source ended."""
         return self._source.outcome if isinstance(self._source, Stream) else None
 
 
@@ -88,15 +93,18 @@ class StartedStream(Stream):
         return await self._rest.__anext__()
 
     async def aclose(self) -> None:
+        """End the rest, and drop the piece in hand."""
         self._first = None
         await self._rest.aclose()
 
     @property
     def events(self) -> int:
+        """How many events of the source have gone through."""
         return self._rest.events
 
     @property
     def outcome(self) -> Outcome | None:
+        """How the attempt behind the source ended."""
         return self._rest.outcome
 
 
@@ -110,7 +118,7 @@ async def start_stream(stream: Stream) -> StartedStream:
         The whole stream, the first piece included.
 
     Raises:
-        Exception: What making the first piece raises; `stream` is closed then, also when the wait is cancelled.
+        Exception: What making the first piece raises; then, and when the wait is cancelled, `stream` is closed.
     """
     try:
         return StartedStream(await anext(stream), stream)

@@ -1,6 +1,6 @@
-"""The words that cross rooms: what a door asks (EngineRequest) and what it gets (EngineReply). OpenAI's shapes throughout.
+"""What the interfaces ask of the engines and what they are given: requests and replies in OpenAI's shapes, models, states.
 
-No lower room knows that Ollama exists; a door whose dialect is not OpenAI's translates to and from these.
+Nothing below the interfaces knows another dialect; an interface that speaks one translates to and from these.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from appliance.engines.stream import Stream
 
 
 class Operation(Enum):
-    """The OpenAI operation asked for; the value is its path below `/v1`."""
+    """The operation of OpenAI's API that is asked for; the value is its path below `/v1`."""
 
     CHAT = "/chat/completions"
     COMPLETION = "/completions"
@@ -24,13 +24,14 @@ class Operation(Enum):
 class RequestOptions:
     """What a request says about where and when it is answered.
 
-    flow             whose request it is, for turns in the line: a digest of the key, or the address ("" = nobody in particular)
-    priority         0 high, 1 normal, 2 low
-    is_local_only    it must be answered by this pool's own servers, not by an overflow and not by a hosted API
-    pin              the name of the one backend that is to answer ("" = any)
-    context_tokens   the context that the client counts on; a server known to have less is not asked (0 = any)
-    keep_alive_s     how long a model that runs here stays loaded after this request: 0 = not at all, negative = for ever,
-                     None = as configured
+    Attributes:
+        flow: Whose request it is, for fair turns in the queue: a digest of the key, or the address; "" = unknown.
+        priority: 0 high, 1 normal, 2 low.
+        is_local_only: Only servers of the first pool may answer: no overflow, no hosted API.
+        pin: Name of the one backend that is to answer; "" = any.
+        context_tokens: Context that the client counts on; a server known to have less is not asked; 0 = any.
+        keep_alive_s: How long a model that runs here stays loaded after the request; 0 = not at all,
+            negative = for ever, None = as configured.
     """
 
     flow: str = ""
@@ -46,13 +47,19 @@ NO_OPTIONS = RequestOptions()
 
 @dataclass(slots=True)
 class EngineRequest:
-    """One question to the engines, OpenAI-shaped.
+    """One request to the engines, in OpenAI's shape.
 
-    body     every field the client sent, parsed; unknown fields stay in
-    raw      the client's own bytes when its dialect is OpenAI's (they travel on, with `model` spliced), else None
-    model    the name the client asked for ("" = the default)
-    stream   the client wants a stream
-    receipt  filled in on the way; the door shows it
+    Attributes:
+        operation: What is asked for.
+        body: Every field that the client sent, parsed; unknown fields stay in.
+        raw: The client's own bytes where its dialect is OpenAI's: they travel on, with `model` replaced; else None.
+        model: The name that the client asked for; "" = the default.
+        stream: The client wants a stream.
+        receipt: Filled in on the way; the interface shows it.
+        options: Where and when it is to be answered.
+        public_model: Set by the router: the name that the reply carries.
+        wanted_model: Set by the router: the name by which backends know it.
+        wait_headers: Set while the request waits for a model: gives headers that report the model's state.
     """
 
     operation: Operation
@@ -62,9 +69,8 @@ class EngineRequest:
     stream: bool
     receipt: Receipt
     options: RequestOptions = NO_OPTIONS
-    public_model: str = ""  # set by the router: the name that the reply carries
-    wanted_model: str = ""  # set by the router: the name by which backends know it
-    # Set while the request waits for a model: gives headers that report the model's state.
+    public_model: str = ""
+    wanted_model: str = ""
     wait_headers: Callable[[], list[tuple[str, str]]] | None = None
 
     def status_headers(self) -> list[tuple[str, str]]:
@@ -74,13 +80,15 @@ class EngineRequest:
 
 @dataclass(slots=True)
 class EngineReply:
-    """The answer to an EngineRequest. Exactly one of `body` and `events` is there.
+    r"""The reply to an EngineRequest: either `body` or `events` is there, never both.
 
-    body     the whole answer: one JSON object as bytes, `model` already the public name
-    events   the stream: each piece is one or more whole SSE events, `data: {json}\\n\\n`, the last `data: [DONE]\\n\\n`;
-             `model` already public; `: comment\\n\\n` pieces are heartbeats. Closing it (aclose) cancels the upstream call.
-             A failure after the first piece raises ApplianceError from the iterator.
-    status   an error status of the upstream that is the client's to see (400, 403, 422 …) comes with `body`; else 200
+    Attributes:
+        status: 200, or an error status of the upstream that is the client's to see (400, 403, 422 …), with `body`.
+        body: The whole response: one JSON object as bytes, `model` already the public name.
+        events: The stream. Each piece is one or more whole events, `data: {json}\n\n`, the last `data: [DONE]\n\n`;
+            `: comment\n\n` pieces are heartbeats; `model` is already the public name. Closing it cancels the upstream
+            request. A failure after the first piece raises ApplianceError from it.
+        content_type: Of the response.
     """
 
     status: int = 200
@@ -91,21 +99,38 @@ class EngineReply:
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
-    """A model as `/v1/models` lists it."""
+    """A model as `/v1/models` lists it.
+
+    Attributes:
+        id: Its public name.
+        created_s: Seconds since 1970.
+        owned_by: The kind of engine, or who offers it.
+        upstream: Its name at the server.
+        aliases: Further names of it.
+        context_tokens: Context of one request; 0 = unknown.
+        parent: Of an adapter: the model that it belongs to; "" = it is no adapter.
+        path: Of an adapter: the file that the engine has it from; "" = unknown.
+    """
 
     id: str
     created_s: int
     owned_by: str
     upstream: str
     aliases: tuple[str, ...] = ()
-    context_tokens: int = 0  # 0 = not known
-    parent: str = ""  # of an adapter: the model that it belongs to
-    path: str = ""  # of an adapter: where the engine has it from, where it tells
+    context_tokens: int = 0
+    parent: str = ""
+    path: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """A model as one server has it: the name to send to it, and fields to add to the body (an adapter of llama.cpp)."""
+    """A model as one server has it.
+
+    Attributes:
+        card: As clients see it.
+        upstream: The name to send to the server.
+        extra: Fields to add to the body: so an adapter of llama.cpp is selected.
+    """
 
     card: ModelCard
     upstream: str
@@ -117,7 +142,7 @@ class BackendStatus(Enum):
 
     READY = "ready"
     FULL = "full"  # later, perhaps soon
-    STARTING = "starting"  # not seen yet, or its model is being loaded
+    STARTING = "starting"  # not reached yet, or loading its model
     CIRCUIT_OPEN = "circuit_open"  # its circuit breaker is open after failures
     DOWN = "down"
     DRAINING = "draining"  # the operator drains it: no new requests
@@ -125,7 +150,36 @@ class BackendStatus(Enum):
 
 @dataclass(frozen=True, slots=True)
 class BackendState:
-    """A backend as ListBackends, /healthz and /health tell it. What a kind does not know stays at its default."""
+    """A backend as ListBackends, /healthz and /health show it. What a kind does not know stays at its default.
+
+    Attributes:
+        name: Unique.
+        kind: The kind of engine, or hosted, demo, managed.
+        is_up: It can answer now, or soon.
+        detail: A sentence about its state; "" = nothing to say.
+        endpoints: One row per address: `{"url", "rested_s", "failed_in_a_row", "last_error"}`.
+        models: Public names of the models that it serves.
+        in_flight: The appliance's own requests there.
+        url: Its address; "" = it has none.
+        pool: The pool that it belongs to.
+        standing: A value of BackendStatus.
+        running: Requests that the engine works on, as its metrics said last; None = unknown.
+        waiting: Requests that wait inside the engine, as its metrics said last; None = unknown.
+        data_age_s: Age of those metrics; None = there are none.
+        metrics: ok, off, or what is wrong with the engine's metrics page.
+        checked_at_s: The last health probe, seconds since 1970; None = there was none.
+        limit: Most requests at a time; None = the engine decides.
+        context_tokens: Context of one request; 0 = unknown.
+        weight: Its share where the strategy is weighted.
+        cost: Of equally busy backends the cheaper one is chosen.
+        chosen_total: Requests that were given to it.
+        mean_s: Response time: the first sample, then (old + new) / 2; None = no sample.
+        last_s: The latest sample.
+        last_used_at_s: Seconds since 1970.
+        breaker: closed, open or half_open.
+        errors: Failures by their label.
+        origin: configured, runtime (lost at a restart), persisted or managed.
+    """
 
     name: str
     kind: str
@@ -136,20 +190,20 @@ class BackendState:
     in_flight: int = 0
     url: str = ""
     pool: str = ""
-    standing: str = "ready"  # a value of BackendStatus
-    running: float | None = None  # as the engine's own metrics said last
+    standing: str = BackendStatus.READY.value
+    running: float | None = None
     waiting: float | None = None
-    data_age_s: float | None = None  # of those metrics
-    metrics: str = ""  # ok | off | what is wrong with the engine's metrics page
-    checked_at_s: float | None = None  # the last look at its health, seconds since 1970
-    limit: int | None = None  # most requests at a time; None = the engine decides
+    data_age_s: float | None = None
+    metrics: str = ""
+    checked_at_s: float | None = None
+    limit: int | None = None
     context_tokens: int = 0
     weight: float = 1.0
     cost: float = 0.0
     chosen_total: int = 0
-    mean_s: float | None = None  # response time: first sample, then (old + new) / 2
+    mean_s: float | None = None
     last_s: float | None = None
     last_used_at_s: float | None = None
-    breaker: str = "closed"  # closed | open | half_open
+    breaker: str = "closed"
     errors: tuple[tuple[str, int], ...] = ()
-    origin: str = "configured"  # configured | runtime (gone at a restart) | persisted
+    origin: str = "configured"
