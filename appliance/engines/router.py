@@ -24,7 +24,7 @@ from appliance.engines.routes import AdapterLookup, Routes
 from appliance.engines.settings import EngineSettings
 from appliance.engines.stream import GeneratedStream
 from appliance.engines.types import BackendState, EngineReply, EngineRequest, ModelCard
-from appliance.engines.upstream.pacing import paced
+from appliance.engines.upstream.pacing import pace_response
 
 WHOLE = 1 << 30  # characters: larger than any response
 MAX_RETURNS = 5  # of a request to its routing, because the adapter that it is for was lost
@@ -192,7 +192,7 @@ class Router:
         settings = self.settings
         is_paced = settings.upstream_streaming != "relay"
         stream_options = request.body.get("stream_options")
-        events = paced(
+        events = pace_response(
             jsons.loads(body),
             size=settings.stream_chunk_size if is_paced else WHOLE,
             delay_ms=settings.stream_delay_ms if is_paced else 0,

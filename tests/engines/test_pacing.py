@@ -3,7 +3,7 @@
 import pytest
 
 from appliance.base import jsons
-from appliance.engines.upstream.pacing import chunks_of, paced, pieces_of
+from appliance.engines.upstream.pacing import cut_text, make_chunks, pace_response
 
 FAMILY = "👩‍👩‍👧‍👦"
 
@@ -21,7 +21,7 @@ FAMILY = "👩‍👩‍👧‍👦"
     ],
 )
 def test_text_is_cut_at_characters_as_people_see_them(text: str, size: int, pieces: list[str]) -> None:
-    assert pieces_of(text, size) == pieces
+    assert cut_text(text, size) == pieces
     assert "".join(pieces) == text
 
 
@@ -61,7 +61,7 @@ REPLY = {
 
 
 def test_everything_of_the_reply_is_in_the_stream() -> None:
-    chunks = list(chunks_of(REPLY, size=4, include_usage=True))
+    chunks = list(make_chunks(REPLY, size=4, include_usage=True))
     assert all(
         c["object"] == "chat.completion.chunk" and c["id"] == "1" and c["system_fingerprint"] == "fp"
         for c in chunks
@@ -90,10 +90,10 @@ def test_everything_of_the_reply_is_in_the_stream() -> None:
 
 
 def test_usage_is_left_out_unless_asked_for() -> None:
-    assert all("usage" not in c for c in chunks_of(REPLY, size=4, include_usage=False))
+    assert all("usage" not in c for c in make_chunks(REPLY, size=4, include_usage=False))
 
 
 async def test_it_ends_with_done() -> None:
-    events = [e async for e in paced(REPLY, size=100, delay_ms=0, include_usage=False)]
+    events = [e async for e in pace_response(REPLY, size=100, delay_ms=0, include_usage=False)]
     assert events[-1] == b"data: [DONE]\n\n"
     assert all(jsons.loads(e[6:]) for e in events[:-1])

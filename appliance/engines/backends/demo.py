@@ -45,7 +45,7 @@ from appliance.engines.types import (
     RequestOptions,
     ServedModel,
 )
-from appliance.engines.upstream.pacing import chunks_of
+from appliance.engines.upstream.pacing import make_chunks
 
 PIECE_CHARACTERS = 12
 GATHER_BYTES = 16_384  # events that need no pause travel together
@@ -211,7 +211,7 @@ async def _events(
     options = body.get("stream_options")
     include_usage = isinstance(options, dict) and bool(options.get("include_usage"))
     gathered: list[bytes] = []
-    for number, chunk in enumerate(chunks_of(reply, size=PIECE_CHARACTERS, include_usage=include_usage)):
+    for number, chunk in enumerate(make_chunks(reply, size=PIECE_CHARACTERS, include_usage=include_usage)):
         if number == TROUBLE_AT and (part.is_stalled or part.is_cut):
             yield b"".join(gathered)
             if part.is_cut:

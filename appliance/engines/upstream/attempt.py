@@ -52,5 +52,5 @@ class AttemptFailed(Exception):
 
     @property
     def label(self) -> str:
-        """The outcome as receipts and metrics show it: `connect`, `status_502` …"""
+        """The outcome as receipts and metrics show it: as `connect` or `status_502`."""
         return self.outcome.render(self.status)

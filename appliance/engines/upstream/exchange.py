@@ -34,10 +34,13 @@ Refuse = Callable[[int, dict[str, str], str], Exception]
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """Who is asked, and how it is spoken of.
+    """Who is asked.
 
-    label     begins sentences: "The hosted API", "The backend llm-1:8080"
-    refuse    (status, headers, text) → the exception that an error status means: AttemptFailed, or an ApplianceError
+    Attributes:
+        wire: The pool of its connections.
+        target: Its base address.
+        label: Begins sentences: "The hosted API", "The backend llm-1:8080".
+        refuse: (status, headers, text) → the exception that an error status means: AttemptFailed, or an ApplianceError.
     """
 
     wire: ConnectionPool
@@ -49,10 +52,13 @@ class Peer:
 class UpstreamCall(NamedTuple):
     """What one attempt sends, and how its response is to be read.
 
-    path          below the peer's base address
-    public_model  the name that the response shall carry
-    wants_events  the body asks for a stream
-    is_gathered   the stream's events are to be returned as one whole response
+    Attributes:
+        path: Below the peer's base address.
+        body: One JSON object.
+        timeouts: Of this attempt.
+        public_model: The name that the response shall carry.
+        wants_events: The body asks for a stream.
+        is_gathered: The stream's events are to be returned as one whole response.
     """
 
     path: bytes
@@ -194,7 +200,7 @@ async def _start_stream(
     request: EngineRequest,
     observer: AttemptObserver,
 ) -> EngineReply:
-    """Wait for the first whole event, so that until then another server may still answer; comments are no event yet."""
+    """Wait for the first whole event: until then another server may still answer. Comments are no event."""
     relay = StreamRelay(call.public_model)
     first = b""
     while b"data:" not in first:
@@ -211,7 +217,7 @@ async def _start_stream(
 
 
 async def _await_last_chunk(response: UpstreamResponse) -> None:
-    """Give a response that said its last word a moment to end, so that its connection can be used again."""
+    """Give a response that has sent `[DONE]` a moment to end, so that its connection can be used again."""
     try:
         await asyncio.wait_for(response.next_chunk(), LAST_CHUNK_S)
     except (TimeoutError, WireError):
@@ -252,10 +258,12 @@ class UpstreamStream(Stream):
 
     @property
     def events(self) -> int:
+        """How many events have gone through."""
         return self._relay.events
 
     @property
     def outcome(self) -> Outcome | None:
+        """What the attempt came to; None while it runs."""
         return self._outcome
 
     async def __anext__(self) -> bytes:
@@ -294,6 +302,7 @@ class UpstreamStream(Stream):
         return UpstreamFailed(message, code="upstream_cut_off")
 
     async def aclose(self) -> None:
+        """End the exchange, note its usage, and tell the observer what it came to."""
         if self._is_closed:
             return
         self._is_closed = True

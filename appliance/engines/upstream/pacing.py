@@ -1,7 +1,7 @@
-"""One whole answer turned into a stream: OpenAI-shaped chunks, the text cut at user-perceived characters. Pure but for `paced`.
+"""One whole response turned into a stream: OpenAI's chunks, the text cut at user-perceived characters.
 
-Source: system A, "Simulated SSE" (piece size STREAM_CHUNK_SIZE, pause STREAM_DELAY_MS), made complete: newlines, emoji,
-several choices, tool calls, reasoning text, log-probabilities, usage.
+Pure but for `pace_response`. Source: docs/compatibility.md, simulated streams (pieces of STREAM_CHUNK_SIZE, a pause of
+STREAM_DELAY_MS), made complete: line breaks, emoji, several choices, tool calls, reasoning, log-probabilities, usage.
 """
 
 import asyncio
@@ -15,19 +15,24 @@ from appliance.base import jsons
 _CHARACTER = regex.compile(r"\X")
 
 
-def pieces_of(text: str, size: int) -> list[str]:
-    """Cut `text` into pieces of `size` user-perceived characters (extended grapheme clusters); nothing is lost."""
+def cut_text(text: str, size: int) -> list[str]:
+    """Cut a text into pieces of `size` user-perceived characters (extended grapheme clusters); nothing is lost."""
     if text.isascii() and "\r" not in text:
         return [text[i : i + size] for i in range(0, len(text), size)]
     characters = _CHARACTER.findall(text)
     return ["".join(characters[i : i + size]) for i in range(0, len(characters), size)]
 
 
-def chunks_of(reply: dict[str, Any], *, size: int, include_usage: bool) -> Iterator[dict[str, Any]]:
-    """Give the chunks of a stream that says the same as `reply`.
+def make_chunks(reply: dict[str, Any], *, size: int, include_usage: bool) -> Iterator[dict[str, Any]]:
+    """Yield the chunks of a stream that says the same as `reply`.
 
-    Takes   reply: a `chat.completion` or `text_completion` object; size: characters per piece
-    Gives   chunk objects; per choice: role, reasoning, text, tool calls, finish_reason; then usage if asked for
+    Args:
+        reply: A `chat.completion` or `text_completion` object.
+        size: Characters per piece.
+        include_usage: The client asked for the usage.
+
+    Returns:
+        Chunk objects. Per choice: role, reasoning, text, tool calls, finish_reason; at the end the usage.
     """
     is_chat = reply.get("object") != "text_completion"
     head = {k: v for k, v in reply.items() if k not in {"choices", "usage", "object"}}
@@ -59,11 +64,11 @@ def _chat_parts(choice: dict[str, Any], size: int) -> Iterator[dict[str, Any]]:
     )
     for name in ("reasoning_content", "reasoning", "refusal"):
         if isinstance(message.get(name), str):
-            for text in pieces_of(message[name], size):
+            for text in cut_text(message[name], size):
                 yield part({name: text})
     content = message.get("content")
     if isinstance(content, str):
-        texts = pieces_of(content, size)
+        texts = cut_text(content, size)
         for text, logprobs in zip(texts, _shares(choice.get("logprobs"), texts), strict=True):
             yield part({"content": text}, logprobs)
     for number, call in enumerate(message.get("tool_calls") or []):
@@ -77,7 +82,7 @@ def _chat_parts(choice: dict[str, Any], size: int) -> Iterator[dict[str, Any]]:
 
 def _text_parts(choice: dict[str, Any], size: int) -> Iterator[dict[str, Any]]:
     index = choice.get("index", 0)
-    texts = pieces_of(choice.get("text") or "", size)
+    texts = cut_text(choice.get("text") or "", size)
     for number, text in enumerate(texts):
         logprobs = choice.get("logprobs") if number == 0 else None
         yield {"index": index, "text": text, "logprobs": logprobs, "finish_reason": None}
@@ -85,7 +90,7 @@ def _text_parts(choice: dict[str, Any], size: int) -> Iterator[dict[str, Any]]:
 
 
 def _shares(logprobs: Any, texts: list[str]) -> list[Any]:
-    """Give each piece the log-probabilities of the tokens that begin in it; the last piece takes the rest."""
+    """Return for each piece the log-probabilities of the tokens that begin in it; the last one takes the rest."""
     shares: list[Any] = [None] * len(texts)
     tokens = logprobs.get("content") if isinstance(logprobs, dict) else None
     if not tokens or not texts:
@@ -101,12 +106,22 @@ def _shares(logprobs: Any, texts: list[str]) -> list[Any]:
     return shares
 
 
-async def paced(
+async def pace_response(
     reply: dict[str, Any], *, size: int, delay_ms: float, include_usage: bool
 ) -> AsyncGenerator[bytes, None]:
-    """Send `reply` as a stream of `data: {json}\\n\\n` pieces with `delay_ms` between them, then `data: [DONE]\\n\\n`."""
+    r"""Yield a response as a stream.
+
+    Args:
+        reply: A `chat.completion` or `text_completion` object.
+        size: Characters per piece.
+        delay_ms: Pause between two pieces, milliseconds.
+        include_usage: The client asked for the usage.
+
+    Returns:
+        Pieces `data: {json}\n\n`, the last one `data: [DONE]\n\n`.
+    """
     is_first = True
-    for chunk in chunks_of(reply, size=size, include_usage=include_usage):
+    for chunk in make_chunks(reply, size=size, include_usage=include_usage):
         if delay_ms and not is_first:
             await asyncio.sleep(delay_ms / 1000)
         is_first = False

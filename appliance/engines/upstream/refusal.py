@@ -1,4 +1,4 @@
-"""What an engine's error answer means: the caller's fault, no room, too long a prompt, or a server that is not well. Pure."""
+"""What an engine's error response means: the caller's fault, no capacity, too long a prompt, a failed server. Pure."""
 
 import re
 
@@ -7,7 +7,7 @@ from appliance.base.errors import ApplianceError, Forbidden, Invalid, NoSuchMode
 from appliance.engines.outcome import Outcome
 from appliance.engines.upstream.attempt import NOTE_CHARACTERS, AttemptFailed
 
-# Sentences of several generations: vLLM's front, its renderer and its engine; SGLang's front and its scheduler; llama.cpp.
+# Sentences of several generations: vLLM's front, renderer and engine; SGLang's front and scheduler; llama.cpp.
 _TOO_LONG = re.compile(
     r"""exceed_context_size | maximum\ context\ length | longer\ than\ the\ model's\ context
                            | exceeds?\ the\ (?:available\ |model's\ )?(?:maximum\ )?context | larger\ than\ the\ max\ context\ size
@@ -21,7 +21,7 @@ _CONTEXT = re.compile(
                           | maximum\ allowed\ length\ \((\d+)""",
     re.IGNORECASE | re.VERBOSE,
 )
-# vLLM counts a long prompt no further than it must ("at least 1025", or by its characters alone): that is no number of tokens.
+# vLLM counts a long prompt no further than it must ("at least 1025", or by its characters): no number of tokens.
 _PROMPT = re.compile(
     r"""(?<!at\ least\ )(?<!bound\ for\ )\b(\d+)\ (?:input\ tokens|in\ the\ messages|in\ the\ prompt)
                          | (?:requested|input|has)\D{1,24}?(\d+)\ tokens | "n_prompt_tokens"\s*:\s*(\d+) | request\ \((\d+)\ tokens\)
@@ -39,7 +39,9 @@ _CANNOT = re.compile(r"(?:image|audio|video) input is not supported|requires --j
 def parse_context_error(text: str) -> tuple[int, int] | None:
     """Read an error text about the length of a prompt, as llama.cpp, vLLM and SGLang write it.
 
-    Gives   (tokens that the request needs, context tokens), 0 for a number that is not in it; None = the text is about something else
+    Returns:
+        (tokens that the request needs, context tokens), 0 for a number that is not in it; None = the text is about
+        something else.
     """
     if not _TOO_LONG.search(text):
         return None
@@ -50,24 +52,30 @@ def parse_context_error(text: str) -> tuple[int, int] | None:
 
 
 def _first(pattern: re.Pattern[str], text: str) -> int:
-    """Give the number that the first match has in one of its groups; 0 = there is none."""
+    """Return the number that the first match has in one of its groups; 0 = there is none."""
     found = pattern.search(text)
     return next((int(number) for number in found.groups() if number), 0) if found else 0
 
 
 def context_error(prompt: int, context: int, *, model: str = "") -> Invalid:
-    """Say that a prompt does not fit, with the numbers. Nothing was cut: we never do that silently."""
-    asked = f"The request needs {prompt} tokens" if prompt else "The prompt is longer"
-    has = (
-        f"; the largest context here is {context} tokens"
-        if context and prompt
-        else f" than the largest context here, {context} tokens"
-        if context
-        else " than the context here"
-    )
+    """Say that a prompt does not fit. (It is never cut silently.)
+
+    Args:
+        prompt: Tokens that the request needs; 0 = unknown.
+        context: Tokens of the largest context here; 0 = unknown.
+        model: Its public name; "" = it is not named.
+    """
+    if prompt and context:
+        said = f"The request needs {prompt} tokens; the largest context here is {context} tokens"
+    elif prompt:
+        said = f"The request needs {prompt} tokens, more than the context here"
+    elif context:
+        said = f"The prompt is longer than the largest context here, {context} tokens"
+    else:
+        said = "The prompt is longer than the context here"
     of = f" for the model {model!r}" if model else ""
     return Invalid(
-        f"{asked}{has}{of}. Send a shorter prompt, or ask for fewer tokens.",
+        f"{said}{of}. Send a shorter prompt, or ask for fewer tokens.",
         code="context_length_exceeded",
         param="messages",
         details={"prompt_tokens": prompt, "context_tokens": context},
@@ -75,20 +83,26 @@ def context_error(prompt: int, context: int, *, model: str = "") -> Invalid:
 
 
 def interpret_error(status: int, headers: dict[str, str], text: str, label: str) -> Exception:
-    """Give the exception that a server's error answer means.
+    """Return the exception that a server's error response means.
 
-    1. 401, 403           it refuses the operator's key: another may answer; the caller is told that it is the operator's to mend
-    2. prompt too long    another with more context may answer
-    3. 404                it does not have the model, or the address: another may
-    4. 429                no room
-    5. 501, and llama.cpp's 500 for what it was not started for (embeddings, pictures …): another may
-    6. 408, 5xx, 3xx      not well
-    7. other 4xx          the caller's: passed on in shape
+    1. 401, 403           it refuses the operator's key: another server may answer; only the operator can mend it
+    2. prompt too long    another one with more context may answer
+    3. 404                it does not have the model, or the address: another one may
+    4. 429                no capacity
+    5. 501, and llama.cpp's 500 for what it was not started for (embeddings, pictures …): another one may
+    6. 408, 5xx, 3xx      it failed
+    7. other 4xx          the caller's fault: passed on in shape
+
+    Args:
+        status: 300 to 599.
+        headers: Lower-case names.
+        text: The body, with secrets replaced.
+        label: Begins sentences: "The backend llm-1:8080".
     """
     note = text[:NOTE_CHARACTERS]
     if status in {401, 403}:  # 1
         error: ApplianceError = UpstreamFailed(
-            f"{label} refuses the key that the appliance has for it. Set its `api_key`.",
+            f"{label} refuses the appliance's key. Set its `api_key`.",
             code="upstream_key_refused",
         )
         return AttemptFailed(Outcome.KEY_REFUSED, note, status=status, error=error)

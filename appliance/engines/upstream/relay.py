@@ -1,4 +1,4 @@
-"""An OpenAI-shaped event stream on its way through: whole events out, `model` made public, the end recognised. Pure.
+"""A stream of OpenAI's events on its way through: whole events, `model` made public, the end recognised. Pure.
 
 The work per piece is a few searches in C over its bytes; an event is parsed only where something says that it matters
 (the first one, usage, errors, a spelling that differs).
@@ -11,7 +11,7 @@ from appliance.base import jsons
 
 _MODEL_FIELD = re.compile(rb'"model"\s*:\s*"(?:[^"\\]|\\.)*"')
 _FINISHED = re.compile(rb'"finish_reason"\s*:\s*"')
-LONGEST_EVENT_BYTES = 16 * 1024 * 1024
+MAX_EVENT_BYTES = 16 * 1024 * 1024
 
 
 class BrokenStream(ValueError):
@@ -21,8 +21,11 @@ class BrokenStream(ValueError):
 class StreamRelay:
     """Turns bytes as they arrive into pieces of whole events with the public model name.
 
-    After feeding: `events` counted, `usage` the last usage object seen, `is_done` after `[DONE]`, `error` a top-level
-    error event's object.
+    Attributes:
+        events: How many events have gone through.
+        usage: The last usage object; None = there was none.
+        is_done: `[DONE]` has come.
+        error: The object of an error event; None = there was none.
     """
 
     __slots__ = ("_last", "_new", "_old", "_rest", "error", "events", "is_done", "usage")
@@ -38,7 +41,11 @@ class StreamRelay:
         self._last = b""
 
     def feed(self, data: bytes) -> bytes:
-        """Take bytes; give the whole events that are ready (may be b"")."""
+        """Take bytes, and return the whole events that are ready; b"" = none.
+
+        Raises:
+            BrokenStream: An event is no JSON, or longer than 16 MiB.
+        """
         if self.is_done:
             return b""
         if self._rest:
@@ -48,7 +55,7 @@ class StreamRelay:
             data = (data[:-1] if tail else data).replace(b"\r\n", b"\n") + tail
         cut = data.rfind(b"\n\n") + 2
         if cut == 1:
-            if len(data) > LONGEST_EVENT_BYTES:
+            if len(data) > MAX_EVENT_BYTES:
                 raise BrokenStream("an event is longer than 16 MiB")
             self._rest = data
             return b""
@@ -56,8 +63,11 @@ class StreamRelay:
         return self._rewrite(whole)
 
     def _rewrite(self, whole: bytes) -> bytes:
-        """Make the model public. A piece is plain when each event is one line with one model field, but for [DONE]; only the
-        others are looked at event by event."""
+        """Make the model public.
+
+        A piece is plain when each event is one line with one model field, but for [DONE]; only the others are looked at
+        event by event.
+        """
         if self._old is None:
             self._learn(whole)
         out = whole.replace(self._old, self._new) if self._old else whole
@@ -84,7 +94,7 @@ class StreamRelay:
         self._old = found.group() if found else None
 
     def _rewrite_each(self, out: bytes) -> bytes:
-        """The piece has comments, errors, events without `model`, or another spelling: look at each event."""
+        """Look at each event: the piece has comments, errors, events without `model`, or another spelling."""
         events = []
         for event in out.split(b"\n\n"):
             if self._new not in event and event and not event.startswith(b":"):
@@ -95,7 +105,7 @@ class StreamRelay:
         return b"\n\n".join(events)
 
     def _check(self, event: bytes) -> bool:
-        """Look into an event for what it reports; give whether it is for the client (llama-server sends a `null` now and then)."""
+        """Note what an event reports; return whether it is for the client (llama-server sends `null` now and then)."""
         data = b"\n".join(line[5:].lstrip() for line in event.split(b"\n") if line.startswith(b"data:"))
         if not data or data == b"[DONE]":
             return True
@@ -115,6 +125,6 @@ class StreamRelay:
         try:
             value = jsons.loads(data)
         except jsons.InvalidJson:
-            return  # several lines in one event: usage is for our counters only, the client gets the bytes
+            return  # several lines in one event: usage is for the counters only, the client gets the bytes
         if isinstance(value, dict) and isinstance(value.get("usage"), dict):
             self.usage = value["usage"]

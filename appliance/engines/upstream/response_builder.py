@@ -1,8 +1,7 @@
-"""One whole answer out of a stream of events: the other way round than pacing.py. Pure.
+"""One whole response out of a stream of events: the other way round than pacing.py. Pure.
 
-For engines that go on working for nobody when a caller who wants the answer in one piece has left, and notice it in a stream.
-What is added up and what is kept: OpenAI's chunks of chat and of text completions; fields that are not theirs (an engine's own)
-are taken as they came last.
+Some engines go on working for a client that has left, if it wants its response in one piece; in a stream they notice. What
+is added up are the chunks of OpenAI's chat and text completions; an engine's own fields are taken as they came last.
 """
 
 from typing import Any
@@ -14,7 +13,7 @@ TEXTS = {"content", "reasoning_content", "reasoning", "refusal"}
 
 
 class ResponseBuilder:
-    """Takes the events of one answer in turn; `whole` gives it."""
+    """Takes the events of one response in turn; `build` returns it."""
 
     def __init__(self) -> None:
         self._top: dict[str, Any] = {}
@@ -22,10 +21,15 @@ class ResponseBuilder:
 
     @property
     def has_begun(self) -> bool:
+        """Whether an event was added."""
         return bool(self._top)
 
     def add(self, event: dict[str, Any]) -> None:
-        """Take one event. Raises BrokenStream: it is no chunk of such an answer."""
+        """Add one event.
+
+        Raises:
+            BrokenStream: It is no chunk of such a response.
+        """
         choices = event.get("choices")
         if not isinstance(choices, list):
             raise BrokenStream("an event has no choices")
@@ -39,14 +43,15 @@ class ResponseBuilder:
                 self._top[key] = value
 
     def build(self) -> dict[str, Any]:
-        """Give the answer, as if it had come in one piece.
+        """Return the response, as if it had come in one piece.
 
-        Raises  BrokenStream: the events ended before every choice had
+        Raises:
+            BrokenStream: The events ended before every choice had its finish_reason.
         """
         if not self._choices or any(choice["finish_reason"] is None for choice in self._choices.values()):
-            raise BrokenStream("the stream ended before the answer was complete")
+            raise BrokenStream("the stream ended before the response was complete")
         kind = str(self._top.get("object"))
-        choices = [_finished(self._choices[index]) for index in sorted(self._choices)]
+        choices = [_complete(self._choices[index]) for index in sorted(self._choices)]
         return {**self._top, "object": WHOLE.get(kind, kind), "choices": choices}
 
     def _add_choice(self, whole: dict[str, Any], piece: dict[str, Any]) -> None:
@@ -56,7 +61,7 @@ class ResponseBuilder:
             elif key == "text":
                 whole["text"] = whole.get("text", "") + (value or "")
             elif key == "logprobs":
-                whole["logprobs"] = _joined(whole.get("logprobs"), value)
+                whole["logprobs"] = _join_logprobs(whole.get("logprobs"), value)
             elif value is not None:
                 whole[key] = value
 
@@ -77,7 +82,7 @@ def _add_message(message: dict[str, Any], delta: dict[str, Any]) -> None:
 
 
 def _add_call(calls: list[dict[str, Any]], piece: dict[str, Any]) -> None:
-    """Put a piece of a tool call where its `index` says; arguments are added up, everything else is said once."""
+    """Add a piece of a tool call where its `index` says: arguments are joined, everything else comes once."""
     index = piece.get("index", len(calls))
     while len(calls) <= index:
         calls.append({"type": "function", "function": {"name": "", "arguments": ""}})
@@ -92,8 +97,8 @@ def _add_call(calls: list[dict[str, Any]], piece: dict[str, Any]) -> None:
             call[key] = value
 
 
-def _joined(former: Any, new: Any) -> Any:
-    """Put the lists of two `logprobs` objects one after the other."""
+def _join_logprobs(former: Any, new: Any) -> Any:
+    """Join the lists of two `logprobs` objects."""
     if not isinstance(former, dict) or not isinstance(new, dict):
         return former if new is None else new
     return {
@@ -106,8 +111,8 @@ def _joined(former: Any, new: Any) -> Any:
     }
 
 
-def _finished(choice: dict[str, Any]) -> dict[str, Any]:
-    """Put in what a whole answer always has: a role, and content, which is null beside tool calls that came without any."""
+def _complete(choice: dict[str, Any]) -> dict[str, Any]:
+    """Add what a whole response always has: a role, and content, which is null beside tool calls without any."""
     if "message" not in choice:
         return choice
     message = {
