@@ -1,7 +1,8 @@
-"""`appliance download`: the stand-alone downloader, by the same engine as the server's downloads.
+"""`appliance download`: the stand-alone downloader, with the same engine as the server's downloads.
 
-It runs as whoever called it and trusts that person: any folder and host, unless DOWNLOAD_ALLOWED_DIRS or DOWNLOAD_ALLOWED_HOSTS are set.
-Exit codes: 0 done · 1 it failed, or flaws were found · 2 it was asked for wrongly · 78 settings that cannot be used · 130, 143 stopped.
+It runs as the user who called it and trusts that person: any folder and host, unless DOWNLOAD_ALLOWED_DIRS or
+DOWNLOAD_ALLOWED_HOSTS are set. Exit codes: 0 done · 1 it failed, or faults were found · 2 wrong arguments ·
+78 settings that cannot be used · 130, 143 stopped.
 """
 
 import argparse
@@ -18,50 +19,45 @@ from appliance.base import jsons
 from appliance.base.errors import ApplianceError, Invalid
 from appliance.base.logs import SECRETS
 from appliance.base.proxies import Proxies
-from appliance.base.settings import Problem, read_settings
-from appliance.download_output import Bar, Lines, render_faults, size
+from appliance.base.settings import InvalidSettings, read_settings
+from appliance.download_output import ProgressBar, ProgressLines, render_faults, size
 from appliance.downloads.contract import DownloadRequest, DownloadResult, FileFault, redact_source
 from appliance.downloads.engine import DownloadEngine
 from appliance.downloads.settings import DownloadSettings
 
 USAGE_ERROR = 2
 SECRET_KEYS = ("hf_token", "ms_token", "access_key", "secret_key")
-HELP = """Fetch model files. SOURCE: hf://namespace/repository[@revision][/path] or namespace/repository, s3://bucket/prefix, obs://bucket/prefix,
-ms://namespace/repository, pvc://path, file:///path, https://host/file. What was begun is gone on with."""
+HELP = """Download model files. SOURCE: hf://namespace/repository[@revision][/path] or namespace/repository,
+s3://bucket/prefix, obs://bucket/prefix, ms://namespace/repository, pvc://path, file:///path, https://host/file.
+A download that was interrupted is continued."""
 
 
 def main(arguments: list[str]) -> int:
-    """Fetch, verify or repair; give the exit code."""
+    """Download, verify or repair; return the exit code."""
     options = _parser().parse_args(arguments)
     source = options.source or options.source_option
     try:
-        config = _config(options.config)
+        config = _parse_config(options.config)
         hide_argument(options.config, config)
-        settings, proxies = _settings()
-        folder = _folder(options.output_dir, settings)
+        settings, proxies = _read_settings()
+        folder = _choose_folder(options.output_dir, settings)
         if not source and not (options.verify or options.repair):
-            raise Invalid("Name a SOURCE, or a folder to --verify or --repair (-o).")
+            raise Invalid("Give a SOURCE, or a folder to --verify or --repair (-o).")
         engine = DownloadEngine(settings, output_roots=None, is_trusted=True, proxies=proxies)
         return _run(_act(options, source, folder, engine, config), folder)
-    except BadEnvironment as exc:
+    except InvalidSettings as exc:
         for problem in exc.problems:
             print(f"error: {problem}", file=sys.stderr)
         return os.EX_CONFIG
     except ApplianceError as exc:
-        return _failed(exc, is_json=options.json)
-
-
-class BadEnvironment(Exception):
-    def __init__(self, problems: list[Problem]) -> None:
-        super().__init__("; ".join(map(str, problems)))
-        self.problems = problems
+        return _print_failure(exc, is_json=options.json)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="appliance download", description=HELP)
-    parser.add_argument("source", nargs="?", help="what to fetch")
+    parser.add_argument("source", nargs="?", help="what to download")
     parser.add_argument(
-        "-s", "--source", dest="source_option", metavar="SOURCE", help="the same, as system E has it"
+        "-s", "--source", dest="source_option", metavar="SOURCE", help="the same, see docs/compatibility.md"
     )
     parser.add_argument("-o", "--output-dir", help="where to; default DOWNLOAD_DIR, else ~/downloads")
     parser.add_argument(
@@ -75,20 +71,23 @@ def _parser() -> argparse.ArgumentParser:
         "-c",
         "--config",
         help="a JSON object, @FILE with one, or - for standard input: hf_token, hf_endpoint, hf_revision, "
-        "ms_token, ms_revision, access_key, secret_key, endpoint, revision, include, exclude, checksum, path_style, region",
+        "ms_token, ms_revision, access_key, secret_key, endpoint, revision, include, exclude, checksum, "
+        "path_style, region",
     )
     parser.add_argument(
-        "--verify", action="store_true", help="hold the folder against what was fetched; nothing is fetched"
+        "--verify",
+        action="store_true",
+        help="compare the folder with what was downloaded; nothing is downloaded",
     )
-    parser.add_argument("--repair", action="store_true", help="fetch again what --verify finds wrong")
+    parser.add_argument("--repair", action="store_true", help="download again what --verify finds wrong")
     parser.add_argument(
         "--json", action="store_true", help="one JSON object per line: progress, then the result"
     )
     return parser
 
 
-def _config(text: str | None) -> dict[str, str]:
-    """Read -c: 1. nothing   2. standard input   3. a file   4. the object itself."""
+def _parse_config(text: str | None) -> dict[str, str]:
+    """Parse -c: 1. nothing   2. standard input   3. a file   4. the object itself."""
     if not text:  # 1
         return {}
     try:
@@ -101,22 +100,26 @@ def _config(text: str | None) -> dict[str, str]:
         raise Invalid(f"The file of -c cannot be read: {exc.strerror}.") from exc
     except (jsons.InvalidJson, UnicodeDecodeError):
         raise Invalid(
-            'What -c gives is no JSON; write an object, such as \'{"revision": "main"}\'.'
+            'The value of -c is not JSON. Write an object, such as \'{"revision": "main"}\'.'
         ) from None
     if not isinstance(value, dict) or not all(
         isinstance(one, str | int | bool | None) for one in value.values()
     ):
-        raise Invalid("What -c gives must be a JSON object of texts.")
+        raise Invalid("The value of -c must be a JSON object of texts.")
     return {
         key: str(int(one) if isinstance(one, bool) else one) for key, one in value.items() if one is not None
     }
 
 
 def hide_argument(text: str | None, config: Mapping[str, str]) -> None:
-    """Overwrite -c in this process's command line when it holds a secret, so that `ps` does not show it from then on.
+    """Overwrite -c in this process's command line if it has a secret, so that `ps` shows it no more.
 
-    The kernel reads command lines from the process's own memory, which the process may write. Until Python runs this the text can be seen:
-    an environment variable, a file or standard input are better.
+    The kernel reads command lines from the process's own memory, which the process may write. Until Python
+    runs this the text can be seen: an environment variable, a file or standard input are better.
+
+    Args:
+        text: -c as it was given, None = it was not.
+        config: The same, parsed.
     """
     secrets = [config[key] for key in SECRET_KEYS if config.get(key)]
     SECRETS.learn(secrets)
@@ -131,19 +134,19 @@ def hide_argument(text: str | None, config: Mapping[str, str]) -> None:
             memory.seek(start)
             memory.write(whole.replace(os.fsencode(text), b"*" * len(os.fsencode(text))))
     except (OSError, ValueError, IndexError):
-        pass  # a hardened kernel: what stands there stands there
+        pass  # a hardened kernel: the text stays visible
 
 
-def _settings() -> tuple[DownloadSettings, Proxies]:
-    """Read this room's settings alone, and the proxies: a fault elsewhere in the environment does not matter for a download."""
+def _read_settings() -> tuple[DownloadSettings, Proxies]:
+    """Read the settings of downloads alone, and the proxies: another wrong setting does not matter here."""
     environ: Mapping[str, str] = os.environ
     if environ.get("APPLIANCE_ENV_FILE"):
-        from appliance.settings import effective_environ  # which needs every room: only where it must be
+        from appliance.settings import effective_environ  # imports every package: only if needed
 
         environ = effective_environ(environ)[0]
     settings, problems = read_settings(DownloadSettings, environ)
     if settings is None:
-        raise BadEnvironment(problems)
+        raise InvalidSettings(problems)
     SECRETS.learn(
         secret.get_secret_value()
         for secret in (settings.hf_auth_token, settings.ms_token, settings.access_key, settings.secret_key)
@@ -153,7 +156,7 @@ def _settings() -> tuple[DownloadSettings, Proxies]:
     return settings, proxies
 
 
-def _folder(given: str | None, settings: DownloadSettings) -> Path:
+def _choose_folder(given: str | None, settings: DownloadSettings) -> Path:
     chosen = Path(given) if given else settings.download_dir or Path("~/downloads")
     return Path(os.path.abspath(chosen.expanduser()))
 
@@ -165,52 +168,47 @@ async def _act(
     engine: DownloadEngine,
     config: Mapping[str, str],
 ) -> int:
-    """Do what was asked for: 1. verify   2. repair   3. download."""
+    """Do what is wanted: 1. verify   2. repair   3. download."""
     if options.verify and not source and not options.repair:  # 1
-        return _verified(await engine.verify(folder), folder, is_json=options.json)
-    with (
-        Lines(is_json=options.json)
-        if options.json or not sys.stderr.isatty()
-        else Bar(redact_source(source or str(folder)))
-    ) as show:
+        return _print_faults(await engine.verify(folder), folder, is_json=options.json)
+    is_plain = options.json or not sys.stderr.isatty()
+    title = redact_source(source or str(folder))
+    with ProgressLines(is_json=options.json) if is_plain else ProgressBar(title) as show:
         if options.repair:  # 2
             done = await engine.repair(folder, show.progress, config)
         else:  # 3
             done = await engine.download(
                 DownloadRequest(source, folder, options.max_workers, config), show.progress
             )
-    _tell(done, is_json=options.json)
-    return _verified(await engine.verify(folder), folder, is_json=options.json) if options.verify else 0
+    _print_result(done, is_json=options.json)
+    if not options.verify:
+        return 0
+    return _print_faults(await engine.verify(folder), folder, is_json=options.json)
 
 
-def _tell(done: DownloadResult, *, is_json: bool) -> None:
+def _print_result(done: DownloadResult, *, is_json: bool) -> None:
     if is_json:
         print(jsons.dumps_text({"status": "completed"} | asdict(done) | {"output_dir": str(done.output_dir)}))
         return
     rate = f", {size(done.fetched_bytes / done.seconds)}/s" if done.seconds > 0 else ""
-    how = (
-        f"{size(done.fetched_bytes)} fetched in {done.seconds:.1f} s{rate}"
-        if done.fetched_bytes
-        else "nothing had to be fetched"
-    )
-    print(
-        f"{done.files} file{'s' if done.files != 1 else ''}, {size(done.total_bytes)} in {done.output_dir}; {how}"
-    )
+    how = "nothing had to be downloaded"
+    if done.fetched_bytes:
+        how = f"{size(done.fetched_bytes)} downloaded in {done.seconds:.1f} s{rate}"
+    plural = "s" if done.files != 1 else ""
+    print(f"{done.files} file{plural}, {size(done.total_bytes)} in {done.output_dir}; {how}")
 
 
-def _verified(flaws: list[FileFault], folder: Path, *, is_json: bool) -> int:
+def _print_faults(faults: list[FileFault], folder: Path, *, is_json: bool) -> int:
+    """Print what is wrong with a folder; return the exit code."""
     if is_json:
-        print(
-            jsons.dumps_text(
-                {"status": "flawed" if flaws else "verified", "flaws": [asdict(flaw) for flaw in flaws]}
-            )
-        )
+        status = "flawed" if faults else "verified"
+        print(jsons.dumps_text({"status": status, "flaws": [asdict(fault) for fault in faults]}))
     else:
-        print("\n".join(render_faults(flaws)) if flaws else f"{folder} is as it was fetched")
-    return 1 if flaws else 0
+        print("\n".join(render_faults(faults)) if faults else f"{folder} is complete and unchanged")
+    return 1 if faults else 0
 
 
-def _failed(exc: ApplianceError, *, is_json: bool) -> int:
+def _print_failure(exc: ApplianceError, *, is_json: bool) -> int:
     text = SECRETS.redact(exc.message)
     if is_json:
         print(
@@ -224,7 +222,7 @@ def _failed(exc: ApplianceError, *, is_json: bool) -> int:
 
 
 def _run(work: Any, folder: Path) -> int:
-    """Run to the end, or until a signal; what was fetched until then is kept."""
+    """Run to the end, or until a signal; return the exit code."""
     stopped: list[int] = []
 
     async def guarded() -> int:
@@ -245,7 +243,7 @@ def _run(work: Any, folder: Path) -> int:
         return int(uvloop.run(guarded()))
     except (asyncio.CancelledError, KeyboardInterrupt):
         print(
-            f"stopped; what was fetched is kept in {folder}, and the same command goes on from there",
+            f"stopped; what was downloaded is kept in {folder}, and the same command continues from there",
             file=sys.stderr,
         )
         return 128 + (stopped[0] if stopped else signal.SIGINT)

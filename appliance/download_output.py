@@ -1,4 +1,4 @@
-"""How `appliance download` shows its progress: a bar on a terminal, plain lines elsewhere, JSON lines for programs."""
+"""How `appliance download` shows its progress: a bar on a terminal, plain lines elsewhere, or JSON lines."""
 
 import sys
 from collections.abc import Iterable
@@ -10,12 +10,12 @@ from appliance.base import jsons
 from appliance.base.clock import SystemClock
 from appliance.downloads.contract import DownloadProgress, FileFault
 
-LINE_S = 5.0  # between two plain lines
-JSON_S = 0.5
+LINE_EVERY_S = 5.0  # between two plain lines
+JSON_EVERY_S = 0.5
 
 
 def size(count: float) -> str:
-    """Give bytes in the unit that people would use."""
+    """Return bytes in the unit that people would use."""
     for unit in ("bytes", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
@@ -23,25 +23,25 @@ def size(count: float) -> str:
     return f"{count:.1f} TB"
 
 
-def render_faults(flaws: Iterable[FileFault]) -> list[str]:
-    return [f"{flaw.kind:9} {flaw.path}: {flaw.detail}" for flaw in flaws]
+def render_faults(faults: Iterable[FileFault]) -> list[str]:
+    """Return a line for each fault."""
+    return [f"{fault.kind:9} {fault.path}: {fault.detail}" for fault in faults]
 
 
 def render_line(progress: DownloadProgress) -> str:
-    """Say in a line how far it is."""
+    """Return in a line how far a download is."""
     if progress.phase in {"listing", "waiting"}:
         return f"{progress.phase}{f': {progress.note}' if progress.note else ''}"
     total = f" of {size(progress.total_bytes)}" if progress.total_bytes is not None else ""
     percent = f" ({100 * progress.done_bytes / progress.total_bytes:.0f}%)" if progress.total_bytes else ""
     rate = f", {size(progress.rate_bytes_s)}/s" if progress.rate_bytes_s else ""
-    return (
-        f"{progress.phase}: {progress.files_done} of {progress.files} file{'s' if progress.files != 1 else ''}, "
-        f"{size(progress.done_bytes)}{total}{percent}{rate}{f'; {progress.note}' if progress.note else ''}"
-    )
+    files = f"{progress.files_done} of {progress.files} file{'s' if progress.files != 1 else ''}"
+    note = f"; {progress.note}" if progress.note else ""
+    return f"{progress.phase}: {files}, {size(progress.done_bytes)}{total}{percent}{rate}{note}"
 
 
-class Lines:
-    """Lines on standard error, or JSON objects on standard output; few enough to be read, each new phase and note at once."""
+class ProgressLines:
+    """Lines on standard error, or JSON objects on standard output: every few seconds, and each new phase."""
 
     def __init__(self, *, is_json: bool) -> None:
         self._is_json = is_json
@@ -54,14 +54,13 @@ class Lines:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Nothing is left to be done."""
+        """Do nothing: lines need no end."""
 
     def progress(self, progress: DownloadProgress) -> None:
+        """Print how far it is, unless that was done just now."""
         phase, note, at_s = self._last
-        now = self._clock.monotonic_s()
-        if (progress.phase, progress.note) == (phase, note) and now - at_s < (
-            JSON_S if self._is_json else LINE_S
-        ):
+        now, every_s = self._clock.monotonic_s(), JSON_EVERY_S if self._is_json else LINE_EVERY_S
+        if (progress.phase, progress.note) == (phase, note) and now - at_s < every_s:
             return
         self._last = (progress.phase, progress.note, now)
         if self._is_json:
@@ -70,7 +69,7 @@ class Lines:
             print(render_line(progress), file=sys.stderr, flush=True)
 
 
-class Bar:
+class ProgressBar:
     """A bar on the terminal."""
 
     def __init__(self, title: str) -> None:
@@ -100,7 +99,7 @@ class Bar:
         self._bar.__exit__(kind, error, trace)
 
     def progress(self, progress: DownloadProgress) -> None:
-        """Show how far it is, and the file that is worked at."""
+        """Show how far it is, and the file that is being fetched."""
         what = progress.now[0] if progress.now else progress.phase
         more = f" and {len(progress.now) - 1} more" if len(progress.now) > 1 else ""
         text = progress.note if progress.note else f"{progress.files_done}/{progress.files} {what}{more}"

@@ -259,8 +259,8 @@ def disk_error(path: str | Path, exc: OSError) -> ApplianceError:
     """Return the error of a file that cannot be written: 1. the disk is full   2. anything else."""
     if exc.errno in {errno.ENOSPC, errno.EDQUOT}:  # 1
         return Conflict(
-            f"{path} cannot be written: {exc.strerror}. What was fetched is kept. Free some space, and run it "
-            "again.",
+            f"{path} cannot be written: {exc.strerror}. What was fetched is kept. Free some space, and run "
+            "it again.",
             code="no_space",
         )
     return Conflict(f"{path} cannot be written: {exc.strerror or exc}.", code="cannot_write")  # 2

@@ -9,6 +9,7 @@ from appliance.models.runner.program import find_program
 from appliance.models.settings import FIRST_PORT
 from appliance.models.table.catalogue import Catalogue, Model
 from appliance.models.table.command import (
+    LEAST_SLOT_TOKENS,
     Flags,
     InvalidCommand,
     build_command,
@@ -24,7 +25,7 @@ DRAFT_TOKENS = 128  # by which llama.cpp lets the vocabularies of a model and of
 
 @dataclass(slots=True)
 class ModelCheck:
-    """What was found out about one model. `problem` is "" where it could be run; sizes in bytes."""
+    """What was found out about one model. `problem` is "" if it could be run; sizes in bytes."""
 
     alias: str
     path: str
@@ -35,7 +36,12 @@ class ModelCheck:
 
 @dataclass(slots=True)
 class CheckReport:
-    """The check's outcome. `server`: the llama-server, and `server_problem` why it cannot be used ("" = it can)."""
+    """The outcome of a check.
+
+    Attributes:
+        server: The llama-server.
+        server_problem: Why it cannot be used, "" = it can.
+    """
 
     server: str
     server_problem: str
@@ -43,33 +49,34 @@ class CheckReport:
 
     @property
     def is_well(self) -> bool:
+        """Whether everything could be run."""
         return not self.server_problem and not any(one.problem for one in self.models)
 
 
 def check_models(catalogue: Catalogue) -> CheckReport:
-    """Look at the llama-server and at every model's file."""
+    """Check the llama-server and every model's files."""
     program = find_program(catalogue.llama_server)
     flags = None if program.problem else program.flags
     return CheckReport(
         program.path,
         program.problem,
-        [_look_at(model, catalogue, program.path, flags) for model in catalogue.models.values()],
+        [_check_model(model, catalogue, program.path, flags) for model in catalogue.models.values()],
     )
 
 
-def _look_at(model: Model, catalogue: Catalogue, server: str, flags: Flags | None) -> ModelCheck:
-    """Look at one model's files. `flags` None: the server is of no use, so that there is no command line."""
+def _check_model(model: Model, catalogue: Catalogue, server: str, flags: Flags | None) -> ModelCheck:
+    """Check one model's files. `flags` None: the server cannot be used, so there is no command line."""
     found = ModelCheck(model.alias, str(model.path))
     headers: dict[str, GgufHeader] = {}
     for key, path in model.files.items():
-        header, problem = _read(path)
+        header, problem = _read_file(path)
         if problem:
             found.problem = problem if key == "model_path" else f"{key}: {path}: {problem}"
             return found
         if header is not None:
             headers[key] = header
-    found.problem = _disagreement(headers)
-    found.facts = _facts(model, catalogue, headers, flags)
+    found.problem = _find_mismatch(headers)
+    found.facts = _gather_facts(model, catalogue, headers, flags)
     if flags is not None and not found.problem:
         try:
             found.command = build_command(
@@ -80,37 +87,35 @@ def _look_at(model: Model, catalogue: Catalogue, server: str, flags: Flags | Non
     return found
 
 
-def _read(path: Path) -> tuple[GgufHeader | None, str]:
-    """Read one file's header; give (it, ""), or (None, what is wrong). Adapters of old, .bin, have none to read."""
+def _read_file(path: Path) -> tuple[GgufHeader | None, str]:
+    """Read one file's header; return (it, ""), or (None, what is wrong). A .bin adapter has none."""
     for part in gguf_parts(path):
         if not part.is_file():
-            return (
-                None,
-                "there is no such file"
-                if part == path
-                else f"the file is not whole: there is no {part.name}",
-            )
+            return None, "no such file" if part == path else f"incomplete model: {part.name} is missing"
     try:
         return (read_header(path) if path.suffix.lower() == ".gguf" else None), ""
     except OSError as exc:
         return None, f"the file cannot be read: {exc.strerror or exc}"
     except InvalidGguf as exc:
-        return None, f"the file is no model: {exc}"
+        return None, f"not a GGUF model: {exc}"
 
 
-def _disagreement(headers: dict[str, GgufHeader]) -> str:
+def _find_mismatch(headers: dict[str, GgufHeader]) -> str:
     """Say which file is not what its key says; "" = all are."""
     main = headers["model_path"]
     for key, header in headers.items():
         wanted = {"mmproj_path": "mmproj"}.get(key, "adapter" if key.startswith("lora.") else "model")
         if header.kind != wanted:
-            return f"{key}: the file says that it is of the kind {header.kind}, not {wanted}"
+            return f"{key}: the file is of type {header.kind}, not {wanted}"
         if wanted == "adapter" and header.architecture != main.architecture:
-            return f"{key}: the adapter is for models of the architecture {header.architecture}, this one is {main.architecture}"
+            return (
+                f"{key}: the adapter is for the architecture {header.architecture}, "
+                f"the model has {main.architecture}"
+            )
     return ""
 
 
-def _facts(
+def _gather_facts(
     model: Model, catalogue: Catalogue, headers: dict[str, GgufHeader], flags: Flags | None
 ) -> dict[str, Any]:
     header, params = headers["model_path"], model.params
@@ -133,25 +138,26 @@ def _facts(
         "buffers_bytes": memory.buffers,
         "extras_bytes": memory.extras,
         "is_rough": memory.is_rough,
-        "notes": _notes(model, catalogue, headers, flags),
+        "notes": _list_notes(model, catalogue, headers, flags),
     }
 
 
-def _notes(
+def _list_notes(
     model: Model, catalogue: Catalogue, headers: dict[str, GgufHeader], flags: Flags | None
 ) -> list[str]:
-    """What works, but not as one might think."""
+    """Say what works, but not as one might think."""
     header, params, system = headers["model_path"], model.params, catalogue.system
     slots, wanted = slot_count(model, system), params.parallel_override or system.parallel_requests
     notes = []
     if header.context_tokens and params.n_ctx > header.context_tokens:
-        notes.append(f"n_ctx is more than the {header.context_tokens} tokens that it was trained with")
+        notes.append(f"n_ctx is larger than the {header.context_tokens} tokens of training")
     if slots < wanted:
-        notes.append(f"{wanted} slots would have less than 2048 tokens each: {slots}")
+        notes.append(f"{slots} instead of {wanted} slots: each needs {LEAST_SLOT_TOKENS} tokens")
     draft = headers.get("draft_model_path")
     if draft and abs(draft.vocabulary - header.vocabulary) > DRAFT_TOKENS:
         notes.append(
-            f"the draft model knows {draft.vocabulary} tokens and the model {header.vocabulary}: where they differ it cannot draft for it"
+            f"the draft model has {draft.vocabulary} tokens and the model {header.vocabulary}: "
+            "it cannot draft where they differ"
         )
     if system.use_mlock and flags is not None and not is_lockable(flags):
         notes.append("system.use_mlock is true, but this llama-server cannot lock memory")
@@ -159,7 +165,7 @@ def _notes(
 
 
 def render_report(report: CheckReport) -> str:
-    """Write the report for people."""
+    """Render a report for people."""
     lines = [
         f"llama-server: {report.server or '-'}"
         + (f"  PROBLEM: {report.server_problem}" if report.server_problem else "")
@@ -169,27 +175,28 @@ def render_report(report: CheckReport) -> str:
         if one.problem:
             lines.append(f"  PROBLEM: {one.problem}")
         if one.facts:
-            lines += _told(one.facts)
+            lines += _render_facts(one.facts)
         if one.command:
             lines.append(f"  {shlex.join(one.command)}")
     if not report.models:
-        lines += ["", "No models: name them in the file of CONFIG_PATH (`models`), or set MODEL_DIR."]
+        lines += ["", "No models. List them in the file of CONFIG_PATH (`models`), or set MODEL_DIR."]
     return "\n".join(lines) + "\n"
 
 
-def _told(facts: dict[str, Any]) -> list[str]:
+def _render_facts(facts: dict[str, Any]) -> list[str]:
     what = " ".join(filter(None, (facts["architecture"], facts["quantization"], facts["kind"])))
     more = (f"; up to {facts['replicas']} of it" if facts["replicas"] > 1 else "") + (
         "; pinned" if facts["pinned"] else ""
     )
-    about = "about (its header says too little to reckon)" if facts["is_rough"] else "about"
+    about = "about (a rough estimate: the header says too little)" if facts["is_rough"] else "about"
     parts = " + ".join(
         f"{name} {facts[f'{name}_bytes'] / MIB:,.0f}"
         for name in ("weights", "cache", "buffers", "extras")
         if name != "extras" or facts["extras_bytes"]
     )
     return [
-        f"  {what}, {facts['size_bytes'] / MIB:,.1f} MiB; {facts['context_tokens']} tokens of context in {facts['slots']} slots{more}",
+        f"  {what}, {facts['size_bytes'] / MIB:,.1f} MiB; "
+        f"{facts['context_tokens']} tokens of context in {facts['slots']} slots{more}",
         f"  memory: {about} {facts['memory_bytes'] / MIB:,.0f} MiB = {parts}",
         *(f"  with {key}: {path}" for key, path in facts["files"].items()),
         *(f"  note: {note}" for note in facts["notes"]),

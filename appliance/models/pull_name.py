@@ -1,7 +1,7 @@
-"""Ollama's names for models on Hugging Face, `hf.co/ns/repo:Q4_K_M`: what they mean, and which file of the repository that is. Pure.
+"""Ollama's names for models on Hugging Face, `hf.co/ns/repo:Q4_K_M`, and the files that they mean. Pure.
 
-Source: Ollama, names with a host; Hugging Face, "Use Ollama with any GGUF Model": the tag is a quantisation or a file's name, and without
-one Q4_K_M is taken where it is there.
+Source: Ollama, names with a host; Hugging Face, "Use Ollama with any GGUF Model": the tag is a quantisation
+or a file's name, and without one Q4_K_M is taken if there is one.
 """
 
 import re
@@ -15,22 +15,25 @@ from appliance.models.table.gguf import PART
 
 HOSTS = ("hf.co", "huggingface.co")
 PREFERRED = "Q4_K_M"
-MOST_NAMED = 20
+MAX_NAMED = 20
 _PIECE = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
 _NAME = re.compile(rf"(?P<repository>{_PIECE}/{_PIECE})(?::(?P<tag>[A-Za-z0-9][A-Za-z0-9._+-]{{0,127}}))?")
 _HEAD = re.compile(
     rf"(?:https?://)?(?P<host>{'|'.join(map(re.escape, HOSTS))})/|(?P<scheme>hf)://", re.IGNORECASE
 )
-_AWKWARD = re.compile(r"[*?\[\],]|\.\.|^/")  # in a path: it could not be told from a pattern, or leads astray
+# In a path: it could not be told from a pattern, or leads elsewhere.
+_AWKWARD = re.compile(r"[*?\[\],]|\.\.|^/")
 
 
 @dataclass(frozen=True, slots=True)
 class PullName:
     """A name that can be pulled.
 
-    alias        the name under which the model is to serve: as it was written, without `:latest`
-    repository   namespace/repository; tag: "" = none
-    folder       its place below the folder of downloads
+    Attributes:
+        alias: The name under which the model is to serve: as it was written, without `:latest`.
+        repository: namespace/repository.
+        tag: "" = none.
+        folder: Its place below the folder of downloads.
     """
 
     alias: str
@@ -40,13 +43,15 @@ class PullName:
 
     @property
     def source(self) -> str:
+        """The source of a download."""
         return f"hf://{self.repository}"
 
 
 def parse_pull_name(name: str) -> PullName | None:
-    """Read a name; None = it does not name a model on Hugging Face.
+    """Parse a name; None = it does not name a model on Hugging Face.
 
-    Raises  Invalid: it begins like one and is none
+    Raises:
+        Invalid: It begins like one and is none.
     """
     head = _HEAD.match(name)
     if head is None:
@@ -68,17 +73,19 @@ def parse_pull_name(name: str) -> PullName | None:
 
 @dataclass(frozen=True, slots=True)
 class PullFiles:
-    """The files that a name means: those of the model (parts in their order), and its projector for images where there is one."""
+    """The files that a name means: the model's (parts in order), and its projector if there is one."""
 
     model: tuple[SourceOffer, ...]
     projector: SourceOffer | None = None
 
     @property
     def files(self) -> tuple[SourceOffer, ...]:
+        """All files."""
         return (*self.model, self.projector) if self.projector else self.model
 
     @property
     def total_bytes(self) -> int | None:
+        """Their size together; None = the source does not say."""
         sizes = [file.size_bytes for file in self.files]
         return None if None in sizes else sum(size or 0 for size in sizes)
 
@@ -86,12 +93,19 @@ class PullFiles:
 def choose_files(offered: Iterable[SourceOffer], tag: str) -> PullFiles:
     """Choose the files that a tag means.
 
-    1. the file whose very name it is                  2. the one in whose name it stands as a word: the shortest such name
+    1. the file whose very name it is
+    2. the one whose name contains it as a word; the shortest such name
     3. no tag: Q4_K_M, else the smallest file
 
-    Raises  Invalid: there is no GGUF file · NotFound: none that the tag means
+    Args:
+        offered: All files of the repository.
+        tag: "" = none.
+
+    Raises:
+        Invalid: There is no GGUF file.
+        NotFound: There is none that the tag means.
     """
-    groups = _groups(offered)
+    groups = _group_parts(offered)
     models = {
         stem: files
         for stem, files in groups.items()
@@ -101,11 +115,11 @@ def choose_files(offered: Iterable[SourceOffer], tag: str) -> PullFiles:
         raise Invalid(
             "Repository is not GGUF or is not compatible with llama.cpp", param="model", code="not_gguf"
         )
-    found = _named(models, tag or PREFERRED)
+    found = _find_tag(models, tag or PREFERRED)
     if found is None and not tag:  # 3
-        found = min(models, key=lambda stem: (_size(models[stem]), stem))
+        found = min(models, key=lambda stem: (_size_bytes(models[stem]), stem))
     if found is None:
-        names = ", ".join(sorted(PurePosixPath(stem).name for stem in models)[:MOST_NAMED])
+        names = ", ".join(sorted(PurePosixPath(stem).name for stem in models)[:MAX_NAMED])
         raise NotFound(
             f"The specified tag is not available in the repository: {tag}. It has {names}.",
             param="model",
@@ -114,11 +128,11 @@ def choose_files(offered: Iterable[SourceOffer], tag: str) -> PullFiles:
     projectors = {
         stem: files for stem, files in groups.items() if PurePosixPath(stem).name.lower().startswith("mmproj")
     }
-    return PullFiles(tuple(models[found]), _projector(projectors))
+    return PullFiles(tuple(models[found]), _choose_projector(projectors))
 
 
-def _groups(offered: Iterable[SourceOffer]) -> dict[str, list[SourceOffer]]:
-    """Give the GGUF files by their path without ending and part number; of those in parts only whole sets."""
+def _group_parts(offered: Iterable[SourceOffer]) -> dict[str, list[SourceOffer]]:
+    """Return the GGUF files by their path without ending and part number; only complete sets of parts."""
     groups: dict[str, list[SourceOffer]] = {}
     counts: dict[str, int] = {}
     for file in sorted(offered, key=lambda one: one.path):
@@ -131,7 +145,7 @@ def _groups(offered: Iterable[SourceOffer]) -> dict[str, list[SourceOffer]]:
     return {stem: files for stem, files in groups.items() if len(files) == counts[stem]}
 
 
-def _named(models: dict[str, list[SourceOffer]], tag: str) -> str | None:
+def _find_tag(models: dict[str, list[SourceOffer]], tag: str) -> str | None:
     wanted = tag.lower().removesuffix(".gguf")
     exact = [stem for stem in models if PurePosixPath(stem).name.lower() == wanted]  # 1
     word = re.compile(rf"(?<![a-z0-9]){re.escape(wanted)}(?![a-z0-9_])")
@@ -139,13 +153,13 @@ def _named(models: dict[str, list[SourceOffer]], tag: str) -> str | None:
     return min(exact or worded, key=lambda stem: (len(stem), stem), default=None)
 
 
-def _projector(projectors: dict[str, list[SourceOffer]]) -> SourceOffer | None:
-    """Choose among projectors: half precision, which every llama-server takes, else the smallest."""
-    stem = _named(projectors, "f16") or min(
-        projectors, key=lambda one: (_size(projectors[one]), one), default=None
+def _choose_projector(projectors: dict[str, list[SourceOffer]]) -> SourceOffer | None:
+    """Choose a projector: half precision, which every llama-server takes, else the smallest."""
+    stem = _find_tag(projectors, "f16") or min(
+        projectors, key=lambda one: (_size_bytes(projectors[one]), one), default=None
     )
     return projectors[stem][0] if stem else None
 
 
-def _size(files: Sequence[SourceOffer]) -> int:
+def _size_bytes(files: Sequence[SourceOffer]) -> int:
     return sum(file.size_bytes or 0 for file in files)

@@ -1,4 +1,4 @@
-"""The settings of the models package. The model table itself is in the file of CONFIG_PATH, or is the folder MODEL_DIR."""
+"""The settings of the models package. The model table is in the file of CONFIG_PATH, or is MODEL_DIR."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ class ModelSettings(PackageSettings):
 
     llama_server_path: Path | None = Field(
         None,
-        description="The llama-server that runs models; wins over the file of CONFIG_PATH; else the one in PATH",
+        description="The llama-server for models; wins over the file of CONFIG_PATH; else the one in PATH",
         json_schema_extra=RELOAD | {"allowed": "a program"},
     )
     base_models_path: Path | None = Field(

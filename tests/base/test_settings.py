@@ -167,7 +167,7 @@ def test_models_that_nothing_can_run_end_the_start(
     for verb in (["check"], ["serve"], ["models", "check"]):
         assert main(verb) == 78
         assert (
-            "error: LLAMA_SERVER_PATH=/no/such: allowed: a program. There is no program here"
+            "error: LLAMA_SERVER_PATH=/no/such: allowed: a program. llama-server not found: /no/such"
             in capsys.readouterr().err
         )
 

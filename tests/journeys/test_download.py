@@ -175,7 +175,10 @@ async def test_stopping_leaves_parts_and_says_so(tmp_path: Path, number: signal.
             first.process.send_signal(number)
             ended, _, err = await first.end()
         assert ended == code
-        assert err == f"stopped; what was fetched is kept in {out}, and the same command goes on from there\n"
+        assert (
+            err
+            == f"stopped; what was downloaded is kept in {out}, and the same command continues from there\n"
+        )
         hub.drip_s = 0
         async with download("ns/repo", "-o", out, "--json", HF_ENDPOINT=hub.url) as second:
             assert (await second.result())["fetched_bytes"] <= size // 2
@@ -270,7 +273,7 @@ async def test_verify_and_repair_from_the_command_line(tmp_path: Path) -> None:
         hub.faults["model.gguf"] = [Cut(MIB)]
         async with download("ns/repo", "-o", out, "--verify", HF_ENDPOINT=hub.url) as run:
             code, text, err = await run.end()
-        assert (code, text.splitlines()[-1]) == (0, f"{out} is as it was fetched")
+        assert (code, text.splitlines()[-1]) == (0, f"{out} is complete and unchanged")
         assert text.startswith("2 files, 2.1 MB in ")
         assert "fetching: " in err
         (out / "config.json").write_bytes(b"[]")
@@ -289,23 +292,23 @@ async def test_what_is_asked_wrongly_is_said_with_its_own_exit_code(tmp_path: Pa
     (tmp_path / "source" / "model.gguf").write_bytes(b"GGUF")
     (tmp_path / "file").write_text("")
     for arguments, environ, code, text in [
-        ((), {}, 2, "Name a SOURCE"),
+        ((), {}, 2, "Give a SOURCE"),
         (("gs://x/y",), {}, 2, "Unknown source gs://"),
-        (("ns/repo", "-c", "{"), {}, 2, "no JSON"),
+        (("ns/repo", "-c", "{"), {}, 2, "is not JSON"),
         (("ns/repo", "-c", "[1]"), {}, 2, "JSON object"),
         (("ns/repo", "-c", "@/none"), {}, 2, "cannot be read"),
         (("ns/repo", "-w", "many"), {}, 2, "invalid int value"),
         (("ns/repo",), {"DOWNLOAD_MAX_WORKERS": "0"}, 78, "DOWNLOAD_MAX_WORKERS=0"),
-        (("pvc://" + str(tmp_path / "source"), "-o", str(tmp_path / "file")), {}, 1, "/file is no folder"),
+        (("pvc://" + str(tmp_path / "source"), "-o", str(tmp_path / "file")), {}, 1, "/file is not a folder"),
         (
             ("pvc://" + str(tmp_path / "source"), "-o", str(tmp_path / "file" / "below")),
             {},
             1,
-            "lies below something that is none",
+            "lies below something that is not a folder",
         ),
         (("s3://b/x",), {}, 2, "s3://bucket/prefix"),
-        (("--verify", "-o", str(tmp_path)), {}, 1, "nothing is known"),
-        (("pvc:///none",), {}, 1, "/none is no folder"),
+        (("--verify", "-o", str(tmp_path)), {}, 1, "nothing was downloaded into it"),
+        (("pvc:///none",), {}, 1, "/none is not a folder"),
     ]:
         async with download(*arguments, **environ) as run:
             ended, _, err = await run.end()

@@ -47,7 +47,7 @@ def test_the_example_is_what_the_table_takes_and_holds_every_default(tmp_path: P
     catalogue, problems = read(
         tmp_path, {**example, "system": {**example["system"], "base_models_path": str(tmp_path)}}
     )
-    assert [(p.is_fatal, p.remedy[:16]) for p in problems] == [(False, "There is no file")] * len(problems)
+    assert [(p.is_fatal, p.remedy[:16]) for p in problems] == [(False, "Model file not f")] * len(problems)
     assert len(problems) == 8  # files, none of which is here
     assert set(catalogue.models) == {"chat", "seeing", "embedder", "ranker"}
     assert catalogue.models["chat"].path == tmp_path / "chat-7b.Q4_K_M.gguf"
@@ -101,7 +101,7 @@ def test_the_schema_has_the_limits_of_each_key_and_both_forms_of_an_adapter() ->
         ({"models": {}}, "models", "empty"),
         ({"models": {"a": {}}}, "models.a.model_path", "missing"),
         ({"models": {"a": {"model_path": "a.bin"}}}, "models.a.model_path", ".gguf"),
-        ({"models": {"a": {"model_path": "a.gguf", "x": 1}}}, "models.a.x", "not known"),
+        ({"models": {"a": {"model_path": "a.gguf", "x": 1}}}, "models.a.x", "Unknown key"),
         (
             {"models": {"a": {"model_path": "a.gguf", "params": {"n_ctx": 100}}}},
             "models.a.params.n_ctx",
@@ -120,7 +120,7 @@ def test_the_schema_has_the_limits_of_each_key_and_both_forms_of_an_adapter() ->
         ({"system": {"max_concurrent_models": 11}}, "system.max_concurrent_models", "10"),
         ({"system": {"flash_attention": "yes"}}, "system.flash_attention", "on"),
         ({"system": {"preload_models": ["b"]}}, "system.preload_models", "'b'"),
-        ({"system": {"oops": 1}}, "system.oops", "not known"),
+        ({"system": {"oops": 1}}, "system.oops", "Unknown key"),
         ({"models": {"a": {"model_path": "a.gguf", "replicas": 17}}}, "models.a.replicas", "16"),
         ({"models": {"a": {"model_path": "a.gguf", "pooling": "max"}}}, "models.a.pooling", "cls"),
         (
@@ -136,7 +136,7 @@ def test_the_schema_has_the_limits_of_each_key_and_both_forms_of_an_adapter() ->
         (
             {"models": {"a": {"model_path": "a.gguf", "lora": [{"path": "b.gguf", "strength": 1}]}}},
             "models.a.lora.0.strength",
-            "not known",
+            "Unknown key",
         ),
         (
             {"models": {"a": {"model_path": "a.gguf", "draft_model_path": "b.bin"}}},
@@ -152,10 +152,10 @@ def test_the_schema_has_the_limits_of_each_key_and_both_forms_of_an_adapter() ->
         (
             {"models": {"a": {"model_path": "a.gguf", "reranking": True, "draft_model_path": "b.gguf"}}},
             "models.a",
-            "write text",
+            "text models",
         ),
         ({"models": {"a,b": {"model_path": "a.gguf"}}}, "models.a,b", "no comma"),
-        ({"models": {"": {"model_path": "a.gguf"}}}, "models.", "1 to 128"),
+        ({"models": {"": {"model_path": "a.gguf"}}}, "models.", "1-128"),
         ({"api": {"port": 80}}, "api.port", "1024"),
         ({"system": {"queue_timeout_sec": "soon"}}, "system.queue_timeout_sec", "integer"),
     ],
@@ -211,7 +211,7 @@ def test_a_folder_is_a_table_and_what_is_named_wins(tmp_path: Path, tiny_models:
         ({"llama_server_path": Path("/no/such")}, {}, "LLAMA_SERVER_PATH=/no/such"),
         ({"llama_server_path": ROOT / "README.md"}, {}, "README.md: allowed: a program"),
         ({"llama_server_path": None}, {"llama_server_path": "/no/such"}, "system.llama_server_path=/no/such"),
-        ({"llama_server_path": None}, {}, "no llama-server in PATH"),
+        ({"llama_server_path": None}, {}, "llama-server not found in PATH"),
     ],
 )
 def test_models_without_a_program_to_run_them_are_refused(
@@ -470,24 +470,24 @@ def posted(server: LlamaServer, path: str, body: dict[str, Any]) -> Any:
 @pytest.mark.parametrize(
     ("entry", "said"),
     [
-        ({"lora": ["no-such.gguf"]}, "lora.0.path: {}/no-such.gguf: there is no such file"),
+        ({"lora": ["no-such.gguf"]}, "lora.0.path: {}/no-such.gguf: no such file"),
         (
             {"lora": ["tiny-chat.gguf"]},
-            "lora.0.path: the file says that it is of the kind model, not adapter",
+            "lora.0.path: the file is of type model, not adapter",
         ),
         (
             {"draft_model_path": "tiny-lora.gguf"},
-            "draft_model_path: the file says that it is of the kind adapter, not model",
+            "draft_model_path: the file is of type adapter, not model",
         ),
         (
             {"mmproj_path": "tiny-chat.gguf"},
-            "mmproj_path: the file says that it is of the kind model, not mmproj",
+            "mmproj_path: the file is of type model, not mmproj",
         ),
         (
             {"model_path": "tiny-embed.gguf", "lora": ["tiny-lora.gguf"]},
-            "lora.0.path: the adapter is for models of the architecture llama, this one is bert",
+            "lora.0.path: the adapter is for the architecture llama, the model has bert",
         ),
-        ({"model_path": "big-00001-of-00002.gguf"}, "there is no such file"),
+        ({"model_path": "big-00001-of-00002.gguf"}, "no such file"),
     ],
 )
 def test_a_file_that_is_not_what_its_key_says_is_named(
@@ -536,9 +536,9 @@ def test_a_server_that_does_not_know_what_the_table_names_is_told_of(
     )
     done = run_check(CONFIG_PATH=str(config), BASE_MODELS_PATH=str(tiny_models), LLAMA_SERVER_PATH=str(old))
     assert done.returncode == 78
-    assert "PROBLEM: `lora` needs --lora, which this llama-server does not know" in done.stdout
+    assert "PROBLEM: `lora` needs --lora, which this llama-server does not have" in done.stdout
     assert "note: system.use_mlock is true, but this llama-server cannot lock memory" in done.stdout
-    assert "note: the draft model knows " in done.stdout
+    assert "note: the draft model has " in done.stdout
     assert f"with draft_model_path: {tiny_models}/tiny-embed.gguf" in done.stdout
     assert " + extras " in done.stdout
 
@@ -546,10 +546,7 @@ def test_a_server_that_does_not_know_what_the_table_names_is_told_of(
 def test_a_model_of_which_a_part_is_missing_is_told_of(tmp_path: Path) -> None:
     (tmp_path / "big-00001-of-00002.gguf").touch()
     catalogue, _ = read(tmp_path, {"models": {"a": {"model_path": "big-00001-of-00002.gguf"}}})
-    assert (
-        check_models(catalogue).models[0].problem
-        == "the file is not whole: there is no big-00002-of-00002.gguf"
-    )
+    assert check_models(catalogue).models[0].problem == "incomplete model: big-00002-of-00002.gguf is missing"
 
 
 def test_the_check_explains_itself_and_names_every_problem(
@@ -568,9 +565,9 @@ def test_the_check_explains_itself_and_names_every_problem(
     )
     done = run_check(CONFIG_PATH=str(config), LLAMA_SERVER_PATH=llama_binary)
     assert done.returncode == 78
-    assert "PROBLEM: there is no such file" in done.stdout
-    assert "PROBLEM: the file is no model: it begins with" in done.stdout
-    assert "note: n_ctx is more than the 8192 tokens that it was trained with" in done.stdout
+    assert "PROBLEM: no such file" in done.stdout
+    assert "PROBLEM: not a GGUF model: it begins with" in done.stdout
+    assert "note: n_ctx is larger than the 8192 tokens of training" in done.stdout
     assert "memory: about" in done.stdout
     assert f"{llama_binary} --model" in done.stdout
     assert "warning: " in done.stderr

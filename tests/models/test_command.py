@@ -88,7 +88,7 @@ def test_a_key_is_said_as_each_server_knows_it_or_refused(made: Model, old: str,
     else:
         with pytest.raises(
             InvalidCommand,
-            match="which this llama-server does not know: install a newer one, or take the key out",
+            match="which this llama-server does not have: install a newer one, or remove the key",
         ):
             words(OLD, made)
 

@@ -186,10 +186,10 @@ def test_shapes_that_cannot_be_are_refused(tmp_path: Path) -> None:
     path.write_bytes(tensors((2, 3), (4,), ()) + bytes(11))
     assert count_parameters(path) == 11
     for data, said in (
-        (tensors((1 << 40, 1 << 20)), "too short"),
+        (tensors((1 << 40, 1 << 20)), "more than the file can hold"),
         (tensors((2,), dimensions=99), "99 dimensions"),
-        (tensors((2, 3))[:-4], "cut off"),
-        (b"GG", "too short"),
+        (tensors((2, 3))[:-4], "incomplete, or still being written"),
+        (b"GG", "it has only 2 bytes"),
     ):
         path.write_bytes(data)
         with pytest.raises(InvalidGguf, match=said):
@@ -221,7 +221,9 @@ class Shelf:
 
     def library(self, **more: Any) -> ModelLibrary:
         return ModelLibrary(
-            lambda: self.models, tasks=self.tasks, **{"digests_path": self.kept, "patience_s": 60.0, **more}
+            lambda: self.models,
+            tasks=self.tasks,
+            **{"digests_path": self.kept, "digest_wait_s": 60.0, **more},
         )
 
     def _read_header(self, path: Path, **more: Any) -> GgufHeader:
@@ -326,7 +328,7 @@ async def test_files_that_are_gone_leave_the_store_and_one_that_cannot_be_writte
 async def test_nobody_waits_long_for_a_digest(shelf: Shelf, tiny_models: Path) -> None:
     shelf.put("a", tiny_models / "tiny-chat.gguf")
     shelf.put("b", tiny_models / "tiny-embed.gguf")
-    books = shelf.library(patience_s=0.0)
+    books = shelf.library(digest_wait_s=0.0)
     shelf.held.clear()
     found = await books.every(["a", "b", "unknown"])
     assert {alias: (one.digest, one.architecture) for alias, one in found.items()} == {
@@ -357,7 +359,7 @@ async def test_an_end_in_the_middle_of_a_digest_stops_its_thread(
     async with Tasks() as tasks:
         model = Model("m", tiny_models / "tiny-chat.gguf", Params(), "table")
         assert (
-            await ModelLibrary(lambda: {"m": model}, tasks=tasks, patience_s=0.05).details("m")
+            await ModelLibrary(lambda: {"m": model}, tasks=tasks, digest_wait_s=0.05).details("m")
         ).digest == ""
     assert await asyncio.to_thread(ended.wait, 10)
 
@@ -381,7 +383,7 @@ async def test_unreadable_files_are_named_alone_and_left_out_of_lists(
     shelf.models["missing"] = Model("missing", tmp_path / "missing.gguf", Params(), "table")
     books = shelf.library()
     assert list(await books.every(shelf.models)) == ["good"]
-    for alias, said in (("bad", "no GGUF file"), ("missing", "No such file")):
+    for alias, said in (("bad", "not with b'GGUF'"), ("missing", "No such file")):
         for ask in (books.details, books.lists):
             with pytest.raises(Unavailable, match=said) as caught:
                 await ask(alias)

@@ -111,9 +111,9 @@ def test_a_model_that_writes_nothing_needs_no_projector(tmp_path: Path) -> None:
     [
         (
             ["s/a.gguf", "s/mmproj-f16.gguf", "s/mmproj-f32.gguf"],
-            "2 projectors, so none is used: mmproj-f16.gguf, mmproj-f32.gguf",
+            "2 projectors: mmproj-f16.gguf, mmproj-f32.gguf. None is used",
         ),
-        (["a.gguf", "b.gguf", "mmproj.gguf"], "Among several models"),
+        (["a.gguf", "b.gguf", "mmproj.gguf"], "the folder has several models"),
     ],
 )
 def test_a_projector_of_nobody_knows_whom_is_told_of(tmp_path: Path, files: list[str], said: str) -> None:
@@ -135,14 +135,14 @@ def test_a_file_that_is_no_model_is_listed_with_its_problem(tmp_path: Path, llam
     )
     assert list(catalogue.models) == ["good", "text", "torn"]
     assert [(p.is_fatal, Path(p.value).name, p.remedy.split(":")[0]) for p in problems] == [
-        (False, "text.gguf", "It is no model"),
-        (False, "torn-00001-of-00003.gguf", "It is not whole"),
+        (False, "text.gguf", "It is not a GGUF model"),
+        (False, "torn-00001-of-00003.gguf", "It is incomplete"),
     ]
     assert "torn-00001-of-00003.gguf, torn-00003-of-00003.gguf" in problems[1].remedy
     assert {one.alias: one.problem.partition(":")[0] for one in check_models(catalogue).models} == {
         "good": "",
-        "text": "the file is no model",
-        "torn": "there is no such file",
+        "text": "not a GGUF model",
+        "torn": "no such file",
     }
 
 
@@ -178,4 +178,4 @@ def test_a_brief_look_leaves_out_the_vocabulary_but_not_what_a_file_is(
         assert brief.values.items() <= whole.values.items()
     shutil.copy(tiny_models / "tiny-chat.gguf", tmp_path / "cut.gguf")
     os.truncate(tmp_path / "cut.gguf", 100)
-    assert "cut off" in scan_folder(tmp_path)[1][0].remedy
+    assert "incomplete, or still being written" in scan_folder(tmp_path)[1][0].remedy

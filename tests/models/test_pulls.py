@@ -238,7 +238,7 @@ def test_a_spoilt_index_is_told(tmp_path: Path, text: str) -> None:
     (tmp_path / INDEX).write_text(text)
     found, said = read_pulled(tmp_path)
     assert found == []
-    assert "spoilt" in said
+    assert "is damaged" in said
     catalogue, problems = read_catalogue(ModelSettings(), None, tmp_path)
     assert (catalogue.models, [(p.variable, p.is_fatal) for p in problems]) == ({}, [("DOWNLOAD_DIR", False)])
 
@@ -294,7 +294,7 @@ def test_a_pulled_file_is_not_listed_twice_where_both_folders_are_one(tmp_path: 
 def test_a_pulled_model_without_its_file_is_warned_of(tmp_path: Path) -> None:
     add_pulled(tmp_path, pulled(tmp_path))
     _, problems = read_catalogue(ModelSettings(llama_server_path=Path(sys.executable)), None, tmp_path)
-    assert [(p.variable, p.is_fatal, "Pull or delete it again" in p.remedy) for p in problems] == [
+    assert [(p.variable, p.is_fatal, "Pull the model again, or delete it" in p.remedy) for p in problems] == [
         ("DOWNLOAD_DIR", False, True)
     ]
 

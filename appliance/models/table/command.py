@@ -1,7 +1,8 @@
-"""The command line of a llama-server for one model: from the table, and from what this very server's `--help` says that it takes.
+"""The command line of a llama-server for one model: from the table and the server's own `--help`.
 
-Its flags change over time, and one that is not known ends it at once. What it does not know is left out, or written as it knows it; but
-where a model would be another one without it (an adapter, a projector, a template), it is refused.
+Flags change over time, and an unknown one ends the server at once. What a server does not know is left out,
+or written as it knows it. But if a model would be another one without it (an adapter, a projector, a
+template), it is refused.
 """
 
 import re
@@ -11,25 +12,27 @@ from typing import Literal
 from appliance.models.table.catalogue import LoraAdapter, Model, System
 from appliance.models.table.gguf import GgufHeader
 
-LEAST_SLOT_TOKENS = 2048  # of context: slots are taken away until each has so much
+LEAST_SLOT_TOKENS = 2048  # of context: there are fewer slots if each would have less
 Kind = Literal["text", "embedding", "reranking"]
 _FLAG = re.compile(r"(?<![\w-])(--?[a-zA-Z][\w-]*)")
 _ENTRY = re.compile(r"\n(?=[ ]{0,12}--?[A-Za-z])")  # where the help begins to speak of the next flag
 
 
 class InvalidCommand(ValueError):
-    """The table wants of a model what this llama-server does not do. The message names each key, and what to do."""
+    """The table wants what this llama-server cannot do. The message names each key, and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class Flags:
-    """What a llama-server takes.
+    """Which flags a llama-server has.
 
-    fa_takes_value   -fa wants on, off or auto; in older ones it is a switch
-    lora_is_list     --lora takes all adapters at once, separated by commas, and of several --lora only the last counts; in older
-                     ones it is given once for each. Likewise --lora-scaled: FILE:SCALE,… or FILE SCALE
-    load_modes       the words that --load-mode takes; older ones have --mlock and --no-mmap
-    spec_types       the words that --spec-type takes
+    Attributes:
+        fa_takes_value: -fa needs on, off or auto; in older servers it is a switch.
+        lora_is_list: --lora takes all adapters at once, separated by commas, and of several --lora only the
+            last counts; in older servers it is given once for each. Likewise --lora-scaled: FILE:SCALE,… or
+            FILE SCALE.
+        load_modes: The words of --load-mode; older servers have --mlock and --no-mmap.
+        spec_types: The words of --spec-type.
     """
 
     names: frozenset[str]
@@ -40,7 +43,7 @@ class Flags:
 
     @classmethod
     def of_help(cls, text: str) -> "Flags":
-        """Read the text of `llama-server --help`."""
+        """Parse the text of `llama-server --help`."""
         line = next((line for line in text.splitlines() if re.match(r"\s*-fa\b", line)), "")
         entries = _ENTRY.split("\n" + text)
         gone = {
@@ -62,18 +65,18 @@ class Flags:
 
 
 def slot_count(model: Model, system: System) -> int:
-    """Give how many requests at a time: as the table says, but each with LEAST_SLOT_TOKENS of context."""
+    """Return how many requests run at a time: as the table says, but with LEAST_SLOT_TOKENS each."""
     wanted = model.params.parallel_override or system.parallel_requests
     return max(1, min(wanted, model.params.n_ctx // LEAST_SLOT_TOKENS))
 
 
 def slot_context_tokens(context_tokens: int, slots: int) -> int:
-    """Give the context of one request: llama-server parts a model's among its slots."""
+    """Return the context of one request: llama-server divides a model's among its slots."""
     return context_tokens // max(1, slots)
 
 
 def model_kind(model: Model, header: GgufHeader | None) -> Kind:
-    """Tell what a model is for: as the table says, else as its file says of itself."""
+    """Return what a model is for: as the table says, else as its file says."""
     if model.reranking or (header is not None and header.is_reranker and not model.params.embedding):
         return "reranking"
     return "embedding" if model.params.embedding or (header is not None and header.is_embedding) else "text"
@@ -89,28 +92,37 @@ def build_command(
     host: str = "127.0.0.1",
     header: GgufHeader | None = None,
 ) -> list[str]:
-    """Give the words to start a server with.
+    """Build the command line of a server.
 
-    Takes   host: where it listens; header: of the model's file, None = not read
-    Raises  BadCommand: the table names for this model what this server does not know
+    Args:
+        program: The llama-server.
+        model: What it runs.
+        system: How models are run.
+        flags: Which flags it has.
+        port: Where it listens.
+        host: Where it listens.
+        header: Of the model's file, None = not read.
+
+    Raises:
+        InvalidCommand: The table wants for this model what this server cannot do.
     """
-    words = _Words(
+    words = _CommandLine(
         flags,
         [program, "--model", str(model.path), "--alias", model.alias, "--host", host, "--port", str(port)],
     )
     kind = model_kind(model, header)
-    _size(words, model, system, kind, header)
-    _character(words, model, kind, header)
-    _memory(words, system)
-    words.lora(model.lora)
-    _draft(words, model)
+    _add_sizes(words, model, system, kind, header)
+    _add_behaviour(words, model, kind, header)
+    _add_memory(words, system)
+    words.add_lora(model.lora)
+    _add_draft(words, model)
     if model.mmproj_path is not None:
         words.demand("mmproj_path", ["--mmproj"], str(model.mmproj_path))
     words.offer("--cache-type-k", model.params.type_k)
     words.offer("--cache-type-v", model.params.type_v)
     if flags.fa_takes_value or system.flash_attention == "on":
         words.offer("-fa", *([system.flash_attention] if flags.fa_takes_value else []))
-    return words.whole()
+    return words.build()
 
 
 def is_lockable(flags: Flags) -> bool:
@@ -118,8 +130,8 @@ def is_lockable(flags: Flags) -> bool:
     return bool({"--mlock"} & flags.names or {"mlock", "mmap+mlock"} & flags.load_modes)
 
 
-class _Words:
-    """Collects the words, and what cannot be said."""
+class _CommandLine:
+    """Collects the words of a command line, and what this server cannot do."""
 
     def __init__(self, flags: Flags, words: list[str]) -> None:
         self.flags = flags
@@ -127,23 +139,23 @@ class _Words:
         self._problems: list[str] = []
 
     def offer(self, name: str, *values: str) -> None:
-        """Say it where it is known."""
+        """Add a flag, if the server has it."""
         if name in self.flags.names:
             self._words += [name, *values]
 
     def demand(self, key: str, names: list[str], *values: str) -> None:
-        """Say it by the first name that is known; `key`: where the table has it."""
+        """Add a flag by its first name that the server has; `key`: where the table has it."""
         known = next((name for name in names if name in self.flags.names), None)
         if known is None:
             self._problems.append(
-                f"`{key}` needs {' or '.join(names)}, which this llama-server does not know: install a newer one, or take the "
-                "key out of the table"
+                f"`{key}` needs {' or '.join(names)}, which this llama-server does not have: install a "
+                "newer one, or remove the key from the table"
             )
         else:
             self._words += [known, *values]
 
-    def lora(self, adapters: tuple[LoraAdapter, ...]) -> None:
-        """Say them all by one flag, for their order is what requests name them by."""
+    def add_lora(self, adapters: tuple[LoraAdapter, ...]) -> None:
+        """Add all adapters by one flag: requests name them by their order."""
         is_scaled = any(one.scale != 1 for one in adapters)
         name = "--lora-scaled" if is_scaled else "--lora"
         if self.flags.lora_is_list and adapters:
@@ -157,7 +169,8 @@ class _Words:
             )
             if odd:
                 self._problems.append(
-                    f"`lora`: llama-server takes no path with a comma, nor one with a colon beside a scale: rename {odd}"
+                    "`lora`: for llama-server a path must not have a comma, nor a colon beside a scale: "
+                    f"rename {odd}"
                 )
             self.demand(
                 "lora",
@@ -170,14 +183,15 @@ class _Words:
                 "lora", [name], *([str(one.path), f"{one.scale:g}"] if is_scaled else [str(one.path)])
             )
 
-    def whole(self) -> list[str]:
+    def build(self) -> list[str]:
+        """Return all words; raise InvalidCommand if something could not be said."""
         if self._problems:
             raise InvalidCommand("; ".join(dict.fromkeys(self._problems)))
         return self._words
 
 
-def _size(
-    words: _Words,
+def _add_sizes(
+    words: _CommandLine,
     model: Model,
     system: System,
     kind: Kind,
@@ -202,7 +216,7 @@ def _size(
     words.offer("--slots")
 
 
-def _character(words: _Words, model: Model, kind: Kind, header: GgufHeader | None) -> None:
+def _add_behaviour(words: _CommandLine, model: Model, kind: Kind, header: GgufHeader | None) -> None:
     params = model.params
     if kind == "text":
         words.offer("--jinja")
@@ -212,7 +226,8 @@ def _character(words: _Words, model: Model, kind: Kind, header: GgufHeader | Non
         words.demand("params.rope_freq_base", ["--rope-freq-base"], f"{params.rope_freq_base:g}")
     if params.chat_template is not None:
         words.demand("params.chat_template", ["--chat-template"], params.chat_template)
-    # --reranking stands alone: it implies --embedding in newer servers, and in older ones that would switch it off.
+    # --reranking stands alone: it implies --embedding in newer servers, and in older ones that would switch
+    # it off.
     if model.reranking or (kind == "reranking" and {"--reranking", "--rerank"} & words.flags.names):
         words.demand("reranking", ["--reranking", "--rerank"])
     elif params.embedding:
@@ -223,7 +238,7 @@ def _character(words: _Words, model: Model, kind: Kind, header: GgufHeader | Non
         words.demand("pooling", ["--pooling"], model.pooling)
 
 
-def _memory(words: _Words, system: System) -> None:
+def _add_memory(words: _CommandLine, system: System) -> None:
     modes = words.flags.load_modes
     if not modes:
         if not system.use_mmap:
@@ -242,7 +257,7 @@ def _memory(words: _Words, system: System) -> None:
         words.offer("--load-mode", mode)
 
 
-def _draft(words: _Words, model: Model) -> None:
+def _add_draft(words: _CommandLine, model: Model) -> None:
     if model.draft_model_path is None:
         return
     words.demand("draft_model_path", ["--model-draft", "-md"], str(model.draft_model_path))

@@ -1,6 +1,7 @@
-"""What a model's file tells of the model, as plain facts in nobody's dialect. Pure: library.py reads the files.
+"""What a model's file says of the model, as plain facts in no dialect. Pure: library.py reads the files.
 
-Source: the GGUF specification, keys `general.*`, `tokenizer.*` and the architecture's own; the rules for capabilities are Ollama's.
+Source: the GGUF specification, keys `general.*`, `tokenizer.*` and the architecture's own; the rules for
+capabilities are Ollama's.
 """
 
 import re
@@ -27,12 +28,14 @@ _UNITS = {"K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 class ModelDetails:
     """One model's facts. Unknown numbers are 0, unknown texts "".
 
-    size_bytes        of all its parts; modified_s: seconds since 1970
-    parameters        how many numbers it has; parameter_label: the same for people, "7.6B"
-    template          the chat template that is used, a Jinja text (or the name of one that llama-server has built in)
-    capabilities      of completion, tools, thinking, insert, embedding, vision
-    info              every key of the header; a list is None here, for there are vocabularies among them (Library.lists has them)
-    digest            SHA-256 of the file's bytes, 64 hexadecimal digits; "" = not known yet
+    Attributes:
+        size_bytes: Of all its parts.
+        modified_s: Seconds since 1970.
+        template: The chat template in use, a Jinja text (or the name of one that llama-server has built in).
+        capabilities: Of completion, tools, thinking, insert, embedding, vision.
+        info: Every key of the header. A list is None here, since there are vocabularies among them
+            (`ModelLibrary.lists` has them).
+        digest: SHA-256 of the file's bytes, 64 hexadecimal digits; "" = not known yet.
     """
 
     alias: str
@@ -52,10 +55,12 @@ class ModelDetails:
 
     @property
     def families(self) -> tuple[str, ...]:
+        """The architecture, as a list."""
         return (self.architecture,) if self.architecture else ()
 
     @property
     def parameter_label(self) -> str:
+        """How many parameters it has, for people: 7.6B; "" = not known."""
         return label_of(self.parameters) if self.parameters else ""
 
 
@@ -70,7 +75,13 @@ def gather_details(
 ) -> ModelDetails:
     """Gather a model's facts.
 
-    Takes   counted: the numbers in its tensors, 0 = they could not be counted
+    Args:
+        alias: The model's name.
+        header: Of its file.
+        params: How it is run.
+        size_bytes: Of all its parts.
+        modified_s: Seconds since 1970.
+        counted: The parameters in its tensors, 0 = they could not be counted.
     """
     template = template_of(header, params)
     parameters = parameters_of(header, counted)
@@ -98,13 +109,13 @@ def gather_details(
 
 
 def template_of(header: GgufHeader, params: Params) -> str:
-    """Give the chat template: the table's own goes before the file's."""
+    """Return the chat template: the table's goes before the file's."""
     found = params.chat_template or header.values.get(TEMPLATE)
     return found if isinstance(found, str) else ""
 
 
 def parameters_of(header: GgufHeader, counted: int) -> int:
-    """Give how many parameters: as the file says, as its tensors have, or about what its size label says."""
+    """Return the number of parameters: as the file says, as its tensors have, or by its size label."""
     said = header.values.get("general.parameter_count")
     if isinstance(said, int) and said > 0:
         return said
@@ -127,13 +138,13 @@ def capabilities_of(header: GgufHeader, params: Params, template: str) -> tuple[
     fills_gaps = any(
         all(f"tokenizer.ggml.{name}" in header.values for name in names) for names in _FILLS_GAPS
     )
-    held = (
-        ("completion", True),
+    found = (
+        ("completion", True),  # 3
         ("tools", _TOOLS.search(template)),
-        ("thinking", _THINKS.search(template)),  # 3
-        ("insert", fills_gaps),
-    )  # 4
-    return tuple(name for name, has in held if has)
+        ("thinking", _THINKS.search(template)),
+        ("insert", fills_gaps),  # 4
+    )
+    return tuple(name for name, has in found if has)
 
 
 def label_of(parameters: int) -> str:
@@ -141,16 +152,13 @@ def label_of(parameters: int) -> str:
     for unit, size in (("T", 10**12), ("B", 10**9), ("M", 10**6), ("K", 10**3)):
         if parameters >= size:
             number = parameters / size
-            return (
-                f"{number:.0f}{unit}"
-                if number >= 100 or f"{number:.1f}".endswith(".0")
-                else f"{number:.1f}{unit}"
-            )
+            is_whole = number >= 100 or f"{number:.1f}".endswith(".0")
+            return f"{number:.0f}{unit}" if is_whole else f"{number:.1f}{unit}"
     return str(parameters)
 
 
 def number_of(label: str) -> int:
-    """Read a size label, `7.6B` or `8x7B`; 0 = it is none."""
+    """Parse a size label, `7.6B` or `8x7B`; 0 = it is none."""
     found = _LABEL.match(label)
     if found is None:
         return 0

@@ -1,4 +1,4 @@
-"""What a reload of the table changes, in words: for the log, and for whoever asked for it. Pure."""
+"""What a reload of the table changes, in words: for the log, and for its caller. Pure."""
 
 from dataclasses import fields
 from typing import Any
@@ -8,9 +8,9 @@ from appliance.models.table.catalogue import Catalogue, Model
 
 
 def differences(old: Catalogue, new: Catalogue) -> list[str]:
-    """Say one sentence for each model that is added, changed or removed, and for each changed key of the system; [] = nothing differs.
+    """Return a sentence for each model added, changed or removed, and for each changed key of the system.
 
-    `api` is left out: system D's readers use it, the appliance does not.
+    `api` is left out: the appliance does not use it.
     """
     said = [f"The model {alias} is removed." for alias in old.models if alias not in new.models]
     for alias, model in new.models.items():

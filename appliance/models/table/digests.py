@@ -1,6 +1,7 @@
-"""SHA-256 of model files: reckoned once in a thread, one file at a time, and kept over restarts by (path, size, time of change).
+"""SHA-256 of model files: computed once in a thread, one file at a time, and kept over restarts.
 
-Reading 40 GB takes a minute, so nobody has to wait for it: a digest that is not there yet is said to be so, and comes by itself.
+A digest is known by path, size and time of change. Reading 40 GB takes a minute, so no caller has to wait for
+it: one that is not there yet is shown as unknown, and comes by itself.
 """
 
 import asyncio
@@ -23,7 +24,7 @@ PIECE_BYTES = 4 << 20  # read at a time; between two it can be told to stop
 
 @dataclass(frozen=True, slots=True)
 class FileState:
-    """One file as it stood when it was looked at."""
+    """One file as it was when it was looked at."""
 
     path: Path
     size_bytes: int
@@ -31,13 +32,13 @@ class FileState:
 
     @classmethod
     def look(cls, path: Path) -> "FileState":
-        """Raises  OSError"""
+        """Look at a file. Raises OSError if it cannot be."""
         found = path.stat()
         return cls(path, found.st_size, found.st_mtime_ns)
 
 
 class DigestCache:
-    """Knows digests, or reckons them. `path`: the JSON file in which they are kept, None = only in memory."""
+    """Knows digests, or computes them. `path`: the file that keeps them, None = in memory only."""
 
     def __init__(self, path: Path | None, *, tasks: Tasks) -> None:
         self._path = path
@@ -47,12 +48,12 @@ class DigestCache:
         self._one_at_a_time = asyncio.Lock()
 
     def known(self, files: Sequence[FileState]) -> str:
-        """Give the digest of one model's files, the parts one after the other; "" = not reckoned yet."""
+        """Return the digest of one model's files, the parts one after the other; "" = not computed yet."""
         row = (self._kept or {}).get(str(files[0].path))
         return row["sha256"] if row is not None and row["stamp"] == _stamp(files) else ""
 
     async def want(self, models: Sequence[Sequence[FileState]], *, wait_s: float) -> None:
-        """Have the digests of some models reckoned, and wait for them at most `wait_s`; what is not ready then goes on."""
+        """Have the digests of some models computed, and wait for them at most `wait_s` seconds."""
         if self._kept is None:
             kept = await asyncio.to_thread(self._read)
             self._kept = kept if self._kept is None else self._kept
@@ -64,13 +65,13 @@ class DigestCache:
         key = (str(files[0].path), _stamp(files))
         if key not in self._running:
             task = self._running[key] = self._tasks.start(
-                self._reckon(files), name=f"digest-{files[0].path.stem}"
+                self._compute(files), name=f"digest-{files[0].path.stem}"
             )
             task.add_done_callback(lambda _: self._running.pop(key, None))
         return self._running[key]
 
-    async def _reckon(self, files: Sequence[FileState]) -> None:
-        """Reckon one model's digest and keep it; a file that cannot be read, or changes meanwhile, has none."""
+    async def _compute(self, files: Sequence[FileState]) -> None:
+        """Compute one model's digest and keep it; an unreadable or changing file has none."""
         stop = threading.Event()
         async with self._one_at_a_time:
             try:
@@ -85,7 +86,7 @@ class DigestCache:
                 stop.set()  # when this is cancelled the thread goes on, and the process would wait for it
 
     def _read(self) -> dict[str, dict[str, str]]:
-        """Read what is kept; a file that is damaged is as good as none, for all in it can be reckoned anew."""
+        """Read what is kept; a damaged file counts as none, since all in it can be computed anew."""
         try:
             value: Any = jsons.loads(self._path.read_bytes()) if self._path else {}
         except (OSError, jsons.InvalidJson):
@@ -100,7 +101,7 @@ class DigestCache:
         }
 
     def _write(self, kept: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
-        """Write what is kept, whole or not at all, less the files that are gone; give what remains."""
+        """Write what is kept, without the files that do not exist any more; return what remains."""
         kept = {path: row for path, row in kept.items() if os.path.exists(path)}
         if self._path is not None:
             try:
@@ -115,7 +116,7 @@ def _stamp(files: Sequence[FileState]) -> str:
 
 
 def _digest(files: Sequence[FileState], stop: threading.Event) -> str:
-    """Reckon in a thread; "" = it was stopped, or a file is not as it stood."""
+    """Compute in a thread; "" = it was stopped, or a file has changed."""
     total, piece = hashlib.sha256(), bytearray(PIECE_BYTES)
     for state in files:
         with state.path.open("rb", buffering=0) as file:

@@ -5,7 +5,8 @@
     buffers    what a batch needs while it is computed: above all its scores for the whole vocabulary
     extras     what runs beside it: a draft model with its own cache, the projector for images, LoRA adapters
 
-System D's rule of thumb (file × multiplier + 50 MB per 1,024 tokens + 150 MB) stands in where a header does not say enough.
+A rule of thumb (file × multiplier + 50 MB per 1,024 tokens + 150 MB, see docs/compatibility.md) is used if a
+header does not say enough.
 """
 
 from dataclasses import dataclass, replace
@@ -43,17 +44,21 @@ class Estimate:
 
     @property
     def total(self) -> int:
+        """All together."""
         return self.weights + self.cache + self.buffers + self.extras
 
 
 def estimate_memory(model: Model, system: System, header: GgufHeader | None) -> Estimate:
-    """Estimate what a model of the table takes, with everything that runs beside it: the one figure for manager and check.
+    """Estimate what a model of the table takes, with all that runs beside it.
 
-    Takes   header: of the model's file (its first part), None = it could not be read. Looks at the sizes of all its files.
+    Args:
+        model: Whose files' sizes are looked up (blocks).
+        system: How models are run.
+        header: Of the model's file (its first part), None = it could not be read.
     """
     params, size = model.params, gguf_size_bytes(model.path)
     known = replace(header, size_bytes=max(size, header.size_bytes)) if header else GgufHeader(0, 0, {}, size)
-    extras = _draft(model, system) + round(
+    extras = _draft_bytes(model, system) + round(
         gguf_size_bytes(model.mmproj_path) * system.vram_multiplier if model.mmproj_path else 0
     )
     extras += sum(gguf_size_bytes(one.path) for one in model.lora)
@@ -69,8 +74,8 @@ def estimate_memory(model: Model, system: System, header: GgufHeader | None) -> 
     return replace(made, extras=extras)
 
 
-def _draft(model: Model, system: System) -> int:
-    """The draft model with a cache for the same context; it shares the process, and so what that takes for itself."""
+def _draft_bytes(model: Model, system: System) -> int:
+    """Return what the draft model takes, with a cache for the same context; it shares the process."""
     path: Path | None = model.draft_model_path
     if path is None:
         return 0
@@ -97,7 +102,13 @@ def estimate(
 ) -> Estimate:
     """Estimate what a model takes.
 
-    Takes   context_tokens: of all slots together; type_k, type_v: of CACHE_TYPES; multiplier: of the rule of thumb; floor_bytes: never less
+    Args:
+        header: Of its file.
+        context_tokens: Of all slots together.
+        type_k: Of the keys in the cache, one of CACHE_TYPES.
+        type_v: Of the values in the cache.
+        multiplier: Of the rule of thumb, 1 or more.
+        floor_bytes: The lowest estimate.
     """
     heads, kv_heads = header.per_layer("attention.head_count"), header.per_layer("attention.head_count_kv")
     kv_heads = kv_heads or heads

@@ -1,6 +1,7 @@
-"""The header of a GGUF file: what a model says of itself, read without loading it. Source: the GGUF specification, versions 2 and 3.
+"""The header of a GGUF file: what a model says of itself, read without loading it.
 
-Nothing in a file is believed: every length is held against the file's own before anything is read by it.
+No file is trusted: every length is compared with the file's own before anything is read by it.
+Source: the GGUF specification, versions 2 and 3.
 """
 
 import math
@@ -14,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 MAGIC = b"GGUF"
-MOST_KEYS = 65_536
-MOST_TENSORS = 1_000_000
-MOST_DIMENSIONS = 8  # of a tensor; today's have up to four
-LEAST_BITS = 1  # that a parameter takes: the tightest quantizations have some 1.6
-MOST_KEPT = 1024  # elements of an array that are kept; of longer ones (vocabularies) only how many there are
+MAX_KEYS = 65_536
+MAX_TENSORS = 1_000_000
+MAX_DIMENSIONS = 8  # of a tensor; today's have up to four
+MIN_BITS = 1  # that a parameter takes: the tightest quantizations have some 1.6
+MAX_KEPT = 1024  # elements of an array that are kept; of longer ones (vocabularies) only how many there are
 _FORMATS = {
     0: "<B",
     1: "<b",
@@ -33,7 +34,7 @@ _FORMATS = {
     12: "<d",
 }
 _STRING, _ARRAY = 8, 9
-# general.file_type → the name by which people know it (llama.cpp's LLAMA_FTYPE).
+# general.file_type → its usual name (llama.cpp's LLAMA_FTYPE).
 FILE_TYPES = {
     0: "F32",
     1: "F16",
@@ -76,7 +77,7 @@ _RANK = 4  # LLAMA_POOLING_TYPE_RANK: it pools to a score
 
 
 class InvalidGguf(ValueError):
-    """The file is no GGUF file, is cut off, or says things of itself that cannot be."""
+    """The file is not GGUF, is incomplete, or says things of itself that are impossible."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +89,7 @@ class ParameterCount:
 
 @dataclass(frozen=True, slots=True)
 class GgufHeader:
-    """What a file says of itself. `values`: by key; arrays are lists, long ones a Count."""
+    """What a file says of itself. `values`: by key; arrays are lists, long ones a `ParameterCount`."""
 
     version: int
     tensors: int
@@ -97,10 +98,12 @@ class GgufHeader:
 
     @property
     def architecture(self) -> str:
+        """`llama` and the like; "" = it does not say."""
         return str(self.values.get("general.architecture") or "")
 
     @property
     def name(self) -> str:
+        """The model's own name; "" = it does not say."""
         return str(self.values.get("general.name") or "")
 
     @property
@@ -111,23 +114,21 @@ class GgufHeader:
 
     @property
     def context_tokens(self) -> int:
-        """The context that it was trained with; 0 = it does not say."""
+        """The context of its training; 0 = it does not say."""
         return self.number("context_length")
 
     @property
     def layers(self) -> int:
+        """How many layers; 0 = it does not say."""
         return self.number("block_count")
 
     @property
     def vocabulary(self) -> int:
+        """How many tokens; 0 = it does not say."""
         tokens = self.values.get("tokenizer.ggml.tokens")
-        return (
-            tokens.length
-            if isinstance(tokens, ParameterCount)
-            else len(tokens)
-            if isinstance(tokens, list)
-            else self.number("vocab_size")
-        )
+        if isinstance(tokens, ParameterCount):
+            return tokens.length
+        return len(tokens) if isinstance(tokens, list) else self.number("vocab_size")
 
     @property
     def is_embedding(self) -> bool:
@@ -141,16 +142,16 @@ class GgufHeader:
 
     @property
     def kind(self) -> str:
-        """`model`, `adapter`, `mmproj`, or another word; older files do not say, but one of the architecture clip is a projector."""
+        """`model`, `adapter`, `mmproj` or another word; older files do not say, but clip is a projector."""
         return "mmproj" if self.architecture == "clip" else str(self.values.get("general.type") or "model")
 
     def number(self, key: str) -> int:
-        """Give a whole number of the architecture's keys; 0 = it does not say."""
+        """Return a whole number of the architecture's keys; 0 = it does not say."""
         value = self.values.get(f"{self.architecture}.{key}")
         return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
 
     def per_layer(self, key: str) -> list[int]:
-        """Give a number for each layer: some models have one for all, some a list; [] = it does not say."""
+        """Return a number for each layer, whether there is one for all or a list; [] = it does not say."""
         value = self.values.get(f"{self.architecture}.{key}")
         if isinstance(value, list) and all(isinstance(one, int) for one in value):
             return [max(0, one) for one in value]
@@ -159,7 +160,7 @@ class GgufHeader:
 
 
 def gguf_parts(path: Path) -> list[Path]:
-    """Give all files of a model: itself, or where its name says `-00001-of-00003`, all parts in their order, there or not."""
+    """Return all files of a model: itself, or (`-00001-of-00003`) all parts in their order, there or not."""
     found = PART.fullmatch(path.name)
     if not found:
         return [path]
@@ -170,33 +171,40 @@ def gguf_parts(path: Path) -> list[Path]:
 
 
 def gguf_stem(path: Path) -> str:
-    """Give a file's name without its ending, and without `-00001-of-00003`."""
+    """Return a file's name without its ending, and without `-00001-of-00003`."""
     found = PART.fullmatch(path.name)
     return found["stem"] if found else path.stem
 
 
 def gguf_size_bytes(path: Path) -> int:
-    """Give the bytes of a model's files together; those that are not there count nothing."""
+    """Return the size of a model's files together; missing ones count nothing."""
     return sum(part.stat().st_size for part in gguf_parts(path) if part.is_file())
 
 
-def read_header(path: Path, *, most_kept: int = MOST_KEPT, is_brief: bool = False) -> GgufHeader:
+def read_header(path: Path, *, most_kept: int = MAX_KEPT, is_brief: bool = False) -> GgufHeader:
     """Read the header of a model file.
 
-    Takes   most_kept: elements up to which an array is kept; of longer ones only how many there are;
-            is_brief: leave out its vocabulary and what comes after it, which is most of the work
-    Raises  BadGguf: with what is wrong · OSError
+    Args:
+        path: Of a model in parts, the first.
+        most_kept: Elements up to which an array is kept; of longer ones only their number.
+        is_brief: Leave out the vocabulary and what comes after it, which is most of the work.
+
+    Raises:
+        InvalidGguf: What is wrong with the file.
+        OSError: It cannot be read.
     """
     with _reading(path, most_kept) as reader:
         return reader.header(is_brief)
 
 
 def count_parameters(path: Path) -> int:
-    """Count the numbers in a file's tensors, by the shapes that it tells; a later part of a file in parts will do.
+    """Count the parameters in a file's tensors, by their shapes. It may be a later part of a model in parts.
 
-    Raises  BadGguf: with what is wrong · OSError
+    Raises:
+        InvalidGguf: What is wrong with the file.
+        OSError: It cannot be read.
     """
-    with _reading(path, MOST_KEPT) as reader:
+    with _reading(path, MAX_KEPT) as reader:
         return reader.parameters()
 
 
@@ -205,13 +213,13 @@ def _reading(path: Path, most_kept: int) -> Iterator["_Reader"]:
     with path.open("rb") as file:
         size = file.seek(0, 2)
         if size < 24:
-            raise InvalidGguf(f"it has {size} bytes, which is too short for a model")
+            raise InvalidGguf(f"it has only {size} bytes")
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             yield _Reader(data, size, most_kept)
 
 
 class _Reader:
-    """Goes through the bytes once, from the front."""
+    """Reads the bytes once, from the front."""
 
     def __init__(self, data: mmap.mmap, size: int, most_kept: int) -> None:
         self._data = data
@@ -220,40 +228,42 @@ class _Reader:
         self._at = 0
 
     def header(self, is_brief: bool) -> GgufHeader:
+        """Read the header."""
         version, tensors, values = self._values(is_brief)
         if not values.get("general.architecture"):
-            raise InvalidGguf("it does not say its architecture")
+            raise InvalidGguf("it has no general.architecture")
         return GgufHeader(version, tensors, values, self._size)
 
     def parameters(self) -> int:
+        """Count the parameters of all tensors."""
         _, tensors, _ = self._values(False)
         total = 0
         for _ in range(tensors):
             self._string()
             dimensions = self._scalar("<I")
-            if dimensions > MOST_DIMENSIONS:
-                raise InvalidGguf(f"a tensor has {dimensions} dimensions, which cannot be")
+            if dimensions > MAX_DIMENSIONS:
+                raise InvalidGguf(f"a tensor has {dimensions} dimensions, more than {MAX_DIMENSIONS}")
             total += math.prod(self._scalar("<Q") for _ in range(dimensions))
             self._skip(12, "its tensors")  # its type, and where its numbers begin
-        if total * LEAST_BITS > self._size * 8:
-            raise InvalidGguf(f"its tensors would have {total} numbers, for which it is too short")
+        if total * MIN_BITS > self._size * 8:
+            raise InvalidGguf(f"its tensors would have {total} parameters, more than the file can hold")
         return total
 
     def _values(self, is_brief: bool) -> tuple[int, int, dict[str, Any]]:
-        """Give (version, how many tensors, values by key)."""
+        """Return (version, number of tensors, values by key)."""
         if self._data[:4] != MAGIC:
-            raise InvalidGguf(f"it begins with {self._data[:4]!r}, not with {MAGIC!r}: it is no GGUF file")
+            raise InvalidGguf(f"it begins with {self._data[:4]!r}, not with {MAGIC!r}")
         self._at = 4
         version = self._scalar("<I")
         if version not in {2, 3}:
             raise InvalidGguf(
-                f"it is of GGUF version {version}; 2 and 3 are known"
+                f"GGUF version {version} is not supported; 2 and 3 are"
                 if version < 1 << 16
-                else "its bytes are in big-endian order"
+                else "it is in big-endian order, which is not supported"
             )
         tensors, keys = self._scalar("<Q"), self._scalar("<Q")
-        if keys > MOST_KEYS or tensors > MOST_TENSORS:
-            raise InvalidGguf(f"it says that it has {tensors} tensors and {keys} keys, which cannot be")
+        if keys > MAX_KEYS or tensors > MAX_TENSORS:
+            raise InvalidGguf(f"it claims {tensors} tensors and {keys} keys, which is impossible")
         values: dict[str, Any] = {}
         for _ in range(keys):
             key = self._string()
@@ -269,7 +279,7 @@ class _Reader:
             return self._scalar(_FORMATS[kind])
         if kind == _ARRAY:
             return self._array(key)
-        raise InvalidGguf(f"the value of {key!r} is of the unknown type {kind}")
+        raise InvalidGguf(f"the value {key!r} has the unknown type {kind}")
 
     def _array(self, key: str) -> Any:
         kind, length = self._scalar("<I"), self._scalar("<Q")
@@ -282,7 +292,7 @@ class _Reader:
                 else ParameterCount(length)
             )
         if kind != _STRING:
-            raise InvalidGguf(f"the array {key!r} holds values of the unknown type {kind}")
+            raise InvalidGguf(f"the array {key!r} has values of the unknown type {kind}")
         if length * 8 > self._size:
             raise InvalidGguf(f"the array {key!r} is longer than the file")
         if length <= self._most_kept:
@@ -292,7 +302,7 @@ class _Reader:
             for _ in range(length):
                 at += 8 + read(data, at)[0]
         except struct.error:
-            raise InvalidGguf(f"it ends in the middle of {key!r}") from None
+            raise InvalidGguf(f"it ends within {key!r}") from None
         self._at = at
         self._skip(0, key)
         return ParameterCount(length)
@@ -307,9 +317,9 @@ class _Reader:
         return struct.unpack_from(form, self._data, start)[0]
 
     def _skip(self, length: int, what: str) -> int:
-        """Go on by `length` bytes; give where they began."""
+        """Go on by `length` bytes; return where they began."""
         start = self._at
         if start + length > self._size:
-            raise InvalidGguf(f"it ends in the middle of {what!r}: it was cut off, or is still being written")
+            raise InvalidGguf(f"it ends within {what!r}: it is incomplete, or still being written")
         self._at = start + length
         return start

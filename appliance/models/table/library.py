@@ -1,6 +1,6 @@
-"""The models' files, looked at as little as can be: facts by alias, kept as long as the file stays as it is (path, size, time of change).
+"""Facts about models, kept as long as their files stay as they are (path, size, time of change).
 
-All reading is done in threads; who asks waits for a header, never for a digest (digests.py).
+All reading is done in threads. A caller waits for a header, and for a digest (digests.py) only a moment.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from appliance.models.table.details import ModelDetails, gather_details
 from appliance.models.table.digests import DigestCache, FileState
 from appliance.models.table.gguf import InvalidGguf, count_parameters, gguf_parts, read_header
 
-PATIENCE_S = 2.0  # that one question waits for digests: some 3 GB
+DIGEST_WAIT_S = 2.0  # of one call; enough for some 3 GB
 EVERYTHING = 1 << 40  # elements: longer than any list
 
 
@@ -30,8 +30,11 @@ class _Kept:
 class ModelLibrary:
     """Facts about the table's models.
 
-    Takes   models: gives the table as it is at the moment; tasks: in which digests are reckoned;
-            digests_path: where those are kept, None = only in memory; patience_s: how long a question waits for digests
+    Args:
+        models: Returns the table as it is at the moment.
+        tasks: In which digests are computed.
+        digests_path: Where those are kept, None = in memory only.
+        digest_wait_s: How long a call waits for digests.
     """
 
     def __init__(
@@ -40,17 +43,19 @@ class ModelLibrary:
         *,
         tasks: Tasks,
         digests_path: Path | None = None,
-        patience_s: float = PATIENCE_S,
+        digest_wait_s: float = DIGEST_WAIT_S,
     ) -> None:
         self._models = models
         self._digests = DigestCache(digests_path, tasks=tasks)
-        self._patience_s = patience_s
+        self._digest_wait_s = digest_wait_s
         self._kept: dict[str, _Kept] = {}
 
     async def details(self, alias: str) -> ModelDetails:
-        """Give one model's facts.
+        """Return one model's facts.
 
-        Raises  NoSuchModel · Unavailable: its file cannot be read, or is none
+        Raises:
+            NoSuchModel: The table has no such model.
+            Unavailable: Its file cannot be read, or is not GGUF.
         """
         model = self._model(alias)
         try:
@@ -60,7 +65,7 @@ class ModelLibrary:
         return (await self._with_digests([kept]))[0]
 
     async def every(self, aliases: Iterable[str]) -> dict[str, ModelDetails]:
-        """Give the facts of some models at once; those whose files cannot be read, or that are not in the table, are left out."""
+        """Return the facts of some models by alias; unknown and unreadable ones are left out."""
         table = self._models()
         found = await asyncio.to_thread(
             _look_at_each, [table[alias] for alias in aliases if alias in table], dict(self._kept)
@@ -69,9 +74,11 @@ class ModelLibrary:
         return {one.alias: one for one in await self._with_digests(list(found.values()))}
 
     async def lists(self, alias: str) -> dict[str, list[Any]]:
-        """Give the lists of one model's header, vocabularies too (some megabytes, read anew at each call).
+        """Return the lists of one model's header, vocabularies too (some megabytes, read anew at each call).
 
-        Raises  NoSuchModel · Unavailable
+        Raises:
+            NoSuchModel: The table has no such model.
+            Unavailable: Its file cannot be read, or is not GGUF.
         """
         model = self._model(alias)
         try:
@@ -87,7 +94,7 @@ class ModelLibrary:
         return found
 
     async def _with_digests(self, found: list[_Kept]) -> list[ModelDetails]:
-        await self._digests.want([kept.files for kept in found], wait_s=self._patience_s)
+        await self._digests.want([kept.files for kept in found], wait_s=self._digest_wait_s)
         return [replace(kept.details, digest=self._digests.known(kept.files)) for kept in found]
 
 
@@ -96,13 +103,13 @@ def _look_at_each(models: list[Model], kept: Mapping[str, _Kept]) -> dict[str, _
     for model in models:
         try:
             found[model.alias] = _look(model, kept.get(model.alias))
-        except (OSError, InvalidGguf):  # who asks for this one alone is told why
+        except (OSError, InvalidGguf):  # a call for this one alone says why
             continue
     return found
 
 
 def _look(model: Model, kept: _Kept | None) -> _Kept:
-    """Give a model's facts, from `kept` if its files are the same still. Raises OSError, BadGguf."""
+    """Return a model's facts, from `kept` if its files have not changed. Raises OSError, InvalidGguf."""
     files = tuple(FileState.look(path) for path in gguf_parts(model.path))
     if kept is not None and kept.files == files and kept.params == model.params:
         return kept
@@ -118,7 +125,7 @@ def _look(model: Model, kept: _Kept | None) -> _Kept:
 
 
 def _count(files: Iterable[FileState]) -> int:
-    """Count the parameters in all parts; 0 = the list of tensors is damaged, which does not matter for the rest."""
+    """Count the parameters in all parts; 0 = the list of tensors is damaged."""
     try:
         return sum(count_parameters(file.path) for file in files)
     except (OSError, InvalidGguf):

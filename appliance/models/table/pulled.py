@@ -1,4 +1,4 @@
-"""The models that were pulled: a small index in the folder of downloads, which the table of models is read from at each start and reload.
+"""The models that were pulled: a small index in the folder of downloads, read at each start and reload.
 
 The files lie below that folder and are named relative to it, so that the folder can be moved.
 """
@@ -16,7 +16,12 @@ INDEX = "pulled.json"
 
 @dataclass(frozen=True, slots=True)
 class PulledModel:
-    """One pulled model. `alias`: the name it was pulled by; paths are absolute; `folder`: all that belongs to it and to nothing else."""
+    """One pulled model. Paths are absolute.
+
+    Attributes:
+        alias: The name it was pulled by.
+        folder: All that belongs to it, and to nothing else.
+    """
 
     alias: str
     source: str
@@ -29,27 +34,26 @@ class PulledModel:
 def read_pulled(home: Path) -> tuple[list[PulledModel], str]:
     """Read the index of the folder `home` (blocks).
 
-    Gives   (models, what is wrong with the index or ""); rows that cannot be used are left out
+    Returns:
+        (models, what is wrong with the index or ""); rows that cannot be used are left out.
     """
     try:
         rows = jsons.loads((home / INDEX).read_bytes())["models"]
-        found = [_read(home, str(alias), row) for alias, row in rows.items()]
+        found = [_parse_row(home, str(alias), row) for alias, row in rows.items()]
     except FileNotFoundError:
         return [], ""
     except OSError as exc:
-        return [], f"{INDEX} cannot be read: {exc.strerror or exc}. Pulled models are missing until it can."
+        return [], f"{INDEX} cannot be read: {exc.strerror or exc}. Until then, pulled models are missing."
     except (jsons.InvalidJson, KeyError, TypeError, AttributeError, ValueError):
-        return [], f"{INDEX} is spoilt. Remove it, and pull the models again; what was fetched is used."
+        return [], f"{INDEX} is damaged. Remove it, and pull the models again; what was downloaded is used."
     return [one for one in found if one is not None], ""
 
 
-def _read(home: Path, alias: str, row: Any) -> PulledModel | None:
-    """Read a row; None = a path of it leads out of `home`."""
+def _parse_row(home: Path, alias: str, row: Any) -> PulledModel | None:
+    """Parse a row; None = a path of it leads out of `home`."""
     paths = {key: home / str(row[key]) for key in ("folder", "path", "mmproj_path") if row.get(key)}
-    if (
-        any(".." in path.parts or not path.is_relative_to(home) for path in paths.values())
-        or paths["folder"] == home
-    ):
+    leads_out = any(".." in path.parts or not path.is_relative_to(home) for path in paths.values())
+    if leads_out or paths["folder"] == home:
         return None
     return PulledModel(
         alias,
@@ -62,12 +66,12 @@ def _read(home: Path, alias: str, row: Any) -> PulledModel | None:
 
 
 def add_pulled(home: Path, model: PulledModel) -> None:
-    """Put a model into the index, in the place of one of the same name (blocks). Raises OSError."""
+    """Put a model into the index, in the place of one of the same name (blocks). May raise OSError."""
     _change(home, lambda models: models.update({model.alias: model}))
 
 
 def remove_pulled(home: Path, alias: str) -> None:
-    """Take a model out of the index; its files stay (blocks). Raises OSError."""
+    """Take a model out of the index; its files stay (blocks). May raise OSError."""
     _change(home, lambda models: models.pop(alias, None))
 
 

@@ -1,7 +1,7 @@
-"""The JSON schema of the configuration file, for editors: made of the table's own classes, shipped as etc/models.schema.json.
+"""The JSON schema of the configuration file, for editors; shipped as etc/models.schema.json.
 
-Name it in the file as `"$schema": "models.schema.json"`. It holds the limits of each key; what only shows when keys are seen together,
-or in the files that they name, `appliance check` and `appliance models check` tell.
+Name it in the file as `"$schema": "models.schema.json"`. It has the limits of each key. What only shows when
+keys are seen together, or in the files that they name, `appliance check` and `appliance models check` say.
 """
 
 from typing import Any
@@ -10,7 +10,7 @@ from appliance.models.table.catalogue import Table
 
 
 def build_schema() -> dict[str, Any]:
-    """Give the schema (draft 2020-12) of the file of CONFIG_PATH, in which backends and pools are only named, not described."""
+    """Return the schema (draft 2020-12) of the file of CONFIG_PATH; backends and pools are not described."""
     made = Table.model_json_schema()
     made["properties"]["models"]["minProperties"] = 1
     others = {
