@@ -13,6 +13,7 @@ import trustme
 from appliance.base import jsons
 from appliance.base.errors import UpstreamFailed
 from appliance.cli import ctl
+from appliance.cli.client import CallFailed
 from appliance.control.server import serving_control
 from appliance.engines.outcome import Finish
 from appliance.engines.receipts import Receipt
@@ -326,3 +327,10 @@ def test_the_command_line_loads_grpc_and_rich_only_when_it_needs_them() -> None:
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
         == "[]\n"
     )
+
+
+@pytest.mark.parametrize("text", ["NOVALUE", "=x", "A-B=x"])
+def test_an_override_is_a_name_and_a_value(text: str) -> None:
+    assert ctl.parse_overrides(["A=x", "B="]) == {"A": "x", "B": ""}
+    with pytest.raises(CallFailed, match=": use NAME=VALUE"):
+        ctl.parse_overrides([text])

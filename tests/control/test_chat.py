@@ -191,6 +191,7 @@ async def test_a_mistake_of_ours_is_internal_and_says_nothing_of_itself(door: Op
     door.house.backend.script = ZeroDivisionError
     error = await refused(door.stub.Chat(pb.ChatRequest(messages=HELLO)))
     assert error.code() is grpc.StatusCode.INTERNAL
+    assert error.details().startswith("Internal error.")
     assert "ZeroDivision" not in error.details()
     assert details_of(error)["ErrorInfo"].metadata["request_id"]
     assert door.house.finished[0].status == 500

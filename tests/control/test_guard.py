@@ -47,6 +47,12 @@ def test_a_caller_without_the_token_is_refused_and_its_guess_is_not_repeated(
         Guard(TOKEN).check(metadata)
     assert TOKEN not in caught.value.message
     assert "wrong" not in caught.value.message
+    text = "The token does not match CONTROL_TOKEN." if is_token_sent(metadata) else "A token is required:"
+    assert text in caught.value.message
+
+
+def is_token_sent(metadata: list[tuple[str, str]]) -> bool:
+    return any(key == "x-api-key" or value.startswith("Bearer ") for key, value in metadata)
 
 
 def test_without_a_token_everybody_passes() -> None:

@@ -220,6 +220,7 @@ async def test_a_stay_that_is_no_sensible_number_is_refused(
 ) -> None:
     error = await refused(door.stub.LoadModel(pb.LoadModelRequest(alias="small", keep_alive_s=keep_alive_s)))
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "`keep_alive_s` must be at most 31536000 (a year), or negative for ever" in error.details()
     assert details_of(error)["BadRequest"].field_violations[0].field == "keep_alive_s"
     assert manager.asked == []
 
