@@ -202,7 +202,8 @@ def serve() -> int:
         ctypes.CDLL(None).mallopt(-8, 2)  # M_ARENA_MAX
     except (AttributeError, OSError):
         pass
-    # The event loop runs fork handlers before it starts a program; gRPC's have nothing to do there and say so on stderr each time.
+    # The event loop runs fork handlers before it starts a program; gRPC's have nothing to do there and say so
+    # on stderr each time.
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     import uvloop
 

@@ -1,4 +1,4 @@
-"""The appliance from start to end: opens its parts in order and closes them in reverse order. Nothing is global."""
+"""The appliance from start to end: opens its parts in order, closes them in reverse. Nothing is global."""
 
 import asyncio
 import ctypes
@@ -151,7 +151,8 @@ async def serve(environ: Mapping[str, str] | None = None) -> int:
         environ: Where the settings are read from; None = os.environ.
 
     Returns:
-        The exit code: 0, 1 when an address could not be had or a background task died, 78 for settings that cannot be used.
+        The exit code: 0; 1 when an address could not be had or a background task died; 78 for settings that
+        cannot be used.
     """
     settings, problems = load_or_raise(environ)
     loop = asyncio.get_running_loop()
@@ -175,7 +176,7 @@ async def serve(environ: Mapping[str, str] | None = None) -> int:
 
 
 def settle_memory() -> None:
-    """Keep what start-up made out of the collector's way; requests make few cycles, so it may look less often."""
+    """Keep what start-up made out of the collector's way; requests make few cycles, so it may run rarely."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 50)
@@ -196,7 +197,7 @@ def configure_logs(settings: Settings, appliance: Appliance) -> None:
 
 
 def announce(appliance: Appliance) -> None:
-    """Log where the appliance listens and what it warns of; with the demo engine, print three commands to try."""
+    """Log where the appliance listens and what it warns of; with the demo engine, print commands to try."""
     log.info(
         "serving",
         http=[f"{h}:{p}" for h, p in appliance.http_addresses],

@@ -1,4 +1,4 @@
-"""Build what the appliance and the sidecar have in common, from the settings: backends, adapters, downloads, the request pipeline."""
+"""Build what appliance and sidecar have in common: backends, adapters, downloads, the request pipeline."""
 
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -139,7 +139,7 @@ def build_adapters(
     clock: Clock,
     metrics: Metrics,
 ) -> AdapterManager:
-    """Build the declared LoRA adapters; `start` brings the backends to have them. Called inside the event loop."""
+    """Build the declared LoRA adapters; `start` loads them. Called inside the event loop."""
     return AdapterManager(
         router, tasks=tasks, clock=clock, metrics=metrics, path=Path(settings.host.state_dir) / ADAPTERS_FILE
     )

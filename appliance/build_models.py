@@ -26,7 +26,7 @@ log = get_logger("models")
 
 
 def has_llama_server(settings: Settings) -> bool:
-    """Whether models could be run here, though none is named yet: one that is pulled later is to be served."""
+    """Whether models could be run here, though none is named yet: one may be pulled later."""
     return shutil.which(settings.catalogue.llama_server or "llama-server") is not None
 
 

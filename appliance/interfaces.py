@@ -1,4 +1,4 @@
-"""The interfaces, built from the parts that they open to: the HTTP server, the sidecar's addresses, the control API."""
+"""The interfaces, built from the parts that they open to: HTTP server, sidecar addresses, control API."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -121,7 +121,7 @@ class SidecarEngine:
 
 @dataclass(frozen=True, slots=True)
 class SidecarNames:
-    """What the sidecar calls itself: `pod` on /ready; with `model` also in the index of KV blocks. "" = no name."""
+    """What the sidecar calls itself: `pod` on /ready, both in the index of KV blocks; "" = no name."""
 
     pod: str = ""
     model: str = ""

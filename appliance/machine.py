@@ -1,4 +1,4 @@
-"""The appliance and the machine that it runs on: what its preparation found, the worker's port, the worker."""
+"""The machine that the appliance runs on: what its preparation found, the worker's port, the worker."""
 
 import asyncio
 from contextlib import AsyncExitStack
@@ -67,7 +67,7 @@ async def answers_health(host: str, port: int) -> bool:
 
 
 async def _open_worker_port(appliance: Appliance, server: HttpServer, stack: AsyncExitStack) -> None:
-    """Listen on the worker's port: without the privilege for a NAT rule that has the same effect for local callers."""
+    """Listen on the worker's port, which has the effect of a NAT rule where that is not permitted."""
     try:
         await stack.enter_async_context(listening(server, [("127.0.0.1", WORKER_PORT)]))
         log.info("second_listener", address=f"127.0.0.1:{WORKER_PORT}")

@@ -135,7 +135,7 @@ class Appliance:
         return download_folders(self.settings)
 
     def grace_s(self) -> float:
-        """Return the seconds that running requests get at the end: as asked with the stop, else as configured."""
+        """Return the seconds that running requests get at the end: as asked for, else as configured."""
         asked_s = self.lifecycle.grace_s
         return self.settings.front.shutdown_grace_s if asked_s is None else asked_s
 

@@ -1,8 +1,10 @@
 """`appliance sidecar`: beside one engine, and nothing else: its metrics, adapters, downloads, health. Flags and defaults are system E's.
 
-    appliance sidecar -E vllm -B http://localhost:8000 [-H 0.0.0.0] [-P 9000] [-M /metrics] [-I POD] [-N MODEL]
+    appliance sidecar -E vllm -B http://localhost:8000 [-H 0.0.0.0] [-P 9000] [-M /metrics] [-I POD] [-N
+    MODEL]
 
-What changes something (adapters, downloads) is for callers on this machine, or with a key of APPLIANCE_API_KEYS or OPERATOR_API_KEYS.
+What changes something (adapters, downloads) is for callers on this machine, or with a key of
+APPLIANCE_API_KEYS or OPERATOR_API_KEYS.
 """
 
 import argparse

@@ -1,6 +1,20 @@
-"""The HTTP door: OpenAI's and Ollama's dialects, status, metrics.
+"""The HTTP interface: OpenAI's and Ollama's dialects, models, downloads, adapters, status, metrics.
 
-routes (every address) · call (what a handler takes and gives) · lane (hot requests, straight from the socket), heads
-server (aiohttp, all the rest) · middleware (ids, access, limits, log line) · errors · body · sse · openai · responses
-ollama · system
+Modules:
+    balance: addresses about backends and load balancing.
+    downloads: addresses of downloads and their jobs.
+    lora: addresses of LoRA adapters.
+    manager: addresses of the models that run on this machine.
+    ollama: Ollama's dialect.
+    openai: OpenAI's dialect.
+    passthrough: requests that go to a backend as they came.
+    pipeline: what every request passes.
+    routes: the table of all addresses.
+    routes_text: the same table, rendered for people.
+    server: client connections.
+    settings: what can be configured.
+    sidecar: addresses of the sidecar's port.
+    sidecar_metrics: the sidecar's page of an engine's metrics.
+    status_listener: the port that shows how far the start is.
+    system: addresses about the appliance itself.
 """

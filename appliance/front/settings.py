@@ -1,4 +1,4 @@
-"""Settings of the HTTP door: where it listens, who may call, what is bounded."""
+"""Settings of the HTTP interface: where it listens, who may call, what is bounded."""
 
 from typing import Any
 
@@ -6,25 +6,24 @@ from pydantic import Field, SecretStr, field_validator
 
 from appliance.base.settings import CommaList, PackageSettings, Switch
 
+MIN_KEY_CHARS = 8
 RELOAD: dict[str, Any] = {"reload": True}
+KEYS: dict[str, Any] = RELOAD | {"allowed": "keys of at least 8 characters, separated by commas or lines"}
 
 
 class FrontSettings(PackageSettings):
-    """What the operator says about the HTTP door."""
+    """The settings of the HTTP interface."""
 
     proxy_host: str = Field("127.0.0.1", description="Address to listen on; the image sets 0.0.0.0")
     proxy_port: int = Field(
-        14000,
-        ge=1,
-        le=65_535,
-        description="Port of the HTTP door; `PORT` does the same where this is not set",
+        14000, ge=1, le=65_535, description="Port of the HTTP API; `PORT` is used where this is not set"
     )
     sidecar_port: int | None = Field(
         None,
         ge=1,
         le=65_535,
-        description="Port of the sidecar's addresses (`/health`, `/ready`, `/metrics`, "
-        "adapters, downloads), such as 9000; empty = none",
+        description="Port of the sidecar's addresses (`/health`, `/ready`, `/metrics`, adapters, downloads), such "
+        "as 9000; empty = none",
     )
     sidecar_host: str = Field("127.0.0.1", description="Address of SIDECAR_PORT")
     sidecar_backend: str = Field(
@@ -32,27 +31,28 @@ class FrontSettings(PackageSettings):
     )
     sidecar_model: str = Field(
         "",
-        description="The model's name for the index of KV blocks, with POD_NAME (docs/kv-events.md); empty = the sidecar "
-        "does not follow KV events",
+        description="The model's name in the index of KV blocks, with POD_NAME (docs/kv-events.md); empty = the "
+        "sidecar does not follow KV events",
     )
     pod_name: str = Field(
-        "", description="This pod's name, which the sidecar tells on `/ready` and in the index of KV blocks"
+        "", description="This pod's name: the sidecar reports it on `/ready` and in the index of KV blocks"
     )
     appliance_api_keys: SecretStr = Field(
         SecretStr(""),
-        description="Keys that clients must show (comma or line list); empty = open to whoever reaches the port",
-        json_schema_extra=RELOAD | {"allowed": "keys of at least 8 characters, separated by commas or lines"},
+        description="Keys that clients must send (comma or line list); empty = open to all who reach the port",
+        json_schema_extra=KEYS,
     )
     operator_api_keys: SecretStr = Field(
         SecretStr(""),
-        description="Keys for operator-only addresses (receipts); empty = those are for loopback callers, or any key "
-        "of APPLIANCE_API_KEYS",
-        json_schema_extra=RELOAD | {"allowed": "keys of at least 8 characters, separated by commas or lines"},
+        description="Keys for operator-only addresses such as /receipts; empty = those are for callers on this "
+        "machine, or any key of APPLIANCE_API_KEYS",
+        json_schema_extra=KEYS,
     )
     stay_local_api_keys: SecretStr = Field(
         SecretStr(""),
-        description="Keys among them whose requests are answered by own backends only, never by an overflow or the hosted API",
-        json_schema_extra=RELOAD | {"allowed": "keys of at least 8 characters, separated by commas or lines"},
+        description="Those of the client keys whose requests are answered by own backends only, never by an overflow "
+        "or the hosted API",
+        json_schema_extra=KEYS,
     )
     cors_origins: CommaList = Field(
         [],
@@ -69,7 +69,7 @@ class FrontSettings(PackageSettings):
     max_header_bytes: int = Field(32_768, ge=1024, le=1_048_576, description="Largest request head in bytes")
     max_connections: int = Field(10_000, ge=1, le=1_000_000, description="Most open client connections")
     header_timeout_s: float = Field(
-        15.0, gt=0, le=600, description="Seconds a client has to send a request's head"
+        15.0, gt=0, le=600, description="Seconds a client has to send a request head"
     )
     body_timeout_s: float = Field(
         60.0, gt=0, le=3600, description="Seconds a client may pause while it sends a body"
@@ -78,7 +78,7 @@ class FrontSettings(PackageSettings):
         75.0, gt=0, le=3600, description="Seconds an idle connection stays open"
     )
     write_timeout_s: float = Field(
-        120.0, gt=0, le=3600, description="Seconds a client may stop reading an answer"
+        120.0, gt=0, le=3600, description="Seconds a client may stop reading a response"
     )
     heartbeat_s: float = Field(
         10.0,
@@ -89,27 +89,23 @@ class FrontSettings(PackageSettings):
     )
     passthrough: Switch = Field(
         True,
-        description="Addresses that are not served here go to a chosen backend as they came; off = 404",
+        description="1 = addresses that are not served here go to a chosen backend as they came; 0 = they are 404",
         json_schema_extra=RELOAD,
     )
     access_log: Switch = Field(True, description="One line in the log per request", json_schema_extra=RELOAD)
     shutdown_grace_s: float = Field(
-        30.0, ge=0, le=3600, description="Seconds that running answers get after SIGTERM"
+        30.0, ge=0, le=3600, description="Seconds that running requests get after SIGTERM"
     )
 
     @field_validator("appliance_api_keys", "operator_api_keys", "stay_local_api_keys")
     @classmethod
-    def _keys(cls, value: SecretStr) -> SecretStr:
-        if any(len(key) < 8 for key in split_keys(value)):
-            raise ValueError("a key is shorter than 8 characters; use long random keys")
+    def _check_length(cls, value: SecretStr) -> SecretStr:
+        if any(len(key) < MIN_KEY_CHARS for key in split_keys(value)):
+            raise ValueError(f"a key is shorter than {MIN_KEY_CHARS} characters; use long random keys")
         return value
 
 
 def split_keys(value: SecretStr) -> list[str]:
-    """Give the single keys of a list of keys (commas or lines between them)."""
-    return [
-        key
-        for line in value.get_secret_value().splitlines()
-        for key in (k.strip() for k in line.split(","))
-        if key
-    ]
+    """Return the single keys of a list of keys (commas or lines between them)."""
+    lines = value.get_secret_value().splitlines()
+    return [key for line in lines for key in (part.strip() for part in line.split(",")) if key]

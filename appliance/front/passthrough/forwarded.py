@@ -91,7 +91,7 @@ async def read_forwarded(
 
 
 def target_of(web_request: web.Request) -> str:
-    """Return path and query as they came; of a request in absolute form (RFC 9112, 3.2.2) what follows the host.
+    """Return path and query as they came; of the absolute form (RFC 9112, 3.2.2) what follows the host.
 
     Raises:
         Invalid: Neither a path nor the absolute form.

@@ -1,6 +1,6 @@
-"""Transparent passthrough: a request that is not answered here goes to a chosen server as it came, and so does the response.
+"""Transparent passthrough: what is not answered here goes to a chosen server as it came, and so does the response.
 
-    any path and method     to a server that is up; one whose JSON body or query names a model, to a server of that model
+    any path and method     to a server that is up; a model named in its JSON body or query: to a server of it
     /backends/{name}/…      to that server, with the prefix taken off (operators)
     x-appliance-backend     the same by a header (operators)
 
@@ -84,10 +84,9 @@ class Passthrough:
         options = replace(request.options, pin=name) if name else request.options
         known = self.router.direct.server_names()
         if options.pin and options.pin not in known:
-            raise NotFound(
-                f"There is no backend {options.pin[:200]!r} that can be reached directly. Known: {', '.join(known)}.",
-                code="no_such_backend",
-            )
+            name = options.pin[:200]
+            text = f"There is no backend {name!r} that can be reached directly. Known: {', '.join(known)}."
+            raise NotFound(text, code="no_such_backend")
         return target, options
 
     # ---- sending
@@ -120,11 +119,11 @@ class Passthrough:
     async def _find(self, sent: ForwardedRequest) -> KeptError | tuple[Slot[Backend], aiohttp.ClientResponse]:
         """Find a server that answers.
 
-        1. it was not reached                         → another one, at no cost
-        2. nothing of its response came               → another one, if doing it twice does no harm and the retry budget lasts
-        3. it is full, or not well (429, 502-504)     → the same; if there is no other, its response is given
-        4. it has no such address                     → one of another kind
-        5. it answers                                 → that
+        1. it was not reached                       → another one, at no cost
+        2. nothing of its response came             → another one, if repeating does no harm and the budget lasts
+        3. it is full, or not well (429, 502-504)   → the same; if there is no other, its response is given
+        4. it has no such address                   → one of another kind
+        5. it answers                               → that
         """
         receipt = sent.origin.receipt
         tried: set[str] = set()
@@ -178,7 +177,7 @@ class Passthrough:
     def _passed_over(
         self, sent: ForwardedRequest, status: int, slot: Slot[Backend], tried: set[str]
     ) -> set[str] | None:
-        """Return the servers that are not to be asked any more after a response of `status`; None = give this response."""
+        """Return the servers not to be asked any more after this status; None = give this response."""
         if not sent.is_repeatable:
             return None
         over: set[str] = set()
@@ -254,13 +253,14 @@ class Passthrough:
 
         1. it refuses our key         → an error: a client would take it for a refusal of its own key
         2. it ends                    → done
-        3. it breaks off              → broken off here too, so that a part is not taken for the whole; events end with an error
+        3. it breaks off              → cut off here too, so that a part is not taken for the whole; events end
+                                        with an error
         4. the client does not read   → given up
         """
         if upstream.status == 401:  # 1
             slot.release(Outcome.KEY_REFUSED, status=401)
             raise UpstreamFailed(
-                f"The backend {slot.backend.name} refuses the key that the appliance has for it. Set its `api_key`.",
+                f"The backend {slot.backend.name} refuses the appliance's key for it. Set its `api_key`.",
                 code="upstream_key_refused",
             )
         origin, web_request = sent.origin, sent.web_request

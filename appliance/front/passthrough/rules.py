@@ -1,7 +1,8 @@
-"""What passes to a server as it came, who may send it, and which headers change on the way. Pure tables and functions.
+"""What passes to a server as it came, who may send it, which headers change on the way. Tables and functions only.
 
-Paths that are known to do no more than compute an answer are for clients. Everything else is for operators: engines have addresses
-that show other people's prompts, unload models or write files, and new versions bring more.
+Paths that are known to do no more than compute an answer are for clients. Everything else is for operators:
+engines have addresses that show other people's prompts, unload models or write files, and new versions bring
+more.
 """
 
 import re
@@ -9,7 +10,8 @@ from collections.abc import Iterable
 
 from appliance.front.pipeline.access import Access
 
-# Bytes of the fields that belong to one connection (RFC 9110, 7.6.1), and what a client shows to us and not to a server.
+# Bytes of the fields that belong to one connection (RFC 9110, 7.6.1), and what a client shows to us and not
+# to a server.
 HOP = frozenset(
     {
         "connection",
@@ -40,12 +42,13 @@ OURS = frozenset(
     }
 )
 OUR_PREFIX = "x-appliance-"
-# Of an answer: what our own server writes, and what tells a browser who may read it, which is for this door to say.
+# Of a response: what our own server writes, and what tells a browser who may read it, which is for us to say.
 RESPONSE_OURS = frozenset({"server", "date", "x-request-id", "server-timing", "via"})
 CORS_PREFIX = "access-control-"
 AGENT = "inference-appliance"
 
-# Work that takes a slot of the server (llama.cpp, vLLM, SGLang). It may be done twice: nothing is changed by it.
+# Work that takes a slot of the server (llama.cpp, vLLM, SGLang). It may be done twice: nothing is changed by
+# it.
 WORK = frozenset(
     {
         "/completion",
@@ -109,7 +112,11 @@ _PINNED = re.compile(r"/backends/([^/?]+)(.*)", re.DOTALL)
 
 
 def access_of(method: str, path: str) -> Access:
-    """Say who may send it. Takes the path as it came: one that is written in an unusual way is nobody's but the operator's."""
+    """Return who may send a request.
+
+    Args:
+        path: As it came: one that is written in an unusual way is for operators.
+    """
     if method == "POST" and path in WORK:
         return Access.CLIENT
     if ("GET" if method == "HEAD" else method, path) in QUESTIONS:
@@ -123,7 +130,7 @@ def is_work(method: str, path: str) -> bool:
 
 
 def pinned(target: str) -> tuple[str, str] | None:
-    """Read `/backends/{name}/rest?query` as (name, /rest?query); None = another address. A name is given as it came."""
+    """Read `/backends/{name}/rest?query` as (name as it came, /rest?query); None = another address."""
     found = _PINNED.fullmatch(target)
     if found is None:
         return None
@@ -140,11 +147,18 @@ def request_fields(
     request_id: str,
     own: Iterable[tuple[str, str]],
 ) -> list[tuple[str, str]]:
-    """Give the fields of a request for the server.
+    """Return the fields of a request for the server.
 
-    Takes   fields: as they came; own: the operator's for this server (its key)
-    Gives   all that are end to end, less what is meant for us alone (the client's key above all), with Via, X-Forwarded-* and
-            X-Request-Id added; a chain of proxies before us stays readable
+    Args:
+        fields: As they came.
+        peer: The client's address.
+        scheme: http or https, as the client called.
+        host: As the client called it.
+        own: The operator's fields for this server, such as its key.
+
+    Returns:
+        All that are end to end, without what is meant for the appliance alone (the client's key above all), with Via,
+        X-Forwarded-* and X-Request-Id added. A chain of proxies before the appliance stays readable.
     """
     rows = list(fields)
     named = {name.lower(): value for name, value in rows}
@@ -165,7 +179,7 @@ def request_fields(
 
 
 def response_fields(fields: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Give the fields of a server's answer for the client: those that are end to end, in order, repeated ones too."""
+    """Return the fields of a server's response for the client: all that are end to end, in order, repeated ones too."""
     rows = list(fields)
     dropped = HOP | RESPONSE_OURS | listed(value for name, value in rows if name.lower() == "connection")
     return [
@@ -176,5 +190,5 @@ def response_fields(fields: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
 
 
 def listed(values: Iterable[str]) -> set[str]:
-    """Give the names that `Connection` lists: they end at this hop."""
+    """Return the names that `Connection` lists: they end at this hop."""
     return {name.strip().lower() for value in values for name in value.split(",") if name.strip()}

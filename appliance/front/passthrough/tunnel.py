@@ -1,8 +1,9 @@
-"""A connection that asks to switch protocols (WebSocket and the like): its request goes to a chosen server, then bytes go both ways.
+"""A connection that switches protocols, such as WebSocket: its request goes to a server, then bytes go both ways.
 
-It takes the connection over from the fast connection, as aiohttp's protocol does for everything else that is not hot. Until the
-server has answered, the client may be refused in HTTP; after `101` nothing is looked at any more. No time limit holds for silence,
-since none is known for what is spoken; a side that does not read makes the other one wait.
+It takes the connection over from the fast connection, as aiohttp's protocol does for everything else that is
+not hot. Until the server has answered, the client may be refused in HTTP; after `101` nothing is looked at
+any more. No time limit holds for silence, since none is known for what is spoken; a side that does not read
+makes the other one wait.
 """
 
 import asyncio
@@ -231,7 +232,7 @@ class Tunnel:
         return _head(f"GET {parts.path.rstrip('/')}{target} HTTP/1.1", fields)
 
     async def _both_ways(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> int:
-        """Pass bytes on; the end of the client's direction leaves the other one open, the end of the server's ends both."""
+        """Pass bytes on; the client's end leaves the other direction open, the server's end closes both."""
         up = asyncio.get_running_loop().create_task(self._up(writer))
         try:
             return await self._down(reader)

@@ -46,7 +46,7 @@ class Keys:
         2. client address, no keys set                 → pass
         3. operator address, operator keys set         → one of them
         4. operator address, only client keys set      → one of those
-        5. operator address, no keys at all            → callers on loopback only; no page of another site there, and no proxy
+        5. operator address, no keys at all            → callers on loopback, but no page of another site, no proxy
         6. client address                              → a client or operator key
 
         Args:
@@ -75,22 +75,22 @@ class Keys:
         raise Unauthenticated("Unknown API key.")
 
     def _check_loopback(self, headers: dict[str, str], peer: str) -> None:
-        """Let callers on this machine pass, but no page of another site in a browser here, and no proxy's clients."""
+        """Let callers on this machine pass, but no page of another site and no client of a proxy."""
         if not is_loopback(peer):
             raise Forbidden(
-                "Without OPERATOR_API_KEYS this address is open to callers on this machine only. Set OPERATOR_API_KEYS "
-                "and send one of these keys.",
+                "Without OPERATOR_API_KEYS this address is open to callers on this machine only. "
+                "Set OPERATOR_API_KEYS and send one of these keys.",
                 code="operator_only",
             )
         if self._is_foreign_page(headers) or any(name in headers for name in FORWARDED):
             raise Forbidden(
-                "Without OPERATOR_API_KEYS this address is closed to pages of other sites and to proxies. Set "
-                "OPERATOR_API_KEYS and send one of these keys.",
+                "Without OPERATOR_API_KEYS this address is closed to pages of other sites and to proxies. "
+                "Set OPERATOR_API_KEYS and send one of these keys.",
                 code="operator_only",
             )
 
     def _is_foreign_page(self, headers: dict[str, str]) -> bool:
-        """Whether a browser says that a page of another site calls: being on this machine is then no sign of trust.
+        """Whether a page of another site calls: being on this machine is then no sign of trust.
 
         1. an origin of CORS_ORIGINS                                         → no
         2. any other origin, or the browser says that the site is another    → yes

@@ -1,5 +1,8 @@
-"""One rich line per request. Lines are gathered and written together, a few times a second: one write per request would cost
-more than the rest of the line."""
+"""One rich line per request.
+
+Lines are gathered and written together, a few times a second: one write per request would cost more than the
+rest of the line.
+"""
 
 import sys
 from collections.abc import Callable
@@ -46,7 +49,7 @@ class AccessLog:
         peer: str,
         sent_bytes: int,
     ) -> None:
-        """Add one request's line: JSON with the receipt's facts, or a short text on a terminal. Never a body, never a key.
+        """Add one request's line: JSON with the receipt's facts, or a short text. Never a body, never a key.
 
         Args:
             peer: The caller's address.

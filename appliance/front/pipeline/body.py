@@ -1,4 +1,4 @@
-"""Read a JSON request body and check the types of the fields that are known; others are let through untouched."""
+"""Read a JSON request body and check the types of the known fields; others are let through untouched."""
 
 from typing import Any
 
@@ -84,7 +84,7 @@ def check_types(body: dict[str, Any], types: dict[str, Any]) -> None:
 
 
 def check_messages(messages: Any) -> None:
-    """Check OpenAI's `messages`: a list that is not empty, of objects with a role; content is text, parts or null.
+    """Check OpenAI's `messages`: not empty, objects with a role; content is text, parts or null.
 
     Raises:
         Invalid: The first thing that is wrong, with its place in `param`.
@@ -110,8 +110,9 @@ def check_messages(messages: Any) -> None:
             )
         content = message.get("content")
         if content is not None and not isinstance(content, (str, list)):
+            found = json_type_of(content)
             raise Invalid(
-                f"`messages.{number}.content` must be a string or an array of parts, not {json_type_of(content)}.",
+                f"`messages.{number}.content` must be a string or an array of parts, not {found}.",
                 param=f"messages.{number}.content",
                 code="invalid_type",
             )

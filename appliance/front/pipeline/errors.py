@@ -1,4 +1,4 @@
-"""One failure, rendered in the caller's dialect: HTTP status and body for every Kind. Messages are never inspected."""
+"""One failure, rendered in the caller's dialect: status and body for every Kind. Messages are not inspected."""
 
 from math import ceil
 from typing import Any
@@ -46,7 +46,7 @@ def status_of(error: ApplianceError) -> int:
 
 
 def openai_error(error: ApplianceError) -> dict[str, Any]:
-    """Render OpenAI's error object, `{message, type, param, code}`, and the failed `attempts` where there are some.
+    """Render OpenAI's error object, `{message, type, param, code}`, with the failed `attempts`, if any.
 
     Of the error's details, `error_type` takes the type's place, and `error_fields` are added beside the four.
     """
@@ -72,7 +72,7 @@ def ollama_error(error: ApplianceError) -> dict[str, Any]:
 
 
 def error_body(error: ApplianceError, dialect: str) -> bytes:
-    """Render an error as a JSON body of a dialect: openai, ollama, or detail, which is the sidecar's `{detail: text}`."""
+    """Render an error as a JSON body of a dialect: openai, ollama, or detail (`{detail: text}`)."""
     if dialect == "ollama":
         return jsons.dumps(ollama_error(error))
     if dialect == "detail":

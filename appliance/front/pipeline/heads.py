@@ -1,4 +1,4 @@
-"""Heads on a client's connection: a request's bytes made into values, a response's values made into bytes. No I/O."""
+"""Heads on a client's connection: a request's bytes into values, a response's values into bytes. No I/O."""
 
 from dataclasses import dataclass
 
@@ -63,7 +63,8 @@ def parse_request_head(head: bytes) -> tuple[dict[str, str], bool]:
     """Read a request's head, its blank line included.
 
     Returns:
-        (fields by lower-case name, several of one name joined; whether the connection may be kept after the response)
+        (fields by lower-case name, several of one name joined; whether the connection may be kept after the
+        response)
 
     Raises:
         BadHead: It cannot be read.
@@ -74,7 +75,8 @@ def parse_request_head(head: bytes) -> tuple[dict[str, str], bool]:
         parser.feed_data(head)
     except httptools.HttpParserError as exc:
         raise BadHead(str(exc)) from None
-    # The parser forgets what it has read of the connection once the request is complete, as one without a body is here.
+    # The parser forgets what it has read of the connection once the request is complete, as one without a
+    # body is here.
     is_closed = "close" in found.headers.get("connection", "").lower()
     return found.headers, parser.should_keep_alive() and not is_closed
 
@@ -100,7 +102,7 @@ class Upgrade:
 
 
 def parse_upgrade(head: bytes) -> Upgrade | None:
-    """Read a head that asks to switch protocols; None = it does not, or not as HTTP/1.1 has it, or it cannot be read."""
+    """Read a head that asks to switch protocols; None = it does not, or not by HTTP/1.1, or is unreadable."""
     if head[:4] != b"GET " or b"\nupgrade:" not in head.lower():
         return None
     found = _Fields()

@@ -3,11 +3,11 @@
 Headers and heartbeats go out meanwhile, so that no client and no proxy on the way gives up.
 
     1. the response is there within HEARTBEAT_S   → that response: a stream, or a real error status
-    2. it takes longer                            → 200 and heartbeats until it comes; a failure then is rendered inside the
-                                                    stream, in its dialect
+    2. it takes longer                            → 200 and heartbeats until it comes; a failure then is
+                                                    rendered inside the stream, in its dialect
 
-What a heartbeat is depends on the dialect: a comment among server-sent events; a space before the next line of NDJSON, where no
-line begins with one and every JSON reader skips it.
+What a heartbeat is depends on the dialect: a comment among server-sent events; a space before the next line
+of NDJSON, where no line begins with one and every JSON reader skips it.
 """
 
 import asyncio
@@ -55,7 +55,7 @@ async def respond_or_heartbeat(
 
 
 class LateStream(Stream):
-    """Heartbeats until the response is there, then its pieces. Closing it, at any time, gives the response up."""
+    """Heartbeats until the response is there, then its pieces. Closing it gives the response up."""
 
     def __init__(self, pending: "asyncio.Future[Response]", heartbeat: bytes, heartbeat_s: float) -> None:
         self._pending = pending

@@ -1,10 +1,11 @@
 """What happens to every request, whichever interface has read it.
 
-    with pipeline.request(...) as request:                  id · counted as in flight
-        response = await pipeline.respond(route, request)   actor · access · limits · hold · options; the handler; errors in
-                                                            the caller's dialect
+    with pipeline.request(...) as request:                  id; counted as in flight
+        response = await pipeline.respond(route, request)   actor · access · limits · hold · options, the handler;
+                                                            errors become responses in the caller's dialect
         ...                                                 the server sends it, and notes how it went
-    at the end, in every case                               settlement · receipt · metrics · log line: once, without waiting
+    at the end, in every case                               settlement · receipt · metrics · log line: once, and
+                                                            without waiting
 
 The fast connection, aiohttp, the tunnel and gRPC's Chat all go this way: there is one accounting.
 """
@@ -36,7 +37,7 @@ _GOOD_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
 class RequestPipeline:
-    """The steps that every request passes. One for all interfaces; `apply` takes new settings while requests run.
+    """The steps that every request passes; one pipeline for all interfaces.
 
     Attributes:
         in_flight: Requests that have begun and are not settled.
@@ -91,7 +92,8 @@ class RequestPipeline:
 
         Args:
             route: The label in metrics and receipts.
-            headers: By lower-case name; `x-request-id` is kept where it is a plain one of up to 128 characters.
+            headers: By lower-case name; `x-request-id` is kept where it is a plain one of up to 128
+            characters.
         """
         receipt = self._new_receipt(route, headers.get("x-request-id", ""))
         return Request(
@@ -130,7 +132,7 @@ class RequestPipeline:
         2. access    whether this caller may call this address
         3. limits    the appliance's state, the size of the body
         4. hold      what the request may spend
-        5. options   what its headers say about where and when it is answered; a chosen backend is for operators
+        5. options   what its headers say about where and when it is answered; operators may choose a backend
 
         Raises:
             Unauthenticated: No key, or one that is not known.
@@ -195,7 +197,7 @@ class RequestPipeline:
         return response
 
     def to_appliance_error(self, error: Exception, request: Request) -> ApplianceError:
-        """Return an error that may be shown: ours as it is; for any other one, logged in full, a sentence that says little."""
+        """Return an error that may be shown; one that is not ours is logged in full and says little."""
         if isinstance(error, ApplianceError):
             return error
         log.error("unhandled", id=request.id, path=request.path, error=repr(error), exc_info=error)
@@ -208,7 +210,7 @@ class RequestPipeline:
         return Response(status_of(error), error_body(error, dialect), headers=error_headers(error))
 
     def fail_stream(self, error: Exception, request: Request) -> ApplianceError:
-        """Note that a stream failed after its response had begun; return the error to be rendered as its last piece."""
+        """Note that a stream failed; return the error to be rendered as its last piece."""
         failure = self.to_appliance_error(error, request)
         request.receipt.error = f"{failure.kind.value}: {failure.message}"
         request.finish = Finish.CUT_OFF if request.first_byte_s else Finish.ERROR
@@ -245,9 +247,10 @@ class RequestPipeline:
     # ---- the end
 
     def settle(self, request: Request) -> None:
-        """Account for a request that has ended: settlement, receipt, metrics, log line. Called once, by leaving it.
+        """Account for a request that has ended: settlement, receipt, metrics, log line.
 
-        Nothing here waits: it completes also where the client has left or the server stops.
+        Called once, by leaving the request. Nothing here waits: it completes also where the client has left or
+        the server stops.
         """
         self.in_flight -= 1
         receipt = request.receipt
@@ -270,7 +273,7 @@ class RequestPipeline:
             )
 
     def release(self, request: Request) -> None:
-        """Settle what the request has spent and release the rest of its hold. Nothing is spent until there are accounts."""
+        """Settle what was spent and release the rest of the hold. Nothing is spent until there are accounts."""
 
     def _measure(self, request: Request, took_s: float) -> None:
         """Count the request, and tokens and stream events for the backend that answered."""

@@ -1,4 +1,4 @@
-"""What a handler takes: one request, whichever server has read it. Hot handlers know neither aiohttp nor a socket."""
+"""What a handler takes: one request, whichever server has read it. Handlers know neither aiohttp nor a socket."""
 
 from dataclasses import dataclass, field
 from typing import Protocol, Self
@@ -19,9 +19,10 @@ class Lifecycle(Protocol):
 
 @dataclass(slots=True)
 class Request:
-    """One request, read whole. Used as a context by the server that carries it, which settles it in every case.
+    """One request, read whole.
 
-    The handler runs in a task that is cancelled when the client leaves.
+    The server that carries it uses it as a context: leaving it settles the request in every case. The handler
+    runs in a task that is cancelled when the client leaves.
 
     Attributes:
         path: Of the route, or as it came where no route was found.

@@ -16,8 +16,8 @@ class Response:
     Attributes:
         pieces: Each is written at once; closing the stream ends everything below it.
         headers: Names in the spelling to send; Content-Type is apart.
-        on_error: Renders a failure after the first piece as the last piece, in the dialect of the stream; None = the stream
-            ends without one.
+        on_error: Renders a failure after the first piece as the last piece, in the dialect of the stream;
+            None = the stream ends without one.
         heartbeat: Sent between pieces while there is nothing else to send, every HEARTBEAT_S; b"" = never.
     """
 

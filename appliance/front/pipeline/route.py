@@ -20,13 +20,15 @@ class Route:
 
     Attributes:
         methods: In upper case.
-        path: `{name}` is one piece, `{name:.+}` one or more, `{name:a|b}` one of these. The first route that fits is taken.
+        path: `{name}` is one piece, `{name:.+}` one or more, `{name:a|b}` one of these. The first route that
+            fits is taken.
         handler: Answers; its docstring's first line is the address's `summary`.
         dialect: How errors are rendered: openai, ollama or detail.
         access: Who may call.
-        is_hot: ServedModel straight from the socket where the request allows it (server/fast_connection.py).
+        is_hot: Served straight from the socket where the request allows it (server/fast_connection.py).
         is_open_while_draining: Answered while the appliance takes no new requests.
-        is_ours: No engine has this address: a method that is not listed is refused here and does not go to a backend.
+        is_ours: No engine has this address: a method that is not listed is refused here and does not go to a
+            backend.
     """
 
     methods: tuple[str, ...]
@@ -52,7 +54,7 @@ class RouteGroup(Protocol):
     """A group of handlers that belong together."""
 
     def routes(self) -> list[Route]:
-        """Return the group's addresses. Reads no state, so that the documentation can list them without an appliance."""
+        """Return the group's addresses; reads no state, so that they can be listed without an appliance."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""Engines' event streams, read for dialects that must look into each event. The reader itself: base/sse.py."""
+"""Engines' event streams, read for dialects that must look into each event; the reader is base/sse.py."""
 
 from collections.abc import AsyncGenerator
 from typing import Any
@@ -12,7 +12,8 @@ async def read_events(pieces: Stream) -> AsyncGenerator[dict[str, Any], None]:
     """Yield the events of a stream, up to `[DONE]`; closes `pieces` when it ends or is closed.
 
     Raises:
-        UpstreamFailed: The stream ended without `[DONE]`, an event is not a JSON object, or an event is an error.
+        UpstreamFailed: The stream ended without `[DONE]`, an event is not a JSON object, or an event is an
+            error.
     """
     reader = SseReader()
     try:

@@ -1,4 +1,4 @@
-"""What all client connections of an HTTP server share: their count and its limit, the clock, the hot routes."""
+"""What all client connections of an HTTP server share: their count and its limit, the clock, hot routes."""
 
 import asyncio
 from collections.abc import Iterable
@@ -26,7 +26,7 @@ class Connection(Protocol):
 
 
 class InnerProtocol(Protocol):
-    """Who serves a connection that is not served by the fast connection itself: gets what its transport calls."""
+    """Who serves a connection that the fast connection has handed over: gets what its transport calls."""
 
     def connection_made(self, transport: Any) -> None: ...
     def data_received(self, data: bytes) -> None: ...

@@ -1,12 +1,12 @@
-"""The fast connection: hot requests are read and answered straight on the socket; all others are handed to another reader.
+"""The fast connection: hot requests are read and answered straight on the socket; others are handed on.
 
-A connection begins here. Its first request line decides: a POST of a hot address with a Content-Length is served here, request
-after request. Anything else (other addresses, chunked bodies, Expect, Upgrade, HTTP/1.0, a query) makes the connection that of
-another protocol from that request on, bytes and all: aiohttp's, or a tunnel's. So the rare cases have one well-tested reader,
-and the hot path does little.
+A connection begins here. Its first request line decides: a POST of a hot address with a Content-Length is
+served here, request after request. Anything else (other addresses, chunked bodies, Expect, Upgrade, HTTP/1.0,
+a query) makes the connection that of another protocol from that request on, bytes and all: aiohttp's, or a
+tunnel's. So the rare cases have one well-tested reader, and the hot path does little.
 
-What is bounded here, for all of them: connections, head size, time for a head, idle time, time for a body, a client that does
-not read.
+What is bounded here, for all of them: connections, head size, time for a head, idle time, time for a body, a
+client that does not read.
 """
 
 import asyncio
@@ -64,8 +64,8 @@ class FastConnection(asyncio.Protocol):
         """Make the protocol of one connection.
 
         Args:
-            take_over: Gives who serves the connection from the request that begins in the given bytes, and what of them is
-                for that protocol to read.
+            take_over: Gives who serves the connection from the request that begins in the given bytes, and
+                what of them is for that protocol to read.
         """
         self._shared = shared
         self._take_over = take_over
@@ -270,7 +270,8 @@ class FastConnection(asyncio.Protocol):
                 self.busy = 0
                 self._heartbeat = b""
                 self._task = None
-        # After an error event the body has ended in order: the connection stays, since a client may be using it again already.
+        # After an error event the body has ended in order: the connection stays, since a client may be using
+        # it again already.
         if not self._keep_alive or self._shared.is_stopping:
             self._is_closing = True
             self._transport.close()
@@ -288,11 +289,12 @@ class FastConnection(asyncio.Protocol):
         return len(body)
 
     async def _write_stream(self, response: Response, request: Request) -> None:
-        """Write pieces as they come, each as one chunk, the head with the first; note in the request how it went.
+        """Write pieces as they come, each as one chunk, the head with the first; note how it went.
 
-        1. the stream ends              → done
-        2. the client does not read     → client_left, after WRITE_TIMEOUT_S
-        3. a failure                    → the dialect's error as the last piece; cut_off, or error before the first piece
+        1. the stream ends            → done
+        2. the client does not read   → client_left, after WRITE_TIMEOUT_S
+        3. a failure                  → the dialect's error as the last piece; cut_off, or error where it is the
+                                        first one
         """
         pipeline, pieces = self._shared.pipeline, response.pieces
         assert pieces is not None
@@ -360,7 +362,8 @@ class FastConnection(asyncio.Protocol):
             self._next, self._body = None, []
             request.sent_bytes = self.write_last(response)
             request.finish = Finish.ERROR
-        # Closing at once would reset the connection under our response, since the client may still be sending.
+        # Closing at once would reset the connection under our response, since the client may still be
+        # sending.
         self._transport.write_eof()
         self._shared.loop.call_later(LINGER_S, self._transport.abort)
 
@@ -408,7 +411,7 @@ class FastConnection(asyncio.Protocol):
             self._transport.close()
 
     def _beat(self, now_s: float, every_s: float) -> None:
-        """Send a heartbeat where a stream has written something, but nothing for `every_s` seconds; 0 = never."""
+        """Send a heartbeat where a stream has begun, but is silent for `every_s` seconds; 0 = never."""
         if every_s and self._wrote_s and now_s - self._wrote_s >= every_s and not self._is_paused:
             self._transport.write(b"%x\r\n%b\r\n" % (len(self._heartbeat), self._heartbeat))
             self._wrote_s = now_s

@@ -1,4 +1,4 @@
-"""The HTTP server: sockets whose connections begin as fast ones, and aiohttp behind them for everything that is not hot."""
+"""The HTTP server: sockets whose connections begin as fast ones, and aiohttp for everything that is not hot."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -73,6 +73,7 @@ class HttpServer:
 
     @property
     def settings(self) -> FrontSettings:
+        """The settings in force."""
         return self.pipeline.settings
 
     # ---- life
@@ -89,7 +90,7 @@ class HttpServer:
         self.connections.tick()
 
     async def stop(self, grace_s: float, hurry: asyncio.Event) -> None:
-        """Take no new request, let running responses end for `grace_s` seconds (or until `hurry`), then cut them."""
+        """Take no new request; cut off those that still run after `grace_s` seconds, or once `hurry` is set."""
         connections, pipeline = self.connections, self.pipeline
         connections.stop()
         await asyncio.sleep(0)  # requests whose task was made just now are counted as in flight
@@ -113,10 +114,10 @@ class HttpServer:
         return FastConnection(self.connections, self._take_over)
 
     def _take_over(self, connection: FastConnection, buffer: bytes) -> tuple[InnerProtocol, bytes]:
-        """Choose who serves a connection that is not a fast one any more, from the request that begins in `buffer`.
+        """Choose who serves a connection from now on, by the request that begins in `buffer`.
 
-        1. it asks to switch protocols, at an address that is a backend's   → a tunnel, which reads on after the head
-        2. anything else                                                    → aiohttp, which reads it from its first byte
+        1. it asks to switch protocols at a backend's address   → a tunnel, which reads on after the head
+        2. anything else                                        → aiohttp, which reads from its first byte
         """
         passthrough = self._passthrough
         if passthrough is not None:  # 1
@@ -177,7 +178,7 @@ class HttpServer:
                 return web.Response(status=499)  # to nobody; raised, aiohttp would log it as a fault of ours
 
     async def _serve(self, web_request: web.Request, route: Route, request: Request) -> web.StreamResponse:
-        """Serve a request at an address of the table. Access is checked before its body is read, not after."""
+        """Serve a request at an address of the table; access is checked before its body is read, not after."""
         pipeline = self.pipeline
         try:
             pipeline.keys.check(route.access, request.headers, request.peer)
@@ -207,7 +208,7 @@ class HttpServer:
         return await upload.read()
 
     async def _pass_on(self, web_request: web.Request, request: Request) -> web.StreamResponse:
-        """Serve a request by passthrough; what fails before its response has begun is answered in the address's dialect."""
+        """Serve a request by passthrough; a failure before its response is answered in the address's dialect."""
         assert self._passthrough is not None
         pipeline = self.pipeline
         try:
@@ -249,7 +250,7 @@ class HttpServer:
 
         1. the stream ends       → done
         2. the client leaves     → client_left
-        3. a failure             → the dialect's error as the last piece; cut_off, or error before the first piece
+        3. a failure             → the dialect's error as the last piece; cut_off, or error where it is the first one
         """
         pieces = response.pieces
         assert pieces is not None
@@ -280,7 +281,7 @@ class HttpServer:
     # ---- addresses that are not in the table
 
     def methods_at(self, path: str) -> list[str]:
-        """Return the methods that this server itself answers at `path`, in order; none = it is not an address of ours."""
+        """Return the methods that are in the table at `path`, in order; none = no address of ours."""
         return sorted({m for route in self._routes if route.fits(path) for m in route.methods})
 
     def _dialect_at(self, path: str) -> str:
@@ -289,10 +290,10 @@ class HttpServer:
     def _is_passed_on(self, web_request: web.Request) -> bool:
         """Whether a request goes through to a backend.
 
-        1. passthrough is off, or there is no backend         → no
-        2. a browser's preflight                              → no, it is answered here
-        3. an address that is not in the table                → yes
-        4. a method that is not in the table, below /v1/      → yes (engines may have it), unless the address is ours alone
+        1. passthrough is off, or there is no backend     → no
+        2. a browser's preflight                          → no, it is answered here
+        3. an address that is not in the table            → yes
+        4. a method that is not in the table, below /v1/  → yes (engines may have it), unless the address is ours
         """
         path = web_request.path
         if self._passthrough is None or not self._passthrough.accepts(path):  # 1
@@ -359,7 +360,7 @@ class HttpServer:
 
 
 async def beating(pieces: AsyncIterator[bytes], heartbeat: bytes, every_s: float) -> AsyncIterator[bytes]:
-    """Give the pieces, and `heartbeat` whenever none came for `every_s` seconds."""
+    """Yield the pieces, and `heartbeat` whenever none has come for `every_s` seconds."""
     waiting: asyncio.Future[bytes] | None = None
     try:
         while True:
@@ -414,9 +415,14 @@ async def listening(
 ) -> AsyncIterator[list[tuple[str, int]]]:
     """Listen on `addresses` while the context is open; connections that were made go on after it.
 
-    Takes   addresses: (host, port), port 0 = any free one
-    Gives   the addresses that are really listened on
-    Raises  OSError with the address in its text when one cannot be had
+    Args:
+        addresses: (host, port), port 0 = any free one.
+
+    Yields:
+        The addresses that are really listened on.
+
+    Raises:
+        OSError: An address cannot be listened on; its text names it.
     """
     listeners: list[asyncio.Server] = []
     bound: list[tuple[str, int]] = []
@@ -445,10 +451,18 @@ async def serving_http(
     tasks: Tasks,
     grace_s: Callable[[], float],
 ) -> AsyncIterator[list[tuple[str, int]]]:
-    """Serve on `addresses` while the context is open; at its end running answers get `grace_s()` seconds, or until `hurry`.
+    """Serve on `addresses` while the context is open.
 
-    Gives   the addresses that are really listened on
-    Raises  OSError when one cannot be had
+    Args:
+        addresses: (host, port), port 0 = any free one.
+        hurry: Set to cut off running requests at the end.
+        grace_s: Returns the seconds that running requests get at the end.
+
+    Yields:
+        The addresses that are really listened on.
+
+    Raises:
+        OSError: An address cannot be listened on; its text names it.
     """
     await server.start()
     ticker = None
