@@ -14,6 +14,7 @@ Modules:
     downloads: model files: sources, resume, verification, jobs.
     engines: who answers a request.
     front: the HTTP interface.
+    healthcheck: the verb `healthcheck`.
     host: the machine: its identity, GPU, port redirection, the worker.
     interfaces: the interfaces, built from the parts.
     lifecycle: the state of the process, from start to end.
@@ -22,6 +23,7 @@ Modules:
     parts: the parts of a running appliance.
     reload: new settings while requests run.
     settings: all settings together.
+    settings_checks: what is wrong with settings of several packages together.
     settings_text: all settings, rendered for people.
     sidecar: the verb `sidecar`.
 """

@@ -1,10 +1,11 @@
-"""`python -m appliance VERB`: check, prepare, serve, settings, models, sidecar, download, healthcheck, version, ctl.
+"""The command `appliance VERB`: serve, check, settings, models, sidecar, download, ctl and more.
 
 Verbs import what they need when they are called: a health check must not cost what a server costs.
 """
 
 import os
 import sys
+from collections.abc import Callable
 
 from appliance import __version__
 
@@ -12,22 +13,22 @@ USAGE = """usage: appliance VERB [ARGUMENT…]
 
   serve         serve HTTP and the control API (what the container does)
   check         read the environment; name every problem with its remedy; exit 78 if there is one
-  prepare       ready the machine: machine-id, GPU identity, nvidia-smi, port 14444
+  prepare       prepare the machine: machine-id, GPU identity, nvidia-smi, port 14444
   settings      every variable: package, default, current value, help   [--json | --env-example | --markdown]
   routes        every address of the HTTP API: method, path, access, errors, what it does   [--markdown]
-  models        the models of a running appliance: list, show, load, eject, reset, pin, unpin, queue, vram (`models --help`)
+  models        the models of a running appliance: list, show, load, eject, pin, queue … (`models --help`)
   models check  what would be run for each model of the table, and what would not work   [--json]
   models schema the JSON schema of the file of CONFIG_PATH (as etc/models.schema.json)
-  download      fetch model files: SOURCE [-o DIR] [-w N] [-c JSON] [--verify] [--repair] [--json]   (`download --help`)
+  download      fetch model files: SOURCE [-o DIR] [-w N] [-c JSON] [--verify] [--repair] [--json]
   healthcheck   ask the running appliance whether it is well; exit 0 or 1
-  sidecar       stand beside one engine: metrics, adapters, downloads, health (`sidecar --help`)
-  ctl           drive a running appliance over its control API (`ctl --help`)
+  sidecar       serve beside one engine: its metrics, adapters, downloads, health (`sidecar --help`)
+  ctl           control a running appliance over its control API (`ctl --help`)
   version       print the version
 """
 
 
 def check() -> int:
-    """Print every problem of the environment; give 78 if one is fatal, else 0."""
+    """Print every problem of the environment; return 78 if one is fatal, else 0."""
     from appliance.settings import load
 
     settings, problems = load()
@@ -45,7 +46,7 @@ def check() -> int:
 
 
 def prepare() -> int:
-    """Run the machine's steps; give 1 when a mandatory one failed."""
+    """Prepare the machine; return 1 when a mandatory step failed, else 0."""
     from appliance.base import logs
     from appliance.host.prepare import run_prepare
     from appliance.settings import learn_secrets, load_or_raise
@@ -126,7 +127,7 @@ def models_schema(arguments: list[str]) -> int:
 
 
 def models_check(arguments: list[str]) -> int:
-    """Explain what would be run for each model, without running it; give 78 when something would not work."""
+    """Explain what would be run for each model, without running it; return 78 if one would not work."""
     from dataclasses import asdict
 
     from appliance.base import jsons
@@ -149,53 +150,8 @@ def models_check(arguments: list[str]) -> int:
     return 0 if report.is_well else os.EX_CONFIG
 
 
-def healthcheck() -> int:
-    """Ask on this machine whether all is well: the server's /healthz, or where no server is, a sidecar's /health. Gives 0 when it is."""
-    host = os.environ.get("PROXY_HOST") or "127.0.0.1"
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    try:
-        status, value = _ask(
-            host, int(os.environ.get("PROXY_PORT") or os.environ.get("PORT") or 14000), "/healthz"
-        )
-        state = str(value.get("state", "?"))
-    except ConnectionRefusedError as exc:
-        try:
-            status, value = _ask("127.0.0.1", int(os.environ.get("SIDECAR_PORT") or 9000), "/health")
-            if value.get("service") != "runtime":
-                raise exc
-            state = f"sidecar, {value.get('status')}"
-        except (OSError, ValueError):
-            print(f"unhealthy: {host} does not answer: {exc}", file=sys.stderr)
-            return 1
-    except (OSError, ValueError) as exc:
-        print(f"unhealthy: {host} does not answer: {exc}", file=sys.stderr)
-        return 1
-    print(f"{'healthy' if status == 200 else 'unhealthy'}: {state}")
-    return 0 if status == 200 else 1
-
-
-def _ask(host: str, port: int, path: str) -> tuple[int, dict[str, object]]:
-    """Give (status, JSON object) of an address.
-
-    Raises  OSError · ValueError: its answer is no such object
-    """
-    import http.client
-    import json
-
-    try:
-        connection = http.client.HTTPConnection(host, port, timeout=4)
-        connection.request("GET", path)
-        answer = connection.getresponse()
-        value = json.loads(answer.read())
-    except http.client.HTTPException as exc:
-        raise ValueError(f"{type(exc).__name__}: {exc}") from None
-    if not isinstance(value, dict):
-        raise ValueError("its answer is no JSON object")
-    return answer.status, value
-
-
 def serve() -> int:
-    """Serve until told to stop; give the exit code."""
+    """Serve until asked to stop; return the exit code."""
     import ctypes
 
     try:  # glibc would keep an arena per thread; two are plenty for one busy thread
@@ -212,57 +168,96 @@ def serve() -> int:
     return uvloop.run(serve_until_stopped())
 
 
+def healthcheck() -> int:
+    """Ask the running appliance whether it is well; return 0 or 1."""
+    from appliance.healthcheck import main as healthcheck_main
+
+    return healthcheck_main()
+
+
+def sidecar(arguments: list[str]) -> int:
+    """Serve beside one engine; return the exit code."""
+    from appliance.sidecar import main as sidecar_main
+
+    return sidecar_main(arguments)
+
+
+def download(arguments: list[str]) -> int:
+    """Download, check or repair model files; return the exit code."""
+    from appliance.download import main as download_main
+
+    return download_main(arguments)
+
+
 def ctl(arguments: list[str]) -> int:
-    """Hand the arguments to the control command line."""
+    """Hand the arguments to the command line of the control API; return the exit code."""
     from appliance.cli.ctl import main as ctl_main
 
     return int(ctl_main(arguments))
 
 
+def show_version() -> int:
+    """Print the version."""
+    print(__version__)
+    return 0
+
+
+def show_usage() -> int:
+    """Print how the command is used."""
+    print(USAGE, end="")
+    return 0
+
+
+WITH_ARGUMENTS: dict[str, Callable[[list[str]], int]] = {
+    "ctl": ctl,
+    "download": download,
+    "models": models,
+    "routes": show_routes,
+    "settings": show_settings,
+    "sidecar": sidecar,
+}
+WITHOUT_ARGUMENTS: dict[str, Callable[[], int]] = {
+    "check": check,
+    "healthcheck": healthcheck,
+    "prepare": prepare,
+    "serve": serve,
+}
+ALWAYS: dict[str, Callable[[], int]] = {
+    "--help": show_usage,
+    "--version": show_version,
+    "-h": show_usage,
+    "help": show_usage,
+    "version": show_version,
+}
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Run the verb; settings that cannot be used end every verb in the same way: exit 78."""
+    """Run the verb; settings that cannot be used end every verb in the same way: exit 78.
+
+    Args:
+        argv: The verb and its arguments; None = those of the process.
+
+    Returns:
+        The exit code; 2 = the command line is wrong.
+    """
     arguments = sys.argv[1:] if argv is None else argv
     verb, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
-    if verb == "ctl":
-        return ctl(rest)
-    if verb == "sidecar":
-        from appliance.sidecar import main as sidecar_main
-
-        return sidecar_main(rest)
-    if verb == "settings":
-        return show_settings(rest)
-    if verb == "routes":
-        return show_routes(rest)
-    if verb == "models":
-        return models(rest)
-    if verb == "download":
-        from appliance.download import main as download_main
-
-        return download_main(rest)
-    verbs = {"check": check, "prepare": prepare, "serve": serve, "healthcheck": healthcheck}
-    if verb in {"version", "--version"}:
-        print(__version__)
-        return 0
-    if verb in {"", "-h", "--help", "help"}:
-        print(USAGE, end="", file=sys.stderr if not verb else sys.stdout)
-        return 2 if not verb else 0
-    if verb not in verbs or rest:
-        print(
-            f"appliance: unknown {'argument ' + repr(rest[0]) if verb in verbs else 'verb ' + repr(verb)}.\n\n{USAGE}",
-            end="",
-            file=sys.stderr,
-        )
+    if verb in WITH_ARGUMENTS:
+        return WITH_ARGUMENTS[verb](rest)
+    if verb in ALWAYS:
+        return ALWAYS[verb]()
+    if verb not in WITHOUT_ARGUMENTS or rest:
+        unknown = f"argument {rest[0]!r}" if verb in WITHOUT_ARGUMENTS else f"verb {verb!r}"
+        print(f"appliance: unknown {unknown}.\n\n{USAGE}" if verb else USAGE, end="", file=sys.stderr)
         return 2
-    if verb in {"prepare", "serve"}:
-        from appliance.base.settings import InvalidSettings
+    from appliance.base.settings import InvalidSettings
 
-        try:
-            return verbs[verb]()
-        except InvalidSettings as exc:
-            for problem in exc.problems:
-                print(f"error: {problem}", file=sys.stderr)
-            return os.EX_CONFIG
-    return verbs[verb]()
+    try:
+        return WITHOUT_ARGUMENTS[verb]()
+    except InvalidSettings as exc:
+        for problem in exc.problems:
+            print(f"error: {problem}", file=sys.stderr)
+        return os.EX_CONFIG
 
 
 if __name__ == "__main__":

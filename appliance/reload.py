@@ -1,4 +1,4 @@
-"""Reload: read the settings again, say what would change, put it in place without touching running answers, or put it back."""
+"""Reload: read the settings again, say what would change, put it in place while requests run, or put it back."""
 
 import asyncio
 
@@ -10,9 +10,10 @@ from appliance.build import download_roots, lora_folders
 from appliance.control.parts import ReloadResult, SettingChange
 from appliance.models.table.differences import differences
 from appliance.parts import Appliance
-from appliance.settings import ROOMS, Settings, described, learn_secrets, load
+from appliance.settings import PACKAGES, Settings, described, learn_secrets, load
 
 log = get_logger("reload")
+PROXY_VARIABLES = "HTTPS_PROXY, HTTP_PROXY, ALL_PROXY, NO_PROXY"
 
 
 class Reloader:
@@ -20,139 +21,144 @@ class Reloader:
 
     def __init__(self, appliance: Appliance) -> None:
         self._appliance = appliance
-        self._environ = dict(appliance.settings.environ)
         self._given = dict(appliance.settings.given)
         self._lock = asyncio.Lock()
 
     def described(self) -> list[SettingDescription]:
+        """Describe every variable with the value in force."""
         return described(self._appliance.settings, self._appliance.settings.environ)
 
     async def reload(self, overrides: dict[str, str], dry_run: bool) -> ReloadResult:
         """Read everything again, with `overrides` on top.
 
-        Takes   overrides: variable → value ("" = back to the default); dry_run: only say what would change
-        Gives   ReloadResult: changes (secrets hidden), problems, applied
+        1. the new settings cannot be used      → nothing is changed
+        2. nothing differs, or it is a dry run  → nothing is changed
+        3. putting them in place fails          → the former ones are put in place again
+        4. they are put in place                → all but those that need a restart
+
+        Args:
+            overrides: Value by variable; "" = back to the default.
+            dry_run: Only say what would change.
+
+        Returns:
+            The changes (secrets hidden), the problems, and whether the changes were applied.
         """
         async with self._lock:
             given = {**self._given, **overrides}
             wanted, problems = load(given)
-            fatal = tuple(p for p in problems if p.is_fatal)
+            fatal = tuple(problem for problem in problems if problem.is_fatal)
             unknown = _unknown(overrides, self.described())
-            if wanted is None or unknown:
-                return ReloadResult(
-                    (), (*fatal, *unknown), False, "Nothing was changed: the new settings have problems."
-                )
+            if wanted is None or unknown:  # 1
+                text = "Nothing was changed: the new settings have problems."
+                return ReloadResult((), (*fatal, *unknown), False, text)
             changes = self._changes(wanted)
-            if dry_run or not changes:
-                return ReloadResult(
-                    changes, (), False, "Nothing was changed: a dry run." if dry_run else "Nothing differs."
-                )
+            if dry_run or not changes:  # 2
+                text = "Nothing was changed: a dry run." if dry_run else "Nothing differs."
+                return ReloadResult(changes, (), False, text)
             try:
-                self._apply(self._reloadable_only(wanted, changes))
-            except Exception as exc:
+                self._apply(self._keep_others(wanted, changes))
+            except Exception as exc:  # 3
                 log.error("reload_failed", error=repr(exc), exc_info=exc)
-                problem = Problem(
-                    "reload",
-                    "",
-                    "settings that can be put in place",
-                    f"{exc}. The former settings are in place again.",
-                )
                 return ReloadResult(
                     changes,
-                    (problem,),
+                    (_not_applied(exc),),
                     False,
                     "Nothing was changed: putting the new settings in place failed.",
                 )
-            self._given = given
-            late = [c.variable for c in changes if c.needs_restart]
-            message = "Applied." if not late else f"Applied, but for {', '.join(late)}: those need a restart."
-            log.info("reloaded", changes=[c.variable for c in changes], need_restart=late)
-            return ReloadResult(changes, (), True, message)
+            self._given = given  # 4
+            late = [change.variable for change in changes if change.needs_restart]
+            text = "Applied." if not late else f"Applied, except for {', '.join(late)}: these need a restart."
+            log.info("reloaded", changes=[change.variable for change in changes], need_restart=late)
+            return ReloadResult(changes, (), True, text)
+
+    # ---- what differs
 
     def _changes(self, wanted: Settings) -> tuple[SettingChange, ...]:
+        """List what differs: variables, backends, proxies, models."""
+        appliance = self._appliance
+        changes = self._changed_variables(wanted)
+        changes += [
+            SettingChange("backends", "", text, needs_restart=False)
+            for text in appliance.fleet.describe_changes(wanted.fleet)
+        ]
+        if Proxies.from_environ(wanted.environ) != appliance.downloader.proxies:
+            # Their values are not shown: they may hold a password.
+            text = "other proxies for downloads"
+            changes.append(SettingChange(PROXY_VARIABLES, "", text, needs_restart=False))
+        changes += [  # without a manager the models cannot be run yet
+            SettingChange("models", "", text, needs_restart=appliance.manager is None)
+            for text in differences(appliance.settings.catalogue, wanted.catalogue)
+        ]
+        return tuple(changes)
+
+    def _changed_variables(self, wanted: Settings) -> list[SettingChange]:
+        now = self._appliance.settings
         old = {row.variable: row for row in self.described()}
         changes = []
         for row in described(wanted, wanted.environ):
             before = old[row.variable]
-            if row.value != before.value or (
-                row.is_secret and _secret(wanted, row) != _secret(self._appliance.settings, row)
-            ):
+            is_other_secret = row.is_secret and _secret(wanted, row) != _secret(now, row)
+            if row.value != before.value or is_other_secret:
                 changes.append(
                     SettingChange(row.variable, before.value, row.value, needs_restart=not row.is_reloadable)
                 )
-        changes += [
-            SettingChange("backends", "", said, needs_restart=False)
-            for said in self._appliance.fleet.describe_changes(wanted.fleet)
-        ]
-        if (
-            Proxies.from_environ(wanted.environ) != self._appliance.downloader.proxies
-        ):  # their values may hold a password
-            changes.append(
-                SettingChange(
-                    "HTTPS_PROXY, HTTP_PROXY, ALL_PROXY, NO_PROXY",
-                    "",
-                    "other proxies for downloads",
-                    needs_restart=False,
-                )
-            )
-        # Without a manager there is nobody yet to run them.
-        changes += [
-            SettingChange("models", "", said, needs_restart=self._appliance.manager is None)
-            for said in differences(self._appliance.settings.catalogue, wanted.catalogue)
-        ]
-        return tuple(changes)
+        return changes
 
-    def _reloadable_only(self, wanted: Settings, changes: tuple[SettingChange, ...]) -> Settings:
-        """Keep what needs a restart as it is, so that the settings shown are those in force."""
-        kept = {c.variable.lower() for c in changes if c.needs_restart}
-        now = self._appliance.settings
-        rooms = {}
-        for name in ROOMS:
-            present, new = getattr(now, name), getattr(wanted, name)
+    def _keep_others(self, wanted: Settings, changes: tuple[SettingChange, ...]) -> Settings:
+        """Return the new settings with the present values of what needs a restart: what is shown is in force."""
+        kept = {change.variable.lower() for change in changes if change.needs_restart}
+        packages = {}
+        for name in PACKAGES:
+            present, new = getattr(self._appliance.settings, name), getattr(wanted, name)
             stay = {field: getattr(present, field) for field in type(present).model_fields if field in kept}
-            rooms[name] = new.model_copy(update=stay)
+            packages[name] = new.model_copy(update=stay)
         return Settings(
-            **rooms,
+            **packages,
             environ=wanted.environ,
             given=wanted.given,
             fleet=wanted.fleet,
             catalogue=wanted.catalogue,
         )
 
+    # ---- putting it in place
+
     def _apply(self, settings: Settings) -> None:
         """Put settings in place; on failure put the former ones back and raise."""
         appliance, former = self._appliance, self._appliance.settings
         learn_secrets(settings)
+        has_other_backends = settings.engines != former.engines or settings.fleet != former.fleet
         try:
-            appliance.pipeline.apply(settings.front)
-            logs.set_level(settings.general.log_level)
-            if settings.engines != former.engines or settings.fleet != former.fleet:
-                appliance.fleet.apply(settings.engines, settings.fleet, settings.environ)
-            self._apply_models(settings)
+            self._put(settings, has_other_backends=has_other_backends)
             appliance.settings = settings
         except BaseException:
-            appliance.pipeline.apply(former.front)
-            logs.set_level(former.general.log_level)
-            if settings.engines != former.engines or settings.fleet != former.fleet:
-                appliance.fleet.apply(former.engines, former.fleet, former.environ)
-            self._apply_models(former)
+            self._put(former, has_other_backends=has_other_backends)
             raise
         appliance.lifecycle.mark_changed()
 
-    def _apply_models(self, settings: Settings) -> None:
-        self._appliance.downloader.apply(
+    def _put(self, settings: Settings, *, has_other_backends: bool) -> None:
+        appliance = self._appliance
+        appliance.pipeline.apply(settings.front)
+        logs.set_level(settings.general.log_level)
+        if has_other_backends:
+            appliance.fleet.apply(settings.engines, settings.fleet, settings.environ)
+        appliance.downloader.apply(
             settings.downloads,
             output_roots=download_roots(settings),
             proxies=Proxies.from_environ(settings.environ),
         )
-        self._appliance.lora_orders.apply(*lora_folders(settings))
-        manager = self._appliance.manager
+        appliance.lora_orders.apply(*lora_folders(settings))
+        manager = appliance.manager
         if manager is None:
             return
         manager.set_swap_wait(settings.models.model_swap_wait_s)
         if manager.catalogue != settings.catalogue:
             manager.apply(settings.catalogue)
-        self._appliance.fleet.refresh_managed(settings.engines)
+        appliance.fleet.refresh_managed(settings.engines)
+
+
+def _not_applied(error: Exception) -> Problem:
+    remedy = f"{error}. The former settings are in place again."
+    return Problem("reload", "", "settings that can be put in place", remedy)
 
 
 def _secret(settings: Settings, row: SettingDescription) -> str:
@@ -162,8 +168,7 @@ def _secret(settings: Settings, row: SettingDescription) -> str:
 
 def _unknown(overrides: dict[str, str], rows: list[SettingDescription]) -> tuple[Problem, ...]:
     known = {row.variable for row in rows} | {f"{row.variable}_FILE" for row in rows if row.is_secret}
+    remedy = "There is no such variable. See `appliance settings`."
     return tuple(
-        Problem(name, "", "a variable that exists", "There is no such variable; see `appliance settings`.")
-        for name in sorted(overrides)
-        if name not in known
+        Problem(name, "", "a variable that exists", remedy) for name in sorted(overrides) if name not in known
     )

@@ -1,4 +1,4 @@
-"""All rooms' settings together: read once, every problem at once, described for people."""
+"""The settings of all packages together: read once, with every problem at once, described for people."""
 
 import os
 from collections.abc import Mapping
@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 from pydantic import Field, SecretStr
 
-from appliance.base.balancing import STRATEGIES
 from appliance.base.logs import SECRETS
 from appliance.base.proxies import Proxies
 from appliance.base.settings import (
@@ -20,38 +19,46 @@ from appliance.base.settings import (
     find_unknown_variables,
     read_settings,
 )
-from appliance.control.guard import problems as control_problems
 from appliance.control.settings import ControlSettings
 from appliance.downloads.settings import DownloadSettings
 from appliance.engines.settings import EngineSettings
 from appliance.engines.specs import FleetSpec, read_fleet
-from appliance.front.pipeline.access import is_loopback
 from appliance.front.settings import FrontSettings, split_keys
 from appliance.host.settings import HostSettings
 from appliance.models.settings import ModelSettings
 from appliance.models.table.catalogue import Catalogue, read_catalogue
+from appliance.settings_checks import check_together
 
 
 class GeneralSettings(PackageSettings):
-    """What belongs to no room."""
+    """Settings that belong to no package."""
 
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="How much is logged", json_schema_extra={"reload": True}
     )
     log_format: Literal["auto", "json", "console"] = Field(
         "auto",
-        description="json = one JSON object a line; console = for people; auto = console on a terminal, else json",
+        description="json = one JSON object a line; console = for people; auto = console on a terminal, else "
+        "json",
     )
     appliance_env_file: Path | None = Field(
         None,
-        description="A file of NAME=value lines, read below the environment (which wins) at start and at each reload",
+        description="A file of NAME=value lines, read at start and at each reload; variables of the environment "
+        "win",
         json_schema_extra={"allowed": "a readable text file"},
     )
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The settings of every room. `environ` is the mapping they were read from, APPLIANCE_ENV_FILE laid under it."""
+    """The settings of every package.
+
+    Attributes:
+        environ: What they were read from: the environment over the lines of APPLIANCE_ENV_FILE. Holds every secret.
+        given: The environment alone.
+        fleet: The backends, of BACKENDS and the configuration file.
+        catalogue: The models to be run, of the configuration file and MODEL_DIR.
+    """
 
     general: GeneralSettings
     host: HostSettings
@@ -60,30 +67,21 @@ class Settings:
     engines: EngineSettings
     front: FrontSettings
     control: ControlSettings
-    environ: Mapping[str, str] = field(repr=False)  # it holds every secret
-    given: Mapping[str, str] = field(
-        repr=False
-    )  # the environment itself, without the lines of APPLIANCE_ENV_FILE
-    fleet: FleetSpec = field(default_factory=FleetSpec)  # BACKENDS and the configuration file
-    catalogue: Catalogue = field(
-        default_factory=lambda: Catalogue({})
-    )  # the models to be run: the configuration file and MODEL_DIR
+    environ: Mapping[str, str] = field(repr=False)
+    given: Mapping[str, str] = field(repr=False)
+    fleet: FleetSpec = field(default_factory=FleetSpec)
+    catalogue: Catalogue = field(default_factory=lambda: Catalogue({}))
 
     def value_of(self, variable: str) -> Any:
         """Return the value of a variable. Raises KeyError: there is no such variable."""
         name = variable.lower()
-        for package, model in ROOMS.items():
+        for package, model in PACKAGES.items():
             if name in model.model_fields:
                 return getattr(getattr(self, package), name)
         raise KeyError(variable)
 
-    @property
-    def is_reachable(self) -> bool:
-        """Whether the HTTP door listens beyond this machine."""
-        return not is_loopback(self.front.proxy_host if self.front.proxy_host != "localhost" else "127.0.0.1")
 
-
-ROOMS: dict[str, type[PackageSettings]] = {
+PACKAGES: dict[str, type[PackageSettings]] = {
     "general": GeneralSettings,
     "host": HostSettings,
     "models": ModelSettings,
@@ -97,7 +95,11 @@ SHOWN_UNDER = {"downloads": "models"}
 
 
 def effective_environ(environ: Mapping[str, str]) -> tuple[dict[str, str], list[Problem]]:
-    """Lay the environment over the lines of APPLIANCE_ENV_FILE."""
+    """Lay the environment over the lines of APPLIANCE_ENV_FILE.
+
+    Returns:
+        (the result, problems of the file)
+    """
     name = environ.get("APPLIANCE_ENV_FILE", "")
     if not name:
         return dict(environ), []
@@ -132,65 +134,72 @@ def effective_environ(environ: Mapping[str, str]) -> tuple[dict[str, str], list[
 
 
 def load(environ: Mapping[str, str] | None = None) -> tuple[Settings | None, list[Problem]]:
-    """Read every room's settings.
+    """Read the settings of every package.
 
-    Takes   environ: default os.environ
-    Gives   (settings or None, problems); those with is_fatal=False are warnings and do not stop anything
+    Args:
+        environ: None = os.environ.
+
+    Returns:
+        (settings, or None where they cannot be used; problems: those that are not fatal are warnings)
     """
     own = dict(os.environ if environ is None else environ)
     given, problems = effective_environ(own)
-    is_port = bool(given.get("PORT")) and not given.get(
-        "PROXY_PORT"
-    )  # system C's name for it, and many hosts'
+    is_port = bool(given.get("PORT")) and not given.get("PROXY_PORT")  # the name that many hosts use
     if is_port:
         given["PROXY_PORT"] = given["PORT"]
-    rooms: dict[str, PackageSettings] = {}
-    for name, model in ROOMS.items():
+    packages: dict[str, PackageSettings] = {}
+    for name, model in PACKAGES.items():
         value, found = read_settings(model, given)
         problems += [
             replace(p, variable="PORT") if is_port and p.variable == "PROXY_PORT" else p for p in found
         ]
         if value is not None:
-            rooms[name] = value
+            packages[name] = value
     problems += find_unknown_variables(known_variables(), given)
-    fleet, catalogue, found = _tables(rooms, given)
+    fleet, catalogue, found = _tables(packages, given)
     problems += found
-    if len(rooms) < len(ROOMS):
+    if len(packages) < len(PACKAGES):
         return None, problems
-    settings = Settings(**rooms, environ=given, given=own, fleet=fleet, catalogue=catalogue)  # type: ignore[arg-type]
-    problems += _across_rooms(settings)
+    settings = Settings(**packages, environ=given, given=own, fleet=fleet, catalogue=catalogue)  # type: ignore[arg-type]
+    problems += check_together(
+        settings.host, settings.models, settings.engines, settings.front, settings.control
+    )
     return (None if any(p.is_fatal for p in problems) else settings), problems
 
 
 def _tables(
-    rooms: Mapping[str, PackageSettings], environ: Mapping[str, str]
+    packages: Mapping[str, PackageSettings], environ: Mapping[str, str]
 ) -> tuple[FleetSpec, Catalogue, list[Problem]]:
     """Read the backends and the models, where the settings that name their files could be read."""
-    engines, models = rooms.get("engines"), rooms.get("models")
+    engines, models = packages.get("engines"), packages.get("models")
     if not isinstance(engines, EngineSettings) or not isinstance(models, ModelSettings):
         return FleetSpec(), Catalogue({}), []
     fleet, problems = read_fleet(engines, environ)
-    downloads, host = rooms.get("downloads"), rooms.get("host")
+    downloads, host = packages.get("downloads"), packages.get("host")
     folder: Path | None = None
     if isinstance(downloads, DownloadSettings) and isinstance(host, HostSettings):
         folder = download_dir(downloads, host)
     catalogue, found = read_catalogue(models, engines.config_path, folder)
-    # Both read the configuration file: that it cannot be read is said once.
-    told = {(problem.value, problem.remedy) for problem in problems}
-    return (
-        fleet,
-        catalogue,
-        problems + [problem for problem in found if (problem.value, problem.remedy) not in told],
-    )
+    # Both read the configuration file: that it cannot be read is reported once.
+    reported = {(problem.value, problem.remedy) for problem in problems}
+    problems += [problem for problem in found if (problem.value, problem.remedy) not in reported]
+    return fleet, catalogue, problems
 
 
 def download_dir(downloads: DownloadSettings, host: HostSettings) -> Path:
-    """Give the folder of downloads: DOWNLOAD_DIR, else one in STATE_DIR."""
+    """Return the folder of downloads: DOWNLOAD_DIR, else one in STATE_DIR."""
     return (downloads.download_dir or host.state_dir / "models").absolute()
 
 
 def load_or_raise(environ: Mapping[str, str] | None = None) -> tuple[Settings, list[Problem]]:
-    """Read every room's settings; raise BadSettings when they cannot be used."""
+    """Read the settings of every package.
+
+    Returns:
+        (settings, warnings)
+
+    Raises:
+        InvalidSettings: They cannot be used; it lists every problem.
+    """
     settings, problems = load(environ)
     if settings is None:
         raise InvalidSettings([p for p in problems if p.is_fatal])
@@ -198,143 +207,18 @@ def load_or_raise(environ: Mapping[str, str] | None = None) -> tuple[Settings, l
 
 
 def known_variables() -> set[str]:
-    """Every variable of every room, and those read by the shim and the entrypoint alone."""
-    return {name.upper() for model in ROOMS.values() for name in model.model_fields} | {
+    """Return every variable that exists, those read by the shim and the entrypoint alone included."""
+    return {name.upper() for model in PACKAGES.values() for name in model.model_fields} | {
         "APPLIANCE_HOME",
         "CONTROL_ADDRESS",
     }
 
 
-def _across_rooms(settings: Settings) -> list[Problem]:
-    """What only shows when two rooms are seen together."""
-    front, control = settings.front, settings.control
-    problems = list(control_problems(control))
-    if settings.engines.lb_strategy not in STRATEGIES:
-        problems.append(
-            Problem(
-                "LB_STRATEGY",
-                settings.engines.lb_strategy,
-                ", ".join(STRATEGIES),
-                f"There is no such strategy; round_robin is used. Known: {', '.join(STRATEGIES)}.",
-                is_fatal=False,
-            )
-        )
-    if control.control and control.control_port == front.proxy_port:
-        problems.append(
-            Problem(
-                "CONTROL_PORT",
-                str(control.control_port),
-                "another port than PROXY_PORT",
-                "Both doors cannot listen on one port; change one of them.",
-            )
-        )
-    problems += _status_port(settings) + _sidecar_port(settings)
-    has_worker = bool(settings.host.worker or settings.host.worker_command)
-    if (
-        has_worker
-        and control.control
-        and control.control_port
-        and not control.control_token.get_secret_value()
-    ):
-        problems.append(
-            Problem(
-                "CONTROL_TOKEN",
-                "",
-                "a secret",
-                "A worker runs beside a control API without a token: whatever it runs could steer the appliance, "
-                "and send the hosted key elsewhere by a reload. Set CONTROL_TOKEN or CONTROL_TOKEN_FILE, or CONTROL=0.",
-                is_fatal=False,
-            )
-        )
-    if settings.is_reachable and not split_keys(front.appliance_api_keys):
-        problems.append(
-            Problem(
-                "PROXY_HOST",
-                front.proxy_host,
-                "any address",
-                f"Port {front.proxy_port} is open: everybody who reaches it can use the models and spend the hosted key's credit. "
-                "Set APPLIANCE_API_KEYS, or publish the port on 127.0.0.1 only.",
-                is_fatal=False,
-            )
-        )
-    return problems
-
-
-def _sidecar_port(settings: Settings) -> list[Problem]:
-    """The sidecar's addresses beside the doors: 1. a port that one of them has   2. open to other machines without a key."""
-    front, control = settings.front, settings.control
-    if front.sidecar_port is None:
-        return []
-    problems = []
-    doors = {
-        "PROXY_PORT": front.proxy_port,
-        "CONTROL_PORT": control.control_port if control.control else None,
-        "STATUS_PORT": settings.models.status_port,
-    }
-    for variable, taken in doors.items():
-        if taken == front.sidecar_port:  # 1
-            problems.append(
-                Problem(
-                    "SIDECAR_PORT",
-                    str(taken),
-                    f"another port than {variable}",
-                    f"{variable} is {taken}, too; change one of them.",
-                )
-            )
-    host = "127.0.0.1" if front.sidecar_host == "localhost" else front.sidecar_host
-    if not is_loopback(host) and not split_keys(front.appliance_api_keys):  # 2
-        problems.append(
-            Problem(
-                "SIDECAR_HOST",
-                front.sidecar_host,
-                "any address",
-                f"Port {front.sidecar_port} is open without a key: everybody who "
-                "reaches it can read the engine's metrics. Changes are for callers on this machine. Set APPLIANCE_API_KEYS.",
-                is_fatal=False,
-            )
-        )
-    return problems
-
-
-def _status_port(settings: Settings) -> list[Problem]:
-    """The status listener beside the doors: 1. a port that one of them has   2. readings without a key for other machines."""
-    port, host = settings.models.status_port, settings.models.status_host
-    if port is None:
-        return []
-    problems = []
-    doors = {
-        "PROXY_PORT": settings.front.proxy_port,
-        "CONTROL_PORT": settings.control.control_port if settings.control.control else None,
-    }
-    for variable, taken in doors.items():
-        if taken == port:  # 1
-            problems.append(
-                Problem(
-                    "STATUS_PORT",
-                    str(port),
-                    f"another port than {variable}",
-                    "Both cannot listen on one port; change one of them.",
-                )
-            )
-    if not is_loopback(host if host != "localhost" else "127.0.0.1"):  # 2
-        problems.append(
-            Problem(
-                "STATUS_HOST",
-                host,
-                "any address",
-                f"Port {port} is open: everybody who reaches it sees which models there "
-                "are and how busy they are. Set STATUS_HOST=127.0.0.1, or publish the port on 127.0.0.1 only.",
-                is_fatal=False,
-            )
-        )
-    return problems
-
-
 def described(settings: Settings | None, environ: Mapping[str, str]) -> list[SettingDescription]:
-    """Say everything about every variable, room by room."""
+    """Describe every variable, package by package; `settings` None = the defaults."""
     return [
         row
-        for name, model in ROOMS.items()
+        for name, model in PACKAGES.items()
         for row in describe_settings(
             SHOWN_UNDER.get(name, name), model, getattr(settings, name) if settings else None, environ
         )
@@ -342,10 +226,10 @@ def described(settings: Settings | None, environ: Mapping[str, str]) -> list[Set
 
 
 def learn_secrets(settings: Settings) -> None:
-    """Teach the log every secret of these settings, so that it can blank them."""
+    """Let the log know every secret of these settings, so that it can hide them."""
     SECRETS.learn(Proxies.from_environ(settings.environ).secrets)
-    for room in fields(settings):
-        value = getattr(settings, room.name)
+    for package in fields(settings):
+        value = getattr(settings, package.name)
         if isinstance(value, PackageSettings):
             for name in type(value).model_fields:
                 secret = getattr(value, name)

@@ -1,10 +1,9 @@
-"""`appliance sidecar`: beside one engine, and nothing else: its metrics, adapters, downloads, health. Flags and defaults are system E's.
+"""`appliance sidecar`: the addresses beside one engine: its metrics, adapters, downloads, health.
 
-    appliance sidecar -E vllm -B http://localhost:8000 [-H 0.0.0.0] [-P 9000] [-M /metrics] [-I POD] [-N
-    MODEL]
+    appliance sidecar -E vllm -B http://localhost:8000 [-H 0.0.0.0] [-P 9000] [-M /metrics] [-I POD] [-N MODEL]
 
-What changes something (adapters, downloads) is for callers on this machine, or with a key of
-APPLIANCE_API_KEYS or OPERATOR_API_KEYS.
+What changes something (adapters, downloads) is for callers on this machine, or with a key of APPLIANCE_API_KEYS
+or OPERATOR_API_KEYS. For the compatibility of flags and defaults, see docs/compatibility.md.
 """
 
 import argparse
@@ -27,12 +26,12 @@ from appliance.base.watch import Watched
 from appliance.build import build_services, download_folders
 from appliance.engines.metrics.scrape import Scraper
 from appliance.engines.specs import BackendSpec, FleetSpec
-from appliance.front.pipeline.access import is_loopback
 from appliance.front.server.server import serving_http
 from appliance.front.settings import split_keys
 from appliance.interfaces import SidecarEngine, SidecarNames, build_sidecar
 from appliance.models.table.catalogue import Catalogue
 from appliance.settings import Settings, learn_secrets, load_or_raise
+from appliance.settings_checks import is_open_host
 
 log = get_logger("sidecar")
 KINDS = {
@@ -44,11 +43,12 @@ KINDS = {
     "auto": "auto",
 }
 NAME = "engine"
+OF_THE_APPLIANCE = {"BACKENDS", "CONFIG_PATH", "MODEL_DIR", "NOVITA_API_KEY", "NOVITA_API_KEY_FILE"}
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
-    """What the command line says. `engine`: of KINDS; base_url: without a path's end slash."""
+class SidecarOptions:
+    """What the command line says. `engine` is one of KINDS; `base_url` has no slash at its end."""
 
     engine: str
     host: str = "0.0.0.0"
@@ -59,10 +59,10 @@ class Options:
     model: str = ""
 
 
-def parse(arguments: list[str]) -> Options:
-    """Read the command line; ends the process with 2 and a sentence where it is wrong, as argparse does."""
+def parse(arguments: list[str]) -> SidecarOptions:
+    """Read the command line; where it is wrong, print why and exit with 2, as argparse does."""
     parser = argparse.ArgumentParser(
-        "appliance sidecar", description="Stand beside one engine: metrics, adapters, downloads, health."
+        "appliance sidecar", description="Serve beside one engine: its metrics, adapters, downloads, health."
     )
     parser.add_argument(
         "-E", "--engine", required=True, choices=list(KINDS), metavar="KIND", help=", ".join(KINDS)
@@ -83,44 +83,42 @@ def parse(arguments: list[str]) -> Options:
         "-I",
         "--pod",
         default=os.environ.get("POD_NAME", ""),
-        help="this pod's name, told on /ready (POD_NAME)",
+        help="this pod's name, reported on /ready (POD_NAME)",
     )
     parser.add_argument(
         "-N",
         "--model",
         default=os.environ.get("SIDECAR_MODEL", ""),
-        help="the model's name, where the engine does not tell it "
-        "(SIDECAR_MODEL); with a pod's name the engine's KV events are followed (docs/kv-events.md)",
+        help="the model's name, where the engine does not report it (SIDECAR_MODEL); with a pod's name the "
+        "engine's KV events are followed (docs/kv-events.md)",
     )
     found = parser.parse_args(arguments)
     if not 0 <= found.port <= 65_535:
         parser.error(f"--port must be from 0 to 65535, not {found.port}")
     if not found.engine_metrics_path.startswith("/"):
         parser.error("--engine-metrics-path must begin with /")
-    return Options(
-        found.engine,
-        found.host,
-        found.port,
-        found.engine_base_url.rstrip("/"),
-        found.engine_metrics_path,
-        found.pod,
-        found.model,
+    return SidecarOptions(
+        engine=found.engine,
+        host=found.host,
+        port=found.port,
+        base_url=found.engine_base_url.rstrip("/"),
+        metrics_path=found.engine_metrics_path,
+        pod=found.pod,
+        model=found.model,
     )
 
 
-def settings_of(options: Options, environ: Mapping[str, str]) -> tuple[Settings, list[Problem]]:
-    """Give the settings of a sidecar: the environment's, with this one engine and nothing else that answers.
+def sidecar_settings(options: SidecarOptions, environ: Mapping[str, str]) -> tuple[Settings, list[Problem]]:
+    """Read the settings of a sidecar: the environment's, with this one engine and no other backend.
 
-    Raises  BadSettings
+    Returns:
+        (settings, warnings)
+
+    Raises:
+        InvalidSettings: They cannot be used, or the engine's address is not one.
     """
-    others = {
-        "BACKENDS",
-        "CONFIG_PATH",
-        "MODEL_DIR",
-        "NOVITA_API_KEY",
-        "NOVITA_API_KEY_FILE",
-    }  # they are the appliance's
-    settings, problems = load_or_raise({name: value for name, value in environ.items() if name not in others})
+    own = {name: value for name, value in environ.items() if name not in OF_THE_APPLIANCE}
+    settings, problems = load_or_raise(own)
     try:
         spec = BackendSpec(
             url=options.base_url,
@@ -139,7 +137,7 @@ def settings_of(options: Options, environ: Mapping[str, str]) -> tuple[Settings,
 
 
 @asynccontextmanager
-async def running(options: Options, settings: Settings) -> AsyncIterator[list[tuple[str, int]]]:
+async def running(options: SidecarOptions, settings: Settings) -> AsyncIterator[list[tuple[str, int]]]:
     """Open the sidecar; yields the addresses that it listens on."""
     clock, metrics, state = SystemClock(), Metrics(), Watched("serving")
     async with AsyncExitStack() as stack:
@@ -182,9 +180,9 @@ async def running(options: Options, settings: Settings) -> AsyncIterator[list[tu
         await services.jobs.close()
 
 
-async def serve(options: Options, environ: Mapping[str, str]) -> int:
-    """Serve until SIGTERM or SIGINT; give the exit code."""
-    settings, problems = settings_of(options, environ)
+async def serve(options: SidecarOptions, environ: Mapping[str, str]) -> int:
+    """Serve until SIGTERM or SIGINT; return the exit code."""
+    settings, problems = sidecar_settings(options, environ)
     learn_secrets(settings)
     logs.configure(level=settings.general.log_level, form=settings.general.log_format)
     stop = asyncio.Event()
@@ -202,12 +200,10 @@ async def serve(options: Options, environ: Mapping[str, str]) -> int:
             for problem in problems:
                 if problem.variable != "PROXY_HOST":
                     log.warning("notice", text=str(problem))
-            if not is_loopback(options.host.replace("localhost", "127.0.0.1")) and not split_keys(
-                settings.front.appliance_api_keys
-            ):
+            if is_open_host(options.host) and not split_keys(settings.front.appliance_api_keys):
                 log.warning(
                     "open_port",
-                    text=f"Port {addresses[0][1]} is open without a key: everybody who reaches it can read the metrics. "
+                    text=f"Port {addresses[0][1]} is open without a key: all who reach it can read the metrics. "
                     "Changes are for callers on this machine. Set APPLIANCE_API_KEYS, or use -H 127.0.0.1.",
                 )
             await stop.wait()
@@ -219,7 +215,7 @@ async def serve(options: Options, environ: Mapping[str, str]) -> int:
 
 
 def main(arguments: list[str]) -> int:
-    """Run the verb; give the exit code."""
+    """Run the verb; return the exit code."""
     import uvloop
 
     options = parse(arguments)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from appliance.base.settings import InvalidSettings
-from appliance.sidecar import Options, parse, running, settings_of
+from appliance.sidecar import SidecarOptions, parse, running, sidecar_settings
 from tests.journeys.llama_servers import Llama
 from tests.journeys.model_tables import Managed
 from tests.journeys.running import free_port
@@ -31,8 +31,8 @@ def get(url: str, method: str = "GET") -> tuple[int, Any]:
 @contextlib.asynccontextmanager
 async def beside(url: str, tmp_path: Path, **more: Any) -> AsyncIterator[str]:
     """A sidecar in this process; gives its address."""
-    options = Options("llamacpp", "127.0.0.1", 0, url, **more)
-    settings, _ = settings_of(
+    options = SidecarOptions("llamacpp", "127.0.0.1", 0, url, **more)
+    settings, _ = sidecar_settings(
         options, {"STATE_DIR": str(tmp_path / "state"), "METRICS_CACHE_TTL_SECONDS": "0.2"}
     )
     async with running(options, settings) as addresses:
@@ -40,7 +40,7 @@ async def beside(url: str, tmp_path: Path, **more: Any) -> AsyncIterator[str]:
 
 
 def test_flags_and_defaults_are_system_es() -> None:
-    assert parse(["-E", "vllm"]) == Options(
+    assert parse(["-E", "vllm"]) == SidecarOptions(
         "vllm", "0.0.0.0", 9000, "http://localhost:8000", "/metrics", "", ""
     )
     assert parse(
@@ -60,7 +60,7 @@ def test_flags_and_defaults_are_system_es() -> None:
             "--model",
             "qwen",
         ]
-    ) == Options("sglang", "127.0.0.1", 9001, "http://e:1", "/m", "p-0", "qwen")
+    ) == SidecarOptions("sglang", "127.0.0.1", 9001, "http://e:1", "/m", "p-0", "qwen")
 
 
 @pytest.mark.parametrize(
@@ -84,12 +84,12 @@ def test_a_wrong_command_line_is_refused_with_a_sentence(
 
 def test_an_address_that_is_none_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidSettings, match="engine-base-url"):
-        settings_of(Options("vllm", base_url="ftp://x"), {"STATE_DIR": str(tmp_path)})
+        sidecar_settings(SidecarOptions("vllm", base_url="ftp://x"), {"STATE_DIR": str(tmp_path)})
 
 
 def test_disaggregated_vllm_is_vllm_and_what_is_the_appliances_is_left_out(tmp_path: Path) -> None:
-    settings, _ = settings_of(
-        Options("vllmdisaggregated"),
+    settings, _ = sidecar_settings(
+        SidecarOptions("vllmdisaggregated"),
         {"STATE_DIR": str(tmp_path), "NOVITA_API_KEY": "k", "BACKENDS": "http://other:1"},
     )
     assert [(one.kind, one.url) for one in settings.fleet.backends] == [("vllm", "http://localhost:8000")]

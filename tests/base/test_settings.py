@@ -113,7 +113,7 @@ def test_secrets_are_hidden_in_problems_and_descriptions() -> None:
 def test_an_open_door_is_announced() -> None:
     settings, found = problems(PROXY_HOST="0.0.0.0")
     assert settings is not None
-    assert "everybody who reaches it" in found["PROXY_HOST"].remedy
+    assert "all who reach it" in found["PROXY_HOST"].remedy
     assert problems(PROXY_HOST="0.0.0.0", APPLIANCE_API_KEYS="long-enough-key")[1] == {}
 
 

@@ -96,9 +96,9 @@ async def test_a_port_that_is_taken_is_named() -> None:
 @pytest.mark.parametrize(
     ("variables", "is_fatal", "text"),
     [
-        ({"STATUS_PORT": "8001", "STATUS_HOST": "0.0.0.0"}, False, "everybody who reaches it"),
-        ({"STATUS_PORT": "14000"}, True, "change one"),
-        ({"STATUS_PORT": "50051"}, True, "change one"),
+        ({"STATUS_PORT": "8001", "STATUS_HOST": "0.0.0.0"}, False, "all who reach it"),
+        ({"STATUS_PORT": "14000"}, True, "Change one"),
+        ({"STATUS_PORT": "50051"}, True, "Change one"),
         ({"STATUS_PORT": "0"}, True, "allowed value"),
     ],
 )

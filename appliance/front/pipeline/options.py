@@ -1,8 +1,8 @@
 """What a request's headers say about where and when it is answered.
 
-    X-Request-Priority: high | normal | low   its place in the queue, when all backends are full
-    x-appliance-stay-local: 1                 this pool's own servers or an error: no overflow, no hosted API
-    x-appliance-backend: NAME                 this one backend (operators)
+X-Request-Priority: high | normal | low   its place in the queue, when all backends are full
+x-appliance-stay-local: 1                 this pool's own servers or an error: no overflow, no hosted API
+x-appliance-backend: NAME                 this one backend (operators)
 """
 
 import hashlib

@@ -1,0 +1,111 @@
+"""What is wrong with settings when several packages are seen together.
+
+Ports used twice, ports open to other machines, a worker beside an open control API.
+"""
+
+from appliance.base.balancing import STRATEGIES
+from appliance.base.settings import Problem
+from appliance.control.guard import problems as control_problems
+from appliance.control.settings import ControlSettings
+from appliance.engines.settings import EngineSettings
+from appliance.front.pipeline.access import is_loopback
+from appliance.front.settings import FrontSettings, split_keys
+from appliance.host.settings import HostSettings
+from appliance.models.settings import ModelSettings
+
+
+def check_together(
+    host: HostSettings,
+    models: ModelSettings,
+    engines: EngineSettings,
+    front: FrontSettings,
+    control: ControlSettings,
+) -> list[Problem]:
+    """Return the problems that show only when the packages are seen together; some are warnings."""
+    return [
+        *control_problems(control),
+        *_strategy(engines),
+        *_shared_ports(models, front, control),
+        *_open_status_port(models),
+        *_open_sidecar_port(front),
+        *_open_control(host, control),
+        *_open_http_port(front),
+    ]
+
+
+def is_open_host(host: str) -> bool:
+    """Whether an address to listen on is reachable from other machines."""
+    return not is_loopback("127.0.0.1" if host == "localhost" else host)
+
+
+def _strategy(engines: EngineSettings) -> list[Problem]:
+    if engines.lb_strategy in STRATEGIES:
+        return []
+    known = ", ".join(STRATEGIES)
+    remedy = f"There is no such strategy; round_robin is used. Known: {known}."
+    return [Problem("LB_STRATEGY", engines.lb_strategy, known, remedy, is_fatal=False)]
+
+
+def _shared_ports(models: ModelSettings, front: FrontSettings, control: ControlSettings) -> list[Problem]:
+    """Find ports that two interfaces would listen on; each is reported at the later of the two."""
+    ports: dict[str, int | None] = {
+        "PROXY_PORT": front.proxy_port,
+        "CONTROL_PORT": control.control_port if control.control else None,
+        "STATUS_PORT": models.status_port,
+        "SIDECAR_PORT": front.sidecar_port,
+    }
+    names = list(ports)
+    return [
+        Problem(
+            variable,
+            str(ports[variable]),
+            f"another port than {other}",
+            f"{other} is {ports[other]}, too. Change one of them.",
+        )
+        for number, variable in enumerate(names)
+        for other in names[:number]
+        if ports[variable] is not None and ports[variable] == ports[other]
+    ]
+
+
+def _open_http_port(front: FrontSettings) -> list[Problem]:
+    if not is_open_host(front.proxy_host) or split_keys(front.appliance_api_keys):
+        return []
+    remedy = (
+        f"Port {front.proxy_port} is open: all who reach it can use the models and spend the hosted key's credit. "
+        "Set APPLIANCE_API_KEYS, or publish the port on 127.0.0.1 only."
+    )
+    return [Problem("PROXY_HOST", front.proxy_host, "any address", remedy, is_fatal=False)]
+
+
+def _open_sidecar_port(front: FrontSettings) -> list[Problem]:
+    is_closed = front.sidecar_port is None or not is_open_host(front.sidecar_host)
+    if is_closed or split_keys(front.appliance_api_keys):
+        return []
+    remedy = (
+        f"Port {front.sidecar_port} is open without a key: all who reach it can read the engine's metrics. "
+        "Changes are for callers on this machine. Set APPLIANCE_API_KEYS."
+    )
+    return [Problem("SIDECAR_HOST", front.sidecar_host, "any address", remedy, is_fatal=False)]
+
+
+def _open_status_port(models: ModelSettings) -> list[Problem]:
+    if models.status_port is None or not is_open_host(models.status_host):
+        return []
+    remedy = (
+        f"Port {models.status_port} is open: all who reach it see which models there are and how busy they are. "
+        "Set STATUS_HOST=127.0.0.1, or publish the port on 127.0.0.1 only."
+    )
+    return [Problem("STATUS_HOST", models.status_host, "any address", remedy, is_fatal=False)]
+
+
+def _open_control(host: HostSettings, control: ControlSettings) -> list[Problem]:
+    has_worker = bool(host.worker or host.worker_command)
+    is_open = control.control and control.control_port and not control.control_token.get_secret_value()
+    if not (has_worker and is_open):
+        return []
+    remedy = (
+        "A worker runs beside a control API without a token: whatever it runs could control the appliance, and "
+        "send the hosted key elsewhere by a reload. Set CONTROL_TOKEN or CONTROL_TOKEN_FILE, or CONTROL=0."
+    )
+    return [Problem("CONTROL_TOKEN", "", "a secret", remedy, is_fatal=False)]
