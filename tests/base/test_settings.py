@@ -2,11 +2,13 @@
 
 import sys
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
+from pydantic import Field, create_model
 
 from appliance.__main__ import main
-from appliance.base.settings import HIDDEN
+from appliance.base.settings import HIDDEN, PackageSettings, describe_allowed
 from appliance.settings import described, load
 
 ROOT = Path(__file__).parent.parent.parent
@@ -100,6 +102,47 @@ def test_secrets_come_from_a_file_or_the_variable_not_both(tmp_path: Path) -> No
     )
     (tmp_path / "key").write_text("")
     assert "empty" in problems(NOVITA_API_KEY_FILE=str(tmp_path / "key"))[1]["NOVITA_API_KEY_FILE"].remedy
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (b"", "allowed: a file that holds the secret. The file is empty. Write the secret into it."),
+        (
+            b"\xff",
+            "allowed: a readable text file. It cannot be read: not a text file. Mount the secret there",
+        ),
+        (None, "allowed: a readable text file. It cannot be read: No such file or directory."),
+    ],
+)
+def test_unusable_secret_file_is_reported(tmp_path: Path, content: bytes | None, text: str) -> None:
+    if content is not None:
+        (tmp_path / "key").write_bytes(content)
+    settings, found = problems(NOVITA_API_KEY_FILE=str(tmp_path / "key"))
+    assert settings is None
+    assert text in str(found["NOVITA_API_KEY_FILE"])
+    both = problems(NOVITA_API_KEY_FILE=str(tmp_path / "key"), NOVITA_API_KEY="sk_000000")[1]
+    assert "Both are set; unset one of them." in str(both["NOVITA_API_KEY_FILE"])
+
+
+@pytest.mark.parametrize(
+    ("annotation", "options", "text"),
+    [
+        (int, {"ge": 1, "le": 5}, "a whole number from 1 to 5"),
+        (int, {"ge": 1}, "a whole number of at least 1"),
+        (float, {"gt": 0}, "a number above 0"),
+        (float, {"gt": 0, "le": 2}, "a number from above 0 to 2"),
+        (float, {}, "a number"),
+        (bool, {}, "0 or 1"),
+        (Literal["a", "b"], {}, "a, b"),
+        (list[str], {}, "a list"),
+        (str, {}, "text"),
+        (str, {"json_schema_extra": {"allowed": "a colour"}}, "a colour"),
+    ],
+)
+def test_allowed_values_are_described(annotation: Any, options: dict[str, Any], text: str) -> None:
+    model = create_model("Some", __base__=PackageSettings, field=(annotation, Field(..., **options)))
+    assert describe_allowed(model.model_fields["field"]) == text
 
 
 def test_secrets_are_hidden_in_problems_and_descriptions() -> None:
