@@ -1,7 +1,7 @@
-"""Which backends there are: aligned with the settings and the file at start and at each reload, and changed at run time.
+"""Which backends there are: aligned with the configuration at start and reloads, and changed at run time.
 
-A server that stays keeps everything that is known of it. What was changed at run time is lost at a restart unless it
-was asked to persist (see runtime_changes.py).
+A server that stays keeps everything that is known of it. What was changed at run time is lost at a restart
+unless it was asked to persist (see runtime_changes.py).
 """
 
 import asyncio
@@ -128,7 +128,7 @@ class Fleet:
         return differences
 
     def _wanted(self, spec: FleetSpec, environ: Mapping[str, str]) -> dict[str, tuple[BackendSpec, str]]:
-        """Return the servers that there are to be, with their origin: configured, persisted, added at run time."""
+        """Return the servers that there are to be, each with its origin."""
         wanted = {one.name: (one, "configured") for one in spec.backends if one.name not in self._removed}
         for name, value in self._changes.added.items():
             try:

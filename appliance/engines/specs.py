@@ -1,4 +1,4 @@
-"""The backends and pools that the operator wants: from BACKENDS, the configuration file, or added at run time.
+"""The backends and pools that the operator wants: from BACKENDS, from CONFIG_PATH, or added at run time.
 
 Read and checked here; nothing is opened.
 
@@ -123,7 +123,7 @@ class BackendSpec(BaseModel):
 
     @property
     def effective_weight(self) -> float:
-        """Its weight: as given, else computed from its GPU memory and price (see balancing.compute_vram_weight)."""
+        """Its weight: as given, else of its GPU memory and price (see compute_vram_weight)."""
         if self.weight is not None:
             return self.weight
         return compute_vram_weight(self.vram_gib, self.price_per_hour) if self.vram_gib is not None else 1.0

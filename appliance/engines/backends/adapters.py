@@ -1,7 +1,7 @@
 """The declared adapters as one backend has them: which it may be asked for, and which are in use.
 
-A declared name is served only from the moment that the backend was seen to have it, in its present life: an engine
-that was restarted has lost what it was told to load, and some would then let the base model answer.
+A declared name is served only from the moment that the backend was seen to have it, in its present life: an
+engine that was restarted has lost what it was told to load, and some would then let the base model answer.
 """
 
 import asyncio
@@ -53,7 +53,7 @@ class AdapterState:
 
     declared   names that are declared for it, or about to be: served only once it has them
     loaded     the declared adapters that it has
-    version    rises with each change of ours: a list of models that was queried before a change is out of date
+    version    rises with each change of ours: a list of models from before a change is out of date
     """
 
     def __init__(self, backend: str) -> None:
@@ -65,7 +65,7 @@ class AdapterState:
         self._released = asyncio.Event()
 
     def apply_to(self, models: dict[str, ServedModel]) -> dict[str, ServedModel]:
-        """Return what may be served: the models without declared adapters that it lacks, and those that it has."""
+        """Return what may be served: without declared adapters that it lacks, with those that it has."""
         if not self.declared and not self.loaded:
             return models
         allowed = {name: served for name, served in models.items() if name not in self.declared}
@@ -162,7 +162,7 @@ def is_adapter_missing(status: int, text: str) -> bool:
 def adapter_missing(
     name: str, backend_label: str, *, note: str = "", status: int | None = None
 ) -> AttemptFailed:
-    """Return what a missing adapter means for a request: another backend may have it, and this one soon again.
+    """Return what a missing adapter means for a request: another backend may have it.
 
     Args:
         name: The adapter.

@@ -40,14 +40,7 @@ NO_CALLBACKS = BackendCallbacks()
 
 
 class Backend(Protocol):
-    """One reachable server (or a set of equal endpoints) of some engine.
-
-    is_remote    a request leaves the operator's own machines (a hosted API)
-    is_direct    it has an address of its own that passthrough can send to
-    is_managed   its llama-servers are started and stopped by the model manager
-    is_demo      it is the built-in demo engine
-    is_unknown   what it serves is not known, because it was not reached yet
-    """
+    """One reachable server, or a set of equal endpoints, of some engine."""
 
     @property
     def name(self) -> str:
@@ -70,19 +63,29 @@ class Backend(Protocol):
         ...
 
     @property
-    def is_remote(self) -> bool: ...
+    def is_remote(self) -> bool:
+        """Whether a request leaves the operator's own machines here."""
+        ...
 
     @property
-    def is_direct(self) -> bool: ...
+    def is_direct(self) -> bool:
+        """Whether passthrough can send to it."""
+        ...
 
     @property
-    def is_managed(self) -> bool: ...
+    def is_managed(self) -> bool:
+        """Whether the model manager starts and stops its llama-servers."""
+        ...
 
     @property
-    def is_demo(self) -> bool: ...
+    def is_demo(self) -> bool:
+        """Whether it is the built-in demo engine."""
+        ...
 
     @property
-    def is_unknown(self) -> bool: ...
+    def is_unknown(self) -> bool:
+        """Whether what it serves is not known yet."""
+        ...
 
     @property
     def in_flight(self) -> int:

@@ -1,7 +1,7 @@
-"""The demo engine: answers every model with a deterministic echo, and says in each reply that it is the demo engine.
+"""The demo engine: answers every model with a deterministic echo, and says so in each reply.
 
-No model stands behind it. It is there so that the appliance can be tried, and clients tested, without a key and
-without a GPU; which prompts provoke which behaviour: docs/demo-engine.md.
+No model stands behind it. It is there so that the appliance can be tried, and clients tested, without a key
+and without a GPU; which prompts provoke which behaviour: docs/demo-engine.md.
 """
 
 import asyncio
@@ -207,7 +207,7 @@ class DemoBackend:
 async def _events(
     body: dict[str, Any], reply: dict[str, Any], part: ScriptedReply
 ) -> AsyncGenerator[bytes, None]:
-    """Cut a whole reply into events; in the middle the stream may stall or break off, as the prompt wants it."""
+    """Cut a whole reply into events; in the middle the stream may stall or break off."""
     options = body.get("stream_options")
     include_usage = isinstance(options, dict) and bool(options.get("include_usage"))
     gathered: list[bytes] = []

@@ -20,7 +20,7 @@ MESSAGE_TOKENS = 3  # that a chat message costs beside its content
 
 @dataclass(frozen=True, slots=True)
 class ReplyHead:
-    """What every reply begins with: the request's id, the time in seconds since 1970, the model's public name."""
+    """What every reply has: the request's id, the time in seconds since 1970, the model's public name."""
 
     request_id: str
     created_s: int

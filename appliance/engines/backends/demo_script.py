@@ -166,7 +166,7 @@ def _call(function: dict[str, Any]) -> tuple[str, str]:
 
 
 def example_of(schema: Any, depth: int = 0) -> Any:
-    """Return a small value that fits a JSON schema: the first allowed value, the smallest number, every property.
+    """Return a small value that fits a JSON schema.
 
     1. not a schema, or too deep      → {}
     2. `const`, `enum`, alternatives  → the value, or the first one

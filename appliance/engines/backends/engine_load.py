@@ -44,7 +44,7 @@ class EngineLoad:
 
         Args:
             running: Requests that it works on; None = unknown.
-            waiting: Requests that wait inside it; None = unknown. With both unknown only our own counts decide.
+            waiting: Requests that wait inside it; None = unknown. With both unknown only our counts decide.
             note: See the class.
             own: Our own requests in flight.
             now_s: Monotonic seconds.
@@ -58,7 +58,7 @@ class EngineLoad:
         self.external_read = max(0.0, (running or 0.0) + (waiting or 0.0) - own)
 
     def external(self, now_s: float, interval_s: float) -> float:
-        """Estimate the requests at the server that are not ours: as its page had them, fading once it is stale.
+        """Estimate the requests at the server that are not ours; they fade once its page is stale.
 
         Args:
             now_s: Monotonic seconds.
@@ -70,7 +70,7 @@ class EngineLoad:
         return max(0.0, self.external_read * (1 - intervals / STALE_INTERVALS))
 
     def is_queueing(self, now_s: float, interval_s: float, most_waiting: int) -> bool:
-        """Whether a page that is not stale shows `most_waiting` requests or more waiting inside the server."""
+        """Whether a page that is not stale shows `most_waiting` requests or more in its own queue."""
         return (
             self.waiting is not None
             and self.waiting - self.ended_since >= most_waiting

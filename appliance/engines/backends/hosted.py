@@ -1,7 +1,7 @@
 """The hosted backend: a paid OpenAI-compatible API, several endpoints tried in order until one answers.
 
-Fail-over among endpoints happens here, before the first byte has gone to the client, and nowhere after it. The
-operator's key goes to the API; the client's own key never does.
+Fail-over among endpoints happens here, before the first byte has gone to the client, and nowhere after it.
+The operator's key goes to the API; the client's own key never does.
 
 Source: Novita's API pages (errors, streaming); docs/compatibility.md (endpoints, aliases).
 """
@@ -273,8 +273,8 @@ class HostedBackend:
 
     def _out_of_time(self, request: EngineRequest) -> TimedOut:
         return TimedOut(
-            f"No endpoint of the hosted API answered within {self._settings.upstream_total_timeout_s:g} seconds "
-            "(UPSTREAM_TOTAL_TIMEOUT_S).",
+            "No endpoint of the hosted API answered within "
+            f"{self._settings.upstream_total_timeout_s:g} seconds (UPSTREAM_TOTAL_TIMEOUT_S).",
             details={"attempts": attempt_rows(request.receipt.attempts)},
         )
 

@@ -1,8 +1,8 @@
 """The backend whose llama-servers the model manager starts and stops.
 
-A request leases a llama-server, is sent to it, and gives it back. To the dispatcher this backend always has capacity:
-requests wait in the manager's queue, where loading and swapping are decided. A llama-server that dies before its
-first byte costs the request nothing but time: it is given another, or the same one started again.
+A request leases a llama-server, is sent to it, and gives it back. To the dispatcher this backend always has
+capacity: requests wait in the manager's queue, where loading and swapping are decided. A request whose
+llama-server dies before the first byte gets another one, or the same one started again.
 """
 
 import asyncio
@@ -51,7 +51,7 @@ LISTED_ALIASES = 20
 
 @dataclass(slots=True)
 class _Sent:
-    """A request that a llama-server works on. `outer` is the dispatcher's slot of a stream, released at its end."""
+    """A request at a llama-server. `outer` is the dispatcher's slot of a stream, released at its end."""
 
     lease: Lease
     request: EngineRequest
@@ -193,8 +193,8 @@ class ManagedBackend:
         served = self.find_model(name)
         if served is not None and served.card.parent:
             raise Invalid(
-                f"{name!r} is an adapter: it answers chats and completions of the OpenAI, Ollama and Responses "
-                f"addresses only. Here, name its model {served.card.parent!r}.",
+                f"{name!r} is an adapter: it answers only chats and completions of the OpenAI, Ollama and "
+                f"Responses addresses. Here, name its model {served.card.parent!r}.",
                 param="model",
                 code="not_supported",
             )
@@ -381,8 +381,8 @@ class ManagedBackend:
 def served_adapters(model: Model, base: ModelCard) -> dict[str, ServedModel]:
     """Return the adapters that a model was started with and that clients can name.
 
-    Each is requested with `lora` in the body. What such a list leaves out is off for the request: those of the
-    table are named with the strength that they have there.
+    Each is requested with `lora` in the body. What such a list leaves out is off for the request: those of
+    the table are named with the strength that they have there.
     """
     of_table = [
         {"id": number, "scale": adapter.scale}

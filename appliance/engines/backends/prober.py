@@ -1,8 +1,8 @@
 """Probing servers: one loop per server, beside the requests and never on their path.
 
-A probe queries health and load at the same time. Its interval is jittered, so that many appliances do not probe in
-step; a failure that a request met brings the next probe forward. What a server serves is queried when it becomes
-ready, and now and then after.
+A probe queries health and load at the same time. Its interval is jittered, so that many appliances do not
+probe in step; a failure that a request met brings the next probe forward. What a server serves is queried
+when it becomes ready, and now and then after.
 """
 
 import asyncio
@@ -52,7 +52,7 @@ class HealthProber:
             await self._pause()
 
     async def _pause(self) -> None:
-        """Wait for the next probe: the usual interval, or less after a failure and while the server starts."""
+        """Wait for the next probe: the usual interval, or less after a failure or at the start."""
         pause_s = self._interval_s() * random.uniform(1 - JITTER, 1 + JITTER)
         due = self._server.state.probe_due
         try:
@@ -81,7 +81,7 @@ class HealthProber:
         return min(usual_s, STARTING_S)  # 3
 
     async def probe(self) -> None:
-        """Probe once: its kind where that is unknown, health and load together, its facts when they are due."""
+        """Probe once: its kind if that is unknown, health and load together, facts when they are due."""
         server, state = self._server, self._server.state
         if state.dialect is None:
             await self._detect()

@@ -1,4 +1,4 @@
-"""The models that one server serves: what is configured, what the engine lists, and the adapters declared for it."""
+"""The models that one server serves: configured ones, those that the engine lists, and declared adapters."""
 
 from appliance.engines.backends.adapters import AdapterState
 from appliance.engines.dialects.contract import EngineFacts
@@ -12,7 +12,7 @@ class ServedModels:
 
     facts         what the engine says of itself
     has_facts     whether it has ever said it
-    is_current    whether it said it in its present life: since it came up, and since the latest change of ours
+    is_current    whether it said it since it came up, and since the latest change of ours
     """
 
     def __init__(self, spec: BackendSpec, *, created_s: int) -> None:

@@ -1,4 +1,4 @@
-"""One server of an engine: what is known of it, how it is queried, and how a request is sent to it, in one attempt."""
+"""One server of an engine: what is known of it, how it is queried, and one attempt to send it a request."""
 
 import math
 import ssl
@@ -146,7 +146,7 @@ class EngineServer:
 
     @property
     def is_unknown(self) -> bool:
-        """Whether what it serves is not known, because it was not reached yet and no models are configured."""
+        """Whether what it serves is unknown: it was not reached yet, and no models are configured."""
         return self.models.is_unknown
 
     @property
@@ -161,7 +161,7 @@ class EngineServer:
 
     @property
     def measures_latencies(self) -> bool:
-        """Whether response times are taken here: its kind has no histograms, or its metrics are switched off."""
+        """Whether response times are taken here: the engine has no histograms, or no metrics."""
         return self.kind not in MEASURING or self.state.load.note == "off"
 
     def cards(self) -> list[ModelCard]:
@@ -276,7 +276,7 @@ class EngineServer:
     def _call(
         self, request: EngineRequest, served: ServedModel | None, upstream: str, budget_s: float
     ) -> UpstreamCall:
-        """Return what is sent for `request`, in `budget_s` at most; what is wanted whole may be read from a stream."""
+        """Return what is sent for `request`; a response that is wanted whole may be read from a stream."""
         settings = self.state.settings
         wants_events = request.stream and settings.upstream_streaming != "simulate"
         is_gathered = not wants_events and self._must_stream(request)
@@ -299,7 +299,7 @@ class EngineServer:
         )
 
     def _must_stream(self, request: EngineRequest) -> bool:
-        """Whether to ask for a stream although a whole response is wanted (see Dialect.stops_on_disconnect)."""
+        """Whether to ask for a stream though a whole response is wanted (Dialect.stops_on_disconnect)."""
         dialect = self.state.dialect
         return (
             dialect is not None

@@ -1,7 +1,8 @@
 """What is known of one server of an engine, and so whether it can take a request.
 
-It comes from three sides: probes of its health and metrics (prober.py, in the background), the requests that are
-sent (counted at once, and their failures noted), and the operator (drain, limits). A request never waits for a probe.
+It comes from three sides: probes of its health and metrics (prober.py, in the background), the requests that
+are sent (counted at once, and their failures noted), and the operator (drain, limits). A request never waits
+for a probe.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""How each kind of engine is asked about itself and commanded; requests themselves are OpenAI's with all of them.
+"""How each kind of engine is queried and commanded; requests themselves are OpenAI's with all of them.
 
 Modules:
     contract: what a dialect is: health, facts, recognition, LoRA commands; the client that it is given.

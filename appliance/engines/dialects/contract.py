@@ -53,9 +53,11 @@ class EngineHealth:
 class Dialect(Protocol):
     """How one kind of engine is asked about itself.
 
-    running_metrics, waiting_metrics   names on its metrics page, prefix separator as in normalise.py; () = it has no page
-    stops_on_disconnect                whether it stops generating when a client disconnects that wanted the response whole
-    has_slots                          whether it works on a fixed number of requests at a time, and shows them on /slots
+    running_metrics, waiting_metrics   names on its metrics page (see metrics/normalise.py); () = it has none
+    stops_on_disconnect                whether it stops generating when a client disconnects that wanted the
+                                       response whole
+    has_slots                          whether it works on a fixed number of requests at a time, and shows
+                                       them on /slots
     """
 
     kind: ClassVar[str]
@@ -87,7 +89,8 @@ class LoraReply:
     """What came of commanding one engine to load or unload an adapter.
 
     outcome       done · already: it has one of that name · unknown: it has none of that name ·
-                  off: it was started without loading adapters at run time · refused: anything else that it did not do
+                  off: it was started without loading adapters at run time · refused: anything else that it
+                  did not do
     status, text  the engine's own reply
     engine_name   the name under which it lists the adapter ("" = its own)
     remedy        what the operator can do about it
@@ -140,6 +143,6 @@ class LoraDialect(Protocol):
     async def has_adapter(self, client: EngineClient, served: ServedModel) -> bool:
         """Say whether the adapter itself would answer a request for it.
 
-        Only engines whose base model would answer in its place are queried; the others refuse. Raises WireError.
+        Only engines whose base model would answer in its place are queried. Raises WireError.
         """
         ...

@@ -1,4 +1,7 @@
-"""llama.cpp's llama-server: health in words, slots and context in /props, adapters in /lora-adapters. Source: its README."""
+"""llama.cpp's llama-server: health in words, slots and context in /props, adapters in /lora-adapters.
+
+Source: its README.
+"""
 
 from pathlib import PurePosixPath
 from typing import Any, ClassVar
@@ -122,7 +125,7 @@ async def _read_limits(client: EngineClient) -> tuple[int, int]:
 
 
 async def _read_adapters(client: EngineClient, base: ServedModel) -> dict[str, ServedModel]:
-    """Return the adapters of its start: each a model by its file's name, requested with `lora` in the body."""
+    """Return the adapters of its start, named by their files and requested with `lora` in the body."""
     served = {}
     for number, path in await _adapter_rows(client):
         name = PurePosixPath(path).stem
@@ -140,7 +143,7 @@ async def _read_adapters(client: EngineClient, base: ServedModel) -> dict[str, S
 
 
 def _is_same_file(own: str, path: str) -> bool:
-    """Whether `path` may mean that file: in a container its folder may differ, and `path` may be the folder."""
+    """Whether `path` may mean that file: its folder may differ in a container, or be what `path` is."""
     return own.startswith(path + "/") or PurePosixPath(own).name == PurePosixPath(path).name
 
 

@@ -1,4 +1,7 @@
-"""vLLM: health by status alone, models with their context and adapters in /v1/models. Source: its API server."""
+"""vLLM: health by status alone, models with their context and adapters in /v1/models.
+
+Source: its API server.
+"""
 
 from typing import Any, ClassVar
 
@@ -57,7 +60,7 @@ class Vllm:
     async def load_adapter(
         self, client: EngineClient, name: str, path: str, *, is_pinned: bool = False
     ) -> LoraReply:
-        """Load an adapter: success is a sentence in plain text; 400 also means that it has one of that name."""
+        """Load an adapter: success is plain text; 400 also means that it has one of that name."""
         reply = await client.post("/v1/load_lora_adapter", {"lora_name": name, "lora_path": path})
         text = _text(reply)
         if reply.status == 200:
