@@ -1,4 +1,4 @@
-"""Slots for those who speak to a server themselves (passthrough, tunnels): the dispatcher chooses, they send."""
+"""Slots for passthrough and tunnels: the dispatcher chooses a server, they speak to it themselves."""
 
 from collections.abc import Collection
 
@@ -19,7 +19,7 @@ UP = {BackendStatus.READY, BackendStatus.FULL}
 
 
 class DirectAccess:
-    """Gives out slots on the servers that can be reached directly: all but hosted APIs and the demo engine."""
+    """Lease slots on the servers that can be reached directly: all but hosted APIs and the demo engine."""
 
     def __init__(
         self, pools: Pools, routes: Routes, dispatcher: Dispatcher, *, clock: Clock, metrics: Metrics
@@ -67,8 +67,8 @@ class DirectAccess:
             model: Only servers of it; "" = any server.
             exclude: Names of servers not to use: they had the request already.
             options: `pin` is the name of the one server that is meant.
-            is_uncounted: A question about the server that needs no capacity: asked also while it is full, and, if pinned,
-                whatever its state.
+            is_uncounted: A question about the server that needs no capacity: asked also while it is full,
+                and, if pinned, whatever its state.
 
         Returns:
             A slot with url, headers and ssl; `release` must be called in any case.
@@ -148,7 +148,7 @@ class DirectAccess:
 
         1. those that cannot be reached directly
         2. those that cannot be asked for the adapter by its name alone
-        3. the managed models, for a request that names no model: none is loaded for it while a server can answer
+        3. the managed models, if it names none: nothing is loaded for it while a server can answer
         """
         backends = self._pools.backends()
         closed = {backend.name for backend in backends if not backend.is_direct}  # 1
@@ -178,8 +178,8 @@ class DirectAccess:
         }
         if deaf and len(deaf) == len(serving):
             raise Invalid(
-                f"{wanted!r} is an adapter, and this address cannot select it. Use the chat, completion or Responses addresses, "
-                "or name its base model here and select the adapter as the engine wants it.",
+                f"{wanted!r} is an adapter, and this address cannot select it. Use the chat, completion "
+                "or Responses addresses, or name its base model here and select the adapter as the engine wants it.",
                 param="model",
                 code="not_supported",
             )
@@ -188,7 +188,11 @@ class DirectAccess:
     def _uncounted_slot(
         self, stages: list[Pool], model: str | None, options: RequestOptions, exclude: Collection[str]
     ) -> Slot[Backend] | None:
-        """Return a slot that takes no capacity, on the pinned server, else on the least busy one that is up; None = none is."""
+        """Return a slot that takes no capacity; None = no server is up.
+
+        1. a server is pinned → that one, whatever its state
+        2. otherwise          → the least busy one that is up
+        """
         now_s = self._clock.monotonic_s()
         servers = [
             backend

@@ -1,7 +1,8 @@
-"""Who answers a request: choose a backend that has capacity, wait in a queue when none has, try another when it fails.
+"""Who answers a request: a backend with capacity, after a wait if none has any; another one if it fails.
 
-A route is a list of stages, tried in order: a pool, then the pool that it overflows into, and so on. The cases of a choice are numbered
-in `_choose` and `_pick`, those of a failure in `_allow_retry`. Nothing here reads a socket, and no request waits for a health probe.
+A route is a list of stages, tried in order: a pool, then the pool that it overflows into, and so on. The
+cases of a choice are numbered in `_choose` and `_pick`, those of a failure in `_allow_retry`. Nothing here
+reads a socket, and no request waits for a health probe.
 """
 
 import asyncio
@@ -34,7 +35,7 @@ ELSEWHERE = {Kind.UPSTREAM, Kind.UNAVAILABLE, Kind.TIMEOUT, Kind.EXHAUSTED}
 
 
 class Dispatcher:
-    """Places requests. Synchronous where it decides; it awaits only a backend's response, or a turn in the queue."""
+    """Place requests. Decisions never await; only a response and a turn in the queue do."""
 
     def __init__(self, settings: EngineSettings, *, clock: Clock, metrics: Metrics) -> None:
         self.settings = settings
@@ -107,7 +108,7 @@ class Dispatcher:
     # ---- choice
 
     async def take_slot(self, request: DispatchRequest) -> Slot[Backend]:
-        """Return a slot on a backend; wait in the queue while all that could answer are full.
+        """Return a slot on a backend, after a wait in the queue if all that could answer are full.
 
         Raises:
             Unavailable, Exhausted, Invalid: As `answer`.
@@ -119,7 +120,7 @@ class Dispatcher:
 
         1. one is pinned                          → that one, whatever its state
         2. the first stage with one that is ready → by the pool's strategy
-        3. a later stage                          → the same, and the receipt says why the request left its pool
+        3. a later stage                          → the same, and the receipt says why it left its pool
         4. none                                   → None
         """
         if request.is_pinned:
@@ -242,7 +243,7 @@ class Dispatcher:
             waited.observe(waited_s)
 
     def serve_queues(self) -> None:
-        """Give slots to waiting requests, as far as there is capacity; called when a backend may have some."""
+        """Give slots to waiting requests; called when a backend may have capacity."""
         self._queues.serve(self._choose, self._clock.monotonic_s())
 
     def _retry_after_s(self, request: DispatchRequest) -> float:

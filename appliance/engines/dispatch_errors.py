@@ -73,15 +73,17 @@ def no_backend(request: DispatchRequest, now_s: float) -> ApplianceError:
     largest = max((backend.context_tokens for backend in serving), default=0)
     if 0 < largest < options.context_tokens and not any(request.candidates()):  # 1
         return Invalid(
-            f"The request asks for a context of {options.context_tokens} tokens (num_ctx); the model "
-            f"{request.receipt.public_model!r} has at most {largest} here. Ask for less, or leave num_ctx out.",
+            f"The request asks for a context of {options.context_tokens} tokens (num_ctx); "
+            f"the model {request.receipt.public_model!r} has at most {largest} here. "
+            "Ask for less, or leave num_ctx out.",
             code="context_length_exceeded",
             param="num_ctx",
             details={"prompt_tokens": options.context_tokens, "context_tokens": largest},
         )
     if options.is_local_only and any(backend.is_remote for backend in serving):  # 2
         return Unavailable(
-            "No local backend can answer, and the request may not leave this machine (x-appliance-stay-local).",
+            "No local backend can answer, and the request may not leave this machine "
+            "(x-appliance-stay-local).",
             code="stay_local",
             retry_after_s=5,
         )

@@ -15,14 +15,17 @@ from appliance.engines.types import EngineRequest, RequestOptions
 class DispatchRequest:
     """One request on its way to a backend.
 
-    stages         the pools in order: the first one, then those that it overflows into
-    model          by the name that backends know; None = any backend will do
-    reason         why this route, for the receipt (model, alias, default, pinned …)
-    deadline_s     monotonic; no attempt and no wait goes beyond it
-    hash_prefixes  gives the hashes of the prompt's beginning; called only where a strategy wants them
-    tried          names of the backends that had this request already, or must not have it
-    context_over   only backends with more context tokens than that; 0 = any
-    is_pinned      only the backend that `options` names
+    Attributes:
+        stages: The pools in order: the first one, then those that it overflows into.
+        model: By the name that backends know; None = any backend will do.
+        reason: Why this route, for the receipt: model, alias, default, pinned …
+        options: Where and when it is to be answered.
+        receipt: Is given the choice and its reason.
+        deadline_s: Monotonic; no attempt and no wait goes beyond it.
+        hash_prefixes: Returns the hashes of the prompt's beginnings; called only where a strategy wants them.
+        tried: Names of the backends that had this request already, or must not have it.
+        context_over: Only backends with more context tokens than that; 0 = any.
+        is_pinned: Only the backend that `options` names.
     """
 
     stages: list[Pool]
@@ -66,7 +69,7 @@ class DispatchRequest:
 
 
 def hash_prompt_prefixes(request: EngineRequest) -> list[int]:
-    """Return the hashes of a prompt's beginnings: a server that had the same beginning before has it in its cache.
+    """Return the hashes of a prompt's beginnings: a server that had one of them before has it in its cache.
 
     Returns:
         Hashes, shortest beginning first; the client's own `prompt_cache_key` before all.

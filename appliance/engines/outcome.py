@@ -1,6 +1,7 @@
-"""How an attempt at a server ended, and what that means: for the circuit breaker, a retry, the error counters.
+"""How an attempt at a server ended, and what that means for breaker, retry and error counters.
 
-The values are the words of receipts and metrics. `Finish` is the other half: how a request ended, as its client saw it.
+The values are the words of receipts and metrics. `Finish` is the other half: how a request ended, as its
+client saw it.
 """
 
 from enum import Enum
@@ -29,7 +30,8 @@ class Outcome(Enum):
 
     Attributes:
         breaker: What the circuit breaker learns.
-        retry: When another backend may try. (What was never sent may always be sent elsewhere: AttemptFailed.retry.)
+        retry: When another backend may try. (What was never sent may always be sent elsewhere:
+            AttemptFailed.retry.)
         is_error: Whether it is counted among the backend's errors.
     """
 

@@ -98,8 +98,8 @@ class Receipt:
         """Return the short form for `x-appliance-receipt`: `backend=…; endpoint=…; …`."""
         return (
             f"backend={self.backend}; endpoint={self.endpoint}; model={self.served_model}; "
-            f"attempts={len(self.attempts)}; queue_ms={self.queue_ms:.1f}; upstream_ms={self.upstream_ms:.1f}; "
-            f"reason={self.reason}"
+            f"attempts={len(self.attempts)}; queue_ms={self.queue_ms:.1f}; "
+            f"upstream_ms={self.upstream_ms:.1f}; reason={self.reason}"
         )
 
     def render_server_timing(self) -> str:

@@ -1,7 +1,7 @@
 """The entrance to the engines: a request for a model → a reply, with the story in the receipt.
 
-What a name means is decided in routes.py, who answers in dispatch.py, which backends there are in fleet.py. Those who speak to a server
-themselves go by direct.py.
+What a name means is decided in routes.py, who answers in dispatch.py, which backends there are in fleet.py.
+Those who speak to a server themselves go by direct.py.
 """
 
 import asyncio
@@ -31,11 +31,12 @@ MAX_RETURNS = 5  # of a request to its routing, because the adapter that it is f
 
 
 class Router:
-    """Chooses who answers. The fleet puts pools into it (`set_pools`), also while requests run.
+    """Choose who answers. The fleet puts pools into it (`set_pools`), also while requests run.
 
-    changed     rises when backends appear, disappear or change their status
-    dispatcher  places requests on backends
-    direct      for those who speak to a server themselves
+    Attributes:
+        changed: Rises when backends appear, disappear or change their status.
+        dispatcher: Places requests on backends.
+        direct: For those who speak to a server themselves.
     """
 
     def __init__(self, settings: EngineSettings, *, clock: Clock, metrics: Metrics) -> None:
@@ -160,7 +161,7 @@ class Router:
     # ---- requests
 
     async def answer(self, request: EngineRequest) -> EngineReply:
-        """Answer a request; if a stream was asked for and the response came in one piece, it is cut into one.
+        """Answer a request; a response in one piece is cut into a stream if one was asked for.
 
         Returns:
             `body`, or `events` when `request.stream` (unless the reply is an error status).
@@ -188,7 +189,7 @@ class Router:
         return reply
 
     def _as_stream(self, body: bytes, request: EngineRequest) -> EngineReply:
-        """Cut a response in one piece into a stream; with UPSTREAM_STREAMING=relay without artificial pauses."""
+        """Cut a response in one piece into a stream; UPSTREAM_STREAMING=relay: without pauses."""
         settings = self.settings
         is_paced = settings.upstream_streaming != "relay"
         stream_options = request.body.get("stream_options")
@@ -254,7 +255,7 @@ class Router:
             request.receipt.queue_ms += (self._clock.monotonic_s() - started_s) * 1000
 
     def _has_lost_adapter(self, model: str, error: ApplianceError) -> bool:
-        """Whether a request failed because its adapter is not where it was: then it may wait for it, or go where it is now."""
+        """Whether a request failed because its adapter was lost: then it is routed again."""
         return error.code == ADAPTER_NOT_LOADED or (
             error.code == "no_backend"
             and self._routes.find_exact(model) is None

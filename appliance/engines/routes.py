@@ -19,10 +19,11 @@ NAMED_MODELS, NAMED_BACKENDS = 20, 8  # in a sentence
 class Route:
     """Where requests for a model go.
 
-    stages   the pool that serves it, then those that it overflows into
-    model    the name by which backends know it
-    card     how it is shown to clients
-    reason   what the name was: model, alias, default, pinned …
+    Attributes:
+        stages: The pool that serves it, then those that it overflows into.
+        model: The name by which backends know it.
+        card: How it is shown to clients.
+        reason: What the name was: model, alias, default, pinned …
     """
 
     stages: list[Pool]

@@ -1,8 +1,9 @@
 """A response as it comes: pieces of bytes that are pulled one by one, and a way to stop.
 
-Everything that streams, from an engine's events to the lines that a client reads, is a Stream. They all keep one rule:
-closing a stream ends what it is made from, also when not one piece was taken yet. (A plain async generator does not: one
-that was never begun runs no `finally`, so the upstream exchange below it would go on for a client that has left.)
+Everything that streams, from an engine's events to the lines that a client reads, is a Stream. They all keep
+one rule: closing a stream ends what it is made from, also when not one piece was taken yet. (A plain async
+generator does not: one that was never begun runs no `finally`, so the upstream exchange below it would go on
+for a client that has left.)
 """
 
 from collections.abc import AsyncGenerator, Awaitable
@@ -118,7 +119,8 @@ async def start_stream(stream: Stream) -> StartedStream:
         The whole stream, the first piece included.
 
     Raises:
-        Exception: What making the first piece raises; then, and when the wait is cancelled, `stream` is closed.
+        Exception: What making the first piece raises; then, and when the wait is cancelled, `stream` is
+        closed.
     """
     try:
         return StartedStream(await anext(stream), stream)

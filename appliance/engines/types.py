@@ -1,6 +1,7 @@
-"""What the interfaces ask of the engines and what they are given: requests and replies in OpenAI's shapes, models, states.
+"""What the interfaces ask of the engines, and what they get: requests, replies, models, states.
 
-Nothing below the interfaces knows another dialect; an interface that speaks one translates to and from these.
+Requests and replies have OpenAI's shapes. Nothing below the interfaces knows another dialect; an interface
+that speaks one translates to and from these.
 """
 
 from collections.abc import Callable
@@ -25,7 +26,8 @@ class RequestOptions:
     """What a request says about where and when it is answered.
 
     Attributes:
-        flow: Whose request it is, for fair turns in the queue: a digest of the key, or the address; "" = unknown.
+        flow: Whose request it is, for fair turns in the queue: a digest of the key, or the address; "" =
+            unknown.
         priority: 0 high, 1 normal, 2 low.
         is_local_only: Only servers of the first pool may answer: no overflow, no hosted API.
         pin: Name of the one backend that is to answer; "" = any.
@@ -52,7 +54,8 @@ class EngineRequest:
     Attributes:
         operation: What is asked for.
         body: Every field that the client sent, parsed; unknown fields stay in.
-        raw: The client's own bytes where its dialect is OpenAI's: they travel on, with `model` replaced; else None.
+        raw: The client's own bytes where its dialect is OpenAI's: they travel on, with `model` replaced; else
+            None.
         model: The name that the client asked for; "" = the default.
         stream: The client wants a stream.
         receipt: Filled in on the way; the interface shows it.
@@ -83,11 +86,12 @@ class EngineReply:
     r"""The reply to an EngineRequest: either `body` or `events` is there, never both.
 
     Attributes:
-        status: 200, or an error status of the upstream that is the client's to see (400, 403, 422 …), with `body`.
+        status: 200, or an error status of the upstream that is the client's to see (400, 403, 422 …), with
+            `body`.
         body: The whole response: one JSON object as bytes, `model` already the public name.
-        events: The stream. Each piece is one or more whole events, `data: {json}\n\n`, the last `data: [DONE]\n\n`;
-            `: comment\n\n` pieces are heartbeats; `model` is already the public name. Closing it cancels the upstream
-            request. A failure after the first piece raises ApplianceError from it.
+        events: The stream. Each piece is one or more whole events, `data: {json}\n\n`, the last `data:
+            [DONE]\n\n`; `: comment\n\n` pieces are heartbeats; `model` is already the public name. Closing it
+            cancels the upstream request. A failure after the first piece raises ApplianceError from it.
         content_type: Of the response.
     """
 
@@ -150,7 +154,7 @@ class BackendStatus(Enum):
 
 @dataclass(frozen=True, slots=True)
 class BackendState:
-    """A backend as ListBackends, /healthz and /health show it. What a kind does not know stays at its default.
+    """A backend as ListBackends, /healthz and /health show it; unknown values stay at their defaults.
 
     Attributes:
         name: Unique.

@@ -1,6 +1,7 @@
-"""Requests that wait for a backend with capacity. Requests that the same backends can answer share one queue.
+"""Requests that wait for a backend with capacity; those that the same backends can answer share one queue.
 
-Nobody starves within a queue (base/fair_queue.py); among queues, the one whose head has waited longest is served first.
+Nobody starves within a queue (base/fair_queue.py); among queues, the one whose head has waited longest is
+served first.
 """
 
 import asyncio
@@ -24,7 +25,7 @@ class _Queue:
 
 @dataclass(slots=True, eq=False)
 class Waiter:
-    """One request that waits. `slot` is set when it is served."""
+    """One request that waits; `slot` is set when it is served."""
 
     request: DispatchRequest
     since_s: float  # monotonic
@@ -90,7 +91,7 @@ class WaitQueues:
 
 
 def _key(request: DispatchRequest) -> tuple[object, ...]:
-    """Return what two requests must share to be helped by the same backends: pools, model, limits and history."""
+    """Return what two requests of one queue share: pools, model, limits and history."""
     options = request.options
     return (
         tuple(id(pool) for pool in request.stages),

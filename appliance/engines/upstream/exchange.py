@@ -1,7 +1,7 @@
-"""One attempt at one server that speaks OpenAI's dialect: send the body, judge the response, return it whole or as a stream.
+"""One attempt at one server that speaks OpenAI's dialect.
 
-Shared by every backend that talks over the wire. Until the first whole event of a stream has come, a failure is an
-AttemptFailed, so that another server may still answer; after it, the stream raises.
+Shared by every backend that talks over the wire. Until the first whole event of a stream has come, a failure
+is an AttemptFailed, so that another server may still answer; after it, the stream raises.
 """
 
 import asyncio
@@ -40,7 +40,8 @@ class Peer:
         wire: The pool of its connections.
         target: Its base address.
         label: Begins sentences: "The hosted API", "The backend llm-1:8080".
-        refuse: (status, headers, text) → the exception that an error status means: AttemptFailed, or an ApplianceError.
+        refuse: (status, headers, text) → the exception that an error status means: AttemptFailed, or an
+            ApplianceError.
     """
 
     wire: ConnectionPool
@@ -81,7 +82,7 @@ class AttemptObserver:
         """The first event of a stream has arrived."""
 
     def on_stream_end(self, outcome: Outcome) -> None:
-        """A stream ended: ok, cut_off, error_event or client_left. Called once, and not for whole responses."""
+        """A stream ended: ok, cut_off, error_event or client_left. Not called for whole responses."""
 
 
 async def exchange(
@@ -225,7 +226,7 @@ async def _await_last_chunk(response: UpstreamResponse) -> None:
 
 
 class UpstreamStream(Stream):
-    """The events of one attempt. Closing it, at any time, ends the exchange and tells the observer what it came to."""
+    """The events of one attempt. Closing it ends the exchange, and tells the observer what it came to."""
 
     __slots__ = (
         "_first",
@@ -291,7 +292,7 @@ class UpstreamStream(Stream):
         raise StopAsyncIteration
 
     def _end_without_done(self) -> bytes:
-        """The connection ended without `[DONE]`: fine after a finish_reason, else the response was cut off."""
+        """End a stream without `[DONE]`: fine after a finish_reason, else the response was cut off."""
         if not self._relay.has_finished:
             raise self._cut_off(f"{self._label} broke off its response before it was complete.")
         self._relay.is_done = True

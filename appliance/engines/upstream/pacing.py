@@ -1,7 +1,8 @@
 """One whole response turned into a stream: OpenAI's chunks, the text cut at user-perceived characters.
 
-Pure but for `pace_response`. Source: docs/compatibility.md, simulated streams (pieces of STREAM_CHUNK_SIZE, a pause of
-STREAM_DELAY_MS), made complete: line breaks, emoji, several choices, tool calls, reasoning, log-probabilities, usage.
+Pure but for `pace_response`. Source: docs/compatibility.md, simulated streams (pieces of STREAM_CHUNK_SIZE, a
+pause of STREAM_DELAY_MS), made complete: line breaks, emoji, several choices, tool calls, reasoning,
+log-probabilities, usage.
 """
 
 import asyncio
@@ -16,7 +17,7 @@ _CHARACTER = regex.compile(r"\X")
 
 
 def cut_text(text: str, size: int) -> list[str]:
-    """Cut a text into pieces of `size` user-perceived characters (extended grapheme clusters); nothing is lost."""
+    """Cut a text into pieces of `size` user-perceived characters (extended grapheme clusters)."""
     if text.isascii() and "\r" not in text:
         return [text[i : i + size] for i in range(0, len(text), size)]
     characters = _CHARACTER.findall(text)
@@ -90,7 +91,7 @@ def _text_parts(choice: dict[str, Any], size: int) -> Iterator[dict[str, Any]]:
 
 
 def _shares(logprobs: Any, texts: list[str]) -> list[Any]:
-    """Return for each piece the log-probabilities of the tokens that begin in it; the last one takes the rest."""
+    """Return each piece's log-probabilities: of the tokens that begin in it; the last one takes the rest."""
     shares: list[Any] = [None] * len(texts)
     tokens = logprobs.get("content") if isinstance(logprobs, dict) else None
     if not tokens or not texts:

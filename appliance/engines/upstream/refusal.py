@@ -1,4 +1,4 @@
-"""What an engine's error response means: the caller's fault, no capacity, too long a prompt, a failed server. Pure."""
+"""What an engine's error response means: the caller's fault, no capacity, a failed server … Pure."""
 
 import re
 
@@ -7,25 +7,35 @@ from appliance.base.errors import ApplianceError, Forbidden, Invalid, NoSuchMode
 from appliance.engines.outcome import Outcome
 from appliance.engines.upstream.attempt import NOTE_CHARACTERS, AttemptFailed
 
-# Sentences of several generations: vLLM's front, renderer and engine; SGLang's front and scheduler; llama.cpp.
+# Sentences of several generations of vLLM (front, renderer, engine), SGLang (front, scheduler) and llama.cpp.
 _TOO_LONG = re.compile(
-    r"""exceed_context_size | maximum\ context\ length | longer\ than\ the\ model's\ context
-                           | exceeds?\ the\ (?:available\ |model's\ )?(?:maximum\ )?context | larger\ than\ the\ max\ context\ size
-                           | longer\ than\ the\ maximum\ model\ length | too\ long\ to\ fit\ into\ the\ model
-                           | exceeds\ the\ maximum\ allowed\ length\ \(\d+\ tokens""",
+    r"""exceed_context_size
+    | maximum\ context\ length
+    | longer\ than\ the\ model's\ context
+    | exceeds?\ the\ (?:available\ |model's\ )?(?:maximum\ )?context
+    | larger\ than\ the\ max\ context\ size
+    | longer\ than\ the\ maximum\ model\ length
+    | too\ long\ to\ fit\ into\ the\ model
+    | exceeds\ the\ maximum\ allowed\ length\ \(\d+\ tokens""",
     re.IGNORECASE | re.VERBOSE,
 )
 _CONTEXT = re.compile(
-    r"""maximum\ context\ length\D{1,40}?(\d+) | context\ length\ \(?(\d+) | context\ length\ of\D{1,20}?(\d+)
-                          | "n_ctx"\s*:\s*(\d+) | context\ size\ \((\d+) | maximum\ model\ length\ of\ (\d+)
-                          | maximum\ allowed\ length\ \((\d+)""",
+    r"""maximum\ context\ length\D{1,40}?(\d+)
+    | context\ length\ \(?(\d+)
+    | context\ length\ of\D{1,20}?(\d+)
+    | "n_ctx"\s*:\s*(\d+)
+    | context\ size\ \((\d+)
+    | maximum\ model\ length\ of\ (\d+)
+    | maximum\ allowed\ length\ \((\d+)""",
     re.IGNORECASE | re.VERBOSE,
 )
-# vLLM counts a long prompt no further than it must ("at least 1025", or by its characters): no number of tokens.
+# vLLM counts a long prompt no further than it must: "at least 1025" is no number, nor are characters.
 _PROMPT = re.compile(
     r"""(?<!at\ least\ )(?<!bound\ for\ )\b(\d+)\ (?:input\ tokens|in\ the\ messages|in\ the\ prompt)
-                         | (?:requested|input|has)\D{1,24}?(\d+)\ tokens | "n_prompt_tokens"\s*:\s*(\d+) | request\ \((\d+)\ tokens\)
-                         | prompt\ \((?:total\ )?length\ (\d+)\)""",
+    | (?:requested|input|has)\D{1,24}?(\d+)\ tokens
+    | "n_prompt_tokens"\s*:\s*(\d+)
+    | request\ \((\d+)\ tokens\)
+    | prompt\ \((?:total\ )?length\ (\d+)\)""",
     re.IGNORECASE | re.VERBOSE,
 )
 # With the tokens asked for: the sum in words, or vLLM's sum as "(asked > context - prompt)".
@@ -40,8 +50,8 @@ def parse_context_error(text: str) -> tuple[int, int] | None:
     """Read an error text about the length of a prompt, as llama.cpp, vLLM and SGLang write it.
 
     Returns:
-        (tokens that the request needs, context tokens), 0 for a number that is not in it; None = the text is about
-        something else.
+        (tokens that the request needs, context tokens), 0 for a number that is not in it; None = the text is
+        about something else.
     """
     if not _TOO_LONG.search(text):
         return None
@@ -58,7 +68,7 @@ def _first(pattern: re.Pattern[str], text: str) -> int:
 
 
 def context_error(prompt: int, context: int, *, model: str = "") -> Invalid:
-    """Say that a prompt does not fit. (It is never cut silently.)
+    """Say that a prompt does not fit; it is never cut silently.
 
     Args:
         prompt: Tokens that the request needs; 0 = unknown.
@@ -85,7 +95,7 @@ def context_error(prompt: int, context: int, *, model: str = "") -> Invalid:
 def interpret_error(status: int, headers: dict[str, str], text: str, label: str) -> Exception:
     """Return the exception that a server's error response means.
 
-    1. 401, 403           it refuses the operator's key: another server may answer; only the operator can mend it
+    1. 401, 403           it refuses the appliance's key, which the operator must mend: another may answer
     2. prompt too long    another one with more context may answer
     3. 404                it does not have the model, or the address: another one may
     4. 429                no capacity

@@ -1,7 +1,7 @@
-"""A stream of OpenAI's events on its way through: whole events, `model` made public, the end recognised. Pure.
+"""A stream of OpenAI's events on its way through: whole events, the public `model`, the end. Pure.
 
-The work per piece is a few searches in C over its bytes; an event is parsed only where something says that it matters
-(the first one, usage, errors, a spelling that differs).
+The work per piece is a few searches in C over its bytes; an event is parsed only where something says that it
+matters (the first one, usage, errors, a spelling that differs).
 """
 
 import re
@@ -65,8 +65,8 @@ class StreamRelay:
     def _rewrite(self, whole: bytes) -> bytes:
         """Make the model public.
 
-        A piece is plain when each event is one line with one model field, but for [DONE]; only the others are looked at
-        event by event.
+        A piece is plain when each event is one line with one model field, but for [DONE]; only the others are
+        looked at event by event.
         """
         if self._old is None:
             self._learn(whole)
@@ -105,7 +105,7 @@ class StreamRelay:
         return b"\n\n".join(events)
 
     def _check(self, event: bytes) -> bool:
-        """Note what an event reports; return whether it is for the client (llama-server sends `null` now and then)."""
+        """Note what an event reports; return whether it is for the client (llama-server sends `null`s)."""
         data = b"\n".join(line[5:].lstrip() for line in event.split(b"\n") if line.startswith(b"data:"))
         if not data or data == b"[DONE]":
             return True

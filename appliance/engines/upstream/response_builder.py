@@ -1,7 +1,8 @@
 """One whole response out of a stream of events: the other way round than pacing.py. Pure.
 
-Some engines go on working for a client that has left, if it wants its response in one piece; in a stream they notice. What
-is added up are the chunks of OpenAI's chat and text completions; an engine's own fields are taken as they came last.
+Some engines go on working for a client that has left, if it wants its response in one piece; in a stream they
+notice. What is added up are the chunks of OpenAI's chat and text completions; an engine's own fields are
+taken as they came last.
 """
 
 from typing import Any
@@ -112,7 +113,7 @@ def _join_logprobs(former: Any, new: Any) -> Any:
 
 
 def _complete(choice: dict[str, Any]) -> dict[str, Any]:
-    """Add what a whole response always has: a role, and content, which is null beside tool calls without any."""
+    """Add what a whole response always has: a role, and content (null beside tool calls)."""
     if "message" not in choice:
         return choice
     message = {

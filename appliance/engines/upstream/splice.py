@@ -1,7 +1,7 @@
 """Replace the top-level `model` of a JSON object in its bytes, leaving every other byte as it came. Pure.
 
-Why bytes: what is not written anew cannot change (spelling of numbers, order of keys, unknown fields), and large prompts
-are not written twice.
+Why bytes: what is not written anew cannot change (spelling of numbers, order of keys, unknown fields), and
+large prompts are not written twice.
 """
 
 import re
