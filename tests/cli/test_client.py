@@ -50,9 +50,7 @@ def test_what_is_no_address_is_wrong_usage(given: str) -> None:
         ({"CONTROL_ADDRESS": "box:1", "CONTROL_PORT": "6000"}, "box:1"),
     ],
 )
-def test_the_default_address_is_that_of_an_appliance_with_the_same_environment(
-    environ: dict[str, str], expected: str
-) -> None:
+def test_the_default_address_follows_the_environment(environ: dict[str, str], expected: str) -> None:
     assert default_address(environ) == expected
 
 

@@ -321,7 +321,7 @@ def test_options_of_all_commands_may_stand_anywhere(given: list[str], expected: 
     assert ctl.move_global_options(given) == expected
 
 
-def test_the_command_line_loads_grpc_and_rich_only_when_it_needs_them() -> None:
+def test_grpc_and_rich_are_imported_only_when_needed() -> None:
     code = "import sys, appliance.cli.ctl; print([m for m in ('grpc', 'rich', 'google.protobuf') if m in sys.modules])"
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

@@ -11,7 +11,7 @@ from tests.journeys.running import until
 from tests.journeys.test_backends import QUICK, ask
 
 
-async def test_an_adapter_is_loaded_listed_and_unloaded_from_a_terminal(start) -> None:
+async def test_an_adapter_is_loaded_listed_and_unloaded(start) -> None:
     async with LoraEngine("vllm") as first, LoraEngine("sglang") as second:
         second.adapters["own"] = "/elsewhere/own"
         running = await start(

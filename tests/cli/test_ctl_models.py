@@ -195,9 +195,7 @@ async def test_memory_is_shown(terminal: Terminal, spelling: list[str]) -> None:
 
 
 @BOTH
-async def test_a_load_is_told_in_plain_lines_where_there_is_no_terminal(
-    terminal: Terminal, spelling: list[str]
-) -> None:
+async def test_a_loads_progress_is_lines_without_a_terminal(terminal: Terminal, spelling: list[str]) -> None:
     async with terminal.begin(*spelling, "load", "small", "--keep-alive", "10m") as process:
         assert await process.line() == "small off"
         await asyncio.wait_for(terminal.manager.load_begun.wait(), PATIENCE_S)

@@ -73,12 +73,12 @@ async def test_a_stream_comes_as_deltas_then_a_receipt(door: Open) -> None:
     assert door.house.backend.asked[0].stream
 
 
-async def test_an_answer_in_one_piece_is_streamed_when_a_stream_was_asked_for(door: Open) -> None:
+async def test_a_whole_reply_is_streamed_where_a_stream_was_asked_for(door: Open) -> None:
     messages = await rest_of(door.stub.Chat(pb.ChatRequest(messages=HELLO, stream=True)))
     assert "".join(m.delta.text for m in messages) == "hello"
 
 
-async def test_a_cancelled_call_ends_the_stream_below_and_settles_the_books(door: Open) -> None:
+async def test_a_cancelled_call_ends_the_upstream_and_settles(door: Open) -> None:
     door.house.backend.script = [event({"content": "a"}), "hang"]
     call = door.stub.Chat(pb.ChatRequest(messages=HELLO, stream=True))
     assert (await call.read()).delta.text == "a"
@@ -100,7 +100,7 @@ async def test_a_cancelled_call_ends_the_wait_for_an_answer(door: Open) -> None:
     assert door.house.finished[0].finish_label == "client_left"
 
 
-async def test_a_caller_that_stops_reading_and_leaves_ends_the_stream_below(door: Open) -> None:
+async def test_a_slow_caller_that_leaves_ends_the_upstream(door: Open) -> None:
     """The handler then waits in its own write, not in the engines: they must be closed from there too."""
     door.house.backend.script = [event({"content": "x" * 60_000}) for _ in range(2000)]
     call = door.stub.Chat(pb.ChatRequest(messages=HELLO, stream=True))
@@ -123,7 +123,7 @@ async def test_a_deadline_ends_the_upstream_call(door: Open) -> None:
     await door.house.backend.cancelled.wait()
 
 
-async def test_a_cancelled_call_closes_the_connection_to_the_hosted_api(tmp_path: Path) -> None:
+async def test_a_cancelled_call_closes_the_hosted_connection(tmp_path: Path) -> None:
     """With the real backend and its connection pool: what the hosted API sees is the end of its connection."""
     is_gone = asyncio.Event()
 
@@ -157,7 +157,7 @@ async def test_a_cancelled_call_closes_the_connection_to_the_hosted_api(tmp_path
     assert house.finished[0].attempts[0].label == "ok"
 
 
-async def test_a_failure_of_the_engines_keeps_its_words_and_its_receipt(door: Open) -> None:
+async def test_an_engine_failure_keeps_its_text_and_receipt(door: Open) -> None:
     door.house.backend.script = Exhausted("The queue is full.", retry_after_s=1.5)
     call = door.stub.Chat(pb.ChatRequest(messages=HELLO))
     error = await refused(call)
@@ -187,7 +187,7 @@ async def test_a_stream_that_breaks_off_ends_with_an_error(door: Open) -> None:
     assert door.house.finished[0].finish_label == "cut_off"
 
 
-async def test_a_mistake_of_ours_is_internal_and_says_nothing_of_itself(door: Open) -> None:
+async def test_a_bug_is_internal_and_shows_no_details(door: Open) -> None:
     door.house.backend.script = ZeroDivisionError
     error = await refused(door.stub.Chat(pb.ChatRequest(messages=HELLO)))
     assert error.code() is grpc.StatusCode.INTERNAL
@@ -209,7 +209,7 @@ async def test_a_mistake_of_ours_is_internal_and_says_nothing_of_itself(door: Op
         (500, grpc.StatusCode.UNAVAILABLE),
     ],
 )
-async def test_an_upstreams_own_error_status_becomes_a_code_with_its_words(
+async def test_an_upstream_status_becomes_a_code_with_its_text(
     door: Open, status: int, code: grpc.StatusCode
 ) -> None:
     door.house.backend.reply_status = status
@@ -228,7 +228,7 @@ async def test_an_unknown_model_is_not_found(door: Open) -> None:
     assert details_of(error)["ErrorInfo"].reason == "MODEL_NOT_FOUND"
 
 
-async def test_a_draining_appliance_takes_no_chat_but_ends_the_running_ones(door: Open) -> None:
+async def test_draining_refuses_new_chats_and_finishes_running_ones(door: Open) -> None:
     door.house.backend.script = [event({"content": "a"}), "hang"]
     running = door.stub.Chat(pb.ChatRequest(messages=HELLO, stream=True))
     await running.read()
@@ -278,7 +278,7 @@ def test_a_whole_body_travels_as_the_callers_own_bytes() -> None:
     assert (got.raw, got.model, got.stream, got.body["x_new"]) == (raw, "m", True, 1)
 
 
-def test_asking_for_a_stream_beside_a_whole_body_changes_the_body() -> None:
+def test_a_stream_beside_a_whole_body_changes_the_body() -> None:
     got = read(pb.ChatRequest(openai_json=b'{"messages": [{"role": "user", "content": "hi"}]}', stream=True))
     assert (got.raw, got.stream, got.body["stream"]) == (None, True, True)
 

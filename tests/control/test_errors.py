@@ -17,7 +17,7 @@ from appliance.control.errors import (
 from appliance.engines.types import EngineReply
 
 
-def test_every_kind_has_a_code_and_every_code_a_status_for_receipts() -> None:
+def test_every_kind_has_a_code_and_every_code_a_status() -> None:
     assert set(GRPC_CODE) == set(Kind)
     assert set(GRPC_CODE.values()) | {grpc.StatusCode.ABORTED} <= set(HTTP_OF_CODE)
 

@@ -40,7 +40,7 @@ def test_a_caller_with_the_token_passes(metadata: list[tuple[str, str]]) -> None
         [("x-api-key", "ü")],
     ],
 )
-def test_a_caller_without_the_token_is_refused_and_its_guess_is_not_repeated(
+def test_a_wrong_token_is_refused_and_not_repeated(
     metadata: list[tuple[str, str]],
 ) -> None:
     with pytest.raises(Unauthenticated) as caught:
@@ -104,7 +104,7 @@ def test_a_door_that_is_off_has_no_problems() -> None:
     assert told(control=False, control_host="0.0.0.0", control_port=50051) == []
 
 
-def test_beyond_loopback_without_proof_of_callers_is_refused_with_the_remedy() -> None:
+def test_beyond_loopback_without_authentication_is_refused() -> None:
     (problem,) = problems(control_settings(control_host="0.0.0.0", control_port=50051))
     assert problem.is_fatal
     assert "CONTROL_TOKEN" in problem.remedy
@@ -115,7 +115,7 @@ def test_a_socket_alone_is_not_beyond_loopback() -> None:
     assert told(control_host="0.0.0.0", control_port=0, control_socket=Path("/run/c.sock")) == []
 
 
-def test_a_token_over_plain_text_beyond_loopback_is_a_warning_that_says_what_it_means() -> None:
+def test_a_token_without_tls_beyond_loopback_is_a_warning() -> None:
     (problem,) = problems(control_settings(control_host="0.0.0.0", control_port=50051, control_token=TOKEN))
     assert not problem.is_fatal
     assert "read from the traffic" in problem.remedy

@@ -142,7 +142,7 @@ async def test_what_is_asked_wrongly_is_refused(
     assert SECRET not in str(error)
 
 
-async def test_without_a_folder_it_goes_by_its_name_and_never_out_of_the_folder(
+async def test_a_default_folder_is_named_after_the_source(
     door: Open, downloader: StandinDownloader, tmp_path: Path
 ) -> None:
     for source, folder in (

@@ -86,9 +86,7 @@ async def test_a_models_processes_are_told_with_where_they_lie(door: Open) -> No
     )
 
 
-async def test_a_model_expires_with_the_last_of_its_processes_and_never_with_one_that_never_does(
-    door: Open, manager: ScriptedBoard
-) -> None:
+async def test_a_model_expires_with_its_last_process(door: Open, manager: ScriptedBoard) -> None:
     first = manager.views["big"].runners[0]
     for ends, expected in (((10, 20), 20), ((10, None), 0), ((None,), 0)):
         runners = tuple(
@@ -106,9 +104,7 @@ def test_every_status_word_of_the_manager_has_its_value() -> None:
     assert to_model_status("dreaming") == pb.MODEL_STATUS_UNSPECIFIED
 
 
-async def test_watching_tells_the_models_at_once_then_each_change_and_ends_when_the_appliance_stops(
-    door: Open, manager: ScriptedBoard
-) -> None:
+async def test_watch_models_sends_each_change_until_the_stop(door: Open, manager: ScriptedBoard) -> None:
     call = door.stub.WatchModels(pb.WatchModelsRequest())
     assert [model.status for model in (await call.read()).models] == [
         pb.MODEL_STATUS_OFF,
@@ -177,9 +173,7 @@ async def test_memory_is_told_by_device_with_the_models_that_take_it(
 # ---- loading
 
 
-async def test_a_load_is_told_step_by_step_and_ends_with_the_model_ready(
-    door: Open, manager: ScriptedBoard
-) -> None:
+async def test_a_load_sends_each_step_and_ends_ready(door: Open, manager: ScriptedBoard) -> None:
     call = door.stub.LoadModel(pb.LoadModelRequest(alias="small", keep_alive_s=90))
     assert (await call.read()).model.status == pb.MODEL_STATUS_OFF
     await manager.load_begun.wait()
@@ -269,9 +263,7 @@ async def test_a_caller_that_leaves_does_not_stop_the_load(door: Open, manager: 
     follower.cancel()
 
 
-async def test_a_load_that_fails_when_nobody_listens_any_more_does_no_harm(
-    door: Open, manager: ScriptedBoard
-) -> None:
+async def test_a_load_that_fails_without_a_caller_does_no_harm(door: Open, manager: ScriptedBoard) -> None:
     call = door.stub.LoadModel(pb.LoadModelRequest(alias="small"))
     await call.read()
     await manager.load_begun.wait()
@@ -290,9 +282,7 @@ async def test_following_a_load_ends_when_the_appliance_stops(door: Open, manage
     assert details_of(error)["ErrorInfo"].reason == "SHUTTING_DOWN"
 
 
-async def test_a_model_that_leaves_the_table_while_it_loads_ends_the_call(
-    door: Open, manager: ScriptedBoard
-) -> None:
+async def test_a_model_removed_while_it_loads_ends_the_call(door: Open, manager: ScriptedBoard) -> None:
     call = door.stub.LoadModel(pb.LoadModelRequest(alias="small"))
     await manager.load_begun.wait()
     del manager.views["small"]

@@ -45,7 +45,7 @@ def test_every_call_message_field_and_value_is_explained(parsed: descriptor_pb2.
     assert [name for path, name in wanted.items() if path not in explained] == []
 
 
-def test_requests_and_responses_are_named_after_their_call_and_used_once(
+def test_messages_are_named_after_their_call(
     parsed: descriptor_pb2.FileDescriptorProto,
 ) -> None:
     (service,) = parsed.service

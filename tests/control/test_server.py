@@ -66,7 +66,7 @@ async def test_it_opens_nothing_when_it_is_off(values: dict[str, Any]) -> None:
         assert addresses == []
 
 
-async def test_it_refuses_to_open_beyond_loopback_without_proof_of_callers() -> None:
+async def test_unauthenticated_listening_beyond_loopback_is_refused() -> None:
     with pytest.raises(InvalidSettings, match="CONTROL_TOKEN"):
         async with serving_control(
             control_settings(control_host="0.0.0.0", control_port=free_port()), House().parts()
@@ -93,7 +93,7 @@ async def test_a_port_is_not_shared_with_another_appliance() -> None:
                 raise AssertionError("it opened")
 
 
-async def test_the_socket_is_for_its_owner_alone_and_goes_with_the_door(tmp_path: Path) -> None:
+async def test_the_socket_is_private_and_removed_at_the_end(tmp_path: Path) -> None:
     path = tmp_path / "c.sock"
     async with serving_control(control_settings(control_socket=path), House().parts()):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -211,7 +211,7 @@ async def test_tls_shows_the_certificate_and_still_asks_for_the_token(pki: Pki) 
         assert (await refused(ask(port, None))).code() is grpc.StatusCode.UNAVAILABLE
 
 
-async def test_mutual_tls_lets_in_only_who_shows_a_certificate_of_the_ca(pki: Pki) -> None:
+async def test_mutual_tls_admits_only_certificates_of_the_ca(pki: Pki) -> None:
     port = free_port()
     async with serving_control(control_settings(control_port=port, **pki.mutual), House().parts()):
         for key, cert in ((None, None), pki.stranger):
@@ -247,7 +247,7 @@ async def test_health_follows_the_state(door: Open) -> None:
     assert set((await states()).values()) == {"NOT_SERVING"}
 
 
-async def test_watched_health_tells_each_change_once_and_ends_with_the_appliance(door: Open) -> None:
+async def test_watched_health_sends_each_change_once(door: Open) -> None:
     watch = health_pb2_grpc.HealthStub(door.channel).Watch(health_pb2.HealthCheckRequest(service="readiness"))
     assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
     door.house.become("serving")  # something else changed
@@ -349,7 +349,7 @@ async def test_a_strangers_message_is_not_even_read(tmp_path: Path) -> None:
 # ---- the end
 
 
-async def test_followers_end_with_the_appliance_and_running_answers_at_the_end_of_their_grace(
+async def test_followers_end_at_once_and_running_calls_after_the_grace(
     tmp_path: Path,
 ) -> None:
     house = House()

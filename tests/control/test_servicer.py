@@ -67,7 +67,7 @@ async def test_status_carries_everything_healthz_tells(door: Open) -> None:
     )
 
 
-async def test_watch_tells_the_state_at_once_then_each_change_and_ends_when_the_appliance_stops(
+async def test_watch_status_sends_each_change_until_the_stop(
     door: Open,
 ) -> None:
     call = door.stub.WatchStatus(pb.WatchStatusRequest())
@@ -136,7 +136,7 @@ async def test_a_reload_is_applied(door: Open) -> None:
     assert door.house.log_level == "debug"
 
 
-async def test_a_reload_with_problems_is_an_error_that_names_the_variable(door: Open) -> None:
+async def test_an_invalid_reload_names_the_variable(door: Open) -> None:
     error = await refused(door.stub.Reload(pb.ReloadRequest(overrides={"LOG_LEVEL": "loud"})))
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert "LOG_LEVEL=loud" in error.details()
@@ -145,7 +145,7 @@ async def test_a_reload_with_problems_is_an_error_that_names_the_variable(door: 
     assert details["BadRequest"].field_violations[0].field == "LOG_LEVEL"
 
 
-async def test_a_reload_that_breaks_is_aborted_and_says_that_it_was_rolled_back(door: Open) -> None:
+async def test_a_reload_that_fails_is_aborted_and_rolled_back(door: Open) -> None:
     door.house.is_reload_broken = True
     error = await refused(door.stub.Reload(pb.ReloadRequest(overrides={"LOG_LEVEL": "debug"})))
     assert error.code() is grpc.StatusCode.ABORTED
@@ -208,9 +208,7 @@ async def test_the_worker_is_told_started_stopped_and_restarted(door: Open) -> N
 
 
 @pytest.mark.parametrize("verb", ["StartWorker", "RestartWorker"])
-async def test_a_worker_that_may_not_run_here_is_a_failed_precondition_with_its_reason(
-    door: Open, verb: str
-) -> None:
+async def test_a_refused_worker_is_a_failed_precondition(door: Open, verb: str) -> None:
     assert door.house.worker is not None
     door.house.worker.refuses = "The GPU here is simulated."
     error = await refused(getattr(door.stub, verb)(getattr(pb, f"{verb}Request")()))
@@ -220,9 +218,7 @@ async def test_a_worker_that_may_not_run_here_is_a_failed_precondition_with_its_
 
 @pytest.mark.parametrize("verb", ["StartWorker", "StopWorker", "RestartWorker"])
 @pytest.mark.parametrize("is_built", [True, False])
-async def test_without_a_worker_its_verbs_are_refused_and_its_state_is_off(
-    tmp_path: Path, verb: str, is_built: bool
-) -> None:
+async def test_without_a_worker_its_calls_are_refused(tmp_path: Path, verb: str, is_built: bool) -> None:
     house = House()
     if is_built:
         assert house.worker is not None
@@ -236,7 +232,7 @@ async def test_without_a_worker_its_verbs_are_refused_and_its_state_is_off(
         assert (await door.stub.GetWorker(pb.GetWorkerRequest())).worker.state == pb.WORKER_STATE_OFF
 
 
-async def test_a_caller_that_leaves_does_not_interrupt_the_end_of_the_worker(door: Open) -> None:
+async def test_a_lost_caller_does_not_interrupt_the_workers_stop(door: Open) -> None:
     worker = door.house.worker
     assert worker is not None
     worker.may_stop.clear()
@@ -266,7 +262,7 @@ async def test_the_tail_gives_the_latest_lines_of_one_source(door: Open) -> None
     assert [(line.number, line.source) for line in lines] == [(2, "worker.stdout"), (4, "worker.stdout")]
 
 
-async def test_a_follower_gets_each_line_once_and_ends_when_the_appliance_stops(door: Open) -> None:
+async def test_a_log_follower_gets_each_line_once_until_the_stop(door: Open) -> None:
     door.house.lines.add(1, "appliance", "old")
     call = door.stub.TailLogs(pb.TailLogsRequest(count=10, follow=True))
     assert (await call.read()).text == "old"

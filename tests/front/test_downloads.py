@@ -168,7 +168,7 @@ FAILURES = [
 
 
 @pytest.mark.parametrize(("error", "status"), FAILURES)
-async def test_a_failure_has_its_status_on_the_main_port_and_500_on_the_sidecars(
+async def test_a_failed_download_is_500_on_the_sidecars_port(
     house: DownloadsHouse,
     http: httpx.AsyncClient,
     sidecar: tuple[DownloadsHouse, httpx.AsyncClient],
@@ -184,7 +184,7 @@ async def test_a_failure_has_its_status_on_the_main_port_and_500_on_the_sidecars
     assert beside.json()["detail"].startswith(f"Download failed: {said}")
 
 
-async def test_a_caller_that_leaves_cancels_only_what_nobody_else_wants(
+async def test_a_lost_caller_cancels_only_its_own_download(
     house: DownloadsHouse, http: httpx.AsyncClient
 ) -> None:
     first, second = asking(http), asking(http)
@@ -204,7 +204,7 @@ async def test_a_caller_that_leaves_cancels_only_what_nobody_else_wants(
     assert await until(lambda: house.jobs.all()[0].state == "cancelled")
 
 
-async def test_the_same_with_other_settings_is_a_conflict_while_it_runs(
+async def test_the_same_download_with_other_settings_is_a_conflict(
     house: DownloadsHouse, http: httpx.AsyncClient
 ) -> None:
     await asking(http, async_download=True)

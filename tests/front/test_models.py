@@ -117,7 +117,7 @@ async def test_row_get_v1_models_failed(http: httpx.AsyncClient, manager: BoardO
     }
 
 
-async def test_row_get_v1_models_lists_what_is_configured_loaded_or_not(http: httpx.AsyncClient) -> None:
+async def test_models_lists_what_is_configured_loaded_or_not(http: httpx.AsyncClient) -> None:
     rows = {row["id"]: row for row in (await http.get("/v1/models")).json()["data"]}
     assert {key: rows["org/gemma-3"][key] for key in ("id", "object", "owned_by", "n_ctx")} == {
         "id": "org/gemma-3",
@@ -394,9 +394,7 @@ async def test_vram_is_critical_below_what_a_model_needs_at_least(
     assert (body["status"], body["can_load_more"]) == (status, more)
 
 
-async def test_vram_counts_gpus_together_and_system_memory_only_where_there_is_none(
-    http: httpx.AsyncClient, manager: BoardOfValues
-) -> None:
+async def test_vram_sums_gpus_or_shows_system_memory(http: httpx.AsyncClient, manager: BoardOfValues) -> None:
     ram = DeviceView(-1, "system RAM", 1000 * MIB, 400 * MIB, 600 * MIB)
     manager.places = [manager.places[0], replace(manager.places[0], index=1), ram]
     assert (await http.get("/vram")).json()["gpu_info"]["total_mb"] == 2 * 24576.0
@@ -448,7 +446,7 @@ async def test_row_get_vram_models_alias(http: httpx.AsyncClient) -> None:
     ) == ("off", 0, [], None)
 
 
-async def test_row_get_metrics_is_prometheus_text_with_the_routers_families(http: httpx.AsyncClient) -> None:
+async def test_metrics_have_the_router_families(http: httpx.AsyncClient) -> None:
     answer = await http.get("/metrics")
     assert answer.headers["content-type"].startswith("text/plain")
     samples = dict(line.rsplit(" ", 1) for line in answer.text.splitlines() if not line.startswith("#"))
@@ -513,7 +511,7 @@ async def test_row_get_metrics_report(http: httpx.AsyncClient, manager: BoardOfV
     }
 
 
-async def test_row_get_health_has_the_checks_of_system_d_and_the_details_of_system_c(
+async def test_health_has_checks_and_details(
     http: httpx.AsyncClient,
 ) -> None:
     answer = await http.get("/health")
@@ -527,7 +525,7 @@ async def test_row_get_health_has_the_checks_of_system_d_and_the_details_of_syst
     assert body.keys() >= {"available_backends", "total_backends", "timestamp", "details"}
 
 
-async def test_health_is_503_with_the_whole_under_detail_when_a_check_fails(
+async def test_health_is_503_with_detail_when_a_check_fails(
     http: httpx.AsyncClient, manager: BoardOfValues
 ) -> None:
     manager.places = []

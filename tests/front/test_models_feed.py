@@ -38,7 +38,7 @@ def door(manager: BoardOfValues, **times: float) -> ManagerHandlers:
     return ManagerHandlers(manager, clock=SystemClock(), **times)
 
 
-async def test_row_get_v1_models_status_stream_full_status_then_what_changes() -> None:
+async def test_the_status_feed_starts_with_the_full_status() -> None:
     manager = BoardOfValues(off("a"), off("org/b"))
     async with door_over(manager) as (url, _), following(url) as events:
         name, full = await next_of(events)
@@ -117,7 +117,7 @@ async def test_followers_get_the_latest_state_and_not_every_step() -> None:
         assert len(seen) <= 2
 
 
-async def test_one_who_does_not_read_holds_up_nobody_and_costs_no_memory_for_steps() -> None:
+async def test_a_slow_reader_delays_nobody_and_queues_nothing() -> None:
     manager = BoardOfValues(*(off(f"model-{number}") for number in range(50)))
     async with door_over(manager) as (url, parts), following(url) as lazy, following(url) as eager:
         await next_of(lazy)
@@ -137,7 +137,7 @@ async def test_a_follower_that_leaves_is_forgotten_at_once() -> None:
         assert await until(lambda: parts.pipeline.in_flight == 0)
 
 
-async def test_the_feed_ends_with_a_server_update_when_the_server_shuts_down() -> None:
+async def test_the_feed_ends_with_a_server_update_at_shutdown() -> None:
     manager = BoardOfValues(off("a"))
     async with door_over(manager) as (url, _), following(url) as events:
         await next_of(events)
@@ -147,7 +147,7 @@ async def test_the_feed_ends_with_a_server_update_when_the_server_shuts_down() -
         assert [event async for event in events] == []
 
 
-async def test_closing_the_door_ends_all_feeds_at_once_with_a_last_word() -> None:
+async def test_closing_ends_all_feeds_with_a_last_event() -> None:
     manager = BoardOfValues(off("a"))
     models = door(manager)
     async with (
@@ -165,7 +165,7 @@ async def test_closing_the_door_ends_all_feeds_at_once_with_a_last_word() -> Non
         assert await until(lambda: parts.pipeline.in_flight == 0)
 
 
-async def test_row_get_metrics_stream_metrics_then_heartbeats_then_shutdown() -> None:
+async def test_the_metrics_feed_ends_with_shutdown() -> None:
     manager = BoardOfValues(ready("a"), off("b"))
     async with (
         door_over(manager, door=door(manager, every_s=0.02, silence_s=0.05)) as (url, _),
@@ -235,7 +235,7 @@ async def test_a_load_of_what_is_ready_ends_with_one_update() -> None:
         ]
 
 
-async def test_a_load_that_fails_ends_its_stream_with_the_model_and_the_error() -> None:
+async def test_a_failed_load_ends_its_stream_with_the_error() -> None:
     manager = BoardOfValues(off("a"))
     manager.steps.put_nowait(False)
     async with (

@@ -139,9 +139,7 @@ async def test_readings_take_a_clients_key_and_verbs_an_operators(manager: Board
             ).status_code == 200, path
 
 
-async def test_a_page_of_another_site_may_not_eject_where_there_are_no_keys(
-    http: httpx.AsyncClient, manager: BoardOfValues
-) -> None:
+async def test_a_page_of_another_site_may_not_eject(http: httpx.AsyncClient, manager: BoardOfValues) -> None:
     answer = await http.post(
         "/v1/models/eject", json={"model": "qwen3-8b"}, headers={"Origin": "https://elsewhere.example"}
     )

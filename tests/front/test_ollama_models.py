@@ -292,7 +292,7 @@ async def test_a_license_is_shown(house: House, tmp_path: Path) -> None:
 # ---- what is loaded
 
 
-async def test_ps_adds_up_a_models_runners_and_the_longest_stay_comes_first(house: House) -> None:
+async def test_ps_sums_runners_and_sorts_by_expiry(house: House) -> None:
     now_s = house.clock.now_s()
     house.load(
         "tiny-chat",

@@ -52,7 +52,7 @@ async def raw(
         return await http.request(method, path, json=body)
 
 
-async def test_a_pull_tells_ollamas_lines_and_the_model_is_in_the_index(house: DownloadsHouse) -> None:
+async def test_a_pull_sends_ollamas_lines_and_indexes_the_model(house: DownloadsHouse) -> None:
     lines = [(part.status, part.digest, part.total, part.completed) async for part in await pulled_by(house)]
     pulling = f"pulling {SHA[:12]}"
     assert lines[0] == ("pulling manifest", None, None, None)
@@ -121,7 +121,7 @@ async def test_every_line_is_one_object_and_none_has_other_keys(house: Downloads
     assert all(set(line) <= {"status", "digest", "total", "completed"} for line in lines)
 
 
-async def test_a_file_without_a_told_digest_is_known_by_one_of_its_name(house: DownloadsHouse) -> None:
+async def test_a_file_without_a_digest_gets_one_of_its_name(house: DownloadsHouse) -> None:
     house.offered["hf://ns/tiny"] = [SourceOffer("tiny.Q4_K_M.gguf", 100)]
     house.downloader.at_once = True
     lines = [part async for part in await client(house).pull(NAME, stream=True)]
@@ -174,9 +174,7 @@ async def test_a_download_that_fails_is_said_in_a_last_line(house: DownloadsHous
 
 
 @pytest.mark.parametrize("data", [b"", b"no model at all", b"GGUF"])
-async def test_a_fetched_file_that_is_no_model_is_refused_and_does_not_serve(
-    house: DownloadsHouse, data: bytes
-) -> None:
+async def test_a_pulled_file_that_is_no_model_is_refused(house: DownloadsHouse, data: bytes) -> None:
     house.downloader.at_once, house.downloader.writes = True, {"tiny.Q4_K_M.gguf": data}
     with pytest.raises(ollama.ResponseError, match="is no GGUF model") as caught:
         await client(house).pull(NAME)
@@ -201,7 +199,7 @@ async def test_other_names_are_answered_as_before(house: DownloadsHouse) -> None
     ]
 
 
-async def test_a_client_that_leaves_cancels_the_pull_unless_another_waits(house: DownloadsHouse) -> None:
+async def test_a_lost_client_cancels_a_pull_unless_another_waits(house: DownloadsHouse) -> None:
     async def pull() -> None:
         async for _ in await client(house).pull(NAME, stream=True):
             pass
@@ -251,7 +249,7 @@ async def test_a_pull_taken_up_after_a_restart_ends_in_the_index(tmp_path: Path,
 # ---- delete
 
 
-async def test_a_pulled_model_is_deleted_with_its_files_after_it_was_ejected(house: DownloadsHouse) -> None:
+async def test_a_pulled_model_is_ejected_then_deleted(house: DownloadsHouse) -> None:
     house.downloader.at_once = True
     await client(house).pull(NAME)
     path = read_pulled(house.home)[0][0].path

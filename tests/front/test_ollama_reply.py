@@ -289,7 +289,7 @@ def test_the_engines_own_measurements_come_first() -> None:
 # ---- embeddings
 
 
-def test_vectors_come_in_the_order_of_their_inputs_as_numbers_or_base64() -> None:
+def test_vectors_keep_the_order_of_their_inputs() -> None:
     packed = base64.b64encode(struct.pack("<2f", 0.5, -2.0)).decode()
     rows = [{"index": 1, "embedding": packed}, {"index": 0, "embedding": [3, 4]}]
     assert parse_vectors({"data": rows}, 2) == [[3.0, 4.0], [0.5, -2.0]]

@@ -39,9 +39,7 @@ from appliance.front.pipeline.access import Access
         ("GET", "/props;x", Access.OPERATOR),
     ],
 )
-def test_what_only_computes_is_for_clients_and_the_rest_for_operators(
-    method: str, path: str, access: Access
-) -> None:
+def test_clients_may_compute_and_operators_may_do_the_rest(method: str, path: str, access: Access) -> None:
     assert access_of(method, path) is access
 
 

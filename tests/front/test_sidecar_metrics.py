@@ -93,7 +93,7 @@ def engine(text: str, content_type: str = "text/plain; version=0.0.4; charset=ut
 
 
 @pytest.mark.parametrize("of", PAGES, ids=[one.name for one in PAGES])
-async def test_get_metrics_gives_the_engines_page_system_es_names_and_ours(over: Over, of: PageOf) -> None:
+async def test_metrics_have_the_engines_names_and_ours(over: Over, of: PageOf) -> None:
     async with engine(page(of)) as server:
         http = await over(server.address, kind=of.kind)
         answer = await http.get("/metrics")
@@ -112,7 +112,7 @@ async def test_get_metrics_gives_the_engines_page_system_es_names_and_ours(over:
     } <= names
 
 
-async def test_prometheus_gets_openmetrics_also_where_the_engine_speaks_it(over: Over) -> None:
+async def test_prometheus_gets_openmetrics_from_any_engine(over: Over) -> None:
     async with engine(page(VLLM_2026)) as server:
         http = await over(server.address)
         first = await http.get("/metrics", headers={"Accept": PROMETHEUS})

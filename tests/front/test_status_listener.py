@@ -19,7 +19,7 @@ EARLY = {
 }
 
 
-async def test_rows_health_status_alias_and_stream_before_and_after_the_table_is_read() -> None:
+async def test_every_address_responds_before_and_after_the_table() -> None:
     boards: list[BoardOfValues] = []
     async with serving_status(
         lambda: boards[0] if boards else None, clock=FakeClock(AT_S), host="127.0.0.1", port=0

@@ -85,9 +85,7 @@ def test_both_doors_tell_the_same_state(appliance: Any, stub: Any) -> None:
     assert len(identity.machine_id) == 32
 
 
-def test_a_chat_over_grpc_gives_what_http_gives_and_its_receipt_is_seen_at_both_doors(
-    appliance: Any, stub: Any
-) -> None:
+def test_grpc_chat_equals_http_and_shares_its_receipt(appliance: Any, stub: Any) -> None:
     _, headers, over_http = chat(appliance, "hello")
     reply, receipt = stub.Chat(say("hello"), timeout=PATIENCE_S)
     assert reply.reply.text == over_http["choices"][0]["message"]["content"]
@@ -142,7 +140,7 @@ def test_a_cancelled_chat_leaves_nothing_running(stub: Any) -> None:
     )
 
 
-def test_a_drained_appliance_refuses_new_requests_at_both_doors_ends_running_ones_and_resumes(
+def test_draining_refuses_new_requests_and_finishes_running_ones(
     appliance: Any, stub: Any, health: Any
 ) -> None:
     ready = health_pb2.HealthCheckRequest(service="readiness")
@@ -163,7 +161,7 @@ def test_a_drained_appliance_refuses_new_requests_at_both_doors_ends_running_one
     assert chat(appliance, "hello")[0] == 200
 
 
-def test_a_reload_is_tried_applied_and_undone_under_a_running_stream(appliance: Any, stub: Any) -> None:
+def test_reloads_do_not_disturb_a_running_stream(appliance: Any, stub: Any) -> None:
     def models() -> list[str]:
         return [model["id"] for model in http(appliance, "/v1/models")[2]["data"]]
 
@@ -236,7 +234,7 @@ def test_the_command_line_steers_the_whole_appliance(appliance: Any) -> None:
     assert "LOG_LEVEL" in ctl(appliance, "settings").stdout
 
 
-def test_a_door_open_to_strangers_is_refused_before_anything_starts() -> None:
+def test_an_unsafe_control_api_is_refused_before_the_start() -> None:
     environ = {**os.environ, "CONTROL_HOST": "0.0.0.0", "CONTROL_TOKEN": ""}
     for verb in ("check", "serve"):
         ended = subprocess.run(
@@ -247,7 +245,7 @@ def test_a_door_open_to_strangers_is_refused_before_anything_starts() -> None:
         assert "CONTROL_TOKEN" in ended.stderr
 
 
-def test_shutdown_is_answered_running_answers_end_and_the_process_leaves_with_0(tmp_path: Path) -> None:
+def test_shutdown_finishes_running_requests_and_exits_with_0(tmp_path: Path) -> None:
     path = tmp_path / "c.sock"
     environ = {k: v for k, v in os.environ.items() if not k.startswith("CONTROL_")}
     environ |= {

@@ -54,9 +54,7 @@ async def test_backends_come_and_go_while_it_serves(start, engine: EngineServer)
             watch.cancel()
 
 
-async def test_what_is_persisted_is_there_after_a_restart_and_the_rest_is_not(
-    start, engine: EngineServer, tmp_path
-) -> None:
+async def test_only_persisted_backends_survive_a_restart(start, engine: EngineServer, tmp_path) -> None:
     async with EngineServer("vllm") as first, EngineServer("vllm") as other:
         running = await start(BACKENDS=f"e0={first.url}", **QUICK)
         fleet = running.appliance.fleet

@@ -219,9 +219,7 @@ async def test_a_failing_engine_is_a_502_that_names_its_attempts(relay: Running,
     assert KEY not in answer.text
 
 
-async def test_text_comes_while_the_engine_still_speaks_and_leaving_ends_it(
-    relay: Running, hosted: HostedApi
-) -> None:
+async def test_text_is_streamed_and_leaving_ends_it(relay: Running, hosted: HostedApi) -> None:
     hosted.script(Stall(after_events=3))
     async with (
         httpx.AsyncClient(base_url=relay.base_url) as http,

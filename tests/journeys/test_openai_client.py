@@ -287,9 +287,7 @@ async def test_all_failed_lists_the_attempts(relay: Running, hosted: HostedApi) 
     ]
 
 
-async def test_an_endpoint_that_keeps_failing_is_rested_and_tried_again(
-    start: Start, hosted: HostedApi
-) -> None:
+async def test_a_failing_endpoint_is_skipped_and_retried_later(start: Start, hosted: HostedApi) -> None:
     running = await start(
         NOVITA_API_KEY=hosted.key,
         NOVITA_OPENAI_ENDPOINTS=hosted.base_url,
