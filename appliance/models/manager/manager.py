@@ -10,7 +10,8 @@ It has one writer, on the event loop, and holds parts that share one ManagerStat
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from typing import Any
 
 from appliance.base.clock import Clock
 from appliance.base.errors import NoSuchModel
@@ -252,7 +253,7 @@ class ModelManager:
 
     # ---- requests
 
-    async def lease(
+    def lease(
         self,
         alias: str,
         *,
@@ -260,7 +261,7 @@ class ModelManager:
         priority: int = NORMAL_PRIORITY,
         keep_alive_s: float | None = None,
         on_wait: Callable[[Callable[[], WaitStatus]], None] | None = None,
-    ) -> Lease:
+    ) -> Coroutine[Any, Any, Lease]:
         """Return the right to send one request to a llama-server of a model, which is loaded if it is not.
 
         Args:
@@ -280,7 +281,7 @@ class ModelManager:
             ModelFailed: The model is not loaded again until it is reset.
             ShuttingDown: The appliance is shutting down.
         """
-        return await self._admission.lease(
+        return self._admission.lease(  # no coroutine around it: this is done for every request
             alias, flow=flow, priority=priority, keep_alive_s=keep_alive_s, on_wait=on_wait
         )
 
