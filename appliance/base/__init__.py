@@ -11,6 +11,7 @@ Modules:
     jsons: JSON by orjson.
     log_buffer: the latest log lines, to be followed while they are written.
     logs: structured logs, with secrets replaced.
+    markdown: tables for generated pages.
     metrics: metric families, and pages in Prometheus' formats.
     proxies: HTTPS_PROXY and its like, for downloads.
     reach: which hosts may be contacted and which folders may be read.

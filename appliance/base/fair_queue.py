@@ -1,8 +1,7 @@
 """A queue in which no flow starves: priority levels with ageing, and turns among the flows of a level.
 
 A flow is what should have one share of the queue (a key, an address): a flow with a thousand waiters delays
-the first
-of another by one turn. Pure: the caller provides the time.
+the first of another by one turn. Pure: the caller provides the time.
 """
 
 from collections import OrderedDict, deque

@@ -1,9 +1,8 @@
 """Which hosts may be contacted and which folders may be read, for sources that a caller names.
 
 Names allow names. Addresses of private networks, of this machine and of the link are refused after the name
-was
-resolved, unless the operator listed the address or its network as well: a name in a foreign DNS must not lead
-into the operator's network.
+was resolved, unless the operator listed the address or its network as well: a name in a foreign DNS must not
+lead into the operator's network.
 """
 
 import ipaddress

@@ -1,9 +1,8 @@
 """The machinery of settings: one pydantic-settings model per package, all problems reported at once.
 
 A field's name in upper case is its variable. Every secret may be given as NAME or in the file named by
-NAME_FILE, not
-both. An empty variable counts as not set. Nothing here knows a setting by name: each package declares its own
-in its `settings.py`.
+NAME_FILE, not both. An empty variable counts as not set. Nothing here knows a setting by name: each package
+declares its own in its `settings.py`.
 """
 
 import difflib

@@ -29,20 +29,20 @@ def decide(
     answers: dict[str, str] | None = None,
     port: int = 14000,
 ):
-    asked_keepers = []
+    runs = []
 
-    def run(keeper: str, arguments: list[str]) -> str:
-        asked_keepers.append((keeper, arguments))
-        return (answers or {}).get(keeper, "")
+    def run(tool: str, arguments: list[str]) -> str:
+        runs.append((tool, arguments))
+        return (answers or {}).get(tool, "")
 
     result = ensure_redirect(
         asked, port_to=port, is_permitted=lambda: permitted, is_host=lambda: host, run=run
     )
-    return result, asked_keepers
+    return result, runs
 
 
 @pytest.mark.parametrize(
-    ("asked", "permitted", "host", "answers", "outcome", "keepers"),
+    ("asked", "permitted", "host", "answers", "outcome", "tools"),
     [
         ("off", True, False, {}, "off", 0),
         ("auto", True, False, {}, "rule", 1),
@@ -62,16 +62,16 @@ def test_what_is_done_follows_from_the_facts(
     host,
     answers,
     outcome,
-    keepers,
+    tools,
 ) -> None:
-    result, asked_keepers = decide(asked, permitted=permitted, host=host, answers=answers)
+    result, runs = decide(asked, permitted=permitted, host=host, answers=answers)
     assert result.outcome == outcome
-    assert len(asked_keepers) == keepers
+    assert len(runs) == tools
 
 
 def test_without_privilege_the_kernel_is_not_asked() -> None:
-    result, asked_keepers = decide("on", permitted=False)
-    assert asked_keepers == []
+    result, runs = decide("on", permitted=False)
+    assert runs == []
     assert "--cap-add NET_ADMIN" in result.remedy
 
 

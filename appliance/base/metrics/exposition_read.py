@@ -2,9 +2,8 @@
 
 Why not prometheus-client's parser: a page of 5 MB takes it seconds (`python -m bench.normalise`), it gives up
 without naming the line, and it renames counters. The tests compare this parser with it. Bytes stay as they
-arrived, and labels
-are split only on demand: both formats write them alike. What no server may send (an unknown escape, blanks, a
-comma at the end of the labels) is put right, or refused with its line.
+arrived, and labels are split only on demand: both formats write them alike. What no server may send (an
+unknown escape, blanks, a comma at the end of the labels) is put right, or refused with its line.
 
 Rendering: exposition_write.py.
 """

@@ -355,9 +355,7 @@ class Connection(asyncio.Protocol):
     def on_message_begin(self) -> None:
         """Notice a second response."""
         if self._response is None or self._response.is_complete:
-            self._is_last = (
-                True  # an unsolicited second response: it is not read, and the connection is closed
-            )
+            self._is_last = True  # an unsolicited second response: not read, the connection is closed
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Keep a header field."""

@@ -2,9 +2,8 @@
 
 The capability is checked before the kernel is asked for anything, and the request runs in a child process
 with a time-out: without the privilege netlink calls wait for ever. Rules are never put into a host's own
-network. Two tools
-can set the rule: `nft` first (one inet table for IPv4 and IPv6), `legacy` for kernels with only the legacy
-tables.
+network. Two tools can set the rule: `nft` first (one inet table for IPv4 and IPv6), `legacy` for kernels with
+only the legacy tables.
 """
 
 import subprocess
@@ -17,7 +16,7 @@ from typing import Any, Literal
 CAP_NET_ADMIN = 12
 WORKER_PORT = 14444
 CHILD_TIMEOUT_S = 10
-KEEPERS = ("nft", "legacy")  # the tools, in order; "keeper" is the JSON field that names one
+TOOLS = ("nft", "legacy")  # in the order of trial
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +26,7 @@ class NatResult:
     Attributes:
         outcome: rule; listener: the caller must listen on 127.0.0.1:14444; off; failed: NAT_REDIRECT=on, but
             there can be no rule.
-        keeper: The tool that set the rule, `listener`, or "".
+        keeper: The tool that set the rule, `listener`, or ""; a JSON field, so its name stays.
         detail: A sentence for people.
         remedy: What to do if it failed.
     """
@@ -93,17 +92,17 @@ def _devices_of_namespace(proc: Path) -> set[str]:
     return {line.partition(":")[0].strip() for line in lines}
 
 
-def run_keeper(keeper: str, arguments: list[str]) -> str:
+def run_tool(tool: str, arguments: list[str]) -> str:
     """Run a tool in a child process.
 
     Args:
-        keeper: nft or legacy.
+        tool: nft or legacy.
         arguments: Of its command line.
 
     Returns:
         "" or the reason why it failed.
     """
-    command = [sys.executable, "-m", f"appliance.host.nat.{keeper}", *arguments]
+    command = [sys.executable, "-m", f"appliance.host.nat.{tool}", *arguments]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=CHILD_TIMEOUT_S, check=False)
     except subprocess.TimeoutExpired:
@@ -122,7 +121,7 @@ def ensure_redirect(
     port_from: int = WORKER_PORT,
     is_permitted: Callable[[], bool] | None = None,
     is_host: Callable[[], bool] | None = None,
-    run: Callable[[str, list[str]], str] = run_keeper,
+    run: Callable[[str, list[str]], str] = run_tool,
 ) -> NatResult:
     """Make sure that `port_from` reaches `port_to` on this machine; an older rule of ours is replaced.
 
@@ -160,12 +159,12 @@ def ensure_redirect(
             "Run in a container with a network of its own, or set NAT_REDIRECT=auto.",
         )
     reasons = []
-    for keeper in KEEPERS:  # 4
-        reason = run(keeper, [str(port_from), str(port_to), "forwarded" if forwarded else "local"])
+    for tool in TOOLS:  # 4
+        reason = run(tool, [str(port_from), str(port_to), "forwarded" if forwarded else "local"])
         if not reason:
             scope = "local clients and forwarded traffic" if forwarded else "local clients"
-            return NatResult("rule", keeper, f"tcp {port_from} → {port_to} for {scope}")
-        reasons.append(f"{keeper}: {reason}")
+            return NatResult("rule", tool, f"tcp {port_from} → {port_to} for {scope}")
+        reasons.append(f"{tool}: {reason}")
     remedy = "Use a kernel with nf_tables, or set NAT_REDIRECT=auto."
     return _without(asked, port_from, "; ".join(reasons), remedy)  # 5
 

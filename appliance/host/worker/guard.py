@@ -13,9 +13,8 @@ everything below it has exited. Standard library only.
     our exit   (also by SIGKILL) reaches it as SIGUSR1, sent by the kernel (PR_SET_PDEATHSIG)
 
 To `report` it writes the worker's process id, a space, and why it could not be started (nothing if it could),
-and
-closes it. The worker gets a session of its own: a signal to its own group, as a shell's `kill 0` sends it,
-does not reach the guard.
+and closes it. The worker gets a session of its own: a signal to its own group, as a shell's `kill 0` sends
+it, does not reach the guard.
 """
 
 import ctypes
