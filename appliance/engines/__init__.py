@@ -1,7 +1,30 @@
-"""Trade floor: who answers a request, and how to speak to it.
+"""Who answers a request, and how that one is spoken to.
 
-types (the words that cross rooms) · router (the one entrance) · aliases · receipts · pacing (one piece → a stream)
-chunks (OpenAI-shaped streams, read and written) · backends/ (contract, table, hosted, demo) · lora (adapters as they are wanted, with
-lora_plan, lora_held, lora_hosts, lora_readings, lora_rules, lora_file, lora_orders,
-lora_orders_file)
+Modules:
+    aliases: the names that mean the hosted model.
+    backends: who can answer: servers, managed models, the hosted API, the demo engine.
+    dialects: how each kind of engine is asked about itself.
+    direct: slots for passthrough and tunnels, which speak to a server themselves.
+    dispatch: which backend gets a request; the queue; another backend after a failure.
+    dispatch_errors: what a caller is told when no backend answered.
+    dispatch_request: one request on its way to a backend.
+    fleet: which backends there are, from settings, file and run-time changes.
+    kv: the index of cached blocks, from the engines' KV events.
+    lora: adapters that are loaded into running engines.
+    metrics: the engines' own metrics, read and put under common names.
+    outcome: how attempts and requests end, and what that means.
+    overview: the engines in one JSON object.
+    persistence: how run-time changes get into files of the state folder.
+    pool: backends that stand in for each other.
+    receipts: what was decided for a request, and why.
+    router: the entrance: a request for a model, a reply.
+    routes: what a model's name leads to.
+    runtime_changes: changes to the fleet that outlast a restart.
+    settings: the environment variables of this package.
+    slots: the right to send one request to one backend.
+    specs: backends as operators write them.
+    stream: a response as it comes.
+    types: requests, replies, models and states.
+    upstream: one attempt at one server.
+    wait_queues: requests that wait for capacity.
 """

@@ -154,7 +154,7 @@ async def test_a_slot_that_cannot_be_made_ready_is_given_back() -> None:
     assert (backend.in_flight, receipt.attempts) == (0, [])
 
 
-async def test_only_the_first_lease_of_a_request_adds_to_the_retry_budget() -> None:
+async def test_only_a_requests_first_lease_adds_to_the_retry_budget() -> None:
     router = routing(pool_of(TableBackend("e0"), TableBackend("e1")))
     before = router.dispatcher.retry_budget.tokens
     await router.direct.lease(receipt=Receipt("r"))

@@ -354,7 +354,7 @@ async def test_the_queue_is_served_by_priority_then_flow_then_age() -> None:
     assert order == ["high", "x1", "y1", "x2", "low"]
 
 
-async def test_of_several_queues_the_one_that_waits_longest_is_served_first() -> None:
+async def test_the_queue_that_waits_longest_is_served_first() -> None:
     a = backend("a", models=["m", "n"], limit=1)
     it = Dispatching(pool_of(a))
     slot, _ = await it.take()

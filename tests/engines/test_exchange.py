@@ -11,6 +11,7 @@ from appliance.base.errors import ApplianceError, Invalid, UpstreamFailed
 from appliance.base.wire.types import BrokenResponse, Target, Timeouts, Unreachable, WireError
 from appliance.engines.outcome import Outcome, Retry
 from appliance.engines.receipts import Attempt
+from appliance.engines.stream import GeneratedStream
 from appliance.engines.types import EngineReply, EngineRequest
 from appliance.engines.upstream.attempt import AttemptFailed
 from appliance.engines.upstream.exchange import AttemptObserver, Peer, UpstreamCall, exchange
@@ -331,7 +332,7 @@ async def test_a_gathered_stream_is_one_response() -> None:
         ([error_event(message="bad request", code=400)], Invalid, ""),
     ],
 )
-async def test_until_its_end_another_server_may_answer_for_a_gathered_stream(
+async def test_a_gathered_stream_may_fail_over_until_its_end(
     script: list[Any], raised: type[Exception], label: str
 ) -> None:
     it = Attempting(stream_of(*script), is_gathered=True)
@@ -344,10 +345,7 @@ async def test_until_its_end_another_server_may_answer_for_a_gathered_stream(
     assert it.response.closed == 1  # type: ignore[union-attr]
 
 
-async def test_a_stream_is_a_source_like_any_other() -> None:
-    """What is made from it closes it, also if it was never begun."""
-    from appliance.engines.stream import GeneratedStream
-
+async def test_a_stream_made_from_it_closes_it_even_if_never_begun() -> None:
     it = Attempting(stream_of(chunk("a"), "hang"))
     reply = await it.send()
     assert reply.events is not None

@@ -40,7 +40,7 @@ def test_a_receipt_as_json() -> None:
     ]
 
 
-def test_a_request_that_runs_has_no_finish_and_an_attempt_is_cancelled_until_it_ends() -> None:
+def test_what_has_not_ended_has_no_finish() -> None:
     shown = Receipt("r1", attempts=[Attempt("http://a")]).as_dict()
     assert (shown["finish"], shown["attempts"][0]["outcome"]) == ("", "cancelled")
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from appliance.engines.upstream.relay import BrokenStream, StreamRelay
+from appliance.engines.upstream.relay import MAX_EVENT_BYTES, BrokenStream, StreamRelay
 
 
 def chunk(text: str, finish: str | None = None, **more) -> str:
@@ -53,7 +53,7 @@ def test_it_may_be_cut_anywhere(size: int, ending: bytes) -> None:
     assert relay.usage == {"prompt_tokens": 3, "completion_tokens": 4}
 
 
-def test_other_spellings_and_missing_models_are_looked_at_one_by_one() -> None:
+def test_other_spellings_and_missing_models_are_handled() -> None:
     relay = StreamRelay("public")
     out = relay.feed(
         b'data: {"model":"a","choices":[]}\n\ndata: {"model" : "b","choices":[]}\n\ndata:{"choices":[1]}\n\n'
@@ -71,9 +71,16 @@ def test_an_error_event_is_found() -> None:
     assert relay.error == {"message": "died"}
 
 
-def test_rubbish_is_refused() -> None:
-    with pytest.raises(BrokenStream):
+def test_an_event_that_is_no_json_is_refused() -> None:
+    with pytest.raises(BrokenStream, match="an event is no JSON"):
         StreamRelay("public").feed(b"data: <html>\n\n")
+
+
+def test_an_event_without_an_end_is_refused() -> None:
+    relay = StreamRelay("public")
+    relay.feed(b"x" * MAX_EVENT_BYTES)
+    with pytest.raises(BrokenStream, match="longer than 16 MiB"):
+        relay.feed(b"x")
 
 
 @pytest.mark.parametrize(("last", "finished"), [(chunk("x"), False), (chunk("", "length"), True)])

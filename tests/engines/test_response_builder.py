@@ -35,7 +35,7 @@ def delta(index: int = 0, finish: str | None = None, logprobs: Any = None, **fie
     }
 
 
-def test_a_chat_is_added_up_with_its_usage_and_the_engines_own_fields() -> None:
+def test_a_chat_is_built_with_usage_and_an_engines_own_fields() -> None:
     assert whole(
         chunk(delta(role="assistant", content=None)),
         chunk(delta(content="Hel")),
@@ -138,15 +138,18 @@ def test_an_empty_answer_is_one() -> None:
 
 
 @pytest.mark.parametrize(
-    "events",
+    ("events", "text"),
     [
-        [],
-        [chunk(delta(content="a"))],
-        [chunk(delta(0, "stop"), delta(1, content="a"))],
-        [{"object": "x"}],
-        [chunk("rubbish")],  # type: ignore[arg-type]
+        ([], "the stream ended before the response was complete"),
+        ([chunk(delta(content="a"))], "the stream ended before the response was complete"),
+        (
+            [chunk(delta(0, "stop"), delta(1, content="a"))],
+            "the stream ended before the response was complete",
+        ),
+        ([{"object": "x"}], "an event has no choices"),
+        ([chunk("text")], "a choice is no object"),  # type: ignore[arg-type]
     ],
 )
-def test_what_is_not_whole_is_not_given(events: list[dict[str, Any]]) -> None:
-    with pytest.raises(BrokenStream):
+def test_what_is_not_whole_is_not_returned(events: list[dict[str, Any]], text: str) -> None:
+    with pytest.raises(BrokenStream, match=text):
         whole(*events)

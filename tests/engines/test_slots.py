@@ -35,7 +35,7 @@ def test_a_slot_is_released_once() -> None:
     assert slot.attempt == Attempt("http://e0", Outcome.STATUS, 503, 0.0, "busy")
 
 
-def test_what_was_noted_of_an_attempt_stays_if_nothing_better_is_known() -> None:
+def test_what_was_noted_stays_if_nothing_better_is_known() -> None:
     slot = taken()
     slot.attempt.status, slot.attempt.note = 200, "noted"
     slot.release(Outcome.CUT_OFF)

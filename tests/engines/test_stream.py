@@ -41,7 +41,7 @@ async def failing() -> AsyncGenerator[bytes, None]:
     yield b""
 
 
-async def test_a_generated_stream_gives_every_piece_and_closes_its_source() -> None:
+async def test_a_generated_stream_gives_all_and_closes_its_source() -> None:
     source = Source()
     stream = GeneratedStream(three(), source)
     assert [piece async for piece in stream] == [b"0", b"1", b"2"]
