@@ -10,7 +10,7 @@ from appliance.control.parts import ControlParts
 from appliance.downloads.request import DownloadFolders
 from appliance.engines.backends.managed import ManagedBackend
 from appliance.engines.backends.server import EngineServer
-from appliance.engines.metrics.scrape import Engine, Following, Scraper
+from appliance.engines.metrics.scrape import CurrentScraper, Scraper, ScrapeTarget
 from appliance.engines.overview import Overview
 from appliance.engines.router import Router
 from appliance.engines.types import BackendState
@@ -105,7 +105,7 @@ class SidecarEngine:
             return None, 0
         return tuple(card.id for card in server.cards() if card.parent), 0
 
-    def target(self) -> Engine | None:
+    def target(self) -> ScrapeTarget | None:
         """Return where its metrics are to be read; None = nowhere."""
         found = self.server() or next(
             (
@@ -116,7 +116,11 @@ class SidecarEngine:
             ),
             None,
         )
-        return Engine(found.spec.url, found.kind, tuple(found.headers.items()), found.ssl) if found else None
+        if found is None:
+            return None
+        return ScrapeTarget(
+            found.spec.url, found.kind, headers=tuple(found.headers.items()), ssl_context=found.ssl
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +136,7 @@ def build_sidecar(
     settings: Settings,
     *,
     engine: SidecarEngine,
-    scraper: Scraper | Following,
+    scraper: Scraper | CurrentScraper,
     names: SidecarNames,
     folders: Callable[[], DownloadFolders],
 ) -> tuple[HttpServer, "KvFollower | None"]:
@@ -168,15 +172,12 @@ def build_own_sidecar(appliance: Appliance) -> tuple[HttpServer, "KvFollower | N
     front, services = appliance.settings.front, appliance.services
     engine = SidecarEngine(appliance.router, front.sidecar_backend)
 
-    def scraper_of(target: Engine) -> Scraper:
+    def scraper_of(target: ScrapeTarget) -> Scraper:
         return Scraper(
-            target.url,
+            target,
             wire=services.scrape_pool,
             tasks=services.tasks,
             clock=services.clock,
-            kind=target.kind,
-            headers=dict(target.headers),
-            ssl_context=target.ssl_context,
             timeout_s=appliance.settings.engines.request_timeout,
             adapters=engine.adapters,
         )
@@ -185,7 +186,7 @@ def build_own_sidecar(appliance: Appliance) -> tuple[HttpServer, "KvFollower | N
         services,
         appliance.settings,
         engine=engine,
-        scraper=Following(engine.target, scraper_of),
+        scraper=CurrentScraper(engine.target, scraper_of),
         names=SidecarNames(front.pod_name, front.sidecar_model),
         folders=appliance.folders,
     )

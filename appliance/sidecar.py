@@ -24,7 +24,7 @@ from appliance.base.settings import InvalidSettings, Problem
 from appliance.base.tasks import Tasks
 from appliance.base.watch import Watched
 from appliance.build import build_services, download_folders
-from appliance.engines.metrics.scrape import Scraper
+from appliance.engines.metrics.scrape import Scraper, ScrapeTarget
 from appliance.engines.specs import BackendSpec, FleetSpec
 from appliance.front.server.server import serving_http
 from appliance.front.settings import split_keys
@@ -146,12 +146,10 @@ async def running(options: SidecarOptions, settings: Settings) -> AsyncIterator[
         await services.open(stack)
         engine = SidecarEngine(services.router, NAME)
         scraper = Scraper(
-            options.base_url,
+            ScrapeTarget(options.base_url, KINDS[options.engine], options.metrics_path),
             wire=services.scrape_pool,
             tasks=tasks,
             clock=clock,
-            path=options.metrics_path,
-            kind=KINDS[options.engine],
             timeout_s=settings.engines.request_timeout,
             adapters=engine.adapters,
         )

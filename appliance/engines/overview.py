@@ -1,8 +1,9 @@
-"""The engines' part of our own `GET /metrics`: every backend's page under our names, with the backend's name in a label, what the
-appliance measured itself, and one row for all together where an endpoint picker looks.
+"""The engines' part of our own `GET /metrics`, with the backend's name in a label.
 
-Servers are looked at in the background (health.py), and their latest page is what counts; llama-servers of the model manager are asked
-when somebody reads. A page is mapped once however often it is read, and several readers share one reading.
+It has every backend's page under our names, what the appliance measured itself, and one row for all backends
+where an endpoint picker looks. Servers are probed in the background (backends/prober.py), and their latest
+page counts; llama-servers of the model manager are queried when a client reads. A page is normalised once
+however often it is read, and clients that read at the same time share one reading.
 """
 
 import asyncio
@@ -29,178 +30,199 @@ from appliance.base.wire.types import WireError
 from appliance.engines.backends.engine_load import ScrapedPage
 from appliance.engines.backends.managed import ManagedBackend
 from appliance.engines.backends.server import EngineServer
-from appliance.engines.metrics.families import GATEWAY, LATENCIES, LORA_INFO, PREFIX, WANTED
-from appliance.engines.metrics.normalise import EngineExtras, Normalised, lora_info
-from appliance.engines.metrics.scrape import mapped, scrape_families, slots_usage
+from appliance.engines.metrics.copies import make_lora_info
+from appliance.engines.metrics.extras import EngineExtras
+from appliance.engines.metrics.families import GATEWAY, LATENCIES, LORA_INFO, METRICS, PREFIX
+from appliance.engines.metrics.normalise import NormalisedPage
+from appliance.engines.metrics.scrape import ScrapeStatus, normalise_raw, read_kv_usage, scrape_families
 from appliance.engines.router import Router
 
 log = get_logger("metrics")
-RUNNER_S = 2.0  # seconds for the page of a llama-server of ours
-PROXY = b'measured_at="proxy"'
-_HELP = {wanted.name: wanted.help.encode() for wanted in WANTED}
+RUNNER_TIMEOUT_S = 2.0  # for the page of a llama-server of the model manager
+PROXY_LABEL = b'measured_at="proxy"'
+_HELP = {spec.name: spec.help.encode() for spec in METRICS}
+Labels = tuple[tuple[bytes, str], ...]
 
 
 @dataclass(slots=True)
-class SeenBackend:
-    """One server and its page, mapped; `normalised` None: it has none, or it cannot be read. `kv_usage`: of llama-server's slots."""
+class BackendPage:
+    """One server and its page.
 
+    Attributes:
+        key: Identifies the server from one reading to the next.
+        labels: Of all its metrics; the first one is `backend`.
+        page: None = it has none, or none was read yet.
+        kv_usage: Share of the KV cache in use by llama-server's slots, 0 to 1; None = unknown.
+        normalised: None = it has no page, or the page is invalid.
+    """
+
+    key: object
     server: EngineServer
-    labels: tuple[tuple[bytes, str], ...]
+    labels: Labels
     page: ScrapedPage | None
     kv_usage: float | None = None
-    normalised: Normalised | None = None
+    normalised: NormalisedPage | None = None
 
 
 class Overview:
-    """Reads every backend's page; `families` gives what is to be told of them."""
+    """Reads every backend's page, and returns the metric families for all of them."""
 
     def __init__(self, router: Router, *, latencies: Latencies, tasks: Tasks, clock: Clock) -> None:
-        self._router, self._latencies, self._clock = router, latencies, clock
-        self._mapped: dict[object, tuple[ScrapedPage, float | None, Normalised | None]] = {}
-        self._troubles: dict[object, str] = {}
-        self._shared: SingleFlight[list[MetricFamily]] = SingleFlight(self._families, tasks, name="overview")
+        self._router = router
+        self._latencies = latencies
+        self._clock = clock
+        self._cache: dict[object, tuple[ScrapedPage, float | None, NormalisedPage | None]] = {}
+        self._problems: dict[object, str] = {}
+        self._flight: SingleFlight[list[MetricFamily]] = SingleFlight(self._families, tasks, name="overview")
 
     async def families(self) -> list[MetricFamily]:
-        """Give all families, the label `backend` first; then, of the model manager's llama-servers, `model_name` and `runner` (the port)."""
-        return await self._shared.get()
+        """Return all families.
+
+        The label `backend` is the first; those of the model manager's llama-servers have `model_name` and
+        `runner` (the port) after it.
+        """
+        return await self._flight.get()
 
     async def _families(self) -> list[MetricFamily]:
-        all_seen = await self._look()
-        out: list[MetricFamily] = []
-        for seen in all_seen:
-            if seen.normalised is not None:
-                families = [*seen.normalised.ours, *seen.normalised.mapping()]
-                for name, value in reversed(seen.labels):
-                    families = add_label(families, name, escape_label(value))
-                out += families
+        pages = await self._read_pages()
+        families: list[MetricFamily] = []
+        for one in pages:
+            families += _labelled_families(one)
         now_s = self._clock.monotonic_s()
-        out += scrape_families(
-            [
-                (
-                    _labels(seen.labels),
-                    seen.normalised is not None,
-                    now_s - seen.page.at_s if seen.page else None,
-                )
-                for seen in all_seen
-            ]
-        )
-        out += _measured(
-            self._latencies,
-            {(seen.labels[0][1], seen.normalised.has(LATENCIES[0])) for seen in all_seen if seen.normalised},
-        )
-        return [*merge_families(out), *self._for_the_picker(all_seen)]
+        families += scrape_families([_scrape_status(one, now_s) for one in pages])
+        measuring = {one.labels[0][1] for one in pages if one.normalised and one.normalised.has(LATENCIES[0])}
+        families += _latency_families(self._latencies, measuring)
+        return [*merge_families(families), *self._picker_families(pages)]
 
     # ---- reading pages
 
-    async def _look(self) -> list[SeenBackend]:
-        found: list[tuple[object, SeenBackend]] = []
-        for backend in self._router.backends():
-            if isinstance(backend, EngineServer) and (
-                backend.state.dialect is None or backend.state.dialect.running_metrics
-            ):
-                found.append(
-                    (
-                        backend.name,
-                        SeenBackend(backend, ((b"backend", backend.name),), backend.state.load.page),
-                    )
-                )
-            elif isinstance(backend, ManagedBackend):
-                for alias, port, runner in backend.runners():
-                    labels = ((b"backend", backend.name), (b"model_name", alias), (b"runner", str(port)))
-                    found.append(((backend.name, runner), SeenBackend(runner, labels, None)))
+    async def _read_pages(self) -> list[BackendPage]:
+        pages = list(self._find_pages())
         await asyncio.gather(
             *(
-                self._ask(seen)
-                for _, seen in found
-                if seen.server.state.has_slots and seen.server.state.health.is_ready
+                self._query(one)
+                for one in pages
+                if one.server.state.has_slots and one.server.state.health.is_ready
             )
         )
-        for key, seen in found:
-            seen.normalised = await self._map(key, seen)
-        known = {key for key, _ in found}
-        for books in (self._mapped, self._troubles):
-            for key in [key for key in books if key not in known]:
-                del books[key]
-        return [seen for _, seen in found]
+        for one in pages:
+            one.normalised = await self._normalise(one)
+        present = {one.key for one in pages}
+        for by_key in (self._cache, self._problems):
+            for key in by_key.keys() - present:
+                del by_key[key]
+        return pages
 
-    async def _ask(self, seen: SeenBackend) -> None:
-        """Ask a llama-server for its page, where nobody looks at it in the background, and for what its slots tell of its cache. (Builds
-        that tell it on the page do not tell it there.)"""
-        server = seen.server
+    def _find_pages(self) -> Iterator[BackendPage]:
+        """Yield the servers that have a metrics page, with their latest one."""
+        for backend in self._router.backends():
+            name = (b"backend", backend.name)
+            if isinstance(backend, EngineServer):
+                dialect = backend.state.dialect
+                if dialect is None or dialect.running_metrics:
+                    yield BackendPage(backend.name, backend, (name,), backend.state.load.page)
+            elif isinstance(backend, ManagedBackend):
+                for alias, port, runner in backend.runners():
+                    labels = (name, (b"model_name", alias), (b"runner", str(port)))
+                    yield BackendPage((backend.name, runner), runner, labels, None)
+
+    async def _query(self, one: BackendPage) -> None:
+        """Query a llama-server: for its page if it is not probed in the background, and for its slots.
+
+        Builds that have the cache in use on the page do not have it in the slots.
+        """
+        server = one.server
         if server.is_managed:
             try:
-                reply = await server.client.get("/metrics", RUNNER_S)
+                reply = await server.client.get("/metrics", RUNNER_TIMEOUT_S)
             except WireError:
                 return
-            seen.page = (
-                ScrapedPage(reply.body, False, self._clock.monotonic_s()) if reply.status == 200 else None
-            )
-        if seen.page is not None and b"kv_cache_usage_ratio" not in seen.page.raw:
-            seen.kv_usage = await slots_usage(server.client)
+            if reply.status == 200:
+                one.page = ScrapedPage(reply.body, False, self._clock.monotonic_s())
+        if one.page is not None and b"kv_cache_usage_ratio" not in one.page.raw:
+            one.kv_usage = await read_kv_usage(server.client)
 
-    async def _map(self, key: object, seen: SeenBackend) -> Normalised | None:
-        """Map a page, or take what was made of the same one before. What is wrong with it is logged when that changes."""
-        server, page = seen.server, seen.page
+    async def _normalise(self, one: BackendPage) -> NormalisedPage | None:
+        """Normalise a page, unless the same one was normalised before; log its problems when they change."""
+        server, page = one.server, one.page
         if page is None:
             return None
-        kept = self._mapped.get(key)
-        if kept is not None and kept[0] is page and kept[1] == seen.kv_usage:
-            return kept[2]
-        normalised, trouble = None, ""
+        cached = self._cache.get(one.key)
+        if cached is not None and cached[0] is page and cached[1] == one.kv_usage:
+            return cached[2]
+        normalised, problem = None, ""
         try:
-            normalised = await mapped(
+            normalised = await normalise_raw(
                 page.raw,
                 server.kind,
                 is_openmetrics=page.is_openmetrics,
-                aside=server.engine_extras(seen.kv_usage),
+                extras=server.engine_extras(one.kv_usage),
             )
-            if normalised.missing or normalised.odd:
-                trouble = f"missing {', '.join(normalised.missing) or 'nothing'}; invalid {normalised.odd or 'nothing'}"
+            if normalised.missing or normalised.invalid:
+                missing = ", ".join(normalised.missing) or "nothing"
+                problem = f"missing {missing}; invalid {normalised.invalid or 'nothing'}"
         except InvalidPage as exc:
-            trouble = str(exc)
-        if trouble and self._troubles.get(key) != trouble:
-            log.warning("metrics_not_mapped", backend=server.name, why=trouble)
-        self._troubles[key] = trouble
-        self._mapped[key] = (page, seen.kv_usage, normalised)
+            problem = str(exc)
+        if problem and self._problems.get(one.key) != problem:
+            log.warning("metrics_not_mapped", backend=server.name, reason=problem)
+        self._problems[one.key] = problem
+        self._cache[one.key] = (page, one.kv_usage, normalised)
         return normalised
 
-    # ---- one row for all: the appliance as one model server
+    # ---- the appliance as one model server
 
-    def _for_the_picker(self, all_seen: list[SeenBackend]) -> Iterator[MetricFamily]:
-        """Give the endpoint picker's families. Requests are the sum over the backends, those in our own line included; the cache in use
-        is the mean of theirs; the adapters are all that are loaded anywhere."""
+    def _picker_families(self, pages: list[BackendPage]) -> Iterator[MetricFamily]:
+        """Yield the endpoint picker's families, one row each.
+
+        1. requests waiting and running: the sum over the backends, with those in our own queue
+        2. the KV cache in use: the mean of the backends' means
+        3. adapters: all that are loaded on any backend
+        """
         states = self._router.states()
+        waiting = sum(state.waiting or 0.0 for state in states) + self._router.dispatcher.waiting
+        running = sum(state.in_flight if state.running is None else state.running for state in states)
+        usage = _mean(_mean(_values(one.normalised, "kv_cache_usage_ratio")) for one in pages)
         values: dict[str, float | None] = {
-            "requests_waiting": sum(state.waiting or 0.0 for state in states)
-            + self._router.dispatcher.waiting,
-            "requests_running": sum(
-                state.in_flight if state.running is None else state.running for state in states
-            ),
-            "kv_cache_usage_ratio": _mean(
-                _mean(_values(seen.normalised, "kv_cache_usage_ratio")) for seen in all_seen
-            ),
+            "requests_waiting": waiting,
+            "requests_running": running,
+            "kv_cache_usage_ratio": usage,
         }
-        for name, source, text in GATEWAY:
+        for name, source, text in GATEWAY:  # 1, 2
             value = values[source.removeprefix(PREFIX)]
             if value is not None:
                 yield make_gauge(name, f"{text}, of all backends", value)
-        adapters, most = _adapters(all_seen)
-        if adapters or most:
-            yield lora_info(
-                EngineExtras(adapters=tuple(adapters), most_adapters=most, now_s=self._clock.now_s())
+        adapters, max_adapters = _find_adapters(pages)
+        if adapters or max_adapters:  # 3
+            extras = EngineExtras(
+                adapters=tuple(adapters), max_adapters=max_adapters, now_s=self._clock.now_s()
             )
+            yield make_lora_info(extras)
 
 
-def _labels(labels: Iterable[tuple[bytes, str]]) -> bytes:
+def _labelled_families(one: BackendPage) -> list[MetricFamily]:
+    if one.normalised is None:
+        return []
+    families = [*one.normalised.ours, *one.normalised.mapping_families()]
+    for name, value in reversed(one.labels):
+        families = add_label(families, name, escape_label(value))
+    return families
+
+
+def _scrape_status(one: BackendPage, now_s: float) -> ScrapeStatus:
+    age_s = now_s - one.page.at_s if one.page else None
+    return ScrapeStatus(_render_labels(one.labels), one.normalised is not None, age_s)
+
+
+def _render_labels(labels: Iterable[tuple[bytes, str]]) -> bytes:
     return b",".join(name + b'="' + escape_label(value) + b'"' for name, value in labels)
 
 
-def _values(normalised: Normalised | None, name: str) -> Iterator[float]:
-    wanted = (PREFIX + name).encode()
+def _values(normalised: NormalisedPage | None, name: str) -> Iterator[float]:
+    full = (PREFIX + name).encode()
     return (
         float(sample.value)
         for family in (normalised.ours if normalised else ())
-        if family.name == wanted
+        if family.name == full
         for sample in family.samples
     )
 
@@ -210,49 +232,46 @@ def _mean(values: Iterable[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def _adapters(all_seen: list[SeenBackend]) -> tuple[list[str], int]:
-    """Give the adapters that are loaded somewhere, and the most that some engine has room for. An engine that tells which ones are at
-    work (vLLM: its newest row) is taken at its word, of the others those that they list."""
+def _find_adapters(pages: list[BackendPage]) -> tuple[list[str], int]:
+    """Return the adapters that are loaded on any backend, and the most that one engine can load.
+
+    1. the engine shows which ones are in use (vLLM, in its newest row) → those
+    2. it does not                                                     → those that it lists
+    """
     names: dict[str, None] = {}
     most = 0
-    for seen in all_seen:
-        family = seen.normalised.page.families.get(LORA_INFO.encode()) if seen.normalised else None
-        if family is None or not family.samples:
-            names |= dict.fromkeys(seen.server.engine_extras(None).adapters or ())
+    for one in pages:
+        family = one.normalised.page.families.get(LORA_INFO.encode()) if one.normalised else None
+        if family is None or not family.samples:  # 2
+            names |= dict.fromkeys(one.server.engine_extras(None).adapters or ())
             continue
-        labels = {
-            key: unescape_label(value)
-            for key, value in parse_labels(max(family.samples, key=lambda sample: float(sample.value)).labels)
-        }
-        names |= dict.fromkeys(
-            name.strip() for name in labels.get(b"running_lora_adapters", "").split(",") if name.strip()
-        )
-        most = max(most, int(labels[b"max_lora"]) if labels.get(b"max_lora", "").isdecimal() else 0)
+        newest = max(family.samples, key=lambda sample: float(sample.value))  # 1
+        labels = {key: unescape_label(value) for key, value in parse_labels(newest.labels)}
+        running = (name.strip() for name in labels.get(b"running_lora_adapters", "").split(","))
+        names |= dict.fromkeys(name for name in running if name)
+        max_lora = labels.get(b"max_lora", "")
+        most = max(most, int(max_lora) if max_lora.isdecimal() else 0)
     return list(names), most
 
 
-# ---- what was measured here
+# ---- what the appliance measured
 
 
-def _measured(latencies: Latencies, engines: set[tuple[str, bool]]) -> Iterator[MetricFamily]:
-    """Give the histograms of answers' times, but for backends whose engine gives its own."""
-    measure_themselves = {name for name, has in engines if has}
-    rows = [(backend, model, row) for backend, model, row in latencies if backend not in measure_themselves]
+def _latency_families(latencies: Latencies, measuring: set[str]) -> Iterator[MetricFamily]:
+    """Yield the histograms of response times, except of backends whose engines measure them."""
+    rows = [(backend, model, row) for backend, model, row in latencies if backend not in measuring]
     for name in LATENCIES:
         samples: list[MetricSample] = []
         for backend, model, row in rows:
-            times = _times(row, name)
+            times = _find_histogram(row, name)
             if any(times.counts):
-                samples += _samples(
-                    name.encode(),
-                    _labels(((b"backend", backend), (b"model_name", model))) + b"," + PROXY,
-                    times,
-                )
+                labels = _render_labels(((b"backend", backend), (b"model_name", model)))
+                samples += _render_histogram(name.encode(), labels + b"," + PROXY_LABEL, times)
         if samples:
             yield MetricFamily(name.encode(), "histogram", _HELP[name], samples, unit=b"seconds")
 
 
-def _times(row: ModelLatencies, name: str) -> PlainHistogram:
+def _find_histogram(row: ModelLatencies, name: str) -> PlainHistogram:
     return {
         "ttft_seconds": row.ttft,
         "tpot_seconds": row.tpot,
@@ -261,11 +280,10 @@ def _times(row: ModelLatencies, name: str) -> PlainHistogram:
     }[name.removeprefix(PREFIX)]
 
 
-def _samples(name: bytes, labels: bytes, times: PlainHistogram) -> Iterator[MetricSample]:
+def _render_histogram(name: bytes, labels: bytes, times: PlainHistogram) -> Iterator[MetricSample]:
     count = 0
-    for bound, more in zip(
-        (*(f"{float(bound)}" for bound in times.bounds), "+Inf"), times.counts, strict=True
-    ):
+    bounds = (*(f"{float(bound)}" for bound in times.bounds), "+Inf")
+    for bound, more in zip(bounds, times.counts, strict=True):
         count += more
         yield MetricSample(name + b"_bucket", labels + b',le="' + bound.encode() + b'"', b"%d" % count)
     yield MetricSample(name + b"_count", labels, b"%d" % count)

@@ -15,7 +15,7 @@ from appliance.base.metrics.exposition_read import MetricFamily
 from appliance.downloads.jobs import DownloadJobs
 from appliance.downloads.request import DownloadFolders
 from appliance.engines.lora.orders import AdapterOrders
-from appliance.engines.metrics.scrape import Following, Scraper
+from appliance.engines.metrics.scrape import CurrentScraper, Scraper
 from appliance.engines.types import BackendState
 from appliance.front.downloads import DownloadHandlers
 from appliance.front.lora import LoraHandlers
@@ -85,7 +85,7 @@ class SidecarHandlers:
 
 
 def sidecar_groups(
-    scraper: Scraper | Following,
+    scraper: Scraper | CurrentScraper,
     orders: AdapterOrders,
     jobs: DownloadJobs,
     folders: Callable[[], DownloadFolders],

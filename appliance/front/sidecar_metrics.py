@@ -13,7 +13,7 @@ from appliance.base.metrics.exposition_write import (
     TEXT_CONTENT_TYPE,
     wants_openmetrics,
 )
-from appliance.engines.metrics.scrape import Following, Scraper
+from appliance.engines.metrics.scrape import CurrentScraper, Scraper
 from appliance.front.pipeline.request import Request
 from appliance.front.pipeline.response import Response
 from appliance.front.pipeline.route import Route
@@ -27,7 +27,11 @@ class SidecarMetricsHandlers:
     """
 
     def __init__(
-        self, scraper: Scraper | Following, *, clock: Clock, more: Callable[[], list[MetricFamily]] = list
+        self,
+        scraper: Scraper | CurrentScraper,
+        *,
+        clock: Clock,
+        more: Callable[[], list[MetricFamily]] = list,
     ) -> None:
         self._scraper = scraper
         self._clock, self._more = clock, more

@@ -7,14 +7,9 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as text_of
 
 from appliance.base.metrics.exposition_read import read_page
-from appliance.engines.metrics.families import GATEWAY, KTHENA, WANTED
-from appliance.engines.metrics.normalise import (
-    NOTHING,
-    EngineExtras,
-    Normalised,
-    kv_usage_of_slots,
-    normalise,
-)
+from appliance.engines.metrics.extras import NO_EXTRAS, EngineExtras, compute_kv_usage
+from appliance.engines.metrics.families import GATEWAY, KTHENA, METRICS
+from appliance.engines.metrics.normalise import NormalisedPage, normalise
 from tests.fakes.engine_pages import (
     ALL,
     LLAMA_2024,
@@ -47,8 +42,8 @@ VALUES = {
 }
 
 
-def made(text: str, kind: str = "auto", aside: EngineExtras = NOTHING) -> Normalised:
-    return normalise(read_page(text.encode()), kind, aside)
+def made(text: str, kind: str = "auto", extras: EngineExtras = NO_EXTRAS) -> NormalisedPage:
+    return normalise(read_page(text.encode()), kind, extras)
 
 
 def value(out: str, name: str, **labels: str) -> float:
@@ -68,7 +63,7 @@ def test_a_page_of_any_generation_maps_completely(of: PageOf) -> None:
     done = made(page(of))
     assert done.kind == of.kind
     assert {family.name.decode().removeprefix("engine_") for family in done.ours} == set(of.mapped)
-    assert (done.missing, done.odd) == ((), {})
+    assert (done.missing, done.invalid) == ((), {})
     out = done.render(openmetrics=False).decode()
     for name in of.mapped & set(VALUES):
         expected = (
@@ -78,9 +73,7 @@ def test_a_page_of_any_generation_maps_completely(of: PageOf) -> None:
     kinds = {
         family.name + ("_total" if family.type == "counter" else ""): family.type for family in text_of(out)
     }
-    expected = {
-        wanted.name: wanted.kind for wanted in WANTED if wanted.name.removeprefix("engine_") in of.mapped
-    }
+    expected = {spec.name: spec.kind for spec in METRICS if spec.name.removeprefix("engine_") in of.mapped}
     assert {name: kind for name, kind in kinds.items() if name in expected} == expected
 
 
@@ -93,17 +86,17 @@ def test_the_engines_own_page_goes_out_as_it_came(of: PageOf) -> None:
 
 
 @every_page
-def test_every_page_is_valid_openmetrics_and_says_the_same(of: PageOf) -> None:
+def test_every_page_is_valid_openmetrics_with_the_same_values(of: PageOf) -> None:
     done = made(page(of))
     families = {family.name: family for family in openmetrics_of(done.render(openmetrics=True).decode())}
-    for wanted in WANTED:
-        if wanted.name.removeprefix("engine_") not in of.mapped:
+    for spec in METRICS:
+        if spec.name.removeprefix("engine_") not in of.mapped:
             continue
-        family = families[wanted.name.removesuffix("_total")]
-        assert (family.type, family.unit, family.documentation) == (wanted.kind, wanted.unit, wanted.help)
-        short = wanted.name.removeprefix("engine_")
+        family = families[spec.name.removesuffix("_total")]
+        assert (family.type, family.unit, family.documentation) == (spec.kind, spec.unit, spec.help)
+        short = spec.name.removeprefix("engine_")
         if short in VALUES and not (of is LLAMA_2026 and short == "prompt_tokens_total"):
-            samples = [s.value for s in family.samples if s.name in {wanted.name, wanted.name + "_sum"}]
+            samples = [s.value for s in family.samples if s.name in {spec.name, spec.name + "_sum"}]
             assert sum(samples) == VALUES[short]
     text = made(page(of)).render(openmetrics=False).decode()
     assert {f.name for f in text_of(text)} - {n + "_created" for n in families} <= {
@@ -129,11 +122,11 @@ def test_labels_stay_and_histograms_stay_whole(of: PageOf) -> None:
         assert all(own.items() <= s.labels.items() for s in samples)
 
 
-# What system E names, by engine: the rule of its generation-tokens never matched (trap 1), and vLLM dropped the time per token (trap 2).
+# The kthena: names. Each engine has its own name for generation tokens, and vLLM renamed the time per token.
 
 
 @every_page
-def test_system_es_names_are_there_with_kind_and_help_of_the_engine(of: PageOf) -> None:
+def test_kthena_names_have_kind_and_help_of_the_engine(of: PageOf) -> None:
     families = {family.name: family for family in text_of(made(page(of)).render(openmetrics=False).decode())}
     copies = {copy.name.removesuffix("_total"): copy for copy in KTHENA if of.kind in copy.names}
     absent = (
@@ -185,7 +178,7 @@ RENAMED = [
 @pytest.mark.parametrize(
     ("of", "name", "ours"), RENAMED, ids=[f"{of.name} {name}" for of, name, _ in RENAMED]
 )
-def test_a_renamed_metric_raises_the_gauge_and_only_its_own(of: PageOf, name: str, ours: str) -> None:
+def test_a_renamed_metric_is_reported_and_no_other(of: PageOf, name: str, ours: str) -> None:
     done = made(page(of, without=name))
     assert done.missing == ("engine_" + ours,)
     out = done.render(openmetrics=False).decode()
@@ -196,7 +189,7 @@ def test_a_renamed_metric_raises_the_gauge_and_only_its_own(of: PageOf, name: st
     assert value(whole, "engine_mapping_missing", metric="engine_" + ours) == 0
 
 
-def test_a_transitional_vllm_with_both_spellings_gives_the_newer_once() -> None:
+def test_of_two_spellings_the_newer_counts_once() -> None:
     both = PageOf(
         "both",
         "vllm",
@@ -206,46 +199,46 @@ def test_a_transitional_vllm_with_both_spellings_gives_the_newer_once() -> None:
     out = made(page(both)).render(openmetrics=False).decode()
     assert value(out, "engine_kv_cache_usage_ratio") == 0.25
     assert value(out, "engine_tpot_seconds") == 0.1
-    assert value(out, "kthena:time_per_output_token_seconds") == 9  # system E names the older first
+    assert value(out, "kthena:time_per_output_token_seconds") == 9  # the older name comes first here
 
 
 @pytest.mark.parametrize("said", ["25", "1.01", "-0.5", "NaN", "+Inf"])
-def test_a_share_outside_of_0_to_1_is_reported_and_not_shown(said: str) -> None:
+def test_a_share_outside_0_to_1_is_reported_and_not_shown(said: str) -> None:
     done = made(
         page(VLLM_2026).replace(
             "vllm:kv_cache_usage_perc{" + VLLM_2026.labels + "} 0.25",
             "vllm:kv_cache_usage_perc{" + VLLM_2026.labels + "} " + said,
         )
     )
-    assert done.odd == {"engine_kv_cache_usage_ratio": "out_of_range"}
+    assert done.invalid == {"engine_kv_cache_usage_ratio": "out_of_range"}
     assert done.missing == ()
     out = done.render(openmetrics=False).decode()
     assert 'engine_mapping_invalid{metric="engine_kv_cache_usage_ratio",reason="out_of_range"} 1' in out
     assert "engine_kv_cache_usage_ratio{" not in out
 
 
-def test_what_is_of_another_kind_is_reported_and_not_shown() -> None:
+def test_another_kind_of_metric_is_reported_and_not_shown() -> None:
     done = made(
         page(VLLM_2026).replace(
             "# TYPE vllm:generation_tokens_total counter", "# TYPE vllm:generation_tokens_total summary"
         )
     )
-    assert done.odd == {"engine_generation_tokens_total": "other_kind"}
+    assert done.invalid == {"engine_generation_tokens_total": "other_kind"}
     broken = "\n".join(
         line
         for line in page(VLLM_2026).splitlines()
         if not line.startswith("vllm:time_to_first_token_seconds_sum")
     )
-    assert made(broken).odd == {"engine_ttft_seconds": "broken"}
+    assert made(broken).invalid == {"engine_ttft_seconds": "broken"}
     assert made(
         "# TYPE vllm:e2e_request_latency_seconds histogram\nvllm:e2e_request_latency_seconds_bucket 1\n"
-    ).odd == {"engine_e2e_seconds": "broken"}
+    ).invalid == {"engine_e2e_seconds": "broken"}
 
 
 @pytest.mark.parametrize(
     "gone", ["_count", '_bucket{engine="0",model_name="meta-llama/Llama-3.2-3B",le="+Inf"']
 )
-def test_a_histogram_that_lacks_its_count_or_its_last_bucket_gets_it(gone: str) -> None:
+def test_a_missing_count_or_last_bucket_is_added(gone: str) -> None:
     text = (
         "\n".join(
             line
@@ -256,7 +249,7 @@ def test_a_histogram_that_lacks_its_count_or_its_last_bucket_gets_it(gone: str) 
     )
     assert text != page(VLLM_2026)
     done = made(text)
-    assert done.odd == {}
+    assert done.invalid == {}
     family = next(
         f for f in openmetrics_of(done.render(openmetrics=True).decode()) if f.name == "engine_ttft_seconds"
     )
@@ -266,7 +259,7 @@ def test_a_histogram_that_lacks_its_count_or_its_last_bucket_gets_it(gone: str) 
     ]
 
 
-def test_a_page_of_nobody_misses_everything() -> None:
+def test_a_page_without_engine_misses_everything() -> None:
     done = made("process_cpu_seconds_total 5\n")
     assert (done.kind, done.ours) == ("", ())
     assert set(done.missing) == {"engine_" + name for name in ALL}
@@ -279,7 +272,7 @@ def test_a_page_of_nobody_misses_everything() -> None:
     assert made(page(VLLM_2026), "trtllm").kind == ""
 
 
-def test_a_label_less_metric_that_nothing_happened_to_yet_is_not_missing() -> None:
+def test_an_announced_metric_without_samples_is_not_missing() -> None:
     text = "\n".join(
         line for line in page(VLLM_2026).splitlines() if not line.startswith("vllm:request_success_total{")
     )
@@ -295,11 +288,11 @@ def test_a_label_less_metric_that_nothing_happened_to_yet_is_not_missing() -> No
     )
 
 
-def test_adapters_are_counted_in_the_newest_row_or_known_from_elsewhere() -> None:
+def test_adapters_are_those_of_the_newest_row_or_the_extras() -> None:
     assert value(made(page(VLLM_2026)).render(openmetrics=False).decode(), "engine_lora_running") == 2
     assert value(made(page(SGLANG_2026)).render(openmetrics=False).decode(), "engine_lora_running") == 1
-    aside = EngineExtras(adapters=("sql", 'odd"one'), most_adapters=1, now_s=1_800_000_000.0)
-    out = made(page(LLAMA_2026), aside=aside).render(openmetrics=False).decode()
+    extras = EngineExtras(adapters=("sql", 'odd"one'), max_adapters=1, now_s=1_800_000_000.0)
+    out = made(page(LLAMA_2026), extras=extras).render(openmetrics=False).decode()
     assert value(out, "engine_lora_running") == 2
     row = next(s for f in text_of(out) for s in f.samples if s.name == "vllm:lora_requests_info")
     assert (row.labels, row.value) == (
@@ -312,9 +305,9 @@ def test_adapters_are_counted_in_the_newest_row_or_known_from_elsewhere() -> Non
 
 
 @every_page
-def test_the_endpoint_picker_finds_its_names_whatever_the_engine(of: PageOf) -> None:
+def test_the_endpoint_picker_finds_its_names_for_any_engine(of: PageOf) -> None:
     out = (
-        made(page(of), aside=EngineExtras(kv_usage=0.25) if of is LLAMA_2026 else EngineExtras())
+        made(page(of), extras=EngineExtras(kv_usage=0.25) if of is LLAMA_2026 else EngineExtras())
         .render(openmetrics=False)
         .decode()
     )
@@ -330,7 +323,7 @@ def test_the_endpoint_picker_finds_its_names_whatever_the_engine(of: PageOf) -> 
     assert len(names) == 1
 
 
-def test_several_rows_of_an_engine_become_one_for_the_endpoint_picker() -> None:
+def test_several_rows_become_one_for_the_endpoint_picker() -> None:
     rows = page(SGLANG_2026)
     second = "\n".join(
         line.replace('tp_rank="0"', 'tp_rank="1"').replace("0.25", "0.75")
@@ -359,17 +352,17 @@ SLOT = {"id": 0, "n_ctx": 8192, "is_processing": True, "n_prompt_tokens": 2048}
         ([SLOT | {"n_ctx": 0}], None),
     ],
 )
-def test_the_kv_cache_of_llama_server_is_reckoned_from_its_slots(slots: object, share: float | None) -> None:
-    assert kv_usage_of_slots(slots) == share
+def test_kv_cache_usage_is_computed_from_the_slots(slots: object, share: float | None) -> None:
+    assert compute_kv_usage(slots) == share
 
 
-def test_the_table_in_the_documentation_is_the_one_in_the_code() -> None:
+def test_the_table_in_the_documentation_is_complete() -> None:
     text = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
     rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("| `engine_")}
-    for wanted in WANTED:
-        row = rows[f"`{wanted.name}`"]
-        assert wanted.kind in row
-        for source in wanted.sources.values():
+    for spec in METRICS:
+        row = rows[f"`{spec.name}`"]
+        assert spec.kind in row
+        for source in spec.sources.values():
             assert all(f"`{name}`" in row for name in source.names), row
     assert all(f"`{copy.name}`" in text for copy in KTHENA)
     assert all(f"`{name}`" in text for name, _, _ in GATEWAY)

@@ -1,4 +1,4 @@
-"""One scrape for all who ask at the same time; what can go wrong on the way to an engine's page and in it; a large page holds up nobody."""
+"""One scrape for all clients at a time, what can go wrong with an engine's page, and a large page."""
 
 import asyncio
 import time
@@ -12,13 +12,14 @@ from appliance.base.tasks import Tasks
 from appliance.base.wire.pool import ConnectionPool
 from appliance.base.wire.types import PoolLimits
 from appliance.engines.metrics import scrape
-from appliance.engines.metrics.scrape import Scraper
+from appliance.engines.metrics.scrape import CurrentScraper, Scraper, ScrapeTarget
 from bench.normalise import large_page
 from tests.fakes.engine_pages import LLAMA_2026, SGLANG_2026, VLLM_2026, page
 from tests.fakes.raw_server import Peer, RawServer
 from tests.journeys.running import until
 
 VLLM = page(VLLM_2026).encode()
+KEY = (("Authorization", "Bearer secret-key"),)
 
 
 def answer(
@@ -58,9 +59,7 @@ def paths(server: RawServer) -> list[str]:
     return [request.split(b" ")[1].decode() for request in server.requests]
 
 
-async def test_who_asks_at_the_same_time_shares_one_question_and_the_next_asks_anew(
-    wire: ConnectionPool, tasks: Tasks
-) -> None:
+async def test_scrapes_at_the_same_time_share_one_request(wire: ConnectionPool, tasks: Tasks) -> None:
     go = asyncio.Event()
 
     async def script(peer: Peer) -> None:
@@ -70,10 +69,10 @@ async def test_who_asks_at_the_same_time_shares_one_question_and_the_next_asks_a
             peer.say(answer(VLLM))
 
     async with RawServer(script) as server:
-        scraper = Scraper(server.address, wire=wire, tasks=tasks, clock=SystemClock(), kind="vllm")
+        scraper = Scraper(ScrapeTarget(server.address, "vllm"), wire=wire, tasks=tasks, clock=SystemClock())
         waiting = [asyncio.ensure_future(scraper.scrape()) for _ in range(20)]
         assert await until(lambda: len(server.requests) == 1)
-        waiting[0].cancel()  # one who leaves takes nothing from the others
+        waiting[0].cancel()  # one that is cancelled does not cancel the others
         go.set()
         done = await asyncio.gather(*waiting[1:])
         assert len({id(one) for one in done}) == 1
@@ -83,10 +82,10 @@ async def test_who_asks_at_the_same_time_shares_one_question_and_the_next_asks_a
         assert len(server.requests) == 2
 
 
-async def test_age_and_state_stand_on_the_page(wire: ConnectionPool, tasks: Tasks) -> None:
+async def test_age_and_status_are_on_the_page(wire: ConnectionPool, tasks: Tasks) -> None:
     clock = FakeClock()
     async with RawServer(saying(answer(VLLM))) as server:
-        scraped = await Scraper(server.address, wire=wire, tasks=tasks, clock=clock).scrape()
+        scraped = await Scraper(ScrapeTarget(server.address), wire=wire, tasks=tasks, clock=clock).scrape()
     clock.advance(1.5)
     out = await scraped.render(clock.monotonic_s(), openmetrics=False)
     assert out.startswith(VLLM)
@@ -94,7 +93,7 @@ async def test_age_and_state_stand_on_the_page(wire: ConnectionPool, tasks: Task
     assert b"\nengine_scrape_age_seconds 1.500\n" in out
 
 
-async def test_an_engine_that_is_not_there_or_answers_otherwise_is_an_upstream_failure(
+async def test_an_engine_down_or_with_an_error_is_an_upstream_failure(
     wire: ConnectionPool, tasks: Tasks
 ) -> None:
     async with RawServer(
@@ -102,27 +101,27 @@ async def test_an_engine_that_is_not_there_or_answers_otherwise_is_an_upstream_f
             answer(b"Bearer abc is wrong", status="401 Unauthorized"), answer(b"", status="304 Not Modified")
         )
     ) as server:
-        scraper = Scraper(server.address, wire=wire, tasks=tasks, clock=SystemClock())
-        with pytest.raises(
-            UpstreamFailed, match=rf"metrics at {server.address}/metrics cannot be had: it answered 401"
-        ):
+        scraper = Scraper(ScrapeTarget(server.address), wire=wire, tasks=tasks, clock=SystemClock())
+        with pytest.raises(UpstreamFailed, match=rf"metrics at {server.address}/metrics: HTTP 401"):
             await scraper.scrape()
-        with pytest.raises(UpstreamFailed, match="it answered 304"):
+        with pytest.raises(UpstreamFailed, match="HTTP 304"):
             await scraper.scrape()
-    with pytest.raises(UpstreamFailed, match="cannot be had"):
+    with pytest.raises(UpstreamFailed, match="Cannot read the engine's metrics at"):
         await scraper.scrape()
 
 
-async def test_one_that_is_silent_is_given_up_in_time(wire: ConnectionPool, tasks: Tasks) -> None:
+async def test_a_silent_engine_is_given_up_in_time(wire: ConnectionPool, tasks: Tasks) -> None:
     async def silent(peer: Peer) -> None:
         await peer.request()
         peer.say(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nvllm:a 1\n")
         await peer.gone()
 
     async with RawServer(silent) as server:
-        scraper = Scraper(server.address, wire=wire, tasks=tasks, clock=SystemClock(), timeout_s=0.3)
+        scraper = Scraper(
+            ScrapeTarget(server.address), wire=wire, tasks=tasks, clock=SystemClock(), timeout_s=0.3
+        )
         began = time.monotonic()
-        with pytest.raises(UpstreamFailed, match=r"did not come within 0\.3 s|cannot be had"):
+        with pytest.raises(UpstreamFailed, match=r"did not arrive within 0\.3 s|Cannot read"):
             await scraper.scrape()
         assert time.monotonic() - began < 5
 
@@ -135,12 +134,12 @@ async def test_one_that_is_silent_is_given_up_in_time(wire: ConnectionPool, task
         (b'a{b="1"c="2"} 1\n', 'line 1 has labels that are not valid: a{b="1"c="2"} 1'),
     ],
 )
-async def test_a_page_that_is_none_is_told_with_its_line(
+async def test_an_invalid_page_is_refused_with_its_line(
     wire: ConnectionPool, tasks: Tasks, body: bytes, why: str
 ) -> None:
     async with RawServer(saying(answer(body))) as server:
         with pytest.raises(Internal) as caught:
-            await Scraper(server.address, wire=wire, tasks=tasks, clock=SystemClock()).scrape()
+            await Scraper(ScrapeTarget(server.address), wire=wire, tasks=tasks, clock=SystemClock()).scrape()
     assert why in caught.value.message
 
 
@@ -165,11 +164,10 @@ async def test_redirects_on_the_same_host_are_followed(
         saying(moved("/base/metrics/", status), moved("../x?a=1", status), answer(VLLM))
     ) as server:
         scraper = Scraper(
-            f"{server.address}/base",
+            ScrapeTarget(f"{server.address}/base", headers=KEY),
             wire=wire,
             tasks=tasks,
             clock=SystemClock(),
-            headers={"Authorization": "Bearer secret-key"},
         )
         assert (await scraper.scrape()).normalised.kind == "vllm"
         assert paths(server) == ["/base/metrics", "/base/metrics/", "/base/x?a=1"]
@@ -182,11 +180,10 @@ async def test_the_engines_key_does_not_go_to_another_port(wire: ConnectionPool,
         RawServer(saying(moved(f"{other.address}/m"))) as server,
     ):
         await Scraper(
-            server.address,
+            ScrapeTarget(server.address, headers=KEY),
             wire=wire,
             tasks=tasks,
             clock=SystemClock(),
-            headers={"Authorization": "Bearer secret-key"},
         ).scrape()
         assert b"secret-key" in server.requests[0]
         assert b"secret-key" not in other.requests[0]
@@ -195,28 +192,32 @@ async def test_the_engines_key_does_not_go_to_another_port(wire: ConnectionPool,
 @pytest.mark.parametrize(
     ("location", "why"),
     [
-        ("http://169.254.169.254/latest/meta-data", "lead elsewhere, to '169.254.169.254'"),
-        ("http://localhost.example/", "lead elsewhere"),
-        ("file:///etc/passwd", "lead elsewhere"),
+        ("http://169.254.169.254/latest/meta-data", "redirect to '169.254.169.254'"),
+        ("http://localhost.example/", "only redirects on the engine's own host"),
+        ("file:///etc/passwd", "only redirects on the engine's own host"),
         ("/metrics", "more than 5 redirects"),
     ],
 )
-async def test_redirects_elsewhere_and_round_in_circles_are_not_followed(
+async def test_redirects_to_other_hosts_or_in_circles_are_refused(
     wire: ConnectionPool, tasks: Tasks, location: str, why: str
 ) -> None:
     async with RawServer(saying(moved(location))) as server:
         with pytest.raises(UpstreamFailed, match=why):
-            await Scraper(server.address, wire=wire, tasks=tasks, clock=SystemClock()).scrape()
-        assert len(server.requests) == (6 if "circles" in why or "more" in why else 1)
+            await Scraper(ScrapeTarget(server.address), wire=wire, tasks=tasks, clock=SystemClock()).scrape()
+        assert len(server.requests) == (6 if "more" in why else 1)
 
 
-async def test_llama_servers_cache_is_taken_from_its_slots_and_its_adapters_from_who_knows_them(
+async def test_llama_servers_cache_and_adapters_come_from_elsewhere(
     wire: ConnectionPool, tasks: Tasks
 ) -> None:
     slots = b'[{"id":0,"n_ctx":8192,"is_processing":true,"n_prompt_tokens":2048},{"id":1,"n_ctx":8192,"is_processing":false}]'
     async with RawServer(saying(answer(page(LLAMA_2026).encode()), answer(slots))) as server:
         scraper = Scraper(
-            server.address, wire=wire, tasks=tasks, clock=SystemClock(), adapters=lambda: (("sql",), 4)
+            ScrapeTarget(server.address),
+            wire=wire,
+            tasks=tasks,
+            clock=SystemClock(),
+            adapters=lambda: (("sql",), 4),
         )
         out = await (await scraper.scrape()).render(0, openmetrics=False)
         assert paths(server) == ["/metrics", "/slots"]
@@ -232,40 +233,42 @@ async def test_llama_servers_cache_is_taken_from_its_slots_and_its_adapters_from
     "slots",
     [
         answer(b"{}", status="501 Not Implemented"),
-        answer(b"rubbish"),
+        answer(b"no JSON"),
         answer(b"[]"),
         b"HTTP/1.1 nonsense\r\n\r\n",
     ],
 )
-async def test_slots_that_are_not_told_cost_nothing_but_their_number(
+async def test_without_slots_only_the_cache_usage_is_absent(
     wire: ConnectionPool, tasks: Tasks, slots: bytes
 ) -> None:
     async with RawServer(saying(answer(page(LLAMA_2026).encode()), slots)) as server:
-        scraped = await Scraper(server.address, wire=wire, tasks=tasks, clock=SystemClock()).scrape()
+        scraped = await Scraper(
+            ScrapeTarget(server.address), wire=wire, tasks=tasks, clock=SystemClock()
+        ).scrape()
     assert not scraped.normalised.has("engine_kv_cache_usage_ratio")
     assert scraped.normalised.missing == ()
 
 
-async def test_what_is_missing_is_logged_when_that_changes(
+async def test_missing_metrics_are_logged_when_they_change(
     wire: ConnectionPool, tasks: Tasks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[str] = []
-    monkeypatch.setattr(scrape.log, "warning", lambda event, **_: told.append(event))
+    logged: list[str] = []
+    monkeypatch.setattr(scrape.log, "warning", lambda event, **_: logged.append(event))
     renamed = answer(page(SGLANG_2026, without="num_queue_reqs").encode())
     async with RawServer(saying(renamed, renamed, answer(page(SGLANG_2026).encode()))) as server:
-        scraper = Scraper(server.address, wire=wire, tasks=tasks, clock=SystemClock(), kind="sglang")
+        scraper = Scraper(ScrapeTarget(server.address, "sglang"), wire=wire, tasks=tasks, clock=SystemClock())
         seen = []
         for _ in range(3):
             seen.append((await scraper.scrape()).normalised.missing)
     assert seen == [("engine_requests_waiting",)] * 2 + [()]
-    assert told == ["metrics_not_mapped"]
+    assert logged == ["metrics_not_mapped"]
 
 
 async def test_a_page_of_five_megabytes_keeps_the_loop_free(wire: ConnectionPool, tasks: Tasks) -> None:
     body = large_page()
     longest = 0.0
     async with RawServer(saying(answer(body))) as server:
-        scraper = Scraper(server.address, wire=wire, tasks=tasks, clock=SystemClock())
+        scraper = Scraper(ScrapeTarget(server.address), wire=wire, tasks=tasks, clock=SystemClock())
         work = asyncio.ensure_future(scraper.scrape())
         rounds = 0
         while not work.done():
@@ -276,3 +279,31 @@ async def test_a_page_of_five_megabytes_keeps_the_loop_free(wire: ConnectionPool
     assert len(out) > len(body)
     assert rounds > 5  # others had their turn again and again
     assert longest < 2.0  # the bound of a crowded test machine; bench.normalise measures it
+
+
+async def test_without_an_engine_there_is_nothing_to_scrape(wire: ConnectionPool, tasks: Tasks) -> None:
+    def make(target: ScrapeTarget) -> Scraper:
+        made.append(target)
+        return Scraper(target, wire=wire, tasks=tasks, clock=SystemClock())
+
+    made: list[ScrapeTarget] = []
+    present: list[ScrapeTarget] = []
+    scraper = CurrentScraper(lambda: present[0] if present else None, make)
+    with pytest.raises(UpstreamFailed, match="There is no engine to read metrics from") as raised:
+        await scraper.scrape()
+    assert raised.value.code == "no_engine"
+    async with RawServer(saying(answer(VLLM))) as first, RawServer(saying(answer(VLLM))) as second:
+        for server in (first, first, second):
+            present[:] = [ScrapeTarget(server.address, "vllm")]
+            assert (await scraper.scrape()).normalised.kind == "vllm"
+        assert [target.url for target in made] == [first.address, second.address]
+
+
+async def test_a_redirect_to_an_invalid_address_is_refused(wire: ConnectionPool, tasks: Tasks) -> None:
+    async with RawServer(saying(moved("http://127.0.0.1:99999/metrics"))) as server:
+        with pytest.raises(UpstreamFailed, match="redirect to an invalid address"):
+            await Scraper(ScrapeTarget(server.address), wire=wire, tasks=tasks, clock=SystemClock()).scrape()
+
+
+def test_a_target_does_not_show_its_key() -> None:
+    assert "secret-key" not in repr(ScrapeTarget("http://engine", headers=KEY))

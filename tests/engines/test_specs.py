@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from appliance.base.errors import Invalid
-from appliance.engines.metrics.values import BadMetrics, gauge
 from appliance.engines.specs import BackendSpec, parse_backend
 from appliance.settings import load
 
@@ -123,31 +122,3 @@ def test_a_backend_at_run_time_that_cannot_be_used(value: dict[str, Any], param:
 
 def test_the_key_is_in_no_representation() -> None:
     assert "sk_hidden" not in repr(BackendSpec(url="http://x", api_key="sk_hidden"))
-
-
-@pytest.mark.parametrize(
-    ("page", "value"),
-    [
-        (b"# TYPE x gauge\nvllm:num_requests_running 3.0\n", 3),
-        (b"vllm_num_requests_running 3\n", 3),
-        (b"vllm:num_requests_running_total 3\n", 3),
-        (b'vllm:num_requests_running{engine="0"} 1.0\nvllm:num_requests_running{engine="1"} 2.0\n', 3),
-        (b"vllm:num_requests_running_more 3\n", None),
-        (b"", None),
-    ],
-)
-def test_gauges(page: bytes, value: float | None) -> None:
-    assert gauge(page, ("vllm:num_requests_running",)) == value
-
-
-@pytest.mark.parametrize(
-    "page",
-    [
-        b"vllm:num_requests_running NaN\n",
-        b"vllm:num_requests_running many\n",
-        b"vllm:num_requests_running -1\n",
-    ],
-)
-def test_gauges_that_cannot_be(page: bytes) -> None:
-    with pytest.raises(BadMetrics):
-        gauge(page, ("vllm:num_requests_running",))

@@ -13,7 +13,7 @@ from appliance.base.clock import SystemClock
 from appliance.base.watch import Watched
 from appliance.base.wire.pool import ConnectionPool
 from appliance.base.wire.types import PoolLimits
-from appliance.engines.metrics.scrape import Scraper
+from appliance.engines.metrics.scrape import Scraper, ScrapeTarget
 from appliance.engines.receipts import Receipts
 from appliance.front.pipeline.access import Access
 from appliance.front.pipeline.access_log import AccessLog
@@ -44,15 +44,16 @@ async def over() -> AsyncIterator[Over]:
     """Serve the door over the engine at a base address."""
     async with AsyncExitStack() as stack:
 
-        async def begin(url: str, **how: object) -> httpx.AsyncClient:
+        async def begin(url: str, *, kind: str = "auto", **how: object) -> httpx.AsyncClient:
             settings, _ = load_or_raise({"NAT_REDIRECT": "off", "ACCESS_LOG": "0"})
             parts = Appliance(settings, [])
             await stack.enter_async_context(parts.tasks)
             stack.push_async_callback(parts.fleet.close)
             wire = await stack.enter_async_context(ConnectionPool(PoolLimits()))
             clock = SystemClock()
+            target = ScrapeTarget(url, kind)
             door = SidecarMetricsHandlers(
-                Scraper(url, wire=wire, tasks=parts.tasks, clock=clock, **how), clock=clock
+                Scraper(target, wire=wire, tasks=parts.tasks, clock=clock, **how), clock=clock
             )
             pipeline = RequestPipeline(
                 settings.front,
@@ -143,7 +144,7 @@ async def test_failures_are_said_as_system_e_says_them(over: Over) -> None:
     answer = await http.get("/metrics")
     assert answer.status_code == 502
     assert set(answer.json()) == {"detail"}
-    assert f"{server.address}/metrics cannot be had" in answer.json()["detail"]
+    assert f"Cannot read the engine's metrics at {server.address}/metrics" in answer.json()["detail"]
 
 
 async def test_other_addresses_answer_while_a_scrape_hangs(over: Over) -> None:

@@ -13,7 +13,7 @@ from appliance.base.clock import SystemClock
 from appliance.base.tasks import Tasks
 from appliance.base.wire.pool import ConnectionPool
 from appliance.base.wire.types import PoolLimits
-from appliance.engines.metrics.scrape import Scraper
+from appliance.engines.metrics.scrape import Scraper, ScrapeTarget
 from tests.fakes.engine_generations import GENERATIONS, EngineGeneration
 from tests.fakes.engine_pages import SGLANG_2026, VLLM_2026, PageOf, page
 from tests.fakes.engine_server import EngineServer
@@ -192,8 +192,10 @@ async def test_a_real_llama_server_maps_and_what_it_does_not_measure_is_measured
 async def test_a_real_llama_servers_page_as_the_sidecar_gives_it(llama: Llama) -> None:
     server = await llama(slots=2)
     async with Tasks() as tasks, ConnectionPool(PoolLimits()) as wire:
-        scraped = await Scraper(server.url, wire=wire, tasks=tasks, clock=SystemClock()).scrape()
-    assert (scraped.normalised.kind, scraped.normalised.missing, scraped.normalised.odd) == (
+        scraped = await Scraper(
+            ScrapeTarget(server.url), wire=wire, tasks=tasks, clock=SystemClock()
+        ).scrape()
+    assert (scraped.normalised.kind, scraped.normalised.missing, scraped.normalised.invalid) == (
         "llamacpp",
         (),
         {},

@@ -23,8 +23,8 @@ from appliance.base.tasks import Tasks
 from appliance.base.wire.pool import ConnectionPool
 from appliance.base.wire.types import PoolLimits
 from appliance.engines.kv.events import standard_hash
-from appliance.engines.metrics.families import KTHENA, WANTED
-from appliance.engines.metrics.scrape import Scraper
+from appliance.engines.metrics.families import KTHENA, METRICS
+from appliance.engines.metrics.scrape import Scraper, ScrapeTarget
 from tests.journeys.llama_servers import HELLO, long_body
 from tests.journeys.running import free_port, until
 from tests.journeys.test_backends import QUICK, ask, backend
@@ -414,10 +414,10 @@ async def test_its_metrics_map_completely_and_stand_beside_the_others(start, vll
     running = await start(BACKENDS=f"v={vllm.url}", **QUICK)
     assert (await ask(running))[0] == 200
     async with Tasks() as tasks, ConnectionPool(PoolLimits()) as wire:
-        scraped = await Scraper(vllm.url, wire=wire, tasks=tasks, clock=SystemClock()).scrape()
+        scraped = await Scraper(ScrapeTarget(vllm.url), wire=wire, tasks=tasks, clock=SystemClock()).scrape()
     done = scraped.normalised
-    assert (done.kind, done.missing, done.odd) == ("vllm", (), {})
-    assert {family.name.decode() for family in done.ours} == {wanted.name for wanted in WANTED}
+    assert (done.kind, done.missing, done.invalid) == ("vllm", (), {})
+    assert {family.name.decode() for family in done.ours} == {spec.name for spec in METRICS}
     assert {family.name.decode() for family in done.kthena} == {copy.name for copy in KTHENA}
     assert done.gateway == ()  # it has the names of the endpoint picker itself
     text = Numbers((await scraped.render(0, openmetrics=False)).decode())

@@ -16,7 +16,7 @@ from appliance.engines.backends.engine_load import ScrapedPage
 from appliance.engines.backends.server import EngineServer
 from appliance.engines.dialects.contract import Dialect, EngineHealth
 from appliance.engines.dialects.table import DIALECTS
-from appliance.engines.metrics.values import BadMetrics, gauge
+from appliance.engines.metrics.values import BadMetrics, read_gauge
 
 log = get_logger("health")
 METRICS_TIMEOUT_S = 5.0
@@ -155,8 +155,8 @@ class HealthProber:
             return
         state.load.page = ScrapedPage(reply.body, "openmetrics" in reply.content_type, state.now_s())
         try:
-            running = gauge(reply.body, dialect.running_metrics)
-            waiting = gauge(reply.body, dialect.waiting_metrics)
+            running = read_gauge(reply.body, dialect.running_metrics)
+            waiting = read_gauge(reply.body, dialect.waiting_metrics)
         except BadMetrics as exc:  # 4
             state.update_load(None, None, str(exc))
             return

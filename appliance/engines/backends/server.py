@@ -20,8 +20,8 @@ from appliance.engines.backends.server_state import ServerState
 from appliance.engines.backends.stats import BackendStats
 from appliance.engines.dialects.contract import LoraDialect
 from appliance.engines.dialects.query import HttpEngineClient
+from appliance.engines.metrics.extras import EngineExtras
 from appliance.engines.metrics.families import MEASURING
-from appliance.engines.metrics.normalise import EngineExtras
 from appliance.engines.outcome import BreakerEffect, Outcome
 from appliance.engines.receipts import Receipt
 from appliance.engines.settings import EngineSettings

@@ -1,8 +1,10 @@
-"""What is wanted of an engine's metrics, as one table: our name, kind, unit, range, and what each engine has called it over the years.
+"""Our metrics of engines as one table: name, kind, unit, range, and what each engine has called it so far.
 
-A new generation that renames a metric costs a word in this file. Names here are without prefix (`vllm:` or `vllm_`) and without
-`_total`: both spellings of both are found. Source: the engines' own metric modules, of 2024 to 2026; llama-server's of build 11669 as it
-was seen. docs/metrics.md shows the table.
+A new generation that renames a metric costs a word in this file. Names of engines are without prefix (`vllm:`
+or `vllm_`) and without `_total`: both spellings of both are found. docs/metrics.md shows the table.
+
+Source:
+    The engines' own metric modules, of 2024 to 2026; the page of llama-server's build 11669.
 """
 
 from dataclasses import dataclass
@@ -21,12 +23,14 @@ OTHER_NAMES = {
 
 @dataclass(frozen=True, slots=True)
 class MetricSource:
-    """Where one engine has a metric.
+    """What one engine calls a metric.
 
-    names     aliases; the first that a page has counts
-    expected  when a page without any of them is a fault: always · worked (SGLang shows these after its first answer) · never (only
-              some configurations have it)
-    unless    … but not if the page has one of these: they mark generations that never had it
+    Attributes:
+        names: Aliases; the first one that a page has counts.
+        expected: When a page without any of them is reported: `always`; `worked` (SGLang shows these after
+        its
+            first response); `never` (only some configurations have it).
+        unless: Not reported if the page has one of these: they mark generations that never had the metric.
     """
 
     names: tuple[str, ...]
@@ -36,7 +40,12 @@ class MetricSource:
 
 @dataclass(frozen=True, slots=True)
 class MetricSpec:
-    """One metric of ours. `name` is as the text format writes it; values outside `low`–`high` are reported and not shown."""
+    """One metric of ours. Values outside `low` to `high` are reported and not shown.
+
+    Attributes:
+        name: As the text format writes it.
+        sources: By kind of engine.
+    """
 
     name: str
     kind: Literal["gauge", "counter", "histogram"]
@@ -47,7 +56,7 @@ class MetricSpec:
     high: float = inf
 
 
-def _of(
+def _sources(
     vllm: MetricSource | str, sglang: MetricSource | str, llamacpp: MetricSource | str = ""
 ) -> dict[str, MetricSource]:
     given = zip(KINDS, (vllm, sglang, llamacpp), strict=True)
@@ -62,34 +71,35 @@ def _worked(*names: str, unless: tuple[str, ...] = ()) -> MetricSource:
     return MetricSource(names, "worked", unless)
 
 
-def _perhaps(*names: str) -> MetricSource:
+def _optional(*names: str) -> MetricSource:
     return MetricSource(names, "never")
 
 
-BEFORE_V1 = ("num_requests_swapped", "cpu_cache_usage_perc")  # of vLLM's first engine, to 2025
+# Metrics that mark old generations: vLLM's first engine (to 2025), and an old SGLang.
+BEFORE_V1 = ("num_requests_swapped", "cpu_cache_usage_perc")
 OLD_SGLANG = ("time_per_output_token_seconds",)
 
-WANTED: tuple[MetricSpec, ...] = (
+METRICS: tuple[MetricSpec, ...] = (
     MetricSpec(
         PREFIX + "requests_running",
         "gauge",
         "Requests that the engine works on",
-        _of("num_requests_running", "num_running_reqs", "requests_processing"),
+        _sources("num_requests_running", "num_running_reqs", "requests_processing"),
     ),
     MetricSpec(
         PREFIX + "requests_waiting",
         "gauge",
         "Requests that wait inside the engine",
-        _of("num_requests_waiting", "num_queue_reqs", "requests_deferred"),
+        _sources("num_requests_waiting", "num_queue_reqs", "requests_deferred"),
     ),
     MetricSpec(
         PREFIX + "kv_cache_usage_ratio",
         "gauge",
         "Share of the KV cache in use by requests, 0 to 1",
-        _of(
+        _sources(
             MetricSource(("kv_cache_usage_perc", "gpu_cache_usage_perc")),
             "token_usage",
-            _perhaps("kv_cache_usage_ratio"),
+            _optional("kv_cache_usage_ratio"),
         ),
         "ratio",
         high=1.0,
@@ -98,19 +108,19 @@ WANTED: tuple[MetricSpec, ...] = (
         PREFIX + "prompt_tokens_total",
         "counter",
         "Tokens of prompts (llama-server: without those found in its cache)",
-        _of("prompt_tokens", _worked("prompt_tokens"), "prompt_tokens"),
+        _sources("prompt_tokens", _worked("prompt_tokens"), "prompt_tokens"),
     ),
     MetricSpec(
         PREFIX + "generation_tokens_total",
         "counter",
         "Tokens generated",
-        _of("generation_tokens", _worked("generation_tokens"), "tokens_predicted"),
+        _sources("generation_tokens", _worked("generation_tokens"), "tokens_predicted"),
     ),
     MetricSpec(
         PREFIX + "prefix_cache_queries_total",
         "counter",
-        "Tokens of prompts that were looked for in the prefix cache",
-        _of(
+        "Tokens of prompts that were looked up in the prefix cache",
+        _sources(
             MetricSource(("prefix_cache_queries", "gpu_prefix_cache_queries"), unless=BEFORE_V1),
             _worked("prompt_tokens"),
         ),
@@ -119,24 +129,24 @@ WANTED: tuple[MetricSpec, ...] = (
         PREFIX + "prefix_cache_hits_total",
         "counter",
         "Tokens of prompts that were found in the prefix cache",
-        _of(
+        _sources(
             MetricSource(("prefix_cache_hits", "gpu_prefix_cache_hits"), unless=BEFORE_V1),
-            _perhaps("cached_tokens"),
-            _perhaps("prompt_tokens_cached"),
+            _optional("cached_tokens"),
+            _optional("prompt_tokens_cached"),
         ),
     ),
     MetricSpec(
         PREFIX + "ttft_seconds",
         "histogram",
         "Time to the first token",
-        _of("time_to_first_token_seconds", _worked("time_to_first_token_seconds")),
+        _sources("time_to_first_token_seconds", _worked("time_to_first_token_seconds")),
         "seconds",
     ),
     MetricSpec(
         PREFIX + "tpot_seconds",
         "histogram",
         "Time per token after the first",
-        _of(
+        _sources(
             MetricSource(
                 (
                     "inter_token_latency_seconds",
@@ -151,15 +161,15 @@ WANTED: tuple[MetricSpec, ...] = (
     MetricSpec(
         PREFIX + "e2e_seconds",
         "histogram",
-        "Time of whole answers",
-        _of("e2e_request_latency_seconds", _worked("e2e_request_latency_seconds")),
+        "Time of whole responses",
+        _sources("e2e_request_latency_seconds", _worked("e2e_request_latency_seconds")),
         "seconds",
     ),
     MetricSpec(
         PREFIX + "queue_seconds",
         "histogram",
-        "Time in line",
-        _of(
+        "Time in the queue",
+        _sources(
             MetricSource(("request_queue_time_seconds",), unless=BEFORE_V1),
             _worked("queue_time_seconds", unless=OLD_SGLANG),
         ),
@@ -168,31 +178,29 @@ WANTED: tuple[MetricSpec, ...] = (
     MetricSpec(
         PREFIX + "request_success_total",
         "counter",
-        "Requests that were answered",
-        _of("request_success", _worked("num_requests")),
+        "Requests that succeeded",
+        _sources("request_success", _worked("num_requests")),
     ),
     MetricSpec(
         PREFIX + "preemptions_total",
         "counter",
-        "Requests whose place in the KV cache was taken away while they ran",
-        _of("num_preemptions", _perhaps("num_retracted_requests")),
+        "Requests that lost their part of the KV cache while they ran",
+        _sources("num_preemptions", _optional("num_retracted_requests")),
     ),
     MetricSpec(
         PREFIX + "lora_running",
         "gauge",
         "LoRA adapters in use (llama-server: loaded)",
-        _of(_perhaps("lora_requests_info"), _perhaps("lora_pool_slots_used")),
+        _sources(_optional("lora_requests_info"), _optional("lora_pool_slots_used")),
     ),
 )
-MEASURING = frozenset({"vllm", "sglang"})  # kinds that have these histograms
-LATENCIES = tuple(
-    wanted.name for wanted in WANTED if wanted.kind == "histogram"
-)  # what the appliance can measure itself
+LATENCIES = tuple(spec.name for spec in METRICS if spec.kind == "histogram")
+MEASURING = frozenset({"vllm", "sglang"})  # kinds of engines that measure these themselves
 
 
 @dataclass(frozen=True, slots=True)
 class MetricCopy:
-    """A copy under system E's name: kind, HELP and labels stay the engine's."""
+    """A copy under another name (docs/compatibility.md): kind, HELP and labels stay the engine's."""
 
     name: str
     kind: Literal["gauge", "counter", "histogram"]
@@ -238,11 +246,11 @@ KTHENA: tuple[MetricCopy, ...] = (
     ),
 )
 
-# What the endpoint picker of the Gateway API Inference Extension reads, under the names that it expects of a server without a label of
-# its own kind (vLLM's), and ours that they are made of.
+# What the endpoint picker of the Gateway API Inference Extension reads of a server without an engine label
+# (vLLM's names), our metrics that they are made of, and the HELP text.
 GATEWAY: tuple[tuple[str, str, str], ...] = (
-    ("vllm:num_requests_waiting", PREFIX + "requests_waiting", "Requests in line"),
-    ("vllm:num_requests_running", PREFIX + "requests_running", "Requests being answered"),
+    ("vllm:num_requests_waiting", PREFIX + "requests_waiting", "Requests in the queue"),
+    ("vllm:num_requests_running", PREFIX + "requests_running", "Requests running"),
     ("vllm:kv_cache_usage_perc", PREFIX + "kv_cache_usage_ratio", "Share of the KV cache in use, 0 to 1"),
 )
 LORA_INFO = "vllm:lora_requests_info"

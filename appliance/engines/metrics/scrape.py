@@ -1,8 +1,10 @@
-"""Scraping one engine's metrics page, for the sidecar: however many ask at a time, the engine is asked once.
+"""One engine's metrics page read over HTTP, for the sidecar. Clients that ask at a time share one scrape.
 
-Unreachable, too slow or another status than 2xx is UpstreamFailed; a page that is none is Internal, with its line. Redirects are
-followed on the engine's own host only. Large pages are read and written in a thread, so that no other request waits for them.
-Source: system E's metrics route (statuses, the time-out of 30 s, redirects followed).
+Redirects are followed on the engine's own host only. Large pages are parsed and written in a thread, so that
+no other request waits for them.
+
+Source:
+    For statuses, the timeout and redirects, see docs/compatibility.md.
 """
 
 import asyncio
@@ -29,104 +31,152 @@ from appliance.base.wire.response import UpstreamResponse
 from appliance.base.wire.types import Target, Timeouts, WireError
 from appliance.engines.dialects.contract import EngineClient
 from appliance.engines.dialects.query import HttpEngineClient
+from appliance.engines.metrics.extras import EngineExtras, compute_kv_usage
 from appliance.engines.metrics.families import PREFIX
-from appliance.engines.metrics.normalise import (
-    EngineExtras,
-    Normalised,
-    kind_of,
-    kv_usage_of_slots,
-    normalise,
-)
+from appliance.engines.metrics.normalise import NormalisedPage, find_kind, normalise
 
 log = get_logger("scrape")
-MOST_REDIRECTS = 5
-REDIRECTS = frozenset({301, 302, 303, 307, 308})
-INLINE_BYTES = 64 * 1024  # smaller pages cost less than handing them to a thread
-SLOTS_S = 1.0
-CONNECT_S = 5.0
+MAX_REDIRECTS = 5
+REDIRECT_STATUSES = frozenset({301, 302, 303, 307, 308})
+INLINE_BYTES = 64 * 1024  # a smaller page costs less than handing it to a thread
+SLOTS_TIMEOUT_S = 1.0
+CONNECT_TIMEOUT_S = 5.0
+KIND_BYTES = 4096  # of a page, in which its first metric is looked for
+MAX_SHOWN_BYTES = 200
 _PATH_SAFE = "/%:@!$&'()*+,;=~?"
+Adapters = Callable[[], tuple[tuple[str, ...] | None, int]]
 
 
 @dataclass(frozen=True, slots=True)
-class Scraped:
-    """A page as it was at one moment (monotonic seconds), mapped."""
+class ScrapeTarget:
+    """The server that is scraped.
 
-    normalised: Normalised
+    Attributes:
+        url: Base address of the engine.
+        kind: See `normalise`.
+        path: Of its metrics page.
+        headers: Sent with each request; they may hold its key.
+    """
+
+    url: str
+    kind: str = "auto"
+    path: str = "/metrics"
+    headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    ssl_context: ssl.SSLContext | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ScrapeResult:
+    """A page as it was at `at_s` (monotonic seconds)."""
+
+    normalised: NormalisedPage
     at_s: float
 
     async def render(self, now_s: float, *, openmetrics: bool, more: Iterable[MetricFamily] = ()) -> bytes:
-        """Write it with `engine_scrape_up` and `engine_scrape_age_seconds`."""
-        added = [*scrape_families([(b"", True, now_s - self.at_s)]), *more]
+        """Write the page with `engine_scrape_up` and `engine_scrape_age_seconds`.
+
+        Args:
+            now_s: Monotonic seconds.
+            openmetrics: Write OpenMetrics 1.0; False = text 0.0.4.
+            more: Further families.
+        """
+        added = [*scrape_families([ScrapeStatus(b"", True, now_s - self.at_s)]), *more]
         if len(self.normalised.page.raw) < INLINE_BYTES:
             return self.normalised.render(added, openmetrics=openmetrics)
         return await asyncio.to_thread(self.normalised.render, added, openmetrics=openmetrics)
 
 
-def scrape_families(rows: list[tuple[bytes, bool, float | None]]) -> list[MetricFamily]:
-    """Give the two families that tell of scrapes: of each engine its labels, whether its page was had, and that page's age in seconds."""
+@dataclass(frozen=True, slots=True)
+class ScrapeStatus:
+    """How the latest scrape of one engine went.
+
+    Attributes:
+        labels: Of the engine, as they are written.
+        is_up: Its page was read.
+        age_s: Age of the page; None = there was never one.
+    """
+
+    labels: bytes
+    is_up: bool
+    age_s: float | None
+
+
+def scrape_families(statuses: list[ScrapeStatus]) -> list[MetricFamily]:
+    """Return `engine_scrape_up` and `engine_scrape_age_seconds`."""
     up, age = (PREFIX + "scrape_up").encode(), (PREFIX + "scrape_age_seconds").encode()
-    ages = [MetricSample(age, labels, b"%.3f" % old) for labels, _, old in rows if old is not None]
+    ups = [MetricSample(up, one.labels, b"%d" % one.is_up) for one in statuses]
+    ages = [MetricSample(age, one.labels, b"%.3f" % one.age_s) for one in statuses if one.age_s is not None]
     return [
-        MetricFamily(
-            up,
-            "gauge",
-            b"1 while the engine's metrics page can be read",
-            [MetricSample(up, labels, b"%d" % is_up) for labels, is_up, _ in rows],
-        ),
+        MetricFamily(up, "gauge", b"1 while the engine's metrics page can be read", ups),
         MetricFamily(age, "gauge", b"Age of the engine's metrics page", ages, unit=b"seconds"),
     ]
 
 
-async def mapped(raw: bytes, kind: str, *, is_openmetrics: bool, aside: EngineExtras) -> Normalised:
-    """Read and map a page, a large one in a thread.
+async def normalise_raw(
+    raw: bytes, kind: str, *, is_openmetrics: bool, extras: EngineExtras
+) -> NormalisedPage:
+    """Parse and normalise a page, a large one in a thread.
 
-    Raises  InvalidPage
+    Raises:
+        InvalidPage: It is not a metrics page.
     """
 
-    def work() -> Normalised:
-        return normalise(read_page(raw, is_openmetrics=is_openmetrics), kind, aside)
+    def work() -> NormalisedPage:
+        return normalise(read_page(raw, is_openmetrics=is_openmetrics), kind, extras)
 
     return work() if len(raw) < INLINE_BYTES else await asyncio.to_thread(work)
 
 
-class Scraper:
-    """One engine's page.
+async def read_kv_usage(client: EngineClient) -> float | None:
+    """Query llama-server's /slots for the share of its KV cache in use; None = unknown, or not in time."""
+    try:
+        reply = await client.get("/slots", SLOTS_TIMEOUT_S)
+        return compute_kv_usage(jsons.loads(reply.body)) if reply.status == 200 else None
+    except (WireError, jsons.InvalidJson):
+        return None
 
-    Takes   url: base address of the engine; path: of its page; kind: see normalise; timeout_s: for a whole scrape, redirects included;
-            adapters: tells which LoRA adapters are loaded, where somebody knows (None = not known), and for how many there is room
+
+class Scraper:
+    """Reads one engine's page.
+
+    Args:
+        timeout_s: For a whole scrape, redirects included.
+        adapters: Returns the loaded LoRA adapters (None = unknown), and how many can be loaded (0 = unknown).
     """
 
     def __init__(
         self,
-        url: str,
+        target: ScrapeTarget,
         *,
         wire: ConnectionPool,
         tasks: Tasks,
         clock: Clock,
-        path: str = "/metrics",
-        kind: str = "auto",
         timeout_s: float = 30.0,
-        headers: dict[str, str] | None = None,
-        ssl_context: ssl.SSLContext | None = None,
-        adapters: Callable[[], tuple[tuple[str, ...] | None, int]] = lambda: (None, 0),
+        adapters: Adapters = lambda: (None, 0),
     ) -> None:
-        self.kind = kind
-        self._wire, self._clock, self._timeout_s, self._adapters = wire, clock, timeout_s, adapters
-        self._headers, self._ssl = headers or {}, ssl_context
-        self._target = Target.parse(url, headers=self._headers, ssl_context=ssl_context)
-        self._path = quote("/" + path.lstrip("/"), safe=_PATH_SAFE)
-        self._shared: SingleFlight[Scraped] = SingleFlight(self._scrape, tasks, name="scrape")
-        self._told: tuple[str, ...] = ()
+        self._kind = target.kind
+        self._wire = wire
+        self._clock = clock
+        self._timeout_s = timeout_s
+        self._adapters = adapters
+        self._headers = dict(target.headers)
+        self._ssl_context = target.ssl_context
+        self._target = Target.parse(target.url, headers=self._headers, ssl_context=target.ssl_context)
+        self._path = quote("/" + target.path.lstrip("/"), safe=_PATH_SAFE)
+        self._flight: SingleFlight[ScrapeResult] = SingleFlight(self._scrape, tasks, name="scrape")
+        self._logged: tuple[str, ...] = ()
 
-    async def scrape(self) -> Scraped:
-        """Give the page as it is now, or as whoever asked a moment before gets it.
+    async def scrape(self) -> ScrapeResult:
+        """Return the page as it is now, or the result of a scrape under way.
 
-        Raises  UpstreamFailed: not reached, too slow, another status than 2xx · Internal: no metrics page, with the line
+        Raises:
+            UpstreamFailed: The engine is not reached, too slow, or its status is not 2xx.
+            Internal: It is not a metrics page; the text names the line.
         """
-        return await self._shared.get()
+        return await self._flight.get()
 
-    async def _scrape(self) -> Scraped:
-        where = self._target.origin_url + self._target.prefix.decode() + self._path
+    async def _scrape(self) -> ScrapeResult:
+        address = self._target.origin_url + self._target.prefix.decode() + self._path
         try:
             async with asyncio.timeout(self._timeout_s):
                 response = await self._open()
@@ -137,133 +187,127 @@ class Scraper:
                 at_s = self._clock.monotonic_s()
         except TimeoutError:
             raise UpstreamFailed(
-                f"The engine's metrics at {where} did not come within {self._timeout_s:g} s."
+                f"The engine's metrics at {address} did not arrive within {self._timeout_s:g} s."
             ) from None
         except WireError as exc:
-            raise UpstreamFailed(f"The engine's metrics at {where} cannot be had: {exc}.") from None
+            raise UpstreamFailed(f"Cannot read the engine's metrics at {address}: {exc}.") from None
         if not 200 <= response.status < 300:
-            said = SECRETS.redact(raw[:200].decode("utf-8", "replace"))
+            text = SECRETS.redact(raw[:MAX_SHOWN_BYTES].decode("utf-8", "replace"))
             raise UpstreamFailed(
-                f"The engine's metrics at {where} cannot be had: it answered {response.status}: {said}"
+                f"Cannot read the engine's metrics at {address}: HTTP {response.status}: {text}"
             )
         try:
             is_openmetrics = "openmetrics" in response.headers.get("content-type", "")
-            normalised = await mapped(
-                raw, self.kind, is_openmetrics=is_openmetrics, aside=await self._aside(raw)
+            normalised = await normalise_raw(
+                raw, self._kind, is_openmetrics=is_openmetrics, extras=await self._read_extras(raw)
             )
         except InvalidPage as exc:
             raise Internal(
-                f"The engine's metrics at {where} cannot be read: {SECRETS.redact(str(exc))}"
+                f"The engine's metrics page at {address} is invalid: {SECRETS.redact(str(exc))}"
             ) from None
-        self._tell(normalised)
-        return Scraped(normalised, at_s)
+        self._log_problems(normalised)
+        return ScrapeResult(normalised, at_s)
 
     async def _open(self) -> UpstreamResponse:
-        """Send the question, follow redirects on the same host. Raises WireError · UpstreamFailed."""
+        """Send the request, and follow redirects on the same host.
+
+        Raises:
+            WireError: The engine is not reached.
+            UpstreamFailed: A redirect is not followed.
+        """
         target, path = self._target, self._path
-        for _ in range(MOST_REDIRECTS + 1):
+        for _ in range(MAX_REDIRECTS + 1):
             response = await self._wire.send(
                 target,
                 method=b"GET",
                 path=path.encode(),
-                timeouts=Timeouts(min(CONNECT_S, self._timeout_s), self._timeout_s, self._timeout_s),
+                timeouts=Timeouts(min(CONNECT_TIMEOUT_S, self._timeout_s), self._timeout_s, self._timeout_s),
             )
             location = response.headers.get("location", "")
-            if response.status not in REDIRECTS or not location:
+            if response.status not in REDIRECT_STATUSES or not location:
                 return response
             response.close()
-            target, path = self._led(target, path, location)
-        raise UpstreamFailed(f"The engine's metrics cannot be had: more than {MOST_REDIRECTS} redirects.")
+            target, path = self._redirect(target, path, location)
+        raise UpstreamFailed(f"Cannot read the engine's metrics: more than {MAX_REDIRECTS} redirects.")
 
-    def _led(self, target: Target, path: str, location: str) -> tuple[Target, str]:
-        """Give where a redirect leads. The engine's key goes along only to where it was sent in the first place."""
+    def _redirect(self, target: Target, path: str, location: str) -> tuple[Target, str]:
+        """Return where a redirect leads.
+
+        1. another host, or from TLS to plain HTTP   → UpstreamFailed
+        2. the engine's own address                  → with its key
+        3. another port, or to TLS                   → without the key
+        """
         parts = urlsplit(urljoin(target.origin_url + target.prefix.decode() + path, location))
-        was_host, _, was_tls = self._target.origin
-        if (
-            parts.scheme not in {"http", "https"}
-            or (parts.hostname or "").lower() != was_host.lower()
-            or (was_tls and parts.scheme == "http")
-        ):
+        own_host, _, own_tls = self._target.origin
+        is_own_host = (parts.hostname or "").lower() == own_host.lower()
+        is_downgrade = own_tls and parts.scheme == "http"
+        if parts.scheme not in {"http", "https"} or not is_own_host or is_downgrade:  # 1
             raise UpstreamFailed(
-                f"The engine's metrics at {target.origin_url} lead elsewhere, to {parts.hostname or location[:100]!r}: only "
-                f"redirects on the engine's own host are followed."
+                f"The engine's metrics at {target.origin_url} redirect to "
+                f"{parts.hostname or location[:100]!r}; only redirects on the engine's own host are followed."
             )
+        url = f"{parts.scheme}://{parts.netloc}"
         try:
-            new = Target.parse(
-                f"{parts.scheme}://{parts.netloc}", ssl_context=self._ssl if parts.scheme == "https" else None
-            )
-            if new.origin == self._target.origin:
-                new = Target.parse(
-                    f"{parts.scheme}://{parts.netloc}", headers=self._headers, ssl_context=self._ssl
-                )
+            new = Target.parse(url, ssl_context=self._ssl_context if parts.scheme == "https" else None)  # 3
+            if new.origin == self._target.origin:  # 2
+                new = Target.parse(url, headers=self._headers, ssl_context=self._ssl_context)
         except ValueError as exc:
-            raise UpstreamFailed(
-                f"The engine's metrics lead to an address that cannot be read: {exc}."
-            ) from None
+            raise UpstreamFailed(f"The engine's metrics redirect to an invalid address: {exc}.") from None
         return new, quote((parts.path or "/") + (f"?{parts.query}" if parts.query else ""), safe=_PATH_SAFE)
 
-    async def _aside(self, raw: bytes) -> EngineExtras:
-        """Learn what the page does not tell: of llama-server the cache in use, which its slots tell in newer builds."""
-        adapters, most = self._adapters()
+    async def _read_extras(self, raw: bytes) -> EngineExtras:
+        """Return what the page does not show, such as llama-server's KV cache in use (newer builds)."""
+        adapters, max_adapters = self._adapters()
         usage = None
-        is_llama = kind_of(MetricsPage(b"", False, True, {}), self.kind) == "llamacpp" or (
-            self.kind == "auto" and b"\nllamacpp" in raw[:4096]
-        )
-        if is_llama and b"kv_cache_usage_ratio" not in raw:
-            usage = await slots_usage(HttpEngineClient(self._wire, self._target))
-        return EngineExtras(usage, adapters, most, self._clock.now_s())
+        if self._is_llamacpp(raw) and b"kv_cache_usage_ratio" not in raw:
+            usage = await read_kv_usage(HttpEngineClient(self._wire, self._target))
+        return EngineExtras(usage, adapters, max_adapters, self._clock.now_s())
 
-    def _tell(self, normalised: Normalised) -> None:
-        """Log what is missing, when that changes."""
-        lacks = (*normalised.missing, *normalised.odd)
-        if lacks != self._told:
-            self._told = lacks
-            if lacks:
-                log.warning(
-                    "metrics_not_mapped",
-                    kind=normalised.kind,
-                    missing=list(normalised.missing),
-                    invalid=normalised.odd,
-                )
+    def _is_llamacpp(self, raw: bytes) -> bool:
+        if self._kind == "auto":
+            return b"\nllamacpp" in raw[:KIND_BYTES]
+        return find_kind(MetricsPage(b"", False, True, {}), self._kind) == "llamacpp"
 
-
-async def slots_usage(client: EngineClient) -> float | None:
-    """Ask llama-server's /slots for the share of its KV cache in use; None = it does not tell, or not in time."""
-    try:
-        reply = await client.get("/slots", SLOTS_S)
-        return kv_usage_of_slots(jsons.loads(reply.body)) if reply.status == 200 else None
-    except (WireError, jsons.InvalidJson):
-        return None
+    def _log_problems(self, normalised: NormalisedPage) -> None:
+        """Log what is missing or invalid when that changes."""
+        problems = (*normalised.missing, *normalised.invalid)
+        if problems == self._logged:
+            return
+        self._logged = problems
+        if problems:
+            log.warning(
+                "metrics_not_mapped",
+                kind=normalised.kind,
+                missing=list(normalised.missing),
+                invalid=normalised.invalid,
+            )
 
 
-class Following:
-    """The scraper of whichever server is the engine at the moment: backends come and go while the appliance runs.
+class CurrentScraper:
+    """The scraper of whichever server is the engine at the moment: backends change while the appliance runs.
 
-    Takes   engine: gives the server as (base address, kind, headers, TLS), None = there is none; make: builds a scraper for it
+    Args:
+        target: Returns the server; None = there is none.
+        make: Builds a scraper for it.
     """
 
-    def __init__(self, engine: Callable[[], "Engine | None"], make: Callable[["Engine"], Scraper]) -> None:
-        self._engine, self._make = engine, make
-        self._made: tuple[Engine, Scraper] | None = None
+    def __init__(
+        self, target: Callable[[], ScrapeTarget | None], make: Callable[[ScrapeTarget], Scraper]
+    ) -> None:
+        self._target = target
+        self._make = make
+        self._made: tuple[ScrapeTarget, Scraper] | None = None
 
-    async def scrape(self) -> Scraped:
-        """Scrape it.
+    async def scrape(self) -> ScrapeResult:
+        """Return the page of the present engine.
 
-        Raises  as Scraper.scrape · UpstreamFailed: there is no engine
+        Raises:
+            UpstreamFailed: There is no engine, or see `Scraper.scrape`.
+            Internal: See `Scraper.scrape`.
         """
-        engine = self._engine()
-        if engine is None:
-            raise UpstreamFailed("There is no engine whose metrics could be told.", code="no_engine")
-        if self._made is None or self._made[0] != engine:
-            self._made = (engine, self._make(engine))
+        target = self._target()
+        if target is None:
+            raise UpstreamFailed("There is no engine to read metrics from.", code="no_engine")
+        if self._made is None or self._made[0] != target:
+            self._made = (target, self._make(target))
         return await self._made[1].scrape()
-
-
-@dataclass(frozen=True, slots=True)
-class Engine:
-    """The server that is scraped. `headers` may hold its key."""
-
-    url: str
-    kind: str
-    headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
-    ssl_context: ssl.SSLContext | None = None

@@ -1,23 +1,29 @@
 """Single values out of an engine's metrics page, whatever generation of the engine wrote it. Pure.
 
-A page of vLLM is a hundred kilobytes of histograms; two gauges are wanted of it every few seconds, so they are searched for
-in the bytes instead of parsing it all.
+A page of vLLM is a hundred kilobytes of histograms. Two gauges of it are needed every few seconds, so these
+are searched for in the bytes, and the rest is not parsed.
 """
 
 import math
 import re
 from functools import lru_cache
 
+MAX_SHOWN_BYTES = 40
+
 
 class BadMetrics(ValueError):
-    """The page is no metrics page, or a value in it is no number."""
+    """A value on the page is not a number that a gauge can have."""
 
 
-def gauge(page: bytes, names: tuple[str, ...]) -> float | None:
-    """Give the first metric of `names` that the page has, summed over its labels; None = it has none of them.
+def read_gauge(page: bytes, names: tuple[str, ...]) -> float | None:
+    """Return the first metric of `names` that the page has, summed over its labels; None = it has none.
 
-    Takes   names: `prefix:name`; `prefix_name` and a `_total` at the end are found as well
-    Raises  BadMetrics: its value is no finite number
+    Args:
+        page: As it came.
+        names: `prefix:name`; `prefix_name`, and either with `_total` at the end, are found as well.
+
+    Raises:
+        BadMetrics: Its value is not a number, not finite, or negative.
     """
     for name in names:
         found = _pattern(name).findall(page)
@@ -25,9 +31,9 @@ def gauge(page: bytes, names: tuple[str, ...]) -> float | None:
             try:
                 values = [float(value) for value in found]
             except ValueError:
-                raise BadMetrics(f"{name} is {found[0][:40]!r}, which is no number") from None
+                raise BadMetrics(f"{name} is {found[0][:MAX_SHOWN_BYTES]!r}, not a number") from None
             if not all(math.isfinite(value) and value >= 0 for value in values):
-                raise BadMetrics(f"{name} is {found[0][:40]!r}, which cannot be")
+                raise BadMetrics(f"{name} is {found[0][:MAX_SHOWN_BYTES]!r}, not a finite number >= 0")
             return sum(values)
     return None
 
