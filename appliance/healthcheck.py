@@ -1,4 +1,4 @@
-"""The verb `healthcheck`: asks on this machine whether the server, or a sidecar, is well. Imports little: it runs often."""
+"""The verb `healthcheck`: asks whether the server, or a sidecar, is well. Imports little: it runs often."""
 
 import http.client
 import json

@@ -1,4 +1,4 @@
-"""The appliance's course from start to end: its state, the request to stop, the grace for running requests."""
+"""The appliance from start to end: its state, the request to stop, the grace for running requests."""
 
 import asyncio
 

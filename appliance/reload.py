@@ -1,4 +1,4 @@
-"""Reload: read the settings again, say what would change, put it in place while requests run, or put it back."""
+"""Reload: read the settings again, say what would change, apply it while requests run, or put it back."""
 
 import asyncio
 
@@ -105,7 +105,7 @@ class Reloader:
         return changes
 
     def _keep_others(self, wanted: Settings, changes: tuple[SettingChange, ...]) -> Settings:
-        """Return the new settings with the present values of what needs a restart: what is shown is in force."""
+        """Return the new settings with the present values of what needs a restart."""
         kept = {change.variable.lower() for change in changes if change.needs_restart}
         packages = {}
         for name in PACKAGES:

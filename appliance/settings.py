@@ -43,8 +43,8 @@ class GeneralSettings(PackageSettings):
     )
     appliance_env_file: Path | None = Field(
         None,
-        description="A file of NAME=value lines, read at start and at each reload; variables of the environment "
-        "win",
+        description="A file of NAME=value lines, read at start and at each reload; variables of the "
+        "environment win",
         json_schema_extra={"allowed": "a readable text file"},
     )
 
@@ -54,7 +54,7 @@ class Settings:
     """The settings of every package.
 
     Attributes:
-        environ: What they were read from: the environment over the lines of APPLIANCE_ENV_FILE. Holds every secret.
+        environ: The environment over the lines of APPLIANCE_ENV_FILE. Holds every secret.
         given: The environment alone.
         fleet: The backends, of BACKENDS and the configuration file.
         catalogue: The models to be run, of the configuration file and MODEL_DIR.

@@ -72,8 +72,8 @@ def _open_http_port(front: FrontSettings) -> list[Problem]:
     if not is_open_host(front.proxy_host) or split_keys(front.appliance_api_keys):
         return []
     remedy = (
-        f"Port {front.proxy_port} is open: all who reach it can use the models and spend the hosted key's credit. "
-        "Set APPLIANCE_API_KEYS, or publish the port on 127.0.0.1 only."
+        f"Port {front.proxy_port} is open: all who reach it can use the models and spend the hosted key's "
+        "credit. Set APPLIANCE_API_KEYS, or publish the port on 127.0.0.1 only."
     )
     return [Problem("PROXY_HOST", front.proxy_host, "any address", remedy, is_fatal=False)]
 
@@ -93,8 +93,8 @@ def _open_status_port(models: ModelSettings) -> list[Problem]:
     if models.status_port is None or not is_open_host(models.status_host):
         return []
     remedy = (
-        f"Port {models.status_port} is open: all who reach it see which models there are and how busy they are. "
-        "Set STATUS_HOST=127.0.0.1, or publish the port on 127.0.0.1 only."
+        f"Port {models.status_port} is open: all who reach it see which models there are and how busy they "
+        "are. Set STATUS_HOST=127.0.0.1, or publish the port on 127.0.0.1 only."
     )
     return [Problem("STATUS_HOST", models.status_host, "any address", remedy, is_fatal=False)]
 
@@ -105,7 +105,7 @@ def _open_control(host: HostSettings, control: ControlSettings) -> list[Problem]
     if not (has_worker and is_open):
         return []
     remedy = (
-        "A worker runs beside a control API without a token: whatever it runs could control the appliance, and "
-        "send the hosted key elsewhere by a reload. Set CONTROL_TOKEN or CONTROL_TOKEN_FILE, or CONTROL=0."
+        "A worker runs beside a control API without a token: what it runs could control the appliance, "
+        "and send the hosted key elsewhere by a reload. Set CONTROL_TOKEN or CONTROL_TOKEN_FILE, or CONTROL=0."
     )
     return [Problem("CONTROL_TOKEN", "", "a secret", remedy, is_fatal=False)]

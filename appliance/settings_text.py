@@ -11,8 +11,9 @@ WIDTH = 110
 PAGE_HEAD = """\
 # Configuration
 
-Every setting is an environment variable. An empty variable counts as not set. This page is rendered from the code
-by `appliance settings --markdown`. `appliance settings` prints the values in force, `appliance check` every problem.
+Every setting is an environment variable. An empty variable counts as not set. This page is rendered from the
+code by `appliance settings --markdown`. `appliance settings` prints the values in force, `appliance check`
+every problem.
 
 - `NAME_FILE` instead of `NAME`: the value is read from this file (secrets only).
 - *reload*: a changed value takes effect by `appliance ctl reload`; *restart*: at the next start.

@@ -1,9 +1,9 @@
 """`appliance sidecar`: the addresses beside one engine: its metrics, adapters, downloads, health.
 
-    appliance sidecar -E vllm -B http://localhost:8000 [-H 0.0.0.0] [-P 9000] [-M /metrics] [-I POD] [-N MODEL]
+    appliance sidecar -E vllm -B http://localhost:8000 [-H HOST] [-P 9000] [-M /metrics] [-I POD] [-N MODEL]
 
-What changes something (adapters, downloads) is for callers on this machine, or with a key of APPLIANCE_API_KEYS
-or OPERATOR_API_KEYS. For the compatibility of flags and defaults, see docs/compatibility.md.
+What changes something (adapters, downloads) is for callers on this machine, or with a key of
+APPLIANCE_API_KEYS or OPERATOR_API_KEYS. For compatibility of flags and defaults: docs/compatibility.md.
 """
 
 import argparse
@@ -201,8 +201,8 @@ async def serve(options: SidecarOptions, environ: Mapping[str, str]) -> int:
             if is_open_host(options.host) and not split_keys(settings.front.appliance_api_keys):
                 log.warning(
                     "open_port",
-                    text=f"Port {addresses[0][1]} is open without a key: all who reach it can read the metrics. "
-                    "Changes are for callers on this machine. Set APPLIANCE_API_KEYS, or use -H 127.0.0.1.",
+                    text=f"Port {addresses[0][1]} is open without a key: all who reach it can read the "
+                    "metrics. Changes are for callers on this machine. Set APPLIANCE_API_KEYS, or use -H 127.0.0.1.",
                 )
             await stop.wait()
     except OSError as exc:

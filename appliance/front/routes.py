@@ -1,4 +1,4 @@
-"""The HTTP API's table of addresses: those of all handler groups, joined in the order in which they are tried."""
+"""The HTTP API's table of addresses: those of all handler groups, in the order in which they are tried."""
 
 from appliance.front.pipeline.route import Route, RouteGroup
 

@@ -23,10 +23,10 @@ PAGE_HEAD = """\
 Every address of the HTTP port, in the order in which they are tried. This page is rendered from the route
 tables in the code by `appliance routes --markdown`.
 
-- *Access*: `public` is open to all; `client` needs a key of `APPLIANCE_API_KEYS`, where keys are set; `operator`
-  needs a key of `OPERATOR_API_KEYS`, or a caller on this machine where no keys are set.
-- *Errors*: `openai` is `{"error": {"message", "type", "param", "code"}}`, `ollama` is `{"error": text}`, `detail`
-  is `{"detail": text}`.
+- *Access*: `public` is open to all; `client` needs a key of `APPLIANCE_API_KEYS`, where keys are set;
+  `operator` needs a key of `OPERATOR_API_KEYS`, or a caller on this machine where no keys are set.
+- *Errors*: `openai` is `{"error": {"message", "type", "param", "code"}}`, `ollama` is `{"error": text}`,
+  `detail` is `{"detail": text}`.
 - `{name}` is one piece of a path, `{name:.+}` one or more.
 """
 SECTIONS: tuple[tuple[str, tuple[type[RouteGroup], ...]], ...] = (
@@ -92,8 +92,8 @@ def _passed_on() -> str:
     return f"""\
 ## Passed on to a backend (PASSTHROUGH)
 
-An address that is not listed above goes to a chosen backend as it came. Clients may send what only computes an
-answer; everything else needs an operator: any other address, `/backends/{{name}}/…` and the header
+An address that is not listed above goes to a chosen backend as it came. Clients may send what only computes
+an answer; everything else needs an operator: any other address, `/backends/{{name}}/…` and the header
 `x-appliance-backend`.
 
 - Takes a slot of the backend (POST): {work}

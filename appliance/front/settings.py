@@ -22,8 +22,8 @@ class FrontSettings(PackageSettings):
         None,
         ge=1,
         le=65_535,
-        description="Port of the sidecar's addresses (`/health`, `/ready`, `/metrics`, adapters, downloads), such "
-        "as 9000; empty = none",
+        description="Port of the sidecar's addresses (`/health`, `/ready`, `/metrics`, adapters, downloads), "
+        "such as 9000; empty = none",
     )
     sidecar_host: str = Field("127.0.0.1", description="Address of SIDECAR_PORT")
     sidecar_backend: str = Field(
@@ -31,27 +31,27 @@ class FrontSettings(PackageSettings):
     )
     sidecar_model: str = Field(
         "",
-        description="The model's name in the index of KV blocks, with POD_NAME (docs/kv-events.md); empty = the "
-        "sidecar does not follow KV events",
+        description="The model's name in the index of KV blocks, with POD_NAME (docs/kv-events.md); empty = "
+        "the sidecar does not follow KV events",
     )
     pod_name: str = Field(
         "", description="This pod's name: the sidecar reports it on `/ready` and in the index of KV blocks"
     )
     appliance_api_keys: SecretStr = Field(
         SecretStr(""),
-        description="Keys that clients must send (comma or line list); empty = open to all who reach the port",
+        description="Keys that clients must send (comma or line list); empty = open to all",
         json_schema_extra=KEYS,
     )
     operator_api_keys: SecretStr = Field(
         SecretStr(""),
-        description="Keys for operator-only addresses such as /receipts; empty = those are for callers on this "
-        "machine, or any key of APPLIANCE_API_KEYS",
+        description="Keys for operator-only addresses such as /receipts; empty = those are for callers on "
+        "this machine, or any key of APPLIANCE_API_KEYS",
         json_schema_extra=KEYS,
     )
     stay_local_api_keys: SecretStr = Field(
         SecretStr(""),
-        description="Those of the client keys whose requests are answered by own backends only, never by an overflow "
-        "or the hosted API",
+        description="Those of the client keys whose requests are answered by own backends only, never by an "
+        "overflow or the hosted API",
         json_schema_extra=KEYS,
     )
     cors_origins: CommaList = Field(
@@ -89,7 +89,7 @@ class FrontSettings(PackageSettings):
     )
     passthrough: Switch = Field(
         True,
-        description="1 = addresses that are not served here go to a chosen backend as they came; 0 = they are 404",
+        description="1 = addresses that are not served here go to a chosen backend as they came; 0 = 404",
         json_schema_extra=RELOAD,
     )
     access_log: Switch = Field(True, description="One line in the log per request", json_schema_extra=RELOAD)

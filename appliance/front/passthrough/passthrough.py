@@ -1,10 +1,10 @@
-"""Transparent passthrough: what is not answered here goes to a chosen server as it came, and so does the response.
+"""Passthrough: what is not answered here goes to a chosen server as it came, and so does the response.
 
     any path and method     to a server that is up; a model named in its JSON body or query: to a server of it
     /backends/{name}/…      to that server, with the prefix taken off (operators)
     x-appliance-backend     the same by a header (operators)
 
-Who may send what, and which headers change on the way: rules.py. Connections that switch protocols: tunnel.py.
+Who may send what, and which headers change: rules.py. Connections that switch protocols: tunnel.py.
 """
 
 import asyncio
@@ -120,7 +120,7 @@ class Passthrough:
         """Find a server that answers.
 
         1. it was not reached                       → another one, at no cost
-        2. nothing of its response came             → another one, if repeating does no harm and the budget lasts
+        2. nothing of its response came             → another one, if repeating is safe and the budget lasts
         3. it is full, or not well (429, 502-504)   → the same; if there is no other, its response is given
         4. it has no such address                   → one of another kind
         5. it answers                               → that
@@ -253,8 +253,8 @@ class Passthrough:
 
         1. it refuses our key         → an error: a client would take it for a refusal of its own key
         2. it ends                    → done
-        3. it breaks off              → cut off here too, so that a part is not taken for the whole; events end
-                                        with an error
+        3. it breaks off              → cut off here too, so that a part is not taken for the whole; a stream
+                                        of events ends with an error
         4. the client does not read   → given up
         """
         if upstream.status == 401:  # 1

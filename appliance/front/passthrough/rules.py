@@ -1,4 +1,4 @@
-"""What passes to a server as it came, who may send it, which headers change on the way. Tables and functions only.
+"""What passes to a server as it came, who may send it, which headers change on the way. No I/O.
 
 Paths that are known to do no more than compute an answer are for clients. Everything else is for operators:
 engines have addresses that show other people's prompts, unload models or write files, and new versions bring
@@ -157,8 +157,8 @@ def request_fields(
         own: The operator's fields for this server, such as its key.
 
     Returns:
-        All that are end to end, without what is meant for the appliance alone (the client's key above all), with Via,
-        X-Forwarded-* and X-Request-Id added. A chain of proxies before the appliance stays readable.
+        All that are end to end, without what is meant for the appliance alone (the client's key above all),
+        and with Via, X-Forwarded-* and X-Request-Id; a chain of proxies before the appliance stays readable.
     """
     rows = list(fields)
     named = {name.lower(): value for name, value in rows}
@@ -179,7 +179,7 @@ def request_fields(
 
 
 def response_fields(fields: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Return the fields of a server's response for the client: all that are end to end, in order, repeated ones too."""
+    """Return the fields of a server's response for the client: all that are end to end, in order."""
     rows = list(fields)
     dropped = HOP | RESPONSE_OURS | listed(value for name, value in rows if name.lower() == "connection")
     return [

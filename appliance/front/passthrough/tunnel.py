@@ -1,4 +1,4 @@
-"""A connection that switches protocols, such as WebSocket: its request goes to a server, then bytes go both ways.
+"""A connection that switches protocols, such as WebSocket: a request to a server, then bytes both ways.
 
 It takes the connection over from the fast connection, as aiohttp's protocol does for everything else that is
 not hot. Until the server has answered, the client may be refused in HTTP; after `101` nothing is looked at

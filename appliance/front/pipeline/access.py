@@ -16,7 +16,7 @@ FORWARDED = ("x-forwarded-for", "forwarded", "x-real-ip", "via")
 class Access(Enum):
     """Who may call an address. Every address has one; what is not listed is closed."""
 
-    PUBLIC = "public"  # health: whoever reaches the port
+    PUBLIC = "public"  # health: all who reach the port
     CLIENT = "client"  # a client key, where keys are set
     OPERATOR = "operator"  # an operator key; without any key set, callers on loopback
 
@@ -32,7 +32,7 @@ class Keys:
 
     @property
     def is_open(self) -> bool:
-        """Whether whoever reaches the port may use the models."""
+        """Whether all who reach the port may use the models."""
         return not self._client
 
     def must_stay_local(self, headers: dict[str, str]) -> bool:
@@ -46,7 +46,7 @@ class Keys:
         2. client address, no keys set                 → pass
         3. operator address, operator keys set         → one of them
         4. operator address, only client keys set      → one of those
-        5. operator address, no keys at all            → callers on loopback, but no page of another site, no proxy
+        5. operator address, no keys at all            → callers on loopback; no other site's page, no proxy
         6. client address                              → a client or operator key
 
         Args:

@@ -1,4 +1,4 @@
-"""One failure, rendered in the caller's dialect: status and body for every Kind. Messages are not inspected."""
+"""One failure in the caller's dialect: HTTP status and body for every Kind. Messages are not inspected."""
 
 from math import ceil
 from typing import Any

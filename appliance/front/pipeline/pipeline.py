@@ -1,11 +1,11 @@
 """What happens to every request, whichever interface has read it.
 
-    with pipeline.request(...) as request:                  id; counted as in flight
-        response = await pipeline.respond(route, request)   actor · access · limits · hold · options, the handler;
-                                                            errors become responses in the caller's dialect
-        ...                                                 the server sends it, and notes how it went
-    at the end, in every case                               settlement · receipt · metrics · log line: once, and
-                                                            without waiting
+    with pipeline.request(...) as request:                 id; counted as in flight
+        response = await pipeline.respond(route, request)  actor · access · limits · hold · options, handler;
+                                                           errors become responses in the caller's dialect
+        ...                                                the server sends it, and notes how it went
+    at the end, in every case                              settlement · receipt · metrics · log line: once,
+                                                           and without waiting
 
 The fast connection, aiohttp, the tunnel and gRPC's Chat all go this way: there is one accounting.
 """
@@ -157,7 +157,7 @@ class RequestPipeline:
         self.hold(request)
 
     def identify(self, request: Request) -> None:
-        """Find out who calls. Nobody is told apart until there are accounts."""
+        """Find out who calls. All callers are alike until there are accounts."""
 
     def check_limits(self, request: Request, *, is_open_while_draining: bool = False) -> None:
         """Refuse what is beyond a limit.
@@ -249,8 +249,8 @@ class RequestPipeline:
     def settle(self, request: Request) -> None:
         """Account for a request that has ended: settlement, receipt, metrics, log line.
 
-        Called once, by leaving the request. Nothing here waits: it completes also where the client has left or
-        the server stops.
+        Called once, by leaving the request. Nothing here waits: it completes also where the client has left
+        or the server stops.
         """
         self.in_flight -= 1
         receipt = request.receipt
@@ -273,7 +273,7 @@ class RequestPipeline:
             )
 
     def release(self, request: Request) -> None:
-        """Settle what was spent and release the rest of the hold. Nothing is spent until there are accounts."""
+        """Settle what was spent and release the rest. Nothing is spent until there are accounts."""
 
     def _measure(self, request: Request, took_s: float) -> None:
         """Count the request, and tokens and stream events for the backend that answered."""

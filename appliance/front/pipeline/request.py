@@ -1,4 +1,4 @@
-"""What a handler takes: one request, whichever server has read it. Handlers know neither aiohttp nor a socket."""
+"""What a handler takes: one request, whichever server has read it. Handlers know no aiohttp and no socket."""
 
 from dataclasses import dataclass, field
 from typing import Protocol, Self

@@ -28,12 +28,23 @@ class Connection(Protocol):
 class InnerProtocol(Protocol):
     """Who serves a connection that the fast connection has handed over: gets what its transport calls."""
 
-    def connection_made(self, transport: Any) -> None: ...
-    def data_received(self, data: bytes) -> None: ...
-    def eof_received(self) -> bool | None: ...
-    def connection_lost(self, exc: Exception | None) -> None: ...
-    def pause_writing(self) -> None: ...
-    def resume_writing(self) -> None: ...
+    def connection_made(self, transport: Any) -> None:
+        """Take the connection over."""
+
+    def data_received(self, data: bytes) -> None:
+        """Take what the client has sent."""
+
+    def eof_received(self) -> bool | None:
+        """The client sends no more; True = the connection stays open."""
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client has left."""
+
+    def pause_writing(self) -> None:
+        """The client does not read."""
+
+    def resume_writing(self) -> None:
+        """The client reads on."""
 
 
 class Connections:

@@ -92,6 +92,7 @@ class FastConnection(asyncio.Protocol):
     # ---- the transport's calls
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin, or refuse the connection where there are too many."""
         self._transport = transport
         self._since_s = self._shared.now_s()
         peer = transport.get_extra_info("peername")
@@ -128,11 +129,13 @@ class FastConnection(asyncio.Protocol):
             self._transport.pause_reading()
 
     def eof_received(self) -> bool | None:
+        """Close: a client that closes its side has left, and its request is cancelled."""
         if self._inner is not None:
             return self._inner.eof_received()
-        return None  # a client that closes its side has left: the transport closes, the task is cancelled
+        return None
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Cancel what is being answered: the client has left."""
         self._is_closing = True
         self._shared.forget(self)
         if self._inner is not None:
@@ -143,11 +146,13 @@ class FastConnection(asyncio.Protocol):
             self._drained.set_result(None)
 
     def pause_writing(self) -> None:
+        """Stop writing: the client does not read."""
         self._is_paused = True
         if self._inner is not None:
             self._inner.pause_writing()
 
     def resume_writing(self) -> None:
+        """Write on: the client has read."""
         self._is_paused = False
         if self._inner is not None:
             self._inner.resume_writing()
@@ -293,8 +298,8 @@ class FastConnection(asyncio.Protocol):
 
         1. the stream ends            → done
         2. the client does not read   → client_left, after WRITE_TIMEOUT_S
-        3. a failure                  → the dialect's error as the last piece; cut_off, or error where it is the
-                                        first one
+        3. a failure                  → the dialect's error as the last piece; cut_off, or error where it is
+                                        the first one
         """
         pipeline, pieces = self._shared.pipeline, response.pieces
         assert pieces is not None

@@ -1,4 +1,4 @@
-"""The HTTP server: sockets whose connections begin as fast ones, and aiohttp for everything that is not hot."""
+"""The HTTP server: sockets whose connections begin as fast ones; aiohttp for everything that is not hot."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -90,7 +90,7 @@ class HttpServer:
         self.connections.tick()
 
     async def stop(self, grace_s: float, hurry: asyncio.Event) -> None:
-        """Take no new request; cut off those that still run after `grace_s` seconds, or once `hurry` is set."""
+        """Take no new request; cut off those that run after `grace_s` seconds, or once `hurry` is set."""
         connections, pipeline = self.connections, self.pipeline
         connections.stop()
         await asyncio.sleep(0)  # requests whose task was made just now are counted as in flight
@@ -175,10 +175,10 @@ class HttpServer:
                     return await self._pass_on(web_request, request)
                 return self._send_whole(self._answer_unknown(web_request, request), request)  # 3
             except ConnectionResetError:
-                return web.Response(status=499)  # to nobody; raised, aiohttp would log it as a fault of ours
+                return web.Response(status=499)  # not sent; raised, aiohttp would log it as a fault of ours
 
     async def _serve(self, web_request: web.Request, route: Route, request: Request) -> web.StreamResponse:
-        """Serve a request at an address of the table; access is checked before its body is read, not after."""
+        """Serve a request at an address of the table; access is checked before its body is read."""
         pipeline = self.pipeline
         try:
             pipeline.keys.check(route.access, request.headers, request.peer)
@@ -208,7 +208,7 @@ class HttpServer:
         return await upload.read()
 
     async def _pass_on(self, web_request: web.Request, request: Request) -> web.StreamResponse:
-        """Serve a request by passthrough; a failure before its response is answered in the address's dialect."""
+        """Serve a request by passthrough; a failure before its response is rendered in the dialect."""
         assert self._passthrough is not None
         pipeline = self.pipeline
         try:
@@ -248,9 +248,9 @@ class HttpServer:
     ) -> web.StreamResponse:
         """Write pieces as they come; note in the request how it went.
 
-        1. the stream ends       → done
-        2. the client leaves     → client_left
-        3. a failure             → the dialect's error as the last piece; cut_off, or error where it is the first one
+        1. the stream ends    → done
+        2. the client leaves  → client_left
+        3. a failure          → the dialect's error as the last piece; cut_off, or error where it is the first
         """
         pieces = response.pieces
         assert pieces is not None
@@ -293,7 +293,7 @@ class HttpServer:
         1. passthrough is off, or there is no backend     → no
         2. a browser's preflight                          → no, it is answered here
         3. an address that is not in the table            → yes
-        4. a method that is not in the table, below /v1/  → yes (engines may have it), unless the address is ours
+        4. a method that is not in the table, below /v1/  → yes, unless no engine can have the address
         """
         path = web_request.path
         if self._passthrough is None or not self._passthrough.accepts(path):  # 1
