@@ -1,12 +1,16 @@
-"""Several engines behind the appliance, and behind nginx in the same run. `python -m bench.engines [--only streams|tail]`
+"""Several engines behind the appliance, and behind nginx in the same run.
 
-    streams   4 backends, 256 streams at a time over them all: events per core second, time to the first token, memory, bad answers.
-              The backends are bench/upstream.c: what is measured is what stands before them.
-    tail      4 real llama-servers with 2 slots each on a tiny model, one of them four times slower than the others; lengths are skewed,
-              arrivals are at random and do not wait for answers. The same arrivals for every strategy and for nginx `least_conn`.
+    python -m bench.engines [--only streams|tail]
 
-For `tail` the servers are slowed down by stopping and continuing them in turn, so that they, and not the two cores of a small machine,
-are what is scarce. Bounded in count and time; loopback only.
+    streams   4 backends, 256 streams at a time over them all: events per core second, time to the first
+              token, memory, bad answers. The backends are bench/upstream.c: what is measured is what stands
+              before them.
+    tail      4 real llama-servers with 2 slots each on a tiny model, one of them four times slower than the
+              others; lengths are skewed, arrivals are at random and do not wait for answers. The same
+              arrivals for every strategy and for nginx `least_conn`.
+
+For `tail` the servers are slowed down by stopping and continuing them in turn, so that they, and not the two
+cores of a small machine, are what is scarce. Bounded in count and time; loopback only.
 """
 
 import argparse
@@ -48,17 +52,23 @@ STRATEGIES = (
 
 
 def nginx_conf(folder: Path, port: int, upstreams: list[int], *, keeps: bool) -> str:
-    """`keeps`: connections to the upstreams stay open. llama-server ends them after a hundred requests or five idle seconds, which
-    nginx takes for a failure of the server; without, and with max_fails=0, it does its best here."""
+    """Return a configuration of nginx.
+
+    With `keeps` connections to the upstreams stay open. llama-server closes them after a hundred requests or
+    five idle seconds, which nginx takes for a failure; without it, and with max_fails=0, it does its best.
+    """
     servers = " ".join(f"server 127.0.0.1:{one} max_fails=0;" for one in upstreams)
     keepalive = "keepalive 512; keepalive_requests 1000000000;" if keeps else ""
     return f"""
-        worker_processes 1; pid {folder}/nginx.pid; error_log {folder}/nginx.err; daemon off; worker_rlimit_nofile 16384;
+        worker_processes 1; pid {folder}/nginx.pid; error_log {folder}/nginx.err; daemon off;
+        worker_rlimit_nofile 16384;
         events {{ worker_connections 8192; }}
-        http {{ access_log off; client_body_temp_path {folder}/b; proxy_temp_path {folder}/p; fastcgi_temp_path {folder}/f;
+        http {{ access_log off; client_body_temp_path {folder}/b; proxy_temp_path {folder}/p;
+          fastcgi_temp_path {folder}/f;
           uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s; keepalive_requests 1000000000;
           upstream up {{ least_conn; {servers} {keepalive} }}
-          server {{ listen 127.0.0.1:{port} backlog=4096; location / {{ proxy_pass http://up; proxy_http_version 1.1;
+          server {{ listen 127.0.0.1:{port} backlog=4096; location / {{ proxy_pass http://up;
+            proxy_http_version 1.1;
             proxy_set_header Connection ""; proxy_buffering off; proxy_read_timeout 300s; }} }} }}"""
 
 
@@ -153,8 +163,8 @@ def streams(bench: Bench) -> None:
                         )
                     middle = sorted(rows)[len(rows) // 2]
                     print(
-                        f"| {subject}, {what} | {middle[0]:,.0f} | {middle[1]:.1f} ms | {middle[2]:.1f} ms | {rss_mb(pid):.0f} MB | "
-                        f"{sum(int(row[3]) for row in rows)} |",
+                        f"| {subject}, {what} | {middle[0]:,.0f} | {middle[1]:.1f} ms | {middle[2]:.1f} ms | "
+                        f"{rss_mb(pid):.0f} MB | {sum(int(row[3]) for row in rows)} |",
                         flush=True,
                     )
 
@@ -194,7 +204,7 @@ class Slowed:
 
 @contextmanager
 def llama_servers(folder: Path) -> Iterator[tuple[list[int], dict[int, float]]]:
-    """Give (ports, part of a core by process)."""
+    """Run the servers; gives (ports, part of a core by process)."""
     binary = subprocess.run([str(TOOL)], check=True, capture_output=True, text=True).stdout.strip()
     model = tiny_models.ensure(tiny_models.cached_folder()) / "tiny-chat.gguf"
     with ExitStack() as stack:
@@ -247,7 +257,7 @@ def lengths(rng: random.Random, count: int) -> list[int]:
 
 
 async def one(session: aiohttp.ClientSession, port: int, tokens: int) -> tuple[bool, str]:
-    """Ask for so many tokens; give (whether it came whole, the backend)."""
+    """Ask for so many tokens; return (whether the response came whole, the backend)."""
     body = {
         "model": "tiny",
         "messages": [{"role": "user", "content": "hello"}],
@@ -263,7 +273,7 @@ async def one(session: aiohttp.ClientSession, port: int, tokens: int) -> tuple[b
 
 
 async def capacity(port: int, seconds: float) -> float:
-    """Give the requests a second that the servers do when they are always full."""
+    """Return the requests a second that the servers do when they are always full."""
     rng, done, ends_s = random.Random(0), 0, time.monotonic() + seconds
 
     async def worker(session: aiohttp.ClientSession) -> None:
@@ -282,7 +292,11 @@ async def capacity(port: int, seconds: float) -> float:
 
 
 async def arrivals(port: int, plan: list[tuple[float, int]]) -> tuple[list[float], int, Counter[str]]:
-    """Send the plan's requests at their moments; give (seconds of each, how many failed, requests by backend)."""
+    """Send the plan's requests at their moments.
+
+    Returns:
+        (seconds of each, how many failed, requests by backend)
+    """
     took: list[float] = []
     bad, backends = 0, Counter[str]()
 
@@ -324,8 +338,10 @@ def tail(bench: Bench, *, seconds: float, rounds: int) -> None:
         failed, shares = Counter[str](), {subject: Counter[str]() for subject in subjects}
         for number in range(rounds):
             plan = planned(rate, seconds, seed=number + 1)
+            mean_tokens = sum(tokens for _, tokens in plan) / len(plan)
             say(
-                f"round {number + 1} of {rounds}: {len(plan)} requests at {rate:.1f} a second, {sum(tokens for _, tokens in plan) / len(plan):.0f} tokens on average"
+                f"round {number + 1} of {rounds}: {len(plan)} requests at {rate:.1f} a second, "
+                f"{mean_tokens:.0f} tokens on average"
             )
             for subject in subjects if number % 2 == 0 else subjects[::-1]:
                 opened = (
@@ -340,7 +356,8 @@ def tail(bench: Bench, *, seconds: float, rounds: int) -> None:
                 shares[subject] += backends
                 say(f"    {subject}: p99 {sorted(took)[int(len(took) * 0.99)]:.2f} s, {bad} failed")
     print(
-        f"\n{len(SPEEDS)} llama-servers of {SLOTS} slots, one four times slower, at {RHO:.0%} of what they can do\n"
+        f"\n{len(SPEEDS)} llama-servers of {SLOTS} slots, one four times slower, "
+        f"at {RHO:.0%} of what they can do\n"
     )
     print(f"| | p50 | p90 | p99 | longest | failed | to the slow one |\n|{' --- |' * 7}")
     for subject, took in results.items():

@@ -64,7 +64,10 @@ def chat(model: str = "tiny", *, stream: bool = False, text: str = "hello", **mo
 
 
 class PageClient:
-    """An EngineClient over fixed pages: path → (status, body), or an exception; a callable is called for each reply."""
+    """An EngineClient over fixed pages.
+
+    Path → (status, body), or an exception; a callable is called for each reply.
+    """
 
     def __init__(self, pages: dict[str, Any]) -> None:
         self.pages = pages

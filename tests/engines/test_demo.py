@@ -1,4 +1,7 @@
-"""The demo engine as a backend: shapes of its replies, trouble that a prompt provokes, shapes that it refuses."""
+"""The demo engine as a backend.
+
+Shapes of its replies, trouble that a prompt provokes, shapes that it refuses.
+"""
 
 import base64
 import json

@@ -1,6 +1,7 @@
 """What each dialect reads from an engine's pages: health, facts, recognition, errors, adapters.
 
-The pages are those that the engines publish (llama-server's README; vLLM's and SGLang's servers, by generation); no network.
+The pages are those that the engines publish (llama-server's README; vLLM's and SGLang's servers, by
+generation); no network.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Which backends there are: what a reload changes and keeps, what an operator changes at run time, and what survives a restart.
+"""Which backends there are: what a reload changes, what an operator changes, and what survives a restart.
 
 Nothing is probed here: the tasks of the fleet are kept still.
 """

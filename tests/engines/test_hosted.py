@@ -1,4 +1,7 @@
-"""The hosted API: which endpoint is tried next, what an error status means, when its circuits open. The API is a stand-in on loopback."""
+"""The hosted API: which endpoint is tried next, what an error status means, when its circuits open.
+
+The API is a stand-in on loopback.
+"""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -18,7 +21,7 @@ from appliance.engines.slots import AnySlot
 from appliance.engines.types import BackendStatus, EngineReply
 from appliance.engines.upstream.exchange import AttemptFailed
 from tests.engines.servers import chat
-from tests.fakes.hosted_api import KEY, CutStream, HostedApi, Refuse, Rubbish, Status
+from tests.fakes.hosted_api import KEY, CutStream, HostedApi, InvalidResponse, Refuse, Status
 
 pytestmark = pytest.mark.timeout(20)
 
@@ -94,7 +97,7 @@ async def test_the_next_endpoint_is_tried_after_its_failure(open_hosted: Open, s
     assert scene.outcomes() == [f"status_{status}", "ok"]
 
 
-@pytest.mark.parametrize("fault", [Refuse(), Rubbish()])
+@pytest.mark.parametrize("fault", [Refuse(), InvalidResponse()])
 async def test_the_next_endpoint_is_tried_after_a_broken_response(open_hosted: Open, fault: Any) -> None:
     scene = await open_hosted()
     scene.apis[0].script(fault, fault)  # a connection that breaks without a byte is replaced once

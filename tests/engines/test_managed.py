@@ -1,4 +1,7 @@
-"""The backend of models that run here: the real manager over a stand-in for processes, and servers on loopback that fail on purpose."""
+"""The backend of models that run here.
+
+The real manager over a stand-in for processes, and servers on loopback that fail on purpose.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -74,7 +77,8 @@ Open = Callable[..., Awaitable[Scene]]
 
 @pytest.fixture
 async def open_backend(open_manager: Make, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Open]:
-    """Open a backend: `await open_backend("a", servers=2, **harness)`; each load gets the next of the servers."""
+    """Open a backend: `await open_backend("a", servers=2, **harness)`; each load gets the next of the
+    servers."""
     monkeypatch.setattr(room, "DEATH_S", 0.02)
     wire, engines = ConnectionPool(PoolLimits()), list[EngineServer]()
 
@@ -140,7 +144,7 @@ async def test_a_client_that_leaves_in_the_middle_frees_the_slot(open_backend: O
     assert at.harness.manager.telemetry()[0].is_ok  # that it left says nothing against the model
 
 
-async def test_one_that_leaves_while_its_model_loads_takes_nothing_along(open_backend: Open) -> None:
+async def test_a_client_that_leaves_during_a_load_frees_everything(open_backend: Open) -> None:
     at = await open_backend("a")
     task = at.sending(at.request())
     await settle()
@@ -161,7 +165,7 @@ async def test_what_a_request_wishes_for_the_models_stay_is_passed_on(open_backe
 # ---- failures
 
 
-@pytest.mark.parametrize("fault", ["refuse", "status_500", "status_503", "rubbish"])
+@pytest.mark.parametrize("fault", ["refuse", "status_500", "status_503", "invalid_response"])
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_failure_before_the_first_byte_is_tried_again(
     open_backend: Open, fault: str, stream: bool
@@ -317,7 +321,7 @@ async def test_passage_is_given_a_server_and_gives_its_slot_back(open_backend: O
     assert at.harness.manager.telemetry()[0].is_ok
 
 
-async def test_passage_without_a_name_goes_to_the_only_model_or_must_name_one(open_backend: Open) -> None:
+async def test_passthrough_without_a_name_needs_a_single_model(open_backend: Open) -> None:
     only = await open_backend("a")
     await only.harness.have("a")
     slot = only.backend.take("only_one")

@@ -1,4 +1,7 @@
-"""One attempt at one server: what each way to fail comes to, and what becomes of its slot. The server is a stand-in on loopback."""
+"""One attempt at one server.
+
+What each way to fail comes to, and what becomes of its slot. The server is a stand-in on loopback.
+"""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -117,7 +120,7 @@ async def test_a_client_that_leaves_releases_the_slot(open_server: Open) -> None
         ("status_429", Outcome.FULL, 0),
         ("status_500", Outcome.STATUS, 1),
         ("status_502", Outcome.STATUS, 1),
-        ("rubbish", Outcome.INVALID_RESPONSE, 1),
+        ("invalid_response", Outcome.INVALID_RESPONSE, 1),
         ("context", Outcome.CONTEXT, 0),
         ("refuse", Outcome.FIRST_BYTE, 1),
     ],

@@ -1,4 +1,7 @@
-"""When a server takes requests: every case of its status, its limits, health transitions, slow start, outcomes."""
+"""When a server takes requests.
+
+Every case of its status, its limits, health transitions, slow start, outcomes.
+"""
 
 import math
 from typing import Any
@@ -32,7 +35,8 @@ UP, LOADING, BROKEN = (
 
 
 class Scene:
-    """A server's state that is ready, unless `is_up` is False, with a clock at 100 s; `heard` lists its callbacks."""
+    """A server's state that is ready, unless `is_up` is False, with a clock at 100 s; `heard` lists its
+    callbacks."""
 
     def __init__(
         self, *, is_up: bool = True, kind: str = "vllm", max_in_flight: int | None = None, **settings: Any

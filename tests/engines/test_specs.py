@@ -1,4 +1,7 @@
-"""Backends as operators write them: what is read, and what is refused with which words; and the engines' words for too long."""
+"""Backends as operators write them.
+
+What is read, and what is refused with which words; and the engines' words for too long.
+"""
 
 import json
 from pathlib import Path
@@ -100,7 +103,7 @@ def test_a_file_with_everything(tmp_path: Path) -> None:
     assert "sk_secret_of_x" not in repr(fleet)
 
 
-def test_an_unknown_strategy_at_start_is_round_robin_with_a_warning() -> None:
+def test_an_unknown_strategy_is_round_robin_with_a_warning() -> None:
     settings, problems = load(ROOT | {"LB_STRATEGY": "best"})
     assert settings is not None
     assert any("round_robin" in str(p) for p in problems)

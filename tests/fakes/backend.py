@@ -23,7 +23,10 @@ from appliance.engines.types import (
 
 
 class FakeBackend:
-    """What every stand-in for a backend is: slots and counters, and no capability but to be a server of its own."""
+    """What every stand-in for a backend is.
+
+    Slots and counters, and no capability but to be a server of its own.
+    """
 
     pool: ClassVar[str] = "default"
 

@@ -1,7 +1,8 @@
-"""Stand-ins for engines that cannot be had here, or not in every generation: SGLang, and older and newer servers of vLLM.
+"""Stand-ins for engines that cannot be had here, or not in every generation: SGLang and servers of vLLM.
 
-Their pages are built from their published ones: health, models with adapters, information, metrics in each spelling, error bodies.
-The answers themselves are the stand-in's (engine_server.py), which can also be told to fail.
+Their pages are built from their published ones: health, models with adapters, information, metrics in each
+spelling, error bodies. The answers themselves are the stand-in's (engine_server.py), which can also be told
+to fail.
 """
 
 from dataclasses import dataclass
@@ -18,9 +19,11 @@ class Generation:
 
     metrics      the page, with {running} and {waiting}; "" = switched off (404)
     information  address of its information page; owner: `owned_by` in the list of models
-    error        "nested" {error: {…}} or "flat" {object: "error", …}; too_long: its sentence, with {prompt} and {context}
+    error        "nested" {error: {…}} or "flat" {object: "error", …}; too_long: its sentence, with {prompt}
+                 and {context}
     numbers      whether that sentence has the prompt's number in it
-    adapter      what `model` must be for its adapter `sql-lora` to answer; "" = it lists none. Else the base model answers, silently
+    adapter      what `model` must be for its adapter `sql-lora` to answer; "" = it lists none. Else the base
+                 model answers, silently
     """
 
     name: str
@@ -72,24 +75,35 @@ sglang:token_usage{{engine_type="unified",model_name="tiny",pp_rank="0",tp_rank=
 sglang:gen_throughput{{engine_type="unified",model_name="tiny",pp_rank="0",tp_rank="0"}} 86.5
 """
 VLLM_REQUESTED = (
-    "This model's maximum context length is {context} tokens. However, you requested {prompt} tokens ({prompt} in the messages, 0 in the "
+    "This model's maximum context length is {context} tokens. However, you requested {prompt} tokens "
+    "({prompt} in the messages, 0 in the "
     "completion). Please reduce the length of the messages or completion."
 )
-VLLM_INPUT = "This model's maximum context length is {context} tokens. However, your request has {prompt} input tokens. Please reduce the length of the input."
+VLLM_INPUT = (
+    "This model's maximum context length is {context} tokens. However, your request has {prompt} input tokens. "
+    "Please reduce the length of the input."
+)
 VLLM_AT_LEAST = (
-    "This model's maximum context length is {context} tokens. However, you requested 0 output tokens and your prompt contains at least "
-    "{context}1 input tokens, for a total of at least {context}1 tokens. Please reduce the length of the input prompt."
+    "This model's maximum context length is {context} tokens. However, you requested 0 output tokens and "
+    "your prompt contains at least "
+    "{context}1 input tokens, for a total of at least {context}1 tokens. Please reduce the length of the "
+    "input prompt."
 )
 SGLANG_INPUT = "The input ({prompt} tokens) is longer than the model's context length ({context} tokens)."
 SGLANG_REQUESTED = (
-    "Requested token count exceeds the model's maximum context length of {context} tokens. You requested a total of {prompt} tokens: "
+    "Requested token count exceeds the model's maximum context length of {context} tokens. You requested a "
+    "total of {prompt} tokens: "
     "{prompt} tokens from the input messages and 0 tokens for the completion."
 )
 VLLM_ENGINE = (
-    "The decoder prompt (length {prompt}) is longer than the maximum model length of {context}. Make sure that `max_model_len` is no smaller "
+    "The decoder prompt (length {prompt}) is longer than the maximum model length of {context}. Make sure "
+    "that `max_model_len` is no smaller "
     "than the number of text tokens."
 )
-SGLANG_SCHEDULER = "Input length ({prompt} tokens) exceeds the maximum allowed length ({context} tokens). Use a shorter input or enable --allow-auto-truncate."
+SGLANG_SCHEDULER = (
+    "Input length ({prompt} tokens) exceeds the maximum allowed length ({context} tokens). "
+    "Use a shorter input or enable --allow-auto-truncate."
+)
 
 GENERATIONS = [
     Generation("vllm 2024", "vllm", VLLM_2024, VLLM_REQUESTED, "vllm", error="flat", adapter="sql-lora"),

@@ -1,7 +1,7 @@
-"""Whole metrics pages of the three engines, in the generations that there were: what each exports, by name, kind and labels.
+"""Whole metrics pages of the three engines, by generation: what each exports, by name, kind and labels.
 
-Built from the engines' published lists. `page(generation)` writes one as prometheus-client (or llama-server) does; `mapped` says which of
-our metrics it must come to.
+Built from the engines' published lists. `page(generation)` writes one as prometheus-client (or llama-server)
+does; `mapped` says which of our metrics it must come to.
 """
 
 from dataclasses import dataclass
@@ -28,7 +28,8 @@ LLAMA = {"requests_running", "requests_waiting", "prompt_tokens_total", "generat
 
 @dataclass(frozen=True)
 class PageOf:
-    """One generation. Rows are `kind name[labels] value`; of histograms the value is their sum, the count is 3."""
+    """One generation. Rows are `kind name[labels] value`; of histograms the value is their sum, the count
+    is 3."""
 
     name: str
     kind: str

@@ -1,7 +1,7 @@
-"""A stand-in for servers of llama.cpp, vLLM and SGLang, for what real ones cannot be made to do in a test: to fail on purpose.
+"""A stand-in for servers of llama.cpp, vLLM and SGLang that can be made to fail on purpose.
 
-Built from the published pages of the three (health, models, metrics, error texts). It works on at most `slots` requests at a time
-and lets the rest wait, as they do.
+Built from the published pages of the three (health, models, metrics, error texts). It works on at most
+`slots` requests at a time and lets the rest wait, as they do.
 
     async with EngineServer("vllm") as engine:
         engine.faults = ["status_503"]      # the next requests, one each: see FAULTS
@@ -25,7 +25,7 @@ FAULTS = {
     "status_502",
     "status_503",
     "status_429",
-    "rubbish",
+    "invalid_response",
     "drip",
     "context",
     "event_400",
@@ -196,7 +196,7 @@ class EngineServer:
             await asyncio.sleep(3600)
         if fault.startswith("status_"):
             return web.json_response({"error": {"message": f"on purpose: {fault}"}}, status=int(fault[7:]))
-        if fault == "rubbish":
+        if fault == "invalid_response":
             return web.Response(text="<html>what?</html>")
         if fault == "context" or len(json.dumps(body.get("messages"))) > self.context * 4:
             return self._too_long()
@@ -215,7 +215,8 @@ class EngineServer:
             "llamacpp": {
                 "error": {
                     "code": 400,
-                    "message": f"request (9000 tokens) exceeds the available context size ({self.context} tokens)",
+                    "message": "request (9000 tokens) exceeds the available context size "
+                    f"({self.context} tokens)",
                     "type": "exceed_context_size_error",
                     "n_prompt_tokens": 9000,
                     "n_ctx": self.context,
@@ -223,7 +224,8 @@ class EngineServer:
             },
             "sglang": {
                 "object": "error",
-                "message": f"The input (9000 tokens) is longer than the model's context length ({self.context} tokens).",
+                "message": "The input (9000 tokens) is longer than the model's context length "
+                f"({self.context} tokens).",
                 "type": "BadRequestError",
                 "code": 400,
             },
@@ -231,7 +233,8 @@ class EngineServer:
             self.kind,
             {
                 "error": {
-                    "message": f"This model's maximum context length is {self.context} tokens. However, your request has 9000 input "
+                    "message": f"This model's maximum context length is {self.context} tokens. However, "
+                    "your request has 9000 input "
                     "tokens.",
                     "type": "BadRequestError",
                     "code": 400,

@@ -1,7 +1,7 @@
-"""A stand-in for a hosted OpenAI-compatible API, since the real one costs money and cannot misbehave on purpose.
+"""A stand-in for a hosted OpenAI-compatible API: the real one costs money and does not fail on purpose.
 
-Built from the published shapes (OpenAI's chat, completions and embeddings; Novita's base address, key and error statuses). It
-records everything it is sent, and whether the caller left before the answer was complete.
+Built from the published shapes (OpenAI's chat, completions and embeddings; Novita's base address, key and
+error statuses). It records everything it is sent, and whether the caller left before the answer was complete.
 
     async with HostedApi() as api:
         api.script(Status(429, retry_after_s=1), CutStream(after_events=3))     # the next two requests
@@ -68,8 +68,8 @@ class Refuse:
     """Close the connection without a byte."""
 
 
-class Rubbish:
-    """200 with something that is no JSON."""
+class InvalidResponse:
+    """Respond 200 with something that is not JSON."""
 
 
 class ErrorObject:
@@ -178,7 +178,7 @@ class HostedApi:
             if how.body:
                 return web.Response(status=how.status, text=how.body, headers=headers)
             return _error(how.status, f"stand-in answers {how.status}", "stand_in", headers)
-        if isinstance(how, Rubbish):
+        if isinstance(how, InvalidResponse):
             return web.Response(body=b"<html>gateway ok</html>", content_type="text/html")
         if isinstance(how, ErrorObject):
             return web.json_response({"error": {"message": "quota spent", "type": "insufficient_quota"}})

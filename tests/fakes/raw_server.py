@@ -1,4 +1,4 @@
-"""A server that is scripted byte by byte, since no well-behaved one splits, stalls, lies or breaks off where a test wants it to.
+"""A server that is scripted byte by byte: it splits, stalls, lies and breaks off where a test wants it.
 
 async def script(peer: Peer) -> None:       # runs once for each connection; its end closes the connection
     await peer.request()

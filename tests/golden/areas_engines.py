@@ -143,7 +143,7 @@ async def _hosted(streaming: str) -> dict[str, Any]:
                 how.Status(status),
             )
         for name, fault in {
-            "rubbish": how.Rubbish(),
+            "rubbish": how.InvalidResponse(),
             "error object": how.ErrorObject(),
             "status 503": how.Status(503, body="<html>busy</html>"),
         }.items():
@@ -297,7 +297,7 @@ async def backends() -> dict[str, Any]:
                 "both 500": ("status_500", "status_500"),
                 "both 503": ("status_503", "status_503"),
                 "both 429": ("status_429", "status_429"),
-                "both rubbish": ("rubbish", "rubbish"),
+                "both rubbish": ("invalid_response", "invalid_response"),
                 "the first 500": ("status_500", ""),
                 "cut": ("cut", "cut"),
                 "error event 400": ("event_400", ""),
@@ -503,7 +503,7 @@ async def circuit() -> dict[str, Any]:
         ) as instance,
     ):
         await until(lambda: _ready(instance, 2), what="both engines are ready")
-        one.faults = ["rubbish"]
+        one.faults = ["invalid_response"]
         for name in ("the first fails", "the first is passed over"):
             await _sent_on(instance, [one, two], name, CHAT, say("Hello", model="tiny"), {})
         await until(lambda: _is_one_ready(instance), what="the other engine is ready")
@@ -511,7 +511,7 @@ async def circuit() -> dict[str, Any]:
             await instance.note(path, "GET", path)
         instance.put("receipts", instance.normaliser.value(await instance.json("GET", "/receipts")))
         await instance.note_metrics()
-        two.faults = ["rubbish"]
+        two.faults = ["invalid_response"]
         for name in ("both have failed", "both are at rest"):
             await _sent_on(instance, [one, two], name, CHAT, say("Hello", model="tiny"), {})
         await instance.note("/health: both", "GET", "/health")

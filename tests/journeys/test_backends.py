@@ -1,5 +1,8 @@
-"""Several engines behind one entrance: chosen by model and load, failed over, rested, waited for. The engines are stand-ins that
-can be told to fail (tests/fakes/engine_server.py); the appliance and its clients are real."""
+"""Several engines behind one address: chosen by model and load, failed over, left out, waited for.
+
+The engines are stand-ins that can be told to fail (tests/fakes/engine_server.py); the appliance and its
+clients are real.
+"""
 
 import asyncio
 import json
@@ -115,7 +118,7 @@ async def test_a_full_server_is_not_given_more_than_its_slots(start, engines) ->
     assert running.appliance.router.dispatcher.waiting == 0
 
 
-async def test_a_full_line_is_refused_and_time_in_line_is_limited(start, engines) -> None:
+async def test_a_full_queue_is_refused_and_time_in_it_is_limited(start, engines) -> None:
     servers = await engines("llamacpp", slots=1, token_s=0.4)
     running = await start(BACKENDS=named(servers), QUEUE_LIMIT="1", QUEUE_TIMEOUT_S="0.3", **QUICK)
     answers = await asyncio.gather(*(ask(running) for _ in range(3)))
@@ -146,13 +149,14 @@ async def test_priority_goes_first(start, engines) -> None:
 
 
 @pytest.mark.parametrize(
-    "fault", ["refuse", "status_502", "status_503", "status_500", "status_429", "rubbish"]
+    "fault", ["refuse", "status_502", "status_503", "status_500", "status_429", "invalid_response"]
 )
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_failing_server_is_not_noticed(start, engines, fault: str, stream: bool) -> None:
     servers = await engines("vllm", "vllm")
     running = await start(BACKENDS=named(servers), LB_ENABLED="0", **QUICK)
-    # A kept connection that is closed without a byte is replaced once: the server may have closed it before it was used.
+    # A kept connection that is closed without a byte is replaced once: the server may have closed it before
+    # it was used.
     servers[0].faults = [fault] * (2 if fault == "refuse" else 1)
     status, headers, _ = await ask(running, {"model": "tiny", "messages": HELLO, "stream": stream})
     assert (status, backend(headers)) == (200, "e1")
@@ -163,10 +167,11 @@ async def test_a_failing_server_is_not_noticed(start, engines, fault: str, strea
 
 
 @pytest.mark.parametrize("fault", ["cut", "event_500", "refuse"])
-async def test_a_whole_answer_that_breaks_in_the_middle_is_made_by_another_server(
-    start, engines, fault: str
-) -> None:
-    """llama.cpp is asked for a stream also where the client wants one piece: until its end nothing has been sent."""
+async def test_a_whole_response_that_breaks_off_is_tried_elsewhere(start, engines, fault: str) -> None:
+    """llama.cpp is asked for a stream also where the client wants one piece.
+
+    Until its end nothing has been sent.
+    """
     servers = await engines("llamacpp", "llamacpp")
     running = await start(BACKENDS=named(servers), LB_STRATEGY="round_robin", **QUICK)
     servers[0].faults = [fault]
@@ -178,7 +183,7 @@ async def test_a_whole_answer_that_breaks_in_the_middle_is_made_by_another_serve
     assert sum(len(server.asked) for server in servers) == 3
 
 
-async def test_an_error_event_that_is_the_callers_fault_is_told_as_such(start, engines) -> None:
+async def test_an_error_event_of_the_callers_fault_is_passed_on(start, engines) -> None:
     servers = await engines("llamacpp", "llamacpp")
     running = await start(BACKENDS=named(servers), LB_STRATEGY="round_robin", **QUICK)
     servers[0].faults = servers[1].faults = ["event_400"]
@@ -202,7 +207,7 @@ async def test_a_hanging_server_is_given_up(start, engines, fault: str, settings
     assert (status, backend(headers)) == (200, "e1")
 
 
-async def test_a_server_found_dead_gives_its_waiting_requests_to_another(start, engines) -> None:
+async def test_a_server_found_dead_has_its_waiting_requests_moved(start, engines) -> None:
     servers = await engines("vllm", "vllm")
     running = await start(BACKENDS=named(servers), LB_ENABLED="0", **QUICK)
     servers[0].faults = ["hang"]
@@ -214,7 +219,7 @@ async def test_a_server_found_dead_gives_its_waiting_requests_to_another(start, 
     assert running.appliance.receipts.latest(1)[0].attempts[0].label == "lost"
 
 
-async def test_after_the_first_byte_a_failure_is_an_event_and_the_receipt_says_so(start, engines) -> None:
+async def test_a_failure_after_the_first_byte_is_an_error_event(start, engines) -> None:
     servers = await engines("vllm", "vllm")
     running = await start(BACKENDS=named(servers), LB_ENABLED="0", **QUICK)
     servers[0].faults = ["cut"]
@@ -226,7 +231,7 @@ async def test_after_the_first_byte_a_failure_is_an_event_and_the_receipt_says_s
     assert running.appliance.receipts.latest(1)[0].finish_label == "cut_off"
 
 
-async def test_a_dead_server_is_rested_and_comes_back(start, engines) -> None:
+async def test_a_dead_server_is_left_out_and_comes_back(start, engines) -> None:
     servers = await engines("vllm", "vllm")
     running = await start(BACKENDS=named(servers), **QUICK)
     await servers[0].stop()
@@ -239,7 +244,7 @@ async def test_a_dead_server_is_rested_and_comes_back(start, engines) -> None:
     assert {backend(headers) for _, headers, _ in [await ask(running) for _ in range(8)]} == {"e0", "e1"}
 
 
-async def test_nobody_there_is_said_at_once(start, engines) -> None:
+async def test_no_server_at_all_is_an_error_at_once(start, engines) -> None:
     servers = await engines("vllm")
     running = await start(BACKENDS=named(servers), **QUICK)
     await servers[0].stop()
@@ -287,7 +292,7 @@ async def test_requests_go_where_their_model_is(start, engines) -> None:
     assert "Did you mean 'alpha'" in value["error"]["message"]
 
 
-async def test_a_prompt_too_long_goes_to_more_context_or_is_told_with_the_numbers(start, engines) -> None:
+async def test_a_prompt_too_long_goes_to_more_context_or_is_refused(start, engines) -> None:
     (small,) = await engines("llamacpp", context=512)
     (large,) = await engines("vllm", context=8192)
     running = await start(BACKENDS=named([small, large]), LB_ENABLED="0", **QUICK)

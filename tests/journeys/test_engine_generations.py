@@ -1,6 +1,7 @@
-"""Every generation of vLLM and SGLang behind the appliance: recognised, counted, balanced, and understood when it refuses.
+"""Every generation of vLLM and SGLang behind the appliance: detected, counted, balanced, and understood.
 
-The engines are stand-ins that speak the published pages (tests/fakes/engine_generations.py); a real vLLM is in test_vllm.py.
+The engines are stand-ins that speak the published pages (tests/fakes/engine_generations.py); a real vLLM is
+in test_vllm.py.
 """
 
 import json

@@ -1,4 +1,7 @@
-"""Random faults over a bounded run: every single request is accounted for, by its client and by its receipt."""
+"""Random faults over a bounded run.
+
+Every single request is accounted for, by its client and by its receipt.
+"""
 
 import asyncio
 import json
@@ -22,7 +25,7 @@ FAULTS = [
     "status_502",
     "status_503",
     "status_429",
-    "rubbish",
+    "invalid_response",
     "drip",
 ]
 GARBAGE = [None, b"vllm:num_requests_running lots\n", b"\x00\xff", b"vllm:num_requests_running NaN\n"]

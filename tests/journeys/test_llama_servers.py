@@ -1,4 +1,7 @@
-"""The real llama-server of the journeys does what they rely on: known answers, visible slots, and an end when it is told."""
+"""The real llama-server of the journeys does what they rely on.
+
+Known answers, visible slots, and an end when it is told.
+"""
 
 import asyncio
 import json
@@ -68,7 +71,7 @@ async def test_a_demanded_call_and_a_schema_are_kept(llama) -> None:
     assert set(json.loads(value["choices"][0]["message"]["content"])) == {"city", "days"}
 
 
-async def test_embeddings_tell_alike_from_different_and_rerank_gives_scores(llama) -> None:
+async def test_embeddings_and_rerank_scores_are_meaningful(llama) -> None:
     server, ranker = await llama(embeddings=True), await llama(rerank=True)
     data = (await ask(server, "/v1/embeddings", input=["hello you", "hello yo", "zzzzz"]))["data"]
     vectors = [entry["embedding"] for entry in data]
@@ -79,7 +82,7 @@ async def test_embeddings_tell_alike_from_different_and_rerank_gives_scores(llam
     assert sorted(result["index"] for result in results) == [0, 1]
 
 
-async def test_slots_are_busy_while_they_stream_and_free_when_the_caller_leaves(llama) -> None:
+async def test_slots_are_free_again_when_the_client_leaves(llama) -> None:
     server = await llama(slots=2)
     assert [slot["n_ctx"] for slot in server.slots()] == [CONTEXT, CONTEXT]
     async with aiohttp.ClientSession() as session:
@@ -97,7 +100,7 @@ async def test_a_long_body_gives_as_many_tokens_as_it_says(llama) -> None:
     assert (value["usage"]["completion_tokens"], value["choices"][0]["finish_reason"]) == (200, "length")
 
 
-async def test_kill9_ends_it_in_the_middle_and_restart_answers_at_the_same_address(llama) -> None:
+async def test_kill9_cuts_the_stream_and_restart_keeps_the_address(llama) -> None:
     server = await llama()
     url, pid = server.url, server.pid
     async with (

@@ -1,4 +1,7 @@
-"""Metrics of engines on the main port, read as a Prometheus would: real llama-servers, stand-ins of the others, models of our own."""
+"""Metrics of engines on the main port, read as a Prometheus would.
+
+Real llama-servers, stand-ins of the others, models of our own.
+"""
 
 import asyncio
 from pathlib import Path
@@ -96,7 +99,7 @@ async def test_every_backends_metrics_stand_under_one_set_of_names(start) -> Non
         }
 
 
-async def test_an_endpoint_picker_finds_one_row_for_the_whole_appliance(start) -> None:
+async def test_an_endpoint_picker_finds_one_row_for_all_backends(start) -> None:
     async with Paged(VLLM_2026) as first, Paged(SGLANG_2026) as second:
         second.page = second.page.replace(
             "token_usage{" + SGLANG_2026.labels + "} 0.25", "token_usage{" + SGLANG_2026.labels + "} 0.75"
@@ -148,12 +151,11 @@ async def test_a_renamed_metric_and_a_page_that_goes_are_seen(start) -> None:
         assert await seen("engine_scrape_age_seconds") is None
 
 
-# ---- the real llama-server: it has no histograms, no adapters and (in builds of today) no cache in use on its page
+# ---- the real llama-server: it has no histograms, no adapters and (in builds of today) no cache in use on
+# its page
 
 
-async def test_a_real_llama_server_maps_and_what_it_does_not_measure_is_measured_here(
-    start, llama: Llama
-) -> None:
+async def test_a_real_llama_server_is_mapped_and_the_rest_measured(start, llama: Llama) -> None:
     server = await llama(slots=2, lora=True)
     running = await start(**behind(server))
     await chat(running)
@@ -216,7 +218,7 @@ async def test_a_real_llama_servers_page_as_the_sidecar_gives_it(llama: Llama) -
         assert numbers.value("llamacpp:tokens_predicted_total") == 0
 
 
-async def test_the_cache_in_use_of_a_real_llama_server_moves_with_its_work(start, llama: Llama) -> None:
+async def test_the_cache_usage_of_a_real_llama_server_moves(start, llama: Llama) -> None:
     server = await llama(slots=2)
     running = await start(**behind(server, METRICS_CACHE_TTL_SECONDS="0.1"))
     async with (
@@ -247,7 +249,7 @@ async def test_models_of_our_own_are_told_of_too(start, llama_binary: str, tiny_
     assert (await read(running, openmetrics=True)).value("engine_kv_cache_usage_ratio", **where) == 0
 
 
-async def test_engines_that_tell_nothing_are_measured_here_where_that_can_be(start) -> None:
+async def test_engines_without_metrics_are_measured_here(start) -> None:
     async with EngineServer("openai") as server:
         running = await start(BACKENDS=f"e0={server.url}", **QUICK)
         assert await until(lambda: running.appliance.router.state("e0").standing == "ready")
@@ -262,7 +264,7 @@ async def test_engines_that_tell_nothing_are_measured_here_where_that_can_be(sta
     assert numbers.value("engine_scrape_up", backend="e0") is None  # it has no page that could be looked for
 
 
-async def test_an_sglang_without_metrics_is_measured_here_and_one_with_them_is_not(start) -> None:
+async def test_sglang_is_measured_here_only_without_metrics(start) -> None:
     async with (
         Paged(SGLANG_2026) as tells,
         EngineGeneration(next(g for g in GENERATIONS if not g.metrics)) as silent,

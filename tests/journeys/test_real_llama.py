@@ -1,4 +1,7 @@
-"""Two or more real llama-server processes behind the appliance: shared out, killed, stopped, restarted, drained, filled, left."""
+"""Two or more real llama-server processes behind the appliance.
+
+Shared out, killed, stopped, restarted, drained, filled, left.
+"""
 
 import asyncio
 import json
@@ -243,8 +246,11 @@ async def test_who_leaves_frees_the_slot_within_a_second(start, llama: Llama) ->
             assert await idle(server)
 
 
-async def test_an_answer_in_one_piece_is_what_the_server_itself_would_have_given(start, llama: Llama) -> None:
-    """It is asked for as a stream, since this engine works on for nobody otherwise: nothing of it may be lost by that."""
+async def test_a_whole_response_is_what_the_server_itself_gives(start, llama: Llama) -> None:
+    """It is asked for as a stream, since this engine works on for nobody otherwise.
+
+    Nothing of it may be lost by that.
+    """
     server = await llama()
     running = await start(**behind(server))
     tools = [
@@ -286,9 +292,7 @@ async def test_an_answer_in_one_piece_is_what_the_server_itself_would_have_given
             }
 
 
-async def test_a_prompt_that_does_not_fit_goes_where_it_does_or_is_refused_with_the_numbers(
-    start, llama: Llama
-) -> None:
+async def test_a_prompt_too_long_goes_where_it_fits_or_is_refused(start, llama: Llama) -> None:
     small, large = await llama(ctx=512), await llama(ctx=4096)
     running = await start(**behind(small, large))
     long = [{"role": "user", "content": "word " * 300}]
@@ -350,7 +354,8 @@ async def test_its_own_addresses_are_reached_through_passage(start, llama: Llama
             in (await ask(running, path=f"/backends/{name}/metrics", method="GET"))[2]
         )
     # What is set at one server is set there alone.
-    status, _, _ = await ask(running, [{"id": 0, "scale": 1.0}], path="/backends/b/lora-adapters")  # type: ignore[arg-type]
+    scales: Any = [{"id": 0, "scale": 1.0}]
+    status, _, _ = await ask(running, scales, path="/backends/b/lora-adapters")
     assert status == 200
     scales = {
         name: (await ask(running, path=f"/backends/{name}/lora-adapters", method="GET"))[2][0]["scale"]

@@ -1,4 +1,4 @@
-"""Servers that come back, servers that are rested, conversations that stay where they are cached, servers behind TLS."""
+"""Servers that come back, open circuits, conversations that stay where they are cached, TLS."""
 
 import asyncio
 import json
@@ -58,7 +58,7 @@ async def test_without_a_slow_start_it_has_its_share_at_once(start, pair) -> Non
     assert (await shares(running, 20))["e0"] >= 9
 
 
-async def test_one_that_fails_is_rested_and_then_tried_by_one_request(start, pair) -> None:
+async def test_an_open_circuit_is_tried_by_one_request(start, pair) -> None:
     running = await start(**both(pair, BREAKER_FAILURES="2", BREAKER_REST_S="1", LB_STRATEGY="round_robin"))
     pair[0].faults = ["status_500"] * 3
     for _ in range(6):
@@ -77,9 +77,7 @@ async def test_one_that_fails_is_rested_and_then_tried_by_one_request(start, pai
     assert (await shares(running, 10))["e0"] >= 4
 
 
-async def test_one_whose_metrics_break_is_used_by_our_own_counts_until_they_are_whole_again(
-    start, pair
-) -> None:
+async def test_broken_metrics_leave_the_choice_to_our_own_counts(start, pair) -> None:
     """Numbers that were read before are forgotten: what others did there then says nothing about now."""
     running = await start(**both(pair))
     state = running.appliance.router.state
@@ -189,7 +187,7 @@ async def test_one_that_is_not_who_it_should_be_gets_no_request(
         assert (await ask(running, {"content": "x"}, path="/tokenize"))[0] == 503
 
 
-async def test_verification_can_be_switched_off_and_a_certificate_of_our_own_shown(
+async def test_tls_without_verification_and_with_a_client_certificate(
     start, authority: trustme.CA, tmp_path: Path
 ) -> None:
     server = EngineServer("llamacpp")
@@ -216,7 +214,7 @@ async def test_verification_can_be_switched_off_and_a_certificate_of_our_own_sho
         ] == 503
 
 
-async def test_who_waits_in_line_for_a_stream_gets_heartbeats(start) -> None:
+async def test_a_queued_stream_gets_heartbeats(start) -> None:
     async with EngineServer("llamacpp", slots=1, token_s=0.4) as engine:
         running = await start(BACKENDS=f"e0={engine.url}", HEARTBEAT_S="0.2", **QUICK)
         async with aiohttp.ClientSession() as session:

@@ -1,5 +1,5 @@
-"""A real vLLM on the CPU and real llama-servers in one pool (`make test-vllm`). All have the same tiny model, so whichever is asked
-gives the same answer; its context is the smaller one here."""
+"""A real vLLM on the CPU and real llama-servers in one pool (`make test-vllm`). All have the same tiny
+model, so whichever is asked gives the same answer; its context is the smaller one here."""
 
 import asyncio
 import json
@@ -76,7 +76,10 @@ class Vllm:
 
 
 class Starting:
-    """A vLLM that can be started, killed, and started again at the same place. It and its own processes end with the tests."""
+    """A vLLM that can be started, killed, and started again at the same place.
+
+    It and its own processes end with the tests.
+    """
 
     def __init__(self, tiny_models: Path, folder: Path, *more: str) -> None:
         done = subprocess.run(
@@ -270,9 +273,7 @@ async def test_a_stream_tells_its_usage(start, vllm: Vllm) -> None:
     assert [chunk.usage.completion_tokens for chunk in chunks if chunk.usage][-1] == REPLY_TOKENS
 
 
-async def test_a_prompt_too_long_for_it_goes_to_more_context_or_is_told_with_the_numbers(
-    start, llama, vllm: Vllm
-) -> None:
+async def test_a_prompt_too_long_goes_to_more_context_or_is_refused(start, llama, vllm: Vllm) -> None:
     chat = await llama()
     alone = await start(BACKENDS=f"v={vllm.url}", **QUICK)
     both = await start(BACKENDS=f"v={vllm.url},l={chat.url}", LB_ENABLED="0", **QUICK)
@@ -448,7 +449,8 @@ async def test_its_metrics_map_completely_and_stand_beside_the_others(start, vll
 async def test_the_blocks_of_a_prompt_come_to_redis(
     start, tiny_models: Path, tmp_path: Path, redis_server: RedisServer
 ) -> None:
-    """Under the names that a router makes of the prompt's tokens; gone after a reset of the cache, and after a restart."""
+    """Under the names that a router makes of the prompt's tokens; gone after a reset of the cache, and
+    after a restart."""
     publisher, port = (
         f"ipc://{tmp_path}/kv",
         free_port(),
