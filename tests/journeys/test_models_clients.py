@@ -147,7 +147,7 @@ async def working(appliance: ManagedAppliance, alias: str) -> int:
 
 
 async def test_client_that_leaves_the_queue_affects_nobody(appliance: ManagedAppliance) -> None:
-    streams = [await appliance.start_stream("a", 1000)]
+    streams = [await appliance.start_stream("a", 3000)]
     with appliance.paused("a"):
         streams.append(asyncio.create_task(appliance.stream("a", 100)))
         assert await until(lambda: appliance.active("a") == 2)

@@ -18,7 +18,7 @@ from tests.journeys.model_tables import Managed, Stopwatch, runs, wrapper
 from tests.journeys.running import until
 from tests.tools.tiny_models import REPLY
 
-LONG = 1000  # tokens: nearly a second
+LONG = 3000  # tokens: two seconds or three, so that a slow machine sees the stream run
 
 
 # ---- killed

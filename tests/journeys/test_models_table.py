@@ -10,7 +10,7 @@ from tests.journeys.model_tables import Managed, ManagedAppliance, Stopwatch, ru
 from tests.journeys.running import until
 from tests.tools.tiny_models import REPLY
 
-LONG = 1200  # tokens: about a second
+LONG = 3000  # tokens: two seconds or three, so that a slow machine sees the stream run
 
 
 # ---- at the start

@@ -58,13 +58,13 @@ class SchedulerInput:
         if blocked_s and model.replica_failures:  # it goes on with the replicas that run
             blocked_s, replicas = 0.0, max(1, min(replicas, len(model.current_runners())))
         return ModelFacts(
-            model.alias,
-            self._estimates.need_bytes(model),
-            self._estimates.is_on_gpu(model.model),
-            self._estimates.load_s(model),
-            replicas,
-            bool(model.failure),
-            blocked_s,
+            alias=model.alias,
+            need_bytes=self._estimates.need_bytes(model),
+            on_gpu=self._estimates.is_on_gpu(model.model),
+            load_s=self._estimates.load_s(model),
+            replicas=replicas,
+            is_failed=bool(model.failure),
+            blocked_s=blocked_s,
         )
 
     def _resident(self, runner: Runner, now_s: float) -> ResidentRunner:
@@ -91,10 +91,10 @@ def queue_state(model: ModelState, now_s: float) -> QueueState | None:
     loads = sum(isinstance(waiter, LoadWaiter) for waiter in waiters)
     return QueueState(
         model.alias,
-        len(waiters) - loads,
-        loads,
-        now_s - waiters[0].since_s,
-        min(waiter.priority for waiter in waiters),
+        requests=len(waiters) - loads,
+        loads=loads,
+        oldest_s=now_s - waiters[0].since_s,
+        priority=min(waiter.priority for waiter in waiters),
         has_reservation=model.has_reservation,
         since_eviction_s=now_s - model.evicted_s,
     )
@@ -114,17 +114,17 @@ def resident_runner(
     if runner.phase == "loading":  # all that it will take
         memory = dict.fromkeys(runner.devices, runner.need_bytes // len(runner.devices))
     return ResidentRunner(
-        runner.serial,
-        runner.alias,
-        runner.phase,
-        runner.slots,
-        runner.active,
-        memory,
-        0.0 if runner.active else now_s - runner.idle_since_s,
-        now_s - runner.ready_since_s,
-        runner.load_s or load_s,
-        demand,
-        is_pinned,
-        runner.is_draining,
-        expires_in_s,
+        serial=runner.serial,
+        alias=runner.alias,
+        phase=runner.phase,
+        slots=runner.slots,
+        active=runner.active,
+        memory=memory,
+        idle_s=0.0 if runner.active else now_s - runner.idle_since_s,
+        ready_s=now_s - runner.ready_since_s,
+        load_s=runner.load_s or load_s,
+        demand=demand,
+        is_pinned=is_pinned,
+        is_draining=runner.is_draining,
+        expires_in_s=expires_in_s,
     )

@@ -60,14 +60,14 @@ class StatusView:
         now_s = self._state.clock.monotonic_s()
         return [
             QueueView(
-                model.alias,
-                len(model.waiters),
-                model.requests,
-                model.processed,
-                model.rejected,
-                sum(runner.active for runner in model.runners),
-                max((now_s - waiter.since_s for waiter in model.waiters), default=0.0),
-                model.queue.limit,
+                alias=model.alias,
+                queue_length=len(model.waiters),
+                total_requests=model.requests,
+                total_processed=model.processed,
+                total_rejected=model.rejected,
+                current_processing=sum(runner.active for runner in model.runners),
+                oldest_s=max((now_s - waiter.since_s for waiter in model.waiters), default=0.0),
+                limit=model.queue.limit,
             )
             for model in self._state.models.values()
         ]
@@ -108,12 +108,12 @@ class StatusView:
         first = runners[0] if runners else None
         record = self._estimates.record(model)
         return ModelView(
-            model.alias,
-            status_of(model),
-            model.path,
-            model.model.params.n_ctx,
-            model.slots,
-            model.model.replicas,
+            alias=model.alias,
+            status=status_of(model),
+            path=model.path,
+            context_tokens=model.model.params.n_ctx,
+            slots=model.slots,
+            replicas=model.model.replicas,
             port=first.port or None if first else None,
             started_at_s=first.started_at_s if first else None,
             last_used_at_s=model.last_used_at_s,
@@ -142,19 +142,19 @@ class StatusView:
         is_ready = runner.phase == "ready"
         expires_in_s = self._retention.expires_in_s(runner, model, now_s) if is_ready else None
         return RunnerView(
-            runner.alias,
-            runner.port,
-            runner.pid,
-            runner.load_phase if runner.phase == "loading" else runner.phase,
-            runner.started_at_s,
-            runner.slots,
-            runner.active,
-            runner.load_s or None,
-            runner.last_used_at_s,
-            self._state.clock.now_s() + expires_in_s if expires_in_s is not None else None,
-            runner.memory_bytes,
-            tuple(runner.memory_by_device.items()),
-            runner.process.log_path if runner.process else None,
+            alias=runner.alias,
+            port=runner.port,
+            pid=runner.pid,
+            status=runner.load_phase if runner.phase == "loading" else runner.phase,
+            started_at_s=runner.started_at_s,
+            slots=runner.slots,
+            active=runner.active,
+            load_s=runner.load_s or None,
+            last_used_at_s=runner.last_used_at_s,
+            expires_at_s=self._state.clock.now_s() + expires_in_s if expires_in_s is not None else None,
+            memory_bytes=runner.memory_bytes,
+            devices=tuple(runner.memory_by_device.items()),
+            log_path=runner.process.log_path if runner.process else None,
         )
 
 
@@ -184,12 +184,12 @@ def _health_view(model: ModelState) -> HealthView:
     latest = list(model.probes)[-PROBES_COUNTED:]
     healthy_ms = [took_ms for is_healthy, took_ms in latest if is_healthy]
     return HealthView(
-        model.alias,
-        100.0 * len(healthy_ms) / len(latest) if latest else 0.0,
-        model.failed_probes,
-        sum(healthy_ms) / len(healthy_ms) if healthy_ms else 0.0,
-        model.probed_at_s,
-        _health_word(model.failed_probes) if latest else "unknown",
+        alias=model.alias,
+        uptime_percent=100.0 * len(healthy_ms) / len(latest) if latest else 0.0,
+        consecutive_failures=model.failed_probes,
+        avg_response_ms=sum(healthy_ms) / len(healthy_ms) if healthy_ms else 0.0,
+        last_check_s=model.probed_at_s,
+        status=_health_word(model.failed_probes) if latest else "unknown",
     )
 
 

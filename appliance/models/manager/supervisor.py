@@ -89,14 +89,14 @@ class RunnerSupervisor:
         """Begin to load a model on these devices."""
         self._last_serial += 1
         runner = Runner(
-            self._last_serial,
-            model.alias,
-            model.model,
-            devices,
-            model.slots,
-            self._estimates.need_bytes(model),
-            now_s,
-            self._state.clock.now_s(),
+            serial=self._last_serial,
+            alias=model.alias,
+            model=model.model,
+            devices=devices,
+            slots=model.slots,
+            need_bytes=self._estimates.need_bytes(model),
+            load_started_s=now_s,
+            started_at_s=self._state.clock.now_s(),
         )
         runner.idle.set()
         model.runners.append(runner)
