@@ -92,7 +92,7 @@ def stage(tmp_path: Path) -> Stage:
     return Stage(tmp_path)
 
 
-def test_sourcing_it_runs_nothing_and_gives_its_functions(stage: Stage) -> None:
+def test_sourcing_runs_nothing_and_defines_functions(stage: Stage) -> None:
     done = stage.bash(f"source {SCRIPT}; declare -F main service_user has_capability")
     assert done.returncode == 0
     assert done.stdout.split() == ["main", "service_user", "has_capability"]
@@ -100,7 +100,7 @@ def test_sourcing_it_runs_nothing_and_gives_its_functions(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("arguments", [(), ("serve",)], ids=["nothing", "serve"])
-def test_a_plain_user_checks_prepares_and_serves(stage: Stage, arguments: tuple[str, ...]) -> None:
+def test_plain_user_checks_prepares_and_serves(stage: Stage, arguments: tuple[str, ...]) -> None:
     assert stage.run(*arguments).returncode == 0
     assert stage.calls == [
         "python3 -m appliance check",
@@ -118,12 +118,12 @@ def test_unwritable_state_folder_leaves_tmp_as_home(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize(("step", "code", "ran"), [("check", 78, 1), ("prepare", 1, 2)])
-def test_a_step_that_fails_ends_it_with_that_steps_code(stage: Stage, step: str, code: int, ran: int) -> None:
+def test_failed_step_stops_the_start_with_its_code(stage: Stage, step: str, code: int, ran: int) -> None:
     assert stage.run("serve", failing=step, failing_with=code).returncode == code  # type: ignore[arg-type]
     assert stage.calls == ["python3 -m appliance check", "python3 -m appliance prepare"][:ran]
 
 
-def test_root_steps_down_before_it_serves(stage: Stage) -> None:
+def test_root_drops_privileges_before_it_serves(stage: Stage) -> None:
     done = stage.as_root(SETGID, SETUID, NET_ADMIN)
     down = (
         "setpriv --reuid=10001 --regid=10001 --init-groups --no-new-privs "
@@ -158,7 +158,7 @@ def test_root_that_cannot_drop_privileges_is_told_what_to_add(
 
 
 @pytest.mark.parametrize(("step", "code"), [("check", 78), ("prepare", 1)])
-def test_a_step_that_fails_ends_root_too(stage: Stage, step: str, code: int) -> None:
+def test_failed_step_stops_the_start_as_root(stage: Stage, step: str, code: int) -> None:
     assert stage.as_root(SETGID, SETUID, failing=step, failing_with=code).returncode == code
     assert not any("become-server" in call for call in stage.calls)
 
@@ -167,7 +167,7 @@ def test_a_step_that_fails_ends_root_too(stage: Stage, step: str, code: int) -> 
     "arguments",
     [("check",), ("settings", "--json"), ("healthcheck",), ("ctl", "status"), ("version",), ("--help",)],
 )
-def test_a_verb_of_ours_is_run_alone(stage: Stage, arguments: tuple[str, ...]) -> None:
+def test_verb_is_run_alone(stage: Stage, arguments: tuple[str, ...]) -> None:
     stage.run(*arguments, user=0)  # type: ignore[arg-type]
     assert stage.calls[-1] == f"python3 -m appliance {' '.join(arguments)}"
     assert len(stage.calls) == 2  # tini, and the verb

@@ -86,7 +86,7 @@ class Exchange:
             max_head_bytes=max_head_bytes,
         )
         self.connection.connection_made(self.transport)  # type: ignore[arg-type]
-        self.answer = self.connection.start(b"request", is_head=is_head, idle_s=idle_s, ends_s=ends_s)
+        self.pending = self.connection.start(b"request", is_head=is_head, idle_s=idle_s, ends_s=ends_s)
 
     def release(self, connection: Connection) -> None:
         self.released += 1
@@ -96,7 +96,7 @@ class Exchange:
 
     def feed(self, *pieces: bytes) -> "Exchange":
         for piece in pieces:
-            if not self.transport.is_aborted and self.answer.connection is not None:
+            if not self.transport.is_aborted and self.pending.connection is not None:
                 self.connection.data_received(piece)
         return self
 
@@ -106,11 +106,11 @@ class Exchange:
 
     @property
     def response(self) -> UpstreamResponse:
-        return UpstreamResponse(self.answer)
+        return UpstreamResponse(self.pending)
 
     @property
     def error(self) -> WireError | None:
-        return self.answer.error
+        return self.pending.error
 
     @property
     def is_kept(self) -> bool:
@@ -118,22 +118,22 @@ class Exchange:
 
 
 @pytest.mark.parametrize("at", range(1, len(CHUNKED)))
-async def test_a_chunked_answer_may_be_cut_anywhere(at: int) -> None:
+async def test_chunked_response_may_be_cut_anywhere(at: int) -> None:
     exchange = Exchange().feed(CHUNKED[:at], CHUNKED[at:])
     assert await exchange.response.read() == b"hello"
     assert exchange.response.headers == {"transfer-encoding": "chunked", "x-a": "1"}
     assert exchange.is_kept
 
 
-@pytest.mark.parametrize("answer", [OK, CHUNKED, b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" + CHUNKED])
-async def test_an_answer_may_come_byte_by_byte(answer: bytes) -> None:
-    exchange = Exchange().feed(*(answer[at : at + 1] for at in range(len(answer))))
+@pytest.mark.parametrize("response", [OK, CHUNKED, b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" + CHUNKED])
+async def test_response_may_arrive_byte_by_byte(response: bytes) -> None:
+    exchange = Exchange().feed(*(response[at : at + 1] for at in range(len(response))))
     assert await exchange.response.read() == b"hello"
     assert exchange.is_kept
 
 
 @pytest.mark.parametrize("seed", range(20))
-async def test_any_body_cut_into_any_pieces_comes_through(seed: int) -> None:
+async def test_any_body_cut_anywhere_is_read_completely(seed: int) -> None:
     chance = random.Random(seed)
     chunks = [
         chance.randbytes(chance.choice([1, 2, 15, 16, 255, 4096, 70_000]))
@@ -146,14 +146,14 @@ async def test_any_body_cut_into_any_pieces_comes_through(seed: int) -> None:
         cut = chance.choice([1, 3, 100, 5000, 262_144])
         exchange.feed(text[:cut])
         text = text[cut:]
-        if exchange.answer.chunks and chance.random() < 0.5:
+        if exchange.pending.chunks and chance.random() < 0.5:
             found += await exchange.response.next_chunk() or b""
     assert found + await exchange.response.read() == b"".join(chunks)
     assert exchange.is_kept
 
 
 @pytest.mark.parametrize(
-    ("answer", "body", "is_kept"),
+    ("response", "body", "is_kept"),
     [
         (OK, b"hello", True),
         (CHUNKED, b"hello", True),
@@ -173,15 +173,15 @@ async def test_any_body_cut_into_any_pieces_comes_through(seed: int) -> None:
         (CHUNKED_HEAD + b"A\r\n0123456789\r\n000\r\n\r\n", b"0123456789", True),
     ],
 )
-async def test_every_framing_is_read(answer: bytes, body: bytes, is_kept: bool) -> None:
-    exchange = Exchange().feed(answer)
+async def test_every_framing_is_read(response: bytes, body: bytes, is_kept: bool) -> None:
+    exchange = Exchange().feed(response)
     assert await exchange.response.read() == body
     assert exchange.is_kept is is_kept
     assert exchange.released + exchange.forgotten == 1
 
 
 @pytest.mark.parametrize("framing", [b"", b"Transfer-Encoding: gzip\r\n", b"Connection: close\r\n"])
-async def test_an_answer_without_a_length_ends_with_its_connection(framing: bytes) -> None:
+async def test_response_without_length_ends_with_its_connection(framing: bytes) -> None:
     exchange = Exchange().feed(HEAD + framing + b"\r\n", b"until ", b"the end")
     assert not exchange.response.is_complete
     exchange.end()
@@ -189,7 +189,7 @@ async def test_an_answer_without_a_length_ends_with_its_connection(framing: byte
     assert exchange.forgotten == 1
 
 
-async def test_an_answer_without_a_length_that_is_reset_is_not_whole() -> None:
+async def test_response_without_length_that_is_reset_is_broken() -> None:
     exchange = Exchange().feed(HEAD + b"\r\n", b"until").end(ConnectionResetError())
     response = exchange.response
     assert await response.next_chunk() == b"until"
@@ -198,7 +198,7 @@ async def test_an_answer_without_a_length_that_is_reset_is_not_whole() -> None:
 
 
 @pytest.mark.parametrize("framing", [b"Content-Length: 100\r\n", b"Transfer-Encoding: chunked\r\n"])
-async def test_an_answer_to_head_has_no_body(framing: bytes) -> None:
+async def test_response_to_head_has_no_body(framing: bytes) -> None:
     exchange = Exchange(is_head=True).feed(HEAD + framing + b"\r\n")
     assert await exchange.response.read() == b""
     assert exchange.is_kept
@@ -211,7 +211,7 @@ async def test_body_after_a_head_response_closes_the_connection() -> None:
 
 
 @pytest.mark.parametrize(
-    "answer",
+    "response",
     [
         b"rubbish\r\n\r\n",
         b"\x16\x03\x01\x00\x02",
@@ -245,10 +245,10 @@ async def test_body_after_a_head_response_closes_the_connection() -> None:
         CHUNKED_HEAD + b"5;a\nb\r\nhello\r\n0\r\n\r\n",
         CHUNKED_HEAD + b"\r\n\r\n",
     ],
-    ids=lambda answer: answer[-40:].decode("latin-1").encode("unicode_escape").decode(),
+    ids=lambda response: response[-40:].decode("latin-1").encode("unicode_escape").decode(),
 )
-async def test_what_two_readers_could_read_in_two_ways_is_refused(answer: bytes) -> None:
-    exchange = Exchange().feed(answer)
+async def test_ambiguous_framing_is_refused(response: bytes) -> None:
+    exchange = Exchange().feed(response)
     assert isinstance(exchange.error, BrokenResponse)
     assert exchange.transport.is_aborted
     assert exchange.forgotten == 1
@@ -256,7 +256,7 @@ async def test_what_two_readers_could_read_in_two_ways_is_refused(answer: bytes)
 
 
 @pytest.mark.parametrize(
-    "answer",
+    "response",
     [
         HEAD,
         HEAD + b"Content-Length: 10\r\n\r\nhello",
@@ -266,15 +266,15 @@ async def test_what_two_readers_could_read_in_two_ways_is_refused(answer: bytes)
         b"HTTP/1.1 100 Continue\r\n\r\n",
     ],
 )
-async def test_an_answer_that_breaks_off_is_an_error(answer: bytes) -> None:
-    exchange = Exchange().feed(answer).end()
+async def test_cut_off_response_is_an_error(response: bytes) -> None:
+    exchange = Exchange().feed(response).end()
     assert isinstance(exchange.error, BrokenResponse)
     assert exchange.error.was_sent
     with pytest.raises(BrokenResponse):
         await exchange.response.read()
 
 
-async def test_what_arrived_before_the_break_is_given_first() -> None:
+async def test_chunks_before_the_break_are_returned_first() -> None:
     response = Exchange().feed(HEAD + b"Content-Length: 10\r\n\r\nhel", b"lo").end().response
     assert await response.next_chunk() == b"hello"
     for _ in range(2):
@@ -283,7 +283,7 @@ async def test_what_arrived_before_the_break_is_given_first() -> None:
 
 
 @pytest.mark.parametrize(
-    "answer",
+    "response",
     [
         HEAD + b"X: " + b"a" * 70_000,  # without an end
         HEAD + b"X: " + b"a" * 70_000 + b"\r\nContent-Length: 0\r\n\r\n",  # whole
@@ -295,9 +295,9 @@ async def test_what_arrived_before_the_break_is_given_first() -> None:
     ],
 )
 @pytest.mark.parametrize("cut", [1_000_000, 16_384, 1000])
-async def test_what_is_no_body_is_bounded(answer: bytes, cut: int) -> None:
-    exchange = Exchange().feed(*(answer[at : at + cut] for at in range(0, len(answer), cut)))
-    if cut > len(answer) and answer.startswith(CHUNKED_HEAD):
+async def test_head_and_trailers_are_limited(response: bytes, cut: int) -> None:
+    exchange = Exchange().feed(*(response[at : at + cut] for at in range(0, len(response), cut)))
+    if cut > len(response) and response.startswith(CHUNKED_HEAD):
         exchange.feed(
             b"a" * 70_000
         )  # the piece with body in it counts as body: the kernel gives no larger ones than 256 KiB
@@ -322,7 +322,7 @@ async def test_long_stream_of_small_chunks_is_not_a_large_head() -> None:
 
 
 @pytest.mark.parametrize("more", [OK, b"HTTP/1.1 2", b"rubbish", b"H"])
-async def test_bytes_after_an_answer_end_the_connection(more: bytes) -> None:
+async def test_bytes_after_a_response_close_the_connection(more: bytes) -> None:
     exchange = Exchange().feed(OK + more)
     assert await exchange.response.read() == b"hello"
     assert exchange.response.status == 200
@@ -330,7 +330,7 @@ async def test_bytes_after_an_answer_end_the_connection(more: bytes) -> None:
     assert (exchange.released, exchange.forgotten) == (0, 1)
 
 
-async def test_bytes_on_an_idle_connection_end_it() -> None:
+async def test_bytes_on_an_idle_connection_close_it() -> None:
     exchange = Exchange().feed(OK)
     exchange.connection.data_received(b"HTTP/1.1 408 Request Timeout\r\n\r\n")
     assert exchange.transport.is_aborted
@@ -339,8 +339,8 @@ async def test_bytes_on_an_idle_connection_end_it() -> None:
 
 async def test_response_is_unchanged_by_the_next_on_its_connection() -> None:
     exchange = Exchange().feed(HEAD + b"X-N: 1\r\nContent-Length: 3\r\n\r\none")
-    first, first_response = exchange.answer, exchange.response
-    exchange.answer = exchange.connection.start(b"", is_head=False, idle_s=None, ends_s=inf)
+    first, first_response = exchange.pending, exchange.response
+    exchange.pending = exchange.connection.start(b"", is_head=False, idle_s=None, ends_s=inf)
     exchange.feed(b"HTTP/1.1 500 No\r\nX-N: 2\r\nContent-Length: 3\r\n\r\ntwo")
     first_response.close()
     assert (first.status, first_response.headers["x-n"], await first_response.read()) == (200, "1", b"one")
@@ -356,7 +356,7 @@ async def test_repeated_headers_are_joined() -> None:
     )
 
 
-async def test_a_whole_answer_is_limited_and_a_stream_is_not() -> None:
+async def test_whole_body_is_limited_and_a_stream_is_not() -> None:
     head = HEAD + b"Content-Length: 300000\r\n\r\n"
     exchange = Exchange(max_body_bytes=100_000).feed(head + b"x" * 90_000)
     reading = asyncio.ensure_future(exchange.response.read())
@@ -382,7 +382,7 @@ async def test_a_whole_answer_is_limited_and_a_stream_is_not() -> None:
     assert total == 300_000
 
 
-async def test_reading_stops_while_much_is_unread_and_goes_on_after() -> None:
+async def test_socket_is_paused_while_much_is_unread() -> None:
     exchange = Exchange().feed(HEAD + b"Content-Length: 1000000\r\n\r\n", b"x" * UNREAD_BYTES)
     response = exchange.response
     assert exchange.transport.is_reading
@@ -406,7 +406,7 @@ async def test_connection_paused_at_the_end_is_released_reading() -> None:
     assert len(await exchange.response.read()) == 300_000
 
 
-async def test_a_whole_that_keeps_coming_is_not_idle() -> None:
+async def test_arriving_body_is_not_idle() -> None:
     exchange = Exchange(idle_s=10, ends_s=1100).feed(HEAD + b"Content-Length: 1000\r\n\r\n")
     reading = asyncio.ensure_future(exchange.response.read())
     await asyncio.sleep(0)
@@ -423,7 +423,7 @@ async def test_a_whole_that_keeps_coming_is_not_idle() -> None:
     assert caught.value.phase == "total"
 
 
-async def test_framing_alone_does_not_keep_a_whole_from_being_idle() -> None:
+async def test_framing_bytes_alone_do_not_prevent_idle() -> None:
     exchange = Exchange(idle_s=10).feed(CHUNKED_HEAD)
     reading = asyncio.ensure_future(exchange.response.read())
     await asyncio.sleep(0)
@@ -436,7 +436,7 @@ async def test_framing_alone_does_not_keep_a_whole_from_being_idle() -> None:
     assert caught.value.phase == "idle"
 
 
-async def test_only_the_total_runs_while_nobody_waits() -> None:
+async def test_only_the_total_time_runs_without_a_reader() -> None:
     exchange = Exchange(idle_s=10, ends_s=1100).feed(CHUNKED_HEAD)
     assert exchange.connection.deadline_s == 1100
     reading = asyncio.ensure_future(exchange.response.next_chunk())
@@ -449,24 +449,24 @@ async def test_only_the_total_runs_while_nobody_waits() -> None:
     assert exchange.connection.deadline_s == inf
 
 
-async def test_a_reader_that_wakes_late_leaves_the_next_exchange_alone() -> None:
+async def test_late_reader_does_not_touch_the_next_request() -> None:
     exchange = Exchange(idle_s=10).feed(CHUNKED_HEAD)
     reading = asyncio.ensure_future(exchange.response.next_chunk())
     await asyncio.sleep(0)
     exchange.feed(b"1\r\nx\r\n0\r\n\r\n")  # whole: the connection goes to somebody else at once
-    answer = exchange.connection.start(b"", is_head=False, idle_s=5, ends_s=inf)
-    exchange.connection.wait(answer, "first_byte", 7)
+    response = exchange.connection.start(b"", is_head=False, idle_s=5, ends_s=inf)
+    exchange.connection.wait(response, "first_byte", 7)
     assert await reading == b"x"
     assert exchange.connection.deadline_s == 1007
 
 
-async def test_pieces_that_arrived_together_are_given_together() -> None:
+async def test_chunks_that_arrived_together_are_joined() -> None:
     exchange = Exchange().feed(CHUNKED_HEAD + b"3\r\nhel\r\n", b"2\r\nlo\r\n")
     pieces = [piece async for piece in exchange.feed(b"0\r\n\r\n").response.chunks()]
     assert pieces == [b"hello"]
 
 
-async def test_leaving_the_pieces_closes_the_connection() -> None:
+async def test_leaving_the_chunks_closes_the_connection() -> None:
     exchange = Exchange().feed(CHUNKED_HEAD + b"3\r\nhel\r\n")
     pieces = exchange.response.chunks()
     assert await anext(pieces) == b"hel"
@@ -474,7 +474,7 @@ async def test_leaving_the_pieces_closes_the_connection() -> None:
     assert exchange.transport.is_aborted
 
 
-async def test_closing_wakes_who_reads_and_what_is_closed_has_no_end() -> None:
+async def test_close_wakes_the_reader_with_an_error() -> None:
     exchange = Exchange().feed(CHUNKED_HEAD)
     reading = asyncio.ensure_future(exchange.response.next_chunk())
     await asyncio.sleep(0)
@@ -485,7 +485,7 @@ async def test_closing_wakes_who_reads_and_what_is_closed_has_no_end() -> None:
     assert exchange.forgotten == 1
 
 
-async def test_two_readers_of_one_answer_are_a_mistake() -> None:
+async def test_second_reader_of_a_response_is_a_mistake() -> None:
     exchange = Exchange().feed(CHUNKED_HEAD)
     reading = asyncio.ensure_future(exchange.response.next_chunk())
     await asyncio.sleep(0)
@@ -497,7 +497,7 @@ async def test_two_readers_of_one_answer_are_a_mistake() -> None:
 @pytest.mark.parametrize(
     ("exc", "was_sent"), [(None, True), (ConnectionResetError(), True), (BrokenPipeError(), False)]
 )
-async def test_an_end_without_a_byte_is_told_apart(exc: Exception | None, was_sent: bool) -> None:
+async def test_close_without_a_byte_is_stale(exc: Exception | None, was_sent: bool) -> None:
     error = Exchange().end(exc).error
     assert isinstance(error, StaleConnection)
     assert error.was_sent is was_sent
@@ -518,11 +518,11 @@ async def test_close_known_to_the_kernel_only_is_seen_on_look() -> None:
     ours.close()
 
 
-async def test_a_large_request_waits_for_the_server_to_take_it() -> None:
+async def test_large_request_waits_for_the_server_to_read() -> None:
     body = bytes(1_000_000)
     exchange = Exchange()
     exchange.connection.pause_writing()
-    uploading = asyncio.ensure_future(exchange.connection.upload(exchange.answer, body))
+    uploading = asyncio.ensure_future(exchange.connection.upload(exchange.pending, body))
     for _ in range(3):
         await asyncio.sleep(0)
     assert bytes(exchange.transport.written) == b"request"
@@ -536,7 +536,7 @@ async def test_a_large_request_waits_for_the_server_to_take_it() -> None:
 async def test_response_to_half_a_request_stops_the_upload() -> None:
     exchange = Exchange()
     exchange.connection.pause_writing()
-    uploading = asyncio.ensure_future(exchange.connection.upload(exchange.answer, bytes(1_000_000)))
+    uploading = asyncio.ensure_future(exchange.connection.upload(exchange.pending, bytes(1_000_000)))
     await asyncio.sleep(0)
     exchange.feed(b"HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\n\r\nno")
     await uploading

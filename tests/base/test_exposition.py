@@ -278,7 +278,7 @@ def test_exemplars_and_timestamps_are_kept_where_allowed() -> None:
         ("  a   .5", [("a", (), "0.5", None)]),
     ],
 )
-def test_what_is_not_quite_right_is_forgiven_and_written_right(line: str, samples: list[Row]) -> None:
+def test_small_format_errors_are_repaired(line: str, samples: list[Row]) -> None:
     page = read_page((line + "\n").encode())
     assert ours(page) == samples
     assert ours(read_page(render_text(page))) == samples
@@ -302,7 +302,7 @@ def test_what_is_not_quite_right_is_forgiven_and_written_right(line: str, sample
         ('a{x="1"} five', "is neither a sample"),
     ],
 )
-def test_a_line_that_makes_no_sense_is_named_with_its_number(line: str, why: str) -> None:
+def test_invalid_line_is_named_with_its_number(line: str, why: str) -> None:
     page = "# TYPE a gauge\n" + "a 1\n" * 70_000 + line + "\na 2\n"
     with pytest.raises(InvalidPage) as caught:
         read_page(page.encode())
@@ -310,7 +310,7 @@ def test_a_line_that_makes_no_sense_is_named_with_its_number(line: str, why: str
     assert f"line 70002 {why}" in str(caught.value)
 
 
-def test_bytes_that_are_no_utf8_are_named_and_long_lines_are_cut() -> None:
+def test_invalid_utf8_is_named_and_long_lines_are_cut() -> None:
     with pytest.raises(InvalidPage, match="line 2 is not UTF-8: b\\\\xff"):
         read_page(b"a 1\nb\xff 2\n")
     with pytest.raises(InvalidPage) as caught:
@@ -318,12 +318,12 @@ def test_bytes_that_are_no_utf8_are_named_and_long_lines_are_cut() -> None:
     assert len(caught.value.line) == 201
 
 
-def test_a_family_may_stand_in_pieces_and_before_its_type() -> None:
+def test_family_may_be_split_and_precede_its_type() -> None:
     page = read_page(b"a 1\n# TYPE b gauge\nb 1\na 2\n# TYPE a gauge\n# a remark\n#\n# TYPE\nb 3\n")
     assert sorted((f.name, f.kind, len(f.samples)) for f in page) == [(b"a", "gauge", 2), (b"b", "gauge", 2)]
 
 
-def test_a_label_is_added_first_and_pushes_none_out() -> None:
+def test_label_is_added_first_and_replaces_none() -> None:
     page = read_page(b'g{a="1"} 1\ng 2\ng{backend="theirs",b="2"} 3\n')
     assert render_text(add_label(page, b"backend", escape_label('our"s'))) == (
         b'# TYPE g untyped\ng{backend="our\\"s",a="1"} 1\ng{backend="our\\"s"} 2\n'
@@ -331,7 +331,7 @@ def test_a_label_is_added_first_and_pushes_none_out() -> None:
     )
 
 
-def test_families_of_one_name_are_put_together() -> None:
+def test_families_of_one_name_are_merged() -> None:
     one, other = read_page(b"# TYPE g gauge\ng 1\n"), read_page(b'# TYPE g gauge\ng{a="2"} 2\nx 1\n')
     assert (
         render_text(merge_families([*one, *other]))
@@ -358,11 +358,11 @@ def test_families_of_one_name_are_put_together() -> None:
         (";;,;q", False),
     ],
 )
-def test_the_form_is_what_the_scraper_asks_for(accept: str, openmetrics: bool) -> None:
+def test_format_is_what_the_scraper_accepts(accept: str, openmetrics: bool) -> None:
     assert wants_openmetrics(accept) is openmetrics
 
 
-def test_values_survive_as_they_were_written() -> None:
+def test_values_are_kept_as_written() -> None:
     page = read_page(b"a 1e+09\nb NaN\nc +Inf\nd 0.1\n")
     assert [row[2] for row in ours(page)] == ["1000000000.0", "nan", "inf", "0.1"]
     assert render_text(page).split(b"\n")[1] == b"a 1e+09"

@@ -22,7 +22,7 @@ def test_response_is_counted_once_in_each_histogram_it_informs() -> None:
     assert row.tpot.total == pytest.approx(0.1)
 
 
-def test_a_value_on_a_bound_is_within_it() -> None:
+def test_value_on_a_bound_is_within_it() -> None:
     times = PlainHistogram((1.0, 2.0))
     for value in (0.5, 1.0, 1.1, 2.0, 3.0):
         times.observe(value)

@@ -38,7 +38,7 @@ def out() -> io.StringIO:
         b"bytes " + SECRET.encode(),
     ],
 )
-def test_secrets_are_blanked_wherever_they_stand(out: io.StringIO, value: object) -> None:
+def test_secrets_are_redacted_everywhere(out: io.StringIO, value: object) -> None:
     get_logger("t").info("event", value=value)
     try:
         raise RuntimeError(value)
@@ -50,7 +50,7 @@ def test_secrets_are_blanked_wherever_they_stand(out: io.StringIO, value: object
     assert all(json.loads(line) for line in text.splitlines())
 
 
-def test_a_client_cannot_write_a_secret_into_the_access_log() -> None:
+def test_client_cannot_write_a_secret_into_the_access_log() -> None:
     stream = io.StringIO()
     SECRETS.learn([SECRET])
     log = AccessLog(clock=FakeClock(), stream=stream)

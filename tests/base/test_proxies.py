@@ -49,7 +49,7 @@ def chosen(url: str, **environ: str) -> str:
         ({}, "https://host.test", ""),
     ],
 )
-def test_which_variable_counts(environ: dict[str, str], url: str, wanted: str) -> None:
+def test_proxy_variable_is_chosen_by_scheme_and_case(environ: dict[str, str], url: str, wanted: str) -> None:
     assert chosen(url, **environ) == wanted
 
 
@@ -63,7 +63,7 @@ def test_which_variable_counts(environ: dict[str, str], url: str, wanted: str) -
         "http://a.localhost",
     ],
 )
-def test_this_machine_is_never_asked_through_a_proxy(url: str) -> None:
+def test_this_machine_is_never_contacted_by_proxy(url: str) -> None:
     assert chosen(url, **BOTH) == ""
 
 
@@ -90,7 +90,7 @@ def test_this_machine_is_never_asked_through_a_proxy(url: str) -> None:
         ("10.1.0.0/99", [], ["http://10.1.0.0"]),
     ],
 )
-def test_what_is_asked_directly(entry: str, direct: list[str], proxied: list[str]) -> None:
+def test_no_proxy_entries(entry: str, direct: list[str], proxied: list[str]) -> None:
     for name in ("NO_PROXY", "no_proxy"):
         assert [url for url in [*direct, *proxied] if not chosen(url, **BOTH, **{name: entry})] == direct
 
@@ -115,7 +115,7 @@ def test_unusable_proxy_is_an_error_only_when_needed(value: str, said: str) -> N
     assert "topsecret" not in caught.value.message + repr(proxies)
 
 
-def test_credentials_are_read_and_never_shown() -> None:
+def test_credentials_are_parsed_and_never_shown() -> None:
     proxies = Proxies.from_environ({"HTTPS_PROXY": "http://me%40corp:pass%3Aword%2F@p.test:3128"})
     proxy = proxies.find("https://host.test")
     assert proxy is not None
@@ -130,7 +130,7 @@ def test_credentials_are_read_and_never_shown() -> None:
 @pytest.mark.parametrize(
     ("status", "may_pass"), [(407, False), (403, False), (405, False), (429, True), (502, True), (503, True)]
 )
-def test_which_refusals_may_pass(status: int, may_pass: bool) -> None:
+def test_temporary_refusals_are_retryable(status: int, may_pass: bool) -> None:
     proxy = Proxies.from_environ({"HTTPS_PROXY": "http://p.test:1"}).find("https://host.test")
     assert proxy is not None
     error = proxy.error_for(status, "host.test")

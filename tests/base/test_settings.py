@@ -19,7 +19,7 @@ def problems(**environ: str):
     return settings, {p.variable: p for p in found}
 
 
-def test_defaults_are_fine() -> None:
+def test_defaults_are_valid() -> None:
     settings, found = problems()
     assert settings is not None
     assert found == {}
@@ -75,7 +75,7 @@ def test_each_bad_value_is_refused(variable: str, value: str) -> None:
         ("STREAM_CHUNKSIZE", "STREAM_CHUNK_SIZE", False),
     ],
 )
-def test_slips_are_told(variable: str, hint: str, fatal: bool) -> None:
+def test_typos_are_reported_with_a_suggestion(variable: str, hint: str, fatal: bool) -> None:
     settings, found = problems(**{variable: "value-000"})
     assert hint in found[variable].remedy
     assert found[variable].is_fatal is fatal
@@ -83,7 +83,7 @@ def test_slips_are_told(variable: str, hint: str, fatal: bool) -> None:
     assert "value-000" not in str(found[variable])
 
 
-def test_foreign_variables_are_left_alone() -> None:
+def test_foreign_variables_are_ignored() -> None:
     assert (
         problems(PATH="/bin", HOME="/x", KUBERNETES_SERVICE_HOST="1", PYTHONPATH="x", NO_COLOR="1")[1] == {}
     )
@@ -153,7 +153,7 @@ def test_secrets_are_hidden_in_problems_and_descriptions() -> None:
     assert rows["NOVITA_API_KEY"].value == HIDDEN
 
 
-def test_an_open_door_is_announced() -> None:
+def test_open_access_is_warned_of() -> None:
     settings, found = problems(PROXY_HOST="0.0.0.0")
     assert settings is not None
     assert "all who reach it" in found["PROXY_HOST"].remedy
@@ -168,7 +168,7 @@ def test_a_worker_beside_an_open_control_api_is_warned_of() -> None:
     assert problems(WORKER_COMMAND="true", CONTROL="0")[1] == {}
 
 
-def test_the_environment_file_lies_under_the_environment(tmp_path: Path) -> None:
+def test_environment_wins_over_the_environment_file(tmp_path: Path) -> None:
     path = tmp_path / "env"
     path.write_text("# comment\nexport STREAM_CHUNK_SIZE='7'\nSTREAM_DELAY_MS=5\n")
     settings, _ = problems(APPLIANCE_ENV_FILE=str(path), STREAM_DELAY_MS="9")
@@ -177,7 +177,7 @@ def test_the_environment_file_lies_under_the_environment(tmp_path: Path) -> None
     assert "Line 1" in problems(APPLIANCE_ENV_FILE=str(path))[1]["APPLIANCE_ENV_FILE"].remedy
 
 
-def test_the_table_of_models_is_read_with_everything_else(tmp_path: Path) -> None:
+def test_model_table_is_read_with_the_settings(tmp_path: Path) -> None:
     config, program = (
         tmp_path / "config.json",
         {"LLAMA_SERVER_PATH": sys.executable, "CONFIG_PATH": str(tmp_path / "config.json")},
@@ -200,7 +200,7 @@ def test_the_table_of_models_is_read_with_everything_else(tmp_path: Path) -> Non
     assert len(load(program)[1]) == 1
 
 
-def test_models_that_nothing_can_run_end_the_start(
+def test_models_without_llama_server_stop_the_start(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MODEL_DIR", str(tmp_path))
@@ -215,7 +215,7 @@ def test_models_that_nothing_can_run_end_the_start(
         )
 
 
-def test_the_example_file_can_be_used_as_it_is(tmp_path: Path) -> None:
+def test_example_file_is_valid(tmp_path: Path) -> None:
     text = (ROOT / "etc" / "appliance.env.example").read_text()
     lines = [
         line[1:] for line in text.splitlines() if line.startswith("#") and "=" in line and line[1:2].isupper()
@@ -244,7 +244,7 @@ def test_the_verbs(capsys: pytest.CaptureFixture[str], words: list[str], code: i
     assert text in capsys.readouterr().out
 
 
-def test_check_ends_with_78(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_exits_with_78(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("PROXY_PORT", "x")
     monkeypatch.setenv("STREAM_CHUNK_SIZE", "-3")
     assert main(["check"]) == 78
@@ -254,7 +254,7 @@ def test_check_ends_with_78(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     assert main(["serve"]) == 78
 
 
-def test_port_is_taken_where_proxy_port_is_not_set() -> None:
+def test_port_is_used_without_proxy_port() -> None:
     """System C's name for it, and that of many hosts."""
     for environ, port in (
         ({"PORT": "8888"}, 8888),

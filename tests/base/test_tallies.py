@@ -29,7 +29,7 @@ def filled(counts: Any, spreads: Any) -> CollectorRegistry:
 
 
 @pytest.mark.parametrize("write", [generate_latest, exposition.generate_latest], ids=["text", "openmetrics"])
-def test_both_write_the_same(write: Any) -> None:
+def test_output_equals_prometheus_clients(write: Any) -> None:
     ours, theirs = (
         re.sub(r"(_created\S* ).*", r"\1T", write(filled(*kinds)).decode())
         for kinds in ((CounterFamily, HistogramFamily), (Counter, Histogram))

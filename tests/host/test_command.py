@@ -132,7 +132,7 @@ def test_wrong_arguments_get_text_and_exit_code_on_stdout(run, argv: list[str], 
     assert text in out
 
 
-def test_a_gpu_is_chosen_by_index_uuid_or_bus_id(run, environ) -> None:
+def test_gpu_is_selected_by_index_uuid_or_bus_id(run, environ) -> None:
     second = simulated.list_gpus({**environ, "GPU_SIM_COUNT": "2"})[1]
     for name in (
         "1",
@@ -144,7 +144,7 @@ def test_a_gpu_is_chosen_by_index_uuid_or_bus_id(run, environ) -> None:
         assert run("-L", "-i", name, GPU_SIM_COUNT="2")[1].startswith("GPU 1: "), name
 
 
-def test_the_log_has_its_colons_in_column_55_and_its_sections(run) -> None:
+def test_report_has_colons_in_column_55_and_its_sections(run) -> None:
     _, out = run("-q")
     assert {line.index(": ") for line in out.splitlines() if ": " in line} == {55}
     assert "    FB Memory Usage\n        Total" in out
@@ -162,7 +162,7 @@ def test_the_xml_is_xml(run) -> None:
 
 
 @pytest.mark.parametrize("query", smi_fields.QUERIES)
-def test_each_query_lists_its_fields_and_answers(run, query: str) -> None:
+def test_each_query_lists_and_prints_its_fields(run, query: str) -> None:
     _, out = run(f"--help-query-{query}")
     assert f'"{smi_fields.QUERIES[query][0][0]}"' in out
     code, answer = run(f"--query-{query}=gpu_uuid", "--format=csv")
@@ -183,7 +183,7 @@ def test_version_help_and_file(run, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("argv", [["-lms", "20"], ["--loop-ms=20"]])
-def test_a_loop_goes_on_until_it_is_ended(environ, argv: list[str]) -> None:
+def test_loop_runs_until_it_is_stopped(environ, argv: list[str]) -> None:
     command = [
         sys.executable,
         "-m",
@@ -198,7 +198,7 @@ def test_a_loop_goes_on_until_it_is_ended(environ, argv: list[str]) -> None:
     assert process.wait(10) == -15
 
 
-def test_the_light_defaults_are_those_of_the_settings() -> None:
+def test_defaults_of_the_shim_are_those_of_the_settings() -> None:
     settings = HostSettings.from_env({})
     for variable, default in simulated.DEFAULTS.items():
         assert str(getattr(settings, variable.lower())) == default

@@ -44,7 +44,7 @@ def find(tmp_path: Path, library: Path | None, mode: str, **environ: str) -> dic
 
 
 @pytest.mark.parametrize("mode", ["auto", "real", "simulated"])
-def test_a_real_gpu_is_reported_whatever_is_asked_for(tmp_path: Path, library: Path, mode: str) -> None:
+def test_real_gpu_is_reported_whatever_the_mode(tmp_path: Path, library: Path, mode: str) -> None:
     found = find(tmp_path, library, mode, FAKE_NVML_GPUS="2")
     assert (found["mode"], found["simulated"]) == ("real", False)
     assert [g["name"] for g in found["gpus"]] == ["NVIDIA H200 (stand-in)"] * 2
@@ -56,19 +56,17 @@ def test_a_real_gpu_is_reported_whatever_is_asked_for(tmp_path: Path, library: P
     ("environ", "reason"),
     [({"FAKE_NVML_ERROR": "9"}, "Driver Not Loaded"), ({"FAKE_NVML_GPUS": "0"}, "no device")],
 )
-def test_without_driver_or_device_there_is_none(
-    tmp_path: Path, library: Path, environ: dict, reason: str
-) -> None:
+def test_no_driver_or_device_means_no_gpu(tmp_path: Path, library: Path, environ: dict, reason: str) -> None:
     found = find(tmp_path, library, "auto", **environ)
     assert found["mode"] == "none"
     assert reason in found["reason"]
 
 
-def test_none_is_none_even_beside_a_real_one(tmp_path: Path, library: Path) -> None:
+def test_mode_none_hides_a_real_gpu(tmp_path: Path, library: Path) -> None:
     assert find(tmp_path, library, "none")["gpus"] == []
 
 
-def test_a_simulated_gpu_says_so_and_stays_the_same(tmp_path: Path, library: Path) -> None:
+def test_simulated_gpu_says_so_and_stays_the_same(tmp_path: Path, library: Path) -> None:
     first, again = (find(tmp_path, library, "simulated", FAKE_NVML_ERROR="9") for _ in range(2))
     assert first == again
     assert first["simulated"]

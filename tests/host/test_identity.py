@@ -48,14 +48,14 @@ def test_only_32_lower_case_hex_digits_are_valid(tmp_path: Path, text: str, foun
     assert read_machine_id(tmp_path / "machine-id") == found
 
 
-def test_a_valid_one_is_kept_and_remembered(folder: Path) -> None:
+def test_valid_id_is_kept_and_saved(folder: Path) -> None:
     (folder / "etc/machine-id").write_text(GOOD + "\n")
     result = ensure(folder)
     assert (result.value, result.source, result.is_kept) == (GOOD, "kept", True)
     assert read_machine_id(folder / "state/machine-id") == read_machine_id(folder / "dbus/machine-id") == GOOD
 
 
-def test_a_container_made_anew_gets_its_old_one_back(folder: Path) -> None:
+def test_new_container_gets_its_old_id_back(folder: Path) -> None:
     first = ensure(folder)
     assert first.source == "made"
     (folder / "etc/machine-id").write_text(OTHER)
@@ -64,13 +64,13 @@ def test_a_container_made_anew_gets_its_old_one_back(folder: Path) -> None:
     assert read_machine_id(folder / "etc/machine-id") == first.value
 
 
-def test_a_read_only_root_leaves_it_to_the_state_folder(folder: Path) -> None:
+def test_read_only_root_leaves_the_id_to_the_state_folder(folder: Path) -> None:
     (folder / "etc").rmdir()
     (folder / "dbus").rmdir()
     assert ensure(folder).value == ensure(folder).value
 
 
-def test_without_any_folder_it_is_made_for_this_run_and_says_so(folder: Path) -> None:
+def test_without_a_writable_folder_the_id_is_for_this_run(folder: Path) -> None:
     (folder / "state").write_text("a file, not a folder")
     (folder / "etc").rmdir()
     result = ensure(folder)
@@ -78,7 +78,7 @@ def test_without_any_folder_it_is_made_for_this_run_and_says_so(folder: Path) ->
     assert not result.is_kept
 
 
-def test_two_processes_at_once_get_the_same(folder: Path) -> None:
+def test_two_processes_at_once_get_the_same_id(folder: Path) -> None:
     code = (
         "from pathlib import Path; from appliance.host.identity import ensure_machine_id as e;"
         "import sys; f = Path(sys.argv[1]);"
@@ -111,7 +111,7 @@ def test_id_saved_by_another_process_meanwhile_is_taken(
     assert read_machine_id(folder / "state/machine-id") == OTHER
 
 
-def test_a_machines_own_files_are_never_replaced(folder: Path) -> None:
+def test_files_of_a_real_machine_are_not_replaced(folder: Path) -> None:
     ensure(folder, is_container=False)
     (folder / "etc/machine-id").write_text(GOOD)
     (folder / "dbus/machine-id").write_text(OTHER)
@@ -121,6 +121,6 @@ def test_a_machines_own_files_are_never_replaced(folder: Path) -> None:
     assert read_machine_id(folder / "state/machine-id") == GOOD
 
 
-def test_a_place_of_ones_own_has_no_second_one(folder: Path) -> None:
+def test_unusual_path_has_no_second_place(folder: Path) -> None:
     result = ensure_machine_id(folder / "etc" / "machine-id", folder / "state")
     assert "dbus" not in result.detail

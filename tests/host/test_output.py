@@ -28,7 +28,7 @@ def lines_of(*pieces: bytes, longest: int = 5) -> tuple[list[bytes], int]:
         ([b"\xff\n"], [b"\xff"], 0),
     ],
 )
-def test_lines_are_cut_and_every_byte_is_accounted_for(
+def test_lines_are_split_and_every_byte_is_counted(
     pieces: list[bytes], told: list[bytes], skipped_bytes: int
 ) -> None:
     assert lines_of(*pieces) == (told, skipped_bytes)
@@ -44,7 +44,7 @@ def test_what_is_skipped_ends_at_the_end_of_a_line() -> None:
     assert list(splitter.split(b"six\n")) == [b"six"]
 
 
-def test_the_budget_is_one_second_s() -> None:
+def test_budget_is_renewed_each_second() -> None:
     budget = OutputBudget(max_lines=2, max_bytes=10)
     budget.take(b"a")
     assert not budget.is_spent
@@ -57,7 +57,7 @@ def test_the_budget_is_one_second_s() -> None:
     assert budget.is_spent
 
 
-async def test_a_flood_of_any_shape_is_told_in_part_and_counted() -> None:
+async def test_flood_of_any_shape_is_passed_on_in_part_and_counted() -> None:
     for line in (b"x\n", b"y" * 70 + b"\n", b"z" * 60_000 + b"\n"):
         clock, told, stream = FakeClock(), [], asyncio.StreamReader()
         stream.feed_data(line * (2_000_000 // len(line)))

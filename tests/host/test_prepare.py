@@ -27,7 +27,7 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     return make
 
 
-def test_each_step_says_what_it_came_to(settings, capsys) -> None:
+def test_each_step_reports_its_result(settings, capsys) -> None:
     steps = prepare.run_prepare(settings(GPU_MODE="simulated"), proxy_port=14000, environ={})
     assert [(s.name, s.outcome) for s in steps] == [
         ("machine-id", "done"),
@@ -55,7 +55,7 @@ def test_serve_uses_results_of_this_run_only(settings, tmp_path: Path) -> None:
     )
 
 
-def test_a_gpu_that_must_be_real_and_is_not_stops_the_start(settings) -> None:
+def test_missing_real_gpu_stops_the_start(settings) -> None:
     prepared = prepare.prepare_machine(settings(GPU_MODE="real"), proxy_port=14000, environ={})
     if prepared.gpu["mode"] == "real":
         pytest.skip("this machine has a GPU")

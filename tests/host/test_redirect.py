@@ -56,7 +56,7 @@ def decide(
         ("on", True, False, {"nft": "no", "legacy": "no"}, "failed", 2),
     ],
 )
-def test_what_is_done_follows_from_the_facts(
+def test_outcome_follows_from_setting_and_facts(
     asked,
     permitted,
     host,
@@ -82,7 +82,7 @@ def test_no_redirect_onto_itself() -> None:
 @pytest.mark.parametrize(
     ("bits", "found"), [("0000000000001000", True), ("0000000000000fff", False), ("000001ffffffffff", True)]
 )
-def test_the_capability_is_read_from_the_effective_set(tmp_path: Path, bits: str, found: bool) -> None:
+def test_capability_is_read_from_the_effective_set(tmp_path: Path, bits: str, found: bool) -> None:
     (tmp_path / "status").write_text(f"Name:\tx\nCapPrm:\tffffffffffffffff\nCapEff:\t{bits}\n")
     assert has_capability(12, status=tmp_path / "status") is found
 
@@ -98,9 +98,7 @@ def test_the_capability_is_read_from_the_effective_set(tmp_path: Path, bits: str
         ([], False),
     ],
 )
-def test_a_machines_own_network_is_told_from_a_containers(
-    tmp_path: Path, devices: list[str], host: bool
-) -> None:
+def test_host_network_differs_from_a_containers(tmp_path: Path, devices: list[str], host: bool) -> None:
     (tmp_path / "net").mkdir()
     for name in devices:
         (tmp_path / "net" / name.rstrip("*")).mkdir()
@@ -109,7 +107,7 @@ def test_a_machines_own_network_is_told_from_a_containers(
     assert is_host_network(sys_net=tmp_path / "net", proc=tmp_path) is host
 
 
-def test_devices_that_cannot_be_read_count_as_the_machines(tmp_path: Path) -> None:
+def test_unreadable_devices_count_as_host_network(tmp_path: Path) -> None:
     assert is_host_network(sys_net=tmp_path / "none", proc=tmp_path)
 
 
@@ -183,7 +181,7 @@ def reached(name: str, host: str) -> str:
 @pytest.mark.netns
 @needs_namespace
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
-def test_a_connection_to_14444_arrives_over_both_families(space: str, host: str) -> None:
+def test_connection_to_14444_is_redirected_for_ipv4_and_ipv6(space: str, host: str) -> None:
     assert reached(space, host) == ""
     assert redirect(space, 18000).startswith("rule nft")
     assert reached(space, host) == "HTTP/1.0 200"
@@ -192,7 +190,7 @@ def test_a_connection_to_14444_arrives_over_both_families(space: str, host: str)
 @pytest.mark.netns
 @needs_namespace
 @pytest.mark.skipif(shutil.which("nft") is None, reason="nft is the witness")
-def test_it_is_idempotent_and_replaces_a_stale_rule(space: str) -> None:
+def test_redirect_is_idempotent_and_replaces_an_older_rule(space: str) -> None:
     for port in (18000, 18000, 18001):
         assert redirect(space, port).startswith("rule")
     listed = json.loads(
@@ -209,9 +207,7 @@ def test_it_is_idempotent_and_replaces_a_stale_rule(space: str) -> None:
 @pytest.mark.netns
 @needs_namespace
 @pytest.mark.parametrize(("forwarded", "answer"), [(True, "HTTP/1.0 200"), (False, "")])
-def test_traffic_from_another_host_is_redirected_where_asked(
-    space: str, forwarded: bool, answer: str
-) -> None:
+def test_forwarded_traffic_is_redirected_if_configured(space: str, forwarded: bool, answer: str) -> None:
     other = f"{space}-b"
     subprocess.run(["ip", "netns", "add", other], check=True)
     try:

@@ -34,5 +34,5 @@ def test_invalid_values_are_refused_with_what_is_allowed(environ: dict[str, str]
 @pytest.mark.parametrize(
     ("text", "mib"), [("24576", 24576), ("24576 MiB", 24576), ("24 GiB", 24576), ("1gb", 1024)]
 )
-def test_memory_is_written_as_people_write_it(text: str, mib: int) -> None:
+def test_memory_size_has_several_forms(text: str, mib: int) -> None:
     assert HostSettings.from_env({"GPU_SPOOF_MEMORY_TOTAL": text}).gpu_spoof_memory_total == mib

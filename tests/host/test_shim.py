@@ -47,7 +47,7 @@ def run(environ: dict[str, str], *argv: str, **more: str) -> subprocess.Complete
 
 @pytest.mark.parametrize("code", [0, 2, 6, 9, 12, 255])
 @pytest.mark.parametrize("mode", ["auto", "real", ""])
-def test_a_real_tool_gets_and_gives_everything_untouched(real, code: int, mode: str) -> None:
+def test_real_tool_gets_and_returns_everything_unchanged(real, code: int, mode: str) -> None:
     argv = ["--query-gpu=name", "--format=csv", "with blank", "", "-x=ü"]
     done = run(real, *argv, GPU_MODE=mode, REPLAY_OUT="out\n\x01ü", REPLAY_ERR="err", REPLAY_CODE=str(code))
     assert (done.returncode, done.stdout, done.stderr) == (code, "out\n\x01ü".encode(), b"err")
@@ -68,7 +68,7 @@ def test_signals_reach_the_real_tool(real) -> None:
     assert process.wait(10) == 42
 
 
-def test_without_a_gpu_it_answers_as_a_machine_without_one(environ) -> None:
+def test_without_a_gpu_the_output_is_that_of_no_driver(environ) -> None:
     for mode in ("none", "auto"):
         done = run(environ, "-L", GPU_MODE=mode)
         if mode == "auto" and done.returncode == 0:
@@ -78,19 +78,19 @@ def test_without_a_gpu_it_answers_as_a_machine_without_one(environ) -> None:
     assert run(environ, "-h", GPU_MODE="none").returncode == 0
 
 
-def test_simulated_only_when_asked_for(environ) -> None:
+def test_gpu_is_simulated_only_on_demand(environ) -> None:
     done = run(environ, "-L", GPU_MODE="simulated")
     assert done.returncode == 0
     assert b" (simulated) (UUID: GPU-" in done.stdout
 
 
-def test_a_caller_with_another_environment_gets_the_same_answer(environ) -> None:
+def test_callers_with_another_environment_get_the_same_output(environ) -> None:
     simulated.write_shim_state({**environ, "GPU_SPOOF_NAME": "Test GPU"}, "simulated")
     assert run(environ, "-L").stdout.startswith(b"GPU 0: Test GPU (simulated)")
     assert run(environ, "-L", GPU_MODE="none").returncode == 9
 
 
-def test_a_closed_pipe_ends_it_quietly(environ) -> None:
+def test_closed_pipe_ends_it_quietly(environ) -> None:
     done = subprocess.run(
         "nvidia-smi -q | head -1",
         shell=True,
@@ -101,7 +101,7 @@ def test_a_closed_pipe_ends_it_quietly(environ) -> None:
     assert done.stderr == b""
 
 
-def test_it_never_finds_itself(tmp_path: Path) -> None:
+def test_shim_never_finds_itself(tmp_path: Path) -> None:
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
     shutil.copy(SHIM, tmp_path / "a" / "nvidia-smi")
@@ -124,7 +124,7 @@ def test_it_never_finds_itself(tmp_path: Path) -> None:
         ("simulated", "/x", True, "real"),
     ],
 )
-def test_who_answers(
+def test_tool_is_chosen_by_mode_and_facts(
     tmp_path: Path,
     mode: str,
     real: str | None,

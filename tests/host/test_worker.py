@@ -63,7 +63,7 @@ def alive(pid: int) -> bool:
         return False
 
 
-async def test_it_runs_and_its_exit_code_is_told() -> None:
+async def test_worker_runs_and_its_exit_code_is_reported() -> None:
     one, lines = worker("print:hello", "exit:3")
     await one.start()
     assert await until(lambda: state(one) == "exited")
@@ -72,7 +72,7 @@ async def test_it_runs_and_its_exit_code_is_told() -> None:
     await one.close()
 
 
-async def test_it_waits_until_we_are_ready() -> None:
+async def test_worker_waits_until_the_appliance_is_ready() -> None:
     asked = 0
 
     async def later() -> bool:
@@ -88,7 +88,7 @@ async def test_it_waits_until_we_are_ready() -> None:
     await one.close()
 
 
-async def test_a_stubborn_worker_and_its_children_are_killed() -> None:
+async def test_stubborn_worker_and_its_children_are_killed() -> None:
     one, lines = worker("stubborn", "child", "sleep:60")
     await one.start()
     assert await until(lambda: len(lines.tail(5)) == 2)
@@ -99,7 +99,7 @@ async def test_a_stubborn_worker_and_its_children_are_killed() -> None:
     await one.close()
 
 
-async def test_children_that_went_their_own_way_end_with_it() -> None:
+async def test_detached_children_stop_with_the_worker() -> None:
     """In a session of their own, and with a parent that exited: on request, and when the worker exits."""
     for words in (("escape", "sleep:60"), ("escape", "exit:0")):
         one, lines = worker(*words)
@@ -116,7 +116,7 @@ async def test_children_that_went_their_own_way_end_with_it() -> None:
         await one.close()
 
 
-async def test_the_end_goes_on_when_who_asked_for_it_has_gone() -> None:
+async def test_stop_is_carried_through_when_its_caller_leaves() -> None:
     one, lines = worker("stubborn", "child", "sleep:60")
     await one.start()
     assert await until(lambda: len(lines.tail(5)) == 2)
@@ -131,7 +131,7 @@ async def test_the_end_goes_on_when_who_asked_for_it_has_gone() -> None:
     await one.close()
 
 
-async def test_a_flood_is_read_but_not_kept_and_nobody_else_waits() -> None:
+async def test_flood_of_output_does_not_delay_other_tasks() -> None:
     one, lines = worker("flood", "print:after the flood", "exit:0")
     await one.start()
     longest_s, last_s = 0.0, asyncio.get_running_loop().time()
@@ -146,7 +146,7 @@ async def test_a_flood_is_read_but_not_kept_and_nobody_else_waits() -> None:
     await one.close()
 
 
-async def test_a_line_that_never_ends_is_cut_and_read_on() -> None:
+async def test_endless_line_is_cut_and_reading_goes_on() -> None:
     one, lines = worker("endless:20000000", "exit:0")
     await one.start()
     assert await until(lambda: state(one) == "exited", seconds=30)
@@ -156,7 +156,7 @@ async def test_a_line_that_never_ends_is_cut_and_read_on() -> None:
     await one.close()
 
 
-async def test_a_program_that_cannot_be_run_fails_with_the_reason(tmp_path: Path) -> None:
+async def test_program_that_cannot_run_fails_with_the_reason(tmp_path: Path) -> None:
     script = tmp_path / "worker"
     script.write_text("#!/nowhere/interpreter\n")
     script.chmod(0o755)
@@ -167,7 +167,7 @@ async def test_a_program_that_cannot_be_run_fails_with_the_reason(tmp_path: Path
     await one.close()
 
 
-async def test_its_process_is_as_a_program_expects_it() -> None:
+async def test_worker_process_has_default_signals_and_files() -> None:
     """A session of its own that its signals do not leave; no signal ignored or blocked, only 0 to 2 open."""
     command = (
         'sh -c \'trap "" HUP; kill -HUP 0; grep -E "Sig(Blk|Ign)" /proc/self/status; ls /proc/self/fd; '
@@ -194,7 +194,7 @@ async def test_the_process_id_is_the_workers_own() -> None:
     await one.close()
 
 
-async def test_those_asked_to_end_get_the_time_for_it() -> None:
+async def test_children_get_the_grace_time_to_stop() -> None:
     """A helper that saves its state needs longer than the worker itself, and less than the grace."""
     one, lines = worker("helper:0.4", "sleep:60", WORKER_STOP_GRACE_S="10")
     await one.start()
@@ -206,7 +206,7 @@ async def test_those_asked_to_end_get_the_time_for_it() -> None:
     await one.close()
 
 
-async def test_a_stop_at_any_moment_of_the_start_is_not_lost() -> None:
+async def test_stop_at_any_moment_of_the_start_is_not_lost() -> None:
     one, _ = worker("sleep:60", WORKER_STOP_GRACE_S="30")
     for number in range(20):
         await one.start()
@@ -216,7 +216,7 @@ async def test_a_stop_at_any_moment_of_the_start_is_not_lost() -> None:
     await one.close()
 
 
-async def test_a_restart_goes_on_when_who_asked_for_it_has_gone() -> None:
+async def test_restart_is_carried_through_when_its_caller_leaves() -> None:
     one, lines = worker("stubborn", "sleep:60")
     await one.start()
     assert await until(lambda: len(lines.tail(1)) == 1)
@@ -228,7 +228,7 @@ async def test_a_restart_goes_on_when_who_asked_for_it_has_gone() -> None:
     await one.close()
 
 
-async def test_our_log_that_cannot_be_written_does_not_stop_the_worker(
+async def test_unwritable_log_does_not_stop_the_worker(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class Broken:
@@ -317,7 +317,7 @@ asyncio.run(main())
     assert await until(lambda: not left())
 
 
-def test_what_is_not_ours_to_kill_does_not_hold_the_guard_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unkillable_process_does_not_block_the_guard(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
     def refuse(pid: int, number: int) -> None:
@@ -334,7 +334,7 @@ def test_what_is_not_ours_to_kill_does_not_hold_the_guard_up(monkeypatch: pytest
     assert (child.pid, 9) in asked
 
 
-async def test_a_killed_worker_is_told_by_its_signal() -> None:
+async def test_killed_worker_is_reported_by_its_signal() -> None:
     one, _ = worker("die")
     await one.start()
     assert await until(lambda: state(one) == "exited")
@@ -353,7 +353,7 @@ async def test_keepalive_restarts_until_it_only_crashes() -> None:
     await one.close()
 
 
-async def test_it_may_be_steered_in_any_state() -> None:
+async def test_start_stop_restart_work_in_any_state() -> None:
     one, _ = worker("sleep:60")
     await one.stop()
     assert state(one) in {"off", "stopped"}
@@ -367,7 +367,7 @@ async def test_it_may_be_steered_in_any_state() -> None:
     assert state(one) == "stopped"
 
 
-async def test_beside_a_simulated_gpu_it_is_refused_with_the_reason() -> None:
+async def test_worker_is_refused_beside_a_simulated_gpu() -> None:
     one, _ = worker("print:x", simulated=True)
     await one.start()
     assert state(one) == "refused"
@@ -379,7 +379,7 @@ async def test_beside_a_simulated_gpu_it_is_refused_with_the_reason() -> None:
     await allowed.close()
 
 
-async def test_a_command_that_is_not_there_fails_with_a_sentence() -> None:
+async def test_missing_command_fails_with_a_sentence() -> None:
     one, _ = worker(WORKER_COMMAND="no-such-program-here --x")
     await one.start()
     assert await until(lambda: state(one) == "failed")
@@ -387,7 +387,7 @@ async def test_a_command_that_is_not_there_fails_with_a_sentence() -> None:
     await one.close()
 
 
-async def test_it_sees_an_allow_list_and_no_secret() -> None:
+async def test_worker_sees_an_allow_list_and_no_secret() -> None:
     secrets = {
         "NOVITA_API_KEY": "sk_secret_000",
         "APPLIANCE_API_KEYS": "key-secret-000",
@@ -413,7 +413,7 @@ async def test_huge_and_binary_lines_are_cut_not_fatal() -> None:
     await one.close()
 
 
-async def test_the_code_is_hidden_wherever_we_print() -> None:
+async def test_registration_code_is_hidden_everywhere() -> None:
     one, lines = worker("print:registered-code-424242", "exit:0", CODE="code-424242")
     await one.start()
     assert await until(lambda: state(one) == "exited")
@@ -440,13 +440,13 @@ async def test_the_code_is_hidden_wherever_we_print() -> None:
         ({"WORKER": "other"}, "WORKER"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(variables: dict[str, str], name: str) -> None:
+def test_contradicting_settings_are_refused(variables: dict[str, str], name: str) -> None:
     with pytest.raises(InvalidSettings) as caught:
         HostSettings.from_env(variables)
     assert [p.variable for p in caught.value.problems] == [name]
 
 
-def test_secrets_are_not_in_the_environment_for_it() -> None:
+def test_environment_of_the_worker_has_no_secrets() -> None:
     given = build_environment(
         HostSettings.from_env({}), {"PATH": "/bin", "NOVITA_API_KEY": "x", "LC_ALL": "C"}
     )
@@ -483,7 +483,7 @@ def test_crashes_in_a_row_end_restarts_however_long_the_pauses(
     assert (pauses.index(None) + 1 if None in pauses else None) == gives_up_at
 
 
-async def test_waiting_for_us_can_be_stopped() -> None:
+async def test_stop_while_waiting_for_readiness() -> None:
     async def never() -> bool:
         return False
 
