@@ -1,4 +1,4 @@
-"""`appliance ctl` against a real control door: every command, its JSON, its errors and exit codes."""
+"""`appliance ctl` against a real control API: every command, its JSON, its errors and exit codes."""
 
 import asyncio
 import subprocess
@@ -17,16 +17,16 @@ from appliance.cli.client import CallFailed
 from appliance.control.server import serving_control
 from appliance.engines.outcome import Finish
 from appliance.engines.receipts import Receipt
-from tests.control.standin import House, control_settings, event, free_port
+from tests.control.fake_appliance import FakeAppliance, control_settings, event, free_port
 
 TOKEN = "a-long-random-token"
 
 
 class Terminal:
-    """Runs commands against one house."""
+    """Runs commands against one appliance."""
 
-    def __init__(self, house: House, capsys: pytest.CaptureFixture[str]) -> None:
-        self.house = house
+    def __init__(self, fake: FakeAppliance, capsys: pytest.CaptureFixture[str]) -> None:
+        self.fake = fake
         self._capsys = capsys
         self.out = self.err = ""
 
@@ -44,7 +44,7 @@ class Terminal:
 
 @pytest.fixture(autouse=True)
 def _quiet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep the door's log off the screen that commands write to, and the environment out of the way."""
+    """Keep the server's log off the screen that commands write to, and the environment out of the way."""
     monkeypatch.setattr("appliance.control.server.log", _Mute())
     monkeypatch.setattr("appliance.control.interceptor.log", _Mute())
     for name in ("CONTROL_ADDRESS", "CONTROL_TOKEN", "CONTROL_TOKEN_FILE", "CONTROL_PORT", "CONTROL_SOCKET"):
@@ -60,11 +60,11 @@ class _Mute:
 async def terminal(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Terminal]:
-    house = House()
+    fake = FakeAppliance()
     path = tmp_path / "c.sock"
     monkeypatch.setenv("CONTROL_ADDRESS", f"unix:{path}")
-    async with serving_control(control_settings(control_socket=path), house.parts()):
-        yield Terminal(house, capsys)
+    async with serving_control(control_settings(control_socket=path), fake.parts()):
+        yield Terminal(fake, capsys)
 
 
 # ---- every command
@@ -82,7 +82,7 @@ async def test_status(terminal: Terminal) -> None:
 async def test_status_is_watched_until_the_appliance_stops(terminal: Terminal) -> None:
     async def stop() -> None:
         await asyncio.sleep(0.2)
-        terminal.house.become("stopping")
+        terminal.fake.become("stopping")
 
     code, _ = await asyncio.gather(terminal.run("status", "--watch", "--json"), stop())
     assert code == 0
@@ -110,9 +110,9 @@ async def test_settings(terminal: Terminal) -> None:
 async def test_a_reload_is_tried_then_applied(terminal: Terminal) -> None:
     assert await terminal.run("reload", "--dry-run", "--set", "LOG_LEVEL=debug") == 0
     assert "LOG_LEVEL\tinfo\tdebug\tnow" in terminal.out
-    assert terminal.house.log_level == "info"
+    assert terminal.fake.log_level == "info"
     assert await terminal.run("reload", "--set", "LOG_LEVEL=debug") == 0
-    assert terminal.house.log_level == "debug"
+    assert terminal.fake.log_level == "debug"
     assert (await terminal.json("reload", "--set", "LOG_LEVEL=info"))["applied"] is True
 
 
@@ -130,7 +130,7 @@ async def test_drain_resume_and_shutdown(terminal: Terminal) -> None:
     assert (await terminal.json("resume"))["state"] == "APPLIANCE_STATE_SERVING"
     assert await terminal.run("shutdown", "--grace", "0") == 0
     assert await terminal.run("shutdown") == 0
-    assert terminal.house.shutdowns == [0.0, None]
+    assert terminal.fake.shutdowns == [0.0, None]
 
 
 async def test_the_worker(terminal: Terminal) -> None:
@@ -141,16 +141,16 @@ async def test_the_worker(terminal: Terminal) -> None:
     assert "last exit code\t-15" in terminal.out
     assert await terminal.run("worker", "start") == 0
     assert await terminal.run("worker", "restart") == 0
-    assert terminal.house.worker is not None
-    assert terminal.house.worker.did == ["stop", "start", "stop", "start"]
-    terminal.house.worker.refuses = "The GPU here is simulated."
+    assert terminal.fake.worker is not None
+    assert terminal.fake.worker.did == ["stop", "start", "stop", "start"]
+    terminal.fake.worker.refuses = "The GPU here is simulated."
     assert await terminal.run("worker", "start") == 1
     assert terminal.err == "error: The GPU here is simulated.\n"
 
 
 async def test_logs(terminal: Terminal) -> None:
     for number in range(3):
-        terminal.house.lines.add(0, "worker.stdout", f"line {number}\x1b[2J")
+        terminal.fake.lines.add(0, "worker.stdout", f"line {number}\x1b[2J")
     assert await terminal.run("logs", "-n", "2", "--source", "worker") == 0
     assert terminal.out == "00:00:00 worker.stdout: line 1[2J\n00:00:00 worker.stdout: line 2[2J\n"
 
@@ -158,25 +158,25 @@ async def test_logs(terminal: Terminal) -> None:
 async def test_logs_are_followed_until_the_appliance_stops(terminal: Terminal) -> None:
     async def go_on() -> None:
         await asyncio.sleep(0.2)
-        terminal.house.lines.add(1, "appliance", "new")
+        terminal.fake.lines.add(1, "appliance", "new")
         await asyncio.sleep(0.2)
-        terminal.house.become("stopping")
+        terminal.fake.become("stopping")
 
-    terminal.house.lines.add(0, "appliance", "old")
+    terminal.fake.lines.add(0, "appliance", "old")
     code, _ = await asyncio.gather(terminal.run("logs", "-f", "--json"), go_on())
     assert code == 0
     assert [jsons.loads(line)["text"] for line in terminal.out.splitlines()] == ["old", "new"]
 
 
 async def test_chat_shows_the_answer_as_it_is_made(terminal: Terminal) -> None:
-    terminal.house.backend.script = [
+    terminal.fake.backend.script = [
         event({"content": "he"}),
         event({"content": "llo\nyou"}),
         b"data: [DONE]\n\n",
     ]
     assert await terminal.run("chat", "-m", "house", "--system", "be kind", "hi there") == 0
     assert terminal.out == "hello\nyou\n"
-    asked = terminal.house.backend.asked[0]
+    asked = terminal.fake.backend.asked[0]
     assert asked.body["messages"] == [
         {"role": "system", "content": "be kind"},
         {"role": "user", "content": "hi there"},
@@ -192,7 +192,7 @@ async def test_chat_in_one_piece_and_as_json(terminal: Terminal) -> None:
 
 
 async def test_chat_that_breaks_off_tells_so_on_a_line_of_its_own(terminal: Terminal) -> None:
-    terminal.house.backend.script = [event({"content": "he"}), UpstreamFailed("It broke off.")]
+    terminal.fake.backend.script = [event({"content": "he"}), UpstreamFailed("It broke off.")]
     assert await terminal.run("chat", "hi") == 1
     assert (terminal.out, terminal.err) == ("he\n", "error: It broke off.\n")
 
@@ -203,7 +203,7 @@ async def test_backends_and_receipts(terminal: Terminal) -> None:
         terminal.out.splitlines()[1]
         == "scripted\tscripted\tready\t1\thouse/model\thttp://127.0.0.1:1/v1\tretry in 1.5s; connect: refused"
     )
-    terminal.house.receipts.add(
+    terminal.fake.receipts.add(
         Receipt(
             "r1",
             0.0,
@@ -257,7 +257,7 @@ async def test_nobody_there_is_exit_code_3_in_one_sentence(terminal: Terminal, t
 
 
 async def test_no_answer_in_time_is_exit_code_3(terminal: Terminal) -> None:
-    terminal.house.backend.script = "hang"
+    terminal.fake.backend.script = "hang"
     assert await terminal.run("chat", "hi", "--timeout", "0.3") == 3
     assert "No response from" in terminal.err
 
@@ -266,9 +266,9 @@ async def test_a_missing_or_wrong_token_is_exit_code_4(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "c.sock"
-    terminal = Terminal(House(), capsys)
+    terminal = Terminal(FakeAppliance(), capsys)
     async with serving_control(
-        control_settings(control_socket=path, control_token=TOKEN), terminal.house.parts()
+        control_settings(control_socket=path, control_token=TOKEN), terminal.fake.parts()
     ):
         assert await terminal.run("status", "--address", str(path)) == 4
         assert "CONTROL_TOKEN_FILE" in terminal.err
@@ -293,9 +293,9 @@ async def test_mutual_tls(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         control_tls_key=tmp_path / "server.key",
         control_tls_client_ca=tmp_path / "ca.pem",
     )
-    terminal = Terminal(House(), capsys)
+    terminal = Terminal(FakeAppliance(), capsys)
     there = ["status", "--address", f"127.0.0.1:{port}", "--tls-ca", str(tmp_path / "ca.pem")]
-    async with serving_control(settings, terminal.house.parts()):
+    async with serving_control(settings, terminal.fake.parts()):
         for name, code in (("client", 0), ("stranger", 3)):
             pair = ["--tls-cert", str(tmp_path / f"{name}.pem"), "--tls-key", str(tmp_path / f"{name}.key")]
             assert await terminal.run(*there, *pair) == code

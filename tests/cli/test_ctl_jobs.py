@@ -1,4 +1,4 @@
-"""`appliance ctl download`, `ctl jobs`, `ctl job …`, run as processes of their own against a real control door over a stand-in Downloader."""
+"""`appliance ctl download`, `ctl jobs`, `ctl job …`, as processes, against a real control API over a stand-in Downloader."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -15,8 +15,8 @@ from appliance.control.server import serving_control
 from appliance.downloads.jobs import DownloadJobs
 from appliance.downloads.request import DownloadFolders
 from tests.cli.test_ctl_models import Terminal, on_a_screen
-from tests.control.scripted_board import ScriptedBoard
-from tests.control.standin import House, control_settings
+from tests.control.fake_appliance import FakeAppliance, control_settings
+from tests.control.scripted_manager import ScriptedManager
 from tests.downloads.standin_downloader import StandinDownloader
 
 SECRET = "hf_verysecrettokenvalue"
@@ -29,13 +29,13 @@ async def downloader() -> StandinDownloader:
 
 @pytest.fixture
 async def terminal(tmp_path: Path, downloader: StandinDownloader) -> AsyncIterator[Terminal]:
-    house, path = House(), tmp_path / "c.sock"
+    fake, path = FakeAppliance(), tmp_path / "c.sock"
     async with Tasks() as tasks:
-        house.jobs = DownloadJobs(downloader, tasks=tasks, clock=FakeClock())
-        house.folders = lambda: DownloadFolders(tmp_path / "home")
-        async with serving_control(control_settings(control_socket=path), house.parts()):
-            yield Terminal(house, ScriptedBoard(), f"unix:{path}")
-        await house.jobs.close()
+        fake.jobs = DownloadJobs(downloader, tasks=tasks, clock=FakeClock())
+        fake.folders = lambda: DownloadFolders(tmp_path / "home")
+        async with serving_control(control_settings(control_socket=path), fake.parts()):
+            yield Terminal(fake, ScriptedManager(), f"unix:{path}")
+        await fake.jobs.close()
 
 
 async def test_a_download_is_followed_to_its_end_in_plain_lines(
@@ -113,7 +113,7 @@ async def test_a_failed_download_is_told_with_its_reason(
     downloader.at_once = NotFound("There is no ns/repo.")
     assert await terminal.run("ctl", "download", "ns/repo") == 1
     assert terminal.err == "error: hf://ns/repo failed: There is no ns/repo.\n"
-    job_id = terminal.house.jobs.all()[0].id
+    job_id = terminal.fake.jobs.all()[0].id
     assert await terminal.run("ctl", "job", "watch", job_id, "--json") == 1
     assert jsons.loads(terminal.out)["error"] == "There is no ns/repo."
 
@@ -124,7 +124,7 @@ async def test_a_follower_is_told_when_the_appliance_stops(
     async with terminal.begin("ctl", "download", "ns/repo") as process:
         await downloader.next()
         await process.line()
-        terminal.house.become("stopping")
+        terminal.fake.become("stopping")
         assert await process.end() == 1
     assert "has not ended" in process.err
 

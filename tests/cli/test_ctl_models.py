@@ -1,5 +1,5 @@
-"""`appliance models …` and `appliance ctl models …`, run as processes of their own against a real control door; the manager behind it does
-as it is told."""
+"""`appliance models …` and `appliance ctl models …`, as processes, against a real control API over
+a scripted manager."""
 
 import asyncio
 import os
@@ -19,8 +19,8 @@ from appliance.cli import models as commands
 from appliance.cli.client import CallFailed
 from appliance.control.server import serving_control
 from appliance.models.status.views import FailedView, QueueView
-from tests.control.scripted_board import STARTED_AT_S, ScriptedBoard, model_view, ready_view
-from tests.control.standin import House, control_settings
+from tests.control.fake_appliance import FakeAppliance, control_settings
+from tests.control.scripted_manager import STARTED_AT_S, ScriptedManager, model_view, ready_view
 
 PATIENCE_S = 30
 HEADERS = "MODEL\tSTATUS\tPORT\tSLOTS\tACTIVE\tQUEUE\tMEMORY\tEXPIRES\tLAST-USED"
@@ -51,10 +51,10 @@ class Process:
 
 
 class Terminal:
-    """Runs commands against one house."""
+    """Runs commands against one appliance."""
 
-    def __init__(self, house: House, manager: ScriptedBoard, address: str) -> None:
-        self.house, self.manager = house, manager
+    def __init__(self, fake: FakeAppliance, manager: ScriptedManager, address: str) -> None:
+        self.fake, self.manager = fake, manager
         self.environ = {"PATH": os.environ["PATH"], "CONTROL_ADDRESS": address}
         self.out = self.err = ""
 
@@ -89,13 +89,13 @@ class Terminal:
 
 @pytest.fixture
 async def terminal(tmp_path: Path) -> AsyncIterator[Terminal]:
-    house = House()
-    manager = house.manager = ScriptedBoard(model_view("small"), ready_view("big"))
+    fake = FakeAppliance()
+    manager = fake.manager = ScriptedManager(model_view("small"), ready_view("big"))
     manager.lines = [QueueView("small", 0, 0, 0, 0, 0), QueueView("big", 3, 12, 8, 1, 2, 4.5, 50)]
-    house.clock.advance(STARTED_AT_S + 30 - house.clock.now_s())
+    fake.clock.advance(STARTED_AT_S + 30 - fake.clock.now_s())
     path = tmp_path / "c.sock"
-    async with serving_control(control_settings(control_socket=path), house.parts()):
-        yield Terminal(house, manager, f"unix:{path}")
+    async with serving_control(control_settings(control_socket=path), fake.parts()):
+        yield Terminal(fake, manager, f"unix:{path}")
 
 
 BOTH = pytest.mark.parametrize("spelling", [["models"], ["ctl", "model"]], ids=["models", "ctl"])
@@ -135,7 +135,7 @@ async def test_models_are_watched_until_the_appliance_stops(terminal: Terminal, 
             ["ready"],
             [],
         ]
-        terminal.house.become("stopping")
+        terminal.fake.become("stopping")
         assert await process.end() == 0, process.err
 
 
@@ -341,13 +341,13 @@ async def test_nobody_there_is_exit_code_3(terminal: Terminal, tmp_path: Path) -
 
 
 async def test_a_missing_token_is_exit_code_4(tmp_path: Path) -> None:
-    house = House()
-    house.manager = ScriptedBoard(model_view("small"))
+    fake = FakeAppliance()
+    fake.manager = ScriptedManager(model_view("small"))
     path = tmp_path / "c.sock"
     async with serving_control(
-        control_settings(control_socket=path, control_token="a-long-random-token"), house.parts()
+        control_settings(control_socket=path, control_token="a-long-random-token"), fake.parts()
     ):
-        terminal = Terminal(house, house.manager, f"unix:{path}")
+        terminal = Terminal(fake, fake.manager, f"unix:{path}")
         assert await terminal.run("models", "eject", "small") == 4
         terminal.environ["CONTROL_TOKEN"] = "a-long-random-token"
         assert await terminal.run("models", "eject", "small") == 0
@@ -355,9 +355,9 @@ async def test_a_missing_token_is_exit_code_4(tmp_path: Path) -> None:
 
 async def test_an_appliance_without_models_says_what_to_set(tmp_path: Path) -> None:
     path = tmp_path / "c.sock"
-    house = House()
-    async with serving_control(control_settings(control_socket=path), house.parts()):
-        terminal = Terminal(house, ScriptedBoard(), f"unix:{path}")
+    fake = FakeAppliance()
+    async with serving_control(control_settings(control_socket=path), fake.parts()):
+        terminal = Terminal(fake, ScriptedManager(), f"unix:{path}")
         assert await terminal.run("models") == 0
         assert terminal.out == f"{HEADERS}\n"
         assert await terminal.run("models", "load", "small") == 1
@@ -445,10 +445,10 @@ async def test_on_a_terminal_a_load_has_a_progress_bar(terminal: Terminal) -> No
 async def test_on_a_terminal_the_watched_table_is_refreshed_in_place(terminal: Terminal) -> None:
     async with on_a_screen(terminal, "models", "--watch") as (screen, process):
         await screen.shows("in 4m 30s")
-        terminal.house.clock.advance(5)
+        terminal.fake.clock.advance(5)
         await screen.shows("in 4m 25s")  # without any change: it counts down
         terminal.manager.put(model_view("small", status="starting", load_progress=0))
         await screen.shows("starting 0%")
         assert "\x1b[1A" in screen.text  # up again, over what was there
-        terminal.house.become("stopping")
+        terminal.fake.become("stopping")
         assert await asyncio.wait_for(process.wait(), PATIENCE_S) == 0

@@ -18,109 +18,123 @@ from appliance.control.v1 import control_pb2 as pb
 from appliance.engines.backends.hosted import HostedBackend
 from appliance.engines.receipts import Receipt
 from appliance.engines.settings import EngineSettings
-from tests.control.standin import House, Open, completion, event, opened, refused, rest_of
+from tests.control.fake_appliance import (
+    FakeAppliance,
+    OpenControl,
+    completion,
+    event,
+    opened,
+    refused,
+    rest_of,
+)
 from tests.control.test_servicer import details_of
 
 HELLO = [pb.ChatMessage(role="user", content="hello")]
 
 
 @pytest.fixture
-async def door(tmp_path: Path) -> AsyncIterator[Open]:
-    async with opened(tmp_path) as door:
-        yield door
+async def control(tmp_path: Path) -> AsyncIterator[OpenControl]:
+    async with opened(tmp_path) as control:
+        yield control
 
 
-async def test_an_answer_in_one_piece_comes_as_a_reply_and_a_receipt(door: Open) -> None:
-    call = door.stub.Chat(pb.ChatRequest(model="house", messages=HELLO))
+async def test_an_answer_in_one_piece_comes_as_a_reply_and_a_receipt(control: OpenControl) -> None:
+    call = control.stub.Chat(pb.ChatRequest(model="house", messages=HELLO))
     reply, receipt = await rest_of(call)
     assert (reply.reply.text, reply.reply.reasoning, reply.reply.finish_reason) == ("hello", "hm", "stop")
     assert jsons.loads(reply.reply.openai_json)["usage"]["total_tokens"] == 5
-    told = receipt.receipt
-    assert (told.model, told.public_model, told.served_model, told.backend) == (
+    reported = receipt.receipt
+    assert (reported.model, reported.public_model, reported.served_model, reported.backend) == (
         "house",
         "house/model",
         "upstream/model",
         "scripted",
     )
-    assert (told.finish, told.status, told.prompt_tokens, told.completion_tokens, told.reason) == (
+    assert (
+        reported.finish,
+        reported.status,
+        reported.prompt_tokens,
+        reported.completion_tokens,
+        reported.reason,
+    ) == (
         "done",
         200,
         3,
         2,
         "alias",
     )
-    assert told.attempts[0].status == 200
-    assert dict(await call.initial_metadata())["x-request-id"] == told.id
-    kept = await door.stub.GetReceipt(pb.GetReceiptRequest(id=told.id))
-    assert kept.receipt == told
+    assert reported.attempts[0].status == 200
+    assert dict(await call.initial_metadata())["x-request-id"] == reported.id
+    kept = await control.stub.GetReceipt(pb.GetReceiptRequest(id=reported.id))
+    assert kept.receipt == reported
 
 
-async def test_a_stream_comes_as_deltas_then_a_receipt(door: Open) -> None:
-    door.house.backend.script = [
+async def test_a_stream_comes_as_deltas_then_a_receipt(control: OpenControl) -> None:
+    control.fake.backend.script = [
         event({"role": "assistant"}) + event({"content": "hel"}),
         b": heartbeat\n\n",
         event({"content": "lo", "reasoning_content": "so"}),
         event({}, finish="stop"),
         b"data: [DONE]\n\n",
     ]
-    messages = await rest_of(door.stub.Chat(pb.ChatRequest(messages=HELLO, stream=True)))
+    messages = await rest_of(control.stub.Chat(pb.ChatRequest(messages=HELLO, stream=True)))
     assert [m.WhichOneof("part") for m in messages] == ["delta"] * 4 + ["receipt"]
     assert "".join(m.delta.text for m in messages) == "hello"
     assert (messages[2].delta.reasoning, messages[3].delta.finish_reason) == ("so", "stop")
     assert jsons.loads(messages[0].delta.openai_json)["object"] == "chat.completion.chunk"
     assert messages[-1].receipt.streamed
-    assert door.house.backend.closed.is_set()
-    assert door.house.backend.asked[0].stream
+    assert control.fake.backend.closed.is_set()
+    assert control.fake.backend.asked[0].stream
 
 
-async def test_a_whole_reply_is_streamed_where_a_stream_was_asked_for(door: Open) -> None:
-    messages = await rest_of(door.stub.Chat(pb.ChatRequest(messages=HELLO, stream=True)))
+async def test_a_whole_reply_is_streamed_where_a_stream_was_asked_for(control: OpenControl) -> None:
+    messages = await rest_of(control.stub.Chat(pb.ChatRequest(messages=HELLO, stream=True)))
     assert "".join(m.delta.text for m in messages) == "hello"
 
 
-async def test_a_cancelled_call_ends_the_upstream_and_settles(door: Open) -> None:
-    door.house.backend.script = [event({"content": "a"}), "hang"]
-    call = door.stub.Chat(pb.ChatRequest(messages=HELLO, stream=True))
+async def test_a_cancelled_call_ends_the_upstream_and_settles(control: OpenControl) -> None:
+    control.fake.backend.script = [event({"content": "a"}), "hang"]
+    call = control.stub.Chat(pb.ChatRequest(messages=HELLO, stream=True))
     assert (await call.read()).delta.text == "a"
-    await door.house.backend.begun.wait()
+    await control.fake.backend.begun.wait()
     call.cancel()
-    await door.house.backend.cancelled.wait()
-    await door.house.backend.closed.wait()
-    await door.house.settled.wait()
-    assert (door.house.finished[0].finish_label, door.house.finished[0].status) == ("client_left", 499)
+    await control.fake.backend.cancelled.wait()
+    await control.fake.backend.closed.wait()
+    await control.fake.settled.wait()
+    assert (control.fake.finished[0].finish_label, control.fake.finished[0].status) == ("client_left", 499)
 
 
-async def test_a_cancelled_call_ends_the_wait_for_an_answer(door: Open) -> None:
-    door.house.backend.script = "hang"
-    call = door.stub.Chat(pb.ChatRequest(messages=HELLO))
-    await door.house.backend.begun.wait()
+async def test_a_cancelled_call_ends_the_wait_for_an_answer(control: OpenControl) -> None:
+    control.fake.backend.script = "hang"
+    call = control.stub.Chat(pb.ChatRequest(messages=HELLO))
+    await control.fake.backend.begun.wait()
     call.cancel()
-    await door.house.backend.cancelled.wait()
-    await door.house.settled.wait()
-    assert door.house.finished[0].finish_label == "client_left"
+    await control.fake.backend.cancelled.wait()
+    await control.fake.settled.wait()
+    assert control.fake.finished[0].finish_label == "client_left"
 
 
-async def test_a_slow_caller_that_leaves_ends_the_upstream(door: Open) -> None:
+async def test_a_slow_caller_that_leaves_ends_the_upstream(control: OpenControl) -> None:
     """The handler then waits in its own write, not in the engines: they must be closed from there too."""
-    door.house.backend.script = [event({"content": "x" * 60_000}) for _ in range(2000)]
-    call = door.stub.Chat(pb.ChatRequest(messages=HELLO, stream=True))
+    control.fake.backend.script = [event({"content": "x" * 60_000}) for _ in range(2000)]
+    call = control.stub.Chat(pb.ChatRequest(messages=HELLO, stream=True))
     await call.read()
     sent = -1
-    while sent != door.house.backend.sent:  # until flow control holds it
-        sent = door.house.backend.sent
+    while sent != control.fake.backend.sent:  # until flow control holds it
+        sent = control.fake.backend.sent
         await asyncio.sleep(0.1)
     assert sent < 2000
     call.cancel()
-    await door.house.backend.closed.wait()
-    await door.house.settled.wait()
-    assert door.house.finished[0].finish_label == "client_left"
+    await control.fake.backend.closed.wait()
+    await control.fake.settled.wait()
+    assert control.fake.finished[0].finish_label == "client_left"
 
 
-async def test_a_deadline_ends_the_upstream_call(door: Open) -> None:
-    door.house.backend.script = "hang"
-    error = await refused(door.stub.Chat(pb.ChatRequest(messages=HELLO), timeout=0.2))
+async def test_a_deadline_ends_the_upstream_call(control: OpenControl) -> None:
+    control.fake.backend.script = "hang"
+    error = await refused(control.stub.Chat(pb.ChatRequest(messages=HELLO), timeout=0.2))
     assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    await door.house.backend.cancelled.wait()
+    await control.fake.backend.cancelled.wait()
 
 
 async def test_a_cancelled_call_closes_the_hosted_connection(tmp_path: Path) -> None:
@@ -140,32 +154,32 @@ async def test_a_cancelled_call_closes_the_hosted_connection(tmp_path: Path) -> 
 
     async with await asyncio.start_server(api, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
-        house = House()
+        fake = FakeAppliance()
         settings = EngineSettings.from_env(
             {"NOVITA_API_KEY": "sk_not_a_real_key", "NOVITA_OPENAI_ENDPOINTS": f"http://127.0.0.1:{port}/v1"}
         )
         wire = ConnectionPool(PoolLimits(Timeouts(connect_s=5, first_byte_s=5, idle_s=60), max_connections=4))
-        house.backend = HostedBackend(settings, wire=wire, clock=house.clock, metrics=Metrics())  # type: ignore[assignment]
-        async with opened(tmp_path, house) as door:
-            call = door.stub.Chat(pb.ChatRequest(messages=HELLO, stream=True))
+        fake.backend = HostedBackend(settings, wire=wire, clock=fake.clock, metrics=Metrics())  # type: ignore[assignment]
+        async with opened(tmp_path, fake) as control:
+            call = control.stub.Chat(pb.ChatRequest(messages=HELLO, stream=True))
             assert (await call.read()).delta.text == "a"
             call.cancel()
             await is_gone.wait()
-            await house.settled.wait()
+            await fake.settled.wait()
         await wire.close()
-    assert house.finished[0].finish_label == "client_left"
-    assert house.finished[0].attempts[0].label == "ok"
+    assert fake.finished[0].finish_label == "client_left"
+    assert fake.finished[0].attempts[0].label == "ok"
 
 
-async def test_an_engine_failure_keeps_its_text_and_receipt(door: Open) -> None:
-    door.house.backend.script = Exhausted("The queue is full.", retry_after_s=1.5)
-    call = door.stub.Chat(pb.ChatRequest(messages=HELLO))
+async def test_an_engine_failure_keeps_its_text_and_receipt(control: OpenControl) -> None:
+    control.fake.backend.script = Exhausted("The queue is full.", retry_after_s=1.5)
+    call = control.stub.Chat(pb.ChatRequest(messages=HELLO))
     error = await refused(call)
     assert (error.code(), error.details()) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "The queue is full.")
     details = details_of(error)
     assert details["RetryInfo"].retry_delay.ToMilliseconds() == 1500
     request_id = details["ErrorInfo"].metadata["request_id"]
-    receipt = (await door.stub.GetReceipt(pb.GetReceiptRequest(id=request_id))).receipt
+    receipt = (await control.stub.GetReceipt(pb.GetReceiptRequest(id=request_id))).receipt
     assert (receipt.finish, receipt.status, receipt.error) == (
         "error",
         429,
@@ -174,27 +188,27 @@ async def test_an_engine_failure_keeps_its_text_and_receipt(door: Open) -> None:
     assert dict(error.trailing_metadata())["x-request-id"] == request_id
 
 
-async def test_a_stream_that_breaks_off_ends_with_an_error(door: Open) -> None:
-    door.house.backend.script = [
+async def test_a_stream_that_breaks_off_ends_with_an_error(control: OpenControl) -> None:
+    control.fake.backend.script = [
         event({"content": "a"}),
         UpstreamFailed("It broke off.", details={"attempts": [{"url": "u"}]}),
     ]
-    call = door.stub.Chat(pb.ChatRequest(messages=HELLO, stream=True))
+    call = control.stub.Chat(pb.ChatRequest(messages=HELLO, stream=True))
     assert (await call.read()).delta.text == "a"
     error = await refused(call.read())
     assert error.code() is grpc.StatusCode.UNAVAILABLE
     assert details_of(error)["ErrorInfo"].metadata["attempts"] == '[{"url":"u"}]'
-    assert door.house.finished[0].finish_label == "cut_off"
+    assert control.fake.finished[0].finish_label == "cut_off"
 
 
-async def test_a_bug_is_internal_and_shows_no_details(door: Open) -> None:
-    door.house.backend.script = ZeroDivisionError
-    error = await refused(door.stub.Chat(pb.ChatRequest(messages=HELLO)))
+async def test_a_bug_is_internal_and_shows_no_details(control: OpenControl) -> None:
+    control.fake.backend.script = ZeroDivisionError
+    error = await refused(control.stub.Chat(pb.ChatRequest(messages=HELLO)))
     assert error.code() is grpc.StatusCode.INTERNAL
     assert error.details().startswith("Internal error.")
     assert "ZeroDivision" not in error.details()
     assert details_of(error)["ErrorInfo"].metadata["request_id"]
-    assert door.house.finished[0].status == 500
+    assert control.fake.finished[0].status == 500
 
 
 @pytest.mark.parametrize(
@@ -210,30 +224,30 @@ async def test_a_bug_is_internal_and_shows_no_details(door: Open) -> None:
     ],
 )
 async def test_an_upstream_status_becomes_a_code_with_its_text(
-    door: Open, status: int, code: grpc.StatusCode
+    control: OpenControl, status: int, code: grpc.StatusCode
 ) -> None:
-    door.house.backend.reply_status = status
-    door.house.backend.script = jsons.dumps(
+    control.fake.backend.reply_status = status
+    control.fake.backend.script = jsons.dumps(
         {"error": {"message": "too hot", "param": "temperature", "code": "hot"}}
     )
-    error = await refused(door.stub.Chat(pb.ChatRequest(messages=HELLO)))
+    error = await refused(control.stub.Chat(pb.ChatRequest(messages=HELLO)))
     assert (error.code(), error.details()) == (code, "too hot")
     assert details_of(error)["BadRequest"].field_violations[0].field == "temperature"
-    assert door.house.finished[0].status == status
+    assert control.fake.finished[0].status == status
 
 
-async def test_an_unknown_model_is_not_found(door: Open) -> None:
-    error = await refused(door.stub.Chat(pb.ChatRequest(model="no-such", messages=HELLO)))
+async def test_an_unknown_model_is_not_found(control: OpenControl) -> None:
+    error = await refused(control.stub.Chat(pb.ChatRequest(model="no-such", messages=HELLO)))
     assert error.code() is grpc.StatusCode.NOT_FOUND
     assert details_of(error)["ErrorInfo"].reason == "MODEL_NOT_FOUND"
 
 
-async def test_draining_refuses_new_chats_and_finishes_running_ones(door: Open) -> None:
-    door.house.backend.script = [event({"content": "a"}), "hang"]
-    running = door.stub.Chat(pb.ChatRequest(messages=HELLO, stream=True))
+async def test_draining_refuses_new_chats_and_finishes_running_ones(control: OpenControl) -> None:
+    control.fake.backend.script = [event({"content": "a"}), "hang"]
+    running = control.stub.Chat(pb.ChatRequest(messages=HELLO, stream=True))
     await running.read()
-    await door.stub.Drain(pb.DrainRequest())
-    error = await refused(door.stub.Chat(pb.ChatRequest(messages=HELLO)))
+    await control.stub.Drain(pb.DrainRequest())
+    error = await refused(control.stub.Chat(pb.ChatRequest(messages=HELLO)))
     assert error.code() is grpc.StatusCode.UNAVAILABLE
     assert details_of(error)["ErrorInfo"].reason == "DRAINING"
     assert not running.done()
@@ -321,11 +335,11 @@ def test_a_request_that_cannot_be_read_names_the_field(request_: pb.ChatRequest,
     assert caught.value.param == param
 
 
-async def test_a_request_that_cannot_be_read_is_an_invalid_argument(door: Open) -> None:
-    error = await refused(door.stub.Chat(pb.ChatRequest()))
+async def test_a_request_that_cannot_be_read_is_an_invalid_argument(control: OpenControl) -> None:
+    error = await refused(control.stub.Chat(pb.ChatRequest()))
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert details_of(error)["BadRequest"].field_violations[0].field == "messages"
-    assert door.house.backend.asked == []
+    assert control.fake.backend.asked == []
 
 
 def test_an_error_event_is_a_failure() -> None:
@@ -342,7 +356,7 @@ def test_deltas_keep_choices_apart_and_survive_odd_events() -> None:
     assert [(d.index, d.text) for d in deltas] == [(1, "a"), (0, ""), (0, "")]
 
 
-async def test_a_lone_surrogate_in_an_answer_does_not_break_the_call(door: Open) -> None:
-    door.house.backend.script = completion("x").replace(b'"content":"x"', b'"content":"\\ud800"')
-    reply, _ = await rest_of(door.stub.Chat(pb.ChatRequest(messages=HELLO)))
+async def test_a_lone_surrogate_in_an_answer_does_not_break_the_call(control: OpenControl) -> None:
+    control.fake.backend.script = completion("x").replace(b'"content":"x"', b'"content":"\\ud800"')
+    reply, _ = await rest_of(control.stub.Chat(pb.ChatRequest(messages=HELLO)))
     assert reply.reply.text == "?"

@@ -7,7 +7,7 @@ import trustme
 
 from appliance.base.errors import Unauthenticated
 from appliance.control.guard import Guard, is_loopback, problems
-from tests.control.standin import control_settings
+from tests.control.fake_appliance import control_settings
 
 TOKEN = "a-long-random-token"
 
@@ -92,16 +92,16 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def told(**values: object) -> list[tuple[str, bool]]:
+def reported(**values: object) -> list[tuple[str, bool]]:
     return [(p.variable, p.is_fatal) for p in problems(control_settings(**values))]
 
 
 def test_the_defaults_are_safe() -> None:
-    assert told(control_port=50051) == []
+    assert reported(control_port=50051) == []
 
 
 def test_a_door_that_is_off_has_no_problems() -> None:
-    assert told(control=False, control_host="0.0.0.0", control_port=50051) == []
+    assert reported(control=False, control_host="0.0.0.0", control_port=50051) == []
 
 
 def test_beyond_loopback_without_authentication_is_refused() -> None:
@@ -112,7 +112,7 @@ def test_beyond_loopback_without_authentication_is_refused() -> None:
 
 
 def test_a_socket_alone_is_not_beyond_loopback() -> None:
-    assert told(control_host="0.0.0.0", control_port=0, control_socket=Path("/run/c.sock")) == []
+    assert reported(control_host="0.0.0.0", control_port=0, control_socket=Path("/run/c.sock")) == []
 
 
 def test_a_token_without_tls_beyond_loopback_is_a_warning() -> None:
@@ -129,20 +129,20 @@ def test_tls_with_a_token_and_mutual_tls_are_both_fine(tls: Path) -> None:
         "control_tls_cert": tls / "one.pem",
         "control_tls_key": tls / "one.key",
     }
-    assert told(**pair, control_token=TOKEN) == []
-    assert told(**pair, control_tls_client_ca=tls / "ca.pem") == []
-    assert told(**pair) == [("CONTROL_HOST", True)]
+    assert reported(**pair, control_token=TOKEN) == []
+    assert reported(**pair, control_tls_client_ca=tls / "ca.pem") == []
+    assert reported(**pair) == [("CONTROL_HOST", True)]
 
 
 def test_tls_files_that_do_not_fit_are_named(tls: Path) -> None:
     one = {"control_tls_cert": tls / "one.pem", "control_tls_key": tls / "one.key"}
-    assert told(control_tls_cert=tls / "one.pem") == [("CONTROL_TLS_KEY", True)]
-    assert told(control_tls_key=tls / "one.key") == [("CONTROL_TLS_CERT", True)]
-    assert told(control_tls_client_ca=tls / "ca.pem") == [("CONTROL_TLS_CERT", True)]
-    assert told(**{**one, "control_tls_key": tls / "two.key"}) == [("CONTROL_TLS_CERT", True)]
-    assert told(**{**one, "control_tls_cert": tls / "rubbish"}) == [("CONTROL_TLS_CERT", True)]
-    assert told(**one, control_tls_client_ca=tls / "rubbish") == [("CONTROL_TLS_CLIENT_CA", True)]
-    assert told(**{**one, "control_tls_cert": tls / "missing"}, control_tls_client_ca=tls) == [
+    assert reported(control_tls_cert=tls / "one.pem") == [("CONTROL_TLS_KEY", True)]
+    assert reported(control_tls_key=tls / "one.key") == [("CONTROL_TLS_CERT", True)]
+    assert reported(control_tls_client_ca=tls / "ca.pem") == [("CONTROL_TLS_CERT", True)]
+    assert reported(**{**one, "control_tls_key": tls / "two.key"}) == [("CONTROL_TLS_CERT", True)]
+    assert reported(**{**one, "control_tls_cert": tls / "rubbish"}) == [("CONTROL_TLS_CERT", True)]
+    assert reported(**one, control_tls_client_ca=tls / "rubbish") == [("CONTROL_TLS_CLIENT_CA", True)]
+    assert reported(**{**one, "control_tls_cert": tls / "missing"}, control_tls_client_ca=tls) == [
         ("CONTROL_TLS_CERT", True),
         ("CONTROL_TLS_CLIENT_CA", True),
     ]
@@ -157,4 +157,4 @@ def test_a_token_that_cannot_serve_is_refused_and_not_shown(token: str) -> None:
 
 @pytest.mark.parametrize("path", [Path("relative.sock"), Path("/" + "x" * 107)])
 def test_a_socket_path_that_cannot_be_is_refused(path: Path) -> None:
-    assert told(control_socket=path) == [("CONTROL_SOCKET", True)]
+    assert reported(control_socket=path) == [("CONTROL_SOCKET", True)]

@@ -1,4 +1,4 @@
-"""Downloads over gRPC, by the generated client against the real door."""
+"""Downloads over gRPC, by the generated client against the real server."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -16,7 +16,7 @@ from appliance.control.v1 import control_pb2 as pb
 from appliance.downloads.contract import DownloadProgress
 from appliance.downloads.jobs import DownloadJobs
 from appliance.downloads.request import DownloadFolders
-from tests.control.standin import House, Open, opened, refused, rest_of
+from tests.control.fake_appliance import FakeAppliance, OpenControl, opened, refused, rest_of
 from tests.control.test_servicer import details_of
 from tests.downloads.standin_downloader import StandinDownloader
 
@@ -29,24 +29,24 @@ async def downloader() -> StandinDownloader:
 
 
 @pytest.fixture
-async def door(tmp_path: Path, downloader: StandinDownloader) -> AsyncIterator[Open]:
-    house = House()
+async def control(tmp_path: Path, downloader: StandinDownloader) -> AsyncIterator[OpenControl]:
+    fake = FakeAppliance()
     async with Tasks() as tasks:
-        house.jobs = DownloadJobs(downloader, tasks=tasks, clock=FakeClock())
-        house.folders = lambda: DownloadFolders(tmp_path / "home")
-        async with opened(tmp_path, house) as door:
-            yield door
-        await house.jobs.close()
+        fake.jobs = DownloadJobs(downloader, tasks=tasks, clock=FakeClock())
+        fake.folders = lambda: DownloadFolders(tmp_path / "home")
+        async with opened(tmp_path, fake) as control:
+            yield control
+        await fake.jobs.close()
 
 
-async def started(door: Open, **fields: object) -> pb.Job:
-    return (await door.stub.StartDownload(pb.StartDownloadRequest(**{"source": "ns/repo", **fields}))).job
+async def started(control: OpenControl, **fields: object) -> pb.Job:
+    return (await control.stub.StartDownload(pb.StartDownloadRequest(**{"source": "ns/repo", **fields}))).job
 
 
 async def test_a_download_is_started_and_seen(
-    door: Open, downloader: StandinDownloader, tmp_path: Path
+    control: OpenControl, downloader: StandinDownloader, tmp_path: Path
 ) -> None:
-    job = await started(door, config={"hf_token": SECRET, "revision": "v1"}, max_workers=3)
+    job = await started(control, config={"hf_token": SECRET, "revision": "v1"}, max_workers=3)
     run = await downloader.next()
     assert (run.request.source, run.request.output_dir, run.request.max_workers) == (
         "hf://ns/repo",
@@ -66,7 +66,7 @@ async def test_a_download_is_started_and_seen(
         False,
     )
     run.progress(25)
-    now = (await door.stub.GetJob(pb.GetJobRequest(id=job.id))).job
+    now = (await control.stub.GetJob(pb.GetJobRequest(id=job.id))).job
     assert (now.state, now.phase, now.done_bytes, now.total_bytes, now.percent, list(now.now)) == (
         pb.JOB_STATE_RUNNING,
         "fetching",
@@ -80,12 +80,12 @@ async def test_a_download_is_started_and_seen(
             total_bytes=100, done_bytes=25, now=("a.bin",), phase="fetching", note="again: it broke off"
         )
     )
-    now = (await door.stub.GetJob(pb.GetJobRequest(id=job.id))).job
+    now = (await control.stub.GetJob(pb.GetJobRequest(id=job.id))).job
     assert (now.note, now.percent) == ("again: it broke off", 25)
-    assert list((await door.stub.ListJobs(pb.ListJobsRequest())).jobs) == [now]
-    assert (await started(door, config={"revision": "v1"})).id == job.id
+    assert list((await control.stub.ListJobs(pb.ListJobsRequest())).jobs) == [now]
+    assert (await started(control, config={"revision": "v1"})).id == job.id
     run.finish()
-    done = [answer.job for answer in await rest_of(door.stub.WatchJob(pb.WatchJobRequest(id=job.id)))][-1]
+    done = [answer.job for answer in await rest_of(control.stub.WatchJob(pb.WatchJobRequest(id=job.id)))][-1]
     assert (done.state, done.files, done.files_done, done.total_bytes, done.percent, done.seconds) == (
         pb.JOB_STATE_COMPLETED,
         2,
@@ -96,10 +96,12 @@ async def test_a_download_is_started_and_seen(
     )
 
 
-async def test_watching_tells_each_change_until_the_end(door: Open, downloader: StandinDownloader) -> None:
-    job = await started(door)
+async def test_watching_tells_each_change_until_the_end(
+    control: OpenControl, downloader: StandinDownloader
+) -> None:
+    job = await started(control)
     run = await downloader.next()
-    call = door.stub.WatchJob(pb.WatchJobRequest(id=job.id))
+    call = control.stub.WatchJob(pb.WatchJobRequest(id=job.id))
     assert (await call.read()).job.state == pb.JOB_STATE_RUNNING
     run.progress(60)
     assert (await call.read()).job.done_bytes == 60
@@ -108,19 +110,21 @@ async def test_watching_tells_each_change_until_the_end(door: Open, downloader: 
     assert (last.job.state, last.job.error) == (pb.JOB_STATE_FAILED, "f.bin: 403 from there.")
 
 
-async def test_watching_ends_when_the_appliance_stops(door: Open, downloader: StandinDownloader) -> None:
-    job = await started(door)
+async def test_watching_ends_when_the_appliance_stops(
+    control: OpenControl, downloader: StandinDownloader
+) -> None:
+    job = await started(control)
     await downloader.next()
-    call = door.stub.WatchJob(pb.WatchJobRequest(id=job.id))
+    call = control.stub.WatchJob(pb.WatchJobRequest(id=job.id))
     await call.read()
-    door.house.become("stopping")
+    control.fake.become("stopping")
     assert await asyncio.wait_for(rest_of(call), 5) == []
 
 
-async def test_a_download_is_cancelled(door: Open, downloader: StandinDownloader) -> None:
-    job = await started(door)
+async def test_a_download_is_cancelled(control: OpenControl, downloader: StandinDownloader) -> None:
+    job = await started(control)
     run = await downloader.next()
-    assert (await door.stub.CancelJob(pb.CancelJobRequest(id=job.id))).job.state == pb.JOB_STATE_CANCELLED
+    assert (await control.stub.CancelJob(pb.CancelJobRequest(id=job.id))).job.state == pb.JOB_STATE_CANCELLED
     assert run.was_cancelled
 
 
@@ -135,38 +139,38 @@ async def test_a_download_is_cancelled(door: Open, downloader: StandinDownloader
     ],
 )
 async def test_what_is_asked_wrongly_is_refused(
-    door: Open, fields: dict[str, object], code: grpc.StatusCode, field: str
+    control: OpenControl, fields: dict[str, object], code: grpc.StatusCode, field: str
 ) -> None:
-    error = await refused(started(door, **fields))
+    error = await refused(started(control, **fields))
     assert (error.code(), details_of(error)["BadRequest"].field_violations[0].field) == (code, field)
     assert SECRET not in str(error)
 
 
 async def test_a_default_folder_is_named_after_the_source(
-    door: Open, downloader: StandinDownloader, tmp_path: Path
+    control: OpenControl, downloader: StandinDownloader, tmp_path: Path
 ) -> None:
     for source, folder in (
         ("hf://../../etc", "hf/etc"),
         ("s3://bucket/a/./b/", "s3/bucket/a/b"),
         ("https://host/x?sig=abcdef", "https/host/x"),
     ):
-        assert (await started(door, source=source)).output_dir == str(tmp_path / "home" / folder)
+        assert (await started(control, source=source)).output_dir == str(tmp_path / "home" / folder)
 
 
 @pytest.mark.parametrize("method", ["GetJob", "CancelJob", "WatchJob"])
-async def test_a_job_that_there_is_not(door: Open, method: str) -> None:
+async def test_a_job_that_there_is_not(control: OpenControl, method: str) -> None:
     for job_id, code in (("x", grpc.StatusCode.NOT_FOUND), ("", grpc.StatusCode.INVALID_ARGUMENT)):
         assert (
-            await refused(getattr(door.stub, method)(getattr(pb, f"{method}Request")(id=job_id)))
+            await refused(getattr(control.stub, method)(getattr(pb, f"{method}Request")(id=job_id)))
         ).code() == code
 
 
 @pytest.mark.parametrize("method", ["ListJobs", "GetJob", "StartDownload", "CancelJob", "WatchJob"])
 async def test_where_nothing_can_be_downloaded_every_call_says_so(tmp_path: Path, method: str) -> None:
-    async with opened(tmp_path) as door:
+    async with opened(tmp_path) as control:
         request = getattr(pb, f"{method}Request")
         error = await refused(
-            getattr(door.stub, method)(
+            getattr(control.stub, method)(
                 request(**({"id": "x"} if "id" in request.DESCRIPTOR.fields_by_name else {}))
             )
         )
@@ -176,15 +180,15 @@ async def test_where_nothing_can_be_downloaded_every_call_says_so(tmp_path: Path
         )
 
 
-async def test_credentials_are_in_no_answer(door: Open, downloader: StandinDownloader) -> None:
+async def test_credentials_are_in_no_answer(control: OpenControl, downloader: StandinDownloader) -> None:
     downloader.at_once = NotFound(f"f.bin: token={SECRET} {SECRET}")
     job = await started(
-        door, source=f"https://host/f?sig={SECRET}", config={"hf_token": SECRET, "odd": SECRET}
+        control, source=f"https://host/f?sig={SECRET}", config={"hf_token": SECRET, "odd": SECRET}
     )
-    answers = await rest_of(door.stub.WatchJob(pb.WatchJobRequest(id=job.id)))
+    answers = await rest_of(control.stub.WatchJob(pb.WatchJobRequest(id=job.id)))
     assert answers[-1].job.state == pb.JOB_STATE_FAILED
     assert "[secret]" in answers[-1].job.error
-    assert SECRET not in f"{answers} {await door.stub.ListJobs(pb.ListJobsRequest())}"
+    assert SECRET not in f"{answers} {await control.stub.ListJobs(pb.ListJobsRequest())}"
 
 
 def test_every_state_has_its_value() -> None:

@@ -1,4 +1,4 @@
-"""The calls about local models, with real gRPC clients over a unix socket; the manager behind the door does as it is told."""
+"""The calls about local models, with real gRPC clients over a unix socket and a scripted manager."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -13,30 +13,32 @@ from appliance.base.errors import ApplianceError, TimedOut, Unavailable
 from appliance.control.convert.models import to_model_status
 from appliance.control.v1 import control_pb2 as pb
 from appliance.models.status.views import FailedView, QueueView
-from tests.control.scripted_board import GIB, STARTED_AT_S, ScriptedBoard, model_view, ready_view
-from tests.control.standin import House, Open, opened, refused, rest_of
+from tests.control.fake_appliance import FakeAppliance, OpenControl, opened, refused, rest_of
+from tests.control.scripted_manager import GIB, STARTED_AT_S, ScriptedManager, model_view, ready_view
 from tests.control.test_servicer import details_of
 
 
 @pytest.fixture
-def manager() -> ScriptedBoard:
-    return ScriptedBoard(model_view("small"), ready_view("big"))
+def manager() -> ScriptedManager:
+    return ScriptedManager(model_view("small"), ready_view("big"))
 
 
 @pytest.fixture
-async def door(tmp_path: Path, manager: ScriptedBoard) -> AsyncIterator[Open]:
-    house = House()
-    house.manager = manager
-    async with opened(tmp_path, house) as door:
-        yield door
+async def control(tmp_path: Path, manager: ScriptedManager) -> AsyncIterator[OpenControl]:
+    fake = FakeAppliance()
+    fake.manager = manager
+    async with opened(tmp_path, fake) as control:
+        yield control
 
 
 # ---- seeing
 
 
-async def test_models_are_listed_in_the_order_of_the_table(door: Open, manager: ScriptedBoard) -> None:
+async def test_models_are_listed_in_the_order_of_the_table(
+    control: OpenControl, manager: ScriptedManager
+) -> None:
     manager.lines = [QueueView("big", 3, 12, 8, 1, 2, 4.5, 100)]
-    answer = await door.stub.ListModels(pb.ListModelsRequest())
+    answer = await control.stub.ListModels(pb.ListModelsRequest())
     small, big = answer.models
     assert (small.alias, small.status, small.path) == ("small", pb.MODEL_STATUS_OFF, "/models/small.gguf")
     assert (small.context_tokens, small.slots, small.replicas, small.size_bytes, small.estimate_bytes) == (
@@ -66,11 +68,11 @@ async def test_models_are_listed_in_the_order_of_the_table(door: Open, manager: 
     )
     assert (big.active, big.queue_length, big.memory_bytes) == (2, 3, 3 * GIB)
     assert big.expires_at.seconds == STARTED_AT_S + 300
-    assert answer.at.seconds == door.house.clock.now_s()
+    assert answer.at.seconds == control.fake.clock.now_s()
 
 
-async def test_a_models_processes_are_told_with_where_they_lie(door: Open) -> None:
-    (runner,) = (await door.stub.ListModels(pb.ListModelsRequest())).models[1].runners
+async def test_a_models_processes_are_told_with_where_they_lie(control: OpenControl) -> None:
+    (runner,) = (await control.stub.ListModels(pb.ListModelsRequest())).models[1].runners
     assert (runner.port, runner.pid, runner.status, runner.slots, runner.active) == (
         41000,
         4711,
@@ -86,14 +88,14 @@ async def test_a_models_processes_are_told_with_where_they_lie(door: Open) -> No
     )
 
 
-async def test_a_model_expires_with_its_last_process(door: Open, manager: ScriptedBoard) -> None:
+async def test_a_model_expires_with_its_last_process(control: OpenControl, manager: ScriptedManager) -> None:
     first = manager.views["big"].runners[0]
     for ends, expected in (((10, 20), 20), ((10, None), 0), ((None,), 0)):
         runners = tuple(
             replace(first, expires_at_s=None if end is None else STARTED_AT_S + end) for end in ends
         )
         manager.put(replace(manager.views["big"], runners=runners))
-        model = (await door.stub.ListModels(pb.ListModelsRequest())).models[1]
+        model = (await control.stub.ListModels(pb.ListModelsRequest())).models[1]
         assert model.expires_at.seconds == (STARTED_AT_S + expected if expected else 0)
         assert model.HasField("expires_at") == bool(expected)
 
@@ -104,8 +106,10 @@ def test_every_status_word_of_the_manager_has_its_value() -> None:
     assert to_model_status("dreaming") == pb.MODEL_STATUS_UNSPECIFIED
 
 
-async def test_watch_models_sends_each_change_until_the_stop(door: Open, manager: ScriptedBoard) -> None:
-    call = door.stub.WatchModels(pb.WatchModelsRequest())
+async def test_watch_models_sends_each_change_until_the_stop(
+    control: OpenControl, manager: ScriptedManager
+) -> None:
+    call = control.stub.WatchModels(pb.WatchModelsRequest())
     assert [model.status for model in (await call.read()).models] == [
         pb.MODEL_STATUS_OFF,
         pb.MODEL_STATUS_READY,
@@ -119,41 +123,43 @@ async def test_watch_models_sends_each_change_until_the_stop(door: Open, manager
         "it crashed: killed by signal 9",
         1,
     )
-    door.house.become("stopping")
+    control.fake.become("stopping")
     assert await rest_of(call) == []
     assert await call.code() is grpc.StatusCode.OK
 
 
-async def test_watching_tells_the_models_again_after_the_interval(door: Open) -> None:
-    call = door.stub.WatchModels(pb.WatchModelsRequest(interval_s=1))
+async def test_watching_tells_the_models_again_after_the_interval(control: OpenControl) -> None:
+    call = control.stub.WatchModels(pb.WatchModelsRequest(interval_s=1))
     first, second = await call.read(), await call.read()
     assert list(first.models) == list(second.models)
     call.cancel()
 
 
 @pytest.mark.parametrize("interval_s", [0.5, -1, 3601, float("nan"), float("inf")])
-async def test_watching_refuses_an_interval_out_of_range(door: Open, interval_s: float) -> None:
-    error = await refused(door.stub.WatchModels(pb.WatchModelsRequest(interval_s=interval_s)))
+async def test_watching_refuses_an_interval_out_of_range(control: OpenControl, interval_s: float) -> None:
+    error = await refused(control.stub.WatchModels(pb.WatchModelsRequest(interval_s=interval_s)))
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert details_of(error)["BadRequest"].field_violations[0].field == "interval_s"
 
 
-async def test_the_queue_tells_who_waits_for_which_model(door: Open, manager: ScriptedBoard) -> None:
+async def test_the_queue_tells_who_waits_for_which_model(
+    control: OpenControl, manager: ScriptedManager
+) -> None:
     manager.lines = [QueueView("small", 0, 0, 0, 0, 0), QueueView("big", 3, 12, 8, 1, 2, 4.5, 50)]
-    small, big = (await door.stub.GetQueue(pb.GetQueueRequest())).queues
+    small, big = (await control.stub.GetQueue(pb.GetQueueRequest())).queues
     assert (small.alias, small.queue_length, small.limit) == ("small", 0, 100)
     assert (big.queue_length, big.limit, big.oldest_s, big.current_processing) == (3, 50, 4.5, 2)
     assert (big.total_requests, big.total_processed, big.total_rejected) == (12, 8, 1)
-    assert [queue.alias for queue in (await door.stub.GetQueue(pb.GetQueueRequest(alias="big"))).queues] == [
-        "big"
-    ]
+    assert [
+        queue.alias for queue in (await control.stub.GetQueue(pb.GetQueueRequest(alias="big"))).queues
+    ] == ["big"]
 
 
 async def test_memory_is_told_by_device_with_the_models_that_take_it(
-    door: Open, manager: ScriptedBoard
+    control: OpenControl, manager: ScriptedManager
 ) -> None:
     manager.put(ready_view("small"))
-    gpu, ram = (await door.stub.GetVram(pb.GetVramRequest())).devices
+    gpu, ram = (await control.stub.GetVram(pb.GetVramRequest())).devices
     assert (gpu.index, gpu.name, gpu.total_bytes, gpu.used_bytes, gpu.free_bytes) == (
         0,
         "NVIDIA H100",
@@ -173,8 +179,8 @@ async def test_memory_is_told_by_device_with_the_models_that_take_it(
 # ---- loading
 
 
-async def test_a_load_sends_each_step_and_ends_ready(door: Open, manager: ScriptedBoard) -> None:
-    call = door.stub.LoadModel(pb.LoadModelRequest(alias="small", keep_alive_s=90))
+async def test_a_load_sends_each_step_and_ends_ready(control: OpenControl, manager: ScriptedManager) -> None:
+    call = control.stub.LoadModel(pb.LoadModelRequest(alias="small", keep_alive_s=90))
     assert (await call.read()).model.status == pb.MODEL_STATUS_OFF
     await manager.load_begun.wait()
     manager.put(model_view("small", status="starting", load_progress=0, expected_in_s=4.2))
@@ -192,27 +198,31 @@ async def test_a_load_sends_each_step_and_ends_ready(door: Open, manager: Script
     assert manager.asked == [("load", "small", 90.0)]
 
 
-async def test_a_model_that_is_ready_already_is_told_once(door: Open, manager: ScriptedBoard) -> None:
+async def test_a_model_that_is_ready_already_is_told_once(
+    control: OpenControl, manager: ScriptedManager
+) -> None:
     manager.is_quick = True
-    messages = await rest_of(door.stub.LoadModel(pb.LoadModelRequest(alias="big")))
+    messages = await rest_of(control.stub.LoadModel(pb.LoadModelRequest(alias="big")))
     assert [message.model.status for message in messages] == [pb.MODEL_STATUS_READY]
     assert manager.asked == [("load", "big", None)]
 
 
 @pytest.mark.parametrize("keep_alive_s", [0, -1, -1e300, 31_536_000])
 async def test_a_stay_may_be_none_for_ever_or_a_year(
-    door: Open, manager: ScriptedBoard, keep_alive_s: float
+    control: OpenControl, manager: ScriptedManager, keep_alive_s: float
 ) -> None:
     manager.is_quick = True
-    await rest_of(door.stub.LoadModel(pb.LoadModelRequest(alias="small", keep_alive_s=keep_alive_s)))
+    await rest_of(control.stub.LoadModel(pb.LoadModelRequest(alias="small", keep_alive_s=keep_alive_s)))
     assert manager.asked == [("load", "small", keep_alive_s)]
 
 
 @pytest.mark.parametrize("keep_alive_s", [31_536_001, float("inf"), float("-inf"), float("nan")])
 async def test_a_stay_that_is_no_sensible_number_is_refused(
-    door: Open, manager: ScriptedBoard, keep_alive_s: float
+    control: OpenControl, manager: ScriptedManager, keep_alive_s: float
 ) -> None:
-    error = await refused(door.stub.LoadModel(pb.LoadModelRequest(alias="small", keep_alive_s=keep_alive_s)))
+    error = await refused(
+        control.stub.LoadModel(pb.LoadModelRequest(alias="small", keep_alive_s=keep_alive_s))
+    )
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert "`keep_alive_s` must be at most 31536000 (a year), or negative for ever" in error.details()
     assert details_of(error)["BadRequest"].field_violations[0].field == "keep_alive_s"
@@ -235,13 +245,13 @@ async def test_a_stay_that_is_no_sensible_number_is_refused(
     ],
 )
 async def test_a_load_that_comes_to_nothing_ends_with_its_reason(
-    door: Open,
-    manager: ScriptedBoard,
+    control: OpenControl,
+    manager: ScriptedManager,
     failure: ApplianceError,
     code: grpc.StatusCode,
     reason: str,
 ) -> None:
-    call = door.stub.LoadModel(pb.LoadModelRequest(alias="small"))
+    call = control.stub.LoadModel(pb.LoadModelRequest(alias="small"))
     await manager.load_begun.wait()
     manager.fail(failure)
     error = await refused(call)
@@ -249,12 +259,14 @@ async def test_a_load_that_comes_to_nothing_ends_with_its_reason(
     assert details_of(error)["ErrorInfo"].reason == reason
 
 
-async def test_a_caller_that_leaves_does_not_stop_the_load(door: Open, manager: ScriptedBoard) -> None:
-    call = door.stub.LoadModel(pb.LoadModelRequest(alias="small"))
+async def test_a_caller_that_leaves_does_not_stop_the_load(
+    control: OpenControl, manager: ScriptedManager
+) -> None:
+    call = control.stub.LoadModel(pb.LoadModelRequest(alias="small"))
     await call.read()
     await manager.load_begun.wait()
     call.cancel()
-    follower = door.stub.WatchModels(pb.WatchModelsRequest())  # another caller sees it go on, and end
+    follower = control.stub.WatchModels(pb.WatchModelsRequest())  # another caller sees it go on, and end
     await follower.read()
     manager.ready("small")
     assert (await follower.read()).models[0].status == pb.MODEL_STATUS_READY
@@ -263,27 +275,33 @@ async def test_a_caller_that_leaves_does_not_stop_the_load(door: Open, manager: 
     follower.cancel()
 
 
-async def test_a_load_that_fails_without_a_caller_does_no_harm(door: Open, manager: ScriptedBoard) -> None:
-    call = door.stub.LoadModel(pb.LoadModelRequest(alias="small"))
+async def test_a_load_that_fails_without_a_caller_does_no_harm(
+    control: OpenControl, manager: ScriptedManager
+) -> None:
+    call = control.stub.LoadModel(pb.LoadModelRequest(alias="small"))
     await call.read()
     await manager.load_begun.wait()
     call.cancel()
     manager.fail(Unavailable("No memory."))
     await manager.load_ended.wait()
-    assert len((await door.stub.ListModels(pb.ListModelsRequest())).models) == 2
+    assert len((await control.stub.ListModels(pb.ListModelsRequest())).models) == 2
 
 
-async def test_following_a_load_ends_when_the_appliance_stops(door: Open, manager: ScriptedBoard) -> None:
-    call = door.stub.LoadModel(pb.LoadModelRequest(alias="small"))
+async def test_following_a_load_ends_when_the_appliance_stops(
+    control: OpenControl, manager: ScriptedManager
+) -> None:
+    call = control.stub.LoadModel(pb.LoadModelRequest(alias="small"))
     await manager.load_begun.wait()
-    door.house.become("stopping")
+    control.fake.become("stopping")
     error = await refused(call)
     assert error.code() is grpc.StatusCode.UNAVAILABLE
     assert details_of(error)["ErrorInfo"].reason == "SHUTTING_DOWN"
 
 
-async def test_a_model_removed_while_it_loads_ends_the_call(door: Open, manager: ScriptedBoard) -> None:
-    call = door.stub.LoadModel(pb.LoadModelRequest(alias="small"))
+async def test_a_model_removed_while_it_loads_ends_the_call(
+    control: OpenControl, manager: ScriptedManager
+) -> None:
+    call = control.stub.LoadModel(pb.LoadModelRequest(alias="small"))
     await manager.load_begun.wait()
     del manager.views["small"]
     manager.bump()
@@ -295,14 +313,16 @@ async def test_a_model_removed_while_it_loads_ends_the_call(door: Open, manager:
 
 
 @pytest.mark.parametrize("force", [False, True])
-async def test_a_model_is_ejected(door: Open, manager: ScriptedBoard, force: bool) -> None:
-    answer = await door.stub.EjectModel(pb.EjectModelRequest(alias="big", force=force))
+async def test_a_model_is_ejected(control: OpenControl, manager: ScriptedManager, force: bool) -> None:
+    answer = await control.stub.EjectModel(pb.EjectModelRequest(alias="big", force=force))
     assert (answer.was_loaded, answer.waited_for, answer.model.status) == (True, 2, pb.MODEL_STATUS_OFF)
     assert manager.asked == [("eject", "big", force)]
-    assert not (await door.stub.EjectModel(pb.EjectModelRequest(alias="big"))).was_loaded
+    assert not (await control.stub.EjectModel(pb.EjectModelRequest(alias="big"))).was_loaded
 
 
-async def test_an_eject_goes_on_when_its_caller_leaves(door: Open, manager: ScriptedBoard) -> None:
+async def test_an_eject_goes_on_when_its_caller_leaves(
+    control: OpenControl, manager: ScriptedManager
+) -> None:
     is_asked, may_end, has_ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
     at_once = manager.eject
 
@@ -314,7 +334,7 @@ async def test_an_eject_goes_on_when_its_caller_leaves(door: Open, manager: Scri
         return found
 
     manager.eject = slow  # type: ignore[method-assign]
-    call = door.stub.EjectModel(pb.EjectModelRequest(alias="big"))
+    call = control.stub.EjectModel(pb.EjectModelRequest(alias="big"))
     running = asyncio.ensure_future(refused(call))
     await is_asked.wait()
     call.cancel()
@@ -325,17 +345,19 @@ async def test_an_eject_goes_on_when_its_caller_leaves(door: Open, manager: Scri
     assert manager.views["big"].status == "off"
 
 
-async def test_a_failed_model_is_reset_and_its_failures_are_told(door: Open, manager: ScriptedBoard) -> None:
+async def test_a_failed_model_is_reset_and_its_failures_are_told(
+    control: OpenControl, manager: ScriptedManager
+) -> None:
     manager.put(model_view("small", status="failed", attempts=3, error_message="bad file"))
     manager.failures["small"] = FailedView("small", 3, "bad file")
-    answer = await door.stub.ResetModel(pb.ResetModelRequest(alias="small"))
+    answer = await control.stub.ResetModel(pb.ResetModelRequest(alias="small"))
     assert (answer.had_failures, answer.attempts, answer.error, answer.model.status) == (
         True,
         3,
         "bad file",
         pb.MODEL_STATUS_OFF,
     )
-    again = await door.stub.ResetModel(pb.ResetModelRequest(alias="small"))
+    again = await control.stub.ResetModel(pb.ResetModelRequest(alias="small"))
     assert (again.had_failures, again.attempts, again.error) == (False, 0, "")
 
 
@@ -343,10 +365,10 @@ async def test_a_failed_model_is_reset_and_its_failures_are_told(door: Open, man
     ("given", "is_pinned"), [({}, True), ({"pinned": True}, True), ({"pinned": False}, False)]
 )
 async def test_a_model_is_pinned_or_unpinned(
-    door: Open, manager: ScriptedBoard, given: dict[str, bool], is_pinned: bool
+    control: OpenControl, manager: ScriptedManager, given: dict[str, bool], is_pinned: bool
 ) -> None:
     manager.put(ready_view("big", is_pinned=not is_pinned))
-    answer = await door.stub.PinModel(pb.PinModelRequest(alias="big", **given))
+    answer = await control.stub.PinModel(pb.PinModelRequest(alias="big", **given))
     assert answer.model.is_pinned == is_pinned
     assert manager.asked == [("pin", "big", is_pinned)]
 
@@ -356,13 +378,15 @@ async def test_a_model_is_pinned_or_unpinned(
 NAMED = ["LoadModel", "EjectModel", "ResetModel", "PinModel"]
 
 
-def asking(door: Open, name: str, **fields: Any) -> Any:
-    return getattr(door.stub, name)(getattr(pb, f"{name}Request")(**fields))
+def asking(control: OpenControl, name: str, **fields: Any) -> Any:
+    return getattr(control.stub, name)(getattr(pb, f"{name}Request")(**fields))
 
 
 @pytest.mark.parametrize("name", NAMED)
-async def test_a_call_about_one_model_wants_its_name(door: Open, manager: ScriptedBoard, name: str) -> None:
-    error = await refused(asking(door, name))
+async def test_a_call_about_one_model_wants_its_name(
+    control: OpenControl, manager: ScriptedManager, name: str
+) -> None:
+    error = await refused(asking(control, name))
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert details_of(error)["BadRequest"].field_violations[0].field == "alias"
     assert manager.asked == []
@@ -370,9 +394,9 @@ async def test_a_call_about_one_model_wants_its_name(door: Open, manager: Script
 
 @pytest.mark.parametrize("name", [*NAMED, "GetQueue"])
 async def test_a_model_that_is_not_in_the_table_is_not_found(
-    door: Open, manager: ScriptedBoard, name: str
+    control: OpenControl, manager: ScriptedManager, name: str
 ) -> None:
-    error = await refused(asking(door, name, alias="nobody"))
+    error = await refused(asking(control, name, alias="nobody"))
     assert (error.code(), error.details()) == (grpc.StatusCode.NOT_FOUND, "There is no model 'nobody'.")
     assert details_of(error)["ErrorInfo"].reason == "MODEL_NOT_FOUND"
     assert manager.asked == []
@@ -380,8 +404,8 @@ async def test_a_model_that_is_not_in_the_table_is_not_found(
 
 @pytest.mark.parametrize("name", [*NAMED, "WatchModels", "GetQueue", "GetVram"])
 async def test_without_a_table_of_models_the_calls_say_what_to_set(tmp_path: Path, name: str) -> None:
-    async with opened(tmp_path) as door:
-        error = await refused(asking(door, name, **({"alias": "small"} if name in NAMED else {})))
+    async with opened(tmp_path) as control:
+        error = await refused(asking(control, name, **({"alias": "small"} if name in NAMED else {})))
     assert error.code() is grpc.StatusCode.FAILED_PRECONDITION
     assert "MODEL_DIR" in error.details()
     assert "CONFIG_PATH" in error.details()
@@ -389,16 +413,16 @@ async def test_without_a_table_of_models_the_calls_say_what_to_set(tmp_path: Pat
 
 
 async def test_without_a_table_of_models_none_are_listed(tmp_path: Path) -> None:
-    async with opened(tmp_path) as door:
-        assert list((await door.stub.ListModels(pb.ListModelsRequest())).models) == []
+    async with opened(tmp_path) as control:
+        assert list((await control.stub.ListModels(pb.ListModelsRequest())).models) == []
 
 
 @pytest.mark.parametrize("name", ["ListModels", *NAMED, "WatchModels", "GetQueue", "GetVram"])
 async def test_no_call_about_models_is_answered_without_the_token(
-    tmp_path: Path, manager: ScriptedBoard, name: str
+    tmp_path: Path, manager: ScriptedManager, name: str
 ) -> None:
-    house = House()
-    house.manager = manager
-    async with opened(tmp_path, house, control_token="a-long-random-token") as door:
-        assert (await refused(asking(door, name))).code() is grpc.StatusCode.UNAUTHENTICATED
+    fake = FakeAppliance()
+    fake.manager = manager
+    async with opened(tmp_path, fake, control_token="a-long-random-token") as control:
+        assert (await refused(asking(control, name))).code() is grpc.StatusCode.UNAUTHENTICATED
     assert manager.asked == []

@@ -1,4 +1,4 @@
-"""The door itself: where it opens, whom it lets in, its bounds, health and reflection, and how it closes."""
+"""The server: where it listens, whom it admits, its limits, health and reflection, and how it closes."""
 
 import asyncio
 import socket
@@ -20,7 +20,16 @@ from appliance.base.tasks import Tasks
 from appliance.control.server import MAX_MESSAGE_BYTES, remove_dead_socket, serving_control
 from appliance.control.v1 import control_pb2 as pb
 from appliance.control.v1 import control_pb2_grpc
-from tests.control.standin import House, Open, control_settings, event, free_port, opened, refused, rest_of
+from tests.control.fake_appliance import (
+    FakeAppliance,
+    OpenControl,
+    control_settings,
+    event,
+    free_port,
+    opened,
+    refused,
+    rest_of,
+)
 
 TOKEN = "a-long-random-token"
 MESSAGES = [pb.ChatMessage(role="user", content="hello")]
@@ -28,9 +37,9 @@ SERVICE = "appliance.control.v1.Control"
 
 
 @pytest.fixture
-async def door(tmp_path: Path) -> AsyncIterator[Open]:
-    async with opened(tmp_path) as door:
-        yield door
+async def control(tmp_path: Path) -> AsyncIterator[OpenControl]:
+    async with opened(tmp_path) as control:
+        yield control
 
 
 # ---- where it opens
@@ -39,7 +48,7 @@ async def door(tmp_path: Path) -> AsyncIterator[Open]:
 async def test_it_opens_a_port_and_a_socket_and_tells_both(tmp_path: Path) -> None:
     port = free_port()
     settings = control_settings(control_port=port, control_socket=tmp_path / "c.sock")
-    async with serving_control(settings, House().parts()) as addresses:
+    async with serving_control(settings, FakeAppliance().parts()) as addresses:
         assert addresses == [f"127.0.0.1:{port}", f"unix:{tmp_path / 'c.sock'}"]
         for address in addresses:
             async with grpc.aio.insecure_channel(address) as channel:
@@ -53,7 +62,7 @@ async def test_it_opens_an_ipv6_address() -> None:
         probe.bind(("::1", 0))
         port = probe.getsockname()[1]
     async with serving_control(
-        control_settings(control_host="::1", control_port=port), House().parts()
+        control_settings(control_host="::1", control_port=port), FakeAppliance().parts()
     ) as addresses:
         assert addresses == [f"[::1]:{port}"]
         async with grpc.aio.insecure_channel(addresses[0]) as channel:
@@ -62,14 +71,14 @@ async def test_it_opens_an_ipv6_address() -> None:
 
 @pytest.mark.parametrize("values", [{}, {"control": False, "control_port": 50051, "control_host": "0.0.0.0"}])
 async def test_it_opens_nothing_when_it_is_off(values: dict[str, Any]) -> None:
-    async with serving_control(control_settings(**values), House().parts()) as addresses:
+    async with serving_control(control_settings(**values), FakeAppliance().parts()) as addresses:
         assert addresses == []
 
 
 async def test_unauthenticated_listening_beyond_loopback_is_refused() -> None:
     with pytest.raises(InvalidSettings, match="CONTROL_TOKEN"):
         async with serving_control(
-            control_settings(control_host="0.0.0.0", control_port=free_port()), House().parts()
+            control_settings(control_host="0.0.0.0", control_port=free_port()), FakeAppliance().parts()
         ):
             raise AssertionError("it opened")
 
@@ -80,22 +89,22 @@ async def test_a_taken_port_is_named() -> None:
         taken.listen()
         with pytest.raises(OSError, match="CONTROL_PORT"):
             async with serving_control(
-                control_settings(control_port=taken.getsockname()[1]), House().parts()
+                control_settings(control_port=taken.getsockname()[1]), FakeAppliance().parts()
             ):
                 raise AssertionError("it opened")
 
 
 async def test_a_port_is_not_shared_with_another_appliance() -> None:
     settings = control_settings(control_port=free_port())
-    async with serving_control(settings, House().parts()):
+    async with serving_control(settings, FakeAppliance().parts()):
         with pytest.raises(OSError, match="address is in use"):
-            async with serving_control(settings, House().parts()):
+            async with serving_control(settings, FakeAppliance().parts()):
                 raise AssertionError("it opened")
 
 
 async def test_the_socket_is_private_and_removed_at_the_end(tmp_path: Path) -> None:
     path = tmp_path / "c.sock"
-    async with serving_control(control_settings(control_socket=path), House().parts()):
+    async with serving_control(control_settings(control_socket=path), FakeAppliance().parts()):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert not path.exists()
 
@@ -104,16 +113,18 @@ async def test_a_dead_socket_is_taken_away(tmp_path: Path) -> None:
     path = tmp_path / "c.sock"
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))
-    async with serving_control(control_settings(control_socket=path), House().parts()) as addresses:
+    async with serving_control(control_settings(control_socket=path), FakeAppliance().parts()) as addresses:
         assert addresses == [f"unix:{path}"]
 
 
 async def test_a_socket_in_use_is_left_alone(tmp_path: Path) -> None:
-    async with opened(tmp_path) as door:
+    async with opened(tmp_path) as control:
         with pytest.raises(OSError, match="in use"):
-            async with serving_control(control_settings(control_socket=tmp_path / "c.sock"), House().parts()):
+            async with serving_control(
+                control_settings(control_socket=tmp_path / "c.sock"), FakeAppliance().parts()
+            ):
                 raise AssertionError("it opened")
-        assert (await door.stub.GetStatus(pb.GetStatusRequest())).status.ok
+        assert (await control.stub.GetStatus(pb.GetStatusRequest())).status.ok
 
 
 def test_a_file_in_the_sockets_place_is_left_alone(tmp_path: Path) -> None:
@@ -127,7 +138,7 @@ def test_a_file_in_the_sockets_place_is_left_alone(tmp_path: Path) -> None:
 async def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="CONTROL_SOCKET"):
         async with serving_control(
-            control_settings(control_socket=tmp_path / "none" / "c.sock"), House().parts()
+            control_settings(control_socket=tmp_path / "none" / "c.sock"), FakeAppliance().parts()
         ):
             raise AssertionError("it opened")
 
@@ -136,23 +147,23 @@ async def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 
 async def test_without_its_token_every_call_but_health_is_refused(tmp_path: Path) -> None:
-    async with opened(tmp_path, control_token=TOKEN) as door:
+    async with opened(tmp_path, control_token=TOKEN) as control:
         for metadata in (None, (("authorization", "Bearer wrong-token"),)):
             for call in (
-                door.stub.GetStatus(pb.GetStatusRequest(), metadata=metadata),
-                door.stub.WatchStatus(pb.WatchStatusRequest(), metadata=metadata),
-                door.stub.Chat(pb.ChatRequest(messages=MESSAGES), metadata=metadata),
-                door.stub.Shutdown(pb.ShutdownRequest(), metadata=metadata),
+                control.stub.GetStatus(pb.GetStatusRequest(), metadata=metadata),
+                control.stub.WatchStatus(pb.WatchStatusRequest(), metadata=metadata),
+                control.stub.Chat(pb.ChatRequest(messages=MESSAGES), metadata=metadata),
+                control.stub.Shutdown(pb.ShutdownRequest(), metadata=metadata),
             ):
                 error = await refused(call)
                 assert error.code() is grpc.StatusCode.UNAUTHENTICATED
-        reflecting = reflection_pb2_grpc.ServerReflectionStub(door.channel).ServerReflectionInfo(
+        reflecting = reflection_pb2_grpc.ServerReflectionStub(control.channel).ServerReflectionInfo(
             iter([reflection_pb2.ServerReflectionRequest(list_services="")])
         )
         assert (await refused(reflecting)).code() is grpc.StatusCode.UNAUTHENTICATED
-        assert door.house.backend.asked == []
-        assert door.house.shutdowns == []
-        checked = await health_pb2_grpc.HealthStub(door.channel).Check(
+        assert control.fake.backend.asked == []
+        assert control.fake.shutdowns == []
+        checked = await health_pb2_grpc.HealthStub(control.channel).Check(
             health_pb2.HealthCheckRequest(service="liveness")
         )
         assert checked.status == health_pb2.HealthCheckResponse.SERVING
@@ -160,9 +171,11 @@ async def test_without_its_token_every_call_but_health_is_refused(tmp_path: Path
 
 @pytest.mark.parametrize("header", [("authorization", f"Bearer {TOKEN}"), ("x-api-key", TOKEN)])
 async def test_with_its_token_a_call_passes(tmp_path: Path, header: tuple[str, str]) -> None:
-    async with opened(tmp_path, control_token=TOKEN) as door:
-        assert (await door.stub.GetStatus(pb.GetStatusRequest(), metadata=(header,))).status.ok
-        assert len(await rest_of(door.stub.Chat(pb.ChatRequest(messages=MESSAGES), metadata=(header,)))) == 2
+    async with opened(tmp_path, control_token=TOKEN) as control:
+        assert (await control.stub.GetStatus(pb.GetStatusRequest(), metadata=(header,))).status.ok
+        assert (
+            len(await rest_of(control.stub.Chat(pb.ChatRequest(messages=MESSAGES), metadata=(header,)))) == 2
+        )
 
 
 class Pki:
@@ -203,7 +216,7 @@ async def ask(port: int, credentials: grpc.ChannelCredentials | None, **call: An
 async def test_tls_shows_the_certificate_and_still_asks_for_the_token(pki: Pki) -> None:
     port = free_port()
     async with serving_control(
-        control_settings(control_port=port, control_token=TOKEN, **pki.settings), House().parts()
+        control_settings(control_port=port, control_token=TOKEN, **pki.settings), FakeAppliance().parts()
     ):
         trusted = grpc.ssl_channel_credentials(pki.ca)
         assert (await ask(port, trusted, metadata=(("x-api-key", TOKEN),))).status.ok
@@ -213,7 +226,7 @@ async def test_tls_shows_the_certificate_and_still_asks_for_the_token(pki: Pki) 
 
 async def test_mutual_tls_admits_only_certificates_of_the_ca(pki: Pki) -> None:
     port = free_port()
-    async with serving_control(control_settings(control_port=port, **pki.mutual), House().parts()):
+    async with serving_control(control_settings(control_port=port, **pki.mutual), FakeAppliance().parts()):
         for key, cert in ((None, None), pki.stranger):
             error = await refused(ask(port, grpc.ssl_channel_credentials(pki.ca, key, cert)))
             assert error.code() is grpc.StatusCode.UNAVAILABLE
@@ -223,8 +236,8 @@ async def test_mutual_tls_admits_only_certificates_of_the_ca(pki: Pki) -> None:
 # ---- health and reflection
 
 
-async def test_health_follows_the_state(door: Open) -> None:
-    health = health_pb2_grpc.HealthStub(door.channel)
+async def test_health_follows_the_state(control: OpenControl) -> None:
+    health = health_pb2_grpc.HealthStub(control.channel)
 
     async def states() -> dict[str, str]:
         listed = await health.List(health_pb2.HealthListRequest())
@@ -237,28 +250,30 @@ async def test_health_follows_the_state(door: Open) -> None:
 
     alive = {"": "SERVING", SERVICE: "SERVING", "liveness": "SERVING"}
     assert await states() == {**alive, "readiness": "SERVING"}
-    await door.stub.Drain(pb.DrainRequest())
+    await control.stub.Drain(pb.DrainRequest())
     assert await states() == {**alive, "readiness": "NOT_SERVING"}
-    await door.stub.Resume(pb.ResumeRequest())
+    await control.stub.Resume(pb.ResumeRequest())
     assert await states() == {**alive, "readiness": "SERVING"}
-    door.house.state = "starting"
+    control.fake.state = "starting"
     assert await states() == {**alive, "readiness": "NOT_SERVING"}
-    door.house.state = "stopping"
+    control.fake.state = "stopping"
     assert set((await states()).values()) == {"NOT_SERVING"}
 
 
-async def test_watched_health_sends_each_change_once(door: Open) -> None:
-    watch = health_pb2_grpc.HealthStub(door.channel).Watch(health_pb2.HealthCheckRequest(service="readiness"))
+async def test_watched_health_sends_each_change_once(control: OpenControl) -> None:
+    watch = health_pb2_grpc.HealthStub(control.channel).Watch(
+        health_pb2.HealthCheckRequest(service="readiness")
+    )
     assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
-    door.house.become("serving")  # something else changed
-    door.house.become("draining")
+    control.fake.become("serving")  # something else changed
+    control.fake.become("draining")
     assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
-    door.house.become("stopping")
+    control.fake.become("stopping")
     assert await rest_of(watch) == []
 
 
-async def test_health_of_an_unknown_service(door: Open) -> None:
-    health = health_pb2_grpc.HealthStub(door.channel)
+async def test_health_of_an_unknown_service(control: OpenControl) -> None:
+    health = health_pb2_grpc.HealthStub(control.channel)
     error = await refused(health.Check(health_pb2.HealthCheckRequest(service="nonsense")))
     assert error.code() is grpc.StatusCode.NOT_FOUND
     watch = health.Watch(health_pb2.HealthCheckRequest(service="nonsense"))
@@ -266,12 +281,12 @@ async def test_health_of_an_unknown_service(door: Open) -> None:
     watch.cancel()
 
 
-async def test_reflection_lists_the_services_and_gives_the_file(door: Open) -> None:
+async def test_reflection_lists_the_services_and_gives_the_file(control: OpenControl) -> None:
     requests = [
         reflection_pb2.ServerReflectionRequest(list_services=""),
         reflection_pb2.ServerReflectionRequest(file_containing_symbol=SERVICE),
     ]
-    stub = reflection_pb2_grpc.ServerReflectionStub(door.channel)
+    stub = reflection_pb2_grpc.ServerReflectionStub(control.channel)
     listed, file = await rest_of_stream(stub.ServerReflectionInfo(iter(requests)))
     names = {service.name for service in listed.list_services_response.service}
     assert names == {SERVICE, "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
@@ -282,8 +297,8 @@ async def rest_of_stream(call: Any) -> list[Any]:
     return [message async for message in call]
 
 
-async def test_an_unknown_call_is_unimplemented(door: Open) -> None:
-    call = door.channel.unary_unary(f"/{SERVICE}/Explode")
+async def test_an_unknown_call_is_unimplemented(control: OpenControl) -> None:
+    call = control.channel.unary_unary(f"/{SERVICE}/Explode")
     assert (await refused(call(b""))).code() is grpc.StatusCode.UNIMPLEMENTED
 
 
@@ -291,42 +306,42 @@ async def test_an_unknown_call_is_unimplemented(door: Open) -> None:
 
 
 async def test_calls_beyond_the_bound_are_refused_and_room_comes_back(tmp_path: Path) -> None:
-    async with opened(tmp_path, max_calls=2) as door:
-        watches = [door.stub.WatchStatus(pb.WatchStatusRequest()) for _ in range(2)]
+    async with opened(tmp_path, max_calls=2) as control:
+        watches = [control.stub.WatchStatus(pb.WatchStatusRequest()) for _ in range(2)]
         for watch in watches:
             await watch.read()
-        error = await refused(door.stub.GetStatus(pb.GetStatusRequest()))
+        error = await refused(control.stub.GetStatus(pb.GetStatusRequest()))
         assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         watches[0].cancel()
         code = grpc.StatusCode.RESOURCE_EXHAUSTED
         while code is grpc.StatusCode.RESOURCE_EXHAUSTED:  # until the cancelled call has ended there too
-            call = door.stub.GetStatus(pb.GetStatusRequest())
+            call = control.stub.GetStatus(pb.GetStatusRequest())
             code = await call.code()
         assert code is grpc.StatusCode.OK
         watches[1].cancel()
 
 
-async def test_a_message_that_is_too_large_is_refused(door: Open) -> None:
+async def test_a_message_that_is_too_large_is_refused(control: OpenControl) -> None:
     request = pb.ChatRequest(openai_json=b"x" * (MAX_MESSAGE_BYTES + 1))
-    assert (await refused(door.stub.Chat(request))).code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-    assert door.house.backend.asked == []
+    assert (await refused(control.stub.Chat(request))).code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert control.fake.backend.asked == []
 
 
-async def test_a_message_that_cannot_be_read_does_not_hurt_the_door(door: Open) -> None:
-    call = door.channel.unary_unary(f"/{SERVICE}/GetReceipt")
+async def test_a_message_that_cannot_be_read_does_not_hurt_the_door(control: OpenControl) -> None:
+    call = control.channel.unary_unary(f"/{SERVICE}/GetReceipt")
     assert (await refused(call(b"\xff\xff\xff"))).code() is grpc.StatusCode.INVALID_ARGUMENT
-    assert (await door.stub.GetStatus(pb.GetStatusRequest())).status.ok
+    assert (await control.stub.GetStatus(pb.GetStatusRequest())).status.ok
 
 
 async def test_each_call_leaves_one_line_with_its_code_and_no_token(tmp_path: Path) -> None:
     with structlog.testing.capture_logs() as logs:
-        async with opened(tmp_path, control_token=TOKEN) as door:
-            await door.stub.GetStatus(pb.GetStatusRequest(), metadata=(("x-api-key", TOKEN),))
+        async with opened(tmp_path, control_token=TOKEN) as control:
+            await control.stub.GetStatus(pb.GetStatusRequest(), metadata=(("x-api-key", TOKEN),))
             await refused(
-                door.stub.GetReceipt(pb.GetReceiptRequest(id="x"), metadata=(("x-api-key", TOKEN),))
+                control.stub.GetReceipt(pb.GetReceiptRequest(id="x"), metadata=(("x-api-key", TOKEN),))
             )
             await refused(
-                door.stub.GetStatus(pb.GetStatusRequest(), metadata=(("x-api-key", "a-wrong-token"),))
+                control.stub.GetStatus(pb.GetStatusRequest(), metadata=(("x-api-key", "a-wrong-token"),))
             )
     calls = [
         (line["method"], line["code"], line["log_level"]) for line in logs if line["event"] == "control_call"
@@ -341,8 +356,8 @@ async def test_each_call_leaves_one_line_with_its_code_and_no_token(tmp_path: Pa
 
 
 async def test_a_strangers_message_is_not_even_read(tmp_path: Path) -> None:
-    async with opened(tmp_path, control_token=TOKEN) as door:
-        call = door.channel.unary_unary(f"/{SERVICE}/GetReceipt")
+    async with opened(tmp_path, control_token=TOKEN) as control:
+        call = control.channel.unary_unary(f"/{SERVICE}/GetReceipt")
         assert (await refused(call(b"\xff\xff\xff"))).code() is grpc.StatusCode.UNAUTHENTICATED
 
 
@@ -352,26 +367,26 @@ async def test_a_strangers_message_is_not_even_read(tmp_path: Path) -> None:
 async def test_followers_end_at_once_and_running_calls_after_the_grace(
     tmp_path: Path,
 ) -> None:
-    house = House()
-    house.backend.script = [event({"content": "a"}), "hang"]
-    house.grace_s = 0.2
-    async with opened(tmp_path, house) as door:
-        chat = door.stub.Chat(pb.ChatRequest(messages=MESSAGES, stream=True))
-        watch = door.stub.WatchStatus(pb.WatchStatusRequest())
+    fake = FakeAppliance()
+    fake.backend.script = [event({"content": "a"}), "hang"]
+    fake.grace_s = 0.2
+    async with opened(tmp_path, fake) as control:
+        chat = control.stub.Chat(pb.ChatRequest(messages=MESSAGES, stream=True))
+        watch = control.stub.WatchStatus(pb.WatchStatusRequest())
         await chat.read()
         await watch.read()
-        house.become("stopping")
+        fake.become("stopping")
         await rest_of(watch)
         assert not chat.done()
-    assert house.backend.cancelled.is_set()
-    assert house.finished[0].finish_label == "client_left"
+    assert fake.backend.cancelled.is_set()
+    assert fake.finished[0].finish_label == "client_left"
 
 
 async def test_a_follower_does_not_hold_the_door_open(tmp_path: Path) -> None:
-    house = House()
-    house.grace_s = 3600
+    fake = FakeAppliance()
+    fake.grace_s = 3600
     async with grpc.aio.insecure_channel(f"unix:{tmp_path / 'c.sock'}") as channel:
-        async with serving_control(control_settings(control_socket=tmp_path / "c.sock"), house.parts()):
+        async with serving_control(control_settings(control_socket=tmp_path / "c.sock"), fake.parts()):
             watch = control_pb2_grpc.ControlStub(channel).WatchStatus(pb.WatchStatusRequest())
             await watch.read()
         await rest_of(watch)
@@ -379,21 +394,21 @@ async def test_a_follower_does_not_hold_the_door_open(tmp_path: Path) -> None:
 
 
 async def test_an_answer_that_ends_within_the_grace_arrives_whole(tmp_path: Path) -> None:
-    house = House()
+    fake = FakeAppliance()
     release = asyncio.Event()
 
-    house.backend.script = [
+    fake.backend.script = [
         event({"content": "a"}),
         "hang",
         event({"content": "b"}, finish="stop") + b"data: [DONE]\n\n",
     ]
-    house.backend.release = release
-    house.grace_s = 60
+    fake.backend.release = release
+    fake.grace_s = 60
     settings = control_settings(control_socket=tmp_path / "c.sock")
     leave = asyncio.Event()
 
     async def serve() -> None:
-        async with serving_control(settings, house.parts()):
+        async with serving_control(settings, fake.parts()):
             await leave.wait()
 
     async with Tasks() as tasks:
@@ -403,7 +418,7 @@ async def test_an_answer_that_ends_within_the_grace_arrives_whole(tmp_path: Path
             chat = stub.Chat(pb.ChatRequest(messages=MESSAGES, stream=True), wait_for_ready=True)
             await chat.read()
             leave.set()
-            house.become("stopping")
+            fake.become("stopping")
             release.set()
             rest = await rest_of(chat)
             assert [m.WhichOneof("part") for m in rest] == ["delta", "receipt"]
@@ -411,19 +426,19 @@ async def test_an_answer_that_ends_within_the_grace_arrives_whole(tmp_path: Path
 
 
 async def test_a_second_signal_takes_the_grace_away(tmp_path: Path) -> None:
-    house = House()
-    house.backend.script = [event({"content": "a"}), "hang"]
-    house.grace_s = 3600
-    async with opened(tmp_path, house) as door:
-        chat = door.stub.Chat(pb.ChatRequest(messages=MESSAGES, stream=True))
+    fake = FakeAppliance()
+    fake.backend.script = [event({"content": "a"}), "hang"]
+    fake.grace_s = 3600
+    async with opened(tmp_path, fake) as control:
+        chat = control.stub.Chat(pb.ChatRequest(messages=MESSAGES, stream=True))
         await chat.read()
-        house.hurry.set()
-    assert house.backend.cancelled.is_set()
-    assert house.finished[0].finish_label == "client_left"
+        fake.hurry.set()
+    assert fake.backend.cancelled.is_set()
+    assert fake.finished[0].finish_label == "client_left"
 
 
 async def test_shutdown_is_answered_before_the_door_closes(tmp_path: Path) -> None:
-    house = House()
+    fake = FakeAppliance()
     leave = asyncio.Event()
 
     class Stops(list[float | None]):
@@ -431,10 +446,10 @@ async def test_shutdown_is_answered_before_the_door_closes(tmp_path: Path) -> No
             super().append(grace_s)
             leave.set()
 
-    house.shutdowns = Stops()
+    fake.shutdowns = Stops()
 
     async def serve() -> None:
-        async with serving_control(control_settings(control_socket=tmp_path / "c.sock"), house.parts()):
+        async with serving_control(control_settings(control_socket=tmp_path / "c.sock"), fake.parts()):
             await leave.wait()
 
     async with Tasks() as tasks:
@@ -442,4 +457,4 @@ async def test_shutdown_is_answered_before_the_door_closes(tmp_path: Path) -> No
         async with grpc.aio.insecure_channel(f"unix:{tmp_path / 'c.sock'}") as channel:
             await control_pb2_grpc.ControlStub(channel).Shutdown(pb.ShutdownRequest(), wait_for_ready=True)
         await serving
-    assert house.shutdowns == [None]
+    assert fake.shutdowns == [None]

@@ -1,4 +1,4 @@
-"""Downloads over HTTP: system E's address and the jobs behind it, on the main port and on the sidecar's."""
+"""Downloads over HTTP: /v1/download_model and the jobs behind it, on the main port and on the sidecar's."""
 
 import asyncio
 import json
@@ -20,7 +20,7 @@ from appliance.base.errors import (
     UpstreamFailed,
 )
 from appliance.downloads.contract import FileFault
-from tests.front.downloads_house import DownloadsHouse, downloads_house
+from tests.front.downloads_api import DownloadsApi, downloads_api
 from tests.front.feeds import Event, events_of
 from tests.journeys.running import until
 
@@ -28,24 +28,24 @@ SECRET = "hf_verysecrettokenvalue"
 
 
 @pytest.fixture
-async def house(tmp_path: Path) -> AsyncIterator[DownloadsHouse]:
-    async with downloads_house(tmp_path / "home") as house:
-        yield house
+async def api(tmp_path: Path) -> AsyncIterator[DownloadsApi]:
+    async with downloads_api(tmp_path / "home") as api:
+        yield api
 
 
 @pytest.fixture
-async def http(house: DownloadsHouse) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=house.base_url, timeout=10) as client:
+async def http(api: DownloadsApi) -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(base_url=api.base_url, timeout=10) as client:
         yield client
 
 
 @pytest.fixture
-async def sidecar(tmp_path: Path) -> AsyncIterator[tuple[DownloadsHouse, httpx.AsyncClient]]:
+async def sidecar(tmp_path: Path) -> AsyncIterator[tuple[DownloadsApi, httpx.AsyncClient]]:
     async with (
-        downloads_house(tmp_path / "home", is_sidecar=True) as house,
-        httpx.AsyncClient(base_url=house.base_url, timeout=10) as client,
+        downloads_api(tmp_path / "home", is_sidecar=True) as api,
+        httpx.AsyncClient(base_url=api.base_url, timeout=10) as client,
     ):
-        yield house, client
+        yield api, client
 
 
 def asking(client: httpx.AsyncClient, **body: Any) -> "asyncio.Task[httpx.Response]":
@@ -58,10 +58,10 @@ def asking(client: httpx.AsyncClient, **body: Any) -> "asyncio.Task[httpx.Respon
 
 
 async def test_a_download_is_answered_when_it_is_there(
-    house: DownloadsHouse, http: httpx.AsyncClient, tmp_path: Path
+    api: DownloadsApi, http: httpx.AsyncClient, tmp_path: Path
 ) -> None:
     answering = asking(http, max_workers=3, config={"hf_token": SECRET, "revision": "v1"})
-    run = await house.downloader.next()
+    run = await api.downloader.next()
     assert (run.request.source, run.request.output_dir, run.request.max_workers) == (
         "hf://ns/repo",
         tmp_path / "home" / "a",
@@ -84,13 +84,13 @@ async def test_a_download_is_answered_when_it_is_there(
 
 
 async def test_an_asynchronous_one_is_answered_at_once_and_goes_on(
-    house: DownloadsHouse, http: httpx.AsyncClient
+    api: DownloadsApi, http: httpx.AsyncClient
 ) -> None:
     answer = await asking(http, async_download=True, config='{"hf_token": "' + SECRET + '"}')
     body = answer.json()
     assert (answer.status_code, body["status"], body["source"]) == (202, "started", "hf://ns/repo")
     assert {"message", "output_dir", "job"} <= set(body)
-    run = await house.downloader.next()
+    run = await api.downloader.next()
     assert run.request.config == {"hf_token": SECRET}
     run.progress(25)
     job = (await http.get(f"/v1/jobs/{body['job']}")).json()
@@ -102,7 +102,7 @@ async def test_an_asynchronous_one_is_answered_at_once_and_goes_on(
     )
     assert (await http.get("/v1/jobs")).json() == {"jobs": [job]}
     run.finish()
-    assert await until(lambda: house.jobs.get(body["job"]).state == "completed")
+    assert await until(lambda: api.jobs.get(body["job"]).state == "completed")
 
 
 REFUSALS = [
@@ -126,9 +126,9 @@ REFUSALS = [
 
 @pytest.mark.parametrize(("change", "status", "param"), REFUSALS)
 async def test_what_is_asked_wrongly_is_refused_in_both_shapes(
-    house: DownloadsHouse,
+    api: DownloadsApi,
     http: httpx.AsyncClient,
-    sidecar: tuple[DownloadsHouse, httpx.AsyncClient],
+    sidecar: tuple[DownloadsApi, httpx.AsyncClient],
     change: dict[str, Any],
     status: int,
     param: str,
@@ -138,16 +138,16 @@ async def test_what_is_asked_wrongly_is_refused_in_both_shapes(
     beside = await asking(sidecar[1], **change)
     assert (beside.status_code, beside.json()) == (
         status,
-        {"detail": answer.json()["error"]["message"].replace(str(house.home), str(sidecar[0].home))},
+        {"detail": answer.json()["error"]["message"].replace(str(api.home), str(sidecar[0].home))},
     )
     assert SECRET not in answer.text + beside.text
-    assert house.downloader.runs + sidecar[0].downloader.runs == []
+    assert api.downloader.runs + sidecar[0].downloader.runs == []
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"{"])
 @pytest.mark.parametrize("path", ["download_model", "downloads/verify", "downloads/repair"])
 async def test_a_body_that_is_no_object_is_refused(
-    http: httpx.AsyncClient, sidecar: tuple[DownloadsHouse, httpx.AsyncClient], body: bytes, path: str
+    http: httpx.AsyncClient, sidecar: tuple[DownloadsApi, httpx.AsyncClient], body: bytes, path: str
 ) -> None:
     answer = await http.post(f"/v1/{path}", content=body)
     assert (answer.status_code, answer.json()["error"]["type"]) == (400, "invalid_request_error")
@@ -169,13 +169,13 @@ FAILURES = [
 
 @pytest.mark.parametrize(("error", "status"), FAILURES)
 async def test_a_failed_download_is_500_on_the_sidecars_port(
-    house: DownloadsHouse,
+    api: DownloadsApi,
     http: httpx.AsyncClient,
-    sidecar: tuple[DownloadsHouse, httpx.AsyncClient],
+    sidecar: tuple[DownloadsApi, httpx.AsyncClient],
     error: Exception,
     status: int,
 ) -> None:
-    house.downloader.at_once = sidecar[0].downloader.at_once = error
+    api.downloader.at_once = sidecar[0].downloader.at_once = error
     answer, beside = await asking(http), await asking(sidecar[1])
     said = error.message if isinstance(error, ApplianceError) else "The download failed inside the appliance"
     assert (answer.status_code, answer.json()["error"]["message"].startswith(said)) == (status, True)
@@ -185,27 +185,25 @@ async def test_a_failed_download_is_500_on_the_sidecars_port(
 
 
 async def test_a_lost_caller_cancels_only_its_own_download(
-    house: DownloadsHouse, http: httpx.AsyncClient
+    api: DownloadsApi, http: httpx.AsyncClient
 ) -> None:
     first, second = asking(http), asking(http)
-    run = await house.downloader.next()
-    assert await until(
-        lambda: house.jobs.all() != [] and house.jobs.holder_count(house.jobs.all()[0].id) == 2
-    )
+    run = await api.downloader.next()
+    assert await until(lambda: api.jobs.all() != [] and api.jobs.holder_count(api.jobs.all()[0].id) == 2)
     first.cancel()
-    assert await until(lambda: house.jobs.holder_count(house.jobs.all()[0].id) == 1)
+    assert await until(lambda: api.jobs.holder_count(api.jobs.all()[0].id) == 1)
     assert not run.was_cancelled
     run.finish()
     assert (await second).status_code == 200
     third = asking(http)
-    run = await house.downloader.next()
+    run = await api.downloader.next()
     third.cancel()
     assert await until(lambda: run.was_cancelled)
-    assert await until(lambda: house.jobs.all()[0].state == "cancelled")
+    assert await until(lambda: api.jobs.all()[0].state == "cancelled")
 
 
 async def test_the_same_download_with_other_settings_is_a_conflict(
-    house: DownloadsHouse, http: httpx.AsyncClient
+    api: DownloadsApi, http: httpx.AsyncClient
 ) -> None:
     await asking(http, async_download=True)
     answer = await asking(http, config={"revision": "v2"})
@@ -214,8 +212,8 @@ async def test_the_same_download_with_other_settings_is_a_conflict(
 
 async def test_operators_only(tmp_path: Path) -> None:
     async with (
-        downloads_house(tmp_path, APPLIANCE_API_KEYS="client-key", OPERATOR_API_KEYS="operator-key") as house,
-        httpx.AsyncClient(base_url=house.base_url) as client,
+        downloads_api(tmp_path, APPLIANCE_API_KEYS="client-key", OPERATOR_API_KEYS="operator-key") as api,
+        httpx.AsyncClient(base_url=api.base_url) as client,
     ):
         asked = [
             ("POST", "/v1/download_model"),
@@ -238,11 +236,11 @@ async def test_operators_only(tmp_path: Path) -> None:
 
 
 async def test_a_job_is_cancelled_by_delete_and_whoever_waits_is_told(
-    house: DownloadsHouse, http: httpx.AsyncClient
+    api: DownloadsApi, http: httpx.AsyncClient
 ) -> None:
     answering = asking(http)
-    run = await house.downloader.next()
-    job_id = house.jobs.all()[0].id
+    run = await api.downloader.next()
+    job_id = api.jobs.all()[0].id
     cancelled = await http.delete(f"/v1/jobs/{job_id}")
     assert (cancelled.status_code, cancelled.json()["state"]) == (200, "cancelled")
     assert run.was_cancelled
@@ -257,7 +255,7 @@ async def test_a_job_is_cancelled_by_delete_and_whoever_waits_is_told(
     ("method", "path"), [("GET", "/v1/jobs/x"), ("DELETE", "/v1/jobs/x"), ("GET", "/v1/jobs/x/stream")]
 )
 async def test_a_job_that_there_is_not(
-    http: httpx.AsyncClient, sidecar: tuple[DownloadsHouse, httpx.AsyncClient], method: str, path: str
+    http: httpx.AsyncClient, sidecar: tuple[DownloadsApi, httpx.AsyncClient], method: str, path: str
 ) -> None:
     answer = await http.request(method, path)
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "no_such_job")
@@ -285,10 +283,10 @@ async def following(client: httpx.AsyncClient, job_id: str) -> AsyncIterator[Asy
 
 @pytest.mark.parametrize("end", ["completed", "failed", "cancelled", "interrupted"])
 async def test_the_feed_tells_progress_and_ends_with_how_it_ended(
-    house: DownloadsHouse, http: httpx.AsyncClient, end: str
+    api: DownloadsApi, http: httpx.AsyncClient, end: str
 ) -> None:
     job_id = (await asking(http, async_download=True)).json()["job"]
-    run = await house.downloader.next()
+    run = await api.downloader.next()
     async with following(http, job_id) as events:
         name, job = await asyncio.wait_for(anext(events), 5)
         assert (name, job["state"], job["id"]) == ("progress", "running", job_id)
@@ -307,7 +305,7 @@ async def test_the_feed_tells_progress_and_ends_with_how_it_ended(
             case "cancelled":
                 await http.delete(f"/v1/jobs/{job_id}")
             case _:
-                await house.jobs.close()
+                await api.jobs.close()
         rest = [event async for event in events]
         assert (rest[-1][0], rest[-1][1]["state"], rest[-1][1]["error"]) == (
             end,
@@ -318,38 +316,38 @@ async def test_the_feed_tells_progress_and_ends_with_how_it_ended(
         assert [name async for name, _ in events] == [end]
 
 
-async def test_a_follower_that_leaves_changes_nothing(house: DownloadsHouse, http: httpx.AsyncClient) -> None:
+async def test_a_follower_that_leaves_changes_nothing(api: DownloadsApi, http: httpx.AsyncClient) -> None:
     job_id = (await asking(http, async_download=True)).json()["job"]
-    run = await house.downloader.next()
+    run = await api.downloader.next()
     async with following(http, job_id) as events:
         await anext(events)
     run.finish()
-    assert await until(lambda: house.jobs.get(job_id).state == "completed")
+    assert await until(lambda: api.jobs.get(job_id).state == "completed")
 
 
 # ---- folders
 
 
-async def test_a_folder_is_verified(house: DownloadsHouse, http: httpx.AsyncClient, tmp_path: Path) -> None:
+async def test_a_folder_is_verified(api: DownloadsApi, http: httpx.AsyncClient, tmp_path: Path) -> None:
     answer = await http.post("/v1/downloads/verify", json={"output_dir": "a"})
     assert answer.json() == {"output_dir": f"{tmp_path}/home/a", "ok": True, "flaws": []}
-    house.downloader.flaws = [FileFault("x.bin", "checksum", "sha256 differs")]
+    api.downloader.flaws = [FileFault("x.bin", "checksum", "sha256 differs")]
     answer = await http.post("/v1/downloads/verify", json={"output_dir": "a"})
     assert (answer.json()["ok"], answer.json()["flaws"]) == (
         False,
         [{"path": "x.bin", "kind": "checksum", "detail": "sha256 differs"}],
     )
-    house.downloader.refuses = NotFound("Nothing was downloaded to it.")
+    api.downloader.refuses = NotFound("Nothing was downloaded to it.")
     assert (await http.post("/v1/downloads/verify", json={"output_dir": "a"})).status_code == 404
 
 
 async def test_a_folder_is_repaired_as_a_job(
-    house: DownloadsHouse, http: httpx.AsyncClient, tmp_path: Path
+    api: DownloadsApi, http: httpx.AsyncClient, tmp_path: Path
 ) -> None:
     answering = asyncio.create_task(
         http.post("/v1/downloads/repair", json={"output_dir": "a", "config": {"hf_token": SECRET}})
     )
-    run = await house.downloader.next()
+    run = await api.downloader.next()
     assert (run.request.output_dir, run.request.config) == (tmp_path / "home" / "a", {"hf_token": SECRET})
     (job,) = (await http.get("/v1/jobs")).json()["jobs"]
     assert (job["kind"], job["source"], job["state"]) == ("repair", "", "running")
@@ -369,7 +367,7 @@ async def test_a_folder_is_repaired_as_a_job(
 
 @pytest.mark.parametrize("path", ["/v1/downloads/verify", "/v1/downloads/repair"])
 async def test_folders_that_may_not_or_cannot_be_looked_at(
-    house: DownloadsHouse, http: httpx.AsyncClient, path: str
+    api: DownloadsApi, http: httpx.AsyncClient, path: str
 ) -> None:
     for folder, status in ((None, 400), ("", 400), (3, 400), ("/etc", 403), ("..", 403)):
         assert (await http.post(path, json={"output_dir": folder})).status_code == status
@@ -378,9 +376,9 @@ async def test_folders_that_may_not_or_cannot_be_looked_at(
     assert (answer.status_code, answer.json()["error"]["code"]) == (409, "download_runs")
 
 
-async def test_a_repair_that_fails_on_the_sidecar(sidecar: tuple[DownloadsHouse, httpx.AsyncClient]) -> None:
-    house, client = sidecar
-    house.downloader.at_once = NotFound("Nothing was downloaded to it.")
+async def test_a_repair_that_fails_on_the_sidecar(sidecar: tuple[DownloadsApi, httpx.AsyncClient]) -> None:
+    api, client = sidecar
+    api.downloader.at_once = NotFound("Nothing was downloaded to it.")
     answer = await client.post("/v1/downloads/repair", json={"output_dir": "a"})
     assert (answer.status_code, answer.json()) == (
         500,
@@ -395,12 +393,12 @@ async def test_a_repair_that_fails_on_the_sidecar(sidecar: tuple[DownloadsHouse,
 async def test_credentials_come_back_by_no_address(tmp_path: Path, is_sidecar: bool) -> None:
     path = tmp_path / "jobs.json"
     async with (
-        downloads_house(tmp_path / "home", is_sidecar=is_sidecar, jobs_path=path) as house,
-        httpx.AsyncClient(base_url=house.base_url, timeout=10) as client,
+        downloads_api(tmp_path / "home", is_sidecar=is_sidecar, jobs_path=path) as api,
+        httpx.AsyncClient(base_url=api.base_url, timeout=10) as client,
     ):
         seen = []
         for key in ("hf_token", "ms_token", "access_key", "secret_key", "unheard_of"):
-            house.downloader.at_once = Forbidden(f"file.bin: {key}={SECRET} was refused with {SECRET}.")
+            api.downloader.at_once = Forbidden(f"file.bin: {key}={SECRET} was refused with {SECRET}.")
             for config in ({key: SECRET}, json.dumps({key: SECRET})):
                 answer = await client.post(
                     "/v1/download_model",

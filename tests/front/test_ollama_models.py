@@ -30,7 +30,7 @@ from appliance.front.server.server import HttpServer, serving_http
 from appliance.front.settings import FrontSettings
 from appliance.models.table.library import ModelLibrary
 from tests.fakes.backend import ScriptedBackend, router_of
-from tests.front.standin_board import GIB, LOAD_S, StandinBoard, runner
+from tests.front.fake_manager import GIB, LOAD_S, FakeManager, runner
 from tests.tools.tiny_models import TEMPLATE
 
 USER = [{"role": "user", "content": "hi"}]
@@ -49,14 +49,14 @@ CHANGED_S = 1_750_000_000
 
 
 class Backend(ScriptedBackend):
-    """Serves what the board has, and one relayed model; no other name."""
+    """Serves the manager's models, and one relayed model; no other name."""
 
-    def __init__(self, clock: FakeClock, manager: StandinBoard) -> None:
+    def __init__(self, clock: FakeClock, manager: FakeManager) -> None:
         super().__init__(clock)
-        self._board = manager
+        self._manager = manager
 
     def cards(self) -> list[ModelCard]:
-        return [*(ModelCard(alias, CHANGED_S, "user", alias) for alias in self._board.views), REMOTE]
+        return [*(ModelCard(alias, CHANGED_S, "user", alias) for alias in self._manager.views), REMOTE]
 
     def find_model(self, model: str) -> ServedModel | None:
         return next(
@@ -68,12 +68,12 @@ class Backend(ScriptedBackend):
         return EngineReply(body=VECTOR if request.operation is Operation.EMBEDDING else CHAT)
 
 
-class House:
-    """The door with a board, a library and real files."""
+class Api:
+    """The handlers with a manager, a library and real files."""
 
     def __init__(self, folder: Path, tiny: Path, tasks: Tasks) -> None:
         self.clock = FakeClock()
-        self.manager = StandinBoard(self.clock)
+        self.manager = FakeManager(self.clock)
         for name in ("tiny-chat", "tiny-embed"):
             shutil.copy(tiny / f"{name}.gguf", folder)
             os.utime(folder / f"{name}.gguf", (CHANGED_S, CHANGED_S))
@@ -83,11 +83,13 @@ class House:
         self.backend = Backend(self.clock, self.manager)
         self.router = router_of(self.backend, settings=EngineSettings(_env_file=None), clock=self.clock)
         self.library = ModelLibrary(lambda: self.manager.catalogue.models, tasks=tasks, digest_wait_s=60.0)
-        self.door = OllamaHandlers(self.router, clock=self.clock, manager=self.manager, library=self.library)  # type: ignore[arg-type]
+        self.handlers = OllamaHandlers(
+            self.router, clock=self.clock, manager=self.manager, library=self.library
+        )  # type: ignore[arg-type]
 
-    async def told(self, handler: str, ask: Any = None) -> Any:
+    async def result(self, handler: str, ask: Any = None) -> Any:
         """Give the answer's one JSON object."""
-        path = next(route.path for route in self.door.routes() if route.handler.__name__ == handler)
+        path = next(route.path for route in self.handlers.routes() if route.handler.__name__ == handler)
         call = Request(
             "POST",
             path,
@@ -99,7 +101,7 @@ class House:
             path,
             began_s=self.clock.monotonic_s(),
         )
-        answer = await getattr(self.door, handler)(call)
+        answer = await getattr(self.handlers, handler)(call)
         assert answer.pieces is None
         return jsons.loads(answer.body)
 
@@ -117,27 +119,27 @@ class House:
 
 
 @pytest.fixture
-async def house(tmp_path: Path, tiny_models: Path) -> AsyncIterator[House]:
+async def api(tmp_path: Path, tiny_models: Path) -> AsyncIterator[Api]:
     async with Tasks() as tasks:
-        yield House(tmp_path, tiny_models, tasks)
+        yield Api(tmp_path, tiny_models, tasks)
 
 
 @pytest.fixture
-async def client(house: House) -> AsyncIterator[ollama.AsyncClient]:
-    """The official client, over HTTP to a real server with the door's addresses."""
+async def client(api: Api) -> AsyncIterator[ollama.AsyncClient]:
+    """The official client, over HTTP to a real server with the handlers' addresses."""
     pipeline = RequestPipeline(
         FrontSettings(_env_file=None),
         receipts=Receipts(),
         metrics=Metrics(),
-        access_log=AccessLog(clock=house.clock, stream=io.StringIO()),
-        clock=house.clock,
+        access_log=AccessLog(clock=api.clock, stream=io.StringIO()),
+        clock=api.clock,
         state=Watched("serving"),
     )
-    routes = house.door.routes()
+    routes = api.handlers.routes()
     async with (
         Tasks() as tasks,
         serving_http(
-            HttpServer(routes, pipeline, clock=house.clock),
+            HttpServer(routes, pipeline, clock=api.clock),
             [("127.0.0.1", 0)],
             hurry=asyncio.Event(),
             tasks=tasks,
@@ -147,15 +149,15 @@ async def client(house: House) -> AsyncIterator[ollama.AsyncClient]:
         yield ollama.AsyncClient(host=f"http://{host}:{port}", timeout=20)
 
 
-# ---- the official client reads what is told
+# ---- the official client reads the bodies
 
 
-async def test_the_client_lists_local_and_relayed_models(house: House, client: ollama.AsyncClient) -> None:
+async def test_the_client_lists_local_and_relayed_models(api: Api, client: ollama.AsyncClient) -> None:
     chat, embed, remote = (await client.list()).models
     assert (chat.model, embed.model, remote.model) == ("tiny-chat", "tiny-embed", "house/model")
     assert (chat.size, chat.digest) == (
-        house.chat.stat().st_size,
-        hashlib.sha256(house.chat.read_bytes()).hexdigest(),
+        api.chat.stat().st_size,
+        hashlib.sha256(api.chat.read_bytes()).hexdigest(),
     )
     assert chat.modified_at == datetime.fromtimestamp(CHANGED_S, UTC)
     assert (chat.details.format, chat.details.family, chat.details.families) == ("gguf", "llama", ["llama"])
@@ -163,7 +165,7 @@ async def test_the_client_lists_local_and_relayed_models(house: House, client: o
     assert (embed.details.family, remote.details.format, remote.size) == ("bert", "remote", 0)
 
 
-async def test_the_client_shows_a_local_model(house: House, client: ollama.AsyncClient) -> None:
+async def test_the_client_shows_a_local_model(api: Api, client: ollama.AsyncClient) -> None:
     shown = await client.show("tiny-chat:latest")
     assert (shown.template, shown.capabilities, shown.license) == (TEMPLATE, ["completion", "tools"], None)
     assert dict(line.split() for line in shown.parameters.splitlines()) == {
@@ -181,19 +183,19 @@ async def test_the_client_shows_a_local_model(house: House, client: ollama.Async
     assert shown.details.parameter_size == "1.7M"
     assert shown.modified_at == datetime.fromtimestamp(CHANGED_S, UTC)
     assert shown.modelfile.splitlines()[1] == "FROM tiny-chat.gguf"
-    assert str(house.chat.parent) not in shown.modelfile
+    assert str(api.chat.parent) not in shown.modelfile
     assert "PARAMETER num_ctx 4096" in shown.modelfile.splitlines()
     assert (await client.show("house")).details.format == "remote"
 
 
-async def test_the_client_sees_what_is_loaded(house: House, client: ollama.AsyncClient) -> None:
+async def test_the_client_sees_what_is_loaded(api: Api, client: ollama.AsyncClient) -> None:
     assert [model.model for model in (await client.ps()).models] == ["house/model"]
     assert (await client.generate("tiny-chat", "", keep_alive="10m")).done_reason == "load"
     local, remote = (await client.ps()).models
     assert (local.model, local.name, remote.model) == ("tiny-chat", "tiny-chat", "house/model")
     assert (local.size, local.size_vram, local.context_length) == (GIB, 0, 4096)
-    assert local.expires_at == datetime.fromtimestamp(house.clock.now_s() + 600, UTC)
-    assert local.digest == hashlib.sha256(house.chat.read_bytes()).hexdigest()
+    assert local.expires_at == datetime.fromtimestamp(api.clock.now_s() + 600, UTC)
+    assert local.digest == hashlib.sha256(api.chat.read_bytes()).hexdigest()
     assert local.details.quantization_level == "F16"
     assert (await client.generate("tiny-chat", "", keep_alive=0)).done_reason == "unload"
     assert [model.model for model in (await client.ps()).models] == ["house/model"]
@@ -215,8 +217,8 @@ async def test_the_client_is_refused_in_ollamas_words(client: ollama.AsyncClient
 # ---- lists
 
 
-async def test_tags_keep_system_as_fields_for_local_models(house: House) -> None:
-    chat, embed, remote = (await house.told("tags"))["models"]
+async def test_tags_keep_system_as_fields_for_local_models(api: Api) -> None:
+    chat, embed, remote = (await api.result("tags"))["models"]
     assert (chat["upstream"], chat["aliases"], chat["capabilities"], embed["capabilities"]) == (
         "tiny-chat",
         [],
@@ -229,13 +231,11 @@ async def test_tags_keep_system_as_fields_for_local_models(house: House) -> None
 
 
 @pytest.mark.parametrize("has_library", [True, False])
-async def test_a_model_whose_file_tells_nothing_is_listed_all_the_same(
-    house: House, has_library: bool
-) -> None:
-    house.chat.write_bytes(b"damaged" + bytes(40))
+async def test_a_model_whose_file_tells_nothing_is_listed_all_the_same(api: Api, has_library: bool) -> None:
+    api.chat.write_bytes(b"damaged" + bytes(40))
     if not has_library:
-        house.door = OllamaHandlers(house.router, clock=house.clock, manager=house.manager)  # type: ignore[arg-type]
-    chat = (await house.told("tags"))["models"][0]
+        api.handlers = OllamaHandlers(api.router, clock=api.clock, manager=api.manager)  # type: ignore[arg-type]
+    chat = (await api.result("tags"))["models"][0]
     assert (chat["name"], chat["size"], chat["details"]["quantization_level"], chat["capabilities"]) == (
         "tiny-chat",
         123,
@@ -243,33 +243,33 @@ async def test_a_model_whose_file_tells_nothing_is_listed_all_the_same(
         ["completion"],
     )
     assert len(bytes.fromhex(chat["digest"])) == 32
-    house.load("tiny-chat", {"memory_bytes": 5})
-    assert (await house.told("ps"))["models"][0]["size"] == 5
+    api.load("tiny-chat", {"memory_bytes": 5})
+    assert (await api.result("ps"))["models"][0]["size"] == 5
     if has_library:
         with pytest.raises(Unavailable, match="not with b'GGUF'"):
-            await house.told("show", {"model": "tiny-chat"})
+            await api.result("show", {"model": "tiny-chat"})
     else:
-        assert (await house.told("show", {"model": "tiny-chat", "verbose": True}))["model_info"] == {}
+        assert (await api.result("show", {"model": "tiny-chat", "verbose": True}))["model_info"] == {}
 
 
-async def test_a_digest_that_is_not_reckoned_yet_has_a_stand_in(house: House, tmp_path: Path) -> None:
+async def test_a_digest_that_is_not_reckoned_yet_has_a_stand_in(api: Api, tmp_path: Path) -> None:
     async with Tasks() as tasks:
-        library = ModelLibrary(lambda: house.manager.catalogue.models, tasks=tasks, digest_wait_s=0.0)
-        house.door = OllamaHandlers(house.router, clock=house.clock, manager=house.manager, library=library)  # type: ignore[arg-type]
-        first = (await house.told("tags"))["models"][0]
+        library = ModelLibrary(lambda: api.manager.catalogue.models, tasks=tasks, digest_wait_s=0.0)
+        api.handlers = OllamaHandlers(api.router, clock=api.clock, manager=api.manager, library=library)  # type: ignore[arg-type]
+        first = (await api.result("tags"))["models"][0]
         assert len(bytes.fromhex(first["digest"])) == 32
         assert first["details"]["family"] == "llama"
 
 
-async def test_show_gives_vocabularies_only_when_verbose(house: House) -> None:
-    info = (await house.told("show", {"name": "tiny-chat", "verbose": True}))["model_info"]
+async def test_show_gives_vocabularies_only_when_verbose(api: Api) -> None:
+    info = (await api.result("show", {"name": "tiny-chat", "verbose": True}))["model_info"]
     assert len(info["tokenizer.ggml.tokens"]) == info["llama.vocab_size"]
     assert info["tokenizer.ggml.merges"]
-    info = (await house.told("show", {"name": "tiny-chat", "verbose": False}))["model_info"]
+    info = (await api.result("show", {"name": "tiny-chat", "verbose": False}))["model_info"]
     assert (info["tokenizer.ggml.tokens"], info["tokenizer.ggml.merges"]) == (None, None)
 
 
-async def test_a_license_is_shown(house: House, tmp_path: Path) -> None:
+async def test_a_license_is_shown(api: Api, tmp_path: Path) -> None:
     import gguf
 
     path = tmp_path / "licensed.gguf"
@@ -278,9 +278,9 @@ async def test_a_license_is_shown(house: House, tmp_path: Path) -> None:
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.close()
-    house.manager.put(path)
-    house.router.refresh()
-    shown = await house.told("show", {"model": "licensed"})
+    api.manager.put(path)
+    api.router.refresh()
+    shown = await api.result("show", {"model": "licensed"})
     assert (shown["license"], shown["template"], shown["parameters"].splitlines()[0].split()) == (
         "apache-2.0",
         "",
@@ -292,16 +292,16 @@ async def test_a_license_is_shown(house: House, tmp_path: Path) -> None:
 # ---- what is loaded
 
 
-async def test_ps_sums_runners_and_sorts_by_expiry(house: House) -> None:
-    now_s = house.clock.now_s()
-    house.load(
+async def test_ps_sums_runners_and_sorts_by_expiry(api: Api) -> None:
+    now_s = api.clock.now_s()
+    api.load(
         "tiny-chat",
         {"devices": ((0, 2 * GIB), (-1, GIB)), "memory_bytes": GIB, "expires_at_s": now_s + 60},
         {"devices": ((1, GIB),), "expires_at_s": now_s + 90},
         {"status": "stopping", "memory_bytes": 9 * GIB},
     )
-    house.load("tiny-embed", {"memory_bytes": 7, "expires_at_s": None}, slots=1)
-    embed, chat, _ = (await house.told("ps"))["models"]
+    api.load("tiny-embed", {"memory_bytes": 7, "expires_at_s": None}, slots=1)
+    embed, chat, _ = (await api.result("ps"))["models"]
     assert (chat["name"], chat["size"], chat["size_vram"], chat["context_length"]) == (
         "tiny-chat",
         4 * GIB,
@@ -322,19 +322,19 @@ async def test_ps_sums_runners_and_sorts_by_expiry(house: House) -> None:
     ("status", "is_listed"),
     [("starting", True), ("loading", True), ("ready", True), ("stopping", False), ("crashed", False)],
 )
-async def test_ps_lists_what_holds_memory(house: House, status: str, is_listed: bool) -> None:
-    house.load("tiny-chat", {"status": status}, status=status)
-    names = [model["name"] for model in (await house.told("ps"))["models"]]
+async def test_ps_lists_what_holds_memory(api: Api, status: str, is_listed: bool) -> None:
+    api.load("tiny-chat", {"status": status}, status=status)
+    names = [model["name"] for model in (await api.result("ps"))["models"]]
     assert names == (["tiny-chat", "house/model"] if is_listed else ["house/model"])
     if is_listed:
-        assert (await house.told("ps"))["models"][0][
+        assert (await api.result("ps"))["models"][0][
             "size"
         ] == 3 * GIB  # nothing is measured yet: what it is reckoned to take
 
 
-async def test_an_expiry_beyond_all_time_can_be_written(house: House) -> None:
-    house.load("tiny-chat", {"expires_at_s": 1e300})
-    assert (await house.told("ps"))["models"][0]["expires_at"] > "2300"
+async def test_an_expiry_beyond_all_time_can_be_written(api: Api) -> None:
+    api.load("tiny-chat", {"expires_at_s": 1e300})
+    assert (await api.result("ps"))["models"][0]["expires_at"] > "2300"
 
 
 # ---- loading and unloading
@@ -351,61 +351,61 @@ async def test_an_expiry_beyond_all_time_can_be_written(house: House) -> None:
     ],
 )
 async def test_nothing_to_answer_loads(
-    house: House, handler: str, ask: dict[str, Any], stay_s: float | None
+    api: Api, handler: str, ask: dict[str, Any], stay_s: float | None
 ) -> None:
-    out = await house.told(handler, {**ask, "model": "tiny-chat"})
-    assert house.manager.asked == [("load", "tiny-chat", stay_s)]
+    out = await api.result(handler, {**ask, "model": "tiny-chat"})
+    assert api.manager.asked == [("load", "tiny-chat", stay_s)]
     assert (out["model"], out["done"], out["done_reason"]) == ("tiny-chat", True, "load")
     assert (out["load_duration"], out["total_duration"]) == (LOAD_S * 1e9, LOAD_S * 1e9)
-    again = await house.told(handler, {**ask, "model": "tiny-chat:latest", "stream": False})
+    again = await api.result(handler, {**ask, "model": "tiny-chat:latest", "stream": False})
     assert (again["done_reason"], "load_duration" in again) == ("load", False)
-    assert len(house.manager.asked) == 2  # a new keep_alive must reach a loaded model too
-    assert not house.backend.asked
+    assert len(api.manager.asked) == 2  # a new keep_alive must reach a loaded model too
+    assert not api.backend.asked
 
 
 @pytest.mark.parametrize(
     ("handler", "ask"), [("generate", {"keep_alive": 0}), ("chat", {"messages": [], "keep_alive": "0s"})]
 )
 async def test_keep_alive_zero_with_nothing_to_answer_unloads(
-    house: House, handler: str, ask: dict[str, Any]
+    api: Api, handler: str, ask: dict[str, Any]
 ) -> None:
-    out = await house.told(handler, {**ask, "model": "tiny-chat", "stream": False})
-    assert house.manager.asked == [("eject", "tiny-chat")]
+    out = await api.result(handler, {**ask, "model": "tiny-chat", "stream": False})
+    assert api.manager.asked == [("eject", "tiny-chat")]
     assert (out["done_reason"], "load_duration" in out) == ("unload", False)
 
 
-async def test_nothing_to_embed_loads_too(house: House) -> None:
-    assert await house.told("embed", {"model": "tiny-embed", "input": [], "keep_alive": 60}) == {
+async def test_nothing_to_embed_loads_too(api: Api) -> None:
+    assert await api.result("embed", {"model": "tiny-embed", "input": [], "keep_alive": 60}) == {
         "model": "tiny-embed",
         "embeddings": [],
         "total_duration": LOAD_S * 1e9,
     }
-    assert await house.told("embeddings", {"model": "tiny-embed", "keep_alive": 0}) == {"embedding": []}
-    assert house.manager.asked == [("load", "tiny-embed", 60.0), ("eject", "tiny-embed")]
+    assert await api.result("embeddings", {"model": "tiny-embed", "keep_alive": 0}) == {"embedding": []}
+    assert api.manager.asked == [("load", "tiny-embed", 60.0), ("eject", "tiny-embed")]
 
 
-async def test_a_relayed_model_is_neither_loaded_nor_unloaded(house: House) -> None:
+async def test_a_relayed_model_is_neither_loaded_nor_unloaded(api: Api) -> None:
     for ask, reason in (({}, "load"), ({"keep_alive": 0}, "unload")):
-        assert (await house.told("generate", {"model": "house", **ask}))["done_reason"] == reason
-    assert not house.manager.asked
+        assert (await api.result("generate", {"model": "house", **ask}))["done_reason"] == reason
+    assert not api.manager.asked
 
 
-async def test_a_load_that_fails_says_why(house: House) -> None:
-    house.manager.refuses = Unavailable("The model 'tiny-chat' failed 3 times.", retry_after_s=5)
+async def test_a_load_that_fails_says_why(api: Api) -> None:
+    api.manager.refuses = Unavailable("The model 'tiny-chat' failed 3 times.", retry_after_s=5)
     with pytest.raises(Unavailable, match="failed 3 times"):
-        await house.told("generate", {"model": "tiny-chat"})
+        await api.result("generate", {"model": "tiny-chat"})
 
 
 @pytest.mark.parametrize("ask", [{}, {"keep_alive": 0}])
-async def test_a_model_that_left_the_table_meanwhile_is_not_found(house: House, ask: dict[str, Any]) -> None:
-    house.router.cards()  # the router knows it still
-    del house.manager.views["tiny-chat"]
+async def test_a_model_that_left_the_table_meanwhile_is_not_found(api: Api, ask: dict[str, Any]) -> None:
+    api.router.cards()  # the router knows it still
+    del api.manager.views["tiny-chat"]
     with pytest.raises(NoSuchModel) as caught:
-        await house.told("generate", {"model": "tiny-chat", **ask})
+        await api.result("generate", {"model": "tiny-chat", **ask})
     assert caught.value.message == "model 'tiny-chat' not found"
 
 
-async def test_a_keep_alive_that_cannot_be_read_touches_nothing(house: House) -> None:
+async def test_a_keep_alive_that_cannot_be_read_touches_nothing(api: Api) -> None:
     for handler, ask in (
         ("generate", {}),
         ("chat", {}),
@@ -414,12 +414,12 @@ async def test_a_keep_alive_that_cannot_be_read_touches_nothing(house: House) ->
         ("chat", {"messages": USER}),
     ):
         with pytest.raises(Invalid, match="keep_alive"):
-            await house.told(handler, {"model": "tiny-chat", "keep_alive": "soon", **ask})
-    assert not house.manager.asked
-    assert not house.backend.asked
+            await api.result(handler, {"model": "tiny-chat", "keep_alive": "soon", **ask})
+    assert not api.manager.asked
+    assert not api.backend.asked
 
 
-# ---- the wish that travels with a request
+# ---- the options of a request
 
 
 @pytest.mark.parametrize(
@@ -437,21 +437,21 @@ async def test_a_keep_alive_that_cannot_be_read_touches_nothing(house: House) ->
     [(None, None), (0, 0.0), ("0", 0.0), ("5m", 300.0), (30, 30.0), (-1, -1.0), ("-1s", -1.0)],
 )
 async def test_keep_alive_goes_along_with_a_request(
-    house: House,
+    api: Api,
     handler: str,
     ask: dict[str, Any],
     keep_alive: Any,
     stay_s: float | None,
 ) -> None:
     more = {} if keep_alive is None else {"keep_alive": keep_alive}
-    await house.told(handler, {"model": "tiny-chat", "stream": False, **ask, **more})
-    [request] = house.backend.asked
+    await api.result(handler, {"model": "tiny-chat", "stream": False, **ask, **more})
+    [request] = api.backend.asked
     assert request.options.keep_alive_s == stay_s
     assert "keep_alive" not in request.body
-    assert not house.manager.asked  # the manager hears of it by the request
+    assert not api.manager.asked  # the manager hears of it by the request
 
 
-async def test_keep_alive_goes_along_with_a_stream(house: House, client: ollama.AsyncClient) -> None:
+async def test_keep_alive_goes_along_with_a_stream(api: Api, client: ollama.AsyncClient) -> None:
     parts = [
         part
         async for part in await client.chat(
@@ -459,7 +459,7 @@ async def test_keep_alive_goes_along_with_a_stream(house: House, client: ollama.
         )
     ]
     assert parts[-1].done
-    [request] = house.backend.asked
+    [request] = api.backend.asked
     assert (request.options.keep_alive_s, request.options.context_tokens, request.stream) == (
         420.0,
         2048,

@@ -14,7 +14,7 @@ import pytest
 from appliance.base.errors import Conflict, Forbidden, NotFound, UpstreamFailed
 from appliance.downloads.contract import SourceOffer
 from appliance.models.table.pulled import INDEX, read_pulled
-from tests.front.downloads_house import DownloadsHouse, downloads_house
+from tests.front.downloads_api import DownloadsApi, downloads_api
 from tests.journeys.running import until
 from tests.tools.tiny_models import cached_folder, ensure
 
@@ -34,26 +34,26 @@ def gguf() -> bytes:
 
 
 @pytest.fixture
-async def house(tmp_path: Path, gguf: bytes) -> AsyncIterator[DownloadsHouse]:
-    async with downloads_house(tmp_path / "home", jobs_path=tmp_path / "jobs.json") as house:
-        house.offered["hf://ns/tiny"] = OFFERED
-        house.downloader.writes = {"tiny.Q4_K_M.gguf": gguf}
-        yield house
+async def api(tmp_path: Path, gguf: bytes) -> AsyncIterator[DownloadsApi]:
+    async with downloads_api(tmp_path / "home", jobs_path=tmp_path / "jobs.json") as api:
+        api.offered["hf://ns/tiny"] = OFFERED
+        api.downloader.writes = {"tiny.Q4_K_M.gguf": gguf}
+        yield api
 
 
-def client(house: DownloadsHouse) -> ollama.AsyncClient:
-    return ollama.AsyncClient(host=house.base_url)
+def client(api: DownloadsApi) -> ollama.AsyncClient:
+    return ollama.AsyncClient(host=api.base_url)
 
 
 async def raw(
-    house: DownloadsHouse, method: str = "POST", path: str = "/api/pull", **body: Any
+    api: DownloadsApi, method: str = "POST", path: str = "/api/pull", **body: Any
 ) -> httpx.Response:
-    async with httpx.AsyncClient(base_url=house.base_url, timeout=10) as http:
+    async with httpx.AsyncClient(base_url=api.base_url, timeout=10) as http:
         return await http.request(method, path, json=body)
 
 
-async def test_a_pull_sends_ollamas_lines_and_indexes_the_model(house: DownloadsHouse) -> None:
-    lines = [(part.status, part.digest, part.total, part.completed) async for part in await pulled_by(house)]
+async def test_a_pull_sends_ollamas_lines_and_indexes_the_model(api: DownloadsApi) -> None:
+    lines = [(part.status, part.digest, part.total, part.completed) async for part in await pulled_by(api)]
     pulling = f"pulling {SHA[:12]}"
     assert lines[0] == ("pulling manifest", None, None, None)
     assert lines[-4:] == [
@@ -64,24 +64,24 @@ async def test_a_pull_sends_ollamas_lines_and_indexes_the_model(house: Downloads
     ]
     assert (pulling, f"sha256:{SHA}", 100, None) in lines
     assert (pulling, f"sha256:{SHA}", 100, 40) in lines
-    (model,) = read_pulled(house.home)[0]
+    (model,) = read_pulled(api.home)[0]
     assert (model.alias, model.source, model.path) == (
         NAME,
         "hf://ns/tiny",
-        house.home / "hf.co/ns/tiny/Q4_K_M/tiny.Q4_K_M.gguf",
+        api.home / "hf.co/ns/tiny/Q4_K_M/tiny.Q4_K_M.gguf",
     )
-    assert house.happened == [("reread",)]
+    assert api.happened == [("reread",)]
 
 
-async def pulled_by(house: DownloadsHouse) -> AsyncIterator[Any]:
+async def pulled_by(api: DownloadsApi) -> AsyncIterator[Any]:
     """Pull with the official client; the stand-in makes progress as the lines come."""
 
     async def go() -> None:
-        run = await house.downloader.next()
+        run = await api.downloader.next()
         assert (run.request.source, run.request.config, run.request.output_dir) == (
             "hf://ns/tiny",
             {"include": "tiny.Q4_K_M.gguf"},
-            house.home / "hf.co/ns/tiny/Q4_K_M",
+            api.home / "hf.co/ns/tiny/Q4_K_M",
         )
         run.progress(0)
         await asyncio.sleep(0.1)
@@ -90,7 +90,7 @@ async def pulled_by(house: DownloadsHouse) -> AsyncIterator[Any]:
         run.finish()
 
     going = asyncio.create_task(go())
-    answer = await client(house).pull(NAME, stream=True)
+    answer = await client(api).pull(NAME, stream=True)
 
     async def parts() -> AsyncIterator[Any]:
         async for part in answer:
@@ -100,16 +100,16 @@ async def pulled_by(house: DownloadsHouse) -> AsyncIterator[Any]:
     return parts()
 
 
-async def test_a_pull_without_a_stream_is_its_last_object(house: DownloadsHouse) -> None:
-    house.downloader.at_once = True
-    assert (await client(house).pull(NAME)).status == "success"
-    answer = await raw(house, model=NAME, stream=False)
+async def test_a_pull_without_a_stream_is_its_last_object(api: DownloadsApi) -> None:
+    api.downloader.at_once = True
+    assert (await client(api).pull(NAME)).status == "success"
+    answer = await raw(api, model=NAME, stream=False)
     assert (answer.headers["content-type"], answer.json()) == ("application/json", {"status": "success"})
 
 
-async def test_every_line_is_one_object_and_none_has_other_keys(house: DownloadsHouse) -> None:
-    house.downloader.at_once = True
-    answer = await raw(house, name=NAME)
+async def test_every_line_is_one_object_and_none_has_other_keys(api: DownloadsApi) -> None:
+    api.downloader.at_once = True
+    answer = await raw(api, name=NAME)
     assert answer.headers["content-type"] == "application/x-ndjson"
     lines = [json.loads(text) for text in answer.text.splitlines()]
     assert answer.text.endswith("\n")
@@ -121,10 +121,10 @@ async def test_every_line_is_one_object_and_none_has_other_keys(house: Downloads
     assert all(set(line) <= {"status", "digest", "total", "completed"} for line in lines)
 
 
-async def test_a_file_without_a_digest_gets_one_of_its_name(house: DownloadsHouse) -> None:
-    house.offered["hf://ns/tiny"] = [SourceOffer("tiny.Q4_K_M.gguf", 100)]
-    house.downloader.at_once = True
-    lines = [part async for part in await client(house).pull(NAME, stream=True)]
+async def test_a_file_without_a_digest_gets_one_of_its_name(api: DownloadsApi) -> None:
+    api.offered["hf://ns/tiny"] = [SourceOffer("tiny.Q4_K_M.gguf", 100)]
+    api.downloader.at_once = True
+    lines = [part async for part in await client(api).pull(NAME, stream=True)]
     assert lines[-4].digest == "sha256:" + hashlib.sha256(b"hf://ns/tiny/tiny.Q4_K_M.gguf").hexdigest()
 
 
@@ -147,50 +147,50 @@ FINDING = [
 
 @pytest.mark.parametrize(("offered", "status", "text"), FINDING)
 async def test_what_cannot_be_found_is_said_as_ollama_says_it(
-    house: DownloadsHouse, offered: Any, status: int, text: str
+    api: DownloadsApi, offered: Any, status: int, text: str
 ) -> None:
-    house.offered["hf://ns/tiny"] = offered
+    api.offered["hf://ns/tiny"] = offered
     with pytest.raises(ollama.ResponseError) as caught:
-        await client(house).pull(NAME)
+        await client(api).pull(NAME)
     assert (caught.value.status_code, caught.value.error) == (status, text)
-    answer = await raw(house, model=NAME)
+    answer = await raw(api, model=NAME)
     assert (answer.status_code, [json.loads(line) for line in answer.text.splitlines()]) == (
         200,
         [{"status": "pulling manifest"}, {"error": text}],
     )
     with pytest.raises(ollama.ResponseError, match="pull model manifest"):
-        [part async for part in await client(house).pull(NAME, stream=True)]
-    assert house.downloader.runs == []
+        [part async for part in await client(api).pull(NAME, stream=True)]
+    assert api.downloader.runs == []
 
 
-async def test_a_download_that_fails_is_said_in_a_last_line(house: DownloadsHouse) -> None:
-    house.downloader.at_once = Conflict("tiny.Q4_K_M.gguf: there is no space left.")
-    lines = [json.loads(text) for text in (await raw(house, model=NAME)).text.splitlines()]
+async def test_a_download_that_fails_is_said_in_a_last_line(api: DownloadsApi) -> None:
+    api.downloader.at_once = Conflict("tiny.Q4_K_M.gguf: there is no space left.")
+    lines = [json.loads(text) for text in (await raw(api, model=NAME)).text.splitlines()]
     assert lines[-1] == {"error": "tiny.Q4_K_M.gguf: there is no space left."}
     with pytest.raises(ollama.ResponseError) as caught:
-        await client(house).pull(NAME)
+        await client(api).pull(NAME)
     assert caught.value.status_code == 409
-    assert read_pulled(house.home) == ([], "")
+    assert read_pulled(api.home) == ([], "")
 
 
 @pytest.mark.parametrize("data", [b"", b"no model at all", b"GGUF"])
-async def test_a_pulled_file_that_is_no_model_is_refused(house: DownloadsHouse, data: bytes) -> None:
-    house.downloader.at_once, house.downloader.writes = True, {"tiny.Q4_K_M.gguf": data}
+async def test_a_pulled_file_that_is_no_model_is_refused(api: DownloadsApi, data: bytes) -> None:
+    api.downloader.at_once, api.downloader.writes = True, {"tiny.Q4_K_M.gguf": data}
     with pytest.raises(ollama.ResponseError, match="is no GGUF model") as caught:
-        await client(house).pull(NAME)
+        await client(api).pull(NAME)
     assert caught.value.status_code == 400
-    assert (read_pulled(house.home), house.happened) == (([], ""), [])
+    assert (read_pulled(api.home), api.happened) == (([], ""), [])
 
 
 @pytest.mark.parametrize("name", ["hf.co/ns", "hf.co/ns/a/b", "hf.co/../x"])
-async def test_a_name_that_is_none_is_refused_before_anything(house: DownloadsHouse, name: str) -> None:
+async def test_a_name_that_is_none_is_refused_before_anything(api: DownloadsApi, name: str) -> None:
     for is_stream in (True, False):
-        answer = await raw(house, model=name, stream=is_stream)
+        answer = await raw(api, model=name, stream=is_stream)
         assert (answer.status_code, answer.json()) == (400, {"error": "invalid model name"})
 
 
-async def test_other_names_are_answered_as_before(house: DownloadsHouse) -> None:
-    answer = await raw(house, model="llama3")
+async def test_other_names_are_answered_as_before(api: DownloadsApi) -> None:
+    answer = await raw(api, model="llama3")
     assert [json.loads(text)["status"] for text in answer.text.splitlines()] == [
         "pulling llama3",
         "verifying sha256",
@@ -199,31 +199,31 @@ async def test_other_names_are_answered_as_before(house: DownloadsHouse) -> None
     ]
 
 
-async def test_a_lost_client_cancels_a_pull_unless_another_waits(house: DownloadsHouse) -> None:
+async def test_a_lost_client_cancels_a_pull_unless_another_waits(api: DownloadsApi) -> None:
     async def pull() -> None:
-        async for _ in await client(house).pull(NAME, stream=True):
+        async for _ in await client(api).pull(NAME, stream=True):
             pass
 
-    first, second = asyncio.create_task(pull()), asyncio.create_task(client(house).pull(NAME))
-    run = await house.downloader.next()
-    job = house.jobs.all()[0]
-    assert await until(lambda: house.jobs.holder_count(job.id) >= 2)
+    first, second = asyncio.create_task(pull()), asyncio.create_task(client(api).pull(NAME))
+    run = await api.downloader.next()
+    job = api.jobs.all()[0]
+    assert await until(lambda: api.jobs.holder_count(job.id) >= 2)
     first.cancel()
-    assert await until(lambda: house.jobs.holder_count(job.id) < 3)
+    assert await until(lambda: api.jobs.holder_count(job.id) < 3)
     await asyncio.sleep(0.05)
     assert not run.was_cancelled
     second.cancel()
     assert await until(lambda: run.was_cancelled)
-    assert await until(lambda: house.jobs.get(job.id).state == "cancelled")
+    assert await until(lambda: api.jobs.get(job.id).state == "cancelled")
 
 
 async def test_operators_only(tmp_path: Path) -> None:
-    async with downloads_house(
+    async with downloads_api(
         tmp_path, APPLIANCE_API_KEYS="client-key", OPERATOR_API_KEYS="operator-key"
-    ) as house:
-        house.offered["hf://ns/tiny"] = NotFound("no")
+    ) as api:
+        api.offered["hf://ns/tiny"] = NotFound("no")
         for key, status in (("client-key", 403), ("operator-key", 404)):
-            known = ollama.AsyncClient(host=house.base_url, headers={"Authorization": f"Bearer {key}"})
+            known = ollama.AsyncClient(host=api.base_url, headers={"Authorization": f"Bearer {key}"})
             for call in (known.pull(NAME), known.delete(NAME)):
                 with pytest.raises(ollama.ResponseError) as caught:
                     await call
@@ -232,56 +232,56 @@ async def test_operators_only(tmp_path: Path) -> None:
 
 async def test_a_pull_taken_up_after_a_restart_ends_in_the_index(tmp_path: Path, gguf: bytes) -> None:
     home, jobs_path = tmp_path / "home", tmp_path / "jobs.json"
-    async with downloads_house(home, jobs_path=jobs_path) as house:
-        house.offered["hf://ns/tiny"] = OFFERED
-        pulling = asyncio.create_task(client(house).pull(NAME))
-        await house.downloader.next()
-        await house.jobs.close()
+    async with downloads_api(home, jobs_path=jobs_path) as api:
+        api.offered["hf://ns/tiny"] = OFFERED
+        pulling = asyncio.create_task(client(api).pull(NAME))
+        await api.downloader.next()
+        await api.jobs.close()
         with pytest.raises(ollama.ResponseError, match="goes on after the next start"):
             await pulling
-    async with downloads_house(home, jobs_path=jobs_path) as house:
-        house.downloader.writes = {"tiny.Q4_K_M.gguf": gguf}
-        (await house.downloader.next()).finish()
-        assert await until(lambda: house.happened == [("reread",)])
+    async with downloads_api(home, jobs_path=jobs_path) as api:
+        api.downloader.writes = {"tiny.Q4_K_M.gguf": gguf}
+        (await api.downloader.next()).finish()
+        assert await until(lambda: api.happened == [("reread",)])
         assert [one.alias for one in read_pulled(home)[0]] == [NAME]
 
 
 # ---- delete
 
 
-async def test_a_pulled_model_is_ejected_then_deleted(house: DownloadsHouse) -> None:
-    house.downloader.at_once = True
-    await client(house).pull(NAME)
-    path = read_pulled(house.home)[0][0].path
+async def test_a_pulled_model_is_ejected_then_deleted(api: DownloadsApi) -> None:
+    api.downloader.at_once = True
+    await client(api).pull(NAME)
+    path = read_pulled(api.home)[0][0].path
     assert path.is_file()
-    house.happened.clear()
-    assert (await client(house).delete(NAME)).status == "success"
-    assert house.happened == [("eject", NAME), ("reread",)]
-    assert read_pulled(house.home) == ([], "")
-    assert [one.name for one in house.home.iterdir()] == [INDEX]
+    api.happened.clear()
+    assert (await client(api).delete(NAME)).status == "success"
+    assert api.happened == [("eject", NAME), ("reread",)]
+    assert read_pulled(api.home) == ([], "")
+    assert [one.name for one in api.home.iterdir()] == [INDEX]
 
 
-async def test_what_was_not_pulled_cannot_be_deleted(house: DownloadsHouse) -> None:
+async def test_what_was_not_pulled_cannot_be_deleted(api: DownloadsApi) -> None:
     for name, status, text in (
         ("llama3", 404, "model 'llama3' not found"),
         (NAME, 404, f"model '{NAME}' not found"),
         ("", 400, "model is required"),
     ):
-        answer = await raw(house, "DELETE", "/api/delete", model=name)
+        answer = await raw(api, "DELETE", "/api/delete", model=name)
         assert (answer.status_code, answer.json()) == (status, {"error": text})
-    answer = await raw(house, path="/api/copy", source="a", destination="b")
+    answer = await raw(api, path="/api/copy", source="a", destination="b")
     assert answer.status_code == 501
 
 
-async def test_a_model_that_is_being_pulled_again_is_not_deleted(house: DownloadsHouse) -> None:
-    house.downloader.at_once = True
-    await client(house).pull(NAME)
-    await house.downloader.next()
-    house.downloader.at_once = False
-    pulling = asyncio.create_task(client(house).pull(NAME))
-    run = await house.downloader.next()
+async def test_a_model_that_is_being_pulled_again_is_not_deleted(api: DownloadsApi) -> None:
+    api.downloader.at_once = True
+    await client(api).pull(NAME)
+    await api.downloader.next()
+    api.downloader.at_once = False
+    pulling = asyncio.create_task(client(api).pull(NAME))
+    run = await api.downloader.next()
     with pytest.raises(ollama.ResponseError) as caught:
-        await client(house).delete(NAME)
+        await client(api).delete(NAME)
     assert caught.value.status_code == 409
     run.finish()
     await pulling

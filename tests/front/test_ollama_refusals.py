@@ -18,7 +18,7 @@ from appliance.front.ollama.translated_request import (
 )
 from tests.fakes.backend import router_of
 from tests.front.requests import make_request
-from tests.front.test_ollama import Scripted
+from tests.front.test_ollama_handlers import Scripted
 
 USER = [{"role": "user", "content": "hi"}]
 PNG = "iVBORw0KGgo="

@@ -28,7 +28,7 @@ def chunk(delta: dict[str, Any], *, finish: str | None = None, **more: Any) -> d
     return {"choices": [{"index": 0, "delta": delta, "finish_reason": finish, **more}]}
 
 
-def tell(reply_format: ReplyFormat, *events: dict[str, Any]) -> list[dict[str, Any]]:
+def translate_all(reply_format: ReplyFormat, *events: dict[str, Any]) -> list[dict[str, Any]]:
     """Tell events that come a second apart; the stream ends one second after the last."""
     translator = StreamTranslator(reply_format)
     parts = [translator.translate(event, at_s=AT_S, elapsed_s=1.0 + n) for n, event in enumerate(events)]
@@ -46,7 +46,7 @@ def fragment(index: int, arguments: str, **first: Any) -> dict[str, Any]:
 
 
 def test_a_chat_is_told_line_by_line_and_closed_with_numbers() -> None:
-    told = tell(
+    objects = translate_all(
         CHAT,
         chunk({"role": "assistant", "content": ""}),
         chunk({"content": "Hel"}),
@@ -55,7 +55,7 @@ def test_a_chat_is_told_line_by_line_and_closed_with_numbers() -> None:
         {"choices": [], "usage": USAGE},
     )
     head = {"model": "house/model", "created_at": STAMP}
-    assert told == [
+    assert objects == [
         {**head, "message": {"role": "assistant", "content": "Hel"}, "done": False},
         {**head, "message": {"role": "assistant", "content": "lo\n"}, "done": False},
         {
@@ -73,26 +73,26 @@ def test_a_chat_is_told_line_by_line_and_closed_with_numbers() -> None:
 
 
 def test_generate_says_response_instead_of_message() -> None:
-    told = tell(GENERATE, chunk({"content": "hi"}), chunk({}, finish="stop"))
-    assert [(part["response"], part["done"]) for part in told] == [("hi", False), ("", True)]
-    assert all("message" not in part for part in told)
+    objects = translate_all(GENERATE, chunk({"content": "hi"}), chunk({}, finish="stop"))
+    assert [(part["response"], part["done"]) for part in objects] == [("hi", False), ("", True)]
+    assert all("message" not in part for part in objects)
 
 
 def test_a_completions_chunks_are_told_too() -> None:
-    told = tell(
+    objects = translate_all(
         GENERATE,
         {"choices": [{"index": 0, "text": "a", "finish_reason": None}]},
         {"choices": [{"index": 0, "text": "b", "finish_reason": "stop"}]},
     )
-    assert [part["response"] for part in told] == ["a", "b", ""]
-    assert told[-1]["done_reason"] == "stop"
+    assert [part["response"] for part in objects] == ["a", "b", ""]
+    assert objects[-1]["done_reason"] == "stop"
 
 
 @pytest.mark.parametrize("name", ["reasoning_content", "reasoning"])
 def test_thinking_is_told_or_hidden(name: str) -> None:
     events = [chunk({name: "hm"}), chunk({"content": "a"}), chunk({}, finish="stop")]
-    assert [part["message"].get("thinking") for part in tell(CHAT, *events)] == ["hm", None, None]
-    hidden = tell(ReplyFormat("m", is_chat=True, shows_thinking=False), *events)
+    assert [part["message"].get("thinking") for part in translate_all(CHAT, *events)] == ["hm", None, None]
+    hidden = translate_all(ReplyFormat("m", is_chat=True, shows_thinking=False), *events)
     assert [part["message"] for part in hidden] == [
         {"role": "assistant", "content": "a"},
         {"role": "assistant", "content": ""},
@@ -101,7 +101,7 @@ def test_thinking_is_told_or_hidden(name: str) -> None:
 
 
 def test_tool_calls_are_told_whole_before_the_end() -> None:
-    told = tell(
+    objects = translate_all(
         CHAT,
         chunk({"role": "assistant", "content": None}),
         chunk({"tool_calls": [fragment(0, "", id="x1", name="add", type="function")]}),
@@ -109,17 +109,17 @@ def test_tool_calls_are_told_whole_before_the_end() -> None:
         chunk({"tool_calls": [fragment(0, "1}")]}),
         chunk({}, finish="tool_calls"),
     )
-    assert [part["done"] for part in told] == [False, True]
-    assert told[0]["message"]["tool_calls"] == [
+    assert [part["done"] for part in objects] == [False, True]
+    assert objects[0]["message"]["tool_calls"] == [
         {"id": "x1", "function": {"index": 0, "name": "add", "arguments": {"a": 1}}},
         {"id": "x2", "function": {"index": 1, "name": "sub", "arguments": {"b": 2}}},
     ]
-    assert told[1]["done_reason"] == "stop"
-    assert told[1]["prompt_eval_duration"] == 2 * 10**9
+    assert objects[1]["done_reason"] == "stop"
+    assert objects[1]["prompt_eval_duration"] == 2 * 10**9
 
 
 def test_fragments_without_an_index_are_calls_of_their_own() -> None:
-    told = tell(
+    objects = translate_all(
         CHAT,
         chunk(
             {
@@ -130,7 +130,7 @@ def test_fragments_without_an_index_are_calls_of_their_own() -> None:
             }
         ),
     )
-    assert [(c["id"], c["function"]["arguments"]) for c in told[0]["message"]["tool_calls"]] == [
+    assert [(c["id"], c["function"]["arguments"]) for c in objects[0]["message"]["tool_calls"]] == [
         ("a", {"x": 1}),
         ("b", {}),
     ]
@@ -138,20 +138,22 @@ def test_fragments_without_an_index_are_calls_of_their_own() -> None:
 
 def test_log_probabilities_travel_with_their_text() -> None:
     entry = {"token": "hi", "logprob": -0.1, "bytes": [104, 105], "top_logprobs": []}
-    told = tell(CHAT, chunk({"content": "hi"}, logprobs={"content": [entry]}), chunk({}, finish="stop"))
-    assert told[0]["logprobs"] == [entry]
-    assert "logprobs" not in told[1]
+    objects = translate_all(
+        CHAT, chunk({"content": "hi"}, logprobs={"content": [entry]}), chunk({}, finish="stop")
+    )
+    assert objects[0]["logprobs"] == [entry]
+    assert "logprobs" not in objects[1]
 
 
 @pytest.mark.parametrize(
     "event", [{}, {"choices": None}, {"choices": [None]}, {"choices": [{}]}, {"choices": [{"delta": None}]}]
 )
 def test_an_event_that_says_nothing_makes_no_line(event: dict[str, Any]) -> None:
-    assert len(tell(CHAT, event)) == 1
+    assert len(translate_all(CHAT, event)) == 1
 
 
 def test_a_stream_without_usage_has_no_counts() -> None:
-    assert not {"eval_count", "prompt_eval_count"} & set(tell(CHAT, chunk({"content": "a"}))[-1])
+    assert not {"eval_count", "prompt_eval_count"} & set(translate_all(CHAT, chunk({"content": "a"}))[-1])
 
 
 # ---- answers in one piece

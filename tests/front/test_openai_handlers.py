@@ -10,8 +10,8 @@ from appliance.base.errors import Invalid, NoSuchModel
 from appliance.engines.types import EngineReply, EngineRequest, ModelCard, Operation
 from appliance.front.openai.handlers import OpenAIHandlers
 from tests.fakes.backend import ScriptedBackend, router_of
-from tests.front.models_board import BoardOfValues, off
 from tests.front.requests import json_of, make_request
+from tests.front.static_manager import StaticManager, off
 
 USER = [{"role": "user", "content": "hi"}]
 CARDS = [
@@ -31,7 +31,7 @@ class Backend(ScriptedBackend):
 
 
 class Api:
-    def __init__(self, manager: BoardOfValues | None = None) -> None:
+    def __init__(self, manager: StaticManager | None = None) -> None:
         clock = FakeClock()
         self.backend = Backend(clock)
         router = router_of(self.backend, clock=clock)
@@ -56,7 +56,7 @@ async def test_models_have_openais_fields_and_what_is_known() -> None:
 
 
 async def test_models_that_run_here_are_owned_by_the_user() -> None:
-    handlers = Api(BoardOfValues(off("local"))).handlers
+    handlers = Api(StaticManager(off("local"))).handlers
     row = json_of(await handlers.model(make_request(model="local")))
     assert (row["id"], row["owned_by"], row["n_ctx"] > 0) == ("local", "user", True)
 

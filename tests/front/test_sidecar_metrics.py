@@ -1,4 +1,4 @@
-"""The sidecar's metrics on loopback, behind the real HTTP door: both forms, system E's error bodies, other routes while a scrape hangs."""
+"""The sidecar's metrics on loopback, over HTTP: both formats, error bodies, other routes while a scrape hangs."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -41,7 +41,7 @@ async def ping(call: Request) -> Response:
 
 @pytest.fixture
 async def over() -> AsyncIterator[Over]:
-    """Serve the door over the engine at a base address."""
+    """Serve the handlers over the engine at a base address."""
     async with AsyncExitStack() as stack:
 
         async def begin(url: str, *, kind: str = "auto", **how: object) -> httpx.AsyncClient:
@@ -52,7 +52,7 @@ async def over() -> AsyncIterator[Over]:
             wire = await stack.enter_async_context(ConnectionPool(PoolLimits()))
             clock = SystemClock()
             target = ScrapeTarget(url, kind)
-            door = SidecarMetricsHandlers(
+            handlers = SidecarMetricsHandlers(
                 Scraper(target, wire=wire, tasks=parts.tasks, clock=clock, **how), clock=clock
             )
             pipeline = RequestPipeline(
@@ -63,7 +63,7 @@ async def over() -> AsyncIterator[Over]:
                 state=Watched("serving"),
                 access_log=AccessLog(clock=clock, form="json"),
             )
-            routes = sidecar_routes(door)
+            routes = sidecar_routes(handlers)
             server = HttpServer(
                 [*routes, Route(("GET",), "/ping", ping, access=Access.PUBLIC)], pipeline, clock=clock
             )

@@ -9,8 +9,8 @@ import pytest
 from appliance.base.clock import FakeClock, SystemClock
 from appliance.front.status_listener import serving_status
 from appliance.settings import load
-from tests.front.models_board import AT_S, BoardOfValues, off, ready
-from tests.front.test_models_feed import following, next_of
+from tests.front.static_manager import AT_S, StaticManager, off, ready
+from tests.front.test_manager_feeds import following, next_of
 
 EARLY = {
     "status": "initializing",
@@ -20,7 +20,7 @@ EARLY = {
 
 
 async def test_every_address_responds_before_and_after_the_table() -> None:
-    boards: list[BoardOfValues] = []
+    boards: list[StaticManager] = []
     async with serving_status(
         lambda: boards[0] if boards else None, clock=FakeClock(AT_S), host="127.0.0.1", port=0
     ) as (host, port):
@@ -33,7 +33,7 @@ async def test_every_address_responds_before_and_after_the_table() -> None:
             assert (early.status_code, "not read yet" in early.json()["error"]["message"]) == (404, True)
             assert await next_of(events) == ("full_status", empty)
 
-            boards.append(BoardOfValues(off("a"), off("org/b")))
+            boards.append(StaticManager(off("a"), off("org/b")))
             seen = [await next_of(events) for _ in range(3)]
             assert [(name, data["status"]) for name, data in seen] == [
                 ("model_update", "off"),
@@ -52,7 +52,7 @@ async def test_every_address_responds_before_and_after_the_table() -> None:
 
 
 async def test_the_feed_ends_with_the_listener_and_says_so() -> None:
-    manager = BoardOfValues(off("a"))
+    manager = StaticManager(off("a"))
     async with asyncio.timeout(5), httpx.AsyncClient():
         opened = serving_status(lambda: manager, clock=SystemClock(), host="127.0.0.1", port=0)
         host, port = await opened.__aenter__()
@@ -76,7 +76,7 @@ async def test_the_feed_ends_with_the_listener_and_says_so() -> None:
     ],
 )
 async def test_it_does_nothing_but_tell(method: str, path: str) -> None:
-    manager = BoardOfValues(off("a"))
+    manager = StaticManager(off("a"))
     async with serving_status(lambda: manager, clock=SystemClock(), host="127.0.0.1", port=0) as (host, port):
         async with httpx.AsyncClient(base_url=f"http://{host}:{port}") as http:
             answer = await http.request(method, path)

@@ -16,7 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from appliance.base import jsons
 from appliance.control.v1 import control_pb2 as pb
 from appliance.control.v1 import control_pb2_grpc
-from tests.control.standin import free_port
+from tests.control.fake_appliance import free_port
 
 PATIENCE_S = 30
 

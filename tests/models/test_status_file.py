@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 from appliance.base.tasks import Tasks
 from appliance.models.status.file import FILE_NAME, StatusFile, keeping_status_file
 from appliance.models.status.objects import as_file
-from tests.front.models_board import BoardOfValues, off, ready
+from tests.front.static_manager import StaticManager, off, ready
 from tests.journeys.running import until
 
 
@@ -21,7 +21,7 @@ def content(path: Path) -> dict[str, object]:
 
 
 async def test_the_file_is_there_at_once_and_follows_every_change(tmp_path: Path) -> None:
-    manager, path = BoardOfValues(off("a"), off("org/b")), tmp_path / "new" / FILE_NAME
+    manager, path = StaticManager(off("a"), off("org/b")), tmp_path / "new" / FILE_NAME
     async with Tasks() as tasks, keeping_status_file(manager, path, tasks=tasks, every_s=0.01):
         assert await until(path.exists)
         assert content(path) == as_file(manager)
@@ -34,7 +34,7 @@ async def test_the_file_is_there_at_once_and_follows_every_change(tmp_path: Path
 async def test_quick_changes_are_written_together_the_last_one_too(
     tmp_path: Path,
 ) -> None:
-    manager, path = BoardOfValues(off("a")), tmp_path / FILE_NAME
+    manager, path = StaticManager(off("a")), tmp_path / FILE_NAME
     async with Tasks() as tasks, keeping_status_file(manager, path, tasks=tasks, every_s=60) as file:
         assert await until(lambda: file.writes == 1)
         for progress in range(50):
@@ -48,7 +48,7 @@ async def test_quick_changes_are_written_together_the_last_one_too(
 
 
 async def test_what_did_not_change_is_not_written_again(tmp_path: Path) -> None:
-    manager = BoardOfValues(off("a"))
+    manager = StaticManager(off("a"))
     file = StatusFile(manager, tmp_path / FILE_NAME)
     await file.write()
     await file.write()
@@ -58,7 +58,7 @@ async def test_what_did_not_change_is_not_written_again(tmp_path: Path) -> None:
 
 async def test_a_reader_never_sees_half_a_file(tmp_path: Path) -> None:
     manager, path, stop = (
-        BoardOfValues(*(off(f"model-{number}") for number in range(200))),
+        StaticManager(*(off(f"model-{number}") for number in range(200))),
         tmp_path / FILE_NAME,
         threading.Event(),
     )
@@ -87,7 +87,7 @@ async def test_a_reader_never_sees_half_a_file(tmp_path: Path) -> None:
 
 async def test_unwritable_folder_is_logged_once(tmp_path: Path) -> None:
     (tmp_path / "in_the_way").write_text("a file where a folder should be")
-    manager, path = BoardOfValues(off("a")), tmp_path / "in_the_way" / FILE_NAME
+    manager, path = StaticManager(off("a")), tmp_path / "in_the_way" / FILE_NAME
     with capture_logs() as logs:
         async with Tasks() as tasks, keeping_status_file(manager, path, tasks=tasks, every_s=0.01) as file:
             for progress in range(3):
@@ -105,7 +105,7 @@ async def test_unwritable_folder_is_logged_once(tmp_path: Path) -> None:
 async def test_a_slow_disk_does_not_hold_up_the_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     is_free = threading.Event()
     monkeypatch.setattr("appliance.base.files.os.fsync", lambda _: is_free.wait(10))
-    file = StatusFile(BoardOfValues(off("a")), tmp_path / FILE_NAME)
+    file = StatusFile(StaticManager(off("a")), tmp_path / FILE_NAME)
     writing = asyncio.create_task(file.write())
     await asyncio.sleep(0.05)
     assert not writing.done()  # and yet we are here

@@ -15,7 +15,7 @@ from appliance.models.status.objects import (
     summary_of,
 )
 from appliance.models.status.views import ModelView, QueueView, RunnerView
-from tests.front.models_board import BoardOfValues, off, ready
+from tests.front.static_manager import StaticManager, off, ready
 
 AT_S = 1_800_000_000.0
 OFF = ModelView("a", "off", Path("/a.gguf"), 4096, 2, updated_at_s=AT_S)
@@ -91,7 +91,7 @@ def test_status_before_the_table_is_read() -> None:
 
 
 def test_status_has_server_models_and_summary_the_file_no_summary() -> None:
-    manager = BoardOfValues(off("a"), ready("b"), off("c"))
+    manager = StaticManager(off("a"), ready("b"), off("c"))
     status = as_status(manager)
     assert list(status) == ["server", "models", "summary"]
     assert list(status["models"]) == ["a", "b", "c"]

@@ -1,4 +1,4 @@
-"""A manager of plain values for Ollama's door: it runs nothing, but its verbs change what it tells, and it keeps who asked for what."""
+"""A manager of plain values for Ollama's handlers: it runs nothing, but load and eject change its views; it records calls."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -30,8 +30,8 @@ def runner(alias: str, **values: Any) -> RunnerView:
 
 
 @dataclass
-class StandinBoard:
-    """What the door asks of a Board, and no more."""
+class FakeManager:
+    """What the handlers need of the manager, and no more."""
 
     clock: FakeClock
     catalogue: Catalogue = field(default_factory=lambda: Catalogue({}, System(cpu_threads=6)))
@@ -43,7 +43,7 @@ class StandinBoard:
     def put(
         self, path: Path, *, alias: str = "", params: dict[str, Any] | None = None, **values: Any
     ) -> None:
-        """Put a model of the table, off unless told otherwise."""
+        """Put a model of the table, off by default."""
         alias = alias or path.stem
         model = Model(alias, path, Params(**(params or {})), "table")
         self.catalogue = replace(self.catalogue, models={**self.catalogue.models, alias: model})

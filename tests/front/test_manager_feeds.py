@@ -11,7 +11,7 @@ import httpx
 from appliance.base.clock import SystemClock
 from appliance.front.manager.handlers import ManagerHandlers
 from tests.front.feeds import Event, events_of
-from tests.front.models_board import BoardOfValues, door_over, off, ready
+from tests.front.static_manager import StaticManager, off, ready, serving_manager
 from tests.journeys.running import until
 
 
@@ -34,13 +34,13 @@ async def next_of(events: AsyncIterator[Event], *, seconds: float = 5) -> Event:
     return await asyncio.wait_for(anext(events), seconds)
 
 
-def door(manager: BoardOfValues, **times: float) -> ManagerHandlers:
+def handlers(manager: StaticManager, **times: float) -> ManagerHandlers:
     return ManagerHandlers(manager, clock=SystemClock(), **times)
 
 
 async def test_the_status_feed_starts_with_the_full_status() -> None:
-    manager = BoardOfValues(off("a"), off("org/b"))
-    async with door_over(manager) as (url, _), following(url) as events:
+    manager = StaticManager(off("a"), off("org/b"))
+    async with serving_manager(manager) as (url, _), following(url) as events:
         name, full = await next_of(events)
         async with httpx.AsyncClient() as client:
             assert (name, full) == ("full_status", (await client.get(url + "/v1/models/status")).json())
@@ -72,8 +72,8 @@ async def test_the_status_feed_starts_with_the_full_status() -> None:
 
 
 async def test_a_change_in_nothing_that_is_told_makes_no_event() -> None:
-    manager = BoardOfValues(off("a"))
-    async with door_over(manager) as (url, _), following(url) as events:
+    manager = StaticManager(off("a"))
+    async with serving_manager(manager) as (url, _), following(url) as events:
         await next_of(events)
         manager.bump()
         manager.bump()
@@ -82,8 +82,8 @@ async def test_a_change_in_nothing_that_is_told_makes_no_event() -> None:
 
 
 async def test_a_model_that_leaves_the_table_is_told_as_unknown() -> None:
-    manager = BoardOfValues(off("a"), off("b"))
-    async with door_over(manager) as (url, _), following(url) as events:
+    manager = StaticManager(off("a"), off("b"))
+    async with serving_manager(manager) as (url, _), following(url) as events:
         await next_of(events)
         del manager.views["b"]
         manager.bump()
@@ -92,8 +92,11 @@ async def test_a_model_that_leaves_the_table_is_told_as_unknown() -> None:
 
 
 async def test_a_heartbeat_comes_after_silence_only() -> None:
-    manager = BoardOfValues(off("a"))
-    async with door_over(manager, door=door(manager, silence_s=0.1)) as (url, _), following(url) as events:
+    manager = StaticManager(off("a"))
+    async with (
+        serving_manager(manager, handlers=handlers(manager, silence_s=0.1)) as (url, _),
+        following(url) as events,
+    ):
         assert (await next_of(events))[0] == "full_status"
         for _ in range(2):
             name, beat = await next_of(events)
@@ -105,8 +108,8 @@ async def test_a_heartbeat_comes_after_silence_only() -> None:
 
 
 async def test_followers_get_the_latest_state_and_not_every_step() -> None:
-    manager = BoardOfValues(off("a"))
-    async with door_over(manager) as (url, _), following(url) as events:
+    manager = StaticManager(off("a"))
+    async with serving_manager(manager) as (url, _), following(url) as events:
         await next_of(events)
         for progress in range(100):
             manager.put(replace(off("a"), status="loading", load_progress=progress))
@@ -118,8 +121,8 @@ async def test_followers_get_the_latest_state_and_not_every_step() -> None:
 
 
 async def test_a_slow_reader_delays_nobody_and_queues_nothing() -> None:
-    manager = BoardOfValues(*(off(f"model-{number}") for number in range(50)))
-    async with door_over(manager) as (url, parts), following(url) as lazy, following(url) as eager:
+    manager = StaticManager(*(off(f"model-{number}") for number in range(50)))
+    async with serving_manager(manager) as (url, parts), following(url) as lazy, following(url) as eager:
         await next_of(lazy)
         await next_of(eager)
         for step in range(20):
@@ -129,8 +132,8 @@ async def test_a_slow_reader_delays_nobody_and_queues_nothing() -> None:
 
 
 async def test_a_follower_that_leaves_is_forgotten_at_once() -> None:
-    manager = BoardOfValues(off("a"))
-    async with door_over(manager) as (url, parts):
+    manager = StaticManager(off("a"))
+    async with serving_manager(manager) as (url, parts):
         async with following(url) as events:
             await next_of(events)
             assert parts.pipeline.in_flight == 1
@@ -138,8 +141,8 @@ async def test_a_follower_that_leaves_is_forgotten_at_once() -> None:
 
 
 async def test_the_feed_ends_with_a_server_update_at_shutdown() -> None:
-    manager = BoardOfValues(off("a"))
-    async with door_over(manager) as (url, _), following(url) as events:
+    manager = StaticManager(off("a"))
+    async with serving_manager(manager) as (url, _), following(url) as events:
         await next_of(events)
         manager.put_server("shutting_down")
         name, server = await next_of(events)
@@ -148,10 +151,10 @@ async def test_the_feed_ends_with_a_server_update_at_shutdown() -> None:
 
 
 async def test_closing_ends_all_feeds_with_a_last_event() -> None:
-    manager = BoardOfValues(off("a"))
-    models = door(manager)
+    manager = StaticManager(off("a"))
+    models = handlers(manager)
     async with (
-        door_over(manager, door=models) as (url, parts),
+        serving_manager(manager, handlers=models) as (url, parts),
         following(url) as status,
         following(url, "/metrics/stream") as metrics,
     ):
@@ -166,9 +169,9 @@ async def test_closing_ends_all_feeds_with_a_last_event() -> None:
 
 
 async def test_the_metrics_feed_ends_with_shutdown() -> None:
-    manager = BoardOfValues(ready("a"), off("b"))
+    manager = StaticManager(ready("a"), off("b"))
     async with (
-        door_over(manager, door=door(manager, every_s=0.02, silence_s=0.05)) as (url, _),
+        serving_manager(manager, handlers=handlers(manager, every_s=0.02, silence_s=0.05)) as (url, _),
         following(url, "/metrics/stream") as events,
     ):
         name, figures = await next_of(events)
@@ -208,10 +211,10 @@ async def test_the_metrics_feed_ends_with_shutdown() -> None:
 
 
 async def test_a_load_with_stream_tells_each_step_until_ready() -> None:
-    manager = BoardOfValues(off("org/b"))
+    manager = StaticManager(off("org/b"))
     manager.steps.put_nowait(True)
     async with (
-        door_over(manager) as (url, _),
+        serving_manager(manager) as (url, _),
         following(url, "/v1/models/org/b/load", method="POST", json={"stream": True}) as events,
     ):
         seen = []
@@ -225,9 +228,9 @@ async def test_a_load_with_stream_tells_each_step_until_ready() -> None:
 
 
 async def test_a_load_of_what_is_ready_ends_with_one_update() -> None:
-    manager = BoardOfValues(ready("a"))
+    manager = StaticManager(ready("a"))
     async with (
-        door_over(manager) as (url, _),
+        serving_manager(manager) as (url, _),
         following(url, "/v1/models/a/load", method="POST", json={"stream": True}) as events,
     ):
         assert [(name, model["status"]) for name, model in [event async for event in events]] == [
@@ -236,10 +239,10 @@ async def test_a_load_of_what_is_ready_ends_with_one_update() -> None:
 
 
 async def test_a_failed_load_ends_its_stream_with_the_error() -> None:
-    manager = BoardOfValues(off("a"))
+    manager = StaticManager(off("a"))
     manager.steps.put_nowait(False)
     async with (
-        door_over(manager) as (url, _),
+        serving_manager(manager) as (url, _),
         following(url, "/v1/models/a/load", method="POST", json={"stream": True}) as events,
     ):
         seen = [event async for event in events]
@@ -249,8 +252,8 @@ async def test_a_failed_load_ends_its_stream_with_the_error() -> None:
 
 
 async def test_who_leaves_a_load_gives_it_up() -> None:
-    manager = BoardOfValues(off("a"))
-    async with door_over(manager) as (url, parts):
+    manager = StaticManager(off("a"))
+    async with serving_manager(manager) as (url, parts):
         async with following(url, "/v1/models/a/load", method="POST", json={"stream": True}) as events:
             await next_of(events)
             assert await until(lambda: bool(manager.asked))

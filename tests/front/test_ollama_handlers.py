@@ -104,20 +104,20 @@ class Scripted(ScriptedBackend):
         return EngineReply(events=self.events)
 
 
-class House:
-    """The door with everything behind it."""
+class Api:
+    """The handlers with everything behind them."""
 
     def __init__(self, **settings: Any) -> None:
         self.clock = FakeClock()
         self.backend = Scripted(self.clock)
-        self.door = OllamaHandlers(
+        self.handlers = OllamaHandlers(
             router_of(self.backend, settings=EngineSettings(_env_file=None, **settings), clock=self.clock),
             clock=self.clock,
         )
 
     async def ask(self, handler: str, ask: Any = None, *, body: bytes | None = None) -> Response:
         data = body if body is not None else b"" if ask is None else jsons.dumps(ask)
-        path = next(route.path for route in self.door.routes() if route.handler.__name__ == handler)
+        path = next(route.path for route in self.handlers.routes() if route.handler.__name__ == handler)
         call = Request(
             "POST",
             path,
@@ -129,10 +129,10 @@ class House:
             path,
             began_s=self.clock.monotonic_s(),
         )
-        answer: Response = await getattr(self.door, handler)(call)
+        answer: Response = await getattr(self.handlers, handler)(call)
         return answer
 
-    async def told(self, handler: str, ask: Any) -> Any:
+    async def result(self, handler: str, ask: Any) -> Any:
         """Give the answer's one JSON object."""
         answer = await self.ask(handler, ask)
         assert (answer.status, answer.content_type, answer.pieces) == (200, "application/json", None)
@@ -154,15 +154,15 @@ class House:
 
 
 @pytest.fixture
-def house() -> House:
-    return House()
+def api() -> Api:
+    return Api()
 
 
 # ---- the table
 
 
-def test_no_address_is_listed_twice(house: House) -> None:
-    paths = [(method, route.path) for route in house.door.routes() for method in route.methods]
+def test_no_address_is_listed_twice(api: Api) -> None:
+    paths = [(method, route.path) for route in api.handlers.routes() for method in route.methods]
     assert len(paths) == len(set(paths))
     assert {"/", "/api/version", "/api/tags"} <= {path for method, path in paths if method == "HEAD"}
 
@@ -170,14 +170,14 @@ def test_no_address_is_listed_twice(house: House) -> None:
 # ---- about models
 
 
-async def test_root_and_version_are_what_clients_look_for(house: House) -> None:
-    assert (await house.ask("root")).body == b"Ollama is running"
-    major, minor, patch = (await house.told("version", None))["version"].split(".")
+async def test_root_and_version_are_what_clients_look_for(api: Api) -> None:
+    assert (await api.ask("root")).body == b"Ollama is running"
+    major, minor, patch = (await api.result("version", None))["version"].split(".")
     assert all(part.isdigit() for part in (major, minor, patch))
 
 
-async def test_tags_are_the_union_of_system_a_and_ollama(house: House) -> None:
-    [model] = (await house.told("tags", None))["models"]
+async def test_tags_are_the_union_of_system_a_and_ollama(api: Api) -> None:
+    [model] = (await api.result("tags", None))["models"]
     assert (model["name"], model["upstream"], model["aliases"]) == (
         "house/model",
         "maker/Llama-9b",
@@ -187,7 +187,7 @@ async def test_tags_are_the_union_of_system_a_and_ollama(house: House) -> None:
     assert model["modified_at"] == "2023-11-14T22:13:20.000000Z"
     assert model["size"] == 0
     assert len(bytes.fromhex(model["digest"])) == 32
-    assert model["digest"] == (await house.told("ps", None))["models"][0]["digest"]
+    assert model["digest"] == (await api.result("ps", None))["models"][0]["digest"]
     assert model["details"]["family"] == "llama"
     assert {"completion", "tools"} <= set(model["capabilities"])
     assert (model["remote_model"], model["remote_host"]) == (
@@ -196,8 +196,8 @@ async def test_tags_are_the_union_of_system_a_and_ollama(house: House) -> None:
     )
 
 
-async def test_ps_says_that_a_relayed_model_takes_no_memory(house: House) -> None:
-    [model] = (await house.told("ps", None))["models"]
+async def test_ps_says_that_a_relayed_model_takes_no_memory(api: Api) -> None:
+    [model] = (await api.result("ps", None))["models"]
     assert (model["name"], model["size"], model["size_vram"]) == ("house/model", 0, 0)
     assert model["expires_at"] > "2027-12"
 
@@ -205,10 +205,8 @@ async def test_ps_says_that_a_relayed_model_takes_no_memory(house: House) -> Non
 @pytest.mark.parametrize(
     "ask", [{"model": "house/model"}, {"name": "house"}, {"model": "any", "verbose": True}]
 )
-async def test_show_tells_what_is_known_by_any_name_that_is_answered(
-    house: House, ask: dict[str, Any]
-) -> None:
-    shown = await house.told("show", ask)
+async def test_show_tells_what_is_known_by_any_name_that_is_answered(api: Api, ask: dict[str, Any]) -> None:
+    shown = await api.result("show", ask)
     assert shown["model_info"]["general.name"] == "house/model"
     assert (shown["template"], shown["parameters"]) == ("", "")
     assert "maker/Llama-9b" in shown["modelfile"]
@@ -219,8 +217,8 @@ async def test_show_tells_what_is_known_by_any_name_that_is_answered(
     ("ask", "name"),
     [({}, "house/model"), ({"model": "x"}, "x"), ({"name": "y", "stream": True}, "y"), (None, "house/model")],
 )
-async def test_pull_tells_system_as_four_lines(house: House, ask: Any, name: str) -> None:
-    answer = await house.ask("pull", ask)
+async def test_pull_tells_system_as_four_lines(api: Api, ask: Any, name: str) -> None:
+    answer = await api.ask("pull", ask)
     assert answer.content_type == "application/x-ndjson"
     assert [jsons.loads(line)["status"] for line in answer.body.splitlines()] == [
         f"pulling {name}",
@@ -230,12 +228,12 @@ async def test_pull_tells_system_as_four_lines(house: House, ask: Any, name: str
     ]
 
 
-async def test_pull_without_a_stream_is_its_last_line(house: House) -> None:
-    assert await house.told("pull", {"model": "x", "stream": False}) == {"status": "success"}
+async def test_pull_without_a_stream_is_its_last_line(api: Api) -> None:
+    assert await api.result("pull", {"model": "x", "stream": False}) == {"status": "success"}
 
 
-async def test_writes_to_a_store_are_not_supported(house: House) -> None:
-    error = await house.refused("unsupported")
+async def test_writes_to_a_store_are_not_supported(api: Api) -> None:
+    error = await api.refused("unsupported")
     assert isinstance(error, Unsupported)
     assert "models cannot be created" in error.message
 
@@ -243,16 +241,16 @@ async def test_writes_to_a_store_are_not_supported(house: House) -> None:
 # ---- streams
 
 
-async def test_a_chat_streams_unless_told_not_to(house: House) -> None:
-    house.backend.script = STREAM
-    lines = await house.lines("chat", {"model": "any", "messages": USER})
+async def test_a_chat_streams_unless_told_not_to(api: Api) -> None:
+    api.backend.script = STREAM
+    lines = await api.lines("chat", {"model": "any", "messages": USER})
     assert [(line["message"]["content"], line["done"]) for line in lines] == [
         ("hel", False),
         ("lo", False),
         ("", True),
     ]
     assert {line["model"] for line in lines} == {"house/model"}
-    [request] = house.backend.asked
+    [request] = api.backend.asked
     assert (request.operation, request.model, request.stream, request.raw) == (
         Operation.CHAT,
         "any",
@@ -265,13 +263,13 @@ async def test_a_chat_streams_unless_told_not_to(house: House) -> None:
         "stream": True,
         "stream_options": {"include_usage": True},
     }
-    assert house.backend.events is not None
-    assert house.backend.events.is_closed
+    assert api.backend.events is not None
+    assert api.backend.events.is_closed
 
 
-async def test_a_streams_numbers_are_measured(house: House) -> None:
-    house.backend.script = STREAM
-    last = (await house.lines("chat", {"messages": USER, "stream": True}))[-1]
+async def test_a_streams_numbers_are_measured(api: Api) -> None:
+    api.backend.script = STREAM
+    last = (await api.lines("chat", {"messages": USER, "stream": True}))[-1]
     assert (last["prompt_eval_count"], last["eval_count"]) == (3, 2)
     assert (last["prompt_eval_duration"], last["eval_duration"], last["total_duration"]) == (
         3 * 10**9,
@@ -280,10 +278,10 @@ async def test_a_streams_numbers_are_measured(house: House) -> None:
     )
 
 
-async def test_an_answer_in_one_piece_is_streamed_too(house: House) -> None:
+async def test_an_answer_in_one_piece_is_streamed_too(api: Api) -> None:
     from_openai_reply = {**jsons.loads(WHOLE), "object": "chat.completion"}
-    house.backend.script = jsons.dumps(from_openai_reply)
-    lines = await house.lines("chat", {"messages": USER})
+    api.backend.script = jsons.dumps(from_openai_reply)
+    lines = await api.lines("chat", {"messages": USER})
     assert "".join(line["message"]["content"] for line in lines) == "hello"
     assert lines[-1]["eval_count"] == 2
 
@@ -299,18 +297,18 @@ async def test_an_answer_in_one_piece_is_streamed_too(house: House) -> None:
         [b"data: {rubbish\n\n"],
     ],
 )
-async def test_a_failure_before_the_first_line_has_a_real_status(house: House, script: list[Any]) -> None:
-    house.backend.script = script
-    error = await house.refused("chat", {"messages": USER})
+async def test_a_failure_before_the_first_line_has_a_real_status(api: Api, script: list[Any]) -> None:
+    api.backend.script = script
+    error = await api.refused("chat", {"messages": USER})
     assert status_of(error) == 502
-    assert house.backend.events is not None
-    assert house.backend.events.is_closed
+    assert api.backend.events is not None
+    assert api.backend.events.is_closed
 
 
 @pytest.mark.parametrize("ending", [[UpstreamFailed("it broke off")], []])
-async def test_a_failure_after_the_first_line_becomes_a_last_line(house: House, ending: list[Any]) -> None:
-    house.backend.script = [*STREAM[:3], *ending]
-    answer = await house.ask("chat", {"messages": USER})
+async def test_a_failure_after_the_first_line_becomes_a_last_line(api: Api, ending: list[Any]) -> None:
+    api.backend.script = [*STREAM[:3], *ending]
+    answer = await api.ask("chat", {"messages": USER})
     assert answer.pieces is not None
     assert jsons.loads(await anext(answer.pieces))["message"]["content"] == "hel"
     with pytest.raises(UpstreamFailed) as caught:
@@ -320,41 +318,41 @@ async def test_a_failure_after_the_first_line_becomes_a_last_line(house: House, 
     assert "broke" in jsons.loads(last)["error"]
 
 
-async def test_who_leaves_before_the_first_line_closes_the_upstream(house: House) -> None:
-    house.backend.script = [said({"role": "assistant"}), "hang"]
-    task = asyncio.get_running_loop().create_task(house.ask("chat", {"messages": USER}))
-    while house.backend.events is None:
+async def test_who_leaves_before_the_first_line_closes_the_upstream(api: Api) -> None:
+    api.backend.script = [said({"role": "assistant"}), "hang"]
+    task = asyncio.get_running_loop().create_task(api.ask("chat", {"messages": USER}))
+    while api.backend.events is None:
         await asyncio.sleep(0)
-    await house.backend.events.is_waiting.wait()
+    await api.backend.events.is_waiting.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert house.backend.events.is_closed
+    assert api.backend.events.is_closed
 
 
 @pytest.mark.parametrize("taken", [0, 1])
-async def test_who_leaves_within_a_stream_closes_the_upstream(house: House, taken: int) -> None:
-    house.backend.script = STREAM
-    answer = await house.ask("generate", {"prompt": "hi"})
+async def test_who_leaves_within_a_stream_closes_the_upstream(api: Api, taken: int) -> None:
+    api.backend.script = STREAM
+    answer = await api.ask("generate", {"prompt": "hi"})
     assert answer.pieces is not None
     for _ in range(taken):
         await anext(answer.pieces)
     await answer.pieces.aclose()
-    assert house.backend.events is not None
-    assert house.backend.events.is_closed
+    assert api.backend.events is not None
+    assert api.backend.events.is_closed
 
 
-async def test_an_engines_heartbeats_are_no_lines_and_ours_are_spaces(house: House) -> None:
-    house.backend.script = [HEARTBEAT] * 5 + STREAM
-    assert len(await house.lines("generate", {"prompt": "hi"})) == 3
-    assert (await house.ask("generate", {"prompt": "hi"})).heartbeat == b" "
+async def test_an_engines_heartbeats_are_no_lines_and_ours_are_spaces(api: Api) -> None:
+    api.backend.script = [HEARTBEAT] * 5 + STREAM
+    assert len(await api.lines("generate", {"prompt": "hi"})) == 3
+    assert (await api.ask("generate", {"prompt": "hi"})).heartbeat == b" "
 
 
 # ---- one piece
 
 
-async def test_a_chat_in_one_piece(house: House) -> None:
-    out = await house.told("chat", {"messages": USER, "stream": False})
+async def test_a_chat_in_one_piece(api: Api) -> None:
+    out = await api.result("chat", {"messages": USER, "stream": False})
     assert out == {
         "model": "house/model",
         "created_at": out["created_at"],
@@ -364,11 +362,11 @@ async def test_a_chat_in_one_piece(house: House) -> None:
         "prompt_eval_count": 3,
         "eval_count": 2,
     }
-    assert "stream" not in house.backend.asked[0].body
+    assert "stream" not in api.backend.asked[0].body
 
 
-async def test_generate_in_one_piece_has_system_as_fields(house: House) -> None:
-    out = await house.told("generate", {"model": "any", "prompt": "hi", "stream": False})
+async def test_generate_in_one_piece_has_system_as_fields(api: Api) -> None:
+    out = await api.result("generate", {"model": "any", "prompt": "hi", "stream": False})
     assert (out["model"], out["upstream_model"], out["response"], out["done"]) == (
         "house/model",
         "maker/Llama-9b",
@@ -378,32 +376,32 @@ async def test_generate_in_one_piece_has_system_as_fields(house: House) -> None:
 
 
 @pytest.mark.parametrize("is_stream", [True, False])
-async def test_generate_remembers_by_its_context(house: House, is_stream: bool) -> None:
-    house.backend.script = STREAM if is_stream else WHOLE
+async def test_generate_remembers_by_its_context(api: Api, is_stream: bool) -> None:
+    api.backend.script = STREAM if is_stream else WHOLE
     if is_stream:
-        *parts, last = await house.lines("generate", {"prompt": "hi", "system": "S"})
+        *parts, last = await api.lines("generate", {"prompt": "hi", "system": "S"})
         assert not any("context" in part for part in parts)
     else:
-        last = await house.told("generate", {"prompt": "hi", "system": "S", "stream": False})
-    house.backend.script = WHOLE
-    await house.told("generate", {"prompt": "and?", "context": last["context"], "stream": False})
-    assert [m["content"] for m in house.backend.asked[-1].body["messages"]] == ["S", "hi", "hello", "and?"]
+        last = await api.result("generate", {"prompt": "hi", "system": "S", "stream": False})
+    api.backend.script = WHOLE
+    await api.result("generate", {"prompt": "and?", "context": last["context"], "stream": False})
+    assert [m["content"] for m in api.backend.asked[-1].body["messages"]] == ["S", "hi", "hello", "and?"]
 
 
-async def test_raw_is_a_completion_and_has_no_context(house: House) -> None:
-    house.backend.script = jsons.dumps({"choices": [{"text": "hello", "finish_reason": "length"}]})
-    out = await house.told("generate", {"prompt": "hi", "raw": True, "stream": False})
+async def test_raw_is_a_completion_and_has_no_context(api: Api) -> None:
+    api.backend.script = jsons.dumps({"choices": [{"text": "hello", "finish_reason": "length"}]})
+    out = await api.result("generate", {"prompt": "hi", "raw": True, "stream": False})
     assert (out["response"], out["done_reason"]) == ("hello", "length")
     assert "context" not in out
-    assert house.backend.asked[0].operation is Operation.COMPLETION
+    assert api.backend.asked[0].operation is Operation.COMPLETION
 
 
-async def test_thinking_is_hidden_when_it_is_not_wanted(house: House) -> None:
-    house.backend.script = jsons.dumps({"choices": [{"message": {"content": "a", "reasoning": "hm"}}]})
-    assert (await house.told("chat", {"messages": USER, "stream": False}))["message"]["thinking"] == "hm"
+async def test_thinking_is_hidden_when_it_is_not_wanted(api: Api) -> None:
+    api.backend.script = jsons.dumps({"choices": [{"message": {"content": "a", "reasoning": "hm"}}]})
+    assert (await api.result("chat", {"messages": USER, "stream": False}))["message"]["thinking"] == "hm"
     assert (
         "thinking"
-        not in (await house.told("chat", {"messages": USER, "stream": False, "think": False}))["message"]
+        not in (await api.result("chat", {"messages": USER, "stream": False, "think": False}))["message"]
     )
 
 
@@ -421,18 +419,16 @@ async def test_thinking_is_hidden_when_it_is_not_wanted(house: House) -> None:
         ("chat", {"messages": None, "keep_alive": "0"}, "unload"),
     ],
 )
-async def test_nothing_to_answer_only_loads(
-    house: House, handler: str, ask: dict[str, Any], reason: str
-) -> None:
-    out = await house.told(handler, {**ask, "model": "any", "stream": False})
+async def test_nothing_to_answer_only_loads(api: Api, handler: str, ask: dict[str, Any], reason: str) -> None:
+    out = await api.result(handler, {**ask, "model": "any", "stream": False})
     assert (out["model"], out["done"], out["done_reason"]) == ("house/model", True, reason)
     assert (
         out["message"] == {"role": "assistant", "content": ""} if handler == "chat" else out["response"] == ""
     )
-    line = (await house.ask(handler, ask)).body
+    line = (await api.ask(handler, ask)).body
     assert line.count(b"\n") == 1
     assert jsons.loads(line)["done_reason"] == reason
-    assert not house.backend.asked
+    assert not api.backend.asked
 
 
 class Log:
@@ -445,10 +441,10 @@ class Log:
         self.entries.append({"event": event, **fields})
 
 
-async def test_unknown_options_are_logged_and_cut(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unknown_options_are_logged_and_cut(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     log = Log()
     monkeypatch.setattr(ollama, "log", log)
-    await house.told(
+    await api.result(
         "chat", {"messages": USER, "stream": False, "options": {f"o{n}" + "x" * 100: 1 for n in range(99)}}
     )
     [entry] = log.entries
@@ -469,18 +465,18 @@ def vectors(*rows: list[float]) -> bytes:
     )
 
 
-async def test_embed_gives_vectors_of_length_one(house: House) -> None:
-    house.backend.script = vectors([3, 4], [0, 2])
-    out = await house.told("embed", {"model": "any", "input": ["a", "b"], "dimensions": 2, "truncate": True})
+async def test_embed_gives_vectors_of_length_one(api: Api) -> None:
+    api.backend.script = vectors([3, 4], [0, 2])
+    out = await api.result("embed", {"model": "any", "input": ["a", "b"], "dimensions": 2, "truncate": True})
     assert out == {"model": "house/model", "embeddings": [[0.6, 0.8], [0.0, 1.0]], "prompt_eval_count": 4}
-    [request] = house.backend.asked
+    [request] = api.backend.asked
     assert (request.operation, request.stream) == (Operation.EMBEDDING, False)
     assert request.body == {"model": "any", "input": ["a", "b"], "dimensions": 2}
 
 
-async def test_embeddings_gives_one_vector_as_it_is(house: House) -> None:
-    house.backend.script = vectors([3, 4])
-    assert await house.told("embeddings", {"prompt": "a"}) == {"embedding": [3.0, 4.0]}
+async def test_embeddings_gives_one_vector_as_it_is(api: Api) -> None:
+    api.backend.script = vectors([3, 4])
+    assert await api.result("embeddings", {"prompt": "a"}) == {"embedding": [3.0, 4.0]}
 
 
 @pytest.mark.parametrize(
@@ -494,16 +490,16 @@ async def test_embeddings_gives_one_vector_as_it_is(house: House) -> None:
     ],
 )
 async def test_nothing_to_embed_asks_nobody(
-    house: House, handler: str, ask: dict[str, Any], out: dict[str, Any]
+    api: Api, handler: str, ask: dict[str, Any], out: dict[str, Any]
 ) -> None:
-    assert await house.told(handler, ask) == out
-    assert not house.backend.asked
+    assert await api.result(handler, ask) == out
+    assert not api.backend.asked
 
 
 @pytest.mark.parametrize("body", [vectors([1.0], [2.0]), b"{}", b"[]", b"no json", vectors()])
-async def test_embeddings_that_do_not_fit_are_a_failure(house: House, body: bytes) -> None:
-    house.backend.script = body
-    assert status_of(await house.refused("embed", {"input": "a"})) == 502
+async def test_embeddings_that_do_not_fit_are_a_failure(api: Api, body: bytes) -> None:
+    api.backend.script = body
+    assert status_of(await api.refused("embed", {"input": "a"})) == 502
 
 
 # ---- refusals
@@ -520,10 +516,8 @@ async def test_embeddings_that_do_not_fit_are_a_failure(house: House, body: byte
         (b'"x"', "a string"),
     ],
 )
-async def test_a_body_that_is_no_object_is_refused(
-    house: House, handler: str, body: bytes, words: str
-) -> None:
-    error = await house.refused(handler, body=body)
+async def test_a_body_that_is_no_object_is_refused(api: Api, handler: str, body: bytes, words: str) -> None:
+    error = await api.refused(handler, body=body)
     assert isinstance(error, Invalid)
     assert words in error.message
 
@@ -567,16 +561,16 @@ async def test_a_body_that_is_no_object_is_refused(
     ],
 )
 async def test_a_field_of_a_wrong_type_is_refused_by_name(
-    house: House, handler: str, field: str, value: Any
+    api: Api, handler: str, field: str, value: Any
 ) -> None:
-    error = await house.refused(handler, {"model": "m", field: value})
+    error = await api.refused(handler, {"model": "m", field: value})
     assert isinstance(error, Invalid)
     assert error.param == field
-    assert not house.backend.asked
+    assert not api.backend.asked
 
 
-async def test_show_needs_a_name(house: House) -> None:
-    assert (await house.refused("show", {})).message == "model is required"
+async def test_show_needs_a_name(api: Api) -> None:
+    assert (await api.refused("show", {})).message == "model is required"
 
 
 @pytest.mark.parametrize(
@@ -593,9 +587,9 @@ async def test_show_needs_a_name(house: House) -> None:
     ],
 )
 async def test_strict_needs_a_name_that_is_known(handler: str, ask: dict[str, Any]) -> None:
-    house = House(model_strict=True)
-    assert (await house.refused(handler, ask)).message == "model is required"
-    error = await house.refused(handler, {**ask, "model": "nobody"})
+    api = Api(model_strict=True)
+    assert (await api.refused(handler, ask)).message == "model is required"
+    error = await api.refused(handler, {**ask, "model": "nobody"})
     assert isinstance(error, NoSuchModel)
     assert (status_of(error), error.message) == (404, "model 'nobody' not found")
 
@@ -612,24 +606,24 @@ async def test_strict_needs_a_name_that_is_known(handler: str, ask: dict[str, An
     ],
 )
 async def test_an_engines_error_status_is_passed_on(
-    house: House,
+    api: Api,
     is_stream: bool,
     status: int,
     body: bytes,
     words: str,
 ) -> None:
-    house.backend.script, house.backend.reply_status = body, status
-    error = await house.refused("chat", {"messages": USER, "stream": is_stream})
+    api.backend.script, api.backend.reply_status = body, status
+    error = await api.refused("chat", {"messages": USER, "stream": is_stream})
     assert status_of(error) == status
     assert words in error.message
 
 
 @pytest.mark.parametrize("body", [b"", b"no json", b"[]", b"{}", b'{"choices":[]}'])
-async def test_an_engines_rubbish_is_a_failure_and_no_empty_answer(house: House, body: bytes) -> None:
-    house.backend.script = body
-    assert status_of(await house.refused("chat", {"messages": USER, "stream": False})) == 502
+async def test_an_engines_rubbish_is_a_failure_and_no_empty_answer(api: Api, body: bytes) -> None:
+    api.backend.script = body
+    assert status_of(await api.refused("chat", {"messages": USER, "stream": False})) == 502
 
 
-async def test_what_the_engines_raise_comes_out(house: House) -> None:
-    house.backend.script = Exhausted("too many", retry_after_s=3)
-    assert (await house.refused("generate", {"prompt": "hi"})).retry_after_s == 3
+async def test_what_the_engines_raise_comes_out(api: Api) -> None:
+    api.backend.script = Exhausted("too many", retry_after_s=3)
+    assert (await api.refused("generate", {"prompt": "hi"})).retry_after_s == 3

@@ -1,4 +1,4 @@
-"""A small house for tests of the gRPC door: the real router, receipts and lines; a backend, a worker and a reload by script."""
+"""What stands behind the control API in tests: real router, receipts and log; scripted backend, worker and reload."""
 
 import asyncio
 import itertools
@@ -27,7 +27,7 @@ from appliance.engines.receipts import Attempt, Receipt, Receipts
 from appliance.engines.stream import Stream
 from appliance.engines.types import BackendState, EngineReply, EngineRequest, ModelCard
 from appliance.front.pipeline.request import Request
-from tests.control.scripted_board import ScriptedBoard
+from tests.control.scripted_manager import ScriptedManager
 from tests.fakes.backend import ScriptedBackend as Base
 from tests.fakes.backend import router_of
 
@@ -157,7 +157,7 @@ class Events(Stream):
 
 
 class ScriptedWorker:
-    """Changes its state when told to; `refuses` makes every start a refusal."""
+    """Changes its state on demand; `refuses` makes every start a refusal."""
 
     def __init__(self) -> None:
         self.state: dict[str, Any] = {
@@ -199,14 +199,14 @@ class ScriptedWorker:
         await self.start()
 
 
-class House:
-    """Everything behind the door."""
+class FakeAppliance:
+    """Everything behind the control API."""
 
     def __init__(self) -> None:
         self.clock = FakeClock()
         self.backend = ScriptedBackend()
         self.worker: ScriptedWorker | None = ScriptedWorker()
-        self.manager: ScriptedBoard | None = None
+        self.manager: ScriptedManager | None = None
         self.jobs: DownloadJobs | None = None
         self.folders: Callable[[], DownloadFolders] | None = None
         self.receipts = Receipts()
@@ -377,15 +377,15 @@ def free_port() -> int:
 
 
 def control_settings(**values: Any) -> ControlSettings:
-    """Give settings that listen nowhere unless told to."""
+    """Return settings that listen nowhere by default."""
     return ControlSettings(**{"control_port": 0, **values})
 
 
-class Open:
-    """A door that is open, with a channel to it."""
+class OpenControl:
+    """A control API that is open, with a channel to it."""
 
-    def __init__(self, house: House, channel: Any, address: str) -> None:
-        self.house = house
+    def __init__(self, fake: FakeAppliance, channel: Any, address: str) -> None:
+        self.fake = fake
         self.channel = channel
         self.address = address
         self.stub = control_pb2_grpc.ControlStub(channel)
@@ -393,16 +393,16 @@ class Open:
 
 @asynccontextmanager
 async def opened(
-    folder: Path, house: House | None = None, *, max_calls: int = 256, **values: Any
-) -> AsyncIterator[Open]:
-    """Open a door on a unix socket in `folder`, and a channel to it."""
-    house = house or House()
+    folder: Path, fake: FakeAppliance | None = None, *, max_calls: int = 256, **values: Any
+) -> AsyncIterator[OpenControl]:
+    """Open a control API on a unix socket in `folder`, and a channel to it."""
+    fake = fake or FakeAppliance()
     settings = control_settings(control_socket=folder / "c.sock", **values)
     async with (
-        serving_control(settings, house.parts(), max_calls=max_calls) as addresses,
+        serving_control(settings, fake.parts(), max_calls=max_calls) as addresses,
         grpc.aio.insecure_channel(addresses[-1]) as channel,
     ):
-        yield Open(house, channel, addresses[-1])
+        yield OpenControl(fake, channel, addresses[-1])
 
 
 async def refused(call: Callable[[], Awaitable[Any]] | Any) -> grpc.aio.AioRpcError:

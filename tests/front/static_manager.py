@@ -1,4 +1,4 @@
-"""A board of plain values, and the real HTTP door in front of it: for tests of what the addresses of system D say."""
+"""A manager of plain values, and the real HTTP front over it: for tests of the manager's addresses."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -90,7 +90,7 @@ def failed(alias: str) -> ModelView:
     return replace(off(alias), status="failed", error_message="llama_model_load: no such file", attempts=3)
 
 
-class BoardOfValues:
+class StaticManager:
     """What the manager promises, over values that a test sets. A load takes two steps, each let go by `step`."""
 
     def __init__(self, *views: ModelView) -> None:
@@ -191,14 +191,14 @@ class BoardOfValues:
 
 
 @asynccontextmanager
-async def door_over(
-    manager: BoardOfValues | None,
+async def serving_manager(
+    manager: StaticManager | None,
     *,
-    door: ManagerHandlers | None = None,
+    handlers: ManagerHandlers | None = None,
     clock: Clock | None = None,
     **variables: str,
 ) -> AsyncIterator[tuple[str, Appliance]]:
-    """Serve the whole HTTP door on loopback, with the demo engine behind it and `board` in it.
+    """Serve the whole HTTP front on loopback, with the demo engine and `manager`.
 
     Gives   (base URL, the appliance whose parts it is made of)
     """
@@ -228,7 +228,7 @@ async def door_over(
         balance = BalanceHandlers(
             parts.router, clock=clock, set_strategy=parts.fleet.set_strategy, manager=manager
         )
-        models = door or (ManagerHandlers(manager, clock=clock) if manager else None)
+        models = handlers or (ManagerHandlers(manager, clock=clock) if manager else None)
         routes = join_routes(
             system,
             balance,
@@ -246,17 +246,17 @@ async def door_over(
 
 
 @pytest.fixture
-def manager() -> BoardOfValues:
-    manager = BoardOfValues(ready("qwen3-8b"), off("org/gemma-3"), failed("broken"))
+def manager() -> StaticManager:
+    manager = StaticManager(ready("qwen3-8b"), off("org/gemma-3"), failed("broken"))
     manager.failures["broken"] = FailedView("broken", 3, "llama_model_load: " + "x" * 400)
     manager.lines = [QueueView("qwen3-8b", 2, 10, 7, 1, 1, 0.25), QueueView("org/gemma-3", 0, 3, 3, 0, 0)]
     return manager
 
 
 @pytest.fixture
-async def http(manager: BoardOfValues) -> AsyncIterator[httpx.AsyncClient]:
+async def http(manager: StaticManager) -> AsyncIterator[httpx.AsyncClient]:
     async with (
-        door_over(manager, clock=FakeClock(AT_S)) as (url, _),
+        serving_manager(manager, clock=FakeClock(AT_S)) as (url, _),
         httpx.AsyncClient(base_url=url) as client,
     ):
         yield client

@@ -1,4 +1,4 @@
-"""Every row of system D's route table over HTTP: the real door on loopback, a board of plain values behind it."""
+"""Every address of the manager over HTTP: the real front on loopback, a manager of plain values behind it."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +10,7 @@ from appliance.base.clock import FakeClock
 from appliance.front.manager.handlers import ManagerHandlers
 from appliance.models.manager.errors import InsufficientMemory, QueueFull, QueueTimeout
 from appliance.models.status.views import DeviceView, HealthView, RequestSample
-from tests.front.models_board import AT_S, MIB, BoardOfValues, door_over, http, manager, off, ready
+from tests.front.static_manager import AT_S, MIB, StaticManager, http, manager, off, ready, serving_manager
 
 __all__ = ["http", "manager"]
 
@@ -73,14 +73,17 @@ async def test_row_get_v1_models_status_alias(http: httpx.AsyncClient) -> None:
 
 
 async def test_row_get_v1_models_status_file(
-    http: httpx.AsyncClient, manager: BoardOfValues, tmp_path: Path
+    http: httpx.AsyncClient, manager: StaticManager, tmp_path: Path
 ) -> None:
     body = (await http.get("/v1/models/status/file")).json()
     assert list(body) == ["server", "models"]
     assert body["models"]["qwen3-8b"] == QWEN | OURS
     path = tmp_path / "model_status.json"
-    door = ManagerHandlers(manager, clock=FakeClock(AT_S), status_path=path)
-    async with door_over(manager, door=door) as (url, _), httpx.AsyncClient(base_url=url) as client:
+    handlers = ManagerHandlers(manager, clock=FakeClock(AT_S), status_path=path)
+    async with (
+        serving_manager(manager, handlers=handlers) as (url, _),
+        httpx.AsyncClient(base_url=url) as client,
+    ):
         assert (await client.get("/v1/models/status/file")).json()["server"] == SERVER  # not written yet
         path.write_bytes(b'{"server": {}, "models": {}}')
         assert (await client.get("/v1/models/status/file")).content == b'{"server": {}, "models": {}}'
@@ -96,14 +99,14 @@ async def test_row_get_v1_models_status_file(
     ],
 )
 async def test_row_get_v1_models_alias_status(
-    http: httpx.AsyncClient, manager: BoardOfValues, alias: str, body: dict[str, object]
+    http: httpx.AsyncClient, manager: StaticManager, alias: str, body: dict[str, object]
 ) -> None:
     manager.put(replace(off("fallen"), status="crashed", error_message="killed by signal 9", port=8086))
     answer = await http.get(f"/v1/models/{alias}/status")
     assert (answer.status_code, answer.json()) == (200, body)
 
 
-async def test_row_get_v1_models_failed(http: httpx.AsyncClient, manager: BoardOfValues) -> None:
+async def test_row_get_v1_models_failed(http: httpx.AsyncClient, manager: StaticManager) -> None:
     rows = (await http.get("/v1/models/failed")).json()
     assert rows == {
         "failed_models": [
@@ -130,8 +133,8 @@ async def test_models_lists_what_is_configured_loaded_or_not(http: httpx.AsyncCl
 
 
 async def test_models_called_like_an_address_break_none() -> None:
-    manager = BoardOfValues(*(off(name) for name in ("failed", "status", "eject", "file", "a/status")))
-    async with door_over(manager) as (url, _), httpx.AsyncClient(base_url=url) as client:
+    manager = StaticManager(*(off(name) for name in ("failed", "status", "eject", "file", "a/status")))
+    async with serving_manager(manager) as (url, _), httpx.AsyncClient(base_url=url) as client:
 
         async def get(path: str) -> dict[str, object]:
             return (await client.get(path)).json()
@@ -152,7 +155,7 @@ async def test_models_called_like_an_address_break_none() -> None:
 # ---- verbs
 
 
-async def test_row_post_v1_models_eject(http: httpx.AsyncClient, manager: BoardOfValues) -> None:
+async def test_row_post_v1_models_eject(http: httpx.AsyncClient, manager: StaticManager) -> None:
     async def eject(**body: object) -> tuple[int, dict[str, object]]:
         answer = await http.post("/v1/models/eject", json=body)
         return answer.status_code, answer.json()
@@ -206,7 +209,7 @@ async def test_row_post_v1_models_alias_reset(http: httpx.AsyncClient) -> None:
     ],
 )
 async def test_load_waits_and_answers_the_model(
-    http: httpx.AsyncClient, manager: BoardOfValues, body: object, stay_s: float | None
+    http: httpx.AsyncClient, manager: StaticManager, body: object, stay_s: float | None
 ) -> None:
     manager.steps.put_nowait(True)
     manager.steps.put_nowait(True)
@@ -216,7 +219,7 @@ async def test_load_waits_and_answers_the_model(
 
 
 async def test_load_of_a_model_that_fails_is_503_with_the_reason(
-    http: httpx.AsyncClient, manager: BoardOfValues
+    http: httpx.AsyncClient, manager: StaticManager
 ) -> None:
     manager.steps.put_nowait(False)
     answer = await http.post("/v1/models/org/gemma-3/load")
@@ -231,7 +234,7 @@ async def test_load_of_a_model_that_fails_is_503_with_the_reason(
 
 
 async def test_row_insufficient_vram_queue_full_and_timeout(
-    http: httpx.AsyncClient, manager: BoardOfValues
+    http: httpx.AsyncClient, manager: StaticManager
 ) -> None:
     manager.refusal = InsufficientMemory(
         "org/gemma-3", required_mb=9000, available_mb=512, loaded_models=["qwen3-8b"], retry_after_s=3
@@ -261,7 +264,7 @@ async def test_row_insufficient_vram_queue_full_and_timeout(
     assert (answer.status_code, answer.json()["error"]["code"]) == (504, "queue_timeout")
 
 
-async def test_pin_and_unpin_answer_the_model(http: httpx.AsyncClient, manager: BoardOfValues) -> None:
+async def test_pin_and_unpin_answer_the_model(http: httpx.AsyncClient, manager: StaticManager) -> None:
     assert (await http.post("/v1/models/org/gemma-3/pin")).json()["pinned"] is True
     assert manager.views["org/gemma-3"].is_pinned
     assert (await http.post("/v1/models/org/gemma-3/unpin")).json()["pinned"] is False
@@ -291,7 +294,7 @@ async def test_row_get_v1_queue_stats(http: httpx.AsyncClient) -> None:
     assert body["per_model"]["org/gemma-3"]["processing"] is False
 
 
-async def test_row_get_v1_health_models(http: httpx.AsyncClient, manager: BoardOfValues) -> None:
+async def test_row_get_v1_health_models(http: httpx.AsyncClient, manager: StaticManager) -> None:
     assert (await http.get("/v1/health/models")).json() == {}
     manager.looks = [
         HealthView("qwen3-8b", 99, 0, 12.345, AT_S, "healthy"),
@@ -315,7 +318,7 @@ async def test_row_get_v1_health_models(http: httpx.AsyncClient, manager: BoardO
     }
 
 
-async def test_row_get_v1_telemetry_summary(http: httpx.AsyncClient, manager: BoardOfValues) -> None:
+async def test_row_get_v1_telemetry_summary(http: httpx.AsyncClient, manager: StaticManager) -> None:
     assert (await http.get("/v1/telemetry/summary")).json() == {"message": "No requests recorded yet"}
     manager.samples = [
         RequestSample("qwen3-8b", True, 0.1 * number, 5, 10, 0.01, AT_S) for number in range(1, 4)
@@ -384,7 +387,7 @@ async def test_row_get_vram(http: httpx.AsyncClient) -> None:
 )
 async def test_vram_is_critical_below_what_a_model_needs_at_least(
     http: httpx.AsyncClient,
-    manager: BoardOfValues,
+    manager: StaticManager,
     free_mib: int,
     status: str,
     more: bool,
@@ -394,7 +397,7 @@ async def test_vram_is_critical_below_what_a_model_needs_at_least(
     assert (body["status"], body["can_load_more"]) == (status, more)
 
 
-async def test_vram_sums_gpus_or_shows_system_memory(http: httpx.AsyncClient, manager: BoardOfValues) -> None:
+async def test_vram_sums_gpus_or_shows_system_memory(http: httpx.AsyncClient, manager: StaticManager) -> None:
     ram = DeviceView(-1, "system RAM", 1000 * MIB, 400 * MIB, 600 * MIB)
     manager.places = [manager.places[0], replace(manager.places[0], index=1), ram]
     assert (await http.get("/vram")).json()["gpu_info"]["total_mb"] == 2 * 24576.0
@@ -404,7 +407,7 @@ async def test_vram_sums_gpus_or_shows_system_memory(http: httpx.AsyncClient, ma
     assert (await http.get("/vram")).json()["gpu_info"]["usage_percentage"] == 0
 
 
-async def test_row_get_vram_summary(http: httpx.AsyncClient, manager: BoardOfValues) -> None:
+async def test_row_get_vram_summary(http: httpx.AsyncClient, manager: StaticManager) -> None:
     manager.put(replace(ready("org/gemma-3", memory_mib=100), status="loading"))
     assert (await http.get("/vram/summary")).json() == {
         "status": "healthy",
@@ -457,7 +460,7 @@ async def test_metrics_have_the_router_families(http: httpx.AsyncClient) -> None
     assert float(samples["router_models_loaded_total"]) == 1
 
 
-async def test_row_get_metrics_report(http: httpx.AsyncClient, manager: BoardOfValues) -> None:
+async def test_row_get_metrics_report(http: httpx.AsyncClient, manager: StaticManager) -> None:
     manager.samples = [
         RequestSample("qwen3-8b", True, 9, 0, 0, 0, AT_S - 301),
         RequestSample("qwen3-8b", True, 0.2, 5, 600, 0, AT_S - 299),
@@ -526,7 +529,7 @@ async def test_health_has_checks_and_details(
 
 
 async def test_health_is_503_with_detail_when_a_check_fails(
-    http: httpx.AsyncClient, manager: BoardOfValues
+    http: httpx.AsyncClient, manager: StaticManager
 ) -> None:
     manager.places = []
     answer = await http.get("/health")

@@ -1,4 +1,4 @@
-"""The whole HTTP door on loopback with downloads in it, over a stand-in Downloader: for tests of what its addresses say."""
+"""The whole HTTP front on loopback with downloads, over a stand-in Downloader."""
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -33,8 +33,8 @@ from tests.downloads.standin_downloader import StandinDownloader
 
 
 @dataclass
-class DownloadsHouse:
-    """What a test reaches: the address, the stand-in, and what the door asked of others."""
+class DownloadsApi:
+    """What a test reaches: the address, the stand-in, and what was asked of others."""
 
     home: Path
     downloader: StandinDownloader
@@ -59,14 +59,14 @@ class DownloadsHouse:
 
 
 @asynccontextmanager
-async def downloads_house(
+async def downloads_api(
     home: Path, *, is_sidecar: bool = False, jobs_path: Path | None = None, **variables: str
-) -> AsyncIterator[DownloadsHouse]:
-    """Serve it. Downloads go below `home`; GATHER is zero, so that every step is told."""
+) -> AsyncIterator[DownloadsApi]:
+    """Serve it. Downloads go below `home`; GATHER is zero, so that every step is sent."""
     settings, _ = load_or_raise({"NAT_REDIRECT": "off", "ACCESS_LOG": "0", **variables})
     clock, parts = SystemClock(), Appliance(settings, [])
     parts.lifecycle.set_state("serving")
-    house = DownloadsHouse(home, StandinDownloader())
+    api = DownloadsApi(home, StandinDownloader())
     async with parts.tasks:
         await parts.fleet.wait_first_probes()
         parts.pipeline = pipeline = RequestPipeline(
@@ -77,9 +77,9 @@ async def downloads_house(
             state=parts.lifecycle.state,
             access_log=AccessLog(clock=clock, form="json"),
         )
-        pulled = PulledModels(home, clock=clock, on_change=house.reread)
-        house.jobs = jobs = DownloadJobs(
-            house.downloader,
+        pulled = PulledModels(home, clock=clock, on_change=api.reread)
+        api.jobs = jobs = DownloadJobs(
+            api.downloader,
             tasks=parts.tasks,
             clock=clock,
             path=jobs_path,
@@ -90,19 +90,19 @@ async def downloads_house(
         def admit(call: Request) -> None:
             pipeline.keys.check(Access.OPERATOR, call.headers, call.peer)
 
-        pulls = Pulls(jobs, pulled, lister=house.list, eject=house.eject)
+        pulls = Pulls(jobs, pulled, lister=api.list, eject=api.eject)
         system = SystemHandlers(
             status=lambda: {"ok": True},
             metrics=parts.metrics,
             receipts=pipeline.receipts,
             measure=parts.measure,
         )
-        door = DownloadHandlers(
+        handlers = DownloadHandlers(
             jobs, folders=lambda: DownloadFolders(home), is_sidecar=is_sidecar, gather_s=0
         )
         if is_sidecar:
             server = HttpServer(
-                sidecar_routes(SidecarHandlers(lambda: None), door),
+                sidecar_routes(SidecarHandlers(lambda: None), handlers),
                 pipeline,
                 clock=clock,
                 dialect=DIALECT,
@@ -111,7 +111,7 @@ async def downloads_house(
             routes = join_routes(
                 system,
                 BalanceHandlers(parts.router, clock=clock, set_strategy=parts.fleet.set_strategy),
-                door,
+                handlers,
                 OpenAIHandlers(parts.router, heartbeat_s=lambda: 10),
                 ResponsesHandlers(parts.router, clock=clock),
                 OllamaHandlers(parts.router, clock=clock, pulls=PullHandlers(pulls, admit=admit, gather_s=0)),
@@ -122,7 +122,7 @@ async def downloads_house(
         async with serving_http(
             server, [("127.0.0.1", 0)], hurry=parts.lifecycle.hurry, tasks=parts.tasks, grace_s=lambda: 5
         ) as bound:
-            house.base_url = f"http://127.0.0.1:{bound[0][1]}"
-            yield house
+            api.base_url = f"http://127.0.0.1:{bound[0][1]}"
+            yield api
             await jobs.close()
         await parts.fleet.close()

@@ -1,4 +1,4 @@
-"""A model manager that does what a test tells it, behind the real doors: plain values, and loads that end when they are told to."""
+"""A model manager that does what a test says: plain values, and loads that end on demand."""
 
 import asyncio
 from dataclasses import replace
@@ -26,7 +26,7 @@ STARTED_AT_S = 1_800_000_000.0
 
 
 def model_view(alias: str, **values: Any) -> ModelView:
-    """Give a model that is off, unless told otherwise."""
+    """Return a model that is off by default."""
     return ModelView(
         **{
             "alias": alias,
@@ -76,7 +76,7 @@ def ready_view(alias: str, *, expires_at_s: float | None = STARTED_AT_S + 300, *
     )
 
 
-class ScriptedBoard:
+class ScriptedManager:
     """Keeps what it was asked. A load goes on until the test says `ready` or `fail`; `leave_alone` lets loads be ready at once."""
 
     def __init__(self, *views: ModelView) -> None:

@@ -5,7 +5,7 @@ import pytest
 
 from appliance.front.manager.handlers import ManagerHandlers
 from appliance.front.pipeline.access import Access
-from tests.front.models_board import BoardOfValues, door_over, http, manager
+from tests.front.static_manager import StaticManager, http, manager, serving_manager
 
 __all__ = ["http", "manager"]
 KEYS = {"APPLIANCE_API_KEYS": "client-key-1", "OPERATOR_API_KEYS": "operator-key-1"}
@@ -47,7 +47,7 @@ async def test_an_unknown_alias_is_404(http: httpx.AsyncClient, method: str, pat
 )
 async def test_a_wrong_body_is_400_with_the_field(
     http: httpx.AsyncClient,
-    manager: BoardOfValues,
+    manager: StaticManager,
     path: str,
     content: bytes,
     code: str | None,
@@ -121,8 +121,8 @@ VERBS = [
 ]
 
 
-async def test_readings_take_a_clients_key_and_verbs_an_operators(manager: BoardOfValues) -> None:
-    async with door_over(manager, **KEYS) as (url, _), httpx.AsyncClient(base_url=url) as client:
+async def test_readings_take_a_clients_key_and_verbs_an_operators(manager: StaticManager) -> None:
+    async with serving_manager(manager, **KEYS) as (url, _), httpx.AsyncClient(base_url=url) as client:
         for path in READINGS:
             assert (await client.get(path)).status_code == 401, path
             async with client.stream("GET", path, headers=CLIENT) as answer:
@@ -139,15 +139,15 @@ async def test_readings_take_a_clients_key_and_verbs_an_operators(manager: Board
             ).status_code == 200, path
 
 
-async def test_a_page_of_another_site_may_not_eject(http: httpx.AsyncClient, manager: BoardOfValues) -> None:
+async def test_a_page_of_another_site_may_not_eject(http: httpx.AsyncClient, manager: StaticManager) -> None:
     answer = await http.post(
         "/v1/models/eject", json={"model": "qwen3-8b"}, headers={"Origin": "https://elsewhere.example"}
     )
     assert (answer.status_code, manager.asked) == (403, [])
 
 
-async def test_while_draining_readings_go_on_and_verbs_do_not(manager: BoardOfValues) -> None:
-    async with door_over(manager) as (url, parts), httpx.AsyncClient(base_url=url) as client:
+async def test_while_draining_readings_go_on_and_verbs_do_not(manager: StaticManager) -> None:
+    async with serving_manager(manager) as (url, parts), httpx.AsyncClient(base_url=url) as client:
         parts.lifecycle.set_state("draining")
         assert (await client.get("/v1/models/status")).status_code == 200
         answer = await client.post("/v1/models/org/gemma-3/load")
@@ -165,7 +165,7 @@ async def test_row_header_x_request_priority(http: httpx.AsyncClient, word: str,
 
 
 async def test_without_a_table_none_of_these_addresses_is_there() -> None:
-    async with door_over(None) as (url, _), httpx.AsyncClient(base_url=url) as client:
+    async with serving_manager(None) as (url, _), httpx.AsyncClient(base_url=url) as client:
         for path in (
             "/vram",
             "/v1/queue/stats",
