@@ -1,0 +1,107 @@
+"""One failure in each dialect."""
+
+import json
+from typing import Any
+
+import pytest
+
+from appliance.base.errors import Exhausted, Invalid, Kind, Unauthenticated, UpstreamFailed
+from appliance.engines.types import EngineReply
+from appliance.front.pipeline.errors import (
+    HTTP_STATUS,
+    OPENAI_TYPE,
+    error_body,
+    error_event,
+    error_headers,
+    status_of,
+)
+from appliance.front.pipeline.replies import parse_error_reply, parse_reply
+
+
+def test_every_kind_has_a_status_and_a_type() -> None:
+    assert set(HTTP_STATUS) == set(OPENAI_TYPE) == set(Kind)
+
+
+@pytest.mark.parametrize(
+    ("details", "status"), [({}, 400), ({"status": 422}, 422), ({"status": 200}, 400), ({"status": "x"}, 400)]
+)
+def test_an_upstreams_own_status_is_kept(details: dict[str, Any], status: int) -> None:
+    assert status_of(Invalid("no", details=details)) == status
+
+
+@pytest.mark.parametrize(
+    ("dialect", "body"),
+    [
+        ("openai", {"error": {"message": "no", "type": "invalid_request_error", "param": "n", "code": "c"}}),
+        ("ollama", {"error": "no"}),
+        ("detail", {"detail": "no"}),
+    ],
+)
+def test_a_body_has_its_dialects_shape(dialect: str, body: Any) -> None:
+    assert json.loads(error_body(Invalid("no", param="n", code="c"), dialect)) == body
+
+
+def test_failed_attempts_and_own_fields_are_added() -> None:
+    details = {"attempts": [{"endpoint": "e"}], "error_type": "special", "error_fields": {"needed": 1}}
+    error = UpstreamFailed("no", details=details)
+    assert json.loads(error_body(error, "openai"))["error"] == {
+        "message": "no",
+        "type": "special",
+        "param": None,
+        "code": error.code,
+        "needed": 1,
+        "attempts": [{"endpoint": "e"}],
+    }
+    assert json.loads(error_body(error, "ollama")) == {"error": "no", "attempts": [{"endpoint": "e"}]}
+    assert json.loads(error_body(error, "detail")) == {"detail": "no"}
+
+
+def test_inside_a_stream_it_is_the_dialects_last_piece() -> None:
+    error = Invalid("no")
+    assert error_event(error, "ollama") == b'{"error":"no"}\n'
+    event = error_event(error, "openai")
+    assert event.startswith(b'data: {"error":{"message":"no"')
+    assert event.endswith(b"}\n\n")
+    assert b"[DONE]" not in event
+
+
+@pytest.mark.parametrize(
+    ("error", "headers"),
+    [
+        (Invalid("no"), []),
+        (Exhausted("no", retry_after_s=0.2), [("Retry-After", "1")]),
+        (Exhausted("no", retry_after_s=2.1), [("Retry-After", "3")]),
+        (Unauthenticated("no"), [("WWW-Authenticate", "Bearer")]),
+    ],
+)
+def test_headers_say_when_to_retry_and_how_to_log_in(error: Any, headers: list[tuple[str, str]]) -> None:
+    assert error_headers(error) == headers
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "text", "kind"),
+    [
+        (400, b'{"error":{"message":"too long"}}', "too long", Kind.INVALID),
+        (422, b'{"error":"busy"}', "busy", Kind.INVALID),
+        (502, b"<html>", "The engine refused the request with status 502.", Kind.UPSTREAM),
+        (404, b"[]", "The engine refused the request with status 404.", Kind.INVALID),
+        (404, b"{}", "The engine refused the request with status 404.", Kind.INVALID),
+    ],
+)
+def test_an_engines_refusal_keeps_its_status(status: int, body: bytes, text: str, kind: Kind) -> None:
+    error = parse_error_reply(status, body)
+    assert (error.message, error.kind, status_of(error)) == (text, kind, status)
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        (b"<html>", "The engine's reply is not JSON: "),
+        (None, "The engine's reply is not JSON: "),
+        (b"[]", "The engine's reply is not a JSON object."),
+    ],
+)
+def test_a_reply_that_is_no_object_is_the_engines_fault(body: bytes | None, text: str) -> None:
+    with pytest.raises(UpstreamFailed, match=text):
+        parse_reply(EngineReply(body=body))
+    assert parse_reply(EngineReply(body=b'{"a":1}')) == {"a": 1}
