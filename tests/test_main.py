@@ -1,0 +1,172 @@
+"""The command line: verbs, wrong arguments, the health check."""
+
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from appliance.__main__ import ALWAYS, WITH_ARGUMENTS, WITHOUT_ARGUMENTS, main
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["nonsense"], "appliance: unknown verb 'nonsense'.\n\nusage: appliance VERB"),
+        (["check", "more"], "appliance: unknown argument 'more'.\n\nusage: appliance VERB"),
+        ([], "usage: appliance VERB"),
+        (
+            ["settings", "--what"],
+            "settings: unknown argument '--what'; use --json, --env-example or --markdown.",
+        ),
+        (["routes", "--what"], "routes: unknown argument '--what'; use --markdown."),
+        (["models", "check", "--what"], "usage: appliance models check [--json]"),
+        (["models", "schema", "--what"], "usage: appliance models schema"),
+    ],
+)
+def test_a_wrong_command_line_ends_with_2(
+    capsys: pytest.CaptureFixture[str], words: list[str], text: str
+) -> None:
+    assert main(words) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith(text)
+    assert said.out == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["--help"], "usage: appliance VERB"),
+        (["-h"], "usage: appliance VERB"),
+        (["help", "me"], "usage: appliance VERB"),
+        (["--version"], "0."),
+        (["settings", "--markdown"], "# Configuration"),
+        (["settings", "--env-example"], "#PROXY_PORT=14000"),
+        (["models", "schema"], '"$schema"'),
+    ],
+)
+def test_what_is_asked_for_is_printed(
+    capsys: pytest.CaptureFixture[str], words: list[str], text: str
+) -> None:
+    assert main(words) == 0
+    assert text in capsys.readouterr().out
+
+
+def test_the_usage_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--help"])
+    usage = capsys.readouterr().out
+    verbs = [
+        *WITH_ARGUMENTS,
+        *WITHOUT_ARGUMENTS,
+        *(verb for verb in ALWAYS if verb.isalpha() and verb != "help"),
+    ]
+    assert [verb for verb in verbs if f"\n  {verb} " not in usage] == []
+
+
+# ---- healthcheck
+
+
+class Answers(BaseHTTPRequestHandler):
+    """Gives the page that the test has set."""
+
+    page: tuple[int, bytes] = (200, b"{}")
+
+    def do_GET(self) -> None:
+        status, body = self.page
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    """A server on loopback."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server.server_address[1]
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture
+def closed_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.mark.parametrize(
+    ("status", "value", "code", "text"),
+    [
+        (200, {"state": "serving"}, 0, "healthy: serving\n"),
+        (503, {"state": "draining"}, 1, "unhealthy: draining\n"),
+        (200, {}, 0, "healthy: ?\n"),
+    ],
+)
+def test_the_servers_state_decides(
+    port: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    status: int,
+    value: Any,
+    code: int,
+    text: str,
+) -> None:
+    monkeypatch.setenv("PROXY_PORT", str(port))
+    monkeypatch.setenv("PROXY_HOST", "0.0.0.0")
+    monkeypatch.setattr(Answers, "page", (status, json.dumps(value).encode()))
+    assert main(["healthcheck"]) == code
+    assert capsys.readouterr().out == text
+
+
+@pytest.mark.parametrize("body", [b"[]", b"no json"])
+def test_a_response_that_is_no_object_is_unhealthy(
+    port: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], body: bytes
+) -> None:
+    monkeypatch.setenv("PORT", str(port))
+    monkeypatch.delenv("PROXY_PORT", raising=False)
+    monkeypatch.setattr(Answers, "page", (200, body))
+    assert main(["healthcheck"]) == 1
+    assert capsys.readouterr().err.startswith("unhealthy: 127.0.0.1 does not answer: ")
+
+
+@pytest.mark.parametrize(
+    ("value", "code", "text"),
+    [
+        ({"service": "runtime", "status": "healthy"}, 0, "healthy: sidecar, healthy"),
+        ({"service": "another"}, 1, "unhealthy: 127.0.0.1 does not answer"),
+    ],
+)
+def test_without_a_server_a_sidecar_is_asked(
+    port: int,
+    closed_port: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    value: Any,
+    code: int,
+    text: str,
+) -> None:
+    monkeypatch.setenv("PROXY_PORT", str(closed_port))
+    monkeypatch.setenv("SIDECAR_PORT", str(port))
+    monkeypatch.setattr(Answers, "page", (200, json.dumps(value).encode()))
+    assert main(["healthcheck"]) == code
+    said = capsys.readouterr()
+    assert (said.out + said.err).startswith(text)
+
+
+def test_where_nothing_listens_it_is_unhealthy(
+    closed_port: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PROXY_PORT", str(closed_port))
+    monkeypatch.setenv("SIDECAR_PORT", str(closed_port))
+    assert main(["healthcheck"]) == 1
+    assert "Connection refused" in capsys.readouterr().err

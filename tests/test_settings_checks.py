@@ -1,0 +1,90 @@
+"""What is wrong with settings when several packages are seen together."""
+
+import pytest
+
+from appliance.settings import load
+
+OPEN = {"PROXY_HOST": "0.0.0.0"}
+KEY = {"APPLIANCE_API_KEYS": "long-enough-key"}
+
+
+def found(environ: dict[str, str]) -> dict[str, str]:
+    """The problems of an environment, by variable."""
+    return {problem.variable: str(problem) for problem in load(environ)[1]}
+
+
+@pytest.mark.parametrize(
+    ("environ", "variable", "text"),
+    [
+        ({"CONTROL_PORT": "14000"}, "CONTROL_PORT", "PROXY_PORT is 14000, too. Change one of them."),
+        ({"STATUS_PORT": "14000"}, "STATUS_PORT", "allowed: another port than PROXY_PORT"),
+        ({"STATUS_PORT": "50051"}, "STATUS_PORT", "allowed: another port than CONTROL_PORT"),
+        ({"SIDECAR_PORT": "14000"}, "SIDECAR_PORT", "allowed: another port than PROXY_PORT"),
+        ({"SIDECAR_PORT": "50051"}, "SIDECAR_PORT", "allowed: another port than CONTROL_PORT"),
+        (
+            {"SIDECAR_PORT": "9000", "STATUS_PORT": "9000"},
+            "SIDECAR_PORT",
+            "allowed: another port than STATUS_PORT",
+        ),
+    ],
+)
+def test_one_port_is_not_for_two_interfaces(environ: dict[str, str], variable: str, text: str) -> None:
+    assert load(environ)[0] is None
+    assert text in found(environ)[variable]
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {},
+        {"CONTROL_PORT": "14000", "CONTROL": "0"},
+        {"SIDECAR_PORT": "50051", "CONTROL": "0"},
+        {"SIDECAR_PORT": "9000", "STATUS_PORT": "8001"},
+        {"PROXY_HOST": "localhost"},
+        OPEN | KEY,
+        {"SIDECAR_PORT": "9000", "SIDECAR_HOST": "0.0.0.0"} | KEY,
+        {"SIDECAR_HOST": "0.0.0.0"},  # without its port nothing listens there
+        {"STATUS_HOST": "0.0.0.0"},
+    ],
+)
+def test_nothing_is_wrong_with(environ: dict[str, str]) -> None:
+    assert found(environ) == {}
+
+
+@pytest.mark.parametrize(
+    ("environ", "variable", "text"),
+    [
+        (OPEN, "PROXY_HOST", "Port 14000 is open: all who reach it can use the models"),
+        (
+            {"SIDECAR_PORT": "9000", "SIDECAR_HOST": "::"},
+            "SIDECAR_HOST",
+            "Port 9000 is open without a key: all who reach it can read the engine's metrics.",
+        ),
+        (
+            {"STATUS_PORT": "8001", "STATUS_HOST": "10.0.0.1"} | KEY,
+            "STATUS_HOST",
+            "Port 8001 is open: all who reach it see which models there are",
+        ),
+        (
+            {"WORKER_COMMAND": "sleep 1"},
+            "CONTROL_TOKEN",
+            "A worker runs beside a control API without a token",
+        ),
+        ({"LB_STRATEGY": "magic"}, "LB_STRATEGY", "There is no such strategy; round_robin is used. Known: "),
+    ],
+)
+def test_a_warning_does_not_stop_the_start(environ: dict[str, str], variable: str, text: str) -> None:
+    assert load(environ)[0] is not None
+    assert text in found(environ)[variable]
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"WORKER_COMMAND": "sleep 1", "CONTROL_TOKEN": "a-long-token-of-many-characters"},
+        {"WORKER_COMMAND": "sleep 1", "CONTROL": "0"},
+        {"WORKER_COMMAND": "sleep 1", "CONTROL_PORT": "0"},
+    ],
+)
+def test_a_worker_may_run_beside_a_closed_control_api(environ: dict[str, str]) -> None:
+    assert "CONTROL_TOKEN" not in found(environ)
