@@ -1,12 +1,13 @@
-"""What choosing a backend costs: microseconds per choice at 2, 16 and 256 backends. `python -m bench.choice`
+"""Measure what choosing a backend costs: microseconds per choice among 2, 16 and 256. `python -m bench.choice`.
 
 strategy     the pure choice among members that are all ready
-dispatcher   everything between a request and its place: standings, candidates, choice, counters, and giving the place back
+dispatcher   everything between a request and its slot: statuses, candidates, choice, counters, and the release
 """
 
 import asyncio
 import statistics
 import time
+from collections.abc import Callable
 
 from appliance.base.balancing import STRATEGIES, Balancer, Member
 from appliance.base.clock import SystemClock
@@ -26,33 +27,36 @@ from appliance.engines.types import NO_OPTIONS, ModelCard, ServedModel
 
 COUNTS = (2, 16, 256)
 ROUNDS = 5
-SECONDS = 0.2
+ROUND_S = 0.2
+CALLS_PER_LOOK = 20  # at the clock
 
 
-def timed(action) -> float:
-    """Give the median over some rounds of microseconds per call."""
+def measure_us(action: Callable[[], object]) -> float:
+    """Return the median over some rounds of microseconds per call."""
     rows = []
     for _ in range(ROUNDS):
-        calls, ends = 0, time.perf_counter() + SECONDS
-        began = time.perf_counter()
-        while time.perf_counter() < ends:
-            for _ in range(20):
+        calls, started_s = 0, time.perf_counter()
+        ends_s = started_s + ROUND_S
+        while time.perf_counter() < ends_s:
+            for _ in range(CALLS_PER_LOOK):
                 action()
-            calls += 20
-        rows.append((time.perf_counter() - began) / calls * 1e6)
+            calls += CALLS_PER_LOOK
+        rows.append((time.perf_counter() - started_s) / calls * 1e6)
     return statistics.median(rows)
 
 
-def pure(strategy: str, count: int) -> float:
+def measure_strategy_us(strategy: str, count: int) -> float:
+    """Measure the pure choice among `count` members."""
     balancer, members = Balancer(strategy, seed=1), [Member(f"m{n}", active=n % 7) for n in range(count)]
-    prefixes = list(range(16)) if strategy == "prefix_affinity" else ()
+    prefixes = list(range(16)) if strategy == "prefix_affinity" else []
     if prefixes:
         balancer.remember(members[-1], prefixes)
-    return timed(lambda: balancer.choose(members, prefixes=prefixes))
+    return measure_us(lambda: balancer.choose(members, prefixes=prefixes))
 
 
-def whole(count: int, wire: ConnectionPool) -> float:
-    settings, clock, metrics = EngineSettings(), SystemClock(), Metrics()
+def router_of(count: int, wire: ConnectionPool, clock: SystemClock) -> Router:
+    """Return a router before one pool of `count` servers that are ready."""
+    settings, metrics = EngineSettings(), Metrics()
     router, pool = Router(settings, clock=clock, metrics=metrics), Pool("default", strategy="least_busy")
     card = ModelCard("m", 0, "vllm", "m")
     for number in range(count):
@@ -69,25 +73,41 @@ def whole(count: int, wire: ConnectionPool) -> float:
         server.state.update_load(1.0, 0.0, "ok")
         pool.backends.append(server)
     router.set_pools([pool])
-    asking = DispatchRequest([pool], "m", "model", NO_OPTIONS, Receipt("r"), clock.monotonic_s() + 300)
+    return router
 
-    def once() -> None:
-        place = router.dispatcher._choose(asking)
-        assert place is not None
-        place.release(Outcome.OK)
 
-    return timed(once)
+def measure_dispatcher_us(count: int, wire: ConnectionPool) -> float:
+    """Measure taking a slot on one of `count` servers, and releasing it."""
+    clock = SystemClock()
+    router = router_of(count, wire, clock)
+    request = DispatchRequest(
+        stages=router.pools,
+        model="m",
+        reason="model",
+        options=NO_OPTIONS,
+        receipt=Receipt("r"),
+        deadline_s=clock.monotonic_s() + 300,
+    )
+
+    def take_and_release() -> None:
+        try:
+            router.dispatcher.take_slot(request).send(None)
+        except StopIteration as done:  # at once: nothing waits here
+            done.value.release(Outcome.OK)
+
+    return measure_us(take_and_release)
 
 
 async def main() -> None:
-    print(
-        f"microseconds per choice, median of {ROUNDS} rounds\n{'':24}"
-        + "".join(f"{count:>10}" for count in COUNTS)
-    )
+    """Print a table: one row per strategy, and one for the dispatcher."""
+    print(f"microseconds per choice, median of {ROUNDS} rounds")
+    print(f"{'':24}" + "".join(f"{count:>10}" for count in COUNTS))
     for strategy in STRATEGIES:
-        print(f"{strategy:24}" + "".join(f"{pure(strategy, count):10.2f}" for count in COUNTS), flush=True)
+        figures = "".join(f"{measure_strategy_us(strategy, count):10.2f}" for count in COUNTS)
+        print(f"{strategy:24}{figures}", flush=True)
     async with ConnectionPool(PoolLimits()) as wire:
-        print(f"{'dispatcher':24}" + "".join(f"{whole(count, wire):10.2f}" for count in COUNTS), flush=True)
+        figures = "".join(f"{measure_dispatcher_us(count, wire):10.2f}" for count in COUNTS)
+        print(f"{'dispatcher':24}{figures}", flush=True)
 
 
 if __name__ == "__main__":
