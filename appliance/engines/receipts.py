@@ -19,6 +19,7 @@ class Attempt:
         status: The HTTP status that came; None = none.
         ms: How long it took, milliseconds.
         note: What the server said when it failed, shortened.
+        failure_status: The status that the failure means; an error event in a stream of status 200 has its own.
     """
 
     endpoint: str
@@ -26,11 +27,22 @@ class Attempt:
     status: int | None = None
     ms: float = 0.0
     note: str = ""
+    failure_status: int | None = None
 
     @property
     def label(self) -> str:
         """The outcome as receipts and metrics show it, as `ok` or `status_502`."""
-        return self.outcome.render(self.status)
+        return self.outcome.render(self.failure_status or self.status)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the attempt as JSON shows it."""
+        return {
+            "endpoint": self.endpoint,
+            "outcome": self.label,
+            "status": self.status,
+            "ms": self.ms,
+            "note": self.note,
+        }
 
 
 @dataclass(slots=True)
@@ -109,7 +121,7 @@ class Receipt:
     def as_dict(self) -> dict[str, Any]:
         """Return the receipt as JSON shows it: every field by its name, outcome and finish as words."""
         row = asdict(self)
-        row["attempts"] = [{**asdict(attempt), "outcome": attempt.label} for attempt in self.attempts]
+        row["attempts"] = [attempt.as_dict() for attempt in self.attempts]
         row["finish"] = self.finish_label
         return row
 

@@ -345,6 +345,15 @@ async def test_a_gathered_stream_may_fail_over_until_its_end(
     assert it.response.closed == 1  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize(("code", "label"), [(500, "status_500"), (503, "status_503"), (429, "full")])
+async def test_an_error_event_counts_as_the_status_that_it_names(code: int, label: str) -> None:
+    it = Attempting(stream_of(error_event(message="sorry", code=code)), is_gathered=True)
+    with pytest.raises(AttemptFailed) as caught:
+        await it.send()
+    it.attempt.outcome = caught.value.outcome
+    assert (caught.value.label, it.attempt.label, it.attempt.status) == (label, label, 200)
+
+
 async def test_a_stream_made_from_it_closes_it_even_if_never_begun() -> None:
     it = Attempting(stream_of(chunk("a"), "hang"))
     reply = await it.send()

@@ -99,7 +99,7 @@ async def exchange(
         peer: Who is asked.
         call: What is sent.
         request: Its receipt is given the usage.
-        attempt: Is given the status.
+        attempt: Is given the status, and the one that a failure means.
         observer: Is told how far it has come.
 
     Raises:
@@ -131,6 +131,9 @@ async def exchange(
         finally:
             if reply is None or reply.events is None:
                 response.close()
+    except AttemptFailed as failed:
+        attempt.failure_status = failed.status
+        raise
     except (WireError, BrokenStream, jsons.InvalidJson) as error:
         raise AttemptFailed.of(error) from error
 
