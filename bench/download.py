@@ -1,8 +1,11 @@
-"""Downloads by the appliance beside the official clients, from the same server in the same run.  `python -m bench.download`
+"""Downloads by the appliance beside the official clients, from the same server in the same run.
 
-The server is nginx with static files: it answers as a Hugging Face endpoint and as an S3 bucket, faster than either client can read. Each
-client is a process of its own; wall time includes its start. The appliance reads every byte again for SHA-256 and syncs to the disk before a
-file has its name; the official clients do neither.
+Run it by `python -m bench.download`.
+
+The server is nginx with static files: it answers as a Hugging Face endpoint and as an S3 bucket, faster than
+either client can read. Each client is a process of its own; wall time includes its start. The appliance reads
+every byte again for SHA-256 and syncs to the disk before a file has its name; the official clients do
+neither.
 """
 
 import argparse
@@ -24,11 +27,16 @@ from bench.__main__ import free_port, program, wait_port
 
 COMMIT = "c0ffee" + "0" * 34
 MIB = 1 << 20
-OFFICIAL_HF = "import sys; from huggingface_hub import snapshot_download as s; s('ns/repo', local_dir=sys.argv[1], endpoint=sys.argv[2], token=False)"
+OFFICIAL_HF = """
+import sys
+from huggingface_hub import snapshot_download
+snapshot_download("ns/repo", local_dir=sys.argv[1], endpoint=sys.argv[2], token=False)
+"""
 OFFICIAL_S3 = """
 import sys, os, boto3
 from concurrent.futures import ThreadPoolExecutor
-client = boto3.client("s3", endpoint_url=sys.argv[2], aws_access_key_id="a", aws_secret_access_key="b", region_name="us-east-1")
+keys = {"aws_access_key_id": "a", "aws_secret_access_key": "b", "region_name": "us-east-1"}
+client = boto3.client("s3", endpoint_url=sys.argv[2], **keys)
 os.makedirs(sys.argv[1])
 keys = [row["Key"] for row in client.list_objects_v2(Bucket="models")["Contents"]]
 with ThreadPoolExecutor(8) as pool:
@@ -37,7 +45,7 @@ with ThreadPoolExecutor(8) as pool:
 
 
 def make(folder: Path, files: dict[str, int]) -> None:
-    """Write files that are not all zeros, so that nobody is quick by leaving holes."""
+    """Write files that are not all zeros, so that no client is fast by leaving holes."""
     source = random.Random(3)
     block = source.randbytes(MIB)
     for name, size in files.items():
@@ -46,8 +54,8 @@ def make(folder: Path, files: dict[str, int]) -> None:
                 file.write(block[: min(MIB, size - at)])
 
 
-def answers(folder: Path, root: Path, files: dict[str, int]) -> str:
-    """Write the listings that nginx gives, and its rules for single files."""
+def write_listings(folder: Path, root: Path, files: dict[str, int]) -> str:
+    """Write the listings that nginx serves; return its rules for single files."""
     rows, rules, contents = [], "", ""
     for name, size in files.items():
         with (folder / name).open("rb") as file:
@@ -61,13 +69,14 @@ def answers(folder: Path, root: Path, files: dict[str, int]) -> str:
                 "lfs": {"oid": digest, "size": size, "pointerSize": 134},
             }
         )
-        rules += f"""location = /ns/repo/resolve/{COMMIT}/{name} {{ alias {folder}/{name}; add_header X-Repo-Commit {COMMIT};
+        rules += f"""location = /ns/repo/resolve/{COMMIT}/{name} {{ alias {folder}/{name};
+            add_header X-Repo-Commit {COMMIT};
             add_header X-Linked-Etag '"{digest}"'; add_header X-Linked-Size {size}; }}\n"""
         found = (folder / name).stat()
         etag = f"{int(found.st_mtime):x}-{found.st_size:x}"  # as nginx makes it
         contents += (
-            f"<Contents><Key>{name}</Key><LastModified>2026-01-01T00:00:00.000Z</LastModified><ETag>&quot;{etag}&quot;</ETag>"
-            f"<Size>{size}</Size></Contents>"
+            f"<Contents><Key>{name}</Key><LastModified>2026-01-01T00:00:00.000Z</LastModified>"
+            f"<ETag>&quot;{etag}&quot;</ETag><Size>{size}</Size></Contents>"
         )
     (root / "info.json").write_text(
         json.dumps(
@@ -84,8 +93,8 @@ def answers(folder: Path, root: Path, files: dict[str, int]) -> str:
     )
     (root / "tree.json").write_text(json.dumps(rows))
     (root / "list.xml").write_text(
-        f"<?xml version='1.0'?><ListBucketResult><Name>models</Name><IsTruncated>false</IsTruncated>{contents}"
-        "</ListBucketResult>"
+        "<?xml version='1.0'?><ListBucketResult><Name>models</Name><IsTruncated>false</IsTruncated>"
+        f"{contents}</ListBucketResult>"
     )
     return rules
 
@@ -93,12 +102,14 @@ def answers(folder: Path, root: Path, files: dict[str, int]) -> str:
 @contextmanager
 def server(folder: Path, root: Path, files: dict[str, int], limit: str):
     port = free_port()
-    rules = answers(folder, root, files)
+    rules = write_listings(folder, root, files)
     (root / "nginx.conf").write_text(f"""
         worker_processes 1; pid {root}/pid; error_log {root}/err; daemon off; user root;
         events {{ worker_connections 1024; }}
-        http {{ access_log off; sendfile on; etag on; {limit} client_body_temp_path {root}/b; proxy_temp_path {root}/p; fastcgi_temp_path {root}/f;
-          uwsgi_temp_path {root}/u; scgi_temp_path {root}/s; types {{ application/json json; application/xml xml; }}
+        http {{ access_log off; sendfile on; etag on; {limit}
+          client_body_temp_path {root}/b; proxy_temp_path {root}/p; fastcgi_temp_path {root}/f;
+          uwsgi_temp_path {root}/u; scgi_temp_path {root}/s;
+          types {{ application/json json; application/xml xml; }}
           server {{ listen 127.0.0.1:{port};
             location ~ ^/api/models/ns/repo/tree/ {{ alias {root}/tree.json; default_type application/json; }}
             location ~ ^/api/models/ns/repo {{ alias {root}/info.json; default_type application/json; }}
@@ -114,7 +125,7 @@ def server(folder: Path, root: Path, files: dict[str, int], limit: str):
 
 
 def subjects(url: str, workers: int) -> dict[str, list[str]]:
-    """Give the commands; each is followed by the output folder."""
+    """Return the commands; each is followed by the output folder."""
     ours = [sys.executable, "-m", "appliance", "download", "-w", str(workers), "-s"]
     return {
         "hf appliance": [*ours, "ns/repo", "-o"],

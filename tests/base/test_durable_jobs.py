@@ -164,7 +164,7 @@ async def test_a_failure_ends_the_job_at_its_step(step: str) -> None:
         assert (await house.jobs.wait("a")).failure is end.failure
 
 
-async def test_a_fault_of_ours_is_translated_and_logged_without_secrets() -> None:
+async def test_an_unexpected_error_is_translated_without_secrets() -> None:
     async with opened() as house:
         work = Work("fetch")
         work.fails["fetch"] = ZeroDivisionError(SECRET)
@@ -486,7 +486,7 @@ async def test_a_folder_that_cannot_be_written_stops_no_job(tmp_path: Path, even
     assert "jobs_not_written" in events
 
 
-async def test_a_write_whose_waiter_was_cancelled_overtakes_no_later_one(
+async def test_a_cancelled_write_overtakes_no_later_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file, put, gate = job_file(tmp_path / "jobs.json"), durable_jobs.write_atomic, threading.Event()

@@ -1,4 +1,4 @@
-"""A Downloader that does as it is told: it makes progress, writes files, fails, hangs, and says what it was asked for."""
+"""A Downloader by script: it makes progress, writes files, fails, hangs, and keeps what was requested."""
 
 import asyncio
 from collections.abc import Callable, Mapping
@@ -41,7 +41,12 @@ class Run:
 
 
 class StandinDownloader:
-    """`at_once` ends each run by itself: True = well, an error = with that. `writes`: files put below output_dir at a good end."""
+    """A Downloader by script.
+
+    Attributes:
+        at_once: Each run ends by itself: True = well, an error = with that.
+        writes: Files that are put below output_dir at a good end.
+    """
 
     def __init__(self) -> None:
         self.runs: list[Run] = []

@@ -67,9 +67,7 @@ async def test_links_inside_are_followed_and_links_out_are_refused(tmp_path: Pat
         await fetcher.download(download_request(f"pvc://{mounted}", tmp_path / "out2"))
 
 
-async def test_a_file_that_becomes_a_link_after_it_was_listed_is_not_read(
-    tmp_path: Path, mounted: Path
-) -> None:
+async def test_a_file_replaced_by_a_link_is_not_read(tmp_path: Path, mounted: Path) -> None:
     def swap(progress: DownloadProgress) -> None:
         if progress.phase == "verifying":
             (mounted / "config.json").unlink(missing_ok=True)

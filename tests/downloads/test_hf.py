@@ -21,7 +21,7 @@ FILES = {
 }
 
 
-async def test_a_repository_is_fetched_as_the_official_client_fetches_it(tmp_path: Path) -> None:
+async def test_a_repository_arrives_as_with_the_official_client(tmp_path: Path) -> None:
     from huggingface_hub import snapshot_download
 
     async with Hub(dict(FILES)) as hub:
@@ -66,7 +66,7 @@ async def test_a_listing_in_pages_is_read_to_its_end(tmp_path: Path) -> None:
     assert held(tmp_path / "out") == FILES
 
 
-async def test_the_token_goes_to_the_endpoint_and_not_where_that_redirects_to(tmp_path: Path) -> None:
+async def test_the_token_does_not_follow_redirects(tmp_path: Path) -> None:
     async with Hub(dict(FILES)) as hub:
         hub.token = "hf_secret_of_ours"
         with pytest.raises(NotFound, match="may not read it"):
@@ -82,7 +82,7 @@ async def test_the_token_goes_to_the_endpoint_and_not_where_that_redirects_to(tm
     assert "hf_secret" not in (tmp_path / "out" / ".download.json").read_text()
 
 
-async def test_what_is_there_is_not_fetched_again_and_what_was_changed_is(tmp_path: Path) -> None:
+async def test_only_changed_files_are_fetched_again(tmp_path: Path) -> None:
     out = tmp_path / "out"
     async with Hub(dict(FILES)) as hub:
         fetcher = engine(tmp_path, hf_endpoint=hub.url)
@@ -142,7 +142,7 @@ async def test_it_gives_up_at_last_and_keeps_what_it_has(tmp_path: Path) -> None
     assert leftovers(tmp_path / "out") == []
 
 
-async def test_a_server_that_always_breaks_off_at_the_same_place_is_not_asked_for_ever(
+async def test_breaking_off_at_one_place_ends_the_retries(
     tmp_path: Path,
 ) -> None:
     async with Hub({"model.gguf": noise(4 * MIB)}) as hub:
@@ -177,7 +177,7 @@ async def test_a_wrong_checksum_is_refused_and_leaves_nothing(tmp_path: Path) ->
     assert "model.gguf" not in held(tmp_path / "out")
 
 
-async def test_a_resumed_part_that_was_spoilt_is_fetched_again_from_its_beginning(tmp_path: Path) -> None:
+async def test_a_damaged_part_is_fetched_from_its_beginning(tmp_path: Path) -> None:
     out = tmp_path / "out"
     async with Hub({"model.gguf": noise(8 * MIB)}) as hub:
         fetcher = engine(tmp_path, hf_endpoint=hub.url)
@@ -220,7 +220,7 @@ async def test_what_the_hub_refuses_is_told(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-async def test_an_endpoint_that_is_not_there_is_asked_some_times_and_named(tmp_path: Path) -> None:
+async def test_an_unreachable_endpoint_is_retried_and_named(tmp_path: Path) -> None:
     with pytest.raises(UpstreamFailed, match=r"127\.0\.0\.1:9.* cannot be reached"):
         await engine(tmp_path, hf_endpoint="http://127.0.0.1:9").download(
             download_request("ns/repo", tmp_path / "out")
@@ -288,7 +288,7 @@ async def test_a_slow_server_is_waited_for_as_long_as_it_sends(tmp_path: Path) -
     assert held(tmp_path / "out") == hub.files
 
 
-async def test_too_little_room_is_seen_first_and_needs_only_what_is_missing(
+async def test_disk_space_is_checked_for_what_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = os.statvfs(tmp_path)

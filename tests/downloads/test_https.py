@@ -69,9 +69,7 @@ async def test_servers_that_tell_little_are_good_enough(
     assert held(tmp_path / "out") == {"model.gguf": DATA}
 
 
-async def test_a_body_that_is_cut_without_a_length_is_found_by_the_checksum(
-    tmp_path: Path, tls: tuple
-) -> None:
+async def test_a_cut_body_without_length_fails_its_checksum(tmp_path: Path, tls: tuple) -> None:
     async with FileServer({"model.gguf": DATA[:1000]}, tells_length=False, ssl_context=tls[0]) as server:
         with pytest.raises(UpstreamFailed, match="checksum"):
             await engine(tmp_path, ssl_context=tls[1], download_allowed_hosts=LISTED).download(
@@ -113,9 +111,7 @@ async def test_hosts_and_addresses_must_be_listed(tmp_path: Path, tls: tuple) ->
     assert held(tmp_path / "out") == {"f": DATA}
 
 
-async def test_redirects_are_followed_only_to_hosts_that_are_listed_and_secured(
-    tmp_path: Path, tls: tuple
-) -> None:
+async def test_redirects_lead_only_to_listed_https_hosts(tmp_path: Path, tls: tuple) -> None:
     from aiohttp import web
 
     class Redirecting(FileServer):

@@ -1,4 +1,4 @@
-"""Download jobs: joined, bounded, cancelled, kept over a restart; and what callers ask for, read and refused."""
+"""Download jobs: joined, bounded, cancelled, kept over a restart; and requests, parsed and refused."""
 
 import asyncio
 import io
@@ -72,7 +72,7 @@ async def test_a_job_goes_from_queued_over_running_to_completed(tmp_path: Path) 
         assert job_object(job)["progress"]["percent"] == 100.0
 
 
-async def test_a_failure_reaches_whoever_waits_as_the_error_that_it_was(tmp_path: Path) -> None:
+async def test_a_failure_reaches_waiters_as_the_same_error(tmp_path: Path) -> None:
     downloader = StandinDownloader()
     async with opened(downloader) as jobs:
         job = await jobs.start(download_request(tmp_path))
@@ -156,7 +156,7 @@ async def test_a_second_request_for_the_same_joins_the_first(tmp_path: Path) -> 
         assert (await jobs.start(download_request(tmp_path))).id != first.id
 
 
-async def test_no_more_run_at_a_time_than_set_and_the_rest_queue_in_order(tmp_path: Path) -> None:
+async def test_jobs_above_the_limit_queue_in_order(tmp_path: Path) -> None:
     downloader = StandinDownloader()
     async with opened(downloader, most_running=2) as jobs:
         ids = [(await jobs.start(download_request(tmp_path, name))).id for name in "abcd"]
@@ -196,7 +196,7 @@ async def test_the_oldest_that_ended_are_forgotten(tmp_path: Path, monkeypatch: 
 # ---- leaving and cancelling
 
 
-async def test_a_waiter_that_leaves_cancels_only_what_nobody_else_wants(tmp_path: Path) -> None:
+async def test_a_leaving_waiter_cancels_only_unshared_jobs(tmp_path: Path) -> None:
     downloader = StandinDownloader()
     async with opened(downloader, most_running=9) as jobs:
 
@@ -301,7 +301,7 @@ async def test_jobs_outlast_a_restart_and_interrupted_ones_go_on(tmp_path: Path)
         )
 
 
-async def test_a_job_that_was_running_when_the_process_was_killed_is_on_the_disk_as_running_and_taken_up(
+async def test_a_killed_running_job_is_taken_up(
     tmp_path: Path,
 ) -> None:
     path, downloader = tmp_path / "jobs.json", StandinDownloader()
@@ -317,7 +317,7 @@ async def test_a_job_that_was_running_when_the_process_was_killed_is_on_the_disk
         assert jobs.get(job.id).state == "running"
 
 
-async def test_a_job_whose_credentials_are_gone_says_which_and_one_whose_are_in_the_environment_goes_on(
+async def test_a_job_goes_on_only_if_its_credentials_are_there(
     tmp_path: Path,
 ) -> None:
     path, downloader = tmp_path / "jobs.json", StandinDownloader()
@@ -383,7 +383,7 @@ def test_sources_are_given_their_scheme(given: str, expected: str) -> None:
 @pytest.mark.parametrize(
     "source", ["", "  ", "s3://key:topsecret@bucket/a", "https://user@host/x", "a b", "x" * 3000, "hf://a\nb"]
 )
-def test_sources_that_are_none_or_carry_credentials_are_refused_and_not_repeated(source: str) -> None:
+def test_bad_sources_are_refused_and_not_repeated(source: str) -> None:
     with pytest.raises(Invalid) as caught:
         parse_source(source)
     assert caught.value.param == "source"

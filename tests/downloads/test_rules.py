@@ -1,4 +1,4 @@
-"""Decisions of downloads: keys and where they go, names that may not be written, what is kept of a file that was begun."""
+"""Decisions of downloads: credentials and where they go, unsafe names, what is kept of a partial file."""
 
 from pathlib import Path
 
@@ -44,7 +44,7 @@ def config(
     )
 
 
-def test_a_wishs_config_wins_over_the_settings() -> None:
+def test_a_requests_config_wins_over_the_settings() -> None:
     chosen = config(
         "ns/repo",
         {"hf_token": "hf_of_the_caller", "hf_revision": "v2"},
@@ -71,7 +71,7 @@ def test_a_wishs_config_wins_over_the_settings() -> None:
         ("ns/repo", {"hf_endpoint": "https://huggingface.co"}, set()),
     ],
 )
-def test_the_operators_credentials_go_only_to_the_operators_servers(
+def test_own_credentials_go_to_own_endpoints_only(
     source: str, given: dict[str, str], kept_back: set[str]
 ) -> None:
     chosen = config(source, given, **ENV)
@@ -100,7 +100,7 @@ def test_config_that_cannot_be_meant_is_refused() -> None:
         assert "u:p" not in caught.value.message
 
 
-def test_an_endpoint_that_a_caller_names_may_not_be_private_and_the_operators_own_may() -> None:
+def test_only_the_operators_endpoint_may_be_private() -> None:
     here = rules(hf_endpoint="http://10.0.0.5:8080")
     assert here.reach_of("hf", {"hf_endpoint": "http://10.0.0.5:8080"}).refusal_reason("10.0.0.5") == ""
     assert "private" in here.reach_of("hf", {"hf_endpoint": "http://10.0.0.6"}).refusal_reason("10.0.0.6")
@@ -173,7 +173,7 @@ def test_names_that_lead_elsewhere_or_cannot_be_are_refused(name: str) -> None:
     assert caught.value.code == "unsafe_name"
 
 
-def test_names_that_are_unusual_are_fine_and_two_for_one_place_are_not() -> None:
+def test_unusual_names_are_fine_and_clashes_are_not() -> None:
     check_names(
         [
             RemoteFile(name, 1)
@@ -249,7 +249,7 @@ def test_a_source_is_shown_without_what_may_be_a_key() -> None:
     )
 
 
-async def test_a_wish_that_cannot_be_is_refused(tmp_path: Path) -> None:
+async def test_an_invalid_request_is_refused(tmp_path: Path) -> None:
     for workers in (0, 65):
         with pytest.raises(Invalid, match="max_workers"):
             await engine(tmp_path).download(download_request("ns/repo", tmp_path, workers=workers))
@@ -257,7 +257,7 @@ async def test_a_wish_that_cannot_be_is_refused(tmp_path: Path) -> None:
         await engine(tmp_path).verify(tmp_path)
 
 
-async def test_callers_of_a_running_appliance_write_where_the_settings_say(tmp_path: Path) -> None:
+async def test_callers_write_where_the_settings_allow(tmp_path: Path) -> None:
     source = f"file://{tmp_path}/allowed/model"
     (tmp_path / "allowed").mkdir()
     (tmp_path / "allowed" / "model").write_bytes(b"x")
@@ -312,7 +312,7 @@ def test_a_part_is_gone_on_with_only_when_it_is_of_the_same_file(tmp_path: Path)
     assert PartialFile(tmp_path / ".download", remote, asked="hf://ns/repo").recall() == 0
 
 
-def test_a_file_that_nothing_tells_from_another_is_not_gone_on_with(tmp_path: Path) -> None:
+def test_a_file_without_version_is_not_resumed(tmp_path: Path) -> None:
     _begun(tmp_path, RemoteFile("model", SIZE))
     assert PartialFile(tmp_path / ".download", RemoteFile("model", SIZE), asked="hf://ns/repo").recall() == 0
 
@@ -364,7 +364,7 @@ def test_the_journal_and_the_manifest_are_read_whatever_was_cut(tmp_path: Path) 
     assert manifest.read(tmp_path) == []
 
 
-def test_pauses_grow_and_end_and_a_servers_wish_counts() -> None:
+def test_pauses_grow_end_and_follow_retry_after() -> None:
     retries = RetryCounter(SourceTimeouts(tries=4, first_pause_s=1, longest_pause_s=10))
     pauses = [retries.next_pause_s(Interrupted("x")) for _ in range(4)]
     assert 0.75 <= (pauses[0] or 0) <= 1.25
@@ -378,7 +378,7 @@ def test_pauses_grow_and_end_and_a_servers_wish_counts() -> None:
     assert isinstance(retries.final_error(Interrupted("cut.")), UpstreamFailed)
 
 
-def test_progress_is_told_once_and_its_rate_is_of_the_last_seconds() -> None:
+def test_progress_is_reported_once_with_a_recent_rate() -> None:
     told: list[DownloadProgress] = []
     clock = FakeClock()
     meter = ProgressMeter(told.append, clock)

@@ -68,9 +68,7 @@ async def test_one_object_and_a_part_of_a_prefix_can_be_named(
     assert held(tmp_path / "one") == held(tmp_path / "two") == {"weights.bin": FILES["sub/weights.bin"]}
 
 
-async def test_a_file_that_is_there_without_a_manifest_is_known_by_its_etag(
-    s3: str, bucket: object, tmp_path: Path
-) -> None:
+async def test_a_file_without_manifest_is_known_by_its_etag(s3: str, bucket: object, tmp_path: Path) -> None:
     (tmp_path / "out" / "sub").mkdir(parents=True)
     (tmp_path / "out" / "sub" / "weights.bin").write_bytes(FILES["sub/weights.bin"])
     done = await engine(tmp_path, endpoint=s3, **KEYS).download(
@@ -152,9 +150,7 @@ async def test_names_that_lead_elsewhere_are_refused(
     assert caught.value.code == "unsafe_name"
 
 
-async def test_an_object_with_a_question_mark_comes_with_its_prefix_and_a_query_is_refused(
-    s3: str, bucket: object, tmp_path: Path
-) -> None:
+async def test_a_query_is_refused_and_a_question_mark_is_not(s3: str, bucket: object, tmp_path: Path) -> None:
     bucket.put_object(Bucket="models", Key="odd/what?.bin", Body=b"x")
     fetcher, out = engine(tmp_path, endpoint=s3, **KEYS), tmp_path / "out"
     with pytest.raises(Invalid, match="without a query") as caught:
@@ -188,7 +184,7 @@ async def test_what_is_not_there_is_told(s3: str, bucket: object, tmp_path: Path
         await fetcher.download(download_request("s3:///x", tmp_path / "out"))
 
 
-async def test_an_endpoint_of_a_caller_is_not_shown_the_operators_keys_nor_may_it_be_private(
+async def test_a_callers_endpoint_gets_no_keys_of_the_operator(
     s3: str, bucket: object, tmp_path: Path
 ) -> None:
     own = engine(tmp_path, endpoint="https://store.example.com", **KEYS)
@@ -223,7 +219,7 @@ async def test_a_refusal_names_the_object_and_not_the_key(tmp_path: Path) -> Non
         assert "oursecretkey123" not in text
 
 
-async def test_a_store_that_is_not_reached_or_not_trusted_is_told_with_the_cause(tmp_path: Path) -> None:
+async def test_an_unreachable_or_untrusted_store_names_the_cause(tmp_path: Path) -> None:
     from tests.fakes.file_hubs import FileServer
 
     server_side = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

@@ -1,11 +1,13 @@
-"""Stand-ins for the servers that models are fetched from: a plain file server, a Hugging Face endpoint and ModelScope's API.
+"""Stand-ins for servers of model files: a plain one, a Hugging Face endpoint, ModelScope's API.
 
-Built from the public APIs as their own clients use them; the Hugging Face one is held to that by letting the official client download from it
-(tests/downloads/test_hf.py). All record what was asked and how many bytes were sent, and can misbehave on purpose.
+Built from the public APIs as their own clients use them; the Hugging Face one is held to that by letting the
+official client download from it (tests/downloads/test_hf.py). All record what was asked and how many bytes
+were sent, and can misbehave on purpose.
 
     async with Hub({"config.json": b"{}", "model.gguf": Path("/big/file")}) as hub:
-        hub.faults["model.gguf"] = [Status(503), Cut(after_bytes=1000)]         # the next two answers with its bytes
-        …                                                                       # hub.url, hub.asked, hub.sent
+        hub.faults["model.gguf"] = [Status(503), Cut(after_bytes=1000)]         # the next two answers with
+        its bytes …                                                                       # hub.url,
+        hub.asked, hub.sent
 """
 
 import asyncio
@@ -201,7 +203,7 @@ def _read(path: Path, start: int, end: int) -> bytes:
 
 
 class Hub(FileServer):
-    """A Hugging Face endpoint with one repository, ns/repo; files of 1000 bytes and more are LFS's, on a host of their own."""
+    """A Hugging Face endpoint with one repository, ns/repo; files from 1000 bytes are LFS's."""
 
     token = ""
     page = 1000
@@ -268,9 +270,8 @@ class Hub(FileServer):
             rows.append(row)
         more = {}
         if at + self.page < len(paths):
-            more = {
-                "Link": f'<{self.url}/api/models/ns/repo/tree/{COMMIT}?recursive=true&cursor={at + self.page}>; rel="next"'
-            }
+            tree = f"{self.url}/api/models/ns/repo/tree/{COMMIT}"
+            more = {"Link": f'<{tree}?recursive=true&cursor={at + self.page}>; rel="next"'}
         return web.json_response(rows, headers=more)
 
     async def _resolve(self, request: web.Request) -> web.StreamResponse:

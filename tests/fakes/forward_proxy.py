@@ -1,4 +1,6 @@
-"""A forwarding proxy as companies have them: CONNECT for https, whole addresses for http, with a password or without, and its own names.
+"""A forwarding proxy as companies have them.
+
+CONNECT for https, whole addresses for http, with a password or without, and host names of its own.
 
 async with ForwardProxy({"hub.test": "127.0.0.1"}) as proxy:
     proxy.password = "me:secret"                # of those who may use it

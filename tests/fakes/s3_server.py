@@ -1,8 +1,9 @@
-"""A real S3 server, moto, for objects of a gigabyte: its protocol (signatures, listing, ranges, If-Match, ETags) with a file behind an object.
+"""A real S3 server, moto, for objects of a gigabyte: its protocol, with a file behind an object.
 
-moto holds an object in a temporary file, but reads it whole into memory for each part that is asked for, and once more to cut the part
-out: with 1 GiB and four workers that is eight gigabytes of memory and seconds for each part. Here the object's bytes stay in the file
-that they came from, and a part is read piece by piece while it is sent; so the bytes that were sent can be counted, and slowed.
+moto holds an object in a temporary file, but reads it whole into memory for each part that is asked for, and
+once more to cut the part out: with 1 GiB and four workers that is eight gigabytes of memory and seconds for
+each part. Here the object's bytes stay in the file that they came from, and a part is read piece by piece
+while it is sent; so the bytes that were sent can be counted, and slowed.
 
     with S3Server() as server:
         server.put(path, "weights", "llama/model.gguf")
@@ -26,7 +27,7 @@ PIECE = 256 * 1024
 
 @dataclass(frozen=True)
 class Stretch:
-    """A stretch of a file in the place of bytes: it has a length, can be cut, and is read when it is gone through."""
+    """A part of a file in the place of bytes: it has a length, can be cut, and is read when iterated."""
 
     server: "S3Server"
     path: Path
@@ -51,7 +52,7 @@ class Stretch:
 
 
 class FileKey(FakeKey):
-    """An object whose bytes lie in a file. `_value_buffer` is what moto reckons its ETag from, sixteen megabytes at a time."""
+    """An object whose bytes lie in a file. From `_value_buffer` moto computes its ETag, 16 MB at a time."""
 
     def __init__(self, server: "S3Server", path: Path, name: str, bucket: str) -> None:
         super().__init__(name, b"", DEFAULT_ACCOUNT_ID, "us-east-1", bucket_name=bucket)

@@ -275,7 +275,7 @@ async def test_another_method_is_refused(http: httpx.AsyncClient) -> None:
 
 @asynccontextmanager
 async def following(client: httpx.AsyncClient, job_id: str) -> AsyncIterator[AsyncIterator[Event]]:
-    """Follow a job with a real client of server-sent events, and by hand: no other bytes may be in the stream."""
+    """Follow a job with a real client of server-sent events, and by hand: there are no other bytes."""
     async with client.stream("GET", f"/v1/jobs/{job_id}/stream") as answer:
         assert answer.headers["content-type"] == "text/event-stream; charset=utf-8"
         yield events_of(answer)

@@ -1,4 +1,4 @@
-"""`appliance download` as a process of its own: killed, stopped, twice at once, without room; on a terminal and elsewhere."""
+"""`appliance download` as a process: killed, stopped, twice at once, on a full disk, on a terminal."""
 
 import asyncio
 import json
@@ -85,7 +85,7 @@ async def download(
             await process.wait()
 
 
-async def test_a_killed_download_is_gone_on_with_and_little_is_fetched_twice(tmp_path: Path) -> None:
+async def test_a_killed_download_is_resumed(tmp_path: Path) -> None:
     out, size = tmp_path / "out", 64 * MIB
     async with Hub({"model.gguf": noise(size), "config.json": b"{}"}) as hub:
         hub.drip_s = 0.03
@@ -107,7 +107,8 @@ async def test_a_killed_download_is_gone_on_with_and_little_is_fetched_twice(tmp
     assert leftovers(out) == []
     twice = hub.sent["model.gguf"] - size
     print(
-        f"fetched twice after two kills: {twice} bytes of {size}; the last run fetched {done['fetched_bytes']}"
+        f"fetched twice after two kills: {twice} bytes of {size}; "
+        f"the last run fetched {done['fetched_bytes']}"
     )
     assert (
         0 <= twice <= 2 * WORKERS * (BLOCK_BYTES + MIB)
@@ -198,7 +199,8 @@ def small_disk(folder: Path, megabytes: int) -> tuple[str, ...]:
         "-m",
         "sh",
         "-c",
-        f'mount -t tmpfs -o size={megabytes}m none "{folder}" && "$@"; code=$?; ls -A "{folder}/out"; exit $code',
+        f'mount -t tmpfs -o size={megabytes}m none "{folder}" && "$@"; code=$?; '
+        f'ls -A "{folder}/out"; exit $code',
         "sh",
     )
 
@@ -241,7 +243,7 @@ async def test_a_disk_that_becomes_full_is_told_and_what_came_is_kept(tmp_path: 
     assert ".download" in out.splitlines()
 
 
-async def test_a_secret_in_the_arguments_is_gone_from_the_process_list_and_in_no_output(
+async def test_a_secret_argument_is_not_in_ps_or_output(
     tmp_path: Path,
 ) -> None:
     config = json.dumps({"hf_token": "hf_a_secret_of_ours"})

@@ -1,6 +1,7 @@
-"""A sparse gigabyte from each kind of source, by `appliance download`: killed with -9 in the middle, gone on with, and what came twice counted.
+"""A sparse gigabyte from each kind of source, by `appliance download`: killed with -9, and resumed.
 
-From a real S3 server (moto), from a Hugging Face endpoint (listed by the official client), from a mounted folder.
+From a real S3 server (moto), from a Hugging Face endpoint (listed by the official client), from a mounted
+folder.
 """
 
 import asyncio
@@ -30,7 +31,7 @@ ON_ITS_WAY = 16 * MIB  # of one connection: the kernel's buffers of both sides, 
 
 @pytest.fixture
 def roomy(tmp_path: Path) -> Iterator[Path]:
-    """Give a folder for a gigabyte: in memory where there is plenty, since disks of test machines are slow."""
+    """Return a folder for a gigabyte: in memory if there is enough, since disks of test machines are slow."""
     memory = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=memory if _has_room(memory) else tmp_path) as folder:
         yield Path(folder)
@@ -72,7 +73,7 @@ def sha256_of(path: Path) -> str:
 
 
 async def killed(source: str, out: Path, **environ: str) -> int:
-    """Begin a download, and kill it with -9 once a third of it is on the disk; give how many bytes that were."""
+    """Begin a download, kill it with -9 once a third is on the disk, and return how many bytes that were."""
     async with download(source, "-o", out, "-w", str(WORKERS), "--json", **environ) as run:
         reading = asyncio.create_task(run.process.communicate())  # so that it can say what it wants
         async with asyncio.timeout(PATIENCE_S):
@@ -117,7 +118,8 @@ async def test_a_gigabyte_from_a_real_s3_server_survives_a_kill(big: Path, roomy
         twice = server.sent - SIZE
     (row,) = json.loads((out / ".download.json").read_text())["downloads"][0]["files"]
     print(
-        f"s3: killed at {held:,} of {SIZE:,} bytes; then {fetched:,} were fetched in {took_s:.1f} s; {twice:,} were sent twice"
+        f"s3: killed at {held:,} of {SIZE:,} bytes; then {fetched:,} were "
+        f"fetched in {took_s:.1f} s; {twice:,} were sent twice"
     )
     assert f'"{row["etag"]}"' == etag
     assert fetched <= SIZE - held + WORKERS * BLOCK_BYTES
@@ -137,7 +139,8 @@ async def test_a_gigabyte_from_a_hugging_face_endpoint_survives_a_kill(big: Path
         took_s = time.monotonic() - begun
         twice = sent + fetched - SIZE
     print(
-        f"hf: killed at {held:,} of {SIZE:,} bytes; then {fetched:,} were fetched in {took_s:.1f} s; {twice:,} were sent twice"
+        f"hf: killed at {held:,} of {SIZE:,} bytes; then {fetched:,} were "
+        f"fetched in {took_s:.1f} s; {twice:,} were sent twice"
     )
     assert fetched <= SIZE - held + WORKERS * BLOCK_BYTES
     assert 0 <= twice <= WORKERS * (BLOCK_BYTES + ON_ITS_WAY)
@@ -149,6 +152,7 @@ async def test_a_gigabyte_from_a_mounted_folder_survives_a_kill(big: Path, roomy
     begun = time.monotonic()
     fetched = await whole(f"pvc://{big.parent}", out, big)
     print(
-        f"pvc: killed at {held:,} of {SIZE:,} bytes; then {fetched:,} were copied in {time.monotonic() - begun:.1f} s"
+        f"pvc: killed at {held:,} of {SIZE:,} bytes; then {fetched:,} were copied "
+        f"in {time.monotonic() - begun:.1f} s"
     )
     assert fetched <= SIZE - held + WORKERS * BLOCK_BYTES

@@ -1,4 +1,4 @@
-"""Adapters with a source: downloaded first, at once or in the background; and the sidecar's shapes of success and error."""
+"""Adapters with a source: downloaded first, at once or in the background; and the sidecar's responses."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -214,9 +214,7 @@ async def test_a_caller_that_leaves_ends_the_download(house: House) -> None:
         ({"base_model": "nobody"}, "model_not_found"),
     ],
 )
-async def test_what_is_wrong_with_an_order_is_said_before_anything_is_fetched(
-    house: House, more, code
-) -> None:
+async def test_a_wrong_order_is_refused_before_any_download(house: House, more, code) -> None:
     status, value = await house.post(
         "load", **{"lora_name": "style", "source": "hf://o/s", "async_download": True, **more}
     )

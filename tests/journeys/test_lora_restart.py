@@ -1,4 +1,4 @@
-"""Orders of adapters in the background outlast the appliance: killed with -9 in the middle of a download, they go on, or say why they cannot."""
+"""Orders of adapters outlast the appliance: after a kill -9 they go on, or say why they cannot."""
 
 import asyncio
 import json
@@ -142,9 +142,7 @@ async def test_an_order_whose_credentials_are_gone_says_so(
     assert TOKEN not in running.text()
 
 
-async def test_orders_that_came_to_nothing_are_told_of_after_a_restart_too(
-    spawn: Spawn, tmp_path: Path
-) -> None:
+async def test_failed_orders_are_listed_after_a_restart(spawn: Spawn, tmp_path: Path) -> None:
     async with LoraEngine("vllm") as engine, Hub({"adapter_model.safetensors": noise(MIB)}) as hub:
         hub.is_gated = True
         variables = {"BACKENDS": f"v={engine.url}", "HF_ENDPOINT": hub.url, **QUICK}

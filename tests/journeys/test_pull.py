@@ -1,4 +1,4 @@
-"""Pulling a model by the official Ollama client, from a hub on loopback, into the whole appliance with a real llama-server; and downloads there."""
+"""Pulling a model by the official Ollama client, into the whole appliance with a real llama-server."""
 
 import asyncio
 import hashlib
@@ -23,7 +23,7 @@ HELLO = [{"role": "user", "content": "hello"}]
 
 
 class Hub:
-    """What serves Hugging Face's API for one repository. `held`: a file is given up to half, and the rest once it is let go."""
+    """Serves Hugging Face's API for a repository. `held`: half of a file is sent, the rest when released."""
 
     def __init__(self, files: dict[str, bytes]) -> None:
         self.files = files
@@ -107,7 +107,7 @@ def client(base_url: str) -> ollama.AsyncClient:
     return ollama.AsyncClient(host=base_url, timeout=60)
 
 
-async def test_a_model_is_pulled_serves_and_is_removed_where_there_was_none(
+async def test_a_model_is_pulled_serves_and_is_removed(
     start: Callable[..., Any], llama_binary: str, hub: Hub, tmp_path: Path
 ) -> None:
     running: Running = await start(LLAMA_SERVER_PATH=llama_binary, HF_ENDPOINT=hub.url)
@@ -139,7 +139,7 @@ async def test_a_model_is_pulled_serves_and_is_removed_where_there_was_none(
         await ours.delete(NAME)
 
 
-async def test_a_pull_that_a_kill_cut_off_goes_on_at_the_next_start_and_serves(
+async def test_a_killed_pull_goes_on_at_the_next_start(
     spawn: Callable[..., Any], llama_binary: str, hub: Hub
 ) -> None:
     variables = {"LLAMA_SERVER_PATH": llama_binary, "HF_ENDPOINT": hub.url}
@@ -181,7 +181,7 @@ async def test_what_the_hub_does_not_have_is_said_as_ollama_says_it(
         assert caught.value.status_code == 404
 
 
-async def test_a_download_by_http_by_the_sidecar_and_from_a_terminal_is_one_folder(
+async def test_http_sidecar_and_terminal_share_one_folder(
     start: Callable[..., Any], hub: Hub, tmp_path: Path
 ) -> None:
     port = free_port()
@@ -237,7 +237,7 @@ async def test_a_follower_does_not_hold_up_the_end(spawn: Callable[..., Any], hu
         assert feed.text.rstrip().splitlines()[-2] == "event: interrupted"
 
 
-async def test_a_reload_changes_where_downloads_may_go_and_from_where_they_come(
+async def test_a_reload_changes_folders_and_hosts(
     start: Callable[..., Any], hub: Hub, tmp_path: Path
 ) -> None:
     running: Running = await start(HF_ENDPOINT="http://127.0.0.1:9")

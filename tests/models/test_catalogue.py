@@ -1,4 +1,4 @@
-"""The table of models, the folder, the estimate, the command line: tables; and `appliance models check` on real files and a real server."""
+"""The model table, the estimate, the command line; and `appliance models check` on real files."""
 
 import asyncio
 import json
@@ -24,7 +24,8 @@ from tests.tools.tiny_models import LORA_REPLY, REPLY
 
 ROOT = Path(__file__).parents[2]
 NEW = (
-    "-fa,   --flash-attn [on|off|auto]\n--model FILE --alias --host --port --n-gpu-layers --ctx-size --batch-size --parallel --threads --metrics --slots --jinja\n"
+    "-fa,   --flash-attn [on|off|auto]\n--model FILE --alias --host --port --n-gpu-layers --ctx-size "
+    "--batch-size --parallel --threads --metrics --slots --jinja\n"
     "--no-context-shift --rope-freq-base --no-mmap --embedding --chat-template --cache-type-k --cache-type-v"
 )
 OLD = NEW.replace("[on|off|auto]", "enable flash attention").replace("--jinja", "").replace("--slots", "")
@@ -42,7 +43,7 @@ def read(folder: Path, value: Any, **settings: Any):
     )
 
 
-def test_the_example_is_what_the_table_takes_and_holds_every_default(tmp_path: Path) -> None:
+def test_the_example_holds_every_default(tmp_path: Path) -> None:
     example = json.loads((ROOT / "etc" / "models.example.json").read_text())
     catalogue, problems = read(
         tmp_path, {**example, "system": {**example["system"], "base_models_path": str(tmp_path)}}
@@ -59,7 +60,7 @@ def test_the_example_is_what_the_table_takes_and_holds_every_default(tmp_path: P
     }
 
 
-def test_the_schema_shipped_is_the_one_printed_and_the_example_obeys_it() -> None:
+def test_the_shipped_schema_is_current() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "appliance", "models", "schema"],
         capture_output=True,
@@ -79,7 +80,7 @@ def test_the_schema_shipped_is_the_one_printed_and_the_example_obeys_it() -> Non
     assert set().union(*shown) == set(ModelEntry.model_fields)
 
 
-def test_the_schema_has_the_limits_of_each_key_and_both_forms_of_an_adapter() -> None:
+def test_the_schema_has_limits_and_adapter_forms() -> None:
     kinds = build_schema()["$defs"]
     assert (
         kinds["ModelEntry"]["properties"]["replicas"]["minimum"],
@@ -229,7 +230,7 @@ def test_models_without_a_program_to_run_them_are_refused(
     assert read(tmp_path, {"system": system}, **given)[1] == []  # nothing to run: no program is missed
 
 
-def test_a_file_that_is_missing_is_only_warned_of_for_the_others_must_serve(tmp_path: Path) -> None:
+def test_a_missing_file_is_only_a_warning(tmp_path: Path) -> None:
     (tmp_path / "a.gguf").touch()
     catalogue, problems = read(
         tmp_path,
@@ -293,7 +294,7 @@ def test_the_cache_is_reckoned_from_layers_heads_and_types() -> None:
     assert estimate(layers, context_tokens=100).cache == 5 * (32 + 16) * 2 * 100
 
 
-def test_a_header_that_says_too_little_is_reckoned_by_the_rule_of_thumb() -> None:
+def test_a_poor_header_is_estimated_roughly() -> None:
     made = estimate(header(1000 * MIB), context_tokens=4096, multiplier=1.1)
     assert made.is_rough
     assert made.total == round((1000 * 1.1 + 4 * 50 + 150) * MIB)
@@ -515,9 +516,7 @@ def test_a_file_that_is_not_what_its_key_says_is_named(
     assert not bad.command
 
 
-def test_a_server_that_does_not_know_what_the_table_names_is_told_of(
-    tiny_models: Path, tmp_path: Path
-) -> None:
+def test_a_server_without_a_needed_flag_is_reported(tiny_models: Path, tmp_path: Path) -> None:
     old = tmp_path / "old-llama-server"
     old.write_text("#!/bin/sh\necho '--model FNAME --host HOST --port PORT --no-mmap'\n")
     old.chmod(0o755)

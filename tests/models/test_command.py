@@ -1,4 +1,4 @@
-"""What a table adds to a model, in the words of old and new llama-servers; and in the memory that it takes."""
+"""What a table adds to a model, for old and new llama-servers; and the memory that it takes."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ OLD = """usage: ./llama-server [options]
          --mlock                  force system to keep model in RAM rather than swapping or compressing
          --no-mmap                do not memory-map model
          --lora FNAME             path to LoRA adapter (can be repeated to use multiple adapters)
-         --lora-scaled FNAME S    path to LoRA adapter with user defined scaling S (can be repeated to use multiple adapters)
+         --lora-scaled FNAME S    path to LoRA adapter with user defined scaling S (can be repeated)
   -md,   --model-draft FNAME      draft model for speculative decoding (default: unused)
   -ngld, --gpu-layers-draft N     number of layers to store in VRAM for the draft model
          --embedding(s)           restrict to only support embedding use case
@@ -104,7 +104,7 @@ def test_every_key_that_cannot_be_said_is_named_at_once() -> None:
 @pytest.mark.parametrize(
     "adapters", [(LoraAdapter(Path("/l/a,b.gguf")),), (LoraAdapter(Path("/l/a:b.gguf"), 2.0),)]
 )
-def test_a_path_that_the_list_of_adapters_would_tear_apart_is_refused(
+def test_an_adapter_path_with_separators_is_refused(
     adapters: tuple[LoraAdapter, ...],
 ) -> None:
     with pytest.raises(InvalidCommand, match="rename /l/a"):
@@ -112,7 +112,7 @@ def test_a_path_that_the_list_of_adapters_would_tear_apart_is_refused(
     assert str(adapters[0].path) in words(OLD, model(lora=adapters))
 
 
-def test_a_flag_that_was_removed_is_not_known_though_the_help_still_has_it() -> None:
+def test_a_removed_flag_in_the_help_is_not_used() -> None:
     flags = Flags.of_help(NEW)
     assert not {"--draft", "--draft-n", "--draft-max"} & flags.names
     assert {"--model-draft", "--lora", "--reranking"} <= flags.names
@@ -167,13 +167,11 @@ def bert(pooling: int) -> GgufHeader:
         (model({"embedding": True}), None, "embedding"),
     ],
 )
-def test_what_a_model_is_for_is_said_by_the_table_or_else_by_its_file(
-    made: Model, header: GgufHeader | None, kind: str
-) -> None:
+def test_the_kind_comes_from_the_table_or_the_file(made: Model, header: GgufHeader | None, kind: str) -> None:
     assert model_kind(made, header) == kind
 
 
-def test_a_model_that_reads_a_text_in_one_piece_has_a_batch_for_it() -> None:
+def test_an_embedding_model_has_a_whole_text_batch() -> None:
     assert "--ubatch-size 512 --batch-size 512 " in words(
         NEW, model({"n_ctx": 4096, "parallel_override": 1}), header=bert(1)
     )
@@ -200,7 +198,7 @@ def test_everything_that_runs_beside_a_model_takes_memory(tiny_models: Path) -> 
     assert extras(draft_model_path=tiny_models / "no-such.gguf") == 0
 
 
-def test_all_parts_of_a_model_and_one_without_a_header_are_weighed(tmp_path: Path) -> None:
+def test_the_estimate_counts_all_parts(tmp_path: Path) -> None:
     for number in (1, 2, 3):
         (tmp_path / f"big-0000{number}-of-00003.gguf").write_bytes(b"x" * number * MIB)
     made = estimate_memory(

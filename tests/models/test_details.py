@@ -86,7 +86,7 @@ def test_a_size_label_is_read(label: str, count: int) -> None:
     assert number_of(label) == count
 
 
-def test_the_count_that_a_file_says_goes_before_its_tensors_and_those_before_its_label() -> None:
+def test_parameters_come_from_key_tensors_or_label() -> None:
     said = header(general__parameter_count=5, general__size_label="7B")
     assert parameters_of(said, 9) == 5
     labelled = header(general__size_label="7B")
@@ -308,9 +308,7 @@ async def test_a_damaged_store_of_digests_is_made_anew(
     )
 
 
-async def test_files_that_are_gone_leave_the_store_and_one_that_cannot_be_written_does_not_matter(
-    shelf: Shelf, tiny_models: Path
-) -> None:
+async def test_removed_files_leave_the_store(shelf: Shelf, tiny_models: Path) -> None:
     books = shelf.library()
     gone = shelf.put("gone", tiny_models / "tiny-embed.gguf")
     assert (await books.details("gone")).digest

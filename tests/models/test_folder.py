@@ -157,9 +157,7 @@ def test_a_file_that_may_not_be_read_is_listed_too(tmp_path: Path, monkeypatch: 
     assert "cannot be read: Permission denied" in problems[0].remedy
 
 
-def test_a_brief_look_leaves_out_the_vocabulary_but_not_what_a_file_is(
-    tiny_models: Path, tmp_path: Path
-) -> None:
+def test_a_brief_read_leaves_out_the_vocabulary(tiny_models: Path, tmp_path: Path) -> None:
     for name, kind, is_embedding in (
         ("tiny-chat", "model", False),
         ("tiny-lora", "adapter", False),

@@ -144,17 +144,17 @@ def test_a_tag_means_the_file_whose_name_has_it(tag: str, expected: str) -> None
 
 
 @pytest.mark.parametrize("tag", ["Q4_K", "Q4", "Q3_K_M", "README", "Q4_XS"])
-def test_a_tag_that_no_file_has_is_told_with_those_that_there_are(tag: str) -> None:
+def test_an_unknown_tag_is_refused_with_the_known_ones(tag: str) -> None:
     with pytest.raises(NotFound, match=r"not available in the repository: .*m-Q2_K"):
         choose_files(MANY, tag)
 
 
-def test_without_a_tag_and_without_the_preferred_one_the_smallest_is_taken() -> None:
+def test_without_tag_the_smallest_file_is_taken() -> None:
     assert choose_files(files("b-Q2_K.gguf", "a-Q8_0.gguf"), "").model[0].path == "b-Q2_K.gguf"
     assert choose_files([SourceOffer("z.gguf", 5), SourceOffer("a.gguf", 9)], "").model[0].path == "z.gguf"
 
 
-def test_a_model_in_parts_is_all_of_them_in_their_order_and_only_whole() -> None:
+def test_a_model_in_parts_is_taken_whole_and_in_order() -> None:
     parts = files(
         "Q8_0/m-Q8_0-00002-of-00002.gguf", "Q8_0/m-Q8_0-00001-of-00002.gguf", "m-Q2_K-00001-of-00003.gguf"
     )
@@ -210,7 +210,7 @@ def pulled(home: Path, alias: str = "hf.co/ns/a", name: str = "a.gguf", **values
     )
 
 
-def test_the_index_keeps_what_was_put_in_and_moves_with_its_folder(tmp_path: Path) -> None:
+def test_the_index_can_be_moved_with_its_folder(tmp_path: Path) -> None:
     home = tmp_path / "one"
     first, second = (
         pulled(home),
@@ -267,7 +267,7 @@ def put(home: Path, model: PulledModel) -> None:
     add_pulled(home, model)
 
 
-def test_pulled_models_are_in_the_table_by_the_name_they_were_pulled_by(tmp_path: Path) -> None:
+def test_pulled_models_are_listed_by_their_pull_name(tmp_path: Path) -> None:
     model = pulled(tmp_path, mmproj_path=tmp_path / "hf.co" / "ns" / "a" / "mmproj.gguf")
     put(tmp_path, model)
     settings = ModelSettings(llama_server_path=Path(sys.executable))
@@ -282,7 +282,7 @@ def test_pulled_models_are_in_the_table_by_the_name_they_were_pulled_by(tmp_path
     )
 
 
-def test_a_pulled_file_is_not_listed_twice_where_both_folders_are_one(tmp_path: Path) -> None:
+def test_a_pulled_file_is_listed_once_in_a_shared_folder(tmp_path: Path) -> None:
     put(tmp_path, pulled(tmp_path))
     (tmp_path / "own.gguf").write_bytes(b"GGUF")
     catalogue, _ = read_catalogue(
@@ -299,7 +299,7 @@ def test_a_pulled_model_without_its_file_is_warned_of(tmp_path: Path) -> None:
     ]
 
 
-def test_a_pull_does_not_keep_the_appliance_from_starting_where_there_is_no_llama_server(
+def test_pulled_models_without_a_server_are_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(tmp_path / "state" / "models", pulled(tmp_path / "state" / "models"))

@@ -69,7 +69,7 @@ class System(Section):
     )
     base_models_path: str = Field(
         default="",
-        description="Where relative paths of models begin; BASE_MODELS_PATH wins; empty = the folder of this file",
+        description="Where relative paths begin; BASE_MODELS_PATH wins; empty = the folder of this file",
     )
     max_concurrent_models: int = Field(
         default=3, ge=1, le=10, description="How many may be loaded at the same time"
