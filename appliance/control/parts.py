@@ -52,25 +52,40 @@ class WorkerLike(Protocol):
     `as_dict` returns `{state, command, pid, restarts, exit_code, started_at_s, reason}`.
     """
 
-    def as_dict(self) -> dict[str, Any]: ...
-    async def start(self) -> Any: ...
-    async def stop(self) -> Any: ...
-    async def restart(self) -> Any: ...
+    def as_dict(self) -> dict[str, Any]:
+        """Return its state."""
+
+    async def start(self) -> Any:
+        """Start it."""
+
+    async def stop(self) -> Any:
+        """Stop it and wait until it has exited."""
+
+    async def restart(self) -> Any:
+        """Stop it, then start it."""
 
 
 class ServerLike(Protocol):
     """What the control API needs of one server of the fleet."""
 
-    def describe(self) -> BackendState: ...
+    def describe(self) -> BackendState:
+        """Return its state."""
 
 
 class FleetLike(Protocol):
     """What the control API needs of the fleet of backends (engines/fleet.py)."""
 
-    def add(self, value: dict[str, Any], *, persist: bool = False) -> ServerLike: ...
-    def remove(self, name: str, *, persist: bool = False) -> None: ...
-    def drain(self, name: str, *, resume: bool = False, persist: bool = False) -> ServerLike: ...
-    def set_strategy(self, strategy: str, *, pool: str = "", persist: bool = False) -> None: ...
+    def add(self, value: dict[str, Any], *, persist: bool = False) -> ServerLike:
+        """Add a server."""
+
+    def remove(self, name: str, *, persist: bool = False) -> None:
+        """Remove a server."""
+
+    def drain(self, name: str, *, resume: bool = False, persist: bool = False) -> ServerLike:
+        """Send a server no new requests, or send it requests again."""
+
+    def set_strategy(self, strategy: str, *, pool: str = "", persist: bool = False) -> None:
+        """Change how a server is chosen, in one pool or in all."""
 
 
 class AccountedRequest(Protocol):
@@ -86,8 +101,11 @@ class AccountedRequest(Protocol):
 class PipelineLike(Protocol):
     """What the control API needs of the request pipeline (front/pipeline/pipeline.py)."""
 
-    def guarded_request(self, route: str) -> AccountedRequest: ...
-    def admit_guarded(self, request: Any) -> None: ...
+    def guarded_request(self, route: str) -> AccountedRequest:
+        """Return a request of a caller that the interface has admitted."""
+
+    def admit_guarded(self, request: Any) -> None:
+        """Identify the caller; apply its limits and hold."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -119,7 +119,7 @@ class LoraHandlers:
             {
                 "object": "list",
                 "data": [as_row(row) for row in self._orders.adapters.status.rows()],
-                "pending": [as_pending(one) for one in self._orders.pending.values()],
+                "pending": [as_pending(order) for order in self._orders.pending.values()],
             }
         )
 
@@ -129,10 +129,10 @@ class LoraHandlers:
         Args:
             otherwise: The message where no engine was asked.
         """
-        said = next(iter(changed.replies.values()), None)
-        body: dict[str, Any] = _engine_object(said.text) if said is not None else {"message": otherwise}
+        reply = next(iter(changed.replies.values()), None)
+        body: dict[str, Any] = _engine_object(reply.text) if reply is not None else {"message": otherwise}
         if self._is_sidecar:
-            return json_response(body, said.status if said is not None else 200)
+            return json_response(body, reply.status if reply is not None else 200)
         row = as_row(changed.row)
         failed = {name: error.message for name, error in changed.errors.items()}
         return json_response(
@@ -210,10 +210,10 @@ def as_row(row: AdapterRow) -> dict[str, Any]:
         "backend": adapter.backend,
         "pinned": adapter.is_pinned,
         "declared": row.is_declared,
-        "state": _common_state({one.state for one in row.backends}),
+        "state": _common_state({status.state for status in row.backends}),
         "backends": [
-            {"backend": one.backend, "kind": one.kind, "state": one.state, "detail": one.detail}
-            for one in row.backends
+            {"backend": status.backend, "kind": status.kind, "state": status.state, "detail": status.detail}
+            for status in row.backends
         ],
     }
 

@@ -15,11 +15,11 @@ HEADERS = ["NAME", "BASE MODEL", "STATE", "BACKENDS", "PATH"]
 
 def adapter_row(adapter: pb.LoraAdapter) -> Row:
     """Return an adapter as a row; one that an engine has without a declaration is marked."""
-    states = [enum_word(one, "state") for one in adapter.backends]
+    states = [enum_word(status, "state") for status in adapter.backends]
     is_mixed = len(set(states)) > 1
     backends = ", ".join(
-        f"{one.backend} {word}" if is_mixed else one.backend
-        for one, word in zip(adapter.backends, states, strict=True)
+        f"{status.backend} {word}" if is_mixed else status.backend
+        for status, word in zip(adapter.backends, states, strict=True)
     )
     state = _common_state(states) + ("" if adapter.is_declared else ", not declared")
     return [adapter.name, adapter.base_model, state, backends, adapter.path]
@@ -52,4 +52,7 @@ def order_row(order: pb.LoraOrder) -> Row:
 
 def adapter_lines(adapter: pb.LoraAdapter) -> list[str]:
     """Return the adapter's state on each backend, one line each."""
-    return [f"  {one.backend}: {with_note(enum_word(one, 'state'), one.detail)}" for one in adapter.backends]
+    return [
+        f"  {status.backend}: {with_note(enum_word(status, 'state'), status.detail)}"
+        for status in adapter.backends
+    ]

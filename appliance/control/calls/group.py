@@ -38,7 +38,8 @@ class WatchRequest(Protocol):
     """A request of any Watch call."""
 
     @property
-    def interval_s(self) -> float: ...
+    def interval_s(self) -> float:
+        """Seconds without a change after which the state is sent again; 0 = never."""
 
 
 def require_text(text: str, field: str = "name") -> str:

@@ -25,12 +25,12 @@ def to_adapter(row: AdapterRow) -> pb.LoraAdapter:
         is_declared=row.is_declared,
         backends=[
             pb.LoraBackend(
-                backend=one.backend,
-                kind=one.kind,
-                state=to_lora_state(one.state),
-                detail=to_sendable(one.detail),
+                backend=status.backend,
+                kind=status.kind,
+                state=to_lora_state(status.state),
+                detail=to_sendable(status.detail),
             )
-            for one in row.backends
+            for status in row.backends
         ],
     )
 
