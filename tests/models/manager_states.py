@@ -23,7 +23,7 @@ def model_of(alias: str, **changes: Any) -> Model:
 def model_state(alias: str, **changes: Any) -> ModelState:
     """Make the state of a model whose file was checked."""
     values: dict[str, Any] = {"history_key": f"key-{alias}"} | changes
-    return ModelState(values.pop("model", None) or model_of(alias), FairQueue(10), **values)
+    return ModelState(values.pop("definition", None) or model_of(alias), FairQueue(10), **values)
 
 
 def runner_of(model: ModelState, serial: int = 1, **changes: Any) -> Runner:
@@ -37,7 +37,7 @@ def runner_of(model: ModelState, serial: int = 1, **changes: Any) -> Runner:
     runner = Runner(
         serial,
         model.alias,
-        model.model,
+        model.definition,
         values.pop("devices"),
         values.pop("slots"),
         values.pop("need_bytes"),
@@ -52,7 +52,7 @@ def runner_of(model: ModelState, serial: int = 1, **changes: Any) -> Runner:
 
 def manager_state(*models: ModelState, clock: FakeClock | None = None, **system: Any) -> ManagerState:
     """Make the shared state of these models and of their llama-servers."""
-    table = Catalogue({one.alias: one.model for one in models}, System().model_copy(update=system))
+    table = Catalogue({one.alias: one.definition for one in models}, System().model_copy(update=system))
     state = ManagerState(table, clock=clock or FakeClock())
     state.models = {one.alias: one for one in models}
     state.runners = {runner.serial: runner for one in models for runner in one.runners}

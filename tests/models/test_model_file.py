@@ -72,12 +72,12 @@ def test_mended_file_clears_the_failure_that_it_caused(failure: str, is_cleared:
 
 async def test_model_changed_during_the_check_is_checked_again(monkeypatch: pytest.MonkeyPatch) -> None:
     former, now = model_of("a"), model_of("a", path=Path("/models/new.gguf"))
-    model, checked = model_state("a", model=former), list[Path]()
+    model, checked = model_state("a", definition=former), list[Path]()
 
     def read(one: object, system: object) -> FileCheck:
         assert one in (former, now)
         checked.append(one.path)  # type: ignore[attr-defined]
-        model.model = now
+        model.definition = now
         return FileCheck(2, "", history_key=str(one.path))  # type: ignore[attr-defined]
 
     monkeypatch.setattr("appliance.models.manager.model_file.read_file", read)

@@ -159,7 +159,7 @@ async def test_facts_of_a_model_with_failures(
     changes: dict[str, Any], replicas: int, blocked_s: float
 ) -> None:
     model = model_state("a", **changes)
-    model.model = replace(model.model, replicas=3)
+    model.definition = replace(model.definition, replicas=3)
     runner_of(model)
     model.waiters[await slot()] = None
     facts = read(manager_state(model)).facts["a"]

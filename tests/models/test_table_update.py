@@ -34,7 +34,7 @@ def test_change_of_replicas_alone_keeps_the_state() -> None:  # 3
     former = model_state("a")
     now = update(replace(model_of("a"), replicas=2), former={"a": former})["a"]
     assert now is former
-    assert (now.model.replicas, now.history_key) == (2, "key-a")
+    assert (now.definition.replicas, now.history_key) == (2, "key-a")
 
 
 def test_changed_model_keeps_servers_and_counts_but_not_its_file() -> None:  # 4
@@ -74,4 +74,4 @@ def test_adapters_are_added_to_those_of_the_table() -> None:
     (state,) = updated_models(
         table, {}, adapters={"a": (adapter,)}, ageing_s=10.0, now_at_s=NOW_AT_S
     ).values()
-    assert state.model.lora == (adapter,)
+    assert state.definition.lora == (adapter,)

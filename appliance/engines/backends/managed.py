@@ -132,7 +132,7 @@ class ManagedBackend:
             created_s = int(self._clock.now_s())
             models = {}
             for alias, state in self.manager.model_states.items():
-                context_tokens = slot_context_tokens(state.model.params.n_ctx, state.slots)
+                context_tokens = slot_context_tokens(state.definition.params.n_ctx, state.slots)
                 card = ModelCard(alias, created_s, "user", alias, context_tokens=context_tokens)
                 models[alias] = ServedModel(card, alias)
             self._models = self.adapters.apply_to(models)

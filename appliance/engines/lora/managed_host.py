@@ -80,7 +80,7 @@ class ManagedHost:
         model_state = self.managed.manager.model_state(adapter.base_model)
         base = self.managed.find_model(adapter.base_model)
         card = base.card if base is not None else ModelCard(adapter.base_model, 0, "user", adapter.base_model)
-        return LoadedAdapter(served_adapters(model_state.model, card)[adapter.name], adapter.name, True)
+        return LoadedAdapter(served_adapters(model_state.definition, card)[adapter.name], adapter.name, True)
 
     def refresh(self) -> None:
         """Combine anew what the models serve."""

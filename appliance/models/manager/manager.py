@@ -241,7 +241,7 @@ class ModelManager:
         if self._state.adapters.get(alias, ()) == adapters:
             return False
         self._state.adapters = {**self._state.adapters, alias: adapters}
-        model.model = with_adapters(self.catalogue.models[alias], self._state.adapters)
+        model.definition = with_adapters(self.catalogue.models[alias], self._state.adapters)
         was_wanted = bool(model.current_runners()) or model.background_load
         for runner in model.current_runners():
             self._supervisor.request_stop(runner)

@@ -44,9 +44,9 @@ async def check_file(model: ModelState, state: ManagerState) -> None:
     Where the model was changed meanwhile, its new file is checked instead.
     """
     while True:
-        checked = model.model
+        checked = model.definition
         found = await asyncio.to_thread(read_file, checked, state.catalogue.system)
-        if model.model is checked:
+        if model.definition is checked:
             found.apply_to(model)
             return
 

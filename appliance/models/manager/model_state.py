@@ -22,6 +22,7 @@ class ModelState:
     """One model of the table. Times ending in `_s` are monotonic except `…_at_s` (seconds since 1970).
 
     Attributes:
+        definition: Its row of the table, together with the adapters that it is run with besides.
         queue: The requests that wait for a slot.
         waiters: Everybody who waits, loads included, in the order of arrival.
         header, estimate, history_key: What its file says; empty until the file was checked.
@@ -34,14 +35,14 @@ class ModelState:
         replica_failures: Loads in a row that failed while another llama-server of it runs. It then makes do
             with fewer.
         blocked_until_s: Before that it is not loaded again.
-        has_reservation: Another model was evicted for it, and it has not been started since. That memory is kept
-            for it.
+        has_reservation: Another model was evicted for it, and it has not been started since. That memory is
+            kept for it.
         evicted_s: When a llama-server of it was last drained or stopped for another model.
         wait_reason: What its queue waits for, as the scheduler said last.
         probes: Results of the latest health probes as (is healthy, milliseconds).
     """
 
-    model: Model
+    definition: Model
     queue: FairQueue[SlotWaiter]
     header: GgufHeader | None = None
     file_problem: str = ""
@@ -75,12 +76,12 @@ class ModelState:
     @property
     def alias(self) -> str:
         """Its name in the table."""
-        return self.model.alias
+        return self.definition.alias
 
     @property
     def path(self) -> Path:
         """Its file."""
-        return self.model.path
+        return self.definition.path
 
     @property
     def size_bytes(self) -> int:

@@ -54,13 +54,13 @@ class SchedulerInput:
         return SchedulerState(queues, residents, facts, free, total, rules)
 
     def _facts(self, model: ModelState, now_s: float) -> ModelFacts:
-        blocked_s, replicas = max(0.0, model.blocked_until_s - now_s), model.model.replicas
+        blocked_s, replicas = max(0.0, model.blocked_until_s - now_s), model.definition.replicas
         if blocked_s and model.replica_failures:  # it goes on with the replicas that run
             blocked_s, replicas = 0.0, max(1, min(replicas, len(model.current_runners())))
         return ModelFacts(
             alias=model.alias,
             need_bytes=self._estimates.need_bytes(model),
-            on_gpu=self._estimates.is_on_gpu(model.model),
+            on_gpu=self._estimates.is_on_gpu(model.definition),
             load_s=self._estimates.load_s(model),
             replicas=replicas,
             is_failed=bool(model.failure),

@@ -91,7 +91,7 @@ class RunnerSupervisor:
         runner = Runner(
             serial=self._last_serial,
             alias=model.alias,
-            model=model.model,
+            model=model.definition,
             devices=devices,
             slots=model.slots,
             need_bytes=self._estimates.need_bytes(model),

@@ -39,7 +39,7 @@ def updated_models(
         if state is None:  # 1
             queue: FairQueue[SlotWaiter] = FairQueue(system.max_queue_size_per_model, ageing_s=ageing_s)
             state = ModelState(model, queue, is_pinned=model.pinned, updated_at_s=now_at_s)
-        elif state.model != model:  # 3, 4
+        elif state.definition != model:  # 3, 4
             state = _changed(state, model, now_at_s)
         state.queue.limit = system.max_queue_size_per_model
         state.slots = slot_count(model, system)
@@ -53,14 +53,14 @@ def with_adapters(model: Model, adapters: Mapping[str, tuple[LoraAdapter, ...]])
 
 
 def _changed(state: ModelState, model: Model, now_at_s: float) -> ModelState:
-    follows_table = state.is_pinned == state.model.pinned  # else an operator has pinned or unpinned it
+    follows_table = state.is_pinned == state.definition.pinned  # else an operator has pinned or unpinned it
     is_pinned = model.pinned if follows_table else state.is_pinned
-    if replace(state.model, pinned=model.pinned, replicas=model.replicas) == model:
-        state.model, state.is_pinned = model, is_pinned
+    if replace(state.definition, pinned=model.pinned, replicas=model.replicas) == model:
+        state.definition, state.is_pinned = model, is_pinned
         return state
     return replace(
         state,
-        model=model,
+        definition=model,
         header=None,
         file_problem="",
         estimate=None,
