@@ -2,7 +2,7 @@
 
     python -m bench.wire_client
 
-Prints requests and stream events per second of the client's own processor time: medians of several rounds in turn.
+Prints requests and stream events per second of the client's own processor time, as medians of several rounds.
 """
 
 import asyncio
