@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from appliance.base.errors import ApplianceError
-from appliance.base.wire.types import WireError
 from appliance.engines.dialects.contract import LoraReply
 from appliance.engines.lora.host import AdapterHost
 from appliance.engines.lora.plan import Adapter, Verb
-from appliance.engines.lora.replies import command_error, refusal_error
+from appliance.engines.lora.replies import invalid_reply_error, refusal_error
 from appliance.engines.lora.table import AdapterTable
 
 
@@ -61,8 +60,10 @@ class HostCommands:
                     reply = await host.load(adapter, is_verified=is_verified)
                 else:
                     reply = await host.unload(adapter, more)
-        except (ApplianceError, WireError, ValueError) as error:
-            return command_error(error, host.name)
+        except ApplianceError as error:
+            return error
+        except ValueError as error:
+            return invalid_reply_error(error, host.name)
         finally:
             self._table.busy.discard(pair)
         is_done = reply.is_loaded if verb == "load" else reply.is_unloaded
@@ -74,4 +75,4 @@ class HostCommands:
         try:
             host.adapters.add(adapter.name, host.describe_loaded(adapter, reply))
         except ValueError as error:
-            self._table.add_failure(adapter.name, host.name, command_error(error, host.name))
+            self._table.add_failure(adapter.name, host.name, invalid_reply_error(error, host.name))

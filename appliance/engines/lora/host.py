@@ -34,8 +34,7 @@ class AdapterHost(Protocol):
             is_verified: Return only when the backend works with it; False = it may fail later.
 
         Raises:
-            ApplianceError: The backend does not have it now.
-            WireError: The backend cannot be reached.
+            ApplianceError: The backend cannot be reached, or does not have it now.
             ValueError: Its reply makes no sense.
         """
         ...

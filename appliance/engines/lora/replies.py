@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from appliance.base.errors import ApplianceError, Conflict, Invalid, NotFound, Unavailable, UpstreamFailed
-from appliance.base.wire.types import UpstreamTimeout, WireError
+from appliance.base.errors import ApplianceError, Conflict, Invalid, NotFound, UpstreamFailed
 from appliance.engines.dialects.contract import LoraReply
 
 
@@ -40,12 +39,6 @@ def refusal_error(reply: LoraReply, backend: str, name: str) -> ApplianceError:
     return UpstreamFailed(message, code="adapter_refused", details=details)  # 6
 
 
-def command_error(error: Exception, backend: str) -> ApplianceError:
-    """Return the error for a command that came to no reply, or to one that makes no sense."""
-    if isinstance(error, ApplianceError):
-        return error
-    if isinstance(error, UpstreamTimeout) or (isinstance(error, WireError) and error.phase == "connect"):
-        return Unavailable(
-            f"The backend {backend} cannot be reached: {error}", code="no_backend", retry_after_s=2
-        )
+def invalid_reply_error(error: ValueError, backend: str) -> ApplianceError:
+    """Return the error for a reply that makes no sense."""
     return UpstreamFailed(f"The command to the backend {backend} failed: {error}", code="adapter_refused")
