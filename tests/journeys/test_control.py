@@ -226,7 +226,7 @@ def test_the_command_line_steers_the_whole_appliance(appliance: Any) -> None:
         refused = ctl(appliance, "chat", "hello")
         assert (refused.returncode, refused.stderr) == (
             1,
-            "error: The appliance takes no new requests at present.\n",
+            "error: The appliance is draining and takes no new requests.\n",
         )
     finally:
         assert ctl(appliance, "resume").returncode == 0
