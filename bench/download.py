@@ -23,7 +23,7 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-from bench.__main__ import free_port, program, wait_port
+from bench.__main__ import free_port, running_program, wait_for_port
 
 COMMIT = "c0ffee" + "0" * 34
 MIB = 1 << 20
@@ -117,10 +117,10 @@ def server(folder: Path, root: Path, files: dict[str, int], limit: str):
             location = /models/ {{ alias {root}/list.xml; default_type application/xml; }}
             location /models/ {{ alias {folder}/; }}
             {rules} }} }}""")
-    with program(
+    with running_program(
         ["nginx", "-c", str(root / "nginx.conf"), "-p", str(root)], "0-1", stderr=subprocess.DEVNULL
     ):
-        wait_port(port)
+        wait_for_port(port)
         yield f"http://127.0.0.1:{port}"
 
 

@@ -31,7 +31,17 @@ from pathlib import Path
 
 import aiohttp
 
-from bench.__main__ import LOAD_CPU, SUBJECT_CPU, Bench, cpu_s, free_port, program, rss_mb, say, wait_port
+from bench.__main__ import (
+    LOAD_CPU,
+    SUBJECT_CPU,
+    Bench,
+    cpu_s,
+    free_port,
+    memory_mb,
+    running_program,
+    say,
+    wait_for_port,
+)
 from tests.tools import tiny_models
 
 TOOL = Path(__file__).parents[1] / "tests" / "tools" / "llama-server"
@@ -83,10 +93,10 @@ class Engines:
         port = free_port()
         conf = self.dir / "nginx.conf"
         conf.write_text(nginx_conf(self.dir, port, upstreams, keeps=keeps))
-        with program(
+        with running_program(
             ["nginx", "-c", str(conf), "-p", str(self.dir)], SUBJECT_CPU, stderr=subprocess.DEVNULL
         ) as process:
-            wait_port(port)
+            wait_for_port(port)
             yield process.pid, port
 
     @contextmanager
@@ -120,11 +130,11 @@ class Engines:
         }
         with (
             open(self.dir / "appliance.log", "w") as out,
-            program(
+            running_program(
                 [sys.executable, "-m", "appliance", "serve"], SUBJECT_CPU, env=environ, stdout=out, stderr=out
             ) as process,
         ):
-            wait_port(port, 20)
+            wait_for_port(port, 20)
             time.sleep(1.5)
             yield process.pid, port
 
@@ -152,7 +162,7 @@ def streams(bench: Bench) -> None:
                     rows = []
                     for _ in range(bench.rounds):
                         before = cpu_s(pid)
-                        found = bench.load("stream", port, STREAMS, bench.seconds, "stream.json")
+                        found = bench.load("stream", port, STREAMS, bench.round_s, "stream.json")
                         rows.append(
                             (
                                 found["events"] / max(cpu_s(pid) - before, 1e-9),
@@ -164,7 +174,7 @@ def streams(bench: Bench) -> None:
                     middle = sorted(rows)[len(rows) // 2]
                     print(
                         f"| {subject}, {what} | {middle[0]:,.0f} | {middle[1]:.1f} ms | {middle[2]:.1f} ms | "
-                        f"{rss_mb(pid):.0f} MB | {sum(int(row[3]) for row in rows)} |",
+                        f"{memory_mb(pid):.0f} MB | {sum(int(row[3]) for row in rows)} |",
                         flush=True,
                     )
 
@@ -213,7 +223,7 @@ def llama_servers(folder: Path) -> Iterator[tuple[list[int], dict[int, float]]]:
             port = free_port()
             out = stack.enter_context(open(folder / f"llama-{number}.log", "w"))
             process = stack.enter_context(
-                program(
+                running_program(
                     [
                         binary,
                         "-m",
@@ -244,7 +254,7 @@ def llama_servers(folder: Path) -> Iterator[tuple[list[int], dict[int, float]]]:
             ports.append(port)
             parts[process.pid] = part
         for port in ports:
-            wait_port(port, 20)
+            wait_for_port(port, 20)
         time.sleep(1)
         yield ports, parts
 

@@ -45,7 +45,7 @@ from appliance.models.manager.manager import ModelManager
 from appliance.models.scheduler.scheduler import next_step
 from appliance.models.scheduler.state import ModelFacts, QueueState, ResidentRunner, SchedulerState
 from appliance.settings import load_or_raise
-from bench.__main__ import HERE, free_port, program, rss_mb, say, wait_port
+from bench.__main__ import HERE, free_port, memory_mb, running_program, say, wait_for_port
 from tests.tools import tiny_models
 
 TOOL = Path(__file__).parents[1] / "tests" / "tools" / "llama-server"
@@ -285,7 +285,7 @@ class Workshop:
         port = int(environ["PROXY_PORT"])
         with (
             open(self.dir / f"appliance-{self.number}.log", "w") as out,
-            program(
+            running_program(
                 [sys.executable, "-m", "appliance", "serve"],
                 EVERY_CORE,
                 env=environ | more,
@@ -293,7 +293,7 @@ class Workshop:
                 stderr=out,
             ) as process,
         ):
-            wait_port(port, 20)
+            wait_for_port(port, 20)
             yield Subject(process.pid, port, notes)
 
 
@@ -421,7 +421,7 @@ def cold_alone(command: list[str], subject: Subject) -> dict[str, float]:
         str(port) if before == "--port" else word
         for before, word in zip(["", *command], command, strict=False)
     ]
-    with program(command, EVERY_CORE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL):
+    with running_program(command, EVERY_CORE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL):
         until_s = time.monotonic() + PATIENCE_S
         while subject.spawned()[-1][1] != port and time.monotonic() < until_s:
             time.sleep(0.001)
@@ -443,7 +443,7 @@ def memory(shop: Workshop, counts: Counts) -> None:
         for name, number in sizes.items():
             with shop.appliance([f"m{n}" for n in range(number)]) as subject:
                 time.sleep(2)
-                taken[name].append(rss_mb(subject.pid))
+                taken[name].append(memory_mb(subject.pid))
     print(
         f"\nMemory of the appliance (PSS, MB), no model loaded; median of {counts.starts} starts, two seconds after each\n"
     )

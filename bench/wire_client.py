@@ -19,7 +19,7 @@ import uvloop
 
 from appliance.base.wire.pool import ConnectionPool
 from appliance.base.wire.types import PoolLimits, Target
-from bench.__main__ import CHAT, HERE, free_port, wait_port
+from bench.__main__ import CHAT, HERE, free_port, wait_for_port
 
 ROUNDS, SECONDS, CLIENTS = 5, 2.0, 64
 BODY = json.dumps(CHAT).encode()
@@ -91,7 +91,7 @@ def main() -> None:
         port = free_port()
         upstream = subprocess.Popen([program, str(port), "200", "0"], stdout=subprocess.DEVNULL)
         try:
-            wait_port(port)
+            wait_for_port(port)
             uvloop.run(measure(port))
         finally:
             upstream.kill()

@@ -78,10 +78,10 @@ class Dispatcher:
                 last = failure
 
     def _allow_retry(self, request: DispatchRequest, backend: Backend, failure: Failure) -> None:
-        """Let another backend try, or raise what the caller is told.
+        """Let another backend try, or raise the error for the caller.
 
-        1. the caller's own fault, or nobody else's        → told
-        2. the backend was pinned                          → told
+        1. the caller's own fault                          → raised
+        2. the backend was pinned                          → raised
         3. the prompt is too long for it                   → those with more context may try
         4. it did no work for the request, or has no capacity → the others may try, at no cost
         5. otherwise                                       → the others may try, while the retry budget lasts
@@ -186,8 +186,8 @@ class Dispatcher:
         """Wait for a slot where there is hope of one.
 
         1. a candidate is full, or starting → wait in the queue
-        2. an attempt failed before          → that is told
-        3. otherwise                         → why there is no backend
+        2. an attempt failed before          → that error
+        3. otherwise                         → an error that says why
 
         Args:
             request: No backend is ready for it.

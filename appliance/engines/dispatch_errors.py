@@ -1,4 +1,4 @@
-"""What a caller is told when no backend answered its request. Pure."""
+"""The errors for a caller whose request no backend answered. Pure."""
 
 from collections.abc import Collection
 

@@ -1,4 +1,4 @@
-"""What the dispatcher is to place: a route, and what must not be forgotten from one attempt to the next."""
+"""One request for the dispatcher: its route, and what earlier attempts taught."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field

@@ -19,7 +19,8 @@ class Attempt:
         status: The HTTP status that came; None = none.
         ms: How long it took, milliseconds.
         note: What the server said when it failed, shortened.
-        failure_status: The status that the failure means; an error event in a stream of status 200 has its own.
+        failure_status: The status that the failure means; an error event in a stream of status 200 has its
+            own.
     """
 
     endpoint: str
@@ -154,7 +155,7 @@ class Receipts:
         self._by_id: OrderedDict[str, Receipt] = OrderedDict()
 
     def add(self, receipt: Receipt) -> None:
-        """Keep a receipt; the oldest one goes if there are too many."""
+        """Keep a receipt; the oldest one is dropped if there are too many."""
         self._by_id[receipt.id] = receipt
         if len(self._by_id) > self._capacity:
             self._by_id.popitem(last=False)

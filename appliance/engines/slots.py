@@ -36,7 +36,7 @@ class ResponseTimes:
 
 
 class SlotOwner(Protocol):
-    """Whatever gives out slots, and hears what became of each."""
+    """What opens slots, and learns how each ended."""
 
     @property
     def name(self) -> str:
@@ -85,10 +85,10 @@ class Slot(Generic[OwnerT]):
         note: str = "",
         retry_after_s: float | None = None,
     ) -> None:
-        """Give the slot back; the backend and the receipt learn what it came to. A second call does nothing.
+        """Release the slot: the backend and the receipt learn the outcome. A second call does nothing.
 
         Args:
-            outcome: What it came to.
+            outcome: How the request ended.
             status: The HTTP status that came; None = as noted before.
             note: What the server said, shortened; "" = as noted before.
             retry_after_s: When the server wants to be asked again, seconds; None = it did not say.

@@ -30,7 +30,7 @@ class Stream:
 
     @property
     def events(self) -> int:
-        """How many events of an engine have gone through; 0 where none are counted."""
+        """Events of an engine that were passed on; 0 where none are counted."""
         return 0
 
     @property
@@ -69,7 +69,7 @@ class GeneratedStream(Stream):
 
     @property
     def events(self) -> int:
-        """How many events of the source have gone through."""
+        """Events of the source that were passed on."""
         return self._source.events if isinstance(self._source, Stream) else 0
 
     @property
@@ -100,7 +100,7 @@ class StartedStream(Stream):
 
     @property
     def events(self) -> int:
-        """How many events of the source have gone through."""
+        """Events of the source that were passed on."""
         return self._rest.events
 
     @property

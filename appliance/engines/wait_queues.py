@@ -1,13 +1,12 @@
 """Requests that wait for a backend with capacity; those that the same backends can answer share one queue.
 
-Nobody starves within a queue (base/fair_queue.py); among queues, the one whose head has waited longest is
+Within a queue no request starves (base/fair_queue.py); among queues, the one whose head has waited longest is
 served first.
 """
 
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 from appliance.base.fair_queue import FairQueue, Ticket
 from appliance.engines.backends.contract import Backend
@@ -73,8 +72,13 @@ class WaitQueues:
         if not len(queue.waiters) and self._queues.get(queue.key) is queue:
             del self._queues[queue.key]
 
-    def serve(self, choose: Callable[[DispatchRequest], Slot[Any] | None], now_s: float) -> None:
-        """Give slots to those whose turn it is, as long as `choose` finds any."""
+    def serve(self, choose: Callable[[DispatchRequest], Slot[Backend] | None], now_s: float) -> None:
+        """Give slots to the requests whose turn it is, as long as `choose` finds any.
+
+        Args:
+            choose: Takes a slot for a request; None = no backend has capacity for it now.
+            now_s: Monotonic seconds.
+        """
         if not self._queues:
             return
         queues = [queue.waiters for queue in self._queues.values() if len(queue.waiters)]

@@ -229,20 +229,23 @@ async def test_a_finished_stream_without_its_last_word_is_completed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("script", "outcome"),
+    ("script", "outcome", "note"),
     [
-        ([], Outcome.EMPTY_STREAM),
-        ([b": hi\n\n"], Outcome.EMPTY_STREAM),
-        ([error_event(message="overloaded")], Outcome.ERROR_EVENT),
-        ([b"data: {oops\n\n"], Outcome.INVALID_RESPONSE),
-        ([BROKE_OFF], Outcome.BROKEN),
+        ([], Outcome.EMPTY_STREAM, "the stream ended before its first event"),
+        ([b": hi\n\n"], Outcome.EMPTY_STREAM, "the stream ended before its first event"),
+        ([error_event(message="overloaded")], Outcome.ERROR_EVENT, "overloaded"),
+        ([b"data: {oops\n\n"], Outcome.INVALID_RESPONSE, "an event is no JSON"),
+        ([BROKE_OFF], Outcome.BROKEN, "broke off"),
     ],
 )
-async def test_before_the_first_event_another_server_may_try(script: list[Any], outcome: Outcome) -> None:
+async def test_before_the_first_event_another_server_may_try(
+    script: list[Any], outcome: Outcome, note: str
+) -> None:
     it = Attempting(stream_of(*script))
     with pytest.raises(AttemptFailed) as caught:
         await it.send()
     assert caught.value.outcome is outcome
+    assert note in caught.value.note
     assert (it.observer.seen, it.response.closed) == (["head"], 1)  # type: ignore[union-attr]
 
 

@@ -100,7 +100,7 @@ async def exchange(
         call: What is sent.
         request: Its receipt is given the usage.
         attempt: Is given the status, and the one that a failure means.
-        observer: Is told how far it has come.
+        observer: Hears how far it has come.
 
     Raises:
         AttemptFailed: Another server may try.
@@ -262,7 +262,7 @@ class UpstreamStream(Stream):
 
     @property
     def events(self) -> int:
-        """How many events have gone through."""
+        """Events that were passed on."""
         return self._relay.events
 
     @property

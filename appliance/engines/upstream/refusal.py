@@ -142,7 +142,7 @@ def interpret_error(status: int, headers: dict[str, str], text: str, label: str)
 
 
 def parse_retry_after(headers: dict[str, str]) -> float | None:
-    """Read `Retry-After`, in seconds; dates, which these APIs do not use, and nonsense give None."""
+    """Read `Retry-After`, in seconds; None = there is none, or it is no number (these APIs use no dates)."""
     try:
         return max(0.0, float(headers.get("retry-after", "")))
     except ValueError:

@@ -22,7 +22,7 @@ class StreamRelay:
     """Turns bytes as they arrive into pieces of whole events with the public model name.
 
     Attributes:
-        events: How many events have gone through.
+        events: Events that were passed on.
         usage: The last usage object; None = there was none.
         is_done: `[DONE]` has come.
         error: The object of an error event; None = there was none.

@@ -14,7 +14,7 @@ TEXTS = {"content", "reasoning_content", "reasoning", "refusal"}
 
 
 class ResponseBuilder:
-    """Takes the events of one response in turn; `build` returns it."""
+    """Build one response from its events: `add` each in turn, then `build`."""
 
     def __init__(self) -> None:
         self._top: dict[str, Any] = {}
