@@ -87,7 +87,7 @@ def test_an_address_that_is_none_is_refused(tmp_path: Path) -> None:
         sidecar_settings(SidecarOptions("vllm", base_url="ftp://x"), {"STATE_DIR": str(tmp_path)})
 
 
-def test_disaggregated_vllm_is_vllm_and_what_is_the_appliances_is_left_out(tmp_path: Path) -> None:
+def test_settings_name_one_engine_and_no_other_backend(tmp_path: Path) -> None:
     settings, _ = sidecar_settings(
         SidecarOptions("vllmdisaggregated"),
         {"STATE_DIR": str(tmp_path), "NOVITA_API_KEY": "k", "BACKENDS": "http://other:1"},
@@ -191,7 +191,7 @@ def _text(url: str) -> str:
         return str(answer.read().decode())
 
 
-async def test_inside_the_appliance_it_is_about_the_first_server_or_the_models_that_run_here(
+async def test_inside_the_appliance_it_is_about_a_server_or_own_models(
     managed: Managed,
 ) -> None:
     port = free_port()

@@ -1,4 +1,4 @@
-"""The HTTP door on its sockets: what is bounded, what is refused, what is handed to aiohttp; byte by byte."""
+"""The HTTP server on its sockets: what is bounded, what is refused, what is handed to aiohttp; byte by byte."""
 
 import asyncio
 import json
@@ -85,7 +85,7 @@ async def test_the_rare_forms_are_served_just_the_same(start: Start, head: bytes
         (
             b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello",
             400,
-            b"head",
+            b"The request head cannot be read: ",
         ),
         (
             b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999\r\n\r\n",
@@ -97,14 +97,18 @@ async def test_the_rare_forms_are_served_just_the_same(start: Start, head: bytes
             413,
             b'{"error":"The request',
         ),
-        (b"GET / HTTP/1.1\r\nX: " + b"a" * 40_000, 431, b"MAX_HEADER_BYTES"),
+        (b"GET / HTTP/1.1\r\nX: " + b"a" * 40_000, 431, b"The request head is too large (MAX_HEADER_BYTES)."),
         (
             b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 40_000 + b"\r\n\r\n",
             431,
             b"MAX_HEADER_BYTES",
         ),
-        (b"GET /v1/chat/completions HTTP/1.1\r\nHost: x\r\n\r\n", 405, b"POST"),
-        (b"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n", 404, b"not_found"),
+        (
+            b"GET /v1/chat/completions HTTP/1.1\r\nHost: x\r\n\r\n",
+            405,
+            b"/v1/chat/completions does not take GET; it takes POST.",
+        ),
+        (b"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n", 404, b"There is nothing at /nothing."),
         (b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}", 400, b'"param":"input"'),
         (b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\n{", 400, b"invalid_json"),
         (b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n", 400, b"missing_body"),
@@ -156,15 +160,21 @@ async def test_a_large_chunked_body_is_refused_while_it_comes(start: Start) -> N
 
 
 @pytest.mark.parametrize(
-    ("data", "code"), [(b"POST /v1/chat", 408), (b"", 0), (HEAD % 100 + b"\r\nhalf", 408)]
+    ("data", "code", "text"),
+    [
+        (b"POST /v1/chat", 408, b"The request head did not arrive in time (HEADER_TIMEOUT_S)."),
+        (b"", 0, b""),
+        (HEAD % 100 + b"\r\nhalf", 408, b"The request body did not arrive in time (BODY_TIMEOUT_S)."),
+    ],
 )
-async def test_slow_clients_are_not_waited_for(start: Start, data: bytes, code: int) -> None:
+async def test_slow_clients_are_not_waited_for(start: Start, data: bytes, code: int, text: bytes) -> None:
     running = await start(HEADER_TIMEOUT_S="0.3", BODY_TIMEOUT_S="0.3")
     host, port = running.appliance.http_addresses[0]
     reader, writer = await asyncio.open_connection(host, port)
     writer.write(data)
     out = await asyncio.wait_for(reader.read(), 10)  # ends when the server closes
     assert status(out) == code
+    assert text in out
     writer.close()
 
 
@@ -187,6 +197,7 @@ async def test_idle_connections_are_closed_and_too_many_turned_away(start: Start
     out = await talk(running, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
     assert status(out) == 503
     assert b"Retry-After" in out
+    assert b"Too many connections (MAX_CONNECTIONS)." in out
     for _, writer in held:
         writer.write(HEAD % len(BODY) + b"\r\n" + BODY)
     for reader, writer in held:
@@ -255,7 +266,7 @@ async def test_metrics_count_what_happened(start: Start) -> None:
         assert line in text
 
 
-async def test_metrics_show_rested_endpoints_and_the_pool(start: Start, hosted) -> None:
+async def test_metrics_show_open_circuits_and_the_pool(start: Start, hosted) -> None:
     running = await start(
         NOVITA_API_KEY=hosted.key,
         NOVITA_OPENAI_ENDPOINTS=f"http://127.0.0.1:9/v1;{hosted.base_url}",

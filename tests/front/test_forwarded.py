@@ -126,6 +126,8 @@ async def test_a_body_that_announces_too_much_is_not_read() -> None:
         (b"{broken", "/x?model=b", "b"),
         (b'["model"]', "/x", ""),
         (None, "/x?model=b&model=c", "b"),
+        (None, "/x?a=1&model=b%2Fc", "b/c"),
+        (b"model=a", "/x", ""),
         (None, "/x", ""),
     ],
 )

@@ -2,7 +2,6 @@
 
 import pytest
 
-from appliance.front.passthrough.forwarded import model_of
 from appliance.front.passthrough.rules import access_of, is_work, pinned, request_fields, response_fields
 from appliance.front.pipeline.access import Access
 
@@ -153,20 +152,3 @@ def test_an_answer_keeps_what_is_end_to_end() -> None:
         ]
     )
     assert out == [("Content-Type", "text/plain"), ("Set-Cookie", "a"), ("Set-Cookie", "b"), ("ETag", '"x"')]
-
-
-@pytest.mark.parametrize(
-    ("body", "target", "model"),
-    [
-        (b'{"model": "a"}', "/x", "a"),
-        (b' {"model": "a"}', "/x?model=b", "a"),
-        (b'{"model": 3}', "/x", ""),
-        (b"[1]", "/x?model=b", "b"),
-        (b"{bro", "/x", ""),
-        (None, "/x?a=1&model=b%2Fc", "b/c"),
-        (None, "/x", ""),
-        (b"model=a", "/x", ""),
-    ],
-)
-def test_the_model_is_read_from_json_or_the_query(body: bytes | None, target: str, model: str) -> None:
-    assert model_of(body, target) == model

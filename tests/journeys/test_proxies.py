@@ -45,7 +45,7 @@ async def test_engines_are_never_asked_through_a_proxy(spawn: Spawn) -> None:
         assert proxy.asked == []
 
 
-async def test_the_command_line_goes_through_it_and_says_what_is_wrong_with_it(tmp_path: Path) -> None:
+async def test_the_command_line_goes_through_it_and_names_its_faults(tmp_path: Path) -> None:
     async with ElsewhereHub({"model.gguf": DATA}) as hub, ForwardProxy(HOSTS) as proxy:
         proxy.password = "me:rightsecret"
         for value, code, said in [

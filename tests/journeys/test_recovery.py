@@ -12,9 +12,9 @@ import pytest
 import trustme
 
 from tests.fakes.engine_server import EngineServer
+from tests.fakes.mirror import Mirror
 from tests.journeys.running import Running, until
 from tests.journeys.test_backends import HELLO, QUICK, ask, backend
-from tests.journeys.test_passage import Mirror
 
 
 @pytest.fixture

@@ -1,10 +1,9 @@
-"""Transparent passage over real sockets: what the client sent is what the server gets, and the other way round.
+"""Passthrough over real sockets: what the client sent is what the server gets, and the other way round.
 
-The servers are stand-ins with a mirror at every address that they do not know (tests/fakes/engine_server.py); some speak raw bytes.
+The servers are stand-ins with a mirror at every address that they do not know; some speak raw bytes.
 """
 
 import asyncio
-import hashlib
 import json
 import socket
 import struct
@@ -13,139 +12,11 @@ from typing import Any
 
 import aiohttp
 import pytest
-from aiohttp import WSMsgType, web
+from aiohttp import WSMsgType
 from yarl import URL
 
-from tests.fakes.engine_server import EngineServer
+from tests.fakes.mirror import QUICK, Mirror
 from tests.journeys.running import Running, until
-
-QUICK = {"METRICS_CACHE_TTL_SECONDS": "0.2", "SLOW_START_S": "0", "BACKEND_STARTUP_GRACE_S": "0"}
-
-
-class Mirror(EngineServer):
-    """Answers with what it was sent; under /act/… it does what the address says."""
-
-    def __init__(self, kind: str = "llamacpp", **how: Any) -> None:
-        super().__init__(kind, **how)
-        self.seen: list[str] = []
-        self.first = asyncio.Event()  # the first piece of an upload came
-        self.go = asyncio.Event()  # the answer may go on
-        self.gone = asyncio.Event()  # the caller left
-        self.status = 200
-
-    async def _handle(self, request: web.Request) -> web.StreamResponse:
-        own = {"/health", "/v1/models", "/lora-adapters", "/get_model_info"}
-        if request.path in own or (request.method, request.path) in {
-            ("GET", "/props"),
-            ("GET", "/metrics"),
-            ("POST", "/v1/chat/completions"),
-        }:
-            return await super()._handle(request)
-        self.seen.append(f"{request.method} {request.raw_path}")
-        action = request.path.removeprefix("/act/")
-        try:
-            if request.path.startswith("/act/"):
-                return await getattr(self, f"_{action}")(request)
-            if self.status != 200:
-                return web.json_response(
-                    {"error": f"from {self.port}"}, status=self.status, headers={"X-Which": str(self.port)}
-                )
-            body = await request.read()
-            return web.json_response(
-                {
-                    "method": request.method,
-                    "target": request.raw_path,
-                    "headers": [[k, v] for k, v in request.headers.items()],
-                    "body": hashlib.sha256(body).hexdigest(),
-                    "size": len(body),
-                    "port": self.port,
-                },
-                headers=[
-                    ("X-Two", "1"),
-                    ("X-Two", "2"),
-                    ("Server", "secret/1.2"),
-                    ("Access-Control-Allow-Origin", "https://evil.example"),
-                ],
-            )
-        except asyncio.CancelledError:
-            self.gone.set()
-            raise
-        except ConnectionResetError:
-            self.gone.set()
-            return web.Response()
-
-    async def _upload(self, request: web.Request) -> web.Response:
-        size = 0
-        async for piece in request.content.iter_any():
-            size += len(piece)
-            self.first.set()
-        return web.json_response(
-            {"size": size, "framing": request.headers.get("Transfer-Encoding", "length")}
-        )
-
-    async def _events(self, request: web.Request) -> web.StreamResponse:
-        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
-        await response.prepare(request)
-        await response.write(b"data: one\n\n")
-        await self.go.wait()
-        await response.write(b"data: two\n\n")
-        return response
-
-    async def _cut(self, request: web.Request) -> web.StreamResponse:
-        response = web.StreamResponse(
-            headers={"Content-Type": request.query.get("type", "application/octet-stream")}
-        )
-        await response.prepare(request)
-        await response.write(b"data: one\n\n")
-        await asyncio.sleep(0.05)
-        assert request.transport is not None
-        request.transport.abort()
-        return response
-
-    async def _large(self, request: web.Request) -> web.StreamResponse:
-        response = web.StreamResponse()
-        await response.prepare(request)
-        self.sent = 0
-        for _ in range(64):
-            await response.write(bytes(1_048_576))
-            self.sent += 1
-        return response
-
-    async def _drip(self, request: web.Request) -> web.StreamResponse:
-        response = web.StreamResponse()
-        await response.prepare(request)
-        for _ in range(20_000):
-            await response.write(b"x")
-            await asyncio.sleep(0)
-        return response
-
-    async def _gzip(self, request: web.Request) -> web.Response:
-        return web.Response(
-            body=b"\x1f\x8b not really", headers={"Content-Encoding": "gzip", "Content-Type": "text/plain"}
-        )
-
-    async def _range(self, request: web.Request) -> web.Response:
-        return web.Response(status=206, body=b"cd", headers={"Content-Range": "bytes 2-3/6", "ETag": '"x"'})
-
-    async def _redirect(self, request: web.Request) -> web.Response:
-        return web.Response(status=307, headers={"Location": "/elsewhere?x=1"})
-
-    async def _empty(self, request: web.Request) -> web.Response:
-        return web.Response(status=204)
-
-    async def _ws(self, request: web.Request) -> web.WebSocketResponse:
-        ws = web.WebSocketResponse(protocols=("realtime", "other"))
-        await ws.prepare(request)
-        self.seen.append(f"key {request.headers.get('Authorization')}")
-        async for message in ws:
-            if message.data == "close":
-                await ws.close(code=4001, message=b"asked for")
-            elif message.type is WSMsgType.TEXT:
-                await ws.send_str(f"echo {message.data}")
-            else:
-                await ws.send_bytes(message.data[::-1])
-        self.gone.set()
-        return ws
 
 
 @pytest.fixture
@@ -211,7 +82,7 @@ async def test_path_and_query_pass_byte_for_byte(start, mirrors, target: str) ->
     assert servers[0].seen == [f"GET {target}"]
 
 
-async def test_absolute_form_is_understood_and_rubbish_is_refused(start, mirrors) -> None:
+async def test_absolute_form_is_understood_and_no_path_is_refused(start, mirrors) -> None:
     servers = await mirrors()
     running = await start(**named(servers))
     assert b" 200 " in await raw(
@@ -255,9 +126,7 @@ async def test_headers_change_by_the_rules_and_keys_stay_here(start, mirrors, se
     assert "Access-Control-Allow-Origin" not in response.headers
 
 
-async def test_the_operators_key_for_a_server_goes_there_and_a_refused_one_is_named(
-    start, mirrors, session, tmp_path
-) -> None:
+async def test_a_servers_key_goes_there_and_a_refused_one_is_named(start, mirrors, session, tmp_path) -> None:
     servers = await mirrors()
     config = tmp_path / "config.json"
     config.write_text(
@@ -271,7 +140,7 @@ async def test_the_operators_key_for_a_server_goes_there_and_a_refused_one_is_na
         assert (response.status, (await response.json())["error"]["code"]) == (502, "upstream_key_refused")
 
 
-async def test_encodings_ranges_redirects_and_empty_answers_are_left_alone(start, mirrors, session) -> None:
+async def test_encodings_ranges_redirects_and_empty_bodies_pass(start, mirrors, session) -> None:
     running = await start(**named(await mirrors()))
     async with session.get(running.base_url + "/act/gzip") as response:
         assert (response.headers["Content-Encoding"], await response.read()) == (
@@ -492,9 +361,7 @@ async def test_a_request_that_names_a_model_goes_to_a_server_of_it(start, mirror
         assert (response.status, (await response.json())["error"]["code"]) == (404, "model_not_found")
 
 
-async def test_one_server_is_reached_by_its_name_also_when_it_is_full_or_drained(
-    start, mirrors, session
-) -> None:
+async def test_a_named_server_is_reached_when_full_or_drained(start, mirrors, session) -> None:
     servers = await mirrors(2, slots=1, token_s=0.5)
     running = await start(**named(servers), MAX_ALLOWED_REQUEST_QUEUE="1", QUEUE_TIMEOUT_S="0.2")
     busy = [
@@ -726,7 +593,7 @@ UPGRADE = b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 
         (b"GET /healthz", {}, b"HTTP/1.1 200"),  # ours: it does not switch
     ],
 )
-async def test_a_request_to_switch_is_answered_in_http_where_it_is_not_granted(
+async def test_a_switch_that_is_not_granted_is_answered_in_http(
     start,
     mirrors,
     line: bytes,

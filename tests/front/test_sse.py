@@ -68,7 +68,7 @@ async def test_a_missing_blank_line_after_done_is_forgiven() -> None:
 )
 async def test_a_stream_without_done_is_a_failure(pieces: list[bytes]) -> None:
     source = Pieces(*pieces)
-    with pytest.raises(UpstreamFailed) as caught:
+    with pytest.raises(UpstreamFailed, match="The response broke off before it was complete") as caught:
         await read(source)
     assert caught.value.code == "upstream_cut_off"
     assert source.is_closed
@@ -80,6 +80,13 @@ async def test_a_stream_without_done_is_a_failure(pieces: list[bytes]) -> None:
 async def test_an_error_event_is_raised_with_its_sentence(event: bytes) -> None:
     with pytest.raises(UpstreamFailed, match="no luck"):
         await read(Pieces(b"data: " + event + b"\n\n", b"data: [DONE]\n\n"))
+
+
+@pytest.mark.parametrize("event", [b'{"error":{"type":"x"}}', b'{"error":{"message":null}}'])
+async def test_an_error_event_without_a_sentence_gets_one(event: bytes) -> None:
+    with pytest.raises(UpstreamFailed, match="The response ended with an error") as caught:
+        await read(Pieces(b"data: " + event + b"\n\n"))
+    assert caught.value.code == "upstream_error_event"
 
 
 async def test_who_leaves_early_closes_the_source() -> None:

@@ -1,0 +1,331 @@
+"""A connection that switches protocols: what is refused, what passes, who waits for whom. Over a real server, a client of bytes."""
+
+import asyncio
+import io
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from appliance.base.clock import SystemClock
+from appliance.base.errors import NotFound
+from appliance.base.metrics.registry import Metrics
+from appliance.base.watch import Watched
+from appliance.engines.outcome import Outcome
+from appliance.engines.receipts import Receipts
+from appliance.engines.types import NO_OPTIONS, RequestOptions
+from appliance.front.passthrough.tunnel import MAX_UNSENT_BYTES, Tunnel
+from appliance.front.pipeline.access_log import AccessLog
+from appliance.front.pipeline.heads import parse_upgrade
+from appliance.front.pipeline.pipeline import RequestPipeline
+from appliance.front.pipeline.response import Response
+from appliance.front.settings import FrontSettings
+
+HEAD = b"GET /ws?x=1 HTTP/1.1\r\nHost: door\r\nConnection: Upgrade\r\nUpgrade: strange\r\nAuthorization: Bearer k\r\n\r\n"
+SWITCHED = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: strange\r\n\r\n"
+
+
+class Transport:
+    """The client's side of the connection: what was written to it, and whether it is read."""
+
+    def __init__(self) -> None:
+        self.out = bytearray()
+        self.is_reading = True
+        self.is_closed = False
+
+    def write(self, data: bytes) -> None:
+        self.out += data
+
+    def pause_reading(self) -> None:
+        self.is_reading = False
+
+    def resume_reading(self) -> None:
+        self.is_reading = True
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+class Client:
+    """The client's connection, as the tunnel sees it."""
+
+    def __init__(self, transport: Transport) -> None:
+        self.busy = 0
+        self.peer = "10.0.0.9"
+        self._transport = transport
+
+    def write_last(self, response: Response) -> int:
+        self._transport.write(b"%d " % response.status + response.body)
+        return len(response.body)
+
+
+class Slot:
+    """A slot on one server, which keeps how it was released."""
+
+    def __init__(self, url: str, name: str = "b1") -> None:
+        self.url = url
+        self.backend = SimpleNamespace(name=name)
+        self.headers = {"X-Key": "own"}
+        self.ssl = None
+        self.outcomes: list[Outcome] = []
+
+    def release(self, outcome: Outcome, **_: Any) -> None:
+        self.outcomes.append(outcome)
+
+
+class Passthrough:
+    """Gives slots in a row; lets everybody in, unless it is told not to."""
+
+    def __init__(self, slots: list[Slot], options: RequestOptions = NO_OPTIONS) -> None:
+        self.slots = list(slots)
+        self.options = options
+        self.error: Exception | None = None
+        limits = SimpleNamespace(upstream_connect_timeout_s=0.5, backend_timeout_seconds=0.3)
+        self.router = SimpleNamespace(settings=limits, direct=self)
+        self._names = [slot.backend.name for slot in slots]
+
+    def admit(self, request: Any, target: str) -> tuple[str, RequestOptions]:
+        if self.error is not None:
+            raise self.error
+        return target, self.options
+
+    def server_names(self) -> list[str]:
+        return self._names
+
+    async def lease(self, **_: Any) -> Slot:
+        return self.slots.pop(0)
+
+
+class House:
+    """A tunnel between a client of bytes and servers."""
+
+    def __init__(self, passthrough: Passthrough) -> None:
+        self.receipts, self.metrics = Receipts(), Metrics()
+        self.log = AccessLog(clock=SystemClock(), form="json", stream=(out := io.StringIO()))
+        self._out = out
+        self.pipeline = RequestPipeline(
+            FrontSettings(_env_file=None),
+            receipts=self.receipts,
+            metrics=self.metrics,
+            access_log=self.log,
+            clock=SystemClock(),
+            state=Watched("serving"),
+        )
+        self.transport = Transport()
+        self.client = Client(self.transport)
+        upgrade = parse_upgrade(HEAD)
+        assert upgrade is not None
+        self.tunnel = Tunnel(self.client, self.pipeline, passthrough, upgrade)  # type: ignore[arg-type]
+
+    async def closed(self) -> dict[str, Any]:
+        """Wait for the end; return the line of the log."""
+        for _ in range(200):
+            if self.transport.is_closed:
+                break
+            await asyncio.sleep(0.01)
+        assert self.transport.is_closed
+        assert (self.client.busy, self.pipeline.in_flight) == (0, 0)
+        self.log.flush()
+        (line,) = self._out.getvalue().splitlines()
+        found: dict[str, Any] = json.loads(line)
+        return found
+
+
+Handle = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+Serve = Callable[[Handle], Awaitable[Slot]]
+
+
+@pytest.fixture
+async def serve() -> AsyncIterator[Serve]:
+    """Serve with a function; gives a slot on that server."""
+    async with AsyncExitStack() as stack:
+
+        async def begin(handle: Handle) -> Slot:
+            async def closing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+                try:
+                    await handle(reader, writer)
+                    await writer.drain()
+                except (ConnectionError, asyncio.IncompleteReadError):
+                    pass
+                finally:
+                    writer.close()
+
+            server = await stack.enter_async_context(await asyncio.start_server(closing, "127.0.0.1", 0))
+            return Slot(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/base")
+
+        yield begin
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    for _ in range(200):
+        if condition():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("it did not come to hold")
+
+
+async def test_bytes_pass_both_ways_until_the_server_ends(serve: Serve) -> None:
+    heads: list[bytes] = []
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heads.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(SWITCHED + b"hello ")
+        writer.write(await reader.readexactly(8))
+
+    slot = await serve(handle)
+    house = House(Passthrough([slot]))
+    house.tunnel.connection_made(house.transport)
+    house.tunnel.data_received(b"1234")
+    await until(lambda: b"hello" in house.transport.out)
+    house.tunnel.data_received(b"5678")
+    line = await house.closed()
+    head, _, rest = bytes(house.transport.out).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 101 Switching Protocols\r\n")
+    assert b"Connection: Upgrade\r\nUpgrade: strange" in head
+    assert rest == b"hello 12345678"
+    assert (line["status"], line["finish"], line["bytes"], line["path"]) == (101, "done", 14, "/ws")
+    assert slot.outcomes[0] is Outcome.PASSED
+    assert heads[0].startswith(b"GET /base/ws?x=1 HTTP/1.1\r\nHost: 127.0.0.1:")
+    assert b"X-Key: own" in heads[0]
+    assert b"Bearer k" not in heads[0]
+
+
+async def test_a_response_that_does_not_switch_is_given_whole(serve: Serve) -> None:
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 426 Upgrade Required\r\nContent-Length: 4\r\n\r\nnope")
+        await writer.drain()
+        await asyncio.sleep(5)  # the connection stays open: the response is whole all the same
+
+    slot = await serve(handle)
+    house = House(Passthrough([slot]))
+    house.tunnel.connection_made(house.transport)
+    line = await house.closed()
+    assert bytes(house.transport.out).startswith(b"HTTP/1.1 426 Upgrade Required\r\n")
+    assert bytes(house.transport.out).endswith(b"Connection: close\r\n\r\nnope")
+    assert (line["status"], line["finish"]) == (426, "done")
+
+
+@pytest.mark.parametrize(
+    ("raw", "text", "outcome"),
+    [
+        (b"SSH-2.0-server\r\n\r\n", "b1 answered with something that is not HTTP.", Outcome.CLIENT_LEFT),
+        (b"HTTP/1.1 abc\r\n\r\n", "b1 answered with something that is not HTTP.", Outcome.CLIENT_LEFT),
+        (b"", "b1 did not answer the request to switch to strange.", Outcome.FIRST_BYTE),
+        (None, "b1 did not answer the request to switch to strange.", Outcome.FIRST_BYTE),
+    ],
+)
+async def test_a_server_without_a_response_is_a_bad_gateway(
+    serve: Serve, raw: bytes | None, text: str, outcome: Outcome
+) -> None:
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        if raw is None:
+            await asyncio.sleep(5)
+        else:
+            writer.write(raw)
+
+    slot = await serve(handle)
+    house = House(Passthrough([slot]))
+    house.tunnel.connection_made(house.transport)
+    line = await house.closed()
+    status, _, body = bytes(house.transport.out).partition(b" ")
+    assert (status, json.loads(body)["error"]["message"]) == (b"502", text)
+    assert (line["status"], line["finish"], line["error"]) == (502, "done", f"upstream: {text}")
+    assert slot.outcomes[0] is outcome
+
+
+async def test_a_server_that_cannot_be_reached_is_passed_over(serve: Serve) -> None:
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(SWITCHED)
+
+    gone, slot = Slot("http://127.0.0.1:9", "gone"), await serve(handle)
+    house = House(Passthrough([gone, slot]))
+    house.tunnel.connection_made(house.transport)
+    assert (await house.closed())["status"] == 101
+    assert gone.outcomes == [Outcome.CONNECT]
+
+
+@pytest.mark.parametrize(
+    ("slots", "options"),
+    [
+        ([Slot("http://127.0.0.1:9", "gone")], NO_OPTIONS),
+        (
+            [Slot("http://127.0.0.1:9", "gone"), Slot("http://127.0.0.1:9", "other")],
+            RequestOptions(pin="gone"),
+        ),
+    ],
+)
+async def test_without_another_server_it_is_unavailable(slots: list[Slot], options: RequestOptions) -> None:
+    house = House(Passthrough(slots, options))
+    house.tunnel.connection_made(house.transport)
+    line = await house.closed()
+    assert line["error"] == "unavailable: No backend available: gone could not be reached."
+    assert (line["status"], line["finish"]) == (503, "done")
+
+
+async def test_who_is_not_let_in_gets_the_error() -> None:
+    passthrough = Passthrough([])
+    passthrough.error = NotFound("There is no backend 'x' that can be reached directly. Known: .")
+    house = House(passthrough)
+    house.tunnel.connection_made(house.transport)
+    assert (await house.closed())["status"] == 404
+
+
+async def test_a_client_that_leaves_ends_it_at_the_server(serve: Serve) -> None:
+    gone = asyncio.Event()
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(SWITCHED)
+        try:
+            await reader.read()
+        finally:
+            gone.set()
+
+    house = House(Passthrough([await serve(handle)]))
+    house.tunnel.connection_made(house.transport)
+    await until(lambda: b"101" in house.transport.out)
+    house.tunnel.connection_lost(None)
+    line = await house.closed()
+    assert (line["status"], line["finish"]) == (101, "client_left")
+    await asyncio.wait_for(gone.wait(), 2)
+
+
+async def test_a_client_that_leaves_at_once_is_not_kept(serve: Serve) -> None:
+    house = House(Passthrough([Slot("http://127.0.0.1:9")]))
+    house.tunnel.connection_made(house.transport)
+    house.tunnel.connection_lost(None)
+    await asyncio.sleep(0.05)
+    assert house.pipeline.in_flight == 0
+
+
+async def test_each_side_waits_for_the_other(serve: Serve) -> None:
+    may_read = asyncio.Event()
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(SWITCHED)
+        await may_read.wait()
+        data = await reader.read()
+        writer.write(b"%d" % len(data))
+
+    house = House(Passthrough([await serve(handle)]))
+    house.tunnel.connection_made(house.transport)
+    house.tunnel.data_received(b"x" * (MAX_UNSENT_BYTES + 1))
+    assert not house.transport.is_reading  # the server does not take it yet
+    house.tunnel.pause_writing()
+    may_read.set()
+    await until(lambda: house.transport.is_reading)
+    assert house.tunnel.eof_received()
+    await asyncio.sleep(0.1)
+    assert (
+        bytes(house.transport.out).endswith(b"\r\n\r\n") or not house.transport.out
+    )  # the client does not read
+    house.tunnel.resume_writing()
+    await house.closed()
+    assert bytes(house.transport.out).endswith(b"\r\n\r\n%d" % (MAX_UNSENT_BYTES + 1))
