@@ -180,6 +180,14 @@ async def test_the_clients_own_fault_says_nothing_against_the_server(open_server
     assert (slot.attempt.outcome, scene.server.state.breaker.failures_in_a_row) == (Outcome.REFUSED, 0)
 
 
+async def test_an_error_event_counts_as_the_status_that_it_names(open_server: Open) -> None:
+    scene = await open_server("llamacpp")
+    scene.engine.faults = ["event_500"]
+    _, slot = await scene.fail(chat())
+    assert (slot.attempt.status, slot.attempt.label) == (200, "status_500")
+    assert dict(scene.server.stats.errors) == {"status_500": 1}
+
+
 async def test_a_stream_that_breaks_off_is_an_error_of_the_server(open_server: Open) -> None:
     scene = await open_server()
     scene.engine.faults = ["cut"]

@@ -44,12 +44,21 @@ def test_addresses(tmp_path: Path, address: str, name: str, url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "address", ["ftp://x", "http://", "http://u:p@x", "http://x?y=1", "http://x:99999", "a b=http://x"]
+    ("address", "message"),
+    [
+        ("ftp://x", "'ftp://x' is not an http(s) address"),
+        ("http://", "is not an http(s) address"),
+        ("http://u:p@x", "must not hold credentials"),
+        ("http://x?y=1", "must not hold '?' or '#'"),
+        ("http://x:99999", "Port out of range"),
+        ("a b=http://x", "1-128 letters, digits and"),
+    ],
 )
-def test_addresses_that_are_none(tmp_path: Path, address: str) -> None:
+def test_addresses_that_are_none(tmp_path: Path, address: str, message: str) -> None:
     fleet, problems = read(tmp_path, BACKENDS=address)
     assert fleet is None
     assert "BACKENDS" in problems
+    assert message in problems
 
 
 @pytest.mark.parametrize(
@@ -63,10 +72,13 @@ def test_addresses_that_are_none(tmp_path: Path, address: str) -> None:
         ({"backends": [{"url": "http://x", "wieght": 1}]}, "wieght"),
         ({"backends": [{"url": "http://x", "kind": "ollama"}]}, "kind"),
         ({"backends": [{"url": "http://x", "weight": 0}]}, "weight"),
-        ({"backends": [{"url": "http://x", "api_key_env": "NOT_SET"}]}, "NOT_SET"),
-        ({"backends": [{"url": "http://x", "api_key_file": "/nowhere/key"}]}, "api_key_file"),
+        ({"backends": [{"url": "http://x", "api_key_env": "NOT_SET"}]}, "the variable NOT_SET is not set"),
+        ({"backends": [{"url": "http://x", "api_key_file": "/nowhere/key"}]}, "/nowhere/key cannot be read"),
         ({"backends": [{"url": "http://x", "api_key": "k", "api_key_env": "E"}]}, "one of api_key"),
-        ({"backends": [{"url": "https://x", "tls": {"ca_file": "/nowhere/ca"}}]}, "/nowhere/ca"),
+        (
+            {"backends": [{"url": "https://x", "tls": {"ca_file": "/nowhere/ca"}}]},
+            "/nowhere/ca is not a readable file",
+        ),
         ({"backends": [{"url": "https://x", "tls": {"cert_file": __file__}}]}, "must both be given"),
         ({"backends": [{"url": "http://x"}, {"url": "http://x"}]}, "Two backends"),
         ({"pools": [{"name": "default", "overflow": "moon"}]}, "does not exist"),

@@ -58,6 +58,7 @@ class Dialect(Protocol):
                                        response whole
     has_slots                          whether it works on a fixed number of requests at a time, and shows
                                        them on /slots
+    names_adapters                     whether an adapter has the name that it was loaded under; else its file's
     """
 
     kind: ClassVar[str]
@@ -65,6 +66,7 @@ class Dialect(Protocol):
     waiting_metrics: ClassVar[tuple[str, ...]]
     stops_on_disconnect: ClassVar[bool]
     has_slots: ClassVar[bool]
+    names_adapters: ClassVar[bool]
 
     async def probe_health(self, client: EngineClient) -> EngineHealth:
         """Query its health. Raises WireError when it cannot be reached."""

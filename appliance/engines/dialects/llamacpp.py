@@ -29,6 +29,7 @@ class LlamaCpp:
     # Seen with 0.7.0: it generates to the end; in a stream it stops at once.
     stops_on_disconnect: ClassVar[bool] = False
     has_slots: ClassVar[bool] = True
+    names_adapters: ClassVar[bool] = False
 
     async def probe_health(self, client: EngineClient) -> EngineHealth:
         """Query /health.

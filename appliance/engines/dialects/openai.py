@@ -23,6 +23,7 @@ class OpenAi:
     waiting_metrics: ClassVar[tuple[str, ...]] = ()
     stops_on_disconnect: ClassVar[bool] = True
     has_slots: ClassVar[bool] = False
+    names_adapters: ClassVar[bool] = True
 
     async def probe_health(self, client: EngineClient) -> EngineHealth:
         """Query /health where there is one; else a server that lists its models is ready."""

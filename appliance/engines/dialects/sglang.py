@@ -37,6 +37,7 @@ class Sglang:
     waiting_metrics: ClassVar[tuple[str, ...]] = ("sglang:num_queue_reqs",)
     stops_on_disconnect: ClassVar[bool] = True
     has_slots: ClassVar[bool] = False
+    names_adapters: ClassVar[bool] = True
 
     async def probe_health(self, client: EngineClient) -> EngineHealth:
         """Query /health: 200 is ready; 503 is what it says while it starts."""

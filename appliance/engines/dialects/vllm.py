@@ -38,6 +38,7 @@ class Vllm:
     waiting_metrics: ClassVar[tuple[str, ...]] = ("vllm:num_requests_waiting",)
     stops_on_disconnect: ClassVar[bool] = True
     has_slots: ClassVar[bool] = False
+    names_adapters: ClassVar[bool] = True
 
     async def probe_health(self, client: EngineClient) -> EngineHealth:
         """Query /health: 200 is ready; 500 and 503 mean that its engine is dead, never that it is loading."""

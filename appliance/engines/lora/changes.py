@@ -147,7 +147,7 @@ class AdapterChanges:
             return True
         for view in self._hosts.views():  # 2; llama-server lists the files that it was started with
             path = view.listed.get(adapter.name)
-            if is_target(adapter, view) and path and path != adapter.path and view.kind != "llamacpp":
+            if is_target(adapter, view) and path and path != adapter.path and view.names_adapters:
                 raise Conflict(
                     f"The backend {view.backend} has an adapter {adapter.name!r} already, from {path}; "
                     "unload it first.",

@@ -46,6 +46,7 @@ class HostView:
         loaded: Declared adapters that it has.
         listed: Every adapter that it lists → its path ("" = unknown).
         can_load: Whether engines of its kind can load adapters at run time.
+        names_adapters: Whether an adapter has the name that it was loaded under; else its file's.
     """
 
     backend: str
@@ -55,6 +56,7 @@ class HostView:
     loaded: frozenset[str] = frozenset()
     listed: Mapping[str, str] = field(default_factory=dict)
     can_load: bool = True
+    names_adapters: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ class ServerHost:
 
     def view(self) -> HostView:
         """Return what the decisions need to know of it."""
-        server = self.server
+        server, dialect = self.server, self.server.state.dialect
         models = server.models.facts.models
         listed = {name: served.card.path for name, served in models.items() if served.card.parent}
         bases = {name for name in (*models, *server.spec.models) if name not in listed}
@@ -37,13 +37,14 @@ class ServerHost:
             bases=frozenset(bases - self.adapters.loaded.keys()),
             loaded=frozenset(self.adapters.loaded),
             listed=listed,
-            can_load=isinstance(server.state.dialect, LoraDialect),
+            can_load=isinstance(dialect, LoraDialect),
+            names_adapters=dialect is None or dialect.names_adapters,
         )
 
     def is_expected(self) -> bool:
         """Whether it is up, or expected to be up soon."""
-        server = self.server
-        return server.state.health.is_ready or server.describe().standing == BackendStatus.STARTING.value
+        state = self.server.state
+        return state.health.is_ready or state.status(state.now_s()) is BackendStatus.STARTING
 
     async def load(self, adapter: Adapter, *, is_verified: bool) -> LoraReply:
         """Load an adapter (see `AdapterHost.load`): the engine's own reply says whether it works."""
