@@ -14,13 +14,21 @@ from appliance.base.errors import ApplianceError, Invalid, NoSuchModel
 from appliance.base.metrics.registry import Metrics
 from appliance.base.wire.pool import ConnectionPool
 from appliance.base.wire.types import PoolLimits
-from appliance.engines.backends import managed as room
+from appliance.engines.backends import managed as module
+from appliance.engines.backends.adapters import LoadedAdapter
 from appliance.engines.backends.managed import ManagedBackend
 from appliance.engines.outcome import Outcome
 from appliance.engines.receipts import Receipt
 from appliance.engines.settings import EngineSettings
 from appliance.engines.slots import Slot
-from appliance.engines.types import EngineReply, EngineRequest, Operation, RequestOptions
+from appliance.engines.types import (
+    EngineReply,
+    EngineRequest,
+    ModelCard,
+    Operation,
+    RequestOptions,
+    ServedModel,
+)
 from appliance.engines.upstream.attempt import AttemptFailed
 from appliance.models.manager.errors import InsufficientMemory, ModelFailed
 from tests.fakes.engine_server import REPLY, EngineServer
@@ -64,7 +72,7 @@ class Scene:
     def busy(self) -> int:
         return sum(runner.active for runner in self.harness.manager.runners())
 
-    def all_is_given_back(self) -> bool:
+    def all_is_released(self) -> bool:
         return (self.busy(), self.backend.in_flight, self.slot is None or self.slot.is_released) == (
             0,
             0,
@@ -79,7 +87,7 @@ Open = Callable[..., Awaitable[Scene]]
 async def open_backend(open_manager: Make, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Open]:
     """Open a backend: `await open_backend("a", servers=2, **harness)`; each load gets the next of the
     servers."""
-    monkeypatch.setattr(room, "DEATH_S", 0.02)
+    monkeypatch.setattr(module, "DEATH_S", 0.02)
     wire, engines = ConnectionPool(PoolLimits()), list[EngineServer]()
 
     async def make(*aliases: str, servers: int = 1, **how: Any) -> Scene:
@@ -111,7 +119,7 @@ async def test_an_answer_takes_a_slot_and_gives_it_back(open_backend: Open) -> N
     await at.harness.loaded("a")
     reply = await task
     assert jsons.loads(reply.body or b"")["choices"][0]["message"]["content"] == "".join(REPLY)
-    assert at.all_is_given_back()
+    assert at.all_is_released()
     sample = at.harness.manager.telemetry()[0]
     assert (sample.alias, sample.is_ok, at.harness.manager.queues()[0].total_processed) == ("a", True, 1)
     assert (request.receipt.served_model, request.receipt.backend, len(request.receipt.attempts)) == (
@@ -129,7 +137,7 @@ async def test_a_stream_keeps_its_slot_until_it_ends(open_backend: Open) -> None
     assert (at.busy(), at.backend.in_flight) == (1, 1)
     pieces = [piece async for piece in reply.events]
     assert b"[DONE]" in pieces[-1]
-    assert at.all_is_given_back()
+    assert at.all_is_released()
 
 
 async def test_a_client_that_leaves_in_the_middle_frees_the_slot(open_backend: Open) -> None:
@@ -140,7 +148,7 @@ async def test_a_client_that_leaves_in_the_middle_frees_the_slot(open_backend: O
     events: Any = reply.events
     await anext(events)
     await events.aclose()
-    assert at.all_is_given_back()
+    assert at.all_is_released()
     assert at.harness.manager.telemetry()[0].is_ok  # that it left says nothing against the model
 
 
@@ -150,11 +158,11 @@ async def test_a_client_that_leaves_during_a_load_frees_everything(open_backend:
     await settle()
     task.cancel()
     await settle()
-    assert at.all_is_given_back()
+    assert at.all_is_released()
     assert at.harness.manager.queues()[0].queue_length == 0
 
 
-async def test_what_a_request_wishes_for_the_models_stay_is_passed_on(open_backend: Open) -> None:
+async def test_keep_alive_of_a_request_is_passed_on(open_backend: Open) -> None:
     at = await open_backend("a")
     await at.harness.have("a")
     await at.send(at.request(options=RequestOptions(keep_alive_s=0)))
@@ -176,12 +184,12 @@ async def test_a_failure_before_the_first_byte_is_tried_again(
     reply = await at.send(request := at.request(stream=stream))
     if reply.events is not None:
         assert b"[DONE]" in [piece async for piece in reply.events][-1]
-    assert at.all_is_given_back()
+    assert at.all_is_released()
     assert [attempt.label for attempt in request.receipt.attempts][2:] == ["ok"]
     assert len(at.engines[0].asked) == 3
 
 
-async def test_after_three_failures_the_last_one_is_told(open_backend: Open) -> None:
+async def test_after_three_failures_the_last_one_is_raised(open_backend: Open) -> None:
     at = await open_backend("a", slots=1)
     await at.harness.have("a")
     at.engines[0].faults = ["status_500"] * 5
@@ -192,11 +200,11 @@ async def test_after_three_failures_the_last_one_is_told(open_backend: Open) -> 
         3,
         ["status_500"] * 2,
     )
-    assert at.all_is_given_back()
+    assert at.all_is_released()
     assert [sample.is_ok for sample in at.harness.manager.telemetry()] == [False] * 3
 
 
-async def test_one_whose_server_dies_is_sent_to_the_next(open_backend: Open) -> None:
+async def test_a_request_whose_server_dies_goes_to_the_next(open_backend: Open) -> None:
     at = await open_backend("a", servers=2, slots=1)
     await at.harness.have("a")
     at.engines[0].faults = ["hang"]
@@ -212,7 +220,7 @@ async def test_one_whose_server_dies_is_sent_to_the_next(open_backend: Open) -> 
     reply = await task
     assert reply.status == 200
     assert len(at.engines[1].asked) == 1
-    assert at.all_is_given_back()
+    assert at.all_is_released()
 
 
 async def test_a_prompt_too_long_is_the_callers_and_is_not_tried_again(open_backend: Open) -> None:
@@ -222,7 +230,7 @@ async def test_a_prompt_too_long_is_the_callers_and_is_not_tried_again(open_back
     with pytest.raises(AttemptFailed) as caught:
         await at.send(at.request())
     assert caught.value.context == (9000, 4096)
-    assert (len(at.engines[0].asked), at.all_is_given_back()) == (1, True)
+    assert (len(at.engines[0].asked), at.all_is_released()) == (1, True)
 
 
 async def test_a_bad_request_is_the_callers_and_is_not_tried_again(open_backend: Open) -> None:
@@ -231,7 +239,7 @@ async def test_a_bad_request_is_the_callers_and_is_not_tried_again(open_backend:
     at.engines[0].faults = ["status_400"]
     with pytest.raises((ApplianceError, AttemptFailed)):
         await at.send(at.request())
-    assert (len(at.engines[0].asked), at.all_is_given_back()) == (1, True)
+    assert (len(at.engines[0].asked), at.all_is_released()) == (1, True)
     assert at.harness.manager.telemetry()[0].is_ok  # the model is well
 
 
@@ -245,7 +253,7 @@ async def test_a_stream_that_breaks_off_is_an_error_and_frees_the_slot(open_back
         async for _ in events:
             pass
     await events.aclose()
-    assert at.all_is_given_back()
+    assert at.all_is_released()
     assert not at.harness.manager.telemetry()[0].is_ok
 
 
@@ -253,7 +261,7 @@ async def test_a_model_that_cannot_be_had_says_so(open_backend: Open) -> None:
     at = await open_backend("a", memory_mib=600)
     with pytest.raises(InsufficientMemory):
         await at.send(at.request())
-    assert at.all_is_given_back()
+    assert at.all_is_released()
 
 
 async def test_a_model_that_fails_while_it_is_tried_again_says_so(open_backend: Open) -> None:
@@ -269,13 +277,13 @@ async def test_a_model_that_fails_while_it_is_tried_again_says_so(open_backend: 
     await at.engines[0].stop()
     with pytest.raises(ModelFailed, match="it crashed: ended with exit code 134"):
         await task
-    assert at.all_is_given_back()
+    assert at.all_is_released()
 
 
 # ---- waiting
 
 
-async def test_who_waits_can_be_told_how_things_stand_and_only_then(open_backend: Open) -> None:
+async def test_a_waiting_request_has_headers_and_only_then(open_backend: Open) -> None:
     at = await open_backend("a", slots=1)
     await at.harness.have("a")
     at.engines[0].token_s = 0.05
@@ -294,7 +302,7 @@ async def test_who_waits_can_be_told_how_things_stand_and_only_then(open_backend
     await second
 
 
-async def test_who_waits_for_a_load_is_told_how_far_it_is(open_backend: Open) -> None:
+async def test_a_request_that_waits_for_a_load_shows_its_progress(open_backend: Open) -> None:
     at = await open_backend("a")
     at.sending(request := at.request())
     await settle()
@@ -307,17 +315,17 @@ async def test_who_waits_for_a_load_is_told_how_far_it_is(open_backend: Open) ->
     ]
 
 
-# ---- passage
+# ---- passthrough
 
 
-async def test_passage_is_given_a_server_and_gives_its_slot_back(open_backend: Open) -> None:
+async def test_passthrough_is_given_a_server_and_releases_it(open_backend: Open) -> None:
     at = await open_backend("a", "b", slots=1)
     await at.harness.have("a")
     at.slot = slot = at.backend.take("only_one")
     await at.backend.prepare_passthrough(slot, "a", RequestOptions())
     assert (slot.url, slot.attempt.endpoint, at.busy()) == (at.engines[0].url, at.engines[0].url, 1)
     slot.release(Outcome.PASSED)
-    assert at.all_is_given_back()
+    assert at.all_is_released()
     assert at.harness.manager.telemetry()[0].is_ok
 
 
@@ -335,25 +343,35 @@ async def test_passthrough_without_a_name_needs_a_single_model(open_backend: Ope
     with pytest.raises(NoSuchModel):
         await several.backend.prepare_passthrough(slot, "c", RequestOptions())
     slot.release(Outcome.CANCELLED)
-    assert several.all_is_given_back()
+    assert several.all_is_released()
 
 
-async def test_passage_that_leaves_while_it_waits_takes_nothing_along(open_backend: Open) -> None:
+async def test_passthrough_cannot_name_an_adapter(open_backend: Open) -> None:
+    at = await open_backend("a")
+    card = ModelCard("sql", 0, "user", "a", parent="a")
+    at.backend.adapters.add("sql", LoadedAdapter(ServedModel(card, "a"), "sql", True))
+    slot = at.backend.take("only_one")
+    with pytest.raises(Invalid, match=r"'sql' is an adapter: .* Here, name its model 'a'"):
+        await at.backend.prepare_passthrough(slot, "sql", RequestOptions())
+    slot.release(Outcome.CANCELLED)
+
+
+async def test_passthrough_that_leaves_while_it_waits_frees_all(open_backend: Open) -> None:
     at = await open_backend("a", slots=1)
     at.slot = slot = at.backend.take("only_one")
-    boarding = asyncio.create_task(at.backend.prepare_passthrough(slot, "a", RequestOptions()))
+    preparing = asyncio.create_task(at.backend.prepare_passthrough(slot, "a", RequestOptions()))
     await settle()
-    boarding.cancel()
+    preparing.cancel()
     await settle()
     slot.release(Outcome.CANCELLED)
     await at.harness.loaded("a")
-    assert at.all_is_given_back()
+    assert at.all_is_released()
 
 
-# ---- what it tells
+# ---- what it shows
 
 
-async def test_its_state_says_what_is_loaded_and_who_waits(open_backend: Open) -> None:
+async def test_its_state_says_what_is_loaded_and_what_waits(open_backend: Open) -> None:
     at = await open_backend("a", "b", slots=1)
     await at.harness.have("a")
     at.engines[0].token_s = 0.05
