@@ -124,7 +124,7 @@ class FakeLoader:
         runner.process = process
         try:
             if runner.is_stop_requested:
-                raise LoadFailed("it was told to go before it was started")
+                raise LoadFailed("it was stopped before it was started")
             self.loading[runner.serial] = (runner, future)
             await future
             if process.exited.is_set():
@@ -195,7 +195,7 @@ class FakeMemory:
 
     def __init__(self, loader: FakeLoader, *, total_bytes: int, devices: tuple[int, ...] = (RAM,)) -> None:
         self._loader, self.total_bytes, self.indices = loader, total_bytes, devices
-        self.told: dict[int, int] = {}  # what `of_process` tells
+        self.measured: dict[int, int] = {}  # what `of_process` returns
 
     @property
     def is_gpu(self) -> bool:
@@ -211,7 +211,7 @@ class FakeMemory:
         return views
 
     def of_process(self, pid: int) -> dict[int, int]:
-        return dict(self.told)
+        return dict(self.measured)
 
 
 def model(

@@ -152,12 +152,12 @@ async def test_stop_during_the_start_leaves_nothing(yard: Yard, monkeypatch: pyt
     runner = yard.runner()
     add, spawned = yard.loader.records.add, list[int]()
 
-    def told(pid: int, *, port: int, alias: str, command: list[str]) -> None:
+    def add_and_stop(pid: int, *, port: int, alias: str, command: list[str]) -> None:
         add(pid, port=port, alias=alias, command=command)
         spawned.append(pid)
         runner.is_stop_requested = True  # its stop came a moment ago, when there was no process yet
 
-    monkeypatch.setattr(yard.loader.records, "add", told)
+    monkeypatch.setattr(yard.loader.records, "add", add_and_stop)
     with pytest.raises(LoadFailed, match="it was stopped while it was started"):
         await yard.load(runner)
     assert started_ticks(spawned[0]) is None
@@ -241,7 +241,7 @@ async def test_missing_program_fails_the_load_and_is_found_later(yard: Yard, tmp
 
 
 @pytest.mark.parametrize(
-    ("script", "said"),
+    ("script", "problem"),
     [
         ("#!/bin/sh\necho hello\n", "is not that of a llama-server (exit code 0)"),
         ("#!/bin/sh\nexit 3\n", "is not that of a llama-server (exit code 3)"),
@@ -251,13 +251,13 @@ async def test_missing_program_fails_the_load_and_is_found_later(yard: Yard, tmp
     ],
 )
 def test_program_that_is_no_llama_server_is_a_problem(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, said: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, problem: str
 ) -> None:
     monkeypatch.setattr(program_module, "HELP_TIMEOUT_S", 0.3)
     program = tmp_path / "program"
     program.write_text(script)
     program.chmod(0o755)
-    assert said in find_program(str(program)).problem
+    assert problem in find_program(str(program)).problem
 
 
 def test_help_is_read_without_our_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -218,20 +218,24 @@ async def test_waiting_client_sees_position_progress_and_reason(open_manager: Ma
     harness = await open_manager("a", "b", places=1, slots=1)
     await harness.have("b")
     lease = await harness.manager.lease("b")
-    told: list[Any] = []
-    tasks = [harness.ask("a", on_wait=told.append) for _ in range(2)]
+    wait_statuses: list[Any] = []
+    tasks = [harness.ask("a", on_wait=wait_statuses.append) for _ in range(2)]
     await settle()
-    assert [(one().position, one().status, one().progress, one().expected_in_s) for one in told] == [
+    assert [(one().position, one().status, one().progress, one().expected_in_s) for one in wait_statuses] == [
         (1, "off", None, None),
         (2, "off", None, None),
     ]
-    assert told[0]().reason == "b is in use"
+    assert wait_statuses[0]().reason == "b is in use"
     lease.release(is_ok=True)
     await until(lambda: "a" in harness.loader.begun)
-    assert (told[0]().status, told[0]().progress, told[0]().expected_in_s) == ("starting", 0, 0.3)
+    assert (wait_statuses[0]().status, wait_statuses[0]().progress, wait_statuses[0]().expected_in_s) == (
+        "starting",
+        0,
+        0.3,
+    )
     await harness.loaded("a")
-    assert told[1]().position == 1
-    assert told[1]().reason == "all its slots are busy"
+    assert wait_statuses[1]().position == 1
+    assert wait_statuses[1]().reason == "all its slots are busy"
     (await tasks[0]).release(is_ok=True)
     (await tasks[1]).release(is_ok=True)
 

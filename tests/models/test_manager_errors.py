@@ -16,12 +16,12 @@ from appliance.models.manager.errors import (
 )
 
 
-def said(error: ApplianceError) -> tuple[int, dict[str, object], dict[str, str]]:
+def http_response(error: ApplianceError) -> tuple[int, dict[str, object], dict[str, str]]:
     return status_of(error), json.loads(error_body(error, "openai"))["error"], dict(error_headers(error))
 
 
 def test_row_insufficient_vram_is_503_with_the_figures() -> None:
-    status, error, headers = said(
+    status, error, headers = http_response(
         InsufficientMemory(
             "big", required_mb=8191.6, available_mb=4096.2, loaded_models=["a", "b"], retry_after_s=12
         )
@@ -78,7 +78,7 @@ def test_rows_queue_full_timeout_and_failed(
     headers: dict[str, str],
     fields: dict[str, object],
 ) -> None:
-    got, body, sent = said(error)
+    got, body, sent = http_response(error)
     assert (got, body["code"], body["type"], sent) == (status, code, kind, headers)
     assert {key: body[key] for key in fields} == fields
 

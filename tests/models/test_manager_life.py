@@ -64,7 +64,7 @@ async def test_eject_during_an_idle_unload_counts_once(open_manager: Make) -> No
     assert harness.status("a") == "stopping"
     ejecting = asyncio.create_task(harness.manager.eject("a", force=True))
     await settle()
-    assert not ejecting.done()  # it says when it is gone, not before
+    assert not ejecting.done()  # it returns once it is removed, not before
     harness.loader.may_stop.set()
     await ejecting
     assert harness.manager.counts().ejects == 1
@@ -78,7 +78,7 @@ async def test_eject_during_a_load_starts_another_for_waiters(open_manager: Make
     assert harness.loader.stopped == ["a"]
     await harness.loaded("a")
     assert (await waits).runner.serial == 2
-    assert harness.manager.model("a").attempts == 0  # it was told to go: that is no failure
+    assert harness.manager.model("a").attempts == 0  # it was stopped on purpose: that is no failure
 
 
 async def test_eject_cancels_a_pending_restore(open_manager: Make) -> None:

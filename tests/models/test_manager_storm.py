@@ -145,7 +145,9 @@ class Storm:
     def pin(self) -> None:
         alias = self.alias()
         others = sum(
-            entry.is_pinned for entry in self.harness.manager.model_states.values() if entry.alias != alias
+            model_state.is_pinned
+            for model_state in self.harness.manager.model_states.values()
+            if model_state.alias != alias
         )
         self.harness.manager.pin(alias, pinned=others == 0 and self.chance.random() < 0.5)
 
@@ -198,9 +200,11 @@ class Storm:
             sum(sum(runner.memory_by_device.values()) for runner in loader.running.values())
             <= self.harness.memory.total_bytes
         )
-        for entry in manager.model_states.values():
-            assert len(entry.queue) == sum(isinstance(waiter, SlotWaiter) for waiter in entry.waiters)
-            assert len(entry.queue) <= entry.queue.limit
+        for model_state in manager.model_states.values():
+            assert len(model_state.queue) == sum(
+                isinstance(waiter, SlotWaiter) for waiter in model_state.waiters
+            )
+            assert len(model_state.queue) <= model_state.queue.limit
         assert self.harness.deaths == []
 
     async def calm(self) -> None:
@@ -251,7 +255,10 @@ async def test_nothing_is_lost_leaks_or_is_cut_off(
     await storm.calm()
     assert storm.granted > 30
     assert all(runner.active == 0 for runner in storm.runners())
-    assert all(not entry.waiters and not len(entry.queue) for entry in harness.manager.model_states.values())
+    assert all(
+        not model_state.waiters and not len(model_state.queue)
+        for model_state in harness.manager.model_states.values()
+    )
     assert len(harness.loader.ports) == len(storm.runners())
     assert {runner.serial for runner in storm.runners()} == set(harness.loader.running)
     for task in storm.others:

@@ -47,10 +47,10 @@ async def test_requests_wait_on_for_a_changed_model(open_manager: Make, tmp_path
     old = harness.ask("a")
     await harness.loaded("a")
     lease = await old
-    told: list[Any] = []
+    wait_statuses: list[Any] = []
     waits = [
-        harness.ask("a", on_wait=told.append, priority=2),
-        harness.ask("a", on_wait=told.append, flow="x", priority=0),
+        harness.ask("a", on_wait=wait_statuses.append, priority=2),
+        harness.ask("a", on_wait=wait_statuses.append, flow="x", priority=0),
     ]
     loads = harness.load("a")
     await settle()
@@ -58,7 +58,7 @@ async def test_requests_wait_on_for_a_changed_model(open_manager: Make, tmp_path
     apply(harness, new)
     await settle()
     assert [task.done() for task in (*waits, loads)] == [False, False, True]
-    assert [one().position for one in told] == [2, 1]
+    assert [one().position for one in wait_statuses] == [2, 1]
     waits[0].cancel()  # and who leaves, leaves the new line
     await settle()
     assert harness.manager.queues()[0].queue_length == 1
@@ -88,11 +88,11 @@ async def test_removed_model_ends_its_requests_and_refuses_waiters(
 ) -> None:
     harness = await open_manager("a", "b", places=1, slots=1)
     await harness.have("a")
-    told: list[Any] = []
-    lease, waits = await harness.manager.lease("a"), harness.ask("a", on_wait=told.append)
+    wait_statuses: list[Any] = []
+    lease, waits = await harness.manager.lease("a"), harness.ask("a", on_wait=wait_statuses.append)
     await settle()
     apply(harness, model("b", tmp_path))
-    assert told[0]().reason == "it was removed from the table"
+    assert wait_statuses[0]().reason == "it was removed from the table"
     with pytest.raises(NoSuchModel, match="was removed from the table"):
         await waits
     with pytest.raises(NoSuchModel):

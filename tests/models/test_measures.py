@@ -28,13 +28,13 @@ MIB, GIB = 1 << 20, 1 << 30
 
 
 @dataclass
-class ModelManagerApi:
+class FixedManager:
     """As much of a ModelManagerApi as is measured."""
 
     its_models: list[ModelView] = field(default_factory=list)
     its_queues: list[QueueView] = field(default_factory=list)
     its_devices: list[DeviceView] = field(default_factory=list)
-    told: Sequence[RequestSample] = ()
+    samples: Sequence[RequestSample] = ()
     server_status: str = "ready"
     server_started_at_s: float = NOW_S - 3600
 
@@ -48,7 +48,7 @@ class ModelManagerApi:
         return self.its_devices
 
     def telemetry(self) -> Sequence[RequestSample]:
-        return self.told
+        return self.samples
 
 
 def model(
@@ -75,7 +75,7 @@ def model(
     )
 
 
-def told(
+def sample(
     alias: str,
     seconds: float,
     *,
@@ -156,10 +156,10 @@ def test_all_families_of_system_d_are_there_by_name_and_type(metrics: Metrics) -
 
 def test_what_ended_is_counted_by_model_and_outcome(metrics: Metrics) -> None:
     measures = RequestStatistics(metrics.router)
-    measures.finished(told("a", 2.0, tokens=(10, 30), queue_s=0.3))
-    measures.finished(told("a", 0.04, tokens=(1, 2)))
-    measures.finished(told("a", 7.0, ok=False))
-    measures.finished(told("b", 1.0))
+    measures.finished(sample("a", 2.0, tokens=(10, 30), queue_s=0.3))
+    measures.finished(sample("a", 0.04, tokens=(1, 2)))
+    measures.finished(sample("a", 7.0, ok=False))
+    measures.finished(sample("b", 1.0))
     found = scraped(metrics)
     assert (found["router_requests_total", "a", "success"], found["router_requests_total", "a", "error"]) == (
         2,
@@ -200,7 +200,7 @@ def test_loads_ejects_and_refusals_are_counted(metrics: Metrics) -> None:
 
 
 def test_gauges_are_what_the_board_says(metrics: Metrics) -> None:
-    manager = ModelManagerApi(
+    manager = FixedManager(
         [model("a", active=(3, 1), memory_mib=700), model("b", "loading"), model("c", "failed")],
         [QueueView("a", 5, 20, 14, 1, 4)],
         [GPU],
@@ -239,7 +239,7 @@ def test_gauges_are_what_the_board_says(metrics: Metrics) -> None:
     ],
 )
 def test_every_status_has_its_number(metrics: Metrics, status: ModelStatus, number: int) -> None:
-    measure(ModelManagerApi([model("a", status)]), metrics.router, NOW_S)
+    measure(FixedManager([model("a", status)]), metrics.router, NOW_S)
     assert scraped(metrics)["router_model_status", "a"] == number
 
 
@@ -248,14 +248,14 @@ def test_no_status_is_forgotten() -> None:
 
 
 def test_percentiles_are_of_each_models_latest_requests(metrics: Metrics) -> None:
-    times = [told("a", n / 10) for n in range(100, 0, -1)] + [told("b", 3.0)]
-    manager = ModelManagerApi([model("a"), model("b"), model("c")], told=times)
+    times = [sample("a", n / 10) for n in range(100, 0, -1)] + [sample("b", 3.0)]
+    manager = FixedManager([model("a"), model("b"), model("c")], samples=times)
     measure(manager, metrics.router, NOW_S)
     found = scraped(metrics)
     assert [found[f"router_latency_{p}_seconds", "a"] for p in ("p50", "p95", "p99")] == [5.0, 9.5, 9.9]
     assert [found[f"router_latency_{p}_seconds", "b"] for p in ("p50", "p95", "p99")] == [3.0, 3.0, 3.0]
     assert ("router_latency_p50_seconds", "c") not in found
-    manager.told = []
+    manager.samples = []
     measure(manager, metrics.router, NOW_S)
     assert ("router_latency_p50_seconds", "a") not in scraped(metrics)
 
@@ -269,11 +269,11 @@ def test_a_percentile_is_a_value_that_was_there(share: float, value: int) -> Non
 
 def test_all_rows_of_a_removed_model_are_removed(metrics: Metrics) -> None:
     manager, measures = (
-        ModelManagerApi([model("a"), model("b")], told=[told("b", 1.0)]),
+        FixedManager([model("a"), model("b")], samples=[sample("b", 1.0)]),
         RequestStatistics(metrics.router),
     )
     for alias in "ab":
-        measures.finished(told(alias, 1.0))
+        measures.finished(sample(alias, 1.0))
         measures.loaded(alias, 1.0)
         measures.ejected(alias)
         measures.rejected(alias)
@@ -287,7 +287,7 @@ def test_all_rows_of_a_removed_model_are_removed(metrics: Metrics) -> None:
     }
     assert aliases == {"a"}
     measures.finished(
-        told("b", 1.0)
+        sample("b", 1.0)
     )  # its last answer ended after it had gone: counted, and taken away at the next reading
     assert scraped(metrics)["router_requests_total", "b", "success"] == 1
     measure(manager, metrics.router, NOW_S)
@@ -297,7 +297,7 @@ def test_all_rows_of_a_removed_model_are_removed(metrics: Metrics) -> None:
 
 def test_rows_of_a_removed_device_are_removed(metrics: Metrics) -> None:
     ram = DeviceView(-1, "system memory", 8 * GIB, 3 * GIB, 5 * GIB)
-    manager = ModelManagerApi(its_devices=[GPU, replace(GPU, index=1, power_watts=None)])
+    manager = FixedManager(its_devices=[GPU, replace(GPU, index=1, power_watts=None)])
     measure(manager, metrics.router, NOW_S)
     assert ("router_gpu_power_watts", "0") in scraped(metrics)
     assert ("router_gpu_power_watts", "1") not in scraped(metrics)
@@ -312,7 +312,7 @@ def test_rows_of_a_removed_device_are_removed(metrics: Metrics) -> None:
 
 
 def test_figure_that_is_no_longer_known_is_removed(metrics: Metrics) -> None:
-    manager = ModelManagerApi(its_devices=[GPU])
+    manager = FixedManager(its_devices=[GPU])
     measure(manager, metrics.router, NOW_S)
     manager.its_devices = [replace(GPU, temperature_celsius=None)]
     measure(manager, metrics.router, NOW_S)
@@ -323,15 +323,15 @@ def test_figure_that_is_no_longer_known_is_removed(metrics: Metrics) -> None:
 
 
 def test_the_report_sums_up_the_last_five_minutes() -> None:
-    manager = ModelManagerApi(
+    manager = FixedManager(
         [model("a", active=(2,), memory_mib=700, port=8085), model("b", "off")],
         [QueueView("a", 5, 20, 14, 1, 4)],
         [GPU],
         [
-            told("a", 99.0, ago_s=301, tokens=(500, 500)),
-            told("a", 1.0, ago_s=299, tokens=(10, 100), queue_s=0.5),
-            told("a", 3.0, ok=False, ago_s=1),
-            told("b", 2.0, tokens=(0, 50)),
+            sample("a", 99.0, ago_s=301, tokens=(500, 500)),
+            sample("a", 1.0, ago_s=299, tokens=(10, 100), queue_s=0.5),
+            sample("a", 3.0, ok=False, ago_s=1),
+            sample("b", 2.0, tokens=(0, 50)),
         ],
     )
     given = loads(dumps(report(manager, NOW_S)))
@@ -391,7 +391,7 @@ def test_the_report_sums_up_the_last_five_minutes() -> None:
 
 
 def test_the_report_adds_up_all_devices_and_lists_each() -> None:
-    manager = ModelManagerApi(
+    manager = FixedManager(
         its_devices=[
             GPU,
             replace(
@@ -422,24 +422,24 @@ def test_the_report_adds_up_all_devices_and_lists_each() -> None:
 
 
 def test_a_report_of_nothing_has_no_times() -> None:
-    given = report(ModelManagerApi([model("a", "off")]), NOW_S)
+    given = report(FixedManager([model("a", "off")]), NOW_S)
     assert set(given["totals"]["latency"].values()) == {None}
     assert given["gpu"]["vram_used_percent"] == 0
     assert given["totals"]["requests_per_minute"] == 0
 
 
 def test_rates_are_of_the_time_that_is_really_known() -> None:
-    young = ModelManagerApi([model("a")], told=[told("a", 1.0)] * 10, server_started_at_s=NOW_S - 60)
+    young = FixedManager([model("a")], samples=[sample("a", 1.0)] * 10, server_started_at_s=NOW_S - 60)
     assert (report(young, NOW_S)["covered_s"], report(young, NOW_S)["totals"]["requests_per_minute"]) == (
         60,
         10,
     )
-    busy = ModelManagerApi(
-        [model("a")], told=[told("a", 1.0, ago_s=100)] + [told("a", 1.0)] * (KEPT_SAMPLES - 1)
+    busy = FixedManager(
+        [model("a")], samples=[sample("a", 1.0, ago_s=100)] + [sample("a", 1.0)] * (KEPT_SAMPLES - 1)
     )
     assert (report(busy, NOW_S)["covered_s"], report(busy, NOW_S)["totals"]["requests_per_minute"]) == (
         100,
         600,
     )
-    just_started = ModelManagerApi([model("a")], told=[told("a", 1.0, ago_s=0)], server_started_at_s=NOW_S)
+    just_started = FixedManager([model("a")], samples=[sample("a", 1.0, ago_s=0)], server_started_at_s=NOW_S)
     assert report(just_started, NOW_S)["totals"]["requests_per_minute"] == 0

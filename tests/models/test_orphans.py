@@ -97,7 +97,7 @@ def test_one_that_does_not_listen_is_killed_with_what_it_started(
         written(tmp_path, process, command)
         assert len(Records(tmp_path).end_orphans()) == 1
         assert process.wait(5) == -signal.SIGKILL
-        assert gone(child)
+        assert has_exited(child)
     finally:
         try:
             os.killpg(process.pid, signal.SIGKILL)
@@ -122,10 +122,10 @@ def test_the_rest_of_its_group_goes_too_when_it_ends_politely(tmp_path: Path) ->
     written(tmp_path, process, command)
     assert len(Records(tmp_path).end_orphans()) == 1
     assert process.wait(5) == -signal.SIGTERM
-    assert gone(child)
+    assert has_exited(child)
 
 
-def gone(pid: int) -> bool:
+def has_exited(pid: int) -> bool:
     for _ in range(250):
         if started_ticks(pid) is None:
             return True

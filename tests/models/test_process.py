@@ -192,7 +192,7 @@ async def test_a_script_that_starts_the_real_server_is_as_good(make: Make) -> No
 # The list of hopeless errors, each as llama-server writes it; what must not be taken for one of it; and what only looks
 # like it.
 @pytest.mark.parametrize(
-    ("said", "can_retry"),
+    ("message", "can_retry"),
     [
         ("error: Unsupported cache type: zz", False),
         ('error while handling argument "--ctx-size": stoi', False),
@@ -217,18 +217,18 @@ async def test_a_script_that_starts_the_real_server_is_as_good(make: Make) -> No
     ],
 )
 async def test_what_its_log_says_decides_whether_it_is_tried_again(
-    make: Make, said: str, can_retry: bool
+    make: Make, message: str, can_retry: bool
 ) -> None:
     process = make(
-        f"print({said!r}, file=sys.stderr, flush=True); print('srv: exiting due to an error', flush=True); sys.exit(1)"
+        f"print({message!r}, file=sys.stderr, flush=True); print('srv: exiting due to an error', flush=True); sys.exit(1)"
     )
     await process.start()
     failure = await load_failure(process)
     assert failure.can_retry is can_retry
     assert failure.reason.startswith("llama-server exited with code 1")
-    if said and "terminate" not in said:
-        assert said in failure.reason  # the first complaint, not the last
-    assert failure.is_port == ("bind" in said.lower())
+    if message and "terminate" not in message:
+        assert message in failure.reason  # the first complaint, not the last
+    assert failure.is_port == ("bind" in message.lower())
 
 
 async def test_one_that_is_killed_while_it_loads_is_said_to_be(make: Make) -> None:
@@ -239,7 +239,7 @@ async def test_one_that_is_killed_while_it_loads_is_said_to_be(make: Make) -> No
 
 
 @pytest.mark.parametrize(
-    ("name", "mode", "said"),
+    ("name", "mode", "message"),
     [
         ("missing", None, "No such file"),
         ("plain", 0o644, "Permission denied"),
@@ -251,7 +251,7 @@ async def test_a_program_that_cannot_be_started_is_hopeless(
     tmp_path: Path,
     name: str,
     mode: int | None,
-    said: str,
+    message: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(process_module.shutil, "which", lambda _: None)  # no setpriv on this machine
@@ -259,7 +259,7 @@ async def test_a_program_that_cannot_be_started_is_hopeless(
         (tmp_path / name).write_text("#!/bin/sh\n")
         (tmp_path / name).chmod(mode)
     process = make(command=[str(tmp_path / name)])
-    with pytest.raises(LoadFailed, match=f"cannot be started: {said}") as caught:
+    with pytest.raises(LoadFailed, match=f"cannot be started: {message}") as caught:
         await process.start()
     assert not caught.value.can_retry
     assert (process.is_running, await process.stop(SOON)) == (False, "exited")
@@ -505,7 +505,7 @@ async def test_the_real_one_comes_up_takes_memory_and_goes(
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("more", "message"),
     [
         (("--nonsense",), "invalid argument: --nonsense"),
         (("--cache-type-k", "zz"), "zz"),
@@ -517,13 +517,13 @@ async def test_what_the_real_one_cannot_do_is_hopeless(
     llama_binary: str,
     tiny_models: Path,
     more: tuple[str, ...],
-    said: str,
+    message: str,
 ) -> None:
     port = unused_port()
     process = make(command=real(llama_binary, tiny_models, port, *more), port=port)
     await process.start()
     failure = await load_failure(process, 30)
-    assert said in failure.reason
+    assert message in failure.reason
     assert not failure.can_retry
 
 

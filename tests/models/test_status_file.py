@@ -97,9 +97,9 @@ async def test_unwritable_folder_is_logged_once(tmp_path: Path) -> None:
             manager.put(ready("a"))
             assert await until(path.exists)
             assert content(path) == as_file(manager)
-    told = [line for line in logs if line["event"] == "status_file_unwritable"]
-    assert len(told) == 1
-    assert (told[0]["log_level"], told[0]["path"]) == ("warning", str(path))
+    warnings = [line for line in logs if line["event"] == "status_file_unwritable"]
+    assert len(warnings) == 1
+    assert (warnings[0]["log_level"], warnings[0]["path"]) == ("warning", str(path))
 
 
 async def test_a_slow_disk_does_not_hold_up_the_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

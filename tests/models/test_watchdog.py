@@ -103,7 +103,7 @@ async def test_measured_memory_decides_the_next_load(open_manager: Make, tmp_pat
     history = LoadHistory(tmp_path / "history.json")
     harness = await open_manager("a", history=history)
     await harness.have("a")
-    harness.memory.told = {RAM: 2000 * MIB}
+    harness.memory.measured = {RAM: 2000 * MIB}
     await Watchdog(harness.manager).measure()
     view = harness.manager.model("a")
     assert (view.memory_bytes, view.average_bytes, view.estimate_bytes) == (
@@ -136,7 +136,7 @@ async def test_reset_while_it_runs_records_nothing_wrong(open_manager: Make) -> 
     harness.manager.reset("a")
     harness.loader.ready("a")
     (await task).release(is_ok=True)
-    harness.memory.told = {RAM: 2000 * MIB}
+    harness.memory.measured = {RAM: 2000 * MIB}
     harness.manager.model_states["a"].history_key = ""
     await Watchdog(harness.manager).measure()
     assert harness.manager.history.record_of("") is None
