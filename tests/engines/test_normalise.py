@@ -7,7 +7,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as text_of
 
 from appliance.base.metrics.exposition_read import read_page
-from appliance.engines.metrics.extras import NO_EXTRAS, EngineExtras, compute_kv_usage
+from appliance.engines.metrics.extras import NO_EXTRAS, EngineExtras
 from appliance.engines.metrics.families import GATEWAY, KTHENA, METRICS
 from appliance.engines.metrics.normalise import NormalisedPage, normalise
 from tests.fakes.engine_pages import (
@@ -333,27 +333,6 @@ def test_several_rows_become_one_for_the_endpoint_picker() -> None:
     out = made(rows + second + "\n").render(openmetrics=False).decode()
     assert (value(out, "vllm:num_requests_running"), value(out, "vllm:kv_cache_usage_perc")) == (6, 0.5)
     assert value(out, "engine_requests_running", tp_rank="1") == 3
-
-
-SLOT = {"id": 0, "n_ctx": 8192, "is_processing": True, "n_prompt_tokens": 2048}
-
-
-@pytest.mark.parametrize(
-    ("slots", "share"),
-    [
-        ([SLOT, SLOT | {"is_processing": False}], 0.125),
-        ([SLOT | {"is_processing": False, "n_prompt_tokens": 41}], 0.0),
-        ([{k: v for k, v in SLOT.items() if k != "n_prompt_tokens"}], None),
-        ([SLOT | {"n_prompt_tokens": 9000}], 1.0),
-        ([], None),
-        ({"error": {}}, None),
-        ([1], None),
-        ([{"id": 1, "n_ctx": 5}], None),
-        ([SLOT | {"n_ctx": 0}], None),
-    ],
-)
-def test_kv_cache_usage_is_computed_from_the_slots(slots: object, share: float | None) -> None:
-    assert compute_kv_usage(slots) == share
 
 
 def test_the_table_in_the_documentation_is_complete() -> None:
