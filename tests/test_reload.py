@@ -1,0 +1,105 @@
+"""A reload: what is refused, what would change, what is put back when it fails."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from appliance.control.parts import ReloadResult
+from appliance.parts import Appliance
+from appliance.reload import Reloader
+from appliance.settings import load_or_raise
+
+
+@pytest.fixture
+async def appliance(tmp_path: Path) -> AsyncIterator[Appliance]:
+    """The parts of an appliance that does not listen."""
+    environ = {"STATE_DIR": str(tmp_path), "NAT_REDIRECT": "off", "PATH": "/usr/bin:/bin"}
+    settings, _ = load_or_raise(environ)
+    made = Appliance(settings, [])
+    async with made.tasks:
+        yield made
+        await made.fleet.close()
+
+
+def changed(result: ReloadResult) -> list[tuple[str, str, str, bool]]:
+    return [(one.variable, one.old, one.new, one.needs_restart) for one in result.changes]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "variable", "text"),
+    [
+        ({"NO_SUCH_NAME": "1"}, "NO_SUCH_NAME", "There is no such variable. See `appliance settings`."),
+        ({"HEARTBEAT_S": "soon"}, "HEARTBEAT_S", "allowed: a number from 0 to 600"),
+    ],
+)
+async def test_settings_with_problems_change_nothing(
+    appliance: Appliance, overrides: dict[str, str], variable: str, text: str
+) -> None:
+    result = await Reloader(appliance).reload(overrides, dry_run=False)
+    assert (result.applied, result.changes) == (False, ())
+    assert result.message == "Nothing was changed: the new settings have problems."
+    (problem,) = [one for one in result.problems if one.variable == variable]
+    assert text in str(problem)
+
+
+async def test_a_dry_run_says_what_would_change(appliance: Appliance) -> None:
+    result = await Reloader(appliance).reload({"HEARTBEAT_S": "3", "PROXY_PORT": "15000"}, dry_run=True)
+    assert changed(result) == [("PROXY_PORT", "14000", "15000", True), ("HEARTBEAT_S", "10.0", "3.0", False)]
+    assert (result.applied, result.message) == (False, "Nothing was changed: a dry run.")
+    assert appliance.settings.front.heartbeat_s == 10
+
+
+async def test_without_a_difference_nothing_is_done(appliance: Appliance) -> None:
+    result = await Reloader(appliance).reload({}, dry_run=False)
+    assert (result.applied, result.changes, result.message) == (False, (), "Nothing differs.")
+
+
+async def test_what_needs_a_restart_stays_as_it_is(appliance: Appliance) -> None:
+    seen = appliance.lifecycle.changed.value
+    result = await Reloader(appliance).reload({"HEARTBEAT_S": "3", "PROXY_PORT": "15000"}, dry_run=False)
+    assert (result.applied, result.message) == (True, "Applied, except for PROXY_PORT: these need a restart.")
+    assert (appliance.settings.front.heartbeat_s, appliance.settings.front.proxy_port) == (3, 14000)
+    assert appliance.pipeline.heartbeat_s() == 3
+    assert appliance.lifecycle.changed.value == seen + 1
+
+
+async def test_overrides_of_earlier_reloads_stay(appliance: Appliance) -> None:
+    reloader = Reloader(appliance)
+    assert (await reloader.reload({"HEARTBEAT_S": "3"}, dry_run=False)).message == "Applied."
+    await reloader.reload({"LOG_LEVEL": "debug"}, dry_run=False)
+    assert appliance.settings.front.heartbeat_s == 3
+    await reloader.reload({"HEARTBEAT_S": ""}, dry_run=False)
+    assert appliance.settings.front.heartbeat_s == 10
+
+
+async def test_secrets_and_proxies_are_not_shown(appliance: Appliance) -> None:
+    overrides = {"APPLIANCE_API_KEYS": "secret-key-1", "OPERATOR_API_KEYS": "secret-key-2"}
+    reloader = Reloader(appliance)
+    await reloader.reload(overrides, dry_run=False)
+    result = await reloader.reload(overrides | {"APPLIANCE_API_KEYS": "secret-key-3"}, dry_run=False)
+    assert changed(result) == [("APPLIANCE_API_KEYS", "(hidden)", "(hidden)", False)]
+    assert "secret-key" not in str(result)
+
+
+async def test_what_fails_is_put_back(appliance: Appliance, monkeypatch: pytest.MonkeyPatch) -> None:
+    applied: list[float] = []
+    apply = appliance.fleet.apply
+
+    def failing(engines: Any, *rest: Any) -> None:
+        applied.append(engines.queue_ageing_s)
+        if engines.queue_ageing_s == 7:
+            raise RuntimeError("no room")
+        apply(engines, *rest)
+
+    monkeypatch.setattr(appliance.fleet, "apply", failing)
+    former = appliance.settings
+    overrides = {"QUEUE_AGEING_S": "7", "HEARTBEAT_S": "3"}
+    result = await Reloader(appliance).reload(overrides, dry_run=False)
+    assert (result.applied, len(result.changes)) == (False, 2)
+    assert result.message == "Nothing was changed: putting the new settings in place failed."
+    assert result.problems[0].remedy == "no room. The former settings are in place again."
+    assert applied == [7, former.engines.queue_ageing_s]
+    assert appliance.settings is former
+    assert appliance.pipeline.heartbeat_s() == 10
