@@ -17,13 +17,12 @@ from appliance.downloads.job import DownloadJob, job_object
 from appliance.downloads.jobs import GATHER_S, DownloadJobs
 from appliance.downloads.request import DownloadFolders, parse_config, parse_download_request
 from appliance.engines.stream import GeneratedStream
-from appliance.front.manager.feeds import render_error_event, render_event
-from appliance.front.openai.handlers import HEARTBEAT, SSE_HEADERS
 from appliance.front.pipeline.access import Access
 from appliance.front.pipeline.body import check_types, read_object
 from appliance.front.pipeline.request import Request
 from appliance.front.pipeline.response import Response, json_response
 from appliance.front.pipeline.route import Route
+from appliance.front.pipeline.sse import HEARTBEAT, SSE_HEADERS, render_error_event, render_event
 
 TYPES: dict[str, Any] = {
     "source": str,
@@ -88,47 +87,35 @@ class DownloadHandlers:
             config=body.get("config"),
             max_workers=body.get("max_workers"),
         )
-        is_async = bool(body.get("async_download"))
-        job = await self._jobs.start(wanted, is_detached=is_async)
-        named = {"source": job.source, "output_dir": str(job.output_dir), "job": job.id}
-        if is_async:
-            return json_response(
-                {
-                    "status": "started",
-                    "message": f"The download of {job.source} to {job.output_dir} has started.",
-                    **named,
-                },
-                status=202,
-            )
-        return await self._wait(
-            job,
-            "Download failed",
-            lambda done: {
-                "status": "completed",
-                "message": f"{done.source} is in {done.output_dir}.",
-                **named,
-                "files": done.files,
-                "bytes": done.bytes_total,
-            },
+        is_detached = bool(body.get("async_download"))
+        job = await self._jobs.start(wanted, is_detached=is_detached)
+        fields = {"source": job.source, "output_dir": str(job.output_dir), "job": job.id}
+        if is_detached:
+            return _started(f"The download of {job.source} to {job.output_dir} has started.", fields)
+        return await self._complete(
+            job, fields, message=f"{job.source} is in {job.output_dir}.", failure="Download failed"
         )
 
-    async def _wait(
-        self, job: DownloadJob, failure: str, render: Callable[[DownloadJob], dict[str, Any]]
+    async def _complete(
+        self, job: DownloadJob, fields: dict[str, Any], *, message: str, failure: str
     ) -> Response:
-        """Wait for the end of a job; return what `render` makes of it.
+        """Wait for the end of a job and report it.
 
         Args:
+            job: It is waited for.
+            fields: What names the job in the body.
+            message: The message of a completed job.
             failure: What the error text starts with on the sidecar's port.
-            render: Makes the body.
         """
         try:
-            return json_response(render(await self._jobs.wait(job.id)))
+            done = await self._jobs.wait(job.id)
         except ApplianceError as error:
             if not self._is_sidecar:
                 raise
-            raise type(error)(
-                f"{failure}: {error.message}", code=error.code, details={"status": 500}
-            ) from None
+            text = f"{failure}: {error.message}"
+            raise type(error)(text, code=error.code, details={"status": 500}) from None
+        sizes = {"files": done.files, "bytes": done.bytes_total}
+        return json_response({"status": "completed", "message": message, **fields, **sizes})
 
     # ---- jobs
 
@@ -188,28 +175,13 @@ class DownloadHandlers:
         """
         body = read_object(request.body)
         folder = await self._folder(body)
-        is_async = bool(body.get("async_download"))
-        job = await self._jobs.start(
-            DownloadRequest("", folder, config=parse_config(body.get("config"))),
-            kind="repair",
-            is_detached=is_async,
-        )
-        named = {"output_dir": str(folder), "job": job.id}
-        if is_async:
-            return json_response(
-                {"status": "started", "message": f"The repair of {folder} has started.", **named}, status=202
-            )
-        return await self._wait(
-            job,
-            "Repair failed",
-            lambda done: {
-                "status": "completed",
-                "message": f"{folder} is complete.",
-                **named,
-                "files": done.files,
-                "bytes": done.bytes_total,
-            },
-        )
+        is_detached = bool(body.get("async_download"))
+        wanted = DownloadRequest("", folder, config=parse_config(body.get("config")))
+        job = await self._jobs.start(wanted, kind="repair", is_detached=is_detached)
+        fields = {"output_dir": str(folder), "job": job.id}
+        if is_detached:
+            return _started(f"The repair of {folder} has started.", fields)
+        return await self._complete(job, fields, message=f"{folder} is complete.", failure="Repair failed")
 
     async def _folder(self, body: dict[str, Any]) -> Path:
         """Return the folder that a body names; raise Conflict while a download writes to it."""
@@ -233,3 +205,7 @@ class DownloadHandlers:
                 code="download_runs",
             )
         return folder
+
+
+def _started(message: str, fields: dict[str, Any]) -> Response:
+    return json_response({"status": "started", "message": message, **fields}, status=202)

@@ -17,8 +17,8 @@ from appliance.base.clock import Clock
 from appliance.base.errors import NoSuchModel
 from appliance.base.sse import SSE_CONTENT_TYPE
 from appliance.front.manager.feeds import SILENCE_S, StatusFeeds
-from appliance.front.openai.handlers import SSE_HEADERS
 from appliance.front.pipeline.errors import error_body
+from appliance.front.pipeline.sse import SSE_HEADERS
 from appliance.models.status.views import ModelManagerApi
 
 CLOSE_S = 1.0  # at the end clients get so long to read the last event

@@ -11,11 +11,11 @@ from appliance.front.ollama.handlers import OllamaHandlers
 from appliance.front.ollama.messages import to_openai_messages
 from appliance.front.ollama.reply import ReplyFormat, from_openai_reply, parse_vectors
 from appliance.front.ollama.translated_request import (
-    parse_keep_alive_s,
     to_openai_chat,
     to_openai_generate,
     to_openai_options,
 )
+from appliance.front.pipeline.durations import parse_keep_alive_s
 from tests.fakes.backend import router_of
 from tests.front.requests import make_request
 from tests.front.test_ollama_handlers import Scripted

@@ -8,11 +8,9 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
-from appliance.base import jsons
 from appliance.base.clock import Clock, format_rfc3339
-from appliance.base.errors import ApplianceError
 from appliance.front.manager.snapshot import snapshot
-from appliance.front.pipeline.errors import openai_error
+from appliance.front.pipeline.sse import render_event
 from appliance.models.status.objects import as_model, as_status, before_manager
 from appliance.models.status.views import ModelManagerApi
 
@@ -20,16 +18,6 @@ SILENCE_S = 30.0  # without an event for so long, a heartbeat is sent
 EVERY_S = 2.0  # between two `metrics` events
 GATHER_S = 0.05  # changes within this time are sent together
 POLL_S = 0.2  # between two looks for the manager, while there is none yet
-
-
-def render_event(name: str, value: Any) -> bytes:
-    """Return one event: `event: NAME`, one line of JSON data, an empty line."""
-    return b"event: " + name.encode() + b"\ndata: " + jsons.dumps(value) + b"\n\n"
-
-
-def render_error_event(error: ApplianceError) -> bytes:
-    """Return the last event of a feed that ended with an error."""
-    return render_event("error", {"error": openai_error(error)})
 
 
 class StatusFeeds:

@@ -14,7 +14,7 @@ from appliance.base.clock import Clock
 from appliance.base.errors import Invalid, NoSuchModel
 from appliance.base.sse import SSE_CONTENT_TYPE
 from appliance.engines.stream import GeneratedStream
-from appliance.front.manager.feeds import EVERY_S, SILENCE_S, StatusFeeds, load_events, render_error_event
+from appliance.front.manager.feeds import EVERY_S, SILENCE_S, StatusFeeds, load_events
 from appliance.front.manager.objects import (
     health_of_models,
     queue_stats,
@@ -23,14 +23,14 @@ from appliance.front.manager.objects import (
     vram_of_model,
     vram_summary,
 )
-from appliance.front.ollama.translated_request import parse_keep_alive_s
-from appliance.front.openai.handlers import SSE_HEADERS
 from appliance.front.pipeline.access import Access
 from appliance.front.pipeline.body import check_types, read_object
+from appliance.front.pipeline.durations import parse_keep_alive_s
 from appliance.front.pipeline.errors import error_body
 from appliance.front.pipeline.request import Request
 from appliance.front.pipeline.response import Response, json_response
 from appliance.front.pipeline.route import Route
+from appliance.front.pipeline.sse import SSE_HEADERS, render_error_event
 from appliance.models.status.measures import report
 from appliance.models.status.objects import as_file, as_model, as_status
 from appliance.models.status.views import ModelManagerApi, ModelView

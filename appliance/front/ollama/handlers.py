@@ -36,13 +36,13 @@ from appliance.front.ollama.reply import (
 from appliance.front.ollama.translated_request import (
     TYPES,
     TranslatedRequest,
-    parse_keep_alive_s,
     to_openai_chat,
     to_openai_generate,
     to_openai_options,
 )
 from appliance.front.pipeline.access import Access
 from appliance.front.pipeline.body import check_types, read_object
+from appliance.front.pipeline.durations import parse_keep_alive_s
 from appliance.front.pipeline.errors import error_event
 from appliance.front.pipeline.late import respond_or_heartbeat
 from appliance.front.pipeline.replies import parse_error_reply, parse_reply

@@ -14,7 +14,7 @@ from typing import Any
 from appliance.base import jsons
 from appliance.base.clock import Clock, format_rfc3339
 from appliance.base.errors import NoSuchModel
-from appliance.front.ollama.translated_request import NEVER_AFTER_S
+from appliance.front.pipeline.durations import NEVER_AFTER_S
 from appliance.models.status.views import ModelManagerApi, ModelView, RunnerView
 from appliance.models.table.catalogue import Model
 from appliance.models.table.command import slot_context_tokens

@@ -4,7 +4,6 @@ Source: Ollama's API types and `options`; `messages` in /api/generate and `optio
 docs/compatibility.md.
 """
 
-import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +12,7 @@ from appliance.engines.types import Operation
 from appliance.front.ollama.context import unpack_context
 from appliance.front.ollama.messages import to_openai_messages, to_openai_tools
 from appliance.front.pipeline.body import check_messages, json_type_of
+from appliance.front.pipeline.durations import parse_keep_alive_s
 
 TYPES: dict[str, Any] = {  # of every field of any address
     "model": str,
@@ -75,12 +75,7 @@ LOCAL_OPTIONS: dict[str, type] = {  # about an engine on the same machine: check
 TYPE_NAMES = {float: "float32", int: "integer", bool: "boolean", list: "array"}
 EFFORTS = {"low": "low", "medium": "medium", "high": "high", "max": "high"}  # OpenAI's scale ends at high
 MAX_TOP_LOGPROBS = 20
-FOREVER = -1.0  # seconds: never unloaded, for the model manager
-NEVER_AFTER_S = 2**63 / 1e9  # 292 years: the longest time that Ollama can hold; it means never
 RAW_MAX_TOKENS = 512  # where `num_predict` is absent: the completions API would stop after 16
-_DURATION = re.compile(r"[+-]?(?:(?:\d+(?:\.\d*)?|\.\d+)(?:ns|us|µs|μs|ms|s|m|h))+")
-_TERM = re.compile(r"([\d.]+)(ns|us|µs|μs|ms|s|m|h)")
-_UNIT_S = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 @dataclass(slots=True)
@@ -96,31 +91,6 @@ class TranslatedRequest:
     operation: Operation
     body: dict[str, Any]
     ignored: list[str] = field(default_factory=list)
-
-
-def parse_keep_alive_s(value: Any) -> float | None:
-    """Return the seconds of `keep_alive`.
-
-    Args:
-        value: Seconds as a number, or a duration such as "5m", "1h30m", "-1s", "0".
-
-    Returns:
-        Seconds; FOREVER for a negative or endless time; None where it is absent.
-
-    Raises:
-        Invalid: It is neither.
-    """
-    if value is None:
-        return None
-    is_nan = value != value  # JSON as some clients write it may hold one
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and not is_nan:
-        return float(value) if 0 <= value <= NEVER_AFTER_S else FOREVER
-    if isinstance(value, str) and (value.lstrip("+-") == "0" or _DURATION.fullmatch(value)):
-        total = sum(float(number) * _UNIT_S[unit] for number, unit in _TERM.findall(value))
-        return FOREVER if total > NEVER_AFTER_S or (value.startswith("-") and total) else total
-    raise Invalid(
-        '`keep_alive` must be seconds as a number, or a duration such as "5m" or "-1s".', param="keep_alive"
-    )
 
 
 def to_openai_options(options: dict[str, Any] | None) -> tuple[dict[str, Any], list[str]]:

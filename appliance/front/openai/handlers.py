@@ -18,10 +18,9 @@ from appliance.front.pipeline.late import respond_or_heartbeat
 from appliance.front.pipeline.request import Request
 from appliance.front.pipeline.response import Response, json_response
 from appliance.front.pipeline.route import Route
+from appliance.front.pipeline.sse import HEARTBEAT, SSE_HEADERS
 from appliance.models.status.views import ModelManagerApi
 
-SSE_HEADERS = [("Cache-Control", "no-cache"), ("X-Accel-Buffering", "no")]
-HEARTBEAT = b": heartbeat\n\n"
 STREAM = Response(
     content_type=SSE_CONTENT_TYPE,
     headers=SSE_HEADERS,

@@ -13,7 +13,6 @@ from appliance.base.sse import SSE_CONTENT_TYPE
 from appliance.engines.router import Router
 from appliance.engines.stream import GeneratedStream
 from appliance.engines.types import EngineRequest, Operation
-from appliance.front.openai.handlers import HEARTBEAT, SSE_HEADERS
 from appliance.front.openai.responses_objects import finish_response, new_response, output_items
 from appliance.front.openai.responses_request import chat_body
 from appliance.front.openai.responses_stream import ResponsesStream
@@ -23,6 +22,7 @@ from appliance.front.pipeline.replies import parse_reply
 from appliance.front.pipeline.request import Request
 from appliance.front.pipeline.response import Response, json_response
 from appliance.front.pipeline.route import Route
+from appliance.front.pipeline.sse import HEARTBEAT, SSE_HEADERS
 
 TYPES = {
     **OPENAI_TYPES,

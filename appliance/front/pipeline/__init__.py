@@ -4,6 +4,7 @@ Modules:
     access: who may call, and with which key.
     access_log: one line per request.
     body: a JSON body and the types of its known fields.
+    durations: durations as clients write them.
     errors: a failure as HTTP status and body, in each dialect.
     heads: heads of requests and responses, as bytes and as values.
     late: streams that begin before their response is there.
@@ -13,5 +14,5 @@ Modules:
     request: what a handler takes.
     response: what a handler returns.
     route: one address of the HTTP API.
-    sse: engines' event streams.
+    sse: engines' event streams, and our own events.
 """

@@ -1,11 +1,16 @@
-"""Engines' event streams, read for dialects that must look into each event; the reader is base/sse.py."""
+"""Server-sent events: engines' streams read event by event, and our own events; the reader is base/sse.py."""
 
 from collections.abc import AsyncGenerator
 from typing import Any
 
-from appliance.base.errors import UpstreamFailed
+from appliance.base import jsons
+from appliance.base.errors import ApplianceError, UpstreamFailed
 from appliance.base.sse import SseReader
 from appliance.engines.stream import Stream
+from appliance.front.pipeline.errors import openai_error
+
+SSE_HEADERS = [("Cache-Control", "no-cache"), ("X-Accel-Buffering", "no")]
+HEARTBEAT = b": heartbeat\n\n"  # a comment
 
 
 async def read_events(pieces: Stream) -> AsyncGenerator[dict[str, Any], None]:
@@ -39,3 +44,13 @@ def _unless_error(event: dict[str, Any]) -> dict[str, Any]:
         text = str(message or "The response ended with an error.")
         raise UpstreamFailed(text, code="upstream_error_event")
     return event
+
+
+def render_event(name: str, value: Any) -> bytes:
+    """Return one event: `event: NAME`, one line of JSON data, an empty line."""
+    return b"event: " + name.encode() + b"\ndata: " + jsons.dumps(value) + b"\n\n"
+
+
+def render_error_event(error: ApplianceError) -> bytes:
+    """Return the last event of a feed that ended with an error."""
+    return render_event("error", {"error": openai_error(error)})
