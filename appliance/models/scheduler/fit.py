@@ -30,7 +30,7 @@ def find_devices(
 
     1. max_models is reached, now or once the reservations are used    → None
     2. one device holds it                                             → that with the most free memory, but
-                                                                       first those where nothing is being loaded
+                                                                       first those without a running load
     3. no GPU alone could ever hold it, all together can               → all that have memory free
     4. else                                                            → None
 
@@ -117,21 +117,19 @@ def pick_evicted(
         The first of `order` that suffice together, without any that is not needed; None = not even all
         suffice.
     """
-
-    def fits_without(some: Sequence[ResidentRunner]) -> bool:
-        serials = [one.serial for one in some]
-        return find_devices(facts, state, removed=serials, reservations=reservations) is not None
-
     chosen: list[ResidentRunner] = []
+    serials: list[int] = []
     for one in order:
         chosen.append(one)
-        if fits_without(chosen):
+        serials.append(one.serial)
+        if find_devices(facts, state, removed=serials, reservations=reservations) is not None:
             break
     else:
         return None
     for one in chosen[::-1]:
         others = [other for other in chosen if other is not one]
-        if fits_without(others):
+        serials = [other.serial for other in others]
+        if find_devices(facts, state, removed=serials, reservations=reservations) is not None:
             chosen = others
     return chosen
 
