@@ -79,7 +79,7 @@ async def test_orders_that_are_not_done_are_listed_as_well(start, tmp_path: Path
 
 
 async def test_what_is_wrong_is_said(start, tmp_path: Path) -> None:
-    async with LoraEngine("vllm", may_load=False) as engine:
+    async with LoraEngine("vllm", can_load=False) as engine:
         running = await start(BACKENDS=f"v={engine.url}", LORA_ALLOWED_DIRS="/adapters", **QUICK)
         terminal = Terminal(running)
         for arguments, words in (

@@ -20,7 +20,7 @@ from appliance.engines.kv.follower import KvFollower
 from appliance.engines.kv.index import TTL_S, BlockIndex, RedisAddress
 from appliance.engines.kv.subscription import KvSource
 from appliance.engines.kv.times import KvTimes
-from tests.fakes.kv_publisher import Publisher, name, publisher, publishing
+from tests.fakes.kv_publisher import Publisher, block_hash, publisher, publishing
 from tests.redis_server import RedisServer, closed_port, redis_server
 
 __all__ = ["publisher", "redis_server"]
@@ -61,7 +61,7 @@ async def comes_true(condition: Callable[[], Any], *, within_s: float = 20.0) ->
 
 def entries(*numbers: int, pod: str = POD) -> set[str]:
     """The keys that tell of these blocks."""
-    return {f"matrix:kv:block:{MODEL}@{name(n)}" for n in numbers} | {
+    return {f"matrix:kv:block:{MODEL}@{block_hash(n)}" for n in numbers} | {
         f"vllm:kv:block:{pod}@{n}" for n in numbers
     }
 
@@ -81,22 +81,22 @@ async def test_keys_and_values_are_those_that_routers_read(
         publisher.store(5)
         assert await has(redis_server, 5)
         everything = redis_server.everything()
-        assert everything[f"vllm:kv:block:{POD}@5"] == str(name(5))
-        ((pod, at_s),) = everything[f"matrix:kv:block:{MODEL}@{name(5)}"].items()  # type: ignore[attr-defined]
+        assert everything[f"vllm:kv:block:{POD}@5"] == str(block_hash(5))
+        ((pod, at_s),) = everything[f"matrix:kv:block:{MODEL}@{block_hash(5)}"].items()  # type: ignore[attr-defined]
         assert (pod, abs(int(at_s) - time.time()) < 30) == (POD, True)
         with redis_server.client() as client:
             assert TTL_S - 30 < client.ttl(f"vllm:kv:block:{POD}@5") <= TTL_S
-            assert client.ttl(f"matrix:kv:block:{MODEL}@{name(5)}") == -1
+            assert client.ttl(f"matrix:kv:block:{MODEL}@{block_hash(5)}") == -1
 
 
 async def test_removed_blocks_disappear_and_other_pods_stay(
     publisher: Publisher, redis_server: RedisServer
 ) -> None:
     with redis_server.client() as client:
-        client.hset(f"matrix:kv:block:{MODEL}@{name(2)}", "pod-1", "1")
-        client.set("vllm:kv:block:pod-1@2", name(2))
-        client.set(f"vllm:kv:block:{POD}@x@2", name(2))  # of a pod whose name begins with ours
-    others = {f"matrix:kv:block:{MODEL}@{name(2)}", "vllm:kv:block:pod-1@2", f"vllm:kv:block:{POD}@x@2"}
+        client.hset(f"matrix:kv:block:{MODEL}@{block_hash(2)}", "pod-1", "1")
+        client.set("vllm:kv:block:pod-1@2", block_hash(2))
+        client.set(f"vllm:kv:block:{POD}@x@2", block_hash(2))  # of a pod whose name begins with ours
+    others = {f"matrix:kv:block:{MODEL}@{block_hash(2)}", "vllm:kv:block:pod-1@2", f"vllm:kv:block:{POD}@x@2"}
     async with following(publisher.port, redis_server.port):
         await publisher.has_subscribers()
         publisher.store(1, 2, 3)
@@ -105,7 +105,7 @@ async def test_removed_blocks_disappear_and_other_pods_stay(
         assert await comes_true(lambda: redis_server.keys() == entries(3) | others)
         publisher.send(["AllBlocksCleared"])
         assert await comes_true(lambda: redis_server.keys() == others)
-        assert redis_server.everything()[f"matrix:kv:block:{MODEL}@{name(2)}"] == {"pod-1": "1"}
+        assert redis_server.everything()[f"matrix:kv:block:{MODEL}@{block_hash(2)}"] == {"pod-1": "1"}
 
 
 async def test_many_blocks_in_many_messages_arrive(publisher: Publisher, redis_server: RedisServer) -> None:
@@ -140,7 +140,7 @@ async def test_nothing_is_contacted_before_the_first_event(publisher: Publisher)
     calls: list[int] = []
     async with listener, following(publisher.port, listener.sockets[0].getsockname()[1]) as follower:
         await publisher.has_subscribers()
-        publisher.raw(b"kv-events", b"no", b"message")
+        publisher.send_parts(b"kv-events", b"no", b"message")
         publisher.send()
         assert await comes_true(lambda: follower.counters.lost["not_understood"] == 1)
         await asyncio.sleep(0.2)
@@ -209,12 +209,12 @@ async def test_a_redis_that_refuses_to_write_is_tried_again(
     publisher: Publisher, redis_server: RedisServer
 ) -> None:
     with redis_server.client() as client:
-        client.set(f"matrix:kv:block:{MODEL}@{name(1)}", "no hash")
+        client.set(f"matrix:kv:block:{MODEL}@{block_hash(1)}", "no hash")
         async with following(publisher.port, redis_server.port) as follower:
             await publisher.has_subscribers()
             publisher.store(1)
             assert await comes_true(lambda: follower.writer.state == "down")
-            client.delete(f"matrix:kv:block:{MODEL}@{name(1)}")
+            client.delete(f"matrix:kv:block:{MODEL}@{block_hash(1)}")
             assert await has(redis_server, 1)
 
 
@@ -241,14 +241,14 @@ async def test_an_engine_that_is_lost_has_no_blocks(publisher: Publisher, redis_
         publisher.store(1)
         assert await has(redis_server, 1)
         assert await comes_true(lambda: follower.is_connected)
-        publisher.hang_up()  # for a moment
+        publisher.disconnect()  # for a moment
         assert await comes_true(lambda: not follower.is_connected)
         publisher.open()
         await publisher.has_subscribers()
         assert await comes_true(lambda: follower.is_connected)
         await asyncio.sleep(2.2)
         assert len(follower.blocks) == 1
-        publisher.hang_up()  # for good
+        publisher.disconnect()  # for good
         assert await has(redis_server)
 
 
@@ -276,9 +276,9 @@ async def test_entries_of_a_former_process_are_removed(
     publisher: Publisher, redis_server: RedisServer
 ) -> None:
     with redis_server.client() as client:
-        for number in range(2500):  # more than one look at the keys
-            client.hset(f"matrix:kv:block:{MODEL}@{name(number)}", POD, "1")
-            client.set(f"vllm:kv:block:{POD}@{number}", name(number))
+        for number in range(2500):  # more than one scan of the keys
+            client.hset(f"matrix:kv:block:{MODEL}@{block_hash(number)}", POD, "1")
+            client.set(f"vllm:kv:block:{POD}@{number}", block_hash(number))
     async with following(publisher.port, redis_server.port):
         await publisher.has_subscribers()
         publisher.store(7, 9000)

@@ -1,4 +1,4 @@
-"""An engine's publisher of KV events over real ZeroMQ, which a test can restart, hang up, and let say anything."""
+"""An engine's publisher of KV events over real ZeroMQ, which a test can restart, disconnect, and let send anything."""
 
 import asyncio
 import time
@@ -15,7 +15,7 @@ from tests.journeys.running import free_port
 
 
 class Publisher:
-    """One publisher. `sequence`: of the next message, as vLLM counts them."""
+    """One publisher. `sequence` is the number of the next message, as vLLM counts them."""
 
     def __init__(self, port: int = 0) -> None:
         self._context = zmq.Context()
@@ -24,43 +24,34 @@ class Publisher:
         self.open()
 
     def open(self) -> None:
-        self._socket = self._context.socket(zmq.XPUB)  # a PUB that tells who subscribes
+        self._socket = self._context.socket(zmq.XPUB)  # a PUB that reports subscriptions
         self._socket.setsockopt(zmq.XPUB_VERBOSE, 1)
         self._socket.linger = 0
         self._socket.bind(f"tcp://127.0.0.1:{self.port}")
 
-    def hang_up(self) -> None:
+    def disconnect(self) -> None:
         self._socket.close()
 
     async def has_subscribers(self, count: int = 1) -> None:
-        """Wait for so many (more) subscriptions: what is said before them is not heard."""
+        """Wait for so many (more) subscriptions: what is sent before them is lost."""
         end = time.monotonic() + 30
         while count:
             if self._socket.poll(0):
                 count -= self._socket.recv()[:1] == b"\x01"
-            assert time.monotonic() < end, "nobody subscribed"
+            assert time.monotonic() < end, "there is no subscription"
             await asyncio.sleep(0.01)
 
     def send(self, *events: Any, topic: bytes = b"kv-events") -> None:
-        self.raw(topic, self.sequence.to_bytes(8, "big"), msgpack.packb([1.0, list(events), 0]))
+        self.send_parts(topic, self.sequence.to_bytes(8, "big"), msgpack.packb([1.0, list(events), 0]))
         self.sequence += 1
 
-    def raw(self, *parts: bytes) -> None:
+    def send_parts(self, *parts: bytes) -> None:
         self._socket.send_multipart(parts)
 
     def store(self, *numbers: int) -> None:
-        """Say that blocks were stored: block n has the tokens n, n."""
-        self.send(
-            [
-                "BlockStored",
-                list(numbers),
-                None,
-                [number for number in numbers for _ in range(2)],
-                2,
-                None,
-                "GPU",
-            ]
-        )
+        """Send that blocks were stored: block n has the tokens n, n."""
+        tokens = [number for number in numbers for _ in range(2)]
+        self.send(["BlockStored", list(numbers), None, tokens, 2, None, "GPU"])
 
     def close(self) -> None:
         self._context.destroy(linger=0)
@@ -81,6 +72,6 @@ def publisher() -> Iterator[Publisher]:
         yield one
 
 
-def name(number: int) -> int:
-    """The standard hash of block n."""
+def block_hash(number: int) -> int:
+    """Return the standard hash of block n."""
     return standard_hash([number, number])

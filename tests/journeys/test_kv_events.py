@@ -1,4 +1,4 @@
-"""The index of an engine's blocks as a user gets it: the sidecar as a process, and the same inside the appliance."""
+"""The index of an engine's blocks, by the sidecar as a process and inside the appliance."""
 
 import asyncio
 import os
@@ -14,7 +14,7 @@ import trustme
 from appliance.base.settings import InvalidSettings
 from appliance.engines.settings import EngineSettings
 from tests.fakes.engine_server import EngineServer
-from tests.fakes.kv_publisher import Publisher, name, publisher
+from tests.fakes.kv_publisher import Publisher, block_hash, publisher
 from tests.journeys.running import Start, free_port, until
 from tests.redis_server import RedisServer, redis_server
 
@@ -61,14 +61,14 @@ async def ended(process: subprocess.Popen[bytes]) -> int:
 
 
 @pytest.mark.parametrize("kind", ["vllm", "auto"])
-async def test_the_sidecar_tells_what_its_engine_has(
+async def test_the_sidecar_indexes_what_its_engine_has(
     kind: str,
     sidecar,
     publisher: Publisher,
     redis_server: RedisServer,
     tmp_path: Path,
 ) -> None:
-    """Also one that is recognised by itself; Redis goes and comes back; and an orderly end."""
+    """Also of a detected kind; Redis is restarted, and the sidecar stops in order."""
     port = free_port()
     async with EngineServer("vllm") as engine:
         process = sidecar(
@@ -97,7 +97,7 @@ async def test_the_sidecar_tells_what_its_engine_has(
         wanted = {
             f"{prefix}@{number}"
             for prefix, numbers in (
-                ("matrix:kv:block:qwen", map(name, (2, 3))),
+                ("matrix:kv:block:qwen", map(block_hash, (2, 3))),
                 ("vllm:kv:block:pod-0", (2, 3)),
             )
             for number in numbers
@@ -116,7 +116,7 @@ async def test_the_sidecar_tells_what_its_engine_has(
 
 
 @pytest.mark.parametrize("is_trusted", [True, False])
-async def test_by_tls_only_a_redis_that_is_trusted_is_told(
+async def test_with_tls_only_a_trusted_redis_is_written(
     is_trusted: bool, sidecar, publisher: Publisher, tmp_path: Path
 ) -> None:
     redis_server = RedisServer(tmp_path, authority=trustme.CA(), password="of-the-index")
@@ -155,7 +155,7 @@ async def test_by_tls_only_a_redis_that_is_trusted_is_told(
         redis_server.stop()
 
 
-async def test_without_redis_and_publisher_the_sidecar_serves_and_ends(sidecar, tmp_path: Path) -> None:
+async def test_the_sidecar_serves_without_redis_and_publisher(sidecar, tmp_path: Path) -> None:
     port = free_port()
     async with EngineServer("sglang") as engine:
         process = sidecar(
@@ -182,7 +182,7 @@ async def test_without_redis_and_publisher_the_sidecar_serves_and_ends(sidecar, 
     [["-I", "pod-0"], ["-N", "qwen"], ["-I", "pod-0", "-N", "qwen"]],
     ids=["no model", "no pod", "switched off"],
 )
-async def test_it_is_off_where_it_is_not_wanted(flags: list[str], sidecar) -> None:
+async def test_events_are_not_followed_without_pod_or_model(flags: list[str], sidecar) -> None:
     port = free_port()
     async with EngineServer("vllm") as engine:
         sidecar(
@@ -206,7 +206,7 @@ async def test_it_is_off_where_it_is_not_wanted(flags: list[str], sidecar) -> No
         assert "engine_kv_e" not in text
 
 
-async def test_inside_the_appliance_it_is_about_the_sidecars_backend(
+async def test_the_appliance_follows_the_sidecars_backend(
     start: Start, publisher: Publisher, redis_server: RedisServer
 ) -> None:
     port = free_port()
@@ -223,7 +223,7 @@ async def test_inside_the_appliance_it_is_about_the_sidecars_backend(
         )
         await publisher.has_subscribers()
         publisher.send(["BlockStored", [b"\x00\x11"], None, [4, 4], 2, None], topic=b"any")
-        wanted = {f"matrix:kv:block:qwen@{name(4)}", "vllm:kv:block:pod-7@0x0011"}
+        wanted = {f"matrix:kv:block:qwen@{block_hash(4)}", "vllm:kv:block:pod-7@0x0011"}
         assert await until(lambda: redis_server.keys() == wanted, seconds=20)
         assert "engine_kv_blocks 1\n" in await asyncio.to_thread(page, port)
 
@@ -240,7 +240,7 @@ async def test_inside_the_appliance_it_is_about_the_sidecars_backend(
         ("KV_EVENTS_MAX_BLOCKS", "0"),
     ],
 )
-def test_a_setting_that_cannot_be_is_named(variable: str, value: str) -> None:
+def test_an_invalid_setting_is_named(variable: str, value: str) -> None:
     with pytest.raises(InvalidSettings, match=variable):
         EngineSettings.from_env({variable: value})
 
@@ -248,18 +248,18 @@ def test_a_setting_that_cannot_be_is_named(variable: str, value: str) -> None:
 @pytest.mark.parametrize(
     "endpoint", ["tcp://localhost:5557", "tcp://[::1]:5557", "ipc:///run/kv.sock", "tcp://engine.ns.svc:5557"]
 )
-def test_endpoints_as_they_are_written(endpoint: str) -> None:
+def test_endpoints_of_every_kind_are_accepted(endpoint: str) -> None:
     assert EngineSettings.from_env({"VLLM_ZMQ_ENDPOINT": endpoint}).vllm_zmq_endpoint == endpoint
 
 
-def test_the_password_of_redis_is_a_secret_and_may_come_from_a_file(tmp_path: Path) -> None:
+def test_the_redis_password_is_secret_and_may_be_in_a_file(tmp_path: Path) -> None:
     (tmp_path / "password").write_text("of-the-index\n")
     settings = EngineSettings.from_env({"REDIS_PASSWORD_FILE": str(tmp_path / "password")})
     assert settings.redis_password.get_secret_value() == "of-the-index"
     assert "of-the-index" not in repr(settings)
 
 
-def test_who_does_not_follow_events_does_not_carry_what_it_needs() -> None:
+def test_libraries_for_events_are_imported_only_when_needed() -> None:
     code = "import appliance.app, appliance.sidecar, sys; print([name for name in ('zmq', 'redis', 'msgpack') if name in sys.modules])"
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

@@ -1,4 +1,4 @@
-"""LoRA adapters on models that the appliance runs itself, with real llama-servers: loaded by a planned restart, kept, rolled back, unloaded."""
+"""LoRA adapters on models that the appliance runs itself, with real llama-servers: by planned restarts."""
 
 import asyncio
 import json
@@ -83,9 +83,7 @@ def pid(running: Running, alias: str = "tiny") -> int:
     )
 
 
-async def test_an_adapter_is_loaded_asked_for_kept_over_a_restart_and_unloaded(
-    start, table, folder: Path
-) -> None:
+async def test_an_adapter_is_loaded_used_kept_and_unloaded(start, table, folder: Path) -> None:
     first = await start(**table)
     assert await say(first, "tiny") == (200, REPLY)
     former = pid(first)
@@ -123,7 +121,7 @@ async def test_an_adapter_is_loaded_asked_for_kept_over_a_restart_and_unloaded(
     assert await listed(third) == {}
 
 
-async def test_running_answers_end_and_those_in_line_wait_for_the_restart(start, table, folder: Path) -> None:
+async def test_running_requests_end_and_queued_ones_wait_for_the_restart(start, table, folder: Path) -> None:
     running = await start(**table)
     long = asyncio.create_task(ask(running, {**long_body(1500), "model": "tiny", "stream": False}))
     assert await until(lambda: running.appliance.manager.queues()[0].current_processing == 1, seconds=20)
@@ -137,7 +135,7 @@ async def test_running_answers_end_and_those_in_line_wait_for_the_restart(start,
     assert await say(running, "style") == (200, LORA_REPLY)
 
 
-async def test_it_is_one_request_s_own_and_streams_and_ollama_have_it_too(start, table, folder: Path) -> None:
+async def test_each_request_gets_its_own_adapter_in_every_dialect(start, table, folder: Path) -> None:
     running = await start(**table)
     await load(running, folder / "style.gguf", base_model="tiny")
     names = ["tiny", "style"] * 10
@@ -152,14 +150,12 @@ async def test_it_is_one_request_s_own_and_streams_and_ollama_have_it_too(start,
     status, headers, text = await ask(running, {"model": "style", "messages": HELLO, "stream": True})
     pieces = [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: {")]
     assert "".join(piece["choices"][0]["delta"].get("content") or "" for piece in pieces) == LORA_REPLY
-    # Passage changes no body: the base model would answer there.
+    # Passthrough changes no body: the base model would answer there.
     status, _, value = await ask(running, {"model": "style", "prompt": "x"}, path="/completion")
     assert (status, value["error"]["code"]) == (400, "not_supported")
 
 
-async def test_a_model_whose_process_is_killed_comes_back_with_its_adapter(
-    start, table, folder: Path
-) -> None:
+async def test_a_killed_model_comes_back_with_its_adapter(start, table, folder: Path) -> None:
     running = await start(**table)
     await load(running, folder / "style.gguf", base_model="tiny")
     for _ in range(2):
@@ -177,7 +173,7 @@ async def test_a_model_whose_process_is_killed_comes_back_with_its_adapter(
         ("an empty folder", "adapter_not_found", "no .gguf file"),
     ],
 )
-async def test_what_is_no_adapter_is_refused_before_anything_is_stopped(
+async def test_an_invalid_file_is_refused_before_anything_is_stopped(
     start,
     table,
     folder: Path,
@@ -203,8 +199,8 @@ async def test_what_is_no_adapter_is_refused_before_anything_is_stopped(
     assert (pid(running), await listed(running)) == (former, {})
 
 
-async def test_an_adapter_that_its_server_cannot_load_is_taken_back(start, table, folder: Path) -> None:
-    """Its header is well, and the rest is missing: only the llama-server sees that."""
+async def test_an_adapter_that_cannot_be_loaded_is_rolled_back(start, table, folder: Path) -> None:
+    """Its header is valid, and the rest is missing: only the llama-server sees that."""
     whole = (folder / "style.gguf").read_bytes()
     (folder / "torn.gguf").write_bytes(whole[: len(whole) - 6000])
     running = await start(**table)
@@ -239,7 +235,7 @@ async def test_names_and_paths_are_checked(start, table, folder: Path, tmp_path:
         }, name
     status, value = await load(running, folder / "style.gguf", "tiny", base_model="tiny")
     assert (status, value["error"]["code"]) == (409, "adapter_exists")
-    status, value = await load(running, folder / "style.gguf", base_model="nobody")
+    status, value = await load(running, folder / "style.gguf", base_model="unknown")
     assert (status, value["error"]["code"]) == (404, "model_not_found")
     status, value = await load(running, folder / "style.gguf")  # there are two models
     assert (status, value["error"]["code"]) == (409, "base_model_needed")
@@ -257,9 +253,7 @@ async def test_names_and_paths_are_checked(start, table, folder: Path, tmp_path:
     assert (status, value["error"]["param"]) == (400, "source")
 
 
-async def test_another_file_under_the_same_name_is_a_conflict_and_the_same_is_none(
-    start, table, folder: Path
-) -> None:
+async def test_another_file_under_the_same_name_is_a_conflict(start, table, folder: Path) -> None:
     running = await start(**table)
     shutil.copy(folder / "style.gguf", folder / "other.gguf")
     assert (await load(running, folder / "style.gguf", base_model="tiny"))[0] == 200
@@ -282,7 +276,7 @@ async def test_another_file_under_the_same_name_is_a_conflict_and_the_same_is_no
     ]
 
 
-async def test_only_operators_may(start, table, folder: Path) -> None:
+async def test_only_operators_may_change_adapters(start, table, folder: Path) -> None:
     running = await start(**table, APPLIANCE_API_KEYS="client-key", OPERATOR_API_KEYS="operator-key")
     for key, wanted in (("client-key", 403), ("operator-key", 200)):
         headers = {"Authorization": f"Bearer {key}"}

@@ -187,7 +187,7 @@ async def test_a_failed_download_loads_nothing(house: House) -> None:
     house.downloads.fails = UpstreamFailed("adapter_model.safetensors: the source broke off.")
     status, value = await house.post("load", lora_name="style", source="hf://o/s")
     assert (status, value["error"]["message"]) == (502, "adapter_model.safetensors: the source broke off.")
-    assert house.engine.told == []
+    assert house.engine.commands == []
 
 
 async def test_a_caller_that_leaves_ends_the_download(house: House) -> None:
@@ -277,7 +277,7 @@ async def test_the_sidecar_gives_the_engines_own_answers(house: House) -> None:
         True,
         True,
     )
-    house.engine.may_load = False
+    house.engine.can_load = False
     status, value = await house.beside("load", lora_name="style", lora_path=path)
     assert (
         status,

@@ -1,4 +1,4 @@
-"""LoRA adapters on servers of the operator's: SGLang and vLLM by stand-ins that lose them when they restart, llama-server for real."""
+"""LoRA adapters on servers that the operator runs: stand-ins of SGLang and vLLM, and a real llama-server."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -57,7 +57,7 @@ async def converged(running: Running, wanted: dict[str, str], name: str = "style
 
 
 @pytest.mark.parametrize("kind", ["vllm", "vllm 2024", "sglang", "sglang 2024"])
-async def test_an_adapter_is_loaded_on_every_backend_asked_for_and_unloaded(
+async def test_an_adapter_is_loaded_on_every_backend_used_and_unloaded(
     start, engines: Engines, kind: str
 ) -> None:
     servers = await engines(kind, kind)
@@ -85,10 +85,10 @@ async def test_an_adapter_is_loaded_on_every_backend_asked_for_and_unloaded(
 
 
 @pytest.mark.parametrize("kind", ["vllm", "sglang", "sglang 2024"])
-async def test_engines_are_killed_and_restarted_and_no_request_meets_a_missing_adapter(
+async def test_requests_never_miss_the_adapter_while_engines_restart(
     start, engines: Engines, kind: str
 ) -> None:
-    """Requests go on all the time; each of three engines is killed and restarted in turn, always without its adapters."""
+    """Each of three engines is killed and restarted in turn without its adapters, while requests go on."""
     servers = await engines(kind, kind, kind)
     running = await start(**behind(servers))
     assert (await load(running, "/adapters/style"))[0] == 200
@@ -124,7 +124,7 @@ async def test_requests_wait_for_the_only_engine_to_load_it_again(start, engines
     await server.stop()
     assert await until(lambda: running.appliance.router.state("e0").standing == "down")
     status, _, value = await ask(running, {"model": "style", "messages": HELLO})
-    assert (status, value["error"]["code"]) == (503, "adapter_not_loaded")  # nobody is there to wait for
+    assert (status, value["error"]["code"]) == (503, "adapter_not_loaded")  # there is no backend to wait for
     server.adapters.clear()
     server.load_s = 0.5
     await server.start()
@@ -134,7 +134,7 @@ async def test_requests_wait_for_the_only_engine_to_load_it_again(start, engines
 
 
 @pytest.mark.parametrize("kind", ["vllm", "sglang"])
-async def test_a_loss_that_no_look_has_seen_costs_the_request_only_time(
+async def test_a_loss_before_the_next_probe_costs_the_request_only_time(
     start, engines: Engines, kind: str
 ) -> None:
     servers = await engines(kind, kind)
@@ -143,11 +143,11 @@ async def test_a_loss_that_no_look_has_seen_costs_the_request_only_time(
     for server in servers:
         server.adapters.clear()
     assert {await say(running, "style") for _ in range(4)} == {(200, STYLE)}
-    assert 1 <= sum(server.missing for server in servers) <= 2  # they said so, and no client was told
+    assert 1 <= sum(server.missing for server in servers) <= 2  # the engines said so, and no client saw it
     assert await until(lambda: all(server.adapters for server in servers))
 
 
-async def test_a_change_that_one_of_three_refuses_is_rolled_back(start, engines: Engines) -> None:
+async def test_a_load_that_one_of_three_refuses_is_rolled_back(start, engines: Engines) -> None:
     servers = await engines("vllm", "sglang", "vllm")
     servers[2].refuses = (404, "Loading lora style failed: No adapter found for /adapters/style")
     running = await start(**behind(servers))
@@ -156,14 +156,12 @@ async def test_a_change_that_one_of_three_refuses_is_rolled_back(start, engines:
     assert "e2" in value["error"]["message"]
     assert "No adapter found" in value["error"]["message"]
     assert [server.adapters for server in servers] == [{}, {}, {}]
-    assert [server.told for server in servers][:2] == [["load", "unload"]] * 2
+    assert [server.commands for server in servers][:2] == [["load", "unload"]] * 2
     assert await listed(running) == {}
     assert await say(running, "style") == (404, "model_not_found")
 
 
-async def test_a_part_of_it_is_enough_where_that_is_wished_and_the_rest_follows(
-    start, engines: Engines
-) -> None:
+async def test_a_partial_load_is_enough_and_the_rest_follows(start, engines: Engines) -> None:
     servers = await engines("vllm", "vllm")
     servers[1].refuses = (500, "out of adapter slots")
     running = await start(**behind(servers))
@@ -195,9 +193,7 @@ async def test_an_unload_that_one_refuses_leaves_it_everywhere(start, engines: E
     assert sum(server.missing for server in servers) == 0
 
 
-async def test_one_that_is_down_at_an_unload_is_told_when_it_comes_back_also_after_a_restart(
-    start, engines: Engines
-) -> None:
+async def test_a_backend_that_was_down_unloads_it_when_it_is_back(start, engines: Engines) -> None:
     servers = await engines("vllm", "vllm")
     running = await start(**behind(servers))
     await load(running, "/adapters/style")
@@ -212,9 +208,7 @@ async def test_one_that_is_down_at_an_unload_is_told_when_it_comes_back_also_aft
     assert (await say(again, "style"))[0] == 404
 
 
-async def test_new_backends_get_it_and_what_is_declared_outlives_the_appliance(
-    start, engines: Engines
-) -> None:
+async def test_new_backends_and_restarts_get_what_is_declared(start, engines: Engines) -> None:
     servers = await engines("vllm", "sglang")
     running = await start(**behind(servers[:1]))
     await load(running, "/adapters/style", base_model="tiny")
@@ -236,16 +230,16 @@ async def test_only_the_named_backend_gets_it(start, engines: Engines) -> None:
     assert {backend((await ask(running, {"model": "style", "messages": HELLO}))[1]) for _ in range(3)} == {
         "e1"
     }
-    assert (await load(running, "/adapters/x", "x", backend="nobody"))[0] == 404
+    assert (await load(running, "/adapters/x", "x", backend="unknown"))[0] == 404
 
 
 @pytest.mark.parametrize(
     ("kind", "words"), [("vllm", "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"), ("sglang", "--enable-lora")]
 )
-async def test_an_engine_that_may_not_is_told_of_with_what_to_do(
+async def test_an_engine_without_lora_is_named_with_its_remedy(
     start, engines: Engines, kind: str, words: str
 ) -> None:
-    servers = await engines(kind, may_load=False)
+    servers = await engines(kind, can_load=False)
     running = await start(**behind(servers))
     status, value = await load(running, "/adapters/style")
     assert (status, value["error"]["code"]) == (409, "lora_not_enabled")
@@ -253,9 +247,7 @@ async def test_an_engine_that_may_not_is_told_of_with_what_to_do(
 
 
 @pytest.mark.parametrize("kind", ["vllm", "sglang"])
-async def test_what_an_engine_has_already_is_adopted_and_told_apart_from_what_it_has_not(
-    start, engines: Engines, kind: str
-) -> None:
+async def test_adapters_that_an_engine_has_already_are_adopted(start, engines: Engines, kind: str) -> None:
     (server,) = await engines(kind)
     server.adapters["style"] = "/adapters/style"
     server.adapters["other"] = "/elsewhere/other"
@@ -269,12 +261,12 @@ async def test_what_an_engine_has_already_is_adopted_and_told_apart_from_what_it
     status, value = await load(running, "/adapters/other", "other")
     assert (status, value["error"]["code"]) == (409, "adapter_exists")
     assert (await unload(running, "other"))[0] == 200  # it need not be declared
-    status, value = await unload(running, "nobody")
+    status, value = await unload(running, "unknown")
     assert (status, value["error"]["code"]) == (404, "no_such_adapter")
     assert server.adapters == {"style": "/adapters/style"}
 
 
-async def test_with_nobody_to_load_it_nothing_is_declared(start, engines: Engines) -> None:
+async def test_without_a_backend_nothing_is_declared(start, engines: Engines) -> None:
     (server,) = await engines("vllm")
     running = await start(**behind([server]))
     await server.stop()
@@ -286,9 +278,7 @@ async def test_with_nobody_to_load_it_nothing_is_declared(start, engines: Engine
     assert (await load(openai, "/adapters/style"))[0] == 404
 
 
-async def test_a_declared_name_is_never_answered_by_who_answers_any_name(
-    start, engines: Engines, hosted
-) -> None:
+async def test_a_declared_name_is_not_served_by_a_hosted_api(start, engines: Engines, hosted) -> None:
     """With a hosted API behind it and MODEL_STRICT=0, any other unknown name goes there."""
     (server,) = await engines("vllm")
     running = await start(
@@ -304,7 +294,7 @@ async def test_a_declared_name_is_never_answered_by_who_answers_any_name(
 # ---- llama-server, for real
 
 
-async def test_a_llama_server_of_others_has_what_it_was_started_with_and_no_more(
+async def test_a_foreign_llama_server_has_what_it_was_started_with(
     start, llama: Llama, tiny_models: Path
 ) -> None:
     server = await llama(lora=True)
@@ -326,17 +316,17 @@ async def test_a_llama_server_of_others_has_what_it_was_started_with_and_no_more
     assert (status, value["error"]["code"]) == (
         409,
         "lora_not_enabled",
-    )  # not declared, and nobody can unload it
-    assert (await unload(running, "nobody"))[0] == 404
+    )  # not declared, and it cannot be unloaded
+    assert (await unload(running, "unknown"))[0] == 404
     assert (await load(running, tiny_models / "tiny-lora.gguf", "tiny-lora"))[0] == 200
     assert (await unload(running, "tiny-lora"))[0] == 200
     assert await say(running, "tiny-lora") == (200, LORA_REPLY)
 
 
-async def test_a_llama_server_that_comes_back_without_its_adapter_does_not_answer_in_its_place(
+async def test_a_llama_server_without_its_adapter_does_not_answer(
     start, llama: Llama, tiny_models: Path
 ) -> None:
-    """It would: an id that it has not is passed over. Seen or not by a look, declared or not."""
+    """It would: it ignores an id that it does not have. Probed or not, declared or not."""
     first = await llama(lora=True)
     running = await start(
         **QUICK
