@@ -179,7 +179,7 @@ class Fleet:
         try:
             await asyncio.wait_for(first, FIRST_PROBES_TIMEOUT_S)
         except TimeoutError:
-            log.warning("backends_slow", waited_s=FIRST_PROBES_TIMEOUT_S)
+            log.warning("first_probes_slow", waited_s=FIRST_PROBES_TIMEOUT_S)
 
     def measure(self) -> None:
         """Bring every gauge of the engines up to date; called when metrics are read."""

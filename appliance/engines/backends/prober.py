@@ -47,7 +47,7 @@ class HealthProber:
             try:
                 await self.probe()
             except Exception as exc:
-                log.exception("look_failed", backend=self._server.name, error=repr(exc))
+                log.exception("probe_failed", backend=self._server.name, error=repr(exc))
             self._first.set()
             await self._pause()
 
@@ -113,7 +113,7 @@ class HealthProber:
             for dialect in DIALECTS.values():
                 if await dialect.matches(server.client):
                     state.dialect = dialect
-                    log.info("backend_recognised", backend=server.name, kind=dialect.kind)
+                    log.info("backend_detected", backend=server.name, kind=dialect.kind)
                     return
             detail = "it answers, but like no engine that is known"
         except (ApplianceError, ValueError) as exc:
@@ -169,7 +169,7 @@ class HealthProber:
         try:
             facts = await dialect.read_facts(server.client)
         except (WireError, ValueError) as exc:
-            log.warning("backend_not_learned", backend=server.name, why=str(exc)[:200])
+            log.warning("backend_facts_unreadable", backend=server.name, why=str(exc)[:200])
             return
         if server.models.adapters.version == version:  # else an adapter changed meanwhile: these may be older
             server.state.update_facts(facts)

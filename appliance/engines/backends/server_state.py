@@ -180,7 +180,7 @@ class ServerState:
         if self.is_lost:
             self._recovered_s = self._clock.monotonic_s()
             self.breaker.record_success()
-            log.info("backend_back", backend=self.name)
+            log.info("backend_recovered", backend=self.name)
         else:
             log.info("backend_ready", backend=self.name, kind=self.kind)
         self.is_lost = False
