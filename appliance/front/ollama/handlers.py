@@ -63,7 +63,7 @@ STREAM = Response(
 PROMPT_FIELDS = ("prompt", "messages", "suffix", "images")  # without any of them /api/generate only loads
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Exchange:
     """One request that an engine answers.
 
