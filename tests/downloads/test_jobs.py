@@ -1,4 +1,4 @@
-"""Download jobs: joined, bounded, cancelled, kept over a restart; and requests, parsed and refused."""
+"""Download jobs: joined, bounded, cancelled, kept over a restart, and without credentials."""
 
 import asyncio
 import io
@@ -15,13 +15,12 @@ import structlog
 
 from appliance.base import logs
 from appliance.base.clock import FakeClock
-from appliance.base.errors import Conflict, Exhausted, Forbidden, Internal, Invalid, NotFound, Unavailable
+from appliance.base.errors import Conflict, Exhausted, Forbidden, Internal, NotFound, Unavailable
 from appliance.base.tasks import Tasks
 from appliance.downloads import jobs as jobs_module
 from appliance.downloads.contract import DownloadProgress, DownloadRequest
 from appliance.downloads.job import job_object
 from appliance.downloads.jobs import DownloadJobs
-from appliance.downloads.request import DownloadFolders, parse_config, parse_download_request, parse_source
 from tests.downloads.standin_downloader import StandinDownloader
 from tests.journeys.running import until
 
@@ -353,126 +352,6 @@ async def test_a_folder_that_cannot_be_written_stops_no_download(tmp_path: Path)
     downloader.at_once = True
     async with opened(downloader, tmp_path / "file" / "jobs.json") as jobs:
         assert (await jobs.wait((await jobs.start(download_request(tmp_path))).id)).state == "completed"
-
-
-# ---- what callers ask for
-
-
-@pytest.fixture
-def folders(tmp_path: Path) -> DownloadFolders:
-    for name in ("home", "other", "outside"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "home" / "link").symlink_to(tmp_path / "outside")
-    return DownloadFolders(tmp_path / "home", (tmp_path / "other",))
-
-
-@pytest.mark.parametrize(
-    ("given", "expected"),
-    [
-        ("ns/repo", "hf://ns/repo"),
-        ("hf://ns/repo/", "hf://ns/repo"),
-        ("S3://Bucket/Path", "s3://Bucket/Path"),
-        (" pvc:///a/b ", "pvc:///a/b"),
-        ("hf://ns/repo@main", "hf://ns/repo@main"),
-    ],
-)
-def test_sources_are_given_their_scheme(given: str, expected: str) -> None:
-    assert parse_source(given) == expected
-
-
-@pytest.mark.parametrize(
-    "source", ["", "  ", "s3://key:topsecret@bucket/a", "https://user@host/x", "a b", "x" * 3000, "hf://a\nb"]
-)
-def test_bad_sources_are_refused_and_not_repeated(source: str) -> None:
-    with pytest.raises(Invalid) as caught:
-        parse_source(source)
-    assert caught.value.param == "source"
-    assert "topsecret" not in caught.value.message
-
-
-@pytest.mark.parametrize(
-    ("given", "expected"),
-    [
-        (None, {}),
-        ("", {}),
-        ({}, {}),
-        ("{}", {}),
-        ('{"hf_token": "t", "d": true}', {"hf_token": "t", "d": "true"}),
-        ('{"hf_token": "t"}', {"hf_token": "t"}),
-        ({"a": 1, "b": True, "c": None, "d": ""}, {"a": "1", "b": "true"}),
-        ({"include": ["*.gguf", "*.json"]}, {"include": "*.gguf,*.json"}),
-    ],
-)
-def test_config_is_an_object_or_its_text(given: Any, expected: dict[str, str]) -> None:
-    assert parse_config(given) == expected
-
-
-@pytest.mark.parametrize(
-    "config",
-    [
-        "{topsecret",
-        "[1]",
-        '"x"',
-        3,
-        ["x"],
-        {"hf_token": {"x": "topsecret"}},
-        {"a": ["topsecret"]},
-        {"endpoint": "http://user:topsecret@minio:9000"},
-        {"a": float("nan")},
-    ],
-)
-def test_config_of_another_kind_is_refused_and_not_repeated(config: Any) -> None:
-    with pytest.raises(Invalid) as caught:
-        parse_config(config)
-    assert str(caught.value.param).startswith("config")
-    assert "topsecret" not in caught.value.message
-
-
-@pytest.mark.parametrize(
-    ("given", "expected"),
-    [
-        ("a/b", "home/a/b"),
-        ("{0}/home", "home"),
-        ("{0}/other/x", "other/x"),
-        ("{0}/home/../other", "other"),
-        (".", "home"),
-    ],
-)
-def test_folders_below_the_allowed_ones_are_taken(
-    folders: DownloadFolders, tmp_path: Path, given: str, expected: str
-) -> None:
-    assert (
-        parse_download_request("ns/a", given.format(tmp_path), folders=folders).output_dir
-        == tmp_path / expected
-    )
-
-
-@pytest.mark.parametrize("given", ["{0}/outside", "../outside", "/etc", "link/x", "{0}/homeless", "/"])
-def test_folders_outside_are_forbidden(folders: DownloadFolders, tmp_path: Path, given: str) -> None:
-    with pytest.raises(Forbidden, match="DOWNLOAD_ALLOWED_DIRS") as caught:
-        parse_download_request("ns/a", given.format(tmp_path), folders=folders)
-    assert (caught.value.param, caught.value.code) == ("output_dir", "outside_allowed_folders")
-
-
-@pytest.mark.parametrize(
-    ("fields", "param"),
-    [
-        ({"source": None}, "source"),
-        ({"source": ""}, "source"),
-        ({"output_dir": None}, "output_dir"),
-        ({"output_dir": "a\0b"}, "output_dir"),
-        ({"max_workers": 0}, "max_workers"),
-        ({"max_workers": 65}, "max_workers"),
-        ({"config": "{"}, "config"),
-    ],
-)
-def test_what_is_missing_or_out_of_range_is_named(
-    folders: DownloadFolders, fields: dict[str, Any], param: str
-) -> None:
-    asked = {"source": "ns/a", "output_dir": "a", **fields}
-    with pytest.raises(Invalid) as caught:
-        parse_download_request(asked.pop("source"), asked.pop("output_dir"), folders=folders, **asked)
-    assert caught.value.param == param
 
 
 # ---- credentials
