@@ -1,12 +1,16 @@
 """pvc:// and file:// sources: folders of this machine, links, and what may be read."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from appliance.base.errors import Forbidden, Invalid, NotFound, UpstreamFailed
+from appliance.base.reach import FolderPolicy
 from appliance.downloads.contract import DownloadProgress
+from appliance.downloads.sources.contract import Interrupted, RemoteFile, SourceChanged
+from appliance.downloads.sources.disk import Disk
 from tests.downloads.workplace import MIB, download_request, engine, held, noise
 
 FILES = {"config.json": b"{}", "deep/er/weights.bin": noise(9 * MIB)}
@@ -113,3 +117,55 @@ async def test_downloads_stay_in_the_folders_for_them(tmp_path: Path, mounted: P
     with pytest.raises(Forbidden, match="leads out of"):
         await fetcher.download(download_request(f"pvc://{mounted}", tmp_path / "models" / "inner"))
     assert not (tmp_path / "er").exists()
+
+
+# ---- what changes between the listing and the copy
+
+
+def source(root: Path) -> Disk:
+    return Disk(root, FolderPolicy(None), pinned="file:///x", may_be_file=True)
+
+
+async def copy(disk: Disk, file: RemoteFile) -> bytes:
+    return b"".join([piece async for piece in disk.pieces(file, 0, file.size_bytes)])
+
+
+async def test_a_file_that_is_gone_or_not_regular_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"abc")
+    listed = (await source(tmp_path).listing()).files[0]
+    (tmp_path / "a").unlink()
+    with pytest.raises(NotFound, match=r"/a cannot be read: No such file or directory\."):
+        await copy(source(tmp_path), listed)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(Forbidden, match="pipe is not a regular file"):
+        await source(tmp_path / "pipe").listing()
+
+
+async def test_a_file_that_becomes_shorter_is_reported(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"abc")
+    listed = (await source(tmp_path).listing()).files[0]
+    with pytest.raises(SourceChanged, match=r"^a became shorter at its source"):
+        await copy(source(tmp_path), replace(listed, size_bytes=5))
+
+
+async def test_a_read_error_may_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a").write_bytes(b"abc")
+    listed = (await source(tmp_path).listing()).files[0]
+
+    def fail(*_: object) -> bytes:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("appliance.downloads.sources.disk.os.pread", fail)
+    with pytest.raises(Interrupted, match="/a cannot be read: Input/output error"):
+        await copy(source(tmp_path), listed)
+
+
+async def test_a_folder_that_cannot_be_listed_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(folder: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr("appliance.downloads.sources.disk.os.scandir", refuse)
+    with pytest.raises(Forbidden, match="cannot be read: Permission denied"):
+        await source(tmp_path).listing()

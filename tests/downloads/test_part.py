@@ -1,11 +1,13 @@
 """A partial file: its spans, and what of it a later run believes."""
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
 
 from appliance.downloads import part as download_part
-from appliance.downloads.part import PartialFile, Spans
+from appliance.downloads.part import PartialFile, Spans, disk_error
 from appliance.downloads.sources.contract import RemoteFile
 
 SIZE = 20 << 20
@@ -74,3 +76,38 @@ def test_a_part_that_lost_bytes_is_not_believed(tmp_path: Path) -> None:
     part = _begun(tmp_path, remote)
     part.path.write_bytes(b"abcdef")
     assert PartialFile(tmp_path / ".download", remote, asked="hf://ns/repo").recall() == 6
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "text"),
+    [
+        (errno.ENOSPC, "no_space", "No space left on device. What was fetched is kept. Free some space"),
+        (errno.EDQUOT, "no_space", "What was fetched is kept"),
+        (errno.EROFS, "cannot_write", "/x/m cannot be written: Read-only file system."),
+    ],
+)
+def test_a_disk_error_says_what_to_do(number: int, code: str, text: str) -> None:
+    error = disk_error("/x/m", OSError(number, os.strerror(number)))
+    assert (error.code, text in error.message) == (code, True)
+
+
+def test_a_write_that_is_cut_short_is_finished_or_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.pwritev
+    monkeypatch.setattr(download_part.os, "pwritev", lambda fd, some, at: real(fd, [some[0][:1]], at))
+    part = _begun(tmp_path, RemoteFile("model", SIZE, "sha256:aa"))
+    assert part.path.read_bytes() == b"abcdef\0\0\0\0xyz"
+    monkeypatch.setattr(download_part.os, "pwrite", lambda *_: 0)
+    with pytest.raises(OSError, match="No space left"):
+        part.write([b"12"], 20)
+
+
+def test_closed_and_discarded_parts_take_no_bytes(tmp_path: Path) -> None:
+    part = _begun(tmp_path, RemoteFile("model", SIZE, "sha256:aa"))
+    part.close()
+    part.close()
+    part.write([b"more"], 20)
+    assert part.path.stat().st_size == 13
+    part.discard()
+    assert list((tmp_path / ".download").iterdir()) == []
