@@ -3,12 +3,28 @@
 import asyncio
 import json
 import os
+import threading
+from dataclasses import replace
 from pathlib import Path
 
+import httpx2
 import pytest
+from huggingface_hub import errors
 
-from appliance.base.errors import Conflict, Forbidden, Invalid, NotFound, TimedOut, UpstreamFailed
+from appliance.base.errors import (
+    ApplianceError,
+    Conflict,
+    Forbidden,
+    Invalid,
+    NotFound,
+    TimedOut,
+    UpstreamFailed,
+)
+from appliance.base.proxies import Proxies
 from appliance.downloads.part import BLOCK_BYTES
+from appliance.downloads.sources.contract import Interrupted, SourceTimeouts
+from appliance.downloads.sources.hf import Hf
+from tests.downloads.pages import source_context
 from tests.downloads.workplace import MIB, Story, download_request, engine, held, leftovers, noise
 from tests.fakes.file_hubs import COMMIT, Cut, Hub, Stall, Status
 
@@ -316,3 +332,65 @@ async def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         ):
             with pytest.raises(Conflict, match=said):
                 await engine(None, hf_endpoint=hub.url).download(download_request("ns/repo", folder))
+
+
+# ---- what the official client's errors mean
+
+
+def hf_source(*, proxy: str = "") -> Hf:
+    context = source_context("ns/repo@v1", hf_endpoint="https://hub.test")
+    proxies = Proxies.from_environ({"HTTPS_PROXY": proxy} if proxy else {})
+    return Hf(replace(context, proxies=proxies))
+
+
+def hub_error(status: int, kind: type[Exception] = errors.HfHubHTTPError) -> Exception:
+    response = httpx2.Response(status, request=httpx2.Request("GET", "https://hub.test"))
+    return kind("said", response=response)
+
+
+@pytest.mark.parametrize(
+    ("raised", "kind", "text"),
+    [
+        (NotFound("ours"), NotFound, "^ours$"),
+        (hub_error(403, errors.GatedRepoError), Forbidden, "is gated. Accept its terms there"),
+        (hub_error(404, errors.RevisionNotFoundError), NotFound, "has no revision v1"),
+        (hub_error(404, errors.RepositoryNotFoundError), NotFound, "hf_token may not read it"),
+        (hub_error(401), Forbidden, r"requires credentials, or other ones \(401\)"),
+        (hub_error(503), Interrupted, "https://hub.test answers 503"),
+        (httpx2.ReadTimeout("slow"), TimedOut, "did not answer in time"),
+        (errors.OfflineModeIsEnabled("off"), UpstreamFailed, "is not contacted: HF_HUB_OFFLINE is set"),
+        (httpx2.ConnectError("refused"), Interrupted, "cannot be reached: refused"),
+        (errors.HFValidationError("odd"), Invalid, "ns/repo is not a valid repository name"),
+        (KeyError("sha"), UpstreamFailed, r"sent a list that cannot be read \(KeyError\)"),
+    ],
+)
+async def test_a_clients_error_has_its_meaning(
+    raised: Exception, kind: type[ApplianceError], text: str
+) -> None:
+    error = hf_source()._failure(raised)
+    assert type(error) is kind
+    with pytest.raises(kind, match=text):
+        raise error
+
+
+@pytest.mark.parametrize("raised", [httpx2.ProxyError("407 no"), hub_error(407)])
+async def test_a_proxys_refusal_names_the_proxy(raised: Exception) -> None:
+    error = hf_source(proxy="http://10.0.0.1:3128")._failure(raised)
+    assert (error.code, "requires credentials (407)" in error.message) == ("proxy_refused", True)
+
+
+async def test_a_listing_that_takes_too_long_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = hf_source()
+    source._timeouts = SourceTimeouts(first_byte_s=0.01)
+    done = threading.Event()
+    monkeypatch.setattr(source, "_fetch_tree", lambda: done.wait(5))
+    with pytest.raises(TimedOut, match="did not list the files in time"):
+        await source.listing()
+    done.set()
+    await source.close()
+
+
+@pytest.mark.parametrize("address", ["repo", "a/../b", "", "ns/repo@"])
+async def test_a_bad_address_is_refused(address: str) -> None:
+    with pytest.raises(Invalid, match="must be hf://namespace/repository"):
+        Hf(source_context(address, hf_endpoint="https://hub.test"))

@@ -6,7 +6,19 @@ from typing import Any
 import pytest
 
 from appliance.base.errors import Forbidden, Invalid
-from appliance.downloads.request import DownloadFolders, parse_config, parse_download_request, parse_source
+from appliance.downloads.contract import DownloadRequest
+from appliance.downloads.request import (
+    DownloadFolders,
+    credential_names,
+    default_folder,
+    find_missing_credentials,
+    parse_config,
+    parse_download_request,
+    parse_max_workers,
+    parse_source,
+    public_config,
+    secret_texts,
+)
 
 
 @pytest.fixture
@@ -124,3 +136,54 @@ def test_what_is_missing_or_out_of_range_is_named(
     with pytest.raises(Invalid) as caught:
         parse_download_request(asked.pop("source"), asked.pop("output_dir"), folders=folders, **asked)
     assert caught.value.param == param
+
+
+def test_a_path_that_cannot_be_resolved_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "circle").symlink_to("circle")
+    with pytest.raises(Invalid, match="`output_dir` cannot be used: ") as caught:
+        DownloadFolders(tmp_path).resolve_folder("circle/x")
+    assert caught.value.param == "output_dir"
+
+
+@pytest.mark.parametrize(
+    ("source", "folder"),
+    [
+        ("hf://ns/repo", "hf/ns/repo"),
+        ("s3://bucket/a/../b?sig=x", "s3/bucket/a/b"),
+        ("https://h/x.gguf?sig=1", "https/h/x.gguf"),
+    ],
+)
+def test_a_source_without_folder_gets_one(source: str, folder: str) -> None:
+    assert default_folder(source) == folder
+
+
+@pytest.mark.parametrize(("given", "workers"), [(None, 8), (1, 1), (64, 64)])
+def test_workers_have_a_default(given: int | None, workers: int) -> None:
+    assert parse_max_workers(given) == workers
+
+
+def test_secrets_of_a_request_are_named_and_collected() -> None:
+    request = DownloadRequest(
+        "https://h/x?sig=topsecret",
+        Path("/x"),
+        config={"hf_token": "hf_secret", "revision": "v1", "odd": "abc"},
+    )
+    assert public_config(request.config) == {"revision": "v1"}
+    assert credential_names(request) == ("hf_token", "odd", "the query of its address")
+    assert secret_texts(request) == ["sig=topsecret", "hf_secret", "topsecret"]
+
+
+@pytest.mark.parametrize(
+    ("needs", "there", "missing"),
+    [
+        ((), (), []),
+        (("hf_token",), ("HF_AUTH_TOKEN",), []),
+        (("hf_token",), (), ["hf_token (HF_AUTH_TOKEN)"]),
+        (("access_key", "secret_key"), ("ACCESS_KEY",), ["secret_key (SECRET_KEY)"]),
+        (("the query of its address",), ("HF_AUTH_TOKEN",), ["the query of its address"]),
+    ],
+)
+def test_missing_credentials_name_their_variable(
+    needs: tuple[str, ...], there: tuple[str, ...], missing: list[str]
+) -> None:
+    assert find_missing_credentials(needs, there.__contains__) == missing
