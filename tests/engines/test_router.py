@@ -1,4 +1,4 @@
-"""What a model's name leads to, and what becomes of a request on its way to the dispatcher and back."""
+"""What becomes of a request on its way to the dispatcher and back; states and strategies."""
 
 import asyncio
 from typing import Any
@@ -6,211 +6,12 @@ from typing import Any
 import pytest
 
 from appliance.base import jsons
-from appliance.base.clock import FakeClock
-from appliance.base.errors import ApplianceError, Invalid, Kind, NoSuchModel, NotFound, Unavailable
-from appliance.base.metrics.registry import Metrics
+from appliance.base.errors import ApplianceError, Invalid, NotFound, Unavailable
 from appliance.engines.backends.adapters import AdapterNotLoaded, adapter_not_loaded
-from appliance.engines.pool import Pool
 from appliance.engines.router import MAX_RETURNS, Router
-from appliance.engines.routes import MAX_CACHED_ROUTES
-from appliance.engines.settings import EngineSettings
-from appliance.engines.types import BackendStatus, EngineReply, RequestOptions
+from appliance.engines.types import BackendStatus, EngineReply
+from tests.engines.routing import Adapters, routing, two_pools
 from tests.engines.scripted import OK, TableBackend, card, engine_request, pool_of
-
-ALIASES = ["short=b", "lost-short=lost", "plain alias of the hosted API"]
-
-
-class Adapters:
-    """Declared adapters that no backend has, by name."""
-
-    def __init__(self, *absent: str, is_expected: bool = False) -> None:
-        self.absent, self.is_expected = set(absent), is_expected
-
-    def find_absent(self, name: str) -> AdapterNotLoaded | None:
-        if name not in self.absent:
-            return None
-        error = adapter_not_loaded(name, "loading")
-        error.is_expected = self.is_expected
-        return error
-
-
-def routing(*pools: Pool, adapters: Adapters | None = None, **settings: Any) -> Router:
-    clock = FakeClock()
-    router = Router(EngineSettings(**({"model_aliases": ALIASES} | settings)), clock=clock, metrics=Metrics())
-    if adapters is not None:
-        router.connect_adapters(adapters)
-    router.set_pools(list(pools))
-    return router
-
-
-def two_pools() -> tuple[Pool, Pool]:
-    return (
-        pool_of(TableBackend("one", models=["a", card("b", aliases=("bee",))]), name="first"),
-        pool_of(TableBackend("two", models=["b", "c"]), name="second"),
-    )
-
-
-# ---- names
-
-
-@pytest.mark.parametrize(
-    ("asked", "public", "sent", "pool", "reason"),
-    [
-        # 1. no name: the default
-        ("", "a", "a", "first", "no model named"),
-        # 2. a model, or an alias that its backend knows
-        ("a", "a", "a", "first", "model"),
-        ("b", "b", "b", "first", "model"),  # the first pool that has it
-        ("c", "c", "c", "second", "model"),
-        ("bee", "b", "bee", "first", "alias"),
-        # 3. MODEL_ALIASES
-        ("short", "b", "b", "first", "alias"),
-        # 4. without `:latest`
-        ("c:latest", "c", "c", "second", "model"),
-        ("short:latest", "b", "b", "first", "alias"),
-    ],
-)
-async def test_what_a_name_means(asked: str, public: str, sent: str, pool: str, reason: str) -> None:
-    router = routing(*two_pools())
-    request = engine_request(model=asked)
-    assert await router.answer(request) is OK
-    receipt = request.receipt
-    assert (receipt.model, receipt.public_model, receipt.pool, receipt.reason) == (
-        asked,
-        public,
-        pool,
-        reason,
-    )
-    assert (request.wanted_model, router.resolve(asked).id) == (sent, public)
-
-
-@pytest.mark.parametrize("name", ["lost", "lost:latest", "lost-short", "lost-short:latest"])
-async def test_a_declared_adapter_is_answered_by_nobody_else(name: str) -> None:
-    anything = TableBackend("any", serves_any=True)  # case 6 would take it
-    router = routing(pool_of(anything), adapters=Adapters("lost"))
-    with pytest.raises(AdapterNotLoaded, match="'lost' is declared"):
-        await router.answer(engine_request(model=name))
-    assert anything.asked == []
-
-
-async def test_a_backend_that_answers_any_name_is_the_last_resort() -> None:
-    router = routing(*two_pools(), pool_of(TableBackend("any", models=["x"], serves_any=True), name="third"))
-    request = engine_request(model="whatever")
-    assert await router.answer(request) is OK
-    assert (request.receipt.pool, request.receipt.reason, request.public_model) == ("third", "default", "x")
-
-
-@pytest.mark.parametrize(
-    ("backends", "asked", "kind", "text"),
-    [
-        ([], "m", Kind.UNAVAILABLE, "No backend is configured. Set BACKENDS or NOVITA_API_KEY."),
-        ([], "", Kind.UNAVAILABLE, "No backend is configured. Set BACKENDS or NOVITA_API_KEY."),
-        (
-            [TableBackend("e0", models=[], is_unknown=True), TableBackend("e1")],
-            "x",
-            Kind.UNAVAILABLE,
-            "No backend that was reached serves 'x'; not reached yet: e0.",
-        ),
-        (
-            [TableBackend("e0", models=[], is_unknown=True)],
-            "",
-            Kind.UNAVAILABLE,
-            "No backend available; not reached yet: e0.",
-        ),
-        (
-            [TableBackend("e0", models=["alpha", "beta"])],
-            "alpa",
-            Kind.NO_SUCH_MODEL,
-            "The model 'alpa' does not exist here. Did you mean 'alpha'? Known: alpha, beta.",
-        ),
-        (
-            [TableBackend("e0", models=[f"m{n:02}" for n in range(22)])],
-            "x",
-            Kind.NO_SUCH_MODEL,
-            f"The model 'x' does not exist here. Known: {', '.join(f'm{n:02}' for n in range(20))} and 2 more.",
-        ),
-    ],
-)
-async def test_a_name_that_leads_nowhere(
-    backends: list[TableBackend], asked: str, kind: Kind, text: str
-) -> None:
-    router = routing(pool_of(*backends))
-    with pytest.raises(ApplianceError) as caught:
-        await router.answer(engine_request(model=asked))
-    assert (caught.value.kind, caught.value.message) == (kind, text)
-
-
-def test_a_route_is_remembered_until_something_changes() -> None:
-    one = TableBackend("one", models=["a"])
-    router = routing(pool_of(one))
-    assert router.resolve("a").id == "a"
-    one.models = [card("b")]
-    assert router.resolve("a").id == "a"
-    router.refresh()
-    assert [known.id for known in router.cards()] == ["b"]
-    with pytest.raises(NoSuchModel):
-        router.resolve("a")
-
-
-def test_remembered_routes_are_bounded() -> None:
-    router = routing(pool_of(TableBackend("any", serves_any=True)))
-    for number in range(MAX_CACHED_ROUTES + 10):
-        router.resolve(f"m{number}")
-    assert len(router._routes._routes) <= MAX_CACHED_ROUTES
-
-
-def test_new_settings_bring_new_aliases() -> None:
-    router = routing(*two_pools())
-    router.apply(EngineSettings(model_aliases=["brief=c"]))
-    assert router.resolve("brief").id == "c"
-    with pytest.raises(NoSuchModel):
-        router.resolve("short")
-
-
-# ---- stages
-
-
-@pytest.mark.parametrize(
-    ("overflows", "stages"),
-    [
-        ({}, ["p0"]),
-        ({"p0": "p1"}, ["p0", "p1"]),
-        ({"p0": "p1", "p1": "p2"}, ["p0", "p1", "p2"]),
-        ({"p0": "p1", "p1": "p0"}, ["p0", "p1"]),  # a circle ends
-        ({"p0": "nowhere"}, ["p0"]),
-    ],
-)
-def test_a_route_goes_through_the_overflows_in_order(overflows: dict[str, str], stages: list[str]) -> None:
-    pools = [pool_of(TableBackend(f"e{n}"), name=f"p{n}") for n in range(3)]
-    for pool in pools:
-        pool.overflow = overflows.get(pool.name, "")
-    router = routing(*pools)
-    assert [pool.name for pool in router._routes.find("m").stages] == stages
-
-
-async def test_a_pinned_request_goes_to_that_backend_alone() -> None:
-    router = routing(*two_pools())
-    request = engine_request(model="b", options=RequestOptions(pin="two"))
-    assert await router.answer(request) is OK
-    assert (request.receipt.pool, request.receipt.reason) == ("second", "pinned, pinned")
-    first = engine_request(model="", options=RequestOptions(pin="two"))
-    assert await router.answer(first) is OK
-    assert first.wanted_model == "b"  # its first model
-
-
-@pytest.mark.parametrize(
-    ("pin", "model", "error", "text"),
-    [
-        ("nobody", "a", NotFound, "There is no backend 'nobody'. Known: one, two."),
-        ("two", "a", NoSuchModel, "The backend 'two' does not serve the model 'a'. It serves: b, c."),
-    ],
-)
-async def test_what_cannot_be_pinned(pin: str, model: str, error: type[ApplianceError], text: str) -> None:
-    router = routing(*two_pools())
-    with pytest.raises(error) as caught:
-        await router.answer(engine_request(model=model, options=RequestOptions(pin=pin)))
-    assert caught.value.message == text
-
 
 # ---- adapters that are being loaded, or were lost
 
@@ -328,12 +129,6 @@ def test_states_and_gauges_are_those_of_the_backends() -> None:
         router.state("x")
     with pytest.raises(NotFound, match="Known: none"):
         routing().state("x")
-
-
-def test_of_two_backends_with_one_model_it_is_listed_once() -> None:
-    pools = two_pools()
-    assert [one.id for one in routing(*pools).cards()] == ["a", "b", "c"]
-    assert routing(*pools).cards()[1] is pools[0].backends[0].cards()[1]
 
 
 @pytest.mark.parametrize(
