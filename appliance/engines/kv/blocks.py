@@ -90,7 +90,7 @@ class Blocks:
         return len(expired)
 
     def take_changes(self, limit: int) -> BlockChanges:
-        """Return up to `limit` blocks that the index lacks, as they are now; it counts as having them then."""
+        """Return up to `limit` blocks that the index lacks, as they are; it counts as having them then."""
         hashes = [self._changed.pop() for _ in range(min(limit, len(self._changed)))]
         standards = [self._changed_standard.pop() for _ in range(min(limit, len(self._changed_standard)))]
         return self._state_of(hashes, standards)

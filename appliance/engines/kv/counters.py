@@ -14,12 +14,13 @@ LEFT_OUT = ("adapter", "extra_keys", "other_memory", "other_group", "lapsed")
 class KvCounters:
     """Counters since the start.
 
-    seen             events by their tag
-    lost             messages, things and blocks that were lost, by reason
-    left_out         blocks that the index does not get, by reason
-    late             events that arrived while the index was down
-    engine_restarts  restarts that the engine's sequence showed
-    index_failures   failed tries to write the index
+    Attributes:
+        seen: Events by their tag.
+        lost: Messages, things and blocks that were lost, by reason.
+        left_out: Blocks that the index does not get, by reason.
+        late: Events that arrived while the index was down.
+        engine_restarts: Restarts that the engine's sequence showed.
+        index_failures: Failed tries to write the index.
     """
 
     def __init__(self) -> None:

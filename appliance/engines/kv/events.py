@@ -131,7 +131,7 @@ def _read_event(event: Any, batch: EventBatch) -> None:
     1. unknown tag                                   → invalid
     2. all blocks cleared                            → Cleared
     3. hashes of another type                        → invalid
-    4. blocks that a router must not hear of         → left out
+    4. blocks that are of no use to a router         → left out
     5. blocks removed                                → Removed
     6. blocks stored                                 → Stored, without those that tokens alone do not find
     """
@@ -178,10 +178,10 @@ def _read_hashes(value: Any) -> tuple[EngineHash, ...] | None:
 
 
 def _find_other_place(fields: dict[str, Any]) -> str:
-    """Return why a router must not hear of these blocks; "" = it may.
+    """Return why these blocks are of no use to a router; "" = they are.
 
     In a model with several groups of layers each group has its own blocks under the same hashes: the first
-    group's stand for all.
+    group's represent all.
     """
     is_own_memory = str(fields.get("medium") or "").lower() in OWN_MEMORY
     if not is_own_memory or str(fields.get("locality") or "").upper() == "REMOTE":

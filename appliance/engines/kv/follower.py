@@ -34,9 +34,11 @@ CANCEL_POLL_S = 0.1
 class KvFollower:
     """Follows one engine.
 
-    blocks     the engine's blocks
-    writer     writes them to the index
-    counters   what was counted
+    Attributes:
+        blocks: The engine's blocks.
+        writer: Writes them to the index.
+        counters: What was counted.
+        is_connected: Whether the engine's publisher is connected.
 
     Args:
         source: Returns where the events are published once the engine's kind is known, until then None.

@@ -10,7 +10,7 @@ class KvTimes:
     """Waiting times.
 
     Attributes:
-        kind_poll_s: Between two looks at whether the engine's kind is known.
+        kind_poll_s: Between two checks whether the engine's kind is known.
         lost_after_s: Without a connection to its publisher, the engine counts as lost after so long.
         reconnect_ms: Before the first try to connect to the publisher again; it doubles up to
         `max_reconnect_ms`.

@@ -23,7 +23,13 @@ log = get_logger("lora")
 
 @dataclass(frozen=True, slots=True)
 class AdapterChange:
-    """What came of a change: the engines' replies by backend, and the errors if a part was enough."""
+    """The result of a change.
+
+    Attributes:
+        row: The adapter with its states afterwards.
+        replies: The engines' own replies, by backend.
+        errors: Why the other backends failed, if a part was enough.
+    """
 
     row: AdapterRow
     replies: dict[str, LoraReply]

@@ -15,7 +15,7 @@ from appliance.engines.lora.table import AdapterTable
 
 @dataclass(frozen=True, slots=True)
 class CommandOutcomes:
-    """What came of one command, by backend: replies of those that carried it out, errors of the others."""
+    """The results of one command, by backend: replies of those that carried it out, errors of the others."""
 
     replies: dict[str, LoraReply]
     errors: dict[str, ApplianceError]

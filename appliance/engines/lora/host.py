@@ -11,8 +11,9 @@ from appliance.engines.lora.plan import Adapter, HostView
 class AdapterHost(Protocol):
     """A backend that can have adapters.
 
-    adapters   what it may serve of the declared ones, and what is in use
-    lock       held during a command: one at a time
+    Attributes:
+        adapters: What it may serve of the declared ones, and what is in use.
+        lock: One command at a time.
     """
 
     name: str

@@ -57,7 +57,7 @@ class AdapterHosts:
         return self._hosts.get(host.name) is host
 
     def guard(self, adapters: Collection[Adapter]) -> None:
-        """Keep every declared name from the backends that do not have its adapter."""
+        """Let no backend serve a declared name as long as it does not have its adapter."""
         for host in self.by_name().values():
             if host.adapters.declare(guarded_names(host.view(), adapters)):
                 host.refresh()

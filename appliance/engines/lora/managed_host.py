@@ -105,7 +105,7 @@ def prepare_models(manager: ModelManager, adapters: list[Adapter]) -> None:
 
 
 def check_adapter_file(manager: ModelManager, adapter: Adapter) -> Path:
-    """Return the file of an adapter for a model of the manager, after a look at its header (blocks).
+    """Return the file of an adapter for a model of the manager, once its header was checked (blocks).
 
     Raises:
         Invalid: It is missing, cannot be read, or is for another kind of model.

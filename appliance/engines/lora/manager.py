@@ -1,4 +1,4 @@
-"""LoRA adapters: declared once, kept in a file, and loaded on every backend of their base model.
+"""LoRA adapters: declared once, stored in a file, and loaded on every backend of their base model.
 
 An operator's change is done on every backend that is up, or on none (changes.py). A backend that comes up
 later, or was restarted without its adapters, gets them in the background (reconciler.py).
@@ -26,9 +26,10 @@ from appliance.models.manager.manager import ModelManager
 class AdapterManager:
     """One per appliance. Build it inside the event loop, then `start` it.
 
-    table    what is declared
-    hosts    the backends that can have adapters
-    status   how each adapter stands, for interfaces and metrics
+    Attributes:
+        table: What is declared.
+        hosts: The backends that can have adapters.
+        status: The state of each adapter, for interfaces and metrics.
 
     Args:
         path: The file of the declared adapters; None = they are not stored.
@@ -75,7 +76,7 @@ class AdapterManager:
     async def unload(
         self, name: str, *, is_partial: bool = False, more: dict[str, Any] | None = None
     ) -> AdapterChange:
-        """Unload an adapter, declared or not, on every backend; one that is down does it when it comes back.
+        """Unload an adapter, declared or not, on every backend; one that is down does it when it is up.
 
         Args:
             is_partial: The adapter is no longer declared even if a backend refuses; that one is tried again
@@ -90,5 +91,5 @@ class AdapterManager:
         return await self._changes.unload(name, is_partial=is_partial, more=more or {})
 
     def describe_unloaded(self, adapter: Adapter) -> AdapterChange:
-        """Return what an unload comes to if no backend has the adapter."""
+        """Return the result of an unload if no backend has the adapter."""
         return AdapterChange(self.status.row(replace(adapter, is_wanted=False)), {}, {})

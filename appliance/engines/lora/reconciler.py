@@ -1,6 +1,6 @@
 """The background loop that brings the backends to what is declared.
 
-It decides again whenever something changed at the backends, such as an engine that was restarted or added,
+It decides anew when something changed at the backends, such as an engine that was restarted or added,
 and when a retry is due. What to do is decided in plan.py.
 """
 

@@ -1,4 +1,4 @@
-"""How adapters stand, from memory: the list for interfaces and metrics, and why one cannot be requested."""
+"""The state of adapters, from memory: the list, the metrics, and why one cannot be requested."""
 
 from dataclasses import dataclass
 

@@ -14,10 +14,11 @@ from appliance.engines.lora.table_file import read_adapters, write_adapters
 class AdapterTable:
     """The state that the parts of the adapter manager share.
 
-    declared   the adapters by name, those that are being unloaded included
-    changing   adapters that an operator's change is about at this moment
-    failures   the latest failures in a row, by (adapter, backend)
-    busy       the pairs with a command under way
+    Attributes:
+        declared: The adapters by name, those that are being unloaded included.
+        changing: Adapters that an operator's change is about at this moment.
+        failures: The latest failures in a row, by (adapter, backend).
+        busy: The pairs with a command under way.
 
     Args:
         path: The file of the declared adapters; None = they are not stored.

@@ -1,4 +1,4 @@
-"""One engine's metrics page read over HTTP, for the sidecar. Clients that ask at a time share one scrape.
+"""One engine's metrics page read over HTTP, for the sidecar; clients that ask meanwhile share it.
 
 Redirects are followed on the engine's own host only. Large pages are parsed and written in a thread, so that
 no other request waits for them.
