@@ -14,6 +14,7 @@ import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from appliance import __version__
 from appliance.base import logs
@@ -34,7 +35,8 @@ from appliance.settings import Settings, learn_secrets, load_or_raise
 from appliance.settings_checks import is_open_host
 
 log = get_logger("sidecar")
-KINDS = {
+EngineKind = Literal["auto", "llamacpp", "vllm", "sglang", "openai"]
+KINDS: dict[str, EngineKind] = {
     "vllm": "vllm",
     "vllmdisaggregated": "vllm",
     "sglang": "sglang",
@@ -43,6 +45,10 @@ KINDS = {
     "auto": "auto",
 }
 NAME = "engine"
+OPEN_PORT = (
+    "Port {port} is open without a key: all who reach it can read the metrics. Changes are for callers on this "
+    "machine. Set APPLIANCE_API_KEYS, or use -H 127.0.0.1."
+)
 OF_THE_APPLIANCE = {"BACKENDS", "CONFIG_PATH", "MODEL_DIR", "NOVITA_API_KEY", "NOVITA_API_KEY_FILE"}
 
 
@@ -123,7 +129,7 @@ def sidecar_settings(options: SidecarOptions, environ: Mapping[str, str]) -> tup
         spec = BackendSpec(
             url=options.base_url,
             name=NAME,
-            kind=KINDS[options.engine],  # type: ignore[arg-type]
+            kind=KINDS[options.engine],
             models=(options.model,) if options.model else (),
         )
     except ValueError as exc:
@@ -199,11 +205,7 @@ async def serve(options: SidecarOptions, environ: Mapping[str, str]) -> int:
                 if problem.variable != "PROXY_HOST":
                     log.warning("notice", text=str(problem))
             if is_open_host(options.host) and not split_keys(settings.front.appliance_api_keys):
-                log.warning(
-                    "open_port",
-                    text=f"Port {addresses[0][1]} is open without a key: all who reach it can read the "
-                    "metrics. Changes are for callers on this machine. Set APPLIANCE_API_KEYS, or use -H 127.0.0.1.",
-                )
+                log.warning("open_port", text=OPEN_PORT.format(port=addresses[0][1]))
             await stop.wait()
     except OSError as exc:
         print(f"error: {exc}", file=sys.stderr)  # noqa: T201 - also where the log goes elsewhere
