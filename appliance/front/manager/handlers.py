@@ -115,7 +115,10 @@ class ManagerHandlers:
         return json_response(as_file(self._manager))
 
     async def status_stream(self, request: Request) -> Response:
-        """Follow the status as server-sent events (StatusFeeds.status)."""
+        """Follow the status as server-sent events.
+
+        The events: StatusFeeds.status.
+        """
         return _stream(self._feeds.status())
 
     async def short_status(self, request: Request) -> Response:
@@ -256,7 +259,10 @@ class ManagerHandlers:
         return json_response(vram_of_model(self._manager, self._view(request), self._clock.now_s()))
 
     async def metrics_stream(self, request: Request) -> Response:
-        """Follow the figures of the last minute as server-sent events (StatusFeeds.metrics)."""
+        """Follow the figures of the last minute as server-sent events.
+
+        The events: StatusFeeds.metrics.
+        """
         return _stream(self._feeds.metrics())
 
     async def metrics_report(self, request: Request) -> Response:
