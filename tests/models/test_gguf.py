@@ -106,6 +106,11 @@ def test_each_type_of_value_is_read(tmp_path: Path) -> None:
             "incomplete, or still being written",
         ),
         (made(ARCHITECTURE, text("k") + struct.pack("<IIQ", 9, 8, 1 << 50)), "longer than the file"),
+        (made(ARCHITECTURE, text("k") + struct.pack("<IIQ", 9, 99, 3)), "values of the unknown type 99"),
+        (
+            made(ARCHITECTURE, text("k") + struct.pack("<IIQQ", 9, 8, 1025, 1 << 40) + bytes(8 * 1030)),
+            "ends within 'k'",
+        ),
         (made(ARCHITECTURE, struct.pack("<Q", 1 << 62) + b"k"), "incomplete, or still being written"),
         (made(ARCHITECTURE, text("k") + struct.pack("<IIQ", 9, 9, 1)), "unknown type 9"),
         (made(text("general.name") + struct.pack("<I", 8) + text("x")), "no general.architecture"),

@@ -1,18 +1,26 @@
 """Pulled models: names, the choice of a file, the index, and the table that is read from it."""
 
+import hashlib
 import sys
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from appliance.base.errors import Invalid, NotFound
-from appliance.downloads.contract import SourceOffer
-from appliance.models.pull_name import choose_files, parse_pull_name
+from appliance.base.clock import FakeClock
+from appliance.base.errors import Conflict, Forbidden, Invalid, NoSuchModel, NotFound
+from appliance.base.tasks import Tasks
+from appliance.downloads.contract import DownloadRequest, SourceOffer
+from appliance.downloads.jobs import DownloadJobs
+from appliance.models.pull_name import PullFiles, PullName, choose_files, parse_pull_name
+from appliance.models.pulls import PulledModels, Pulls, pull_digest
 from appliance.models.settings import ModelSettings
 from appliance.models.table.catalogue import read_catalogue
 from appliance.models.table.pulled import INDEX, PulledModel, add_pulled, read_pulled, remove_pulled
 from appliance.settings import load
+from tests.downloads.standin_downloader import StandinDownloader
 
 # ---- names
 
@@ -311,3 +319,110 @@ def test_pulled_models_without_a_server_are_a_warning(
     settings, _ = load({"STATE_DIR": str(tmp_path / "state"), "LLAMA_SERVER_PATH": sys.executable})
     assert settings is not None
     assert list(settings.catalogue.models) == ["hf.co/ns/a"]
+
+
+# ---- what a pull fetched, and what is deleted
+
+
+class Shelf:
+    """Pulled models in a folder, and downloads by script."""
+
+    def __init__(self, home: Path, tasks: Tasks) -> None:
+        self.happened: list[str] = []
+        self.downloader = StandinDownloader()
+        clock = FakeClock()
+        self.models = PulledModels(home, clock=clock, on_change=self._changed)
+        self.jobs = DownloadJobs(
+            self.downloader, tasks=tasks, clock=clock, on_fetched=self.models.add_fetched
+        )
+        self.pulls = Pulls(self.jobs, self.models, lister=self._list, eject=self._eject)
+
+    async def _changed(self) -> None:
+        self.happened.append("changed")
+
+    async def _eject(self, alias: str) -> None:
+        self.happened.append(f"eject {alias}")
+
+    async def _list(self, source: str, config: Mapping[str, str]) -> list[SourceOffer]:
+        if source.endswith("closed"):
+            raise Forbidden("ns/closed is gated.")
+        return [SourceOffer("m.gguf", 5, "ab")]
+
+
+@asynccontextmanager
+async def opened(home: Path) -> AsyncIterator[Shelf]:
+    async with Tasks() as tasks:
+        shelf = Shelf(home, tasks)
+        yield shelf
+        await shelf.jobs.close()
+
+
+def wanted(name: str) -> PullName:
+    found = parse_pull_name(name)
+    assert found is not None
+    return found
+
+
+async def test_what_cannot_be_listed_is_said_in_ollamas_words(tmp_path: Path) -> None:
+    async with opened(tmp_path) as shelf:
+        with pytest.raises(Forbidden) as caught:
+            await shelf.pulls.find_files(wanted("hf.co/ns/closed"))
+        assert caught.value.message == "pull model manifest: ns/closed is gated."
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (b"no model", "m.gguf was downloaded, but is no GGUF model: it has only 8 bytes"),
+        (None, "m.gguf was downloaded, but is no GGUF model: No such file or directory"),
+    ],
+)
+async def test_a_file_that_is_no_model_fails_the_pull(
+    tmp_path: Path, content: bytes | None, text: str
+) -> None:
+    async with opened(tmp_path) as shelf:
+        shelf.downloader.at_once = True
+        shelf.downloader.writes = {"m.gguf": content} if content is not None else {}
+        name = wanted("hf.co/ns/a")
+        job = await shelf.pulls.start(name, await shelf.pulls.find_files(name))
+        with pytest.raises(Invalid, match=text) as caught:
+            await shelf.jobs.wait(job.id)
+        assert (caught.value.code, shelf.happened, read_pulled(tmp_path)[0]) == ("not_gguf", [], [])
+
+
+async def test_a_projector_alone_is_no_model(tmp_path: Path, tiny_models: Path) -> None:
+    async with opened(tmp_path) as shelf:
+        shelf.downloader.at_once = True
+        shelf.downloader.writes = {"m.gguf": (tiny_models / "tiny-lora.gguf").read_bytes()}
+        name = wanted("hf.co/ns/a")
+        job = await shelf.pulls.start(name, await shelf.pulls.find_files(name))
+        with pytest.raises(Invalid, match=r"m.gguf is no model, but a file of type 'adapter'"):
+            await shelf.jobs.wait(job.id)
+
+
+async def test_only_a_pulled_model_that_is_not_being_pulled_is_deleted(tmp_path: Path) -> None:
+    put(tmp_path, pulled(tmp_path))
+    async with opened(tmp_path) as shelf:
+        with pytest.raises(NoSuchModel, match="model 'nobody' not found"):
+            await shelf.pulls.delete("nobody")
+        name = wanted("hf.co/ns/a")
+        folder = read_pulled(tmp_path)[0][0].folder
+        request = DownloadRequest(name.source, folder, config={"include": "m.gguf"})
+        job = await shelf.jobs.start(request, model=name.alias)
+        with pytest.raises(Conflict, match=r"hf.co/ns/a:latest is being pulled. Cancel that download"):
+            await shelf.pulls.delete("hf.co/ns/a:latest")
+        await shelf.jobs.cancel(job.id)
+        await shelf.pulls.delete("hf.co/ns/a:latest")
+        assert (shelf.happened, read_pulled(tmp_path)[0]) == (["eject hf.co/ns/a", "changed"], [])
+        assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("offer", "digest"),
+    [
+        (SourceOffer("m.gguf", 5, "ab"), "ab"),
+        (SourceOffer("m.gguf", 5), hashlib.sha256(b"hf://ns/a/m.gguf").hexdigest()),
+    ],
+)
+def test_a_digest_is_the_files_or_of_its_name(offer: SourceOffer, digest: str) -> None:
+    assert pull_digest(wanted("hf.co/ns/a"), PullFiles((offer,))) == digest
