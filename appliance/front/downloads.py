@@ -120,7 +120,7 @@ class DownloadHandlers:
     # ---- jobs
 
     async def jobs(self, request: Request) -> Response:
-        """List the jobs, newest first: `{jobs: [{id, state, …}]}`, see job_object."""
+        """List the jobs, newest first: `{jobs: [{id, state, …}]}`."""
         return json_response({"jobs": [job_object(job) for job in self._jobs.all()]})
 
     async def job(self, request: Request) -> Response:
