@@ -111,6 +111,16 @@ async def test_a_name_that_is_taken_is_refused(adapter: Adapter, text: str, code
         assert scene.commands() == [["load style"]]
 
 
+async def test_an_engine_that_names_adapters_by_file_has_another_path() -> None:
+    """llama-server lists the files that it was started with, by names of its own."""
+    async with lora_scene("tiny") as scene:
+        scene.dialects[0].names_adapters = False
+        scene.dialects[0].adapters["own"] = "own.gguf"
+        scene.come_up(0, keeps_adapters=True)
+        await scene.manager.load(Adapter("own", "/adapters/own.gguf", "tiny"))
+        assert scene.states("own") == {"e0": "loaded"}
+
+
 async def test_without_a_backend_that_is_up_nothing_is_declared() -> None:
     async with lora_scene("tiny", "other", down=(0,)) as scene:
         with pytest.raises(Unavailable, match="No backend of the model 'tiny' is up") as raised:

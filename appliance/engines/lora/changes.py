@@ -138,9 +138,9 @@ class AdapterChanges:
     def _is_declared(self, adapter: Adapter) -> bool:
         """Whether the same adapter is declared already.
 
-        1. the name is declared for another adapter           → Conflict
-        2. a target lists another adapter under the name       → Conflict
-        3. it is the name of a model                           → Conflict
+        1. the name is declared for another adapter      → Conflict
+        2. a target lists another adapter under the name → Conflict
+        3. it is the name of a model                     → Conflict
         """
         former = self._table.declared.get(adapter.name)
         if former is not None and former.is_wanted:
@@ -151,7 +151,7 @@ class AdapterChanges:
                     code="adapter_exists",
                 )
             return True
-        for view in self._hosts.views():  # 2; llama-server lists the files that it was started with
+        for view in self._hosts.views():  # 2; an engine that names adapters itself has paths of its own
             path = view.listed.get(adapter.name)
             if is_target(adapter, view) and path and path != adapter.path and view.names_adapters:
                 raise Conflict(

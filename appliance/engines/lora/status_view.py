@@ -89,19 +89,22 @@ class AdapterStatusView:
         adapter = self._table.declared.get(name)
         if adapter is None or not adapter.is_wanted:
             return None
-        all_hosts = self._hosts.by_name().values()
-        hosts = [host for host in all_hosts if is_target(adapter, host.view())]
-        states = {host.name: self._table.state(adapter, host.view()) for host in hosts}
-        reasons = ", ".join(
-            f"{backend} is {state}" + (f" ({detail})" if state == "failed" else "")
-            for backend, (state, detail) in states.items()
-        )
-        error = adapter_not_loaded(
-            name, reasons or f"no backend serves its base model {adapter.base_model!r}"
-        )
-        error.is_expected = any(
-            host.is_expected() and states[host.name][0] != "failed" for host in hosts
-        ) or any(host.is_expected() and not host.view().bases for host in all_hosts)
+        reasons = []
+        is_expected = False
+        for host in self._hosts.by_name().values():
+            view = host.view()
+            if is_target(adapter, view):
+                state, detail = self._table.state(adapter, view)
+                is_failed = state == "failed"
+                reasons.append(
+                    f"{host.name} is failed ({detail})" if is_failed else f"{host.name} is {state}"
+                )
+                is_expected |= host.is_expected() and not is_failed
+            elif not view.bases:  # what it serves is not known yet
+                is_expected |= host.is_expected()
+        reason = ", ".join(reasons) or f"no backend serves its base model {adapter.base_model!r}"
+        error = adapter_not_loaded(name, reason)
+        error.is_expected = is_expected
         return error
 
     def rows(self) -> list[AdapterRow]:
