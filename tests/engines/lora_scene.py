@@ -39,7 +39,7 @@ class ScriptedDialect:
     waiting_metrics: ClassVar[tuple[str, ...]] = ()
     stops_on_disconnect: ClassVar[bool] = True
     has_slots: ClassVar[bool] = False
-    names_adapters = True
+    names_adapters: ClassVar[bool] = True
 
     def __init__(self, base: str = "tiny") -> None:
         self.base = base

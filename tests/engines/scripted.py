@@ -101,7 +101,7 @@ def card(name: str, **more: Any) -> ModelCard:
 
 def pool_of(*backends: FakeBackend, name: str = "default", strategy: str = "round_robin") -> Pool:
     pool = Pool(name, strategy=strategy)
-    pool.backends = list(backends)  # type: ignore[arg-type]
+    pool.backends = list(backends)
     return pool
 
 

@@ -1,6 +1,5 @@
-"""Servers for tests: an EngineServer over a client of fixed pages, or over a stand-in on loopback."""
+"""Servers and requests for tests of what is known of a server, and of one attempt at it."""
 
-from collections.abc import Callable
 from typing import Any
 
 from appliance.base import jsons
@@ -10,7 +9,7 @@ from appliance.base.wire.pool import ConnectionPool
 from appliance.base.wire.types import PoolLimits
 from appliance.engines.backends.contract import BackendCallbacks
 from appliance.engines.backends.server import EngineServer
-from appliance.engines.dialects.contract import EngineFacts, EngineHealth, QueryReply
+from appliance.engines.dialects.contract import EngineFacts, EngineHealth
 from appliance.engines.receipts import Receipt
 from appliance.engines.settings import EngineSettings
 from appliance.engines.specs import BackendSpec
@@ -61,26 +60,3 @@ def chat(model: str = "tiny", *, stream: bool = False, text: str = "hello", **mo
         public_model=model,
         wanted_model=model,
     )
-
-
-class PageClient:
-    """An EngineClient over fixed pages.
-
-    Path → (status, body), or an exception; a callable is called for each reply.
-    """
-
-    def __init__(self, pages: dict[str, Any]) -> None:
-        self.pages = pages
-        self.asked: list[str] = []
-
-    async def get(self, path: str, timeout_s: float) -> QueryReply:
-        self.asked.append(path)
-        page = self.pages.get(path, (404, b""))
-        if isinstance(page, Callable):  # type: ignore[arg-type]
-            page = page()
-        if isinstance(page, Exception):
-            raise page
-        return QueryReply(*page)
-
-    async def post(self, path: str, body: dict[str, Any]) -> QueryReply:
-        return await self.get(path, 0.0)

@@ -4,40 +4,14 @@ The pages are those that the engines publish (llama-server's README; vLLM's and 
 generation); no network.
 """
 
-import json
 from typing import Any
 
 import pytest
 
-from appliance.engines.dialects.contract import EngineHealth, LoraDialect, LoraReply, QueryReply
+from appliance.engines.dialects.contract import EngineHealth, LoraDialect, LoraReply
 from appliance.engines.dialects.queries import UnexpectedReply
 from appliance.engines.dialects.table import DIALECTS
-
-NOT_FOUND = (404, {"detail": "Not Found"})
-
-
-class PageClient:
-    """An EngineClient over fixed pages: `GET path` or `POST path` → (status, JSON value, text or bytes)."""
-
-    def __init__(self) -> None:
-        self.pages: dict[str, tuple[int, Any]] = {}
-        self.posted: list[tuple[str, dict[str, Any]]] = []
-
-    def page(self, path: str, status: int, body: Any = b"") -> "PageClient":
-        self.pages[path] = (status, body)
-        return self
-
-    async def get(self, path: str, timeout_s: float) -> QueryReply:
-        return self._reply(path)
-
-    async def post(self, path: str, body: dict[str, Any]) -> QueryReply:
-        self.posted.append((path, body))
-        return self._reply(path)
-
-    def _reply(self, path: str) -> QueryReply:
-        status, body = self.pages.get(path, NOT_FOUND)
-        raw = body if isinstance(body, bytes) else body.encode() if isinstance(body, str) else None
-        return QueryReply(status, json.dumps(body).encode() if raw is None else raw)
+from tests.fakes.page_client import PageClient
 
 
 def row(name: str, owner: str | None, **more: Any) -> dict[str, Any]:
@@ -298,13 +272,13 @@ async def test_loading_an_adapter(
     reply = await lora(kind).load_adapter(client, "sql", "/a/sql")
     assert (reply.outcome, reply.is_loaded, reply.status) == (outcome, is_loaded, status)
     assert bool(reply.remedy) is (outcome == "off")
-    assert client.posted == [(path, {"lora_name": "sql", "lora_path": "/a/sql"})]
+    assert client.commands == [(path, {"lora_name": "sql", "lora_path": "/a/sql"})]
 
 
 async def test_sglang_is_told_of_a_pinned_adapter() -> None:
     client = PageClient().page(SGLANG_LOAD, 200, {"success": True})
     await lora("sglang").load_adapter(client, "sql", "/a/sql", is_pinned=True)
-    assert client.posted[0][1]["pinned"] is True
+    assert client.commands[0][1]["pinned"] is True
 
 
 @pytest.mark.parametrize(
@@ -327,7 +301,7 @@ async def test_unloading_an_adapter(
     client = PageClient().page(path, status, body)
     reply = await lora(kind).unload_adapter(client, "sql", {"lora_int_id": 7})
     assert (reply.outcome, reply.is_unloaded, reply.status) == (outcome, is_unloaded, status)
-    assert client.posted == [(path, {"lora_int_id": 7, "lora_name": "sql"})]
+    assert client.commands == [(path, {"lora_int_id": 7, "lora_name": "sql"})]
 
 
 LLAMA_ADAPTERS = [{"id": 0, "path": "/a/sql.gguf", "scale": 0.0}, {"id": 1, "path": "/b/x/style.gguf"}]
@@ -346,7 +320,7 @@ async def test_llamacpp_has_only_the_adapters_of_its_start(path: str, outcome: s
     client = PageClient().page("/lora-adapters", 200, LLAMA_ADAPTERS)
     reply = await lora("llamacpp").load_adapter(client, "sql", path)
     assert (reply.outcome, reply.engine_name) == (outcome, engine_name)
-    assert not client.posted
+    assert not client.commands
 
 
 @pytest.mark.parametrize(("name", "outcome"), [("sql", "off"), ("other", "unknown")])

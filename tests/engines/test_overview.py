@@ -16,8 +16,9 @@ from appliance.engines.overview import Overview
 from appliance.engines.pool import Pool
 from appliance.engines.router import Router
 from appliance.engines.settings import EngineSettings
-from tests.engines.servers import PageClient, server_at
+from tests.engines.servers import server_at
 from tests.fakes.engine_pages import LLAMA_2026, VLLM_2026, page
+from tests.fakes.page_client import PageClient
 
 VLLM, LLAMA = page(VLLM_2026).encode(), page(LLAMA_2026).encode()
 SLOTS = b'[{"n_ctx": 8192, "is_processing": true, "n_prompt_tokens": 4096}]'

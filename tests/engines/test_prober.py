@@ -13,7 +13,8 @@ from appliance.engines.backends.prober import HealthProber
 from appliance.engines.backends.server import EngineServer
 from appliance.engines.dialects.contract import EngineHealth
 from appliance.engines.types import BackendStatus
-from tests.engines.servers import PageClient, server_at
+from tests.engines.servers import server_at
+from tests.fakes.page_client import PageClient
 
 MODELS = (200, json.dumps({"data": [{"id": "tiny", "owned_by": "vllm", "max_model_len": 4096}]}).encode())
 METRICS = (200, b"vllm:num_requests_running 3\nvllm:num_requests_waiting 1\n", "text/plain")
@@ -29,7 +30,7 @@ class Scene:
         self.clock, self.capacity = FakeClock(), 0
         self.server: EngineServer = server_at(kind=kind, clock=self.clock, is_up=is_up, **settings)
         self.client = PageClient(pages)
-        self.server.client = self.client  # type: ignore[assignment]
+        self.server.client = self.client
         self.prober = HealthProber(self.server, on_capacity=self.count)
 
     def count(self) -> None:
@@ -133,7 +134,7 @@ async def test_a_metrics_page_without_numbers_leaves_health_to_decide(
 async def test_a_kind_without_a_metrics_page_is_not_asked_for_one() -> None:
     scene = Scene(WELL, kind="openai")
     await scene.probe()
-    assert "/metrics" not in scene.client.asked
+    assert "/metrics" not in scene.client.queried
 
 
 # ---- facts
@@ -147,7 +148,7 @@ async def test_facts_are_queried_when_it_becomes_ready_and_now_and_then(probes: 
     scene = Scene(WELL)
     for _ in range(probes):
         await scene.probe()
-    assert scene.client.asked.count("/v1/models") == queries
+    assert scene.client.queried.count("/v1/models") == queries
 
 
 async def test_facts_that_cannot_be_read_are_queried_again() -> None:

@@ -23,8 +23,9 @@ from appliance.engines.outcome import Outcome
 from appliance.engines.slots import AnySlot
 from appliance.engines.types import EngineReply, EngineRequest
 from appliance.engines.upstream.exchange import AttemptFailed
-from tests.engines.servers import PageClient, chat, served, server_at
+from tests.engines.servers import chat, served, server_at
 from tests.fakes.engine_server import EngineServer as Engine
+from tests.fakes.page_client import PageClient
 
 pytestmark = pytest.mark.timeout(20)
 
@@ -278,7 +279,7 @@ async def test_an_adapter_that_the_body_names_is_asked_for_first(open_server: Op
     scene.server.models.adapters.declare(frozenset({"sql"}))
     scene.server.models.adapters.add("sql", LoadedAdapter(adapter, "sql", True))
     scene.server.state.refresh_models()
-    scene.server.client = PageClient({"/lora-adapters": (200, b"[]")})  # type: ignore[assignment]
+    scene.server.client = PageClient({"/lora-adapters": (200, b"[]")})
     failure, _ = await scene.fail(chat("sql"))
     assert isinstance(failure, AttemptFailed)
     assert (failure.outcome, scene.engine.asked) == (Outcome.ADAPTER_MISSING, [])

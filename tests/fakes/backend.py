@@ -5,6 +5,7 @@ from typing import ClassVar, Self
 
 from appliance.base.clock import Clock
 from appliance.base.metrics.registry import Metrics
+from appliance.engines.backends.contract import Backend
 from appliance.engines.backends.stats import BackendStats
 from appliance.engines.outcome import Outcome
 from appliance.engines.pool import Pool
@@ -54,6 +55,15 @@ class FakeBackend:
     def in_flight(self) -> int:
         return self.member.active
 
+    def cards(self) -> list[ModelCard]:
+        raise NotImplementedError
+
+    def find_model(self, model: str) -> ServedModel | None:
+        raise NotImplementedError
+
+    async def send(self, request: EngineRequest, slot: AnySlot, *, budget_s: float) -> EngineReply:
+        raise NotImplementedError
+
     def status(self, now_s: float) -> BackendStatus:
         return BackendStatus.READY
 
@@ -86,9 +96,6 @@ class ScriptedBackend(FakeBackend):
         super().__init__(name, clock)
         self.asked: list[EngineRequest] = []
 
-    def cards(self) -> list[ModelCard]:
-        raise NotImplementedError
-
     def serves(self, model: str) -> bool:
         return True
 
@@ -107,10 +114,10 @@ class ScriptedBackend(FakeBackend):
             slot.release(Outcome.OK)
 
 
-def router_of(*backends: object, clock: Clock, settings: EngineSettings | None = None) -> Router:
+def router_of(*backends: Backend, clock: Clock, settings: EngineSettings | None = None) -> Router:
     """Give a router with one pool of these backends."""
     router = Router(settings or EngineSettings(), clock=clock, metrics=Metrics())
     pool = Pool("default", strategy="least_busy")
-    pool.backends = list(backends)  # type: ignore[arg-type]
+    pool.backends = list(backends)
     router.set_pools([pool])
     return router

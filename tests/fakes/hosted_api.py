@@ -165,6 +165,22 @@ class HostedApi:
         how = self._script.pop(0) if self._script else None
         if record.headers.get("authorization") != f"Bearer {self.key}":
             return _error(401, "invalid api key", "invalid_api_key")
+        if (failure := await self._fail(request, how)) is not None:
+            return failure
+        name = request.path.removeprefix("/openai/v1")
+        if name == "/embeddings":
+            return web.json_response(self._embeddings(record.body))
+        if name not in {"/chat/completions", "/completions"}:
+            return _error(404, f"no such path {request.path}", "not_found")
+        is_chat = name == "/chat/completions"
+        if not isinstance(record.body, dict) or (is_chat and not record.body.get("messages")):
+            return _error(400, "messages is required", "invalid", param="messages")
+        if not record.body.get("stream") or isinstance(how, OnePiece):
+            return web.json_response(self._whole(record.body, is_chat=is_chat))
+        return await self._stream(request, record, how, is_chat=is_chat)
+
+    async def _fail(self, request: web.Request, how: Any) -> web.Response | None:
+        """Fail as the script says; None = answer."""
         if isinstance(how, Slow):
             await asyncio.sleep(how.seconds)
         if isinstance(how, Hang):
@@ -182,17 +198,7 @@ class HostedApi:
             return web.Response(body=b"<html>gateway ok</html>", content_type="text/html")
         if isinstance(how, ErrorObject):
             return web.json_response({"error": {"message": "quota spent", "type": "insufficient_quota"}})
-        name = request.path.removeprefix("/openai/v1")
-        if name == "/embeddings":
-            return web.json_response(self._embeddings(record.body))
-        if name not in {"/chat/completions", "/completions"}:
-            return _error(404, f"no such path {request.path}", "not_found")
-        is_chat = name == "/chat/completions"
-        if not isinstance(record.body, dict) or (is_chat and not record.body.get("messages")):
-            return _error(400, "messages is required", "invalid", param="messages")
-        if not record.body.get("stream") or isinstance(how, OnePiece):
-            return web.json_response(self._whole(record.body, is_chat=is_chat))
-        return await self._stream(request, record, how, is_chat=is_chat)
+        return None
 
     def _message(self, body: dict[str, Any]) -> tuple[dict[str, Any], str]:
         message: dict[str, Any] = {"role": "assistant", "content": self.reply}

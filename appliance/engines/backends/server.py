@@ -18,7 +18,7 @@ from appliance.engines.backends.contract import NO_CALLBACKS, BackendCallbacks
 from appliance.engines.backends.served_models import ServedModels
 from appliance.engines.backends.server_state import ServerState
 from appliance.engines.backends.stats import BackendStats
-from appliance.engines.dialects.contract import LoraDialect
+from appliance.engines.dialects.contract import EngineClient, LoraDialect
 from appliance.engines.dialects.query import HttpEngineClient
 from appliance.engines.metrics.extras import EngineExtras
 from appliance.engines.metrics.families import MEASURING
@@ -125,7 +125,7 @@ class EngineServer:
             headers={**self.headers, "Content-Type": "application/json", "User-Agent": "inference-appliance"},
             ssl_context=ssl_context,
         )
-        self.client = HttpEngineClient(wire, self.target)
+        self.client: EngineClient = HttpEngineClient(wire, self.target)
         self._wire = wire
         self._clock = clock
         self._metrics = metrics
