@@ -8,4 +8,5 @@ Modules:
     index: the keys and values in Redis.
     index_writer: the loop that keeps the index up to date.
     subscription: the ZeroMQ subscription to the engine's publisher.
+    times: how long the parts wait.
 """

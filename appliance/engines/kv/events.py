@@ -96,7 +96,7 @@ def read_message(parts: list[bytes]) -> EventBatch:
 
     Args:
         parts: Topic; sequence as 8 bytes big-endian; msgpack of `[time, events, rank …]` or of a map with
-        `events`.
+            `events`.
     """
     batch = EventBatch()
     if len(parts) != MESSAGE_PARTS or len(parts[1]) != SEQUENCE_BYTES:

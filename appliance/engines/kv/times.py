@@ -13,7 +13,7 @@ class KvTimes:
         kind_poll_s: Between two checks whether the engine's kind is known.
         lost_after_s: Without a connection to its publisher, the engine counts as lost after so long.
         reconnect_ms: Before the first try to connect to the publisher again; it doubles up to
-        `max_reconnect_ms`.
+            `max_reconnect_ms`.
         retry_s: Before the first retry at Redis; it doubles up to `max_retry_s`.
         renew_s: All entries are written again after so long, before those that find them expire.
         close_s: For the removal of all entries at the end.

@@ -9,7 +9,7 @@ class EngineExtras:
 
     Attributes:
         kv_usage: Share of the KV cache in use, 0 to 1 (llama-server: computed from its slots); None =
-        unknown.
+            unknown.
         adapters: Names of the loaded LoRA adapters; None = unknown.
         max_adapters: How many can be loaded; 0 = unknown.
         now_s: Seconds since 1970.

@@ -28,8 +28,7 @@ class MetricSource:
     Attributes:
         names: Aliases; the first one that a page has counts.
         expected: When a page without any of them is reported: `always`; `worked` (SGLang shows these after
-        its
-            first response); `never` (only some configurations have it).
+            its first response); `never` (only some configurations have it).
         unless: Not reported if the page has one of these: they mark generations that never had the metric.
     """
 
