@@ -105,7 +105,7 @@ def _open_control(host: HostSettings, control: ControlSettings) -> list[Problem]
     if not (has_worker and is_open):
         return []
     remedy = (
-        "A worker runs beside a control API without a token: it could control the appliance, and send the hosted "
-        "key elsewhere by a reload. Set CONTROL_TOKEN or CONTROL_TOKEN_FILE, or CONTROL=0."
+        "A worker runs beside a control API without a token: it could control the appliance, and send the "
+        "hosted key elsewhere by a reload. Set CONTROL_TOKEN or CONTROL_TOKEN_FILE, or CONTROL=0."
     )
     return [Problem("CONTROL_TOKEN", "", "a secret", remedy, is_fatal=False)]

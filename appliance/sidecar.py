@@ -46,8 +46,8 @@ KINDS: dict[str, EngineKind] = {
 }
 NAME = "engine"
 OPEN_PORT = (
-    "Port {port} is open without a key: all who reach it can read the metrics. Changes are for callers on this "
-    "machine. Set APPLIANCE_API_KEYS, or use -H 127.0.0.1."
+    "Port {port} is open without a key: all who reach it can read the metrics. Changes are for callers on "
+    "this machine. Set APPLIANCE_API_KEYS, or use -H 127.0.0.1."
 )
 OF_THE_APPLIANCE = {"BACKENDS", "CONFIG_PATH", "MODEL_DIR", "NOVITA_API_KEY", "NOVITA_API_KEY_FILE"}
 

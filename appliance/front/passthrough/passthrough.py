@@ -101,9 +101,8 @@ class Passthrough:
         target, options = self.admit(request, target_of(web_request))
         sent = await read_forwarded(web_request, request, target, options, self._pipeline.settings)
         if not (sent.is_work and not options.pin) and not self.router.direct.is_managed(sent.model):
-            sent.model = (
-                ""  # any server can answer it; one about a model of the table is for that model's own
-            )
+            # Any server can answer it; one about a model of the table is for that model's own.
+            sent.model = ""
         answer = await self._find(sent)
         if isinstance(answer, KeptError):
             return await self._send_kept(sent, answer)
