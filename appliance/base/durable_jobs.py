@@ -89,7 +89,7 @@ class JobPlan(Generic[JobT]):
         steps: At least one.
         complete: Adds to the job what its steps came to; called when the last one is done.
         secrets: Texts that must not appear in any error of the job.
-        is_detached: It goes on although nobody waits for it (see `DurableJobs.holding`).
+        is_detached: It continues without any waiter (see `DurableJobs.holding`).
         is_stored: It is kept in the file, and listed after its end. False = it is forgotten with its end.
     """
 
@@ -275,7 +275,7 @@ class DurableJobs(Generic[JobT]):
             await self.save()
 
     async def close(self) -> None:
-        """Interrupt what runs, so that the next start goes on with it; whoever waits is told."""
+        """Interrupt what runs, so that the next start continues it; waiters get the interrupted job."""
         self.is_closing = True
         runs = list(self._runs.values())
         for run in runs:
@@ -427,7 +427,7 @@ class DurableJobs(Generic[JobT]):
         self._runs[job.id] = _Run(plan, work, supervisor, plan.is_detached)
 
     async def _perform(self, job_id: str, plan: JobPlan[JobT]) -> ApplianceError | None:
-        """Do the steps; return why they failed as a value, since nobody may be left to catch it."""
+        """Do the steps; return why they failed as a value, since there may be no waiter to catch it."""
         try:
             async with self._slots or nullcontext():
                 for step in plan.steps:

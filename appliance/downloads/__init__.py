@@ -2,7 +2,7 @@
 
 Modules:
     check: which files need not be fetched, and which are not as they should be.
-    contract: what a download is, and what whoever does one promises.
+    contract: what a download is, and what a downloader promises.
     engine: the one way in which every source's files get into a folder.
     job: a download job as a value, as it is shown and as it is kept.
     jobs: the jobs; who downloads what to where.

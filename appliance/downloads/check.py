@@ -1,6 +1,6 @@
 """Which files need not be fetched, because they are there.
 
-That is told by the manifest if nobody changed them, else by their checksum.
+The manifest says so if they were not changed, else their checksum.
 And the other way round, for `verify`: which files are not as their download wrote down.
 """
 

@@ -1,4 +1,4 @@
-"""What a download is: the values that pass between its caller and whoever does it.
+"""What a download is: the values that pass between its caller and the downloader.
 
 Callers are HTTP, gRPC and the command line.
 Sources (`sources/table.py`): hf://ns/repo and the bare ns/repo, s3://, obs://, pvc://, ms://, and https://
@@ -108,7 +108,7 @@ OnProgress = Callable[[DownloadProgress], None]
 
 
 def ignore_progress(_: DownloadProgress) -> None:
-    """Take progress that nobody wants to see."""
+    """Ignore progress: the default of `on_progress`."""
 
 
 class Downloader(Protocol):

@@ -5,9 +5,9 @@ Downloads are resumed, run in parallel, are verified, and there is one per folde
 The steps of a download:
     rules     may it be done, and with which credentials                       rules
     listing   which files are there; names that no file may have               sources, names
-    lock      nobody else is at work in this folder, on this machine           lock
+    lock      no other download into this folder, on this machine              lock
     plan      which files are there already, and which parts of others         manifest, check, part
-    space     is there room for the rest
+    space     is there enough disk space
     fetch     pieces by workers, retried, hashed, named                        workers, retry
     manifest  what it was, for `verify` and `repair`                           manifest
 

@@ -1,8 +1,8 @@
 """Download jobs: who downloads what to where, bounded in number, and kept over a restart.
 
 One download of one source to one folder at a time: a second request for the same joins the first. A job ends
-as completed, failed or cancelled; one that the end of the appliance cut off is interrupted, and goes on at
-the next start from the parts that are there.
+as completed, failed or cancelled; one that was running when the appliance stopped is interrupted, and
+continues at the next start from the parts that are there.
 """
 
 import secrets
@@ -87,7 +87,7 @@ class DownloadJobs:
         await self._jobs.open(self._resume)
 
     async def close(self) -> None:
-        """Interrupt what runs, so that the next start goes on with it; whoever waits is told."""
+        """Interrupt what runs, so that the next start continues it; waiters get Unavailable."""
         await self._jobs.close()
 
     # ---- reading
@@ -135,7 +135,7 @@ class DownloadJobs:
         Args:
             request: For a repair with source "".
             model: The name under which the model is to serve, "" = none.
-            is_detached: The job goes on although nobody waits for it (see `holding`).
+            is_detached: The job continues without any waiter (see `holding`).
 
         Raises:
             Conflict: The same download runs with other settings.
@@ -192,7 +192,7 @@ class DownloadJobs:
             )
         if job.state != "failed":
             raise Unavailable(
-                f"The appliance is stopping; the download {job.id} goes on after the next start.",
+                f"The appliance is stopping; the download {job.id} continues after the next start.",
                 code="shutting_down",
             )
         raise end.failure or Internal(job.error)

@@ -2,7 +2,7 @@
 
 It is an flock on `.lock`, which the kernel takes back from a dead process.
 
-Another downloader that uses these folders (docs/compatibility.md) tells by the lock file's age whether it is
+Another downloader that uses these folders (docs/compatibility.md) knows by the lock file's age whether it is
 held. We do not look at the age, so that no clock and no forgotten file can lock us out. But we renew it, and
 write our process id into the file as the other one does, so that it sees us.
 """

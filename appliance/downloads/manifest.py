@@ -21,7 +21,7 @@ class ManifestRow:
     """One file as it was fetched.
 
     Attributes:
-        modified_ns: Of the file on this machine. It tells without reading that nobody changed the file.
+        modified_ns: Of the file on this machine. If it is the same, the file was not changed.
     """
 
     path: str

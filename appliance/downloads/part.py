@@ -3,7 +3,7 @@
 The bytes lie in `.download/ID.part`, what is known of them in `.download/ID.json`, written anew after each
 block. A process that is killed loses what it had not handed to the kernel: at most one block for each worker.
 A machine that goes down may lose more, so what counts after another boot is only what was synced; and where
-the source tells a checksum, that has the last word anyway.
+the source has a checksum, the file is compared with it anyway.
 """
 
 import errno
@@ -186,7 +186,7 @@ class PartialFile:
             return os.fstat(self._descriptor)
 
     def finish(self, target: Path) -> None:
-        """Give the file its name."""
+        """Move the file to its place."""
         with self._lock:
             target.parent.mkdir(parents=True, exist_ok=True)
             os.replace(self.path, target)

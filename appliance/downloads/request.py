@@ -1,6 +1,6 @@
 """What a caller asks to be downloaded, parsed and checked: one reading for HTTP, gRPC and Ollama's pull.
 
-Credentials come in `config` and nowhere else. They go to whoever downloads, and into no job, no file, no log
+Credentials come in `config` and nowhere else. They go to the downloader, and into no job, no file, no log
 line and no error.
 """
 
@@ -16,7 +16,7 @@ from appliance.base.errors import Forbidden, Invalid
 from appliance.downloads.contract import DEFAULT_WORKERS, MAX_WORKERS, DownloadRequest, redact_source
 
 MAX_SOURCE_CHARS = 2048
-MIN_SECRET_CHARS = 4  # a shorter text is too common to be redacted wherever it stands
+MIN_SECRET_CHARS = 4  # a shorter text is too common to be redacted everywhere
 # Keys of `config` that may be shown and kept; any other, known or not, is taken for a secret.
 PUBLIC_KEYS = frozenset(
     {
@@ -42,7 +42,7 @@ VARIABLES_OF = {
     "access_key": ("ACCESS_KEY",),
     "secret_key": ("SECRET_KEY",),
 }
-# The name, as a credential, of what stands behind the ? of a signed address.
+# The name, as a credential, of the query of a signed address.
 SIGNED_QUERY = "the query of its address"
 
 

@@ -3,8 +3,8 @@
 A request's config goes before the settings, and the settings' credentials go to the settings' servers only.
 
 A caller over HTTP is not the operator. It may name an endpoint, but then has to bring the credentials for it:
-else whoever may request a download could have the operator's token sent to a server of theirs. The person at
-the terminal is the operator (`is_trusted`).
+else any caller who may request a download could have the operator's token sent to a server of theirs. The
+person at the terminal is the operator (`is_trusted`).
 """
 
 import difflib
@@ -20,7 +20,7 @@ from appliance.base.reach import FolderPolicy, HostPolicy
 from appliance.downloads.contract import DownloadRequest
 from appliance.downloads.settings import DownloadSettings
 
-# Keys of `config`, each with the setting that stands in for it.
+# Keys of `config`, each with the setting that is its default.
 FROM_SETTINGS = {
     "hf_token": "hf_auth_token",
     "hf_endpoint": "hf_endpoint",
@@ -31,7 +31,7 @@ FROM_SETTINGS = {
     "secret_key": "secret_key",
     "endpoint": "endpoint",
 }
-# Keys that no setting stands in for.
+# Keys without such a setting.
 REQUEST_ONLY = (
     "revision",
     "include",

@@ -15,33 +15,32 @@ class DownloadSettings(PackageSettings):
 
     download_dir: Path | None = Field(
         None,
-        description="Where downloads are put that name no folder; else `models` in STATE_DIR",
-        json_schema_extra={"allowed": "a folder that can be written"},
+        description="Folder of downloads that name none; default `models` in STATE_DIR",
+        json_schema_extra={"allowed": "a writable folder"},
     )
     download_allowed_hosts: CommaList = Field(
         [],
-        description="Hosts that https:// sources may name, such as `files.example.com,*.example.org`; "
-        "none = https:// is refused. A private address is reached only when it, or its network (10.0.0.0/8), "
-        "is listed here, too",
+        description="Hosts allowed in https:// sources, such as `files.example.com,*.example.org`; empty = "
+        "https:// is refused. A private address must be listed as well, or its network (10.0.0.0/8)",
         json_schema_extra=RELOAD | {"allowed": "a comma list"},
     )
     download_allowed_dirs: CommaList = Field(
         [],
-        description="Folders that pvc:// and file:// sources may read, and that downloads may be put in "
+        description="Folders that pvc:// and file:// sources may read, and that downloads may be written to, "
         "besides DOWNLOAD_DIR",
         json_schema_extra=RELOAD | {"allowed": "a comma list of absolute paths"},
     )
     download_jobs: int = Field(
-        2, ge=1, le=32, description="Downloads that run at the same time; further ones wait"
+        2, ge=1, le=32, description="Downloads that run at the same time; further ones are queued"
     )
     download_resume: Switch = Field(
-        True, description="Whether downloads that the end of the appliance cut off go on at its next start"
+        True, description="Whether interrupted downloads continue at the next start"
     )
     download_max_workers: int = Field(
         16,
         ge=1,
         le=64,
-        description="Most files, and parts of large files, that one download fetches at a time",
+        description="Maximum of files, and parts of large files, that one download fetches at a time",
         json_schema_extra=RELOAD,
     )
     hf_auth_token: SecretStr = Field(
@@ -51,17 +50,17 @@ class DownloadSettings(PackageSettings):
     )
     hf_endpoint: str = Field(
         "https://huggingface.co",
-        description="Where hf:// sources are fetched from: Hugging Face, or what serves its API",
+        description="Server of hf:// sources: Hugging Face, or one with the same API",
         json_schema_extra=RELOAD | {"allowed": "an http(s) address"},
     )
     hf_revision: str = Field(
-        "", description="Revision of hf:// sources that name none; else main", json_schema_extra=RELOAD
+        "", description="Revision of hf:// sources that name none; default main", json_schema_extra=RELOAD
     )
     ms_token: SecretStr = Field(
         SecretStr(""), description="Token for ms:// sources (ModelScope)", json_schema_extra=RELOAD
     )
     ms_revision: str = Field(
-        "", description="Revision of ms:// sources that name none; else master", json_schema_extra=RELOAD
+        "", description="Revision of ms:// sources that name none; default master", json_schema_extra=RELOAD
     )
     access_key: SecretStr = Field(
         SecretStr(""), description="Access key for s3:// and obs:// sources", json_schema_extra=RELOAD
@@ -71,6 +70,6 @@ class DownloadSettings(PackageSettings):
     )
     endpoint: str = Field(
         "",
-        description="Where s3:// and obs:// sources are fetched from; empty = Amazon's",
+        description="Server of s3:// and obs:// sources; empty = Amazon's",
         json_schema_extra=RELOAD | {"allowed": "an http(s) address"},
     )

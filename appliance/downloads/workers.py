@@ -168,7 +168,7 @@ class TransferWorkers:
                 self._meter.end(piece.plan.remote.path)
 
     async def _fetch(self, piece: FilePiece) -> None:
-        """Fetch one piece, again from where it broke off; whoever has a file's last piece finishes it."""
+        """Fetch one piece, again from where it broke off; with the last piece the file is finished."""
         plan, at, furthest = piece.plan, piece.start, piece.start
         if not plan.is_open:
             plan.is_open = True

@@ -21,7 +21,7 @@ _NAME = re.compile(rf"(?P<repository>{_PIECE}/{_PIECE})(?::(?P<tag>[A-Za-z0-9][A
 _HEAD = re.compile(
     rf"(?:https?://)?(?P<host>{'|'.join(map(re.escape, HOSTS))})/|(?P<scheme>hf)://", re.IGNORECASE
 )
-# In a path: it could not be told from a pattern, or leads elsewhere.
+# In a path: it would be taken for a pattern, or leads elsewhere.
 _AWKWARD = re.compile(r"[*?\[\],]|\.\.|^/")
 
 

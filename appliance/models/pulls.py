@@ -1,6 +1,6 @@
 """Pulls: a name of Ollama's becomes a download job, and what it fetched becomes a model of the table.
 
-A pull is a job like any other. That its file is to serve as a model stands in the job (`DownloadJob.model`),
+A pull is a job like any other. The job says that its file is to serve as a model (`DownloadJob.model`),
 so that one that is taken up after a restart ends in the table as well.
 """
 

@@ -22,42 +22,47 @@ class ModelSettings(PackageSettings):
     )
     base_models_path: Path | None = Field(
         None,
-        description="Where relative paths of models begin; wins over the file of CONFIG_PATH",
+        description="Base folder of relative model paths; wins over the file of CONFIG_PATH",
         json_schema_extra=RELOAD | {"allowed": "a folder"},
     )
     model_dir: Path | None = Field(
         None,
-        description="A folder of .gguf files: each is a model by its file's name",
+        description="A folder of .gguf files; each file is a model, named after the file",
         json_schema_extra=RELOAD | {"allowed": "a folder"},
     )
     model_log_dir: Path | None = Field(
         None,
-        description="Where each llama-server's log is kept; else `model-logs` in STATE_DIR",
-        json_schema_extra={"allowed": "a folder that can be written"},
+        description="Folder of the llama-servers' logs; default `model-logs` in STATE_DIR",
+        json_schema_extra={"allowed": "a writable folder"},
     )
     model_swap_wait_s: float = Field(
         30.0,
         ge=0,
         le=3600,
-        description="Longest that requests for a model wait for others to be served together "
-        "before a place is cleared for theirs; 0 = at once, as soon as running answers have ended",
+        description="Longest time in seconds that requests for a model which is not loaded wait before a "
+        "loaded model makes room; 0 = only until its running requests end",
         json_schema_extra=RELOAD,
     )
     model_look_s: float = Field(
-        30.0, gt=0, le=3600, description="Seconds between two looks at the health of each loaded model"
+        30.0, gt=0, le=3600, description="Seconds between two health checks of each loaded model"
     )
     model_first_port: int = Field(
         FIRST_PORT,
         ge=1024,
         le=65_535,
-        description="Lowest port on loopback that a llama-server of ours is given",
+        description="Lowest port on loopback for the appliance's llama-servers",
     )
-    model_last_port: int = Field(LAST_PORT, ge=1024, le=65_535, description="Highest of them")
+    model_last_port: int = Field(
+        LAST_PORT,
+        ge=1024,
+        le=65_535,
+        description="Highest port on loopback for the appliance's llama-servers",
+    )
     status_port: int | None = Field(
         None,
         ge=1,
         le=65_535,
-        description="Port that tells the models' status while everything else still "
-        "starts (`/health`, `/status`, `/status/stream`), such as 8001; empty = none",
+        description="Port of the models' status, available during the start already (`/health`, `/status`, "
+        "`/status/stream`), such as 8001; empty = none",
     )
-    status_host: str = Field("127.0.0.1", description="Address of STATUS_PORT; it asks for no key")
+    status_host: str = Field("127.0.0.1", description="Address of STATUS_PORT; requests need no key")

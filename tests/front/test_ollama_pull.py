@@ -237,7 +237,7 @@ async def test_a_pull_taken_up_after_a_restart_ends_in_the_index(tmp_path: Path,
         pulling = asyncio.create_task(client(api).pull(NAME))
         await api.downloader.next()
         await api.jobs.close()
-        with pytest.raises(ollama.ResponseError, match="goes on after the next start"):
+        with pytest.raises(ollama.ResponseError, match="continues after the next start"):
             await pulling
     async with downloads_api(home, jobs_path=jobs_path) as api:
         api.downloader.writes = {"tiny.Q4_K_M.gguf": gguf}

@@ -49,7 +49,7 @@ class Bucket:
                 "letters, digits, dots, hyphens and underscores.",
                 param="source",
             )
-        if "?" in prefix:  # what stands behind one is shown and kept nowhere, as it is a signature elsewhere
+        if "?" in prefix:  # elsewhere a query is a signature, so it is never shown or kept
             raise Invalid(
                 f"An object store's source must be {scheme}://bucket/prefix, without a query. For an object "
                 "with a ? in its name, use the prefix above it, and select it by `include` in config.",

@@ -87,7 +87,7 @@ class Listing:
 
 
 class DownloadSource(Protocol):
-    """One place that files are fetched from. Built by `table.open_source`, closed by whoever opened it.
+    """One place that files are fetched from. Built by `table.open_source`, closed by its opener.
 
     Attributes:
         can_range: Whether parts of a file can be requested. A server may still refuse (`RangesUnsupported`).

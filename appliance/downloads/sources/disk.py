@@ -109,7 +109,7 @@ class Disk:
         return descriptor
 
     async def close(self) -> None:
-        """Nothing is held open."""
+        """Do nothing: no file stays open."""
 
 
 def _stamp(found: os.stat_result) -> str:

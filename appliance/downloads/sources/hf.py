@@ -173,7 +173,7 @@ class Hf:
 
 
 async def _in_daemon_thread(work: Callable[[], Tree]) -> Tree:
-    """Call what blocks in a thread that nobody waits for.
+    """Call what blocks in a daemon thread.
 
     One of asyncio's would hold up the end of the process until its server answers.
     """

@@ -177,7 +177,7 @@ def name_host(proxy: Proxy | None, host: str) -> str:
 
 
 def version_tag(headers: Mapping[str, str]) -> str:
-    """Return what tells this version of a file from another; "" = the server does not say."""
+    """Return what identifies this version of a file; "" = the server does not say."""
     if tag := headers.get("ETag", "").removeprefix("W/").strip('"'):
         return tag
     return f"modified:{changed}" if (changed := headers.get("Last-Modified", "")) else ""

@@ -1,4 +1,4 @@
-"""An order for an adapter as a value: what is asked for, how far it is, and what is kept over a restart.
+"""An order for an adapter as a value: the request, its progress, and what is kept over a restart.
 
 No credential is in what is kept, only the names of those that came with an order.
 """

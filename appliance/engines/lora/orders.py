@@ -125,7 +125,7 @@ class AdapterOrders:
         return changes[0]
 
     async def begin(self, order: AdapterOrder) -> Adapter:
-        """Carry out an order in the background, once it is kept. `pending` tells how far it is.
+        """Carry out an order in the background, once it is kept. `pending` shows how far it is.
 
         Raises:
             ApplianceError: What is wrong with the order can be said before anything is downloaded.
@@ -236,7 +236,7 @@ class AdapterOrders:
         1. its credentials are gone            → interrupted, until it is ordered again
         2. orders do not go on by themselves   → the same
         3. its folder is not allowed any more  → failed
-        4. otherwise                           → it goes on
+        4. otherwise                           → it continues
         """
         now_s = self._clock.now_s()
         missing = find_missing_credentials(job.needs, self._has_variable)

@@ -226,7 +226,8 @@ def _add_behaviour(words: _CommandLine, model: Model, kind: Kind, header: GgufHe
         words.demand("params.rope_freq_base", ["--rope-freq-base"], f"{params.rope_freq_base:g}")
     if params.chat_template is not None:
         words.demand("params.chat_template", ["--chat-template"], params.chat_template)
-    # --reranking stands alone: it implies --embedding in newer servers, and in older ones that would switch
+    # --reranking comes without --embedding: it implies --embedding in newer servers, and in older ones that
+    # would switch
     # it off.
     if model.reranking or (kind == "reranking" and {"--reranking", "--rerank"} & words.flags.names):
         words.demand("reranking", ["--reranking", "--rerank"])

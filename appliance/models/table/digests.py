@@ -19,7 +19,7 @@ from appliance.base.logs import get_logger
 from appliance.base.tasks import Tasks
 
 log = get_logger("models")
-PIECE_BYTES = 4 << 20  # read at a time; between two it can be told to stop
+PIECE_BYTES = 4 << 20  # read at a time; between two it can be stopped
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """The memory that a model will take, from its header and how it is to be run; bytes throughout.
 
     weights    the file, as it is mapped or read into the GPU
-    cache      keys and values of every layer for every token of context, in the types that are asked for
+    cache      keys and values of every layer for every token of context, in the types of the table
     buffers    what a batch needs while it is computed: above all its scores for the whole vocabulary
     extras     what runs beside it: a draft model with its own cache, the projector for images, LoRA adapters
 
