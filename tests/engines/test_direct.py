@@ -107,6 +107,12 @@ async def test_a_question_takes_no_capacity(
     assert (slot.backend.name, slot.is_uncounted, slot.backend.in_flight) == (chosen, True, 0)
 
 
+async def test_a_question_finds_no_server_that_is_up() -> None:
+    router = routing(pool_of(TableBackend("e0", status=DOWN)))
+    with pytest.raises(Unavailable, match="e0 is down"):
+        await router.direct.lease(receipt=Receipt("r"), is_uncounted=True)
+
+
 async def test_a_question_about_a_managed_model_takes_a_turn() -> None:
     router = routing(pool_of(TableBackend("models", kind="managed")))
     slot = await router.direct.lease(receipt=Receipt("r"), model="m", is_uncounted=True)

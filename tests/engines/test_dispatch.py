@@ -464,11 +464,20 @@ async def test_new_settings_hold_for_the_next_request() -> None:
         await it.take()
 
 
-def test_a_pool_remembers_who_serves_a_model_until_it_is_refreshed() -> None:
-    a, b = backend("a"), backend("b", models=["n"])
-    pool = pool_of(a, b)
-    assert (pool.serving("m"), pool.serving(None)) == ([a], [a, b])
-    pool.backends.remove(a)  # type: ignore[arg-type]
-    assert pool.serving("m") == [a]
-    pool.refresh()
-    assert pool.serving("m") == []
+async def test_a_slot_that_comes_as_the_time_is_over_is_given_back() -> None:
+    a = backend("a", status=FULL)
+    it = Dispatching(pool_of(a))
+    waiting = queued(it, budget_s=0)
+    await asyncio.sleep(0)  # it waits now, and its time-out is the next thing to run
+    a.now = READY
+    it.dispatcher.serve_queues()
+    assert a.in_flight == 1
+    with pytest.raises(Unavailable, match="QUEUE_TIMEOUT_S"):
+        await waiting
+    assert a.in_flight == 0
+
+
+async def test_a_pinned_backend_that_had_the_request_is_not_asked_again() -> None:
+    it = Dispatching(pool_of(backend("a", status=DOWN)))
+    with pytest.raises(Unavailable, match="a is down"):
+        await it.take(options=RequestOptions(pin="a"), tried={"a"})

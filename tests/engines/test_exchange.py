@@ -323,6 +323,12 @@ async def test_a_gathered_stream_is_one_response() -> None:
     assert (it.tokens, it.observer.seen, it.response.closed) == ((1, 2), ["head", "first"], 1)  # type: ignore[union-attr]
 
 
+async def test_a_gathered_stream_waits_a_moment_for_its_last_chunk() -> None:
+    it = Attempting(stream_of(chunk("a", "stop") + DONE, b"0\r\n"), is_gathered=True)
+    await it.send()
+    assert it.response.is_complete  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize(
     ("script", "raised", "label"),
     [

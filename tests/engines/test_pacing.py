@@ -97,3 +97,30 @@ async def test_it_ends_with_done() -> None:
     events = [e async for e in pace_response(REPLY, size=100, delay_ms=0, include_usage=False)]
     assert events[-1] == b"data: [DONE]\n\n"
     assert all(jsons.loads(e[6:]) for e in events[:-1])
+
+
+def test_a_text_completion_is_cut_too() -> None:
+    reply = {
+        "object": "text_completion",
+        "choices": [
+            {"index": 0, "text": "abcde", "finish_reason": "length", "logprobs": {"tokens": ["abcde"]}}
+        ],
+    }
+    chunks = list(make_chunks(reply, size=4, include_usage=False))
+    assert [chunk["choices"][0] for chunk in chunks] == [
+        {"index": 0, "text": "abcd", "logprobs": {"tokens": ["abcde"]}, "finish_reason": None},
+        {"index": 0, "text": "e", "logprobs": None, "finish_reason": None},
+        {"index": 0, "text": "", "logprobs": None, "finish_reason": "length"},
+    ]
+    assert {chunk["object"] for chunk in chunks} == {"text_completion"}
+
+
+async def test_there_is_a_pause_between_two_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+
+    monkeypatch.setattr("appliance.engines.upstream.pacing.asyncio.sleep", sleep)
+    pieces = [piece async for piece in pace_response(REPLY, size=100, delay_ms=30, include_usage=False)]
+    assert pauses == [0.03] * (len(pieces) - 2)  # none before the first one, none before [DONE]

@@ -100,3 +100,23 @@ def test_an_event_that_is_null_is_not_passed_on() -> None:
         == b'data: {"model":"public","choices":[]}\n\n'
     )
     assert relay.events == 1
+
+
+def test_usage_that_cannot_be_read_stays_in_the_stream() -> None:
+    """An event may have several lines; its usage is for the counters only."""
+    relay = StreamRelay("public")
+    event = b'data: {"model":"m","choices":[],\ndata: "usage":{"prompt_tokens":1}}\n\n'
+    assert b'"usage":{"prompt_tokens":1}' in relay.feed(event)
+    assert relay.usage is None
+
+
+def test_what_comes_after_the_last_word_is_dropped() -> None:
+    relay = StreamRelay("public")
+    relay.feed(chunk("a").encode() + b"data: [DONE]\n\n")
+    assert relay.feed(chunk("b").encode()) == b""
+
+
+def test_an_error_event_may_be_a_sentence() -> None:
+    relay = StreamRelay("public")
+    relay.feed(b'data: {"error": "died"}\n\n')
+    assert relay.error == {"message": "died"}

@@ -1,4 +1,4 @@
-"""One whole answer out of a stream of events: tables of chunks."""
+"""One whole response out of a stream of events: tables of chunks."""
 
 from typing import Any
 
@@ -130,7 +130,7 @@ def test_a_text_completion_is_added_up() -> None:
     assert [(c["text"], c["finish_reason"]) for c in value["choices"]] == [("ab", "stop"), ("x", "length")]
 
 
-def test_an_empty_answer_is_one() -> None:
+def test_an_empty_response_is_one() -> None:
     assert whole(chunk(delta(role="assistant")), chunk(delta(finish="stop")))["choices"][0]["message"] == {
         "role": "assistant",
         "content": "",
@@ -153,3 +153,31 @@ def test_an_empty_answer_is_one() -> None:
 def test_what_is_not_whole_is_not_returned(events: list[dict[str, Any]], text: str) -> None:
     with pytest.raises(BrokenStream, match=text):
         whole(*events)
+
+
+@pytest.mark.parametrize(
+    ("former", "new", "joined"),
+    [
+        ({"content": [1]}, {"content": [2]}, {"content": [1, 2]}),
+        (
+            {"content": [1], "refusal": None},
+            {"content": None, "refusal": [3]},
+            {"content": [1], "refusal": [3]},
+        ),
+        ({"content": [1], "own": [5]}, {"content": [2]}, {"content": [1, 2], "own": [5]}),
+        ({"content": [1], "top": 2}, {"top": 3, "more": None}, {"content": [1], "top": 3, "more": None}),
+        ({"content": [1]}, [2], [2]),
+    ],
+)
+def test_lists_of_logprobs_are_joined_field_by_field(former: Any, new: Any, joined: Any) -> None:
+    value = whole(
+        chunk(delta(content="a", logprobs=former)),
+        chunk(delta(content="b", logprobs=new)),
+        chunk(delta(finish="stop")),
+    )
+    assert value["choices"][0]["logprobs"] == joined
+
+
+def test_an_engines_own_fields_of_a_message_are_those_that_came_last() -> None:
+    value = whole(chunk(delta(annotations=[1])), chunk(delta(annotations=[2])), chunk(delta(finish="stop")))
+    assert value["choices"][0]["message"] == {"role": "assistant", "content": "", "annotations": [2]}

@@ -57,6 +57,27 @@ async def test_a_lost_adapter_sends_the_request_back_to_its_route() -> None:
     assert backend.asked == ["lost", "lost"]
 
 
+class Losing(TableBackend):
+    """Loses the adapter while a request for it is on its way."""
+
+    adapters: Adapters
+    router: Router
+
+    def status(self, now_s: float) -> BackendStatus:
+        if self.models:
+            self.models = []
+            self.adapters.absent.add("lost")
+            self.router.refresh()
+        return BackendStatus.DOWN
+
+
+async def test_an_adapter_lost_on_the_way_is_said_to_be_lost() -> None:
+    backend, adapters = Losing("e0", models=["lost"]), Adapters()
+    backend.adapters, backend.router = adapters, routing(pool_of(backend), adapters=adapters)
+    with pytest.raises(AdapterNotLoaded):
+        await backend.router.answer(engine_request(model="lost"))
+
+
 async def test_a_request_goes_back_only_so_often() -> None:
     backend = TableBackend("e0", *[adapter_not_loaded("lost", "again")] * 20, models=["lost"])
     with pytest.raises(AdapterNotLoaded):
@@ -181,3 +202,20 @@ async def test_the_whole_time_is_bounded_by_the_backend_timeout() -> None:
     router = routing(pool_of(TableBackend("e0", status=BackendStatus.FULL)), backend_timeout_seconds=0.01)
     with pytest.raises(Unavailable, match="within 0 seconds"):
         await router.answer(engine_request())
+
+
+def test_backends_report_to_the_router() -> None:
+    router = routing(*two_pools())
+    version = router.changed.value
+    router.callbacks.on_capacity()
+    assert router.changed.value == version
+    router.callbacks.on_change()
+    router.callbacks.on_models()
+    assert router.changed.value == version + 2
+
+
+def test_a_request_has_status_headers_while_it_waits_for_a_model() -> None:
+    request = engine_request()
+    assert request.status_headers() == []
+    request.wait_headers = lambda: [("X-Queue-Position", "2")]
+    assert request.status_headers() == [("X-Queue-Position", "2")]

@@ -102,14 +102,15 @@ def _join_logprobs(former: Any, new: Any) -> Any:
     """Join the lists of two `logprobs` objects."""
     if not isinstance(former, dict) or not isinstance(new, dict):
         return former if new is None else new
-    return {
-        key: [*(former.get(key) or []), *value]
-        if isinstance(value, list)
-        else former.get(key)
-        if value is None
-        else value
-        for key, value in {**former, **new}.items()
-    }
+    joined = dict(former)
+    for key, value in new.items():
+        if isinstance(value, list):
+            joined[key] = [*(former.get(key) or []), *value]
+        elif value is not None:
+            joined[key] = value
+        else:
+            joined.setdefault(key, None)
+    return joined
 
 
 def _complete(choice: dict[str, Any]) -> dict[str, Any]:
