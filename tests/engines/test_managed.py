@@ -113,7 +113,7 @@ async def open_backend(open_manager: Make, monkeypatch: pytest.MonkeyPatch) -> A
 # ---- answers
 
 
-async def test_an_answer_takes_a_slot_and_gives_it_back(open_backend: Open) -> None:
+async def test_a_request_takes_a_slot_and_releases_it(open_backend: Open) -> None:
     at = await open_backend("a")
     task = at.sending(request := at.request())
     await at.harness.loaded("a")
@@ -140,7 +140,7 @@ async def test_a_stream_keeps_its_slot_until_it_ends(open_backend: Open) -> None
     assert at.all_is_released()
 
 
-async def test_a_client_that_leaves_in_the_middle_frees_the_slot(open_backend: Open) -> None:
+async def test_a_client_that_leaves_mid_stream_frees_the_slot(open_backend: Open) -> None:
     at = await open_backend("a", slots=1)
     await at.harness.have("a")
     at.engines[0].token_s = 0.05
@@ -223,7 +223,7 @@ async def test_a_request_whose_server_dies_goes_to_the_next(open_backend: Open) 
     assert at.all_is_released()
 
 
-async def test_a_prompt_too_long_is_the_callers_and_is_not_tried_again(open_backend: Open) -> None:
+async def test_a_prompt_too_long_is_not_tried_again(open_backend: Open) -> None:
     at = await open_backend("a")
     await at.harness.have("a")
     at.engines[0].faults = ["context"]
@@ -233,7 +233,7 @@ async def test_a_prompt_too_long_is_the_callers_and_is_not_tried_again(open_back
     assert (len(at.engines[0].asked), at.all_is_released()) == (1, True)
 
 
-async def test_a_bad_request_is_the_callers_and_is_not_tried_again(open_backend: Open) -> None:
+async def test_a_bad_request_is_not_tried_again(open_backend: Open) -> None:
     at = await open_backend("a")
     await at.harness.have("a")
     at.engines[0].faults = ["status_400"]
@@ -257,14 +257,14 @@ async def test_a_stream_that_breaks_off_is_an_error_and_frees_the_slot(open_back
     assert not at.harness.manager.telemetry()[0].is_ok
 
 
-async def test_a_model_that_cannot_be_had_says_so(open_backend: Open) -> None:
+async def test_a_model_that_does_not_fit_is_an_error(open_backend: Open) -> None:
     at = await open_backend("a", memory_mib=600)
     with pytest.raises(InsufficientMemory):
         await at.send(at.request())
     assert at.all_is_released()
 
 
-async def test_a_model_that_fails_while_it_is_tried_again_says_so(open_backend: Open) -> None:
+async def test_a_model_that_fails_during_a_retry_is_an_error(open_backend: Open) -> None:
     at = await open_backend("a", slots=1, model_load_max_retries=0)
     await at.harness.have("a")
     at.engines[0].faults = ["hang"]
@@ -391,7 +391,7 @@ async def test_its_state_says_what_is_loaded_and_what_waits(open_backend: Open) 
     assert at.backend.find_model("c") is None
 
 
-async def test_nothing_is_kept_of_servers_that_are_gone(open_backend: Open) -> None:
+async def test_nothing_is_kept_of_removed_llama_servers(open_backend: Open) -> None:
     at = await open_backend("a", servers=3)
     for _ in range(3):
         await at.harness.have("a")

@@ -1,7 +1,7 @@
 """Stand-ins for engines that cannot be had here, or not in every generation: SGLang and servers of vLLM.
 
 Their pages are built from their published ones: health, models with adapters, information, metrics in each
-spelling, error bodies. The answers themselves are the stand-in's (engine_server.py), which can also be told
+spelling, error bodies. The answers themselves are the stand-in's (engine_server.py), which can also be made
 to fail.
 """
 
@@ -76,33 +76,30 @@ sglang:gen_throughput{{engine_type="unified",model_name="tiny",pp_rank="0",tp_ra
 """
 VLLM_REQUESTED = (
     "This model's maximum context length is {context} tokens. However, you requested {prompt} tokens "
-    "({prompt} in the messages, 0 in the "
-    "completion). Please reduce the length of the messages or completion."
+    "({prompt} in the messages, 0 in the completion). Please reduce the length of the messages or "
+    "completion."
 )
 VLLM_INPUT = (
-    "This model's maximum context length is {context} tokens. However, your request has {prompt} input tokens. "
-    "Please reduce the length of the input."
+    "This model's maximum context length is {context} tokens. However, your request has {prompt} input "
+    "tokens. Please reduce the length of the input."
 )
 VLLM_AT_LEAST = (
     "This model's maximum context length is {context} tokens. However, you requested 0 output tokens and "
-    "your prompt contains at least "
-    "{context}1 input tokens, for a total of at least {context}1 tokens. Please reduce the length of the "
-    "input prompt."
+    "your prompt contains at least {context}1 input tokens, for a total of at least {context}1 tokens. "
+    "Please reduce the length of the input prompt."
 )
 SGLANG_INPUT = "The input ({prompt} tokens) is longer than the model's context length ({context} tokens)."
 SGLANG_REQUESTED = (
     "Requested token count exceeds the model's maximum context length of {context} tokens. You requested a "
-    "total of {prompt} tokens: "
-    "{prompt} tokens from the input messages and 0 tokens for the completion."
+    "total of {prompt} tokens: {prompt} tokens from the input messages and 0 tokens for the completion."
 )
 VLLM_ENGINE = (
     "The decoder prompt (length {prompt}) is longer than the maximum model length of {context}. Make sure "
-    "that `max_model_len` is no smaller "
-    "than the number of text tokens."
+    "that `max_model_len` is no smaller than the number of text tokens."
 )
 SGLANG_SCHEDULER = (
-    "Input length ({prompt} tokens) exceeds the maximum allowed length ({context} tokens). "
-    "Use a shorter input or enable --allow-auto-truncate."
+    "Input length ({prompt} tokens) exceeds the maximum allowed length ({context} tokens). Use a shorter "
+    "input or enable --allow-auto-truncate."
 )
 
 GENERATIONS = [
@@ -194,7 +191,7 @@ class EngineGeneration(EngineServer):
             }
             for name in self.models
         ]
-        if self.generation.adapter:  # an adapter's length is not told
+        if self.generation.adapter:  # the context of an adapter is not listed
             rows.append(
                 {
                     "id": "sql-lora",

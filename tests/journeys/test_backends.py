@@ -1,6 +1,6 @@
 """Several engines behind one address: chosen by model and load, failed over, left out, waited for.
 
-The engines are stand-ins that can be told to fail (tests/fakes/engine_server.py); the appliance and its
+The engines are stand-ins that can be made to fail (tests/fakes/engine_server.py); the appliance and its
 clients are real.
 """
 
@@ -73,7 +73,7 @@ def backend(headers: dict[str, str]) -> str:
 
 
 @pytest.mark.parametrize("kind", ["llamacpp", "vllm", "sglang", "openai"])
-async def test_each_kind_is_recognised_and_answers(start, engines, kind: str) -> None:
+async def test_each_kind_is_detected_and_answers(start, engines, kind: str) -> None:
     servers = await engines(kind)
     running = await start(BACKENDS=named(servers), **QUICK)
     status, headers, value = await ask(running)
@@ -152,7 +152,9 @@ async def test_priority_goes_first(start, engines) -> None:
     "fault", ["refuse", "status_502", "status_503", "status_500", "status_429", "invalid_response"]
 )
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_failing_server_is_not_noticed(start, engines, fault: str, stream: bool) -> None:
+async def test_a_request_that_a_server_failed_goes_to_another(
+    start, engines, fault: str, stream: bool
+) -> None:
     servers = await engines("vllm", "vllm")
     running = await start(BACKENDS=named(servers), LB_ENABLED="0", **QUICK)
     # A kept connection that is closed without a byte is replaced once: the server may have closed it before
@@ -331,7 +333,7 @@ async def test_num_ctx_finds_a_server_that_has_it_or_is_refused(start, engines) 
     assert "4096" in value["error"]
 
 
-async def test_overflow_to_the_hosted_api_is_said_and_can_be_forbidden(start, engines, hosted) -> None:
+async def test_overflow_to_the_hosted_api_can_be_forbidden(start, engines, hosted) -> None:
     servers = await engines("llamacpp", slots=1, token_s=0.3)
     running = await start(
         BACKENDS=named(servers),
@@ -358,7 +360,7 @@ async def test_overflow_to_the_hosted_api_is_said_and_can_be_forbidden(start, en
     assert (await ask(running, headers={"x-appliance-stay-local": "perhaps"}))[0] == 400
 
 
-async def test_the_clients_key_stays_and_the_servers_key_goes(start, engines, tmp_path) -> None:
+async def test_a_server_gets_its_own_key_and_not_the_clients(start, engines, tmp_path) -> None:
     servers = await engines("vllm", key="sk_of_the_server")
     config = tmp_path / "config.json"
     config.write_text(
@@ -443,7 +445,7 @@ async def test_when_the_client_leaves_the_engine_is_free(start, engines) -> None
         assert await until(lambda: running.appliance.router.state("e0").in_flight == 0)
 
 
-async def test_whoever_leaves_leaves_the_line(start, engines) -> None:
+async def test_a_client_that_leaves_leaves_the_queue(start, engines) -> None:
     servers = await engines("llamacpp", slots=1, token_s=0.2)
     running = await start(BACKENDS=named(servers), **QUICK)
     first = asyncio.ensure_future(ask(running))
@@ -456,7 +458,7 @@ async def test_whoever_leaves_leaves_the_line(start, engines) -> None:
     assert len(servers[0].asked) == 1
 
 
-async def test_the_metrics_tell_about_each_backend(start, engines) -> None:
+async def test_the_metrics_show_each_backend(start, engines) -> None:
     servers = await engines("vllm", "vllm")
     running = await start(BACKENDS=named(servers), LB_ENABLED="0", **QUICK)
     servers[0].faults = ["status_503"]
@@ -473,7 +475,7 @@ async def test_the_metrics_tell_about_each_backend(start, engines) -> None:
         assert line in text
 
 
-async def test_a_reload_brings_and_takes_backends_and_says_so(start, engines) -> None:
+async def test_a_reload_adds_and_removes_backends_and_says_so(start, engines) -> None:
     servers = await engines("vllm", "vllm")
     running = await start(BACKENDS=named(servers[:1]), **QUICK)
     from appliance.reload import Reloader

@@ -25,7 +25,7 @@ async def engine(generation: Generation):
 
 
 @every_generation
-async def test_it_is_recognised_and_its_numbers_are_read(
+async def test_it_is_detected_and_its_numbers_are_read(
     start, engine: EngineGeneration, generation: Generation
 ) -> None:
     engine.others, engine.queued = 5, 1
@@ -72,7 +72,7 @@ async def test_its_models_and_adapters_are_merged_with_the_others(
 
 
 @every_generation
-async def test_a_prompt_that_is_too_long_is_told_with_the_numbers(
+async def test_a_prompt_too_long_is_refused_with_the_numbers(
     start, engine: EngineGeneration, generation: Generation
 ) -> None:
     running = await start(BACKENDS=f"e0={engine.url}", **QUICK)
@@ -86,7 +86,7 @@ async def test_a_prompt_that_is_too_long_is_told_with_the_numbers(
 
 
 @every_generation
-async def test_one_with_more_context_takes_what_is_too_long_for_it(
+async def test_a_server_with_more_context_takes_longer_prompts(
     start, engine: EngineGeneration, generation: Generation
 ) -> None:
     async with EngineServer("llamacpp", context=65_536) as large:
@@ -98,7 +98,7 @@ async def test_one_with_more_context_takes_what_is_too_long_for_it(
 
 @every_generation
 @pytest.mark.parametrize("fault", ["status_429", "status_503"])
-async def test_when_it_has_no_room_another_one_answers(
+async def test_when_it_is_full_another_one_answers(
     start, engine: EngineGeneration, generation: Generation, fault: str
 ) -> None:
     async with EngineServer("llamacpp") as other:

@@ -47,7 +47,7 @@ async def test_every_request_under_random_faults_is_accounted_for(start) -> None
             ACCESS_LOG="0",
             **QUICK,
         )
-        told: Counter[str] = Counter()
+        outcomes: Counter[str] = Counter()
         gate = asyncio.Semaphore(AT_ONCE)
 
         async def one(session: aiohttp.ClientSession, number: int) -> None:
@@ -67,21 +67,21 @@ async def test_every_request_under_random_faults_is_accounted_for(start) -> None
                     error = json.loads(text)["error"]
                     assert response.status in {429, 502, 503, 504}, text
                     assert error["message"]
-                    told[f"status_{response.status}"] += 1
+                    outcomes[f"status_{response.status}"] += 1
                 elif not is_stream:
                     assert json.loads(text)["choices"][0]["message"]["content"] == "Standing in."
-                    told["complete"] += 1
+                    outcomes["complete"] += 1
                 elif '"error"' in text:
-                    told["error_event"] += 1
+                    outcomes["error_event"] += 1
                 else:
                     assert text.endswith("data: [DONE]\n\n")
-                    told["complete"] += 1
+                    outcomes["complete"] += 1
 
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
             await asyncio.gather(*(one(session, number) for number in range(REQUESTS)))
 
-        assert sum(told.values()) == REQUESTS
-        assert told["complete"] > REQUESTS / 2, told
+        assert sum(outcomes.values()) == REQUESTS
+        assert outcomes["complete"] > REQUESTS / 2, outcomes
         assert await until(lambda: all(state.in_flight == 0 for state in running.appliance.router.states()))
         assert running.appliance.router.dispatcher.waiting == running.appliance.pipeline.in_flight == 0
         finishes = Counter(receipt.finish_label for receipt in running.appliance.receipts.latest(1000))

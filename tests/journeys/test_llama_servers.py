@@ -120,7 +120,7 @@ async def test_kill9_cuts_the_stream_and_restart_keeps_the_address(llama) -> Non
     assert not server.runs
 
 
-async def test_a_paused_one_says_nothing_until_it_is_resumed(llama) -> None:
+async def test_a_paused_server_is_silent_until_it_is_resumed(llama) -> None:
     server = await llama()
     server.pause()
     asking = asyncio.create_task(ask(server, messages=HELLO))
@@ -130,7 +130,7 @@ async def test_a_paused_one_says_nothing_until_it_is_resumed(llama) -> None:
     assert (await asking)["choices"][0]["message"]["content"] == REPLY
 
 
-async def test_with_a_key_it_answers_only_those_who_have_it(llama) -> None:
+async def test_with_a_key_it_answers_only_clients_that_have_it(llama) -> None:
     server = await llama(api_key="sk-engine")
     assert (await ask(server, messages=HELLO))["error"]["code"] == 401
     assert server.busy() == 0
@@ -142,13 +142,14 @@ async def test_one_that_cannot_start_is_an_error_with_its_log(llama) -> None:
         await llama(extra=("--no-such-option",))
 
 
-async def test_none_outlives_the_run_that_started_it(
+async def test_no_server_outlives_the_run_that_started_it(
     llama_binary: str, tiny_models: Path, tmp_path: Path
 ) -> None:
     script = f"""
 import asyncio, os, pathlib
 from tests.journeys.llama_servers import LlamaServer
-server = LlamaServer([{llama_binary!r}, "-m", {str(tiny_models / "tiny-chat.gguf")!r}, "--host", "127.0.0.1"], pathlib.Path({str(tmp_path / "log")!r}))
+command = [{llama_binary!r}, "-m", {str(tiny_models / "tiny-chat.gguf")!r}, "--host", "127.0.0.1"]
+server = LlamaServer(command, pathlib.Path({str(tmp_path / "log")!r}))
 asyncio.run(server.start())
 print(server.pid, flush=True)
 os._exit(9)

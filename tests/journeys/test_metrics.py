@@ -75,7 +75,7 @@ async def chat(running: Running, **more: Any) -> None:
     assert answer.status_code == 200, answer.text
 
 
-async def test_every_backends_metrics_stand_under_one_set_of_names(start) -> None:
+async def test_every_backends_metrics_have_common_names(start) -> None:
     async with Paged(VLLM_2026) as first, Paged(SGLANG_2026) as second:
         running = await start(BACKENDS=f"e0={first.url},e1={second.url}", **QUICK)
         assert await until(lambda: all(state.metrics == "ok" for state in running.appliance.router.states()))
@@ -123,7 +123,7 @@ async def test_an_endpoint_picker_finds_one_row_for_all_backends(start) -> None:
         assert row.value > 1.7e9
 
 
-async def test_a_renamed_metric_and_a_page_that_goes_are_seen(start) -> None:
+async def test_a_renamed_metric_and_a_missing_page_are_seen(start) -> None:
     async with Paged(VLLM_2026) as engine:
         running = await start(BACKENDS=f"e0={engine.url}", **QUICK)
         assert await until(lambda: running.appliance.router.state("e0").metrics == "ok")
@@ -235,7 +235,7 @@ async def test_the_cache_usage_of_a_real_llama_server_moves(start, llama: Llama)
         assert (await read(running)).value("vllm:num_requests_running") == 1
 
 
-async def test_models_of_our_own_are_told_of_too(start, llama_binary: str, tiny_models: Path) -> None:
+async def test_managed_models_have_metrics_too(start, llama_binary: str, tiny_models: Path) -> None:
     running = await start(MODEL_DIR=str(tiny_models), LLAMA_SERVER_PATH=llama_binary)
     assert (await read(running)).value("engine_scrape_up") is None
     await chat(running, model="tiny-chat")
@@ -260,7 +260,7 @@ async def test_engines_without_metrics_are_measured_here(start) -> None:
     assert numbers.value("engine_e2e_seconds_count", **here) == 2
     assert (
         numbers.value("engine_ttft_seconds_count", **here) == 1
-    )  # the other came in one piece: nobody knows when it began
+    )  # the other came in one piece: its beginning is unknown
     assert numbers.value("engine_scrape_up", backend="e0") is None  # it has no page that could be looked for
 
 
@@ -287,7 +287,7 @@ async def test_sglang_is_measured_here_only_without_metrics(start) -> None:
     ) == (1, 0)
 
 
-async def test_a_backend_that_goes_takes_its_rows_along(start) -> None:
+async def test_a_removed_backend_leaves_no_metrics(start) -> None:
     async with EngineServer("openai") as server:
         running = await start(BACKENDS=f"e0={server.url}", **QUICK)
         assert await until(lambda: running.appliance.router.state("e0").standing == "ready")

@@ -74,7 +74,7 @@ async def busy(server: LlamaServer) -> bool:
     return False
 
 
-async def test_requests_are_shared_out_and_each_is_really_answered(start, llama: Llama) -> None:
+async def test_requests_are_spread_and_each_is_really_answered(start, llama: Llama) -> None:
     servers = [await llama() for _ in range(3)]
     running = await start(**behind(*servers))
     answers = await asyncio.gather(*(ask(running) for _ in range(60)))
@@ -87,7 +87,7 @@ async def test_requests_are_shared_out_and_each_is_really_answered(start, llama:
 
 
 @pytest.mark.timeout(180)
-async def test_one_is_killed_in_the_middle_of_two_hundred(start, llama: Llama) -> None:
+async def test_a_server_killed_under_load_costs_no_request(start, llama: Llama) -> None:
     """Each one completes or ends with an error event; none hangs; those that come after succeed at once."""
     servers = [await llama(slots=4) for _ in range(3)]
     running = await start(**behind(*servers, QUEUE_LIMIT="500"))
@@ -130,7 +130,7 @@ async def test_one_is_killed_in_the_middle_of_two_hundred(start, llama: Llama) -
     assert {receipt.backend for receipt in errors} <= {"a"}
 
 
-async def test_one_comes_back_after_a_restart(start, llama: Llama) -> None:
+async def test_a_server_comes_back_after_a_restart(start, llama: Llama) -> None:
     servers = [await llama(), await llama()]
     running = await start(**behind(*servers))
     servers[0].kill9()
@@ -144,7 +144,7 @@ async def test_one_comes_back_after_a_restart(start, llama: Llama) -> None:
     assert {content(value) for _, _, value in answers} == {REPLY}
 
 
-async def test_one_that_hangs_gives_up_its_requests_and_comes_back(start, llama: Llama) -> None:
+async def test_a_server_that_hangs_loses_its_requests_and_comes_back(start, llama: Llama) -> None:
     """Stopped by a signal: its connections stay open, and nothing comes any more."""
     servers = [await llama(), await llama()]
     running = await start(**behind(*servers, METRICS_CACHE_TTL_SECONDS="0.3"))
@@ -161,7 +161,7 @@ async def test_one_that_hangs_gives_up_its_requests_and_comes_back(start, llama:
     assert await until(lambda: running.appliance.router.state("a").standing == "ready", seconds=15)
 
 
-async def test_a_drained_one_ends_what_it_has_and_gets_no_more(start, llama: Llama) -> None:
+async def test_a_drained_server_finishes_and_gets_no_more(start, llama: Llama) -> None:
     servers = [await llama(), await llama()]
     running = await start(**behind(*servers))
     async with (
@@ -183,7 +183,7 @@ async def test_a_drained_one_ends_what_it_has_and_gets_no_more(start, llama: Lla
         } == {"a", "b"}
 
 
-async def test_full_slots_make_a_line_and_never_more_than_the_slots(start, llama: Llama) -> None:
+async def test_full_slots_make_requests_wait_in_the_queue(start, llama: Llama) -> None:
     servers = [await llama(slots=1), await llama(slots=1)]
     running = await start(**behind(*servers, QUEUE_LIMIT="2"))
     async with aiohttp.ClientSession() as session:
@@ -218,8 +218,8 @@ LEAVERS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-async def test_who_leaves_frees_the_slot_within_a_second(start, llama: Llama) -> None:
-    """Streaming or not, whichever door and dialect: seen in the server's own /slots."""
+async def test_a_client_that_leaves_frees_the_slot_within_a_second(start, llama: Llama) -> None:
+    """Streaming or not, in every dialect: seen in the server's own /slots."""
     server = await llama(slots=1, extra=("--ignore-eos",))
     running = await start(**behind(server))
     for path, body in LEAVERS:
@@ -247,7 +247,7 @@ async def test_who_leaves_frees_the_slot_within_a_second(start, llama: Llama) ->
 
 
 async def test_a_whole_response_is_what_the_server_itself_gives(start, llama: Llama) -> None:
-    """It is asked for as a stream, since this engine works on for nobody otherwise.
+    """It is asked for as a stream, since this engine does not stop otherwise when the client leaves.
 
     Nothing of it may be lost by that.
     """
@@ -335,7 +335,7 @@ async def test_embeddings_and_reranking_find_the_server_that_does_them(start, ll
     assert (status, sorted(row["index"] for row in value["results"])) == (200, [0, 1])
 
 
-async def test_its_own_addresses_are_reached_through_passage(start, llama: Llama) -> None:
+async def test_its_own_addresses_are_reached_by_passthrough(start, llama: Llama) -> None:
     servers = [await llama(lora=True), await llama(lora=True)]
     running = await start(**behind(*servers))
     tokens = (await ask(running, {"content": "hello"}, path="/tokenize"))[2]["tokens"]
@@ -389,7 +389,7 @@ async def test_an_adapter_is_a_model_of_its_own(start, llama: Llama) -> None:
     assert {value["model"] for _, _, value in answers} == {"tiny", "tiny-lora"}
 
 
-async def test_a_server_that_wants_a_key_gets_the_operators(start, llama: Llama, tmp_path) -> None:
+async def test_a_server_that_wants_a_key_gets_the_operators_key(start, llama: Llama, tmp_path) -> None:
     server = await llama(api_key="key-of-the-server")
     config = tmp_path / "backends.json"
     config.write_text(json.dumps({"backends": [{"url": server.url, "name": "a", "api_key_env": "A_KEY"}]}))

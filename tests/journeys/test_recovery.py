@@ -37,7 +37,7 @@ async def shares(running: Running, count: int) -> Counter[str]:
     )
 
 
-async def test_one_that_comes_back_is_given_its_share_little_by_little(start, pair) -> None:
+async def test_a_server_that_comes_back_starts_slowly(start, pair) -> None:
     running = await start(**both(pair, SLOW_START_S="300"))
     assert await shares(running, 22) == {"e0": 11, "e1": 11}
     await pair[0].stop()
@@ -62,7 +62,7 @@ async def test_an_open_circuit_is_tried_by_one_request(start, pair) -> None:
     running = await start(**both(pair, BREAKER_FAILURES="2", BREAKER_REST_S="1", LB_STRATEGY="round_robin"))
     pair[0].faults = ["status_500"] * 3
     for _ in range(6):
-        assert (await ask(running))[0] == 200  # nobody notices
+        assert (await ask(running))[0] == 200  # no client notices
     asked = len(pair[0].asked)
     assert (asked, running.appliance.router.state("e0").breaker) == (2, "open")
     assert set(await shares(running, 6)) == {"e1"}
@@ -151,7 +151,7 @@ def server_side(ca: trustme.CA, name: str) -> ssl.SSLContext:
     return context
 
 
-async def test_a_server_of_an_own_authority_answers_and_passes(
+async def test_a_server_of_a_private_authority_is_reached(
     start, authority: trustme.CA, tmp_path: Path
 ) -> None:
     server = Mirror("llamacpp")
@@ -167,7 +167,7 @@ async def test_a_server_of_an_own_authority_answers_and_passes(
 
 
 @pytest.mark.parametrize(("name", "trusts"), [("other.example", True), ("127.0.0.1", False)])
-async def test_one_that_is_not_who_it_should_be_gets_no_request(
+async def test_a_server_with_a_wrong_certificate_gets_no_request(
     start,
     authority: trustme.CA,
     tmp_path: Path,

@@ -76,7 +76,7 @@ class Vllm:
 
 
 class Starting:
-    """A vLLM that can be started, killed, and started again at the same place.
+    """A vLLM that can be started, killed, and started again at the same address.
 
     It and its own processes end with the tests.
     """
@@ -205,7 +205,7 @@ def wait_until_healthy(
     pytest.fail(f"vLLM {why}:\n{log.read_text(errors='replace')[-5000:]}", pytrace=False)
 
 
-async def test_it_is_recognised_and_its_models_stand_beside_the_others(start, llama, vllm: Vllm) -> None:
+async def test_it_is_detected_and_its_models_are_listed_with_others(start, llama, vllm: Vllm) -> None:
     chat, embeddings = await llama(), await llama(embeddings=True)
     running = await start(BACKENDS=f"v={vllm.url},l={chat.url},e={embeddings.url}", **QUICK)
     assert {state.name: state.kind for state in running.appliance.router.states()} == {
@@ -261,7 +261,7 @@ async def test_both_have_the_adapter_each_in_its_own_way(start, llama, vllm: Vll
     assert seen == {"l", "v"}
 
 
-async def test_a_stream_tells_its_usage(start, vllm: Vllm) -> None:
+async def test_a_stream_has_its_usage(start, vllm: Vllm) -> None:
     running = await start(BACKENDS=f"v={vllm.url}", **QUICK)
     async with openai.AsyncOpenAI(base_url=running.v1, api_key="x", max_retries=0) as client:
         stream = await client.chat.completions.create(
@@ -304,7 +304,7 @@ async def test_a_prompt_too_long_goes_to_more_context_or_is_refused(start, llama
 
 
 @pytest.mark.parametrize("stream", [True, False])
-async def test_when_the_caller_leaves_the_request_ends_in_it(start, vllm: Vllm, stream: bool) -> None:
+async def test_when_the_client_leaves_the_engine_stops(start, vllm: Vllm, stream: bool) -> None:
     running = await start(BACKENDS=f"v={vllm.url}", **QUICK)
     asked, generated = SMALL - 100, vllm.metric("vllm:generation_tokens_total")
     complete = vllm.metric("vllm:request_success_total")
@@ -373,7 +373,7 @@ async def test_an_adapter_is_loaded_and_unloaded_while_it_runs(
 async def test_killed_and_restarted_it_gets_its_adapters_again(
     start, llama, vllm_alone: "Starting", tiny_models: Path
 ) -> None:
-    """Requests go on all the while: each has the adapter's answer, or is told that nobody has it."""
+    """Requests go on all the while: each has the adapter's answer, or the error that no backend has it."""
     vllm_alone.start()
     running = await start(
         BACKENDS=f"v={vllm_alone.url}",
@@ -410,7 +410,7 @@ async def test_killed_and_restarted_it_gets_its_adapters_again(
     assert await say(running, "style", temperature=0) == (200, LORA_REPLY)
 
 
-async def test_its_metrics_map_completely_and_stand_beside_the_others(start, vllm: Vllm) -> None:
+async def test_its_metrics_map_completely(start, vllm: Vllm) -> None:
     """Its page of today as the sidecar gives it, in both forms, and under our names on the main port."""
     running = await start(BACKENDS=f"v={vllm.url}", **QUICK)
     assert (await ask(running))[0] == 200
@@ -446,7 +446,7 @@ async def test_its_metrics_map_completely_and_stand_beside_the_others(start, vll
     assert 'measured_at="proxy"' not in main.text
 
 
-async def test_the_blocks_of_a_prompt_come_to_redis(
+async def test_the_blocks_of_a_prompt_are_indexed_in_redis(
     start, tiny_models: Path, tmp_path: Path, redis_server: RedisServer
 ) -> None:
     """Under the names that a router makes of the prompt's tokens; gone after a reset of the cache, and
