@@ -178,6 +178,6 @@ def test_lists_of_logprobs_are_joined_field_by_field(former: Any, new: Any, join
     assert value["choices"][0]["logprobs"] == joined
 
 
-def test_an_engines_own_fields_of_a_message_are_those_that_came_last() -> None:
+def test_of_an_engines_own_message_fields_the_last_counts() -> None:
     value = whole(chunk(delta(annotations=[1])), chunk(delta(annotations=[2])), chunk(delta(finish="stop")))
     assert value["choices"][0]["message"] == {"role": "assistant", "content": "", "annotations": [2]}
