@@ -44,7 +44,8 @@ def main(arguments: list[str]) -> int:
         if not source and not (options.verify or options.repair):
             raise Invalid("Give a SOURCE, or a folder to --verify or --repair (-o).")
         engine = DownloadEngine(settings, output_roots=None, is_trusted=True, proxies=proxies)
-        return _run(_act(options, source, folder, engine, config), folder)
+        request = DownloadRequest(source, folder, options.max_workers, config)
+        return _run(_act(options, engine, request), folder)
     except InvalidSettings as exc:
         for problem in exc.problems:
             print(f"error: {problem}", file=sys.stderr)
@@ -161,25 +162,18 @@ def _choose_folder(given: str | None, settings: DownloadSettings) -> Path:
     return Path(os.path.abspath(chosen.expanduser()))
 
 
-async def _act(
-    options: argparse.Namespace,
-    source: str,
-    folder: Path,
-    engine: DownloadEngine,
-    config: Mapping[str, str],
-) -> int:
+async def _act(options: argparse.Namespace, engine: DownloadEngine, request: DownloadRequest) -> int:
     """Do what is wanted: 1. verify   2. repair   3. download."""
+    source, folder = request.source, request.output_dir
     if options.verify and not source and not options.repair:  # 1
         return _print_faults(await engine.verify(folder), folder, is_json=options.json)
     is_plain = options.json or not sys.stderr.isatty()
     title = redact_source(source or str(folder))
     with ProgressLines(is_json=options.json) if is_plain else ProgressBar(title) as show:
         if options.repair:  # 2
-            done = await engine.repair(folder, show.progress, config)
+            done = await engine.repair(folder, show.progress, request.config)
         else:  # 3
-            done = await engine.download(
-                DownloadRequest(source, folder, options.max_workers, config), show.progress
-            )
+            done = await engine.download(request, show.progress)
     _print_result(done, is_json=options.json)
     if not options.verify:
         return 0

@@ -208,11 +208,11 @@ class DownloadEngine:
             SourceContext(
                 address,
                 config,
-                self._rules.reach_of(scheme, config),
-                self._rules.folders,
-                self._timeouts,
-                self._ssl,
-                self.proxies,
+                reach=self._rules.reach_of(scheme, config),
+                folders=self._rules.folders,
+                timeouts=self._timeouts,
+                ssl_context=self._ssl,
+                proxies=self.proxies,
             ),
         )
         try:

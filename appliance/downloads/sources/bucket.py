@@ -18,7 +18,6 @@ from appliance.downloads.sources.contract import (
     Listing,
     RemoteFile,
     SourceContext,
-    SourceTimeouts,
 )
 from appliance.downloads.sources.web import name_host, status_error
 
@@ -69,7 +68,7 @@ class Bucket:
         self._host = urlsplit(address).hostname or ""
         keys = [context.config.get(key, "") for key in ("access_key", "secret_key")]
         self._secrets = [key for key in keys if key] + context.proxies.secrets
-        self._store = _store(self._name, address, context.config, context.timeouts, self._proxy)
+        self._store = _store(self._name, address, context, self._proxy)
 
     async def listing(self) -> Listing:
         """Return all objects below the prefix."""
@@ -241,13 +240,7 @@ def _address(endpoint: str, config: Mapping[str, str]) -> str:
     return address
 
 
-def _store(
-    name: str,
-    address: str,
-    config: Mapping[str, str],
-    timeouts: SourceTimeouts,
-    proxy: Proxy | None,
-) -> Any:
+def _store(name: str, address: str, context: SourceContext, proxy: Proxy | None) -> Any:
     """Build obstore's client.
 
     Keys are handed over by a function, and the proxy by name, so that none come from the environment behind
@@ -255,6 +248,7 @@ def _store(
     """
     from obstore.store import S3Store
 
+    config, timeouts = context.config, context.timeouts
     access, secret = config.get("access_key", ""), config.get("secret_key", "")
     is_anonymous = config.get("anonymous", "").lower() in TRUE_WORDS
     if not is_anonymous and not (access and secret):

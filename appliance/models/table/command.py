@@ -110,9 +110,8 @@ def build_command(
         flags,
         [program, "--model", str(model.path), "--alias", model.alias, "--host", host, "--port", str(port)],
     )
-    kind = model_kind(model, header)
-    _add_sizes(words, model, system, kind, header)
-    _add_behaviour(words, model, kind, header)
+    _add_sizes(words, model, system, header)
+    _add_behaviour(words, model, header)
     _add_memory(words, system)
     words.add_lora(model.lora)
     _add_draft(words, model)
@@ -190,16 +189,10 @@ class _CommandLine:
         return self._words
 
 
-def _add_sizes(
-    words: _CommandLine,
-    model: Model,
-    system: System,
-    kind: Kind,
-    header: GgufHeader | None,
-) -> None:
+def _add_sizes(words: _CommandLine, model: Model, system: System, header: GgufHeader | None) -> None:
     params, slots = model.params, slot_count(model, system)
     batch = params.batch_override or params.n_batch
-    if kind != "text" and not params.batch_override:
+    if model_kind(model, header) != "text" and not params.batch_override:
         # Such models read a text in one piece: what is longer than a batch is refused.
         whole = params.n_ctx // slots
         batch = max(batch, min(whole, header.context_tokens or whole) if header else whole)
@@ -216,8 +209,8 @@ def _add_sizes(
     words.offer("--slots")
 
 
-def _add_behaviour(words: _CommandLine, model: Model, kind: Kind, header: GgufHeader | None) -> None:
-    params = model.params
+def _add_behaviour(words: _CommandLine, model: Model, header: GgufHeader | None) -> None:
+    params, kind = model.params, model_kind(model, header)
     if kind == "text":
         words.offer("--jinja")
     if header is None or not header.number("attention.sliding_window"):
