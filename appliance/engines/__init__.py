@@ -13,7 +13,7 @@ Modules:
     lora: adapters that are loaded into running engines.
     metrics: the engines' own metrics, read and put under common names.
     outcome: how attempts and requests end, and what that means.
-    overview: the engines in one JSON object.
+    overview: the engines' part of our own metrics page.
     persistence: how run-time changes get into files of the state folder.
     pool: backends that stand in for each other.
     receipts: what was decided for a request, and why.

@@ -285,6 +285,18 @@ async def test_entries_of_a_former_process_are_removed(
         assert await has(redis_server, 7, 9000)
 
 
+async def test_hashes_of_bytes_are_known_again_in_their_keys(
+    publisher: Publisher, redis_server: RedisServer
+) -> None:
+    with redis_server.client() as client:
+        client.set(f"vllm:kv:block:{POD}@0x00ff", 1)  # of a former process
+    async with following(publisher.port, redis_server.port):
+        await publisher.has_subscribers()
+        publisher.send(["BlockStored", [b"\x00\x11"], None, [4, 4], 2, None])
+        expected = {f"matrix:kv:block:{MODEL}@{block_hash(4)}", f"vllm:kv:block:{POD}@0x0011"}
+        assert await comes_true(lambda: redis_server.keys() == expected)
+
+
 @pytest.mark.parametrize("pod", ["pod[1]*", "a\\b?"])
 async def test_glob_characters_in_a_pod_name_are_no_pattern(
     pod: str, publisher: Publisher, redis_server: RedisServer

@@ -10,8 +10,10 @@ import pytest
 
 from appliance.base.errors import Invalid
 from appliance.engines.backends.adapters import AdapterState
+from appliance.engines.backends.managed import ManagedBackend
 from appliance.engines.dialects.contract import EngineHealth, LoraReply
 from appliance.engines.lora import managed_host
+from appliance.engines.lora.hosts import AdapterHosts
 from appliance.engines.lora.managed_host import ManagedHost, check_adapter_file, prepare_models
 from appliance.engines.lora.plan import Adapter
 from appliance.engines.pool import Pool
@@ -142,6 +144,7 @@ def host_of(manager: ScriptedManager) -> tuple[ManagedHost, list[str]]:
     managed: Any = SimpleNamespace(
         name="models",
         manager=manager,
+        find_model=lambda _: None,
         adapters=AdapterState("models"),
         callbacks=SimpleNamespace(on_models=lambda: refreshed.append("models")),
     )
@@ -172,6 +175,29 @@ async def test_a_model_that_fails_with_an_adapter_is_put_back(manager, file: Pat
 async def test_an_unverified_load_waits_for_the_next_start(manager, file: Path) -> None:
     await host_of(manager)[0].load(Adapter("style", str(file), "tiny"), is_verified=False)
     assert (list(manager.adapters), manager.loads) == (["tiny"], [])
+
+
+def test_an_adapter_of_a_model_is_requested_by_its_place_in_the_list(manager, file: Path) -> None:
+    loras = [SimpleNamespace(name="", scale=0.5), LoraAdapter(file, 0.0, "style")]
+    manager.model_states["tiny"].definition = SimpleNamespace(lora=loras)
+    host, _ = host_of(manager)
+    loaded = host.describe_loaded(Adapter("style", str(file), "tiny"), LoraReply("done", 200, ""))
+    assert (loaded.engine_name, loaded.is_listed) == ("style", True)
+    assert (loaded.served.card.id, loaded.served.card.parent) == ("style", "tiny")
+    assert dict(loaded.served.extra) == {"lora": [{"id": 0, "scale": 0.5}, {"id": 1, "scale": 1.0}]}
+
+
+async def test_the_model_managers_backend_is_a_host() -> None:
+    class Backend(ManagedBackend):
+        def __init__(self) -> None:
+            self.adapters = AdapterState("models")
+
+    backend = Backend()
+    router: Any = SimpleNamespace(backends=lambda: [backend])
+    hosts = AdapterHosts(router)
+    first = hosts.by_name()["models"]
+    assert isinstance(first, ManagedHost)
+    assert hosts.by_name()["models"] is first
 
 
 def test_models_are_prepared_with_the_adapters_that_can_be_used(manager, file: Path) -> None:

@@ -9,13 +9,16 @@ from appliance.base.clock import FakeClock
 from appliance.base.metrics.exposition_write import render_text
 from appliance.base.metrics.registry import Metrics
 from appliance.base.tasks import Tasks
+from appliance.base.wire.types import WireError
 from appliance.engines import overview as module
 from appliance.engines.backends.engine_load import ScrapedPage
+from appliance.engines.backends.managed import ManagedBackend
 from appliance.engines.backends.server import EngineServer
 from appliance.engines.overview import Overview
 from appliance.engines.pool import Pool
 from appliance.engines.router import Router
 from appliance.engines.settings import EngineSettings
+from appliance.engines.types import BackendState, ModelCard
 from tests.engines.servers import server_at
 from tests.fakes.engine_pages import LLAMA_2026, VLLM_2026, page
 from tests.fakes.page_client import PageClient
@@ -147,6 +150,46 @@ async def test_kv_usage_of_llama_server_is_read_from_its_slots(scene: Scene, pag
     scene.show(server, LLAMA)
     lines = await scene.lines("engine_kv_cache_usage_ratio{")
     assert lines == ([f'engine_kv_cache_usage_ratio{{backend="e0"}} {usage}'] if usage else [])
+
+
+# ---- models that the appliance runs itself
+
+
+class Runners(ManagedBackend):
+    """The model manager's backend with some llama-servers, and nothing else."""
+
+    def __init__(self, *runners: tuple[str, int, EngineServer]) -> None:
+        self.own = list(runners)
+
+    def runners(self) -> list[tuple[str, int, EngineServer]]:
+        return self.own
+
+    def cards(self) -> list[ModelCard]:
+        return []
+
+    def describe(self) -> BackendState:
+        return BackendState("models", "managed", True, "")
+
+
+@pytest.mark.parametrize(
+    ("pages", "is_up"),
+    [
+        ({"/metrics": (200, LLAMA), "/slots": (200, SLOTS)}, 1),
+        ({"/metrics": (500, b"")}, 0),
+        ({"/metrics": WireError("refused", phase="connect")}, 0),
+    ],
+)
+async def test_own_llama_servers_are_read_when_a_client_reads(scene: Scene, pages, is_up: int) -> None:
+    runner = server_at(clock=scene.clock, metrics=scene.metrics, kind="llamacpp")
+    runner.is_managed = True
+    runner.client = PageClient(pages)  # type: ignore[assignment]
+    pool = Pool("models", strategy="round_robin")
+    pool.backends = [Runners(("tiny", 8081, runner))]
+    scene.router.set_pools([pool])
+    labels = 'backend="models",model_name="tiny",runner="8081"'
+    assert await scene.lines("engine_scrape_up{") == [f"engine_scrape_up{{{labels}}} {is_up}"]
+    usage = await scene.lines("engine_kv_cache_usage_ratio{")
+    assert usage == ([f"engine_kv_cache_usage_ratio{{{labels}}} 0.5"] if is_up else [])
 
 
 # ---- the endpoint picker
