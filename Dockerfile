@@ -78,7 +78,7 @@ HEALTHCHECK --interval=10s --timeout=5s --start-period=20s --retries=3 CMD ["pyt
 ENTRYPOINT ["/usr/local/bin/entrypoint.sh"]
 CMD ["serve"]
 # Last, so that another revision rebuilds nothing.
-ARG VERSION=0.1.0
+ARG VERSION=0.2.0
 ARG REVISION=""
 LABEL org.opencontainers.image.title="Inference Appliance" \
       org.opencontainers.image.description="One container that gives any machine an inference endpoint: OpenAI and Ollama dialects" \

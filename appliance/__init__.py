@@ -3,6 +3,7 @@
 The layers are drawn in docs/architecture.md; `lint-imports` holds them.
 
 Modules:
+    __main__: the verbs of the command `appliance`.
     app: the appliance from start to end.
     base: settings, errors, logs, tasks, connections, metrics.
     build: the parts that appliance and sidecar have in common.
@@ -28,4 +29,4 @@ Modules:
     sidecar: the verb `sidecar`.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

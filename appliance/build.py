@@ -88,7 +88,7 @@ def build_services(
     Args:
         state: Of the process: starting, serving, draining or stopping.
         lines: Gets a copy of each line of the access log; None = no copies.
-        on_fetched: Called when a download is complete; None = nobody needs to know.
+        on_fetched: Called when a download is complete; None = not needed.
     """
     receipts = Receipts()
     access_log = AccessLog(

@@ -1,7 +1,7 @@
-"""Put a program into the image while it is built: fetch_program.py NAME URL SHA256 FOLDER. An empty URL does nothing.
+"""Put a program into the image while it is built: fetch_program.py NAME URL SHA256 FOLDER. No URL: nothing.
 
-NAME is how the two build arguments begin (WORKER_CLI, LLAMA_SERVER). Takes a program, or a .tar.gz of programs and their libraries.
-Nothing is kept unless its SHA-256 is the one that was given. Standard library only.
+NAME is how the two build arguments begin (WORKER_CLI, LLAMA_SERVER). The URL is a program, or a .tar.gz of
+programs and their libraries. Nothing is kept unless its SHA-256 is the given one. Standard library only.
 """
 
 import hashlib
@@ -22,7 +22,11 @@ def refuse(sentence: str) -> int:
 
 
 def unpack(data: bytes, target: Path) -> None:
-    """Write the archive's folders and plain files below `target`; raise ValueError at anything else, before anything is written."""
+    """Write the archive's folders and plain files below `target`.
+
+    Raises:
+        ValueError: It holds anything else. Nothing was written.
+    """
     with tarfile.open(fileobj=io.BytesIO(data), mode="r:gz") as archive:
         members = archive.getmembers()
         for member in members:

@@ -48,7 +48,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
     def _wrap(self, handler: Handler, method: str, metadata: tuple[tuple[str, str | bytes], ...]) -> Handler:
         """Return a handler of the same shape around the real one.
 
-        A single request arrives as bytes: nobody's request is parsed before the token is checked.
+        A single request arrives as bytes: no request is parsed before the token is checked.
         """
         inner: Any = (
             handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream

@@ -176,7 +176,7 @@ class DownloadEngine:
                 workers = request.max_workers
                 if not self._rules.is_trusted:
                     workers = min(workers, self._settings.download_max_workers)
-                run = _Run(
+                run = _Download(
                     request, source, config, name, expected, workers, meter, self._timeouts, self._clock
                 )
                 files, pinned = await run.list_files()
@@ -222,7 +222,7 @@ class DownloadEngine:
 
 
 @dataclass(frozen=True, slots=True)
-class _Run:
+class _Download:
     """One download while it runs. `asked`, `expected`: as in `DownloadEngine._download`."""
 
     request: DownloadRequest

@@ -178,8 +178,8 @@ class DirectAccess:
         }
         if deaf and len(deaf) == len(serving):
             raise Invalid(
-                f"{wanted!r} is an adapter, and this address cannot select it. Use the chat, completion "
-                "or Responses addresses, or name its base model here and select the adapter as the engine wants it.",
+                f"{wanted!r} is an adapter, and this address cannot select it. Use the chat, completion or "
+                "Responses addresses, or name its base model and select the adapter as the engine wants it.",
                 param="model",
                 code="not_supported",
             )

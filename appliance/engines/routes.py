@@ -16,7 +16,7 @@ NAMED_MODELS, NAMED_BACKENDS = 20, 8  # in a sentence
 
 
 @dataclass(frozen=True, slots=True)
-class Route:
+class ModelRoute:
     """Where requests for a model go.
 
     Attributes:
@@ -46,7 +46,7 @@ class Routes:
     def __init__(self, pools: Pools, settings: EngineSettings) -> None:
         self._pools = pools
         self._adapters: AdapterLookup | None = None
-        self._routes: dict[str, Route] = {}
+        self._routes: dict[str, ModelRoute] = {}
         self._cards: list[ModelCard] | None = None
         self.apply(settings)
 
@@ -72,7 +72,7 @@ class Routes:
             self._cards = list({card.id: card for card in backwards}.values())[::-1]
         return self._cards
 
-    def find(self, model: str) -> Route:
+    def find(self, model: str) -> ModelRoute:
         """Return the route of a name; "" = the default model.
 
         Raises:
@@ -88,7 +88,7 @@ class Routes:
             self._routes[model] = route
         return route
 
-    def _resolve(self, model: str) -> Route:
+    def _resolve(self, model: str) -> ModelRoute:
         """Look a name up.
 
         1. no name                              → the default: the first model there is
@@ -114,31 +114,33 @@ class Routes:
         for pool in self._pools.all:
             for backend in pool.backends:
                 if model and backend.find_model(model) is not None:
-                    return Route(self._pools.stages_from(pool), model, backend.cards()[0], "default")  # 6
+                    return ModelRoute(
+                        self._pools.stages_from(pool), model, backend.cards()[0], "default"
+                    )  # 6
         raise self._unknown(model)  # 7
 
-    def _default(self) -> Route | None:
+    def _default(self) -> ModelRoute | None:
         for pool in self._pools.all:
             for backend in pool.backends:
                 if cards := backend.cards():
-                    return Route(self._pools.stages_from(pool), cards[0].id, cards[0], "no model named")
+                    return ModelRoute(self._pools.stages_from(pool), cards[0].id, cards[0], "no model named")
         return None
 
-    def find_exact(self, model: str) -> Route | None:
+    def find_exact(self, model: str) -> ModelRoute | None:
         """Return the route of a model by its very name or alias; None = no backend has it."""
         for pool in self._pools.all:
             for backend in pool.backends:
                 for card in backend.cards():
                     if model == card.id or model in card.aliases:
                         reason = "model" if model == card.id else "alias"
-                        return Route(self._pools.stages_from(pool), model, card, reason)
+                        return ModelRoute(self._pools.stages_from(pool), model, card, reason)
         return None
 
     def find_absent(self, name: str) -> AdapterNotLoaded | None:
         """Say why a declared adapter cannot be asked for at the moment; None = there is none of that name."""
         return self._adapters.find_absent(name) if self._adapters is not None else None
 
-    def find_pinned(self, backend_name: str, model: str) -> Route:
+    def find_pinned(self, backend_name: str, model: str) -> ModelRoute:
         """Return the route to one backend; "" = its first model.
 
         Raises:
@@ -155,7 +157,7 @@ class Routes:
                 f"{', '.join(card.id for card in cards)}.",
                 param="model",
             )
-        return Route([self._pools.pool_of(backend)], wanted, served.card, "pinned")
+        return ModelRoute([self._pools.pool_of(backend)], wanted, served.card, "pinned")
 
     def _unknown(self, model: str) -> NoSuchModel | Unavailable:
         """Say that a name leads nowhere.

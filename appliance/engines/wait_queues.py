@@ -19,18 +19,18 @@ UNLIMITED = 1_000_000  # the dispatcher holds the limit, over all queues togethe
 @dataclass(slots=True, eq=False)
 class _Queue:
     key: tuple[object, ...]
-    waiters: "FairQueue[Waiter]"
+    waiters: "FairQueue[QueuedRequest]"
 
 
 @dataclass(slots=True, eq=False)
-class Waiter:
+class QueuedRequest:
     """One request that waits; `slot` is set when it is served."""
 
     request: DispatchRequest
     since_s: float  # monotonic
     slot: "asyncio.Future[Slot[Backend]]"
     queue: _Queue
-    ticket: "Ticket[Waiter]" = field(init=False)
+    ticket: "Ticket[QueuedRequest]" = field(init=False)
 
     def served(self) -> Slot[Backend] | None:
         """Return the slot that it was given, None = it still waits."""
@@ -46,7 +46,7 @@ class WaitQueues:
         self._queues: dict[tuple[object, ...], _Queue] = {}
         self.length = 0  # requests that wait, in all queues
 
-    def join(self, request: DispatchRequest, *, now_s: float, ageing_s: float) -> Waiter:
+    def join(self, request: DispatchRequest, *, now_s: float, ageing_s: float) -> QueuedRequest:
         """Put a request into its queue; `leave` must be called in any case.
 
         Args:
@@ -58,13 +58,13 @@ class WaitQueues:
         queue = self._queues.get(key)
         if queue is None:
             queue = self._queues[key] = _Queue(key, FairQueue(UNLIMITED, ageing_s=ageing_s))
-        waiter = Waiter(request, now_s, asyncio.get_running_loop().create_future(), queue)
+        waiter = QueuedRequest(request, now_s, asyncio.get_running_loop().create_future(), queue)
         options = request.options
         waiter.ticket = queue.waiters.push(waiter, flow=options.flow, priority=options.priority, now_s=now_s)
         self.length += 1
         return waiter
 
-    def leave(self, waiter: Waiter) -> None:
+    def leave(self, waiter: QueuedRequest) -> None:
         """Take a request out, served or not."""
         queue = waiter.queue
         self.length -= 1

@@ -40,7 +40,7 @@ class ModelSettings(PackageSettings):
         ge=0,
         le=3600,
         description="Longest time in seconds that requests for a model which is not loaded wait before a "
-        "loaded model makes room; 0 = only until its running requests end",
+        "loaded model is unloaded; 0 = only until its running requests end",
         json_schema_extra=RELOAD,
     )
     model_look_s: float = Field(

@@ -5,9 +5,7 @@ from collections.abc import Callable
 from tests.image.box import HARDENED, Box, docker
 
 
-def test_a_simulated_gpu_is_the_same_for_a_run_and_another_in_the_next_container(
-    start: Callable[..., Box], volume: str
-) -> None:
+def test_simulated_gpu_has_one_identity_per_container(start: Callable[..., Box], volume: str) -> None:
     arguments = [*HARDENED, "-e", "GPU_MODE=simulated", "-v", f"{volume}:/var/lib/appliance"]
     box = start(*arguments).wait_health()
     listed = box.run("nvidia-smi", "-L").stdout

@@ -102,9 +102,7 @@ def test_the_root_file_system_is_read_only_and_the_state_folder_is_not(hardened:
     )
 
 
-def test_the_machine_id_lasts_over_a_restart_and_over_recreation_with_the_same_volume(
-    start: Callable[..., Box], volume: str
-) -> None:
+def test_machine_id_outlasts_restart_and_recreation(start: Callable[..., Box], volume: str) -> None:
     mount = f"{volume}:/var/lib/appliance"
     first = start(*HARDENED, "-v", mount).wait_health()
     machine_id = first.machine_id()
@@ -147,7 +145,7 @@ def test_the_health_check_notices_a_drained_appliance(start: Callable[..., Box])
     box.wait_health("healthy")
 
 
-def test_a_worker_runs_without_privileges_with_a_home_and_without_our_secrets(
+def test_worker_has_a_home_but_no_privileges_and_no_secrets(
     start: Callable[..., Box],
 ) -> None:
     words = "id=$(id -u) home=$(touch $HOME/x && echo writable) seen=$(env | grep -c NOVITA_API_KEY)"

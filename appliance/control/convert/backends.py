@@ -60,7 +60,7 @@ def to_backend(state: BackendState | Mapping[str, Any]) -> pb.Backend:
 
 
 def to_receipt(receipt: Receipt) -> pb.Receipt:
-    """Return a receipt as a message; counts that nobody reported stay absent."""
+    """Return a receipt as a message; counts that were not reported stay absent."""
     values = {name: value for name in RECEIPT_FIELDS if (value := getattr(receipt, name)) is not None}
     values = {name: to_sendable(value) if isinstance(value, str) else value for name, value in values.items()}
     return pb.Receipt(

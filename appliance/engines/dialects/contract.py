@@ -58,7 +58,8 @@ class Dialect(Protocol):
                                        response whole
     has_slots                          whether it works on a fixed number of requests at a time, and shows
                                        them on /slots
-    names_adapters                     whether an adapter has the name that it was loaded under; else its file's
+    names_adapters                     whether an adapter has the name that it was loaded under, or
+                                       its file's
     """
 
     kind: ClassVar[str]

@@ -66,7 +66,7 @@ def finish_response(
         response: From `new_response`.
         output: The items.
         finish: Chat's finish_reason.
-        usage: Chat's usage; None where nobody reported it.
+        usage: Chat's usage; None where it was not reported.
         at_s: Seconds since 1970.
     """
     reason = INCOMPLETE_REASONS.get(finish)

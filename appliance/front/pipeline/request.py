@@ -8,7 +8,7 @@ from appliance.engines.receipts import Receipt
 from appliance.engines.types import NO_OPTIONS, RequestOptions
 
 
-class Lifecycle(Protocol):
+class RequestLifecycle(Protocol):
     """Counts the requests that run, and settles each of them once (pipeline.py)."""
 
     in_flight: int
@@ -57,7 +57,7 @@ class Request:
     first_byte_s: float = 0.0
     options: RequestOptions = NO_OPTIONS
     has_log_line: bool = True
-    lifecycle: Lifecycle | None = None
+    lifecycle: RequestLifecycle | None = None
     finish: Finish = Finish.CLIENT_LEFT
     sent_bytes: int = 0
     events: int = 0

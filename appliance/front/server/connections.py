@@ -12,7 +12,7 @@ from appliance.front.pipeline.route import Route
 LINGER_S = 1.0  # what a client still sends after a refusal is read and dropped for so long
 
 
-class Connection(Protocol):
+class ClientConnection(Protocol):
     """A client connection, as the server's clock and its end see it."""
 
     def tick(self, now_s: float) -> None:
@@ -66,14 +66,14 @@ class Connections:
         self.tick_s = 0.0
         self.date_line = b""
         self._clock = clock
-        self._all: set[Connection] = set()
+        self._all: set[ClientConnection] = set()
         self._open = pipeline.metrics.connections
         self._refused = pipeline.metrics.connections_refused
 
     def __len__(self) -> int:
         return len(self._all)
 
-    def admit(self, connection: Connection) -> bool:
+    def admit(self, connection: ClientConnection) -> bool:
         """Count a new connection in, unless there are too many or the server stops."""
         if self.is_stopping or len(self._all) >= self.pipeline.settings.max_connections:
             self._refused.labels("stopping" if self.is_stopping else "too_many").inc()
@@ -82,7 +82,7 @@ class Connections:
         self._open.set(len(self._all))
         return True
 
-    def forget(self, connection: Connection) -> None:
+    def forget(self, connection: ClientConnection) -> None:
         """Count a closed connection out."""
         self._all.discard(connection)
         self._open.set(len(self._all))

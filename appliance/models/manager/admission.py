@@ -30,7 +30,7 @@ class Admission:
     Args:
         state: Shared with the other parts of the manager.
         leases: Gives slots to requests.
-        supervisor: Books the failure of a file that cannot be loaded.
+        supervisor: Records the failure of a file that cannot be loaded.
         view: Gives what those who wait may know.
         events: Told of refused requests.
         reschedule: Called when a client begins or stops to wait.

@@ -11,7 +11,7 @@ from appliance.models.status.views import RequestSample
 
 
 class Leases:
-    """Grants leases and books their end.
+    """Grants leases and records their end.
 
     Args:
         state: Shared with the other parts of the manager.

@@ -45,8 +45,7 @@ class SchedulerInput:
                 facts[model.alias] = self._facts(model, now_s)
         runners = self._state.runners.values()
         residents = [self._resident(runner, now_s) for runner in runners]
-        # Memory matters only to those who wait, and mostly the scheduler runs at a request's end with nobody
-        # waiting.
+        # Memory matters only while requests wait; mostly the scheduler runs at a request's end, with none.
         free, total = self._device_memory.free_and_total(runners, now_s) if queues else ({}, {})
         rules = SchedulerRules(
             self._state.catalogue.system.max_concurrent_models, extra_wait_s, ageing_s=ageing_s

@@ -3,7 +3,7 @@
 Decisions only: no I/O, no clock; the manager acts and asks again.
 
 Few models can be loaded at a time (by count, and by memory on each device), and more are wanted. No running
-request is ever cut off to load another model. While a model loads it serves nobody, so the requests for a
+request is ever cut off to load another model. While a model loads it serves no request, so the requests for a
 loaded model are served together before it is unloaded for another:
 
   - A busy model goes on until the queue that needs its place is due (`due_after_s`), at most

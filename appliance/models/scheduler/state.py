@@ -41,7 +41,7 @@ class QueueState:
         priority: The best among them: 0 high, 1 normal, 2 low.
         may_evict: False = the model is loaded only where it fits (preloading, restoring after a crash).
         has_reservation: A llama-server was drained or stopped for it, and it has not been started since: that
-            memory is nobody else's.
+            memory is used by no other.
         since_eviction_s: Since a llama-server of its own was drained or stopped for others: before that it
             had its turn.
     """
