@@ -269,7 +269,8 @@ class LoraAdapter:
 
     Attributes:
         scale: How strongly it applies, 0 = only if a request wants it.
-        name: Of one that is a model of its own for requests (`engines/lora/managed_host.py`), "" = of the table.
+        name: Of one that is a model of its own for requests (`engines/lora/managed_host.py`); "" = of the
+            table.
     """
 
     path: Path
