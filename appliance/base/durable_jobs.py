@@ -336,6 +336,16 @@ class DurableJobs(Generic[JobT]):
             raise
         return self._jobs.get(job.id, job)
 
+    async def run(self, job: JobT, plan: JobPlan[JobT]) -> JobEnd[JobT]:
+        """Begin a job and wait for its end; the caller holds it from the beginning."""
+        self._start(replace(job, created_at_s=self._clock.now_s()), plan)
+        run = self._runs[job.id]
+        with self.holding(job.id):
+            self._forget_oldest()
+            await self.save()
+            await asyncio.wait({run.supervisor})
+        return run.end if run.end is not None else JobEnd(self._jobs[job.id])
+
     def attach(self, job_id: str, *, is_detached: bool) -> None:
         """Let one more caller share an active job."""
         self._runs[job_id].is_detached |= is_detached

@@ -33,15 +33,15 @@ SECRET = "a-very-secret-text"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Errand(Job):
+class Chore(Job):
     """The smallest kind of job."""
 
     result: int = 0
 
 
-def job_file(path: Path) -> JobFile[Errand]:
-    def from_row(row: Mapping[str, Any]) -> Errand:
-        return Errand(**row)
+def job_file(path: Path) -> JobFile[Chore]:
+    def from_row(row: Mapping[str, Any]) -> Chore:
+        return Chore(**row)
 
     return JobFile(path, key="jobs", to_row=asdict, from_row=from_row)
 
@@ -54,7 +54,7 @@ class Work:
         self.gates = {name: asyncio.Event() for name in names}
         self.fails: dict[str, Exception] = {}
 
-    def plan(self, **more: Any) -> JobPlan[Errand]:
+    def plan(self, **more: Any) -> JobPlan[Chore]:
         return JobPlan([Step(name, lambda name=name: self._run(name)) for name in self.gates], **more)
 
     async def _run(self, name: str) -> None:
@@ -75,7 +75,7 @@ class House:
         self.clock = FakeClock()
         self.ended: list[tuple[str, JobState]] = []
         self.faults: list[str] = []
-        self.jobs = DurableJobs[Errand](
+        self.jobs = DurableJobs[Chore](
             tasks=tasks,
             clock=self.clock,
             limits=limits,
@@ -84,7 +84,7 @@ class House:
             on_end=lambda job: self.ended.append((job.id, job.state)),
         )
 
-    def _fault(self, job: Errand, exc: Exception, secrets: Any) -> ApplianceError:
+    def _fault(self, job: Chore, exc: Exception, secrets: Any) -> ApplianceError:
         self.faults.append(redact_text(repr(exc), secrets))
         return Internal(f"{job.id} broke")
 
@@ -94,7 +94,7 @@ class House:
         return job.state, job.step
 
 
-def no_resume(job: Errand) -> Errand:
+def no_resume(job: Chore) -> Chore:
     return end_job(job, "interrupted", at_s=99.0, error="not resumed")
 
 
@@ -118,7 +118,7 @@ async def opened(
 async def test_steps_follow_each_other_and_are_shown() -> None:
     async with opened() as house:
         work = Work("fetch", "load")
-        job = await house.jobs.begin(Errand(id="a"), work.plan(complete=lambda job: replace(job, result=7)))
+        job = await house.jobs.begin(Chore(id="a"), work.plan(complete=lambda job: replace(job, result=7)))
         assert (job.state, job.step, job.created_at_s, job.started_at_s) == (
             "running",
             "fetch",
@@ -143,7 +143,7 @@ async def test_steps_follow_each_other_and_are_shown() -> None:
 async def test_a_step_may_show_steps_of_its_own() -> None:
     async with opened() as house:
         work = Work("load")
-        await house.jobs.begin(Errand(id="a"), work.plan())
+        await house.jobs.begin(Chore(id="a"), work.plan())
         await house.jobs.enter("a", "waiting", result=3)
         assert (house.state(), house.jobs.active[0].result) == (("running", "waiting"), 3)
         await house.jobs.enter("a", "waiting", result=4)
@@ -156,7 +156,7 @@ async def test_a_failure_ends_the_job_at_its_step(step: str) -> None:
         work = Work("fetch", "load")
         work.fails[step] = Conflict(f"no {SECRET}", details={"tries": [SECRET]})
         work.release()
-        await house.jobs.begin(Errand(id="a"), work.plan(secrets=[SECRET]))
+        await house.jobs.begin(Chore(id="a"), work.plan(secrets=[SECRET]))
         end = await house.jobs.wait("a")
         assert (end.job.state, end.job.step, end.job.error) == ("failed", step, "no [secret]")
         assert isinstance(end.failure, Conflict)
@@ -169,7 +169,7 @@ async def test_an_unexpected_error_is_translated_without_secrets() -> None:
         work = Work("fetch")
         work.fails["fetch"] = ZeroDivisionError(SECRET)
         work.release()
-        await house.jobs.begin(Errand(id="a"), work.plan(secrets=[SECRET]))
+        await house.jobs.begin(Chore(id="a"), work.plan(secrets=[SECRET]))
         end = await house.jobs.wait("a")
         assert (end.job.error, house.faults) == ("a broke", ["ZeroDivisionError('[secret]')"])
 
@@ -177,7 +177,7 @@ async def test_an_unexpected_error_is_translated_without_secrets() -> None:
 async def test_progress_is_taken_from_any_thread_until_the_end() -> None:
     async with opened() as house:
         work = Work("fetch")
-        await house.jobs.begin(Errand(id="a"), work.plan())
+        await house.jobs.begin(Chore(id="a"), work.plan())
         thread = threading.Thread(target=lambda: house.jobs.update("a", result=5))
         thread.start()
         thread.join()
@@ -191,7 +191,7 @@ async def test_progress_is_taken_from_any_thread_until_the_end() -> None:
 async def test_a_follower_sees_the_end_and_stops() -> None:
     async with opened() as house:
         work = Work("fetch")
-        await house.jobs.begin(Errand(id="a"), work.plan())
+        await house.jobs.begin(Chore(id="a"), work.plan())
         seen: list[str] = []
 
         async def follow() -> None:
@@ -213,7 +213,7 @@ async def test_no_more_run_than_the_limit_and_the_rest_queue() -> None:
     async with opened(limits=JobLimits(running=1)) as house:
         works = {name: Work("fetch") for name in "ab"}
         for name, work in works.items():
-            await house.jobs.begin(Errand(id=name), work.plan())
+            await house.jobs.begin(Chore(id=name), work.plan())
         assert await until(lambda: house.state("a") == ("running", "fetch"))
         assert house.state("b") == ("queued", "")
         works["a"].release()
@@ -224,11 +224,11 @@ async def test_the_oldest_ended_jobs_are_forgotten(tmp_path: Path) -> None:
     path = tmp_path / "jobs.json"
     async with opened(path, limits=JobLimits(kept=2)) as house:
         running = Work("fetch")
-        await house.jobs.begin(Errand(id="running"), running.plan())
+        await house.jobs.begin(Chore(id="running"), running.plan())
         for name in "abc":
             work = Work("fetch")
             work.release()
-            await house.jobs.begin(Errand(id=name), work.plan())
+            await house.jobs.begin(Chore(id=name), work.plan())
             await house.jobs.wait(name)
         assert [job.id for job in house.jobs.all()] == ["running", "c"]
         assert [row["id"] for row in jsons.loads(path.read_bytes())["jobs"]] == ["running", "c"]
@@ -241,7 +241,7 @@ async def test_only_wanted_ends_are_kept(tmp_path: Path, fails: bool, left: list
         work = Work("fetch")
         work.fails |= {"fetch": Conflict("no")} if fails else {}
         work.release()
-        await house.jobs.begin(Errand(id="a"), work.plan())
+        await house.jobs.begin(Chore(id="a"), work.plan())
         assert (await house.jobs.wait("a")).job.state == ("failed" if fails else "completed")
         assert [job.id for job in house.jobs.all()] == left
         assert [row["id"] for row in jsons.loads(path.read_bytes())["jobs"]] == left
@@ -251,7 +251,7 @@ async def test_a_job_that_is_not_stored_is_in_no_file(tmp_path: Path) -> None:
     path = tmp_path / "jobs.json"
     async with opened(path) as house:
         work = Work("fetch")
-        await house.jobs.begin(Errand(id="a"), work.plan(is_stored=False))
+        await house.jobs.begin(Chore(id="a"), work.plan(is_stored=False))
         assert (house.jobs.is_stored("a"), jsons.loads(path.read_bytes())) == (False, {"jobs": []})
         work.release()
         await house.jobs.wait("a")
@@ -264,7 +264,7 @@ async def test_a_job_that_is_not_stored_is_in_no_file(tmp_path: Path) -> None:
 async def test_the_last_holder_that_leaves_cancels() -> None:
     async with opened() as house:
         work = Work("fetch")
-        await house.jobs.begin(Errand(id="a"), work.plan(is_detached=False))
+        await house.jobs.begin(Chore(id="a"), work.plan(is_detached=False))
         with house.jobs.holding("a"):
             with house.jobs.holding("a"):
                 assert house.jobs.holder_count("a") == 2
@@ -274,10 +274,27 @@ async def test_the_last_holder_that_leaves_cancels() -> None:
             assert house.jobs.holder_count("a") == 0
 
 
+async def test_a_run_returns_the_end_of_a_forgotten_job(tmp_path: Path) -> None:
+    async with opened(tmp_path / "jobs.json") as house:
+        work = Work("fetch")
+        work.release()
+        end = await house.jobs.run(Chore(id="a"), work.plan(is_detached=False, is_stored=False))
+        assert (end.job.state, house.jobs.all()) == ("completed", [])
+
+
+async def test_a_caller_that_leaves_a_run_cancels_it(tmp_path: Path) -> None:
+    async with opened(tmp_path / "jobs.json") as house:
+        work = Work("fetch")
+        running = asyncio.create_task(house.jobs.run(Chore(id="a"), work.plan(is_detached=False)))
+        assert await until(lambda: work.begun == ["fetch"])
+        running.cancel()
+        assert await until(lambda: house.state()[0] == "cancelled")
+
+
 async def test_a_detached_caller_keeps_a_shared_job_going() -> None:
     async with opened() as house:
         work = Work("fetch")
-        await house.jobs.begin(Errand(id="a"), work.plan(is_detached=False))
+        await house.jobs.begin(Chore(id="a"), work.plan(is_detached=False))
         house.jobs.attach("a", is_detached=True)
         with house.jobs.holding("a"):
             pass
@@ -298,7 +315,7 @@ async def test_a_caller_that_leaves_while_the_job_is_kept_cancels_it(
     monkeypatch.setattr(durable_jobs, "write_atomic", slow_put)
     async with opened(tmp_path / "jobs.json") as house:
         work = Work("fetch")
-        beginning = asyncio.create_task(house.jobs.begin(Errand(id="a"), work.plan(is_detached=False)))
+        beginning = asyncio.create_task(house.jobs.begin(Chore(id="a"), work.plan(is_detached=False)))
         await asyncio.sleep(0.01)
         beginning.cancel()
         await asyncio.wait({beginning})
@@ -311,8 +328,8 @@ async def test_a_job_can_be_cancelled_at_any_time(when: str) -> None:
     async with opened(limits=JobLimits(running=1)) as house:
         first, work = Work("fetch"), Work("fetch")
         if when == "queued":
-            await house.jobs.begin(Errand(id="first"), first.plan())
-        await house.jobs.begin(Errand(id="a"), work.plan())
+            await house.jobs.begin(Chore(id="first"), first.plan())
+        await house.jobs.begin(Chore(id="a"), work.plan())
         if when == "running":
             assert await until(lambda: house.state() == ("running", "fetch"))
         if when == "ended":
@@ -325,7 +342,7 @@ async def test_a_job_can_be_cancelled_at_any_time(when: str) -> None:
 async def test_only_a_job_that_is_not_active_is_forgotten() -> None:
     async with opened() as house:
         work = Work("fetch")
-        await house.jobs.begin(Errand(id="a"), work.plan())
+        await house.jobs.begin(Chore(id="a"), work.plan())
         await house.jobs.forget("a")
         assert house.state() == ("running", "fetch")
         await house.jobs.cancel("a")
@@ -343,21 +360,21 @@ async def test_a_restart_at_each_step_takes_the_job_up(tmp_path: Path, at: str, 
     path, limits = tmp_path / "jobs.json", JobLimits(running=1)
     async with opened(path, limits=limits, closes=not is_killed) as house:
         if at == "queued":
-            await house.jobs.begin(Errand(id="first"), Work("fetch").plan())
+            await house.jobs.begin(Chore(id="first"), Work("fetch").plan())
         work = Work("fetch", "load")
-        await house.jobs.begin(Errand(id="a", result=4), work.plan())
+        await house.jobs.begin(Chore(id="a", result=4), work.plan())
         if at == "load":
             work.release("fetch")
         assert await until(lambda: house.state() == (("queued", "") if at == "queued" else ("running", at)))
         assert await until(lambda: f'"step":"{"" if at == "queued" else at}"' in path.read_text())
     again = Work("fetch", "load")
 
-    def resume(job: Errand) -> JobPlan[Errand] | Errand:
+    def resume(job: Chore) -> JobPlan[Chore] | Chore:
         assert (job.state in {"queued", "running"}) == is_killed or job.state == "interrupted"
         return again.plan() if job.id == "a" else no_resume(job)
 
     async with opened(path, resume=resume) as house:
-        assert (house.jobs.find("a") or Errand(id="")).result == 4
+        assert (house.jobs.find("a") or Chore(id="")).result == 4
         again.release()
         assert (await house.jobs.wait("a")).job.state == "completed"
         assert again.begun == ["fetch", "load"]  # steps are repeatable
@@ -368,7 +385,7 @@ async def test_a_restart_at_each_step_takes_the_job_up(tmp_path: Path, at: str, 
 async def test_what_cannot_go_on_stays_and_says_why(tmp_path: Path) -> None:
     path = tmp_path / "jobs.json"
     async with opened(path) as house:
-        await house.jobs.begin(Errand(id="a"), Work("fetch").plan())
+        await house.jobs.begin(Chore(id="a"), Work("fetch").plan())
     for _ in range(2):
         async with opened(path) as house:
             job = house.jobs.find("a")
@@ -396,7 +413,7 @@ async def test_what_is_shown_of_the_end_has_been_kept(
     async with opened(path) as house:
         work = Work("fetch")
         work.fails["fetch"] = Conflict("no")
-        await house.jobs.begin(Errand(id="a"), work.plan())
+        await house.jobs.begin(Chore(id="a"), work.plan())
         gate.clear()
         work.release()
         await asyncio.sleep(0.05)
@@ -408,7 +425,7 @@ async def test_what_is_shown_of_the_end_has_been_kept(
 
 async def test_nobody_begins_or_waits_for_ever_at_the_end() -> None:
     async with opened() as house:
-        await house.jobs.begin(Errand(id="a"), Work("fetch").plan())
+        await house.jobs.begin(Chore(id="a"), Work("fetch").plan())
         waiting = asyncio.create_task(house.jobs.wait("a"))
         await asyncio.sleep(0)
         await house.jobs.close()
@@ -440,7 +457,7 @@ def events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 async def test_the_file_is_the_owners_and_read_back(tmp_path: Path) -> None:
     path = tmp_path / "new" / "jobs.json"
-    jobs = [Errand(id="a", state="failed", error="why"), Errand(id="b")]
+    jobs = [Chore(id="a", state="failed", error="why"), Chore(id="b")]
     await job_file(path).write(jobs)
     assert await job_file(path).read() == jobs
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -480,7 +497,7 @@ async def test_a_folder_that_cannot_be_written_stops_no_job(tmp_path: Path, even
     async with opened(tmp_path / "file" / "jobs.json") as house:
         work = Work("fetch")
         work.release()
-        await house.jobs.begin(Errand(id="a"), work.plan())
+        await house.jobs.begin(Chore(id="a"), work.plan())
         assert (await house.jobs.wait("a")).job.state == "completed"
     assert set(events) <= {"jobs_not_written", "jobs_unreadable"}
     assert "jobs_not_written" in events
@@ -500,15 +517,15 @@ async def test_a_cancelled_write_overtakes_no_later_one(
         busy.release()
 
     monkeypatch.setattr(durable_jobs, "write_atomic", slow_put)
-    first = asyncio.create_task(file.write([Errand(id="first")]))
+    first = asyncio.create_task(file.write([Chore(id="first")]))
     await asyncio.sleep(0.01)
     first.cancel()
-    second = asyncio.create_task(file.write([Errand(id="second")]))
+    second = asyncio.create_task(file.write([Chore(id="second")]))
     await asyncio.sleep(0.01)
     gate.set()
     await second
     assert [job.id for job in await file.read()] == ["second"]
-    file._write(1, [Errand(id="late")])
+    file._write(1, [Chore(id="late")])
     assert [job.id for job in await file.read()] == ["second"]
 
 

@@ -116,8 +116,7 @@ class AdapterOrders:
         plan: JobPlan[OrderJob] = JobPlan(
             steps, secrets=secret_texts(order.request(adapter)), is_detached=False, is_stored=False
         )
-        begun = await self._jobs.begin(job, plan)
-        end = await self._jobs.wait(begun.id)
+        end = await self._jobs.run(job, plan)
         if end.failure is not None:
             raise end.failure
         if not changes:
