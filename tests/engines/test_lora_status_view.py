@@ -77,6 +77,16 @@ async def test_the_reason_tells_whether_to_wait(state: str, text: str, is_expect
             raise absent
 
 
+async def test_an_adapter_is_expected_while_a_backend_starts() -> None:
+    """What that backend serves is not known yet."""
+    async with lora_scene("tiny", down=(0,)) as scene:
+        scene.manager.table.declared["style"] = STYLE
+        absent = scene.manager.status.find_absent("style")
+        assert absent is not None
+        assert absent.is_expected
+        assert "no backend serves its base model 'tiny'" in absent.message
+
+
 # ---- the list
 
 

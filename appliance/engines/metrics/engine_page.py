@@ -19,7 +19,6 @@ class EnginePage:
     """The families of one engine on a page; `kind` is the engine's, "" = unknown: nothing is found then."""
 
     def __init__(self, page: MetricsPage, kind: str) -> None:
-        self.kind = kind
         pattern = re.compile(rb"%b[:_](.+)" % kind.encode())
         self._by_name: dict[str, list[MetricFamily]] = {}
         for family in page:

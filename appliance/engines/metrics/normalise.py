@@ -162,29 +162,27 @@ def _find_metric(
 ) -> tuple[MetricFamily | None, str]:
     """Find one metric of ours.
 
-    1. this kind of engine does not have it            → none; of llama-server it may be derived all the same
-    2. it is derived, or on the page under a name      → copied under our name
-    3. it is on the page as another kind of metric     → the reason other_kind
-    4. it is a histogram that lacks a part             → the reason broken
-    5. a value is out of range                         → the reason out_of_range
+    1. it is neither derived nor on the page        → none
+    2. it is on the page as another kind of metric  → the reason other_kind
+    3. it is a histogram that lacks a part          → the reason broken
+    4. a value is out of range                      → the reason out_of_range
+    5. otherwise                                    → a copy under our name
 
     Returns:
         (the family, "") or (None, the reason why it is not shown) or (None, "") if it is not there.
     """
-    if source is None and page.kind != "llamacpp":  # 1
-        return None, ""
     family, reason = derive_family(spec.name, page, extras), ""
     if family is None and source is not None:
         family, reason = page.find(source.names, spec.kind)
-    if family is None:  # 3
+    if family is None:  # 1, 2
         return None, reason
-    family = copy_family(family, spec.name, spec.kind)  # 2
+    family = copy_family(family, spec.name, spec.kind)
     family.help, family.unit = spec.help.encode(), spec.unit.encode()
-    if spec.kind == "histogram":  # 4
-        return (family, "") if complete_histogram(family) else (None, BROKEN)
+    if spec.kind == "histogram":
+        return (family, "") if complete_histogram(family) else (None, BROKEN)  # 5, 3
     # A NaN is in no range.
     is_valid = all(spec.low <= float(sample.value) <= spec.high for sample in family.samples)
-    return (family, "") if is_valid else (None, OUT_OF_RANGE)  # 5
+    return (family, "") if is_valid else (None, OUT_OF_RANGE)  # 5, 4
 
 
 def _metric_label(name: str) -> bytes:
