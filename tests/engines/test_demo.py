@@ -3,6 +3,7 @@
 Shapes of its replies, trouble that a prompt provokes, shapes that it refuses.
 """
 
+import asyncio
 import base64
 import json
 import struct
@@ -79,6 +80,26 @@ async def test_completions_answer_every_prompt(prompt: Any, texts: list[str]) ->
     assert [choice["text"] for choice in value["choices"]] == [
         f"[demo engine] You said: {text}" for text in texts
     ]
+
+
+async def test_reasoning_and_tool_calls_are_in_the_message() -> None:
+    tool = {"type": "function", "function": {"name": "weather", "parameters": {"properties": {"city": {}}}}}
+    thinking = value_of(await Scene().chat("demo: think"))["choices"][0]["message"]
+    assert thinking["reasoning_content"] == "[demo engine] thinking about: demo: think"
+    choice = value_of(await Scene().chat(tools=[tool], tool_choice="required"))["choices"][0]
+    assert (choice["finish_reason"], choice["message"]["content"]) == ("tool_calls", None)
+    assert choice["message"]["tool_calls"] == [
+        {
+            "id": "call_demo_0_0",
+            "type": "function",
+            "function": {"name": "weather", "arguments": '{"city":"demo"}'},
+        }
+    ]
+
+
+async def test_a_prompt_can_delay_the_reply() -> None:
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(Scene().chat("demo: slow 60"), 0.01)
 
 
 async def test_n_gives_as_many_choices() -> None:

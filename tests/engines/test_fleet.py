@@ -22,6 +22,8 @@ from appliance.engines.router import Router
 from appliance.engines.runtime_changes import RuntimeChanges
 from appliance.engines.settings import EngineSettings
 from appliance.engines.specs import BackendSpec, FleetSpec, PoolSpec
+from appliance.engines.types import ModelCard
+from tests.fakes.backend import FakeBackend
 
 KEY = "sk_of_the_hosted_api"
 
@@ -47,6 +49,22 @@ class StillTasks(Tasks):
 def spec(*names: str, pool: str = "default", pools: tuple[PoolSpec, ...] = (), **more: Any) -> FleetSpec:
     backends = [BackendSpec(url=f"http://{name}:1", name=name, pool=pool, **more) for name in names]
     return FleetSpec(backends=tuple(backends), pools=pools)
+
+
+class FakeManaged(FakeBackend):
+    """The models that run here: one, until `models` is cleared."""
+
+    pool = "models"
+
+    def __init__(self, taken: list[EngineSettings]) -> None:
+        super().__init__("models", FakeClock(), kind="managed")
+        self.models, self.taken = [ModelCard("tiny", 0, "user", "tiny")], taken
+
+    def cards(self) -> list[ModelCard]:
+        return self.models
+
+    def apply(self, settings: EngineSettings) -> None:
+        self.taken.append(settings)
 
 
 class Scene:
@@ -345,6 +363,32 @@ async def test_first_probes_that_hang_are_not_waited_for_long(
     await asyncio.wait_for(scene.fleet.wait_first_probes(), 5)
 
 
+async def test_managed_models_are_looked_for_first(scenes: Scenes) -> None:
+    scene, taken = scenes(), list[EngineSettings]()
+    scene.apply(spec("a"))
+    managed = FakeManaged(taken)
+    scene.fleet.set_managed(managed)  # type: ignore[arg-type]
+    assert scene.pools() == {"models": ["models"], "default": ["a"]}
+    managed.models.clear()
+    scene.fleet.refresh_managed(EngineSettings(queue_limit=1))
+    assert (scene.pools(), [settings.queue_limit for settings in taken]) == ({"default": ["a"]}, [1])
+
+
+async def test_connections_of_all_pools_are_measured(scenes: Scenes) -> None:
+    scene = scenes()
+    scene.fleet.measure()
+    (family,) = scene.metrics.upstream_connections.collect()
+    assert family.samples == []
+    scene.apply(spec("a"), novita_api_key=KEY)
+    scene.fleet.measure()
+    (family,) = scene.metrics.upstream_connections.collect()
+    assert {sample.labels["state"]: sample.value for sample in family.samples} == {
+        "idle": 0,
+        "in_use": 0,
+        "waiting": 0,
+    }
+
+
 # ---- the file
 
 
@@ -361,6 +405,12 @@ def test_changes_are_read_as_they_were_written(tmp_path: Path) -> None:
     changes.write(tmp_path / "backends.json")
     assert RuntimeChanges.read(tmp_path / "backends.json") == changes
     assert (tmp_path / "backends.json").stat().st_mode & 0o077 == 0  # keys may be in it
+
+
+def test_an_added_backend_is_removed_no_longer() -> None:
+    changes = RuntimeChanges(removed=["x"])
+    changes.add("x", {"url": "http://x", "models": [], "weight": None})
+    assert (changes.removed, changes.added) == ([], {"x": {"url": "http://x", "name": "x"}})
 
 
 def test_a_strategy_of_all_pools_replaces_those_of_single_ones() -> None:

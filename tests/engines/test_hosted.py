@@ -3,6 +3,7 @@
 The API is a stand-in on loopback.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -21,7 +22,7 @@ from appliance.engines.slots import AnySlot
 from appliance.engines.types import BackendStatus, EngineReply
 from appliance.engines.upstream.exchange import AttemptFailed
 from tests.engines.servers import chat
-from tests.fakes.hosted_api import KEY, CutStream, HostedApi, InvalidResponse, Refuse, Status
+from tests.fakes.hosted_api import KEY, CutStream, Hang, HostedApi, InvalidResponse, Refuse, Status
 
 pytestmark = pytest.mark.timeout(20)
 
@@ -30,9 +31,15 @@ class Scene:
     """A backend over two endpoints, which are two stand-ins."""
 
     def __init__(
-        self, backend: HostedBackend, apis: list[HostedApi], clock: FakeClock, reports: list[str]
+        self,
+        backend: HostedBackend,
+        apis: list[HostedApi],
+        clock: FakeClock,
+        metrics: Metrics,
+        reports: list[str],
     ) -> None:
-        self.backend, self.apis, self.clock, self.reports = backend, apis, clock, reports
+        self.backend, self.apis, self.clock = backend, apis, clock
+        self.metrics, self.reports = metrics, reports
         self.request = chat("any")
         self.slot: AnySlot | None = None
 
@@ -60,7 +67,7 @@ async def open_hosted() -> AsyncIterator[Open]:
     async with HostedApi() as first, HostedApi() as second:
 
         async def make(**settings: Any) -> Scene:
-            clock, reports = FakeClock(), list[str]()
+            clock, metrics, reports = FakeClock(), Metrics(), list[str]()
             backend = HostedBackend(
                 EngineSettings(
                     novita_api_key=KEY,
@@ -69,10 +76,10 @@ async def open_hosted() -> AsyncIterator[Open]:
                 ),
                 wire=wire,
                 clock=clock,
-                metrics=Metrics(),
+                metrics=metrics,
                 callbacks=BackendCallbacks(lambda: reports.append("capacity")),
             )
-            return Scene(backend, [first, second], clock, reports)
+            return Scene(backend, [first, second], clock, metrics, reports)
 
         yield make
     await wire.close()
@@ -179,6 +186,34 @@ async def test_no_time_is_left_for_another_endpoint(open_hosted: Open) -> None:
     error = await scene.fail(budget_s=0.0)
     assert isinstance(error, TimedOut)
     assert "UPSTREAM_TOTAL_TIMEOUT_S" in error.message
+
+
+async def test_a_cancelled_probe_lets_another_request_try(open_hosted: Open) -> None:
+    scene = await open_hosted(breaker_failures=1, breaker_rest_s=10)
+    for api in scene.apis:
+        api.script(Status(500))
+    await scene.fail()
+    scene.clock.advance(10)
+    scene.apis[0].script(Hang())
+    probe = asyncio.create_task(scene.send())
+    async with asyncio.timeout(5):
+        while len(scene.apis[0].records) < 2:
+            await asyncio.sleep(0)
+    probe.cancel()
+    await asyncio.wait([probe])
+    assert (await scene.send()).status == 200
+    assert scene.request.receipt.endpoint == scene.apis[0].base_url
+
+
+async def test_its_gauges_show_open_circuits_and_connections(open_hosted: Open) -> None:
+    scene = await open_hosted(breaker_failures=1)
+    scene.apis[0].script(Status(500))
+    await scene.send()
+    scene.backend.measure()
+    (family,) = scene.metrics.breaker_open.collect()
+    assert [sample.value for sample in family.samples] == [1, 0]
+    assert scene.backend.connections()["in_use"] == 0
+    assert [card.id for card in scene.backend.cards()] == [scene.backend.names.public]
 
 
 async def test_a_stream_holds_its_slot_until_it_ends(open_hosted: Open) -> None:

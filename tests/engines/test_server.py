@@ -14,7 +14,7 @@ from appliance.base.errors import ApplianceError, Invalid
 from appliance.base.logs import SECRETS
 from appliance.base.metrics.registry import Metrics
 from appliance.base.wire.pool import ConnectionPool
-from appliance.base.wire.types import PoolLimits
+from appliance.base.wire.types import PoolLimits, Unreachable
 from appliance.engines.backends.adapters import LoadedAdapter
 from appliance.engines.backends.contract import BackendCallbacks
 from appliance.engines.backends.server import EngineServer
@@ -286,6 +286,18 @@ async def test_an_adapter_that_the_body_names_is_asked_for_first(open_server: Op
     assert scene.server.find_model("sql") is None
 
 
+async def test_a_server_that_cannot_say_what_it_has_fails_the_attempt(open_server: Open) -> None:
+    scene = await open_server("llamacpp")
+    adapter = served("sql", parent="tiny", extra=(("lora", [{"id": 7, "scale": 1.0}]),))
+    scene.server.state.update_facts(EngineFacts({"tiny": served("tiny"), "sql": adapter}))
+    scene.server.client = PageClient(
+        {"/lora-adapters": Unreachable("refused", phase="connect", was_sent=False)}
+    )
+    failure, _ = await scene.fail(chat("sql"))
+    assert isinstance(failure, AttemptFailed)
+    assert (failure.outcome, scene.engine.asked) == (Outcome.CONNECT, [])
+
+
 async def test_an_engines_404_for_a_declared_adapter_takes_it_out(open_server: Open) -> None:
     scene = await open_server()
     adapter = served("sql", parent="tiny")
@@ -320,6 +332,15 @@ async def test_its_state_tells_everything_that_is_known() -> None:
     assert state.endpoints == (
         {"url": "http://127.0.0.1:1", "rested_s": 15.0, "failed_in_a_row": 1, "last_error": ""},
     )
+
+
+async def test_its_gauges_are_brought_up_to_date() -> None:
+    metrics = Metrics()
+    server = server_at(metrics=metrics, breaker_failures=1)
+    server.take("only_one").release(Outcome.STATUS, status=500)
+    server.measure()
+    (family,) = metrics.breaker_open.collect()
+    assert [(sample.labels["backend"], sample.value) for sample in family.samples] == [("e0", 1)]
 
 
 async def test_its_adapters_are_told_beside_its_metrics_page() -> None:

@@ -96,6 +96,30 @@ def test_files_that_cannot_be_used(tmp_path: Path, config: Any, said: str) -> No
     assert said in problems
 
 
+def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    fleet, problems = read(tmp_path, CONFIG_PATH=str(tmp_path / "absent.json"))
+    assert fleet is None
+    assert "CONFIG_PATH" in problems
+
+
+@pytest.mark.parametrize(
+    ("pools", "overflows"),
+    [
+        ([], {"default": "slow"}),
+        ([{"name": "default", "strategy": "round_robin"}], {"default": "slow"}),
+        ([{"name": "default", "overflow": "other"}], {"default": "other"}),  # the file's word
+    ],
+)
+def test_lb_overflow_is_the_default_pools(
+    tmp_path: Path, pools: list[dict[str, str]], overflows: dict[str, str]
+) -> None:
+    backends = [{"url": f"http://{pool}", "pool": pool} for pool in ("slow", "other")]
+    fleet, problems = read(tmp_path, {"backends": backends, "pools": pools}, LB_OVERFLOW="slow")
+    assert not problems
+    assert {pool.name: pool.overflow for pool in fleet.pools} == overflows
+    assert fleet.pool("default").strategy == (pools[0].get("strategy", "") if pools else "")
+
+
 def test_a_file_with_everything(tmp_path: Path) -> None:
     fleet, problems = read(
         tmp_path,
