@@ -5,6 +5,7 @@ The real manager over a stand-in for processes, and servers on loopback that fai
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,8 +16,8 @@ from appliance.base.metrics.registry import Metrics
 from appliance.base.wire.pool import ConnectionPool
 from appliance.base.wire.types import PoolLimits
 from appliance.engines.backends import managed as module
-from appliance.engines.backends.adapters import LoadedAdapter
-from appliance.engines.backends.managed import ManagedBackend
+from appliance.engines.backends.adapters import AdapterNotLoaded, LoadedAdapter
+from appliance.engines.backends.managed import ManagedBackend, served_adapters
 from appliance.engines.outcome import Outcome
 from appliance.engines.receipts import Receipt
 from appliance.engines.settings import EngineSettings
@@ -31,6 +32,7 @@ from appliance.engines.types import (
 )
 from appliance.engines.upstream.attempt import AttemptFailed
 from appliance.models.manager.errors import InsufficientMemory, ModelFailed
+from appliance.models.table.catalogue import LoraAdapter, Model, Params
 from tests.fakes.engine_server import REPLY, EngineServer
 from tests.models.manager_harness import Make, ManagerHarness, settle
 
@@ -368,7 +370,62 @@ async def test_passthrough_that_leaves_while_it_waits_frees_all(open_backend: Op
     assert at.all_is_released()
 
 
+# ---- adapters
+
+
+def declare(at: Scene, name: str = "sql", base: str = "a") -> None:
+    """Let the manager run a model with an adapter, and the backend serve it."""
+    at.harness.manager.set_adapters(base, (LoraAdapter(Path(f"/adapters/{name}.gguf"), 0.0, name),))
+    definition = at.harness.manager.model_state(base).definition
+    adapter = served_adapters(definition, ModelCard(base, 0, "user", base))[name]
+    at.backend.adapters.declare(frozenset({name}))
+    at.backend.adapters.add(name, LoadedAdapter(adapter, name, True))
+
+
+async def test_a_request_for_an_adapter_goes_to_its_model(open_backend: Open) -> None:
+    at = await open_backend("a", slots=1)
+    declare(at)
+    await at.harness.have("a")
+    await at.send(at.request("sql"))
+    (body,) = at.engines[0].asked
+    assert (body["model"], body["lora"]) == ("a", [{"id": 0, "scale": 1.0}])
+    assert at.all_is_released()
+
+
+async def test_an_adapter_unloaded_while_a_request_waits_is_an_error(open_backend: Open) -> None:
+    at = await open_backend("a", slots=1)
+    await at.harness.have("a")  # started without the adapter
+    declare(at)
+    at.backend.adapters.remove("sql")
+    with pytest.raises(AdapterNotLoaded, match="it was unloaded"):
+        await at.send(at.request("sql"))
+    assert (at.engines[0].asked, at.all_is_released()) == ([], True)
+
+
+def test_adapters_of_the_table_keep_their_strength() -> None:
+    lora = (
+        LoraAdapter(Path("/t/table.gguf"), 0.5),
+        LoraAdapter(Path("/t/off.gguf"), 0.0),
+        LoraAdapter(Path("/t/sql.gguf"), 0.0, "sql"),
+    )
+    model = Model("a", Path("/t/a.gguf"), Params(), "table", lora=lora)
+    served = served_adapters(model, ModelCard("a", 7, "user", "a", context_tokens=512))
+    assert list(served) == ["sql"]
+    card = served["sql"].card
+    assert (card.parent, card.path, card.context_tokens, card.created_s) == ("a", "/t/sql.gguf", 512, 7)
+    assert served["sql"].extra == (("lora", [{"id": 0, "scale": 0.5}, {"id": 2, "scale": 1.0}]),)
+
+
 # ---- what it shows
+
+
+async def test_its_llama_servers_are_listed_once_they_are_ready(open_backend: Open) -> None:
+    at = await open_backend("a", "b")
+    assert at.backend.runners() == []
+    await at.harness.have("a")
+    ((alias, port, server),) = at.backend.runners()
+    assert (alias, port, server.kind, server.is_managed) == ("a", at.engines[0].port, "llamacpp", True)
+    assert at.backend.runners()[0][2] is server
 
 
 async def test_its_state_says_what_is_loaded_and_what_waits(open_backend: Open) -> None:
