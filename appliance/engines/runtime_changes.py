@@ -17,10 +17,11 @@ class RuntimeChanges:
 
     The file may hold keys of servers: only its owner can read it.
 
-    added        backends by name, with the fields of BackendSpec
-    removed      names of configured backends
-    drained      names of backends
-    strategies   by pool; "" = all pools
+    Attributes:
+        added: Backends by name, with the fields of BackendSpec.
+        removed: Names of configured backends.
+        drained: Names of backends.
+        strategies: By pool; "" = all pools.
     """
 
     added: dict[str, dict[str, Any]] = field(default_factory=dict)

@@ -137,7 +137,7 @@ async def test_facts_are_models_context_and_slots(
     assert {name: one.card.context_tokens for name, one in facts.models.items()} == names
 
 
-async def test_llamacpp_lists_adapters_by_file_name_with_lora_in_the_body() -> None:
+async def test_llamacpp_lists_adapters_by_their_file_names() -> None:
     client = (
         PageClient()
         .page("/props", 200, LLAMA_PROPS)

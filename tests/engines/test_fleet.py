@@ -345,7 +345,7 @@ async def test_a_persisted_strategy_survives_a_restart(scenes: Scenes, pool: str
     assert again.router.strategy == "round_robin"
 
 
-async def test_a_change_without_a_state_folder_is_in_force_but_not_kept(scenes: Scenes) -> None:
+async def test_a_change_without_a_state_folder_is_not_kept(scenes: Scenes) -> None:
     scene = scenes(keeps=False)
     scene.apply(spec("a"))
     with pytest.raises(Conflict, match="no state folder"):

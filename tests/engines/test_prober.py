@@ -144,7 +144,7 @@ async def test_a_kind_without_a_metrics_page_is_not_asked_for_one() -> None:
     ("probes", "queries"),
     [(1, 1), (5, 1), (module.FACTS_EVERY_PROBES, 2), (2 * module.FACTS_EVERY_PROBES, 3)],
 )
-async def test_facts_are_queried_when_it_becomes_ready_and_now_and_then(probes: int, queries: int) -> None:
+async def test_facts_are_queried_at_the_start_and_now_and_then(probes: int, queries: int) -> None:
     scene = Scene(WELL)
     for _ in range(probes):
         await scene.probe()

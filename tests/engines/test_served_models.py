@@ -69,7 +69,7 @@ def test_update_says_whether_the_models_changed() -> None:
     assert models.update(facts(served("a"), served("b")))
 
 
-def test_a_declared_adapter_is_served_from_the_moment_that_it_is_loaded() -> None:
+def test_a_declared_adapter_is_served_once_it_is_loaded() -> None:
     models = models_of()
     models.update(facts(served("a"), served("sql", parent="a")))
     models.adapters.declare(frozenset({"sql"}))

@@ -115,7 +115,7 @@ def test_a_server_that_was_ready_has_no_grace(health: EngineHealth, status: Back
     assert scene.status() is status
 
 
-def test_a_server_that_said_full_is_left_alone_as_long_as_it_said() -> None:
+def test_a_full_server_is_left_alone_as_long_as_it_said() -> None:
     scene = Scene()
     scene.record(Outcome.FULL, retry_after_s=5)
     assert [scene.status(), scene.status(after_s=4.9), scene.status(after_s=0.2)] == [FULL, FULL, READY]

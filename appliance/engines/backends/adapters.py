@@ -39,8 +39,9 @@ class AdapterNotLoaded(Unavailable):
 class LoadedAdapter:
     """An adapter that the backend has.
 
-    engine_name   how the engine lists it
-    is_listed     whether it was ever listed, so that a list without it means that it was lost
+    Attributes:
+        engine_name: How the engine lists it.
+        is_listed: Whether it was ever listed, so that a list without it means that it was lost.
     """
 
     served: ServedModel
@@ -51,9 +52,10 @@ class LoadedAdapter:
 class AdapterState:
     """The adapters of one backend.
 
-    declared   names that are declared for it, or about to be: served only once it has them
-    loaded     the declared adapters that it has
-    version    rises with each change of ours: a list of models from before a change is out of date
+    Attributes:
+        declared: Names that are declared for it, or about to be: served only once it has them.
+        loaded: The declared adapters that it has.
+        version: Rises with each change of ours: a list of models from before a change is out of date.
     """
 
     def __init__(self, backend: str) -> None:

@@ -26,9 +26,10 @@ def _ignore() -> None:
 class BackendCallbacks:
     """What a backend reports while requests run; given to it when it is built (see Router.callbacks).
 
-    on_capacity   it may be able to take a request that it could not take before
-    on_change     its status or its facts changed
-    on_models     the models that it serves changed
+    Attributes:
+        on_capacity: It may be able to take a request that it could not take before.
+        on_change: Its status or its facts changed.
+        on_models: The models that it serves changed.
     """
 
     on_capacity: Callable[[], None] = _ignore

@@ -32,8 +32,9 @@ MOST_SCHEMA_DEPTH = 8
 class ScriptedReply:
     """What the demo engine is to do: reply with a text, perhaps with tool calls, perhaps with trouble.
 
-    tool_calls     (name, arguments as JSON text)
-    error_status   0 = no error
+    Attributes:
+        tool_calls: (name, arguments as JSON text).
+        error_status: 0 = no error.
     """
 
     text: str = ""

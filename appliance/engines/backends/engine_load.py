@@ -21,11 +21,15 @@ class ScrapedPage:
 class EngineLoad:
     """What the engine says of its load, and what the requests that ended since then say against it.
 
-    running, waiting   the engine's own numbers; None = it has none
-    note               ok | off | what is wrong with its page
-    external_read      requests at the server that were not ours when the page was read
-    ended_since        our requests that ended since then
-    full_until_s       monotonic; until then it gets no request because it said that it is full
+    Attributes:
+        running: Requests that it works on, by its own count; None = unknown.
+        waiting: Requests that wait inside it; None = unknown.
+        note: `ok`, `off`, or what is wrong with its page.
+        page: The page itself; None = it could not be read.
+        read_at_s: When it was read, monotonic.
+        external_read: Requests at the server that were not ours when the page was read.
+        ended_since: Our requests that ended since then.
+        full_until_s: Monotonic; until then it gets no request because it said that it is full.
     """
 
     running: float | None = None

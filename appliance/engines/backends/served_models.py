@@ -10,9 +10,10 @@ from appliance.engines.types import ModelCard, ServedModel
 class ServedModels:
     """What a server can be asked for, by name.
 
-    facts         what the engine says of itself
-    has_facts     whether it has ever said it
-    is_current    whether it said it since it came up, and since the latest change of ours
+    Attributes:
+        facts: What the engine says of itself.
+        has_facts: Whether it has ever said it.
+        is_current: Whether it said it since it came up, and since the latest change of ours.
     """
 
     def __init__(self, spec: BackendSpec, *, created_s: int) -> None:

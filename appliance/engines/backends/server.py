@@ -47,8 +47,9 @@ from appliance.engines.upstream.request_body import render_body
 class RunnerPolicy:
     """What is different with a llama-server that the model manager runs.
 
-    label         begins error sentences: "The llama-server of tiny"
-    on_released   called with each slot when it is released: its lease goes back to the manager
+    Attributes:
+        label: Begins error sentences: "The llama-server of tiny".
+        on_released: Called with each slot when it is released: its lease goes back to the manager.
     """
 
     label: str
@@ -79,9 +80,12 @@ class _SlotObserver(AttemptObserver):
 class EngineServer:
     """A server of an engine.
 
-    state    its health, load and limits        stats    what the appliance counts of it
-    models   what it serves                     client   the way to it for the appliance's own queries
-    origin   configured | runtime | persisted | managed
+    Attributes:
+        state: Its health, load and limits.
+        models: What it serves.
+        stats: What the appliance counts of it.
+        client: The way to it for the appliance's own queries.
+        origin: `configured`, `runtime`, `persisted` or `managed`.
 
     With a `runner` policy the model manager runs it: it is never probed, and it is the very process that was
     started with its adapters.

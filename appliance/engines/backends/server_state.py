@@ -31,11 +31,12 @@ SLOWEST_START = 0.1  # slow start begins with this part of a server's worth
 class ServerState:
     """The health, load and limits of one server.
 
-    dialect        None = its kind is not detected yet
-    health         of the latest probe
-    is_lost        it was ready once, and is down now
-    checked_at_s   the latest probe, seconds since 1970; None = not probed yet
-    probe_due      set when the next probe should come soon
+    Attributes:
+        dialect: None = its kind is not detected yet.
+        health: Of the latest probe.
+        is_lost: It was ready once, and is down now.
+        checked_at_s: The latest probe, seconds since 1970; None = not probed yet.
+        probe_due: Set when the next probe should come soon.
     """
 
     def __init__(

@@ -31,9 +31,10 @@ class EngineClient(Protocol):
 class EngineFacts:
     """What an engine says of itself.
 
-    models           by the name that clients use
-    context_tokens   of one request; 0 = unknown
-    slots            requests that it works on at a time; 0 = unknown
+    Attributes:
+        models: By the name that clients use.
+        context_tokens: Of one request; 0 = unknown.
+        slots: Requests that it works on at a time; 0 = unknown.
     """
 
     models: dict[str, ServedModel]
@@ -53,13 +54,14 @@ class EngineHealth:
 class Dialect(Protocol):
     """How one kind of engine is asked about itself.
 
-    running_metrics, waiting_metrics   names on its metrics page (see metrics/normalise.py); () = it has none
-    stops_on_disconnect                whether it stops generating when a client disconnects that wanted the
-                                       response whole
-    has_slots                          whether it works on a fixed number of requests at a time, and shows
-                                       them on /slots
-    names_adapters                     whether an adapter has the name that it was loaded under, or
-                                       its file's
+    Attributes:
+        kind: Its name in settings and states.
+        running_metrics: Names of the running requests on its metrics page; () = it has no page.
+        waiting_metrics: Names of the waiting requests.
+        stops_on_disconnect: Whether it stops generating when a client disconnects that wanted the response
+            whole.
+        has_slots: Whether it works on a fixed number of requests at a time, and shows them on /slots.
+        names_adapters: Whether an adapter has the name that it was loaded under, or its file's.
     """
 
     kind: ClassVar[str]
@@ -91,12 +93,18 @@ class Dialect(Protocol):
 class LoraReply:
     """What came of commanding one engine to load or unload an adapter.
 
-    outcome       done · already: it has one of that name · unknown: it has none of that name ·
-                  off: it was started without loading adapters at run time · refused: anything else that it
-                  did not do
-    status, text  the engine's own reply
-    engine_name   the name under which it lists the adapter ("" = its own)
-    remedy        what the operator can do about it
+    Attributes:
+        outcome: What it came to:
+
+            - `done`
+            - `already`: It has one of that name.
+            - `unknown`: It has none of that name.
+            - `off`: It was started without loading adapters at run time.
+            - `refused`: Anything else that it did not do.
+        status: The engine's HTTP status.
+        text: What the engine said.
+        engine_name: The name under which it lists the adapter; "" = its own.
+        remedy: What the operator can do about it.
     """
 
     outcome: Literal["done", "already", "unknown", "off", "refused"]
