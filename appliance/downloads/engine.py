@@ -259,13 +259,17 @@ class _Download:
         try:
             kept, wanted = await ExistingFiles(folder, meter, threads, self.expected).sort_files(files)
             plans = self._plan(wanted)
+            # Before anything is counted: it drops the parts that the source cannot resume.
+            workers = self._transfer_workers(plans, threads)
             meter.done_bytes += sum(plan.part.done.total() for plan in plans)
             _check_space(folder, plans)
             manifest.write(folder, replace(entry, files=tuple(kept)))  # so that `repair` knows what was begun
-            rows = [*kept, *await self._transfer(plans, threads)]
+            if plans:
+                meter.enter("fetching")
+                await workers.run()
             if meter.total_bytes is None:
                 meter.total_bytes = meter.done_bytes
-            rows.sort(key=lambda row: row.path)
+            rows = sorted([*kept, *workers.rows], key=lambda row: row.path)
             finished_at = format_rfc3339(self.clock.now_s(), fraction_digits=3)
             manifest.write(folder, replace(entry, finished_at=finished_at, files=tuple(rows)))
             manifest.clear_journal(folder, entry.asked)
@@ -284,13 +288,8 @@ class _Download:
             plans.append(plan)
         return plans
 
-    async def _transfer(
-        self, plans: list[FetchPlan], threads: ThreadPoolExecutor
-    ) -> list[manifest.ManifestRow]:
-        """Fetch; return the rows of what was fetched."""
-        if not plans:
-            return []
-        workers = TransferWorkers(
+    def _transfer_workers(self, plans: list[FetchPlan], threads: ThreadPoolExecutor) -> TransferWorkers:
+        return TransferWorkers(
             self.source,
             self.request.output_dir,
             plans,
@@ -300,9 +299,6 @@ class _Download:
             clock=self.clock,
             threads=threads,
         )
-        self.meter.enter("fetching")
-        await workers.run()
-        return workers.rows
 
 
 def _check_space(folder: Path, plans: list[FetchPlan]) -> None:

@@ -8,7 +8,7 @@ import pytest
 import trustme
 
 from appliance.base.errors import Forbidden, Invalid, NotFound, UpstreamFailed
-from tests.downloads.workplace import MIB, download_request, engine, held, noise
+from tests.downloads.workplace import MIB, Story, download_request, engine, held, noise
 from tests.fakes.file_hubs import Cut, FileServer, ModelScopeHub
 
 DATA = noise(3 * MIB)
@@ -182,3 +182,22 @@ async def test_modelscope_is_fetched_by_its_own_api(tmp_path: Path) -> None:
             await fetcher.download(download_request("ms://repo", tmp_path / "no", config))
     assert held(tmp_path / "out") == files
     assert held(tmp_path / "sub") == {"model.gguf": DATA}
+
+
+@pytest.mark.parametrize("tells_length", [True, False])
+async def test_parts_that_cannot_be_resumed_are_not_counted(
+    tmp_path: Path, tls: tuple, tells_length: bool
+) -> None:
+    """The server gives no ranges: what an earlier run left is fetched again, so it is neither done nor there."""
+    server = FileServer({"model.gguf": DATA}, has_ranges=False, tells_length=tells_length, ssl_context=tls[0])
+    fetcher = engine(tmp_path, ssl_context=tls[1], download_allowed_hosts=LISTED)
+    story = Story()
+    async with server:
+        request = download_request(f"{server.url}/model.gguf", tmp_path / "out")
+        server.faults["model.gguf"] = [Cut(2 * MIB) for _ in range(8)]
+        with pytest.raises(UpstreamFailed):
+            await fetcher.download(request)
+        server.faults["model.gguf"] = []
+        found = await fetcher.download(request, story.append)
+    assert (found.total_bytes, found.fetched_bytes) == (len(DATA), len(DATA))
+    assert max(progress.done_bytes for progress in story) == len(DATA)
