@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from appliance.models.manager.model_file import FileCheck, check_file, read_file
-from appliance.models.table.catalogue import System
+from appliance.models.manager.model_file import FileCheck, check_file, read_file, shape_text
+from appliance.models.table.catalogue import LoraAdapter, Model, Params, System
 from tests.models.manager_harness import HEADER
 from tests.models.manager_states import manager_state, model_of, model_state
 
@@ -48,6 +48,20 @@ def test_key_follows_how_one_server_is_started(
     model = model_of("a", path=path)
     keys = {read_file(one, SYSTEM).history_key for one in (model, replace(model, **changes))}
     assert (len(keys) == 1) is is_same
+
+
+def test_text_of_the_key_stays_from_release_to_release() -> None:
+    """As the first release wrote it: else what `model-lessons.json` holds would be lost with an update."""
+    model = Model(
+        "a", Path("/m/a.gguf"), Params(n_ctx=8192), "table", 2, True, (LoraAdapter(Path("/m/l.gguf"), 0.5),)
+    )
+    assert shape_text(model, SYSTEM, 4) == (
+        "Model(alias='a', path=PosixPath('/m/a.gguf'), params=Params(n_gpu_layers=99, n_ctx=8192, n_batch=256, "
+        "batch_override=None, rope_freq_base=None, embedding=False, chat_template=None, parallel_override=None, "
+        "type_k='f16', type_v='f16'), origin='table', replicas=1, pinned=False, "
+        "lora=(Lora(path=PosixPath('/m/l.gguf'), scale=0.5, name=''),), draft_model_path=None, "
+        "mmproj_path=None, reranking=False, pooling=None) 8 4 on True"
+    )
 
 
 def test_problem_keeps_what_was_known_of_the_file() -> None:

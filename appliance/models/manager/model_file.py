@@ -65,8 +65,16 @@ def read_file(model: Model, system: System) -> FileCheck:
         return FileCheck(slots, f"the file {model.path} cannot be read: {exc.strerror or exc}")
     except InvalidGguf as exc:
         return FileCheck(slots, f"the file {model.path} is no model: {exc}")
-    shape = replace(model, pinned=False, replicas=1)  # what one llama-server is started with
-    key = key_of(
-        model.path, f"{shape!r} {system.cpu_threads} {slots} {system.flash_attention} {system.use_mmap}"
-    )
+    key = key_of(model.path, shape_text(model, system, slots))
     return FileCheck(slots, "", header, estimate_memory(model, system, header), key)
+
+
+def shape_text(model: Model, system: System, slots: int) -> str:
+    """Return how one llama-server of a model is started, as the text that history keys are made of.
+
+    It must stay the same from release to release, names of classes included: with another text, all that
+    was recorded of a model would be forgotten.
+    """
+    started = repr(replace(model, pinned=False, replicas=1))
+    started = started.replace("LoraAdapter(path=", "Lora(path=")  # the class's name in the first release
+    return f"{started} {system.cpu_threads} {slots} {system.flash_attention} {system.use_mmap}"
