@@ -10,6 +10,7 @@ from appliance.base.clock import FakeClock
 from appliance.base.metrics.registry import Metrics
 from appliance.base.watch import Watched
 from appliance.engines.receipts import Receipts
+from appliance.engines.stream import Stream
 from appliance.front.pipeline.access_log import AccessLog
 from appliance.front.pipeline.pipeline import RequestPipeline
 from appliance.front.pipeline.request import Request
@@ -54,7 +55,30 @@ class Inner:
         return lambda *_: self.calls.append(name)
 
 
-class House:
+class Pieces(Stream):
+    """Two pieces; `fault` is what closing raises, None = nothing."""
+
+    def __init__(self, fault: BaseException | None = None) -> None:
+        self._rest = [b"one", b"two"]
+        self._fault = fault
+        self.closed = 0
+
+    async def __anext__(self) -> bytes:
+        if not self._rest:
+            raise StopAsyncIteration
+        return self._rest.pop(0)
+
+    async def aclose(self) -> None:
+        self.closed += 1
+        if self._fault is not None:
+            raise self._fault
+
+
+class Fatal(BaseException):
+    """No Exception: such as SystemExit."""
+
+
+class Harness:
     """Connections over a clock that is moved by hand; one hot route, whose handler waits for `go`."""
 
     def __init__(self, **settings: Any) -> None:
@@ -63,6 +87,7 @@ class House:
         self.go = asyncio.Event()
         self.inner = Inner()
         self.bodies: list[bytes] = []
+        self.response: Response | BaseException = Response(200, b"fine", "text/plain")
         self.pipeline = RequestPipeline(
             FrontSettings(_env_file=None, **settings),
             receipts=self.receipts,
@@ -77,7 +102,9 @@ class House:
     async def answer(self, request: Request) -> Response:
         self.bodies.append(request.body)
         await self.go.wait()
-        return Response(200, b"fine", "text/plain")
+        if isinstance(self.response, BaseException):
+            raise self.response
+        return self.response
 
     def connect(self) -> tuple[FastConnection, Transport]:
         connection = FastConnection(self.shared, lambda _, buffer: (self.inner, buffer))  # type: ignore[arg-type,return-value]
@@ -95,52 +122,52 @@ async def settle() -> None:
 
 
 async def test_connections_are_counted_up_to_the_limit() -> None:
-    house = House(max_connections=2)
-    first, _ = house.connect()
-    house.connect()
-    _, refused = house.connect()
-    assert len(house.shared) == 2
+    harness = Harness(max_connections=2)
+    first, _ = harness.connect()
+    harness.connect()
+    _, refused = harness.connect()
+    assert len(harness.shared) == 2
     assert refused.out.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
     assert b"Too many connections (MAX_CONNECTIONS)." in refused.out
     first.connection_lost(None)
-    assert len(house.shared) == 1
+    assert len(harness.shared) == 1
 
 
 async def test_a_stop_closes_idle_connections_and_takes_no_new_one() -> None:
-    house = House()
-    _, idle = house.connect()
-    busy, transport = house.connect()
+    harness = Harness()
+    _, idle = harness.connect()
+    busy, transport = harness.connect()
     busy.data_received(HOT)
     await settle()
-    house.shared.stop()
+    harness.shared.stop()
     assert ("close" in idle.calls, "close" in transport.calls) == (True, False)
-    _, late = house.connect()
+    _, late = harness.connect()
     assert late.out.startswith(b"HTTP/1.1 503")
-    house.go.set()
+    harness.go.set()
     await settle()
     assert b"Connection: close\r\n" in transport.out
     assert "close" in transport.calls
 
 
 async def test_a_cut_ends_what_is_being_answered() -> None:
-    house = House()
-    connection, transport = house.connect()
+    harness = Harness()
+    connection, transport = harness.connect()
     connection.data_received(HOT)
     await settle()
-    house.shared.cut()
+    harness.shared.cut()
     await settle()
     assert "abort" in transport.calls
-    assert (house.receipts.latest(1)[0].finish_label, house.pipeline.in_flight) == ("cut_off", 0)
+    assert (harness.receipts.latest(1)[0].finish_label, harness.pipeline.in_flight) == ("cut_off", 0)
 
 
 async def test_the_date_is_renewed_with_each_tick() -> None:
-    house = House()
-    house.shared.tick()
-    first = house.shared.date_line
-    house.clock.advance(61)
-    house.shared.tick()
+    harness = Harness()
+    harness.shared.tick()
+    first = harness.shared.date_line
+    harness.clock.advance(61)
+    harness.shared.tick()
     assert first == b"Date: Fri, 15 Jan 2027 08:00:00 GMT\r\n"
-    assert house.shared.date_line == b"Date: Fri, 15 Jan 2027 08:01:01 GMT\r\n"
+    assert harness.shared.date_line == b"Date: Fri, 15 Jan 2027 08:01:01 GMT\r\n"
 
 
 # ---- one connection
@@ -148,31 +175,31 @@ async def test_the_date_is_renewed_with_each_tick() -> None:
 
 @pytest.mark.parametrize("size", [1, 7, len(HOT)])
 async def test_a_request_may_come_in_any_pieces(size: int) -> None:
-    house = House()
-    house.go.set()
-    connection, transport = house.connect()
+    harness = Harness()
+    harness.go.set()
+    connection, transport = harness.connect()
     for at in range(0, len(HOT), size):
         connection.data_received(HOT[at : at + size])
     await settle()
-    assert house.bodies == [b"{}"]
+    assert harness.bodies == [b"{}"]
     assert transport.out.endswith(b"\r\n\r\nfine")
 
 
 async def test_requests_in_a_row_are_answered_in_order() -> None:
-    house = House()
-    connection, transport = house.connect()
+    harness = Harness()
+    connection, transport = harness.connect()
     connection.data_received(HOT * 3)
     await settle()
-    assert (connection.busy, len(house.bodies)) == (1, 1)
-    house.go.set()
+    assert (connection.busy, len(harness.bodies)) == (1, 1)
+    harness.go.set()
     for _ in range(5):
         await settle()
-    assert (connection.busy, len(house.bodies), transport.out.count(b"200 OK")) == (0, 3, 3)
+    assert (connection.busy, len(harness.bodies), transport.out.count(b"200 OK")) == (0, 3, 3)
 
 
 async def test_too_many_pipelined_bytes_stop_the_reading() -> None:
-    house = House()
-    connection, transport = house.connect()
+    harness = Harness()
+    connection, transport = harness.connect()
     connection.data_received(HOT)
     await settle()
     connection.data_received(b"x" * PIPELINED_BYTES)
@@ -183,36 +210,85 @@ async def test_too_many_pipelined_bytes_stop_the_reading() -> None:
 
 @pytest.mark.parametrize("before", [b"", HOT])
 async def test_any_other_request_is_handed_over_whole(before: bytes) -> None:
-    house = House()
-    house.go.set()
-    connection, transport = house.connect()
+    harness = Harness()
+    harness.go.set()
+    connection, transport = harness.connect()
     connection.data_received(before + COLD)
     await settle()
     connection.data_received(b"more")
-    assert house.inner.data == COLD + b"more"
-    assert house.inner.calls == ["connection_made"]
+    assert harness.inner.data == COLD + b"more"
+    assert harness.inner.calls == ["connection_made"]
     assert transport.out.count(b"200 OK") == len(before) // len(HOT)
 
 
 async def test_a_client_that_leaves_is_settled_once() -> None:
-    house = House()
-    connection, _ = house.connect()
+    harness = Harness()
+    connection, _ = harness.connect()
     connection.data_received(HOT)
     await settle()
-    assert house.pipeline.in_flight == 1
+    assert harness.pipeline.in_flight == 1
     connection.connection_lost(None)
     await settle()
-    receipt = house.receipts.latest(1)[0]
-    assert (receipt.finish_label, receipt.status, house.pipeline.in_flight) == ("client_left", 499, 0)
+    receipt = harness.receipts.latest(1)[0]
+    assert (receipt.finish_label, receipt.status, harness.pipeline.in_flight) == ("client_left", 499, 0)
 
 
 async def test_a_client_that_leaves_before_the_task_begins_counts_nowhere() -> None:
-    house = House()
-    connection, _ = house.connect()
+    harness = Harness()
+    connection, _ = harness.connect()
     connection.data_received(HOT)
     connection.connection_lost(None)
     await settle()
-    assert (house.pipeline.in_flight, len(house.receipts), house.bodies) == (0, 0, [])
+    assert (harness.pipeline.in_flight, len(harness.receipts), harness.bodies) == (0, 0, [])
+
+
+# ---- faults: every request is settled once, and its client does not wait for the rest
+
+
+async def serve_faulty(response: Response | BaseException, **transport: Any) -> tuple[Harness, Transport]:
+    """Serve one request; return when it is settled, checked that it is settled once."""
+    harness = Harness()
+    harness.clock.advance(1)  # at 0 no byte would count as sent
+    harness.response = response
+    harness.go.set()
+    connection, client = harness.connect()
+    vars(client).update(transport)
+    connection.data_received(HOT)
+    task = connection._task
+    assert task is not None
+    await asyncio.wait({task})
+    if not task.cancelled():
+        assert task.exception() is (response if isinstance(response, Fatal) else None)
+    assert (harness.pipeline.in_flight, len(harness.receipts), connection.busy) == (0, 1, 0)
+    return harness, client
+
+
+async def test_a_stream_is_closed_once_and_ends_in_order() -> None:
+    pieces = Pieces()
+    harness, client = await serve_faulty(Response(pieces=pieces))
+    assert client.out.endswith(b"\r\n\r\n3\r\none\r\n3\r\ntwo\r\n0\r\n\r\n")
+    assert (pieces.closed, harness.receipts.latest(1)[0].finish_label) == (1, "done")
+
+
+async def test_a_stream_that_cannot_be_closed_ends_the_connection() -> None:
+    pieces = Pieces(ZeroDivisionError())
+    harness, client = await serve_faulty(Response(pieces=pieces))
+    receipt = harness.receipts.latest(1)[0]
+    assert (pieces.closed, receipt.finish_label, client.calls) == (1, "cut_off", ["abort"])
+    assert receipt.error.startswith("internal: Something failed inside the appliance")
+
+
+async def test_a_failed_write_ends_the_connection() -> None:
+    def write(data: bytes) -> None:
+        raise RuntimeError("closed")
+
+    harness, client = await serve_faulty(Response(200, b"fine"), write=write)
+    assert (harness.receipts.latest(1)[0].finish_label, client.calls) == ("cut_off", ["abort"])
+
+
+async def test_an_exit_of_the_process_settles_the_request() -> None:
+    harness, _ = await serve_faulty(Fatal())
+    assert harness.receipts.latest(1)[0].finish_label == "client_left"
 
 
 # ---- the clock
@@ -231,36 +307,36 @@ async def test_a_client_that_leaves_before_the_task_begins_counts_nowhere() -> N
 async def test_a_slow_client_is_not_waited_for(
     data: bytes, after_s: float, is_over: bool, text: bytes
 ) -> None:
-    house = House()
-    connection, transport = house.connect()
+    harness = Harness()
+    connection, transport = harness.connect()
     if data:
         connection.data_received(data)
-    house.clock.advance(after_s)
-    house.shared.tick()
+    harness.clock.advance(after_s)
+    harness.shared.tick()
     assert bool({"close", "write_eof"} & set(transport.calls)) is is_over
     assert text in transport.out
     assert transport.out.startswith(b"HTTP/1.1 408") == bool(text)
 
 
 async def test_a_connection_that_was_served_may_be_idle_longer() -> None:
-    house = House()
-    house.go.set()
-    connection, transport = house.connect()
+    harness = Harness()
+    harness.go.set()
+    connection, transport = harness.connect()
     connection.data_received(HOT)
     await settle()
-    house.clock.advance(74)
-    house.shared.tick()
+    harness.clock.advance(74)
+    harness.shared.tick()
     assert "close" not in transport.calls
-    house.clock.advance(2)
-    house.shared.tick()
+    harness.clock.advance(2)
+    harness.shared.tick()
     assert "close" in transport.calls
 
 
 async def test_an_answer_that_takes_long_is_no_idleness() -> None:
-    house = House()
-    connection, transport = house.connect()
+    harness = Harness()
+    connection, transport = harness.connect()
     connection.data_received(HOT)
     await settle()
-    house.clock.advance(1000)
-    house.shared.tick()
+    harness.clock.advance(1000)
+    harness.shared.tick()
     assert transport.calls == []

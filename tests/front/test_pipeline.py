@@ -36,7 +36,7 @@ from appliance.front.settings import FrontSettings
 CLIENT_KEY, OPERATOR_KEY, LOCAL_KEY = "client-key-1", "operator-key-1", "local-key-1"
 
 
-class House:
+class Harness:
     """A pipeline whose clock, state and outputs a test can reach."""
 
     def __init__(self, **settings: Any) -> None:
@@ -98,20 +98,20 @@ async def hello(request: Request) -> Response:
 
 @pytest.mark.parametrize("wanted", ["my-id.1", "a", "x" * 128, "A_b-C.9"])
 def test_a_plain_id_of_the_caller_is_kept(wanted: str) -> None:
-    request = House().request(x_request_id=wanted)
+    request = Harness().request(x_request_id=wanted)
     assert (request.id, request.receipt.id) == (wanted, wanted)
 
 
 @pytest.mark.parametrize("wanted", ["", "x" * 129, "a b", "é", "a\nb", "a/b", "a;b"])
 def test_any_other_id_is_replaced_by_a_new_one(wanted: str) -> None:
-    house = House()
-    first, second = house.request(x_request_id=wanted), house.request(x_request_id=wanted)
+    harness = Harness()
+    first, second = harness.request(x_request_id=wanted), harness.request(x_request_id=wanted)
     assert first.id.startswith("req_")
     assert first.id != second.id
 
 
 def test_two_pipelines_give_different_ids() -> None:
-    assert House().request().id != House().request().id
+    assert Harness().request().id != Harness().request().id
 
 
 # ---- letting in
@@ -129,74 +129,74 @@ def test_two_pipelines_give_different_ids() -> None:
     ],
 )
 def test_new_requests_are_taken_by_state(state: str, is_open: bool, is_admitted: bool) -> None:
-    house = House()
-    house.state.set(state)
-    request = house.request()
+    harness = Harness()
+    harness.state.set(state)
+    request = harness.request()
     if is_admitted:
-        house.pipeline.admit(Access.CLIENT, request, is_open_while_draining=is_open)
+        harness.pipeline.admit(Access.CLIENT, request, is_open_while_draining=is_open)
         return
     with pytest.raises(Unavailable, match="draining and takes no new requests") as caught:
-        house.pipeline.admit(Access.CLIENT, request, is_open_while_draining=is_open)
+        harness.pipeline.admit(Access.CLIENT, request, is_open_while_draining=is_open)
     assert (caught.value.code, caught.value.retry_after_s) == ("draining", 5)
 
 
 def test_access_is_checked_before_the_state_is_told() -> None:
-    house = House(appliance_api_keys=CLIENT_KEY)
-    house.state.set("draining")
+    harness = Harness(appliance_api_keys=CLIENT_KEY)
+    harness.state.set("draining")
     with pytest.raises(Unauthenticated, match="No API key"):
-        house.pipeline.admit(Access.CLIENT, house.request())
+        harness.pipeline.admit(Access.CLIENT, harness.request())
 
 
 def test_a_body_beyond_the_limit_is_refused_with_the_limit() -> None:
-    house = House(max_body_bytes=1024)
-    house.pipeline.admit(Access.CLIENT, house.request(body=b" " * 1024))
+    harness = Harness(max_body_bytes=1024)
+    harness.pipeline.admit(Access.CLIENT, harness.request(body=b" " * 1024))
     with pytest.raises(TooLarge, match=r"larger than 1024 bytes \(MAX_BODY_BYTES\)"):
-        house.pipeline.admit(Access.CLIENT, house.request(body=b" " * 1025))
+        harness.pipeline.admit(Access.CLIENT, harness.request(body=b" " * 1025))
 
 
 def test_admitting_reads_the_options() -> None:
-    house = House(appliance_api_keys=f"{CLIENT_KEY},{LOCAL_KEY}", stay_local_api_keys=LOCAL_KEY)
-    request = house.request(authorization=f"Bearer {CLIENT_KEY}", x_request_priority="high")
-    house.pipeline.admit(Access.CLIENT, request)
+    harness = Harness(appliance_api_keys=f"{CLIENT_KEY},{LOCAL_KEY}", stay_local_api_keys=LOCAL_KEY)
+    request = harness.request(authorization=f"Bearer {CLIENT_KEY}", x_request_priority="high")
+    harness.pipeline.admit(Access.CLIENT, request)
     assert (request.options.priority, request.options.is_local_only) == (0, False)
     assert request.options.flow not in {"", "10.0.0.9", CLIENT_KEY}
-    local = house.request(authorization=f"Bearer {LOCAL_KEY}")
-    house.pipeline.admit(Access.CLIENT, local)
+    local = harness.request(authorization=f"Bearer {LOCAL_KEY}")
+    harness.pipeline.admit(Access.CLIENT, local)
     assert local.options.is_local_only
 
 
 def test_only_an_operator_chooses_the_backend() -> None:
-    house = House(appliance_api_keys=CLIENT_KEY, operator_api_keys=OPERATOR_KEY)
+    harness = Harness(appliance_api_keys=CLIENT_KEY, operator_api_keys=OPERATOR_KEY)
     chosen = {"x_appliance_backend": "b1"}
     with pytest.raises(Forbidden, match="needs a key of OPERATOR_API_KEYS"):
-        house.pipeline.admit(Access.CLIENT, house.request(authorization=f"Bearer {CLIENT_KEY}", **chosen))
-    request = house.request(authorization=f"Bearer {OPERATOR_KEY}", **chosen)
-    house.pipeline.admit(Access.CLIENT, request)
+        harness.pipeline.admit(Access.CLIENT, harness.request(authorization=f"Bearer {CLIENT_KEY}", **chosen))
+    request = harness.request(authorization=f"Bearer {OPERATOR_KEY}", **chosen)
+    harness.pipeline.admit(Access.CLIENT, request)
     assert request.options.pin == "b1"
 
 
 def test_new_keys_hold_from_the_next_request_on() -> None:
-    house = House()
-    house.pipeline.admit(Access.CLIENT, house.request())
-    house.pipeline.apply(front(appliance_api_keys=CLIENT_KEY, heartbeat_s=3))
-    assert house.pipeline.heartbeat_s() == 3
+    harness = Harness()
+    harness.pipeline.admit(Access.CLIENT, harness.request())
+    harness.pipeline.apply(front(appliance_api_keys=CLIENT_KEY, heartbeat_s=3))
+    assert harness.pipeline.heartbeat_s() == 3
     with pytest.raises(Unauthenticated):
-        house.pipeline.admit(Access.CLIENT, house.request())
+        harness.pipeline.admit(Access.CLIENT, harness.request())
 
 
 def test_a_guarded_request_needs_no_key_but_keeps_the_limits() -> None:
-    house = House(appliance_api_keys=CLIENT_KEY)
-    house.pipeline.admit_guarded(house.pipeline.guarded_request("grpc/Chat"))
-    house.state.set("stopping")
+    harness = Harness(appliance_api_keys=CLIENT_KEY)
+    harness.pipeline.admit_guarded(harness.pipeline.guarded_request("grpc/Chat"))
+    harness.state.set("stopping")
     with pytest.raises(Unavailable):
-        house.pipeline.admit_guarded(house.pipeline.guarded_request("grpc/Chat"))
+        harness.pipeline.admit_guarded(harness.pipeline.guarded_request("grpc/Chat"))
 
 
 # ---- responses and errors
 
 
 async def test_a_response_carries_the_id_behind_its_own_headers() -> None:
-    response = await House().respond(hello, x_request_id="r1")
+    response = await Harness().respond(hello, x_request_id="r1")
     assert (response.status, response.body) == (200, b"hello")
     assert response.headers == [("X-Own", "1"), ("x-request-id", "r1")]
 
@@ -214,7 +214,7 @@ async def test_a_response_carries_the_id_behind_its_own_headers() -> None:
 )
 async def test_an_error_is_rendered_in_the_routes_dialect(dialect: str, body: Any) -> None:
     error = Exhausted("It is full.", code="full", retry_after_s=1.2)
-    response = await House().respond(raising(error), dialect=dialect, x_request_id="r1")
+    response = await Harness().respond(raising(error), dialect=dialect, x_request_id="r1")
     assert (response.status, json.loads(response.body)) == (429, body)
     assert response.headers == [("Retry-After", "2"), ("x-request-id", "r1")]
 
@@ -233,16 +233,16 @@ async def test_an_error_is_rendered_in_the_routes_dialect(dialect: str, body: An
     ],
 )
 async def test_each_kind_of_error_has_its_status(error: ApplianceError, status: int) -> None:
-    house = House()
-    request = house.request()
-    response = await house.pipeline.respond(Route(("POST",), "/w", raising(error)), request)
+    harness = Harness()
+    request = harness.request()
+    response = await harness.pipeline.respond(Route(("POST",), "/w", raising(error)), request)
     assert (response.status, request.receipt.status) == (status, status)
     assert request.receipt.error == f"{error.kind.value}: no"
     assert (("WWW-Authenticate", "Bearer") in response.headers) == (status == 401)
 
 
 async def test_a_fault_of_ours_says_little_and_names_its_id(capsys: pytest.CaptureFixture[str]) -> None:
-    response = await House().respond(raising(KeyError("sk_secret_thing")), x_request_id="r1")
+    response = await Harness().respond(raising(KeyError("sk_secret_thing")), x_request_id="r1")
     message = json.loads(response.body)["error"]["message"]
     assert response.status == 500
     assert message == "Something failed inside the appliance; its log has the details under r1."
@@ -250,17 +250,17 @@ async def test_a_fault_of_ours_says_little_and_names_its_id(capsys: pytest.Captu
 
 async def test_a_client_that_leaves_is_no_error() -> None:
     with pytest.raises(asyncio.CancelledError):
-        await House().respond(raising(asyncio.CancelledError()))
+        await Harness().respond(raising(asyncio.CancelledError()))
 
 
 async def test_the_receipt_travels_in_headers_once_a_backend_answered() -> None:
-    house = House()
+    harness = Harness()
 
     async def handler(request: Request) -> Response:
         request.receipt.backend, request.receipt.served_model = "b1", "mädel\r\nX-Evil: 1"
         return Response()
 
-    headers = dict((await house.respond(handler)).headers)
+    headers = dict((await harness.respond(handler)).headers)
     assert headers["Server-Timing"] == "queue;dur=0.0, upstream;dur=0.0"
     assert headers["x-appliance-receipt"].startswith("backend=b1; ")
     assert "m?del" in headers["x-appliance-receipt"]
@@ -279,7 +279,7 @@ async def test_the_receipt_travels_in_headers_once_a_backend_answered() -> None:
 def test_cors_headers_are_for_named_origins(
     allowed: list[str], origin: str, headers: list[tuple[str, str]]
 ) -> None:
-    found = House(cors_origins=",".join(allowed)).pipeline.cors_headers(origin)
+    found = Harness(cors_origins=",".join(allowed)).pipeline.cors_headers(origin)
     assert [row for row in found if row[0] != "Access-Control-Expose-Headers"] == headers
 
 
@@ -329,23 +329,23 @@ def cancelled(request: Request) -> None:
 def test_a_request_is_settled_once_however_it_ends(
     course: Callable[[Request], None], finish: str, status: int, sent_bytes: int
 ) -> None:
-    house = House()
-    request = house.request()
-    assert house.pipeline.in_flight == 0  # it counts from entering on
+    harness = Harness()
+    request = harness.request()
+    assert harness.pipeline.in_flight == 0  # it counts from entering on
     try:
         with request:
-            assert house.pipeline.in_flight == 1
-            house.clock.advance(0.25)
+            assert harness.pipeline.in_flight == 1
+            harness.clock.advance(0.25)
             course(request)
     except (KeyError, asyncio.CancelledError):
         pass
-    assert house.pipeline.in_flight == 0
-    assert house.receipts.latest(9) == [request.receipt]
+    assert harness.pipeline.in_flight == 0
+    assert harness.receipts.latest(9) == [request.receipt]
     assert (request.receipt.finish_label, request.receipt.status) == (finish, status)
     assert request.receipt.total_ms == 250
-    assert house.metric(f'appliance_requests_total{{route="/w",status="{status}"}}') == 1
-    assert house.metric('appliance_request_duration_seconds_sum{route="/w"}') == 0.25
-    (line,) = house.lines()
+    assert harness.metric(f'appliance_requests_total{{route="/w",status="{status}"}}') == 1
+    assert harness.metric('appliance_request_duration_seconds_sum{route="/w"}') == 0.25
+    (line,) = harness.lines()
     assert (line["id"], line["finish"], line["status"], line["bytes"], line["ms"]) == (
         request.id,
         finish,
@@ -356,72 +356,72 @@ def test_a_request_is_settled_once_however_it_ends(
 
 
 def test_a_request_that_is_never_entered_counts_nowhere() -> None:
-    house = House()
-    house.request()
-    assert (house.pipeline.in_flight, len(house.receipts), house.lines()) == (0, 0, [])
+    harness = Harness()
+    harness.request()
+    assert (harness.pipeline.in_flight, len(harness.receipts), harness.lines()) == (0, 0, [])
 
 
 @pytest.mark.parametrize(("method", "kept"), [("POST", 1), ("GET", 0), ("-", 0), ("DELETE", 0)])
 def test_receipts_are_kept_of_posts_alone(method: str, kept: int) -> None:
-    house = House()
-    with house.request(method) as request:
+    harness = Harness()
+    with harness.request(method) as request:
         done(request)
-    assert (len(house.receipts), len(house.lines())) == (kept, 1)
+    assert (len(harness.receipts), len(harness.lines())) == (kept, 1)
 
 
 def test_time_to_the_first_byte_is_measured_where_there_was_one() -> None:
-    house = House()
-    with house.request() as request:
-        house.clock.advance(0.5)
-        house.pipeline.mark_first_byte(request)
-        house.clock.advance(1)
-    with house.request():
+    harness = Harness()
+    with harness.request() as request:
+        harness.clock.advance(0.5)
+        harness.pipeline.mark_first_byte(request)
+        harness.clock.advance(1)
+    with harness.request():
         pass
-    assert house.metric('appliance_time_to_first_byte_seconds_count{route="/w"}') == 1
-    assert house.metric('appliance_time_to_first_byte_seconds_sum{route="/w"}') == 0.5
+    assert harness.metric('appliance_time_to_first_byte_seconds_count{route="/w"}') == 1
+    assert harness.metric('appliance_time_to_first_byte_seconds_sum{route="/w"}') == 0.5
 
 
 def test_tokens_and_events_count_for_the_backend_that_answered() -> None:
-    house = House()
-    with house.request() as request:
+    harness = Harness()
+    with harness.request() as request:
         request.receipt.backend, request.events = "b1", 5
         request.receipt.prompt_tokens, request.receipt.completion_tokens = 3, 4
-    with house.request() as unanswered:
+    with harness.request() as unanswered:
         unanswered.events = 9
-    assert house.metric('appliance_tokens_total{backend="b1",kind="prompt"}') == 3
-    assert house.metric('appliance_tokens_total{backend="b1",kind="completion"}') == 4
-    assert house.metric('appliance_stream_events_total{backend="b1"}') == 5
+    assert harness.metric('appliance_tokens_total{backend="b1",kind="prompt"}') == 3
+    assert harness.metric('appliance_tokens_total{backend="b1",kind="completion"}') == 4
+    assert harness.metric('appliance_stream_events_total{backend="b1"}') == 5
 
 
 def test_without_the_access_log_no_line_is_written() -> None:
-    house = House(access_log=False)
-    with house.request() as request:
+    harness = Harness(access_log=False)
+    with harness.request() as request:
         done(request)
-    assert (house.lines(), len(house.receipts)) == ([], 1)
+    assert (harness.lines(), len(harness.receipts)) == ([], 1)
 
 
 def test_a_guarded_request_is_accounted_like_any_other() -> None:
-    house = House()
-    with house.pipeline.guarded_request("grpc/Chat") as request:
+    harness = Harness()
+    with harness.pipeline.guarded_request("grpc/Chat") as request:
         request.receipt.status, request.finish = 200, Finish.DONE
-    assert house.lines() == []  # its interface writes its own
-    assert house.receipts.latest(1)[0].route == "grpc/Chat"
-    assert house.metric('appliance_requests_total{route="grpc/Chat",status="200"}') == 1
+    assert harness.lines() == []  # its interface writes its own
+    assert harness.receipts.latest(1)[0].route == "grpc/Chat"
+    assert harness.metric('appliance_requests_total{route="grpc/Chat",status="200"}') == 1
 
 
 @pytest.mark.parametrize(("first_byte_s", "finish"), [(0.0, Finish.ERROR), (1.0, Finish.CUT_OFF)])
 def test_a_failed_stream_is_cut_off_after_its_first_byte(first_byte_s: float, finish: Finish) -> None:
-    house = House()
-    request = house.request()
+    harness = Harness()
+    request = harness.request()
     request.first_byte_s = first_byte_s
-    failure = house.pipeline.fail_stream(UpstreamFailed("it broke"), request)
+    failure = harness.pipeline.fail_stream(UpstreamFailed("it broke"), request)
     assert (str(failure), request.finish) == ("it broke", finish)
     assert request.receipt.error == "upstream: it broke"
 
 
 def test_a_failed_stream_shows_no_fault_of_ours() -> None:
-    house = House()
-    request = house.request(x_request_id="r1")
-    failure = house.pipeline.fail_stream(ZeroDivisionError(), request)
+    harness = Harness()
+    request = harness.request(x_request_id="r1")
+    failure = harness.pipeline.fail_stream(ZeroDivisionError(), request)
     assert failure.message.endswith("its log has the details under r1.")
     assert request.receipt.error.startswith("internal: ")

@@ -99,7 +99,7 @@ class Passthrough:
         return self.slots.pop(0)
 
 
-class House:
+class Harness:
     """A tunnel between a client of bytes and servers."""
 
     def __init__(self, passthrough: Passthrough) -> None:
@@ -176,13 +176,13 @@ async def test_bytes_pass_both_ways_until_the_server_ends(serve: Serve) -> None:
         writer.write(await reader.readexactly(8))
 
     slot = await serve(handle)
-    house = House(Passthrough([slot]))
-    house.tunnel.connection_made(house.transport)
-    house.tunnel.data_received(b"1234")
-    await until(lambda: b"hello" in house.transport.out)
-    house.tunnel.data_received(b"5678")
-    line = await house.closed()
-    head, _, rest = bytes(house.transport.out).partition(b"\r\n\r\n")
+    harness = Harness(Passthrough([slot]))
+    harness.tunnel.connection_made(harness.transport)
+    harness.tunnel.data_received(b"1234")
+    await until(lambda: b"hello" in harness.transport.out)
+    harness.tunnel.data_received(b"5678")
+    line = await harness.closed()
+    head, _, rest = bytes(harness.transport.out).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 101 Switching Protocols\r\n")
     assert b"Connection: Upgrade\r\nUpgrade: strange" in head
     assert rest == b"hello 12345678"
@@ -201,11 +201,11 @@ async def test_a_response_that_does_not_switch_is_given_whole(serve: Serve) -> N
         await asyncio.sleep(5)  # the connection stays open: the response is whole all the same
 
     slot = await serve(handle)
-    house = House(Passthrough([slot]))
-    house.tunnel.connection_made(house.transport)
-    line = await house.closed()
-    assert bytes(house.transport.out).startswith(b"HTTP/1.1 426 Upgrade Required\r\n")
-    assert bytes(house.transport.out).endswith(b"Connection: close\r\n\r\nnope")
+    harness = Harness(Passthrough([slot]))
+    harness.tunnel.connection_made(harness.transport)
+    line = await harness.closed()
+    assert bytes(harness.transport.out).startswith(b"HTTP/1.1 426 Upgrade Required\r\n")
+    assert bytes(harness.transport.out).endswith(b"Connection: close\r\n\r\nnope")
     assert (line["status"], line["finish"]) == (426, "done")
 
 
@@ -229,10 +229,10 @@ async def test_a_server_without_a_response_is_a_bad_gateway(
             writer.write(raw)
 
     slot = await serve(handle)
-    house = House(Passthrough([slot]))
-    house.tunnel.connection_made(house.transport)
-    line = await house.closed()
-    status, _, body = bytes(house.transport.out).partition(b" ")
+    harness = Harness(Passthrough([slot]))
+    harness.tunnel.connection_made(harness.transport)
+    line = await harness.closed()
+    status, _, body = bytes(harness.transport.out).partition(b" ")
     assert (status, json.loads(body)["error"]["message"]) == (b"502", text)
     assert (line["status"], line["finish"], line["error"]) == (502, "done", f"upstream: {text}")
     assert slot.outcomes[0] is outcome
@@ -244,9 +244,9 @@ async def test_a_server_that_cannot_be_reached_is_passed_over(serve: Serve) -> N
         writer.write(SWITCHED)
 
     gone, slot = Slot("http://127.0.0.1:9", "gone"), await serve(handle)
-    house = House(Passthrough([gone, slot]))
-    house.tunnel.connection_made(house.transport)
-    assert (await house.closed())["status"] == 101
+    harness = Harness(Passthrough([gone, slot]))
+    harness.tunnel.connection_made(harness.transport)
+    assert (await harness.closed())["status"] == 101
     assert gone.outcomes == [Outcome.CONNECT]
 
 
@@ -261,9 +261,9 @@ async def test_a_server_that_cannot_be_reached_is_passed_over(serve: Serve) -> N
     ],
 )
 async def test_without_another_server_it_is_unavailable(slots: list[Slot], options: RequestOptions) -> None:
-    house = House(Passthrough(slots, options))
-    house.tunnel.connection_made(house.transport)
-    line = await house.closed()
+    harness = Harness(Passthrough(slots, options))
+    harness.tunnel.connection_made(harness.transport)
+    line = await harness.closed()
     assert line["error"] == "unavailable: No backend available: gone could not be reached."
     assert (line["status"], line["finish"]) == (503, "done")
 
@@ -271,9 +271,9 @@ async def test_without_another_server_it_is_unavailable(slots: list[Slot], optio
 async def test_who_is_not_let_in_gets_the_error() -> None:
     passthrough = Passthrough([])
     passthrough.error = NotFound("There is no backend 'x' that can be reached directly. Known: .")
-    house = House(passthrough)
-    house.tunnel.connection_made(house.transport)
-    assert (await house.closed())["status"] == 404
+    harness = Harness(passthrough)
+    harness.tunnel.connection_made(harness.transport)
+    assert (await harness.closed())["status"] == 404
 
 
 async def test_a_client_that_leaves_ends_it_at_the_server(serve: Serve) -> None:
@@ -287,21 +287,21 @@ async def test_a_client_that_leaves_ends_it_at_the_server(serve: Serve) -> None:
         finally:
             gone.set()
 
-    house = House(Passthrough([await serve(handle)]))
-    house.tunnel.connection_made(house.transport)
-    await until(lambda: b"101" in house.transport.out)
-    house.tunnel.connection_lost(None)
-    line = await house.closed()
+    harness = Harness(Passthrough([await serve(handle)]))
+    harness.tunnel.connection_made(harness.transport)
+    await until(lambda: b"101" in harness.transport.out)
+    harness.tunnel.connection_lost(None)
+    line = await harness.closed()
     assert (line["status"], line["finish"]) == (101, "client_left")
     await asyncio.wait_for(gone.wait(), 2)
 
 
 async def test_a_client_that_leaves_at_once_is_not_kept(serve: Serve) -> None:
-    house = House(Passthrough([Slot("http://127.0.0.1:9")]))
-    house.tunnel.connection_made(house.transport)
-    house.tunnel.connection_lost(None)
+    harness = Harness(Passthrough([Slot("http://127.0.0.1:9")]))
+    harness.tunnel.connection_made(harness.transport)
+    harness.tunnel.connection_lost(None)
     await asyncio.sleep(0.05)
-    assert house.pipeline.in_flight == 0
+    assert harness.pipeline.in_flight == 0
 
 
 async def test_each_side_waits_for_the_other(serve: Serve) -> None:
@@ -314,18 +314,18 @@ async def test_each_side_waits_for_the_other(serve: Serve) -> None:
         data = await reader.read()
         writer.write(b"%d" % len(data))
 
-    house = House(Passthrough([await serve(handle)]))
-    house.tunnel.connection_made(house.transport)
-    house.tunnel.data_received(b"x" * (MAX_UNSENT_BYTES + 1))
-    assert not house.transport.is_reading  # the server does not take it yet
-    house.tunnel.pause_writing()
+    harness = Harness(Passthrough([await serve(handle)]))
+    harness.tunnel.connection_made(harness.transport)
+    harness.tunnel.data_received(b"x" * (MAX_UNSENT_BYTES + 1))
+    assert not harness.transport.is_reading  # the server does not take it yet
+    harness.tunnel.pause_writing()
     may_read.set()
-    await until(lambda: house.transport.is_reading)
-    assert house.tunnel.eof_received()
+    await until(lambda: harness.transport.is_reading)
+    assert harness.tunnel.eof_received()
     await asyncio.sleep(0.1)
     assert (
-        bytes(house.transport.out).endswith(b"\r\n\r\n") or not house.transport.out
+        bytes(harness.transport.out).endswith(b"\r\n\r\n") or not harness.transport.out
     )  # the client does not read
-    house.tunnel.resume_writing()
-    await house.closed()
-    assert bytes(house.transport.out).endswith(b"\r\n\r\n%d" % (MAX_UNSENT_BYTES + 1))
+    harness.tunnel.resume_writing()
+    await harness.closed()
+    assert bytes(harness.transport.out).endswith(b"\r\n\r\n%d" % (MAX_UNSENT_BYTES + 1))

@@ -271,6 +271,10 @@ class FastConnection(asyncio.Protocol):
                 if not self._is_closing:  # not the client: the server is stopping
                     request.finish = Finish.CUT_OFF
                     self._transport.abort()
+            except Exception as error:  # the body cannot be completed: the client must see that at once
+                pipeline.fail_stream(error, request)
+                self._is_closing = True
+                self._transport.abort()
             finally:
                 self.busy = 0
                 self._heartbeat = b""

@@ -1,7 +1,7 @@
 """The HTTP server: sockets whose connections begin as fast ones; aiohttp for everything that is not hot."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 
 from aiohttp import web
@@ -11,6 +11,7 @@ from appliance.base.errors import ApplianceError, Invalid, NotFound
 from appliance.base.logs import get_logger
 from appliance.base.tasks import Tasks
 from appliance.engines.outcome import Finish
+from appliance.engines.stream import GeneratedStream
 from appliance.front.passthrough.passthrough import Passthrough
 from appliance.front.passthrough.rules import AGENT
 from appliance.front.passthrough.tunnel import Tunnel
@@ -257,10 +258,11 @@ class HttpServer:
         sent = web.StreamResponse(status=response.status)
         _set_headers(sent, response)
         beat_s = self.settings.heartbeat_s if response.heartbeat else 0
+        source = GeneratedStream(beating(pieces, response.heartbeat, beat_s), pieces) if beat_s else pieces
         is_whole = False
         try:
             await sent.prepare(web_request)
-            async for piece in beating(pieces, response.heartbeat, beat_s) if beat_s else pieces:
+            async for piece in source:
                 if not request.sent_bytes:
                     self.pipeline.mark_first_byte(request)
                 await sent.write(piece)
@@ -272,7 +274,7 @@ class HttpServer:
             await sent.write(response.render_failure(self.pipeline.fail_stream(error, request)))
         finally:
             request.events = pieces.events
-            await pieces.aclose()
+            await source.aclose()
         await sent.write_eof()
         if is_whole:  # 1
             request.finish = Finish.DONE
@@ -359,8 +361,13 @@ class HttpServer:
         return headers
 
 
-async def beating(pieces: AsyncIterator[bytes], heartbeat: bytes, every_s: float) -> AsyncIterator[bytes]:
-    """Yield the pieces, and `heartbeat` whenever none has come for `every_s` seconds."""
+async def beating(
+    pieces: AsyncIterator[bytes], heartbeat: bytes, every_s: float
+) -> AsyncGenerator[bytes, None]:
+    """Yield the pieces, and `heartbeat` whenever none has arrived for `every_s` seconds.
+
+    Close it before `pieces`: a piece may be pending, and a generator that runs cannot be closed.
+    """
     waiting: asyncio.Future[bytes] | None = None
     try:
         while True:

@@ -1,0 +1,64 @@
+"""Heartbeats between the pieces of a stream that aiohttp writes, and who closes what. Over sockets: test_fast_connection.py."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from appliance.base.clock import FakeClock
+from appliance.engines.stream import GeneratedStream
+from appliance.front.pipeline.response import Response
+from appliance.front.server.server import HttpServer, beating
+from tests.front.requests import make_request
+from tests.front.test_pipeline import Harness
+
+SOON_S = 0.001
+
+
+class Source:
+    """A generator of one piece that then waits for ever; counts how often it was ended."""
+
+    def __init__(self) -> None:
+        self.ended = 0
+
+    async def pieces(self) -> AsyncGenerator[bytes, None]:
+        try:
+            yield b"first"
+            await asyncio.Event().wait()
+        finally:
+            self.ended += 1
+
+
+async def test_heartbeats_fill_the_silence_after_a_piece() -> None:
+    source = Source()
+    made = source.pieces()
+    beats = beating(made, b" ", SOON_S)
+    assert [await anext(beats) for _ in range(3)] == [b"first", b" ", b" "]
+    await beats.aclose()
+    await made.aclose()
+    assert source.ended == 1
+
+
+class GoneClient:
+    """Stands in for aiohttp's response: the client leaves as the first heartbeat is written."""
+
+    def __init__(self, **_: Any) -> None:
+        self.headers: dict[str, str] = {}
+
+    async def prepare(self, _: Any) -> None: ...
+
+    async def write(self, data: bytes) -> None:
+        if data == b" ":
+            raise ConnectionResetError
+
+
+async def test_a_client_lost_at_a_heartbeat_ends_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    harness, source, request = Harness(heartbeat_s=SOON_S), Source(), make_request()
+    server = HttpServer([], harness.pipeline, clock=FakeClock())
+    monkeypatch.setattr(web, "StreamResponse", GoneClient)
+    response = Response(pieces=GeneratedStream(source.pieces()), heartbeat=b" ")
+    with pytest.raises(ConnectionResetError):
+        await server._send_stream(object(), response, request)  # type: ignore[arg-type]
+    assert (source.ended, request.sent_bytes) == (1, 5)
