@@ -19,7 +19,7 @@ def strip_precision(name: str) -> str:
     return _SUFFIX.sub("", name)
 
 
-class Names:
+class ModelNames:
     """The names of one model.
 
     Attributes:

@@ -94,7 +94,7 @@ class DirectAccess:
                 options=options,
                 receipt=receipt,
                 deadline_s=self._clock.monotonic_s() + self._dispatcher.settings.backend_timeout_seconds,
-                tried={*exclude, *self._closed_to(wanted, options)},
+                tried={*exclude, *self._find_excluded(wanted, options)},
                 is_pinned=bool(options.pin),
             )
             slot = await self._prepared_slot(request)
@@ -143,7 +143,7 @@ class DirectAccess:
             )
         return stages, wanted, reason
 
-    def _closed_to(self, wanted: str | None, options: RequestOptions) -> set[str]:
+    def _find_excluded(self, wanted: str | None, options: RequestOptions) -> set[str]:
         """Return the names of the backends that must not have a request.
 
         1. those that cannot be reached directly
@@ -151,14 +151,14 @@ class DirectAccess:
         3. the managed models, if it names none: nothing is loaded for it while a server can answer
         """
         backends = self._pools.backends()
-        closed = {backend.name for backend in backends if not backend.is_direct}  # 1
+        excluded = {backend.name for backend in backends if not backend.is_direct}  # 1
         if wanted:
-            closed |= self._deaf_to(wanted)  # 2
+            excluded |= self._find_unselectable(wanted)  # 2
         elif not options.pin and any(backend.is_direct and not backend.is_managed for backend in backends):
-            closed |= {backend.name for backend in backends if backend.is_managed}  # 3
-        return closed
+            excluded |= {backend.name for backend in backends if backend.is_managed}  # 3
+        return excluded
 
-    def _deaf_to(self, wanted: str) -> set[str]:
+    def _find_unselectable(self, wanted: str) -> set[str]:
         """Return the names of the servers where an adapter needs more than its name in the body.
 
         Passthrough changes no body, so the base model would answer there.
@@ -171,19 +171,19 @@ class DirectAccess:
             for backend in self._pools.backends()
             if not backend.is_managed and (served := backend.find_model(wanted)) is not None
         ]
-        deaf = {
+        unselectable = {
             name
             for name, served in serving
             if served.card.parent and (served.extra or served.upstream != wanted)
         }
-        if deaf and len(deaf) == len(serving):
+        if unselectable and len(unselectable) == len(serving):
             raise Invalid(
                 f"{wanted!r} is an adapter, and this address cannot select it. Use the chat, completion or "
                 "Responses addresses, or name its base model and select the adapter as the engine wants it.",
                 param="model",
                 code="not_supported",
             )
-        return deaf
+        return unselectable
 
     def _uncounted_slot(
         self, stages: list[Pool], model: str | None, options: RequestOptions, exclude: Collection[str]

@@ -31,7 +31,7 @@ from appliance.engines.upstream.attempt import AttemptFailed
 from appliance.engines.wait_queues import WaitQueues
 
 # A hosted API's own verdicts after which another stage may try.
-ELSEWHERE = {Kind.UPSTREAM, Kind.UNAVAILABLE, Kind.TIMEOUT, Kind.EXHAUSTED}
+RETRYABLE_KINDS = {Kind.UPSTREAM, Kind.UNAVAILABLE, Kind.TIMEOUT, Kind.EXHAUSTED}
 
 
 class Dispatcher:
@@ -88,7 +88,7 @@ class Dispatcher:
         """
         request.tried.add(backend.name)
         if isinstance(failure, ApplianceError):
-            if failure.kind not in ELSEWHERE:
+            if failure.kind not in RETRYABLE_KINDS:
                 raise failure  # 1
             label, retry = failure.kind.value, Retry.BUDGET
         else:

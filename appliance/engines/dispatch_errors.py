@@ -19,7 +19,7 @@ from appliance.engines.upstream.attempt import AttemptFailed
 from appliance.engines.upstream.refusal import context_error
 
 Failure = AttemptFailed | ApplianceError
-OUT_OF_TIME = {Outcome.FIRST_BYTE, Outcome.TOTAL, Outcome.IDLE}
+TIMEOUTS = {Outcome.FIRST_BYTE, Outcome.TOTAL, Outcome.IDLE}
 MAX_RETRY_AFTER_S = 30.0
 NAMED_BACKENDS = 8  # in a sentence
 
@@ -128,7 +128,7 @@ def all_failed(request: DispatchRequest, failure: Failure, retry_after_s: float)
             details=details,
         )
     tried = f"{len(attempts)} tried, the last: {failure.label}"
-    if failure.outcome in OUT_OF_TIME:  # 4
+    if failure.outcome in TIMEOUTS:  # 4
         return TimedOut(f"No backend answered in time ({tried}).", details=details)
     if failure.outcome is Outcome.CONNECT:  # 5
         return Unavailable(

@@ -19,7 +19,7 @@ from appliance.base.metrics.registry import Metrics
 from appliance.base.tasks import Tasks
 from appliance.base.wire.pool import ConnectionPool
 from appliance.base.wire.types import PoolLimits, Timeouts
-from appliance.engines.aliases import Names
+from appliance.engines.aliases import ModelNames
 from appliance.engines.backends.contract import Backend
 from appliance.engines.backends.demo import DemoBackend
 from appliance.engines.backends.hosted import HostedBackend
@@ -417,12 +417,12 @@ class Fleet:
     def _demo_backend(self) -> DemoBackend:
         """Return the demo engine under the names of the settings; while those stay it keeps its counters."""
         settings = self.router.settings
-        aliases = Names(
+        aliases = ModelNames(
             upstream=settings.upstream_base_model,
             public=settings.public_model,
             aliases=[alias for alias in settings.model_aliases if "=" not in alias],
         ).reported
-        if self._demo is None or not self._demo.is_called(settings.public_model, aliases):
+        if self._demo is None or not self._demo.has_names(settings.public_model, aliases):
             self._demo = DemoBackend(
                 settings.public_model,
                 aliases,

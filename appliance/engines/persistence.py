@@ -8,7 +8,7 @@ from appliance.base.errors import Conflict
 from appliance.base.files import write_atomic
 
 
-def keep(path: Path, value: Any) -> None:
+def persist(path: Path, value: Any) -> None:
     """Write a JSON value whole or not at all, readable by its owner only (blocks).
 
     Raises:

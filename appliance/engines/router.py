@@ -27,7 +27,7 @@ from appliance.engines.types import BackendState, EngineReply, EngineRequest, Mo
 from appliance.engines.upstream.pacing import pace_response
 
 WHOLE = 1 << 30  # characters: larger than any response
-MAX_RETURNS = 5  # of a request to its routing, because the adapter that it is for was lost
+MAX_REROUTES = 5  # of a request to its routing, because the adapter that it is for was lost
 
 
 class Router:
@@ -172,17 +172,17 @@ class Router:
         """
         settings, started_s = self.settings, self._clock.monotonic_s()
         deadline_s = started_s + settings.backend_timeout_seconds
-        patient_until_s = min(started_s + settings.queue_timeout_s, deadline_s)
-        for returns_left in range(MAX_RETURNS, -1, -1):
+        wait_until_s = min(started_s + settings.queue_timeout_s, deadline_s)
+        for reroutes_left in range(MAX_REROUTES, -1, -1):
             try:
                 dispatch_request = self._route(request, deadline_s)
             except AdapterNotLoaded as absent:
-                dispatch_request = await self._route_when_loaded(request, deadline_s, patient_until_s, absent)
+                dispatch_request = await self._route_when_loaded(request, deadline_s, wait_until_s, absent)
             try:
                 reply = await self.dispatcher.answer(dispatch_request, request)
                 break
             except ApplianceError as error:
-                if not returns_left or not self._has_lost_adapter(request.wanted_model, error):
+                if not reroutes_left or not self._is_adapter_lost(request.wanted_model, error):
                     raise
         if request.stream and reply.body is not None and reply.status == 200:
             return self._as_stream(reply.body, request)
@@ -228,7 +228,7 @@ class Router:
         )
 
     async def _route_when_loaded(
-        self, request: EngineRequest, deadline_s: float, patient_until_s: float, absent: AdapterNotLoaded
+        self, request: EngineRequest, deadline_s: float, wait_until_s: float, absent: AdapterNotLoaded
     ) -> DispatchRequest:
         """Route a request for an adapter that is being loaded: wait for that first.
 
@@ -238,7 +238,7 @@ class Router:
         started_s = self._clock.monotonic_s()
         try:
             while True:
-                left_s = patient_until_s - self._clock.monotonic_s()
+                left_s = wait_until_s - self._clock.monotonic_s()
                 if not absent.is_expected or left_s <= 0:
                     raise absent
                 seen = self.changed.version  # nothing can have changed since it was found absent
@@ -254,7 +254,7 @@ class Router:
         finally:
             request.receipt.queue_ms += (self._clock.monotonic_s() - started_s) * 1000
 
-    def _has_lost_adapter(self, model: str, error: ApplianceError) -> bool:
+    def _is_adapter_lost(self, model: str, error: ApplianceError) -> bool:
         """Whether a request failed because its adapter was lost: then it is routed again."""
         return error.code == ADAPTER_NOT_LOADED or (
             error.code == "no_backend"

@@ -6,7 +6,7 @@ from typing import Any
 
 from appliance.base import jsons
 from appliance.base.logs import get_logger
-from appliance.engines.persistence import keep
+from appliance.engines.persistence import persist
 
 log = get_logger("fleet")
 
@@ -52,7 +52,7 @@ class RuntimeChanges:
         Raises:
             Conflict: The folder cannot be written.
         """
-        keep(path, asdict(self))
+        persist(path, asdict(self))
 
     def add(self, name: str, fields: dict[str, Any]) -> None:
         """Note a backend that was added; empty fields are left out."""

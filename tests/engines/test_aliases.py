@@ -2,9 +2,9 @@
 
 import pytest
 
-from appliance.engines.aliases import Names, compact_name
+from appliance.engines.aliases import ModelNames, compact_name
 
-NAMES = Names(
+NAMES = ModelNames(
     upstream="meta-llama/llama-3.2-3b-instruct",
     public="meta-llama/llama-3.2-3b-instruct/fp-16-fast-vllm-1",
     aliases=["llama3.2-3b-instruct"],

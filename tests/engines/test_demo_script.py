@@ -11,8 +11,8 @@ from appliance.engines.backends.demo_script import (
     count_tokens,
     decide_reply,
     embed,
-    example_of,
     last_user_text,
+    make_example,
     truncate,
 )
 
@@ -164,13 +164,13 @@ def test_reasoning_comes_when_asked_for(text: str, body: dict[str, Any], has_rea
     ],
 )
 def test_an_example_fits_its_schema(schema: Any, value: Any) -> None:
-    assert example_of(schema) == value
+    assert make_example(schema) == value
 
 
 def test_an_example_of_an_endless_schema_ends() -> None:
     schema: dict[str, Any] = {"type": "array"}
     schema["items"] = schema
-    assert example_of(schema)
+    assert make_example(schema)
 
 
 @pytest.mark.parametrize(

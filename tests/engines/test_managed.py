@@ -89,7 +89,7 @@ Open = Callable[..., Awaitable[Scene]]
 async def open_backend(open_manager: Make, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Open]:
     """Open a backend: `await open_backend("a", servers=2, **harness)`; each load gets the next of the
     servers."""
-    monkeypatch.setattr(module, "DEATH_S", 0.02)
+    monkeypatch.setattr(module, "EXIT_WAIT_S", 0.02)
     wire, engines = ConnectionPool(PoolLimits()), list[EngineServer]()
 
     async def make(*aliases: str, servers: int = 1, **how: Any) -> Scene:

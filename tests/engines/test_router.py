@@ -8,7 +8,7 @@ import pytest
 from appliance.base import jsons
 from appliance.base.errors import ApplianceError, Invalid, NotFound, Unavailable
 from appliance.engines.backends.adapters import AdapterNotLoaded, adapter_not_loaded
-from appliance.engines.router import MAX_RETURNS, Router
+from appliance.engines.router import MAX_REROUTES, Router
 from appliance.engines.types import BackendStatus, EngineReply
 from tests.engines.routing import Adapters, routing, two_pools
 from tests.engines.scripted import OK, TableBackend, card, engine_request, pool_of
@@ -82,7 +82,7 @@ async def test_a_request_goes_back_only_so_often() -> None:
     backend = TableBackend("e0", *[adapter_not_loaded("lost", "again")] * 20, models=["lost"])
     with pytest.raises(AdapterNotLoaded):
         await routing(pool_of(backend)).answer(engine_request(model="lost"))
-    assert len(backend.asked) == MAX_RETURNS + 1
+    assert len(backend.asked) == MAX_REROUTES + 1
 
 
 # ---- one piece where a stream was asked for

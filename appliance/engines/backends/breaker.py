@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-LONGEST_RETRY_AFTER_S = 600.0
+MAX_RETRY_AFTER_S = 600.0
 
 
 @dataclass(slots=True)
@@ -54,7 +54,7 @@ class Breaker:
         self.failures_in_a_row += 1
         was_probe, self.is_probing = self.is_probing, False
         if retry_after_s is not None:
-            self.open_until_s = now_s + min(retry_after_s, LONGEST_RETRY_AFTER_S)
+            self.open_until_s = now_s + min(retry_after_s, MAX_RETRY_AFTER_S)
         elif was_probe or self.failures_in_a_row >= self.max_failures:
             self.open_until_s = now_s + self.open_s
 

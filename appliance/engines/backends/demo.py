@@ -26,7 +26,7 @@ from appliance.base.sse import SSE_CONTENT_TYPE
 from appliance.engines.backends.contract import NO_CALLBACKS, BackendCallbacks
 from appliance.engines.backends.demo_reply import (
     ReplyHead,
-    prompts_of,
+    read_prompts,
     render_completion,
     render_embeddings,
 )
@@ -49,7 +49,7 @@ from appliance.engines.upstream.pacing import make_chunks
 
 PIECE_CHARACTERS = 12
 GATHER_BYTES = 16_384  # events that need no pause travel together
-TROUBLE_AT = 2  # the chunk before which a stream stalls or is cut
+FAULT_AT_CHUNK = 2  # the chunk before which a stream stalls or is cut
 STALL_S = 3600.0
 ERRORS: dict[int, type[ApplianceError]] = {
     401: Unauthenticated,
@@ -59,7 +59,7 @@ ERRORS: dict[int, type[ApplianceError]] = {
     503: Unavailable,
     504: TimedOut,
 }
-RETRY_LATER = {429, 503}
+RETRYABLE_STATUSES = {429, 503}
 
 
 class DemoBackend:
@@ -107,7 +107,7 @@ class DemoBackend:
         """Return its model for every name."""
         return self._served
 
-    def is_called(self, public_model: str, aliases: tuple[str, ...]) -> bool:
+    def has_names(self, public_model: str, aliases: tuple[str, ...]) -> bool:
         """Whether these are its names."""
         return (self._card.id, self._card.aliases) == (public_model, aliases)
 
@@ -187,7 +187,7 @@ class DemoBackend:
             receipt.prompt_tokens = embeddings["usage"]["prompt_tokens"]
             return EngineReply(body=jsons.dumps(embeddings))
         is_chat = request.operation is Operation.CHAT
-        texts = [last_user_text(body["messages"])] if is_chat else prompts_of(request)
+        texts = [last_user_text(body["messages"])] if is_chat else read_prompts(request)
         parts = [decide_reply(body, text, is_chat=is_chat) for text in texts]
         if delay_s := max(part.delay_s for part in parts):
             await asyncio.sleep(delay_s)
@@ -212,7 +212,7 @@ async def _events(
     include_usage = isinstance(options, dict) and bool(options.get("include_usage"))
     gathered: list[bytes] = []
     for number, chunk in enumerate(make_chunks(reply, size=PIECE_CHARACTERS, include_usage=include_usage)):
-        if number == TROUBLE_AT and (part.is_stalled or part.is_cut):
+        if number == FAULT_AT_CHUNK and (part.is_stalled or part.is_cut):
             yield b"".join(gathered)
             if part.is_cut:
                 raise UpstreamFailed(
@@ -232,7 +232,7 @@ def _provoked_error(status: int) -> ApplianceError:
     error = kind(
         f"The demo engine answers with status {status}, as the prompt asked.",
         code="demo_error",
-        retry_after_s=1.0 if status in RETRY_LATER else None,
+        retry_after_s=1.0 if status in RETRYABLE_STATUSES else None,
     )
     error.details["status"] = status
     return error

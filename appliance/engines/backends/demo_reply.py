@@ -13,8 +13,8 @@ from appliance.engines.backends.demo_script import DIMENSIONS, ScriptedReply, co
 from appliance.engines.types import EngineRequest
 
 FINGERPRINT = "demo-engine"
-MOST_CHOICES = 128
-MOST_DIMENSIONS = 4096
+MAX_CHOICES = 128
+MAX_DIMENSIONS = 4096
 MESSAGE_TOKENS = 3  # that a chat message costs beside its content
 
 
@@ -73,8 +73,8 @@ def render_completion(
 def _count_choices(body: dict[str, Any]) -> int:
     wanted = body.get("n")
     n = wanted if isinstance(wanted, int) and wanted > 0 else 1
-    if n > MOST_CHOICES:
-        raise Invalid(f"`n` must be at most {MOST_CHOICES}.", param="n", code="invalid_value")
+    if n > MAX_CHOICES:
+        raise Invalid(f"`n` must be at most {MAX_CHOICES}.", param="n", code="invalid_value")
     return n
 
 
@@ -130,8 +130,8 @@ def render_embeddings(body: dict[str, Any], model: str) -> dict[str, Any]:
     """
     inputs = _inputs(body.get("input"))
     dimensions = body.get("dimensions") or DIMENSIONS
-    if not isinstance(dimensions, int) or not 1 <= dimensions <= MOST_DIMENSIONS:
-        raise Invalid(f"`dimensions` must be an integer from 1 to {MOST_DIMENSIONS}.", param="dimensions")
+    if not isinstance(dimensions, int) or not 1 <= dimensions <= MAX_DIMENSIONS:
+        raise Invalid(f"`dimensions` must be an integer from 1 to {MAX_DIMENSIONS}.", param="dimensions")
     is_base64 = body.get("encoding_format") == "base64"
     rows = []
     for index, item in enumerate(inputs):
@@ -154,7 +154,7 @@ def _inputs(value: Any) -> list[Any]:
     return inputs
 
 
-def prompts_of(request: EngineRequest) -> list[str]:
+def read_prompts(request: EngineRequest) -> list[str]:
     """Return the prompts of a completion; token numbers are written out.
 
     Raises:

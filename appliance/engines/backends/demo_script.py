@@ -23,9 +23,9 @@ _TOKEN = re.compile(r"\w{1,4}|[^\w\s]|\s+")
 UNICODE = "First line.\nSecond line.\n\n👩‍👩‍👧‍👦 family, 🇪🇺 flag, e\u0301 accent, ไทย, 日本語.\n"
 WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "the", "lazy", "dog"]
 DIMENSIONS = 64
-MOST_WORDS = 100_000
-MOST_DELAY_S = 60.0
-MOST_SCHEMA_DEPTH = 8
+MAX_WORDS = 100_000
+MAX_DELAY_S = 60.0
+MAX_SCHEMA_DEPTH = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ def decide_reply(body: dict[str, Any], text: str, *, is_chat: bool) -> ScriptedR
     3. otherwise                     → a text, ended by `stop` and the token limit
     """
     commands = {match[1].lower(): match[2] for match in _COMMAND.finditer(text)}
-    delay_s = min(_number(commands.get("slow", "0")), MOST_DELAY_S)
+    delay_s = min(_number(commands.get("slow", "0")), MAX_DELAY_S)
     if "error" in commands:  # 1
         status = int(_number(commands["error"]) or 500)
         return ScriptedReply(error_status=status if 400 <= status <= 599 else 500, delay_s=delay_s)
@@ -93,7 +93,7 @@ def decide_reply(body: dict[str, Any], text: str, *, is_chat: bool) -> ScriptedR
             is_stalled=is_stalled,
             is_cut=is_cut,
         )
-    reply, finish_reason = _limited(_text_of(body, text, commands), body)  # 3
+    reply, finish_reason = _apply_limits(_text_of(body, text, commands), body)  # 3
     thinks = "think" in commands or body.get("reasoning_effort")
     return ScriptedReply(
         reply,
@@ -118,18 +118,18 @@ def _text_of(body: dict[str, Any], text: str, commands: dict[str, str]) -> str:
         wanted = {}
     form = wanted.get("type")
     if form == "json_schema":  # 1
-        return jsons.dumps_text(example_of((wanted.get("json_schema") or {}).get("schema") or {}))
+        return jsons.dumps_text(make_example((wanted.get("json_schema") or {}).get("schema") or {}))
     if form == "json_object":  # 2
         return jsons.dumps_text({"engine": "demo", "echo": text})
     if "long" in commands:  # 3
-        count = min(int(_number(commands["long"]) or 100), MOST_WORDS)
+        count = min(int(_number(commands["long"]) or 100), MAX_WORDS)
         return f"{MARK} " + " ".join(WORDS[number % len(WORDS)] for number in range(count))
     if "unicode" in commands:
         return f"{MARK} {UNICODE}"
     return f"{MARK} You said: {text}"  # 4
 
 
-def _limited(reply: str, body: dict[str, Any]) -> tuple[str, str]:
+def _apply_limits(reply: str, body: dict[str, Any]) -> tuple[str, str]:
     """Apply `stop` and the token limit; return (text, finish reason)."""
     stops = body.get("stop") or []
     for stop in [stops] if isinstance(stops, str) else stops:
@@ -163,10 +163,10 @@ def _called_tools(body: dict[str, Any], commands: dict[str, str]) -> list[dict[s
 
 
 def _call(function: dict[str, Any]) -> tuple[str, str]:
-    return str(function.get("name", "")), jsons.dumps_text(example_of(function.get("parameters") or {}))
+    return str(function.get("name", "")), jsons.dumps_text(make_example(function.get("parameters") or {}))
 
 
-def example_of(schema: Any, depth: int = 0) -> Any:
+def make_example(schema: Any, depth: int = 0) -> Any:
     """Return a small value that fits a JSON schema.
 
     1. not a schema, or too deep      → {}
@@ -175,21 +175,21 @@ def example_of(schema: Any, depth: int = 0) -> Any:
     4. a number, a boolean, null      → the smallest number, true, null
     5. otherwise                      → a text
     """
-    if not isinstance(schema, dict) or depth > MOST_SCHEMA_DEPTH:  # 1
+    if not isinstance(schema, dict) or depth > MAX_SCHEMA_DEPTH:  # 1
         return {}
     if "const" in schema:  # 2
         return schema["const"]
     if schema.get("enum"):
         return schema["enum"][0]
     if alternatives := schema.get("anyOf") or schema.get("oneOf"):
-        return example_of(alternatives[0], depth + 1)
+        return make_example(alternatives[0], depth + 1)
     kind = schema.get("type", "object" if "properties" in schema or depth == 0 else "string")
     kind = kind[0] if isinstance(kind, list) and kind else kind
     if kind == "object":  # 3
-        return {name: example_of(sub, depth + 1) for name, sub in (schema.get("properties") or {}).items()}
+        return {name: make_example(sub, depth + 1) for name, sub in (schema.get("properties") or {}).items()}
     if kind == "array":
         items = schema.get("items") or {"type": "string"}
-        return [example_of(items, depth + 1) for _ in range(max(1, schema.get("minItems") or 1))]
+        return [make_example(items, depth + 1) for _ in range(max(1, schema.get("minItems") or 1))]
     if kind in {"integer", "number"}:  # 4
         return schema.get("minimum", 1)
     if kind in {"boolean", "null"}:

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 FULL_S = 1.0  # a server that said "full" gets no request for so long, unless it said how long
-MOST_FULL_S = 60.0
+MAX_FULL_S = 60.0
 STALE_INTERVALS = 2  # a page older than so many intervals fades out of the decision, over as many again
 
 
@@ -83,7 +83,7 @@ class EngineLoad:
 
     def mark_full(self, now_s: float, retry_after_s: float | None) -> None:
         """Note that the server refused a request because it is full; `retry_after_s` is its own word."""
-        self.full_until_s = now_s + min(retry_after_s or FULL_S, MOST_FULL_S)
+        self.full_until_s = now_s + min(retry_after_s or FULL_S, MAX_FULL_S)
 
     def age_s(self, now_s: float) -> float | None:
         """Return the age of the numbers in seconds; None = there were never any."""

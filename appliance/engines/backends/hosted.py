@@ -14,7 +14,7 @@ from appliance.base.errors import ApplianceError, Kind, TimedOut, Unavailable, U
 from appliance.base.metrics.registry import Metrics
 from appliance.base.wire.pool import ConnectionPool
 from appliance.base.wire.types import Target, Timeouts
-from appliance.engines.aliases import Names
+from appliance.engines.aliases import ModelNames
 from appliance.engines.backends.breaker import Breaker
 from appliance.engines.backends.contract import NO_CALLBACKS, BackendCallbacks
 from appliance.engines.backends.stats import BackendStats
@@ -96,7 +96,7 @@ class HostedBackend:
         self.name = name
         self.stats = BackendStats(name, clock=clock, metrics=metrics)
         self.member = self.stats.member
-        self.names = Names(
+        self.names = ModelNames(
             upstream=settings.upstream_base_model,
             public=settings.public_model,
             aliases=[alias for alias in settings.model_aliases if "=" not in alias],

@@ -42,15 +42,15 @@ from appliance.models.table.command import slot_context_tokens
 
 log = get_logger("backend")
 MANAGED_BACKEND = "models"
-RETRIES = 2
+MAX_RETRIES = 2
 CONNECT_TIMEOUT_S = 2.0
 # A broken connection is the first that is seen of a death; the second is the end of the process.
-DEATH_S = 0.5
+EXIT_WAIT_S = 0.5
 LISTED_ALIASES = 20
 
 
 @dataclass(slots=True)
-class _Sent:
+class _SentRequest:
     """A request at a llama-server. `outer` is the dispatcher's slot of a stream, released at its end."""
 
     lease: Lease
@@ -90,7 +90,7 @@ class ManagedBackend:
         self._clock = clock
         self._metrics = metrics
         self._servers: dict[int, EngineServer] = {}  # by the serial number of their runner
-        self._sent: dict[AnySlot, _Sent] = {}  # by the slot on the llama-server
+        self._sent: dict[AnySlot, _SentRequest] = {}  # by the slot on the llama-server
         self._passthrough_leases: dict[AnySlot, Lease] = {}
         self._models: dict[str, ServedModel] = {}
         self._models_of: tuple[int, int] | None = (
@@ -210,7 +210,7 @@ class ManagedBackend:
         reply = None
         try:
             self.adapters.acquire(request.wanted_model, slot)
-            for retries_left in range(RETRIES, -1, -1):
+            for retries_left in range(MAX_RETRIES, -1, -1):
                 lease = await self._lease_for(request)
                 request.receipt.queue_ms += lease.waited_s * 1000
                 try:
@@ -220,7 +220,7 @@ class ManagedBackend:
                     if not retries_left or not _may_retry(failure):
                         raise
                     log.warning(
-                        "retried", alias=request.wanted_model, why=failure.label, id=request.receipt.id
+                        "retried", alias=request.wanted_model, reason=failure.label, id=request.receipt.id
                     )
                     await _wait_exited(lease.runner)
             raise AssertionError("unreachable")
@@ -235,7 +235,7 @@ class ManagedBackend:
             lease.release(is_ok=True)
             raise
         inner = server.take("managed")
-        sent = self._sent[inner] = _Sent(lease, request)
+        sent = self._sent[inner] = _SentRequest(lease, request)
         reply = await server.send(request, inner, budget_s=self._budget_s)
         if reply.events is not None:
             sent.outer = slot
@@ -416,7 +416,7 @@ async def _wait_exited(runner: Runner) -> None:
     """Wait a moment for the process to exit: else the next try would be given the same one."""
     if runner.process is not None and runner.phase == "ready":
         try:
-            await asyncio.wait_for(runner.process.exited.wait(), DEATH_S)
+            await asyncio.wait_for(runner.process.exited.wait(), EXIT_WAIT_S)
         except TimeoutError:
             pass
 

@@ -23,7 +23,7 @@ METRICS_TIMEOUT_S = 5.0
 FACTS_EVERY_PROBES = 10
 SUSPICION_S = 0.2  # the first probe after a failure; then twice as late each time, up to the usual interval
 STARTING_S = 0.5  # interval while the server starts
-MOST_DOUBLINGS = 16
+MAX_DOUBLINGS = 16
 JITTER = 0.2
 
 
@@ -75,7 +75,7 @@ class HealthProber:
         if state.health.is_ready:  # 1
             self._unready_pauses = 0
             return usual_s
-        self._unready_pauses = min(self._unready_pauses + 1, MOST_DOUBLINGS)
+        self._unready_pauses = min(self._unready_pauses + 1, MAX_DOUBLINGS)
         if state.is_lost:  # 2
             return min(usual_s, SUSPICION_S * (1 << self._unready_pauses))
         return min(usual_s, STARTING_S)  # 3
@@ -169,7 +169,7 @@ class HealthProber:
         try:
             facts = await dialect.read_facts(server.client)
         except (WireError, ValueError) as exc:
-            log.warning("backend_facts_unreadable", backend=server.name, why=str(exc)[:200])
+            log.warning("backend_facts_unreadable", backend=server.name, reason=str(exc)[:200])
             return
         if server.models.adapters.version == version:  # else an adapter changed meanwhile: these may be older
             server.state.update_facts(facts)

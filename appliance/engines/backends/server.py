@@ -18,8 +18,8 @@ from appliance.engines.backends.contract import NO_CALLBACKS, BackendCallbacks
 from appliance.engines.backends.served_models import ServedModels
 from appliance.engines.backends.server_state import ServerState
 from appliance.engines.backends.stats import BackendStats
+from appliance.engines.dialects.client import HttpEngineClient
 from appliance.engines.dialects.contract import EngineClient, LoraDialect
-from appliance.engines.dialects.query import HttpEngineClient
 from appliance.engines.metrics.extras import EngineExtras
 from appliance.engines.metrics.families import MEASURING
 from appliance.engines.outcome import BreakerEffect, Outcome
@@ -190,13 +190,13 @@ class EngineServer:
     def take(self, reason: str) -> Slot[Self]:
         """Take a slot; where the circuit is half open, this request is its probe."""
         self.state.breaker.admit(self._clock.monotonic_s())
-        return self._addressed(self.stats.open_slot(self, reason))
+        return self._with_address(self.stats.open_slot(self, reason))
 
     def uncounted_slot(self) -> Slot[Self]:
         """Return a slot that takes no capacity, for a request about the server itself."""
-        return self._addressed(self.stats.open_uncounted_slot(self))
+        return self._with_address(self.stats.open_uncounted_slot(self))
 
-    def _addressed(self, slot: Slot[Self]) -> Slot[Self]:
+    def _with_address(self, slot: Slot[Self]) -> Slot[Self]:
         slot.url, slot.headers, slot.ssl = self.spec.url, self.headers, self.ssl
         slot.attempt.endpoint = self.spec.url
         return slot

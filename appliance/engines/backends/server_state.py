@@ -25,7 +25,7 @@ from appliance.engines.types import BackendStatus
 log = get_logger("backend")
 UNKNOWN_SLOTS = 4  # llama.cpp's own default, where the server does not tell
 MISSED_PROBES = 2  # probes in a row that time out before a server is down; one refused connection is enough
-SLOWEST_START = 0.1  # slow start begins with this part of a server's worth
+MIN_RAMP = 0.1  # slow start begins with this part of a server's worth
 
 
 class ServerState:
@@ -147,7 +147,7 @@ class ServerState:
             self._recovered_s = None
             self._member.ramp = 1.0
             return 1.0
-        return max(SLOWEST_START, part)
+        return max(MIN_RAMP, part)
 
     # ---- what was seen of it
 
@@ -190,7 +190,7 @@ class ServerState:
         self._models.invalidate()
         self.refresh_models()
         self.is_lost = not health.is_loading
-        log.warning("backend_lost", backend=self.name, why=health.detail)
+        log.warning("backend_lost", backend=self.name, reason=health.detail)
 
     def update_load(self, running: float | None, waiting: float | None, note: str) -> None:
         """Take the engine's own numbers; None where it has none (see EngineLoad.update)."""

@@ -274,4 +274,4 @@ def _fault(job: OrderJob, exc: Exception, secrets: Sequence[str]) -> ApplianceEr
 
 def _log_end(job: OrderJob) -> None:
     if job.state == "failed":
-        log.warning("adapter_order_failed", adapter=job.name, why=job.error)
+        log.warning("adapter_order_failed", adapter=job.name, reason=job.error)

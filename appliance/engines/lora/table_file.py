@@ -7,7 +7,7 @@ from typing import Any
 from appliance.base import jsons
 from appliance.base.logs import get_logger
 from appliance.engines.lora.plan import Adapter
-from appliance.engines.persistence import keep
+from appliance.engines.persistence import persist
 
 log = get_logger("lora")
 FILE_NAME = "lora-adapters.json"
@@ -35,7 +35,7 @@ def write_adapters(path: Path, adapters: dict[str, Adapter]) -> None:
     Raises:
         Conflict: The folder cannot be written.
     """
-    keep(path, {"adapters": [_to_row(adapter) for adapter in adapters.values()]})
+    persist(path, {"adapters": [_to_row(adapter) for adapter in adapters.values()]})
 
 
 def _to_row(adapter: Adapter) -> dict[str, Any]:

@@ -29,8 +29,8 @@ from appliance.base.tasks import Tasks
 from appliance.base.wire.pool import ConnectionPool
 from appliance.base.wire.response import UpstreamResponse
 from appliance.base.wire.types import Target, Timeouts, WireError
+from appliance.engines.dialects.client import HttpEngineClient
 from appliance.engines.dialects.contract import EngineClient
-from appliance.engines.dialects.query import HttpEngineClient
 from appliance.engines.metrics.extras import EngineExtras, compute_kv_usage
 from appliance.engines.metrics.families import PREFIX
 from appliance.engines.metrics.normalise import NormalisedPage, find_kind, normalise

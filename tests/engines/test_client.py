@@ -7,7 +7,7 @@ import pytest
 
 from appliance.base.wire.pool import ConnectionPool
 from appliance.base.wire.types import PoolLimits, Target, Unreachable, UpstreamTimeout
-from appliance.engines.dialects.query import HttpEngineClient
+from appliance.engines.dialects.client import HttpEngineClient
 from tests.fakes.engine_server import EngineServer
 
 pytestmark = pytest.mark.timeout(20)
