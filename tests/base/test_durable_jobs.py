@@ -68,7 +68,7 @@ class Work:
             self.gates[name].set()
 
 
-class House:
+class Harness:
     """Jobs, and what they called."""
 
     def __init__(self, tasks: Tasks, path: Path | None, limits: JobLimits) -> None:
@@ -101,14 +101,14 @@ def no_resume(job: Chore) -> Chore:
 @asynccontextmanager
 async def opened(
     path: Path | None = None, *, limits: JobLimits | None = None, resume: Any = no_resume, closes: bool = True
-) -> AsyncIterator[House]:
+) -> AsyncIterator[Harness]:
     deaths: list[str] = []
     async with Tasks(on_death=lambda name, _: deaths.append(name)) as tasks:
-        house = House(tasks, path, limits or JobLimits())
-        await house.jobs.open(resume)
-        yield house
+        harness = Harness(tasks, path, limits or JobLimits())
+        await harness.jobs.open(resume)
+        yield harness
         if closes:
-            await house.jobs.close()
+            await harness.jobs.close()
     assert deaths == []
 
 
@@ -116,86 +116,86 @@ async def opened(
 
 
 async def test_steps_follow_each_other_and_are_shown() -> None:
-    async with opened() as house:
+    async with opened() as harness:
         work = Work("fetch", "load")
-        job = await house.jobs.begin(Chore(id="a"), work.plan(complete=lambda job: replace(job, result=7)))
+        job = await harness.jobs.begin(Chore(id="a"), work.plan(complete=lambda job: replace(job, result=7)))
         assert (job.state, job.step, job.created_at_s, job.started_at_s) == (
             "running",
             "fetch",
             *[1_800_000_000.0] * 2,
         )
-        house.clock.advance(5)
+        harness.clock.advance(5)
         work.release("fetch")
-        assert await until(lambda: house.state() == ("running", "load"))
-        assert house.jobs.active[0].since_s == 1_800_000_005.0
+        assert await until(lambda: harness.state() == ("running", "load"))
+        assert harness.jobs.active[0].since_s == 1_800_000_005.0
         work.release("load")
-        end = await house.jobs.wait("a")
+        end = await harness.jobs.wait("a")
         assert (end.job.state, end.job.result, end.job.ended_at_s, end.failure) == (
             "completed",
             7,
             1_800_000_005.0,
             None,
         )
-        assert (await house.jobs.wait("a")).job == end.job
-        assert house.ended == [("a", "completed")]
+        assert (await harness.jobs.wait("a")).job == end.job
+        assert harness.ended == [("a", "completed")]
 
 
 async def test_a_step_may_show_steps_of_its_own() -> None:
-    async with opened() as house:
+    async with opened() as harness:
         work = Work("load")
-        await house.jobs.begin(Chore(id="a"), work.plan())
-        await house.jobs.enter("a", "waiting", result=3)
-        assert (house.state(), house.jobs.active[0].result) == (("running", "waiting"), 3)
-        await house.jobs.enter("a", "waiting", result=4)
-        assert house.jobs.active[0].result == 4
+        await harness.jobs.begin(Chore(id="a"), work.plan())
+        await harness.jobs.enter("a", "waiting", result=3)
+        assert (harness.state(), harness.jobs.active[0].result) == (("running", "waiting"), 3)
+        await harness.jobs.enter("a", "waiting", result=4)
+        assert harness.jobs.active[0].result == 4
 
 
 @pytest.mark.parametrize("step", ["fetch", "load"])
 async def test_a_failure_ends_the_job_at_its_step(step: str) -> None:
-    async with opened() as house:
+    async with opened() as harness:
         work = Work("fetch", "load")
         work.fails[step] = Conflict(f"no {SECRET}", details={"tries": [SECRET]})
         work.release()
-        await house.jobs.begin(Chore(id="a"), work.plan(secrets=[SECRET]))
-        end = await house.jobs.wait("a")
+        await harness.jobs.begin(Chore(id="a"), work.plan(secrets=[SECRET]))
+        end = await harness.jobs.wait("a")
         assert (end.job.state, end.job.step, end.job.error) == ("failed", step, "no [secret]")
         assert isinstance(end.failure, Conflict)
         assert (end.failure.message, end.failure.details) == ("no [secret]", {"tries": ["[secret]"]})
-        assert (await house.jobs.wait("a")).failure is end.failure
+        assert (await harness.jobs.wait("a")).failure is end.failure
 
 
 async def test_an_unexpected_error_is_translated_without_secrets() -> None:
-    async with opened() as house:
+    async with opened() as harness:
         work = Work("fetch")
         work.fails["fetch"] = ZeroDivisionError(SECRET)
         work.release()
-        await house.jobs.begin(Chore(id="a"), work.plan(secrets=[SECRET]))
-        end = await house.jobs.wait("a")
-        assert (end.job.error, house.faults) == ("a broke", ["ZeroDivisionError('[secret]')"])
+        await harness.jobs.begin(Chore(id="a"), work.plan(secrets=[SECRET]))
+        end = await harness.jobs.wait("a")
+        assert (end.job.error, harness.faults) == ("a broke", ["ZeroDivisionError('[secret]')"])
 
 
 async def test_progress_is_taken_from_any_thread_until_the_end() -> None:
-    async with opened() as house:
+    async with opened() as harness:
         work = Work("fetch")
-        await house.jobs.begin(Chore(id="a"), work.plan())
-        thread = threading.Thread(target=lambda: house.jobs.update("a", result=5))
+        await harness.jobs.begin(Chore(id="a"), work.plan())
+        thread = threading.Thread(target=lambda: harness.jobs.update("a", result=5))
         thread.start()
         thread.join()
-        assert await until(lambda: house.jobs.active[0].result == 5)
+        assert await until(lambda: harness.jobs.active[0].result == 5)
         work.release()
-        await house.jobs.wait("a")
-        house.jobs.update("a", result=6)
-        assert house.jobs.all()[0].result == 5
+        await harness.jobs.wait("a")
+        harness.jobs.update("a", result=6)
+        assert harness.jobs.all()[0].result == 5
 
 
 async def test_a_follower_sees_the_end_and_stops() -> None:
-    async with opened() as house:
+    async with opened() as harness:
         work = Work("fetch")
-        await house.jobs.begin(Chore(id="a"), work.plan())
+        await harness.jobs.begin(Chore(id="a"), work.plan())
         seen: list[str] = []
 
         async def follow() -> None:
-            async for job in house.jobs.follow("a"):
+            async for job in harness.jobs.follow("a"):
                 seen.append(job.state)
 
         following = asyncio.create_task(follow())
@@ -203,103 +203,103 @@ async def test_a_follower_sees_the_end_and_stops() -> None:
         work.release()
         await asyncio.wait_for(following, 5)
         assert seen == ["running", "completed"]
-        assert [job async for job in house.jobs.follow("nobody")] == []
+        assert [job async for job in harness.jobs.follow("nobody")] == []
 
 
 # ---- limits
 
 
 async def test_no_more_run_than_the_limit_and_the_rest_queue() -> None:
-    async with opened(limits=JobLimits(running=1)) as house:
+    async with opened(limits=JobLimits(running=1)) as harness:
         works = {name: Work("fetch") for name in "ab"}
         for name, work in works.items():
-            await house.jobs.begin(Chore(id=name), work.plan())
-        assert await until(lambda: house.state("a") == ("running", "fetch"))
-        assert house.state("b") == ("queued", "")
+            await harness.jobs.begin(Chore(id=name), work.plan())
+        assert await until(lambda: harness.state("a") == ("running", "fetch"))
+        assert harness.state("b") == ("queued", "")
         works["a"].release()
-        assert await until(lambda: house.state("b") == ("running", "fetch"))
+        assert await until(lambda: harness.state("b") == ("running", "fetch"))
 
 
 async def test_the_oldest_ended_jobs_are_forgotten(tmp_path: Path) -> None:
     path = tmp_path / "jobs.json"
-    async with opened(path, limits=JobLimits(kept=2)) as house:
+    async with opened(path, limits=JobLimits(kept=2)) as harness:
         running = Work("fetch")
-        await house.jobs.begin(Chore(id="running"), running.plan())
+        await harness.jobs.begin(Chore(id="running"), running.plan())
         for name in "abc":
             work = Work("fetch")
             work.release()
-            await house.jobs.begin(Chore(id=name), work.plan())
-            await house.jobs.wait(name)
-        assert [job.id for job in house.jobs.all()] == ["running", "c"]
+            await harness.jobs.begin(Chore(id=name), work.plan())
+            await harness.jobs.wait(name)
+        assert [job.id for job in harness.jobs.all()] == ["running", "c"]
         assert [row["id"] for row in jsons.loads(path.read_bytes())["jobs"]] == ["running", "c"]
 
 
 @pytest.mark.parametrize(("fails", "left"), [(False, []), (True, ["a"])])
 async def test_only_wanted_ends_are_kept(tmp_path: Path, fails: bool, left: list[str]) -> None:
     path = tmp_path / "jobs.json"
-    async with opened(path, limits=JobLimits(ends_kept=("failed",))) as house:
+    async with opened(path, limits=JobLimits(ends_kept=("failed",))) as harness:
         work = Work("fetch")
         work.fails |= {"fetch": Conflict("no")} if fails else {}
         work.release()
-        await house.jobs.begin(Chore(id="a"), work.plan())
-        assert (await house.jobs.wait("a")).job.state == ("failed" if fails else "completed")
-        assert [job.id for job in house.jobs.all()] == left
+        await harness.jobs.begin(Chore(id="a"), work.plan())
+        assert (await harness.jobs.wait("a")).job.state == ("failed" if fails else "completed")
+        assert [job.id for job in harness.jobs.all()] == left
         assert [row["id"] for row in jsons.loads(path.read_bytes())["jobs"]] == left
 
 
 async def test_a_job_that_is_not_stored_is_in_no_file(tmp_path: Path) -> None:
     path = tmp_path / "jobs.json"
-    async with opened(path) as house:
+    async with opened(path) as harness:
         work = Work("fetch")
-        await house.jobs.begin(Chore(id="a"), work.plan(is_stored=False))
-        assert (house.jobs.is_stored("a"), jsons.loads(path.read_bytes())) == (False, {"jobs": []})
+        await harness.jobs.begin(Chore(id="a"), work.plan(is_stored=False))
+        assert (harness.jobs.is_stored("a"), jsons.loads(path.read_bytes())) == (False, {"jobs": []})
         work.release()
-        await house.jobs.wait("a")
-        assert house.jobs.all() == []
+        await harness.jobs.wait("a")
+        assert harness.jobs.all() == []
 
 
 # ---- holders
 
 
 async def test_the_last_holder_that_leaves_cancels() -> None:
-    async with opened() as house:
+    async with opened() as harness:
         work = Work("fetch")
-        await house.jobs.begin(Chore(id="a"), work.plan(is_detached=False))
-        with house.jobs.holding("a"):
-            with house.jobs.holding("a"):
-                assert house.jobs.holder_count("a") == 2
-            assert house.state() == ("running", "fetch")
-        assert await until(lambda: house.state()[0] == "cancelled")
-        with house.jobs.holding("a"):
-            assert house.jobs.holder_count("a") == 0
+        await harness.jobs.begin(Chore(id="a"), work.plan(is_detached=False))
+        with harness.jobs.holding("a"):
+            with harness.jobs.holding("a"):
+                assert harness.jobs.holder_count("a") == 2
+            assert harness.state() == ("running", "fetch")
+        assert await until(lambda: harness.state()[0] == "cancelled")
+        with harness.jobs.holding("a"):
+            assert harness.jobs.holder_count("a") == 0
 
 
 async def test_a_run_returns_the_end_of_a_forgotten_job(tmp_path: Path) -> None:
-    async with opened(tmp_path / "jobs.json") as house:
+    async with opened(tmp_path / "jobs.json") as harness:
         work = Work("fetch")
         work.release()
-        end = await house.jobs.run(Chore(id="a"), work.plan(is_detached=False, is_stored=False))
-        assert (end.job.state, house.jobs.all()) == ("completed", [])
+        end = await harness.jobs.run(Chore(id="a"), work.plan(is_detached=False, is_stored=False))
+        assert (end.job.state, harness.jobs.all()) == ("completed", [])
 
 
 async def test_a_caller_that_leaves_a_run_cancels_it(tmp_path: Path) -> None:
-    async with opened(tmp_path / "jobs.json") as house:
+    async with opened(tmp_path / "jobs.json") as harness:
         work = Work("fetch")
-        running = asyncio.create_task(house.jobs.run(Chore(id="a"), work.plan(is_detached=False)))
+        running = asyncio.create_task(harness.jobs.run(Chore(id="a"), work.plan(is_detached=False)))
         assert await until(lambda: work.begun == ["fetch"])
         running.cancel()
-        assert await until(lambda: house.state()[0] == "cancelled")
+        assert await until(lambda: harness.state()[0] == "cancelled")
 
 
 async def test_a_detached_caller_keeps_a_shared_job_going() -> None:
-    async with opened() as house:
+    async with opened() as harness:
         work = Work("fetch")
-        await house.jobs.begin(Chore(id="a"), work.plan(is_detached=False))
-        house.jobs.attach("a", is_detached=True)
-        with house.jobs.holding("a"):
+        await harness.jobs.begin(Chore(id="a"), work.plan(is_detached=False))
+        harness.jobs.attach("a", is_detached=True)
+        with harness.jobs.holding("a"):
             pass
         await asyncio.sleep(0)
-        assert house.state() == ("running", "fetch")
+        assert harness.state() == ("running", "fetch")
 
 
 async def test_a_caller_that_leaves_while_the_job_is_kept_cancels_it(
@@ -313,42 +313,42 @@ async def test_a_caller_that_leaves_while_the_job_is_kept_cancels_it(
         put(path, data)
 
     monkeypatch.setattr(durable_jobs, "write_atomic", slow_put)
-    async with opened(tmp_path / "jobs.json") as house:
+    async with opened(tmp_path / "jobs.json") as harness:
         work = Work("fetch")
-        beginning = asyncio.create_task(house.jobs.begin(Chore(id="a"), work.plan(is_detached=False)))
+        beginning = asyncio.create_task(harness.jobs.begin(Chore(id="a"), work.plan(is_detached=False)))
         await asyncio.sleep(0.01)
         beginning.cancel()
         await asyncio.wait({beginning})
         gate.set()
-        assert await until(lambda: house.state()[0] == "cancelled")
+        assert await until(lambda: harness.state()[0] == "cancelled")
 
 
 @pytest.mark.parametrize("when", ["before its first step", "queued", "running", "ended"])
 async def test_a_job_can_be_cancelled_at_any_time(when: str) -> None:
-    async with opened(limits=JobLimits(running=1)) as house:
+    async with opened(limits=JobLimits(running=1)) as harness:
         first, work = Work("fetch"), Work("fetch")
         if when == "queued":
-            await house.jobs.begin(Chore(id="first"), first.plan())
-        await house.jobs.begin(Chore(id="a"), work.plan())
+            await harness.jobs.begin(Chore(id="first"), first.plan())
+        await harness.jobs.begin(Chore(id="a"), work.plan())
         if when == "running":
-            assert await until(lambda: house.state() == ("running", "fetch"))
+            assert await until(lambda: harness.state() == ("running", "fetch"))
         if when == "ended":
             work.release()
-            await house.jobs.wait("a")
-        assert (await house.jobs.cancel("a")).state == ("completed" if when == "ended" else "cancelled")
+            await harness.jobs.wait("a")
+        assert (await harness.jobs.cancel("a")).state == ("completed" if when == "ended" else "cancelled")
         assert work.begun == ([] if when in {"before its first step", "queued"} else ["fetch"])
 
 
 async def test_only_a_job_that_is_not_active_is_forgotten() -> None:
-    async with opened() as house:
+    async with opened() as harness:
         work = Work("fetch")
-        await house.jobs.begin(Chore(id="a"), work.plan())
-        await house.jobs.forget("a")
-        assert house.state() == ("running", "fetch")
-        await house.jobs.cancel("a")
-        await house.jobs.forget("a")
-        await house.jobs.forget("nobody")
-        assert house.jobs.all() == []
+        await harness.jobs.begin(Chore(id="a"), work.plan())
+        await harness.jobs.forget("a")
+        assert harness.state() == ("running", "fetch")
+        await harness.jobs.cancel("a")
+        await harness.jobs.forget("a")
+        await harness.jobs.forget("nobody")
+        assert harness.jobs.all() == []
 
 
 # ---- restarts
@@ -358,14 +358,14 @@ async def test_only_a_job_that_is_not_active_is_forgotten() -> None:
 @pytest.mark.parametrize("at", ["queued", "fetch", "load"])
 async def test_a_restart_at_each_step_takes_the_job_up(tmp_path: Path, at: str, is_killed: bool) -> None:
     path, limits = tmp_path / "jobs.json", JobLimits(running=1)
-    async with opened(path, limits=limits, closes=not is_killed) as house:
+    async with opened(path, limits=limits, closes=not is_killed) as harness:
         if at == "queued":
-            await house.jobs.begin(Chore(id="first"), Work("fetch").plan())
+            await harness.jobs.begin(Chore(id="first"), Work("fetch").plan())
         work = Work("fetch", "load")
-        await house.jobs.begin(Chore(id="a", result=4), work.plan())
+        await harness.jobs.begin(Chore(id="a", result=4), work.plan())
         if at == "load":
             work.release("fetch")
-        assert await until(lambda: house.state() == (("queued", "") if at == "queued" else ("running", at)))
+        assert await until(lambda: harness.state() == (("queued", "") if at == "queued" else ("running", at)))
         assert await until(lambda: f'"step":"{"" if at == "queued" else at}"' in path.read_text())
     again = Work("fetch", "load")
 
@@ -373,28 +373,28 @@ async def test_a_restart_at_each_step_takes_the_job_up(tmp_path: Path, at: str, 
         assert (job.state in {"queued", "running"}) == is_killed or job.state == "interrupted"
         return again.plan() if job.id == "a" else no_resume(job)
 
-    async with opened(path, resume=resume) as house:
-        assert (house.jobs.find("a") or Chore(id="")).result == 4
+    async with opened(path, resume=resume) as harness:
+        assert (harness.jobs.find("a") or Chore(id="")).result == 4
         again.release()
-        assert (await house.jobs.wait("a")).job.state == "completed"
+        assert (await harness.jobs.wait("a")).job.state == "completed"
         assert again.begun == ["fetch", "load"]  # steps are repeatable
-    async with opened(path) as house:
-        assert house.state("a")[0] == "completed"
+    async with opened(path) as harness:
+        assert harness.state("a")[0] == "completed"
 
 
 async def test_what_cannot_go_on_stays_and_says_why(tmp_path: Path) -> None:
     path = tmp_path / "jobs.json"
-    async with opened(path) as house:
-        await house.jobs.begin(Chore(id="a"), Work("fetch").plan())
+    async with opened(path) as harness:
+        await harness.jobs.begin(Chore(id="a"), Work("fetch").plan())
     for _ in range(2):
-        async with opened(path) as house:
-            job = house.jobs.find("a")
+        async with opened(path) as harness:
+            job = harness.jobs.find("a")
             assert job is not None
             assert (job.state, job.error, job.ended_at_s) == ("interrupted", "not resumed", 1_800_000_000.0)
-    async with opened(path) as house:
-        assert (await house.jobs.cancel("a")).state == "cancelled"
-    async with opened(path) as house:
-        assert house.state()[0] == "cancelled"
+    async with opened(path) as harness:
+        assert (await harness.jobs.cancel("a")).state == "cancelled"
+    async with opened(path) as harness:
+        assert harness.state()[0] == "cancelled"
 
 
 async def test_what_is_shown_of_the_end_has_been_kept(
@@ -410,26 +410,26 @@ async def test_what_is_shown_of_the_end_has_been_kept(
         put(path, data)
 
     monkeypatch.setattr(durable_jobs, "write_atomic", slow_put)
-    async with opened(path) as house:
+    async with opened(path) as harness:
         work = Work("fetch")
         work.fails["fetch"] = Conflict("no")
-        await house.jobs.begin(Chore(id="a"), work.plan())
+        await harness.jobs.begin(Chore(id="a"), work.plan())
         gate.clear()
         work.release()
         await asyncio.sleep(0.05)
-        assert house.state()[0] == "running"
+        assert harness.state()[0] == "running"
         gate.set()
-        assert await until(lambda: house.state()[0] == "failed")
+        assert await until(lambda: harness.state()[0] == "failed")
         assert jsons.loads(path.read_bytes())["jobs"][0]["state"] == "failed"
 
 
 async def test_nobody_begins_or_waits_for_ever_at_the_end() -> None:
-    async with opened() as house:
-        await house.jobs.begin(Chore(id="a"), Work("fetch").plan())
-        waiting = asyncio.create_task(house.jobs.wait("a"))
+    async with opened() as harness:
+        await harness.jobs.begin(Chore(id="a"), Work("fetch").plan())
+        waiting = asyncio.create_task(harness.jobs.wait("a"))
         await asyncio.sleep(0)
-        await house.jobs.close()
-        assert house.jobs.is_closing
+        await harness.jobs.close()
+        assert harness.jobs.is_closing
         assert (await waiting).job.state == "interrupted"
 
 
@@ -479,26 +479,26 @@ async def test_what_cannot_be_read_is_logged_and_left_as_it_is(
 ) -> None:
     path = tmp_path / "jobs.json"
     path.write_text(text)
-    async with opened(path) as house:
-        assert house.jobs.all() == []
+    async with opened(path) as harness:
+        assert harness.jobs.all() == []
     assert (set(events), path.read_text()) == ({event}, text)
 
 
 async def test_a_row_that_cannot_be_read_costs_no_other(tmp_path: Path, events: list[str]) -> None:
     path = tmp_path / "jobs.json"
     path.write_text('{"jobs": [3, {"id": "a", "state": "completed"}]}')
-    async with opened(path) as house:
-        assert [job.id for job in house.jobs.all()] == ["a"]
+    async with opened(path) as harness:
+        assert [job.id for job in harness.jobs.all()] == ["a"]
     assert events == ["job_unreadable"]
 
 
 async def test_a_folder_that_cannot_be_written_stops_no_job(tmp_path: Path, events: list[str]) -> None:
     (tmp_path / "file").write_text("")
-    async with opened(tmp_path / "file" / "jobs.json") as house:
+    async with opened(tmp_path / "file" / "jobs.json") as harness:
         work = Work("fetch")
         work.release()
-        await house.jobs.begin(Chore(id="a"), work.plan())
-        assert (await house.jobs.wait("a")).job.state == "completed"
+        await harness.jobs.begin(Chore(id="a"), work.plan())
+        assert (await harness.jobs.wait("a")).job.state == "completed"
     assert set(events) <= {"jobs_not_written", "jobs_unreadable"}
     assert "jobs_not_written" in events
 

@@ -8,7 +8,7 @@ from aiohttp import web
 
 from appliance.base.reach import FolderPolicy, HostPolicy
 from appliance.downloads.sources.contract import SourceContext
-from tests.downloads.workplace import QUICK
+from tests.downloads.engines import QUICK
 
 Page = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from appliance.base.reach import FolderPolicy, HostPolicy
 from appliance.downloads.contract import redact_source
 from appliance.downloads.sources.contract import SourceContext
-from tests.downloads.workplace import download_request
+from tests.downloads.engines import download_request
 
 
 def test_a_source_is_shown_without_what_may_be_a_key() -> None:

@@ -11,9 +11,9 @@ from appliance.base.reach import FolderPolicy
 from appliance.downloads.contract import DownloadProgress
 from appliance.downloads.sources.contract import Interrupted, RemoteFile, SourceChanged
 from appliance.downloads.sources.disk import Disk
-from tests.downloads.workplace import MIB, download_request, engine, held, noise
+from tests.downloads.engines import MIB, download_request, engine, random_bytes, read_folder
 
-FILES = {"config.json": b"{}", "deep/er/weights.bin": noise(9 * MIB)}
+FILES = {"config.json": b"{}", "deep/er/weights.bin": random_bytes(9 * MIB)}
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def mounted(tmp_path: Path) -> Path:
 async def test_both_spellings_of_a_pvc_mean_the_folder(tmp_path: Path, mounted: Path, slashes: str) -> None:
     fetcher = engine(tmp_path, download_allowed_dirs=tmp_path / "mounted")
     done = await fetcher.download(download_request(slashes + str(mounted).lstrip("/"), tmp_path / "out"))
-    assert held(tmp_path / "out") == FILES
+    assert read_folder(tmp_path / "out") == FILES
     assert (await fetcher.download(download_request(f"pvc://{mounted}", tmp_path / "out"))).fetched_bytes == 0
     assert done.fetched_bytes == 9 * MIB + 2
 
@@ -56,7 +56,7 @@ async def test_a_single_file_can_be_named_where_files_may(tmp_path: Path, mounte
     await engine(tmp_path, download_allowed_dirs=mounted).download(
         download_request(f"file://{mounted}/config.json", tmp_path / "out")
     )
-    assert held(tmp_path / "out") == {"config.json": b"{}"}
+    assert read_folder(tmp_path / "out") == {"config.json": b"{}"}
 
 
 async def test_links_inside_are_followed_and_links_out_are_refused(tmp_path: Path, mounted: Path) -> None:
@@ -64,7 +64,7 @@ async def test_links_inside_are_followed_and_links_out_are_refused(tmp_path: Pat
     (mounted / "deep" / "up").symlink_to("..")  # a circle
     fetcher = engine(tmp_path, download_allowed_dirs=mounted)
     await fetcher.download(download_request(f"pvc://{mounted}", tmp_path / "out"))
-    assert held(tmp_path / "out") == FILES | {"again.bin": FILES["deep/er/weights.bin"]}
+    assert read_folder(tmp_path / "out") == FILES | {"again.bin": FILES["deep/er/weights.bin"]}
     assert not (tmp_path / "out" / "again.bin").is_symlink()
     (mounted / "passwords").symlink_to("/etc/passwd")
     with pytest.raises(Forbidden, match="link out of"):
@@ -81,7 +81,7 @@ async def test_a_file_replaced_by_a_link_is_not_read(tmp_path: Path, mounted: Pa
         await engine(tmp_path, download_allowed_dirs=mounted).download(
             download_request(f"pvc://{mounted}", tmp_path / "out"), swap
         )
-    assert "config.json" not in held(tmp_path / "out")
+    assert "config.json" not in read_folder(tmp_path / "out")
 
 
 async def test_a_file_that_changes_while_it_is_copied_is_told(tmp_path: Path, mounted: Path) -> None:
@@ -100,7 +100,7 @@ async def test_pipes_are_left_alone(tmp_path: Path, mounted: Path) -> None:
     await engine(tmp_path, download_allowed_dirs=mounted).download(
         download_request(f"pvc://{mounted}", tmp_path / "out")
     )
-    assert held(tmp_path / "out") == FILES
+    assert read_folder(tmp_path / "out") == FILES
 
 
 async def test_downloads_stay_in_the_folders_for_them(tmp_path: Path, mounted: Path) -> None:

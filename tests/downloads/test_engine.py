@@ -6,7 +6,7 @@ import pytest
 
 from appliance.base.errors import Conflict, Forbidden, Invalid, NotFound
 from appliance.downloads.engine import DownloadEngine
-from tests.downloads.workplace import download_request, engine, settings
+from tests.downloads.engines import download_request, engine, settings
 
 
 async def test_an_invalid_request_is_refused(tmp_path: Path) -> None:

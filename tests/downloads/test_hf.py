@@ -24,15 +24,23 @@ from appliance.base.proxies import Proxies
 from appliance.downloads.part import BLOCK_BYTES
 from appliance.downloads.sources.contract import Interrupted, SourceTimeouts
 from appliance.downloads.sources.hf import Hf
+from tests.downloads.engines import (
+    MIB,
+    ProgressLog,
+    download_request,
+    engine,
+    leftovers,
+    random_bytes,
+    read_folder,
+)
 from tests.downloads.pages import source_context
-from tests.downloads.workplace import MIB, Story, download_request, engine, held, leftovers, noise
 from tests.fakes.file_hubs import COMMIT, Cut, Hub, Stall, Status
 
 FILES = {
     "config.json": b'{"a": 1}',
-    "sub/tokenizer.json": noise(900, 2),
-    "model.gguf": noise(3 * MIB + 17, 3),
-    "sub/deep/shard.gguf": noise(MIB, 4),
+    "sub/tokenizer.json": random_bytes(900, 2),
+    "model.gguf": random_bytes(3 * MIB + 17, 3),
+    "sub/deep/shard.gguf": random_bytes(MIB, 4),
     "empty": b"",
 }
 
@@ -48,10 +56,12 @@ async def test_a_repository_arrives_as_with_the_official_client(tmp_path: Path) 
             download_request("hf://ns/repo", tmp_path / "ours")
         )
     official = {
-        path: data for path, data in held(tmp_path / "official").items() if not path.startswith(".cache")
+        path: data
+        for path, data in read_folder(tmp_path / "official").items()
+        if not path.startswith(".cache")
     }
     assert official == FILES
-    assert held(tmp_path / "ours") == FILES
+    assert read_folder(tmp_path / "ours") == FILES
     assert (done.files, done.total_bytes, done.fetched_bytes) == (
         5,
         sum(map(len, FILES.values())),
@@ -68,9 +78,9 @@ async def test_bare_names_revisions_and_paths_are_understood(tmp_path: Path) -> 
         )
         await fetcher.download(download_request("hf://ns/repo@refs/pr/1/sub", tmp_path / "b"))
         await fetcher.download(download_request(f"ns/repo@{COMMIT}/sub/deep/shard.gguf", tmp_path / "c"))
-    assert list(held(tmp_path / "a")) == ["config.json"]
-    assert list(held(tmp_path / "b")) == ["deep/shard.gguf", "tokenizer.json"]
-    assert list(held(tmp_path / "c")) == ["shard.gguf"]
+    assert list(read_folder(tmp_path / "a")) == ["config.json"]
+    assert list(read_folder(tmp_path / "b")) == ["deep/shard.gguf", "tokenizer.json"]
+    assert list(read_folder(tmp_path / "c")) == ["shard.gguf"]
     entry = json.loads((tmp_path / "b" / ".download.json").read_text())["downloads"][0]
     assert (entry["asked"], entry["pinned"]) == ("hf://ns/repo@refs/pr/1/sub", f"hf://ns/repo@{COMMIT}/sub")
 
@@ -79,7 +89,7 @@ async def test_a_listing_in_pages_is_read_to_its_end(tmp_path: Path) -> None:
     async with Hub(dict(FILES)) as hub:
         hub.page = 2
         await engine(tmp_path, hf_endpoint=hub.url).download(download_request("ns/repo", tmp_path / "out"))
-    assert held(tmp_path / "out") == FILES
+    assert read_folder(tmp_path / "out") == FILES
 
 
 async def test_the_token_does_not_follow_redirects(tmp_path: Path) -> None:
@@ -109,11 +119,11 @@ async def test_only_changed_files_are_fetched_again(tmp_path: Path) -> None:
         (out / ".download.json").unlink()  # without a manifest the checksums tell
         third = await fetcher.download(download_request("ns/repo", out))
     assert third.fetched_bytes == len(FILES["config.json"])
-    assert held(out) == FILES
+    assert read_folder(out) == FILES
 
 
 async def test_large_files_are_fetched_in_parts_by_all_workers(tmp_path: Path) -> None:
-    data = noise(40 * MIB)
+    data = random_bytes(40 * MIB)
     async with Hub({"model.gguf": data}) as hub:
         hub.drip_s = 0.001
         await engine(tmp_path, hf_endpoint=hub.url).download(
@@ -135,33 +145,33 @@ async def test_a_server_that_fails_in_the_middle_is_asked_for_the_rest(tmp_path:
         await engine(tmp_path, hf_endpoint=hub.url).download(
             download_request("ns/repo", tmp_path / "out", workers=1)
         )
-    assert held(tmp_path / "out") == {"model.gguf": FILES["model.gguf"]}
+    assert read_folder(tmp_path / "out") == {"model.gguf": FILES["model.gguf"]}
     assert hub.sent["model.gguf"] <= len(FILES["model.gguf"]) + 2 * BLOCK_BYTES
 
 
 async def test_it_gives_up_at_last_and_keeps_what_it_has(tmp_path: Path) -> None:
-    async with Hub({"model.gguf": noise(8 * MIB)}) as hub:
+    async with Hub({"model.gguf": random_bytes(8 * MIB)}) as hub:
         fetcher = engine(tmp_path, hf_endpoint=hub.url)
         hub.faults["model.gguf"] = [Cut(5 * MIB), Status(502), Status(502), Status(502)]
         with pytest.raises(
             UpstreamFailed, match=r"model\.gguf: .*502; tried 3 times in a row\. What was fetched is kept"
         ):
             await fetcher.download(download_request("ns/repo", tmp_path / "out", workers=1))
-        assert held(tmp_path / "out") == {}
+        assert read_folder(tmp_path / "out") == {}
         assert [(flaw.path, flaw.kind) for flaw in await fetcher.verify(tmp_path / "out")] == [
             ("model.gguf", "partial")
         ]
         hub.faults.clear()
         done = await fetcher.repair(tmp_path / "out")
     assert done.fetched_bytes <= 3 * MIB + BLOCK_BYTES
-    assert held(tmp_path / "out") == {"model.gguf": hub.files["model.gguf"]}
+    assert read_folder(tmp_path / "out") == {"model.gguf": hub.files["model.gguf"]}
     assert leftovers(tmp_path / "out") == []
 
 
 async def test_breaking_off_at_one_place_ends_the_retries(
     tmp_path: Path,
 ) -> None:
-    async with Hub({"model.gguf": noise(4 * MIB)}) as hub:
+    async with Hub({"model.gguf": random_bytes(4 * MIB)}) as hub:
         hub.has_ranges = False
         hub.faults["model.gguf"] = [Cut(3 * MIB)] * 50
         with pytest.raises(UpstreamFailed, match=r"tried 3 times"):
@@ -172,7 +182,7 @@ async def test_breaking_off_at_one_place_ends_the_retries(
 
 
 async def test_a_server_without_ranges_gives_whole_files(tmp_path: Path) -> None:
-    data = noise(40 * MIB)
+    data = random_bytes(40 * MIB)
     async with Hub({"model.gguf": data}) as hub:
         hub.has_ranges = False
         done = await engine(tmp_path, hf_endpoint=hub.url).download(
@@ -190,12 +200,12 @@ async def test_a_wrong_checksum_is_refused_and_leaves_nothing(tmp_path: Path) ->
                 download_request("ns/repo", tmp_path / "out", workers=1)
             )
     assert caught.value.code == "checksum_mismatch"
-    assert "model.gguf" not in held(tmp_path / "out")
+    assert "model.gguf" not in read_folder(tmp_path / "out")
 
 
 async def test_a_damaged_part_is_fetched_from_its_beginning(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    async with Hub({"model.gguf": noise(8 * MIB)}) as hub:
+    async with Hub({"model.gguf": random_bytes(8 * MIB)}) as hub:
         fetcher = engine(tmp_path, hf_endpoint=hub.url)
         hub.faults["model.gguf"] = [Cut(5 * MIB), Status(403)]
         with pytest.raises(Forbidden):
@@ -203,7 +213,7 @@ async def test_a_damaged_part_is_fetched_from_its_beginning(tmp_path: Path) -> N
         part = next((out / ".download").glob("*.part"))
         part.write_bytes(b"x" * 1000 + part.read_bytes()[1000:])
         await fetcher.download(download_request("ns/repo", out))
-    assert held(out) == {"model.gguf": hub.files["model.gguf"]}
+    assert read_folder(out) == {"model.gguf": hub.files["model.gguf"]}
 
 
 @pytest.mark.parametrize("status", [403, 404])
@@ -244,8 +254,8 @@ async def test_an_unreachable_endpoint_is_retried_and_named(tmp_path: Path) -> N
 
 
 async def test_progress_is_told_in_bytes_and_seldom(tmp_path: Path) -> None:
-    story = Story()
-    async with Hub({"model.gguf": noise(12 * MIB), "config.json": b"{}"}) as hub:
+    story = ProgressLog()
+    async with Hub({"model.gguf": random_bytes(12 * MIB), "config.json": b"{}"}) as hub:
         hub.drip_s = 0.02
         await engine(tmp_path, hf_endpoint=hub.url).download(
             download_request("ns/repo", tmp_path / "out", workers=2), story.append
@@ -265,7 +275,7 @@ async def test_progress_is_told_in_bytes_and_seldom(tmp_path: Path) -> None:
 
 async def test_cancelling_leaves_parts_that_are_gone_on_with(tmp_path: Path) -> None:
     out, half = tmp_path / "out", asyncio.Event()
-    async with Hub({"model.gguf": noise(24 * MIB)}) as hub:
+    async with Hub({"model.gguf": random_bytes(24 * MIB)}) as hub:
         hub.drip_s = 0.01
         fetcher = engine(tmp_path, hf_endpoint=hub.url)
         task = asyncio.ensure_future(
@@ -283,7 +293,7 @@ async def test_cancelling_leaves_parts_that_are_gone_on_with(tmp_path: Path) -> 
         done = await fetcher.download(download_request("ns/repo", out))
     assert done.fetched_bytes < 16 * MIB
     assert done.fetched_bytes <= hub.sent["model.gguf"] - before
-    assert held(out) == {"model.gguf": hub.files["model.gguf"]}
+    assert read_folder(out) == {"model.gguf": hub.files["model.gguf"]}
 
 
 async def test_a_server_that_stays_silent_is_given_up_as_late(tmp_path: Path) -> None:
@@ -296,12 +306,12 @@ async def test_a_server_that_stays_silent_is_given_up_as_late(tmp_path: Path) ->
 
 
 async def test_a_slow_server_is_waited_for_as_long_as_it_sends(tmp_path: Path) -> None:
-    async with Hub({"model.gguf": noise(2 * MIB)}) as hub:
+    async with Hub({"model.gguf": random_bytes(2 * MIB)}) as hub:
         hub.drip_s = 0.12  # longer in all than the patience with silence
         await engine(tmp_path, hf_endpoint=hub.url).download(
             download_request("ns/repo", tmp_path / "out", workers=1)
         )
-    assert held(tmp_path / "out") == hub.files
+    assert read_folder(tmp_path / "out") == hub.files
 
 
 async def test_disk_space_is_checked_for_what_is_missing(
@@ -312,7 +322,7 @@ async def test_disk_space_is_checked_for_what_is_missing(
     monkeypatch.setattr(
         os, "statvfs", lambda _: os.statvfs_result((*real[:1], 1, *real[2:4], room[0], *real[5:]))
     )
-    async with Hub({"model.gguf": noise(4 * MIB), "first": noise(MIB)}) as hub:
+    async with Hub({"model.gguf": random_bytes(4 * MIB), "first": random_bytes(MIB)}) as hub:
         fetcher = engine(tmp_path, hf_endpoint=hub.url)
         with pytest.raises(Conflict, match="5,242,880 bytes are needed, 3,145,728 are free") as caught:
             await fetcher.download(download_request("ns/repo", tmp_path / "out"))
@@ -320,7 +330,7 @@ async def test_disk_space_is_checked_for_what_is_missing(
         await fetcher.download(download_request("ns/repo", tmp_path / "out", {"include": "first"}))
         room[0] = 4 * MIB
         await fetcher.download(download_request("ns/repo", tmp_path / "out"))
-    assert held(tmp_path / "out") == hub.files
+    assert read_folder(tmp_path / "out") == hub.files
 
 
 async def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:

@@ -8,10 +8,10 @@ import pytest
 import trustme
 
 from appliance.base.errors import Forbidden, Invalid, NotFound, UpstreamFailed
-from tests.downloads.workplace import MIB, Story, download_request, engine, held, noise
+from tests.downloads.engines import MIB, ProgressLog, download_request, engine, random_bytes, read_folder
 from tests.fakes.file_hubs import Cut, FileServer, ModelScopeHub
 
-DATA = noise(3 * MIB)
+DATA = random_bytes(3 * MIB)
 SHA256 = hashlib.sha256(DATA).hexdigest()
 LISTED = "127.0.0.1"
 
@@ -25,7 +25,7 @@ def tls() -> tuple[ssl.SSLContext, ssl.SSLContext]:
     return server, client
 
 
-async def test_a_file_is_fetched_and_held_against_its_checksum(tmp_path: Path, tls: tuple) -> None:
+async def test_a_file_is_compared_with_its_checksum(tmp_path: Path, tls: tuple) -> None:
     async with FileServer({"m/model v1.gguf": DATA}, ssl_context=tls[0]) as server:
         fetcher = engine(tmp_path, ssl_context=tls[1], download_allowed_hosts=LISTED)
         await fetcher.download(
@@ -45,8 +45,8 @@ async def test_a_file_is_fetched_and_held_against_its_checksum(tmp_path: Path, t
                     f"{server.url}/m/model%20v1.gguf", tmp_path / "two", {"checksum": "sha256:xyz"}
                 )
             )
-    assert held(tmp_path / "out") == {"model v1.gguf": DATA}
-    assert held(tmp_path / "two") == {}
+    assert read_folder(tmp_path / "out") == {"model v1.gguf": DATA}
+    assert read_folder(tmp_path / "two") == {}
     assert "verysecret" not in (tmp_path / "out" / ".download.json").read_text()
 
 
@@ -66,7 +66,7 @@ async def test_servers_that_tell_little_are_good_enough(
         await engine(tmp_path, ssl_context=tls[1], download_allowed_hosts=LISTED).download(
             download_request(f"{server.url}/model.gguf", tmp_path / "out")
         )
-    assert held(tmp_path / "out") == {"model.gguf": DATA}
+    assert read_folder(tmp_path / "out") == {"model.gguf": DATA}
 
 
 async def test_a_cut_body_without_length_fails_its_checksum(tmp_path: Path, tls: tuple) -> None:
@@ -108,7 +108,7 @@ async def test_hosts_and_addresses_must_be_listed(tmp_path: Path, tls: tuple) ->
             await engine(tmp_path, ssl_context=tls[1], download_allowed_hosts=hosts).download(
                 download_request(f"{url}/f", tmp_path / "out")
             )
-    assert held(tmp_path / "out") == {"f": DATA}
+    assert read_folder(tmp_path / "out") == {"f": DATA}
 
 
 async def test_redirects_lead_only_to_listed_https_hosts(tmp_path: Path, tls: tuple) -> None:
@@ -136,7 +136,7 @@ async def test_redirects_lead_only_to_listed_https_hosts(tmp_path: Path, tls: tu
         server.there = "/go"
         with pytest.raises(UpstreamFailed, match="redirects more than"):
             await fetcher.download(download_request(f"{server.url}/go", tmp_path / "out2"))
-    assert held(tmp_path / "out") == {"go": DATA}
+    assert read_folder(tmp_path / "out") == {"go": DATA}
 
 
 async def test_credentials_in_an_address_are_refused_and_not_repeated(tmp_path: Path) -> None:
@@ -152,15 +152,15 @@ async def test_credentials_in_an_address_are_refused_and_not_repeated(tmp_path: 
 
 
 async def test_a_new_version_is_not_joined_to_an_old_part(tmp_path: Path, tls: tuple) -> None:
-    async with FileServer({"f": noise(6 * MIB, 1)}, ssl_context=tls[0]) as server:
+    async with FileServer({"f": random_bytes(6 * MIB, 1)}, ssl_context=tls[0]) as server:
         fetcher = engine(tmp_path, ssl_context=tls[1], download_allowed_hosts=LISTED)
         server.faults["f"] = [Cut(0), *[Cut(3 * MIB), Cut(0), Cut(0), Cut(0)]]
         with pytest.raises(UpstreamFailed, match="kept"):
             await fetcher.download(download_request(f"{server.url}/f", tmp_path / "out", workers=1))
-        server.files["f"], server.etags["f"] = noise(6 * MIB, 2), "another"
+        server.files["f"], server.etags["f"] = random_bytes(6 * MIB, 2), "another"
         done = await fetcher.download(download_request(f"{server.url}/f", tmp_path / "out"))
     assert done.fetched_bytes == 6 * MIB
-    assert held(tmp_path / "out") == {"f": server.files["f"]}
+    assert read_folder(tmp_path / "out") == {"f": server.files["f"]}
 
 
 async def test_modelscope_is_fetched_by_its_own_api(tmp_path: Path) -> None:
@@ -180,8 +180,8 @@ async def test_modelscope_is_fetched_by_its_own_api(tmp_path: Path) -> None:
             await fetcher.download(download_request("ms://ns/repo@v9", tmp_path / "no", config))
         with pytest.raises(Invalid, match="ms://"):
             await fetcher.download(download_request("ms://repo", tmp_path / "no", config))
-    assert held(tmp_path / "out") == files
-    assert held(tmp_path / "sub") == {"model.gguf": DATA}
+    assert read_folder(tmp_path / "out") == files
+    assert read_folder(tmp_path / "sub") == {"model.gguf": DATA}
 
 
 @pytest.mark.parametrize("tells_length", [True, False])
@@ -191,13 +191,13 @@ async def test_parts_that_cannot_be_resumed_are_not_counted(
     """The server gives no ranges: what an earlier run left is fetched again, so it is neither done nor there."""
     server = FileServer({"model.gguf": DATA}, has_ranges=False, tells_length=tells_length, ssl_context=tls[0])
     fetcher = engine(tmp_path, ssl_context=tls[1], download_allowed_hosts=LISTED)
-    story = Story()
+    log = ProgressLog()
     async with server:
         request = download_request(f"{server.url}/model.gguf", tmp_path / "out")
         server.faults["model.gguf"] = [Cut(2 * MIB) for _ in range(8)]
         with pytest.raises(UpstreamFailed):
             await fetcher.download(request)
         server.faults["model.gguf"] = []
-        found = await fetcher.download(request, story.append)
+        found = await fetcher.download(request, log.append)
     assert (found.total_bytes, found.fetched_bytes) == (len(DATA), len(DATA))
-    assert max(progress.done_bytes for progress in story) == len(DATA)
+    assert max(progress.done_bytes for progress in log) == len(DATA)

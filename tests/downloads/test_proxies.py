@@ -8,7 +8,7 @@ import pytest
 import trustme
 
 from appliance.base.errors import Forbidden, UpstreamFailed
-from tests.downloads.workplace import MIB, download_request, engine, held, noise
+from tests.downloads.engines import MIB, download_request, engine, random_bytes, read_folder
 from tests.fakes.file_hubs import FileServer, Hub, ModelScopeHub
 from tests.fakes.forward_proxy import ForwardProxy
 from tests.fakes.s3_server import S3Server
@@ -16,7 +16,7 @@ from tests.fakes.s3_server import S3Server
 HOSTS = dict.fromkeys(
     ("hub.test", "cdn.test", "s3.test", "files.test", "weights.s3.test", "192.0.2.7"), "127.0.0.1"
 )
-DATA = noise(3 * MIB)
+DATA = random_bytes(3 * MIB)
 KEYS = {"access_key": "AKIAOURKEY", "secret_key": "oursecretkey123"}
 
 
@@ -50,7 +50,7 @@ async def test_hugging_face_is_reached_through_the_proxy(tmp_path: Path, variabl
         await engine(tmp_path, hf_endpoint=hub.url, proxies=proxies).download(
             download_request("ns/repo", tmp_path / "out")
         )
-    assert held(tmp_path / "out") == {"model.gguf": DATA, "config.json": b"{}"}
+    assert read_folder(tmp_path / "out") == {"model.gguf": DATA, "config.json": b"{}"}
     assert proxy.hosts == {"hub.test", "cdn.test"}
     assert proxy.sent["cdn.test"] > len(DATA)
     assert hub.listed == 1
@@ -77,7 +77,7 @@ async def test_an_object_store_is_listed_and_fetched_through_it(
             **KEYS,
         )
         await fetcher.download(download_request("s3://weights/llama", tmp_path / "out", style))
-    assert held(tmp_path / "out") == {"model.gguf": DATA}
+    assert read_folder(tmp_path / "out") == {"model.gguf": DATA}
     assert proxy.sent.total() > len(DATA)
     assert proxy.hosts == {asked}
 
@@ -88,7 +88,7 @@ async def test_modelscope_is_asked_through_it(tmp_path: Path) -> None:
         await engine(None, is_trusted=True, proxies={"HTTP_PROXY": proxy.url}).download(
             download_request("ms://ns/repo", tmp_path / "out", config)
         )
-    assert held(tmp_path / "out") == {"model.gguf": DATA}
+    assert read_folder(tmp_path / "out") == {"model.gguf": DATA}
     assert proxy.sent["hub.test"] > len(DATA)
 
 
@@ -114,7 +114,7 @@ async def test_a_secured_host_is_reached_through_a_tunnel(
         await fetcher.download(
             download_request(f"{named(server.url, 'files.test')}/model.gguf", tmp_path / "out")
         )
-    assert held(tmp_path / "out") == {"model.gguf": DATA}
+    assert read_folder(tmp_path / "out") == {"model.gguf": DATA}
     assert set(proxy.asked) == {("CONNECT", "files.test")}
     assert proxy.sent["files.test"] > len(DATA)
 
@@ -277,4 +277,4 @@ async def test_through_a_proxy_no_private_address_is_reached_either(tmp_path: Pa
         await fetcher.download(
             download_request("ns/repo", tmp_path / "out", {"hf_endpoint": named(hub.url, "hub.test")})
         )
-    assert held(tmp_path / "out") == {"model.gguf": DATA}
+    assert read_folder(tmp_path / "out") == {"model.gguf": DATA}

@@ -9,7 +9,7 @@ from appliance.base.reach import HostPolicy
 from appliance.downloads.contract import DownloadRequest
 from appliance.downloads.rules import DownloadRules
 from appliance.downloads.sources.table import split_source
-from tests.downloads.workplace import settings
+from tests.downloads.engines import settings
 
 ENV = {
     "hf_auth_token": "hf_of_the_operator",

@@ -12,9 +12,9 @@ import trustme
 from moto.server import ThreadedMotoServer
 
 from appliance.base.errors import Forbidden, Invalid, NotFound, UpstreamFailed
-from tests.downloads.workplace import MIB, download_request, engine, held, noise
+from tests.downloads.engines import MIB, download_request, engine, random_bytes, read_folder
 
-FILES = {"config.json": b"{}", "sub/weights.bin": noise(2 * MIB), "empty": b""}
+FILES = {"config.json": b"{}", "sub/weights.bin": random_bytes(2 * MIB), "empty": b""}
 KEYS = {"access_key": "AKIAOURKEY", "secret_key": "oursecretkey123"}
 
 
@@ -49,7 +49,7 @@ def bucket(s3: str) -> Iterator[object]:
 async def test_all_below_a_prefix_is_fetched_and_then_known(s3: str, bucket: object, tmp_path: Path) -> None:
     fetcher = engine(tmp_path, endpoint=s3, **KEYS)
     done = await fetcher.download(download_request("s3://models/llama", tmp_path / "out"))
-    assert held(tmp_path / "out") == FILES
+    assert read_folder(tmp_path / "out") == FILES
     assert done.files == 3
     assert (
         await fetcher.download(download_request("s3://models/llama/", tmp_path / "out"))
@@ -65,7 +65,11 @@ async def test_one_object_and_a_part_of_a_prefix_can_be_named(
     await fetcher.download(
         download_request("obs://models/llama/sub", tmp_path / "two", KEYS | {"path_style": "1"})
     )
-    assert held(tmp_path / "one") == held(tmp_path / "two") == {"weights.bin": FILES["sub/weights.bin"]}
+    assert (
+        read_folder(tmp_path / "one")
+        == read_folder(tmp_path / "two")
+        == {"weights.bin": FILES["sub/weights.bin"]}
+    )
 
 
 async def test_a_file_without_manifest_is_known_by_its_etag(s3: str, bucket: object, tmp_path: Path) -> None:
@@ -78,7 +82,7 @@ async def test_a_file_without_manifest_is_known_by_its_etag(s3: str, bucket: obj
 
 
 async def test_objects_in_parts_that_change_are_fetched_anew(s3: str, bucket: object, tmp_path: Path) -> None:
-    first, second = noise(12 * MIB, 5), noise(12 * MIB, 6)
+    first, second = random_bytes(12 * MIB, 5), random_bytes(12 * MIB, 6)
     bucket.upload_fileobj(io.BytesIO(first), "models", "big/model")
     fetcher = engine(tmp_path, endpoint=s3, **KEYS)
     await fetcher.download(download_request("s3://models/big", tmp_path / "out"))
@@ -89,22 +93,22 @@ async def test_objects_in_parts_that_change_are_fetched_anew(s3: str, bucket: ob
     bucket.upload_fileobj(io.BytesIO(second), "models", "big/model")
     done = await fetcher.download(download_request("s3://models/big", tmp_path / "out"))
     assert done.fetched_bytes == len(second)
-    assert held(tmp_path / "out") == {"model": second}
+    assert read_folder(tmp_path / "out") == {"model": second}
 
 
 async def test_what_changed_since_the_listing_is_not_mixed(s3: str, bucket: object, tmp_path: Path) -> None:
-    bucket.put_object(Bucket="models", Key="big/model", Body=noise(MIB, 7))
+    bucket.put_object(Bucket="models", Key="big/model", Body=random_bytes(MIB, 7))
 
     def change(progress: object) -> None:
         if progress.phase == "fetching" and progress.done_bytes == 0:  # type: ignore[attr-defined]
-            bucket.put_object(Bucket="models", Key="big/model", Body=noise(MIB, 8))
+            bucket.put_object(Bucket="models", Key="big/model", Body=random_bytes(MIB, 8))
 
     with pytest.raises(UpstreamFailed, match="model changed at its source") as caught:
         await engine(tmp_path, endpoint=s3, **KEYS).download(
             download_request("s3://models/big", tmp_path / "out"), change
         )
     assert caught.value.code == "changed"
-    assert held(tmp_path / "out") == {}
+    assert read_folder(tmp_path / "out") == {}
 
 
 async def test_repair_fetches_what_is_damaged_missing_or_cut(s3: str, bucket: object, tmp_path: Path) -> None:
@@ -123,7 +127,7 @@ async def test_repair_fetches_what_is_damaged_missing_or_cut(s3: str, bucket: ob
     }
     done = await fetcher.repair(out)
     assert done.fetched_bytes == 2 * MIB + 2
-    assert held(out) == FILES
+    assert read_folder(out) == FILES
     assert await fetcher.verify(out) == []
 
 
@@ -157,10 +161,10 @@ async def test_a_query_is_refused_and_a_question_mark_is_not(s3: str, bucket: ob
         await fetcher.download(download_request("s3://models/odd/what?.bin", out))
     assert ".bin" not in caught.value.message  # it may have been a signature
     await fetcher.download(download_request("s3://models/odd", out))
-    assert held(out) == {"what?.bin": b"x"}
+    assert read_folder(out) == {"what?.bin": b"x"}
     (out / "what?.bin").write_bytes(b"y")
     await fetcher.repair(out)
-    assert held(out) == {"what?.bin": b"x"}
+    assert read_folder(out) == {"what?.bin": b"x"}
 
 
 async def test_keys_are_needed_and_never_told(s3: str, bucket: object, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from appliance.downloads.part import PartialFile
 from appliance.downloads.progress import ProgressMeter
 from appliance.downloads.sources.contract import Interrupted, Listing, RangesUnsupported, RemoteFile
 from appliance.downloads.workers import FetchPlan, TransferWorkers
-from tests.downloads.workplace import MIB, QUICK
+from tests.downloads.engines import MIB, QUICK
 
 
 class ScriptedSource:

@@ -64,7 +64,7 @@ class StandinAdapters:
         return f"no {adapter.name}"
 
 
-class House:
+class Harness:
     """Orders over stand-ins."""
 
     def __init__(self, folder: Path, tasks: Tasks, **more: Any) -> None:
@@ -88,11 +88,11 @@ class House:
 
 
 @asynccontextmanager
-async def opened(folder: Path, **more: Any) -> AsyncIterator[House]:
+async def opened(folder: Path, **more: Any) -> AsyncIterator[Harness]:
     async with Tasks() as tasks:
-        house = House(folder, tasks, **more)
-        await house.orders.open()
-        yield house
+        harness = Harness(folder, tasks, **more)
+        await harness.orders.open()
+        yield harness
 
 
 def rows(folder: Path) -> list[Mapping[str, Any]]:
@@ -113,63 +113,64 @@ def rows(folder: Path) -> list[Mapping[str, Any]]:
 async def test_a_wrong_order_is_refused(
     tmp_path: Path, order: AdapterOrder, more: dict[str, Any], kind: type[Exception], text: str
 ) -> None:
-    async with opened(tmp_path, **more) as house:
+    async with opened(tmp_path, **more) as harness:
         with pytest.raises(kind, match=text):
-            await house.orders.begin(order)
-        assert house.orders.pending == {}
+            await harness.orders.begin(order)
+        assert harness.orders.pending == {}
 
 
 async def test_a_second_order_waits_for_the_first(tmp_path: Path) -> None:
-    async with opened(tmp_path) as house:
-        await house.orders.begin(FETCHED)
+    async with opened(tmp_path) as harness:
+        await harness.orders.begin(FETCHED)
         with pytest.raises(Conflict, match="'style' is already downloading"):
-            await house.orders.load(FETCHED)
+            await harness.orders.load(FETCHED)
 
 
 # ---- the steps
 
 
 async def test_an_order_is_downloaded_waits_and_is_loaded(tmp_path: Path) -> None:
-    async with opened(tmp_path) as house:
-        house.adapters.up.clear()
-        adapter = await house.orders.begin(FETCHED)
-        (await house.downloader.next()).finish()
-        assert await until(lambda: house.phase() == "waiting")
+    async with opened(tmp_path) as harness:
+        harness.adapters.up.clear()
+        adapter = await harness.orders.begin(FETCHED)
+        (await harness.downloader.next()).finish()
+        assert await until(lambda: harness.phase() == "waiting")
         assert await until(lambda: rows(tmp_path)[0]["phase"] == "waiting")
-        house.adapters.fails = [Unavailable("gone again", code="no_backend")]
-        house.adapters.up.set()
-        assert await until(lambda: house.adapters.loaded == [adapter])
-        assert await until(lambda: house.phase() == "")
+        harness.adapters.fails = [Unavailable("gone again", code="no_backend")]
+        harness.adapters.up.set()
+        assert await until(lambda: harness.adapters.loaded == [adapter])
+        assert await until(lambda: harness.phase() == "")
         assert rows(tmp_path) == []
 
 
 async def test_a_failure_is_listed_until_the_next_order(tmp_path: Path) -> None:
-    async with opened(tmp_path) as house:
-        await house.orders.begin(FETCHED)
-        (await house.downloader.next()).fail(ZeroDivisionError(TOKEN))
-        assert await until(lambda: house.phase() == "failed")
-        assert house.orders.pending["style"].error == "an internal error"
+    async with opened(tmp_path) as harness:
+        await harness.orders.begin(FETCHED)
+        (await harness.downloader.next()).fail(ZeroDivisionError(TOKEN))
+        assert await until(lambda: harness.phase() == "failed")
+        assert harness.orders.pending["style"].error == "an internal error"
         assert (
-            await house.orders.load(AdapterOrder("style", str(tmp_path / "adapters" / "x"))) == "loaded style"
+            await harness.orders.load(AdapterOrder("style", str(tmp_path / "adapters" / "x")))
+            == "loaded style"
         )
-        assert (house.orders.pending, rows(tmp_path)) == ({}, [])
+        assert (harness.orders.pending, rows(tmp_path)) == ({}, [])
 
 
 async def test_a_caller_gets_what_the_load_came_to(tmp_path: Path) -> None:
-    async with opened(tmp_path) as house:
-        house.downloader.at_once = True
-        assert await house.orders.load(FETCHED) == "loaded style"
-        house.adapters.fails = [Unavailable("no backend", code="no_backend")]
+    async with opened(tmp_path) as harness:
+        harness.downloader.at_once = True
+        assert await harness.orders.load(FETCHED) == "loaded style"
+        harness.adapters.fails = [Unavailable("no backend", code="no_backend")]
         with pytest.raises(Unavailable, match="no backend"):
-            await house.orders.load(FETCHED)
-        assert house.orders.pending == {}
+            await harness.orders.load(FETCHED)
+        assert harness.orders.pending == {}
 
 
 async def test_a_caller_is_told_that_the_appliance_stops(tmp_path: Path) -> None:
-    async with opened(tmp_path) as house:
-        loading = asyncio.create_task(house.orders.load(FETCHED))
-        await house.downloader.next()
-        await house.orders._jobs.close()
+    async with opened(tmp_path) as harness:
+        loading = asyncio.create_task(harness.orders.load(FETCHED))
+        await harness.downloader.next()
+        await harness.orders._jobs.close()
         with pytest.raises(Unavailable, match="The appliance is stopping; the adapter is not loaded"):
             await loading
 
@@ -178,25 +179,25 @@ async def test_a_caller_is_told_that_the_appliance_stops(tmp_path: Path) -> None
 
 
 async def test_an_unload_gives_a_download_up(tmp_path: Path) -> None:
-    async with opened(tmp_path) as house:
-        await house.orders.begin(FETCHED)
-        run = await house.downloader.next()
-        assert await house.orders.unload("style") == "no style"
-        assert (run.was_cancelled, house.orders.pending, rows(tmp_path)) == (True, {}, [])
+    async with opened(tmp_path) as harness:
+        await harness.orders.begin(FETCHED)
+        run = await harness.downloader.next()
+        assert await harness.orders.unload("style") == "no style"
+        assert (run.was_cancelled, harness.orders.pending, rows(tmp_path)) == (True, {}, [])
         with pytest.raises(NotFound):
-            await house.orders.unload("style")
+            await harness.orders.unload("style")
 
 
 async def test_an_unload_does_not_give_a_load_up(tmp_path: Path) -> None:
-    async with opened(tmp_path) as house:
-        house.adapters.gate.clear()
-        house.downloader.at_once = True
-        await house.orders.begin(FETCHED)
-        assert await until(lambda: house.phase() == "loading")
+    async with opened(tmp_path) as harness:
+        harness.adapters.gate.clear()
+        harness.downloader.at_once = True
+        await harness.orders.begin(FETCHED)
+        assert await until(lambda: harness.phase() == "loading")
         with pytest.raises(NotFound):
-            await house.orders.unload("style")
-        house.adapters.gate.set()
-        assert await until(lambda: house.phase() == "")
+            await harness.orders.unload("style")
+        harness.adapters.gate.set()
+        assert await until(lambda: harness.phase() == "")
 
 
 # ---- restarts
@@ -204,19 +205,19 @@ async def test_an_unload_does_not_give_a_load_up(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("at", ["downloading", "waiting", "loading"])
 async def test_an_order_goes_on_after_a_restart(tmp_path: Path, at: str) -> None:
-    async with opened(tmp_path) as house:
+    async with opened(tmp_path) as harness:
         if at == "waiting":
-            house.adapters.up.clear()
-        house.adapters.gate.clear()
-        house.downloader.at_once = at != "downloading"
-        await house.orders.begin(FETCHED)
-        assert await until(lambda: house.phase() == at and rows(tmp_path)[0]["phase"] == at)
-    async with opened(tmp_path) as house:
-        assert house.phase() == "downloading"
-        run = await house.downloader.next()
+            harness.adapters.up.clear()
+        harness.adapters.gate.clear()
+        harness.downloader.at_once = at != "downloading"
+        await harness.orders.begin(FETCHED)
+        assert await until(lambda: harness.phase() == at and rows(tmp_path)[0]["phase"] == at)
+    async with opened(tmp_path) as harness:
+        assert harness.phase() == "downloading"
+        run = await harness.downloader.next()
         assert (run.request.source, run.request.config) == ("hf://o/s", {"revision": "v1"})
         run.finish()
-        assert await until(lambda: [one.name for one in house.adapters.loaded] == ["style"])
+        assert await until(lambda: [one.name for one in harness.adapters.loaded] == ["style"])
 
 
 @pytest.mark.parametrize(
@@ -232,10 +233,10 @@ async def test_an_order_goes_on_after_a_restart(tmp_path: Path, at: str) -> None
 async def test_a_restart_says_why_an_order_does_not_go_on(
     tmp_path: Path, more: dict[str, Any], phase: str, error: str
 ) -> None:
-    async with opened(tmp_path) as house:
-        await house.orders.begin(AdapterOrder("style", source="hf://o/s", config={"hf_token": TOKEN}))
-        await house.downloader.next()
+    async with opened(tmp_path) as harness:
+        await harness.orders.begin(AdapterOrder("style", source="hf://o/s", config={"hf_token": TOKEN}))
+        await harness.downloader.next()
     assert TOKEN not in (tmp_path / FILE).read_text()
-    async with opened(tmp_path, **more) as house:
-        found = house.orders.pending["style"]
+    async with opened(tmp_path, **more) as harness:
+        found = harness.orders.pending["style"]
         assert (found.phase, error in found.error) == (phase, True)

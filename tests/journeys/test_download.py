@@ -16,7 +16,7 @@ import pytest
 import trustme
 
 from appliance.downloads.part import BLOCK_BYTES
-from tests.downloads.workplace import MIB, held, leftovers, noise
+from tests.downloads.engines import MIB, leftovers, random_bytes, read_folder
 from tests.fakes.file_hubs import Cut, FileServer, Hub, Status
 
 PATIENCE_S = 60
@@ -87,7 +87,7 @@ async def download(
 
 async def test_a_killed_download_is_resumed(tmp_path: Path) -> None:
     out, size = tmp_path / "out", 64 * MIB
-    async with Hub({"model.gguf": noise(size), "config.json": b"{}"}) as hub:
+    async with Hub({"model.gguf": random_bytes(size), "config.json": b"{}"}) as hub:
         hub.drip_s = 0.03
         sent_at_kill = []
         for share in (0.25, 0.6):
@@ -98,12 +98,12 @@ async def test_a_killed_download_is_resumed(tmp_path: Path) -> None:
                 first.process.send_signal(signal.SIGKILL)
                 await first.process.wait()
             sent_at_kill.append(hub.sent["model.gguf"])
-            assert "model.gguf" not in held(out)
+            assert "model.gguf" not in read_folder(out)
         async with download(
             "-s", "hf://ns/repo", "--output-dir", out, "-w", str(WORKERS), "--json", HF_ENDPOINT=hub.url
         ) as second:
             done = await second.result()
-    assert held(out) == {"model.gguf": hub.files["model.gguf"], "config.json": b"{}"}
+    assert read_folder(out) == {"model.gguf": hub.files["model.gguf"], "config.json": b"{}"}
     assert leftovers(out) == []
     twice = hub.sent["model.gguf"] - size
     print(
@@ -122,7 +122,7 @@ def is_waiting(told: dict[str, Any]) -> bool:
 
 async def test_two_processes_for_one_folder_fetch_once(tmp_path: Path) -> None:
     out, size = tmp_path / "out", 24 * MIB
-    async with Hub({"model.gguf": noise(size)}) as hub:
+    async with Hub({"model.gguf": random_bytes(size)}) as hub:
         hub.flowing.clear()  # nobody is ready before the other one is there
         arguments = ("ns/repo", "-o", out, "-w", "2", "--json")
         async with (
@@ -148,7 +148,7 @@ async def test_a_lock_of_a_dead_process_blocks_nobody(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     (out / ".lock").write_text("1\n")  # young, of a living process: system E would wait for it
-    async with Hub({"model.gguf": noise(16 * MIB)}) as hub:
+    async with Hub({"model.gguf": random_bytes(16 * MIB)}) as hub:
         hub.drip_s = 0.2
         async with download("ns/repo", "-o", out, "--json", HF_ENDPOINT=hub.url) as first:
             await first.until(lambda told: told["status"] == "fetching" and told["fetched_bytes"] > 0)
@@ -162,14 +162,14 @@ async def test_a_lock_of_a_dead_process_blocks_nobody(tmp_path: Path) -> None:
                 hub.drip_s = 0
                 hub.flowing.set()
                 assert (await second.result())["status"] == "completed"
-    assert held(out) == {"model.gguf": hub.files["model.gguf"]}
+    assert read_folder(out) == {"model.gguf": hub.files["model.gguf"]}
     assert (out / ".lock").read_text() == ""
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 async def test_stopping_leaves_parts_and_says_so(tmp_path: Path, number: signal.Signals, code: int) -> None:
     out, size = tmp_path / "out", 16 * MIB
-    async with Hub({"model.gguf": noise(size)}) as hub:
+    async with Hub({"model.gguf": random_bytes(size)}) as hub:
         hub.drip_s = 0.08
         async with download("ns/repo", "-o", out, "--json", HF_ENDPOINT=hub.url) as first:
             await first.until(lambda told: told.get("done_bytes", 0) > size // 2)
@@ -183,7 +183,7 @@ async def test_stopping_leaves_parts_and_says_so(tmp_path: Path, number: signal.
         hub.drip_s = 0
         async with download("ns/repo", "-o", out, "--json", HF_ENDPOINT=hub.url) as second:
             assert (await second.result())["fetched_bytes"] <= size // 2
-    assert held(out) == {"model.gguf": hub.files["model.gguf"]}
+    assert read_folder(out) == {"model.gguf": hub.files["model.gguf"]}
 
 
 def namespace_or_skip() -> None:
@@ -208,7 +208,7 @@ def small_disk(folder: Path, megabytes: int) -> tuple[str, ...]:
 async def test_a_disk_without_room_is_seen_before_anything_is_fetched(tmp_path: Path) -> None:
     namespace_or_skip()
     async with (
-        Hub({"model.gguf": noise(24 * MIB)}) as hub,
+        Hub({"model.gguf": random_bytes(24 * MIB)}) as hub,
         download(
             "ns/repo", "-o", tmp_path / "out", before=small_disk(tmp_path, 16), HF_ENDPOINT=hub.url
         ) as run,
@@ -227,7 +227,9 @@ async def test_a_disk_that_becomes_full_is_told_and_what_came_is_kept(tmp_path: 
     ca.cert_pem.write_to_path(tmp_path / "ca.pem")
     (tmp_path / "disk").mkdir()
     async with (
-        FileServer({"model.gguf": noise(24 * MIB)}, tells_length=False, ssl_context=server_side) as server,
+        FileServer(
+            {"model.gguf": random_bytes(24 * MIB)}, tells_length=False, ssl_context=server_side
+        ) as server,
         download(
             f"{server.url}/model.gguf",
             "-o",
@@ -247,7 +249,7 @@ async def test_a_secret_argument_is_not_in_ps_or_output(
     tmp_path: Path,
 ) -> None:
     config = json.dumps({"hf_token": "hf_a_secret_of_ours"})
-    async with Hub({"model.gguf": noise(8 * MIB)}) as hub:
+    async with Hub({"model.gguf": random_bytes(8 * MIB)}) as hub:
         hub.token, hub.drip_s = "hf_a_secret_of_ours", 0.02
         async with download(
             "ns/repo", "-o", tmp_path / "out", "-c", config, "--json", HF_ENDPOINT=hub.url
@@ -271,7 +273,7 @@ async def test_a_secret_argument_is_not_in_ps_or_output(
 
 async def test_verify_and_repair_from_the_command_line(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    async with Hub({"model.gguf": noise(2 * MIB), "config.json": b"{}"}) as hub:
+    async with Hub({"model.gguf": random_bytes(2 * MIB), "config.json": b"{}"}) as hub:
         hub.faults["model.gguf"] = [Cut(MIB)]
         async with download("ns/repo", "-o", out, "--verify", HF_ENDPOINT=hub.url) as run:
             code, text, err = await run.end()
@@ -319,7 +321,7 @@ async def test_what_is_asked_wrongly_is_said_with_its_own_exit_code(tmp_path: Pa
 
 async def test_a_terminal_sees_a_bar(tmp_path: Path) -> None:
     master, slave = pty.openpty()
-    async with Hub({"model.gguf": noise(6 * MIB)}) as hub:
+    async with Hub({"model.gguf": random_bytes(6 * MIB)}) as hub:
         hub.drip_s = 0.02
         process = await asyncio.create_subprocess_exec(
             sys.executable,

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from appliance.downloads.part import BLOCK_BYTES
-from tests.downloads.workplace import MIB, leftovers
+from tests.downloads.engines import MIB, leftovers
 from tests.fakes.file_hubs import Hub
 from tests.fakes.s3_server import S3Server
 from tests.journeys.test_download import download
@@ -77,13 +77,13 @@ async def killed(source: str, out: Path, **environ: str) -> int:
     async with download(source, "-o", out, "-w", str(WORKERS), "--json", **environ) as run:
         reading = asyncio.create_task(run.process.communicate())  # so that it can say what it wants
         async with asyncio.timeout(PATIENCE_S):
-            while (held := on_disk(out)) < SIZE // 3:
+            while (kept_bytes := on_disk(out)) < SIZE // 3:
                 assert not reading.done(), await reading
                 await asyncio.sleep(0.005)
         run.process.kill()
         await reading
     assert not (out / "model.gguf").exists()
-    return held
+    return kept_bytes
 
 
 def on_disk(out: Path) -> int:
@@ -110,7 +110,7 @@ async def test_a_gigabyte_from_a_real_s3_server_survives_a_kill(big: Path, roomy
         etag = await asyncio.to_thread(server.put, big, "gigabytes", "llama/model.gguf")
         environ = {"ENDPOINT": server.url, "ACCESS_KEY": "AKIAOURS", "SECRET_KEY": "our-secret-key"}
         server.drip_s = 0.005  # so that it is killed in the middle, however quick the machine is
-        held = await killed("s3://gigabytes/llama", out, **environ)
+        kept_bytes = await killed("s3://gigabytes/llama", out, **environ)
         server.drip_s = 0.0
         begun = time.monotonic()
         fetched = await whole("s3://gigabytes/llama", out, big, **environ)
@@ -118,11 +118,11 @@ async def test_a_gigabyte_from_a_real_s3_server_survives_a_kill(big: Path, roomy
         twice = server.sent - SIZE
     (row,) = json.loads((out / ".download.json").read_text())["downloads"][0]["files"]
     print(
-        f"s3: killed at {held:,} of {SIZE:,} bytes; then {fetched:,} were "
+        f"s3: killed at {kept_bytes:,} of {SIZE:,} bytes; then {fetched:,} were "
         f"fetched in {took_s:.1f} s; {twice:,} were sent twice"
     )
     assert f'"{row["etag"]}"' == etag
-    assert fetched <= SIZE - held + WORKERS * BLOCK_BYTES
+    assert fetched <= SIZE - kept_bytes + WORKERS * BLOCK_BYTES
     assert 0 <= twice <= WORKERS * (BLOCK_BYTES + ON_ITS_WAY)
 
 
@@ -131,7 +131,7 @@ async def test_a_gigabyte_from_a_hugging_face_endpoint_survives_a_kill(big: Path
     async with Hub({"model.gguf": big}) as hub:
         await asyncio.to_thread(hub.sha256, "model.gguf")
         hub.drip_s = 0.002
-        held = await killed("ns/repo", out, HF_ENDPOINT=hub.url)
+        kept_bytes = await killed("ns/repo", out, HF_ENDPOINT=hub.url)
         hub.drip_s, sent = 0.0, hub.sent["model.gguf"]
         hub.is_quick = True
         begun = time.monotonic()
@@ -139,20 +139,20 @@ async def test_a_gigabyte_from_a_hugging_face_endpoint_survives_a_kill(big: Path
         took_s = time.monotonic() - begun
         twice = sent + fetched - SIZE
     print(
-        f"hf: killed at {held:,} of {SIZE:,} bytes; then {fetched:,} were "
+        f"hf: killed at {kept_bytes:,} of {SIZE:,} bytes; then {fetched:,} were "
         f"fetched in {took_s:.1f} s; {twice:,} were sent twice"
     )
-    assert fetched <= SIZE - held + WORKERS * BLOCK_BYTES
+    assert fetched <= SIZE - kept_bytes + WORKERS * BLOCK_BYTES
     assert 0 <= twice <= WORKERS * (BLOCK_BYTES + ON_ITS_WAY)
 
 
 async def test_a_gigabyte_from_a_mounted_folder_survives_a_kill(big: Path, roomy: Path) -> None:
     out = roomy / "out"
-    held = await killed(f"pvc://{big.parent}", out)
+    kept_bytes = await killed(f"pvc://{big.parent}", out)
     begun = time.monotonic()
     fetched = await whole(f"pvc://{big.parent}", out, big)
     print(
-        f"pvc: killed at {held:,} of {SIZE:,} bytes; then {fetched:,} were copied "
+        f"pvc: killed at {kept_bytes:,} of {SIZE:,} bytes; then {fetched:,} were copied "
         f"in {time.monotonic() - begun:.1f} s"
     )
-    assert fetched <= SIZE - held + WORKERS * BLOCK_BYTES
+    assert fetched <= SIZE - kept_bytes + WORKERS * BLOCK_BYTES

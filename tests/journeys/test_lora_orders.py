@@ -65,7 +65,7 @@ class Downloads:
         raise NotImplementedError
 
 
-class House:
+class Harness:
     """An appliance with one vLLM, a download engine by script, and a sidecar's door beside its own."""
 
     def __init__(self, running: Running, engine: LoraEngine, tmp_path: Path) -> None:
@@ -103,18 +103,18 @@ class House:
 
 
 @pytest.fixture
-async def house(start, tmp_path: Path) -> AsyncIterator[House]:
+async def harness(start, tmp_path: Path) -> AsyncIterator[Harness]:
     @asynccontextmanager
-    async def open_house() -> AsyncIterator[House]:
+    async def open_house() -> AsyncIterator[Harness]:
         async with LoraEngine("vllm") as engine:
-            yield House(await start(BACKENDS=f"v={engine.url}", **QUICK), engine, tmp_path)
+            yield Harness(await start(BACKENDS=f"v={engine.url}", **QUICK), engine, tmp_path)
 
     async with open_house() as one:
         yield one
 
 
-async def test_with_a_source_it_is_downloaded_and_then_loaded(house: House) -> None:
-    status, value = await house.post(
+async def test_with_a_source_it_is_downloaded_and_then_loaded(harness: Harness) -> None:
+    status, value = await harness.post(
         "load",
         lora_name="org/style",
         source="hf://org/style",
@@ -122,28 +122,28 @@ async def test_with_a_source_it_is_downloaded_and_then_loaded(house: House) -> N
         max_workers=2,
     )
     assert (status, value["message"]) == (200, "Success: LoRA adapter 'org/style' added successfully.")
-    (request,) = house.downloads.options
+    (request,) = harness.downloads.options
     assert (request.source, request.output_dir, request.max_workers, request.config) == (
         "hf://org/style",
-        house.folder / "org--style",
+        harness.folder / "org--style",
         2,
         {"hf_token": "hf_secret", "n": "3"},
     )
-    assert house.engine.adapters == {"org/style": str(house.folder / "org--style")}
-    row = (await listed(house.running))["org/style"]
+    assert harness.engine.adapters == {"org/style": str(harness.folder / "org--style")}
+    row = (await listed(harness.running))["org/style"]
     assert (row["source"], row["state"]) == ("hf://org/style", "loaded")
-    kept = (house.folder.parent / "lora-adapters.json").read_text()
+    kept = (harness.folder.parent / "lora-adapters.json").read_text()
     assert "hf_secret" not in kept
-    assert (await say(house.running, "org/style"))[1] == "The adapter org/style."
+    assert (await say(harness.running, "org/style"))[1] == "The adapter org/style."
 
 
-async def test_in_the_background_it_is_told_how_far_it_is(house: House) -> None:
-    house.downloads.released.clear()
-    status, value = await house.post(
+async def test_in_the_background_it_is_told_how_far_it_is(harness: Harness) -> None:
+    harness.downloads.released.clear()
+    status, value = await harness.post(
         "load",
         lora_name="style",
         source="s3://b/style",
-        output_dir=str(house.folder / "mine"),
+        output_dir=str(harness.folder / "mine"),
         async_download=True,
     )
     assert (status, value["status"], value["lora_name"], value["source"], value["output_dir"]) == (
@@ -151,52 +151,54 @@ async def test_in_the_background_it_is_told_how_far_it_is(house: House) -> None:
         "started",
         "style",
         "s3://b/style",
-        str(house.folder / "mine"),
+        str(harness.folder / "mine"),
     )
-    assert await until(lambda: bool(house.downloads.options))
-    row = (await house.pending())["style"]
+    assert await until(lambda: bool(harness.downloads.options))
+    row = (await harness.pending())["style"]
     assert (row["phase"], row["done_bytes"], row["total_bytes"], "error" in row) == (
         "downloading",
         4,
         10,
         False,
     )
-    status, value = await house.post("load", lora_name="style", source="s3://b/style")
+    status, value = await harness.post("load", lora_name="style", source="s3://b/style")
     assert (status, value["error"]["code"]) == (409, "adapter_busy")
-    house.downloads.released.set()
-    assert await until(lambda: "style" in house.engine.adapters)
-    assert await until(lambda: "style" in house.running.appliance.adapters.table.declared)
-    assert await until(lambda: house.running.appliance.lora_orders.pending == {})
+    harness.downloads.released.set()
+    assert await until(lambda: "style" in harness.engine.adapters)
+    assert await until(lambda: "style" in harness.running.appliance.adapters.table.declared)
+    assert await until(lambda: harness.running.appliance.lora_orders.pending == {})
 
 
-async def test_a_failure_in_the_background_is_kept_and_told(house: House) -> None:
-    house.downloads.fails = Forbidden("adapter_config.json: the source says 403.")
-    assert (await house.post("load", lora_name="style", source="hf://o/s", async_download=True))[0] == 202
+async def test_a_failure_in_the_background_is_kept_and_told(harness: Harness) -> None:
+    harness.downloads.fails = Forbidden("adapter_config.json: the source says 403.")
+    assert (await harness.post("load", lora_name="style", source="hf://o/s", async_download=True))[0] == 202
     assert await until(
-        lambda: any(one.phase == "failed" for one in house.running.appliance.lora_orders.pending.values())
+        lambda: any(one.phase == "failed" for one in harness.running.appliance.lora_orders.pending.values())
     )
-    row = (await house.pending())["style"]
+    row = (await harness.pending())["style"]
     assert (row["phase"], row["error"]) == ("failed", "adapter_config.json: the source says 403.")
-    assert await listed(house.running) == {}
-    house.downloads.fails = None
-    assert (await house.post("load", lora_name="style", source="hf://o/s"))[0] == 200  # it may be tried again
-    assert await house.pending() == {}
+    assert await listed(harness.running) == {}
+    harness.downloads.fails = None
+    assert (await harness.post("load", lora_name="style", source="hf://o/s"))[
+        0
+    ] == 200  # it may be tried again
+    assert await harness.pending() == {}
 
 
-async def test_a_failed_download_loads_nothing(house: House) -> None:
-    house.downloads.fails = UpstreamFailed("adapter_model.safetensors: the source broke off.")
-    status, value = await house.post("load", lora_name="style", source="hf://o/s")
+async def test_a_failed_download_loads_nothing(harness: Harness) -> None:
+    harness.downloads.fails = UpstreamFailed("adapter_model.safetensors: the source broke off.")
+    status, value = await harness.post("load", lora_name="style", source="hf://o/s")
     assert (status, value["error"]["message"]) == (502, "adapter_model.safetensors: the source broke off.")
-    assert house.engine.commands == []
+    assert harness.engine.commands == []
 
 
-async def test_a_caller_that_leaves_ends_the_download(house: House) -> None:
-    house.downloads.released.clear()
-    asking = asyncio.create_task(house.post("load", lora_name="style", source="hf://o/s"))
-    assert await until(lambda: bool(house.downloads.options))
+async def test_a_caller_that_leaves_ends_the_download(harness: Harness) -> None:
+    harness.downloads.released.clear()
+    asking = asyncio.create_task(harness.post("load", lora_name="style", source="hf://o/s"))
+    assert await until(lambda: bool(harness.downloads.options))
     asking.cancel()
-    assert await until(lambda: house.downloads.cancelled)
-    assert await until(lambda: not house.running.appliance.lora_orders.pending)
+    assert await until(lambda: harness.downloads.cancelled)
+    assert await until(lambda: not harness.running.appliance.lora_orders.pending)
 
 
 @pytest.mark.parametrize(
@@ -214,17 +216,17 @@ async def test_a_caller_that_leaves_ends_the_download(house: House) -> None:
         ({"base_model": "nobody"}, "model_not_found"),
     ],
 )
-async def test_a_wrong_order_is_refused_before_any_download(house: House, more, code) -> None:
-    status, value = await house.post(
+async def test_a_wrong_order_is_refused_before_any_download(harness: Harness, more, code) -> None:
+    status, value = await harness.post(
         "load", **{"lora_name": "style", "source": "hf://o/s", "async_download": True, **more}
     )
     assert (400 <= status < 500, value["error"]["code"]) == (True, code)
     assert "secret" not in str(value)
-    assert house.downloads.options == []
+    assert harness.downloads.options == []
 
 
-async def test_a_reload_takes_other_folders(house: House, tmp_path: Path) -> None:
-    appliance, other = house.running.appliance, tmp_path / "other"
+async def test_a_reload_takes_other_folders(harness: Harness, tmp_path: Path) -> None:
+    appliance, other = harness.running.appliance, tmp_path / "other"
     appliance.lora_orders._downloader = appliance.downloader  # the real one has its own list
     (other / "style").mkdir(parents=True)
     (other / "source").mkdir()
@@ -236,56 +238,56 @@ async def test_a_reload_takes_other_folders(house: House, tmp_path: Path) -> Non
         "output_dir": str(other / "fetched"),
     }
     for order in (body, fetched):
-        status, value = await house.post("load", **order)
+        status, value = await harness.post("load", **order)
         assert (status, value["error"]["code"]) == (403, "path_not_allowed")
     result = await Reloader(appliance).reload(
-        {"LORA_ALLOWED_DIRS": f"{house.folder},{other}", "DOWNLOAD_ALLOWED_DIRS": str(other)}, False
+        {"LORA_ALLOWED_DIRS": f"{harness.folder},{other}", "DOWNLOAD_ALLOWED_DIRS": str(other)}, False
     )
     assert {change.variable: change.needs_restart for change in result.changes} == {
         "LORA_ALLOWED_DIRS": False,
         "DOWNLOAD_ALLOWED_DIRS": False,
     }
-    assert [(await house.post("load", **order))[0] for order in (body, fetched)] == [200, 200]
-    assert house.engine.adapters == {"style": str(other / "style"), "fetched": str(other / "fetched")}
-    await Reloader(appliance).reload({"LORA_ALLOWED_DIRS": str(house.folder)}, False)
-    status, value = await house.post("load", lora_name="again", lora_path=str(other / "again"))
+    assert [(await harness.post("load", **order))[0] for order in (body, fetched)] == [200, 200]
+    assert harness.engine.adapters == {"style": str(other / "style"), "fetched": str(other / "fetched")}
+    await Reloader(appliance).reload({"LORA_ALLOWED_DIRS": str(harness.folder)}, False)
+    status, value = await harness.post("load", lora_name="again", lora_path=str(other / "again"))
     assert (status, value["error"]["code"]) == (403, "path_not_allowed")
-    assert (await house.post("unload", lora_name="style"))[0] == 200  # what is there already can go
+    assert (await harness.post("unload", lora_name="style"))[0] == 200  # what is there already can go
 
 
-async def test_the_sidecar_gives_the_engines_own_answers(house: House) -> None:
-    path = str(house.folder / "style")
-    assert await house.beside("load", lora_name="style", lora_path=path) == (
+async def test_the_sidecar_gives_the_engines_own_answers(harness: Harness) -> None:
+    path = str(harness.folder / "style")
+    assert await harness.beside("load", lora_name="style", lora_path=path) == (
         200,
         {"message": "Success: LoRA adapter 'style' added successfully."},
     )
-    assert (await house.beside("load", lora_name="other", source="hf://o/s"))[0] == 200
-    status, value = await house.beside("unload", lora_name="nobody", lora_int_id=3)
+    assert (await harness.beside("load", lora_name="other", source="hf://o/s"))[0] == 200
+    status, value = await harness.beside("unload", lora_name="nobody", lora_int_id=3)
     assert (status, value["detail"].startswith("HTTP 404: "), "cannot be found" in value["detail"]) == (
         404,
         True,
         True,
     )
-    assert await house.beside("unload", lora_name="style") == (
+    assert await harness.beside("unload", lora_name="style") == (
         200,
         {"message": "Success: LoRA adapter 'style' removed successfully."},
     )
-    house.engine.refuses = (500, "no slots")
-    status, value = await house.beside("load", lora_name="style", lora_path=path)
+    harness.engine.refuses = (500, "no slots")
+    status, value = await harness.beside("load", lora_name="style", lora_path=path)
     assert (status, value["detail"].startswith("HTTP 500: "), "no slots" in value["detail"]) == (
         500,
         True,
         True,
     )
-    house.engine.can_load = False
-    status, value = await house.beside("load", lora_name="style", lora_path=path)
+    harness.engine.can_load = False
+    status, value = await harness.beside("load", lora_name="style", lora_path=path)
     assert (
         status,
         value["detail"].startswith("HTTP 404: "),
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING" in value["detail"],
     ) == (404, True, True)
-    assert (await house.beside("load", lora_name="style", lora_path="/etc/x"))[0] == 403
-    await house.engine.stop()
-    assert await until(lambda: house.running.appliance.router.state("v").standing == "down")
-    status, value = await house.beside("load", lora_name="style", lora_path=path)
+    assert (await harness.beside("load", lora_name="style", lora_path="/etc/x"))[0] == 403
+    await harness.engine.stop()
+    assert await until(lambda: harness.running.appliance.router.state("v").standing == "down")
+    status, value = await harness.beside("load", lora_name="style", lora_path=path)
     assert (status, list(value)) == (500, ["detail"])

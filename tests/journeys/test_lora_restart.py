@@ -8,7 +8,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.downloads.workplace import MIB, held, noise
+from tests.downloads.engines import MIB, random_bytes, read_folder
 from tests.fakes.file_hubs import Hub
 from tests.fakes.lora_engines import LoraEngine
 from tests.journeys.running import Process, Spawn
@@ -72,7 +72,7 @@ async def begun(spawn: Spawn, hub: Hub, variables: dict[str, str], **body: Any) 
 
 
 async def test_an_order_goes_on_after_a_kill(spawn: Spawn, tmp_path: Path) -> None:
-    async with LoraEngine("vllm") as engine, Hub({"adapter_model.safetensors": noise(SIZE)}) as hub:
+    async with LoraEngine("vllm") as engine, Hub({"adapter_model.safetensors": random_bytes(SIZE)}) as hub:
         variables = {"BACKENDS": f"v={engine.url}", "HF_ENDPOINT": hub.url, **QUICK}
         running = await begun(spawn, hub, variables, max_workers=2, config={"revision": "main"})
         await kill(running)
@@ -89,7 +89,7 @@ async def test_an_order_goes_on_after_a_kill(spawn: Spawn, tmp_path: Path) -> No
         assert await until_pending(running, lambda row: not row) == {}
         folder = tmp_path / "state" / "adapters" / "style"
         assert engine.adapters == {"style": str(folder)}
-        assert held(folder) == hub.files
+        assert read_folder(folder) == hub.files
         assert hub.sent["adapter_model.safetensors"] < SIZE + 12 * MIB  # it went on, and did not begin anew
         assert kept(tmp_path) == []
         _, value = await ask(running, "GET", "/v1/lora_adapters")
@@ -97,7 +97,7 @@ async def test_an_order_goes_on_after_a_kill(spawn: Spawn, tmp_path: Path) -> No
 
 
 async def test_an_order_waits_for_an_engine_that_comes_up_later(spawn: Spawn, tmp_path: Path) -> None:
-    async with Hub({"adapter_model.safetensors": noise(SIZE)}) as hub:
+    async with Hub({"adapter_model.safetensors": random_bytes(SIZE)}) as hub:
         async with LoraEngine("vllm") as engine:
             variables = {"BACKENDS": f"v={engine.url}", "HF_ENDPOINT": hub.url, **QUICK}
             running = await begun(spawn, hub, variables)
@@ -115,7 +115,7 @@ async def test_an_order_waits_for_an_engine_that_comes_up_later(spawn: Spawn, tm
 async def test_an_order_whose_credentials_are_gone_says_so(
     spawn: Spawn, tmp_path: Path, is_given_again: bool
 ) -> None:
-    async with LoraEngine("vllm") as engine, Hub({"adapter_model.safetensors": noise(SIZE)}) as hub:
+    async with LoraEngine("vllm") as engine, Hub({"adapter_model.safetensors": random_bytes(SIZE)}) as hub:
         hub.token = TOKEN
         variables = {"BACKENDS": f"v={engine.url}", "HF_ENDPOINT": hub.url, **QUICK}
         running = await begun(spawn, hub, variables, config={"hf_token": TOKEN})
@@ -143,7 +143,7 @@ async def test_an_order_whose_credentials_are_gone_says_so(
 
 
 async def test_failed_orders_are_listed_after_a_restart(spawn: Spawn, tmp_path: Path) -> None:
-    async with LoraEngine("vllm") as engine, Hub({"adapter_model.safetensors": noise(MIB)}) as hub:
+    async with LoraEngine("vllm") as engine, Hub({"adapter_model.safetensors": random_bytes(MIB)}) as hub:
         hub.is_gated = True
         variables = {"BACKENDS": f"v={engine.url}", "HF_ENDPOINT": hub.url, **QUICK}
         running = await asyncio.to_thread(spawn, **variables)
@@ -160,7 +160,7 @@ async def test_failed_orders_are_listed_after_a_restart(spawn: Spawn, tmp_path: 
 
 
 async def test_an_order_is_given_up_by_an_unload(spawn: Spawn, tmp_path: Path) -> None:
-    async with LoraEngine("vllm") as engine, Hub({"adapter_model.safetensors": noise(SIZE)}) as hub:
+    async with LoraEngine("vllm") as engine, Hub({"adapter_model.safetensors": random_bytes(SIZE)}) as hub:
         running = await begun(spawn, hub, {"BACKENDS": f"v={engine.url}", "HF_ENDPOINT": hub.url, **QUICK})
         assert (await unload(running))[0] == 200
         assert (await pending(running), kept(tmp_path), engine.adapters) == ({}, [], {})

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from appliance.reload import Reloader
-from tests.downloads.workplace import MIB, held, noise
+from tests.downloads.engines import MIB, random_bytes, read_folder
 from tests.fakes.engine_server import EngineServer
 from tests.fakes.file_hubs import Hub
 from tests.fakes.forward_proxy import ForwardProxy
@@ -17,7 +17,7 @@ from tests.journeys.test_backends import ask
 from tests.journeys.test_download import download
 
 HOSTS = dict.fromkeys(("hub.test", "cdn.test"), "127.0.0.1")
-DATA = noise(2 * MIB)
+DATA = random_bytes(2 * MIB)
 VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")
 
 
@@ -60,7 +60,7 @@ async def test_the_command_line_goes_through_it_and_names_its_faults(tmp_path: P
                 ended, out, err = await run.end()
             assert (ended, said in out + err) == (code, True), (ended, out, err)
             assert "secret" not in out + err
-    assert held(tmp_path / "0") == {"model.gguf": DATA}
+    assert read_folder(tmp_path / "0") == {"model.gguf": DATA}
     assert proxy.sent["cdn.test"] > len(DATA)
 
 

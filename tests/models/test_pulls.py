@@ -324,7 +324,7 @@ def test_pulled_models_without_a_server_are_a_warning(
 # ---- what a pull fetched, and what is deleted
 
 
-class Shelf:
+class Harness:
     """Pulled models in a folder, and downloads by script."""
 
     def __init__(self, home: Path, tasks: Tasks) -> None:
@@ -350,11 +350,11 @@ class Shelf:
 
 
 @asynccontextmanager
-async def opened(home: Path) -> AsyncIterator[Shelf]:
+async def opened(home: Path) -> AsyncIterator[Harness]:
     async with Tasks() as tasks:
-        shelf = Shelf(home, tasks)
-        yield shelf
-        await shelf.jobs.close()
+        harness = Harness(home, tasks)
+        yield harness
+        await harness.jobs.close()
 
 
 def wanted(name: str) -> PullName:
@@ -364,9 +364,9 @@ def wanted(name: str) -> PullName:
 
 
 async def test_what_cannot_be_listed_is_said_in_ollamas_words(tmp_path: Path) -> None:
-    async with opened(tmp_path) as shelf:
+    async with opened(tmp_path) as harness:
         with pytest.raises(Forbidden) as caught:
-            await shelf.pulls.find_files(wanted("hf.co/ns/closed"))
+            await harness.pulls.find_files(wanted("hf.co/ns/closed"))
         assert caught.value.message == "pull model manifest: ns/closed is gated."
 
 
@@ -380,40 +380,40 @@ async def test_what_cannot_be_listed_is_said_in_ollamas_words(tmp_path: Path) ->
 async def test_a_file_that_is_no_model_fails_the_pull(
     tmp_path: Path, content: bytes | None, text: str
 ) -> None:
-    async with opened(tmp_path) as shelf:
-        shelf.downloader.at_once = True
-        shelf.downloader.writes = {"m.gguf": content} if content is not None else {}
+    async with opened(tmp_path) as harness:
+        harness.downloader.at_once = True
+        harness.downloader.writes = {"m.gguf": content} if content is not None else {}
         name = wanted("hf.co/ns/a")
-        job = await shelf.pulls.start(name, await shelf.pulls.find_files(name))
+        job = await harness.pulls.start(name, await harness.pulls.find_files(name))
         with pytest.raises(Invalid, match=text) as caught:
-            await shelf.jobs.wait(job.id)
-        assert (caught.value.code, shelf.happened, read_pulled(tmp_path)[0]) == ("not_gguf", [], [])
+            await harness.jobs.wait(job.id)
+        assert (caught.value.code, harness.happened, read_pulled(tmp_path)[0]) == ("not_gguf", [], [])
 
 
 async def test_a_projector_alone_is_no_model(tmp_path: Path, tiny_models: Path) -> None:
-    async with opened(tmp_path) as shelf:
-        shelf.downloader.at_once = True
-        shelf.downloader.writes = {"m.gguf": (tiny_models / "tiny-lora.gguf").read_bytes()}
+    async with opened(tmp_path) as harness:
+        harness.downloader.at_once = True
+        harness.downloader.writes = {"m.gguf": (tiny_models / "tiny-lora.gguf").read_bytes()}
         name = wanted("hf.co/ns/a")
-        job = await shelf.pulls.start(name, await shelf.pulls.find_files(name))
+        job = await harness.pulls.start(name, await harness.pulls.find_files(name))
         with pytest.raises(Invalid, match=r"m.gguf is no model, but a file of type 'adapter'"):
-            await shelf.jobs.wait(job.id)
+            await harness.jobs.wait(job.id)
 
 
 async def test_only_a_pulled_model_that_is_not_being_pulled_is_deleted(tmp_path: Path) -> None:
     put(tmp_path, pulled(tmp_path))
-    async with opened(tmp_path) as shelf:
+    async with opened(tmp_path) as harness:
         with pytest.raises(NoSuchModel, match="model 'nobody' not found"):
-            await shelf.pulls.delete("nobody")
+            await harness.pulls.delete("nobody")
         name = wanted("hf.co/ns/a")
         folder = read_pulled(tmp_path)[0][0].folder
         request = DownloadRequest(name.source, folder, config={"include": "m.gguf"})
-        job = await shelf.jobs.start(request, model=name.alias)
+        job = await harness.jobs.start(request, model=name.alias)
         with pytest.raises(Conflict, match=r"hf.co/ns/a:latest is being pulled. Cancel that download"):
-            await shelf.pulls.delete("hf.co/ns/a:latest")
-        await shelf.jobs.cancel(job.id)
-        await shelf.pulls.delete("hf.co/ns/a:latest")
-        assert (shelf.happened, read_pulled(tmp_path)[0]) == (["eject hf.co/ns/a", "changed"], [])
+            await harness.pulls.delete("hf.co/ns/a:latest")
+        await harness.jobs.cancel(job.id)
+        await harness.pulls.delete("hf.co/ns/a:latest")
+        assert (harness.happened, read_pulled(tmp_path)[0]) == (["eject hf.co/ns/a", "changed"], [])
         assert not folder.exists()
 
 

@@ -1,4 +1,4 @@
-"""What the tests of downloads share: engines with a short patience, and a look at what a folder holds."""
+"""What the tests of downloads share: engines with short time-outs, and what a folder contains."""
 
 import os
 import random
@@ -30,7 +30,7 @@ def engine(
     proxies: Mapping[str, str] | None = None,
     **values: object,
 ) -> DownloadEngine:
-    """Give an engine that may write below `root`. `proxies`: the variables that name some."""
+    """Return an engine that may write below `root`. `proxies`: the variables that name some."""
     return DownloadEngine(
         settings(**values),
         output_roots=None if root is None else (root,),
@@ -47,12 +47,12 @@ def download_request(
     return DownloadRequest(source, folder, workers, config or {})
 
 
-def noise(size: int, seed: int = 1) -> bytes:
+def random_bytes(size: int, seed: int = 1) -> bytes:
     return random.Random(seed).randbytes(size)
 
 
-def held(folder: Path) -> dict[str, bytes]:
-    """Give all that lies below a folder, our own files apart."""
+def read_folder(folder: Path) -> dict[str, bytes]:
+    """Return all files below a folder, except our own."""
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in sorted(folder.rglob("*"))
@@ -62,12 +62,12 @@ def held(folder: Path) -> dict[str, bytes]:
 
 
 def leftovers(folder: Path) -> list[str]:
-    """Give what a download left of its own, except the manifest and the (empty) lock file."""
+    """Return what a download left of its own, except the manifest and the (empty) lock file."""
     return sorted(os.listdir(folder / ".download")) if (folder / ".download").exists() else []
 
 
-class Story(list[DownloadProgress]):
-    """All that was told of a download's progress."""
+class ProgressLog(list[DownloadProgress]):
+    """All reports of a download's progress."""
 
     def phases(self) -> list[str]:
         found: list[str] = []
