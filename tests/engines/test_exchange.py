@@ -294,6 +294,48 @@ async def test_closing_a_stream_ends_the_exchange(taken: int) -> None:
     assert (it.observer.seen, it.response.closed) == (["head", "first", "client_left"], 1)  # type: ignore[union-attr]
 
 
+async def leave(task: "asyncio.Task[Any]") -> None:
+    """Cancel a task once it waits."""
+    for _ in range(5):
+        await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+@pytest.mark.parametrize(
+    ("script", "is_gathered"),
+    [(("hang",), False), ((b": hi\n\n", "hang"), False), ((chunk("a"), "hang"), True)],
+)
+async def test_cancelling_before_the_reply_closes_the_response(
+    script: tuple[Any, ...], is_gathered: bool
+) -> None:
+    it = Attempting(stream_of(*script), is_gathered=is_gathered)
+    await leave(asyncio.create_task(it.send()))
+    assert it.response.closed == 1  # type: ignore[union-attr]
+    assert "ok" not in it.observer.seen
+
+
+async def test_cancelling_the_wait_for_the_last_chunk_ends_the_stream() -> None:
+    it = Attempting(stream_of(chunk("a", "stop") + DONE, "hang"))
+    reply = await it.send()
+    assert reply.events is not None
+    await leave(asyncio.create_task(reply.events.aclose()))  # type: ignore[arg-type]
+    await reply.events.aclose()
+    assert (it.observer.seen, it.response.closed) == (["head", "first", "ok"], 1)  # type: ignore[union-attr]
+
+
+async def test_a_cancelled_read_leaves_the_stream_to_be_closed() -> None:
+    it = Attempting(stream_of(chunk("a"), "hang"))
+    reply = await it.send()
+    assert reply.events is not None
+    await anext(reply.events)
+    await leave(asyncio.create_task(anext(reply.events)))  # type: ignore[arg-type]
+    assert it.response.closed == 0  # type: ignore[union-attr]
+    await reply.events.aclose()
+    assert (it.observer.seen[-1], it.response.closed) == ("client_left", 1)  # type: ignore[union-attr]
+
+
 async def test_a_stream_counts_its_events() -> None:
     it = Attempting(stream_of(chunk("a"), chunk("b") + chunk("c", "stop") + DONE))
     reply = await it.send()

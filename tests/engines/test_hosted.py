@@ -13,7 +13,7 @@ from appliance.base.clock import FakeClock
 from appliance.base.errors import ApplianceError, Forbidden, Invalid, TimedOut, Unavailable, UpstreamFailed
 from appliance.base.metrics.registry import Metrics
 from appliance.base.wire.pool import ConnectionPool
-from appliance.base.wire.types import PoolLimits
+from appliance.base.wire.types import PoolFull, PoolLimits
 from appliance.engines.backends.contract import BackendCallbacks
 from appliance.engines.backends.hosted import HostedBackend, base_address, map_error
 from appliance.engines.outcome import Outcome
@@ -22,7 +22,7 @@ from appliance.engines.slots import AnySlot
 from appliance.engines.types import BackendStatus, EngineReply
 from appliance.engines.upstream.exchange import AttemptFailed
 from tests.engines.servers import chat
-from tests.fakes.hosted_api import KEY, CutStream, Hang, HostedApi, InvalidResponse, Refuse, Status
+from tests.fakes.hosted_api import KEY, CutStream, Hang, HostedApi, InvalidResponse, Refuse, Stall, Status
 
 pytestmark = pytest.mark.timeout(20)
 
@@ -201,6 +201,8 @@ async def test_a_cancelled_probe_lets_another_request_try(open_hosted: Open) -> 
             await asyncio.sleep(0)
     probe.cancel()
     await asyncio.wait([probe])
+    assert (scene.outcomes(), scene.slot and scene.slot.attempt.outcome) == (["cancelled"], Outcome.CANCELLED)
+    assert (scene.backend.in_flight, scene.backend.connections()["in_use"]) == (0, 0)
     assert (await scene.send()).status == 200
     assert scene.request.receipt.endpoint == scene.apis[0].base_url
 
@@ -227,6 +229,31 @@ async def test_a_stream_holds_its_slot_until_it_ends(open_hosted: Open) -> None:
             pass
     await reply.events.aclose()
     assert (scene.backend.in_flight, scene.slot and scene.slot.attempt.outcome) == (0, Outcome.CUT_OFF)
+
+
+async def test_a_stream_that_is_never_read_releases_its_slot(open_hosted: Open) -> None:
+    scene = await open_hosted()
+    scene.apis[0].script(Stall(after_events=1))
+    reply = await scene.send(stream=True)
+    assert reply.events is not None
+    await reply.events.aclose()
+    assert (scene.slot and scene.slot.attempt.outcome, scene.reports) == (Outcome.CLIENT_LEFT, ["capacity"])
+    assert (scene.backend.in_flight, scene.backend.connections()["in_use"]) == (0, 0)
+
+
+async def test_a_full_connection_pool_opens_no_circuit(
+    open_hosted: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is the appliance's own limit (UPSTREAM_MAX_CONNECTIONS), not a failure of the API."""
+    scene = await open_hosted(breaker_failures=1)
+
+    async def refuse(*_: Any, **__: Any) -> Any:
+        raise PoolFull("no connection came free", phase="pool")
+
+    monkeypatch.setattr(scene.backend._wire, "send", refuse)
+    await scene.fail()
+    assert scene.outcomes() == ["pool", "pool"]
+    assert [row["failed_in_a_row"] for row in scene.backend.describe().endpoints] == [0, 0]
 
 
 # ---- names and addresses

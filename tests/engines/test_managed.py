@@ -164,6 +164,29 @@ async def test_a_client_that_leaves_during_a_load_frees_everything(open_backend:
     assert at.harness.manager.queues()[0].queue_length == 0
 
 
+async def test_a_client_that_leaves_before_the_response_frees_the_slot(open_backend: Open) -> None:
+    at = await open_backend("a", slots=1)
+    await at.harness.have("a")
+    at.engines[0].faults = ["hang"]
+    task = at.sending(at.request())
+    while not at.engines[0].asked:
+        await asyncio.sleep(0.005)
+    assert (at.busy(), at.backend.in_flight) == (1, 1)
+    task.cancel()
+    await settle()
+    assert at.all_is_released()
+    assert at.harness.manager.telemetry()[0].is_ok
+
+
+async def test_a_stream_that_is_never_read_frees_the_slot(open_backend: Open) -> None:
+    at = await open_backend("a", slots=1)
+    await at.harness.have("a")
+    reply = await at.send(at.request(stream=True))
+    assert (reply.events is not None, at.busy()) == (True, 1)
+    await reply.events.aclose()  # type: ignore[union-attr]
+    assert at.all_is_released()
+
+
 async def test_keep_alive_of_a_request_is_passed_on(open_backend: Open) -> None:
     at = await open_backend("a")
     await at.harness.have("a")

@@ -3,6 +3,7 @@
 What each way to fail comes to, and what becomes of its slot. The server is a stand-in on loopback.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -45,6 +46,11 @@ class Scene:
         with pytest.raises((AttemptFailed, ApplianceError)) as caught:
             await self.server.send(request, slot, budget_s=budget_s)
         return caught.value, slot
+
+    def connections(self) -> tuple[int, int]:
+        """How many connections to the engine are in use, and how many are idle."""
+        stats = self.server._wire.stats()
+        return stats["in_use"], stats["idle"]
 
 
 Open = Callable[..., Awaitable[Scene]]
@@ -102,14 +108,77 @@ async def test_a_stream_holds_its_slot_until_it_ends(open_server: Open) -> None:
     assert (slot.attempt.outcome, scene.server.in_flight, scene.reports) == (Outcome.OK, 0, ["capacity"])
 
 
-async def test_a_client_that_leaves_releases_the_slot(open_server: Open) -> None:
+@pytest.mark.parametrize("taken", [0, 1])
+async def test_closing_a_stream_releases_slot_and_connection(open_server: Open, taken: int) -> None:
     scene = await open_server()
     scene.engine.token_s = 0.05
     reply, slot = await scene.send(chat(stream=True))
+    assert (reply.events is not None, scene.connections()) == (True, (1, 0))
     assert reply.events is not None
-    await anext(reply.events)
+    for _ in range(taken):
+        await anext(reply.events)
+    await reply.events.aclose()
     await reply.events.aclose()
     assert (slot.attempt.outcome, scene.server.in_flight) == (Outcome.CLIENT_LEFT, 0)
+    assert (scene.reports, scene.connections()) == (["capacity"], (0, 0))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_complete_response_returns_its_connection(open_server: Open, stream: bool) -> None:
+    scene = await open_server()
+    reply, _ = await scene.send(chat(stream=stream))
+    if reply.events is not None:
+        assert [piece async for piece in reply.events]
+        await reply.events.aclose()
+    assert (scene.reports, scene.connections()) == (["capacity"], (0, 1))
+
+
+@pytest.mark.parametrize(
+    ("kind", "stream", "fault"),
+    [
+        ("vllm", False, "hang"),  # before the head
+        ("vllm", True, "hang"),
+        ("vllm", True, "hang_after_head"),  # before the first event
+        ("llamacpp", False, "hang_after_head"),  # while a stream is gathered
+    ],
+)
+async def test_a_cancelled_attempt_releases_slot_and_connection(
+    open_server: Open, kind: str, stream: bool, fault: str
+) -> None:
+    scene = await open_server(kind)
+    scene.engine.faults = [fault]
+    slot = scene.server.take("only_one")
+    sending = asyncio.create_task(scene.server.send(chat(stream=stream), slot, budget_s=5.0))
+    async with asyncio.timeout(5):
+        while not (scene.engine.asked and (fault == "hang" or slot.attempt.status)):
+            await asyncio.sleep(0.005)
+    sending.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await sending
+    assert (slot.attempt.outcome, scene.server.in_flight) == (Outcome.CANCELLED, 0)
+    assert (scene.reports, scene.connections()) == (["capacity"], (0, 0))
+    assert (dict(scene.server.stats.errors), scene.server.state.breaker.failures_in_a_row) == ({}, 0)
+
+
+async def test_an_attempt_cancelled_while_it_connects_releases_its_slot() -> None:
+    is_connecting = asyncio.Event()
+
+    class Wire(ConnectionPool):
+        async def send(self, *_: Any, **__: Any) -> Any:
+            is_connecting.set()
+            await asyncio.Event().wait()
+
+    server = server_at(wire=Wire(PoolLimits()), breaker_failures=1, breaker_rest_s=10)
+    server.take("only_one").release(Outcome.STATUS, status=500)
+    server.state.breaker.open_until_s = 0.0  # half open: the next request is the probe
+    slot = server.take("only_one")
+    sending = asyncio.create_task(server.send(chat(), slot, budget_s=5.0))
+    await is_connecting.wait()
+    sending.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await sending
+    assert (slot.attempt.outcome, server.in_flight) == (Outcome.CANCELLED, 0)
+    assert not server.state.breaker.is_probing  # another request may be the probe
 
 
 # ---- failures
