@@ -188,7 +188,7 @@ async def test_modelscope_is_fetched_by_its_own_api(tmp_path: Path) -> None:
 async def test_parts_that_cannot_be_resumed_are_not_counted(
     tmp_path: Path, tls: tuple, tells_length: bool
 ) -> None:
-    """The server gives no ranges: what an earlier run left is fetched again, so it is neither done nor there."""
+    """Without ranges, what an earlier run left is fetched again, so it does not count as done."""
     server = FileServer({"model.gguf": DATA}, has_ranges=False, tells_length=tells_length, ssl_context=tls[0])
     fetcher = engine(tmp_path, ssl_context=tls[1], download_allowed_hosts=LISTED)
     log = ProgressLog()

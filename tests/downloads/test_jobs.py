@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import structlog
 
-from appliance.base import logs
+from appliance.base import jsons, logs
 from appliance.base.clock import FakeClock
 from appliance.base.errors import Conflict, Exhausted, Forbidden, Internal, NotFound, Unavailable
 from appliance.base.tasks import Tasks
@@ -405,3 +405,55 @@ async def test_credentials_are_in_no_job_no_file_no_error_and_no_log(
         assert jobs.get(job.id).needs == (key, "the query of its address")
     assert "download_broke" in log_text.getvalue()
     assert SECRET not in "".join(seen) + path.read_text() + log_text.getvalue()
+
+
+async def test_a_file_of_an_earlier_version_is_taken_up(tmp_path: Path) -> None:
+    """The rows as they were before jobs had steps: one running, one completed, one whose credentials are gone."""
+    progress = {
+        "files": 1,
+        "files_done": 0,
+        "total_bytes": 100,
+        "done_bytes": 30,
+        "fetched_bytes": 30,
+        "rate_bytes_s": 1.5,
+        "now": ["a.bin"],
+        "note": "",
+        "phase": "fetching",
+    }
+    row = {
+        "id": "job_1",
+        "source": "hf://ns/a",
+        "output_dir": str(tmp_path / "a"),
+        "state": "running",
+        "created_at_s": 1.0,
+        "kind": "download",
+        "started_at_s": 2.0,
+        "ended_at_s": None,
+        "progress": progress,
+        "error": "",
+        "max_workers": 3,
+        "config": {"revision": "v1"},
+        "needs": [],
+        "model": "",
+        "files": 0,
+        "bytes_total": 0,
+        "seconds": 0.0,
+    }
+    done = row | {"id": "job_0", "state": "completed", "ended_at_s": 3.0, "files": 1, "bytes_total": 100}
+    closed = row | {"id": "job_2", "output_dir": str(tmp_path / "b"), "needs": ["hf_token"]}
+    path = tmp_path / "jobs.json"
+    path.write_bytes(jsons.dumps({"jobs": [done, row, closed]}))
+    downloader = StandinDownloader()
+    async with opened(downloader, path) as jobs:
+        run = await downloader.next()
+        assert (run.request.source, run.request.max_workers, run.request.config) == (
+            "hf://ns/a",
+            3,
+            {"revision": "v1"},
+        )
+        assert [(job.id, job.state, job.created_at_s) for job in jobs.all()] == [
+            ("job_2", "interrupted", 1.0),
+            ("job_1", "running", 1.0),
+            ("job_0", "completed", 1.0),
+        ]
+        assert set(jsons.loads(path.read_bytes())["jobs"][0]) == set(done)
