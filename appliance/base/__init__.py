@@ -1,4 +1,4 @@
-"""The ground floor: tools that every package may use; nothing here knows a word of our own business.
+"""The lowest layer: tools for every package; nothing here knows of models, engines or interfaces.
 
 Modules:
     balancing: how one of several equal servers is chosen.
@@ -7,17 +7,17 @@ Modules:
     errors: what went wrong (Kind), as an exception that may be shown to the caller.
     fair_queue: a queue with priorities, ageing and turns, in which no flow starves.
     files: files that are written completely or not at all.
-    http: streaming HTTP client for what is not hot; the only place that knows aiohttp's client.
+    http: streaming HTTP client for requests outside the hot path; the only user of aiohttp's client.
     jsons: JSON by orjson.
     log_buffer: the latest log lines, to be followed while they are written.
     logs: structured logs, with secrets replaced.
     markdown: tables for generated pages.
     metrics: metric families, and pages in Prometheus' formats.
-    proxies: HTTPS_PROXY and its like, for downloads.
+    proxies: the proxies of HTTPS_PROXY and similar variables, for downloads.
     reach: which hosts may be contacted and which folders may be read.
-    retry_budget: how many retries are allowed for the requests that there were.
+    retry_budget: how many retries are allowed, as a share of the requests.
     settings: the machinery of settings; every package declares its own with it.
-    single_flight: one run of a piece of work for everyone who asks at the same time.
+    single_flight: one run of a piece of work for all callers at the same time.
     sse: server-sent events, parsed.
     tasks: background tasks that cannot die unnoticed.
     watch: one value with any number of followers.

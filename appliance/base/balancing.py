@@ -2,15 +2,15 @@
 
 Counters live in the members, so that a change of the strategy keeps them.
 
-    least_busy             fewest requests per weight, others' included; a clearly slower server counts as
-                           so much busier; the default
+    least_busy             fewest requests per weight, those of other clients included; a server that is
+                           clearly N times slower counts as N times busier; the default
     round_robin            in turn
     equal_weighted         the lowest lifetime count
     weighted_round_robin   in turn, shares by weight, evenly interleaved
     least_connections      fewest requests of our own
     least_response_time    lowest mean time; a server without a sample first
     power_of_two           the less busy of two drawn at random
-    prefix_affinity        least_busy, less a bounded bonus for having the same beginning in its cache
+    prefix_affinity        least_busy, less a bounded bonus for having the same prefix in its cache
 
 Ties go to the cheaper server, then to the one chosen least often, so that a burst spreads.
 """
@@ -21,12 +21,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import inf
 
-MAX_AFFINITY_BONUS = 2.0  # in requests: a cached beginning outweighs at most so much more load
+MAX_AFFINITY_BONUS = 2.0  # in requests: a cached prefix outweighs at most this much more load
 MAX_REMEMBERED_PREFIXES = 8192
 BLOCK_BYTES = 256
 MAX_BLOCKS = 64
 
-# When least_busy takes a server for a slow one:
+# When least_busy counts a server as slow:
 TYPICAL_SHARE = 0.03  # of a new sample in `typical_s`: lengths differ a lot, so one sample says little
 MIN_SLOWNESS = 2.0  # times the fastest server's typical time; less may be chance
 MAX_SLOWNESS = 8.0  # more is not believed
@@ -40,11 +40,11 @@ class Member:
     """One server as a strategy sees it.
 
     Attributes:
-        name: Of the server.
+        name: The server's name.
         weight: Shares of weighted_round_robin; elsewhere it divides the load (weight 2 takes twice as much).
         active: Our own requests in flight, counted at once.
         total: Our own requests ever sent to it.
-        external: Others' requests running or queued in the server; set before each choice.
+        external: Requests of other clients, running or queued in the server; set before each choice.
         mean_s: Response time: the first sample, then (old + new) / 2; see docs/compatibility.md.
         last_s: The latest sample.
         last_used_s: Seconds since 1970.
@@ -116,7 +116,7 @@ class Balancer:
 
         Args:
             members: Never empty.
-            prefixes: Hashes of the request's beginnings, shortest first; see `hash_blocks`.
+            prefixes: Hashes of the request's prefixes, shortest first; see `hash_blocks`.
 
         Returns:
             (member, reason); reason: the strategy's name, `only_one`, or `affinity` if the cache decided.
@@ -162,7 +162,7 @@ class Balancer:
         return best
 
     def _least_delayed(self, members: Sequence[Member], fastest: float) -> Member:
-        """Choose among servers of which some are slow: fewest requests, the new one too, times slowness."""
+        """Choose where some servers are slow: the fewest requests, the new one included, times slowness."""
         best, least = members[0], inf
         for member in members:
             slowness = member.typical_s / fastest if member.samples >= MIN_SAMPLES else 1.0
@@ -226,7 +226,7 @@ class Balancer:
         return second if _load(second) < _load(first) else first
 
     def _by_prefix(self, members: Sequence[Member], prefixes: Sequence[int]) -> tuple[Member, str]:
-        """Choose by load per weight, less a bonus for the share of the beginning that the member knows."""
+        """Choose by load per weight, less a bonus for the share of the prefix that the member has cached."""
         matched: dict[Member, int] = {}
         owners = self._owners
         for number, prefix in enumerate(prefixes, 1):
@@ -260,7 +260,7 @@ _CHOOSERS: dict[str, Callable[[Balancer, Sequence[Member]], Member]] = {
     "least_connections": Balancer._least_connections,
     "least_response_time": Balancer._least_response_time,
     "power_of_two": Balancer._power_of_two,
-    "prefix_affinity": Balancer._least_busy,  # for requests without a beginning worth remembering
+    "prefix_affinity": Balancer._least_busy,  # for requests without a prefix worth remembering
 }
 STRATEGIES: tuple[str, ...] = tuple(_CHOOSERS)
 
@@ -271,7 +271,7 @@ def align_total(newcomer: Member, members: Sequence[Member]) -> None:
 
 
 def hash_blocks(text: bytes, *, block: int = BLOCK_BYTES, most: int = MAX_BLOCKS) -> list[int]:
-    """Hash the beginnings of a text, one for each whole block: equal beginnings have equal hashes.
+    """Hash the prefixes of a text, one for each complete block: equal prefixes have equal hashes.
 
     Args:
         text: The text.
@@ -279,7 +279,7 @@ def hash_blocks(text: bytes, *, block: int = BLOCK_BYTES, most: int = MAX_BLOCKS
         most: Most blocks.
 
     Returns:
-        One hash for each whole leading block, shortest beginning first.
+        One hash for each complete leading block, shortest prefix first.
     """
     hashes: list[int] = []
     so_far = 0

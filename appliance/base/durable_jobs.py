@@ -1,12 +1,11 @@
-"""Jobs that run in the background, step by step, and outlast a restart.
+"""Jobs that run in the background, step by step, and survive a restart.
 
-A job is a value (`Job` and what its kind adds); a plan says how it is done: named steps, one after the other.
+A job is a value (`Job` and the fields of its kind); its plan is a list of named steps, done in order.
 `DurableJobs` runs the plans, bounded in number, and keeps the jobs in a file of the state folder (`JobFile`).
-A job that was not at its end when the process ended is offered to its owner at the next start, which gives it
-a plan again or says why it cannot go on.
+A job that had not ended when the process exited is handed to its owner at the next start. The owner returns
+a plan to continue it, or the job with the reason why it cannot continue.
 
-Steps must be repeatable: a job that is taken up begins with its first step again. No credential is ever part
-of a job.
+Steps must be repeatable: a resumed job starts again with its first step. No credential is ever part of a job.
 """
 
 import asyncio
@@ -42,7 +41,7 @@ class Job:
         state: `interrupted` means: the process ended before the job did.
         step: The step that it is at, "" before the first one.
         since_s: Since when it is in this state and step.
-        error: Why it failed, or what keeps an interrupted job from going on.
+        error: Why it failed, or why an interrupted job cannot continue.
     """
 
     id: str
@@ -64,7 +63,7 @@ JobT = TypeVar("JobT", bound=Job)
 
 
 def end_job(job: JobT, state: JobState, *, at_s: float, error: str = "") -> JobT:
-    """Return the job as it has ended; a job that had ended before keeps its time."""
+    """Return the job in its end state; a job that had ended before keeps its end time."""
     return replace(job, state=state, since_s=at_s, ended_at_s=job.ended_at_s or at_s, error=error)
 
 
@@ -87,10 +86,10 @@ class JobPlan(Generic[JobT]):
 
     Attributes:
         steps: At least one.
-        complete: Adds to the job what its steps came to; called when the last one is done.
+        complete: Adds the results of the steps to the job; called after the last step.
         secrets: Texts that must not appear in any error of the job.
-        is_detached: It continues without any waiter (see `DurableJobs.holding`).
-        is_stored: It is kept in the file, and listed after its end. False = it is forgotten with its end.
+        is_detached: It continues without any holder (see `DurableJobs.holding`).
+        is_stored: It is kept in the file, and listed after its end. False = it is forgotten when it ends.
     """
 
     steps: Sequence[Step]
@@ -124,7 +123,7 @@ class JobEnd(Generic[JobT]):
 
 
 class JobFile(Generic[JobT]):
-    """The file in which jobs outlast a restart: written whole or not at all, readable by its owner only.
+    """The file in which jobs survive a restart: written completely or not at all, readable by its owner only.
 
     Args:
         path: The file; its folder is created where it is missing.
@@ -148,10 +147,10 @@ class JobFile(Generic[JobT]):
         self._to_row = to_row
         self._from_row = from_row
         self._noun = noun
-        self._turn = (
-            asyncio.Lock()
-        )  # one write after the other, so that no thread waits and waiters go on in order
-        self._lock = threading.Lock()  # a write whose waiter was cancelled goes on in its thread
+        # One write at a time: no thread has to wait for another, and callers continue in order.
+        self._write_order = asyncio.Lock()
+        # A write whose caller was cancelled continues in its thread, beside the next one.
+        self._lock = threading.Lock()
         self._snapshots = 0
         self._written = 0
         self._content = b""
@@ -178,10 +177,10 @@ class JobFile(Generic[JobT]):
             return None
 
     async def write(self, jobs: Sequence[JobT]) -> None:
-        """Write the jobs. A failure is logged, and the jobs go on."""
+        """Write the jobs. A failure is logged, and the jobs continue."""
         self._snapshots += 1
         snapshot = self._snapshots
-        async with self._turn:
+        async with self._write_order:
             await asyncio.to_thread(self._write, snapshot, jobs)
 
     def _write(self, snapshot: int, jobs: Sequence[JobT]) -> None:
@@ -225,8 +224,8 @@ class DurableJobs(Generic[JobT]):
 
     Args:
         file: Where the jobs are kept, None = in memory only.
-        on_fault: Turns an exception that is none of ours into the error that the job fails with, and logs it
-            without the secrets that it is given.
+        on_fault: Called with an unexpected exception. It logs it without the given secrets, and returns the
+            error that the job fails with.
         on_end: Called with each job that has ended, for the log.
     """
 
@@ -256,13 +255,14 @@ class DurableJobs(Generic[JobT]):
         self._thread = threading.get_ident()
 
     async def open(self, resume: Callable[[JobT], JobPlan[JobT] | JobT]) -> None:
-        """Read the kept jobs, and let those go on that had not ended.
+        """Read the kept jobs, and resume those that had not ended.
 
         Args:
-            resume: Called with each job that had not ended. It returns a plan for it, or the job as it is to
-                stand from now on.
+            resume: Called with each job that had not ended. It returns a plan to continue it, or the job as
+                it is to be kept from now on.
         """
-        for job in await self._file.read() if self._file is not None else []:
+        kept = await self._file.read() if self._file is not None else []
+        for job in kept:
             self._jobs[job.id] = job
             if job.is_active or job.state == "interrupted":
                 outcome = resume(job)
@@ -323,7 +323,7 @@ class DurableJobs(Generic[JobT]):
     # ---- doing
 
     async def begin(self, job: JobT, plan: JobPlan[JobT]) -> JobT:
-        """Begin a job, in the place of an ended one of the same id; return it once it is kept."""
+        """Begin a job, in place of an ended one of the same id; return it once it is kept."""
         now_s = self._clock.now_s()
         self._start(replace(job, created_at_s=now_s), plan)
         run = self._runs[job.id]
@@ -347,7 +347,7 @@ class DurableJobs(Generic[JobT]):
         return run.end if run.end is not None else JobEnd(self._jobs[job.id])
 
     def attach(self, job_id: str, *, is_detached: bool) -> None:
-        """Let one more caller share an active job."""
+        """Add one more caller to an active job; a detached one lets it continue without holders."""
         self._runs[job_id].is_detached |= is_detached
 
     def update(self, job_id: str, **changes: Any) -> None:
@@ -385,7 +385,7 @@ class DurableJobs(Generic[JobT]):
 
     @contextmanager
     def holding(self, job_id: str) -> Iterator[None]:
-        """Want a job while the context lasts: the last holder to leave cancels it, unless it is detached."""
+        """Hold a job while the context is open; without holders it is cancelled, unless it is detached."""
         run = self._runs.get(job_id)
         if run is None:
             yield
@@ -399,7 +399,7 @@ class DurableJobs(Generic[JobT]):
                 run.cancel()
 
     async def cancel(self, job_id: str, *, wait_s: float | None = CANCEL_WAIT_S) -> JobT:
-        """End a job, and return it as it is then. One that has ended already stays as it is.
+        """Cancel a job, and return it as it is then. One that has ended already stays as it is.
 
         Args:
             wait_s: Longest wait for its end in seconds, None = no limit.
@@ -423,7 +423,7 @@ class DurableJobs(Generic[JobT]):
     # ---- one job's life
 
     def _start(self, job: JobT, plan: JobPlan[JobT]) -> None:
-        SECRETS.learn(plan.secrets)  # what others log of it is blanked, too
+        SECRETS.learn(plan.secrets)  # so that they are redacted in all log lines
         self._failures.pop(job.id, None)
         now_s = self._clock.now_s()
         fresh = replace(
@@ -437,7 +437,7 @@ class DurableJobs(Generic[JobT]):
         self._runs[job.id] = _Run(plan, work, supervisor, plan.is_detached)
 
     async def _perform(self, job_id: str, plan: JobPlan[JobT]) -> ApplianceError | None:
-        """Do the steps; return why they failed as a value, since there may be no waiter to catch it."""
+        """Do the steps; return the error as a value, since there may be no caller to catch it."""
         try:
             async with self._slots or nullcontext():
                 for step in plan.steps:
@@ -450,7 +450,7 @@ class DurableJobs(Generic[JobT]):
         return None
 
     async def _supervise(self, job_id: str) -> None:
-        """Settle a job, also one cancelled before its first step. Its end is kept before it is shown."""
+        """End a job, also one cancelled before its first step. Its end is written before it is shown."""
         run = self._runs[job_id]
         await asyncio.wait({run.work})
         run.end = self._conclude(self._jobs[job_id], run)
@@ -497,7 +497,7 @@ class DurableJobs(Generic[JobT]):
             await self._file.write([job for job in map(self._as_kept, self._jobs) if job is not None])
 
     def _as_kept(self, job_id: str) -> JobT | None:
-        """Return a job as the file is to have it; None = not at all."""
+        """Return a job as it is written to the file; None = it is not written."""
         run = self._runs.get(job_id)
         if run is None:
             return self._jobs[job_id]
@@ -509,14 +509,14 @@ class DurableJobs(Generic[JobT]):
 
 
 def redact_text(text: str, secrets: Sequence[str]) -> str:
-    """Blank `secrets`, and every secret that the log knows, in a text."""
+    """Replace `secrets`, and every secret that the log knows, in a text."""
     for secret in secrets:
         text = text.replace(secret, REDACTED)
     return SECRETS.redact(text)
 
 
 def redact_error(error: ApplianceError, secrets: Sequence[str]) -> ApplianceError:
-    """Return a copy of an error without the secrets that its raiser may have put into it."""
+    """Return a copy of an error without secrets in its texts, and without its causes."""
 
     def clean(value: Any) -> Any:
         if isinstance(value, str):

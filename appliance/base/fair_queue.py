@@ -49,7 +49,7 @@ class FairQueue(Generic[T]):
 
         Args:
             item: What `pop` will return.
-            flow: Whose turn it is counted to.
+            flow: The flow that it belongs to.
             priority: 0 high, 1 normal, 2 low.
             now_s: The time, in the same clock as for `pop`.
 

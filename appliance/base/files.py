@@ -1,22 +1,22 @@
-"""Files that are written completely or not at all: written beside their place, then renamed into it."""
+"""Files that are written completely or not at all: to a temporary file beside them, which is then renamed."""
 
 import os
 from pathlib import Path
 
-DEFAULT_MODE = 0o666  # less the umask: as any program's files
+DEFAULT_MODE = 0o666  # less the umask: as most programs create files
 
 
 def write_atomic(path: Path, data: bytes, *, mode: int = 0o600, is_synced: bool = True) -> None:
     """Write `data` as the file's new content; a missing folder is made (blocking).
 
-    One writer at a time for a file: the new content is written to `.NAME.new` beside it, always the same
-    name, so that what a killed writer left is overwritten and not kept for ever.
+    One writer at a time for a file: the temporary file is always `.NAME.new` beside it, so that the next
+    write replaces what a killed writer left.
 
     Args:
         path: The file.
         data: Its whole content.
         mode: Of the file, less the umask.
-        is_synced: Wait until it is on the disk; False = what a power failure takes can be found out again.
+        is_synced: Wait until it is on the disk; False = the content can be computed again if it is lost.
 
     Raises:
         OSError: The old file is unchanged, and nothing is left beside it.

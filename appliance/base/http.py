@@ -1,6 +1,6 @@
-"""A streaming HTTP client for what is not hot: any method, bodies streamed, no decoding, no redirects.
+"""A streaming HTTP client for requests outside the hot path: any method, no decoding, no redirects.
 
-It is aiohttp's client, and the only module that knows it. The hot path has a pool of its own (`base/wire`),
+It wraps aiohttp's client, which no other module uses. The hot path has a pool of its own (`base/wire`),
 which is several times as fast and can do less. Failures become the errors of `base/wire/types.py`, so that
 callers handle one set of them.
 """

@@ -112,7 +112,7 @@ def configure(
 
 
 class _ToStructlog(logging.Handler):
-    """Sends the lines of libraries (aiohttp, grpc, asyncio) the same way: our form, secrets redacted."""
+    """Logs the messages of libraries (aiohttp, grpc, asyncio) in the same format, secrets redacted."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:

@@ -1,4 +1,4 @@
-"""The proxies that the environment names (HTTPS_PROXY and its like), read once for every client.
+"""The proxies that the environment names (HTTPS_PROXY and similar variables), read once for all clients.
 
     HTTPS_PROXY   for https addresses
     HTTP_PROXY    for http addresses

@@ -1,8 +1,8 @@
 """Which hosts may be contacted and which folders may be read, for sources that a caller names.
 
-Names allow names. Addresses of private networks, of this machine and of the link are refused after the name
-was resolved, unless the operator listed the address or its network as well: a name in a foreign DNS must not
-lead into the operator's network.
+To list a name allows its public addresses only. Private, loopback and link-local addresses are refused after
+the name was resolved, unless the operator listed the address or its network as well: a name in a foreign DNS
+must not lead into the operator's network.
 """
 
 import ipaddress
@@ -25,7 +25,7 @@ class HostPolicy:
 
     Attributes:
         names: Patterns of host names (`files.example.com`, `*.example.com`, `*`); None = every name.
-        networks: Private networks that are allowed all the same.
+        networks: Private networks that are allowed in addition.
         is_open: Every address is allowed: the operator chose the host.
     """
 
@@ -75,8 +75,8 @@ class HostPolicy:
         if any(found in network for network in self.networks) or (found.is_global and not found.is_multicast):
             return ""
         return (
-            f"{address} is an address of a private network, of this machine or of the link; "
-            "the operator can allow it in DOWNLOAD_ALLOWED_HOSTS"
+            f"{address} is a private, loopback or link-local address; the operator can allow it in "
+            "DOWNLOAD_ALLOWED_HOSTS"
         )
 
 

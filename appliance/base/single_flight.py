@@ -1,4 +1,4 @@
-"""One run of a piece of work for everyone who asks at the same time: later callers wait for that run."""
+"""One run of a piece of work for all callers at the same time: later callers wait for the run under way."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -16,7 +16,7 @@ Result = TypeVar("Result")
 class SingleFlight(Generic[Result]):
     """Runs `work` on demand, never twice at a time.
 
-    A run goes on when its callers leave, so it must end by itself.
+    A run continues when its callers leave, so it must end by itself.
 
     Args:
         work: Its errors are raised to every caller; one that is not an ApplianceError is logged and becomes

@@ -32,7 +32,7 @@ class GpuReport:
     Attributes:
         asked: GPU_MODE.
         mode: What nvidia-smi reports here.
-        gpus: None if the mode is none.
+        gpus: Empty if the mode is none.
         reason: A sentence for people.
         is_satisfied: False = GPU_MODE=real, but there is no GPU.
     """

@@ -165,11 +165,8 @@ async def test_any_body_cut_anywhere_is_read_completely(seed: int) -> None:
         (HEAD + b"Connection: close\r\nContent-Length: 2\r\n\r\nhi", b"hi", False),
         (b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nhi", b"hi", False),
         (b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 2\r\n\r\nhi", b"hi", True),
-        (
-            HEAD + b"Upgrade: h2c\r\nConnection: Upgrade\r\nContent-Length: 2\r\n\r\nhi",
-            b"hi",
-            True,
-        ),  # an offer, not a switch
+        # An offer, not a switch:
+        (HEAD + b"Upgrade: h2c\r\nConnection: Upgrade\r\nContent-Length: 2\r\n\r\nhi", b"hi", True),
         (CHUNKED_HEAD + b"A\r\n0123456789\r\n000\r\n\r\n", b"0123456789", True),
     ],
 )
@@ -298,9 +295,8 @@ async def test_chunks_before_the_break_are_returned_first() -> None:
 async def test_head_and_trailers_are_limited(response: bytes, cut: int) -> None:
     exchange = Exchange().feed(*(response[at : at + cut] for at in range(0, len(response), cut)))
     if cut > len(response) and response.startswith(CHUNKED_HEAD):
-        exchange.feed(
-            b"a" * 70_000
-        )  # the piece with body in it counts as body: the kernel gives no larger ones than 256 KiB
+        # The piece with body in it counts as body: the kernel gives no larger ones than 256 KiB.
+        exchange.feed(b"a" * 70_000)
     assert isinstance(exchange.error, BrokenResponse)
     assert "65536" in exchange.error.message
 
@@ -366,9 +362,8 @@ async def test_whole_body_is_limited_and_a_stream_is_not() -> None:
         await reading
     assert exchange.transport.is_aborted
 
-    before = Exchange(max_body_bytes=100_000).feed(
-        head + b"x" * 110_000
-    )  # it was there before anybody asked for the whole
+    # It had arrived before the reader asked for the whole.
+    before = Exchange(max_body_bytes=100_000).feed(head + b"x" * 110_000)
     with pytest.raises(BrokenResponse):
         await before.response.read()
     complete = Exchange(max_body_bytes=3).feed(OK)
@@ -392,7 +387,7 @@ async def test_socket_is_paused_while_much_is_unread() -> None:
     assert exchange.transport.is_reading
     exchange.feed(b"x" * (UNREAD_BYTES + 1))
     assert not exchange.transport.is_reading
-    reading = asyncio.ensure_future(response.read())  # who wants the whole is not held back
+    reading = asyncio.ensure_future(response.read())  # a reader of the whole body is not held back
     await asyncio.sleep(0)
     assert exchange.transport.is_reading
     exchange.feed(b"x" * (1_000_000 - 2 * UNREAD_BYTES - 2))
@@ -453,7 +448,7 @@ async def test_late_reader_does_not_touch_the_next_request() -> None:
     exchange = Exchange(idle_s=10).feed(CHUNKED_HEAD)
     reading = asyncio.ensure_future(exchange.response.next_chunk())
     await asyncio.sleep(0)
-    exchange.feed(b"1\r\nx\r\n0\r\n\r\n")  # whole: the connection goes to somebody else at once
+    exchange.feed(b"1\r\nx\r\n0\r\n\r\n")  # complete: the connection is used for another request at once
     response = exchange.connection.start(b"", is_head=False, idle_s=5, ends_s=inf)
     exchange.connection.wait(response, "first_byte", 7)
     assert await reading == b"x"

@@ -1,4 +1,4 @@
-"""Times that the appliance takes itself."""
+"""Response times that the appliance measures itself."""
 
 import pytest
 
@@ -7,17 +7,16 @@ from appliance.base.metrics.latencies import MAX_ROWS, OTHER_MODEL, Latencies
 
 
 def test_response_is_counted_once_in_each_histogram_it_informs() -> None:
-    books = Latencies()
-    books.add("a", "m", queue_s=0.5, first_s=0.1, whole_s=1.1, tokens=11)
-    books.add("a", "m", queue_s=0.0, first_s=None, whole_s=2.0, tokens=50)  # in one piece
-    books.add("a", "m", queue_s=0.0, first_s=0.2, whole_s=0.2, tokens=1)  # no time between tokens
-    books.add("a", "m", queue_s=0.0, first_s=0.2, whole_s=0.4, tokens=None)
-    ((backend, model, row),) = books
+    latencies = Latencies()
+    latencies.add("a", "m", queue_s=0.5, first_s=0.1, whole_s=1.1, tokens=11)
+    latencies.add("a", "m", queue_s=0.0, first_s=None, whole_s=2.0, tokens=50)  # in one piece
+    latencies.add("a", "m", queue_s=0.0, first_s=0.2, whole_s=0.2, tokens=1)  # no time between tokens
+    latencies.add("a", "m", queue_s=0.0, first_s=0.2, whole_s=0.4, tokens=None)
+    ((backend, model, row),) = latencies
     assert (backend, model) == ("a", "m")
     assert [sum(times.counts) for times in (row.ttft, row.tpot, row.e2e, row.queue)] == [3, 1, 4, 4]
-    assert row.ttft.total == pytest.approx(
-        0.6 + 0.2 + 0.2
-    )  # time in line counts, as with engines that measure it
+    # Queue time counts, as with engines that measure it.
+    assert row.ttft.total == pytest.approx(0.6 + 0.2 + 0.2)
     assert row.e2e.total == pytest.approx(1.6 + 2.0 + 0.2 + 0.4)
     assert row.tpot.total == pytest.approx(0.1)
 
@@ -30,11 +29,11 @@ def test_value_on_a_bound_is_within_it() -> None:
 
 
 def test_excess_names_are_one_row_and_removed_backend_is_dropped() -> None:
-    books = Latencies()
+    latencies = Latencies()
     for number in range(MAX_ROWS + 10):
-        books.add("a", f"m{number}", queue_s=0, first_s=None, whole_s=1, tokens=None)
-    rows = {model: sum(row.e2e.counts) for _, model, row in books}
+        latencies.add("a", f"m{number}", queue_s=0, first_s=None, whole_s=1, tokens=None)
+    rows = {model: sum(row.e2e.counts) for _, model, row in latencies}
     assert (len(rows), rows[OTHER_MODEL]) == (MAX_ROWS + 1, 10)
-    books.add("b", "m", queue_s=0, first_s=None, whole_s=1, tokens=None)
-    books.forget("a")
-    assert [(backend, model) for backend, model, _ in books] == [("b", OTHER_MODEL)]
+    latencies.add("b", "m", queue_s=0, first_s=None, whole_s=1, tokens=None)
+    latencies.forget("a")
+    assert [(backend, model) for backend, model, _ in latencies] == [("b", OTHER_MODEL)]

@@ -178,7 +178,9 @@ async def test_repeated_fields_are_kept_for_each_response(wire: ConnectionPool) 
         answering(first, b"HTTP/1.1 500 No\r\nX-N: 2\r\nContent-Length: 3\r\n\r\ntwo")
     ) as server:
         one, two = await ask(wire, server), await ask(wire, server)
-        assert server.connections == 1  # the first answer is whole: its connection served the second request
+        assert (
+            server.connections == 1
+        )  # the first response is complete: its connection served the second request
         assert one.fields == [(b"Set-Cookie", b"a"), (b"set-cookie", b"b"), (b"Content-Length", b"3")]
         assert one.headers == {"set-cookie": "a, b", "content-length": "3"}
         assert [await one.read(), await two.read()] == [b"one", b"two"]
@@ -346,9 +348,8 @@ async def test_only_repeatable_requests_are_sent_twice(
 ) -> None:
     async with RawServer(dying(at=2)) as server:
         assert await whole(wire, server, **how) == b"hello"
-        error = await failure(
-            start(whole(wire, server, **how))
-        )  # its replacement dies too, and is not replaced
+        # The replacement dies too, and is not replaced.
+        error = await failure(start(whole(wire, server, **how)))
         assert (error.phase, error.was_sent, error.has_begun) == ("first_byte", True, False)
         assert isinstance(error, StaleConnection) is not is_repeated
         assert len(server.requests) == (3 if is_repeated else 2)
@@ -453,9 +454,8 @@ async def test_next_address_is_tried_after_refusal_or_silence() -> None:
 
                 if "127.0.0.2" in addresses:
                     silent.listen(0)
-                    fillers = [
-                        socket.socket() for _ in range(3)
-                    ]  # its line is full: the kernel drops the next ones
+                    # Its backlog is full: the kernel drops the next ones.
+                    fillers = [socket.socket() for _ in range(3)]
                     for filler in fillers:
                         filler.setblocking(False)
                         filler.connect_ex(("127.0.0.2", server.port))
@@ -800,7 +800,7 @@ async def test_fail_waiting_fails_requests_to_a_dead_server() -> None:
         assert [error.was_sent for error in errors] == [True, True, False, False]
         assert counts(wire) == (2, 0, 2, 0)
         go.set()
-        assert await begun.read() == b"hello"  # what had begun goes on
+        assert await begun.read() == b"hello"  # what had begun continues
         assert counts(wire) == (2, 1, 1, 0)
         assert wire.fail_waiting(target.origin, "the server is dead") == 0
         assert counts(wire) == (1, 0, 1, 0)  # it may not be trusted with the next request either

@@ -30,7 +30,7 @@ def test_private_addresses_must_be_listed(entries: list[str], address: str, is_a
 @pytest.mark.parametrize(
     ("address", "reason"),
     [
-        ("10.0.0.1", "an address of a private network, of this machine or of the link"),
+        ("10.0.0.1", "10.0.0.1 is a private, loopback or link-local address"),
         ("name.test", "name.test is not an IP address"),
     ],
 )

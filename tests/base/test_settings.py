@@ -255,7 +255,7 @@ def test_check_exits_with_78(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
 
 
 def test_port_is_used_without_proxy_port() -> None:
-    """System C's name for it, and that of many hosts."""
+    """For compatibility, see docs/compatibility.md; many hosting services set it."""
     for environ, port in (
         ({"PORT": "8888"}, 8888),
         ({"PORT": "8888", "PROXY_PORT": "9999"}, 9999),

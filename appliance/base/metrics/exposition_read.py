@@ -66,10 +66,9 @@ class InvalidPage(ValueError):
 
     def __init__(self, why: str, number: int, line: bytes) -> None:
         shown = line.decode("utf-8", "backslashreplace")
-        self.number, self.line = (
-            number,
-            shown if len(shown) <= MAX_SHOWN_CHARACTERS else shown[:MAX_SHOWN_CHARACTERS] + "…",
-        )
+        is_short = len(shown) <= MAX_SHOWN_CHARACTERS
+        self.number = number
+        self.line = shown if is_short else shown[:MAX_SHOWN_CHARACTERS] + "…"
         super().__init__(f"line {number} {why}: {self.line}")
 
 

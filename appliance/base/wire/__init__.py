@@ -4,6 +4,6 @@ Modules:
     connection: one connection and its protocol; bytes in, a `PendingResponse` filled.
     dial: opens a connection: name resolution, TCP, TLS.
     pool: the pool; limits, queue, idle connections, time-outs.
-    response: what a caller holds of a response: read it whole, in chunks, or drop it.
+    response: a response as callers see it: to be read whole, in chunks, or dropped.
     types: limits, time-outs, targets and errors.
 """

@@ -182,6 +182,6 @@ def interleave(addresses: list[str]) -> list[str]:
 
 
 def reason_of(exc: BaseException) -> str:
-    """Say briefly why a connection failed, without addresses of ours."""
+    """Say briefly why a connection failed, without our own addresses."""
     reason = getattr(exc, "reason", None) or getattr(exc, "strerror", None) or str(exc) or type(exc).__name__
     return str(reason).replace("_", " ").lower() if isinstance(exc, ssl.SSLError) else str(reason)

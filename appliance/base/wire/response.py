@@ -1,4 +1,4 @@
-"""What a caller of the pool holds of a response: read it whole, in chunks, or drop it."""
+"""A response as callers of the pool see it: to be read whole, in chunks, or dropped."""
 
 from collections.abc import AsyncIterator
 

@@ -1,4 +1,4 @@
-"""What callers of the upstream pool hold: limits, time-outs, a parsed base address, and the errors."""
+"""What callers of the upstream pool use: limits, time-outs, a parsed base address, and the errors."""
 
 import re
 import ssl

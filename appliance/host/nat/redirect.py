@@ -133,7 +133,7 @@ def ensure_redirect(
 
     Args:
         asked: NAT_REDIRECT: auto, on or off.
-        port_to: Where the traffic goes.
+        port_to: Where the traffic is redirected to.
         forwarded: Traffic from other machines too.
         port_from: What is redirected.
         is_permitted: For tests; None = check for NET_ADMIN.

@@ -95,12 +95,8 @@ class GpuRow:
     """A simulated GPU with the numbers of an idle one."""
 
     def __init__(self, identity, count):
-        self.index, self.name, self.uuid, self.bus_id = (
-            identity.index,
-            identity.name,
-            identity.uuid,
-            identity.bus_id,
-        )
+        self.index, self.name = identity.index, identity.name
+        self.uuid, self.bus_id = identity.uuid, identity.bus_id
         self.memory_mib, self.driver, self.count = identity.memory_mib, identity.driver, count
         self.reserved_mib = min(fields.RESERVED_MIB, self.memory_mib // 4)
         self.used_mib = min(fields.USED_MIB, self.memory_mib)
@@ -177,17 +173,14 @@ def select_gpus(gpus, wanted):
 
 
 def _same_bus(name, bus_id):
+    """Say whether a name means a bus id; its domain may be left out, or be written with fewer digits."""
+    if not all(letter in "0123456789abcdef:." for letter in name.lower()):
+        return False
     head, _, tail = name.lower().rpartition(":")
-    return (
-        bool(head)
-        and f"{head.rpartition(':')[2]}:{tail}" == bus_id.lower().partition(":")[2]
-        and (
-            head.count(":") == 0
-            or int(head.partition(":")[0] or "0", 16) == int(bus_id.partition(":")[0], 16)
-            if all(c in "0123456789abcdef:." for c in name.lower())
-            else False
-        )
-    )
+    domain, _, bus = head.rpartition(":")
+    if not head or f"{bus}:{tail}" != bus_id.lower().partition(":")[2]:
+        return False
+    return ":" not in head or int(domain.partition(":")[0] or "0", 16) == int(bus_id.partition(":")[0], 16)
 
 
 def render_query(name, given, gpus):
@@ -214,9 +207,8 @@ def render_query(name, given, gpus):
     lines = []
     if "noheader" not in words:
         lines.append(", ".join(primary + (f" [{unit}]" if unit else "") for primary, unit, _ in columns))
-    for gpu in (
-        gpus if name == "gpu" else []
-    ):  # no process runs on a simulated GPU, and no page or row of it is bad
+    # The other queries list nothing: no process runs on a simulated GPU, and no page or row of it is bad.
+    for gpu in gpus if name == "gpu" else []:
         cells = [(value(gpu) if callable(value) else value, unit) for _, unit, value in columns]
         lines.append(
             ", ".join(

@@ -2,7 +2,7 @@
 
 from appliance.host.smi.fields import QUERIES
 
-USAGE = """nvidia-smi (stand-in of the inference appliance)
+USAGE = """nvidia-smi (simulated by the inference appliance)
 
     nvidia-smi [OPTION1 [ARG1]] [OPTION2 [ARG2]] ...
 
@@ -14,8 +14,8 @@ USAGE = """nvidia-smi (stand-in of the inference appliance)
     -d,   --display=            With -q: only some sections, separated by commas.
     -i,   --id=                 Only some GPUs: index, UUID or bus id, separated by commas.
     -f,   --filename=           Write into a file.
-    -l,   --loop=               Again and again, every so many seconds.
-    -lms, --loop-ms=            Again and again, every so many milliseconds.
+    -l,   --loop=               Repeat every N seconds.
+    -lms, --loop-ms=            Repeat every N milliseconds.
           --query-gpu=          Print fields of the GPUs; with --format=csv[,noheader][,nounits]. \
 Also --query-compute-apps=,
                                 --query-accounted-apps=, --query-retired-pages=, --query-remapped-rows=.

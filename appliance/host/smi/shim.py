@@ -70,7 +70,7 @@ def has_real_gpu():
 
 
 def decide(environ, real, real_gpu):
-    """Decide which tool responds: (`real`, `simulated` or `none`, the environment that it goes by).
+    """Decide which tool responds: (`real`, `simulated` or `none`, the environment that it uses).
 
     1. GPU_MODE, of the environment or as `prepare` saved it, is none   → none
     2. it is simulated, and there is no real GPU                        → simulated
@@ -96,10 +96,10 @@ def decide(environ, real, real_gpu):
 def main(argv):
     """Respond, or become the real tool; return the exit code."""
     real = find_real(os.environ.get("PATH", ""), os.environ.pop("APPLIANCE_SHIM", ""))
-    who, environ = decide(os.environ, real, has_real_gpu())
-    if who == "real":
+    tool, environ = decide(os.environ, real, has_real_gpu())
+    if tool == "real":
         os.execv(real, ["nvidia-smi", *argv])  # noqa: S606 - the tool that was asked for
-    if who == "simulated":
+    if tool == "simulated":
         from appliance.host.smi import command as smi
 
         return smi.main(argv, environ)

@@ -161,7 +161,7 @@ def _make(folder: str, count: int) -> list[tuple[str, str]]:
     return made
 
 
-# ---- what the shim decides by, if its environment says nothing
+# ---- what `prepare` leaves for shims whose environment does not name the mode
 
 
 def write_shim_state(environ: Mapping[str, str], mode: str) -> str:

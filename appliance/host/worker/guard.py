@@ -8,7 +8,7 @@ Processes that made a session of their own, or whose parent exited, become child
 (PR_SET_CHILD_SUBREAPER), and so it finds them. It exits with the worker's own exit code or signal, after
 everything below it has exited. Standard library only.
 
-    SIGTERM    is passed on to everything below, which then may take its time
+    SIGTERM    is passed on to everything below, which may then take its time to exit
     SIGUSR1    everything below is killed
     our exit   (also by SIGKILL) reaches it as SIGUSR1, sent by the kernel (PR_SET_PDEATHSIG)
 

@@ -1,8 +1,8 @@
 """The third-party worker in the container: started once the appliance responds, then watched, restarted.
 
-It is stopped together with everything that it started. Its environment is an allow-list without the hosted
-API's key or any other secret of ours. It never runs beside a simulated GPU, unless its operator says that its
-network accepts one.
+It is stopped together with everything that it started. Its environment is an allow-list, without the hosted
+API's key and the appliance's other secrets. It never runs beside a simulated GPU, unless its operator says
+that its network accepts one.
 """
 
 import asyncio
@@ -206,7 +206,7 @@ class Worker:
         return await self.start()
 
     async def close(self) -> None:
-        """Stop the worker for good."""
+        """Stop the worker, and close its tasks; it cannot be started again."""
         await self.stop()
         await self._tasks.close()
 
