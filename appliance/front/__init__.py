@@ -7,14 +7,14 @@ Modules:
     manager: addresses of the models that run on this machine.
     ollama: Ollama's dialect.
     openai: OpenAI's dialect.
-    passthrough: requests that go to a backend as they came.
-    pipeline: what every request passes.
+    passthrough: requests that are passed on to a backend unchanged.
+    pipeline: the steps that every request passes.
     routes: the table of all addresses.
     routes_text: the same table, rendered for people.
-    server: client connections.
+    server: the HTTP server and its connections.
     settings: what can be configured.
     sidecar: addresses of the sidecar's port.
     sidecar_metrics: the sidecar's page of an engine's metrics.
-    status_listener: the port that shows how far the start is.
+    status_listener: the port that shows the progress of the start.
     system: addresses about the appliance itself.
 """

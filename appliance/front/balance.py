@@ -23,9 +23,11 @@ BASE = "/api/v1/loadbalancer"
 
 
 class BalanceHandlers:
-    """The handlers.
+    """The handlers of /health and of the load balancer.
 
     Args:
+        router: The backends.
+        clock: The time of ages and timestamps.
         set_strategy: Changes the strategy of all pools; raises Invalid for an unknown one.
         manager: The models that this appliance runs itself; None = none.
     """
@@ -56,7 +58,7 @@ class BalanceHandlers:
     async def health(self, request: Request) -> Response:
         """Show whether every backend is up: `ok` or `degraded`, both with 200.
 
-        1. no models of our own   → 200
+        1. no models run here     → 200
         2. every check passes     → 200, with `checks`
         3. a check fails          → 503, with `checks`, and the same body under `detail` as well
         """

@@ -38,7 +38,7 @@ class DownloadHandlers:
 
     Args:
         folders: Returns the folders that downloads may go to.
-        is_sidecar: On the sidecar's port, see above.
+        is_sidecar: Whether it is for the sidecar's port, whose errors differ (see above).
         gather_s: Seconds between two events of a job's feed.
     """
 
@@ -102,10 +102,10 @@ class DownloadHandlers:
         """Wait for the end of a job and report it.
 
         Args:
-            job: It is waited for.
-            fields: What names the job in the body.
+            job: The running job.
+            fields: The fields of the body that name the job.
             message: The message of a completed job.
-            failure: What the error text starts with on the sidecar's port.
+            failure: The start of the error text on the sidecar's port.
         """
         try:
             done = await self._jobs.wait(job.id)

@@ -1,6 +1,7 @@
 """The addresses about LoRA adapters: load, unload, list. Decisions: engines/lora/orders.py.
 
-On the sidecar's port responses and errors are the engine's own: for compatibility, see docs/compatibility.md.
+On the sidecar's port responses and errors are those of the engine: for compatibility, see
+docs/compatibility.md.
 """
 
 from functools import partial
@@ -49,7 +50,7 @@ class LoraHandlers:
     """The handlers.
 
     Args:
-        is_sidecar: On the sidecar's port, see above.
+        is_sidecar: Whether it is for the sidecar's port, whose bodies differ (see above).
     """
 
     def __init__(self, orders: AdapterOrders, *, is_sidecar: bool = False) -> None:
@@ -151,7 +152,7 @@ class LoraHandlers:
 
         1. on the main port               → the error is raised
         2. an engine refused              → the engine's own status and text
-        3. we refused                     → our status
+        3. the appliance refused          → the status of the error
         4. anything else                  → 500
         """
         if not self._is_sidecar:  # 1

@@ -52,7 +52,7 @@ def main_sections() -> list[tuple[str, list[Route]]]:
 
 
 def without_parts(groups: Sequence[type[RouteGroup]]) -> list[RouteGroup]:
-    """Make the groups without what their handlers need: `routes` reads no state."""
+    """Make the groups without calling their constructors: `routes` reads no state."""
     return [object.__new__(group) for group in groups]
 
 
@@ -86,15 +86,15 @@ def _cells(route: Route) -> tuple[str, str, str, str, str]:
 
 
 def _passed_on() -> str:
-    """Render what clients may have passed on to a backend; the rest is for operators."""
+    """Render which requests of clients are passed on to a backend; the rest is for operators."""
     work = ", ".join(f"`{path}`" for path in sorted(WORK))
     questions = ", ".join(f"`{method} {path}`" for method, path in sorted(QUESTIONS))
     return f"""\
 ## Passed on to a backend (PASSTHROUGH)
 
-An address that is not listed above goes to a chosen backend as it came. Clients may send what only computes
-an answer; everything else needs an operator: any other address, `/backends/{{name}}/…` and the header
-`x-appliance-backend`.
+A request at an address that is not listed above is passed on to a backend, unchanged. Clients may send
+what only computes an answer. Everything else needs an operator: any other address,
+`/backends/{{name}}/…` and the header `x-appliance-backend`.
 
 - Takes a slot of the backend (POST): {work}
 - Takes no slot: {questions}

@@ -89,7 +89,7 @@ class FrontSettings(PackageSettings):
     )
     passthrough: Switch = Field(
         True,
-        description="1 = addresses that are not served here go to a chosen backend as they came; 0 = 404",
+        description="1 = requests at other addresses are passed on to a backend, unchanged; 0 = 404",
         json_schema_extra=RELOAD,
     )
     access_log: Switch = Field(True, description="One line in the log per request", json_schema_extra=RELOAD)

@@ -33,8 +33,8 @@ class SidecarHandlers:
     """The sidecar's own handlers.
 
     Args:
-        engine: Returns the state of the engine beside it; None = there is none.
-        pod: The pod's name.
+        engine: Returns the state of the engine; None = there is none.
+        pod: The pod's name, shown on /ready.
     """
 
     def __init__(self, engine: Callable[[], BackendState | None], *, pod: str = "") -> None:
@@ -93,7 +93,7 @@ def sidecar_groups(
     clock: Clock,
     more: Callable[[], list[MetricFamily]] = list,
 ) -> list[RouteGroup]:
-    """Return the groups beside the sidecar's own: the engine's metrics, adapters and downloads.
+    """Return the other groups of the sidecar's port: the engine's metrics, adapters and downloads.
 
     Args:
         more: Returns metric families of the sidecar's own.

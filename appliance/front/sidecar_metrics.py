@@ -1,4 +1,4 @@
-"""The sidecar's `GET /metrics`: the engine's page as it was received, with our names beside the engine's.
+"""The sidecar's `GET /metrics`: the engine's own metrics, unchanged, and copies under uniform names.
 
 Errors are `{"detail": text}`: 502 when the engine cannot be reached, 500 with the line when its page is
 invalid.

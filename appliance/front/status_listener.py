@@ -2,7 +2,7 @@
 
     /health   /status   /status/{alias}   /status/stream
 
-It has readings only and no keys, so it listens on this machine alone unless configured otherwise. For
+It is read-only and checks no keys, so it listens on this machine only unless configured otherwise. For
 compatibility, see docs/compatibility.md.
 """
 
@@ -18,10 +18,11 @@ from appliance.base.errors import NoSuchModel
 from appliance.base.sse import SSE_CONTENT_TYPE
 from appliance.front.manager.feeds import SILENCE_S, StatusFeeds
 from appliance.front.pipeline.errors import error_body
+from appliance.front.pipeline.heads import AGENT
 from appliance.front.pipeline.sse import SSE_HEADERS
 from appliance.models.status.views import ModelManagerApi
 
-CLOSE_S = 1.0  # at the end clients get so long to read the last event
+CLOSE_S = 1.0  # time for clients to read the last event at shutdown
 
 
 class StatusListener:
@@ -67,7 +68,7 @@ class StatusListener:
     async def stream(self, request: web.Request) -> web.StreamResponse:
         """Follow the status as server-sent events (StatusFeeds.status)."""
         response = web.StreamResponse(
-            headers={"Content-Type": SSE_CONTENT_TYPE, "Server": "inference-appliance", **dict(SSE_HEADERS)}
+            headers={"Content-Type": SSE_CONTENT_TYPE, "Server": AGENT, **dict(SSE_HEADERS)}
         )
         pieces = self.feeds.status()
         try:
@@ -154,5 +155,5 @@ def _respond(status: int, body: bytes) -> web.Response:
     return web.Response(
         status=status,
         body=body,
-        headers={"Content-Type": "application/json", "Server": "inference-appliance"},
+        headers={"Content-Type": "application/json", "Server": AGENT},
     )

@@ -7,7 +7,7 @@ from appliance.base.clock import FakeClock
 from appliance.base.logs import SECRETS
 from appliance.engines.outcome import Finish
 from appliance.engines.receipts import Receipt
-from appliance.front.pipeline.access_log import GATHER, AccessLog
+from appliance.front.pipeline.access_log import MAX_BUFFERED_LINES, AccessLog
 
 
 def receipt(**fields: object) -> Receipt:
@@ -91,6 +91,6 @@ def test_lines_are_gathered_and_passed_on_at_once() -> None:
     assert out.getvalue() == ""
     assert [at_s for at_s, _ in seen] == [1_800_000_000.0, 1_800_000_001.5]
     assert '"ts":"2027-01-15T08:00:01.500Z"' in seen[1][1]
-    for _ in range(GATHER - 2):
+    for _ in range(MAX_BUFFERED_LINES - 2):
         written(log, receipt())
-    assert out.getvalue().count("\n") == GATHER
+    assert out.getvalue().count("\n") == MAX_BUFFERED_LINES

@@ -1,8 +1,8 @@
 """The model manager's addresses.
 
 Modules:
-    feeds: status and figures as server-sent events.
+    feeds: status and metrics as server-sent events.
     handlers: the addresses.
-    objects: the bodies of readings: memory, queues, health, telemetry.
-    snapshot: the figures of the last minute.
+    objects: response bodies: memory, queues, health, telemetry.
+    snapshot: the metrics of the last minute.
 """

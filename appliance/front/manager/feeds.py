@@ -1,7 +1,7 @@
-"""The two feeds about models, as server-sent events: status on change, and figures every two seconds.
+"""The two feeds about models, as server-sent events: status on change, and metrics every two seconds.
 
-A client is sent the latest state, not every step to it: nothing is queued for it, so a slow client costs
-nothing. For compatibility, see docs/compatibility.md.
+A client is sent the latest state, not every intermediate one. Nothing is queued, so a slow client takes no
+memory. For compatibility, see docs/compatibility.md.
 """
 
 import asyncio
@@ -14,10 +14,10 @@ from appliance.front.pipeline.sse import render_event
 from appliance.models.status.objects import as_model, as_status, before_manager
 from appliance.models.status.views import ModelManagerApi
 
-SILENCE_S = 30.0  # without an event for so long, a heartbeat is sent
+SILENCE_S = 30.0  # after this time without an event a heartbeat is sent
 EVERY_S = 2.0  # between two `metrics` events
 GATHER_S = 0.05  # changes within this time are sent together
-POLL_S = 0.2  # between two looks for the manager, while there is none yet
+POLL_S = 0.2  # how often the manager is looked for until it exists
 
 
 class StatusFeeds:

@@ -1,4 +1,4 @@
-"""The addresses of the model manager: readings for clients; load, eject, reset and pin for operators.
+"""The addresses of the model manager: status for clients; load, eject, reset and pin for operators.
 
 They exist only where there is a table of models. Shapes: models/status/objects.py, models/status/measures.py,
 objects.py, snapshot.py; streams: feeds.py. For compatibility, see docs/compatibility.md.
@@ -111,7 +111,7 @@ class ManagerHandlers:
             try:
                 return Response(body=await asyncio.to_thread(self._status_path.read_bytes))
             except OSError:
-                pass  # not written yet, or not readable: the status itself is at hand
+                pass  # not written yet, or not readable: its content is rendered instead
         return json_response(as_file(self._manager))
 
     async def status_stream(self, request: Request) -> Response:
@@ -170,15 +170,15 @@ class ManagerHandlers:
                 param="model",
                 code="missing_required_parameter",
             )
-        answer: dict[str, Any] = {"status": "not_found", "model_ejected": alias}
+        result: dict[str, Any] = {"status": "not_found", "model_ejected": alias}
         try:
             ejected = await self._manager.eject(alias, force=bool(body.get("force")))
         except NoSuchModel as error:
-            return json_response({**answer, "message": error.message})
+            return json_response({**result, "message": error.message})
         if not ejected.was_loaded:
-            return json_response({**answer, "message": f"Model '{alias}' is not loaded."})
-        answer |= {"status": "success", "message": f"Model '{alias}' was unloaded."}
-        return json_response({**answer, "waited_for": ejected.waited_for})
+            return json_response({**result, "message": f"Model '{alias}' is not loaded."})
+        result |= {"status": "success", "message": f"Model '{alias}' was unloaded."}
+        return json_response({**result, "waited_for": ejected.waited_for})
 
     async def reset(self, request: Request) -> Response:
         """Forget a model's failures.
@@ -187,13 +187,13 @@ class ManagerHandlers:
             200 `{status: success | not_found, model, message, previous_error?}`.
         """
         alias = request.params["alias"]
-        answer: dict[str, Any] = {"status": "not_found", "model": alias}
+        result: dict[str, Any] = {"status": "not_found", "model": alias}
         try:
             former = self._manager.reset(alias)
         except NoSuchModel as error:
-            return json_response({**answer, "message": error.message})
+            return json_response({**result, "message": error.message})
         if former is None:
-            return json_response({**answer, "message": f"Model '{alias}' has no failures."})
+            return json_response({**result, "message": f"Model '{alias}' has no failures."})
         message = f"Model '{alias}' can be loaded again; {former.attempts} failed attempts were forgotten."
         return json_response(
             {"status": "success", "model": alias, "message": message, "previous_error": former.error}
@@ -232,7 +232,7 @@ class ManagerHandlers:
         error = Invalid(f"GET is not allowed at {request.path}; use POST.", code="method_not_allowed")
         return Response(405, error_body(error, "openai"), headers=[("Allow", "POST")])
 
-    # ---- readings
+    # ---- memory, queues, health, metrics
 
     async def queue_stats(self, request: Request) -> Response:
         """Show the queue of every model."""
@@ -259,14 +259,14 @@ class ManagerHandlers:
         return json_response(vram_of_model(self._manager, self._view(request), self._clock.now_s()))
 
     async def metrics_stream(self, request: Request) -> Response:
-        """Follow the figures of the last minute as server-sent events.
+        """Follow the metrics of the last minute as server-sent events.
 
         The events: StatusFeeds.metrics.
         """
         return _stream(self._feeds.metrics())
 
     async def metrics_report(self, request: Request) -> Response:
-        """Show the figures of the last five minutes."""
+        """Show the metrics of the last five minutes."""
         return json_response(report(self._manager, self._clock.now_s()))
 
     def _view(self, request: Request) -> ModelView:

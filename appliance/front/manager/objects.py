@@ -1,6 +1,4 @@
-"""The bodies of the model manager's readings: memory, queues, health, telemetry.
-
-Pure: values in, objects out.
+"""The response bodies of the read-only addresses: memory, queues, health, telemetry. Pure.
 
 MB and GB are 2^20 and 2^30 bytes. Some percentages and seconds are texts ("99.0%", "0.123s"): for
 compatibility, see docs/compatibility.md.
@@ -88,7 +86,7 @@ def vram_summary(manager: ModelManagerApi) -> dict[str, Any]:
 
 
 def vram_of_model(manager: ModelManagerApi, view: ModelView, now_s: float) -> dict[str, Any]:
-    """Return the body of /vram/models/{alias}; `estimate_mb` is what a model would use that is not loaded."""
+    """Return the body of /vram/models/{alias}; `estimate_mb` is what the model uses once loaded."""
     total, used, free = memory_of(manager)
     began, took = view.started_at_s, view.load_s
     return {
@@ -158,7 +156,7 @@ def _vram_row(view: ModelView, total: int) -> dict[str, Any]:
 
 
 def _memory_word(view: ModelView) -> str:
-    """Return the status as here: a model that is ready is `loaded`, one that starts `loading`."""
+    """Return the status in the words of /vram: `loaded` for ready, `loading` for starting."""
     return {"ready": "loaded", "starting": "loading"}.get(view.status, view.status)
 
 
@@ -295,10 +293,10 @@ def quantile(ordered: Sequence[float], part: float) -> float:
     """Return the quantile `part` (0 to 1) of sorted values, interpolated linearly; 0 of no values."""
     if not ordered:
         return 0.0
-    slot = (len(ordered) - 1) * part
-    low = int(slot)
+    position = (len(ordered) - 1) * part
+    low = int(position)
     high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (ordered[high] - ordered[low]) * (slot - low)
+    return ordered[low] + (ordered[high] - ordered[low]) * (position - low)
 
 
 def share(part: float, whole: float) -> float:

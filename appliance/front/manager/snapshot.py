@@ -1,4 +1,4 @@
-"""The figures of /metrics/stream: now, and the last minute. Pure. What is not measured is null, not zero.
+"""The metrics of /metrics/stream: now, and over the last minute. Pure. A value not measured is null, not 0.
 
 For compatibility, see docs/compatibility.md. The five minutes of /metrics/report: models/status/measures.py.
 """

@@ -68,26 +68,26 @@ class Exchange:
     """One request that an engine answers.
 
     Attributes:
-        request: As it was received.
-        asked: Its body.
+        request: The client's request.
+        payload: Its JSON body.
         card: The model that answers.
-        conversation: What /api/generate returns as `context`, with the reply; None = nothing.
+        conversation: What /api/generate packs into `context`, with the reply; None = no `context`.
     """
 
     request: Request
-    asked: dict[str, Any]
+    payload: dict[str, Any]
     card: ModelCard
     conversation: list[dict[str, Any]] | None = None
 
     @property
     def is_stream(self) -> bool:
         """Whether the reply is streamed: it is, unless the body says no."""
-        return self.asked.get("stream") is not False
+        return self.payload.get("stream") is not False
 
     @property
     def keep_alive_s(self) -> float | None:
         """How long the model stays loaded, in seconds; None = as configured."""
-        return parse_keep_alive_s(self.asked.get("keep_alive"))
+        return parse_keep_alive_s(self.payload.get("keep_alive"))
 
     def add_context(self, last: dict[str, Any], text: str) -> dict[str, Any]:
         """Return the closing object with `context`, so that /api/generate can continue from it."""
@@ -101,10 +101,9 @@ class OllamaHandlers:
 
     Args:
         manager: The models that run here; None = all are relayed.
-        library: What is known of their files; None = nothing.
-        pulls: None = no model can be pulled.
-        heartbeat_s: Returns the seconds after which a stream that waits gets its headers and heartbeats; 0 =
-            never.
+        library: The details of their files; None = unknown.
+        pulls: Downloads models; None = no model can be pulled.
+        heartbeat_s: Returns the seconds after which a waiting stream gets headers and heartbeats; 0 = never.
     """
 
     def __init__(
@@ -182,11 +181,11 @@ class OllamaHandlers:
         return json_response({"models": loaded + relayed})
 
     async def show(self, request: Request) -> Response:
-        """Show what is known of a model, by its id or an alias."""
-        asked = _read(request)
-        card = self._card(asked, must_name=True)
+        """Show the details of a model, by its id or an alias."""
+        payload = _read(request)
+        card = self._card(payload, must_name=True)
         if self._local and self._is_local(card):
-            return json_response(await self._local.show(card.id, verbose=bool(asked.get("verbose"))))
+            return json_response(await self._local.show(card.id, verbose=bool(payload.get("verbose"))))
         return json_response(self._relayed.show(card))
 
     async def pull(self, request: Request) -> Response:
@@ -195,13 +194,13 @@ class OllamaHandlers:
         1. a name of Hugging Face         → it is downloaded (pull.py)
         2. a model that is here already   → success: at once, or in four lines
         """
-        asked = _read(request, may_be_empty=True)
-        name, is_stream = _name(asked), asked.get("stream") is not False
+        payload = _read(request, may_be_empty=True)
+        name, is_stream = _name(payload), payload.get("stream") is not False
         if self._pulls is not None:
             response = await self._pulls.pull(request, name, is_stream=is_stream)
             if response is not None:  # 1
                 return response
-        card = self._card(asked)
+        card = self._card(payload)
         if not is_stream:  # 2
             return json_response({"status": "success"})
         lines = [f"pulling {name or card.id}", "verifying sha256", "writing manifest", "success"]
@@ -225,27 +224,29 @@ class OllamaHandlers:
 
     async def chat(self, request: Request) -> Response:
         """Answer a conversation; without messages only load the model, or unload it (`keep_alive: 0`)."""
-        asked = _read(request)
-        if not asked.get("messages"):
-            return await self._load(request, asked, {"message": {"role": "assistant", "content": ""}})
-        return await self._answer(request, asked, to_openai_chat(asked), is_chat=True)
+        payload = _read(request)
+        if not payload.get("messages"):
+            return await self._load(request, payload, {"message": {"role": "assistant", "content": ""}})
+        return await self._answer(request, payload, to_openai_chat(payload), is_chat=True)
 
     async def generate(self, request: Request) -> Response:
         """Answer a prompt; without one only load the model, or unload it (`keep_alive: 0`)."""
-        asked = _read(request)
-        if not any(asked.get(name) for name in PROMPT_FIELDS):
-            return await self._load(request, asked, {"response": ""})
-        return await self._answer(request, asked, to_openai_generate(asked), is_chat=False)
+        payload = _read(request)
+        if not any(payload.get(name) for name in PROMPT_FIELDS):
+            return await self._load(request, payload, {"response": ""})
+        return await self._answer(request, payload, to_openai_generate(payload), is_chat=False)
 
     async def _answer(
-        self, request: Request, asked: dict[str, Any], translated: TranslatedRequest, *, is_chat: bool
+        self, request: Request, payload: dict[str, Any], translated: TranslatedRequest, *, is_chat: bool
     ) -> Response:
         """Ask the engines, and render the reply whole or line by line."""
         _log_ignored(request, translated.ignored)
         has_context = not is_chat and translated.operation is not Operation.COMPLETION
         conversation = translated.body["messages"] if has_context else None
-        exchange = Exchange(request, asked, self._card(asked), conversation)
-        reply_format = ReplyFormat(exchange.card.id, is_chat, shows_thinking=asked.get("think") is not False)
+        exchange = Exchange(request, payload, self._card(payload), conversation)
+        reply_format = ReplyFormat(
+            exchange.card.id, is_chat, shows_thinking=payload.get("think") is not False
+        )
         if exchange.is_stream:
             translated.body |= {"stream": True, "stream_options": {"include_usage": True}}
         engine_request = _engine_request(exchange, translated.operation, translated.body)
@@ -288,13 +289,13 @@ class OllamaHandlers:
             yield json_line(part)
         yield json_line(exchange.add_context(last, translator.text))
 
-    async def _load(self, request: Request, asked: dict[str, Any], empty: dict[str, Any]) -> Response:
+    async def _load(self, request: Request, payload: dict[str, Any], empty: dict[str, Any]) -> Response:
         """Answer a request that only loads or unloads a model; a relayed one is always loaded.
 
         Args:
             empty: The reply's field without content, as the address has it.
         """
-        exchange = Exchange(request, asked, self._card(asked))
+        exchange = Exchange(request, payload, self._card(payload))
         loading = self._load_now(exchange, empty)
         if not exchange.is_stream:
             return await loading
@@ -331,12 +332,12 @@ class OllamaHandlers:
         Returns:
             `{model, embeddings, total_duration, prompt_eval_count}`.
         """
-        asked = _read(request)
-        value = asked.get("input")
+        payload = _read(request)
+        value = payload.get("input")
         inputs = [] if value in (None, "") else [value] if isinstance(value, str) else value
         if not isinstance(inputs, list) or not all(isinstance(text, str) for text in inputs):
             raise Invalid("invalid input type", param="input")
-        exchange = Exchange(request, asked, self._card(asked))
+        exchange = Exchange(request, payload, self._card(payload))
         vectors, count = await self._vectors(exchange, inputs)
         body = {"model": exchange.card.id, "embeddings": [normalize(vector) for vector in vectors]}
         numbers = {"total_duration": nanoseconds(self._elapsed_s(request)), "prompt_eval_count": count}
@@ -344,22 +345,22 @@ class OllamaHandlers:
 
     async def embeddings(self, request: Request) -> Response:
         """Compute one text's embedding as the engine returns it: `{embedding}`, the older address."""
-        asked = _read(request)
-        prompt = asked.get("prompt")
-        exchange = Exchange(request, asked, self._card(asked))
+        payload = _read(request)
+        prompt = payload.get("prompt")
+        exchange = Exchange(request, payload, self._card(payload))
         vectors, _ = await self._vectors(exchange, [prompt] if prompt else [])
         return json_response({"embedding": vectors[0] if vectors else []})
 
     async def _vectors(self, exchange: Exchange, inputs: list[str]) -> tuple[list[list[float]], int]:
         """Return one vector per text, and the number of tokens."""
-        asked, keep_alive_s = exchange.asked, exchange.keep_alive_s
-        _log_ignored(exchange.request, to_openai_options(asked.get("options"))[1])
+        payload, keep_alive_s = exchange.payload, exchange.keep_alive_s
+        _log_ignored(exchange.request, to_openai_options(payload.get("options"))[1])
         if not inputs:
             await self._touch(exchange.card, keep_alive_s)
             return [], 0
         body: dict[str, Any] = {"input": inputs}
-        if asked.get("dimensions"):
-            body["dimensions"] = asked["dimensions"]
+        if payload.get("dimensions"):
+            body["dimensions"] = payload["dimensions"]
         engine_request = _engine_request(exchange, Operation.EMBEDDING, body, is_stream=False)
         value = parse_reply(await self._ask(engine_request))
         usage = value.get("usage")
@@ -375,9 +376,9 @@ class OllamaHandlers:
             raise parse_error_reply(reply.status, reply.body or b"")
         return reply
 
-    def _card(self, asked: dict[str, Any], *, must_name: bool = False) -> ModelCard:
+    def _card(self, payload: dict[str, Any], *, must_name: bool = False) -> ModelCard:
         """Return the model asked for; without a name the default one, unless MODEL_STRICT=1."""
-        name = _name(asked)
+        name = _name(payload)
         if not name and (must_name or self._router.settings.model_strict):
             raise Invalid("model is required", param="model")
         try:
@@ -398,14 +399,14 @@ def _read(request: Request, *, may_be_empty: bool = False) -> dict[str, Any]:
         if may_be_empty:
             return {}
         raise Invalid("missing request body", code="missing_body")
-    asked = read_object(request.body)
-    check_types(asked, TYPES)
-    return asked
+    payload = read_object(request.body)
+    check_types(payload, TYPES)
+    return payload
 
 
-def _name(asked: dict[str, Any]) -> str:
+def _name(payload: dict[str, Any]) -> str:
     """Return the model's name, from its field or the older one; "" = none."""
-    return str(asked.get("model") or asked.get("name") or "")
+    return str(payload.get("model") or payload.get("name") or "")
 
 
 def _engine_request(
@@ -416,12 +417,12 @@ def _engine_request(
     Args:
         is_stream: None = as the client asked.
     """
-    name = _name(exchange.asked)
+    name = _name(exchange.payload)
     body["model"] = name or exchange.card.id
     options = exchange.request.options
     if (keep_alive_s := exchange.keep_alive_s) is not None:
         options = replace(options, keep_alive_s=keep_alive_s)
-    given = exchange.asked.get("options")
+    given = exchange.payload.get("options")
     context = given.get("num_ctx") if isinstance(given, dict) else None
     if isinstance(context, int) and context > 0:
         # The client relies on this size: a smaller context would cut what it sends.
@@ -431,7 +432,7 @@ def _engine_request(
 
 
 def _log_ignored(request: Request, names: list[str]) -> None:
-    """Log the options that were not used, as Ollama does; the names are the client's: they are shortened."""
+    """Log the options that were ignored, as Ollama does; the names come from the client and are shortened."""
     if names:
         shown = [name[:MAX_NAME_CHARS_LOGGED] for name in names[:MAX_NAMES_LOGGED]]
         log.warning("ignored", id=request.id, names=shown, count=len(names))

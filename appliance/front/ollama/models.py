@@ -1,6 +1,4 @@
-"""The models that run here, as /api/tags, /api/ps and /api/show describe them.
-
-And loading by an empty prompt.
+"""The models that run here, as /api/tags, /api/ps and /api/show describe them; loading by an empty prompt.
 
 Facts come from the model's file (the library), states from the manager.
 
@@ -41,7 +39,7 @@ class LocalModels:
         """Whether the table has this model."""
         return alias in self._manager.catalogue.models
 
-    # ---- what there is
+    # ---- descriptions
 
     async def tags(self, aliases: Iterable[str]) -> dict[str, dict[str, Any]]:
         """Return the rows of /api/tags of those that run here, by alias.
@@ -87,9 +85,8 @@ class LocalModels:
         view, model = self._manager.model(alias), self._manager.catalogue.models[alias]
         details = await self._library.details(alias) if self._library else None
         template = details.template if details else ""
-        info = (
-            {key: value for key, value in details.info.items() if key != TEMPLATE} if details else {}
-        )  # it is in `template`
+        # The template is in a field of its own.
+        info = {key: value for key, value in details.info.items() if key != TEMPLATE} if details else {}
         if verbose and self._library:
             info |= await self._library.lists(alias)
         parameters = _parameters(model, view, threads=self._manager.catalogue.system.cpu_threads)

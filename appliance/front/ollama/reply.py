@@ -14,11 +14,9 @@ from appliance.base import jsons
 from appliance.base.clock import format_rfc3339
 from appliance.base.errors import UpstreamFailed
 
-DONE_REASONS = {
-    "tool_calls": "stop",
-    "function_call": "stop",
-}  # the others stay as they are
-BROKEN_ARGUMENTS = "_raw"  # the key of a tool call's arguments that are no JSON object
+# By OpenAI's finish_reason; any other one is passed on unchanged.
+DONE_REASONS = {"tool_calls": "stop", "function_call": "stop"}
+BROKEN_ARGUMENTS = "_raw"  # holds a tool call's arguments where they are not a JSON object
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Ollama's requests as OpenAI's. Pure: it decides what the engines are asked, and refuses what is invalid.
+"""Ollama's requests as OpenAI's. Pure: it translates, and refuses what is invalid.
 
 Source: Ollama's API types and `options`; `messages` in /api/generate and `options.max_tokens`:
 docs/compatibility.md.
@@ -146,21 +146,21 @@ def _is_default(name: str, value: Any) -> bool:
     return name == "stop" and not value  # 3
 
 
-def to_openai_chat(asked: dict[str, Any]) -> TranslatedRequest:
+def to_openai_chat(payload: dict[str, Any]) -> TranslatedRequest:
     """Return a request to /api/chat as a chat.
 
     Raises:
         Invalid: A field is invalid; `param` names it.
     """
-    check_messages(asked["messages"])
-    body: dict[str, Any] = {"messages": to_openai_messages(asked["messages"])}
-    if asked.get("tools"):
-        body["tools"] = to_openai_tools(asked["tools"])
-    fields, ignored = _common(asked)
-    return TranslatedRequest(Operation.CHAT, body | fields | _logprobs(asked, Operation.CHAT), ignored)
+    check_messages(payload["messages"])
+    body: dict[str, Any] = {"messages": to_openai_messages(payload["messages"])}
+    if payload.get("tools"):
+        body["tools"] = to_openai_tools(payload["tools"])
+    fields, ignored = _common(payload)
+    return TranslatedRequest(Operation.CHAT, body | fields | _logprobs(payload, Operation.CHAT), ignored)
 
 
-def to_openai_generate(asked: dict[str, Any]) -> TranslatedRequest:
+def to_openai_generate(payload: dict[str, Any]) -> TranslatedRequest:
     """Return a request to /api/generate as a chat or a completion.
 
     1. raw                  → a completion: the prompt is sent as it is
@@ -171,59 +171,60 @@ def to_openai_generate(asked: dict[str, Any]) -> TranslatedRequest:
     Raises:
         Invalid: A field is invalid; `param` names it.
     """
-    if asked.get("raw") and any(asked.get(name) for name in ("template", "system", "context")):
+    if payload.get("raw") and any(payload.get(name) for name in ("template", "system", "context")):
         raise Invalid("raw mode does not support template, system, or context", param="raw")
-    if asked.get("template"):
+    if payload.get("template"):
         raise Invalid(
             "`template` is not supported: the engine applies the model's own. Leave it out, or send a "
             "complete prompt with `raw`.",
             param="template",
         )
-    fields, ignored = _common(asked)
-    if asked.get("raw") or asked.get("suffix"):  # 1, 2
-        return _completion(asked, fields, ignored)
-    if asked.get("messages"):  # 3
-        check_messages(asked["messages"])
-        messages = to_openai_messages(asked["messages"])
+    fields, ignored = _common(payload)
+    if payload.get("raw") or payload.get("suffix"):  # 1, 2
+        return _completion(payload, fields, ignored)
+    if payload.get("messages"):  # 3
+        check_messages(payload["messages"])
+        messages = to_openai_messages(payload["messages"])
     else:  # 4
-        messages = unpack_context(asked["context"]) if asked.get("context") else []
+        messages = unpack_context(payload["context"]) if payload.get("context") else []
         messages += to_openai_messages(
-            [{"role": "user", "content": asked.get("prompt") or "", "images": asked.get("images")}], where=""
+            [{"role": "user", "content": payload.get("prompt") or "", "images": payload.get("images")}],
+            where="",
         )
-    if asked.get("system"):
+    if payload.get("system"):
         messages = [
-            {"role": "system", "content": asked["system"]},
+            {"role": "system", "content": payload["system"]},
             *(m for m in messages if m["role"] != "system"),
         ]
     return TranslatedRequest(
-        Operation.CHAT, {"messages": messages, **fields, **_logprobs(asked, Operation.CHAT)}, ignored
+        Operation.CHAT, {"messages": messages, **fields, **_logprobs(payload, Operation.CHAT)}, ignored
     )
 
 
-def _completion(asked: dict[str, Any], fields: dict[str, Any], ignored: list[str]) -> TranslatedRequest:
-    if asked.get("images"):
+def _completion(payload: dict[str, Any], fields: dict[str, Any], ignored: list[str]) -> TranslatedRequest:
+    if payload.get("images"):
         raise Invalid(
-            f"`images` cannot be used with `{'raw' if asked.get('raw') else 'suffix'}`.", param="images"
+            f"`images` cannot be used with `{'raw' if payload.get('raw') else 'suffix'}`.", param="images"
         )
-    body: dict[str, Any] = {"prompt": asked.get("prompt") or "", "max_tokens": RAW_MAX_TOKENS, **fields}
-    if asked.get("suffix"):
-        body["suffix"] = asked["suffix"]
+    body: dict[str, Any] = {"prompt": payload.get("prompt") or "", "max_tokens": RAW_MAX_TOKENS, **fields}
+    if payload.get("suffix"):
+        body["suffix"] = payload["suffix"]
     body.pop("reasoning_effort", None)
     # A gap has no conversation around it.
-    ignored = ignored + [name for name in ("system", "context") if asked.get(name)]
-    return TranslatedRequest(Operation.COMPLETION, body | _logprobs(asked, Operation.COMPLETION), ignored)
+    ignored = ignored + [name for name in ("system", "context") if payload.get(name)]
+    return TranslatedRequest(Operation.COMPLETION, body | _logprobs(payload, Operation.COMPLETION), ignored)
 
 
-def _common(asked: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def _common(payload: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Return the fields that both share, as OpenAI's: options, format, think. Also check keep_alive.
 
     Returns:
         (fields, names of unknown options).
     """
-    fields, unknown = to_openai_options(asked.get("options"))
-    parse_keep_alive_s(asked.get("keep_alive"))
-    fields |= _response_format(asked.get("format"))
-    fields |= _reasoning_effort(asked.get("think"))
+    fields, unknown = to_openai_options(payload.get("options"))
+    parse_keep_alive_s(payload.get("keep_alive"))
+    fields |= _response_format(payload.get("format"))
+    fields |= _reasoning_effort(payload.get("think"))
     return fields, unknown
 
 
@@ -254,11 +255,11 @@ def _reasoning_effort(think: Any) -> dict[str, Any]:
     return {"reasoning_effort": EFFORTS[think]}
 
 
-def _logprobs(asked: dict[str, Any], operation: Operation) -> dict[str, Any]:
+def _logprobs(payload: dict[str, Any], operation: Operation) -> dict[str, Any]:
     """Return the fields for log-probabilities, which the two operations spell differently."""
-    top = asked.get("top_logprobs") or 0
+    top = payload.get("top_logprobs") or 0
     if not 0 <= top <= MAX_TOP_LOGPROBS:
         raise Invalid("top_logprobs must be between 0 and 20", param="top_logprobs")
-    if not asked.get("logprobs"):
+    if not payload.get("logprobs"):
         return {}
     return {"logprobs": top} if operation is Operation.COMPLETION else {"logprobs": True, "top_logprobs": top}

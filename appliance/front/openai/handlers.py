@@ -33,8 +33,7 @@ class OpenAIHandlers:
     """The handlers of `/v1`.
 
     Args:
-        heartbeat_s: Returns the seconds after which a stream that waits gets its headers and comments; 0 =
-            never.
+        heartbeat_s: Returns the seconds after which a waiting stream gets headers and heartbeats; 0 = never.
         manager: The models that this appliance runs itself; None = none.
     """
 
@@ -147,7 +146,7 @@ class OpenAIHandlers:
 
 
 def stream_response(reply: EngineReply) -> Response:
-    """Return an engine's reply as it is: a stream, or its error."""
+    """Return an engine's reply unchanged: a stream, or its error."""
     if reply.events is None:
         return Response(reply.status, reply.body or b"", reply.content_type)
     return replace(STREAM, headers=list(SSE_HEADERS), pieces=reply.events)

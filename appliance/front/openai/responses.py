@@ -1,7 +1,4 @@
-"""OpenAI's Responses API, on top of chat completions: whole responses and event streams.
-
-Nothing is stored.
-"""
+"""OpenAI's Responses API, on top of chat completions: whole or as event streams. Nothing is stored."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -39,8 +36,7 @@ class ResponsesHandlers:
     """The handlers of `/v1/responses`.
 
     Args:
-        heartbeat_s: Returns the seconds after which a stream that waits gets its headers and comments; 0 =
-            never.
+        heartbeat_s: Returns the seconds after which a waiting stream gets headers and heartbeats; 0 = never.
     """
 
     def __init__(
@@ -61,19 +57,19 @@ class ResponsesHandlers:
 
     async def create(self, request: Request) -> Response:
         """Create a response, whole or as a stream of events; it is not stored."""
-        asked = read_object(request.body)
-        check_types(asked, TYPES)
-        body = chat_body(asked)
-        model = asked.get("model") or ""
+        payload = read_object(request.body)
+        check_types(payload, TYPES)
+        body = chat_body(payload)
+        model = payload.get("model") or ""
         card = self._router.resolve(model)
         body["model"] = model or card.id
-        is_stream = bool(asked.get("stream"))
+        is_stream = bool(payload.get("stream"))
         if is_stream:
             body |= {"stream": True, "stream_options": {"include_usage": True}}
         engine_request = EngineRequest(
             Operation.CHAT, body, None, model, is_stream, request.receipt, request.options
         )
-        response = new_response(asked, model=card.id, at_s=int(self._clock.now_s()))
+        response = new_response(payload, model=card.id, at_s=int(self._clock.now_s()))
         if is_stream:
             return await self._answer_stream(engine_request, ResponsesStream(response, self._clock))
         return await self._answer_whole(engine_request, response)

@@ -6,10 +6,8 @@ Source: OpenAI's API reference, "Responses"; responses are not stored here, so `
 import os
 from typing import Any
 
-INCOMPLETE_REASONS = {
-    "length": "max_output_tokens",
-    "content_filter": "content_filter",
-}  # by chat's finish_reason
+# By chat's finish_reason.
+INCOMPLETE_REASONS = {"length": "max_output_tokens", "content_filter": "content_filter"}
 
 
 def new_id(prefix: str) -> str:
@@ -17,15 +15,15 @@ def new_id(prefix: str) -> str:
     return f"{prefix}_{os.urandom(16).hex()}"
 
 
-def new_response(asked: dict[str, Any], *, model: str, at_s: int) -> dict[str, Any]:
-    """Return a response without output, with the fields that were asked for.
+def new_response(payload: dict[str, Any], *, model: str, at_s: int) -> dict[str, Any]:
+    """Return a response without output; the fields of the request are repeated in it.
 
     Args:
-        asked: The request's body.
+        payload: The request's JSON body.
         model: The model's public name.
         at_s: Seconds since 1970.
     """
-    given = asked.get("reasoning")
+    given = payload.get("reasoning")
     reasoning = given if isinstance(given, dict) else {}
     return {
         "id": new_id("resp"),
@@ -36,24 +34,24 @@ def new_response(asked: dict[str, Any], *, model: str, at_s: int) -> dict[str, A
         "background": False,
         "error": None,
         "incomplete_details": None,
-        "instructions": asked.get("instructions"),
-        "max_output_tokens": asked.get("max_output_tokens"),
-        "max_tool_calls": asked.get("max_tool_calls"),
+        "instructions": payload.get("instructions"),
+        "max_output_tokens": payload.get("max_output_tokens"),
+        "max_tool_calls": payload.get("max_tool_calls"),
         "model": model,
         "output": [],
-        "parallel_tool_calls": asked.get("parallel_tool_calls", True),
+        "parallel_tool_calls": payload.get("parallel_tool_calls", True),
         "previous_response_id": None,
         "reasoning": {"effort": reasoning.get("effort"), "summary": reasoning.get("summary")},
         "store": False,
-        "temperature": asked.get("temperature", 1.0),
-        "text": asked.get("text") or {"format": {"type": "text"}},
-        "tool_choice": asked.get("tool_choice") or "auto",
-        "tools": asked.get("tools") or [],
-        "top_p": asked.get("top_p", 1.0),
-        "truncation": asked.get("truncation") or "disabled",
+        "temperature": payload.get("temperature", 1.0),
+        "text": payload.get("text") or {"format": {"type": "text"}},
+        "tool_choice": payload.get("tool_choice") or "auto",
+        "tools": payload.get("tools") or [],
+        "top_p": payload.get("top_p", 1.0),
+        "truncation": payload.get("truncation") or "disabled",
         "usage": None,
-        "user": asked.get("user"),
-        "metadata": asked.get("metadata") or {},
+        "user": payload.get("user"),
+        "metadata": payload.get("metadata") or {},
     }
 
 

@@ -1,7 +1,4 @@
-"""A request of the Responses API as a chat request.
-
-Pure. Nothing is stored, so nothing can be continued by id.
-"""
+"""A request of the Responses API as a chat request. Pure. Nothing is stored, so no id can be continued."""
 
 from typing import Any
 
@@ -35,34 +32,34 @@ SCHEMA_FIELDS = ("name", "schema", "strict", "description")
 TOOL_FIELDS = ("name", "description", "parameters", "strict")
 
 
-def chat_body(asked: dict[str, Any]) -> dict[str, Any]:
+def chat_body(payload: dict[str, Any]) -> dict[str, Any]:
     """Return the chat body of a Responses request, without `model` and `stream`.
 
     Raises:
         Invalid: Something needs stored state, or chat completions cannot do it; `param` names it.
     """
-    _refuse_stored_state(asked)
+    _refuse_stored_state(payload)
     body: dict[str, Any] = {
-        name: value for name, value in asked.items() if name in SAME_FIELDS and value is not None
+        name: value for name, value in payload.items() if name in SAME_FIELDS and value is not None
     }
-    body["messages"] = chat_messages(asked)
-    if asked.get("max_output_tokens") is not None:
-        body["max_tokens"] = asked["max_output_tokens"]
-    if asked.get("tools"):
-        body["tools"] = [_tool(tool, number) for number, tool in enumerate(asked["tools"])]
-        if asked.get("tool_choice") is not None:
-            body["tool_choice"] = _tool_choice(asked["tool_choice"])
-    reasoning = asked.get("reasoning")
+    body["messages"] = chat_messages(payload)
+    if payload.get("max_output_tokens") is not None:
+        body["max_tokens"] = payload["max_output_tokens"]
+    if payload.get("tools"):
+        body["tools"] = [_tool(tool, number) for number, tool in enumerate(payload["tools"])]
+        if payload.get("tool_choice") is not None:
+            body["tool_choice"] = _tool_choice(payload["tool_choice"])
+    reasoning = payload.get("reasoning")
     if isinstance(reasoning, dict) and reasoning.get("effort"):
         body["reasoning_effort"] = reasoning["effort"]
-    if isinstance(asked.get("text"), dict):
-        body |= _text_fields(asked["text"])
+    if isinstance(payload.get("text"), dict):
+        body |= _text_fields(payload["text"])
     return body
 
 
-def _refuse_stored_state(asked: dict[str, Any]) -> None:
+def _refuse_stored_state(payload: dict[str, Any]) -> None:
     for name, remedy in NEEDS_STORE.items():
-        if asked.get(name):
+        if payload.get(name):
             raise Invalid(
                 f"`{name}` is not supported: responses are not stored{remedy}.",
                 param=name,
@@ -86,16 +83,16 @@ def _text_fields(text: dict[str, Any]) -> dict[str, Any]:
     return fields
 
 
-def chat_messages(asked: dict[str, Any]) -> list[dict[str, Any]]:
+def chat_messages(payload: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the chat messages of `instructions` and `input` (a text, or a list of items).
 
     Raises:
         Invalid: `input` is missing or of another type, or an item is not supported.
     """
     messages: list[dict[str, Any]] = []
-    if asked.get("instructions"):
-        messages.append({"role": "system", "content": asked["instructions"]})
-    given = asked.get("input")
+    if payload.get("instructions"):
+        messages.append({"role": "system", "content": payload["instructions"]})
+    given = payload.get("input")
     if isinstance(given, str) and given:
         return [*messages, {"role": "user", "content": given}]
     if not isinstance(given, list) or not given:

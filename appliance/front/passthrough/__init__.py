@@ -1,9 +1,9 @@
-"""Requests that are handed to a backend as they came.
+"""Requests that are passed on to a backend unchanged.
 
 Modules:
-    forwarded: a request as it is to be sent, and how it is read.
+    forwarded: a request that is passed on.
     passthrough: finds a server that answers, and relays the response.
-    rules: what may pass, who may send it, which headers change.
+    rules: which requests are passed on, who may send them, which headers change.
     tunnel: connections that switch protocols, such as WebSocket.
-    upload: a request's body on its way in, counted and limited.
+    upload: the body of a request, streamed and limited.
 """

@@ -1,4 +1,4 @@
-"""A request as it is to be sent on to a backend: what it holds, and how it is read from the one that came."""
+"""A request that is passed on to a backend, and how it is read from the client's request."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -15,24 +15,23 @@ from appliance.front.pipeline.pipeline import too_large
 from appliance.front.pipeline.request import Request
 from appliance.front.settings import FrontSettings
 
-WHOLE_BYTES = (
-    1_048_576  # a body up to this is read first: it can name a model, and be sent again to another server
-)
+# A body up to this size is read first: it may name a model, and it can be sent again to another server.
+WHOLE_BYTES = 1_048_576
 
 
 @dataclass(slots=True)
 class ForwardedRequest:
-    """A request as it is to be sent.
+    """A request that is passed on.
 
     Attributes:
-        origin: The request as the pipeline knows it.
-        web_request: The same as aiohttp knows it: the response is written to it.
-        target: Path and query, percent-encoded, as they came.
-        fields: Header fields as they came.
+        origin: The pipeline's request.
+        web_request: aiohttp's request; the response is written to it.
+        target: Path and query, percent-encoded, unchanged.
+        fields: Header fields of the client, unchanged.
         body: All bytes; None = it is streamed (`upload`), or there is none.
-        upload: The body of a request that is streamed from the client; None = it is not.
+        upload: The body, streamed from the client; None = it is not streamed.
         model: The model that it names; "" = any server can answer.
-        options: Where and when it is to be answered; `pin` names the one backend that is asked.
+        options: How it is routed; `pin` names the only backend that may be used.
         is_work: Whether it takes a slot of the server.
         is_repeatable: Whether it may be sent again to another server.
     """
@@ -50,18 +49,18 @@ class ForwardedRequest:
 
     @property
     def has_begun_upload(self) -> bool:
-        """Whether some of a streamed body may have been sent: it cannot be sent again."""
+        """Whether a part of a streamed body may have been sent, so that it cannot be sent again."""
         return self.upload is not None and self.upload.has_begun
 
 
 async def read_forwarded(
     web_request: web.Request, origin: Request, target: str, options: RequestOptions, settings: FrontSettings
 ) -> ForwardedRequest:
-    """Read a request, its body only where it is small.
+    """Read a request; the body is read only where it is small.
 
     Raises:
         TooLarge: The body is larger than MAX_BODY_BYTES.
-        TimedOut: The body did not come.
+        TimedOut: The body did not arrive.
         Invalid: The body cannot be read.
     """
     size_bytes = web_request.content_length or 0
@@ -91,7 +90,7 @@ async def read_forwarded(
 
 
 def target_of(web_request: web.Request) -> str:
-    """Return path and query as they came; of the absolute form (RFC 9112, 3.2.2) what follows the host.
+    """Return path and query, not decoded; of the absolute form (RFC 9112, 3.2.2) what follows the host.
 
     Raises:
         Invalid: Neither a path nor the absolute form.
@@ -119,5 +118,5 @@ def model_of(body: bytes | None, target: str) -> str:
 
 
 def decode_fields(fields: Collection[tuple[bytes, bytes]]) -> list[tuple[str, str]]:
-    """Turn header fields as they came into text."""
+    """Decode header fields."""
     return [(name.decode("latin-1"), value.decode("utf-8", "replace")) for name, value in fields]

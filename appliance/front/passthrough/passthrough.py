@@ -1,7 +1,7 @@
-"""Passthrough: what is not answered here goes to a chosen server as it came, and so does the response.
+"""Passthrough: a request at any other address is sent unchanged to a server, and its response back.
 
-    any path and method     to a server that is up; a model named in its JSON body or query: to a server of it
-    /backends/{name}/…      to that server, with the prefix taken off (operators)
+    any path and method     to a server that is up; to one that has the model named in JSON body or query
+    /backends/{name}/…      to that server, without the prefix (operators)
     x-appliance-backend     the same by a header (operators)
 
 Who may send what, and which headers change: rules.py. Connections that switch protocols: tunnel.py.
@@ -24,22 +24,23 @@ from appliance.engines.router import Router
 from appliance.engines.slots import Slot
 from appliance.engines.types import RequestOptions
 from appliance.front.passthrough.forwarded import ForwardedRequest, decode_fields, read_forwarded, target_of
-from appliance.front.passthrough.rules import AGENT, access_of, pinned, request_fields, response_fields
+from appliance.front.passthrough.rules import access_of, pinned, request_fields, response_fields
 from appliance.front.pipeline.access import Access
 from appliance.front.pipeline.errors import error_event
+from appliance.front.pipeline.heads import AGENT
 from appliance.front.pipeline.pipeline import RequestPipeline
 from appliance.front.pipeline.request import Request
 
-KEPT_BYTES = 65_536  # of an error response that is given if no other server has a better one
-KEPT_IDLE_S = 2.0  # how long such a response may pause
-ELSEWHERE = frozenset({429, 502, 503, 504})  # another server may do better
-OTHER_KIND = frozenset({404, 405, 501})  # a server of another kind may have such an address
-UNWELL = frozenset({502, 503, 504})
+KEPT_BYTES = 65_536  # largest error response that is kept
+KEPT_IDLE_S = 2.0  # longest pause while it is read
+RETRY_STATUSES = frozenset({429, 502, 503, 504})  # another server may succeed
+RETRY_OTHER_KIND = frozenset({404, 405, 501})  # a server of another kind may have this address
+FAILURE_STATUSES = frozenset({502, 503, 504})  # the server is not well
 
 
 @dataclass(slots=True)
 class KeptError:
-    """An error response of a server, kept in case that no other one does better."""
+    """An error response of a server; it is sent to the client if no other server succeeds."""
 
     status: int
     reason: str
@@ -48,7 +49,7 @@ class KeptError:
 
 
 class Passthrough:
-    """Serves what the HTTP server has no address for."""
+    """Serves requests at addresses that the HTTP server does not have."""
 
     def __init__(self, router: Router, pipeline: RequestPipeline) -> None:
         self.router = router
@@ -56,7 +57,7 @@ class Passthrough:
         self._http = HttpClient()
 
     def accepts(self, path: str) -> bool:
-        """Whether there is a server to pass to, and the operator lets requests pass (PASSTHROUGH)."""
+        """Whether requests at `path` are passed on: PASSTHROUGH is on, and there is a server."""
         return (
             self._pipeline.settings.passthrough and path.startswith("/") and self.router.direct.has_servers()
         )
@@ -68,10 +69,10 @@ class Passthrough:
     # ---- before anything is sent
 
     def admit(self, request: Request, target: str) -> tuple[str, RequestOptions]:
-        """Check who asks, before a body is read.
+        """Check who calls, before a body is read.
 
         Returns:
-            (the target for the server, the options with the server's name in them if one is chosen)
+            (the target for the server; the options, with the server's name where one is chosen)
 
         Raises:
             Unauthenticated, Forbidden, Unavailable, Invalid: As `RequestPipeline.admit` does.
@@ -92,71 +93,75 @@ class Passthrough:
     # ---- sending
 
     async def serve(self, web_request: web.Request, request: Request) -> web.StreamResponse:
-        """Pass a request on and its response back; how it ended is noted in the request.
+        """Pass a request on and its response back; record in the request how it ended.
 
         Raises:
-            ApplianceError: Nothing was answered yet.
+            ApplianceError: It failed before anything was sent to the client.
             ConnectionResetError, CancelledError: The client left.
         """
         target, options = self.admit(request, target_of(web_request))
-        sent = await read_forwarded(web_request, request, target, options, self._pipeline.settings)
-        if not (sent.is_work and not options.pin) and not self.router.direct.is_managed(sent.model):
-            # Any server can answer it; one about a model of the table is for that model's own.
-            sent.model = ""
-        answer = await self._find(sent)
-        if isinstance(answer, KeptError):
-            return await self._send_kept(sent, answer)
-        slot, upstream = answer
+        forwarded = await read_forwarded(web_request, request, target, options, self._pipeline.settings)
+        if not (forwarded.is_work and not options.pin) and not self.router.direct.is_managed(forwarded.model):
+            # Any server can answer it, unless it is about a model that this appliance runs itself.
+            forwarded.model = ""
+        found = await self._find(forwarded)
+        if isinstance(found, KeptError):
+            return await self._send_kept(forwarded, found)
+        slot, upstream = found
         try:
-            return await self._relay(sent, slot, upstream)
+            return await self._relay(forwarded, slot, upstream)
         except BaseException:
             slot.release(Outcome.CLIENT_LEFT)
             raise
         finally:
             upstream.close()
 
-    async def _find(self, sent: ForwardedRequest) -> KeptError | tuple[Slot[Backend], aiohttp.ClientResponse]:
+    async def _find(
+        self, forwarded: ForwardedRequest
+    ) -> KeptError | tuple[Slot[Backend], aiohttp.ClientResponse]:
         """Find a server that answers.
 
-        1. it was not reached                       → another one, at no cost
-        2. nothing of its response came             → another one, if repeating is safe and the budget lasts
-        3. it is full, or not well (429, 502-504)   → the same; if there is no other, its response is given
-        4. it has no such address                   → one of another kind
-        5. it answers                               → that
+        1. not reached                      → the next one; this does not use the retry budget
+        2. no response                      → the next one, if a repeat is safe and the retry budget allows it
+        3. full or not well (429, 502-504)  → as in 2; without a next one its response is sent
+        4. it does not have the address     → one of another kind
+        5. any other response               → that one
         """
-        receipt = sent.origin.receipt
+        receipt = forwarded.origin.receipt
         tried: set[str] = set()
         kept: KeptError | None = None
         while True:
             try:
                 slot = await self.router.direct.lease(
                     receipt=receipt,
-                    model=sent.model,
+                    model=forwarded.model,
                     exclude=tried,
-                    options=sent.options,
-                    is_uncounted=not sent.is_work,
+                    options=forwarded.options,
+                    is_uncounted=not forwarded.is_work,
                 )
             except ApplianceError:
                 if kept is not None:
                     return kept
                 raise
             try:
-                upstream = await self._open(sent, slot)
+                upstream = await self._open(forwarded, slot)
             except WireError as exc:  # 1, 2
                 slot.release(Outcome.of_phase(exc.phase), note=str(exc))
-                if sent.upload is not None and sent.upload.error is not None:
-                    raise sent.upload.error from None
+                if forwarded.upload is not None and forwarded.upload.error is not None:
+                    raise forwarded.upload.error from None
                 tried.add(slot.backend.name)
-                if self._may_try_another(sent, exc, tried):
+                if self._may_try_another(forwarded, exc, tried):
                     continue
                 if kept is not None:
                     return kept
-                raise self._unanswered(sent.origin, exc) from exc
+                raise self._unanswered(forwarded.origin, exc) from exc
             except BaseException:
                 slot.release(Outcome.CLIENT_LEFT)
                 raise
-            receipt.upstream_ms = (self._pipeline.now_s() - sent.origin.began_s) * 1000 - receipt.queue_ms
-            passed_over = self._passed_over(sent, upstream.status, slot, tried)
+            receipt.upstream_ms = (
+                self._pipeline.now_s() - forwarded.origin.began_s
+            ) * 1000 - receipt.queue_ms
+            passed_over = self._passed_over(forwarded, upstream.status, slot, tried)
             if passed_over is None:  # 5
                 return slot, upstream
             try:
@@ -166,35 +171,35 @@ class Passthrough:
                 slot.release(outcome_of(upstream.status), status=upstream.status)
             tried |= passed_over  # 3, 4
 
-    def _may_try_another(self, sent: ForwardedRequest, failure: WireError, tried: set[str]) -> bool:
+    def _may_try_another(self, forwarded: ForwardedRequest, failure: WireError, tried: set[str]) -> bool:
         """Whether a request that got no response may go to another server."""
-        if sent.options.pin or not set(self.router.direct.server_names()) - tried:
+        if forwarded.options.pin or not set(self.router.direct.server_names()) - tried:
             return False
-        is_unsent = not failure.was_sent and not sent.has_begun_upload
-        return is_unsent or (sent.is_repeatable and self.router.direct.may_retry(failure.phase))
+        is_unsent = not failure.was_sent and not forwarded.has_begun_upload
+        return is_unsent or (forwarded.is_repeatable and self.router.direct.may_retry(failure.phase))
 
     def _passed_over(
-        self, sent: ForwardedRequest, status: int, slot: Slot[Backend], tried: set[str]
+        self, forwarded: ForwardedRequest, status: int, slot: Slot[Backend], tried: set[str]
     ) -> set[str] | None:
-        """Return the servers not to be asked any more after this status; None = give this response."""
-        if not sent.is_repeatable:
+        """Return the servers to exclude after this status; None = send this response to the client."""
+        if not forwarded.is_repeatable:
             return None
         over: set[str] = set()
-        if status in ELSEWHERE:
+        if status in RETRY_STATUSES:
             over = {slot.backend.name}
-        elif status in OTHER_KIND:
+        elif status in RETRY_OTHER_KIND:
             kind = slot.backend.kind
             over = {b.name for b in self.router.backends() if b.kind == kind}
         if not over or not set(self.router.direct.server_names()) - tried - over:
             return None
-        if status in UNWELL and not self.router.direct.may_retry(f"status_{status}"):
+        if status in FAILURE_STATUSES and not self.router.direct.may_retry(f"status_{status}"):
             return None
         return over
 
-    async def _open(self, sent: ForwardedRequest, slot: Slot[Backend]) -> aiohttp.ClientResponse:
-        limits, origin = self.router.settings, sent.origin
+    async def _open(self, forwarded: ForwardedRequest, slot: Slot[Backend]) -> aiohttp.ClientResponse:
+        limits, origin = self.router.settings, forwarded.origin
         fields = request_fields(
-            sent.fields,
+            forwarded.fields,
             peer=origin.peer,
             scheme="http",
             host=origin.headers.get("host", ""),
@@ -203,17 +208,17 @@ class Passthrough:
         )
         return await self._http.open(
             origin.method,
-            slot.url.rstrip("/") + sent.target,
+            slot.url.rstrip("/") + forwarded.target,
             ssl_context=slot.ssl,
-            is_repeatable=sent.is_repeatable,
+            is_repeatable=forwarded.is_repeatable,
             headers=fields,
-            body=sent.upload.pieces() if sent.upload is not None else sent.body,
+            body=forwarded.upload.pieces() if forwarded.upload is not None else forwarded.body,
             connect_s=limits.upstream_connect_timeout_s,
-            first_byte_s=None if sent.upload is not None else limits.backend_timeout_seconds,
+            first_byte_s=None if forwarded.upload is not None else limits.backend_timeout_seconds,
         )
 
     async def _keep(self, upstream: aiohttp.ClientResponse) -> KeptError | None:
-        """Keep an error response; None where it is too large or does not come."""
+        """Read an error response to keep it; None where it is too large or does not arrive."""
         body = b""
         try:
             async for piece in iter_body(upstream, idle_s=KEPT_IDLE_S):
@@ -226,9 +231,9 @@ class Passthrough:
         return KeptError(upstream.status, upstream.reason or "", fields, body)
 
     def _unanswered(self, request: Request, failure: WireError) -> ApplianceError:
-        """Say that no server answered.
+        """Return the error of a request that no server answered, by how the last attempt failed.
 
-        1. the last one took too long   2. it was not reached   3. it broke off before its response
+        1. timeout   2. not reached   3. the connection broke before a response
         """
         backend = request.receipt.backend
         details = {"attempts": attempt_rows(request.receipt.attempts)}
@@ -243,18 +248,18 @@ class Passthrough:
             )
         return UpstreamFailed(f"{backend} did not answer: {failure}.", details=details)  # 3
 
-    # ---- the way back
+    # ---- the response
 
     async def _relay(
-        self, sent: ForwardedRequest, slot: Slot[Backend], upstream: aiohttp.ClientResponse
+        self, forwarded: ForwardedRequest, slot: Slot[Backend], upstream: aiohttp.ClientResponse
     ) -> web.StreamResponse:
-        """Write the response as it comes.
+        """Write the response while it arrives.
 
-        1. it refuses our key         → an error: a client would take it for a refusal of its own key
-        2. it ends                    → done
-        3. it breaks off              → cut off here too, so that a part is not taken for the whole; a stream
-                                        of events ends with an error
-        4. the client does not read   → given up
+        1. it refuses the appliance's key   → an error: a client would think that its own key is refused
+        2. it ends                          → done
+        3. it breaks off                    → the client's connection is cut, so that it does not take a part
+                                              for the whole; a stream of events ends with an error event
+        4. the client does not read         → the connection is cut
         """
         if upstream.status == 401:  # 1
             slot.release(Outcome.KEY_REFUSED, status=401)
@@ -262,7 +267,7 @@ class Passthrough:
                 f"The backend {slot.backend.name} refuses the appliance's key for it. Set its `api_key`.",
                 code="upstream_key_refused",
             )
-        origin, web_request = sent.origin, sent.web_request
+        origin, web_request = forwarded.origin, forwarded.web_request
         origin.receipt.status = upstream.status
         fields = response_fields(decode_fields(upstream.raw_headers))
         response = self._response(origin, upstream.status, upstream.reason or "", fields)
@@ -276,7 +281,7 @@ class Passthrough:
                 sent_bytes += len(piece)
         except WireError as exc:  # 3
             slot.release(Outcome.CUT_OFF, status=upstream.status, note=str(exc))
-            failure = self._cut_off(sent, slot, exc)
+            failure = self._cut_off(forwarded, slot, exc)
             if upstream.content_type == "text/event-stream":
                 await response.write(error_event(failure, "openai"))
                 await response.write_eof()
@@ -293,22 +298,24 @@ class Passthrough:
         origin.finish, origin.sent_bytes = Finish.DONE, sent_bytes
         return response
 
-    def _cut_off(self, sent: ForwardedRequest, slot: Slot[Backend], failure: WireError) -> ApplianceError:
-        """Note that a response broke off, through the client's own body or the server; return the error."""
+    def _cut_off(
+        self, forwarded: ForwardedRequest, slot: Slot[Backend], failure: WireError
+    ) -> ApplianceError:
+        """Record that a response broke off, by the client's upload or by the server; return the error."""
         error: ApplianceError
-        if sent.upload is not None and sent.upload.error is not None:
-            error = sent.upload.error
+        if forwarded.upload is not None and forwarded.upload.error is not None:
+            error = forwarded.upload.error
         else:
             message = f"{slot.backend.name} broke off its response: {failure}"
             error = UpstreamFailed(message, code="upstream_cut_off")
-        sent.origin.receipt.error = f"{error.kind.value}: {error.message}"
+        forwarded.origin.receipt.error = f"{error.kind.value}: {error.message}"
         return error
 
-    async def _send_kept(self, sent: ForwardedRequest, kept: KeptError) -> web.StreamResponse:
-        origin = sent.origin
+    async def _send_kept(self, forwarded: ForwardedRequest, kept: KeptError) -> web.StreamResponse:
+        origin = forwarded.origin
         origin.receipt.status = kept.status
         response = self._response(origin, kept.status, kept.reason, kept.fields)
-        await response.prepare(sent.web_request)
+        await response.prepare(forwarded.web_request)
         self._pipeline.mark_first_byte(origin)
         await response.write(kept.body)
         await response.write_eof()
@@ -326,7 +333,7 @@ class Passthrough:
 
 
 def outcome_of(status: int) -> Outcome:
-    """Name what a response's status means for the server: most of them that it is well."""
+    """Return what a response's status says about the server; most of them say that it is well."""
     if status == 429:
         return Outcome.FULL
-    return Outcome.STATUS if status in UNWELL else Outcome.PASSED
+    return Outcome.STATUS if status in FAILURE_STATUSES else Outcome.PASSED

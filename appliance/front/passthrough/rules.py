@@ -1,17 +1,16 @@
-"""What passes to a server as it came, who may send it, which headers change on the way. No I/O.
+"""Which requests are passed to a server, who may send them, and which header fields change. No I/O.
 
-Paths that are known to do no more than compute an answer are for clients. Everything else is for operators:
-engines have addresses that show other people's prompts, unload models or write files, and new versions bring
-more.
+Paths that only compute a response are for clients. Everything else is for operators: engines have addresses
+that show other clients' prompts, unload models or write files, and new versions of them add more.
 """
 
 import re
 from collections.abc import Iterable
 
 from appliance.front.pipeline.access import Access
+from appliance.front.pipeline.heads import AGENT
 
-# Bytes of the fields that belong to one connection (RFC 9110, 7.6.1), and what a client shows to us and not
-# to a server.
+# Fields that belong to one connection (RFC 9110, 7.6.1).
 HOP = frozenset(
     {
         "connection",
@@ -25,6 +24,7 @@ HOP = frozenset(
         "upgrade",
     }
 )
+# Fields of a request that are meant for the appliance, or that it sets itself.
 OURS = frozenset(
     {
         "authorization",
@@ -42,13 +42,11 @@ OURS = frozenset(
     }
 )
 OUR_PREFIX = "x-appliance-"
-# Of a response: what our own server writes, and what tells a browser who may read it, which is for us to say.
+# Fields of a response that the appliance writes itself; so are those of CORS, since it decides who may read.
 RESPONSE_OURS = frozenset({"server", "date", "x-request-id", "server-timing", "via"})
 CORS_PREFIX = "access-control-"
-AGENT = "inference-appliance"
 
-# Work that takes a slot of the server (llama.cpp, vLLM, SGLang). It may be done twice: nothing is changed by
-# it.
+# Work that takes a slot of the server (llama.cpp, vLLM, SGLang). It changes nothing, so it may be repeated.
 WORK = frozenset(
     {
         "/completion",
@@ -82,7 +80,7 @@ WORK = frozenset(
         "/api/chat",
     }
 )
-# Questions that any client may ask, and that take no slot.
+# Requests that any client may send, and that take no slot.
 QUESTIONS = frozenset(
     {
         ("POST", "/tokenize"),
@@ -108,6 +106,7 @@ QUESTIONS = frozenset(
     }
 )
 SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
+ROUTE = "passage"  # the label of passthrough in metrics and receipts, where dashboards know it by this word
 _PINNED = re.compile(r"/backends/([^/?]+)(.*)", re.DOTALL)
 
 
@@ -115,7 +114,7 @@ def access_of(method: str, path: str) -> Access:
     """Return who may send a request.
 
     Args:
-        path: As it came: one that is written in an unusual way is for operators.
+        path: Not decoded: any other spelling of a listed path is for operators.
     """
     if method == "POST" and path in WORK:
         return Access.CLIENT
@@ -125,12 +124,12 @@ def access_of(method: str, path: str) -> Access:
 
 
 def is_work(method: str, path: str) -> bool:
-    """Whether a server needs one of its slots for it; such work can be repeated on another server."""
+    """Whether a request takes a slot of the server; such work can be repeated on another server."""
     return method == "POST" and path in WORK
 
 
 def pinned(target: str) -> tuple[str, str] | None:
-    """Read `/backends/{name}/rest?query` as (name as it came, /rest?query); None = another address."""
+    """Read `/backends/{name}/rest?query` as (name, not decoded; /rest?query); None = another address."""
     found = _PINNED.fullmatch(target)
     if found is None:
         return None
@@ -147,18 +146,18 @@ def request_fields(
     request_id: str,
     own: Iterable[tuple[str, str]],
 ) -> list[tuple[str, str]]:
-    """Return the fields of a request for the server.
+    """Return the header fields of a request as they are sent to the server.
 
     Args:
-        fields: As they came.
+        fields: Of the client's request.
         peer: The client's address.
-        scheme: http or https, as the client called.
-        host: As the client called it.
+        scheme: http or https: how the client connected.
+        host: The client's `Host`.
         own: The operator's fields for this server, such as its key.
 
     Returns:
-        All that are end to end, without what is meant for the appliance alone (the client's key above all),
-        and with Via, X-Forwarded-* and X-Request-Id; a chain of proxies before the appliance stays readable.
+        The end-to-end fields, without those meant for the appliance alone (above all the client's key), and
+        with Via, X-Forwarded-* and X-Request-Id; entries of proxies before the appliance are kept.
     """
     rows = list(fields)
     named = {name.lower(): value for name, value in rows}
@@ -179,7 +178,7 @@ def request_fields(
 
 
 def response_fields(fields: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Return the fields of a server's response for the client: all that are end to end, in order."""
+    """Return the header fields of a server's response for the client: those that are end to end, in order."""
     rows = list(fields)
     dropped = HOP | RESPONSE_OURS | listed(value for name, value in rows if name.lower() == "connection")
     return [

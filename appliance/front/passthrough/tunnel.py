@@ -1,9 +1,8 @@
 """A connection that switches protocols, such as WebSocket: a request to a server, then bytes both ways.
 
-It takes the connection over from the fast connection, as aiohttp's protocol does for everything else that is
-not hot. Until the server has answered, the client may be refused in HTTP; after `101` nothing is looked at
-any more. No time limit holds for silence, since none is known for what is spoken; a side that does not read
-makes the other one wait.
+It takes the connection over from the fast connection. Until the server has answered, the client may be
+refused in HTTP; after `101` the bytes are passed on unread. There is no idle timeout, because the protocol is
+unknown. A side that does not read makes the other one wait.
 """
 
 import asyncio
@@ -18,7 +17,7 @@ from appliance.engines.backends.contract import Backend
 from appliance.engines.outcome import Finish, Outcome
 from appliance.engines.slots import Slot
 from appliance.front.passthrough.passthrough import Passthrough
-from appliance.front.passthrough.rules import request_fields, response_fields
+from appliance.front.passthrough.rules import ROUTE, request_fields, response_fields
 from appliance.front.pipeline.heads import Upgrade
 from appliance.front.pipeline.pipeline import RequestPipeline
 from appliance.front.pipeline.request import Request
@@ -43,7 +42,7 @@ class TunnelClient(Protocol):
 
 
 class Tunnel:
-    """One such connection. It gets what the client's transport calls."""
+    """One such connection; an asyncio protocol behind the fast connection."""
 
     def __init__(
         self, client: TunnelClient, pipeline: RequestPipeline, passthrough: Passthrough, upgrade: Upgrade
@@ -61,14 +60,14 @@ class Tunnel:
         self._may_write.set()
         self._task: asyncio.Task[None] | None = None
 
-    # ---- the transport's calls
+    # ---- callbacks of the client's transport
 
     def connection_made(self, transport: Any) -> None:
         """Begin: the request's head has been read."""
         self._transport = transport
         upgrade = self._upgrade
         request = self._pipeline.request(
-            "passage",
+            ROUTE,
             method="GET",
             path=upgrade.path,
             headers=upgrade.headers,
@@ -79,7 +78,7 @@ class Tunnel:
         self._task = asyncio.get_running_loop().create_task(self._serve(request))
 
     def data_received(self, data: bytes) -> None:
-        """Keep what the client sent; where the server does not take it, the client is not read on."""
+        """Keep what the client sent; stop reading while too much of it is unsent."""
         self._arrived += data
         self._more.set()
         if len(self._arrived) > MAX_UNSENT_BYTES and not self._is_waiting:
@@ -87,7 +86,7 @@ class Tunnel:
             self._transport.pause_reading()
 
     def eof_received(self) -> bool:
-        """The client sends no more; the other direction goes on."""
+        """The client sends no more; the other direction stays open."""
         self._is_ended = True
         self._more.set()
         return True
@@ -105,14 +104,14 @@ class Tunnel:
         """The client reads on."""
         self._may_write.set()
 
-    # ---- its course
+    # ---- serving
 
     async def _serve(self, request: Request) -> None:
-        """Serve the connection to its end; both sides are closed then.
+        """Serve the connection to its end, then close both sides.
 
-        1. the tunnel ends            → done, as noted by `_exchange`
-        2. the client leaves          → client_left
-        3. it fails before it opens   → an error in HTTP
+        1. the tunnel ends               → done, recorded by `_exchange`
+        2. the client leaves             → client_left
+        3. a failure before it is open   → an HTTP error
         """
         try:
             with request:
@@ -186,7 +185,7 @@ class Tunnel:
         """Send the request's head, wait for the response's, then pass bytes on until both sides have ended.
 
         1. it switches          → bytes go both ways
-        2. any other response   → its body goes through in its own framing, and the connection ends with it
+        2. any other response   → its body is passed on in its own framing, then the connection is closed
         """
         protocol = next(value for name, value in self._upgrade.fields if name.lower() == "upgrade")
         writer.write(self._request_head(request, slot, target, protocol))
@@ -198,17 +197,17 @@ class Tunnel:
             raise UpstreamFailed(
                 f"{slot.backend.name} did not answer the request to switch to {protocol[:40]}."
             ) from exc
-        status, reason, answered = _parse(raw, slot.backend.name)
+        status, reason, received = _parse(raw, slot.backend.name)
         request.receipt.status = status
         has_switched = status == 101
-        fields = [*response_fields(answered), *self._pipeline.response_headers(request)]
+        fields = [*response_fields(received), *self._pipeline.response_headers(request)]
         if has_switched:  # 1
             fields += [
                 ("Connection", "Upgrade"),
-                *((name, value) for name, value in answered if name.lower() == "upgrade"),
+                *((name, value) for name, value in received if name.lower() == "upgrade"),
             ]
         else:  # 2
-            fields += [(name, value) for name, value in answered if name.lower() == "transfer-encoding"]
+            fields += [(name, value) for name, value in received if name.lower() == "transfer-encoding"]
             fields.append(("Connection", "close"))
         self._transport.write(_head(f"HTTP/1.1 {status} {reason}", fields))
         self._pipeline.mark_first_byte(request)
@@ -232,7 +231,7 @@ class Tunnel:
         return _head(f"GET {parts.path.rstrip('/')}{target} HTTP/1.1", fields)
 
     async def _both_ways(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> int:
-        """Pass bytes on; the client's end leaves the other direction open, the server's end closes both."""
+        """Pass bytes on until the server closes; an EOF of the client leaves the other direction open."""
         up = asyncio.get_running_loop().create_task(self._up(writer))
         try:
             return await self._down(reader)
@@ -260,7 +259,7 @@ class Tunnel:
             await self._more.wait()
 
     async def _down(self, reader: asyncio.StreamReader, end: "_End | None" = None) -> int:
-        """Pass the server's bytes on until it ends, or until `end` sees that its response is whole."""
+        """Pass the server's bytes on until it closes, or until `end` has seen the whole response."""
         sent = 0
         while (end is None or not end.is_there) and (data := await reader.read(PIECE_BYTES)):
             await self._may_write.wait()
@@ -272,7 +271,7 @@ class Tunnel:
 
 
 class _End:
-    """Finds the end of a response that did not switch: its connection may stay open after it."""
+    """Finds the end of a response that did not switch: the server may keep its connection open after it."""
 
     def __init__(self, head: bytes) -> None:
         self.is_there = False
@@ -283,7 +282,7 @@ class _End:
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError:
-            self.is_there = True  # no HTTP: nothing after it makes sense
+            self.is_there = True  # not HTTP: the rest cannot be read either
 
     def on_message_complete(self) -> None:
         self.is_there = True

@@ -1,4 +1,4 @@
-"""A request's body on its way in, read through aiohttp: counted, and never without a limit."""
+"""The body of a request, read piece by piece through aiohttp, with limits of size and time."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -13,16 +13,16 @@ class Upload:
     """The body of one request.
 
     Attributes:
-        has_begun: Whether it was asked for: a body that is streamed can be sent once.
-        error: What went wrong with it, for who sees only that sending it on failed.
+        has_begun: Whether reading has begun: from then on the body cannot be sent a second time.
+        error: Why reading failed; the sender sees only that sending failed. None = it did not fail.
     """
 
     def __init__(self, request: web.Request, *, limit_bytes: int, patience_s: float) -> None:
-        """Make ready to read; nothing is read yet.
+        """Prepare to read; nothing is read yet.
 
         Args:
             limit_bytes: Largest body.
-            patience_s: Longest pause of the client.
+            patience_s: Longest pause of the client, seconds.
         """
         self._request = request
         self._limit_bytes = limit_bytes

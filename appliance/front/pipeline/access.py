@@ -9,20 +9,21 @@ from appliance.base.errors import Forbidden, Unauthenticated
 from appliance.base.wire.dial import is_address
 from appliance.front.settings import FrontSettings, split_keys
 
-OWN_DOMAINS = (".localhost", ".local", ".internal")  # names there cannot be bought and made to lead here
+# Not registered in public DNS, so no other site can point a name in them at this machine.
+OWN_DOMAINS = (".localhost", ".local", ".internal")
 FORWARDED = ("x-forwarded-for", "forwarded", "x-real-ip", "via")
 
 
 class Access(Enum):
-    """Who may call an address. Every address has one; what is not listed is closed."""
+    """Who may call an address. Every address has a level."""
 
-    PUBLIC = "public"  # health: all who reach the port
+    PUBLIC = "public"  # health: every client that reaches the port
     CLIENT = "client"  # a client key, where keys are set
     OPERATOR = "operator"  # an operator key; without any key set, callers on loopback
 
 
 class Keys:
-    """The accepted keys, as digests: the time to compare digests of equal length says nothing about a key."""
+    """The accepted keys, as digests: comparing digests of one length does not leak a key's length by time."""
 
     def __init__(self, settings: FrontSettings) -> None:
         self._client = [_digest(key) for key in split_keys(settings.appliance_api_keys)]
@@ -32,15 +33,15 @@ class Keys:
 
     @property
     def is_open(self) -> bool:
-        """Whether all who reach the port may use the models."""
+        """Whether no client key is set, so that every client that reaches the port may use the models."""
         return not self._client
 
     def must_stay_local(self, headers: dict[str, str]) -> bool:
-        """Whether the caller's key is one whose requests may not leave this machine's own backends."""
+        """Whether the caller's key allows own backends only (STAY_LOCAL_API_KEYS)."""
         return bool(self._local_only) and _is_one_of(read_key(headers), self._local_only)
 
     def check(self, access: Access, headers: dict[str, str], peer: str) -> None:
-        """Let a request pass, or raise.
+        """Admit a request, or raise.
 
         1. public address                              → pass
         2. client address, no keys set                 → pass
@@ -75,7 +76,7 @@ class Keys:
         raise Unauthenticated("Unknown API key.")
 
     def _check_loopback(self, headers: dict[str, str], peer: str) -> None:
-        """Let callers on this machine pass, but no page of another site and no client of a proxy."""
+        """Admit callers on this machine, except pages of other sites and clients of a proxy."""
         if not is_loopback(peer):
             raise Forbidden(
                 "Without OPERATOR_API_KEYS this address is open to callers on this machine only. "
@@ -90,11 +91,11 @@ class Keys:
             )
 
     def _is_foreign_page(self, headers: dict[str, str]) -> bool:
-        """Whether a page of another site calls: being on this machine is then no sign of trust.
+        """Whether a page of another site calls through a browser on this machine.
 
-        1. an origin of CORS_ORIGINS                                         → no
-        2. any other origin, or the browser says that the site is another    → yes
-        3. a host name that is not this machine's: it was made to lead here  → yes
+        1. an origin of CORS_ORIGINS                                     → no
+        2. any other origin, or a cross-site request                     → yes
+        3. a host name that is not this machine's: DNS rebinding         → yes
         """
         origin, site = headers.get("origin", ""), headers.get("sec-fetch-site", "")
         if origin and ("*" in self._origins or origin in self._origins):  # 1
@@ -115,7 +116,7 @@ def read_key(headers: dict[str, str]) -> str:
 
 
 def is_loopback(peer: str) -> bool:
-    """Whether an address is this machine's own; unix sockets count as such."""
+    """Whether a caller's address is loopback; "unix" (a unix socket) counts as loopback."""
     if peer == "unix":
         return True
     try:
@@ -133,6 +134,6 @@ def _digest(key: str) -> bytes:
 def _is_one_of(key: str, digests: list[bytes]) -> bool:
     given = _digest(key)
     found = False
-    for digest in digests:  # all of them, always: the time must not say which one matched
+    for digest in digests:  # no early exit: the time must not tell which one matched
         found |= hmac.compare_digest(given, digest)
     return found

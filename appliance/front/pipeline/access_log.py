@@ -1,6 +1,6 @@
-"""One rich line per request.
+"""The access log: one line per request.
 
-Lines are gathered and written together, a few times a second: one write per request would cost more than the
+Lines are buffered and written together, a few times a second: one write per request would cost more than the
 rest of the line.
 """
 
@@ -13,16 +13,16 @@ from appliance.base.clock import Clock, format_rfc3339
 from appliance.base.logs import SECRETS
 from appliance.engines.receipts import Receipt
 
-GATHER = 256  # so many lines are written at once without waiting for `flush`
+MAX_BUFFERED_LINES = 256  # then they are written without waiting for `flush`
 
 
 class AccessLog:
-    """Writes the lines. `flush` is called by the server's ticker and at the end.
+    """Writes the lines. `flush` is called by the server's ticker and at shutdown.
 
     Args:
         form: json, console, or auto (console on a terminal, else json).
         stream: Where lines go; None = stdout.
-        on_line: Called with each line's time (seconds since 1970) and text; None = nothing else gets them.
+        on_line: Called with each line's time (seconds since 1970) and text; None = no copies.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class AccessLog:
         self._is_console = form == "console" or (form == "auto" and self._stream.isatty())
         self._on_line = on_line
         self._lines: list[str] = []
-        self._at = (0, "")  # the second that was rendered last
+        self._rendered = (0, "")  # the last second, and its text
 
     def write(
         self,
@@ -56,7 +56,7 @@ class AccessLog:
             sent_bytes: Of the response's body.
         """
         now_s = self._clock.now_s()
-        # A client may have put a secret into both.
+        # A client may have put a secret into either.
         path, model = SECRETS.redact_name(path), SECRETS.redact_name(receipt.model)
         error = SECRETS.redact(receipt.error) if receipt.error else ""
         if self._is_console:
@@ -93,18 +93,18 @@ class AccessLog:
         self._lines.append(line)
         if self._on_line is not None:
             self._on_line(now_s, line)
-        if len(self._lines) >= GATHER:
+        if len(self._lines) >= MAX_BUFFERED_LINES:
             self.flush()
 
     def _second(self, now_s: float) -> str:
         """Render the time with milliseconds; the date is rendered once a second, not once a line."""
         second = int(now_s)
-        if self._at[0] != second:
-            self._at = (second, format_rfc3339(second, fraction_digits=3)[:-4])
-        return f"{self._at[1]}{int(now_s % 1 * 1000):03d}Z"
+        if self._rendered[0] != second:
+            self._rendered = (second, format_rfc3339(second, fraction_digits=3)[:-4])
+        return f"{self._rendered[1]}{int(now_s % 1 * 1000):03d}Z"
 
     def flush(self) -> None:
-        """Write the lines that were gathered."""
+        """Write the buffered lines."""
         if self._lines:
             lines, self._lines = self._lines, []
             self._stream.write("\n".join(lines) + "\n")

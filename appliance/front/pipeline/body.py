@@ -1,4 +1,4 @@
-"""Read a JSON request body and check the types of the known fields; others are let through untouched."""
+"""Parse a JSON request body and check the types of the known fields; other fields are not checked."""
 
 from typing import Any
 
@@ -87,7 +87,7 @@ def check_messages(messages: Any) -> None:
     """Check OpenAI's `messages`: not empty, objects with a role; content is text, parts or null.
 
     Raises:
-        Invalid: The first thing that is wrong, with its place in `param`.
+        Invalid: The first fault; `param` is the path of the field.
     """
     if not messages:
         raise Invalid(

@@ -1,11 +1,11 @@
-"""Durations as clients write them: seconds, or Go's `5m`, `1h30m`."""
+"""Durations in request bodies: seconds, or Go's `5m`, `1h30m`."""
 
 import re
 from typing import Any
 
 from appliance.base.errors import Invalid
 
-FOREVER = -1.0  # seconds: never unloaded, for the model manager
+FOREVER = -1.0  # seconds; the model manager reads it as: never unload
 NEVER_AFTER_S = 2**63 / 1e9  # 292 years: the longest time that Ollama can hold; it means never
 _DURATION = re.compile(r"[+-]?(?:(?:\d+(?:\.\d*)?|\.\d+)(?:ns|us|µs|μs|ms|s|m|h))+")
 _TERM = re.compile(r"([\d.]+)(ns|us|µs|μs|ms|s|m|h)")
@@ -22,11 +22,11 @@ def parse_keep_alive_s(value: Any) -> float | None:
         Seconds; FOREVER for a negative or endless time; None where it is absent.
 
     Raises:
-        Invalid: It is neither.
+        Invalid: It is neither a number nor a duration.
     """
     if value is None:
         return None
-    is_nan = value != value  # JSON as some clients write it may hold one
+    is_nan = value != value  # some clients write NaN into JSON
     if isinstance(value, (int, float)) and not isinstance(value, bool) and not is_nan:
         return float(value) if 0 <= value <= NEVER_AFTER_S else FOREVER
     if isinstance(value, str) and (value.lstrip("+-") == "0" or _DURATION.fullmatch(value)):

@@ -1,4 +1,4 @@
-"""One failure in the caller's dialect: HTTP status and body for every Kind. Messages are not inspected."""
+"""Errors as HTTP: the status of every Kind, and the body in each dialect."""
 
 from math import ceil
 from typing import Any
@@ -40,7 +40,7 @@ OPENAI_TYPE = {
 
 
 def status_of(error: ApplianceError) -> int:
-    """Return the HTTP status; an upstream's own status keeps its number where the backend says so."""
+    """Return the HTTP status: `details["status"]`, which may be the upstream's own, else that of the kind."""
     status = error.details.get("status")
     return status if isinstance(status, int) and 400 <= status < 600 else HTTP_STATUS[error.kind]
 
@@ -48,7 +48,7 @@ def status_of(error: ApplianceError) -> int:
 def openai_error(error: ApplianceError) -> dict[str, Any]:
     """Render OpenAI's error object, `{message, type, param, code}`, with the failed `attempts`, if any.
 
-    Of the error's details, `error_type` takes the type's place, and `error_fields` are added beside the four.
+    Of the error's details, `error_type` replaces the type, and `error_fields` are added to the four fields.
     """
     details = error.details
     body: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""Heads on a client's connection: a request's bytes into values, a response's values into bytes. No I/O."""
+"""HTTP heads on a client's connection: parse those of requests, render those of responses. No I/O."""
 
 from dataclasses import dataclass
 
@@ -6,6 +6,7 @@ import httptools
 
 from appliance.front.pipeline.response import Response
 
+AGENT = "inference-appliance"  # the name in `Server` and `Via`
 REASONS = {
     200: b"OK",
     400: b"Bad Request",
@@ -46,7 +47,7 @@ class _Headers:
 
 
 class _Fields(_Headers):
-    """Keeps the fields as they came, too."""
+    """Also keeps the fields in their order and spelling."""
 
     __slots__ = ("fields",)
 
@@ -60,7 +61,7 @@ class _Fields(_Headers):
 
 
 def parse_request_head(head: bytes) -> tuple[dict[str, str], bool]:
-    """Read a request's head, its blank line included.
+    """Parse a request's head, its blank line included.
 
     Returns:
         (fields by lower-case name, several of one name joined; whether the connection may be kept after the
@@ -75,8 +76,7 @@ def parse_request_head(head: bytes) -> tuple[dict[str, str], bool]:
         parser.feed_data(head)
     except httptools.HttpParserError as exc:
         raise BadHead(str(exc)) from None
-    # The parser forgets what it has read of the connection once the request is complete, as one without a
-    # body is here.
+    # Once a request is complete (here it has no body), the parser has forgotten `Connection: close`.
     is_closed = "close" in found.headers.get("connection", "").lower()
     return found.headers, parser.should_keep_alive() and not is_closed
 
@@ -87,7 +87,7 @@ class Upgrade:
 
     Attributes:
         target: Path and query.
-        fields: As they came.
+        fields: In their order and spelling.
         headers: The same by lower-case name.
     """
 
@@ -102,7 +102,7 @@ class Upgrade:
 
 
 def parse_upgrade(head: bytes) -> Upgrade | None:
-    """Read a head that asks to switch protocols; None = it does not, or not by HTTP/1.1, or is unreadable."""
+    """Parse a head that asks to switch protocols; None = it does not, is not HTTP/1.1, or is invalid."""
     if head[:4] != b"GET " or b"\nupgrade:" not in head.lower():
         return None
     found = _Fields()
@@ -110,7 +110,7 @@ def parse_upgrade(head: bytes) -> Upgrade | None:
     try:
         parser.feed_data(head)
     except httptools.HttpParserUpgrade:
-        pass  # as it should be
+        pass  # expected: httptools stops at the switch
     except httptools.HttpParserError:
         return None  # aiohttp says what is wrong with it
     words = {word.strip().lower() for word in found.headers.get("connection", "").split(",")}
@@ -125,10 +125,10 @@ def parse_upgrade(head: bytes) -> Upgrade | None:
 
 
 def render_response_head(response: Response, framing: bytes, *, date_line: bytes, may_stay: bool) -> bytes:
-    """Write a response's head, its blank line included.
+    """Render a response's head, its blank line included.
 
     Args:
-        framing: The line that says where the body ends.
+        framing: The Content-Length or Transfer-Encoding line.
         date_line: The Date header, with its line break.
         may_stay: The connection is kept after the response.
     """

@@ -1,13 +1,13 @@
-"""Streams that begin late, because their model loads or every server is full.
+"""Streams whose engine answers late, because the model is loading or every server is full.
 
-Headers and heartbeats go out meanwhile, so that no client and no proxy on the way gives up.
+Headers and heartbeats are sent meanwhile, so that neither the client nor a proxy in between times out.
 
-    1. the response is there within HEARTBEAT_S   → that response: a stream, or a real error status
-    2. it takes longer                            → 200 and heartbeats until it comes; a failure then is
-                                                    rendered inside the stream, in its dialect
+    1. the engine answers within HEARTBEAT_S   → its response: a stream, or an error with its status
+    2. it takes longer                         → 200 and heartbeats until it answers; a failure then is
+                                                 rendered inside the stream, in its dialect
 
-What a heartbeat is depends on the dialect: a comment among server-sent events; a space before the next line
-of NDJSON, where no line begins with one and every JSON reader skips it.
+A heartbeat is a comment in server-sent events, and in NDJSON a space before the next line, which every JSON
+parser skips.
 """
 
 import asyncio
@@ -29,24 +29,24 @@ async def respond_or_heartbeat(
     heartbeat_s: float,
     late_headers: Callable[[], Headers] = list,
 ) -> Response:
-    """Wait for a response, or begin it without.
+    """Wait for a response; after `heartbeat_s` begin a stream without it.
 
     Args:
-        responding: Cancelled when the client leaves.
-        form: How a stream of this dialect looks, without its pieces.
-        heartbeat_s: Longest wait before the response begins, and between heartbeats; 0 = wait for ever.
-        late_headers: Returns headers for a stream that begins late, such as its position in the queue.
+        responding: Makes the response; cancelled when the client leaves.
+        form: The stream's headers and rendering of errors, without pieces.
+        heartbeat_s: Longest wait before the stream begins, and between heartbeats; 0 = wait for ever.
+        late_headers: Returns more headers for a stream that begins late, such as the position in the queue.
 
     Raises:
         ApplianceError: What `responding` raises in time.
     """
     if not heartbeat_s:
         return await responding
-    pending = asyncio.ensure_future(responding)  # noqa: TID251 - awaited or cancelled below, in both cases
+    pending = asyncio.ensure_future(responding)  # noqa: TID251 - awaited, or cancelled below
     try:
         done, _ = await asyncio.wait({pending}, timeout=heartbeat_s)
     except asyncio.CancelledError:
-        await _give_up(pending)
+        await _cancel_or_close(pending)
         raise
     if done:  # 1
         return pending.result()
@@ -55,7 +55,7 @@ async def respond_or_heartbeat(
 
 
 class LateStream(Stream):
-    """Heartbeats until the response is there, then its pieces. Closing it gives the response up."""
+    """Heartbeats until the response has arrived, then its pieces. Closing it cancels a pending response."""
 
     def __init__(self, pending: "asyncio.Future[Response]", heartbeat: bytes, heartbeat_s: float) -> None:
         self._pending = pending
@@ -65,16 +65,16 @@ class LateStream(Stream):
 
     @property
     def events(self) -> int:
-        """How many events have come, where the stream counts them."""
+        """Events of the engine that were passed on."""
         return self._pieces.events if self._pieces is not None else 0
 
     @property
     def outcome(self) -> Outcome | None:
-        """How the attempt behind it ended, once it has."""
+        """How the attempt behind it ended; None while it runs."""
         return self._pieces.outcome if self._pieces is not None else None
 
     async def __anext__(self) -> bytes:
-        if self._is_first:  # the headers go out with it
+        if self._is_first:  # the headers are sent with it
             self._is_first = False
             return self._heartbeat
         if self._pieces is None:
@@ -88,16 +88,16 @@ class LateStream(Stream):
         return await anext(self._pieces)
 
     async def aclose(self) -> None:
-        """Give the response up, and close its stream if it has begun."""
-        await _give_up(self._pending)
+        """Cancel a pending response, or close its stream."""
+        await _cancel_or_close(self._pending)
 
 
 async def _one(body: bytes) -> AsyncGenerator[bytes, None]:
     yield body
 
 
-async def _give_up(pending: "asyncio.Future[Response]") -> None:
-    """Cancel a response that is not waited for any more, and close its stream if it has begun."""
+async def _cancel_or_close(pending: "asyncio.Future[Response]") -> None:
+    """Cancel a pending response; close the stream of one that has arrived."""
     if not pending.done():
         pending.cancel()
         await asyncio.wait({pending})

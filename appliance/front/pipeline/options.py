@@ -1,8 +1,8 @@
-"""What a request's headers say about where and when it is answered.
+"""How a request is routed, from its headers.
 
-X-Request-Priority: high | normal | low   its place in the queue, when all backends are full
-x-appliance-stay-local: 1                 this pool's own servers or an error: no overflow, no hosted API
-x-appliance-backend: NAME                 this one backend (operators)
+X-Request-Priority: high | normal | low   its priority in the queue, when all backends are full
+x-appliance-stay-local: 1                 own servers of the pool only: no overflow, no hosted API
+x-appliance-backend: NAME                 this backend only (operators)
 """
 
 import hashlib
@@ -24,8 +24,8 @@ def parse_options(headers: dict[str, str], peer: str, *, must_stay_local: bool =
 
     Args:
         headers: By lower-case name.
-        peer: The caller's address: requests without a key are told apart by it in the queue.
-        must_stay_local: The caller's key does not let its requests leave.
+        peer: The caller's address; without a key it is the caller's identity in the fair queue.
+        must_stay_local: The caller's key allows own servers only.
 
     Raises:
         Invalid: A header has a value that is not allowed.
@@ -56,5 +56,5 @@ def _parse_stay(value: str) -> bool:
     return word in YES
 
 
-# Most callers send the same options again, and they cannot be changed.
+# Most callers send the same options with every request; the objects are immutable.
 _options = lru_cache(maxsize=1024)(RequestOptions)

@@ -1,13 +1,13 @@
-"""What happens to every request, whichever interface has read it.
+"""The steps that every request passes, whichever interface has read it.
 
     with pipeline.request(...) as request:                 id; counted as in flight
         response = await pipeline.respond(route, request)  actor · access · limits · hold · options, handler;
                                                            errors become responses in the caller's dialect
-        ...                                                the server sends it, and notes how it went
-    at the end, in every case                              settlement · receipt · metrics · log line: once,
-                                                           and without waiting
+        ...                                                the server sends it, and records how it ended
+    at exit, in every case                                 settlement · receipt · metrics · log line: once,
+                                                           and without an await
 
-The fast connection, aiohttp, the tunnel and gRPC's Chat all go this way: there is one accounting.
+The fast connection, aiohttp, the tunnel and gRPC's Chat all use it, so requests are accounted in one place.
 """
 
 import os
@@ -65,7 +65,7 @@ class RequestPipeline:
         self.apply(settings)
 
     def apply(self, settings: FrontSettings) -> None:
-        """Put settings in place that may change while running: keys, CORS, the log, limits."""
+        """Apply settings that a reload may change: keys, CORS, the access log, limits."""
         self.settings = settings
         self.keys = Keys(settings)
         self._any_origin = "*" in settings.cors_origins
@@ -74,7 +74,7 @@ class RequestPipeline:
         """Return the seconds between heartbeats to streaming clients that wait; 0 = none."""
         return self.settings.heartbeat_s
 
-    # ---- the beginning
+    # ---- begin
 
     def request(
         self,
@@ -92,8 +92,9 @@ class RequestPipeline:
 
         Args:
             route: The label in metrics and receipts.
-            headers: By lower-case name; `x-request-id` is kept where it is a plain one of up to 128
-            characters.
+            headers: By lower-case name; an `x-request-id` of 1-128 letters, digits, `.`, `_`, `-` is kept.
+            query: The raw query string.
+            params: Parts of the path by name; None = none.
         """
         receipt = self._new_receipt(route, headers.get("x-request-id", ""))
         return Request(
@@ -123,16 +124,16 @@ class RequestPipeline:
             wanted_id = f"req_{self._start}{self._count:08x}"
         return Receipt(wanted_id, self._clock.now_s(), route)
 
-    # ---- letting it in
+    # ---- admit
 
     def admit(self, access: Access, request: Request, *, is_open_while_draining: bool = False) -> None:
-        """Let a request in.
+        """Admit a request.
 
         1. actor     who calls
         2. access    whether this caller may call this address
         3. limits    the appliance's state, the size of the body
         4. hold      what the request may spend
-        5. options   what its headers say about where and when it is answered; operators may choose a backend
+        5. options   how it is routed; only operators may choose a backend
 
         Raises:
             Unauthenticated: No key, or one that is not known.
@@ -151,7 +152,7 @@ class RequestPipeline:
             self.keys.check(Access.OPERATOR, request.headers, request.peer)
 
     def admit_guarded(self, request: Request) -> None:
-        """Let in a request whose interface has checked access: actor, limits and hold, as in `admit`."""
+        """Admit a request whose interface has checked access: actor, limits and hold, as in `admit`."""
         self.identify(request)
         self.check_limits(request)
         self.hold(request)
@@ -160,7 +161,7 @@ class RequestPipeline:
         """Find out who calls. All callers are alike until there are accounts."""
 
     def check_limits(self, request: Request, *, is_open_while_draining: bool = False) -> None:
-        """Refuse what is beyond a limit.
+        """Check the appliance's state and the size of the body.
 
         Raises:
             Unavailable: The appliance takes no new requests.
@@ -176,10 +177,10 @@ class RequestPipeline:
     def hold(self, request: Request) -> None:
         """Reserve what the request may spend. Nothing is spent until there are accounts."""
 
-    # ---- answering it
+    # ---- respond
 
     async def respond(self, route: Route, request: Request) -> Response:
-        """Let a request in and have it answered; every failure becomes a response in the route's dialect.
+        """Admit a request and call its handler; every failure becomes a response in the route's dialect.
 
         Raises:
             CancelledError: The client left, or the server stops.
@@ -197,20 +198,20 @@ class RequestPipeline:
         return response
 
     def to_appliance_error(self, error: Exception, request: Request) -> ApplianceError:
-        """Return an error that may be shown; one that is not ours is logged in full and says little."""
+        """Return an error that may be shown: an unexpected exception is logged, and its text is not shown."""
         if isinstance(error, ApplianceError):
             return error
         log.error("unhandled", id=request.id, path=request.path, error=repr(error), exc_info=error)
         return Internal(f"Something failed inside the appliance; its log has the details under {request.id}.")
 
     def error_response(self, error: ApplianceError, dialect: str, receipt: Receipt | None = None) -> Response:
-        """Render an error as a response of the dialect, and note it in the receipt."""
+        """Render an error as a response of the dialect, and record it in the receipt."""
         if receipt is not None:
             receipt.error = f"{error.kind.value}: {error.message}"
         return Response(status_of(error), error_body(error, dialect), headers=error_headers(error))
 
     def fail_stream(self, error: Exception, request: Request) -> ApplianceError:
-        """Note that a stream failed; return the error to be rendered as its last piece."""
+        """Record that a stream failed; return the error to render as its last piece."""
         failure = self.to_appliance_error(error, request)
         request.receipt.error = f"{failure.kind.value}: {failure.message}"
         request.finish = Finish.CUT_OFF if request.first_byte_s else Finish.ERROR
@@ -231,7 +232,7 @@ class RequestPipeline:
         return headers
 
     def cors_headers(self, origin: str) -> list[tuple[str, str]]:
-        """Return the CORS headers for a page of `origin`; none that allow anything when it may not call."""
+        """Return the CORS headers for a page of `origin`; at most `Vary` where it may not call."""
         if not self._any_origin and origin not in self.settings.cors_origins:
             return [("Vary", "Origin")] if self.settings.cors_origins else []
         return [
@@ -241,26 +242,28 @@ class RequestPipeline:
         ]
 
     def mark_first_byte(self, request: Request) -> None:
-        """Note that the response's first byte goes out now."""
+        """Record that the response's first byte is sent now."""
         request.first_byte_s = self.now_s()
 
-    # ---- the end
+    # ---- settle
 
     def settle(self, request: Request) -> None:
         """Account for a request that has ended: settlement, receipt, metrics, log line.
 
-        Called once, by leaving the request. Nothing here waits: it completes also where the client has left
-        or the server stops.
+        Called once, when the request's context exits. It does not await, so it also completes when the
+        client has left or the server stops.
         """
         self.in_flight -= 1
         receipt = request.receipt
         took_s = self.now_s() - request.began_s
         receipt.total_ms = took_s * 1000
-        receipt.finish = receipt.finish or request.finish
+        receipt.finish = request.finish
         if not receipt.status and request.finish is Finish.CLIENT_LEFT:
             receipt.status = CLIENT_LEFT
         self.release(request)
-        if request.method == "POST":  # polling of health and metrics would push out the receipts that matter
+        if (
+            request.method == "POST"
+        ):  # polled addresses (health, metrics) would evict the receipts that matter
             self.receipts.add(receipt)
         self._measure(request, took_s)
         if request.has_log_line and self.settings.access_log:
@@ -300,7 +303,7 @@ def too_large(limit_bytes: int) -> TooLarge:
 
 
 def _clean(value: str) -> str:
-    """Keep a header value on one line and in ASCII, whatever a model is called."""
+    """Make a header value one line of ASCII; model names may hold anything."""
     if value.isascii() and value.isprintable():
         return value
     return value.encode("ascii", "replace").decode().replace("\r", " ").replace("\n", " ")

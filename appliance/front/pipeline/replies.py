@@ -1,4 +1,4 @@
-"""Engines' replies in one piece, read for dialects that must look into them."""
+"""Engines' whole replies, parsed for the dialects that translate them."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from appliance.engines.types import EngineReply
 
 
 def parse_reply(reply: EngineReply) -> dict[str, Any]:
-    """Read a reply in one piece.
+    """Parse a whole reply.
 
     Raises:
         UpstreamFailed: It is not a JSON object.
@@ -23,7 +23,7 @@ def parse_reply(reply: EngineReply) -> dict[str, Any]:
 
 
 def parse_error_reply(status: int, body: bytes) -> ApplianceError:
-    """Turn an error reply into an error with the same status and sentence."""
+    """Turn an error reply into an error with the same status and message."""
     try:
         value = jsons.loads(body)
     except jsons.InvalidJson:

@@ -1,4 +1,4 @@
-"""What a handler takes: one request, whichever server has read it. Handlers know no aiohttp and no socket."""
+"""What a handler receives: one request, whichever server has read it. No aiohttp, no sockets."""
 
 from dataclasses import dataclass, field
 from typing import Protocol, Self
@@ -9,23 +9,23 @@ from appliance.engines.types import NO_OPTIONS, RequestOptions
 
 
 class RequestLifecycle(Protocol):
-    """Counts the requests that run, and settles each of them once (pipeline.py)."""
+    """Counts running requests, and settles each of them once (pipeline.py)."""
 
     in_flight: int
 
     def settle(self, request: "Request") -> None:
-        """Account for a request that has ended, and count it out."""
+        """Account for a request that has ended; it is no longer in flight."""
 
 
 @dataclass(slots=True)
 class Request:
-    """One request, read whole.
+    """One request with its whole body.
 
-    The server that carries it uses it as a context: leaving it settles the request in every case. The handler
-    runs in a task that is cancelled when the client leaves.
+    The server enters it as a context: leaving that settles the request in every case. The handler runs in a
+    task that is cancelled when the client leaves.
 
     Attributes:
-        path: Of the route, or as it came where no route was found.
+        path: The path, without the query.
         headers: Values by lower-case name, several of one name joined by commas.
         body: All bytes; b"" = none.
         peer: The caller's address, "unix" for a unix socket.
@@ -35,12 +35,12 @@ class Request:
         params: Parts of the path by name (`{model}`).
         began_s: Monotonic.
         first_byte_s: Monotonic; 0 = nothing was sent yet.
-        options: What the headers say about where and when it is answered; set by `RequestPipeline.admit`.
-        has_log_line: Whether the pipeline writes its line in the log; False: its interface does.
-        lifecycle: Counts and settles it; None = a request of a test.
+        options: How it is routed; set by `RequestPipeline.admit`.
+        has_log_line: Whether the pipeline writes its line of the access log; False: its interface logs it.
+        lifecycle: Counts and settles it; None = it is not accounted (tests).
         finish: How it ended, for the receipt: done, client_left, cut_off or error. Set by the server.
         sent_bytes: Of the response's body. Set by the server.
-        events: Pieces of a stream. Set by the server.
+        events: Events of an engine that were streamed. Set by the server.
     """
 
     method: str

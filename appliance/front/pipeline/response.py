@@ -1,4 +1,4 @@
-"""What a handler returns: a response in one piece, or as a stream of pieces."""
+"""What a handler returns: a whole response, or a stream of pieces."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,11 +11,11 @@ from appliance.engines.stream import Stream
 
 @dataclass(slots=True)
 class Response:
-    """One response: `body` in one piece, or `pieces` as they come.
+    """One response: a whole `body`, or a stream of `pieces`.
 
     Attributes:
-        pieces: Each is written at once; closing the stream ends everything below it.
-        headers: Names in the spelling to send; Content-Type is apart.
+        pieces: Each is written at once; closing the stream also closes what it is made from.
+        headers: Without Content-Type; names in the spelling to send.
         on_error: Renders a failure after the first piece as the last piece, in the dialect of the stream;
             None = the stream ends without one.
         heartbeat: Sent between pieces while there is nothing else to send, every HEARTBEAT_S; b"" = never.

@@ -1,4 +1,4 @@
-"""One address of the HTTP API, and what a group of handlers brings along: its own table of them."""
+"""One address of the HTTP API, and the protocol of a group of handlers with its table of addresses."""
 
 import re
 from collections.abc import Awaitable, Callable
@@ -21,14 +21,13 @@ class Route:
     Attributes:
         methods: In upper case.
         path: `{name}` is one piece, `{name:.+}` one or more, `{name:a|b}` one of these. The first route that
-            fits is taken.
-        handler: Answers; its docstring's first line is the address's `summary`.
+            matches is taken.
+        handler: Serves the address; its docstring's first line is the address's `summary`.
         dialect: How errors are rendered: openai, ollama or detail.
         access: Who may call.
-        is_hot: Served straight from the socket where the request allows it (server/fast_connection.py).
-        is_open_while_draining: Answered while the appliance takes no new requests.
-        is_ours: No engine has this address: a method that is not listed is refused here and does not go to a
-            backend.
+        is_hot: Served by the fast connection where the request allows it (server/fast_connection.py).
+        is_open_while_draining: Served also while the appliance takes no new requests.
+        is_ours: No engine has this address: other methods are refused, not passed on to a backend.
     """
 
     methods: tuple[str, ...]
@@ -60,7 +59,7 @@ class RouteGroup(Protocol):
 
 @cache
 def _compile(pattern: str) -> re.Pattern[str]:
-    """Turn a route's path into an expression: `{name}` is one piece, `{name:expression}` whatever fits it."""
+    """Compile a route's path: `{name}` matches one piece, `{name:expression}` the expression."""
     # Fixed text and expressions (None = one piece) alternate.
     pieces = re.split(r"\{\w+(?::([^{}]+))?\}", pattern)
     return re.compile(

@@ -1,4 +1,4 @@
-"""Server-sent events: engines' streams read event by event, and our own events; the reader is base/sse.py."""
+"""Server-sent events: engines' streams event by event, and the appliance's own; the parser is base/sse.py."""
 
 from collections.abc import AsyncGenerator
 from typing import Any
@@ -26,17 +26,17 @@ async def read_events(pieces: Stream) -> AsyncGenerator[dict[str, Any], None]:
             for event in reader.feed(piece):
                 if event is None:
                     return
-                yield _unless_error(event)
+                yield _check_event(event)
         for event in reader.end():
             if event is None:
                 return
-            yield _unless_error(event)
+            yield _check_event(event)
         raise UpstreamFailed("The response broke off before it was complete.", code="upstream_cut_off")
     finally:
         await pieces.aclose()
 
 
-def _unless_error(event: dict[str, Any]) -> dict[str, Any]:
+def _check_event(event: dict[str, Any]) -> dict[str, Any]:
     """Return the event, or raise what it reports."""
     error = event.get("error")
     if error and not event.get("choices"):

@@ -1,4 +1,4 @@
-"""What all client connections of an HTTP server share: their count and its limit, the clock, hot routes."""
+"""What all client connections of an HTTP server share: their limit, the time, the hot routes."""
 
 import asyncio
 from collections.abc import Iterable
@@ -9,30 +9,30 @@ from appliance.base.clock import Clock
 from appliance.front.pipeline.pipeline import RequestPipeline
 from appliance.front.pipeline.route import Route
 
-LINGER_S = 1.0  # what a client still sends after a refusal is read and dropped for so long
+LINGER_S = 1.0  # after a refusal: how long the rest of the request is read and dropped
 
 
 class ClientConnection(Protocol):
-    """A client connection, as the server's clock and its end see it."""
+    """A client connection, as the server's ticker and shutdown use it."""
 
     def tick(self, now_s: float) -> None:
-        """Look at the clock: heartbeats and time limits."""
+        """Send due heartbeats and enforce time limits; called by the ticker."""
 
     def stop(self) -> None:
-        """Close as soon as no request is being answered."""
+        """Close as soon as no request is running."""
 
     def cut(self) -> None:
         """Close at once."""
 
 
 class InnerProtocol(Protocol):
-    """Who serves a connection that the fast connection has handed over: gets what its transport calls."""
+    """The protocol behind a fast connection that has handed over; it receives the transport's callbacks."""
 
     def connection_made(self, transport: Any) -> None:
-        """Take the connection over."""
+        """Begin to serve the connection."""
 
     def data_received(self, data: bytes) -> None:
-        """Take what the client has sent."""
+        """Process what the client has sent."""
 
     def eof_received(self) -> bool | None:
         """The client sends no more; True = the connection stays open."""
@@ -51,8 +51,8 @@ class Connections:
     """The open connections of one server.
 
     Attributes:
-        hot: Routes that are served straight from the socket, by their request line.
-        is_stopping: No new connection is taken, and none is kept after its response.
+        hot: Routes that fast connections serve, by their request line.
+        is_stopping: New connections are refused, and open ones close after their response.
         tick_s: The monotonic time of the last tick.
         date_line: The `Date` header of a response, with its line break; renewed with each tick.
     """
@@ -74,7 +74,7 @@ class Connections:
         return len(self._all)
 
     def admit(self, connection: ClientConnection) -> bool:
-        """Count a new connection in, unless there are too many or the server stops."""
+        """Register a new connection; False where there are too many or the server stops."""
         if self.is_stopping or len(self._all) >= self.pipeline.settings.max_connections:
             self._refused.labels("stopping" if self.is_stopping else "too_many").inc()
             return False
@@ -83,19 +83,19 @@ class Connections:
         return True
 
     def forget(self, connection: ClientConnection) -> None:
-        """Count a closed connection out."""
+        """Unregister a closed connection."""
         self._all.discard(connection)
         self._open.set(len(self._all))
 
     def tick(self) -> None:
-        """Renew the time, and let each connection look at it."""
+        """Update the time and the Date header, and tick every connection."""
         self.tick_s = self.now_s()
         self.date_line = f"Date: {formatdate(self._clock.now_s(), usegmt=True)}\r\n".encode()
         for connection in list(self._all):
             connection.tick(self.tick_s)
 
     def stop(self) -> None:
-        """Take no new connection; close those that are idle now, and the others after their response."""
+        """Refuse new connections; close idle ones now, and the others after their response."""
         self.is_stopping = True
         for connection in list(self._all):
             connection.stop()

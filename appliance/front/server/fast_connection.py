@@ -1,11 +1,11 @@
-"""The fast connection: hot requests are read and answered straight on the socket; others are handed on.
+"""The fast connection: hot requests are read and answered directly on the socket; others are handed over.
 
-A connection begins here. Its first request line decides: a POST of a hot address with a Content-Length is
-served here, request after request. Anything else (other addresses, chunked bodies, Expect, Upgrade, HTTP/1.0,
-a query) makes the connection that of another protocol from that request on, bytes and all: aiohttp's, or a
-tunnel's. So the rare cases have one well-tested reader, and the hot path does little.
+Every connection begins here. A POST to a hot address with a Content-Length is served here, request after
+request. At the first other request (another address, a chunked body, Expect, Upgrade, HTTP/1.0, a query) the
+connection is handed over to another protocol, aiohttp's or a tunnel's, with the bytes that were read. So rare
+cases have one well-tested parser, and the hot path stays short.
 
-What is bounded here, for all of them: connections, head size, time for a head, idle time, time for a body, a
+Limits that hold here for all of them: connections, head size, time for a head, idle time, time for a body, a
 client that does not read.
 """
 
@@ -22,14 +22,14 @@ from appliance.front.pipeline.response import Response
 from appliance.front.pipeline.route import Route
 from appliance.front.server.connections import LINGER_S, Connections, InnerProtocol
 
-PIPELINED_BYTES = 256 * 1024  # of the next requests that are kept while one is being answered
+PIPELINED_BYTES = 256 * 1024  # of the next requests, buffered while one is running
 
 
 class FastConnection(asyncio.Protocol):
     """One client connection, from its first byte to its last.
 
     Attributes:
-        busy: Requests being answered on this connection.
+        busy: Running requests on this connection.
         peer: The client's address, "unix" for a unix socket.
     """
 
@@ -61,11 +61,12 @@ class FastConnection(asyncio.Protocol):
         shared: Connections,
         take_over: Callable[["FastConnection", bytes], tuple[InnerProtocol, bytes]],
     ) -> None:
-        """Make the protocol of one connection.
+        """Build the protocol of one connection.
 
         Args:
-            take_over: Gives who serves the connection from the request that begins in the given bytes, and
-                what of them is for that protocol to read.
+            shared: What all connections of the server share.
+            take_over: Takes the bytes of a request that is not hot; returns the protocol that serves the
+                connection from there on, and which of the bytes it has to read.
         """
         self._shared = shared
         self._take_over = take_over
@@ -75,24 +76,24 @@ class FastConnection(asyncio.Protocol):
         self._next: tuple[Route, dict[str, str]] | None = None  # a head whose body is not complete
         self._task: asyncio.Task[None] | None = None
         self._inner: InnerProtocol | None = None
-        self._is_head_begun = False  # of the inner protocol's: bytes have come since its last response
+        self._is_head_begun = False  # of the inner protocol: bytes have arrived since its last response
         self._drained: asyncio.Future[None] | None = None
         self._is_paused = False
         self._is_closing = False
         self._keep_alive = True
-        self._has_served = False  # a connection that has not asked anything yet gets less time
+        self._has_served = False  # until its first request a connection gets less time
         self._heartbeat = b""  # what the ticker may send while a stream is silent
-        # When the present state began: idle, or the first byte of an unfinished head or body.
+        # When it became idle, or when bytes of an incomplete head or body last arrived.
         self._since_s = 0.0
         self._wrote_s = 0.0
         self._transport: Any = None
         self.busy = 0
         self.peer = ""
 
-    # ---- the transport's calls
+    # ---- callbacks of the transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin, or refuse the connection where there are too many."""
+        """Register the connection, or refuse it where there are too many."""
         self._transport = transport
         self._since_s = self._shared.now_s()
         peer = transport.get_extra_info("peername")
@@ -101,13 +102,13 @@ class FastConnection(asyncio.Protocol):
             self._refuse_connection()
 
     def data_received(self, data: bytes) -> None:
-        """Take what has arrived.
+        """Process what has arrived.
 
-        1. the connection is another protocol's   → pass it on
-        2. it is being closed                     → drop it
-        3. a body is on its way                   → gather it
-        4. no request is being answered           → a request begins, or goes on
-        5. one is being answered                  → keep it for the next ones, up to a limit
+        1. handed over                   → pass it to the inner protocol
+        2. closing                       → drop it
+        3. a body is incomplete          → append it
+        4. no request is running         → parse the head
+        5. a request is running          → buffer it for the next ones, up to a limit
         """
         if self._inner is not None:  # 1
             if not self.busy and not self._is_head_begun:
@@ -129,13 +130,13 @@ class FastConnection(asyncio.Protocol):
             self._transport.pause_reading()
 
     def eof_received(self) -> bool | None:
-        """Close: a client that closes its side has left, and its request is cancelled."""
+        """Close: a client that closes its side is taken to have left; its request is cancelled."""
         if self._inner is not None:
             return self._inner.eof_received()
         return None
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Cancel what is being answered: the client has left."""
+        """Cancel the running request: the client has left."""
         self._is_closing = True
         self._shared.forget(self)
         if self._inner is not None:
@@ -152,7 +153,7 @@ class FastConnection(asyncio.Protocol):
             self._inner.pause_writing()
 
     def resume_writing(self) -> None:
-        """Write on: the client has read."""
+        """Resume writing: the client has read."""
         self._is_paused = False
         if self._inner is not None:
             self._inner.resume_writing()
@@ -162,15 +163,15 @@ class FastConnection(asyncio.Protocol):
     # ---- reading
 
     def _begin(self) -> None:
-        """Look at the request that begins in the buffer.
+        """Parse the request that begins in the buffer.
 
-        1. its head is not complete            → wait
-        2. its head is too large               → 431 and close
-        3. no hot address, or not plain POST   → another protocol's from here on
-        4. unreadable                          → 400 and close
-        5. its body is too large               → 413 and close
-        6. complete with its body              → answer it
-        7. the body is still on its way        → gather it
+        1. the head is incomplete                      → wait
+        2. the head is too large                       → 431 and close
+        3. not a hot address, or not a plain POST      → hand over to another protocol
+        4. the head is invalid                         → 400 and close
+        5. the body is too large                       → 413 and close
+        6. the body is complete                        → answer it
+        7. the body is incomplete                      → wait for the rest
         """
         buffer, settings = self._buffer, self._shared.pipeline.settings
         end = buffer.find(b"\r\n\r\n")
@@ -226,22 +227,22 @@ class FastConnection(asyncio.Protocol):
         self._start(route, headers, body)
 
     def _hand_over(self) -> None:
-        """Make the connection another protocol's. It gets every byte that was read and not used."""
+        """Hand the connection over to another protocol, with the bytes that were read and not used."""
         inner, unread = self._take_over(self, self._buffer)
         self._inner, self._buffer = inner, b""
         inner.connection_made(self._transport)
         if unread:
             inner.data_received(unread)
 
-    # ---- for the protocol that has taken over
+    # ---- called by the inner protocol
 
     def write_last(self, response: Response) -> int:
-        """Write a response after which the connection ends; return the size of its body."""
+        """Write a response after which the connection is closed; return the size of its body."""
         self._keep_alive = False
         return self._write_whole(response)
 
     def finish_response(self) -> None:
-        """Note that a response has ended: the next byte begins a new head."""
+        """Record that a response has ended: the next byte begins a new head."""
         self._is_head_begun = False
         self._has_served = True
         self._since_s = self._shared.now_s()
@@ -256,7 +257,7 @@ class FastConnection(asyncio.Protocol):
         self._task = self._shared.loop.create_task(self._answer(route, request))
 
     async def _answer(self, route: Route, request: Request) -> None:
-        """Answer one request, and look at the next one."""
+        """Answer one request, then begin the next one if it is buffered."""
         pipeline = self._shared.pipeline
         with request:
             try:
@@ -279,15 +280,14 @@ class FastConnection(asyncio.Protocol):
                 self.busy = 0
                 self._heartbeat = b""
                 self._task = None
-        # After an error event the body has ended in order: the connection stays, since a client may be using
-        # it again already.
+        # After an error event the body is complete, so the connection can be used again.
         if not self._keep_alive or self._shared.is_stopping:
             self._is_closing = True
             self._transport.close()
         elif not self._is_closing:
             self._since_s = self._shared.now_s()
             self._has_served = True
-            if self._buffer:  # the next request is here already
+            if self._buffer:  # the next request has begun
                 self._transport.resume_reading()
                 self._begin()
 
@@ -298,7 +298,7 @@ class FastConnection(asyncio.Protocol):
         return len(body)
 
     async def _write_stream(self, response: Response, request: Request) -> None:
-        """Write pieces as they come, each as one chunk, the head with the first; note how it went.
+        """Write each piece as one chunk, the head with the first; record in the request how it ended.
 
         1. the stream ends            → done
         2. the client does not read   → client_left, after WRITE_TIMEOUT_S
@@ -309,7 +309,7 @@ class FastConnection(asyncio.Protocol):
         assert pieces is not None
         write = self._transport.write
         head = self._head(response, b"Transfer-Encoding: chunked\r\n")
-        # No heartbeat before the head, whenever the connection wrote last.
+        # 0 = nothing was written yet: no heartbeat before the head.
         self._heartbeat, self._wrote_s = response.heartbeat, 0.0
         sent = 0
         try:
@@ -337,7 +337,7 @@ class FastConnection(asyncio.Protocol):
         write(head + b"0\r\n\r\n")
 
     async def _wait_until_read(self) -> bool:
-        """Wait until the client reads on; False when it has left or did not read for too long."""
+        """Wait until the client reads again; False when it has left or did not read in time."""
         self._drained = self._shared.loop.create_future()
         try:
             await asyncio.wait_for(self._drained, self._shared.pipeline.settings.write_timeout_s)
@@ -360,7 +360,7 @@ class FastConnection(asyncio.Protocol):
     # ---- refusing
 
     def _refuse(self, status: int, error: ApplianceError, route: Route | None) -> None:
-        """Answer a request that cannot be taken with an error, and close; the rest of it is not read."""
+        """Answer an unacceptable request with an error, and close; the rest of the request is not read."""
         pipeline = self._shared.pipeline
         label, path, dialect = (route.path, route.path, route.dialect) if route else ("other", "-", "openai")
         with pipeline.request(label, method="-", path=path, headers={}, body=b"", peer=self.peer) as request:
@@ -371,8 +371,8 @@ class FastConnection(asyncio.Protocol):
             self._next, self._body = None, []
             request.sent_bytes = self.write_last(response)
             request.finish = Finish.ERROR
-        # Closing at once would reset the connection under our response, since the client may still be
-        # sending.
+        # The client may still be sending: an immediate close would reset the connection before the client
+        # has read the response.
         self._transport.write_eof()
         self._shared.loop.call_later(LINGER_S, self._transport.abort)
 
@@ -385,16 +385,16 @@ class FastConnection(asyncio.Protocol):
         self.write_last(response)
         self._transport.close()
 
-    # ---- the server's calls
+    # ---- called by the server
 
     def tick(self, now_s: float) -> None:
-        """Look at the clock for this connection.
+        """Send a due heartbeat and enforce the time limits.
 
-        1. a silent stream             → a heartbeat
-        2. a request is answered       → nothing
-        3. a body has stopped          → 408 and close
-        4. a head does not come        → 408 and close (another protocol's connection: close)
-        5. idle for too long           → close
+        1. a silent stream               → a heartbeat
+        2. a request is running          → nothing
+        3. a body does not arrive        → 408 and close
+        4. a head does not arrive        → 408 and close; only close after a hand-over
+        5. idle for too long             → close
         """
         settings = self._shared.pipeline.settings
         if self._heartbeat and self.busy and self._inner is None:  # 1
@@ -420,19 +420,19 @@ class FastConnection(asyncio.Protocol):
             self._transport.close()
 
     def _beat(self, now_s: float, every_s: float) -> None:
-        """Send a heartbeat where a stream has begun, but is silent for `every_s` seconds; 0 = never."""
+        """Send a heartbeat if the stream has begun and was silent for `every_s` seconds; 0 = never."""
         if every_s and self._wrote_s and now_s - self._wrote_s >= every_s and not self._is_paused:
             self._transport.write(b"%x\r\n%b\r\n" % (len(self._heartbeat), self._heartbeat))
             self._wrote_s = now_s
 
     def stop(self) -> None:
-        """Close when idle; a connection that answers closes after its response."""
+        """Close if idle; while a request is running, close after its response."""
         if not self.busy and self._inner is None:
             self._is_closing = True
             self._transport.close()
 
     def cut(self) -> None:
-        """Close at once: the grace is over."""
+        """Close at once: the grace period is over."""
         if self._task is not None:
             self._task.cancel()
         else:

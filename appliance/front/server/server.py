@@ -1,4 +1,4 @@
-"""The HTTP server: sockets whose connections begin as fast ones; aiohttp for everything that is not hot."""
+"""The HTTP server: every connection begins as a fast connection; aiohttp serves what is not hot."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
@@ -13,10 +13,10 @@ from appliance.base.tasks import Tasks
 from appliance.engines.outcome import Finish
 from appliance.engines.stream import GeneratedStream
 from appliance.front.passthrough.passthrough import Passthrough
-from appliance.front.passthrough.rules import AGENT
+from appliance.front.passthrough.rules import ROUTE as PASSTHROUGH_ROUTE
 from appliance.front.passthrough.tunnel import Tunnel
 from appliance.front.passthrough.upload import Upload
-from appliance.front.pipeline.heads import parse_upgrade
+from appliance.front.pipeline.heads import AGENT, parse_upgrade
 from appliance.front.pipeline.pipeline import RequestPipeline, too_large
 from appliance.front.pipeline.request import Request
 from appliance.front.pipeline.response import Response
@@ -27,15 +27,9 @@ from appliance.front.settings import FrontSettings
 
 log = get_logger("front")
 TICK_S = 0.5
-PASSTHROUGH_METHODS = [
-    "DELETE",
-    "GET",
-    "PATCH",
-    "POST",
-    "PUT",
-]  # for a browser that asks what it may send there
+PASSTHROUGH_METHODS = ["DELETE", "GET", "PATCH", "POST", "PUT"]  # in the response to a browser's preflight
 PREFLIGHT_AGE_S = 600
-MAX_LINE_BYTES = 8190  # of a request line or a field, where MAX_HEADER_BYTES allows more
+MAX_LINE_BYTES = 8190  # a request line or a field, even where MAX_HEADER_BYTES allows more
 
 
 class HttpServer:
@@ -50,7 +44,7 @@ class HttpServer:
         passthrough: Passthrough | None = None,
         dialect: str = "",
     ) -> None:
-        """Make the server; it listens once `listening` is entered.
+        """Build the server. It listens while the context `listening` is open.
 
         Args:
             passthrough: Serves the addresses that are not in the table; None = 404.
@@ -77,21 +71,21 @@ class HttpServer:
         """The settings in force."""
         return self.pipeline.settings
 
-    # ---- life
+    # ---- lifecycle
 
     async def start(self) -> None:
-        """Make ready to take connections."""
+        """Prepare to take connections."""
         await self._runner.setup()
         await self.tick()
 
     async def tick(self) -> None:
-        """Do what needs the clock: the Date header, heartbeats, time-outs, the gathered log lines."""
+        """Do what is due by the clock: Date header, heartbeats, timeouts, buffered log lines."""
         self.pipeline.metrics.in_flight.set(self.pipeline.in_flight)
         self.pipeline.access_log.flush()
         self.connections.tick()
 
     async def stop(self, grace_s: float, hurry: asyncio.Event) -> None:
-        """Take no new request; cut off those that run after `grace_s` seconds, or once `hurry` is set."""
+        """Take no new requests; cut off running ones after `grace_s` seconds, or once `hurry` is set."""
         connections, pipeline = self.connections, self.pipeline
         connections.stop()
         await asyncio.sleep(0)  # requests whose task was made just now are counted as in flight
@@ -100,7 +94,7 @@ class HttpServer:
             with suppress(TimeoutError):
                 await asyncio.wait_for(hurry.wait(), 0.05)
         if pipeline.in_flight:
-            log.warning("answers_cut_off", count=pipeline.in_flight, grace_s=grace_s)
+            log.warning("requests_cut_off", count=pipeline.in_flight, grace_s=grace_s)
         connections.cut()
         await asyncio.sleep(0)  # the cancelled requests are settled
         await self._runner.cleanup()
@@ -115,10 +109,10 @@ class HttpServer:
         return FastConnection(self.connections, self._take_over)
 
     def _take_over(self, connection: FastConnection, buffer: bytes) -> tuple[InnerProtocol, bytes]:
-        """Choose who serves a connection from now on, by the request that begins in `buffer`.
+        """Choose the protocol that serves a connection from the request on that begins in `buffer`.
 
-        1. it asks to switch protocols at a backend's address   → a tunnel, which reads on after the head
-        2. anything else                                        → aiohttp, which reads from its first byte
+        1. it asks to switch protocols at a backend's address   → a tunnel; it gets the bytes after the head
+        2. anything else                                        → aiohttp; it gets all bytes
         """
         passthrough = self._passthrough
         if passthrough is not None:  # 1
@@ -134,7 +128,7 @@ class HttpServer:
         assert server is not None
         return server(), buffer
 
-    # ---- aiohttp's part
+    # ---- requests that aiohttp reads
 
     def _application(self) -> web.Application:
         app = web.Application(client_max_size=self.pipeline.settings.max_body_bytes)
@@ -151,15 +145,15 @@ class HttpServer:
         return handler
 
     async def _handle(self, web_request: web.Request, route: Route | None) -> web.StreamResponse:
-        """Serve one request of aiohttp's.
+        """Serve one request that aiohttp has read.
 
-        1. an address of the table                             → its handler
-        2. one that goes through to a backend                  → passthrough
-        3. any other one: unknown, a wrong method, a preflight → answered here
+        1. an address of the table                                → its handler
+        2. an address of a backend                                → passthrough
+        3. anything else: unknown, a wrong method, a preflight    → answered here
         """
         is_passed = route is None and self._is_passed_on(web_request)
         request = self.pipeline.request(
-            route.path if route else "passage" if is_passed else "other",
+            route.path if route else PASSTHROUGH_ROUTE if is_passed else "other",
             method=web_request.method,
             path=web_request.path,
             headers=_headers(web_request),
@@ -176,10 +170,12 @@ class HttpServer:
                     return await self._pass_on(web_request, request)
                 return self._send_whole(self._answer_unknown(web_request, request), request)  # 3
             except ConnectionResetError:
-                return web.Response(status=499)  # not sent; raised, aiohttp would log it as a fault of ours
+                return web.Response(
+                    status=499
+                )  # never sent; an exception would be logged by aiohttp as a fault
 
     async def _serve(self, web_request: web.Request, route: Route, request: Request) -> web.StreamResponse:
-        """Serve a request at an address of the table; access is checked before its body is read."""
+        """Serve a request at an address of the table. Access is checked before its body is read."""
         pipeline = self.pipeline
         try:
             pipeline.keys.check(route.access, request.headers, request.peer)
@@ -209,7 +205,7 @@ class HttpServer:
         return await upload.read()
 
     async def _pass_on(self, web_request: web.Request, request: Request) -> web.StreamResponse:
-        """Serve a request by passthrough; a failure before its response is rendered in the dialect."""
+        """Serve a request by passthrough; a failure before the response begins is rendered in the dialect."""
         assert self._passthrough is not None
         pipeline = self.pipeline
         try:
@@ -229,25 +225,25 @@ class HttpServer:
     # ---- sending
 
     def _send_whole(self, response: Response, request: Request) -> web.Response:
-        """Turn a response in one piece into aiohttp's, and note in the request that it is done."""
-        sent = web.Response(status=response.status, body=response.body)
-        _set_headers(sent, response)
+        """Return a whole response as aiohttp's, and record in the request that it is done."""
+        web_response = web.Response(status=response.status, body=response.body)
+        _set_headers(web_response, response)
         if self.connections.is_stopping:
-            sent.force_close()
+            web_response.force_close()
         request.finish, request.sent_bytes = Finish.DONE, len(response.body)
-        return sent
+        return web_response
 
     def _refuse(self, web_request: web.Request, request: Request, response: Response) -> web.Response:
-        """Send an error; the connection ends with it where the request's body is not read to its end."""
-        sent = self._send_whole(response, request)
+        """Return an error as aiohttp's; close the connection after it if the body was not read."""
+        web_response = self._send_whole(response, request)
         if not web_request.content.at_eof():
-            sent.force_close()
-        return sent
+            web_response.force_close()
+        return web_response
 
     async def _send_stream(
         self, web_request: web.Request, response: Response, request: Request
     ) -> web.StreamResponse:
-        """Write pieces as they come; note in the request how it went.
+        """Write pieces while they arrive; record in the request how it ended.
 
         1. the stream ends    → done
         2. the client leaves  → client_left
@@ -255,45 +251,45 @@ class HttpServer:
         """
         pieces = response.pieces
         assert pieces is not None
-        sent = web.StreamResponse(status=response.status)
-        _set_headers(sent, response)
+        web_response = web.StreamResponse(status=response.status)
+        _set_headers(web_response, response)
         beat_s = self.settings.heartbeat_s if response.heartbeat else 0
         source = GeneratedStream(beating(pieces, response.heartbeat, beat_s), pieces) if beat_s else pieces
         is_whole = False
         try:
-            await sent.prepare(web_request)
+            await web_response.prepare(web_request)
             async for piece in source:
                 if not request.sent_bytes:
                     self.pipeline.mark_first_byte(request)
-                await sent.write(piece)
+                await web_response.write(piece)
                 request.sent_bytes += len(piece)
             is_whole = True
         except ConnectionResetError:  # 2
             raise
         except Exception as error:  # 3
-            await sent.write(response.render_failure(self.pipeline.fail_stream(error, request)))
+            await web_response.write(response.render_failure(self.pipeline.fail_stream(error, request)))
         finally:
             request.events = pieces.events
             await source.aclose()
-        await sent.write_eof()
+        await web_response.write_eof()
         if is_whole:  # 1
             request.finish = Finish.DONE
-        return sent
+        return web_response
 
     # ---- addresses that are not in the table
 
     def methods_at(self, path: str) -> list[str]:
-        """Return the methods that are in the table at `path`, in order; none = no address of ours."""
+        """Return the methods that the table has at `path`, in order; [] = the address is not in the table."""
         return sorted({m for route in self._routes if route.fits(path) for m in route.methods})
 
     def _dialect_at(self, path: str) -> str:
         return self._dialect or ("ollama" if path.startswith("/api/") else "openai")
 
     def _is_passed_on(self, web_request: web.Request) -> bool:
-        """Whether a request goes through to a backend.
+        """Whether a request is passed on to a backend.
 
         1. passthrough is off, or there is no backend     → no
-        2. a browser's preflight                          → no, it is answered here
+        2. a browser's preflight                          → no: it is answered here
         3. an address that is not in the table            → yes
         4. a method that is not in the table, below /v1/  → yes, unless no engine can have the address
         """
@@ -309,10 +305,10 @@ class HttpServer:
         )  # 4
 
     def _answer_unknown(self, web_request: web.Request, request: Request) -> Response:
-        """Answer at an address that is not in the table, or with a method that is not.
+        """Answer a request whose address or method is not in the table.
 
-        1. a browser's preflight            → what it may send there
-        2. another method is in the table   → 405 and which
+        1. a browser's preflight            → the methods and headers that it may send
+        2. another method is in the table   → 405 with the methods that are
         3. no such address                  → 404
         """
         path, method, dialect = request.path, request.method, self._dialect_at(request.path)
@@ -342,7 +338,7 @@ class HttpServer:
         return self._bare_error(NotFound(f"There is nothing at {path}."), dialect, request)  # 3
 
     def _bare_error(self, error: ApplianceError, dialect: str, request: Request) -> Response:
-        """Render an error with no header but the id: to a caller that is not let in, or at no address."""
+        """Render an error whose only header is the id: access refused, or an unknown address."""
         response = self.pipeline.error_response(error, dialect, request.receipt)
         request.receipt.status = response.status
         response.headers.append(("x-request-id", request.id))
@@ -387,7 +383,7 @@ async def beating(
 
 @contextmanager
 def _busy(web_request: web.Request) -> Iterator[None]:
-    """Count a request as being answered on its connection, whose time limits for idleness rest meanwhile."""
+    """Count a request as running on its connection, so that the idle timeouts do not close it."""
     transport = web_request.transport
     connection = transport.get_protocol() if transport is not None else None
     if not isinstance(connection, FastConnection):
@@ -409,18 +405,18 @@ def _headers(web_request: web.Request) -> dict[str, str]:
     return headers
 
 
-def _set_headers(sent: web.StreamResponse, response: Response) -> None:
-    sent.headers["Content-Type"] = response.content_type
-    sent.headers["Server"] = AGENT  # aiohttp would send its version and Python's
+def _set_headers(web_response: web.StreamResponse, response: Response) -> None:
+    web_response.headers["Content-Type"] = response.content_type
+    web_response.headers["Server"] = AGENT  # else aiohttp sends its version and Python's
     for name, value in response.headers:
-        sent.headers[name] = value
+        web_response.headers[name] = value
 
 
 @asynccontextmanager
 async def listening(
     server: HttpServer, addresses: list[tuple[str, int]]
 ) -> AsyncIterator[list[tuple[str, int]]]:
-    """Listen on `addresses` while the context is open; connections that were made go on after it.
+    """Listen on `addresses` while the context is open; connections that are open stay open after it.
 
     Args:
         addresses: (host, port), port 0 = any free one.
