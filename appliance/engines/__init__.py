@@ -1,29 +1,29 @@
-"""Who answers a request, and how that one is spoken to.
+"""The engines: which backend answers a request, and how it is reached.
 
 Modules:
-    aliases: the names that mean the hosted model.
-    backends: who can answer: servers, managed models, the hosted API, the demo engine.
-    dialects: how each kind of engine is asked about itself.
+    aliases: the names of the hosted model.
+    backends: what can answer: servers, managed models, the hosted API, the demo engine.
+    dialects: how each kind of engine is queried and commanded.
     direct: slots for passthrough and tunnels, which speak to a server themselves.
     dispatch: which backend gets a request; the queue; another backend after a failure.
-    dispatch_errors: what a caller is told when no backend answered.
+    dispatch_errors: the errors for a request that no backend answered.
     dispatch_request: one request on its way to a backend.
-    fleet: which backends there are, from settings, file and run-time changes.
+    fleet: the set of backends, from settings, file and run-time changes.
     kv: the index of cached blocks, from the engines' KV events.
     lora: adapters that are loaded into running engines.
-    metrics: the engines' own metrics, read and put under common names.
+    metrics: the engines' own metrics, read and given common names.
     outcome: how attempts and requests end, and what that means.
     overview: the engines' part of our own metrics page.
-    persistence: how run-time changes get into files of the state folder.
+    persistence: writes run-time changes to files of the state folder.
     pool: backends that stand in for each other.
     receipts: what was decided for a request, and why.
-    router: the entrance: a request for a model, a reply.
+    router: the entry point: takes a request for a model, returns a reply.
     routes: what a model's name leads to.
     runtime_changes: changes to the fleet that outlast a restart.
     settings: the environment variables of this package.
     slots: the right to send one request to one backend.
     specs: backends as operators write them.
-    stream: a response as it comes.
+    stream: a response as a stream of pieces.
     types: requests, replies, models and states.
     upstream: one attempt at one server.
     wait_queues: requests that wait for capacity.

@@ -1,4 +1,4 @@
-"""Which names mean the hosted model: exact names, aliases, compact spellings and known suffixes. Pure.
+"""The names of the hosted model: exact names, aliases, compact spellings and known suffixes. Pure.
 
 Source: docs/compatibility.md, alias rules (compact form; suffixes `/fp-16-fast-vllm-<n>`, `:fp16`, `:fp-16`).
 """
@@ -23,8 +23,8 @@ class ModelNames:
     """The names of one model.
 
     Attributes:
-        upstream: What the upstream calls it.
-        public: What clients see.
+        upstream: Its name at the hosted API.
+        public: Its name for clients.
         reported: Every name that /v1/models lists for it.
     """
 
@@ -39,7 +39,7 @@ class ModelNames:
         }
 
     def matches(self, name: str) -> bool:
-        """Say whether `name` means this model: however it is spelt, with or without a precision suffix.
+        """Whether `name` means this model, in any spelling, with or without a precision suffix.
 
         A tag `:latest`, which Ollama clients add, is ignored.
         """

@@ -1,4 +1,4 @@
-"""Slots for passthrough and tunnels: the dispatcher chooses a server, they speak to it themselves."""
+"""Slots for passthrough and tunnels: the dispatcher chooses a server, they send to it themselves."""
 
 from collections.abc import Collection
 
@@ -60,15 +60,15 @@ class DirectAccess:
         options: RequestOptions = NO_OPTIONS,
         is_uncounted: bool = False,
     ) -> Slot[Backend]:
-        """Return the right to send one request to one server.
+        """Return a slot on one server.
 
         Args:
-            receipt: Filled in.
-            model: Only servers of it; "" = any server.
-            exclude: Names of servers not to use: they had the request already.
-            options: `pin` is the name of the one server that is meant.
-            is_uncounted: A question about the server that needs no capacity: asked also while it is full,
-                and, if pinned, whatever its state.
+            receipt: Gets server, address, reason and attempt.
+            model: Only servers that serve it; "" = any server.
+            exclude: Names of servers that must not be used: they had the request already.
+            options: `pin` is the name of the only server that may be used.
+            is_uncounted: For a query about the server itself, which needs no capacity: also sent while the
+                server is full and, if it is pinned, in any state.
 
         Returns:
             A slot with url, headers and ssl; `release` must be called in any case.
@@ -76,7 +76,7 @@ class DirectAccess:
         Raises:
             NotFound: No such server.
             NoSuchModel: No backend serves the model.
-            Invalid: The model is an adapter that cannot be asked for directly.
+            Invalid: The model is an adapter that cannot be selected directly.
             Unavailable: No server can answer.
             Exhausted: The queue is full.
         """
@@ -116,7 +116,7 @@ class DirectAccess:
     def _servers_for(self, model: str, pin: str, receipt: Receipt) -> tuple[list[Pool], str | None, str]:
         """Return (stages with servers in them, the model's name among backends or None, the reason).
 
-        1. a server is pinned     → its pool; a model only where it decides which process answers
+        1. a server is pinned     → its pool; the model counts only if it decides which process answers
         2. a model is named       → the pools that serve it
         3. neither                → all pools
         """
@@ -124,7 +124,7 @@ class DirectAccess:
             backend = self._pools.backend(pin)
             if not backend.is_direct:
                 raise NotFound(
-                    f"The backend {pin[:200]!r} cannot be reached directly: it is no server.",
+                    f"The backend {pin[:200]!r} cannot be reached directly: it is not a server.",
                     code="no_such_backend",
                 )
             wanted = model if backend.is_managed and model else None
@@ -144,11 +144,11 @@ class DirectAccess:
         return stages, wanted, reason
 
     def _find_excluded(self, wanted: str | None, options: RequestOptions) -> set[str]:
-        """Return the names of the backends that must not have a request.
+        """Return the names of the backends that must not get a request.
 
         1. those that cannot be reached directly
-        2. those that cannot be asked for the adapter by its name alone
-        3. the managed models, if it names none: nothing is loaded for it while a server can answer
+        2. those that cannot select the adapter by its name alone
+        3. the managed models, if it names none: no model is loaded for it while a server can answer
         """
         backends = self._pools.backends()
         excluded = {backend.name for backend in backends if not backend.is_direct}  # 1
@@ -179,7 +179,7 @@ class DirectAccess:
         if unselectable and len(unselectable) == len(serving):
             raise Invalid(
                 f"{wanted!r} is an adapter, and this address cannot select it. Use the chat, completion or "
-                "Responses addresses, or name its base model and select the adapter as the engine wants it.",
+                "Responses addresses, or name its base model and select the adapter as the engine requires.",
                 param="model",
                 code="not_supported",
             )

@@ -1,4 +1,4 @@
-"""Who answers a request: a backend with capacity, after a wait if none has any; another one if it fails.
+"""Which backend answers a request: one with capacity, after a wait if none has any; another if it fails.
 
 A route is a list of stages, tried in order: a pool, then the pool that it overflows into, and so on. The
 cases of a choice are numbered in `_choose` and `_pick`, those of a failure in `_allow_retry`. Nothing here
@@ -30,12 +30,12 @@ from appliance.engines.types import BackendStatus, EngineReply, EngineRequest
 from appliance.engines.upstream.attempt import AttemptFailed
 from appliance.engines.wait_queues import WaitQueues
 
-# A hosted API's own verdicts after which another stage may try.
+# Errors that a hosted API raises itself, after which another stage may try.
 RETRYABLE_KINDS = {Kind.UPSTREAM, Kind.UNAVAILABLE, Kind.TIMEOUT, Kind.EXHAUSTED}
 
 
 class Dispatcher:
-    """Place requests. Decisions never await; only a response and a turn in the queue do."""
+    """Send requests to backends. Decisions never await; only a response and the queue do."""
 
     def __init__(self, settings: EngineSettings, *, clock: Clock, metrics: Metrics) -> None:
         self.settings = settings
@@ -46,7 +46,7 @@ class Dispatcher:
         self._waited = metrics.queue_seconds.labels("served")
 
     def apply(self, settings: EngineSettings) -> None:
-        """Take new settings; requests that wait keep their place in the queue."""
+        """Take new settings; waiting requests stay in the queue."""
         self.settings = settings
 
     @property
@@ -64,7 +64,7 @@ class Dispatcher:
             Exhausted: The queue is full, or every backend that was tried is.
             TimedOut: No backend answered in time.
             UpstreamFailed: All that were tried failed.
-            ApplianceError: What a backend says of the caller's own fault.
+            ApplianceError: The client's own fault, as a backend reported it.
         """
         self.retry_budget.deposit()
         last: Failure | None = None
@@ -80,7 +80,7 @@ class Dispatcher:
     def _allow_retry(self, request: DispatchRequest, backend: Backend, failure: Failure) -> None:
         """Let another backend try, or raise the error for the caller.
 
-        1. the caller's own fault                          → raised
+        1. the client's own fault                          → raised
         2. the backend was pinned                          → raised
         3. the prompt is too long for it                   → those with more context may try
         4. it did no work for the request, or has no capacity → the others may try, at no cost
@@ -108,7 +108,7 @@ class Dispatcher:
     # ---- choice
 
     async def take_slot(self, request: DispatchRequest) -> Slot[Backend]:
-        """Return a slot on a backend, after a wait in the queue if all that could answer are full.
+        """Return a slot on a backend, after a wait in the queue if all candidates are full.
 
         Raises:
             Unavailable, Exhausted, Invalid: As `answer`.
@@ -120,7 +120,7 @@ class Dispatcher:
 
         1. one is pinned                          → that one, whatever its state
         2. the first stage with one that is ready → by the pool's strategy
-        3. a later stage                          → the same, and the receipt says why it left its pool
+        3. a later stage                          → the same, and the receipt says why it left the first pool
         4. none                                   → None
         """
         if request.is_pinned:
@@ -146,7 +146,7 @@ class Dispatcher:
 
         1. balancing is off                 → the first
         2. there is only one                → that one
-        3. the strategy looks at the prompt → by it; who was given which beginning is remembered
+        3. the strategy uses the prompt     → by it; the choice is remembered for the prompt's prefixes
         4. otherwise                        → by the strategy; equally busy ones: the cheaper
         """
         if not self.settings.lb_enabled:
@@ -164,7 +164,7 @@ class Dispatcher:
         return next(backend for backend in ready if backend.member is member), reason
 
     def _take(self, backend: Backend, reason: str, request: DispatchRequest, number: int) -> Slot[Backend]:
-        """Take a slot of stage `number`, and write the choice into the receipt."""
+        """Take a slot of stage `number`, and record the choice in the receipt."""
         receipt = request.receipt
         receipt.pool = request.stages[number].name
         receipt.reason = f"{request.reason}, {reason}" if reason != "only_one" else request.reason
@@ -173,7 +173,7 @@ class Dispatcher:
         return backend.take(reason)
 
     def _note_overflow(self, request: DispatchRequest, reason: str) -> None:
-        """Say in receipt and metrics why a request left its first pool."""
+        """Record in receipt and metrics why a request left its first pool."""
         receipt, first = request.receipt, request.stages[0]
         why = overflow_reason(first.serving(request.model), bool(request.tried), self._clock.monotonic_s())
         receipt.overflow = f"{first.name} failed" if why == "failed" else f"{first.name} is {why}"
@@ -183,15 +183,15 @@ class Dispatcher:
     # ---- queue
 
     async def _wait_for_slot(self, request: DispatchRequest, last: Failure | None) -> Slot[Backend]:
-        """Wait for a slot where there is hope of one.
+        """Wait for a slot if a backend may have one soon.
 
-        1. a candidate is full, or starting → wait in the queue
-        2. an attempt failed before          → that error
-        3. otherwise                         → an error that says why
+        1. a candidate is full or starting → wait in the queue
+        2. an attempt failed before        → that error
+        3. otherwise                       → an error that says why
 
         Args:
             request: No backend is ready for it.
-            last: The failure that brought it back here; None = it is new.
+            last: The failure of its latest attempt; None = there was no attempt yet.
         """
         now_s = self._clock.monotonic_s()
         statuses = {backend.status(now_s) for backend in request.candidates()}
@@ -204,11 +204,11 @@ class Dispatcher:
     async def _wait_in_queue(
         self, request: DispatchRequest, last: Failure | None, now_s: float
     ) -> Slot[Backend]:
-        """Wait for a turn.
+        """Wait in the queue for a slot.
 
         Raises:
             Exhausted: The queue is full.
-            Unavailable: No turn came in time.
+            Unavailable: No slot became free in time.
         """
         settings, queues = self.settings, self._queues
         if queues.length >= settings.queue_limit:
@@ -226,7 +226,7 @@ class Dispatcher:
             return slot
         except TimeoutError:
             outcome = "timed_out"
-            if (late := waiter.served()) is not None:  # its turn came in the very moment
+            if (late := waiter.served()) is not None:  # it got a slot just before the time-out
                 late.release(Outcome.CANCELLED)
             if last is not None:
                 raise self._final_error(request, last) from None

@@ -1,4 +1,4 @@
-"""The errors for a caller whose request no backend answered. Pure."""
+"""The errors for a request that no backend answered. Pure."""
 
 from collections.abc import Collection
 
@@ -21,11 +21,11 @@ from appliance.engines.upstream.refusal import context_error
 Failure = AttemptFailed | ApplianceError
 TIMEOUTS = {Outcome.FIRST_BYTE, Outcome.TOTAL, Outcome.IDLE}
 MAX_RETRY_AFTER_S = 30.0
-NAMED_BACKENDS = 8  # in a sentence
+NAMED_BACKENDS = 8  # in one error text
 
 
 def estimate_retry_after_s(candidates: Collection[Backend], waiting: int) -> float:
-    """Estimate when there will be capacity: the requests before this one, by the time that a response takes.
+    """Estimate when there will be capacity, from the requests in the queues and the mean response time.
 
     Args:
         candidates: The backends that could answer.
@@ -41,7 +41,7 @@ def estimate_retry_after_s(candidates: Collection[Backend], waiting: int) -> flo
 
 
 def queue_full(queue_limit: int, retry_after_s: float) -> Exhausted:
-    """Say that the request cannot even wait."""
+    """Return the error for a request that cannot wait, because the queue is full."""
     return Exhausted(
         "The request queue is full (QUEUE_LIMIT)."
         if queue_limit
@@ -52,7 +52,7 @@ def queue_full(queue_limit: int, retry_after_s: float) -> Exhausted:
 
 
 def queue_timeout(request: DispatchRequest, waited_s: float, retry_after_s: float) -> Unavailable:
-    """Say that the request waited in vain."""
+    """Return the error for a request that got no slot in time."""
     return Unavailable(
         f"No backend had capacity within {waited_s:.0f} seconds (QUEUE_TIMEOUT_S).",
         code="queue_timeout",
@@ -62,7 +62,7 @@ def queue_timeout(request: DispatchRequest, waited_s: float, retry_after_s: floa
 
 
 def no_backend(request: DispatchRequest, now_s: float) -> ApplianceError:
-    """Say why no backend can answer at all.
+    """Return the error that says why no backend can answer.
 
     1. all have too small a context for it
     2. only a hosted API could, and the request must stay local
@@ -98,16 +98,16 @@ def no_backend(request: DispatchRequest, now_s: float) -> ApplianceError:
 
 
 def all_failed(request: DispatchRequest, failure: Failure, retry_after_s: float) -> ApplianceError:
-    """Say what became of a request that every backend failed that was tried.
+    """Return the error for a request that failed on every backend that was tried.
 
-    1. what a backend says in our own terms         4. out of time
+    1. the error that the backend gave itself       4. out of time
     2. too long a prompt, with the largest context  5. not reached
     3. full                                         6. anything else
 
     Args:
         request: Its receipt lists the attempts.
-        failure: The last one's.
-        retry_after_s: For the client, if the backend named no time itself.
+        failure: The failure of the last attempt.
+        retry_after_s: For the client, if the backend sent no Retry-After.
     """
     if isinstance(failure, ApplianceError):  # 1
         return failure
@@ -145,7 +145,7 @@ def overflow_reason(first: Collection[Backend], is_tried: bool, now_s: float) ->
 
     Args:
         first: The first pool's backends for the model.
-        is_tried: One of them had the request already, and failed.
+        is_tried: One of them was tried, and failed.
         now_s: Monotonic seconds.
     """
     if any(backend.status(now_s) is BackendStatus.FULL for backend in first):

@@ -1,4 +1,4 @@
-"""One request for the dispatcher: its route, and what earlier attempts taught."""
+"""One request for the dispatcher: its route, and what earlier attempts have shown."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -19,11 +19,11 @@ class DispatchRequest:
         stages: The pools in order: the first one, then those that it overflows into.
         model: By the name that backends know; None = any backend will do.
         reason: Why this route, for the receipt: model, alias, default, pinned …
-        options: Where and when it is to be answered.
-        receipt: Is given the choice and its reason.
+        options: Where and when it may be answered.
+        receipt: Gets the choice and its reason.
         deadline_s: Monotonic; no attempt and no wait goes beyond it.
-        hash_prefixes: Returns the hashes of the prompt's beginnings; called only where a strategy wants them.
-        tried: Names of the backends that had this request already, or must not have it.
+        hash_prefixes: Returns the hashes of the prompt's prefixes; called only if a strategy needs them.
+        tried: Names of the backends that had this request already, or must not get it.
         context_over: Only backends with more context tokens than that; 0 = any.
         is_pinned: Only the backend that `options` names.
     """
@@ -46,13 +46,13 @@ class DispatchRequest:
     def candidates_in(self, pool: Pool) -> list[Backend]:
         """Return the backends of `pool` that could answer if they had capacity.
 
-        1. they serve the model     3. they are no hosted API, if the request must stay local
+        1. they serve the model     3. they are not a hosted API, if the request must stay local
         2. they were not tried yet  4. their context is large enough, or not known
         """
         serving = pool.serving(self.model)  # 1
         options, tried = self.options, self.tried
         if not (tried or self.context_over or options.context_tokens or options.is_local_only):
-            return serving  # so it is nearly always
+            return serving  # nearly every request
         over = max(self.context_over, options.context_tokens - 1)
         return [
             backend
@@ -69,10 +69,10 @@ class DispatchRequest:
 
 
 def hash_prompt_prefixes(request: EngineRequest) -> list[int]:
-    """Return the hashes of a prompt's beginnings: a server that had one of them before has it in its cache.
+    """Return the hashes of a prompt's prefixes: a server that had one of them before has it in its cache.
 
     Returns:
-        Hashes, shortest beginning first; the client's own `prompt_cache_key` before all.
+        Hashes, shortest prefix first; before them that of the client's own `prompt_cache_key`, if any.
     """
     body = request.body
     key = body.get("prompt_cache_key")

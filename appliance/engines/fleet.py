@@ -1,7 +1,7 @@
-"""Which backends there are: aligned with the configuration at start and reloads, and changed at run time.
+"""The set of backends: aligned with the configuration at start and reloads, and changed at run time.
 
-A server that stays keeps everything that is known of it. What was changed at run time is lost at a restart
-unless it was asked to persist (see runtime_changes.py).
+A server whose definition stays the same keeps its state. A change at run time is lost at a restart unless it
+is persisted (see runtime_changes.py).
 """
 
 import asyncio
@@ -34,7 +34,7 @@ from appliance.engines.settings import EngineSettings
 from appliance.engines.specs import DEFAULT_POOL, HOSTED_POOL, BackendSpec, FleetSpec, parse_backend
 
 log = get_logger("fleet")
-DRAIN_TIMEOUT_S = 3600.0  # running responses of a backend that is removed get so long
+DRAIN_TIMEOUT_S = 3600.0  # for the running responses of a removed backend
 DRAIN_POLL_S = 0.2
 FIRST_PROBES_TIMEOUT_S = 2.0
 FALLBACK_STRATEGY = "round_robin"  # for unknown names at start; Source: docs/compatibility.md
@@ -93,8 +93,8 @@ class Fleet:
     ) -> list[str]:
         """Align the backends with `spec`, and with what was changed at run time.
 
-        1. a server that is wanted no longer     → removed
-        2. one whose definition is the same      → keeps everything, takes the settings
+        1. a server that is not wanted any more  → removed
+        2. one whose definition is the same      → keeps its state, takes the settings
         3. one with another definition           → replaced
         4. one that is new                       → opened
 
@@ -122,13 +122,15 @@ class Fleet:
         if settings != self._hosted_settings:
             self._replace_hosted(settings)
         if former_strategy != settings.lb_strategy:
-            self._strategies = dict(self._changes.strategies)  # the operator's newer word
+            self._strategies = dict(
+                self._changes.strategies
+            )  # LB_STRATEGY is newer than the changes that were not persisted
         self.router.apply(settings)
         self._update_pools()
         return differences
 
     def _wanted(self, spec: FleetSpec, environ: Mapping[str, str]) -> dict[str, tuple[BackendSpec, str]]:
-        """Return the servers that there are to be, each with its origin."""
+        """Return the servers that must exist, each with its origin."""
         wanted = {one.name: (one, "configured") for one in spec.backends if one.name not in self._removed}
         for name, value in self._changes.added.items():
             try:
@@ -161,7 +163,7 @@ class Fleet:
         return rows
 
     def set_managed(self, backend: ManagedBackend) -> None:
-        """Put the model manager's backend in place: the table's models are looked for before all others."""
+        """Set the model manager's backend: the models of its table are found before all others."""
         self._managed = backend
         self._update_pools()
 
@@ -169,10 +171,10 @@ class Fleet:
         """Take a changed model table, or changed settings for requests to it."""
         if self._managed is not None:
             self._managed.apply(settings)
-            self._update_pools()  # it may have its first model now, or none any more
+            self._update_pools()  # the table may have its first model now, or have become empty
 
     async def wait_first_probes(self) -> None:
-        """Wait until every server was probed once; one that hangs does not hold up the others for long."""
+        """Wait until every server was probed once, FIRST_PROBES_TIMEOUT_S at most."""
         if not self._probed:
             return
         first = asyncio.gather(*(probed.prober.wait_first_probe() for probed in self._probed.values()))
@@ -212,7 +214,7 @@ class Fleet:
 
         Args:
             value: The fields of BackendSpec.
-            persist: Also after a restart.
+            persist: It is added again after a restart.
             environ: Where `api_key_env` is looked up; None = the process's environment.
 
         Raises:
@@ -242,7 +244,7 @@ class Fleet:
 
         Args:
             name: The backend.
-            persist: Also after a restart, where it is configured.
+            persist: It stays removed after a restart, although it is configured.
 
         Raises:
             NotFound: There is no such server.
@@ -264,8 +266,8 @@ class Fleet:
 
         Args:
             name: The backend.
-            resume: Give it requests again; that is persisted in any case.
-            persist: Also after a restart.
+            resume: Give it requests again; this is always persisted.
+            persist: It stays drained after a restart.
 
         Raises:
             NotFound: There is no such server.
@@ -289,7 +291,7 @@ class Fleet:
         Args:
             strategy: One of STRATEGIES.
             pool: "" = all pools.
-            persist: Also after a restart.
+            persist: The strategy stays after a restart.
 
         Raises:
             Invalid: There is no such strategy.
@@ -307,7 +309,8 @@ class Fleet:
     def _persist(self) -> None:
         if self._path is None:
             raise Conflict(
-                "The change is in force, but there is no state folder to keep it in.", code="not_persisted"
+                "The change is in force, but will be lost at a restart: no state folder (STATE_DIR).",
+                code="not_persisted",
             )
         self._changes.write(self._path)
 
@@ -342,7 +345,7 @@ class Fleet:
         return server
 
     def _drop(self, name: str) -> None:
-        """Remove a server; its running responses go on, its probes stop."""
+        """Remove a server; its running responses continue, its probes stop."""
         probed = self._probed.pop(name)
         probed.task.cancel()
         self._drained.discard(name)
@@ -354,7 +357,7 @@ class Fleet:
             server.stats.remove_metrics()
 
     def _replace_hosted(self, settings: EngineSettings) -> None:
-        """Build the hosted backend anew where there is a key; the former one closes when it is idle."""
+        """Build a new hosted backend if there is a key; the former one is closed when it is idle."""
         former, self._hosted, self._hosted_settings = self._hosted, None, settings
         if settings.novita_api_key.get_secret_value():
             self._hosted = HostedBackend(
@@ -372,8 +375,8 @@ class Fleet:
     def _update_pools(self) -> None:
         """Put everything into the router's pools.
 
-        1. the models that run here          3. the hosted API, with the servers of its pool
-        2. servers, as they are configured   4. the demo engine, where there is nothing else
+        1. the models of the model manager   3. the hosted API, with the servers of its pool
+        2. servers, as they are configured   4. the demo engine, if there is nothing else
         """
         former = {pool.name: pool for pool in self.router.pools}
         members: dict[str, list[Backend]] = {}
@@ -394,7 +397,7 @@ class Fleet:
         )
 
     def _pool(self, name: str, backends: list[Backend], former: Pool | None) -> Pool:
-        """Return a pool with these backends; one that there was keeps what its balancer knows."""
+        """Return a pool with these backends; an existing one keeps the state of its balancer."""
         spec = self._spec.pool(name)
         strategy = (
             self._strategies.get(name)
@@ -415,7 +418,7 @@ class Fleet:
         return pool
 
     def _demo_backend(self) -> DemoBackend:
-        """Return the demo engine under the names of the settings; while those stay it keeps its counters."""
+        """Return the demo engine with the names of the settings; while those stay the same, it is kept."""
         settings = self.router.settings
         aliases = ModelNames(
             upstream=settings.upstream_base_model,
@@ -447,7 +450,7 @@ def _make_wire(settings: EngineSettings) -> ConnectionPool:
 
 
 async def _wait_idle(backend: Backend) -> None:
-    """Wait until the running responses of a backend have ended, but not for ever."""
+    """Wait until the running responses of a backend have ended, DRAIN_TIMEOUT_S at most."""
     waited_s = 0.0
     while backend.in_flight and waited_s < DRAIN_TIMEOUT_S:
         await asyncio.sleep(DRAIN_POLL_S)

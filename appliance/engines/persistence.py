@@ -1,4 +1,4 @@
-"""How changes at run time that are to survive a restart get into a file of the state folder."""
+"""Writes changes that must survive a restart to a file of the state folder."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from appliance.base.files import write_atomic
 
 
 def persist(path: Path, value: Any) -> None:
-    """Write a JSON value whole or not at all, readable by its owner only (blocks).
+    """Write a JSON value, whole or not at all, readable by its owner only (blocks).
 
     Raises:
         Conflict: The folder cannot be written.

@@ -1,10 +1,10 @@
-"""Backends that stand in for each other, and the strategy by which one of them is chosen."""
+"""Backends that can replace each other, and the strategy that chooses one of them."""
 
 from appliance.base.balancing import Balancer
 from appliance.base.errors import NotFound
 from appliance.engines.backends.contract import Backend
 
-MAX_CACHED_MODELS = 10_000  # names come from clients where any name is served
+MAX_CACHED_MODELS = 10_000  # the names come from clients if a backend serves any name
 
 
 class Pool:
@@ -18,7 +18,7 @@ class Pool:
         self._by_model: dict[str, list[Backend]] = {}
 
     def refresh(self) -> None:
-        """Forget who serves what; called when the backends, or their models, changed."""
+        """Clear what is cached; called when the backends, or their models, changed."""
         self._by_model.clear()
 
     def serving(self, model: str | None) -> list[Backend]:
@@ -35,13 +35,13 @@ class Pool:
 
 
 class Pools:
-    """All pools, in the order in which a model is looked for in them."""
+    """All pools, in the order in which a model is searched in them."""
 
     def __init__(self) -> None:
         self.all: list[Pool] = []
 
     def refresh(self) -> None:
-        """Forget who serves what, in every pool."""
+        """Clear what every pool has cached."""
         for pool in self.all:
             pool.refresh()
 

@@ -15,12 +15,12 @@ class Attempt:
 
     Attributes:
         endpoint: Its address; "" = not known yet.
-        outcome: What it came to.
-        status: The HTTP status that came; None = none.
+        outcome: How it ended.
+        status: The HTTP status of the response; None = there was none.
         ms: How long it took, milliseconds.
-        note: What the server said when it failed, shortened.
-        failure_status: The status that the failure means; an error event in a stream of status 200 has its
-            own.
+        note: The error text of the server, shortened.
+        failure_status: The status that the failure stands for; an error event in a stream of status 200 has
+            its own.
     """
 
     endpoint: str
@@ -48,29 +48,29 @@ class Attempt:
 
 @dataclass(slots=True)
 class Receipt:
-    """The story of one request. It holds no prompt, no response and no key.
+    """What was decided for one request, and how it ended. It holds no prompt, no response and no key.
 
     Attributes:
         id: The request's id.
         at_s: When it began, seconds since 1970.
         route: The address in the table of routes.
-        model: The model as the client asked for it.
-        public_model: The model as the reply names it.
-        served_model: The model that really answered, by its name there.
-        backend: Which backend was asked last.
+        model: The model by the name that the client sent.
+        public_model: The model by the name in the reply.
+        served_model: The model that answered, by its name at the backend.
+        backend: The backend of the latest attempt.
         endpoint: Its address.
         reason: Why this backend.
         pool: The pool that it is in.
         overflow: Why the request left the pool that it was meant for; "" = it did not.
         streamed: The client wanted a stream.
-        attempts: One row for each endpoint that was asked.
+        attempts: One row for each attempt.
         queue_ms: Time in queues, milliseconds.
         upstream_ms: Until the upstream's first byte, milliseconds.
         total_ms: Until the response's last byte, milliseconds.
         prompt_tokens: As the engine reported; None = it did not.
         completion_tokens: As the engine reported; None = it did not.
         finish: How it ended; None = it runs.
-        error: `kind: sentence`; "" = none.
+        error: `kind: message`; "" = none.
         status: The HTTP status that the client got; 0 = none yet.
     """
 
@@ -102,7 +102,7 @@ class Receipt:
         return self.finish.value if self.finish is not None else ""
 
     def note_usage(self, usage: Any) -> None:
-        """Take the token counts that an engine reported; anything but an object is passed over."""
+        """Take the token counts that an engine reported; anything but an object is ignored."""
         if isinstance(usage, dict):
             self.prompt_tokens = usage.get("prompt_tokens")
             self.completion_tokens = usage.get("completion_tokens")
@@ -120,7 +120,7 @@ class Receipt:
         return f"queue;dur={self.queue_ms:.1f}, upstream;dur={self.upstream_ms:.1f}"
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the receipt as JSON shows it: every field by its name, outcome and finish as words."""
+        """Return the receipt as JSON shows it: every field by its name, outcome and finish as strings."""
         row = asdict(self)
         row["attempts"] = [attempt.as_dict() for attempt in self.attempts]
         row["finish"] = self.finish_label
@@ -155,13 +155,13 @@ class Receipts:
         self._by_id: OrderedDict[str, Receipt] = OrderedDict()
 
     def add(self, receipt: Receipt) -> None:
-        """Keep a receipt; the oldest one is dropped if there are too many."""
+        """Add a receipt; the oldest one is dropped if there are too many."""
         self._by_id[receipt.id] = receipt
         if len(self._by_id) > self._capacity:
             self._by_id.popitem(last=False)
 
     def get(self, receipt_id: str) -> Receipt | None:
-        """Return a receipt; None = there is none, or not any more."""
+        """Return a receipt; None = there is none, or it was dropped."""
         return self._by_id.get(receipt_id)
 
     def latest(self, count: int) -> list[Receipt]:

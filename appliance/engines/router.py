@@ -1,7 +1,7 @@
-"""The entrance to the engines: a request for a model → a reply, with the story in the receipt.
+"""The entry point of the engines: takes a request for a model, returns a reply, fills in the receipt.
 
-What a name means is decided in routes.py, who answers in dispatch.py, which backends there are in fleet.py.
-Those who speak to a server themselves go by direct.py.
+routes.py decides what a name means, dispatch.py which backend answers, fleet.py which backends exist.
+Passthrough and tunnels, which connect to a server themselves, use direct.py.
 """
 
 import asyncio
@@ -27,16 +27,16 @@ from appliance.engines.types import BackendState, EngineReply, EngineRequest, Mo
 from appliance.engines.upstream.pacing import pace_response
 
 WHOLE = 1 << 30  # characters: larger than any response
-MAX_REROUTES = 5  # of a request to its routing, because the adapter that it is for was lost
+MAX_REROUTES = 5  # times that a request is routed again because its adapter was lost
 
 
 class Router:
-    """Choose who answers. The fleet puts pools into it (`set_pools`), also while requests run.
+    """Route requests to backends. The fleet sets the pools (`set_pools`), also while requests run.
 
     Attributes:
-        changed: Rises when backends appear, disappear or change their status.
+        changed: Incremented when backends appear, disappear or change their status.
         dispatcher: Places requests on backends.
-        direct: For those who speak to a server themselves.
+        direct: Slots for passthrough and tunnels.
     """
 
     def __init__(self, settings: EngineSettings, *, clock: Clock, metrics: Metrics) -> None:
@@ -53,12 +53,12 @@ class Router:
 
     @property
     def callbacks(self) -> BackendCallbacks:
-        """What backends report to while requests run; they are built with it."""
+        """What backends call while requests run; every backend is built with it."""
         return BackendCallbacks(self.dispatcher.serve_queues, self.notify_changed, self.refresh)
 
     @property
     def pools(self) -> list[Pool]:
-        """The pools, in the order in which a name is looked for in them."""
+        """The pools, in the order in which a name is searched in them."""
         return self._pools.all
 
     def apply(self, settings: EngineSettings) -> None:
@@ -69,23 +69,23 @@ class Router:
         self.refresh()
 
     def set_pools(self, pools: list[Pool]) -> None:
-        """Put pools in place; requests that wait may go to them at once."""
+        """Set the pools; waiting requests may be sent to them at once."""
         self._pools.all = pools
         self.refresh()
         self.dispatcher.serve_queues()
 
     def connect_adapters(self, adapters: AdapterLookup) -> None:
-        """Let requests for declared adapters wait until a backend has them."""
+        """Set what knows the declared adapters; requests for one wait until a backend has it."""
         self._routes.connect_adapters(adapters)
 
     def refresh(self) -> None:
-        """Note that backends or their models changed."""
+        """Clear what is cached: backends or their models changed."""
         self._pools.refresh()
         self._routes.refresh()
         self.notify_changed()
 
     def notify_changed(self) -> None:
-        """Tell those who follow `changed`."""
+        """Notify the followers of `changed`."""
         self.changed.set(self.changed.value + 1)
 
     # ---- what there is
@@ -134,7 +134,7 @@ class Router:
 
     @property
     def strategy(self) -> str:
-        """The strategy of the first pool: the one that most requests see."""
+        """The strategy of the first pool, which most requests use."""
         return self.pools[0].balancer.strategy if self.pools else self.settings.lb_strategy
 
     def set_strategy(self, name: str, pool: str = "") -> None:
@@ -161,7 +161,7 @@ class Router:
     # ---- requests
 
     async def answer(self, request: EngineRequest) -> EngineReply:
-        """Answer a request; a response in one piece is cut into a stream if one was asked for.
+        """Answer a request; a whole response is cut into a stream if the client wants one.
 
         Returns:
             `body`, or `events` when `request.stream` (unless the reply is an error status).
@@ -189,7 +189,7 @@ class Router:
         return reply
 
     def _as_stream(self, body: bytes, request: EngineRequest) -> EngineReply:
-        """Cut a response in one piece into a stream; UPSTREAM_STREAMING=relay: without pauses."""
+        """Cut a whole response into a stream; UPSTREAM_STREAMING=relay: without pauses."""
         settings = self.settings
         is_paced = settings.upstream_streaming != "relay"
         stream_options = request.body.get("stream_options")
@@ -202,7 +202,7 @@ class Router:
         return EngineReply(events=GeneratedStream(events), content_type=SSE_CONTENT_TYPE)
 
     def _route(self, request: EngineRequest, deadline_s: float) -> DispatchRequest:
-        """Find the route of a request, and write it into the receipt.
+        """Find the route of a request, and record it in the receipt.
 
         Raises:
             NoSuchModel: No backend serves the model.
@@ -233,7 +233,7 @@ class Router:
         """Route a request for an adapter that is being loaded: wait for that first.
 
         Raises:
-            AdapterNotLoaded: No backend is about to have it, or none had it in time.
+            AdapterNotLoaded: No backend is expected to have it, or none had it in time.
         """
         started_s = self._clock.monotonic_s()
         try:
@@ -241,7 +241,9 @@ class Router:
                 left_s = wait_until_s - self._clock.monotonic_s()
                 if not absent.is_expected or left_s <= 0:
                     raise absent
-                seen = self.changed.version  # nothing can have changed since it was found absent
+                seen = (
+                    self.changed.version
+                )  # no await since it was found absent: nothing has changed in between
                 try:
                     async with asyncio.timeout(left_s):
                         await self.changed.newer(seen)

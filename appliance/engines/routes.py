@@ -1,4 +1,4 @@
-"""What a model's name leads to: the backends that serve it, the name that they know, and why."""
+"""The route of a model's name: the pools that serve it, the name that backends know, and why."""
 
 import difflib
 from dataclasses import dataclass, replace
@@ -17,7 +17,7 @@ NAMED_MODELS, NAMED_BACKENDS = 20, 8  # in a sentence
 
 @dataclass(frozen=True, slots=True)
 class ModelRoute:
-    """Where requests for a model go.
+    """Where requests for a model are sent.
 
     Attributes:
         stages: The pool that serves it, then those that it overflows into.
@@ -33,15 +33,15 @@ class ModelRoute:
 
 
 class AdapterLookup(Protocol):
-    """Knows the declared adapters."""
+    """Finds declared adapters that no backend has."""
 
     def find_absent(self, name: str) -> AdapterNotLoaded | None:
-        """Say why a declared adapter cannot be asked for at the moment; None = there is none of that name."""
+        """Return why a declared adapter cannot be used now; None = there is none of that name."""
         ...
 
 
 class Routes:
-    """Finds routes by name, and remembers them until something changes."""
+    """Finds routes by name, and caches them until something changes."""
 
     def __init__(self, pools: Pools, settings: EngineSettings) -> None:
         self._pools = pools
@@ -56,18 +56,18 @@ class Routes:
         self.refresh()
 
     def connect_adapters(self, adapters: AdapterLookup) -> None:
-        """Let names of declared adapters be known that no backend has at the moment."""
+        """Set what knows the declared adapters."""
         self._adapters = adapters
 
     def refresh(self) -> None:
-        """Forget what was found: backends or their models changed."""
+        """Clear the cache: backends or their models changed."""
         self._routes.clear()
         self._cards = None
 
     def cards(self) -> list[ModelCard]:
         """Return the models that are served, each once; the first one is the default."""
         if self._cards is None:
-            # Of two backends with one model the first one's card is shown, at the last one's place.
+            # If several backends have a model, the first one's card is shown, in the position of the last.
             backwards = [card for backend in self._pools.backends() for card in backend.cards()][::-1]
             self._cards = list({card.id: card for card in backwards}.values())[::-1]
         return self._cards
@@ -91,12 +91,12 @@ class Routes:
     def _resolve(self, model: str) -> ModelRoute:
         """Look a name up.
 
-        1. no name                              → the default: the first model there is
+        1. no name                              → the default: the first model
         2. the name of a model, or an alias     → the first pool that serves it
         3. `name=model` of MODEL_ALIASES        → that model
         4. the same without `:latest`           → the same
-        5. a declared adapter that is not loaded → AdapterNotLoaded: no other backend may answer in its place
-        6. a backend that answers to any name   → that one
+        5. a declared adapter that is not loaded → AdapterNotLoaded: no other model may answer in its place
+        6. a backend that serves any name       → that one
         7. anything else                        → an error, with near names
         """
         if not model and (route := self._default()) is not None:
@@ -127,7 +127,7 @@ class Routes:
         return None
 
     def find_exact(self, model: str) -> ModelRoute | None:
-        """Return the route of a model by its very name or alias; None = no backend has it."""
+        """Return the route of a model by its exact name or alias; None = no backend has it."""
         for pool in self._pools.all:
             for backend in pool.backends:
                 for card in backend.cards():
@@ -137,7 +137,7 @@ class Routes:
         return None
 
     def find_absent(self, name: str) -> AdapterNotLoaded | None:
-        """Say why a declared adapter cannot be asked for at the moment; None = there is none of that name."""
+        """Return why a declared adapter cannot be used now; None = there is none of that name."""
         return self._adapters.find_absent(name) if self._adapters is not None else None
 
     def find_pinned(self, backend_name: str, model: str) -> ModelRoute:
@@ -160,10 +160,11 @@ class Routes:
         return ModelRoute([self._pools.pool_of(backend)], wanted, served.card, "pinned")
 
     def _unknown(self, model: str) -> NoSuchModel | Unavailable:
-        """Say that a name leads nowhere.
+        """Return the error for a name without a route.
 
-        1. there is no backend                     3. it is like one that is served
-        2. not every backend could be asked so far 4. it is not
+        1. there is no backend                 → no backend is configured
+        2. a backend was not reached yet       → it may serve the model
+        3. otherwise                           → no such model, with the names that are similar
         """
         backends = self._pools.backends()
         if not backends:
@@ -178,9 +179,9 @@ class Routes:
                 code="no_backend",
                 retry_after_s=2,
             )
-        known = [card.id for card in self.cards()]
+        known = [card.id for card in self.cards()]  # 3
         near = difflib.get_close_matches(model, known, n=NEAR_NAMES, cutoff=0.5)
-        hint = f"Did you mean {' or '.join(repr(name) for name in near)}? " if near else ""  # 3
+        hint = f"Did you mean {' or '.join(repr(name) for name in near)}? " if near else ""
         listed = ", ".join(known[:NAMED_MODELS])
         if len(known) > NAMED_MODELS:
             listed += f" and {len(known) - NAMED_MODELS} more"

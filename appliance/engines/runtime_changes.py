@@ -1,4 +1,4 @@
-"""What an operator changed at run time and that is to survive a restart: one file of the state folder."""
+"""Changes of the operator that survive a restart: one file of the state folder."""
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,7 +13,7 @@ log = get_logger("fleet")
 
 @dataclass(slots=True)
 class RuntimeChanges:
-    """Changes that are laid over the configuration.
+    """Changes that are applied on top of the configuration.
 
     The file may hold keys of servers: only its owner can read it.
 
@@ -31,7 +31,7 @@ class RuntimeChanges:
 
     @classmethod
     def read(cls, path: Path) -> "RuntimeChanges":
-        """Read them; a missing file has none, one that cannot be read is reported and left as it is."""
+        """Read them; a missing file has none, one that cannot be read is logged and left as it is."""
         try:
             value = jsons.loads(path.read_bytes())
             return cls(
@@ -55,20 +55,20 @@ class RuntimeChanges:
         persist(path, asdict(self))
 
     def add(self, name: str, fields: dict[str, Any]) -> None:
-        """Note a backend that was added; empty fields are left out."""
+        """Record a backend that was added; empty fields are left out."""
         self.added[name] = {key: value for key, value in fields.items() if value not in (None, "", [])}
         self.added[name]["name"] = name
         if name in self.removed:
             self.removed.remove(name)
 
     def remove(self, name: str, *, is_configured: bool) -> None:
-        """Note that a backend was removed; a configured one would come back with the next restart."""
+        """Record that a backend was removed; else a configured one would be back after a restart."""
         self.added.pop(name, None)
         if is_configured and name not in self.removed:
             self.removed.append(name)
 
     def drain(self, name: str, *, is_draining: bool) -> bool:
-        """Note that a backend is drained, or no longer; return whether that changed anything."""
+        """Record whether a backend is drained; return whether that changed anything."""
         drained = [other for other in self.drained if other != name]
         if is_draining:
             drained.append(name)
@@ -77,7 +77,7 @@ class RuntimeChanges:
         return is_changed
 
     def set_strategy(self, strategy: str, pool: str) -> None:
-        """Note the strategy of a pool; of all ("") it replaces those of single pools."""
+        """Record the strategy of a pool; that of all pools ("") replaces those of single pools."""
         if not pool:
             self.strategies.clear()
         self.strategies[pool] = strategy

@@ -15,9 +15,9 @@ class ResponseTimes:
     """The times of a response, taken by the appliance because the engine takes none.
 
     Attributes:
-        receipt: Of the request; it may be given the engine's token counts.
-        first_s: When the first event came, monotonic; 0 = not yet.
-        stream: The reply's; it counts its events; None = the response came in one piece.
+        receipt: Of the request; it may get the engine's token counts.
+        first_s: When the first event arrived, monotonic; 0 = not yet.
+        stream: Of the reply; it counts its events; None = the response was not a stream.
     """
 
     receipt: Receipt
@@ -36,7 +36,7 @@ class ResponseTimes:
 
 
 class SlotOwner(Protocol):
-    """What opens slots, and learns how each ended."""
+    """What opens slots, and is notified when one is released."""
 
     @property
     def name(self) -> str:
@@ -44,7 +44,7 @@ class SlotOwner(Protocol):
         ...
 
     def record(self, slot: "Slot[Any]", outcome: Outcome, retry_after_s: float | None) -> None:
-        """Learn how a request ended; called once, when its slot is released."""
+        """Record how a request ended; called once, when its slot is released."""
         ...
 
 
@@ -56,15 +56,15 @@ class Slot(Generic[OwnerT]):
     """The right to send one request to one backend.
 
     Attributes:
-        backend: Which one.
+        backend: The backend.
         started_s: When it was taken, monotonic.
         attempt: The receipt's row about it; `release` fills it in.
-        url: For passthrough: the server's base address.
-        headers: For passthrough: headers that the server wants, its key for example.
+        url: For passthrough: the base address of the server.
+        headers: For passthrough: headers that the server needs, such as its key.
         ssl: For passthrough: None = the default context.
-        is_uncounted: It takes no capacity: a question about the server itself.
-        is_released: It was given back.
-        times: Of the response, where the appliance takes them; None = it does not.
+        is_uncounted: It takes no capacity: for a query about the server itself.
+        is_released: It was released.
+        times: Of the response, if the appliance takes them; None = it does not.
     """
 
     backend: OwnerT
@@ -85,13 +85,13 @@ class Slot(Generic[OwnerT]):
         note: str = "",
         retry_after_s: float | None = None,
     ) -> None:
-        """Release the slot: the backend and the receipt learn the outcome. A second call does nothing.
+        """Release the slot, and record the outcome in backend and receipt. A second call does nothing.
 
         Args:
             outcome: How the request ended.
-            status: The HTTP status that came; None = as noted before.
-            note: What the server said, shortened; "" = as noted before.
-            retry_after_s: When the server wants to be asked again, seconds; None = it did not say.
+            status: The HTTP status of the response; None = as noted before.
+            note: The error text of the server, shortened; "" = as noted before.
+            retry_after_s: Retry-After of the server in seconds; None = it sent none.
         """
         if self.is_released:
             return
@@ -103,11 +103,11 @@ class Slot(Generic[OwnerT]):
         self.backend.record(self, outcome, retry_after_s)
 
 
-AnySlot: TypeAlias = Slot[Any]  # where it does not matter whose it is
+AnySlot: TypeAlias = Slot[Any]  # of any backend
 
 
 class SlotStream(Stream):
-    """A stream that holds a slot until it ends, fails, or is closed (also when not one piece was taken)."""
+    """A stream that holds a slot until it ends, fails, or is closed (even if no piece was taken)."""
 
     __slots__ = ("_pieces", "_slot")
 
@@ -126,7 +126,7 @@ class SlotStream(Stream):
             raise
 
     async def aclose(self) -> None:
-        """End the stream; if it had not ended by itself, the client left."""
+        """Close the stream; if it had not ended by itself, the client left."""
         try:
             await self._pieces.aclose()
         finally:

@@ -1,9 +1,9 @@
-"""A response as it comes: pieces of bytes that are pulled one by one, and a way to stop.
+"""A response as a stream: pieces of bytes that are pulled one by one, until its end or until it is closed.
 
-Everything that streams, from an engine's events to the lines that a client reads, is a Stream. They all keep
-one rule: closing a stream ends what it is made from, also when not one piece was taken yet. (A plain async
-generator does not: one that was never begun runs no `finally`, so the upstream exchange below it would go on
-for a client that has left.)
+Everything that streams, from an engine's events to the lines that a client reads, is a Stream. All of them
+follow one rule: closing a stream closes its source, even if no piece was taken yet. (A plain async generator
+does not: one that was never started runs no `finally`, so the upstream request below it would go on after the
+client has disconnected.)
 """
 
 from collections.abc import AsyncGenerator, Awaitable
@@ -13,7 +13,7 @@ from appliance.engines.outcome import Outcome
 
 
 class Stream:
-    """Pieces of one response. Iterate it, and close it in any case; closing it again does nothing."""
+    """The pieces of one response. Close it in any case; closing it again does nothing."""
 
     __slots__ = ()
 
@@ -25,17 +25,17 @@ class Stream:
         raise NotImplementedError
 
     async def aclose(self) -> None:
-        """End the response and everything below it."""
+        """Close the response and everything below it."""
         raise NotImplementedError
 
     @property
     def events(self) -> int:
-        """Events of an engine that were passed on; 0 where none are counted."""
+        """Events of an engine that were passed on; 0 = they are not counted."""
         return 0
 
     @property
     def outcome(self) -> Outcome | None:
-        """How the attempt behind it ended; None while it runs, and where there is none."""
+        """How the attempt behind it ended; None = it runs, or there is none."""
         return None
 
 
@@ -43,12 +43,12 @@ class Closable(Protocol):
     """What a stream can be made from."""
 
     async def aclose(self) -> None:
-        """End it."""
+        """Close it."""
         ...
 
 
 class GeneratedStream(Stream):
-    """A stream that a generator makes, perhaps from another stream. Closing it closes both."""
+    """A stream made by a generator, usually from another stream. Closing it closes both."""
 
     __slots__ = ("_pieces", "_source")
 
@@ -60,7 +60,7 @@ class GeneratedStream(Stream):
         return self._pieces.__anext__()
 
     async def aclose(self) -> None:
-        """End the generator and its source."""
+        """Close the generator and its source."""
         try:
             await self._pieces.aclose()
         finally:
@@ -79,7 +79,7 @@ class GeneratedStream(Stream):
 
 
 class StartedStream(Stream):
-    """A stream whose first piece is in hand."""
+    """A stream whose first piece was already taken from its source."""
 
     __slots__ = ("_first", "_rest")
 
@@ -94,7 +94,7 @@ class StartedStream(Stream):
         return await self._rest.__anext__()
 
     async def aclose(self) -> None:
-        """End the rest, and drop the piece in hand."""
+        """Close the source, and drop the first piece if it was not read."""
         self._first = None
         await self._rest.aclose()
 

@@ -1,4 +1,4 @@
-"""What the interfaces ask of the engines, and what they get: requests, replies, models, states.
+"""What the interfaces send to the engines, and what they get back: requests, replies, models, states.
 
 Requests and replies have OpenAI's shapes. Nothing below the interfaces knows another dialect; an interface
 that speaks one translates to and from these.
@@ -14,7 +14,7 @@ from appliance.engines.stream import Stream
 
 
 class Operation(Enum):
-    """The operation of OpenAI's API that is asked for; the value is its path below `/v1`."""
+    """An operation of OpenAI's API; the value is its path below `/v1`."""
 
     CHAT = "/chat/completions"
     COMPLETION = "/completions"
@@ -26,12 +26,12 @@ class RequestOptions:
     """What a request says about where and when it is answered.
 
     Attributes:
-        flow: Whose request it is, for fair turns in the queue: a digest of the key, or the address; "" =
+        flow: Identifies the client, for fairness in the queue: a digest of its key, or its address; "" =
             unknown.
         priority: 0 high, 1 normal, 2 low.
         is_local_only: Only servers of the first pool may answer: no overflow, no hosted API.
-        pin: Name of the one backend that is to answer; "" = any.
-        context_tokens: Context that the client counts on; a server known to have less is not asked; 0 = any.
+        pin: Name of the only backend that may answer; "" = any.
+        context_tokens: Context that the client needs; a server known to have less is not used; 0 = any.
         keep_alive_s: How long a model that runs here stays loaded after the request; 0 = not at all,
             negative = for ever, None = as configured.
     """
@@ -52,14 +52,13 @@ class EngineRequest:
     """One request to the engines, in OpenAI's shape.
 
     Attributes:
-        operation: What is asked for.
+        operation: The operation.
         body: Every field that the client sent, parsed; unknown fields stay in.
-        raw: The client's own bytes where its dialect is OpenAI's: they travel on, with `model` replaced; else
-            None.
-        model: The name that the client asked for; "" = the default.
+        raw: The client's own bytes if its dialect is OpenAI's: forwarded, with `model` replaced; else None.
+        model: The name that the client sent; "" = the default.
         stream: The client wants a stream.
-        receipt: Filled in on the way; the interface shows it.
-        options: Where and when it is to be answered.
+        receipt: Filled in by every step; the interface shows it.
+        options: Where and when it may be answered.
         public_model: Set by the router: the name that the reply carries.
         wanted_model: Set by the router: the name by which backends know it.
         wait_headers: Set while the request waits for a model: gives headers that report the model's state.
@@ -86,7 +85,7 @@ class EngineReply:
     r"""The reply to an EngineRequest: either `body` or `events` is there, never both.
 
     Attributes:
-        status: 200, or an error status of the upstream that is the client's to see (400, 403, 422 …), with
+        status: 200, or an error status of the upstream that is meant for the client (400, 403, 422 …), with
             `body`.
         body: The whole response: one JSON object as bytes, `model` already the public name.
         events: The stream. Each piece is one or more whole events, `data: {json}\n\n`, the last `data:
@@ -112,8 +111,8 @@ class ModelCard:
         upstream: Its name at the server.
         aliases: Further names of it.
         context_tokens: Context of one request; 0 = unknown.
-        parent: Of an adapter: the model that it belongs to; "" = it is no adapter.
-        path: Of an adapter: the file that the engine has it from; "" = unknown.
+        parent: Of an adapter: the model that it belongs to; "" = it is not an adapter.
+        path: Of an adapter: the file that the engine loaded; "" = unknown.
     """
 
     id: str
@@ -133,7 +132,7 @@ class ServedModel:
     Attributes:
         card: As clients see it.
         upstream: The name to send to the server.
-        extra: Fields to add to the body: so an adapter of llama.cpp is selected.
+        extra: Fields to add to the body; llama.cpp selects an adapter by them.
     """
 
     card: ModelCard
@@ -167,12 +166,12 @@ class BackendState:
         url: Its address; "" = it has none.
         pool: The pool that it belongs to.
         standing: A value of BackendStatus.
-        running: Requests that the engine works on, as its metrics said last; None = unknown.
-        waiting: Requests that wait inside the engine, as its metrics said last; None = unknown.
+        running: Requests that the engine works on, by its latest metrics; None = unknown.
+        waiting: Requests that wait inside the engine, by its latest metrics; None = unknown.
         data_age_s: Age of those metrics; None = there are none.
         metrics: ok, off, or what is wrong with the engine's metrics page.
         checked_at_s: The last health probe, seconds since 1970; None = there was none.
-        limit: Most requests at a time; None = the engine decides.
+        limit: Maximum of requests at a time; None = the engine decides.
         context_tokens: Context of one request; 0 = unknown.
         weight: Its share where the strategy is weighted.
         cost: Of equally busy backends the cheaper one is chosen.

@@ -13,7 +13,7 @@ from appliance.engines.backends.contract import Backend
 from appliance.engines.dispatch_request import DispatchRequest
 from appliance.engines.slots import Slot
 
-UNLIMITED = 1_000_000  # the dispatcher holds the limit, over all queues together
+UNLIMITED = 1_000_000  # the dispatcher enforces QUEUE_LIMIT, over all queues together
 
 
 @dataclass(slots=True, eq=False)
@@ -33,7 +33,7 @@ class QueuedRequest:
     ticket: "Ticket[QueuedRequest]" = field(init=False)
 
     def served(self) -> Slot[Backend] | None:
-        """Return the slot that it was given, None = it still waits."""
+        """Return the slot that it got; None = it still waits."""
         if self.slot.done() and not self.slot.cancelled():
             return self.slot.result()
         return None
@@ -44,15 +44,15 @@ class WaitQueues:
 
     def __init__(self) -> None:
         self._queues: dict[tuple[object, ...], _Queue] = {}
-        self.length = 0  # requests that wait, in all queues
+        self.length = 0  # waiting requests, in all queues
 
     def join(self, request: DispatchRequest, *, now_s: float, ageing_s: float) -> QueuedRequest:
         """Put a request into its queue; `leave` must be called in any case.
 
         Args:
-            request: Its options name the flow that it belongs to, and its priority.
+            request: Its options hold its flow and its priority.
             now_s: Monotonic seconds.
-            ageing_s: Seconds of waiting that are worth one level of priority.
+            ageing_s: Seconds of waiting that raise the priority by one level.
         """
         key = _key(request)
         queue = self._queues.get(key)
@@ -65,7 +65,7 @@ class WaitQueues:
         return waiter
 
     def leave(self, waiter: QueuedRequest) -> None:
-        """Take a request out, served or not."""
+        """Remove a request from its queue, served or not."""
         queue = waiter.queue
         self.length -= 1
         queue.waiters.remove(waiter.ticket)
@@ -73,7 +73,7 @@ class WaitQueues:
             del self._queues[queue.key]
 
     def serve(self, choose: Callable[[DispatchRequest], Slot[Backend] | None], now_s: float) -> None:
-        """Give slots to the requests whose turn it is, as long as `choose` finds any.
+        """Give slots to the next requests, as long as `choose` finds any.
 
         Args:
             choose: Takes a slot for a request; None = no backend has capacity for it now.
@@ -86,7 +86,7 @@ class WaitQueues:
         for waiters in queues:
             while len(waiters):
                 waiter = waiters.peek(now_s)
-                if not waiter.slot.done():  # else it left or timed out, and has not run since
+                if not waiter.slot.done():  # else it was cancelled or timed out, and has not run since
                     slot = choose(waiter.request)
                     if slot is None:
                         break

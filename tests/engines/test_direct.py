@@ -1,4 +1,4 @@
-"""Slots for those who speak to a server themselves: which servers they may reach, and what is said when they may not."""
+"""Slots for passthrough and tunnels: which servers they may use, and the errors when they may not."""
 
 from typing import Any
 
@@ -132,7 +132,7 @@ async def test_a_question_about_a_managed_model_takes_a_turn() -> None:
             [TableBackend("h", kind="hosted"), TableBackend("e0")],
             {"pin": "h"},
             NotFound,
-            "The backend 'h' cannot be reached directly: it is no server.",
+            "The backend 'h' cannot be reached directly: it is not a server.",
         ),
         ([TableBackend("e0")], {"pin": "x"}, NotFound, "There is no backend 'x'. Known: e0."),
         ([TableBackend("e0", status=DOWN)], {}, Unavailable, "No backend available: e0 is down."),
