@@ -234,7 +234,7 @@ async def test_a_finished_stream_without_its_last_word_is_completed() -> None:
         ([], Outcome.EMPTY_STREAM, "the stream ended before its first event"),
         ([b": hi\n\n"], Outcome.EMPTY_STREAM, "the stream ended before its first event"),
         ([error_event(message="overloaded")], Outcome.ERROR_EVENT, "overloaded"),
-        ([b"data: {oops\n\n"], Outcome.INVALID_RESPONSE, "an event is no JSON"),
+        ([b"data: {oops\n\n"], Outcome.INVALID_RESPONSE, "an event is not JSON"),
         ([BROKE_OFF], Outcome.BROKEN, "broke off"),
     ],
 )
@@ -257,7 +257,7 @@ async def test_before_the_first_event_another_server_may_try(
         (
             [b"data: {oops\n\n"],
             "upstream_cut_off",
-            "The backend e0 broke off its response: an event is no JSON",
+            "The backend e0 broke off its response: an event is not JSON",
             "cut_off",
         ),
         (

@@ -71,8 +71,8 @@ def test_an_error_event_is_found() -> None:
     assert relay.error == {"message": "died"}
 
 
-def test_an_event_that_is_no_json_is_refused() -> None:
-    with pytest.raises(BrokenStream, match="an event is no JSON"):
+def test_an_event_that_is_not_json_is_refused() -> None:
+    with pytest.raises(BrokenStream, match="an event is not JSON"):
         StreamRelay("public").feed(b"data: <html>\n\n")
 
 

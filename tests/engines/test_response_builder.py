@@ -147,7 +147,7 @@ def test_an_empty_response_is_one() -> None:
             "the stream ended before the response was complete",
         ),
         ([{"object": "x"}], "an event has no choices"),
-        ([chunk("text")], "a choice is no object"),  # type: ignore[arg-type]
+        ([chunk("text")], "a choice is not an object"),  # type: ignore[arg-type]
     ],
 )
 def test_what_is_not_whole_is_not_returned(events: list[dict[str, Any]], text: str) -> None:

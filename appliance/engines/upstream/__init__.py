@@ -1,12 +1,12 @@
 """One attempt at one server: the request, the response, the stream.
 
 Modules:
-    attempt: an attempt that failed, and what follows from it.
+    attempt: an attempt that failed, and whether another may follow.
     exchange: one request to a server, and its response, whole or as a stream.
-    pacing: a whole response turned into a stream.
+    pacing: a whole response cut into a stream.
     refusal: what an engine's error response means.
-    relay: a stream of events on its way through.
-    request_body: what is sent up.
-    response_builder: a stream put together to one whole response.
+    relay: a stream of events passed on to the client.
+    request_body: the body of an upstream request.
+    response_builder: a stream joined to one whole response.
     splice: the model's name replaced in the bytes of a JSON object.
 """

@@ -1,4 +1,4 @@
-"""One attempt that failed: how, and what follows from it."""
+"""One attempt that failed: how, and whether another one may follow."""
 
 from appliance.base.errors import ApplianceError
 from appliance.base.jsons import InvalidJson
@@ -6,20 +6,20 @@ from appliance.base.wire.types import WireError
 from appliance.engines.outcome import Outcome, Retry
 from appliance.engines.upstream.relay import BrokenStream
 
-NOTE_CHARACTERS = 800  # of a failed server's response, for the receipt
+NOTE_CHARACTERS = 800  # of the server's error text, for the receipt
 
 
 class AttemptFailed(Exception):
     """An attempt failed before its first byte went to the client, in a way that lets another server try.
 
     Args:
-        outcome: What it came to; its `retry` and `breaker` say what follows.
-        note: What the server said, shortened.
-        status: Its HTTP status; None = none came.
-        retry_after_s: Its own word, seconds; None = it said nothing.
-        was_sent: False when the server cannot have read any of the request.
-        context: (prompt tokens or 0, the server's context or 0) when the prompt was too long for it.
-        error: What to raise when no other server can answer.
+        outcome: How it failed; its `retry` and `breaker` say what follows.
+        note: The error text of the server, shortened.
+        status: The HTTP status of the response; None = there was none.
+        retry_after_s: Retry-After of the server in seconds; None = it sent none.
+        was_sent: False if the server cannot have read any of the request.
+        context: (prompt tokens or 0, the server's context or 0) if the prompt was too long for it.
+        error: What to raise if no other server can answer.
     """
 
     def __init__(
@@ -40,17 +40,17 @@ class AttemptFailed(Exception):
 
     @classmethod
     def of(cls, error: WireError | BrokenStream | InvalidJson) -> "AttemptFailed":
-        """Return what a failed connection, a broken stream or an unreadable response is."""
+        """Return the failure for a failed connection, a broken stream or an unreadable response."""
         if isinstance(error, WireError):
             return cls(Outcome.of_phase(error.phase), str(error), was_sent=error.was_sent)
         return cls(Outcome.INVALID_RESPONSE, str(error))
 
     @property
     def retry(self) -> Retry:
-        """When another backend may try: at no cost what was never sent, else as the outcome says."""
+        """When another backend may try: always if nothing was sent, else as the outcome says."""
         return self.outcome.retry if self.was_sent else Retry.FREE
 
     @property
     def label(self) -> str:
-        """The outcome as receipts and metrics show it: as `connect` or `status_502`."""
+        """The outcome as receipts and metrics show it, such as `connect` or `status_502`."""
         return self.outcome.render(self.status)

@@ -26,20 +26,19 @@ from appliance.engines.upstream.response_builder import ResponseBuilder
 from appliance.engines.upstream.splice import with_model
 
 MAX_ERROR_BYTES = 65_536
-LAST_CHUNK_S = (
-    0.1  # the closing chunk is usually one packet behind [DONE]; waiting for it keeps the connection usable
-)
+# The last chunk usually arrives one packet after [DONE]; waiting for it keeps the connection usable.
+LAST_CHUNK_TIMEOUT_S = 0.1
 Refuse = Callable[[int, dict[str, str], str], Exception]
 
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """Who is asked.
+    """The server of an attempt.
 
     Attributes:
         wire: The pool of its connections.
         target: Its base address.
-        label: Begins sentences: "The hosted API", "The backend llm-1:8080".
+        label: Its name at the start of error texts: "The hosted API", "The backend llm-1:8080".
         refuse: (status, headers, text) → the exception that an error status means: AttemptFailed, or an
             ApplianceError.
     """
@@ -57,9 +56,9 @@ class UpstreamCall(NamedTuple):
         path: Below the peer's base address.
         body: One JSON object.
         timeouts: Of this attempt.
-        public_model: The name that the response shall carry.
+        public_model: The model's name in the reply.
         wants_events: The body asks for a stream.
-        is_gathered: The stream's events are to be returned as one whole response.
+        is_gathered: The events of the stream are joined to one whole response.
     """
 
     path: bytes
@@ -71,18 +70,18 @@ class UpstreamCall(NamedTuple):
 
 
 class AttemptObserver:
-    """Sees how an attempt proceeds. Subclasses do what they want to; none of it may fail."""
+    """Is notified of the progress of an attempt. The methods must not raise."""
 
     __slots__ = ()
 
     def on_head(self) -> None:
-        """The response's head has arrived."""
+        """Handle that the response's head has arrived."""
 
     def on_first_event(self) -> None:
-        """The first event of a stream has arrived."""
+        """Handle that the first event of a stream has arrived."""
 
     def on_stream_end(self, outcome: Outcome) -> None:
-        """A stream ended: ok, cut_off, error_event or client_left. Not called for whole responses."""
+        """Handle that a stream ended: ok, cut_off, error_event or client_left. Only called for streams."""
 
 
 async def exchange(
@@ -90,21 +89,21 @@ async def exchange(
 ) -> EngineReply:
     """Send one request, and return the reply.
 
-    1. an error status                         → raised
-    2. one piece                               → checked
-    3. a stream that is wanted as one response → read to its end
-    4. a stream                                → as it comes, once its first event is there
+    1. an error status                          → raised
+    2. a whole response                         → checked
+    3. a stream that becomes one whole response → read to its end
+    4. a stream                                 → returned once its first event has arrived
 
     Args:
-        peer: Who is asked.
+        peer: The server.
         call: What is sent.
-        request: Its receipt is given the usage.
-        attempt: Is given the status, and the one that a failure means.
-        observer: Hears how far it has come.
+        request: Its receipt gets the usage.
+        attempt: Gets the status, and the one that a failure stands for.
+        observer: Is notified of the progress.
 
     Raises:
         AttemptFailed: Another server may try.
-        ApplianceError: The caller's own fault, as `peer.refuse` says.
+        ApplianceError: The client's own fault, as `peer.refuse` decides.
     """
     try:
         response = await peer.wire.send(
@@ -139,13 +138,13 @@ async def exchange(
 
 
 async def _refusal(response: UpstreamResponse, peer: Peer) -> Exception:
-    """Return the exception that a response with an error status means."""
+    """Return the exception for a response with an error status."""
     text = SECRETS.redact((await response.read())[:MAX_ERROR_BYTES].decode("utf-8", "replace"))
     return peer.refuse(response.status, response.headers, text)
 
 
 def _check_whole(body: bytes, call: UpstreamCall, request: EngineRequest) -> EngineReply:
-    """Check a response in one piece, make its model name public, note its usage."""
+    """Check a whole response, set the public model name, record the usage."""
     value = jsons.loads(body)
     if not isinstance(value, dict) or not ("choices" in value or "data" in value):
         note = SECRETS.redact(body[:NOTE_CHARACTERS].decode("utf-8", "replace"))
@@ -161,7 +160,7 @@ async def _gather(
     request: EngineRequest,
     observer: AttemptObserver,
 ) -> EngineReply:
-    """Return a stream as one whole response: until its end another server may still answer."""
+    """Join a stream to one whole response; until its end another server may still answer."""
     reader, builder = SseReader(), ResponseBuilder()
     is_done = False
     while not is_done:
@@ -189,7 +188,7 @@ async def _gather(
 
 
 def _interpret_error_event(peer: Peer, error: Any) -> Exception:
-    """Return what an error event means: what the same error would have meant as a response's status."""
+    """Return the exception for an error event; one with a status is the same as a response with it."""
     status = error.get("code") if isinstance(error, dict) else None
     if isinstance(status, int) and 400 <= status < 600:
         return peer.refuse(status, {}, SECRETS.redact(jsons.dumps({"error": error}).decode()))
@@ -204,7 +203,7 @@ async def _start_stream(
     request: EngineRequest,
     observer: AttemptObserver,
 ) -> EngineReply:
-    """Wait for the first whole event: until then another server may still answer. Comments are no event."""
+    """Wait for the first whole event, not a comment; until then another server may still answer."""
     relay = StreamRelay(call.public_model)
     first = b""
     while b"data:" not in first:
@@ -223,13 +222,13 @@ async def _start_stream(
 async def _await_last_chunk(response: UpstreamResponse) -> None:
     """Give a response that has sent `[DONE]` a moment to end, so that its connection can be used again."""
     try:
-        await asyncio.wait_for(response.next_chunk(), LAST_CHUNK_S)
+        await asyncio.wait_for(response.next_chunk(), LAST_CHUNK_TIMEOUT_S)
     except (TimeoutError, WireError):
         pass
 
 
 class UpstreamStream(Stream):
-    """The events of one attempt. Closing it ends the exchange, and tells the observer what it came to."""
+    """The events of one attempt. Closing it ends the exchange, and reports the outcome to the observer."""
 
     __slots__ = (
         "_first",
@@ -267,7 +266,7 @@ class UpstreamStream(Stream):
 
     @property
     def outcome(self) -> Outcome | None:
-        """What the attempt came to; None while it runs."""
+        """How the attempt ended; None = it runs."""
         return self._outcome
 
     async def __anext__(self) -> bytes:
@@ -295,7 +294,7 @@ class UpstreamStream(Stream):
         raise StopAsyncIteration
 
     def _end_without_done(self) -> bytes:
-        """End a stream without `[DONE]`: fine after a finish_reason, else the response was cut off."""
+        """End a stream without `[DONE]`: complete after a finish_reason, else the response was cut off."""
         if not self._relay.has_finished:
             raise self._cut_off(f"{self._label} broke off its response before it was complete.")
         self._relay.is_done = True
@@ -306,7 +305,7 @@ class UpstreamStream(Stream):
         return UpstreamFailed(message, code="upstream_cut_off")
 
     async def aclose(self) -> None:
-        """End the exchange, note its usage, and tell the observer what it came to."""
+        """End the exchange, record its usage, and report the outcome to the observer."""
         if self._is_closed:
             return
         self._is_closed = True

@@ -1,8 +1,8 @@
-"""One whole response turned into a stream: OpenAI's chunks, the text cut at user-perceived characters.
+"""Cuts a whole response into a stream: OpenAI's chunks, the text cut at user-perceived characters.
 
 Pure but for `pace_response`. Source: docs/compatibility.md, simulated streams (pieces of STREAM_CHUNK_SIZE, a
-pause of STREAM_DELAY_MS), made complete: line breaks, emoji, several choices, tool calls, reasoning,
-log-probabilities, usage.
+pause of STREAM_DELAY_MS), extended to line breaks, emoji, several choices, tool calls, reasoning,
+log-probabilities and usage.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ def cut_text(text: str, size: int) -> list[str]:
 
 
 def make_chunks(reply: dict[str, Any], *, size: int, include_usage: bool) -> Iterator[dict[str, Any]]:
-    """Yield the chunks of a stream that says the same as `reply`.
+    """Yield the chunks of a stream with the content of `reply`.
 
     Args:
         reply: A `chat.completion` or `text_completion` object.

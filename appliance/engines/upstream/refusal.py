@@ -1,4 +1,4 @@
-"""What an engine's error response means: the caller's fault, no capacity, a failed server … Pure."""
+"""What an engine's error response means: the client's fault, no capacity, a failed server … Pure."""
 
 import re
 
@@ -29,7 +29,7 @@ _CONTEXT = re.compile(
     | maximum\ allowed\ length\ \((\d+)""",
     re.IGNORECASE | re.VERBOSE,
 )
-# vLLM counts a long prompt no further than it must: "at least 1025" is no number, nor are characters.
+# vLLM stops counting a long prompt early: "at least 1025" is not its length, and characters are not tokens.
 _PROMPT = re.compile(
     r"""(?<!at\ least\ )(?<!bound\ for\ )\b(\d+)\ (?:input\ tokens|in\ the\ messages|in\ the\ prompt)
     | (?:requested|input|has)\D{1,24}?(\d+)\ tokens
@@ -42,8 +42,8 @@ _PROMPT = re.compile(
 _TOTAL = re.compile(r"for a total of (\d+) tokens", re.IGNORECASE)
 _SUM = re.compile(r"\((\d+) > \d+ - (\d+)\)")
 
-# llama.cpp answers 500 to requests that it will never be able to take.
-_CANNOT = re.compile(r"(?:image|audio|video) input is not supported|requires --jinja", re.IGNORECASE)
+# llama.cpp answers 500 to requests that it can never answer.
+_UNSUPPORTED = re.compile(r"(?:image|audio|video) input is not supported|requires --jinja", re.IGNORECASE)
 
 
 def parse_context_error(text: str) -> tuple[int, int] | None:
@@ -68,24 +68,24 @@ def _first(pattern: re.Pattern[str], text: str) -> int:
 
 
 def context_error(prompt: int, context: int, *, model: str = "") -> Invalid:
-    """Say that a prompt does not fit; it is never cut silently.
+    """Return the error for a prompt that does not fit; prompts are never truncated silently.
 
     Args:
         prompt: Tokens that the request needs; 0 = unknown.
         context: Tokens of the largest context here; 0 = unknown.
-        model: Its public name; "" = it is not named.
+        model: The public name of the model; "" = it is not named.
     """
     if prompt and context:
-        said = f"The request needs {prompt} tokens; the largest context here is {context} tokens"
+        problem = f"The request needs {prompt} tokens; the largest context here is {context} tokens"
     elif prompt:
-        said = f"The request needs {prompt} tokens, more than the context here"
+        problem = f"The request needs {prompt} tokens, more than the context here"
     elif context:
-        said = f"The prompt is longer than the largest context here, {context} tokens"
+        problem = f"The prompt is longer than the largest context here, {context} tokens"
     else:
-        said = "The prompt is longer than the context here"
-    of = f" for the model {model!r}" if model else ""
+        problem = "The prompt is longer than the context here"
+    suffix = f" for the model {model!r}" if model else ""
     return Invalid(
-        f"{said}{of}. Send a shorter prompt, or ask for fewer tokens.",
+        f"{problem}{suffix}. Send a shorter prompt, or ask for fewer tokens.",
         code="context_length_exceeded",
         param="messages",
         details={"prompt_tokens": prompt, "context_tokens": context},
@@ -95,19 +95,19 @@ def context_error(prompt: int, context: int, *, model: str = "") -> Invalid:
 def interpret_error(status: int, headers: dict[str, str], text: str, label: str) -> Exception:
     """Return the exception that a server's error response means.
 
-    1. 401, 403           it refuses the appliance's key, which the operator must mend: another may answer
+    1. 401, 403           it refuses the configured key, which the operator must fix: another may answer
     2. prompt too long    another one with more context may answer
     3. 404                it does not have the model, or the address: another one may
     4. 429                no capacity
-    5. 501, and llama.cpp's 500 for what it was not started for (embeddings, pictures …): another one may
+    5. 501, and llama.cpp's 500 for what it was not started for (embeddings, images …): another one may
     6. 408, 5xx, 3xx      it failed
-    7. other 4xx          the caller's fault: passed on in shape
+    7. other 4xx          the client's fault: passed on as OpenAI's error object
 
     Args:
         status: 300 to 599.
         headers: Lower-case names.
         text: The body, with secrets replaced.
-        label: Begins sentences: "The backend llm-1:8080".
+        label: Its name at the start of error texts: "The backend llm-1:8080".
     """
     note = text[:NOTE_CHARACTERS]
     if status in {401, 403}:  # 1
@@ -127,9 +127,9 @@ def interpret_error(status: int, headers: dict[str, str], text: str, label: str)
         )
     if status == 429:  # 4
         return AttemptFailed(Outcome.FULL, note, status=429, retry_after_s=parse_retry_after(headers))
-    if status == 501 or (status == 500 and _CANNOT.search(text)):  # 5
-        said = caller_error(status, text, label).message
-        error = Unsupported(said) if status == 501 else Invalid(said, code="not_supported")
+    if status == 501 or (status == 500 and _UNSUPPORTED.search(text)):  # 5
+        message = caller_error(status, text, label).message
+        error = Unsupported(message) if status == 501 else Invalid(message, code="not_supported")
         return AttemptFailed(Outcome.UNSUPPORTED, note, status=status, error=error)
     if status == 408 or status >= 500 or status < 400:  # 6
         return AttemptFailed(
@@ -142,7 +142,7 @@ def interpret_error(status: int, headers: dict[str, str], text: str, label: str)
 
 
 def parse_retry_after(headers: dict[str, str]) -> float | None:
-    """Read `Retry-After`, in seconds; None = there is none, or it is no number (these APIs use no dates)."""
+    """Read `Retry-After`, in seconds; None = none, or not a number (these APIs send no dates)."""
     try:
         return max(0.0, float(headers.get("retry-after", "")))
     except ValueError:
@@ -150,12 +150,12 @@ def parse_retry_after(headers: dict[str, str]) -> float | None:
 
 
 def caller_error(status: int, text: str, label: str) -> ApplianceError:
-    """Return an upstream's 4xx as ours, with its own sentence, param and code.
+    """Return an upstream's 4xx as our error, with its own message, param and code.
 
     Args:
         status: 400 to 499; 403 is Forbidden, everything else Invalid; it stays in `details["status"]`.
         text: The response's body: OpenAI's error object, or anything.
-        label: Who says it, for a body without a sentence.
+        label: The upstream, for a body without a message.
     """
     try:
         value = jsons.loads(text)

@@ -1,7 +1,7 @@
-"""A stream of OpenAI's events on its way through: whole events, the public `model`, the end. Pure.
+"""Passes on a stream of OpenAI's events: whole events only, with the public `model`, up to its end. Pure.
 
-The work per piece is a few searches in C over its bytes; an event is parsed only where something says that it
-matters (the first one, usage, errors, a spelling that differs).
+The work per piece is a few searches in C over its bytes; an event is parsed only if it may matter (the first
+one, usage, errors, another spelling of a field).
 """
 
 import re
@@ -15,7 +15,7 @@ MAX_EVENT_BYTES = 16 * 1024 * 1024
 
 
 class BrokenStream(ValueError):
-    """The upstream's stream is not what it should be."""
+    """The upstream's stream is not a valid stream of events."""
 
 
 class StreamRelay:
@@ -24,7 +24,7 @@ class StreamRelay:
     Attributes:
         events: Events that were passed on.
         usage: The last usage object; None = there was none.
-        is_done: `[DONE]` has come.
+        is_done: `[DONE]` has arrived.
         error: The object of an error event; None = there was none.
     """
 
@@ -44,7 +44,7 @@ class StreamRelay:
         """Take bytes, and return the whole events that are ready; b"" = none.
 
         Raises:
-            BrokenStream: An event is no JSON, or longer than 16 MiB.
+            BrokenStream: An event is not JSON, or longer than 16 MiB.
         """
         if self.is_done:
             return b""
@@ -63,10 +63,10 @@ class StreamRelay:
         return self._rewrite(whole)
 
     def _rewrite(self, whole: bytes) -> bytes:
-        """Make the model public.
+        """Set the public model name.
 
-        A piece is plain when each event is one line with one model field, but for [DONE]; only the others are
-        looked at event by event.
+        A piece is plain if each event, except [DONE], is one line with one model field; only other pieces are
+        handled event by event.
         """
         if self._old is None:
             self._learn(whole)
@@ -94,7 +94,7 @@ class StreamRelay:
         self._old = found.group() if found else None
 
     def _rewrite_each(self, out: bytes) -> bytes:
-        """Look at each event: the piece has comments, errors, events without `model`, or another spelling."""
+        """Handle each event alone: some are comments or errors, have no `model`, or another spelling."""
         events = []
         for event in out.split(b"\n\n"):
             if self._new not in event and event and not event.startswith(b":"):
@@ -105,14 +105,14 @@ class StreamRelay:
         return b"\n\n".join(events)
 
     def _check(self, event: bytes) -> bool:
-        """Note what an event reports; return whether it is for the client (llama-server sends `null`s)."""
+        """Record an error event; return whether the event is for the client (llama-server sends `null`s)."""
         data = b"\n".join(line[5:].lstrip() for line in event.split(b"\n") if line.startswith(b"data:"))
         if not data or data == b"[DONE]":
             return True
         try:
             value = jsons.loads(data)
         except jsons.InvalidJson as exc:
-            raise BrokenStream(f"an event is no JSON ({exc})") from None
+            raise BrokenStream(f"an event is not JSON ({exc})") from None
         if isinstance(value, dict) and value.get("error") and not value.get("choices"):
             error = value["error"]
             self.error = error if isinstance(error, dict) else {"message": str(error)}

@@ -1,4 +1,4 @@
-"""What is sent up: the client's own bytes where they can stay, else written anew. Pure."""
+"""The body of an upstream request: the client's own bytes if they can stay, else a new rendering. Pure."""
 
 from typing import Any
 
@@ -17,17 +17,17 @@ def render_body(
 ) -> bytes:
     """Return the body for one server.
 
-    1. the client's own bytes will do                  → those, with `model` replaced
-    2. a stream that is to become one whole response   → written anew, usage included in the stream
-    3. a stream                                        → written anew
-    4. no stream                                       → written anew, without what some APIs refuse then
+    1. the client's own bytes can be used         → those, with `model` replaced
+    2. a stream that becomes one whole response   → rendered, the usage included in the stream
+    3. a stream                                   → rendered
+    4. no stream                                  → rendered, without the fields that some APIs refuse then
 
     Args:
         request: `raw` holds the client's bytes where its dialect is OpenAI's.
         upstream_model: The model's name at this server.
         wants_events: A stream is asked for.
         extra: Fields to add; the client's own value of such a field wins.
-        is_gathered: The stream will be put together to one response.
+        is_gathered: The stream will be joined to one response.
     """
     body = request.body
     is_unchanged = bool(body.get("stream")) == wants_events and not extra and not is_gathered

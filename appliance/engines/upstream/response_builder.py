@@ -1,8 +1,8 @@
-"""One whole response out of a stream of events: the other way round than pacing.py. Pure.
+"""Joins a stream of events to one whole response: the reverse of pacing.py. Pure.
 
-Some engines go on working for a client that has left, if it wants its response in one piece; in a stream they
-notice. What is added up are the chunks of OpenAI's chat and text completions; an engine's own fields are
-taken as they came last.
+Some engines continue to generate a whole response after its client has disconnected; in a stream they notice.
+The chunks of OpenAI's chat and text completions are joined; of an engine's own fields the latest value is
+kept.
 """
 
 from typing import Any
@@ -29,14 +29,14 @@ class ResponseBuilder:
         """Add one event.
 
         Raises:
-            BrokenStream: It is no chunk of such a response.
+            BrokenStream: It is not a chunk of such a response.
         """
         choices = event.get("choices")
         if not isinstance(choices, list):
             raise BrokenStream("an event has no choices")
         for choice in choices:
             if not isinstance(choice, dict):
-                raise BrokenStream("a choice is no object")
+                raise BrokenStream("a choice is not an object")
             index = choice.get("index", 0)
             self._add_choice(self._choices.setdefault(index, {"index": index, "finish_reason": None}), choice)
         for key, value in event.items():
@@ -44,7 +44,7 @@ class ResponseBuilder:
                 self._top[key] = value
 
     def build(self) -> dict[str, Any]:
-        """Return the response, as if it had come in one piece.
+        """Return the whole response.
 
         Raises:
             BrokenStream: The events ended before every choice had its finish_reason.
@@ -83,7 +83,7 @@ def _add_message(message: dict[str, Any], delta: dict[str, Any]) -> None:
 
 
 def _add_call(calls: list[dict[str, Any]], piece: dict[str, Any]) -> None:
-    """Add a piece of a tool call where its `index` says: arguments are joined, everything else comes once."""
+    """Add a piece to the tool call of its `index`: arguments are joined, other fields are sent once."""
     index = piece.get("index", len(calls))
     while len(calls) <= index:
         calls.append({"type": "function", "function": {"name": "", "arguments": ""}})

@@ -1,7 +1,7 @@
-"""Replace the top-level `model` of a JSON object in its bytes, leaving every other byte as it came. Pure.
+"""Replaces the top-level `model` of a JSON object in its bytes, and leaves every other byte as it is. Pure.
 
-Why bytes: what is not written anew cannot change (spelling of numbers, order of keys, unknown fields), and
-large prompts are not written twice.
+Why bytes: what is not rendered again cannot change (spelling of numbers, order of keys, unknown fields), and
+no time is spent on rendering large prompts.
 """
 
 import re
@@ -21,9 +21,9 @@ def _model_field(model: str) -> bytes:
 def with_model(raw: bytes, body: dict[str, Any], model: str) -> bytes:
     """Return a JSON object's bytes with its top-level `model` replaced.
 
-    1. it has no `model`                   → put in front
+    1. it has no `model`                   → added in front
     2. `"model"` is in the bytes once      → its value is replaced in place
-    3. it is there more than once          → written anew from `body`
+    3. it is there more than once          → rendered again from `body`
 
     Args:
         raw: The bytes of one JSON object.
