@@ -224,7 +224,7 @@ def build_jobs(
         tasks=tasks,
         clock=clock,
         path=Path(settings.host.state_dir) / "jobs.json",
-        most_running=own.download_jobs,
+        max_running=own.download_jobs,
         has_variable=has_variable(settings),
         resumes=own.download_resume,
         on_fetched=on_fetched,

@@ -1,18 +1,18 @@
 """Downloads of model files: many kinds of sources, resumed, verified, as jobs that outlast a restart.
 
 Modules:
-    check: which files need not be fetched, and which are not as they should be.
+    check: which files are there already, and which differ from what was recorded.
     contract: what a download is, and what a downloader promises.
-    engine: the one way in which every source's files get into a folder.
+    engine: fetches the files of any source into a folder.
     job: a download job as a value, as it is shown and as it is kept.
-    jobs: the jobs; who downloads what to where.
+    jobs: the jobs, bounded in number and kept over a restart.
     lock: one download per folder at a time, over all processes.
     manifest: what was downloaded into a folder, kept in that folder.
-    names: file names that come from elsewhere, and the choice among them.
+    names: file names from sources: which are safe, and which are selected.
     part: a file that is being fetched, its bytes and its checksum so far.
     progress: how far a download is.
     request: what a caller asks for, parsed and checked.
-    retry: when an attempt is repeated, and when no more.
+    retry: whether and when a failed attempt is repeated.
     rules: what the operator allows, and which credentials are used.
     settings: the variables.
     sources: where files come from.

@@ -1,7 +1,7 @@
-"""Which files need not be fetched, because they are there.
+"""Which files need not be fetched, because the folder has them already.
 
-The manifest says so if they were not changed, else their checksum.
-And the other way round, for `verify`: which files are not as their download wrote down.
+A file counts as there if it is unchanged since the manifest recorded it, or if its checksum is right. The
+opposite question, for `verify`: which files differ from what their download recorded.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ _HEX = frozenset("0123456789abcdef")
 
 
 class ExistingFiles:
-    """Compares what a source has with what a folder has.
+    """Finds those files of a source that a folder has already.
 
     Args:
         expected: SHA-256 by path that files must have, whatever the source says.
@@ -61,7 +61,7 @@ class ExistingFiles:
         """Return a file's row if it is there and the same.
 
         1. not there, no plain file, or of another size            → None
-        2. unchanged since it was fetched, and of the same version → its row
+        2. unchanged since it was fetched, and the same version    → its row
         3. its checksum is the one that the source says            → a new row
         4. otherwise                                               → None
         """
@@ -87,7 +87,7 @@ class ExistingFiles:
     def _compare_checksum(
         self, file: RemoteFile, path: Path, found: os.stat_result
     ) -> manifest.ManifestRow | None:
-        """Read a file; return its row if its checksum is right. The ETag of an object store may be an MD5."""
+        """Read a file; return its row if its checksum is right. An object store's ETag may be an MD5."""
         kind, _, wanted = file.digest.partition(":")
         if not wanted and len(file.etag) == 32 and set(file.etag) <= _HEX:
             kind, wanted = "md5", file.etag
@@ -136,9 +136,7 @@ def find_faults(folder: Path) -> list[FileFault]:
     entries = manifest.read(folder)
     begun = manifest.partial_bytes(folder)
     if not entries and not begun:
-        raise NotFound(
-            f"{folder} has no {manifest.NAME}: nothing was downloaded into it, as far as is known."
-        )
+        raise NotFound(f"{folder} has no {manifest.NAME}: no download into it was recorded.")
     found = [fault for entry in entries for row in entry.files for fault in _row_faults(folder, row, begun)]
     named = {fault.path for fault in found}
     return found + [

@@ -1,6 +1,5 @@
-"""What a download is: the values that pass between its caller and the downloader.
+"""The values that pass between the callers of a download (HTTP, gRPC, command line) and the downloader.
 
-Callers are HTTP, gRPC and the command line.
 Sources (`sources/table.py`): hf://ns/repo and the bare ns/repo, s3://, obs://, pvc://, ms://, and https://
 and file:// where allowed.
 """
@@ -16,11 +15,11 @@ DEFAULT_WORKERS, MAX_WORKERS = 8, 64
 
 @dataclass(frozen=True, slots=True)
 class DownloadRequest:
-    """What is to be fetched, and where to.
+    """What is fetched, and into which folder.
 
     Attributes:
         source: With its scheme, as the caller wrote it; never with a user or password in it.
-        output_dir: Absolute; created where it is missing.
+        output_dir: Absolute; created if it is missing.
         max_workers: Files, and parts of files, that are fetched at a time, 1 to `MAX_WORKERS`.
         config: hf_token, hf_endpoint, hf_revision, ms_token, ms_revision, access_key, secret_key, endpoint;
             also `revision`, `include` and `exclude` (patterns, comma list), `checksum` (of a single file,
@@ -39,9 +38,9 @@ class DownloadProgress:
 
     Attributes:
         total_bytes: None = not known.
-        fetched_bytes: What came over the network in this run; less than `done_bytes` in a resumed download.
+        fetched_bytes: Received over the network in this run; less than `done_bytes` in a resumed download.
         now: The files that are being fetched, by their path below the output folder.
-        note: What it waits for, or what is tried again; for people.
+        note: What it waits for, or why it retries; for people.
         phase: listing | waiting (for another process that fetches into the same folder) | verifying |
             fetching | done.
     """
@@ -59,7 +58,7 @@ class DownloadProgress:
 
 @dataclass(frozen=True, slots=True)
 class DownloadResult:
-    """What a download came to."""
+    """The result of a download."""
 
     output_dir: Path
     files: int
@@ -127,11 +126,11 @@ class Downloader(Protocol):
     async def download(
         self, request: DownloadRequest, on_progress: OnProgress = ignore_progress
     ) -> DownloadResult:
-        """Fetch what is not there yet."""
+        """Fetch what the folder does not have yet."""
         ...
 
     async def verify(self, folder: Path) -> list[FileFault]:
-        """Compare a folder with what its downloads wrote down (sizes and checksums)."""
+        """Compare a folder with the sizes and checksums that its downloads recorded."""
         ...
 
     async def repair(
@@ -140,14 +139,14 @@ class Downloader(Protocol):
         on_progress: OnProgress = ignore_progress,
         config: Mapping[str, str] | None = None,
     ) -> DownloadResult:
-        """Fetch again what `verify` finds wrong, from the source that was written down."""
+        """Fetch again what `verify` finds wrong, from the recorded source."""
         ...
 
 
 def redact_source(source: str) -> str:
     """Return a source as it may be shown and kept: without user, password and query (a signature).
 
-    1. a path of this machine   → as it is; a question mark is a letter like others
+    1. a path of this machine   → unchanged; a question mark is an ordinary character
     2. an address               → without user, password, query and fragment
     3. any other                → without query; an @ names a revision
     """

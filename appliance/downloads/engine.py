@@ -1,17 +1,17 @@
-"""The download engine: the one way in which the files of every source get into a folder.
+"""The download engine: fetches the files of any source into a folder.
 
-Downloads are resumed, run in parallel, are verified, and there is one per folder at a time.
+Downloads are resumed and verified, files are fetched in parallel, and each folder has one download at a time.
 
 The steps of a download:
-    rules     may it be done, and with which credentials                       rules
+    rules     whether it is allowed, and with which credentials                rules
     listing   which files are there; names that no file may have               sources, names
     lock      no other download into this folder, on this machine              lock
     plan      which files are there already, and which parts of others         manifest, check, part
-    space     is there enough disk space
+    space     whether the disk has enough space
     fetch     pieces by workers, retried, hashed, named                        workers, retry
-    manifest  what it was, for `verify` and `repair`                           manifest
+    manifest  what was fetched, for `verify` and `repair`                      manifest
 
-Never half a file under its own name; never a credential in what is written, raised or logged.
+No incomplete file ever has its final name. No credential is ever written, raised or logged.
 """
 
 import asyncio
@@ -64,7 +64,7 @@ class DownloadEngine:
         settings: The package's.
         output_roots: Folders that downloads may be written to, None = every folder.
         is_trusted: The caller is the operator (a terminal): the config may be mixed with the settings'
-            credentials, and what the process can read may be read.
+            credentials, and every file that the process can read may be read.
         proxies: Through which hosts are contacted, None = all directly.
     """
 
@@ -89,14 +89,14 @@ class DownloadEngine:
     def apply(
         self, settings: DownloadSettings, *, output_roots: tuple[Path, ...] | None, proxies: Proxies
     ) -> None:
-        """Take new settings; downloads that run keep those that they began with."""
+        """Apply new settings; running downloads keep those that they began with."""
         self._settings, self.proxies = settings, proxies
         self._rules = DownloadRules(settings, output_roots, self._rules.is_trusted)
 
     async def download(
         self, request: DownloadRequest, on_progress: OnProgress = ignore_progress
     ) -> DownloadResult:
-        """Fetch what is not there yet. Raises what `contract.Downloader` says."""
+        """Fetch what the folder does not have yet. Raises what `contract.Downloader` says."""
         return await self._download(request, on_progress, {})
 
     async def list_files(self, source: str, config: Mapping[str, str]) -> list[SourceOffer]:
@@ -114,10 +114,10 @@ class DownloadEngine:
         ]
 
     async def verify(self, folder: Path) -> list[FileFault]:
-        """Compare a folder with what its downloads wrote down.
+        """Compare a folder with what its downloads recorded.
 
         Raises:
-            NotFound: Nothing was downloaded into it, as far as is known.
+            NotFound: No download into it was recorded.
         """
         self._rules.check_output(folder)
         with ThreadPoolExecutor(2, thread_name_prefix="verify") as threads:
@@ -129,11 +129,11 @@ class DownloadEngine:
         on_progress: OnProgress = ignore_progress,
         config: Mapping[str, str] | None = None,
     ) -> DownloadResult:
-        """Fetch again what `verify` finds wrong, from the source and at the revision that was written down.
+        """Fetch again what `verify` finds wrong, from the recorded source and revision.
 
         Raises:
-            ApplianceError: As `download` does; UpstreamFailed also if the source has other contents now than
-                were written down.
+            ApplianceError: As `download` does; UpstreamFailed also if the contents at the source differ from
+                those recorded.
         """
         faulty = {fault.path for fault in await self.verify(folder)}
         total = DownloadResult(folder, 0, 0, 0, 0.0)
@@ -246,7 +246,7 @@ class _Download:
         return files, listing.pinned
 
     async def fetch(self, files: list[RemoteFile], pinned: str) -> None:
-        """Fetch into the folder, which is locked for this download."""
+        """Fetch into the folder. The caller holds its lock."""
         folder, meter = self.request.output_dir, self.meter
         entry = manifest.ManifestEntry(
             self.asked, pinned, self.config.get("include", ""), self.config.get("exclude", "")
@@ -263,7 +263,7 @@ class _Download:
             workers = self._transfer_workers(plans, threads)
             meter.done_bytes += sum(plan.part.done.total() for plan in plans)
             _check_space(folder, plans)
-            manifest.write(folder, replace(entry, files=tuple(kept)))  # so that `repair` knows what was begun
+            manifest.write(folder, replace(entry, files=tuple(kept)))  # so that `repair` knows that it began
             if plans:
                 meter.enter("fetching")
                 await workers.run()

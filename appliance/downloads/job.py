@@ -1,4 +1,4 @@
-"""A download job as a value: what is shown of it, and what is kept over a restart. It has no credentials."""
+"""A download job as a value, as it is shown and as it is kept over a restart. It has no credentials."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -89,7 +89,7 @@ def job_object(job: DownloadJob) -> dict[str, Any]:
     }
 
 
-NOT_KEPT = ("step", "since_s")  # a job that is taken up begins anew
+NOT_KEPT = ("step", "since_s")  # a resumed job starts with its first step
 KEPT = frozenset(one.name for one in fields(DownloadJob)) - {*NOT_KEPT}
 
 

@@ -1,4 +1,4 @@
-"""Download jobs: who downloads what to where, bounded in number, and kept over a restart.
+"""Download jobs: which source is downloaded into which folder, bounded in number, kept over a restart.
 
 One download of one source to one folder at a time: a second request for the same joins the first. A job ends
 as completed, failed or cancelled; one that was running when the appliance stopped is interrupted, and
@@ -34,7 +34,7 @@ from appliance.downloads.request import (
 )
 
 log = get_logger("downloads")
-GATHER_S = 0.1  # for followers: progress that comes closer together is reported together
+GATHER_S = 0.1  # followers get all progress within this time as one update
 MAX_KEPT = 200
 MAX_ACTIVE = 200  # including queued ones
 NOT_RESUMED = "The appliance stopped during this download. Request it again to continue with what is there."
@@ -45,9 +45,9 @@ class DownloadJobs:
 
     Args:
         path: The file in which the jobs are kept, None = in memory only.
-        most_running: At the same time, 1 or more; the others are queued.
+        max_running: At the same time, 1 or more; the others are queued.
         has_variable: Says whether the environment has a variable.
-        resumes: Whether interrupted jobs go on at `open`.
+        resumes: Whether interrupted jobs continue at `open`.
         on_fetched: Called before a job counts as completed; an error that it raises fails the job.
     """
 
@@ -58,7 +58,7 @@ class DownloadJobs:
         tasks: Tasks,
         clock: Clock,
         path: Path | None = None,
-        most_running: int = 2,
+        max_running: int = 2,
         has_variable: Callable[[str], bool] = lambda _: False,
         resumes: bool = True,
         on_fetched: Callable[[DownloadJob], Awaitable[None]] | None = None,
@@ -71,7 +71,7 @@ class DownloadJobs:
         self._jobs = DurableJobs[DownloadJob](
             tasks=tasks,
             clock=clock,
-            limits=JobLimits(running=most_running, kept=MAX_KEPT),
+            limits=JobLimits(running=max_running, kept=MAX_KEPT),
             file=job_file(path) if path else None,
             on_fault=_fault,
             on_end=_log_end,
@@ -83,7 +83,7 @@ class DownloadJobs:
         return self._jobs.changed
 
     async def open(self) -> None:
-        """Read the kept jobs, and take up those that were interrupted."""
+        """Read the kept jobs, and resume those that were interrupted."""
         await self._jobs.open(self._resume)
 
     async def close(self) -> None:
@@ -100,7 +100,7 @@ class DownloadJobs:
         """Return one job.
 
         Raises:
-            NotFound: There is none, or none any more.
+            NotFound: There is no such job, or it is no longer kept.
         """
         job = self._jobs.find(job_id)
         if job is None:
@@ -130,7 +130,7 @@ class DownloadJobs:
         model: str = "",
         is_detached: bool = True,
     ) -> DownloadJob:
-        """Begin a job, or join the one that does the same; return it once it is kept.
+        """Begin a job, or join the active one that does the same; return it once it is kept.
 
         Args:
             request: For a repair with source "".
@@ -198,7 +198,7 @@ class DownloadJobs:
         raise end.failure or Internal(job.error)
 
     def holding(self, job_id: str) -> AbstractContextManager[None]:
-        """Want a job while the context lasts: the last holder to leave cancels it, unless it is detached."""
+        """Hold a job while the context is open; without holders it is cancelled, unless it is detached."""
         return self._jobs.holding(job_id)
 
     def holder_count(self, job_id: str) -> int:
@@ -206,7 +206,7 @@ class DownloadJobs:
         return self._jobs.holder_count(job_id)
 
     async def cancel(self, job_id: str) -> DownloadJob:
-        """End a job; one that has ended already stays as it is. The parts stay, for a later job.
+        """Cancel a job; one that has ended already stays as it is. The parts stay, for a later job.
 
         Raises:
             NotFound: There is no such job.
@@ -215,7 +215,7 @@ class DownloadJobs:
         return await self._jobs.cancel(job_id)
 
     async def verify(self, folder: Path) -> list[FileFault]:
-        """Compare a folder with what its downloads wrote down. Raises what `Downloader.verify` raises."""
+        """Compare a folder with what its downloads recorded. Raises what `Downloader.verify` raises."""
         return await self._downloader.verify(folder)
 
     # ---- one job
@@ -233,7 +233,7 @@ class DownloadJobs:
     def _plan(
         self, job: DownloadJob, request: DownloadRequest, *, is_detached: bool = True
     ) -> JobPlan[DownloadJob]:
-        """Return the steps of a job: fetch, and what is to be done with what was fetched."""
+        """Return the steps of a job: fetch, then hand over what was fetched (`on_fetched`)."""
         results: list[DownloadResult] = []
 
         def report(progress: DownloadProgress) -> None:
@@ -258,7 +258,7 @@ class DownloadJobs:
         )
 
     def _resume(self, job: DownloadJob) -> JobPlan[DownloadJob] | DownloadJob:
-        """Let an interrupted job go on, or say why it does not."""
+        """Return a plan to continue an interrupted job, or the job with the reason why it cannot continue."""
         missing = find_missing_credentials(job.needs, self._has_variable)
         if self._resumes and not missing:
             request = DownloadRequest(job.source, job.output_dir, job.max_workers, dict(job.config))

@@ -2,9 +2,9 @@
 
 It is an flock on `.lock`, which the kernel takes back from a dead process.
 
-Another downloader that uses these folders (docs/compatibility.md) knows by the lock file's age whether it is
-held. We do not look at the age, so that no clock and no forgotten file can lock us out. But we renew it, and
-write our process id into the file as the other one does, so that it sees us.
+Another downloader that uses these folders (docs/compatibility.md) judges by the lock file's age whether it is
+held. We ignore the age, so that neither a wrong clock nor a forgotten file can lock us out. But we renew it,
+and write our process id into the file, so that the other downloader sees that the folder is in use.
 """
 
 import asyncio
@@ -26,11 +26,11 @@ MODE = 0o600
 
 @asynccontextmanager
 async def holding_lock(folder: Path, on_wait: Callable[[str], None]) -> AsyncIterator[bool]:
-    """Hold the folder's lock; the folder is created where it is missing.
+    """Hold the folder's lock; the folder is created if it is missing.
 
     Args:
         folder: The output folder.
-        on_wait: Called again and again while another process holds it, with who that is.
+        on_wait: Called repeatedly while another process holds it, with the name of that process.
 
     Yields:
         Whether it had to be waited for.
@@ -63,7 +63,7 @@ def _open(folder: Path) -> int:
     except OSError as exc:
         if isinstance(exc, FileExistsError | NotADirectoryError):
             raise Conflict(
-                f"{folder} is not a folder, or lies below something that is not a folder.",
+                f"{folder} is not a folder, or is below something that is not a folder.",
                 code="cannot_write",
             ) from exc
         raise disk_error(folder, exc) from exc
@@ -89,7 +89,7 @@ def _name_holder(descriptor: int) -> str:
 
 
 def _write(descriptor: int, text: str) -> None:
-    """Write who holds it; that is for people, so a full disk does not matter."""
+    """Write who holds the lock. It only informs people, so errors are ignored."""
     try:
         os.fchmod(descriptor, MODE)
         os.ftruncate(descriptor, 0)

@@ -21,7 +21,7 @@ class ManifestRow:
     """One file as it was fetched.
 
     Attributes:
-        modified_ns: Of the file on this machine. If it is the same, the file was not changed.
+        modified_ns: Time of change of the local file; a file with the same time and size is unchanged.
     """
 
     path: str
@@ -32,7 +32,7 @@ class ManifestRow:
     modified_ns: int = 0
 
     def is_untouched(self, folder: Path) -> bool:
-        """Say whether the file is there, and was not changed since."""
+        """Say whether the file is there and unchanged."""
         try:
             found = (folder / self.path).lstat()
         except OSError:
@@ -76,7 +76,7 @@ def read(folder: Path) -> list[ManifestEntry]:
 
 
 def write(folder: Path, entry: ManifestEntry) -> None:
-    """Put a download into the manifest, in the place of an earlier one; no file is in two entries."""
+    """Add a download to the manifest, in place of an earlier one of the same; no file is in two entries."""
     own = {row.path for row in entry.files}
     others = [
         replace(other, files=tuple(row for row in other.files if row.path not in own))
@@ -116,7 +116,7 @@ def append_journal(folder: Path, row: ManifestRow) -> None:
 
 
 def clear_journal(folder: Path, asked: str) -> None:
-    """Remove the journal, and what earlier downloads left of files that the source does not have any more."""
+    """Remove the journal, and what earlier downloads left of files that the source no longer has."""
     own = folder / FOLDER
     states = _read_states(folder)
     for path, state in states.items():
@@ -130,11 +130,11 @@ def clear_journal(folder: Path, asked: str) -> None:
                 path.unlink(missing_ok=True)
         own.rmdir()
     except OSError:
-        pass  # parts of another source lie there
+        pass  # parts of another source are still there
 
 
 def partial_bytes(folder: Path) -> dict[str, int]:
-    """Return the files that were begun and not finished: path → bytes that are there."""
+    """Return the unfinished files: path → bytes that are there."""
     found = {}
     for state in _read_states(folder).values():
         try:

@@ -1,4 +1,4 @@
-"""File names that come from elsewhere: which may be written below the output folder, and which are wanted."""
+"""File names from sources: which may be written below the output folder, and which are selected."""
 
 import os
 from collections.abc import Iterable, Mapping
@@ -18,8 +18,8 @@ def find_unsafe_reason(path: str) -> str:
     1. it is empty, or has control characters
     2. Windows' separators or drives
     3. it is absolute
-    4. a part leads up, or nowhere
-    5. our own files
+    4. a part is empty, `.` or `..`
+    5. it is reserved for our own files
     6. not Unicode, or too long
     """
     parts = path.split("/")

@@ -1,9 +1,9 @@
 """A file that is being fetched: its bytes so far, and their checksum up to the first gap.
 
-The bytes lie in `.download/ID.part`, what is known of them in `.download/ID.json`, written anew after each
-block. A process that is killed loses what it had not handed to the kernel: at most one block for each worker.
-A machine that goes down may lose more, so what counts after another boot is only what was synced; and where
-the source has a checksum, the file is compared with it anyway.
+The bytes are in `.download/ID.part`, their state in `.download/ID.json`, which is replaced after each block.
+A process that is killed loses what it had not handed to the kernel: at most one block for each worker. A
+machine that crashes may lose more, so after a reboot only synced bytes count; and where the source has a
+checksum, the file is compared with it in any case.
 """
 
 import errno
@@ -20,7 +20,7 @@ from appliance.downloads.sources.contract import RemoteFile
 from appliance.host.boot import boot_id
 
 BLOCK_BYTES = 2 << 20  # what is written at a time, and at most lost by each worker that is killed
-SYNC_BYTES = 256 << 20  # what is handed to the disk at a time, beside the fetching
+SYNC_BYTES = 256 << 20  # flushed to the disk at a time, while fetching continues
 HASH_BYTES = 4 << 20
 Span = tuple[int, int]
 
@@ -66,7 +66,7 @@ class PartialFile:
 
     Args:
         folder: Where the bytes and their state are kept.
-        remote: The file as the source has it.
+        remote: The file, as its source lists it.
         asked: The source as it was requested.
     """
 
@@ -98,14 +98,14 @@ class PartialFile:
             self._git = hashlib.sha1(b"blob %d\0" % (self._remote.size_bytes or 0), usedforsecurity=False)
 
     def recall(self) -> int:
-        """Read what an earlier run left; return how many bytes can be used."""
+        """Load what an earlier run left; return how many bytes can be used."""
         size = self._remote.size_bytes
         self.done = Spans([span for span in self._read_spans() if size is None or span[1] <= size])
         self._synced = list(self.done.all)
         return self.done.total()
 
     def _read_spans(self) -> list[Span]:
-        """Return the bytes that are written down and there, if they are of this version of the file."""
+        """Return the recorded bytes that are there, if they are of this version of the file."""
         if not self._remote.digest and not self._remote.etag:
             return []
         try:
@@ -119,7 +119,7 @@ class PartialFile:
             return []
 
     def open(self) -> None:
-        """Open the file for its bytes; what cannot be used is cut off."""
+        """Open the file; bytes that cannot be used are cut off."""
         with self._lock:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._descriptor = os.open(
@@ -137,7 +137,7 @@ class PartialFile:
             self._forget_hash()
 
     def write(self, pieces: Sequence[bytes], start: int) -> None:
-        """Write bytes at a place, and write down that they are there."""
+        """Write bytes at an offset, and record that they are there."""
         with self._lock:
             if self._is_closed:
                 return
@@ -149,11 +149,11 @@ class PartialFile:
         if must_sync:
             self._sync()
 
-    def hash_on(self, wait: bool) -> None:
+    def update_hash(self, wait: bool) -> None:
         """Continue the checksum, up to the first gap.
 
         Args:
-            wait: Also when another thread is at it; False = that one goes on.
+            wait: Wait for another thread that is hashing; False = leave the rest to that thread.
         """
         if not self._hashing.acquire(blocking=wait):
             return
@@ -180,13 +180,13 @@ class PartialFile:
         return found | ({"git-sha1": self._git.hexdigest()} if self._git is not None else {})
 
     def sync(self) -> os.stat_result:
-        """Hand all bytes to the disk; return what the file is then."""
+        """Flush all bytes to the disk; return the file's status then."""
         with self._lock:
             os.fsync(self._descriptor)
             return os.fstat(self._descriptor)
 
     def finish(self, target: Path) -> None:
-        """Move the file to its place."""
+        """Move the complete file to its final place."""
         with self._lock:
             target.parent.mkdir(parents=True, exist_ok=True)
             os.replace(self.path, target)
@@ -210,7 +210,7 @@ class PartialFile:
                     self._descriptor = -1
 
     def discard(self) -> None:
-        """Remove the bytes and all that was known of them."""
+        """Remove the bytes and their state."""
         with self._lock:
             if self._descriptor >= 0:
                 os.close(self._descriptor)
@@ -219,7 +219,7 @@ class PartialFile:
             self._state.unlink(missing_ok=True)
 
     def _sync(self) -> None:
-        """Hand the bytes to the disk; other workers write on meanwhile."""
+        """Flush the bytes to the disk, while other workers continue to write."""
         with self._lock:
             spans, descriptor = list(self.done.all), os.dup(self._descriptor) if self._descriptor >= 0 else -1
         if descriptor < 0:
@@ -233,7 +233,7 @@ class PartialFile:
 
     def _write_state(self) -> None:
         if self._remote.size_bytes is not None and self._remote.size_bytes <= BLOCK_BYTES:
-            return  # it comes in one block, or it begins anew
+            return  # it is written in one block, so there is nothing to resume
         new = self._state.with_suffix(".new")
         new.write_bytes(
             jsons.dumps(self._identity | {"boot": boot_id(), "done": self.done.all, "synced": self._synced})

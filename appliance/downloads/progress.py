@@ -13,7 +13,7 @@ RATE_OVER_S = 5.0
 
 @dataclass
 class ProgressMeter:
-    """Counts. `report` passes the count on if it differs from the last one."""
+    """Counts a download's progress; `report` passes it on if it has changed."""
 
     on_progress: OnProgress
     clock: Clock
@@ -24,7 +24,7 @@ class ProgressMeter:
     total_bytes: int | None = None
     done_bytes: int = 0
     fetched_bytes: int = 0
-    now: dict[str, int] = field(default_factory=dict)  # path → workers at it
+    now: dict[str, int] = field(default_factory=dict)  # path → its workers
     _last: DownloadProgress | None = None
     _marks: deque[tuple[float, int]] = field(default_factory=deque)
 
@@ -34,7 +34,7 @@ class ProgressMeter:
         self.report()
 
     def wait_for(self, holder: str) -> None:
-        """Report that another process has the folder."""
+        """Report that another process holds the folder's lock."""
         self.enter("waiting", f"{holder} downloads into the same folder")
 
     def fetched(self, count: int) -> None:
@@ -43,11 +43,11 @@ class ProgressMeter:
         self.done_bytes += count
 
     def begin(self, path: str) -> None:
-        """Count one more worker at a file."""
+        """Count one more worker for a file."""
         self.now[path] = self.now.get(path, 0) + 1
 
     def end(self, path: str) -> None:
-        """Count one worker less at a file."""
+        """Count one worker less for a file."""
         self.now[path] -= 1
         if not self.now[path]:
             del self.now[path]
@@ -86,7 +86,7 @@ class ProgressMeter:
 
 
 def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Return the error that ended a group of workers: one of ours before others."""
+    """Return the error that ended a group of workers; an ApplianceError is preferred."""
     errors: list[BaseException] = []
     for error in group.exceptions:
         errors.append(first_error(error) if isinstance(error, BaseExceptionGroup) else error)

@@ -1,7 +1,7 @@
-"""What a caller asks to be downloaded, parsed and checked: one reading for HTTP, gRPC and Ollama's pull.
+"""Download requests of callers, parsed and checked in the same way for HTTP, gRPC and Ollama's pull.
 
-Credentials come in `config` and nowhere else. They go to the downloader, and into no job, no file, no log
-line and no error.
+Credentials are accepted in `config` only. They are passed to the downloader, and never appear in a job, a
+file, a log line or an error.
 """
 
 import math
@@ -17,7 +17,7 @@ from appliance.downloads.contract import DEFAULT_WORKERS, MAX_WORKERS, DownloadR
 
 MAX_SOURCE_CHARS = 2048
 MIN_SECRET_CHARS = 4  # a shorter text is too common to be redacted everywhere
-# Keys of `config` that may be shown and kept; any other, known or not, is taken for a secret.
+# Keys of `config` that may be shown and kept; any other, known or not, counts as a secret.
 PUBLIC_KEYS = frozenset(
     {
         "hf_endpoint",
@@ -35,7 +35,7 @@ PUBLIC_KEYS = frozenset(
     }
 )
 ADDRESS_KEYS = ("hf_endpoint", "endpoint", "ms_endpoint")
-# Where credentials are found that `config` does not have.
+# The environment variables of credentials that `config` does not have.
 VARIABLES_OF = {
     "hf_token": ("HF_AUTH_TOKEN",),
     "ms_token": ("MS_TOKEN",),
@@ -48,7 +48,7 @@ SIGNED_QUERY = "the query of its address"
 
 @dataclass(frozen=True, slots=True)
 class DownloadFolders:
-    """Where downloads may go: `home`, where relative paths begin, and `others`; and everything below them."""
+    """The folders for downloads, with all below them: `home`, the base of relative paths, and `others`."""
 
     home: Path
     others: tuple[Path, ...] = ()
@@ -95,7 +95,7 @@ def parse_download_request(
     Args:
         source: Required; None = the caller left it out.
         output_dir: Required, as `source`.
-        folders: Where downloads may go.
+        folders: The folders for downloads.
         config: An object, the same as JSON text, or None.
         max_workers: 1 to `MAX_WORKERS`, None = `DEFAULT_WORKERS`.
 
@@ -163,7 +163,7 @@ def default_folder(source: str) -> str:
 
 
 def parse_config(value: Any) -> dict[str, str]:
-    """Return `config` as texts by name; null and empty values are left out.
+    """Return `config` as strings by name; null and empty values are left out.
 
     Args:
         value: An object, the same as JSON text, or None.
@@ -174,7 +174,7 @@ def parse_config(value: Any) -> dict[str, str]:
     if isinstance(value, str):
         try:
             value = jsons.loads(value) if value.strip() else {}
-        except jsons.InvalidJson:  # its words may hold a piece of the text
+        except jsons.InvalidJson:  # its message may contain a piece of the text
             raise Invalid("`config` is not valid JSON.", param="config", code="invalid_json") from None
     if value is None:
         return {}
@@ -212,22 +212,22 @@ def _has_user_info(address: str) -> bool:
     return "@" in address.partition("://")[2].partition("/")[0].partition("?")[0]
 
 
-# ---- what may be seen of it
+# ---- public and secret parts
 
 
 def public_config(config: Mapping[str, str]) -> dict[str, str]:
-    """Return what may be shown and kept of `config`."""
+    """Return the part of `config` that may be shown and kept."""
     return {key: value for key, value in config.items() if key in PUBLIC_KEYS}
 
 
 def credential_names(request: DownloadRequest) -> tuple[str, ...]:
-    """Name the credentials that came with a request, not their values."""
+    """List the names of the credentials that came with a request, not their values."""
     signed = (SIGNED_QUERY,) if redact_source(request.source) != request.source else ()
     return tuple(key for key in request.config if key not in PUBLIC_KEYS) + signed
 
 
 def secret_texts(request: DownloadRequest) -> list[str]:
-    """Return every text of a request that must be seen nowhere, the longest first."""
+    """Return every text of a request that must never be shown, the longest first."""
     parts = urlsplit(request.source)
     texts = [value for key, value in request.config.items() if key not in PUBLIC_KEYS]
     texts += [parts.query, parts.fragment, *(value for _, value in parse_qsl(parts.query))]
@@ -235,7 +235,7 @@ def secret_texts(request: DownloadRequest) -> list[str]:
 
 
 def find_missing_credentials(needs: tuple[str, ...], has_variable: Callable[[str], bool]) -> list[str]:
-    """Say which credentials of an earlier run the environment does not have, and in which variables it could.
+    """List the credentials of an earlier run that the environment lacks, each with its variables.
 
     Args:
         needs: Names of credentials, as `credential_names` returns them.

@@ -1,4 +1,4 @@
-"""When an attempt is repeated, and when no more."""
+"""Whether and when a failed attempt is repeated."""
 
 import asyncio
 import random
@@ -12,18 +12,18 @@ ResultT = TypeVar("ResultT")
 
 
 class RetryCounter:
-    """Counts the attempts in a row that brought nothing."""
+    """Counts the attempts in a row that received no data."""
 
     def __init__(self, timeouts: SourceTimeouts) -> None:
         self._timeouts = timeouts
         self.failed = 0
 
     def progressed(self) -> None:
-        """Begin to count anew: something came."""
+        """Reset the count: data was received."""
         self.failed = 0
 
     def next_pause_s(self, error: ApplianceError) -> float | None:
-        """Return the seconds before the next attempt; None = a further one cannot help, or has not."""
+        """Return the seconds before the next attempt; None = it cannot help, or there were enough."""
         self.failed += 1
         if not error.retryable or self.failed >= self._timeouts.tries:
             return None
@@ -34,7 +34,7 @@ class RetryCounter:
         return min(pause_s, self._timeouts.longest_pause_s)
 
     def final_error(self, error: ApplianceError, note: str = "") -> ApplianceError:
-        """Return the error to raise at the end. It says how many attempts there were."""
+        """Return the error to raise after the last attempt; it contains the number of attempts."""
         if not error.retryable:
             return error
         kind = TimedOut if isinstance(error, TimedOut) else UpstreamFailed
@@ -46,10 +46,10 @@ class RetryCounter:
 async def retry(
     attempt: Callable[[], Awaitable[ResultT]], timeouts: SourceTimeouts, on_failure: Callable[[str], None]
 ) -> ResultT:
-    """Repeat an attempt until it succeeds, or a further one cannot help.
+    """Repeat an attempt until it succeeds or a further one cannot help.
 
     Args:
-        attempt: What is done.
+        attempt: The attempt, called again for each repetition.
         timeouts: How often, and how long the pauses are.
         on_failure: Called with the reason of each failure that is followed by another attempt.
 

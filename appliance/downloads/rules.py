@@ -1,10 +1,11 @@
-"""What a download may do, and with which credentials.
+"""What a download may do, and which credentials it uses.
 
-A request's config goes before the settings, and the settings' credentials go to the settings' servers only.
+A request's config takes precedence over the settings. The settings' credentials are sent to the settings'
+servers only.
 
-A caller over HTTP is not the operator. It may name an endpoint, but then has to bring the credentials for it:
-else any caller who may request a download could have the operator's token sent to a server of theirs. The
-person at the terminal is the operator (`is_trusted`).
+A caller over HTTP is not the operator. It may name an endpoint, but must then send the credentials for it:
+otherwise any caller could have the operator's token sent to the caller's own server. The person at the
+terminal is the operator (`is_trusted`).
 """
 
 import difflib
@@ -123,13 +124,11 @@ class DownloadRules:
     def _withhold(
         self, endpoint: str, secrets: tuple[str, ...], given: dict[str, str], chosen: dict[str, str]
     ) -> None:
-        """Take the settings' credentials out: 1. half of a pair was given   2. another endpoint was."""
-        is_half = any(key in given for key in secrets)  # 1
-        is_other = (
-            endpoint in given and given[endpoint] != self._setting(endpoint) and not self.is_trusted
-        )  # 2
+        """Remove the settings' credentials where 1. part of a pair, or 2. another endpoint was given."""
+        has_part = any(key in given for key in secrets)  # 1
+        has_other_endpoint = given.get(endpoint, self._setting(endpoint)) != self._setting(endpoint)  # 2
         for key in secrets:
-            if key not in given and (is_half or is_other):
+            if key not in given and (has_part or (has_other_endpoint and not self.is_trusted)):
                 chosen.pop(key, None)
 
     def _setting(self, key: str) -> str:

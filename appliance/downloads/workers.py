@@ -1,7 +1,7 @@
 """The workers: each takes a piece of a file from the queue, fetches it, and writes it.
 
-Large files are cut into pieces where the source can, so that all workers are busy to the end. Hashing follows
-the bytes, so that nothing is left to be read when the last one has come.
+Large files are cut into pieces where the source supports ranges, so that all workers are busy to the end.
+Files are hashed while they are fetched, so that they need not be read again when the last byte has arrived.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ from appliance.downloads.sources.contract import (
 )
 
 MIN_PIECE_BYTES, MAX_PIECE_BYTES = 8 << 20, 64 << 20
-WRITE_EVERY_S = 1.0  # on slow connections, so that a kill loses little
+WRITE_EVERY_S = 1.0  # on slow connections, so that a killed process loses little
 RESUME_HINT = " What was fetched is kept; run it again to continue."
 ResultT = TypeVar("ResultT")
 
@@ -38,9 +38,9 @@ class FetchPlan:
     """One file that is being fetched.
 
     Attributes:
-        expected: SHA-256 that it must have, if that is known from an earlier time.
-        is_whole: The server gives no parts of it.
-        generation: Goes up when it begins anew; what was begun before is left.
+        expected: SHA-256 that it must have, as recorded by an earlier download; "" = none.
+        is_whole: The server does not serve ranges of it.
+        generation: Rises when it is started over; pieces of an earlier generation are dropped.
         left: Pieces that are not done.
     """
 
@@ -65,13 +65,13 @@ class FilePiece:
     generation: int
 
     def check_current(self) -> None:
-        """Raise Superseded if the file began anew."""
+        """Raise Superseded if the file was started over."""
         if self.generation != self.plan.generation:
             raise Superseded
 
 
 class Superseded(Exception):
-    """The file began anew while this piece of it was fetched."""
+    """The file was started over while this piece of it was fetched."""
 
 
 class TransferWorkers:
@@ -112,7 +112,7 @@ class TransferWorkers:
                     group.create_task(self._work())
         except BaseExceptionGroup as exc:
             raise first_error(exc) from exc
-        finally:  # also when it is cancelled: a later run can go on with what is there
+        finally:  # also when it is cancelled, so that a later run can resume
             await self._in_thread(self._close_parts)
 
     def _close_parts(self) -> None:
@@ -120,14 +120,14 @@ class TransferWorkers:
             try:
                 plan.part.close()
             except OSError:
-                pass  # what was written down before counts
+                pass  # what was recorded before counts
 
     def _cut(self, plan: FetchPlan) -> list[FilePiece]:
         """Cut what is missing of a file into pieces.
 
         1. its size is not known      → one, to the end
         2. nothing is missing         → one without bytes, which finishes the file
-        3. the source gives no parts  → one, the whole file
+        3. the source has no ranges   → one, the whole file
         4. otherwise                  → several
         """
         size, generation = plan.remote.size_bytes, plan.generation
@@ -168,7 +168,7 @@ class TransferWorkers:
                 self._meter.end(piece.plan.remote.path)
 
     async def _fetch(self, piece: FilePiece) -> None:
-        """Fetch one piece, again from where it broke off; with the last piece the file is finished."""
+        """Fetch one piece, resumed where it was interrupted; with its last piece a file is finished."""
         plan, at, furthest = piece.plan, piece.start, piece.start
         if not plan.is_open:
             plan.is_open = True
@@ -184,7 +184,7 @@ class TransferWorkers:
             except ApplianceError as exc:
                 plan.is_whole = plan.is_whole or not self._source.can_range or piece.end is None
                 at = _find_reached(piece, begun)
-                # A whole file that breaks off at the same place again and again gets nowhere.
+                # A whole file that breaks off at the same place each time makes no progress.
                 if at > furthest + (BLOCK_BYTES if plan.is_whole else 0):
                     furthest = at
                     retries.progressed()
@@ -197,7 +197,7 @@ class TransferWorkers:
         piece.check_current()
         plan.left -= 1
         if plan.left:
-            await self._in_thread(plan.part.hash_on, False)
+            await self._in_thread(plan.part.update_hash, False)
         else:
             await self._finish(plan)
 
@@ -211,7 +211,7 @@ class TransferWorkers:
         return pause_s
 
     async def _stream(self, piece: FilePiece, at: int) -> int:
-        """Fetch and write from `at` on; return where it ended. What came before an error is written, too."""
+        """Fetch and write from `at` on; return where it ended. Data before an error is written, too."""
         plan = piece.plan
         blocks: list[bytes] = []
         waiting, written_s = 0, self._clock.monotonic_s()
@@ -231,7 +231,7 @@ class TransferWorkers:
                         at, blocks, waiting, written_s = at + waiting, [], 0, self._clock.monotonic_s()
         except BaseException:
             if waiting and plan.generation == piece.generation:
-                # Not in a thread: when this is cancelled nothing could be waited for.
+                # Not in a thread: a cancelled task could not wait for it.
                 plan.part.write(blocks, at)
                 self._meter.fetched(waiting)
             raise
@@ -245,7 +245,7 @@ class TransferWorkers:
         return at
 
     async def _restart(self, piece: FilePiece) -> FilePiece:
-        """Begin a file anew, whole and in one go: the server gives no parts, or they cannot be trusted."""
+        """Start a file over, in one piece: the server has no ranges, or the parts cannot be trusted."""
         plan = piece.plan
         piece.check_current()
         plan.generation += 1
@@ -256,14 +256,13 @@ class TransferWorkers:
         return FilePiece(plan, 0, plan.remote.size_bytes, plan.generation)
 
     async def _finish(self, plan: FetchPlan) -> None:
-        """Compare a file with its checksum, and give it its name.
+        """Compare a file with its checksum, and give it its final name.
 
-        1. the checksum is right        → it gets its name
-        2. wrong, and it was resumed    → once again from the beginning: what an earlier run left may be at
-        fault
+        1. the checksum is right        → it gets its final name
+        2. wrong, and it was resumed    → it is fetched again: what an earlier run left may be wrong
         3. wrong                        → it is discarded
         """
-        await self._in_thread(plan.part.hash_on, True)
+        await self._in_thread(plan.part.update_hash, True)
         digests = plan.part.digests()
         wrong = _find_wrong_digest(plan, digests)
         if wrong is None:  # 1
@@ -278,7 +277,7 @@ class TransferWorkers:
         kind, wanted = wrong
         why = "The file was discarded."
         if wanted == plan.expected:
-            why = "The source has other contents now; download it anew."
+            why = "The source has other contents now; download it again."
         raise UpstreamFailed(
             f"Wrong checksum for {plan.remote.path}: {kind} is {digests[kind]}, not {wanted}. {why}",
             code="checksum_mismatch",
@@ -308,7 +307,7 @@ def _find_wrong_digest(plan: FetchPlan, digests: dict[str, str]) -> tuple[str, s
 
 
 def _find_reached(piece: FilePiece, begun: int) -> int:
-    """Return up to where a piece is written, seen from where its stream began."""
+    """Return the offset up to which a piece is written without a gap from `begun` on."""
     for start, end in piece.plan.part.done.all:
         if start <= begun < end:
             return min(end, piece.end or end)

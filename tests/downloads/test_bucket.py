@@ -28,7 +28,7 @@ def bucket(address: str = "models/llama", *, proxy: str = "", **config: str) -> 
         (Forbidden("ours"), Forbidden, "^ours$"),
         (Exception("status code: 403"), Forbidden, r"s3:m at http://store.test:9000 refuses access \(403\)"),
         (Exception("status code: 404"), NotFound, r"does not have it \(404\)"),
-        (Exception("status code: 503"), Interrupted, "answers 503"),
+        (Exception("status code: 503"), Interrupted, "responded with 503"),
         (known.NotFoundError("gone"), NotFound, "s3:m at http://store.test:9000 does not exist"),
         (Exception("Error parsing Path"), Invalid, "has a name that a file here cannot have"),
         (TimeoutError(), TimedOut, "stopped sending"),

@@ -13,7 +13,7 @@ async def test_an_invalid_request_is_refused(tmp_path: Path) -> None:
     for workers in (0, 65):
         with pytest.raises(Invalid, match="max_workers"):
             await engine(tmp_path).download(download_request("ns/repo", tmp_path, workers=workers))
-    with pytest.raises(NotFound, match="nothing was downloaded"):
+    with pytest.raises(NotFound, match="no download into it was recorded"):
         await engine(tmp_path).verify(tmp_path)
 
 

@@ -157,7 +157,7 @@ async def test_a_second_request_for_the_same_joins_the_first(tmp_path: Path) -> 
 
 async def test_jobs_above_the_limit_queue_in_order(tmp_path: Path) -> None:
     downloader = StandinDownloader()
-    async with opened(downloader, most_running=2) as jobs:
+    async with opened(downloader, max_running=2) as jobs:
         ids = [(await jobs.start(download_request(tmp_path, name))).id for name in "abcd"]
         first, _ = await downloader.next(), await downloader.next()
         assert [jobs.get(one).state for one in ids] == ["running", "running", "queued", "queued"]
@@ -179,7 +179,7 @@ async def test_too_many_jobs_are_refused(tmp_path: Path, monkeypatch: pytest.Mon
 async def test_the_oldest_that_ended_are_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs_module, "MAX_KEPT", 3)
     downloader = StandinDownloader()
-    async with opened(downloader, tmp_path / "jobs.json", most_running=9) as jobs:
+    async with opened(downloader, tmp_path / "jobs.json", max_running=9) as jobs:
         running = await jobs.start(download_request(tmp_path, "running"))
         await downloader.next()
         downloader.at_once = True
@@ -197,7 +197,7 @@ async def test_the_oldest_that_ended_are_forgotten(tmp_path: Path, monkeypatch: 
 
 async def test_a_leaving_waiter_cancels_only_unshared_jobs(tmp_path: Path) -> None:
     downloader = StandinDownloader()
-    async with opened(downloader, most_running=9) as jobs:
+    async with opened(downloader, max_running=9) as jobs:
 
         async def waiter(name: str) -> tuple[str, asyncio.Task[Any]]:
             job = await jobs.start(download_request(tmp_path, name), is_detached=False)
@@ -224,7 +224,7 @@ async def test_a_leaving_waiter_cancels_only_unshared_jobs(tmp_path: Path) -> No
 @pytest.mark.parametrize("when", ["before its first step", "queued", "running"])
 async def test_cancelling_ends_a_job_and_whoever_waits_is_told(tmp_path: Path, when: str) -> None:
     downloader = StandinDownloader()
-    async with opened(downloader, most_running=1) as jobs:
+    async with opened(downloader, max_running=1) as jobs:
         if when == "queued":
             await jobs.start(download_request(tmp_path, "before"))
             await downloader.next()
@@ -263,7 +263,7 @@ async def test_what_is_to_be_done_after_fetching_may_fail_the_job(tmp_path: Path
 
 async def test_jobs_outlast_a_restart_and_interrupted_ones_go_on(tmp_path: Path) -> None:
     path, downloader = tmp_path / "state" / "jobs.json", StandinDownloader()
-    async with opened(downloader, path, most_running=1) as jobs:
+    async with opened(downloader, path, max_running=1) as jobs:
         running = await jobs.start(
             download_request(tmp_path, "a", max_workers=3, config={"include": "*.gguf"})
         )

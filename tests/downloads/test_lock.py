@@ -50,7 +50,7 @@ async def test_a_holder_without_a_number_is_another_process(
 async def test_a_folder_that_is_none_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(Conflict, match="is not a folder, or lies below something that is not a folder"):
+        with pytest.raises(Conflict, match="is not a folder, or is below something that is not a folder"):
             async with holding_lock(folder, lambda _: None):
                 pass
 

@@ -39,13 +39,13 @@ async def fetch(found: WebClient, url: str, start: int = 0, end: int | None = No
         (403, Forbidden, "m: h refuses access (403)."),
         (404, NotFound, "m: h does not have it (404)."),
         (410, NotFound, "m: h does not have it (410)."),
-        (408, Interrupted, "m: h answers 408"),
-        (425, Interrupted, "m: h answers 425"),
-        (429, Interrupted, "m: h answers 429"),
-        (503, Interrupted, "m: h answers 503"),
+        (408, Interrupted, "m: h responded with 408"),
+        (425, Interrupted, "m: h responded with 425"),
+        (429, Interrupted, "m: h responded with 429"),
+        (503, Interrupted, "m: h responded with 503"),
         (412, SourceChanged, "m changed at its source during the download. Download it again."),
         (416, SourceChanged, "m changed at its source during the download. Download it again."),
-        (418, UpstreamFailed, "m: h answers 418."),
+        (418, UpstreamFailed, "m: h responded with 418."),
     ],
 )
 def test_a_status_has_its_error(status: int, kind: type[ApplianceError], text: str) -> None:

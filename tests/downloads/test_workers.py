@@ -113,7 +113,7 @@ async def test_a_server_without_ranges_is_asked_for_the_whole_file(tmp_path: Pat
     [
         ("sha256:00", "", "Wrong checksum for m: sha256 is .*, not 00. The file was discarded"),
         ("git-sha1:00", "", "Wrong checksum for m: git-sha1 is .*, not 00. The file was discarded"),
-        ("", "11", "not 11. The source has other contents now; download it anew"),
+        ("", "11", "not 11. The source has other contents now; download it again"),
     ],
 )
 async def test_a_wrong_checksum_names_both(tmp_path: Path, digest: str, expected: str, text: str) -> None:

@@ -308,10 +308,10 @@ async def test_what_is_asked_wrongly_is_said_with_its_own_exit_code(tmp_path: Pa
             ("pvc://" + str(tmp_path / "source"), "-o", str(tmp_path / "file" / "below")),
             {},
             1,
-            "lies below something that is not a folder",
+            "is below something that is not a folder",
         ),
         (("s3://b/x",), {}, 2, "s3://bucket/prefix"),
-        (("--verify", "-o", str(tmp_path)), {}, 1, "nothing was downloaded into it"),
+        (("--verify", "-o", str(tmp_path)), {}, 1, "no download into it was recorded"),
         (("pvc:///none",), {}, 1, "/none is not a folder"),
     ]:
         async with download(*arguments, **environ) as run:

@@ -169,7 +169,7 @@ class Bucket:
     def _failure(self, exc: Exception, what: str) -> ApplianceError:
         """Translate what the store's client raised.
 
-        1. one of ours
+        1. an ApplianceError
         2. the proxy refused
         3. a status
         4. no such object
@@ -243,8 +243,8 @@ def _address(endpoint: str, config: Mapping[str, str]) -> str:
 def _store(name: str, address: str, context: SourceContext, proxy: Proxy | None) -> Any:
     """Build obstore's client.
 
-    Keys are handed over by a function, and the proxy by name, so that none come from the environment behind
-    our back. A proxy that is excluded for every host keeps the client from looking for one.
+    Keys are passed by a function, and the proxy by name, so that the client reads neither from the
+    environment. Without a proxy it is given one that is excluded for every host, else it would look for one.
     """
     from obstore.store import S3Store
 
@@ -263,7 +263,7 @@ def _store(name: str, address: str, context: SourceContext, proxy: Proxy | None)
     if not is_path_style:
         parts = urlsplit(address)
         address = parts._replace(netloc=f"{name}.{parts.netloc}").geturl()
-    way: Any = (
+    proxy_options: Any = (
         {"proxy_url": NO_PROXY, "proxy_excludes": "*,0.0.0.0/0,::/0"}
         if proxy is None
         else {"proxy_url": proxy.url_with_credentials}
@@ -280,8 +280,8 @@ def _store(name: str, address: str, context: SourceContext, proxy: Proxy | None)
         virtual_hosted_style_request=not is_path_style,
         skip_signature=is_anonymous,
         credential_provider=keys,
-        retry_config={"max_retries": 0},  # the engine tries again, for all sources alike
-        client_options=way
+        retry_config={"max_retries": 0},  # the engine retries, for all sources alike
+        client_options=proxy_options
         | {
             "allow_http": True,
             "timeout": timedelta(hours=24),
@@ -292,7 +292,7 @@ def _store(name: str, address: str, context: SourceContext, proxy: Proxy | None)
 
 
 def _find_reason(text: str) -> str:
-    """Return what people can use of the client's report: 1. the innermost cause   2. else its own words."""
+    """Return the useful part of the client's report: 1. the innermost cause   2. else its first lines."""
     first, _, source = text.partition("Debug source:")
     if found := _CERTIFICATE.search(source):  # 1
         return (

@@ -1,4 +1,4 @@
-"""What every source promises to the engine, what it is given for it, and how it fails."""
+"""What every source must offer to the engine, what it is given, and its errors."""
 
 import ssl
 from collections.abc import AsyncGenerator, Mapping
@@ -16,9 +16,9 @@ class SourceTimeouts:
 
     Attributes:
         idle_s: Between two pieces.
-        tries: Attempts in a row that brought no byte.
+        tries: Attempts in a row that received no data.
         first_pause_s: Doubled after each attempt, with jitter.
-        longest_pause_s: Also of what a server requests by Retry-After.
+        longest_pause_s: Also limits the pause that a server requests by Retry-After.
     """
 
     connect_s: float = 10.0
@@ -62,9 +62,9 @@ class RemoteFile:
     Attributes:
         path: Where it belongs below the output folder, `/` between parts; not checked yet.
         size_bytes: None = not known before it is fetched.
-        digest: `sha256:HEX` or `git-sha1:HEX` (git's name of a blob); "" = the source does not say.
+        digest: `sha256:HEX` or `git-sha1:HEX` (the id of a git blob); "" = the source does not say.
         etag: Any text that changes with the contents; "" = none.
-        key: How the source itself calls it.
+        key: The source's own name for it.
     """
 
     path: str
@@ -109,7 +109,7 @@ class DownloadSource(Protocol):
 
         Raises:
             RangesUnsupported: The server would send the whole file only.
-            SourceChanged: It is not the listed file any more.
+            SourceChanged: The file is no longer the listed one.
             Interrupted, TimedOut: Another attempt for the rest may help.
             ApplianceError: It cannot.
         """
@@ -121,7 +121,7 @@ class DownloadSource(Protocol):
 
 
 class Interrupted(UpstreamFailed):
-    """The source broke off, or is busy; another attempt may help."""
+    """The transfer was interrupted, or the source is busy; another attempt may help."""
 
     retryable = True
     default_code = "interrupted"

@@ -22,7 +22,7 @@ class Disk:
     Args:
         root: Absolute.
         folders: Which folders may be read.
-        pinned: The source as it is written down.
+        pinned: The source as it is recorded.
         may_be_file: `root` may be a file.
     """
 

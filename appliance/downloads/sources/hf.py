@@ -1,9 +1,9 @@
-"""hf://ns/repo[@revision][/sub/path] and ns/repo: Hugging Face, or what serves its API (HF_ENDPOINT).
+"""hf://ns/repo[@revision][/sub/path] and ns/repo: Hugging Face, or a server with its API (HF_ENDPOINT).
 
-The official client lists: it knows revisions, pages and the ways in which a repository can be closed. It does
-not transfer: it starts a file that was cut off from its beginning, neither by HTTP nor by xet can it resume,
-and it compares no file with its checksum. Repositories kept in xet are served by HTTP all the same, in parts
-and with SHA-256 known beforehand, so the engine's way serves for them as well.
+The official client lists the files: it knows revisions, pages, and why access to a repository is refused. It
+is not used for transfers: it cannot resume a file, neither over HTTP nor over xet, and does not verify
+checksums. Repositories stored in xet are served over HTTP as well, with ranges and with SHA-256 known in
+advance, so that the engine can fetch them like all others.
 """
 
 import asyncio
@@ -105,9 +105,9 @@ class Hf:
     def _failure(self, exc: Exception) -> ApplianceError:
         """Translate what the official client raised.
 
-        1. one of ours
+        1. an ApplianceError
         2. the proxy refused
-        3. the repository is closed, or not there
+        3. the repository cannot be accessed, or does not exist
         4. a status
         5. not reached, or offline
         6. anything else
@@ -126,19 +126,19 @@ class Hf:
             else 0
         )
         if proxy is not None:  # 2
-            said = str(exc)[:3]
-            if isinstance(exc, httpx2.ProxyError) and said.isdecimal():
-                return proxy.error_for(int(said), host)
+            reported = str(exc)[:3]
+            if isinstance(exc, httpx2.ProxyError) and reported.isdecimal():
+                return proxy.error_for(int(reported), host)
             if status == 407:
                 return proxy.error_for(407, host)
         if isinstance(
             exc, errors.GatedRepoError | errors.RepositoryNotFoundError | errors.RevisionNotFoundError
         ):
-            return self._closed(exc, where)  # 3
+            return self._access_error(exc, where)  # 3
         if isinstance(exc, errors.HfHubHTTPError) and exc.response is not None:  # 4
             return status_error(exc.response.status_code, self._repo, at, exc.response.headers)
         if isinstance(exc, httpx2.TimeoutException):  # 5
-            return TimedOut(f"{where} did not answer in time")
+            return TimedOut(f"{where} did not respond in time")
         if isinstance(exc, errors.OfflineModeIsEnabled):
             return UpstreamFailed(f"{where} is not contacted: HF_HUB_OFFLINE is set.")
         if isinstance(exc, httpx2.TransportError | ConnectionError):
@@ -147,7 +147,7 @@ class Hf:
             return Invalid(f"{self._repo} is not a valid repository name.", param="source")
         return UpstreamFailed(f"{where} sent a list that cannot be read ({type(exc).__name__}).")  # 6
 
-    def _closed(self, exc: Exception, where: str) -> ApplianceError:
+    def _access_error(self, exc: Exception, where: str) -> ApplianceError:
         """Return the error of a repository that cannot be read: 1. gated   2. no revision   3. not there."""
         from huggingface_hub import errors
 
@@ -173,9 +173,9 @@ class Hf:
 
 
 async def _in_daemon_thread(work: Callable[[], Tree]) -> Tree:
-    """Call what blocks in a daemon thread.
+    """Call a blocking function in a daemon thread.
 
-    One of asyncio's would hold up the end of the process until its server answers.
+    One of asyncio's threads would delay the exit of the process until the server responds.
     """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[Tree] = loop.create_future()
@@ -186,7 +186,7 @@ async def _in_daemon_thread(work: Callable[[], Tree]) -> Tree:
         if result is not None:
             future.set_result(result)
         else:
-            future.set_exception(error or RuntimeError("the listing gave nothing"))
+            future.set_exception(error or RuntimeError("the listing returned nothing"))
 
     def run() -> None:
         result, error = None, None

@@ -1,8 +1,8 @@
 """The HTTP client inside Hugging Face's official client, with our reading of the environment's proxies.
 
-The official client has one HTTP client for the whole process, used by all threads. Which proxies hold is set
-per thread (`use_proxies`), and chosen for each request by its address. Nothing else is read from the
-environment either: ~/.netrc would send passwords behind our back.
+The official client has one HTTP client for the whole process, used by all threads. The proxies are set for
+each thread (`use_proxies`), and one is chosen for each request by its address. Nothing else is read from the
+environment: ~/.netrc could add credentials that were not configured.
 """
 
 import threading

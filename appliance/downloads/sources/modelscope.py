@@ -1,7 +1,7 @@
 """ms://ns/repo[@revision][/sub/path]: ModelScope, by its HTTP API.
 
-Source: its own client. /api/v1/models/{repo}/repo/files lists, /repo?FilePath= sends a file and knows Range;
-the token goes as the cookie m_session_id; the default branch is master.
+Source: its own client. /api/v1/models/{repo}/repo/files lists, /repo?FilePath= sends a file and supports
+Range; the token is sent as the cookie m_session_id; the default branch is master.
 """
 
 import re
@@ -45,11 +45,11 @@ class ModelScope:
     async def listing(self) -> Listing:
         """Return all files below the sub-path."""
         url = f"{self._base}/files?{urlencode({'Revision': self._revision, 'Recursive': 'true'})}"
-        answer, _ = await self._web.json(url, what=self._repo, secret=self._secret)
-        code = answer.get("Code") if isinstance(answer, dict) else None
-        self._check_code(code, answer)
+        body, _ = await self._web.json(url, what=self._repo, secret=self._secret)
+        code = body.get("Code") if isinstance(body, dict) else None
+        self._check_code(code, body)
         try:
-            rows = [row for row in answer["Data"]["Files"] if row.get("Type") != "tree"]
+            rows = [row for row in body["Data"]["Files"] if row.get("Type") != "tree"]
             files = tuple(remote for row in rows if (remote := self._remote(row)) is not None)
         except (KeyError, TypeError, ValueError, AttributeError) as exc:
             raise UpstreamFailed(
@@ -59,14 +59,14 @@ class ModelScope:
             raise NotFound(f"{self._repo} has no {self._sub} at revision {self._revision}.")
         return Listing(files, pin(self.scheme, self._repo, self._revision, self._sub))
 
-    def _check_code(self, code: object, answer: Any) -> None:
+    def _check_code(self, code: object, body: Any) -> None:
         """Raise what the API's own code means, which may come with status 200."""
         if code in {401, 403, 10010205002}:
             raise Forbidden(
                 f"{self._repo}: ModelScope refuses access ({code}). `ms_token` must be allowed to read it.",
                 code="source_forbidden",
             )
-        is_missing = isinstance(code, int) and code != 200 and "not exist" in str(answer.get("Message", ""))
+        is_missing = isinstance(code, int) and code != 200 and "not exist" in str(body.get("Message", ""))
         if code == 404 or is_missing:
             raise NotFound(f"{self._repo} does not exist at ModelScope, or has no revision {self._revision}.")
 

@@ -1,4 +1,4 @@
-"""pvc://a/b and pvc:///a/b: the mounted folder /a/b, which must lie below a folder that may be read."""
+"""pvc://a/b and pvc:///a/b: the mounted folder /a/b, which must be below a folder that may be read."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Scheme → source. A new one is one file and one row."""
+"""Scheme → source. A new source is one module and one row."""
 
 import difflib
 import re

@@ -1,6 +1,6 @@
 """HTTP for the sources that speak it.
 
-Redirects are followed by hand, so that credentials do not go where one leads.
+Redirects are followed here and not by the client, so that credentials are sent to the first host only.
 """
 
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
@@ -172,7 +172,7 @@ class WebClient:
 
 
 def name_host(proxy: Proxy | None, host: str) -> str:
-    """Name a host for people, with the proxy that may answer in its place."""
+    """Name a host for people, with the proxy that may have responded in its place."""
     return f"{host} (through {proxy})" if proxy is not None else host
 
 
@@ -202,7 +202,8 @@ def status_error(status: int, what: str, host: str, headers: Mapping[str, str]) 
     if status in {408, 425, 429} or status >= 500:  # 1
         pause = headers.get("Retry-After", "")
         return Interrupted(
-            f"{what}: {host} answers {status}", retry_after_s=float(pause) if pause.isdecimal() else None
+            f"{what}: {host} responded with {status}",
+            retry_after_s=float(pause) if pause.isdecimal() else None,
         )
     if status == 401:  # 2
         return Forbidden(
@@ -219,7 +220,7 @@ def status_error(status: int, what: str, host: str, headers: Mapping[str, str]) 
         return NotFound(f"{what}: {host} does not have it ({status}).")
     if status in {412, 416}:  # 5
         return SourceChanged(_changed(what))
-    return UpstreamFailed(f"{what}: {host} answers {status}.")  # 6
+    return UpstreamFailed(f"{what}: {host} responded with {status}.")  # 6
 
 
 def _changed(what: str) -> str:
