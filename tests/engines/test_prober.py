@@ -62,7 +62,7 @@ async def test_a_probe_reads_health_load_and_facts() -> None:
         (
             {"/v1/models": (200, b'{"data": []}')},
             "auto",
-            "it answers, but like no engine that is known",
+            "it answers, but not like a known kind of engine",
         ),
         ({"/v1/models": (500, b"")}, "auto", "/v1/models answered 500"),
         ({"/props": Unreachable("refused", phase="connect", was_sent=False)}, "auto", "refused"),

@@ -1,7 +1,7 @@
-"""The declared adapters as one backend has them: which it may be asked for, and which are in use.
+"""The adapters of one backend: which of the declared ones it has, and which are in use.
 
-A declared name is served only from the moment that the backend was seen to have it, in its present life: an
-engine that was restarted has lost what it was told to load, and some would then let the base model answer.
+A declared name is served only after the backend was seen to have it since its start: a restarted engine has
+lost the adapters that it loaded, and some engines would then let the base model answer.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from appliance.engines.upstream.attempt import AttemptFailed
 
 log = get_logger("lora")
 ADAPTER_NOT_LOADED = "adapter_not_loaded"  # the error code
-# What engines say to the name of an adapter that they do not have.
+# From the error texts of engines for the name of an adapter that they do not have.
 _UNKNOWN_TEXTS = (
     "does not exist",
     "not loaded",
@@ -29,7 +29,7 @@ _UNKNOWN_TEXTS = (
 
 
 class AdapterNotLoaded(Unavailable):
-    """A declared adapter that no backend has at the moment. `is_expected`: one is about to have it."""
+    """A declared adapter that no backend has at the moment. `is_expected`: one will have it soon."""
 
     default_code = ADAPTER_NOT_LOADED
     is_expected = False
@@ -55,7 +55,7 @@ class AdapterState:
     Attributes:
         declared: Names that are declared for it, or about to be: served only once it has them.
         loaded: The declared adapters that it has.
-        version: Rises with each change of ours: a list of models from before a change is out of date.
+        version: Incremented with each change of ours: a list of models from before it is out of date.
     """
 
     def __init__(self, backend: str) -> None:
@@ -67,7 +67,7 @@ class AdapterState:
         self._released = asyncio.Event()
 
     def apply_to(self, models: dict[str, ServedModel]) -> dict[str, ServedModel]:
-        """Return what may be served: without declared adapters that it lacks, with those that it has."""
+        """Return the models that may be served: without the declared adapters that it lacks."""
         if not self.declared and not self.loaded:
             return models
         allowed = {name: served for name, served in models.items() if name not in self.declared}
@@ -80,26 +80,26 @@ class AdapterState:
         return is_changed
 
     def add(self, name: str, adapter: LoadedAdapter) -> None:
-        """Note that the backend was seen to have this one."""
+        """Record that the backend has this one."""
         self.version += 1
         self.loaded = {**self.loaded, name: adapter}
 
     def remove(self, name: str) -> None:
-        """Note that the backend has this one no longer."""
+        """Record that the backend no longer has this one."""
         self.version += 1
         self.loaded = {other: adapter for other, adapter in self.loaded.items() if other != name}
 
     def clear(self) -> None:
-        """Note that its engine went down: whatever comes back has none of them."""
+        """Record that its engine went down: a restarted one has none of them."""
         self.version += 1
         self.loaded = {}
 
     def update_from(self, models: Mapping[str, ServedModel]) -> None:
         """Take a list of what the engine serves, queried after the latest change.
 
-        1. it lists an adapter                 → that is how it is requested
-        2. it listed it before, and now not    → it is lost
-        3. it never listed it                  → it is believed to be there
+        1. it lists an adapter              → it is requested as listed
+        2. it listed it before, but not now → it is lost
+        3. it never listed it               → it is assumed to be there
         """
         for name, adapter in self.loaded.items():
             listed = models.get(adapter.engine_name)
@@ -110,7 +110,7 @@ class AdapterState:
                 self._lose(name)
 
     def report_missing(self, name: str) -> bool:
-        """Note that a request met no such adapter; return whether it is a declared one."""
+        """Record that a request did not find this one; return whether it is declared."""
         if name not in self.declared:
             return False
         if name in self.loaded:
@@ -124,12 +124,12 @@ class AdapterState:
     # ---- in use
 
     def acquire(self, name: str, slot: Any) -> None:
-        """Note that a request uses a declared adapter; other names are ignored."""
+        """Record that a request uses a declared adapter; other names are ignored."""
         if name in self.declared:
             self._in_use[slot] = name
 
     def release(self, slot: Any) -> None:
-        """Note that the request of `slot` ended."""
+        """Record that the request of `slot` ended."""
         if self._in_use.pop(slot, None) is not None:
             self._released.set()
 
@@ -145,7 +145,7 @@ class AdapterState:
 
 
 def rename_model(served: ServedModel, name: str) -> ServedModel:
-    """Return the same model under another name; how it is requested from the engine stays."""
+    """Return the same model under another name; it is requested from the engine as before."""
     if served.card.id == name:
         return served
     return replace(served, card=replace(served.card, id=name, aliases=()))
@@ -164,13 +164,13 @@ def is_adapter_missing(status: int, text: str) -> bool:
 def adapter_missing(
     name: str, backend_label: str, *, note: str = "", status: int | None = None
 ) -> AttemptFailed:
-    """Return what a missing adapter means for a request: another backend may have it.
+    """Return the failure for an adapter that the backend does not have; another one may have it.
 
     Args:
         name: The adapter.
-        backend_label: Begins a sentence, such as "The backend llm-1".
-        note: What the engine said.
-        status: Its HTTP status; None = none came.
+        backend_label: The backend at the start of an error text, such as "The backend llm-1".
+        note: The error text of the engine.
+        status: Its HTTP status; None = there was none.
     """
     return AttemptFailed(
         Outcome.ADAPTER_MISSING,

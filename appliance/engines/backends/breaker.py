@@ -1,4 +1,4 @@
-"""The circuit breaker of one endpoint. Pure: the caller brings the time."""
+"""The circuit breaker of one endpoint. Pure: the caller passes the time."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -11,7 +11,7 @@ class Breaker:
     """Stop sending to an endpoint that keeps failing, and let one request at a time try it again.
 
     closed       requests pass; `max_failures` in a row open it
-    open         no request until `open_s` has passed (or until the time that its Retry-After named)
+    open         no request until `open_s` has passed, or the time of its Retry-After
     half open    exactly one request tries; its success closes the circuit, its failure opens it again
     """
 
@@ -22,7 +22,7 @@ class Breaker:
     is_probing: bool = False
 
     def admit(self, now_s: float) -> bool:
-        """Say whether a request may be sent; where the circuit is half open, that request becomes the probe.
+        """Return whether a request may be sent; if the circuit is half open, that request is the probe.
 
         1. closed                          → yes
         2. open                            → no
@@ -45,11 +45,11 @@ class Breaker:
         self.is_probing = False
 
     def record_failure(self, now_s: float, *, retry_after_s: float | None = None) -> None:
-        """Count a failure, and open the circuit where that is due.
+        """Count a failure, and open the circuit if it was the last one allowed.
 
         Args:
             now_s: Monotonic seconds.
-            retry_after_s: The endpoint's own Retry-After opens it at once, for ten minutes at most.
+            retry_after_s: Retry-After of the endpoint: opens it at once, for MAX_RETRY_AFTER_S at most.
         """
         self.failures_in_a_row += 1
         was_probe, self.is_probing = self.is_probing, False
@@ -59,7 +59,7 @@ class Breaker:
             self.open_until_s = now_s + self.open_s
 
     def release_probe(self) -> None:
-        """Let another request be the probe: this one ended without a verdict (the client left)."""
+        """Let another request be the probe: this one ended without a result (the client left)."""
         self.is_probing = False
 
     def retry_in_s(self, now_s: float) -> float:

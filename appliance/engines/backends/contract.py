@@ -1,4 +1,4 @@
-"""What every backend is to the router and the dispatcher, and what it tells them."""
+"""What the router and the dispatcher need of a backend, and what a backend reports to them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ def _ignore() -> None:
 
 @dataclass(frozen=True, slots=True)
 class BackendCallbacks:
-    """What a backend reports while requests run; given to it when it is built (see Router.callbacks).
+    """What a backend calls while requests run; passed to its constructor (see Router.callbacks).
 
     Attributes:
         on_capacity: It may be able to take a request that it could not take before.
@@ -41,7 +41,7 @@ NO_CALLBACKS = BackendCallbacks()
 
 
 class Backend(Protocol):
-    """One reachable server, or a set of equal endpoints, of some engine."""
+    """One server of an engine, or several that are addressed as one."""
 
     @property
     def name(self) -> str:
@@ -55,7 +55,7 @@ class Backend(Protocol):
 
     @property
     def member(self) -> Member:
-        """Its load and times as a balancing strategy sees them."""
+        """Its load and response times, for the balancing strategies."""
         ...
 
     @property
@@ -65,7 +65,7 @@ class Backend(Protocol):
 
     @property
     def is_remote(self) -> bool:
-        """Whether a request leaves the operator's own machines here."""
+        """Whether its requests leave the operator's own machines."""
         ...
 
     @property
@@ -103,15 +103,15 @@ class Backend(Protocol):
         ...
 
     def find_model(self, model: str) -> ServedModel | None:
-        """Return what `model` is here, or None; a backend that answers to any name returns what it has."""
+        """Return the model of this name; None = it is not served. A backend may serve any name."""
         ...
 
     def status(self, now_s: float) -> BackendStatus:
-        """Say whether a request can be sent at this moment (monotonic seconds)."""
+        """Return whether a request can be sent now; `now_s` is monotonic."""
         ...
 
     def take(self, reason: str) -> Slot[Self]:
-        """Take a slot, chosen for `reason`; the caller sends at once, and `send` releases it."""
+        """Take a slot; `reason`: why the backend was chosen. The caller sends at once; `send` releases it."""
         ...
 
     def uncounted_slot(self) -> Slot[Self]:
@@ -119,22 +119,22 @@ class Backend(Protocol):
         ...
 
     async def prepare_passthrough(self, slot: AnySlot, model: str | None, options: RequestOptions) -> None:
-        """Make a slot ready for passthrough: afterwards its url is the server's.
+        """Prepare a slot for passthrough: afterwards it has the server's url.
 
         Raises:
-            ApplianceError: The model cannot be had, or it is not clear which one is meant.
+            ApplianceError: The model is not available, or it is not clear which one is meant.
         """
         ...
 
     async def send(self, request: EngineRequest, slot: AnySlot, *, budget_s: float) -> EngineReply:
-        """Answer `request`; the slot is released in any case, for a stream when it is closed.
+        """Answer `request`; the slot is always released, that of a stream when it is closed.
 
         Cancelling closes the upstream connection.
 
         Args:
             request: Its receipt gets backend, endpoint, served_model, attempts and upstream_ms.
-            slot: As `take` gave it.
-            budget_s: Seconds until the response must have begun, without a stream until its end.
+            slot: As `take` returned it.
+            budget_s: Seconds until the response must have begun; a whole one must be complete by then.
 
         Raises:
             AttemptFailed: Another backend may try.
@@ -143,11 +143,11 @@ class Backend(Protocol):
         ...
 
     def record(self, slot: AnySlot, outcome: Outcome, retry_after_s: float | None) -> None:
-        """Learn how a request ended; called once, when its slot is released."""
+        """Record how a request ended; called once, when its slot is released."""
         ...
 
     def describe(self) -> BackendState:
-        """Return its present state, from memory."""
+        """Return its current state, from memory."""
         ...
 
     def measure(self) -> None:

@@ -1,11 +1,11 @@
-"""The load of one server as its own metrics page showed it last, and how much of that still counts. Pure."""
+"""The load of one server by its latest metrics page, and how much of that still counts. Pure."""
 
 import math
 from dataclasses import dataclass
 
-FULL_S = 1.0  # a server that said "full" gets no request for so long, unless it said how long
+FULL_S = 1.0  # a server that refused a request as full gets none for so long, unless it sent Retry-After
 MAX_FULL_S = 60.0
-STALE_INTERVALS = 2  # a page older than so many intervals fades out of the decision, over as many again
+STALE_INTERVALS = 2  # the numbers of a page that is older count less and less, over as many intervals again
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +19,7 @@ class ScrapedPage:
 
 @dataclass(slots=True)
 class EngineLoad:
-    """What the engine says of its load, and what the requests that ended since then say against it.
+    """The load that the engine reported, and how our own requests have changed since then.
 
     Attributes:
         running: Requests that it works on, by its own count; None = unknown.
@@ -29,7 +29,7 @@ class EngineLoad:
         read_at_s: When it was read, monotonic.
         external_read: Requests at the server that were not ours when the page was read.
         ended_since: Our requests that ended since then.
-        full_until_s: Monotonic; until then it gets no request because it said that it is full.
+        full_until_s: Monotonic; until then it gets no request because it refused one as full.
     """
 
     running: float | None = None
@@ -62,7 +62,7 @@ class EngineLoad:
         self.external_read = max(0.0, (running or 0.0) + (waiting or 0.0) - own)
 
     def external(self, now_s: float, interval_s: float) -> float:
-        """Estimate the requests at the server that are not ours; they fade once its page is stale.
+        """Estimate the requests at the server that are not ours; they count less once its page is stale.
 
         Args:
             now_s: Monotonic seconds.
@@ -82,9 +82,9 @@ class EngineLoad:
         )
 
     def mark_full(self, now_s: float, retry_after_s: float | None) -> None:
-        """Note that the server refused a request because it is full; `retry_after_s` is its own word."""
+        """Record that the server refused a request as full; `retry_after_s` is its Retry-After."""
         self.full_until_s = now_s + min(retry_after_s or FULL_S, MAX_FULL_S)
 
     def age_s(self, now_s: float) -> float | None:
-        """Return the age of the numbers in seconds; None = there were never any."""
+        """Return the age of the numbers in seconds; None = there are none."""
         return round(now_s - self.read_at_s, 3) if math.isfinite(self.read_at_s) else None

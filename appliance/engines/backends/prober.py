@@ -1,8 +1,8 @@
-"""Probing servers: one loop per server, beside the requests and never on their path.
+"""Probes servers: one loop per server, beside the requests and never in their path.
 
 A probe queries health and load at the same time. Its interval is jittered, so that many appliances do not
-probe in step; a failure that a request met brings the next probe forward. What a server serves is queried
-when it becomes ready, and now and then after.
+probe in step; a failed request brings the next probe forward. The facts of a server (models, limits) are
+queried when it becomes ready, and at every FACTS_EVERY_PROBES-th probe.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from appliance.engines.metrics.values import BadMetrics, read_gauge
 log = get_logger("health")
 METRICS_TIMEOUT_S = 5.0
 FACTS_EVERY_PROBES = 10
-SUSPICION_S = 0.2  # the first probe after a failure; then twice as late each time, up to the usual interval
+SUSPICION_S = 0.2  # until the first probe after a failure; doubled each time, up to the usual interval
 STARTING_S = 0.5  # interval while the server starts
 MAX_DOUBLINGS = 16
 JITTER = 0.2
@@ -42,7 +42,7 @@ class HealthProber:
         await self._first.wait()
 
     async def run(self) -> None:
-        """Probe again and again, until cancelled. A fault of ours in a probe is logged; the probes go on."""
+        """Probe until cancelled. An unexpected exception is logged; the probes continue."""
         while True:
             try:
                 await self.probe()
@@ -52,7 +52,7 @@ class HealthProber:
             await self._pause()
 
     async def _pause(self) -> None:
-        """Wait for the next probe: the usual interval, or less after a failure or at the start."""
+        """Wait until the next probe is due."""
         pause_s = self._interval_s() * random.uniform(1 - JITTER, 1 + JITTER)
         due = self._server.state.probe_due
         try:
@@ -60,14 +60,14 @@ class HealthProber:
         except TimeoutError:
             return
         due.clear()
-        # Many failures at once are one reason to probe.
+        # Many failures at once cause one probe.
         await asyncio.sleep(min(SUSPICION_S, pause_s) * random.uniform(0.1, 1))
 
     def _interval_s(self) -> float:
         """Return the seconds until the next probe.
 
         1. ready     → the usual interval
-        2. lost      → soon, then twice as late each time, up to the usual interval
+        2. lost      → soon, then doubled each time, up to the usual interval
         3. starting  → half a second
         """
         state = self._server.state
@@ -81,7 +81,7 @@ class HealthProber:
         return min(usual_s, STARTING_S)  # 3
 
     async def probe(self) -> None:
-        """Probe once: its kind if that is unknown, health and load together, facts when they are due."""
+        """Probe once: the kind if it is unknown, health and load together, facts if they are due."""
         server, state = self._server, self._server.state
         if state.dialect is None:
             await self._detect()
@@ -100,14 +100,14 @@ class HealthProber:
         self._probes += 1
         if state.health.is_ready and (not was_ready or self._are_facts_due()):
             await self._query_facts(dialect)
-        self._on_capacity()  # limits, slow start and open circuits move with the clock
+        self._on_capacity()  # limits, slow start and open circuits change with time
 
     def _are_facts_due(self) -> bool:
         models = self._server.models
         return not models.has_facts or not models.is_current or self._probes % FACTS_EVERY_PROBES == 0
 
     async def _detect(self) -> None:
-        """Find out which kind of engine it is; until then it is starting."""
+        """Detect the kind of engine; until then the server is starting."""
         server, state = self._server, self._server.state
         try:
             for dialect in DIALECTS.values():
@@ -115,7 +115,7 @@ class HealthProber:
                     state.dialect = dialect
                     log.info("backend_detected", backend=server.name, kind=dialect.kind)
                     return
-            detail = "it answers, but like no engine that is known"
+            detail = "it answers, but not like a known kind of engine"
         except (ApplianceError, ValueError) as exc:
             detail = str(exc)
         state.update_health(EngineHealth(False, detail=detail))
@@ -132,11 +132,11 @@ class HealthProber:
     async def _query_load(self, dialect: Dialect) -> None:
         """Read its metrics page.
 
-        1. its kind has none                     → our own counts decide
-        2. it cannot be reached                  → no page, and no numbers
-        3. an error status; 404 and 501 mean off → no page, and no numbers
-        4. a page that makes no sense            → the page, and no numbers
-        5. a page                                → the page and its numbers
+        1. its kind has none                     → only our own counts are used
+        2. it cannot be reached                  → no page, no numbers
+        3. an error status; 404 and 501 mean off → no page, no numbers
+        4. an invalid value                      → the page, no numbers
+        5. otherwise                             → the page and its numbers
         """
         server, state = self._server, self._server.state
         if not dialect.running_metrics:  # 1
@@ -171,5 +171,7 @@ class HealthProber:
         except (WireError, ValueError) as exc:
             log.warning("backend_facts_unreadable", backend=server.name, reason=str(exc)[:200])
             return
-        if server.models.adapters.version == version:  # else an adapter changed meanwhile: these may be older
+        if (
+            server.models.adapters.version == version
+        ):  # else an adapter changed meanwhile: the facts may be older
             server.state.update_facts(facts)

@@ -8,12 +8,12 @@ from appliance.engines.types import ModelCard, ServedModel
 
 
 class ServedModels:
-    """What a server can be asked for, by name.
+    """The models of a server by name.
 
     Attributes:
-        facts: What the engine says of itself.
-        has_facts: Whether it has ever said it.
-        is_current: Whether it said it since it came up, and since the latest change of ours.
+        facts: What the engine reported of itself.
+        has_facts: Whether it ever reported anything.
+        is_current: Whether the facts are from after it came up, and after our latest change.
     """
 
     def __init__(self, spec: BackendSpec, *, created_s: int) -> None:
@@ -44,28 +44,28 @@ class ServedModels:
 
     @property
     def is_unknown(self) -> bool:
-        """Whether nothing is known: none are configured, and the engine was never reached."""
+        """Whether the models are unknown: none are configured, and the engine was never reached."""
         return not self.has_facts and not self._spec.models
 
     def update(self, facts: EngineFacts) -> bool:
-        """Take what the engine says of itself; return whether the models changed."""
+        """Take the facts that the engine reports; return whether the models changed."""
         self.is_current = True
         self.facts, self.has_facts = facts, True
         self.adapters.update_from(facts.models)
         return self.refresh()
 
     def invalidate(self) -> None:
-        """Forget the adapters: the engine went down, and whatever comes back has none of them."""
+        """Remove the adapters: the engine went down, and a restarted one has none of them."""
         self.is_current = False
         self.adapters.clear()
 
     def refresh(self) -> bool:
-        """Combine facts, configuration and adapters anew; return whether the models changed.
+        """Combine facts, configuration and adapters again; return whether the models changed.
 
-        1. models are configured → those, with what the engine says of them
-        2. the engine was reached → what it lists
-        3. otherwise             → none
-        In each case adapters that are declared, but that it does not have, are left out.
+        1. models are configured  → those, with the facts of the engine about them
+        2. the engine was reached → those that it lists
+        3. otherwise              → none
+        Declared adapters that the engine does not have are left out in each case.
         """
         former = self._by_name
         if self._spec.models:  # 1

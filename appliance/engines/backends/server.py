@@ -1,4 +1,4 @@
-"""One server of an engine: what is known of it, how it is queried, and one attempt to send it a request."""
+"""One server of an engine: its state, its client for queries, and one attempt to send it a request."""
 
 import math
 import ssl
@@ -48,7 +48,7 @@ class RunnerPolicy:
     """What is different with a llama-server that the model manager runs.
 
     Attributes:
-        label: Begins error sentences: "The llama-server of tiny".
+        label: Its name at the start of error texts: "The llama-server of tiny".
         on_released: Called with each slot when it is released: its lease goes back to the manager.
     """
 
@@ -57,7 +57,7 @@ class RunnerPolicy:
 
 
 class _SlotObserver(AttemptObserver):
-    """Takes the times of one attempt, and gives its slot back when its stream ends."""
+    """Takes the times of one attempt, and releases its slot when its stream ends."""
 
     __slots__ = ("_clock", "_first_byte", "_receipt", "_slot")
 
@@ -84,7 +84,7 @@ class EngineServer:
         state: Its health, load and limits.
         models: What it serves.
         stats: What the appliance counts of it.
-        client: The way to it for the appliance's own queries.
+        client: For the appliance's own queries.
         origin: `configured`, `runtime`, `persisted` or `managed`.
 
     With a `runner` policy the model manager runs it: it is never probed, and it is the very process that was
@@ -165,7 +165,7 @@ class EngineServer:
 
     @property
     def measures_latencies(self) -> bool:
-        """Whether response times are taken here: the engine has no histograms, or no metrics."""
+        """Whether the appliance measures response times: the engine has no histograms, or no metrics."""
         return self.kind not in MEASURING or self.state.load.note == "off"
 
     def cards(self) -> list[ModelCard]:
@@ -173,11 +173,11 @@ class EngineServer:
         return self.models.cards()
 
     def find_model(self, model: str) -> ServedModel | None:
-        """Return what `model` is here; None = it is not served."""
+        """Return the model of this name; None = it is not served."""
         return self.models.find(model)
 
     def status(self, now_s: float) -> BackendStatus:
-        """Say whether a request can be sent at this moment (see ServerState.status)."""
+        """Return whether a request can be sent now (see ServerState.status)."""
         return self.state.status(now_s)
 
     def apply(self, settings: EngineSettings, origin: str) -> None:
@@ -188,7 +188,7 @@ class EngineServer:
     # ---- slots
 
     def take(self, reason: str) -> Slot[Self]:
-        """Take a slot; where the circuit is half open, this request is its probe."""
+        """Take a slot; if the circuit is half open, this request is its probe."""
         self.state.breaker.admit(self._clock.monotonic_s())
         return self._with_address(self.stats.open_slot(self, reason))
 
@@ -202,10 +202,10 @@ class EngineServer:
         return slot
 
     async def prepare_passthrough(self, slot: AnySlot, model: str | None, options: RequestOptions) -> None:
-        """Do nothing: its slots have its address from the start."""
+        """Do nothing: its slots already have its address."""
 
     def record(self, slot: AnySlot, outcome: Outcome, retry_after_s: float | None) -> None:
-        """Learn how a request ended; called once, when its slot is released."""
+        """Record how a request ended; called once, when its slot is released."""
         self.stats.close_slot(slot, outcome)
         if slot.is_uncounted:
             if outcome.breaker is BreakerEffect.FAILED:
@@ -236,7 +236,7 @@ class EngineServer:
         """Answer `request` by one attempt (see Backend.send).
 
         1. the attempt failed      → its outcome, and AttemptFailed
-        2. the caller's own fault  → refused, and that error
+        2. the client's own fault  → refused, and that error
         3. a whole response        → ok
         4. a stream                → its slot is released when it is closed
         """
@@ -268,7 +268,7 @@ class EngineServer:
                 )
 
     def _begin_receipt(self, request: EngineRequest, slot: AnySlot, served: ServedModel | None) -> str:
-        """Write down who is asked; return the model's name there."""
+        """Record server and attempt in the receipt; return the model's name at the server."""
         receipt = request.receipt
         upstream = served.upstream if served else request.model
         receipt.backend, receipt.served_model, receipt.endpoint = self.name, upstream, self.spec.url
@@ -280,7 +280,7 @@ class EngineServer:
     def _call(
         self, request: EngineRequest, served: ServedModel | None, upstream: str, budget_s: float
     ) -> UpstreamCall:
-        """Return what is sent for `request`; a response that is wanted whole may be read from a stream."""
+        """Return what is sent for `request`; a whole response may be gathered from a stream."""
         settings = self.state.settings
         wants_events = request.stream and settings.upstream_streaming != "simulate"
         is_gathered = not wants_events and self._must_stream(request)
@@ -303,7 +303,10 @@ class EngineServer:
         )
 
     def _must_stream(self, request: EngineRequest) -> bool:
-        """Whether to ask for a stream though a whole response is wanted (Dialect.stops_on_disconnect)."""
+        """Whether to ask for a stream although the client wants a whole response.
+
+        See Dialect.stops_on_disconnect.
+        """
         dialect = self.state.dialect
         return (
             dialect is not None
@@ -312,10 +315,10 @@ class EngineServer:
         )
 
     async def _acquire_adapter(self, name: str, served: ServedModel | None, slot: AnySlot) -> None:
-        """Make sure that a declared adapter, or one that the body names, is there to answer.
+        """Make sure that the server has the adapter of a request, and mark it as in use.
 
         Raises:
-            AttemptFailed: It is not, or the server, which must say so, cannot be reached.
+            AttemptFailed: It does not have it, or it cannot be reached to ask for it.
         """
         name = served.card.id if served is not None else name
         dialect = self.state.dialect
@@ -339,7 +342,7 @@ class EngineServer:
             raise AttemptFailed.of(error) from error
 
     def _peer(self, served: ServedModel | None) -> Peer:
-        """Return how it is spoken to for a model, or for an adapter, which it may have lost."""
+        """Return the peer for a model, or for an adapter: then an error status may mean that it was lost."""
         if served is None or not served.card.parent:
             return self._model_peer
         name = served.card.id
@@ -352,13 +355,13 @@ class EngineServer:
         return Peer(self._wire, self.target, self._label, refuse)
 
     def fail_waiting(self) -> int:
-        """End the requests that wait for its response; each goes to another server. Return how many."""
+        """Fail the requests that wait for its response: each may be retried elsewhere. Return how many."""
         return self._wire.fail_waiting(self.target.origin, f"{self.name} was found to be down")
 
     # ---- what it shows
 
     def describe(self) -> BackendState:
-        """Return its present state, from memory."""
+        """Return its current state, from memory."""
         now_s = self._clock.monotonic_s()
         state, member, breaker, load = self.state, self.member, self.state.breaker, self.state.load
         status, limit = state.status(now_s), state.limit(now_s)
@@ -398,10 +401,10 @@ class EngineServer:
         )
 
     def engine_extras(self, kv_usage: float | None) -> EngineExtras:
-        """Return what is known beside its metrics page.
+        """Return what its metrics page does not show.
 
         Args:
-            kv_usage: The part of its cache in use, from its slots page; None = unknown.
+            kv_usage: Share of its KV cache in use, 0 to 1, from its slots page; None = unknown.
         """
         adapters = self.models.adapter_names()
         return EngineExtras(kv_usage, adapters or None, len(adapters), self._clock.now_s())
@@ -417,7 +420,7 @@ class EngineServer:
 
 
 def _headers(spec: BackendSpec) -> dict[str, str]:
-    """Return the headers that its key makes; the key is kept out of the logs from here on."""
+    """Return the headers with its key, and register the key as a secret for the logs."""
     key = spec.api_key.get_secret_value()
     if not key:
         return {}

@@ -1,8 +1,7 @@
-"""What is known of one server of an engine, and so whether it can take a request.
+"""The state of one server of an engine, which decides whether it can take a request.
 
-It comes from three sides: probes of its health and metrics (prober.py, in the background), the requests that
-are sent (counted at once, and their failures noted), and the operator (drain, limits). A request never waits
-for a probe.
+It has three sources: probes of health and metrics (prober.py, in the background), the requests (counted at
+once, failures included), and the operator (drain, limits). A request never waits for a probe.
 """
 
 import asyncio
@@ -23,9 +22,9 @@ from appliance.engines.specs import BackendSpec
 from appliance.engines.types import BackendStatus
 
 log = get_logger("backend")
-UNKNOWN_SLOTS = 4  # llama.cpp's own default, where the server does not tell
-MISSED_PROBES = 2  # probes in a row that time out before a server is down; one refused connection is enough
-MIN_RAMP = 0.1  # slow start begins with this part of a server's worth
+UNKNOWN_SLOTS = 4  # llama.cpp's default, if the server does not report its slots
+MISSED_PROBES = 2  # time-outs in a row until a server is down; one refused connection is enough
+MIN_RAMP = 0.1  # share of its limit and weight with which a server starts slowly
 
 
 class ServerState:
@@ -90,12 +89,12 @@ class ServerState:
     # ---- whether it can take a request
 
     def limit(self, now_s: float) -> float:
-        """Return the most requests that it works on at a time; infinity = the engine decides.
+        """Return how many requests it may work on at a time; infinity = no limit here.
 
-        1. MAX_IN_FLIGHT of the backend, else MAX_ALLOWED_REQUEST_QUEUE
-        2. an engine with slots → as many
+        1. `max_in_flight` of the backend, else MAX_ALLOWED_REQUEST_QUEUE
+        2. an engine with slots → as many as it has
         3. otherwise            → no limit
-        A server that came back begins with a part of it.
+        During slow start it is a share of that.
         """
         most: float = self._spec.max_in_flight or self.settings.max_allowed_request_queue  # 1
         if not most:
@@ -105,11 +104,11 @@ class ServerState:
         return most
 
     def status(self, now_s: float) -> BackendStatus:
-        """Say whether a request can be sent at this moment.
+        """Return whether a request can be sent now.
 
         1. the operator drains it                       4. its circuit is open
-        2. not ready: starting while in grace, or down  5. at its limit, or making requests wait inside
-        3. it said a moment ago that it is full         6. ready
+        2. not ready: starting while in grace, or down  5. at its limit, or requests wait inside it
+        3. it refused a request as full a moment ago    6. ready
         """
         if self.is_draining:  # 1
             return BackendStatus.DRAINING
@@ -139,7 +138,7 @@ class ServerState:
         return BackendStatus.STARTING if self.health.is_loading or is_young else BackendStatus.DOWN
 
     def _ramp(self, now_s: float) -> float:
-        """Return the part of its worth that a server has that came back: from a tenth to all of it."""
+        """Return the share of its limit and weight during slow start: MIN_RAMP to 1."""
         assert self._recovered_s is not None
         slow_s = self.settings.slow_start_s
         part = (now_s - self._recovered_s) / slow_s if slow_s else 1.0
@@ -149,17 +148,18 @@ class ServerState:
             return 1.0
         return max(MIN_RAMP, part)
 
-    # ---- what was seen of it
+    # ---- updates
 
     def update_health(self, health: EngineHealth, *, is_timeout: bool = False) -> bool:
-        """Take the outcome of a probe.
+        """Take the result of a probe.
 
         Args:
-            health: What the engine says.
-            is_timeout: It did not reply in time, which counts only when it happens again.
+            health: Of the engine.
+            is_timeout: It did not reply in time, which counts only MISSED_PROBES times in a row.
 
         Returns:
-            Whether it went from ready to not ready: requests that wait for its response should go elsewhere.
+            Whether it went from ready to not ready: requests that wait for its response should be retried
+            elsewhere.
         """
         self.checked_at_s = self._clock.now_s()
         former = self.health
@@ -193,11 +193,11 @@ class ServerState:
         log.warning("backend_lost", backend=self.name, reason=health.detail)
 
     def update_load(self, running: float | None, waiting: float | None, note: str) -> None:
-        """Take the engine's own numbers; None where it has none (see EngineLoad.update)."""
+        """Take the engine's own numbers; None = unknown (see EngineLoad.update)."""
         self.load.update(running, waiting, note, own=self._member.active, now_s=self._clock.monotonic_s())
 
     def update_facts(self, facts: EngineFacts) -> None:
-        """Take what the engine says of itself."""
+        """Take the facts that the engine reports."""
         was_current = self._models.is_current
         if self._models.update(facts):
             self._callbacks.on_models()
@@ -205,12 +205,12 @@ class ServerState:
             self._callbacks.on_change()
 
     def refresh_models(self) -> None:
-        """Report models that changed because its adapters, or its facts, did."""
+        """Combine the models again after a change of adapters or facts; report a change."""
         if self._models.refresh():
             self._callbacks.on_models()
 
     def report_missing_adapter(self, name: str) -> bool:
-        """Note that a request met no adapter where one should be; return whether it is a declared one."""
+        """Record that a request did not find its adapter; return whether the adapter is declared."""
         is_declared = self._models.adapters.report_missing(name)
         self.refresh_models()
         self._models.is_current = False
@@ -218,11 +218,11 @@ class ServerState:
         return is_declared
 
     def record(self, outcome: Outcome, retry_after_s: float | None) -> None:
-        """Learn from the end of a request.
+        """Record the end of a request.
 
-        1. the server is well → its circuit closes
-        2. it says nothing of the server's health → a probe slot is free again; perhaps the server is full
-        3. the server failed → counted, and probed soon; with a refused connection it is down at once
+        1. the server succeeded       → its circuit closes
+        2. nothing about its health   → another request may probe the circuit; the server may be full
+        3. the server failed          → counted, and probed soon; if it refused the connection, it is down
         """
         self.load.ended_since += 1
         if outcome.breaker is BreakerEffect.SUCCEEDED:  # 1
@@ -244,11 +244,11 @@ class ServerState:
         return self._clock.monotonic_s()
 
     def probe_soon(self) -> None:
-        """Have it probed soon: something was wrong with it."""
+        """Bring the next probe forward."""
         self.probe_due.set()
 
     def detail(self, status: BackendStatus, now_s: float) -> str:
-        """Return what keeps it from taking requests; "" = nothing does."""
+        """Return why it takes no requests; "" = it does."""
         if status is BackendStatus.DRAINING:
             return "drained by the operator"
         if status is BackendStatus.CIRCUIT_OPEN:

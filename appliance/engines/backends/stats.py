@@ -1,6 +1,6 @@
 """What every backend counts: requests in flight, choices, times, errors.
 
-Counting at once, not when the engine's metrics show it, is what keeps a burst from landing on one server.
+Requests are counted at once, not when the engine's metrics show them: a burst would land on one server else.
 """
 
 from collections import Counter
@@ -30,14 +30,14 @@ class BackendStats:
 
     @property
     def in_flight(self) -> int:
-        """Requests that the backend works on at this moment."""
+        """Requests that the backend works on."""
         return self.member.active
 
     def open_slot(self, owner: OwnerT, reason: str) -> Slot[OwnerT]:
-        """Count a request that was given to the backend.
+        """Count a new request, and return its slot.
 
         Args:
-            owner: Whose `record` is called when the slot is released.
+            owner: Its `record` is called when the slot is released.
             reason: Why this backend was chosen.
         """
         clock = self._clock
@@ -67,7 +67,7 @@ class BackendStats:
             self._metrics.backend_errors.labels(self.name, label).inc()
 
     def remove_metrics(self) -> None:
-        """Remove the backend's rows from the metrics: it exists no longer."""
+        """Remove the backend's rows from the metrics: it no longer exists."""
         for family in self._metrics.backend_families:
             family.remove_by_labels({"backend": self.name})
         self._metrics.latencies.forget(self.name)

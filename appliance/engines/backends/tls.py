@@ -1,4 +1,4 @@
-"""The TLS contexts of servers that want their own."""
+"""The TLS contexts of servers with TLS settings of their own."""
 
 import ssl
 
@@ -19,7 +19,7 @@ class TlsContexts:
         """Return the context of a backend; None = the connection pool's own.
 
         Raises:
-            OSError: A file cannot be read, or is not what it should be.
+            OSError: A file cannot be read, or is not valid PEM.
         """
         tls = spec.tls
         if tls == PLAIN or not spec.url.startswith("https:"):
