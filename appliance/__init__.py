@@ -1,30 +1,30 @@
 """One container that gives any machine an inference endpoint.
 
-The layers are drawn in docs/architecture.md; `lint-imports` holds them.
+The layers are described in docs/architecture.md; `lint-imports` checks them.
 
 Modules:
     __main__: the verbs of the command `appliance`.
     app: the appliance from start to end.
     base: settings, errors, logs, tasks, connections, metrics.
-    build: the parts that appliance and sidecar have in common.
-    build_models: the model manager.
+    build: builds the parts that appliance and sidecar have in common.
+    build_models: builds the model manager.
     cli: the command line of a running appliance.
     control: the gRPC control API.
     download: the verb `download`.
     download_output: what that verb prints.
     downloads: model files: sources, resume, verification, jobs.
-    engines: who answers a request.
+    engines: backends and routing: which server answers a request.
     front: the HTTP interface.
     healthcheck: the verb `healthcheck`.
     host: the machine: its identity, GPU, port redirection, the worker.
-    interfaces: the interfaces, built from the parts.
+    interfaces: builds the interfaces from the parts.
     lifecycle: the state of the process, from start to end.
-    machine: the machine that the appliance runs on.
+    machine: the results of `prepare`, the worker's port, the worker.
     models: models that run here: table, scheduler, processes.
     parts: the parts of a running appliance.
-    reload: new settings while requests run.
+    reload: applies new settings while requests run.
     settings: all settings together.
-    settings_checks: what is wrong with settings of several packages together.
+    settings_checks: checks that concern settings of several packages.
     settings_text: all settings, rendered for people.
     sidecar: the verb `sidecar`.
 """

@@ -1,6 +1,6 @@
 """The command `appliance VERB`: serve, check, settings, models, sidecar, download, ctl and more.
 
-Verbs import what they need when they are called: a health check must not cost what a server costs.
+Each verb imports what it needs when it is called: a health check must not load the whole server.
 """
 
 import os
@@ -17,10 +17,10 @@ USAGE = """usage: appliance VERB [ARGUMENT…]
   settings      every variable: package, default, current value, help   [--json | --env-example | --markdown]
   routes        every address of the HTTP API: method, path, access, errors, what it does   [--markdown]
   models        the models of a running appliance: list, show, load, eject, pin, queue … (`models --help`)
-  models check  what would be run for each model of the table, and what would not work   [--json]
+  models check  the command of each model of the table, and what is wrong with it   [--json]
   models schema the JSON schema of the file of CONFIG_PATH (as etc/models.schema.json)
   download      fetch model files: SOURCE [-o DIR] [-w N] [-c JSON] [--verify] [--repair] [--json]
-  healthcheck   ask the running appliance whether it is well; exit 0 or 1
+  healthcheck   check that the running appliance is healthy; exit 0 or 1
   sidecar       serve beside one engine: its metrics, adapters, downloads, health (`sidecar --help`)
   ctl           control a running appliance over its control API (`ctl --help`)
   version       print the version
@@ -37,7 +37,7 @@ def check() -> int:
     fatal = sum(p.is_fatal for p in problems)
     if settings is None:
         print(
-            f"{fatal} problem{'s' if fatal != 1 else ''} found; the appliance does not start like this.",
+            f"{fatal} problem{'s' if fatal != 1 else ''} found. The appliance cannot start like this.",
             file=sys.stderr,
         )
         return os.EX_CONFIG
@@ -127,7 +127,7 @@ def models_schema(arguments: list[str]) -> int:
 
 
 def models_check(arguments: list[str]) -> int:
-    """Explain what would be run for each model, without running it; return 78 if one would not work."""
+    """Print the command of each model without running it; return 78 if a model cannot be run."""
     from dataclasses import asdict
 
     from appliance.base import jsons
@@ -154,12 +154,11 @@ def serve() -> int:
     """Serve until asked to stop; return the exit code."""
     import ctypes
 
-    try:  # glibc would keep an arena per thread; two are plenty for one busy thread
+    try:  # glibc keeps an arena per thread; two are enough for one busy thread
         ctypes.CDLL(None).mallopt(-8, 2)  # M_ARENA_MAX
     except (AttributeError, OSError):
         pass
-    # The event loop runs fork handlers before it starts a program; gRPC's have nothing to do there and say so
-    # on stderr each time.
+    # The event loop runs fork handlers before it starts a program; gRPC's would write to stderr each time.
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     import uvloop
 
@@ -169,7 +168,7 @@ def serve() -> int:
 
 
 def healthcheck() -> int:
-    """Ask the running appliance whether it is well; return 0 or 1."""
+    """Check that the running appliance is healthy; return 0 or 1."""
     from appliance.healthcheck import main as healthcheck_main
 
     return healthcheck_main()
@@ -232,7 +231,7 @@ ALWAYS: dict[str, Callable[[], int]] = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the verb; settings that cannot be used end every verb in the same way: exit 78.
+    """Run the verb. Invalid settings end every verb with exit code 78.
 
     Args:
         argv: The verb and its arguments; None = those of the process.

@@ -1,4 +1,4 @@
-"""The appliance from start to end: opens its parts in order, closes them in reverse. Nothing is global."""
+"""Run the appliance: open its parts in order, close them in reverse order. Nothing is global."""
 
 import asyncio
 import ctypes
@@ -34,14 +34,14 @@ log = get_logger("appliance")
 async def running(settings: Settings, *, warnings: list[str] | None = None) -> AsyncIterator[Appliance]:
     """Open every part in order; close them in reverse order, also when one of them cannot be opened.
 
-    1. models: before the backends, which they are one of
+    1. models, since they are one of the backends
     2. backends, adapters, downloads
     3. the HTTP server, and the sidecar's port
     4. the machine: it needs the HTTP server's port
     5. the control API, then the worker, which may use both
 
     Args:
-        warnings: What an operator should know of the settings; None = nothing.
+        warnings: Warnings about the settings; None = none.
 
     Raises:
         OSError: An address cannot be listened on; its text names it.
@@ -128,13 +128,13 @@ async def open_sidecar(appliance: Appliance, stack: AsyncExitStack) -> None:
             [(front.sidecar_host, front.sidecar_port)],
             hurry=appliance.lifecycle.hurry,
             tasks=appliance.tasks,
-            grace_s=lambda: 0.0,  # the interfaces that close before it have waited already
+            grace_s=lambda: 0.0,  # the interfaces that close before it have waited for their requests
         )
     )
 
 
 async def close_feeds(appliance: Appliance) -> None:
-    """End what never ends by itself: those who wait for downloads or follow models would use up the grace."""
+    """End waits for downloads and feeds about models, which would last for the whole grace period."""
     await appliance.jobs.close()
     if appliance.manager is not None and appliance.manager_handlers is not None:
         appliance.manager.announce_shutdown()
@@ -151,8 +151,8 @@ async def serve(environ: Mapping[str, str] | None = None) -> int:
         environ: Where the settings are read from; None = os.environ.
 
     Returns:
-        The exit code: 0; 1 when an address could not be had or a background task died; 78 for settings that
-        cannot be used.
+        The exit code: 0; 1 when it cannot listen on an address or a background task died; 78 for invalid
+        settings.
     """
     settings, problems = load_or_raise(environ)
     loop = asyncio.get_running_loop()
@@ -162,13 +162,13 @@ async def serve(environ: Mapping[str, str] | None = None) -> int:
                 loop.add_signal_handler(number, appliance.lifecycle.shutdown)
             announce(appliance)
             settle_memory()
-            await appliance.lifecycle.stop_asked.wait()
+            await appliance.lifecycle.stop_requested.wait()
             log.info("stopping", grace_s=appliance.grace_s())
         log.info("stopped")
         return appliance.lifecycle.exit_code
     except InvalidSettings as exc:
         for problem in exc.problems:
-            print(f"error: {problem}", file=sys.stderr)  # noqa: T201 - the log is not up yet
+            print(f"error: {problem}", file=sys.stderr)  # noqa: T201 - the log is not configured yet
         return os.EX_CONFIG
     except OSError as exc:
         log.error("cannot_start", reason=str(exc))
@@ -176,12 +176,12 @@ async def serve(environ: Mapping[str, str] | None = None) -> int:
 
 
 def settle_memory() -> None:
-    """Keep what start-up made out of the collector's way; requests make few cycles, so it may run rarely."""
+    """Exempt the objects of the start from garbage collection; run it rarely: requests make few cycles."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 50)
     try:
-        ctypes.CDLL(None).malloc_trim(0)  # give back what importing and start-up left behind (glibc)
+        ctypes.CDLL(None).malloc_trim(0)  # return freed memory of the start to the system (glibc)
     except (AttributeError, OSError):
         pass
 

@@ -1,4 +1,4 @@
-"""Build what appliance and sidecar have in common: backends, adapters, downloads, the request pipeline."""
+"""Build the parts that appliance and sidecar have in common: backends, adapters, downloads, pipeline."""
 
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -30,7 +30,7 @@ from appliance.front.pipeline.access_log import AccessLog
 from appliance.front.pipeline.pipeline import RequestPipeline
 from appliance.settings import Settings, download_dir
 
-if TYPE_CHECKING:  # imported where it is used: no other process is to carry its libraries in memory
+if TYPE_CHECKING:  # imported where it is used, so that other processes do not load its libraries
     from appliance.engines.kv.follower import KvFollower
 
 CHANGES_FILE = "backends.json"
@@ -42,7 +42,7 @@ class Services:
 
     Attributes:
         fleet: The backends; its router answers requests.
-        adapters: The declared LoRA adapters, which the backends are brought to have.
+        adapters: The declared LoRA adapters; the backends are kept in line with them.
         scrape_pool: Connections to the engines' metrics pages.
     """
 
@@ -60,7 +60,7 @@ class Services:
 
     @property
     def router(self) -> Router:
-        """Who answers requests."""
+        """Chooses the backend of each request."""
         return self.fleet.router
 
     async def open(self, stack: AsyncExitStack) -> None:
@@ -83,7 +83,7 @@ def build_services(
     lines: LogBuffer | None = None,
     on_fetched: Callable[[DownloadJob], Awaitable[None]] | None = None,
 ) -> Services:
-    """Build the common parts; nothing is open yet but the backends. Called inside the event loop.
+    """Build the common parts; of these only the backends are open. Called inside the event loop.
 
     Args:
         state: Of the process: starting, serving, draining or stopping.
@@ -169,7 +169,7 @@ def build_lora_orders(
 
 
 def lora_folders(settings: Settings) -> tuple[list[Path], Path]:
-    """Return the folders where adapters may lie, and the one that they are downloaded to."""
+    """Return the folders that adapters may be in, and the one that they are downloaded to."""
     own_folder = Path(settings.host.state_dir) / "adapters"
     folders = list(map(Path, settings.engines.lora_allowed_dirs)) or [
         own_folder,
@@ -179,7 +179,7 @@ def lora_folders(settings: Settings) -> tuple[list[Path], Path]:
 
 
 def has_variable(settings: Settings) -> Callable[[str], bool]:
-    """Return a function that says whether the environment has a variable, itself or as a file's name."""
+    """Return a function that says whether the environment has NAME or NAME_FILE."""
     return lambda name: bool(settings.environ.get(name) or settings.environ.get(f"{name}_FILE"))
 
 
@@ -193,7 +193,7 @@ def build_downloader(settings: Settings) -> DownloadEngine:
 
 
 def download_roots(settings: Settings) -> tuple[Path, ...]:
-    """Return the folders for downloads and for adapters: nothing is downloaded to anywhere else."""
+    """Return all folders that may be downloaded to: those for downloads, and those for adapters."""
     adapters = list(map(Path, settings.engines.lora_allowed_dirs)) or [
         Path(settings.host.state_dir) / "adapters"
     ]

@@ -1,4 +1,4 @@
-"""Build the model manager from the settings, and join it to the backends."""
+"""Build the model manager from the settings, and add it to the backends."""
 
 import shutil
 from pathlib import Path
@@ -26,7 +26,7 @@ log = get_logger("models")
 
 
 def has_llama_server(settings: Settings) -> bool:
-    """Whether models could be run here, though none is named yet: one may be pulled later."""
+    """Whether llama-server is installed, so that a model pulled later can be run."""
     return shutil.which(settings.catalogue.llama_server or "llama-server") is not None
 
 
@@ -77,7 +77,7 @@ def build_manager(
 
 
 def build_runner_pool(system: System) -> ConnectionPool:
-    """Build the pool of connections to our own llama-servers, as large as the table says."""
+    """Build the pool of connections to the appliance's llama-servers, with the limits of the table."""
     return ConnectionPool(
         PoolLimits(
             Timeouts(connect_s=2.0, first_byte_s=None, idle_s=None),
@@ -97,7 +97,7 @@ def add_manager(
     metrics: Metrics,
     tasks: Tasks,
 ) -> None:
-    """Add an open manager to the backends, and watch over what it runs."""
+    """Add an open manager to the backends, and start its watchdog."""
     fleet.set_managed(
         ManagedBackend(
             manager,

@@ -1,8 +1,8 @@
-"""`appliance download`: the stand-alone downloader, with the same engine as the server's downloads.
+"""`appliance download`: the stand-alone downloader; it uses the download engine of the server.
 
-It runs as the user who called it and trusts that person: any folder and host, unless DOWNLOAD_ALLOWED_DIRS or
+It runs as the user who calls it and trusts that user: any folder and host, unless DOWNLOAD_ALLOWED_DIRS or
 DOWNLOAD_ALLOWED_HOSTS are set. Exit codes: 0 done · 1 it failed, or faults were found · 2 wrong arguments ·
-78 settings that cannot be used · 130, 143 stopped.
+78 invalid settings · 130, 143 stopped by a signal.
 """
 
 import argparse
@@ -113,14 +113,14 @@ def _parse_config(text: str | None) -> dict[str, str]:
 
 
 def hide_argument(text: str | None, config: Mapping[str, str]) -> None:
-    """Overwrite -c in this process's command line if it has a secret, so that `ps` shows it no more.
+    """Overwrite -c in this process's command line if it has a secret, so that `ps` does not show it.
 
-    The kernel reads command lines from the process's own memory, which the process may write. Until Python
-    runs this the text can be seen: an environment variable, a file or standard input are better.
+    The kernel reads command lines from the process's own memory, which the process may write. Until this runs
+    the text is visible: an environment variable, a file or standard input are better.
 
     Args:
-        text: -c as it was given, None = it was not.
-        config: The same, parsed.
+        text: The value of -c; None = it is absent.
+        config: The parsed value.
     """
     secrets = [config[key] for key in SECRET_KEYS if config.get(key)]
     SECRETS.learn(secrets)
@@ -135,11 +135,11 @@ def hide_argument(text: str | None, config: Mapping[str, str]) -> None:
             memory.seek(start)
             memory.write(whole.replace(os.fsencode(text), b"*" * len(os.fsencode(text))))
     except (OSError, ValueError, IndexError):
-        pass  # a hardened kernel: the text stays visible
+        pass  # not permitted by the kernel: the text stays visible
 
 
 def _read_settings() -> tuple[DownloadSettings, Proxies]:
-    """Read the settings of downloads alone, and the proxies: another wrong setting does not matter here."""
+    """Read the settings of downloads, and the proxies; faults of other settings do not matter here."""
     environ: Mapping[str, str] = os.environ
     if environ.get("APPLIANCE_ENV_FILE"):
         from appliance.settings import effective_environ  # imports every package: only if needed
@@ -163,7 +163,7 @@ def _choose_folder(given: str | None, settings: DownloadSettings) -> Path:
 
 
 async def _act(options: argparse.Namespace, engine: DownloadEngine, request: DownloadRequest) -> int:
-    """Do what is wanted: 1. verify   2. repair   3. download."""
+    """Run the action: 1. verify   2. repair   3. download."""
     source, folder = request.source, request.output_dir
     if options.verify and not source and not options.repair:  # 1
         return _print_faults(await engine.verify(folder), folder, is_json=options.json)
@@ -216,7 +216,7 @@ def _print_failure(exc: ApplianceError, *, is_json: bool) -> int:
 
 
 def _run(work: Any, folder: Path) -> int:
-    """Run to the end, or until a signal; return the exit code."""
+    """Run until done or stopped by a signal; return the exit code."""
     stopped: list[int] = []
 
     async def guarded() -> int:

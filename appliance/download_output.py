@@ -15,7 +15,7 @@ JSON_EVERY_S = 0.5
 
 
 def size(count: float) -> str:
-    """Return bytes in the unit that people would use."""
+    """Return a number of bytes in decimal units: 512 bytes, 1.5 MB."""
     for unit in ("bytes", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
@@ -29,7 +29,7 @@ def render_faults(faults: Iterable[FileFault]) -> list[str]:
 
 
 def render_line(progress: DownloadProgress) -> str:
-    """Return in a line how far a download is."""
+    """Return the progress of a download as one line."""
     if progress.phase in {"listing", "waiting"}:
         return f"{progress.phase}{f': {progress.note}' if progress.note else ''}"
     total = f" of {size(progress.total_bytes)}" if progress.total_bytes is not None else ""
@@ -54,10 +54,10 @@ class ProgressLines:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Do nothing: lines need no end."""
+        """Do nothing: there is nothing to close."""
 
     def progress(self, progress: DownloadProgress) -> None:
-        """Print how far it is, unless that was done just now."""
+        """Print the progress; at most one line per interval, unless phase or note has changed."""
         phase, note, at_s = self._last
         now, every_s = self._clock.monotonic_s(), JSON_EVERY_S if self._is_json else LINE_EVERY_S
         if (progress.phase, progress.note) == (phase, note) and now - at_s < every_s:
@@ -99,7 +99,7 @@ class ProgressBar:
         self._bar.__exit__(kind, error, trace)
 
     def progress(self, progress: DownloadProgress) -> None:
-        """Show how far it is, and the file that is being fetched."""
+        """Show the progress, and the file that is being downloaded."""
         what = progress.now[0] if progress.now else progress.phase
         more = f" and {len(progress.now) - 1} more" if len(progress.now) > 1 else ""
         text = progress.note if progress.note else f"{progress.files_done}/{progress.files} {what}{more}"

@@ -1,4 +1,4 @@
-"""The verb `healthcheck`: asks whether the server, or a sidecar, is well. Imports little: it runs often."""
+"""The verb `healthcheck`: checks the server, or a sidecar. It imports little, because it runs often."""
 
 import http.client
 import json
@@ -10,10 +10,10 @@ LOOPBACK_OF = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
 def main() -> int:
-    """Print whether all is well; return 0 if so, else 1.
+    """Print whether the server is healthy; return 0 if so, else 1.
 
-    1. the server listens                  → its /healthz
-    2. nothing listens on the server's port → a sidecar's /health
+    1. the server listens                      → its /healthz
+    2. nothing listens on the server's port    → a sidecar's /health
     """
     host = os.environ.get("PROXY_HOST") or "127.0.0.1"
     host = LOOPBACK_OF.get(host, host)

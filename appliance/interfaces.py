@@ -1,4 +1,4 @@
-"""The interfaces, built from the parts that they open to: HTTP server, sidecar addresses, control API."""
+"""Build the interfaces from the parts of the appliance: HTTP server, sidecar addresses, control API."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ from appliance.parts import Appliance
 from appliance.reload import Reloader
 from appliance.settings import Settings
 
-if TYPE_CHECKING:  # its libraries are loaded only where events are followed
+if TYPE_CHECKING:  # its libraries are loaded only where KV events are followed
     from appliance.engines.kv.follower import KvFollower
 
 
@@ -70,7 +70,7 @@ def build_front(appliance: Appliance) -> HttpServer:
 
 
 class SidecarEngine:
-    """The engine that a sidecar's addresses are about, as the router knows it.
+    """The engine that a sidecar's addresses are about.
 
     1. the server that is named
     2. without a name, the first server
@@ -99,14 +99,14 @@ class SidecarEngine:
         return next((one.describe() for one in self._router.backends() if one.is_managed), None)
 
     def adapters(self) -> tuple[tuple[str, ...] | None, int]:
-        """Return (the adapters that the server has, 0); None = it was not asked yet."""
+        """Return (the adapters of the server, 0); None = they are not known yet."""
         server = self.server()
         if server is None or not server.models.has_facts:
             return None, 0
         return tuple(card.id for card in server.cards() if card.parent), 0
 
     def target(self) -> ScrapeTarget | None:
-        """Return where its metrics are to be read; None = nowhere."""
+        """Return where its metrics are read; None = there is no engine."""
         found = self.server() or next(
             (
                 runner
@@ -125,7 +125,7 @@ class SidecarEngine:
 
 @dataclass(frozen=True, slots=True)
 class SidecarNames:
-    """What the sidecar calls itself: `pod` on /ready, both in the index of KV blocks; "" = no name."""
+    """Names of the sidecar: `pod` is shown on /ready, both are used in the index of KV blocks; "" = none."""
 
     pod: str = ""
     model: str = ""
@@ -196,7 +196,7 @@ def build_own_sidecar(appliance: Appliance) -> tuple[HttpServer, "KvFollower | N
 
 
 def control_parts(appliance: Appliance, reloader: Reloader) -> ControlParts:
-    """Return what the control API reaches."""
+    """Return the parts that the control API uses."""
     lifecycle = appliance.lifecycle
     return ControlParts(
         router=appliance.router,

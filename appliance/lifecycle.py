@@ -1,4 +1,4 @@
-"""The appliance from start to end: its state, the request to stop, the grace for running requests."""
+"""The state of the process, the request to stop it, and the grace period of running requests."""
 
 import asyncio
 
@@ -14,17 +14,17 @@ class Lifecycle:
     Attributes:
         state: starting, serving, draining or stopping.
         changed: Rises with each change of what the status shows.
-        stop_asked: Set when the process is to end.
+        stop_requested: Set when the process is to stop.
         hurry: Set when running requests are to be cut off.
-        grace_s: Seconds for running requests as asked with the stop; None = as configured.
+        grace_s: The grace period that was requested with the stop, in seconds; None = as configured.
         exit_code: Of the process.
-        warnings: What an operator should know, in the order in which it was found.
+        warnings: Warnings for the operator, in the order in which they were found.
     """
 
     def __init__(self, warnings: list[str]) -> None:
         self.state: Watched[str] = Watched("starting")
         self.changed: Watched[int] = Watched(0)
-        self.stop_asked = asyncio.Event()
+        self.stop_requested = asyncio.Event()
         self.hurry = asyncio.Event()
         self.grace_s: float | None = None
         self.exit_code = 0
@@ -36,14 +36,14 @@ class Lifecycle:
         return self.state.value == "serving"
 
     def set_state(self, state: str) -> None:
-        """Change the state, log it and tell those who follow the status."""
+        """Change the state, log it and notify followers of the status."""
         if state != self.state.value:
             log.info("state", state=state)
             self.state.set(state)
             self.mark_changed()
 
     def mark_changed(self) -> None:
-        """Tell those who follow the status that it has changed."""
+        """Notify followers of the status that it has changed."""
         self.changed.set(self.changed.value + 1)
 
     def drain(self) -> None:
@@ -57,18 +57,18 @@ class Lifecycle:
             self.set_state("serving")
 
     def shutdown(self, grace_s: float | None = None) -> None:
-        """Ask for the end; a second call cuts off running requests.
+        """Request the stop of the process; a second call cuts off running requests.
 
         Args:
-            grace_s: Seconds for running requests; None = as configured.
+            grace_s: The grace period of running requests, in seconds; None = as configured.
         """
-        if self.stop_asked.is_set():
+        if self.stop_requested.is_set():
             self.hurry.set()
         self.grace_s = grace_s
-        self.stop_asked.set()
+        self.stop_requested.set()
 
     def task_died(self, name: str, error: BaseException) -> None:
-        """End the process with an error: a background task that should run on has ended."""
+        """Stop the process with exit code 1: a background task died."""
         self.warnings.append(f"the background task {name} died: {error!r}")
         self.exit_code = 1
         self.shutdown()

@@ -1,4 +1,4 @@
-"""The machine that the appliance runs on: what its preparation found, the worker's port, the worker."""
+"""The machine that the appliance runs on: the results of `prepare`, the worker's port, the worker."""
 
 import asyncio
 from contextlib import AsyncExitStack
@@ -11,15 +11,12 @@ from appliance.host.worker.worker import Worker
 from appliance.parts import Appliance
 
 log = get_logger("appliance")
-PATIENCE_S = 2.0  # for our own health address
-LOOPBACK_OF = {
-    "0.0.0.0": "127.0.0.1",
-    "::": "::1",
-}  # an address that listens on all interfaces is asked on this one
+PATIENCE_S = 2.0  # for the appliance's own /healthz
+LOOPBACK_OF = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # where to connect to a listener on all interfaces
 
 
 async def open_machine(appliance: Appliance, server: HttpServer, stack: AsyncExitStack) -> None:
-    """Read, or make up for, the machine's preparation; make the worker, not yet started."""
+    """Read the results of `prepare`, or run it now; make the worker, not yet started."""
     settings = appliance.settings
     port = appliance.http_addresses[0][1]
     prepared = await asyncio.to_thread(
@@ -45,13 +42,13 @@ async def open_machine(appliance: Appliance, server: HttpServer, stack: AsyncExi
 
 
 async def start_worker(appliance: Appliance, worker: Worker) -> None:
-    """Start the worker, and show its state in the status."""
+    """Start the worker, and notify followers of the status of its changes."""
     await worker.start()
     appliance.tasks.start(_follow(worker, appliance), name="worker-status")
 
 
 async def answers_health(host: str, port: int) -> bool:
-    """Whether /healthz at an address of ours answers 200, as the worker would see it."""
+    """Whether /healthz at this address answers 200, over a connection such as the worker's."""
     try:
         reader, writer = await asyncio.wait_for(
             asyncio.open_connection(LOOPBACK_OF.get(host, host), port), PATIENCE_S
@@ -67,7 +64,7 @@ async def answers_health(host: str, port: int) -> bool:
 
 
 async def _open_worker_port(appliance: Appliance, server: HttpServer, stack: AsyncExitStack) -> None:
-    """Listen on the worker's port, which has the effect of a NAT rule where that is not permitted."""
+    """Listen on the worker's port: it replaces the NAT rule where that is not permitted."""
     try:
         await stack.enter_async_context(listening(server, [("127.0.0.1", WORKER_PORT)]))
         log.info("second_listener", address=f"127.0.0.1:{WORKER_PORT}")
@@ -77,7 +74,7 @@ async def _open_worker_port(appliance: Appliance, server: HttpServer, stack: Asy
 
 
 def _report(appliance: Appliance, prepared: Prepared) -> None:
-    """Log and measure what the machine's preparation gave; a simulated GPU is announced in plain words."""
+    """Log and measure the results of `prepare`; warn of a simulated GPU."""
     warnings, metrics = appliance.lifecycle.warnings, appliance.metrics
     for step in prepared.steps:
         metrics.step_ok.labels(step.name).set(0 if step.outcome == "failed" else 1)

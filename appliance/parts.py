@@ -1,4 +1,4 @@
-"""The parts of a running appliance, and what its interfaces may ask of all of them together."""
+"""The parts of a running appliance, and views that combine several of them."""
 
 import asyncio
 import platform
@@ -36,13 +36,13 @@ class Appliance:
         settings: As they are in force; a reload replaces them.
         lines: The latest lines of the log, for the control API.
         manager: Runs the models of this machine; None = none can be run here, or it is not open yet.
-        library: What is known of the files of those models; None as for `manager`.
-        manager_handlers: The HTTP addresses of `manager`; None as for it.
+        library: The details of the files of those models; None as for `manager`.
+        manager_handlers: The HTTP addresses of `manager`; None as for `manager`.
         server: The HTTP server; None = it is not open yet.
-        prepared: What the machine's preparation has found; None = not done yet.
-        worker: The program beside the appliance; None = not made yet.
+        prepared: The results of `prepare`; None = not read yet.
+        worker: Runs the worker; None = not made yet.
         http_addresses: (host, port) that are really listened on.
-        control_addresses: The same of the control API, as text.
+        control_addresses: Addresses of the control API that are really listened on.
     """
 
     def __init__(self, settings: Settings, warnings: list[str]) -> None:
@@ -82,10 +82,10 @@ class Appliance:
         self.http_addresses: list[tuple[str, int]] = []
         self.control_addresses: list[str] = []
 
-    # ---- what is known of it
+    # ---- views
 
     def status(self) -> dict[str, Any]:
-        """Return the object that /healthz and GetStatus show. No secrets."""
+        """Return the object that /healthz and GetStatus show, without secrets."""
         engines, state = self.router.settings, self.lifecycle.state.value
         cards = self.router.cards()
         prepared = self.prepared
@@ -115,7 +115,7 @@ class Appliance:
         }
 
     def identity(self) -> dict[str, Any]:
-        """Return what GetIdentity shows: `{machine_id, hostname, gpu}`."""
+        """Return the object that GetIdentity shows: `{machine_id, hostname, gpu}`."""
         prepared = self.prepared
         return {
             "machine_id": prepared.machine_id if prepared else "",
@@ -124,30 +124,30 @@ class Appliance:
         }
 
     def measure(self) -> None:
-        """Bring all gauges up to date: /metrics is read."""
+        """Update all gauges; called when /metrics is read."""
         self.fleet.measure()
         self.adapters.status.measure()
         if self.manager is not None:
             measure(self.manager, self.metrics.router, self.clock.now_s())
 
     def folders(self) -> DownloadFolders:
-        """Return the folders that downloads may go to, by the settings in force."""
+        """Return the folders that may be downloaded to, by the settings in force."""
         return download_folders(self.settings)
 
     def grace_s(self) -> float:
-        """Return the seconds that running requests get at the end: as asked for, else as configured."""
-        asked_s = self.lifecycle.grace_s
-        return self.settings.front.shutdown_grace_s if asked_s is None else asked_s
+        """Return the grace period of running requests in seconds: as requested, else as configured."""
+        requested_s = self.lifecycle.grace_s
+        return self.settings.front.shutdown_grace_s if requested_s is None else requested_s
 
-    # ---- models that come and go
+    # ---- pulled and deleted models
 
     async def eject(self, alias: str) -> None:
-        """Unload a model, where it is one of this machine."""
+        """Unload a model, if it runs on this machine."""
         if self.manager is not None and alias in self.manager.model_states:
             await self.manager.eject(alias)
 
     async def reread_models(self) -> None:
-        """Read the table again: models were pulled or deleted."""
+        """Read the table of models again; called when models were pulled or deleted."""
         settings = self.settings
         catalogue, problems = await asyncio.to_thread(
             read_catalogue,

@@ -1,4 +1,4 @@
-"""Reload: read the settings again, say what would change, apply it while requests run, or put it back."""
+"""Reload: read the settings again, list the changes, apply them while requests run, or roll back."""
 
 import asyncio
 
@@ -17,7 +17,7 @@ PROXY_VARIABLES = "HTTPS_PROXY, HTTP_PROXY, ALL_PROXY, NO_PROXY"
 
 
 class Reloader:
-    """Takes one reload at a time. Overrides of earlier reloads stay until the process ends."""
+    """Runs one reload at a time. Overrides of earlier reloads stay in force until the process ends."""
 
     def __init__(self, appliance: Appliance) -> None:
         self._appliance = appliance
@@ -31,14 +31,14 @@ class Reloader:
     async def reload(self, overrides: dict[str, str], dry_run: bool) -> ReloadResult:
         """Read everything again, with `overrides` on top.
 
-        1. the new settings cannot be used      → nothing is changed
+        1. the new settings are invalid         → nothing is changed
         2. nothing differs, or it is a dry run  → nothing is changed
-        3. putting them in place fails          → the former ones are put in place again
-        4. they are put in place                → all but those that need a restart
+        3. applying them fails                  → the previous ones are applied again
+        4. else                                 → they are applied, except those that need a restart
 
         Args:
             overrides: Value by variable; "" = back to the default.
-            dry_run: Only say what would change.
+            dry_run: Only list the changes.
 
         Returns:
             The changes (secrets hidden), the problems, and whether the changes were applied.
@@ -82,7 +82,7 @@ class Reloader:
             for text in appliance.fleet.describe_changes(wanted.fleet)
         ]
         if Proxies.from_environ(wanted.environ) != appliance.downloader.proxies:
-            # Their values are not shown: they may hold a password.
+            # Their values are not shown: they may contain a password.
             text = "other proxies for downloads"
             changes.append(SettingChange(PROXY_VARIABLES, "", text, needs_restart=False))
         changes += [  # without a manager the models cannot be run yet
@@ -105,7 +105,7 @@ class Reloader:
         return changes
 
     def _keep_others(self, wanted: Settings, changes: tuple[SettingChange, ...]) -> Settings:
-        """Return the new settings with the present values of what needs a restart."""
+        """Return the new settings, with the present values of those that need a restart."""
         kept = {change.variable.lower() for change in changes if change.needs_restart}
         packages = {}
         for name in PACKAGES:
@@ -120,10 +120,10 @@ class Reloader:
             catalogue=wanted.catalogue,
         )
 
-    # ---- putting it in place
+    # ---- applying
 
     def _apply(self, settings: Settings) -> None:
-        """Put settings in place; on failure put the former ones back and raise."""
+        """Apply settings; on failure apply the previous ones again and raise."""
         appliance, former = self._appliance, self._appliance.settings
         learn_secrets(settings)
         has_other_backends = settings.engines != former.engines or settings.fleet != former.fleet

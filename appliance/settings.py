@@ -1,4 +1,4 @@
-"""The settings of all packages together: read once, with every problem at once, described for people."""
+"""The settings of all packages: read together, with all problems reported at once, and described."""
 
 import os
 from collections.abc import Mapping
@@ -54,10 +54,10 @@ class Settings:
     """The settings of every package.
 
     Attributes:
-        environ: The environment over the lines of APPLIANCE_ENV_FILE. Holds every secret.
+        environ: The environment, with defaults from APPLIANCE_ENV_FILE. It contains every secret.
         given: The environment alone.
-        fleet: The backends, of BACKENDS and the configuration file.
-        catalogue: The models to be run, of the configuration file and MODEL_DIR.
+        fleet: The backends, from BACKENDS and the configuration file.
+        catalogue: The models to run, from the configuration file and MODEL_DIR.
     """
 
     general: GeneralSettings
@@ -95,7 +95,7 @@ SHOWN_UNDER = {"downloads": "models"}
 
 
 def effective_environ(environ: Mapping[str, str]) -> tuple[dict[str, str], list[Problem]]:
-    """Lay the environment over the lines of APPLIANCE_ENV_FILE.
+    """Merge the environment with the lines of APPLIANCE_ENV_FILE; the environment wins.
 
     Returns:
         (the result, problems of the file)
@@ -142,25 +142,25 @@ def load(environ: Mapping[str, str] | None = None) -> tuple[Settings | None, lis
     Returns:
         (settings, or None where they cannot be used; problems: those that are not fatal are warnings)
     """
-    own = dict(os.environ if environ is None else environ)
-    given, problems = effective_environ(own)
-    is_port = bool(given.get("PORT")) and not given.get("PROXY_PORT")  # the name that many hosts use
+    given = dict(os.environ if environ is None else environ)
+    merged, problems = effective_environ(given)
+    is_port = bool(merged.get("PORT")) and not merged.get("PROXY_PORT")  # hosting platforms set PORT
     if is_port:
-        given["PROXY_PORT"] = given["PORT"]
+        merged["PROXY_PORT"] = merged["PORT"]
     packages: dict[str, PackageSettings] = {}
     for name, model in PACKAGES.items():
-        value, found = read_settings(model, given)
+        value, found = read_settings(model, merged)
         problems += [
             replace(p, variable="PORT") if is_port and p.variable == "PROXY_PORT" else p for p in found
         ]
         if value is not None:
             packages[name] = value
-    problems += find_unknown_variables(known_variables(), given)
-    fleet, catalogue, found = _tables(packages, given)
+    problems += find_unknown_variables(known_variables(), merged)
+    fleet, catalogue, found = _tables(packages, merged)
     problems += found
     if len(packages) < len(PACKAGES):
         return None, problems
-    settings = Settings(**packages, environ=given, given=own, fleet=fleet, catalogue=catalogue)  # type: ignore[arg-type]
+    settings = Settings(**packages, environ=merged, given=given, fleet=fleet, catalogue=catalogue)  # type: ignore[arg-type]
     problems += check_together(
         settings.host, settings.models, settings.engines, settings.front, settings.control
     )
@@ -180,7 +180,7 @@ def _tables(
     if isinstance(downloads, DownloadSettings) and isinstance(host, HostSettings):
         folder = download_dir(downloads, host)
     catalogue, found = read_catalogue(models, engines.config_path, folder)
-    # Both read the configuration file: that it cannot be read is reported once.
+    # Both read the configuration file: if it is unreadable, that is reported once.
     reported = {(problem.value, problem.remedy) for problem in problems}
     problems += [problem for problem in found if (problem.value, problem.remedy) not in reported]
     return fleet, catalogue, problems
@@ -207,7 +207,7 @@ def load_or_raise(environ: Mapping[str, str] | None = None) -> tuple[Settings, l
 
 
 def known_variables() -> set[str]:
-    """Return every variable that exists, those read by the shim and the entrypoint alone included."""
+    """Return every variable that exists, including those that only the shim and the entrypoint read."""
     return {name.upper() for model in PACKAGES.values() for name in model.model_fields} | {
         "APPLIANCE_HOME",
         "CONTROL_ADDRESS",
@@ -226,7 +226,7 @@ def described(settings: Settings | None, environ: Mapping[str, str]) -> list[Set
 
 
 def learn_secrets(settings: Settings) -> None:
-    """Let the log know every secret of these settings, so that it can hide them."""
+    """Register every secret of these settings, so that the log can hide it."""
     SECRETS.learn(Proxies.from_environ(settings.environ).secrets)
     for package in fields(settings):
         value = getattr(settings, package.name)

@@ -1,4 +1,4 @@
-"""What is wrong with settings when several packages are seen together.
+"""Checks that concern settings of several packages.
 
 Ports used twice, ports open to other machines, a worker beside an open control API.
 """
@@ -21,7 +21,7 @@ def check_together(
     front: FrontSettings,
     control: ControlSettings,
 ) -> list[Problem]:
-    """Return the problems that show only when the packages are seen together; some are warnings."""
+    """Return the problems that concern settings of several packages; some are warnings."""
     return [
         *control_problems(control),
         *_strategy(engines),
@@ -47,7 +47,7 @@ def _strategy(engines: EngineSettings) -> list[Problem]:
 
 
 def _shared_ports(models: ModelSettings, front: FrontSettings, control: ControlSettings) -> list[Problem]:
-    """Find ports that two interfaces would listen on; each is reported at the later of the two."""
+    """Find ports that two interfaces would listen on; each is reported for the later variable."""
     ports: dict[str, int | None] = {
         "PROXY_PORT": front.proxy_port,
         "CONTROL_PORT": control.control_port if control.control else None,
@@ -72,8 +72,8 @@ def _open_http_port(front: FrontSettings) -> list[Problem]:
     if not is_open_host(front.proxy_host) or split_keys(front.appliance_api_keys):
         return []
     remedy = (
-        f"Port {front.proxy_port} is open: all who reach it can use the models and spend the hosted key's "
-        "credit. Set APPLIANCE_API_KEYS, or publish the port on 127.0.0.1 only."
+        f"Port {front.proxy_port} is open: every client that reaches it can use the models and spend the "
+        "hosted key's credit. Set APPLIANCE_API_KEYS, or publish the port on 127.0.0.1 only."
     )
     return [Problem("PROXY_HOST", front.proxy_host, "any address", remedy, is_fatal=False)]
 
@@ -83,8 +83,8 @@ def _open_sidecar_port(front: FrontSettings) -> list[Problem]:
     if is_closed or split_keys(front.appliance_api_keys):
         return []
     remedy = (
-        f"Port {front.sidecar_port} is open without a key: all who reach it can read the engine's metrics. "
-        "Changes are for callers on this machine. Set APPLIANCE_API_KEYS."
+        f"Port {front.sidecar_port} is open without a key: every client that reaches it can read the "
+        "engine's metrics. Changes are for callers on this machine. Set APPLIANCE_API_KEYS."
     )
     return [Problem("SIDECAR_HOST", front.sidecar_host, "any address", remedy, is_fatal=False)]
 
@@ -93,8 +93,8 @@ def _open_status_port(models: ModelSettings) -> list[Problem]:
     if models.status_port is None or not is_open_host(models.status_host):
         return []
     remedy = (
-        f"Port {models.status_port} is open: all who reach it see which models there are and how busy they "
-        "are. Set STATUS_HOST=127.0.0.1, or publish the port on 127.0.0.1 only."
+        f"Port {models.status_port} is open: every client that reaches it sees which models there are and "
+        "how busy they are. Set STATUS_HOST=127.0.0.1, or publish the port on 127.0.0.1 only."
     )
     return [Problem("STATUS_HOST", models.status_host, "any address", remedy, is_fatal=False)]
 

@@ -1,4 +1,4 @@
-"""`appliance sidecar`: the addresses beside one engine: its metrics, adapters, downloads, health.
+"""`appliance sidecar`: serve beside one engine: its metrics, adapters, downloads, health.
 
     appliance sidecar -E vllm -B http://localhost:8000 [-H HOST] [-P 9000] [-M /metrics] [-I POD] [-N MODEL]
 
@@ -46,15 +46,15 @@ KINDS: dict[str, EngineKind] = {
 }
 NAME = "engine"
 OPEN_PORT = (
-    "Port {port} is open without a key: all who reach it can read the metrics. Changes are for callers on "
-    "this machine. Set APPLIANCE_API_KEYS, or use -H 127.0.0.1."
+    "Port {port} is open without a key: every client that reaches it can read the metrics. Changes are for "
+    "callers on this machine. Set APPLIANCE_API_KEYS, or use -H 127.0.0.1."
 )
 OF_THE_APPLIANCE = {"BACKENDS", "CONFIG_PATH", "MODEL_DIR", "NOVITA_API_KEY", "NOVITA_API_KEY_FILE"}
 
 
 @dataclass(frozen=True, slots=True)
 class SidecarOptions:
-    """What the command line says. `engine` is one of KINDS; `base_url` has no slash at its end."""
+    """The command line, parsed. `engine` is one of KINDS; `base_url` has no slash at its end."""
 
     engine: str
     host: str = "0.0.0.0"
@@ -121,7 +121,7 @@ def sidecar_settings(options: SidecarOptions, environ: Mapping[str, str]) -> tup
         (settings, warnings)
 
     Raises:
-        InvalidSettings: They cannot be used, or the engine's address is not one.
+        InvalidSettings: They are invalid, or the engine's address is.
     """
     own = {name: value for name, value in environ.items() if name not in OF_THE_APPLIANCE}
     settings, problems = load_or_raise(own)
@@ -144,7 +144,7 @@ def sidecar_settings(options: SidecarOptions, environ: Mapping[str, str]) -> tup
 
 @asynccontextmanager
 async def running(options: SidecarOptions, settings: Settings) -> AsyncIterator[list[tuple[str, int]]]:
-    """Open the sidecar; yields the addresses that it listens on."""
+    """Run the sidecar; yield the addresses that it listens on."""
     clock, metrics, state = SystemClock(), Metrics(), Watched("serving")
     async with AsyncExitStack() as stack:
         tasks = await stack.enter_async_context(Tasks())
@@ -180,7 +180,7 @@ async def running(options: SidecarOptions, settings: Settings) -> AsyncIterator[
             )
         )
         state.set("stopping")
-        # Those who wait for a download, or follow one, would use up the grace.
+        # Waits for downloads and feeds about them would last for the whole grace period.
         await services.jobs.close()
 
 
@@ -208,7 +208,7 @@ async def serve(options: SidecarOptions, environ: Mapping[str, str]) -> int:
                 log.warning("open_port", text=OPEN_PORT.format(port=addresses[0][1]))
             await stop.wait()
     except OSError as exc:
-        print(f"error: {exc}", file=sys.stderr)  # noqa: T201 - also where the log goes elsewhere
+        print(f"error: {exc}", file=sys.stderr)  # noqa: T201 - the log may be written elsewhere
         return 1
     log.info("stopped")
     return 0
@@ -223,5 +223,5 @@ def main(arguments: list[str]) -> int:
         return uvloop.run(serve(options, os.environ))
     except InvalidSettings as exc:
         for problem in exc.problems:
-            print(f"error: {problem}", file=sys.stderr)  # noqa: T201 - the log is not up yet
+            print(f"error: {problem}", file=sys.stderr)  # noqa: T201 - the log is not configured yet
         return os.EX_CONFIG

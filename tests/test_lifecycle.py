@@ -40,7 +40,11 @@ def test_followers_of_the_status_hear_of_each_change_once() -> None:
 def test_the_second_stop_is_in_a_hurry() -> None:
     lifecycle = Lifecycle([])
     lifecycle.shutdown(12.0)
-    assert (lifecycle.stop_asked.is_set(), lifecycle.hurry.is_set(), lifecycle.grace_s) == (True, False, 12.0)
+    assert (lifecycle.stop_requested.is_set(), lifecycle.hurry.is_set(), lifecycle.grace_s) == (
+        True,
+        False,
+        12.0,
+    )
     lifecycle.shutdown()
     assert (lifecycle.hurry.is_set(), lifecycle.grace_s) == (True, None)
 
@@ -48,5 +52,5 @@ def test_the_second_stop_is_in_a_hurry() -> None:
 def test_a_task_that_dies_ends_the_process_with_an_error() -> None:
     lifecycle = Lifecycle(["first"])
     lifecycle.task_died("front-ticker", KeyError("x"))
-    assert (lifecycle.exit_code, lifecycle.stop_asked.is_set()) == (1, True)
+    assert (lifecycle.exit_code, lifecycle.stop_requested.is_set()) == (1, True)
     assert lifecycle.warnings == ["first", "the background task front-ticker died: KeyError('x')"]

@@ -54,16 +54,16 @@ def test_nothing_is_wrong_with(environ: dict[str, str]) -> None:
 @pytest.mark.parametrize(
     ("environ", "variable", "text"),
     [
-        (OPEN, "PROXY_HOST", "Port 14000 is open: all who reach it can use the models"),
+        (OPEN, "PROXY_HOST", "Port 14000 is open: every client that reaches it can use the models"),
         (
             {"SIDECAR_PORT": "9000", "SIDECAR_HOST": "::"},
             "SIDECAR_HOST",
-            "Port 9000 is open without a key: all who reach it can read the engine's metrics.",
+            "Port 9000 is open without a key: every client that reaches it can read the engine's metrics.",
         ),
         (
             {"STATUS_PORT": "8001", "STATUS_HOST": "10.0.0.1"} | KEY,
             "STATUS_HOST",
-            "Port 8001 is open: all who reach it see which models there are",
+            "Port 8001 is open: every client that reaches it sees which models there are",
         ),
         (
             {"WORKER_COMMAND": "sleep 1"},

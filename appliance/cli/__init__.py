@@ -1,4 +1,4 @@
-"""The command lines of people and scripts. They talk to a running appliance over its control API only.
+"""The command line, for people and scripts. It uses only the control API of a running appliance.
 
 Modules:
     backends: commands about backends.

@@ -1,4 +1,4 @@
-"""The connection to a running appliance's control API, and its failures in one sentence each.
+"""The connection to the control API of a running appliance; every failure is one sentence.
 
 gRPC is imported when the first call is made. The token comes from CONTROL_TOKEN or the file named by
 CONTROL_TOKEN_FILE, never from an argument, which every user of the machine could read in the list of
@@ -43,7 +43,7 @@ class CallFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ServerAddress:
-    """Which appliance, and how to reach it.
+    """The address of an appliance, and how to connect.
 
     Attributes:
         timeout_s: For every call, in seconds; None = each call's own.
@@ -63,7 +63,7 @@ class ServerAddress:
 
 
 def default_address(environ: Mapping[str, str]) -> str:
-    """Return where an appliance on this machine listens.
+    """Return the address of an appliance on this machine.
 
     1. CONTROL_ADDRESS      2. CONTROL_SOCKET, when CONTROL_PORT=0      3. CONTROL_PORT on 127.0.0.1, or 50051
     """
@@ -74,7 +74,7 @@ def default_address(environ: Mapping[str, str]) -> str:
 
 
 def parse_address(text: str) -> str:
-    """Return an address as gRPC takes it: `host:port` or `unix:/path`; a bare path is a socket's.
+    """Return an address in gRPC's form: `host:port` or `unix:/path`; a path alone is a unix socket.
 
     Raises:
         CallFailed: It is none of these (wrong usage).
@@ -125,7 +125,7 @@ class ControlClient:
 
     @property
     def stub(self) -> ControlStub:
-        """The methods of the service; the connection is opened when it is first asked for.
+        """The methods of the service; the first use opens the connection.
 
         Raises:
             CallFailed: The TLS files cannot be used (wrong usage).
@@ -184,7 +184,7 @@ class ControlClient:
         if not server.is_tls:
             if server.token and not _is_local(self._address):
                 print(
-                    f"warning: the token goes to {self._address} without TLS and can be read from the "
+                    f"warning: the token is sent to {self._address} without TLS and can be read from the "
                     "traffic. Use --tls-ca.",
                     file=sys.stderr,
                 )
@@ -201,16 +201,18 @@ class ControlClient:
     def _failure(self, error: Any) -> CallFailed:
         """Return what went wrong.
 
-        1. not allowed                        2. refused by the appliance (the error carries our details)
-        3. not reachable, or too late         4. anything else
+        1. not allowed
+        2. refused by the appliance: the error has its details
+        3. not reachable, or too late
+        4. anything else
         """
         codes = _grpc().StatusCode
         code, text = error.code(), error.details() or ""
-        is_ours = any(key == "grpc-status-details-bin" for key, _ in error.trailing_metadata() or ())
+        is_refused = any(key == "grpc-status-details-bin" for key, _ in error.trailing_metadata() or ())
         if code in (codes.UNAUTHENTICATED, codes.PERMISSION_DENIED):  # 1
             remedy = "" if self.server.token else " Set CONTROL_TOKEN or CONTROL_TOKEN_FILE."
             return CallFailed(text + remedy, REFUSED)
-        if is_ours:  # 2
+        if is_refused:  # 2
             return CallFailed(text)
         if code is codes.UNAVAILABLE:  # 3
             return CallFailed(_unreachable(self._address, text, is_tls=self.server.is_tls), UNREACHABLE)
@@ -242,7 +244,7 @@ def _read(path: Path | None) -> bytes | None:
 
 
 def _grpc() -> ModuleType:
-    """Import gRPC, with its own messages on stderr switched off: they would stand between ours."""
+    """Import gRPC, with its own messages on stderr switched off."""
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     import grpc
 

@@ -128,7 +128,7 @@ def parse_overrides(texts: list[str]) -> dict[str, str]:
     """Return NAME=VALUE pairs as a dictionary.
 
     Raises:
-        CallFailed: One is no such pair (wrong usage).
+        CallFailed: One is not such a pair (wrong usage).
     """
     overrides = {}
     for text in texts:
@@ -166,7 +166,7 @@ def shutdown(
         typer.Option(min=0, max=3600, help="Seconds for running requests. Default: SHUTDOWN_GRACE_S."),
     ] = None,
 ) -> None:
-    """Stop the appliance; a second call cuts the grace short."""
+    """Stop the appliance; a second call ends the grace period."""
     session = Session.of(ctx)
     response = session.client.call(session.client.stub.Shutdown, pb.ShutdownRequest(grace_s=grace))
     session.show(response, lambda screen: screen.say("stopping"))
@@ -280,8 +280,10 @@ def chat(
 def _write_part(screen: Screen, part: pb.ChatResponse) -> None:
     """Write one message of a chat.
 
-    1. the receipt, as JSON              2. a delta or the reply, as JSON: the upstream's own object
-    3. the receipt, for people: a line on stderr, on a terminal only        4. text
+    1. the receipt, as JSON
+    2. a delta or the reply, as JSON: the upstream's object
+    3. the receipt, for people: a line on stderr, on a terminal only
+    4. text
     """
     if part.HasField("receipt"):
         receipt = part.receipt
@@ -333,10 +335,7 @@ app.add_typer(lora.app, name="lora")
 
 
 def move_global_options(arguments: list[str]) -> list[str]:
-    """Return the arguments with the global options in front, wherever they stood.
-
-    Nothing after `--` is touched.
-    """
+    """Return the arguments with the global options first; nothing after `--` is moved."""
     front, rest = split_global_options(arguments)
     return [*front, *rest]
 

@@ -127,7 +127,7 @@ def parse_config(text: str, option: str) -> dict[str, str]:
     """Return a JSON object of texts, numbers and booleans, its values as texts.
 
     Raises:
-        CallFailed: It is none (wrong usage). The message does not repeat the text, which may hold
+        CallFailed: It is not (wrong usage). The message does not repeat the text, which may hold
             credentials.
     """
     if not text.strip():

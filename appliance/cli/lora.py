@@ -22,7 +22,7 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="The adapter's name: t
 @app.command("list")
 @exits_on_failure
 def list_adapters(ctx: typer.Context) -> None:
-    """List the adapters with their state on each backend, and the orders that are not done."""
+    """List the adapters with their state on each backend, and the pending orders."""
     session = Session.of(ctx)
     response = session.client.call(session.client.stub.ListLoraAdapters, pb.ListLoraAdaptersRequest())
     rows = [*map(adapter_row, response.adapters), *map(order_row, response.orders)]

@@ -118,7 +118,7 @@ def parse_keep_alive(text: str) -> float:
     """Return the seconds of a time as in Ollama: `10m`, `1h30m` or a number of seconds; negative = for ever.
 
     Raises:
-        CallFailed: It is none (wrong usage).
+        CallFailed: It is not such a time (wrong usage).
     """
     sign, rest = (-1.0, text[1:]) if text.startswith("-") else (1.0, text)
     if NUMBER.fullmatch(text):

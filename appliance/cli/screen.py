@@ -1,6 +1,6 @@
 """Where output goes: tables on a terminal, tab-separated lines elsewhere, JSON where asked for.
 
-Control characters of what came over the wire are removed: a log line must not control a terminal.
+Control characters are removed from everything that is printed: a log line must not control the terminal.
 """
 
 from __future__ import annotations

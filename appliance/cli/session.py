@@ -1,4 +1,4 @@
-"""What every command shares: the global options, the connection, the screen, failures as exit codes."""
+"""What all commands share: global options, connection, screen, exit codes of failures."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def global_options(
 
 
 def split_global_options(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Return (the global options, everything else), wherever they stand; nothing after `--` is touched."""
+    """Return (the global options, all other arguments); what follows `--` is left as it is."""
     cut = arguments.index("--") if "--" in arguments else len(arguments)
     front: list[str] = []
     rest: list[str] = []

@@ -1,17 +1,17 @@
-"""The control API over gRPC, for an orchestrator: the same objects as HTTP.
+"""The control API over gRPC, for orchestrators and the command line; it shows the same objects as HTTP.
 
 Modules:
     calls: the calls of the service, by subject.
-    convert: between our objects and the messages.
-    errors: failures in gRPC's terms.
-    follow: take values until the control API closes.
+    convert: between objects of the appliance and messages.
+    errors: errors as gRPC statuses.
+    follow: iterate over an endless source until the control API closes.
     guard: who may call, and whether the settings are safe.
     health: the standard health service.
     interceptor: token, errors and log line of every call.
-    parts: what the control API reaches.
+    parts: the parts of the appliance that the control API uses.
     server: where it listens, its limits, its shutdown.
-    servicer: the service, from its groups of calls.
+    servicer: the service, composed of its groups of calls.
     settings: where it listens, and how callers authenticate.
     v1: messages and stubs, generated from protos/appliance/control/v1, not committed.
-    writing: write to a caller that may have left.
+    writing: send to a caller that may have left.
 """

@@ -1,4 +1,4 @@
-"""Failures in gRPC's terms: a status code for every Kind, and google.rpc details that programs can read."""
+"""Errors as gRPC statuses: a code for every Kind, and google.rpc details that programs can read."""
 
 from math import ceil
 from typing import Any
@@ -15,7 +15,7 @@ from appliance.engines.types import EngineReply
 
 DOMAIN = "appliance"
 DETAILS_KEY = "grpc-status-details-bin"
-# In characters: peers cut trailers beyond 8 KiB.
+# Limits in characters: peers reject trailers beyond 8 KiB.
 MAX_MESSAGE_CHARS = 1000
 MAX_ATTEMPTS_CHARS = 1500
 MAX_VIOLATIONS = 10
@@ -27,7 +27,7 @@ GRPC_CODE = {
     Kind.NOT_FOUND: grpc.StatusCode.NOT_FOUND,
     Kind.NO_SUCH_MODEL: grpc.StatusCode.NOT_FOUND,
     Kind.CONFLICT: grpc.StatusCode.FAILED_PRECONDITION,
-    Kind.TOO_LARGE: grpc.StatusCode.RESOURCE_EXHAUSTED,  # as gRPC itself says of a message that is too large
+    Kind.TOO_LARGE: grpc.StatusCode.RESOURCE_EXHAUSTED,  # gRPC's own code for a message that is too large
     Kind.EXHAUSTED: grpc.StatusCode.RESOURCE_EXHAUSTED,
     Kind.UNSUPPORTED: grpc.StatusCode.UNIMPLEMENTED,
     Kind.TIMEOUT: grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -68,7 +68,7 @@ HTTP_OF_CODE = {
 
 
 class RolledBack(ApplianceError):
-    """New settings could not be applied; the former ones are in force again."""
+    """New settings could not be applied; the previous ones are in force again."""
 
     kind = Kind.CONFLICT
     default_code = "reload_rolled_back"
@@ -156,7 +156,7 @@ async def abort(context: ServicerContext[Any, Any], error: ApplianceError, *, re
 
 
 def error_of_reply(reply: EngineReply) -> ApplianceError:
-    """Return an upstream's error response as one of our errors, with its text, field and code."""
+    """Return an upstream's error response as an ApplianceError, with its text, field and code."""
     try:
         value = jsons.loads(reply.body or b"")
     except jsons.InvalidJson:

@@ -1,4 +1,4 @@
-"""Take values from a source without an end, until the control API closes."""
+"""Iterate over an endless source until the control API closes."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -17,26 +17,28 @@ async def follow_until(
     Args:
         stopping: Ends the iteration.
         source: Where the values come from.
-        every_s: Yield None after so many seconds without a value; None = never.
+        every_s: After this many seconds without a value None is yielded; None = never.
     """
     stop: asyncio.Future[Any] = asyncio.ensure_future(stopping.wait())  # noqa: TID251 - cancelled below
-    coming: asyncio.Future[Any] | None = None
+    pending: asyncio.Future[Any] | None = None
     try:
         while not stopping.is_set():
-            if coming is None:
-                coming = asyncio.ensure_future(anext(source))  # noqa: TID251 - awaited, or cancelled below
-            done, _ = await asyncio.wait({coming, stop}, timeout=every_s, return_when=asyncio.FIRST_COMPLETED)
-            if coming in done:
+            if pending is None:
+                pending = asyncio.ensure_future(anext(source))  # noqa: TID251 - awaited, or cancelled below
+            done, _ = await asyncio.wait(
+                {pending, stop}, timeout=every_s, return_when=asyncio.FIRST_COMPLETED
+            )
+            if pending in done:
                 try:
-                    value = coming.result()
+                    value = pending.result()
                 except StopAsyncIteration:
                     return
-                coming = None
+                pending = None
                 yield value
             elif not done:
                 yield None
     finally:
-        waiting = [stop] if coming is None else [stop, coming]
+        waiting = [stop] if pending is None else [stop, pending]
         for future in waiting:
             future.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)

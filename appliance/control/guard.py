@@ -1,8 +1,7 @@
 """Who may call the control API, and whether its settings are safe.
 
-Pure but for reading the files that settings name.
-
-Imports nothing of gRPC, so that `appliance check` stays quick; `interceptor.py` asks `Guard` on every call.
+Its only I/O is to read the files that settings name. It does not import gRPC, so that `appliance check` stays
+fast. `interceptor.py` uses `Guard` for every call.
 """
 
 import hmac
@@ -20,7 +19,7 @@ MIN_TOKEN_CHARS = 8
 
 
 class Guard:
-    """Compares a caller's token with ours, in constant time. An empty token admits every caller."""
+    """Compares a caller's token with CONTROL_TOKEN in constant time. An empty token admits every caller."""
 
     def __init__(self, token: str) -> None:
         self._token = token.encode()
@@ -34,7 +33,7 @@ class Guard:
         if not self._token:
             return
         sent = [token for key, value in metadata if (token := _token_in(key, value)) is not None]
-        # A sum, and not any(): all are compared, always.
+        # sum(), not any(): no early exit, so the time does not tell which one matched.
         if not sum(hmac.compare_digest(token, self._token) for token in sent):
             raise Unauthenticated(
                 "The token does not match CONTROL_TOKEN."
@@ -64,7 +63,7 @@ def is_loopback(host: str) -> bool:
 
 
 def problems(settings: ControlSettings) -> list[Problem]:
-    """Return everything that is wrong with the settings of the control API, at once.
+    """Return all problems of the settings of the control API.
 
     Returns:
         Problems; those with is_fatal=False are warnings.
@@ -132,7 +131,7 @@ def _tls_problems(settings: ControlSettings) -> list[Problem]:
     try:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         if cert is not None:
-            # A key with a pass phrase is refused, and not asked for.
+            # Without this a key with a pass phrase would prompt on the terminal.
             context.load_cert_chain(cert, key, password=lambda: "")
     except (ssl.SSLError, ValueError):
         found.append(
@@ -185,7 +184,7 @@ def _socket_problems(settings: ControlSettings) -> list[Problem]:
 
 
 def _reach_problems(settings: ControlSettings) -> list[Problem]:
-    """Return what is wrong with an address that other machines can reach.
+    """Return the problems of an address that other machines can reach.
 
     1. loopback, or no port            → nothing
     2. neither token nor mutual TLS    → refused

@@ -1,4 +1,4 @@
-"""The standard health service, computed from the appliance's own state at every call."""
+"""The standard gRPC health service; every call reads the state of the appliance."""
 
 import asyncio
 from contextlib import aclosing

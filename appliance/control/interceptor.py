@@ -1,7 +1,4 @@
-"""What happens to every gRPC call: the token, errors into status codes, one line in the log.
-
-Handlers raise our errors.
-"""
+"""The interceptor of every gRPC call: checks the token, turns errors into status codes, logs one line."""
 
 import asyncio
 import inspect
@@ -21,14 +18,14 @@ from appliance.control.guard import Guard
 from appliance.control.writing import write
 
 log = structlog.get_logger("control")
-OPEN_PREFIX = "/grpc.health.v1.Health/"  # liveness probes carry no token
+OPEN_PREFIX = "/grpc.health.v1.Health/"  # liveness probes send no token
 
-Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # it is generic for mypy alone
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # quoted: it is generic in the type stubs only
 Behaviour: TypeAlias = Callable[[Any, AnyContext], Awaitable[Any]]
 
 
 class Interceptor(grpc.aio.ServerInterceptor):
-    """Wraps every handler, those of health and reflection too."""
+    """Wraps every handler, including those of health and reflection."""
 
     def __init__(self, guard: Guard) -> None:
         self._guard = guard
@@ -46,9 +43,9 @@ class Interceptor(grpc.aio.ServerInterceptor):
         return self._wrap(handler, handler_call_details.method, metadata)
 
     def _wrap(self, handler: Handler, method: str, metadata: tuple[tuple[str, str | bytes], ...]) -> Handler:
-        """Return a handler of the same shape around the real one.
+        """Return a handler of the same shape that calls the real one.
 
-        A single request arrives as bytes: no request is parsed before the token is checked.
+        It receives a single request as bytes, because nothing is parsed before the token is checked.
         """
         inner: Any = (
             handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
@@ -91,12 +88,12 @@ def _parse(deserialize: Any, data: bytes) -> Any:
 
 
 async def _report(run: Behaviour, request: Any, context: AnyContext, *, method: str) -> Any:
-    """Run a handler; give its failure a status code, and the call its line in the log.
+    """Run a handler; turn its error into a status code, and log one line.
 
-    1. our own errors         the code and details of their kind
-    2. aborted by a handler   as it is
-    3. cancelled              the caller left, or its deadline passed; gRPC has reported it already
-    4. anything else          INTERNAL; the details stay in our log
+    1. ApplianceError         → the code and details of its kind
+    2. aborted by a handler   → unchanged
+    3. cancelled              → the caller left, or its deadline passed; gRPC has reported it already
+    4. anything else          → INTERNAL; only the log has the details
     """
     began_s = perf_counter()
     code = grpc.StatusCode.OK

@@ -1,4 +1,4 @@
-"""What the control API reaches: the objects that the HTTP front uses too, and functions that it may call."""
+"""The parts of the appliance that the control API uses: objects shared with the HTTP front, and functions."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -35,9 +35,9 @@ class SettingChange:
 class ReloadResult:
     """The outcome of a reload.
 
-    1. problems, no changes   the new settings are invalid; nothing was changed
-    2. problems and changes   applying them failed; the former ones are in force again
-    3. no problems            `changes` were applied, or would be (dry run)
+    1. problems, no changes   → the new settings are invalid; nothing was changed
+    2. problems and changes   → applying them failed; the previous ones are in force again
+    3. no problems            → `changes` were applied, or would be (dry run)
     """
 
     changes: tuple[SettingChange, ...]
@@ -110,7 +110,7 @@ class PipelineLike(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ControlParts:
-    """Everything that the control API reaches.
+    """Everything that the control API uses.
 
     Attributes:
         status: Returns the object of GET /healthz.
@@ -118,13 +118,13 @@ class ControlParts:
         identity: Returns `{machine_id, hostname, gpu: {mode, simulated, gpus, reason}}`.
         reload: Takes (overrides, dry_run).
         shutdown: Takes the seconds that running requests get, None = as configured. Returns at once.
-        pipeline: What every request passes, over HTTP and over gRPC.
+        pipeline: The request pipeline that HTTP uses too.
         manager: The models that this appliance runs itself; None where no table of models is configured.
         jobs: Downloads; None where they are not available.
         folders: Returns the folders that downloads may go to.
         lora: LoRA adapters; None where they are not available.
         grace_s: Returns the seconds that running calls get when the control API closes.
-        hurry: Set to end the grace early; None = never.
+        hurry: Set to end the grace period early; None = never.
     """
 
     router: Router

@@ -1,7 +1,4 @@
-"""The gRPC server: where it listens, who may call, its limits, and its shutdown.
-
-It shares the event loop of the HTTP front.
-"""
+"""The gRPC server: where it listens, its limits, its shutdown. It shares the HTTP front's event loop."""
 
 import asyncio
 import os
@@ -32,12 +29,15 @@ MAX_CALLS = 256  # at the same time, streams included
 MAX_MESSAGE_BYTES = 33_554_432  # as MAX_BODY_BYTES of the HTTP front
 MAX_METADATA_BYTES = 16_384
 OPTIONS = [
-    ("grpc.so_reuseport", 0),  # else a second appliance on the same port would take half of the calls
+    (
+        "grpc.so_reuseport",
+        0,
+    ),  # else a second appliance could listen on the same port and get half of the calls
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", -1),
     ("grpc.max_metadata_size", MAX_METADATA_BYTES),
     ("grpc.max_concurrent_streams", MAX_CALLS),
-    # A caller that vanished is noticed within these 80 s, and its upstream request ended.
+    # A caller whose connection is dead is detected within 80 s, and its upstream request is cancelled.
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
@@ -52,7 +52,7 @@ async def serving_control(
 
     Args:
         settings: Where to listen, and how callers authenticate.
-        parts: What the calls reach.
+        parts: What the calls use.
         max_calls: Calls at the same time; more are refused with RESOURCE_EXHAUSTED.
 
     Yields:
@@ -130,7 +130,7 @@ def _listen(server: grpc.aio.Server, settings: ControlSettings, stack: AsyncExit
     if settings.control_socket is not None:
         path = settings.control_socket
         remove_dead_socket(path)
-        former = os.umask(0o177)  # 0600 from the first moment on
+        former = os.umask(0o177)  # so that it is created with mode 0600
         try:
             server.add_insecure_port(f"unix:{path}")
         except RuntimeError as exc:
@@ -171,7 +171,7 @@ def remove_dead_socket(path: Path) -> None:
 
 
 def _remove(path: Path, inode: int) -> None:
-    """Remove our socket, unless the path leads to another one by now."""
+    """Remove the socket, unless the path belongs to another one by now."""
     with suppress(OSError):
         if path.stat().st_ino == inode:
             path.unlink()
@@ -197,10 +197,7 @@ async def _watch_stopping(parts: ControlParts, stopping: asyncio.Event) -> None:
 
 
 async def _close(server: grpc.aio.Server, parts: ControlParts, stopping: asyncio.Event, tasks: Tasks) -> None:
-    """Take no new calls, end the calls that follow something, give the others their grace.
-
-    Then cancel the rest.
-    """
+    """Take no new calls, end the watches, wait the grace period for the others, then cancel them."""
     stopping.set()
     closing = tasks.start(server.stop(parts.grace_s()), name="control-stop")
     if parts.hurry is not None:

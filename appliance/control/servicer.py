@@ -1,7 +1,7 @@
-"""The service `appliance.control.v1.Control`: every call, from its group.
+"""The service `appliance.control.v1.Control`, composed of its groups of calls.
 
-A call reads its request, asks the part that HTTP uses too, and renders the response. Errors are raised as our
-own; the interceptor gives them their status codes.
+A call reads its request, calls the part that HTTP uses too, and renders the response. The interceptor turns
+an ApplianceError into a status code.
 """
 
 from appliance.control.calls.backends import BackendCalls

@@ -1,7 +1,4 @@
-"""Write to a caller that may have left.
-
-gRPC reports that in several ways; here it is always a cancellation.
-"""
+"""Send to a caller that may have left; whatever gRPC reports then becomes CancelledError."""
 
 import asyncio
 from collections.abc import Iterator
@@ -18,8 +15,7 @@ Message = TypeVar("Message")
 def sending() -> Iterator[None]:
     """Turn the failure of an operation on a call whose caller has left into CancelledError.
 
-    gRPC cancels the handler's task then, but an operation that was under way fails first, with an
-    InternalError.
+    gRPC cancels the handler's task then, but a pending operation fails first, with InternalError.
     """
     try:
         yield

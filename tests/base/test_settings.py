@@ -156,7 +156,7 @@ def test_secrets_are_hidden_in_problems_and_descriptions() -> None:
 def test_open_access_is_warned_of() -> None:
     settings, found = problems(PROXY_HOST="0.0.0.0")
     assert settings is not None
-    assert "all who reach it" in found["PROXY_HOST"].remedy
+    assert "every client that reaches it" in found["PROXY_HOST"].remedy
     assert problems(PROXY_HOST="0.0.0.0", APPLIANCE_API_KEYS="long-enough-key")[1] == {}
 
 

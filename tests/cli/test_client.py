@@ -135,4 +135,4 @@ def test_tls_files_that_cannot_be_used_are_wrong_usage(files: dict[str, Path], t
 def test_a_token_without_tls_is_warned_about(capsys: pytest.CaptureFixture[str]) -> None:
     with ControlClient(ServerAddress("box.example:1", token="t")) as client:
         assert client.stub is client.stub
-    assert "the token goes to box.example:1 without TLS" in capsys.readouterr().err
+    assert "the token is sent to box.example:1 without TLS" in capsys.readouterr().err

@@ -96,7 +96,7 @@ async def test_a_port_that_is_taken_is_named() -> None:
 @pytest.mark.parametrize(
     ("variables", "is_fatal", "text"),
     [
-        ({"STATUS_PORT": "8001", "STATUS_HOST": "0.0.0.0"}, False, "all who reach it"),
+        ({"STATUS_PORT": "8001", "STATUS_HOST": "0.0.0.0"}, False, "every client that reaches it"),
         ({"STATUS_PORT": "14000"}, True, "Change one"),
         ({"STATUS_PORT": "50051"}, True, "Change one"),
         ({"STATUS_PORT": "0"}, True, "allowed value"),

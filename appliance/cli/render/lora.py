@@ -14,7 +14,7 @@ HEADERS = ["NAME", "BASE MODEL", "STATE", "BACKENDS", "PATH"]
 
 
 def adapter_row(adapter: pb.LoraAdapter) -> Row:
-    """Return an adapter as a row; one that an engine has without a declaration is marked."""
+    """Return an adapter as a row; one that is loaded but not declared is marked."""
     states = [enum_word(status, "state") for status in adapter.backends]
     is_mixed = len(set(states)) > 1
     backends = ", ".join(
@@ -41,7 +41,7 @@ def _common_state(states: list[str]) -> str:
 
 
 def order_row(order: pb.LoraOrder) -> Row:
-    """Return an order that is not done as a row."""
+    """Return a pending order as a row."""
     state = enum_word(order, "phase")
     if order.error:
         state += f": {order.error}"

@@ -66,7 +66,7 @@ class BackendCalls(CallGroup):
 
 
 def backend_spec(request: pb.AddBackendRequest) -> dict[str, Any]:
-    """Return what the fleet takes as a new server; without the fields that were not given: defaults apply."""
+    """Return the fleet's specification of a new server; fields that were not set are left to its defaults."""
     spec: dict[str, Any] = {"url": request.url, "cost": request.cost, "models": list(request.models)}
     for name in ("name", "kind", "pool", "api_key"):
         if value := getattr(request, name):

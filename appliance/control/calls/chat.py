@@ -1,4 +1,4 @@
-"""The call about chat: the same pipeline, router and receipt as an HTTP request; only the messages differ."""
+"""The call about chat: it uses the same pipeline, router and receipts as an HTTP request."""
 
 import structlog
 from grpc.aio import ServicerContext
@@ -25,7 +25,7 @@ class ChatCalls(CallGroup):
         """Answer one chat request: deltas or one reply, then the receipt.
 
         The request's id is sent first, as the header `x-request-id`. When the caller leaves, the upstream
-        request is cancelled and the request is settled before this ends.
+        request is cancelled, and the request is settled before this returns.
 
         Raises:
             Invalid: The request is invalid.
@@ -62,8 +62,9 @@ class ChatCalls(CallGroup):
     async def _answer(self, engine_request: EngineRequest, sender: "_Sender") -> None:
         """Ask the engines and send what they reply.
 
-        1. an error             → raised          2. a whole reply → one message
-        3. a stream of events   → a message for each delta
+        1. an error             → raised
+        2. a whole reply        → one message
+        3. a stream of events   → one message per delta
         """
         reply = await self._parts.router.answer(engine_request)
         if reply.events is None:

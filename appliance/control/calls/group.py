@@ -17,11 +17,12 @@ AnyContext: TypeAlias = ServicerContext[Any, Any]
 
 
 class CallGroup(control_pb2_grpc.ControlServicer):
-    """Some calls of the service. The servicer inherits all groups; a group knows no other.
+    """Some calls of the service. The servicer inherits all groups; a group does not use another.
 
     Args:
-        stopping: Set when the control API closes: ends the calls that would go on without end.
-        tasks: Finishes work that must not be interrupted when its caller leaves.
+        parts: What the calls use.
+        stopping: Set when the control API closes; it ends the watches.
+        tasks: Runs work that a caller that leaves must not interrupt.
     """
 
     def __init__(self, parts: ControlParts, *, stopping: asyncio.Event, tasks: Tasks) -> None:
@@ -57,7 +58,7 @@ def require_in_range(field: str, value: float, low: float, high: float) -> float
     """Return a number that must be from `low` to `high`.
 
     Raises:
-        Invalid: It is not, or it is no finite number.
+        Invalid: It is not, or it is not a finite number.
     """
     if not math.isfinite(value) or not low <= value <= high:
         raise Invalid(

@@ -1,4 +1,4 @@
-"""The calls about downloads: read what is asked for and ask the jobs, as the HTTP front does."""
+"""The calls about downloads: parse the request and call the jobs, as the HTTP front does."""
 
 import asyncio
 from contextlib import aclosing
@@ -31,7 +31,7 @@ class JobCalls(CallGroup):
     async def StartDownload(
         self, request: pb.StartDownloadRequest, context: AnyContext
     ) -> pb.StartDownloadResponse:
-        """Start a download, or join the one of the same source to the same folder; return its job."""
+        """Start a download, or join a running one of the same source and folder; return its job."""
         jobs, folders = self._downloads()
         source = parse_source(require_text(request.source, "source"))
         wanted = await asyncio.to_thread(
@@ -45,7 +45,7 @@ class JobCalls(CallGroup):
         return pb.StartDownloadResponse(job=to_job(await jobs.start(wanted)))
 
     async def CancelJob(self, request: pb.CancelJobRequest, context: AnyContext) -> pb.CancelJobResponse:
-        """Cancel a job; return it as it is then."""
+        """Cancel a job; return it with its new state."""
         jobs, _ = self._downloads()
         job = await self._run_uninterrupted(jobs.cancel(require_text(request.id, "id")))
         return pb.CancelJobResponse(job=to_job(job))

@@ -1,4 +1,4 @@
-"""The calls about LoRA adapters: hand orders on to engines/lora/orders.py."""
+"""The calls about LoRA adapters; engines/lora/orders.py carries them out."""
 
 from appliance.base.errors import Conflict
 from appliance.control.calls.group import AnyContext, CallGroup, require_in_range, require_text
@@ -15,7 +15,7 @@ class LoraCalls(CallGroup):
     async def ListLoraAdapters(
         self, request: pb.ListLoraAdaptersRequest, context: AnyContext
     ) -> pb.ListLoraAdaptersResponse:
-        """Return every adapter, and the orders that are not done."""
+        """Return every adapter, and the pending orders."""
         orders = self._orders()
         return pb.ListLoraAdaptersResponse(
             adapters=[to_adapter(row) for row in orders.adapters.status.rows()],
@@ -25,10 +25,7 @@ class LoraCalls(CallGroup):
     async def LoadLoraAdapter(
         self, request: pb.LoadLoraAdapterRequest, context: AnyContext
     ) -> pb.LoadLoraAdapterResponse:
-        """Load an adapter, downloaded first where it has a source.
-
-        Return it with its state on each backend.
-        """
+        """Load an adapter, after downloading it where it has a source; return its state on each backend."""
         workers = require_in_range("max_workers", request.max_workers or DEFAULT_WORKERS, 1, MAX_WORKERS)
         order = AdapterOrder(
             require_text(request.name),

@@ -1,4 +1,4 @@
-"""The calls about the models that this appliance runs itself: ask the model manager, which decides."""
+"""The calls about the models that this appliance runs itself; the model manager carries them out."""
 
 import asyncio
 from contextlib import aclosing
@@ -43,7 +43,7 @@ class ModelCalls(CallGroup):
         request: pb.LoadModelRequest,
         context: ServicerContext[pb.LoadModelRequest, pb.LoadModelResponse],
     ) -> None:
-        """Load a model and send its progress. The load goes on when the caller leaves."""
+        """Load a model and send its progress. A caller that leaves does not cancel the load."""
         manager, alias = self._manager(), self._require_alias(request.alias)
         keep_alive_s = None
         if request.HasField("keep_alive_s"):
@@ -153,10 +153,7 @@ def _waiting(manager: ModelManagerApi) -> dict[str, int]:
 
 
 def _progress(view: ModelView) -> tuple[object, ...]:
-    """Return what a client is sent on change.
-
-    Whole seconds: else every change of any model would be sent as a countdown.
-    """
+    """Return the values whose change is sent; in whole seconds, since a countdown is not a change."""
     return (
         view.status,
         view.load_progress,
@@ -166,7 +163,7 @@ def _progress(view: ModelView) -> tuple[object, ...]:
 
 
 def _require_keep_alive_s(value: float) -> float:
-    if not value <= MAX_KEEP_ALIVE_S or value == float("-inf"):  # NaN is refused, too
+    if not value <= MAX_KEEP_ALIVE_S or value == float("-inf"):  # `not <=` refuses NaN as well
         raise Invalid(
             f"`keep_alive_s` must be at most {MAX_KEEP_ALIVE_S:.0f} (a year), or negative for ever, "
             f"not {value:g}.",

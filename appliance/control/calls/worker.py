@@ -11,7 +11,7 @@ class WorkerCalls(CallGroup):
     """GetWorker, StartWorker, StopWorker, RestartWorker. A caller that leaves does not interrupt them."""
 
     async def GetWorker(self, request: pb.GetWorkerRequest, context: AnyContext) -> pb.GetWorkerResponse:
-        """Return what the worker is doing; `off` where none is configured."""
+        """Return the worker's state; `off` where none is configured."""
         worker = self._parts.worker
         return pb.GetWorkerResponse(worker=to_worker(worker.as_dict() if worker else {"state": "off"}))
 

@@ -1,4 +1,4 @@
-"""Between our objects and the messages of control.proto. Pure.
+"""Between objects of the appliance and the messages of control.proto. Pure.
 
 Modules:
     backends: backends and receipts.

@@ -9,7 +9,7 @@ from appliance.control.v1 import control_pb2 as pb
 from appliance.engines.receipts import Receipt
 from appliance.engines.types import EngineRequest, Operation
 
-FIELD_TYPES: tuple[tuple[str, type, str], ...] = (  # of what we read ourselves: name, type, words
+FIELD_TYPES: tuple[tuple[str, type, str], ...] = (  # the fields that the appliance reads: name, type, words
     ("model", str, "a string"),
     ("stream", bool, "true or false"),
     ("stream_options", dict, "an object"),
@@ -67,7 +67,7 @@ def _parse_object(data: bytes) -> dict[str, Any]:
 
 
 def _check(body: dict[str, Any]) -> None:
-    """Check what we read ourselves; the engine checks the rest."""
+    """Check the fields that the appliance reads; the engine checks the others."""
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:
         raise Invalid(

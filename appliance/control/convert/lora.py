@@ -36,7 +36,7 @@ def to_adapter(row: AdapterRow) -> pb.LoraAdapter:
 
 
 def to_order(order: OrderJob) -> pb.LoraOrder:
-    """Return an order that is not done as a message."""
+    """Return a pending order as a message."""
     progress = order.progress or DownloadProgress()
     return pb.LoraOrder(
         name=to_sendable(order.name),

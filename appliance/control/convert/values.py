@@ -33,7 +33,7 @@ def to_sendable(text: str) -> str:
 
 
 def pick_fields(message: type[Message], values: Mapping[str, Any], *names: str) -> dict[str, Any]:
-    """Return those of `names` that have a value; as text where the message wants one text."""
+    """Return those of `names` that have a value; converted to text where the message's field is a string."""
     fields = message.DESCRIPTOR.fields_by_name
     return {
         name: str(value)
