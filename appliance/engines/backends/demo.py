@@ -1,7 +1,7 @@
 """The demo engine: answers every model with a deterministic echo, and says so in each reply.
 
-No model stands behind it. It is there so that the appliance can be tried, and clients tested, without a key
-and without a GPU; which prompts provoke which behaviour: docs/demo-engine.md.
+It has no model. With it the appliance can be tried, and clients tested, without a key and without a GPU; for
+the prompts that cause errors, delays and more, see docs/demo-engine.md.
 """
 
 import asyncio
@@ -48,7 +48,7 @@ from appliance.engines.types import (
 from appliance.engines.upstream.pacing import make_chunks
 
 PIECE_CHARACTERS = 12
-GATHER_BYTES = 16_384  # events that need no pause travel together
+GATHER_BYTES = 16_384  # events without a pause between them are sent together
 FAULT_AT_CHUNK = 2  # the chunk before which a stream stalls or is cut
 STALL_S = 3600.0
 ERRORS: dict[int, type[ApplianceError]] = {
@@ -63,7 +63,7 @@ RETRYABLE_STATUSES = {429, 503}
 
 
 class DemoBackend:
-    """Answer from a script."""
+    """Answers from a script."""
 
     name: ClassVar[str] = "demo"
     kind: ClassVar[str] = "demo"
@@ -116,7 +116,7 @@ class DemoBackend:
         return BackendStatus.READY
 
     def describe(self) -> BackendState:
-        """Return its present state."""
+        """Return its current state."""
         return BackendState(
             self.name,
             self.kind,
@@ -140,7 +140,7 @@ class DemoBackend:
     # ---- slots
 
     def take(self, reason: str) -> Slot[Self]:
-        """Take a slot; there are as many as are wanted."""
+        """Take a slot; there is no limit."""
         return self.stats.open_slot(self, reason)
 
     def uncounted_slot(self) -> Slot[Self]:
@@ -161,8 +161,8 @@ class DemoBackend:
         """Answer by the script (see Backend.send).
 
         Raises:
-            Invalid: The request has a shape that it cannot read.
-            ApplianceError: What the prompt provokes.
+            Invalid: A field of the request is invalid.
+            ApplianceError: The error that the prompt asks for.
         """
         outcome, reply = Outcome.CANCELLED, None
         try:
@@ -193,7 +193,7 @@ class DemoBackend:
             await asyncio.sleep(delay_s)
         if status := parts[0].error_status:
             attempt.outcome, attempt.status = Outcome.STATUS, status
-            raise _provoked_error(status)
+            raise _scripted_error(status)
         head = ReplyHead(receipt.id, int(self._clock.now_s()), model)
         reply = render_completion(body, texts, parts, head, is_chat=is_chat)
         usage = reply["usage"]
@@ -207,7 +207,7 @@ class DemoBackend:
 async def _events(
     body: dict[str, Any], reply: dict[str, Any], part: ScriptedReply
 ) -> AsyncGenerator[bytes, None]:
-    """Cut a whole reply into events; in the middle the stream may stall or break off."""
+    """Cut a whole reply into events; the stream may stall or be cut off if the prompt asks for it."""
     options = body.get("stream_options")
     include_usage = isinstance(options, dict) and bool(options.get("include_usage"))
     gathered: list[bytes] = []
@@ -226,8 +226,8 @@ async def _events(
     yield b"".join([*gathered, b"data: [DONE]\n\n"])
 
 
-def _provoked_error(status: int) -> ApplianceError:
-    """Return the error that a prompt asked for, with exactly that status."""
+def _scripted_error(status: int) -> ApplianceError:
+    """Return the error that a prompt asks for, with exactly that status."""
     kind = ERRORS.get(status, Invalid if status < 500 else UpstreamFailed)
     error = kind(
         f"The demo engine answers with status {status}, as the prompt asked.",

@@ -15,7 +15,7 @@ from appliance.engines.types import EngineRequest
 FINGERPRINT = "demo-engine"
 MAX_CHOICES = 128
 MAX_DIMENSIONS = 4096
-MESSAGE_TOKENS = 3  # that a chat message costs beside its content
+MESSAGE_TOKENS = 3  # of a chat message besides its content
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ def render_completion(
     Args:
         body: The request's body.
         texts: The prompts, one for each part; of a chat the last user message.
-        parts: What is said.
+        parts: The replies to them.
         head: See ReplyHead.
         is_chat: A chat.completion; else a text_completion.
 
@@ -126,7 +126,7 @@ def render_embeddings(body: dict[str, Any], model: str) -> dict[str, Any]:
     """Render the embeddings of `input`, as lists of floats or as base64 of little-endian floats.
 
     Raises:
-        Invalid: `input` or `dimensions` is not what it must be.
+        Invalid: `input` or `dimensions` is invalid.
     """
     inputs = _inputs(body.get("input"))
     dimensions = body.get("dimensions") or DIMENSIONS
@@ -155,10 +155,10 @@ def _inputs(value: Any) -> list[Any]:
 
 
 def read_prompts(request: EngineRequest) -> list[str]:
-    """Return the prompts of a completion; token numbers are written out.
+    """Return the prompts of a completion; token numbers become text.
 
     Raises:
-        Invalid: `prompt` is not what it must be.
+        Invalid: `prompt` is invalid.
     """
     prompt = request.body.get("prompt")
     if isinstance(prompt, str):

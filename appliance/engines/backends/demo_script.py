@@ -1,8 +1,8 @@
-"""What the demo engine replies, and what a prompt can provoke. Pure.
+"""What the demo engine replies to a prompt, and the commands in it. Pure.
 
 Commands (see docs/demo-engine.md), anywhere in the last user message:
   demo: error 429      reply with that status           demo: slow 2       wait so many seconds first
-  demo: stall          fall silent in the stream        demo: cut          break the stream off
+  demo: stall          send nothing more in the stream  demo: cut          cut the stream off
   demo: long 500       that many words                  demo: think        reasoning text before the reply
   demo: tool NAME      call that tool                   demo: unicode      newlines, emoji, joined characters
 """
@@ -30,7 +30,7 @@ MAX_SCHEMA_DEPTH = 8
 
 @dataclass(frozen=True, slots=True)
 class ScriptedReply:
-    """What the demo engine is to do: reply with a text, perhaps with tool calls, perhaps with trouble.
+    """What the demo engine does: reply with a text or tool calls, with an error, or with a faulty stream.
 
     Attributes:
         tool_calls: (name, arguments as JSON text).
@@ -48,17 +48,17 @@ class ScriptedReply:
 
 
 def count_tokens(text: str) -> int:
-    """Count tokens by a simple rule: up to four letters, or one other sign, make one; blanks make none."""
+    """Count tokens by a simple rule: up to four letters, or one other character, are one; spaces are none."""
     return sum(1 for piece in _TOKEN.findall(text) if not piece.isspace())
 
 
-def truncate(text: str, most_tokens: int) -> str:
-    """Return the beginning of `text` that has `most_tokens` tokens."""
+def truncate(text: str, max_tokens: int) -> str:
+    """Return the first `max_tokens` tokens of `text`."""
     count = 0
     for match in _TOKEN.finditer(text):
         if not match.group().isspace():
             count += 1
-        if count > most_tokens:
+        if count > max_tokens:
             return text[: match.start()].rstrip()
     return text
 
@@ -130,7 +130,7 @@ def _text_of(body: dict[str, Any], text: str, commands: dict[str, str]) -> str:
 
 
 def _apply_limits(reply: str, body: dict[str, Any]) -> tuple[str, str]:
-    """Apply `stop` and the token limit; return (text, finish reason)."""
+    """Apply `stop` and the token limit; return (text, finish_reason)."""
     stops = body.get("stop") or []
     for stop in [stops] if isinstance(stops, str) else stops:
         if isinstance(stop, str) and stop and stop in reply:
@@ -167,7 +167,7 @@ def _call(function: dict[str, Any]) -> tuple[str, str]:
 
 
 def make_example(schema: Any, depth: int = 0) -> Any:
-    """Return a small value that fits a JSON schema.
+    """Return a small value that is valid for a JSON schema.
 
     1. not a schema, or too deep      → {}
     2. `const`, `enum`, alternatives  → the value, or the first one

@@ -1,7 +1,7 @@
 """The hosted backend: a paid OpenAI-compatible API, several endpoints tried in order until one answers.
 
-Fail-over among endpoints happens here, before the first byte has gone to the client, and nowhere after it.
-The operator's key goes to the API; the client's own key never does.
+Fail-over between endpoints happens here, and only before the first byte was sent to the client. The API gets
+the operator's key, never the client's.
 
 Source: Novita's API pages (errors, streaming); docs/compatibility.md (endpoints, aliases).
 """
@@ -38,7 +38,7 @@ from appliance.engines.upstream.request_body import render_body
 
 LABEL = "The hosted API"
 NEXT_ENDPOINT = {404, 408, 429}  # and every 5xx: another endpoint may be able to answer
-ERROR_CHARACTERS = 200  # of an endpoint's last error
+ERROR_CHARACTERS = 200  # of the last error of an endpoint
 FAILURES = {
     Kind.UPSTREAM: Outcome.UPSTREAM,
     Kind.UNAVAILABLE: Outcome.UNAVAILABLE,
@@ -57,7 +57,7 @@ class Endpoint:
 
 
 class _EndpointObserver(AttemptObserver):
-    """Takes the time to the response's head, and gives the slot back when a stream ends."""
+    """Takes the time to the response's head, and releases the slot when a stream ends."""
 
     __slots__ = ("_clock", "_first_byte", "_slot", "_started_s")
 
@@ -72,7 +72,7 @@ class _EndpointObserver(AttemptObserver):
 
 
 class HostedBackend:
-    """Relay requests to the hosted API."""
+    """Relays requests to the hosted API."""
 
     kind: ClassVar[str] = "hosted"
     pool: ClassVar[str] = "hosted"
@@ -126,19 +126,19 @@ class HostedBackend:
         return [self._served.card]
 
     def find_model(self, model: str) -> ServedModel | None:
-        """Return its model for every name; with MODEL_STRICT for the names that it knows only."""
+        """Return its model for every name; with MODEL_STRICT only for its own names."""
         if not model or not self._settings.model_strict or self.names.matches(model):
             return self._served
         return None
 
     def status(self, now_s: float) -> BackendStatus:
-        """Return READY: open circuits are a matter of its endpoints (see `send`)."""
+        """Return READY: each endpoint has a circuit of its own (see `send`)."""
         return BackendStatus.READY
 
     # ---- slots
 
     def take(self, reason: str) -> Slot[Self]:
-        """Take a slot; there are as many as are wanted."""
+        """Take a slot; there is no limit."""
         return self.stats.open_slot(self, reason)
 
     def uncounted_slot(self) -> Slot[Self]:
@@ -159,9 +159,10 @@ class HostedBackend:
         """Answer `request` from the first endpoint that can.
 
         Returns:
-            The reply; 400, 403, 422 … of the API as they are, in shape.
+            The reply.
 
         Raises:
+            Invalid, Forbidden: The API refused the request (400, 403, 422 …).
             UpstreamFailed: All endpoints failed, or the key was refused.
             Unavailable: The circuits of all endpoints are open.
             TimedOut: The total budget is used up.
@@ -210,11 +211,11 @@ class HostedBackend:
     ) -> EngineReply | None:
         """Try one endpoint; None = the next one may try.
 
-        The outcome goes into the receipt, the circuit breaker and the metrics.
+        The outcome is recorded in the receipt, the circuit breaker and the metrics.
 
         1. the attempt failed                        → the next endpoint may try
-        2. the client's or the operator's own fault  → that error: no endpoint would say otherwise
-        3. it was cancelled                          → nothing is known of the endpoint
+        2. the client's or the operator's own fault  → that error: every endpoint would answer the same
+        3. it was cancelled                          → no result for the circuit breaker
         4. it answered                               → the reply
         """
         began_s = self._clock.monotonic_s()
@@ -279,7 +280,7 @@ class HostedBackend:
         )
 
     def _all_failed(self, own: list[Attempt]) -> ApplianceError:
-        """Return the error of a request that no endpoint answered; with no attempt all circuits are open."""
+        """Return the error for a request that no endpoint answered; no attempt: all circuits are open."""
         now_s = self._clock.monotonic_s()
         retry_in_s = min(endpoint.breaker.retry_in_s(now_s) for endpoint in self._endpoints)
         attempts = attempt_rows(own)
@@ -301,7 +302,7 @@ class HostedBackend:
     # ---- what it shows
 
     def describe(self) -> BackendState:
-        """Return its present state, from memory; it is up while one endpoint's circuit is not open."""
+        """Return its current state, from memory; it is up while the circuit of one endpoint is not open."""
         now_s = self._clock.monotonic_s()
         rows = tuple(
             {
@@ -367,16 +368,16 @@ def _endpoints(settings: EngineSettings, wire: ConnectionPool) -> list[Endpoint]
 
 
 def base_address(address: str) -> str:
-    """Return the base of an address; lists of earlier versions hold whole `/chat/completions` addresses."""
+    """Return the base of an address; a whole `/chat/completions` address is accepted, too."""
     return address.rstrip("/").removesuffix("/chat/completions")
 
 
 def map_error(status: int, headers: dict[str, str], text: str) -> Exception:
-    """Return what an error status means.
+    """Return the exception for an error status.
 
     1. 401                        the operator's key is wrong: 502 that names the variable
-    2. 404, 408, 429, 5xx, 3xx    the next endpoint may try (3xx: no redirect is followed with a key in hand)
-    3. other 4xx                  the client's: passed on in shape
+    2. 404, 408, 429, 5xx, 3xx    the next endpoint may try (3xx: redirects would send the key elsewhere)
+    3. other 4xx                  the client's fault: passed on as OpenAI's error object
     """
     if status == 401:  # 1
         return UpstreamFailed(

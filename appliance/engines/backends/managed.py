@@ -1,8 +1,8 @@
 """The backend whose llama-servers the model manager starts and stops.
 
-A request leases a llama-server, is sent to it, and gives it back. To the dispatcher this backend always has
+A request leases a llama-server, is sent to it, and releases it. For the dispatcher this backend always has
 capacity: requests wait in the manager's queue, where loading and swapping are decided. A request whose
-llama-server dies before the first byte gets another one, or the same one started again.
+llama-server exits before the first byte is sent to another one, or to the same one after its restart.
 """
 
 import asyncio
@@ -44,14 +44,20 @@ log = get_logger("backend")
 MANAGED_BACKEND = "models"
 MAX_RETRIES = 2
 CONNECT_TIMEOUT_S = 2.0
-# A broken connection is the first that is seen of a death; the second is the end of the process.
+# When a process exits, its connections break a moment earlier than the exit is seen.
 EXIT_WAIT_S = 0.5
 LISTED_ALIASES = 20
 
 
 @dataclass(slots=True)
 class _SentRequest:
-    """A request at a llama-server. `outer` is the dispatcher's slot of a stream, released at its end."""
+    """A request that was sent to a llama-server.
+
+    Attributes:
+        lease: On the llama-server.
+        request: The request.
+        outer: The dispatcher's slot, which a stream releases at its end; None = not a stream.
+    """
 
     lease: Lease
     request: EngineRequest
@@ -123,7 +129,7 @@ class ManagedBackend:
         return [served.card for served in self._served_models().values()]
 
     def find_model(self, model: str) -> ServedModel | None:
-        """Return what `model` is here; None = it is not in the table."""
+        """Return the model of this name; None = it is not in the table."""
         return self._served_models().get(model)
 
     def _served_models(self) -> dict[str, ServedModel]:
@@ -146,16 +152,16 @@ class ManagedBackend:
     # ---- slots
 
     def take(self, reason: str) -> Slot[Self]:
-        """Take a slot; the choice and the errors are counted where the request is sent (see `_send`)."""
+        """Take a slot; choice and errors are counted by the llama-server's own slot (see `_send`)."""
         self.member.record_start(self._clock.now_s())
         return self.stats.open_uncounted_slot(self)
 
     def uncounted_slot(self) -> Slot[Self]:
-        """Take a slot: every request needs one of a llama-server."""
+        """Take a slot: every request needs a slot of a llama-server."""
         return self.take("")
 
     def record(self, slot: AnySlot, outcome: Outcome, retry_after_s: float | None) -> None:
-        """Count the end of a request, and give back the llama-server of a passthrough."""
+        """Count the end of a request, and release the llama-server of a passthrough."""
         self.stats.close_slot(slot, outcome)
         self.adapters.release(slot)
         self.member.record_end(slot.attempt.ms / 1000 if outcome is Outcome.OK else None)
@@ -165,16 +171,16 @@ class ManagedBackend:
         self.callbacks.on_capacity()
 
     async def prepare_passthrough(self, slot: AnySlot, model: str | None, options: RequestOptions) -> None:
-        """Give a slot its llama-server.
+        """Lease a llama-server for a slot.
 
         Args:
-            slot: As `take` gave it.
-            model: None = the only model that there is.
+            slot: As `take` returned it.
+            model: None = the only model of the table.
             options: The request's.
 
         Raises:
             Invalid: There are several models, or `model` is an adapter.
-            ApplianceError: The model cannot be had (see ModelManager.lease).
+            ApplianceError: The model is not available (see ModelManager.lease).
         """
         lease = await self._lease(self._passthrough_model(model), options)
         self._passthrough_leases[slot] = lease
@@ -205,7 +211,7 @@ class ManagedBackend:
     async def send(self, request: EngineRequest, slot: AnySlot, *, budget_s: float) -> EngineReply:
         """Answer `request` by one of the model's llama-servers (see Backend.send).
 
-        It may wait longer than `budget_s`: the table's own limits hold, for the queue and for the response.
+        It may take longer than `budget_s`: the table's own limits apply to the queue and to the response.
         """
         reply = None
         try:
@@ -226,7 +232,7 @@ class ManagedBackend:
             raise AssertionError("unreachable")
         finally:
             if reply is None:
-                slot.release(Outcome.REFUSED)  # what it really was is in the receipt's attempts
+                slot.release(Outcome.REFUSED)  # the attempts in the receipt have the real outcomes
 
     async def _send(self, request: EngineRequest, slot: AnySlot, lease: Lease) -> EngineReply:
         try:
@@ -244,7 +250,7 @@ class ManagedBackend:
         return reply
 
     def _on_released(self, inner: AnySlot, outcome: Outcome) -> None:
-        """Give a llama-server back to the manager: its request ended."""
+        """Release the lease on a llama-server: its request ended."""
         sent = self._sent.pop(inner, None)
         if sent is None:
             return
@@ -273,7 +279,7 @@ class ManagedBackend:
             lease.release(is_ok=True)
             if self.find_model(name) is None:
                 break
-            await asyncio.sleep(0)  # it was leased as its model was about to be started anew
+            await asyncio.sleep(0)  # it was leased just before its model is restarted
         if name in self.adapters.declared:
             raise adapter_not_loaded(name, "it was unloaded")
         return await self._lease(name, request.options, request)
@@ -281,7 +287,7 @@ class ManagedBackend:
     async def _lease(
         self, alias: str, options: RequestOptions, request: EngineRequest | None = None
     ) -> Lease:
-        """Lease a llama-server; while it waits, `request` shows how far it is."""
+        """Lease a llama-server; while it waits, `request` has headers about the wait."""
 
         def on_wait(wait_status: Callable[[], WaitStatus]) -> None:
             if request is not None:
@@ -318,7 +324,7 @@ class ManagedBackend:
         return server
 
     def _make_server(self, runner: Runner) -> EngineServer:
-        """Return a llama-server of the manager's as the thing that requests are sent to."""
+        """Return the server object for a llama-server of the manager."""
         alias, context_tokens = runner.alias, slot_context_tokens(runner.model.params.n_ctx, runner.slots)
         card = ModelCard(alias, int(runner.started_at_s), "user", alias, context_tokens=context_tokens)
         adapters = served_adapters(runner.model, card)
@@ -349,7 +355,7 @@ class ManagedBackend:
     # ---- what it shows
 
     def describe(self) -> BackendState:
-        """Return its present state, from memory."""
+        """Return its current state, from memory."""
         views, member = self.manager.models(), self.member
         loaded = sum(view.status == "ready" for view in views)
         return BackendState(
@@ -381,8 +387,8 @@ class ManagedBackend:
 def served_adapters(model: Model, base: ModelCard) -> dict[str, ServedModel]:
     """Return the adapters that a model was started with and that clients can name.
 
-    Each is requested with `lora` in the body. What such a list leaves out is off for the request: those of
-    the table are named with the strength that they have there.
+    Each is requested with `lora` in the body. Adapters that are not in that list are off for the request, so
+    those of the table are listed with their own scale.
     """
     of_table = [
         {"id": number, "scale": adapter.scale}
@@ -407,13 +413,13 @@ def served_adapters(model: Model, base: ModelCard) -> dict[str, ServedModel]:
 
 
 def _may_retry(failure: AttemptFailed) -> bool:
-    """Whether another try at the same model may succeed: not with too long a prompt, nor with a 4xx."""
+    """Whether another attempt at the same model may succeed: not with too long a prompt, nor after a 4xx."""
     is_final = failure.context is not None or failure.outcome.retry is Retry.FREE
     return not is_final and (failure.status or 500) >= 500
 
 
 async def _wait_exited(runner: Runner) -> None:
-    """Wait a moment for the process to exit: else the next try would be given the same one."""
+    """Wait a moment for the process to exit: else the next attempt could get the same one."""
     if runner.process is not None and runner.phase == "ready":
         try:
             await asyncio.wait_for(runner.process.exited.wait(), EXIT_WAIT_S)
@@ -424,7 +430,8 @@ async def _wait_exited(runner: Runner) -> None:
 def waiting_headers(waiting: WaitStatus) -> list[tuple[str, str]]:
     """Return the headers for a client that waits.
 
-    Its position in the queue, the model's status, how far it is loaded in percent, seconds until it is ready.
+    They hold the position in the queue, the model's status, its load progress in percent, and the seconds
+    until it is ready.
     """
     rows = [("X-Queue-Position", str(waiting.position)), ("X-Model-Status", waiting.status)]
     if waiting.progress is not None:
