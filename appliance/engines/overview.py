@@ -1,9 +1,9 @@
 """The engines' part of our own `GET /metrics`, with the backend's name in a label.
 
-It has every backend's page under our names, what the appliance measured itself, and one row for all backends
-where an endpoint picker looks. Servers are probed in the background (backends/prober.py), and their latest
-page counts; llama-servers of the model manager are queried when a client reads. A page is normalised once
-however often it is read, and clients that read at the same time share one reading.
+It has every backend's page under our names, what the appliance measured itself, and for an endpoint picker
+one row for all backends. Servers are probed in the background (backends/prober.py), and their latest page is
+used; llama-servers of the model manager are queried when a client reads. A page is normalised once, however
+often it is read, and clients that read at the same time share one result.
 """
 
 import asyncio
@@ -46,10 +46,10 @@ Labels = tuple[tuple[bytes, str], ...]
 
 @dataclass(slots=True)
 class BackendPage:
-    """One server and its page.
+    """The metrics page of one server.
 
     Attributes:
-        key: Identifies the server from one reading to the next.
+        key: Identifies the server between two reads.
         labels: Of all its metrics; the first one is `backend`.
         page: None = it has none, or none was read yet.
         kv_usage: Share of the KV cache in use by llama-server's slots, 0 to 1; None = unknown.
@@ -65,7 +65,7 @@ class BackendPage:
 
 
 class Overview:
-    """Reads every backend's page, and returns the metric families for all of them."""
+    """Reads the pages of all backends, and returns their metric families."""
 
     def __init__(self, router: Router, *, latencies: Latencies, tasks: Tasks, clock: Clock) -> None:
         self._router = router

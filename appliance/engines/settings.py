@@ -1,4 +1,4 @@
-"""Settings of the engines: backends and how one is chosen, the hosted API, names, streaming, KV events."""
+"""Settings of the engines: backends and balancing, the hosted API, names, streaming, KV events."""
 
 import re
 from pathlib import Path
@@ -16,7 +16,7 @@ ZMQ_ENDPOINT = re.compile(r"tcp://(\[[0-9A-Fa-f:.]+\]|[^\s:/*\[\]]+):[0-9]{1,5}|
 
 
 class EngineSettings(PackageSettings):
-    """Which backends answer, under which names, and how streams are made."""
+    """Backends, balancing, queue, names, streams and KV events."""
 
     novita_api_key: SecretStr = Field(
         SecretStr(""),

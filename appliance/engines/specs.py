@@ -1,6 +1,6 @@
-"""The backends and pools that the operator wants: from BACKENDS, from CONFIG_PATH, or added at run time.
+"""The definitions of backends and pools: from BACKENDS, from CONFIG_PATH, or added at run time.
 
-Read and checked here; nothing is opened.
+They are read and checked here; nothing is opened.
 
     {"backends": [{"url": "http://llm-1:8080", "name": "llm-1", "kind": "auto", "weight": 2,
                    "models": ["tiny"], "api_key_env": "LLM_1_KEY", "pool": "default"}],
@@ -33,19 +33,24 @@ from appliance.engines.settings import EngineSettings
 DEFAULT_POOL = "default"
 HOSTED_POOL = "hosted"
 OWN_KEYS = {"backends", "pools"}
-OTHER_KEYS = {"api", "system", "models", "$schema"}  # of the same file: the model manager's, and an editor's
+OTHER_KEYS = {
+    "api",
+    "system",
+    "models",
+    "$schema",
+}  # in the same file: for the model manager, and for editors
 Spec = TypeVar("Spec")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:\[\]-]{0,127}")
 
 
 class Tls(BaseModel):
-    """How the server proves its identity, and how the appliance proves its own: files in PEM."""
+    """Certificates of server and client, as PEM files."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     verify: bool = Field(
         default=True,
-        description="false = accept any certificate: anyone on the way can read and change everything",
+        description="false = accept any certificate: anyone on the network path can read and change all data",
     )
     ca_file: str = ""
     cert_file: str = ""
@@ -63,7 +68,7 @@ class Tls(BaseModel):
 
 
 class BackendSpec(BaseModel):
-    """One backend that the operator wants. `name` defaults to the address's host and port."""
+    """One backend. `name` defaults to host and port of the address."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True)
 
@@ -77,7 +82,7 @@ class BackendSpec(BaseModel):
     cost: float = Field(
         default=0.0,
         ge=0,
-        description="What it costs to use, in any unit: of equally busy backends the cheaper is chosen",
+        description="Its cost, in any unit: of equally busy backends the cheaper one is chosen",
     )
     max_in_flight: int | None = Field(default=None, ge=1, le=1_000_000)
     models: tuple[str, ...] = ()
@@ -123,13 +128,13 @@ class BackendSpec(BaseModel):
 
     @property
     def effective_weight(self) -> float:
-        """Its weight: as given, else of its GPU memory and price (see compute_vram_weight)."""
+        """Its weight: as given, else computed from GPU memory and price (see compute_vram_weight)."""
         if self.weight is not None:
             return self.weight
         return compute_vram_weight(self.vram_gib, self.price_per_hour) if self.vram_gib is not None else 1.0
 
     def with_key(self, environ: Mapping[str, str]) -> "BackendSpec":
-        """Return the same backend with its key read from the variable or file that names it.
+        """Return the same backend with its key, read from `api_key_env` or `api_key_file`.
 
         Raises:
             ValueError: The variable is not set, or the file cannot be read.
@@ -149,7 +154,7 @@ class BackendSpec(BaseModel):
 
 
 class PoolSpec(BaseModel):
-    """A set of backends that stand in for each other."""
+    """A set of backends that can replace each other."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True)
 
@@ -176,7 +181,7 @@ class FleetSpec(BaseModel):
     pools: tuple[PoolSpec, ...] = ()
 
     def pool(self, name: str) -> PoolSpec:
-        """Return the pool of that name; one that is not configured has no settings of its own."""
+        """Return the pool of that name; one that is not configured has the defaults."""
         return next((pool for pool in self.pools if pool.name == name), PoolSpec(name=name))
 
 
@@ -184,7 +189,7 @@ def read_fleet(settings: EngineSettings, environ: Mapping[str, str]) -> tuple[Fl
     """Read BACKENDS and the configuration file.
 
     Returns:
-        What could be read, and the problems; with a fatal one the fleet must not be used.
+        (fleet, problems). If a problem is fatal, the fleet must not be used.
     """
     addresses, problems = _read_addresses(settings)
     file, file_problems = _read_file(settings, environ)
@@ -297,7 +302,7 @@ def _duplicates(backends: Sequence[BackendSpec]) -> list[Problem]:
 
 
 def _overflow_problems(fleet: FleetSpec, settings: EngineSettings) -> list[Problem]:
-    """Find overflows into a pool that does not exist, circles, and a hosted API without a key."""
+    """Return the problems of overflows: an unknown pool, a circle, a hosted API without a key."""
     known = {spec.pool for spec in fleet.backends} | {pool.name for pool in fleet.pools} | {HOSTED_POOL}
     problems = []
     for pool in fleet.pools:
@@ -334,7 +339,7 @@ def _overflow_problems(fleet: FleetSpec, settings: EngineSettings) -> list[Probl
 
 
 def _circle(fleet: FleetSpec, pool: PoolSpec) -> str:
-    """Follow a pool's overflows; return the pool that is met twice, "" = none is."""
+    """Return the pool that a pool's overflows lead to twice; "" = there is no circle."""
     seen, name = {pool.name}, pool.overflow
     while name and name not in seen:
         seen.add(name)
@@ -343,7 +348,7 @@ def _circle(fleet: FleetSpec, pool: PoolSpec) -> str:
 
 
 def _describe(exc: ValidationError) -> str:
-    """Describe what is wrong in one line, without the values (one of them may be a key)."""
+    """Describe the error in one line, without values (one of them may be a key)."""
     rows = [
         (".".join(map(str, error["loc"])), error["msg"].removeprefix("Value error, "))
         for error in exc.errors(include_input=False)

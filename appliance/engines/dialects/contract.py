@@ -1,4 +1,4 @@
-"""The contract of a dialect: how one kind of engine is asked about itself, and told to load adapters."""
+"""The contract of a dialect: how one kind of engine is queried, and commanded to load adapters."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
@@ -16,7 +16,7 @@ class QueryReply:
 
 
 class EngineClient(Protocol):
-    """The way to one engine for the appliance's own queries and commands; both may be sent twice."""
+    """A client of one engine, for the appliance's own queries and commands; each may be sent twice."""
 
     async def get(self, path: str, timeout_s: float) -> QueryReply:
         """Query the engine. Raises WireError."""
@@ -29,7 +29,7 @@ class EngineClient(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class EngineFacts:
-    """What an engine says of itself.
+    """What an engine reports of itself.
 
     Attributes:
         models: By the name that clients use.
@@ -52,7 +52,7 @@ class EngineHealth:
 
 
 class Dialect(Protocol):
-    """How one kind of engine is asked about itself.
+    """How one kind of engine is queried.
 
     Attributes:
         kind: Its name in settings and states.
@@ -80,29 +80,29 @@ class Dialect(Protocol):
 
         Raises:
             WireError: It cannot be reached.
-            ValueError: A page makes no sense.
+            ValueError: A reply is invalid.
         """
         ...
 
     async def matches(self, client: EngineClient) -> bool:
-        """Say whether the server behind `client` is of this kind. Raises WireError, ValueError."""
+        """Return whether the server of `client` is of this kind. Raises WireError, ValueError."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class LoraReply:
-    """What came of commanding one engine to load or unload an adapter.
+    """The result of a command to load or unload an adapter.
 
     Attributes:
-        outcome: What it came to:
+        outcome: The result:
 
             - `done`
             - `already`: It has one of that name.
             - `unknown`: It has none of that name.
             - `off`: It was started without loading adapters at run time.
-            - `refused`: Anything else that it did not do.
+            - `refused`: Any other refusal.
         status: The engine's HTTP status.
-        text: What the engine said.
+        text: The text of its reply.
         engine_name: The name under which it lists the adapter; "" = its own.
         remedy: What the operator can do about it.
     """
@@ -120,7 +120,7 @@ class LoraReply:
 
     @property
     def is_unloaded(self) -> bool:
-        """Whether the engine has the adapter no longer, after an unload."""
+        """Whether the engine no longer has the adapter, after an unload."""
         return self.outcome in {"done", "unknown"}
 
 
@@ -135,7 +135,7 @@ class LoraDialect(Protocol):
 
         Raises:
             WireError: The engine cannot be reached.
-            ValueError: Its reply makes no sense.
+            ValueError: Its reply is invalid.
         """
         ...
 
@@ -152,7 +152,7 @@ class LoraDialect(Protocol):
         ...
 
     async def has_adapter(self, client: EngineClient, served: ServedModel) -> bool:
-        """Say whether the adapter itself would answer a request for it.
+        """Return whether the adapter itself would answer a request for it.
 
         Only engines whose base model would answer in its place are queried. Raises WireError.
         """

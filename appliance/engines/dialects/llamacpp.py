@@ -1,4 +1,4 @@
-"""llama.cpp's llama-server: health in words, slots and context in /props, adapters in /lora-adapters.
+"""llama.cpp's llama-server: health as text, slots and context in /props, adapters in /lora-adapters.
 
 Source: its README.
 """
@@ -72,7 +72,7 @@ class LlamaCpp:
     async def load_adapter(
         self, client: EngineClient, name: str, path: str, *, is_pinned: bool = False
     ) -> LoraReply:
-        """Find an adapter of its start, by its file or its file's name: it loads none while it runs."""
+        """Find an adapter that it was started with, by file or file name: it loads none while it runs."""
         rows = await _adapter_rows(client)
         same = [row for row in rows if row[1] == path] or [row for row in rows if _is_same_file(row[1], path)]
         for _, own in same:
@@ -94,7 +94,7 @@ class LlamaCpp:
         )
 
     async def unload_adapter(self, client: EngineClient, name: str, more: dict[str, Any]) -> LoraReply:
-        """Refuse: it keeps what it was started with."""
+        """Refuse: it keeps the adapters that it was started with."""
         if any(PurePosixPath(own).stem == name for _, own in await _adapter_rows(client)):
             return LoraReply(
                 "off",
@@ -126,7 +126,7 @@ async def _read_limits(client: EngineClient) -> tuple[int, int]:
 
 
 async def _read_adapters(client: EngineClient, base: ServedModel) -> dict[str, ServedModel]:
-    """Return the adapters of its start, named by their files and requested with `lora` in the body."""
+    """Return the adapters that it was started with, named by file and requested with `lora` in the body."""
     served = {}
     for number, path in await _adapter_rows(client):
         name = PurePosixPath(path).stem
@@ -144,7 +144,7 @@ async def _read_adapters(client: EngineClient, base: ServedModel) -> dict[str, S
 
 
 def _is_same_file(own: str, path: str) -> bool:
-    """Whether `path` may mean that file: its folder may differ in a container, or be what `path` is."""
+    """Whether `path` may mean the file `own`: its folder, or the file at another place in a container."""
     return own.startswith(path + "/") or PurePosixPath(own).name == PurePosixPath(path).name
 
 

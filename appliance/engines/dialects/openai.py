@@ -1,4 +1,4 @@
-"""Any other server that speaks OpenAI's API: its list of models is all that can be relied on."""
+"""Any other server with OpenAI's API: only its list of models can be relied on."""
 
 from typing import ClassVar
 
@@ -16,7 +16,7 @@ NO_HEALTH_PAGE = {401, 403, 404, 405}
 
 
 class OpenAi:
-    """An OpenAI-compatible server of unknown make. Detection tries it last."""
+    """An OpenAI-compatible server of unknown kind. Detection tries it last."""
 
     kind: ClassVar[str] = "openai"
     running_metrics: ClassVar[tuple[str, ...]] = ()
@@ -26,7 +26,7 @@ class OpenAi:
     names_adapters: ClassVar[bool] = True
 
     async def probe_health(self, client: EngineClient) -> EngineHealth:
-        """Query /health where there is one; else a server that lists its models is ready."""
+        """Query /health if it exists; else a server that lists its models is ready."""
         reply = await client.get("/health", HEALTH_TIMEOUT_S)
         if reply.status not in NO_HEALTH_PAGE:
             return health_by_status(reply)

@@ -1,4 +1,4 @@
-"""What dialects share: reading an engine's JSON, and the list of models that all of them have."""
+"""Queries that all dialects use: reading JSON replies, and the list of models."""
 
 from dataclasses import replace
 from typing import Any
@@ -12,11 +12,11 @@ QUERY_TIMEOUT_S = 5.0  # for pages about models, limits and adapters
 
 
 class UnexpectedReply(ValueError):
-    """An engine's reply makes no sense."""
+    """An engine's reply is invalid."""
 
 
 def health_by_status(reply: QueryReply, path: str = "/health") -> EngineHealth:
-    """Read a health page whose status alone tells: 200 is ready, 503 is loading."""
+    """Read a health page by its status alone: 200 is ready, 503 is loading."""
     is_ready = reply.status == 200
     return EngineHealth(is_ready, reply.status == 503, "" if is_ready else f"{path} answered {reply.status}")
 
@@ -86,7 +86,7 @@ def with_parent_context(models: dict[str, ServedModel]) -> dict[str, ServedModel
 
 
 def smallest_context(models: dict[str, ServedModel]) -> int:
-    """Return the smallest context of the models in tokens (0 = unknown): what any request can count on."""
+    """Return the smallest context of the models in tokens (0 = unknown), which every request has."""
     return min((served.card.context_tokens for served in models.values()), default=0)
 
 

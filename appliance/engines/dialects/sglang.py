@@ -40,7 +40,7 @@ class Sglang:
     names_adapters: ClassVar[bool] = True
 
     async def probe_health(self, client: EngineClient) -> EngineHealth:
-        """Query /health: 200 is ready; 503 is what it says while it starts."""
+        """Query /health: 200 is ready; it answers 503 while it starts."""
         return health_by_status(await client.get("/health", HEALTH_TIMEOUT_S))
 
     async def read_facts(self, client: EngineClient) -> EngineFacts:
@@ -95,7 +95,7 @@ class Sglang:
 
 
 def _read_reply(reply: QueryReply) -> tuple[bool, str]:
-    """Return (is done, what the engine says): success may come as a flag beside any status."""
+    """Return (is done, text): success is a flag in the body, which can be false with status 200."""
     text = reply.body.decode("utf-8", "replace")
     try:
         value = jsons.loads(reply.body)
@@ -111,6 +111,6 @@ def _is_off(reply: QueryReply, text: str) -> bool:
 
 
 def _by_full_name(served: ServedModel) -> ServedModel:
-    """Request an adapter as `base:adapter`: to its bare name the base model would answer, silently."""
+    """Request an adapter as `base:adapter`: for its bare name the base model would answer, silently."""
     full = f"{served.card.parent}:{served.card.id}"
     return replace(served, card=replace(served.card, aliases=(full,), upstream=full), upstream=full)

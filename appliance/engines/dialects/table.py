@@ -1,4 +1,4 @@
-"""Kind → dialect: the engines that the appliance speaks with. A new one is one file and one row here."""
+"""Kind → dialect. A new kind of engine needs one module and one row here."""
 
 from appliance.engines.dialects.contract import Dialect
 from appliance.engines.dialects.llamacpp import LlamaCpp

@@ -96,7 +96,7 @@ def _text(reply: QueryReply) -> str:
 
 
 def _has_no_such_route(reply: QueryReply) -> bool:
-    """Tell the web framework's 404 from vLLM's own, which has a message."""
+    """Whether a 404 is from the web framework; vLLM's own has a message."""
     if reply.status not in {404, 405}:
         return False
     try:

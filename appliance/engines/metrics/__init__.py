@@ -1,8 +1,8 @@
 """Metrics of engines under one set of names.
 
 Modules:
-    copies: an engine's families under other names, for our page and for other readers.
-    derived: our metrics that no engine has under one name.
+    copies: an engine's families under other names.
+    derived: our metrics that are computed from several of an engine.
     engine_page: an engine's page by the plain names of its families.
     extras: what is known of an engine besides its page.
     families: our metrics, and what each engine calls them.

@@ -1,4 +1,4 @@
-"""Copies of an engine's families under other names, for us and for readers that know one engine. Pure."""
+"""Copies of an engine's families under other names: ours, and those that other programs expect. Pure."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -24,8 +24,8 @@ Group = dict[bytes, MetricSample]  # by the sample's name: the last bucket, the 
 def copy_family(family: MetricFamily, name: str, kind: str) -> MetricFamily:
     """Return a copy under another name.
 
-    Suffixes of a histogram's samples stay, samples of counters get the name itself. Exemplars are left out:
-    they belong to the engine's own page.
+    The samples of a histogram keep their suffixes; those of a counter get the name itself. Exemplars are left
+    out: they are on the engine's own page.
     """
     new, old = name.encode(), family.name
     is_histogram = kind == "histogram"
@@ -42,7 +42,7 @@ def copy_family(family: MetricFamily, name: str, kind: str) -> MetricFamily:
 
 
 def complete_histogram(family: MetricFamily) -> bool:
-    """Add missing `+Inf` buckets and counts: each is the other. Return whether it is complete now."""
+    """Add missing `+Inf` buckets and counts, which are equal; return whether it is complete now."""
     name = family.name
     buckets, counts, sums = name + b"_bucket", name + b"_count", name + b"_sum"
     seen = Counter(sample.name for sample in family.samples)
@@ -91,7 +91,7 @@ def kthena_families(page: EnginePage, kind: str) -> Iterator[MetricFamily]:
 def gateway_families(
     page: MetricsPage, ours: Sequence[MetricFamily], extras: EngineExtras
 ) -> Iterator[MetricFamily]:
-    """Yield what an endpoint picker reads and the page does not have under that name.
+    """Yield the families for an endpoint picker that the page does not have itself.
 
     The picker reads the first row only, so several rows become one: the sum, or the mean of a ratio.
     """

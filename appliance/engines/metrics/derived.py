@@ -1,4 +1,4 @@
-"""Metrics of ours that no engine has under one name. Pure."""
+"""Our metrics that are computed from several of an engine. Pure."""
 
 from appliance.base.metrics.exposition_read import MetricFamily, MetricSample, parse_labels
 from appliance.engines.metrics.engine_page import EnginePage
@@ -28,7 +28,7 @@ def _lora_running(page: EnginePage, extras: EngineExtras) -> MetricFamily | None
 
     1. vLLM writes their names into labels, and the time into the value   → those of the newest row
     2. the engine counts them itself (SGLang)                             → not derived
-    3. they are known from elsewhere                                      → their number
+    3. they are known from the extras                                     → their number
     """
     info = page.find(("lora_requests_info",), "gauge")[0]
     if info is not None and info.samples:  # 1

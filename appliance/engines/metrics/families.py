@@ -1,7 +1,8 @@
-"""Our metrics of engines as one table: name, kind, unit, range, and what each engine has called it so far.
+"""Our metrics of engines as one table: name, kind, unit, range, and the names that engines gave it so far.
 
-A new generation that renames a metric costs a word in this file. Names of engines are without prefix (`vllm:`
-or `vllm_`) and without `_total`: both spellings of both are found. docs/metrics.md shows the table.
+If a new release of an engine renames a metric, the new name is added here. Names of engines are without
+prefix (`vllm:` or `vllm_`) and without `_total`: both spellings of both are found. docs/metrics.md shows the
+table.
 
 Source:
     The engines' own metric modules, of 2024 to 2026; the page of llama-server's build 11669.
@@ -23,7 +24,7 @@ OTHER_NAMES = {
 
 @dataclass(frozen=True, slots=True)
 class MetricSource:
-    """What one engine calls a metric.
+    """The names of a metric at one engine.
 
     Attributes:
         names: Aliases; the first one that a page has counts.

@@ -1,7 +1,7 @@
-"""An engine's metrics page with our names (families.py), and those of other readers, added. Pure.
+"""Adds our names (families.py), and those that other programs expect, to an engine's metrics page. Pure.
 
-A metric that is missing or has an impossible value is reported: one that an engine renamed must be seen, not
-silently absent. Labels, HELP and the engine's own numbers stay as they are; values change their name only.
+A metric that is missing or invalid is reported, so that one that an engine renamed is noticed. Labels, HELP
+and values stay as they are; only names change.
 """
 
 from collections.abc import Iterable
@@ -30,10 +30,10 @@ class NormalisedPage:
 
     Attributes:
         kind: vllm, sglang or llamacpp; "" = the page has none of their names.
-        page: As it came.
+        page: The parsed page.
         ours: Our metrics.
         kthena: Copies under the `kthena:` names.
-        gateway: What an endpoint picker reads and the page does not have under that name.
+        gateway: The families for an endpoint picker that the page does not have itself.
         expected: Our names that a page of this kind should have.
         missing: Those of them that it does not have.
         invalid: Our names that it has and that are not shown → the reason: out_of_range, other_kind, broken.
@@ -87,7 +87,7 @@ class NormalisedPage:
 
 
 def find_kind(page: MetricsPage, kind: str = "auto") -> str:
-    """Return the kind of engine that a page is of.
+    """Return the kind of engine that wrote a page.
 
     1. the configured kind is in the table of names → that one
     2. it is another one                            → "": its metrics are not known

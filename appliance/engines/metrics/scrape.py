@@ -1,4 +1,4 @@
-"""One engine's metrics page read over HTTP, for the sidecar; clients that ask meanwhile share it.
+"""Reads one engine's metrics page over HTTP, for the sidecar; requests at the same time share one scrape.
 
 Redirects are followed on the engine's own host only. Large pages are parsed and written in a thread, so that
 no other request waits for them.
@@ -88,12 +88,12 @@ class ScrapeResult:
 
 @dataclass(frozen=True, slots=True)
 class ScrapeStatus:
-    """How the latest scrape of one engine went.
+    """The result of the latest scrape of one engine.
 
     Attributes:
         labels: Of the engine, as they are written.
         is_up: Its page was read.
-        age_s: Age of the page; None = there was never one.
+        age_s: Age of the page in seconds; None = there is none.
     """
 
     labels: bytes
@@ -284,7 +284,7 @@ class Scraper:
 
 
 class CurrentScraper:
-    """The scraper of whichever server is the engine at the moment: backends change while the appliance runs.
+    """The scraper of the current engine: backends can change while the appliance runs.
 
     Args:
         target: Returns the server; None = there is none.
@@ -299,7 +299,7 @@ class CurrentScraper:
         self._made: tuple[ScrapeTarget, Scraper] | None = None
 
     async def scrape(self) -> ScrapeResult:
-        """Return the page of the present engine.
+        """Return the page of the current engine.
 
         Raises:
             UpstreamFailed: There is no engine, or see `Scraper.scrape`.

@@ -1,7 +1,7 @@
-"""Single values out of an engine's metrics page, whatever generation of the engine wrote it. Pure.
+"""Single values from a metrics page of any generation of an engine. Pure.
 
-A page of vLLM is a hundred kilobytes of histograms. Two gauges of it are needed every few seconds, so these
-are searched for in the bytes, and the rest is not parsed.
+A page of vLLM has a hundred kilobytes of histograms. Only two gauges of it are needed every few seconds: they
+are searched in the bytes, and the rest is not parsed.
 """
 
 import math
