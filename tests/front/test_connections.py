@@ -30,9 +30,16 @@ class Transport:
     def __init__(self) -> None:
         self.out = b""
         self.calls: list[str] = []
+        self.unsent_bytes = 0
 
     def get_extra_info(self, name: str) -> Any:
         return ("10.0.0.9", 4711)
+
+    def is_closing(self) -> bool:
+        return bool({"close", "abort"} & set(self.calls))
+
+    def get_write_buffer_size(self) -> int:
+        return self.unsent_bytes
 
     def write(self, data: bytes) -> None:
         self.out += data
@@ -206,6 +213,106 @@ async def test_too_many_pipelined_bytes_stop_the_reading() -> None:
     assert "pause_reading" not in transport.calls
     connection.data_received(b"x")
     assert "pause_reading" in transport.calls
+
+
+async def test_reading_goes_on_once_the_pipelined_requests_are_used_up() -> None:
+    harness = Harness()
+    connection, transport = harness.connect()
+    many = PIPELINED_BYTES // len(HOT) + 2
+    connection.data_received(HOT * many)
+    connection.data_received(HOT[:10])
+    await settle()
+    assert transport.calls == ["pause_reading"]
+    harness.go.set()
+    while len(harness.bodies) < many:
+        assert transport.calls == ["pause_reading"]
+        await asyncio.sleep(0)
+    await settle()
+    assert transport.calls == ["pause_reading", "resume_reading"]
+    connection.data_received(HOT[10:])
+    await settle()
+    assert transport.out.count(b"200 OK") == many + 1
+
+
+async def test_the_next_request_waits_until_the_client_has_read() -> None:
+    harness = Harness()
+    harness.go.set()
+    connection, _ = harness.connect()
+    connection.pause_writing()
+    connection.data_received(HOT * 3)
+    await settle()
+    assert (len(harness.bodies), connection.busy, harness.pipeline.in_flight) == (1, 1, 1)
+    connection.resume_writing()
+    for _ in range(3):
+        await settle()
+    assert (len(harness.bodies), connection.busy, harness.pipeline.in_flight) == (3, 0, 0)
+
+
+@pytest.mark.parametrize("pieces", [None, Pieces])
+async def test_a_client_that_reads_nothing_is_given_up(pieces: type[Pieces] | None) -> None:
+    harness = Harness()
+    harness.clock.advance(1)
+    harness.response = Response(200, b"fine", pieces=pieces() if pieces else None)
+    harness.go.set()
+    connection, transport = harness.connect()
+    connection.pause_writing()
+    transport.unsent_bytes = 1000
+    connection.data_received(HOT)
+    await settle()
+    for unsent_bytes in (1000, 1000, 900, 900):  # it reads a little, once
+        transport.unsent_bytes = unsent_bytes
+        harness.shared.tick()
+        harness.clock.advance(100)
+        assert "abort" not in transport.calls
+    harness.clock.advance(21)
+    harness.shared.tick()
+    assert "abort" in transport.calls
+    assert harness.pipeline.in_flight == 1
+    connection.connection_lost(None)
+    await settle()
+    receipt = harness.receipts.latest(1)[0]
+    assert (receipt.finish_label, receipt.status, harness.pipeline.in_flight) == ("client_left", 200, 0)
+
+
+async def test_a_closed_connection_does_not_wait_for_its_client_for_ever() -> None:
+    harness = Harness()
+    connection, transport = harness.connect()
+    harness.clock.advance(16)
+    harness.shared.tick()
+    assert transport.calls == ["close"]
+    harness.shared.tick()
+    harness.clock.advance(121)
+    harness.shared.tick()
+    assert transport.calls == ["close", "abort"]
+
+
+async def test_a_body_that_trickles_is_not_waited_for() -> None:
+    harness = Harness()
+    connection, transport = harness.connect()
+    connection.data_received(b"POST /hot HTTP/1.1\r\nHost: x\r\nContent-Length: 500\r\n\r\n")
+    for _ in range(60):
+        harness.clock.advance(1)
+        connection.data_received(b"x")
+        harness.shared.tick()
+        assert transport.out == b""
+    harness.clock.advance(1)
+    harness.shared.tick()
+    assert b"The request body did not arrive in time (BODY_TIMEOUT_S)." in transport.out
+    assert transport.out.startswith(b"HTTP/1.1 408")
+
+
+async def test_a_large_body_may_take_its_time_at_a_fair_rate() -> None:
+    harness = Harness()
+    harness.go.set()
+    connection, transport = harness.connect()
+    size = 1000 * 120
+    connection.data_received(b"POST /hot HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % size)
+    for _ in range(120):
+        harness.clock.advance(1)
+        harness.shared.tick()
+        connection.data_received(b"x" * 1000)
+    await settle()
+    assert [len(body) for body in harness.bodies] == [size]
 
 
 @pytest.mark.parametrize("before", [b"", HOT])

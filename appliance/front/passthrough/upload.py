@@ -8,6 +8,8 @@ from aiohttp import web
 from appliance.base.errors import ApplianceError, Invalid, TimedOut
 from appliance.front.pipeline.pipeline import too_large
 
+LEAST_BODY_BYTES_S = 500  # a body that has taken BODY_TIMEOUT_S comes at least so fast, in the mean
+
 
 class Upload:
     """The body of one request.
@@ -35,31 +37,39 @@ class Upload:
 
         Raises:
             TooLarge: It is larger than the limit.
-            TimedOut: The client paused for too long.
+            TimedOut: The client paused for too long, or it sends too slowly.
             Invalid: Its framing cannot be read.
         """
         self.has_begun = True
-        size = 0
+        now_s = asyncio.get_running_loop().time
+        size, waited_s = 0, 0.0  # the time for which the client was waited for, not the server
         while True:
+            began_s = now_s()
             try:
                 piece = await asyncio.wait_for(self._request.content.readany(), self._patience_s)
             except TimeoutError:
-                self.error = TimedOut(
-                    "The request body did not arrive in time (BODY_TIMEOUT_S).",
-                    code="body_timeout",
-                    details={"status": 408},
-                )
-                raise self.error from None
+                raise self._timed_out() from None
             except (web.HTTPException, ValueError) as exc:
                 self.error = Invalid(f"The request body cannot be read: {exc}.")
                 raise self.error from None
             if not piece:
                 return
             size += len(piece)
+            waited_s += now_s() - began_s
+            if waited_s > self._patience_s and size < waited_s * LEAST_BODY_BYTES_S:
+                raise self._timed_out()
             if size > self._limit_bytes:
                 self.error = too_large(self._limit_bytes)
                 raise self.error
             yield piece
+
+    def _timed_out(self) -> ApplianceError:
+        self.error = TimedOut(
+            "The request body did not arrive in time (BODY_TIMEOUT_S).",
+            code="body_timeout",
+            details={"status": 408},
+        )
+        return self.error
 
     async def read(self) -> bytes:
         """Return the whole body; raises what `pieces` raises."""

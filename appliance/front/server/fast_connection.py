@@ -15,6 +15,7 @@ from typing import Any
 
 from appliance.base.errors import ApplianceError, Internal, Invalid, TimedOut
 from appliance.engines.outcome import Finish
+from appliance.front.passthrough.upload import LEAST_BODY_BYTES_S
 from appliance.front.pipeline.heads import BadHead, parse_request_head, render_response_head
 from appliance.front.pipeline.pipeline import too_large
 from appliance.front.pipeline.request import Request
@@ -22,7 +23,7 @@ from appliance.front.pipeline.response import Response
 from appliance.front.pipeline.route import Route
 from appliance.front.server.connections import LINGER_S, Connections, InnerProtocol
 
-PIPELINED_BYTES = 256 * 1024  # of the next requests, buffered while one is running
+PIPELINED_BYTES = 64 * 1024  # of the next requests; more is not read before they are answered
 
 
 class FastConnection(asyncio.Protocol):
@@ -34,8 +35,11 @@ class FastConnection(asyncio.Protocol):
     """
 
     __slots__ = (
+        "_at",
         "_body",
+        "_body_began_s",
         "_body_left",
+        "_body_size",
         "_buffer",
         "_drained",
         "_has_served",
@@ -44,13 +48,16 @@ class FastConnection(asyncio.Protocol):
         "_is_closing",
         "_is_head_begun",
         "_is_paused",
+        "_is_unread",
         "_keep_alive",
         "_next",
         "_shared",
         "_since_s",
+        "_stalled_s",
         "_take_over",
         "_task",
         "_transport",
+        "_unsent_bytes",
         "_wrote_s",
         "busy",
         "peer",
@@ -71,14 +78,20 @@ class FastConnection(asyncio.Protocol):
         self._shared = shared
         self._take_over = take_over
         self._buffer = b""
+        self._at = 0  # what of the buffer has been used
         self._body: list[bytes] = []  # while a body arrives
         self._body_left = 0
+        self._body_size = 0
+        self._body_began_s = 0.0
         self._next: tuple[Route, dict[str, str]] | None = None  # a head whose body is not complete
         self._task: asyncio.Task[None] | None = None
         self._inner: InnerProtocol | None = None
         self._is_head_begun = False  # of the inner protocol: bytes have arrived since its last response
         self._drained: asyncio.Future[None] | None = None
-        self._is_paused = False
+        self._is_paused = False  # the client does not read: nothing is written
+        self._stalled_s = 0.0  # since when the client has read nothing; 0 = it reads
+        self._unsent_bytes = 0  # what it had not read then
+        self._is_unread = False  # the client is not read: it has sent enough
         self._is_closing = False
         self._keep_alive = True
         self._has_served = False  # until its first request a connection gets less time
@@ -121,12 +134,17 @@ class FastConnection(asyncio.Protocol):
         if self._next is not None:  # 3
             self._take_body(data)
             return
-        if self._task is None and not self._buffer:
-            self._since_s = self._shared.now_s()
-        self._buffer = self._buffer + data if self._buffer else data
+        if self._buffer:
+            self._buffer = self._buffer[self._at :] + data if self._at else self._buffer + data
+        else:
+            self._buffer = data
+            if self._task is None:
+                self._since_s = self._shared.now_s()
+        self._at = 0
         if self._task is None:  # 4
             self._begin()
-        elif len(self._buffer) > PIPELINED_BYTES:  # 5
+        elif len(self._buffer) > PIPELINED_BYTES and not self._is_unread:  # 5
+            self._is_unread = True
             self._transport.pause_reading()
 
     def eof_received(self) -> bool | None:
@@ -155,6 +173,7 @@ class FastConnection(asyncio.Protocol):
     def resume_writing(self) -> None:
         """Resume writing: the client has read."""
         self._is_paused = False
+        self._stalled_s = 0.0
         if self._inner is not None:
             self._inner.resume_writing()
         if self._drained is not None and not self._drained.done():
@@ -173,20 +192,21 @@ class FastConnection(asyncio.Protocol):
         6. the body is complete                        → answer it
         7. the body is incomplete                      → wait for the rest
         """
-        buffer, settings = self._buffer, self._shared.pipeline.settings
-        end = buffer.find(b"\r\n\r\n")
-        if end < 0 and len(buffer) <= settings.max_header_bytes:  # 1
+        buffer, begin, settings = self._buffer, self._at, self._shared.pipeline.settings
+        end = buffer.find(b"\r\n\r\n", begin)
+        if end < 0 and len(buffer) - begin <= settings.max_header_bytes:  # 1
+            self._read_on()
             return
-        if end < 0 or end > settings.max_header_bytes:  # 2
+        if end < 0 or end - begin > settings.max_header_bytes:  # 2
             error = Invalid("The request head is too large (MAX_HEADER_BYTES).", code="header_too_large")
             self._refuse(431, error, None)
             return
-        route = self._shared.hot.get(buffer[: buffer.find(b"\r\n")])
+        route = self._shared.hot.get(buffer[begin : buffer.find(b"\r\n", begin)])
         if route is None:  # 3
             self._hand_over()
             return
         try:
-            headers, may_stay = parse_request_head(buffer[: end + 4])
+            headers, may_stay = parse_request_head(buffer[begin : end + 4])
         except BadHead as exc:  # 4
             self._refuse(400, Invalid(f"The request head cannot be read: {exc}."), route)
             return
@@ -203,15 +223,31 @@ class FastConnection(asyncio.Protocol):
         size, at = int(length), end + 4
         if size > settings.max_body_bytes:  # 5
             self._refuse(413, too_large(settings.max_body_bytes), route)
-        elif len(buffer) - at >= size:  # 6
-            self._buffer = buffer[at + size :]
+            return
+        have = len(buffer) - at
+        if have >= size:  # 6
+            self._use(at + size)
             self._start(route, headers, buffer[at : at + size])
         else:  # 7
             self._next = (route, headers)
-            self._body = [buffer[at:]] if len(buffer) > at else []
-            self._body_left = size - (len(buffer) - at)
-            self._buffer = b""
-            self._since_s = self._shared.now_s()
+            self._body = [buffer[at:]] if have else []
+            self._body_left, self._body_size = size - have, size
+            self._buffer, self._at = b"", 0
+            self._since_s = self._body_began_s = self._shared.now_s()
+            self._read_on()
+
+    def _use(self, until: int) -> None:
+        """Note what of the buffer has been used; it is not copied for each of many small requests."""
+        if until >= len(self._buffer):
+            self._buffer, self._at = b"", 0
+        else:
+            self._at = until
+
+    def _read_on(self) -> None:
+        """Read the client again: what it has sent is used up to a request that is not complete."""
+        if self._is_unread:
+            self._is_unread = False
+            self._transport.resume_reading()
 
     def _take_body(self, data: bytes) -> None:
         assert self._next is not None
@@ -221,16 +257,19 @@ class FastConnection(asyncio.Protocol):
             self._body_left -= len(data)
             return
         self._body.append(data[: self._body_left])
-        self._buffer = data[self._body_left :]
+        self._buffer, self._at = data[self._body_left :], 0
         route, headers = self._next
         body, self._body, self._next = b"".join(self._body), [], None
         self._start(route, headers, body)
 
     def _hand_over(self) -> None:
         """Hand the connection over to another protocol, with the bytes that were read and not used."""
-        inner, unread = self._take_over(self, self._buffer)
-        self._inner, self._buffer = inner, b""
+        self._read_on()
+        inner, unread = self._take_over(self, self._buffer[self._at :])
+        self._inner, self._buffer, self._at = inner, b"", 0
         inner.connection_made(self._transport)
+        if self._is_paused:
+            inner.pause_writing()
         if unread:
             inner.data_received(unread)
 
@@ -268,7 +307,11 @@ class FastConnection(asyncio.Protocol):
                     request.finish = Finish.DONE
                 else:
                     await self._write_stream(response, request)
+                # The next request waits for the client, too: what it does not read is not piled up.
+                if self._is_paused and not await self._wait_until_read():
+                    request.finish = Finish.CLIENT_LEFT
             except asyncio.CancelledError:
+                request.finish = Finish.CLIENT_LEFT
                 if not self._is_closing:  # not the client: the server is stopping
                     request.finish = Finish.CUT_OFF
                     self._transport.abort()
@@ -288,7 +331,6 @@ class FastConnection(asyncio.Protocol):
             self._since_s = self._shared.now_s()
             self._has_served = True
             if self._buffer:  # the next request has begun
-                self._transport.resume_reading()
                 self._begin()
 
     def _write_whole(self, response: Response) -> int:
@@ -337,14 +379,12 @@ class FastConnection(asyncio.Protocol):
         write(head + b"0\r\n\r\n")
 
     async def _wait_until_read(self) -> bool:
-        """Wait until the client reads again; False when it has left or did not read in time."""
+        """Wait until the client reads again; False when it has left. `tick` gives up one that does not."""
+        if self._is_closing:
+            return False
         self._drained = self._shared.loop.create_future()
         try:
-            await asyncio.wait_for(self._drained, self._shared.pipeline.settings.write_timeout_s)
-        except TimeoutError:
-            self._is_closing = True
-            self._transport.abort()
-            return False
+            await self._drained
         finally:
             self._drained = None
         return not self._is_closing
@@ -390,34 +430,51 @@ class FastConnection(asyncio.Protocol):
     def tick(self, now_s: float) -> None:
         """Send a due heartbeat and enforce the time limits.
 
-        1. a silent stream               → a heartbeat
-        2. a request is running          → nothing
-        3. a body does not arrive        → 408 and close
-        4. a head does not arrive        → 408 and close; only close after a hand-over
-        5. idle for too long             → close
+        1. the client does not read            → given up after WRITE_TIMEOUT_S
+        2. a silent stream                     → a heartbeat
+        3. a request is running                → nothing
+        4. a body does not arrive, or slowly   → 408 and close
+        5. a head does not arrive              → 408 and close; only close after a hand-over
+        6. idle for too long                   → close
         """
         settings = self._shared.pipeline.settings
-        if self._heartbeat and self.busy and self._inner is None:  # 1
+        if self._is_paused or self._transport.is_closing():  # 1
+            self._give_up(now_s, settings.write_timeout_s)
+            return
+        if self._heartbeat and self.busy and self._inner is None:  # 2
             self._beat(now_s, settings.heartbeat_s)
             return
-        if self.busy or self._is_closing:  # 2
+        if self.busy or self._is_closing:  # 3
             return
         waited_s = now_s - self._since_s
-        if self._next is not None:  # 3
-            if waited_s > settings.body_timeout_s:
+        if self._next is not None:  # 4
+            if waited_s > settings.body_timeout_s or self._is_body_slow(now_s, settings.body_timeout_s):
                 error = TimedOut("The request body did not arrive in time (BODY_TIMEOUT_S).")
                 self._refuse(408, error, self._next[0])
-        elif self._buffer:  # 4
+        elif self._buffer:  # 5
             if waited_s > settings.header_timeout_s:
                 error = TimedOut("The request head did not arrive in time (HEADER_TIMEOUT_S).")
                 self._refuse(408, error, None)
-        elif self._is_head_begun:  # 4
+        elif self._is_head_begun:  # 5
             if waited_s > settings.header_timeout_s:
                 self._transport.close()
         elif waited_s > (
             settings.keepalive_timeout_s if self._has_served else settings.header_timeout_s
-        ):  # 5
+        ):  # 6
             self._transport.close()
+
+    def _give_up(self, now_s: float, patience_s: float) -> None:
+        """End the connection of a client that has read nothing for `patience_s` seconds."""
+        unsent = self._transport.get_write_buffer_size()
+        if not self._stalled_s or unsent < self._unsent_bytes:
+            self._stalled_s = now_s
+        elif now_s - self._stalled_s > patience_s:
+            self._transport.abort()
+        self._unsent_bytes = unsent
+
+    def _is_body_slow(self, now_s: float, timeout_s: float) -> bool:
+        took_s = now_s - self._body_began_s
+        return took_s > timeout_s and self._body_size - self._body_left < took_s * LEAST_BODY_BYTES_S
 
     def _beat(self, now_s: float, every_s: float) -> None:
         """Send a heartbeat if the stream has begun and was silent for `every_s` seconds; 0 = never."""

@@ -168,7 +168,8 @@ class HttpServer:
                     return await self._serve(web_request, route, request)
                 if is_passed:  # 2
                     return await self._pass_on(web_request, request)
-                return self._send_whole(self._answer_unknown(web_request, request), request)  # 3
+                response = self._answer_unknown(web_request, request)  # 3
+                return await self._send_whole(web_request, response, request)
             except ConnectionResetError:
                 return web.Response(
                     status=499
@@ -181,12 +182,12 @@ class HttpServer:
             pipeline.keys.check(route.access, request.headers, request.peer)
             request.body = await self._read_body(web_request)
         except ApplianceError as error:
-            return self._refuse(web_request, request, self._bare_error(error, route.dialect, request))
+            return await self._refuse(web_request, request, self._bare_error(error, route.dialect, request))
         response = await pipeline.respond(route, request)
         if response.pieces is not None:
             return await self._send_stream(web_request, response, request)
         pipeline.mark_first_byte(request)
-        return self._send_whole(response, request)
+        return await self._send_whole(web_request, response, request)
 
     async def _read_body(self, web_request: web.Request) -> bytes:
         """Read a body of any framing.
@@ -217,28 +218,34 @@ class HttpServer:
             response = pipeline.error_response(failure, self._dialect_at(request.path), request.receipt)
             request.receipt.status = response.status
             response.headers += pipeline.response_headers(request)
-            return self._refuse(web_request, request, response)
+            return await self._refuse(web_request, request, response)
         if not web_request.content.at_eof():
             passed.force_close()
         return passed
 
     # ---- sending
 
-    def _send_whole(self, response: Response, request: Request) -> web.Response:
-        """Return a whole response as aiohttp's, and record in the request that it is done."""
+    async def _send_whole(
+        self, web_request: web.Request, response: Response, request: Request, *, is_last: bool = False
+    ) -> web.Response:
+        """Send a response in one piece; the request counts as in flight until the client has taken it.
+
+        Args:
+            is_last: The connection ends with it.
+        """
         web_response = web.Response(status=response.status, body=response.body)
         _set_headers(web_response, response)
-        if self.connections.is_stopping:
+        if is_last or self.connections.is_stopping:
             web_response.force_close()
+        await web_response.prepare(web_request)
+        await web_response.write_eof()
         request.finish, request.sent_bytes = Finish.DONE, len(response.body)
         return web_response
 
-    def _refuse(self, web_request: web.Request, request: Request, response: Response) -> web.Response:
-        """Return an error as aiohttp's; close the connection after it if the body was not read."""
-        web_response = self._send_whole(response, request)
-        if not web_request.content.at_eof():
-            web_response.force_close()
-        return web_response
+    async def _refuse(self, web_request: web.Request, request: Request, response: Response) -> web.Response:
+        """Send an error; the connection ends with it where the request's body is not read to its end."""
+        is_last = not web_request.content.at_eof()
+        return await self._send_whole(web_request, response, request, is_last=is_last)
 
     async def _send_stream(
         self, web_request: web.Request, response: Response, request: Request

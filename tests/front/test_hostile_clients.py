@@ -1,0 +1,191 @@
+"""Clients that mean harm, on real sockets: what one of them can hold, and what the others notice of it."""
+
+import asyncio
+import io
+import socket
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, suppress
+from typing import Any
+
+import pytest
+
+from appliance.base.clock import SystemClock
+from appliance.base.metrics.registry import Metrics
+from appliance.base.tasks import Tasks
+from appliance.base.watch import Watched
+from appliance.engines.receipts import Receipts
+from appliance.front.pipeline.access_log import AccessLog
+from appliance.front.pipeline.pipeline import RequestPipeline
+from appliance.front.pipeline.request import Request
+from appliance.front.pipeline.response import Response
+from appliance.front.pipeline.route import Route
+from appliance.front.server.fast_connection import PIPELINED_BYTES, FastConnection
+from appliance.front.server.server import HttpServer, serving_http
+from appliance.front.settings import FrontSettings
+from tests.journeys.running import until
+
+LARGE_BYTES = 30_000_000
+SMALL = b"POST /small HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}"
+LARGE_HOT = b"POST /large HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}"
+LARGE_COLD = b"GET /cold HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+class Server:
+    """A server on loopback with a small hot answer, and a large one on a hot and on a cold address."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.receipts, self.tasks, self.clock = Receipts(), Tasks(), SystemClock()
+        self.pipeline = RequestPipeline(
+            FrontSettings(_env_file=None, **settings),
+            receipts=self.receipts,
+            metrics=Metrics(),
+            access_log=AccessLog(clock=self.clock, form="json", stream=io.StringIO()),
+            clock=self.clock,
+            state=Watched("serving"),
+        )
+        routes = [
+            Route(("POST",), "/small", self.small, is_hot=True),
+            Route(("POST",), "/large", self.large, is_hot=True),
+            Route(("GET",), "/cold", self.large),
+        ]
+        self.http = HttpServer(routes, self.pipeline, clock=self.clock)
+        self.address = ("127.0.0.1", 0)
+        self.body = b"x" * LARGE_BYTES
+
+    async def small(self, request: Request) -> Response:
+        return Response(200, b"y" * 200)
+
+    async def large(self, request: Request) -> Response:
+        return Response(200, self.body)
+
+    def open_connections(self) -> list[FastConnection]:
+        return [one for one in self.http.connections._all if isinstance(one, FastConnection)]
+
+    def held_bytes(self) -> int:
+        """What all connections hold of requests and of responses."""
+        held = 0
+        for one in self.open_connections():
+            held += len(one._buffer) + sum(map(len, one._body)) + one._transport.get_write_buffer_size()
+        return held
+
+    async def latency_s(self, count: int = 30) -> float:
+        """The median time of a small request of a well-behaved client."""
+        reader, writer = await asyncio.open_connection(*self.address)
+        took = []
+        for _ in range(count):
+            began = time.perf_counter()
+            writer.write(SMALL)
+            await reader.readuntil(b"y" * 200)
+            took.append(time.perf_counter() - began)
+            await asyncio.sleep(0.002)
+        writer.close()
+        return sorted(took)[count // 2]
+
+
+@pytest.fixture
+async def serve() -> AsyncIterator[Any]:
+    async with AsyncExitStack() as stack:
+
+        async def begin(**settings: Any) -> Server:
+            server = Server(**settings)
+            bound = await stack.enter_async_context(
+                serving_http(
+                    server.http,
+                    [server.address],
+                    hurry=asyncio.Event(),
+                    tasks=server.tasks,
+                    grace_s=lambda: 0.1,
+                )
+            )
+            server.address = bound[0]
+            return server
+
+        yield begin
+
+
+async def connect_deaf(server: Server) -> socket.socket:
+    """Connect a client that will not read: its window is small."""
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    client.setblocking(False)
+    await asyncio.get_running_loop().sock_connect(client, server.address)
+    return client
+
+
+async def send_while_it_takes(client: socket.socket, data: bytes, seconds: float) -> int:
+    """Send `data` again and again for some seconds at most; return what was taken."""
+    sent, deadline = 0, time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            sent += client.send(data)
+        except BlockingIOError:
+            await asyncio.sleep(0.002)
+        except ConnectionError:
+            break
+    return sent
+
+
+async def test_pipelining_without_reading_is_bounded_and_ends(serve) -> None:
+    server = await serve(write_timeout_s=1.5)
+    client = await connect_deaf(server)
+    most = 0
+
+    async def watch() -> None:
+        nonlocal most
+        while True:
+            most = max(most, server.held_bytes())
+            await asyncio.sleep(0.01)
+
+    watcher = asyncio.create_task(watch())
+    sent = await send_while_it_takes(client, SMALL * 2000, 1.0)
+    watcher.cancel()
+    assert sent < 20_000_000
+    assert most < PIPELINED_BYTES + 600_000  # one read of the loop's and the writer's high-water mark
+    assert await until(lambda: not server.open_connections(), seconds=8)
+    assert server.pipeline.in_flight == 0
+    client.close()
+
+
+async def test_a_hostile_pipeline_does_not_slow_others_down(serve) -> None:
+    server = await serve()
+    alone_s = await server.latency_s()
+    client = await connect_deaf(server)
+    flood = asyncio.create_task(send_while_it_takes(client, SMALL * 2000, 30))
+    await asyncio.sleep(0.1)
+    beside_s = await server.latency_s()
+    flood.cancel()
+    with suppress(asyncio.CancelledError):
+        await flood
+    client.close()
+    assert beside_s < alone_s * 30, (alone_s, beside_s)
+
+
+@pytest.mark.parametrize("ask", [LARGE_HOT, LARGE_COLD])
+async def test_a_large_answer_that_is_not_read_is_given_up(serve, ask: bytes) -> None:
+    server = await serve(write_timeout_s=1.0)
+    client = await connect_deaf(server)
+    client.send(ask)
+    assert await until(lambda: server.pipeline.in_flight == 1)
+    await asyncio.sleep(0.5)
+    assert server.pipeline.in_flight == 1  # it is not answered before the client has it
+    assert await until(lambda: not server.open_connections(), seconds=8)
+    assert server.pipeline.in_flight == 0
+    client.close()
+
+
+@pytest.mark.parametrize("ask", [LARGE_HOT, LARGE_COLD])
+async def test_a_client_that_reads_slowly_gets_everything(serve, ask: bytes) -> None:
+    server = await serve(write_timeout_s=1.0)
+    reader, writer = await asyncio.open_connection(*server.address, limit=65_536)
+    writer.write(ask)
+    await reader.readuntil(b"\r\n\r\n")
+    left = LARGE_BYTES
+    began = time.monotonic()
+    while left:
+        left -= len(await reader.read(1_000_000))
+        await asyncio.sleep(
+            0.006 if time.monotonic() - began < 3 else 0
+        )  # longer than WRITE_TIMEOUT_S in all
+    assert await until(lambda: server.pipeline.in_flight == 0)
+    writer.close()
