@@ -14,7 +14,6 @@ import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from appliance import __version__
 from appliance.base import logs
@@ -26,7 +25,7 @@ from appliance.base.tasks import Tasks
 from appliance.base.watch import Watched
 from appliance.build import build_services, download_folders
 from appliance.engines.metrics.scrape import Scraper, ScrapeTarget
-from appliance.engines.specs import BackendSpec, FleetSpec
+from appliance.engines.specs import BackendSpec, EngineKind, FleetSpec
 from appliance.front.server.server import serving_http
 from appliance.front.settings import split_keys
 from appliance.interfaces import SidecarEngine, SidecarNames, build_sidecar
@@ -35,7 +34,6 @@ from appliance.settings import Settings, learn_secrets, load_or_raise
 from appliance.settings_checks import is_open_host
 
 log = get_logger("sidecar")
-EngineKind = Literal["auto", "llamacpp", "vllm", "sglang", "openai"]
 KINDS: dict[str, EngineKind] = {
     "vllm": "vllm",
     "vllmdisaggregated": "vllm",

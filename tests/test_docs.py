@@ -3,9 +3,14 @@
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+
+from appliance.base.balancing import STRATEGIES
+from appliance.downloads.sources.table import SOURCES
+from appliance.engines.dialects.table import DIALECTS
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
@@ -60,6 +65,22 @@ def test_named_modules_exist(page: Path) -> None:
         if not any(folder.glob(name) and list(folder.glob(name)) for folder in (ROOT, ROOT / "appliance")):
             missing.append(name)
     assert not missing
+
+
+@pytest.mark.parametrize(
+    ("page", "names"),
+    [
+        ("docs/backends.md", [f"`{strategy}`" for strategy in STRATEGIES]),
+        ("appliance/cli/backends.py", STRATEGIES),
+        ("protos/appliance/control/v1/control.proto", STRATEGIES),
+        ("docs/backends.md", [f"`{kind}`" for kind in DIALECTS]),
+        ("docs/downloads.md", [f"{scheme}://" for scheme in SOURCES]),
+    ],
+)
+def test_pages_name_every_member_of_a_table(page: str, names: Sequence[str]) -> None:
+    """A new strategy, engine or source is described where operators look for it."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert [name for name in names if name not in text] == []
 
 
 def test_every_page_is_in_the_index() -> None:

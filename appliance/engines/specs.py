@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeAlias, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -40,6 +40,8 @@ OTHER_KEYS = {
     "$schema",
 }  # in the same file: for the model manager, and for editors
 Spec = TypeVar("Spec")
+# The kinds of the table of dialects, which lies above this module; a test holds them equal.
+EngineKind: TypeAlias = Literal["auto", "llamacpp", "vllm", "sglang", "openai"]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:\[\]-]{0,127}")
 
 
@@ -74,7 +76,7 @@ class BackendSpec(BaseModel):
 
     url: str
     name: str = ""
-    kind: Literal["auto", "llamacpp", "vllm", "sglang", "openai"] = "auto"
+    kind: EngineKind = "auto"
     pool: str = DEFAULT_POOL
     weight: float | None = Field(default=None, gt=0, le=1000)
     vram_gib: float | None = Field(default=None, ge=0, le=100_000)

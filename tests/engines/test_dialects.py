@@ -4,13 +4,14 @@ The pages are those that the engines publish (llama-server's README; vLLM's and 
 generation); no network.
 """
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from appliance.engines.dialects.contract import EngineHealth, LoraDialect, LoraReply
 from appliance.engines.dialects.queries import UnexpectedReply
-from appliance.engines.dialects.table import DIALECTS
+from appliance.engines.dialects.table import AUTO, DIALECTS
+from appliance.engines.specs import EngineKind
 from tests.fakes.page_client import PageClient
 
 
@@ -33,6 +34,10 @@ SGLANG_ROWS = models(
     row("tiny", "sglang", root="tiny", max_model_len=8192),
     row("sql-lora", "sglang", root="/adapters/sql", parent="tiny", max_model_len=None),
 )
+
+
+def test_operators_can_name_every_kind_of_the_table() -> None:
+    assert get_args(EngineKind) == (AUTO, *DIALECTS)
 
 
 # ---- health
