@@ -1,4 +1,4 @@
-"""All metric families of the appliance, in one registry that is built in `app.py` and handed over.
+"""All metric families of the appliance, in one registry that `parts.py` builds and hands over.
 
 Hot paths ask for a child once (`requests.labels(…)`) and keep it; `labels()` for every request costs more
 than the rest. What every request counts is counted by tallies.py.
