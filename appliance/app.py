@@ -11,6 +11,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 from appliance import __version__
 from appliance.base import logs
+from appliance.base.errors import describe_os_error
 from appliance.base.logs import get_logger
 from appliance.base.settings import InvalidSettings
 from appliance.build_models import add_manager, build_manager, build_runner_pool
@@ -171,7 +172,7 @@ async def serve(environ: Mapping[str, str] | None = None) -> int:
             print(f"error: {problem}", file=sys.stderr)  # noqa: T201 - the log is not configured yet
         return os.EX_CONFIG
     except OSError as exc:
-        log.error("cannot_start", reason=str(exc))
+        log.error("cannot_start", reason=describe_os_error(exc))
         return 1
 
 

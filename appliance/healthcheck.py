@@ -25,7 +25,7 @@ def main() -> int:
         except ConnectionRefusedError as exc:  # 2
             status, state = _ask_sidecar(exc)
     except (OSError, ValueError) as exc:
-        print(f"unhealthy: {host} does not answer: {exc}", file=sys.stderr)
+        print(f"unhealthy: {host}:{port} does not answer: {exc}", file=sys.stderr)
         return 1
     print(f"{'healthy' if status == 200 else 'unhealthy'}: {state}")
     return 0 if status == 200 else 1

@@ -136,14 +136,14 @@ def test_a_response_that_is_no_object_is_unhealthy(
     monkeypatch.delenv("PROXY_PORT", raising=False)
     monkeypatch.setattr(Answers, "page", (200, body))
     assert main(["healthcheck"]) == 1
-    assert capsys.readouterr().err.startswith("unhealthy: 127.0.0.1 does not answer: ")
+    assert capsys.readouterr().err.startswith(f"unhealthy: 127.0.0.1:{port} does not answer: ")
 
 
 @pytest.mark.parametrize(
     ("value", "code", "text"),
     [
         ({"service": "runtime", "status": "healthy"}, 0, "healthy: sidecar, healthy"),
-        ({"service": "another"}, 1, "unhealthy: 127.0.0.1 does not answer"),
+        ({"service": "another"}, 1, "unhealthy: 127.0.0.1:"),
     ],
 )
 def test_without_a_server_a_sidecar_is_asked(

@@ -4,6 +4,7 @@ Raising code never mentions a status number; the interfaces translate a Kind (`f
 `control/errors.py`). An error text never contains a secret: it is shown to callers and written to logs.
 """
 
+import os
 from enum import Enum
 from typing import Any, ClassVar
 
@@ -147,3 +148,18 @@ class Internal(ApplianceError):
 
     kind = Kind.INTERNAL
     default_code = "internal_error"
+
+
+def describe_os_error(error: OSError) -> str:
+    """Return why a system call failed, without the error's number.
+
+    1. it names a file                    → its text and that name
+    2. asyncio could not bind an address  → the system's words; asyncio's text repeats the address
+    3. otherwise                          → the error's text
+    """
+    text = error.strerror or str(error)
+    if error.filename is not None:  # 1
+        return f"{text}: {error.filename}"
+    if error.errno and text.startswith("error while attempting to bind"):  # 2
+        return os.strerror(error.errno)
+    return text  # 3

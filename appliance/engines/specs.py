@@ -244,7 +244,7 @@ def _read_file(settings: EngineSettings, environ: Mapping[str, str]) -> tuple[Fl
         return FleetSpec(), []
 
     def problem(remedy: str) -> Problem:
-        return Problem("CONFIG_PATH", str(path), "a JSON file with `backends` and `pools`", remedy)
+        return Problem("CONFIG_PATH", str(path), "a JSON file with `models` or `backends`", remedy)
 
     try:
         value = jsons.loads(Path(path).read_bytes())

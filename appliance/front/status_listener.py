@@ -14,7 +14,7 @@ from aiohttp import web
 
 from appliance.base import jsons
 from appliance.base.clock import Clock
-from appliance.base.errors import NoSuchModel
+from appliance.base.errors import NoSuchModel, describe_os_error
 from appliance.base.sse import SSE_CONTENT_TYPE
 from appliance.front.manager.feeds import SILENCE_S, StatusFeeds
 from appliance.front.pipeline.errors import error_body
@@ -138,7 +138,7 @@ async def serving_status(
             await web.TCPSite(runner, host, port).start()
         except OSError as exc:
             raise OSError(
-                exc.errno, f"cannot listen on {host}:{port} (STATUS_PORT): {exc.strerror or exc}"
+                exc.errno, f"cannot listen on {host}:{port} (STATUS_PORT): {describe_os_error(exc)}"
             ) from exc
         bound = runner.addresses[0]
         yield str(bound[0]), int(bound[1])

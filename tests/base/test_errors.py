@@ -1,9 +1,11 @@
 """The tree of errors: kinds, codes, and which of them may be retried."""
 
+import errno
+
 import pytest
 
 from appliance.base import errors
-from appliance.base.errors import ApplianceError, Kind
+from appliance.base.errors import ApplianceError, Kind, describe_os_error
 
 TYPES = [
     value
@@ -26,3 +28,22 @@ def test_code_of_the_raise_wins_over_the_types_own(one: type[ApplianceError]) ->
     error = one("m", code="special", param="messages.0", retry_after_s=2.0, details={"a": 1})
     assert (str(error), error.code, error.param) == ("m", "special", "messages.0")
     assert (error.retry_after_s, error.details) == (2.0, {"a": 1})
+
+
+BIND_TEXT = "error while attempting to bind on address ('127.0.0.1', 80): address already in use"
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (OSError(errno.ENOENT, "No such file or directory", "/x"), "No such file or directory: /x"),
+        (OSError(errno.EADDRINUSE, BIND_TEXT), "Address already in use"),
+        (
+            OSError(errno.EACCES, "cannot listen on a:1: Permission denied"),
+            "cannot listen on a:1: Permission denied",
+        ),
+        (OSError("no number"), "no number"),
+    ],
+)
+def test_os_errors_are_said_without_their_number(error: OSError, text: str) -> None:
+    assert describe_os_error(error) == text

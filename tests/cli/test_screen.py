@@ -80,10 +80,12 @@ def test_a_backend_without_endpoints_still_has_its_row() -> None:
     rows = backend_rows(
         [
             pb.Backend(name="demo", kind="demo", is_up=True, detail="built in"),
+            pb.Backend(name="one", detail="it refuses", endpoints=[pb.Endpoint(url="u")]),
             pb.Backend(name="hosted", endpoints=[pb.Endpoint(url="u", rested_s=3, last_error="connect")]),
         ]
     )
     assert rows == [
         ["demo", "demo", "up", "0", "", "", "built in"],
+        ["one", "", "down", "0", "", "u", "it refuses"],
         ["hosted", "", "down", "0", "", "u", "retry in 3.0s; connect"],
     ]

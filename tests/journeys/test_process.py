@@ -84,7 +84,7 @@ def test_a_port_in_use_is_said_in_one_sentence(appliance: Process, spawn: Spawn)
     port = appliance.base_url.rpartition(":")[2]
     running = spawn(wait=False, PROXY_PORT=port)
     assert wait(running) == 1
-    assert f"cannot listen on 127.0.0.1:{port}" in running.text()
+    assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in running.text()
     assert "Traceback" not in running.text()
 
 

@@ -44,7 +44,11 @@ def backend_rows(backends: Iterable[pb.Backend]) -> list[Row]:
     for b in backends:
         state = b.standing or ("up" if b.is_up else "down")
         head = [b.name, b.kind, state, str(b.in_flight), ", ".join(b.models)]
-        rows += [[*head, e.url, _endpoint_note(e)] for e in b.endpoints] or [[*head, b.url, b.detail]]
+        if len(b.endpoints) > 1:
+            rows += [[*head, e.url, _endpoint_note(e)] for e in b.endpoints]
+        else:
+            url, note = (b.endpoints[0].url, _endpoint_note(b.endpoints[0])) if b.endpoints else (b.url, "")
+            rows.append([*head, url, note or b.detail])
     return rows
 
 

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from aiohttp import web
 
 from appliance.base.clock import Clock
-from appliance.base.errors import ApplianceError, Invalid, NotFound
+from appliance.base.errors import ApplianceError, Invalid, NotFound, describe_os_error
 from appliance.base.logs import get_logger
 from appliance.base.tasks import Tasks
 from appliance.engines.outcome import Finish
@@ -443,7 +443,7 @@ async def listening(
                     server.connect, host, port, backlog=4096, reuse_address=True
                 )
             except OSError as exc:
-                raise OSError(exc.errno, f"cannot listen on {host}:{port}: {exc.strerror or exc}") from exc
+                raise OSError(exc.errno, f"cannot listen on {host}:{port}: {describe_os_error(exc)}") from exc
             listeners.append(listener)
             bound += [sock.getsockname()[:2] for sock in listener.sockets]
         yield bound

@@ -475,9 +475,7 @@ def _explain(error: Any) -> str:
 
 def _file_problem(path: Path | None, where: str, remedy: str, *, is_fatal: bool = True) -> Problem:
     shown = f"{path}: {where}" if where else str(path)
-    return Problem(
-        "CONFIG_PATH", shown, "a JSON file with `api`, `system` and `models`", remedy, is_fatal=is_fatal
-    )
+    return Problem("CONFIG_PATH", shown, "a JSON file with `models` or `backends`", remedy, is_fatal=is_fatal)
 
 
 def _scan_folder(folder: Path | None, problems: list[Problem]) -> list[FoundModel]:
