@@ -1,4 +1,4 @@
-"""KV events: an engine's cache of prompts followed, and an index of its blocks in Redis for routers.
+"""KV events: follows an engine's KV cache, and keeps an index of its blocks in Redis for routers.
 
 Modules:
     blocks: the blocks that the engine has, and what the index does not have yet (decisions only).

@@ -1,8 +1,8 @@
 """The blocks that one engine has, and which of them the index does not have yet. Pure: no clock, no network.
 
-The index gets the state, not the steps: a block that was stored and removed again meanwhile costs nothing,
-and after the index was away it is simply written anew. Several blocks of the engine can hold the same tokens
-(at other places of a prompt). They share one standard hash, which is removed only with the last of them.
+The index gets the state, not the single events: a block that was stored and removed meanwhile costs nothing,
+and after a failure of the index everything is written again. Several blocks of the engine can hold the same
+tokens (at other positions of a prompt). They share one standard hash, which is removed with the last of them.
 """
 
 from collections import Counter
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from appliance.engines.kv.events import Cleared, EngineHash, Event, Removed, Stored
 
-UNCERTAIN_S = 86_400.0  # how long a block is kept that may be wrong
+UNCERTAIN_S = 86_400.0  # a block that may be wrong is kept so long
 
 
 @dataclass(frozen=True, slots=True)

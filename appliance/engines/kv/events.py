@@ -1,9 +1,9 @@
-"""The messages of an engine about its cache of prompts (KV events), and blocks named as routers name them.
+"""The messages of an engine about its KV cache (KV events), and the names of blocks that routers use.
 
 Engines differ, and so do their releases: an event is an array or a map, its hashes are numbers or bytes, and
-newer releases add fields. What is known is taken, what is not understood is counted (`EventBatch.invalid`),
-and nothing here raises for it. Blocks that a router cannot find by a prompt's tokens alone are left out and
-counted as well (`EventBatch.left_out`): those of adapters, of images, and of other memory than the engine's.
+newer releases add fields. Known parts are used, the others are counted (`EventBatch.invalid`) and never raise
+an exception. Blocks that a router cannot find by a prompt's tokens alone are left out and counted as well
+(`EventBatch.left_out`): those of adapters, of images, and of other memory than the engine's.
 
 Source:
     vLLM's and SGLang's kv_events (messages); for names and hashes of blocks, see docs/compatibility.md.

@@ -1,13 +1,13 @@
 """Follows an engine's KV events, and keeps the index of its blocks in Redis up to date.
 
-It runs beside everything else, and never in its way: an engine or a Redis that is not there is waited for.
+It runs in the background; while the engine or Redis is not reachable, it waits.
 
-What happens to the entries, so that no false one stays:
+So that no wrong entry stays in the index:
 
-1. the engine was restarted (its sequence falls back), or is lost → all are removed
+1. the engine was restarted (its sequence falls back), or is lost → all entries are removed
 2. messages were lost (a gap in the sequence)                     → they expire unless they are stored again
-3. Redis was down                                                 → written anew, left-overs are removed
-4. the appliance stops                                            → all are removed: nothing else would do it
+3. Redis was down                                                 → written again, old ones are removed
+4. the appliance stops                                            → all are removed
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""The index of blocks in Redis, where routers find the engine that already has the beginning of a prompt.
+"""The index of blocks in Redis, in which routers find the engine that has the prefix of a prompt cached.
 
     matrix:kv:block:<model>@<standard hash>      hash: pod → seconds since 1970 at which that was written
     vllm:kv:block:<pod>@<engine's hash>          the standard hash; expires after TTL_S; a pod's entries are

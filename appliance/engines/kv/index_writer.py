@@ -1,7 +1,6 @@
 """The loop that keeps the index in Redis equal to the engine's blocks.
 
-Redis may be down: then it is tried again, with one log line per change, and afterwards everything is written
-anew.
+If Redis is down, it is tried again, with one log line per change; afterwards everything is written again.
 """
 
 import asyncio

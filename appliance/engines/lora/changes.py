@@ -37,7 +37,7 @@ class AdapterChange:
 
 
 class AdapterChanges:
-    """Carries changes out, one at a time for each adapter. One that has begun completes without a caller."""
+    """Carries changes out, one at a time for each adapter; each completes even if its caller leaves."""
 
     def __init__(
         self,
@@ -91,7 +91,7 @@ class AdapterChanges:
             return await change
         except ApplianceError as error:
             return error
-        except Exception as error:  # a bug of ours must not end the appliance
+        except Exception as error:  # an unexpected exception must not stop the appliance
             log.exception("adapter_change_crashed", adapter=adapter.name, error=repr(error))
             return Internal(f"The adapter {adapter.name!r} could not be changed: internal error.")
         finally:

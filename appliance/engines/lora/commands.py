@@ -70,7 +70,7 @@ class HostCommands:
         return reply if is_done else refusal_error(reply, host.name, adapter.name)
 
     def record_loaded(self, host: AdapterHost, adapter: Adapter, reply: LoraReply) -> None:
-        """Note that a backend has an adapter; an engine that should list it and does not has failed."""
+        """Record that a backend has an adapter, or a failure if the engine should list it and does not."""
         self._table.clear_failures(adapter.name, host.name)
         try:
             host.adapters.add(adapter.name, host.describe_loaded(adapter, reply))

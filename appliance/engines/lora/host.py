@@ -21,7 +21,7 @@ class AdapterHost(Protocol):
     lock: asyncio.Lock
 
     def view(self) -> HostView:
-        """Return what the decisions need to know of it."""
+        """Return the state of it that decisions need."""
         ...
 
     def is_expected(self) -> bool:
@@ -36,7 +36,7 @@ class AdapterHost(Protocol):
 
         Raises:
             ApplianceError: The backend cannot be reached, or does not have it now.
-            ValueError: Its reply makes no sense.
+            ValueError: Its reply is invalid.
         """
         ...
 
@@ -45,7 +45,7 @@ class AdapterHost(Protocol):
         ...
 
     def describe_loaded(self, adapter: Adapter, reply: LoraReply) -> LoadedAdapter:
-        """Return how an adapter is requested now that `load` gave `reply`.
+        """Return how an adapter is requested after `load` returned `reply`.
 
         Raises:
             ValueError: The engine should list it, and does not.
@@ -53,5 +53,5 @@ class AdapterHost(Protocol):
         ...
 
     def refresh(self) -> None:
-        """Combine anew what the backend serves: what it has, or may serve, changed."""
+        """Combine again what the backend serves: its adapters, or the declared names, changed."""
         ...

@@ -33,7 +33,7 @@ class AdapterHosts:
         return hosts
 
     def views(self) -> list[HostView]:
-        """Return what the decisions need to know of each."""
+        """Return the state of each that decisions need."""
         return [host.view() for host in self.by_name().values()]
 
     def targets(self, adapter: Adapter) -> list[AdapterHost]:
@@ -57,13 +57,13 @@ class AdapterHosts:
         return self._hosts.get(host.name) is host
 
     def guard(self, adapters: Collection[Adapter]) -> None:
-        """Let no backend serve a declared name as long as it does not have its adapter."""
+        """Stop each backend from serving a declared name without having its adapter."""
         for host in self.by_name().values():
             if host.adapters.declare(guarded_names(host.view(), adapters)):
                 host.refresh()
 
     def publish(self, adapters: Collection[Adapter]) -> None:
-        """Combine anew what all of them serve, and wake the requests and the loops that wait for it."""
+        """Combine again what all of them serve, and wake the requests and loops that wait for it."""
         self.guard(adapters)
         for host in self._hosts.values():
             host.refresh()

@@ -1,6 +1,6 @@
 """Adapters on the models that the appliance runs itself.
 
-A planned restart of a model's llama-servers loads or unloads one.
+To load or unload one, the llama-servers of its model are restarted.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ class ManagedHost:
         self.lock = asyncio.Lock()
 
     def view(self) -> HostView:
-        """Return what the decisions need to know of it."""
+        """Return the state of it that decisions need."""
         return HostView(
             self.name,
             "managed",
@@ -42,13 +42,13 @@ class ManagedHost:
         )
 
     def is_expected(self) -> bool:
-        """The model manager is always there."""
+        """Return True: the model manager is always up."""
         return True
 
     async def load(self, adapter: Adapter, *, is_verified: bool) -> LoraReply:
         """Restart the model with the adapter (see `AdapterHost.load`).
 
-        A model that does not start with it is put back as it was: its own requests must not suffer.
+        If the model does not start with it, the former adapters are restored: its own requests must not fail.
         """
         manager, alias = self.managed.manager, adapter.base_model
         path = await asyncio.to_thread(check_adapter_file, manager, adapter)
@@ -83,7 +83,7 @@ class ManagedHost:
         return LoadedAdapter(served_adapters(model_state.definition, card)[adapter.name], adapter.name, True)
 
     def refresh(self) -> None:
-        """Combine anew what the models serve."""
+        """Combine again what the models serve."""
         self.adapters.version += 1
         self.managed.callbacks.on_models()
 

@@ -76,7 +76,7 @@ class AdapterManager:
     async def unload(
         self, name: str, *, is_partial: bool = False, more: dict[str, Any] | None = None
     ) -> AdapterChange:
-        """Unload an adapter, declared or not, on every backend; one that is down does it when it is up.
+        """Unload an adapter, declared or not, on every backend; on one that is down as soon as it is up.
 
         Args:
             is_partial: The adapter is no longer declared even if a backend refuses; that one is tried again

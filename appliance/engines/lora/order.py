@@ -1,6 +1,6 @@
-"""An order for an adapter as a value: the request, its progress, and what is kept over a restart.
+"""An order of an adapter: the request, its progress, and how it is stored for a restart.
 
-No credential is in what is kept, only the names of those that came with an order.
+Credentials are not stored, only the names of those that came with an order.
 """
 
 from collections.abc import Mapping
@@ -21,11 +21,11 @@ class AdapterOrder:
     """One adapter that is to be loaded.
 
     Attributes:
-        path: Where it lies.
-        source: Where it is downloaded from, "" = it is there.
-        output_dir: Where to, "" = our own folder.
-        base_model: "" = the only one that there is.
-        backend: The only one that is to have it, "" = all of the base model.
+        path: Its folder or file.
+        source: Where it is downloaded from; "" = it is already there.
+        output_dir: The folder that it is downloaded to; "" = our own folder.
+        base_model: "" = the only one.
+        backend: The only backend that gets it; "" = all of the base model.
         is_partial: One backend that has it is enough.
         config: Of the download, see `DownloadRequest`; it may hold credentials.
     """
@@ -51,7 +51,7 @@ class OrderJob(Job):
     """An order that is being carried out, or the latest one of its name that failed. Its id is the name.
 
     Attributes:
-        config: What may be seen of the order's.
+        config: Of the order, without credentials.
         needs: Names of the credentials that came with it.
     """
 
@@ -83,7 +83,7 @@ class OrderJob(Job):
         return self.step if self.is_active else self.state
 
     def order(self) -> AdapterOrder:
-        """Return the order again, as far as it was kept."""
+        """Return the order again, without its credentials."""
         adapter = self.adapter
         return AdapterOrder(
             adapter.name,
@@ -96,12 +96,12 @@ class OrderJob(Job):
 
 
 def order_file(path: Path) -> JobFile[OrderJob]:
-    """Return the file in which orders are kept."""
+    """Return the file in which orders are stored."""
     return JobFile(path, key="orders", to_row=order_to_row, from_row=order_from_row, noun="adapter_order")
 
 
 def order_to_row(job: OrderJob) -> dict[str, Any]:
-    """Return an order as it is kept in the file."""
+    """Return an order as a row of the file."""
     return {
         **{name: getattr(job.adapter, name) for name in TEXTS},
         "is_pinned": job.adapter.is_pinned,
@@ -116,10 +116,10 @@ def order_to_row(job: OrderJob) -> dict[str, Any]:
 
 
 def order_from_row(row: Mapping[str, Any]) -> OrderJob:
-    """Read a kept order back.
+    """Read an order from a row of the file.
 
     Raises:
-        KeyError, TypeError, ValueError, AttributeError: The row is no order.
+        KeyError, TypeError, ValueError, AttributeError: The row is not an order.
     """
     texts = {name: row[name] for name in TEXTS}
     phase = row["phase"]

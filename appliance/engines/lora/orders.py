@@ -1,8 +1,8 @@
-"""Adapters as callers order them: checked, downloaded if there is a source, then loaded.
+"""Orders of adapters: checked, downloaded if there is a source, then loaded.
 
-An order that its caller does not wait for is kept in a file until it is done: a restart takes it up again, or
-says what keeps it from going on. An order that its caller waits for ends with the caller, except for a load
-that has begun.
+An order in the background is stored in a file until it is done: after a restart it is resumed, or its error
+says why not. An order that its caller waits for is cancelled with the caller, except for a load that has
+begun.
 """
 
 from collections.abc import Callable, Sequence
@@ -40,15 +40,15 @@ NOT_RESUMED = "The appliance stopped during this order. Order it again to contin
 
 
 class AdapterOrders:
-    """Carries out orders, at once or in the background. `open` takes up those of an earlier run.
+    """Carries out orders, at once or in the background. `open` resumes those of an earlier run.
 
     Args:
         downloader: None = nothing can be downloaded here.
         folders: Where adapters may lie.
         own_folder: Where they are downloaded to if the caller names no other folder.
-        path: The file in which orders are kept, None = in memory only.
-        has_variable: Says whether the environment has a variable.
-        resumes: Whether interrupted orders go on at `open`.
+        path: The file in which orders are stored; None = in memory only.
+        has_variable: Returns whether the environment has a variable.
+        resumes: Whether `open` resumes interrupted orders.
     """
 
     def __init__(
@@ -89,13 +89,13 @@ class AdapterOrders:
         return {job.id: job for job in self._jobs.all()}
 
     async def open(self) -> None:
-        """Take up the kept orders, as far as they can go on."""
+        """Resume the stored orders, as far as possible."""
         await self._jobs.open(self._resume)
 
     # ---- orders
 
     async def load(self, order: AdapterOrder) -> AdapterChange:
-        """Download the adapter if it has a source, and load it. A caller that leaves ends only the download.
+        """Download the adapter if it has a source, and load it. If the caller leaves, only a download stops.
 
         Raises:
             Invalid, Forbidden: A name or a path is not allowed.
@@ -124,10 +124,10 @@ class AdapterOrders:
         return changes[0]
 
     async def begin(self, order: AdapterOrder) -> Adapter:
-        """Carry out an order in the background, once it is kept. `pending` shows how far it is.
+        """Store an order, and carry it out in the background. `pending` shows its progress.
 
         Raises:
-            ApplianceError: What is wrong with the order can be said before anything is downloaded.
+            ApplianceError: The order is invalid; nothing was downloaded yet.
         """
         adapter = self._check(order)
         await self._jobs.begin(_job(order, adapter), self._plan(order, adapter))
@@ -151,7 +151,7 @@ class AdapterOrders:
     # ---- the check
 
     def _check(self, order: AdapterOrder) -> Adapter:
-        """Return the adapter that an order means."""
+        """Return the adapter of an order."""
         check_name(order.name)
         former = self._jobs.find(order.name)
         if former is not None and former.is_active:
@@ -201,7 +201,7 @@ class AdapterOrders:
         return Step("downloading", download)
 
     async def _load_when_up(self, order: AdapterOrder, adapter: Adapter) -> None:
-        """Load it on the backends that are up; wait while there is none, as after a restart of everything."""
+        """Load it on the backends that are up; wait while there is none."""
         while True:
             if not self.adapters.hosts.has_target(adapter):
                 await self._jobs.enter(adapter.name, "waiting")
@@ -217,7 +217,7 @@ class AdapterOrders:
     # ---- the end, and the next start
 
     async def _give_up(self, name: str) -> Adapter | None:
-        """End an order of the background and forget it; None = there is none, or it is being loaded."""
+        """Cancel an order of the background and forget it; None = there is none, or it is being loaded."""
         job = self._jobs.find(name)
         if job is None or not self._jobs.is_stored(name) or job.phase == "loading":
             return None
@@ -226,14 +226,14 @@ class AdapterOrders:
             if ended.state == "completed":  # at the last moment
                 return None
         await self._jobs.forget(name)
-        log.info("adapter_order_given_up", adapter=name, phase=job.phase)
+        log.info("adapter_order_cancelled", adapter=name, phase=job.phase)
         return job.adapter
 
     def _resume(self, job: OrderJob) -> JobPlan[OrderJob] | OrderJob:
-        """Let an order of an earlier run go on.
+        """Resume an order of an earlier run.
 
-        1. its credentials are gone            → interrupted, until it is ordered again
-        2. orders do not go on by themselves   → the same
+        1. its credentials were not stored     → interrupted, until it is ordered again
+        2. orders must not be resumed          → the same
         3. its folder is not allowed any more  → failed
         4. otherwise                           → it continues
         """
@@ -252,7 +252,7 @@ class AdapterOrders:
             check_path(job.path, self._folders)
         except ApplianceError as exc:  # 3
             return end_job(job, "failed", at_s=now_s, error=exc.message)
-        log.info("adapter_order_taken_up", adapter=job.name, source=job.source)
+        log.info("adapter_order_resumed", adapter=job.name, source=job.source)
         return self._plan(job.order(), job.adapter)  # 4
 
 
@@ -268,7 +268,7 @@ def _job(order: AdapterOrder, adapter: Adapter) -> OrderJob:
 
 
 def _fault(job: OrderJob, exc: Exception, secrets: Sequence[str]) -> ApplianceError:
-    log.error("adapter_order_broke", adapter=job.name, error=redact_text(repr(exc), secrets), exc_info=exc)
+    log.error("adapter_order_crashed", adapter=job.name, error=redact_text(repr(exc), secrets), exc_info=exc)
     return Internal("an internal error")
 
 

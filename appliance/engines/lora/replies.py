@@ -40,5 +40,5 @@ def refusal_error(reply: LoraReply, backend: str, name: str) -> ApplianceError:
 
 
 def invalid_reply_error(error: ValueError, backend: str) -> ApplianceError:
-    """Return the error for a reply that makes no sense."""
+    """Return the error for an invalid reply."""
     return UpstreamFailed(f"The command to the backend {backend} failed: {error}", code="adapter_refused")

@@ -12,7 +12,7 @@ from appliance.engines.dialects.contract import LoraDialect, LoraReply
 from appliance.engines.lora.plan import Adapter, HostView
 from appliance.engines.types import BackendStatus
 
-DRAIN_S = 30.0  # running requests of an adapter get so long before it is unloaded
+DRAIN_TIMEOUT_S = 30.0  # for the running requests of an adapter before it is unloaded
 
 
 class ServerHost:
@@ -25,7 +25,7 @@ class ServerHost:
         self.lock = asyncio.Lock()
 
     def view(self) -> HostView:
-        """Return what the decisions need to know of it."""
+        """Return the state of it that decisions need."""
         server, dialect = self.server, self.server.state.dialect
         models = server.models.facts.models
         listed = {name: served.card.path for name, served in models.items() if served.card.parent}
@@ -66,7 +66,7 @@ class ServerHost:
         if was_loaded:
             self.adapters.remove(adapter.name)  # no new request gets it
             self.refresh()
-            await self.adapters.wait_unused(adapter.name, DRAIN_S)
+            await self.adapters.wait_unused(adapter.name, DRAIN_TIMEOUT_S)
         reply = await self._dialect().unload_adapter(server.client, adapter.name, more)
         if was_loaded and reply.outcome == "off":
             reply = LoraReply(
@@ -90,11 +90,11 @@ class ServerHost:
         return LoadedAdapter(served, engine_name, False)
 
     def refresh(self) -> None:
-        """Combine anew what the server serves."""
+        """Combine again what the server serves."""
         self.server.state.refresh_models()
 
     async def _read_facts(self) -> None:
-        """Query what it serves: a list from before the command is out of date."""
+        """Query its facts: those from before the command are out of date."""
         server = self.server
         self.adapters.version += 1
         try:
