@@ -147,7 +147,7 @@ def models_check(arguments: list[str]) -> int:
         jsons.dumps_pretty(asdict(report)) if "--json" in arguments else render_report(report),
         end="\n" if "--json" in arguments else "",
     )
-    return 0 if report.is_well else os.EX_CONFIG
+    return 0 if report.is_ok else os.EX_CONFIG
 
 
 def serve() -> int:

@@ -2,12 +2,12 @@
 
 Modules:
     check: `appliance models check`, a report on the table without running anything.
-    manager: the model manager, which joins all of the following.
-    pull_name: what a name of Ollama's registry means.
-    pulls: a name of Ollama's becomes a download and a model of the table.
+    manager: the model manager, which uses all of the following.
+    pull_name: the files that a name in Ollama's form, `hf.co/ns/repo:tag`, stands for.
+    pulls: pulls a model by such a name: a download, then a row of the table.
     runner: one llama-server process, and the memory that it takes.
-    scheduler: which model is loaded, which is unloaded, and when; decisions only.
+    scheduler: which model is loaded or unloaded, and when; decisions only.
     settings: the environment variables of this package.
-    status: what the manager shows of itself: values, status objects, status file, metrics.
-    table: the table of models, and what their files say.
+    status: the manager's readings: values, status objects, status file, metrics.
+    table: the table of models, and the facts in their files.
 """

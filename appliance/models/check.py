@@ -1,4 +1,4 @@
-"""What would be run, and what would not work, without running any model: `appliance models check`."""
+"""What would run and what would not, found without running any model: `appliance models check`."""
 
 import shlex
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from appliance.models.runner.program import find_program
 from appliance.models.settings import FIRST_PORT
 from appliance.models.table.catalogue import Catalogue, Model
 from appliance.models.table.command import (
-    LEAST_SLOT_TOKENS,
+    MIN_SLOT_TOKENS,
     Flags,
     InvalidCommand,
     build_command,
@@ -20,12 +20,12 @@ from appliance.models.table.command import (
 from appliance.models.table.estimate import MIB, estimate_memory
 from appliance.models.table.gguf import GgufHeader, InvalidGguf, gguf_parts, gguf_size_bytes, read_header
 
-DRAFT_TOKENS = 128  # by which llama.cpp lets the vocabularies of a model and of its draft differ
+MAX_DRAFT_DIFFERENCE = 128  # tokens by which the vocabularies of a model and its draft may differ
 
 
 @dataclass(slots=True)
 class ModelCheck:
-    """What was found out about one model. `problem` is "" if it could be run; sizes in bytes."""
+    """The findings about one model. `problem` is "" if it could be run; sizes in bytes."""
 
     alias: str
     path: str
@@ -48,7 +48,7 @@ class CheckReport:
     models: list[ModelCheck]
 
     @property
-    def is_well(self) -> bool:
+    def is_ok(self) -> bool:
         """Whether everything could be run."""
         return not self.server_problem and not any(one.problem for one in self.models)
 
@@ -145,16 +145,16 @@ def _gather_facts(
 def _list_notes(
     model: Model, catalogue: Catalogue, headers: dict[str, GgufHeader], flags: Flags | None
 ) -> list[str]:
-    """Say what works, but not as one might think."""
+    """List what works differently from what the table suggests."""
     header, params, system = headers["model_path"], model.params, catalogue.system
     slots, wanted = slot_count(model, system), params.parallel_override or system.parallel_requests
     notes = []
     if header.context_tokens and params.n_ctx > header.context_tokens:
         notes.append(f"n_ctx is larger than the {header.context_tokens} tokens of training")
     if slots < wanted:
-        notes.append(f"{slots} instead of {wanted} slots: each needs {LEAST_SLOT_TOKENS} tokens")
+        notes.append(f"{slots} instead of {wanted} slots: each needs {MIN_SLOT_TOKENS} tokens")
     draft = headers.get("draft_model_path")
-    if draft and abs(draft.vocabulary - header.vocabulary) > DRAFT_TOKENS:
+    if draft and abs(draft.vocabulary - header.vocabulary) > MAX_DRAFT_DIFFERENCE:
         notes.append(
             f"the draft model has {draft.vocabulary} tokens and the model {header.vocabulary}: "
             "it cannot draft where they differ"

@@ -21,8 +21,8 @@ _NAME = re.compile(rf"(?P<repository>{_PIECE}/{_PIECE})(?::(?P<tag>[A-Za-z0-9][A
 _HEAD = re.compile(
     rf"(?:https?://)?(?P<host>{'|'.join(map(re.escape, HOSTS))})/|(?P<scheme>hf)://", re.IGNORECASE
 )
-# In a path: it would be taken for a pattern, or leads elsewhere.
-_AWKWARD = re.compile(r"[*?\[\],]|\.\.|^/")
+# In a path: it would be read as a pattern, or leave the folder.
+_UNSAFE_PATH = re.compile(r"[*?\[\],]|\.\.|^/")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ class PullFiles:
 def choose_files(offered: Iterable[SourceOffer], tag: str) -> PullFiles:
     """Choose the files that a tag means.
 
-    1. the file whose very name it is
+    1. the file with exactly this name
     2. the one whose name contains it as a word; the shortest such name
     3. no tag: Q4_K_M, else the smallest file
 
@@ -103,7 +103,7 @@ def choose_files(offered: Iterable[SourceOffer], tag: str) -> PullFiles:
 
     Raises:
         Invalid: There is no GGUF file.
-        NotFound: There is none that the tag means.
+        NotFound: No file matches the tag.
     """
     groups = _group_parts(offered)
     models = {
@@ -136,7 +136,7 @@ def _group_parts(offered: Iterable[SourceOffer]) -> dict[str, list[SourceOffer]]
     groups: dict[str, list[SourceOffer]] = {}
     counts: dict[str, int] = {}
     for file in sorted(offered, key=lambda one: one.path):
-        if not file.path.lower().endswith(".gguf") or _AWKWARD.search(file.path):
+        if not file.path.lower().endswith(".gguf") or _UNSAFE_PATH.search(file.path):
             continue
         part = PART.fullmatch(file.path)
         stem = part["stem"] if part else file.path[: -len(".gguf")]

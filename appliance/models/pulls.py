@@ -1,7 +1,7 @@
-"""Pulls: a name of Ollama's becomes a download job, and what it fetched becomes a model of the table.
+"""Pulls: a name in Ollama's form becomes a download job, and its files become a model of the table.
 
-A pull is a job like any other. The job says that its file is to serve as a model (`DownloadJob.model`),
-so that one that is taken up after a restart ends in the table as well.
+A pull is a job like any other. `DownloadJob.model` says that its file is to serve as a model, so that a pull
+that is resumed after a restart is added to the table as well.
 """
 
 import asyncio
@@ -44,10 +44,10 @@ class PulledModels:
         return next((row for row in rows if row.alias in {alias, alias.removesuffix(":latest")}), None)
 
     async def add_fetched(self, job: DownloadJob) -> None:
-        """Put what a pull fetched into the index, and let it serve. Other downloads are left alone.
+        """Add what a pull fetched to the index and the table. Other downloads are ignored.
 
         Raises:
-            Invalid: The file is no model that can be run.
+            Invalid: The file is not a model that can be run.
         """
         if not job.model:
             return
@@ -84,7 +84,7 @@ class Pulls:
         jobs: Its `on_fetched` must be `models.add_fetched`.
         lister: Lists what a repository has.
         eject: Unloads a model by its name, if it is loaded.
-        config: Goes along with each request (an endpoint, for tests).
+        config: Added to each request (an endpoint, for tests).
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class Pulls:
         """Return the files that a name means.
 
         Raises:
-            ApplianceError: As Ollama says it: `pull model manifest: …`.
+            ApplianceError: With Ollama's text: `pull model manifest: …`.
         """
         try:
             return choose_files(await self._lister(name.source, self._config), name.tag)
@@ -127,7 +127,7 @@ class Pulls:
         """Unload a pulled model, take it out of the table, and remove its files.
 
         Raises:
-            NoSuchModel: Nothing was pulled by that name.
+            NoSuchModel: No model was pulled by that name.
             Conflict: It is being pulled.
         """
         found = await self._models.find(alias)
@@ -155,10 +155,10 @@ def _check_model(path: Path) -> None:
     except (OSError, InvalidGguf) as exc:
         reason = (exc.strerror or type(exc).__name__) if isinstance(exc, OSError) else str(exc)
         raise Invalid(
-            f"{path.name} was downloaded, but is no GGUF model: {reason}.", code="not_gguf"
+            f"{path.name} was downloaded, but is not a GGUF model: {reason}.", code="not_gguf"
         ) from None
     if header.kind != "model":
-        raise Invalid(f"{path.name} is no model, but a file of type {header.kind!r}.", code="not_gguf")
+        raise Invalid(f"{path.name} is not a model, but a file of type {header.kind!r}.", code="not_gguf")
 
 
 def _remove_folder(folder: Path, home: Path) -> None:
@@ -169,5 +169,5 @@ def _remove_folder(folder: Path, home: Path) -> None:
             return
         try:
             parent.rmdir()
-        except OSError:  # another model lies there
+        except OSError:  # another model is there
             return

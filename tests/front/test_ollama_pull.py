@@ -176,7 +176,7 @@ async def test_a_download_that_fails_is_said_in_a_last_line(api: DownloadsApi) -
 @pytest.mark.parametrize("data", [b"", b"no model at all", b"GGUF"])
 async def test_a_pulled_file_that_is_no_model_is_refused(api: DownloadsApi, data: bytes) -> None:
     api.downloader.at_once, api.downloader.writes = True, {"tiny.Q4_K_M.gguf": data}
-    with pytest.raises(ollama.ResponseError, match="is no GGUF model") as caught:
+    with pytest.raises(ollama.ResponseError, match="is not a GGUF model") as caught:
         await client(api).pull(NAME)
     assert caught.value.status_code == 400
     assert (read_pulled(api.home), api.happened) == (([], ""), [])

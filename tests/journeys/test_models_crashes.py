@@ -189,7 +189,7 @@ async def test_files_that_are_no_models_fail_at_once(
     pid = appliance.pid("good")
     status, _, value = await appliance.ask("text")
     assert (status, value["error"]["code"]) == (503, "model_failed")
-    assert "is no model" in value["error"]["message"]
+    assert "is not a GGUF model" in value["error"]["message"]
     assert runs(pid)  # nobody gave way for it
     watch = Stopwatch()
     status, _, value = await appliance.ask("cut")

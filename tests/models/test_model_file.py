@@ -34,7 +34,9 @@ def test_unreadable_file_is_a_problem(tmp_path: Path) -> None:
 def test_file_that_is_no_model_is_a_problem(tmp_path: Path) -> None:
     path = tmp_path / "a.gguf"
     path.write_bytes(b"no model at all")
-    assert read_file(model_of("a", path=path), SYSTEM).problem.startswith(f"the file {path} is no model: ")
+    assert read_file(model_of("a", path=path), SYSTEM).problem.startswith(
+        f"the file {path} is not a GGUF model: "
+    )
 
 
 @pytest.mark.parametrize(

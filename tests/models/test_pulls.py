@@ -373,8 +373,8 @@ async def test_what_cannot_be_listed_is_said_in_ollamas_words(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("content", "text"),
     [
-        (b"no model", "m.gguf was downloaded, but is no GGUF model: it has only 8 bytes"),
-        (None, "m.gguf was downloaded, but is no GGUF model: No such file or directory"),
+        (b"no model", "m.gguf was downloaded, but is not a GGUF model: it has only 8 bytes"),
+        (None, "m.gguf was downloaded, but is not a GGUF model: No such file or directory"),
     ],
 )
 async def test_a_file_that_is_no_model_fails_the_pull(
@@ -396,7 +396,7 @@ async def test_a_projector_alone_is_no_model(tmp_path: Path, tiny_models: Path) 
         harness.downloader.writes = {"m.gguf": (tiny_models / "tiny-lora.gguf").read_bytes()}
         name = wanted("hf.co/ns/a")
         job = await harness.pulls.start(name, await harness.pulls.find_files(name))
-        with pytest.raises(Invalid, match=r"m.gguf is no model, but a file of type 'adapter'"):
+        with pytest.raises(Invalid, match=r"m.gguf is not a model, but a file of type 'adapter'"):
             await harness.jobs.wait(job.id)
 
 

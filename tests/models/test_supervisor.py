@@ -1,4 +1,4 @@
-"""What the supervisor makes of failures and of requests to stop.
+"""How the supervisor handles failures and requests to stop.
 
 Loads themselves are in test_manager_*.py.
 """
@@ -42,14 +42,14 @@ def supervisor_of(
     reschedule: Callable[[], None] = lambda: None,
 ) -> RunnerSupervisor:
     device_memory, history = DeviceMemory(Memory()), LoadHistory(None)
-    no_reader: Any = None
+    no_view: Any = None
     return RunnerSupervisor(
         state,
         loader=loader or Stopper(),
         estimates=Estimates(history, device_memory),
         device_memory=device_memory,
         history=history,
-        reader=no_reader,
+        view=no_view,
         events=NO_EVENTS,
         tasks=tasks or Tasks(),
         reschedule=reschedule,
@@ -62,11 +62,11 @@ def supervisor_of(
         pytest.param({}, False, True, 1, "", BACK_OFF_S[0], id="3-first-failure"),
         pytest.param({"attempts": 1}, False, True, 2, "", BACK_OFF_S[1], id="3-longer-pause"),
         pytest.param({"attempts": 2}, False, True, 3, "no luck", 0.0, id="2-too-often"),
-        pytest.param({}, False, False, 1, "no luck", 0.0, id="2-hopeless"),
+        pytest.param({}, False, False, 1, "no luck", 0.0, id="2-cannot-succeed"),
         pytest.param({}, True, True, 0, "", BACK_OFF_S[0], id="1-another-one-runs"),
         pytest.param({"replica_failures": 2}, True, True, 0, "", BACK_OFF_S[2], id="1-longer-pause"),
         pytest.param({"replica_failures": 99}, True, True, 0, "", BACK_OFF_S[-1], id="1-longest-pause"),
-        pytest.param({}, True, False, 0, "", BACK_OFF_S[-1], id="1-hopeless-replica"),
+        pytest.param({}, True, False, 0, "", BACK_OFF_S[-1], id="1-replica-cannot-succeed"),
     ],
 )
 async def test_record_failure(

@@ -21,19 +21,19 @@ T = TypeVar("T")
 NORMAL_PRIORITY = 1
 SAMPLES_FOR_RETRY = 20
 DEFAULT_REQUEST_S = 1.0  # while no request of a model has been seen
-LEAST_RETRY_S, MAX_RETRY_S = 1.0, 300.0
+MIN_RETRY_S, MAX_RETRY_S = 1.0, 300.0
 
 
 class Admission:
-    """Gives a lease, or a loaded model, to those who ask. Build it inside the event loop.
+    """Grants leases and loaded models to callers. Build it inside the event loop.
 
     Args:
         state: Shared with the other parts of the manager.
         leases: Gives slots to requests.
         supervisor: Records the failure of a file that cannot be loaded.
-        view: Gives what those who wait may know.
-        events: Told of refused requests.
-        reschedule: Called when a client begins or stops to wait.
+        view: Makes the status that waiting clients may see.
+        events: Gets each refused request.
+        reschedule: Called when a client begins or stops waiting.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class Admission:
             raise ModelFailed(model.alias, reason=model.failure, attempts=model.attempts)
 
     def wait_status(self, waiter: SlotWaiter) -> WaitStatus:
-        """Return what a waiting request may know."""
+        """Return the status that a waiting request may see."""
         model, now_s = self._state.models.get(waiter.alias), self._state.clock.monotonic_s()
         if model is None:
             return WaitStatus(1, "off", None, None, "it was removed from the table")
@@ -168,10 +168,10 @@ class Admission:
             if isinstance(waiter, SlotWaiter) and waiter.ticket is not None:
                 model.queue.remove(waiter.ticket)
             self._state.notify(model)
-            self._loop.call_soon(self._reschedule)  # what was prepared for it may be for others now
+            self._loop.call_soon(self._reschedule)  # what was prepared for it may serve others now
 
     def _retry_after_s(self, model: ModelState) -> float:
-        """Return when a place in the queue will be free: by how long its latest requests took."""
+        """Return when the queue will probably have space again, by the durations of the latest requests."""
         took_s = [
             sample.duration_s - sample.queue_s
             for sample in self._state.samples
@@ -179,7 +179,7 @@ class Admission:
         ][-SAMPLES_FOR_RETRY:]
         each_s = sum(took_s) / len(took_s) if took_s else DEFAULT_REQUEST_S
         slots = max(1, sum(runner.slots for runner in model.current_runners()))
-        return min(MAX_RETRY_S, max(LEAST_RETRY_S, each_s * max(1, len(model.waiters)) / slots))
+        return min(MAX_RETRY_S, max(MIN_RETRY_S, each_s * max(1, len(model.waiters)) / slots))
 
 
 def _has_result(future: "asyncio.Future[T]") -> bool:

@@ -33,11 +33,11 @@ class DeviceMemory:
         return self._devices
 
     def invalidate(self) -> None:
-        """Read anew at the next call: a llama-server has taken or freed memory."""
+        """Read again at the next call: a llama-server has taken or freed memory."""
         self._read_s = -1e9
 
     def of(self, runner: Runner) -> Memory:
-        """Return the memory that a llama-server lies in."""
+        """Return the memory that a llama-server is loaded into."""
         return self.ram if RAM in runner.devices else self.memory
 
     def free_and_total(
@@ -45,18 +45,17 @@ class DeviceMemory:
     ) -> tuple[dict[int, int], dict[int, int]]:
         """Return the bytes by device as (free, total).
 
-        Free is without what loading llama-servers have not taken yet, and without pages of model files that
-        the kernel counts as available.
+        Free excludes what loading llama-servers have not taken yet, and pages of model files, which the
+        kernel counts as available.
         """
         devices = [*self.read(now_s), *self._ram_beside_gpus]
         free = {device.index: device.free_bytes for device in devices}
         for runner in runners:
             for device in runner.devices:
                 if runner.phase == "loading":
-                    still_to_take = runner.need_bytes // len(runner.devices) - runner.memory_by_device.get(
-                        device, 0
-                    )
-                    free[device] = free.get(device, 0) - max(0, still_to_take)
+                    need_bytes = runner.need_bytes // len(runner.devices)
+                    missing_bytes = max(0, need_bytes - runner.memory_by_device.get(device, 0))
+                    free[device] = free.get(device, 0) - missing_bytes
                 if device == RAM:
                     free[device] = free.get(device, 0) - runner.file_bytes
         return free, {device.index: device.total_bytes for device in devices}

@@ -1,4 +1,4 @@
-"""Why a model cannot serve a request now. Raised by the manager; each interface says it in its own dialect.
+"""Why a model cannot serve a request now. Raised by the manager, rendered by each interface.
 
 `error_type` and `error_fields` in an error's details are what OpenAI's error object carries beyond its own
 four fields.
@@ -10,12 +10,12 @@ from appliance.base.errors import TimedOut, Unavailable
 
 
 class InsufficientMemory(Unavailable):
-    """The model does not fit, whatever is unloaded.
+    """The model does not fit, even if every model that may be unloaded were.
 
     Args:
         model: Its alias.
-        required_mb: Mebibytes that a load takes, the reserve included.
-        available_mb: Mebibytes that it could find at most.
+        required_mb: Mebibytes that a load needs, the reserve included.
+        available_mb: Mebibytes that can be made free at most.
         loaded_models: Aliases of the models that hold memory now.
         retry_after_s: When memory may be free; None = not known.
 
@@ -116,7 +116,7 @@ class ModelFailed(Unavailable):
 
 
 class AllPinned(Unavailable):
-    """Pinned models are as many as may be loaded: waiting changes nothing.
+    """The pinned models reach the limit of loaded models, so that waiting cannot help.
 
     Args:
         model: The alias of the model that cannot be loaded.

@@ -1,4 +1,4 @@
-"""What a load is expected to take, memory and time: as earlier loads showed, else by the file."""
+"""The memory and time that a load is expected to need: by earlier loads, else by the file."""
 
 from appliance.models.manager.device_memory import DeviceMemory
 from appliance.models.manager.model_state import ModelState

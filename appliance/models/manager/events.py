@@ -1,4 +1,4 @@
-"""What the manager reports as it happens: the seam at which its metrics are counted."""
+"""What the manager reports as it happens, for its metrics."""
 
 from typing import Protocol
 

@@ -15,7 +15,7 @@ class Leases:
 
     Args:
         state: Shared with the other parts of the manager.
-        events: Told of every request that has ended.
+        events: Gets every request that has ended.
         reschedule: Called when a slot is free again.
     """
 
@@ -50,7 +50,7 @@ class Leases:
         return Lease(runner, now_s, waited_s, self._release)
 
     def cancel(self, lease: Lease) -> None:
-        """Take a slot back to which nothing was sent: the client left at the moment of the grant."""
+        """Take back a slot that was not used: the client left at the moment of the grant."""
         lease.is_released = True
         self._free_slot(lease.runner)
         self._reschedule()

@@ -1,11 +1,11 @@
-"""The model manager: who waits for which model, which llama-servers run, and what is done next.
+"""The model manager: the queue of each model, its llama-servers, and what is done next.
 
-It has one writer, on the event loop, and holds parts that share one ManagerState:
+It is composed of parts that share one ManagerState, which is written on the event loop only:
 
     admission       lets requests in: at once, or after a wait in the model's queue
     scheduler loop  asks the scheduler what must happen next, does it, and asks again
-    supervisor      starts, watches and stops llama-servers; whenever one has changed, the loop runs again
-    leases          slots given and taken back
+    supervisor      starts, watches and stops llama-servers; after each change the loop runs again
+    leases          slots, granted and taken back
     status view     the readings for interfaces
 """
 
@@ -61,10 +61,10 @@ class ModelManager:
         catalogue: The table of models.
         loader: Starts and stops processes.
         memory: Where models are loaded.
-        history: What earlier loads showed.
+        history: Records of earlier loads.
         tasks: Runs what takes time.
         clock: The time.
-        events: Told of requests, loads and ejects.
+        events: Gets requests, loads and ejects, for metrics.
         extra_wait_s, ageing_s: See SchedulerRules.
     """
 
@@ -99,7 +99,7 @@ class ModelManager:
             estimates=estimates,
             device_memory=self.device_memory,
             history=history,
-            reader=self._view,
+            view=self._view,
             events=events,
             tasks=tasks,
             reschedule=self.reschedule,
@@ -113,7 +113,7 @@ class ModelManager:
             events=events,
             reschedule=self.reschedule,
         )
-        self._loop = SchedulerLoop(
+        self._scheduler_loop = SchedulerLoop(
             self._state,
             scheduler_input=SchedulerInput(
                 self._state, estimates=estimates, retention=self.retention, device_memory=self.device_memory
@@ -129,14 +129,14 @@ class ModelManager:
     # ---- life
 
     async def open(self) -> None:
-        """End orphans, check the files, begin to preload."""
+        """End orphans, check the files, start to preload."""
         orphans = await asyncio.to_thread(self.loader.records.end_orphans)
         if orphans:
             log.warning("orphans_ended", aliases=[record.get("alias") for record in orphans])
         await asyncio.to_thread(self.history.read)
         await self._check_files(list(self._state.models.values()))
         self._state.set_server_status("ready")
-        # Else the first request would wait for it.
+        # In the background, so that the first request need not wait for it.
         self._tasks.start(self.loader.find_program(self.catalogue), name="find-llama-server")
         names = self.catalogue.system.preload_models
         if names:
@@ -160,14 +160,14 @@ class ModelManager:
                 self.reschedule()
 
     def announce_shutdown(self) -> None:
-        """Tell followers that the appliance is shutting down; what runs and waits still gets its grace."""
+        """Tell followers that the appliance is shutting down; requests may end within the grace period."""
         self._state.set_server_status("shutting_down")
 
     async def close(self) -> None:
         """Take no more requests, and end every llama-server."""
         self.announce_shutdown()
         self._state.is_closed = True
-        self._loop.close()
+        self._scheduler_loop.close()
         for model in self._state.models.values():
             model.background_load = ""
             for waiter in list(model.waiters):
@@ -176,12 +176,12 @@ class ModelManager:
         await asyncio.to_thread(self.history.write)
 
     def reschedule(self) -> None:
-        """Do what must be done now. Called whenever something changed that the scheduler may act upon."""
-        self._loop.run()
+        """Run the scheduler. Called whenever something changed that it may act upon."""
+        self._scheduler_loop.run()
 
     def set_swap_wait(self, extra_wait_s: float) -> None:
-        """Set how long a queue waits at most before a busy model is unloaded for it (MODEL_SWAP_WAIT_S)."""
-        self._loop.extra_wait_s = extra_wait_s
+        """Set how long a queue waits before a busy model is unloaded for it (MODEL_SWAP_WAIT_S)."""
+        self._scheduler_loop.extra_wait_s = extra_wait_s
 
     def add_removed_callback(self, callback: Callable[[Runner], None]) -> None:
         """Call `callback` for each llama-server that has been removed."""
@@ -190,10 +190,10 @@ class ModelManager:
     # ---- the table
 
     def apply(self, catalogue: Catalogue) -> None:
-        """Put another table in place.
+        """Replace the table.
 
         Llama-servers of models that changed or left the table end their running requests and are unloaded.
-        Requests that wait for a changed model wait on.
+        Requests for a changed model keep waiting.
         """
         former_models, former_system = self._state.models, self.catalogue.system
         self._state.catalogue = catalogue
@@ -226,7 +226,7 @@ class ModelManager:
         )
 
     def set_adapters(self, alias: str, adapters: tuple[LoraAdapter, ...]) -> bool:
-        """Let a model be run with these adapters besides those of its table.
+        """Run a model with these adapters, in addition to those of the table.
 
         Where that is a change, its llama-servers end their running requests and are unloaded; requests that
         wait keep their place in the queue.
@@ -245,7 +245,7 @@ class ModelManager:
         was_wanted = bool(model.current_runners()) or model.background_load
         for runner in model.current_runners():
             self._supervisor.request_stop(runner)
-        self.reset(alias)  # what failed with others may work with these
+        self.reset(alias)  # what failed with other adapters may work with these
         if was_wanted:
             self.restore(alias)
         log.info("model_adapters", alias=alias, adapters=[one.name for one in adapters])
@@ -266,7 +266,7 @@ class ModelManager:
 
         Args:
             alias: A key of the table.
-            flow: Who gets one fair share of the queue, see FairQueue.
+            flow: What gets one fair share of the queue, see FairQueue.
             priority: 0 high, 1 normal, 2 low.
             keep_alive_s: How long the model stays without a request afterwards; None = as configured,
                 negative = for ever.
@@ -276,12 +276,12 @@ class ModelManager:
             NoSuchModel: The table has no such model.
             QueueFull: `max_queue_size_per_model` requests wait already.
             QueueTimeout: No slot became free within `queue_timeout_sec`.
-            InsufficientMemory: The model does not fit, whatever is unloaded.
-            AllPinned: Pinned models are as many as may be loaded.
+            InsufficientMemory: The model does not fit, even if others are unloaded.
+            AllPinned: The pinned models reach the limit of loaded models.
             ModelFailed: The model is not loaded again until it is reset.
             ShuttingDown: The appliance is shutting down.
         """
-        return self._admission.lease(  # no coroutine around it: this is done for every request
+        return self._admission.lease(  # no coroutine around it: this runs for every request
             alias, flow=flow, priority=priority, keep_alive_s=keep_alive_s, on_wait=on_wait
         )
 
@@ -311,7 +311,7 @@ class ModelManager:
         await self._supervisor.stop_now(runner)
 
     def restore(self, alias: str) -> None:
-        """Load a model again where it fits, although no request waits for it."""
+        """Load a model again if it fits, although no request waits for it."""
         model = self._state.models.get(alias)
         if model is not None and not model.current_runners():
             model.background_load = "restore"
@@ -331,21 +331,21 @@ class ModelManager:
         if model.attempts:
             found = FailedView(alias, model.attempts, model.failure or model.last_error)
         model.clear_failures()
-        model.history_key = ""  # its file is checked again: it may have been mended
+        model.history_key = ""  # its file is checked again: it may have been replaced
         self._tasks.start(self._check_files([model]), name=f"check-file-{alias}")
         self._state.notify(model)
         self.reschedule()
         return found
 
     def pin(self, alias: str, *, pinned: bool = True) -> ModelView:
-        """Let a model never be unloaded, or let it be unloaded again (see ModelManagerApi)."""
+        """Pin or unpin a model; a pinned one is never unloaded (see ModelManagerApi)."""
         model = self._state.model(alias)
         model.is_pinned = pinned
         self._state.notify(model)
         self.reschedule()
         return self.model(alias)
 
-    # ---- its parts' state
+    # ---- state
 
     @property
     def catalogue(self) -> Catalogue:
@@ -354,11 +354,11 @@ class ModelManager:
 
     @property
     def model_states(self) -> Mapping[str, ModelState]:
-        """What is kept of each model, by alias."""
+        """The state of each model, by alias."""
         return self._state.models
 
     def model_state(self, alias: str) -> ModelState:
-        """Return what is kept of one model.
+        """Return the state of one model.
 
         Raises:
             NoSuchModel: The table has no such model.
@@ -367,7 +367,7 @@ class ModelManager:
 
     @property
     def adapters(self) -> Mapping[str, tuple[LoraAdapter, ...]]:
-        """Adapters that a model is run with besides those of its table, by alias (see set_adapters)."""
+        """Adapters in addition to those of the table, by alias of the model (see set_adapters)."""
         return self._state.adapters
 
     def runners(self) -> list[Runner]:
@@ -417,7 +417,7 @@ class ModelManager:
         return self._view.failed_models()
 
     def health(self) -> list[HealthView]:
-        """List what the latest health probes of each model came to."""
+        """List the results of the latest health probes of each model."""
         return self._view.health()
 
     def telemetry(self) -> Sequence[RequestSample]:

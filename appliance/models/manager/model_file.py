@@ -1,4 +1,4 @@
-"""What a model's file says: header, need of memory, slots, or why it cannot be loaded."""
+"""Checks a model's file: header, memory need and slots, or why it cannot be loaded."""
 
 import asyncio
 from dataclasses import dataclass, replace
@@ -14,7 +14,7 @@ from appliance.models.table.gguf import GgufHeader, InvalidGguf, read_header
 
 @dataclass(frozen=True, slots=True)
 class FileCheck:
-    """What was found.
+    """The result of a check.
 
     Attributes:
         problem: Why the file cannot be loaded; "" = it can. Only then header, estimate and history_key are
@@ -28,20 +28,20 @@ class FileCheck:
     history_key: str = ""
 
     def apply_to(self, model: ModelState) -> None:
-        """Put it into the model's state: on the event loop, where no reader sees a half of it."""
+        """Write the result into the model's state; on the event loop, so that no reader sees half of it."""
         former_problem = model.file_problem
         model.file_problem, model.history_key, model.slots = self.problem, self.history_key, self.slots
         if self.problem:
             return
         model.header, model.estimate = self.header, self.estimate
-        if former_problem and model.failure == former_problem:  # it failed for this alone, and that is mended
+        if former_problem and model.failure == former_problem:  # this was the only cause, and it is repaired
             model.clear_failures()
 
 
 async def check_file(model: ModelState, state: ManagerState) -> None:
-    """Check a model's file in a thread and put the result into the model's state.
+    """Check a model's file in a thread, and write the result into the model's state.
 
-    Where the model was changed meanwhile, its new file is checked instead.
+    If the model was changed meanwhile, its new file is checked instead.
     """
     while True:
         checked = model.definition
@@ -52,7 +52,7 @@ async def check_file(model: ModelState, state: ManagerState) -> None:
 
 
 def read_file(model: Model, system: System) -> FileCheck:
-    """Read what a model's file says (blocks).
+    """Check a model's file (blocks).
 
     A file that is missing may be there later: it is checked again before each load.
     """
@@ -64,7 +64,7 @@ def read_file(model: Model, system: System) -> FileCheck:
     except OSError as exc:
         return FileCheck(slots, f"the file {model.path} cannot be read: {exc.strerror or exc}")
     except InvalidGguf as exc:
-        return FileCheck(slots, f"the file {model.path} is no model: {exc}")
+        return FileCheck(slots, f"the file {model.path} is not a GGUF model: {exc}")
     key = key_of(model.path, shape_text(model, system, slots))
     return FileCheck(slots, "", header, estimate_memory(model, system, header), key)
 

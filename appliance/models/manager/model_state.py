@@ -1,4 +1,4 @@
-"""What the manager keeps of one model of the table: its file, its llama-servers, its queue, its failures."""
+"""The state of one model of the table: its file, its llama-servers, its queue, its failures."""
 
 import math
 from collections import deque
@@ -22,21 +22,20 @@ class ModelState:
     """One model of the table. Times ending in `_s` are monotonic except `…_at_s` (seconds since 1970).
 
     Attributes:
-        definition: Its row of the table, together with the adapters that it is run with besides.
+        definition: Its row of the table, with the adapters that were added to it.
         queue: The requests that wait for a slot.
-        waiters: Everybody who waits, loads included, in the order of arrival.
-        header, estimate, history_key: What its file says; empty until the file was checked.
+        waiters: All waiters, of requests and of loads, in the order of arrival.
+        header, estimate, history_key: Results of the file check; empty until then.
         file_problem: Why its file cannot be loaded; "" = no problem is known.
-        background_load: It is to be loaded although no request waits: at the start, or because it stopped
-            unexpectedly.
+        background_load: Load it although no request waits: at the start, or because it stopped unexpectedly.
         failure: Why it is not loaded again until it is reset; "" = it may be loaded.
         last_error: Why the latest load failed or the llama-server crashed.
         attempts: Failures in a row.
-        replica_failures: Loads in a row that failed while another llama-server of it runs. It then makes do
-            with fewer.
-        blocked_until_s: Before that it is not loaded again.
-        has_reservation: Another model was evicted for it, and it has not been started since. That memory is
-            kept for it.
+        replica_failures: Loads in a row that failed while another llama-server of it runs. It then runs with
+            fewer replicas.
+        blocked_until_s: It is not loaded again before that time.
+        has_reservation: Another model was evicted for it, and it has not been started since: that memory is
+            reserved for it.
         evicted_s: When a llama-server of it was last drained or stopped for another model.
         wait_reason: What its queue waits for, as the scheduler said last.
         probes: Results of the latest health probes as (is healthy, milliseconds).
@@ -90,7 +89,7 @@ class ModelState:
 
     @property
     def is_file_checked(self) -> bool:
-        """Whether its file was checked: before that nothing can be decided about it."""
+        """Whether its file was checked; the scheduler ignores it before."""
         return bool(self.history_key or self.file_problem)
 
     def current_runners(self) -> list[Runner]:

@@ -1,4 +1,4 @@
-"""What the scheduler decides from, read from the manager's state."""
+"""The input of the scheduler, made from the manager's state."""
 
 from appliance.models.manager.device_memory import DeviceMemory
 from appliance.models.manager.estimates import Estimates
@@ -19,7 +19,7 @@ LOW_PRIORITY = 2
 
 
 class SchedulerInput:
-    """Makes the scheduler's view of the manager's state."""
+    """Makes the scheduler's input."""
 
     def __init__(
         self,
@@ -35,7 +35,7 @@ class SchedulerInput:
         self._device_memory = device_memory
 
     def read(self, now_s: float, *, extra_wait_s: float, ageing_s: float) -> SchedulerState:
-        """Return what the scheduler decides from. Args are as in `SchedulerRules`; `now_s` is monotonic."""
+        """Return the scheduler's input. Args are as in `SchedulerRules`; `now_s` is monotonic."""
         queues, facts = [], {}
         for model in self._state.models.values():
             has_queue = (model.waiters or model.background_load) and model.is_file_checked
@@ -54,7 +54,7 @@ class SchedulerInput:
 
     def _facts(self, model: ModelState, now_s: float) -> ModelFacts:
         blocked_s, replicas = max(0.0, model.blocked_until_s - now_s), model.definition.replicas
-        if blocked_s and model.replica_failures:  # it goes on with the replicas that run
+        if blocked_s and model.replica_failures:  # it continues with the replicas that run
             blocked_s, replicas = 0.0, max(1, min(replicas, len(model.current_runners())))
         return ModelFacts(
             alias=model.alias,

@@ -31,7 +31,7 @@ from appliance.models.scheduler.state import (
 
 log = get_logger("models")
 MAX_STEPS = 1000  # of one run: more would be decisions that undo each other
-LEAST_PAUSE_S = 0.005
+MIN_PAUSE_S = 0.005
 UNSETTLED_PAUSE_S = 1.0
 
 
@@ -40,10 +40,10 @@ class SchedulerLoop:
 
     Args:
         state: Shared with the other parts of the manager.
-        scheduler_input: Gives what is decided from.
+        scheduler_input: Makes the scheduler's input.
         supervisor: Starts and stops llama-servers.
-        leases: Gives slots to requests.
-        events: Told of refused requests.
+        leases: Grants slots to requests.
+        events: Gets each refused request.
         extra_wait_s: See `SchedulerRules`; may be set at any time.
         ageing_s: See `SchedulerRules`.
     """
@@ -71,7 +71,7 @@ class SchedulerLoop:
         self._loop = asyncio.get_running_loop()
 
     def run(self) -> None:
-        """Do what must be done now, and set a timer for what only time will change."""
+        """Act until the scheduler waits, and set a timer if time alone will change that."""
         if self._is_running or self._state.is_closed:
             return
         self._is_running = True
@@ -105,9 +105,9 @@ class SchedulerLoop:
             model = self._state.models[alias]
             model.wait_reason = reason
             if reason == DOES_NOT_FIT and model.background_load == "restore":
-                model.background_load = ""  # others have its place by now; the next request loads it
+                model.background_load = ""  # others use the memory by now; the next request loads it
         if step.again_s is not None:
-            self._timer = self._loop.call_later(max(LEAST_PAUSE_S, step.again_s), self.run)
+            self._timer = self._loop.call_later(max(MIN_PAUSE_S, step.again_s), self.run)
 
     def _act(self, step: Step, now_s: float) -> None:
         models, runners = self._state.models, self._state.runners
@@ -159,7 +159,7 @@ class SchedulerLoop:
                     )
                 )
                 return
-        # Only those who wait for the load may be left: they are not in the queue.
+        # Only load waiters may be left: they are not in the queue.
         for left in [waiter for waiter in model.waiters if not isinstance(waiter, LoadWaiter)]:
             model.waiters.pop(left, None)
 

@@ -1,4 +1,4 @@
-"""What all parts of the manager share: the table, the state of each model, the llama-servers, the counts.
+"""The state that all parts of the manager share: the table, the models, the llama-servers, the counts.
 
 Written on the event loop only; a part that changes what a reader can see calls `notify`.
 """
@@ -23,7 +23,7 @@ class ManagerState:
         models: By alias, in the order of the table.
         runners: Every llama-server by its serial, until it is removed; also those of models that left the
             table.
-        adapters: Adapters that a model is run with besides those of its table, by alias.
+        adapters: Adapters in addition to those of the table, by alias of the model.
         samples: The latest finished requests.
         changed: Rises with every change that a reader can see.
         is_closed: The appliance is shutting down; nothing is started any more.

@@ -1,4 +1,4 @@
-"""The readings of the manager for its interfaces, made from memory: none waits for anything."""
+"""The manager's readings for interfaces; made from memory, so that none waits."""
 
 from collections.abc import Sequence
 
@@ -85,7 +85,7 @@ class StatusView:
         ]
 
     def health(self) -> list[HealthView]:
-        """List what the latest health probes of each model came to."""
+        """List the results of the latest health probes of each model."""
         return [_health_view(model) for model in self._state.models.values()]
 
     def telemetry(self) -> Sequence[RequestSample]:

@@ -1,12 +1,11 @@
 """The life of the manager's llama-servers: started, watched while they load and run, stopped, and removed.
 
-What is done when is decided by the scheduler (scheduler_loop.py); at the end of whatever takes time it is
-asked again.
+The scheduler decides what is done and when (scheduler_loop.py); it is asked again after each step that takes
+time.
 """
 
 import asyncio
 from collections.abc import Callable
-from typing import Protocol
 
 from appliance.base.logs import get_logger
 from appliance.base.tasks import Tasks
@@ -16,6 +15,7 @@ from appliance.models.manager.events import ManagerEvents
 from appliance.models.manager.model_file import check_file
 from appliance.models.manager.model_state import ModelState
 from appliance.models.manager.state import ManagerState
+from appliance.models.manager.status_view import StatusView
 from appliance.models.manager.waiters import LoadWaiter
 from appliance.models.runner.failures import LoadFailed
 from appliance.models.runner.load_history import LoadHistory
@@ -23,33 +23,25 @@ from appliance.models.runner.loader import Loader
 from appliance.models.runner.proc import memory_bytes
 from appliance.models.runner.runner import Runner
 from appliance.models.runner.vram import wait_memory_freed
-from appliance.models.status.views import RAM, ModelView
+from appliance.models.status.views import RAM
 
 log = get_logger("models")
 BACK_OFF_S = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)  # after the first, second … failure in a row
-LOG_LINES_OF_CRASH = 5
-MAX_LOADING_PERCENT = 99  # 100 is said when it is ready
-
-
-class ModelReader(Protocol):
-    """Gives the reading of one model, for those who waited for its load."""
-
-    def model(self, alias: str) -> ModelView:
-        """Return one model."""
-        ...
+CRASH_LOG_LINES = 5
+MAX_LOADING_PERCENT = 99  # 100 = ready
 
 
 class RunnerSupervisor:
-    """Starts, watches and stops llama-servers; decides nothing.
+    """Starts, watches and stops llama-servers; makes no decisions.
 
     Args:
         state: Shared with the other parts of the manager.
         loader: Starts and stops the processes.
         estimates: What a load is expected to take.
         device_memory: Where models are loaded.
-        history: Taught by every load.
-        reader: Gives what those who waited for a load are answered.
-        events: Told of loads and ejects.
+        history: Records every load.
+        view: Makes the result that load waiters get.
+        events: Gets loads and ejects.
         tasks: Runs what takes time.
         reschedule: Called whenever something changed that the scheduler may act upon.
     """
@@ -62,7 +54,7 @@ class RunnerSupervisor:
         estimates: Estimates,
         device_memory: DeviceMemory,
         history: LoadHistory,
-        reader: ModelReader,
+        view: StatusView,
         events: ManagerEvents,
         tasks: Tasks,
         reschedule: Callable[[], None],
@@ -72,7 +64,7 @@ class RunnerSupervisor:
         self._estimates = estimates
         self._device_memory = device_memory
         self._history = history
-        self._reader = reader
+        self._view = view
         self._events = events
         self._tasks = tasks
         self._reschedule = reschedule
@@ -123,7 +115,7 @@ class RunnerSupervisor:
             await self._wait_crash(runner, model)
 
     async def _load(self, runner: Runner, model: ModelState) -> None:
-        """Bring it to ready and answer those who waited for it; or note why it failed."""
+        """Load it and complete its load waiters, or record why the load failed."""
         try:
             if not model.history_key:
                 await check_file(model, self._state)
@@ -135,7 +127,7 @@ class RunnerSupervisor:
         except LoadFailed as exc:
             self._give_up(runner, model, exc)
             return
-        except Exception as exc:  # a fault of ours: the others' models are not to suffer for it
+        except Exception as exc:  # an internal fault must not affect other models
             log.exception("load_error", alias=model.alias)
             await self._loader.stop(runner)
             self._give_up(runner, model, LoadFailed(f"an internal error: {exc!r}"))
@@ -151,11 +143,11 @@ class RunnerSupervisor:
         self._reschedule()
 
     def _measure_load(self, runner: Runner, model: ModelState) -> None:
-        """Note how far a load is: by the memory that it holds already."""
+        """Record the progress of a load, by the memory that it holds already."""
         process = runner.process
         if process is None or not process.pid:
             return
-        # The file's pages go through the process, wherever they end.
+        # The file's pages pass through the process, wherever they are stored in the end.
         resident_bytes, file_bytes = memory_bytes(process.pid)
         if RAM in runner.devices:
             runner.memory_by_device, runner.file_bytes = {RAM: resident_bytes}, file_bytes
@@ -171,9 +163,9 @@ class RunnerSupervisor:
 
     def _finish_load(self, runner: Runner, model: ModelState) -> None:
         now_s = self._state.clock.monotonic_s()
-        self._measure_load(runner, model)  # now it has all that it takes
+        self._measure_load(runner, model)  # now it has all its memory
         runner.phase, runner.load_progress = "ready", 100
-        if not runner.memory_by_device:  # the driver may hide processes in a container: the estimate stands
+        if not runner.memory_by_device:  # the driver may hide processes in a container: the estimate counts
             share_bytes = runner.need_bytes // len(runner.devices)
             runner.memory_by_device = dict.fromkeys(runner.devices, share_bytes)
         self._device_memory.invalidate()
@@ -197,22 +189,21 @@ class RunnerSupervisor:
                 if waiter.keep_alive_s is not None:
                     runner.keep_alive_s = waiter.keep_alive_s
                 if not waiter.future.done():
-                    waiter.future.set_result(self._reader.model(model.alias))
+                    waiter.future.set_result(self._view.model(model.alias))
 
     # ---- failures
 
     async def _wait_crash(self, runner: Runner, model: ModelState) -> None:
-        """Wait for the exit of a process that is ready: unless it was stopped, that is a crash."""
+        """Wait for the exit of a ready process; unless it was stopped, that is a crash."""
         process = runner.process
         assert process is not None
         await process.exited.wait()
         if runner.phase != "ready":
             return
-        # First of all: the next request must not be sent to it, nor have the model loaded again without a
-        # pause.
+        # First, so that no request is sent to it, and the model is not loaded again without a pause.
         runner.phase = "stopping"
         self._back_off(model, 1)
-        tail = await asyncio.to_thread(process.log_tail, LOG_LINES_OF_CRASH)
+        tail = await asyncio.to_thread(process.log_tail, CRASH_LOG_LINES)
         code = process.exit_code or 0
         how = f"killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
         log.error(
@@ -232,9 +223,9 @@ class RunnerSupervisor:
         self._reschedule()
 
     def record_failure(self, model: ModelState, reason: str, *, can_retry: bool = True) -> None:
-        """Note that a model failed to load, or crashed.
+        """Record that a model failed to load, or crashed.
 
-        1. another llama-server of it runs                        → it goes on with that one for a while
+        1. another llama-server of it runs                        → it continues with that one for a while
         2. it cannot succeed, or has failed too often in a row    → it is not loaded again until it is reset
         3. else                                                   → it is loaded again after a pause
 
@@ -282,12 +273,12 @@ class RunnerSupervisor:
     # ---- unloading
 
     def request_stop(self, runner: Runner, *, is_forced: bool = False) -> None:
-        """Unload a llama-server that nothing replaces.
+        """Unload a llama-server without a replacement.
 
         Args:
             runner: The llama-server; one that stops already is left alone.
-            is_forced: End it at once. Else its running requests end first; a load is ended at once in any
-                case.
+            is_forced: End it at once. Otherwise its running requests end first; a load is always ended at
+                once.
         """
         if runner.phase == "stopping":
             return
@@ -318,8 +309,8 @@ class RunnerSupervisor:
         memory = self._device_memory.memory
         free_before = {device.index: device.free_bytes for device in memory.read()}
         await self._loader.stop(runner)
-        await runner.load_ended.wait()  # also what was about to be started has exited
-        # Else the next load would be refused for memory that is only on its way back.
+        await runner.load_ended.wait()  # a process that was just being started has exited, too
+        # Else the next load would be refused although the memory is about to be free.
         await wait_memory_freed(memory, runner.devices, free_before, runner.memory_bytes)
         self._remove(runner, self._state.models.get(runner.alias))
         self._state.count(ejects=1)
@@ -345,5 +336,5 @@ class RunnerSupervisor:
 
     async def _end(self, runner: Runner) -> None:
         await self._loader.stop(runner)
-        await runner.load_ended.wait()  # also what was about to be started has exited
+        await runner.load_ended.wait()  # a process that was just being started has exited, too
         runner.removed.set()

@@ -1,4 +1,4 @@
-"""What the state of each model is after the table was read anew. Decisions only."""
+"""The state of each model after a change of the table. Decisions only."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -29,7 +29,7 @@ def updated_models(
     Args:
         catalogue: The table.
         former: The states until now.
-        adapters: Adapters that a model is run with besides those of the table, by alias.
+        adapters: Adapters in addition to those of the table, by alias of the model.
         ageing_s: See FairQueue.
         now_at_s: Seconds since 1970.
     """
@@ -48,7 +48,7 @@ def updated_models(
 
 
 def with_adapters(model: Model, adapters: Mapping[str, tuple[LoraAdapter, ...]]) -> Model:
-    """Return a model of the table together with the adapters that it is run with besides."""
+    """Return a model of the table with its additional adapters."""
     return replace(model, lora=(*model.lora, *adapters.get(model.alias, ())))
 
 

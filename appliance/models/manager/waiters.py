@@ -1,4 +1,4 @@
-"""Who waits for a model: a request for one of its slots, or an operator for its load."""
+"""What waits for a model: a request for one of its slots, or an operator for its load."""
 
 import asyncio
 from collections.abc import Callable
@@ -59,7 +59,7 @@ class Waiter(Generic[T]):
 
 @dataclass(slots=True, eq=False)
 class SlotWaiter(Waiter[Lease]):
-    """A request that waits for a slot; it stands in its model's queue with `ticket`."""
+    """A request that waits for a slot; `ticket` is its position in the model's queue."""
 
     ticket: "Ticket[SlotWaiter] | None" = None
 
@@ -71,14 +71,14 @@ class LoadWaiter(Waiter[ModelView]):
 
 @dataclass(frozen=True, slots=True)
 class WaitStatus:
-    """What a waiting client may know.
+    """What a waiting client may see.
 
     Attributes:
         position: In the queue, from 1.
         status: The model's status word.
         progress: 0 to 100 of its load; None = it does not load.
         expected_in_s: Until the model is ready; None = not known.
-        reason: What the queue waits for, as the scheduler said last.
+        reason: What the queue waits for, by the scheduler's latest decision.
     """
 
     position: int

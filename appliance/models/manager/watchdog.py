@@ -1,7 +1,7 @@
 """Watches llama-servers in the background: the memory that they take, their health, the size of their logs.
 
-A llama-server whose health probe fails five times in a row is ended and loaded again: it would take a place
-for nothing.
+A llama-server whose health probe fails five times in a row is stopped and loaded again: it would occupy
+memory without serving.
 """
 
 import asyncio
@@ -26,15 +26,14 @@ class Watchdog:
         self._manager = manager
 
     async def measure(self) -> None:
-        """Measure the memory of each llama-server, and teach the load history."""
+        """Measure the memory of each llama-server, and record it in the load history."""
         manager = self._manager
         version = manager.history.version
         for runner in manager.runners():
             if runner.phase == "ready" and runner.process is not None:
                 is_measured = await asyncio.to_thread(self._measure_one, runner)
                 model = manager.model_states.get(runner.alias)
-                # What is only estimated teaches nothing: each load would believe the one before, and add to
-                # it.
+                # An estimate must not be recorded: each load would add its margin to the one before.
                 if is_measured and model is not None and runner.phase == "ready":
                     manager.history.record_memory(model.history_key, runner.memory_bytes)
         if manager.history.version != version:

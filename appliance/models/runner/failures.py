@@ -1,10 +1,10 @@
-"""Why a llama-server did not become ready, in the words of its log."""
+"""Why a llama-server did not become ready, read from its log."""
 
 import re
 from collections.abc import Sequence
 
-# No further try can succeed after these. Source: docs/compatibility.md, the model manager's list.
-HOPELESS = tuple(
+# Another load would fail as well. Source: docs/compatibility.md, the model manager's list.
+PERMANENT_FAILURES = tuple(
     text.lower()
     for text in (
         "unsupported cache type",
@@ -19,7 +19,7 @@ HOPELESS = tuple(
     )
 )
 PORT_TAKEN = ("couldn't bind", "address already in use")
-NOT_STARTED = (126, 127)  # as shells and setpriv say that a program is missing or cannot be run
+NOT_STARTED = (126, 127)  # of shells and setpriv: the program is missing, or cannot be run
 _COMPLAINT = re.compile(r"error|fail|invalid|couldn't|assert|unsupported|unknown|not found", re.IGNORECASE)
 _WARNING = re.compile(r"\bwarn|^\S+ W ", re.IGNORECASE)
 MAX_COMPLAINT_CHARS = 300
@@ -47,15 +47,15 @@ def failure_of_exit(exit_code: int, tail: Sequence[str]) -> LoadFailed:
         tail: The last lines of its log.
     """
     text = "\n".join(tail).lower()
-    # The first complaint is the cause; the later ones say that there was one.
+    # The first complaint is the cause; later ones only follow from it.
     complaint = next((line for line in tail if _COMPLAINT.search(line) and not _WARNING.search(line)), "")
     is_port = any(one in text for one in PORT_TAKEN)
-    is_hopeless = exit_code in NOT_STARTED or any(one in text for one in HOPELESS)
+    is_permanent = exit_code in NOT_STARTED or any(one in text for one in PERMANENT_FAILURES)
     return LoadFailed(
         f"llama-server {exit_text(exit_code)}"
         + (f": {complaint.strip()[:MAX_COMPLAINT_CHARS]}" if complaint else ""),
         is_port=is_port,
-        can_retry=is_port or not is_hopeless,
+        can_retry=is_port or not is_permanent,
     )
 
 

@@ -1,7 +1,7 @@
-"""What earlier loads showed: how long a model takes to load, and how much memory it takes.
+"""Records of earlier loads: how long a model takes to load, and how much memory it takes.
 
-It is kept over restarts in one small file. A model is known by its file (path, size, time of change) and by
-how it is run: another context or another type of cache is another model.
+They are kept over restarts in one small file. A record belongs to a file (path, size, time of change) and to
+the way it is run: another context or another type of cache has another record.
 """
 
 import hashlib
@@ -17,17 +17,17 @@ log = get_logger("models")
 ASSUMED_BYTES_PER_S = 500e6  # of a file, while no load was seen yet
 MIN_LOAD_S = 0.3
 MAX_RECORDS = 1000
-LEAST_MEASURED_S, LEAST_MEASURED_BYTES = 0.05, 1 << 20  # shorter and smaller loads say nothing about speed
-WORTH_WRITING = 1.01  # a page more or less is not worth a write
+MIN_MEASURED_S, MIN_MEASURED_BYTES = 0.05, 1 << 20  # shorter or smaller loads do not show the speed
+WORTH_WRITING = 1.01  # a smaller rise is not worth a write of the file
 
 
 @dataclass(slots=True)
 class LoadRecord:
-    """What is known of one model.
+    """The record of one model.
 
     Attributes:
         load_s: The mean of its loads; recent ones count more.
-        memory_bytes: The most that it was seen to take.
+        memory_bytes: The largest measured value.
         loads: Loads that became ready.
     """
 
@@ -40,7 +40,7 @@ class LoadHistory:
     """Records of loads by key (see `key_of`).
 
     Args:
-        path: The file; None = they are forgotten when the appliance exits.
+        path: The file; None = in memory only.
 
     Attributes:
         version: Rises when there is something to write.
@@ -78,7 +78,7 @@ class LoadHistory:
             log.warning("load_history_not_written", path=str(self._path), reason=str(exc))
 
     def record_of(self, key: str) -> LoadRecord | None:
-        """Return what is known of a model; None = nothing."""
+        """Return the record of a model; None = there is none."""
         return self._records.get(key)
 
     def record_load(self, key: str, *, seconds: float, size_bytes: int) -> None:
@@ -87,22 +87,22 @@ class LoadHistory:
         The page cache makes second loads quicker: the mean counts, recent ones more.
 
         Args:
-            key: See `key_of`; "" = the file is being checked anew, and nothing is recorded.
+            key: See `key_of`; "" = the file is being checked again, and nothing is recorded.
             seconds: From start to ready.
             size_bytes: Of the file; 0 = not known.
         """
         if not key:
             return
-        # The latest goes last: the last ones are kept longest.
+        # The latest one last: the last ones are kept longest.
         record = self._records[key] = self._records.pop(key, LoadRecord())
         record.load_s = seconds if not record.loads else (record.load_s + seconds) / 2
         record.loads += 1
         self.version += 1
-        if seconds > LEAST_MEASURED_S and size_bytes > LEAST_MEASURED_BYTES:
+        if seconds > MIN_MEASURED_S and size_bytes > MIN_MEASURED_BYTES:
             self._bytes_per_s = (self._bytes_per_s + size_bytes / seconds) / 2
 
     def record_memory(self, key: str, memory_bytes: int) -> None:
-        """Record the memory that a model was seen to take; only the most counts."""
+        """Record a measured memory; only the largest value is kept."""
         if not key:
             return
         record = self._records.setdefault(key, LoadRecord())
@@ -111,7 +111,7 @@ class LoadHistory:
             self.version += 1
 
     def expected_load_s(self, key: str, size_bytes: int) -> float:
-        """Return how long a load will take: as before, else by size and the speed of other loads."""
+        """Return how long a load will take: by its record, else by its size and the speed of other loads."""
         record = self._records.get(key)
         if record is not None and record.loads:
             return max(MIN_LOAD_S, record.load_s)

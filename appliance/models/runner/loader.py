@@ -1,4 +1,4 @@
-"""Starts a llama-server, and ends it: its port, its command line, its process, its record."""
+"""Starts and stops a llama-server: its port, its command line, its process, its record."""
 
 import asyncio
 from collections.abc import Callable, Mapping
@@ -20,17 +20,17 @@ from appliance.models.table.command import InvalidCommand, build_command
 from appliance.models.table.gguf import GgufHeader
 
 log = get_logger("models")
-PORTS_TRIED = 5  # another program may take a port between our look and llama-server's
+PORTS_TRIED = 5  # another program may take a port between our check and llama-server's start
 
 
 class Loader:
-    """Starts and stops processes; decides nothing.
+    """Starts and stops processes; makes no decisions.
 
     Args:
         log_dir: Where the logs of llama-servers are written.
         records: Where started processes are noted.
-        environ: What llama-servers may see a part of.
-        tasks: Runs what watches a process.
+        environ: The environment, of which llama-servers get a part.
+        tasks: Runs the tasks that watch a process.
         wire: Connections for health probes.
         first_port, last_port: The range of their ports.
         times: How long a process gets to exit.
@@ -52,22 +52,22 @@ class Loader:
         self.records = records
         self.first_port, self.last_port = first_port, last_port
         self.times = times or StopTimes()
-        self.program = Program("", NO_FLAGS, "llama-server was not looked for yet")
+        self.program = Program("", NO_FLAGS, "llama-server was not searched for yet")
         self._environ = environ
         self._tasks = tasks
         self._wire = wire
-        self._ports: dict[int, int] = {}  # by port the serial of the llama-server that has it
-        self._looked_for = ""
+        self._ports: dict[int, int] = {}  # port → serial of its llama-server
+        self._searched_for = ""
         self._finding = asyncio.Lock()
 
     async def find_program(self, catalogue: Catalogue) -> None:
         """Find the table's llama-server, unless it was found before.
 
-        A missing one is looked for each time: it may have been installed meanwhile.
+        A missing one is searched for each time: it may have been installed meanwhile.
         """
         async with self._finding:
-            if self.program.problem or self._looked_for != catalogue.llama_server:
-                self._looked_for = catalogue.llama_server
+            if self.program.problem or self._searched_for != catalogue.llama_server:
+                self._searched_for = catalogue.llama_server
                 self.program = await asyncio.to_thread(find_program, catalogue.llama_server)
 
     async def load(
@@ -80,10 +80,10 @@ class Loader:
         """Start a llama-server and wait until it is ready.
 
         Args:
-            runner: What is to be started; gets its port and its process.
+            runner: The llama-server to start; its port and process are set.
             header: Of the model's file.
             catalogue: The table.
-            on_progress: Called again and again until it is ready.
+            on_progress: Called repeatedly until it is ready.
 
         Raises:
             LoadFailed: It did not become ready; its process has exited.
@@ -113,7 +113,7 @@ class Loader:
         catalogue: Catalogue,
         on_progress: Callable[[], None],
     ) -> None:
-        """Start it on the port that it was given."""
+        """Start it on its port."""
         self._ports[runner.port] = runner.serial
         try:
             command = build_command(
@@ -158,7 +158,7 @@ class Loader:
         if outcome == "stuck":
             log.error("runner_stuck", alias=runner.alias, pid=runner.pid, port=runner.port)
             return outcome
-        if self._ports.get(runner.port) == runner.serial:  # else it is another's by now
+        if self._ports.get(runner.port) == runner.serial:  # else the port has another owner by now
             self._ports.pop(runner.port)
         if runner.pid:
             self.records.remove(runner.pid)

@@ -47,7 +47,7 @@ def read_tail(path: Path, lines: int) -> list[str]:
 
 
 def trim_log(path: Path) -> None:
-    """Move a log that has grown too large to `.1`, while its process goes on writing (blocks)."""
+    """Move a log that has grown too large to `.1`, while its process continues to write (blocks)."""
     try:
         if path.stat().st_size > MAX_LOG_BYTES:
             shutil.copyfile(path, f"{path}.1")

@@ -1,8 +1,8 @@
-"""Records of the llama-servers that we have started: those that outlive us are ended at the next start.
+"""Records of started llama-servers: those that outlive the appliance are stopped at its next start.
 
 A record is one small file: process id, when the process started (the kernel's ticks, and which boot), its
-command line, and who owns it. A process is an orphan when all of that still holds of it, and its owner has
-exited. Process ids are used again: one alone proves nothing.
+command line, and who owns it. A process is an orphan if all of that still holds, and its owner has exited.
+Process ids are reused, so that an id alone proves nothing.
 """
 
 import os
@@ -54,7 +54,7 @@ class Records:
         _remove(self._folder / f"{pid}.json")
 
     def end_orphans(self, *, sleep: Callable[[float], None] = time.sleep) -> list[dict[str, Any]]:
-        """End what earlier appliances left behind (blocks: not on the event loop).
+        """Stop the llama-servers that earlier appliances left behind (blocks: not on the event loop).
 
         Returns:
             The records of those that were ended.
@@ -89,7 +89,7 @@ def _is_owned_by_another(record: dict[str, Any], owner: int) -> bool:
 
 
 def _remove(path: Path) -> None:
-    """Remove a record. Where that is not possible, it is only logged: a record alone does no harm."""
+    """Remove a record. A failure is only logged: a record without a process does no harm."""
     try:
         path.unlink(missing_ok=True)
     except OSError as exc:
@@ -97,10 +97,10 @@ def _remove(path: Path) -> None:
 
 
 def survivors(record: dict[str, Any]) -> list[int]:
-    """Return what still runs of a record: its process, and what that has started with the same arguments.
+    """Return the running processes of a record: its own, and those that it started with the same arguments.
 
-    It led a session of its own, and a script that started llama-server may have exited while llama-server
-    runs.
+    The process led a session of its own. A script that started llama-server may have exited while
+    llama-server runs.
     """
     pid, ticks, command = int(record["pid"]), record.get("ticks"), record.get("command")
     is_usable = isinstance(command, list) and len(command) > 1 and pid > 1 and isinstance(ticks, int)

@@ -1,4 +1,4 @@
-"""Ports of llama-servers on loopback: which is free, and who listens on one."""
+"""Ports of llama-servers on loopback: which is free, and which process listens on one."""
 
 import os
 import socket
@@ -31,12 +31,12 @@ def find_free_port(taken: Container[int], first: int, last: int) -> int:
 
 
 def owner_of(port: int, pid: int) -> Literal["ours", "shared", "foreign"]:
-    """Say who listens on a port of loopback.
+    """Say which processes listen on a port of loopback: responses of others must not count as ours.
 
     Returns:
-        `ours`: the process, or what it has started. `shared`: others as well (SO_REUSEPORT gives each a part
-            of the connections). `foreign`: only others. The answers of others must not count as ours. Where
-            the kernel does not show it (no /proc, another user's process) it counts as ours.
+        `ours`: the process, or one that it has started; also where the kernel does not show it (no /proc,
+        another user's process). `shared`: others as well (SO_REUSEPORT gives each a part of the connections).
+        `foreign`: only others.
     """
     wanted = f"0100007F:{port:04X}"
     try:
@@ -53,7 +53,7 @@ def owner_of(port: int, pid: int) -> Literal["ours", "shared", "foreign"]:
 
 
 def _sockets(pid: int) -> Iterator[str]:
-    """Give the links of a process's open files; raises PermissionError where they may not be read."""
+    """Yield the links of a process's open files; raises PermissionError where they may not be read."""
     try:
         names = os.listdir(f"/proc/{pid}/fd")
     except FileNotFoundError:

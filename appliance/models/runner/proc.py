@@ -30,10 +30,9 @@ def command_of(pid: int) -> list[str]:
 
 
 def session_of(pid: int) -> list[int]:
-    """Return a process that leads a session, as each llama-server of ours does, and all of that session.
+    """Return a process that leads a session, as each of our llama-servers does, and all of its session.
 
-    That is what it has started, also what lives on where its parent has exited (`descendants_of` would not
-    find that).
+    That includes processes whose parent has exited, which `descendants_of` does not find.
 
     Raises:
         OSError: There is no /proc.
@@ -51,11 +50,11 @@ def session_of(pid: int) -> list[int]:
 def descendants_of(pid: int, proc: Path = PROC) -> list[int]:
     """Return the process and all that descend from it, itself first (LLAMA_SERVER_PATH may be a script).
 
-    For those whose parents are running, and quick: `session_of` looks at every process, and finds the others,
-    too.
+    Fast, but only for processes whose parents are running: `session_of` reads every process, and finds the
+    others, too.
     """
     found = [pid]
-    for one in found:  # grows while we go through it
+    for one in found:  # grows during the loop
         found += [child for child in _children(one, proc) if child not in found]
     return found
 
@@ -99,7 +98,7 @@ def read_lines(path: Path) -> list[str]:
 
 
 def read_pairs(path: Path) -> Iterator[tuple[str, int]]:
-    """Give the `Name: 123 kB` and `name 123` lines of a file of the kernel's; others are skipped."""
+    """Yield the `Name: 123 kB` and `name 123` lines of a file of the kernel's; others are skipped."""
     for line in read_lines(path):
         words = line.replace(":", " ", 1).split()
         if len(words) > 1 and words[1].isdecimal():

@@ -1,9 +1,9 @@
 """One llama-server process.
 
-It is started in a session of its own, its output goes to a file, it is probed until it is ready, and it is
-ended with its whole process group. It dies with us where the machine has `setpriv` (the kernel then ends it
-when we exit, also after SIGKILL); what outlives us all the same is found by its record at the next start, see
-orphans.py. Its environment holds none of our secrets.
+It is started in a session of its own, writes its output to a file, is probed until it is ready, and is
+stopped together with its process group. Where the machine has `setpriv`, the kernel kills it when the
+appliance exits, also after SIGKILL. A process that survives nevertheless is found by its record at the next
+start, see orphans.py. Its environment contains none of our secrets.
 """
 
 import asyncio
@@ -54,13 +54,12 @@ def pause_after(loading_s: float) -> float:
 def environment(
     environ: Mapping[str, str], devices: Sequence[int], *, hides_gpus: bool = False
 ) -> dict[str, str]:
-    """Return what a llama-server may see of our environment, and the GPUs that it is to use.
+    """Return the environment of a llama-server: a part of ours, and the GPUs that it is to use.
 
     Args:
         environ: Our environment.
         devices: As the driver counts; negative = system memory.
-        hides_gpus: No layer is loaded on a GPU, and none is to be used for the rest either: what that takes
-            is not counted anywhere.
+        hides_gpus: Let it use no GPU at all, not even for buffers: that memory would not be counted.
     """
     passed = {name: value for name, value in environ.items() if _PASSED_VARIABLES.fullmatch(name)}
     gpus = [str(index) for index in devices if index >= 0]
@@ -78,15 +77,15 @@ class Process:
     Args:
         command: Program and arguments.
         port: On loopback, as in the command.
-        log_path: Where its output goes.
+        log_path: The file that it writes its output to.
         environ: Its whole environment.
-        tasks: Runs what waits for its exit.
+        tasks: Runs the task that waits for its exit.
         wire: Connections for health probes.
 
     Attributes:
         exited: Set when it has exited.
         exit_code: Then its exit code, or minus the signal that ended it.
-        is_listening: It has answered, even if only to say that it is still loading.
+        is_listening: It has responded, even if only that it is still loading.
     """
 
     def __init__(
@@ -151,7 +150,7 @@ class Process:
     async def _wait_exit(self) -> None:
         assert self._process is not None
         self.exit_code = await self._process.wait()
-        self._signal(signal.SIGKILL)  # the rest of its group, where a script has started llama-server
+        self._signal(signal.SIGKILL)  # the rest of its group, if a script has started llama-server
         self.exited.set()
 
     async def wait_ready(self, limit_s: float, on_progress: Callable[[], None]) -> None:
@@ -215,11 +214,11 @@ class Process:
         return read_tail(self.log_path, lines)
 
     def trim_log(self) -> None:
-        """Keep its log within bounds while it runs (blocks)."""
+        """Limit the size of its log while it runs (blocks)."""
         trim_log(self.log_path)
 
     async def stop(self, times: StopTimes) -> StopOutcome:
-        """End it with its whole group: SIGTERM, then SIGKILL.
+        """Stop it with its whole process group: SIGTERM, then SIGKILL.
 
         Returns:
             `exited`: it had exited already. `term`, `kill`: the signal that ended it. `stuck`: it still runs.

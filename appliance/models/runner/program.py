@@ -1,4 +1,4 @@
-"""The llama-server of this machine: where it is, and which flags it knows."""
+"""The llama-server of this machine: its path, and the flags that it supports."""
 
 import os
 import shutil
@@ -28,7 +28,7 @@ class Program:
 def find_program(wanted: str) -> Program:
     """Find a llama-server and read its --help (blocks).
 
-    It sees as little of our environment as one that serves.
+    It gets the same reduced environment as one that serves.
 
     Args:
         wanted: A path or a name; "" = llama-server.

@@ -1,4 +1,4 @@
-"""One llama-server as the manager keeps it: what it serves, the memory it takes, its load, its use."""
+"""The state of one llama-server: what it serves, its memory, its load, its use."""
 
 import asyncio
 from dataclasses import dataclass, field
@@ -18,20 +18,20 @@ class Runner:
         serial: Its number; never used twice while the appliance runs.
         devices: Where it is loaded, as the driver counts; -1 = system memory.
         need_bytes: The memory that it is expected to take, on all devices together.
-        phase: `stopping` from the moment that its end has begun.
+        phase: `stopping` from the moment that its stop begins.
         load_phase: While `phase` is loading: `starting` until something listens on its port, then `loading`.
         load_progress: 0 to 100.
         active: Requests that hold one of its slots.
-        is_draining: It gets no more requests, because it makes place for another model.
-        is_stop_requested: An eject or a changed definition ends it: nothing replaces it, and its end is no
-            failure.
-        keep_alive_s: How long it stays without a request, as the latest request asked; None = as configured,
+        is_draining: It gets no more requests, so that it can be unloaded for another model.
+        is_stop_requested: An eject or a changed definition stops it: it is not replaced, and its end is not
+            a failure.
+        keep_alive_s: How long it stays without a request, as the latest request said; None = as configured,
             negative = for ever.
         memory_by_device: Bytes that it takes, by device.
         file_bytes: Of its memory the pages of files, which the kernel counts as available.
         failed_probes: Health probes that failed in a row.
         idle: Set while no request holds a slot.
-        load_ended: Set when its load has ended, well or not.
+        load_ended: Set when its load has succeeded or failed.
         removed: Set when its process has exited and its memory is free.
     """
 

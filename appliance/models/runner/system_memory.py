@@ -1,8 +1,8 @@
-"""System memory as a device for models: how much of it is ours to take, and what a process takes of it.
+"""System memory as a device for models: how much is available, and how much a process uses.
 
-Linux, read from /proc and /sys. What the kernel calls available counts, page cache included; in a container
-the limits of its control groups bound it, whichever is the tightest on the way up. Of a group's use the part
-that the kernel would give back unasked (files not read lately) counts as free.
+Linux, read from /proc and /sys. Free is what the kernel calls available, page cache included. In a container
+the limits of all its control groups apply, the tightest first. The part of a group's use that the kernel
+reclaims by itself (files not read lately) counts as free.
 """
 
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ class _GroupFiles:
     reclaimable: str
 
 
-# Above memory.high a group is slowed down until it hardly moves: a limit like the other.
+# Above memory.high a group is throttled so much that it counts as a limit, too.
 _V2 = _GroupFiles(("memory.max", "memory.high"), "memory.current", "inactive_file")
 _V1 = _GroupFiles(("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_inactive_file")
 
@@ -56,7 +56,7 @@ class SystemMemory:
             ) from exc
 
     def read(self) -> list[DeviceView]:
-        """Return the one device; as it was last known where the reading fails."""
+        """Return the one device; the last known values where the reading fails."""
         try:
             self._last = self._reading()
             self._has_warned = False
@@ -90,7 +90,7 @@ class SystemMemory:
         return DeviceView(RAM, "system memory", total, total - free, free)
 
     def _group_limits(self) -> Iterator[tuple[int, int]]:
-        """Give the limit of each control group that we are in and what is left of it, from ours upwards."""
+        """Yield the limit and the rest of each control group of this process, from its own upwards."""
         for folder, files in self._groups():
             limits = [limit for name in files.limits if (limit := read_number(folder / name)) is not None]
             used = read_number(folder / files.used)
@@ -108,8 +108,8 @@ class SystemMemory:
                 root, files = self._cgroups / "memory", _V1
             else:
                 continue
-            # Where the path is the host's and only our own group is mounted, its folders are missing: then
-            # the root is our group.
+            # If the path is the host's and only our own group is mounted, its folders are missing: then the
+            # root is our group.
             parts = [part for part in PurePosixPath(path).parts if part != "/"]
             parts = [] if ".." in parts else parts
             for count in range(len(parts), -1, -1):
@@ -117,6 +117,6 @@ class SystemMemory:
 
 
 def _resident_bytes(process: Path) -> int:
-    # Another user's smaps are closed to us; their status never is.
+    # Another user's smaps are not readable; the status always is.
     kib = dict(read_pairs(process / "smaps_rollup")).get("Pss")
     return (kib or dict(read_pairs(process / "status")).get("VmRSS", 0)) << 10

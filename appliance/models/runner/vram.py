@@ -1,9 +1,8 @@
 """The memory that models are loaded into: of our GPUs (NVML), or of the system where there are none.
 
-NVML is optional: its library is looked for first, its bindings are imported only then. A reading that fails
-afterwards
-raises nothing, since a driver in trouble must not take the appliance with it: the device is reported as it
-was last known, and that is logged once. The simulated GPU has no memory and is never asked.
+NVML is optional: its bindings are imported only if its library exists. A reading that fails later raises
+nothing, since a failing driver must not stop the appliance: the device is reported with its last known
+values, and that is logged once. The simulated GPU has no memory, and is never read.
 """
 
 import asyncio
@@ -19,7 +18,7 @@ from appliance.models.status.views import DeviceView
 
 ENOUGH = 0.9  # of what was expected back: estimates are not exact, and others allocate meanwhile
 POLL_S = 0.1
-STILL_POLLS = 5  # so many readings without a change, after something came back, mean that no more will come
+STILL_POLLS = 5  # after some memory was freed, as many readings without a change mean that it was all
 _log = get_logger("models.memory")
 
 
@@ -38,7 +37,7 @@ class Memory(Protocol):
     def of_process(self, pid: int) -> dict[int, int]:
         """Return the bytes that a process and those that it has started take, by device.
 
-        Empty: it has exited, or the driver does not show it.
+        Empty = it has exited, or the driver does not show it.
         """
         ...
 
@@ -71,7 +70,7 @@ class NvmlMemory:
             ) from exc
 
     def read(self) -> list[DeviceView]:
-        """Return the GPUs; one that cannot be read is returned as it was last known."""
+        """Return the GPUs; one that cannot be read is returned with its last known values."""
         for index in self._last:
             try:
                 self._last[index] = self._reading(index)
@@ -90,8 +89,7 @@ class NvmlMemory:
     def of_process(self, pid: int) -> dict[int, int]:
         """Return the bytes of a process by GPU (see Memory).
 
-        Inside a container the driver may count processes as the host does, or not show them: then it is
-            empty.
+        Inside a container the driver may use the host's process ids, or not show processes: then it is empty.
         """
         pids = set(descendants_of(pid))
         taken = {
@@ -116,9 +114,7 @@ class NvmlMemory:
 
     def _reading(self, index: int) -> DeviceView:
         nvml = self._nvml
-        handle = nvml.nvmlDeviceGetHandleByIndex(
-            index
-        )  # each time: handles do not outlive a reset of the driver
+        handle = nvml.nvmlDeviceGetHandleByIndex(index)  # each time: a reset of the driver invalidates it
         memory, name = nvml.nvmlDeviceGetMemoryInfo(handle), nvml.nvmlDeviceGetName(handle)
         busy = self._optional(nvml.nvmlDeviceGetUtilizationRates, handle)
         milliwatts = self._optional(nvml.nvmlDeviceGetPowerUsage, handle)
@@ -137,7 +133,7 @@ class NvmlMemory:
     def _optional(self, query: Callable[..., Any], *args: Any) -> Any:
         try:
             return query(*args)
-        except self._nvml.NVMLError:  # mostly "Not Supported": cards differ in what they measure
+        except self._nvml.NVMLError:  # usually "Not Supported": cards measure different things
             return None
 
 
@@ -153,7 +149,7 @@ def _start_nvml() -> Any:
     except ImportError as exc:
         raise Unavailable("the NVML bindings are not installed") from exc
     except pynvml.NVMLError as exc:
-        raise Unavailable(f"the NVIDIA driver does not answer: {exc}") from exc
+        raise Unavailable(f"the NVIDIA driver does not respond: {exc}") from exc
     return pynvml
 
 
@@ -182,7 +178,7 @@ def pick_memory(
 
     Args:
         gpu_devices: Indices, as the driver counts.
-        is_simulated: The GPU that is reported here is made up.
+        is_simulated: The GPU that is reported here is simulated.
         offloads: False = no model of the table puts layers on a GPU (n_gpu_layers = 0).
 
     Returns:
@@ -234,7 +230,7 @@ async def wait_memory_freed(
         return True
     last, still = 0, 0
     for _ in range(max(1, round(limit_s / POLL_S))):
-        # In a thread: a driver in trouble takes its time.
+        # In a thread: a failing driver may block.
         free = {view.index: view.free_bytes for view in await asyncio.to_thread(memory.read)}
         freed = sum(
             free[index] - free_before[index]

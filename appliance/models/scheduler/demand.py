@@ -1,4 +1,4 @@
-"""How often a model is asked for. Decisions only: the caller brings the time."""
+"""How often a model is requested. Pure: the caller provides the time."""
 
 import math
 

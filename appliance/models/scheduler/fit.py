@@ -1,4 +1,4 @@
-"""Where a model fits, and what must be unloaded for it. Decisions only; scheduler.py says when."""
+"""Where a model fits, and what must be unloaded for it. Decisions only; scheduler.py decides when."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -135,7 +135,7 @@ def pick_evicted(
 
 
 def max_available_bytes(facts: ModelFacts, state: SchedulerState) -> int:
-    """Return the most memory that a model could ever find, with everything unloaded that is not pinned.
+    """Return the most memory that can be made free for a model, by unloading all that is not pinned.
 
     That is the largest device, or all GPUs together where the model is larger than each of them.
     """

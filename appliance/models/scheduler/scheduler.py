@@ -6,16 +6,16 @@ Few models can be loaded at a time (by count, and by memory on each device), and
 request is ever cut off to load another model. While a model loads it serves no request, so the requests for a
 loaded model are served together before it is unloaded for another:
 
-  - A busy model goes on until the queue that needs its place is due (`due_after_s`), at most
+  - A busy model continues until the queue that needs its memory is due (`due_after_s`), at most
     SchedulerRules.extra_wait_s. Then it is drained: running requests end, new ones wait for its next turn.
   - An idle model is unloaded at once, unless it is requested so often that it is better to wait a moment
     (`linger_s`).
   - A model that was just loaded stays for a while whatever waits (`min_stay_s`), else two due queues would
     only swap.
 
-Of the models that could be unloaded the one goes first whose loss is least: how often it is requested, times
-how long it takes to load. Loads on one device follow each other, and nothing is unloaded for a load that
-could not begin yet. What is unloaded for one queue is reserved for it.
+Of the models that could be unloaded, the one with the least loss is unloaded first: how often it is
+requested, times how long it takes to load. Loads on one device follow each other, and nothing is unloaded for
+a load that could not begin yet. Memory that is freed for one queue is reserved for it.
 
 The values are in state.py, memory in fit.py; the constants were chosen by bench/swaps.py, see
 docs/scheduling.md.
@@ -55,7 +55,7 @@ PRIORITY_PATIENCE = {0: 0.5, 1: 1.0, 2: 2.0}  # high, normal, low: how much soon
 
 
 class SlotHolder(Protocol):
-    """What a request needs to know of a llama-server."""
+    """The part of a llama-server's state that decides whether it can take a request."""
 
     @property
     def serial(self) -> int:
@@ -87,7 +87,7 @@ H = TypeVar("H", bound=SlotHolder)
 
 
 def pick_free(runners: Iterable[H]) -> H | None:
-    """Return the llama-server that a request goes to: the least busy that is ready and not draining.
+    """Return the llama-server for a request: the least busy that is ready and not draining.
 
     None = no slot is free.
     """
@@ -144,10 +144,10 @@ def min_stay_s(one: ResidentRunner, rules: SchedulerRules) -> float:
 
 
 def linger_s(one: ResidentRunner, cost_s: float, rules: SchedulerRules) -> float:
-    """Return how much longer an idle model is better kept than unloaded for a swap that costs `cost_s`.
+    """Return how much longer an idle model is kept, although unloading it for a swap costs only `cost_s`.
 
-    It is kept for a part of that time after its last request, if it is requested so often that one comes
-    within it.
+    It is kept for a part of that cost after its last request, if it is requested so often that a request is
+    likely within that time.
     """
     longest_s = min(LINGER_COSTS * cost_s, rules.extra_wait_s)
     if one.is_draining or one.demand * longest_s < 1.0:
@@ -161,21 +161,20 @@ def eviction_loss(one: ResidentRunner) -> float:
 
 
 def counted_wait_s(queue: QueueState) -> float:
-    """Return what counts of a queue's wait: nothing from before the end of its model's last turn.
+    """Return the part of a queue's wait that counts: since the end of its model's last turn.
 
-    Else a model with more requests than it can serve would be due again at once, and be next before all
-    others.
+    Else a model with more requests than it can serve would be due again at once, before all others.
     """
     return min(queue.oldest_s, queue.since_eviction_s)
 
 
 @dataclass(slots=True)
 class _Plan:
-    """One decision: what is found out while the queues are gone through.
+    """One decision: the findings while the queues are examined.
 
     times_s       seconds after which time alone may change the decision
     reasons       by model, what its queue waits for
-    reservations  memory that is kept for the queues gone through, from those that follow
+    reservations  memory that is kept for the queues examined so far
     loading       devices on which something is being loaded, or will be next
     is_short      a model that is not loaded at all did not fit
     """
@@ -208,7 +207,7 @@ class _Plan:
     def step_of_queues(self) -> Step | None:
         """Return the step of the most urgent queue that has one; None = there is none.
 
-        The queues after it are gone through only for what they still need of those that are draining.
+        The queues after it are examined only to see which draining llama-servers they still need.
         """
         step: Step | None = None
         is_draining = any(one.is_draining and one.phase == "ready" for one in self.state.residents)
@@ -289,7 +288,7 @@ class _Plan:
         return Stop(victims[0].serial, "evicted", queue.alias), ""  # 9
 
     def _drain(self, queue: QueueState, busy: list[ResidentRunner]) -> tuple[Step | None, str]:
-        """Drain all of them together, else one would stand idle for as long as another stays."""
+        """Drain all of them together; else one would be idle for as long as another stays."""
         if any(one.phase == "loading" for one in busy):
             return None, f"{_names(busy)} is being loaded"
         open_ones = [one for one in busy if not one.is_draining]
@@ -373,7 +372,7 @@ class _Plan:
         return 6
 
     def _loss(self, one: ResidentRunner) -> float:
-        """Return the loss by one of several replicas: they share it. What stops already is lost."""
+        """Return the loss by one replica: all replicas share it. One that stops already costs nothing."""
         if one.phase == "stopping":
             return 0.0
         return eviction_loss(one) / sum(other.phase != "stopping" for other in self.by_alias[one.alias])
@@ -413,7 +412,7 @@ class _Plan:
         Args:
             facts: The model.
             devices: Where it will be loaded.
-            serials: The llama-servers that leave for it.
+            serials: The llama-servers that are removed for it.
             is_next: It will be loaded very soon: other loads on these devices come after it.
         """
         self.reservations.append(Reservation(facts.alias, devices, facts.need_bytes, serials))
@@ -433,7 +432,7 @@ def _names(runners: list[ResidentRunner]) -> str:
 
 
 def _why_nothing_is_needed(queue: QueueState, facts: ModelFacts, own: list[ResidentRunner]) -> str:
-    """Say why nothing is to be loaded for a queue; "" = something is to be loaded."""
+    """Say why no load is needed for a queue; "" = one is needed."""
     if any(one.phase == "loading" for one in own):
         return "it is being loaded"
     if any(one.is_draining for one in own):

@@ -1,4 +1,4 @@
-"""What the scheduler decides from and what it says: plain values.
+"""The input of the scheduler and its decisions: plain values.
 
 Memory is in bytes by device: a GPU's index, or RAM. Times are durations, so that no clock is needed to read
 them.
@@ -14,11 +14,11 @@ MIB = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class SchedulerRules:
-    """What the operator has set.
+    """The operator's settings.
 
     Attributes:
         max_models: Models that may be loaded at a time.
-        extra_wait_s: The longest that a queue waits for others to be served together before a model is
+        extra_wait_s: The longest wait of a queue, while other requests are served together, before a model is
             unloaded for it.
         margin_bytes: Memory that a load must leave free.
         ageing_s: A wait of so long weighs as much as one level of priority.
@@ -32,7 +32,7 @@ class SchedulerRules:
 
 @dataclass(frozen=True, slots=True)
 class QueueState:
-    """Those who wait for one model.
+    """The waiters for one model.
 
     Attributes:
         requests: How many want a slot.
@@ -42,8 +42,8 @@ class QueueState:
         may_evict: False = the model is loaded only where it fits (preloading, restoring after a crash).
         has_reservation: A llama-server was drained or stopped for it, and it has not been started since: that
             memory is used by no other.
-        since_eviction_s: Since a llama-server of its own was drained or stopped for others: before that it
-            had its turn.
+        since_eviction_s: Since a llama-server of its own was drained or stopped for others, which ended its
+            turn.
     """
 
     alias: str
@@ -61,12 +61,12 @@ class ResidentRunner:
     """One llama-server that loads, runs or stops.
 
     Attributes:
-        memory: What comes back when it is removed; while it loads: all that it will take.
+        memory: The memory that its removal frees; while it loads, all that it will take.
         idle_s: Since its last request ended; 0 while one runs.
         ready_s: Since it was ready.
         load_s: How long it takes to load it again.
         demand: Requests for its model a second, recently.
-        is_draining: It gets no more requests: it makes place for another model.
+        is_draining: It gets no more requests, so that it can be unloaded for another model.
         expires_in_s: How much longer it stays without a request; None = for ever.
     """
 
@@ -95,7 +95,7 @@ class ModelFacts:
         load_s: How long a load is expected to take.
         replicas: How many llama-servers it may have.
         is_failed: It is not loaded again until it is reset.
-        blocked_s: How long it is not loaded again after a failure.
+        blocked_s: How much longer it is not loaded after a failure.
     """
 
     alias: str
@@ -157,7 +157,7 @@ class Stop:
 
 @dataclass(frozen=True, slots=True)
 class Drain:
-    """Give a llama-server no more requests, so that it becomes idle and makes place for `alias`."""
+    """Give a llama-server no more requests, so that it becomes idle and can be unloaded for `alias`."""
 
     serial: int
     alias: str
@@ -165,19 +165,19 @@ class Drain:
 
 @dataclass(frozen=True, slots=True)
 class Resume:
-    """Give a draining llama-server requests again: no other model needs its place any more."""
+    """Give a draining llama-server requests again: no other model needs its memory any more."""
 
     serial: int
 
 
 @dataclass(frozen=True, slots=True)
 class Refuse:
-    """Fail everybody who waits: nothing that may be done would let the model be loaded.
+    """Fail all waiters: no allowed step would let the model be loaded.
 
     Attributes:
-        why: It has failed; memory does not suffice; or pinned models are as many as may be loaded.
+        why: It has failed; memory does not suffice; or the pinned models reach the limit.
         need_bytes: With `memory`: what a load takes, the margin included.
-        available_bytes: With `memory`: the most that it could ever find.
+        available_bytes: With `memory`: the most that can be made free.
     """
 
     alias: str

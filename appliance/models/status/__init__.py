@@ -1,8 +1,8 @@
-"""What the manager shows of itself.
+"""The manager's readings, and how they are published.
 
 Modules:
     file: model_status.json.
     measures: the `router_` metrics, and the report of the last five minutes.
     objects: the status objects of server and models.
-    views: plain values, and ModelManagerApi, the protocol of who gives them.
+    views: plain values, and ModelManagerApi, the protocol that returns them.
 """

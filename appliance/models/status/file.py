@@ -24,9 +24,9 @@ FILE_NAME = "model_status.json"
 
 
 class StatusFile:
-    """Keeps a file as the manager's status is.
+    """Keeps a file up to date with the manager's status.
 
-    One thread writes, in order: an older state never replaces a newer one.
+    One thread writes, in order, so that an older state never replaces a newer one.
 
     Args:
         manager: Whose status is written.

@@ -1,7 +1,7 @@
-"""What the manager counts: the `router_` metrics, and the report of the last five minutes.
+"""The manager's numbers: the `router_` metrics, and the report of the last five minutes.
 
 Counters rise when something happens (RequestStatistics); gauges are updated when /metrics is read
-(`measure`). Readings of a ModelManagerApi; the caller brings the time.
+(`measure`). They are made from a ModelManagerApi; the caller provides the time.
 """
 
 import math

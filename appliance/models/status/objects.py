@@ -1,8 +1,8 @@
 """The status objects of server and models: for the HTTP front, the status file and the status listener alike.
 
-They have the fields of the model manager that we are compatible with (see docs/compatibility.md,
-`/v1/models/status` and `model_status.json`); ours come after them: why and for how long one must wait, and
-what keeps a model loaded. Times are RFC 3339 in UTC.
+They have the fields that compatibility requires (see docs/compatibility.md, `/v1/models/status` and
+`model_status.json`). Our own fields follow them: the expected wait, and what keeps a model loaded. Times are
+RFC 3339 in UTC.
 """
 
 from collections import Counter

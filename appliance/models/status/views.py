@@ -1,9 +1,8 @@
-"""What the manager shows of itself: plain values, and the protocol of who gives them (ModelManagerApi).
+"""The manager's readings: plain values, and the protocol that returns them (ModelManagerApi).
 
-Status words are those of the model manager that we are compatible with (docs/compatibility.md): off,
-starting, loading, ready, loaded (alias of ready), standby (deprecated), stopping, crashed, failed, unknown.
-We give off, starting, loading, ready, stopping, crashed (it is tried again) and failed (it is not, until it
-is reset).
+Clients may expect these status words (docs/compatibility.md): off, starting, loading, ready, loaded (alias of
+ready), standby (deprecated), stopping, crashed, failed, unknown. We use off, starting, loading, ready,
+stopping, crashed (it is tried again) and failed (it is not, until it is reset).
 """
 
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from appliance.models.table.catalogue import Catalogue
 ModelStatus = Literal["off", "starting", "loading", "ready", "stopping", "crashed", "failed"]
 ServerStatus = Literal["initializing", "ready", "shutting_down"]
 RAM = -1  # the index of system memory among the devices
-KEPT_SAMPLES = 1000  # finished requests that ModelManagerApi.telemetry() gives at most
+KEPT_SAMPLES = 1000  # finished requests that ModelManagerApi.telemetry() returns at most
 STATUS_WORDS = (
     "off",
     "starting",
@@ -70,7 +69,7 @@ class ModelView:
         is_warm: One of keep_warm_models: not unloaded for being idle.
         size_bytes: Of its file.
         estimate_bytes: The memory that a load is expected to take.
-        average_bytes: The memory that it was seen to take while loaded; 0 = never seen.
+        average_bytes: The memory that was measured while it was loaded; 0 = never measured.
         load_s: Of the latest load.
     """
 
@@ -152,7 +151,7 @@ class FailedView:
 
 @dataclass(frozen=True, slots=True)
 class HealthView:
-    """What the latest health probes of a model came to.
+    """The results of the latest health probes of a model.
 
     Attributes:
         status: healthy | degraded | down | unknown (never probed).
@@ -182,7 +181,7 @@ class RequestSample:
 
 @dataclass(frozen=True, slots=True)
 class Ejected:
-    """What an eject came to; `waited_for`: the requests that had to end first."""
+    """The result of an eject; `waited_for`: the requests that had to end first."""
 
     alias: str
     was_loaded: bool
@@ -201,7 +200,7 @@ class ManagerCounts:
 
 
 class ModelManagerApi(Protocol):
-    """What interfaces may ask of the manager.
+    """The part of the manager that interfaces use.
 
     Readings are made from memory; the verbs act through its single writer.
     """
@@ -256,7 +255,7 @@ class ModelManagerApi(Protocol):
         ...
 
     def health(self) -> list[HealthView]:
-        """List what the latest health probes of each model came to."""
+        """List the results of the latest health probes of each model."""
         ...
 
     def telemetry(self) -> Sequence[RequestSample]:
@@ -308,7 +307,7 @@ class ModelManagerApi(Protocol):
         ...
 
     def pin(self, alias: str, *, pinned: bool = True) -> ModelView:
-        """Let a model never be unloaded for others or for being idle, or let it be unloaded again.
+        """Pin or unpin a model. A pinned one is unloaded neither for other models nor when idle.
 
         Raises:
             NoSuchModel: The table has no such model.

@@ -12,7 +12,7 @@ from typing import Literal
 from appliance.models.table.catalogue import LoraAdapter, Model, System
 from appliance.models.table.gguf import GgufHeader
 
-LEAST_SLOT_TOKENS = 2048  # of context: there are fewer slots if each would have less
+MIN_SLOT_TOKENS = 2048  # of context: there are fewer slots if each would have less
 Kind = Literal["text", "embedding", "reranking"]
 _FLAG = re.compile(r"(?<![\w-])(--?[a-zA-Z][\w-]*)")
 _ENTRY = re.compile(r"\n(?=[ ]{0,12}--?[A-Za-z])")  # where the help begins to speak of the next flag
@@ -65,9 +65,9 @@ class Flags:
 
 
 def slot_count(model: Model, system: System) -> int:
-    """Return how many requests run at a time: as the table says, but with LEAST_SLOT_TOKENS each."""
+    """Return how many requests run at a time: as the table says, but with MIN_SLOT_TOKENS each."""
     wanted = model.params.parallel_override or system.parallel_requests
-    return max(1, min(wanted, model.params.n_ctx // LEAST_SLOT_TOKENS))
+    return max(1, min(wanted, model.params.n_ctx // MIN_SLOT_TOKENS))
 
 
 def slot_context_tokens(context_tokens: int, slots: int) -> int:

@@ -181,19 +181,19 @@ def gguf_size_bytes(path: Path) -> int:
     return sum(part.stat().st_size for part in gguf_parts(path) if part.is_file())
 
 
-def read_header(path: Path, *, most_kept: int = MAX_KEPT, is_brief: bool = False) -> GgufHeader:
+def read_header(path: Path, *, max_kept: int = MAX_KEPT, is_brief: bool = False) -> GgufHeader:
     """Read the header of a model file.
 
     Args:
         path: Of a model in parts, the first.
-        most_kept: Elements up to which an array is kept; of longer ones only their number.
+        max_kept: Elements up to which an array is kept; of longer ones only their number.
         is_brief: Leave out the vocabulary and what comes after it, which is most of the work.
 
     Raises:
         InvalidGguf: What is wrong with the file.
         OSError: It cannot be read.
     """
-    with _reading(path, most_kept) as reader:
+    with _reading(path, max_kept) as reader:
         return reader.header(is_brief)
 
 
@@ -209,22 +209,22 @@ def count_parameters(path: Path) -> int:
 
 
 @contextmanager
-def _reading(path: Path, most_kept: int) -> Iterator["_Reader"]:
+def _reading(path: Path, max_kept: int) -> Iterator["_Reader"]:
     with path.open("rb") as file:
         size = file.seek(0, 2)
         if size < 24:
             raise InvalidGguf(f"it has only {size} bytes")
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            yield _Reader(data, size, most_kept)
+            yield _Reader(data, size, max_kept)
 
 
 class _Reader:
     """Reads the bytes once, from the front."""
 
-    def __init__(self, data: mmap.mmap, size: int, most_kept: int) -> None:
+    def __init__(self, data: mmap.mmap, size: int, max_kept: int) -> None:
         self._data = data
         self._size = size
-        self._most_kept = most_kept
+        self._most_kept = max_kept
         self._at = 0
 
     def header(self, is_brief: bool) -> GgufHeader:

@@ -82,7 +82,7 @@ class ModelLibrary:
         """
         model = self._model(alias)
         try:
-            header = await asyncio.to_thread(read_header, model.path, most_kept=EVERYTHING)
+            header = await asyncio.to_thread(read_header, model.path, max_kept=EVERYTHING)
         except (OSError, InvalidGguf) as exc:
             raise _unreadable(alias, exc) from None
         return {key: value for key, value in header.values.items() if isinstance(value, list)}
