@@ -14,7 +14,7 @@ from appliance.engines.receipts import Attempt
 from appliance.engines.stream import GeneratedStream
 from appliance.engines.types import EngineReply, EngineRequest
 from appliance.engines.upstream.attempt import AttemptFailed
-from appliance.engines.upstream.exchange import AttemptObserver, Peer, UpstreamCall, exchange
+from appliance.engines.upstream.exchange import AttemptObserver, Peer, UpstreamCall, count_choices, exchange
 from appliance.engines.upstream.refusal import interpret_error
 from tests.engines.scripted import engine_request
 
@@ -417,3 +417,77 @@ async def test_a_stream_made_from_it_closes_it_even_if_never_begun() -> None:
     made = GeneratedStream(lines(), reply.events)
     await made.aclose()
     assert (it.observer.seen[-1], made.outcome) == ("client_left", Outcome.CLIENT_LEFT)
+
+
+ROLE = event({"model": "up", "choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]})
+
+
+@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize(
+    ("script", "label"),
+    [
+        ([ROLE, error_event(message="boom")], "error_event"),
+        ([ROLE, event({"model": "up", "error": {"message": "boom"}})], "error_event"),
+        ([ROLE, event({"detail": "boom"})], "error_event"),
+        ([ROLE, error_event(message="boom", code=503)], "status_503"),
+        ([ROLE, b"event: error\ndata: boom\n\n"], "error_event"),
+        ([ROLE, b'{"error":"boom"}\n'], "error_event"),
+        ([ROLE], "empty_stream"),
+        ([ROLE, b"data: {oops\n\n"], "invalid_response"),
+        ([DONE], "empty_stream"),
+    ],
+)
+async def test_until_the_first_content_another_server_may_try(
+    script: list[bytes], label: str, together: bool
+) -> None:
+    it = Attempting(stream_of(b"".join(script)) if together else stream_of(*script))
+    with pytest.raises(AttemptFailed) as caught:
+        await it.send()
+    assert caught.value.label == label
+    assert "boom" in caught.value.note or label in {"empty_stream", "invalid_response"}
+    assert (it.observer.seen, it.response.closed) == (["head"], 1)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("together", [True, False])
+async def test_text_before_an_error_reaches_the_client(together: bool) -> None:
+    script = [chunk("a"), chunk("b"), error_event(message="boom")]
+    it = Attempting(stream_of(b"".join(script)) if together else stream_of(*script))
+    reply = await it.send()
+    assert reply.events is not None
+    text = await anext(reply.events)
+    if not together:
+        text += await anext(reply.events)
+    with pytest.raises(UpstreamFailed, match="The backend e0 ended its response with an error: boom"):
+        await anext(reply.events)
+    assert (b'"content":"a"' in text, b'"content":"b"' in text) == (True, True)
+
+
+async def test_usage_after_done_is_counted() -> None:
+    usage = event({"model": "up", "choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 2}})
+    it = Attempting(stream_of(chunk("a", "stop") + DONE, usage))
+    await it.stream()
+    assert it.tokens == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("body", "count"),
+    [
+        ({}, 1),
+        ({"n": 3}, 3),
+        ({"n": None}, 1),
+        ({"prompt": ["a", "b"], "n": 2}, 4),
+        ({"prompt": [1, 2]}, 1),
+        ({"prompt": [[1], [2]]}, 2),
+        ({"prompt": []}, 1),
+    ],
+)
+def test_choices_that_are_asked_for_are_counted(body: dict[str, Any], count: int) -> None:
+    assert count_choices(body) == count
+
+
+@pytest.mark.parametrize("harmless", [b"data:\n\n", b"data: {}\n\n", event({"type": "ping"})])
+async def test_a_gathered_stream_passes_over_harmless_events(harmless: bytes) -> None:
+    it = Attempting(stream_of(harmless, chunk("a"), harmless, chunk("b", "stop"), DONE), is_gathered=True)
+    reply = await it.send()
+    assert reply.body is not None
+    assert jsons.loads(reply.body)["choices"][0]["message"]["content"] == "ab"

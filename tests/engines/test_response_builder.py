@@ -146,7 +146,8 @@ def test_an_empty_response_is_one() -> None:
             [chunk(delta(0, "stop"), delta(1, content="a"))],
             "the stream ended before the response was complete",
         ),
-        ([{"object": "x"}], "an event has no choices"),
+        ([{"object": "x"}], "the stream ended before the response was complete"),
+        ([{"choices": 5}], "the choices of an event are not an array"),
         ([chunk("text")], "a choice is not an object"),  # type: ignore[arg-type]
     ],
 )

@@ -1,6 +1,6 @@
 """One attempt at one server that speaks OpenAI's dialect.
 
-Shared by every backend that talks over the wire. Until the first whole event of a stream has come, a failure
+Shared by every backend that talks over the wire. Until the first content of a stream has arrived, a failure
 is an AttemptFailed, so that another server may still answer; after it, the stream raises.
 """
 
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from appliance.base import jsons
 from appliance.base.errors import UpstreamFailed
 from appliance.base.logs import SECRETS
-from appliance.base.sse import SSE_CONTENT_TYPE, SseReader
+from appliance.base.sse import SSE_CONTENT_TYPE, Mark, SseReader, parse_event
 from appliance.base.wire.pool import ConnectionPool
 from appliance.base.wire.response import UpstreamResponse
 from appliance.base.wire.types import Target, Timeouts, WireError
@@ -21,11 +21,13 @@ from appliance.engines.receipts import Attempt, Receipt
 from appliance.engines.stream import Stream
 from appliance.engines.types import EngineReply, EngineRequest
 from appliance.engines.upstream.attempt import NOTE_CHARACTERS, AttemptFailed
-from appliance.engines.upstream.relay import BrokenStream, StreamRelay
+from appliance.engines.upstream.error_event import ErrorEvent, as_error_text, find_error, is_empty
+from appliance.engines.upstream.relay import BrokenStream, CutOffStream, StreamRelay
 from appliance.engines.upstream.response_builder import ResponseBuilder
 from appliance.engines.upstream.splice import with_model
 
 MAX_ERROR_BYTES = 65_536
+MAX_HELD_BYTES = 65_536  # of events without content, before a stream begins all the same
 # The last chunk usually arrives one packet after [DONE]; waiting for it keeps the connection usable.
 LAST_CHUNK_TIMEOUT_S = 0.1
 Refuse = Callable[[int, dict[str, str], str], Exception]
@@ -172,8 +174,8 @@ async def _gather(
         for event in events:
             if event is None:
                 is_done = True
-            elif event.get("error") and not event.get("choices"):
-                raise _interpret_error_event(peer, event["error"])
+            elif (found := find_error(event)) is not None:
+                raise _interpret_error_event(peer, found)
             elif not is_done:
                 if not builder.has_begun:
                     observer.on_first_event()
@@ -187,13 +189,11 @@ async def _gather(
     return EngineReply(body=jsons.dumps({**whole, "model": call.public_model}))
 
 
-def _interpret_error_event(peer: Peer, error: Any) -> Exception:
-    """Return the exception for an error event; one with a status is the same as a response with it."""
-    status = error.get("code") if isinstance(error, dict) else None
-    if isinstance(status, int) and 400 <= status < 600:
-        return peer.refuse(status, {}, SECRETS.redact(jsons.dumps({"error": error}).decode()))
-    message = error.get("message") if isinstance(error, dict) else error
-    return AttemptFailed(Outcome.ERROR_EVENT, SECRETS.redact(str(message))[:NOTE_CHARACTERS])
+def _interpret_error_event(peer: Peer, error: ErrorEvent) -> Exception:
+    """Return what an error event means: what the same error would have meant as a response's status."""
+    if error.status is not None:
+        return peer.refuse(error.status, {}, SECRETS.redact(as_error_text(error)))
+    return AttemptFailed(Outcome.ERROR_EVENT, SECRETS.redact(error.message)[:NOTE_CHARACTERS])
 
 
 async def _start_stream(
@@ -203,28 +203,65 @@ async def _start_stream(
     request: EngineRequest,
     observer: AttemptObserver,
 ) -> EngineReply:
-    """Wait for the first whole event, not a comment; until then another server may still answer."""
-    relay = StreamRelay(call.public_model)
+    """Wait for the first content: until then another server may still answer.
+
+    1. an event with content, or much that has none  → the stream begins
+    2. an error before it                            → raised
+    3. a whole response without content              → the stream begins, and ends
+    4. the end before it                             → raised
+
+    Raises:
+        AttemptFailed: Another server may try.
+        BrokenStream: It cannot be read.
+    """
+    relay = StreamRelay(call.public_model, choices=count_choices(request.body))
     first = b""
-    while b"data:" not in first:
+    while True:
         data = await response.next_chunk()
-        if data is None:
-            raise AttemptFailed(Outcome.EMPTY_STREAM, "the stream ended before its first event")
-        first += relay.feed(data)
+        out = relay.feed(data) if data is not None else relay.end()
+        first += out
+        if out and (_has_content(out) or len(first) > MAX_HELD_BYTES):
+            break  # 1
         if relay.error is not None:
-            note = SECRETS.redact(str(relay.error.get("message", "")))[:NOTE_CHARACTERS]
-            raise AttemptFailed(Outcome.ERROR_EVENT, note)
+            raise _interpret_error_event(peer, relay.error)  # 2
+        if relay.is_done and relay.events:
+            break  # 3
+        if relay.broken is not None and not isinstance(relay.broken, CutOffStream):
+            raise relay.broken  # 2
+        if relay.is_done or relay.broken is not None:  # 4
+            what = "content" if relay.events else "event"
+            raise AttemptFailed(Outcome.EMPTY_STREAM, f"the stream ended before its first {what}")
     observer.on_first_event()
     stream = UpstreamStream(peer.label, first, response, relay, request.receipt, observer)
     return EngineReply(events=stream, content_type=SSE_CONTENT_TYPE)
 
 
-async def _await_last_chunk(response: UpstreamResponse) -> None:
-    """Give a response that has sent `[DONE]` a moment to end, so that its connection can be used again."""
+def _has_content(events: bytes) -> bool:
+    """Return whether one of the relay's events holds content: not only a role, a comment, the end."""
+    for event in events.split(b"\n\n"):
+        value = parse_event(event)
+        if not isinstance(value, Mark) and not is_empty(value):
+            return True
+    return False
+
+
+def count_choices(body: dict[str, Any]) -> int:
+    """Return how many choices a request asks for: `n` of each prompt."""
+    n, prompt = body.get("n"), body.get("prompt")
+    prompts = len(prompt) if isinstance(prompt, list) and prompt and isinstance(prompt[0], str | list) else 1
+    return prompts * (n if isinstance(n, int) and n > 1 else 1)
+
+
+async def _await_last_chunk(response: UpstreamResponse) -> bytes:
+    """Give a response that has sent `[DONE]` a moment to end, so that its connection can be used again.
+
+    Returns:
+        What still came.
+    """
     try:
-        await asyncio.wait_for(response.next_chunk(), LAST_CHUNK_TIMEOUT_S)
+        return await asyncio.wait_for(response.next_chunk(), LAST_CHUNK_TIMEOUT_S) or b""
     except (TimeoutError, WireError):
-        pass
+        return b""
 
 
 class UpstreamStream(Stream):
@@ -274,31 +311,34 @@ class UpstreamStream(Stream):
         if self._first is not None:
             first, self._first = self._first, None
             return first
-        while not relay.is_done and not self._is_closed:
+        while not self._is_closed:
+            if relay.error is not None or relay.broken is not None:
+                raise self._fail()
+            if relay.is_done:
+                break
             try:
                 data = await self._response.next_chunk()
-                out = relay.feed(data) if data is not None else b""
+                out = relay.feed(data) if data is not None else relay.end()
             except (WireError, BrokenStream) as error:
                 raise self._cut_off(f"{self._label} broke off its response: {error}") from error
-            if relay.error is not None:
-                self._outcome = Outcome.ERROR_EVENT
-                message = SECRETS.redact(str(relay.error.get("message") or "unknown error"))
-                raise UpstreamFailed(
-                    f"{self._label} ended its response with an error: {message}", code="upstream_error_event"
-                )
             if out:
                 return out
-            if data is None:
-                return self._end_without_done()
         await self.aclose()
         raise StopAsyncIteration
 
-    def _end_without_done(self) -> bytes:
-        """End a stream without `[DONE]`: complete after a finish_reason, else the response was cut off."""
-        if not self._relay.has_finished:
-            raise self._cut_off(f"{self._label} broke off its response before it was complete.")
-        self._relay.is_done = True
-        return b"data: [DONE]\n\n"
+    def _fail(self) -> UpstreamFailed:
+        """Return the error of a stream whose events up to it have been passed on."""
+        error = self._relay.error
+        if error is None:
+            broken = self._relay.broken
+            if isinstance(broken, CutOffStream):
+                return self._cut_off(f"{self._label} broke off its response before it was complete.")
+            return self._cut_off(f"{self._label} broke off its response: {broken}")
+        self._outcome = Outcome.ERROR_EVENT
+        message = SECRETS.redact(error.message or "unknown error")
+        return UpstreamFailed(
+            f"{self._label} ended its response with an error: {message}", code="upstream_error_event"
+        )
 
     def _cut_off(self, message: str) -> UpstreamFailed:
         self._outcome = Outcome.CUT_OFF
@@ -309,12 +349,14 @@ class UpstreamStream(Stream):
         if self._is_closed:
             return
         self._is_closed = True
-        self._receipt.note_usage(self._relay.usage)
         try:
             if self._relay.is_done and not self._response.is_complete:
-                await _await_last_chunk(self._response)
+                self._relay.feed(await _await_last_chunk(self._response))
+        except BrokenStream:
+            pass  # after `[DONE]`: nothing depends on it
         finally:
             self._response.close()
+            self._receipt.note_usage(self._relay.usage)
             if self._outcome is None:
                 self._outcome = Outcome.OK if self._relay.is_done else Outcome.CLIENT_LEFT
             self._observer.on_stream_end(self._outcome)

@@ -1,130 +1,302 @@
 """Passes on a stream of OpenAI's events: whole events only, with the public `model`, up to its end. Pure.
 
-The work per piece is a few searches in C over its bytes; an event is parsed only if it may matter (the first
-one, usage, errors, another spelling of a field).
+The work per piece is a few searches in C over its bytes; an event is parsed only where something says that
+it matters. Most events of a stream differ in their text alone: for those, the bytes before and after the text
+are learnt, and only the text is looked at.
 """
 
 import re
 from typing import Any
 
 from appliance.base import jsons
+from appliance.base.sse import MAX_EVENT_BYTES, EventBuffer, InvalidEvent, Mark, parse_event, repair_utf8
+from appliance.engines.upstream.error_event import ErrorEvent, find_error
 
-_MODEL_FIELD = re.compile(rb'"model"\s*:\s*"(?:[^"\\]|\\.)*"')
-_FINISHED = re.compile(rb'"finish_reason"\s*:\s*"')
-MAX_EVENT_BYTES = 16 * 1024 * 1024
+__all__ = ["MAX_EVENT_BYTES", "BrokenStream", "CutOffStream", "StreamRelay"]
+
+_MODEL_FIELD = re.compile(rb'"model"\s*:\s*"[^"\\]*+(?:\\.[^"\\]*+)*+"')
+_TEXT_FIELD = re.compile(rb'"(?:content|reasoning_content|reasoning|text)"\s*:\s*"([^"\\]*+)"')
+_FINISHED = re.compile(rb'"finish_reason"\s*:\s*"[^"]')
+_DONE = b"data: [DONE]\n\n"
+_SPECIAL = b'"\\\n\r' + bytes(range(128, 256))  # bytes with which a text is looked at more closely
 
 
 class BrokenStream(ValueError):
     """The upstream's stream is not a valid stream of events."""
 
 
+class CutOffStream(BrokenStream):
+    """The upstream's stream ended before its response was complete."""
+
+
 class StreamRelay:
     """Turns bytes as they arrive into pieces of whole events with the public model name.
+
+    Args:
+        public_model: The model's name for the client.
+        choices: How many choices were asked for; with several, each must finish.
 
     Attributes:
         events: Events that were passed on.
         usage: The last usage object; None = there was none.
+        timings: llama-server's last `timings`; None = there were none.
         is_done: `[DONE]` has arrived.
-        error: The object of an error event; None = there was none.
+        error: The error that an event reports; None = there was none. What came before it was passed on.
+        broken: Why the stream cannot be read further, where something before that was passed on.
     """
 
-    __slots__ = ("_last", "_new", "_old", "_rest", "error", "events", "is_done", "usage")
+    __slots__ = (
+        "_after",
+        "_after_out",
+        "_before",
+        "_before_out",
+        "_between",
+        "_between_out",
+        "_buffer",
+        "_choices",
+        "_finished",
+        "_has_finished",
+        "_learnt",
+        "_new",
+        "_old",
+        "broken",
+        "error",
+        "events",
+        "is_done",
+        "timings",
+        "usage",
+    )
 
-    def __init__(self, public_model: str) -> None:
+    def __init__(self, public_model: str, *, choices: int = 1) -> None:
         self._new = b'"model":' + jsons.dumps(public_model)
         self._old: bytes | None = None  # the upstream's spelling of the field, learnt from the first event
-        self._rest = b""
+        self._buffer = EventBuffer()
+        self._choices = choices
+        self._finished: set[Any] = set()  # indexes of choices, where several were asked for
+        self._has_finished = False
+        self._before: bytes | None = None  # what precedes the text of a plain event
+        self._before_out = self._after = self._after_out = b""
+        self._between = self._between_out = b""  # `_after` and `_before` of the next event
+        self._learnt = 0  # how often a form was learnt: not again and again where each event has another
         self.events = 0
         self.usage: dict[str, Any] | None = None
+        self.timings: dict[str, Any] | None = None
         self.is_done = False
-        self.error: dict[str, Any] | None = None
-        self._last = b""
+        self.error: ErrorEvent | None = None
+        self.broken: BrokenStream | None = None
+
+    @property
+    def has_finished(self) -> bool:
+        """Whether every choice has its finish_reason."""
+        return self._has_finished
 
     def feed(self, data: bytes) -> bytes:
         """Take bytes, and return the whole events that are ready; b"" = none.
 
+        After `[DONE]` only the usage is read.
+
         Raises:
-            BrokenStream: An event is not JSON, or longer than 16 MiB.
+            BrokenStream: An event is not JSON, or longer than 16 MiB, and nothing precedes it.
         """
+        before = self._before
+        if before is not None and self._buffer.is_empty:
+            after = self._after
+            if data.startswith(before) and data.endswith(after):
+                text = data[len(before) : -len(after)]
+                if b'"' in text or len(text.translate(None, _SPECIAL)) != len(text):
+                    out = self._pass_alike(text)
+                    if out is not None:
+                        return out
+                elif len(before) + len(after) <= len(data):
+                    self.events += 1
+                    return self._before_out + text + self._after_out
+        try:
+            whole = self._buffer.feed(data)
+        except InvalidEvent as exc:
+            raise BrokenStream(str(exc)) from None
+        return self._pass(whole) if whole else b""
+
+    def _pass_alike(self, middle: bytes) -> bytes | None:
+        """Pass events on that differ in their text alone; None = at least one differs in more.
+
+        Where no text has a quotation mark of its own, nothing but texts can lie between the learnt bytes.
+        """
+        texts = middle.split(self._between)
+        joined = b"".join(texts)
+        if b'"' in joined or b"\n" in joined or b"\r" in joined:
+            return None
+        if b"\\" in joined and any(text.endswith(b"\\") for text in texts):
+            return None
+        self.events += len(texts)
+        out = self._before_out + self._between_out.join(texts) + self._after_out
+        return out if joined.isascii() else repair_utf8(out)
+
+    def end(self) -> bytes:
+        """End the stream; return what it still held, and `[DONE]` where every choice has finished.
+
+        Afterwards it is done, or `error` or `broken` says why not.
+        """
+        rest = self._buffer.end()
+        out = b""
+        if rest and not self.is_done and self.error is None and self.broken is None:
+            out = self._pass_each(rest, is_end=True)
+        if self.is_done or self.error is not None or self.broken is not None:
+            return out
+        if not self._has_finished:
+            self.broken = CutOffStream("the stream ended before the response was complete")
+            return out
+        self.is_done = True
+        return out + _DONE
+
+    def _pass(self, whole: bytes) -> bytes:
+        """Pass whole events on.
+
+        1. events of one line with one model field,
+           none with an error                        → their bytes with the public name
+        2. otherwise                                 → looked at event by event
+        """
+        self._before = None
         if self.is_done:
+            self._note_late(whole)
             return b""
-        if self._rest:
-            data = self._rest + data
-        if b"\r" in data:  # some servers end lines with CR LF; JSON text holds no bare CR
-            tail = b"\r" if data.endswith(b"\r") else b""
-            data = (data[:-1] if tail else data).replace(b"\r\n", b"\n") + tail
-        cut = data.rfind(b"\n\n") + 2
-        if cut == 1:
-            if len(data) > MAX_EVENT_BYTES:
-                raise BrokenStream("an event is longer than 16 MiB")
-            self._rest = data
-            return b""
-        whole, self._rest = (data, b"") if cut == len(data) else (data[:cut], data[cut:])
-        return self._rewrite(whole)
-
-    def _rewrite(self, whole: bytes) -> bytes:
-        """Set the public model name.
-
-        A piece is plain if each event, except [DONE], is one line with one model field; only other pieces are
-        handled event by event.
-        """
+        is_last = whole.endswith(_DONE)
+        events = whole[: -len(_DONE)] if is_last else whole
         if self._old is None:
-            self._learn(whole)
-        out = whole.replace(self._old, self._new) if self._old else whole
-        if b"[DONE]" in whole[-24:] and whole.rstrip().endswith((b"data: [DONE]", b"data:[DONE]")):
-            self.is_done = True
+            self._learn_model(events)
+        out = events.replace(self._old, self._new) if self._old else events
         count = out.count(self._new)
-        if whole.count(b"\n") != 2 * (count + self.is_done):
-            out = self._rewrite_each(out)
-            count = out.count(b"\n\n") - self.is_done
+        is_plain = (
+            events.count(b"\n") == 2 * count
+            and events.count(b'"choices"') == count
+            and b'"error"' not in events
+            and b"[DONE]" not in events
+            and self._choices == 1
+        )
+        if not is_plain:
+            return self._pass_each(whole)  # 2
         self.events += count
-        self._last = whole
-        at = whole.rfind(b'"usage"')
-        if at >= 0 and b"{" in whole[at + 7 : at + 12]:
-            self._read_usage(whole, at)
-        return out
+        self._note_plain(events, count)
+        if is_last:
+            self.is_done, self._before = True, None
+            return out + _DONE
+        return out  # 1
 
-    @property
-    def has_finished(self) -> bool:
-        """Whether the stream's latest events hold a finish_reason."""
-        return _FINISHED.search(self._last) is not None
+    def _note_plain(self, events: bytes, count: int) -> None:
+        """Note usage, timings and the end, and learn the form of one event that has none of them."""
+        has_finish = (
+            events.count(b'"finish_reason":null') != count
+            and events.count(b'"finish_reason": null') != count
+            and _FINISHED.search(events) is not None
+        )
+        self._has_finished = self._has_finished or has_finish
+        at = events.rfind(b'"usage"')
+        has_usage = at >= 0 and b"{" in events[at + 7 : at + 12]
+        if has_usage or (at := events.rfind(b'"timings"')) >= 0:
+            self._read_numbers(events, at)
+        elif count and not has_finish and self._learnt < 8 + self.events // 8:
+            self._learn_form(events[: events.find(b"\n\n") + 2])
 
-    def _learn(self, whole: bytes) -> None:
+    def _learn_model(self, whole: bytes) -> None:
         found = _MODEL_FIELD.search(whole)
         self._old = found.group() if found else None
 
-    def _rewrite_each(self, out: bytes) -> bytes:
-        """Handle each event alone: some are comments or errors, have no `model`, or another spelling."""
-        events = []
-        for event in out.split(b"\n\n"):
-            if self._new not in event and event and not event.startswith(b":"):
-                if not self._check(event):
-                    continue
-                event = _MODEL_FIELD.sub(lambda _: self._new, event, count=1)
-            events.append(event)
-        return b"\n\n".join(events)
+    def _learn_form(self, event: bytes) -> None:
+        found = _TEXT_FIELD.search(event)
+        old, new = self._old, self._new
+        if found is None or not old or not event.startswith(b"data:"):
+            return
+        self._learnt += 1
+        self._before, self._after = event[: found.start(1)], event[found.end(1) :]
+        self._before_out, self._after_out = self._before.replace(old, new), self._after.replace(old, new)
+        self._between, self._between_out = self._after + self._before, self._after_out + self._before_out
 
-    def _check(self, event: bytes) -> bool:
-        """Record an error event; return whether the event is for the client (llama-server sends `null`s)."""
-        data = b"\n".join(line[5:].lstrip() for line in event.split(b"\n") if line.startswith(b"data:"))
-        if not data or data == b"[DONE]":
-            return True
-        try:
-            value = jsons.loads(data)
-        except jsons.InvalidJson as exc:
-            raise BrokenStream(f"an event is not JSON ({exc})") from None
-        if isinstance(value, dict) and value.get("error") and not value.get("choices"):
-            error = value["error"]
-            self.error = error if isinstance(error, dict) else {"message": str(error)}
-        return value is not None
+    def _pass_each(self, whole: bytes, *, is_end: bool = False) -> bytes:
+        """Look at each event: there are comments, errors, events without `model`, or another spelling."""
+        out: list[bytes] = []
+        for event in whole.split(b"\n\n"):
+            event = event.strip(b"\n")
+            if not event:
+                continue
+            if self.is_done:
+                self._note_late(event)
+                continue
+            try:
+                passed = self._pass_one(event)
+            except InvalidEvent as exc:
+                if is_end:
+                    break  # cut within the event: what came before it decides
+                if not out:
+                    raise BrokenStream(str(exc)) from None
+                self.broken = BrokenStream(str(exc))
+                break
+            if self.error is not None:
+                break
+            if passed:
+                out.append(passed)
+        return b"".join(out)
 
-    def _read_usage(self, whole: bytes, at: int) -> None:
-        start = whole.rfind(b"\n\n", 0, at) + 2 if b"\n\n" in whole[:at] else 0
-        end = whole.find(b"\n\n", at)
-        data = whole[start:end].removeprefix(b"data:")
-        try:
-            value = jsons.loads(data)
-        except jsons.InvalidJson:
-            return  # several lines in one event: usage is for the counters only, the client gets the bytes
-        if isinstance(value, dict) and isinstance(value.get("usage"), dict):
+    def _pass_one(self, event: bytes) -> bytes:
+        """Return one event for the client; b"" = it is not for it.
+
+        1. comments alone                 → as they are
+        2. `[DONE]`                       → the end
+        3. nothing, an error, no choices  → nothing
+        4. usage without `choices`        → with empty ones
+        5. a chunk                        → its bytes with the public name, on one line, without id and name
+        """
+        value = parse_event(event)
+        if value is Mark.DONE:
+            self.is_done = True
+            return event + b"\n\n" if event == b"data:[DONE]" else _DONE  # 2
+        if isinstance(value, Mark):
+            is_comment = all(line.startswith(b":") for line in event.split(b"\n"))
+            return event + b"\n\n" if is_comment else b""  # 1, 3
+        self.error = find_error(value)
+        if self.error is not None:
+            return b""  # 3
+        self._note(value)
+        choices = value.get("choices")
+        if not isinstance(choices, list):
+            if not isinstance(value.get("usage"), dict):
+                return b""  # 3
+            value |= {"choices": [], "model": jsons.loads(self._new[8:])}
+            self.events += 1
+            return b"data: " + jsons.dumps(value) + b"\n\n"  # 4
+        self.events += 1
+        if not event.startswith(b"data:") or b"\n" in event:
+            lines = [line[5:].strip() for line in event.split(b"\n") if line.startswith(b"data:")]
+            event = b"data: " + b" ".join(lines)
+        return _MODEL_FIELD.sub(lambda _: self._new, event, count=1) + b"\n\n"  # 5
+
+    def _note(self, value: dict[str, Any]) -> None:
+        """Note what a chunk says of numbers and the end."""
+        if isinstance(value.get("usage"), dict):
             self.usage = value["usage"]
+        if isinstance(value.get("timings"), dict):
+            self.timings = value["timings"]
+        choices = value.get("choices")
+        for choice in choices if isinstance(choices, list) else ():
+            if isinstance(choice, dict) and choice.get("finish_reason"):
+                if self._choices > 1:
+                    self._finished.add(str(choice.get("index")))
+                self._has_finished = len(self._finished) >= self._choices if self._choices > 1 else True
+
+    def _note_late(self, whole: bytes) -> None:
+        """Read the usage of events that come after `[DONE]`."""
+        for event in whole.split(b"\n\n"):
+            try:
+                value = parse_event(event.strip(b"\n"))
+            except InvalidEvent:
+                continue
+            if isinstance(value, dict) and isinstance(value.get("usage"), dict):
+                self.usage = value["usage"]
+
+    def _read_numbers(self, whole: bytes, at: int) -> None:
+        """Read the usage and the timings of the event that is at `at`."""
+        start = whole.rfind(b"\n\n", 0, at) + 2 if b"\n\n" in whole[:at] else 0
+        try:
+            value = parse_event(whole[start : whole.find(b"\n\n", at)])
+        except InvalidEvent:
+            return  # the numbers are for the counters only, the client gets the bytes
+        if isinstance(value, dict):
+            self._note(value)

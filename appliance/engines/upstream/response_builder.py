@@ -32,8 +32,10 @@ class ResponseBuilder:
             BrokenStream: It is not a chunk of such a response.
         """
         choices = event.get("choices")
-        if not isinstance(choices, list):
-            raise BrokenStream("an event has no choices")
+        if choices is None:
+            choices = []  # a ping, or usage alone
+        elif not isinstance(choices, list):
+            raise BrokenStream("the choices of an event are not an array")
         for choice in choices:
             if not isinstance(choice, dict):
                 raise BrokenStream("a choice is not an object")

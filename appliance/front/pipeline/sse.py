@@ -7,6 +7,7 @@ from appliance.base import jsons
 from appliance.base.errors import ApplianceError, UpstreamFailed
 from appliance.base.sse import SseReader
 from appliance.engines.stream import Stream
+from appliance.engines.upstream.error_event import find_error
 from appliance.front.pipeline.errors import openai_error
 
 SSE_HEADERS = [("Cache-Control", "no-cache"), ("X-Accel-Buffering", "no")]
@@ -38,10 +39,9 @@ async def read_events(pieces: Stream) -> AsyncGenerator[dict[str, Any], None]:
 
 def _check_event(event: dict[str, Any]) -> dict[str, Any]:
     """Return the event, or raise what it reports."""
-    error = event.get("error")
-    if error and not event.get("choices"):
-        message = error.get("message") if isinstance(error, dict) else error
-        text = str(message or "The response ended with an error.")
+    error = find_error(event)
+    if error is not None:
+        text = error.message or "The response ended with an error."
         raise UpstreamFailed(text, code="upstream_error_event")
     return event
 
