@@ -257,16 +257,16 @@ def test_system_memory_is_picked_when_no_layer_is_on_a_gpu(
     assert why in text
 
 
-def test_without_a_driver_that_answers_system_memory_is_taken(
+def test_without_a_working_driver_system_memory_is_used(
     believe: Callable[..., Believer], figures: Figures
 ) -> None:
     figures.fail(9)
     gpu = believe(0)
-    assert gpu.start == ["Unavailable", "the NVIDIA driver does not answer: Driver Not Loaded"]
+    assert gpu.start == ["Unavailable", "the NVIDIA driver does not respond: Driver Not Loaded"]
     assert gpu.ask('pick_memory {"gpu_devices": [0], "is_simulated": false}') == [
         "SystemMemory",
         False,
-        "system memory: the NVIDIA driver does not answer: Driver Not Loaded",
+        "system memory: the NVIDIA driver does not respond: Driver Not Loaded",
     ]
 
 
