@@ -1,4 +1,4 @@
-"""Shared by the tests of the engines' room."""
+"""Fixtures of the engines' tests."""
 
 from tests.models.manager_harness import open_manager
 

@@ -30,8 +30,8 @@ class ScriptedDialect:
     """A LoraDialect in memory.
 
     adapters   what the engine has, by name → path
-    commands   what it was asked to do, such as "load style"
-    replies    what the next commands come to, in turn: None = carried out; an exception is raised
+    commands   the commands that it got, such as "load style"
+    replies    the results of the next commands, in turn: None = carried out; an exception is raised
     """
 
     kind: ClassVar[str] = "vllm"

@@ -1,4 +1,4 @@
-"""A backend in whatever state a row of a table wants it, and the parts around it. No wire, no waiting, a clock that is set."""
+"""A backend in any state for the rows of a table, and the parts around it. No network, no waiting, a fake clock."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -34,7 +34,7 @@ OK = EngineReply(body=b'{"choices":[]}')
 class TableBackend(FakeBackend):
     """Serves `models`, in the state `status`, at most `limit` requests at a time, and answers by `script`.
 
-    script   what each request to it comes to, in turn: None = a reply, an exception = that; when used up, replies
+    script   the result of each request to it, in turn: None = a reply, or an exception; after the last one, replies
     """
 
     def __init__(
@@ -140,7 +140,7 @@ class Dispatching:
         return await self.dispatcher.take_slot(request), request.receipt
 
     async def answer(self, **how: Any) -> tuple[EngineReply | ApplianceError, Receipt]:
-        """Give what a request comes to, a reply or the error, and its receipt."""
+        """Return the result of a request, a reply or the error, and its receipt."""
         request = self.request(**how)
         try:
             return await self.dispatcher.answer(
@@ -150,7 +150,7 @@ class Dispatching:
             return error, request.receipt
 
     def count(self, family: str, *labels: str) -> float:
-        """Give the value of a counter of the metrics."""
+        """Return the value of a counter of the metrics."""
         value = getattr(self.metrics, family).labels(*labels)
         return float(value._value.get())
 

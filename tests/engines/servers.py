@@ -28,7 +28,7 @@ def server_at(
     is_up: bool = True,
     **settings: Any,
 ) -> EngineServer:
-    """Give a server `e0` that serves the model `tiny`, and is ready unless `is_up` is False."""
+    """Return a server `e0` that serves the model `tiny`, and is ready unless `is_up` is False."""
     server = EngineServer(
         BackendSpec(**{"url": url, "name": "e0", "kind": kind} | (spec or {})),
         settings=EngineSettings(**settings),
@@ -48,7 +48,7 @@ def served(name: str, *, parent: str = "", extra: tuple[tuple[str, Any], ...] = 
 
 
 def chat(model: str = "tiny", *, stream: bool = False, text: str = "hello", **more: Any) -> EngineRequest:
-    """Give a chat request that is routed to `model`."""
+    """Return a chat request that is routed to `model`."""
     body = {"model": model, "messages": [{"role": "user", "content": text}], "stream": stream, **more}
     return EngineRequest(
         Operation.CHAT,

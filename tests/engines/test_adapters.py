@@ -63,16 +63,16 @@ def test_a_request_that_met_no_adapter_removes_it() -> None:
 async def test_an_unload_waits_for_requests_that_use_it() -> None:
     state = AdapterState("e0")
     state.declare(frozenset({"style"}))
-    state.acquire("style", "place 1")
-    state.acquire("tiny", "place 2")  # not an adapter
+    state.acquire("style", "slot 1")
+    state.acquire("tiny", "slot 2")  # not an adapter
     waiting = asyncio.create_task(state.wait_unused("style", 5.0))
     await asyncio.sleep(0)
-    state.release("place 2")
+    state.release("slot 2")
     await asyncio.sleep(0)
     assert not waiting.done()
-    state.release("place 1")
+    state.release("slot 1")
     await asyncio.wait_for(waiting, 1)
-    state.acquire("style", "place 3")
+    state.acquire("style", "slot 3")
     await asyncio.wait_for(state.wait_unused("style", 0.01), 1)  # and not for ever
 
 

@@ -70,7 +70,7 @@ def test_operators_can_name_every_kind_of_the_table() -> None:
         ("openai", "/v1/models", 401, b"", EngineHealth(False, False, "/v1/models answered 401")),
     ],
 )
-async def test_health_is_read_as_the_engine_tells_it(
+async def test_health_is_read_from_the_engines_page(
     kind: str, path: str, status: int, body: Any, health: EngineHealth
 ) -> None:
     assert await DIALECTS[kind].probe_health(PageClient().page(path, status, body)) == health
@@ -280,7 +280,7 @@ async def test_loading_an_adapter(
     assert client.commands == [(path, {"lora_name": "sql", "lora_path": "/a/sql"})]
 
 
-async def test_sglang_is_told_of_a_pinned_adapter() -> None:
+async def test_sglang_gets_the_flag_of_a_pinned_adapter() -> None:
     client = PageClient().page(SGLANG_LOAD, 200, {"success": True})
     await lora("sglang").load_adapter(client, "sql", "/a/sql", is_pinned=True)
     assert client.commands[0][1]["pinned"] is True
@@ -334,7 +334,7 @@ async def test_llamacpp_keeps_the_adapters_of_its_start(name: str, outcome: str)
     assert (await lora("llamacpp").unload_adapter(client, name, {})).outcome == outcome
 
 
-async def test_llamacpp_alone_is_asked_before_each_adapter_request() -> None:
+async def test_only_llamacpp_is_queried_before_an_adapter_request() -> None:
     """Seen with b11669: an unknown adapter id is ignored, and the base model answers."""
     facts = (
         PageClient()
@@ -343,8 +343,8 @@ async def test_llamacpp_alone_is_asked_before_each_adapter_request() -> None:
     )
     adapter = (await DIALECTS["llamacpp"].read_facts(facts)).models["sql"]
     moved = PageClient().page("/lora-adapters", 200, [{"id": 0, "path": "/b/other.gguf"}])
-    gone = PageClient().page("/lora-adapters", 501)
-    assert [await lora("llamacpp").has_adapter(client, adapter) for client in (facts, moved, gone)] == [
+    restarted = PageClient().page("/lora-adapters", 501)
+    assert [await lora("llamacpp").has_adapter(client, adapter) for client in (facts, moved, restarted)] == [
         True,
         False,
         False,

@@ -20,7 +20,7 @@ FULL, DOWN = BackendStatus.FULL, BackendStatus.DOWN
 
 
 class Adapted(TableBackend):
-    """Has an adapter that is asked for by more than its name."""
+    """Has an adapter that needs more than its name in the body."""
 
     def find_model(self, model: str) -> ServedModel | None:
         found = super().find_model(model)
@@ -90,7 +90,7 @@ async def test_which_server_is_leased(
 @pytest.mark.parametrize(
     ("backends", "how", "chosen"),
     [
-        # a full one can be asked a question
+        # a full one takes queries about itself
         ([TableBackend("e0", status=FULL)], {}, "e0"),
         # the least busy one that is up
         ([TableBackend("e0", status=DOWN), TableBackend("e1")], {}, "e1"),
@@ -98,7 +98,7 @@ async def test_which_server_is_leased(
         ([TableBackend("e0"), TableBackend("e1", status=DOWN)], {"pin": "e1"}, "e1"),
     ],
 )
-async def test_a_question_takes_no_capacity(
+async def test_an_uncounted_slot_takes_no_capacity(
     backends: list[TableBackend], how: dict[str, Any], chosen: str
 ) -> None:
     router, receipt = routing(pool_of(*backends)), Receipt("r")
@@ -107,13 +107,13 @@ async def test_a_question_takes_no_capacity(
     assert (slot.backend.name, slot.is_uncounted, slot.backend.in_flight) == (chosen, True, 0)
 
 
-async def test_a_question_finds_no_server_that_is_up() -> None:
+async def test_an_uncounted_slot_needs_a_server_that_is_up() -> None:
     router = routing(pool_of(TableBackend("e0", status=DOWN)))
     with pytest.raises(Unavailable, match="e0 is down"):
         await router.direct.lease(receipt=Receipt("r"), is_uncounted=True)
 
 
-async def test_a_question_about_a_managed_model_takes_a_turn() -> None:
+async def test_a_query_for_a_managed_model_takes_a_slot() -> None:
     router = routing(pool_of(TableBackend("models", kind="managed")))
     slot = await router.direct.lease(receipt=Receipt("r"), model="m", is_uncounted=True)
     assert not slot.is_uncounted
@@ -153,7 +153,7 @@ async def test_what_cannot_be_leased(
     assert caught.value.message.startswith(text)
 
 
-async def test_a_slot_that_cannot_be_made_ready_is_given_back() -> None:
+async def test_a_slot_that_cannot_be_prepared_is_released() -> None:
     backend, receipt = Refusing("e0"), Receipt("r")
     with pytest.raises(Invalid, match="name a model"):
         await routing(pool_of(backend)).direct.lease(receipt=receipt)
@@ -169,7 +169,7 @@ async def test_only_a_requests_first_lease_adds_to_the_retry_budget() -> None:
     assert (after, router.dispatcher.retry_budget.tokens) == (pytest.approx(before + 0.2), after)
 
 
-def test_retries_elsewhere_are_paid_from_the_budget() -> None:
+def test_a_retry_elsewhere_is_taken_from_the_budget() -> None:
     router = routing(pool_of(TableBackend("e0")))
     router.dispatcher.retry_budget.tokens = 1.0
     assert [router.direct.may_retry("status_502") for _ in range(2)] == [True, False]

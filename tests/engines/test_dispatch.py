@@ -1,4 +1,4 @@
-"""Which backend gets a request, who waits, and what happens after a failure: tables of backends, and what the dispatcher makes of them."""
+"""Which backend gets a request, which requests wait, and what happens after a failure: tables of backends."""
 
 import asyncio
 from typing import Any
@@ -126,7 +126,7 @@ async def test_a_local_request_does_not_overflow() -> None:
         await it.take(options=LOCAL)
 
 
-# ---- nobody can answer
+# ---- no backend can answer
 
 
 @pytest.mark.parametrize(
@@ -169,28 +169,28 @@ async def test_what_is_said_when_no_backend_can_answer(
 
 
 @pytest.mark.parametrize(
-    ("failure", "is_asked", "paid"),
+    ("failure", "is_asked", "cost"),
     [
-        # 1. the caller's own fault: nobody else is asked
+        # 1. the client's own fault: no other backend is tried
         (Invalid("bad"), False, 0),
         (Forbidden("no"), False, 0),
-        # what a hosted API says of itself
+        # errors that a hosted API raises itself
         (UpstreamFailed("all endpoints"), True, 1),
-        (Unavailable("resting"), True, 1),
+        (Unavailable("circuits open"), True, 1),
         (TimedOut("late"), True, 1),
         (Exhausted("too many"), True, 1),
-        # 4. it cost the server nothing
+        # 4. the server did no work
         (failed(Outcome.CONNECT, was_sent=False), True, 0),
         (failed(Outcome.FULL), True, 0),
         (failed(Outcome.ADAPTER_MISSING), True, 0),
-        # 5. paid from the retry budget
+        # 5. taken from the retry budget
         (failed(Outcome.STATUS, status=502), True, 1),
         (failed(Outcome.FIRST_BYTE), True, 1),
         (failed(Outcome.INVALID_RESPONSE), True, 1),
         (failed(Outcome.KEY_REFUSED, status=401), True, 1),
     ],
 )
-async def test_another_backend_may_try(failure: Exception, is_asked: bool, paid: int) -> None:
+async def test_another_backend_may_try(failure: Exception, is_asked: bool, cost: int) -> None:
     a, b = TableBackend("a", failure), backend("b")
     it = Dispatching(pool_of(a, b))
     before = it.dispatcher.retry_budget.tokens
@@ -198,7 +198,7 @@ async def test_another_backend_may_try(failure: Exception, is_asked: bool, paid:
     assert (a.asked, b.asked) == (["m"], ["m"] if is_asked else [])
     assert (reply is OK) is is_asked
     assert len(receipt.attempts) == 1 + is_asked
-    assert it.dispatcher.retry_budget.tokens == pytest.approx(before + 0.2 - paid)
+    assert it.dispatcher.retry_budget.tokens == pytest.approx(before + 0.2 - cost)
     label = failure.label if isinstance(failure, AttemptFailed) else failure.kind.value  # type: ignore[attr-defined]
     assert it.count("retries", label) == is_asked
 
@@ -414,7 +414,7 @@ async def test_a_request_out_of_time_leaves_the_queue(failure: AttemptFailed | N
     assert it.dispatcher.waiting == 0
 
 
-async def test_a_client_that_leaves_the_queue_holds_nobody_up() -> None:
+async def test_a_client_that_leaves_the_queue_blocks_no_other() -> None:
     it = Dispatching(pool_of(backend("a", limit=1)))
     slot, _ = await it.take()
     first, second = queued(it), queued(it)

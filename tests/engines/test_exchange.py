@@ -1,4 +1,4 @@
-"""One attempt at one server: what each kind of response becomes, and who hears of it. The wire is a script of chunks."""
+"""One attempt at one server: what each kind of response becomes, and what the observer gets. The wire is a script of chunks."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -216,13 +216,13 @@ async def test_a_stream_is_relayed_with_the_public_name() -> None:
 
 
 @pytest.mark.parametrize("ending", [(), (b"0\r\n",), ("hang",), (BROKE_OFF,)])
-async def test_after_its_last_word_a_stream_is_ok_however_it_ends(ending: tuple[Any, ...]) -> None:
+async def test_after_done_a_stream_is_ok_however_it_ends(ending: tuple[Any, ...]) -> None:
     it = Attempting(stream_of(chunk("a", "stop") + DONE, *ending))
     await it.stream()
     assert (it.observer.seen, it.response.closed) == (["head", "first", "ok"], 1)  # type: ignore[union-attr]
 
 
-async def test_a_finished_stream_without_its_last_word_is_completed() -> None:
+async def test_a_finished_stream_without_done_is_completed() -> None:
     it = Attempting(stream_of(chunk("a"), chunk("b", "stop")))
     assert (await it.stream())[-1] == DONE
     assert it.observer.seen[-1] == "ok"
@@ -269,7 +269,7 @@ async def test_before_the_first_event_another_server_may_try(
         ([error_event(message="")], "upstream_error_event", "with an error: unknown error", "error_event"),
     ],
 )
-async def test_after_the_first_event_a_failure_is_the_clients_to_see(
+async def test_after_the_first_event_a_failure_reaches_the_client(
     script: list[Any], code: str, text: str, outcome: str
 ) -> None:
     it = Attempting(stream_of(chunk("a"), *script))

@@ -114,7 +114,7 @@ async def test_the_next_endpoint_is_tried_after_a_broken_response(open_hosted: O
 
 
 @pytest.mark.parametrize(("status", "error"), [(400, Invalid), (403, Forbidden), (422, Invalid)])
-async def test_the_clients_own_fault_is_told_at_once(
+async def test_the_clients_own_fault_is_raised_at_once(
     open_hosted: Open, status: int, error: type[ApplianceError]
 ) -> None:
     scene = await open_hosted()
@@ -134,7 +134,7 @@ async def test_a_refused_key_names_the_variable(open_hosted: Open) -> None:
     )
 
 
-async def test_all_failed_is_told_with_the_attempts(open_hosted: Open) -> None:
+async def test_a_failure_of_all_endpoints_lists_the_attempts(open_hosted: Open) -> None:
     scene = await open_hosted()
     scene.apis[0].script(Status(500))
     scene.apis[1].script(Status(503))
@@ -144,7 +144,7 @@ async def test_all_failed_is_told_with_the_attempts(open_hosted: Open) -> None:
     assert [row["outcome"] for row in error.details["attempts"]] == ["status_500", "status_503"]
 
 
-async def test_open_circuits_are_told_with_the_time(open_hosted: Open) -> None:
+async def test_open_circuits_say_when_they_are_retried(open_hosted: Open) -> None:
     scene = await open_hosted(breaker_failures=1, breaker_rest_s=20)
     for api in scene.apis:
         api.script(Status(500))
@@ -161,7 +161,7 @@ async def test_open_circuits_are_told_with_the_time(open_hosted: Open) -> None:
     assert scene.backend.describe().standing == "ready"
 
 
-async def test_an_open_circuit_is_passed_over(open_hosted: Open) -> None:
+async def test_an_endpoint_with_an_open_circuit_is_skipped(open_hosted: Open) -> None:
     scene = await open_hosted(breaker_failures=1)
     scene.apis[0].script(Status(500))
     await scene.send()

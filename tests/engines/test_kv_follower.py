@@ -194,9 +194,9 @@ async def test_a_wrong_password_is_logged_once_and_not_shown(publisher: Publishe
                 publisher.store(1)
                 assert await comes_true(lambda: follower.counters.index_failures >= 3)
         assert "a-wrong-one" not in str(lines)
-        told = [line for line in lines if line["event"] == "kv_index"]
-        assert len(told) == 1
-        assert f":{server.port}/0" in told[0]["reason"]
+        logged = [line for line in lines if line["event"] == "kv_index"]
+        assert len(logged) == 1
+        assert f":{server.port}/0" in logged[0]["reason"]
         async with following(publisher.port, server.port, password="the-right-one") as follower:
             await publisher.has_subscribers()
             publisher.store(1)

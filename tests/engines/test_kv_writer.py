@@ -98,7 +98,7 @@ async def test_an_unreadable_message_is_counted_and_keeps_the_sequence() -> None
 # ---- the writer
 
 
-async def test_the_index_is_written_with_the_first_event_and_removed_at_the_end() -> None:
+async def test_the_index_is_written_at_the_first_event_and_removed() -> None:
     index = ScriptedIndex()
     async with Tasks() as tasks:
         follower = follower_of(index, tasks)

@@ -257,7 +257,7 @@ async def test_an_engine_that_cannot_unload_only_stops_serving_it() -> None:
         assert scene.manager.table.declared == {}
 
 
-# ---- what an engine may come to
+# ---- failures of an engine
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,7 @@ async def test_running_requests_end_before_an_adapter_is_unloaded() -> None:
 
 @dataclass
 class ScriptedManager:
-    """The model manager's adapters by alias; `fails`: what a load comes to."""
+    """The model manager's adapters by alias; `fails`: raised by a load."""
 
     model_states: dict[str, Any]
     adapters: dict[str, tuple[LoraAdapter, ...]] = field(default_factory=dict)

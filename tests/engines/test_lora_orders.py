@@ -1,4 +1,4 @@
-"""Orders of adapters without engines: what is refused, what goes on after a restart, and what is forgotten."""
+"""Orders of adapters without engines: what is refused, what is resumed after a restart, and what is forgotten."""
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
@@ -136,7 +136,7 @@ async def test_an_order_is_downloaded_waits_and_is_loaded(tmp_path: Path) -> Non
         (await harness.downloader.next()).finish()
         assert await until(lambda: harness.phase() == "waiting")
         assert await until(lambda: rows(tmp_path)[0]["phase"] == "waiting")
-        harness.adapters.fails = [Unavailable("gone again", code="no_backend")]
+        harness.adapters.fails = [Unavailable("down again", code="no_backend")]
         harness.adapters.up.set()
         assert await until(lambda: harness.adapters.loaded == [adapter])
         assert await until(lambda: harness.phase() == "")
@@ -156,7 +156,7 @@ async def test_a_failure_is_listed_until_the_next_order(tmp_path: Path) -> None:
         assert (harness.orders.pending, rows(tmp_path)) == ({}, [])
 
 
-async def test_a_caller_gets_what_the_load_came_to(tmp_path: Path) -> None:
+async def test_a_caller_gets_the_result_of_the_load(tmp_path: Path) -> None:
     async with opened(tmp_path) as harness:
         harness.downloader.at_once = True
         assert await harness.orders.load(FETCHED) == "loaded style"
@@ -166,7 +166,7 @@ async def test_a_caller_gets_what_the_load_came_to(tmp_path: Path) -> None:
         assert harness.orders.pending == {}
 
 
-async def test_a_caller_is_told_that_the_appliance_stops(tmp_path: Path) -> None:
+async def test_a_caller_gets_an_error_when_the_appliance_stops(tmp_path: Path) -> None:
     async with opened(tmp_path) as harness:
         loading = asyncio.create_task(harness.orders.load(FETCHED))
         await harness.downloader.next()
@@ -204,7 +204,7 @@ async def test_an_unload_does_not_give_a_load_up(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("at", ["downloading", "waiting", "loading"])
-async def test_an_order_goes_on_after_a_restart(tmp_path: Path, at: str) -> None:
+async def test_an_order_is_resumed_after_a_restart(tmp_path: Path, at: str) -> None:
     async with opened(tmp_path) as harness:
         if at == "waiting":
             harness.adapters.up.clear()
@@ -228,9 +228,9 @@ async def test_an_order_goes_on_after_a_restart(tmp_path: Path, at: str) -> None
         ({"has_variable": lambda _: True, "folders": []}, "failed", "LORA_ALLOWED_DIRS"),
         ({"has_variable": lambda _: True}, "downloading", ""),
     ],
-    ids=["credentials are gone", "orders do not go on", "its folder is not allowed", "it goes on"],
+    ids=["credentials are missing", "orders are not resumed", "its folder is not allowed", "it is resumed"],
 )
-async def test_a_restart_says_why_an_order_does_not_go_on(
+async def test_a_restart_says_why_an_order_is_not_resumed(
     tmp_path: Path, more: dict[str, Any], phase: str, error: str
 ) -> None:
     async with opened(tmp_path) as harness:

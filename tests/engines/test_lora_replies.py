@@ -20,12 +20,12 @@ from appliance.engines.lora.replies import invalid_reply_error, refusal_error
     ],
 )
 def test_each_refusal_has_its_kind_and_code(outcome, status, kind, code) -> None:
-    error = refusal_error(LoraReply(outcome, status, "no room"), "e0", "style")
+    error = refusal_error(LoraReply(outcome, status, "no free slot"), "e0", "style")
     assert (error.kind, error.code) == (kind, code)
     assert error.details["engine_status"] == status
-    assert error.details["engine_text"] == "no room"
+    assert error.details["engine_text"] == "no free slot"
     assert error.details.get("status") == (400 if (outcome, status) == ("refused", 400) else None)
-    assert "no room" in error.message
+    assert "no free slot" in error.message
     assert "e0" in error.message
 
 

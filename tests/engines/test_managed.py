@@ -265,7 +265,7 @@ async def test_a_bad_request_is_not_tried_again(open_backend: Open) -> None:
     with pytest.raises((ApplianceError, AttemptFailed)):
         await at.send(at.request())
     assert (len(at.engines[0].asked), at.all_is_released()) == (1, True)
-    assert at.harness.manager.telemetry()[0].is_ok  # the model is well
+    assert at.harness.manager.telemetry()[0].is_ok  # the model did not fail
 
 
 async def test_a_stream_that_breaks_off_is_an_error_and_frees_the_slot(open_backend: Open) -> None:

@@ -1,4 +1,4 @@
-"""Metrics pages of every generation come to the same names; what is renamed, of another kind or out of range is reported."""
+"""Metrics pages of every generation get the same names; a metric that is renamed, of another kind or out of range is reported."""
 
 from pathlib import Path
 
@@ -236,14 +236,14 @@ def test_another_kind_of_metric_is_reported_and_not_shown() -> None:
 
 
 @pytest.mark.parametrize(
-    "gone", ["_count", '_bucket{engine="0",model_name="meta-llama/Llama-3.2-3B",le="+Inf"']
+    "absent", ["_count", '_bucket{engine="0",model_name="meta-llama/Llama-3.2-3B",le="+Inf"']
 )
-def test_a_missing_count_or_last_bucket_is_added(gone: str) -> None:
+def test_a_missing_count_or_last_bucket_is_added(absent: str) -> None:
     text = (
         "\n".join(
             line
             for line in page(VLLM_2026).splitlines()
-            if not line.startswith("vllm:time_to_first_token_seconds" + gone)
+            if not line.startswith("vllm:time_to_first_token_seconds" + absent)
         )
         + "\n"
     )

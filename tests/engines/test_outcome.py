@@ -1,4 +1,4 @@
-"""What each outcome of an attempt means: the words on the wire, the breaker, the retry, the error counters."""
+"""What each outcome of an attempt means: the value on the wire, the breaker, the retry, the error counters."""
 
 import re
 from pathlib import Path
@@ -12,16 +12,16 @@ B, R = BreakerEffect, Retry
 
 
 @pytest.mark.parametrize(
-    ("outcome", "word", "breaker", "retry", "is_error"),
+    ("outcome", "value", "breaker", "retry", "is_error"),
     [
         # the server responded
         (Outcome.OK, "ok", B.SUCCEEDED, R.NEVER, False),
         (Outcome.REFUSED, "refused", B.SUCCEEDED, R.NEVER, False),
         (Outcome.PASSED, "passed", B.SUCCEEDED, R.NEVER, False),
-        # the caller left
+        # the client left
         (Outcome.CANCELLED, "cancelled", B.NONE, R.NEVER, False),
         (Outcome.CLIENT_LEFT, "client_left", B.NONE, R.NEVER, False),
-        # the server is well, and cannot have the request
+        # the server is healthy, but cannot answer the request
         (Outcome.FULL, "full", B.NONE, R.FREE, True),
         (Outcome.ADAPTER_MISSING, "adapter_missing", B.NONE, R.FREE, True),
         (Outcome.CONTEXT, "context", B.NONE, R.LARGER_CONTEXT, True),
@@ -63,10 +63,10 @@ B, R = BreakerEffect, Retry
     ],
 )
 def test_what_an_outcome_means(
-    outcome: Outcome, word: str, breaker: BreakerEffect, retry: Retry, is_error: bool
+    outcome: Outcome, value: str, breaker: BreakerEffect, retry: Retry, is_error: bool
 ) -> None:
     assert (outcome.value, outcome.breaker, outcome.retry, outcome.is_error) == (
-        word,
+        value,
         breaker,
         retry,
         is_error,
@@ -79,7 +79,7 @@ def test_the_table_above_names_every_outcome() -> None:
 
 
 @pytest.mark.parametrize(
-    ("outcome", "status", "word"),
+    ("outcome", "status", "value"),
     [
         (Outcome.OK, 200, "ok"),
         (Outcome.STATUS, 502, "status_502"),
@@ -87,8 +87,8 @@ def test_the_table_above_names_every_outcome() -> None:
         (Outcome.CONNECT, None, "connect"),
     ],
 )
-def test_only_an_error_status_shows_its_number(outcome: Outcome, status: int | None, word: str) -> None:
-    assert outcome.render(status) == word
+def test_only_an_error_status_shows_its_number(outcome: Outcome, status: int | None, value: str) -> None:
+    assert outcome.render(status) == value
 
 
 def test_every_phase_of_a_failed_exchange_is_an_outcome() -> None:
@@ -98,5 +98,5 @@ def test_every_phase_of_a_failed_exchange_is_an_outcome() -> None:
     assert {Outcome.of_phase(phase).value for phase in phases} == phases
 
 
-def test_finishes_are_the_words_of_the_access_log() -> None:
+def test_finishes_have_the_values_of_the_access_log() -> None:
     assert [finish.value for finish in Finish] == ["done", "client_left", "cut_off", "error"]

@@ -18,7 +18,7 @@ from tests.fakes.page_client import PageClient
 
 MODELS = (200, json.dumps({"data": [{"id": "tiny", "owned_by": "vllm", "max_model_len": 4096}]}).encode())
 METRICS = (200, b"vllm:num_requests_running 3\nvllm:num_requests_waiting 1\n", "text/plain")
-WELL = {"/health": (200, b""), "/v1/models": MODELS, "/metrics": METRICS}
+HEALTHY = {"/health": (200, b""), "/v1/models": MODELS, "/metrics": METRICS}
 
 
 class Scene:
@@ -42,7 +42,7 @@ class Scene:
 
 
 async def test_a_probe_reads_health_load_and_facts() -> None:
-    scene = Scene(WELL)
+    scene = Scene(HEALTHY)
     await scene.probe()
     state, load = scene.server.state, scene.server.state.load
     assert (state.health, load.running, load.waiting, load.note) == (EngineHealth(True), 3, 1, "ok")
@@ -58,7 +58,7 @@ async def test_a_probe_reads_health_load_and_facts() -> None:
 @pytest.mark.parametrize(
     ("pages", "kind", "detail"),
     [
-        (WELL, "vllm", ""),
+        (HEALTHY, "vllm", ""),
         (
             {"/v1/models": (200, b'{"data": []}')},
             "auto",
@@ -78,7 +78,7 @@ async def test_an_unknown_kind_is_detected_first(pages: dict[str, Any], kind: st
 
 
 async def test_a_server_found_down_has_its_waiting_requests_moved(monkeypatch: pytest.MonkeyPatch) -> None:
-    scene, moved = Scene(WELL), []
+    scene, moved = Scene(HEALTHY), []
     await scene.probe()
     monkeypatch.setattr(EngineServer, "fail_waiting", lambda server: moved.append(server) or 2)
     await scene.probe(health=(500, b""))
@@ -98,7 +98,7 @@ async def test_a_server_found_down_has_its_waiting_requests_moved(monkeypatch: p
     ],
 )
 async def test_a_timeout_needs_a_second_one(health: Any, statuses: list[BackendStatus]) -> None:
-    scene, seen = Scene(WELL), []
+    scene, seen = Scene(HEALTHY), []
     await scene.probe()
     for _ in statuses:
         await scene.probe(health=health)
@@ -123,7 +123,7 @@ async def test_a_timeout_needs_a_second_one(health: Any, statuses: list[BackendS
 async def test_a_metrics_page_without_numbers_leaves_health_to_decide(
     metrics: Any, note: str | None, has_page: bool
 ) -> None:
-    scene = Scene(WELL | {"/metrics": metrics})
+    scene = Scene(HEALTHY | {"/metrics": metrics})
     await scene.probe()
     load = scene.server.state.load
     assert (load.running, load.page is not None) == (None, has_page)
@@ -132,7 +132,7 @@ async def test_a_metrics_page_without_numbers_leaves_health_to_decide(
 
 
 async def test_a_kind_without_a_metrics_page_is_not_asked_for_one() -> None:
-    scene = Scene(WELL, kind="openai")
+    scene = Scene(HEALTHY, kind="openai")
     await scene.probe()
     assert "/metrics" not in scene.client.queried
 
@@ -145,14 +145,14 @@ async def test_a_kind_without_a_metrics_page_is_not_asked_for_one() -> None:
     [(1, 1), (5, 1), (module.FACTS_EVERY_PROBES, 2), (2 * module.FACTS_EVERY_PROBES, 3)],
 )
 async def test_facts_are_queried_at_the_start_and_now_and_then(probes: int, queries: int) -> None:
-    scene = Scene(WELL)
+    scene = Scene(HEALTHY)
     for _ in range(probes):
         await scene.probe()
     assert scene.client.queried.count("/v1/models") == queries
 
 
 async def test_facts_that_cannot_be_read_are_queried_again() -> None:
-    scene = Scene(WELL | {"/v1/models": (200, b"{")})
+    scene = Scene(HEALTHY | {"/v1/models": (200, b"{")})
     await scene.probe()
     assert scene.server.is_unknown
     await scene.probe(**{"v1/models": MODELS})
@@ -160,7 +160,7 @@ async def test_facts_that_cannot_be_read_are_queried_again() -> None:
 
 
 async def test_facts_from_before_a_change_of_adapters_are_not_believed() -> None:
-    scene = Scene(WELL)
+    scene = Scene(HEALTHY)
 
     def changed() -> Any:
         scene.server.models.adapters.version += 1
@@ -186,14 +186,14 @@ async def test_facts_from_before_a_change_of_adapters_are_not_believed() -> None
 async def test_a_server_in_trouble_is_probed_sooner(
     is_up: bool, is_lost: bool, intervals_s: list[float]
 ) -> None:
-    scene = Scene(WELL, is_up=is_up, metrics_cache_ttl_seconds=3.0)
+    scene = Scene(HEALTHY, is_up=is_up, metrics_cache_ttl_seconds=3.0)
     scene.server.state.is_lost = is_lost
     assert [scene.prober._interval_s() for _ in intervals_s] == intervals_s
 
 
 async def test_a_failed_request_brings_the_next_probe_forward(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SUSPICION_S", 0.0)
-    scene = Scene(WELL, is_up=True, metrics_cache_ttl_seconds=300.0)
+    scene = Scene(HEALTHY, is_up=True, metrics_cache_ttl_seconds=300.0)
     running = asyncio.create_task(scene.prober.run())
     await scene.prober.wait_first_probe()
     scene.server.state.probe_soon()
@@ -206,10 +206,10 @@ async def test_a_failed_request_brings_the_next_probe_forward(monkeypatch: pytes
 
 async def test_a_fault_of_ours_does_not_end_the_probes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SUSPICION_S", 0.0)
-    scene = Scene(WELL | {"/health": KeyError("ours")}, metrics_cache_ttl_seconds=300.0)
+    scene = Scene(HEALTHY | {"/health": KeyError("ours")}, metrics_cache_ttl_seconds=300.0)
     running = asyncio.create_task(scene.prober.run())
     await scene.prober.wait_first_probe()
-    scene.client.pages = WELL
+    scene.client.pages = HEALTHY
     scene.server.state.probe_soon()
     async with asyncio.timeout(5):
         while not scene.capacity:

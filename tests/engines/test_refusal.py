@@ -78,7 +78,7 @@ from appliance.engines.upstream.refusal import (
         ("temperature must be positive", None),
     ],
 )
-def test_engines_words_for_too_long_a_prompt(text: str, numbers: tuple[int, int] | None) -> None:
+def test_error_texts_for_too_long_a_prompt_are_read(text: str, numbers: tuple[int, int] | None) -> None:
     assert parse_context_error(text) == numbers
 
 
@@ -98,33 +98,33 @@ def test_engines_words_for_too_long_a_prompt(text: str, numbers: tuple[int, int]
         (400, "maximum context length is 5 tokens", "context", False, "invalid"),
     ],
 )
-def test_what_an_error_answer_means(
+def test_what_an_error_response_means(
     status: int,
     text: str,
     outcome: str,
     counts: bool,
     kind: str | None,
 ) -> None:
-    meant = interpret_error(status, {}, text, "The backend x")
-    assert isinstance(meant, AttemptFailed)
+    error = interpret_error(status, {}, text, "The backend x")
+    assert isinstance(error, AttemptFailed)
     said = (
-        meant.label,
-        meant.outcome.breaker is BreakerEffect.FAILED,
-        meant.error and meant.error.kind.value,
+        error.label,
+        error.outcome.breaker is BreakerEffect.FAILED,
+        error.error and error.error.kind.value,
     )
     assert said == (outcome, counts, kind)
 
 
 @pytest.mark.parametrize("status", [400, 409, 422])
-def test_the_callers_own_fault_is_passed_on(status: int) -> None:
-    meant = interpret_error(
+def test_the_clients_own_fault_is_passed_on(status: int) -> None:
+    error = interpret_error(
         status,
         {},
         '{"error":{"message":"temperature must be positive","param":"temperature"}}',
         "The backend x",
     )
-    assert isinstance(meant, Invalid)
-    assert (meant.message, meant.param, meant.details["status"]) == (
+    assert isinstance(error, Invalid)
+    assert (error.message, error.param, error.details["status"]) == (
         "temperature must be positive",
         "temperature",
         status,
@@ -145,14 +145,14 @@ def test_the_callers_own_fault_is_passed_on(status: int) -> None:
         ),
     ],
 )
-def test_what_is_said_when_no_other_server_can_answer(
+def test_the_error_when_no_other_server_can_answer(
     status: int, text: str, code: str | None, message: str
 ) -> None:
-    meant = interpret_error(status, {}, text, "The backend x")
-    assert isinstance(meant, AttemptFailed)
-    assert meant.error is not None
-    assert meant.error.message == message
-    assert code is None or meant.error.code == code
+    error = interpret_error(status, {}, text, "The backend x")
+    assert isinstance(error, AttemptFailed)
+    assert error.error is not None
+    assert error.error.message == message
+    assert code is None or error.error.code == code
 
 
 @pytest.mark.parametrize(
@@ -170,9 +170,9 @@ def test_a_servers_own_retry_time_is_read(
     status: int, header: str | None, retry_after_s: float | None
 ) -> None:
     headers = {} if header is None else {"retry-after": header}
-    meant = interpret_error(status, headers, "", "The backend x")
-    assert isinstance(meant, AttemptFailed)
-    assert meant.retry_after_s == retry_after_s
+    error = interpret_error(status, headers, "", "The backend x")
+    assert isinstance(error, AttemptFailed)
+    assert error.retry_after_s == retry_after_s
     assert status == 502 or parse_retry_after(headers) == retry_after_s
 
 
@@ -190,7 +190,9 @@ def test_a_servers_own_retry_time_is_read(
         (0, 0, "", "The prompt is longer than the context here."),
     ],
 )
-def test_too_long_a_prompt_is_told_with_the_numbers(prompt: int, context: int, model: str, text: str) -> None:
+def test_the_error_for_too_long_a_prompt_has_the_numbers(
+    prompt: int, context: int, model: str, text: str
+) -> None:
     error = context_error(prompt, context, model=model)
     assert error.message == f"{text} Send a shorter prompt, or ask for fewer tokens."
     assert (error.code, error.param) == ("context_length_exceeded", "messages")
@@ -208,7 +210,7 @@ def test_too_long_a_prompt_is_told_with_the_numbers(prompt: int, context: int, m
         (400, "", Invalid, "The backend x refused the request with status 400.", None, "invalid"),
     ],
 )
-def test_the_callers_fault_keeps_the_engines_words(
+def test_the_clients_own_fault_keeps_the_engines_message(
     status: int, text: str, kind: type[Exception], message: str, param: str | None, code: str
 ) -> None:
     error = caller_error(status, text, "The backend x")

@@ -111,7 +111,7 @@ def test_an_event_of_several_lines_becomes_one_line() -> None:
     assert relay.usage == {"prompt_tokens": 1}
 
 
-def test_what_comes_after_the_last_word_is_dropped() -> None:
+def test_what_arrives_after_done_is_dropped() -> None:
     relay = StreamRelay("public")
     relay.feed(chunk("a").encode() + b"data: [DONE]\n\n")
     assert relay.feed(chunk("b").encode()) == b""

@@ -1,4 +1,4 @@
-"""What becomes of a request on its way to the dispatcher and back; states and strategies."""
+"""How a request reaches the dispatcher and its reply the client; states and strategies."""
 
 import asyncio
 from typing import Any
@@ -17,7 +17,7 @@ from tests.engines.scripted import OK, TableBackend, card, engine_request, pool_
 
 
 class Late(TableBackend):
-    """Has no adapter until it is told so."""
+    """Has no adapter until `load` is called."""
 
     def load(self, router: Router, adapters: Adapters) -> None:
         self.models.append(card("lost", parent="m"))
@@ -32,7 +32,7 @@ async def test_a_request_waits_for_an_adapter_that_is_being_loaded() -> None:
     task = asyncio.get_running_loop().create_task(router.answer(request))
     for _ in range(5):
         await asyncio.sleep(0)
-    router.notify_changed()  # something else: it goes on waiting
+    router.notify_changed()  # another change: it continues to wait
     for _ in range(5):
         await asyncio.sleep(0)
     assert not task.done()
@@ -182,7 +182,7 @@ def test_what_is_no_strategy(strategy: str, pool: str, error: type[ApplianceErro
     assert caught.value.message.startswith(text)
 
 
-async def test_new_pools_serve_those_who_wait() -> None:
+async def test_new_pools_serve_waiting_requests() -> None:
     router = routing(pool_of(TableBackend("e0", status=BackendStatus.FULL)))
     pool = router.pools[0]
     task = asyncio.get_running_loop().create_task(router.answer(engine_request()))

@@ -1,4 +1,4 @@
-"""What a model's name leads to."""
+"""The route of a model's name."""
 
 import pytest
 
@@ -45,7 +45,7 @@ async def test_what_a_name_means(asked: str, public: str, sent: str, pool: str, 
 
 
 @pytest.mark.parametrize("name", ["lost", "lost:latest", "lost-short", "lost-short:latest"])
-async def test_a_declared_adapter_is_answered_by_nobody_else(name: str) -> None:
+async def test_a_declared_adapter_is_answered_by_no_other_model(name: str) -> None:
     anything = TableBackend("any", serves_any=True)  # case 6 would take it
     router = routing(pool_of(anything), adapters=Adapters("lost"))
     with pytest.raises(AdapterNotLoaded, match="'lost' is declared"):
@@ -53,7 +53,7 @@ async def test_a_declared_adapter_is_answered_by_nobody_else(name: str) -> None:
     assert anything.asked == []
 
 
-async def test_a_backend_that_answers_any_name_is_the_last_resort() -> None:
+async def test_a_backend_that_serves_any_name_is_the_last_choice() -> None:
     router = routing(*two_pools(), pool_of(TableBackend("any", models=["x"], serves_any=True), name="third"))
     request = engine_request(model="whatever")
     assert await router.answer(request) is OK
@@ -91,7 +91,7 @@ async def test_a_backend_that_answers_any_name_is_the_last_resort() -> None:
         ),
     ],
 )
-async def test_a_name_that_leads_nowhere(
+async def test_a_name_without_a_route_is_an_error(
     backends: list[TableBackend], asked: str, kind: Kind, text: str
 ) -> None:
     router = routing(pool_of(*backends))

@@ -1,6 +1,6 @@
 """One attempt at one server.
 
-What each way to fail comes to, and what becomes of its slot. The server is a stand-in on loopback.
+The outcome of each way to fail, and how its slot is released. The server is a stand-in on loopback.
 """
 
 import asyncio
@@ -383,7 +383,7 @@ async def test_an_engines_404_for_a_declared_adapter_takes_it_out(open_server: O
 # ---- what it shows
 
 
-async def test_its_state_tells_everything_that_is_known() -> None:
+async def test_its_state_shows_health_load_and_circuit() -> None:
     server = server_at(kind="llamacpp", spec={"cost": 2.0, "weight": 3.0}, breaker_failures=1)
     server.state.update_load(2, 1, "ok")
     state = server.describe()
@@ -412,7 +412,7 @@ async def test_its_gauges_are_brought_up_to_date() -> None:
     assert [(sample.labels["backend"], sample.value) for sample in family.samples] == [("e0", 1)]
 
 
-async def test_its_adapters_are_told_beside_its_metrics_page() -> None:
+async def test_its_adapters_are_in_the_extras_of_its_page() -> None:
     server = server_at()
     assert (server.engine_extras(0.5).kv_usage, server.engine_extras(None).adapters) == (0.5, None)
     server.state.update_facts(EngineFacts({"tiny": served("tiny"), "sql": served("sql", parent="tiny")}))

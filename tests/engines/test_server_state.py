@@ -35,13 +35,13 @@ UP, LOADING, BROKEN = (
 
 
 class Scene:
-    """A server's state that is ready, unless `is_up` is False, with a clock at 100 s; `heard` lists its
+    """A server's state that is ready, unless `is_up` is False, with a clock at 100 s; `reported` lists its
     callbacks."""
 
     def __init__(
         self, *, is_up: bool = True, kind: str = "vllm", max_in_flight: int | None = None, **settings: Any
     ):
-        self.clock, self.heard, self.member = FakeClock(), list[str](), Member("e0")
+        self.clock, self.reported, self.member = FakeClock(), list[str](), Member("e0")
         self.clock.advance(100)
         spec = BackendSpec(url="http://x", name="e0", kind=kind, max_in_flight=max_in_flight)
         self.models = ServedModels(spec, created_s=0)
@@ -52,14 +52,14 @@ class Scene:
             member=self.member,
             clock=self.clock,
             callbacks=BackendCallbacks(
-                lambda: self.heard.append("capacity"),
-                lambda: self.heard.append("change"),
-                lambda: self.heard.append("models"),
+                lambda: self.reported.append("capacity"),
+                lambda: self.reported.append("change"),
+                lambda: self.reported.append("models"),
             ),
         )
         if is_up:
             self.state.update_health(UP)
-            self.heard.clear()
+            self.reported.clear()
 
     def status(self, *, after_s: float = 0.0) -> BackendStatus:
         self.clock.advance(after_s)
@@ -214,7 +214,7 @@ def test_without_a_slow_start_it_has_its_whole_limit_at_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("former", "health", "went_down", "is_lost", "heard"),
+    ("former", "health", "went_down", "is_lost", "reported"),
     [
         (None, UP, False, False, ["change", "capacity"]),
         (None, LOADING, False, False, []),
@@ -225,14 +225,14 @@ def test_without_a_slow_start_it_has_its_whole_limit_at_once() -> None:
     ],
 )
 def test_health_transitions(
-    former: EngineHealth | None, health: EngineHealth, went_down: bool, is_lost: bool, heard: list[str]
+    former: EngineHealth | None, health: EngineHealth, went_down: bool, is_lost: bool, reported: list[str]
 ) -> None:
     scene = Scene(is_up=False)
     if former is not None:
         scene.state.update_health(former)
-        scene.heard.clear()
+        scene.reported.clear()
     assert scene.state.update_health(health) is went_down
-    assert (scene.state.is_lost, scene.heard) == (is_lost, heard)
+    assert (scene.state.is_lost, scene.reported) == (is_lost, reported)
 
 
 def test_a_server_that_comes_back_has_a_closed_circuit() -> None:
@@ -298,10 +298,10 @@ def test_facts_report_new_models_or_that_they_are_current_again() -> None:
     scene.state.update_facts(facts("a"))
     scene.state.update_health(BROKEN)
     scene.state.update_health(UP)
-    scene.heard.clear()
+    scene.reported.clear()
     scene.state.update_facts(facts("a"))
     scene.state.update_facts(facts("b"))
-    assert scene.heard == ["change", "models"]
+    assert scene.reported == ["change", "models"]
 
 
 def test_a_missing_adapter_is_taken_out_and_probed_for() -> None:

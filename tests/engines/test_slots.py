@@ -1,4 +1,4 @@
-"""A slot is released once, and its owner hears what it came to; what a stream that holds one comes to."""
+"""A slot is released once, and its backend records the outcome; how a stream releases the slot that it holds."""
 
 from collections.abc import AsyncGenerator
 
@@ -16,10 +16,10 @@ class Owner:
     name = "e0"
 
     def __init__(self) -> None:
-        self.heard: list[tuple[Outcome, float | None]] = []
+        self.reported: list[tuple[Outcome, float | None]] = []
 
     def record(self, slot: AnySlot, outcome: Outcome, retry_after_s: float | None) -> None:
-        self.heard.append((outcome, retry_after_s))
+        self.reported.append((outcome, retry_after_s))
 
 
 def taken() -> Slot[Owner]:
@@ -30,7 +30,7 @@ def test_a_slot_is_released_once() -> None:
     slot = taken()
     slot.release(Outcome.STATUS, status=503, note="busy", retry_after_s=7.0)
     slot.release(Outcome.OK, status=200)
-    assert slot.backend.heard == [(Outcome.STATUS, 7.0)]
+    assert slot.backend.reported == [(Outcome.STATUS, 7.0)]
     assert slot.is_released
     assert slot.attempt == Attempt("http://e0", Outcome.STATUS, 503, 0.0, "busy")
 
@@ -67,7 +67,7 @@ async def test_a_stream_releases_its_slot(pieces: object, taken_pieces: int, out
         except (StopAsyncIteration, UpstreamFailed):
             break
     await stream.aclose()
-    assert slot.backend.heard == [(outcome, None)]
+    assert slot.backend.reported == [(outcome, None)]
     assert stream.outcome is outcome
 
 

@@ -17,7 +17,7 @@ ROOT = {"PATH": "/usr/bin:/bin"}
 
 
 def read(tmp_path: Path, config: Any = None, **environ: str) -> tuple[Any, str]:
-    """Give (the fleet or None, the fatal problems as text)."""
+    """Return (the fleet or None, the fatal problems as text)."""
     if config is not None:
         path = tmp_path / "config.json"
         path.write_text(config if isinstance(config, str) else json.dumps(config))
